@@ -1,0 +1,58 @@
+# Two commands set everything up: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check -q
+NATIVE := $(shell find native bindings -type f 2>/dev/null) CMakeLists.txt
+JOBS ?= 2
+
+.PHONY: demo test build dev fmt lint type arch native-test bench docs wheel clean
+
+demo: $(VENV)/.demo
+	$(BIN)/cloister demo
+
+test: $(VENV)/.dev native-test
+	$(BIN)/pytest -n $(JOBS) --dist worksteal
+
+build: $(VENV)/.demo
+dev: $(VENV)/.dev
+
+$(VENV)/.base:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Cloister needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt scikit-build-core nanobind cmake ninja
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.base pyproject.toml constraints.txt $(NATIVE)
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@
+
+fmt: $(VENV)/.dev
+	$(BIN)/ruff check --fix-only -q .
+	$(BIN)/ruff format -q .
+	$(BIN)/clang-format -i $$(find native bindings -name '*.cpp' -o -name '*.hpp')
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(find native bindings -name '*.cpp' -o -name '*.hpp')
+
+type: $(VENV)/.dev
+	$(BIN)/mypy
+
+arch: $(VENV)/.dev
+	$(BIN)/lint-imports
+
+# The kernels' own tests, without Python, under the address and undefined-behaviour sanitizers.
+native-test: $(VENV)/.dev
+	$(BIN)/cmake -S . -B build/native-test -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+		-DCLOISTER_BINDINGS=OFF -DCLOISTER_NATIVE_TESTS=ON -DCLOISTER_SANITIZE=address,undefined > /dev/null
+	$(BIN)/cmake --build build/native-test > /dev/null
+	cd build/native-test && $(CURDIR)/$(BIN)/ctest --output-on-failure -j $(JOBS)
+
+clean:
+	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,116 @@
+"""Random single-element lies about real layers: how many pass the check?
+
+    python benchmarks/lies.py MODEL.onnx... [--lies 10000] [--policy slalom] [--json]
+
+Every lie adds a random non-zero number to one random element of one random layer's answer, inside a
+complete run of the runtime; the check coefficients stay the same throughout, in the liar's favour.
+"""
+
+import argparse
+import json
+import secrets
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from cloister.field.ring import RingMap
+from cloister.wire.messages import Unchecked
+
+import cloister as cl
+from cloister.crypto.csprng import SystemRandom
+from cloister.errors import VerificationError
+from cloister.plan import policies
+from cloister.trusted.blinded import InlinePads, PadUse
+from cloister.trusted.report import Meter
+from cloister.trusted.runtime import Runtime
+
+
+class LyingLink:
+    """Computes in this process and changes one element of one layer's answer."""
+
+    name = "liar"
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.maps = [RingMap(node.linear) for node in runtime.plan.linear_nodes]
+        self.victim = -1
+        self.told = False
+
+    def send_buffer(self, spec):
+        return np.empty(spec.shape, spec.dtype)
+
+    def submit(self, request_id, target_id, tensors, expect):
+        self.answer = self.maps[target_id].apply(tensors[0])
+        if target_id == self.victim:
+            at = secrets.randbelow(self.answer.size)
+            self.answer.flat[at] += np.uint32(1 + secrets.randbelow(2**32 - 1))
+            self.told = True
+
+    def receive(self, request_id, *, timeout_s):
+        return (Unchecked(self.answer),)
+
+    def release(self, request_id):
+        pass
+
+
+def measure(path: Path, lies: int, policy: str) -> dict[str, object]:
+    graph = cl.load(path)
+    shape = (1, *graph.types[graph.inputs[0]].shape[1:])
+    image = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    plan = policies.make(policy, graph, calibration=image)
+    rng = SystemRandom()
+    runtime = Runtime(plan, rng=rng)
+    pads = InlinePads(plan, rng=rng) if plan.hidden_nodes else None
+    link = LyingLink(runtime)
+    feeds = {graph.inputs[0]: image}
+
+    def run() -> None:
+        use = PadUse(pads.take(1), pad_key=pads.pad_key) if pads else None
+        runtime.run(feeds, link=link, pads=use, meter=Meter(), timeout_s=60.0)
+
+    run()  # the honest answer passes
+    accepted = told = 0
+    started = time.perf_counter()
+    for i in range(lies):
+        link.victim, link.told = secrets.randbelow(len(plan.linear_nodes)), False
+        try:
+            run()
+            accepted += link.told
+        except VerificationError:
+            pass
+        told += link.told
+        if i % 50 == 0:
+            print(f"\r{path.stem} {i}/{lies} ", end="", file=sys.stderr, flush=True)
+    link.victim = -1
+    run()  # and still does
+    return {
+        "model": path.stem,
+        "policy": policy,
+        "layers": len(plan.linear_nodes),
+        "lies": told,
+        "accepted": accepted,
+        "soundness_bits": plan.claims().soundness_bits,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="+", type=Path)
+    parser.add_argument("--lies", type=int, default=10_000, help="in all, shared by the models")
+    parser.add_argument("--policy", default="slalom", choices=["slalom", "verified"])
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    each = -(-options.lies // len(options.models))
+    rows = [measure(path, each, options.policy) for path in options.models]
+    print(file=sys.stderr)
+    if options.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        for row in rows:
+            print(f"{row['model']:24} {row['lies']} lies, {row['accepted']} accepted")
+    sys.exit(any(row["accepted"] for row in rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+// AES-256 in counter mode as a stream of 32-bit words: the one-time pads.
+//   counter block = nonce (12 bytes) || block number (32-bit big endian); OpenSSL's CTR.
+// Only with AES instructions: a table-driven AES would leak the key through the cache, so on a CPU
+// without them the caller brings pads from another library.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace cloister {
+
+constexpr size_t kAesKeyBytes = 32;
+constexpr size_t kAesNonceBytes = 12;
+constexpr uint64_t kAesBlocks = uint64_t{1} << 32;  // blocks under one nonce
+
+// Expanded key; wiped when it goes out of scope.
+class AesSchedule {
+ public:
+  explicit AesSchedule(const uint8_t key[kAesKeyBytes]);
+  ~AesSchedule();
+  AesSchedule(const AesSchedule&) = delete;
+  AesSchedule& operator=(const AesSchedule&) = delete;
+  const uint8_t* rounds() const { return rounds_; }  // 15 round keys of 16 bytes
+
+ private:
+  alignas(64) uint8_t rounds_[15 * 16];
+};
+
+bool has_aes();  // does the active instruction set offer AES?
+
+// Words 4 * first_block, 4 * first_block + 1, ... of the stream, each little endian.
+// Throws std::invalid_argument without AES instructions or when block numbers would wrap.
+void aes_ctr_fill(const AesSchedule& key, const uint8_t nonce[kAesNonceBytes], uint64_t first_block,
+                  uint32_t* out, int64_t n);
+
+}  // namespace cloister

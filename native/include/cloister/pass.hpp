@@ -1,0 +1,108 @@
+// The pass between two linear layers, fused: one walk over memory instead of one per step.
+//
+//   z = reply - unblind (mod 2^32, read as centred)      sums_out = sum a[p] b[o] z[p, o] mod P
+//   f = float(z) * scale + bias, + residual, clamped, pooled; each operation rounded on its own
+//   q = round(clip(f * inv_scale)) for every sink        sums_in  = sum t[q, c] q[q, c] mod P
+//   request = q + pad (mod 2^32), or q as it is
+//
+// The reply may lie in memory a malicious worker can still write to, and the request in memory it
+// can already read. So every word of the reply is read exactly once, and that copy serves both the
+// check and the value; every word of the request is written exactly once, with its final value.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "cloister/geometry.hpp"
+
+namespace cloister {
+
+struct PoolShape {
+  bool average;
+  int64_t kh, kw, sh, sw, dh, dw;
+  int64_t pt, pl;  // padding before the first row and column
+  int64_t oh, ow;
+  bool count_include_pad;  // average over kh * kw, not over the positions inside the image
+};
+
+struct SinkRule {
+  float inv_scale;
+  int32_t qmax;  // 1 to 8191
+};
+
+struct PassShape {
+  int64_t h, w, c;                 // of the source
+  std::vector<float> scale, bias;  // c each: the source is a reply; empty: it is float32
+  float lo, hi;                    // clamp; infinite: none
+  std::optional<PoolShape> pool;
+  std::vector<SinkRule> sinks;
+};
+
+// Pixels of a float32 image: pixel p of image i begins at data + i * image + p * pixel.
+template <typename T>
+struct PixelView {
+  T* data = nullptr;
+  int64_t image = 0;
+  int64_t pixel = 0;
+};
+
+struct SinkRun {
+  uint32_t* blinded = nullptr;      // exactly one of these two
+  int16_t* plain = nullptr;
+  const uint32_t* pad = nullptr;    // blinded: an explicit pad, else key and nonces
+  const uint8_t* key = nullptr;     // 32 bytes
+  const uint8_t* nonces = nullptr;  // 12 bytes per image
+  uint64_t* sums = nullptr;         // one per image, `sums_stride` apart
+  int64_t sums_stride = 1;
+};
+
+struct PassRun {
+  int64_t n = 0;
+  const uint32_t* reply = nullptr;  // one of these two, as the shape says
+  const float* values = nullptr;
+  const uint32_t* unblind = nullptr;
+  PixelView<const float> residual;
+  PixelView<float> pre;   // keep the value before pooling
+  PixelView<float> post;  // and behind it
+  std::vector<SinkRun> sinks;
+  uint64_t* sums_out = nullptr;
+  int64_t sums_out_stride = 1;
+};
+
+// Not for use by several threads at once: scratch memory is reused between runs.
+class Pass {
+ public:
+  explicit Pass(PassShape shape);  // throws std::invalid_argument
+  ~Pass();
+
+  const PassShape& shape() const { return shape_; }
+  int64_t out_h() const { return shape_.pool ? shape_.pool->oh : shape_.h; }
+  int64_t out_w() const { return shape_.pool ? shape_.pool->ow : shape_.w; }
+
+  // Coefficients below P; the arrays must outlive their use. nullptr: no check.
+  void set_check(const uint64_t* a, const uint64_t* b);       // a[h * w], b[c]
+  void set_sink_check(size_t sink, const uint64_t* t);        // t[out_h * out_w * c]
+  bool checked() const { return a_ != nullptr; }
+
+  // Throws std::invalid_argument before anything is written.
+  void run(const PassRun& run, int threads);
+
+ private:
+  struct Scratch;
+  struct Totals;
+  class Walk;
+
+  int64_t bands_per_image(int64_t n, int threads) const;
+  void validate(const PassRun& run) const;
+
+  PassShape shape_;
+  const uint64_t* a_ = nullptr;
+  const uint64_t* b_ = nullptr;
+  uint64_t out_bias_ = 0;              // 2^31 * sum(a) * sum(b): z is accumulated as z + 2^31
+  std::vector<const uint64_t*> t_;     // one per sink
+  std::vector<uint64_t> in_bias_;      // 2^13 * sum(t): q is accumulated as q + 2^13
+  std::vector<std::unique_ptr<Scratch>> scratch_;
+};
+
+}  // namespace cloister

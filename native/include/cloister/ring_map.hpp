@@ -1,0 +1,95 @@
+// Linear maps with int16 weights, exact modulo 2^32, on channels-last tensors.
+//
+// A uint32 input is written in balanced digits of 16 bits, x = hi * 2^16 + lo with lo in
+// [-2^15, 2^15), so that A x = A lo + 2^16 * A hi (mod 2^32). Both products multiply int16 by int16
+// into 32-bit accumulators that wrap. Wrapping loses nothing: the sum is wanted modulo 2^32 only.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "cloister/geometry.hpp"
+
+namespace cloister {
+
+// Memory on a 64-byte boundary; pages of 2 MiB where the system offers them and the size deserves
+// it.
+class AlignedBuffer {
+ public:
+  AlignedBuffer() = default;
+  AlignedBuffer(AlignedBuffer&& other) noexcept;
+  AlignedBuffer& operator=(AlignedBuffer&& other) noexcept;
+  ~AlignedBuffer();
+
+  // At least `bytes`; what it held before is lost when it has to grow.
+  void reserve(int64_t bytes);
+  void* data() const { return data_; }
+
+ private:
+  void* data_ = nullptr;
+  int64_t bytes_ = 0;
+};
+
+// A stretch of taps whose input channels lie next to each other in the padded input.
+struct RingSegment {
+  int64_t offset;    // of its first element from the pixel's first element
+  int64_t elements;  // multiply-adds; an odd last one gets a partner of weight 0
+
+  int64_t pairs() const { return (elements + 1) / 2; }
+};
+
+class RingMap {
+ public:
+  // `weights` is [oc][kh][kw][c / groups]. Throws std::invalid_argument for an impossible geometry.
+  RingMap(const Geometry& geometry, const int16_t* weights);
+
+  // out[n, oh, ow, oc] = A x; x is [n, h, w, c]. One caller at a time: the scratch memory is kept.
+  void apply(const uint32_t* x, int64_t n, uint32_t* out, int threads);
+  void apply(const int16_t* x, int64_t n, uint32_t* out, int threads);
+
+  const Geometry& geometry() const { return original_; }
+
+ private:
+  // What is computed from one padded copy of the input: some rows of one image or several whole
+  // images. Small enough that the copy stays in the second-level cache.
+  struct Bands {
+    int64_t images, rows;  // per band; images > 1 only where rows == oh
+    int64_t row_bands;     // bands per image
+    int64_t count;
+    int64_t elements;  // of one padded copy
+    int64_t parts;     // how many ranges of output channels are computed separately
+  };
+  // Consecutive segments whose weights serve all pixels of a band before the next ones are touched.
+  struct Block {
+    int64_t segment, segments, pairs_before;
+  };
+
+  int64_t padded_rows(int64_t rows) const { return (rows - 1) * g_.sh + (g_.kh - 1) * g_.dh + 1; }
+  void find_segments();
+  void pack(const int16_t* weights);
+  void pack_depthwise(const int16_t* weights);
+  Bands plan(int64_t n, int64_t bytes_per_element, int threads) const;
+  void locate_pixels(const Bands& bands);
+  template <typename T>
+  void apply_any(const T* x, int64_t n, uint32_t* out, int threads);
+  template <typename T>
+  void run_item(const T* x, int64_t n, uint32_t* out, const Bands& bands, int64_t item,
+                void* scratch) const;
+  void run_panels(const int16_t* plane, int64_t digit_stride, int digits, int64_t pixels,
+                  int64_t part, int64_t parts, uint32_t* out) const;
+
+  Geometry original_;
+  Geometry g_;         // the same map, reshaped so that its rows are what can be cut into bands
+  int64_t per_image_;  // images of g_ in one image of original_
+  bool depthwise_;     // one input channel per group
+  int64_t channels_;   // of the padded copy: c, or oc where depthwise
+  int64_t padded_w_;   // columns of the padded copy
+  int64_t panels_;     // per group
+  int64_t pairs_ = 0;  // per panel
+  std::vector<RingSegment> segments_;
+  std::vector<Block> blocks_;
+  AlignedBuffer weights_;        // int16 [group][panel][pair][32][2]; depthwise: uint32 [tap][oc]
+  std::vector<int64_t> pixels_;  // first element of every output pixel of a band
+  std::vector<AlignedBuffer> scratch_;
+};
+
+}  // namespace cloister

@@ -1,0 +1,143 @@
+#include "cloister/freivalds.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "cloister/isa.hpp"
+#include "freivalds_backend.hpp"
+#include "p52.hpp"
+
+namespace cloister {
+namespace {
+
+constexpr uint64_t kWeightBias = 1u << 15;  // weight + 2^15 is not negative
+
+void fold_weights(const int16_t* weights, int64_t stride, const uint64_t* b, int64_t count,
+                  int64_t width, uint64_t* fold) {
+  // A sum of 2^44 products of 16 and 52 bits fits into 128 bits.
+  std::vector<U128> sums(static_cast<size_t>(width), 0);
+  uint64_t b_sum = 0;
+  for (int64_t o = 0; o < count; ++o) {
+    const int16_t* row = weights + o * stride;
+    for (int64_t j = 0; j < width; ++j) {
+      const auto weight = static_cast<uint64_t>(row[j] + static_cast<int32_t>(kWeightBias));
+      sums[static_cast<size_t>(j)] += static_cast<U128>(weight) * b[o];
+    }
+    b_sum = add(b_sum, b[o]);
+  }
+  const uint64_t bias = multiply(b_sum, kWeightBias);
+  for (int64_t j = 0; j < width; ++j) {
+    fold[j] = subtract(reduce(sums[static_cast<size_t>(j)]), bias);
+  }
+}
+
+void combine(const AdjointTap* taps, int64_t count, int64_t width, uint64_t* t) {
+  for (int64_t j = 0; j < width; ++j) {
+    // Products have 104 bits: 2^24 of them fit, and no kernel is that large.
+    U128 sum = 0;
+    for (int64_t i = 0; i < count; ++i) sum += static_cast<U128>(taps[i].a) * taps[i].fold[j];
+    t[j] = reduce(sum);
+  }
+}
+
+const FreivaldsBackend& backend() {
+  return active_isa() == Isa::avx512 ? kFreivaldsAvx512 : kFreivaldsPortable;
+}
+
+// Runs work(item) for every item on up to `threads` threads, the caller's included.
+template <typename Work>
+void in_parallel(int64_t items, int threads, const Work& work) {
+  std::atomic<int64_t> next{0};
+  const auto take = [&] {
+    for (int64_t item; (item = next.fetch_add(1)) < items;) work(item);
+  };
+  std::vector<std::thread> pool;
+  const int64_t extra = std::min<int64_t>(threads, items) - 1;
+  try {
+    for (int64_t i = 0; i < extra; ++i) pool.emplace_back(take);
+  } catch (const std::system_error&) {
+    // No more threads to be had: those that run take all items.
+  }
+  take();
+  for (std::thread& thread : pool) thread.join();
+}
+
+// B[k, c] = sum over the outputs o of c's group of W[o, k, c] * b[o].
+std::vector<uint64_t> fold_all(const Geometry& g, const int16_t* weights, const uint64_t* b,
+                               int threads) {
+  const int64_t taps = g.kh * g.kw;
+  const int64_t row = taps * g.group_in();
+  std::vector<uint64_t> folded(static_cast<size_t>(taps * g.c));
+  const FreivaldsBackend& kernels = backend();
+  if (g.groups == 1) {
+    constexpr int64_t kWidth = 4096;  // 64 KiB of accumulators: they stay in the L2 cache
+    const int64_t items = (row + kWidth - 1) / kWidth;
+    in_parallel(items, threads, [&](int64_t item) {
+      const int64_t start = item * kWidth;
+      kernels.fold_weights(weights + start, row, b, g.oc, std::min(kWidth, row - start),
+                           folded.data() + start);
+    });
+    return folded;
+  }
+  std::vector<uint64_t> part(static_cast<size_t>(row));
+  for (int64_t group = 0; group < g.groups; ++group) {
+    const int64_t first = group * g.group_out();
+    kernels.fold_weights(weights + first * row, row, b + first, g.group_out(), row, part.data());
+    for (int64_t k = 0; k < taps; ++k) {
+      std::copy_n(part.data() + k * g.group_in(), g.group_in(),
+                  folded.data() + k * g.c + group * g.group_in());
+    }
+  }
+  return folded;
+}
+
+// Output index p with p * stride + k * dilation - pad == q * upsample, or -1.
+int64_t source_of(int64_t q, int64_t k, int64_t up, int64_t dilation, int64_t pad, int64_t stride,
+                  int64_t outputs) {
+  const int64_t at = q * up - k * dilation + pad;
+  if (at < 0 || at % stride != 0 || at / stride >= outputs) return -1;
+  return at / stride;
+}
+
+}  // namespace
+
+const FreivaldsBackend kFreivaldsPortable{fold_weights, combine};
+
+void freivalds_adjoint(const Geometry& g, const int16_t* weights, const uint64_t* a,
+                       const uint64_t* b, uint64_t* t, int threads) {
+  const std::vector<uint64_t> folded = fold_all(g, weights, b, threads);
+  const FreivaldsBackend& kernels = backend();
+  in_parallel(g.h, threads, [&](int64_t y) {
+    std::vector<AdjointTap> taps;
+    for (int64_t x = 0; x < g.w; ++x) {
+      taps.clear();
+      for (int64_t i = 0; i < g.kh; ++i) {
+        const int64_t py = source_of(y, i, g.uh, g.dh, g.ph, g.sh, g.oh);
+        if (py < 0) continue;
+        for (int64_t j = 0; j < g.kw; ++j) {
+          const int64_t px = source_of(x, j, g.uw, g.dw, g.pw, g.sw, g.ow);
+          if (px < 0) continue;
+          taps.push_back({a[py * g.ow + px], folded.data() + (i * g.kw + j) * g.c});
+        }
+      }
+      kernels.combine(taps.data(), static_cast<int64_t>(taps.size()), g.c,
+                      t + (y * g.w + x) * g.c);
+    }
+  });
+}
+
+uint64_t freivalds_dot(const uint64_t* coefficients, const int32_t* values, int64_t n) {
+  constexpr int64_t kBias = int64_t{1} << 31;
+  U128 sum = 0;
+  U128 total = 0;  // at most 2^63 terms: far from wrapping in 128 bits
+  for (int64_t i = 0; i < n; ++i) {
+    sum += static_cast<U128>(coefficients[i]) * static_cast<uint64_t>(values[i] + kBias);
+    total += coefficients[i];
+  }
+  return subtract(reduce(sum), multiply(reduce(total), static_cast<uint64_t>(kBias)));
+}
+
+}  // namespace cloister

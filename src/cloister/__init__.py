@@ -1,0 +1,1 @@
+"""Cloister: run and train neural networks on hardware you do not trust."""

@@ -1,0 +1,1 @@
+"""What an untrusted worker could learn: measurements on transcripts, and pages that show them."""

@@ -1,0 +1,1 @@
+"""Benchmarks as commands: ratios measured side by side in one run."""

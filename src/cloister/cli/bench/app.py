@@ -1,0 +1,33 @@
+"""`cloister bench`: ratios measured side by side, in one run, on one machine."""
+
+from typing import Annotated
+
+import typer
+
+from cloister.cli import options
+from cloister.cli.bench.inference import inference
+from cloister.cli.bench.layers import bench_layers
+from cloister.cli.console import emit_json, out, table
+
+app = typer.Typer(help="Measure Cloister against plain float32 engines.")
+app.command()(inference)
+
+
+@app.command()
+def layers(
+    threads: options.Threads = 1,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed runs of each.")] = 5,
+    json: options.Json = False,
+) -> None:
+    """Compare the exact integer layers of VGG16 with ONNX Runtime's float32 ones."""
+    found = bench_layers(threads=threads, repeats=repeats)
+    if json:
+        emit_json(found)
+        return
+    rows = [row for row in found["layers"] if isinstance(row, dict)]
+    columns = list(rows[0])
+    console = out()
+    console.print(table(columns, [[row[column] for column in columns] for row in rows]))
+    for key, value in found.items():
+        if key != "layers":
+            console.print(f"{key}: {value}")

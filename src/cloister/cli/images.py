@@ -1,0 +1,272 @@
+"""Inputs for a model: pictures and arrays from files, preprocessed as the model expects.
+
+Pictures (PNG, JPEG) and uint8 arrays hold pixels from 0 to 255; a model is given
+
+    (pixel * scale - mean) / std        scale 1/255, mean 0, std 1 unless said otherwise
+
+with one mean and std for all channels or one per channel, in the model's channel order. Arrays of
+floating-point numbers are taken as they are: they are model inputs already.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from cloister.cli.arrays import read_array_file, with_batch_axis
+from cloister.errors import InputError, RangeError
+from cloister.graph.graph import Graph
+
+PICTURES = (".png", ".jpg", ".jpeg")
+ARRAYS = (".npy", ".npz")
+MAX_PIXELS = 50_000_000
+"""Larger pictures are refused before they are decoded: a small file can unpack to gigabytes."""
+
+
+class Layout(StrEnum):
+    """Order of an image model's axes."""
+
+    NCHW = "nchw"
+    NHWC = "nhwc"
+
+
+class Channels(StrEnum):
+    """Order of an image model's channels."""
+
+    RGB = "rgb"
+    BGR = "bgr"
+    GRAY = "gray"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From pixels to model inputs; `resize` is (height, width)."""
+
+    scale: float = 1.0 / 255.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    layout: Layout | None = None
+    channels: Channels | None = None
+    resize: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """A batch: arrays by input name and, for every sample, where it came from."""
+
+    arrays: dict[str, np.ndarray]
+    names: tuple[str, ...]
+
+    def first(self, count: int) -> dict[str, np.ndarray]:
+        """The first samples only."""
+        return {name: array[:count] for name, array in self.arrays.items()}
+
+
+@dataclass(frozen=True)
+class _Target:
+    size: tuple[int, int]
+    channels: Channels
+    layout: Layout
+
+
+def read_inputs(graph: Graph, paths: Sequence[Path], preprocessing: Preprocessing) -> Inputs:
+    """Read files, and folders of files, as one batch for a model.
+
+    Raises InputError naming the file and what to do.
+    """
+    batches: list[dict[str, np.ndarray]] = []
+    names: list[str] = []
+    for path in _files(paths):
+        batch = _read(graph, path, preprocessing)
+        count = len(next(iter(batch.values())))
+        batches.append(batch)
+        names += [str(path)] if count == 1 else [f"{path}[{i}]" for i in range(count)]
+    if not names:
+        raise InputError("no inputs given; name pictures (PNG, JPEG) or arrays (.npy, .npz)")
+    arrays = {name: np.concatenate([batch[name] for batch in batches]) for name in graph.inputs}
+    return Inputs(arrays, tuple(names))
+
+
+def _files(paths: Sequence[Path]) -> Iterator[Path]:
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        found = sorted(p for p in path.iterdir() if p.suffix.lower() in (*PICTURES, *ARRAYS))
+        if not found:
+            raise InputError(f"{path}: the folder holds no picture (PNG, JPEG) and no .npy or .npz")
+        yield from found
+
+
+def _read(graph: Graph, path: Path, preprocessing: Preprocessing) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    if path.suffix.lower() in ARRAYS:
+        found = read_array_file(path, wanted=graph.inputs)
+        batch = {
+            name: _from_array(graph, name, array, path, preprocessing)
+            for name, array in found.items()
+        }
+    elif len(graph.inputs) != 1:
+        raise InputError(
+            f"{path}: the model takes {', '.join(graph.inputs)}; give one .npz that holds them all"
+        )
+    else:
+        (name,) = graph.inputs
+        target = _target(graph, name, path, preprocessing)
+        batch = {name: _prepare(_open_picture(path, target), target, preprocessing, path)[None]}
+    for array in batch.values():
+        _require_finite(array, path)
+    if len({len(array) for array in batch.values()}) != 1:
+        raise InputError(f"{path}: its arrays hold different numbers of samples")
+    return batch
+
+
+def _require_finite(array: np.ndarray, path: Path) -> None:
+    if array.dtype.kind != "f" or np.isfinite(array).all():
+        return
+    bad = ~np.isfinite(array.reshape(len(array), -1)).all(axis=1)
+    first = int(np.flatnonzero(bad)[0])
+    raise RangeError(f"{path}: sample {first} contains NaN or infinity; repair or leave it out")
+
+
+# ---- arrays
+
+
+def _from_array(
+    graph: Graph, name: str, array: np.ndarray, path: Path, preprocessing: Preprocessing
+) -> np.ndarray:
+    expected = graph.types[name].dtype
+    if array.dtype == np.uint8 and expected.kind == "f":
+        target = _target(graph, name, path, preprocessing)
+        pictures = [_as_picture(one, target, path) for one in _split_pixels(array, path)]
+        return np.stack([_prepare(one, target, preprocessing, path) for one in pictures])
+    return with_batch_axis(array, graph.types[name], name=name, path=path)
+
+
+def _split_pixels(array: UInt8[np.ndarray, "..."], path: Path) -> Iterator[np.ndarray]:
+    """Single pictures (h, w, c) of an array (h, w), (h, w, c), (n, h, w), (n, h, w, c)."""
+    few = (1, 3)
+    if array.ndim == 4 and array.shape[1] in few and array.shape[3] not in few:
+        array = array.transpose(0, 2, 3, 1)
+    elif array.ndim == 3:
+        array = array[None] if array.shape[2] in few else array[..., None]
+    elif array.ndim == 2:
+        array = array[None, :, :, None]
+    if array.ndim != 4 or not array.size:
+        raise InputError(
+            f"{path}: uint8 arrays hold pixels (height, width), (height, width, channels) or a "
+            f"batch of these, got shape {array.shape}"
+        )
+    yield from array
+
+
+def _as_picture(pixels: UInt8[np.ndarray, "h w c"], target: _Target, path: Path) -> Image.Image:
+    channels = pixels.shape[2]
+    wanted = 1 if target.channels is Channels.GRAY else 3
+    if channels != wanted:
+        raise InputError(
+            f"{path}: pictures with {channels} channels, the model takes {wanted}; convert them"
+        )
+    plane = np.ascontiguousarray(pixels[..., 0] if channels == 1 else pixels)
+    return Image.fromarray(plane)
+
+
+# ---- pictures
+
+
+def _target(graph: Graph, name: str, path: Path, preprocessing: Preprocessing) -> _Target:
+    """What kind of image an input wants."""
+    known = graph.types[name]
+    shape = known.shape
+    if len(shape) != 4 or None in shape[1:] or known.dtype.kind != "f":
+        raise InputError(
+            f"{path}: input {name!r} takes {known.dtype} of shape {_shape_text(shape)}, which is "
+            "no picture; give a .npy or .npz array"
+        )
+    sizes = [int(size or 0) for size in shape]
+    layout = preprocessing.layout or (
+        Layout.NHWC if sizes[3] in (1, 3) and sizes[1] not in (1, 3) else Layout.NCHW
+    )
+    channels, height, width = sizes[1:] if layout is Layout.NCHW else (sizes[3], sizes[1], sizes[2])
+    if channels not in (1, 3):
+        raise InputError(
+            f"{path}: input {name!r} has {channels} channels in {layout} layout, a picture has 1 "
+            "or 3; correct --layout or give a .npy array"
+        )
+    order = preprocessing.channels or (Channels.GRAY if channels == 1 else Channels.RGB)
+    if (order is Channels.GRAY) != (channels == 1):
+        raise InputError(f"{path}: input {name!r} has {channels} channels, not --channels {order}")
+    return _Target((height, width), order, layout)
+
+
+def _shape_text(shape: Sequence[int | None]) -> str:
+    return "(" + ", ".join("batch" if size is None else str(size) for size in shape) + ")"
+
+
+def _open_picture(path: Path, target: _Target) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            # Pillow's own, higher limit only warns; ours is checked before any pixel is decoded.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path, formats=("PNG", "JPEG"))
+        with image:
+            if image.width * image.height > MAX_PIXELS:
+                raise InputError(
+                    f"{path}: {image.width}x{image.height} pixels are more than the limit of "
+                    f"{MAX_PIXELS:,}; make it smaller"
+                )
+            if image.mode.startswith(("I", "F")):
+                raise InputError(
+                    f"{path}: pictures of more than 8 bits are not read; save it as .npy float32"
+                )
+            upright = ImageOps.exif_transpose(image)
+            return upright.convert("L" if target.channels is Channels.GRAY else "RGB")
+    except UnidentifiedImageError:
+        raise InputError(f"{path}: not a PNG or JPEG picture, nor a .npy or .npz array") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: the picture cannot be decoded ({error})") from None
+
+
+def _prepare(
+    picture: Image.Image, target: _Target, preprocessing: Preprocessing, path: Path
+) -> Float32[np.ndarray, "a b c"]:
+    pixels = np.asarray(_fit(picture, target.size, preprocessing.resize, path), np.float32)
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    if target.channels is Channels.BGR:
+        pixels = pixels[:, :, ::-1]
+    channels = pixels.shape[2]
+    mean = _per_channel(preprocessing.mean, channels, "--mean")
+    std = _per_channel(preprocessing.std, channels, "--std")
+    values = (pixels * np.float32(preprocessing.scale) - mean) / std
+    if target.layout is Layout.NCHW:
+        values = values.transpose(2, 0, 1)
+    return np.ascontiguousarray(values, np.float32)
+
+
+def _fit(
+    picture: Image.Image, size: tuple[int, int], resize: tuple[int, int] | None, path: Path
+) -> Image.Image:
+    """Bilinear resize; a `resize` larger than the model's input is cut to its centre."""
+    height, width = resize or size
+    if height < size[0] or width < size[1]:
+        raise InputError(
+            f"{path}: --resize {height},{width} is smaller than the model's input "
+            f"{size[0]},{size[1]}"
+        )
+    if picture.size != (width, height):
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    return picture.crop((left, top, left + size[1], top + size[0]))
+
+
+def _per_channel(values: Sequence[float], channels: int, option: str) -> Float32[np.ndarray, " c"]:
+    if len(values) not in (1, channels):
+        raise InputError(f"{option}: give one number or {channels}, one per channel")
+    return np.array(values, np.float32)

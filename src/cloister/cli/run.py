@@ -1,0 +1,169 @@
+"""`cloister run`: a model on inputs, under a policy."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from cloister.cli import options
+from cloister.cli.console import emit_json, err, out, progress, table
+from cloister.cli.images import Inputs, read_inputs
+from cloister.cli.planning import RECIPE_FILE, recipe_for
+from cloister.cli.results import best, is_classifier, read_labels, summary
+from cloister.errors import InputError
+from cloister.graph.sources import load
+from cloister.plan.plan import Plan
+from cloister.trusted.padstore import PadStore
+from cloister.trusted.report import Result
+from cloister.trusted.session import DEFAULT_BATCH, DEFAULT_TIMEOUT_S, Session
+
+Workers = Annotated[
+    list[str] | None,
+    typer.Option("--worker", metavar="HOST:PORT", help="Repeatable. Default: a local process."),
+]
+
+
+def run(
+    model: options.ModelFile,
+    inputs: options.InputFiles,
+    policy: options.PolicyName = None,
+    mean: options.Mean = "0",
+    std: options.Std = "1",
+    scale: options.Scale = "1/255",
+    layout: options.ModelLayout = None,
+    channels: options.ChannelOrder = None,
+    resize: options.Resize = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option("--labels", metavar="FILE", help="Class names, one per line or index,name."),
+    ] = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="Classes shown per input.")] = 5,
+    worker: Workers = None,
+    pads: Annotated[
+        Path | None,
+        typer.Option("--pads", metavar="PATH", help="A store filled by `cloister pads make`."),
+    ] = None,
+    pad_key: Annotated[
+        Path | None, typer.Option("--pad-key", metavar="FILE", help="The store's key file.")
+    ] = None,
+    calibration: options.CalibrationFiles = None,
+    weight_bits: options.WeightBits = None,
+    activation_bits: options.ActivationBits = None,
+    threads: options.Threads = 1,
+    worker_threads: Annotated[
+        int, typer.Option("--worker-threads", min=1, help="Threads of the local worker.")
+    ] = 1,
+    batch: Annotated[
+        int, typer.Option("--batch", min=1, help="Inputs per message.")
+    ] = DEFAULT_BATCH,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.001, help="Seconds a worker may take per layer.")
+    ] = DEFAULT_TIMEOUT_S,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="FILE.npz", help="Write the raw outputs here."),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Run a model on inputs: private, verified, or both, with an untrusted worker."""
+    if (pads is None) != (pad_key is None):
+        raise InputError("--pads and --pad-key belong together; give both or neither")
+    _require_folder(output)
+    names = read_labels(labels) if labels else []
+    graph = load(model)
+    preprocessing = options.preprocessing(
+        mean=mean, std=std, scale=scale, layout=layout, channels=channels, resize=resize
+    )
+    read = read_inputs(graph, inputs, preprocessing)
+    recipe, origin = recipe_for(
+        graph,
+        policy=policy,
+        weight_bits=weight_bits,
+        activation_bits=activation_bits,
+        calibration=[pads / RECIPE_FILE] if pads and not calibration else calibration,
+        inputs=read,
+        preprocessing=preprocessing,
+    )
+    plan = recipe.plan(graph)
+    with (
+        Session(
+            plan,
+            workers=worker or None,
+            pads=_open_store(plan, pads, pad_key),
+            threads=threads,
+            worker_threads=worker_threads,
+            batch=batch,
+            timeout_s=timeout,
+        ) as session,
+        progress("inputs") as update,
+    ):
+        result = session.run(read.arrays, progress=update)
+    if output is not None:
+        np.savez(output, **result.outputs)  # type: ignore[arg-type]
+    if json:
+        emit_json(_document(plan, result, read, top=top, labels=names, origin=origin))
+    else:
+        _show(plan, result, read, top=top, labels=names, origin=origin)
+
+
+def _require_folder(output: Path | None) -> None:
+    if output is not None and (output.suffix != ".npz" or not output.parent.is_dir()):
+        raise InputError(f"--output {output}: name a .npz file in an existing folder")
+
+
+def _open_store(plan: Plan, pads: Path | None, pad_key: Path | None) -> PadStore | None:
+    if pads is None or pad_key is None:
+        return None
+    if not plan.hidden_nodes:
+        err().print(f"policy {plan.policy} blinds nothing; --pads is not used", style="yellow")
+        return None
+    return PadStore.open(pads, plan_digest=plan.digest, key_file=pad_key)
+
+
+def _document(
+    plan: Plan, result: Result, read: Inputs, *, top: int, labels: Sequence[str], origin: str
+) -> dict[str, object]:
+    scores = next(iter(result.outputs.values()))
+    guesses = best(scores, top=top, labels=labels) if is_classifier(scores) else None
+    outputs = [
+        {
+            "input": name,
+            "top": [vars(guess) for guess in guesses[i]] if guesses else [],
+            "values": {
+                key: value[i] if len(value) == len(read.names) else value
+                for key, value in result.outputs.items()
+            },
+        }
+        for i, name in enumerate(read.names)
+    ]
+    return {
+        "outputs": outputs,
+        "report": result.report.to_dict(),
+        "claims": plan.claims().to_dict(),
+        "calibration": origin,
+        "plan_digest": plan.digest,
+    }
+
+
+def _show(
+    plan: Plan, result: Result, read: Inputs, *, top: int, labels: Sequence[str], origin: str
+) -> None:
+    console = out()
+    name, scores = next(iter(result.outputs.items()))
+    if is_classifier(scores):
+        guesses = best(scores, top=top, labels=labels)
+        rows = [
+            (source if rank == 0 else "", guess.label, f"{100 * guess.probability:6.2f} %")
+            for source, found in zip(read.names, guesses, strict=True)
+            for rank, guess in enumerate(found)
+        ]
+        console.print(table(("input", "label", "probability"), rows))
+    else:
+        console.print(f"output {name!r}: {scores.dtype} {scores.shape}; --output keeps the values")
+    console.print()
+    for line in (*summary(result.report), origin):
+        console.print(line)
+    console.print()
+    console.print(str(plan.claims()))

@@ -1,0 +1,1 @@
+"""Thin, opinionated wrappers over the cryptography package: randomness, sealing, key derivation."""

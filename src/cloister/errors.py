@@ -1,0 +1,80 @@
+"""Every error Cloister raises on purpose.
+
+    CloisterError
+    ├── InputError                what the user gave cannot be used: file, shape, type, value
+    │   ├── ModelError            the model file is damaged, or not a model
+    │   │   └── UnsupportedError  valid, but outside what Cloister runs; says what to do
+    │   ├── ShapeError            an array has another shape or type than the model or message says
+    │   └── RangeError            a value cannot be represented: NaN, infinity, an unprovable bound
+    ├── PlanError                 the plan contradicts itself, the model or the session
+    ├── ProtocolError             the other side broke the wire protocol
+    │   ├── WorkerUnavailable     it cannot be reached, or died
+    │   └── WorkerTimeout         it did not answer within the stated time
+    ├── VerificationError         an answer was wrong: a check failed
+    └── PadError                  blinding is impossible
+        ├── PadReusedError        a pad would have been used twice
+        ├── PadsExhausted         the store has no unused pad left
+        └── PadStoreError         the store is damaged, full, locked or belongs to another plan
+
+Messages are one line, name the node, file or field and the remedy, and never contain a secret.
+"""
+
+
+class CloisterError(Exception):
+    """Root of every deliberate error."""
+
+
+class InputError(CloisterError):
+    """What the user gave cannot be used."""
+
+
+class ModelError(InputError):
+    """The model file is damaged or is not a model."""
+
+
+class UnsupportedError(ModelError):
+    """The model is valid but lies outside what Cloister runs."""
+
+
+class ShapeError(InputError):
+    """An array has another shape or dtype than stated."""
+
+
+class RangeError(InputError):
+    """A value cannot be represented."""
+
+
+class PlanError(CloisterError):
+    """The plan contradicts itself, the model or the session."""
+
+
+class ProtocolError(CloisterError):
+    """The other side broke the wire protocol."""
+
+
+class WorkerUnavailable(ProtocolError):  # noqa: N818  (a state, not a mistake)
+    """The worker cannot be reached, or died."""
+
+
+class WorkerTimeout(ProtocolError):  # noqa: N818  (a state, not a mistake)
+    """The worker did not answer within the stated time."""
+
+
+class VerificationError(CloisterError):
+    """A worker's answer failed its check."""
+
+
+class PadError(CloisterError):
+    """Blinding is impossible."""
+
+
+class PadReusedError(PadError):
+    """A pad would have been used twice."""
+
+
+class PadsExhausted(PadError):  # noqa: N818  (a state, not a mistake)
+    """The pad store holds no unused pad."""
+
+
+class PadStoreError(PadError):
+    """The pad store is damaged, full, locked or made for another plan."""

@@ -1,0 +1,1 @@
+"""Models that come with Cloister: digits.onnx, made by examples/train_digits.py."""

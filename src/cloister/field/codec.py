@@ -1,0 +1,25 @@
+"""Fixed point: the one place that says how numbers are rounded, half to even, in float32.
+
+Every operation is one float32 operation, rounded on its own; the native pass does the same
+operations in the same order, so both give the same bits.
+"""
+
+import numpy as np
+from jaxtyping import Float32, Int16, UInt32
+
+MAX_QMAX = 2**13 - 1
+"""Activations have at most 14 bits."""
+
+
+def dequantise(
+    z: UInt32[np.ndarray, "*n c"], scale: Float32[np.ndarray, " c"], bias: Float32[np.ndarray, " c"]
+) -> Float32[np.ndarray, "*n c"]:
+    """float32(z) * scale + bias, z read as a centred integer."""
+    product = z.view(np.int32).astype(np.float32) * scale
+    return product + bias
+
+
+def quantise(x: Float32[np.ndarray, "*n"], inv_scale: float, qmax: int) -> Int16[np.ndarray, "*n"]:
+    """round(clip(x * inv_scale)), half to even, within [-qmax, qmax]."""
+    scaled = x * np.float32(inv_scale)
+    return np.rint(np.clip(scaled, np.float32(-qmax), np.float32(qmax))).astype(np.int16)

@@ -1,0 +1,98 @@
+"""The slow oracle: the same results as the native kernels, in plain NumPy and Python integers.
+
+Nothing here is used at run time; every kernel is tested against it, bit for bit.
+"""
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Float32, Int16, UInt32, UInt64
+
+from cloister.field.freivalds import P52
+from cloister.field.linear import Geometry, LinearMap
+
+
+def taps(geometry: Geometry) -> Iterator[tuple[tuple[int, int], np.ndarray, np.ndarray]]:
+    """For every kernel position: the output positions it serves and the input positions it reads.
+
+    Yields ((i, j), outputs, inputs), the last two as flat row-major indices of equal length.
+    """
+    for i, j in itertools.product(range(geometry.kernel[0]), range(geometry.kernel[1])):
+        rows = _axis(geometry, 0, i)
+        columns = _axis(geometry, 1, j)
+        out_grid = rows[0][:, None] * geometry.out_size[1] + columns[0][None, :]
+        in_grid = rows[1][:, None] * geometry.in_size[1] + columns[1][None, :]
+        yield (i, j), out_grid.ravel(), in_grid.ravel()
+
+
+def _axis(geometry: Geometry, axis: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    out = np.arange(geometry.out_size[axis])
+    at = out * geometry.stride[axis] + k * geometry.dilation[axis] - geometry.pad[axis]
+    up = geometry.upsample[axis]
+    valid = (at >= 0) & (at % up == 0) & (at // up < geometry.in_size[axis])
+    return out[valid], at[valid] // up
+
+
+def linear_map(
+    linear: LinearMap, x: UInt32[np.ndarray, "n h w c"] | Int16[np.ndarray, "n h w c"]
+) -> UInt32[np.ndarray, "n oh ow oc"]:
+    """A x modulo 2^32."""
+    g = linear.geometry
+    words = x.astype(np.int32).view(np.uint32) if x.dtype == np.int16 else x
+    flat = words.reshape(len(x), -1, g.in_channels).astype(np.uint64)
+    out = np.zeros((len(x), g.out_size[0] * g.out_size[1], g.out_channels), np.uint64)
+    cin, cout = g.in_channels // g.groups, g.out_channels // g.groups
+    weights = linear.weights.astype(np.int64).view(np.uint64)
+    for (i, j), outputs, inputs in taps(g):
+        for group in range(g.groups):
+            w = weights[group * cout : (group + 1) * cout, i, j, :]
+            part = flat[:, inputs, group * cin : (group + 1) * cin]
+            # Products and sums wrap modulo 2^64, of which 2^32 is a divisor.
+            out[:, outputs, group * cout : (group + 1) * cout] += np.einsum("npc,oc->npo", part, w)
+    return (out & np.uint64(2**32 - 1)).astype(np.uint32).reshape(len(x), *g.out_shape)
+
+
+def adjoint(
+    linear: LinearMap, a: UInt64[np.ndarray, " p"], b: UInt64[np.ndarray, " o"]
+) -> UInt64[np.ndarray, " q"]:
+    """A^T (a b^T) modulo P52, in Python integers."""
+    g = linear.geometry
+    cin, cout = g.in_channels // g.groups, g.out_channels // g.groups
+    big_b = b.astype(object)
+    t = np.zeros((g.in_size[0] * g.in_size[1], g.in_channels), object)
+    for (i, j), outputs, inputs in taps(g):
+        for group in range(g.groups):
+            rows = slice(group * cout, (group + 1) * cout)
+            folded = big_b[rows] @ linear.weights[rows, i, j, :].astype(object) % P52
+            products = a[outputs].astype(object)[:, None] * folded[None, :]
+            np.add.at(t, (inputs, slice(group * cin, (group + 1) * cin)), products)
+    return (t.ravel() % P52).astype(np.uint64)
+
+
+def check_sum(coefficients: UInt64[np.ndarray, " k"], values: np.ndarray) -> int:
+    """<coefficients, values> modulo P52; values are signed integers."""
+    return int(coefficients.astype(object) @ values.ravel().astype(object) % P52)
+
+
+def pool(
+    x: Float32[np.ndarray, "n h w c"], window: tuple[int, ...]
+) -> Float32[np.ndarray, "n oh ow c"]:
+    """Pooling as the native pass defines it; `window` is `PoolGeometry.to_tuple()`."""
+    average, kh, kw, sh, sw, dh, dw, pt, pl, oh, ow, count_pad = window
+    n, h, w, c = x.shape
+    out = np.empty((n, oh, ow, c), np.float32)
+    for r, s in itertools.product(range(oh), range(ow)):
+        found = [
+            x[:, r * sh + i * dh - pt, s * sw + j * dw - pl]
+            for i, j in itertools.product(range(kh), range(kw))
+            if 0 <= r * sh + i * dh - pt < h and 0 <= s * sw + j * dw - pl < w
+        ]
+        if not average:
+            out[:, r, s] = np.max(found, axis=0)
+            continue
+        total = np.zeros((n, c), np.float32)
+        for part in found:
+            total = total + part
+        out[:, r, s] = total / np.float32(kh * kw if count_pad else len(found))
+    return out

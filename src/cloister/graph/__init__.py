@@ -1,0 +1,1 @@
+"""Models as graphs: import from ONNX, operator table, interpreter, passes, legality."""

@@ -1,0 +1,110 @@
+"""Types of a graph's values: ONNX's shape inference, plus what it does not prove about batches."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import onnx
+from onnx import helper, shape_inference
+
+from cloister.errors import ModelError
+from cloister.graph.export import BATCH, to_model
+from cloister.graph.graph import Graph, Node, TensorType
+
+Shape = tuple[int | None, ...]
+SMALL = 1024
+"""Constants up to this many elements may be shapes; larger ones only matter by their own shape."""
+MAX_ELEMENTS = 2**33
+"""No value of one input is larger: such a size is a damaged or hostile file."""
+
+
+def with_types(graph: Graph) -> Graph:
+    """The graph with the types of all values inferred anew from its inputs and constants.
+
+    Raises ModelError when the shapes contradict each other.
+    """
+    constants = {name: TensorType(a.dtype, a.shape) for name, a in graph.constants.items()}
+    large = {name: constants[name] for name, a in graph.constants.items() if a.size > SMALL}
+    given = {name: graph.types[name] for name in graph.inputs}
+    skeleton = replace(
+        graph,
+        inputs=(*graph.inputs, *large),
+        constants={name: a for name, a in graph.constants.items() if name not in large},
+        types={**given, **large},
+        opaque={},
+    )
+    model = to_model(skeleton)
+    while True:
+        found = _infer(model)
+        proved = {
+            node.outputs[0]: shape
+            for node in graph.nodes
+            if node.op == "Reshape" and (shape := _reshaped(graph, node, found)) is not None
+        }
+        if not proved:
+            break
+        _state(model, found, proved)
+    known = {name: tensor_type(proto) for name, proto in found.items()}
+    types = {name: one for name, one in known.items() if one is not None}
+    for name, one in types.items():
+        if math.prod(size or 1 for size in one.shape) > MAX_ELEMENTS:
+            raise ModelError(f"value {name!r}: absurd shape {one.shape}; the file is damaged")
+    opaque = {name: proto for name, proto in found.items() if known[name] is None}
+    return replace(graph, types={**types, **constants, **given}, opaque=opaque)
+
+
+def _infer(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
+    try:
+        inferred = shape_inference.infer_shapes(model, strict_mode=False, data_prop=True)
+    except (shape_inference.InferenceError, ValueError, RuntimeError) as error:
+        raise ModelError(f"the model's shapes contradict each other: {one_line(error)}") from None
+    infos = (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output)
+    return {info.name: info.type for info in infos if info.type.WhichOneof("value")}
+
+
+def _state(
+    model: onnx.ModelProto, found: Mapping[str, onnx.TypeProto], proved: Mapping[str, Shape]
+) -> None:
+    """Write shapes into a model for the next round of inference."""
+    outputs = {info.name: info for info in model.graph.output}
+    for name, shape in proved.items():
+        info = outputs[name] if name in outputs else model.graph.value_info.add()
+        sizes = [BATCH if size is None else size for size in shape]
+        kind = found[name].tensor_type.elem_type
+        info.CopyFrom(helper.make_tensor_value_info(name, kind, sizes))
+
+
+def tensor_type(proto: onnx.TypeProto) -> TensorType | None:
+    """A type as this package keeps it; None unless only the batch axis is free."""
+    tensor = proto.tensor_type
+    if not proto.HasField("tensor_type") or not tensor.elem_type or not tensor.HasField("shape"):
+        return None
+    sizes: list[int | None] = []
+    for axis, dim in enumerate(tensor.shape.dim):
+        if dim.HasField("dim_value"):
+            sizes.append(dim.dim_value)
+        elif axis == 0 and dim.dim_param == BATCH:
+            sizes.append(None)
+        else:
+            return None
+    return TensorType(helper.tensor_dtype_to_np_dtype(tensor.elem_type), tuple(sizes))
+
+
+def _reshaped(graph: Graph, node: Node, found: Mapping[str, onnx.TypeProto]) -> Shape | None:
+    """The shape of a Reshape that keeps the batch axis, where only that was left unproved."""
+    before = tensor_type(found.get(node.inputs[0], onnx.TypeProto()))
+    after = tensor_type(found.get(node.outputs[0], onnx.TypeProto()))
+    target = graph.constants.get(node.inputs[1]) if len(node.inputs) > 1 else None
+    if before is None or after is not None or target is None or before.shape[:1] != (None,):
+        return None
+    rest = [int(size) for size in target[1:]]
+    if target.size == 0 or target[0] not in (-1, 0) or min(rest, default=1) < 1:
+        return None
+    same = math.prod(rest) == math.prod(size or 1 for size in before.shape[1:])
+    return (None, *rest) if same else None
+
+
+def one_line(error: Exception) -> str:
+    """The first meaningful line of another library's message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

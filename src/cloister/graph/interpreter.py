@@ -1,0 +1,103 @@
+"""Plain NumPy evaluation of a graph, node by node: what a model means.
+
+Operators outside the table, and variants the table leaves open, are evaluated by ONNX Runtime one
+node at a time.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from cloister.errors import ModelError, ShapeError, UnsupportedError
+from cloister.graph import ops
+from cloister.graph.call import Call, NotCovered
+from cloister.graph.captures import captured_values
+from cloister.graph.export import to_model
+from cloister.graph.graph import Graph, Node
+
+ORT_ERRORS: tuple[type[Exception], ...] = (
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NoSuchFile,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+
+
+def interpret(
+    graph: Graph, feeds: Mapping[str, np.ndarray], *, wanted: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
+    """All outputs of a model and the `wanted` values, by name.
+
+    Raises ShapeError for missing inputs, ModelError when a node's inputs do not fit together,
+    UnsupportedError for a node nobody can evaluate.
+    """
+    missing = [name for name in graph.inputs if name not in feeds]
+    if missing:
+        raise ShapeError(f"input {missing[0]!r}: no value given")
+    values: dict[str, np.ndarray] = {**graph.constants, **feeds}
+    for node in graph.nodes:
+        values.update(evaluate(graph, node, values))
+    unknown = [name for name in wanted if name not in values]
+    if unknown:
+        raise ModelError(f"value {unknown[0]!r}: the model has no such value")
+    return {name: values[name] for name in (*graph.outputs, *wanted)}
+
+
+def evaluate(graph: Graph, node: Node, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The outputs of one node, from the values it reads."""
+    spec = ops.find(node)
+    if spec is not None:
+        inputs = [values[name] if name else None for name in node.inputs]
+        outputs = sum(1 for name in node.outputs if name)
+        try:
+            result = spec.evaluate(Call(inputs, node.attributes, outputs, graph.opset))
+        except NotCovered:
+            pass
+        except (ValueError, TypeError, IndexError, np.exceptions.AxisError) as error:
+            raise ModelError(f"node {node.name!r} ({node.op}): {_line(error)}") from error
+        else:
+            return {node.outputs[0]: result}
+    return evaluate_with_runtime(graph, node, values)
+
+
+def evaluate_with_runtime(
+    graph: Graph, node: Node, values: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The outputs of one node, by ONNX Runtime.
+
+    Raises UnsupportedError when it cannot run the node.
+    """
+    read = dict.fromkeys(
+        name
+        for name in (*node.inputs, *sorted(captured_values(node)))
+        if name and name not in graph.constants
+    )
+    outputs = [name for name in node.outputs if name]
+    try:
+        model = to_model(graph, nodes=(node,), inputs=tuple(read), outputs=tuple(outputs))
+        session = runtime_session(model.SerializeToString())
+        found = session.run(outputs, {name: values[name] for name in read})
+    except ORT_ERRORS as error:
+        raise UnsupportedError(
+            f"node {node.name!r} ({node.domain or 'ONNX'} {node.op}): ONNX Runtime cannot run it: "
+            f"{_line(error)}"
+        ) from error
+    return dict(zip(outputs, found, strict=True))
+
+
+def runtime_session(model: bytes) -> ort.InferenceSession:
+    """A quiet single-threaded session."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(model, options, ["CPUExecutionProvider"])
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

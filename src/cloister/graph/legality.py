@@ -1,0 +1,77 @@
+"""Is a graph well-formed, and can anything run all of its nodes?"""
+
+import onnx
+
+from cloister.errors import ModelError
+from cloister.graph.captures import captured_values
+from cloister.graph.graph import Graph, Node
+
+RUNTIME_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
+"""Domains whose operators ONNX Runtime implements."""
+
+
+def check(graph: Graph) -> None:
+    """Order, names, definitions and types.
+
+    Raises ModelError naming the node or value.
+    """
+    made = {*graph.inputs, *graph.constants}
+    if len(graph.inputs) + len(graph.constants) != len(made):
+        raise ModelError(f"{graph.name}: an input and a constant have the same name")
+    names: set[str] = set()
+    for node in graph.nodes:
+        if not node.name or node.name in names:
+            raise ModelError(f"node {node.name!r} ({node.op}): its name is not unique")
+        names.add(node.name)
+        for value in (*node.inputs, *captured_values(node)):
+            if value and value not in made:
+                raise ModelError(f"node {node.name!r} reads {value!r}, which no earlier node makes")
+        for value in node.outputs:
+            if value in made:
+                raise ModelError(f"node {node.name!r} makes {value!r} a second time")
+            if value:
+                made.add(value)
+    for value in graph.outputs:
+        if value not in made:
+            raise ModelError(f"output {value!r} is made by no node")
+    _check_types(graph)
+
+
+def _check_types(graph: Graph) -> None:
+    for value in graph.inputs:
+        if value not in graph.types:
+            raise ModelError(f"input {value!r} has no type")
+    for value, known in graph.types.items():
+        if any(size is not None and size < 0 for size in known.shape):
+            raise ModelError(f"value {value!r} has a negative size: {known.shape}")
+    for value, array in graph.constants.items():
+        stated = graph.types.get(value)
+        if stated is not None and (stated.dtype, stated.shape) != (array.dtype, array.shape):
+            raise ModelError(f"constant {value!r} is not of its stated type")
+
+
+def unsupported(graph: Graph) -> list[tuple[str, str, str]]:
+    """Nodes nothing here can run: (node, why, what to do), all of them at once."""
+    found = []
+    for node in graph.nodes:
+        reason = _reason(graph, node)
+        if reason is not None:
+            found.append((node.name, *reason))
+    return found
+
+
+def _reason(graph: Graph, node: Node) -> tuple[str, str] | None:
+    if node.domain.startswith("ai.onnx.preview.training") or node.domain == "ai.onnx.training":
+        return f"{node.op} is a training operator", "export the model for inference"
+    if node.domain not in RUNTIME_DOMAINS:
+        return (
+            f"operator {node.domain}.{node.op} has no implementation",
+            "replace it with standard ONNX operators before exporting",
+        )
+    known = onnx.defs.has(node.op, node.domain)
+    if node.domain in ("", "ai.onnx", "ai.onnx.ml") and not known:
+        return f"ONNX has no operator {node.op}", "export with a released opset"
+    training = node.attributes.get("training_mode", 0)
+    if training and node.op == "BatchNormalization":
+        return "batch normalisation in training mode", "export the model in evaluation mode"
+    return None

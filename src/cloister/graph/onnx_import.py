@@ -1,0 +1,199 @@
+"""From an ONNX file to a Graph. Everything a file can lie about is checked here."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import checker, inliner, numpy_helper
+
+from cloister.errors import ModelError, UnsupportedError
+from cloister.graph.batching import with_dynamic_batch
+from cloister.graph.external_data import read_external_data
+from cloister.graph.graph import Graph, Node, TensorType
+from cloister.graph.export import BATCH
+from cloister.graph.inference import one_line, tensor_type, with_types
+from cloister.graph.legality import check
+
+MAX_FILE_BYTES = 2**31 - 1
+MIN_OPSET = 7
+FLOAT = onnx.TensorProto.FLOAT
+
+
+def load(path: str | Path) -> Graph:
+    """The model in an ONNX file, with a dynamic batch axis wherever that is possible.
+
+    Raises ModelError for a file that is unreadable, damaged or no ONNX model, UnsupportedError for
+    one that Cloister cannot run as it is.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise ModelError(
+                f"{path}: {size} bytes, but an ONNX file holds at most 2 GiB; save the weights as "
+                "external data"
+            )
+        data = path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ModelError(f"{path}: cannot be read ({reason}); check the path") from None
+    try:
+        model = onnx.load_model_from_string(data)
+    except (DecodeError, ValueError) as error:
+        raise ModelError(f"{path}: not an ONNX model, or cut off ({one_line(error)})") from None
+    return from_model(model, name=path.stem, folder=path.parent)
+
+
+def from_model(model: onnx.ModelProto, *, name: str, folder: Path | None = None) -> Graph:
+    """The graph of a model in memory; `folder` holds its external data, if it has any.
+
+    Raises ModelError, UnsupportedError as `load` does.
+    """
+    own = onnx.ModelProto()
+    own.CopyFrom(model)
+    read_external_data(own, folder=folder, name=name)
+    _check(own, name)
+    if own.functions:
+        own = inliner.inline_local_functions(own)
+    if own.graph.sparse_initializer:
+        first = own.graph.sparse_initializer[0].values.name
+        raise UnsupportedError(
+            f"{name}: constant {first!r} is sparse; export the model with dense weights"
+        )
+    graph = _graph(own, name)
+    check(graph)
+    return with_dynamic_batch(graph)
+
+
+def _check(model: onnx.ModelProto, name: str) -> None:
+    if not model.graph.node and not model.graph.output:
+        raise ModelError(f"{name}: not an ONNX model, or an empty one; export it again")
+    _check_sizes(model, name)
+    # Shapes of inner values and outputs are claims; they are inferred anew, so none is needed.
+    del model.graph.value_info[:]
+    for value in model.graph.output:
+        if value.type.HasField("tensor_type") or not value.type.WhichOneof("value"):
+            value.type.tensor_type.elem_type = value.type.tensor_type.elem_type or FLOAT
+            value.type.tensor_type.shape.SetInParent()
+    try:
+        checker.check_model(model)
+    except (checker.ValidationError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{name}: not a valid ONNX model: {one_line(error)}") from None
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    opset = versions.get("", versions.get("ai.onnx", 0))
+    if not MIN_OPSET <= opset <= onnx.defs.onnx_opset_version():
+        raise UnsupportedError(
+            f"{name}: opset {opset} is outside {MIN_OPSET} to {onnx.defs.onnx_opset_version()}; "
+            "export the model with opset 17"
+        )
+
+
+def _check_sizes(model: onnx.ModelProto, name: str) -> None:
+    """Refuse constants whose stated shape and stored bytes differ, before anything is allocated."""
+    for tensor in model.graph.initializer:
+        elements = 1
+        for size in tensor.dims:
+            elements *= size
+        if min(tensor.dims, default=0) < 0 or elements > MAX_FILE_BYTES:
+            raise ModelError(f"{name}: constant {tensor.name!r} has an absurd shape; export again")
+
+
+def _graph(model: onnx.ModelProto, name: str) -> Graph:
+    constants = {tensor.name: _array(tensor) for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    graph = Graph(
+        name=name,
+        nodes=tuple(_named(model.graph.node)),
+        inputs=tuple(value.name for value in inputs),
+        outputs=tuple(value.name for value in model.graph.output),
+        constants=constants,
+        types={value.name: _input_type(value) for value in inputs},
+        opset=versions.get("", versions.get("ai.onnx", 0)),
+        domains={domain: v for domain, v in versions.items() if domain not in ("", "ai.onnx")},
+    )
+    return with_types(graph)
+
+
+def _array(tensor: onnx.TensorProto) -> np.ndarray:
+    try:
+        array = numpy_helper.to_array(tensor)
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise ModelError(f"constant {tensor.name!r}: damaged ({one_line(error)})") from None
+    array = np.array(array)
+    array.setflags(write=False)
+    return array
+
+
+def _input_type(value: onnx.ValueInfoProto) -> TensorType:
+    proto = value.type.tensor_type
+    if not value.type.HasField("tensor_type") or not proto.HasField("shape"):
+        raise UnsupportedError(
+            f"input {value.name!r} is not a tensor of known rank; export the model with tensor "
+            "inputs of a fixed rank"
+        )
+    for axis, dim in enumerate(proto.shape.dim):
+        if axis and not dim.HasField("dim_value"):
+            label = f" ({dim.dim_param!r})" if dim.dim_param else ""
+            raise UnsupportedError(
+                f"input {value.name!r}: axis {axis}{label} has no fixed size; export the model "
+                "with a fixed size there (only the first axis, the batch, may vary)"
+            )
+        if dim.HasField("dim_value") and dim.dim_value < 1:
+            raise ModelError(
+                f"input {value.name!r}: axis {axis} has size {dim.dim_value}; export it again"
+            )
+    if proto.shape.dim and not proto.shape.dim[0].HasField("dim_value"):
+        proto.shape.dim[0].dim_param = BATCH
+    known = tensor_type(value.type)
+    if known is None:
+        raise ModelError(f"input {value.name!r} has no element type; export the model again")
+    return known
+
+
+def _named(protos: Iterable[onnx.NodeProto]) -> Iterator[Node]:
+    """Nodes with unique names, the same ones every time."""
+    protos = list(protos)
+    taken = {proto.name for proto in protos}
+    seen: set[str] = set()
+    for i, proto in enumerate(protos):
+        name = proto.name
+        if not name or name in seen:
+            base = name or f"{proto.op_type}_{i}"
+            name, count = base, 1
+            while name in taken or name in seen:
+                name, count = f"{base}_{count}", count + 1
+        seen.add(name)
+        yield Node(
+            name=name,
+            op=proto.op_type,
+            inputs=tuple(proto.input),
+            outputs=tuple(proto.output),
+            attributes={a.name: _attribute(a) for a in proto.attribute},
+            domain="" if proto.domain == "ai.onnx" else proto.domain,
+        )
+
+
+def _attribute(proto: onnx.AttributeProto) -> object:
+    """A plain value; anything that has none stays as ONNX's own message."""
+    kinds: Mapping[int, str] = {
+        onnx.AttributeProto.FLOAT: "f",
+        onnx.AttributeProto.INT: "i",
+        onnx.AttributeProto.FLOATS: "floats",
+        onnx.AttributeProto.INTS: "ints",
+    }
+    if proto.type in kinds:
+        value = getattr(proto, kinds[proto.type])
+        return value if isinstance(value, int | float) else tuple(value)
+    try:
+        if proto.type == onnx.AttributeProto.STRING:
+            return proto.s.decode()
+        if proto.type == onnx.AttributeProto.STRINGS:
+            return tuple(one.decode() for one in proto.strings)
+    except UnicodeDecodeError:
+        return proto
+    if proto.type == onnx.AttributeProto.TENSOR:
+        return _array(proto.t)
+    return proto

@@ -1,0 +1,86 @@
+"""Shape of a pooling window, from a node's attributes."""
+
+from dataclasses import dataclass
+
+from cloister.graph.graph import Graph, Node
+
+
+@dataclass(frozen=True)
+class PoolGeometry:
+    """A two-dimensional window; every pair is (height, width), `pad` counts before the first."""
+
+    kind: str
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    pad: tuple[int, int]
+    out_size: tuple[int, int]
+    count_include_pad: bool = False
+
+    def to_tuple(self) -> tuple[int, ...]:
+        """The integers the native pass takes: 0 max / 1 average, then the fields in order."""
+        return (
+            int(self.kind == "avg"), *self.kernel, *self.stride, *self.dilation, *self.pad,
+            *self.out_size, int(self.count_include_pad),
+        )  # fmt: skip
+
+
+def pool_geometry(graph: Graph, node: Node) -> PoolGeometry | None:
+    """The window of a pooling node on (N, C, H, W) or (N, C, L); None for any other rank."""
+    before, after = graph.types.get(node.inputs[0]), graph.types.get(node.outputs[0])
+    if before is None or after is None or len(before.shape) not in (3, 4):
+        return None
+    size, out_size = _pair(before.shape[2:]), _pair(after.shape[2:])
+    if size is None or out_size is None:
+        return None
+    kind = "max" if "Max" in node.op else "avg"
+    if node.op.startswith("Global"):
+        return PoolGeometry(kind, size, (1, 1), (1, 1), (0, 0), out_size)
+    kernel = _attribute(node, "kernel_shape", (1, 1))
+    stride = _attribute(node, "strides", (1, 1))
+    dilation = _attribute(node, "dilations", (1, 1))
+    return PoolGeometry(
+        kind,
+        kernel,
+        stride,
+        dilation,
+        _pads_before(node, size, out_size, kernel, stride, dilation),
+        out_size,
+        bool(node.attributes.get("count_include_pad", 0)),
+    )
+
+
+def _attribute(node: Node, name: str, default: tuple[int, int]) -> tuple[int, int]:
+    values = node.attributes.get(name)
+    return _pair(tuple(values)) or default if values else default  # type: ignore[arg-type]
+
+
+def _pair(values: tuple[int | None, ...]) -> tuple[int, int] | None:
+    if any(value is None for value in values):
+        return None
+    known = tuple(int(value) for value in values if value is not None)
+    if len(known) == 1:
+        return (1, known[0])
+    return (known[0], known[1]) if len(known) == 2 else None
+
+
+def _pads_before(
+    node: Node,
+    size: tuple[int, int],
+    out_size: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+) -> tuple[int, int]:
+    mode = node.attributes.get("auto_pad", "NOTSET")
+    if mode in ("SAME_UPPER", "SAME_LOWER"):
+        total = [
+            max((o - 1) * s + (k - 1) * d + 1 - i, 0)
+            for i, o, k, s, d in zip(size, out_size, kernel, stride, dilation, strict=True)
+        ]
+        before = [(t + (mode == "SAME_LOWER")) // 2 for t in total]
+        return before[0], before[1]
+    pads = tuple(node.attributes.get("pads", ()))  # type: ignore[arg-type]
+    if mode == "VALID" or not pads:
+        return 0, 0
+    return (0, int(pads[0])) if len(pads) == 2 else (int(pads[0]), int(pads[1]))

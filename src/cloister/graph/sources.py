@@ -1,0 +1,26 @@
+"""Models from files and frameworks, ready for planning."""
+
+from collections.abc import Callable
+from os import PathLike, fspath
+
+from cloister.graph import frontends, onnx_import
+from cloister.graph.graph import Graph
+from cloister.graph.passes import prepare
+
+
+def load(path: str | PathLike[str]) -> Graph:
+    """The model in an ONNX file.
+
+    Raises ModelError, UnsupportedError naming the file or node and what to do.
+    """
+    return prepare(onnx_import.load(fspath(path)))
+
+
+def from_torch(module: Callable[..., object], example: object) -> Graph:
+    """A PyTorch module, exported with an example input; needs `pip install cloister[train]`."""
+    return prepare(frontends.from_torch(module, example))
+
+
+def from_keras(path: str | PathLike[str]) -> Graph:
+    """A Keras model file; needs Keras and PyTorch."""
+    return prepare(frontends.from_keras(fspath(path)))

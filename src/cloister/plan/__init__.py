@@ -1,0 +1,1 @@
+"""What happens to every node: protections, policies, integers, claims, costs."""

@@ -1,0 +1,114 @@
+"""Claims: what a worker learns and can change, derived from the plan and nothing else."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from cloister.field.freivalds import SOUNDNESS_BITS
+from cloister.plan.protection import (
+    BLINDED,
+    BLINDED_VERIFIED,
+    ENCLAVE,
+    OPEN,
+    VERIFIED,
+    Protection,
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One statement about a set of nodes under one protection."""
+
+    protection: str
+    nodes: int
+    worker_learns: str
+    worker_can_change: str
+    assumes: str
+
+
+@dataclass(frozen=True)
+class Claims:
+    """All statements of a plan; `str()` is for people, `to_dict()` for machines."""
+
+    policy: str
+    inputs_hidden: bool
+    outputs_checked: bool
+    soundness_bits: float | None
+    statements: tuple[Claim, ...]
+    always_visible: str
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [f"policy {self.policy}"]
+        for claim in self.statements:
+            lines += [
+                f"  {claim.nodes} nodes {claim.protection}",
+                f"    the worker learns   {claim.worker_learns}",
+                f"    the worker can      {claim.worker_can_change}",
+                f"    assuming            {claim.assumes}",
+            ]
+        lines.append(f"  the worker always sees {self.always_visible}")
+        return "\n".join(lines)
+
+
+_NOTHING = "nothing about this input or the values computed from it"
+_CHEAT = f"change an answer unnoticed with probability at most 2^-{SOUNDNESS_BITS:.1f} per layer"
+_TEXT: Mapping[Protection, tuple[str, str, str]] = {
+    BLINDED_VERIFIED: (
+        f"{_NOTHING}: each message is uniform",
+        _CHEAT,
+        "AES-256-CTR is a pseudorandom generator; check coefficients stay secret",
+    ),
+    BLINDED: (
+        f"{_NOTHING}, from the messages it is sent; it may learn from what the caller does with "
+        "results it has changed",
+        "change every answer unnoticed",
+        "AES-256-CTR is a pseudorandom generator; the worker answers honestly",
+    ),
+    VERIFIED: (
+        "these layers' inputs, exactly, in fixed point",
+        _CHEAT,
+        "check coefficients stay secret",
+    ),
+    OPEN: (
+        "the inputs and every value, exactly",
+        "change every answer unnoticed",
+        "the worker is honest and discreet",
+    ),
+    ENCLAVE: (
+        "nothing",
+        "not change anything",
+        "the machine of the trusted runtime is trustworthy",
+    ),
+}
+
+
+def claims_of(policy: str, protections: Mapping[str, Protection]) -> Claims:
+    """The claims that follow from a plan's protections."""
+    used = list(protections.values())
+    outside = [protection for protection in used if protection is not ENCLAVE]
+    checked = any(protection.checked for protection in outside)
+    return Claims(
+        policy=policy,
+        inputs_hidden=all(protection.hidden for protection in outside),
+        outputs_checked=all(protection.checked for protection in outside),
+        soundness_bits=SOUNDNESS_BITS if checked else None,
+        statements=tuple(
+            Claim(protection.name, used.count(protection), *_TEXT[protection])
+            for protection in _TEXT
+            if protection in used
+        ),
+        always_visible=_always_visible(outside),
+    )
+
+
+def _always_visible(outside: list[Protection]) -> str:
+    if not outside:
+        return "nothing; there is no worker"
+    what = "the whole model" if OPEN in outside else "the integer weights of the layers it computes"
+    return (
+        f"{what}, the shapes of their inputs and outputs, the number of inputs "
+        "and the time between messages"
+    )

@@ -1,0 +1,278 @@
+"""Where the accuracy goes: a plan's fixed-point arithmetic against plain float32, layer by layer.
+
+No worker and no secrets are involved: blinding and checking do not change a result, so the plan's
+numbers are computed here with the same ring map and the same rounding as in a session.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from cloister.errors import PlanError
+from cloister.field.codec import dequantise, quantise
+from cloister.field.reference import pool
+from cloister.field.ring import RingMap
+from cloister.graph.captures import captured_values
+from cloister.graph.export import to_model
+from cloister.graph.graph import Graph, Node
+from cloister.graph.layout import from_channels_last, to_channels_last
+from cloister.graph.pooling import PoolGeometry, pool_geometry
+from cloister.plan.plan import Plan
+from cloister.plan.policies import Samples, as_samples
+from cloister.plan.quantise import QuantisedLinear
+
+BATCH = 8
+POOLS = ("AveragePool", "GlobalAveragePool")
+LAST_AXIS_OPS = ("MatMul", "Gemm")
+
+
+@dataclass
+class LayerComparison:
+    """One linear layer: its widths, its bound, and how far its output is from float32.
+
+    Errors are of the layer's output after everything before it was computed under the plan too.
+    `relative_error` is the Euclidean norm of the error over that of the float32 output; `clipped`
+    counts activations beyond the fixed-point range, of `activations` in all.
+    """
+
+    node: str
+    weight_bits: float
+    activation_bits: int
+    bound: int
+    headroom_bits: float
+    max_error: float = 0.0
+    relative_error: float = 0.0
+    clipped: int = 0
+    activations: int = 0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All layers and the end result; `top1_agreement` is None when no output is a class vector."""
+
+    inputs: int
+    layers: tuple[LayerComparison, ...]
+    max_difference: float
+    top1_agreement: float | None
+    outputs: Mapping[str, np.ndarray] = field(repr=False)
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values for JSON, without the outputs."""
+        return {
+            "inputs": self.inputs,
+            "layers": [asdict(layer) for layer in self.layers],
+            "max_difference": self.max_difference,
+            "top1_agreement": self.top1_agreement,
+        }
+
+
+def compare(
+    plan: Plan,
+    samples: Samples,
+    *,
+    threads: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Comparison:
+    """Run inputs under the plan's arithmetic and in float32, and measure every linear layer.
+
+    Raises PlanError when the plan has no fixed-point layer.
+    """
+    if not plan.linear_nodes:
+        raise PlanError(
+            f"policy {plan.policy!r} computes everything in float32: nothing to compare"
+        )
+    feeds = as_samples(plan.graph, samples)
+    total = len(next(iter(feeds.values())))
+    simulation = _Simulation(plan, threads)
+    reference = _Reference(plan, threads)
+    tallies = {node.node: _Tally(node) for node in plan.linear_nodes}
+    pairs: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = []
+    for start, part in _batches(plan.graph, feeds):
+        exact = reference.run(part)
+        found = simulation.run(part, tallies, exact)
+        pairs.append((found, {name: exact[name] for name in plan.graph.outputs}))
+        if progress is not None:
+            progress(min(start + BATCH, total), total)
+    return _summarise(plan.graph, total, tallies, pairs)
+
+
+def _batches(
+    graph: Graph, feeds: Mapping[str, np.ndarray]
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    count = len(next(iter(feeds.values())))
+    fixed = {graph.types[name].shape[0] for name in graph.inputs if graph.types[name].shape}
+    step = BATCH if fixed <= {None} else max(count, 1)
+    for start in range(0, count, step):
+        yield start, {name: array[start : start + step] for name, array in feeds.items()}
+
+
+class _Tally:
+    """Sums over the batches for one layer."""
+
+    def __init__(self, node: QuantisedLinear) -> None:
+        self.layer = LayerComparison(
+            node=node.node,
+            weight_bits=node.weight_bits,
+            activation_bits=node.activation_bits,
+            bound=node.bound,
+            headroom_bits=node.headroom_bits,
+        )
+        self._node = node
+        self._error = 0.0
+        self._size = 0.0
+
+    def activations(self, x: np.ndarray) -> None:
+        """Count the activations that are clipped: beyond half a step outside the range."""
+        steps = np.abs(x * np.float32(self._node.inv_x_scale))
+        self.layer.clipped += int(np.count_nonzero(steps > self._node.x_qmax + 0.5))
+        self.layer.activations += x.size
+
+    def output(self, found: np.ndarray, exact: np.ndarray) -> None:
+        """Add one batch of outputs."""
+        difference = found.astype(np.float64) - exact
+        peak = float(np.max(np.abs(difference), initial=0.0))
+        self.layer.max_error = max(self.layer.max_error, peak)
+        self._error += float(np.sum(difference**2))
+        self._size += float(np.sum(exact.astype(np.float64) ** 2))
+        self.layer.relative_error = float(np.sqrt(self._error / self._size)) if self._size else 0.0
+
+
+class _Reference:
+    """The model in float32 with the linear layers' outputs exposed."""
+
+    def __init__(self, plan: Plan, threads: int) -> None:
+        inner = [
+            node.outputs[0]
+            for node in plan.graph.nodes
+            if node.name in plan.quantised and node.outputs[0] not in plan.graph.outputs
+        ]
+        self._wanted = [*plan.graph.outputs, *inner]
+        self._session = _session(to_model(plan.graph, outputs=tuple(self._wanted)), threads)
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return dict(zip(self._wanted, self._session.run(self._wanted, feeds), strict=True))
+
+
+class _Simulation:
+    """The plan's own arithmetic, node by node."""
+
+    def __init__(self, plan: Plan, threads: int) -> None:
+        self._graph = plan.graph
+        self._threads = threads
+        self._quantised = plan.quantised
+        self._maps = {node.node: RingMap(node.linear) for node in plan.linear_nodes}
+        self._pools = {
+            node.name: geometry
+            for node in plan.graph.nodes
+            if node.op in POOLS and (geometry := pool_geometry(plan.graph, node)) is not None
+        }
+        self._local = {
+            node.name: _LocalNode(plan.graph, node, threads)
+            for node in plan.graph.nodes
+            if node.name not in self._maps and node.name not in self._pools
+        }
+        self._last_use = _last_use(plan.graph)
+
+    def run(
+        self,
+        feeds: Mapping[str, np.ndarray],
+        tallies: Mapping[str, _Tally],
+        exact: Mapping[str, np.ndarray],
+    ) -> dict[str, np.ndarray]:
+        values = dict(feeds)
+        for position, node in enumerate(self._graph.nodes):
+            if node.name in self._maps:
+                tally = tallies[node.name]
+                values[node.outputs[0]] = self._linear(node, values[node.inputs[0]], tally)
+                tally.output(values[node.outputs[0]], exact[node.outputs[0]])
+            elif node.name in self._pools:
+                geometry = self._pools[node.name]
+                values[node.outputs[0]] = self._pool(node, values[node.inputs[0]], geometry)
+            else:
+                values.update(self._local[node.name].run(values))
+            for dead in self._last_use.get(position, ()):
+                values.pop(dead, None)
+        return {name: self._value(values, name) for name in self._graph.outputs}
+
+    def _value(self, values: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+        return values[name] if name in values else self._graph.constants[name]
+
+    def _linear(self, node: Node, x: np.ndarray, tally: _Tally) -> np.ndarray:
+        numbers = self._quantised[node.name]
+        channels_first = node.op not in LAST_AXIS_OPS
+        last = to_channels_last(x, channels_first=channels_first)
+        shaped = last.reshape(len(x), *numbers.linear.geometry.in_shape)
+        tally.activations(shaped)
+        request = quantise(np.ascontiguousarray(shaped), numbers.inv_x_scale, numbers.x_qmax)
+        z = self._maps[node.name].apply(request, threads=self._threads)
+        y = dequantise(z, numbers.scale, numbers.bias)
+        shape = self._graph.types[node.outputs[0]].shape
+        return from_channels_last(y, shape, channels_first=channels_first)
+
+    def _pool(self, node: Node, x: np.ndarray, geometry: PoolGeometry) -> np.ndarray:
+        last = np.ascontiguousarray(to_channels_last(x, channels_first=True))
+        shape = self._graph.types[node.outputs[0]].shape
+        return from_channels_last(pool(last, geometry.to_tuple()), shape, channels_first=True)
+
+
+class _LocalNode:
+    """One node in ONNX Runtime."""
+
+    def __init__(self, graph: Graph, node: Node, threads: int) -> None:
+        read = dict.fromkeys((*node.inputs, *sorted(captured_values(node))))
+        self._inputs = [value for value in read if value and value not in graph.constants]
+        self._outputs = [value for value in node.outputs if value]
+        model = to_model(
+            graph, nodes=(node,), inputs=tuple(self._inputs), outputs=tuple(self._outputs)
+        )
+        self._session = _session(model, threads)
+
+    def run(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        feeds = {value: values[value] for value in self._inputs}
+        return dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
+
+
+def _session(model: onnx.ModelProto, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+
+
+def _last_use(graph: Graph) -> dict[int, list[str]]:
+    """Values that nobody reads after a node, by the node's position."""
+    last: dict[str, int] = {}
+    for position, node in enumerate(graph.nodes):
+        for value in (*node.inputs, *node.outputs, *captured_values(node)):
+            last[value] = position
+    dead: dict[int, list[str]] = {}
+    for value, position in last.items():
+        if value not in graph.outputs:
+            dead.setdefault(position, []).append(value)
+    return dead
+
+
+def _summarise(
+    graph: Graph,
+    total: int,
+    tallies: Mapping[str, _Tally],
+    pairs: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]],
+) -> Comparison:
+    outputs, largest, agreement = {}, 0.0, None
+    for name in graph.outputs:
+        found = np.concatenate([pair[0][name] for pair in pairs])
+        exact = np.concatenate([pair[1][name] for pair in pairs])
+        outputs[name] = found
+        if found.dtype.kind != "f":
+            continue
+        difference = np.abs(found.astype(np.float64) - exact)
+        largest = max(largest, float(np.max(difference, initial=0.0)))
+        wide = [size for size in found.shape[1:] if size != 1]
+        if agreement is None and len(wide) == 1 and found.ndim > 1:
+            best = [array.reshape(len(array), -1).argmax(axis=1) for array in (found, exact)]
+            agreement = float(np.mean(best[0] == best[1]))
+    layers = tuple(tally.layer for tally in tallies.values())
+    return Comparison(total, layers, largest, agreement, outputs)

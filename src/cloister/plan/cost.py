@@ -1,0 +1,113 @@
+"""What a plan costs before anything runs: work, traffic, pads and memory, per node."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from cloister.graph.graph import Graph, Node
+from cloister.graph.linear_nodes import geometry
+from cloister.graph.ops import is_linear
+from cloister.plan.protection import ENCLAVE, OPEN, Protection
+
+RING_BYTES = 4
+PLAIN_BYTES = 2
+CHECK_BYTES = 8
+WEIGHT_BYTES = 2
+RUNTIME_BYTES = 120 * 2**20
+"""A Python process with NumPy and ONNX Runtime loaded and nothing else."""
+
+
+@dataclass(frozen=True)
+class NodeCost:
+    """One node's share, for one input."""
+
+    node: str
+    op: str
+    kind: str
+    protection: str
+    output: str
+    parameters: int
+    flops: int
+    bytes_to_worker: int
+    bytes_from_worker: int
+    pad_bytes: int
+
+
+@dataclass(frozen=True)
+class PlanCost:
+    """All nodes and their sums, for one input."""
+
+    nodes: tuple[NodeCost, ...]
+    trusted_memory_bytes: int
+
+    def total(self, column: str) -> int:
+        """Sum of one numeric column."""
+        return sum(int(getattr(node, column)) for node in self.nodes)
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values for JSON."""
+        columns = ("parameters", "flops", "bytes_to_worker", "bytes_from_worker", "pad_bytes")
+        return {
+            "nodes": [asdict(node) for node in self.nodes],
+            "totals": {column: self.total(column) for column in columns},
+            "trusted_memory_bytes": self.trusted_memory_bytes,
+        }
+
+
+def estimate(graph: Graph, protections: Mapping[str, Protection]) -> PlanCost:
+    """Costs of running a model under these protections."""
+    nodes = tuple(_node_cost(graph, node, protections[node.name]) for node in graph.nodes)
+    return PlanCost(nodes, RUNTIME_BYTES + _memory(graph, protections))
+
+
+def _node_cost(graph: Graph, node: Node, protection: Protection) -> NodeCost:
+    linear = is_linear(graph, node)
+    to_worker = from_worker = pads = 0
+    flops = _local_flops(graph, node)
+    if linear:
+        shape = geometry(graph, node)
+        flops = 2 * shape.macs
+        if protection not in (ENCLAVE, OPEN):
+            to_worker = shape.in_elements * (RING_BYTES if protection.hidden else PLAIN_BYTES)
+            from_worker = shape.out_elements * RING_BYTES
+            pads = from_worker if protection.hidden else 0
+    return NodeCost(
+        node=node.name,
+        op=node.op,
+        kind="linear" if linear else "local",
+        protection=protection.name,
+        output=" ".join(_shape_text(graph, value) for value in node.outputs if value),
+        parameters=sum(graph.constants[v].size for v in set(node.inputs) if v in graph.constants),
+        flops=flops,
+        bytes_to_worker=to_worker,
+        bytes_from_worker=from_worker,
+        pad_bytes=pads,
+    )
+
+
+def _shape_text(graph: Graph, value: str) -> str:
+    known = graph.types.get(value)
+    if known is None:
+        return "?"
+    return "x".join("n" if size is None else str(size) for size in known.shape)
+
+
+def _local_flops(graph: Graph, node: Node) -> int:
+    known = [graph.types[value] for value in node.outputs if value in graph.types]
+    return sum(math.prod(size or 1 for size in one.shape) for one in known)
+
+
+def _memory(graph: Graph, protections: Mapping[str, Protection]) -> int:
+    total = 0
+    for node in graph.nodes:
+        protection = protections[node.name]
+        weights = sum(graph.constants[v].nbytes for v in set(node.inputs) if v in graph.constants)
+        if protection in (ENCLAVE, OPEN) or not is_linear(graph, node):
+            total += weights
+            continue
+        shape = geometry(graph, node)
+        elements = math.prod(shape.weight_shape)
+        total += weights + elements * WEIGHT_BYTES
+        total += CHECK_BYTES * shape.in_elements if protection.checked else 0
+        total += RING_BYTES * shape.out_elements if protection.hidden else 0
+    return total

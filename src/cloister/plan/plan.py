@@ -1,0 +1,132 @@
+"""A plan: what happens to every node of a model, checked against itself and the model."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from cloister.errors import PlanError
+from cloister.graph.graph import Graph, Node
+from cloister.graph.ops import is_linear
+from cloister.plan.claims import Claims, claims_of
+from cloister.plan.protection import ENCLAVE, OPEN, Protection
+from cloister.plan.quantise import WRAP_LIMIT, QuantisedLinear
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Every node's protection and, for linear nodes that leave the runtime, their integers."""
+
+    graph: Graph
+    policy: str
+    protections: Mapping[str, Protection]
+    quantised: Mapping[str, QuantisedLinear]
+
+    def __post_init__(self) -> None:
+        names = {node.name for node in self.graph.nodes}
+        if names != set(self.protections):
+            odd = sorted(names ^ set(self.protections))[0]
+            raise PlanError(f"plan and model disagree about node {odd!r}; make the plan again")
+        for node in self.graph.nodes:
+            self._check_node(node)
+
+    def _check_node(self, node: Node) -> None:
+        protection = self.protections[node.name]
+        outsourced = protection not in (ENCLAVE, OPEN)
+        if outsourced and not is_linear(self.graph, node):
+            raise PlanError(
+                f"node {node.name!r} ({node.op}) is not linear and cannot be {protection.name}"
+            )
+        if outsourced != (node.name in self.quantised):
+            raise PlanError(f"node {node.name!r}: integers and protection do not fit together")
+        if outsourced and self.quantised[node.name].bound >= WRAP_LIMIT:
+            raise PlanError(f"node {node.name!r}: results may wrap around 2^32")
+
+    @cached_property
+    def linear_nodes(self) -> tuple[QuantisedLinear, ...]:
+        """The outsourced linear nodes, in graph order; a node's index here is its index in pads."""
+        return tuple(
+            self.quantised[node.name] for node in self.graph.nodes if node.name in self.quantised
+        )
+
+    def protection_of(self, node: QuantisedLinear) -> Protection:
+        """The protection of an outsourced linear node."""
+        return self.protections[node.node]
+
+    @cached_property
+    def hidden_nodes(self) -> tuple[int, ...]:
+        """Indices into `linear_nodes` of those whose inputs are blinded."""
+        return tuple(
+            i for i, node in enumerate(self.linear_nodes) if self.protection_of(node).hidden
+        )
+
+    def claims(self) -> Claims:
+        """What an untrusted worker learns and can change, as this plan implies it."""
+        return claims_of(self.policy, self.protections)
+
+    @cached_property
+    def canonical_bytes(self) -> bytes:
+        """One unambiguous description: equal plans have equal bytes."""
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "policy": self.policy,
+                "opset": self.graph.opset,
+                "inputs": self.graph.inputs,
+                "outputs": self.graph.outputs,
+                "types": {n: (str(t.dtype), t.shape) for n, t in self.graph.types.items()},
+                "constants": {n: _digest_array(a) for n, a in self.graph.constants.items()},
+                "nodes": [self._describe(node) for node in self.graph.nodes],
+            },
+            sort_keys=True,
+            separators=(",", ":"),
+        ).encode()
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of the canonical bytes."""
+        return hashlib.sha256(self.canonical_bytes).digest()
+
+    def _describe(self, node: Node) -> dict[str, object]:
+        quantised = self.quantised.get(node.name)
+        return {
+            "name": node.name,
+            "op": [node.domain, node.op],
+            "inputs": node.inputs,
+            "outputs": node.outputs,
+            "attributes": {k: _digest_attribute(v) for k, v in node.attributes.items()},
+            "protection": self.protections[node.name].name,
+            "integers": None if quantised is None else _describe_integers(quantised),
+        }
+
+
+def _describe_integers(node: QuantisedLinear) -> dict[str, object]:
+    return {
+        "geometry": node.linear.geometry.to_tuple(),
+        "weights": _digest_array(node.linear.weights),
+        "scale": _digest_array(node.scale),
+        "bias": _digest_array(node.bias),
+        "x_scale": node.x_scale.hex(),
+        "x_qmax": node.x_qmax,
+    }
+
+
+def _digest_array(array: np.ndarray) -> str:
+    if array.dtype == object:
+        data = repr(array.tolist()).encode()
+    else:
+        data = np.ascontiguousarray(array).tobytes()
+    return hashlib.sha256(f"{array.dtype}{array.shape}".encode() + data).hexdigest()
+
+
+def _digest_attribute(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return _digest_array(value)
+    serialise = getattr(value, "SerializeToString", None)
+    data = serialise(deterministic=True) if serialise else repr(value).encode()
+    return hashlib.sha256(data).hexdigest()

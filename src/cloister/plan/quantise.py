@@ -1,0 +1,176 @@
+"""Fixed-point form of a model's linear nodes, with a proof that no result wraps.
+
+Weights: one symmetric scale per output channel. Activations: one symmetric scale per tensor, from
+calibration; values beyond it are clipped. True results must fit the centred range of Z_2^32, so per
+output channel o
+
+    qmax_x * sum |Wq[o]| < 2^31.
+
+Rounding adds at most 1/2 per weight, so a weight scale of at least `l1 * qmax_x / (2^31 - 1 -
+qmax_x * terms / 2)` proves it; only channels that need it are made coarser.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime as ort
+from jaxtyping import Float32
+
+from cloister.errors import RangeError
+from cloister.field.linear import LinearMap
+from cloister.graph.export import to_model
+from cloister.graph.graph import Graph, Node
+from cloister.graph.linear_nodes import float_weights, geometry
+
+WRAP_LIMIT = 2**31
+MAX_WEIGHT_BITS = 16
+MAX_ACTIVATION_BITS = 14
+CALIBRATION_BATCH = 8
+MIN_ACTIVATION_BITS = 8
+COMFORTABLE_WEIGHT_BITS = 8.0
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Signed bits of weights and activations asked for; the static bound may lower them."""
+
+    weight_bits: int = 12
+    activation_bits: int = 12
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.weight_bits <= MAX_WEIGHT_BITS:
+            raise RangeError(f"weight bits must be 2 to {MAX_WEIGHT_BITS}, got {self.weight_bits}")
+        if not 2 <= self.activation_bits <= MAX_ACTIVATION_BITS:
+            raise RangeError(
+                f"activation bits must be 2 to {MAX_ACTIVATION_BITS}, got {self.activation_bits}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class QuantisedLinear:
+    """One linear node as integers: `y ~ scale * (Wq xq) + bias`, `xq = round(x / x_scale)`."""
+
+    node: str
+    linear: LinearMap
+    scale: Float32[np.ndarray, " oc"]
+    bias: Float32[np.ndarray, " oc"]
+    x_scale: float
+    x_qmax: int
+    bound: int
+    weight_bits: float
+
+    @property
+    def inv_x_scale(self) -> float:
+        """The float32 factor the runtime multiplies activations by."""
+        return float(np.float32(1.0) / np.float32(self.x_scale))
+
+    @property
+    def headroom_bits(self) -> float:
+        """Bits left between the static bound and wrap-around."""
+        return float(np.log2(WRAP_LIMIT) - np.log2(max(self.bound, 1)))
+
+    @property
+    def activation_bits(self) -> int:
+        """Signed bits of the activation."""
+        return self.x_qmax.bit_length() + 1
+
+
+def calibrate(
+    graph: Graph, values: Sequence[str], samples: Mapping[str, np.ndarray]
+) -> dict[str, float]:
+    """Largest magnitude of each named value over the samples, in plain float32 arithmetic."""
+    largest = dict.fromkeys(values, 0.0)
+    inner = [value for value in values if value not in graph.inputs]
+    model = to_model(graph, outputs=(*graph.outputs, *inner))
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    for batch in _batches(graph, samples):
+        found = dict(zip(inner, session.run(inner, batch), strict=True)) if inner else {}
+        for value in values:
+            array = batch[value] if value in batch else found[value]
+            peak = float(np.max(np.abs(array), initial=0.0))
+            if not np.isfinite(peak):
+                raise RangeError(
+                    f"calibration: value {value!r} is NaN or infinite; check the samples"
+                )
+            largest[value] = max(largest[value], peak)
+    return largest
+
+
+def _batches(graph: Graph, samples: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    count = len(next(iter(samples.values())))
+    if count == 0:
+        raise RangeError("calibration: no samples given")
+    fixed = {graph.types[name].shape[0] for name in graph.inputs if graph.types[name].shape}
+    step = CALIBRATION_BATCH if fixed <= {None} else count
+    for start in range(0, count, step):
+        yield {name: array[start : start + step] for name, array in samples.items()}
+
+
+def quantise_node(
+    graph: Graph, node: Node, *, largest_input: float, precision: Precision
+) -> QuantisedLinear:
+    """Integer weights and scales of one linear node.
+
+    Error    weights round to half a step, activations to half a step and clip at `largest_input`
+    Raises   RangeError when no activation width of at least 8 bits admits a proof
+    """
+    weights, bias = float_weights(graph, node)
+    if not (np.isfinite(weights).all() and np.isfinite(bias).all()):
+        raise RangeError(f"node {node.name!r}: weights contain NaN or infinity; repair the model")
+    activation_bits = precision.activation_bits
+    while True:
+        quantised = _at_width(graph, node, weights, bias, largest_input, activation_bits, precision)
+        enough = min(COMFORTABLE_WEIGHT_BITS, precision.weight_bits)
+        if quantised is not None and quantised.weight_bits >= enough:
+            return quantised
+        if activation_bits <= MIN_ACTIVATION_BITS:
+            break
+        activation_bits -= 1
+    if quantised is None:
+        raise RangeError(
+            f"node {node.name!r}: its sums have too many terms to prove that they fit 32 bits; "
+            "keep it inside the trusted runtime"
+        )
+    return quantised
+
+
+def _at_width(
+    graph: Graph,
+    node: Node,
+    weights: np.ndarray,
+    bias: np.ndarray,
+    largest_input: float,
+    activation_bits: int,
+    precision: Precision,
+) -> QuantisedLinear | None:
+    qmax_x = 2 ** (activation_bits - 1) - 1
+    qmax_w = 2 ** (precision.weight_bits - 1) - 1
+    rows = weights.reshape(len(weights), -1).astype(np.float64)
+    room = WRAP_LIMIT - 1 - qmax_x * rows.shape[1] / 2
+    if room <= WRAP_LIMIT / 4:
+        return None
+    peak, l1 = np.abs(rows).max(axis=1), np.abs(rows).sum(axis=1)
+    w_scale = np.maximum(peak / qmax_w, l1 * qmax_x / room)
+    w_scale[w_scale == 0.0] = 1.0
+    integers = np.rint(rows / w_scale[:, None]).astype(np.int16)
+    bound = qmax_x * int(np.abs(integers.astype(np.int64)).sum(axis=1).max())
+    if bound >= WRAP_LIMIT:
+        raise RangeError(f"node {node.name!r}: static bound {bound} reaches 2^31")
+    levels = np.abs(integers).max(axis=1)
+    used = levels[levels > 0]
+    x_scale = np.float32(largest_input / qmax_x) if largest_input > 0 else np.float32(1.0)
+    if not np.isfinite(np.float32(1.0) / x_scale):
+        x_scale = np.float32(1.0)  # the input is zero up to denormals
+    return QuantisedLinear(
+        node=node.name,
+        linear=LinearMap(geometry(graph, node), integers.reshape(weights.shape)),
+        scale=(w_scale * np.float64(x_scale)).astype(np.float32),
+        bias=bias.astype(np.float32),
+        x_scale=float(x_scale),
+        x_qmax=qmax_x,
+        bound=bound,
+        weight_bits=float(np.log2(used.min()) + 1) if len(used) else float(precision.weight_bits),
+    )

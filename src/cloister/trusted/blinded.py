@@ -1,0 +1,102 @@
+"""One-time pads: `x + r` goes out, `A (x + r) - A r = A x` comes back (modulo 2^32).
+
+A pad set is identified by a pad id and serves one input of one plan. `r` is never stored: it is the
+AES-256-CTR keystream under (key, pad id, node index). `A r` is made beforehand, either here when
+asked (`InlinePads`) or in a store (padstore.py), and used once.
+"""
+
+import time
+
+import numpy as np
+
+from cloister.crypto.csprng import Csprng, pad_stream
+from cloister.errors import PadReusedError
+from cloister.field.ring import RingMap
+from cloister.plan.plan import Plan
+from cloister.trusted.padstore import PadSet
+
+
+def nonce(pad_id: int, node_index: int) -> bytes:
+    """The 12-byte nonce of one node's pad: pad id, node index, big endian."""
+    return pad_id.to_bytes(8, "big") + node_index.to_bytes(4, "big")
+
+
+class PadMaker:
+    """Computes pad sets of a plan: the offline phase.
+
+    Secret   the pads; the maps' weights are public
+    Source   Slalom (arXiv:1806.03287) section 3.2, "precomputation"
+    """
+
+    def __init__(self, plan: Plan, *, threads: int = 1) -> None:
+        self._geometries = {i: plan.linear_nodes[i].linear.geometry for i in plan.hidden_nodes}
+        self._maps = {i: RingMap(plan.linear_nodes[i].linear) for i in plan.hidden_nodes}
+        self._threads = threads
+
+    def make(self, pad_key: bytes, pad_id: int) -> dict[int, np.ndarray]:
+        """`A r` of every blinded node for one pad id, uint32 (oh, ow, oc) by node index."""
+        unblinding = {}
+        for index, ring_map in self._maps.items():
+            geometry = self._geometries[index]
+            pad = pad_stream(pad_key, nonce(pad_id, index), geometry.in_elements)
+            shaped = pad.reshape(1, *geometry.in_shape)
+            unblinding[index] = ring_map.apply(shaped, threads=self._threads)[0]
+        return unblinding
+
+
+class InlinePads:
+    """Pads made on demand, in memory, under a key that lives as long as this object."""
+
+    kind = "inline"
+
+    def __init__(self, plan: Plan, *, rng: Csprng, threads: int = 1) -> None:
+        self._maker = PadMaker(plan, threads=threads)
+        self.pad_key = rng.random_bytes(32)
+        self._next_id = 0
+        self.offline_ms = 0.0
+
+    def take(self, count: int) -> list[PadSet]:
+        """Make `count` pad sets; none is ever handed out twice."""
+        started = time.process_time()
+        pads = []
+        for _ in range(count):
+            pad_id, self._next_id = self._next_id, self._next_id + 1
+            pads.append(PadSet(pad_id, self._maker.make(self.pad_key, pad_id)))
+        self.offline_ms += 1e3 * (time.process_time() - started)
+        return pads
+
+
+class PadUse:
+    """The pads of one request: each node's pad can be drawn once, each unblinding term once."""
+
+    def __init__(self, pads: list[PadSet], *, pad_key: bytes) -> None:
+        self._pads = pads
+        self.key = pad_key
+        self._blinded: set[int] = set()
+        self._unblinded: set[int] = set()
+
+    def nonces(self, node_index: int) -> list[bytes]:
+        """The nonces that blind this node's inputs, one per input of the batch.
+
+        Raises PadReusedError the second time.
+        """
+        if node_index in self._blinded:
+            raise PadReusedError(f"linear node {node_index}: its pads were already used")
+        self._blinded.add(node_index)
+        return [nonce(pad.pad_id, node_index) for pad in self._pads]
+
+    def unblinding(self, node_index: int) -> list[np.ndarray]:
+        """`A r` of this node, one array per input of the batch.
+
+        Raises PadReusedError the second time.
+        """
+        if node_index in self._unblinded:
+            raise PadReusedError(f"linear node {node_index}: its answer was already unblinded")
+        self._unblinded.add(node_index)
+        return [pad.unblinding[node_index] for pad in self._pads]
+
+    def erase(self) -> None:
+        """Overwrite the unblinding terms."""
+        for pad in self._pads:
+            for array in pad.unblinding.values():
+                array.fill(0)

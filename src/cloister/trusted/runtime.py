@@ -1,0 +1,333 @@
+"""Walks a program for one batch of inputs: the trusted side of every protection.
+
+The order of release: a node's answer is compared with its check before the next message is sent
+and before any output is returned. The one exception is harmless: the native pass that reads an
+answer writes the next *blinded* request while it reads, and such a request is uniform whatever was
+tampered with. A request in the clear is therefore written to private memory first whenever the
+plan hides anything, and copied out only after the checks.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnxruntime as ort
+
+from cloister import _native
+from cloister.crypto.csprng import Csprng, pad_stream
+from cloister.errors import PlanError, RangeError, UnsupportedError
+from cloister.graph.export import to_model
+from cloister.graph.graph import Graph
+from cloister.plan.plan import Plan
+from cloister.trusted.blinded import PadUse
+from cloister.trusted.program import Fuse, Local, Program, Remote, Segment, compile_plan
+from cloister.trusted.report import Meter
+from cloister.trusted.values import Values
+from cloister.trusted.verified import CheckBook, accept
+from cloister.wire.link import WorkerLink
+from cloister.wire.messages import TensorSpec
+
+
+@dataclass
+class _Request:
+    """One batch in flight: its values, messages and sums."""
+
+    link: WorkerLink | None
+    pads: PadUse | None
+    meter: Meter
+    values: Values
+    batch: int
+    timeout_s: float
+    messages: dict[int, np.ndarray] = field(default_factory=dict)
+    request_sums: dict[int, np.ndarray] = field(default_factory=dict)
+    replies: dict[int, tuple[int, np.ndarray]] = field(default_factory=dict)
+
+
+class Runtime:
+    """A compiled plan with its check vectors, ready to run batches.
+
+    Not for use by several threads at once.
+    """
+
+    def __init__(self, plan: Plan, *, rng: Csprng, threads: int = 1) -> None:
+        self.plan = plan
+        self.program: Program = compile_plan(plan)
+        self.checks = CheckBook(plan, rng=rng)
+        self._threads = threads
+        self._hides = bool(plan.hidden_nodes)
+        self._passes = [
+            _native_pass(plan, step) if isinstance(step, Fuse) else None
+            for step in self.program.steps
+        ]
+        self._sessions = [
+            _local_session(plan.graph, step, threads) if isinstance(step, Local) else None
+            for step in self.program.steps
+        ]
+        self._request_ids = 0
+        self._install_checks()
+
+    def redraw_checks(self) -> None:
+        """New secret coefficients for every checked node."""
+        self.checks.redraw()
+        self._install_checks()
+
+    def load(self, link: WorkerLink) -> None:
+        """Give a worker the linear maps and open segments it will be asked for."""
+        for index, node in enumerate(self.plan.linear_nodes):
+            link.load_linear(index, node.linear)
+        for step in self.program.steps:
+            if isinstance(step, Segment):
+                model = to_model(
+                    self.plan.graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs
+                )
+                link.load_segment(step.target, model.SerializeToString())
+
+    def run(
+        self,
+        feeds: Mapping[str, np.ndarray],
+        *,
+        link: WorkerLink | None,
+        pads: PadUse | None,
+        meter: Meter,
+        timeout_s: float,
+    ) -> dict[str, np.ndarray]:
+        """Run one batch; the outputs by name.
+
+        Raises   VerificationError, ProtocolError, PadError, RangeError; then nothing was released
+        """
+        started = time.process_time()
+        batch = len(next(iter(feeds.values()))) if feeds else 1
+        request = _Request(link, pads, meter, Values(self.plan.graph, feeds), batch, timeout_s)
+        try:
+            for i, step in enumerate(self.program.steps):
+                if isinstance(step, Fuse):
+                    self._fuse(i, step, request)
+                elif isinstance(step, Remote):
+                    self._remote(step, request)
+                elif isinstance(step, Segment):
+                    self._segment(step, request)
+                else:
+                    self._local(i, step, request)
+            return {name: request.values.onnx(name) for name in self.plan.graph.outputs}
+        finally:
+            for request_id, _ in request.replies.values():
+                _link(request).release(request_id)
+            if pads is not None:
+                pads.erase()
+            meter.trusted_ms += 1e3 * (time.process_time() - started)
+
+    # ---- one linear node
+
+    def _remote(self, step: Remote, request: _Request) -> None:
+        node = self.plan.linear_nodes[step.node]
+        row = request.meter.row(node.node, self.plan.protection_of(node).name)
+        message = request.messages.pop(step.node)
+        expect = TensorSpec(np.dtype(np.uint32), (request.batch, *node.linear.geometry.out_shape))
+        started = time.perf_counter()
+        request_id = self._next_request_id()
+        link = _link(request)
+        link.submit(request_id, step.node, (message,), (expect,))
+        (reply,) = link.receive(request_id, timeout_s=request.timeout_s)
+        row.worker_ms += 1e3 * (time.perf_counter() - started)
+        row.bytes_to_worker += message.nbytes
+        row.bytes_from_worker += 4 * request.batch * node.linear.geometry.out_elements
+        row.soundness_bits = self.checks.soundness_bits(step.node)
+        # The reply stays unchecked until the pass that follows has compared both sides.
+        request.replies[step.node] = (request_id, reply.expose_unchecked())
+
+    def _fuse(self, i: int, step: Fuse, request: _Request) -> None:
+        started = time.process_time()
+        source, unblinding = self._source_of(step, request)
+        residual = step.epilogue.residual
+        kept = (
+            request.values.new(step.epilogue.value, step.out_size, step.channels_first)
+            if step.stored
+            else None
+        )
+        added = (
+            request.values.channels_last(residual, step.size, step.channels_first)
+            if residual
+            else None
+        )
+        answer_sums = np.zeros(request.batch, np.uint64)
+        request_sums = np.zeros((len(step.sinks), request.batch), np.uint64)
+        sinks = [self._sink(index, request) for index in step.sinks]
+        for j in range(request.batch):
+            one = slice(j, j + 1)
+            self._passes[i].run(
+                1,
+                source[one],
+                None if unblinding is None else unblinding[j][None],
+                None if added is None else added[one],
+                None if kept is None or step.epilogue.pool else kept[one],
+                kept[one] if kept is not None and step.epilogue.pool else None,
+                [sink.message[one] for sink in sinks],
+                [sink.key for sink in sinks],
+                [sink.nonces[j] if sink.nonces else None for sink in sinks],
+                [sink.explicit_pad(j) for sink in sinks],
+                answer_sums[one],
+                request_sums[:, one],
+                self._threads,
+            )
+        if step.node is not None:
+            request_id, _ = request.replies.pop(step.node)
+            _link(request).release(request_id)
+            self._accept(step.node, answer_sums, request)
+        for index, sink, sums in zip(step.sinks, sinks, request_sums, strict=True):
+            request.messages[index] = sink.message
+            request.request_sums[index] = sums.copy()
+        protection = self._row_protection(step)
+        row = request.meter.row(step.name, protection)
+        row.trusted_ms += 1e3 * (time.process_time() - started)
+
+    def _source_of(
+        self, step: Fuse, request: _Request
+    ) -> tuple[np.ndarray, list[np.ndarray] | None]:
+        if step.node is None:
+            name = step.source or ""
+            source = request.values.channels_last(name, step.size, step.channels_first)
+            if not np.isfinite(source).all():
+                raise RangeError(
+                    f"value {name!r} is NaN or infinite for this input, so it has no fixed-point "
+                    "form; check the input, or use the enclave policy"
+                )
+            return source, None
+        reply = request.replies[step.node][1]
+        node = self.plan.linear_nodes[step.node]
+        if not self.plan.protection_of(node).hidden:
+            return reply, None
+        return reply, _pads(request).unblinding(step.node)
+
+    def _accept(self, index: int, answer_sums: np.ndarray, request: _Request) -> None:
+        node = self.plan.linear_nodes[index]
+        if self.plan.protection_of(node).checked:
+            accept(answer_sums, request.request_sums.pop(index), node=node.node)
+
+    def _sink(self, index: int, request: _Request) -> "_Sink":
+        node = self.plan.linear_nodes[index]
+        shape = (request.batch, *node.linear.geometry.in_shape)
+        if self.plan.protection_of(node).hidden:
+            message = _link(request).send_buffer(TensorSpec(np.dtype(np.uint32), shape))
+            pads = _pads(request)
+            return _Sink(message, pads.key, pads.nonces(index))
+        if self._hides:
+            return _Sink(np.empty(shape, np.int16))
+        return _Sink(_link(request).send_buffer(TensorSpec(np.dtype(np.int16), shape)))
+
+    def _row_protection(self, step: Fuse) -> str:
+        if step.node is None:
+            return "enclave"
+        return self.plan.protection_of(self.plan.linear_nodes[step.node]).name
+
+    # ---- open segments and local nodes
+
+    def _segment(self, step: Segment, request: _Request) -> None:
+        row = request.meter.row(f"open segment {step.nodes[0].name}", "open")
+        tensors = tuple(np.ascontiguousarray(request.values.onnx(v)) for v in step.inputs)
+        expect = tuple(self._spec(value, request.batch) for value in step.outputs)
+        started = time.perf_counter()
+        request_id = self._next_request_id()
+        link = _link(request)
+        link.submit(request_id, step.target, tensors, expect)
+        replies = link.receive(request_id, timeout_s=request.timeout_s)
+        row.worker_ms += 1e3 * (time.perf_counter() - started)
+        for value, reply in zip(step.outputs, replies, strict=True):
+            # Open means believed: the plan promises neither privacy nor correctness here.
+            request.values.put(value, np.array(reply.expose_unchecked()))
+        link.release(request_id)
+        row.bytes_to_worker += sum(tensor.nbytes for tensor in tensors)
+        row.bytes_from_worker += sum(spec.nbytes for spec in expect)
+
+    def _spec(self, value: str, batch: int) -> TensorSpec:
+        known = self.plan.graph.types.get(value)
+        if known is None or None in known.shape[1:]:
+            raise UnsupportedError(
+                f"value {value!r}: its shape is not known, so a worker's answer could not be "
+                "bounded; use the enclave policy"
+            )
+        shape = tuple(batch if size is None else size for size in known.shape)
+        return TensorSpec(known.dtype, shape)
+
+    def _local(self, i: int, step: Local, request: _Request) -> None:
+        started = time.process_time()
+        feeds = {value: request.values.onnx(value) for value in step.inputs}
+        session = self._sessions[i]
+        if session is None:
+            raise PlanError("a local step has no engine")
+        for value, array in zip(step.outputs, session.run(step.outputs, feeds), strict=True):
+            request.values.put(value, array)
+        row = request.meter.row(f"local {step.nodes[0].name}", "enclave")
+        row.trusted_ms += 1e3 * (time.process_time() - started)
+
+    # ---- set-up
+
+    def _next_request_id(self) -> int:
+        self._request_ids += 1
+        return self._request_ids
+
+    def _install_checks(self) -> None:
+        for step, native in zip(self.program.steps, self._passes, strict=True):
+            if not isinstance(step, Fuse) or native is None:
+                continue
+            if step.node is not None:
+                vectors = self.checks.vectors(step.node)
+                native.set_check(*((vectors.a, vectors.b) if vectors else (None, None)))
+            for position, index in enumerate(step.sinks):
+                vectors = self.checks.vectors(index)
+                native.set_sink_check(position, vectors.t if vectors else None)
+
+
+@dataclass
+class _Sink:
+    """Where a pass writes one linear node's request, and under which pads."""
+
+    message: np.ndarray
+    key: bytes | None = None
+    nonces: list[bytes] | None = None
+
+    def explicit_pad(self, j: int) -> np.ndarray | None:
+        """The pad as an array, on a CPU without AES instructions."""
+        if self.key is None or self.nonces is None or _native.isa() != "portable":
+            return None
+        shape = self.message.shape[1:]
+        return pad_stream(self.key, self.nonces[j], int(np.prod(shape))).reshape(1, *shape)
+
+
+def _link(request: _Request) -> WorkerLink:
+    if request.link is None:
+        raise PlanError("the plan sends work to a worker, but the session has none")
+    return request.link
+
+
+def _pads(request: _Request) -> PadUse:
+    if request.pads is None:
+        raise PlanError("the plan blinds, but the session has no pads")
+    return request.pads
+
+
+def _native_pass(plan: Plan, step: Fuse) -> _native.Pass:
+    node = None if step.node is None else plan.linear_nodes[step.node]
+    pool = step.epilogue.pool
+    sinks = [(plan.linear_nodes[i].inv_x_scale, plan.linear_nodes[i].x_qmax) for i in step.sinks]
+    return _native.Pass(
+        *step.size,
+        None if node is None else node.scale,
+        None if node is None else node.bias,
+        step.epilogue.lo,
+        step.epilogue.hi,
+        None if pool is None else pool.to_tuple(),
+        sinks,
+    )
+
+
+def _local_session(graph: Graph, step: Local, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    model = to_model(graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs)
+    return ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )

@@ -1,0 +1,224 @@
+"""A session: a plan, the workers that serve it and the pads that blind it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from cloister.crypto.csprng import Csprng, SystemRandom
+from cloister.errors import (
+    CloisterError,
+    PlanError,
+    ProtocolError,
+    RangeError,
+    VerificationError,
+    WorkerTimeout,
+    WorkerUnavailable,
+)
+from cloister.plan.plan import Plan
+from cloister.plan.policies import Samples, as_samples
+from cloister.plan.protection import ENCLAVE
+from cloister.trusted.blinded import InlinePads, PadUse
+from cloister.trusted.padstore import PadSource
+from cloister.trusted.report import Meter, Report, Result
+from cloister.trusted.runtime import Runtime
+from cloister.wire.link import WorkerLink
+from cloister.wire.rpc import RpcLink
+from cloister.wire.shm import start_local_worker
+from cloister.wire.transcript import RecordingLink, Transcript
+
+DEFAULT_TIMEOUT_S = 60.0
+DEFAULT_BATCH = 8
+
+
+class Session:
+    """Runs inputs through a plan.
+
+    workers          addresses "HOST:PORT" or links; default: one local worker process, started and
+                     stopped by the session. A worker that hangs or dies is replaced by the next one
+                     and the batch is repeated under fresh pads; a worker that lies is never used
+                     again, and the lie is raised.
+    pads             where pads come from; default: made inline, in memory
+    threads          threads of the trusted side
+    record_payloads  keep a copy of every message in the transcript, not only its size
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        workers: Sequence[str | WorkerLink] | None = None,
+        pads: PadSource | None = None,
+        threads: int = 1,
+        worker_threads: int = 1,
+        batch: int = DEFAULT_BATCH,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        record_payloads: bool = False,
+        rng: Csprng | None = None,
+    ) -> None:
+        self.plan = plan
+        self._rng = rng or SystemRandom()
+        self._timeout_s = timeout_s
+        self._record_payloads = record_payloads
+        self._batch = batch
+        self._links: list[WorkerLink] = []
+        self._loaded: set[str] = set()
+        self._needs_worker = any(p is not ENCLAVE for p in plan.protections.values())
+        self._runtime = Runtime(plan, rng=self._rng, threads=threads)
+        self._pads = pads
+        if plan.hidden_nodes and pads is None:
+            self._pads = InlinePads(plan, rng=self._rng, threads=threads)
+        try:
+            self._links = self._connect(workers, worker_threads)
+        except CloisterError:
+            self.close()
+            raise
+
+    def _connect(
+        self, workers: Sequence[str | WorkerLink] | None, worker_threads: int
+    ) -> list[WorkerLink]:
+        if not self._needs_worker:
+            return []
+        if workers is None:
+            return [start_local_worker(threads=worker_threads)]
+        if not workers:
+            raise PlanError("the plan sends work to a worker, but workers= is empty")
+        return [
+            RpcLink(worker, timeout_s=self._timeout_s) if isinstance(worker, str) else worker
+            for worker in workers
+        ]
+
+    def run(
+        self,
+        inputs: Samples,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Result:
+        """Outputs for a batch of inputs of any size.
+
+        `progress(done, total)` is called after every micro-batch. All checks of an input have
+        passed before its outputs are returned.
+
+        Raises   VerificationError, ProtocolError, PadError, InputError; then nothing was released
+        """
+        feeds = as_samples(self.plan.graph, inputs)
+        _check_finite(feeds)
+        total = len(next(iter(feeds.values())))
+        step = self._micro_batch(total)
+        meter, transcript = Meter(), Transcript()
+        parts: list[dict[str, np.ndarray]] = []
+        for start in range(0, total, step):
+            part = {name: array[start : start + step] for name, array in feeds.items()}
+            parts.append(self._run_batch(part, meter, transcript))
+            if progress is not None:
+                progress(min(start + step, total), total)
+        outputs = {
+            name: np.concatenate([part[name] for part in parts]) for name in self.plan.graph.outputs
+        }
+        return Result(outputs, self._report(meter, total), transcript)
+
+    def _micro_batch(self, total: int) -> int:
+        if total == 0:
+            raise RangeError("no inputs: the batch is empty")
+        graph = self.plan.graph
+        fixed = {graph.types[name].shape[0] for name in graph.inputs if graph.types[name].shape}
+        return self._batch if fixed <= {None} else total
+
+    def _run_batch(
+        self, feeds: Mapping[str, np.ndarray], meter: Meter, transcript: Transcript
+    ) -> dict[str, np.ndarray]:
+        if not self._needs_worker:
+            return self._attempt(feeds, None, meter, transcript)
+        if not self._links:
+            raise WorkerUnavailable(
+                "no worker is left: every one lied, died or was closed; open a new session"
+            )
+        while True:
+            link = self._links[0]
+            try:
+                return self._attempt(feeds, link, meter, transcript)
+            except (WorkerTimeout, WorkerUnavailable):
+                # Nothing was released and the pads of this attempt are spent: the next worker gets
+                # the same inputs under fresh pads.
+                self._drop(link)
+                if not self._links:
+                    raise
+            except (VerificationError, ProtocolError):
+                self._drop(link)
+                self._runtime.redraw_checks()
+                raise
+
+    def _attempt(
+        self,
+        feeds: Mapping[str, np.ndarray],
+        link: WorkerLink | None,
+        meter: Meter,
+        transcript: Transcript,
+    ) -> dict[str, np.ndarray]:
+        if link is not None and link.name not in self._loaded:
+            self._runtime.load(link)
+            self._loaded.add(link.name)
+        pads = None
+        if self._pads is not None and self.plan.hidden_nodes:
+            count = len(next(iter(feeds.values())))
+            offline_before = self._offline_ms()
+            pads = PadUse(self._pads.take(count), pad_key=self._pads.pad_key)
+            meter.pads_used += count
+            meter.offline_ms += self._offline_ms() - offline_before
+        if link is not None:
+            link = RecordingLink(link, transcript, payloads=self._record_payloads)
+        return self._runtime.run(
+            feeds, link=link, pads=pads, meter=meter, timeout_s=self._timeout_s
+        )
+
+    def _offline_ms(self) -> float:
+        return self._pads.offline_ms if isinstance(self._pads, InlinePads) else 0.0
+
+    def _drop(self, link: WorkerLink) -> None:
+        self._links.remove(link)
+        self._loaded.discard(link.name)
+        link.close()
+
+    def _report(self, meter: Meter, inputs: int) -> Report:
+        bits = [row.soundness_bits for row in meter.rows.values() if row.soundness_bits is not None]
+        return Report(
+            policy=self.plan.policy,
+            inputs=inputs,
+            soundness_bits=min(bits) if bits else None,
+            hardware_rooted=False,
+            trusted_ms=meter.trusted_ms,
+            worker_ms=meter.total("worker_ms"),
+            offline_ms=meter.offline_ms,
+            bytes_to_worker=int(meter.total("bytes_to_worker")),
+            bytes_from_worker=int(meter.total("bytes_from_worker")),
+            pads_used=meter.pads_used,
+            pads_from=self._pads.kind if self._pads is not None else "none",
+            workers=tuple(link.name for link in self._links),
+            layers=tuple(meter.rows.values()),
+        )
+
+    def close(self) -> None:
+        """Stop local workers and close links."""
+        links, self._links = self._links, []
+        for link in links:
+            link.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _check_finite(feeds: Mapping[str, np.ndarray]) -> None:
+    for name, array in feeds.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            flat = np.isfinite(array.reshape(len(array), -1)).all(axis=1)
+            first = int(np.flatnonzero(~flat)[0])
+            raise RangeError(f"input {name!r}: sample {first} contains NaN or infinity")

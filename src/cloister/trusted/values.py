@@ -1,0 +1,48 @@
+"""Values inside the trusted runtime, in ONNX's layout, channels-last, or both."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from cloister.graph.graph import Graph
+from cloister.graph.layout import from_channels_last, to_channels_last
+
+
+class Values:
+    """Values of one batch by name; converts between layouts when somebody asks for the other."""
+
+    def __init__(self, graph: Graph, feeds: Mapping[str, np.ndarray]) -> None:
+        self._graph = graph
+        self._onnx: dict[str, np.ndarray] = dict(feeds)
+        self._last: dict[tuple[str, bool], np.ndarray] = {}
+        self._batch = len(next(iter(feeds.values()))) if feeds else 1
+
+    def put(self, name: str, array: np.ndarray) -> None:
+        """Keep a value in ONNX's layout."""
+        self._onnx[name] = array
+
+    def new(self, name: str, size: tuple[int, int, int], channels_first: bool) -> np.ndarray:
+        """Room for a value that is about to be written channels-last: float32 (n, h, w, c)."""
+        array = np.empty((self._batch, *size), np.float32)
+        self._last[name, channels_first] = array
+        return array
+
+    def onnx(self, name: str) -> np.ndarray:
+        """A value in ONNX's layout."""
+        if name not in self._onnx:
+            channels_first = (name, True) in self._last
+            shape = self._graph.types[name].shape
+            self._onnx[name] = from_channels_last(
+                self._last[name, channels_first], shape, channels_first=channels_first
+            )
+        return self._onnx[name]
+
+    def channels_last(
+        self, name: str, size: tuple[int, int, int], channels_first: bool
+    ) -> np.ndarray:
+        """A value as float32 (n, h, w, c)."""
+        key = (name, channels_first)
+        if key not in self._last:
+            array = to_channels_last(self.onnx(name), channels_first=channels_first)
+            self._last[key] = np.ascontiguousarray(array, np.float32).reshape(-1, *size)
+        return self._last[key]

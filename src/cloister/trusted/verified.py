@@ -1,0 +1,62 @@
+"""Freivalds' check of a worker's answers: `<s, A x> = <A^T s, x>` modulo a 52-bit prime.
+
+Both sums are accumulated by the native pass while it reads the reply and writes the next request
+(cloister.field.freivalds has the mathematics). Here the secret coefficients live, and here the two
+sides are compared: the only way on is for them to be equal.
+"""
+
+import numpy as np
+from jaxtyping import UInt64
+
+from cloister.crypto.csprng import Csprng
+from cloister.errors import VerificationError
+from cloister.field.freivalds import SOUNDNESS_BITS, CheckVectors, draw
+from cloister.plan.plan import Plan
+
+
+class CheckBook:
+    """Secret check vectors of every checked linear node; redrawn after any failure.
+
+    Secret   all of it: a worker that knows `a` and `b` can forge answers
+    """
+
+    def __init__(self, plan: Plan, *, rng: Csprng) -> None:
+        self._plan = plan
+        self._rng = rng
+        self._vectors: dict[int, CheckVectors] = {}
+        self.redraw()
+
+    def redraw(self) -> None:
+        """Forget all coefficients and draw new ones."""
+        for vectors in self._vectors.values():
+            for array in (vectors.a, vectors.b, vectors.t):
+                array.fill(0)
+        self._vectors = {
+            index: draw(node.linear, rng=self._rng)
+            for index, node in enumerate(self._plan.linear_nodes)
+            if self._plan.protection_of(node).checked
+        }
+
+    def vectors(self, index: int) -> CheckVectors | None:
+        """The vectors of a linear node, None where the plan does not check it."""
+        return self._vectors.get(index)
+
+    def soundness_bits(self, index: int) -> float | None:
+        """-log2 of the chance that one wrong answer passes; None where nothing is checked."""
+        return SOUNDNESS_BITS if index in self._vectors else None
+
+
+def accept(
+    answer_sums: UInt64[np.ndarray, " n"], request_sums: UInt64[np.ndarray, " n"], *, node: str
+) -> None:
+    """Let a node's answers pass, or raise.
+
+    Domain   canonical residues modulo P52, one per input of the batch
+    Error    a wrong answer passes with probability at most 2 / P52 < 2^-50
+    Raises   VerificationError, which says only which node failed
+    """
+    if answer_sums.shape != request_sums.shape or not np.array_equal(answer_sums, request_sums):
+        raise VerificationError(
+            f"node {node!r}: the worker's answer is wrong; nothing was released, the worker is "
+            "quarantined"
+        )

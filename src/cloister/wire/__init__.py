@@ -1,0 +1,1 @@
+"""Messages between the trusted side and a worker, and the links that carry them."""

@@ -1,0 +1,145 @@
+"""The messages a trusted runtime and a worker exchange, as frozen data.
+
+Request ids are chosen by the trusted side, start at 1 and are never used twice on one link; 0 in a
+`Failure` means that it concerns no request. Target ids name loaded linear maps and segments; they
+belong to one connection.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from cloister.field.linear import LinearMap
+
+PROTOCOL_VERSION = 1
+MAX_FAILURE_CHARS = 500
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Type and shape of a tensor that is sent or expected."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", np.dtype(self.dtype))
+        object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
+
+    @staticmethod
+    def of(tensor: np.ndarray) -> "TensorSpec":
+        """The spec an array satisfies."""
+        return TensorSpec(tensor.dtype, tensor.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Exact size of the tensor's bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        return f"{self.dtype.name} {self.shape}"
+
+
+class Unchecked(Generic[T]):
+    """Something a worker sent: right in type, shape and size, arbitrary in value.
+
+    Its content is reachable in one way only, so that a search for `expose_unchecked` finds every
+    place that reads a worker's words. Content of a shared-memory link may still change while it is
+    read: a reader loads each word once.
+    """
+
+    __slots__ = ("_content",)
+
+    def __init__(self, content: T) -> None:
+        self._content = content
+
+    def expose_unchecked(self) -> T:
+        """The content, to be checked by the caller or declared unprotected by the plan."""
+        return self._content
+
+    def __repr__(self) -> str:
+        return "Unchecked(...)"
+
+
+@dataclass(frozen=True)
+class Hello:
+    """Opens a connection: the trusted side's protocol version."""
+
+    version: int = PROTOCOL_VERSION
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """The worker's answer to `Hello`; name and device are its own claims."""
+
+    version: int
+    name: str
+    device: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", printable(self.name))
+        object.__setattr__(self, "device", printable(self.device))
+
+
+@dataclass(frozen=True, eq=False)
+class LoadLinear:
+    """Keep a linear map under a target id."""
+
+    target_id: int
+    linear: LinearMap
+
+
+@dataclass(frozen=True, eq=False)
+class LoadSegment:
+    """Keep an ONNX model, run in float32 and in the open, under a target id."""
+
+    target_id: int
+    model: bytes
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A linear map or segment is in place."""
+
+    target_id: int
+
+
+@dataclass(frozen=True, eq=False)
+class Apply:
+    """Apply a loaded target to tensors."""
+
+    request_id: int
+    target_id: int
+    tensors: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a target made of a request's tensors."""
+
+    request_id: int
+    tensors: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The worker could not do what it was asked; the reason in its own words, cut to length."""
+
+    request_id: int
+    message: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", printable(self.message))
+
+
+Message = Hello | Welcome | LoadLinear | LoadSegment | Loaded | Apply | Answer | Failure
+
+
+def printable(text: str) -> str:
+    """A worker's words made fit for one line of a log or terminal: no control characters."""
+    cleaned = "".join(character if character.isprintable() else " " for character in text)
+    return cleaned[:MAX_FAILURE_CHARS]

@@ -1,0 +1,195 @@
+"""The transcript: exactly what the untrusted side saw and said."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+from zipfile import BadZipFile
+
+import numpy as np
+
+from cloister.errors import InputError
+from cloister.field.linear import LinearMap
+from cloister.wire.link import WorkerLink
+from cloister.wire.messages import TensorSpec, Unchecked
+
+Direction = Literal["to_worker", "from_worker"]
+
+_DIRECTIONS: tuple[Direction, ...] = ("to_worker", "from_worker")
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One tensor that crossed the boundary; `payload` is a copy, or None when not recorded."""
+
+    direction: Direction
+    request_id: int
+    target_id: int
+    worker: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    nbytes: int
+    payload: np.ndarray | None = None
+
+
+@dataclass
+class Transcript:
+    """Tensors in the order in which they crossed."""
+
+    entries: list[Entry] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def messages(
+        self, *, target_id: int | None = None, direction: Direction | None = None
+    ) -> list[Entry]:
+        """The entries of one target, one direction, or both."""
+        return [
+            entry
+            for entry in self.entries
+            if target_id in (None, entry.target_id) and direction in (None, entry.direction)
+        ]
+
+    def nbytes(self, direction: Direction | None = None) -> int:
+        """Bytes that crossed, in one direction or both."""
+        return sum(entry.nbytes for entry in self.messages(direction=direction))
+
+    def save(self, path: Path) -> None:
+        """Write the transcript as an .npz file."""
+        entries = self.entries
+        arrays = {
+            "direction": np.array([_DIRECTIONS.index(e.direction) for e in entries], np.uint8),
+            "request_id": np.array([e.request_id for e in entries], np.int64),
+            "target_id": np.array([e.target_id for e in entries], np.int64),
+            "worker": np.array([e.worker for e in entries], np.str_),
+            "dtype": np.array([e.dtype.str for e in entries], np.str_),
+            "shape": np.array([" ".join(map(str, e.shape)) for e in entries], np.str_),
+        }
+        payloads = {
+            f"payload_{i}": entry.payload
+            for i, entry in enumerate(entries)
+            if entry.payload is not None
+        }
+        # Through an open file, because NumPy would append .npz to another name.
+        with path.open("wb") as file:
+            np.savez(file, **arrays, **payloads)
+
+    @staticmethod
+    def load(path: Path) -> "Transcript":
+        """Read a file written by `save`.
+
+        Raises   InputError when it is something else
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            return Transcript([_entry(arrays, i) for i in range(len(arrays["request_id"]))])
+        except (
+            OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, BadZipFile,
+        ) as error:  # fmt: skip
+            raise InputError(f"{path}: not a transcript written by Cloister") from error
+
+
+class RecordingLink:
+    """Passes everything through to a link and enters it in a transcript.
+
+    payloads   keep a copy of every tensor, not only its size
+    """
+
+    def __init__(self, link: WorkerLink, transcript: Transcript, *, payloads: bool) -> None:
+        self._link = link
+        self._transcript = transcript
+        self._payloads = payloads
+        self._targets: dict[int, int] = {}
+
+    @property
+    def name(self) -> str:
+        """See WorkerLink."""
+        return self._link.name
+
+    @property
+    def bytes_sent(self) -> int:
+        """See WorkerLink."""
+        return self._link.bytes_sent
+
+    @property
+    def bytes_received(self) -> int:
+        """See WorkerLink."""
+        return self._link.bytes_received
+
+    def load_linear(self, target_id: int, linear: LinearMap) -> None:
+        """See WorkerLink; weights are public to the worker and not recorded."""
+        self._link.load_linear(target_id, linear)
+
+    def load_segment(self, target_id: int, model: bytes) -> None:
+        """See WorkerLink; weights are public to the worker and not recorded."""
+        self._link.load_segment(target_id, model)
+
+    def send_buffer(self, spec: TensorSpec) -> np.ndarray:
+        """See WorkerLink."""
+        return self._link.send_buffer(spec)
+
+    def submit(
+        self,
+        request_id: int,
+        target_id: int,
+        tensors: tuple[np.ndarray, ...],
+        expect: tuple[TensorSpec, ...],
+    ) -> None:
+        """See WorkerLink."""
+        for tensor in tensors:
+            self._record("to_worker", request_id, target_id, tensor)
+        self._targets[request_id] = target_id
+        self._link.submit(request_id, target_id, tensors, expect)
+
+    def receive(self, request_id: int, *, timeout_s: float) -> tuple[Unchecked[np.ndarray], ...]:
+        """See WorkerLink; what is recorded was read once for the record alone."""
+        replies = self._link.receive(request_id, timeout_s=timeout_s)
+        target_id = self._targets.get(request_id, -1)
+        for reply in replies:
+            self._record("from_worker", request_id, target_id, reply.expose_unchecked())
+        return replies
+
+    def release(self, request_id: int) -> None:
+        """See WorkerLink."""
+        self._targets.pop(request_id, None)
+        self._link.release(request_id)
+
+    def close(self) -> None:
+        """See WorkerLink."""
+        self._link.close()
+
+    def _record(
+        self, direction: Direction, request_id: int, target_id: int, tensor: np.ndarray
+    ) -> None:
+        self._transcript.entries.append(
+            Entry(
+                direction,
+                request_id,
+                target_id,
+                self.name,
+                tensor.dtype,
+                tensor.shape,
+                tensor.nbytes,
+                tensor.copy() if self._payloads else None,
+            )
+        )
+
+
+def _entry(file: dict[str, np.ndarray], i: int) -> Entry:
+    dtype = np.dtype(str(file["dtype"][i]))
+    shape = tuple(int(size) for size in str(file["shape"][i]).split())
+    payload = file.get(f"payload_{i}")
+    spec = TensorSpec(dtype, shape)
+    if payload is not None and TensorSpec.of(payload) != spec:
+        raise ValueError(f"payload {i} is not {spec}")
+    return Entry(
+        _DIRECTIONS[int(file["direction"][i])],
+        int(file["request_id"][i]),
+        int(file["target_id"][i]),
+        str(file["worker"][i]),
+        dtype,
+        shape,
+        spec.nbytes,
+        payload,
+    )

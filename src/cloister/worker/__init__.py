@@ -1,0 +1,1 @@
+"""The untrusted worker: serves linear maps and open segments."""

@@ -1,0 +1,8 @@
+"""`python -m cloister.worker`."""
+
+import sys
+
+from cloister.worker.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

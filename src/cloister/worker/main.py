@@ -1,0 +1,129 @@
+"""Starts workers: for the process that owns a descriptor, or for anyone who connects."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from cloister.errors import CloisterError, InputError
+from cloister.wire.messages import Failure
+from cloister.worker.byzantine import ByzantineEngine, Lie
+from cloister.worker.engine import DEFAULT_BUDGET_BYTES, Engine, MemoryBudget
+from cloister.worker.local import serve_descriptor
+from cloister.worker.remote import Client, Limits, Server
+
+
+def start_server(
+    listen: str,
+    *,
+    device: str = "cpu",
+    threads: int = 1,
+    limits: Limits | None = None,
+    budget_bytes: int = DEFAULT_BUDGET_BYTES,
+    insecure_lie: Lie | None = None,
+    insecure_lie_after: int = 0,
+) -> Server:
+    """Serve in the background; `.address` names the port chosen when the one given is 0.
+
+    Raises   InputError when the address or the device cannot be used
+    """
+    budget = MemoryBudget(budget_bytes)
+    # Fail now, not at the first client, when the device is missing.
+    Engine(device=device, threads=threads)
+
+    def new_client() -> Client:
+        engine = Engine(device=device, threads=threads, name=f"worker {listen}", budget=budget)
+        if insecure_lie is None:
+            return Client(engine.handle, close=engine.close)
+        liar = ByzantineEngine(engine, insecure_lie, after=insecure_lie_after)
+        return Client(liar.handle, close=engine.close, encoder=liar.encode)
+
+    return Server(listen, new_client=new_client, limits=limits)
+
+
+def serve(
+    listen: str,
+    *,
+    device: str = "cpu",
+    threads: int = 1,
+    limits: Limits | None = None,
+    ready: Callable[[str], None] | None = None,
+    insecure_lie: Lie | None = None,
+    insecure_lie_after: int = 0,
+) -> None:
+    """Serve until interrupted.
+
+    ready   called with the address once it is served; default: one line on standard output
+
+    Raises   InputError when the address or the device cannot be used
+    """
+    server = start_server(
+        listen,
+        device=device,
+        threads=threads,
+        limits=limits,
+        insecure_lie=insecure_lie,
+        insecure_lie_after=insecure_lie_after,
+    )
+    try:
+        (ready or _say_ready)(server.address)
+        server.wait()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.close()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m cloister.worker`: serve the descriptor of the process that started this one."""
+    options = _parse(arguments)
+    lie = Lie(options.lie) if options.lie else None
+    try:
+        if options.fd is not None:
+            _serve_fd(options, lie)
+        else:
+            serve(
+                options.listen,
+                device=options.device,
+                threads=options.threads,
+                insecure_lie=lie,
+                insecure_lie_after=options.lie_after,
+            )
+    except CloisterError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _serve_fd(options: argparse.Namespace, lie: Lie | None) -> None:
+    try:
+        engine = Engine(device=options.device, threads=options.threads, name="local worker")
+    except InputError as error:
+        # Tell whoever waits for a greeting why there is none.
+        reason = str(error)
+        serve_descriptor(options.fd, lambda _: Failure(0, reason))
+        return
+    if lie is None:
+        serve_descriptor(options.fd, engine.handle)
+        return
+    liar = ByzantineEngine(engine, lie, after=options.lie_after)
+    serve_descriptor(options.fd, liar.handle, encoder=liar.encode)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m cloister.worker", description=main.__doc__)
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument("--fd", type=int, help="descriptor of a connected socket")
+    place.add_argument("--listen", metavar="HOST:PORT", help="serve other machines")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    parser.add_argument("--threads", type=int, default=1)
+    # Workers that lie are for tests of the other side.
+    parser.add_argument("--lie", choices=[lie.value for lie in Lie], help=argparse.SUPPRESS)
+    parser.add_argument("--lie-after", type=int, default=0, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def _say_ready(address: str) -> None:
+    sys.stdout.write(f"worker: serving on {address}\n")
+    sys.stdout.flush()

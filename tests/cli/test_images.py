@@ -1,0 +1,218 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from cloister.cli import images
+from cloister.cli.images import Channels, Layout, Preprocessing, read_inputs
+from cloister.errors import InputError, RangeError
+from cloister.graph.graph import Graph, TensorType
+
+
+def graph(*shape, dtype=np.float32, names=("x",)):
+    types = {name: TensorType(np.dtype(dtype), (None, *shape)) for name in names}
+    return Graph("g", (), tuple(names), (), {}, types, 17)
+
+
+def pixels(height, width, channels=3, seed=0):
+    shape = (height, width, channels) if channels else (height, width)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "p.png"
+    Image.fromarray(pixels(5, 7)).save(path)
+    return path
+
+
+def one(graph_, path, preprocessing=None):
+    read = read_inputs(graph_, [path], preprocessing or Preprocessing())
+    return read.arrays[graph_.inputs[0]]
+
+
+def test_default_is_rgb_from_0_to_1_channels_first(picture):
+    got = one(graph(3, 5, 7), picture)
+    assert got.dtype == np.float32
+    expected = pixels(5, 7).transpose(2, 0, 1)[None] / 255
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "formula"),
+    [
+        (Preprocessing(scale=1, mean=(127.5,), std=(127.5,)), lambda p: (p - 127.5) / 127.5),
+        (Preprocessing(scale=1, mean=(128.0,), std=(128.0,)), lambda p: (p - 128) / 128),
+        (
+            Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+            lambda p: (p / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225],
+        ),
+        (
+            Preprocessing(scale=1, mean=(104.0, 117.0, 123.0), channels=Channels.BGR),
+            lambda p: p[..., ::-1] - np.array([104, 117, 123]),
+        ),
+    ],
+)
+def test_usual_preprocessings(picture, preprocessing, formula):
+    expected = formula(pixels(5, 7).astype(np.float64)).transpose(2, 0, 1)
+    got = one(graph(3, 5, 7), picture, preprocessing)[0]
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_channels_last_models(picture):
+    expected = pixels(5, 7)[None] / 255
+    np.testing.assert_allclose(one(graph(5, 7, 3), picture), expected, rtol=1e-6)
+    forced = Preprocessing(layout=Layout.NHWC)
+    np.testing.assert_allclose(one(graph(5, 7, 3), picture, forced), expected, rtol=1e-6)
+
+
+def test_gray_models_read_colour_pictures_as_gray(picture):
+    assert one(graph(1, 5, 7), picture).shape == (1, 1, 5, 7)
+
+
+def test_resize_goes_to_the_models_size_or_cuts_the_centre(picture):
+    assert one(graph(3, 2, 4), picture).shape == (1, 3, 2, 4)
+    cut = one(graph(3, 3, 3), picture, Preprocessing(resize=(5, 7)))
+    np.testing.assert_allclose(cut[0], pixels(5, 7)[1:4, 2:5].transpose(2, 0, 1) / 255, rtol=1e-6)
+    with pytest.raises(InputError, match=r"--resize 2,2 is smaller"):
+        one(graph(3, 3, 3), picture, Preprocessing(resize=(2, 2)))
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    image = Image.fromarray(pixels(4, 8))
+    exif = image.getexif()
+    exif[0x0112] = 6  # the camera was held on its side
+    image.save(tmp_path / "p.png", exif=exif)
+    expected = np.rot90(pixels(4, 8), k=-1).transpose(2, 0, 1) / 255
+    np.testing.assert_allclose(one(graph(3, 8, 4), tmp_path / "p.png")[0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "samples"),
+    [((6, 5), 1), ((2, 6, 5), 2), ((6, 5, 1), 1), ((2, 6, 5, 1), 2), ((2, 1, 6, 5), 2)],
+)
+def test_uint8_arrays_are_pixels(tmp_path, shape, samples):
+    array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    np.save(tmp_path / "a.npy", array)
+    expected = array.reshape(samples, 1, 6, 5) / 255
+    np.testing.assert_allclose(one(graph(1, 6, 5), tmp_path / "a.npy"), expected, rtol=1e-6)
+
+
+def test_float_arrays_are_taken_as_they_are(tmp_path):
+    array = np.random.default_rng(0).standard_normal((3, 2, 4))
+    np.save(tmp_path / "batch.npy", array)
+    np.save(tmp_path / "single.npy", array[0])
+    read = read_inputs(
+        graph(2, 4), [tmp_path / "batch.npy", tmp_path / "single.npy"], Preprocessing()
+    )
+    np.testing.assert_array_equal(read.arrays["x"], np.float32([*array, array[0]]))
+    assert read.names[2].endswith("batch.npy[2]")
+    assert read.names[3].endswith("single.npy")
+    assert len(read.first(2)["x"]) == 2
+
+
+def test_npz_by_name_or_first(tmp_path):
+    a, b = np.ones((2, 4), np.float32), np.zeros((2, 4), np.float32)
+    np.savez(tmp_path / "named.npz", other=a, x=b)
+    np.savez(tmp_path / "first.npz", other=a)
+    assert one(graph(4), tmp_path / "named.npz").sum() == 0
+    assert one(graph(4), tmp_path / "first.npz").sum() == 8
+    both = graph(4, names=("x", "other"))
+    assert set(read_inputs(both, [tmp_path / "named.npz"], Preprocessing()).arrays) == {
+        "x",
+        "other",
+    }
+    with pytest.raises(InputError, match="no array named 'x'"):
+        read_inputs(both, [tmp_path / "first.npz"], Preprocessing())
+
+
+def test_folders_are_read_in_order(tmp_path):
+    for name in ("b.png", "a.png"):
+        Image.fromarray(pixels(5, 7)).save(tmp_path / name)
+    (tmp_path / "readme.txt").write_text("not an input")
+    read = read_inputs(graph(3, 5, 7), [tmp_path], Preprocessing())
+    assert [name.rsplit("/", 1)[1] for name in read.names] == ["a.png", "b.png"]
+
+
+def test_integer_inputs_of_integer_models(tmp_path):
+    np.save(tmp_path / "a.npy", np.arange(4))
+    assert one(graph(4, dtype=np.int64), tmp_path / "a.npy").tolist() == [[0, 1, 2, 3]]
+
+
+def _save(path, array):
+    np.save(path, array, allow_pickle=True)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((2, 3, 5, 7), np.int64), "holds int64 numbers, input 'x' takes float32"),
+        (np.array([object()]), "holds Python objects"),
+        (np.zeros((5,), np.float32), r"array of 1 axes \(5,\)"),
+        (np.zeros((1, 4, 5, 7), np.float32), r"array of shape \(1, 4, 5, 7\)"),
+        (np.zeros((2, 5, 7, 4), np.uint8), "pictures with 4 channels, the model takes 3"),
+        (np.zeros((5, 7), np.uint8), "pictures with 1 channels, the model takes 3"),
+        (np.zeros((2,), np.uint8), "uint8 arrays hold pixels"),
+    ],
+)
+def test_arrays_that_cannot_be_used(tmp_path, array, message):
+    path = _save(tmp_path / "bad.npy", array)
+    with pytest.raises(InputError, match=message) as caught:
+        one(graph(3, 5, 7), path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_non_finite_arrays(tmp_path, value):
+    array = np.zeros((2, 4), np.float32)
+    array[1, 2] = value
+    with pytest.raises(RangeError, match="sample 1 contains NaN or infinity"):
+        one(graph(4), _save(tmp_path / "bad.npy", array))
+
+
+def test_files_that_are_no_inputs(tmp_path, picture):
+    target = graph(3, 5, 7)
+    with pytest.raises(InputError, match="no such file"):
+        one(target, tmp_path / "missing.png")
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(InputError, match="not a PNG or JPEG"):
+        one(target, tmp_path / "text.png")
+    (tmp_path / "half.png").write_bytes(picture.read_bytes()[:90])
+    with pytest.raises(InputError, match="cannot be decoded"):
+        one(target, tmp_path / "half.png")
+    (tmp_path / "text.npy").write_text("hello")
+    with pytest.raises(InputError, match=r"not a readable .npy"):
+        one(target, tmp_path / "text.npy")
+    (tmp_path / "short.npz").write_bytes(b"PK\x03\x04 truncated")
+    with pytest.raises(InputError, match=r"not a readable .npy or .npz"):
+        one(target, tmp_path / "short.npz")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="the folder holds no picture"):
+        one(target, tmp_path / "empty")
+    with pytest.raises(InputError, match="no inputs given"):
+        read_inputs(target, [], Preprocessing())
+
+
+def test_pictures_for_models_that_take_none(picture):
+    with pytest.raises(InputError, match="which is no picture"):
+        one(graph(35), picture)
+    with pytest.raises(InputError, match="has 4 channels in nchw layout"):
+        one(graph(4, 5, 7), picture)
+    with pytest.raises(InputError, match="has 1 channels, not --channels rgb"):
+        one(graph(1, 5, 7), picture, Preprocessing(channels=Channels.RGB))
+    with pytest.raises(InputError, match="give one number or 3"):
+        one(graph(3, 5, 7), picture, Preprocessing(mean=(1.0, 2.0)))
+    with pytest.raises(InputError, match=r"one \.npz that holds them all"):
+        one(graph(3, 5, 7, names=("x", "y")), picture)
+
+
+def test_large_pictures_are_refused_before_decoding(picture, monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 34)
+    with pytest.raises(InputError, match="7x5 pixels are more than the limit"):
+        one(graph(3, 5, 7), picture)
+
+
+def test_sixteen_bit_pictures_are_refused(tmp_path):
+    Image.fromarray(np.zeros((5, 7), np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(InputError, match="more than 8 bits"):
+        one(graph(1, 5, 7), tmp_path / "deep.png")

@@ -1,0 +1,92 @@
+"""Exit codes and streams of the command, and the verbs that run as processes."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from cloister.errors import VerificationError
+from cloister.trusted.session import Session
+
+COMMAND = [sys.executable, "-m", "cloister"]
+
+
+def test_a_wrong_answer_has_its_own_exit_code(refused, model_file, pictures, monkeypatch):
+    def lie(*_, **__):
+        raise VerificationError("node 'Conv_0': the worker's answer is wrong")
+
+    monkeypatch.setattr(Session, "run", lie)
+    message = refused("run", model_file, "--input", pictures[0], code=3)
+    assert message == "error: node 'Conv_0': the worker's answer is wrong"
+
+
+def test_interrupt(cloister, model_file, pictures, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "run", interrupt)
+    ran = cloister("run", model_file, "--input", pictures[0])
+    assert (ran.code, ran.out, ran.err) == (130, "", "")
+
+
+def test_full_disk(refused, model_file, pictures, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", "out.npz")
+
+    monkeypatch.setattr(np, "savez", full)
+    output = tmp_path / "out.npz"
+    message = refused("run", model_file, "--input", pictures[0], "--output", output)
+    assert message == "error: out.npz: No space left on device"
+
+
+def test_reader_of_a_pipe_leaves(model_file):
+    with subprocess.Popen(
+        [*COMMAND, "inspect", str(model_file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() in (0, 2)
+
+
+@pytest.fixture
+def worker():
+    """A worker process of the command line and its address."""
+    with subprocess.Popen(
+        [*COMMAND, "worker", "--listen", "127.0.0.1:0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        ready = process.stdout.readline()
+        found = re.search(r"127\.0\.0\.1:[1-9]\d*", ready)
+        assert found, ready
+        yield process, found[0]
+        process.kill()
+
+
+def test_worker_serves_runs_and_stops_cleanly(cloister, model_file, pictures, worker):
+    process, address = worker
+    run = ("run", model_file, "--json", "--input", *pictures)
+    remote = cloister(*run, "--worker", address)
+    assert remote.code == 0, remote
+    found = json.loads(remote.out)
+    assert found["report"]["bytes_to_worker"] == 3 * 4 * (3 * 8 * 6 + 4 * 4 * 3)
+    local = json.loads(cloister(*run).out)
+    assert [o["values"] for o in found["outputs"]] == [o["values"] for o in local["outputs"]]
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) in (0, 130)
+    assert "Traceback" not in process.stderr.read()
+
+
+def test_a_lone_worker_that_dies_is_named(refused, model_file, pictures, worker):
+    process, address = worker
+    process.kill()
+    process.wait()
+    message = refused(
+        "run", model_file, "--worker", address, "--timeout", 3, "--input", pictures[0]
+    )
+    assert address in message

@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+
+from cloister.cli.results import best, is_classifier, probabilities, read_labels
+from cloister.errors import InputError
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["cat\ndog\n", "index,name\n0,cat\n1,dog\n", "1,dog\n0,cat\n", '0,"cat"\n1,dog\n\n'],
+)
+def test_labels(tmp_path, text):
+    (tmp_path / "labels").write_text(text)
+    assert read_labels(tmp_path / "labels") == ["cat", "dog"]
+
+
+def test_labels_keep_commas_of_plain_lines(tmp_path):
+    (tmp_path / "labels").write_text("tabby, tabby cat\npug\n")
+    assert read_labels(tmp_path / "labels") == ["tabby, tabby cat", "pug"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"0,a\n999999999,b\n"])
+def test_labels_that_cannot_be_used(tmp_path, content):
+    (tmp_path / "labels").write_bytes(content)
+    with pytest.raises(InputError, match="labels"):
+        read_labels(tmp_path / "labels")
+    with pytest.raises(InputError, match="no such file"):
+        read_labels(tmp_path / "missing")
+
+
+def test_probabilities_are_kept_and_scores_are_turned_into_them():
+    given = np.float32([[0.25, 0.75], [1.0, 0.0]])
+    np.testing.assert_array_equal(probabilities(given), given)
+    np.testing.assert_allclose(probabilities(np.float32([[0.0, np.log(3)]])), [[0.25, 0.75]])
+    np.testing.assert_allclose(probabilities(np.float32([[1e4, 0.0]])), [[1.0, 0.0]])
+
+
+def test_best():
+    guesses = best(np.float32([[1, 3, 2]]), top=2, labels=["zero", "one"])[0]
+    assert [(guess.index, guess.label) for guess in guesses] == [(1, "one"), (2, "class 2")]
+
+
+def test_what_counts_as_a_classifier():
+    assert is_classifier(np.zeros((2, 5), np.float32))
+    assert is_classifier(np.zeros((2, 5, 1, 1), np.float32))
+    assert not is_classifier(np.zeros((2, 3, 4), np.float32))
+    assert not is_classifier(np.zeros((2, 5), np.int64))

@@ -1,0 +1,179 @@
+"""What every verb prints, in this process."""
+
+import json
+import re
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from PIL import Image
+
+from cloister.cli.main import app
+
+RUN_KEYS = {
+    "soundness_bits", "hardware_rooted", "trusted_ms", "worker_ms", "offline_ms",
+    "bytes_to_worker", "bytes_from_worker", "pads_used", "layers",
+}  # fmt: skip
+
+
+def float32_outputs(model_file, paths):
+    pixels = [np.asarray(Image.open(p).resize((6, 8), Image.Resampling.BILINEAR)) for p in paths]
+    feeds = np.float32(np.stack(pixels)).transpose(0, 3, 1, 2) / 255
+    return ort.InferenceSession(model_file).run(None, {"image": feeds})[0]
+
+
+def test_help_lists_every_verb(cloister):
+    ran = cloister("--help")
+    assert ran.code == 0
+    for verb in ("demo", "inspect", "run", "compare", "worker", "pads", "bench"):
+        assert re.search(rf"\b{verb}\b", ran.out), verb
+    assert cloister().out == ran.out
+
+
+@pytest.mark.parametrize(
+    "verb", ["demo", "inspect", "run", "compare", "worker", "pads make", "pads status",
+             "bench inference", "bench layers"],
+)  # fmt: skip
+def test_every_verb_explains_itself(cloister, verb):
+    ran = cloister(*verb.split(), "--help")
+    assert ran.code == 0
+    assert f"cloister {verb}" in ran.out
+
+
+def test_version(cloister):
+    assert re.fullmatch(r"cloister \d+\.\d+\.\d+\n", cloister("--version").out)
+
+
+def test_inspect(cloister, model_file):
+    ran = cloister("inspect", model_file)
+    assert ran.code == 0
+    assert ran.err == ""
+    for text in ("Conv_0", "linear", "blinded+verified", "nx4x8x6", "total", "trusted memory",
+                 "worker learns"):  # fmt: skip
+        assert text in ran.out, text
+
+
+def test_inspect_json(cloister, model_file):
+    found = json.loads(cloister("inspect", model_file, "--policy", "verified", "--json").out)
+    linear = [node for node in found["nodes"] if node["kind"] == "linear"]
+    assert [node["protection"] for node in linear] == ["verified", "verified"]
+    assert found["totals"]["parameters"] == 4 * 3 * 9 + 4 + 48 * 5 + 5
+    assert linear[0]["bytes_to_worker"] == 2 * 3 * 8 * 6
+    assert linear[0]["bytes_from_worker"] == 4 * 4 * 8 * 6
+    assert linear[0]["flops"] == 2 * 4 * 8 * 6 * 27
+    assert found["totals"]["pad_bytes"] == 0
+    assert found["unsupported"] == []
+
+
+def test_run(cloister, model_file, pictures, tmp_path):
+    (tmp_path / "labels.txt").write_text("ant\nbee\ncat\ndog\neel\n")
+    ran = cloister(
+        "run", model_file, "--input", *pictures, "--top", 2, "--labels", tmp_path / "labels.txt",
+        "--output", tmp_path / "out.npz",
+    )  # fmt: skip
+    assert ran.code == 0, ran
+    assert ran.err == ""
+    for path in pictures:
+        assert str(path) in ran.out
+    assert ran.out.count(" %") == 2 * len(pictures)
+    for text in ("3 inputs, policy slalom", "pads used 3 (inline", "2^-51", "hardware rooted: no",
+                 "calibrated on the inputs themselves", "the worker learns"):  # fmt: skip
+        assert text in ran.out, text
+    expected = float32_outputs(model_file, pictures)
+    (got,) = np.load(tmp_path / "out.npz").values()
+    assert np.abs(got - expected).max() < 0.02 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("policy", ["slalom", "verified", "blinded", "enclave", "open"])
+def test_run_json(cloister, model_file, pictures, policy):
+    ran = cloister("run", model_file, "--policy", policy, "--json", "--input", *pictures)
+    assert ran.code == 0, ran
+    assert ran.err == ""
+    found = json.loads(ran.out)
+    assert set(found["report"]) >= RUN_KEYS
+    assert found["report"]["pads_used"] == (3 if policy in ("slalom", "blinded") else 0)
+    assert (found["report"]["soundness_bits"] or 0) == pytest.approx(
+        51 if policy in ("slalom", "verified") else 0, abs=0.1
+    )
+    assert found["claims"]["policy"] == policy
+    assert [output["input"] for output in found["outputs"]] == [str(path) for path in pictures]
+    expected = float32_outputs(model_file, pictures)
+    for output, row in zip(found["outputs"], expected, strict=True):
+        (values,) = output["values"].values()
+        np.testing.assert_allclose(values, row, atol=0.02 * np.abs(expected).max())
+        assert output["top"][0]["index"] == int(np.argmax(values))
+
+
+def test_run_takes_arrays_and_globs(cloister, model_file, tmp_path):
+    rng = np.random.default_rng(5)
+    np.savez(tmp_path / "x.npz", image=rng.random((4, 3, 8, 6)).astype(np.float32))
+    np.save(tmp_path / "y.npy", rng.random((3, 8, 6)).astype(np.float32))
+    ran = cloister("run", "--input", tmp_path / "x.npz", tmp_path / "y.npy", model_file, "--json")
+    names = [output["input"].rsplit("/", 1)[1] for output in json.loads(ran.out)["outputs"]]
+    assert names == ["x.npz[0]", "x.npz[1]", "x.npz[2]", "x.npz[3]", "y.npy"]
+
+
+def test_compare(cloister, model_file, pictures):
+    ran = cloister("compare", model_file, "--input", *pictures)
+    assert ran.code == 0, ran
+    for text in ("Conv_0", "headroom bits", "clipped", "top-1 agreement: 100.00 %"):
+        assert text in ran.out, text
+    found = json.loads(cloister("compare", model_file, "--json", "--input", *pictures).out)
+    assert [layer["clipped"] for layer in found["layers"]] == [0, 0]
+    assert all(0 < layer["relative_error"] < 0.01 for layer in found["layers"])
+    assert all(layer["activation_bits"] == 12 for layer in found["layers"])
+    assert found["top1_agreement"] == 1.0
+
+
+def test_fewer_bits_lose_accuracy(cloister, model_file, pictures):
+    bits = ("--weight-bits", 5, "--activation-bits", 5)
+    coarse = json.loads(cloister("compare", model_file, *bits, "--json", "--input", *pictures).out)[
+        "layers"
+    ][0]
+    fine = json.loads(cloister("compare", model_file, "--json", "--input", *pictures).out)
+    assert coarse["relative_error"] > 10 * fine["layers"][0]["relative_error"]
+
+
+def test_clipping_is_counted(cloister, model_file, pictures, tmp_path):
+    np.save(tmp_path / "dark.npy", np.full((1, 3, 8, 6), 0.1, np.float32))
+    calibrated = ("--calibration", tmp_path / "dark.npy")
+    found = json.loads(
+        cloister("compare", model_file, *calibrated, "--json", "--input", *pictures).out
+    )
+    assert found["layers"][0]["clipped"] > 0.8 * found["layers"][0]["activations"]
+    assert found["calibration"] == "calibrated on 1 samples of --calibration"
+
+
+def test_pads(cloister, refused, model_file, other_model_file, pictures, tmp_path):
+    store = ("--store", tmp_path / "pads", "--pad-key", tmp_path / "key")
+    made = cloister("pads", "make", model_file, "--count", 4, *store, "--calibration", *pictures)
+    assert made.code == 0, made
+    assert "4 pad sets made, 4 ready" in made.out
+    # Once more: the store is full already, and its own calibration makes the same plan.
+    assert "0 pad sets made, 4 ready" in cloister(
+        "pads", "make", model_file, "--count", 4, *store
+    ).out  # fmt: skip
+    pads = ("--pads", tmp_path / "pads", "--pad-key", tmp_path / "key")
+    ran = cloister("run", model_file, *pads, "--json", "--input", *pictures)
+    assert ran.code == 0, ran
+    found = json.loads(ran.out)
+    assert (found["report"]["pads_used"], found["report"]["offline_ms"]) == (3, 0.0)
+    assert found["report"]["pads_from"] != "inline"
+    status = json.loads(cloister("pads", "status", *store, "--json").out)
+    assert status["ready"] == 1
+    assert "1" in cloister("pads", "status", *store).out
+    assert "pad" in refused("run", model_file, *pads, "--input", *pictures)
+    message = refused("run", other_model_file, *pads, "--input", pictures[0])
+    assert "plan" in message
+    filled = cloister("pads", "make", model_file, "--count", 2, *store)
+    assert "1 pad sets made, 2 ready" in filled.out
+
+
+def test_every_option_has_help():
+    def documented(group):
+        for command in group.registered_commands:
+            assert command.callback.__doc__, command
+        for sub in group.registered_groups:
+            documented(sub.typer_instance)
+
+    documented(app)

@@ -1,0 +1,17 @@
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The shared models and data; the test is skipped where they are absent."""
+    folder = os.environ.get("CLOISTER_DATA")
+    path = Path(folder) if folder else Path(__file__).parents[2] / "shared" / "data"
+    if not (path / "models").is_dir():
+        pytest.skip("no shared models and data: set CLOISTER_DATA")
+    return path

@@ -1,0 +1,69 @@
+"""A worker in the same process, with a hook that may rewrite its answers."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from cloister.errors import WorkerUnavailable
+from cloister.field.linear import LinearMap
+from cloister.field.ring import RingMap
+from cloister.wire.messages import TensorSpec, Unchecked
+
+Lie = Callable[[int, np.ndarray], np.ndarray]
+
+
+class DirectLink:
+    """Answers at once; keeps everything it was sent in `seen` and everything it answered."""
+
+    def __init__(self, name: str = "direct", *, lie: Lie | None = None) -> None:
+        self.name = name
+        self.seen: list[tuple[int, np.ndarray]] = []
+        self.answered: list[tuple[int, np.ndarray]] = []
+        self.maps: dict[int, RingMap] = {}
+        self.linears: dict[int, LinearMap] = {}
+        self.closed = False
+        self.bytes_sent = self.bytes_received = 0
+        self._lie = lie
+        self._answers: dict[int, np.ndarray] = {}
+
+    def load_linear(self, target_id: int, linear: LinearMap) -> None:
+        self.maps[target_id], self.linears[target_id] = RingMap(linear), linear
+
+    def load_segment(self, target_id: int, model: bytes) -> None:
+        raise NotImplementedError
+
+    def send_buffer(self, spec: TensorSpec) -> np.ndarray:
+        return np.empty(spec.shape, spec.dtype)
+
+    def submit(self, request_id: int, target_id: int, tensors, expect) -> None:
+        (message,) = tensors
+        self.seen.append((target_id, message.copy()))
+        answer = self.maps[target_id].apply(message)
+        if self._lie is not None:
+            answer = self._lie(target_id, answer.copy())
+        self.answered.append((target_id, answer.copy()))
+        assert expect[0].shape == answer.shape
+        self._answers[request_id] = answer
+
+    def receive(self, request_id: int, *, timeout_s: float):
+        return (Unchecked(self._answers.pop(request_id)),)
+
+    def release(self, request_id: int) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class DyingLink(DirectLink):
+    """Works until its `fatal` message, then is gone."""
+
+    def __init__(self, name: str, *, fatal: int) -> None:
+        super().__init__(name)
+        self._left = fatal
+
+    def receive(self, request_id: int, *, timeout_s: float):
+        self._left -= 1
+        if self._left <= 0:
+            raise WorkerUnavailable(f"worker {self.name}: died")
+        return super().receive(request_id, timeout_s=timeout_s)
