@@ -123,8 +123,7 @@ void freivalds_adjoint(const Geometry& g, const int16_t* weights, const uint64_t
           taps.push_back({a[py * g.ow + px], folded.data() + (i * g.kw + j) * g.c});
         }
       }
-      kernels.combine(taps.data(), static_cast<int64_t>(taps.size()), g.c,
-                      t + (y * g.w + x) * g.c);
+      kernels.combine(taps.data(), static_cast<int64_t>(taps.size()), g.c, t + (y * g.w + x) * g.c);
     }
   });
 }

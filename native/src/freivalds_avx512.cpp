@@ -20,8 +20,7 @@ Halves sweep(Halves sum, const int16_t* weights, int64_t stride, const __m512i* 
   for (int i = 0; i < kCount; ++i) {
     const __m128i narrow = _mm_maskz_loadu_epi16(mask, weights + i * stride);
     // Flipping the sign bit adds 2^15: unsigned 16 bits.
-    const __m512i weight =
-        _mm512_cvtepu16_epi64(_mm_xor_si128(narrow, _mm_set1_epi16(INT16_MIN)));
+    const __m512i weight = _mm512_cvtepu16_epi64(_mm_xor_si128(narrow, _mm_set1_epi16(INT16_MIN)));
     sum.lo = _mm512_madd52lo_epu64(sum.lo, weight, b[i]);
     sum.hi = _mm512_madd52hi_epu64(sum.hi, weight, b[i]);
   }
@@ -71,7 +70,7 @@ void fold_weights(const int16_t* weights, int64_t stride, const uint64_t* b, int
     const auto mask = static_cast<__mmask8>((1u << std::min<int64_t>(width - j, 8)) - 1);
     const Halves& sum = sums[static_cast<size_t>(j / 8)];
     const __m512i v = _mm512_add_epi64(reduce52(sum.lo, sum.hi), bias);  // below 2^53
-    _mm512_mask_storeu_epi64(fold + j, mask, canonical52(fold52(v)));
+    _mm512_mask_storeu_epi64(fold + j, mask, canonical52(fold52(fold52(v))));
   }
 }
 

@@ -6,6 +6,7 @@
 namespace cloister {
 
 Isa best_isa() {
+#if defined(__x86_64__)
   static const Isa best = [] {
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -18,6 +19,9 @@ Isa best_isa() {
     return avx512 ? Isa::avx512 : avx2 ? Isa::avx2 : Isa::portable;
   }();
   return best;
+#else
+  return Isa::portable;
+#endif
 }
 
 namespace {

@@ -14,7 +14,9 @@ def available_isas() -> list[str]: ...
 # ---- ring: exact linear maps modulo 2^32
 
 class RingMap:
-    def __init__(self, geometry: Sequence[int], weights: Int16[np.ndarray, "o kh kw c"]) -> None: ...
+    def __init__(
+        self, geometry: Sequence[int], weights: Int16[np.ndarray, "o kh kw c"]
+    ) -> None: ...
     def apply(
         self,
         x: UInt32[np.ndarray, "n h w c"] | Int16[np.ndarray, "n h w c"],

@@ -36,7 +36,7 @@ def test_a_folder_is_no_model(refused, tmp_path):
 @pytest.mark.parametrize("keep", [0, 1, 50, -3])
 def test_truncated_model(refused, tmp_path, model_file, keep):
     (tmp_path / "cut.onnx").write_bytes(model_file.read_bytes()[:keep])
-    assert "cut.onnx" in refused("inspect", tmp_path / "cut.onnx")
+    assert "cut" in refused("inspect", tmp_path / "cut.onnx")
 
 
 @pytest.mark.parametrize(
@@ -44,13 +44,13 @@ def test_truncated_model(refused, tmp_path, model_file, keep):
 )
 def test_no_model_at_all(refused, tmp_path, content):
     (tmp_path / "noise.onnx").write_bytes(content)
-    assert "noise.onnx" in refused("inspect", tmp_path / "noise.onnx")
+    assert "noise" in refused("inspect", tmp_path / "noise.onnx")
 
 
 def test_oversized_model(refused, tmp_path):
     with (tmp_path / "huge.onnx").open("wb") as file:
         file.truncate(2**31 + 1)  # a sparse file: it takes no room
-    assert "huge.onnx" in refused("inspect", tmp_path / "huge.onnx")
+    assert "huge" in refused("inspect", tmp_path / "huge.onnx")
 
 
 @pytest.mark.parametrize("location", ["../secret.bin", "/etc/hostname", "missing.bin"])

@@ -18,7 +18,7 @@ struct Geometry {
   int64_t groups;
 
   static Geometry from(const std::array<int64_t, 17>& v) {
-    return {v[0], v[1], v[2],  v[3],  v[4],  v[5],  v[6],  v[7], v[8],
+    return {v[0], v[1],  v[2],  v[3],  v[4],  v[5],  v[6],  v[7], v[8],
             v[9], v[10], v[11], v[12], v[13], v[14], v[15], v[16]};
   }
   int64_t in_elements() const { return h * w * c; }

@@ -48,7 +48,7 @@ struct PixelView {
 };
 
 struct SinkRun {
-  uint32_t* blinded = nullptr;      // exactly one of these two
+  uint32_t* blinded = nullptr;  // exactly one of these two
   int16_t* plain = nullptr;
   const uint32_t* pad = nullptr;    // blinded: an explicit pad, else key and nonces
   const uint8_t* key = nullptr;     // 32 bytes
@@ -81,8 +81,8 @@ class Pass {
   int64_t out_w() const { return shape_.pool ? shape_.pool->ow : shape_.w; }
 
   // Coefficients below P; the arrays must outlive their use. nullptr: no check.
-  void set_check(const uint64_t* a, const uint64_t* b);       // a[h * w], b[c]
-  void set_sink_check(size_t sink, const uint64_t* t);        // t[out_h * out_w * c]
+  void set_check(const uint64_t* a, const uint64_t* b);  // a[h * w], b[c]
+  void set_sink_check(size_t sink, const uint64_t* t);   // t[out_h * out_w * c]
   bool checked() const { return a_ != nullptr; }
 
   // Throws std::invalid_argument before anything is written.
@@ -99,9 +99,9 @@ class Pass {
   PassShape shape_;
   const uint64_t* a_ = nullptr;
   const uint64_t* b_ = nullptr;
-  uint64_t out_bias_ = 0;              // 2^31 * sum(a) * sum(b): z is accumulated as z + 2^31
-  std::vector<const uint64_t*> t_;     // one per sink
-  std::vector<uint64_t> in_bias_;      // 2^13 * sum(t): q is accumulated as q + 2^13
+  uint64_t out_bias_ = 0;           // 2^31 * sum(a) * sum(b): z is accumulated as z + 2^31
+  std::vector<const uint64_t*> t_;  // one per sink
+  std::vector<uint64_t> in_bias_;   // 2^13 * sum(t): q is accumulated as q + 2^13
   std::vector<std::unique_ptr<Scratch>> scratch_;
 };
 

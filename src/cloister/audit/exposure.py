@@ -88,7 +88,8 @@ def stretched(images: np.ndarray) -> UInt8[np.ndarray, "n h w"]:
     values = images.astype(np.float64)
     low, high = values.min(initial=0.0), values.max(initial=0.0)
     span = high - low
-    return np.rint((values - low) * (255.0 / span if span > 0 else 0.0)).astype(np.uint8)
+    scaled = (values - low) * (255.0 / span if span > 0 else 0.0)
+    return np.asarray(np.rint(scaled), np.uint8)
 
 
 def byte_histogram(payload: np.ndarray | bytes) -> Int64[np.ndarray, "256"]:

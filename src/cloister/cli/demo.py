@@ -32,7 +32,7 @@ CALIBRATION_IMAGES = 64
 SHOWN = 12
 PLAIN_VIEW_INPUTS = 64
 PAGE_NAME = "index.html"
-LYING_WORKER = (sys.executable, "-m", "cloister.worker", "--lie", "flip")
+LYING_WORKER = (sys.executable, "-m", "cloister.worker", "--lie", "flip-one")
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,7 +256,7 @@ def _page(outcome: Outcome) -> str:
 
 def _pictures(outcome: Outcome) -> str:
     own = stretched(outcome.digits.held_out[:SHOWN, 0])
-    rows = [
+    rows: list[tuple[str | bytes, ...]] = [
         ("your input", *(png(one) for one in own)),
         ("the worker saw", *(png(one) for one in outcome.seen[0].pictures[:SHOWN])),
         (
@@ -277,10 +277,10 @@ def _histograms(outcome: Outcome) -> str:
     blinded, plain = outcome.seen[0], outcome.seen_without_pads
     tested = table(
         ("layer", "chi-square, 255 degrees of freedom", "p"),
-        [
+        (
             (node, f"{shown.uniformity.statistic:.1f}", f"{shown.uniformity.p:.3f}")
             for node, shown in zip(outcome.nodes, outcome.seen, strict=True)
-        ],
+        ),
     )
     return (
         histogram(blinded, f"blinded: p = {blinded.uniformity.p:.3f}")

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from cloister.cli import bench, compare, demo, inspect, pads, run, worker
+from cloister.cli import compare, demo, inspect, pads, run, worker
+from cloister.cli.bench import app as bench
 from cloister.cli.console import err, out
 from cloister.cli.options import spread
 from cloister.errors import CloisterError, VerificationError

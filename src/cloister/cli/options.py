@@ -1,7 +1,6 @@
 """Options that several verbs share, and the parsing of their values."""
 
 from collections.abc import Sequence
-from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated
@@ -15,8 +14,6 @@ from cloister.plan.policies import NAMES
 PREPROCESSING = "Preprocessing of pictures: (pixel * scale - mean) / std"
 SEVERAL = ("--input", "--calibration")
 """Options that take every file that follows them, as a shell's glob writes them."""
-
-Policy = StrEnum("Policy", {name.upper(): name for name in NAMES})
 
 ModelFile = Annotated[str, typer.Argument(metavar="MODEL.onnx", help="The model.")]
 InputFiles = Annotated[

@@ -1,5 +1,6 @@
 """`cloister pads`: one-time pads made before they are needed."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -80,3 +81,22 @@ def _fill(pads: PadStore, maker: PadMaker, count: int) -> int:
                 pads.put(pad_id, maker.make(pads.pad_key, pad_id))
             update(done + 1, missing)
     return missing
+
+
+@app.command()
+def status(
+    store: options.PadStoreFolder,
+    pad_key: options.PadKeyFile,
+    json: options.Json = False,
+) -> None:
+    """Count a store's pad sets."""
+    found = PadStore.inspect(store, key_file=pad_key)
+    if json:
+        emit_json(asdict(found))
+        return
+    console = out()
+    console.print(
+        f"{found.ready} pad sets ready ({human_bytes(found.ready_bytes)}), {found.used} used, "
+        f"{found.lost} lost"
+    )
+    console.print(f"plan {found.plan_digest.hex()[:16]}")

@@ -56,8 +56,8 @@ def probabilities(scores: np.ndarray) -> Float[np.ndarray, "n k"]:
     rows = scores.reshape(len(scores), -1).astype(np.float64)
     if (rows >= 0).all() and np.allclose(rows.sum(axis=1), 1.0, atol=1e-3):
         return rows
-    powers = np.exp(rows - rows.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+    powers: np.ndarray = np.exp(rows - rows.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float64)
 
 
 def best(scores: np.ndarray, *, top: int, labels: Sequence[str]) -> list[list[Guess]]:

@@ -8,11 +8,13 @@ batches run together give what they give alone; otherwise the model keeps its fi
 from dataclasses import replace
 
 import numpy as np
+from numpy.random import Generator, default_rng  # noqa: TID251  (sample inputs, no secrets)
 
 from cloister.errors import ModelError
-from cloister.graph.engine import Engine
+from cloister.graph.export import to_model
 from cloister.graph.graph import Graph, TensorType
 from cloister.graph.inference import with_types
+from cloister.graph.interpreter import ORT_ERRORS, runtime_session
 
 TOLERANCE = 1e-3
 
@@ -24,8 +26,10 @@ def with_dynamic_batch(graph: Graph) -> Graph:
         return graph
     try:
         freed = _freed(graph, batch)
-        return freed if _proved(graph, freed) and _agrees(graph, freed, batch) else graph
+        return freed if _proved(graph, freed) and _agrees(graph, freed) else graph
     except ModelError:
+        return graph
+    except ORT_ERRORS:
         return graph
 
 
@@ -84,21 +88,21 @@ def _proved(graph: Graph, freed: Graph) -> bool:
     return True
 
 
-def _agrees(graph: Graph, freed: Graph, batch: int) -> bool:
-    rng = np.random.default_rng(0)  # noqa: TID251, NPY002  (sample inputs, nothing secret)
+def _agrees(graph: Graph, freed: Graph) -> bool:
+    rng = default_rng(0)
     parts = [{name: _sample(graph.types[name], rng) for name in graph.inputs} for _ in range(2)]
-    fixed, dynamic = Engine(graph), Engine(freed)
-    alone = [fixed.run(part) for part in parts]
-    both = dynamic.run({n: np.concatenate([part[n] for part in parts]) for n in graph.inputs})
-    one = dynamic.run({name: array[:1] for name, array in parts[0].items()})
+    fixed, dynamic = (runtime_session(to_model(one).SerializeToString()) for one in (graph, freed))
+    alone = [fixed.run(None, part) for part in parts]
+    both = dynamic.run(None, {n: np.concatenate([p[n] for p in parts]) for n in graph.inputs})
+    one = dynamic.run(None, {name: array[:1] for name, array in parts[0].items()})
     return all(
-        _close(both[name], np.concatenate([part[name] for part in alone]))
-        and _close(one[name], alone[0][name][:1])
-        for name in graph.outputs
+        _close(both[i], np.concatenate([outputs[i] for outputs in alone]))
+        and _close(one[i], alone[0][i][:1])
+        for i in range(len(graph.outputs))
     )
 
 
-def _sample(known: TensorType, rng: np.random.Generator) -> np.ndarray:
+def _sample(known: TensorType, rng: Generator) -> np.ndarray:
     shape = tuple(int(size or 1) for size in known.shape)
     if known.dtype.kind == "f":
         return rng.standard_normal(shape).astype(known.dtype)

@@ -10,9 +10,9 @@ from onnx import checker, inliner, numpy_helper
 
 from cloister.errors import ModelError, UnsupportedError
 from cloister.graph.batching import with_dynamic_batch
+from cloister.graph.export import BATCH
 from cloister.graph.external_data import read_external_data
 from cloister.graph.graph import Graph, Node, TensorType
-from cloister.graph.export import BATCH
 from cloister.graph.inference import one_line, tensor_type, with_types
 from cloister.graph.legality import check
 

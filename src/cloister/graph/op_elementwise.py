@@ -34,18 +34,18 @@ def variadic(function: Binary) -> Callable[[Call], np.ndarray]:
 
 def relu(x: np.ndarray) -> np.ndarray:
     """max(x, 0)."""
-    return np.maximum(x, x.dtype.type(0))
+    return np.asarray(np.maximum(x, x.dtype.type(0)))
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
     """1 / (1 + exp(-x)), without overflow."""
     small = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1 / (1 + small), small / (1 + small))
+    return np.asarray(np.where(x >= 0, 1 / (1 + small), small / (1 + small)))
 
 
 def hard_swish(x: np.ndarray) -> np.ndarray:
     """x clip(x / 6 + 1 / 2, 0, 1)."""
-    return x * np.clip(x * x.dtype.type(1 / 6) + x.dtype.type(0.5), 0, 1)
+    return np.asarray(x * np.clip(x * x.dtype.type(1 / 6) + x.dtype.type(0.5), 0, 1))
 
 
 def divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -55,7 +55,7 @@ def divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if not np.all(b):
         raise NotCovered("division by zero")
     quotient = np.abs(a) // np.abs(b)
-    return np.where((a < 0) != (b < 0), -quotient, quotient).astype(a.dtype)
+    return np.asarray(np.where((a < 0) != (b < 0), -quotient, quotient), a.dtype)
 
 
 def leaky_relu(call: Call) -> np.ndarray:
@@ -84,7 +84,7 @@ def gelu(call: Call) -> np.ndarray:
     else:
         erf = np.vectorize(math.erf, otypes=[np.float64])
         y = 0.5 * x * (1 + erf(x / math.sqrt(2)))
-    return y.astype(call.x.dtype)
+    return np.asarray(y, call.x.dtype)
 
 
 def softmax(call: Call) -> np.ndarray:

@@ -1,10 +1,13 @@
 """Linear operators in plain NumPy: the definition the fixed-point arithmetic approximates."""
 
+from typing import Any
+
 import numpy as np
 
 from cloister.graph.call import Call, NotCovered
 
 Sizes = tuple[int, ...]
+Index = tuple[Any, ...]
 
 
 def conv(call: Call) -> np.ndarray:
@@ -27,14 +30,15 @@ def conv_transpose(call: Call) -> np.ndarray:
         (*x.shape[:2], *((i - 1) * s + 1 for i, s in zip(x.shape[2:], stride, strict=True))),
         x.dtype,
     )
-    spread[(..., *(slice(None, None, s) for s in stride))] = x
+    every: Index = (..., *(slice(None, None, s) for s in stride))
+    spread[every] = x
     reach = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
     # Enough zeros on both sides for every output position; then the begin pad is cut away.
     behind = [max(o + b - i, 0) for o, b, i in zip(out, begin, spread.shape[2:], strict=True)]
     sides = [(r, max(r, b)) for r, b in zip(reach, behind, strict=True)]
     padded = np.pad(spread, ((0, 0), (0, 0), *sides))
     full = _correlate(padded, _flipped(weights, groups), (1,) * len(kernel), dilation, groups)
-    part = (..., *(slice(b, b + o) for b, o in zip(begin, out, strict=True)))
+    part: Index = (..., *(slice(b, b + o) for b, o in zip(begin, out, strict=True)))
     return _with_bias(np.ascontiguousarray(full[part]), bias)
 
 
@@ -44,7 +48,7 @@ def gemm(call: Call) -> np.ndarray:
     a = a.T if call.integer("transA", 0) else a
     b = b.T if call.integer("transB", 0) else b
     y = np.matmul(a, b) * a.dtype.type(call.number("alpha", 1.0))
-    return y if c is None else y + c * a.dtype.type(call.number("beta", 1.0))
+    return np.asarray(y if c is None else y + c * a.dtype.type(call.number("beta", 1.0)))
 
 
 def matmul(call: Call) -> np.ndarray:
@@ -136,4 +140,4 @@ def _transposed_size(
 def _with_bias(y: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
     if bias is None:
         return y
-    return y + bias.reshape(-1, *(1,) * (y.ndim - 2))
+    return np.asarray(y + bias.reshape(-1, *(1,) * (y.ndim - 2)))

@@ -150,10 +150,10 @@ def cast(call: Call) -> np.ndarray:
 
 def range_(call: Call) -> np.ndarray:
     """Numbers from start to limit."""
-    start, limit, step = (call.required(i).reshape(()) for i in range(3))
-    if step == 0 or start.dtype.kind != "i":
+    if call.x.dtype.kind != "i" or not call.required(2).any():
         raise NotCovered("a range of integers")
-    return np.arange(start, limit, step, dtype=start.dtype)
+    start, limit, step = (int(call.required(i).reshape(())) for i in range(3))
+    return np.arange(start, limit, step, dtype=call.x.dtype)
 
 
 def _loses_range(x: np.ndarray, target: np.dtype) -> bool:

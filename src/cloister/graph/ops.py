@@ -21,6 +21,7 @@ from cloister.graph.graph import Graph, Node
 from cloister.graph.linear_nodes import integer
 
 STANDARD_DOMAINS = ("", "ai.onnx")
+Evaluate = Callable[[Call], np.ndarray]
 
 
 class Kind(Enum):
@@ -36,73 +37,72 @@ class OpSpec:
     """An operator's kind and its meaning: one output in plain NumPy."""
 
     kind: Kind
-    evaluate: Callable[[Call], np.ndarray]
+    evaluate: Evaluate
 
 
+TABLE: dict[Kind, dict[str, Evaluate]] = {
+    Kind.LINEAR: {
+        "Conv": linear.conv,
+        "ConvTranspose": linear.conv_transpose,
+        "Gemm": linear.gemm,
+        "MatMul": linear.matmul,
+    },
+    Kind.LOCAL: {
+        "Relu": element.unary(element.relu),
+        "LeakyRelu": element.leaky_relu,
+        "Clip": element.clip,
+        "Sigmoid": element.unary(element.sigmoid),
+        "Tanh": element.unary(np.tanh),
+        "HardSwish": element.unary(element.hard_swish),
+        "Gelu": element.gelu,
+        "Softmax": element.softmax,
+        "BatchNormalization": element.batch_normalization,
+        "LayerNormalization": element.layer_normalization,
+        "MaxPool": pool.max_pool,
+        "AveragePool": pool.average_pool,
+        "GlobalMaxPool": pool.global_max_pool,
+        "GlobalAveragePool": pool.global_average_pool,
+        "ReduceMean": pool.reduce_mean,
+        "Add": element.binary(np.add),
+        "Sub": element.binary(np.subtract),
+        "Mul": element.binary(np.multiply),
+        "Div": element.binary(element.divide),
+        "Min": element.variadic(np.minimum),
+        "Max": element.variadic(np.maximum),
+        "Neg": element.unary(np.negative),
+        "Sqrt": element.unary(np.sqrt),
+        "Floor": element.unary(np.floor),
+        "Ceil": element.unary(np.ceil),
+    },
+    Kind.SHAPE: {
+        "Constant": tensor.constant,
+        "ConstantOfShape": tensor.constant_of_shape,
+        "Identity": tensor.identity,
+        "Dropout": tensor.identity,
+        "Reshape": tensor.reshape,
+        "Flatten": tensor.flatten,
+        "Transpose": tensor.transpose,
+        "Squeeze": tensor.squeeze,
+        "Unsqueeze": tensor.unsqueeze,
+        "Concat": tensor.concat,
+        "Slice": tensor.slice_,
+        "Gather": tensor.gather,
+        "Pad": tensor.pad,
+        "Expand": tensor.expand,
+        "Shape": tensor.shape_of,
+        "Cast": tensor.cast,
+        "Range": tensor.range_,
+        "Where": element.where,
+        "Equal": element.binary(operator.eq),
+        "Greater": element.binary(operator.gt),
+        "Less": element.binary(operator.lt),
+        "And": element.binary(np.logical_and),
+        "Or": element.binary(np.logical_or),
+        "Not": element.unary(np.logical_not),
+    },
+}
 OPS: dict[str, OpSpec] = {
-    name: OpSpec(kind, evaluate)
-    for kind, table in {
-        Kind.LINEAR: {
-            "Conv": linear.conv,
-            "ConvTranspose": linear.conv_transpose,
-            "Gemm": linear.gemm,
-            "MatMul": linear.matmul,
-        },
-        Kind.LOCAL: {
-            "Relu": element.unary(element.relu),
-            "LeakyRelu": element.leaky_relu,
-            "Clip": element.clip,
-            "Sigmoid": element.unary(element.sigmoid),
-            "Tanh": element.unary(np.tanh),
-            "HardSwish": element.unary(element.hard_swish),
-            "Gelu": element.gelu,
-            "Softmax": element.softmax,
-            "BatchNormalization": element.batch_normalization,
-            "LayerNormalization": element.layer_normalization,
-            "MaxPool": pool.max_pool,
-            "AveragePool": pool.average_pool,
-            "GlobalMaxPool": pool.global_max_pool,
-            "GlobalAveragePool": pool.global_average_pool,
-            "ReduceMean": pool.reduce_mean,
-            "Add": element.binary(np.add),
-            "Sub": element.binary(np.subtract),
-            "Mul": element.binary(np.multiply),
-            "Div": element.binary(element.divide),
-            "Min": element.variadic(np.minimum),
-            "Max": element.variadic(np.maximum),
-            "Neg": element.unary(np.negative),
-            "Sqrt": element.unary(np.sqrt),
-            "Floor": element.unary(np.floor),
-            "Ceil": element.unary(np.ceil),
-        },
-        Kind.SHAPE: {
-            "Constant": tensor.constant,
-            "ConstantOfShape": tensor.constant_of_shape,
-            "Identity": tensor.identity,
-            "Dropout": tensor.identity,
-            "Reshape": tensor.reshape,
-            "Flatten": tensor.flatten,
-            "Transpose": tensor.transpose,
-            "Squeeze": tensor.squeeze,
-            "Unsqueeze": tensor.unsqueeze,
-            "Concat": tensor.concat,
-            "Slice": tensor.slice_,
-            "Gather": tensor.gather,
-            "Pad": tensor.pad,
-            "Expand": tensor.expand,
-            "Shape": tensor.shape_of,
-            "Cast": tensor.cast,
-            "Range": tensor.range_,
-            "Where": element.where,
-            "Equal": element.binary(operator.eq),
-            "Greater": element.binary(operator.gt),
-            "Less": element.binary(operator.lt),
-            "And": element.binary(np.logical_and),
-            "Or": element.binary(np.logical_or),
-            "Not": element.unary(np.logical_not),
-        },
-    }.items()
-    for name, evaluate in table.items()
+    name: OpSpec(kind, evaluate) for kind, row in TABLE.items() for name, evaluate in row.items()
 }
 
 

@@ -63,16 +63,17 @@ class Recipe:
 
 def _from_document(document: Mapping[str, object], path: Path) -> Recipe:
     policy, ranges = document.get("policy"), document.get("ranges")
-    bits = document.get("weight_bits"), document.get("activation_bits")
+    weight_bits, activation_bits = document.get("weight_bits"), document.get("activation_bits")
     if not isinstance(policy, str) or not isinstance(ranges, dict):
         raise InputError(f"{path}: the calibration file lacks its policy or ranges")
-    if not isinstance(bits[0], int) or not isinstance(bits[1], int):
+    if not isinstance(weight_bits, int) or not isinstance(activation_bits, int):
         raise InputError(f"{path}: the calibration file lacks its bits")
     for value, largest in ranges.items():
         number = isinstance(largest, int | float) and not isinstance(largest, bool)
         if not number or not (np.isfinite(largest) and largest >= 0):
             raise InputError(f"{path}: the range of {value!r} is not a finite number")
-    return Recipe(policy, Precision(*bits), {name: float(top) for name, top in ranges.items()})
+    precision = Precision(weight_bits, activation_bits)
+    return Recipe(policy, precision, {name: float(top) for name, top in ranges.items()})
 
 
 def measure(

@@ -5,11 +5,13 @@
     Segment  open nodes, run whole by a worker on plain float32 values
     Local    nodes ONNX Runtime computes inside the trusted runtime
 
+Concatenating channels is no step: the passes write their results into slices of one value.
+
 A `Fuse` step follows each `Remote` step; another feeds linear nodes from values that ONNX
 Runtime or the caller produced. Values that more than one step needs are kept ("stored").
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from cloister.errors import PlanError
@@ -72,16 +74,27 @@ Step = Fuse | Remote | Segment | Local
 
 
 @dataclass(frozen=True)
+class Slice:
+    """A value that is written as channels `offset`... of `whole`, which has `channels` in all."""
+
+    whole: str
+    offset: int
+    channels: int
+
+
+@dataclass(frozen=True)
 class Program:
-    """The steps of a plan, in order."""
+    """The steps of a plan, in order, and the values that are slices of others."""
 
     plan: Plan
     steps: tuple[Step, ...]
+    slices: Mapping[str, Slice]
 
 
 def compile_plan(plan: Plan) -> Program:
     """Compile a plan: every node is covered by exactly one step."""
-    return Program(plan, tuple(_Compiler(plan).compile()))
+    compiler = _Compiler(plan)
+    return Program(plan, tuple(compiler.compile()), compiler.slices)
 
 
 @dataclass
@@ -90,6 +103,8 @@ class _Compiler:
     available: set[str] = field(default_factory=set)
     done: set[str] = field(default_factory=set)
     fed: set[int] = field(default_factory=set)
+    images: set[str] = field(default_factory=set)
+    slices: dict[str, Slice] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.graph = self.plan.graph
@@ -107,7 +122,7 @@ class _Compiler:
             elif self.plan.protections[node.name] is OPEN:
                 steps.append(Segment(0, (node,), (), ()))
                 self._finish(node)
-            else:
+            elif not self._concatenate(node):
                 steps.append(self._local(node))
         return list(self._with_edges(_merged(steps)))
 
@@ -151,6 +166,23 @@ class _Compiler:
         epilogue = self.matcher.after(node.outputs[0], channels_first=channels_first)
         yield self._fuse(node, index, None, epilogue, geometry.out_shape, channels_first)
 
+    def _concatenate(self, node: Node) -> bool:
+        """Turn a concatenation of channels into slices, where passes store all its inputs."""
+        if node.op != "Concat" or node.attributes.get("axis") != 1:
+            return False
+        ours = all(
+            value in self.images and self.matcher.consumers.only(value) is node
+            for value in node.inputs
+        )
+        if not ours or len(set(node.inputs)) != len(node.inputs):
+            return False
+        (whole,) = node.outputs
+        sizes = [self.graph.types[value].shape[1] or 0 for value in node.inputs]
+        for i, value in enumerate(node.inputs):
+            self.slices[value] = Slice(whole, sum(sizes[:i]), sum(sizes))
+        self._finish(node)
+        return True
+
     def _local(self, node: Node) -> Step:
         epilogue = None
         first = self.graph.types.get(node.inputs[0]) if node.inputs else None
@@ -178,6 +210,9 @@ class _Compiler:
         self.fed.update(sinks)
         readers = self.matcher.consumers.of(epilogue.value)
         fed_all = all(self.index.get(reader.name) in sinks for reader in readers)
+        stored = not fed_all or epilogue.value in self.graph.outputs
+        if stored and channels_first and _is_image(self.graph.types[epilogue.value].shape):
+            self.images.add(epilogue.value)
         return Fuse(
             name=node.name,
             node=index,
@@ -186,7 +221,7 @@ class _Compiler:
             size=size,
             out_size=(*epilogue.pool.out_size, size[2]) if epilogue.pool else size,
             channels_first=channels_first,
-            stored=not fed_all or epilogue.value in self.graph.outputs,
+            stored=stored,
             sinks=sinks,
         )
 

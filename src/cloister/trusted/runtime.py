@@ -56,14 +56,13 @@ class Runtime:
         self.checks = CheckBook(plan, rng=rng)
         self._threads = threads
         self._hides = bool(plan.hidden_nodes)
-        self._passes = [
-            _native_pass(plan, step) if isinstance(step, Fuse) else None
-            for step in self.program.steps
-        ]
-        self._sessions = [
-            _local_session(plan.graph, step, threads) if isinstance(step, Local) else None
-            for step in self.program.steps
-        ]
+        self._passes: dict[int, _native.Pass] = {}
+        self._sessions: dict[int, ort.InferenceSession] = {}
+        for i, step in enumerate(self.program.steps):
+            if isinstance(step, Fuse):
+                self._passes[i] = _native_pass(plan, step)
+            elif isinstance(step, Local):
+                self._sessions[i] = _local_session(plan.graph, step, threads)
         self._request_ids = 0
         self._install_checks()
 
@@ -98,7 +97,9 @@ class Runtime:
         """
         started = time.process_time()
         batch = len(next(iter(feeds.values()))) if feeds else 1
-        request = _Request(link, pads, meter, Values(self.plan.graph, feeds), batch, timeout_s)
+        request = _Request(
+            link, pads, meter, Values(self.plan.graph, feeds, self.program.slices), batch, timeout_s
+        )
         try:
             for i, step in enumerate(self.program.steps):
                 if isinstance(step, Fuse):
@@ -252,10 +253,8 @@ class Runtime:
     def _local(self, i: int, step: Local, request: _Request) -> None:
         started = time.process_time()
         feeds = {value: request.values.onnx(value) for value in step.inputs}
-        session = self._sessions[i]
-        if session is None:
-            raise PlanError("a local step has no engine")
-        for value, array in zip(step.outputs, session.run(step.outputs, feeds), strict=True):
+        found = self._sessions[i].run(step.outputs, feeds)
+        for value, array in zip(step.outputs, found, strict=True):
             request.values.put(value, array)
         row = request.meter.row(f"local {step.nodes[0].name}", "enclave")
         row.trusted_ms += 1e3 * (time.process_time() - started)
@@ -267,9 +266,10 @@ class Runtime:
         return self._request_ids
 
     def _install_checks(self) -> None:
-        for step, native in zip(self.program.steps, self._passes, strict=True):
-            if not isinstance(step, Fuse) or native is None:
+        for i, step in enumerate(self.program.steps):
+            if not isinstance(step, Fuse):
                 continue
+            native = self._passes[i]
             if step.node is not None:
                 vectors = self.checks.vectors(step.node)
                 native.set_check(*((vectors.a, vectors.b) if vectors else (None, None)))

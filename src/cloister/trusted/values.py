@@ -6,13 +6,17 @@ import numpy as np
 
 from cloister.graph.graph import Graph
 from cloister.graph.layout import from_channels_last, to_channels_last
+from cloister.trusted.program import Slice
 
 
 class Values:
     """Values of one batch by name; converts between layouts when somebody asks for the other."""
 
-    def __init__(self, graph: Graph, feeds: Mapping[str, np.ndarray]) -> None:
+    def __init__(
+        self, graph: Graph, feeds: Mapping[str, np.ndarray], slices: Mapping[str, Slice]
+    ) -> None:
         self._graph = graph
+        self._slices = slices
         self._onnx: dict[str, np.ndarray] = dict(feeds)
         self._last: dict[tuple[str, bool], np.ndarray] = {}
         self._batch = len(next(iter(feeds.values()))) if feeds else 1
@@ -23,6 +27,12 @@ class Values:
 
     def new(self, name: str, size: tuple[int, int, int], channels_first: bool) -> np.ndarray:
         """Room for a value that is about to be written channels-last: float32 (n, h, w, c)."""
+        if name in self._slices:
+            part = self._slices[name]
+            if (part.whole, channels_first) not in self._last:
+                self.new(part.whole, (*size[:2], part.channels), channels_first)
+            whole = self._last[part.whole, channels_first]
+            return whole[..., part.offset : part.offset + size[2]]
         array = np.empty((self._batch, *size), np.float32)
         self._last[name, channels_first] = array
         return array

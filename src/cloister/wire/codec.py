@@ -13,6 +13,7 @@ import math
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -263,7 +264,7 @@ class _Reader:
         self._data = data
         self.position = 0
 
-    def unpack(self, layout: struct.Struct, field: str) -> tuple[int, ...]:
+    def unpack(self, layout: struct.Struct, field: str) -> tuple[Any, ...]:
         if self.position + layout.size > len(self._data):
             raise ProtocolError(f"message: truncated in {field}")
         values = layout.unpack_from(self._data, self.position)

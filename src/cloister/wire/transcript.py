@@ -15,6 +15,10 @@ from cloister.wire.messages import TensorSpec, Unchecked
 Direction = Literal["to_worker", "from_worker"]
 
 _DIRECTIONS: tuple[Direction, ...] = ("to_worker", "from_worker")
+# What NumPy raises for files that are no archive, damaged, or hold something else.
+_UNREADABLE = (
+    OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, BadZipFile,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +61,7 @@ class Transcript:
     def save(self, path: Path) -> None:
         """Write the transcript as an .npz file."""
         entries = self.entries
-        arrays = {
+        arrays: dict[str, np.ndarray] = {
             "direction": np.array([_DIRECTIONS.index(e.direction) for e in entries], np.uint8),
             "request_id": np.array([e.request_id for e in entries], np.int64),
             "target_id": np.array([e.target_id for e in entries], np.int64),
@@ -65,14 +69,12 @@ class Transcript:
             "dtype": np.array([e.dtype.str for e in entries], np.str_),
             "shape": np.array([" ".join(map(str, e.shape)) for e in entries], np.str_),
         }
-        payloads = {
-            f"payload_{i}": entry.payload
-            for i, entry in enumerate(entries)
-            if entry.payload is not None
-        }
+        for i, entry in enumerate(entries):
+            if entry.payload is not None:
+                arrays[f"payload_{i}"] = entry.payload
         # Through an open file, because NumPy would append .npz to another name.
         with path.open("wb") as file:
-            np.savez(file, **arrays, **payloads)
+            np.savez(file, allow_pickle=False, **arrays)
 
     @staticmethod
     def load(path: Path) -> "Transcript":
@@ -81,12 +83,10 @@ class Transcript:
         Raises   InputError when it is something else
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             return Transcript([_entry(arrays, i) for i in range(len(arrays["request_id"]))])
-        except (
-            OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, BadZipFile,
-        ) as error:  # fmt: skip
+        except _UNREADABLE as error:
             raise InputError(f"{path}: not a transcript written by Cloister") from error
 
 

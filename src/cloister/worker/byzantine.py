@@ -127,14 +127,15 @@ def twist(tensor: np.ndarray, lie: Lie) -> np.ndarray:
     flat = changed.reshape(-1)
     if not flat.size:
         return changed
+    middle = slice(flat.size // 2, flat.size // 2 + 1)
     if lie is Lie.FLIP_ONE:
-        flat[flat.size // 2] += 1
+        flat[middle] += 1
     elif lie is Lie.SCALE:
         changed *= 3
     elif lie is Lie.SWAP_CHANNELS and changed.shape[-1] > 1:
         changed[..., [0, 1]] = changed[..., [1, 0]]
     elif lie is Lie.SHIFT_31:
-        flat[flat.size // 2] += changed.dtype.type(1 << 31)
+        flat[middle] += changed.dtype.type(1 << 31)
     elif lie is Lie.ZERO_TILE:
         changed[(slice(None), *(slice(0, 4) for _ in changed.shape[1:-1]))] = 0
     elif lie is Lie.GARBAGE:

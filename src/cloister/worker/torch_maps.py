@@ -81,7 +81,7 @@ class TorchMap:
                 high = values >> DIGIT_BITS
                 shifted = (self._convolve(high) & (2**DIGIT_BITS - 1)) << DIGIT_BITS
                 total = self._convolve(low) + shifted
-            words = (total & (2**32 - 1)).cpu().numpy()
+            words: np.ndarray = (total & (2**32 - 1)).cpu().numpy()
         return words.astype(np.uint32)
 
     def _convolve(self, values: Any) -> Any:  # noqa: ANN401

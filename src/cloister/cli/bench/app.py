@@ -24,7 +24,7 @@ def layers(
     if json:
         emit_json(found)
         return
-    rows = [row for row in found["layers"] if isinstance(row, dict)]
+    rows = found["layers"]
     columns = list(rows[0])
     console = out()
     console.print(table(columns, [[row[column] for column in columns] for row in rows]))

@@ -1,0 +1,77 @@
+// What a back end of Pass provides: micro-kernels on rows that stay in the L1 or L2 cache. The walk
+// over an image is in pass.cpp; pass_rows.hpp writes the kernels once for all vector widths.
+#pragma once
+#include <cstdint>
+
+#include "cloister/pass.hpp"
+
+namespace cloister {
+
+// Partial sums modulo P, one per vector lane, each below 2^52; their sum is what counts.
+struct CheckLanes {
+  alignas(64) uint64_t lane[8] = {};
+};
+
+// Reply to float: unblind, check, dequantise, add the residual, clamp.
+struct ReplyRow {
+  const uint32_t* reply;
+  const uint32_t* unblind;  // or null
+  const float* scale;
+  const float* bias;
+  const float* residual;  // or null; pixels are `residual_pixel` apart
+  int64_t residual_pixel;
+  float lo, hi;
+  const uint64_t* a;  // one per pixel, or null: no check
+  const uint64_t* b;
+  int64_t pixels, channels;
+  float* out;  // packed
+};
+
+// The same for a float32 source.
+struct ValueRow {
+  const float* values;
+  const float* residual;
+  int64_t residual_pixel;
+  float lo, hi;
+  int64_t pixels, channels;
+  float* out;
+};
+
+// Output pixels x_begin .. x_end of one row of windows.
+struct PoolRow {
+  const PoolShape* shape;
+  const float* const* rows;  // the rows of the window that lie inside the image, in order
+  int64_t row_count;
+  int64_t width, channels;  // of the source
+  int64_t x_begin, x_end;
+  float* out;  // packed
+};
+
+// Float to request: quantise, check, pad, store.
+struct EmitRow {
+  const float* values;
+  int64_t count;
+  float inv_scale, qmax;
+  const uint64_t* t;    // or null: no check
+  const uint32_t* pad;  // for `blinded`, unless the kernel makes it from `rounds`
+  uint32_t* blinded;    // one of these two
+  int16_t* plain;
+  const uint8_t* rounds;  // AES round keys; only for back ends with `makes_pads`
+  const uint8_t* nonce;
+  uint32_t first_block;  // values[0] is word 0 of this block
+};
+
+struct PassBackend {
+  void (*reply)(const ReplyRow&, CheckLanes&);
+  void (*values)(const ValueRow&);
+  void (*pool)(const PoolRow&);
+  void (*emit)(const EmitRow&, CheckLanes&);
+  // Makes pads in registers, from `rounds`; null: emit() is given every pad.
+  void (*emit_blinded)(const EmitRow&, CheckLanes&);
+};
+
+extern const PassBackend kPassPortable;
+extern const PassBackend kPassAvx2;
+extern const PassBackend kPassAvx512;
+
+}  // namespace cloister

@@ -1,0 +1,65 @@
+// The plain C++ back end; also the description of what a vector type S offers.
+#include <cmath>
+
+#include "p52.hpp"
+#include "pass_rows.hpp"
+
+namespace cloister {
+namespace {
+
+struct Scalar {
+  using F = float;
+  using I = uint32_t;  // centred integers as words, so that arithmetic wraps
+  static constexpr int64_t kLanes = 1;
+  static constexpr int64_t kBlock = int64_t{1} << 30;
+  static int first(int count) { return count; }  // never used: there is no tail
+
+  static F set(float v) { return v; }
+  static F load(const float* p, auto...) { return *p; }
+  static I load(const uint32_t* p, auto...) { return *p; }
+  // volatile: the compiler must not read shared memory a second time.
+  static I load_once(const uint32_t* p, auto...) {
+    return *static_cast<const volatile uint32_t*>(p);
+  }
+  static void store(float* p, F v, auto...) { *p = v; }
+  static void store(uint32_t* p, I v, auto...) { *static_cast<volatile uint32_t*>(p) = v; }
+  static void store_narrow(int16_t* p, I v, auto...) {
+    *static_cast<volatile int16_t*>(p) = static_cast<int16_t>(v);
+  }
+  static F add(F x, F y) { return x + y; }
+  static F mul(F x, F y) { return x * y; }
+  static F div(F x, F y) { return x / y; }
+  static F max(F x, F y) { return x > y ? x : y; }
+  static F min(F x, F y) { return x < y ? x : y; }
+  static F to_float(I v) { return static_cast<float>(static_cast<int32_t>(v)); }
+  static I round(F v) { return static_cast<I>(static_cast<int32_t>(std::nearbyint(v))); }
+  static I plus(I x, I y) { return x + y; }
+  static I sub(I x, I y) { return x - y; }
+  static I flip_sign(I v) { return v ^ 0x80000000u; }
+
+  // 2^30 products of 52 and 32 bits need 114 bits.
+  struct Dot {
+    U128 sum = 0;
+    void add(const uint64_t* coefficients, I value, auto...) {
+      sum += static_cast<U128>(*coefficients) * value;
+    }
+    void fold() { sum = reduce(sum); }
+  };
+
+  struct Sum {
+    uint64_t residue;
+    explicit Sum(const CheckLanes& lanes) : residue(lanes.lane[0]) {}
+    void add(const Dot& dot, uint64_t factor, int64_t) {
+      residue = reduce(static_cast<U128>(reduce(dot.sum)) * factor + residue);
+    }
+    void add(const Dot& dot) { residue = cloister::add(reduce(dot.sum), residue); }
+    void save(CheckLanes& lanes) const { lanes.lane[0] = residue; }
+  };
+};
+
+}  // namespace
+
+const PassBackend kPassPortable{rows::any_reply<Scalar>, rows::any_values<Scalar>,
+                                rows::any_pool<Scalar>, rows::any_emit<Scalar>, nullptr};
+
+}  // namespace cloister

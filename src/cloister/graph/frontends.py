@@ -1,0 +1,130 @@
+"""Models from PyTorch and Keras, by way of a temporary ONNX file.
+
+The frameworks are imported only here and only when asked for; nothing else needs them.
+"""
+
+import importlib
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cloister.errors import ModelError, UnsupportedError
+from cloister.graph import onnx_import
+from cloister.graph.export import BATCH
+from cloister.graph.graph import Graph
+from cloister.graph.inference import one_line
+
+OPSET = 17
+KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
+
+
+def from_torch(module: Callable[..., object], example: object) -> Graph:
+    """A PyTorch module in evaluation mode, traced with one example input or a tuple of them.
+
+    The first axis of every input becomes the batch. Raises UnsupportedError when PyTorch is missing
+    or cannot export the module.
+    """
+    torch = _framework("torch", "pip install cloister[train]")
+    if not isinstance(module, torch.nn.Module):
+        raise UnsupportedError(
+            f"from_torch takes a torch.nn.Module, got {type(module).__name__}; pass the model"
+        )
+    examples = example if isinstance(example, tuple) else (example,)
+    names = [f"input_{i}" for i in range(len(examples))] if len(examples) > 1 else ["input"]
+    was_training = module.training
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = Path(folder) / f"{type(module).__name__}.onnx"
+        try:
+            # The tracing exporter, not the newer one: it keeps one ONNX node per layer.
+            torch.onnx.export(
+                module.eval(),
+                examples,
+                str(path),
+                input_names=names,
+                dynamic_axes={name: {0: BATCH} for name in names},
+                opset_version=OPSET,
+                dynamo=False,
+            )
+        except Exception as error:
+            raise UnsupportedError(
+                f"PyTorch cannot export {type(module).__name__}: {one_line(error)}; export it to "
+                "ONNX yourself and load the file"
+            ) from error
+        finally:
+            module.train(was_training)
+        return onnx_import.load(path)
+
+
+def from_keras(path: str | Path) -> Graph:
+    """A Keras 3 model in a .keras or .h5 file, by way of Keras on PyTorch.
+
+    Raises ModelError when the file is no Keras model, UnsupportedError when Keras is missing, runs
+    on another backend, or cannot export the model.
+    """
+    path = Path(path)
+    if path.suffix not in KERAS_SUFFIXES:
+        raise ModelError(f"{path}: not a Keras file; its name must end in .keras or .h5")
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; check the path")
+    keras = _keras()
+    try:
+        # Safe mode refuses files that carry Python code.
+        model = keras.models.load_model(str(path), compile=False, safe_mode=True)
+    except Exception as error:
+        raise ModelError(f"{path}: Keras cannot load it: {one_line(error)}") from error
+    return _exported(model, path)
+
+
+def _exported(model: Any, path: Path) -> Graph:  # noqa: ANN401  (Keras has no types)
+    torch = _framework("torch", "pip install cloister[train]")
+    shapes = [tuple(tensor.shape) for tensor in model.inputs]
+    for tensor, shape in zip(model.inputs, shapes, strict=True):
+        if None in shape[1:]:
+            axis = shape.index(None, 1)
+            raise UnsupportedError(
+                f"input {tensor.name!r}: axis {axis} has no fixed size; build the model with a "
+                "fixed size there (only the first axis, the batch, may vary)"
+            )
+    names = [tensor.name for tensor in model.inputs]
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        target = Path(folder) / f"{path.stem}.onnx"
+        try:
+            model.eval()
+            torch.onnx.export(
+                model,
+                tuple(torch.zeros(2, *shape[1:]) for shape in shapes),
+                str(target),
+                input_names=names,
+                dynamic_axes={name: {0: BATCH} for name in names},
+                opset_version=OPSET,
+                dynamo=False,
+            )
+        except Exception as error:
+            raise UnsupportedError(
+                f"{path}: Keras cannot export it: {one_line(error)}; export it to ONNX yourself "
+                "and load the file"
+            ) from error
+        return onnx_import.load(target)
+
+
+def _keras() -> Any:  # noqa: ANN401  (Keras has no types)
+    os.environ.setdefault("KERAS_BACKEND", "torch")
+    keras = _framework("keras", "pip install keras torch")
+    backend = keras.backend.backend()
+    if backend != "torch":
+        raise UnsupportedError(
+            f"Keras runs on {backend}, but the export needs PyTorch; set KERAS_BACKEND=torch"
+        )
+    return keras
+
+
+def _framework(name: str, remedy: str) -> Any:  # noqa: ANN401  (frameworks have no types here)
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise UnsupportedError(f"this needs the Python package {name!r}: {remedy}") from None

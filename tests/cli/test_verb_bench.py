@@ -1,0 +1,48 @@
+import json
+
+import pytest
+
+from cloister.cli.bench import app
+
+
+def test_inference(cloister, model_file):
+    ran = cloister(
+        "bench", "inference", "--model", model_file, "--repeats", 2, "--batch", 2, "--json"
+    )  # fmt: skip
+    assert ran.code == 0, ran
+    found = json.loads(ran.out)
+    assert found["ratio"] == pytest.approx(found["baseline_ms"] / found["trusted_ms"])
+    assert found["baseline_engine"] in found["engines"]
+    fastest = min(engine["ms"] for engine in found["engines"].values())
+    assert found["baseline_ms"] == fastest
+    assert found["policy"] == "slalom"
+    assert found["soundness_bits"] > 50
+    assert min(found[key] for key in ("trusted_ms", "offline_ms", "worker_ms")) > 0
+    assert (found["batch"], found["repeats"], found["threads"]) == (2, 2, 1)
+    for key in ("cpu", "isa", "versions", "weights"):
+        assert found[key]
+
+
+def test_inference_for_people(cloister, model_file):
+    ran = cloister("bench", "inference", "--model", model_file, "--repeats", 1)
+    assert ran.code == 0, ran
+    for text in ("trusted", "onnxruntime", "ratio"):
+        assert text in ran.out
+
+
+def test_unknown_models(refused):
+    assert "vgg16" in refused("bench", "inference", "--model", "vgg17")
+    assert "none.onnx" in refused("bench", "inference", "--model", "none.onnx")
+
+
+def test_layers(cloister, monkeypatch):
+    found = {
+        "layers": [{"layer": "conv", "ort_ms": 1.0, "ring_ms": 2.0, "ratio": 2.0}],
+        "ratio": 2.0,
+        "isa": "portable",
+    }
+    monkeypatch.setattr(app, "bench_layers", lambda **_: found)
+    assert json.loads(cloister("bench", "layers", "--json").out) == found
+    text = cloister("bench", "layers").out
+    assert "conv" in text
+    assert "isa: portable" in text
