@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int16, UInt32
+from jaxtyping import Float32, Int16, Int32, UInt32, UInt64
 
 # ---- instruction set
 
@@ -22,4 +22,55 @@ class RingMap:
         x: UInt32[np.ndarray, "n h w c"] | Int16[np.ndarray, "n h w c"],
         out: UInt32[np.ndarray, "n oh ow oc"],
         threads: int,
+    ) -> None: ...
+
+# ---- trusted: pads, checks, the pass between linear nodes
+
+def aes_ctr_fill(
+    key: bytes, nonce: bytes, first_block: int, out: UInt32[np.ndarray, " words"]
+) -> None: ...
+def freivalds_adjoint(
+    geometry: Sequence[int],
+    weights: Int16[np.ndarray, "o kh kw c"],
+    a: UInt64[np.ndarray, " positions"],
+    b: UInt64[np.ndarray, " channels"],
+    t: UInt64[np.ndarray, " inputs"],
+    threads: int = 1,
+) -> None: ...
+def freivalds_dot(
+    coefficients: UInt64[np.ndarray, " count"], values: Int32[np.ndarray, " count"]
+) -> int: ...
+
+class Pass:
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        channels: int,
+        scale: Float32[np.ndarray, " c"] | None,
+        bias: Float32[np.ndarray, " c"] | None,
+        act_lo: float,
+        act_hi: float,
+        pool: Sequence[int] | None,
+        sinks: Sequence[tuple[float, int]],
+    ) -> None: ...
+    def set_check(
+        self, a: UInt64[np.ndarray, " positions"] | None, b: UInt64[np.ndarray, " channels"] | None
+    ) -> None: ...
+    def set_sink_check(self, sink: int, t: UInt64[np.ndarray, " inputs"] | None) -> None: ...
+    def run(
+        self,
+        n: int,
+        source: UInt32[np.ndarray, "n h w c"] | Float32[np.ndarray, "n h w c"],
+        unblind: UInt32[np.ndarray, "n h w c"] | None,
+        residual: Float32[np.ndarray, "n h w c"] | None,
+        store_pre: Float32[np.ndarray, "n h w c"] | None,
+        store_post: Float32[np.ndarray, "n oh ow c"] | None,
+        sink_out: Sequence[UInt32[np.ndarray, "n oh ow c"] | Int16[np.ndarray, "n oh ow c"]],
+        sink_keys: Sequence[bytes | None],
+        sink_nonces: Sequence[bytes | None],
+        sink_pads: Sequence[UInt32[np.ndarray, "n oh ow c"] | None],
+        sums_out: UInt64[np.ndarray, " n"],
+        sums_in: UInt64[np.ndarray, "sinks n"],
+        threads: int = 1,
     ) -> None: ...

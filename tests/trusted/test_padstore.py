@@ -526,7 +526,7 @@ def test_no_pad_is_used_twice_across_200_kills(children, places):
     assert status.lost <= 3 * KILLS
 
 
-def test_no_pad_is_used_twice_whatever_line_a_process_dies_at(children, places):
+def test_no_pad_is_used_twice_whatever_line_a_process_dies_at(children, store, places):
     line, ended = 0, []
     while ended != [0]:
         line += 1
@@ -534,6 +534,9 @@ def test_no_pad_is_used_twice_whatever_line_a_process_dies_at(children, places):
         ended = children.wait()
         assert ended in ([0], [-signal.SIGKILL])
         check_consistent(children, places)
+        pad_crash_child.make(store, children.log, 1)
+        pad_crash_child.drain(store, children.log)
+    assert check_consistent(children, places).ready == 0
     assert line > 100
 
 

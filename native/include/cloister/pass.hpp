@@ -75,6 +75,8 @@ class Pass {
  public:
   explicit Pass(PassShape shape);  // throws std::invalid_argument
   ~Pass();
+  Pass(const Pass&) = delete;
+  Pass& operator=(const Pass&) = delete;
 
   const PassShape& shape() const { return shape_; }
   int64_t out_h() const { return shape_.pool ? shape_.pool->oh : shape_.h; }

@@ -15,6 +15,7 @@ from cloister.errors import InputError, RangeError, ShapeError
 from cloister.wire.transcript import Transcript
 
 BYTE_VALUES = 256
+SMALLEST_SHOWN = 1e-3
 FEWEST_BYTES = 5 * BYTE_VALUES
 TOP_BYTE_SHIFT = 24
 
@@ -24,6 +25,11 @@ class ChiSquare(NamedTuple):
 
     statistic: float
     p: float
+
+    @property
+    def p_text(self) -> str:
+        """The probability for people; the approximation knows no digits of tiny ones."""
+        return f"{self.p:.3f}" if self.p >= SMALLEST_SHOWN else f"below {SMALLEST_SHOWN:g}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ nothing that a worker sent.
 import base64
 import html
 import io
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -47,6 +48,8 @@ pre { background: var(--card); border: 1px solid var(--line); padding: .8rem 1re
   overflow-x: auto; font-size: .82rem; line-height: 1.5; }
 """
 
+NUMBER = re.compile(r"-?[\d.,]+%?")
+
 
 @dataclass(frozen=True)
 class Section:
@@ -83,17 +86,19 @@ def preformatted(text: str) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str | bytes]]) -> str:
-    """A table; `bytes` cells are PNG pictures, other cells text, right-aligned when numeric."""
+    """A table; `bytes` cells are PNG pictures, other cells text, right-aligned when numeric.
+
+    A row's first cell describes its pictures to readers who cannot see them. A header of empty
+    texts is left out.
+    """
     body = list(rows)
     numeric = [_is_number(cell) for cell in body[0]] if body else [False] * len(header)
-    head = "".join(
-        _cell("th", text, right=right) for text, right in zip(header, numeric, strict=True)
-    )
-    lines = "\n".join(
-        f"<tr>{''.join(_cell('td', cell, right=_is_number(cell)) for cell in row)}</tr>"
-        for row in body
-    )
-    return f'<div class="scroll"><table><tr>{head}</tr>\n{lines}</table></div>\n'
+    head = ""
+    if any(header):
+        cells = zip(header, numeric, strict=True)
+        head = f"<tr>{''.join(_cell('th', text, right=right) for text, right in cells)}</tr>\n"
+    lines = "\n".join(_row(row) for row in body)
+    return f'<div class="scroll"><table>{head}{lines}</table></div>\n'
 
 
 def histogram(shown: Exposure, caption: str) -> str:
@@ -120,12 +125,19 @@ def png(picture: np.ndarray) -> bytes:
 
 
 def _is_number(content: str | bytes) -> bool:
-    return isinstance(content, str) and content[:1].isdigit()
+    return isinstance(content, str) and NUMBER.fullmatch(content) is not None
 
 
-def _cell(tag: str, content: str | bytes, *, right: bool) -> str:
+def _row(row: Sequence[str | bytes]) -> str:
+    label = row[0] if isinstance(row[0], str) else ""
+    cells = (_cell("td", cell, right=_is_number(cell), alt=label) for cell in row)
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _cell(tag: str, content: str | bytes, *, right: bool, alt: str = "") -> str:
     if isinstance(content, bytes):
         data = base64.b64encode(content).decode()
-        return f'<{tag} class="picture"><img alt="" src="data:image/png;base64,{data}"></{tag}>'
+        image = f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
+        return f'<{tag} class="picture">{image}</{tag}>'
     style = ' class="number"' if right else ""
     return f"<{tag}{style}>{html.escape(content)}</{tag}>"

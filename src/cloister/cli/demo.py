@@ -198,7 +198,10 @@ def _facts(outcome: Outcome) -> list[tuple[str, str]]:
         ("accuracy, plain float32", f"{outcome.accuracy(outcome.plain):.1%}"),
         ("accuracy, private + verified", f"{outcome.accuracy(outcome.private):.1%}"),
         ("same answer", f"{outcome.agreement:.1%}"),
-        ("soundness", f"{bits:.1f} bits: a wrong layer passes with probability 2^-{bits:.1f}"),
+        (
+            "soundness",
+            f"{bits:.1f} bits: a wrong answer passes with probability at most 2^-{bits:.1f}",
+        ),
         ("to the worker", f"{human_bytes(report.bytes_to_worker / report.inputs)} per input"),
         ("from the worker", f"{human_bytes(report.bytes_from_worker / report.inputs)} per input"),
         ("pads used", f"{report.pads_used}, each once"),
@@ -213,9 +216,9 @@ def _show(outcome: Outcome, path: Path) -> None:
     for stage, each_ms, what in _stages(outcome.report):
         grid.add_row(f"{stage} time", f"{each_ms} ms per input ({what})")
     for node, shown in zip(outcome.nodes, outcome.seen, strict=True):
-        grid.add_row(f"bytes sent for {node}", f"uniform? chi-square p = {shown.uniformity.p:.3f}")
-    without = outcome.seen_without_pads.uniformity.p
-    grid.add_row(f"{outcome.nodes[0]} without pads", f"chi-square p = {without:.3g}")
+        grid.add_row(f"bytes sent for {node}", f"uniform? chi-square p {shown.uniformity.p_text}")
+    without = outcome.seen_without_pads.uniformity.p_text
+    grid.add_row(f"{outcome.nodes[0]} without pads", f"uniform? chi-square p {without}")
     console = out()
     console.print(grid)
     console.print(f"\n{outcome.claims}\n", soft_wrap=True)
@@ -274,17 +277,17 @@ def _pictures(outcome: Outcome) -> str:
 
 
 def _histograms(outcome: Outcome) -> str:
-    blinded, plain = outcome.seen[0], outcome.seen_without_pads
+    node, blinded, plain = outcome.nodes[0], outcome.seen[0], outcome.seen_without_pads
     tested = table(
         ("layer", "chi-square, 255 degrees of freedom", "p"),
         (
-            (node, f"{shown.uniformity.statistic:.1f}", f"{shown.uniformity.p:.3f}")
-            for node, shown in zip(outcome.nodes, outcome.seen, strict=True)
+            (name, f"{shown.uniformity.statistic:.1f}", shown.uniformity.p_text)
+            for name, shown in zip(outcome.nodes, outcome.seen, strict=True)
         ),
     )
     return (
-        histogram(blinded, f"blinded: p = {blinded.uniformity.p:.3f}")
-        + histogram(plain, f"without pads: p = {plain.uniformity.p:.3g}")
+        histogram(blinded, f"{node}, blinded: p {blinded.uniformity.p_text}")
+        + histogram(plain, f"{node} without pads: p {plain.uniformity.p_text}")
         + tested
         + paragraph(
             "A uniform histogram is what hiding looks like, not what proves it: the request is "

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Float32, Int16, UInt32, UInt64
+from jaxtyping import Float32, Int16, Int32, UInt32, UInt64
 
 from cloister.field.freivalds import P52
 from cloister.field.linear import Geometry, LinearMap
@@ -75,6 +75,27 @@ def check_sum(coefficients: UInt64[np.ndarray, " k"], values: np.ndarray) -> int
     return int(coefficients.astype(object) @ values.ravel().astype(object) % P52)
 
 
+def answer_sum(
+    a: UInt64[np.ndarray, " p"], b: UInt64[np.ndarray, " o"], z: Int32[np.ndarray, "oh ow o"]
+) -> int:
+    """Sum of a[p] b[o] z[p, o] modulo P52, for one answer."""
+    return check_sum((np.outer(a.astype(object), b.astype(object)) % P52).ravel(), z)
+
+
+def clamp(x: Float32[np.ndarray, "*n"], lo: float, hi: float) -> Float32[np.ndarray, "*n"]:
+    """min(max(x, lo), hi); on a tie the bound wins, so max(-0.0, 0.0) is 0.0."""
+    low, high = np.float32(lo), np.float32(hi)
+    raised = np.where(x > low, x, low)
+    return np.where(raised < high, raised, high)
+
+
+def blind(
+    q: Int16[np.ndarray, "*n"], pad: UInt32[np.ndarray, "*n"]
+) -> UInt32[np.ndarray, "*n"]:
+    """q + pad modulo 2^32."""
+    return q.astype(np.int32).view(np.uint32) + pad
+
+
 def pool(
     x: Float32[np.ndarray, "n h w c"], window: tuple[int, ...]
 ) -> Float32[np.ndarray, "n oh ow c"]:
@@ -89,7 +110,10 @@ def pool(
             if 0 <= r * sh + i * dh - pt < h and 0 <= s * sw + j * dw - pl < w
         ]
         if not average:
-            out[:, r, s] = np.max(found, axis=0)
+            largest = found[0]
+            for part in found[1:]:
+                largest = np.where(part > largest, part, largest)
+            out[:, r, s] = largest
             continue
         total = np.zeros((n, c), np.float32)
         for part in found:

@@ -28,7 +28,7 @@ def geometry(graph: Graph, node: Node) -> Geometry:
     Raises UnsupportedError for a node that is not linear or whose shapes are not known.
     """
     before, after = graph.types.get(node.inputs[0]), graph.types.get(node.outputs[0])
-    weights = graph.constants.get(node.inputs[1])
+    weights = graph.constants.get(node.inputs[1]) if len(node.inputs) > 1 else None
     if before is None or after is None or weights is None:
         raise UnsupportedError(
             f"node {node.name!r} ({node.op}): shapes or weights are not known; keep it local"

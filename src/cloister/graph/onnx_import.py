@@ -71,6 +71,10 @@ def _check(model: onnx.ModelProto, name: str) -> None:
     if not model.graph.node and not model.graph.output:
         raise ModelError(f"{name}: not an ONNX model, or an empty one; export it again")
     _check_sizes(model, name)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    for value in model.graph.input:
+        if value.name not in constants:
+            _input_type(value)
     # Shapes of inner values and outputs are claims; they are inferred anew, so none is needed.
     del model.graph.value_info[:]
     for value in model.graph.output:

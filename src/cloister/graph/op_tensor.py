@@ -7,6 +7,9 @@ from onnx import AttributeProto, helper, numpy_helper
 
 from cloister.graph.call import Call, NotCovered
 
+NO_END = (2**31 - 1, 2**63 - 1)
+"""Ends of a slice that ONNX Runtime reads as "up to the last row", whichever way it goes."""
+
 
 def identity(call: Call) -> np.ndarray:
     """The input; dropout is this at inference."""
@@ -110,9 +113,11 @@ def slice_(call: Call) -> np.ndarray:
         # Python reads a negative end as "from the back"; here one below the first row means all.
         lowest = -1 if step < 0 else 0
         stop = max(end + size if end < 0 else end, lowest)
-        parts[axis] = slice(start, None if stop < 0 else stop, step)
-        if step < 0 and start < -size:
-            parts[axis] = slice(0, 0)
+        if end in NO_END and step < 0:
+            stop = -1
+        # ONNX moves a start before the first row onto it; Python would find nothing there.
+        begin = max(start + size, 0) if start < 0 else start
+        parts[axis] = slice(begin, None if stop < 0 else stop, step)
     return np.ascontiguousarray(x[tuple(parts)])
 
 

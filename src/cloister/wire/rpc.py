@@ -118,9 +118,10 @@ class RpcLink:
             tensor if self._lent.pop(tensor.ctypes.data, None) is not None else tensor.copy()
             for tensor in tensors
         )
+        encoded = encode(Apply(request_id, target_id, owned))
         with self._changed:
             self._book.open(request_id, expect)
-        self._send(encode(Apply(request_id, target_id, owned)))
+        self._send(encoded)
 
     def receive(self, request_id: int, *, timeout_s: float) -> tuple[Unchecked[np.ndarray], ...]:
         """See WorkerLink."""

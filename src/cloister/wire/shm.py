@@ -116,12 +116,13 @@ class ShmLink:
     ) -> None:
         """See WorkerLink."""
         self._check_open()
+        head = encode(Apply(request_id, target_id, tensors)).head
         self._book.open(request_id, expect)
         places = tuple(self._place(tensor) for tensor in tensors)
         rooms = tuple(self._arena.allocate(spec.nbytes) for spec in expect)
         self._requests[request_id] = [*places, *rooms]
         self._rooms[request_id] = rooms
-        self._send(encode(Apply(request_id, target_id, tensors)).head, places, rooms)
+        self._send(head, places, rooms)
         self.bytes_sent += sum(tensor.nbytes for tensor in tensors)
 
     def receive(self, request_id: int, *, timeout_s: float) -> tuple[Unchecked[np.ndarray], ...]:

@@ -1,0 +1,265 @@
+"""Every pass keeps what a graph computes, and does what it is for."""
+
+import nets
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nets import Net
+
+from cloister.graph import passes
+from cloister.graph.graph import Graph
+from cloister.graph.interpreter import interpret
+from cloister.graph.onnx_import import from_model
+from cloister.graph.ops import is_linear
+
+PASSES = {one.__name__: one for one in passes.standard_passes}
+
+
+def ops(graph: Graph) -> list[str]:
+    return [node.op for node in graph.nodes]
+
+
+def assert_same(before: Graph, after: Graph, feeds: dict[str, np.ndarray]) -> None:
+    assert before.inputs == after.inputs
+    assert before.outputs == after.outputs
+    wanted, found = interpret(before, feeds), interpret(after, feeds)
+    for name in before.outputs:
+        assert found[name].dtype == wanted[name].dtype
+        np.testing.assert_allclose(found[name], wanted[name], rtol=2e-4, atol=2e-5)
+
+
+def prepared(net: Net, *outputs: str, count: int = 3) -> Graph:
+    model = net.model(*outputs)
+    graph = from_model(model, name="net")
+    after = passes.prepare(graph)
+    assert_same(graph, after, nets.samples(model, count))
+    for name, known in after.types.items():
+        assert name in after.constants or name in after.inputs or known.dtype is not None
+    return after
+
+
+@pytest.mark.parametrize("one", PASSES.values(), ids=PASSES)
+@pytest.mark.parametrize("build", nets.ALL.values(), ids=nets.ALL)
+def test_each_pass_keeps_the_meaning_of_small_nets(one, build):
+    model = build()
+    graph = from_model(model, name="net")
+    nodes, constants = graph.nodes, dict(graph.constants)
+    after = passes.run_passes(graph, (one,))
+    assert_same(graph, after, nets.samples(model, 2))
+    assert (graph.nodes, dict(graph.constants)) == (nodes, constants)
+
+
+@pytest.mark.parametrize("build", nets.ALL.values(), ids=nets.ALL)
+def test_preparing_twice_changes_nothing_more(build):
+    once = passes.prepare(from_model(build(), name="net"))
+    twice = passes.prepare(once)
+    assert ops(twice) == ops(once)
+
+
+# ---- constants
+
+
+def test_constant_subgraphs_are_evaluated():
+    net = Net()
+    x = net.input("x", 6)
+    weights = net.op("Transpose", net.op("Mul", net.weights(4, 6), net.constant(np.float32(2))))
+    after = prepared(net, net.op("Identity", net.op("MatMul", net.op("Identity", x), weights)))
+    assert ops(after)[0] == "MatMul"
+    assert is_linear(after, after.nodes[0])
+
+
+def test_identity_between_input_and_output_stays():
+    net = Net()
+    after = prepared(net, net.op("Identity", net.input("x", 4)))
+    assert ops(after) == ["Identity"]
+
+
+def test_dropout_is_removed():
+    net = Net()
+    x = net.op("Dropout", net.op("Relu", net.input("x", 4)))
+    assert ops(prepared(net, net.op("Tanh", x))) == ["Relu", "Tanh"]
+
+
+def test_a_value_read_by_a_subgraph_keeps_its_name():
+    net = Net()
+    x = net.op("Identity", net.op("Relu", net.input("x", 4)))
+    info = [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", 4])]
+    body = onnx.helper.make_graph([onnx.helper.make_node("Neg", [x], ["y"])], "body", [], info)
+    flag = net.op("Cast", net.op("ReduceMax", x, keepdims=0), to=onnx.TensorProto.BOOL)
+    prepared(net, net.op("If", flag, then_branch=body, else_branch=body))
+
+
+def test_a_target_computed_from_the_batch_becomes_a_constant():
+    net = Net()
+    x = net.op("Relu", net.conv(net.input("x", 2, 6, 5), 2, 3))
+    batch = net.op("Gather", net.op("Shape", x), net.constant(np.array([0])), axis=0)
+    target = net.op("Concat", batch, net.constant(np.array([-1])), axis=0)
+    after = prepared(net, net.gemm(net.op("Reshape", x, target), 36, 4))
+    assert not {"Shape", "Gather", "Concat", "Reshape"} & set(ops(after))
+
+
+def test_a_scalar_batch_taken_from_the_shape_is_followed():
+    net = Net()
+    x = net.op("Relu", net.input("x", 6, 2))
+    batch = net.op("Gather", net.op("Shape", x), net.constant(np.array(0)), axis=0)
+    batch = net.op("Unsqueeze", batch, net.constant(np.array([0])))
+    target = net.op("Concat", batch, net.constant(np.array([12])), axis=0)
+    after = prepared(net, net.op("Tanh", net.op("Reshape", x, target)))
+    assert ops(after) == ["Relu", "Reshape", "Tanh"]
+    assert after.types[after.outputs[0]].shape == (None, 12)
+
+
+def test_random_values_are_never_folded():
+    net = Net()
+    noise = net.op("RandomUniform", shape=[4])
+    graph = from_model(net.model(net.op("Add", net.input("x", 4), noise)), name="net")
+    assert "RandomUniform" in ops(passes.prepare(graph))
+
+
+# ---- scales and shifts
+
+
+def batch_norm(net: Net, x: str, channels: int) -> str:
+    draw = net.rng.uniform(0.5, 2, (4, channels)).astype(np.float32)
+    return net.op("BatchNormalization", x, *(net.constant(row) for row in draw), epsilon=1e-3)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    kind=st.sampled_from(["Conv", "ConvTranspose", "Gemm", "MatMul", "Signal"]),
+    steps=st.lists(st.sampled_from(["norm", "Mul", "Add", "Sub", "Div", "rsub"]), max_size=3),
+    biased=st.booleans(),
+)
+def test_scales_and_shifts_disappear(kind, steps, biased):
+    net = Net(len(steps))
+    if kind == "Gemm":
+        x, tail = net.input("x", 5), [net.weights(5, 6)]
+        y = net.op("Gemm", x, *tail, *([net.weights(6)] if biased else []), alpha=0.5, beta=2.0)
+        shape = (6,)
+    elif kind == "MatMul":
+        y, shape = net.op("MatMul", net.input("x", 5), net.weights(5, 6)), (6,)
+    elif kind == "Signal":
+        y, shape = net.conv(net.input("x", 4, 9), 4, 6, (3,), group=2), (6, 1)
+    else:
+        inner = (6, 2, 3, 3) if kind == "Conv" else (4, 3, 3, 3)
+        bias = [net.weights(6)] if biased else []
+        y = net.op(kind, net.input("x", 4, 6, 5), net.weights(*inner), *bias, group=2)
+        shape = (6, 1, 1)
+    for step in steps:
+        if step == "norm":
+            y = batch_norm(net, y, 6)
+            continue
+        other = net.constant(net.rng.uniform(0.5, 2, shape).astype(np.float32))
+        y = net.op("Sub", other, y) if step == "rsub" else net.op(step, y, other)
+    after = prepared(net, y)
+    assert len(after.nodes) == 1
+    assert is_linear(after, after.nodes[0])
+
+
+def test_a_value_somebody_else_reads_is_not_scaled():
+    net = Net()
+    x = net.conv(net.input("x", 3, 6, 5), 3, 4)
+    assert "BatchNormalization" in ops(prepared(net, batch_norm(net, x, 4), net.op("Relu", x)))
+
+
+def test_an_output_of_the_model_is_not_scaled():
+    net = Net()
+    x = net.conv(net.input("x", 3, 6, 5), 3, 4)
+    assert "BatchNormalization" in ops(prepared(net, batch_norm(net, x, 4), x))
+
+
+def test_a_bias_on_a_sequence_stays_local():
+    net = Net()
+    x = net.op("MatMul", net.input("x", 7, 5), net.weights(5, 6))
+    assert ops(prepared(net, net.op("Add", x, net.weights(6)))) == ["MatMul", "Add"]
+
+
+def test_a_shift_along_another_axis_stays():
+    net = Net()
+    x = net.conv(net.input("x", 3, 6, 5), 3, 4)
+    after = prepared(net, net.op("Add", x, net.weights(1, 1, 4, 1)))
+    assert ops(after) == ["Conv", "Add"]
+
+
+# ---- padding
+
+
+def padded(net: Net, x: str, pads: list[int], **attributes) -> str:
+    return net.op("Pad", x, net.constant(np.array(pads)), **attributes)
+
+
+def test_zero_padding_moves_into_a_convolution():
+    net = Net()
+    x = padded(net, net.input("x", 3, 8, 7), [0, 0, 0, 1, 0, 0, 2, 1])
+    after = prepared(net, net.conv(x, 3, 4, strides=[2, 1], pads=[1, 0, 0, 1]))
+    assert ops(after) == ["Conv"]
+
+
+def test_zero_padding_moves_into_average_pooling():
+    net = Net()
+    x = padded(net, net.input("x", 3, 8, 7), [0, 0, 1, 1, 0, 0, 1, 0])
+    after = prepared(net, net.op("AveragePool", x, kernel_shape=[3, 2], strides=[2, 2]))
+    assert ops(after) == ["AveragePool"]
+
+
+@pytest.mark.parametrize(
+    ("pads", "attributes"),
+    [
+        ([0, 1, 0, 0, 0, 0, 0, 0], {}),
+        ([0, 0, 1, 1, 0, 0, 1, 1], {"mode": "reflect"}),
+        ([0, 0, -1, 0, 0, 0, 0, 0], {}),
+    ],
+)
+def test_other_padding_stays(pads, attributes):
+    net = Net()
+    x = padded(net, net.input("x", 3, 8, 7), pads, **attributes)
+    after = prepared(net, net.conv(x, 3 + pads[1], 4))
+    assert ops(after) == ["Pad", "Conv"]
+
+
+def test_padding_with_another_number_stays():
+    net = Net()
+    pads, one = net.constant(np.array([0, 0, 1, 1, 0, 0, 1, 1])), net.constant(np.float32(1))
+    x = net.op("Pad", net.input("x", 3, 8, 7), pads, one)
+    assert ops(prepared(net, net.conv(x, 3, 4))) == ["Pad", "Conv"]
+
+
+def test_padding_before_max_pooling_stays():
+    net = Net()
+    x = padded(net, net.input("x", 3, 8, 7), [0, 0, 1, 1, 0, 0, 1, 1])
+    assert ops(prepared(net, net.op("MaxPool", x, kernel_shape=[3, 3]))) == ["Pad", "MaxPool"]
+
+
+# ---- flattening
+
+
+@pytest.mark.parametrize("size", [(6, 5), (7,)])
+@pytest.mark.parametrize("flatten", ["Flatten", "Reshape"])
+@pytest.mark.parametrize("dense", ["Gemm", "MatMul"])
+def test_a_dense_layer_on_an_image_becomes_a_convolution(size, flatten, dense):
+    net = Net()
+    x, k = net.op("Relu", net.input("x", 3, *size)), 3 * int(np.prod(size))
+    extra = () if flatten == "Flatten" else (net.constant(np.array([-1, k])),)
+    y = net.op(flatten, x, *extra)
+    y = net.gemm(y, k, 4) if dense == "Gemm" else net.op("MatMul", y, net.weights(k, 4))
+    after = prepared(net, y)
+    assert ops(after)[:2] == ["Relu", "Conv"]
+    assert is_linear(after, after.nodes[1])
+    assert after.types[after.outputs[0]].shape == (None, 4)
+
+
+def test_a_flattened_vector_keeps_its_dense_layer():
+    net = Net()
+    x = net.op("Flatten", net.op("GlobalAveragePool", net.input("x", 3, 6, 5)))
+    assert ops(prepared(net, net.gemm(x, 3, 4)))[-1] == "Gemm"
+
+
+def test_unused_nodes_and_constants_go():
+    net = Net()
+    x = net.input("x", 4)
+    net.op("MatMul", x, net.weights(4, 3))
+    after = prepared(net, net.op("Relu", x))
+    assert ops(after) == ["Relu"]
+    assert not after.constants
