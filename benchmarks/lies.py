@@ -14,16 +14,16 @@ import time
 from pathlib import Path
 
 import numpy as np
-from cloister.field.ring import RingMap
-from cloister.wire.messages import Unchecked
 
 import cloister as cl
 from cloister.crypto.csprng import SystemRandom
 from cloister.errors import VerificationError
+from cloister.field.ring import RingMap
 from cloister.plan import policies
 from cloister.trusted.blinded import InlinePads, PadUse
 from cloister.trusted.report import Meter
 from cloister.trusted.runtime import Runtime
+from cloister.wire.messages import Unchecked
 
 
 class LyingLink:
@@ -43,7 +43,8 @@ class LyingLink:
         self.answer = self.maps[target_id].apply(tensors[0])
         if target_id == self.victim:
             at = secrets.randbelow(self.answer.size)
-            self.answer.flat[at] += np.uint32(1 + secrets.randbelow(2**32 - 1))
+            wrong = int(self.answer.flat[at]) + 1 + secrets.randbelow(2**32 - 1)
+            self.answer.flat[at] = wrong % 2**32
             self.told = True
 
     def receive(self, request_id, *, timeout_s):

@@ -18,7 +18,8 @@
 namespace cloister {
 namespace {
 
-constexpr int64_t kTile = 2048;  // elements: 8 KiB of floats and 8 KiB of pad in L1
+constexpr int64_t kTile = 2048;               // elements: 8 KiB of floats and 8 KiB of pad in L1
+constexpr int64_t kStreamElements = 1 << 19;  // requests of 2 MiB and more do not stay in L2
 constexpr int64_t kMaxElements = int64_t{1} << 34;  // 2^32 AES blocks of four words
 
 const PassBackend& backend() {
@@ -40,6 +41,12 @@ uint64_t sum_of(const uint64_t* values, int64_t n) {
 }
 
 uint64_t sum_of(const CheckLanes& lanes) { return sum_of(lanes.lane, 8); }
+
+void check_coefficients(const uint64_t* values, int64_t n) {
+  // Kernels read the low 52 bits only.
+  const bool canonical = std::all_of(values, values + n, [](uint64_t v) { return v < kP52; });
+  require(canonical, "a check coefficient is not below 2^52 - 47");
+}
 
 // Rows (or columns) from the first to the last one a window touches.
 int64_t span(int64_t kernel, int64_t dilation) { return (kernel - 1) * dilation + 1; }
@@ -103,6 +110,10 @@ Pass::~Pass() = default;
 void Pass::set_check(const uint64_t* a, const uint64_t* b) {
   require((a == nullptr) == (b == nullptr), "a check needs both a and b");
   require(a == nullptr || !shape_.scale.empty(), "only a reply can be checked");
+  if (a != nullptr) {
+    check_coefficients(a, shape_.h * shape_.w);
+    check_coefficients(b, shape_.c);
+  }
   a_ = a;
   b_ = b;
   if (a == nullptr) return;
@@ -112,9 +123,10 @@ void Pass::set_check(const uint64_t* a, const uint64_t* b) {
 
 void Pass::set_sink_check(size_t sink, const uint64_t* t) {
   require(sink < t_.size(), "there is no such sink");
+  const int64_t elements = out_h() * out_w() * shape_.c;
+  if (t != nullptr) check_coefficients(t, elements);
   t_[sink] = t;
-  if (t == nullptr) return;
-  in_bias_[sink] = multiply(sum_of(t, out_h() * out_w() * shape_.c), uint64_t{1} << 13);
+  if (t != nullptr) in_bias_[sink] = multiply(sum_of(t, elements), uint64_t{1} << 13);
 }
 
 // One thread's walk over one band of one image.
@@ -163,6 +175,10 @@ class Pass::Walk {
       pool_row(r);
     }
     for (; next < last; ++next) produce_row(next);
+  }
+
+  void finish() const {
+    if (kernels_.finish != nullptr) kernels_.finish();
   }
 
  private:
@@ -256,6 +272,13 @@ class Pass::Walk {
       if (row.pad == nullptr) {
         const uint8_t* nonce = sink.nonces + image_ * static_cast<int64_t>(kAesNonceBytes);
         const auto block = static_cast<uint64_t>(at / 4);
+        if (kernels_.emit_blinded != nullptr && at % 4 == 0) {
+          row.rounds = keys_[i]->rounds();
+          row.nonce = nonce;
+          row.first_block = static_cast<uint32_t>(block);
+          row.stream = elements >= kStreamElements;
+          return kernels_.emit_blinded(row, scratch_.lanes[1 + i]);
+        }
         aes_ctr_fill(*keys_[i], nonce, block, scratch_.pad.data(), count + at % 4);
         row.pad = scratch_.pad.data() + at % 4;
       }
@@ -341,6 +364,7 @@ void Pass::run(const PassRun& run, int threads) {
       const int64_t begin = units * band / bands;
       const int64_t end = units * (band + 1) / bands;
       shape_.pool ? walk.pooled_rows(begin, end) : walk.pixels(begin, end);
+      walk.finish();
       for (size_t i = 0; i < columns; ++i) {
         sums[static_cast<size_t>(job) * columns + i] = sum_of(scratch.lanes[i]);
       }

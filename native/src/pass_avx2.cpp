@@ -113,7 +113,11 @@ struct Avx2 {
 
 }  // namespace
 
-const PassBackend kPassAvx2{rows::any_reply<Avx2>, rows::any_values<Avx2>, rows::any_pool<Avx2>,
-                            rows::any_emit<Avx2>, nullptr};
+const PassBackend kPassAvx2{rows::any_reply<Avx2>,
+                            rows::any_values<Avx2>,
+                            rows::any_pool<Avx2>,
+                            rows::any_emit<Avx2>,
+                            nullptr,
+                            nullptr};
 
 }  // namespace cloister

@@ -11,7 +11,7 @@ struct Avx512 {
   using I = __m512i;
   using M = __mmask16;
   static constexpr int64_t kLanes = 16;
-  static constexpr int64_t kBlock = 16 * 4000;  // 4000 additions per accumulator, 4095 allowed
+  static constexpr int64_t kBlock = 16 * 2000;  // 2000 additions per accumulator: see Dot
   static M first(int count) { return static_cast<M>((1u << count) - 1); }
 
   static F set(float v) { return _mm512_set1_ps(v); }
@@ -67,19 +67,20 @@ struct Avx512 {
       lo1 = _mm512_madd52lo_epu64(lo1, c1, v1);
       hi1 = _mm512_madd52hi_epu64(hi1, c1, v1);
     }
-    // hi grows by less than 2^32 per addition and needs no folding.
+    // lo: below 2^52 + 2^18 folded, plus 47 * 2000 * 2^32 < 2^49, so below 2^53 as a start.
     void fold() {
-      lo0 = fold52(lo0);
-      lo1 = fold52(lo1);
-    }
-    // Below 2^52. lo: two numbers below 2^52 + 2^18. 47 hi: at most 2^20 additions (2^24 channels)
-    // of 32 bits in each of two accumulators, so below 2^59. Together below 2^60, which folds to
-    // less than 2^52 + 2^14, which folds to less than 2^52.
-    I residue() const {
-      const I lo = _mm512_add_epi64(fold52(lo0), fold52(lo1));
-      const I hi = _mm512_add_epi64(hi0, hi1);
       const I fold = _mm512_set1_epi64(kFold);
-      return fold52(fold52(_mm512_add_epi64(lo, _mm512_mullo_epi64(hi, fold))));
+      lo0 = _mm512_madd52lo_epu64(fold52(lo0), hi0, fold);
+      lo1 = _mm512_madd52lo_epu64(fold52(lo1), hi1, fold);
+      hi0 = hi1 = _mm512_setzero_si512();
+    }
+    // Below 2^52. Since the last fold: lo0 + lo1 < 2 * (2000 + 2) * 2^52, hi0 + hi1 < 4000 * 2^32,
+    // 47 times which is below 2^52. Together below 4005 * 2^52, which folds to less than
+    // 2^52 + 2^18, which folds to less than 2^52.
+    I residue() const {
+      const I lo = _mm512_add_epi64(lo0, lo1);
+      const I hi = _mm512_add_epi64(hi0, hi1);
+      return fold52(fold52(_mm512_madd52lo_epu64(lo, hi, _mm512_set1_epi64(kFold))));
     }
   };
 
@@ -103,9 +104,74 @@ struct Avx512 {
   };
 };
 
+// rows::emit with the pad made on the way: while AES waits for itself, the other units quantise.
+// kStream: past the caches, which spares reading the lines that are about to be overwritten.
+template <bool kCheck, bool kStream>
+void emit_blinded(const EmitRow& row, CheckLanes& lanes) {
+  constexpr int kVectors = 4;
+  constexpr int64_t kGroup = kVectors * Avx512::kLanes;
+  const VaesKeys keys(row.rounds);
+  const __m512 inv_scale = Avx512::set(row.inv_scale);
+  const __m512 low = Avx512::set(-row.qmax);
+  const __m512 high = Avx512::set(row.qmax);
+  __m512i counter = vaes_counter(row.nonce, row.first_block);
+  Avx512::Sum sum(lanes);
+  Avx512::Dot dot;
+  const auto step = [&](int64_t j, __m512i pad, auto... mask) __attribute__((always_inline)) {
+    const __m512 f = Avx512::load(row.values + j, mask...);
+    const __m512i q = rows::quantised<Avx512>(f, inv_scale, low, high);
+    if constexpr (kCheck) {
+      rows::prefetch(row.t + j);
+      rows::prefetch(row.t + j + 8);
+      dot.add(row.t + j, Avx512::plus(q, 1 << 13), mask...);
+    }
+    // The only write of the request: q never reaches this memory without its pad.
+    if constexpr (kStream) {
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(row.blinded + j), Avx512::plus(q, pad));
+    } else {
+      Avx512::store(row.blinded + j, Avx512::plus(q, pad), mask...);
+    }
+  };
+  __m512i pad[kVectors];
+  int64_t j = 0;
+  for (; j + kGroup <= row.count; j += kGroup) {
+    vaes_keystream<kVectors>(keys, counter, pad);
+    counter = _mm512_add_epi32(counter, vaes_step(4 * kVectors));
+#pragma GCC unroll 4
+    for (int i = 0; i < kVectors; ++i) step(j + i * Avx512::kLanes, pad[i]);
+  }
+  for (; j < row.count; j += Avx512::kLanes) {
+    vaes_keystream<1>(keys, counter, pad);
+    counter = _mm512_add_epi32(counter, vaes_step(4));
+    const int64_t left = row.count - j;
+    step(j, pad[0], Avx512::first(static_cast<int>(left < Avx512::kLanes ? left : 16)));
+  }
+  if constexpr (kCheck) {
+    sum.add(dot);
+    sum.save(lanes);
+  }
+}
+
+// Streaming stores need whole cache lines.
+bool fills_lines(const EmitRow& row) {
+  return reinterpret_cast<uintptr_t>(row.blinded) % 64 == 0 && row.count % Avx512::kLanes == 0;
+}
+
+void any_emit_blinded(const EmitRow& row, CheckLanes& lanes) {
+  if (row.stream && fills_lines(row)) {
+    return row.t ? emit_blinded<true, true>(row, lanes) : emit_blinded<false, true>(row, lanes);
+  }
+  return row.t ? emit_blinded<true, false>(row, lanes) : emit_blinded<false, false>(row, lanes);
+}
+
+// Streaming stores are weakly ordered: without this the worker could be told of a request before it
+// is there.
+void finish() { _mm_sfence(); }
+
 }  // namespace
 
 const PassBackend kPassAvx512{rows::any_reply<Avx512>, rows::any_values<Avx512>,
-                              rows::any_pool<Avx512>, rows::any_emit<Avx512>, nullptr};
+                              rows::any_pool<Avx512>,  rows::any_emit<Avx512>,
+                              any_emit_blinded,        finish};
 
 }  // namespace cloister

@@ -53,12 +53,13 @@ struct EmitRow {
   int64_t count;
   float inv_scale, qmax;
   const uint64_t* t;    // or null: no check
-  const uint32_t* pad;  // for `blinded`, unless the kernel makes it from `rounds`
+  const uint32_t* pad;  // for `blinded`
   uint32_t* blinded;    // one of these two
   int16_t* plain;
-  const uint8_t* rounds;  // AES round keys; only for back ends with `makes_pads`
+  const uint8_t* rounds;  // for emit_blinded: AES round keys
   const uint8_t* nonce;
   uint32_t first_block;  // values[0] is word 0 of this block
+  bool stream;           // too large for the caches: store past them if the kernel can
 };
 
 struct PassBackend {
@@ -66,8 +67,10 @@ struct PassBackend {
   void (*values)(const ValueRow&);
   void (*pool)(const PoolRow&);
   void (*emit)(const EmitRow&, CheckLanes&);
-  // Makes pads in registers, from `rounds`; null: emit() is given every pad.
+  // The same for `blinded` rows of up to 2000 vectors, with the pad made in registers from
+  // `rounds`; null: emit() is given every pad.
   void (*emit_blinded)(const EmitRow&, CheckLanes&);
+  void (*finish)();  // makes every store visible before those that follow; null: they are
 };
 
 extern const PassBackend kPassPortable;

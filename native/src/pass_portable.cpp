@@ -59,7 +59,11 @@ struct Scalar {
 
 }  // namespace
 
-const PassBackend kPassPortable{rows::any_reply<Scalar>, rows::any_values<Scalar>,
-                                rows::any_pool<Scalar>, rows::any_emit<Scalar>, nullptr};
+const PassBackend kPassPortable{rows::any_reply<Scalar>,
+                                rows::any_values<Scalar>,
+                                rows::any_pool<Scalar>,
+                                rows::any_emit<Scalar>,
+                                nullptr,
+                                nullptr};
 
 }  // namespace cloister

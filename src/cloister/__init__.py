@@ -1,1 +1,27 @@
 """Cloister: run and train neural networks on hardware you do not trust."""
+
+from cloister.errors import CloisterError, VerificationError
+from cloister.graph.graph import Graph
+from cloister.graph.sources import from_keras, from_torch, load
+from cloister.plan import policies
+from cloister.plan.plan import Plan
+from cloister.plan.quantise import Precision
+from cloister.trusted.report import Report, Result
+from cloister.trusted.session import Session
+from cloister.wire.transcript import Transcript
+
+__all__ = [
+    "CloisterError",
+    "Graph",
+    "Plan",
+    "Precision",
+    "Report",
+    "Result",
+    "Session",
+    "Transcript",
+    "VerificationError",
+    "from_keras",
+    "from_torch",
+    "load",
+    "policies",
+]

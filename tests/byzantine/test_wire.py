@@ -55,6 +55,7 @@ def test_lies_about_form_are_refused(lying_link, transport, lie):
         with pytest.raises(ProtocolError) as caught:
             ask(link, 2, x, timeout_s=0.5 if lie is Lie.HANG else 30.0)
         assert type(caught.value) is FORM_LIES[lie]
+        assert link.name in str(caught.value)
 
 
 def test_a_local_worker_that_dies_midway(lying_link):

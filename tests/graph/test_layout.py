@@ -11,6 +11,7 @@ from cloister.graph.layout import channels_last_shape, from_channels_last, to_ch
         ((None, 3, 5, 7), True, (5, 7, 3)),
         ((2, 3, 5), True, (1, 5, 3)),
         ((None, 3), True, (1, 1, 3)),
+        ((None, 3, 1, 1, 1), True, (1, 1, 3)),
         ((None, 3), False, (1, 1, 3)),
         ((None, 5, 3), False, (1, 5, 3)),
         ((None, 2, 5, 3), False, (1, 10, 3)),

@@ -2,18 +2,18 @@
 
 from pathlib import Path
 
-import nets
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from nets import Net
 from onnx import TensorProto, helper, numpy_helper
 
+import nets
 from cloister.errors import ModelError, UnsupportedError
 from cloister.graph.export import to_model
 from cloister.graph.onnx_import import from_model, load
 from cloister.graph.passes import prepare
+from nets import Net
 
 MODELS = (
     "mobilenet_v1_0.75_224", "mobilenet_v2_1.0_224", "squeezenet_v1.0_227",
@@ -208,9 +208,7 @@ def test_an_input_without_a_shape_is_named():
 @pytest.mark.parametrize("batch", [1, 4])
 def test_a_fixed_batch_is_freed(batch):
     net = Net()
-    net.inputs.append(
-        helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, 3, 6, 5])
-    )
+    net.inputs.append(helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, 3, 6, 5]))
     x = net.conv("image", 3, 4)
     x = net.op("Reshape", x, net.constant(np.array([batch, 4 * 4 * 3])))
     graph = from_model(net.model(net.gemm(x, 48, 2)), name="net")

@@ -1,18 +1,18 @@
 """Every pass keeps what a graph computes, and does what it is for."""
 
-import nets
 import numpy as np
 import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import Net
 
+import nets
 from cloister.graph import passes
 from cloister.graph.graph import Graph
 from cloister.graph.interpreter import interpret
 from cloister.graph.onnx_import import from_model
 from cloister.graph.ops import is_linear
+from nets import Net
 
 PASSES = {one.__name__: one for one in passes.standard_passes}
 
@@ -183,6 +183,51 @@ def test_a_shift_along_another_axis_stays():
     assert ops(after) == ["Conv", "Add"]
 
 
+# ---- transpositions
+
+
+def test_a_channels_last_network_loses_its_inner_transpositions():
+    net = Net()
+    x = net.op("Transpose", net.input("x", 6, 5, 3), perm=[0, 3, 1, 2])
+    x = net.op("Transpose", net.conv(x, 3, 4), perm=[0, 2, 3, 1])
+    x = net.op("Mul", net.op("Add", x, net.weights(4)), net.weights(1, 1, 4))
+    x = net.op("Transpose", net.op("Relu", x), perm=[0, 3, 1, 2])
+    x = net.op("Transpose", net.conv(x, 4, 2, (2, 2)), perm=[0, 2, 3, 1])
+    after = prepared(net, net.op("Sub", net.weights(2), x))
+    assert ops(after) == ["Transpose", "Conv", "Relu", "Conv", "Transpose"]
+
+
+def test_transpositions_that_cancel_to_an_output_leave_an_identity():
+    net = Net()
+    x = net.op("Transpose", net.op("Relu", net.input("x", 4, 3)), perm=[0, 2, 1])
+    after = prepared(net, net.op("Transpose", x, perm=[0, 2, 1]))
+    assert not {"Transpose"} & set(ops(after))
+
+
+def test_a_residual_block_loses_its_transpositions():
+    net = Net()
+    x = net.op("Relu", net.op("Transpose", net.input("x", 3, 6, 5), perm=[0, 2, 3, 1]))
+    y = net.conv(net.op("Transpose", x, perm=[0, 3, 1, 2]), 3, 3, pads=[1, 1, 1, 1])
+    z = net.op("Sub", x, net.op("Transpose", y, perm=[0, 2, 3, 1]))
+    z = padded(net, z, [0, 1, 2, 0, 0, 0, 1, 0])
+    after = prepared(net, net.op("Transpose", z, perm=[0, 3, 1, 2]))
+    assert "Transpose" not in ops(after)
+
+
+def test_a_transposition_somebody_else_reads_stays():
+    net = Net()
+    x = net.op("Transpose", net.input("x", 4, 3), perm=[0, 2, 1])
+    after = prepared(net, net.op("Relu", x), net.op("Softmax", x))
+    assert ops(after).count("Transpose") == 1
+
+
+def test_transpositions_that_do_not_cancel_become_one():
+    net = Net()
+    x = net.op("Transpose", net.input("x", 4, 3, 2), perm=[0, 2, 3, 1])
+    after = prepared(net, net.op("Transpose", net.op("Tanh", x), perm=[0, 2, 3, 1]))
+    assert ops(after) == ["Tanh", "Transpose"]
+
+
 # ---- padding
 
 
@@ -254,6 +299,29 @@ def test_a_flattened_vector_keeps_its_dense_layer():
     net = Net()
     x = net.op("Flatten", net.op("GlobalAveragePool", net.input("x", 3, 6, 5)))
     assert ops(prepared(net, net.gemm(x, 3, 4)))[-1] == "Gemm"
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+@pytest.mark.parametrize(("size", "axes"), [((6, 5), [2, 3]), ((6, 5), [-1, -2]), ((7,), [2])])
+def test_a_mean_over_the_image_becomes_global_pooling(keep, size, axes):
+    net = Net()
+    x = net.op("ReduceMean", net.input("x", 3, *size), axes=axes, keepdims=keep)
+    assert ops(prepared(net, x)) == ["GlobalAveragePool"] + ["Flatten"] * (1 - keep)
+
+
+@pytest.mark.parametrize("axes", [[1], [2], [1, 2, 3]])
+def test_other_means_stay(axes):
+    net = Net()
+    x = net.op("ReduceMean", net.input("x", 3, 6, 5), axes=axes)
+    assert ops(prepared(net, x)) == ["ReduceMean"]
+
+
+def test_nodes_that_change_nothing_go():
+    net = Net()
+    x = net.op("Relu", net.input("x", 6))
+    x = net.op("Reshape", net.op("Flatten", x), net.constant(np.array([0, 6])))
+    x = net.op("Cast", x, to=onnx.TensorProto.FLOAT)
+    assert ops(prepared(net, net.op("Tanh", x))) == ["Relu", "Tanh"]
 
 
 def test_unused_nodes_and_constants_go():

@@ -117,8 +117,10 @@ def test_recycled_memory_is_erased_and_used_again(store):
     held = first[0].unblinding[0]
     store.recycle(first)
     assert not held.any()
+    assert not any(pad.unblinding for pad in first)
     second = store.take(2)
     assert {id(array) for pad in second for array in pad.unblinding.values()} == arrays
+    store.recycle(first)
     for pad in second:
         same(pad)
 
@@ -537,7 +539,7 @@ def test_no_pad_is_used_twice_whatever_line_a_process_dies_at(children, store, p
         pad_crash_child.make(store, children.log, 1)
         pad_crash_child.drain(store, children.log)
     assert check_consistent(children, places).ready == 0
-    assert line > 100
+    assert line > 100, line
 
 
 def test_two_processes_die_while_two_others_go_on(children, places):

@@ -98,12 +98,15 @@ def zero_tile(_target, answer):
 
 
 @pytest.mark.parametrize("policy", ["slalom", "verified"])
-@pytest.mark.parametrize("lie", [flip_one, swap_channels, swap_pixels, shift_half, scale, zero_tile])
+@pytest.mark.parametrize(
+    "lie", [flip_one, swap_channels, swap_pixels, shift_half, scale, zero_tile]
+)
 def test_every_lie_about_any_layer_is_refused(lie, policy):
     model = nets.chain()
     plan = plan_of(model, policy)
     feeds = nets.samples(model, 2)
     for victim in range(len(plan.linear_nodes)):
+
         def lying(target, answer, victim=victim):
             told = lie(target, answer.copy())
             return told if target == victim else answer
@@ -141,7 +144,7 @@ def test_a_dead_worker_is_replaced_and_no_pad_is_used_twice():
     for name, value in expected.outputs.items():
         np.testing.assert_array_equal(result.outputs[name], value)
     assert result.report.pads_used == 4
-    first = {target: message for target, message in dying.seen}
+    first = dict(dying.seen)
     for target, message in healthy.seen:
         if target in first:
             assert np.mean(message == first[target]) < 0.01
@@ -149,9 +152,9 @@ def test_a_dead_worker_is_replaced_and_no_pad_is_used_twice():
 
 def test_a_dead_worker_without_a_replacement_raises():
     model = nets.chain()
-    with Session(plan_of(model), workers=[DyingLink("only", fatal=1)]) as session:
-        with pytest.raises(WorkerUnavailable):
-            session.run(nets.samples(model, 1))
+    session = Session(plan_of(model), workers=[DyingLink("only", fatal=1)])
+    with session, pytest.raises(WorkerUnavailable):
+        session.run(nets.samples(model, 1))
 
 
 def test_check_vectors_are_redrawn_after_a_lie():
@@ -174,9 +177,8 @@ def test_nothing_follows_a_lie(net):
     plan = plan_of(model)
     for victim in range(len(plan.linear_nodes)):
         link = DirectLink(lie=lambda t, a, v=victim: flip_one(t, a) if t == v else a)
-        with Session(plan, workers=[link]) as session:
-            with pytest.raises(VerificationError):
-                session.run(nets.samples(model, 2))
+        with Session(plan, workers=[link]) as session, pytest.raises(VerificationError):
+            session.run(nets.samples(model, 2))
         targets = [target for target, _ in link.seen]
         assert targets[-1] == victim
 
@@ -219,9 +221,9 @@ def test_the_blinded_message_is_the_input_plus_a_pad_the_runtime_can_remove():
     ],
 )
 def test_bad_inputs_are_named(inputs, error, text):
-    with Session(plan_of(nets.chain()), workers=[DirectLink()]) as session:
-        with pytest.raises(error, match=text):
-            session.run(inputs)
+    session = Session(plan_of(nets.chain()), workers=[DirectLink()])
+    with session, pytest.raises(error, match=text):
+        session.run(inputs)
 
 
 def test_policies_say_what_they_need():

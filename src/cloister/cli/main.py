@@ -14,6 +14,7 @@ from cloister.cli.console import err, out
 from cloister.cli.options import spread
 from cloister.errors import CloisterError, VerificationError
 
+EXIT_PIPE = 1
 EXIT_ERROR = 2
 EXIT_NOT_VERIFIED = 3
 EXIT_INTERRUPTED = 130
@@ -51,7 +52,8 @@ def _root(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code.
 
-    0 done, 2 an error the message explains, 3 a worker's answer was wrong, 130 interrupted.
+    0 done, 1 the reader of a pipe has left, 2 an error the message explains, 3 a worker's answer
+    was wrong, 130 interrupted.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -68,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader of a pipe has left; point stdout elsewhere so that the exit flush is silent.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_ERROR
+        return EXIT_PIPE
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", EXIT_ERROR)

@@ -77,7 +77,8 @@ def summary(report: Report) -> list[str]:
     """The report in a few lines."""
     count = report.inputs
     lines = [
-        f"{count} inputs, policy {report.policy}: trusted {report.trusted_ms / count:.2f} ms and "
+        f"{count} input{'' if count == 1 else 's'}, policy {report.policy}: "
+        f"trusted {report.trusted_ms / count:.2f} ms and "
         f"worker {report.worker_ms / count:.2f} ms per input",
         f"sent {human_bytes(report.bytes_to_worker)}, "
         f"received {human_bytes(report.bytes_from_worker)}",

@@ -16,7 +16,8 @@ def dequantise(
 ) -> Float32[np.ndarray, "*n c"]:
     """float32(z) * scale + bias, z read as a centred integer."""
     product = z.view(np.int32).astype(np.float32) * scale
-    return product + bias
+    result: np.ndarray = product + bias
+    return result
 
 
 def quantise(x: Float32[np.ndarray, "*n"], inv_scale: float, qmax: int) -> Int16[np.ndarray, "*n"]:

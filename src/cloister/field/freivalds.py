@@ -20,7 +20,7 @@ from cloister.crypto.csprng import Csprng
 from cloister.field.linear import LinearMap
 
 P52 = 2**52 - 47
-SOUNDNESS_BITS = math.log2(P52) - 1
+SOUNDNESS_BITS = math.floor(10 * (math.log2(P52) - 1)) / 10
 """-log2 of the chance that one wrong answer passes."""
 
 

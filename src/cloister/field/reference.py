@@ -66,7 +66,8 @@ def adjoint(
             rows = slice(group * cout, (group + 1) * cout)
             folded = big_b[rows] @ linear.weights[rows, i, j, :].astype(object) % P52
             products = a[outputs].astype(object)[:, None] * folded[None, :]
-            np.add.at(t, (inputs, slice(group * cin, (group + 1) * cin)), products)
+            # A kernel position reads every input position at most once.
+            t[inputs, slice(group * cin, (group + 1) * cin)] += products
     return (t.ravel() % P52).astype(np.uint64)
 
 
@@ -85,15 +86,15 @@ def answer_sum(
 def clamp(x: Float32[np.ndarray, "*n"], lo: float, hi: float) -> Float32[np.ndarray, "*n"]:
     """min(max(x, lo), hi); on a tie the bound wins, so max(-0.0, 0.0) is 0.0."""
     low, high = np.float32(lo), np.float32(hi)
-    raised = np.where(x > low, x, low)
-    return np.where(raised < high, raised, high)
+    raised: np.ndarray = np.where(x > low, x, low)
+    result: np.ndarray = np.where(raised < high, raised, high)
+    return result
 
 
-def blind(
-    q: Int16[np.ndarray, "*n"], pad: UInt32[np.ndarray, "*n"]
-) -> UInt32[np.ndarray, "*n"]:
+def blind(q: Int16[np.ndarray, "*n"], pad: UInt32[np.ndarray, "*n"]) -> UInt32[np.ndarray, "*n"]:
     """q + pad modulo 2^32."""
-    return q.astype(np.int32).view(np.uint32) + pad
+    result: np.ndarray = q.astype(np.int32).view(np.uint32) + pad
+    return result
 
 
 def pool(

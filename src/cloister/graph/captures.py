@@ -26,7 +26,7 @@ def _subgraphs(value: object) -> Iterator[onnx.GraphProto]:
 
 
 def _free_values(graph: onnx.GraphProto) -> set[str]:
-    made = {value.name for value in (*graph.input, *graph.initializer)}
+    made = {value.name for value in graph.input} | {value.name for value in graph.initializer}
     made.update(name for node in graph.node for name in node.output)
     read = {value.name for value in graph.output}
     for node in graph.node:

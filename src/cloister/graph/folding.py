@@ -27,19 +27,23 @@ RANDOM = (
     "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli",
     "Multinomial",
 )  # fmt: skip
+SHAPING = ("Cast", "Expand", "Flatten", "Reshape", "Squeeze", "Unsqueeze")
+"""Operators that change nothing where they keep the type."""
 MAX_GROWTH = 2**20
 """A node may turn small constants into one of up to this many elements."""
 SMALL = 1024
 
 
 def fold_constants(graph: Graph) -> Graph:
-    """Constant subgraphs and known shapes evaluated; Identity, Dropout and idle casts removed."""
+    """Constant subgraphs and known shapes evaluated; nodes that change nothing removed."""
     rewrite = Rewrite(graph)
     walk = _Walk(rewrite)
     for node in graph.nodes:
         walk.visit(node)
-    _remove_identities(rewrite)
-    return rewrite.finish()
+    # Only the finished graph knows all types, and with them which nodes keep theirs.
+    known = Rewrite(rewrite.finish())
+    _remove_identities(known)
+    return known.finish()
 
 
 class _Walk:
@@ -217,7 +221,8 @@ class _Walk:
 
 
 def _remove_identities(rewrite: Rewrite) -> None:
-    for node in list(rewrite.nodes):
+    for i in range(len(rewrite.nodes)):
+        node = rewrite.nodes[i]
         if not _is_identity(rewrite, node) or node.outputs[0] in rewrite.constants:
             continue
         source, result = node.inputs[0], node.outputs[0]
@@ -231,7 +236,7 @@ def _is_identity(rewrite: Rewrite, node: Node) -> bool:
         return False
     if node.op == "Identity":
         return True
-    if node.op == "Cast":
+    if node.op in SHAPING:
         before, after = (rewrite.graph.types.get(v) for v in (node.inputs[0], node.outputs[0]))
         return before is not None and before == after
     if node.op != "Dropout" or any(node.outputs[1:]):

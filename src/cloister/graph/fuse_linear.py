@@ -32,7 +32,7 @@ def _fold_one_scale(graph: Graph) -> Graph | None:
     for follower in graph.nodes:
         for value in follower.inputs[:2]:
             node = rewrite.maker(value)
-            if node is None or not any(node is one for one in graph.nodes):
+            if node is None or not rewrite.is_untouched(node):
                 continue
             if not is_linear(graph, node) or not rewrite.read_once(value):
                 continue

@@ -34,22 +34,26 @@ def with_types(graph: Graph) -> Graph:
         opaque={},
     )
     model = to_model(skeleton)
+    stated: set[str] = set()
     while True:
         found = _infer(model)
         proved = {
             node.outputs[0]: shape
             for node in graph.nodes
             if node.op == "Reshape" and (shape := _reshaped(graph, node, found)) is not None
+            if node.outputs[0] not in stated
         }
         if not proved:
             break
         _state(model, found, proved)
+        stated.update(proved)
     known = {name: tensor_type(proto) for name, proto in found.items()}
     types = {name: one for name, one in known.items() if one is not None}
     for name, one in types.items():
         if math.prod(size or 1 for size in one.shape) > MAX_ELEMENTS:
             raise ModelError(f"value {name!r}: absurd shape {one.shape}; the file is damaged")
-    opaque = {name: proto for name, proto in found.items() if known[name] is None}
+    made = (value for node in graph.nodes for value in node.outputs if value)
+    opaque = {name: found.get(name, onnx.TypeProto()) for name in made if name not in types}
     return replace(graph, types={**types, **constants, **given}, opaque=opaque)
 
 

@@ -20,17 +20,18 @@ def channels_last_shape(
 ) -> tuple[int, int, int]:
     """(h, w, c) of one item of a value with this ONNX shape.
 
-    Raises ShapeError for a rank without a channels-last form or a free axis besides the first.
+    More than two axes of an image become its width. Raises ShapeError for a free axis besides the
+    first, or no other axis.
     """
     rest = [size for size in shape[1:] if size is not None]
-    if len(rest) != len(shape) - 1 or not rest or (channels_first and len(rest) > 3):
+    if len(rest) != len(shape) - 1 or not rest:
         raise ShapeError(f"a value of shape {tuple(shape)} has no channels-last form")
     if not channels_first:
         return (1, math.prod(rest[:-1]), rest[-1])
     channels, *size = rest
     if len(size) == 2:
         return (size[0], size[1], channels)
-    return (1, size[0] if size else 1, channels)
+    return (1, math.prod(size), channels)
 
 
 def to_channels_last(array: np.ndarray, *, channels_first: bool) -> np.ndarray:

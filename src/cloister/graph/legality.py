@@ -38,15 +38,16 @@ def check(graph: Graph) -> None:
 
 
 def _check_types(graph: Graph) -> None:
-    for value in graph.inputs:
-        if value not in graph.types:
-            raise ModelError(f"input {value!r} has no type")
+    made = (value for node in graph.nodes for value in node.outputs if value)
+    for value in (*graph.inputs, *graph.constants, *made):
+        if value not in graph.types and value not in graph.opaque:
+            raise ModelError(f"value {value!r} has no type and is not marked as opaque")
     for value, known in graph.types.items():
         if any(size is not None and size < 0 for size in known.shape):
             raise ModelError(f"value {value!r} has a negative size: {known.shape}")
     for value, array in graph.constants.items():
-        stated = graph.types.get(value)
-        if stated is not None and (stated.dtype, stated.shape) != (array.dtype, array.shape):
+        stated = graph.types[value]
+        if (stated.dtype, stated.shape) != (array.dtype, array.shape):
             raise ModelError(f"constant {value!r} is not of its stated type")
 
 

@@ -61,6 +61,8 @@ def _geometry(call: Call) -> tuple[Sizes, Sizes, Sizes, Sizes, Sizes]:
     ones = (1,) * len(kernel)
     stride, dilation = call.integers("strides") or ones, call.integers("dilations") or ones
     size = call.x.shape[2:]
+    if call.text("auto_pad", "NOTSET").startswith("SAME") and np.greater(stride, kernel).any():
+        raise NotCovered("a stride up to the kernel; ONNX leaves open which rows are skipped")
     begin, end = padding(call, size, kernel, stride, dilation)
     if call.text("auto_pad", "NOTSET") == "NOTSET" and call.integer("ceil_mode", 0):
         end = tuple(

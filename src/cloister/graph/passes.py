@@ -7,7 +7,9 @@ from cloister.graph.folding import fold_constants
 from cloister.graph.fuse_linear import fold_batch_norm, fold_pads
 from cloister.graph.graph import Graph
 from cloister.graph.legality import check
+from cloister.graph.pool_means import fold_means
 from cloister.graph.rewrite import without_unused
+from cloister.graph.transposes import fold_transposes
 
 Pass = Callable[[Graph], Graph]
 
@@ -19,9 +21,11 @@ def remove_unused(graph: Graph) -> Graph:
 
 standard_passes: tuple[Pass, ...] = (
     fold_constants,
+    fold_transposes,
     fold_pads,
     fold_batch_norm,
     fold_flatten,
+    fold_means,
     remove_unused,
 )
 

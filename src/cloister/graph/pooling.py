@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from cloister.graph.graph import Graph, Node
+from cloister.graph.linear_nodes import integers
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,10 @@ class PoolGeometry:
 
 
 def pool_geometry(graph: Graph, node: Node) -> PoolGeometry | None:
-    """The window of a pooling node on (N, C, H, W) or (N, C, L); None for any other rank."""
+    """The window of a pooling node on (N, C, H, W) or (N, C, L); None where it has none.
+
+    That is any other rank, or windows that only ONNX Runtime defines.
+    """
     before, after = graph.types.get(node.inputs[0]), graph.types.get(node.outputs[0])
     if before is None or after is None or len(before.shape) not in (3, 4):
         return None
@@ -39,6 +43,13 @@ def pool_geometry(graph: Graph, node: Node) -> PoolGeometry | None:
     kernel = _attribute(node, "kernel_shape", (1, 1))
     stride = _attribute(node, "strides", (1, 1))
     dilation = _attribute(node, "dilations", (1, 1))
+    same = node.attributes.get("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER")
+    if same and (stride[0] > kernel[0] or stride[1] > kernel[1]):
+        return None  # ONNX leaves open which rows are skipped: ONNX Runtime decides
+    if node.attributes.get("ceil_mode", 0) and _leaves(
+        node, size, out_size, kernel, stride, dilation
+    ):
+        return None
     return PoolGeometry(
         kind,
         kernel,
@@ -48,6 +59,30 @@ def pool_geometry(graph: Graph, node: Node) -> PoolGeometry | None:
         out_size,
         bool(node.attributes.get("count_include_pad", 0)),
     )
+
+
+def _leaves(
+    node: Node,
+    size: tuple[int, int],
+    out_size: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+) -> bool:
+    """Whether the windows that ceil mode adds need more than `PoolGeometry` says.
+
+    One that starts behind the image does not exist for ONNX Runtime, though shape inference counts
+    it before operator set 22; one that is cut off by the padding's end divides by fewer positions.
+    """
+    pads = integers(node, "pads") or (0, 0, 0, 0)
+    pads = (0, pads[0], 0, pads[1]) if len(pads) == 2 else pads
+    counted = node.op == "AveragePool" and node.attributes.get("count_include_pad", 0)
+    for i in (0, 1):
+        start = (out_size[i] - 1) * stride[i] - pads[i]
+        reach = (kernel[i] - 1) * dilation[i] + 1
+        if start >= size[i] or (counted and start + reach > size[i] + pads[i + 2]):
+            return True
+    return False
 
 
 def _attribute(node: Node, name: str, default: tuple[int, int]) -> tuple[int, int]:
@@ -80,7 +115,7 @@ def _pads_before(
         ]
         before = [(t + (mode == "SAME_LOWER")) // 2 for t in total]
         return before[0], before[1]
-    pads = tuple(node.attributes.get("pads", ()))  # type: ignore[arg-type]
+    pads = integers(node, "pads")
     if mode == "VALID" or not pads:
         return 0, 0
     return (0, int(pads[0])) if len(pads) == 2 else (int(pads[0]), int(pads[1]))

@@ -18,6 +18,7 @@ class Rewrite:
         self.nodes = list(graph.nodes)
         self.constants = dict(graph.constants)
         self._changed = False
+        self._original = frozenset(id(node) for node in graph.nodes)
         self._taken = {node.name for node in graph.nodes} | set(graph.constants)
         self._taken.update(v for node in graph.nodes for v in (*node.inputs, *node.outputs))
         self._taken.update(graph.inputs)
@@ -31,6 +32,10 @@ class Rewrite:
     def maker(self, value: str) -> Node | None:
         """The node that makes a value now."""
         return self._maker.get(value)
+
+    def is_untouched(self, node: Node) -> bool:
+        """Whether a node is in the graph as it was, and its types are therefore known."""
+        return id(node) in self._original and any(node is one for one in self.nodes)
 
     def read_once(self, value: str) -> bool:
         """Whether exactly one node of the original graph reads a value, and no caller does."""

@@ -130,9 +130,7 @@ def _check_sample(model: Graph, name: str, array: np.ndarray) -> None:
         raise ShapeError(f"input {name!r}: the model takes shape {want}, got {array.shape}")
 
 
-def measure_ranges(
-    policy: str, model: Graph, *, calibration: Samples | None
-) -> dict[str, float]:
+def measure_ranges(policy: str, model: Graph, *, calibration: Samples | None) -> dict[str, float]:
     """Largest magnitude, over typical inputs, of every value the policy makes fixed-point.
 
     Raises PlanError without inputs, UnsupportedError when there is nothing to send to a worker.

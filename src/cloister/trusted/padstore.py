@@ -242,13 +242,17 @@ class PadStore:
     def recycle(self, pads: Sequence[PadSet]) -> None:
         """Erase spent pads and keep their memory for the next `take`, which is then faster.
 
-        Their arrays must not be touched afterwards.
+        The pads are empty afterwards, and views of their arrays must not be used any more.
         """
+        spare = []
         for pad in pads:
             for array in pad.unblinding.values():
                 array.fill(0)
+            # Emptied, so that memory given back twice is not handed out twice.
+            spare.append(dict(pad.unblinding))
+            pad.unblinding.clear()
         with self._spare_lock:
-            self._spare = [dict(pad.unblinding) for pad in pads]
+            self._spare = spare
 
     def status(self) -> StoreStatus:
         """How full the store is."""

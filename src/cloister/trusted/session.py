@@ -63,7 +63,7 @@ class Session:
         self._record_payloads = record_payloads
         self._batch = batch
         self._links: list[WorkerLink] = []
-        self._loaded: set[str] = set()
+        self._loaded: list[WorkerLink] = []
         self._needs_worker = any(p is not ENCLAVE for p in plan.protections.values())
         self._runtime = Runtime(plan, rng=self._rng, threads=threads)
         self._pads = pads
@@ -156,9 +156,9 @@ class Session:
         meter: Meter,
         transcript: Transcript,
     ) -> dict[str, np.ndarray]:
-        if link is not None and link.name not in self._loaded:
+        if link is not None and link not in self._loaded:
             self._runtime.load(link)
-            self._loaded.add(link.name)
+            self._loaded.append(link)
         pads = None
         if self._pads is not None and self.plan.hidden_nodes:
             count = len(next(iter(feeds.values())))
@@ -177,7 +177,7 @@ class Session:
 
     def _drop(self, link: WorkerLink) -> None:
         self._links.remove(link)
-        self._loaded.discard(link.name)
+        self._loaded = [other for other in self._loaded if other is not link]
         link.close()
 
     def _report(self, meter: Meter, inputs: int) -> Report:

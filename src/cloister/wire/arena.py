@@ -11,6 +11,7 @@ import os
 from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,8 +24,7 @@ DEFAULT_MAX_ARENA_BYTES = 32 << 30
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
-@dataclass(frozen=True)
-class Region:
+class Region(NamedTuple):
     """A run of bytes in a segment."""
 
     segment: int

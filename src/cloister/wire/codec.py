@@ -13,6 +13,7 @@ import math
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,7 @@ _DTYPE_CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
 _KINDS: tuple[type[Message], ...] = (
     Hello, Welcome, LoadLinear, LoadSegment, Loaded, Apply, Answer, Failure,
 )  # fmt: skip
+_KIND_CODES = {kind: code for code, kind in enumerate(_KINDS)}
 # Integer fields in order, then the number of texts.
 _FIELDS: dict[type[Message], tuple[struct.Struct, int]] = {
     Hello: (struct.Struct("<H"), 0),
@@ -128,23 +130,38 @@ def encode(message: Message) -> Encoded:
 
     Raises   ProtocolError when the message itself is outside the protocol's bounds
     """
-    kind = type(message)
     numbers, texts, tensors = _parts(message)
     tensors = tuple(np.require(tensor, requirements="C") for tensor in tensors)
+    specs = tuple(TensorSpec.of(tensor) for tensor in tensors)
+    head = encode_head(type(message), numbers, specs, texts=texts)
+    return Encoded(head, tuple(as_bytes(tensor) for tensor in tensors))
+
+
+def encode_head(
+    kind: type[Message],
+    numbers: tuple[int, ...],
+    specs: tuple[TensorSpec, ...],
+    *,
+    texts: tuple[str, ...] = (),
+) -> bytes:
+    """The one encoding of a head.
+
+    Raises   ProtocolError when it is outside the protocol's bounds
+    """
     fields, _ = _FIELDS[kind]
+    described, payload_bytes = _encode_specs(specs)
+    worded = b"".join(map(_encode_text, texts))
+    length = PRELUDE.size + fields.size + len(worded) + len(described)
+    if len(specs) > MAX_TENSORS or length > MAX_HEAD_BYTES:
+        raise ProtocolError(f"message {kind.__name__}: more than {MAX_TENSORS} tensors or too long")
     try:
         packed = fields.pack(*numbers)
     except struct.error as error:
         raise ProtocolError(f"message {kind.__name__}: a number is out of range") from error
-    body = b"".join((packed, *map(_encode_text, texts), *map(_encode_spec, tensors)))
-    length = PRELUDE.size + len(body)
-    if len(tensors) > MAX_TENSORS or length > MAX_HEAD_BYTES:
-        raise ProtocolError(f"message {kind.__name__}: more than {MAX_TENSORS} tensors or too long")
-    payload_bytes = sum(tensor.nbytes for tensor in tensors)
     prelude = PRELUDE.pack(
-        MAGIC, FORMAT_VERSION, _KINDS.index(kind), len(tensors), length, payload_bytes
+        MAGIC, FORMAT_VERSION, _KIND_CODES[kind], len(specs), length, payload_bytes
     )
-    return Encoded(prelude + body, tuple(as_bytes(tensor) for tensor in tensors))
+    return b"".join((prelude, packed, worded, described))
 
 
 def decode_head(
@@ -249,12 +266,17 @@ def _encode_text(text: str) -> bytes:
     return _TEXT.pack(len(data)) + data
 
 
-def _encode_spec(tensor: np.ndarray) -> bytes:
-    code = _DTYPE_CODES.get(tensor.dtype)
-    if code is None or tensor.ndim > MAX_RANK:
-        raise ProtocolError(f"tensor {tensor.dtype} of rank {tensor.ndim} cannot be sent")
-    sizes = b"".join(_SIZE.pack(size) for size in tensor.shape)
-    return _TENSOR.pack(code, tensor.ndim, 0, tensor.nbytes) + sizes
+@lru_cache(maxsize=1024)
+def _encode_specs(specs: tuple[TensorSpec, ...]) -> tuple[bytes, int]:
+    """The descriptions of a message's tensors, and the size of its payload."""
+    parts = []
+    for spec in specs:
+        code, rank = _DTYPE_CODES.get(spec.dtype), len(spec.shape)
+        if code is None or rank > MAX_RANK:
+            raise ProtocolError(f"tensor {spec.dtype} of rank {rank} cannot be sent")
+        parts.append(_TENSOR.pack(code, rank, 0, spec.nbytes))
+        parts.extend(map(_SIZE.pack, spec.shape))
+    return b"".join(parts), sum(spec.nbytes for spec in specs)
 
 
 class _Reader:

@@ -11,7 +11,7 @@ from cloister.errors import ProtocolError, WorkerTimeout, WorkerUnavailable
 from cloister.field.linear import LinearMap
 from cloister.wire.codec import Encoded, decode, decode_head, encode
 from cloister.wire.messages import Apply, LoadLinear, LoadSegment, Message, TensorSpec, Unchecked
-from cloister.wire.replies import ReplyBook
+from cloister.wire.replies import ReplyBook, named
 
 Handler = Callable[[Message], Message | None]
 
@@ -99,7 +99,7 @@ class InProcessLink:
             self._book.deliver(decode(received))
         except ProtocolError as error:
             # Raised where a real link would notice: when the answer is waited for.
-            self._broken = error
+            self._broken = named(error, self.name)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -16,6 +16,12 @@ from cloister.wire.messages import (
 )
 
 
+def named(error: ProtocolError, worker: str) -> ProtocolError:
+    """The error with its worker's name in front, which the codec does not know."""
+    text = str(error)
+    return error if text.startswith("worker ") else ProtocolError(f"worker {worker}: {text}")
+
+
 class ReplyBook:
     """Outstanding requests of one link, by id.
 

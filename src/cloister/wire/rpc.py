@@ -27,7 +27,7 @@ from cloister.wire.messages import (
     Unchecked,
     printable,
 )
-from cloister.wire.replies import ReplyBook
+from cloister.wire.replies import ReplyBook, named
 
 METHOD = "/cloister.Worker/Connect"
 DEFAULT_TIMEOUT_S = 60.0
@@ -207,7 +207,7 @@ class RpcLink:
                         self._changed.notify_all()
             broken = self._unavailable("it ended the connection")
         except ProtocolError as error:
-            broken = error
+            broken = named(error, self.name)
             call.cancel()
         except grpc.RpcError as error:
             broken = self._unavailable(_reason(error))

@@ -13,13 +13,15 @@ import sys
 import time
 import weakref
 from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
 from cloister.errors import ProtocolError, WorkerTimeout, WorkerUnavailable
 from cloister.field.linear import LinearMap
 from cloister.wire.arena import Arena, Region
-from cloister.wire.codec import Head, encode
+from cloister.wire.codec import encode, encode_head
 from cloister.wire.messages import (
     Answer,
     Apply,
@@ -33,16 +35,34 @@ from cloister.wire.messages import (
 )
 from cloister.wire.packets import (
     MAX_PACKET_BYTES,
+    pack_answer,
     pack_drop,
     pack_message,
     pack_segment,
     parse_answer,
 )
-from cloister.wire.replies import ReplyBook
+from cloister.wire.replies import ReplyBook, named
 
 DEFAULT_START_TIMEOUT_S = 60.0
 DEFAULT_LOAD_TIMEOUT_S = 120.0
 _EXIT_WAIT_S = 2.0
+
+
+class _Loan(NamedTuple):
+    """A region as a tensor that goes out."""
+
+    reference: "weakref.ref[np.ndarray] | None"
+    region: Region
+    spec: TensorSpec
+
+
+class _Sent(NamedTuple):
+    """A request under way: its regions, those of the answer, and the answer's only valid form."""
+
+    regions: tuple[Region, ...]
+    rooms: tuple[Region, ...]
+    expect: tuple[TensorSpec, ...]
+    answer: bytes
 
 
 class ShmLink:
@@ -65,12 +85,14 @@ class ShmLink:
         self._book = ReplyBook(name)
         self._arena = Arena(self._announce)
         self._broken: ProtocolError | None = None
-        # Regions lent by `send_buffer`, by their array's address, each with its loan's number.
-        self._lent: dict[int, tuple[int, Region]] = {}
-        self._loans = 0
-        self._requests: dict[int, list[Region]] = {}
-        self._rooms: dict[int, tuple[Region, ...]] = {}
-        self._orphans: dict[int, list[Region]] = {}
+        # Buffers lent by `send_buffer` and not yet submitted, by their array's id.
+        self._lent: dict[int, _Loan] = {}
+        self._sent: dict[int, _Sent] = {}
+        self._due: dict[bytes, int] = {}
+        self._packet = memoryview(bytearray(MAX_PACKET_BYTES + 1))
+        self._poll = select.poll()
+        self._poll.register(channel, select.POLLIN)
+        channel.settimeout(load_timeout_s)
 
     @property
     def device(self) -> str:
@@ -100,11 +122,9 @@ class ShmLink:
         """See WorkerLink; shared memory here."""
         region = self._arena.allocate(spec.nbytes)
         array = self._arena.array(region, spec)
-        address = array.ctypes.data
-        self._loans += 1
-        self._lent[address] = (self._loans, region)
         # An array that is dropped without having been submitted gives its region back.
-        weakref.finalize(array, self._take_back, address, self._loans).atexit = False
+        reference = weakref.ref(array, partial(self._take_back, id(array)))
+        self._lent[id(array)] = _Loan(reference, region, spec)
         return array
 
     def submit(
@@ -116,14 +136,16 @@ class ShmLink:
     ) -> None:
         """See WorkerLink."""
         self._check_open()
-        head = encode(Apply(request_id, target_id, tensors)).head
+        answer = pack_answer(encode_head(Answer, (request_id,), expect))
         self._book.open(request_id, expect)
-        places = tuple(self._place(tensor) for tensor in tensors)
+        loans = [self._place(tensor) for tensor in tensors]
+        head = encode_head(Apply, (request_id, target_id), tuple(loan.spec for loan in loans))
+        places = tuple(loan.region for loan in loans)
         rooms = tuple(self._arena.allocate(spec.nbytes) for spec in expect)
-        self._requests[request_id] = [*places, *rooms]
-        self._rooms[request_id] = rooms
+        self._sent[request_id] = _Sent((*places, *rooms), rooms, expect, answer)
+        self._due[answer] = request_id
         self._send(head, places, rooms)
-        self.bytes_sent += sum(tensor.nbytes for tensor in tensors)
+        self.bytes_sent += sum(loan.spec.nbytes for loan in loans)
 
     def receive(self, request_id: int, *, timeout_s: float) -> tuple[Unchecked[np.ndarray], ...]:
         """See WorkerLink; views of memory the worker can still write."""
@@ -135,14 +157,8 @@ class ShmLink:
 
     def release(self, request_id: int) -> None:
         """See WorkerLink; regions of an unanswered request wait for its late answer."""
-        if not self._book.known(request_id):
-            return
-        regions = self._requests.pop(request_id, [])
-        if self._book.release(request_id):
-            self._free(regions)
-            self._rooms.pop(request_id, None)
-        else:
-            self._orphans[request_id] = regions
+        if self._book.known(request_id) and self._book.release(request_id):
+            self._free(self._sent.pop(request_id))
 
     def close(self) -> None:
         """See WorkerLink; the process is killed, it has nothing to save."""
@@ -177,45 +193,54 @@ class ShmLink:
         """Read one packet and enter it."""
         packet = self._read(deadline, what)
         self.bytes_received += len(packet)
+        # A head has one encoding, so the answers that are due are known byte for byte; only what is
+        # none of them is decoded, to be a control message or an error.
+        request_id = self._due.get(packet)
+        if request_id is not None:
+            self._settle(Answer(request_id, self._arrays(request_id)))
+            return
         try:
             head = parse_answer(packet)
             self._book.admit(head)
-            self._book.deliver(self._message(head))
+            self._settle(head.message(()))
         except ProtocolError as error:
-            raise self._break(error) from error
-        if head.kind in (Answer, Failure) and head.numbers[0] in self._orphans:
-            self._free(self._orphans.pop(head.numbers[0]))
-            self._rooms.pop(head.numbers[0], None)
+            raise self._break(named(error, self.name)) from error
 
-    def _message(self, head: Head) -> Message:
-        # The specs were compared with what was expected, and the rooms were made for that.
-        rooms = self._rooms.get(head.numbers[0], ()) if head.specs else ()
-        self.bytes_received += head.payload_bytes
-        return head.message(
-            tuple(
-                self._arena.array(room, spec) for room, spec in zip(rooms, head.specs, strict=True)
-            )
-        )
+    def _settle(self, message: Message) -> None:
+        self._book.deliver(message)
+        if not isinstance(message, Answer | Failure) or message.request_id not in self._sent:
+            return
+        sent = self._sent[message.request_id]
+        del self._due[sent.answer]
+        if not self._book.known(message.request_id):
+            self._free(self._sent.pop(message.request_id))
 
     # ---- regions
 
-    def _place(self, tensor: np.ndarray) -> Region:
-        loan = self._lent.get(tensor.ctypes.data)
-        if loan is not None and tensor.flags.c_contiguous and tensor.nbytes <= loan[1].size:
-            del self._lent[tensor.ctypes.data]
-            return loan[1]
-        region = self._arena.allocate(tensor.nbytes)
-        self._arena.array(region, TensorSpec.of(tensor))[...] = tensor
-        return region
+    def _arrays(self, request_id: int) -> tuple[np.ndarray, ...]:
+        sent = self._sent[request_id]
+        arrays = map(self._arena.array, sent.rooms, sent.expect)
+        self.bytes_received += sum(spec.nbytes for spec in sent.expect)
+        return tuple(arrays)
 
-    def _take_back(self, address: int, number: int) -> None:
-        loan = self._lent.get(address)
-        if loan is not None and loan[0] == number:
-            del self._lent[address]
-            self._arena.free(loan[1])
+    def _place(self, tensor: np.ndarray) -> "_Loan":
+        loan = self._lent.get(id(tensor))
+        if loan is not None and loan.reference is not None and loan.reference() is tensor:
+            del self._lent[id(tensor)]
+            return loan
+        spec = TensorSpec.of(tensor)
+        region = self._arena.allocate(spec.nbytes)
+        self._arena.array(region, spec)[...] = tensor
+        return _Loan(None, region, spec)
 
-    def _free(self, regions: Sequence[Region]) -> None:
-        for region in regions:
+    def _take_back(self, key: int, reference: "weakref.ref[np.ndarray]") -> None:
+        loan = self._lent.get(key)
+        if loan is not None and loan.reference is reference:
+            del self._lent[key]
+            self._arena.free(loan.region)
+
+    def _free(self, sent: "_Sent") -> None:
+        for region in sent.regions:
             self._arena.free(region)
 
     def _announce(self, index: int, size: int, descriptor: int) -> None:
@@ -231,7 +256,6 @@ class ShmLink:
 
     def _transmit(self, packet: bytes, *descriptors: int) -> None:
         try:
-            self._channel.settimeout(self._load_timeout_s)
             if descriptors:
                 socket.send_fds(self._channel, [packet], list(descriptors))
             else:
@@ -242,20 +266,18 @@ class ShmLink:
             raise self._break(self._death()) from error
 
     def _read(self, deadline: float, what: str) -> bytes:
-        poll = select.poll()
-        poll.register(self._channel, select.POLLIN)
         remaining = deadline - time.monotonic()
-        if remaining <= 0 or not poll.poll(1e3 * remaining):
+        if remaining <= 0 or not self._poll.poll(1e3 * remaining):
             raise WorkerTimeout(f"worker {self.name}: {what}; raise the timeout or use another one")
         try:
-            packet = self._channel.recv(MAX_PACKET_BYTES + 1)
+            size = self._channel.recv_into(self._packet)
         except OSError as error:
             raise self._break(self._death()) from error
-        if not packet:
+        if not size:
             raise self._break(self._death())
-        if len(packet) > MAX_PACKET_BYTES:
+        if size > MAX_PACKET_BYTES:
             raise self._break(ProtocolError(f"worker {self.name}: packet too long"))
-        return packet
+        return bytes(self._packet[:size])
 
     def _death(self) -> WorkerUnavailable:
         try:

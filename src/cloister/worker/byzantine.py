@@ -34,7 +34,7 @@ class Lie(StrEnum):
     WRONG_SHAPE = "wrong-shape"
     TOO_FEW_BYTES = "too-few-bytes"
     TOO_MANY_BYTES = "too-many-bytes"
-    STALE_CONTENT = "stale-content"  # the target's previous answer under the new id
+    STALE_CONTENT = "stale-content"  # the target's previous answer, if any, under the new id
     STALE_ID = "stale-id"  # the answer under an id that was answered before
     HANG = "hang"
     DIE = "die"  # in the middle of the reply

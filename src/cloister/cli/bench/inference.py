@@ -8,9 +8,7 @@ pads, which is reported as offline time; the worker is a process of its own.
 
 import platform
 import statistics
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
@@ -22,10 +20,11 @@ import typer
 from cloister import _native
 from cloister.cli import options
 from cloister.cli.bench import models
-from cloister.cli.bench.baselines import OrtBaseline, TorchBaseline, interleaved
+from cloister.cli.bench.baselines import OrtBaseline, Timing, TorchBaseline, interleaved
 from cloister.cli.console import emit_json, err, out, table
 from cloister.crypto.csprng import InsecureSeededRandom
 from cloister.errors import CloisterError, InputError
+from cloister.graph.export import to_model
 from cloister.graph.graph import Graph
 from cloister.graph.onnx_import import from_model
 from cloister.graph.passes import prepare
@@ -35,29 +34,7 @@ from cloister.trusted.session import Session
 
 PACKAGES = ("cloister", "numpy", "onnxruntime", "torch")
 INPUT_SEED = 1
-
-
-@dataclass
-class _Private:
-    """A session under the stopwatch."""
-
-    session: Session
-    feeds: np.ndarray
-    trusted_ms: list[float] = field(default_factory=list)
-    reports: list[Report] = field(default_factory=list)
-
-    def run(self) -> list[np.ndarray]:
-        started = time.process_time()
-        result = self.session.run(self.feeds)
-        spent = 1e3 * (time.process_time() - started)
-        self.trusted_ms.append((spent - result.report.offline_ms) / len(self.feeds))
-        self.reports.append(result.report)
-        return list(result.outputs.values())
-
-    def forget(self) -> None:
-        """Drop the warm-up's measurements."""
-        self.trusted_ms.clear()
-        self.reports.clear()
+PRIVATE = "cloister"
 
 
 def inference(
@@ -78,15 +55,17 @@ def inference(
     graph = prepare(from_model(proto, name=model))
     feeds = _random_input(graph, batch)
     plan = policies.make(policy or "slalom", graph, calibration=feeds)
+    reports: list[Report] = []
+    engines = dict(_baselines(proto, graph, feeds, threads))
     with Session(plan, threads=threads, worker_threads=worker_threads, batch=batch) as session:
-        private = _Private(session, feeds)
-        engines = _baselines(proto, threads)
-        private.run()
-        for engine in engines.values():
-            engine.run(feeds)
-        private.forget()
-        runs = {name: lambda engine=engine: engine.run(feeds) for name, engine in engines.items()}
-        timings = interleaved({**runs, "cloister": private.run}, repeats=repeats)
+        runs: dict[str, Callable[[], object]] = {
+            **engines,
+            PRIVATE: lambda: reports.append(session.run(feeds).report),
+        }
+        for run in runs.values():  # warm-up
+            run()
+        reports.clear()
+        timings = interleaved(runs, repeats=repeats)
     found = {
         "model": model,
         "weights": "file" if Path(model).suffix == ".onnx" else "random, seeded",
@@ -95,8 +74,8 @@ def inference(
         "worker_threads": worker_threads,
         "batch": batch,
         "repeats": repeats,
-        **_times(private, {name: timings[name] for name in engines}, batch),
-        "soundness_bits": private.reports[-1].soundness_bits,
+        **_times(timings, reports),
+        "soundness_bits": reports[-1].soundness_bits,
         "cpu": _cpu(),
         "isa": _native.isa(),
         "versions": _versions(),
@@ -121,14 +100,50 @@ def _random_input(graph: Graph, batch: int) -> np.ndarray:
     return (np.frombuffer(data, np.uint8).reshape(shape) / np.float32(256)).astype(known.dtype)
 
 
-def _baselines(proto: onnx.ModelProto, threads: int) -> dict[str, OrtBaseline | TorchBaseline]:
+def _baselines(
+    proto: onnx.ModelProto, graph: Graph, feeds: np.ndarray, threads: int
+) -> Iterator[tuple[str, Callable[[], object]]]:
     """The float32 engines that are installed and take this model."""
-    engines: dict[str, OrtBaseline | TorchBaseline] = {"onnxruntime": OrtBaseline(proto, threads)}
+    onnxruntime = OrtBaseline(proto, threads)
+    yield "onnxruntime", lambda: onnxruntime.run(feeds)
     try:
-        engines["torch"] = TorchBaseline(proto, threads)
+        # Constants are folded for PyTorch, as ONNX Runtime folds them for itself.
+        torch = TorchBaseline(to_model(graph), threads)
+        yield "torch", lambda: torch.run(feeds)
     except CloisterError as error:
         err().print(f"PyTorch is not measured: {error}", style="yellow")
-    return engines
+
+
+def _times(timings: Mapping[str, Timing], reports: Sequence[Report]) -> dict[str, object]:
+    """Medians per input; the ratio compares CPU time with CPU time."""
+    inputs = reports[0].inputs
+    offline = [report.offline_ms / inputs for report in reports]
+    private = timings[PRIVATE]
+    trusted = [1e3 * cpu / inputs - pads for cpu, pads in zip(private.cpus_s, offline, strict=True)]
+    engines = {
+        name: {
+            "ms": 1e3 * timing.cpu_s / inputs,
+            "min_ms": 1e3 * min(timing.cpus_s) / inputs,
+            "max_ms": 1e3 * max(timing.cpus_s) / inputs,
+            "wall_ms": 1e3 * timing.wall_s / inputs,
+        }
+        for name, timing in timings.items()
+        if name != PRIVATE
+    }
+    fastest = min(engines, key=lambda name: engines[name]["ms"])
+    trusted_ms = statistics.median(trusted)
+    return {
+        "baseline_engine": fastest,
+        "baseline_ms": engines[fastest]["ms"],
+        "engines": engines,
+        "trusted_ms": trusted_ms,
+        "trusted_min_ms": min(trusted),
+        "trusted_max_ms": max(trusted),
+        "ratio": engines[fastest]["ms"] / trusted_ms,
+        "offline_ms": statistics.median(offline),
+        "worker_ms": statistics.median(report.worker_ms / inputs for report in reports),
+        "private_wall_ms": 1e3 * private.wall_s / inputs,
+    }
 
 
 def _cpu() -> str:
@@ -148,3 +163,20 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def _show(found: Mapping[str, object]) -> None:
+    console = out()
+    console.print(
+        f"{found['model']} ({found['weights']} weights), policy {found['policy']}, "
+        f"{found['threads']} threads, batch {found['batch']}, {found['repeats']} repeats"
+    )
+    console.print(f"{found['cpu']}, {found['isa']}")
+    engines = found["engines"]
+    rows: list[tuple[object, ...]] = []
+    if isinstance(engines, dict):
+        rows += [(name, row["ms"], row["min_ms"], row["max_ms"]) for name, row in engines.items()]
+    rows.append(("trusted", found["trusted_ms"], found["trusted_min_ms"], found["trusted_max_ms"]))
+    console.print(table(("CPU ms per input", "median", "min", "max"), rows))
+    console.print(f"offline {found['offline_ms']:.4g} ms, worker {found['worker_ms']:.4g} ms")
+    console.print(f"ratio {found['ratio']:.4g} to {found['baseline_engine']}")

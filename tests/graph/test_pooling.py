@@ -1,0 +1,65 @@
+"""The window a native pass takes from a pooling node means what ONNX Runtime computes."""
+
+import numpy as np
+import onnxruntime as ort
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from cloister.field.reference import pool
+from cloister.graph.layout import from_channels_last, to_channels_last
+from cloister.graph.onnx_import import from_model
+from cloister.graph.pooling import pool_geometry
+from nets import Net
+
+small = st.integers(1, 3)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data(), st.sampled_from([1, 2]), st.sampled_from(["MaxPool", "AveragePool"]))
+def test_window_equals_onnx_runtime(data, axes, op):
+    pick = lambda values: [data.draw(values) for _ in range(axes)]  # noqa: E731
+    kernel, stride, dilation = pick(small), pick(small), pick(small)
+    attributes = {"kernel_shape": kernel, "strides": stride}
+    if op == "MaxPool":
+        attributes["dilations"] = dilation
+    else:
+        attributes["count_include_pad"] = data.draw(st.integers(0, 1))
+        dilation = [1] * axes
+    mode = data.draw(st.sampled_from(["NOTSET", "NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"]))
+    if mode == "NOTSET":
+        attributes["pads"] = [data.draw(st.integers(0, k - 1)) for k in kernel * 2]
+        attributes["ceil_mode"] = data.draw(st.integers(0, 1))
+    else:
+        attributes["auto_pad"] = mode
+        assume(max(dilation) == 1)
+        assume(all(s <= k for s, k in zip(stride, kernel, strict=True)))
+    net = Net()
+    model = net.model(net.op(op, net.input("x", 3, *pick(st.integers(7, 10))), **attributes))
+    graph = from_model(model, name="pool")
+    window = pool_geometry(graph, graph.nodes[0])
+    assume(window is not None)
+    x = np.random.default_rng(0).standard_normal((2, *graph.types["x"].shape[1:]))
+    x = x.astype(np.float32)
+    expected = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0]
+    last = np.ascontiguousarray(to_channels_last(x, channels_first=True))
+    shape = graph.types[graph.outputs[0]].shape
+    found = from_channels_last(pool(last, window.to_tuple()), shape, channels_first=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_windows_cut_off_by_the_padding_are_left_to_onnx_runtime():
+    net = Net()
+    attributes = {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1}
+    model = net.model(net.op("AveragePool", net.input("x", 3, 8, 8), count_include_pad=1,
+                             **attributes))  # fmt: skip
+    graph = from_model(model, name="pool")
+    assert pool_geometry(graph, graph.nodes[0]) is None
+
+
+def test_stride_beyond_the_kernel_is_left_to_onnx_runtime():
+    net = Net()
+    x = net.input("x", 3, 9, 9)
+    model = net.model(net.op("AveragePool", x, kernel_shape=[1, 1], strides=[3, 3],
+                             auto_pad="SAME_UPPER"))  # fmt: skip
+    graph = from_model(model, name="pool")
+    assert pool_geometry(graph, graph.nodes[0]) is None
