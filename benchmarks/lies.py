@@ -66,7 +66,7 @@ def measure(path: Path, lies: int, policy: str) -> dict[str, object]:
     feeds = {graph.inputs[0]: image}
 
     def run() -> None:
-        use = PadUse(pads.take(1), pad_key=pads.pad_key) if pads else None
+        use = PadUse(pads, 1) if pads else None
         runtime.run(feeds, link=link, pads=use, meter=Meter(), timeout_s=60.0)
 
     run()  # the honest answer passes

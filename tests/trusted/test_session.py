@@ -186,7 +186,7 @@ def test_nothing_follows_a_lie(net):
 def test_pads_can_be_drawn_once():
     plan = plan_of(nets.chain())
     source = InlinePads(plan, rng=Session(plan, workers=[DirectLink()])._rng)
-    pads = PadUse(source.take(1), pad_key=source.pad_key)
+    pads = PadUse(source, 1)
     pads.nonces(0)
     with pytest.raises(PadReusedError):
         pads.nonces(0)

@@ -5,7 +5,7 @@ AES-256-CTR keystream under (key, pad id, node index). `A r` is made beforehand,
 asked (`InlinePads`) or in a store (padstore.py), and used once.
 """
 
-import time
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from cloister.crypto.csprng import Csprng, pad_stream
 from cloister.errors import PadReusedError
 from cloister.field.ring import RingMap
 from cloister.plan.plan import Plan
-from cloister.trusted.padstore import PadSet
+from cloister.trusted.padstore import PadSet, PadSource, reclaim
 
 
 def nonce(pad_id: int, node_index: int) -> bytes:
@@ -33,14 +33,20 @@ class PadMaker:
         self._maps = {i: RingMap(plan.linear_nodes[i].linear) for i in plan.hidden_nodes}
         self._threads = threads
 
-    def make(self, pad_key: bytes, pad_id: int) -> dict[int, np.ndarray]:
-        """`A r` of every blinded node for one pad id, uint32 (oh, ow, oc) by node index."""
+    def make(
+        self, pad_key: bytes, pad_id: int, *, into: Mapping[int, np.ndarray] | None = None
+    ) -> dict[int, np.ndarray]:
+        """`A r` of every blinded node for one pad id, uint32 (oh, ow, oc) by node index.
+
+        `into` is the memory of a spent pad set, which is then overwritten and returned.
+        """
         unblinding = {}
         for index, ring_map in self._maps.items():
             geometry = self._geometries[index]
             pad = pad_stream(pad_key, nonce(pad_id, index), geometry.in_elements)
             shaped = pad.reshape(1, *geometry.in_shape)
-            unblinding[index] = ring_map.apply(shaped, threads=self._threads)[0]
+            out = into[index][None] if into else None
+            unblinding[index] = ring_map.apply(shaped, out=out, threads=self._threads)[0]
         return unblinding
 
 
@@ -53,25 +59,29 @@ class InlinePads:
         self._maker = PadMaker(plan, threads=threads)
         self.pad_key = rng.random_bytes(32)
         self._next_id = 0
-        self.offline_ms = 0.0
+        self._spare: list[dict[int, np.ndarray]] = []
 
     def take(self, count: int) -> list[PadSet]:
         """Make `count` pad sets; none is ever handed out twice."""
-        started = time.process_time()
         pads = []
         for _ in range(count):
             pad_id, self._next_id = self._next_id, self._next_id + 1
-            pads.append(PadSet(pad_id, self._maker.make(self.pad_key, pad_id)))
-        self.offline_ms += 1e3 * (time.process_time() - started)
+            into = self._spare.pop() if self._spare else None
+            pads.append(PadSet(pad_id, self._maker.make(self.pad_key, pad_id, into=into)))
         return pads
+
+    def recycle(self, pads: Sequence[PadSet]) -> None:
+        """Erase spent pads and keep their memory."""
+        self._spare = reclaim(pads)
 
 
 class PadUse:
     """The pads of one request: each node's pad can be drawn once, each unblinding term once."""
 
-    def __init__(self, pads: list[PadSet], *, pad_key: bytes) -> None:
-        self._pads = pads
-        self.key = pad_key
+    def __init__(self, source: PadSource, count: int) -> None:
+        self._source = source
+        self._pads = source.take(count)
+        self.key = source.pad_key
         self._blinded: set[int] = set()
         self._unblinded: set[int] = set()
 
@@ -96,7 +106,6 @@ class PadUse:
         return [pad.unblinding[node_index] for pad in self._pads]
 
     def erase(self) -> None:
-        """Overwrite the unblinding terms."""
-        for pad in self._pads:
-            for array in pad.unblinding.values():
-                array.fill(0)
+        """Give the spent pads back to their source, which overwrites them."""
+        pads, self._pads = self._pads, []
+        self._source.recycle(pads)

@@ -42,6 +42,20 @@ class PadSet:
     unblinding: dict[int, np.ndarray]
 
 
+def reclaim(pads: Sequence[PadSet]) -> list[dict[int, np.ndarray]]:
+    """Erase spent pads and give back their memory; the pads are empty afterwards.
+
+    Emptied, so that memory given back twice is not handed out twice.
+    """
+    memory = []
+    for pad in pads:
+        for array in pad.unblinding.values():
+            array.fill(0)
+        memory.append(dict(pad.unblinding))
+        pad.unblinding.clear()
+    return memory
+
+
 class PadSource(Protocol):
     """Hands out pads, each once: a store, or somebody who makes them on demand."""
 
@@ -60,6 +74,10 @@ class PadSource(Protocol):
 
         Raises   PadsExhausted when there are fewer; then none was taken
         """
+        ...
+
+    def recycle(self, pads: Sequence[PadSet]) -> None:
+        """Erase spent pads; views of their arrays must not be used any more."""
         ...
 
 
@@ -244,13 +262,7 @@ class PadStore:
 
         The pads are empty afterwards, and views of their arrays must not be used any more.
         """
-        spare = []
-        for pad in pads:
-            for array in pad.unblinding.values():
-                array.fill(0)
-            # Emptied, so that memory given back twice is not handed out twice.
-            spare.append(dict(pad.unblinding))
-            pad.unblinding.clear()
+        spare = reclaim(pads)
         with self._spare_lock:
             self._spare = spare
 
