@@ -54,5 +54,16 @@ native-test: $(VENV)/.dev
 	$(BIN)/cmake --build build/native-test > /dev/null
 	cd build/native-test && $(CURDIR)/$(BIN)/ctest --output-on-failure -j $(JOBS)
 
+bench: $(VENV)/.dev
+	$(BIN)/cloister bench layers
+	$(BIN)/cloister bench inference --model vgg16 --policy slalom --threads 1
+
+# The documents' links, file names, commands and code are tests.
+docs: $(VENV)/.dev
+	$(BIN)/pytest -q tests/examples/test_documents.py
+
+wheel: $(VENV)/.dev
+	$(BIN)/python -m build --no-isolation --outdir dist .
+
 clean:
 	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher
@@ -18,6 +18,7 @@ MAX_WORDS = 2**34
 """Words under one nonce: the 32-bit block counter counts 16-byte blocks of four words."""
 
 
+@runtime_checkable
 class Csprng(Protocol):
     """A cryptographically secure source of bytes."""
 

@@ -80,7 +80,8 @@ def answer_sum(
     a: UInt64[np.ndarray, " p"], b: UInt64[np.ndarray, " o"], z: Int32[np.ndarray, "oh ow o"]
 ) -> int:
     """Sum of a[p] b[o] z[p, o] modulo P52, for one answer."""
-    return check_sum((np.outer(a.astype(object), b.astype(object)) % P52).ravel(), z)
+    dense = np.outer(a.astype(object), b.astype(object)) % P52
+    return check_sum(dense.ravel().astype(np.uint64), z)
 
 
 def clamp(x: Float32[np.ndarray, "*n"], lo: float, hi: float) -> Float32[np.ndarray, "*n"]:

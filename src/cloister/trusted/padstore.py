@@ -17,7 +17,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 
@@ -56,6 +56,7 @@ def reclaim(pads: Sequence[PadSet]) -> list[dict[int, np.ndarray]]:
     return memory
 
 
+@runtime_checkable
 class PadSource(Protocol):
     """Hands out pads, each once: a store, or somebody who makes them on demand."""
 

@@ -1,6 +1,6 @@
 """A link: the trusted side's view of one worker, whatever carries the bytes."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -8,6 +8,7 @@ from cloister.field.linear import LinearMap
 from cloister.wire.messages import TensorSpec, Unchecked
 
 
+@runtime_checkable
 class WorkerLink(Protocol):
     """One worker. Not for use by several threads at once.
 
