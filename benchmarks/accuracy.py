@@ -3,7 +3,7 @@
     python benchmarks/accuracy.py [--data FOLDER] [--policy slalom] [--only MODEL] [--json]
 
 FOLDER (default: $CLOISTER_DATA) holds `models`, `photos` and `cifar10`. Photos calibrate on
-the first 32 inputs, CIFAR-10 on 64 training images; figures compare private with plain on the same
+the first 64 inputs, CIFAR-10 on 64 training images; figures compare private with plain on the same
 inputs and say nothing about the full data sets.
 """
 
@@ -60,7 +60,7 @@ def measure(data: Path, name: str, policy: str) -> dict[str, object]:
         inputs, labels, calibration = cifar(data)
     else:
         inputs, labels = photos(data, *recipe)
-        calibration = inputs[:32]
+        calibration = inputs[:64]
     path = data / "models" / f"{name}.onnx"
     plain_session = ort.InferenceSession(path)
     feed = plain_session.get_inputs()[0].name

@@ -14,7 +14,7 @@ from cloister.plan.quantise import Precision
 from cloister.plan.recipe import Recipe, measure
 
 DEFAULT_POLICY = "slalom"
-SELF_CALIBRATION = 32
+SELF_CALIBRATION = 64
 """Inputs that set the ranges when nobody names a calibration set."""
 RECIPE_FILE = "calibration.json"
 """The recipe's name inside a pad store's folder."""

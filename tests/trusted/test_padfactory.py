@@ -1,0 +1,422 @@
+"""Pads made by workers: the same pads, no worker sees them, no lie gets into a store."""
+
+import math
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import nets
+from cloister.crypto.csprng import InsecureSeededRandom, SystemRandom
+from cloister.errors import (
+    InputError,
+    RangeError,
+    VerificationError,
+    WorkerTimeout,
+    WorkerUnavailable,
+)
+from cloister.field.freivalds import P52
+from cloister.field.linear import Geometry, LinearMap
+from cloister.trusted.blinded import PadMaker
+from cloister.trusted.padfactory import BackgroundFill, Rate, WorkerMaker, fill
+from cloister.trusted.padshares import Digits, split
+from cloister.trusted.padstore import PadStore
+from cloister.trusted.session import Session
+from cloister.wire.inprocess import InProcessLink
+from cloister.worker.byzantine import ByzantineEngine, Lie
+from cloister.worker.engine import Engine
+from trusted.links import DirectLink, DyingLink
+from trusted.test_session import plan_of
+from trusted.test_transcript_is_uniform import p_value
+
+KEY = bytes(range(32))
+LIES = (Lie.FLIP_ONE, Lie.SWAP_CHANNELS, Lie.SHIFT_31, Lie.SCALE, Lie.ZERO_TILE, Lie.GARBAGE)
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return plan_of(nets.chain())
+
+
+@pytest.fixture
+def store(plan, tmp_path):
+    return PadStore.create(
+        tmp_path / "pads", plan_digest=plan.digest, key_file=tmp_path / "key", rng=SystemRandom()
+    )
+
+
+def links(count=2):
+    return [DirectLink(f"w{i}") for i in range(count)]
+
+
+def maker_of(plan, workers, seed=None):
+    rng = SystemRandom() if seed is None else InsecureSeededRandom(seed)
+    return WorkerMaker(plan, workers, rng=rng, timeout_s=5.0)
+
+
+def liar(lie, *, after=0):
+    told = ByzantineEngine(Engine(), lie, after=after)
+    return InProcessLink(told.handle, name="liar", encode=told.encode)
+
+
+def shares_of(plan, link):
+    """The words of Z_2^32 a worker can recompute from the digits it saw, by node."""
+    found: dict[int, list[np.ndarray]] = {}
+    for target, limbs in link.seen:
+        digits = Digits.of(plan.linear_nodes[target].linear)
+        words = np.zeros(limbs[0].size, np.uint32)
+        for limb, shift in zip(limbs, digits.shifts, strict=True):
+            words += limb.ravel().astype(np.int32).view(np.uint32) << np.uint32(shift)
+        found.setdefault(target, []).append(words)
+    return {target: np.concatenate(parts) for target, parts in found.items()}
+
+
+# ---- digits
+
+
+def linear_with(largest, channels=40):
+    """A dense map whose largest row of weights sums to `largest` in magnitude."""
+    weights = np.zeros((2, 1, 1, channels), np.int16)
+    for i in range(channels):
+        weights[1, 0, 0, i] = -min(largest, 2**15)
+        largest -= min(largest, 2**15)
+    assert largest == 0
+    return LinearMap(Geometry((1, 1), channels, (1, 1), 2), weights)
+
+
+@pytest.mark.parametrize(
+    ("largest", "widths"),
+    [
+        (0, (16, 16)),
+        (2**16 - 1, (16, 16)),
+        (2**16, (11, 11, 10)),
+        (2**20, (11, 11, 10)),
+        (2**20 + 2**19, (11, 11, 10)),
+    ],
+)
+def test_widths_follow_from_the_weights(largest, widths):
+    digits = Digits.of(linear_with(largest, channels=64))
+    assert digits.widths == widths
+    assert max(1 << (w - 1) for w in digits.widths) * largest < 2**31
+
+
+@pytest.mark.parametrize("exponent", range(31))
+def test_digits_never_wrap_and_cover_the_word(exponent):
+    rows = max(1, 2 ** (exponent - 15))
+    weights = np.full((1, 1, 1, rows), -min(2**exponent, 2**15), np.int16)
+    digits = Digits.of(LinearMap(Geometry((1, 1), rows, (1, 1), 1), weights))
+    assert sum(digits.widths) == 32
+    assert min(digits.widths) >= 1
+    assert max(digits.widths) <= 16
+    assert 2**exponent << (max(digits.widths) - 1) < 2**31
+
+
+def test_weights_beyond_every_digit_are_refused():
+    weights = np.full((1, 1, 1, 2**16), -(2**15), np.int16)
+    with pytest.raises(RangeError, match="weight-bits"):
+        Digits.of(LinearMap(Geometry((1, 1), 2**16, (1, 1), 1), weights))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    words=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=20),
+    widths=st.sampled_from([(16, 16), (11, 11, 10), (8,) * 4, (7, 7, 7, 7, 4), (1,) * 32]),
+    seed=st.integers(0, 100),
+)
+def test_split_keeps_the_word_and_sums_the_digits(words, widths, seed):
+    digits = Digits(widths)
+    edges = [0, 2**31 - 1, 2**31, 2**32 - 1, 0x7FF, 0x800, 0x8000, 0x7FFF]
+    share = np.array(words + edges, np.uint32)
+    t = np.random.default_rng(seed).integers(0, P52, len(share), dtype=np.uint64)
+    limbs = np.empty((len(widths), len(share)), np.int16)
+    sums = split(share, limbs, digits=digits, t=t)
+    total = np.zeros(len(share), np.int64)
+    for k, (width, shift) in enumerate(zip(digits.widths, digits.shifts, strict=True)):
+        assert limbs[k].min() >= -(1 << (width - 1))
+        assert limbs[k].max() < 1 << (width - 1)
+        total += limbs[k].astype(np.int64) << shift
+        assert int(sums[k]) == sum(int(a) * int(b) for a, b in zip(t, limbs[k], strict=True)) % P52
+    np.testing.assert_array_equal(total % 2**32, share.astype(np.int64))
+
+
+def test_split_over_several_blocks():
+    rng = np.random.default_rng(4)
+    share = rng.integers(0, 2**32, 3 * (1 << 15) + 7, dtype=np.uint32)
+    t = rng.integers(0, P52, len(share), dtype=np.uint64)
+    limbs = np.empty((3, len(share)), np.int16)
+    digits = Digits((11, 11, 10))
+    sums = split(share, limbs, digits=digits, t=t)
+    total = sum(limbs[k].astype(np.int64) << shift for k, shift in enumerate(digits.shifts))
+    np.testing.assert_array_equal(total % 2**32, share.astype(np.int64))
+    for k in range(3):
+        low, high = t & np.uint64(2**26 - 1), t >> np.uint64(26)
+        limb = limbs[k].astype(np.int64)
+        expected = int((low.astype(np.int64) * limb).sum())
+        expected += int((high.astype(np.int64) * limb).sum()) << 26
+        assert int(sums[k]) == expected % P52
+
+
+# ---- the same pads
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("net", nets.ALL)
+def test_pads_of_workers_are_the_runtimes_own(net, workers):
+    plan = plan_of(nets.ALL[net]())
+    ours, theirs = PadMaker(plan), maker_of(plan, links(workers))
+    memory = {}
+    for pad_id in (0, 5):
+        wanted = ours.make(KEY, pad_id)
+        memory = theirs.make(KEY, pad_id, into=memory)
+        assert memory.keys() == wanted.keys()
+        for index, array in wanted.items():
+            np.testing.assert_array_equal(memory[index], array)
+
+
+def test_a_plan_without_checks_has_its_pads_checked(plan):
+    blinded = plan_of(nets.chain(), "blinded")
+    workers = [DirectLink("a"), liar(Lie.FLIP_ONE)]
+    with pytest.raises(VerificationError):
+        maker_of(blinded, workers).make(KEY, 0)
+
+
+# ---- what a worker sees
+
+
+def test_every_view_is_uniform_and_tells_nothing_of_the_pad():
+    plan = plan_of(nets.residual())
+    views = []
+    for seed in range(2):
+        workers = links(3)
+        maker = maker_of(plan, workers, seed)
+        for pad_id in range(60):
+            maker.make(KEY, pad_id)
+        views.append([shares_of(plan, worker) for worker in workers])
+    for target in plan.hidden_nodes:
+        # The same pads both times, so what depends on them would repeat.
+        pads = sum(view[target] for view in views[0])
+        np.testing.assert_array_equal(pads, sum(view[target] for view in views[1]))
+        seen = [view[target] for run in views for view in run]
+        assert all(view.dtype == np.uint32 and view.size >= 500 for view in seen)
+        for view in seen:
+            assert p_value(view) > 1e-6
+            assert p_value(pads - view) > 1e-6
+        for i, one in enumerate(seen):
+            for other in [*seen[:i], pads]:
+                assert np.mean(one == other) < 1e-2
+                bound = 6 / math.sqrt(one.size)
+                assert abs(np.corrcoef(one.astype(float), other.astype(float))[0, 1]) < bound
+
+
+def test_a_worker_gets_one_share_of_a_pad(plan):
+    workers = links()
+    maker = maker_of(plan, workers)
+    maker.make(KEY, 0)
+    for worker in workers:
+        assert [target for target, _ in worker.seen] == list(plan.hidden_nodes)
+    for again in (0, -1):
+        with pytest.raises(InputError, match="reserve another"):
+            maker.make(KEY, again)
+    assert [len(worker.seen) for worker in workers] == [len(plan.hidden_nodes)] * 2
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_one_worker_is_refused(plan, count):
+    with pytest.raises(InputError, match="alone would see the whole pads"):
+        maker_of(plan, links(count))
+
+
+def test_a_worker_given_twice_is_refused(plan):
+    with pytest.raises(InputError, match="two shares"):
+        maker_of(plan, [DirectLink("w"), DirectLink("w")])
+
+
+# ---- lies
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("after", [0, 2, 4])
+@pytest.mark.parametrize("lie", LIES)
+def test_every_lie_is_refused_and_nothing_is_stored(plan, store, lie, place, after):
+    """Three blinded nodes: the lie falls into the first pad's first or last, or the second pad."""
+    workers = [DirectLink("honest"), DirectLink("spare")]
+    workers.insert(place, liar(lie, after=after))
+    maker = maker_of(plan, workers)
+    with pytest.raises(VerificationError, match="liar") as refusal:
+        fill(store, maker, count=3)
+    assert "quarantined" in str(refusal.value)
+    assert maker.workers == ("honest", "spare")
+    assert store.status().ready == after // len(plan.hidden_nodes)
+    # The others go on, under a new id; no worker is ever asked about the failed pad again.
+    assert fill(store, maker, count=3) == 3 - after // len(plan.hidden_nodes)
+    assert [pad.pad_id for pad in store.take(3)] == ([1, 2, 3] if after < 3 else [0, 2, 3])
+
+
+def test_a_lie_about_one_digit_is_refused(plan):
+    for digit in range(2):
+
+        def twisted(_target, answer, digit=digit):
+            answer[digit, -1, -1, -1] ^= np.uint32(1)
+            return answer
+
+        with pytest.raises(VerificationError):
+            maker_of(plan, [DirectLink("a"), DirectLink("b", lie=twisted)]).make(KEY, 0)
+
+
+def test_digits_that_cancel_in_the_sum_are_refused(plan):
+    """2^w more in the low digit, 1 less in the next: the pad is right, the answer is not."""
+    shift = Digits.of(plan.linear_nodes[0].linear).shifts[1]
+
+    def cancel(_target, answer):
+        answer[0] += np.uint32(1 << shift)
+        answer[1] -= np.uint32(1)
+        return answer
+
+    with pytest.raises(VerificationError):
+        maker_of(plan, [DirectLink("a"), DirectLink("b", lie=cancel)]).make(KEY, 0)
+
+
+def test_coefficients_are_redrawn_after_a_lie(plan):
+    maker = maker_of(plan, [DirectLink("a"), DirectLink("b"), liar(Lie.FLIP_ONE)])
+    maker.prepare()
+    before = [node.ready(SystemRandom()) for node in maker._nodes]
+    copies = [vectors.b.copy() for vectors in before]
+    with pytest.raises(VerificationError):
+        maker.make(KEY, 0)
+    assert not any(vectors.b.any() or vectors.t.any() for vectors in before)
+    maker.make(KEY, 1)
+    for node, old in zip(maker._nodes, copies, strict=True):
+        assert not np.array_equal(node.ready(SystemRandom()).b, old)
+
+
+def test_two_are_needed_after_a_lie_too(plan, store):
+    maker = maker_of(plan, [DirectLink("a"), liar(Lie.FLIP_ONE)])
+    with pytest.raises(VerificationError):
+        fill(store, maker, count=1)
+    with pytest.raises(WorkerUnavailable, match="1 workers are left"):
+        fill(store, maker, count=1)
+    assert store.status().ready == 0
+
+
+@pytest.mark.parametrize(
+    ("worker", "error"),
+    [
+        (lambda: DyingLink("gone", fatal=2), WorkerUnavailable),
+        (lambda: liar(Lie.HANG, after=1), WorkerTimeout),
+    ],
+)
+def test_a_worker_that_stops_is_dropped(plan, store, worker, error):
+    maker = maker_of(plan, [DirectLink("a"), worker(), DirectLink("b")])
+    with pytest.raises(error):
+        fill(store, maker, count=2)
+    assert maker.workers == ("a", "b")
+    assert store.status().ready == 0
+    assert fill(store, maker, count=2) == 2
+
+
+# ---- filling
+
+
+class Interrupted(BaseException):
+    """Stands for a process that ends between any two messages."""
+
+
+def test_filling_goes_on_after_an_interruption(plan, store, tmp_path):
+    left = 5
+
+    def stop(_target, answer):
+        nonlocal left
+        left -= 1
+        if not left:
+            raise Interrupted
+        return answer
+
+    with pytest.raises(Interrupted):
+        fill(store, maker_of(plan, [DirectLink("a"), DirectLink("b", lie=stop)]), count=4)
+    again = PadStore.open(tmp_path / "pads", plan_digest=plan.digest, key_file=tmp_path / "key")
+    assert again.status().ready == 1
+    assert fill(again, maker_of(plan, links()), count=4) == 3
+    ours = PadMaker(plan)
+    pads = again.take(4)
+    assert [pad.pad_id for pad in pads] == [0, 2, 3, 4]
+    for pad in pads:
+        for index, array in ours.make(again.pad_key, pad.pad_id).items():
+            np.testing.assert_array_equal(pad.unblinding[index], array)
+
+
+def test_a_session_with_such_pads_computes_the_same(plan, store):
+    feeds = nets.samples(nets.chain(), 3)
+    with Session(plan, workers=[DirectLink()]) as session:
+        expected = session.run(feeds).outputs
+    fill(store, maker_of(plan, links()), count=3)
+    with Session(plan, workers=[DirectLink()], pads=store) as session:
+        result = session.run(feeds)
+    assert result.report.pads_from == "store"
+    for name, value in expected.items():
+        np.testing.assert_array_equal(result.outputs[name], value)
+
+
+def test_filling_stops_between_two_pads_and_overwrites_its_memory(plan, store):
+    stop = threading.Event()
+    kept = []
+
+    class Watched(PadMaker):
+        def make(self, *arguments, **options):
+            kept.append(super().make(*arguments, **options))
+            return kept[-1]
+
+    made = fill(
+        store, Watched(plan), count=9, stop=stop,
+        progress=lambda done, total: stop.set() if (done, total) == (2, 9) else None,
+    )  # fmt: skip
+    assert made == 2
+    assert store.status().ready == 2
+    assert not any(array.any() for array in kept[-1].values())
+
+
+def test_rates():
+    assert Rate().pause_s(2.0) == 0.0
+    assert Rate(share=0.25).pause_s(2.0) == pytest.approx(6.0)
+    assert Rate(per_hour=1800).pause_s(0.5) == pytest.approx(1.5)
+    assert Rate(per_hour=3600).pause_s(5.0) == 0.0
+    assert Rate(share=0.5, per_hour=3600).pause_s(3.0) == pytest.approx(3.0)
+    for wrong in ({"share": 0}, {"share": 1.5}, {"per_hour": 0}, {"per_hour": math.inf}):
+        with pytest.raises(InputError, match="rate"):
+            Rate(**wrong)
+
+
+def test_a_rate_makes_filling_wait(plan, store, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(threading.Event, "wait", lambda self, s=None: pauses.append(s))
+    fill(store, PadMaker(plan), count=3, rate=Rate(per_hour=36))
+    assert len(pauses) == 2
+    assert all(90 < pause <= 100 for pause in pauses)
+
+
+def test_background(plan, store):
+    there = threading.Event()
+
+    class Watched(PadMaker):
+        def make(self, pad_key, pad_id, *, into=None):
+            if pad_id == 3:
+                there.set()
+            return super().make(pad_key, pad_id, into=into)
+
+    background = BackgroundFill(store, Watched(plan), count=4)
+    assert there.wait(30)
+    background.stop()
+    assert not background.running
+    assert store.status().ready == 4
+    background.stop()
+
+
+def test_background_hands_its_error_over(plan, store):
+    maker = maker_of(plan, [DirectLink("a"), liar(Lie.FLIP_ONE)])
+    background = BackgroundFill(store, maker, count=2)
+    background._thread.join(30)
+    assert not background.running
+    with pytest.raises(VerificationError):
+        background.stop()
+    background.stop()
