@@ -98,7 +98,7 @@ def test_a_missing_scikit_learn_names_the_remedy(monkeypatch):
         raise ImportError(name)
 
     monkeypatch.setattr(module.importlib, "import_module", missing)
-    with pytest.raises(InputError, match=r"cloister\[demo\]"):
+    with pytest.raises(InputError, match="pip install scikit-learn"):
         module.load_digits(12)
 
 

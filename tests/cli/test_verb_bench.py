@@ -46,3 +46,21 @@ def test_layers(cloister, monkeypatch):
     text = cloister("bench", "layers").out
     assert "conv" in text
     assert "isa: portable" in text
+
+
+def test_pads(cloister, model_file, refused):
+    ran = cloister("bench", "pads", "--model", model_file, "--repeats", 1, "--json")
+    assert ran.code == 0, ran
+    found = json.loads(ran.out)
+    assert found["local_ratio"] == pytest.approx(found["local_ms"] / found["baseline_ms"])
+    total = found["shared_trusted_ms"] + found["shared_worker_ms"]
+    assert found["shared_total_ms"] == pytest.approx(total)
+    assert found["shared_trusted_share"] == pytest.approx(found["shared_trusted_ms"] / total)
+    assert min(found[key] for key in ("shared_worker_ms", "storage_bytes", "traffic_bytes")) > 0
+    assert found["workers"] == 2
+    text = cloister("bench", "pads", "--model", model_file, "--repeats", 1).out
+    for part in ("trusted runtime", "two workers", "storage"):
+        assert part in text
+    assert "needs no pads" in refused(
+        "bench", "pads", "--model", model_file, "--policy", "verified"
+    )

@@ -32,7 +32,7 @@ def test_help_lists_every_verb(cloister):
 
 @pytest.mark.parametrize(
     "verb", ["demo", "inspect", "run", "compare", "worker", "pads make", "pads status",
-             "bench inference", "bench layers"],
+             "bench inference", "bench layers", "bench pads"],
 )  # fmt: skip
 def test_every_verb_explains_itself(cloister, verb):
     ran = cloister(*verb.split(), "--help")

@@ -114,7 +114,7 @@ def load_digits(count: int) -> Digits:
         datasets = importlib.import_module("sklearn.datasets")
     except ImportError as error:
         raise InputError(
-            "the demo's images come with scikit-learn: pip install 'cloister[demo]'"
+            "the demo's images come with scikit-learn: pip install scikit-learn"
         ) from error
     data = datasets.load_digits()
     images = (data.images[:, None] / 16.0).astype(np.float32)

@@ -1,5 +1,9 @@
 """`cloister pads`: one-time pads made before they are needed."""
 
+import re
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -7,14 +11,23 @@ from typing import Annotated
 import typer
 
 from cloister.cli import options
-from cloister.cli.console import emit_json, human_bytes, out, progress
+from cloister.cli.console import emit_json, err, human_bytes, out, progress
 from cloister.cli.planning import RECIPE_FILE, recipe_for
 from cloister.crypto.csprng import SystemRandom
-from cloister.errors import PlanError
+from cloister.errors import InputError, PlanError
 from cloister.graph.sources import load
 from cloister.plan.plan import Plan
 from cloister.trusted.blinded import PadMaker
+from cloister.trusted.padfactory import (
+    DEFAULT_TIMEOUT_S,
+    TOO_FEW,
+    Maker,
+    Rate,
+    WorkerMaker,
+    fill,
+)
 from cloister.trusted.padstore import PadStore
+from cloister.wire.rpc import RpcLink, check_address
 
 app = typer.Typer(help="Make one-time pads ahead of time, and count them.")
 
@@ -38,11 +51,33 @@ def make(
     channels: options.ChannelOrder = None,
     resize: options.Resize = None,
     threads: options.Threads = 1,
+    worker: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--worker",
+            metavar="HOST:PORT",
+            help="Two or more workers that do not collude make the pads. Default: made here.",
+        ),
+    ] = None,
+    rate: Annotated[
+        str | None,
+        typer.Option(
+            "--rate", metavar="25%|100/h", help="At most this share of the time, or pads per hour."
+        ),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.001, help="Seconds a worker may take per layer.")
+    ] = DEFAULT_TIMEOUT_S,
 ) -> None:
     """Fill a store until it holds COUNT unused pad sets, one per future input.
 
     Interrupted, it keeps what is made; run again, it goes on.
+
+    Workers see one uniform share of each pad. All of them together, or whoever reads the traffic
+    to all of them, could compute the pads: choose workers of different owners, and encrypted ways.
     """
+    limit = None if rate is None else _rate(rate)
+    workers = _distinct(worker or [])
     graph = load(model)
     known = store / RECIPE_FILE
     recipe, origin = recipe_for(
@@ -62,25 +97,86 @@ def make(
     pads = _open_or_create(plan, store, pad_key)
     if not known.is_file():
         recipe.save(known)
-    made = _fill(pads, PadMaker(plan, threads=threads), count)
+    with (
+        _maker(plan, workers, threads=threads, timeout_s=timeout) as maker,
+        progress("pads") as update,
+    ):
+        made = fill(pads, maker, count=count, rate=limit, progress=update)
     console = out()
     console.print(f"{made} pad sets made, {pads.status().ready} ready in {store}; {origin}")
+
+
+@contextmanager
+def _maker(
+    plan: Plan, workers: Sequence[str], *, threads: int, timeout_s: float
+) -> Iterator[Maker]:
+    if not workers:
+        yield PadMaker(plan, threads=threads)
+        return
+    links = [RpcLink(address, timeout_s=timeout_s) for address in workers]
+    maker = WorkerMaker(plan, links, rng=SystemRandom(), timeout_s=timeout_s)
+    try:
+        yield maker
+    finally:
+        maker.close()
+
+
+def _distinct(workers: Sequence[str]) -> Sequence[str]:
+    """The addresses, when they are those of two workers or more, or none.
+
+    Raises   InputError naming the option
+    """
+    if len(workers) == 1:
+        raise InputError(f"--worker {workers[0]}: {TOO_FEW}")
+    places: dict[tuple[str, int], str] = {}
+    hosts: dict[str, str] = {}
+    for worker in workers:
+        check_address(worker)
+        for host, port in _endpoints(worker):
+            if (host, port) in places:
+                raise InputError(
+                    f"--worker {worker}: is the same worker as {places[host, port]}, which would "
+                    "see two shares of every pad"
+                )
+            if host in hosts:
+                err().print(
+                    f"warning: {hosts[host]} and {worker} are one machine, whose owner can compute "
+                    "the pads",
+                    style="yellow",
+                )
+            hosts.setdefault(host, worker)
+        places.update(dict.fromkeys(_endpoints(worker), worker))
+    if workers:
+        err().print(
+            "note: whoever reads the traffic to all of these workers can compute the pads; it is "
+            "not encrypted, so use encrypted tunnels",
+            style="yellow",
+        )
+    return workers
+
+
+def _endpoints(worker: str) -> set[tuple[str, int]]:
+    host, _, port = worker.rpartition(":")
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        # The link's own error will say so; names can still be told apart.
+        return {(host, int(port))}
+    return {(str(address[0]), int(port)) for *_, address in found}
+
+
+def _rate(text: str) -> Rate:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(%|/h)", text)
+    if match is None:
+        raise InputError(f"--rate {text}: give a share of the time, as 25%, or pads, as 100/h")
+    number = float(match[1])
+    return Rate(share=number / 100) if match[2] == "%" else Rate(per_hour=number)
 
 
 def _open_or_create(plan: Plan, store: Path, pad_key: Path) -> PadStore:
     if pad_key.exists():
         return PadStore.open(store, plan_digest=plan.digest, key_file=pad_key)
     return PadStore.create(store, plan_digest=plan.digest, key_file=pad_key, rng=SystemRandom())
-
-
-def _fill(pads: PadStore, maker: PadMaker, count: int) -> int:
-    missing = max(0, count - pads.status().ready)
-    with progress("pads") as update:
-        for done in range(missing):
-            for pad_id in pads.reserve(1):
-                pads.put(pad_id, maker.make(pads.pad_key, pad_id))
-            update(done + 1, missing)
-    return missing
 
 
 @app.command()

@@ -88,6 +88,8 @@ def summary(report: Report) -> list[str]:
             f", made in {report.offline_ms / count:.2f} ms per input" if report.offline_ms else ""
         )
         lines.append(f"pads used {report.pads_used} ({report.pads_from}{made})")
+    if report.workers_lost:
+        lines.append(f"workers lost on the way: {', '.join(report.workers_lost)}")
     if report.soundness_bits is not None:
         lines.append(
             f"checked: a wrong answer of a layer passes with probability at most "

@@ -13,6 +13,7 @@ from cloister.cli.images import Inputs, read_inputs
 from cloister.cli.planning import RECIPE_FILE, recipe_for
 from cloister.cli.results import best, is_classifier, read_labels, summary
 from cloister.errors import InputError
+from cloister.graph.graph import Graph
 from cloister.graph.sources import load
 from cloister.plan.plan import Plan
 from cloister.trusted.padstore import PadStore
@@ -71,8 +72,9 @@ def run(
     if (pads is None) != (pad_key is None):
         raise InputError("--pads and --pad-key belong together; give both or neither")
     _require_folder(output)
-    names = read_labels(labels) if labels else []
+    names = read_labels(labels) if labels else ()
     graph = load(model)
+    _check_labels(graph, names, labels)
     preprocessing = options.preprocessing(
         mean=mean, std=std, scale=scale, layout=layout, channels=channels, resize=resize
     )
@@ -106,6 +108,13 @@ def run(
         emit_json(_document(plan, result, read, top=top, labels=names, origin=origin))
     else:
         _show(plan, result, read, top=top, labels=names, origin=origin)
+
+
+def _check_labels(graph: Graph, names: Sequence[str], labels: Path | None) -> None:
+    known = graph.types.get(graph.outputs[0])
+    classes = max((size or 0 for size in known.shape[1:]), default=0) if known else 0
+    if names and len(names) < classes:
+        raise InputError(f"--labels {labels}: {len(names)} names for {classes} classes")
 
 
 def _require_folder(output: Path | None) -> None:
@@ -159,7 +168,7 @@ def _show(
             for source, found in zip(read.names, guesses, strict=True)
             for rank, guess in enumerate(found)
         ]
-        console.print(table(("input", "label", "probability"), rows))
+        console.print(table(("input", "label", "softmax"), rows))
     else:
         console.print(f"output {name!r}: {scores.dtype} {scores.shape}; --output keeps the values")
     console.print()

@@ -24,7 +24,7 @@ SOUNDNESS_BITS = math.floor(10 * (math.log2(P52) - 1)) / 10
 """-log2 of the chance that one wrong answer passes."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class CheckVectors:
     """Coefficients of one linear map: `a` per output position, `b` per channel, `t = A^T (a b^T)`.
 

@@ -26,7 +26,7 @@ def with_dynamic_batch(graph: Graph) -> Graph:
         return graph
     try:
         freed = _freed(graph, batch)
-        return freed if _proved(graph, freed) and _agrees(graph, freed) else graph
+        return freed if _proved(graph, freed) and agrees(graph, freed) else graph
     except ModelError:
         return graph
     except ORT_ERRORS:
@@ -88,7 +88,8 @@ def _proved(graph: Graph, freed: Graph) -> bool:
     return True
 
 
-def _agrees(graph: Graph, freed: Graph) -> bool:
+def agrees(graph: Graph, freed: Graph) -> bool:
+    """Whether two sample batches give the same together in `freed` as alone in `graph`."""
     rng = default_rng(0)
     parts = [{name: _sample(graph.types[name], rng) for name in graph.inputs} for _ in range(2)]
     fixed, dynamic = (runtime_session(to_model(one).SerializeToString()) for one in (graph, freed))

@@ -27,7 +27,7 @@ def from_torch(module: Callable[..., object], example: object) -> Graph:
     The first axis of every input becomes the batch. Raises UnsupportedError when PyTorch is missing
     or cannot export the module.
     """
-    torch = _framework("torch", "pip install cloister[train]")
+    torch = _framework("torch", "pip install torch")
     if not isinstance(module, torch.nn.Module):
         raise UnsupportedError(
             f"from_torch takes a torch.nn.Module, got {type(module).__name__}; pass the model"
@@ -45,6 +45,7 @@ def from_torch(module: Callable[..., object], example: object) -> Graph:
                 examples,
                 str(path),
                 input_names=names,
+                output_names=["output"],
                 dynamic_axes={name: {0: BATCH} for name in names},
                 opset_version=OPSET,
                 dynamo=False,
@@ -80,7 +81,7 @@ def from_keras(path: str | Path) -> Graph:
 
 
 def _exported(model: Any, path: Path) -> Graph:  # noqa: ANN401  (Keras has no types)
-    torch = _framework("torch", "pip install cloister[train]")
+    torch = _framework("torch", "pip install torch")
     shapes = [tuple(tensor.shape) for tensor in model.inputs]
     for tensor, shape in zip(model.inputs, shapes, strict=True):
         if None in shape[1:]:

@@ -37,7 +37,8 @@ class Graph:
 
     A value that is no tensor, or whose shape depends on more than the batch, has no entry in
     `types`; `opaque` keeps what ONNX knows of it. `opset` is the version of ONNX's own operators,
-    `domains` the versions of the others in use.
+    `domains` the versions of the others in use. `separable`: each sample's outputs depend on that
+    sample alone, so a batch may be run in parts.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Graph:
     opset: int
     opaque: Mapping[str, onnx.TypeProto] = field(default_factory=dict)
     domains: Mapping[str, int] = field(default_factory=dict)
+    separable: bool = True
 
     @property
     def batch(self) -> int | None:

@@ -2,7 +2,7 @@
 
 import onnx
 
-from cloister.errors import ModelError
+from cloister.errors import ModelError, UnsupportedError
 from cloister.graph.captures import captured_values
 from cloister.graph.graph import Graph, Node
 
@@ -59,6 +59,17 @@ def unsupported(graph: Graph) -> list[tuple[str, str, str]]:
         if reason is not None:
             found.append((node.name, *reason))
     return found
+
+
+def require_supported(graph: Graph) -> None:
+    """Go on only with a model that something here can run.
+
+    Raises UnsupportedError naming all the nodes that nothing can
+    """
+    found = unsupported(graph)
+    if found:
+        listed = "; ".join(f"node {node!r}: {why}, {remedy}" for node, why, remedy in found)
+        raise UnsupportedError(listed)
 
 
 def _reason(graph: Graph, node: Node) -> tuple[str, str] | None:

@@ -15,6 +15,7 @@ from cloister.graph.external_data import read_external_data
 from cloister.graph.graph import Graph, Node, TensorType
 from cloister.graph.inference import one_line, tensor_type, with_types
 from cloister.graph.legality import check
+from cloister.graph.separability import with_separability
 
 MAX_FILE_BYTES = 2**31 - 1
 MIN_OPSET = 7
@@ -64,7 +65,7 @@ def from_model(model: onnx.ModelProto, *, name: str, folder: Path | None = None)
         )
     graph = _graph(own, name)
     check(graph)
-    return with_dynamic_batch(graph)
+    return with_separability(with_dynamic_batch(graph))
 
 
 def _check(model: onnx.ModelProto, name: str) -> None:

@@ -17,7 +17,7 @@ def load(path: str | PathLike[str]) -> Graph:
 
 
 def from_torch(module: Callable[..., object], example: object) -> Graph:
-    """A PyTorch module, exported with an example input; needs `pip install cloister[train]`."""
+    """A PyTorch module, exported with an example input; needs PyTorch."""
     return prepare(frontends.from_torch(module, example))
 
 

@@ -85,18 +85,46 @@ _TEXT: Mapping[Protection, tuple[str, str, str]] = {
 }
 
 
+@dataclass(frozen=True)
+class _Context:
+    """What holds for the plan as a whole; it decides what can be said of each part."""
+
+    hidden: bool
+    checked: bool
+
+
+def _statement(protection: Protection, nodes: int, plan: _Context) -> Claim:
+    learns, changes, assumes = _TEXT[protection]
+    if protection is ENCLAVE and not plan.hidden:
+        learns = "their results wherever a node it computes in the clear reads them"
+    if protection is ENCLAVE and not plan.checked:
+        changes = "change their inputs, where these follow from answers that nobody checks"
+    if protection is BLINDED_VERIFIED and not plan.hidden:
+        learns = "nothing from these nodes' messages; what later nodes send in the clear, it sees"
+    if protection is BLINDED and not plan.hidden:
+        learns = (
+            "from later nodes in the clear, what they are sent, and how its own changes to "
+            "these unchecked answers alter that"
+        )
+    return Claim(protection.name, nodes, learns, changes, assumes)
+
+
 def claims_of(policy: str, protections: Mapping[str, Protection]) -> Claims:
     """The claims that follow from a plan's protections."""
     used = list(protections.values())
     outside = [protection for protection in used if protection is not ENCLAVE]
     checked = any(protection.checked for protection in outside)
+    plan = _Context(
+        hidden=all(protection.hidden for protection in outside),
+        checked=all(protection.checked for protection in outside),
+    )
     return Claims(
         policy=policy,
-        inputs_hidden=all(protection.hidden for protection in outside),
-        outputs_checked=all(protection.checked for protection in outside),
+        inputs_hidden=plan.hidden,
+        outputs_checked=plan.checked,
         soundness_bits=SOUNDNESS_BITS if checked else None,
         statements=tuple(
-            Claim(protection.name, used.count(protection), *_TEXT[protection])
+            _statement(protection, used.count(protection), plan)
             for protection in _TEXT
             if protection in used
         ),

@@ -103,8 +103,7 @@ def _batches(
     graph: Graph, feeds: Mapping[str, np.ndarray]
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     count = len(next(iter(feeds.values())))
-    fixed = {graph.types[name].shape[0] for name in graph.inputs if graph.types[name].shape}
-    step = BATCH if fixed <= {None} else max(count, 1)
+    step = BATCH if graph.batch is None and graph.separable else max(count, 1)
     for start in range(0, count, step):
         yield start, {name: array[start : start + step] for name, array in feeds.items()}
 

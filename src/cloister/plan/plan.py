@@ -13,7 +13,7 @@ from cloister.graph.graph import Graph, Node
 from cloister.graph.ops import is_linear
 from cloister.plan.claims import Claims, claims_of
 from cloister.plan.protection import ENCLAVE, OPEN, Protection
-from cloister.plan.quantise import WRAP_LIMIT, QuantisedLinear
+from cloister.plan.quantise import WRAP_LIMIT, QuantisedLinear, static_bound
 
 FORMAT = 1
 
@@ -44,7 +44,7 @@ class Plan:
             )
         if outsourced != (node.name in self.quantised):
             raise PlanError(f"node {node.name!r}: integers and protection do not fit together")
-        if outsourced and self.quantised[node.name].bound >= WRAP_LIMIT:
+        if outsourced and static_bound(self.quantised[node.name]) >= WRAP_LIMIT:
             raise PlanError(f"node {node.name!r}: results may wrap around 2^32")
 
     @cached_property

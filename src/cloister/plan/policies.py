@@ -13,6 +13,7 @@ import numpy as np
 
 from cloister.errors import PlanError, ShapeError, UnsupportedError
 from cloister.graph.graph import Graph, Node
+from cloister.graph.legality import require_supported
 from cloister.graph.ops import is_linear
 from cloister.plan.plan import Plan
 from cloister.plan.protection import (
@@ -104,6 +105,11 @@ def as_samples(model: Graph, samples: Samples) -> dict[str, np.ndarray]:
 
     Raises ShapeError when inputs are missing, unknown or of another shape.
     """
+    if not isinstance(samples, np.ndarray | Mapping):
+        raise ShapeError(
+            f"inputs must be a NumPy array or a mapping of them by name, not "
+            f"{type(samples).__name__}"
+        )
     if isinstance(samples, np.ndarray):
         if len(model.inputs) != 1:
             raise ShapeError(
@@ -112,13 +118,16 @@ def as_samples(model: Graph, samples: Samples) -> dict[str, np.ndarray]:
         samples = {model.inputs[0]: samples}
     if set(samples) != set(model.inputs):
         odd = sorted(set(samples) ^ set(model.inputs))[0]
-        raise ShapeError(f"input {odd!r}: the model takes exactly {', '.join(model.inputs)}")
+        names = ", ".join(map(repr, model.inputs))
+        raise ShapeError(f"input {odd!r}: the model's inputs are {names}, all of them needed")
     for name, array in samples.items():
         _check_sample(model, name, array)
     return {name: np.ascontiguousarray(samples[name]) for name in model.inputs}
 
 
 def _check_sample(model: Graph, name: str, array: np.ndarray) -> None:
+    if not isinstance(array, np.ndarray):
+        raise ShapeError(f"input {name!r}: expected a NumPy array, got {type(array).__name__}")
     expected = model.types[name]
     if array.dtype != expected.dtype:
         raise ShapeError(f"input {name!r}: the model takes {expected.dtype}, got {array.dtype}")
@@ -135,6 +144,7 @@ def measure_ranges(policy: str, model: Graph, *, calibration: Samples | None) ->
 
     Raises PlanError without inputs, UnsupportedError when there is nothing to send to a worker.
     """
+    require_supported(model)
     if policy in EVERYWHERE:
         return {}
     linear = _sent_out(model, assign(model, policy))
@@ -155,6 +165,7 @@ def from_ranges(
 
     Raises PlanError when a range is missing: they were measured with another model.
     """
+    require_supported(model)
     protections = assign(model, policy)
     quantised = {}
     for node in () if policy in EVERYWHERE else _sent_out(model, protections):

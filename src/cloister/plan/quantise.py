@@ -21,6 +21,7 @@ from cloister.errors import RangeError
 from cloister.field.linear import LinearMap
 from cloister.graph.export import to_model
 from cloister.graph.graph import Graph, Node
+from cloister.graph.interpreter import ORT_ERRORS
 from cloister.graph.linear_nodes import float_weights, geometry
 
 WRAP_LIMIT = 2**31
@@ -76,6 +77,13 @@ class QuantisedLinear:
         return self.x_qmax.bit_length() + 1
 
 
+def static_bound(node: QuantisedLinear) -> int:
+    """Largest magnitude any result can have, computed from the integers themselves."""
+    weights = node.linear.weights
+    sums = np.abs(weights.astype(np.int32)).reshape(len(weights), -1).sum(axis=1, dtype=np.int64)
+    return node.x_qmax * int(sums.max(initial=0))
+
+
 def calibrate(
     graph: Graph, values: Sequence[str], samples: Mapping[str, np.ndarray]
 ) -> dict[str, float]:
@@ -84,10 +92,10 @@ def calibrate(
     inner = [value for value in values if value not in graph.inputs]
     model = to_model(graph, outputs=(*graph.outputs, *inner))
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     session = ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
     for batch in _batches(graph, samples):
-        found = dict(zip(inner, session.run(inner, batch), strict=True)) if inner else {}
+        found = dict(zip(inner, _run(session, inner, batch), strict=True)) if inner else {}
         for value in values:
             array = batch[value] if value in batch else found[value]
             peak = float(np.max(np.abs(array), initial=0.0))
@@ -99,12 +107,23 @@ def calibrate(
     return largest
 
 
+def _run(
+    session: ort.InferenceSession, wanted: list[str], batch: dict[str, np.ndarray]
+) -> list[np.ndarray]:
+    try:
+        return list(session.run(wanted, batch))
+    except ORT_ERRORS as error:
+        raise RangeError(
+            "calibration: ONNX Runtime cannot run the model on these samples "
+            f"({type(error).__name__}); check their values"
+        ) from None
+
+
 def _batches(graph: Graph, samples: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
     count = len(next(iter(samples.values())))
     if count == 0:
         raise RangeError("calibration: no samples given")
-    fixed = {graph.types[name].shape[0] for name in graph.inputs if graph.types[name].shape}
-    step = CALIBRATION_BATCH if fixed <= {None} else count
+    step = CALIBRATION_BATCH if graph.batch is None and graph.separable else count
     for start in range(0, count, step):
         yield {name: array[start : start + step] for name, array in samples.items()}
 

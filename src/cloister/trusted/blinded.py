@@ -5,6 +5,7 @@ AES-256-CTR keystream under (key, pad id, node index). `A r` is made beforehand,
 asked (`InlinePads`) or in a store (padstore.py), and used once.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -57,12 +58,19 @@ class InlinePads:
 
     def __init__(self, plan: Plan, *, rng: Csprng, threads: int = 1) -> None:
         self._maker = PadMaker(plan, threads=threads)
+        self.plan_digest = plan.digest
+        self._process = os.getpid()
         self.pad_key = rng.random_bytes(32)
         self._next_id = 0
         self._spare: list[dict[int, np.ndarray]] = []
 
     def take(self, count: int) -> list[PadSet]:
-        """Make `count` pad sets; none is ever handed out twice."""
+        """Make `count` pad sets; none is ever handed out twice.
+
+        Raises   PadReusedError in a forked process, whose parent hands out the same pads
+        """
+        if os.getpid() != self._process:
+            raise PadReusedError("pads of another process; make them where they are used")
         pads = []
         for _ in range(count):
             pad_id, self._next_id = self._next_id, self._next_id + 1
@@ -90,9 +98,7 @@ class PadUse:
 
         Raises PadReusedError the second time.
         """
-        if node_index in self._blinded:
-            raise PadReusedError(f"linear node {node_index}: its pads were already used")
-        self._blinded.add(node_index)
+        self._blind(node_index)
         return [nonce(pad.pad_id, node_index) for pad in self._pads]
 
     def unblinding(self, node_index: int) -> list[np.ndarray]:
@@ -104,6 +110,21 @@ class PadUse:
             raise PadReusedError(f"linear node {node_index}: its answer was already unblinded")
         self._unblinded.add(node_index)
         return [pad.unblinding[node_index] for pad in self._pads]
+
+    def _blind(self, node_index: int) -> None:
+        if node_index in self._blinded:
+            raise PadReusedError(f"linear node {node_index}: its pads were already used")
+        self._blinded.add(node_index)
+
+    def claim_all(self, node_indices: Sequence[int]) -> tuple[list[int], list[list[np.ndarray]]]:
+        """The pad ids, and `A r` by node and input: both sides of every named node at once.
+
+        Raises PadReusedError when one of them was already used.
+        """
+        unblinding = [self.unblinding(index) for index in node_indices]
+        for index in node_indices:
+            self._blind(index)
+        return [pad.pad_id for pad in self._pads], unblinding
 
     def erase(self) -> None:
         """Give the spent pads back to their source, which overwrites them."""

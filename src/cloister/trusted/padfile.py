@@ -156,8 +156,11 @@ class PadFiles:
 
     def _set_aside(self, path: Path) -> None:
         # Left for whoever wants to look at it; its id counts as lost.
-        with contextlib.suppress(OSError):
-            path.rename(path.with_suffix(DAMAGED_SUFFIX))
+        # Something planted may be in the way of the name.
+        for target in (path, path.with_name(f"{path.stem}-{os.urandom(8).hex()}")):
+            with contextlib.suppress(OSError):
+                path.rename(target.with_suffix(DAMAGED_SUFFIX))
+                return
 
     def _head(self, pad_id: int) -> bytes:
         return MAGIC + self.store_id + self.plan_digest + pad_id.to_bytes(PAD_ID_BYTES, "big")

@@ -31,7 +31,7 @@ _SEALING = b"cloister pad sealing v1"
 _STREAM = b"cloister pad stream v1"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PadSet:
     """The pads of one input of one plan: its id, and `A r` of every blinded node by node index.
 
@@ -68,6 +68,11 @@ class PadSource(Protocol):
     @property
     def pad_key(self) -> bytes:
         """Key of the keystream that is `r`. Secret."""
+        ...
+
+    @property
+    def plan_digest(self) -> bytes:
+        """The plan these pads blind."""
         ...
 
     def take(self, count: int) -> list[PadSet]:
@@ -198,6 +203,11 @@ class PadStore:
     def pad_key(self) -> bytes:
         """Key of the keystream that is `r`; independent of the key that seals. Secret."""
         return self._pad_key
+
+    @property
+    def plan_digest(self) -> bytes:
+        """The plan these pads blind."""
+        return self._ledger.plan_digest
 
     def reserve(self, count: int) -> range:
         """Ids for a maker; no id is given to two makers, not even after a crash.

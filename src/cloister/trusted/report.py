@@ -27,7 +27,8 @@ class Report:
 
     `trusted_ms` is CPU time of the trusted process, all threads; `worker_ms` the time spent waiting
     for the worker; `offline_ms` CPU time spent making pads (inline pads only). `soundness_bits` is
-    the weakest checked layer's, None where nothing is checked.
+    the weakest checked layer's, None where nothing is checked. `workers_lost` lists workers that
+    hung, died or lied since the session began.
     """
 
     policy: str
@@ -42,6 +43,7 @@ class Report:
     pads_used: int
     pads_from: str
     workers: tuple[str, ...]
+    workers_lost: tuple[str, ...]
     layers: tuple[LayerRow, ...]
 
     def to_dict(self) -> dict[str, object]:

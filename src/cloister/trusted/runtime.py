@@ -19,14 +19,18 @@ from cloister.crypto.csprng import Csprng, pad_stream
 from cloister.errors import PlanError, RangeError, UnsupportedError
 from cloister.graph.export import to_model
 from cloister.graph.graph import Graph
+from cloister.graph.interpreter import ORT_ERRORS
 from cloister.plan.plan import Plan
 from cloister.trusted.blinded import PadUse
 from cloister.trusted.program import Fuse, Local, Program, Remote, Segment, compile_plan
 from cloister.trusted.report import Meter
 from cloister.trusted.values import Values
 from cloister.trusted.verified import CheckBook, accept
+from cloister.trusted.walk import Trip, WalkBook
 from cloister.wire.link import WorkerLink
 from cloister.wire.messages import TensorSpec
+from cloister.wire.shm import ShmLink
+from cloister.wire.transcript import RecordingLink
 
 
 @dataclass
@@ -63,13 +67,19 @@ class Runtime:
                 self._passes[i] = _native_pass(plan, step)
             elif isinstance(step, Local):
                 self._sessions[i] = _local_session(plan.graph, step, threads)
+        self._walks = WalkBook(self.program, self._passes, self.checks, threads=threads)
         self._request_ids = 0
         self._install_checks()
 
     def redraw_checks(self) -> None:
         """New secret coefficients for every checked node."""
-        self.checks.redraw()
+        retired = self.checks.redraw()
         self._install_checks()
+        retired.erase()
+
+    def forget(self, link: WorkerLink) -> None:
+        """A link was closed: let go of the memory it shared."""
+        self._walks.forget(link)
 
     def load(self, link: WorkerLink) -> None:
         """Give a worker the linear maps and open segments it will be asked for."""
@@ -101,6 +111,9 @@ class Runtime:
             link, pads, meter, Values(self.plan.graph, feeds, self.program.slices), batch, timeout_s
         )
         try:
+            walkable = self._walks.link_of(link)
+            if walkable is not None:
+                return self._walk(walkable, request)
             for i, step in enumerate(self.program.steps):
                 if isinstance(step, Fuse):
                     self._fuse(i, step, request)
@@ -117,6 +130,21 @@ class Runtime:
             if pads is not None:
                 pads.erase()
             meter.trusted_ms += 1e3 * (time.process_time() - started)
+
+    def _walk(self, link: ShmLink, request: _Request) -> dict[str, np.ndarray]:
+        """The same steps natively, over shared memory."""
+        recorder = request.link if isinstance(request.link, RecordingLink) else None
+
+        def local(i: int) -> None:
+            step = self.program.steps[i]
+            if isinstance(step, Local):
+                self._local(i, step, request)
+
+        walk = self._walks.get(link, request.batch)
+        trip = Trip(request.values, request.pads, request.meter, request.timeout_s, recorder, local)
+        self._request_ids = walk.run(link, trip, self._request_ids + 1) - 1
+        # The walk uses its memory again.
+        return {name: request.values.onnx(name).copy() for name in self.plan.graph.outputs}
 
     # ---- one linear node
 
@@ -187,13 +215,7 @@ class Runtime:
     ) -> tuple[np.ndarray, list[np.ndarray] | None]:
         if step.node is None:
             name = step.source or ""
-            source = request.values.channels_last(name, step.size, step.channels_first)
-            if not np.isfinite(source).all():
-                raise RangeError(
-                    f"value {name!r} is NaN or infinite for this input, so it has no fixed-point "
-                    "form; check the input, or use the enclave policy"
-                )
-            return source, None
+            return request.values.channels_last(name, step.size, step.channels_first), None
         reply = request.replies[step.node][1]
         node = self.plan.linear_nodes[step.node]
         if not self.plan.protection_of(node).hidden:
@@ -253,7 +275,7 @@ class Runtime:
     def _local(self, i: int, step: Local, request: _Request) -> None:
         started = time.process_time()
         feeds = {value: request.values.onnx(value) for value in step.inputs}
-        found = self._sessions[i].run(step.outputs, feeds)
+        found = _run_local(self._sessions[i], step, feeds)
         for value, array in zip(step.outputs, found, strict=True):
             request.values.put(value, array)
         row = request.meter.row(f"local {step.nodes[0].name}", "enclave")
@@ -306,6 +328,19 @@ def _pads(request: _Request) -> PadUse:
     return request.pads
 
 
+def _run_local(
+    session: ort.InferenceSession, step: Local, feeds: dict[str, np.ndarray]
+) -> list[np.ndarray]:
+    try:
+        return list(session.run(step.outputs, feeds))
+    except ORT_ERRORS as error:
+        # Its text may contain values, so only its kind is repeated.
+        raise RangeError(
+            f"node {step.nodes[0].name!r} and those after it: ONNX Runtime cannot compute them for "
+            f"this input ({type(error).__name__})"
+        ) from None
+
+
 def _native_pass(plan: Plan, step: Fuse) -> _native.Pass:
     node = None if step.node is None else plan.linear_nodes[step.node]
     pool = step.epilogue.pool
@@ -325,7 +360,7 @@ def _local_session(graph: Graph, step: Local, threads: int) -> ort.InferenceSess
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # its messages contain values
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     model = to_model(graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs)
     return ort.InferenceSession(

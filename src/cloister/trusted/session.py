@@ -1,5 +1,7 @@
 """A session: a plan, the workers that serve it and the pads that blind it."""
 
+import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -34,7 +36,7 @@ DEFAULT_BATCH = 8
 
 
 class Session:
-    """Runs inputs through a plan.
+    """Runs inputs through a plan; calls from several threads take turns, forks are refused.
 
     workers          addresses "HOST:PORT" or links; default: one local worker process, started and
                      stopped by the session. A worker that hangs or dies is replaced by the next one
@@ -58,6 +60,10 @@ class Session:
         record_payloads: bool = False,
         rng: Csprng | None = None,
     ) -> None:
+        if not isinstance(plan, Plan):
+            raise PlanError(
+                "Session takes a plan: cloister.policies.slalom(model, calibration=...)"
+            )
         self.plan = plan
         self._rng = rng or SystemRandom()
         self._timeout_s = timeout_s
@@ -65,9 +71,19 @@ class Session:
         self._batch = batch
         self._links: list[WorkerLink] = []
         self._loaded: list[WorkerLink] = []
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._redraw_due = False
+        self._closed = False
+        self._lost: list[str] = []
         self._needs_worker = any(p is not ENCLAVE for p in plan.protections.values())
         self._runtime = Runtime(plan, rng=self._rng, threads=threads)
         self._pads = pads
+        if pads is not None and pads.plan_digest != plan.digest:
+            raise PlanError(
+                f"the pads are for plan {pads.plan_digest.hex()[:8]}, not {plan.digest.hex()[:8]}; "
+                "make pads for this plan"
+            )
         if plan.hidden_nodes and pads is None:
             self._pads = InlinePads(plan, rng=self._rng, threads=threads)
         try:
@@ -83,12 +99,18 @@ class Session:
             return []
         if workers is None:
             return [start_local_worker(threads=worker_threads)]
+        if isinstance(workers, str):
+            raise PlanError("workers= takes a list, such as ['host:port']")
         if not workers:
             raise PlanError("the plan sends work to a worker, but workers= is empty")
-        return [
+        links = [
             RpcLink(worker, timeout_s=self._timeout_s) if isinstance(worker, str) else worker
             for worker in workers
         ]
+        names = [link.name for link in links]
+        if len(set(names)) < len(names):
+            raise PlanError("workers= names one worker twice: a liar would get a second chance")
+        return links
 
     def run(
         self,
@@ -103,6 +125,14 @@ class Session:
 
         Raises   VerificationError, ProtocolError, PadError, InputError; then nothing was released
         """
+        with self._lock:
+            return self._run(inputs, progress)
+
+    def _run(self, inputs: Samples, progress: Callable[[int, int], None] | None) -> Result:
+        if os.getpid() != self._process:
+            raise PlanError("the session belongs to another process; open one in each process")
+        if self._closed:
+            raise PlanError("the session is closed; open a new one")
         feeds = as_samples(self.plan.graph, inputs)
         _check_finite(feeds)
         total = len(next(iter(feeds.values())))
@@ -123,8 +153,7 @@ class Session:
         if total == 0:
             raise RangeError("no inputs: the batch is empty")
         graph = self.plan.graph
-        fixed = {graph.types[name].shape[0] for name in graph.inputs if graph.types[name].shape}
-        return self._batch if fixed <= {None} else total
+        return self._batch if graph.batch is None and graph.separable else total
 
     def _run_batch(
         self, feeds: Mapping[str, np.ndarray], meter: Meter, transcript: Transcript
@@ -146,8 +175,8 @@ class Session:
                 if not self._links:
                     raise
             except (VerificationError, ProtocolError):
+                self._redraw_due = True
                 self._drop(link)
-                self._runtime.redraw_checks()
                 raise
 
     def _attempt(
@@ -157,6 +186,9 @@ class Session:
         meter: Meter,
         transcript: Transcript,
     ) -> dict[str, np.ndarray]:
+        if self._redraw_due:
+            self._runtime.redraw_checks()
+            self._redraw_due = False
         if link is not None and link not in self._loaded:
             self._runtime.load(link)
             self._loaded.append(link)
@@ -180,7 +212,9 @@ class Session:
 
     def _drop(self, link: WorkerLink) -> None:
         self._links.remove(link)
+        self._lost.append(link.name)
         self._loaded = [other for other in self._loaded if other is not link]
+        self._runtime.forget(link)
         link.close()
 
     def _report(self, meter: Meter, inputs: int) -> Report:
@@ -198,14 +232,20 @@ class Session:
             pads_used=meter.pads_used,
             pads_from=self._pads.kind if self._pads is not None else "none",
             workers=tuple(link.name for link in self._links),
+            workers_lost=tuple(self._lost),
             layers=tuple(meter.rows.values()),
         )
 
     def close(self) -> None:
         """Stop local workers and close links."""
-        links, self._links = self._links, []
-        for link in links:
-            link.close()
+        self._closed = True
+        if os.getpid() != self._process:
+            return  # a fork's copy: the workers are the parent's
+        with self._lock:
+            links, self._links = self._links, []
+            for link in links:
+                self._runtime.forget(link)
+                link.close()
 
     def __enter__(self) -> Self:
         return self

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from cloister.errors import RangeError
 from cloister.graph.graph import Graph
 from cloister.graph.layout import from_channels_last, to_channels_last
 from cloister.trusted.program import Slice
@@ -37,6 +38,10 @@ class Values:
         self._last[name, channels_first] = array
         return array
 
+    def adopt(self, arrays: Mapping[tuple[str, bool], np.ndarray]) -> None:
+        """Room for values, channels-last, by name and whether they are channels-first in ONNX."""
+        self._last.update(arrays)
+
     def onnx(self, name: str) -> np.ndarray:
         """A value in ONNX's layout."""
         if name not in self._onnx:
@@ -50,9 +55,17 @@ class Values:
     def channels_last(
         self, name: str, size: tuple[int, int, int], channels_first: bool
     ) -> np.ndarray:
-        """A value as float32 (n, h, w, c)."""
+        """A value as float32 (n, h, w, c), for a native pass.
+
+        Raises   RangeError when it is NaN or infinite: it has no fixed-point form
+        """
         key = (name, channels_first)
         if key not in self._last:
             array = to_channels_last(self.onnx(name), channels_first=channels_first)
+            if not np.isfinite(array).all():
+                raise RangeError(
+                    f"value {name!r} is NaN or infinite for this input, so it has no fixed-point "
+                    "form; check the input, or use the enclave policy"
+                )
             self._last[key] = np.ascontiguousarray(array, np.float32).reshape(-1, *size)
         return self._last[key]

@@ -26,16 +26,15 @@ class CheckBook:
         self._vectors: dict[int, CheckVectors] = {}
         self.redraw()
 
-    def redraw(self) -> None:
-        """Forget all coefficients and draw new ones."""
-        for vectors in self._vectors.values():
-            for array in (vectors.a, vectors.b, vectors.t):
-                array.fill(0)
+    def redraw(self) -> "Retired":
+        """Draw new coefficients; the old ones are returned, to be erased when nobody uses them."""
+        retired = Retired(tuple(self._vectors.values()))
         self._vectors = {
             index: draw(node.linear, rng=self._rng)
             for index, node in enumerate(self._plan.linear_nodes)
             if self._plan.protection_of(node).checked
         }
+        return retired
 
     def vectors(self, index: int) -> CheckVectors | None:
         """The vectors of a linear node, None where the plan does not check it."""
@@ -44,6 +43,19 @@ class CheckBook:
     def soundness_bits(self, index: int) -> float | None:
         """-log2 of the chance that one wrong answer passes; None where nothing is checked."""
         return SOUNDNESS_BITS if index in self._vectors else None
+
+
+class Retired:
+    """Coefficients that were replaced."""
+
+    def __init__(self, vectors: tuple[CheckVectors, ...]) -> None:
+        self._vectors = vectors
+
+    def erase(self) -> None:
+        """Overwrite them."""
+        for vectors in self._vectors:
+            for array in (vectors.a, vectors.b, vectors.t):
+                array.fill(0)
 
 
 def accept(
@@ -56,7 +68,12 @@ def accept(
     Raises   VerificationError, which says only which node failed
     """
     if answer_sums.shape != request_sums.shape or not np.array_equal(answer_sums, request_sums):
-        raise VerificationError(
-            f"node {node!r}: the worker's answer is wrong; nothing was released, the worker is "
-            "quarantined"
-        )
+        raise wrong_answer(node)
+
+
+def wrong_answer(node: str) -> VerificationError:
+    """The error for a node whose sums differ."""
+    return VerificationError(
+        f"node {node!r}: the worker's answer is wrong; nothing was released, the worker is "
+        "quarantined"
+    )

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 
 from cloister.errors import ProtocolError
 from cloister.wire.arena import Region
-from cloister.wire.codec import MAX_HEAD_BYTES, Head, decode_head
+from cloister.wire.codec import MAX_HEAD_BYTES, PRELUDE, Head, decode_head
 
 SEGMENT, DROP, MESSAGE = 0, 1, 2
 MAX_PACKET_BYTES = 4 * MAX_HEAD_BYTES
+# Where an Apply's and an Answer's packet have their request id: u64, little endian.
+REQUEST_ID_OFFSET = 1 + PRELUDE.size
 
 _SEGMENT = struct.Struct("<BIQ")
 _DROP = struct.Struct("<BI")

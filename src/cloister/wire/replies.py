@@ -110,6 +110,11 @@ class ReplyBook:
             case _:
                 raise self._error(f"sent a {type(message).__name__}")
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is due."""
+        return not (self._expected or self._greeting or self._loading is not None)
+
     def take(self, request_id: int) -> tuple[np.ndarray, ...] | None:
         """The answer to a request, or None while it is outstanding.
 

@@ -19,6 +19,7 @@ from cloister.field.linear import LinearMap
 from cloister.wire.codec import Encoded, Head, encode
 from cloister.wire.frames import FRAME_BYTES, Assembler, to_frames
 from cloister.wire.messages import (
+    Answer,
     Apply,
     Hello,
     LoadLinear,
@@ -65,7 +66,8 @@ class RpcLink:
         self._book = ReplyBook(address)
         self._changed = threading.Condition()
         self._broken: ProtocolError | None = None
-        self._outbox: SimpleQueue[Encoded | None] = SimpleQueue()
+        self._outbox: SimpleQueue[tuple[int, Encoded] | None] = SimpleQueue()
+        self._begun: set[int] = set()
         self._channel: grpc.Channel | None = None
         self._call: grpc.Call | None = None
         self._lent: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()
@@ -121,7 +123,7 @@ class RpcLink:
         encoded = encode(Apply(request_id, target_id, owned))
         with self._changed:
             self._book.open(request_id, expect)
-        self._send(encoded)
+        self._send(encoded, request_id)
 
     def receive(self, request_id: int, *, timeout_s: float) -> tuple[Unchecked[np.ndarray], ...]:
         """See WorkerLink."""
@@ -176,8 +178,8 @@ class RpcLink:
             raise WorkerTimeout(f"worker {self.name}: {what}")
         self._changed.wait(remaining)
 
-    def _send(self, encoded: Encoded) -> None:
-        self._outbox.put(encoded)
+    def _send(self, encoded: Encoded, request_id: int = 0) -> None:
+        self._outbox.put((request_id, encoded))
 
     def _check_open(self) -> None:
         if self._broken is not None:
@@ -189,7 +191,10 @@ class RpcLink:
     # ---- gRPC's threads
 
     def _outgoing(self) -> Iterator[bytes]:
-        while (encoded := self._outbox.get()) is not None:
+        while (item := self._outbox.get()) is not None:
+            request_id, encoded = item
+            with self._changed:
+                self._begun.add(request_id)
             for frame in to_frames(encoded):
                 self.bytes_sent += len(frame)
                 yield frame
@@ -219,6 +224,11 @@ class RpcLink:
     def _admit(self, head: Head) -> None:
         with self._changed:
             self._book.admit(head)
+            # Otherwise a worker that answers without reading would fill this side's memory.
+            if head.kind is Answer and head.numbers[0] not in self._begun:
+                raise ProtocolError(f"answers request {head.numbers[0]} before it was sent")
+            if head.kind is Answer:
+                self._begun.discard(head.numbers[0])
 
 
 def check_address(address: str) -> tuple[str, int]:
@@ -237,5 +247,5 @@ def _reason(error: grpc.RpcError) -> str:
     if code == grpc.StatusCode.UNAVAILABLE:
         return "cannot be reached; is `cloister worker --listen` running there?"
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return "has no room for another client; try later or use another worker"
+        return f"has no room for this client or message ({printable(error.details() or '')})"
     return printable(f"ended the connection: {code.name} {error.details()}")

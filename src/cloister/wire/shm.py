@@ -35,6 +35,7 @@ from cloister.wire.messages import (
 )
 from cloister.wire.packets import (
     MAX_PACKET_BYTES,
+    REQUEST_ID_OFFSET,
     pack_answer,
     pack_drop,
     pack_message,
@@ -63,6 +64,21 @@ class _Sent(NamedTuple):
     rooms: tuple[Region, ...]
     expect: tuple[TensorSpec, ...]
     answer: bytes
+
+
+class Exchange(NamedTuple):
+    """A request that is sent again and again from the same place, and its answer.
+
+    `packet` and `answer` are what goes over the socket, but for the request id.
+    """
+
+    spec: TensorSpec
+    expect: TensorSpec
+    room: Region
+    packet: bytes
+    answer: bytes
+    message_bytes: int
+    answer_bytes: int
 
 
 class ShmLink:
@@ -144,7 +160,7 @@ class ShmLink:
         rooms = tuple(self._arena.allocate(spec.nbytes) for spec in expect)
         self._sent[request_id] = _Sent((*places, *rooms), rooms, expect, answer)
         self._due[answer] = request_id
-        self._send(head, places, rooms)
+        self._send(head, places, rooms, wait=False)
         self.bytes_sent += sum(loan.spec.nbytes for loan in loans)
 
     def receive(self, request_id: int, *, timeout_s: float) -> tuple[Unchecked[np.ndarray], ...]:
@@ -159,6 +175,73 @@ class ShmLink:
         """See WorkerLink; regions of an unanswered request wait for its late answer."""
         if self._book.known(request_id) and self._book.release(request_id):
             self._free(self._sent.pop(request_id))
+
+    # ---- the native walker, which uses the socket and the regions itself
+
+    @property
+    def idle(self) -> bool:
+        """Whether the link works and no answer is due, so that somebody else may use the socket."""
+        return self._broken is None and self._book.idle
+
+    @property
+    def descriptor(self) -> int:
+        """The socket's file descriptor."""
+        return self._channel.fileno()
+
+    def reserve(self, nbytes: int) -> Region:
+        """Memory for many requests, until `unreserve`."""
+        self._check_open()
+        return self._arena.allocate(nbytes)
+
+    def unreserve(self, region: Region) -> None:
+        """Give reserved memory back."""
+        self._arena.free(region)
+
+    def view(self, region: Region, spec: TensorSpec) -> np.ndarray:
+        """Reserved memory as an array; the worker can write to it at any time."""
+        return self._arena.array(region, spec)
+
+    def exchange(
+        self, target_id: int, place: Region, spec: TensorSpec, room: Region, expect: TensorSpec
+    ) -> Exchange:
+        """The packets of a request with one tensor at `place` and its answer in `room`."""
+        head = encode_head(Apply, (0, target_id), (spec,))
+        answer = pack_answer(encode_head(Answer, (0,), (expect,)))
+        packet = pack_message(head, (place,), (room,))
+        return Exchange(spec, expect, room, packet, answer, spec.nbytes, expect.nbytes)
+
+    def count(self, exchange: Exchange) -> None:
+        """An exchange took place over the socket."""
+        self.bytes_sent += len(exchange.packet) + exchange.message_bytes
+        self.bytes_received += len(exchange.answer) + exchange.answer_bytes
+
+    def adopt(self, request_id: int, exchange: Exchange) -> None:
+        """Enter a request that somebody else sent, or is about to: `finish` it or `release` it."""
+        self._book.open(request_id, (exchange.expect,))
+        answer = _with_id(exchange.answer, request_id)
+        # The regions are the reservation's; they are not given back with the request.
+        self._sent[request_id] = _Sent((), (exchange.room,), (exchange.expect,), answer)
+        self._due[answer] = request_id
+
+    def finish(
+        self,
+        request_id: int,
+        exchange: Exchange,
+        *,
+        sent: bool,
+        came: bytes,
+        deadline: float,
+        timeout_s: float,
+    ) -> None:
+        """Wait for the answer of an adopted request; `came` was read already, if anything was."""
+        self._check_open()
+        if not sent:
+            self._transmit(_with_id(exchange.packet, request_id))
+        self.bytes_sent += len(exchange.packet) + exchange.message_bytes
+        if came:
+            self._enter(came)
+        while self._book.take(request_id) is None:
+            self._pump(deadline, f"no answer within {timeout_s:g} s")
 
     def close(self) -> None:
         """See WorkerLink; the process is killed, it has nothing to save."""
@@ -191,7 +274,11 @@ class ShmLink:
 
     def _pump(self, deadline: float, what: str) -> None:
         """Read one packet and enter it."""
-        packet = self._read(deadline, what)
+        self._enter(self._read(deadline, what))
+
+    def _enter(self, packet: bytes) -> None:
+        if len(packet) > MAX_PACKET_BYTES:
+            raise self._break(ProtocolError(f"worker {self.name}: packet too long"))
         self.bytes_received += len(packet)
         # A head has one encoding, so the answers that are due are known byte for byte; only what is
         # none of them is decoded, to be a control message or an error.
@@ -249,18 +336,24 @@ class ShmLink:
     # ---- the socket
 
     def _send(
-        self, head: bytes, places: tuple[Region, ...] = (), rooms: tuple[Region, ...] = ()
+        self,
+        head: bytes,
+        places: tuple[Region, ...] = (),
+        rooms: tuple[Region, ...] = (),
+        *,
+        wait: bool = True,
     ) -> None:
         self.bytes_sent += len(head)
-        self._transmit(pack_message(head, places, rooms))
+        self._transmit(pack_message(head, places, rooms), wait=wait)
 
-    def _transmit(self, packet: bytes, *descriptors: int) -> None:
+    def _transmit(self, packet: bytes, *descriptors: int, wait: bool = True) -> None:
+        """Send a packet; without `wait`, a worker that leaves its messages unread is too slow."""
         try:
             if descriptors:
                 socket.send_fds(self._channel, [packet], list(descriptors))
             else:
-                self._channel.send(packet)
-        except TimeoutError as error:
+                self._channel.send(packet, 0 if wait else socket.MSG_DONTWAIT)
+        except (TimeoutError, BlockingIOError) as error:
             raise WorkerTimeout(f"worker {self.name}: it does not read its messages") from error
         except OSError as error:
             raise self._break(self._death()) from error
@@ -275,8 +368,6 @@ class ShmLink:
             raise self._break(self._death()) from error
         if not size:
             raise self._break(self._death())
-        if size > MAX_PACKET_BYTES:
-            raise self._break(ProtocolError(f"worker {self.name}: packet too long"))
         return bytes(self._packet[:size])
 
     def _death(self) -> WorkerUnavailable:
@@ -293,6 +384,26 @@ class ShmLink:
     def _check_open(self) -> None:
         if self._broken is not None:
             raise self._broken
+
+
+_PASSED_ON = (
+    "PATH",
+    "PYTHONPATH",
+    "VIRTUAL_ENV",
+    "LD_LIBRARY_PATH",
+    "CUDA_VISIBLE_DEVICES",
+    "LANG",
+)
+
+
+def _environment(threads: int) -> dict[str, str]:
+    passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    return {**passed, "OMP_NUM_THREADS": str(threads)}
+
+
+def _with_id(packet: bytes, request_id: int) -> bytes:
+    end = REQUEST_ID_OFFSET + 8
+    return packet[:REQUEST_ID_OFFSET] + request_id.to_bytes(8, "little") + packet[end:]
 
 
 def start_local_worker(
@@ -321,8 +432,11 @@ def start_local_worker(
             base + arguments,
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
+            # What it prints must not pass for output of the trusted side; nor does it get the
+            # environment, which may hold secrets.
+            stdout=subprocess.DEVNULL,
             start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            env=_environment(threads),
         )
     except OSError as error:
         ours.close()

@@ -103,6 +103,17 @@ class RecordingLink:
         self._targets: dict[int, int] = {}
 
     @property
+    def unrecorded(self) -> WorkerLink | None:
+        """The link itself, for somebody who calls `note`; None when payloads are recorded."""
+        return None if self._payloads else self._link
+
+    def note(self, direction: Direction, request_id: int, target_id: int, spec: TensorSpec) -> None:
+        """Enter a tensor that crossed the boundary, without its payload."""
+        self._transcript.entries.append(
+            Entry(direction, request_id, target_id, self.name, spec.dtype, spec.shape, spec.nbytes)
+        )
+
+    @property
     def name(self) -> str:
         """See WorkerLink."""
         return self._link.name

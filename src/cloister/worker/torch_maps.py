@@ -23,7 +23,7 @@ def _torch() -> Any:  # noqa: ANN401  (a module that may be absent has no static
         return importlib.import_module("torch")
     except ImportError as error:
         raise InputError(
-            "a worker on a GPU needs PyTorch: pip install 'cloister[worker]', or use --device cpu"
+            "a worker on a GPU needs PyTorch: pip install torch, or use --device cpu"
         ) from error
 
 

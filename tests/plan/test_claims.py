@@ -1,0 +1,77 @@
+import dataclasses
+
+import pytest
+
+import nets
+from cloister.errors import PlanError, RangeError
+from cloister.graph import onnx_import, passes
+from cloister.plan import policies
+from cloister.plan.claims import claims_of
+from cloister.plan.protection import BLINDED, BLINDED_VERIFIED, ENCLAVE, OPEN, VERIFIED
+from cloister.plan.quantise import Precision, quantise_node, static_bound
+from trusted.test_session import plan_of
+
+VISIBLE = "integer weights"
+
+
+def by_protection(claims):
+    return {claim.protection: claim for claim in claims.statements}
+
+
+@pytest.mark.parametrize("policy", ["slalom", "verified", "blinded"])
+def test_claims_always_say_that_the_worker_sees_the_weights(policy):
+    assert VISIBLE in plan_of(nets.chain(), policy).claims().always_visible
+
+
+def test_nothing_is_learned_or_changed_only_where_that_follows_from_the_whole_plan():
+    slalom = by_protection(plan_of(nets.chain(), "slalom").claims())
+    assert slalom["enclave"].worker_learns == "nothing"
+    assert slalom["blinded+verified"].worker_learns.startswith("nothing about this input")
+    verified = by_protection(plan_of(nets.chain(), "verified").claims())
+    assert "results" in verified["enclave"].worker_learns
+    assert verified["enclave"].worker_can_change == "not change anything"
+    blinded = by_protection(plan_of(nets.chain(), "blinded").claims())
+    assert blinded["enclave"].worker_learns == "nothing"
+    assert "nobody checks" in blinded["enclave"].worker_can_change
+
+
+@pytest.mark.parametrize("later", [VERIFIED, OPEN])
+def test_a_clear_node_behind_hidden_ones_is_spelled_out(later):
+    protections = {"a": BLINDED_VERIFIED, "b": BLINDED, "c": later, "d": ENCLAVE}
+    claims = claims_of("mixed", protections)
+    assert not claims.inputs_hidden
+    told = by_protection(claims)
+    assert "in the clear" in told["blinded+verified"].worker_learns
+    assert "own changes" in told["blinded"].worker_learns
+    assert "in the clear" in told["enclave"].worker_learns
+
+
+def test_a_plan_whose_results_may_wrap_is_refused():
+    """The bound is computed from the weights, whatever the plan states."""
+    plan = plan_of(nets.chain())
+    node = plan.linear_nodes[0]
+    lying = dataclasses.replace(node, x_qmax=2**31 // max(node.bound // node.x_qmax, 1) + 1)
+    assert static_bound(lying) >= 2**31
+    with pytest.raises(PlanError, match="wrap"):
+        dataclasses.replace(plan, quantised={**plan.quantised, node.node: lying})
+
+
+@pytest.mark.parametrize("bits", [(16, 14), (12, 12), (8, 8), (2, 2)])
+def test_every_node_has_a_proof_that_it_does_not_wrap(bits):
+    graph = passes.prepare(onnx_import.from_model(nets.separable(), name="net"))
+    precision = Precision(*bits)
+    for node in plan_of(nets.separable()).linear_nodes:
+        source = next(n for n in graph.nodes if n.name == node.node)
+        made = quantise_node(graph, source, largest_input=3.0, precision=precision)
+        assert made.bound == static_bound(made) < 2**31
+
+
+def test_bits_out_of_range_are_refused():
+    with pytest.raises(RangeError, match="weight bits"):
+        Precision(weight_bits=17)
+    with pytest.raises(RangeError, match="activation bits"):
+        Precision(activation_bits=15)
+
+
+def test_policies_without_protection_are_asked_for_by_name():
+    assert policies.NAMES == ("slalom", "verified", "blinded", "enclave", "open")
