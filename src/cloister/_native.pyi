@@ -74,3 +74,55 @@ class Pass:
         sums_in: UInt64[np.ndarray, "sinks n"],
         threads: int = 1,
     ) -> None: ...
+
+class Walker:
+    def __init__(self, nodes: int, batch: int, threads: int) -> None: ...
+    def add_pass(
+        self,
+        native: Pass,
+        node: int,
+        unblinds: bool,
+        accepts: bool,
+        reply: UInt32[np.ndarray, "n h w c"] | None,
+        residual: Float32[np.ndarray, "n h w c"] | None,
+        store_pre: Float32[np.ndarray, "n h w c"] | None,
+        store_post: Float32[np.ndarray, "n oh ow c"] | None,
+        sink_nodes: Sequence[int],
+        sink_out: Sequence[UInt32[np.ndarray, "n oh ow c"] | Int16[np.ndarray, "n oh ow c"]],
+    ) -> int: ...
+    def set_inputs(
+        self,
+        step: int,
+        source: Float32[np.ndarray, "n h w c"] | None,
+        residual: Float32[np.ndarray, "n h w c"] | None,
+    ) -> None: ...
+    def add_exchange(
+        self,
+        node: int,
+        packet: bytes,
+        answer: bytes,
+        id_offset: int,
+        staged: Int16[np.ndarray, "n h w c"] | None,
+        place: Int16[np.ndarray, "n h w c"] | None,
+    ) -> int: ...
+    def begin(
+        self,
+        key: bytes | None,
+        pad_ids: Sequence[int],
+        hidden: Sequence[int],
+        unblinding: Sequence[Sequence[UInt32[np.ndarray, "h w c"]]],
+    ) -> None: ...
+    def end(self) -> None: ...
+    def run(
+        self,
+        first: int,
+        last: int,
+        next_request_id: int,
+        descriptor: int,
+        timeout_s: float,
+        max_packet_bytes: int,
+    ) -> tuple[str, int, int, float, bytes]: ...
+    def answered(self, step: int) -> None: ...
+    @property
+    def outstanding(self) -> tuple[int, int] | None: ...
+    def costs(self) -> list[tuple[int, int]]: ...

@@ -21,7 +21,7 @@ from cloister.field.freivalds import P52
 from cloister.field.linear import Geometry, LinearMap
 from cloister.trusted.blinded import PadMaker
 from cloister.trusted.padfactory import BackgroundFill, Rate, WorkerMaker, fill
-from cloister.trusted.padshares import Digits, split
+from cloister.trusted.padshares import BLOCK_WORDS, Digits, Splitter
 from cloister.trusted.padstore import PadStore
 from cloister.trusted.session import Session
 from cloister.wire.inprocess import InProcessLink
@@ -131,7 +131,7 @@ def test_split_keeps_the_word_and_sums_the_digits(words, widths, seed):
     share = np.array(words + edges, np.uint32)
     t = np.random.default_rng(seed).integers(0, P52, len(share), dtype=np.uint64)
     limbs = np.empty((len(widths), len(share)), np.int16)
-    sums = split(share, limbs, digits=digits, t=t)
+    sums = Splitter(digits, t).split(share, limbs)
     total = np.zeros(len(share), np.int64)
     for k, (width, shift) in enumerate(zip(digits.widths, digits.shifts, strict=True)):
         assert limbs[k].min() >= -(1 << (width - 1))
@@ -143,11 +143,11 @@ def test_split_keeps_the_word_and_sums_the_digits(words, widths, seed):
 
 def test_split_over_several_blocks():
     rng = np.random.default_rng(4)
-    share = rng.integers(0, 2**32, 3 * (1 << 15) + 7, dtype=np.uint32)
+    share = rng.integers(0, 2**32, 3 * BLOCK_WORDS + 7, dtype=np.uint32)
     t = rng.integers(0, P52, len(share), dtype=np.uint64)
     limbs = np.empty((3, len(share)), np.int16)
     digits = Digits((11, 11, 10))
-    sums = split(share, limbs, digits=digits, t=t)
+    sums = Splitter(digits, t).split(share, limbs)
     total = sum(limbs[k].astype(np.int64) << shift for k, shift in enumerate(digits.shifts))
     np.testing.assert_array_equal(total % 2**32, share.astype(np.int64))
     for k in range(3):
@@ -281,14 +281,14 @@ def test_digits_that_cancel_in_the_sum_are_refused(plan):
 def test_coefficients_are_redrawn_after_a_lie(plan):
     maker = maker_of(plan, [DirectLink("a"), DirectLink("b"), liar(Lie.FLIP_ONE)])
     maker.prepare()
-    before = [node.ready(SystemRandom()) for node in maker._nodes]
+    before = [node.vectors for node in maker._nodes]
     copies = [vectors.b.copy() for vectors in before]
     with pytest.raises(VerificationError):
         maker.make(KEY, 0)
     assert not any(vectors.b.any() or vectors.t.any() for vectors in before)
     maker.make(KEY, 1)
     for node, old in zip(maker._nodes, copies, strict=True):
-        assert not np.array_equal(node.ready(SystemRandom()).b, old)
+        assert not np.array_equal(node.vectors.b, old)
 
 
 def test_two_are_needed_after_a_lie_too(plan, store):

@@ -61,7 +61,8 @@ struct PassRun {
   int64_t n = 0;
   const uint32_t* reply = nullptr;  // one of these two, as the shape says
   const float* values = nullptr;
-  const uint32_t* unblind = nullptr;
+  const uint32_t* unblind = nullptr;                // one array, or
+  const uint32_t* const* unblind_images = nullptr;  // one pointer per image
   PixelView<const float> residual;
   PixelView<float> pre;   // keep the value before pooling
   PixelView<float> post;  // and behind it

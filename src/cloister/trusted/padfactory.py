@@ -24,7 +24,7 @@ from cloister.errors import (
 )
 from cloister.plan.plan import Plan
 from cloister.trusted.blinded import nonce
-from cloister.trusted.padshares import SharedNode, split
+from cloister.trusted.padshares import SharedNode
 from cloister.trusted.padstore import PadStore
 from cloister.trusted.verified import accept
 from cloister.wire.link import WorkerLink
@@ -47,7 +47,7 @@ class Maker(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class _Asked:
     link: WorkerLink
     request_id: int
@@ -114,7 +114,7 @@ class WorkerMaker:
                     raise
                 self._loaded.append(link)
         for node in self._nodes:
-            node.ready(self._rng)
+            node.splitter(self._rng)
 
     def make(
         self, pad_key: bytes, pad_id: int, *, into: Mapping[int, np.ndarray] | None = None
@@ -186,11 +186,10 @@ class WorkerMaker:
         share: UInt32[np.ndarray, " words"],
     ) -> None:
         request_id, self._next_request = self._next_request, self._next_request + 1
-        vectors = node.ready(self._rng)
+        splitter = node.splitter(self._rng)
         try:
             limbs = link.send_buffer(node.request)
-            flat = limbs.reshape(len(limbs), -1)
-            sums = split(share, flat, digits=node.digits, t=vectors.t)
+            sums = splitter.split(share, limbs.reshape(len(limbs), -1))
             link.submit(request_id, node.index, (limbs,), (node.answer,))
         except ProtocolError:
             self._drop(link)

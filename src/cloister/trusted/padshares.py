@@ -21,7 +21,7 @@ RING_BITS = 32
 MAX_DIGIT_BITS = 16
 MAX_FUSED_BITS = 13
 """2^12 is the largest power of two that the native pass takes as `qmax`."""
-BLOCK_WORDS = 1 << 15
+BLOCK_WORDS = 1 << 16
 """Words cut into digits at a time, so that all steps but the first find them in the cache."""
 
 
@@ -58,40 +58,6 @@ class Digits:
         return Digits((low,) * (count - 1) + (rest,))
 
 
-def split(
-    share: UInt32[np.ndarray, " words"],
-    limbs: Int16[np.ndarray, "digits words"],
-    *,
-    digits: Digits,
-    t: UInt64[np.ndarray, " words"],
-) -> UInt64[np.ndarray, " digits"]:
-    """Write a share's digits to `limbs`, each word once, and return `<t, digit> mod P52` of each.
-
-    Let c have the top bit of every digit set. The plain digits of share + c, less half their range
-    each, are balanced digits of the share, because the subtractions take c away again; and a digit
-    less half its range is the digit with its top bit flipped, read as a signed number.
-    """
-    fields = tuple(zip(digits.shifts, digits.widths, strict=True))
-    c = np.uint32(sum(1 << (shift + width - 1) for shift, width in fields))
-    sums = [0] * len(fields)
-    words, digit = np.empty((2, min(BLOCK_WORDS, len(share))), np.uint32)
-    for start in range(0, len(share), BLOCK_WORDS):
-        stop = min(start + BLOCK_WORDS, len(share))
-        w, d = words[: stop - start], digit[: stop - start]
-        signed = d.view(np.int32)
-        emit = _Emitter(t[start:stop], widest=max(digits.widths))
-        np.add(share[start:stop], c, out=w)
-        np.bitwise_xor(w, c, out=w)
-        for k, (shift, width) in enumerate(fields):
-            # The field goes to the top of the word and comes down with its sign.
-            np.left_shift(w, np.uint32(RING_BITS - shift - width), out=d)
-            np.right_shift(signed, np.int32(RING_BITS - width), out=signed)
-            sums[k] = (sums[k] + emit(signed, limbs[k, start:stop])) % P52
-    words.fill(0)
-    digit.fill(0)
-    return np.array(sums, np.uint64)
-
-
 class _Emitter:
     """Writes digits as int16 and returns `<t, digits> mod P52`.
 
@@ -122,6 +88,48 @@ class _Emitter:
         return int(found[0, 0])
 
 
+class Splitter:
+    """Cuts shares into digits and sums them for the check.
+
+    Secret   t, which must not change while this object is used
+    """
+
+    def __init__(self, digits: Digits, t: UInt64[np.ndarray, " words"]) -> None:
+        self._fields = tuple(zip(digits.shifts, digits.widths, strict=True))
+        widest = max(digits.widths)
+        self._blocks = [
+            (start, _Emitter(t[start : start + BLOCK_WORDS], widest=widest))
+            for start in range(0, len(t), BLOCK_WORDS)
+        ]
+
+    def split(
+        self, share: UInt32[np.ndarray, " words"], limbs: Int16[np.ndarray, "digits words"]
+    ) -> UInt64[np.ndarray, " digits"]:
+        """Write a share's digits to `limbs`, each word once; `<t, digit> mod P52` of each.
+
+        Let c have the top bit of every digit set. The plain digits of share + c, less half their
+        range each, are balanced digits of the share, because the subtractions take c away again;
+        and a digit less half its range is the digit with its top bit flipped, read as signed.
+        """
+        c = np.uint32(sum(1 << (shift + width - 1) for shift, width in self._fields))
+        sums = [0] * len(self._fields)
+        words, digit = np.empty((2, min(BLOCK_WORDS, len(share))), np.uint32)
+        for start, emit in self._blocks:
+            stop = min(start + BLOCK_WORDS, len(share))
+            w, d = words[: stop - start], digit[: stop - start]
+            signed = d.view(np.int32)
+            np.add(share[start:stop], c, out=w)
+            np.bitwise_xor(w, c, out=w)
+            for k, (shift, width) in enumerate(self._fields):
+                # The field goes to the top of the word and comes down with its sign.
+                np.left_shift(w, np.uint32(RING_BITS - shift - width), out=d)
+                np.right_shift(signed, np.int32(RING_BITS - width), out=signed)
+                sums[k] = (sums[k] + emit(signed, limbs[k, start:stop])) % P52
+        words.fill(0)
+        digit.fill(0)
+        return np.array(sums, np.uint64)
+
+
 class SharedNode:
     """A blinded node: how its shares are cut, and the secret check of its answers."""
 
@@ -146,20 +154,22 @@ class SharedNode:
             [],
         )
         self.vectors: CheckVectors | None = None
+        self._splitter: Splitter | None = None
 
-    def ready(self, rng: Csprng) -> CheckVectors:
-        """The check vectors, drawn when there are none."""
-        if self.vectors is None:
+    def splitter(self, rng: Csprng) -> Splitter:
+        """What cuts this node's shares; draws the check vectors when there are none."""
+        if self._splitter is None:
             self.vectors = draw(self.linear, rng=rng)
             self._pass.set_check(self.vectors.a, self.vectors.b)
-        return self.vectors
+            self._splitter = Splitter(self.digits, self.vectors.t)
+        return self._splitter
 
     def forget(self) -> None:
-        """Overwrite the check vectors; `ready` draws new ones."""
+        """Overwrite the check vectors; `splitter` draws new ones."""
         if self.vectors is not None:
             for array in (self.vectors.a, self.vectors.b, self.vectors.t):
                 array.fill(0)
-        self.vectors = None
+        self.vectors = self._splitter = None
 
     def answer_sum(self, z: UInt32[np.ndarray, "1 h w c"]) -> int:
         """`<s, z> mod P52` of private memory, read as centred values."""

@@ -14,7 +14,6 @@ import time
 import weakref
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from cloister.errors import ProtocolError, WorkerTimeout, WorkerUnavailable
 from cloister.field.linear import LinearMap
 from cloister.wire.arena import Arena, Region
 from cloister.wire.codec import encode, encode_head
+from cloister.wire.exchange import Exchange, Loan, Sent, with_request_id
 from cloister.wire.messages import (
     Answer,
     Apply,
@@ -35,7 +35,6 @@ from cloister.wire.messages import (
 )
 from cloister.wire.packets import (
     MAX_PACKET_BYTES,
-    REQUEST_ID_OFFSET,
     pack_answer,
     pack_drop,
     pack_message,
@@ -47,38 +46,6 @@ from cloister.wire.replies import ReplyBook, named
 DEFAULT_START_TIMEOUT_S = 60.0
 DEFAULT_LOAD_TIMEOUT_S = 120.0
 _EXIT_WAIT_S = 2.0
-
-
-class _Loan(NamedTuple):
-    """A region as a tensor that goes out."""
-
-    reference: "weakref.ref[np.ndarray] | None"
-    region: Region
-    spec: TensorSpec
-
-
-class _Sent(NamedTuple):
-    """A request under way: its regions, those of the answer, and the answer's only valid form."""
-
-    regions: tuple[Region, ...]
-    rooms: tuple[Region, ...]
-    expect: tuple[TensorSpec, ...]
-    answer: bytes
-
-
-class Exchange(NamedTuple):
-    """A request that is sent again and again from the same place, and its answer.
-
-    `packet` and `answer` are what goes over the socket, but for the request id.
-    """
-
-    spec: TensorSpec
-    expect: TensorSpec
-    room: Region
-    packet: bytes
-    answer: bytes
-    message_bytes: int
-    answer_bytes: int
 
 
 class ShmLink:
@@ -102,8 +69,8 @@ class ShmLink:
         self._arena = Arena(self._announce)
         self._broken: ProtocolError | None = None
         # Buffers lent by `send_buffer` and not yet submitted, by their array's id.
-        self._lent: dict[int, _Loan] = {}
-        self._sent: dict[int, _Sent] = {}
+        self._lent: dict[int, Loan] = {}
+        self._sent: dict[int, Sent] = {}
         self._due: dict[bytes, int] = {}
         self._packet = memoryview(bytearray(MAX_PACKET_BYTES + 1))
         self._poll = select.poll()
@@ -140,7 +107,7 @@ class ShmLink:
         array = self._arena.array(region, spec)
         # An array that is dropped without having been submitted gives its region back.
         reference = weakref.ref(array, partial(self._take_back, id(array)))
-        self._lent[id(array)] = _Loan(reference, region, spec)
+        self._lent[id(array)] = Loan(reference, region, spec)
         return array
 
     def submit(
@@ -158,7 +125,7 @@ class ShmLink:
         head = encode_head(Apply, (request_id, target_id), tuple(loan.spec for loan in loans))
         places = tuple(loan.region for loan in loans)
         rooms = tuple(self._arena.allocate(spec.nbytes) for spec in expect)
-        self._sent[request_id] = _Sent((*places, *rooms), rooms, expect, answer)
+        self._sent[request_id] = Sent((*places, *rooms), rooms, expect, answer)
         self._due[answer] = request_id
         self._send(head, places, rooms, wait=False)
         self.bytes_sent += sum(loan.spec.nbytes for loan in loans)
@@ -201,15 +168,6 @@ class ShmLink:
         """Reserved memory as an array; the worker can write to it at any time."""
         return self._arena.array(region, spec)
 
-    def exchange(
-        self, target_id: int, place: Region, spec: TensorSpec, room: Region, expect: TensorSpec
-    ) -> Exchange:
-        """The packets of a request with one tensor at `place` and its answer in `room`."""
-        head = encode_head(Apply, (0, target_id), (spec,))
-        answer = pack_answer(encode_head(Answer, (0,), (expect,)))
-        packet = pack_message(head, (place,), (room,))
-        return Exchange(spec, expect, room, packet, answer, spec.nbytes, expect.nbytes)
-
     def count(self, exchange: Exchange) -> None:
         """An exchange took place over the socket."""
         self.bytes_sent += len(exchange.packet) + exchange.message_bytes
@@ -218,10 +176,8 @@ class ShmLink:
     def adopt(self, request_id: int, exchange: Exchange) -> None:
         """Enter a request that somebody else sent, or is about to: `finish` it or `release` it."""
         self._book.open(request_id, (exchange.expect,))
-        answer = _with_id(exchange.answer, request_id)
-        # The regions are the reservation's; they are not given back with the request.
-        self._sent[request_id] = _Sent((), (exchange.room,), (exchange.expect,), answer)
-        self._due[answer] = request_id
+        self._sent[request_id] = sent = exchange.sent(request_id)
+        self._due[sent.answer] = request_id
 
     def finish(
         self,
@@ -236,7 +192,7 @@ class ShmLink:
         """Wait for the answer of an adopted request; `came` was read already, if anything was."""
         self._check_open()
         if not sent:
-            self._transmit(_with_id(exchange.packet, request_id))
+            self._transmit(with_request_id(exchange.packet, request_id), wait=False)
         self.bytes_sent += len(exchange.packet) + exchange.message_bytes
         if came:
             self._enter(came)
@@ -310,7 +266,7 @@ class ShmLink:
         self.bytes_received += sum(spec.nbytes for spec in sent.expect)
         return tuple(arrays)
 
-    def _place(self, tensor: np.ndarray) -> "_Loan":
+    def _place(self, tensor: np.ndarray) -> Loan:
         loan = self._lent.get(id(tensor))
         if loan is not None and loan.reference is not None and loan.reference() is tensor:
             del self._lent[id(tensor)]
@@ -318,7 +274,7 @@ class ShmLink:
         spec = TensorSpec.of(tensor)
         region = self._arena.allocate(spec.nbytes)
         self._arena.array(region, spec)[...] = tensor
-        return _Loan(None, region, spec)
+        return Loan(None, region, spec)
 
     def _take_back(self, key: int, reference: "weakref.ref[np.ndarray]") -> None:
         loan = self._lent.get(key)
@@ -326,7 +282,7 @@ class ShmLink:
             del self._lent[key]
             self._arena.free(loan.region)
 
-    def _free(self, sent: "_Sent") -> None:
+    def _free(self, sent: Sent) -> None:
         for region in sent.regions:
             self._arena.free(region)
 
@@ -399,11 +355,6 @@ _PASSED_ON = (
 def _environment(threads: int) -> dict[str, str]:
     passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     return {**passed, "OMP_NUM_THREADS": str(threads)}
-
-
-def _with_id(packet: bytes, request_id: int) -> bytes:
-    end = REQUEST_ID_OFFSET + 8
-    return packet[:REQUEST_ID_OFFSET] + request_id.to_bytes(8, "little") + packet[end:]
 
 
 def start_local_worker(

@@ -7,10 +7,12 @@ import typer
 from cloister.cli import options
 from cloister.cli.bench.inference import inference
 from cloister.cli.bench.layers import bench_layers
+from cloister.cli.bench.pads import pads
 from cloister.cli.console import emit_json, out, table
 
 app = typer.Typer(help="Measure Cloister against plain float32 engines.")
 app.command()(inference)
+app.command()(pads)
 
 
 @app.command()

@@ -85,7 +85,7 @@ class TorchBaseline:
             self._torch = importlib.import_module("torch")
         except ImportError:
             raise InputError(
-                "PyTorch is not installed; pip install 'cloister[worker]' measures it too"
+                "PyTorch is not installed; pip install torch measures it too"
             ) from None
         proto = onnx.load_from_string(model) if isinstance(model, bytes) else model
         self._threads = threads

@@ -51,12 +51,12 @@ def inference(
     json: options.Json = False,
 ) -> None:
     """Measure trusted time per input against the fastest plain float32 engine."""
-    proto = _open(model)
+    proto = open_model(model)
     graph = prepare(from_model(proto, name=model))
-    feeds = _random_input(graph, batch)
+    feeds = random_input(graph, batch)
     plan = policies.make(policy or "slalom", graph, calibration=feeds)
     reports: list[Report] = []
-    engines = dict(_baselines(proto, graph, feeds, threads))
+    engines = dict(baselines(proto, graph, feeds, threads))
     with Session(plan, threads=threads, worker_threads=worker_threads, batch=batch) as session:
         runs: dict[str, Callable[[], object]] = {
             **engines,
@@ -76,9 +76,9 @@ def inference(
         "repeats": repeats,
         **_times(timings, reports),
         "soundness_bits": reports[-1].soundness_bits,
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "isa": _native.isa(),
-        "versions": _versions(),
+        "versions": versions(),
     }
     if json:
         emit_json(found)
@@ -86,11 +86,12 @@ def inference(
         _show(found)
 
 
-def _open(model: str) -> onnx.ModelProto:
+def open_model(model: str) -> onnx.ModelProto:
+    """A model file, or a built network by its name."""
     return models.load_any(Path(model)) if model.endswith(".onnx") else models.build(model)
 
 
-def _random_input(graph: Graph, batch: int) -> np.ndarray:
+def random_input(graph: Graph, batch: int) -> np.ndarray:
     """Inputs uniform in [0, 1), the same in every run: times do not depend on values."""
     if len(graph.inputs) != 1:
         raise InputError("the benchmark measures models with one input")
@@ -100,7 +101,7 @@ def _random_input(graph: Graph, batch: int) -> np.ndarray:
     return (np.frombuffer(data, np.uint8).reshape(shape) / np.float32(256)).astype(known.dtype)
 
 
-def _baselines(
+def baselines(
     proto: onnx.ModelProto, graph: Graph, feeds: np.ndarray, threads: int
 ) -> Iterator[tuple[str, Callable[[], object]]]:
     """The float32 engines that are installed and take this model."""
@@ -146,7 +147,8 @@ def _times(timings: Mapping[str, Timing], reports: Sequence[Report]) -> dict[str
     }
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
+    """The processor, as the system calls it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -155,7 +157,8 @@ def _cpu() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of what is measured."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
