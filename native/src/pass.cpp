@@ -206,10 +206,11 @@ class Pass::Walk {
     const PixelView<const float>& more = run_.residual;
     const float* residual = more.data ? more.data + image_ * more.image + p * more.pixel : nullptr;
     if (run_.reply != nullptr) {
-      kernels_.reply(
-          {run_.reply + at, unblinding(p), s_.scale.data(), s_.bias.data(), residual, more.pixel,
-           s_.lo, s_.hi, pass_.a_ ? pass_.a_ + p : nullptr, pass_.b_, count, s_.c, out},
-          scratch_.lanes[0]);
+      const uint32_t* terms = run_.unblinding(image_, s_.h * s_.w * s_.c);
+      kernels_.reply({run_.reply + at, terms ? terms + p * s_.c : nullptr, s_.scale.data(),
+                      s_.bias.data(), residual, more.pixel, s_.lo, s_.hi,
+                      pass_.a_ ? pass_.a_ + p : nullptr, pass_.b_, count, s_.c, out},
+                     scratch_.lanes[0]);
     } else if (!direct_) {
       kernels_.values({run_.values + at, residual, more.pixel, s_.lo, s_.hi, count, s_.c, out});
     }
@@ -301,8 +302,7 @@ void Pass::validate(const PassRun& run) const {
   require((run.reply != nullptr) != (run.values != nullptr) &&
               (run.reply != nullptr) == !shape_.scale.empty(),
           "the source must be a reply exactly when there is a scale");
-  require((run.unblind == nullptr && run.unblind_images == nullptr) || run.reply != nullptr,
-          "only a reply can be unblinded");
+  require(!run.unblinding(0, 0) || run.reply != nullptr, "only a reply can be unblinded");
   require(run.sinks.size() == shape_.sinks.size(), "one output per sink is needed");
   require(a_ == nullptr || run.sums_out != nullptr, "a checked reply needs sums_out");
   for (size_t i = 0; i < run.sinks.size(); ++i) {

@@ -48,7 +48,7 @@ def test_two_workers_make_the_pads_of_a_run(cloister, model_file, pictures, serv
         "run", model_file, "--json", "--input", *pictures, "--calibration", *pictures
     )  # fmt: skip
     got, expected = (json.loads(r.out) for r in (ran, plain))
-    assert got["report"]["pads_from"] == "store"
+    assert got["report"]["pads_from"] == "store, made by 2 workers"
     assert [o["values"] for o in got["outputs"]] == [o["values"] for o in expected["outputs"]]
 
 

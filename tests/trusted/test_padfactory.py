@@ -353,7 +353,7 @@ def test_a_session_with_such_pads_computes_the_same(plan, store):
     fill(store, maker_of(plan, links()), count=3)
     with Session(plan, workers=[DirectLink()], pads=store) as session:
         result = session.run(feeds)
-    assert result.report.pads_from == "store"
+    assert result.report.pads_from == "store, made by 2 workers"
     for name, value in expected.items():
         np.testing.assert_array_equal(result.outputs[name], value)
 
@@ -420,3 +420,12 @@ def test_background_hands_its_error_over(plan, store):
     with pytest.raises(VerificationError):
         background.stop()
     background.stop()
+
+
+@pytest.mark.parametrize(("count", "kind"), [(2, "store, made by 2 workers"), (0, "store")])
+def test_the_store_remembers_who_made_its_pads(plan, store, count, kind):
+    maker = maker_of(plan, links(count)) if count else PadMaker(plan)
+    fill(store, maker, count=1)
+    assert store.kind == kind
+    with Session(plan, workers=[DirectLink()], pads=store) as session:
+        assert session.run(nets.samples(nets.chain(), 1)).report.pads_from == kind

@@ -69,6 +69,12 @@ struct PassRun {
   std::vector<SinkRun> sinks;
   uint64_t* sums_out = nullptr;
   int64_t sums_out_stride = 1;
+
+  // Where the terms of an image begin, or nullptr.
+  const uint32_t* unblinding(int64_t i, int64_t elements) const {
+    if (unblind_images != nullptr) return unblind_images[i];
+    return unblind != nullptr ? unblind + i * elements : nullptr;
+  }
 };
 
 // Not for use by several threads at once: scratch memory is reused between runs.

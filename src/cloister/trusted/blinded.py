@@ -29,6 +29,9 @@ class PadMaker:
     Source   Slalom (arXiv:1806.03287) section 3.2, "precomputation"
     """
 
+    parties = 0
+    """Nobody else sees a share of these pads."""
+
     def __init__(self, plan: Plan, *, threads: int = 1) -> None:
         self._geometries = {i: plan.linear_nodes[i].linear.geometry for i in plan.hidden_nodes}
         self._maps = {i: RingMap(plan.linear_nodes[i].linear) for i in plan.hidden_nodes}

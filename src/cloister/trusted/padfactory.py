@@ -40,6 +40,11 @@ TOO_FEW = (
 class Maker(Protocol):
     """Makes pad sets of one plan: blinded.PadMaker here, `WorkerMaker` elsewhere."""
 
+    @property
+    def parties(self) -> int:
+        """How many workers see shares of the pads; 0: none does."""
+        ...
+
     def make(
         self, pad_key: bytes, pad_id: int, *, into: Mapping[int, np.ndarray] | None = None
     ) -> dict[int, np.ndarray]:
@@ -80,6 +85,7 @@ class WorkerMaker:
         if twice:
             raise InputError(f"pads: worker {twice[0]} is given twice and would see two shares")
         self._links = list(links)
+        self.parties = len(links)
         self._rng = rng
         self._timeout_s = timeout_s
         self._nodes = [
@@ -285,7 +291,7 @@ def fill(
             if stop.is_set():
                 return done
             started = time.monotonic()
-            (pad_id,) = store.reserve(1)
+            (pad_id,) = store.reserve(1, makers=maker.parties)
             memory = maker.make(store.pad_key, pad_id, into=memory)
             store.put(pad_id, memory)
             if progress is not None:

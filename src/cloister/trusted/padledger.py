@@ -48,6 +48,7 @@ CREATE TABLE store (
     next_make INTEGER NOT NULL CHECK (next_make >= 0),
     next_use INTEGER NOT NULL CHECK (next_use BETWEEN 0 AND next_make),
     used INTEGER NOT NULL CHECK (used BETWEEN 0 AND next_use),
+    makers INTEGER NOT NULL CHECK (makers >= 0),
     layout TEXT NOT NULL,
     mac BLOB NOT NULL
 )
@@ -59,12 +60,14 @@ class Counters:
     """What changes while a store lives.
 
     Ids below `next_make` have been given to a maker; ids below `next_use` will never be handed out
-    again; `used` of those were handed out, the others were lost or skipped.
+    again; `used` of those were handed out, the others were lost or skipped. `makers` is how many
+    workers made pads of this store; 0: the trusted side made them all.
     """
 
     next_make: int
     next_use: int
     used: int
+    makers: int
     layout: Layout | None
 
 
@@ -108,8 +111,8 @@ class Ledger:
             database.execute(_SCHEMA)
             ledger = cls(path, store_id, store_key, plan_digest, busy_timeout_s)
             database.execute(
-                "INSERT INTO store VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (store_id, store_key, plan_digest, *ledger._row(Counters(0, 0, 0, None))),
+                "INSERT INTO store VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (store_id, store_key, plan_digest, *ledger._row(Counters(0, 0, 0, 0, None))),
             )
         return ledger
 
@@ -154,13 +157,14 @@ class Ledger:
                 raise PadReusedError("a pad store's counters never go back")
             if after != before:
                 database.execute(
-                    "UPDATE store SET next_make = ?, next_use = ?, used = ?, layout = ?, mac = ?",
+                    "UPDATE store SET next_make = ?, next_use = ?, used = ?, makers = ?, "
+                    "layout = ?, mac = ?",
                     self._row(after),
                 )
 
     def _load(self, database: sqlite3.Connection) -> Counters:
         found = database.execute(
-            "SELECT store_id, next_make, next_use, used, layout, mac FROM store"
+            "SELECT store_id, next_make, next_use, used, makers, layout, mac FROM store"
         ).fetchone()
         if found is None or not isinstance(found[-1], bytes):
             raise PadStoreError(_damaged(self.path))
@@ -169,11 +173,11 @@ class Ledger:
             raise PadStoreError(f"key file {self.path}: was replaced by another store's")
         if not hmac.compare_digest(mac, self._mac(*row)):
             raise PadStoreError(_damaged(self.path))
-        next_make, next_use, used, layout = row
-        return Counters(next_make, next_use, used, _parse_layout(layout))
+        next_make, next_use, used, makers, layout = row
+        return Counters(next_make, next_use, used, makers, _parse_layout(layout))
 
-    def _row(self, counters: Counters) -> tuple[int, int, int, str, bytes]:
-        numbers = (counters.next_make, counters.next_use, counters.used)
+    def _row(self, counters: Counters) -> tuple[int, int, int, int, str, bytes]:
+        numbers = (counters.next_make, counters.next_use, counters.used, counters.makers)
         layout = json.dumps(counters.layout)
         return (*numbers, layout, self._mac(*numbers, layout))
 
@@ -222,6 +226,8 @@ def _transaction(path: Path, busy_timeout_s: float) -> Iterator[sqlite3.Connecti
             database.execute("COMMIT")
     except sqlite3.Error as error:
         raise PadStoreError(f"key file {path}: {_explain(error)}") from None
+    except UnicodeDecodeError:  # a message of SQLite that quotes the damage
+        raise PadStoreError(_damaged(path)) from None
 
 
 def _explain(error: sqlite3.Error) -> str:

@@ -120,7 +120,12 @@ class PadStore:
     _spare: list[dict[int, np.ndarray]] = field(default_factory=list, repr=False)
     _spare_lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    kind = "store"
+    @property
+    def kind(self) -> str:
+        """`store`, and how many workers, who must not have colluded, made its pads."""
+        with self._ledger.update() as counters:
+            makers = counters.makers
+        return f"store, made by {makers} workers" if makers else "store"
 
     def __post_init__(self) -> None:
         ledger = self._ledger
@@ -209,8 +214,10 @@ class PadStore:
         """The plan these pads blind."""
         return self._ledger.plan_digest
 
-    def reserve(self, count: int) -> range:
+    def reserve(self, count: int, *, makers: int = 0) -> range:
         """Ids for a maker; no id is given to two makers, not even after a crash.
+
+        `makers` is the number of workers that will make these pads, 0 for the trusted side itself.
 
         Raises   PadStoreError when they cannot be recorded
         """
@@ -219,6 +226,8 @@ class PadStore:
         with self._ledger.update() as counters:
             first = counters.next_make
             counters.next_make += count
+            if makers:
+                counters.makers = min(counters.makers or makers, makers)
         return range(first, first + count)
 
     def put(self, pad_id: int, unblinding: Mapping[int, np.ndarray]) -> None:

@@ -141,8 +141,19 @@ class Runtime:
                 self._local(i, step, request)
 
         walk = self._walks.get(link, request.batch)
-        trip = Trip(request.values, request.pads, request.meter, request.timeout_s, recorder, local)
-        self._request_ids = walk.run(link, trip, self._request_ids + 1) - 1
+        trip = Trip(
+            request.values,
+            request.pads,
+            request.meter,
+            request.timeout_s,
+            recorder,
+            local,
+            next_request_id=self._request_ids + 1,
+        )
+        try:
+            walk.run(link, trip)
+        finally:
+            self._request_ids = trip.next_request_id - 1
         # The walk uses its memory again.
         return {name: request.values.onnx(name).copy() for name in self.plan.graph.outputs}
 

@@ -42,6 +42,7 @@ class Trip:
     timeout_s: float
     recorder: RecordingLink | None
     local: Callable[[int], None]
+    next_request_id: int
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,8 @@ class Walk:
         self.region = link.reserve(self._schedule.shared.nbytes)
         self._prepare(passes, link)
 
-    def run(self, link: ShmLink, trip: Trip, next_request_id: int) -> int:
-        """Walk the whole program; the next free request id.
+    def run(self, link: ShmLink, trip: Trip) -> None:
+        """Walk the whole program; the values are in the trip's then.
 
         Raises   VerificationError, ProtocolError, PadError, RangeError
         """
@@ -113,27 +114,27 @@ class Walk:
                     trip.local(stage.local)
                 if stage.inputs is not None:
                     self._set_inputs(stage.first, stage.inputs, trip)
-                next_request_id = self._walk(stage, link, trip, next_request_id)
-            return next_request_id
+                self._walk(stage, link, trip)
         finally:
             if self._native.outstanding is not None:
                 native, request_id = self._native.outstanding
-                link.adopt(request_id, self._exchange(native))
+                trip.next_request_id = request_id + 1
+                link.adopt(request_id, self._exchange(native), sent=True)
                 link.release(request_id)
             self._native.end()
 
-    def _walk(self, stage: _Stage, link: ShmLink, trip: Trip, next_request_id: int) -> int:
+    def _walk(self, stage: _Stage, link: ShmLink, trip: Trip) -> None:
         first = stage.first
         while first < stage.last:
             why, native, request_id, deadline, came = self._native.run(
                 first,
                 stage.last,
-                next_request_id,
+                trip.next_request_id,
                 link.descriptor,
                 trip.timeout_s,
                 MAX_PACKET_BYTES,
             )
-            next_request_id = self._account(first, native, next_request_id, link, trip)
+            self._account(first, native, link, trip)
             if why == "done":
                 break
             entry = self._entries[native]
@@ -142,24 +143,16 @@ class Walk:
             # Whatever is wrong, the link finds out and raises; it may also be a late answer to
             # an earlier request, and then this one's is still to come.
             _note("to_worker", request_id, entry, trip)
-            exchange = self._exchange(native)
-            link.adopt(request_id, exchange)
+            trip.next_request_id = request_id + 1
             try:
-                link.finish(
-                    request_id,
-                    exchange,
-                    sent=why != "unsent",
-                    came=came,
-                    deadline=deadline,
-                    timeout_s=trip.timeout_s,
-                )
+                link.adopt(request_id, self._exchange(native), sent=why != "unsent")
+                link.finish(request_id, came, deadline=deadline, timeout_s=trip.timeout_s)
             finally:
                 link.release(request_id)
             self._native.answered(native)
             _note("from_worker", request_id, entry, trip)
             self._enter_row(entry, self._native.costs()[native], trip.meter)
-            first, next_request_id = native + 1, request_id + 1
-        return next_request_id
+            first = native + 1
 
     def _exchange(self, native: int) -> Exchange:
         exchange = self._entries[native].exchange
@@ -186,18 +179,17 @@ class Walk:
             )
         self._native.set_inputs(native, source, residual)
 
-    def _account(self, first: int, end: int, request_id: int, link: ShmLink, trip: Trip) -> int:
-        """Enter completed steps into the report and the transcript; the next request id."""
+    def _account(self, first: int, end: int, link: ShmLink, trip: Trip) -> None:
+        """Enter completed steps into the report and the transcript."""
         costs = self._native.costs()
         for native in range(first, end):
             entry = self._entries[native]
             self._enter_row(entry, costs[native], trip.meter)
             if entry.exchange is not None:
                 link.count(entry.exchange)
-                _note("to_worker", request_id, entry, trip)
-                _note("from_worker", request_id, entry, trip)
-                request_id += 1
-        return request_id
+                _note("to_worker", trip.next_request_id, entry, trip)
+                _note("from_worker", trip.next_request_id, entry, trip)
+                trip.next_request_id += 1
 
     def _enter_row(self, entry: _Entry, cost: tuple[int, int], meter: Meter) -> None:
         row = meter.rows.get(entry.name) or meter.row(entry.name, entry.protection)

@@ -2,7 +2,8 @@
 
 The stream is neither encrypted nor authenticated. The protections do not need it to be: blinded
 requests are uniform and checked answers are refused when wrong, whoever reads or changes them.
-Layers a plan sends in the clear are as open on the network as they are to the worker.
+Layers a plan sends in the clear are as open on the network as they are to the worker. Shares of
+pads do need secrecy (docs/protocols/padfactory.md): tunnel the traffic of pad makers.
 """
 
 import threading

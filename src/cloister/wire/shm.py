@@ -173,27 +173,17 @@ class ShmLink:
         self.bytes_sent += len(exchange.packet) + exchange.message_bytes
         self.bytes_received += len(exchange.answer) + exchange.answer_bytes
 
-    def adopt(self, request_id: int, exchange: Exchange) -> None:
-        """Enter a request that somebody else sent, or is about to: `finish` it or `release` it."""
+    def adopt(self, request_id: int, exchange: Exchange, *, sent: bool) -> None:
+        """Enter a request that somebody else sent or could not send; then `finish`, `release`."""
         self._book.open(request_id, (exchange.expect,))
-        self._sent[request_id] = sent = exchange.sent(request_id)
-        self._due[sent.answer] = request_id
-
-    def finish(
-        self,
-        request_id: int,
-        exchange: Exchange,
-        *,
-        sent: bool,
-        came: bytes,
-        deadline: float,
-        timeout_s: float,
-    ) -> None:
-        """Wait for the answer of an adopted request; `came` was read already, if anything was."""
-        self._check_open()
+        self._sent[request_id] = entry = exchange.sent(request_id)
+        self._due[entry.answer] = request_id
         if not sent:
             self._transmit(with_request_id(exchange.packet, request_id), wait=False)
         self.bytes_sent += len(exchange.packet) + exchange.message_bytes
+
+    def finish(self, request_id: int, came: bytes, *, deadline: float, timeout_s: float) -> None:
+        """Wait for an adopted request's answer; `came` was read already, if anything was."""
         if came:
             self._enter(came)
         while self._book.take(request_id) is None:

@@ -1,0 +1,161 @@
+// The walker's exchanges over a socket pair: what it sends, and every way an exchange can end.
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cloister/walker.hpp"
+
+using namespace cloister;
+
+namespace {
+
+using Why = Stop::Why;
+using Bytes = std::vector<uint8_t>;
+
+constexpr size_t kIdOffset = 3;
+constexpr size_t kMaxPacket = 64;
+
+void expect(bool condition, const char* what) {
+  if (condition) return;
+  std::fprintf(stderr, "failed: %s\n", what);
+  std::exit(1);
+}
+
+struct Sockets {
+  int ours = -1, theirs = -1;
+  Sockets() {
+    int pair[2];
+    expect(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair) == 0, "socketpair");
+    ours = pair[0];
+    theirs = pair[1];
+  }
+  ~Sockets() {
+    close(ours);
+    hang_up();
+  }
+  void hang_up() {
+    if (theirs >= 0) close(theirs);
+    theirs = -1;
+  }
+  void say(const Bytes& packet) const {
+    expect(send(theirs, packet.data(), packet.size(), 0) >= 0, "send");
+  }
+  Bytes heard() const {
+    Bytes packet(kMaxPacket);
+    const ssize_t size = recv(theirs, packet.data(), packet.size(), MSG_DONTWAIT);
+    packet.resize(size > 0 ? static_cast<size_t>(size) : 0);
+    return packet;
+  }
+};
+
+Bytes packet_of(uint8_t fill, size_t size, uint64_t id) {
+  Bytes packet(size, fill);
+  for (int i = 0; i < 8; ++i) packet[kIdOffset + i] = static_cast<uint8_t>(id >> (8 * i));
+  return packet;
+}
+
+bool throws(const auto& action) {
+  try {
+    action();
+  } catch (const std::logic_error&) {
+    return true;
+  }
+  return false;
+}
+
+// A pass over one pixel that writes one request in the clear, and the exchange of that request.
+struct Subject {
+  Pass pass{PassShape{1, 1, 1, {}, {}, -1e9f, 1e9f, std::nullopt, {{1.0f, 100}}}};
+  float value = 7.0f;
+  int16_t staged = 0, place = 0;
+  Walker walker{1, 1, 1};
+
+  Subject() {
+    PassStep write;
+    write.pass = &pass;
+    write.sink_nodes = {0};
+    write.run.values = &value;
+    write.run.sinks.resize(1);
+    write.run.sinks[0].plain = &staged;
+    walker.add(write);
+    ExchangeStep exchange;
+    exchange.node = 0;
+    exchange.packet = Bytes(20, 1);
+    exchange.answer = Bytes(16, 2);
+    exchange.packet_id = exchange.answer_id = kIdOffset;
+    exchange.staged = reinterpret_cast<const uint8_t*>(&staged);
+    exchange.place = reinterpret_cast<uint8_t*>(&place);
+    exchange.staged_bytes = sizeof staged;
+    walker.add(exchange);
+  }
+
+  Stop run(const Sockets& sockets, uint64_t& id) {
+    const Channel channel{sockets.ours, 20'000'000, kMaxPacket, [](void*) { return true; },
+                          nullptr};
+    walker.begin();
+    return walker.run(0, 2, id, channel);
+  }
+};
+
+void answers() {
+  Sockets sockets;
+  Subject subject;
+  uint64_t id = 0x0102030405060708;
+  sockets.say(packet_of(2, 16, id));
+  expect(subject.run(sockets, id).why == Why::done, "the expected answer");
+  expect(sockets.heard() == packet_of(1, 20, 0x0102030405060708), "the request");
+  expect(id == 0x0102030405060709 && subject.place == 7, "id and message");
+
+  for (const Bytes& wrong : {packet_of(2, 16, id - 1), packet_of(2, 15, id), packet_of(3, 16, id),
+                             Bytes(kMaxPacket, 2), Bytes(kMaxPacket + 50, 2)}) {
+    sockets.say(wrong);
+    const uint64_t sent = id;
+    const Stop stop = subject.run(sockets, id);
+    expect(stop.why == Why::unexpected && stop.step == 1, "another packet");
+    expect(stop.request_id == sent, "its request");
+    expect(stop.packet.size() == std::min(wrong.size(), kMaxPacket + 1), "the packet is kept");
+  }
+}
+
+void silence() {
+  Sockets sockets;
+  Subject subject;
+  uint64_t id = 1;
+  expect(subject.run(sockets, id).why == Why::unanswered, "a timeout");
+  shutdown(sockets.theirs, SHUT_WR);
+  expect(subject.run(sockets, id).why == Why::unanswered, "the end of the file");
+  sockets.hang_up();
+  expect(subject.run(sockets, id).why == Why::unsent, "nobody there");
+}
+
+void order() {
+  Sockets sockets;
+  Subject subject;
+  uint64_t id = 1;
+  const Channel channel{sockets.ours, 1, kMaxPacket, [](void*) { return true; }, nullptr};
+  expect(throws([&] { subject.walker.run(0, 2, id, channel); }), "a walk that did not begin");
+  subject.walker.begin();
+  expect(throws([&] { subject.walker.run(1, 2, id, channel); }), "a request that is not there");
+  expect(throws([&] { subject.walker.answered(1); }), "an answer without a request");
+  subject.walker.run(0, 1, id, channel);
+  expect(throws([&] { subject.walker.run(0, 1, id, channel); }), "a request written twice");
+  expect(throws([&] { subject.walker.run(0, 3, id, channel); }), "no such step");
+  expect(throws([&] { subject.walker.pass_step(1); }), "no pass");
+  expect(sockets.heard().empty() && subject.place == 0, "nothing left");
+}
+
+}  // namespace
+
+int main() {
+  answers();
+  silence();
+  order();
+  std::puts("walker: ok");
+  return 0;
+}
