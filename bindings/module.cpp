@@ -90,6 +90,9 @@ uint64_t freivalds_dot_arrays(Contiguous<const uint64_t> coefficients,
 }  // namespace
 
 NB_MODULE(_native, m) {
+  // An interpreter that exits on an error may leave objects behind; that is nobody's concern.
+  nb::set_leak_warnings(false);
+
   // ---- instruction set
   m.def("isa", [] { return std::string(isa_name(active_isa())); });
   m.def("force_isa", &force_isa_by_name);

@@ -4,6 +4,7 @@
 #include <nanobind/ndarray.h>
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <optional>
 #include <stdexcept>
@@ -151,6 +152,12 @@ class BoundPass {
       sink.sums = sums_in.data() + static_cast<int64_t>(i) * sums_in.stride(0);
       sink.sums_stride = sums_in.stride(1);
     }
+    // Two runs at once would share scratch memory; one of them is refused instead.
+    require(!busy_.test_and_set(), "the pass is running in another thread");
+    struct Done {
+      std::atomic_flag& busy;
+      ~Done() { busy.clear(); }
+    } done{busy_};
     nb::gil_scoped_release release;
     pass_.run(run, threads);
   }
@@ -178,6 +185,7 @@ class BoundPass {
   }
 
   Pass pass_;
+  std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
   std::optional<Coefficients> a_, b_;
   std::vector<std::optional<Coefficients>> t_;
 };

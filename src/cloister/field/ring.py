@@ -1,5 +1,7 @@
 """Linear maps exact modulo 2^32: the worker's arithmetic, by the native kernel."""
 
+import threading
+
 import numpy as np
 from jaxtyping import Int16, UInt32
 
@@ -11,11 +13,12 @@ from cloister.field.linear import Geometry, LinearMap
 class RingMap:
     """A linear map with packed weights, ready to be applied many times.
 
-    One caller at a time: scratch memory is kept between calls.
+    Callers take turns: scratch memory is kept between calls.
     """
 
     def __init__(self, linear: LinearMap) -> None:
         self._geometry = linear.geometry
+        self._lock = threading.Lock()
         self._native = _native.RingMap(
             linear.geometry.to_tuple(), np.ascontiguousarray(linear.weights)
         )
@@ -56,7 +59,8 @@ class RingMap:
         elif np.may_share_memory(x, out):
             raise ShapeError("linear map: out must not overlap x; pass another array")
         _check("out", out, self._geometry.out_shape)
-        self._native.apply(x, out, threads)
+        with self._lock:  # its scratch memory serves one product at a time
+            self._native.apply(x, out, threads)
         return out
 
 
