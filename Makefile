@@ -6,6 +6,9 @@ PIP := $(BIN)/pip --disable-pip-version-check -q
 NATIVE := $(shell find native bindings -type f 2>/dev/null) CMakeLists.txt
 JOBS ?= 2
 
+# ONNX Runtime must not report what it runs, whoever loads it first.
+export ORT_DISABLE_TELEMETRY := 1
+
 .PHONY: demo test build dev fmt lint type arch native-test bench docs wheel clean
 
 demo: $(VENV)/.demo

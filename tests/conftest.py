@@ -2,6 +2,9 @@ import os
 import sys
 from pathlib import Path
 
+# Tests load ONNX Runtime themselves, some before Cloister.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -37,3 +37,23 @@ def test_load_is_ready_for_planning(tmp_path):
     feeds = nets.samples(nets.chain(), 2)
     with cloister.Session(plan) as session:
         assert session.run(feeds).report.inputs == 2
+
+
+def test_nothing_is_reported_home(tmp_path, monkeypatch):
+    """ONNX Runtime keeps a device id and queues events for its maker unless it is told not to."""
+    import onnx
+
+    import nets
+
+    onnx.save(nets.chain(), tmp_path / "chain.onnx")
+    home = tmp_path / "home"
+    home.mkdir()
+    code = (
+        "import sys, numpy as np, cloister; model = cloister.load(sys.argv[1]); "
+        "x = np.ones((1, 3, 13, 10), np.float32); "
+        "cloister.Session(cloister.policies.slalom(model, calibration=x)).run(x)"
+    )
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(home)}
+    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "chain.onnx")]
+    subprocess.run(command, check=True, env=environment)
+    assert list(home.rglob("*")) == []

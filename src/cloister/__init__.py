@@ -1,5 +1,10 @@
 """Cloister: run and train neural networks on hardware you do not trust."""
 
+import os
+
+# Before anything loads ONNX Runtime, which otherwise reports what it runs to its maker.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
 from cloister.errors import CloisterError, VerificationError
 from cloister.graph.graph import Graph
 from cloister.graph.sources import from_keras, from_torch, load

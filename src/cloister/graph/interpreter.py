@@ -17,6 +17,9 @@ from cloister.graph.captures import captured_values
 from cloister.graph.export import to_model
 from cloister.graph.graph import Graph, Node
 
+# For programs that loaded ONNX Runtime before Cloister (see cloister/__init__.py).
+ort.disable_telemetry_events()
+
 ORT_ERRORS: tuple[type[Exception], ...] = (
     ort_errors.Fail,
     ort_errors.InvalidArgument,
