@@ -112,5 +112,5 @@ def test_missing_pytorch_and_devices_are_explained(monkeypatch):
         raise ImportError(name)
 
     monkeypatch.setattr(torch_maps.importlib, "import_module", absent)
-    with pytest.raises(InputError, match=r"pip install 'cloister\[worker\]'"):
+    with pytest.raises(InputError, match=r"pip install torch"):
         check_device("cuda")
