@@ -171,17 +171,24 @@ def test_the_process_serves_dies_and_is_interrupted():
     command = [sys.executable, "-m", "cloister.worker", "--listen", "127.0.0.1:0"]
     for send, status in ((signal.SIGINT, 0), (signal.SIGKILL, -9)):
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            line = process.stdout.readline()
-            assert line.startswith("worker: serving on 127.0.0.1:")
-            link = RpcLink(line.split()[-1])
-            link.load_linear(1, linear())
-            link.submit(1, 1, (blinded(),), expected())
-            link.receive(1, timeout_s=30)
-            os.kill(process.pid, send)
-            assert process.wait(30) == status
-            with pytest.raises(WorkerUnavailable):
-                ask(link, 2, blinded())
-            link.close()
+            try:
+                serve_and_end(process, send, status)
+            finally:
+                process.kill()
+
+
+def serve_and_end(process, send, status):
+    line = process.stdout.readline()
+    assert line.startswith("worker: serving on 127.0.0.1:")
+    link = RpcLink(line.split()[-1])
+    link.load_linear(1, linear())
+    link.submit(1, 1, (blinded(),), expected())
+    link.receive(1, timeout_s=30)
+    os.kill(process.pid, send)
+    assert process.wait(30) == status
+    with pytest.raises(WorkerUnavailable):
+        ask(link, 2, blinded())
+    link.close()
 
 
 def greeting():
