@@ -35,28 +35,43 @@ def from_torch(module: Callable[..., object], example: object) -> Graph:
     examples = example if isinstance(example, tuple) else (example,)
     names = [f"input_{i}" for i in range(len(examples))] if len(examples) > 1 else ["input"]
     was_training = module.training
+    try:
+        name = type(module).__name__
+        return _traced(torch, module, examples, names, name=name, outputs=["output"])
+    finally:
+        module.train(was_training)
+
+
+def _traced(
+    torch: Any,  # noqa: ANN401  (frameworks have no types here)
+    module: Any,  # noqa: ANN401
+    examples: tuple[object, ...],
+    names: list[str],
+    *,
+    name: str,
+    outputs: list[str] | None,
+) -> Graph:
+    """Export with the tracing exporter, which keeps one ONNX node per layer, and load the file."""
+    module.eval()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        path = Path(folder) / f"{type(module).__name__}.onnx"
+        path = Path(folder) / f"{name}.onnx"
         try:
-            # The tracing exporter, not the newer one: it keeps one ONNX node per layer.
             torch.onnx.export(
-                module.eval(),
+                module,
                 examples,
                 str(path),
                 input_names=names,
-                output_names=["output"],
+                output_names=outputs,
                 dynamic_axes={name: {0: BATCH} for name in names},
                 opset_version=OPSET,
                 dynamo=False,
             )
         except Exception as error:
             raise UnsupportedError(
-                f"PyTorch cannot export {type(module).__name__}: {one_line(error)}; export it to "
-                "ONNX yourself and load the file"
+                f"PyTorch cannot export {name}: {one_line(error)}; export it to ONNX yourself and "
+                "load the file"
             ) from error
-        finally:
-            module.train(was_training)
         return onnx_import.load(path)
 
 
@@ -91,26 +106,8 @@ def _exported(model: Any, path: Path) -> Graph:  # noqa: ANN401  (Keras has no t
                 "fixed size there (only the first axis, the batch, may vary)"
             )
     names = [tensor.name for tensor in model.inputs]
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        target = Path(folder) / f"{path.stem}.onnx"
-        try:
-            model.eval()
-            torch.onnx.export(
-                model,
-                tuple(torch.zeros(2, *shape[1:]) for shape in shapes),
-                str(target),
-                input_names=names,
-                dynamic_axes={name: {0: BATCH} for name in names},
-                opset_version=OPSET,
-                dynamo=False,
-            )
-        except Exception as error:
-            raise UnsupportedError(
-                f"{path}: Keras cannot export it: {one_line(error)}; export it to ONNX yourself "
-                "and load the file"
-            ) from error
-        return onnx_import.load(target)
+    examples = tuple(torch.zeros(2, *shape[1:]) for shape in shapes)
+    return _traced(torch, model, examples, names, name=path.stem, outputs=None)
 
 
 def _keras() -> Any:  # noqa: ANN401  (Keras has no types)
