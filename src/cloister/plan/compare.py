@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
-import onnx
-import onnxruntime as ort
 
 from cloister.errors import PlanError
 from cloister.field.codec import dequantise, quantise
@@ -18,6 +16,7 @@ from cloister.field.ring import RingMap
 from cloister.graph.captures import captured_values
 from cloister.graph.export import to_model
 from cloister.graph.graph import Graph, Node
+from cloister.graph.interpreter import runtime_session
 from cloister.graph.layout import from_channels_last, to_channels_last
 from cloister.graph.pooling import PoolGeometry, pool_geometry
 from cloister.plan.plan import Plan
@@ -149,7 +148,8 @@ class _Reference:
             if node.name in plan.quantised and node.outputs[0] not in plan.graph.outputs
         ]
         self._wanted = [*plan.graph.outputs, *inner]
-        self._session = _session(to_model(plan.graph, outputs=tuple(self._wanted)), threads)
+        model = to_model(plan.graph, outputs=tuple(self._wanted))
+        self._session = runtime_session(model.SerializeToString(), threads=threads, optimised=True)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return dict(zip(self._wanted, self._session.run(self._wanted, feeds), strict=True))
@@ -227,18 +227,11 @@ class _LocalNode:
         model = to_model(
             graph, nodes=(node,), inputs=tuple(self._inputs), outputs=tuple(self._outputs)
         )
-        self._session = _session(model, threads)
+        self._session = runtime_session(model.SerializeToString(), threads=threads, optimised=True)
 
     def run(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         feeds = {value: values[value] for value in self._inputs}
         return dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
-
-
-def _session(model: onnx.ModelProto, threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    return ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
 
 
 def _last_use(graph: Graph) -> dict[int, list[str]]:

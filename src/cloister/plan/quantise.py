@@ -21,7 +21,7 @@ from cloister.errors import RangeError
 from cloister.field.linear import LinearMap
 from cloister.graph.export import to_model
 from cloister.graph.graph import Graph, Node
-from cloister.graph.interpreter import ORT_ERRORS
+from cloister.graph.interpreter import ORT_ERRORS, runtime_session
 from cloister.graph.linear_nodes import float_weights, geometry
 
 WRAP_LIMIT = 2**31
@@ -91,9 +91,7 @@ def calibrate(
     largest = dict.fromkeys(values, 0.0)
     inner = [value for value in values if value not in graph.inputs]
     model = to_model(graph, outputs=(*graph.outputs, *inner))
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    session = ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    session = runtime_session(model.SerializeToString(), threads=0, optimised=True)
     for batch in _batches(graph, samples):
         found = dict(zip(inner, _run(session, inner, batch), strict=True)) if inner else {}
         for value in values:

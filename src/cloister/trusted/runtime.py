@@ -19,7 +19,7 @@ from cloister.crypto.csprng import Csprng, pad_stream
 from cloister.errors import PlanError, RangeError, UnsupportedError
 from cloister.graph.export import to_model
 from cloister.graph.graph import Graph
-from cloister.graph.interpreter import ORT_ERRORS
+from cloister.graph.interpreter import ORT_ERRORS, runtime_session
 from cloister.plan.plan import Plan
 from cloister.trusted.blinded import PadUse
 from cloister.trusted.program import Fuse, Local, Program, Remote, Segment, compile_plan
@@ -368,12 +368,5 @@ def _native_pass(plan: Plan, step: Fuse) -> _native.Pass:
 
 
 def _local_session(graph: Graph, step: Local, threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # its messages contain values
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     model = to_model(graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs)
-    return ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    return runtime_session(model.SerializeToString(), threads=threads, optimised=True)
