@@ -5,16 +5,20 @@
     │   ├── ModelError            the model file is damaged, or not a model
     │   │   └── UnsupportedError  valid, but outside what Cloister runs; says what to do
     │   ├── ShapeError            an array has another shape or type than the model or message says
-    │   └── RangeError            a value cannot be represented: NaN, infinity, an unprovable bound
+    │   ├── RangeError            a value cannot be represented: NaN, infinity, an unprovable bound
+    │   └── FunctionError         a function key may not be asked for: unit vector, packed operand
     ├── PlanError                 the plan contradicts itself, the model or the session
     ├── ProtocolError             the other side broke the wire protocol
     │   ├── WorkerUnavailable     it cannot be reached, or died
     │   └── WorkerTimeout         it did not answer within the stated time
     ├── VerificationError         an answer was wrong: a check failed
-    └── PadError                  blinding is impossible
-        ├── PadReusedError        a pad would have been used twice
-        ├── PadsExhausted         the store has no unused pad left
-        └── PadStoreError         the store is damaged, full, locked or belongs to another plan
+    ├── PadError                  blinding is impossible
+    │   ├── PadReusedError        a pad would have been used twice
+    │   ├── PadsExhausted         the store has no unused pad left
+    │   └── PadStoreError         the store is damaged, full, locked or belongs to another plan
+    ├── EncryptionError           a ciphertext, key or data set is damaged, replayed or another's
+    ├── BudgetError               issuing the key would exceed a sample's leakage budget
+    └── AuthorityUnavailable      the key authority cannot be reached
 
 Messages are one line, name the node, file or field and the remedy, and never contain a secret.
 """
@@ -42,6 +46,10 @@ class ShapeError(InputError):
 
 class RangeError(InputError):
     """A value cannot be represented."""
+
+
+class FunctionError(InputError):
+    """A function for which no key is ever issued."""
 
 
 class PlanError(CloisterError):
@@ -78,3 +86,15 @@ class PadsExhausted(PadError):  # noqa: N818  (a state, not a mistake)
 
 class PadStoreError(PadError):
     """The pad store is damaged, full, locked or made for another plan."""
+
+
+class EncryptionError(CloisterError):
+    """A ciphertext, key or encrypted data set cannot be used."""
+
+
+class BudgetError(CloisterError):
+    """Issuing a function key would exceed a sample's leakage budget."""
+
+
+class AuthorityUnavailable(CloisterError):  # noqa: N818  (a state, not a mistake)
+    """The key authority cannot be reached."""
