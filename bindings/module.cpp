@@ -68,17 +68,35 @@ void aes_ctr_fill_array(const nb::bytes& key, const nb::bytes& nonce, uint64_t f
                static_cast<int64_t>(out.size()));
 }
 
-void freivalds_adjoint_arrays(const GeometryTuple& values, Contiguous<const int16_t> weights,
-                              Contiguous<const uint64_t> a, Contiguous<const uint64_t> b,
-                              Contiguous<uint64_t> t, int threads) {
+Geometry check_geometry(const GeometryTuple& values, size_t columns, size_t rows) {
   const Geometry g = Geometry::from(values);
+  require(g.groups >= 1 && static_cast<int64_t>(columns) == g.kw * g.w &&
+              static_cast<int64_t>(rows) == g.h * g.kw * g.c,
+          "freivalds: columns and rows do not fit the geometry");
+  return g;
+}
+
+void freivalds_factors_arrays(const GeometryTuple& values, Contiguous<const int16_t> weights,
+                              Coefficients alpha, Coefficients beta, Coefficients b,
+                              Contiguous<uint64_t> a, Contiguous<uint64_t> columns,
+                              Contiguous<uint64_t> rows, int threads) {
+  const Geometry g = check_geometry(values, columns.size(), rows.size());
   const auto size = [](const auto& array) { return static_cast<int64_t>(array.size()); };
-  require(g.groups >= 1 && size(weights) == g.oc * g.kh * g.kw * (g.c / g.groups),
-          "freivalds_adjoint: the weights do not fit the geometry");
-  require(size(a) == g.oh * g.ow && size(b) == g.oc && size(t) == g.in_elements(),
-          "freivalds_adjoint: a, b and t do not fit the geometry");
+  require(size(weights) == g.oc * g.kh * g.kw * (g.c / g.groups),
+          "freivalds: the weights do not fit the geometry");
+  require(size(alpha) == g.oh && size(beta) == g.ow && size(b) == g.oc && size(a) == g.oh * g.ow,
+          "freivalds: alpha, beta, b and a do not fit the geometry");
   nb::gil_scoped_release release;
-  freivalds_adjoint(g, weights.data(), a.data(), b.data(), t.data(), threads);
+  freivalds_factors(g, weights.data(), alpha.data(), beta.data(), b.data(),
+                    {a.data(), columns.data(), rows.data()}, threads);
+}
+
+void freivalds_expand_arrays(const GeometryTuple& values, Coefficients columns, Coefficients rows,
+                             Contiguous<uint64_t> t, int threads) {
+  const Geometry g = check_geometry(values, columns.size(), rows.size());
+  require(static_cast<int64_t>(t.size()) == g.in_elements(), "freivalds: t does not fit");
+  nb::gil_scoped_release release;
+  freivalds_expand(g, columns.data(), rows.data(), t.data(), threads);
 }
 
 uint64_t freivalds_dot_arrays(Contiguous<const uint64_t> coefficients,
@@ -109,8 +127,12 @@ NB_MODULE(_native, m) {
   // ---- trusted: pads, checks, the pass between linear nodes
   m.def("aes_ctr_fill", &aes_ctr_fill_array, nb::arg("key"), nb::arg("nonce"),
         nb::arg("first_block"), nb::arg("out").noconvert());
-  m.def("freivalds_adjoint", &freivalds_adjoint_arrays, nb::arg("geometry"), nb::arg("weights"),
-        nb::arg("a").noconvert(), nb::arg("b").noconvert(), nb::arg("t").noconvert(),
+  m.def("freivalds_factors", &freivalds_factors_arrays, nb::arg("geometry"), nb::arg("weights"),
+        nb::arg("alpha").noconvert(), nb::arg("beta").noconvert(), nb::arg("b").noconvert(),
+        nb::arg("a").noconvert(), nb::arg("columns").noconvert(), nb::arg("rows").noconvert(),
+        nb::arg("threads") = 1);
+  m.def("freivalds_expand", &freivalds_expand_arrays, nb::arg("geometry"),
+        nb::arg("columns").noconvert(), nb::arg("rows").noconvert(), nb::arg("t").noconvert(),
         nb::arg("threads") = 1);
   m.def("freivalds_dot", &freivalds_dot_arrays, nb::arg("coefficients").noconvert(),
         nb::arg("values").noconvert());
@@ -118,14 +140,14 @@ NB_MODULE(_native, m) {
       .def(nb::init<int64_t, int64_t, int64_t, const std::optional<Contiguous<const float>>&,
                     const std::optional<Contiguous<const float>>&, float, float,
                     const std::optional<std::array<int64_t, 12>>&,
-                    const std::vector<std::pair<double, int>>&>(),
+                    const std::vector<std::pair<double, int>>&, const std::optional<Depthwise>&>(),
            nb::arg("height"), nb::arg("width"), nb::arg("channels"), nb::arg("scale").none(),
-           nb::arg("bias").none(), nb::arg("act_lo"), nb::arg("act_hi"), nb::arg("pool").none(),
-           nb::arg("sinks"))
+           nb::arg("bias").none(), nb::arg("act_lo"), nb::arg("act_hi"), nb::arg("window").none(),
+           nb::arg("sinks"), nb::arg("depthwise").none() = nb::none())
       .def("set_check", &BoundPass::set_check, nb::arg("a").noconvert().none(),
            nb::arg("b").noconvert().none())
       .def("set_sink_check", &BoundPass::set_sink_check, nb::arg("sink"),
-           nb::arg("t").noconvert().none())
+           nb::arg("rows").noconvert().none(), nb::arg("columns").noconvert().none())
       .def("run", &BoundPass::run, nb::arg("n"), nb::arg("source").noconvert(),
            nb::arg("unblind").noconvert().none(), nb::arg("residual").noconvert().none(),
            nb::arg("store_pre").noconvert().none(), nb::arg("store_post").noconvert().none(),

@@ -9,6 +9,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -35,6 +36,8 @@ inline const uint8_t* bytes_of(const nb::bytes& bytes, size_t size, const char* 
 using Input = nb::ndarray<nb::ro, nb::device::cpu>;
 using Output = nb::ndarray<nb::device::cpu>;
 using Coefficients = Contiguous<const uint64_t>;
+// weights[kh][kw][c], bias[c] and the clamp [lo, hi] behind a depthwise convolution.
+using Depthwise = std::tuple<Contiguous<const float>, Contiguous<const float>, float, float>;
 
 // A batch of channels-last images, as a pass expects one; `name` says which in messages.
 struct Batch {
@@ -84,10 +87,12 @@ class BoundPass {
   BoundPass(int64_t height, int64_t width, int64_t channels,
             const std::optional<Contiguous<const float>>& scale,
             const std::optional<Contiguous<const float>>& bias, float lo, float hi,
-            const std::optional<std::array<int64_t, 12>>& pool,
-            const std::vector<std::pair<double, int>>& sinks)
-      : pass_(shape_of(height, width, channels, scale, bias, lo, hi, pool, sinks)),
-        t_(sinks.size()) {}
+            const std::optional<std::array<int64_t, 12>>& window,
+            const std::vector<std::pair<double, int>>& sinks,
+            const std::optional<Depthwise>& depthwise)
+      : pass_(shape_of(height, width, channels, scale, bias, lo, hi, window, sinks, depthwise)),
+        rows_(sinks.size()),
+        columns_(sinks.size()) {}
 
   void set_check(const std::optional<Coefficients>& a, const std::optional<Coefficients>& b) {
     const PassShape& s = pass_.shape();
@@ -98,11 +103,20 @@ class BoundPass {
     b_ = b;
   }
 
-  void set_sink_check(size_t sink, const std::optional<Coefficients>& t) {
-    const int64_t elements = pass_.out_h() * pass_.out_w() * pass_.shape().c;
-    require(!t || static_cast<int64_t>(t->size()) == elements, "t needs one value per element");
-    pass_.set_sink_check(sink, t ? t->data() : nullptr);
-    t_[sink] = t;
+  // With columns, t[y, x, c] = sum over k of columns[k][x] * rows[y][k][c]; without, rows is t.
+  void set_sink_check(size_t sink, const std::optional<Coefficients>& rows,
+                      const std::optional<Coefficients>& columns) {
+    const int64_t h = pass_.out_h(), w = pass_.out_w(), c = pass_.shape().c;
+    require(rows || !columns, "columns need rows");
+    const int64_t terms = columns ? static_cast<int64_t>(columns->size()) / w : w;
+    require(!columns || static_cast<int64_t>(columns->size()) == terms * w,
+            "columns need one value per term and column of the image");
+    require(!rows || (terms >= 1 && static_cast<int64_t>(rows->size()) == h * terms * c),
+            "rows need one value per row of the image, term and channel");
+    pass_.set_sink_check(
+        sink, {rows ? rows->data() : nullptr, columns ? columns->data() : nullptr, terms});
+    rows_[sink] = rows;
+    columns_[sink] = columns;
   }
 
   void run(int64_t n, const Input& source, const std::optional<Input>& unblind,
@@ -168,15 +182,26 @@ class BoundPass {
   static PassShape shape_of(int64_t height, int64_t width, int64_t channels,
                             const std::optional<Contiguous<const float>>& scale,
                             const std::optional<Contiguous<const float>>& bias, float lo, float hi,
-                            const std::optional<std::array<int64_t, 12>>& pool,
-                            const std::vector<std::pair<double, int>>& sinks) {
+                            const std::optional<std::array<int64_t, 12>>& window,
+                            const std::vector<std::pair<double, int>>& sinks,
+                            const std::optional<Depthwise>& depthwise) {
     PassShape s{height, width, channels, {}, {}, lo, hi, std::nullopt, {}};
     if (scale) s.scale.assign(scale->data(), scale->data() + scale->size());
     if (bias) s.bias.assign(bias->data(), bias->data() + bias->size());
-    if (pool) {
-      const auto& v = *pool;
-      s.pool = PoolShape{v[0] != 0, v[1], v[2], v[3], v[4],  v[5],
-                         v[6],      v[7], v[8], v[9], v[10], v[11] != 0};
+    require(!depthwise || (window && (*window)[0] == 2), "depthwise weights need their window");
+    if (window) {
+      const auto& v = *window;
+      require(v[0] >= 0 && v[0] <= 2 && (v[0] < 2 || depthwise), "there is no such window");
+      s.window = WindowShape{static_cast<WindowShape::Kind>(v[0]),
+                             v[1],  v[2],       v[3], v[4], v[5], v[6], v[7], v[8], v[9],
+                             v[10], v[11] != 0, {},   {},   lo,   hi};
+    }
+    if (depthwise) {
+      const auto& [weights, offsets, low, high] = *depthwise;
+      s.window->weights.assign(weights.data(), weights.data() + weights.size());
+      s.window->bias.assign(offsets.data(), offsets.data() + offsets.size());
+      s.window->lo = low;
+      s.window->hi = high;
     }
     for (const auto& [inv_scale, qmax] : sinks) {
       s.sinks.push_back({static_cast<float>(inv_scale), qmax});
@@ -187,7 +212,7 @@ class BoundPass {
   Pass pass_;
   std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
   std::optional<Coefficients> a_, b_;
-  std::vector<std::optional<Coefficients>> t_;
+  std::vector<std::optional<Coefficients>> rows_, columns_;
 };
 
 }  // namespace cloister::bindings

@@ -44,12 +44,13 @@ inline __m512i vaes_big_endian(__m512i counter) {
   return _mm512_shuffle_epi8(counter, order);
 }
 
-// Keystream of kVectors * 16 words from `counter` on.
+// Keystream of kVectors runs of 16 words, which begin `stride` blocks apart: one run unless said.
 template <int kVectors>
-inline void vaes_keystream(const VaesKeys& keys, __m512i counter, __m512i* state) {
+inline void vaes_keystream(const VaesKeys& keys, __m512i counter, __m512i* state,
+                           uint32_t stride = 4) {
 #pragma GCC unroll 8
   for (int i = 0; i < kVectors; ++i) {
-    const __m512i number = _mm512_add_epi32(counter, vaes_step(4 * static_cast<uint32_t>(i)));
+    const __m512i number = _mm512_add_epi32(counter, vaes_step(stride * static_cast<uint32_t>(i)));
     state[i] = _mm512_xor_si512(vaes_big_endian(number), keys.round[0]);
   }
 #pragma GCC unroll 16

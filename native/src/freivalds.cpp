@@ -106,24 +106,45 @@ int64_t source_of(int64_t q, int64_t k, int64_t up, int64_t dilation, int64_t pa
 
 const FreivaldsBackend kFreivaldsPortable{fold_weights, combine};
 
-void freivalds_adjoint(const Geometry& g, const int16_t* weights, const uint64_t* a,
-                       const uint64_t* b, uint64_t* t, int threads) {
+void freivalds_factors(const Geometry& g, const int16_t* weights, const uint64_t* alpha,
+                       const uint64_t* beta, const uint64_t* b, const CheckFactors& out,
+                       int threads) {
+  for (int64_t y = 0; y < g.oh; ++y) {
+    for (int64_t x = 0; x < g.ow; ++x) out.a[y * g.ow + x] = multiply(alpha[y], beta[x]);
+  }
+  for (int64_t j = 0; j < g.kw; ++j) {
+    for (int64_t x = 0; x < g.w; ++x) {
+      const int64_t px = source_of(x, j, g.uw, g.dw, g.pw, g.sw, g.ow);
+      out.columns[j * g.w + x] = px < 0 ? 0 : beta[px];
+    }
+  }
   const std::vector<uint64_t> folded = fold_all(g, weights, b, threads);
+  const FreivaldsBackend& kernels = backend();
+  in_parallel(g.h, threads, [&](int64_t y) {
+    std::vector<AdjointTap> taps;
+    for (int64_t j = 0; j < g.kw; ++j) {
+      taps.clear();
+      for (int64_t i = 0; i < g.kh; ++i) {
+        const int64_t py = source_of(y, i, g.uh, g.dh, g.ph, g.sh, g.oh);
+        if (py >= 0) taps.push_back({alpha[py], folded.data() + (i * g.kw + j) * g.c});
+      }
+      kernels.combine(taps.data(), static_cast<int64_t>(taps.size()), g.c,
+                      out.rows + (y * g.kw + j) * g.c);
+    }
+  });
+}
+
+void freivalds_expand(const Geometry& g, const uint64_t* columns, const uint64_t* rows, uint64_t* t,
+                      int threads) {
   const FreivaldsBackend& kernels = backend();
   in_parallel(g.h, threads, [&](int64_t y) {
     std::vector<AdjointTap> taps;
     for (int64_t x = 0; x < g.w; ++x) {
       taps.clear();
-      for (int64_t i = 0; i < g.kh; ++i) {
-        const int64_t py = source_of(y, i, g.uh, g.dh, g.ph, g.sh, g.oh);
-        if (py < 0) continue;
-        for (int64_t j = 0; j < g.kw; ++j) {
-          const int64_t px = source_of(x, j, g.uw, g.dw, g.pw, g.sw, g.ow);
-          if (px < 0) continue;
-          taps.push_back({a[py * g.ow + px], folded.data() + (i * g.kw + j) * g.c});
-        }
+      for (int64_t j = 0; j < g.kw; ++j) {
+        taps.push_back({columns[j * g.w + x], rows + (y * g.kw + j) * g.c});
       }
-      kernels.combine(taps.data(), static_cast<int64_t>(taps.size()), g.c, t + (y * g.w + x) * g.c);
+      kernels.combine(taps.data(), g.kw, g.c, t + (y * g.w + x) * g.c);
     }
   });
 }

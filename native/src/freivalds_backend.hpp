@@ -1,13 +1,13 @@
-// What a back end of freivalds_adjoint provides; freivalds.cpp picks one through active_isa().
+// What a back end of freivalds_factors provides; freivalds.cpp picks one through active_isa().
 #pragma once
 #include <cstdint>
 
 namespace cloister {
 
-// One output position that reads an input position, through one kernel position.
+// One output row (or column) that reads an input row, through one kernel row.
 struct AdjointTap {
-  uint64_t a;            // coefficient of the output position
-  const uint64_t* fold;  // B[k, :] of the kernel position
+  uint64_t a;            // its coefficient
+  const uint64_t* fold;  // what it multiplies
 };
 
 struct FreivaldsBackend {

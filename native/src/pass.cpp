@@ -65,21 +65,26 @@ bool windows_inside(int64_t size, int64_t out, int64_t k, int64_t stride, int64_
   return true;
 }
 
-void check_pool(const PassShape& s) {
-  const PoolShape& p = *s.pool;
+void check_window(const PassShape& s) {
+  const WindowShape& p = *s.window;
   require(std::min({p.kh, p.kw, p.sh, p.sw, p.dh, p.dw, p.oh, p.ow}) >= 1,
-          "every size of the pooling window must be at least 1");
+          "every size of the window must be at least 1");
   require(std::min(p.pt, p.pl) >= 0 && std::max({p.oh, p.ow, p.kh, p.kw}) < (1 << 24),
-          "the pooling window has a negative padding or is too large");
+          "the window has a negative padding or is too large");
   require(windows_inside(s.h, p.oh, p.kh, p.sh, p.dh, p.pt) &&
               windows_inside(s.w, p.ow, p.kw, p.sw, p.dw, p.pl),
-          "a pooling window lies outside the image");
+          "a window lies outside the image");
+  if (p.kind != WindowShape::Kind::depthwise) return;
+  require(static_cast<int64_t>(p.weights.size()) == p.kh * p.kw * s.c &&
+              static_cast<int64_t>(p.bias.size()) == s.c,
+          "a depthwise convolution needs kh * kw weights and one bias per channel");
+  require(p.lo <= p.hi, "the clamp needs lo <= hi");
 }
 
 }  // namespace
 
 struct Pass::Scratch {
-  std::vector<float> ring;  // the last rows of the value before pooling
+  std::vector<float> ring;  // the last rows of the value before the window
   std::vector<float> tile;  // the value a sink is about to quantise
   std::vector<uint32_t> pad;
   std::vector<const float*> rows;
@@ -94,14 +99,14 @@ Pass::Pass(PassShape shape) : shape_(std::move(shape)) {
               (s.scale.empty() || static_cast<int64_t>(s.scale.size()) == s.c),
           "scale and bias need one value per channel");
   require(s.lo <= s.hi, "the clamp needs lo <= hi");
-  if (s.pool) check_pool(s);
+  if (s.window) check_window(s);
   for (const SinkRule& sink : s.sinks) {
     require(sink.qmax >= 1 && sink.qmax < (1 << 13), "qmax must be within 1 and 8191");
     require(std::isfinite(sink.inv_scale), "inv_scale must be finite");
   }
   require(s.h * s.w <= kMaxElements / s.c && out_h() * out_w() <= kMaxElements / s.c,
           "more than 2^34 elements");
-  t_.assign(s.sinks.size(), nullptr);
+  t_.assign(s.sinks.size(), {});
   in_bias_.assign(s.sinks.size(), 0);
 }
 
@@ -121,12 +126,23 @@ void Pass::set_check(const uint64_t* a, const uint64_t* b) {
   out_bias_ = multiply(sums, uint64_t{1} << 31);
 }
 
-void Pass::set_sink_check(size_t sink, const uint64_t* t) {
+void Pass::set_sink_check(size_t sink, const InputCheck& check) {
   require(sink < t_.size(), "there is no such sink");
-  const int64_t elements = out_h() * out_w() * shape_.c;
-  if (t != nullptr) check_coefficients(t, elements);
-  t_[sink] = t;
-  if (t != nullptr) in_bias_[sink] = multiply(sum_of(t, elements), uint64_t{1} << 13);
+  t_[sink] = check;
+  in_bias_[sink] = 0;
+  if (check.rows == nullptr) return;
+  const int64_t w = out_w();
+  const int64_t blocks = check.columns ? check.terms : w;  // of c coefficients in a row
+  require(blocks >= 1, "a check needs at least one term");
+  check_coefficients(check.rows, out_h() * blocks * shape_.c);
+  if (check.columns != nullptr) check_coefficients(check.columns, blocks * w);
+  uint64_t total = 0;
+  for (int64_t block = 0; block < out_h() * blocks; ++block) {
+    const uint64_t sum = sum_of(check.rows + block * shape_.c, shape_.c);
+    const uint64_t* factors = check.columns ? check.columns + block % blocks * w : nullptr;
+    total = add(total, factors ? multiply(sum, sum_of(factors, w)) : sum);
+  }
+  in_bias_[sink] = multiply(total, uint64_t{1} << 13);
 }
 
 // One thread's walk over one band of one image.
@@ -146,7 +162,7 @@ class Pass::Walk {
     scratch_.lanes.assign(1 + s_.sinks.size(), CheckLanes{});
   }
 
-  // Pixels begin .. end, no pooling.
+  // Pixels begin .. end, no window.
   void pixels(int64_t begin, int64_t end) {
     const int64_t step = std::max<int64_t>(kTile / s_.c, 1);
     for (int64_t p = begin; p < end; p += step) {
@@ -159,20 +175,23 @@ class Pass::Walk {
 
   // Output rows begin .. end, and every source row they stand for, the ones no window reads
   // included: the check covers the whole reply.
-  void pooled_rows(int64_t begin, int64_t end) {
-    const PoolShape& pool = *s_.pool;
+  void windowed_rows(int64_t begin, int64_t end) {
+    const WindowShape& window = *s_.window;
     int64_t next = begin == 0 ? 0 : first_source_row(begin);
-    const int64_t last = end == pool.oh ? s_.h : first_source_row(end);
+    const int64_t last = end == window.oh ? s_.h : first_source_row(end);
     for (int64_t r = begin; r < end; ++r) {
-      const int64_t top = r * pool.sh - pool.pt;
-      const int64_t needed = std::min(top + span(pool.kh, pool.dh), s_.h);
+      const int64_t top = r * window.sh - window.pt;
+      const int64_t needed = std::min(top + span(window.kh, window.dh), s_.h);
       for (; next < needed; ++next) produce_row(next);
       scratch_.rows.clear();
-      for (int64_t i = 0; i < pool.kh; ++i) {
-        const int64_t y = top + i * pool.dh;
-        if (y >= 0 && y < s_.h) scratch_.rows.push_back(row_at(y));
+      int64_t first_row = window.kh;
+      for (int64_t i = 0; i < window.kh; ++i) {
+        const int64_t y = top + i * window.dh;
+        if (y < 0 || y >= s_.h) continue;
+        first_row = std::min(first_row, i);
+        scratch_.rows.push_back(row_at(y));
       }
-      pool_row(r);
+      window_row(r, first_row);
     }
     for (; next < last; ++next) produce_row(next);
   }
@@ -183,10 +202,10 @@ class Pass::Walk {
 
  private:
   int64_t first_source_row(int64_t r) const {
-    return std::clamp<int64_t>(r * s_.pool->sh - s_.pool->pt, 0, s_.h);
+    return std::clamp<int64_t>(r * s_.window->sh - s_.window->pt, 0, s_.h);
   }
 
-  int64_t ring_rows() const { return std::min(span(s_.pool->kh, s_.pool->dh), s_.h); }
+  int64_t ring_rows() const { return std::min(span(s_.window->kh, s_.window->dh), s_.h); }
 
   const float* row_at(int64_t y) const {
     const int64_t row = s_.w * s_.c;
@@ -200,7 +219,7 @@ class Pass::Walk {
     produce(y * s_.w, s_.w, out);
   }
 
-  // The value before pooling of pixels p .. p + count; in `out`, or where the source has it.
+  // The value before the window of pixels p .. p + count; in `out`, or where the source has it.
   const float* produce(int64_t p, int64_t count, float* out) {
     const int64_t at = (image_ * s_.h * s_.w + p) * s_.c;
     const PixelView<const float>& more = run_.residual;
@@ -219,16 +238,16 @@ class Pass::Walk {
     return values;
   }
 
-  void pool_row(int64_t r) {
-    const PoolShape& pool = *s_.pool;
+  void window_row(int64_t r, int64_t first_row) {
+    const WindowShape& window = *s_.window;
     const int64_t step = std::max<int64_t>(kTile / s_.c, 1);
-    for (int64_t x = 0; x < pool.ow; x += step) {
-      const int64_t count = std::min(step, pool.ow - x);
+    for (int64_t x = 0; x < window.ow; x += step) {
+      const int64_t count = std::min(step, window.ow - x);
       float* out = scratch_.tile.data();
-      kernels_.pool({&pool, scratch_.rows.data(), static_cast<int64_t>(scratch_.rows.size()), s_.w,
-                     s_.c, x, x + count, out});
-      keep(run_.post, out, r * pool.ow + x, count);
-      emit(out, r * pool.ow + x, count);
+      kernels_.window({&window, scratch_.rows.data(), static_cast<int64_t>(scratch_.rows.size()),
+                       first_row, s_.w, s_.c, x, x + count, out});
+      keep(run_.post, out, r * window.ow + x, count);
+      emit(out, r * window.ow + x, count);
     }
   }
 
@@ -247,24 +266,65 @@ class Pass::Walk {
 
   // Pixels p .. p + count of every request.
   void emit(const float* values, int64_t p, int64_t count) {
-    const int64_t elements = pass_.out_h() * pass_.out_w() * s_.c;
+    const int64_t w = pass_.out_w();
     for (size_t i = 0; i < s_.sinks.size(); ++i) {
-      for (int64_t done = 0; done < count * s_.c; done += kTile) {
-        emit_tile(i, values + done, elements, p * s_.c + done,
-                  std::min(kTile, count * s_.c - done));
+      if (pass_.t_[i].columns == nullptr) {
+        emit_channels(i, values, p * s_.c, count * s_.c, [&](EmitRow& row, int64_t at) {
+          if (pass_.t_[i].rows == nullptr) return;
+          row.t = pass_.t_[i].rows + at;
+        });
+        continue;
+      }
+      for (int64_t q = p; q < p + count;) {
+        const int64_t pixels = std::min({w - q % w, p + count - q, kColumnPixels});
+        emit_pixels(i, values + (q - p) * s_.c, q, pixels);
+        q += pixels;
       }
     }
   }
 
-  void emit_tile(size_t i, const float* values, int64_t elements, int64_t at, int64_t count) {
-    const SinkRun& sink = run_.sinks[i];
-    const int64_t offset = image_ * elements + at;
+  // `count` elements from `at` on, a tile at a time; `check` enters the coefficients of a tile.
+  template <typename Check>
+  void emit_channels(size_t i, const float* values, int64_t at, int64_t count, const Check& check) {
+    for (int64_t done = 0; done < count; done += kTile) {
+      EmitRow row{};
+      row.values = values + done;
+      row.pixels = 1;
+      row.channels = std::min(kTile, count - done);
+      check(row, at + done);
+      emit_row(i, row, at + done);
+    }
+  }
+
+  // Pixels of one row of the image whose coefficients are products.
+  void emit_pixels(size_t i, const float* values, int64_t p, int64_t pixels) {
+    const InputCheck& t = pass_.t_[i];
+    const int64_t w = pass_.out_w();
+    const auto check = [&](EmitRow& row, int64_t channel) {
+      row.t = t.rows + p / w * t.terms * s_.c + channel;
+      row.terms = t.terms;
+      row.term_stride = s_.c;
+      row.factors = t.columns + p % w;
+      row.factor_stride = w;
+    };
+    if (s_.c > kTile) {  // a tile has one pixel then
+      return emit_channels(i, values, p * s_.c, s_.c,
+                           [&](EmitRow& row, int64_t at) { check(row, at - p * s_.c); });
+    }
     EmitRow row{};
     row.values = values;
-    row.count = count;
+    row.pixels = pixels;
+    row.channels = s_.c;
+    check(row, 0);
+    emit_row(i, row, p * s_.c);
+  }
+
+  void emit_row(size_t i, EmitRow& row, int64_t at) {
+    const SinkRun& sink = run_.sinks[i];
+    const int64_t elements = pass_.out_h() * pass_.out_w() * s_.c;
+    const int64_t offset = image_ * elements + at;
     row.inv_scale = s_.sinks[i].inv_scale;
     row.qmax = static_cast<float>(s_.sinks[i].qmax);
-    row.t = pass_.t_[i] ? pass_.t_[i] + at : nullptr;
     if (sink.plain != nullptr) {
       row.plain = sink.plain + offset;
     } else {
@@ -273,14 +333,16 @@ class Pass::Walk {
       if (row.pad == nullptr) {
         const uint8_t* nonce = sink.nonces + image_ * static_cast<int64_t>(kAesNonceBytes);
         const auto block = static_cast<uint64_t>(at / 4);
-        if (kernels_.emit_blinded != nullptr && at % 4 == 0) {
+        const bool whole_blocks = at % 4 == 0 && (row.pixels == 1 || row.channels % 4 == 0);
+        if (kernels_.emit_blinded != nullptr && whole_blocks) {
           row.rounds = keys_[i]->rounds();
           row.nonce = nonce;
           row.first_block = static_cast<uint32_t>(block);
           row.stream = elements >= kStreamElements;
           return kernels_.emit_blinded(row, scratch_.lanes[1 + i]);
         }
-        aes_ctr_fill(*keys_[i], nonce, block, scratch_.pad.data(), count + at % 4);
+        const int64_t words = row.pixels * row.channels + at % 4;
+        aes_ctr_fill(*keys_[i], nonce, block, scratch_.pad.data(), words);
         row.pad = scratch_.pad.data() + at % 4;
       }
     }
@@ -294,7 +356,7 @@ class Pass::Walk {
   const PassBackend& kernels_;
   int64_t image_;
   Scratch& scratch_;
-  bool direct_;  // the value before pooling is the source itself
+  bool direct_;  // the value before the window is the source itself
 };
 
 void Pass::validate(const PassRun& run) const {
@@ -315,16 +377,16 @@ void Pass::validate(const PassRun& run) const {
             "this CPU has no AES instructions: pass the pad as an array");
     require(sink.plain == nullptr || (sink.pad == nullptr && sink.key == nullptr),
             "a plain sink takes no pad");
-    require(t_[i] == nullptr || sink.sums != nullptr, "a checked sink needs its sums");
+    require(t_[i].rows == nullptr || sink.sums != nullptr, "a checked sink needs its sums");
   }
 }
 
 int64_t Pass::bands_per_image(int64_t n, int threads) const {
   if (threads <= 1 || n >= threads) return 1;
   // A source row that two bands need would be read twice, and could differ.
-  const auto& pool = shape_.pool;
-  if (pool && span(pool->kh, pool->dh) > pool->sh) return 1;
-  const int64_t units = pool ? pool->oh : (shape_.h * shape_.w * shape_.c + kTile - 1) / kTile;
+  const auto& window = shape_.window;
+  if (window && span(window->kh, window->dh) > window->sh) return 1;
+  const int64_t units = window ? window->oh : (shape_.h * shape_.w * shape_.c + kTile - 1) / kTile;
   return std::min<int64_t>((threads + n - 1) / std::max<int64_t>(n, 1), units);
 }
 
@@ -343,8 +405,8 @@ void Pass::run(const PassRun& run, int threads) {
   const int64_t workers = std::min<int64_t>(std::max(threads, 1), jobs);
   while (static_cast<int64_t>(scratch_.size()) < workers) {
     auto scratch = std::make_unique<Scratch>();
-    const auto& pool = shape_.pool;
-    const int64_t ring = pool ? std::min(span(pool->kh, pool->dh), shape_.h) : 0;
+    const auto& window = shape_.window;
+    const int64_t ring = window ? std::min(span(window->kh, window->dh), shape_.h) : 0;
     scratch->ring.resize(static_cast<size_t>(ring * shape_.w * shape_.c));
     scratch->tile.resize(static_cast<size_t>(std::max(kTile, shape_.c)));
     scratch->pad.resize(static_cast<size_t>(kTile + 4));
@@ -361,10 +423,10 @@ void Pass::run(const PassRun& run, int threads) {
     for (int64_t job; (job = next.fetch_add(1)) < jobs;) {
       const int64_t band = job % bands;
       Walk walk(*this, run, keys, job / bands, scratch);
-      const int64_t units = shape_.pool ? shape_.pool->oh : shape_.h * shape_.w;
+      const int64_t units = shape_.window ? shape_.window->oh : shape_.h * shape_.w;
       const int64_t begin = units * band / bands;
       const int64_t end = units * (band + 1) / bands;
-      shape_.pool ? walk.pooled_rows(begin, end) : walk.pixels(begin, end);
+      shape_.window ? walk.windowed_rows(begin, end) : walk.pixels(begin, end);
       walk.finish();
       for (size_t i = 0; i < columns; ++i) {
         sums[static_cast<size_t>(job) * columns + i] = sum_of(scratch.lanes[i]);
@@ -392,7 +454,7 @@ void Pass::run(const PassRun& run, int threads) {
         run.sums_out[image * run.sums_out_stride] = a_ ? subtract(sum, out_bias_) : 0;
       } else if (run.sinks[i - 1].sums != nullptr) {
         const SinkRun& sink = run.sinks[i - 1];
-        sink.sums[image * sink.sums_stride] = t_[i - 1] ? subtract(sum, in_bias_[i - 1]) : 0;
+        sink.sums[image * sink.sums_stride] = t_[i - 1].rows ? subtract(sum, in_bias_[i - 1]) : 0;
       }
     }
   }

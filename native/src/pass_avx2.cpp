@@ -13,6 +13,7 @@ struct Avx2 {
   using M = __m256i;
   static constexpr int64_t kLanes = 8;
   static constexpr int64_t kBlock = 8 * 16;  // see Dot
+  static constexpr int64_t kShortBlock = int64_t{1} << 22;
   static M first(int count) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   }
@@ -59,11 +60,12 @@ struct Avx2 {
   static I round(F v) { return _mm256_cvtps_epi32(v); }
   static I plus(I x, I y) { return _mm256_add_epi32(x, y); }
   static I plus(I x, int y) { return _mm256_add_epi32(x, _mm256_set1_epi32(y)); }
+  static F sub(F x, F y) { return _mm256_sub_ps(x, y); }
   static I sub(I x, I y) { return _mm256_sub_epi32(x, y); }
   static I flip_sign(I v) { return _mm256_xor_si256(v, _mm256_set1_epi32(INT32_MIN)); }
 
   // Coefficients split into 26-bit halves: a product with 32 bits is below 2^58, and 2 * 16 of
-  // them between folds stay below 2^63.
+  // them between folds stay below 2^63. With 14 bits it is below 2^40, and 2^22 of them fit.
   struct Dot {
     I low = _mm256_setzero_si256(), high = low;
     U128 folded = 0;
@@ -100,6 +102,29 @@ struct Avx2 {
     }
   };
 
+  struct Sum;
+
+  // Two halves of the lanes, two halves of the factor: products below 2^40, 2^10 of them.
+  struct Column {
+    I low[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()}, high[2] = {low[0], low[0]};
+    void add(uint64_t factor, I value) {
+      const I low26 = _mm256_set1_epi64x(static_cast<long long>(factor & ((1 << 26) - 1)));
+      const I high26 = _mm256_set1_epi64x(static_cast<long long>(factor >> 26));
+      const I half[2] = {_mm256_cvtepu32_epi64(_mm256_castsi256_si128(value)),
+                         _mm256_cvtepu32_epi64(_mm256_extracti128_si256(value, 1))};
+      for (int i = 0; i < 2; ++i) {
+        low[i] = _mm256_add_epi64(low[i], _mm256_mul_epu32(half[i], low26));
+        high[i] = _mm256_add_epi64(high[i], _mm256_mul_epu32(half[i], high26));
+      }
+    }
+    void into(Sum& total, const uint64_t* coefficients) const { add_to(total, coefficients, 8); }
+    void into(Sum& total, const uint64_t* coefficients, M m) const {
+      const int lanes = _mm256_movemask_ps(_mm256_castsi256_ps(m));
+      add_to(total, coefficients, __builtin_popcount(static_cast<unsigned>(lanes)));
+    }
+    void add_to(Sum& total, const uint64_t* coefficients, int lanes) const;
+  };
+
   struct Sum {
     uint64_t residue;
     explicit Sum(const CheckLanes& lanes) : residue(lanes.lane[0]) {}
@@ -111,11 +136,25 @@ struct Avx2 {
   };
 };
 
+void Avx2::Column::add_to(Sum& total, const uint64_t* coefficients, int lanes) const {
+  alignas(32) uint64_t l[8], h[8];
+  for (int i = 0; i < 2; ++i) {
+    _mm256_store_si256(reinterpret_cast<__m256i*>(l + 4 * i), low[i]);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(h + 4 * i), high[i]);
+  }
+  U128 sum = total.residue;
+  for (int i = 0; i < lanes; ++i) {
+    // Below 2^77 before and below 2^52 after the reduction: eight products are below 2^108.
+    sum += static_cast<U128>(reduce(l[i] + (static_cast<U128>(h[i]) << 26))) * coefficients[i];
+  }
+  total.residue = reduce(sum);
+}
+
 }  // namespace
 
 const PassBackend kPassAvx2{rows::any_reply<Avx2>,
                             rows::any_values<Avx2>,
-                            rows::any_pool<Avx2>,
+                            rows::any_window<Avx2>,
                             rows::any_emit<Avx2>,
                             nullptr,
                             nullptr};

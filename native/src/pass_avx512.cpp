@@ -12,6 +12,7 @@ struct Avx512 {
   using M = __mmask16;
   static constexpr int64_t kLanes = 16;
   static constexpr int64_t kBlock = 16 * 2000;  // 2000 additions per accumulator: see Dot
+  static constexpr int64_t kShortBlock = kBlock;
   static M first(int count) { return static_cast<M>((1u << count) - 1); }
 
   static F set(float v) { return _mm512_set1_ps(v); }
@@ -44,6 +45,7 @@ struct Avx512 {
   static I round(F v) { return _mm512_cvtps_epi32(v); }
   static I plus(I x, I y) { return _mm512_add_epi32(x, y); }
   static I plus(I x, int y) { return _mm512_add_epi32(x, _mm512_set1_epi32(y)); }
+  static F sub(F x, F y) { return _mm512_sub_ps(x, y); }
   static I sub(I x, I y) { return _mm512_sub_epi32(x, y); }
   static I flip_sign(I v) { return _mm512_xor_si512(v, _mm512_set1_epi32(INT32_MIN)); }
 
@@ -84,6 +86,36 @@ struct Avx512 {
     }
   };
 
+  // Lanes 0-7 and 8-15 as in Dot; the caller adds no more than 1024 products to each.
+  struct Column {
+    I lo0 = _mm512_setzero_si512(), hi0 = lo0, lo1 = lo0, hi1 = lo0;
+
+    void add(uint64_t factor, I value) {
+      const I f = _mm512_set1_epi64(static_cast<long long>(factor));
+      const I v0 = _mm512_cvtepu32_epi64(_mm512_castsi512_si256(value));
+      const I v1 = _mm512_cvtepu32_epi64(_mm512_extracti64x4_epi64(value, 1));
+      lo0 = _mm512_madd52lo_epu64(lo0, f, v0);
+      hi0 = _mm512_madd52hi_epu64(hi0, f, v0);
+      lo1 = _mm512_madd52lo_epu64(lo1, f, v1);
+      hi1 = _mm512_madd52hi_epu64(hi1, f, v1);
+    }
+    void into(auto& sum, const uint64_t* coefficients) const {
+      sum.add(residue(lo0, hi0), _mm512_loadu_si512(coefficients));
+      sum.add(residue(lo1, hi1), _mm512_loadu_si512(coefficients + 8));
+    }
+    void into(auto& sum, const uint64_t* coefficients, M m) const {
+      sum.add(residue(lo0, hi0),
+              _mm512_maskz_loadu_epi64(static_cast<__mmask8>(m), coefficients));
+      sum.add(residue(lo1, hi1),
+              _mm512_maskz_loadu_epi64(static_cast<__mmask8>(m >> 8), coefficients + 8));
+    }
+    // Below 2^52: lo < 1024 * 2^52 and 47 hi < 47 * 1024 * 2^14 < 2^52 are together below
+    // 1025 * 2^52, which folds to less than 2^52 + 2^18, which folds to less than 2^52.
+    static I residue(I lo, I hi) {
+      return fold52(fold52(_mm512_madd52lo_epu64(lo, hi, _mm512_set1_epi64(kFold))));
+    }
+  };
+
   struct Sum {
     I lo, hi;
     explicit Sum(const CheckLanes& lanes)
@@ -100,20 +132,39 @@ struct Avx512 {
       }
     }
     void add(const Dot& dot) { lo = fold52(_mm512_add_epi64(lo, dot.residue())); }
+    // Both below 2^52: 1024 of them fit, and a row of a tile has no more.
+    void add(I residue, I factors) {
+      lo = _mm512_madd52lo_epu64(lo, residue, factors);
+      hi = _mm512_madd52hi_epu64(hi, residue, factors);
+    }
     void save(CheckLanes& lanes) const { _mm512_store_si512(lanes.lane, reduce52(lo, hi)); }
   };
 };
+
+constexpr int kVectors = 4;  // AES waits for itself, so four keystreams are made side by side
+
+// The only write of the request: q never reaches this memory without its pad.
+template <bool kStream>
+inline __attribute__((always_inline)) void store_blinded(uint32_t* out, __m512i q, __m512i pad,
+                                                         auto... mask) {
+  const __m512i blinded = Avx512::plus(q, pad);
+  if constexpr (kStream) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(out), blinded);
+  } else {
+    Avx512::store(out, blinded, mask...);
+  }
+}
 
 // rows::emit with the pad made on the way: while AES waits for itself, the other units quantise.
 // kStream: past the caches, which spares reading the lines that are about to be overwritten.
 template <bool kCheck, bool kStream>
 void emit_blinded(const EmitRow& row, CheckLanes& lanes) {
-  constexpr int kVectors = 4;
   constexpr int64_t kGroup = kVectors * Avx512::kLanes;
   const VaesKeys keys(row.rounds);
   const __m512 inv_scale = Avx512::set(row.inv_scale);
   const __m512 low = Avx512::set(-row.qmax);
   const __m512 high = Avx512::set(row.qmax);
+  const int64_t count = row.pixels * row.channels;
   __m512i counter = vaes_counter(row.nonce, row.first_block);
   Avx512::Sum sum(lanes);
   Avx512::Dot dot;
@@ -123,27 +174,22 @@ void emit_blinded(const EmitRow& row, CheckLanes& lanes) {
     if constexpr (kCheck) {
       rows::prefetch(row.t + j);
       rows::prefetch(row.t + j + 8);
-      dot.add(row.t + j, Avx512::plus(q, 1 << 13), mask...);
+      dot.add(row.t + j, Avx512::plus(q, rows::kShortBias), mask...);
     }
-    // The only write of the request: q never reaches this memory without its pad.
-    if constexpr (kStream) {
-      _mm512_stream_si512(reinterpret_cast<__m512i*>(row.blinded + j), Avx512::plus(q, pad));
-    } else {
-      Avx512::store(row.blinded + j, Avx512::plus(q, pad), mask...);
-    }
+    store_blinded<kStream>(row.blinded + j, q, pad, mask...);
   };
   __m512i pad[kVectors];
   int64_t j = 0;
-  for (; j + kGroup <= row.count; j += kGroup) {
+  for (; j + kGroup <= count; j += kGroup) {
     vaes_keystream<kVectors>(keys, counter, pad);
     counter = _mm512_add_epi32(counter, vaes_step(4 * kVectors));
 #pragma GCC unroll 4
     for (int i = 0; i < kVectors; ++i) step(j + i * Avx512::kLanes, pad[i]);
   }
-  for (; j < row.count; j += Avx512::kLanes) {
+  for (; j < count; j += Avx512::kLanes) {
     vaes_keystream<1>(keys, counter, pad);
     counter = _mm512_add_epi32(counter, vaes_step(4));
-    const int64_t left = row.count - j;
+    const int64_t left = count - j;
     step(j, pad[0], Avx512::first(static_cast<int>(left < Avx512::kLanes ? left : 16)));
   }
   if constexpr (kCheck) {
@@ -152,16 +198,119 @@ void emit_blinded(const EmitRow& row, CheckLanes& lanes) {
   }
 }
 
+// rows::emit_channels with the pads of four pixels at a time.
+template <int kTerms, bool kStream>
+void emit_channels(const EmitRow& row, CheckLanes& lanes) {
+  const VaesKeys keys(row.rounds);
+  const __m512 inv_scale = Avx512::set(row.inv_scale);
+  const __m512 low = Avx512::set(-row.qmax);
+  const __m512 high = Avx512::set(row.qmax);
+  const int64_t c = row.channels;
+  const auto pixel_blocks = static_cast<uint32_t>(c / 4);
+  Avx512::Sum sum(lanes);
+  rows::over<Avx512>(0, c, [&](int64_t j, auto... mask) {
+    Avx512::Column columns[kTerms];
+    __m512i counter = vaes_counter(row.nonce, row.first_block + static_cast<uint32_t>(j / 4));
+    const auto step = [&](int64_t p, __m512i pad) __attribute__((always_inline)) {
+      const __m512 f = Avx512::load(row.values + p * c + j, mask...);
+      const __m512i q = rows::quantised<Avx512>(f, inv_scale, low, high);
+      const __m512i biased = Avx512::plus(q, rows::kShortBias);
+#pragma GCC unroll 3
+      for (int k = 0; k < kTerms; ++k) {
+        columns[k].add(row.factors[k * row.factor_stride + p], biased);
+      }
+      store_blinded<kStream>(row.blinded + p * c + j, q, pad, mask...);
+    };
+    __m512i pad[kVectors];
+    int64_t p = 0;
+    for (; p + kVectors <= row.pixels; p += kVectors) {
+      vaes_keystream<kVectors>(keys, counter, pad, pixel_blocks);
+      counter = _mm512_add_epi32(counter, vaes_step(kVectors * pixel_blocks));
+#pragma GCC unroll 4
+      for (int i = 0; i < kVectors; ++i) step(p + i, pad[i]);
+    }
+    for (; p < row.pixels; ++p) {
+      vaes_keystream<1>(keys, counter, pad);
+      counter = _mm512_add_epi32(counter, vaes_step(pixel_blocks));
+      step(p, pad[0]);
+    }
+#pragma GCC unroll 3
+    for (int k = 0; k < kTerms; ++k) {
+      columns[k].into(sum, row.t + k * row.term_stride + j, mask...);
+    }
+  });
+  sum.save(lanes);
+}
+
+// rows::emit_pixels with the pads of four vectors at a time.
+template <int kTerms, bool kStream>
+void emit_pixels(const EmitRow& row, CheckLanes& lanes) {
+  constexpr int64_t kGroup = kVectors * Avx512::kLanes;
+  const VaesKeys keys(row.rounds);
+  const __m512 inv_scale = Avx512::set(row.inv_scale);
+  const __m512 low = Avx512::set(-row.qmax);
+  const __m512 high = Avx512::set(row.qmax);
+  const int64_t c = row.channels;
+  Avx512::Sum sum(lanes);
+  for (int64_t p = 0; p < row.pixels; ++p) {
+    Avx512::Dot dots[kTerms];
+    const auto step = [&](int64_t j, __m512i pad, auto... mask) __attribute__((always_inline)) {
+      const __m512 f = Avx512::load(row.values + p * c + j, mask...);
+      const __m512i q = rows::quantised<Avx512>(f, inv_scale, low, high);
+      const __m512i biased = Avx512::plus(q, rows::kShortBias);
+#pragma GCC unroll 3
+      for (int k = 0; k < kTerms; ++k) {
+        dots[k].add(row.t + k * row.term_stride + j, biased, mask...);
+      }
+      store_blinded<kStream>(row.blinded + p * c + j, q, pad, mask...);
+    };
+    __m512i counter = vaes_counter(row.nonce, row.first_block + static_cast<uint32_t>(p * c / 4));
+    __m512i pad[kVectors];
+    int64_t j = 0;
+    for (; j + kGroup <= c; j += kGroup) {
+      vaes_keystream<kVectors>(keys, counter, pad);
+      counter = _mm512_add_epi32(counter, vaes_step(4 * kVectors));
+#pragma GCC unroll 4
+      for (int i = 0; i < kVectors; ++i) step(j + i * Avx512::kLanes, pad[i]);
+    }
+    for (; j < c; j += Avx512::kLanes) {
+      vaes_keystream<1>(keys, counter, pad);
+      counter = _mm512_add_epi32(counter, vaes_step(4));
+      const int64_t left = c - j;
+      step(j, pad[0], Avx512::first(static_cast<int>(left < Avx512::kLanes ? left : 16)));
+    }
+#pragma GCC unroll 3
+    for (int k = 0; k < kTerms; ++k) sum.add(dots[k], row.factors[k * row.factor_stride + p], 0);
+  }
+  sum.save(lanes);
+}
+
+template <int kTerms, bool kStream>
+void emit_factored(const EmitRow& row, CheckLanes& lanes) {
+  return row.pixels < rows::kLongRow ? emit_pixels<kTerms, kStream>(row, lanes)
+                                     : emit_channels<kTerms, kStream>(row, lanes);
+}
+
 // Streaming stores need whole cache lines.
 bool fills_lines(const EmitRow& row) {
-  return reinterpret_cast<uintptr_t>(row.blinded) % 64 == 0 && row.count % Avx512::kLanes == 0;
+  return reinterpret_cast<uintptr_t>(row.blinded) % 64 == 0 && row.channels % Avx512::kLanes == 0;
+}
+
+template <bool kStream>
+void emit_blinded_to(const EmitRow& row, CheckLanes& lanes) {
+  if (row.t == nullptr) return emit_blinded<false, kStream>(row, lanes);
+  if (row.factors == nullptr) return emit_blinded<true, kStream>(row, lanes);
+  switch (std::min<int64_t>(row.terms, rows::kTermsAtOnce)) {
+    case 1: return emit_factored<1, kStream>(row, lanes);
+    case 2: return emit_factored<2, kStream>(row, lanes);
+    default: emit_factored<3, kStream>(row, lanes);
+  }
+  rows::check_rest<Avx512>(row, lanes);
 }
 
 void any_emit_blinded(const EmitRow& row, CheckLanes& lanes) {
-  if (row.stream && fills_lines(row)) {
-    return row.t ? emit_blinded<true, true>(row, lanes) : emit_blinded<false, true>(row, lanes);
-  }
-  return row.t ? emit_blinded<true, false>(row, lanes) : emit_blinded<false, false>(row, lanes);
+  const bool stream = row.stream && fills_lines(row);
+  return stream ? emit_blinded_to<true>(row, lanes) : emit_blinded_to<false>(row, lanes);
 }
 
 // Streaming stores are weakly ordered: without this the worker could be told of a request before it
@@ -171,7 +320,7 @@ void finish() { _mm_sfence(); }
 }  // namespace
 
 const PassBackend kPassAvx512{rows::any_reply<Avx512>, rows::any_values<Avx512>,
-                              rows::any_pool<Avx512>,  rows::any_emit<Avx512>,
+                              rows::any_window<Avx512>, rows::any_emit<Avx512>,
                               any_emit_blinded,        finish};
 
 }  // namespace cloister

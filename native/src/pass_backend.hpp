@@ -7,6 +7,8 @@
 
 namespace cloister {
 
+constexpr int64_t kColumnPixels = 1024;  // a factored EmitRow has no more
+
 // Partial sums modulo P, one per vector lane, each below 2^52; their sum is what counts.
 struct CheckLanes {
   alignas(64) uint64_t lane[8] = {};
@@ -38,10 +40,11 @@ struct ValueRow {
 };
 
 // Output pixels x_begin .. x_end of one row of windows.
-struct PoolRow {
-  const PoolShape* shape;
+struct WindowRow {
+  const WindowShape* shape;
   const float* const* rows;  // the rows of the window that lie inside the image, in order
   int64_t row_count;
+  int64_t first_row;  // which row of the window rows[0] is
   int64_t width, channels;  // of the source
   int64_t x_begin, x_end;
   float* out;  // packed
@@ -50,24 +53,29 @@ struct PoolRow {
 // Float to request: quantise, check, pad, store.
 struct EmitRow {
   const float* values;
-  int64_t count;
+  int64_t pixels, channels;
   float inv_scale, qmax;
-  const uint64_t* t;    // or null: no check
+  // Coefficients of the check. Without factors, t has one for every element. With factors, that of
+  // channel c of pixel p is the sum over k < terms of
+  // t[k * term_stride + c] * factors[k * factor_stride + p].
+  const uint64_t* t;  // or null: no check
+  const uint64_t* factors;
+  int64_t terms, term_stride, factor_stride;
   const uint32_t* pad;  // for `blinded`
   uint32_t* blinded;    // one of these two
   int16_t* plain;
   const uint8_t* rounds;  // for emit_blinded: AES round keys
   const uint8_t* nonce;
-  uint32_t first_block;  // values[0] is word 0 of this block
+  uint32_t first_block;  // values[0] is word 0 of this block; with factors, so is that of every pixel
   bool stream;           // too large for the caches: store past them if the kernel can
 };
 
 struct PassBackend {
   void (*reply)(const ReplyRow&, CheckLanes&);
   void (*values)(const ValueRow&);
-  void (*pool)(const PoolRow&);
+  void (*window)(const WindowRow&);
   void (*emit)(const EmitRow&, CheckLanes&);
-  // The same for `blinded` rows of up to 2000 vectors, with the pad made in registers from
+  // The same for `blinded` rows of up to 2000 vectors a pixel, with the pad made in registers from
   // `rounds`; null: emit() is given every pad.
   void (*emit_blinded)(const EmitRow&, CheckLanes&);
   void (*finish)();  // makes every store visible before those that follow; null: they are

@@ -12,6 +12,7 @@ struct Scalar {
   using I = uint32_t;  // centred integers as words, so that arithmetic wraps
   static constexpr int64_t kLanes = 1;
   static constexpr int64_t kBlock = int64_t{1} << 30;
+  static constexpr int64_t kShortBlock = kBlock;
   static int first(int count) { return count; }  // never used: there is no tail
 
   static F set(float v) { return v; }
@@ -34,6 +35,7 @@ struct Scalar {
   static F to_float(I v) { return static_cast<float>(static_cast<int32_t>(v)); }
   static I round(F v) { return static_cast<I>(static_cast<int32_t>(std::nearbyint(v))); }
   static I plus(I x, I y) { return x + y; }
+  static F sub(F x, F y) { return x - y; }
   static I sub(I x, I y) { return x - y; }
   static I flip_sign(I v) { return v ^ 0x80000000u; }
 
@@ -44,6 +46,14 @@ struct Scalar {
       sum += static_cast<U128>(*coefficients) * value;
     }
     void fold() { sum = reduce(sum); }
+  };
+
+  struct Sum;
+
+  struct Column {
+    U128 sum = 0;
+    void add(uint64_t factor, I value) { sum += static_cast<U128>(factor) * value; }
+    void into(Sum& total, const uint64_t* coefficients, auto...) const;
   };
 
   struct Sum {
@@ -57,11 +67,15 @@ struct Scalar {
   };
 };
 
+void Scalar::Column::into(Sum& total, const uint64_t* coefficients, auto...) const {
+  total.residue = reduce(static_cast<U128>(reduce(sum)) * *coefficients + total.residue);
+}
+
 }  // namespace
 
 const PassBackend kPassPortable{rows::any_reply<Scalar>,
                                 rows::any_values<Scalar>,
-                                rows::any_pool<Scalar>,
+                                rows::any_window<Scalar>,
                                 rows::any_emit<Scalar>,
                                 nullptr,
                                 nullptr};

@@ -4,8 +4,10 @@
 // Check sums use biased, non-negative integers: z + 2^31 (32 bits) and q + 2^13 (14 bits);
 // pass.cpp subtracts the bias times the sum of the coefficients at the end.
 //
-// S::Dot sums coefficient * integer lane by lane and must be folded every S::kBlock elements;
-// S::Sum adds up residues and starts from and ends in CheckLanes.
+// S::Dot sums coefficient * integer lane by lane and must be folded every S::kBlock elements, or
+// every S::kShortBlock when the integers have 14 bits;
+// S::Column sums factor * integer, one factor for all lanes, for at most kColumnPixels integers of
+// 14 bits a lane. S::Sum adds up residues and starts from and ends in CheckLanes.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -13,6 +15,8 @@
 #include "pass_backend.hpp"
 
 namespace cloister::rows {
+
+constexpr int kShortBias = 1 << 13;
 
 // step(j) for every whole vector of [begin, end), step(j, mask) for what is left.
 template <class S, class Step>
@@ -116,10 +120,32 @@ void any_values(const ValueRow& row) {
   return values<S, false>(flat);
 }
 
-template <class S, bool kAverage>
-void pool(const PoolRow& row) {
-  const PoolShape& s = *row.shape;
+// The sum over the taps of one output vector at `first`, taps in order, each product rounded.
+template <class S, int kRows, int kColumns>
+inline __attribute__((always_inline)) auto convolved(const WindowRow& row, int64_t first,
+                                                     const float* weights, int64_t columns,
+                                                     auto... mask) {
   const int64_t c = row.channels;
+  const int64_t rows = kRows > 0 ? kRows : row.row_count;
+  const int64_t inside = kColumns > 0 ? kColumns : columns;
+  auto f = S::set(0.0f);
+  for (int64_t i = 0; i < rows; ++i) {
+    const float* in = row.rows[i] + first;
+    const float* w = weights + i * row.shape->kw * c;
+    for (int64_t k = 0; k < inside; ++k, in += row.shape->dw * c, w += c) {
+      f = S::add(f, S::mul(S::load(in, mask...), S::load(w, mask...)));
+    }
+  }
+  return f;
+}
+
+template <class S, WindowShape::Kind kKind>
+void window(const WindowRow& row) {
+  using Kind = WindowShape::Kind;
+  const WindowShape& s = *row.shape;
+  const int64_t c = row.channels;
+  const auto lo = S::set(s.lo);
+  const auto hi = S::set(s.hi);
   for (int64_t x = row.x_begin; x < row.x_end; ++x) {
     const int64_t at = x * s.sw - s.pl;
     // Window columns k with 0 <= at + k * dw < width.
@@ -129,24 +155,40 @@ void pool(const PoolRow& row) {
     const auto count = S::set(static_cast<float>(s.count_include_pad ? s.kh * s.kw : inside));
     const int64_t first = (at + begin * s.dw) * c;
     float* out = row.out + (x - row.x_begin) * c;
-    over<S>(0, c, [&](int64_t j, auto... mask) {
-      auto f = kAverage ? S::set(0.0f) : S::load(row.rows[0] + first + j, mask...);
-      for (int64_t i = 0; i < row.row_count; ++i) {
-        const float* in = row.rows[i] + first + j;
-        for (int64_t k = begin; k < end; ++k, in += s.dw * c) {
-          const auto v = S::load(in, mask...);
-          f = kAverage ? S::add(f, v) : S::max(v, f);
+    if constexpr (kKind == Kind::depthwise) {
+      const float* weights = s.weights.data() + (row.first_row * s.kw + begin) * c;
+      const bool whole = row.row_count == 3 && s.kw == 3 && end - begin == 3;
+      over<S>(0, c, [&](int64_t j, auto... mask) {
+        auto f = whole ? convolved<S, 3, 3>(row, first + j, weights + j, 3, mask...)
+                       : convolved<S, 0, 0>(row, first + j, weights + j, end - begin, mask...);
+        f = S::add(f, S::load(s.bias.data() + j, mask...));
+        S::store(out + j, S::min(S::max(f, lo), hi), mask...);
+      });
+    } else {
+      over<S>(0, c, [&](int64_t j, auto... mask) {
+        auto f = kKind == Kind::average ? S::set(0.0f) : S::load(row.rows[0] + first + j, mask...);
+        for (int64_t i = 0; i < row.row_count; ++i) {
+          const float* in = row.rows[i] + first + j;
+          for (int64_t k = begin; k < end; ++k, in += s.dw * c) {
+            const auto v = S::load(in, mask...);
+            f = kKind == Kind::average ? S::add(f, v) : S::max(v, f);
+          }
         }
-      }
-      if constexpr (kAverage) f = S::div(f, count);
-      S::store(out + j, f, mask...);
-    });
+        if constexpr (kKind == Kind::average) f = S::div(f, count);
+        S::store(out + j, f, mask...);
+      });
+    }
   }
 }
 
 template <class S>
-void any_pool(const PoolRow& row) {
-  return row.shape->average ? pool<S, true>(row) : pool<S, false>(row);
+void any_window(const WindowRow& row) {
+  using Kind = WindowShape::Kind;
+  switch (row.shape->kind) {
+    case Kind::max: return window<S, Kind::max>(row);
+    case Kind::average: return window<S, Kind::average>(row);
+    default: return window<S, Kind::depthwise>(row);
+  }
 }
 
 // The centred integers of one vector: round(clip(f * inv_scale)), half to even.
@@ -156,25 +198,38 @@ inline __attribute__((always_inline)) auto quantised(typename S::F f, typename S
   return S::round(S::min(S::max(S::mul(f, inv_scale), low), high));
 }
 
-template <class S, bool kCheck, bool kBlinded>
+enum class To { blinded, plain, nowhere };
+
+// One vector of a request: its integers. The only write of the request: they never reach this
+// memory without their pad.
+template <class S, To kTo>
+inline __attribute__((always_inline)) auto write(const EmitRow& row, int64_t at,
+                                                 typename S::F inv_scale, typename S::F qmax,
+                                                 auto... mask) {
+  const auto low = S::sub(S::set(0.0f), qmax);
+  const auto q = quantised<S>(S::load(row.values + at, mask...), inv_scale, low, qmax);
+  if constexpr (kTo == To::blinded) {
+    S::store(row.blinded + at, S::plus(q, S::load(row.pad + at, mask...)), mask...);
+  } else if constexpr (kTo == To::plain) {
+    S::store_narrow(row.plain + at, q, mask...);
+  }
+  return q;
+}
+
+// Every element with a coefficient of its own, or unchecked.
+template <class S, bool kCheck, To kTo>
 void emit(const EmitRow& row, CheckLanes& lanes) {
   const auto inv_scale = S::set(row.inv_scale);
-  const auto low = S::set(-row.qmax);
-  const auto high = S::set(row.qmax);
+  const auto qmax = S::set(row.qmax);
+  const int64_t count = row.pixels * row.channels;
   typename S::Sum sum(lanes);
-  for (int64_t start = 0; start < row.count; start += S::kBlock) {
+  for (int64_t start = 0; start < count; start += S::kShortBlock) {
     typename S::Dot dot;
-    over<S>(start, std::min(row.count, start + S::kBlock), [&](int64_t j, auto... mask) {
-      const auto q = quantised<S>(S::load(row.values + j, mask...), inv_scale, low, high);
+    over<S>(start, std::min(count, start + S::kShortBlock), [&](int64_t j, auto... mask) {
+      const auto q = write<S, kTo>(row, j, inv_scale, qmax, mask...);
       if constexpr (kCheck) {
         prefetch(row.t + j);
-        dot.add(row.t + j, S::plus(q, 1 << 13), mask...);
-      }
-      // The only write of the request: q never reaches this memory without its pad.
-      if constexpr (kBlinded) {
-        S::store(row.blinded + j, S::plus(q, S::load(row.pad + j, mask...)), mask...);
-      } else {
-        S::store_narrow(row.plain + j, q, mask...);
+        dot.add(row.t + j, S::plus(q, kShortBias), mask...);
       }
     });
     if constexpr (kCheck) sum.add(dot);
@@ -182,11 +237,86 @@ void emit(const EmitRow& row, CheckLanes& lanes) {
   if constexpr (kCheck) sum.save(lanes);
 }
 
+constexpr int kTermsAtOnce = 3;    // their accumulators fit the registers
+constexpr int64_t kLongRow = 16;  // pixels: what a channel costs once is shared by so many
+
+// Terms `first` .. `first + kTerms` of coefficients that are products. Pixels outside: a pixel's
+// sum is multiplied by its factor.
+template <class S, int kTerms, To kTo>
+void emit_pixels(const EmitRow& row, CheckLanes& lanes, int64_t first) {
+  const auto inv_scale = S::set(row.inv_scale);
+  const auto qmax = S::set(row.qmax);
+  const uint64_t* factors = row.factors + first * row.factor_stride;
+  const uint64_t* t = row.t + first * row.term_stride;
+  const int64_t c = row.channels;
+  typename S::Sum sum(lanes);
+  for (int64_t p = 0; p < row.pixels; ++p) {
+    typename S::Dot dots[kTerms];
+    // A tile has fewer channels than S::kShortBlock.
+    over<S>(0, c, [&](int64_t j, auto... mask) {
+      const auto q = write<S, kTo>(row, p * c + j, inv_scale, qmax, mask...);
+      const auto biased = S::plus(q, kShortBias);
+      for (int k = 0; k < kTerms; ++k) dots[k].add(t + k * row.term_stride + j, biased, mask...);
+    });
+    for (int k = 0; k < kTerms; ++k) sum.add(dots[k], factors[k * row.factor_stride + p], 0);
+  }
+  sum.save(lanes);
+}
+
+// The same with channels outside: what all pixels of a channel have in common is multiplied once.
+template <class S, int kTerms, To kTo>
+void emit_channels(const EmitRow& row, CheckLanes& lanes, int64_t first) {
+  const auto inv_scale = S::set(row.inv_scale);
+  const auto qmax = S::set(row.qmax);
+  const uint64_t* factors = row.factors + first * row.factor_stride;
+  const uint64_t* t = row.t + first * row.term_stride;
+  typename S::Sum sum(lanes);
+  over<S>(0, row.channels, [&](int64_t j, auto... mask) {
+    typename S::Column columns[kTerms];
+    for (int64_t p = 0; p < row.pixels; ++p) {
+      const auto q = write<S, kTo>(row, p * row.channels + j, inv_scale, qmax, mask...);
+      const auto biased = S::plus(q, kShortBias);
+      for (int k = 0; k < kTerms; ++k) columns[k].add(factors[k * row.factor_stride + p], biased);
+    }
+    for (int k = 0; k < kTerms; ++k) columns[k].into(sum, t + k * row.term_stride + j, mask...);
+  });
+  sum.save(lanes);
+}
+
+template <class S, int kTerms, To kTo>
+void emit_factored(const EmitRow& row, CheckLanes& lanes, int64_t first) {
+  return row.pixels < kLongRow ? emit_pixels<S, kTerms, kTo>(row, lanes, first)
+                               : emit_channels<S, kTerms, kTo>(row, lanes, first);
+}
+
+template <class S, To kTo>
+void emit_terms(const EmitRow& row, CheckLanes& lanes, int64_t first) {
+  switch (std::min<int64_t>(row.terms - first, kTermsAtOnce)) {
+    case 1: return emit_factored<S, 1, kTo>(row, lanes, first);
+    case 2: return emit_factored<S, 2, kTo>(row, lanes, first);
+    default: return emit_factored<S, 3, kTo>(row, lanes, first);
+  }
+}
+
+// What is left of the check when the first terms were summed while the request was written.
+template <class S>
+void check_rest(const EmitRow& row, CheckLanes& lanes) {
+  for (int64_t first = kTermsAtOnce; first < row.terms; first += kTermsAtOnce) {
+    emit_terms<S, To::nowhere>(row, lanes, first);
+  }
+}
+
+template <class S, To kTo>
+void emit_to(const EmitRow& row, CheckLanes& lanes) {
+  if (row.t == nullptr) return emit<S, false, kTo>(row, lanes);
+  if (row.factors == nullptr) return emit<S, true, kTo>(row, lanes);
+  emit_terms<S, kTo>(row, lanes, 0);
+  check_rest<S>(row, lanes);
+}
+
 template <class S>
 void any_emit(const EmitRow& row, CheckLanes& lanes) {
-  if (row.t)
-    return row.blinded ? emit<S, true, true>(row, lanes) : emit<S, true, false>(row, lanes);
-  return row.blinded ? emit<S, false, true>(row, lanes) : emit<S, false, false>(row, lanes);
+  return row.blinded ? emit_to<S, To::blinded>(row, lanes) : emit_to<S, To::plain>(row, lanes);
 }
 
 }  // namespace cloister::rows

@@ -29,12 +29,22 @@ class RingMap:
 def aes_ctr_fill(
     key: bytes, nonce: bytes, first_block: int, out: UInt32[np.ndarray, " words"]
 ) -> None: ...
-def freivalds_adjoint(
+def freivalds_factors(
     geometry: Sequence[int],
     weights: Int16[np.ndarray, "o kh kw c"],
-    a: UInt64[np.ndarray, " positions"],
+    alpha: UInt64[np.ndarray, " oh"],
+    beta: UInt64[np.ndarray, " ow"],
     b: UInt64[np.ndarray, " channels"],
-    t: UInt64[np.ndarray, " inputs"],
+    a: UInt64[np.ndarray, " positions"],
+    columns: UInt64[np.ndarray, "kw w"],
+    rows: UInt64[np.ndarray, "h kw c"],
+    threads: int = 1,
+) -> None: ...
+def freivalds_expand(
+    geometry: Sequence[int],
+    columns: UInt64[np.ndarray, "kw w"],
+    rows: UInt64[np.ndarray, "h kw c"],
+    t: UInt64[np.ndarray, "h w c"],
     threads: int = 1,
 ) -> None: ...
 def freivalds_dot(
@@ -51,13 +61,20 @@ class Pass:
         bias: Float32[np.ndarray, " c"] | None,
         act_lo: float,
         act_hi: float,
-        pool: Sequence[int] | None,
+        window: Sequence[int] | None,
         sinks: Sequence[tuple[float, int]],
+        depthwise: tuple[Float32[np.ndarray, "kh kw c"], Float32[np.ndarray, " c"], float, float]
+        | None = None,
     ) -> None: ...
     def set_check(
         self, a: UInt64[np.ndarray, " positions"] | None, b: UInt64[np.ndarray, " channels"] | None
     ) -> None: ...
-    def set_sink_check(self, sink: int, t: UInt64[np.ndarray, " inputs"] | None) -> None: ...
+    def set_sink_check(
+        self,
+        sink: int,
+        rows: UInt64[np.ndarray, "h terms c"] | None,
+        columns: UInt64[np.ndarray, "terms w"] | None,
+    ) -> None: ...
     def run(
         self,
         n: int,

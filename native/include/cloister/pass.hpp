@@ -1,7 +1,8 @@
 // The pass between two linear layers, fused: one walk over memory instead of one per step.
 //
 //   z = reply - unblind (mod 2^32, read as centred)      sums_out = sum a[p] b[o] z[p, o] mod P
-//   f = float(z) * scale + bias, + residual, clamped, pooled; each operation rounded on its own
+//   f = float(z) * scale + bias, + residual, clamped, then pooled or convolved depthwise;
+//                                                        each operation rounded on its own
 //   q = round(clip(f * inv_scale)) for every sink        sums_in  = sum t[q, c] q[q, c] mod P
 //   request = q + pad (mod 2^32), or q as it is
 //
@@ -18,12 +19,17 @@
 
 namespace cloister {
 
-struct PoolShape {
-  bool average;
+// Max or average pooling, or a depthwise convolution: channels do not mix.
+struct WindowShape {
+  enum class Kind { max, average, depthwise };
+  Kind kind;
   int64_t kh, kw, sh, sw, dh, dw;
   int64_t pt, pl;  // padding before the first row and column
   int64_t oh, ow;
   bool count_include_pad;  // average over kh * kw, not over the positions inside the image
+  // Depthwise only: weights[kh][kw][c], bias[c], and the clamp behind it.
+  std::vector<float> weights, bias;
+  float lo, hi;
 };
 
 struct SinkRule {
@@ -35,7 +41,7 @@ struct PassShape {
   int64_t h, w, c;                 // of the source
   std::vector<float> scale, bias;  // c each: the source is a reply; empty: it is float32
   float lo, hi;                    // clamp; infinite: none
-  std::optional<PoolShape> pool;
+  std::optional<WindowShape> window;
   std::vector<SinkRule> sinks;
 };
 
@@ -45,6 +51,14 @@ struct PixelView {
   T* data = nullptr;
   int64_t image = 0;
   int64_t pixel = 0;
+};
+
+// Secret coefficients of one request's elements: t[y, x, c] = sum over k < terms of
+// columns[k][x] * rows[y][k][c]; without columns, rows[y][x][c] is t itself.
+struct InputCheck {
+  const uint64_t* rows = nullptr;
+  const uint64_t* columns = nullptr;
+  int64_t terms = 0;
 };
 
 struct SinkRun {
@@ -64,7 +78,7 @@ struct PassRun {
   const uint32_t* unblind = nullptr;                // one array, or
   const uint32_t* const* unblind_images = nullptr;  // one pointer per image
   PixelView<const float> residual;
-  PixelView<float> pre;   // keep the value before pooling
+  PixelView<float> pre;   // keep the value before the window
   PixelView<float> post;  // and behind it
   std::vector<SinkRun> sinks;
   uint64_t* sums_out = nullptr;
@@ -86,12 +100,12 @@ class Pass {
   Pass& operator=(const Pass&) = delete;
 
   const PassShape& shape() const { return shape_; }
-  int64_t out_h() const { return shape_.pool ? shape_.pool->oh : shape_.h; }
-  int64_t out_w() const { return shape_.pool ? shape_.pool->ow : shape_.w; }
+  int64_t out_h() const { return shape_.window ? shape_.window->oh : shape_.h; }
+  int64_t out_w() const { return shape_.window ? shape_.window->ow : shape_.w; }
 
   // Coefficients below P; the arrays must outlive their use. nullptr: no check.
   void set_check(const uint64_t* a, const uint64_t* b);  // a[h * w], b[c]
-  void set_sink_check(size_t sink, const uint64_t* t);   // t[out_h * out_w * c]
+  void set_sink_check(size_t sink, const InputCheck& check);
   bool checked() const { return a_ != nullptr; }
 
   // Throws std::invalid_argument before anything is written.
@@ -108,9 +122,9 @@ class Pass {
   PassShape shape_;
   const uint64_t* a_ = nullptr;
   const uint64_t* b_ = nullptr;
-  uint64_t out_bias_ = 0;           // 2^31 * sum(a) * sum(b): z is accumulated as z + 2^31
-  std::vector<const uint64_t*> t_;  // one per sink
-  std::vector<uint64_t> in_bias_;   // 2^13 * sum(t): q is accumulated as q + 2^13
+  uint64_t out_bias_ = 0;          // 2^31 * sum(a) * sum(b): z is accumulated as z + 2^31
+  std::vector<InputCheck> t_;      // one per sink
+  std::vector<uint64_t> in_bias_;  // 2^13 * sum(t): q is accumulated as q + 2^13
   std::vector<std::unique_ptr<Scratch>> scratch_;
 };
 

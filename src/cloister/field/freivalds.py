@@ -1,12 +1,14 @@
-"""Freivalds' check of linear maps modulo a 52-bit prime, with rank-one coefficients.
+"""Freivalds' check of linear maps modulo a 52-bit prime, with coefficients of rank one.
 
-For secret a (one per output position) and b (one per output channel), s[p, o] = a[p] b[o]:
+For secret alpha (one per output row), beta (per output column) and b (per output channel),
+s[(y, x), o] = alpha[y] beta[x] b[o]:
 
-    sum over p, o of s[p, o] z[p, o]  =  sum over q, c of t[q, c] x[q, c]    with t = A^T s.
+    sum of s[p, o] z[p, o]  =  sum over q, c of t[q, c] x[q, c]    with t = A^T s.
 
 A wrong answer differs from A x by some E != 0 with entries below 2^33 < P52, so E != 0 modulo P52.
-a^T E b is a non-zero polynomial of degree 2 in uniform variables: it vanishes with probability at
-most 2 / P52 (Schwartz-Zippel). Why not dense coefficients: docs/adr/0001.
+The sum over s E is a non-zero polynomial of degree 3 in uniform variables: it vanishes with
+probability at most 3 / P52 (Schwartz-Zippel). Why not dense coefficients: docs/adr/0001; why rows
+and columns apart, so that t need not be stored: docs/adr/0005.
 """
 
 import math
@@ -17,23 +19,37 @@ from jaxtyping import UInt64
 
 from cloister import _native
 from cloister.crypto.csprng import Csprng
-from cloister.field.linear import LinearMap
+from cloister.field.linear import Geometry, LinearMap
 
 P52 = 2**52 - 47
-SOUNDNESS_BITS = math.floor(10 * (math.log2(P52) - 1)) / 10
+SOUNDNESS_BITS = math.floor(10 * (math.log2(P52) - math.log2(3))) / 10
 """-log2 of the chance that one wrong answer passes."""
+NARROW = 8
+"""Images up to this width, or with fewer channels than twice this, keep t itself: reading its few
+numbers costs less than summing once for every column of the kernel."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CheckVectors:
-    """Coefficients of one linear map: `a` per output position, `b` per channel, `t = A^T (a b^T)`.
+    """Coefficients of one linear map.
 
-    Secret   all three
+    `a` (one per output position) and `b` (per channel) weigh the answer. The coefficient of the
+    request's element (y, x, c) is the sum over k of columns[k, x] * rows[y, k, c]; without
+    `columns` it is rows[y, x, c].
+
+    Secret   all of them
     """
 
     a: UInt64[np.ndarray, " positions"]
     b: UInt64[np.ndarray, " channels"]
-    t: UInt64[np.ndarray, " inputs"]
+    rows: UInt64[np.ndarray, "h terms c"]
+    columns: UInt64[np.ndarray, "terms w"] | None
+
+    def erase(self) -> None:
+        """Overwrite them."""
+        for array in (self.a, self.b, self.rows, self.columns):
+            if array is not None:
+                array.fill(0)
 
 
 def field_elements(count: int, *, rng: Csprng) -> UInt64[np.ndarray, " count"]:
@@ -48,9 +64,36 @@ def field_elements(count: int, *, rng: Csprng) -> UInt64[np.ndarray, " count"]:
 
 def draw(linear: LinearMap, *, rng: Csprng) -> CheckVectors:
     """Fresh check vectors of a linear map."""
+    vectors = _factors(linear, rng=rng)
     geometry = linear.geometry
-    a = field_elements(geometry.out_size[0] * geometry.out_size[1], rng=rng)
+    wide = geometry.in_size[1] > NARROW and geometry.in_channels >= 2 * NARROW
+    if geometry.kernel[1] == 1 or wide:
+        return vectors
+    return CheckVectors(vectors.a, vectors.b, _expanded(geometry, vectors), None)
+
+
+def draw_dense(linear: LinearMap, *, rng: Csprng) -> CheckVectors:
+    """Fresh check vectors with one coefficient for every element of a request."""
+    vectors = _factors(linear, rng=rng)
+    return CheckVectors(vectors.a, vectors.b, _expanded(linear.geometry, vectors), None)
+
+
+def _factors(linear: LinearMap, *, rng: Csprng) -> CheckVectors:
+    geometry = linear.geometry
+    (height, width), (out_height, out_width) = geometry.in_size, geometry.out_size
+    terms = geometry.kernel[1]
+    alpha, beta = field_elements(out_height, rng=rng), field_elements(out_width, rng=rng)
     b = field_elements(geometry.out_channels, rng=rng)
-    t = np.empty(geometry.in_elements, np.uint64)
-    _native.freivalds_adjoint(geometry.to_tuple(), linear.weights, a, b, t)
-    return CheckVectors(a, b, t)
+    a = np.empty(out_height * out_width, np.uint64)
+    columns = np.empty((terms, width), np.uint64)
+    rows = np.empty((height, terms, geometry.in_channels), np.uint64)
+    _native.freivalds_factors(
+        geometry.to_tuple(), linear.weights, alpha, beta, b, a, columns, rows
+    )
+    return CheckVectors(a, b, rows, columns)
+
+
+def _expanded(geometry: Geometry, vectors: CheckVectors) -> UInt64[np.ndarray, "h w c"]:
+    t = np.empty(geometry.in_shape, np.uint64)
+    _native.freivalds_expand(geometry.to_tuple(), vectors.columns, vectors.rows, t)
+    return t

@@ -13,7 +13,7 @@ from jaxtyping import Int16, Int32, UInt32, UInt64
 from cloister import _native
 from cloister.crypto.csprng import Csprng
 from cloister.errors import RangeError
-from cloister.field.freivalds import P52, CheckVectors, draw
+from cloister.field.freivalds import P52, CheckVectors, draw_dense
 from cloister.field.linear import LinearMap
 from cloister.wire.messages import TensorSpec
 
@@ -71,7 +71,7 @@ class _Emitter:
         if widest <= MAX_FUSED_BITS:
             sink = (1.0, 1 << (widest - 1))
             self._pass = _native.Pass(1, 1, len(t), None, None, -np.inf, np.inf, None, [sink])
-            self._pass.set_sink_check(0, t)
+            self._pass.set_sink_check(0, t, None)
 
     def __call__(
         self, digits: Int32[np.ndarray, " words"], out: Int16[np.ndarray, " words"]
@@ -159,16 +159,15 @@ class SharedNode:
     def splitter(self, rng: Csprng) -> Splitter:
         """What cuts this node's shares; draws the check vectors when there are none."""
         if self._splitter is None:
-            self.vectors = draw(self.linear, rng=rng)
+            self.vectors = draw_dense(self.linear, rng=rng)
             self._pass.set_check(self.vectors.a, self.vectors.b)
-            self._splitter = Splitter(self.digits, self.vectors.t)
+            self._splitter = Splitter(self.digits, self.vectors.rows.reshape(-1))
         return self._splitter
 
     def forget(self) -> None:
         """Overwrite the check vectors; `splitter` draws new ones."""
         if self.vectors is not None:
-            for array in (self.vectors.a, self.vectors.b, self.vectors.t):
-                array.fill(0)
+            self.vectors.erase()
         self.vectors = self._splitter = None
 
     def answer_sum(self, z: UInt32[np.ndarray, "1 h w c"]) -> int:

@@ -43,17 +43,24 @@ class PadSet:
 
 
 def reclaim(pads: Sequence[PadSet]) -> list[dict[int, np.ndarray]]:
-    """Erase spent pads and give back their memory; the pads are empty afterwards.
+    """Take back the memory of spent pads; the pads are empty afterwards.
 
-    Emptied, so that memory given back twice is not handed out twice.
+    Emptied, so that memory given back twice is not handed out twice. What it holds is overwritten
+    by the next pad set, or by `erase` at the end: as long as the pad key lives, anybody who reads
+    this memory could compute `r` and `A r` anyway (docs/adr/0006).
     """
     memory = []
     for pad in pads:
-        for array in pad.unblinding.values():
-            array.fill(0)
         memory.append(dict(pad.unblinding))
         pad.unblinding.clear()
     return memory
+
+
+def erase(memory: Sequence[Mapping[int, np.ndarray]]) -> None:
+    """Overwrite the memory of spent pads."""
+    for arrays in memory:
+        for array in arrays.values():
+            array.fill(0)
 
 
 @runtime_checkable

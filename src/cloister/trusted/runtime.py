@@ -308,7 +308,9 @@ class Runtime:
                 native.set_check(*((vectors.a, vectors.b) if vectors else (None, None)))
             for position, index in enumerate(step.sinks):
                 vectors = self.checks.vectors(index)
-                native.set_sink_check(position, vectors.t if vectors else None)
+                native.set_sink_check(
+                    position, *((vectors.rows, vectors.columns) if vectors else (None, None))
+                )
 
 
 @dataclass

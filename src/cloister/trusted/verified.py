@@ -54,8 +54,7 @@ class Retired:
     def erase(self) -> None:
         """Overwrite them."""
         for vectors in self._vectors:
-            for array in (vectors.a, vectors.b, vectors.t):
-                array.fill(0)
+            vectors.erase()
 
 
 def accept(
@@ -64,7 +63,7 @@ def accept(
     """Let a node's answers pass, or raise.
 
     Domain   canonical residues modulo P52, one per input of the batch
-    Error    a wrong answer passes with probability at most 2 / P52 < 2^-50
+    Error    a wrong answer passes with probability at most 3 / P52 < 2^-50
     Raises   VerificationError, which says only which node failed
     """
     if answer_sums.shape != request_sums.shape or not np.array_equal(answer_sums, request_sums):

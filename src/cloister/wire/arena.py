@@ -126,6 +126,7 @@ class Arena:
             os.ftruncate(descriptor, size)
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
             memory = mmap.mmap(descriptor, size)
+            memory.madvise(mmap.MADV_HUGEPAGE)
             index, self._next = self._next, self._next + 1
             self._segments[index] = _Segment(memory, size)
             self._on_new(index, size, descriptor)
