@@ -9,10 +9,14 @@ JOBS ?= 2
 # ONNX Runtime must not report what it runs, whoever loads it first.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test build dev fmt lint type arch native-test bench docs wheel clean
+.PHONY: demo demo-training test build dev fmt lint type arch native-test bench docs wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/cloister demo
+
+# Two clinics, an authority and a training server, each a process.
+demo-training: $(VENV)/.train
+	$(BIN)/cloister demo-training
 
 test: $(VENV)/.dev native-test
 	$(BIN)/pytest -n $(JOBS) --dist worksteal
@@ -28,6 +32,10 @@ $(VENV)/.base:
 
 $(VENV)/.demo: $(VENV)/.base pyproject.toml constraints.txt $(NATIVE)
 	$(PIP) install -c constraints.txt --no-build-isolation -e '.[demo]'
+	@touch $@
+
+$(VENV)/.train: $(VENV)/.demo
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[demo,train,serve]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
@@ -59,7 +67,10 @@ native-test: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/cloister bench layers
-	$(BIN)/cloister bench inference --model vgg16 --policy slalom --threads 1
+	$(BIN)/cloister bench transport
+	@mkdir -p build
+	$(BIN)/cloister bench inference --model vgg16 --model mobilenet_v1 --model resnet50 --policy slalom --threads 1 \
+		--figure build/ratios.svg
 
 # The documents' links, file names, commands and code are tests.
 docs: $(VENV)/.dev

@@ -20,6 +20,7 @@
 #include "cloister/isa.hpp"
 #include "cloister/pass.hpp"
 #include "cloister/ring_map.hpp"
+#include "curve.hpp"
 #include "pass.hpp"
 #include "walker.hpp"
 
@@ -176,4 +177,7 @@ NB_MODULE(_native, m) {
       .def("answered", &BoundWalker::answered, nb::arg("step"))
       .def_prop_ro("outstanding", &BoundWalker::outstanding)
       .def("costs", &BoundWalker::costs);
+
+  // ---- functional encryption: the group
+  register_curve(m);
 }

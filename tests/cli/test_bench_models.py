@@ -18,6 +18,9 @@ from cloister.cli.bench.baselines import (
 )
 from cloister.cli.bench.models import NAMES, build, load_any
 from cloister.errors import InputError, ModelError, UnsupportedError
+from cloister.graph.linear_nodes import geometry
+from cloister.graph.onnx_import import from_model
+from cloister.graph.ops import is_linear
 
 # Published counts; where the original has batch normalisation, its two trained vectors per
 # convolution are one bias here: 4,800 channels in ResNet-18, 26,560 in ResNet-50, 75,712 in
@@ -49,6 +52,19 @@ def images(model: onnx.ModelProto, count: int) -> np.ndarray:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_network_has_the_published_number_of_parameters(name):
     assert parameters(build(name)) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "macs"),
+    [
+        ("resnet18", 1.81e9), ("resnet50", 4.09e9), ("resnet152", 11.5e9),
+        ("mobilenet_v1", 0.569e9), ("mobilenet_v2", 0.300e9),
+    ],
+)  # fmt: skip
+def test_every_network_has_the_published_number_of_multiply_adds(name, macs):
+    graph = from_model(build(name), name=name)
+    found = sum(geometry(graph, node).macs for node in graph.nodes if is_linear(graph, node))
+    assert found == pytest.approx(macs, rel=0.01)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -184,8 +200,10 @@ def test_without_torch_the_baseline_is_absent_and_says_so(monkeypatch):
 def test_eight_bits_are_close(recwarn):
     model = nets.chain()
     x = images(model, 8)
+    before = model.SerializeToString()
     (exact,) = OrtBaseline(model, 1).run(x)
     (rough,) = OrtInt8Baseline(model, 1, samples=x).run(x)
+    assert model.SerializeToString() == before
     assert rough.shape == exact.shape
     assert 0 < np.abs(rough - exact).max() < 0.2 * np.abs(exact).max()
 

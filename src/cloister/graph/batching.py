@@ -11,10 +11,10 @@ import numpy as np
 from numpy.random import Generator, default_rng  # noqa: TID251  (sample inputs, no secrets)
 
 from cloister.errors import ModelError
-from cloister.graph.export import to_model
+from cloister.graph.fed import FedSession
 from cloister.graph.graph import Graph, TensorType
 from cloister.graph.inference import with_types
-from cloister.graph.interpreter import ORT_ERRORS, runtime_session
+from cloister.graph.interpreter import ORT_ERRORS
 
 TOLERANCE = 1e-3
 
@@ -92,7 +92,7 @@ def agrees(graph: Graph, freed: Graph) -> bool:
     """Whether two sample batches give the same together in `freed` as alone in `graph`."""
     rng = default_rng(0)
     parts = [{name: _sample(graph.types[name], rng) for name in graph.inputs} for _ in range(2)]
-    fixed, dynamic = (runtime_session(to_model(one).SerializeToString()) for one in (graph, freed))
+    fixed, dynamic = (FedSession(one) for one in (graph, freed))
     alone = [fixed.run(None, part) for part in parts]
     both = dynamic.run(None, {n: np.concatenate([p[n] for p in parts]) for n in graph.inputs})
     one = dynamic.run(None, {name: array[:1] for name, array in parts[0].items()})

@@ -46,7 +46,10 @@ def geometry(graph: Graph, node: Node) -> Geometry:
 def float_weights(
     graph: Graph, node: Node
 ) -> tuple[Float32[np.ndarray, "oc kh kw c"], Float32[np.ndarray, " oc"]]:
-    """Weights in `LinearMap` order and one bias per output channel of a linear node."""
+    """Weights in `LinearMap` order and one bias per output channel of a linear node.
+
+    The weights are a view of the model's wherever their order allows it: they may be large.
+    """
     shape = geometry(graph, node).weight_shape
     weights = graph.constants[node.inputs[1]]
     if node.op in ("Gemm", "MatMul"):
@@ -57,7 +60,7 @@ def float_weights(
         ordered = _as_2d(weights).transpose(0, 2, 3, 1)
     else:
         ordered = _flipped(_as_2d(weights), integer(node, "group", 1))
-    return np.ascontiguousarray(ordered, np.float32), _bias(graph, node, shape[0])
+    return np.asarray(ordered, np.float32), _bias(graph, node, shape[0])
 
 
 def begin_pads(node: Node, size: Pair, out_size: Pair, kernel: Pair) -> Pair:

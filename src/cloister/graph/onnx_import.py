@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
-from onnx import checker, inliner, numpy_helper
+from onnx import checker, helper, inliner, numpy_helper
 
 from cloister.errors import ModelError, UnsupportedError
 from cloister.graph.batching import with_dynamic_batch
@@ -15,6 +14,7 @@ from cloister.graph.external_data import read_external_data
 from cloister.graph.graph import Graph, Node, TensorType
 from cloister.graph.inference import one_line, tensor_type, with_types
 from cloister.graph.legality import check
+from cloister.graph.model_file import read_model
 from cloister.graph.separability import with_separability
 
 MAX_FILE_BYTES = 2**31 - 1
@@ -36,15 +36,11 @@ def load(path: str | Path) -> Graph:
                 f"{path}: {size} bytes, but an ONNX file holds at most 2 GiB; save the weights as "
                 "external data"
             )
-        data = path.read_bytes()
+        file = read_model(path)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ModelError(f"{path}: cannot be read ({reason}); check the path") from None
-    try:
-        model = onnx.load_model_from_string(data)
-    except (DecodeError, ValueError) as error:
-        raise ModelError(f"{path}: not an ONNX model, or cut off ({one_line(error)})") from None
-    return from_model(model, name=path.stem, folder=path.parent)
+    return _import(file.skeleton, file.constants, name=path.stem, folder=path.parent)
 
 
 def from_model(model: onnx.ModelProto, *, name: str, folder: Path | None = None) -> Graph:
@@ -54,8 +50,16 @@ def from_model(model: onnx.ModelProto, *, name: str, folder: Path | None = None)
     """
     own = onnx.ModelProto()
     own.CopyFrom(model)
+    return _import(own, {}, name=name, folder=folder)
+
+
+def _import(
+    own: onnx.ModelProto, constants: dict[int, np.ndarray], *, name: str, folder: Path | None
+) -> Graph:
+    """The graph of a message that may be changed; `constants` were read from the file already."""
     read_external_data(own, folder=folder, name=name)
-    _check(own, name)
+    large = {own.graph.initializer[i].name: array for i, array in constants.items()}
+    _check(own, name, constants)
     if own.functions:
         own = inliner.inline_local_functions(own)
     if own.graph.sparse_initializer:
@@ -63,12 +67,12 @@ def from_model(model: onnx.ModelProto, *, name: str, folder: Path | None = None)
         raise UnsupportedError(
             f"{name}: constant {first!r} is sparse; export the model with dense weights"
         )
-    graph = _graph(own, name)
+    graph = _graph(own, name, large)
     check(graph)
     return with_separability(with_dynamic_batch(graph))
 
 
-def _check(model: onnx.ModelProto, name: str) -> None:
+def _check(model: onnx.ModelProto, name: str, elsewhere: Mapping[int, np.ndarray]) -> None:
     if not model.graph.node and not model.graph.output:
         raise ModelError(f"{name}: not an ONNX model, or an empty one; export it again")
     _check_sizes(model, name)
@@ -83,7 +87,7 @@ def _check(model: onnx.ModelProto, name: str) -> None:
             value.type.tensor_type.elem_type = value.type.tensor_type.elem_type or FLOAT
             value.type.tensor_type.shape.SetInParent()
     try:
-        checker.check_model(model)
+        checker.check_model(_checkable(model, elsewhere))
     except (checker.ValidationError, ValueError, RuntimeError) as error:
         raise ModelError(f"{name}: not a valid ONNX model: {one_line(error)}") from None
     versions = {entry.domain: entry.version for entry in model.opset_import}
@@ -95,9 +99,33 @@ def _check(model: onnx.ModelProto, name: str) -> None:
         )
 
 
+def _checkable(model: onnx.ModelProto, elsewhere: Mapping[int, np.ndarray]) -> onnx.ModelProto:
+    """The model with inputs in place of the constants that are elsewhere.
+
+    The checker would miss their data, and would copy it twice if it had it.
+    """
+    if not elsewhere:
+        return model
+    stated = onnx.ModelProto()
+    stated.CopyFrom(model)
+    given = {value.name for value in model.graph.input}
+    for i in sorted(elsewhere, reverse=True):
+        tensor = model.graph.initializer[i]
+        if tensor.name not in given:
+            stated.graph.input.append(
+                helper.make_tensor_value_info(tensor.name, tensor.data_type, tuple(tensor.dims))
+            )
+        del stated.graph.initializer[i]
+    return stated
+
+
 def _check_sizes(model: onnx.ModelProto, name: str) -> None:
-    """Refuse constants whose stated shape and stored bytes differ, before anything is allocated."""
+    """Refuse constants of one name and of absurd shapes, before anything is allocated."""
+    seen: set[str] = set()
     for tensor in model.graph.initializer:
+        if tensor.name in seen:
+            raise ModelError(f"{name}: constant {tensor.name!r} is there twice; export it again")
+        seen.add(tensor.name)
         elements = 1
         for size in tensor.dims:
             elements *= size
@@ -105,8 +133,11 @@ def _check_sizes(model: onnx.ModelProto, name: str) -> None:
             raise ModelError(f"{name}: constant {tensor.name!r} has an absurd shape; export again")
 
 
-def _graph(model: onnx.ModelProto, name: str) -> Graph:
-    constants = {tensor.name: _array(tensor) for tensor in model.graph.initializer}
+def _graph(model: onnx.ModelProto, name: str, large: Mapping[str, np.ndarray]) -> Graph:
+    constants = {
+        tensor.name: large[tensor.name] if tensor.name in large else _array(tensor)
+        for tensor in model.graph.initializer
+    }
     inputs = [value for value in model.graph.input if value.name not in constants]
     versions = {entry.domain: entry.version for entry in model.opset_import}
     graph = Graph(

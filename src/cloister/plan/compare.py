@@ -77,12 +77,14 @@ def compare(
 ) -> Comparison:
     """Run inputs under the plan's arithmetic and in float32, and measure every linear layer.
 
-    Raises PlanError when the plan has no fixed-point layer.
+    Raises PlanError when the plan has no fixed-point layer, or no float32 weights any more.
     """
     if not plan.linear_nodes:
         raise PlanError(
             f"policy {plan.policy!r} computes everything in float32: nothing to compare"
         )
+    if not plan.float_weights:
+        raise PlanError("the plan has let go of its float32 weights; make it again to compare")
     feeds = as_samples(plan.graph, samples)
     total = len(next(iter(feeds.values())))
     simulation = _Simulation(plan, threads)

@@ -7,14 +7,11 @@ from dataclasses import asdict, dataclass
 from cloister.graph.graph import Graph, Node
 from cloister.graph.linear_nodes import geometry
 from cloister.graph.ops import is_linear
+from cloister.plan.memory import MemoryCost, memory
 from cloister.plan.protection import ENCLAVE, OPEN, Protection
 
 RING_BYTES = 4
 PLAIN_BYTES = 2
-CHECK_BYTES = 8
-WEIGHT_BYTES = 2
-RUNTIME_BYTES = 120 * 2**20
-"""A Python process with NumPy and ONNX Runtime loaded and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +32,15 @@ class NodeCost:
 
 @dataclass(frozen=True)
 class PlanCost:
-    """All nodes and their sums, for one input."""
+    """All nodes and their sums, for one input, and the memory of the whole."""
 
     nodes: tuple[NodeCost, ...]
-    trusted_memory_bytes: int
+    memory: MemoryCost
+
+    @property
+    def trusted_memory_bytes(self) -> int:
+        """Peak memory of the trusted process."""
+        return self.memory.peak_bytes
 
     def total(self, column: str) -> int:
         """Sum of one numeric column."""
@@ -51,13 +53,14 @@ class PlanCost:
             "nodes": [asdict(node) for node in self.nodes],
             "totals": {column: self.total(column) for column in columns},
             "trusted_memory_bytes": self.trusted_memory_bytes,
+            "trusted_memory": self.memory.to_dict(),
         }
 
 
-def estimate(graph: Graph, protections: Mapping[str, Protection]) -> PlanCost:
-    """Costs of running a model under these protections."""
+def estimate(graph: Graph, protections: Mapping[str, Protection], *, batch: int = 1) -> PlanCost:
+    """Costs of running a model under these protections; `batch` inputs at a time need memory."""
     nodes = tuple(_node_cost(graph, node, protections[node.name]) for node in graph.nodes)
-    return PlanCost(nodes, RUNTIME_BYTES + _memory(graph, protections))
+    return PlanCost(nodes, memory(graph, protections, batch=batch))
 
 
 def _node_cost(graph: Graph, node: Node, protection: Protection) -> NodeCost:
@@ -95,19 +98,3 @@ def _shape_text(graph: Graph, value: str) -> str:
 def _local_flops(graph: Graph, node: Node) -> int:
     known = [graph.types[value] for value in node.outputs if value in graph.types]
     return sum(math.prod(size or 1 for size in one.shape) for one in known)
-
-
-def _memory(graph: Graph, protections: Mapping[str, Protection]) -> int:
-    total = 0
-    for node in graph.nodes:
-        protection = protections[node.name]
-        weights = sum(graph.constants[v].nbytes for v in set(node.inputs) if v in graph.constants)
-        if protection in (ENCLAVE, OPEN) or not is_linear(graph, node):
-            total += weights
-            continue
-        shape = geometry(graph, node)
-        elements = math.prod(shape.weight_shape)
-        total += weights + elements * WEIGHT_BYTES
-        total += CHECK_BYTES * shape.in_elements if protection.checked else 0
-        total += RING_BYTES * shape.out_elements if protection.hidden else 0
-    return total

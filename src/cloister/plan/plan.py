@@ -3,12 +3,13 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from cloister.errors import PlanError
+from cloister.graph.captures import captured_values
 from cloister.graph.graph import Graph, Node
 from cloister.graph.ops import is_linear
 from cloister.plan.claims import Claims, claims_of
@@ -20,12 +21,16 @@ FORMAT = 1
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Every node's protection and, for linear nodes that leave the runtime, their integers."""
+    """Every node's protection and, for linear nodes that leave the runtime, their integers.
+
+    float_weights   whether those nodes' float32 weights are still there (`without_float_weights`)
+    """
 
     graph: Graph
     policy: str
     protections: Mapping[str, Protection]
     quantised: Mapping[str, QuantisedLinear]
+    float_weights: bool = True
 
     def __post_init__(self) -> None:
         names = {node.name for node in self.graph.nodes}
@@ -68,6 +73,25 @@ class Plan:
     def claims(self) -> Claims:
         """What an untrusted worker learns and can change, as this plan implies it."""
         return claims_of(self.policy, self.protections)
+
+    def without_float_weights(self) -> "Plan":
+        """The same plan, of the same digest, for running only: it drops what became integers.
+
+        The float32 weights of outsourced nodes are replaced by NaN that takes no memory. They are
+        freed once nobody holds this plan or its model any more.
+        """
+        inside = [node for node in self.graph.nodes if node.name not in self.quantised]
+        kept = {name for node in inside for name in (*node.inputs, *captured_values(node))}
+        kept |= set(self.graph.outputs)
+        sent = {name for node in self.graph.nodes for name in node.inputs} - kept
+        constants = {
+            name: _absent(array) if name in sent and array.dtype == np.float32 else array
+            for name, array in self.graph.constants.items()
+        }
+        graph = replace(self.graph, constants=constants)
+        lean = replace(self, graph=graph, float_weights=False)
+        lean.__dict__["canonical_bytes"] = self.canonical_bytes
+        return lean
 
     @cached_property
     def canonical_bytes(self) -> bytes:
@@ -116,12 +140,21 @@ def _describe_integers(node: QuantisedLinear) -> dict[str, object]:
     }
 
 
+def _absent(array: np.ndarray) -> np.ndarray:
+    """An array of the same type and shape that holds nothing."""
+    return np.broadcast_to(np.float32(np.nan), array.shape)
+
+
 def _digest_array(array: np.ndarray) -> str:
+    digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
     if array.dtype == object:
-        data = repr(array.tolist()).encode()
+        digest.update(repr(array.tolist()).encode())
+    elif array.dtype.kind in "biuf":
+        # In place: weights are large, and a copy would be the peak of the process's memory.
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     else:
-        data = np.ascontiguousarray(array).tobytes()
-    return hashlib.sha256(f"{array.dtype}{array.shape}".encode() + data).hexdigest()
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def _digest_attribute(value: object) -> str:

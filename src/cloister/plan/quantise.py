@@ -14,14 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnxruntime as ort
 from jaxtyping import Float32
 
 from cloister.errors import RangeError
 from cloister.field.linear import LinearMap
-from cloister.graph.export import to_model
+from cloister.graph.fed import FedSession
 from cloister.graph.graph import Graph, Node
-from cloister.graph.interpreter import ORT_ERRORS, runtime_session
+from cloister.graph.interpreter import ORT_ERRORS
 from cloister.graph.linear_nodes import float_weights, geometry
 
 WRAP_LIMIT = 2**31
@@ -30,6 +29,7 @@ MAX_ACTIVATION_BITS = 14
 CALIBRATION_BATCH = 8
 MIN_ACTIVATION_BITS = 8
 COMFORTABLE_WEIGHT_BITS = 8.0
+PART_ELEMENTS = 2**22
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,21 @@ class QuantisedLinear:
 def static_bound(node: QuantisedLinear) -> int:
     """Largest magnitude any result can have, computed from the integers themselves."""
     weights = node.linear.weights
-    sums = np.abs(weights.astype(np.int32)).reshape(len(weights), -1).sum(axis=1, dtype=np.int64)
-    return node.x_qmax * int(sums.max(initial=0))
+    return node.x_qmax * max(
+        (int(_l1(weights[part]).max(initial=0)) for part in _parts(weights)), default=0
+    )
+
+
+def _l1(integers: np.ndarray) -> np.ndarray:
+    """Sum of the magnitudes in each row; exact."""
+    rows = integers.astype(np.int32).reshape(len(integers), -1)
+    return np.asarray(np.abs(rows).sum(axis=1, dtype=np.int64))
+
+
+def _parts(weights: np.ndarray) -> Iterator[slice]:
+    """Output channels, some at a time: in float64, a whole layer would be the memory's peak."""
+    step = max(1, PART_ELEMENTS // max(weights[:1].size, 1))
+    return (slice(start, start + step) for start in range(0, len(weights), step))
 
 
 def calibrate(
@@ -90,8 +103,7 @@ def calibrate(
     """Largest magnitude of each named value over the samples, in plain float32 arithmetic."""
     largest = dict.fromkeys(values, 0.0)
     inner = [value for value in values if value not in graph.inputs]
-    model = to_model(graph, outputs=(*graph.outputs, *inner))
-    session = runtime_session(model.SerializeToString(), threads=0, optimised=True)
+    session = FedSession(graph, outputs=(*graph.outputs, *inner), threads=0, optimised=True)
     for batch in _batches(graph, samples):
         found = dict(zip(inner, _run(session, inner, batch), strict=True)) if inner else {}
         for value in values:
@@ -105,11 +117,9 @@ def calibrate(
     return largest
 
 
-def _run(
-    session: ort.InferenceSession, wanted: list[str], batch: dict[str, np.ndarray]
-) -> list[np.ndarray]:
+def _run(session: FedSession, wanted: list[str], batch: dict[str, np.ndarray]) -> list[np.ndarray]:
     try:
-        return list(session.run(wanted, batch))
+        return session.run(wanted, batch)
     except ORT_ERRORS as error:
         raise RangeError(
             "calibration: ONNX Runtime cannot run the model on these samples "
@@ -135,10 +145,12 @@ def quantise_node(
     Raises   RangeError when no activation width of at least 8 bits admits a proof
     """
     weights, bias = float_weights(graph, node)
-    if not (np.isfinite(weights).all() and np.isfinite(bias).all()):
+    finite = all(np.isfinite(weights[part]).all() for part in _parts(weights))
+    if not (finite and np.isfinite(bias).all()):
         raise RangeError(f"node {node.name!r}: weights contain NaN or infinity; repair the model")
     activation_bits = precision.activation_bits
     while True:
+        quantised = None  # two widths of a large layer need not exist at once
         quantised = _at_width(graph, node, weights, bias, largest_input, activation_bits, precision)
         enough = min(COMFORTABLE_WEIGHT_BITS, precision.weight_bits)
         if quantised is not None and quantised.weight_bits >= enough:
@@ -165,25 +177,33 @@ def _at_width(
 ) -> QuantisedLinear | None:
     qmax_x = 2 ** (activation_bits - 1) - 1
     qmax_w = 2 ** (precision.weight_bits - 1) - 1
-    rows = weights.reshape(len(weights), -1).astype(np.float64)
-    room = WRAP_LIMIT - 1 - qmax_x * rows.shape[1] / 2
+    terms = weights[:1].size
+    room = WRAP_LIMIT - 1 - qmax_x * terms / 2
     if room <= WRAP_LIMIT / 4:
         return None
-    peak, l1 = np.abs(rows).max(axis=1), np.abs(rows).sum(axis=1)
-    w_scale = np.maximum(peak / qmax_w, l1 * qmax_x / room)
-    w_scale[w_scale == 0.0] = 1.0
-    integers = np.rint(rows / w_scale[:, None]).astype(np.int16)
-    bound = qmax_x * int(np.abs(integers.astype(np.int64)).sum(axis=1).max())
+    integers = np.empty(weights.shape, np.int16)
+    w_scale = np.empty(len(weights))
+    for part in _parts(weights):
+        rows = weights[part].reshape(len(weights[part]), -1).astype(np.float64)
+        size = np.abs(rows)
+        scale = np.maximum(size.max(axis=1) / qmax_w, size.sum(axis=1) * qmax_x / room)
+        scale[scale == 0.0] = 1.0
+        integers[part] = np.rint(rows / scale[:, None]).reshape(weights[part].shape)
+        w_scale[part] = scale
+    bound = qmax_x * max(int(_l1(integers[part]).max()) for part in _parts(integers))
     if bound >= WRAP_LIMIT:
         raise RangeError(f"node {node.name!r}: static bound {bound} reaches 2^31")
-    levels = np.abs(integers).max(axis=1)
+    levels = np.concatenate(
+        [np.abs(integers[part]).reshape(len(integers[part]), -1).max(axis=1)
+         for part in _parts(integers)]
+    )  # fmt: skip
     used = levels[levels > 0]
     x_scale = np.float32(largest_input / qmax_x) if largest_input > 0 else np.float32(1.0)
     if not np.isfinite(np.float32(1.0) / x_scale):
         x_scale = np.float32(1.0)  # the input is zero up to denormals
     return QuantisedLinear(
         node=node.name,
-        linear=LinearMap(geometry(graph, node), integers.reshape(weights.shape)),
+        linear=LinearMap(geometry(graph, node), integers),
         scale=(w_scale * np.float64(x_scale)).astype(np.float32),
         bias=bias.astype(np.float32),
         x_scale=float(x_scale),

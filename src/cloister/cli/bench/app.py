@@ -5,14 +5,22 @@ from typing import Annotated
 import typer
 
 from cloister.cli import options
+from cloister.cli.bench.fe import fe
+from cloister.cli.bench.figure import figure
 from cloister.cli.bench.inference import inference
 from cloister.cli.bench.layers import bench_layers
 from cloister.cli.bench.pads import pads
+from cloister.cli.bench.training import training
+from cloister.cli.bench.transport import transport
 from cloister.cli.console import emit_json, out, table
 
-app = typer.Typer(help="Measure Cloister against plain float32 engines.")
+app = typer.Typer(help="Measure Cloister against plain engines.")
 app.command()(inference)
 app.command()(pads)
+app.command()(transport)
+app.command()(figure)
+app.command()(fe)
+app.command()(training)
 
 
 @app.command()

@@ -14,10 +14,11 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from cloister import _native
 from cloister.cli import options
 from cloister.cli.bench.baselines import Timing, interleaved
-from cloister.cli.bench.inference import baselines, cpu_name, open_model, random_input, versions
+from cloister.cli.bench.environment import environment
+from cloister.cli.bench.inference import baselines, open_model
+from cloister.cli.bench.peak import random_input
 from cloister.cli.console import emit_json, human_bytes, out, table
 from cloister.crypto.csprng import KEY_BYTES, SystemRandom
 from cloister.errors import PlanError
@@ -76,9 +77,7 @@ def pads(
         "setup_ms": setup_ms,
         "traffic_bytes": traffic // repeats,
         "storage_bytes": file_bytes(layout),
-        "cpu": cpu_name(),
-        "isa": _native.isa(),
-        "versions": versions(),
+        **environment(),
     }
     if json:
         emit_json(found)

@@ -1,0 +1,1 @@
+"""Attacks on the function values of encrypted training: what a curious server can compute."""

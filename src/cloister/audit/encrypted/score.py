@@ -1,0 +1,102 @@
+"""Scores and verdicts: how close a reconstruction is, against guessing without the transcript.
+
+An attack has *recovered* images when they are within 30 dB of the truth and 10 dB better than the
+best guess; *approximated* when they are 3 dB better (half the error power: a picture people may
+recognise); and labels when three quarters of what the best guess gets wrong is right, or one
+quarter. A threshold against guessing means that an easy data set fakes no success and a hard one
+hides none.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+from scipy.optimize import linear_sum_assignment
+
+Verdict = Literal["recovered", "approximated", "not recovered"]
+
+RECOVERED_DB = 30.0
+RECOVERED_GAIN_DB = 10.0
+APPROXIMATED_GAIN_DB = 3.0
+RECOVERED_LABELS = 0.75
+APPROXIMATED_LABELS = 0.25
+HIGHEST_DB = 99.0
+
+
+@dataclass(frozen=True)
+class Score:
+    """How an attack did; `unit` says in what `value` and `guess` are."""
+
+    value: float
+    guess: float
+    exact: float
+    unit: Literal["dB", "labels"]
+    samples: int
+
+    @property
+    def verdict(self) -> Verdict:
+        """The stated thresholds, applied."""
+        if self.unit == "labels":
+            gain = (self.value - self.guess) / max(1.0 - self.guess, 1e-9)
+            if gain >= RECOVERED_LABELS:
+                return "recovered"
+            return "approximated" if gain >= APPROXIMATED_LABELS else "not recovered"
+        gain = self.value - self.guess
+        if self.value >= RECOVERED_DB and gain >= RECOVERED_GAIN_DB:
+            return "recovered"
+        return "approximated" if gain >= APPROXIMATED_GAIN_DB else "not recovered"
+
+
+def psnr_db(guess: np.ndarray, truth: np.ndarray, *, span: float) -> float:
+    """Peak signal-to-noise ratio over all images, at most 99 dB (exact)."""
+    error = float(np.mean((np.float64(guess) - truth) ** 2))
+    if error == 0.0:
+        return HIGHEST_DB
+    return min(HIGHEST_DB, 10.0 * math.log10(span**2 / error))
+
+
+def score_images(
+    found: Float64[np.ndarray, "n dim"],
+    truth: Float64[np.ndarray, "n dim"],
+    *,
+    guess: Float64[np.ndarray, " dim"],
+    span: float,
+    known: Bool[np.ndarray, "n dim"] | None = None,
+) -> Score:
+    """Reconstructions against the truth and against the best guess without the transcript.
+
+    The guess is the better one of the attacker's prior mean and the mean of the truth itself, so
+    that a success is never owed to a poor guess. `known` restricts everything to the elements that
+    the attack claims to know.
+    """
+    used = np.ones(truth.shape, bool) if known is None else known
+    guesses = [np.broadcast_to(one, truth.shape) for one in (guess, truth.mean(axis=0))]
+    return Score(
+        value=psnr_db(found[used], truth[used], span=span),
+        guess=max(psnr_db(one[used], truth[used], span=span) for one in guesses),
+        exact=float(np.mean(np.abs(found - truth)[used] < 0.5)),
+        unit="dB",
+        samples=len(truth),
+    )
+
+
+def score_labels(found: Int64[np.ndarray, " n"], truth: Int64[np.ndarray, " n"]) -> Score:
+    """Labels up to the data set's secret permutation, against always saying the majority.
+
+    The server sees classes under a permutation that it undoes with a handful of known samples, so
+    the score is that of the best renaming.
+    """
+    classes = int(max(found.max(initial=0), truth.max(initial=0))) + 1
+    confusion = np.zeros((classes, classes), np.int64)
+    np.add.at(confusion, (found, truth), 1)
+    rows, columns = linear_sum_assignment(-confusion)
+    hits = int(confusion[rows, columns].sum())
+    return Score(
+        value=hits / len(truth),
+        guess=float(np.bincount(truth).max() / len(truth)),
+        exact=float(np.mean(found == truth)),
+        unit="labels",
+        samples=len(truth),
+    )

@@ -1,0 +1,111 @@
+"""Attacks on single samples: exact solution, linear programming with ranges, a public prior."""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse
+from jaxtyping import Float64
+from scipy.optimize import linprog
+
+from cloister.audit.encrypted.prior import Prior
+from cloister.errors import InputError
+
+LARGEST_PROGRAM = 1024
+"""Elements of the largest sample that linear programming is tried on."""
+
+
+class Solution(NamedTuple):
+    """Reconstructions, one row per sample; `rank` is that of the equations behind them."""
+
+    x: Float64[np.ndarray, "n dim"]
+    rank: int
+
+
+def linear_solve(
+    rows: Float64[np.ndarray, "k dim"], answers: Float64[np.ndarray, "k n"], prior: Prior
+) -> Solution:
+    """The samples nearest to the prior's mean among those with the released values.
+
+    At full rank the prior does not matter and rounding makes the answer exact.
+    """
+    a, b = _centred(rows, answers, prior)
+    step, _, rank, _ = np.linalg.lstsq(a, b, rcond=1e-10)
+    x = prior.mean + step.T
+    return Solution(np.rint(x) if rank == prior.dim else x, int(rank))
+
+
+def box_program(
+    rows: Float64[np.ndarray, "k dim"], answers: Float64[np.ndarray, " k"], prior: Prior
+) -> Float64[np.ndarray, " dim"] | None:
+    """The least varying image within the range that has the released values, or None.
+
+    Minimises the sum of absolute differences of neighbours, and a tenth of the sum of distances
+    from the lower end of the range (most images are mostly background), by linear programming.
+    """
+    dim = prior.dim
+    if dim > LARGEST_PROGRAM:
+        return None
+    differences = _differences(prior.shape)
+    count = differences.shape[0]
+    scale = np.maximum(np.linalg.norm(rows, axis=1), 1.0)[:, None]
+    unit = scipy.sparse.identity(count)
+    found = linprog(
+        np.concatenate([np.full(dim, 0.1), np.ones(count)]),
+        A_ub=scipy.sparse.vstack(
+            [scipy.sparse.hstack([differences, -unit]), scipy.sparse.hstack([-differences, -unit])]
+        ),
+        b_ub=np.zeros(2 * count),
+        A_eq=scipy.sparse.hstack(
+            [scipy.sparse.csr_matrix(rows / scale), scipy.sparse.csr_matrix((len(rows), count))]
+        ),
+        b_eq=answers / scale[:, 0],
+        bounds=[(prior.low, prior.high)] * dim + [(0.0, None)] * count,
+        method="highs",
+        options={"time_limit": 20.0},
+    )
+    if found.x is None:
+        return None
+    x: Float64[np.ndarray, " dim"] = found.x[:dim]
+    return x
+
+
+def prior_estimate(
+    rows: Float64[np.ndarray, "k dim"], answers: Float64[np.ndarray, "k n"], prior: Prior
+) -> Float64[np.ndarray, "n dim"]:
+    """The most likely samples under a Gaussian fitted to public images.
+
+    x = mu + C A^T (A C A^T)^+ (v - A mu), then cut to the range.
+
+    Raises   InputError when the prior has no covariance
+    """
+    if prior.covariance is None:
+        raise InputError("audit: the public prior needs public images of the same kind")
+    a, b = _centred(rows, answers, prior)
+    spread = prior.covariance @ a.T
+    weights = np.linalg.lstsq(a @ spread, b, rcond=1e-10)[0]
+    x: Float64[np.ndarray, "n dim"] = np.clip(
+        prior.mean + (spread @ weights).T, prior.low, prior.high
+    )
+    return x
+
+
+def _centred(
+    rows: Float64[np.ndarray, "k dim"], answers: Float64[np.ndarray, "k n"], prior: Prior
+) -> tuple[Float64[np.ndarray, "k dim"], Float64[np.ndarray, "k n"]]:
+    """Rows of length one, and what the answers say beyond the prior's mean."""
+    scale = np.maximum(np.linalg.norm(rows, axis=1), 1.0)[:, None]
+    return rows / scale, (answers - (rows @ prior.mean)[:, None]) / scale
+
+
+def _differences(shape: tuple[int, int, int]) -> scipy.sparse.csr_matrix:
+    """Differences of vertical and horizontal neighbours; a row of features has none."""
+    index = np.arange(int(np.prod(shape))).reshape(shape)
+    pairs = np.concatenate(
+        [
+            np.stack([index[1:].ravel(), index[:-1].ravel()], axis=1),
+            np.stack([index[:, 1:].ravel(), index[:, :-1].ravel()], axis=1),
+        ]
+    )
+    rows = np.repeat(np.arange(len(pairs)), 2)
+    signs = np.tile([1.0, -1.0], len(pairs))
+    return scipy.sparse.csr_matrix((signs, (rows, pairs.ravel())), shape=(len(pairs), index.size))

@@ -1,0 +1,149 @@
+"""The attacks of `cloister audit encrypted`, from files to answers."""
+
+import zipfile
+import zlib
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from cloister.audit.encrypted.evidence import Evidence
+from cloister.audit.encrypted.judge import Judged, Truth, judge, overall
+from cloister.audit.encrypted.prior import Prior, from_public, uninformed
+from cloister.audit.encrypted.run import run_attacks
+from cloister.audit.encrypted_page import WORDS, encrypted_page, score_rows, thresholds
+from cloister.cli.console import emit_json, err, out, table
+from cloister.errors import InputError
+from cloister.wire.releases import read_releases
+
+ARRAYS = ("x", "y", "ids", "scale", "offset")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for; see `cloister audit encrypted --help`."""
+
+    transcript: Path
+    truth: Path | None
+    public: Path | None
+    value_range: tuple[float, float]
+    samples: int
+    steps: int
+    lattice: int
+    html: Path | None
+    tail_ok: bool
+    json: bool
+
+
+def audit_encrypted(request: Request) -> None:
+    """Read, attack, score, and show."""
+    releases = read_releases(request.transcript, tail_ok=request.tail_ok)
+    first = next(releases, None)
+    real = None if request.truth is None else _read_truth(request.truth)
+    shape = first.shape if first is not None else (1, 1, 1 if real is None else real.x.shape[1])
+    # An empty log says nothing about shapes, and there is nothing to attack with a prior.
+    public = None if first is None else request.public
+    prior = _prior(public, shape, *request.value_range)
+    if real is not None and real.x.shape[1] != prior.dim:
+        raise InputError(
+            f"{request.truth}: samples of {real.x.shape[1]} elements, the transcript's have "
+            f"{prior.dim}"
+        )
+    seen = releases if first is None else chain([first], releases)
+    evidence, findings = run_attacks(
+        seen, prior, samples=request.samples, steps=request.steps, largest_lattice=request.lattice
+    )
+    judged = [judge(finding, real, prior) for finding in findings]
+    if request.html is not None:
+        page = encrypted_page(judged, evidence, prior, truth=real)
+        request.html.write_text(page, encoding="utf-8")
+    if request.json:
+        emit_json(_document(judged, evidence))
+    else:
+        _show(judged)
+        if request.html is not None:
+            err().print(f"page written to {request.html}", soft_wrap=True)
+
+
+def _show(judged: list[Judged]) -> None:
+    columns = ("attack", "verdict", "score", "best guess", "exact", "worked with")
+    out().print(table(columns, score_rows(judged)))
+    verdict = overall(judged)
+    out().print(f"\nverdict: {verdict}. {WORDS[verdict]}", soft_wrap=True)
+    out().print(thresholds(), soft_wrap=True)
+
+
+def _document(judged: list[Judged], evidence: Evidence | None) -> dict[str, object]:
+    attacks = [
+        {
+            "attack": one.finding.attack,
+            "verdict": one.verdict,
+            "samples": len(one.finding.ids),
+            "determined": one.finding.determined,
+            "worked_with": one.finding.note,
+            "score": None if one.score is None else asdict(one.score),
+        }
+        for one in judged
+    ]
+    return {
+        "verdict": overall(judged),
+        "releases": {} if evidence is None else evidence.counts,
+        "samples": 0 if evidence is None else len(evidence.seen),
+        "shape": None if evidence is None else evidence.shape,
+        "attacks": attacks,
+    }
+
+
+def _prior(path: Path | None, shape: tuple[int, int, int], low: float, high: float) -> Prior:
+    if path is None:
+        return uninformed(shape, low=low, high=high)
+    x = _encoded(_read(path), path)
+    if x.shape[1] != int(np.prod(shape)):
+        raise InputError(
+            f"{path}: samples of {x.shape[1]} elements, the transcript's have shape {shape}"
+        )
+    return from_public(x.reshape(len(x), *shape), low=low, high=high)
+
+
+def _read_truth(path: Path) -> Truth:
+    arrays = _read(path)
+    x = _encoded(arrays, path)
+    ids, labels = arrays.get("ids", np.arange(len(x))), arrays.get("y")
+    for name, array in (("ids", ids), ("y", labels)):
+        if array is not None and (array.ndim != 1 or array.dtype.kind not in "iu"):
+            raise InputError(f"{path}: {name} must be one row of integers")
+    return Truth(ids.astype(np.int64), x, None if labels is None else labels.astype(np.int64))
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file that this command knows, never unpickled."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+            if isinstance(found, np.ndarray):
+                return {"x": found}
+            return {name: found[name] for name in ARRAYS if name in found.files}
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path}: not a readable .npz file of numbers ({error})") from None
+
+
+def _encoded(arrays: dict[str, np.ndarray], path: Path) -> np.ndarray:
+    """The samples as the integers that were encrypted, flattened."""
+    x = arrays.get("x")
+    if x is None or x.ndim < 2 or not x.size or x.dtype.kind not in "iuf":
+        raise InputError(f"{path}: needs an array x of numbers, one sample per first index")
+    scale, offset = (
+        arrays.get(name, np.float64(value)) for name, value in (("scale", 1.0), ("offset", 0.0))
+    )
+    if any(array.dtype.kind not in "iuf" for array in (scale, offset)) or not np.all(scale):
+        raise InputError(f"{path}: scale and offset must be numbers, scale not zero")
+    try:
+        flat = (x.astype(np.float64) - offset) / scale
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: scale and offset do not fit x {x.shape}") from error
+    flat = np.rint(flat).reshape(len(x), -1)
+    if not np.isfinite(flat).all():
+        raise InputError(f"{path}: x holds NaN or infinity")
+    return flat

@@ -1,0 +1,259 @@
+"""`cloister bench fe`: decryption of each back end of functional encryption, and the masked layer.
+
+The products are those the CryptoNN paper times (arXiv:1904.07303, entries 1 to 100), as the server
+computes them, on one core but for what NumPy's BLAS takes (OPENBLAS_NUM_THREADS). The masked layer
+is the first layer of a 784-128 network on a batch of 512, timed by turns with float32 engines;
+weights are new at every step of training, so preparing them is part of it.
+"""
+
+import importlib
+import importlib.util
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
+
+import numpy as np
+import onnxruntime as ort
+import typer
+from jaxtyping import Float32, Int64
+from onnx import TensorProto, helper
+
+from cloister.cli import options
+from cloister.cli.bench.baselines import Timing, interleaved, session_options
+from cloister.cli.bench.environment import environment
+from cloister.cli.console import emit_json, out, table
+from cloister.crypto.csprng import InsecureSeededRandom
+from cloister.fe import lwe, mask
+from cloister.fe.scheme import (
+    CiphertextsT,
+    EncryptionT,
+    InnerProduct,
+    KeySet,
+    KeyT,
+    MasterT,
+    PublicT,
+)
+from cloister.field.linear import Geometry, LinearMap
+
+BATCH, INPUTS, HIDDEN = 512, 784, 128
+ENTRY = 100
+LAYER_BAR = 1.1
+MIN_RUN_S = 5e-3
+MAX_LOOPS = 1000
+MASKED = "masked layer"
+
+
+@dataclass(frozen=True)
+class Task:
+    """X (n x terms) times Y (terms x k), the paper's time and the bar of each back end."""
+
+    name: str
+    n: int
+    terms: int
+    k: int
+    paper_ms: float
+    bars_ms: Mapping[str, float]
+
+
+TASKS = (
+    Task("25-term product", 1, 25, 1, 40_000.0, {"mask": 0.013, "ddh": 0.2}),
+    Task("100x10 . 10x100", 100, 10, 100, 7_500.0, {"mask": 0.05, "lwe": 4.0, "ddh": 60.0}),
+)
+
+
+def fe(
+    threads: options.Threads = 1,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed runs of each.")] = 9,
+    json: options.Json = False,
+) -> None:
+    """Measure decryption by functional encryption, and the masked layer against float32."""
+    found = {
+        "threads": threads,
+        "repeats": repeats,
+        "products": [row for task in TASKS for row in _products(task, repeats)],
+        "layer": _layer(threads, repeats),
+        "lwe_security": lwe.EXACT.security,
+        **environment(),
+    }
+    if json:
+        emit_json(found)
+    else:
+        _show(found)
+
+
+# ---- products
+
+
+def _products(task: Task, repeats: int) -> list[dict[str, object]]:
+    runs = _decryptions(task)
+    loops = {name: _loops(run) for name, run in runs.items()}
+    timings = interleaved(
+        {name: partial(_repeat, run, loops[name]) for name, run in runs.items()}, repeats=repeats
+    )
+    return [_row(task, name, timing, loops[name]) for name, timing in timings.items()]
+
+
+def _row(task: Task, name: str, timing: Timing, loops: int) -> dict[str, object]:
+    median_ms = 1e3 * timing.wall_s / loops
+    bar_ms = task.bars_ms.get(name)
+    return {
+        "task": task.name,
+        "back_end": name,
+        "median_ms": median_ms,
+        "spread": timing.wall_spread,
+        "bar_ms": bar_ms,
+        "within_bar": None if bar_ms is None else median_ms <= bar_ms,
+        "paper_ms": task.paper_ms,
+        "paper_ratio": task.paper_ms / median_ms,
+    }
+
+
+def _decryptions(task: Task) -> dict[str, Callable[[], object]]:
+    rng = InsecureSeededRandom(1)  # nothing here is secret
+    # One coordinate that is always zero: see lwe on the last independent function.
+    x, y = (np.zeros((rows, task.terms + 1), np.int64) for rows in (task.n, task.k))
+    for array in (x, y):
+        words = np.frombuffer(rng.random_bytes(2 * array.size), np.uint16)
+        array[:, :-1] = 1 + words.reshape(array.shape)[:, :-1] % ENTRY
+    setup = partial(_bounded, dim=task.terms + 1, rng=rng)
+    runs: dict[str, Callable[[], object]] = {
+        "mask": _decryption(mask, setup(mask), x, y, rng),
+        "lwe": _decryption(lwe, setup(lwe), x, y, rng),
+        "lwe, first use": _first_use(setup(lwe), x, y, rng),
+    }
+    if importlib.util.find_spec("cloister.fe.ddh") is not None:
+        ddh = importlib.import_module("cloister.fe.ddh")
+        runs["ddh"] = _decryption(ddh, setup(ddh), x, y, rng)
+    return runs
+
+
+def _bounded(scheme: Any, *, dim: int, rng: InsecureSeededRandom) -> Any:  # noqa: ANN401
+    return scheme.setup(dim, x_bound=ENTRY, y_bound=ENTRY, rng=rng)
+
+
+def _decryption(
+    scheme: InnerProduct[MasterT, EncryptionT, PublicT, CiphertextsT, KeyT],
+    keys: KeySet[MasterT, EncryptionT, PublicT],
+    x: Int64[np.ndarray, "n dim"],
+    y: Int64[np.ndarray, "k dim"],
+    rng: InsecureSeededRandom,
+) -> Callable[[], object]:
+    """The server's half, of a key and ciphertexts made before."""
+    encrypted = scheme.encrypt(keys.encryption, x, rng=rng)
+    key = scheme.keygen(keys.master, y, ciphertexts_ids=getattr(encrypted, "ids", None))
+    return partial(scheme.decrypt, keys.public, key, encrypted)
+
+
+def _first_use(
+    keys: lwe.LweKeys,
+    x: Int64[np.ndarray, "n dim"],
+    y: Int64[np.ndarray, "k dim"],
+    rng: InsecureSeededRandom,
+) -> Callable[[], object]:
+    """As `_decryption`, with the public matrix expanded and the key prepared every time."""
+    held = lwe.encrypt(keys.encryption, x, rng=rng)
+    key = lwe.keygen(keys.master, y)
+
+    def run() -> object:
+        encrypted = lwe.Ciphertexts(held.parameters, held.seed, held.values)
+        return lwe.decrypt(keys.public, lwe.FunctionKey(key.y, key.yz, key.parameters), encrypted)
+
+    return run
+
+
+def _loops(run: Callable[[], object]) -> int:
+    """So many that one timed run is well above the clock's resolution."""
+    run()
+    started = time.perf_counter()
+    run()
+    return min(MAX_LOOPS, 1 + int(MIN_RUN_S / (time.perf_counter() - started)))
+
+
+def _repeat(run: Callable[[], object], loops: int) -> None:
+    for _ in range(loops):
+        run()
+
+
+# ---- the masked layer
+
+
+def _layer(threads: int, repeats: int) -> dict[str, object]:
+    rng = InsecureSeededRandom(2)
+    x = np.frombuffer(rng.random_bytes(4 * BATCH * INPUTS), np.uint32)
+    w = np.frombuffer(rng.random_bytes(2 * HIDDEN * INPUTS), np.int16)
+    blinded = x.reshape(BATCH, 1, 1, INPUTS)
+    linear = LinearMap(Geometry((1, 1), INPUTS, (1, 1), HIDDEN), w.reshape(HIDDEN, 1, 1, INPUTS))
+    x_float = (x % 255).astype(np.float32).reshape(BATCH, INPUTS)
+    w_float = np.ascontiguousarray(w.astype(np.float32).reshape(HIDDEN, INPUTS).T)
+    engines = _float_products(x_float, w_float, threads)
+    runs: dict[str, Callable[[], object]] = {
+        **engines,
+        MASKED: partial(mask.forward, linear, blinded, threads=threads),
+    }
+    loops = {name: _loops(run) for name, run in runs.items()}
+    timings = interleaved(
+        {name: partial(_repeat, run, loops[name]) for name, run in runs.items()}, repeats=repeats
+    )
+    ms = {name: 1e3 * timing.wall_s / loops[name] for name, timing in timings.items()}
+    fastest = min(engines, key=ms.__getitem__)
+    ratio = ms[MASKED] / ms[fastest]
+    return {
+        "shape": [BATCH, INPUTS, HIDDEN],
+        "engines_ms": {name: ms[name] for name in engines},
+        "baseline_engine": fastest,
+        "baseline_ms": ms[fastest],
+        "baseline_spread": timings[fastest].wall_spread,
+        "masked_ms": ms[MASKED],
+        "masked_spread": timings[MASKED].wall_spread,
+        "ratio": ratio,
+        "bar_ratio": LAYER_BAR,
+        "within_bar": ratio <= LAYER_BAR,
+    }
+
+
+def _float_products(
+    x: Float32[np.ndarray, "n dim"], w: Float32[np.ndarray, "dim k"], threads: int
+) -> dict[str, Callable[[], object]]:
+    """The same product in float32; both operands are inputs, as in a training step."""
+    names = ("x", "w", "y")
+    shapes = (x.shape, w.shape, (x.shape[0], w.shape[1]))
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in zip(names, shapes, strict=True)
+    ]
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    graph = helper.make_graph([node], "product", values[:2], values[2:])
+    model = helper.make_model(
+        graph, ir_version=10, opset_imports=[helper.make_opsetid("", 17)]
+    ).SerializeToString()
+    session = ort.InferenceSession(
+        model, session_options(threads), providers=["CPUExecutionProvider"]
+    )
+    runs: dict[str, Callable[[], object]] = {
+        "ONNX Runtime": partial(session.run, None, {"x": x, "w": w})
+    }
+    if importlib.util.find_spec("torch") is not None:
+        torch = importlib.import_module("torch")
+        torch.set_num_threads(threads)
+        runs["PyTorch"] = partial(torch.matmul, torch.from_numpy(x), torch.from_numpy(w))
+    return runs
+
+
+def _show(found: Mapping[str, Any]) -> None:
+    console = out()
+    console.print(f"{found['cpu']}, {found['isa']}, {found['repeats']} repeats")
+    columns = ("product", "back end", "median ms", "spread", "bar ms", "paper ms", "times faster")
+    keys = ("task", "back_end", "median_ms", "spread", "bar_ms", "paper_ms", "paper_ratio")
+    rows = [[row[key] for key in keys] for row in found["products"]]
+    console.print(table(columns, rows, title="decryption on the server; spread is max - min"))
+    layer = found["layer"]
+    batch, inputs, hidden = layer["shape"]
+    console.print(
+        f"masked layer {inputs}x{hidden}, batch {batch}: {layer['masked_ms']:.3g} ms "
+        f"(spread {layer['masked_spread']:.0%}), float32 {layer['baseline_ms']:.3g} ms "
+        f"({layer['baseline_engine']}, spread {layer['baseline_spread']:.0%}): "
+        f"ratio {layer['ratio']:.3g}, bar {layer['bar_ratio']}"
+    )
+    console.print(found["lwe_security"])

@@ -1,0 +1,88 @@
+"""Fixed-point encoding: real-valued fields as small integers, with a stated precision.
+
+Functional encryption computes on integers. A client maps each field once, by one scale and one
+offset for the whole data set, and everyone who later sees an answer `A x` divides by the scale
+again. Nothing is clipped: a value outside the range is an error of the client, named by sample
+and field, because a silently clipped value would train a silently wrong model.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Float64, Int, Int16
+
+from cloister.errors import RangeError
+
+MIN_BITS = 2
+MAX_BITS = 16
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """x is stored as the integer nearest to (x - offset) / scale, of `bits` bits with its sign."""
+
+    scale: float
+    offset: float
+    bits: int
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise RangeError(f"encoding: scale must be positive and finite, got {self.scale}")
+        if not math.isfinite(self.offset):
+            raise RangeError(f"encoding: offset must be finite, got {self.offset}")
+        if not MIN_BITS <= self.bits <= MAX_BITS:
+            raise RangeError(f"encoding: bits must be {MIN_BITS} to {MAX_BITS}, got {self.bits}")
+
+    @staticmethod
+    def for_range(low: float, high: float, *, bits: int = 8) -> "Encoding":
+        """The finest encoding of `bits` bits that holds every value from `low` to `high`."""
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise RangeError(f"encoding: the range needs low < high, got {low} to {high}")
+        if not MIN_BITS <= bits <= MAX_BITS:
+            raise RangeError(f"encoding: bits must be {MIN_BITS} to {MAX_BITS}, got {bits}")
+        steps = 2 * (2 ** (bits - 1) - 1)
+        return Encoding(scale=(high - low) / steps, offset=(low + high) / 2, bits=bits)
+
+    @property
+    def bound(self) -> int:
+        """Largest magnitude of an encoded value."""
+        return int(2 ** (self.bits - 1) - 1)
+
+    @property
+    def resolution(self) -> float:
+        """Largest distance between a value and what its encoding stands for."""
+        return self.scale / 2
+
+    @property
+    def low(self) -> float:
+        """Smallest value that is represented exactly."""
+        return self.offset - self.bound * self.scale
+
+    @property
+    def high(self) -> float:
+        """Largest value that is represented exactly."""
+        return self.offset + self.bound * self.scale
+
+    def encode(self, x: Float[np.ndarray, "n ..."]) -> Int16[np.ndarray, "n ..."]:
+        """Round (x - offset) / scale to the nearest integer, ties to even.
+
+        Domain   |(x - offset) / scale| rounds to at most `bound`
+        Error    at most `resolution` for each value
+        Raises   RangeError naming the first sample and field that is not representable
+        """
+        steps = np.rint((np.asarray(x, np.float64) - self.offset) / self.scale)
+        # Written so that NaN counts as bad.
+        bad = ~(np.abs(steps) <= self.bound)
+        if bad.any():
+            sample, *field = (int(i) for i in np.argwhere(bad)[0]) if bad.ndim else (0,)
+            where = field[0] if len(field) == 1 else tuple(field)
+            raise RangeError(
+                f"encoding: sample {sample}, field {where}: the value is not between "
+                f"{self.low:g} and {self.high:g}; widen the encoding or drop the sample"
+            )
+        return steps.astype(np.int16)
+
+    def decode(self, steps: Int[np.ndarray, "..."]) -> Float64[np.ndarray, "..."]:
+        """The real values that the integers stand for."""
+        return np.asarray(steps, np.float64) * self.scale + self.offset

@@ -1,0 +1,191 @@
+"""What the training server may ask of the key authority, and how it describes a data set.
+
+The authority holds the mask keys K of the clients. It answers with *unmasking terms*: for a
+linear map A and samples i, the term A M_i turns A P_i into A x_i (see `cloister.fe.mask`). Who
+receives the term is the whole difference between functional encryption (the server) and Slalom
+(a trusted runtime).
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from jaxtyping import Int16, Int64, UInt32
+
+from cloister.errors import EncryptionError, InputError
+from cloister.fe.encoding import Encoding
+from cloister.field.linear import Geometry, LinearMap
+
+Receiver = Literal["server", "trusted"]
+"""Who gets the unmasking term. At a real authority the presented token decides it: a server's
+token that asks as "trusted" is refused."""
+
+Mode = Literal["guarded", "paper"]
+"""guarded: a request beyond a sample's budget is refused. paper: it is counted and answered."""
+
+RING_LIMIT = 2**31
+"""Answers are centred modulo 2^32, so a released value must stay below this magnitude."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_FIELDS = ("budget_rank", "classes", "encoding", "mode", "name", "samples", "shape")
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """The public description of one encrypted data set; everyone sees the same bytes."""
+
+    name: str
+    shape: tuple[int, int, int]
+    classes: int
+    encoding: Encoding
+    samples: int
+    budget_rank: int
+    mode: Mode = "guarded"
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise InputError(
+                f"data set {self.name!r}: a name is 1 to 64 letters, digits, '.', '_' or '-'"
+            )
+        if len(self.shape) != 3 or min(self.shape) < 1:
+            raise InputError(f"data set {self.name}: shape must be (h, w, c), got {self.shape}")
+        if self.classes < 2:
+            raise InputError(f"data set {self.name}: needs at least 2 classes, not {self.classes}")
+        if self.samples < 0:
+            raise InputError(f"data set {self.name}: samples must not be negative")
+        if not 0 <= self.budget_rank <= self.dim:
+            raise InputError(
+                f"data set {self.name}: budget_rank must be 0 to {self.dim}, got {self.budget_rank}"
+            )
+        if self.mode not in ("guarded", "paper"):
+            raise InputError(f"data set {self.name}: mode must be guarded or paper: {self.mode!r}")
+
+    @property
+    def dim(self) -> int:
+        """Elements of one sample."""
+        return self.shape[0] * self.shape[1] * self.shape[2]
+
+    @property
+    def row_norm_limit(self) -> int:
+        """Largest sum of |weights| of one function for which |A x| stays below 2^31."""
+        return (RING_LIMIT - 1) // self.encoding.bound
+
+    def to_json(self) -> bytes:
+        """Canonical bytes: sorted keys, no spaces, ASCII; equal descriptions are equal bytes."""
+        fields = {
+            "budget_rank": self.budget_rank,
+            "classes": self.classes,
+            "encoding": {
+                "bits": self.encoding.bits,
+                "offset": float(self.encoding.offset),
+                "scale": float(self.encoding.scale),
+            },
+            "mode": self.mode,
+            "name": self.name,
+            "samples": self.samples,
+            "shape": list(self.shape),
+        }
+        return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+    @staticmethod
+    def from_json(data: bytes) -> "DatasetInfo":
+        """Inverse of `to_json`; takes only bytes that `to_json` would write.
+
+        Raises EncryptionError.
+        """
+        try:
+            info = _from_fields(json.loads(data.decode("ascii")))
+        except (ValueError, TypeError, KeyError, InputError, RecursionError) as error:
+            raise EncryptionError(f"data set description: {_one_line(error)}") from error
+        if info.to_json() != data:
+            raise EncryptionError("data set description: not in canonical form; export it again")
+        return info
+
+
+def _from_fields(fields: dict[str, Any]) -> DatasetInfo:
+    if not isinstance(fields, dict) or tuple(sorted(fields)) != _FIELDS:
+        raise ValueError(f"needs exactly the fields {', '.join(_FIELDS)}")
+    encoding = fields["encoding"]
+    shape = tuple(_whole(size, "shape") for size in fields["shape"])
+    if len(shape) != 3:
+        raise ValueError("shape must hold three sizes")
+    if fields["mode"] not in ("guarded", "paper"):
+        raise ValueError("mode must be guarded or paper")
+    return DatasetInfo(
+        name=str(fields["name"]),
+        shape=shape,
+        classes=_whole(fields["classes"], "classes"),
+        encoding=Encoding(
+            float(encoding["scale"]), float(encoding["offset"]), _whole(encoding["bits"], "bits")
+        ),
+        samples=_whole(fields["samples"], "samples"),
+        budget_rank=_whole(fields["budget_rank"], "budget_rank"),
+        mode=fields["mode"],
+    )
+
+
+def _whole(value: object, name: str) -> int:
+    if type(value) is not int or not 0 <= value < 2**62:
+        raise ValueError(f"{name} must be a whole number")
+    return value
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"field {error} is missing"
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+
+
+class KeyService(Protocol):
+    """The authority as the server sees it: in process, or over HTTPS.
+
+    Sample ids are global in a data set. The answer is released only after the ledger has recorded
+    its cost on stable storage; the same request again is free.
+    """
+
+    def describe(self, dataset: str) -> DatasetInfo:
+        """The public description of a data set.
+
+        Raises EncryptionError when the authority does not know it, AuthorityUnavailable.
+        """
+        ...
+
+    def forward_key(
+        self,
+        dataset: str,
+        ids: Int64[np.ndarray, " n"],
+        linear: LinearMap,
+        *,
+        receiver: Receiver,
+    ) -> UInt32[np.ndarray, "n oh ow oc"]:
+        """A M_i for each sample: the unmasking term of A P_i.
+
+        Raises BudgetError, FunctionError, EncryptionError (unknown id), AuthorityUnavailable.
+        """
+        ...
+
+    def gradient_key(
+        self,
+        dataset: str,
+        ids: Int64[np.ndarray, " n"],
+        geometry: Geometry,
+        delta: Int16[np.ndarray, "n oh ow oc"],
+        *,
+        receiver: Receiver,
+    ) -> UInt32[np.ndarray, "o kh kw cg"]:
+        """The unmasking term of the weight gradient, summed over the batch.
+
+        Raises BudgetError, FunctionError, EncryptionError (unknown id), AuthorityUnavailable.
+        """
+        ...
+
+    def label_key(
+        self, dataset: str, ids: Int64[np.ndarray, " n"], *, receiver: Receiver
+    ) -> UInt32[np.ndarray, "n classes"]:
+        """The masks of the encrypted labels: unmasks the difference of prediction and label.
+
+        Raises BudgetError, EncryptionError (unknown id), AuthorityUnavailable.
+        """
+        ...

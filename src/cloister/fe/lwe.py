@@ -1,0 +1,395 @@
+"""Inner-product encryption from learning with errors: keys serve every ciphertext.
+
+    encryption   C = A Z^T + E + D X          mod q = 2^b        (rows are samples)
+    key of Y     Y Z                          mod q
+    decryption   C Y^T - A (Y Z)^T = D X Y^T + E Y^T             then divide by D and round
+
+Z (dim x n) is uniform and secret, shared by clients and authority (secret-key form); A (samples x
+n) is public, expanded from a seed that travels with the ciphertext, sample i under nonce i; E is
+discrete Gaussian. The authority may be offline: a key is a function of Y alone.
+
+What is claimed. *Selective* security: for vectors fixed before the keys are asked for, and keys
+of fewer than `dim` independent functions, the ciphertexts hide all but the function values,
+if LWE with a uniform secret is hard. Z is uniform and not small so that Z + (x0 - x1) s^T is
+distributed as Z, which the reduction needs; it also spreads the noise of s over E, and for that
+step sigma 3.2 is heuristic while sigma 2^12 (`WIDE`) covers differences of 8-bit vectors better.
+With `dim` independent keys Z is the solution of a linear system and *every* ciphertext under it,
+past and future, is open. `keygen` therefore counts the rank of what it has given and refuses the
+last one. A caller who means to release as many functions as there are inputs sets up one spare
+coordinate that is always zero, and has then decided to release the inputs.
+
+The rank is kept in memory (`Master.released`); an authority that restarts must persist it.
+
+Source   Abdalla, Bourse, De Caro, Pointcheval, PKC 2015 (ePrint 2015/017), secret-key form
+"""
+
+import math
+import threading
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from cloister.crypto.csprng import KEY_BYTES, Csprng
+from cloister.crypto.hkdf import derive
+from cloister.errors import BudgetError, EncryptionError, FunctionError, RangeError, ShapeError
+from cloister.fe import gaussian, modular
+from cloister.fe.mask import masks
+from cloister.fe.modular import Digits
+from cloister.fe.rank import Basis, random_modulus
+from cloister.fe.scheme import Bounds, Keys, Op, check_bounds, check_matrix, exact_quotient
+
+ESTIMATOR = (
+    "primal uSVP attack, BKZ with block size b: core-SVP is 0.292 b bits (sieving only); with "
+    "overhead adds 16.4 + log2(8 d) for tours in dimension d. Not considered: dual and hybrid "
+    "attacks, memory, quantum sieving (0.257 b), many samples under one Z"
+)
+
+TAIL_FACTOR = 7.6
+"""An answer's noise exceeds 7.6 standard deviations with probability below 2 exp(-28.8) < 2^-40:
+discrete Gaussians are subgaussian with parameter sigma."""
+
+_A_DOMAIN = 0x4C57_4541
+_Z_DOMAIN = 0x4C57_455A
+_ELEMENT_Z_DOMAIN = 0x4C57_455B
+_ELEMENT_NOISE_DOMAIN = 0x4C57_455C
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """n, modulus 2^q_bits, noise and scale 2^scale_bits, with what they are estimated to give."""
+
+    name: str
+    n: int
+    q_bits: int
+    sigma: float
+    scale_bits: int
+    core_svp_bits: int
+    overhead_bits: int
+
+    @property
+    def security(self) -> str:
+        """The estimate with its estimator: never print the number alone."""
+        return (
+            f"lwe {self.name}: n {self.n}, q 2^{self.q_bits}, sigma {self.sigma:g}: "
+            f"{self.core_svp_bits} bits core-SVP, {self.overhead_bits} with overhead ({ESTIMATOR})"
+        )
+
+
+APPROXIMATE = Parameters("approximate", 1280, 32, 3.2, 6, 118, 148)
+"""Answers carry noise below the rounding of 8-bit data; the cheapest."""
+EXACT = Parameters("exact", 1664, 44, 3.2, 18, 105, 136)
+"""Answers are exact for 8-bit data and weights of some hundreds of entries."""
+WIDE = Parameters("wide", 1088, 42, 4096.0, 16, 140, 171)
+"""Wide noise: a cleaner reduction; answers are approximate."""
+
+
+@dataclass(frozen=True)
+class Public:
+    """What everyone knows."""
+
+    bounds: Bounds
+    parameters: Parameters
+
+    def noise_std(self, norm: float) -> float:
+        """Standard deviation of an answer to a function of this Euclidean norm, in its units."""
+        return float(norm * self.parameters.sigma / 2**self.parameters.scale_bits)
+
+    @property
+    def exact(self) -> bool:
+        """Whether rounding removes the noise of every allowed function (see TAIL_FACTOR)."""
+        # At least two terms: an element-wise answer carries the noise of ciphertext and key.
+        norm = self.bounds.y_bound * math.sqrt(max(2, self.bounds.dim))
+        return TAIL_FACTOR * self.noise_std(norm) < 0.5
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class EncryptionKey:
+    """What clients and authority share.  Secret: seed, and Z which it expands to."""
+
+    seed: bytes
+    public: Public
+
+    @cached_property
+    def z(self) -> Digits:
+        """Z, one row for each coordinate."""
+        rows = np.arange(self.public.bounds.dim, dtype=np.int64)
+        return _uniform(self.seed, rows, self.public.parameters, _Z_DOMAIN)
+
+    @cached_property
+    def element_z(self) -> Digits:
+        """The secret rows of element-wise ciphertexts, of which no combination is given away."""
+        rows = np.arange(self.public.bounds.dim, dtype=np.int64)
+        return _uniform(self.seed, rows, self.public.parameters, _ELEMENT_Z_DOMAIN)
+
+
+@dataclass(repr=False, eq=False)
+class Master:
+    """The authority's half: Z and the span of the functions it has given keys for."""
+
+    encryption: EncryptionKey
+    released: Basis
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def charge(self, y: Int64[np.ndarray, "k dim"]) -> None:
+        """Count functions as given.
+
+        Raises BudgetError, and then counts none of them.
+        """
+        with self._lock:
+            limit = self.released.dim - 1
+            released, added = self.released.extend(y, cap=limit)
+            if self.released.rank + added > limit:
+                raise BudgetError(
+                    f"lwe: {self.released.rank} independent functions are out and at most {limit} "
+                    f"may be: with {limit + 1} the secret key is a linear system"
+                )
+            self.released = released
+
+
+LweKeys: TypeAlias = Keys[Master, EncryptionKey, Public]
+
+
+@dataclass(frozen=True, eq=False)
+class Ciphertexts:
+    """n encrypted vectors and the seed of their public matrix."""
+
+    parameters: Parameters
+    seed: bytes
+    values: Int64[np.ndarray, "n dim"]
+
+    @cached_property
+    def a(self) -> Digits:
+        """A, one row for each sample; computed once, serves every key."""
+        rows = np.arange(self.values.shape[0], dtype=np.int64)
+        return _uniform(self.seed, rows, self.parameters, _A_DOMAIN)
+
+
+@dataclass(frozen=True, eq=False)
+class FunctionKey:
+    """k vectors y and Y Z mod q, for every ciphertext under Z."""
+
+    y: Int64[np.ndarray, "k dim"]
+    yz: Int64[np.ndarray, "k n"]
+    parameters: Parameters
+
+    @cached_property
+    def digits(self) -> Digits:
+        """Y Z ready for products."""
+        return modular.split(self.yz, self.parameters.q_bits)
+
+
+def setup(
+    dim: int, *, x_bound: int, y_bound: int, rng: Csprng, parameters: Parameters = EXACT
+) -> LweKeys:
+    """Fresh keys for vectors of `dim` entries.
+
+    Domain   dim * x_bound * y_bound below q / (2 D), so that an answer does not wrap
+    Raises   RangeError
+    """
+    limit = 2 ** (parameters.q_bits - parameters.scale_bits - 1) - 1
+    bounds = check_bounds(Bounds(dim, x_bound, y_bound), limit=limit, back_end="lwe")
+    if x_bound + y_bound >= limit:
+        raise RangeError(f"lwe: x_bound + y_bound must be below {limit}; encode with fewer bits")
+    encryption = EncryptionKey(rng.random_bytes(KEY_BYTES), Public(bounds, parameters))
+    released = Basis.empty(dim, modulus=random_modulus(rng=rng))
+    return Keys(Master(encryption, released), encryption, encryption.public)
+
+
+def encrypt(
+    encryption: EncryptionKey, x: Int64[np.ndarray, "n dim"], *, rng: Csprng
+) -> Ciphertexts:
+    """A Z^T + E + D X for n vectors under a fresh public matrix.
+
+    Raises ShapeError, RangeError.
+    """
+    public = encryption.public
+    check_matrix("lwe: x", x, bound=public.bounds.x_bound, columns=public.bounds.dim)
+    return encrypt_rows(encryption.z, x, public.parameters, rng=rng)
+
+
+def encrypt_rows(
+    z: Digits, x: Int64[np.ndarray, "n dim"], parameters: Parameters, *, rng: Csprng
+) -> Ciphertexts:
+    """The same under given secret rows, of values already checked."""
+    blank = Ciphertexts(parameters, rng.random_bytes(KEY_BYTES), np.zeros_like(x))
+    values = modular.product(blank.a, z) + (x << np.int64(parameters.scale_bits))
+    values += gaussian.noise(parameters.sigma, x.shape, rng=rng)
+    return Ciphertexts(parameters, blank.seed, modular.centre(values, parameters.q_bits))
+
+
+def keygen(
+    master: Master,
+    y: Int64[np.ndarray, "k dim"],
+    *,
+    ciphertexts_ids: Int64[np.ndarray, " n"] | None = None,
+) -> FunctionKey:
+    """Y Z for k vectors; not bound to ciphertexts, `ciphertexts_ids` is not used.
+
+    Raises ShapeError, RangeError, BudgetError (the functions would span every coordinate).
+    """
+    public = master.encryption.public
+    check_matrix("lwe: y", y, bound=public.bounds.y_bound, columns=public.bounds.dim)
+    master.charge(y)
+    bits, z = public.parameters.q_bits, master.encryption.z
+    columns = Digits(bits, z.low.T, z.high.T)
+    return FunctionKey(y, modular.product(modular.split(y, bits), columns), public.parameters)
+
+
+def decrypt(public: Public, key: FunctionKey, ciphertexts: Ciphertexts) -> Int64[np.ndarray, "n k"]:
+    """Every inner product, exactly but for a chance below 2^-40 for each.
+
+    Raises   FunctionError when the parameters leave noise in the answers, EncryptionError
+    """
+    if not public.exact:
+        raise FunctionError(
+            f"lwe: parameters {public.parameters.name!r} are not exact for {public.bounds}; "
+            "use decrypt_approximate, or EXACT with smaller bounds"
+        )
+    return rounded(_noisy(public, key, ciphertexts), public.parameters)
+
+
+def decrypt_approximate(
+    public: Public, key: FunctionKey, ciphertexts: Ciphertexts
+) -> Float64[np.ndarray, "n k"]:
+    """Every inner product with Gaussian noise of deviation `public.noise_std(norm of y)`.
+
+    Raises EncryptionError.
+    """
+    noisy = _noisy(public, key, ciphertexts).astype(np.float64)
+    return np.asarray(noisy / 2**public.parameters.scale_bits)
+
+
+def rounded(noisy: Int64[np.ndarray, "n k"], parameters: Parameters) -> Int64[np.ndarray, "n k"]:
+    """The nearest multiple of D, divided by D."""
+    half = np.int64(2 ** (parameters.scale_bits - 1))
+    return np.asarray((noisy + half) >> np.int64(parameters.scale_bits))
+
+
+def _noisy(public: Public, key: FunctionKey, ciphertexts: Ciphertexts) -> Int64[np.ndarray, "n k"]:
+    """D X Y^T + E Y^T, centred."""
+    parameters = public.parameters
+    if key.parameters != parameters or ciphertexts.parameters != parameters:
+        raise EncryptionError("lwe: key and ciphertexts must have the parameters of this setup")
+    if ciphertexts.values.shape[1] != public.bounds.dim or key.y.shape[1] != public.bounds.dim:
+        raise EncryptionError(f"lwe: key and ciphertexts are of dimension {public.bounds.dim}")
+    bits = parameters.q_bits
+    answers = modular.product(modular.split(ciphertexts.values, bits), modular.split(key.y, bits))
+    return modular.centre(answers - modular.product(ciphertexts.a, key.digits), bits)
+
+
+def _uniform(
+    seed: bytes, rows: Int64[np.ndarray, " rows"], parameters: Parameters, domain: int
+) -> Digits:
+    """Rows of n uniform residues from the AES-256-CTR stream of a seed."""
+    words = masks(seed, rows, (2 * parameters.n,), domain=domain)
+    # Little-endian on every machine: both sides must expand the same matrix.
+    values = words.astype("<u4", copy=False).view("<i8").astype(np.int64, copy=False)
+    return modular.split(values, parameters.q_bits)
+
+
+# ---- element-wise: a known operand makes each of these plain decryption (see `mask`)
+
+
+@dataclass(frozen=True)
+class Commitments:
+    """What the authority needs to know of an element-wise ciphertext."""
+
+    seed: bytes
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class ElementCiphertexts:
+    """A matrix as rows of `dim` entries, the last filled up with zeros."""
+
+    rows: Ciphertexts
+    shape: tuple[int, int]
+
+    @property
+    def commitments(self) -> Commitments:
+        """Seed and shape."""
+        return Commitments(self.rows.seed, self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class ElementKey:
+    """One operation, its operand and what is subtracted from this ciphertext."""
+
+    op: Op
+    y: Int64[np.ndarray, "a b"]
+    commitments: Commitments
+    term: Int64[np.ndarray, "a b"]
+
+
+def encrypt_elements(
+    encryption: EncryptionKey, x: Int64[np.ndarray, "a b"], *, rng: Csprng
+) -> ElementCiphertexts:
+    """Encrypt a matrix of any shape.
+
+    Raises ShapeError, RangeError.
+    """
+    public = encryption.public
+    check_matrix("lwe: x", x, bound=public.bounds.x_bound)
+    flat = np.zeros((_element_rows(x.shape, public), public.bounds.dim), np.int64)
+    flat.reshape(-1)[: x.size] = x.reshape(-1)
+    rows = encrypt_rows(encryption.element_z, flat, public.parameters, rng=rng)
+    return ElementCiphertexts(rows, (x.shape[0], x.shape[1]))
+
+
+def keygen_elements(
+    master: Master, op: Op, y: Int64[np.ndarray, "a b"], *, commitments: Commitments
+) -> ElementKey:
+    """The key of one operation with a known operand.
+
+    The pad A Z^T of the entries is given with fresh noise: exact, it would be a linear system in
+    Z. The noise is a function of the entry, so that asking again does not average it away; every
+    key is a function of these same LWE samples.
+
+    Raises ShapeError, RangeError, FunctionError (an unknown operation).
+    """
+    encryption, public = master.encryption, master.encryption.public
+    if op not in ("+", "-", "*", "/"):
+        raise FunctionError(f"lwe: an operation is one of +, -, *, /, not {op!r}")
+    check_matrix("lwe: y", y, bound=public.bounds.y_bound)
+    if y.shape != commitments.shape:
+        raise ShapeError(f"lwe: y is {y.shape}, the ciphertext {commitments.shape}")
+    parameters, dim = public.parameters, public.bounds.dim
+    rows = np.arange(_element_rows(y.shape, public), dtype=np.int64)
+    a = _uniform(commitments.seed, rows, parameters, _A_DOMAIN)
+    key = derive(encryption.seed, info=b"cloister lwe element noise" + commitments.seed)
+    words = masks(key, rows, (2 * dim,), domain=_ELEMENT_NOISE_DOMAIN)
+    noise = gaussian.from_words(
+        words.astype("<u4", copy=False).view("<u8").astype(np.uint64), sigma=parameters.sigma
+    )
+    pads = (modular.product(a, encryption.element_z) + noise).reshape(-1)[: y.size]
+    pads = pads.reshape(y.shape)
+    scaled = y << np.int64(parameters.scale_bits)
+    # Wraps modulo 2^64, a multiple of q.
+    term = {"+": pads - scaled, "-": pads + scaled, "*": pads * y, "/": pads}[op]
+    return ElementKey(op, y, commitments, modular.centre(term, parameters.q_bits))
+
+
+def decrypt_elements(
+    public: Public, key: ElementKey, ciphertexts: ElementCiphertexts
+) -> Int64[np.ndarray, "a b"]:
+    """x + y, x - y, x * y, or the exact quotient of x by y.
+
+    Raises EncryptionError (another ciphertext), FunctionError (parameters that leave noise),
+    RangeError (y does not divide).
+    """
+    if key.commitments != ciphertexts.commitments:
+        raise EncryptionError("lwe: the key is for another ciphertext; ask for this one")
+    if not public.exact:
+        raise FunctionError("lwe: element-wise functions need exact parameters; use EXACT")
+    values = ciphertexts.rows.values.reshape(-1)[: key.y.size].reshape(key.y.shape)
+    if key.op == "*":
+        values = values * key.y
+    found = rounded(modular.centre(values - key.term, public.parameters.q_bits), public.parameters)
+    return exact_quotient(found, key.y) if key.op == "/" else found
+
+
+def _element_rows(shape: tuple[int, ...], public: Public) -> int:
+    return -(-shape[0] * shape[1] // public.bounds.dim)

@@ -1,0 +1,378 @@
+"""Inner-product encryption by masks: Slalom's blinding with another receiver.
+
+A client adds a pad to its sample, P = X + M mod 2^32, with M the AES-256-CTR stream under the
+client's key and the sample's number. The server computes linear maps on P alone; the authority,
+who can expand M, computes the same map on M. The difference is the map of the plain sample:
+
+    A P - A M = A X          (forward)
+    delta P - delta M = delta X        (weight gradient, summed over a batch)
+
+This is the identity that Slalom's unblinding rests on (`cloister.trusted.blinded`): the same
+ring, the same linear maps and the same kernels (`cloister.field.ring.RingMap`) serve both. Only
+who receives `A M` differs: there the trusted side, which keeps it; here the server, which learns
+`A X` by it and nothing else. Whatever `A X` gives away is therefore leaked by design, and the
+authority's ledger counts it.
+
+A key is bound to the samples named in it: it is a function of their pads. The pads are a
+pseudorandom function of (key, sample, domain), so a view of P and of any set of released terms is
+simulated from the released values alone, whoever chooses the maps and whenever (adaptively).
+No answer is checked here and ciphertexts carry no tag: a data set file authenticates them.
+
+The lower half of the file is the same thing as a scheme on plain matrices (`scheme.InnerProduct`),
+beside `ddh` and `lwe`. Its element-wise functions are there for completeness: whoever knows the
+operand y of x + y, x - y, x * y or x / y computes x from the answer, so a key for a known operand
+is plain decryption, in this back end as in every other (the paper's labels P - Y included).
+"""
+
+import operator
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Int, Int16, Int64, UInt32
+
+from cloister import _native
+from cloister.crypto.csprng import KEY_BYTES, Csprng
+from cloister.errors import EncryptionError, FunctionError, RangeError, ShapeError
+from cloister.fe.mask_keys import (
+    Ciphertexts,
+    ElementCiphertexts,
+    ElementKey,
+    EncryptionKey,
+    FunctionKey,
+    MaskKeys,
+    Master,
+)
+from cloister.fe.scheme import (
+    Bounds,
+    Keys,
+    Op,
+    check_bounds,
+    check_matrix,
+    check_pair,
+    exact_quotient,
+)
+from cloister.field.linear import Geometry, LinearMap
+from cloister.field.ring import RingMap
+
+__all__ = [
+    "DATA_DOMAIN",
+    "ELEMENT_DOMAIN",
+    "LABEL_DOMAIN",
+    "VECTOR_DOMAIN",
+    "Ciphertexts",
+    "ElementCiphertexts",
+    "ElementKey",
+    "EncryptionKey",
+    "FunctionKey",
+    "MaskKeys",
+    "Master",
+    "blind",
+    "decrypt",
+    "decrypt_elements",
+    "encrypt",
+    "encrypt_elements",
+    "forward",
+    "gradient",
+    "keygen",
+    "keygen_elements",
+    "masks",
+    "sample_nonce",
+    "setup",
+    "unmask",
+]
+
+DATA_DOMAIN = 0
+LABEL_DOMAIN = 1
+VECTOR_DOMAIN = 2
+ELEMENT_DOMAIN = 3
+
+_RING_LIMIT = 2**31
+_SMALL = 4096
+"""Below this many products NumPy's wrapping loop beats preparing a kernel."""
+_PACKED_BYTES = 2**20
+"""Packed gradients of one piece of a batch: they stay in the cache and their memory is reused."""
+_LANES = 32
+
+
+def sample_nonce(sample_id: int, domain: int) -> bytes:
+    """The nonce of one sample's pad: 8 bytes of its number, 4 of the domain, big-endian.
+
+    Raises RangeError.
+    """
+    if not 0 <= sample_id < 2**63 or not 0 <= domain < 2**32:
+        raise RangeError(f"mask: sample {sample_id} or domain {domain} is out of range")
+    return sample_id.to_bytes(8, "big") + domain.to_bytes(4, "big")
+
+
+def masks(
+    key: bytes, ids: Int64[np.ndarray, " n"], shape: tuple[int, ...], *, domain: int
+) -> UInt32[np.ndarray, "n ..."]:
+    """The pads M of the named samples.
+
+    Secret   key and result; a pad serves one plaintext, for ever
+    Source   as `cloister.crypto.csprng.pad_stream` under `sample_nonce`
+    Raises   RangeError, ShapeError
+    """
+    if ids.ndim != 1 or ids.dtype != np.int64:
+        raise ShapeError(f"mask: ids must be an int64 vector, got {ids.dtype} {ids.shape}")
+    if len(key) != KEY_BYTES:
+        raise RangeError(f"mask: a key has {KEY_BYTES} bytes, got {len(key)}")
+    out = np.empty((ids.shape[0], *shape), np.uint32)
+    rows = out.reshape(ids.shape[0], int(np.prod(shape, dtype=np.int64)))
+    fill = _native.aes_ctr_fill
+    for row, sample_id in zip(rows, ids.tolist(), strict=True):
+        fill(key, sample_nonce(sample_id, domain), 0, row)
+    return out
+
+
+def blind(
+    key: bytes,
+    x: Int[np.ndarray, "n ..."],
+    ids: Int64[np.ndarray, " n"],
+    *,
+    domain: int,
+) -> UInt32[np.ndarray, "n ..."]:
+    """The ciphertexts P = X + M mod 2^32.
+
+    Shapes   x: (n, *shape), any signed integer type; ids: one number for each sample
+    Secret   key, x.  Public: result.  A (key, id, domain) must never blind two plaintexts: the
+             difference of the two ciphertexts would be the difference of the samples.
+    Raises   ShapeError, RangeError
+    """
+    if not np.issubdtype(x.dtype, np.signedinteger):
+        raise ShapeError(f"mask: x must be of a signed integer type, got {x.dtype}; encode it")
+    if x.ndim < 2 or ids.shape != x.shape[:1]:
+        raise ShapeError(f"mask: one id for each sample, got {ids.shape} for x {x.shape}")
+    if np.unique(ids).size != ids.size:
+        raise RangeError("mask: an id is repeated; two samples under one pad cancel it")
+    blinded = masks(key, ids, x.shape[1:], domain=domain)
+    # Two's complement: the conversion is the residue modulo 2^32, and the sum wraps.
+    blinded += x.astype(np.uint32)
+    return blinded
+
+
+def forward(
+    linear: LinearMap, values: UInt32[np.ndarray, "n h w c"], *, threads: int = 1
+) -> UInt32[np.ndarray, "n oh ow oc"]:
+    """A v mod 2^32: the server's A P and the authority's A M.
+
+    Source   the ring and kernel of Slalom's blinded layers, `cloister.trusted.blinded`
+    Raises   ShapeError, InputError
+    """
+    return RingMap(linear).apply(np.ascontiguousarray(values), threads=threads)
+
+
+def gradient(
+    geometry: Geometry,
+    delta: Int16[np.ndarray, "n oh ow oc"],
+    values: UInt32[np.ndarray, "n h w c"],
+    *,
+    threads: int = 1,
+) -> UInt32[np.ndarray, "o kh kw cg"]:
+    """Sum over samples and positions of delta[i,p,o] v[i, p*stride + k*dilation - pad, c].
+
+    Again one linear map: the samples of the batch become its channels, delta its weights, and
+    stride and dilation trade places. It serves the server's delta P and the authority's delta M.
+
+    Raises   ShapeError, InputError
+    """
+    n = values.shape[0]
+    if values.ndim != 4 or values.shape[1:] != geometry.in_shape or values.dtype != np.uint32:
+        raise ShapeError(
+            f"mask gradient: values must be uint32 (n, *{geometry.in_shape}), "
+            f"got {values.dtype} {values.shape}"
+        )
+    if delta.shape != (n, *geometry.out_shape) or delta.dtype != np.int16:
+        raise ShapeError(
+            f"mask gradient: delta must be int16 ({n}, *{geometry.out_shape}), "
+            f"got {delta.dtype} {delta.shape}"
+        )
+    total = np.zeros(geometry.weight_shape, np.uint32)
+    packed = 2 * geometry.out_size[0] * geometry.out_size[1] * max(_LANES, geometry.out_channels)
+    # Even, because the kernel takes samples, its channels here, in pairs.
+    step = max(2, _PACKED_BYTES // packed // 2 * 2)
+    for start in range(0, n, step):
+        part = slice(start, start + step)
+        total += _piece_gradient(geometry, delta[part], values[part], threads=threads)
+    return total
+
+
+def _piece_gradient(
+    geometry: Geometry,
+    delta: Int16[np.ndarray, "n oh ow oc"],
+    values: UInt32[np.ndarray, "n h w c"],
+    *,
+    threads: int,
+) -> UInt32[np.ndarray, "o kh kw cg"]:
+    of_group, to_group = geometry.weight_shape[3], geometry.out_channels // geometry.groups
+    as_map = Geometry(
+        geometry.in_size, len(delta), geometry.kernel, to_group, kernel=geometry.out_size,
+        stride=geometry.dilation, dilation=geometry.stride, upsample=geometry.upsample,
+        pad=geometry.pad,
+    )  # fmt: skip
+    columns = np.ascontiguousarray(values.transpose(3, 1, 2, 0))
+    weights = np.ascontiguousarray(delta.transpose(3, 1, 2, 0))
+    result = np.empty(geometry.weight_shape, np.uint32)
+    for group in range(geometry.groups):
+        outputs = slice(group * to_group, (group + 1) * to_group)
+        inputs = slice(group * of_group, (group + 1) * of_group)
+        part = RingMap(LinearMap(as_map, weights[outputs])).apply(columns[inputs], threads=threads)
+        result[outputs] = part.transpose(3, 1, 2, 0)
+    return result
+
+
+def unmask(
+    term_of_p: UInt32[np.ndarray, "..."], term_of_m: UInt32[np.ndarray, "..."]
+) -> Int64[np.ndarray, "..."]:
+    """A x = A P - A M mod 2^32, centred in [-2^31, 2^31).
+
+    Domain   |A x| < 2^31, else the result is wrapped; the authority refuses maps that could exceed
+    Secret   term_of_m; single use.  Error  none if the bound holds
+    Raises   ShapeError
+    """
+    for name, term in (("ciphertext", term_of_p), ("mask", term_of_m)):
+        if term.dtype != np.uint32 or term.shape != term_of_p.shape:
+            raise ShapeError(
+                f"mask: the {name} term must be uint32 {term_of_p.shape}, "
+                f"got {term.dtype} {term.shape}"
+            )
+    difference = np.asarray(operator.sub(term_of_p, term_of_m))
+    return difference.view(np.int32).astype(np.int64)
+
+
+# ---- the scheme on matrices
+
+
+def setup(dim: int, *, x_bound: int, y_bound: int, rng: Csprng) -> MaskKeys:
+    """A fresh mask key for vectors of `dim` entries.
+
+    Domain   dim * x_bound * y_bound and x_bound + y_bound below 2^31: answers do not wrap
+    Raises   RangeError
+    """
+    bounds = check_bounds(Bounds(dim, x_bound, y_bound), limit=_RING_LIMIT, back_end="mask")
+    if x_bound + y_bound >= _RING_LIMIT:
+        raise RangeError("mask: x_bound + y_bound must be below 2^31; encode with fewer bits")
+    key = rng.random_bytes(KEY_BYTES)
+    return Keys(Master(key, bounds), EncryptionKey(key, bounds), bounds)
+
+
+def encrypt(
+    encryption: EncryptionKey, x: Int64[np.ndarray, "n dim"], *, rng: Csprng
+) -> Ciphertexts:
+    """Blind n vectors under fresh sample numbers; `rng` is not used, the pads are the key's.
+
+    Raises ShapeError, RangeError.
+    """
+    bounds = encryption.bounds
+    check_matrix("mask: x", x, bound=bounds.x_bound, columns=bounds.dim)
+    ids = encryption.reserve(x.shape[0])
+    return Ciphertexts(blind(encryption.key, x, ids, domain=VECTOR_DOMAIN), ids)
+
+
+def keygen(
+    master: Master,
+    y: Int64[np.ndarray, "k dim"],
+    *,
+    ciphertexts_ids: Int64[np.ndarray, " n"] | None = None,
+) -> FunctionKey:
+    """The key of k vectors for the named samples: y and M y.
+
+    Raises ShapeError, RangeError, FunctionError (no samples named).
+    """
+    if ciphertexts_ids is None:
+        raise FunctionError("mask: a key is bound to samples; pass ciphertexts_ids")
+    check_matrix("mask: y", y, bound=master.bounds.y_bound, columns=master.bounds.dim)
+    pads = masks(master.key, ciphertexts_ids, (master.bounds.dim,), domain=VECTOR_DOMAIN)
+    return FunctionKey(y, ciphertexts_ids, _products(pads, y))
+
+
+def decrypt(public: Bounds, key: FunctionKey, ciphertexts: Ciphertexts) -> Int64[np.ndarray, "n k"]:
+    """Every inner product: P y - M y.
+
+    Error    none within the bounds of `setup`
+    Raises   EncryptionError when the key is for other samples
+    """
+    _check_samples(key.ids, ciphertexts.ids)
+    if ciphertexts.values.shape[1:] != (public.dim,):
+        raise EncryptionError(f"mask: these ciphertexts are not of dimension {public.dim}")
+    return unmask(_products(ciphertexts.values, key.y), key.term)
+
+
+def _products(
+    values: UInt32[np.ndarray, "n dim"], y: Int64[np.ndarray, "k dim"]
+) -> UInt32[np.ndarray, "n k"]:
+    """values @ y^T mod 2^32, by the kernel of the layers where it pays and fits."""
+    (n, dim), k = values.shape, y.shape[0]
+    small = n * k * dim <= _SMALL
+    if small or np.abs(y).max() >= 2**15:
+        return np.asarray(values @ y.T.astype(np.uint32))
+    linear = LinearMap(Geometry((1, 1), dim, (1, 1), k), y.astype(np.int16).reshape(k, 1, 1, dim))
+    return forward(linear, values.reshape(n, 1, 1, dim)).reshape(n, k)
+
+
+def _check_samples(wanted: Int64[np.ndarray, " n"], given: Int64[np.ndarray, " n"]) -> None:
+    if not np.array_equal(wanted, given):
+        raise EncryptionError("mask: the key is bound to other samples; ask for these ones")
+
+
+# ---- element-wise
+
+
+def encrypt_elements(
+    encryption: EncryptionKey, x: Int64[np.ndarray, "a b"], *, rng: Csprng
+) -> ElementCiphertexts:
+    """Blind a matrix, a row a sample; `rng` is not used, the pads are the key's.
+
+    Raises ShapeError, RangeError.
+    """
+    check_matrix("mask: x", x, bound=encryption.bounds.x_bound)
+    ids = encryption.reserve(x.shape[0])
+    return ElementCiphertexts(blind(encryption.key, x, ids, domain=ELEMENT_DOMAIN), ids)
+
+
+_TERMS: dict[Op, Callable[[UInt32[np.ndarray, "a b"], UInt32[np.ndarray, "a b"]], object]] = {
+    "+": operator.sub,
+    "-": operator.add,
+    "*": operator.mul,
+    "/": lambda pads, _: pads,
+}
+"""What is subtracted from P (from y P for a product) to leave x + y, x - y, x * y and x."""
+
+
+def keygen_elements(
+    master: Master,
+    op: Op,
+    y: Int64[np.ndarray, "a b"],
+    *,
+    commitments: Int64[np.ndarray, " a"],
+) -> ElementKey:
+    """The key of one operation with a known operand: equivalent to the pads themselves.
+
+    Raises ShapeError, RangeError, FunctionError (an unknown operation).
+    """
+    if op not in _TERMS:
+        raise FunctionError(f"mask: an operation is one of {', '.join(_TERMS)}, not {op!r}")
+    check_matrix("mask: y", y, bound=master.bounds.y_bound)
+    check_pair("mask: y", y, commitments)
+    pads = masks(master.key, commitments, y.shape[1:], domain=ELEMENT_DOMAIN)
+    term = np.asarray(_TERMS[op](pads, y.astype(np.uint32)))
+    return ElementKey(op, y, commitments, term)
+
+
+def decrypt_elements(
+    public: Bounds, key: ElementKey, ciphertexts: ElementCiphertexts
+) -> Int64[np.ndarray, "a b"]:
+    """x + y, x - y, x * y, or the exact quotient of x by y.
+
+    Raises EncryptionError (a key for other rows), ShapeError, RangeError (y does not divide).
+    """
+    _check_samples(key.ids, ciphertexts.ids)
+    if key.y.shape != ciphertexts.values.shape:
+        raise ShapeError(
+            f"mask: the key is for {key.y.shape}, the ciphertext is {ciphertexts.values.shape}"
+        )
+    values = ciphertexts.values
+    if key.op == "*":
+        values = np.asarray(operator.mul(values, key.y.astype(np.uint32)))
+    found = unmask(values, key.term)
+    return exact_quotient(found, key.y) if key.op == "/" else found

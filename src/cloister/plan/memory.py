@@ -1,0 +1,130 @@
+"""How much memory the trusted process needs, item by item, before anything runs.
+
+Memory peaks in one of three phases: while the model is read and its constants are folded, while
+weights become integers beside their float32 originals, or while requests are served. The figures
+are of a process that reads its calibration from a file, opens the session with
+`plan.without_float_weights()` and holds the model nowhere else.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from cloister.field.linear import Geometry
+from cloister.graph.graph import Graph, Node
+from cloister.graph.linear_nodes import geometry
+from cloister.graph.ops import is_linear
+from cloister.plan.protection import ENCLAVE, OPEN, Protection
+
+BASE_BYTES = 88 * 2**20
+"""A Python process with NumPy, ONNX Runtime and Cloister loaded."""
+KEPT_BYTES = 28 * 2**20
+"""Pages of freed memory that the allocator keeps, and what sessions and links hold themselves."""
+FLOAT_BYTES = 4
+RING_BYTES = 4
+CHECK_BYTES = 8
+WEIGHT_BYTES = 2
+QUANTISING_ELEMENTS = 2**22
+QUANTISING_BYTES = 32
+"""Temporary arrays, per element, of the part of a layer's weights made integers at a time."""
+LOCAL_COPIES = 5
+"""Of a local segment's constants: as a message, as bytes, and ONNX Runtime's own three."""
+SENT_COPIES = 4
+"""Of an open segment's constants: as a message, as bytes, encoded, and in shared memory."""
+
+
+@dataclass(frozen=True)
+class MemoryCost:
+    """Bytes by phase and item; what is listed in a phase exists at the same time."""
+
+    phases: Mapping[str, Mapping[str, int]]
+
+    @property
+    def peak_phase(self) -> str:
+        """The phase that needs most."""
+        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most memory the process needs at any time."""
+        return sum(self.phases[self.peak_phase].values())
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values for JSON."""
+        return {name: dict(items) for name, items in self.phases.items()}
+
+
+def memory(graph: Graph, protections: Mapping[str, Protection], *, batch: int = 1) -> MemoryCost:
+    """The trusted process's memory; pads are made inline, the worker is another process."""
+    sent = [n for n in graph.nodes if protections[n.name] not in (ENCLAVE, OPEN)]
+    sent = [node for node in sent if is_linear(graph, node)]
+    shapes = [(geometry(graph, node), protections[node.name]) for node in sent]
+    hidden = [shape for shape, protection in shapes if protection.hidden]
+    weights = [math.prod(shape.weight_shape) for shape, _ in shapes]
+    packed = sum(math.prod(shape.weight_shape) for shape in hidden)
+    floats = sum(array.nbytes for array in graph.constants.values())
+    gone = sum(graph.constants[name].nbytes for name in _only_read_by(graph, sent))
+    base = {"Python, NumPy, ONNX Runtime": BASE_BYTES}
+    integers = {"integer weights": WEIGHT_BYTES * sum(weights)}
+    serving = {
+        **base,
+        "kept by the allocator": KEPT_BYTES,
+        **integers,
+        "float32 constants kept inside": floats - gone,
+        "their copies in ONNX Runtime": _segments(graph, protections),
+        "weights packed for making pads": WEIGHT_BYTES * packed,
+        "check vectors": CHECK_BYTES * sum(s.in_elements for s, p in shapes if p.checked),
+    }
+    loading = {"largest layer on its way to the worker": WEIGHT_BYTES * max(weights, default=0)}
+    running = {
+        "unblinding terms": RING_BYTES * batch * sum(s.out_elements for s in hidden),
+        "messages and answers": batch * max((_traffic(s, p) for s, p in shapes), default=0),
+        "values between layers": batch * _values(graph, protections),
+    }
+    part = min(QUANTISING_ELEMENTS, max(weights, default=0))
+    largest = max((array.nbytes for array in graph.constants.values()), default=0)
+    return MemoryCost(
+        {
+            "reading the model": {
+                **base, "float32 constants": floats, "the largest of them, rearranged": largest,
+            },
+            "planning": {
+                **base, "float32 constants": floats, **integers,
+                "temporary arrays": QUANTISING_BYTES * part,
+            },
+            "opening the session": {**serving, **loading},
+            "serving requests": {**serving, **running},
+        }
+    )  # fmt: skip
+
+
+def _only_read_by(graph: Graph, nodes: list[Node]) -> Iterator[str]:
+    names = {node.name for node in nodes}
+    others = {name for node in graph.nodes if node.name not in names for name in node.inputs}
+    inner = {name for node in nodes for name in node.inputs} - others - set(graph.outputs)
+    return (name for name in inner if name in graph.constants)
+
+
+def _segments(graph: Graph, protections: Mapping[str, Protection]) -> int:
+    """Copies of constants while the segments are made that use them."""
+    total = 0
+    for protection, copies in ((ENCLAVE, LOCAL_COPIES), (OPEN, SENT_COPIES)):
+        read = {v for n in graph.nodes if protections[n.name] is protection for v in n.inputs}
+        total += copies * sum(graph.constants[v].nbytes for v in read if v in graph.constants)
+    return total
+
+
+def _traffic(shape: Geometry, protection: Protection) -> int:
+    request = shape.in_elements * (RING_BYTES if protection.hidden else WEIGHT_BYTES)
+    return request + shape.out_elements * RING_BYTES
+
+
+def _values(graph: Graph, protections: Mapping[str, Protection]) -> int:
+    """The largest values a node inside reads and writes, for one input."""
+    sizes = [0]
+    for node in graph.nodes:
+        if protections[node.name] is ENCLAVE:
+            names = {*node.inputs, *node.outputs} - set(graph.constants)
+            known = [graph.types[name] for name in names if name in graph.types]
+            sizes.append(sum(FLOAT_BYTES * math.prod(s or 1 for s in t.shape) for t in known))
+    return max(sizes)

@@ -1,0 +1,61 @@
+"""A curious server against a real authority in this process: it sees P and what keys release."""
+
+import numpy as np
+
+from cloister.authority.authority import Authority, Terms, label_info, part_info
+from cloister.crypto.csprng import InsecureSeededRandom
+from cloister.fe import mask
+from cloister.fe.encoding import Encoding
+from cloister.fe.keyservice import DatasetInfo
+from cloister.field.linear import LinearMap
+from cloister.wire.releases import Release
+
+NAME = "victims"
+
+
+class Rogue:
+    """The server's view of one data set of encoded integers `x`; labels are all one."""
+
+    def __init__(self, folder, x, *, budget=None, terms=None, mode="guarded", bits=8, parts=1):
+        self.authority = Authority.create(folder, rng=InsecureSeededRandom(1))
+        self.shape = tuple(int(size) for size in x.shape[1:])
+        dim = int(np.prod(self.shape))
+        self.info = DatasetInfo(
+            name=NAME, shape=self.shape, classes=2, encoding=Encoding(1.0, 0.0, bits), samples=0,
+            budget_rank=dim // 4 if budget is None else budget, mode=mode,
+        )  # fmt: skip
+        public = self.authority.identity.public
+        self.authority.create_dataset(
+            self.info,
+            sealed_label_key=public.seal(b"L" * 32, info=label_info(NAME)),
+            terms=terms or Terms(allow_unbounded_leakage=mode == "paper"),
+        )
+        self.p = np.empty(x.shape, np.uint32)
+        for part, ids in enumerate(np.array_split(np.arange(len(x)), parts)):
+            self.p[ids] = self.register(part, x[ids])
+
+    def register(self, part, x):
+        """A client's part: its ciphertexts."""
+        key, name, sha256 = bytes([part + 1]) * 32, f"{part:032x}", f"{part:064x}"
+        sealed = self.authority.identity.public.seal(key, info=part_info(NAME, name, sha256))
+        self.authority.register_part(NAME, name, len(x), sha256, sealed_key=sealed)
+        return mask.blind(key, x.astype(np.int64), np.arange(len(x)), domain=mask.DATA_DOMAIN)
+
+    def forward(self, ids, geometry, weights, *, step=0):
+        ids = np.asarray(ids, np.int64)
+        linear = LinearMap(geometry, weights.astype(np.int16).reshape(geometry.weight_shape))
+        term = self.authority.forward_key(NAME, ids, linear, receiver="server")
+        p = self.p[ids].reshape(len(ids), *geometry.in_shape)
+        values = mask.unmask(mask.forward(linear, p), term)
+        return Release("forward", step, ids, geometry, linear.weights, values, self.shape)
+
+    def gradient(self, ids, geometry, delta, *, step=0):
+        ids = np.asarray(ids, np.int64)
+        delta = delta.astype(np.int16).reshape(len(ids), *geometry.out_shape)
+        term = self.authority.gradient_key(NAME, ids, geometry, delta, receiver="server")
+        p = np.ascontiguousarray(self.p[ids].reshape(len(ids), *geometry.in_shape))
+        values = mask.unmask(mask.gradient(geometry, delta, p), term)
+        return Release("gradient", step, ids, geometry, delta, values, self.shape)
+
+    def close(self):
+        self.authority.close()

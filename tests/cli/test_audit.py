@@ -1,0 +1,148 @@
+"""`cloister audit encrypted` as people use it."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from audit import leaks
+from cloister.field.linear import Geometry
+from cloister.wire.releases import ReleaseLog
+
+SHAPE = (8, 8, 1)
+
+
+@pytest.fixture
+def digits():
+    found = load_digits()
+    return found.images.astype(np.int64)[..., None], found.target
+
+
+@pytest.fixture
+def paper(tmp_path, digits):
+    """A log of the paper's mode, and the truth."""
+    images, labels = digits
+    rng = np.random.default_rng(3)
+    conv = Geometry((8, 8), 1, (8, 8), 6, (5, 5), pad=(2, 2))
+    ids = np.arange(20)
+    with ReleaseLog(tmp_path / "log") as log:
+        log.append(leaks.forward(images, ids, conv, rng.integers(-99, 99, conv.weight_shape)))
+        dense = leaks.dense(SHAPE, 24)
+        log.append(leaks.gradient(images, ids, dense, rng.integers(-99, 99, (20, 24))))
+        log.append(leaks.labels(labels, ids, 10, shape=SHAPE))
+    np.savez(tmp_path / "truth.npz", x=images[:20], y=labels[:20])
+    np.savez(tmp_path / "public.npz", x=images[500:])
+    return tmp_path / "log"
+
+
+@pytest.fixture
+def guarded(tmp_path, digits):
+    """A log of the guarded mode whose answers went to the trusted runtime: it is empty."""
+    with ReleaseLog(tmp_path / "empty"):
+        return tmp_path / "empty"
+
+
+def test_paper_mode_is_broken(cloister, paper, tmp_path):
+    ran = cloister("audit", "encrypted", paper, "--truth", tmp_path / "truth.npz",
+                   "--public", tmp_path / "public.npz", "--range", "0", "16",
+                   "--html", tmp_path / "page.html")  # fmt: skip
+    assert ran.code == 0
+    for line in (
+        r"linear solve +recovered +99\.0 dB +\d+\.\d dB +100\.0% +rank 64 of 64",
+        r"gradient batches +recovered +99\.0 dB .*rank 20 of 20 samples",
+        r"labels +recovered +100\.0%",
+        r"verdict: recovered",
+    ):
+        assert re.search(line, ran.out), line
+    assert "page written" in ran.err
+    page = (tmp_path / "page.html").read_text()
+    assert "Verdict: recovered" in page
+    assert page.count("data:image/png;base64,") >= 8 * 3
+    assert "http" not in page
+    assert "<script" not in page
+
+
+def test_without_truth_the_determined_is_recovered(cloister, paper):
+    found = json.loads(cloister("audit", "encrypted", paper, "--json").out)
+    assert found["verdict"] == "recovered"
+    assert found["releases"] == {"forward": 1, "gradient": 1, "labels": 1}
+    assert found["samples"] == 20
+    by_name = {one["attack"]: one for one in found["attacks"]}
+    assert by_name["linear solve"]["determined"]
+    assert by_name["linear solve"]["score"] is None
+    assert by_name["linear solve"]["verdict"] == "recovered"
+    assert by_name["joint solve"]["verdict"] == "not scored"
+    assert by_name["packed keys"]["verdict"] == "not run"
+
+
+def test_guarded_mode_gives_nothing(cloister, guarded, tmp_path, paper):
+    ran = cloister("audit", "encrypted", guarded, "--html", tmp_path / "page.html")
+    assert ran.code == 0
+    assert "verdict: nothing to attack" in ran.out
+    assert "recovered " not in ran.out.split("verdict:")[0]
+    assert "data:image" not in (tmp_path / "page.html").read_text()
+    found = json.loads(
+        cloister("audit", "encrypted", guarded, "--truth", tmp_path / "truth.npz", "--json").out
+    )
+    assert found["verdict"] == "nothing to attack"
+    assert found["samples"] == 0
+    assert cloister("audit", "encrypted", guarded, "--public", tmp_path / "public.npz").code == 0
+
+
+def test_truth_in_its_own_units(cloister, paper, digits, tmp_path):
+    images = digits[0][:20]
+    np.savez(tmp_path / "units.npz", x=images / 16.0 + 3.0, scale=1 / 16, offset=3.0)
+    found = json.loads(
+        cloister("audit", "encrypted", paper, "--truth", tmp_path / "units.npz", "--json").out
+    )
+    score = next(one["score"] for one in found["attacks"] if one["attack"] == "linear solve")
+    assert score["exact"] == 1.0
+
+
+def test_bad_input(refused, paper, digits, tmp_path):
+    images, labels = digits
+    log = ("audit", "encrypted", paper)
+    assert "not a release log" in refused("audit", "encrypted", tmp_path / "truth.npz")
+    assert "No such file" in refused("audit", "encrypted", tmp_path / "none")
+    for content, message in (
+        ({"y": labels}, "needs an array x"),
+        ({"x": images[:20], "y": labels[:3]}, "3 labels for 20 ids"),
+        ({"x": images[:20], "ids": np.zeros(20, np.int64)}, "occurs twice"),
+        ({"x": images[:20], "y": labels[:20] / 2}, "row of integers"),
+        ({"x": images[:20], "scale": 0}, "scale not zero"),
+        ({"x": images[:20, :4]}, "32 elements"),
+    ):
+        np.savez(tmp_path / "bad.npz", **content)
+        assert message in refused(*log, "--truth", tmp_path / "bad.npz")
+    assert "32 elements" in refused(*log, "--public", tmp_path / "bad.npz")
+    (tmp_path / "bad.npz").write_bytes(b"PK broken")
+    assert "not a readable" in refused(*log, "--truth", tmp_path / "bad.npz")
+    assert "empty" in refused(*log, "--range", "5", "5")
+    data = paper.read_bytes()
+    paper.write_bytes(data[:-1])
+    assert "cut off" in refused(*log)
+    assert "--tail-ok" in refused(*log)
+
+
+def test_a_torn_tail_on_request(cloister, paper):
+    data = paper.read_bytes()
+    paper.write_bytes(data[:-1])
+    found = json.loads(cloister("audit", "encrypted", paper, "--tail-ok", "--json").out)
+    assert found["releases"] == {"forward": 1, "gradient": 1}
+
+
+def test_without_scipy_the_other_verbs_work_and_this_one_says_what_to_install(paper):
+    code = (
+        "import sys; sys.modules['scipy'] = None; "
+        "from cloister.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code]
+    ran = subprocess.run([*command, "--help"], capture_output=True, text=True)
+    assert ran.returncode == 0
+    ran = subprocess.run([*command, "audit", "encrypted", paper], capture_output=True, text=True)
+    assert ran.returncode == 2
+    assert "cloister[audit]" in ran.stderr

@@ -1,0 +1,50 @@
+import json
+
+import pytest
+
+from cloister.cli.bench import fe
+from cloister.cli.main import main
+
+SMALL = (fe.Task("small", 2, 3, 2, 1000.0, {"mask": 1e9, "lwe": 0.0}),)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(fe, "TASKS", SMALL)
+    monkeypatch.setattr(fe, "MIN_RUN_S", 0.0)
+    for name, size in (("BATCH", 3), ("INPUTS", 5), ("HIDDEN", 2)):
+        monkeypatch.setattr(fe, name, size)
+
+
+def test_figures_agree_with_each_other(small, capsys):
+    assert main(["bench", "fe", "--repeats", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    rows = {row["back_end"]: row for row in found["products"]}
+    assert {"mask", "lwe", "lwe, first use"} <= set(rows)
+    for row in rows.values():
+        assert row["paper_ratio"] == pytest.approx(1000.0 / row["median_ms"])
+    assert rows["mask"]["within_bar"] is True
+    assert rows["lwe"]["within_bar"] is False
+    assert rows["lwe, first use"]["within_bar"] is None
+    layer = found["layer"]
+    assert layer["shape"] == [3, 5, 2]
+    assert layer["ratio"] == pytest.approx(layer["masked_ms"] / layer["baseline_ms"])
+    assert "Not considered" in found["lwe_security"]
+
+
+def test_the_table_names_engine_and_estimator(small, capsys):
+    assert main(["bench", "fe", "--repeats", "1"]) == 0
+    text = capsys.readouterr().out
+    for part in ("masked layer 5x2, batch 3", "lwe, first use", "times faster", "primal uSVP"):
+        assert part in text
+
+
+def test_tasks_are_those_of_the_paper():
+    assert [(task.n, task.terms, task.k) for task in fe.TASKS] == [(1, 25, 1), (100, 10, 100)]
+
+
+@pytest.mark.parametrize("name", ["mask", "lwe", "lwe, first use"])
+def test_what_is_timed_is_a_decryption(name):
+    answers = fe._decryptions(SMALL[0])[name]()
+    assert answers.shape == (2, 2)
+    assert 3 <= answers.min() <= answers.max() <= 3 * fe.ENTRY**2

@@ -1,0 +1,80 @@
+"""What is stated before anything runs, against what then happens."""
+
+import onnx
+import pytest
+
+import nets
+from cloister.cli.bench.models import build
+from cloister.cli.bench.peak import measure_peak, random_input
+from cloister.errors import CloisterError
+from cloister.graph.onnx_import import from_model
+from cloister.graph.passes import prepare
+from cloister.graph.sources import load
+from cloister.plan.cost import estimate
+from cloister.plan.policies import NAMES, assign
+from cloister.plan.quantise import Precision
+from cloister.plan.recipe import measure
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A network of middle size as a file, and its calibration."""
+    folder = tmp_path_factory.mktemp("memory")
+    model, recipe = folder / "resnet18.onnx", folder / "calibration.json"
+    onnx.save(build("resnet18"), model)
+    graph = load(model)
+    samples = random_input(graph, 1)
+    measure(graph, policy="slalom", samples=samples, precision=Precision()).save(recipe)
+    return graph, model, recipe
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_the_stated_memory_is_within_15_percent_of_the_measured_peak(place, batch):
+    graph, model, recipe = place
+    stated = estimate(graph, assign(graph, "slalom"), batch=batch).trusted_memory_bytes
+    measured = measure_peak(model, recipe, batch=batch)
+    assert stated == pytest.approx(measured["trusted_peak_bytes"], rel=0.15)
+    assert 0 < measured["serving_peak_bytes"] <= measured["trusted_peak_bytes"]
+    residents = [stage["resident_bytes"] for stage in measured["stages"]]
+    assert max(residents) <= measured["trusted_peak_bytes"]
+
+
+def test_the_child_s_own_error_is_passed_on(place, tmp_path):
+    with pytest.raises(CloisterError, match=r"none\.json: no such file"):
+        measure_peak(place[1], tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("policy", NAMES)
+def test_the_peak_is_the_largest_phase_and_every_item_counts(policy):
+    graph = prepare(from_model(nets.residual(), name="net"))
+    cost = estimate(graph, assign(graph, policy))
+    phases = cost.to_dict()["trusted_memory"]
+    sums = {name: sum(items.values()) for name, items in phases.items()}
+    assert cost.trusted_memory_bytes == max(sums.values()) == sums[cost.memory.peak_phase]
+    assert min(value for items in phases.values() for value in items.values()) >= 0
+
+
+def test_protections_cost_what_they_need():
+    graph = prepare(from_model(nets.residual(), name="net"))
+    serving = {
+        policy: estimate(graph, assign(graph, policy)).memory.phases["serving requests"]
+        for policy in NAMES
+    }
+    for item, who in (
+        ("check vectors", {"slalom", "verified"}),
+        ("unblinding terms", {"slalom", "blinded"}),
+        ("weights packed for making pads", {"slalom", "blinded"}),
+        ("integer weights", {"slalom", "verified", "blinded"}),
+    ):
+        assert {policy for policy in NAMES if serving[policy][item]} == who
+
+
+def test_more_inputs_need_more_memory_for_messages_only():
+    graph = prepare(from_model(nets.chain(), name="net"))
+    one, four = (
+        estimate(graph, assign(graph, "slalom"), batch=batch).memory.phases["serving requests"]
+        for batch in (1, 4)
+    )
+    grown = {name for name in one if one[name] != four[name]}
+    assert grown == {"unblinding terms", "messages and answers", "values between layers"}
+    assert all(four[name] == 4 * one[name] for name in grown)
