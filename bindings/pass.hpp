@@ -193,8 +193,21 @@ class BoundPass {
       const auto& v = *window;
       require(v[0] >= 0 && v[0] <= 2 && (v[0] < 2 || depthwise), "there is no such window");
       s.window = WindowShape{static_cast<WindowShape::Kind>(v[0]),
-                             v[1],  v[2],       v[3], v[4], v[5], v[6], v[7], v[8], v[9],
-                             v[10], v[11] != 0, {},   {},   lo,   hi};
+                             v[1],
+                             v[2],
+                             v[3],
+                             v[4],
+                             v[5],
+                             v[6],
+                             v[7],
+                             v[8],
+                             v[9],
+                             v[10],
+                             v[11] != 0,
+                             {},
+                             {},
+                             lo,
+                             hi};
     }
     if (depthwise) {
       const auto& [weights, offsets, low, high] = *depthwise;

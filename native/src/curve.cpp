@@ -7,10 +7,9 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
-#include <system_error>
-#include <thread>
 
 #include "cloister/isa.hpp"
+#include "crew.hpp"
 #include "curve_scalar.hpp"
 
 namespace cloister {
@@ -55,16 +54,7 @@ void parallel(int64_t items, int64_t grain, int threads, const Range& work) {
       errors[static_cast<size_t>(t)] = std::current_exception();
     }
   };
-  std::vector<std::thread> pool;
-  int64_t started = 1;
-  try {
-    for (; started < count; ++started) pool.emplace_back(part, started);
-  } catch (const std::system_error&) {
-    // The system has no thread to give: this one does the rest.
-  }
-  part(0);
-  for (int64_t t = started; t < count; ++t) part(t);
-  for (std::thread& thread : pool) thread.join();
+  in_parallel(count, threads, [&](int64_t, int64_t t) { part(t); });
   for (const std::exception_ptr& error : errors) {
     if (error) std::rethrow_exception(error);
   }

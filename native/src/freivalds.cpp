@@ -1,12 +1,10 @@
 #include "cloister/freivalds.hpp"
 
 #include <algorithm>
-#include <atomic>
-#include <system_error>
-#include <thread>
 #include <vector>
 
 #include "cloister/isa.hpp"
+#include "crew.hpp"
 #include "freivalds_backend.hpp"
 #include "p52.hpp"
 
@@ -47,24 +45,6 @@ const FreivaldsBackend& backend() {
   return active_isa() == Isa::avx512 ? kFreivaldsAvx512 : kFreivaldsPortable;
 }
 
-// Runs work(item) for every item on up to `threads` threads, the caller's included.
-template <typename Work>
-void in_parallel(int64_t items, int threads, const Work& work) {
-  std::atomic<int64_t> next{0};
-  const auto take = [&] {
-    for (int64_t item; (item = next.fetch_add(1)) < items;) work(item);
-  };
-  std::vector<std::thread> pool;
-  const int64_t extra = std::min<int64_t>(threads, items) - 1;
-  try {
-    for (int64_t i = 0; i < extra; ++i) pool.emplace_back(take);
-  } catch (const std::system_error&) {
-    // No more threads to be had: those that run take all items.
-  }
-  take();
-  for (std::thread& thread : pool) thread.join();
-}
-
 // B[k, c] = sum over the outputs o of c's group of W[o, k, c] * b[o].
 std::vector<uint64_t> fold_all(const Geometry& g, const int16_t* weights, const uint64_t* b,
                                int threads) {
@@ -75,7 +55,7 @@ std::vector<uint64_t> fold_all(const Geometry& g, const int16_t* weights, const 
   if (g.groups == 1) {
     constexpr int64_t kWidth = 4096;  // 64 KiB of accumulators: they stay in the L2 cache
     const int64_t items = (row + kWidth - 1) / kWidth;
-    in_parallel(items, threads, [&](int64_t item) {
+    in_parallel(items, threads, [&](int64_t, int64_t item) {
       const int64_t start = item * kWidth;
       kernels.fold_weights(weights + start, row, b, g.oc, std::min(kWidth, row - start),
                            folded.data() + start);
@@ -120,7 +100,7 @@ void freivalds_factors(const Geometry& g, const int16_t* weights, const uint64_t
   }
   const std::vector<uint64_t> folded = fold_all(g, weights, b, threads);
   const FreivaldsBackend& kernels = backend();
-  in_parallel(g.h, threads, [&](int64_t y) {
+  in_parallel(g.h, threads, [&](int64_t, int64_t y) {
     std::vector<AdjointTap> taps;
     for (int64_t j = 0; j < g.kw; ++j) {
       taps.clear();
@@ -137,7 +117,7 @@ void freivalds_factors(const Geometry& g, const int16_t* weights, const uint64_t
 void freivalds_expand(const Geometry& g, const uint64_t* columns, const uint64_t* rows, uint64_t* t,
                       int threads) {
   const FreivaldsBackend& kernels = backend();
-  in_parallel(g.h, threads, [&](int64_t y) {
+  in_parallel(g.h, threads, [&](int64_t, int64_t y) {
     std::vector<AdjointTap> taps;
     for (int64_t x = 0; x < g.w; ++x) {
       taps.clear();

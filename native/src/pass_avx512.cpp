@@ -104,8 +104,7 @@ struct Avx512 {
       sum.add(residue(lo1, hi1), _mm512_loadu_si512(coefficients + 8));
     }
     void into(auto& sum, const uint64_t* coefficients, M m) const {
-      sum.add(residue(lo0, hi0),
-              _mm512_maskz_loadu_epi64(static_cast<__mmask8>(m), coefficients));
+      sum.add(residue(lo0, hi0), _mm512_maskz_loadu_epi64(static_cast<__mmask8>(m), coefficients));
       sum.add(residue(lo1, hi1),
               _mm512_maskz_loadu_epi64(static_cast<__mmask8>(m >> 8), coefficients + 8));
     }
@@ -170,6 +169,7 @@ void emit_blinded(const EmitRow& row, CheckLanes& lanes) {
   Avx512::Dot dot;
   const auto step = [&](int64_t j, __m512i pad, auto... mask) __attribute__((always_inline)) {
     const __m512 f = Avx512::load(row.values + j, mask...);
+    rows::fetch(row.ahead + j);
     const __m512i q = rows::quantised<Avx512>(f, inv_scale, low, high);
     if constexpr (kCheck) {
       rows::prefetch(row.t + j);
@@ -213,6 +213,7 @@ void emit_channels(const EmitRow& row, CheckLanes& lanes) {
     __m512i counter = vaes_counter(row.nonce, row.first_block + static_cast<uint32_t>(j / 4));
     const auto step = [&](int64_t p, __m512i pad) __attribute__((always_inline)) {
       const __m512 f = Avx512::load(row.values + p * c + j, mask...);
+      rows::fetch(row.ahead + p * c + j);
       const __m512i q = rows::quantised<Avx512>(f, inv_scale, low, high);
       const __m512i biased = Avx512::plus(q, rows::kShortBias);
 #pragma GCC unroll 3
@@ -256,6 +257,7 @@ void emit_pixels(const EmitRow& row, CheckLanes& lanes) {
     Avx512::Dot dots[kTerms];
     const auto step = [&](int64_t j, __m512i pad, auto... mask) __attribute__((always_inline)) {
       const __m512 f = Avx512::load(row.values + p * c + j, mask...);
+      rows::fetch(row.ahead + p * c + j);
       const __m512i q = rows::quantised<Avx512>(f, inv_scale, low, high);
       const __m512i biased = Avx512::plus(q, rows::kShortBias);
 #pragma GCC unroll 3
@@ -319,8 +321,8 @@ void finish() { _mm_sfence(); }
 
 }  // namespace
 
-const PassBackend kPassAvx512{rows::any_reply<Avx512>, rows::any_values<Avx512>,
+const PassBackend kPassAvx512{rows::any_reply<Avx512>,  rows::any_values<Avx512>,
                               rows::any_window<Avx512>, rows::any_emit<Avx512>,
-                              any_emit_blinded,        finish};
+                              any_emit_blinded,         finish};
 
 }  // namespace cloister

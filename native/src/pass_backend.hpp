@@ -26,6 +26,7 @@ struct ReplyRow {
   const uint64_t* a;  // one per pixel, or null: no check
   const uint64_t* b;
   int64_t pixels, channels;
+  bool alone;  // no emit() that brings the reply into the cache will come between
   float* out;  // packed
 };
 
@@ -44,7 +45,7 @@ struct WindowRow {
   const WindowShape* shape;
   const float* const* rows;  // the rows of the window that lie inside the image, in order
   int64_t row_count;
-  int64_t first_row;  // which row of the window rows[0] is
+  int64_t first_row;        // which row of the window rows[0] is
   int64_t width, channels;  // of the source
   int64_t x_begin, x_end;
   float* out;  // packed
@@ -53,6 +54,7 @@ struct WindowRow {
 // Float to request: quantise, check, pad, store.
 struct EmitRow {
   const float* values;
+  const uint32_t* ahead;  // what the next tile reads: brought into the cache on the way, or null
   int64_t pixels, channels;
   float inv_scale, qmax;
   // Coefficients of the check. Without factors, t has one for every element. With factors, that of
@@ -66,8 +68,9 @@ struct EmitRow {
   int16_t* plain;
   const uint8_t* rounds;  // for emit_blinded: AES round keys
   const uint8_t* nonce;
-  uint32_t first_block;  // values[0] is word 0 of this block; with factors, so is that of every pixel
-  bool stream;           // too large for the caches: store past them if the kernel can
+  uint32_t
+      first_block;  // values[0] is word 0 of this block; with factors, so is that of every pixel
+  bool stream;      // too large for the caches: store past them if the kernel can
 };
 
 struct PassBackend {

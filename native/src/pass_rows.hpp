@@ -31,6 +31,10 @@ inline __attribute__((always_inline)) void over(int64_t begin, int64_t end, Step
 // prefetch beyond the end of an array does nothing.
 constexpr uintptr_t kAhead = 2048;  // elements: one tile
 template <typename T>
+inline __attribute__((always_inline)) void fetch(const T* p) {
+  __builtin_prefetch(p, 0, 2);
+}
+template <typename T>
 inline __attribute__((always_inline)) void prefetch(const T* p) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(p) + kAhead * sizeof(T);
   __builtin_prefetch(reinterpret_cast<const void*>(address), 0, 2);
@@ -63,7 +67,8 @@ void reply(const ReplyRow& row, CheckLanes& lanes) {
       over<S>(start, std::min(c, start + S::kBlock), [&](int64_t j, auto... mask) {
         // The only read of the reply: `z` goes into the check and into the value.
         auto z = S::load_once(in + j, mask...);
-        prefetch(in + j);
+        if (row.alone) prefetch(in + j);
+        if constexpr (kResidual) prefetch(residual + j);
         if constexpr (kUnblind) {
           prefetch(unblind + j);
           z = S::sub(z, S::load(unblind + j, mask...));
@@ -208,6 +213,7 @@ inline __attribute__((always_inline)) auto write(const EmitRow& row, int64_t at,
                                                  auto... mask) {
   const auto low = S::sub(S::set(0.0f), qmax);
   const auto q = quantised<S>(S::load(row.values + at, mask...), inv_scale, low, qmax);
+  if constexpr (kTo != To::nowhere) fetch(row.ahead + at);
   if constexpr (kTo == To::blinded) {
     S::store(row.blinded + at, S::plus(q, S::load(row.pad + at, mask...)), mask...);
   } else if constexpr (kTo == To::plain) {
@@ -237,7 +243,7 @@ void emit(const EmitRow& row, CheckLanes& lanes) {
   if constexpr (kCheck) sum.save(lanes);
 }
 
-constexpr int kTermsAtOnce = 3;    // their accumulators fit the registers
+constexpr int kTermsAtOnce = 3;   // their accumulators fit the registers
 constexpr int64_t kLongRow = 16;  // pixels: what a channel costs once is shared by so many
 
 // Terms `first` .. `first + kTerms` of coefficients that are products. Pixels outside: a pixel's

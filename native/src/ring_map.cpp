@@ -1,13 +1,10 @@
 #include "cloister/ring_map.hpp"
 
 #include <algorithm>
-#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <new>
 #include <stdexcept>
-#include <system_error>
-#include <thread>
 #include <utility>
 
 #ifdef __linux__
@@ -15,6 +12,7 @@
 #endif
 
 #include "cloister/isa.hpp"
+#include "crew.hpp"
 #include "ring_map_backend.hpp"
 
 namespace cloister {
@@ -366,21 +364,9 @@ void RingMap::apply_any(const T* x, int64_t n, uint32_t* out, int threads) {
   for (int64_t t = 0; t < workers; ++t) scratch_[t].reserve((bands.elements + 1) * element);
   locate_pixels(bands);
 
-  std::atomic<int64_t> next{0};
-  const auto work = [&](int64_t worker) {
-    for (int64_t item; (item = next.fetch_add(1)) < items;) {
-      run_item(x, n, out, bands, item, scratch_[worker].data());
-    }
-  };
-  std::vector<std::thread> pool;
-  pool.reserve(static_cast<size_t>(workers - 1));
-  try {
-    for (int64_t t = 1; t < workers; ++t) pool.emplace_back(work, t);
-  } catch (const std::system_error&) {
-    // No more threads to be had: those that run take all items.
-  }
-  work(0);
-  for (std::thread& thread : pool) thread.join();
+  in_parallel(items, threads, [&](int64_t worker, int64_t item) {
+    run_item(x, n, out, bands, item, scratch_[worker].data());
+  });
 }
 
 void RingMap::apply(const uint32_t* x, int64_t n, uint32_t* out, int threads) {

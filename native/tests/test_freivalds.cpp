@@ -1,4 +1,4 @@
-// The adjoint against its definition in 128-bit integers: <s, A x> = <A^T s, x>.
+// The factors of t and their expansion against the definition in 128-bit integers, t = A^T s.
 #include <cstdio>
 #include <cstdlib>
 #include <random>
@@ -52,18 +52,34 @@ std::vector<uint64_t> definition(const Geometry& g, const std::vector<int16_t>& 
   return t;
 }
 
-void test_adjoint(const Geometry& g, bool extreme) {
+std::vector<uint64_t> filled(int64_t size) {
+  return std::vector<uint64_t>(static_cast<size_t>(size), UINT64_MAX);
+}
+
+void test_factors(const Geometry& g, bool extreme) {
   std::mt19937_64 random(1);
   std::vector<int16_t> weights(static_cast<size_t>(g.oc * g.kh * g.kw * g.group_in()));
-  std::vector<uint64_t> a(static_cast<size_t>(g.oh * g.ow)), b(static_cast<size_t>(g.oc));
+  std::vector<uint64_t> alpha(static_cast<size_t>(g.oh)), beta(static_cast<size_t>(g.ow)),
+      b(static_cast<size_t>(g.oc));
   for (int16_t& w : weights) w = extreme ? INT16_MIN : static_cast<int16_t>(random());
-  for (uint64_t& v : a) v = extreme ? kP52 - 1 : random() % kP52;
-  for (uint64_t& v : b) v = extreme ? kP52 - 1 : random() % kP52;
-  const std::vector<uint64_t> expected = definition(g, weights, a, b);
+  for (auto* secrets : {&alpha, &beta, &b}) {
+    for (uint64_t& v : *secrets) v = extreme ? kP52 - 1 : random() % kP52;
+  }
+  std::vector<uint64_t> products;
+  for (uint64_t y : alpha) {
+    for (uint64_t x : beta) products.push_back(mod_mul(y, x));
+  }
+  const std::vector<uint64_t> expected = definition(g, weights, products, b);
   for (int threads : {1, 3}) {
-    std::vector<uint64_t> t(expected.size());
-    freivalds_adjoint(g, weights.data(), a.data(), b.data(), t.data(), threads);
-    expect(t == expected, "adjoint");
+    std::vector<uint64_t> a = filled(g.oh * g.ow), columns = filled(g.kw * g.w),
+                          rows = filled(g.h * g.kw * g.c), t = filled(g.in_elements());
+    freivalds_factors(g, weights.data(), alpha.data(), beta.data(), b.data(),
+                      {a.data(), columns.data(), rows.data()}, threads);
+    expect(a == products, "coefficients of the answer");
+    freivalds_expand(g, columns.data(), rows.data(), t.data(), threads);
+    expect(t == expected, "coefficients of the request");
+    for (uint64_t v : columns) expect(v < kP52, "canonical columns");
+    for (uint64_t v : rows) expect(v < kP52, "canonical rows");
   }
 }
 
@@ -94,12 +110,18 @@ int main() {
       {1, 1, 301, 1, 1, 33, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 1},
       {1, 1, 1, 1, 1, 4500, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 1},
       {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 1},
+      {3, 12, 20, 3, 12, 6, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1},
+      {4, 19, 16, 3, 9, 8, 3, 5, 2, 2, 1, 2, 1, 1, 1, 3, 2},
+      {7, 7, 2, 2, 2, 2, 1, 1, 3, 3, 1, 1, 1, 1, 0, 0, 1},
+      // More kernel rows, and columns, than accumulators take without folding.
+      {1, 1, 3, 4200, 1, 1, 4200, 1, 1, 1, 1, 1, 1, 1, 4199, 0, 1},
+      {1, 1, 3, 1, 4200, 1, 1, 4200, 1, 1, 1, 1, 1, 1, 0, 4199, 1},
   };
   for (int i = 0; i <= static_cast<int>(best_isa()); ++i) {
     force_isa(static_cast<Isa>(i));
     for (const Geometry& g : shapes) {
-      test_adjoint(g, false);
-      test_adjoint(g, true);
+      test_factors(g, false);
+      test_factors(g, true);
     }
     test_dot();
   }

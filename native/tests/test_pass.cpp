@@ -1,9 +1,13 @@
-// Every instruction set gives the portable back end's bits, in buffers without slack.
+// Every instruction set gives the portable back end's bits, in buffers without slack, and that the
+// definition's sums.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
+#include <memory>
+#include <new>
 #include <random>
+#include <span>
 #include <stdexcept>
 #include <vector>
 
@@ -24,9 +28,21 @@ void expect(bool condition, const char* what) {
   std::exit(1);
 }
 
+// Memory that begins with a cache line, so that kernels may store past the caches.
+template <typename T>
+struct LineAllocator {
+  using value_type = T;
+  T* allocate(size_t n) {
+    return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t{64}));
+  }
+  void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t{64}); }
+  bool operator==(const LineAllocator&) const = default;
+};
+using Lines = std::vector<uint32_t, LineAllocator<uint32_t>>;
+
 struct Result {
   std::vector<float> pre, post;
-  std::vector<uint32_t> blinded;
+  Lines blinded;
   std::vector<int16_t> plain;
   std::vector<uint64_t> sums;
   bool operator==(const Result&) const = default;
@@ -34,16 +50,17 @@ struct Result {
 
 struct Setting {
   int64_t h, w, c;
-  std::optional<PoolShape> pool;
+  std::optional<WindowShape> window;
   bool reply;
   bool full;  // unblinding, residual and checks
   bool extreme;
+  int64_t terms = 0;  // of the coefficients of requests; 0: every element has its own
 };
 
 struct Inputs {
   std::vector<uint32_t> reply, unblind;
   std::vector<float> values, residual;
-  std::vector<uint64_t> a, b, t;
+  std::vector<uint64_t> a, b, rows, columns;
   uint8_t key[32];
   std::vector<uint8_t> nonces;
   std::vector<uint32_t> pad;
@@ -52,7 +69,14 @@ struct Inputs {
 constexpr int64_t kImages = 2;
 
 PassShape shape_of(const Setting& s) {
-  PassShape shape{s.h, s.w, s.c, {}, {}, s.full ? 0.0f : -kInfinity, kInfinity, s.pool, {}};
+  PassShape shape{s.h, s.w, s.c, {}, {}, s.full ? 0.0f : -kInfinity, kInfinity, s.window, {}};
+  if (s.window && s.window->kind == WindowShape::Kind::depthwise) {
+    WindowShape& window = *shape.window;
+    std::mt19937 random(3);
+    const auto value = [&] { return static_cast<float>(static_cast<int32_t>(random())) * 1e-9f; };
+    for (int64_t i = 0; i < window.kh * window.kw * s.c; ++i) window.weights.push_back(value());
+    for (int64_t i = 0; i < s.c; ++i) window.bias.push_back(value());
+  }
   if (s.reply) {
     shape.scale.assign(static_cast<size_t>(s.c), 1.1e-9f);
     shape.bias.assign(static_cast<size_t>(s.c), 0.25f);
@@ -61,7 +85,8 @@ PassShape shape_of(const Setting& s) {
   return shape;
 }
 
-Inputs inputs_of(const Setting& s, int64_t out_elements) {
+Inputs inputs_of(const Setting& s, int64_t out_h, int64_t out_w) {
+  const int64_t out_elements = out_h * out_w * s.c;
   std::mt19937_64 random(2);
   const auto in = static_cast<size_t>(kImages * s.h * s.w * s.c);
   Inputs x;
@@ -76,7 +101,9 @@ Inputs inputs_of(const Setting& s, int64_t out_elements) {
   }
   for (int64_t i = 0; i < s.h * s.w; ++i) x.a.push_back(element());
   for (int64_t i = 0; i < s.c; ++i) x.b.push_back(element());
-  for (int64_t i = 0; i < out_elements; ++i) x.t.push_back(element());
+  const int64_t blocks = s.terms > 0 ? s.terms : out_w;
+  for (int64_t i = 0; i < out_h * blocks * s.c; ++i) x.rows.push_back(element());
+  for (int64_t i = 0; i < s.terms * out_w; ++i) x.columns.push_back(element());
   for (uint8_t& byte : x.key) byte = static_cast<uint8_t>(random());
   for (int64_t i = 0; i < 12 * kImages; ++i) x.nonces.push_back(static_cast<uint8_t>(random()));
   x.pad.resize(static_cast<size_t>(kImages * out_elements));
@@ -94,8 +121,8 @@ Inputs inputs_of(const Setting& s, int64_t out_elements) {
 Result run(const Setting& s, const Inputs& x, Pass& pass, bool explicit_pad, int threads) {
   const auto in = static_cast<size_t>(kImages * s.h * s.w * s.c);
   const auto out = static_cast<size_t>(kImages * pass.out_h() * pass.out_w() * s.c);
-  Result r{std::vector<float>(in), std::vector<float>(out), std::vector<uint32_t>(out),
-           std::vector<int16_t>(out), std::vector<uint64_t>(3 * kImages)};
+  Result r{std::vector<float>(in), std::vector<float>(out), Lines(out), std::vector<int16_t>(out),
+           std::vector<uint64_t>(3 * kImages)};
   PassRun run;
   run.n = kImages;
   if (s.reply) run.reply = x.reply.data();
@@ -122,16 +149,48 @@ Result run(const Setting& s, const Inputs& x, Pass& pass, bool explicit_pad, int
   return r;
 }
 
+uint64_t mod_mul(uint64_t x, uint64_t y) {
+  __extension__ using U128 = unsigned __int128;
+  return static_cast<uint64_t>(static_cast<U128>(x) * y % kP52);
+}
+
+// The sum over one image of its request's integers times their coefficients.
+uint64_t sum_by_definition(const Setting& s, const Inputs& x, const Pass& pass, const int16_t* q) {
+  const auto at = [](const std::vector<uint64_t>& values, int64_t i) {
+    return values[static_cast<size_t>(i)];
+  };
+  const int64_t w = pass.out_w();
+  uint64_t sum = 0;
+  for (int64_t i = 0; i < pass.out_h() * w * s.c; ++i) {
+    const int64_t y = i / s.c / w, column = i / s.c % w, c = i % s.c;
+    uint64_t t = s.terms > 0 ? 0 : at(x.rows, i);
+    for (int64_t k = 0; k < s.terms; ++k) {
+      t += mod_mul(at(x.columns, k * w + column), at(x.rows, (y * s.terms + k) * s.c + c));
+    }
+    const int64_t value = q[i];
+    const auto canonical =
+        value < 0 ? kP52 - static_cast<uint64_t>(-value) : static_cast<uint64_t>(value);
+    sum = (sum + mod_mul(t % kP52, canonical)) % kP52;
+  }
+  return sum;
+}
+
 void test(const Setting& s) {
   Pass pass(shape_of(s));
-  const Inputs x = inputs_of(s, pass.out_h() * pass.out_w() * s.c);
+  const Inputs x = inputs_of(s, pass.out_h(), pass.out_w());
   if (s.full) {
     if (s.reply) pass.set_check(x.a.data(), x.b.data());
-    pass.set_sink_check(0, x.t.data());
-    pass.set_sink_check(1, x.t.data());
+    const InputCheck check{x.rows.data(), s.terms > 0 ? x.columns.data() : nullptr, s.terms};
+    pass.set_sink_check(0, check);
+    pass.set_sink_check(1, check);
   }
   force_isa(Isa::portable);
   const Result expected = run(s, x, pass, true, 1);
+  for (int64_t i = 0; s.full && i < kImages; ++i) {
+    const int16_t* q = expected.plain.data() + i * pass.out_h() * pass.out_w() * s.c;
+    expect(expected.sums[static_cast<size_t>(2 * kImages + i)] == sum_by_definition(s, x, pass, q),
+           "the sum of a request");
+  }
   for (int i = 0; i <= static_cast<int>(best_isa()); ++i) {
     force_isa(static_cast<Isa>(i));
     for (int threads : {1, 5}) {
@@ -159,26 +218,121 @@ void test_no_pad() {
   expect(refused && request[0] == 0, "a blinded sink without a pad");
 }
 
+bool refused(Pass& pass, const InputCheck& check) {
+  try {
+    pass.set_sink_check(0, check);
+  } catch (const std::invalid_argument&) {
+    return true;
+  }
+  return false;
+}
+
+// A check that is refused leaves none of its pointers behind.
+void test_refused_checks() {
+  Pass pass({1, 2, 3, {}, {}, -kInfinity, kInfinity, std::nullopt, {{1.0f, 10}}});
+  const std::vector<uint64_t> rows(6, 5), columns(4, 7);
+  pass.set_sink_check(0, {rows.data(), nullptr, 0});
+  for (bool factored : {false, true}) {
+    auto wrong = std::make_unique<std::vector<uint64_t>>(rows);
+    wrong->back() = kP52;
+    const uint64_t* factors = factored ? columns.data() : nullptr;
+    expect(refused(pass, {wrong->data(), factors, 2}), "a coefficient beyond the prime");
+    expect(!factored || refused(pass, {rows.data(), columns.data(), 0}), "no terms");
+    wrong.reset();
+    const float values[6] = {1, 2, 3, 4, 5, -6};
+    int16_t request[6];
+    uint64_t sum = 0;
+    PassRun run;
+    run.n = 1;
+    run.values = values;
+    run.sinks.resize(1);
+    run.sinks[0].plain = request;
+    run.sinks[0].sums = &sum;
+    pass.run(run, 1);
+    expect(sum == 45, "the check before");
+  }
+}
+
+// Sizes whose product wraps around must not pass for a small one.
+void test_a_huge_filter() {
+  PassShape shape{1, 1, 1 << 20, {}, {}, -kInfinity, kInfinity, std::nullopt, {}};
+  const int64_t side = 1 << 22;
+  WindowShape window{WindowShape::Kind::depthwise,
+                     side,
+                     side,
+                     1,
+                     1,
+                     1,
+                     1,
+                     0,
+                     0,
+                     1,
+                     1,
+                     false,
+                     {},
+                     {},
+                     -kInfinity,
+                     kInfinity};
+  window.bias.resize(1 << 20);
+  shape.window = window;
+  bool thrown = false;
+  try {
+    Pass pass(shape);
+  } catch (const std::invalid_argument&) {
+    thrown = true;
+  }
+  expect(thrown, "a filter of 2^64 weights");
+}
+
+using Kind = WindowShape::Kind;
+
+WindowShape pooling(Kind kind, int64_t k, int64_t kw, int64_t stride, int64_t pad, int64_t oh,
+                    int64_t ow) {
+  return {kind, k, kw, stride, stride, 1, 1, pad, pad, oh, ow, false, {}, {}, 0.0f, 6.0f};
+}
+
 }  // namespace
 
 int main() {
-  const PoolShape max2{false, 2, 2, 2, 2, 1, 1, 0, 0, 4, 5, false};
-  const PoolShape max3{false, 3, 3, 2, 2, 1, 1, 1, 1, 4, 5, false};
-  const PoolShape mean{true, 7, 9, 1, 1, 1, 1, 0, 0, 1, 1, false};
+  const WindowShape windows[] = {
+      pooling(Kind::max, 2, 2, 2, 0, 4, 5),       pooling(Kind::max, 3, 3, 2, 1, 4, 5),
+      pooling(Kind::average, 7, 9, 1, 0, 1, 1),   pooling(Kind::depthwise, 3, 3, 1, 1, 7, 9),
+      pooling(Kind::depthwise, 3, 3, 2, 1, 4, 5), pooling(Kind::depthwise, 5, 5, 1, 2, 7, 9),
+      pooling(Kind::depthwise, 7, 7, 1, 3, 7, 9),
+  };
   for (bool extreme : {false, true}) {
     for (bool full : {false, true}) {
       for (bool reply : {false, true}) {
         for (int64_t c : {1, 3, 16, 37, 64}) {
           test({7, 9, c, std::nullopt, reply, full, extreme});
-          for (const PoolShape& pool : {max2, max3, mean}) {
-            test({7, 9, c, pool, reply, full, extreme});
+          for (const WindowShape& window : windows) {
+            test({7, 9, c, window, reply, full, extreme});
+            if (full) test({7, 9, c, window, reply, full, extreme, 1 + c % 7});
           }
         }
         test({1, 1, 5000, std::nullopt, reply, full, extreme});
-        test({96, 90, 64, std::nullopt, reply, full, extreme});  // large enough to stream
       }
     }
+    for (int64_t terms : {1, 2, 3, 4, 7}) {
+      for (int64_t c : {1, 4, 16, 20, 33, 64}) {
+        test({2, 35, c, std::nullopt, true, true, extreme, terms});
+        test({2, 15, c, std::nullopt, false, true, extreme, terms});
+      }
+      for (int64_t c : {2048, 2049, 2500, 4101}) {
+        test({2, 2, c, std::nullopt, true, true, extreme, terms});
+      }
+      test({2, 1500, 1, std::nullopt, true, true, extreme, terms});
+    }
+  }
+  for (bool extreme : {false, true}) {  // large enough to be stored past the caches
+    for (int64_t terms : {0, 1, 3, 4}) {
+      test({96, 90, 64, std::nullopt, true, true, extreme, terms});
+      test({64, 8, 1024, std::nullopt, true, true, extreme, terms});
+    }
+    test({96, 90, 64, std::nullopt, true, false, extreme});
   }
   test_no_pad();
+  test_refused_checks();
+  test_a_huge_filter();
   return 0;
 }

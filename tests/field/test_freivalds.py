@@ -4,7 +4,7 @@ import pytest
 from cloister import _native
 from cloister.crypto.csprng import InsecureSeededRandom
 from cloister.field import reference
-from cloister.field.freivalds import P52, SOUNDNESS_BITS, draw, field_elements
+from cloister.field.freivalds import P52, SOUNDNESS_BITS, draw, draw_dense, field_elements
 from cloister.field.linear import Geometry, LinearMap
 
 GEOMETRIES = {
@@ -18,6 +18,9 @@ GEOMETRIES = {
     "dense": Geometry((1, 1), 301, (1, 1), 33),
     "sequence": Geometry((1, 6), 9, (1, 6), 8),
     "one": Geometry((1, 1), 1, (1, 1), 1),
+    "wide": Geometry((3, 12), 20, (3, 12), 6, (3, 3), pad=(1, 1)),
+    "wide, strided": Geometry((4, 19), 16, (3, 9), 8, (3, 5), (2, 2), (1, 2), pad=(1, 3), groups=2),
+    "wide, transposed": Geometry((2, 10), 17, (5, 21), 3, (3, 4), upsample=(2, 2), pad=(2, 2)),
     "unread": Geometry((7, 7), 2, (2, 2), 2, (1, 1), (3, 3)),
 }
 
@@ -38,47 +41,94 @@ def linear(geometry, weights=None):
     return LinearMap(geometry, np.full(shape, weights, np.int16))
 
 
-def adjoint(layer, a, b, threads=1):
-    t = np.zeros(layer.geometry.in_elements, np.uint64)
-    _native.freivalds_adjoint(layer.geometry.to_tuple(), layer.weights, a, b, t, threads)
+def random_elements(count, seed):
+    return np.random.default_rng(seed).integers(0, P52, count).astype(np.uint64)
+
+
+def secrets(geometry, value=None):
+    """alpha, beta and b: random, or all the same."""
+    counts = (*geometry.out_size, geometry.out_channels)
+    if value is not None:
+        return tuple(np.full(count, value, np.uint64) for count in counts)
+    return tuple(random_elements(count, seed) for seed, count in enumerate(counts))
+
+
+def factors(layer, alpha, beta, b, threads=1):
+    g = layer.geometry
+    # Every word must be written: the arrays begin with what no result is.
+    arrays = [
+        np.full(shape, 2**64 - 1, np.uint64)
+        for shape in (
+            g.out_size[0] * g.out_size[1],
+            (g.kernel[1], g.in_size[1]),
+            (g.in_size[0], g.kernel[1], g.in_channels),
+        )
+    ]
+    _native.freivalds_factors(g.to_tuple(), layer.weights, alpha, beta, b, *arrays, threads)
+    return arrays
+
+
+def expand(geometry, columns, rows, threads=1):
+    t = np.full(geometry.in_shape, 2**64 - 1, np.uint64)
+    _native.freivalds_expand(geometry.to_tuple(), columns, rows, t, threads)
     return t
 
 
+def assert_right(layer, alpha, beta, b, threads=1):
+    """The factors and their expansion against the definition, A^T s."""
+    a, columns, rows = factors(layer, alpha, beta, b, threads)
+    products = np.outer(alpha.astype(object), beta.astype(object)) % P52
+    np.testing.assert_array_equal(a, products.ravel().astype(np.uint64))
+    expected = reference.adjoint(layer, a, b).reshape(layer.geometry.in_shape)
+    np.testing.assert_array_equal(reference.factored(rows, columns), expected)
+    np.testing.assert_array_equal(expand(layer.geometry, columns, rows, threads), expected)
+    assert max(a.max(), columns.max(), rows.max()) < P52
+
+
+@pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("name", GEOMETRIES)
-def test_adjoint_equals_reference(name, isa):
+def test_factors_and_expansion_equal_reference(name, threads, isa):
     layer = linear(GEOMETRIES[name])
-    vectors = draw(layer, rng=InsecureSeededRandom(1))
-    expected = reference.adjoint(layer, vectors.a, vectors.b)
-    np.testing.assert_array_equal(vectors.t, expected)
-    np.testing.assert_array_equal(adjoint(layer, vectors.a, vectors.b, threads=3), expected)
+    assert_right(layer, *secrets(layer.geometry), threads=threads)
 
 
 @pytest.mark.parametrize("weight", [-32768, 32767, 0])
 @pytest.mark.parametrize("coefficient", [0, 1, P52 - 1])
-def test_adjoint_at_the_extremes(weight, coefficient, isa):
-    layer = linear(GEOMETRIES["3x3"], weight)
-    a = np.full(35, coefficient, np.uint64)
-    b = np.full(10, coefficient, np.uint64)
-    np.testing.assert_array_equal(adjoint(layer, a, b), reference.adjoint(layer, a, b))
+@pytest.mark.parametrize("name", ["3x3", "wide", "transposed"])
+def test_factors_at_the_extremes(name, weight, coefficient, isa):
+    layer = linear(GEOMETRIES[name], weight)
+    assert_right(layer, *secrets(layer.geometry, coefficient))
 
 
-def test_adjoint_of_a_long_column(isa):
+def test_factors_of_a_long_column(isa):
     layer = linear(Geometry((1, 1), 9, (1, 1), 9001), -32768)
-    a, b = np.full(1, P52 - 1, np.uint64), np.full(9001, P52 - 1, np.uint64)
-    np.testing.assert_array_equal(adjoint(layer, a, b), reference.adjoint(layer, a, b))
+    assert_right(layer, *secrets(layer.geometry, P52 - 1))
 
 
-def test_adjoint_of_a_large_kernel(isa):
+def test_factors_of_a_large_kernel(isa):
     layer = linear(Geometry((70, 70), 1, (70, 70), 1, (70, 70), pad=(35, 35)), 32767)
-    a, b = np.full(4900, P52 - 1, np.uint64), np.full(1, P52 - 1, np.uint64)
     taps = sum(len(outputs) for _, outputs, _ in reference.taps(layer.geometry))
-    t = adjoint(layer, a, b)
-    assert int(t.astype(object).sum() % P52) == 32767 * taps % P52  # (-1) * (-1) = 1
+    _, columns, rows = factors(layer, *secrets(layer.geometry, P52 - 1))
+    t = expand(layer.geometry, columns, rows)
+    total = int(t.astype(object).sum() % P52)
+    assert total == -32767 * taps % P52  # (-1) * (-1) * (-1) = -1
     assert t.max() < P52
+    np.testing.assert_array_equal(t, reference.factored(rows, columns))
 
 
+def test_factors_of_a_kernel_as_long_as_its_sequence(isa):
+    """More taps in a column, and more columns, than accumulators take without folding."""
+    kernel = 4200
+    for geometry in (
+        Geometry((1, 1), 3, (kernel, 1), 1, (kernel, 1), pad=(kernel - 1, 0)),
+        Geometry((1, 1), 3, (1, kernel), 1, (1, kernel), pad=(0, kernel - 1)),
+    ):
+        assert_right(linear(geometry, -32768), *secrets(geometry, P52 - 1))
+
+
+@pytest.mark.parametrize("drawing", [draw, draw_dense])
 @pytest.mark.parametrize("name", GEOMETRIES)
-def test_both_sides_agree(name):
+def test_both_sides_agree(name, drawing):
     layer = linear(GEOMETRIES[name])
     g = layer.geometry
     # Small weights: the centred product is exact, as the plan's bound promises.
@@ -86,8 +136,43 @@ def test_both_sides_agree(name):
     rng = np.random.default_rng(2)
     x = rng.integers(-2047, 2048, (1, *g.in_shape)).astype(np.int16)
     z = reference.linear_map(layer, x).view(np.int32)[0]
-    vectors = draw(layer, rng=InsecureSeededRandom(2))
-    assert reference.answer_sum(vectors.a, vectors.b, z) == reference.check_sum(vectors.t, x)
+    vectors = drawing(layer, rng=InsecureSeededRandom(2))
+    t = reference.factored(vectors.rows, vectors.columns)
+    assert reference.answer_sum(vectors.a, vectors.b, z) == reference.check_sum(t.ravel(), x)
+    expected = reference.adjoint(layer, vectors.a, vectors.b)
+    np.testing.assert_array_equal(t.ravel(), expected)
+
+
+def test_dense_and_factored_are_the_same_coefficients():
+    layer = linear(GEOMETRIES["wide"])
+    one, two = (f(layer, rng=InsecureSeededRandom(6)) for f in (draw, draw_dense))
+    assert one.columns is not None and two.columns is None
+    assert one.rows.size < two.rows.size == layer.geometry.in_elements
+    np.testing.assert_array_equal(reference.factored(one.rows, one.columns), two.rows)
+    np.testing.assert_array_equal(one.a, two.a)
+    np.testing.assert_array_equal(one.b, two.b)
+
+
+@pytest.mark.parametrize(
+    ("name", "factored"),
+    [("wide", True), ("dense", True), ("one", True), ("sequence", True), ("3x3", False)],
+)
+def test_small_images_keep_their_coefficients_expanded(name, factored):
+    vectors = draw(linear(GEOMETRIES[name]), rng=InsecureSeededRandom(1))
+    assert (vectors.columns is not None) == factored
+
+
+@pytest.mark.parametrize("name", ["wide", "3x3"])
+def test_coefficients_are_secret_and_can_be_erased(name):
+    layer = linear(GEOMETRIES[name])
+    vectors = draw(layer, rng=InsecureSeededRandom(1))
+    assert "[" not in repr(vectors)
+    other = draw(layer, rng=InsecureSeededRandom(2))
+    for mine, theirs in ((vectors.a, other.a), (vectors.b, other.b), (vectors.rows, other.rows)):
+        assert mine.any() and np.mean(mine == theirs) < 0.1
+    vectors.erase()
+    for array in (vectors.a, vectors.b, vectors.rows, vectors.columns):
+        assert array is None or not array.any()
 
 
 def test_dot_equals_python_integers():
@@ -120,15 +205,48 @@ def test_field_elements_reject_what_is_beyond_the_prime():
 
 
 def test_soundness():
-    assert 2 / P52 <= 2**-SOUNDNESS_BITS <= 2**-50
+    assert 3 / P52 <= 2**-SOUNDNESS_BITS <= 2**-50
+    assert SOUNDNESS_BITS == 50.4
     assert all(pow(base, P52 - 1, P52) == 1 for base in (2, 3, 5, 7, 11, 13))
 
 
-def test_sizes_that_do_not_fit_are_refused():
+def test_degree_three_is_needed():
+    """One wrong element, over a field of seven: it passes more often than degree two allows."""
+    p = 7
+    values = np.arange(p)
+    alpha, beta, b = np.meshgrid(values, values, values)
+    passed = np.count_nonzero(alpha * beta * b % p == 0)
+    assert passed == p**3 - (p - 1) ** 3
+    assert 2 * p**2 < passed <= 3 * p**2
+
+
+ARRAYS = ("alpha", "beta", "b", "a", "columns", "rows")
+
+
+@pytest.mark.parametrize("i", range(6), ids=ARRAYS)
+def test_sizes_that_do_not_fit_are_refused(i):
     layer = linear(GEOMETRIES["3x3"])
-    good = [np.zeros(35, np.uint64), np.zeros(10, np.uint64), np.zeros(210, np.uint64)]
-    for i in range(3):
-        arrays = list(good)
-        arrays[i] = arrays[i][:-1].copy()
-        with pytest.raises(ValueError, match="fit"):
-            _native.freivalds_adjoint(layer.geometry.to_tuple(), layer.weights, *arrays)
+    arrays = [np.zeros(size, np.uint64) for size in (5, 7, 10, 35, 21, 90)]
+    _native.freivalds_factors(layer.geometry.to_tuple(), layer.weights, *arrays)
+    arrays[i] = arrays[i][:-1].copy()
+    with pytest.raises(ValueError, match="fit"):
+        _native.freivalds_factors(layer.geometry.to_tuple(), layer.weights, *arrays)
+
+
+@pytest.mark.parametrize("i", range(3), ids=["columns", "rows", "t"])
+def test_expansions_that_do_not_fit_are_refused(i):
+    arrays = [np.zeros(size, np.uint64) for size in (21, 90, 210)]
+    _native.freivalds_expand(GEOMETRIES["3x3"].to_tuple(), *arrays)
+    arrays[i] = arrays[i][:-1].copy()
+    with pytest.raises(ValueError, match="fit"):
+        _native.freivalds_expand(GEOMETRIES["3x3"].to_tuple(), *arrays)
+
+
+def test_weights_that_do_not_fit_are_refused():
+    layer = linear(GEOMETRIES["3x3"])
+    with pytest.raises(ValueError, match="weights"):
+        _native.freivalds_factors(
+            layer.geometry.to_tuple(),
+            layer.weights[:-1].copy(),
+            *(np.zeros(size, np.uint64) for size in (5, 7, 10, 35, 21, 90)),
+        )

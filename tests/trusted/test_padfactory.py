@@ -285,7 +285,7 @@ def test_coefficients_are_redrawn_after_a_lie(plan):
     copies = [vectors.b.copy() for vectors in before]
     with pytest.raises(VerificationError):
         maker.make(KEY, 0)
-    assert not any(vectors.b.any() or vectors.t.any() for vectors in before)
+    assert not any(vectors.b.any() or vectors.rows.any() for vectors in before)
     maker.make(KEY, 1)
     for node, old in zip(maker._nodes, copies, strict=True):
         assert not np.array_equal(node.vectors.b, old)

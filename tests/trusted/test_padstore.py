@@ -19,7 +19,7 @@ from cloister.crypto.csprng import SystemRandom
 from cloister.errors import PadReusedError, PadsExhausted, PadStoreError, RangeError, ShapeError
 from cloister.trusted import padfile
 from cloister.trusted.padledger import Ledger
-from cloister.trusted.padstore import PadStore
+from cloister.trusted.padstore import PadStore, erase, reclaim
 from trusted import pad_crash_child
 from trusted.pad_crash_child import DIGEST, SHAPES, contents
 
@@ -110,19 +110,37 @@ def test_an_id_whose_turn_has_passed_is_dropped(store, places):
         store.take(1)
 
 
-def test_recycled_memory_is_erased_and_used_again(store):
+def test_recycled_memory_is_overwritten_by_the_next_pads(store):
     fill(store, 4)
     first = store.take(2)
     arrays = {id(array) for pad in first for array in pad.unblinding.values()}
-    held = first[0].unblinding[0]
     store.recycle(first)
-    assert not held.any()
-    assert not any(pad.unblinding for pad in first)
+    assert not any(pad.unblinding for pad in first), "spent pads cannot be read again"
     second = store.take(2)
     assert {id(array) for pad in second for array in pad.unblinding.values()} == arrays
     store.recycle(first)
     for pad in second:
         same(pad)
+
+
+def test_erased_memory_holds_nothing(store):
+    fill(store, 2)
+    memory = reclaim(store.take(2))
+    assert all(array.any() for arrays in memory for array in arrays.values())
+    erase(memory)
+    assert not any(array.any() for arrays in memory for array in arrays.values())
+
+
+def test_memory_is_erased_when_its_next_pad_cannot_be_read(store, places):
+    fill(store, 2)
+    first = store.take(1)
+    arrays = list(first[0].unblinding.values())
+    store.recycle(first)
+    damaged = places[0] / "1.pad"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    with pytest.raises(PadStoreError):
+        store.take(1)
+    assert not any(array.any() for array in arrays)
 
 
 def test_keys_are_the_stores_own_and_stay(store, places, tmp_path):

@@ -131,7 +131,7 @@ def test_every_session_draws_its_own_coefficients():
     plan = plan_of(nets.chain())
     first, second = (Session(plan, workers=[DirectLink()]) for _ in range(2))
     one, two = (session._runtime.checks.vectors(0) for session in (first, second))
-    for name in ("a", "b", "t"):
+    for name in ("a", "b", "rows"):
         assert np.mean(getattr(one, name) == getattr(two, name)) < 0.1
     assert "[" not in repr(one)
 
@@ -152,7 +152,7 @@ def test_an_interrupted_redraw_is_made_up_for(monkeypatch):
             patch.setattr(session._runtime.checks, "redraw", interrupted)
             with pytest.raises(MemoryError):
                 session.run(feeds)
-        assert before.t.any(), "coefficients in use are never zero"
+        assert before.rows.any(), "coefficients in use are never zero"
         session.run(feeds)
         assert session._runtime.checks.vectors(0) is not before
 

@@ -15,8 +15,8 @@ struct CheckFactors {
   uint64_t* rows;     // [h][kw][c]
 };
 
-// The factors of t[(y, x), c] = sum over k of columns[k][x] * rows[y][k][c], canonical: a kernel has
-// few columns, and the secrets of rows and columns do not mix. weights[o][kh][kw][c / groups];
+// The factors of t[(y, x), c] = sum over k of columns[k][x] * rows[y][k][c], canonical: a kernel
+// has few columns, and the secrets of rows and columns do not mix. weights[o][kh][kw][c / groups];
 // alpha[oh], beta[ow] and b[oc] are below P.
 void freivalds_factors(const Geometry& g, const int16_t* weights, const uint64_t* alpha,
                        const uint64_t* beta, const uint64_t* b, const CheckFactors& out,

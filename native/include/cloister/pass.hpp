@@ -117,6 +117,7 @@ class Pass {
   class Walk;
 
   int64_t bands_per_image(int64_t n, int threads) const;
+  void prepare(int64_t workers);
   void validate(const PassRun& run) const;
 
   PassShape shape_;
@@ -126,6 +127,7 @@ class Pass {
   std::vector<InputCheck> t_;      // one per sink
   std::vector<uint64_t> in_bias_;  // 2^13 * sum(t): q is accumulated as q + 2^13
   std::vector<std::unique_ptr<Scratch>> scratch_;
+  std::vector<float> image_;  // the value before the window, where all of it is needed at once
 };
 
 }  // namespace cloister

@@ -87,9 +87,7 @@ def _factors(linear: LinearMap, *, rng: Csprng) -> CheckVectors:
     a = np.empty(out_height * out_width, np.uint64)
     columns = np.empty((terms, width), np.uint64)
     rows = np.empty((height, terms, geometry.in_channels), np.uint64)
-    _native.freivalds_factors(
-        geometry.to_tuple(), linear.weights, alpha, beta, b, a, columns, rows
-    )
+    _native.freivalds_factors(geometry.to_tuple(), linear.weights, alpha, beta, b, a, columns, rows)
     return CheckVectors(a, b, rows, columns)
 
 

@@ -71,6 +71,19 @@ def adjoint(
     return (t.ravel() % P52).astype(np.uint64)
 
 
+def factored(
+    rows: UInt64[np.ndarray, "h terms c"], columns: UInt64[np.ndarray, "terms w"] | None
+) -> UInt64[np.ndarray, "h w c"]:
+    """Sum over k of columns[k, x] rows[y, k, c] modulo P52; without columns, rows as they are."""
+    if columns is None:
+        return rows
+    big_rows, big_columns = rows.astype(object), columns.astype(object)
+    t = np.zeros((rows.shape[0], columns.shape[1], rows.shape[2]), object)
+    for k in range(len(columns)):
+        t += big_columns[k][None, :, None] * big_rows[:, k, None, :]
+    return (t % P52).astype(np.uint64)
+
+
 def check_sum(coefficients: UInt64[np.ndarray, " k"], values: np.ndarray) -> int:
     """<coefficients, values> modulo P52; values are signed integers."""
     return int(coefficients.astype(object) @ values.ravel().astype(object) % P52)
@@ -122,3 +135,36 @@ def pool(
             total = total + part
         out[:, r, s] = total / np.float32(kh * kw if count_pad else len(found))
     return out
+
+
+def depthwise(
+    x: Float32[np.ndarray, "n h w c"],
+    weights: Float32[np.ndarray, "kh kw c"],
+    bias: Float32[np.ndarray, " c"],
+    window: tuple[int, ...],
+    lo: float,
+    hi: float,
+) -> Float32[np.ndarray, "n oh ow c"]:
+    """A depthwise convolution as the native pass defines it; `window` as in `pool`.
+
+    Taps inside the image, in row-major order; every product and every sum is rounded to float32.
+    """
+    _, kh, kw, sh, sw, dh, dw, pt, pl, oh, ow, _ = window
+    n, h, w, c = x.shape
+    total = np.zeros((n, oh, ow, c), np.float32)
+    for i, j in itertools.product(range(kh), range(kw)):
+        rows, ys = _inside(oh, sh, i * dh - pt, h)
+        columns, zs = _inside(ow, sw, j * dw - pl, w)
+        # Every product and every sum is one float32 operation, in the order of the taps.
+        total[:, rows, columns] += x[:, ys, zs] * weights[i, j]
+    return clamp(total + bias, lo, hi)
+
+
+def _inside(count: int, stride: int, offset: int, size: int) -> tuple[slice, slice]:
+    """Outputs r with 0 <= r * stride + offset < size, and the inputs they read."""
+    first = max(0, -(offset // stride))
+    last = min(count - 1, (size - 1 - offset) // stride)
+    if last < first:
+        return slice(0, 0), slice(0, 0)
+    begin = first * stride + offset
+    return slice(first, last + 1), slice(begin, last * stride + offset + 1, stride)

@@ -1,9 +1,13 @@
-"""Shape of a pooling window, from a node's attributes."""
+"""Shape of a window over an image, and that of a pooling node from its attributes."""
 
 from dataclasses import dataclass
 
 from cloister.graph.graph import Graph, Node
 from cloister.graph.linear_nodes import integers
+
+
+KINDS = ("max", "avg", "depthwise")
+"""By the number the native pass knows them by."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +23,9 @@ class PoolGeometry:
     count_include_pad: bool = False
 
     def to_tuple(self) -> tuple[int, ...]:
-        """The integers the native pass takes: 0 max / 1 average, then the fields in order."""
+        """The integers the native pass takes: the kind, then the fields in order."""
         return (
-            int(self.kind == "avg"), *self.kernel, *self.stride, *self.dilation, *self.pad,
+            KINDS.index(self.kind), *self.kernel, *self.stride, *self.dilation, *self.pad,
             *self.out_size, int(self.count_include_pad),
         )  # fmt: skip
 

@@ -11,14 +11,16 @@ import numpy as np
 
 from cloister.errors import PlanError
 from cloister.field.codec import dequantise, quantise
+from cloister.field.reference import depthwise as convolve_depthwise
 from cloister.field.reference import pool
 from cloister.field.ring import RingMap
 from cloister.graph.captures import captured_values
+from cloister.graph.depthwise import depthwise
 from cloister.graph.export import to_model
 from cloister.graph.graph import Graph, Node
 from cloister.graph.interpreter import runtime_session
 from cloister.graph.layout import from_channels_last, to_channels_last
-from cloister.graph.pooling import PoolGeometry, pool_geometry
+from cloister.graph.pooling import pool_geometry
 from cloister.plan.plan import Plan
 from cloister.plan.policies import Samples, as_samples
 from cloister.plan.quantise import QuantisedLinear
@@ -170,10 +172,16 @@ class _Simulation:
             for node in plan.graph.nodes
             if node.op in POOLS and (geometry := pool_geometry(plan.graph, node)) is not None
         }
+        self._depthwise = {
+            node.name: found
+            for node in plan.graph.nodes
+            if node.name not in self._maps and (found := depthwise(plan.graph, node)) is not None
+        }
+        ours = {*self._maps, *self._pools, *self._depthwise}
         self._local = {
             node.name: _LocalNode(plan.graph, node, threads)
             for node in plan.graph.nodes
-            if node.name not in self._maps and node.name not in self._pools
+            if node.name not in ours
         }
         self._last_use = _last_use(plan.graph)
 
@@ -190,8 +198,19 @@ class _Simulation:
                 values[node.outputs[0]] = self._linear(node, values[node.inputs[0]], tally)
                 tally.output(values[node.outputs[0]], exact[node.outputs[0]])
             elif node.name in self._pools:
-                geometry = self._pools[node.name]
-                values[node.outputs[0]] = self._pool(node, values[node.inputs[0]], geometry)
+                window = self._pools[node.name].to_tuple()
+                values[node.outputs[0]] = self._window(
+                    node, values[node.inputs[0]], lambda x, w=window: pool(x, w)
+                )
+            elif node.name in self._depthwise:
+                d = self._depthwise[node.name]
+                values[node.outputs[0]] = self._window(
+                    node,
+                    values[node.inputs[0]],
+                    lambda x, d=d: convolve_depthwise(
+                        x, d.weights, d.bias, d.window.to_tuple(), -np.inf, np.inf
+                    ),
+                )
             else:
                 values.update(self._local[node.name].run(values))
             for dead in self._last_use.get(position, ()):
@@ -213,10 +232,12 @@ class _Simulation:
         shape = self._graph.types[node.outputs[0]].shape
         return from_channels_last(y, shape, channels_first=channels_first)
 
-    def _pool(self, node: Node, x: np.ndarray, geometry: PoolGeometry) -> np.ndarray:
+    def _window(
+        self, node: Node, x: np.ndarray, compute: Callable[[np.ndarray], np.ndarray]
+    ) -> np.ndarray:
         last = np.ascontiguousarray(to_channels_last(x, channels_first=True))
         shape = self._graph.types[node.outputs[0]].shape
-        return from_channels_last(pool(last, geometry.to_tuple()), shape, channels_first=True)
+        return from_channels_last(compute(last), shape, channels_first=True)
 
 
 class _LocalNode:

@@ -1,10 +1,12 @@
 """Policies: from a model to a plan.
 
-slalom     every linear node goes to the worker, blinded and verified (either can be switched off)
-verified   every linear node goes to the worker in the clear, every answer is checked
-blinded    every linear node goes to the worker blinded, answers are believed
+slalom     linear nodes go to the worker, blinded and verified (either can be switched off)
+verified   linear nodes go to the worker in the clear, every answer is checked
+blinded    linear nodes go to the worker blinded, answers are believed
 enclave    everything stays inside the trusted runtime
 open       everything goes to the worker in the clear and is believed: the baseline, no protection
+
+In the first three, depthwise convolutions stay inside where that is cheaper (placement.py).
 """
 
 from collections.abc import Mapping
@@ -15,6 +17,7 @@ from cloister.errors import PlanError, ShapeError, UnsupportedError
 from cloister.graph.graph import Graph, Node
 from cloister.graph.legality import require_supported
 from cloister.graph.ops import is_linear
+from cloister.plan.placement import keep_inside
 from cloister.plan.plan import Plan
 from cloister.plan.protection import (
     BLINDED,
@@ -46,7 +49,15 @@ def assign(model: Graph, policy: str) -> dict[str, Protection]:
         return {node.name: EVERYWHERE[policy] for node in model.nodes}
     if policy in OUTSOURCED:
         outside = OUTSOURCED[policy]
-        return {node.name: outside if is_linear(model, node) else ENCLAVE for node in model.nodes}
+        sent = {node.name for node in model.nodes if is_linear(model, node)}
+        kept = {
+            node.name
+            for node in model.nodes
+            if node.name in sent and keep_inside(model, node, outside)
+        }
+        # Something has to go out, or there is nothing to protect.
+        sent = sent - kept or sent
+        return {node.name: outside if node.name in sent else ENCLAVE for node in model.nodes}
     raise PlanError(f"unknown policy {policy!r}; choose one of {', '.join(NAMES)}")
 
 

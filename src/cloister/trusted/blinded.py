@@ -6,6 +6,7 @@ asked (`InlinePads`) or in a store (padstore.py), and used once.
 """
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,7 +15,7 @@ from cloister.crypto.csprng import Csprng, pad_stream
 from cloister.errors import PadReusedError
 from cloister.field.ring import RingMap
 from cloister.plan.plan import Plan
-from cloister.trusted.padstore import PadSet, PadSource, reclaim
+from cloister.trusted.padstore import PadSet, PadSource, erase, reclaim
 
 
 def nonce(pad_id: int, node_index: int) -> bytes:
@@ -55,7 +56,11 @@ class PadMaker:
 
 
 class InlinePads:
-    """Pads made on demand, in memory, under a key that lives as long as this object."""
+    """Pads made on demand, in memory, under a key that lives as long as this object.
+
+    For several threads: an id is given out under a lock, and the pads themselves are made outside
+    of it, so that threads make them at the same time.
+    """
 
     kind = "inline"
 
@@ -66,6 +71,7 @@ class InlinePads:
         self.pad_key = rng.random_bytes(32)
         self._next_id = 0
         self._spare: list[dict[int, np.ndarray]] = []
+        self._lock = threading.Lock()
 
     def take(self, count: int) -> list[PadSet]:
         """Make `count` pad sets; none is ever handed out twice.
@@ -76,14 +82,22 @@ class InlinePads:
             raise PadReusedError("pads of another process; make them where they are used")
         pads = []
         for _ in range(count):
-            pad_id, self._next_id = self._next_id, self._next_id + 1
-            into = self._spare.pop() if self._spare else None
+            with self._lock:
+                pad_id, self._next_id = self._next_id, self._next_id + 1
+                into = self._spare.pop() if self._spare else None
             pads.append(PadSet(pad_id, self._maker.make(self.pad_key, pad_id, into=into)))
         return pads
 
     def recycle(self, pads: Sequence[PadSet]) -> None:
-        """Erase spent pads and keep their memory."""
-        self._spare = reclaim(pads)
+        """Keep the memory of spent pads for the next ones, which overwrite it."""
+        with self._lock:
+            self._spare += reclaim(pads)
+
+    def erase(self) -> None:
+        """Overwrite and let go of the memory of spent pads."""
+        with self._lock:
+            spare, self._spare = self._spare, []
+        erase(spare)
 
 
 class PadUse:

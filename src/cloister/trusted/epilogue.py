@@ -1,4 +1,4 @@
-"""What may follow a linear node inside one native pass: add, clamp, pool; nothing else.
+"""What may follow a linear node inside one native pass: add, clamp, pool or convolve depthwise.
 
 `Matcher` walks forward from a value over nodes the pass understands and says where it must stop.
 """
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from cloister.graph.depthwise import Depthwise, depthwise
 from cloister.graph.graph import Graph, Node
 from cloister.graph.layout import channels_last_shape
 from cloister.graph.pooling import PoolGeometry, pool_geometry
@@ -20,8 +21,9 @@ POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
 class Epilogue:
     """The nodes one pass absorbs after its source value.
 
-    Order of the operations: source (+ residual), clamp to [lo, hi], pool. `value` is the graph
-    value that results; `covered` the names of the absorbed nodes.
+    Order of the operations: source (+ residual), clamp to [lo, hi], window: pooling, or a depthwise
+    convolution clamped to [after_lo, after_hi]. `value` is the graph value that results; `covered`
+    the names of the absorbed nodes.
     """
 
     value: str
@@ -30,6 +32,9 @@ class Epilogue:
     hi: float = np.inf
     pool: PoolGeometry | None = None
     clamped: bool = False
+    depthwise: Depthwise | None = None
+    after_lo: float = -np.inf
+    after_hi: float = np.inf
     covered: list[str] = field(default_factory=list)
 
 
@@ -110,11 +115,13 @@ def _absorb(
     channels_first: bool,
 ) -> bool:
     if node.op in ("Relu", "Clip"):
-        return found.pool is None and _absorb_clamp(graph, node, found)
+        return _absorb_clamp(graph, node, found)
     if node.op == "Add":
         return _absorb_add(graph, node, found, available)
     if node.op in POOLS:
         return _absorb_pool(graph, node, found, channels_first=channels_first)
+    if node.op == "Conv":
+        return _absorb_depthwise(graph, node, found, channels_first=channels_first)
     if node.op in RESHAPES:
         return _is_identity_reshape(graph, node, found.value, channels_first=channels_first)
     return False
@@ -122,9 +129,13 @@ def _absorb(
 
 def _absorb_clamp(graph: Graph, node: Node, found: Epilogue) -> bool:
     bounds = clamp_bounds(graph.constants, node)
-    if bounds is None:
+    if bounds is None or (found.pool is not None and found.depthwise is None):
         return False
     lo, hi = bounds
+    if found.depthwise is not None:
+        low, high = found.after_lo, found.after_hi
+        found.after_lo, found.after_hi = min(max(low, lo), hi), min(max(high, lo), hi)
+        return True
     # Clamping twice is clamping to the second interval after the first.
     if found.clamped:
         lo, hi = min(max(found.lo, lo), hi), min(max(found.hi, lo), hi)
@@ -169,6 +180,14 @@ def _absorb_pool(graph: Graph, node: Node, found: Epilogue, *, channels_first: b
     if found.pool is not None or not channels_first:
         return False
     found.pool = pool_geometry(graph, node)
+    return found.pool is not None
+
+
+def _absorb_depthwise(graph: Graph, node: Node, found: Epilogue, *, channels_first: bool) -> bool:
+    if found.pool is not None or not channels_first or node.inputs[0] != found.value:
+        return False
+    found.depthwise = depthwise(graph, node)
+    found.pool = None if found.depthwise is None else found.depthwise.window
     return found.pool is not None
 
 

@@ -51,8 +51,9 @@ def reclaim(pads: Sequence[PadSet]) -> list[dict[int, np.ndarray]]:
     """
     memory = []
     for pad in pads:
-        memory.append(dict(pad.unblinding))
-        pad.unblinding.clear()
+        if pad.unblinding:
+            memory.append(dict(pad.unblinding))
+            pad.unblinding.clear()
     return memory
 
 
@@ -83,14 +84,18 @@ class PadSource(Protocol):
         ...
 
     def take(self, count: int) -> list[PadSet]:
-        """`count` pads that nobody was given before.
+        """`count` pads that nobody was given before, whichever threads ask.
 
         Raises   PadsExhausted when there are fewer; then none was taken
         """
         ...
 
     def recycle(self, pads: Sequence[PadSet]) -> None:
-        """Erase spent pads; views of their arrays must not be used any more."""
+        """Take spent pads back; views of their arrays must not be used any more."""
+        ...
+
+    def erase(self) -> None:
+        """Overwrite the memory of the pads taken back."""
         ...
 
 
@@ -285,13 +290,19 @@ class PadStore:
         return pads
 
     def recycle(self, pads: Sequence[PadSet]) -> None:
-        """Erase spent pads and keep their memory for the next `take`, which is then faster.
+        """Keep the memory of spent pads for the next `take`, which is then faster.
 
         The pads are empty afterwards, and views of their arrays must not be used any more.
         """
         spare = reclaim(pads)
         with self._spare_lock:
-            self._spare = spare
+            self._spare += spare
+
+    def erase(self) -> None:
+        """Overwrite and let go of the memory of spent pads."""
+        with self._spare_lock:
+            spare, self._spare = self._spare, []
+        erase(spare)
 
     def status(self) -> StoreStatus:
         """How full the store is."""

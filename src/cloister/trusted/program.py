@@ -127,7 +127,10 @@ class _Compiler:
         return list(self._with_edges(_merged(steps)))
 
     def _is_inside(self, node: Node) -> bool:
-        return self.plan.protections[node.name] is ENCLAVE
+        # A plan that sends nothing out leaves its convolutions to ONNX Runtime.
+        return self.plan.protections[node.name] is ENCLAVE and (
+            node.op != "Conv" or bool(self.plan.linear_nodes)
+        )
 
     def _schedule(self) -> Iterator[Node]:
         """Nodes in a topological order that computes local values as early as it can."""

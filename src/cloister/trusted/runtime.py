@@ -51,14 +51,20 @@ class _Request:
 class Runtime:
     """A compiled plan with its check vectors, ready to run batches.
 
-    Not for use by several threads at once.
+    Not for use by several threads at once; several runtimes of one plan run side by side, each
+    with its own links.
     """
 
-    def __init__(self, plan: Plan, *, rng: Csprng, threads: int = 1) -> None:
+    def __init__(
+        self, plan: Plan, *, rng: Csprng, threads: int = 1, first_request_id: int = 1
+    ) -> None:
         self.plan = plan
         self.program: Program = compile_plan(plan)
         self.checks = CheckBook(plan, rng=rng)
         self._threads = threads
+        # Other runtimes may run in other threads; helper threads are only seen by the process's
+        # clock.
+        self._clock = time.thread_time if threads == 1 else time.process_time
         self._hides = bool(plan.hidden_nodes)
         self._passes: dict[int, _native.Pass] = {}
         self._sessions: dict[int, ort.InferenceSession] = {}
@@ -68,7 +74,7 @@ class Runtime:
             elif isinstance(step, Local):
                 self._sessions[i] = _local_session(plan.graph, step, threads)
         self._walks = WalkBook(self.program, self._passes, self.checks, threads=threads)
-        self._request_ids = 0
+        self._request_ids = first_request_id - 1
         self._install_checks()
 
     def redraw_checks(self) -> None:
@@ -105,7 +111,6 @@ class Runtime:
 
         Raises   VerificationError, ProtocolError, PadError, RangeError; then nothing was released
         """
-        started = time.process_time()
         batch = len(next(iter(feeds.values()))) if feeds else 1
         request = _Request(
             link, pads, meter, Values(self.plan.graph, feeds, self.program.slices), batch, timeout_s
@@ -129,7 +134,6 @@ class Runtime:
                 _link(request).release(request_id)
             if pads is not None:
                 pads.erase()
-            meter.trusted_ms += 1e3 * (time.process_time() - started)
 
     def _walk(self, link: ShmLink, request: _Request) -> dict[str, np.ndarray]:
         """The same steps natively, over shared memory."""
@@ -177,7 +181,7 @@ class Runtime:
         request.replies[step.node] = (request_id, reply.expose_unchecked())
 
     def _fuse(self, i: int, step: Fuse, request: _Request) -> None:
-        started = time.process_time()
+        started = self._clock()
         source, unblinding = self._source_of(step, request)
         residual = step.epilogue.residual
         kept = (
@@ -219,7 +223,7 @@ class Runtime:
             request.request_sums[index] = sums.copy()
         protection = self._row_protection(step)
         row = request.meter.row(step.name, protection)
-        row.trusted_ms += 1e3 * (time.process_time() - started)
+        row.trusted_ms += 1e3 * (self._clock() - started)
 
     def _source_of(
         self, step: Fuse, request: _Request
@@ -284,13 +288,13 @@ class Runtime:
         return TensorSpec(known.dtype, shape)
 
     def _local(self, i: int, step: Local, request: _Request) -> None:
-        started = time.process_time()
+        started = self._clock()
         feeds = {value: request.values.onnx(value) for value in step.inputs}
         found = _run_local(self._sessions[i], step, feeds)
         for value, array in zip(step.outputs, found, strict=True):
             request.values.put(value, array)
         row = request.meter.row(f"local {step.nodes[0].name}", "enclave")
-        row.trusted_ms += 1e3 * (time.process_time() - started)
+        row.trusted_ms += 1e3 * (self._clock() - started)
 
     # ---- set-up
 
@@ -356,7 +360,7 @@ def _run_local(
 
 def _native_pass(plan: Plan, step: Fuse) -> _native.Pass:
     node = None if step.node is None else plan.linear_nodes[step.node]
-    pool = step.epilogue.pool
+    pool, convolved = step.epilogue.pool, step.epilogue.depthwise
     sinks = [(plan.linear_nodes[i].inv_x_scale, plan.linear_nodes[i].x_qmax) for i in step.sinks]
     return _native.Pass(
         *step.size,
@@ -366,6 +370,9 @@ def _native_pass(plan: Plan, step: Fuse) -> _native.Pass:
         step.epilogue.hi,
         None if pool is None else pool.to_tuple(),
         sinks,
+        None
+        if convolved is None
+        else (convolved.weights, convolved.bias, step.epilogue.after_lo, step.epilogue.after_hi),
     )
 
 

@@ -4,46 +4,44 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 
 from cloister.crypto.csprng import Csprng, SystemRandom
-from cloister.errors import (
-    CloisterError,
-    PlanError,
-    ProtocolError,
-    RangeError,
-    VerificationError,
-    WorkerTimeout,
-    WorkerUnavailable,
-)
+from cloister.errors import PlanError, RangeError
 from cloister.plan.plan import Plan
 from cloister.plan.policies import Samples, as_samples
 from cloister.plan.protection import ENCLAVE
 from cloister.trusted.blinded import InlinePads, PadUse
+from cloister.trusted.lanes import Job, Lane, Lanes, Worker
 from cloister.trusted.padstore import PadSource
 from cloister.trusted.report import Meter, Report, Result
 from cloister.trusted.runtime import Runtime
 from cloister.wire.link import WorkerLink
 from cloister.wire.rpc import RpcLink
-from cloister.wire.shm import start_local_worker
+from cloister.wire.shm import ShmLink, connect_local_worker
 from cloister.wire.transcript import RecordingLink, Transcript
 
 DEFAULT_TIMEOUT_S = 60.0
 DEFAULT_BATCH = 8
+_LANE_ID_BITS = 40
 
 
 class Session:
     """Runs inputs through a plan; calls from several threads take turns, forks are refused.
 
     workers          addresses "HOST:PORT" or links; default: one local worker process, started and
-                     stopped by the session. A worker that hangs or dies is replaced by the next one
-                     and the batch is repeated under fresh pads; a worker that lies is never used
-                     again, and the lie is raised.
+                     stopped by the session. A worker that hangs or dies is replaced by another one
+                     and the micro-batch is repeated under fresh pads; a worker that lies is never
+                     used again, and the lie is raised.
     pads             where pads come from; default: made inline, in memory
-    threads          threads of the trusted side
+    threads          threads of the trusted side, within one lane
+    batch            inputs per micro-batch, which is what one lane computes at a time
+    lanes            micro-batches on their way at once (lanes.py), spread over the workers; more
+                     than one takes threads=1. Default: one for each worker, one with threads > 1
     record_payloads  keep a copy of every message in the transcript, not only its size
     """
 
@@ -56,6 +54,7 @@ class Session:
         threads: int = 1,
         worker_threads: int = 1,
         batch: int = DEFAULT_BATCH,
+        lanes: int | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         record_payloads: bool = False,
         rng: Csprng | None = None,
@@ -69,15 +68,16 @@ class Session:
         self._timeout_s = timeout_s
         self._record_payloads = record_payloads
         self._batch = batch
-        self._links: list[WorkerLink] = []
         self._loaded: list[WorkerLink] = []
         self._process = os.getpid()
         self._lock = threading.Lock()
-        self._redraw_due = False
         self._closed = False
-        self._lost: list[str] = []
         self._needs_worker = any(p is not ENCLAVE for p in plan.protections.values())
-        self._runtime = Runtime(plan, rng=self._rng, threads=threads)
+        count = _lane_count(lanes, workers if self._needs_worker else (), threads=threads)
+        made = [Lane(partial(self._make_runtime, i, threads)) for i in range(count)]
+        self._runtime = made[0].runtime
+        # With several lanes a thread's own clock tells its work from that of the others.
+        self._clock = time.thread_time if count > 1 else time.process_time
         self._pads = pads
         if pads is not None and pads.plan_digest != plan.digest:
             raise PlanError(
@@ -86,31 +86,45 @@ class Session:
             )
         if plan.hidden_nodes and pads is None:
             self._pads = InlinePads(plan, rng=self._rng, threads=threads)
-        try:
-            self._links = self._connect(workers, worker_threads)
-        except CloisterError:
-            self.close()
-            raise
+        found = self._connect(workers, worker_threads, count) if self._needs_worker else []
+        self._made = made
+        self._lanes = Lanes(made, found, self._attempt)
+
+    def _make_runtime(self, lane: int, threads: int) -> Runtime:
+        # Ids of different lanes never meet in a transcript.
+        first = 1 + (lane << _LANE_ID_BITS)
+        return Runtime(self.plan, rng=self._rng, threads=threads, first_request_id=first)
 
     def _connect(
-        self, workers: Sequence[str | WorkerLink] | None, worker_threads: int
-    ) -> list[WorkerLink]:
-        if not self._needs_worker:
-            return []
+        self, workers: Sequence[str | WorkerLink] | None, worker_threads: int, lanes: int
+    ) -> list[Worker]:
         if workers is None:
-            return [start_local_worker(threads=worker_threads)]
+            links = connect_local_worker(lanes, threads=worker_threads)
+            return [Worker(links[0].name, list(links))]
         if isinstance(workers, str):
             raise PlanError("workers= takes a list, such as ['host:port']")
         if not workers:
             raise PlanError("the plan sends work to a worker, but workers= is empty")
-        links = [
-            RpcLink(worker, timeout_s=self._timeout_s) if isinstance(worker, str) else worker
-            for worker in workers
-        ]
-        names = [link.name for link in links]
-        if len(set(names)) < len(names):
-            raise PlanError("workers= names one worker twice: a liar would get a second chance")
-        return links
+        found: dict[str, Worker] = {}
+        for i, worker in enumerate(workers):
+            if isinstance(worker, str):
+                # Lanes go round the workers, so the first ones may get one more.
+                count = max(1, -(-(lanes - i) // len(workers)))
+                links = [RpcLink(worker, timeout_s=self._timeout_s) for _ in range(count)]
+                name = worker
+            else:
+                links, name = [worker], worker.name
+            known = found.setdefault(name, Worker(name, []))
+            if known.links and not _one_process(known.links[0], links[0]):
+                raise PlanError("workers= names one worker twice: a liar would get a second chance")
+            known.links += links
+        connections = sum(len(worker.links) for worker in found.values())
+        if connections < lanes:
+            raise PlanError(
+                f"lanes={lanes} needs as many connections, and workers= has {connections}; "
+                "give addresses, or more links of connect_local_worker"
+            )
+        return list(found.values())
 
     def run(
         self,
@@ -133,20 +147,35 @@ class Session:
             raise PlanError("the session belongs to another process; open one in each process")
         if self._closed:
             raise PlanError("the session is closed; open a new one")
+        if self._lanes.lied:
+            for lane in self._made:
+                if lane.made is not None:
+                    lane.made.redraw_checks()
+            self._lanes.lied = False
+        started = time.process_time()
         feeds = as_samples(self.plan.graph, inputs)
         _check_finite(feeds)
         total = len(next(iter(feeds.values())))
         step = self._micro_batch(total)
-        meter, transcript = Meter(), Transcript()
-        parts: list[dict[str, np.ndarray]] = []
-        for start in range(0, total, step):
-            part = {name: array[start : start + step] for name, array in feeds.items()}
-            parts.append(self._run_batch(part, meter, transcript))
-            if progress is not None:
-                progress(min(start + step, total), total)
+        jobs = [
+            Job(
+                {name: array[start : start + step] for name, array in feeds.items()},
+                min(step, total - start),
+            )
+            for start in range(0, total, step)
+        ]
+        told = _Progress(progress, total)
+        self._lanes.run(jobs, told)
         outputs = {
-            name: np.concatenate([part[name] for part in parts]) for name in self.plan.graph.outputs
+            name: np.concatenate([job.outputs[name] for job in jobs])
+            for name in self.plan.graph.outputs
         }
+        meter, transcript = Meter(), Transcript()
+        for job in jobs:
+            _add(meter, job.meter)
+            transcript.entries += job.transcript.entries
+        spent_ms = 1e3 * (time.process_time() - started - told.spent_s)
+        meter.trusted_ms = max(spent_ms - meter.offline_ms, 0.0)
         return Result(outputs, self._report(meter, total), transcript)
 
     def _micro_batch(self, total: int) -> int:
@@ -155,67 +184,25 @@ class Session:
         graph = self.plan.graph
         return self._batch if graph.batch is None and graph.separable else total
 
-    def _run_batch(
-        self, feeds: Mapping[str, np.ndarray], meter: Meter, transcript: Transcript
-    ) -> dict[str, np.ndarray]:
-        if not self._needs_worker:
-            return self._attempt(feeds, None, meter, transcript)
-        if not self._links:
-            raise WorkerUnavailable(
-                "no worker is left: every one lied, died or was closed; open a new session"
-            )
-        while True:
-            link = self._links[0]
-            try:
-                return self._attempt(feeds, link, meter, transcript)
-            except (WorkerTimeout, WorkerUnavailable):
-                # Nothing was released and the pads of this attempt are spent: the next worker gets
-                # the same inputs under fresh pads.
-                self._drop(link)
-                if not self._links:
-                    raise
-            except (VerificationError, ProtocolError):
-                self._redraw_due = True
-                self._drop(link)
-                raise
-
-    def _attempt(
-        self,
-        feeds: Mapping[str, np.ndarray],
-        link: WorkerLink | None,
-        meter: Meter,
-        transcript: Transcript,
-    ) -> dict[str, np.ndarray]:
-        if self._redraw_due:
-            self._runtime.redraw_checks()
-            self._redraw_due = False
+    def _attempt(self, lane: Lane, job: Job) -> dict[str, np.ndarray]:
+        """Compute a micro-batch in a lane, under fresh pads; in the lane's thread."""
+        link = lane.link
         if link is not None and link not in self._loaded:
-            self._runtime.load(link)
+            lane.runtime.load(link)
             self._loaded.append(link)
         pads = None
         if self._pads is not None and self.plan.hidden_nodes:
-            count = len(next(iter(feeds.values())))
-            started = time.process_time()
-            pads = PadUse(self._pads, count)
-            spent_ms = 1e3 * (time.process_time() - started)
-            meter.pads_used += count
+            started = self._clock()
+            pads = PadUse(self._pads, job.size)
             # Unsealing stored pads is part of the request; making pads is not.
             if self._pads.kind == InlinePads.kind:
-                meter.offline_ms += spent_ms
-            else:
-                meter.trusted_ms += spent_ms
+                job.meter.offline_ms += 1e3 * (self._clock() - started)
+            job.meter.pads_used += job.size
         if link is not None:
-            link = RecordingLink(link, transcript, payloads=self._record_payloads)
-        return self._runtime.run(
-            feeds, link=link, pads=pads, meter=meter, timeout_s=self._timeout_s
+            link = RecordingLink(link, job.transcript, payloads=self._record_payloads)
+        return lane.runtime.run(
+            job.feeds, link=link, pads=pads, meter=job.meter, timeout_s=self._timeout_s
         )
-
-    def _drop(self, link: WorkerLink) -> None:
-        self._links.remove(link)
-        self._lost.append(link.name)
-        self._loaded = [other for other in self._loaded if other is not link]
-        self._runtime.forget(link)
-        link.close()
 
     def _report(self, meter: Meter, inputs: int) -> Report:
         bits = [row.soundness_bits for row in meter.rows.values() if row.soundness_bits is not None]
@@ -231,21 +218,21 @@ class Session:
             bytes_from_worker=int(meter.total("bytes_from_worker")),
             pads_used=meter.pads_used,
             pads_from=self._pads.kind if self._pads is not None else "none",
-            workers=tuple(link.name for link in self._links),
-            workers_lost=tuple(self._lost),
+            workers=self._lanes.workers,
+            workers_lost=tuple(self._lanes.lost),
             layers=tuple(meter.rows.values()),
         )
 
     def close(self) -> None:
-        """Stop local workers and close links."""
+        """Stop local workers, close links and overwrite what is left of spent pads."""
         self._closed = True
         if os.getpid() != self._process:
             return  # a fork's copy: the workers are the parent's
         with self._lock:
-            links, self._links = self._links, []
-            for link in links:
-                self._runtime.forget(link)
-                link.close()
+            self._lanes.close()
+            self._loaded.clear()
+            if self._pads is not None:
+                self._pads.erase()
 
     def __enter__(self) -> Self:
         return self
@@ -257,6 +244,57 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class _Progress:
+    """Tells a caller how far a call is, and keeps the time that takes the caller."""
+
+    def __init__(self, tell: Callable[[int, int], None] | None, total: int) -> None:
+        self.spent_s = 0.0
+        self._tell = tell
+        self._total = total
+        self._done = 0
+
+    def __call__(self, job: Job) -> None:
+        self._done += job.size
+        if self._tell is not None:
+            started = time.thread_time()
+            self._tell(self._done, self._total)
+            self.spent_s += time.thread_time() - started
+
+
+def _lane_count(
+    lanes: int | None, workers: Sequence[str | WorkerLink] | None, *, threads: int
+) -> int:
+    if lanes is None:
+        # One for each worker, as far as the clocks allow.
+        several = len(workers) if workers and not isinstance(workers, str) else 1
+        return several if threads == 1 else 1
+    if lanes < 1:
+        raise PlanError(f"lanes= must be at least 1, got {lanes}")
+    if lanes > 1 and threads > 1:
+        raise PlanError(
+            "several lanes have one thread each, or their work could not be told apart: threads=1"
+        )
+    return lanes
+
+
+def _one_process(one: WorkerLink, other: WorkerLink) -> bool:
+    """Whether two links are connections to one local worker."""
+    return isinstance(one, ShmLink) and isinstance(other, ShmLink) and one.pid == other.pid
+
+
+def _add(meter: Meter, other: Meter) -> None:
+    """Add a micro-batch's costs."""
+    meter.offline_ms += other.offline_ms
+    meter.pads_used += other.pads_used
+    for row in other.rows.values():
+        total = meter.row(row.name, row.protection)
+        total.trusted_ms += row.trusted_ms
+        total.worker_ms += row.worker_ms
+        total.bytes_to_worker += row.bytes_to_worker
+        total.bytes_from_worker += row.bytes_from_worker
+        total.soundness_bits = row.soundness_bits
 
 
 def _check_finite(feeds: Mapping[str, np.ndarray]) -> None:

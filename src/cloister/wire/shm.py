@@ -5,11 +5,11 @@ the worker sees while it is written, and an answer is a view of memory the worke
 Control packets (packets.py) go over a socket pair; both sides block in the kernel, nothing spins.
 """
 
+import contextlib
 import os
 import select
 import socket
 import subprocess
-import sys
 import time
 import weakref
 from collections.abc import Sequence
@@ -41,6 +41,7 @@ from cloister.wire.packets import (
     pack_segment,
     parse_answer,
 )
+from cloister.wire.process import start_process
 from cloister.wire.replies import ReplyBook, named
 
 DEFAULT_START_TIMEOUT_S = 60.0
@@ -49,7 +50,10 @@ _EXIT_WAIT_S = 2.0
 
 
 class ShmLink:
-    """See WorkerLink. Made by `start_local_worker`; owns the process."""
+    """See WorkerLink. Made by `start_local_worker`; owns the process, alone or with others.
+
+    users   the links that share the process; the last one to be closed ends it
+    """
 
     def __init__(
         self,
@@ -58,12 +62,16 @@ class ShmLink:
         *,
         name: str,
         load_timeout_s: float = DEFAULT_LOAD_TIMEOUT_S,
+        users: "set[ShmLink] | None" = None,
     ) -> None:
         self.name = name
         self.bytes_sent = 0
         self.bytes_received = 0
         self._channel = channel
         self._process = process
+        self._users = set() if users is None else users
+        self._users.add(self)
+        self._cut = False
         self._load_timeout_s = load_timeout_s
         self._book = ReplyBook(name)
         self._arena = Arena(self._announce)
@@ -190,12 +198,23 @@ class ShmLink:
             self._pump(deadline, f"no answer within {timeout_s:g} s")
 
     def close(self) -> None:
-        """See WorkerLink; the process is killed, it has nothing to save."""
+        """See WorkerLink; the process is killed with its last link, it has nothing to save."""
         self._broken = self._broken or WorkerUnavailable(f"worker {self.name}: the link is closed")
         self._channel.close()
         self._arena.close()
-        self._process.kill()
-        self._process.wait()
+        self._users.discard(self)
+        if not self._users:
+            self._process.kill()
+            self._process.wait()
+
+    def cut(self) -> None:
+        """End the connection from another thread than the one that uses the link.
+
+        That one then gets WorkerUnavailable; the memory and the descriptor stay its own to close.
+        """
+        self._cut = True
+        with contextlib.suppress(OSError):  # the worker was faster
+            self._channel.shutdown(socket.SHUT_RDWR)
 
     # ---- messages
 
@@ -317,6 +336,8 @@ class ShmLink:
         return bytes(self._packet[:size])
 
     def _death(self) -> WorkerUnavailable:
+        if self._cut:
+            return WorkerUnavailable(f"worker {self.name}: the link was cut off")
         try:
             code = self._process.wait(_EXIT_WAIT_S)
         except subprocess.TimeoutExpired:
@@ -330,21 +351,6 @@ class ShmLink:
     def _check_open(self) -> None:
         if self._broken is not None:
             raise self._broken
-
-
-_PASSED_ON = (
-    "PATH",
-    "PYTHONPATH",
-    "VIRTUAL_ENV",
-    "LD_LIBRARY_PATH",
-    "CUDA_VISIBLE_DEVICES",
-    "LANG",
-)
-
-
-def _environment(threads: int) -> dict[str, str]:
-    passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    return {**passed, "OMP_NUM_THREADS": str(threads)}
 
 
 def start_local_worker(
@@ -363,35 +369,57 @@ def start_local_worker(
 
     Raises   WorkerUnavailable, WorkerTimeout when it does not come up
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    base = list(command) if command else [sys.executable, "-m", "cloister.worker"]
-    arguments = ["--fd", str(theirs.fileno()), "--device", device, "--threads", str(threads)]
-    try:
-        # In a session of its own, so that Ctrl-C reaches the trusted side alone, which then closes
-        # the socket; a worker whose socket is closed ends itself.
-        process = subprocess.Popen(
-            base + arguments,
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            # What it prints must not pass for output of the trusted side; nor does it get the
-            # environment, which may hold secrets.
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-            env=_environment(threads),
-        )
-    except OSError as error:
-        ours.close()
-        raise WorkerUnavailable(
-            f"local worker: cannot start {base[0]}: {error.strerror}"
-        ) from error
-    finally:
-        theirs.close()
-    link = ShmLink(
-        ours, process, name=name or f"local-{process.pid}", load_timeout_s=load_timeout_s
+    (link,) = connect_local_worker(
+        1,
+        device=device,
+        threads=threads,
+        name=name,
+        command=command,
+        start_timeout_s=start_timeout_s,
+        load_timeout_s=load_timeout_s,
     )
-    try:
-        link.greet(timeout_s=start_timeout_s)
-    except ProtocolError:
-        link.close()
-        raise
     return link
+
+
+def connect_local_worker(
+    connections: int,
+    *,
+    device: str = "cpu",
+    threads: int = 1,
+    name: str | None = None,
+    command: Sequence[str] | None = None,
+    start_timeout_s: float = DEFAULT_START_TIMEOUT_S,
+    load_timeout_s: float = DEFAULT_LOAD_TIMEOUT_S,
+) -> list[ShmLink]:
+    """Start one worker process with several connections, all of one name; see start_local_worker.
+
+    The process ends when its last link is closed. Each connection may be used by its own thread.
+
+    Raises   WorkerUnavailable, WorkerTimeout when it does not come up
+    """
+    pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(connections)]
+    try:
+        process = start_process(
+            [theirs.fileno() for _, theirs in pairs], command, device=device, threads=threads
+        )
+    except WorkerUnavailable:
+        for ours, _ in pairs:
+            ours.close()
+        raise
+    finally:
+        for _, theirs in pairs:
+            theirs.close()
+    users: set[ShmLink] = set()
+    name = name or f"local-{process.pid}"
+    links = [
+        ShmLink(ours, process, name=name, load_timeout_s=load_timeout_s, users=users)
+        for ours, _ in pairs
+    ]
+    try:
+        for link in links:
+            link.greet(timeout_s=start_timeout_s)
+    except ProtocolError:
+        for link in links:
+            link.close()
+        raise
+    return links

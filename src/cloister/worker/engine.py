@@ -3,10 +3,8 @@
 It checks what it is sent because a worker should not fall over, not because anyone trusts it.
 """
 
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import onnxruntime as ort
@@ -26,56 +24,18 @@ from cloister.wire.messages import (
     Welcome,
 )
 from cloister.worker.cpu_maps import CpuMap
+from cloister.worker.targets import Shared, Target, TargetStore, key_of_linear, key_of_segment
 from cloister.worker.torch_maps import TorchMap, check_device
 
-DEFAULT_BUDGET_BYTES = 32 << 30
 MAX_TARGETS = 4096
-
-
-class Target(Protocol):
-    """Something loaded: takes a request's tensors and makes the answer's."""
-
-    def run(self, tensors: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-        """Apply the target."""
-
-
-class MemoryBudget:
-    """Bytes that all clients of one worker may keep loaded, together. Thread-safe."""
-
-    def __init__(self, total_bytes: int = DEFAULT_BUDGET_BYTES) -> None:
-        self._left = total_bytes
-        self._lock = threading.Lock()
-
-    def take(self, nbytes: int) -> None:
-        """Reserve memory.
-
-        Raises   RangeError when it is spent
-        """
-        with self._lock:
-            if nbytes > self._left:
-                raise RangeError(
-                    f"worker memory: {nbytes} B wanted, {self._left} B left; use fewer clients "
-                    "or a larger worker"
-                )
-            self._left -= nbytes
-
-    def give_back(self, nbytes: int) -> None:
-        """Return reserved memory."""
-        with self._lock:
-            self._left += nbytes
-
-
-@dataclass(frozen=True)
-class _Kept:
-    target: Target
-    nbytes: int
 
 
 class Engine:
     """Handles one client's messages, one at a time.
 
     device    "cpu" (native kernels) or a PyTorch device such as "cuda" or "cuda:1"
-    budget    shared by all engines of one worker
+    store     what is loaded, shared by all engines of one worker
+    gate      entered around every computation; default: engines compute side by side
 
     Raises   InputError when the device cannot be used
     """
@@ -86,7 +46,8 @@ class Engine:
         device: str = "cpu",
         threads: int = 1,
         name: str = "worker",
-        budget: MemoryBudget | None = None,
+        store: TargetStore | None = None,
+        gate: AbstractContextManager[object] | None = None,
     ) -> None:
         if threads < 1:
             raise InputError(f"worker: threads must be at least 1, got {threads}")
@@ -95,8 +56,9 @@ class Engine:
         self._device = device
         self._threads = threads
         self._name = name
-        self._budget = budget or MemoryBudget()
-        self._targets: dict[int, _Kept] = {}
+        self._store = store or TargetStore()
+        self._gate = gate or nullcontext()
+        self._targets: dict[int, tuple[Shared, Target]] = {}
 
     def handle(self, message: Message) -> Message | None:
         """The reply to a message; whatever goes wrong becomes a `Failure`."""
@@ -110,8 +72,8 @@ class Engine:
 
     def close(self) -> None:
         """Drop everything that was loaded."""
-        for kept in self._targets.values():
-            self._budget.give_back(kept.nbytes)
+        for shared, _ in self._targets.values():
+            self._store.let_go(shared)
         self._targets.clear()
 
     def _reply(self, message: Message) -> Message:
@@ -123,31 +85,30 @@ class Engine:
             case LoadLinear(target_id, linear):
                 # Packed weights, and room for padded input planes while applying.
                 size = 2 * linear.weights.nbytes + 16 * linear.geometry.in_elements
-                self._keep(target_id, size, lambda: self._linear(linear))
+                key = key_of_linear(linear)
+                self._keep(target_id, key, size, lambda: self._linear(linear))
                 return Loaded(target_id)
             case LoadSegment(target_id, model):
-                self._keep(target_id, 2 * len(model), lambda: self._segment(model))
+                key = key_of_segment(model)
+                self._keep(target_id, key, 2 * len(model), lambda: self._segment(model))
                 return Loaded(target_id)
             case Apply(request_id, target_id, tensors):
                 kept = self._targets.get(target_id)
                 if kept is None:
                     raise InputError(f"target {target_id} is not loaded")
-                return Answer(request_id, kept.target.run(tensors))
+                _, target = kept
+                with self._gate:
+                    return Answer(request_id, target.run(tensors))
             case _:
                 raise InputError(f"a worker takes no {type(message).__name__}")
 
-    def _keep(self, target_id: int, nbytes: int, make: Callable[[], Target]) -> None:
+    def _keep(self, target_id: int, key: bytes, nbytes: int, make: Callable[[], Target]) -> None:
         known = self._targets.pop(target_id, None)
         if known is not None:
-            self._budget.give_back(known.nbytes)
+            self._store.let_go(known[0])
         if len(self._targets) >= MAX_TARGETS:
             raise RangeError(f"more than {MAX_TARGETS} targets")
-        self._budget.take(nbytes)
-        try:
-            self._targets[target_id] = _Kept(make(), nbytes)
-        except BaseException:
-            self._budget.give_back(nbytes)
-            raise
+        self._targets[target_id] = self._store.hold(key, nbytes, make)
 
     def _linear(self, linear: LinearMap) -> Target:
         if self._device == "cpu":

@@ -1,4 +1,4 @@
-"""A worker process that serves the one trusted runtime which started it, by shared memory."""
+"""Serves the trusted runtime that started this process, one connection, by shared memory."""
 
 import mmap
 import os

@@ -2,14 +2,16 @@
 
 import argparse
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
-from cloister.errors import CloisterError, InputError
+from cloister.errors import CloisterError, InputError, ProtocolError
 from cloister.wire.messages import Failure
 from cloister.worker.byzantine import ByzantineEngine, Lie
-from cloister.worker.engine import DEFAULT_BUDGET_BYTES, Engine, MemoryBudget
+from cloister.worker.engine import Engine
 from cloister.worker.local import serve_descriptor
 from cloister.worker.remote import Client, Limits, Server
+from cloister.worker.targets import DEFAULT_BUDGET_BYTES, MemoryBudget, TargetStore
 
 
 def start_server(
@@ -26,12 +28,12 @@ def start_server(
 
     Raises   InputError when the address or the device cannot be used
     """
-    budget = MemoryBudget(budget_bytes)
+    store = TargetStore(MemoryBudget(budget_bytes))
     # Fail now, not at the first client, when the device is missing.
     Engine(device=device, threads=threads)
 
     def new_client() -> Client:
-        engine = Engine(device=device, threads=threads, name=f"worker {listen}", budget=budget)
+        engine = Engine(device=device, threads=threads, name=f"worker {listen}", store=store)
         if insecure_lie is None:
             return Client(engine.handle, close=engine.close)
         liar = ByzantineEngine(engine, insecure_lie, after=insecure_lie_after)
@@ -74,12 +76,12 @@ def serve(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m cloister.worker`: serve the descriptor of the process that started this one."""
+    """`python -m cloister.worker`: serve the descriptors of the process that started this one."""
     options = _parse(arguments)
     lie = Lie(options.lie) if options.lie else None
     try:
         if options.fd is not None:
-            _serve_fd(options, lie)
+            _serve_descriptors(options, lie)
         else:
             serve(
                 options.listen,
@@ -96,25 +98,66 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _serve_fd(options: argparse.Namespace, lie: Lie | None) -> None:
+def _serve_descriptors(options: argparse.Namespace, lie: Lie | None) -> None:
+    """Serve every connection in a thread of its own, until all are closed."""
+    store, gate = TargetStore(), threading.Lock()
+    broken: list[ProtocolError] = []
+
+    def serve(descriptor: int) -> None:
+        try:
+            _serve_descriptor(descriptor, options, lie, store, gate)
+        except ProtocolError as error:
+            broken.append(error)
+
+    *others, last = options.fd
+    threads = [threading.Thread(target=serve, args=(descriptor,)) for descriptor in others]
+    for thread in threads:
+        thread.start()
+    serve(last)
+    for thread in threads:
+        thread.join()
+    if broken:
+        raise broken[0]
+
+
+def _serve_descriptor(
+    descriptor: int,
+    options: argparse.Namespace,
+    lie: Lie | None,
+    store: TargetStore,
+    gate: threading.Lock,
+) -> None:
     try:
-        engine = Engine(device=options.device, threads=options.threads, name="local worker")
+        # One computation at a time, which then has all threads: more at once would take the
+        # cores of the trusted side, whose passes run meanwhile.
+        engine = Engine(
+            device=options.device,
+            threads=options.threads,
+            name="local worker",
+            store=store,
+            gate=gate,
+        )
     except InputError as error:
         # Tell whoever waits for a greeting why there is none.
         reason = str(error)
-        serve_descriptor(options.fd, lambda _: Failure(0, reason))
+        serve_descriptor(descriptor, lambda _: Failure(0, reason))
         return
-    if lie is None:
-        serve_descriptor(options.fd, engine.handle)
-        return
-    liar = ByzantineEngine(engine, lie, after=options.lie_after)
-    serve_descriptor(options.fd, liar.handle, encoder=liar.encode)
+    try:
+        if lie is None:
+            serve_descriptor(descriptor, engine.handle)
+            return
+        liar = ByzantineEngine(engine, lie, after=options.lie_after)
+        serve_descriptor(descriptor, liar.handle, encoder=liar.encode)
+    finally:
+        engine.close()
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m cloister.worker", description=main.__doc__)
     place = parser.add_mutually_exclusive_group(required=True)
-    place.add_argument("--fd", type=int, help="descriptor of a connected socket")
+    place.add_argument(
+        "--fd", type=int, action="append", help="descriptor of a connected socket; repeatable"
+    )
     place.add_argument("--listen", metavar="HOST:PORT", help="serve other machines")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     parser.add_argument("--threads", type=int, default=1)

@@ -1,0 +1,147 @@
+"""Where a depthwise convolution runs: on the worker, or inside, in the trusted side's native pass.
+
+On the worker every input and output crosses the border once more and a message pair is exchanged;
+inside, every tap is a multiplication. Which is cheaper depends on the kernel and the protection.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from cloister import _native
+from cloister.crypto.csprng import Csprng
+from cloister.field.freivalds import draw
+from cloister.field.linear import Geometry, LinearMap
+from cloister.graph.depthwise import depthwise_window
+from cloister.graph.graph import Graph, Node
+from cloister.graph.linear_nodes import geometry
+from cloister.plan.protection import ENCLAVE, Protection
+
+SAMPLE = Geometry((28, 28), 256, (28, 28), 256, (3, 3), pad=(1, 1))
+"""The layer on which costs are measured: typical, and in the cache."""
+TAPS = 9
+REPEATS = 50
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Trusted CPU time of the two choices.
+
+    crossing_ns   one number crossing the border, in either direction, with everything the
+                  protection does to it
+    exchange_us   one request and its answer over shared memory
+    tap_ns        one tap of a depthwise convolution in the native pass
+    """
+
+    crossing_ns: float
+    exchange_us: float = 16.0
+    tap_ns: float = 0.06
+
+
+# One core of an AMD EPYC with AVX-512; `measure` finds those of the machine it runs on. Plans use
+# these, because a plan, its digest and its pads must not depend on who makes it.
+_DEFAULT = {
+    (True, True): Costs(0.28),
+    (True, False): Costs(0.16),
+    (False, True): Costs(0.16),
+    (False, False): Costs(0.09),
+}
+
+
+def default_costs(protection: Protection) -> Costs:
+    """The costs plans are made with."""
+    return _DEFAULT[protection.hidden, protection.checked]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The choice for one depthwise node, with the trusted time of both sides per input."""
+
+    node: str
+    inside: bool
+    inside_us: float
+    outside_us: float
+
+
+def place(graph: Graph, node: Node, outside: Protection, costs: Costs) -> Placement | None:
+    """What computing a depthwise node inside and outside costs; None for any other node."""
+    if depthwise_window(graph, node) is None:
+        return None
+    shape = geometry(graph, node)
+    taps = shape.kernel[0] * shape.kernel[1]
+    inside_us = 1e-3 * costs.tap_ns * taps * shape.out_elements
+    crossing = shape.in_elements + shape.out_elements
+    outside_us = 1e-3 * costs.crossing_ns * crossing + costs.exchange_us
+    return Placement(node.name, inside_us < outside_us, inside_us, outside_us)
+
+
+def keep_inside(graph: Graph, node: Node, outside: Protection) -> bool:
+    """Whether a plan computes this node inside although a worker could."""
+    if outside is ENCLAVE:
+        return False
+    found = place(graph, node, outside, default_costs(outside))
+    return found is not None and found.inside
+
+
+def measure(protection: Protection, *, rng: Csprng) -> Costs:
+    """The costs on this machine, by timing the native pass; the exchange's is not measured."""
+    shape = SAMPLE.in_shape
+    elements = int(np.prod(shape))
+    linear = LinearMap(SAMPLE, np.ones(SAMPLE.weight_shape, np.int16))
+    bordering = _Pass(shape, protection, None)
+    if protection.checked:
+        bordering.check(linear, rng=rng)
+    plain = _best(_Pass(shape, ENCLAVE, None).run)
+    convolved = _best(_Pass(shape, ENCLAVE, SAMPLE).run)
+    return Costs(
+        crossing_ns=1e9 * _best(bordering.run) / (2 * elements),
+        tap_ns=max(1e9 * (convolved - plain) / (TAPS * elements), 0.001),
+    )
+
+
+class _Pass:
+    """One native pass with arrays to run on; what they hold does not matter."""
+
+    def __init__(
+        self, shape: tuple[int, int, int], protection: Protection, filters: Geometry | None
+    ) -> None:
+        channels = shape[2]
+        ones, zeros = np.ones(channels, np.float32), np.zeros(channels, np.float32)
+        window = depthwise = None
+        if filters is not None:
+            height, width = filters.kernel
+            window = (
+                2, *filters.kernel, *filters.stride, *filters.dilation, *filters.pad,
+                *filters.out_size, 0,
+            )  # fmt: skip
+            taps = np.ones((height, width, channels), np.float32)
+            depthwise = (taps, zeros, -np.inf, np.inf)
+        self._pass = _native.Pass(*shape, ones, zeros, 0.0, 6.0, window, [(1.0, 2047)], depthwise)
+        hidden = protection.hidden and _native.isa() != "portable"
+        self._reply = np.zeros((1, *shape), np.uint32)
+        self._unblinding = np.zeros((1, *shape), np.uint32) if hidden else None
+        self._request = np.empty((1, *shape), np.uint32 if hidden else np.int16)
+        self._key = bytes(32) if hidden else None
+        self._nonce = bytes(12) if hidden else None
+
+    def check(self, linear: LinearMap, *, rng: Csprng) -> None:
+        vectors = draw(linear, rng=rng)
+        self._pass.set_check(vectors.a, vectors.b)
+        self._pass.set_sink_check(0, vectors.rows, vectors.columns)
+
+    def run(self) -> None:
+        self._pass.run(
+            1, self._reply, self._unblinding, None, None, None, [self._request], [self._key],
+            [self._nonce], [None], np.empty(1, np.uint64), np.empty((1, 1), np.uint64),
+        )  # fmt: skip
+
+
+def _best(run: Callable[[], None]) -> float:
+    best = np.inf
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - started)
+    return float(best)

@@ -1,0 +1,303 @@
+"""Lanes: several micro-batches of one call on their way at once.
+
+A lane is a runtime of its own (check vectors, native passes, walks) with a connection of its own
+to a worker. Lanes share the plan and the source of pads, nothing else: while a worker computes for
+one lane, the trusted passes of another run. With one lane, or one micro-batch, everything happens
+in the caller's thread; otherwise every lane has a thread for the time of the call.
+
+A worker that lies is cut off at once on all of its connections, and so is one that hangs or dies.
+Lanes of other workers finish the micro-batch they are at; after a lie its outputs are dropped.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cloister.errors import ProtocolError, VerificationError, WorkerTimeout, WorkerUnavailable
+from cloister.trusted.report import Meter
+from cloister.trusted.runtime import Runtime
+from cloister.wire.link import WorkerLink
+from cloister.wire.rpc import RpcLink
+from cloister.wire.shm import ShmLink
+from cloister.wire.transcript import Transcript
+
+_LIES = (VerificationError, ProtocolError)
+_GONE = (WorkerTimeout, WorkerUnavailable)
+_GRACE_S = 2.0
+"""How long an interrupted call lets its lanes finish before it cuts them off."""
+
+
+@dataclass(eq=False)
+class Worker:
+    """An untrusted worker and every connection to it."""
+
+    name: str
+    links: list[WorkerLink]
+
+
+@dataclass(eq=False)
+class Job:
+    """A micro-batch; `outputs` is there once all of its checks have passed."""
+
+    feeds: Mapping[str, np.ndarray]
+    size: int
+    meter: Meter = field(default_factory=Meter)
+    transcript: Transcript = field(default_factory=Transcript)
+    outputs: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+class Lane:
+    """A runtime, made when first needed, and the connection that it uses now."""
+
+    def __init__(self, make: Callable[[], Runtime]) -> None:
+        self._make = make
+        self.made: Runtime | None = None
+        self.worker: Worker | None = None
+        self.link: WorkerLink | None = None
+        self.busy = False
+
+    @property
+    def runtime(self) -> Runtime:
+        """The lane's own runtime."""
+        if self.made is None:
+            self.made = self._make()
+        return self.made
+
+
+class Lanes:
+    """Hands micro-batches to lanes.
+
+    attempt   computes one micro-batch in a lane, or raises; called from the lane's thread
+    workers   empty when the plan sends nothing out: then lanes need no connection
+    """
+
+    def __init__(
+        self,
+        lanes: Sequence[Lane],
+        workers: Sequence[Worker],
+        attempt: Callable[[Lane, Job], dict[str, np.ndarray]],
+    ) -> None:
+        self.lost: list[str] = []
+        self.lied = False
+        self._lanes = list(lanes)
+        self._workers = list(workers)
+        self._alone = not workers
+        self._attempt = attempt
+        self._changed = threading.Condition()
+        self._queue: deque[Job] = deque()
+        self._done: list[Job] = []
+        self._wanted = 0
+        self._serving = 0
+        self._failure: BaseException | None = None
+        self._last: Exception | None = None
+        for i, lane in enumerate(self._lanes):
+            turn = i % max(len(self._workers), 1)
+            self._bind(lane, self._workers[turn:] + self._workers[:turn])
+
+    @property
+    def workers(self) -> tuple[str, ...]:
+        """Names of the workers that are left."""
+        return tuple(worker.name for worker in self._workers)
+
+    def run(self, jobs: Sequence[Job], done: Callable[[Job], None]) -> None:
+        """Compute all micro-batches; `done` hears of each in the caller's thread.
+
+        Raises   whatever made a lane fail, a lie first; WorkerUnavailable or WorkerTimeout when no
+                 worker is left
+        """
+        self._queue, self._done, self._wanted = deque(jobs), [], len(jobs)
+        self._failure = self._last = None
+        ready = [lane for lane in self._lanes if self._usable(lane)]
+        if len(jobs) == 1 or len(ready) < 2:
+            for lane in ready:
+                self._serve(lane, done)
+        else:
+            self._run_threads(ready, done)
+        # Nothing of this call is kept, least of all an error with the frames it passed through.
+        failure, last = self._failure, self._last
+        missing = len(self._done) < self._wanted
+        self._failure, self._last, self._done = None, None, []
+        self._queue.clear()
+        if failure is not None:
+            raise failure
+        if missing:
+            raise last or WorkerUnavailable(
+                "no worker is left: every one lied, died or was closed; open a new session"
+            )
+
+    def close(self) -> None:
+        """Close every connection."""
+        with self._changed:
+            workers, self._workers = self._workers, []
+            for worker in workers:
+                self._disconnect(worker)
+
+    # ---- a lane's thread
+
+    def _serve(self, lane: Lane, done: Callable[[Job], None] | None = None) -> None:
+        """Work until nothing is left to do, or the lane has lost its worker."""
+        while (job := self._next(lane)) is not None:
+            error: BaseException | None = None
+            try:
+                job.outputs = self._attempt(lane, job)
+            # An interrupt must stop all lanes too; `run` raises it.
+            except BaseException as caught:  # noqa: BLE001
+                error = caught
+            with self._changed:
+                lane.busy = False
+                self._finish(lane, job, error)
+                self._changed.notify_all()
+            if error is None and done is not None:
+                done(job)
+
+    def _next(self, lane: Lane) -> Job | None:
+        with self._changed:
+            while not self._queue:
+                if self._over(lane):
+                    return None
+                # Another lane may fail, and its micro-batch come back.
+                self._changed.wait()
+            if self._over(lane):
+                return None
+            lane.busy = True
+            return self._queue.popleft()
+
+    def _over(self, lane: Lane) -> bool:
+        finished = len(self._done) == self._wanted
+        return finished or self._failure is not None or not self._usable(lane)
+
+    def _finish(self, lane: Lane, job: Job, error: BaseException | None) -> None:
+        """Settle an attempt; the lock is held."""
+        if error is None:
+            self._done.append(job)
+        elif isinstance(error, _GONE):
+            # Nothing was released and the pads of this attempt are spent: the next lane gets the
+            # same inputs under fresh pads.
+            if lane.worker in self._workers:
+                self._last = error
+            self._queue.appendleft(job)
+            self._drop(lane.worker)
+        else:
+            lie = isinstance(error, _LIES)
+            if self._failure is None or (lie and not isinstance(self._failure, _LIES)):
+                self._failure = error
+            if lie:
+                self.lied = True
+                self._drop(lane.worker)
+        if lane.worker is not None and lane.worker not in self._workers:
+            self._unbind(lane)
+
+    # ---- the caller's thread, when lanes have their own
+
+    def _run_threads(self, ready: Sequence[Lane], done: Callable[[Job], None]) -> None:
+        for lane in ready:
+            # Made here, one after the other: they draw from one generator.
+            _ = lane.runtime
+        threads = [
+            threading.Thread(target=self._thread, args=(lane,), name=f"lane {i}", daemon=True)
+            for i, lane in enumerate(ready)
+        ]
+        self._serving = len(threads)
+        for thread in threads:
+            thread.start()
+        try:
+            self._watch(done)
+        except BaseException as error:
+            self._halt(error)
+            raise
+        finally:
+            for thread in threads:
+                thread.join()
+
+    def _thread(self, lane: Lane) -> None:
+        try:
+            self._serve(lane)
+        # A thread has nobody to raise to but `run`.
+        except BaseException as error:  # noqa: BLE001
+            with self._changed:
+                self._failure = self._failure or error
+        finally:
+            with self._changed:
+                self._serving -= 1
+                self._changed.notify_all()
+
+    def _watch(self, done: Callable[[Job], None]) -> None:
+        told = 0
+        while True:
+            with self._changed:
+                while self._serving and len(self._done) == told:
+                    self._changed.wait()
+                fresh, serving = self._done[told:], self._serving
+            for job in fresh:
+                done(job)
+            told += len(fresh)
+            if not serving:
+                return
+
+    def _halt(self, error: BaseException) -> None:
+        """Stop all lanes: soon, or else by cutting them off from workers that do not answer."""
+        with self._changed:
+            self._failure = self._failure or error
+            self._changed.notify_all()
+            if not self._changed.wait_for(lambda: not self._serving, _GRACE_S):
+                for lane in self._lanes:
+                    if lane.busy:
+                        self._drop(lane.worker)
+
+    # ---- workers and connections; the lock is held
+
+    def _usable(self, lane: Lane) -> bool:
+        return self._alone or lane.link is not None
+
+    def _bind(self, lane: Lane, workers: Sequence[Worker]) -> None:
+        """Give a lane a connection that no other lane uses, if there is one."""
+        used = [other.link for other in self._lanes]
+        for worker in workers:
+            for link in worker.links:
+                if not any(link is other for other in used):
+                    lane.worker, lane.link = worker, link
+                    return
+
+    def _unbind(self, lane: Lane) -> None:
+        """Close the connection of a worker that was dropped, and take another worker's."""
+        if lane.link is not None:
+            self._close(lane.link)
+        lane.worker = lane.link = None
+        self._bind(lane, self._workers)
+
+    def _drop(self, worker: Worker | None) -> None:
+        """Never use a worker again."""
+        if worker is None or worker not in self._workers:
+            return
+        self._workers.remove(worker)
+        self.lost.append(worker.name)
+        self._disconnect(worker)
+
+    def _disconnect(self, worker: Worker) -> None:
+        """Close all connections but those in use, which are cut and closed by who uses them."""
+        using = {id(lane.link): lane for lane in self._lanes if lane.worker is worker}
+        for link in worker.links:
+            lane = using.get(id(link))
+            if lane is None:
+                self._close(link)
+            elif lane.busy:
+                _cut(link)
+            else:
+                self._unbind(lane)
+
+    def _close(self, link: WorkerLink) -> None:
+        for lane in self._lanes:
+            if lane.made is not None and lane.link is link:
+                lane.made.forget(link)
+        link.close()
+
+
+def _cut(link: WorkerLink) -> None:
+    """Have whoever waits for this link's worker wait no longer, from another thread."""
+    if isinstance(link, ShmLink):
+        link.cut()
+    elif isinstance(link, RpcLink):
+        link.close()
