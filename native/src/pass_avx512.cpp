@@ -169,7 +169,7 @@ void emit_blinded(const EmitRow& row, CheckLanes& lanes) {
   Avx512::Dot dot;
   const auto step = [&](int64_t j, __m512i pad, auto... mask) __attribute__((always_inline)) {
     const __m512 f = Avx512::load(row.values + j, mask...);
-    rows::fetch(row.ahead + j);
+    rows::fetch(row.ahead, j);
     const __m512i q = rows::quantised<Avx512>(f, inv_scale, low, high);
     if constexpr (kCheck) {
       rows::prefetch(row.t + j);
@@ -213,7 +213,7 @@ void emit_channels(const EmitRow& row, CheckLanes& lanes) {
     __m512i counter = vaes_counter(row.nonce, row.first_block + static_cast<uint32_t>(j / 4));
     const auto step = [&](int64_t p, __m512i pad) __attribute__((always_inline)) {
       const __m512 f = Avx512::load(row.values + p * c + j, mask...);
-      rows::fetch(row.ahead + p * c + j);
+      rows::fetch(row.ahead, p * c + j);
       const __m512i q = rows::quantised<Avx512>(f, inv_scale, low, high);
       const __m512i biased = Avx512::plus(q, rows::kShortBias);
 #pragma GCC unroll 3
@@ -257,7 +257,7 @@ void emit_pixels(const EmitRow& row, CheckLanes& lanes) {
     Avx512::Dot dots[kTerms];
     const auto step = [&](int64_t j, __m512i pad, auto... mask) __attribute__((always_inline)) {
       const __m512 f = Avx512::load(row.values + p * c + j, mask...);
-      rows::fetch(row.ahead + p * c + j);
+      rows::fetch(row.ahead, p * c + j);
       const __m512i q = rows::quantised<Avx512>(f, inv_scale, low, high);
       const __m512i biased = Avx512::plus(q, rows::kShortBias);
 #pragma GCC unroll 3

@@ -31,8 +31,10 @@ inline __attribute__((always_inline)) void over(int64_t begin, int64_t end, Step
 // prefetch beyond the end of an array does nothing.
 constexpr uintptr_t kAhead = 2048;  // elements: one tile
 template <typename T>
-inline __attribute__((always_inline)) void fetch(const T* p) {
-  __builtin_prefetch(p, 0, 2);
+inline __attribute__((always_inline)) void fetch(const T* p, int64_t at) {
+  // As a number: p may be null, and p + at may lie behind its array.
+  const uintptr_t address = reinterpret_cast<uintptr_t>(p) + static_cast<uintptr_t>(at) * sizeof(T);
+  __builtin_prefetch(reinterpret_cast<const void*>(address), 0, 2);
 }
 template <typename T>
 inline __attribute__((always_inline)) void prefetch(const T* p) {
@@ -213,7 +215,7 @@ inline __attribute__((always_inline)) auto write(const EmitRow& row, int64_t at,
                                                  auto... mask) {
   const auto low = S::sub(S::set(0.0f), qmax);
   const auto q = quantised<S>(S::load(row.values + at, mask...), inv_scale, low, qmax);
-  if constexpr (kTo != To::nowhere) fetch(row.ahead + at);
+  if constexpr (kTo != To::nowhere) fetch(row.ahead, at);
   if constexpr (kTo == To::blinded) {
     S::store(row.blinded + at, S::plus(q, S::load(row.pad + at, mask...)), mask...);
   } else if constexpr (kTo == To::plain) {

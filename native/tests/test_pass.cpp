@@ -1,5 +1,6 @@
 // Every instruction set gives the portable back end's bits, in buffers without slack, and that the
 // definition's sums.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -175,6 +176,41 @@ uint64_t sum_by_definition(const Setting& s, const Inputs& x, const Pass& pass, 
   return sum;
 }
 
+// Channel c of output (y, x) of a depthwise window over one image.
+float depthwise_by_definition(const PassShape& s, const float* pre, int64_t y, int64_t x,
+                              int64_t c) {
+  const WindowShape& window = *s.window;
+  float f = 0.0f;
+  for (int64_t i = 0; i < window.kh; ++i) {
+    for (int64_t j = 0; j < window.kw; ++j) {
+      const int64_t r = y * window.sh + i * window.dh - window.pt;
+      const int64_t q = x * window.sw + j * window.dw - window.pl;
+      if (r < 0 || r >= s.h || q < 0 || q >= s.w) continue;
+      // volatile: the product is rounded before it is added.
+      const volatile float product =
+          pre[(r * s.w + q) * s.c + c] *
+          window.weights[static_cast<size_t>((i * window.kw + j) * s.c + c)];
+      f += product;
+    }
+  }
+  return std::min(std::max(f + window.bias[static_cast<size_t>(c)], window.lo), window.hi);
+}
+
+void check_depthwise(const Pass& pass, const Result& r) {
+  const PassShape& s = pass.shape();
+  size_t at = 0;
+  for (int64_t image = 0; image < kImages; ++image) {
+    const float* pre = r.pre.data() + image * s.h * s.w * s.c;
+    for (int64_t y = 0; y < pass.out_h(); ++y) {
+      for (int64_t x = 0; x < pass.out_w(); ++x) {
+        for (int64_t c = 0; c < s.c; ++c, ++at) {
+          expect(r.post[at] == depthwise_by_definition(s, pre, y, x, c), "a depthwise window");
+        }
+      }
+    }
+  }
+}
+
 void test(const Setting& s) {
   Pass pass(shape_of(s));
   const Inputs x = inputs_of(s, pass.out_h(), pass.out_w());
@@ -186,6 +222,7 @@ void test(const Setting& s) {
   }
   force_isa(Isa::portable);
   const Result expected = run(s, x, pass, true, 1);
+  if (s.window && s.window->kind == WindowShape::Kind::depthwise) check_depthwise(pass, expected);
   for (int64_t i = 0; s.full && i < kImages; ++i) {
     const int16_t* q = expected.plain.data() + i * pass.out_h() * pass.out_w() * s.c;
     expect(expected.sums[static_cast<size_t>(2 * kImages + i)] == sum_by_definition(s, x, pass, q),

@@ -1,5 +1,7 @@
 """`cloister inspect`: what a plan would do to a model, and what it costs, before running it."""
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -8,13 +10,17 @@ from rich.console import Console
 from cloister.cli import options
 from cloister.cli.console import emit_json, human_bytes, out, table
 from cloister.cli.planning import DEFAULT_POLICY
+from cloister.crypto.csprng import SystemRandom
 from cloister.graph.graph import Graph
 from cloister.graph.legality import unsupported
 from cloister.graph.sources import load
 from cloister.plan.claims import Claims, claims_of
 from cloister.plan.cost import PlanCost, estimate
 from cloister.plan.memory import MemoryCost
-from cloister.plan.policies import assign
+from cloister.plan.placement import Placement, default_costs, placements
+from cloister.plan.placement import measure as measure_costs
+from cloister.plan.policies import OUTSOURCED, assign
+from cloister.plan.protection import Protection
 
 COLUMNS = (
     "node", "op", "kind", "protection", "output", "parameters", "flops",
@@ -29,6 +35,9 @@ def inspect(
     batch: Annotated[
         int, typer.Option("--batch", min=1, help="Inputs per message, for the memory.")
     ] = 1,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure depthwise layers' costs on this machine.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """List every node with its protection and costs, the totals and the claims."""
@@ -38,12 +47,24 @@ def inspect(
     problems = unsupported(graph)
     cost = estimate(graph, protections, batch=batch)
     claims = claims_of(policy, protections)
+    placed = _placements(graph, policy, protections, measure=measure)
     if json:
-        emit_json(_document(graph, policy, cost, claims, problems))
+        emit_json(_document(graph, policy, cost, claims, problems, placed))
     else:
-        _show(graph, cost, claims, problems)
+        _show(graph, cost, claims, problems, placed)
     if problems:
         raise typer.Exit(2)
+
+
+def _placements(
+    graph: Graph, policy: str, protections: Mapping[str, Protection], *, measure: bool
+) -> tuple[Placement, ...]:
+    """Depthwise layers of policies that have a choice."""
+    outside = OUTSOURCED.get(policy)
+    if outside is None:
+        return ()
+    costs = measure_costs(outside, rng=SystemRandom()) if measure else default_costs(outside)
+    return placements(graph, protections, costs)
 
 
 def _document(
@@ -52,6 +73,7 @@ def _document(
     cost: PlanCost,
     claims: Claims,
     problems: list[tuple[str, str, str]],
+    placed: tuple[Placement, ...],
 ) -> dict[str, object]:
     return {
         "model": graph.name,
@@ -62,6 +84,7 @@ def _document(
         "outputs": list(graph.outputs),
         **cost.to_dict(),
         "claims": claims.to_dict(),
+        "depthwise": [asdict(placement) for placement in placed],
         "unsupported": [
             {"node": node, "reason": reason, "remedy": remedy} for node, reason, remedy in problems
         ],
@@ -69,7 +92,11 @@ def _document(
 
 
 def _show(
-    graph: Graph, cost: PlanCost, claims: Claims, problems: list[tuple[str, str, str]]
+    graph: Graph,
+    cost: PlanCost,
+    claims: Claims,
+    problems: list[tuple[str, str, str]],
+    placed: tuple[Placement, ...],
 ) -> None:
     console = out()
     rows = [tuple(getattr(node, column) for column in COLUMNS) for node in cost.nodes]
@@ -77,6 +104,13 @@ def _show(
     headings = tuple(column.replace("_", " ") for column in COLUMNS)
     console.print(table(headings, [*rows, total], title=f"{graph.name}, for one input"))
     console.print()
+    if placed:
+        rows = [
+            (p.node, "inside" if p.inside else "worker", p.inside_us, p.outside_us) for p in placed
+        ]
+        headings = ("depthwise layer", "runs", "trusted us inside", "trusted us if on the worker")
+        console.print(table(headings, rows))
+        console.print()
     _show_memory(console, cost.memory)
     console.print()
     console.print(str(claims))

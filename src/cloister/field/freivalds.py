@@ -26,7 +26,8 @@ SOUNDNESS_BITS = math.floor(10 * (math.log2(P52) - math.log2(3))) / 10
 """-log2 of the chance that one wrong answer passes."""
 NARROW = 8
 """Images up to this width, or with fewer channels than twice this, keep t itself: reading its few
-numbers costs less than summing once for every column of the kernel."""
+numbers costs less than summing once for every column of the kernel. So do CPUs without AVX-512's
+52-bit products, where a sum costs more than memory."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -62,12 +63,25 @@ def field_elements(count: int, *, rng: Csprng) -> UInt64[np.ndarray, " count"]:
     return found
 
 
+def keeps_factors(geometry: Geometry) -> bool:
+    """Whether `draw` keeps rows and columns apart, or multiplies them out."""
+    wide = geometry.in_size[1] > NARROW and geometry.in_channels >= 2 * NARROW
+    return geometry.kernel[1] == 1 or (wide and _native.isa() == "avx512")
+
+
+def coefficient_count(geometry: Geometry) -> int:
+    """Numbers that `draw` keeps for the requests of a map."""
+    if keeps_factors(geometry):
+        per_row = geometry.in_channels * geometry.kernel[1]
+        return geometry.in_size[0] * per_row + geometry.kernel[1] * geometry.in_size[1]
+    return geometry.in_elements
+
+
 def draw(linear: LinearMap, *, rng: Csprng) -> CheckVectors:
     """Fresh check vectors of a linear map."""
     vectors = _factors(linear, rng=rng)
     geometry = linear.geometry
-    wide = geometry.in_size[1] > NARROW and geometry.in_channels >= 2 * NARROW
-    if geometry.kernel[1] == 1 or wide:
+    if keeps_factors(geometry):
         return vectors
     return CheckVectors(vectors.a, vectors.b, _expanded(geometry, vectors), None)
 

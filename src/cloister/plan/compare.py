@@ -6,6 +6,7 @@ numbers are computed here with the same ring map and the same rounding as in a s
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from cloister.field.reference import depthwise as convolve_depthwise
 from cloister.field.reference import pool
 from cloister.field.ring import RingMap
 from cloister.graph.captures import captured_values
-from cloister.graph.depthwise import depthwise
+from cloister.graph.depthwise import Depthwise, depthwise
 from cloister.graph.export import to_model
 from cloister.graph.graph import Graph, Node
 from cloister.graph.interpreter import runtime_session
@@ -198,19 +199,11 @@ class _Simulation:
                 values[node.outputs[0]] = self._linear(node, values[node.inputs[0]], tally)
                 tally.output(values[node.outputs[0]], exact[node.outputs[0]])
             elif node.name in self._pools:
-                window = self._pools[node.name].to_tuple()
-                values[node.outputs[0]] = self._window(
-                    node, values[node.inputs[0]], lambda x, w=window: pool(x, w)
-                )
+                compute = partial(pool, window=self._pools[node.name].to_tuple())
+                values[node.outputs[0]] = self._window(node, values[node.inputs[0]], compute)
             elif node.name in self._depthwise:
-                d = self._depthwise[node.name]
-                values[node.outputs[0]] = self._window(
-                    node,
-                    values[node.inputs[0]],
-                    lambda x, d=d: convolve_depthwise(
-                        x, d.weights, d.bias, d.window.to_tuple(), -np.inf, np.inf
-                    ),
-                )
+                compute = partial(_convolve, filters=self._depthwise[node.name])
+                values[node.outputs[0]] = self._window(node, values[node.inputs[0]], compute)
             else:
                 values.update(self._local[node.name].run(values))
             for dead in self._last_use.get(position, ()):
@@ -238,6 +231,11 @@ class _Simulation:
         last = np.ascontiguousarray(to_channels_last(x, channels_first=True))
         shape = self._graph.types[node.outputs[0]].shape
         return from_channels_last(compute(last), shape, channels_first=True)
+
+
+def _convolve(x: np.ndarray, *, filters: Depthwise) -> np.ndarray:
+    window = filters.window.to_tuple()
+    return convolve_depthwise(x, filters.weights, filters.bias, window, -np.inf, np.inf)
 
 
 class _LocalNode:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from cloister.field.freivalds import coefficient_count
 from cloister.field.linear import Geometry
 from cloister.graph.graph import Graph, Node
 from cloister.graph.linear_nodes import geometry
@@ -73,7 +74,7 @@ def memory(graph: Graph, protections: Mapping[str, Protection], *, batch: int = 
         "float32 constants kept inside": floats - gone,
         "their copies in ONNX Runtime": _segments(graph, protections),
         "weights packed for making pads": WEIGHT_BYTES * packed,
-        "check vectors": CHECK_BYTES * sum(s.in_elements for s, p in shapes if p.checked),
+        "check vectors": CHECK_BYTES * sum(coefficient_count(s) for s, p in shapes if p.checked),
     }
     loading = {"largest layer on its way to the worker": WEIGHT_BYTES * max(weights, default=0)}
     running = {

@@ -5,8 +5,8 @@ inside, every tap is a multiplication. Which is cheaper depends on the kernel an
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -57,7 +57,7 @@ def default_costs(protection: Protection) -> Costs:
 
 @dataclass(frozen=True)
 class Placement:
-    """The choice for one depthwise node, with the trusted time of both sides per input."""
+    """Where one depthwise node runs, with the trusted time of both choices per input."""
 
     node: str
     inside: bool
@@ -65,7 +65,7 @@ class Placement:
     outside_us: float
 
 
-def place(graph: Graph, node: Node, outside: Protection, costs: Costs) -> Placement | None:
+def place(graph: Graph, node: Node, costs: Costs) -> Placement | None:
     """What computing a depthwise node inside and outside costs; None for any other node."""
     if depthwise_window(graph, node) is None:
         return None
@@ -81,8 +81,16 @@ def keep_inside(graph: Graph, node: Node, outside: Protection) -> bool:
     """Whether a plan computes this node inside although a worker could."""
     if outside is ENCLAVE:
         return False
-    found = place(graph, node, outside, default_costs(outside))
+    found = place(graph, node, default_costs(outside))
     return found is not None and found.inside
+
+
+def placements(
+    graph: Graph, protections: Mapping[str, Protection], costs: Costs
+) -> tuple[Placement, ...]:
+    """Both sides' costs for every depthwise node, and where these protections put it."""
+    found = [(place(graph, node, costs), protections[node.name]) for node in graph.nodes]
+    return tuple(replace(p, inside=at is ENCLAVE) for p, at in found if p is not None)
 
 
 def measure(protection: Protection, *, rng: Csprng) -> Costs:
