@@ -8,7 +8,20 @@ from typing import Annotated
 
 import typer
 
-from cloister.cli import compare, demo, inspect, pads, run, worker
+from cloister.cli import (
+    audit,
+    authority,
+    ciphertexts,
+    compare,
+    demo,
+    demo_training,
+    encrypt,
+    inspect,
+    pads,
+    run,
+    train,
+    worker,
+)
 from cloister.cli.bench import app as bench
 from cloister.cli.console import err, out
 from cloister.cli.options import spread
@@ -29,7 +42,13 @@ app.command()(inspect.inspect)
 app.command()(run.run)
 app.command()(compare.compare)
 app.command()(worker.worker)
+app.command()(encrypt.encrypt)
+app.command()(train.train)
+app.command()(demo_training.demo_training)
 app.add_typer(pads.app, name="pads")
+app.add_typer(authority.app, name="authority")
+app.add_typer(ciphertexts.app, name="ciphertexts")
+app.add_typer(audit.app, name="audit")
 app.add_typer(bench.app, name="bench")
 
 

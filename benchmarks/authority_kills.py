@@ -1,0 +1,202 @@
+"""kill -9 at random moments of issuing keys: is anything given away that the ledger forgot?
+
+    python benchmarks/authority_kills.py [--kills 100] [--clients 4] [--json]
+
+An authority process serves HTTPS; client threads ask for single random functionals of random
+samples and note each answer they hold. The authority is killed after a random time and started
+anew on the same folder. In the end every answer held must lie in the span that the ledger has on
+record for its sample, and no sample may have given away more than its budget.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import secrets
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from cloister.authority import service, tokens
+from cloister.authority.authority import Authority
+from cloister.authority.client import AuthorityClient
+from cloister.authority.database import FILE
+from cloister.authority.identity import PUBLIC_FILE
+from cloister.authority.local import LocalClient
+from cloister.authority.records import Terms
+from cloister.crypto.csprng import SystemRandom
+from cloister.errors import AuthorityUnavailable, BudgetError
+from cloister.fe.encoding import Encoding
+from cloister.fe.keyservice import DatasetInfo
+from cloister.fe.rank import MERSENNE_61, Basis
+from cloister.field.linear import Geometry, LinearMap
+
+DIM = 32
+BUDGET = 8
+BATCH = 16
+
+
+def functional(seed: int) -> LinearMap:
+    weights = np.random.default_rng(seed).integers(-50, 51, (1, 1, 1, DIM)).astype(np.int16)
+    return LinearMap(Geometry((1, 1), DIM, (1, 1), 1), weights)
+
+
+def serve(folder: Path, listen: str, ready: object) -> None:
+    """In a process of its own, until killed."""
+    authority = Authority(folder)
+    server = service.serve(folder, authority, listen=listen)
+    ready.send(server.url)
+    threading.Event().wait()
+
+
+def start(folder: Path, listen: str) -> tuple[multiprocessing.Process, str]:
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=serve, args=(folder, listen, theirs), daemon=True)
+    process.start()
+    if not ours.poll(60):
+        raise SystemExit("the authority did not start")
+    return process, ours.recv()
+
+
+class Load(threading.Thread):
+    """Asks without end and notes what it was answered."""
+
+    def __init__(self, number: int, url: str, folder: Path, token: str, samples: int) -> None:
+        super().__init__(daemon=True)
+        self.number, self.samples = number, samples
+        self.client = AuthorityClient(
+            url, public=folder / PUBLIC_FILE, token=token, retry_for_s=0.0, timeout_s=10
+        )
+        self.held: list[tuple[np.ndarray, int]] = []
+        self.refused = 0
+        self.stop = threading.Event()
+
+    def run(self) -> None:
+        generator = np.random.default_rng(self.number)
+        while not self.stop.is_set():
+            ids = generator.choice(self.samples, BATCH, replace=False).astype(np.int64)
+            self.ask(ids, int(generator.integers(0, 64)))
+
+    def ask(self, ids: np.ndarray, seed: int) -> None:
+        while not self.stop.is_set():
+            try:
+                self.client.forward_key("set", ids, functional(seed), receiver="server")
+                self.held.append((ids, seed))
+            except BudgetError:
+                self.refused += 1
+            except AuthorityUnavailable:
+                time.sleep(0.01)  # it was killed: the same again
+                continue
+            return
+
+
+def measure(kills: int, clients: int, samples: int, place: Path) -> dict[str, object]:
+    folder = place / "authority"
+    with Authority.create(folder, rng=SystemRandom()) as authority:
+        local = LocalClient(authority)
+        info = DatasetInfo("set", (1, 1, DIM), 2, Encoding(1.0, 0.0, 8), 0, BUDGET)
+        local.create_dataset(info, label_key=secrets.token_bytes(32), terms=Terms())
+        part, digest = secrets.token_hex(16), secrets.token_hex(32)
+        local.register_part("set", part, samples, digest, key=secrets.token_bytes(32))
+    token = tokens.issue(folder / FILE, "server", name="load", rng=SystemRandom())
+    process, url = start(folder, "127.0.0.1:0")
+    listen = url.removeprefix("https://")
+    loads = [Load(i, url, folder, token, samples) for i in range(clients)]
+    for load in loads:
+        load.start()
+    began = time.monotonic()
+    for i in range(kills):
+        # Once it answers again, any moment will do.
+        before, deadline = answers(loads), time.monotonic() + 30
+        while answers(loads) == before and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(secrets.randbelow(400) / 1000)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        process, _ = start(folder, listen)
+        print(f"\r{i + 1}/{kills} ", end="", file=sys.stderr, flush=True)
+    for load in loads:
+        load.stop.set()
+    for load in loads:
+        load.join(60)
+        load.client.close()
+    seconds = time.monotonic() - began
+    process.kill()
+    process.join()
+    print(file=sys.stderr)
+    with Authority(folder) as authority:
+        found = compare(authority, loads)
+    return {"kills": kills, "seconds": round(seconds), "requests": answers(loads)} | found
+
+
+def answers(loads: list[Load]) -> int:
+    """Requests that came to an end."""
+    return sum(len(load.held) + load.refused for load in loads)
+
+
+def compare(authority: Authority, loads: list[Load]) -> dict[str, int]:
+    """What clients hold against what is on record, sample by sample."""
+    held = defaultdict(set)
+    for load in loads:
+        for ids, seed in load.held:
+            for sample in ids.tolist():
+                held[sample].add(seed)
+    recorded = authority.spent("set").rank
+    beyond_record = beyond_budget = not_free = 0
+    for sample, seeds in held.items():
+        rows = np.concatenate([functional(s).weights.reshape(1, -1) for s in seeds])
+        basis, _ = Basis.empty(DIM, modulus=MERSENNE_61).extend(rows.astype(np.int64))
+        beyond_record += basis.rank > recorded[sample]
+        beyond_budget += basis.rank > BUDGET
+    # On record means: asking again costs nothing.
+    for load in loads:
+        for ids, seed in load.held:
+            authority.forward_key("set", ids, functional(seed), receiver="server")
+    not_free = int((authority.spent("set").rank != recorded).sum())
+    return {
+        "answers_held": sum(len(load.held) for load in loads),
+        "samples_touched": len(held),
+        "samples_with_more_held_than_recorded": int(beyond_record),
+        "samples_beyond_budget": int(beyond_budget) + int((recorded > BUDGET).sum()),
+        "samples_with_answers_not_on_record": not_free,
+    }
+
+
+def faults(found: dict[str, object]) -> int:
+    """How many samples contradict the ledger."""
+    return sum(
+        int(found[name])
+        for name in (
+            "samples_with_more_held_than_recorded",
+            "samples_beyond_budget",
+            "samples_with_answers_not_on_record",
+        )
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--samples", type=int, default=20000)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        found = measure(options.kills, options.clients, options.samples, Path(place))
+    if options.json:
+        print(json.dumps(found, indent=2))
+    else:
+        for name, value in found.items():
+            print(f"{name.replace('_', ' '):40} {value}")
+    sys.exit(bool(faults(found)))
+
+
+if __name__ == "__main__":
+    main()

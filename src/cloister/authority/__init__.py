@@ -1,0 +1,1 @@
+"""The key authority: holds mask keys, issues unmasking terms, counts what they leak."""

@@ -1,0 +1,169 @@
+"""The authority as clients, servers and trusted runtimes reach it: HTTPS with a pinned key."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from jaxtyping import Int16, Int64, UInt32
+
+from cloister.authority.identity import PublicIdentity
+from cloister.authority.permutation import label_permutation
+from cloister.authority.records import Part, Summary, Terms, label_info, part_info, read_terms
+from cloister.crypto.csprng import KEY_BYTES
+from cloister.errors import ProtocolError
+from cloister.fe.keyservice import DatasetInfo, Receiver
+from cloister.field.linear import Geometry, LinearMap
+from cloister.wire.bodies import Body
+from cloister.wire.https import ANSWER_TIMEOUT_S, RETRY_FOR_S, HttpsClient
+
+_Record = TypeVar("_Record", Part, Summary)
+
+
+class AuthorityClient:
+    """A `KeyService` over HTTPS, and what clients of a data set need besides.
+
+    Every call may be repeated without harm, and is when the connection is lost.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        public: Path | str | PublicIdentity,
+        token: str,
+        timeout_s: float = ANSWER_TIMEOUT_S,
+        retry_for_s: float = RETRY_FOR_S,
+    ) -> None:
+        """Prepare to call; nothing is sent yet.
+
+        Raises   InputError, EncryptionError when the public file cannot be used
+        """
+        self.public = public if isinstance(public, PublicIdentity) else PublicIdentity.load(public)
+        self._https = HttpsClient(
+            url,
+            certificate=self.public.certificate,
+            token=token,
+            timeout_s=timeout_s,
+            retry_for_s=retry_for_s,
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the authority that answers."""
+        return self.public.fingerprint
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._https.close()
+
+    def __enter__(self) -> "AuthorityClient":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def describe(self, dataset: str) -> DatasetInfo:
+        """See `KeyService.describe`."""
+        answer = self._https.call("describe", {"dataset": dataset})
+        return DatasetInfo.from_json(answer.text("info").encode())
+
+    def forward_key(
+        self,
+        dataset: str,
+        ids: Int64[np.ndarray, " n"],
+        linear: LinearMap,
+        *,
+        receiver: Receiver,
+    ) -> UInt32[np.ndarray, "n oh ow oc"]:
+        """See `KeyService.forward_key`."""
+        fields = self._key_fields(dataset, receiver, linear.geometry)
+        answer = self._https.call("forward", fields, (ids, linear.weights))
+        return _term(answer, (len(ids), *linear.geometry.out_shape))
+
+    def gradient_key(
+        self,
+        dataset: str,
+        ids: Int64[np.ndarray, " n"],
+        geometry: Geometry,
+        delta: Int16[np.ndarray, "n oh ow oc"],
+        *,
+        receiver: Receiver,
+    ) -> UInt32[np.ndarray, "o kh kw c"]:
+        """See `KeyService.gradient_key`."""
+        fields = self._key_fields(dataset, receiver, geometry)
+        answer = self._https.call("gradient", fields, (ids, delta))
+        return _term(answer, geometry.weight_shape)
+
+    def label_key(
+        self, dataset: str, ids: Int64[np.ndarray, " n"], *, receiver: Receiver
+    ) -> UInt32[np.ndarray, "n classes"]:
+        """See `KeyService.label_key`."""
+        answer = self._https.call("labels", {"dataset": dataset, "receiver": receiver}, (ids,))
+        term = answer.array(0, np.uint32, 2)
+        return _term(answer, (len(ids), term.shape[1]))
+
+    def summary(self, dataset: str) -> Summary:
+        """The budget of a data set in figures."""
+        answer = self._https.call("summary", {"dataset": dataset})
+        return _made(Summary, answer.mapping("summary"))
+
+    def parts(self, dataset: str) -> tuple[Part, ...]:
+        """The registered parts of a data set."""
+        listed = self._https.call("parts", {"dataset": dataset}).mapping("parts")
+        return tuple(_made(Part, fields) for fields in listed.values())
+
+    def create_dataset(self, info: DatasetInfo, *, label_key: bytes, terms: Terms) -> None:
+        """Open the books of a new data set.
+
+        Secret   label_key, sealed here
+        Raises   EncryptionError when the name is taken
+        """
+        sealed = self.public.seal(label_key, info=label_info(info.name))
+        fields = {"info": info.to_json().decode(), "terms": asdict(terms)}
+        self._https.call("create", fields, (np.frombuffer(sealed, np.uint8),))
+
+    def register_part(
+        self, dataset: str, part: str, samples: int, sha256: str, *, key: bytes
+    ) -> int:
+        """Hand over a part's mask key; gives the id of its first sample.
+
+        Secret   key, sealed here
+        Raises   EncryptionError for a replay
+        """
+        sealed = self.public.seal(key, info=part_info(dataset, part, sha256))
+        fields = {"dataset": dataset, "part": part, "samples": samples, "sha256": sha256}
+        answer = self._https.call("register", fields, (np.frombuffer(sealed, np.uint8),))
+        return answer.number("first")
+
+    def terms(self, dataset: str) -> Terms:
+        """What the owner of a data set decided; for its clients."""
+        return read_terms(self._https.call("secret", {"dataset": dataset}).mapping("terms"))
+
+    def label_permutation(self, dataset: str, classes: int) -> Int64[np.ndarray, " classes"]:
+        """Where each true class of a data set goes; for its clients.
+
+        Secret   result
+        """
+        key = self._https.call("secret", {"dataset": dataset}).array(0, np.uint8, 1).tobytes()
+        if len(key) != KEY_BYTES:
+            raise ProtocolError("the authority's label key has a wrong length")
+        return label_permutation(key, classes)
+
+    def _key_fields(self, dataset: str, receiver: Receiver, geometry: Geometry) -> dict[str, Any]:
+        return {"dataset": dataset, "receiver": receiver, "geometry": list(geometry.to_tuple())}
+
+
+def _term(answer: Body, shape: tuple[int, ...]) -> UInt32[np.ndarray, "..."]:
+    term = answer.array(0, np.uint32, len(shape))
+    if term.shape != shape:
+        raise ProtocolError(f"the authority answered {term.shape}, asked for {shape}")
+    return term
+
+
+def _made(kind: type[_Record], fields: Mapping[str, Any]) -> _Record:
+    try:
+        return kind(**fields)
+    except TypeError:
+        raise ProtocolError(f"the authority's {kind.__name__.lower()} is not understood") from None

@@ -1,0 +1,211 @@
+"""The authority's SQLite file: one writer thread, many requests in one durable commit.
+
+`PRAGMA synchronous = FULL` in WAL mode syncs the log at every commit, so what a ticket has waited
+for survives a crash of the machine. Requests that arrive during a commit share the next one: the
+rate of requests is not bounded by the rate of syncs. If a commit fails, nothing is written any
+more until a restart: memory and disk may disagree, and then no key may be issued.
+"""
+
+import contextlib
+import os
+import sqlite3
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from cloister.errors import EncryptionError, InputError
+
+FILE = "ledger.sqlite"
+FORMAT = 1
+APPLICATION_ID = 0x434C4155
+"""'CLAU' in the database header: this file is an authority's ledger."""
+BUSY_TIMEOUT_S = 30.0
+
+Job = Callable[[sqlite3.Connection], None]
+
+_SCHEMA = """
+CREATE TABLE authority (
+    only_row INTEGER PRIMARY KEY CHECK (only_row = 1), modulus INTEGER NOT NULL
+);
+CREATE TABLE tokens (
+    token_id TEXT PRIMARY KEY, role TEXT NOT NULL, name TEXT NOT NULL, hash BLOB NOT NULL
+);
+CREATE TABLE datasets (
+    name TEXT PRIMARY KEY, info BLOB NOT NULL, extra BLOB NOT NULL, label_key BLOB NOT NULL
+);
+CREATE TABLE parts (
+    part TEXT PRIMARY KEY, dataset TEXT NOT NULL, first INTEGER NOT NULL, samples INTEGER NOT NULL,
+    sha256 TEXT NOT NULL, mask_key BLOB NOT NULL
+);
+CREATE TABLE functionals (digest BLOB PRIMARY KEY, geometry BLOB NOT NULL, weights BLOB NOT NULL);
+CREATE TABLE states (
+    dataset TEXT NOT NULL, id INTEGER NOT NULL, parent INTEGER NOT NULL, digest BLOB NOT NULL,
+    exact INTEGER NOT NULL, rank INTEGER NOT NULL, opaque INTEGER NOT NULL, bits INTEGER NOT NULL,
+    operand INTEGER NOT NULL, PRIMARY KEY (dataset, id)
+) WITHOUT ROWID;
+CREATE TABLE snapshots (dataset TEXT PRIMARY KEY, words BLOB NOT NULL);
+CREATE TABLE journal (
+    seq INTEGER PRIMARY KEY, dataset TEXT NOT NULL, ids BLOB NOT NULL, words BLOB NOT NULL
+);
+CREATE TABLE counters (
+    dataset TEXT NOT NULL, what TEXT NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (dataset, what)
+) WITHOUT ROWID;
+"""
+
+
+class Ticket:
+    """A write under way; `wait` returns when it is on stable storage."""
+
+    def __init__(self, database: "Database", number: int) -> None:
+        self._database, self._number = database, number
+
+    def wait(self) -> None:
+        """Return once the write, and all before it, are durable.
+
+        Raises   EncryptionError when it could not be written: nothing may be released then
+        """
+        self._database.wait(self._number)
+
+
+class Database:
+    """The open file, and the thread that writes it."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file of an existing authority.
+
+        Raises   InputError, EncryptionError
+        """
+        self._path = path
+        self._reader = connect(path)
+        self._read_lock = threading.Lock()
+        self._condition = threading.Condition()
+        self._jobs: list[Job] = []
+        self._enqueued = self._done = 0
+        self._fault: str | None = None
+        self._closing = False
+        self._thread = threading.Thread(target=self._write, name="ledger", daemon=True)
+        self._thread.start()
+
+    def enqueue(self, job: Job) -> Ticket:
+        """Have `job` run in the next commit, after all jobs enqueued before.
+
+        Raises   EncryptionError when the ledger cannot be written any more
+        """
+        with self._condition:
+            self._refuse_if_broken()
+            self._jobs.append(job)
+            self._enqueued += 1
+            self._condition.notify_all()
+            return Ticket(self, self._enqueued)
+
+    def latest(self) -> Ticket:
+        """A ticket for everything enqueued so far."""
+        with self._condition:
+            self._refuse_if_broken()
+            return Ticket(self, self._enqueued)
+
+    def wait(self, number: int) -> None:
+        """See `Ticket.wait`."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._done >= number or self._fault is not None)
+            if self._done < number:
+                self._refuse_if_broken()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """A connection for reading what is committed."""
+        with self._read_lock:
+            yield self._reader
+
+    def close(self) -> None:
+        """Write what is enqueued, then close."""
+        with self._condition:
+            self._closing = True
+            self._condition.notify_all()
+        self._thread.join()
+        with self._read_lock:
+            self._reader.close()
+
+    def _refuse_if_broken(self) -> None:
+        if self._fault is not None or self._closing:
+            reason = self._fault or "is closed"
+            raise EncryptionError(f"{self._path}: {reason}; no key is issued until a restart")
+
+    def _write(self) -> None:
+        try:
+            with contextlib.closing(connect(self._path)) as connection:
+                while True:
+                    with self._condition:
+                        self._condition.wait_for(lambda: self._jobs or self._closing)
+                        jobs, self._jobs = self._jobs, []
+                    if not jobs:
+                        return
+                    connection.execute("BEGIN IMMEDIATE")
+                    for job in jobs:
+                        job(connection)
+                    connection.execute("COMMIT")
+                    with self._condition:
+                        self._done += len(jobs)
+                        self._condition.notify_all()
+        except Exception as error:  # noqa: BLE001  (whatever it is, no key may be issued after it)
+            with self._condition:
+                self._fault = f"cannot be written ({error})"
+                self._condition.notify_all()
+
+
+def create(path: Path, *, modulus: int) -> None:
+    """Make the file, readable by its owner alone.
+
+    Raises   InputError when there is one already
+    """
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+        connection.execute("INSERT INTO authority VALUES (1, ?)", (modulus,))
+        # Last: a file without it is no ledger.
+        connection.execute(f"PRAGMA user_version = {FORMAT}")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection with the settings every user of the file needs.
+
+    Raises   InputError when there is no such file, EncryptionError when it is something else
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise InputError(
+            f"{path}: {error.strerror or error}; run `cloister authority init`"
+        ) from None
+    if stat.S_IMODE(mode) & 0o077:
+        raise InputError(f"{path}: others can read it; run chmod 600 on it")
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=rw",
+        uri=True,
+        timeout=BUSY_TIMEOUT_S,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    try:
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if application != APPLICATION_ID or version != FORMAT:
+            raise EncryptionError(f"{path}: is not the ledger of an authority of this version")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA fullfsync = ON")
+        connection.execute("PRAGMA trusted_schema = OFF")
+    except sqlite3.Error as error:
+        connection.close()
+        raise EncryptionError(f"{path}: is damaged or no ledger ({error})") from None
+    except EncryptionError:
+        connection.close()
+        raise
+    return connection

@@ -1,0 +1,267 @@
+"""Which functions a key may be asked for, and what each could tell about one sample.
+
+A forward key releases one *functional* (a row of integer weights on the flattened sample) for each
+output. A gradient key releases functionals on the whole batch; a sample is charged with their
+restriction to itself. Whoever knew all other samples of the batch would learn exactly the
+restricted functionals, so the charge bounds what the release adds about this sample, whatever the
+server knows about the others and whatever it combines the release with.
+
+Refused besides (`check_rows`), because the rank would not count them fairly:
+
+- a *unit vector* reads one element;
+- a *packed* row is a sum u + v whose parts can be separated: the values of v fit into a gap that
+  all values of u leave, which is so exactly if the greatest common divisor of the largest weights
+  exceeds the range of the rest. (1, 101, 101^2, 101^3) on values below 101 is one;
+- a *short* row has so few non-zero weights that its value has room for half of its inputs.
+
+The limits of this. The tests look at one row at a time. Rows that are innocent alone can share few
+inputs, and then a lattice reduction finds small inputs from fewer rows than inputs: with 8-bit
+elements and 16-bit weights, two rows on the same five elements usually determine all five, so
+that a budget of a quarter of the rank may read up to about three quarters of the elements.
+`max_bits` of a data set bounds the output bits too, and bounds this: released bits are never fewer
+than what is learned. Natural data is redundant, so that both count an upper bound on *new*
+knowledge, not the quality of the best guess.
+"""
+
+import hashlib
+import math
+
+import numpy as np
+from jaxtyping import Bool, Int16, Int64
+
+from cloister.errors import FunctionError
+from cloister.fe.keyservice import RING_LIMIT, DatasetInfo
+from cloister.field.linear import Geometry, LinearMap
+
+MAX_TAPS = 1 << 27
+"""Positions times kernel elements of a function: bounds the memory of its rows."""
+MAX_ANSWER_ELEMENTS = 1 << 26
+MAX_SPAN = 1 << 16
+"""Largest height or width of the plane that a function's windows cover."""
+MAX_PLANE_ELEMENTS = 1 << 26
+"""Words of one such plane: the kernels may build it."""
+ROWS_AT_ONCE = 64
+ROOM = 2
+"""Inputs of a row must have at least this many times the bits of its value."""
+
+
+def forward_digest(linear: LinearMap) -> bytes:
+    """Name of a forward function."""
+    digest = hashlib.sha256(b"forward" + geometry_bytes(linear.geometry))
+    digest.update(np.ascontiguousarray(linear.weights, "<i2").tobytes())
+    return digest.digest()
+
+
+def gradient_digest(geometry: Geometry, slice_: Int16[np.ndarray, "oh ow oc"]) -> bytes:
+    """Name of a gradient function as one sample of its batch sees it."""
+    digest = hashlib.sha256(b"gradient" + geometry_bytes(geometry))
+    digest.update(np.ascontiguousarray(slice_, "<i2").tobytes())
+    return digest.digest()
+
+
+def geometry_bytes(geometry: Geometry) -> bytes:
+    """17 little-endian 64-bit integers."""
+    return np.array(geometry.to_tuple(), "<i8").tobytes()
+
+
+def check_size(info: DatasetInfo, geometry: Geometry, samples: int) -> None:
+    """Refuse a geometry for other samples, or an answer of absurd size.
+
+    Raises   FunctionError
+    """
+    if geometry.in_elements != info.dim:
+        raise FunctionError(
+            f"data set {info.name}: samples have {info.dim} elements, the function takes "
+            f"{geometry.in_elements}"
+        )
+    height, width = _plane(geometry)
+    # The gradient's kernel has the batch as its channels.
+    plane = height * width * max(geometry.in_channels, samples)
+    if max(height, width) > MAX_SPAN or plane > MAX_PLANE_ELEMENTS:
+        raise FunctionError(
+            f"data set {info.name}: the function reaches far beyond the samples; check its "
+            "geometry, or use smaller batches"
+        )
+    taps = math.prod(geometry.out_size) * math.prod(geometry.kernel) * geometry.in_channels
+    answer = max(samples, 1) * geometry.out_elements
+    if taps > MAX_TAPS or answer > MAX_ANSWER_ELEMENTS or geometry.macs > 1 << 36:
+        raise FunctionError(f"data set {info.name}: the function is too large; use smaller batches")
+
+
+def _plane(geometry: Geometry) -> tuple[int, int]:
+    """Height and width that hold the spread input, its padding and every window."""
+    axes = zip(
+        geometry.in_size, geometry.out_size, geometry.kernel, geometry.stride, geometry.dilation,
+        geometry.upsample, geometry.pad, strict=True,
+    )  # fmt: skip
+    height, width = (
+        max(size * up, out * stride + kernel * dilation) + abs(pad)
+        for size, out, kernel, stride, dilation, up, pad in axes
+    )
+    return height, width
+
+
+def check_forward_norm(info: DatasetInfo, linear: LinearMap) -> None:
+    """Refuse weights for which |A x| < 2^31 is not certain: the answer would wrap.
+
+    Raises   FunctionError
+    """
+    weights = linear.weights.reshape(linear.geometry.out_channels, -1).astype(np.int64)
+    norm = int(np.abs(weights).sum(axis=1).max())
+    if norm * info.encoding.bound >= RING_LIMIT:
+        raise FunctionError(
+            f"data set {info.name}: an output's weights sum to {norm} in magnitude, at most "
+            f"{info.row_norm_limit} is allowed; use a coarser scale"
+        )
+
+
+def check_gradient_norm(info: DatasetInfo, delta: Int16[np.ndarray, "n oh ow oc"]) -> None:
+    """Refuse deltas for which the summed gradient could wrap.
+
+    Raises   FunctionError
+    """
+    flat = np.abs(delta.astype(np.int32)).reshape(-1, delta.shape[-1])
+    norm = int(flat.sum(axis=0, dtype=np.int64).max(initial=0))
+    if norm * info.encoding.bound >= RING_LIMIT:
+        raise FunctionError(
+            f"data set {info.name}: a channel's deltas sum to {norm} in magnitude, at most "
+            f"{info.row_norm_limit} is allowed; use a coarser scale"
+        )
+
+
+def taps(geometry: Geometry) -> Int64[np.ndarray, "positions taps"]:
+    """For every output position and kernel element, the index of the flattened image's pixel.
+
+    -1 stands for padding and for inserted zeros. Channels are left out: pixel * channels + c.
+    """
+    axes = []
+    for axis in range(2):
+        out = np.arange(geometry.out_size[axis])[:, None] * geometry.stride[axis]
+        place = out + np.arange(geometry.kernel[axis]) * geometry.dilation[axis]
+        place = place - geometry.pad[axis]
+        pixel, rest = np.divmod(place, geometry.upsample[axis])
+        inside = (rest == 0) & (pixel >= 0) & (pixel < geometry.in_size[axis])
+        axes.append(np.where(inside, pixel, -1))
+    rows, columns = axes[0][:, None, :, None], axes[1][None, :, None, :]
+    index = np.where((rows < 0) | (columns < 0), -1, rows * geometry.in_size[1] + columns)
+    shape = (math.prod(geometry.out_size), math.prod(geometry.kernel))
+    return np.asarray(index.reshape(shape), np.int64)
+
+
+class Rows:
+    """The functionals of a forward function, in blocks."""
+
+    def __init__(self, linear: LinearMap) -> None:
+        self.geometry = linear.geometry
+        self._taps = taps(linear.geometry)
+        shape = (linear.geometry.out_channels, self._taps.shape[1], -1)
+        self._weights = linear.weights.reshape(shape).astype(np.int64)
+        self.count = linear.geometry.out_elements
+
+    def compact(self, position: int) -> Int64[np.ndarray, "channels weights"]:
+        """The weights that are in use at an output position, for each output channel."""
+        used: Bool[np.ndarray, " taps"] = self._taps[position] >= 0
+        kept = np.where(used[None, :, None], self._weights, 0)
+        return np.asarray(kept.reshape(len(kept), -1), np.int64)
+
+    def dense(self, start: int, stop: int) -> Int64[np.ndarray, "rows dim"]:
+        """Rows `start` to `stop` on the flattened sample; all channels of a position together."""
+        geometry = self.geometry
+        groups, per_group = geometry.groups, geometry.weight_shape[3]
+        channels = geometry.in_channels
+        numbers = np.arange(start, stop)
+        out: Int64[np.ndarray, "rows dim"] = np.zeros(
+            (len(numbers), geometry.in_elements), np.int64
+        )
+        for row, number in enumerate(numbers.tolist()):
+            position, channel = divmod(number, geometry.out_channels)
+            pixels = self._taps[position]
+            used = pixels >= 0
+            offset = channel * groups // geometry.out_channels * per_group
+            place = pixels[used, None] * channels + offset + np.arange(per_group)
+            out[row, place] = self._weights[channel, used]
+        return out
+
+    def distinct_positions(self) -> Int64[np.ndarray, " n"]:
+        """Output positions that differ in which kernel elements fall on the image."""
+        _, first = np.unique(self._taps >= 0, axis=0, return_index=True)
+        return np.sort(first)
+
+
+def check_rows(info: DatasetInfo, rows: Rows) -> None:
+    """Refuse unit vectors, packed rows and short rows.
+
+    Raises   FunctionError
+    """
+    for position in rows.distinct_positions().tolist():
+        compact = rows.compact(position)
+        if (np.count_nonzero(compact, axis=1) == 1).any():
+            raise FunctionError(
+                f"data set {info.name}: a function reads a single element (unit vector); "
+                "use one that mixes elements"
+            )
+        if packed(compact, info.encoding.bound).any():
+            raise FunctionError(
+                f"data set {info.name}: a function packs several values into one answer; "
+                "use weights of similar size on more elements"
+            )
+
+
+def packed(rows: Int64[np.ndarray, "rows weights"], bound: int) -> Bool[np.ndarray, " rows"]:
+    """Which rows, of two weights or more, can be taken apart into more than one value.
+
+    Domain   inputs in [-bound, bound]
+    """
+    size = np.sort(np.abs(rows), axis=1)[:, ::-1]
+    size = size[:, : max(1, int(np.count_nonzero(size, axis=1).max(initial=0)))]
+    used = np.count_nonzero(size, axis=1)
+    common = np.gcd.accumulate(size, axis=1)
+    total = size.sum(axis=1, keepdims=True)
+    rest = total - np.cumsum(size, axis=1)
+    separable = ((rest > 0) & (common > 2 * bound * rest)).any(axis=1)
+    divisor = np.maximum(common[:, -1], 1)
+    values = np.log2(2.0 * bound * (total[:, 0] / divisor) + 1)
+    short = (used >= 2) & (used * math.log2(2 * bound + 1) <= ROOM * values)
+    found: Bool[np.ndarray, " rows"] = separable | short
+    return found
+
+
+def row_bits(info: DatasetInfo, weights: Int16[np.ndarray, "o kh kw c"]) -> int:
+    """Bits of the largest answer of a forward function."""
+    norms = np.abs(weights.astype(np.int64)).reshape(weights.shape[0], -1).sum(axis=1)
+    return max(1, (2 * info.encoding.bound * int(norms.max(initial=0))).bit_length())
+
+
+def gradient_charges(
+    info: DatasetInfo, geometry: Geometry, delta: Int16[np.ndarray, "n oh ow oc"]
+) -> Int64[np.ndarray, " n"]:
+    """Upper bound of the rank of each sample's restricted functionals.
+
+    Functional (o, k, c) is the sum over positions p of delta[p, o] x[p * stride + k, c]. Its row is
+    linear in delta[:, o]: for one (k, c) at most rank(delta) of the channels are independent, and
+    that is at most the number of non-zero channels and of non-zero positions. Where padding cuts
+    a functional, another part of it remains for each k, which no test of the whole row has seen:
+    it counts as often as its value has room for elements.
+    """
+    n, channels = delta.shape[0], geometry.out_channels
+    used = (delta != 0).reshape(n, -1, geometry.groups, channels // geometry.groups)
+    rank = np.minimum(used.any(axis=1).sum(axis=2), used.any(axis=3).sum(axis=1)).sum(axis=1)
+    per_rank = math.prod(geometry.kernel) * geometry.weight_shape[3]
+    cut = bool((taps(geometry) < 0).any())
+    room = max(1, 32 // info.encoding.bits) if cut else 1
+    return np.asarray(np.minimum(rank * per_rank * room, info.dim), np.int64)
+
+
+def check_deltas(info: DatasetInfo, delta: Int16[np.ndarray, "n oh ow oc"]) -> None:
+    """Refuse deltas that pack several values into one gradient entry.
+
+    Raises   FunctionError
+    """
+    n, channels = delta.shape[0], delta.shape[-1]
+    rows = delta.reshape(n, -1, channels).transpose(0, 2, 1).reshape(n * channels, -1)
+    rows = rows[np.count_nonzero(rows, axis=1) > 1].astype(np.int64)
+    if len(rows) and packed(rows, info.encoding.bound).any():
+        raise FunctionError(
+            f"data set {info.name}: a gradient packs several values into one entry; "
+            "use deltas of similar size"
+        )

@@ -1,0 +1,24 @@
+"""The label permutation that the clients of a data set share and the server never learns."""
+
+import numpy as np
+from jaxtyping import Int64
+
+from cloister.crypto.csprng import pad_stream
+from cloister.crypto.hkdf import derive
+
+WORDS_PER_DRAW = 4
+
+
+def label_permutation(label_key: bytes, classes: int) -> Int64[np.ndarray, " classes"]:
+    """Where each true class goes: a Fisher-Yates shuffle under the data set's label key.
+
+    Secret   label_key, result
+    Error    each draw takes 128 bits modulo at most `classes`: biased by less than 2^-100
+    """
+    key = derive(label_key, info=b"cloister label permutation")
+    words = pad_stream(key, bytes(12), WORDS_PER_DRAW * classes).reshape(classes, -1)
+    order = np.arange(classes, dtype=np.int64)
+    for i in range(classes - 1, 0, -1):
+        drawn = int.from_bytes(words[i].astype("<u4").tobytes(), "little") % (i + 1)
+        order[[i, drawn]] = order[[drawn, i]]
+    return order

@@ -1,0 +1,160 @@
+"""What the authority stores of data sets, and the folder it stores it in."""
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cloister.authority import database as databases
+from cloister.authority.identity import Identity
+from cloister.authority.ledger import Spent
+from cloister.crypto.csprng import KEY_BYTES, Csprng
+from cloister.errors import InputError
+from cloister.fe.keyservice import DatasetInfo
+from cloister.fe.rank import random_modulus
+
+MAX_DIM = 1 << 24
+MAX_SAMPLES = 1 << 26
+MAX_NOTES_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the owner of a data set decides besides its description.
+
+    notes      public text, as the ranges of a table's columns, for later clients
+    max_bits   output bits that may be released of each sample; None: not limited
+    """
+
+    labels_to_server: bool = True
+    max_bits: int | None = None
+    allow_unbounded_leakage: bool = False
+    notes: str = ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One client's registered part."""
+
+    part: str
+    first: int
+    samples: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A data set's budget in figures, for `cloister authority budget` and for trainers."""
+
+    name: str
+    mode: str
+    samples: int
+    dim: int
+    rank_allowed: int
+    rank_min: int
+    rank_median: float
+    rank_max: int
+    bits_max: int
+    bits_allowed: int | None
+    operand_max: int
+    labels_released: int
+    counts: dict[str, int]
+
+
+def init(folder: Path | str, *, rng: Csprng) -> Identity:
+    """Make an authority's folder: keys, certificate, public file and an empty ledger.
+
+    Raises   InputError when the folder holds anything
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise InputError(f"{folder}: is not empty; choose another folder")
+        folder.chmod(0o700)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({error.strerror or error})") from None
+    databases.create(folder / databases.FILE, modulus=random_modulus(rng=rng))
+    return Identity.create(folder, rng=rng)
+
+
+def label_info(dataset: str) -> bytes:
+    """What a sealed label key is bound to."""
+    return f"cloister label key\0{dataset}".encode()
+
+
+def part_info(dataset: str, part: str, sha256: str) -> bytes:
+    """What a sealed mask key is bound to."""
+    return f"cloister mask key\0{dataset}\0{part}\0{sha256}".encode()
+
+
+def summarise(info: DatasetInfo, terms: Terms, spent: Spent, counts: dict[str, int]) -> Summary:
+    """Figures from the ledger's columns."""
+    empty = info.samples == 0
+    return Summary(
+        name=info.name,
+        mode=info.mode,
+        samples=info.samples,
+        dim=info.dim,
+        rank_allowed=info.dim if info.mode == "paper" else info.budget_rank,
+        rank_min=0 if empty else int(spent.rank.min()),
+        rank_median=0.0 if empty else float(np.median(spent.rank)),
+        rank_max=0 if empty else int(spent.rank.max()),
+        bits_max=0 if empty else int(spent.bits.max()),
+        bits_allowed=terms.max_bits,
+        operand_max=0 if empty else int(spent.operand.max()),
+        labels_released=int(spent.labels.sum()),
+        counts=counts,
+    )
+
+
+def read_datasets(connection: sqlite3.Connection) -> Iterator[tuple[DatasetInfo, Terms, bytes]]:
+    """The stored data sets; their samples are counted by `read_parts`."""
+    for info, terms, label_key in connection.execute(
+        "SELECT info, extra, label_key FROM datasets ORDER BY name"
+    ):
+        yield DatasetInfo.from_json(info), read_terms(json.loads(terms)), label_key
+
+
+def read_parts(connection: sqlite3.Connection) -> Iterator[tuple[Part, str, bytes]]:
+    """The stored parts, by data set and first id."""
+    for part, dataset, first, samples, sha256, key in connection.execute(
+        "SELECT part, dataset, first, samples, sha256, mask_key FROM parts ORDER BY dataset, first"
+    ):
+        yield Part(part, first, samples, sha256), dataset, key
+
+
+def read_terms(fields: Mapping[str, Any]) -> Terms:
+    """Terms from JSON values.
+
+    Raises   InputError
+    """
+    try:
+        return Terms(**fields)
+    except TypeError:
+        raise InputError("the terms of a data set are not understood") from None
+
+
+def check_terms(info: DatasetInfo, terms: Terms, label_key: bytes) -> None:
+    """Refuse what no data set may be.
+
+    Raises   InputError
+    """
+    if info.samples or len(label_key) != KEY_BYTES or info.dim > MAX_DIM:
+        raise InputError(
+            f"data set {info.name}: a new one has no samples and a {KEY_BYTES}-byte key"
+        )
+    if info.mode == "paper" and terms.allow_unbounded_leakage is not True:
+        raise InputError(
+            f"data set {info.name}: mode paper gives every sample away; it needs "
+            "allow_unbounded_leakage"
+        )
+    bits = terms.max_bits
+    if bits is not None and (type(bits) is not int or bits < 0):
+        raise InputError(f"data set {info.name}: max_bits must be a whole number")
+    if type(terms.notes) is not str or len(terms.notes) > MAX_NOTES_BYTES:
+        raise InputError(f"data set {info.name}: its notes are too long")

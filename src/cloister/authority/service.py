@@ -1,0 +1,156 @@
+"""One authority over HTTPS: which role may call what, and messages as calls."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from cloister.authority.authority import Authority
+from cloister.authority.identity import CERTIFICATE_FILE, PRIVATE_KEY_FILE
+from cloister.authority.records import read_terms
+from cloister.authority.tokens import Caller, identify
+from cloister.errors import FunctionError, ProtocolError, ShapeError
+from cloister.fe.keyservice import DatasetInfo, Receiver
+from cloister.field.linear import Geometry, LinearMap
+from cloister.wire.bodies import Body
+from cloister.wire.https import HttpsServer
+
+MAX_REQUEST_BYTES = 1 << 28
+
+Operation = Callable[[Authority, Caller, Body], Body]
+
+
+def serve(folder: Path, authority: Authority, *, listen: str) -> HttpsServer:
+    """Serve in the background until the result is closed.
+
+    Raises   InputError when the address cannot be used
+    """
+
+    def handle(operation: str, token: str | None, body: Body) -> Body:
+        caller = identify(authority.database, token)
+        found = OPERATIONS.get(operation)
+        if found is None:
+            raise ProtocolError("the authority knows no such operation; is it of another version?")
+        roles, function = found
+        if caller.role not in roles:
+            raise FunctionError(
+                f"a token of role {caller.role} may not ask for {operation}; "
+                f"use one of role {' or '.join(roles)}"
+            )
+        return function(authority, caller, body)
+
+    return HttpsServer(
+        listen,
+        handle,
+        certificate=folder / CERTIFICATE_FILE,
+        private_key=folder / PRIVATE_KEY_FILE,
+        max_body_bytes=MAX_REQUEST_BYTES,
+    )
+
+
+def _describe(authority: Authority, _: Caller, body: Body) -> Body:
+    return Body({"info": authority.describe(body.text("dataset")).to_json().decode()})
+
+
+def _forward(authority: Authority, caller: Caller, body: Body) -> Body:
+    linear = _linear(body)
+    ids = body.array(0, np.int64, 1)
+    receiver = _receiver(caller, body)
+    return _answer(
+        authority.forward_key(body.text("dataset"), ids, linear, receiver=receiver)
+    )  # fmt: skip
+
+
+def _gradient(authority: Authority, caller: Caller, body: Body) -> Body:
+    geometry, receiver = _geometry(body), _receiver(caller, body)
+    ids, delta = body.array(0, np.int64, 1), body.array(1, np.int16, 4)
+    return _answer(
+        authority.gradient_key(body.text("dataset"), ids, geometry, delta, receiver=receiver)
+    )
+
+
+def _labels(authority: Authority, caller: Caller, body: Body) -> Body:
+    receiver = _receiver(caller, body)
+    ids = body.array(0, np.int64, 1)
+    return _answer(authority.label_key(body.text("dataset"), ids, receiver=receiver))
+
+
+def _summary(authority: Authority, _: Caller, body: Body) -> Body:
+    return Body({"summary": asdict(authority.summary(body.text("dataset")))})
+
+
+def _parts(authority: Authority, _: Caller, body: Body) -> Body:
+    parts = authority.parts(body.text("dataset"))
+    return Body({"parts": {part.part: asdict(part) for part in parts}})
+
+
+def _create(authority: Authority, _: Caller, body: Body) -> Body:
+    info = DatasetInfo.from_json(body.text("info").encode())
+    sealed = body.array(0, np.uint8, 1).tobytes()
+    authority.create_dataset(info, sealed_label_key=sealed, terms=read_terms(body.mapping("terms")))
+    return Body()
+
+
+def _register(authority: Authority, _: Caller, body: Body) -> Body:
+    first = authority.register_part(
+        body.text("dataset"),
+        body.text("part"),
+        body.number("samples"),
+        body.text("sha256"),
+        sealed_key=body.array(0, np.uint8, 1).tobytes(),
+    )
+    return Body({"first": first})
+
+
+def _secret(authority: Authority, _: Caller, body: Body) -> Body:
+    name = body.text("dataset")
+    key = np.frombuffer(authority.label_secret(name), np.uint8)
+    return Body({"terms": asdict(authority.terms(name))}, (key,))
+
+
+SERVERS = ("server", "trusted")
+EVERYONE = ("server", "trusted", "client")
+
+OPERATIONS: dict[str, tuple[tuple[str, ...], Operation]] = {
+    "describe": (EVERYONE, _describe),
+    "summary": (EVERYONE, _summary),
+    "parts": (EVERYONE, _parts),
+    "forward": (SERVERS, _forward),
+    "gradient": (SERVERS, _gradient),
+    "labels": (SERVERS, _labels),
+    # The label permutation is the clients' secret.
+    "create": (("client",), _create),
+    "register": (("client",), _register),
+    "secret": (("client",), _secret),
+}
+
+
+def _receiver(caller: Caller, body: Body) -> Receiver:
+    wanted = body.text("receiver")
+    if wanted not in SERVERS:
+        raise ProtocolError("message: field 'receiver' must be server or trusted")
+    if wanted == "trusted" and caller.role != "trusted":
+        raise FunctionError(
+            "a server's token may not ask as the trusted runtime; use a token of role trusted"
+        )
+    return cast(Receiver, wanted)
+
+
+def _geometry(body: Body) -> Geometry:
+    numbers = body.numbers("geometry")
+    if any(abs(number) >= 1 << 31 for number in numbers):
+        raise ProtocolError("message: a number of the geometry is out of range")
+    return Geometry.from_tuple(numbers)
+
+
+def _linear(body: Body) -> LinearMap:
+    geometry, weights = _geometry(body), body.array(1, np.int16, 4)
+    if weights.shape != geometry.weight_shape:
+        raise ShapeError(f"weights must be {geometry.weight_shape}, got {weights.shape}")
+    return LinearMap(geometry, weights)
+
+
+def _answer(term: np.ndarray) -> Body:
+    return Body({}, (term,))

@@ -1,0 +1,169 @@
+"""`cloister authority`: the key authority's process, its tokens and its books."""
+
+import contextlib
+import signal
+import threading
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from cloister.authority import database, records, service, tokens
+from cloister.authority.authority import Authority
+from cloister.authority.identity import PUBLIC_FILE, SUITE
+from cloister.authority.ledger import Spent, read_counts, read_words, tabulate
+from cloister.authority.states import ROOT, State, read_states
+from cloister.cli import options
+from cloister.cli.console import emit_json, err, out, table
+from cloister.crypto.csprng import SystemRandom
+from cloister.errors import InputError
+
+app = typer.Typer(help="Hold the keys of encrypted data sets and issue what their budgets allow.")
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The authority's folder.")]
+LISTED_SAMPLES = 20
+
+
+@app.command()
+def init(folder: Folder) -> None:
+    """Make an authority: its keys, its certificate, an empty ledger.
+
+    DIR/authority.pub is for everyone: clients encrypt to it, and whoever connects pins it.
+    """
+    identity = records.init(folder, rng=SystemRandom())
+    console = out()
+    console.print(f"{folder / PUBLIC_FILE}  give this file to clients and servers")
+    console.print(f"fingerprint {identity.public.fingerprint}  compare it by another channel")
+    console.print(f"key encapsulation {SUITE}")
+    console.print(f"next: cloister authority token {folder} --role client|server|trusted")
+    err().print(
+        "note: keep the folder to yourself and never put back an old copy of it: its ledger would "
+        "forget what was given away",
+        style="yellow",
+    )
+
+
+@app.command()
+def token(
+    folder: Folder,
+    role: Annotated[
+        str,
+        typer.Option(
+            "--role",
+            metavar="|".join(tokens.ROLES),
+            help="client encrypts, server trains, trusted gets terms the server must not see.",
+        ),
+    ],
+    name: Annotated[str, typer.Option("--name", help="Who it is for; kept as a note.")] = "",
+) -> None:
+    """Make a bearer token. It is printed once; only its hash is kept."""
+    path = folder / database.FILE
+    out().print(tokens.issue(path, role, name=name, rng=SystemRandom()), soft_wrap=True)
+
+
+@app.command()
+def serve(
+    folder: Annotated[Path, typer.Option("--dir", metavar="DIR", help="The authority's folder.")],
+    listen: Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="Where to listen.")],
+    threads: options.Threads = 1,
+) -> None:
+    """Answer clients, servers and trusted runtimes over HTTPS until interrupted."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with (
+        Authority(folder, threads=threads) as authority,
+        contextlib.closing(service.serve(folder, authority, listen=listen)) as server,
+    ):
+        console = out()
+        console.print(f"authority: serving on {server.url}")
+        console.print(f"fingerprint {authority.identity.public.fingerprint}")
+        console.file.flush()
+        stop.wait()
+    err().print("authority: stopped")
+
+
+@app.command()
+def budget(
+    folder: Folder,
+    dataset: Annotated[
+        str | None, typer.Argument(metavar="[DATASET]", help="One data set. Default: all.")
+    ] = None,
+    samples: Annotated[
+        bool, typer.Option("--samples", help="List single samples, the most exposed first.")
+    ] = False,
+    json: options.Json = False,
+) -> None:
+    """Show what has been given away to servers, as committed; also while the authority serves."""
+    books = _read(folder)
+    if dataset is not None:
+        books = [book for book in books if book[0].name == dataset]
+        if not books:
+            raise InputError(f"data set {dataset}: is not known to this authority")
+    if json:
+        emit_json(
+            [
+                asdict(summary) | ({"by_sample": asdict(spent)} if samples else {})
+                for summary, spent in books
+            ]
+        )
+        return
+    _show([summary for summary, _ in books])
+    if samples:
+        for summary, spent in books:
+            _show_samples(summary, spent)
+
+
+def _read(folder: Path) -> list[tuple[records.Summary, Spent]]:
+    books = []
+    with contextlib.closing(database.connect(folder / database.FILE)) as connection:
+        connection.execute("BEGIN")
+        held: dict[str, int] = {}
+        for part, name, _ in records.read_parts(connection):
+            held[name] = part.first + part.samples
+        for stored, terms, _ in list(records.read_datasets(connection)):
+            info = replace(stored, samples=held.get(stored.name, 0))
+            words, _ = read_words(connection, info.name, info.samples)
+            root = State(ROOT, ROOT, b"", exact=False, rank=0, opaque=0, bits=0, operand=0)
+            spent = tabulate(words, [root, *read_states(connection, info.name)])
+            counts = read_counts(connection, info.name)
+            books.append((records.summarise(info, terms, spent, counts), spent))
+    return books
+
+
+def _show(summaries: list[records.Summary]) -> None:
+    columns = (
+        "data set", "mode", "samples", "dim", "rank allowed", "spent min", "median", "max",
+        "bits", "labels", "requests", "refused", "trusted",
+    )  # fmt: skip
+    rows = [
+        (
+            s.name, s.mode, s.samples, s.dim, s.rank_allowed, s.rank_min, s.rank_median,
+            s.rank_max, s.bits_max, s.labels_released, s.counts["requests"],
+            s.counts["refusals"], s.counts["trusted"],
+        )
+        for s in summaries
+    ]  # fmt: skip
+    console = out()
+    console.print(table(columns, rows) if rows else "no data sets")
+    console.print(
+        "rank: independent functions of one sample given to the server, at most (rank = dim: the "
+        "sample itself); bits: largest total size of their values",
+        style="dim",
+    )
+
+
+def _show_samples(summary: records.Summary, spent: Spent) -> None:
+    order = np.argsort(-spent.rank, kind="stable")[:LISTED_SAMPLES].tolist()
+    rows = [
+        (
+            i, int(spent.rank[i]), int(spent.bits[i]), int(spent.operand[i]),
+            bool(spent.labels[i]),
+        )
+        for i in order
+    ]  # fmt: skip
+    title = f"{summary.name}: {len(rows)} of {summary.samples} samples"
+    columns = ("sample", "rank spent", "bits", "largest weight", "label given")
+    out().print(table(columns, rows, title=title))

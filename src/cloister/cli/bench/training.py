@@ -1,0 +1,305 @@
+"""`cloister bench training`: training on encrypted data beside plain PyTorch, same seeds and order.
+
+Steps are timed by turns on the same batches: a plain step, then an encrypted one, whose time at the
+authority is counted apart. Whole runs follow for the accuracies. Server and authority are one
+process here, so nothing of the network is in these figures; the ledger, with its fsync, is.
+"""
+
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from cloister.authority.authority import Authority
+from cloister.cli import options
+from cloister.cli.bench import training_data as data
+from cloister.cli.bench.environment import environment
+from cloister.cli.bench.training_data import Plain
+from cloister.cli.console import emit_json, err, out, table
+from cloister.cli.train import library
+from cloister.crypto.csprng import SystemRandom
+from cloister.fe.keyservice import Mode
+from cloister.training.dataset import EncryptedDataset
+
+PAPER = {
+    "what": "CryptoNN, LeNet-5 on MNIST (arXiv:1904.07303)",
+    "accuracy": [0.9312, 0.9549],
+    "accuracy_plain": [0.9304, 0.9548],
+    "encrypted_h": 57.0,
+    "plain_h": 4.0,
+}
+MNIST_TRAIN, MNIST_TEST = 60_000, 10_000
+QUICK_TRAIN, QUICK_TEST = 1_280, 512
+WARM_UP = 10
+LEARNING_RATE = 0.05
+SETTINGS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "first_layer": "trainable", "mode": "paper", "allow_unbounded_leakage": True,
+    },
+    "trusted": {"first_layer": "trainable", "unmask_to": "trusted"},
+    "frozen": {"first_layer": "frozen"},
+}  # fmt: skip
+
+
+class Bench:
+    """What all measurements of one command share."""
+
+    def __init__(
+        self, authority: Authority, folder: Path, *, batch: int, threads: int, seed: int
+    ) -> None:
+        self.library: SimpleNamespace = library()
+        self.authority, self.folder = authority, folder
+        self.batch, self.threads, self.seed = batch, threads, seed
+        self.library.torch.set_num_threads(threads)
+        self._datasets: dict[tuple[str, str], EncryptedDataset] = {}
+
+    def dataset(self, plain: Plain, mode: str) -> EncryptedDataset:
+        """The encrypted data set, made once for each mode."""
+        registered: Mode = "paper" if mode == "paper" else "guarded"
+        key = (plain.name, registered)
+        if key not in self._datasets:
+            self._datasets[key] = data.encrypt(
+                plain, self.authority, folder=self.folder, mode=registered
+            )
+        return self._datasets[key]
+
+    def trainer(self, plain: Plain, model: str, *, mode: str) -> Any:  # noqa: ANN401
+        """An encrypted run that has not begun."""
+        settings = self.library.trainer.Settings(
+            batch=self.batch, seed=self.seed, threads=self.threads, **SETTINGS[mode]
+        )
+        return self.library.trainer.Trainer(
+            self.model(plain, model),
+            self.dataset(plain, mode),
+            keys=self.authority,
+            settings=settings,
+            rng=SystemRandom(),
+            optimizer=self.optimizer,
+        )
+
+    def model(self, plain: Plain, model: str) -> Any:  # noqa: ANN401
+        """A model with the seed's weights."""
+        self.library.torch.manual_seed(self.seed)
+        shape = (plain.x.shape[1], plain.x.shape[2], plain.x.shape[3])
+        return self.library.models.build(model, shape, classes=plain.classes)
+
+    def optimizer(self, parameters: Any) -> Any:  # noqa: ANN401
+        """Momentum, as is usual for these models."""
+        return self.library.torch.optim.SGD(parameters, lr=LEARNING_RATE, momentum=0.9)
+
+
+class PlainRun:
+    """The same training in the clear: plain PyTorch, written down."""
+
+    def __init__(self, bench: Bench, plain: Plain, model: str) -> None:
+        self._bench, self._plain = bench, plain
+        torch = self._torch = bench.library.torch
+        self._model = bench.model(plain, model)
+        self._optimizer = bench.optimizer(self._model.parameters())
+        values = np.ascontiguousarray(plain.values().astype(np.float32).transpose(0, 3, 1, 2))
+        self._x, self._y = torch.from_numpy(values), torch.from_numpy(plain.y)
+        self._loss = torch.nn.functional.cross_entropy
+        self._train, self._test = np.flatnonzero(~plain.test), np.flatnonzero(plain.test)
+
+    def step(self, ids: np.ndarray) -> None:
+        """One step."""
+        self._optimizer.zero_grad()
+        scores = self._model(self._x[ids])
+        loss = self._loss(scores, self._y[ids])
+        loss.backward()
+        self._optimizer.step()
+        loss.item(), int((scores.detach().argmax(1) == self._y[ids]).sum())
+
+    def fit(self, epochs: int) -> list[dict[str, float]]:
+        """Accuracy on the test part after every epoch, in the trainer's order."""
+        found, batch = [], self._bench.batch
+        for epoch in range(epochs):
+            order = self._train[
+                self._bench.library.trainer.epoch_order(
+                    len(self._train), seed=self._bench.seed, epoch=epoch
+                )
+            ]
+            started = time.perf_counter()
+            for start in range(0, len(order), batch):
+                self.step(order[start : start + batch])
+            seconds = time.perf_counter() - started
+            with self._torch.no_grad():
+                right = self._model(self._x[self._test]).argmax(1) == self._y[self._test]
+            found.append({"accuracy": float(right.float().mean()), "seconds": seconds})
+        return found
+
+
+def time_steps(bench: Bench, plain: Plain, model: str, *, mode: str, steps: int) -> dict[str, Any]:
+    """Milliseconds of a step in the clear, at the server and at the authority; medians.
+
+    Ratios are of CPU time of the training thread (with one thread; else of time on the clock): an
+    authority in the same process commits in a thread of its own, which a server does not meet.
+    """
+    clear, hidden = PlainRun(bench, plain, model), bench.trainer(plain, model, mode=mode)
+    hidden.prepare()
+    counters = hidden.products.counters
+    clock = time.thread_time if bench.threads == 1 else time.perf_counter
+    order = np.flatnonzero(~plain.test).astype(np.int64)
+    times: dict[str, list[float]] = {"plain": [], "server": [], "authority": []}
+    for i in range(WARM_UP + steps):
+        ids = np.take(order, range(i * bench.batch, (i + 1) * bench.batch), mode="wrap")
+        started = clock()
+        clear.step(ids)
+        between, wall, cpu = clock(), counters.authority_s, counters.authority_cpu_s
+        hidden.step(ids)
+        finished, wall = clock(), counters.authority_s - wall
+        asked = counters.authority_cpu_s - cpu if bench.threads == 1 else wall
+        if i >= WARM_UP:
+            times["plain"].append(between - started)
+            times["server"].append(finished - between - asked)
+            times["authority"].append(wall)
+    medians = {name: 1e3 * statistics.median(values) for name, values in times.items()}
+    quartiles = {
+        f"{name}_quartiles_ms": [1e3 * q for q in statistics.quantiles(values, n=4)[::2]]
+        for name, values in times.items()
+    }
+    return {
+        "data": plain.source,
+        "model": model,
+        "mode": mode,
+        "batch": bench.batch,
+        "steps": steps,
+        **{f"{name}_ms": value for name, value in medians.items()},
+        "server_ratio": medians["server"] / medians["plain"],
+        "authority_ratio": medians["authority"] / medians["plain"],
+        **quartiles,
+    }
+
+
+def run_whole(bench: Bench, plain: Plain, model: str, *, mode: str, epochs: int) -> dict[str, Any]:
+    """Accuracy after every epoch, in the clear and encrypted, and the time of both."""
+    clear = PlainRun(bench, plain, model).fit(epochs)
+    hidden = bench.trainer(plain, model, mode=mode)
+    started = time.perf_counter()
+    history = hidden.fit(epochs)
+    wall = time.perf_counter() - started
+    accuracy = [result.test_accuracy for result in history]
+    difference = [
+        round(100 * (found - result["accuracy"]), 3)
+        for found, result in zip(accuracy, clear, strict=True)
+    ]  # fmt: skip
+    return {
+        "data": plain.source,
+        "model": model,
+        "mode": mode,
+        "rank": hidden.projection.rank if hidden.projection else None,
+        "dim": hidden.info.dim,
+        "accuracy_plain": [result["accuracy"] for result in clear],
+        "accuracy": accuracy,
+        "difference_points": difference,
+        "plain_s": sum(result["seconds"] for result in clear),
+        "wall_s": wall,
+        "authority_s": hidden.products.counters.authority_s,
+    }
+
+
+def training(
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            metavar="FOLDER",
+            envvar="CLOISTER_DATA",
+            help="With mnist/ and medical/. Without: random images.",
+        ),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A few hundred samples: seconds instead of minutes.")
+    ] = False,
+    only: Annotated[
+        str,
+        typer.Option("--only", metavar="TEXT", help="Whole runs whose name holds it: lenet5, ..."),
+    ] = "",
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Of the MNIST models.")] = 2,
+    steps: Annotated[int, typer.Option("--steps", min=2, help="Timed steps of each.")] = 200,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Samples per step.")] = 64,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of weights and order.")] = 0,
+    threads: options.Threads = 1,
+    json: options.Json = False,
+) -> None:
+    """Compare training on encrypted data with plain PyTorch."""
+    steps = min(steps, 20) if quick else steps
+    images = data.mnist(
+        folder,
+        train=QUICK_TRAIN if quick else MNIST_TRAIN,
+        test=QUICK_TEST if quick else MNIST_TEST,
+    )
+    with TemporaryDirectory() as place:
+        authority = Authority.create(Path(place) / "authority", rng=SystemRandom(), threads=threads)
+        with authority:
+            bench = Bench(authority, Path(place), batch=batch, threads=threads, seed=seed)
+            found: dict[str, Any] = {"threads": threads, "seed": seed, "paper": PAPER}
+            found["steps"] = [
+                time_steps(bench, images, model, mode=mode, steps=steps)
+                for model in ("lenet5", "mlp")
+                for mode in ("paper", "trusted")
+            ]
+            if not json:
+                _show_steps(found)
+            found["runs"] = []
+            for plain, model, mode, count in _plan(images, folder, quick=quick, epochs=epochs):
+                name = f"{plain.name} {model} {mode}"
+                if only not in name:
+                    continue
+                err().print(f"{name} ...", soft_wrap=True)
+                try:
+                    result = run_whole(bench, plain, model, mode=mode, epochs=count)
+                except KeyboardInterrupt:
+                    err().print("interrupted; what is done follows", soft_wrap=True)
+                    break
+                found["runs"].append(result)
+    found["environment"] = environment()
+    emit_json(found) if json else _show_runs(found)
+
+
+def _plan(
+    images: Plain, folder: Path | None, *, quick: bool, epochs: int
+) -> list[tuple[Plain, str, str, int]]:
+    plan = [(images, "lenet5", mode, epochs) for mode in ("paper", "trusted", "frozen")]
+    plan.append((images, "mlp", "paper", epochs))
+    if folder is not None and (folder / "medical").is_dir():
+        x_rays, heart = data.pneumonia(folder, train=640 if quick else 4708), data.heart(folder)
+        for mode in ("frozen", "trusted"):
+            plan.append((x_rays, "lenet5", mode, 2 if quick else 10))
+            plan.append((heart, "mlp", mode, 3 if quick else 40))
+    return plan
+
+
+def _show_steps(found: Mapping[str, Any]) -> None:
+    columns = ("model", "mode", "plain_ms", "server_ms", "authority_ms", "server_ratio",
+               "authority_ratio")  # fmt: skip
+    rows = [[row[column] for column in columns] for row in found["steps"]]
+    console = out()
+    console.print(table(columns, rows, title=f"one step, {found['steps'][0]['data']}"))
+
+
+def _show_runs(found: Mapping[str, Any]) -> None:
+    rows = [
+        (
+            run["data"], run["model"], run["mode"], run["rank"],
+            ", ".join(f"{100 * value:.2f}" for value in run["accuracy_plain"][-2:]),
+            ", ".join(f"{100 * value:.2f}" for value in run["accuracy"][-2:]),
+            run["difference_points"][-1], run["plain_s"], run["wall_s"], run["authority_s"],
+        )
+        for run in found["runs"]
+    ]  # fmt: skip
+    columns = ("data", "model", "mode", "rank", "plain %", "encrypted %", "points", "plain s",
+               "wall s", "authority s")  # fmt: skip
+    console = out()
+    console.print(table(columns, rows, title="last two epochs"))
+    paper = found["paper"]
+    console.print(
+        f"{paper['what']}: {100 * paper['accuracy'][0]:.2f}, {100 * paper['accuracy'][1]:.2f} % "
+        f"in {paper['encrypted_h']:.0f} h, plain {paper['plain_h']:.0f} h"
+    )

@@ -1,0 +1,153 @@
+"""Data for `cloister bench training`, in plain and encrypted to an authority in this process."""
+
+import csv
+import gzip
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int16, Int64
+
+from cloister.authority.authority import Authority
+from cloister.authority.records import Terms, label_info, part_info
+from cloister.crypto.csprng import KEY_BYTES, InsecureSeededRandom, SystemRandom
+from cloister.errors import InputError
+from cloister.fe.encoding import Encoding
+from cloister.fe.keyservice import DatasetInfo, Mode
+from cloister.training.dataset import EncryptedDataset, Header
+from cloister.training.writer import Chunk, EncryptedDatasetWriter
+
+PIXELS = Encoding(1 / 255, 0.0, 9)
+"""Bytes 0 to 255 as they are: nine bits with the sign."""
+CHUNK = 1024
+HEART_TEST_EVERY = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Plain:
+    """A data set before encryption.
+
+    Shapes   x: (n, h, w, c), integers of `encoding`; y: classes; test: which samples are held out
+    """
+
+    name: str
+    x: Int16[np.ndarray, "n h w c"]
+    y: Int64[np.ndarray, " n"]
+    test: Bool[np.ndarray, " n"]
+    encoding: Encoding
+    source: str
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return int(self.y.max()) + 1
+
+    def values(self) -> Float64[np.ndarray, "n h w c"]:
+        """What the integers stand for: what plain training reads."""
+        return self.encoding.decode(self.x)
+
+
+def mnist(folder: Path | None, *, train: int, test: int) -> Plain:
+    """The first digits of either part; without a folder random images of the same shape.
+
+    Raises   InputError for files that are not MNIST's
+    """
+    if folder is None or not (folder / "mnist").is_dir():
+        return _random_images(train, test)
+    parts = []
+    for name, count in (("train", train), ("t10k", test)):
+        images = _idx(folder / "mnist" / f"{name}-images-idx3-ubyte.gz")[:count]
+        parts.append((images, _idx(folder / "mnist" / f"{name}-labels-idx1-ubyte.gz")[:count]))
+    return _images("mnist", parts, source="MNIST")
+
+
+def pneumonia(folder: Path, *, train: int) -> Plain:
+    """Chest X-rays 28x28, normal or pneumonia."""
+    with np.load(folder / "medical" / "pneumoniamnist.npz") as found:
+        parts = [
+            (found[f"{name}_images"][:count], found[f"{name}_labels"][:count, 0])
+            for name, count in (("train", train), ("test", None))
+        ]
+    return _images("pneumonia", parts, source="PneumoniaMNIST")
+
+
+def heart(folder: Path) -> Plain:
+    """13 columns of 303 patients, each between its smallest and largest value; every fourth held
+    out.
+    """
+    text = (folder / "medical" / "heart_disease.csv").read_text(encoding="utf-8-sig")
+    cells = list(csv.reader(io.StringIO(text)))[1:]
+    rows = np.array([[float(cell) for cell in row] for row in cells])
+    x, y = rows[:, :-1], rows[:, -1].astype(np.int64)
+    low, high = x.min(axis=0), x.max(axis=0)
+    encoding = Encoding.for_range(-1.0, 1.0, bits=12)
+    scaled = 2 * (x - low) / (high - low) - 1
+    test = np.arange(len(y)) % HEART_TEST_EVERY == 0
+    encoded = encoding.encode(scaled.reshape(len(y), 1, 1, -1))
+    return Plain("heart", encoded, y, test, encoding, "heart disease, 303 patients")
+
+
+def encrypt(
+    plain: Plain, authority: Authority, *, folder: Path, mode: Mode, budget_rank: int | None = None
+) -> EncryptedDataset:
+    """Register a data set in a mode, encrypt it and open it."""
+    shape = (plain.x.shape[1], plain.x.shape[2], plain.x.shape[3])
+    dim = shape[0] * shape[1] * shape[2]
+    rank = dim // 4 if budget_rank is None else budget_rank
+    name = f"{plain.name}-{mode}-{rank}"
+    info = DatasetInfo(name, shape, plain.classes, plain.encoding, 0, rank, mode)
+    rng, public = SystemRandom(), authority.identity.public
+    authority.create_dataset(
+        info,
+        sealed_label_key=public.seal(rng.random_bytes(KEY_BYTES), info=label_info(name)),
+        terms=Terms(allow_unbounded_leakage=mode == "paper"),
+    )
+    header = Header(name, shape, plain.classes, plain.encoding, public.fingerprint)
+    path = folder / f"{name}.cloister"
+    # Classes keep their names here, so that accuracies can be compared label by label.
+    writer = EncryptedDatasetWriter(path, header, permutation=np.arange(plain.classes))
+
+    def register(part: str, samples: int, sha256: str, key: bytes) -> int:
+        sealed = public.seal(key, info=part_info(name, part, sha256))
+        return authority.register_part(name, part, samples, sha256, sealed_key=sealed)
+
+    chunks = (
+        Chunk(plain.x[i : i + CHUNK], plain.y[i : i + CHUNK], plain.test[i : i + CHUNK])
+        for i in range(0, len(plain.x), CHUNK)
+    )
+    writer.append(chunks, register=register, rng=rng)
+    return EncryptedDataset.open(path)
+
+
+def _idx(path: Path) -> np.ndarray:
+    """An array in the IDX format of MNIST's files.
+
+    Raises   InputError
+    """
+    try:
+        data = gzip.decompress(path.read_bytes())
+        rank = data[3]
+        sizes = np.frombuffer(data, ">u4", rank, 4)
+        return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(sizes.tolist())
+    except (OSError, ValueError, IndexError, EOFError) as error:
+        raise InputError(f"{path}: not a file of MNIST ({error})") from error
+
+
+def _images(name: str, parts: list[tuple[np.ndarray, np.ndarray]], *, source: str) -> Plain:
+    pixels = np.concatenate([images for images, _ in parts])[..., None].astype(np.float64) / 255
+    y = np.concatenate([labels for _, labels in parts]).astype(np.int64)
+    test = np.arange(len(y)) >= len(parts[0][1])
+    return Plain(name, PIXELS.encode(pixels), y, test, PIXELS, source)
+
+
+def _random_images(train: int, test: int) -> Plain:
+    count = train + test
+    pixels = np.frombuffer(
+        InsecureSeededRandom(0).random_bytes(count * 785), np.uint8
+    ).reshape(count, 785)  # fmt: skip
+    parts = [
+        (pixels[rows, 1:].reshape(-1, 28, 28), pixels[rows, 0] % 10)
+        for rows in (slice(train), slice(train, None))
+    ]
+    return _images("random", parts, source="random images: MNIST is not there, see --data")

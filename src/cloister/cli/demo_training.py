@@ -1,0 +1,251 @@
+"""`cloister demo-training`: two clinics train one model, and nobody sees the other's patients.
+
+Every role is a process of its own: the authority, each clinic's `cloister encrypt`, the training
+server. The data are scikit-learn's breast cancer records (569 patients, 30 measurements).
+"""
+
+import csv
+import importlib
+import json as jsons
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from jaxtyping import Float64, Int64
+
+from cloister.cli import options
+from cloister.cli.console import emit_json, err, out, table
+from cloister.cli.train import library
+from cloister.errors import CloisterError, InputError
+
+NAME = "biopsies"
+CLINICS = ("north", "south")
+BUDGET = 10
+EPOCHS, BATCH, SEED = 40, 32, 1
+BITS = 12
+HELD_OUT_EVERY = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Records:
+    """Measurements by column, and the diagnosis (0 malignant, 1 benign)."""
+
+    columns: list[str]
+    x: Float64[np.ndarray, "n d"]
+    y: Int64[np.ndarray, " n"]
+
+
+def demo_training(
+    json: options.Json = False,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FOLDER", help="Keep everything here, for a closer look."),
+    ] = None,
+) -> None:
+    """Train on two clinics' encrypted records, then show what the server could learn."""
+    library()
+    records = load_records()
+    with TemporaryDirectory() as temporary:
+        place = Path(temporary) if folder is None else folder
+        if place.exists() and any(place.iterdir()):
+            raise InputError(f"--out {place}: is not empty; choose another folder")
+        place.mkdir(parents=True, exist_ok=True)
+        found = run(records, place)
+    if json:
+        emit_json(found)
+    else:
+        show(found)
+
+
+def load_records() -> Records:
+    """The records in an order that gives both clinics both diagnoses.
+
+    Raises   InputError without scikit-learn
+    """
+    try:
+        datasets = importlib.import_module("sklearn.datasets")
+    except ImportError as error:
+        raise InputError(
+            "the demo's records come with scikit-learn: pip install scikit-learn"
+        ) from error
+    loaded = datasets.load_breast_cancer()
+    columns = [str(name).replace(" ", "_") for name in loaded.feature_names]
+    return Records(columns, loaded.data.astype(np.float64), loaded.target.astype(np.int64))
+
+
+def run(records: Records, folder: Path) -> dict[str, Any]:
+    """The whole story; every process works in `folder`."""
+    say = err().print
+    authority = folder / "authority"
+    _cloister("authority", "init", authority)
+    tokens = {
+        role: _cloister("authority", "token", authority, "--role", role).strip()
+        for role in ("client", "server", "trusted")
+    }
+    say("1  the authority serves keys")
+    serve = ("authority", "serve", "--dir", authority, "--listen", "127.0.0.1:0")
+    with serving(*serve) as url:
+        reach = ("--authority", url, "--authority-key", authority / "authority.pub")
+        ranges = _write_ranges(records, folder / "ranges.json")
+        data = folder / f"{NAME}.cloister"
+        for number, clinic in enumerate(CLINICS):
+            for split, rows in _rows(records, number).items():
+                table_file = _write_table(records, rows, folder / f"{clinic}-{split}.csv")
+                _cloister(
+                    "encrypt", table_file, *reach, "--token", tokens["client"], "--out", data,
+                    "--name", NAME, "--label", "diagnosis", "--classes", "malignant,benign",
+                    "--ranges", ranges, "--bits", BITS, "--budget", BUDGET, "--split", split,
+                )  # fmt: skip
+                say(f"2  clinic {clinic}: {len(rows)} patients encrypted ({split})")
+        train = (
+            "train", data, *reach, "--epochs", EPOCHS, "--batch", BATCH, "--seed", SEED, "--json",
+        )  # fmt: skip
+        as_server = ("--token", tokens["server"])
+        say("3  the server trains on ciphertexts")
+        trained = jsons.loads(_cloister(*train, *as_server, "--curve", folder / "curve.svg"))
+        say("4  the server asks for more than the budget allows")
+        refusal = _refused(*train, *as_server, "--first-layer", "trainable")
+        say("5  a trusted runtime gets the unmasking terms instead")
+        trusted = jsons.loads(
+            _cloister(*train, "--token", tokens["trusted"], "--unmask-to", "trusted")
+        )
+        budget = jsons.loads(_cloister("authority", "budget", authority, "--json"))[0]
+    say("6  the same model in the clear, for comparison")
+    plain = plain_accuracy(records)
+    return {
+        "patients": len(records.y),
+        "accuracy_plain": plain,
+        "accuracy_encrypted": trained["test_accuracy"],
+        "accuracy_trusted": trusted["test_accuracy"],
+        "rank": trained["rank"],
+        "dim": trained["dim"],
+        "claims": trained["claims"],
+        "refusal": refusal,
+        "budget": budget,
+    }
+
+
+def plain_accuracy(records: Records) -> float:
+    """The same model, settings and patients; their order is another, as clinics shuffle theirs."""
+    modules = library()
+    torch = modules.torch
+    parts = [_rows(records, number) for number in range(len(CLINICS))]
+    train, test = (np.concatenate([part[split] for part in parts]) for split in ("train", "test"))
+    low, high = records.x.min(axis=0), records.x.max(axis=0)
+    values = 2 * (records.x - low) / (high - low) - 1
+    x = torch.from_numpy(values.astype(np.float32).reshape(len(values), 1, 1, -1))
+    y = torch.from_numpy(records.y)
+    torch.manual_seed(SEED)
+    model = modules.models.build("mlp", (1, 1, len(records.columns)), classes=2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for epoch in range(EPOCHS):
+        order = modules.trainer.epoch_order(len(train), seed=SEED, epoch=epoch)
+        for start in range(0, len(order), BATCH):
+            ids = train[order[start : start + BATCH]]
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(x[ids]), y[ids]).backward()
+            optimizer.step()
+    with torch.no_grad():
+        return float((model(x[test]).argmax(1) == y[test]).float().mean())
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print the story's end for people."""
+    console = out()
+    console.print(
+        f"accuracy on held-out patients: {found['accuracy_encrypted']:.1%} encrypted, "
+        f"{found['accuracy_trusted']:.1%} with a trusted runtime, "
+        f"{found['accuracy_plain']:.1%} in the clear ({found['patients']} patients)"
+    )
+    console.print()
+    rows = [(c["about"], c["severity"], c["learns"]) for c in found["claims"]]
+    console.print(table(("what the server could learn", "", "how much"), rows))
+    console.print()
+    budget = found["budget"]
+    columns = ("data set", "samples", "dim", "rank allowed", "spent", "bits", "refused")
+    row = (
+        budget["name"], budget["samples"], budget["dim"], budget["rank_allowed"],
+        budget["rank_max"], budget["bits_max"], budget["counts"]["refusals"],
+    )  # fmt: skip
+    console.print(table(columns, [row], title="the authority's ledger"))
+    console.print()
+    console.print(f"asking for more was refused: {found['refusal']}")
+
+
+def _rows(records: Records, clinic: int) -> dict[str, Int64[np.ndarray, " n"]]:
+    """A clinic's patients by split: it holds back every fourth."""
+    rows = np.arange(clinic, len(records.y), len(CLINICS))
+    held_out = np.arange(len(rows)) % HELD_OUT_EVERY == 0
+    return {"train": rows[~held_out], "test": rows[held_out]}
+
+
+def _write_table(records: Records, rows: np.ndarray, path: Path) -> Path:
+    names = ("malignant", "benign")
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*records.columns, "diagnosis"])
+        for row in rows:
+            writer.writerow([*records.x[row].tolist(), names[records.y[row]]])
+    return path
+
+
+def _write_ranges(records: Records, path: Path) -> Path:
+    """What the clinics agreed on beforehand: the range of every measurement."""
+    low, high = records.x.min(axis=0).tolist(), records.x.max(axis=0).tolist()
+    ranges = {name: [low[i], high[i]] for i, name in enumerate(records.columns)}
+    path.write_text(jsons.dumps(ranges), encoding="utf-8")
+    return path
+
+
+def _command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "cloister", *map(str, arguments)]
+
+
+def _cloister(*arguments: object) -> str:
+    """The output of one command, as a process of its own.
+
+    Raises   CloisterError with its message when it fails
+    """
+    done = subprocess.run(_command(*arguments), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise CloisterError(f"cloister {arguments[0]}: {_last_line(done.stderr)}")
+    return done.stdout
+
+
+def _refused(*arguments: object) -> str:
+    """The message of a command that must be refused.
+
+    Raises   CloisterError when it is not
+    """
+    done = subprocess.run(_command(*arguments), capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        raise CloisterError("the authority gave away more than the budget allows")
+    return _last_line(done.stderr).removeprefix("error: ")
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["it failed without a message"])[-1]
+
+
+@contextmanager
+def serving(*arguments: object) -> Iterator[str]:
+    """A serving command as a process of its own; gives its URL.
+
+    Raises   CloisterError when it does not start
+    """
+    with subprocess.Popen(_command(*arguments), stdout=subprocess.PIPE, text=True) as process:
+        try:
+            line = process.stdout.readline() if process.stdout else ""
+            if "https://" not in line:
+                raise CloisterError(f"cloister {arguments[0]} did not start")
+            yield line.split()[-1]
+        finally:
+            process.terminate()
+            process.wait()

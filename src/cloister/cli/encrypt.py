@@ -1,0 +1,280 @@
+"""`cloister encrypt`: a client's samples as a part of an encrypted data set."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cloister.authority.client import AuthorityClient
+from cloister.authority.records import Terms
+from cloister.cli import options
+from cloister.cli.console import emit_json, err, out, progress
+from cloister.cli.newset import (
+    Wishes,
+    agree,
+    class_numbers,
+    plan,
+    read_notes,
+    read_ranges,
+    rehearse,
+)
+from cloister.crypto.csprng import KEY_BYTES, SystemRandom
+from cloister.errors import EncryptionError, InputError
+from cloister.fe.keyservice import DatasetInfo
+from cloister.training.dataset import Header, PartInfo
+from cloister.training.sources import (
+    Encoder,
+    Source,
+    chunks,
+    open_source,
+)
+from cloister.training.writer import Chunk, EncryptedDatasetWriter
+
+NEW = "New data sets"
+INPUT = "Reading the data"
+UNKNOWN = "is not known to this authority"
+
+AuthorityUrl = Annotated[
+    str, typer.Option("--authority", metavar="URL", help="https://HOST:PORT of the authority.")
+]
+AuthorityKey = Annotated[
+    Path, typer.Option("--authority-key", metavar="FILE", help="Its public file, authority.pub.")
+]
+Token = Annotated[
+    str,
+    typer.Option(
+        "--token",
+        envvar="CLOISTER_TOKEN",
+        metavar="TOKEN",
+        help="Bearer token, or @FILE that holds it.",
+    ),
+]
+
+
+def encrypt(
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help=".npz, .csv or a folder of class folders.")
+    ],
+    authority: AuthorityUrl,
+    authority_key: AuthorityKey,
+    token: Token,
+    output: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="Data set file; added to if it exists.")
+    ],
+    name: Annotated[
+        str | None, typer.Option("--name", help="Data set id. Default: the file's name.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", metavar="train|test", help="Mark all samples.")
+    ] = None,
+    test_fraction: Annotated[
+        float,
+        typer.Option("--test-fraction", min=0.0, max=1.0, help="Random part kept for testing."),
+    ] = 0.0,
+    x: Annotated[
+        str, typer.Option("--x", help="Array of samples in .npz.", rich_help_panel=INPUT)
+    ] = "x",
+    y: Annotated[
+        str, typer.Option("--y", help="Array of class numbers in .npz.", rich_help_panel=INPUT)
+    ] = "y",
+    label: Annotated[
+        str, typer.Option("--label", help="Column of the class in .csv.", rich_help_panel=INPUT)
+    ] = "label",
+    clip: Annotated[
+        bool,
+        typer.Option(
+            "--clip", help="Bring values outside the range to its ends.", rich_help_panel=INPUT
+        ),
+    ] = False,
+    bits: Annotated[
+        int, typer.Option("--bits", help="Signed bits of a value.", rich_help_panel=NEW)
+    ] = 8,
+    value_range: Annotated[
+        str | None,
+        typer.Option(
+            "--range", metavar="LOW,HIGH", help="Public range of all values.", rich_help_panel=NEW
+        ),
+    ] = None,
+    ranges: Annotated[
+        Path | None,
+        typer.Option(
+            "--ranges",
+            metavar="FILE",
+            help='Public range of each column: {"age": [0, 120], ...}.',
+            rich_help_panel=NEW,
+        ),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option("--classes", metavar="A,B,...", help="All class names.", rich_help_panel=NEW),
+    ] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(
+            "--budget",
+            min=0,
+            help="Rank that may be given away of a sample. Default: a quarter.",
+            rich_help_panel=NEW,
+        ),
+    ] = None,
+    max_bits: Annotated[
+        int | None,
+        typer.Option(
+            "--max-bits", min=0, help="Bits that may be given away too.", rich_help_panel=NEW
+        ),
+    ] = None,
+    labels_to: Annotated[
+        str,
+        typer.Option(
+            "--labels-to",
+            metavar="server|trusted",
+            help="Who may get (permuted) labels.",
+            rich_help_panel=NEW,
+        ),
+    ] = "server",
+    mode: Annotated[
+        str, typer.Option("--mode", metavar="guarded|paper", rich_help_panel=NEW)
+    ] = "guarded",
+    allow_unbounded_leakage: Annotated[
+        bool,
+        typer.Option(
+            "--allow-unbounded-leakage",
+            help="Needed for --mode paper: samples are given away.",
+            rich_help_panel=NEW,
+        ),
+    ] = False,
+    json: options.Json = False,
+) -> None:
+    """Encrypt samples and add them to a data set. Nothing plain leaves this process.
+
+    The first client makes the data set at the authority and decides its encoding and budget. The
+    mask key is sealed to the authority; the file holds masked samples and labels only.
+    """
+    if split not in (None, "train", "test"):
+        raise InputError(f"--split {split}: train or test")
+    if labels_to not in ("server", "trusted"):
+        raise InputError(f"--labels-to {labels_to}: server or trusted")
+    wishes = Wishes(
+        bits=bits,
+        value_range=options.numbers(value_range, option="--range") if value_range else None,
+        ranges=read_ranges(ranges) if ranges else None,
+        classes=tuple(part.strip() for part in classes.split(",")) if classes else None,
+        budget=budget,
+        max_bits=max_bits,
+        labels_to_server=labels_to == "server",
+        mode=mode,
+        allow_unbounded_leakage=allow_unbounded_leakage,
+        clip=clip,
+    )
+    tested = {"train": 0.0, "test": 1.0, None: test_fraction}[split]
+    source = open_source(data, x=x, y=y, label=label)
+    with AuthorityClient(authority, public=authority_key, token=read_token(token)) as client:
+        info, terms = _dataset(client, name or output.stem, output, source, wishes)
+        part = _append(client, output, source, info, terms, test_fraction=tested, clip=clip)
+    if info.mode == "guarded" and terms.max_bits is None:
+        err().print(
+            "note: the budget counts independent functions, not the size of their values: with "
+            "wide weights, few values can hold a whole sample; limit their bits too, for instance "
+            f"--max-bits {info.budget_rank * info.encoding.bits}",
+            style="yellow",
+        )
+    if json:
+        emit_json({"dataset": info.name, "fingerprint": client.fingerprint, **asdict(part)})
+        return
+    console = out()
+    console.print(
+        f"{part.samples:,} samples encrypted into {output}: data set {info.name}, part "
+        f"{part.part[:8]}, ids {part.first} to {part.last - 1}"
+    )
+    console.print(
+        f"resolution {info.encoding.resolution:.4g}, budget {info.budget_rank} of {info.dim} "
+        f"(mode {info.mode})"
+    )
+
+
+def read_token(text: str) -> str:
+    """A token given as such, or as @FILE.
+
+    Raises   InputError
+    """
+    if not text.startswith("@"):
+        return text.strip()
+    try:
+        return Path(text[1:]).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--token {text}: cannot be read ({error})") from None
+
+
+def _dataset(
+    client: AuthorityClient, name: str, output: Path, source: Source, wishes: Wishes
+) -> tuple[DatasetInfo, Terms]:
+    """The data set as the authority knows it; a new one if there is none."""
+    try:
+        info = client.describe(name)
+    except EncryptionError as error:
+        if UNKNOWN not in str(error):
+            raise
+        if output.exists():
+            raise EncryptionError(
+                f"{output}: exists, but data set {name} is not known to this authority; "
+                "choose another file, or its --name"
+            ) from None
+        info, terms = plan(name, source, wishes)
+        rehearse(source, info, wishes)
+        client.create_dataset(info, label_key=SystemRandom().random_bytes(KEY_BYTES), terms=terms)
+        return info, terms
+    if info.shape != source.shape:
+        raise InputError(
+            f"data set {name} holds samples {info.shape}, these are {source.shape}; "
+            "bring them to one size, or choose another --name"
+        )
+    terms = client.terms(name)
+    agree(info, terms, wishes)
+    return info, terms
+
+
+def _append(
+    client: AuthorityClient,
+    output: Path,
+    source: Source,
+    info: DatasetInfo,
+    terms: Terms,
+    *,
+    test_fraction: float,
+    clip: bool,
+) -> PartInfo:
+    notes = read_notes(info, terms)
+    if notes["kind"] != source.kind:
+        raise InputError(f"data set {info.name} holds {notes['kind']}, this is {source.kind}")
+    encoder = Encoder(source, info.encoding, ranges=notes.get("ranges"), clip=clip)
+    writer = EncryptedDatasetWriter(
+        output,
+        Header(info.name, info.shape, info.classes, info.encoding, client.fingerprint),
+        permutation=client.label_permutation(info.name, info.classes),
+    )
+    rng = SystemRandom()
+    total = len(source.labels)
+    with progress("encrypting") as update:
+
+        def shown() -> Iterator[Chunk]:
+            done = 0
+            for chunk in chunks(
+                source,
+                encoder,
+                classes=class_numbers(info, notes["classes"], source),
+                test_fraction=test_fraction,
+                rng=rng,
+            ):
+                yield chunk
+                done += len(chunk.x)
+                update(done, total)
+
+        return writer.append(
+            shown(),
+            register=lambda part, samples, digest, key: client.register_part(
+                info.name, part, samples, digest, key=key
+            ),
+            rng=rng,
+        )

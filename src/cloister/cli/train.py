@@ -1,0 +1,283 @@
+"""`cloister train`: train a model on an encrypted data set."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any, Literal
+
+import typer
+
+from cloister.authority.client import AuthorityClient
+from cloister.cli import options
+from cloister.cli.console import emit_json, err, out, progress, table
+from cloister.cli.encrypt import AuthorityKey, AuthorityUrl, Token, read_token
+from cloister.crypto.csprng import SystemRandom
+from cloister.errors import InputError
+from cloister.training.dataset import EncryptedDataset
+from cloister.wire.releases import ReleaseLog
+
+WHO_LEARNS_WHAT = "Who learns what"
+NOISE = "Noise on gradients"
+RETRY_FOR_S = 5.0
+"""On one connection; beyond, the trainer waits, and keeps a checkpoint when it gives up."""
+MODULES = ("trainer", "models", "claims", "curve", "noise", "remote")
+
+
+def library() -> SimpleNamespace:
+    """The modules of cloister.training that need PyTorch.
+
+    Raises   InputError without it
+    """
+    try:
+        importlib.import_module("torch")
+    except ImportError as error:
+        raise InputError("training needs PyTorch: pip install 'cloister[train]'") from error
+    return SimpleNamespace(
+        torch=importlib.import_module("torch"),
+        **{name: importlib.import_module(f"cloister.training.{name}") for name in MODULES},
+    )
+
+
+def train(
+    dataset: Annotated[Path, typer.Argument(metavar="DATA.cloister", help="Encrypted data set.")],
+    authority: AuthorityUrl,
+    authority_key: AuthorityKey,
+    token: Token,
+    model: Annotated[
+        str, typer.Option("--model", metavar="lenet5|mlp|FILE.py", help="What to train.")
+    ] = "mlp",
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the data.")] = 5,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Samples per step.")] = 64,
+    optimizer: Annotated[
+        Literal["adam", "sgd"], typer.Option("--optimizer", help="sgd has momentum 0.9.")
+    ] = "adam",
+    learning_rate: Annotated[
+        float | None,
+        typer.Option("--learning-rate", min=0, help="Default: 0.001 for adam, 0.05 for sgd."),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Of weights, order and projection.")
+    ] = 0,
+    first_layer: Annotated[
+        Literal["frozen", "trainable"] | None,
+        typer.Option(
+            "--first-layer",
+            help="Default: frozen where the server unmasks, else trainable.",
+            rich_help_panel=WHO_LEARNS_WHAT,
+        ),
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            "--rank",
+            min=1,
+            help="Functions of a sample the frozen layer uses. Default: the budget.",
+            rich_help_panel=WHO_LEARNS_WHAT,
+        ),
+    ] = None,
+    unmask_to: Annotated[
+        Literal["server", "trusted"],
+        typer.Option(
+            "--unmask-to",
+            help="Who receives the unmasking terms: trusted needs such a token.",
+            rich_help_panel=WHO_LEARNS_WHAT,
+        ),
+    ] = "server",
+    server: Annotated[
+        str,
+        typer.Option(
+            "--server",
+            metavar="local|URL",
+            help="With --unmask-to trusted: who computes on the ciphertexts.",
+            rich_help_panel=WHO_LEARNS_WHAT,
+        ),
+    ] = "local",
+    server_key: Annotated[
+        Path | None,
+        typer.Option(
+            "--server-key",
+            metavar="FILE",
+            help="The ciphertext server's public file.",
+            rich_help_panel=WHO_LEARNS_WHAT,
+        ),
+    ] = None,
+    offload_gradients: Annotated[
+        bool,
+        typer.Option(
+            "--offload-gradients",
+            help="Let that server see each sample's output gradient as well.",
+            rich_help_panel=WHO_LEARNS_WHAT,
+        ),
+    ] = False,
+    mode: Annotated[
+        Literal["guarded", "paper"],
+        typer.Option(
+            "--mode", help="paper: as published, without budget.", rich_help_panel=WHO_LEARNS_WHAT
+        ),
+    ] = "guarded",
+    allow_unbounded_leakage: Annotated[
+        bool,
+        typer.Option(
+            "--allow-unbounded-leakage",
+            help="Required by --mode paper.",
+            rich_help_panel=WHO_LEARNS_WHAT,
+        ),
+    ] = False,
+    noise_sigma: Annotated[
+        float | None,
+        typer.Option(
+            "--noise-sigma", help="Deviation, as a multiple of the clip.", rich_help_panel=NOISE
+        ),
+    ] = None,
+    noise_clip: Annotated[
+        float,
+        typer.Option(
+            "--noise-clip", help="Largest norm of a sample's gradient.", rich_help_panel=NOISE
+        ),
+    ] = 1.0,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option("--checkpoint", metavar="FOLDER", help="Where to keep the run; resumes it."),
+    ] = None,
+    curve: Annotated[
+        Path | None,
+        typer.Option("--curve", metavar="FILE", help="Learning curve, .svg or .png."),
+    ] = None,
+    release_log: Annotated[
+        Path | None,
+        typer.Option(
+            "--release-log", metavar="FILE", help="Keep what the server learns, for cloister audit."
+        ),
+    ] = None,
+    patience: Annotated[
+        float, typer.Option("--patience", min=0, help="Seconds to wait for an absent authority.")
+    ] = 60.0,
+    threads: options.Threads = 1,
+    as_json: options.Json = False,
+) -> None:
+    """Train on samples that stay encrypted."""
+    modules = library()
+    if first_layer is None:
+        first_layer = "frozen" if unmask_to == "server" and mode == "guarded" else "trainable"
+    noise = None
+    if noise_sigma is not None:
+        noise = modules.noise.GaussianNoise(noise_sigma, "gradients", clip=noise_clip)
+    settings = modules.trainer.Settings(
+        first_layer=first_layer, unmask_to=unmask_to, mode=mode, batch=batch, seed=seed, rank=rank,
+        allow_unbounded_leakage=allow_unbounded_leakage, patience_s=patience, threads=threads,
+        noise=noise, offload_gradients=offload_gradients,
+    )  # fmt: skip
+    if curve is not None and curve.suffix.lower() not in (".svg", ".png"):
+        raise InputError(f"{curve}: the curve is written as .svg or .png")
+    if server != "local" and (unmask_to != "trusted" or server_key is None):
+        raise InputError("--server URL needs --server-key FILE and --unmask-to trusted")
+    with ExitStack() as stack:
+        opened = EncryptedDataset.open(dataset)
+        keys = stack.enter_context(
+            closing(
+                AuthorityClient(
+                    authority,
+                    public=authority_key,
+                    token=read_token(token),
+                    retry_for_s=min(patience, RETRY_FOR_S),
+                )
+            )
+        )
+        remote = None
+        if server_key is not None:
+            remote = stack.enter_context(
+                closing(modules.remote.RemoteCiphertextServer(server, public=server_key))
+            )
+        log = None
+        if release_log is not None:
+            log = stack.enter_context(closing(ReleaseLog(release_log)))
+        modules.torch.manual_seed(seed)
+        trainer = modules.trainer.Trainer(
+            modules.models.build(model, opened.shape, classes=opened.classes),
+            opened,
+            keys=keys,
+            settings=settings,
+            rng=SystemRandom(),
+            server=remote,
+            optimizer=_optimizer(modules.torch, optimizer, learning_rate),
+            checkpoint_dir=checkpoint,
+            release_log=log,
+        )
+        with progress("samples") as update:
+            trainer.prepare(update)
+        with progress("steps") as update:
+            history = trainer.fit(epochs, update=update)
+        found = outcome(modules, trainer, history, model=model)
+        found["spent"] = spent(keys, opened.name)
+    if curve is not None:
+        modules.curve.write_curve(history, curve, title=f"{model} on {opened.name}, encrypted")
+    if as_json:
+        emit_json({**found, "curve": curve})
+    else:
+        show(found)
+
+
+def _optimizer(torch: Any, name: str, rate: float | None) -> Callable[[Any], Any]:  # noqa: ANN401
+    if name == "sgd":
+        return lambda parameters: torch.optim.SGD(parameters, lr=rate or 0.05, momentum=0.9)
+    return lambda parameters: torch.optim.Adam(parameters, lr=rate or 1e-3)
+
+
+def outcome(
+    modules: SimpleNamespace,
+    trainer: Any,  # noqa: ANN401  (its module may be absent)
+    history: Sequence[Any],
+    *,
+    model: str,
+) -> dict[str, Any]:
+    """Everything a run found out, as plain values."""
+    settings, counters = trainer.settings, trainer.products.counters
+    return {
+        "dataset": trainer.info.name,
+        "model": model,
+        "first_layer": settings.first_layer,
+        "unmask_to": settings.unmask_to,
+        "mode": settings.mode,
+        "rank": trainer.projection.rank if trainer.projection else None,
+        "dim": trainer.info.dim,
+        "epochs": [asdict(result) for result in history],
+        "test_accuracy": history[-1].test_accuracy if history else None,
+        "authority_requests": counters.requests,
+        "authority_s": counters.authority_s,
+        "server_s": counters.server_s,
+        "claims": [asdict(c) for c in modules.claims.claims(trainer, epochs=len(history))],
+    }
+
+
+def spent(keys: Any, dataset: str) -> dict[str, Any] | None:  # noqa: ANN401
+    """The data set's budget, where the authority tells this caller."""
+    summary = getattr(keys, "summary", None)
+    return None if summary is None else asdict(summary(dataset))
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print a run for people."""
+    console = out()
+    columns = ("epoch", "loss", "training", "encrypted test", "seconds")
+    rows = [tuple(result.values()) for result in found["epochs"]]
+    console.print(table(columns, rows))
+    console.print()
+    names = ("what the server could learn", "", "how much")
+    shown = [(c["about"], c["severity"], c["learns"]) for c in found["claims"]]
+    console.print(table(names, shown))
+    console.print()
+    console.print(
+        f"authority: {found['authority_requests']:,} requests in {found['authority_s']:.2f} s; "
+        f"products on ciphertexts: {found['server_s']:.2f} s"
+    )
+    budget = found["spent"]
+    if budget is not None:
+        console.print(
+            f"spent per sample: rank {budget['rank_max']} at most, of {budget['rank_allowed']} "
+            f"allowed and {budget['dim']} in all; at most {budget['bits_max']:,} bits"
+        )
+    if found["mode"] == "paper":
+        err().print("mode paper: nothing bounds what the server learns", soft_wrap=True)

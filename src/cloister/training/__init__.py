@@ -1,0 +1,1 @@
+"""Training on encrypted data. Nothing here is imported by `import cloister`."""

@@ -1,0 +1,116 @@
+"""Checkpoints: a run that was killed goes on as if nothing had happened.
+
+Everything the next step depends on is in the file: parameters, optimiser, the generator's state,
+and the place in the epoch (its order follows from seed and epoch). A file is written beside the
+old one, brought to the disk and renamed over it, so there is always a whole one.
+"""
+
+import io
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cloister.errors import EncryptionError
+
+FORMAT = 1
+NAME = "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one epoch came to; accuracies are None where nothing was evaluated."""
+
+    epoch: int
+    loss: float
+    train_accuracy: float
+    test_accuracy: float | None
+    seconds: float
+
+
+@dataclass
+class Position:
+    """Where a run stands: `step` steps of epoch `epoch` are done; sums are of that epoch."""
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    correct: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Checkpoint:
+    """A run's whole state; `run` says which run it is."""
+
+    run: str
+    position: Position
+    history: list[EpochResult]
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    generator: torch.Tensor
+
+
+def save(checkpoint: Checkpoint, folder: Path) -> None:
+    """Replace the folder's checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        "format": FORMAT,
+        "run": checkpoint.run,
+        "position": asdict(checkpoint.position),
+        "history": [asdict(result) for result in checkpoint.history],
+        "model": checkpoint.model,
+        "optimizer": checkpoint.optimizer,
+        "generator": checkpoint.generator,
+    }
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    replace(folder / NAME, buffer.getvalue())
+
+
+def load(folder: Path, *, run: str) -> Checkpoint | None:
+    """The folder's checkpoint, None when it has none; nothing in it is executed.
+
+    Raises   EncryptionError when the file is damaged or belongs to another run
+    """
+    path = folder / NAME
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        if state["format"] != FORMAT:
+            raise EncryptionError(f"{path}: written by another version; start a new --checkpoint")
+        checkpoint = Checkpoint(
+            state["run"],
+            Position(**state["position"]),
+            [EpochResult(**result) for result in state["history"]],
+            state["model"],
+            state["optimizer"],
+            state["generator"],
+        )
+    except EncryptionError:
+        raise
+    except Exception as error:  # PyTorch's reader fails in many ways
+        raise EncryptionError(f"{path}: damaged; remove it to start anew") from error
+    if checkpoint.run != run:
+        raise EncryptionError(
+            f"{path}: of another run (data set, model or settings differ); use another --checkpoint"
+        )
+    return checkpoint
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file so that after any crash either the old or the new content is there, whole."""
+    temporary = path.with_name(path.name + ".new")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,321 @@
+"""First layers on encrypted samples: ordinary float parameters, exact integer products.
+
+A sample's field is x = scale * q + offset with an integer q that nobody here holds. For weights W,
+written as integers V = round(W 2^e), and a gradient D of the output, written as G = round(D 2^f):
+
+    forward    W x  = scale 2^-e (V q) + W (offset 1)
+    backward   D x^T = scale 2^-f (G q^T) + D (offset 1)^T
+
+V q and G q^T are the two products of `cloister.training.products`, exact integers below 2^31. The
+terms with the offset are public and left to PyTorch. Padding is zero in x, so `offset 1` is a
+sample of the constant offset, which PyTorch pads with zeros as well.
+"""
+
+import math
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Int, Int16, Int32, Int64
+from torch import Tensor, nn
+
+from cloister.errors import InputError, RangeError, ShapeError, UnsupportedError
+from cloister.fe.encoding import Encoding
+from cloister.fe.keyservice import RING_LIMIT
+from cloister.field.linear import Geometry, LinearMap
+
+INT16_MAX = 2**15 - 1
+EXACT_SUM_TERMS = 2**20
+MAX_EXPONENT = 100
+"""Scales stay between 2^-100 and 2^100: exact in float32, and far beyond any useful value."""
+
+
+class FirstLayerProducts(Protocol):
+    """Where the two products come from."""
+
+    def forward(
+        self, ids: Int64[np.ndarray, " n"], linear: LinearMap
+    ) -> Int32[np.ndarray, "n oh ow oc"]:
+        """V q of the samples."""
+        ...
+
+    def gradient(
+        self,
+        ids: Int64[np.ndarray, " n"],
+        geometry: Geometry,
+        delta: Int16[np.ndarray, "n oh ow oc"],
+    ) -> Int32[np.ndarray, "oc kh kw c"]:
+        """G q^T summed over the samples."""
+        ...
+
+
+class FixedPoint(NamedTuple):
+    """Integers and their common power-of-two scale: value = integers * 2^-exponent."""
+
+    integers: Tensor
+    exponent: int
+
+
+def fixed_point(values: Tensor, *, terms: tuple[int, ...], x_bound: int, bits: int) -> FixedPoint:
+    """The finest int16 integers whose products with any sample stay below 2^31.
+
+    One power of two for the whole tensor: a fixed decimal precision would round small gradients
+    to zero.
+
+    Shapes   values: any; `terms` are the dimensions that one product sums over
+    Domain   per product, sum |round(v 2^e)| <= 2^e sum |v| + count / 2; times x_bound it must stay
+             below 2^31. The float32 sum of `count` magnitudes is off by at most count 2^-23.
+    Error    at most half a step, 2^-(e+1), for each value
+    Raises   RangeError for NaN, infinity, huge values, and when not even one step fits
+    """
+    count = math.prod(values.shape[i] for i in terms)
+    dtype = torch.float32 if count <= EXACT_SUM_TERMS else torch.float64
+    magnitudes = values.abs()  # vector_norm would be slower by an order of magnitude
+    norm = float(magnitudes.sum(terms, dtype=dtype).amax())
+    norm *= 1.0 + count * (2.0**-23 if dtype == torch.float32 else 2.0**-52)
+    peak = float(magnitudes.amax())
+    if not norm < 2.0**MAX_EXPONENT:
+        raise RangeError("first layer: a value is NaN, infinite or huge; lower the learning rate")
+    room = (RING_LIMIT - 1) / x_bound - count / 2
+    if room <= 0:
+        raise RangeError(
+            f"first layer: {count} terms of up to {x_bound} exceed 31 bits; use a smaller batch"
+        )
+    if norm == 0.0:
+        return FixedPoint(torch.zeros_like(values, dtype=torch.int16), 0)
+    limit = 2 ** (bits - 1) - 1
+    exponent = math.floor(math.log2(min(room / norm, limit / peak)))
+    exponent = min(exponent, MAX_EXPONENT)
+    return FixedPoint((values * 2.0**exponent).round_().to(torch.int16), exponent)
+
+
+class Mechanism(Protocol):
+    """Makes the weight gradient differentially private (`cloister.training.private`)."""
+
+    def truncate(self, gradient: Tensor) -> FixedPoint:
+        """Integers of an output gradient that is already clipped."""
+        ...
+
+    def blur(self, values: Int[np.ndarray, "oc kh kw c"], exponent: int) -> np.ndarray:
+        """A weight gradient's integers with noise."""
+        ...
+
+
+class Samples:
+    """Stands in for the plain input: knows shape and place, holds no value.
+
+    The tensor is NaN everywhere, so a model that reads its input other than through the encrypted
+    layer fails visibly; the layer knows it by its storage.
+    """
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        height, width, channels = shape
+        self._storage = torch.full((1,), math.nan)
+        self._shape = (channels, height, width)
+        self.ids: Int64[np.ndarray, " n"] = np.empty(0, np.int64)
+
+    def of(self, ids: Int64[np.ndarray, " n"]) -> Tensor:
+        """The placeholder (n, c, h, w) of a batch."""
+        self.ids = ids
+        return self._storage.expand(len(ids), *self._shape)
+
+    def check(self, x: Tensor) -> None:
+        """Make sure the layer is given the batch, unchanged.
+
+        Raises   InputError
+        """
+        if x.requires_grad:
+            raise InputError("encrypted layer: there is no gradient for encrypted samples")
+        same = x.untyped_storage().data_ptr() == self._storage.untyped_storage().data_ptr()
+        if not same or len(x) != len(self.ids):
+            raise InputError(
+                "encrypted layer: its input must be the sample itself; move every other "
+                "operation behind the first layer (Flatten and Unflatten may stay)"
+            )
+
+
+class _Product(torch.autograd.Function):
+    """scale 2^-e (V q), and its weight gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, layer: "Encrypted", ids: Any) -> Tensor:  # noqa: ANN401
+        ctx.layer, ctx.ids = layer, ids
+        fixed = fixed_point(
+            weight.detach(), terms=(1, 2, 3), x_bound=layer.x_bound, bits=layer.weight_bits
+        )
+        linear = LinearMap(layer.geometry, _int16(fixed.integers))
+        values = layer.products.forward(ids, linear)
+        return _real(values, layer.encoding.scale, fixed.exponent)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
+        layer: Encrypted = ctx.layer
+        private = layer.private
+        if private is None:
+            fixed = fixed_point(grads[0], terms=(0, 1, 2), x_bound=layer.x_bound, bits=16)
+        else:
+            fixed = private.truncate(grads[0])
+        values = layer.products.gradient(ctx.ids, layer.geometry, _int16(fixed.integers))
+        if private is not None:
+            values = private.blur(values, fixed.exponent)
+        return _real(values, layer.encoding.scale, fixed.exponent), None, None
+
+
+def _int16(integers: Tensor) -> Int16[np.ndarray, "a b c d"]:
+    return np.ascontiguousarray(integers.numpy())
+
+
+def _real(values: Int[np.ndarray, "a b c d"], scale: float, exponent: int) -> Tensor:
+    # Promotion converts and multiplies in one pass.
+    result: Tensor = torch.from_numpy(values) * (scale * 2.0**-exponent)
+    return result
+
+
+class Encrypted(nn.Module):
+    """What the two encrypted layers share: parameters, geometry, and the source of products."""
+
+    weight: Tensor
+    bias: Tensor | None
+    _offset: Tensor
+
+    def __init__(
+        self,
+        plain: nn.Linear | nn.Conv2d,
+        geometry: Geometry,
+        *,
+        samples: Samples,
+        products: FirstLayerProducts,
+        encoding: Encoding,
+        weight_bits: int = 16,
+    ) -> None:
+        super().__init__()
+        if not 2 <= weight_bits <= 16:
+            raise RangeError(f"encrypted layer: weight bits must be 2 to 16, got {weight_bits}")
+        self.geometry = geometry
+        self.weight_bits = weight_bits
+        self.samples = samples
+        self.products = products
+        self.encoding = encoding
+        self.x_bound = encoding.bound
+        self.private: Mechanism | None = None
+        # The very parameters of the plain layer: optimisers that hold them stay valid.
+        self.weight = plain.weight
+        self.bias = plain.bias
+        offset = torch.full((1, *self._constant_shape()), encoding.offset)
+        self.register_buffer("_offset", offset, persistent=False)
+
+    def _constant_shape(self) -> tuple[int, int, int]:
+        height, width = self.geometry.in_size
+        return (self.geometry.in_channels, height, width)
+
+    def _product(self, x: Tensor, weight: Tensor) -> Tensor:
+        self.samples.check(x)
+        result: Tensor = _Product.apply(weight, self, self.samples.ids)  # type: ignore[no-untyped-call]
+        return result
+
+
+class EncryptedConv2d(Encrypted):
+    """A convolution whose input is encrypted."""
+
+    def __init__(
+        self,
+        plain: nn.Conv2d,
+        *,
+        samples: Samples,
+        products: FirstLayerProducts,
+        encoding: Encoding,
+        shape: tuple[int, int, int],
+        weight_bits: int = 16,
+    ) -> None:
+        self._settings = _conv_settings(plain)
+        super().__init__(
+            plain, conv_geometry(plain, shape), samples=samples, products=products,
+            encoding=encoding, weight_bits=weight_bits,
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output (n, o, oh, ow)."""
+        y = self._product(x, self.weight.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        if self.encoding.offset:
+            y = y + nn.functional.conv2d(self._offset, self.weight, None, *self._settings)
+        return y if self.bias is None else y + self.bias.view(1, -1, 1, 1)
+
+
+class EncryptedLinear(Encrypted):
+    """A dense layer whose input is an encrypted sample, flattened as PyTorch flattens it (c, h, w).
+
+    As a linear map it is a convolution whose kernel is the whole sample.
+    """
+
+    def __init__(
+        self,
+        plain: nn.Linear,
+        *,
+        samples: Samples,
+        products: FirstLayerProducts,
+        encoding: Encoding,
+        shape: tuple[int, int, int],
+        weight_bits: int = 16,
+    ) -> None:
+        super().__init__(
+            plain, linear_geometry(plain, shape), samples=samples, products=products,
+            encoding=encoding, weight_bits=weight_bits,
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output (n, o)."""
+        sample = self._constant_shape()
+        weight = self.weight.view(-1, *sample).permute(0, 2, 3, 1)
+        y = self._product(x, weight).flatten(1)
+        if self.encoding.offset:
+            y = y + nn.functional.linear(self._offset.flatten(1), self.weight)
+        return y if self.bias is None else y + self.bias
+
+
+def _conv_settings(conv: nn.Conv2d) -> tuple[Any, Any, Any]:
+    """Stride, padding and dilation.
+
+    Raises   UnsupportedError
+    """
+    if isinstance(conv.padding, str) or conv.padding_mode != "zeros" or conv.groups != 1:
+        raise UnsupportedError(
+            "encrypted layer: the first convolution needs numeric zero padding and one group"
+        )
+    return conv.stride, conv.padding, conv.dilation
+
+
+def conv_geometry(conv: nn.Conv2d, shape: tuple[int, int, int]) -> Geometry:
+    """The linear map of a convolution on samples of a shape.
+
+    Raises   ShapeError, UnsupportedError
+    """
+    stride, padding, dilation = _conv_settings(conv)
+    height, width, channels = shape
+    if conv.in_channels != channels:
+        raise ShapeError(
+            f"encrypted layer: the first convolution takes {conv.in_channels} channels, "
+            f"the samples have {channels}"
+        )
+    kernel = (conv.kernel_size[0], conv.kernel_size[1])
+    out = [
+        (size + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
+        for i, size in enumerate((height, width))
+    ]
+    return Geometry(
+        (height, width), channels, (out[0], out[1]), conv.out_channels, kernel, stride, dilation,
+        pad=padding,
+    )  # fmt: skip
+
+
+def linear_geometry(linear: nn.Linear, shape: tuple[int, int, int]) -> Geometry:
+    """The linear map of a dense layer on samples of a shape.
+
+    Raises   ShapeError
+    """
+    height, width, channels = shape
+    if linear.in_features != height * width * channels:
+        raise ShapeError(
+            f"encrypted layer: the first dense layer takes {linear.in_features} values, "
+            f"a sample has {height * width * channels}"
+        )
+    return Geometry((height, width), channels, (1, 1), linear.out_features, (height, width))

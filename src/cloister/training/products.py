@@ -1,0 +1,204 @@
+"""Products of the first layer, unmasked: what a server computes minus what the authority releases.
+
+    A x = A P - A M,      sum delta x = sum delta P - sum delta M      (mod 2^32, centred)
+
+This is where a ciphertext product and a function key meet, and the only place that knows who holds
+which. `receiver` says where the difference is taken: at the server, which then learns these values,
+or at a trusted runtime that asks an untrusted server for the first term. There, the gradient's
+first term is made by the trusted runtime itself, from ciphertexts, unless `offload_gradients`: the
+server would see every sample's output gradient, which tells its label and its active units.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+from jaxtyping import Int16, Int32, Int64, UInt32
+
+from cloister.errors import AuthorityUnavailable, EncryptionError, InputError, ShapeError
+from cloister.fe import mask
+from cloister.fe.keyservice import DatasetInfo, KeyService, Receiver
+from cloister.field.linear import Geometry, LinearMap
+from cloister.training.server import CiphertextServer
+from cloister.wire.releases import Release, ReleaseKind
+
+T = TypeVar("T")
+FIRST_WAIT_S = 0.2
+LONGEST_WAIT_S = 5.0
+
+
+class Recorder(Protocol):
+    """Receives what the server learns, as it learns it (`cloister.wire.releases.ReleaseLog`)."""
+
+    def append(self, release: Release) -> None:
+        """Keep one release."""
+        ...
+
+
+@dataclass
+class Counters:
+    """Requests made, and seconds spent on either side of the subtraction.
+
+    authority_cpu_s   of the asking thread alone: what an authority in this process uses of it
+    """
+
+    requests: int = 0
+    server_s: float = 0.0
+    authority_s: float = 0.0
+    authority_cpu_s: float = 0.0
+
+
+class Products:
+    """Forward products, weight gradients and labels of one data set.
+
+    Raises   AuthorityUnavailable when the authority stays away for longer than `patience_s`;
+             BudgetError, FunctionError and EncryptionError pass through
+    """
+
+    def __init__(
+        self,
+        info: DatasetInfo,
+        server: CiphertextServer,
+        *,
+        keys: KeyService,
+        receiver: Receiver = "server",
+        recorder: Recorder | None = None,
+        patience_s: float = 60.0,
+        offload_gradients: bool = False,
+        threads: int = 1,
+    ) -> None:
+        if patience_s < 0:
+            raise InputError(f"patience must not be negative, got {patience_s} s")
+        self.info = info
+        self.receiver: Receiver = receiver
+        self.step = 0
+        self.counters = Counters()
+        self._server = server
+        self._keys = keys
+        self._recorder = recorder if receiver == "server" else None
+        self._patience_s = patience_s
+        self._own_gradients = receiver == "trusted" and not offload_gradients
+        self._threads = threads
+
+    @property
+    def x_bound(self) -> int:
+        """Largest absolute value of an encoded sample."""
+        return self.info.encoding.bound
+
+    def forward(
+        self, ids: Int64[np.ndarray, " n"], linear: LinearMap
+    ) -> Int32[np.ndarray, "n oh ow oc"]:
+        """A x of every sample, exact.
+
+        Domain   |A x| < 2^31, which the caller's scale has to guarantee
+        """
+        name = self.info.name
+        masked = self._serve(lambda: self._server.forward(name, ids, linear))
+        key = self._ask(lambda: self._keys.forward_key(name, ids, linear, receiver=self.receiver))
+        self._record("forward", ids, linear.geometry, linear.weights, masked, key)
+        return _difference(masked, key)
+
+    def gradient(
+        self,
+        ids: Int64[np.ndarray, " n"],
+        geometry: Geometry,
+        delta: Int16[np.ndarray, "n oh ow oc"],
+    ) -> Int32[np.ndarray, "oc kh kw c"]:
+        """Weight gradient summed over the batch, exact.
+
+        Domain   as `forward`
+        """
+        name = self.info.name
+        if self._own_gradients:
+            samples = self._serve(lambda: self._server.data(name, ids))
+            masked = mask.gradient(geometry, delta, samples, threads=self._threads)
+        else:
+            masked = self._serve(lambda: self._server.gradient(name, ids, geometry, delta))
+        key = self._ask(
+            lambda: self._keys.gradient_key(name, ids, geometry, delta, receiver=self.receiver)
+        )
+        self._record("gradient", ids, geometry, delta, masked, key)
+        return _difference(masked, key)
+
+    def labels(self, ids: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        """The (permuted) class of every sample.
+
+        The loss needs P - Y and <log P, Y>; both, with P known, are Y. So Y is asked for once.
+
+        Raises   EncryptionError when a decrypted label is not one-hot
+        """
+        name = self.info.name
+        masked = self._serve(lambda: self._server.labels(name, ids))
+        key = self._ask(lambda: self._keys.label_key(name, ids, receiver=self.receiver))
+        self._record("labels", ids, None, np.empty(0, np.int16), masked, key)
+        values = mask.unmask(masked, key)
+        one_hot = (values == 1).sum(axis=1) == 1
+        one_hot &= (values == 0).sum(axis=1) == values.shape[1] - 1
+        if not one_hot.all():
+            sample = int(ids[int(np.argmin(one_hot))])
+            raise EncryptionError(
+                f"data set {name!r}: the label of sample {sample} does not decrypt; "
+                "the file and the authority's keys do not belong together"
+            )
+        return np.asarray(values.argmax(axis=1), np.int64)
+
+    def _serve(self, product: Callable[[], T]) -> T:
+        started = time.perf_counter()
+        try:
+            return product()
+        finally:
+            self.counters.server_s += time.perf_counter() - started
+
+    def _ask(self, request: Callable[[], T]) -> T:
+        """One request to the authority, repeated while it is away and patience lasts."""
+        started, cpu = time.perf_counter(), time.thread_time()
+        wait = FIRST_WAIT_S
+        self.counters.requests += 1
+        try:
+            while True:
+                try:
+                    return request()
+                except AuthorityUnavailable:
+                    # Asking again is free: the ledger does not charge a repeated function.
+                    if time.perf_counter() - started + wait > self._patience_s:
+                        raise
+                time.sleep(wait)
+                wait = min(2 * wait, LONGEST_WAIT_S)
+        finally:
+            self.counters.authority_s += time.perf_counter() - started
+            self.counters.authority_cpu_s += time.thread_time() - cpu
+
+    def _record(
+        self,
+        kind: ReleaseKind,
+        ids: Int64[np.ndarray, " n"],
+        geometry: Geometry | None,
+        functional: np.ndarray,
+        masked: np.ndarray,
+        key: np.ndarray,
+    ) -> None:
+        if self._recorder is None:
+            return
+        self._recorder.append(
+            Release(
+                kind=kind,
+                step=self.step,
+                ids=ids,
+                geometry=geometry,
+                functional=functional,
+                values=mask.unmask(masked, key),
+                shape=self.info.shape,
+            )
+        )
+
+
+def _difference(
+    masked: UInt32[np.ndarray, "..."], key: UInt32[np.ndarray, "..."]
+) -> Int32[np.ndarray, "..."]:
+    """`mask.unmask` in 32 bits: half the memory traffic, in steps where that is what counts."""
+    if masked.shape != key.shape or masked.dtype != np.uint32 or key.dtype != np.uint32:
+        raise ShapeError(f"first layer: product {masked.shape} and key {key.shape} differ")
+    difference: UInt32[np.ndarray, "..."] = np.subtract(masked, key)
+    return difference.view(np.int32)

@@ -1,0 +1,108 @@
+"""The ciphertext server: the side that holds the ciphertexts and computes on them.
+
+    forward   A P mod 2^32                          (P = X + M: the masked samples)
+    gradient  sum over i, p of delta[i, p] P[i, p]  mod 2^32
+
+It has no key and no unmasking term, so everything it holds and answers is uniform over Z_2^32.
+The training process either is this server (`unmask_to="server"`) or asks it (`"trusted"`).
+"""
+
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Int16, Int64, UInt32
+
+from cloister.errors import EncryptionError, InputError
+from cloister.fe import mask
+from cloister.field.linear import Geometry, LinearMap
+
+
+class Ciphertexts(Protocol):
+    """What a server reads of an encrypted data set."""
+
+    @property
+    def name(self) -> str:
+        """Identifier of the data set."""
+        ...
+
+    def data(self, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n h w c"]:
+        """Masked samples."""
+        ...
+
+    def labels(self, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n classes"]:
+        """Masked one-hot labels."""
+        ...
+
+
+class CiphertextServer(Protocol):
+    """Products with masked samples; `dataset` is a data set's name."""
+
+    def forward(
+        self, dataset: str, ids: Int64[np.ndarray, " n"], linear: LinearMap
+    ) -> UInt32[np.ndarray, "n oh ow oc"]:
+        """A P modulo 2^32."""
+        ...
+
+    def gradient(
+        self,
+        dataset: str,
+        ids: Int64[np.ndarray, " n"],
+        geometry: Geometry,
+        delta: Int16[np.ndarray, "n oh ow oc"],
+    ) -> UInt32[np.ndarray, "oc kh kw c"]:
+        """Weight gradient of the masked samples modulo 2^32."""
+        ...
+
+    def data(self, dataset: str, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n h w c"]:
+        """The masked samples themselves."""
+        ...
+
+    def labels(self, dataset: str, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n classes"]:
+        """The masked labels themselves."""
+        ...
+
+
+class LocalCiphertextServer:
+    """Serves data sets from this machine's disk.
+
+    The batch of the last forward product is kept for its gradient, which follows directly.
+    """
+
+    def __init__(self, *datasets: Ciphertexts, threads: int = 1) -> None:
+        if threads < 1:
+            raise InputError(f"threads must be at least 1, got {threads}")
+        self._datasets = {dataset.name: dataset for dataset in datasets}
+        self._threads = threads
+        self._last: tuple[str, bytes, UInt32[np.ndarray, "n h w c"]] | None = None
+
+    def forward(
+        self, dataset: str, ids: Int64[np.ndarray, " n"], linear: LinearMap
+    ) -> UInt32[np.ndarray, "n oh ow oc"]:
+        """See CiphertextServer."""
+        return mask.forward(linear, self.data(dataset, ids), threads=self._threads)
+
+    def gradient(
+        self,
+        dataset: str,
+        ids: Int64[np.ndarray, " n"],
+        geometry: Geometry,
+        delta: Int16[np.ndarray, "n oh ow oc"],
+    ) -> UInt32[np.ndarray, "oc kh kw c"]:
+        """See CiphertextServer."""
+        return mask.gradient(geometry, delta, self.data(dataset, ids), threads=self._threads)
+
+    def data(self, dataset: str, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n h w c"]:
+        """See CiphertextServer."""
+        key = ids.tobytes()
+        if self._last is None or self._last[:2] != (dataset, key):
+            self._last = (dataset, key, self._dataset(dataset).data(ids))
+        return self._last[2]
+
+    def labels(self, dataset: str, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n classes"]:
+        """See CiphertextServer."""
+        return self._dataset(dataset).labels(ids)
+
+    def _dataset(self, name: str) -> Ciphertexts:
+        if name not in self._datasets:
+            raise EncryptionError(f"data set {name!r} is not here; start the server with its file")
+        return self._datasets[name]

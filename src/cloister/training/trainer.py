@@ -1,0 +1,391 @@
+"""Training on an encrypted data set.
+
+    trainable   the first layer is encrypted (`layers`): every step asks for new keys
+    frozen      the first layer is a fixed projection (`frozen`): keys once per sample
+
+Either way the loss is ordinary cross-entropy of ordinary tensors; the rest of the model, the
+optimiser and the order of the samples are those of plain training with the same seed.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from cloister.crypto.csprng import Csprng
+from cloister.errors import CloisterError, EncryptionError, InputError
+from cloister.fe.encoding import Encoding
+from cloister.fe.keyservice import DatasetInfo, KeyService, Mode, Receiver
+from cloister.training import checkpoint, models
+from cloister.training.checkpoint import Checkpoint, EpochResult, Position
+from cloister.training.frozen import Features, Lift, Projection, random_projection
+from cloister.training.layers import Encrypted, Samples
+from cloister.training.noise import GaussianNoise
+from cloister.training.private import PrivateStep
+from cloister.training.products import Products, Recorder
+from cloister.training.server import Ciphertexts, CiphertextServer, LocalCiphertextServer
+
+FirstLayer = Literal["trainable", "frozen"]
+Update = Callable[[int, int], None]
+EVALUATION_BATCH = 256
+LABEL_BATCH = 4096
+
+
+class Dataset(Ciphertexts, Protocol):
+    """An encrypted data set as its file describes it."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(h, w, c) of a sample."""
+        ...
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        ...
+
+    @property
+    def encoding(self) -> Encoding:
+        """Meaning of its integers."""
+        ...
+
+    @property
+    def train_ids(self) -> Int64[np.ndarray, " n"]:
+        """Samples to learn from."""
+        ...
+
+    @property
+    def test_ids(self) -> Int64[np.ndarray, " n"]:
+        """Samples to measure with."""
+        ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run trains, and who learns what.
+
+    first_layer              frozen is the safe default; trainable needs keys at every step
+    unmask_to                server: whoever runs this learns the first layer's values;
+                             trusted: this process is a trusted runtime, the server learns nothing
+    mode                     paper: no budget; needs allow_unbounded_leakage
+    offload_gradients        trusted only: the gradient's product runs at the server too, which
+                             then sees each sample's output gradient
+    rank                     of the frozen projection, default the samples' whole budget
+    """
+
+    first_layer: FirstLayer = "frozen"
+    unmask_to: Receiver = "server"
+    mode: Mode = "guarded"
+    allow_unbounded_leakage: bool = False
+    offload_gradients: bool = False
+    batch: int = 64
+    seed: int = 0
+    rank: int | None = None
+    weight_bits: int = 16
+    evaluate_every: int = 1
+    checkpoint_every: int = 200
+    patience_s: float = 60.0
+    threads: int = 1
+    noise: GaussianNoise | None = None
+
+    def __post_init__(self) -> None:
+        if self.first_layer not in ("trainable", "frozen"):
+            raise InputError(f"first_layer must be trainable or frozen, got {self.first_layer!r}")
+        if self.unmask_to not in ("server", "trusted"):
+            raise InputError(f"unmask_to must be server or trusted, got {self.unmask_to!r}")
+        for name in ("batch", "threads", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if (self.mode == "paper") != self.allow_unbounded_leakage:
+            raise InputError(
+                "mode='paper' lets the server read every sample; it needs, and only it takes, "
+                "allow_unbounded_leakage=True"
+            )
+        if self.offload_gradients and self.unmask_to != "trusted":
+            raise InputError("offload_gradients is only for unmask_to='trusted'")
+        noisy = self.noise is not None and self.noise.on == "gradients"
+        if noisy and (self.first_layer, self.unmask_to) != ("trainable", "trusted"):
+            raise InputError(
+                "noise on gradients must be added where they are unmasked, before the server sees "
+                "them: use unmask_to='trusted' and first_layer='trainable'"
+            )
+        if self.noise is not None and not noisy:
+            raise InputError("noise on ciphertexts is added by clients, before they encrypt")
+
+
+class Trainer:
+    """Trains a model whose first layer never meets a plain sample.
+
+    Raises   BudgetError when a sample's budget is spent, AuthorityUnavailable when the authority
+             stays away; in either case after a checkpoint
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: Dataset,
+        *,
+        keys: KeyService,
+        settings: Settings,
+        rng: Csprng,
+        server: CiphertextServer | None = None,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
+        projection: Projection | None = None,
+        checkpoint_dir: Path | None = None,
+        release_log: Recorder | None = None,
+    ) -> None:
+        self.settings = settings
+        self.info = keys.describe(dataset.name)
+        _check(dataset, self.info, settings)
+        self.products = Products(
+            self.info,
+            server or LocalCiphertextServer(dataset, threads=settings.threads),
+            keys=keys,
+            receiver=settings.unmask_to,
+            recorder=release_log,
+            patience_s=settings.patience_s,
+            offload_gradients=settings.offload_gradients,
+            threads=settings.threads,
+        )
+        self.projection: Projection | None = None
+        self._folder = checkpoint_dir
+        self._train_ids, self._test_ids = dataset.train_ids, dataset.test_ids
+        self._described = repr(model)
+        self._features: tuple[Features, Tensor] | None = None
+        self._samples = Samples(self.info.shape)
+        self._private: PrivateStep | None = None
+        if settings.first_layer == "frozen":
+            self.projection = projection or random_projection(
+                self.info, seed=settings.seed, rank=settings.rank
+            )
+            self.model: nn.Module = nn.Sequential(Lift(self.projection, self.info.shape), model)
+        else:
+            self.model = model
+            self._encrypt(rng)
+        self.optimizer = (optimizer or (lambda parameters: Adam(parameters, lr=1e-3)))(
+            self.model.parameters()
+        )
+        parameters = {id(parameter) for parameter in self.model.parameters()}
+        state = self.model.state_dict(keep_vars=True).values()
+        self._statistics = [value for value in state if id(value) not in parameters]
+        self._ids = np.sort(np.concatenate([self._train_ids, self._test_ids]))
+        self._labels: Tensor | None = None
+        self._generator = torch.get_rng_state()
+        self.position = Position()
+        self.history: list[EpochResult] = []
+
+    def prepare(self, update: Update = lambda done, total: None) -> None:
+        """Unmask labels and, for a frozen first layer, project every sample; done once."""
+        if self._labels is None:
+            parts = [
+                self.products.labels(self._ids[i : i + LABEL_BATCH])
+                for i in range(0, len(self._ids), LABEL_BATCH)
+            ]
+            self._labels = torch.from_numpy(np.concatenate(parts))
+        if self.projection is not None and self._features is None:
+            features = Features(self.projection, self._ids, info=self.info, folder=self._folder)
+            features.complete(self.products, update=update)
+            self._features = (features, features.tensor())
+
+    def fit(self, epochs: int, *, update: Update = lambda done, total: None) -> list[EpochResult]:
+        """Train until `epochs` epochs are done, counting those of a checkpoint.
+
+        update   is told steps done and steps in all
+        """
+        if epochs < 1:
+            raise InputError(f"epochs must be at least 1, got {epochs}")
+        torch.set_num_threads(self.settings.threads)
+        self.prepare()
+        if not self._resume():
+            torch.manual_seed(self.settings.seed)
+        steps = math.ceil(len(self._train_ids) / self.settings.batch)
+        self._generator = torch.get_rng_state()
+        while self.position.epoch < epochs:
+            for batch in self._batches():
+                self.step(batch)
+                update(self.position.epoch * steps + self.position.step, epochs * steps)
+                if self.position.step % self.settings.checkpoint_every == 0:
+                    self._save()
+            self._finish_epoch(last=self.position.epoch + 1 == epochs)
+        return self.history
+
+    def evaluate(self, ids: Int64[np.ndarray, " n"] | None = None) -> float:
+        """Accuracy on the encrypted test split; an encrypted first layer asks for keys here too."""
+        self.prepare()
+        ids = self._test_ids if ids is None else ids
+        self.model.eval()
+        correct = 0
+        with torch.no_grad():
+            for i in range(0, len(ids), EVALUATION_BATCH):
+                part = ids[i : i + EVALUATION_BATCH]
+                correct += int((self._scores(part).argmax(1) == self._targets(part)).sum())
+        self.model.train()
+        return correct / max(1, len(ids))
+
+    def _encrypt(self, rng: Csprng) -> None:
+        layer: Encrypted = models.encrypt_first(
+            self.model,
+            self.info.shape,
+            samples=self._samples,
+            products=self.products,
+            encoding=self.info.encoding,
+            weight_bits=self.settings.weight_bits,
+        )
+        if self.settings.noise is not None:
+            self._private = PrivateStep(self.model, layer, noise=self.settings.noise, rng=rng)
+
+    def _batches(self) -> Iterator[Int64[np.ndarray, " n"]]:
+        """The rest of the current epoch; its order follows from seed and epoch."""
+        order = epoch_order(
+            len(self._train_ids), seed=self.settings.seed, epoch=self.position.epoch
+        )
+        size = self.settings.batch
+        for start in range(self.position.step * size, len(order), size):
+            yield self._train_ids[order[start : start + size]]
+
+    def step(self, batch: Int64[np.ndarray, " n"]) -> None:
+        """One step on the named samples; a checkpoint is written when it fails."""
+        self._generator = torch.get_rng_state()
+        kept = [value.clone() for value in self._statistics]
+        started = time.perf_counter()
+        try:
+            self._step(batch)
+        except CloisterError:
+            # A step fails before the optimiser runs; only running statistics may have moved.
+            for value, before in zip(self._statistics, kept, strict=True):
+                value.copy_(before)
+            self._save()
+            raise
+        self._generator = torch.get_rng_state()
+        self.position.seconds += time.perf_counter() - started
+
+    def _step(self, batch: Int64[np.ndarray, " n"]) -> None:
+        position = self.position
+        self.products.step += 1
+        self.optimizer.zero_grad()
+        targets = self._targets(batch)
+        if self._private is None:
+            scores = self._scores(batch)
+            loss = nn.functional.cross_entropy(scores, targets)
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            with _model_errors():
+                loss, scores = self._private.backward(self._samples.of(batch), targets)
+        self.optimizer.step()
+        position.step += 1
+        position.loss_sum += float(loss.detach()) * len(batch)
+        position.correct += int((scores.detach().argmax(1) == targets).sum())
+
+    def _finish_epoch(self, *, last: bool) -> None:
+        position, every = self.position, self.settings.evaluate_every
+        due = len(self._test_ids) > 0 and every > 0
+        due = due and (last or (position.epoch + 1) % every == 0)
+        try:
+            accuracy = self.evaluate() if due else None
+        except CloisterError:
+            self._save()
+            raise
+        count = len(self._train_ids)
+        loss, correct = position.loss_sum / count, position.correct / count
+        self.history.append(
+            EpochResult(position.epoch + 1, loss, correct, accuracy, position.seconds)
+        )
+        self.position = Position(epoch=position.epoch + 1)
+        self._save()
+
+    def _scores(self, ids: Int64[np.ndarray, " n"]) -> Tensor:
+        if self._features is None:
+            x = self._samples.of(ids)
+        else:
+            x = self._features[1][np.searchsorted(self._ids, ids)]
+        with _model_errors():
+            scores: Tensor = self.model(x)
+        if scores.shape != (len(ids), self.info.classes):
+            raise InputError(
+                f"model: gives {tuple(scores.shape)} for {len(ids)} samples of "
+                f"{self.info.classes} classes"
+            )
+        return scores
+
+    def _targets(self, ids: Int64[np.ndarray, " n"]) -> Tensor:
+        if self._labels is None:
+            raise InputError("trainer: call prepare() first")
+        return self._labels[np.searchsorted(self._ids, ids)]
+
+    def _run(self) -> str:
+        """Which run a checkpoint belongs to."""
+        settings = self.settings
+        parts = (
+            self.info.to_json(),
+            self._described.encode(),
+            f"{type(self.optimizer).__name__} {self.optimizer.defaults}".encode(),
+            repr((settings.first_layer, settings.unmask_to, settings.batch, settings.seed,
+                  settings.rank, settings.weight_bits, settings.noise)).encode(),
+        )  # fmt: skip
+        return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+    def _resume(self) -> bool:
+        found = None if self._folder is None else checkpoint.load(self._folder, run=self._run())
+        if found is None:
+            return self.position != Position() or bool(self.history)
+        try:
+            self.model.load_state_dict(found.model)
+            self.optimizer.load_state_dict(found.optimizer)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise EncryptionError(f"{self._folder}: the checkpoint is of another model") from error
+        torch.set_rng_state(found.generator)
+        self.position, self.history = found.position, found.history
+        return True
+
+    def _save(self) -> None:
+        if self._folder is not None:
+            state = Checkpoint(
+                self._run(),
+                self.position,
+                self.history,
+                self.model.state_dict(),
+                self.optimizer.state_dict(),
+                self._generator,
+            )
+            checkpoint.save(state, self._folder)
+
+
+@contextmanager
+def _model_errors() -> Iterator[None]:
+    """A user's model may not fit its own layers; PyTorch says so in many ways."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"model: {first}") from error
+
+
+def epoch_order(count: int, *, seed: int, epoch: int) -> Int64[np.ndarray, " count"]:
+    """The order of `count` samples in an epoch; whoever compares with plain training needs it."""
+    generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
+    return torch.randperm(count, generator=generator).numpy()
+
+
+def _check(dataset: Dataset, info: DatasetInfo, settings: Settings) -> None:
+    described = (info.name, info.shape, info.classes, info.encoding)
+    if described != (dataset.name, dataset.shape, dataset.classes, dataset.encoding):
+        raise EncryptionError(
+            f"data set {dataset.name!r}: the file and the authority describe it differently"
+        )
+    if len(dataset.train_ids) == 0:
+        raise InputError(f"data set {dataset.name!r}: it has no training samples")
+    if settings.unmask_to == "server" and info.mode != settings.mode:
+        raise InputError(
+            f"data set {dataset.name!r} is registered in mode {info.mode!r}, "
+            f"the run asks for {settings.mode!r}"
+        )

@@ -1,0 +1,232 @@
+"""Appending a client's part to an encrypted data set: encode, mask, write, register, commit.
+
+Memory is flat: samples come in chunks and leave as they come. The arrays of a part first go to
+temporary files, one for each, because their places depend on how many samples there are; then they
+are joined behind the last commit of the data set file.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, BinaryIO
+
+import numpy as np
+from jaxtyping import Bool, Int, Int16
+
+from cloister.crypto.csprng import KEY_BYTES, Csprng
+from cloister.errors import EncryptionError, InputError, RangeError, ShapeError
+from cloister.fe import mask
+from cloister.training.dataset import (
+    ALIGNMENT,
+    SLOT_OFFSETS,
+    Commit,
+    EncryptedDataset,
+    Header,
+    PartInfo,
+    encode_block,
+    encode_part_head,
+    encode_slot,
+    read_block,
+)
+
+PART_ID_BYTES = 16
+COPY_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some samples of a client, in plain.
+
+    Shapes   x: (n, h, w, c), encoded; labels: (n,), class numbers; test: (n,)
+    Secret   x, labels
+    """
+
+    x: Int16[np.ndarray, "n h w c"]
+    labels: Int[np.ndarray, " n"]
+    test: Bool[np.ndarray, " n"]
+
+
+Register = Callable[[str, int, str, bytes], int]
+"""(part, samples, sha256, mask key) -> first id, once the authority has recorded the part."""
+
+
+class EncryptedDatasetWriter:
+    """Adds parts to a data set file, which is made if there is none."""
+
+    def __init__(self, path: Path | str, header: Header, *, permutation: np.ndarray) -> None:
+        """Prepare to append; `permutation[true class]` is the class that is written.
+
+        Raises   EncryptionError when the file belongs to another data set or authority
+        """
+        self._path, self._header = Path(path), header
+        if sorted(np.asarray(permutation).tolist()) != list(range(header.classes)):
+            raise InputError("the label permutation must name every class once")
+        self._permutation = np.asarray(permutation, np.int64)
+        if not self._path.exists():
+            _create(self._path, header)
+        with self._path.open("rb") as file:
+            found, _ = read_block(self._path, file)
+        if found != header:
+            difference = _difference(found, header)
+            raise EncryptionError(f"{self._path}: {difference}; choose another file")
+
+    def append(self, chunks: Iterable[Chunk], *, register: Register, rng: Csprng) -> PartInfo:
+        """Encrypt and add one part; it is in the file when this returns, and absent if it raises.
+
+        Secret   the mask key, drawn here and given to `register` alone
+        Raises   EncryptionError, InputError (no samples), RangeError, ShapeError
+        """
+        part, key = rng.random_bytes(PART_ID_BYTES).hex(), rng.random_bytes(KEY_BYTES)
+        with _exclusive(self._path) as file, contextlib.ExitStack() as stack:
+            pieces = tuple(
+                stack.enter_context(tempfile.TemporaryFile(dir=self._path.parent)) for _ in range(3)
+            )
+            samples = self._encrypt(chunks, key, pieces)
+            if not samples:
+                raise InputError("there are no samples to encrypt")
+            digest = _digest(pieces)
+            first = register(part, samples, digest, key)
+            info = PartInfo(part, first, samples, digest)
+            self._join(file, info, pieces)
+        return info
+
+    def _encrypt(self, chunks: Iterable[Chunk], key: bytes, pieces: tuple[IO[bytes], ...]) -> int:
+        done = 0
+        identity = np.eye(self._header.classes, dtype=np.int16)
+        for chunk in chunks:
+            n = len(chunk.x)
+            self._check(chunk, done)
+            # Numbered within the part: its key is its own, so is its numbering.
+            ids = np.arange(done, done + n, dtype=np.int64)
+            one_hot = identity[self._permutation[chunk.labels]]
+            arrays = (
+                mask.blind(key, chunk.x, ids, domain=mask.DATA_DOMAIN).astype("<u4", copy=False),
+                mask.blind(key, one_hot, ids, domain=mask.LABEL_DOMAIN).astype("<u4", copy=False),
+                chunk.test.astype(np.uint8),
+            )
+            for piece, array in zip(pieces, arrays, strict=True):
+                piece.write(np.ascontiguousarray(array).tobytes())
+            done += n
+        return done
+
+    def _check(self, chunk: Chunk, done: int) -> None:
+        header = self._header
+        n = len(chunk.x)
+        if chunk.x.shape[1:] != header.shape or chunk.x.dtype != np.int16:
+            raise ShapeError(
+                f"samples {done} to {done + n}: {chunk.x.dtype} {chunk.x.shape[1:]}, but data set "
+                f"{header.name} holds encoded int16 samples of shape {header.shape}"
+            )
+        if chunk.labels.shape != (n,) or chunk.test.shape != (n,):
+            raise ShapeError(f"samples {done} to {done + n}: one label and split for each sample")
+        bad = np.abs(chunk.x.astype(np.int32)).reshape(n, -1).max(axis=1) > header.encoding.bound
+        if bad.any():
+            where = done + int(np.flatnonzero(bad)[0])
+            raise RangeError(f"sample {where}: a value exceeds {header.encoding.bits} bits")
+        wrong = (chunk.labels < 0) | (chunk.labels >= header.classes)
+        if wrong.any():
+            where = int(np.flatnonzero(wrong)[0])
+            raise RangeError(
+                f"sample {done + where}: class {int(chunk.labels[where])}, but data set "
+                f"{header.name} has {header.classes} classes"
+            )
+
+    def _join(self, file: BinaryIO, info: PartInfo, pieces: tuple[IO[bytes], ...]) -> None:
+        _, commit = read_block(self._path, file)
+        # What lies behind the commit was written by a client that died.
+        file.truncate(commit.nbytes)
+        file.seek(commit.nbytes)
+        file.write(encode_part_head(info, at=commit.nbytes))
+        for piece in pieces:
+            piece.seek(0)
+            shutil.copyfileobj(piece, file, COPY_BYTES)
+        file.write(bytes(-file.tell() % ALIGNMENT))
+        end = file.tell()
+        _sync(file)
+        following = Commit(commit.sequence + 1, end, commit.parts + 1)
+        file.seek(SLOT_OFFSETS[following.sequence % 2])
+        file.write(encode_slot(following))
+        _sync(file)
+
+
+def check_registered(dataset: EncryptedDataset, registered: Iterable[PartInfo]) -> None:
+    """Refuse a file whose parts are not those the authority has on record.
+
+    Raises   EncryptionError naming the part
+    """
+    known = {part.part: part for part in registered}
+    for part in dataset.parts:
+        if known.get(part.part) != part:
+            raise EncryptionError(
+                f"{dataset.path}: part {part.part} is not registered as it stands at the "
+                f"authority {dataset.authority_fingerprint[:16]}; encrypt it again"
+            )
+
+
+def _create(path: Path, header: Header) -> None:
+    """A data set without parts, under its name only when it is whole."""
+    try:
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            file.write(encode_block(header))
+            # Everything in it may be seen, and it is there to be handed on.
+            os.fchmod(file.fileno(), 0o644)
+            _sync(file)
+        # link, not rename: of two clients that create it, the second must not destroy a part.
+        with contextlib.suppress(FileExistsError):
+            os.link(file.name, path)
+        os.unlink(file.name)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextlib.contextmanager
+def _exclusive(path: Path) -> Iterator[BinaryIO]:
+    with path.open("r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise EncryptionError(f"{path}: another client is appending; try again later") from None
+        yield file
+
+
+def _digest(pieces: tuple[IO[bytes], ...]) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        piece.seek(0)
+        while chunk := piece.read(COPY_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _difference(found: Header, wanted: Header) -> str:
+    if found.authority_fingerprint != wanted.authority_fingerprint:
+        return (
+            f"belongs to authority {found.authority_fingerprint[:16]}, "
+            f"not {wanted.authority_fingerprint[:16]}"
+        )
+    if found.name != wanted.name:
+        return f"is data set {found.name}, not {wanted.name}"
+    if found.shape != wanted.shape or found.classes != wanted.classes:
+        return (
+            f"holds samples {found.shape} of {found.classes} classes, "
+            f"not {wanted.shape} of {wanted.classes}"
+        )
+    return "has another encoding"
+
+
+def _sync(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())

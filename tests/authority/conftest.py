@@ -1,0 +1,81 @@
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from cloister.authority.authority import Authority
+from cloister.authority.records import Terms, label_info, part_info
+from cloister.crypto.csprng import InsecureSeededRandom, SystemRandom
+from cloister.fe import mask
+from cloister.fe.encoding import Encoding
+from cloister.fe.keyservice import DatasetInfo
+
+
+@dataclass
+class Kit:
+    """An authority with one registered data set whose plain samples are known."""
+
+    authority: Authority
+    x: np.ndarray
+    labels: np.ndarray
+    p: np.ndarray
+    y: np.ndarray
+    folder: object
+
+    @property
+    def ids(self):
+        return np.arange(len(self.x), dtype=np.int64)
+
+
+def add_part(authority, dataset, x, labels, *, seed=1, classes=3, part=None):
+    """Register a part as a client would; gives its ciphertexts and the first id."""
+    rng = InsecureSeededRandom(seed)
+    key, part = rng.random_bytes(32), part or rng.random_bytes(16).hex()
+    digest = rng.random_bytes(32).hex()
+    local = np.arange(len(x), dtype=np.int64)
+    p = mask.blind(key, x, local, domain=mask.DATA_DOMAIN)
+    one_hot = np.eye(classes, dtype=np.int16)[labels]
+    y = mask.blind(key, one_hot, local, domain=mask.LABEL_DOMAIN)
+    sealed = authority.identity.public.seal(key, info=part_info(dataset, part, digest))
+    first = authority.register_part(dataset, part, len(x), digest, sealed_key=sealed)
+    return p, y, first
+
+
+def make_kit(
+    folder, *, shape=(4, 4, 2), samples=10, budget=None, mode="guarded", terms=None, name="set",
+    bits=8,
+):  # fmt: skip
+    generator = np.random.default_rng(5)
+    dim = int(np.prod(shape))
+    bound = 2 ** (bits - 1) - 1
+    x = generator.integers(-bound, bound + 1, (samples, *shape)).astype(np.int16)
+    labels = generator.integers(0, 3, samples)
+    authority = Authority.create(folder, rng=SystemRandom())
+    budget = dim // 4 if budget is None else budget
+    info = DatasetInfo(name, shape, 3, Encoding(1.0, 0.0, bits), 0, budget, mode)
+    terms = terms or Terms(allow_unbounded_leakage=mode == "paper")
+    sealed = authority.identity.public.seal(bytes(range(32)), info=label_info(name))
+    authority.create_dataset(info, sealed_label_key=sealed, terms=terms)
+    p, y, _ = add_part(authority, name, x, labels)
+    return Kit(authority, x, labels, p, y, folder)
+
+
+@pytest.fixture
+def kit(tmp_path):
+    made = make_kit(tmp_path / "authority")
+    yield made
+    made.authority.close()
+
+
+@pytest.fixture
+def kits(tmp_path):
+    """Makes authorities that are closed at the end."""
+    made = []
+
+    def make(**options):
+        made.append(make_kit(tmp_path / f"authority{len(made)}", **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.authority.close()

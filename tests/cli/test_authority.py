@@ -1,0 +1,132 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from cloister.authority.client import AuthorityClient
+from cloister.errors import AuthorityUnavailable
+from cloister.field.linear import Geometry, LinearMap
+
+
+@contextmanager
+def serving(folder, listen="127.0.0.1:0"):
+    """`cloister authority serve` as a process of its own; gives its address and the process."""
+    command = [
+        sys.executable, "-m", "cloister", "authority", "serve", "--dir", str(folder), "--listen",
+        listen,
+    ]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
+        try:
+            line = p.stdout.readline()
+            found = re.fullmatch(r"authority: serving on (https://127\.0\.0\.1:\d+)\n", line)
+            assert found, line + p.stderr.read()
+            assert p.stdout.readline().startswith("fingerprint ")
+            yield found[1], p
+        finally:
+            p.kill()
+
+
+@pytest.fixture
+def folder(cloister, tmp_path):
+    ran = cloister("authority", "init", tmp_path / "authority")
+    assert ran.code == 0
+    assert "authority.pub" in ran.out
+    assert re.search(r"fingerprint [0-9a-f]{64}", ran.out)
+    assert "never put back an old copy" in ran.err
+    return tmp_path / "authority"
+
+
+def token(cloister, folder, role):
+    ran = cloister("authority", "token", folder, "--role", role)
+    assert ran.code == 0
+    return ran.out.strip()
+
+
+def test_init_overwrites_nothing(refused, folder):
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert "not empty" in refused("authority", "init", folder)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_tokens(cloister, refused, folder, tmp_path):
+    assert re.fullmatch(r"clo_server_[0-9a-f]{16}_[0-9a-f]{64}", token(cloister, folder, "server"))
+    assert "--role admin" in refused("authority", "token", folder, "--role", "admin")
+    assert "authority init" in refused("authority", "token", tmp_path / "no", "--role", "server")
+
+
+def test_an_empty_budget(cloister, refused, folder):
+    assert "no data sets" in cloister("authority", "budget", folder).out
+    assert json.loads(cloister("authority", "budget", folder, "--json").out) == []
+    assert "not known" in refused("authority", "budget", folder, "x")
+
+
+def test_serve_says_what_is_wrong(refused, folder, tmp_path):
+    assert "holds no authority" in refused(
+        "authority", "serve", "--dir", tmp_path / "none", "--listen", "127.0.0.1:0"
+    )
+    assert "HOST:PORT" in refused("authority", "serve", "--dir", folder, "--listen", "nonsense")
+    with serving(folder):
+        assert "in use" in refused("authority", "serve", "--dir", folder, "--listen", "127.0.0.1:0")
+
+
+def test_the_whole_life_of_an_authority(cloister, refused, folder, tmp_path):
+    data, out = tmp_path / "data.npz", tmp_path / "demo.cloister"
+    generator = np.random.default_rng(0)
+    np.savez(
+        data, x=generator.integers(0, 256, (40, 4, 4), dtype=np.uint8),
+        y=generator.integers(0, 3, 40),
+    )  # fmt: skip
+    public = folder / "authority.pub"
+    client, server = token(cloister, folder, "client"), token(cloister, folder, "server")
+    linear = LinearMap(
+        Geometry((1, 1), 16, (1, 1), 3),
+        np.random.default_rng(1).integers(-9, 10, (3, 1, 1, 16)).astype(np.int16),
+    )
+    ids = np.arange(10, dtype=np.int64)
+    with serving(folder) as (url, process):
+        made = cloister(
+            "encrypt", data, "--authority", url, "--authority-key", public, "--token", client,
+            "--out", out,
+        )  # fmt: skip
+        assert made.code == 0, made
+        with AuthorityClient(url, public=public, token=server) as keys:
+            key = keys.forward_key("demo", ids, linear, receiver="server")
+        [shown] = json.loads(cloister("authority", "budget", folder, "--json").out)
+        assert (shown["rank_max"], shown["rank_min"], shown["rank_allowed"]) == (3, 0, 4)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    listen = url.removeprefix("https://")
+    with serving(folder, listen) as (url, process):
+        with AuthorityClient(url, public=public, token=server) as keys:
+            np.testing.assert_array_equal(
+                keys.forward_key("demo", ids, linear, receiver="server"), key
+            )
+            process.kill()
+            process.wait()
+        with (
+            pytest.raises(AuthorityUnavailable),
+            AuthorityClient(url, public=public, token=server, retry_for_s=0.1) as keys,
+        ):
+            keys.describe("demo")
+    table = cloister("authority", "budget", folder, "demo", "--samples").out
+    assert re.search(r"demo +guarded +40 +16 +4 +0 +0 +3", table)
+    assert "rank spent" in table
+    [shown] = json.loads(cloister("authority", "budget", folder, "--json", "--samples").out)
+    assert shown["by_sample"]["rank"] == [3] * 10 + [0] * 30
+
+
+def test_interrupting_the_service_is_no_error(folder):
+    with serving(folder) as (_, process):
+        os.kill(process.pid, signal.SIGINT)
+        deadline = time.monotonic() + 20
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert process.returncode == 0
+        assert "stopped" in process.stderr.read()

@@ -1,0 +1,21 @@
+"""`cloister demo-training`: every role a process, from end to end."""
+
+import json
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("sklearn")
+
+
+def test_two_clinics(cloister, tmp_path):
+    ran = cloister("demo-training", "--json", "--out", tmp_path / "demo")
+    assert ran.code == 0, ran
+    found = json.loads(ran.out)
+    assert found["patients"] == 569
+    assert found["accuracy_encrypted"] > 0.85
+    assert abs(found["accuracy_trusted"] - found["accuracy_plain"]) < 0.05
+    assert found["budget"]["rank_max"] == found["rank"] == found["budget"]["rank_allowed"]
+    assert found["budget"]["counts"]["refusals"] == 1
+    assert "allowed are 10" in found["refusal"]
+    assert (tmp_path / "demo" / "curve.svg").exists()

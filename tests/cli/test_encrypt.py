@@ -1,0 +1,190 @@
+import json
+
+import numpy as np
+import pytest
+
+from cloister.authority import service, tokens
+from cloister.authority.authority import Authority
+from cloister.authority.database import FILE
+from cloister.authority.identity import PUBLIC_FILE
+from cloister.crypto.csprng import SystemRandom
+from cloister.fe import mask
+from cloister.field.linear import Geometry, LinearMap
+from cloister.training.dataset import EncryptedDataset
+from cloister.training.writer import check_registered
+
+
+@pytest.fixture
+def authority(tmp_path):
+    with Authority.create(tmp_path / "authority", rng=SystemRandom()) as made:
+        yield made
+
+
+@pytest.fixture
+def to(authority, tmp_path):
+    """The options that name authority, token and file."""
+    folder = tmp_path / "authority"
+    server = service.serve(folder, authority, listen="127.0.0.1:0")
+
+    def options(role="client", out="set.cloister", public=folder / PUBLIC_FILE):
+        token = tokens.issue(folder / FILE, role, name="", rng=SystemRandom())
+        return (
+            "--authority", server.url, "--authority-key", public, "--token", token, "--out",
+            tmp_path / out,
+        )  # fmt: skip
+
+    yield options
+    server.close()
+
+
+@pytest.fixture
+def pixels(tmp_path):
+    path = tmp_path / "pixels.npz"
+    generator = np.random.default_rng(4)
+    x = generator.integers(0, 256, (30, 3, 2, 1), dtype=np.uint8)
+    np.savez(path, x=x, y=np.arange(30) % 3)
+    return path, x
+
+
+def decrypted(authority, path, name="set"):
+    """What the file holds in plain, by the keys a trusted runtime would get."""
+    opened = EncryptedDataset.open(path)
+    ids = opened.ids
+    dim = int(np.prod(opened.shape))
+    identity = LinearMap(
+        Geometry((1, 1), dim, (1, 1), dim), np.eye(dim, dtype=np.int16).reshape(dim, 1, 1, dim)
+    )
+    key = authority.forward_key(name, ids, identity, receiver="trusted")
+    x = mask.unmask(mask.forward(identity, opened.data(ids).reshape(-1, 1, 1, dim)), key)
+    y = mask.unmask(opened.labels(ids), authority.label_key(name, ids, receiver="trusted"))
+    return opened, opened.encoding.decode(x.reshape(-1, *opened.shape)), y
+
+
+def test_pixels_of_two_clients_in_one_file(cloister, authority, to, pixels, tmp_path):
+    path, x = pixels
+    first = cloister("encrypt", path, *to(), "--test-fraction", 0.2)
+    assert first.code == 0, first
+    assert "30 samples encrypted" in first.out
+    second = cloister("encrypt", path, *to(), "--split", "test", "--json")
+    assert second.code == 0, second
+    assert json.loads(second.out)["first"] == 30
+    opened, plain, one_hot = decrypted(authority, tmp_path / "set.cloister")
+    assert (opened.samples, len(opened.test_ids), opened.classes) == (60, 36, 3)
+    check_registered(opened, map(_as_info, authority.parts("set")))
+    by_class = {x[i].tobytes(): i % 3 for i in range(30)}
+    seen = set()
+    for sample, label in zip(np.rint(plain * 255).astype(np.uint8), one_hot, strict=True):
+        assert label.sum() == 1
+        seen.add((by_class[sample.tobytes()], int(label.argmax())))
+    # Every class has one place, the same for both clients.
+    assert len(seen) == 3
+    assert len({true for true, _ in seen}) == len({place for _, place in seen}) == 3
+
+
+def _as_info(part):
+    from cloister.training.dataset import PartInfo
+
+    return PartInfo(part.part, part.first, part.samples, part.sha256)
+
+
+def test_tables_of_two_clinics(cloister, refused, authority, to, tmp_path):
+    one, two, ranges = tmp_path / "1.csv", tmp_path / "2.csv", tmp_path / "ranges.json"
+    one.write_text("age,pulse,label\n20,60,well\n40,90,sick\n")
+    two.write_text("age,pulse,label\n70,75,sick\n")
+    ranges.write_text('{"age": [0, 100], "pulse": [50, 100]}')
+    narrow = tmp_path / "narrow.json"
+    narrow.write_text('{"age": [0, 30], "pulse": [50, 100]}')
+    assert "column age" in refused("encrypt", one, *to(), "--ranges", narrow)
+    narrow.write_text('{"age": [0, 30]}')
+    assert "column pulse is missing" in refused("encrypt", one, *to(), "--ranges", narrow)
+    narrow.write_text("[1, 2]")
+    assert "not a file of ranges" in refused("encrypt", one, *to(), "--ranges", narrow)
+    assert authority.datasets() == ()
+    ran = cloister("encrypt", one, *to(), "--ranges", ranges, "--max-bits", 16)
+    assert ran.code == 0, ran
+    assert ran.err == ""
+    assert cloister("encrypt", two, *to()).code == 0
+    _, plain, _ = decrypted(authority, tmp_path / "set.cloister")
+    found = sorted((plain[:, 0, 0] * [50, 25] + [50, 75]).tolist())
+    np.testing.assert_allclose(found, [[20, 60], [40, 90], [70, 75]], atol=0.4)
+    two.write_text("age,pulse,label\n170,75,sick\n")
+    assert "sample 0, column age" in refused("encrypt", two, *to())
+    assert cloister("encrypt", two, *to(), "--clip").code == 0
+    two.write_text("age,pulse,label\n70,75,cured\n")
+    assert "class 'cured'" in refused("encrypt", two, *to())
+    two.write_text("pulse,age,label\n70,75,sick\n")
+    assert "same names and order" in refused("encrypt", two, *to())
+
+
+def test_own_ranges_are_used_and_said_to_be_public(cloister, to, tmp_path):
+    table = tmp_path / "a.csv"
+    table.write_text("age,label\n20,x\n40,y\n")
+    ran = cloister("encrypt", table, *to())
+    assert ran.code == 0, ran
+    assert "smallest and largest" in ran.err
+    assert "--max-bits" in ran.err
+    np.savez(tmp_path / "b.npz", x=np.linspace(0, 3, 8).reshape(4, 2), y=np.arange(4) % 2)
+    ran = cloister("encrypt", tmp_path / "b.npz", *to(out="other.cloister"))
+    assert ran.code == 0, ran
+    assert "0 to 3, becomes public" in ran.err
+
+
+def test_bad_input_adds_nothing(cloister, refused, authority, to, pixels, tmp_path):
+    path, x = pixels
+    assert cloister("encrypt", path, *to()).code == 0
+    file = tmp_path / "set.cloister"
+    before = file.read_bytes()
+    np.savez(tmp_path / "wide.npz", x=x.reshape(30, 2, 3, 1), y=np.zeros(30, int))
+    np.savez(tmp_path / "nan.npz", x=np.full((3, 3, 2, 1), np.nan), y=np.zeros(3, int))
+    np.savez(tmp_path / "class.npz", x=x, y=np.full(30, 3))
+    assert "samples (3, 2, 1), these are (2, 3, 1)" in refused(
+        "encrypt", tmp_path / "wide.npz", *to()
+    )
+    assert "class '3'" in refused("encrypt", tmp_path / "class.npz", *to())
+    assert "holds pixels, this is values" in refused("encrypt", tmp_path / "nan.npz", *to())
+    assert "NaN" in refused("encrypt", tmp_path / "nan.npz", *to(out="new.cloister"))
+    assert "role client" in refused("encrypt", path, *to(role="server"))
+    assert "token" in refused("encrypt", path, *to()[:-4], "--token", "x", "--out", file)
+    assert "data set second is not known" in refused("encrypt", path, *to(), "--name", "second")
+    with Authority.create(tmp_path / "other", rng=SystemRandom()):
+        wrong = to(public=tmp_path / "other" / PUBLIC_FILE)
+        assert "another certificate" in refused("encrypt", path, *wrong)
+    assert "--split" in refused("encrypt", path, *to(), "--split", "half")
+    assert file.read_bytes() == before
+    file.write_bytes(before[:-300])
+    with pytest.raises(Exception, match="truncated"):
+        EncryptedDataset.open(file)
+
+
+def test_paper_mode_and_budgets_are_the_owner_s_words(cloister, refused, authority, to, pixels):
+    path, _ = pixels
+    assert "allow_unbounded_leakage" in refused(
+        "encrypt", path, *to(out="paper.cloister"), "--mode", "paper"
+    )
+    made = cloister(
+        "encrypt", path, *to(out="paper.cloister"), "--mode", "paper", "--allow-unbounded-leakage"
+    )
+    assert made.code == 0, made
+    assert authority.describe("paper").mode == "paper"
+    # Whoever adds to it has to agree as well.
+    assert "--allow-unbounded-leakage" in refused("encrypt", path, *to(out="paper.cloister"))
+    made = cloister(
+        "encrypt", path, *to(), "--budget", 2, "--max-bits", 40, "--labels-to", "trusted"
+    )
+    assert made.code == 0, made
+    assert authority.describe("set").budget_rank == 2
+    terms = authority.terms("set")
+    assert (terms.max_bits, terms.labels_to_server) == (40, False)
+    assert "above --budget 1" in refused("encrypt", path, *to(), "--budget", 1)
+    assert "above --max-bits 30" in refused("encrypt", path, *to(), "--max-bits", 30)
+    assert cloister("encrypt", path, *to(), "--budget", 3, "--max-bits", 50).code == 0
+
+
+def test_a_token_from_a_file(cloister, refused, to, pixels, tmp_path):
+    path, _ = pixels
+    options = list(to())
+    (tmp_path / "token").write_text(options[5] + "\n")
+    options[5] = f"@{tmp_path / 'token'}"
+    assert cloister("encrypt", path, *options).code == 0
+    options[5] = f"@{tmp_path / 'absent'}"
+    assert "--token" in refused("encrypt", path, *options)

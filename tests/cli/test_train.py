@@ -1,0 +1,242 @@
+"""`cloister train` against an authority and a ciphertext server of its own."""
+
+import json
+import re
+import threading
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from cloister.authority import service, tokens
+from cloister.authority.authority import Authority
+from cloister.authority.database import FILE
+from cloister.crypto.csprng import SystemRandom
+from cloister.fe import mask
+from cloister.field.linear import Geometry, LinearMap
+from cloister.training import remote
+from cloister.training.dataset import EncryptedDataset
+from cloister.training.server import LocalCiphertextServer
+from cloister.wire.releases import read_releases
+from training.doubles import blobs
+
+SHAPE = (6, 5, 1)
+
+
+class Place:
+    """A served authority, tokens of every role, and data sets by mode."""
+
+    def __init__(self, folder, cloister):
+        self.folder, self.cloister = folder, cloister
+        self.authority = Authority.create(folder / "authority", rng=SystemRandom())
+        self.service = service.serve(folder / "authority", self.authority, listen="127.0.0.1:0")
+        self.tokens = {
+            role: tokens.issue(folder / "authority" / FILE, role, name="", rng=SystemRandom())
+            for role in ("client", "server", "trusted")
+        }
+
+    def close(self):
+        self.service.close()
+        self.authority.close()
+
+    def reach(self, role):
+        public = self.folder / "authority" / "authority.pub"
+        return (
+            "--authority", self.service.url, "--authority-key", public,
+            "--token", self.tokens[role],
+        )  # fmt: skip
+
+    def dataset(self, name, *more):
+        x, y, _ = blobs(160, SHAPE)
+        np.savez(self.folder / f"{name}.npz", x=x, y=y)
+        path = self.folder / f"{name}.cloister"
+        done = self.cloister(
+            "encrypt", self.folder / f"{name}.npz", *self.reach("client"), "--out", path,
+            "--range=-1,1", "--test-fraction", 0.25, *more,
+        )  # fmt: skip
+        assert done.code == 0, done
+        return path
+
+    def unmasked(self, path):
+        """What only the authority's keys can tell: the samples and classes of a file."""
+        held = EncryptedDataset.open(path)
+        ids = np.arange(held.samples, dtype=np.int64)
+        eye = np.eye(30, dtype=np.int16).reshape(30, *SHAPE)
+        geometry = Geometry((6, 5), 1, (1, 1), 30, (6, 5))
+        identity = LinearMap(geometry, eye)
+        key = self.authority.forward_key(held.name, ids, identity, receiver="trusted")
+        x = mask.unmask(mask.forward(identity, held.data(ids)), key).reshape(-1, *SHAPE)
+        labels = self.authority.label_key(held.name, ids, receiver="trusted")
+        return {"x": x, "y": mask.unmask(held.labels(ids), labels).argmax(1)}
+
+
+@pytest.fixture
+def place(tmp_path, cloister):
+    made = Place(tmp_path, cloister)
+    yield made
+    made.close()
+
+
+def test_a_frozen_run_and_its_claims(place, cloister, tmp_path):
+    data = place.dataset("guarded")
+    log, curve = tmp_path / "log", tmp_path / "curve.svg"
+    ran = cloister(
+        "train", data, *place.reach("server"), "--epochs", 15, "--batch", 16, "--json",
+        "--curve", curve, "--release-log", log, "--checkpoint", tmp_path / "run",
+    )  # fmt: skip
+    assert ran.code == 0, ran
+    found = json.loads(ran.out)
+    assert found["first_layer"] == "frozen"
+    assert found["rank"] == found["spent"]["rank_max"] == 7
+    assert found["dim"] == 30
+    assert len(found["epochs"]) == 15
+    assert found["test_accuracy"] > 0.8
+    severities = {claim["about"]: claim["severity"] for claim in found["claims"]}
+    assert severities["a sample's values"] == "bounded"
+    assert severities["labels"] == "everything"
+    assert curve.read_text().count("<circle") == 30
+    kinds = [release.kind for release in read_releases(log)]
+    assert kinds.count("forward") == 1
+    assert set(kinds) == {"labels", "forward"}
+    # Going on from the checkpoint costs no key: neither labels nor features change hands twice.
+    more = cloister(
+        "train", data, *place.reach("server"), "--epochs", 16, "--batch", 16,
+        "--checkpoint", tmp_path / "run",
+    )  # fmt: skip
+    assert more.code == 0, more
+    assert "7 fixed linear functions of 30 values" in more.out
+    assert "rank 7 at most, of 7 allowed and 30 in all" in more.out
+
+
+@pytest.mark.parametrize(("mode", "values"), [("paper", "recovered"), ("guarded", "not recovered")])
+def test_the_release_log_feeds_the_audit(place, cloister, tmp_path, mode, values):
+    """In the paper's mode the attacks succeed; a guarded run gives away labels, as it says."""
+    consent = ("--mode", mode, *["--allow-unbounded-leakage"][: mode == "paper"])
+    data, log = place.dataset("attacked", *consent), tmp_path / "log"
+    ran = cloister(
+        "train", data, *place.reach("server"), *consent, "--epochs", 2, "--batch", 8,
+        "--release-log", log,
+    )  # fmt: skip
+    assert ran.code == 0, ran
+    np.savez(tmp_path / "truth.npz", **place.unmasked(data))
+    ran = cloister("audit", "encrypted", log, "--truth", tmp_path / "truth.npz")
+    assert re.search(rf"^linear solve +{values} ", ran.out, re.MULTILINE), ran
+    assert re.search(r"^labels +recovered ", ran.out, re.MULTILINE), ran
+
+
+def test_beyond_the_budget_is_refused(place, refused):
+    data = place.dataset("guarded")
+    message = refused(
+        "train", data, *place.reach("server"), "--first-layer", "trainable", "--epochs", 1
+    )
+    assert "allowed are 7" in message
+
+
+def test_the_papers_mode_needs_to_be_asked_for_everywhere(place, cloister, refused):
+    guarded = place.dataset("guarded")
+    data = place.dataset("open", "--mode", "paper", "--allow-unbounded-leakage")
+    reach = place.reach("server")
+    message = refused("train", data, *reach, "--mode", "paper")
+    assert "allow_unbounded_leakage" in message
+    asked = ("--mode", "paper", "--allow-unbounded-leakage", "--epochs", 2, "--batch", 16)
+    assert "registered in mode 'guarded'" in refused("train", guarded, *reach, *asked)
+    assert "registered in mode 'paper'" in refused("train", data, *reach)
+    ran = cloister("train", data, *reach, *asked, "--optimizer", "sgd")
+    assert ran.code == 0, ran
+    assert "every value: no budget" in ran.out
+    assert "nothing bounds what the server learns" in ran.err
+
+
+def test_a_trusted_runtime_and_a_remote_server(place, cloister, refused, tmp_path):
+    data = place.dataset("guarded")
+    public = remote.init(tmp_path / "host")
+    held = LocalCiphertextServer(EncryptedDataset.open(data))
+    server = remote.serve(held, folder=tmp_path / "host", listen="127.0.0.1:0")
+    try:
+        there = ("--unmask-to", "trusted", "--server", server.url, "--server-key", public)
+        results = []
+        for where in (there, there[:2], (*there, "--offload-gradients")):
+            ran = cloister(
+                "train", data, *place.reach("trusted"), *where, "--epochs", 2, "--batch", 16,
+                "--json",
+            )  # fmt: skip
+            assert ran.code == 0, ran
+            results.append(json.loads(ran.out))
+        losses = [[epoch["loss"] for epoch in result["epochs"]] for result in results]
+        assert losses[0] == losses[1] == losses[2]
+        assert results[0]["spent"]["rank_max"] == 0, "nothing was given to a server"
+        about = [{c["about"]: c for c in result["claims"]} for result in results]
+        assert about[0]["a sample's values"]["severity"] == "nothing"
+        assert about[0]["labels"]["severity"] == "nothing"
+        assert about[2]["labels"]["severity"] == "everything"
+        message = refused("train", data, *place.reach("server"), *there)
+        assert "trusted" in message
+        wrong = json.loads(public.read_text()) | {"token": "0" * 64}
+        public.write_text(json.dumps(wrong))
+        assert "token" in refused("train", data, *place.reach("trusted"), *there)
+    finally:
+        server.close()
+
+
+def test_noise_is_reported(place, cloister, refused):
+    data = place.dataset("guarded")
+    noisy = ("--noise-sigma", 4, "--epochs", 1)
+    ran = cloister(
+        "train", data, *place.reach("trusted"), "--unmask-to", "trusted", *noisy, "--json"
+    )
+    assert ran.code == 0, ran
+    (claim,) = [c for c in json.loads(ran.out)["claims"] if c["about"] == "noise"]
+    assert "differentially private" in claim["learns"]
+    assert "unmask_to='trusted'" in refused("train", data, *place.reach("server"), *noisy)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("--curve", "curve.gif"), ".svg or .png"),
+    (("--server", "https://127.0.0.1:1"), "--server-key"),
+    (("--model", "resnet"), "choose lenet5, mlp"),
+    (("--model", "lenet5"), "12x12"),
+    (("--rank", "8"), "budget allows 1 to 7"),
+])  # fmt: skip
+def test_options_that_cannot_be_met(place, refused, arguments, message):
+    data = place.dataset("guarded")
+    assert message in refused("train", data, *place.reach("server"), *arguments)
+
+
+def test_an_authority_that_is_away(place, refused):
+    data = place.dataset("guarded")
+    reach = list(place.reach("server"))
+    reach[1] = "https://127.0.0.1:9"
+    assert "127.0.0.1:9" in refused("train", data, *reach, "--patience", 0)
+
+
+def test_an_authority_that_comes_back(place, cloister):
+    """It is away in the middle of an epoch: the run waits, and ends as if nothing had happened."""
+    data = place.dataset("open", "--mode", "paper", "--allow-unbounded-leakage")
+    command = (
+        "train", data, *place.reach("server"), "--mode", "paper", "--allow-unbounded-leakage",
+        "--epochs", 4, "--batch", 8, "--json",
+    )  # fmt: skip
+    listen = place.service.url.removeprefix("https://")
+    undisturbed = json.loads(cloister(*command).out)
+    folder, outages = place.folder / "authority", []
+
+    def interrupt():
+        before = place.authority.summary("open").counts["requests"]
+        while place.authority.summary("open").counts["requests"] < before + 20:
+            time.sleep(0.01)
+        place.service.close()
+        outages.append(time.monotonic())
+        time.sleep(1.0)
+        place.service = service.serve(folder, place.authority, listen=listen)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    ran = cloister(*command)
+    thread.join()
+    assert ran.code == 0, ran
+    assert outages
+    found = json.loads(ran.out)
+    losses = [[epoch["loss"] for epoch in run["epochs"]] for run in (undisturbed, found)]
+    assert losses[0] == losses[1]

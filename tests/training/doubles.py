@@ -1,0 +1,90 @@
+"""An authority and an encrypted data set in memory, without ledger or file."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cloister.errors import AuthorityUnavailable, BudgetError
+from cloister.fe import mask
+from cloister.fe.encoding import Encoding
+from cloister.fe.keyservice import DatasetInfo
+
+KEY = bytes(range(32))
+
+
+class MemoryDataset:
+    """Encrypts arrays when made, keeps only ciphertexts."""
+
+    def __init__(self, x, y, *, encoding, name="set", test_every=5, key=KEY, classes=None):
+        self.name = name
+        self.encoding = encoding
+        self.shape = x.shape[1:]
+        self.classes = classes or max(2, int(y.max()) + 1)
+        self.samples = len(x)
+        ids = np.arange(len(x), dtype=np.int64)
+        self.test_ids = ids[::test_every]
+        self.train_ids = np.setdiff1d(ids, self.test_ids)
+        one_hot = np.eye(self.classes, dtype=np.int64)[y]
+        self._data = mask.blind(key, encoding.encode(x), ids, domain=mask.DATA_DOMAIN)
+        self._labels = mask.blind(key, one_hot, ids, domain=mask.LABEL_DOMAIN)
+
+    def data(self, ids):
+        return self._data[ids]
+
+    def labels(self, ids):
+        return self._labels[ids]
+
+
+@dataclass
+class MemoryAuthority:
+    """Releases every unmasking term it is asked for, and remembers for whom."""
+
+    dataset: MemoryDataset
+    key: bytes = KEY
+    mode: str = "paper"
+    budget_rank: int | None = None
+    log: list = field(default_factory=list)
+    away: int = 0
+    refuse_after: int | None = None
+
+    def describe(self, dataset):
+        set_ = self.dataset
+        dim = int(np.prod(set_.shape))
+        rank = dim // 4 if self.budget_rank is None else self.budget_rank
+        return DatasetInfo(
+            set_.name, set_.shape, set_.classes, set_.encoding, set_.samples, rank, self.mode
+        )
+
+    def _enter(self, kind, ids, receiver):
+        if self.away:
+            self.away -= 1
+            raise AuthorityUnavailable("authority: nobody answers")
+        if self.refuse_after is not None and len(self.log) >= self.refuse_after:
+            raise BudgetError("sample 0: rank 200 of 196 allowed")
+        self.log.append((kind, len(ids), receiver))
+
+    def _mask(self, ids):
+        return mask.masks(self.key, ids, self.dataset.shape, domain=mask.DATA_DOMAIN)
+
+    def forward_key(self, dataset, ids, linear, *, receiver):
+        self._enter("forward", ids, receiver)
+        return mask.forward(linear, self._mask(ids))
+
+    def gradient_key(self, dataset, ids, geometry, delta, *, receiver):
+        self._enter("gradient", ids, receiver)
+        return mask.gradient(geometry, delta, self._mask(ids))
+
+    def label_key(self, dataset, ids, *, receiver):
+        self._enter("labels", ids, receiver)
+        shape = (self.dataset.classes,)
+        return mask.masks(self.key, ids, shape, domain=mask.LABEL_DOMAIN)
+
+
+def blobs(n=200, shape=(6, 5, 1), classes=3, seed=0, offset=0.0, spread=0.15):
+    """Separable samples in [offset - 1, offset + 1], with an encoding that fits."""
+    rng = np.random.default_rng(seed)
+    centres = rng.uniform(-0.5, 0.5, (classes, *shape))
+    y = rng.integers(0, classes, n)
+    x = np.clip(centres[y] + rng.normal(0, spread, (n, *shape)), -1, 1) + offset
+    encoding = Encoding(scale=1 / 127, offset=offset, bits=8)
+    return encoding.decode(encoding.encode(x)), y, encoding

@@ -1,0 +1,154 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from cloister.crypto.csprng import InsecureSeededRandom
+from cloister.errors import InputError, RangeError, ShapeError
+from cloister.fe.encoding import Encoding
+from cloister.training.sources import PIXELS, Encoder, chunks, open_source
+
+RNG = InsecureSeededRandom(3)
+
+
+def source(path, **names):
+    return open_source(path, **({"x": "x", "y": "y", "label": "label"} | names))
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "table.csv"
+
+    def write(text):
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def everything(found, encoder, *, test_fraction=0.0):
+    classes = np.arange(len(found.names))
+    got = list(chunks(found, encoder, classes=classes, test_fraction=test_fraction, rng=RNG))
+    return tuple(
+        np.concatenate([getattr(chunk, name) for chunk in got]) for name in ("x", "labels", "test")
+    )
+
+
+def test_pixels_are_exact_and_their_order_is_forgotten(tmp_path):
+    pixels = np.arange(256, dtype=np.uint8).reshape(32, 8, 1)
+    np.savez_compressed(tmp_path / "a.npz", pictures=pixels, kinds=np.arange(32) // 8)
+    found = source(tmp_path / "a.npz", x="pictures", y="kinds")
+    assert (found.shape, found.kind, len(found.names)) == ((8, 1, 1), "pixels", 4)
+    x, labels, test = everything(found, Encoder(found, PIXELS), test_fraction=0.25)
+    assert x.min() == -128
+    order = (x[:, 0, 0, 0] + 128) // 8
+    np.testing.assert_array_equal(np.sort(order), np.arange(32))
+    assert not np.array_equal(order, np.arange(32))
+    np.testing.assert_array_equal(x[:, :, 0, 0] + 128, pixels[order, :, 0])
+    np.testing.assert_array_equal(labels, order // 8)
+    assert test.sum() == 8
+
+
+def test_values_outside_the_range_are_named_or_clipped(tmp_path):
+    values = np.linspace(-1, 1, 24).reshape(6, 4)
+    values[3, 2] = 5
+    np.savez(tmp_path / "a.npz", x=values, y=np.zeros(6, int))
+    found = source(tmp_path / "a.npz")
+    encoding = Encoding.for_range(-1, 1)
+    with pytest.raises(RangeError, match=r"sample 3, element \(0, 0, 2\).*outside"):
+        everything(found, Encoder(found, encoding))
+    x, _, _ = everything(found, Encoder(found, encoding, clip=True))
+    assert x.max() == 127
+    values[3, 2] = np.nan
+    np.savez(tmp_path / "b.npz", x=values, y=np.zeros(6, int))
+    found = source(tmp_path / "b.npz")
+    for clip in (False, True):
+        with pytest.raises(RangeError, match="missing"):
+            everything(found, Encoder(found, encoding, clip=clip))
+
+
+def test_tables_are_scaled_by_column(table):
+    path = table("age,label,height\n10,sick,1.5\n30,well,1.7\n20,sick,1.6\n")
+    found = source(path)
+    assert found.columns == ("age", "height")
+    assert found.names == ("sick", "well")
+    assert found.ranges() == {"age": (10.0, 30.0), "height": (1.5, 1.7)}
+    encoding = Encoding.for_range(-1, 1)
+    x, labels, _ = everything(found, Encoder(found, encoding, ranges=found.ranges()))
+    rows = {(*row, int(label)) for row, label in zip(x[:, 0, 0].tolist(), labels, strict=True)}
+    assert rows == {(-127, -127, 0), (127, 127, 1), (0, 0, 0)}
+    narrow = {"age": (10.0, 25.0), "height": (1.5, 1.7)}
+    with pytest.raises(RangeError, match="sample 1, column age"):
+        everything(found, Encoder(found, encoding, ranges=narrow))
+    with pytest.raises(InputError, match="same names"):
+        Encoder(found, encoding, ranges={"age": (0.0, 1.0)})
+    with pytest.raises(InputError, match="column height"):
+        Encoder(found, encoding, ranges=narrow | {"height": (2.0, 1.0)})
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("a,label\n1,x\nnan,y\n", RangeError, "line 3, column a"),
+        ("a,label\n1,x\n,y\n", RangeError, "line 3, column a"),
+        ("a,label\n1,x\n1e999,y\n", RangeError, "line 3, column a"),
+        ("a,label\n1,\n", RangeError, "line 2, column label"),
+        ("a,label\n1,x,3\n", ShapeError, "line 2: 3 cells"),
+        ("a,b\n1,x\n", InputError, "--label"),
+        ("", InputError, "--label"),
+        ("a,label\n", InputError, "no samples"),
+        ("a,a,label\n1,2,x\n", InputError, "different names"),
+    ],
+)
+def test_bad_tables_are_named(table, text, error, message):
+    with pytest.raises(error, match=message):
+        source(table(text))
+
+
+def test_pictures_in_folders(tmp_path):
+    generator = np.random.default_rng(1)
+    plain = {}
+    for kind in ("cat", "dog"):
+        (tmp_path / kind).mkdir()
+        for i in range(3):
+            pixels = generator.integers(0, 256, (5, 4), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / kind / f"{i}.png")
+            plain[pixels.tobytes()] = kind
+    found = source(tmp_path)
+    assert (found.shape, found.names) == ((5, 4, 1), ("cat", "dog"))
+    x, labels, _ = everything(found, Encoder(found, PIXELS))
+    for sample, label in zip(x, labels, strict=True):
+        assert plain[(sample + 128).astype(np.uint8).tobytes()] == found.names[label]
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "dog" / "odd.png")
+    found = source(tmp_path)
+    with pytest.raises(ShapeError, match=r"odd\.png"):
+        everything(found, Encoder(found, PIXELS))
+    (tmp_path / "dog" / "odd.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"odd\.png"):
+        everything(found, Encoder(found, PIXELS))
+
+
+def test_unusable_inputs(tmp_path):
+    good = tmp_path / "good.npz"
+    np.savez(good, x=np.zeros((3, 2)), y=np.zeros(3, int))
+    data = good.read_bytes()
+    (tmp_path / "cut.npz").write_bytes(data[: len(data) // 2])
+    np.savez(tmp_path / "names.npz", a=np.zeros(3))
+    np.savez(tmp_path / "float_labels.npz", x=np.zeros((3, 2)), y=np.zeros(3))
+    np.savez(tmp_path / "few.npz", x=np.zeros((3, 2)), y=np.zeros(2, int))
+    np.savez(tmp_path / "objects.npz", x=np.array([{}, {}]), y=np.zeros(2, int))
+    np.savez(tmp_path / "negative.npz", x=np.zeros((3, 2)), y=np.full(3, -1))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.txt").write_text("hello")
+    for name, error, message in (
+        ("cut.npz", InputError, "readable"),
+        ("names.npz", InputError, "holds no array 'x' but a"),
+        ("float_labels.npz", ShapeError, "class number"),
+        ("few.npz", ShapeError, "class number"),
+        ("objects.npz", InputError, "plain"),
+        ("negative.npz", RangeError, "begin at 0"),
+        ("empty", InputError, "no pictures"),
+        ("text.txt", InputError, "give an .npz"),
+        ("none.npz", InputError, "no such"),
+    ):
+        with pytest.raises(error, match=message):
+            source(tmp_path / name)
