@@ -110,6 +110,20 @@ def separable() -> onnx.ModelProto:
     return net.model(net.op("Flatten", net.op("GlobalMaxPool", x)))
 
 
+def depthwise() -> onnx.ModelProto:
+    """Depthwise convolutions first, last, twice in a row, strided, dilated, after a residual add."""
+    net = Net(8)
+    x = net.conv(net.input("image", 6, 11, 14), 6, 6, group=6, pads=[1, 1, 1, 1])
+    x = net.op("Relu", net.conv(x, 6, 20, (1, 1)))
+    y = net.op("Relu", net.conv(x, 20, 20, (5, 3), group=20, strides=[2, 1], pads=[2, 0, 2, 1]))
+    y = net.conv(y, 20, 20, (2, 2), group=20, dilations=[2, 1])
+    y = net.op("Relu", net.conv(y, 20, 9, (1, 1)))
+    z = net.op("Add", net.conv(y, 9, 9, (1, 1)), y)
+    z = net.op("Clip", z, net.constant(np.float32(-1)), net.constant(np.float32(1)))
+    early = net.conv(z, 9, 9, group=9, pads=[1, 1, 1, 1])
+    return net.model(early, net.gemm(net.op("Flatten", net.op("GlobalMaxPool", z)), 9, 3))
+
+
 def transposed() -> onnx.ModelProto:
     """An encoder and a decoder with a transposed convolution; image to image."""
     net = Net(4)
@@ -155,7 +169,9 @@ def several() -> onnx.ModelProto:
 
 ALL: dict[str, Callable[[], onnx.ModelProto]] = {
     build.__name__: build
-    for build in (chain, residual, branches, separable, transposed, sequence, text, several)
+    for build in (
+        chain, residual, branches, separable, depthwise, transposed, sequence, text, several
+    )
 }
 
 
