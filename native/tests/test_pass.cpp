@@ -332,10 +332,14 @@ WindowShape pooling(Kind kind, int64_t k, int64_t kw, int64_t stride, int64_t pa
 
 int main() {
   const WindowShape windows[] = {
-      pooling(Kind::max, 2, 2, 2, 0, 4, 5),       pooling(Kind::max, 3, 3, 2, 1, 4, 5),
-      pooling(Kind::average, 7, 9, 1, 0, 1, 1),   pooling(Kind::depthwise, 3, 3, 1, 1, 7, 9),
-      pooling(Kind::depthwise, 3, 3, 2, 1, 4, 5), pooling(Kind::depthwise, 5, 5, 1, 2, 7, 9),
+      pooling(Kind::max, 2, 2, 2, 0, 4, 5),
+      pooling(Kind::max, 3, 3, 2, 1, 4, 5),
+      pooling(Kind::average, 7, 9, 1, 0, 1, 1),
+      pooling(Kind::depthwise, 3, 3, 1, 1, 7, 9),
+      pooling(Kind::depthwise, 3, 3, 2, 1, 4, 5),
+      pooling(Kind::depthwise, 5, 5, 1, 2, 7, 9),
       pooling(Kind::depthwise, 7, 7, 1, 3, 7, 9),
+      {Kind::depthwise, 3, 3, 2, 1, 2, 3, 2, 3, 4, 9, false, {}, {}, -0.5f, 0.5f},
   };
   for (bool extreme : {false, true}) {
     for (bool full : {false, true}) {

@@ -330,6 +330,17 @@ def test_depthwise_into_products(name, terms, isa):
     run(case).assert_equal(expected(case))
 
 
+@pytest.mark.parametrize("n", [1, 2, 5])
+@pytest.mark.parametrize("reply", [False, True])
+@pytest.mark.parametrize("name", DEPTHWISE)
+def test_threads_do_not_change_depthwise_windows(name, reply, n, isa):
+    size, window = DEPTHWISE[name]
+    case = Case(size, n=n, reply=reply, window=window, residual=reply, terms=(2,))
+    made, truth = case.native(), expected(case)
+    for threads in (4, 1, 3):
+        run(case, made=made, threads=threads).assert_equal(truth)
+
+
 def test_depthwise_rounds_every_step(isa):
     """Sums whose value depends on the order, and products that a fused step would not round."""
     size, window = DEPTHWISE["3x3"]

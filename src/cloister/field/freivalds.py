@@ -79,17 +79,15 @@ def coefficient_count(geometry: Geometry) -> int:
 
 def draw(linear: LinearMap, *, rng: Csprng) -> CheckVectors:
     """Fresh check vectors of a linear map."""
-    vectors = _factors(linear, rng=rng)
-    geometry = linear.geometry
-    if keeps_factors(geometry):
-        return vectors
-    return CheckVectors(vectors.a, vectors.b, _expanded(geometry, vectors), None)
+    factors = _factors(linear, rng=rng)
+    if keeps_factors(linear.geometry):
+        return factors
+    return _multiplied_out(linear.geometry, factors)
 
 
 def draw_dense(linear: LinearMap, *, rng: Csprng) -> CheckVectors:
     """Fresh check vectors with one coefficient for every element of a request."""
-    vectors = _factors(linear, rng=rng)
-    return CheckVectors(vectors.a, vectors.b, _expanded(linear.geometry, vectors), None)
+    return _multiplied_out(linear.geometry, _factors(linear, rng=rng))
 
 
 def _factors(linear: LinearMap, *, rng: Csprng) -> CheckVectors:
@@ -105,7 +103,9 @@ def _factors(linear: LinearMap, *, rng: Csprng) -> CheckVectors:
     return CheckVectors(a, b, rows, columns)
 
 
-def _expanded(geometry: Geometry, vectors: CheckVectors) -> UInt64[np.ndarray, "h w c"]:
+def _multiplied_out(geometry: Geometry, factors: CheckVectors) -> CheckVectors:
+    if factors.columns is None:
+        return factors
     t = np.empty(geometry.in_shape, np.uint64)
-    _native.freivalds_expand(geometry.to_tuple(), vectors.columns, vectors.rows, t)
-    return t
+    _native.freivalds_expand(geometry.to_tuple(), factors.columns, factors.rows, t)
+    return CheckVectors(factors.a, factors.b, t, None)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from cloister.graph.graph import Graph, Node
 from cloister.graph.linear_nodes import integers
 
-
 KINDS = ("max", "avg", "depthwise")
 """By the number the native pass knows them by."""
 

@@ -128,7 +128,7 @@ class WorkerMaker:
         """`A r` of every blinded node for one pad id, bit for bit what blinded.PadMaker computes.
 
         Secret   the result; the workers' views are uniform and independent of it unless all collude
-        Error    a wrong answer passes with probability at most 2 / P52 < 2^-50
+        Error    a wrong answer passes with probability at most 3 / P52 < 2^-50
         Source   Slalom (arXiv:1806.03287) section 3.2; deviation: made by workers, in shares
         Raises   VerificationError, ProtocolError naming the worker, which is dropped;
                  WorkerUnavailable when fewer than two are left; InputError unless ids increase
