@@ -114,11 +114,11 @@ def test_what_a_client_loaded_goes_with_it():
     first, second = RpcLink(server.address), RpcLink(server.address)
     first.load_linear(1, linear())
     with pytest.raises(WorkerUnavailable, match="worker memory"):
-        second.load_linear(1, linear())
+        second.load_linear(1, linear(1))
     first.close()
     for _ in range(200):
         try:
-            second.load_linear(1, linear())
+            second.load_linear(1, linear(1))
             break
         except WorkerUnavailable:
             threading.Event().wait(0.05)

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from cloister.wire import shm
 from cloister.wire.codec import encode
 from cloister.wire.messages import Answer, Loaded, TensorSpec, Welcome
 from cloister.wire.packets import pack_answer
-from cloister.wire.shm import start_local_worker
+from cloister.wire.shm import connect_local_worker, start_local_worker
 from wire.loopback import U32, ask, blinded, expected, honest, linear, slow
 
 
@@ -121,11 +122,64 @@ def test_closing_ends_the_process():
         os.kill(link.pid, 0)
 
 
+def test_connections_to_one_process_are_used_by_threads_and_closed_one_by_one():
+    links = connect_local_worker(3)
+    assert len({link.pid for link in links}) == len({link.name for link in links}) == 1
+    found = {}
+
+    def work(k):
+        # The first two share a map; each names it as it likes.
+        links[k].load_linear(k, linear(k // 2))
+        for request in range(1, 20):
+            found[k] = ask(links[k], request, blinded(seed=k), target_id=k)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for k in range(3):
+        assert (found[k] == slow(linear(k // 2), blinded(seed=k))).all()
+    for closed in range(3):
+        os.kill(links[closed].pid, 0)
+        links[closed].close()
+        for k in range(closed + 1, 3):
+            again = ask(links[k], 100 + closed, blinded(seed=k), target_id=k)
+            assert (again == found[k]).all()
+    with pytest.raises(ProcessLookupError):
+        os.kill(links[0].pid, 0)
+
+
+def test_a_broken_protocol_on_one_connection_leaves_the_others_alone():
+    broken, other = connect_local_worker(2)
+    other.load_linear(1, linear())
+    broken._channel.send(b"nonsense")
+    with pytest.raises(WorkerUnavailable, match="closed the connection"):
+        ask(broken, 1, blinded())
+    assert (ask(other, 1, blinded()) == slow(linear(), blinded())).all()
+    broken.close()
+    other.close()
+
+
+def test_a_link_that_is_cut_off_does_not_wait_any_longer():
+    (link,) = connect_local_worker(1)
+    link.load_linear(1, linear())
+    os.kill(link.pid, signal.SIGSTOP)
+    link.submit(1, 1, (blinded(),), expected())
+    timer = threading.Timer(0.1, link.cut)
+    timer.start()
+    with pytest.raises(WorkerUnavailable, match="cut off"):
+        link.receive(1, timeout_s=60)
+    timer.join()
+    link.close()
+    link.cut()
+
+
 def test_the_worker_leaves_when_its_parent_is_killed():
     parent = textwrap.dedent(
         """
         import sys, time
-        from cloister.wire.shm import start_local_worker
+        from cloister.wire.shm import connect_local_worker, start_local_worker
         print(start_local_worker().pid, flush=True)
         time.sleep(600)
         """

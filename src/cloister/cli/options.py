@@ -44,6 +44,12 @@ ActivationBits = Annotated[
     typer.Option("--activation-bits", help="Signed bits of the activations. Default: 12."),
 ]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of the trusted side.")]
+Lanes = Annotated[
+    int | None,
+    typer.Option(
+        "--lanes", min=1, help="Messages on their way at once. Default: one for each worker."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 PadStoreFolder = Annotated[
     Path, typer.Option("--store", metavar="PATH", help="Folder of sealed pads.")

@@ -59,6 +59,7 @@ def run(
     batch: Annotated[
         int, typer.Option("--batch", min=1, help="Inputs per message.")
     ] = DEFAULT_BATCH,
+    lanes: options.Lanes = None,
     timeout: Annotated[
         float, typer.Option("--timeout", min=0.001, help="Seconds a worker may take per layer.")
     ] = DEFAULT_TIMEOUT_S,
@@ -88,7 +89,9 @@ def run(
         inputs=read,
         preprocessing=preprocessing,
     )
-    plan = recipe.plan(graph)
+    # Only the integers are needed from here on; the model's float32 weights go with the graph.
+    plan = recipe.plan(graph).without_float_weights()
+    del graph
     with (
         Session(
             plan,
@@ -97,6 +100,7 @@ def run(
             threads=threads,
             worker_threads=worker_threads,
             batch=batch,
+            lanes=lanes,
             timeout_s=timeout,
         ) as session,
         progress("inputs") as update,

@@ -99,21 +99,23 @@ class Session:
         self, workers: Sequence[str | WorkerLink] | None, worker_threads: int, lanes: int
     ) -> list[Worker]:
         if workers is None:
-            links = connect_local_worker(lanes, threads=worker_threads)
-            return [Worker(links[0].name, list(links))]
+            local = connect_local_worker(lanes, threads=worker_threads)
+            return [Worker(local[0].name, list(local))]
         if isinstance(workers, str):
             raise PlanError("workers= takes a list, such as ['host:port']")
         if not workers:
             raise PlanError("the plan sends work to a worker, but workers= is empty")
         found: dict[str, Worker] = {}
         for i, worker in enumerate(workers):
+            links: list[WorkerLink] = []
             if isinstance(worker, str):
                 # Lanes go round the workers, so the first ones may get one more.
                 count = max(1, -(-(lanes - i) // len(workers)))
-                links = [RpcLink(worker, timeout_s=self._timeout_s) for _ in range(count)]
+                links += [RpcLink(worker, timeout_s=self._timeout_s) for _ in range(count)]
                 name = worker
             else:
-                links, name = [worker], worker.name
+                links.append(worker)
+                name = worker.name
             known = found.setdefault(name, Worker(name, []))
             if known.links and not _one_process(known.links[0], links[0]):
                 raise PlanError("workers= names one worker twice: a liar would get a second chance")

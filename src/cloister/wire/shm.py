@@ -6,7 +6,6 @@ Control packets (packets.py) go over a socket pair; both sides block in the kern
 """
 
 import contextlib
-import os
 import select
 import socket
 import subprocess

@@ -25,7 +25,7 @@ from cloister.wire.messages import (
 )
 from cloister.worker.cpu_maps import CpuMap
 from cloister.worker.targets import Shared, Target, TargetStore, key_of_linear, key_of_segment
-from cloister.worker.torch_maps import TorchMap, check_device
+from cloister.worker.torch_maps import Int8Map, TorchMap, check_device, make_map
 
 MAX_TARGETS = 4096
 
@@ -113,14 +113,14 @@ class Engine:
     def _linear(self, linear: LinearMap) -> Target:
         if self._device == "cpu":
             return _LinearTarget(CpuMap(linear, threads=self._threads))
-        return _LinearTarget(TorchMap(linear, device=self._device))
+        return _LinearTarget(make_map(linear, device=self._device))
 
     def _segment(self, model: bytes) -> Target:
         return _SegmentTarget(model, device=self._device, threads=self._threads)
 
 
 class _LinearTarget:
-    def __init__(self, linear: CpuMap | TorchMap) -> None:
+    def __init__(self, linear: CpuMap | TorchMap | Int8Map) -> None:
         self._map = linear
 
     def run(self, tensors: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:

@@ -105,7 +105,7 @@ class TargetStore:
 def key_of_linear(linear: LinearMap) -> bytes:
     """What two linear maps have in common exactly if they are the same map."""
     digest = hashlib.sha256(repr(astuple(linear.geometry)).encode())
-    digest.update(np.ascontiguousarray(linear.weights))
+    digest.update(np.ascontiguousarray(linear.weights).data)
     return b"linear" + digest.digest()
 
 

@@ -10,6 +10,7 @@ from cloister.cli.bench.figure import figure
 from cloister.cli.bench.inference import inference
 from cloister.cli.bench.layers import bench_layers
 from cloister.cli.bench.pads import pads
+from cloister.cli.bench.roundtrip import roundtrip
 from cloister.cli.bench.training import training
 from cloister.cli.bench.transport import transport
 from cloister.cli.console import emit_json, out, table
@@ -18,6 +19,7 @@ app = typer.Typer(help="Measure Cloister against plain engines.")
 app.command()(inference)
 app.command()(pads)
 app.command()(transport)
+app.command()(roundtrip)
 app.command()(figure)
 app.command()(fe)
 app.command()(training)
