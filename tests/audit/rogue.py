@@ -1,8 +1,8 @@
 """A curious server against a real authority in this process: it sees P and what keys release."""
 
 import numpy as np
-from cloister.authority.authority import Authority, Terms, label_info, part_info
 
+from cloister.authority.authority import Authority, Terms, label_info, part_info
 from cloister.crypto.csprng import InsecureSeededRandom
 from cloister.fe import mask
 from cloister.fe.encoding import Encoding

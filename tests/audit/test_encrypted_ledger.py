@@ -9,8 +9,6 @@ import threading
 
 import numpy as np
 import pytest
-from cloister.authority.authority import Terms
-from cloister.authority.functions import check_size
 from sklearn.datasets import load_breast_cancer
 
 from audit import leaks
@@ -18,6 +16,8 @@ from audit.rogue import NAME, Rogue
 from cloister.audit.encrypted.lattice import IntegerDecoder
 from cloister.audit.encrypted.prior import from_public, uninformed
 from cloister.audit.encrypted.run import run_attacks
+from cloister.authority.authority import Terms
+from cloister.authority.functions import check_size
 from cloister.errors import BudgetError, CloisterError, EncryptionError, FunctionError
 from cloister.field.linear import Geometry, LinearMap
 
