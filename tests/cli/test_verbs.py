@@ -76,7 +76,7 @@ def test_run(cloister, model_file, pictures, tmp_path):
     for path in pictures:
         assert str(path) in ran.out
     assert ran.out.count(" %") == 2 * len(pictures)
-    for text in ("3 inputs, policy slalom", "pads used 3 (inline", "2^-50.4", "hardware rooted: no",
+    for text in ("3 inputs, policy slalom", "pads used 3 (inline", "2^-50.9", "hardware rooted: no",
                  "calibrated on the inputs themselves", "the worker learns"):  # fmt: skip
         assert text in ran.out, text
     expected = float32_outputs(model_file, pictures)
@@ -93,7 +93,7 @@ def test_run_json(cloister, model_file, pictures, policy):
     assert set(found["report"]) >= RUN_KEYS
     assert found["report"]["pads_used"] == (3 if policy in ("slalom", "blinded") else 0)
     assert (found["report"]["soundness_bits"] or 0) == pytest.approx(
-        50.4 if policy in ("slalom", "verified") else 0, abs=0.1
+        50.9 if policy in ("slalom", "verified") else 0, abs=0.1
     )
     assert found["claims"]["policy"] == policy
     assert [output["input"] for output in found["outputs"]] == [str(path) for path in pictures]

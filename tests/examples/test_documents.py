@@ -33,7 +33,7 @@ def test_python_of_the_readme_runs():
         [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "50.4 bits" in done.stdout
+    assert "50.9 bits" in done.stdout
     assert "blinded+verified" in done.stdout
 
 
