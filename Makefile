@@ -68,6 +68,9 @@ native-test: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/cloister bench layers
 	$(BIN)/cloister bench transport
+	$(BIN)/cloister bench fe
+	$(BIN)/cloister bench training --quick
+	$(BIN)/python benchmarks/authority_rate.py
 	@mkdir -p build
 	$(BIN)/cloister bench inference --model vgg16 --model mobilenet_v1 --model resnet50 --policy slalom --threads 1 \
 		--figure build/ratios.svg

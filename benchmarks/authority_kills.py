@@ -102,7 +102,9 @@ def measure(kills: int, clients: int, samples: int, place: Path) -> dict[str, ob
     with Authority.create(folder, rng=SystemRandom()) as authority:
         local = LocalClient(authority)
         info = DatasetInfo("set", (1, 1, DIM), 2, Encoding(1.0, 0.0, 8), 0, BUDGET)
-        local.create_dataset(info, label_key=secrets.token_bytes(32), terms=Terms())
+        # Many functions and exact values: what has to survive is the books of several requests.
+        terms = Terms(one_function=False, value_bits=32, max_bits=1 << 40)
+        local.create_dataset(info, label_key=secrets.token_bytes(32), terms=terms)
         part, digest = secrets.token_hex(16), secrets.token_hex(32)
         local.register_part("set", part, samples, digest, key=secrets.token_bytes(32))
     token = tokens.issue(folder / FILE, "server", name="load", rng=SystemRandom())

@@ -111,7 +111,7 @@ def separable() -> onnx.ModelProto:
 
 
 def depthwise() -> onnx.ModelProto:
-    """Depthwise convolutions first, last, twice in a row, strided, dilated, after a residual add."""
+    """Depthwise convolutions: first, last, twice in a row, strided, dilated, behind an add."""
     net = Net(8)
     x = net.conv(net.input("image", 6, 11, 14), 6, 6, group=6, pads=[1, 1, 1, 1])
     x = net.op("Relu", net.conv(x, 6, 20, (1, 1)))
@@ -170,7 +170,15 @@ def several() -> onnx.ModelProto:
 ALL: dict[str, Callable[[], onnx.ModelProto]] = {
     build.__name__: build
     for build in (
-        chain, residual, branches, separable, depthwise, transposed, sequence, text, several
+        chain,
+        residual,
+        branches,
+        separable,
+        depthwise,
+        transposed,
+        sequence,
+        text,
+        several,
     )
 }
 

@@ -3,11 +3,13 @@
 import subprocess
 import sys
 
+import pytest
+
 import cloister
 
 EXPORTED = {
     "CloisterError", "Graph", "Plan", "Precision", "Report", "Result", "Session", "Transcript",
-    "VerificationError", "from_keras", "from_torch", "load", "policies",
+    "VerificationError", "fe", "from_keras", "from_torch", "load", "policies", "training",
 }  # fmt: skip
 
 
@@ -16,6 +18,29 @@ def test_exported_members():
     assert list(cloister.__all__) == sorted(cloister.__all__)
     for name in EXPORTED:
         assert getattr(cloister, name).__doc__
+
+
+def test_exported_members_of_functional_encryption_and_training():
+    wanted = {"DatasetInfo", "Encoding", "KeyService", "Mode", "Receiver", "ddh", "lwe", "mask",
+              "matrix"}  # fmt: skip
+    assert set(cloister.fe.__all__) == wanted
+    for name in wanted - {"Mode", "Receiver"}:
+        assert getattr(cloister.fe, name).__doc__
+    wanted = {"EncryptedConv2d", "EncryptedDataset", "EncryptedLinear", "GaussianNoise", "Trainer"}
+    assert set(cloister.training.__all__) == wanted <= set(dir(cloister.training))
+    for name in wanted:
+        assert getattr(cloister.training, name).__doc__
+        assert getattr(cloister.training, name).__name__ == name
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = cloister.training.nothing
+
+
+def test_data_sets_are_read_without_pytorch():
+    code = (
+        "import sys; sys.modules.update(torch=None); import cloister as cl; "
+        "cl.training.EncryptedDataset, cl.fe.mask.gradient, cl.fe.ddh.setup"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_import_needs_no_machine_learning_framework():

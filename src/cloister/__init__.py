@@ -5,6 +5,7 @@ import os
 # Before anything loads ONNX Runtime, which otherwise reports what it runs to its maker.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
+from cloister import fe, training
 from cloister.errors import CloisterError, VerificationError
 from cloister.graph.graph import Graph
 from cloister.graph.sources import from_keras, from_torch, load
@@ -25,8 +26,10 @@ __all__ = [
     "Session",
     "Transcript",
     "VerificationError",
+    "fe",
     "from_keras",
     "from_torch",
     "load",
     "policies",
+    "training",
 ]

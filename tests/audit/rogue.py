@@ -11,6 +11,8 @@ from cloister.field.linear import LinearMap
 from cloister.wire.releases import Release
 
 NAME = "victims"
+ANY = {"one_function": False, "value_bits": 32, "max_bits": 2**40}
+"""Terms under which rank alone counts: what the other limits are there for."""
 
 
 class Rogue:
@@ -28,7 +30,7 @@ class Rogue:
         self.authority.create_dataset(
             self.info,
             sealed_label_key=public.seal(b"L" * 32, info=label_info(NAME)),
-            terms=terms or Terms(allow_unbounded_leakage=mode == "paper"),
+            terms=terms or Terms(allow_unbounded_leakage=mode == "paper", **ANY),
         )
         self.p = np.empty(x.shape, np.uint32)
         for part, ids in enumerate(np.array_split(np.arange(len(x)), parts)):

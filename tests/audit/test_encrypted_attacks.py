@@ -3,15 +3,17 @@
 Scores are asserted with margins on both sides of the stated thresholds; nothing is a near miss.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_breast_cancer, load_digits
 
 from audit import leaks
 from cloister.audit.encrypted.batch import gradient_batches, joint_solve
-from cloister.audit.encrypted.evidence import collect
+from cloister.audit.encrypted.evidence import blur_width, collect
 from cloister.audit.encrypted.functionals import gather, patches, rows_of, scatter
-from cloister.audit.encrypted.lattice import IntegerDecoder, reduce
+from cloister.audit.encrypted.lattice import IntegerDecoder, NoisyDecoder, reduce
 from cloister.audit.encrypted.population import learn_prior
 from cloister.audit.encrypted.prior import from_public, uninformed
 from cloister.audit.encrypted.run import ATTACKS, run_attacks
@@ -404,3 +406,37 @@ def test_linear_reference_agrees(digits, rng):
 
     words = linear_map(LinearMap(CONV, release.functional), leaks.as_ring(x))
     np.testing.assert_array_equal(leaks.centred(words), release.values)
+
+
+@pytest.mark.parametrize("width", [2.0, 64.0])
+def test_noise_that_leaves_one_plausible_point_is_decoded_through(width):
+    """Four times as many answers as elements: the noisy decoder finds the integers all the same."""
+    rng = np.random.default_rng(8)
+    images = rng.integers(-127, 128, (6, 1, 1, 10))
+    weights = rng.integers(-3000, 3001, (40, 10))
+    decoder = NoisyDecoder(weights, uninformed((1, 1, 10), low=-127, high=127), width=width)
+    for x in images.reshape(6, 10):
+        answers = weights @ x + np.floor(rng.uniform(-width / 2, width / 2, 40))
+        np.testing.assert_array_equal(decoder.decode(answers), x)
+
+
+def test_the_width_of_a_blur_follows_from_the_weights():
+    rows = np.array([[1.0, -1.0, 2.0], [5.0, 0.0, 0.0]])
+    assert blur_width(rows, bound=127, value_bits=8) == 8
+    assert blur_width(rows, bound=127, value_bits=32) == 0
+    assert blur_width(np.zeros((2, 3)), bound=127, value_bits=1) == 0
+
+
+def test_attacks_allow_for_the_blur():
+    """A box program that insisted on blurred values would find no image at all."""
+    x = np.zeros((1, 12, 12, 1), np.int64)
+    x[:, 3:7, 3:9] = 100
+    rng = np.random.default_rng(2)
+    weights = rng.choice([-1, 1], (70, 144))
+    release = leaks.forward(x, np.arange(1), leaks.dense((12, 12, 1), 70), weights)
+    blurred = replace(release, values=release.values + rng.integers(-32, 32, release.values.shape))
+    prior = uninformed((12, 12, 1), low=0, high=127)
+    _, findings = run_attacks([blurred], prior, value_bits=9)
+    box = next(finding for finding in findings if finding.attack == "box program")
+    assert np.abs(box.x - x.reshape(1, -1)).mean() < 8
+    assert not any(finding.determined for finding in findings)

@@ -10,6 +10,9 @@ from cloister.fe import mask
 from cloister.fe.encoding import Encoding
 from cloister.fe.keyservice import DatasetInfo
 
+ANY = {"one_function": False, "value_bits": 32, "max_bits": 2**40}
+"""Terms under which rank alone counts: any functions, exact values."""
+
 
 @dataclass
 class Kit:
@@ -53,7 +56,7 @@ def make_kit(
     authority = Authority.create(folder, rng=SystemRandom())
     budget = dim // 4 if budget is None else budget
     info = DatasetInfo(name, shape, 3, Encoding(1.0, 0.0, bits), 0, budget, mode)
-    terms = terms or Terms(allow_unbounded_leakage=mode == "paper")
+    terms = terms or Terms(allow_unbounded_leakage=mode == "paper", **ANY)
     sealed = authority.identity.public.seal(bytes(range(32)), info=label_info(name))
     authority.create_dataset(info, sealed_label_key=sealed, terms=terms)
     p, y, _ = add_part(authority, name, x, labels)

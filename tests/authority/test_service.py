@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -120,6 +122,50 @@ def test_a_token_cannot_be_given_another_role_or_secret(kit, served):
     served("server", token=token).describe("set")
     assert token.encode() not in (kit.folder / FILE).read_bytes()
     assert token.rpartition("_")[2].encode() not in (kit.folder / f"{FILE}-wal").read_bytes()
+
+
+def test_a_token_for_one_data_set_opens_no_other(kit, served):
+    def bound(role, dataset):
+        token = tokens.issue(kit.folder / FILE, role, name="", dataset=dataset, rng=RNG)
+        return served(role, token=token)
+
+    ids = np.arange(2, dtype=np.int64)
+    assert bound("server", "set").forward_key("set", ids, mixed(2), receiver="server").any()
+    for role in ("server", "trusted"):
+        other = bound(role, "other")
+        for ask in (
+            lambda keys: keys.describe("set"),
+            lambda keys: keys.summary("set"),
+            lambda keys: keys.parts("set"),
+            lambda keys: keys.forward_key("set", ids, mixed(2), receiver="server"),
+            lambda keys: keys.label_key("set", ids, receiver="server"),
+        ):
+            with pytest.raises(FunctionError, match="data set other, not set"):
+                ask(other)
+    client = bound("client", "other")
+    with pytest.raises(FunctionError, match="data set other, not set"):
+        client.register_part("set", "a" * 32, 1, "b" * 64, key=bytes(32))
+    with pytest.raises(FunctionError, match="data set other, not set"):
+        client.label_permutation("set", 3)
+    info = DatasetInfo("third", (2, 2, 1), 5, Encoding(1.0, 0.0, 8), 0, 1)
+    with pytest.raises(FunctionError, match="data set other, not third"):
+        client.create_dataset(info, label_key=bytes(32), terms=Terms())
+    client.create_dataset(replace(info, name="other"), label_key=bytes(32), terms=Terms())
+
+
+def test_a_revoked_token_opens_nothing_at_once(kit, served):
+    path = kit.folder / FILE
+    token = tokens.issue(path, "server", name="farm", rng=RNG)
+    kept = served("server", token=tokens.issue(path, "server", name="other", rng=RNG))
+    keys = served("server", token=token)
+    keys.describe("set")
+    assert tokens.revoke(path, "farm") == 1
+    with pytest.raises(InputError, match="token"):
+        keys.describe("set")
+    kept.describe("set")
+    for name in ("farm", "nobody", ""):
+        with pytest.raises(InputError, match="no token"):
+            tokens.revoke(path, name)
 
 
 def test_clients_make_data_sets_and_share_the_permutation(kit, served):

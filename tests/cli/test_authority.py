@@ -61,6 +61,23 @@ def test_tokens(cloister, refused, folder, tmp_path):
     assert "authority init" in refused("authority", "token", tmp_path / "no", "--role", "server")
 
 
+def test_a_token_can_be_revoked_by_its_name(cloister, refused, folder):
+    for _ in range(2):
+        ran = cloister("authority", "token", folder, "--role", "server", "--name", "gpu farm",
+                       "--dataset", "demo")  # fmt: skip
+        assert ran.code == 0
+    token(cloister, folder, "server")
+    assert cloister("authority", "token", folder, "--revoke", "gpu farm").out == (
+        "2 revoked, at once\n"
+    )
+    assert "no token has this name" in refused("authority", "token", folder, "--revoke", "gpu farm")
+    assert "no token has this name" in refused("authority", "token", folder, "--revoke", "")
+    assert "alone" in refused("authority", "token", folder, "--revoke", "x", "--role", "server")
+    assert "--role" in refused("authority", "token", folder)
+    wrong = ("--role", "server", "--dataset", "../x")
+    assert "no name of a data set" in refused("authority", "token", folder, *wrong)
+
+
 def test_an_empty_budget(cloister, refused, folder):
     assert "no data sets" in cloister("authority", "budget", folder).out
     assert json.loads(cloister("authority", "budget", folder, "--json").out) == []

@@ -122,7 +122,6 @@ def test_own_ranges_are_used_and_said_to_be_public(cloister, to, tmp_path):
     ran = cloister("encrypt", table, *to())
     assert ran.code == 0, ran
     assert "smallest and largest" in ran.err
-    assert "--max-bits" in ran.err
     np.savez(tmp_path / "b.npz", x=np.linspace(0, 3, 8).reshape(4, 2), y=np.arange(4) % 2)
     ran = cloister("encrypt", tmp_path / "b.npz", *to(out="other.cloister"))
     assert ran.code == 0, ran
@@ -188,3 +187,61 @@ def test_a_token_from_a_file(cloister, refused, to, pixels, tmp_path):
     assert cloister("encrypt", path, *options).code == 0
     options[5] = f"@{tmp_path / 'absent'}"
     assert "--token" in refused("encrypt", path, *options)
+
+
+def test_defaults_bound_bits_and_functions(cloister, refused, authority, to, pixels, tmp_path):
+    path, _ = pixels
+    made = cloister("encrypt", path, *to(), "--budget", 2)
+    assert made.code == 0, made
+    assert "values of 8 bits of one function, at most 16 bits" in made.out
+    assert "above --value-bits 4" in refused("encrypt", path, *to(), "--value-bits", 4)
+    loose = (*to(out="loose.cloister"), "--value-bits", 32, "--many-functions")
+    made = cloister("encrypt", path, *loose)
+    assert made.code == 0, made
+    assert "exact of any functions" in made.out
+    # Whoever adds to it has to agree as well.
+    assert "--many-functions" in refused("encrypt", path, *to(out="loose.cloister"))
+    assert cloister("encrypt", path, *loose).code == 0
+    x = np.zeros((3, 16, 20), np.uint8)
+    np.savez(tmp_path / "pictures.npz", x=x, y=np.arange(3))
+    assert cloister("encrypt", tmp_path / "pictures.npz", *to(out="p.cloister")).code == 0
+    assert authority.describe("p").budget_rank == 16 * 20 // 16
+
+
+def test_the_owner_can_keep_the_order(cloister, refused, authority, to, pixels, tmp_path):
+    path, x = pixels
+    kept = tmp_path / "order.npz"
+    assert cloister("encrypt", path, *to()).code == 0
+    made = cloister("encrypt", path, *to(), "--order", kept)
+    assert made.code == 0, made
+    assert "keep it to yourself" in made.err
+    assert kept.stat().st_mode & 0o777 == 0o600
+    opened, plain, _ = decrypted(authority, tmp_path / "set.cloister")
+    with np.load(kept) as found:
+        assert found["ids"].tolist() == list(range(30, 60))
+        assert sorted(found["rows"].tolist()) == list(range(30))
+        np.testing.assert_array_equal(np.rint(plain[30:] * 255).astype(np.uint8), x[found["rows"]])
+        np.testing.assert_array_equal(opened.encoding.decode(found["x"]), plain[30:])
+        np.testing.assert_array_equal(found["y"], found["rows"] % 3)
+    assert "exists" in refused("encrypt", path, *to(), "--order", kept)
+    assert ".npz" in refused("encrypt", path, *to(), "--order", tmp_path / "order.csv")
+
+
+def test_noise_on_samples_is_added_and_stated(cloister, refused, authority, to, pixels, tmp_path):
+    pytest.importorskip("dp_accounting")
+    path, x = pixels
+    assert "sigma" in refused("encrypt", path, *to(), "--noise", -1)
+    assert authority.datasets() == ()
+    order = tmp_path / "order.npz"
+    made = cloister("encrypt", path, *to(), "--noise", 0.5, "--order", order)
+    assert made.code == 0, made
+    assert "epsilon" in made.out
+    assert "labels are not covered" in made.out
+    _, plain, _ = decrypted(authority, tmp_path / "set.cloister")
+    with np.load(order) as found:
+        # The order keeps what was meant, not what was made of it.
+        original = x[found["rows"]] / 255.0
+        assert np.abs(found["x"] / 254.0 + 0.5 - original).max() < 0.01
+    # Cut at the ends of the encoding, which for pixels reach half a range beyond.
+    assert 0.3 < (plain - original).std() < 1
+    assert (plain.min(), plain.max()) == pytest.approx((-0.5, 1.5), abs=0.01)

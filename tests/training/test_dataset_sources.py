@@ -5,7 +5,7 @@ from PIL import Image
 from cloister.crypto.csprng import InsecureSeededRandom
 from cloister.errors import InputError, RangeError, ShapeError
 from cloister.fe.encoding import Encoding
-from cloister.training.sources import PIXELS, Encoder, chunks, open_source
+from cloister.training.sources import PIXELS, Encoder, chunks, open_source, random_order
 
 RNG = InsecureSeededRandom(3)
 
@@ -27,7 +27,15 @@ def table(tmp_path):
 
 def everything(found, encoder, *, test_fraction=0.0):
     classes = np.arange(len(found.names))
-    got = list(chunks(found, encoder, classes=classes, test_fraction=test_fraction, rng=RNG))
+    got = list(
+        chunks(
+            found,
+            encoder,
+            classes=classes,
+            test_fraction=test_fraction,
+            order=random_order(len(found.labels), rng=RNG),
+        )
+    )
     return tuple(
         np.concatenate([getattr(chunk, name) for chunk in got]) for name in ("x", "labels", "test")
     )

@@ -151,7 +151,7 @@ def test_without_the_accountant(monkeypatch):
         raise ImportError(name)
 
     monkeypatch.setattr(module.importlib, "import_module", missing)
-    with pytest.raises(InputError, match="pip install dp-accounting"):
+    with pytest.raises(InputError, match="needs an accountant: pip install 'cloister"):
         epsilon(GaussianNoise(1.0, "gradients"))
 
 

@@ -26,7 +26,8 @@ from cloister.errors import (
 from cloister.training import models
 from cloister.training.frozen import Lift, projection, random_projection
 from cloister.training.noise import GaussianNoise
-from cloister.training.trainer import Settings, Trainer, epoch_order
+from cloister.training.settings import Settings
+from cloister.training.trainer import Trainer, epoch_order
 from training.doubles import MemoryAuthority, MemoryDataset, blobs
 
 PAPER = Settings(
@@ -55,8 +56,8 @@ def trainer(settings, *, model=None, n=200, offset=0.0, authority=None, **more):
     authority = authority or MemoryAuthority(dataset, mode=settings.mode)
     authority.dataset = dataset
     made = Trainer(
-        model or small(), dataset, keys=authority, settings=settings,
-        rng=InsecureSeededRandom(0), optimizer=sgd, **more,
+        model or small(), dataset, keys=authority, rng=InsecureSeededRandom(0), optimizer=sgd,
+        **vars(settings), **more,
     )  # fmt: skip
     return made, authority, (x, y, dataset)
 
@@ -97,7 +98,7 @@ def test_frozen_features_are_the_projection_of_the_samples():
     made.prepare()
     features = made._features[1].numpy()
     rows = made.projection.rows
-    np.testing.assert_allclose(rows @ rows.T, np.eye(len(rows)), atol=1e-9)
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1.0)
     np.testing.assert_allclose(features, x.reshape(len(x), -1) @ rows.T, atol=2e-3)
     assert made.projection.rank == 30 // 4 == features.shape[1]
     assert sum(count for kind, count, _ in authority.log if kind == "forward") == dataset.samples
@@ -236,7 +237,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
 def test_features_of_another_projection_are_refused(tmp_path):
     made, _, _ = trainer(FROZEN, checkpoint_dir=tmp_path)
     made.prepare()
-    other, _, _ = trainer(replace(FROZEN, seed=9), checkpoint_dir=tmp_path)
+    other, _, _ = trainer(replace(FROZEN, rank=5), checkpoint_dir=tmp_path)
     with pytest.raises(EncryptionError, match="another data set or projection"):
         other.prepare()
 
@@ -246,6 +247,7 @@ def test_features_of_another_projection_are_refused(tmp_path):
     ({"allow_unbounded_leakage": True}, "allow_unbounded_leakage"),
     ({"batch": 0}, "batch"),
     ({"first_layer": "both"}, "first_layer"),
+    ({"guard": "none"}, "guard must be ledger"),
     ({"unmask_to": "everyone"}, "unmask_to"),
     ({"noise": GaussianNoise(1.0, "gradients")}, "unmask_to='trusted'"),
     ({"noise": GaussianNoise(1.0, "ciphertexts")}, "before they encrypt"),
@@ -253,6 +255,23 @@ def test_features_of_another_projection_are_refused(tmp_path):
 def test_settings_that_contradict(wrong, message):
     with pytest.raises(InputError, match=message):
         Settings(**wrong)
+    x, y, encoding = blobs(20)
+    dataset = MemoryDataset(x, y, encoding=encoding)
+    with pytest.raises(InputError, match=message):
+        Trainer(
+            small(), dataset, keys=MemoryAuthority(dataset), rng=InsecureSeededRandom(0), **wrong
+        )
+
+
+def test_the_defaults_give_away_the_least():
+    x, y, encoding = blobs(20)
+    dataset = MemoryDataset(x, y, encoding=encoding)
+    keys = MemoryAuthority(dataset, mode="guarded")
+    made = Trainer(small(), dataset, keys=keys, rng=InsecureSeededRandom(0))
+    assert made.settings == Settings()
+    assert (made.settings.first_layer, made.settings.guard) == ("frozen", "ledger")
+    with pytest.raises(TypeError, match="batches"):
+        Trainer(small(), dataset, keys=keys, rng=InsecureSeededRandom(0), batches=3)
 
 
 def test_the_mode_must_be_the_data_sets():
@@ -261,8 +280,8 @@ def test_the_mode_must_be_the_data_sets():
     for settings, mode in ((FROZEN, "paper"), (PAPER, "guarded")):
         with pytest.raises(InputError, match="registered in mode"):
             Trainer(
-                small(), dataset, keys=MemoryAuthority(dataset, mode=mode), settings=settings,
-                rng=InsecureSeededRandom(0),
+                small(), dataset, keys=MemoryAuthority(dataset, mode=mode),
+                rng=InsecureSeededRandom(0), **vars(settings),
             )  # fmt: skip
 
 

@@ -51,8 +51,8 @@ def test_save_and_load(transcript, tmp_path):
     path = tmp_path / "transcript"
     transcript.save(path)
     loaded = Transcript.load(path)
-    assert [vars(entry) | {"payload": None} for entry in loaded.entries] == [
-        vars(entry) | {"payload": None} for entry in transcript.entries
+    assert [entry._asdict() | {"payload": None} for entry in loaded.entries] == [
+        entry._asdict() | {"payload": None} for entry in transcript.entries
     ]
     assert (loaded.entries[0].payload == payload).all()
     assert loaded.entries[1].payload is None

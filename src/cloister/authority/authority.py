@@ -12,15 +12,16 @@ import os
 import re
 import sqlite3
 import threading
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from jaxtyping import Int16, Int64, UInt32
+from jaxtyping import Bool, Int16, Int64, UInt32
 
+from cloister.authority import blur, functions
 from cloister.authority import database as databases
-from cloister.authority import functions
 from cloister.authority.identity import Identity
 from cloister.authority.ledger import Ledger, Spent
 from cloister.authority.records import (
@@ -131,7 +132,7 @@ class Authority:
             self.database.enqueue(
                 lambda connection: _insert(connection, "datasets", row)
             ).wait()  # fmt: skip
-            self._ledger.open_book(info, max_bits=terms.max_bits)
+            self._ledger.open_book(info, limits=terms.limits(info))
             self._datasets[info.name] = _Dataset(info, terms, label_key)
 
     def register_part(
@@ -230,6 +231,8 @@ class Authority:
             ticket = self._ledger.count_trusted(dataset)
         pads = self._masks(found, ids, linear.geometry.in_shape, mask.DATA_DOMAIN)
         term = mask.forward(linear, pads, threads=self._threads)
+        if receiver == "server":
+            self._blur(found, ids, linear, term)
         ticket.wait()
         return term
 
@@ -306,13 +309,35 @@ class Authority:
     def _masks(
         self, found: _Dataset, ids: Int64[np.ndarray, " n"], shape: tuple[int, ...], domain: int
     ) -> UInt32[np.ndarray, "n ..."]:
-        owner = np.searchsorted(found.firsts, ids, side="right") - 1
         out = np.empty((len(ids), *shape), np.uint32)
+        for mine, local, key in self._by_part(found, ids):
+            out[mine] = mask.masks(key, local, shape, domain=domain)
+        return out
+
+    def _blur(
+        self,
+        found: _Dataset,
+        ids: Int64[np.ndarray, " n"],
+        linear: LinearMap,
+        term: UInt32[np.ndarray, "n oh ow oc"],
+    ) -> None:
+        """Subtract the noise, in place, that the unmasked values must keep."""
+        bits = found.terms.limits(found.info).value_bits
+        shift = blur.shift(found.info, linear, bits)
+        if shift == 0:
+            return
+        digest = functions.forward_digest(linear)
+        for mine, local, key in self._by_part(found, ids):
+            term[mine] -= blur.noise(key, local, term.shape[1:], digest=digest, shift=shift)
+
+    def _by_part(
+        self, found: _Dataset, ids: Int64[np.ndarray, " n"]
+    ) -> Iterator[tuple[Bool[np.ndarray, " n"], Int64[np.ndarray, " m"], bytes]]:
+        """Which ids are of a part, their numbers in it, and its key; for every part concerned."""
+        owner = np.searchsorted(found.firsts, ids, side="right") - 1
         for index in np.unique(owner).tolist():
             mine = owner == index
-            local = ids[mine] - found.parts[index].first
-            out[mine] = mask.masks(found.keys[index], local, shape, domain=domain)
-        return out
+            yield mine, ids[mine] - found.parts[index].first, found.keys[index]
 
     def _load(self) -> None:
         with self.database.reading() as connection:
@@ -323,7 +348,7 @@ class Authority:
                 self._datasets[dataset].add(part, key)
         self._ledger = Ledger(self.database, modulus=modulus)
         for found in self._datasets.values():
-            self._ledger.open_book(found.info, max_bits=found.terms.max_bits)
+            self._ledger.open_book(found.info, limits=found.terms.limits(found.info))
 
 
 def _insert(connection: sqlite3.Connection, table: str, row: tuple[Any, ...]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from cloister.errors import EncryptionError, InputError
 
 FILE = "ledger.sqlite"
-FORMAT = 1
+FORMAT = 2
 APPLICATION_ID = 0x434C4155
 """'CLAU' in the database header: this file is an authority's ledger."""
 BUSY_TIMEOUT_S = 30.0
@@ -29,7 +29,8 @@ CREATE TABLE authority (
     only_row INTEGER PRIMARY KEY CHECK (only_row = 1), modulus INTEGER NOT NULL
 );
 CREATE TABLE tokens (
-    token_id TEXT PRIMARY KEY, role TEXT NOT NULL, name TEXT NOT NULL, hash BLOB NOT NULL
+    token_id TEXT PRIMARY KEY, role TEXT NOT NULL, name TEXT NOT NULL, hash BLOB NOT NULL,
+    dataset TEXT
 );
 CREATE TABLE datasets (
     name TEXT PRIMARY KEY, info BLOB NOT NULL, extra BLOB NOT NULL, label_key BLOB NOT NULL

@@ -18,7 +18,8 @@ The limits of this. The tests look at one row at a time. Rows that are innocent 
 inputs, and then a lattice reduction finds small inputs from fewer rows than inputs: with 8-bit
 elements and 16-bit weights, two rows on the same five elements usually determine all five, so
 that a budget of a quarter of the rank may read up to about three quarters of the elements.
-`max_bits` of a data set bounds the output bits too, and bounds this: released bits are never fewer
+So the ledger bounds the output bits too (`max_bits`, a quarter of the sample's own by default), and
+the values are blurred to few bits each (`cloister.authority.blur`): released bits are never fewer
 than what is learned. Natural data is redundant, so that both count an upper bound on *new*
 knowledge, not the quality of the best guess.
 """
@@ -226,10 +227,15 @@ def packed(rows: Int64[np.ndarray, "rows weights"], bound: int) -> Bool[np.ndarr
     return found
 
 
+def answer_range(info: DatasetInfo, weights: Int16[np.ndarray, "o kh kw c"]) -> int:
+    """Largest minus smallest value that an output of a forward function can have."""
+    norms = np.abs(weights.astype(np.int64)).reshape(weights.shape[0], -1).sum(axis=1)
+    return 2 * info.encoding.bound * int(norms.max(initial=0))
+
+
 def row_bits(info: DatasetInfo, weights: Int16[np.ndarray, "o kh kw c"]) -> int:
     """Bits of the largest answer of a forward function."""
-    norms = np.abs(weights.astype(np.int64)).reshape(weights.shape[0], -1).sum(axis=1)
-    return max(1, (2 * info.encoding.bound * int(norms.max(initial=0))).bit_length())
+    return max(1, answer_range(info, weights).bit_length())
 
 
 def gradient_charges(

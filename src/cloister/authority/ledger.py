@@ -13,12 +13,12 @@ Releases to the trusted runtime are counted and not charged.
 import sqlite3
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int16, Int64, UInt32
 
-from cloister.authority import functions
+from cloister.authority import blur, functions
 from cloister.authority.database import Database, Ticket
 from cloister.authority.states import (
     MAX_EXACT_ENTRIES,
@@ -37,7 +37,6 @@ from cloister.field.linear import Geometry, LinearMap
 LABEL_BIT = np.uint32(1 << 31)
 JOURNAL_ROWS = 2048
 """Rows after which the words are written as a whole."""
-CHARGES_KEPT = 16
 COUNTED = ("requests", "refusals", "forward", "gradient", "labels", "trusted")
 
 
@@ -51,17 +50,25 @@ class Spent:
     labels: Int64[np.ndarray, " samples"]
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a data set's terms allow besides its budget of rank; see `records.Terms`."""
+
+    max_bits: int | None
+    value_bits: int
+    one_function: bool
+
+
 @dataclass
 class _Book:
     """The ledger's pages of one data set."""
 
     info: DatasetInfo
-    max_bits: int | None
+    limits: Limits
     states: States
     words: UInt32[np.ndarray, " samples"]
     counts: dict[str, int]
     journal_rows: int = 0
-    charges: dict[bytes, Charge] = field(default_factory=dict)
 
     @property
     def budget(self) -> int | None:
@@ -76,14 +83,14 @@ class Ledger:
         self._books: dict[str, _Book] = {}
         self._lock = threading.Lock()
 
-    def open_book(self, info: DatasetInfo, *, max_bits: int | None) -> None:
+    def open_book(self, info: DatasetInfo, *, limits: Limits) -> None:
         """Read a data set's pages, which may be empty.
 
         Raises   EncryptionError when they are damaged
         """
         with self._database.reading() as connection:
             self._books[info.name] = _read_book(
-                connection, info, max_bits=max_bits, modulus=self._modulus
+                connection, info, limits=limits, modulus=self._modulus
             )
 
     def grow(self, info: DatasetInfo) -> None:
@@ -106,16 +113,30 @@ class Ledger:
             info, rows = book.info, functions.Rows(linear)
             if book.budget is not None:
                 self._count_refusal(book, lambda: functions.check_rows(info, rows))
+            digest = functions.forward_digest(linear)
+            self._count_refusal(book, lambda: _check_chosen(book, digest))
             exact = book.budget is not None and max(book.budget, 1) * info.dim <= MAX_EXACT_ENTRIES
+            bits, blurred = self._value_bits(book, linear)
             charge = Charge(
-                functions.forward_digest(linear),
+                digest,
                 rank=min(info.dim, rows.count),
-                bits_each=functions.row_bits(info, linear.weights),
+                bits_each=bits,
                 operand=int(np.abs(linear.weights.astype(np.int32)).max(initial=0)),
                 linear=linear if exact else None,
+                values=rows.count if blurred else 0,
             )
             unique = np.unique(ids)
             return self._move(book, "forward", unique, [charge] * len(unique))
+
+    def _value_bits(self, book: _Book, linear: LinearMap) -> tuple[int, bool]:
+        """Bits that a value of a function tells at most, and whether blur makes it so."""
+        allowed = book.limits.value_bits
+        try:
+            blurred = blur.shift(book.info, linear, allowed) > 0
+        except FunctionError:
+            self._note_refusal(book)
+            raise
+        return (allowed if blurred else functions.row_bits(book.info, linear.weights)), blurred
 
     def charge_gradient(
         self,
@@ -133,6 +154,7 @@ class Ledger:
             info = book.info
             if book.budget is not None:
                 self._count_refusal(book, lambda: functions.check_deltas(info, delta))
+            self._count_refusal(book, lambda: _check_gradients(book))
             ranks = functions.gradient_charges(info, geometry, delta)
             sizes = np.abs(delta.astype(np.int32)).reshape(len(ids), -1)
             norms, tops = sizes.sum(axis=1, dtype=np.int64), sizes.max(axis=1, initial=0)
@@ -140,7 +162,7 @@ class Ledger:
             charges = []
             for i, rank in enumerate(ranks.tolist()):
                 # Whoever has given away everything needs no name for this release.
-                full = book.states.all[int(words[i])].spent >= info.dim
+                full = book.states.is_full(book.states.all[int(words[i])])
                 digest = b"" if full else functions.gradient_digest(geometry, delta[i])
                 bits = max(1, (2 * info.encoding.bound * int(norms[i])).bit_length())
                 charges.append(Charge(digest, rank, bits, int(tops[i])))
@@ -159,20 +181,6 @@ class Ledger:
             empty = np.empty(0, np.int64)
             words = np.empty(0, np.uint32)
             return self._commit(self._books[dataset], "trusted", empty, words, words)
-
-    def _price(self, book: _Book, digest: bytes, linear: LinearMap) -> Charge:
-        """What a forward function costs, once it has been found admissible."""
-        info = book.info
-        if book.budget is not None:
-            self._count_refusal(book, lambda: functions.check_rows(info, functions.Rows(linear)))
-        exact = book.budget is not None and max(book.budget, 1) * info.dim <= MAX_EXACT_ENTRIES
-        return Charge(
-            digest,
-            rank=min(info.dim, linear.geometry.out_elements),
-            bits_each=functions.row_bits(info, linear.weights),
-            operand=int(np.abs(linear.weights.astype(np.int32)).max(initial=0)),
-            linear=linear if exact else None,
-        )
 
     def spent(self, dataset: str) -> Spent:
         """What each sample has given away."""
@@ -196,7 +204,7 @@ class Ledger:
             key = (source, charge.digest)
             if key not in memo:
                 memo[key] = book.states.move(
-                    source, charge, budget=book.budget, max_bits=book.max_bits
+                    source, charge, budget=book.budget, max_bits=book.limits.max_bits
                 )
             found = memo[key]
             if isinstance(found, Exceeded):
@@ -260,14 +268,14 @@ class Ledger:
             )
         raise BudgetError(
             f"data set {name}, sample {sample}: this key would bring the bits given away from "
-            f"{state.bits} to {exceeded.bits}, allowed are {book.max_bits}; use fewer or coarser "
-            "functions"
+            f"{state.bits} to {exceeded.bits}, allowed are {book.limits.max_bits}; use fewer or "
+            "coarser functions"
         )
 
     def _count_refusal(self, book: _Book, check: Callable[[], None]) -> None:
         try:
             check()
-        except FunctionError:
+        except (FunctionError, BudgetError):
             self._note_refusal(book)
             raise
 
@@ -277,6 +285,39 @@ class Ledger:
         name, counts = book.info.name, dict(book.counts)
         # Not waited for: a refusal gives nothing away.
         self._database.enqueue(lambda connection: _write_counts(connection, name, counts))
+
+
+def _check_chosen(book: _Book, digest: bytes) -> None:
+    """Refuse a second function where the data set gives values of one.
+
+    Values of different functions on different samples are each within their sample's budget, and
+    together tell the mean and the covariance of the data set: an attacker's best prior. Under one
+    function for all, the directions it does not see stay unseen in every sample. The function is
+    the one of the first key that was issued; the states on record tell it.
+
+    Raises   BudgetError
+    """
+    if not book.limits.one_function:
+        return
+    chosen = {state.digest for state in book.states.all[1:]}
+    if chosen and digest not in chosen:
+        raise BudgetError(
+            f"data set {book.info.name}: the server has values of another function already, and "
+            f"this data set gives values of one function only (of rank {book.budget}: allowed are "
+            f"{book.budget}); use the same projection, or unmask to a trusted runtime"
+        )
+
+
+def _check_gradients(book: _Book) -> None:
+    """Refuse gradients where the data set gives values of one function.
+
+    Raises   BudgetError
+    """
+    if book.limits.one_function:
+        raise BudgetError(
+            f"data set {book.info.name}: gives the server values of one function and no gradients; "
+            "use a frozen first layer or unmask to a trusted runtime"
+        )
 
 
 def tabulate(words: UInt32[np.ndarray, " samples"], states: list[State]) -> Spent:
@@ -328,7 +369,7 @@ def _write_counts(connection: sqlite3.Connection, dataset: str, counts: dict[str
 
 
 def _read_book(
-    connection: sqlite3.Connection, info: DatasetInfo, *, max_bits: int | None, modulus: int
+    connection: sqlite3.Connection, info: DatasetInfo, *, limits: Limits, modulus: int
 ) -> _Book:
     stored = read_states(connection, info.name)
     wanted = {state.digest for state in stored if state.exact}
@@ -339,9 +380,14 @@ def _read_book(
         )
         if digest in wanted
     }
-    states = States(dim=info.dim, element_bits=info.encoding.bits, modulus=modulus)
+    states = States(
+        dim=info.dim,
+        element_bits=info.encoding.bits,
+        modulus=modulus,
+        blurred=limits.value_bits < blur.EXACT_BITS,
+    )
     states.restore(stored, known)
     words, rows = read_words(connection, info.name, info.samples)
     if len(words) and int((words & ~LABEL_BIT).max()) >= len(states.all):
         raise EncryptionError(f"ledger: a sample of {info.name} has no state; use a backup")
-    return _Book(info, max_bits, states, words, read_counts(connection, info.name), rows)
+    return _Book(info, limits, states, words, read_counts(connection, info.name), rows)

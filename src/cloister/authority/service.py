@@ -39,6 +39,7 @@ def serve(folder: Path, authority: Authority, *, listen: str) -> HttpsServer:
                 f"a token of role {caller.role} may not ask for {operation}; "
                 f"use one of role {' or '.join(roles)}"
             )
+        caller.check(_named(operation, body))
         return function(authority, caller, body)
 
     return HttpsServer(
@@ -48,6 +49,13 @@ def serve(folder: Path, authority: Authority, *, listen: str) -> HttpsServer:
         private_key=folder / PRIVATE_KEY_FILE,
         max_body_bytes=MAX_REQUEST_BYTES,
     )
+
+
+def _named(operation: str, body: Body) -> str:
+    """The data set that a request is about: every request is about one."""
+    if operation == "create":
+        return DatasetInfo.from_json(body.text("info").encode()).name
+    return body.text("dataset")
 
 
 def _describe(authority: Authority, _: Caller, body: Body) -> Body:

@@ -52,6 +52,7 @@ class Charge:
     """What one release costs a sample, beyond what its state holds.
 
     `linear` is given for functions that are counted exactly; `rank` is an upper bound otherwise.
+    `values` is how many blurred values it has: each is charged whatever the span holds already.
     """
 
     digest: bytes
@@ -59,6 +60,7 @@ class Charge:
     bits_each: int
     operand: int
     linear: LinearMap | None = None
+    values: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,9 @@ class Exceeded:
 class States:
     """The states of one data set, in memory; new ones are collected in `fresh` to be written."""
 
-    def __init__(self, *, dim: int, element_bits: int, modulus: int) -> None:
+    def __init__(self, *, dim: int, element_bits: int, modulus: int, blurred: bool = False) -> None:
+        """blurred: values tell less than their functions; full rank does not give all away then."""
+        self._blurred = blurred
         self.dim, self._nothing = dim, Basis.empty(dim, modulus=modulus)
         self._full_bits = dim * element_bits
         self.all: list[State] = [State(ROOT, ROOT, b"", False, 0, 0, 0, 0)]
@@ -97,16 +101,20 @@ class States:
                 raise EncryptionError("ledger: a function is missing; restore it from a backup")
             self.all.append(state)
             self._moves[state.parent, state.digest] = state.id
-            if state.spent >= self.dim:
+            if self.is_full(state):
                 self._full = state.id
         self._functions = functions
+
+    def is_full(self, state: State) -> bool:
+        """Whether a sample in this state has nothing left to give away."""
+        return state.spent >= self.dim and not self._blurred
 
     def move(
         self, source: int, charge: Charge, *, budget: int | None, max_bits: int | None
     ) -> int | Exceeded:
         """The state after a release; nothing is recorded when it exceeds the budget."""
         state = self.all[source]
-        if state.spent >= self.dim:
+        if self.is_full(state):
             return source
         known = self._moves.get((source, charge.digest))
         if known is not None:
@@ -127,7 +135,7 @@ class States:
         if charge.rank == 0 or charge.digest in self._opaque_names(state):
             return state.id
         needed = state.spent + charge.rank
-        bits = state.bits + charge.rank * charge.bits_each
+        bits = state.bits + max(charge.rank, charge.values) * charge.bits_each
         if (budget is not None and needed > budget) or (max_bits is not None and bits > max_bits):
             return Exceeded(needed, bits)
         operand = max(state.operand, charge.operand)
@@ -137,19 +145,23 @@ class States:
     def _add_exact(
         self, state: State, charge: Charge, *, budget: int | None, max_bits: int | None
     ) -> int | Exceeded:
-        if charge.linear is None:
+        if charge.linear is None or (charge.values and charge.digest in self._names(state)):
             return state.id
         basis = self._basis(state)
         cap = None if budget is None else budget - state.opaque
         extended, added = _extend(basis, Rows(charge.linear), cap)
-        bits = state.bits + added * charge.bits_each
+        bits = state.bits + max(added, charge.values) * charge.bits_each
         over = budget is not None and state.spent + added > budget
         if over or (max_bits is not None and bits > max_bits):
             return Exceeded(state.spent + added, bits)
-        if added == 0:
+        if added == 0 and not charge.values:
             return state.id
         operand = max(state.operand, charge.operand)
-        key = (extended.digest, state.opaque, bits, operand, self._opaque_names(state))
+        names = self._opaque_names(state)
+        if charge.values:
+            # Histories that hold the same span are not alike: their noises differ.
+            names = self._names(state) | {charge.digest}
+        key = (extended.digest, state.opaque, bits, operand, names)
         found = self._merged.get(key)
         if found is None:
             self._functions[charge.digest] = charge.linear
@@ -164,17 +176,21 @@ class States:
         self, parent: State, digest: bytes, exact: bool, grown: tuple[int, int, int, int]
     ) -> int:
         rank, opaque, bits, operand = grown
-        if rank + opaque >= self.dim:
+        if rank + opaque >= self.dim and not self._blurred:
             # All is given away: one state for every such history.
             if self._full is not None:
                 return self._full
             rank, opaque, bits = self.dim, 0, self._full_bits
             self._full = len(self.all)
-        bits = min(bits, self._full_bits)
+        if not self._blurred:
+            bits = min(bits, self._full_bits)
         state = State(len(self.all), parent.id, digest, exact, rank, opaque, bits, operand)
         self.all.append(state)
         self.fresh.append(state)
         return state.id
+
+    def _names(self, state: State) -> frozenset[bytes]:
+        return frozenset(step.digest for step in self._history(state))
 
     def _opaque_names(self, state: State) -> frozenset[bytes]:
         return frozenset(step.digest for step in self._history(state) if not step.exact)

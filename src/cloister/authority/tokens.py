@@ -1,4 +1,8 @@
-"""Bearer tokens: who may ask for what. Only their hashes are kept."""
+"""Bearer tokens: who may ask for what. Only their hashes are kept.
+
+A token is for one data set, or for all of them. What is revoked is forgotten, also by an authority
+that is serving: every request looks its token up.
+"""
 
 import contextlib
 import hashlib
@@ -11,7 +15,8 @@ from typing import Literal, cast, get_args
 
 from cloister.authority.database import Database, connect
 from cloister.crypto.csprng import Csprng
-from cloister.errors import InputError
+from cloister.errors import FunctionError, InputError
+from cloister.fe.keyservice import NAME
 
 Role = Literal["server", "trusted", "client"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -26,11 +31,23 @@ class Caller:
 
     role: Role
     name: str
+    dataset: str | None = None
+
+    def check(self, dataset: str) -> None:
+        """Refuse a data set that the token is not for.
+
+        Raises   FunctionError
+        """
+        if self.dataset is not None and dataset != self.dataset:
+            raise FunctionError(
+                f"this token is for data set {self.dataset}, not {dataset}; ask for another token"
+            )
 
 
-def issue(path: Path, role: str, *, name: str, rng: Csprng) -> str:
+def issue(path: Path, role: str, *, name: str, rng: Csprng, dataset: str | None = None) -> str:
     """Make a token and record its hash; it is told once, here.
 
+    dataset   the only one it is for, which may be made later; None: all
     Secret   result
     Raises   InputError
     """
@@ -38,15 +55,35 @@ def issue(path: Path, role: str, *, name: str, rng: Csprng) -> str:
         raise InputError(f"--role {role}: one of {', '.join(ROLES)}")
     if not name.isprintable() or len(name) > 100:
         raise InputError("--name: up to 100 printable characters")
+    if dataset is not None and not NAME.fullmatch(dataset):
+        raise InputError(f"--dataset {dataset}: is no name of a data set")
     token_id, secret = rng.random_bytes(ID_BYTES).hex(), rng.random_bytes(SECRET_BYTES).hex()
     token = f"clo_{role}_{token_id}_{secret}"
     with contextlib.closing(connect(path)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         connection.execute(
-            "INSERT INTO tokens VALUES (?, ?, ?, ?)", (token_id, role, name, _hash(token))
+            "INSERT INTO tokens VALUES (?, ?, ?, ?, ?)",
+            (token_id, role, name, _hash(token), dataset),
         )
         connection.execute("COMMIT")
     return token
+
+
+def revoke(path: Path, name: str) -> int:
+    """Forget all tokens that were made under a name; gives how many.
+
+    Raises   InputError when there are none
+    """
+    count = 0
+    with contextlib.closing(connect(path)) as connection:
+        # Without a name are those that nobody meant to revoke together.
+        if name:
+            connection.execute("BEGIN IMMEDIATE")
+            count = connection.execute("DELETE FROM tokens WHERE name = ?", (name,)).rowcount
+            connection.execute("COMMIT")
+    if not count:
+        raise InputError(f"--revoke {name}: no token has this name")
+    return int(count)
 
 
 def identify(database: Database, token: str | None) -> Caller:
@@ -60,13 +97,16 @@ def identify(database: Database, token: str | None) -> Caller:
         with database.reading() as connection:
             row = _row(connection, match[2])
         if row is not None and hmac.compare_digest(row[2], _hash(match[0])):
-            return Caller(cast(Role, row[0]), row[1])
+            return Caller(cast(Role, row[0]), row[1], row[3])
     raise InputError("the token is missing or unknown; make one with `cloister authority token`")
 
 
-def _row(connection: sqlite3.Connection, token_id: str) -> tuple[str, str, bytes] | None:
-    found: tuple[str, str, bytes] | None = connection.execute(
-        "SELECT role, name, hash FROM tokens WHERE token_id = ?", (token_id,)
+_Row = tuple[str, str, bytes, str | None]
+
+
+def _row(connection: sqlite3.Connection, token_id: str) -> _Row | None:
+    found: _Row | None = connection.execute(
+        "SELECT role, name, hash, dataset FROM tokens WHERE token_id = ?", (token_id,)
     ).fetchone()
     return found
 

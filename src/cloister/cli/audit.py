@@ -54,6 +54,16 @@ def encrypted(
             help="Elements up to which integer decoding is tried; it takes up to a minute.",
         ),
     ] = LARGEST_LATTICE,
+    value_bits: Annotated[
+        int,
+        typer.Option(
+            "--value-bits",
+            min=1,
+            max=32,
+            help="Bits of a value as the data set's owner set them; attacks then know the blur. "
+            "32: the values are exact, as in mode paper.",
+        ),
+    ] = 32,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write a page with pictures.")
     ] = None,
@@ -81,6 +91,7 @@ def encrypted(
             samples=samples,
             steps=steps,
             lattice=lattice,
+            value_bits=value_bits,
             html=html,
             tail_ok=tail_ok,
             json=json,

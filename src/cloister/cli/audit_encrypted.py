@@ -31,6 +31,7 @@ class Request:
     samples: int
     steps: int
     lattice: int
+    value_bits: int
     html: Path | None
     tail_ok: bool
     json: bool
@@ -52,8 +53,9 @@ def audit_encrypted(request: Request) -> None:
         )
     seen = releases if first is None else chain([first], releases)
     evidence, findings = run_attacks(
-        seen, prior, samples=request.samples, steps=request.steps, largest_lattice=request.lattice
-    )
+        seen, prior, samples=request.samples, steps=request.steps, largest_lattice=request.lattice,
+        value_bits=request.value_bits,
+    )  # fmt: skip
     judged = [judge(finding, real, prior) for finding in findings]
     if request.html is not None:
         page = encrypted_page(judged, evidence, prior, truth=real)

@@ -49,18 +49,38 @@ def init(folder: Folder) -> None:
 def token(
     folder: Folder,
     role: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--role",
             metavar="|".join(tokens.ROLES),
             help="client encrypts, server trains, trusted gets terms the server must not see.",
         ),
-    ],
-    name: Annotated[str, typer.Option("--name", help="Who it is for; kept as a note.")] = "",
+    ] = None,
+    name: Annotated[
+        str, typer.Option("--name", help="Who it is for; needed to revoke it later.")
+    ] = "",
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset", metavar="NAME", help="The only data set it is for. Default: all."
+        ),
+    ] = None,
+    revoke: Annotated[
+        str | None,
+        typer.Option("--revoke", metavar="NAME", help="Forget all tokens of this name instead."),
+    ] = None,
 ) -> None:
-    """Make a bearer token. It is printed once; only its hash is kept."""
+    """Make a bearer token, or revoke some. It is printed once; only its hash is kept."""
     path = folder / database.FILE
-    out().print(tokens.issue(path, role, name=name, rng=SystemRandom()), soft_wrap=True)
+    if revoke is not None:
+        if role is not None or name or dataset is not None:
+            raise InputError("--revoke NAME stands alone")
+        out().print(f"{tokens.revoke(path, revoke)} revoked, at once")
+        return
+    if role is None:
+        raise InputError(f"give --role {'|'.join(tokens.ROLES)}, or --revoke NAME")
+    made = tokens.issue(path, role, name=name, dataset=dataset, rng=SystemRandom())
+    out().print(made, soft_wrap=True)
 
 
 @app.command()

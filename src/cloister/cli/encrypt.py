@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cloister.authority.blur import EXACT_BITS
 from cloister.authority.client import AuthorityClient
 from cloister.authority.records import Terms
 from cloister.cli import options
@@ -20,15 +21,18 @@ from cloister.cli.newset import (
     read_ranges,
     rehearse,
 )
+from cloister.cli.owner import Order, blurred, statement
 from cloister.crypto.csprng import KEY_BYTES, SystemRandom
 from cloister.errors import EncryptionError, InputError
 from cloister.fe.keyservice import DatasetInfo
 from cloister.training.dataset import Header, PartInfo
+from cloister.training.noise import GaussianNoise
 from cloister.training.sources import (
     Encoder,
     Source,
     chunks,
     open_source,
+    random_order,
 )
 from cloister.training.writer import Chunk, EncryptedDatasetWriter
 
@@ -82,6 +86,22 @@ def encrypt(
     label: Annotated[
         str, typer.Option("--label", help="Column of the class in .csv.", rich_help_panel=INPUT)
     ] = "label",
+    order: Annotated[
+        Path | None,
+        typer.Option(
+            "--order",
+            metavar="FILE.npz",
+            help="Keep which sample is which: the --truth of `cloister audit`. Keep it secret.",
+        ),
+    ] = None,
+    noise: Annotated[
+        float | None,
+        typer.Option(
+            "--noise",
+            metavar="SIGMA",
+            help="Add Gaussian noise of SIGMA times the range to every value.",
+        ),
+    ] = None,
     clip: Annotated[
         bool,
         typer.Option(
@@ -115,16 +135,37 @@ def encrypt(
         typer.Option(
             "--budget",
             min=0,
-            help="Rank that may be given away of a sample. Default: a quarter.",
+            help="Rank that may be given away of a sample. Default: a quarter; of pictures, 1/16.",
             rich_help_panel=NEW,
         ),
     ] = None,
     max_bits: Annotated[
         int | None,
         typer.Option(
-            "--max-bits", min=0, help="Bits that may be given away too.", rich_help_panel=NEW
+            "--max-bits",
+            min=0,
+            help="Bits of values given away at most. Default: 8 for each function of the budget.",
+            rich_help_panel=NEW,
         ),
     ] = None,
+    value_bits: Annotated[
+        int | None,
+        typer.Option(
+            "--value-bits",
+            min=1,
+            max=EXACT_BITS,
+            help="Bits of each value, by blur; 32: exact. Default: 8.",
+            rich_help_panel=NEW,
+        ),
+    ] = None,
+    many_functions: Annotated[
+        bool,
+        typer.Option(
+            "--many-functions",
+            help="Give values of several functions, and gradients, within the budget.",
+            rich_help_panel=NEW,
+        ),
+    ] = False,
     labels_to: Annotated[
         str,
         typer.Option(
@@ -163,25 +204,39 @@ def encrypt(
         classes=tuple(part.strip() for part in classes.split(",")) if classes else None,
         budget=budget,
         max_bits=max_bits,
+        value_bits=value_bits,
+        many_functions=many_functions,
         labels_to_server=labels_to == "server",
         mode=mode,
         allow_unbounded_leakage=allow_unbounded_leakage,
         clip=clip,
     )
     tested = {"train": 0.0, "test": 1.0, None: test_fraction}[split]
+    noisy = None if noise is None else GaussianNoise(noise, "ciphertexts")
     source = open_source(data, x=x, y=y, label=label)
+    rows = random_order(len(source.labels), rng=SystemRandom())
+    kept = None if order is None else Order(order, rows)
     with AuthorityClient(authority, public=authority_key, token=read_token(token)) as client:
         info, terms = _dataset(client, name or output.stem, output, source, wishes)
-        part = _append(client, output, source, info, terms, test_fraction=tested, clip=clip)
-    if info.mode == "guarded" and terms.max_bits is None:
-        err().print(
-            "note: the budget counts independent functions, not the size of their values: with "
-            "wide weights, few values can hold a whole sample; limit their bits too, for instance "
-            f"--max-bits {info.budget_rank * info.encoding.bits}",
-            style="yellow",
+        said = None if noisy is None else statement(noisy, info)
+        encoder = _encoder(source, info, terms, clip=clip)
+        made: Iterator[Chunk] = chunks(
+            source,
+            encoder,
+            classes=class_numbers(info, read_notes(info, terms)["classes"], source),
+            test_fraction=tested,
+            order=rows,
         )
+        if kept is not None:
+            made = kept.watch(made)
+        if noisy is not None:
+            made = blurred(made, noisy, encoding=info.encoding, rng=SystemRandom())
+        part = _append(client, output, made, info, total=len(rows))
+    if kept is not None:
+        kept.write(part)
     if json:
-        emit_json({"dataset": info.name, "fingerprint": client.fingerprint, **asdict(part)})
+        found = {"dataset": info.name, "fingerprint": client.fingerprint, **asdict(part)}
+        emit_json(found | ({} if said is None else {"noise": said}))
         return
     console = out()
     console.print(
@@ -190,8 +245,13 @@ def encrypt(
     )
     console.print(
         f"resolution {info.encoding.resolution:.4g}, budget {info.budget_rank} of {info.dim} "
-        f"(mode {info.mode})"
+        f"(mode {info.mode}){_limits(info, terms)}",
+        soft_wrap=True,
     )
+    if said is not None:
+        console.print(said, soft_wrap=True)
+    if order is not None:
+        err().print(f"note: {order} holds your samples in plain; keep it to yourself")
 
 
 def read_token(text: str) -> str:
@@ -235,38 +295,35 @@ def _dataset(
     return info, terms
 
 
-def _append(
-    client: AuthorityClient,
-    output: Path,
-    source: Source,
-    info: DatasetInfo,
-    terms: Terms,
-    *,
-    test_fraction: float,
-    clip: bool,
-) -> PartInfo:
+def _limits(info: DatasetInfo, terms: Terms) -> str:
+    limits = terms.limits(info)
+    if limits.max_bits is None:
+        return ""
+    blur = "exact" if limits.value_bits == EXACT_BITS else f"of {limits.value_bits} bits"
+    functions = "one function" if limits.one_function else "any functions"
+    return f": values {blur} of {functions}, at most {limits.max_bits:,} bits of a sample"
+
+
+def _encoder(source: Source, info: DatasetInfo, terms: Terms, *, clip: bool) -> Encoder:
     notes = read_notes(info, terms)
     if notes["kind"] != source.kind:
         raise InputError(f"data set {info.name} holds {notes['kind']}, this is {source.kind}")
-    encoder = Encoder(source, info.encoding, ranges=notes.get("ranges"), clip=clip)
+    return Encoder(source, info.encoding, ranges=notes.get("ranges"), clip=clip)
+
+
+def _append(
+    client: AuthorityClient, output: Path, made: Iterator[Chunk], info: DatasetInfo, *, total: int
+) -> PartInfo:
     writer = EncryptedDatasetWriter(
         output,
         Header(info.name, info.shape, info.classes, info.encoding, client.fingerprint),
         permutation=client.label_permutation(info.name, info.classes),
     )
-    rng = SystemRandom()
-    total = len(source.labels)
     with progress("encrypting") as update:
 
         def shown() -> Iterator[Chunk]:
             done = 0
-            for chunk in chunks(
-                source,
-                encoder,
-                classes=class_numbers(info, notes["classes"], source),
-                test_fraction=test_fraction,
-                rng=rng,
-            ):
+            for chunk in made:
                 yield chunk
                 done += len(chunk.x)
                 update(done, total)
@@ -276,5 +333,5 @@ def _append(
             register=lambda part, samples, digest, key: client.register_part(
                 info.name, part, samples, digest, key=key
             ),
-            rng=rng,
+            rng=SystemRandom(),
         )

@@ -5,7 +5,7 @@ The first client decides; what it decided travels to the others in the notes of 
 
 import json as jsons
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +32,8 @@ class Wishes:
     classes: tuple[str, ...] | None
     budget: int | None
     max_bits: int | None
+    value_bits: int | None
+    many_functions: bool
     labels_to_server: bool
     mode: str
     allow_unbounded_leakage: bool
@@ -43,17 +45,21 @@ def agree(info: DatasetInfo, terms: Terms, wishes: Wishes) -> None:
 
     Raises   InputError naming the option
     """
-    refusal = None
+    refusal, limits = None, terms.limits(info)
     if info.mode == "paper" and not wishes.allow_unbounded_leakage:
         refusal = "gives every sample away (mode paper); agree with --allow-unbounded-leakage"
     elif wishes.budget is not None and info.mode == "paper":
         refusal = "has no budget (mode paper); drop --budget"
     elif wishes.budget is not None and info.budget_rank > wishes.budget:
         refusal = f"has a budget of {info.budget_rank}, above --budget {wishes.budget}"
-    elif wishes.max_bits is not None and (terms.max_bits is None or info.mode == "paper"):
+    elif wishes.max_bits is not None and limits.max_bits is None:
         refusal = "has no limit of bits; drop --max-bits"
-    elif wishes.max_bits is not None and (terms.max_bits or 0) > wishes.max_bits:
-        refusal = f"allows {terms.max_bits} bits, above --max-bits {wishes.max_bits}"
+    elif wishes.max_bits is not None and (limits.max_bits or 0) > wishes.max_bits:
+        refusal = f"allows {limits.max_bits} bits, above --max-bits {wishes.max_bits}"
+    elif wishes.value_bits is not None and limits.value_bits > wishes.value_bits:
+        refusal = f"gives {limits.value_bits} bits a value, above --value-bits {wishes.value_bits}"
+    elif info.mode == "guarded" and not (limits.one_function or wishes.many_functions):
+        refusal = "gives values of any function; agree with --many-functions"
     elif not wishes.labels_to_server and terms.labels_to_server:
         refusal = "gives labels to the server; drop --labels-to trusted"
     if refusal is not None:
@@ -101,19 +107,22 @@ def plan(name: str, source: Source, wishes: Wishes) -> tuple[DatasetInfo, Terms]
         encoding = _encoding_of_values(source, wishes)
     names = wishes.classes or tuple(source.names)
     notes["classes"] = list(names)
-    dim = int(np.prod(source.shape))
     info = DatasetInfo(
         name,
         source.shape,
         len(names),
         encoding,
         0,
-        dim // 4 if wishes.budget is None else wishes.budget,
+        0 if wishes.budget is None else wishes.budget,
         cast(Mode, wishes.mode),  # checked by the description
     )
+    if wishes.budget is None:
+        info = replace(info, budget_rank=info.default_budget)
     terms = Terms(
         labels_to_server=wishes.labels_to_server,
         max_bits=wishes.max_bits,
+        value_bits=wishes.value_bits,
+        one_function=not wishes.many_functions,
         allow_unbounded_leakage=wishes.allow_unbounded_leakage,
         notes=jsons.dumps(notes),
     )

@@ -58,9 +58,7 @@ def train(
         float | None,
         typer.Option("--learning-rate", min=0, help="Default: 0.001 for adam, 0.05 for sgd."),
     ] = None,
-    seed: Annotated[
-        int, typer.Option("--seed", min=0, help="Of weights, order and projection.")
-    ] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of weights and order.")] = 0,
     first_layer: Annotated[
         Literal["frozen", "trainable"] | None,
         typer.Option(
@@ -165,11 +163,6 @@ def train(
     noise = None
     if noise_sigma is not None:
         noise = modules.noise.GaussianNoise(noise_sigma, "gradients", clip=noise_clip)
-    settings = modules.trainer.Settings(
-        first_layer=first_layer, unmask_to=unmask_to, mode=mode, batch=batch, seed=seed, rank=rank,
-        allow_unbounded_leakage=allow_unbounded_leakage, patience_s=patience, threads=threads,
-        noise=noise, offload_gradients=offload_gradients,
-    )  # fmt: skip
     if curve is not None and curve.suffix.lower() not in (".svg", ".png"):
         raise InputError(f"{curve}: the curve is written as .svg or .png")
     if server != "local" and (unmask_to != "trusted" or server_key is None):
@@ -199,12 +192,22 @@ def train(
             modules.models.build(model, opened.shape, classes=opened.classes),
             opened,
             keys=keys,
-            settings=settings,
             rng=SystemRandom(),
+            first_layer=first_layer,
+            unmask_to=unmask_to,
+            mode=mode,
+            allow_unbounded_leakage=allow_unbounded_leakage,
+            noise=noise,
             server=remote,
             optimizer=_optimizer(modules.torch, optimizer, learning_rate),
             checkpoint_dir=checkpoint,
             release_log=log,
+            offload_gradients=offload_gradients,
+            batch=batch,
+            seed=seed,
+            rank=rank,
+            patience_s=patience,
+            threads=threads,
         )
         with progress("samples") as update:
             trainer.prepare(update)

@@ -28,7 +28,8 @@ Mode = Literal["guarded", "paper"]
 RING_LIMIT = 2**31
 """Answers are centred modulo 2^32, so a released value must stay below this magnitude."""
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+PICTURE_SIZE = 16
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _FIELDS = ("budget_rank", "classes", "encoding", "mode", "name", "samples", "shape")
 
 
@@ -45,7 +46,7 @@ class DatasetInfo:
     mode: Mode = "guarded"
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
+        if not NAME.fullmatch(self.name):
             raise InputError(
                 f"data set {self.name!r}: a name is 1 to 64 letters, digits, '.', '_' or '-'"
             )
@@ -66,6 +67,16 @@ class DatasetInfo:
     def dim(self) -> int:
         """Elements of one sample."""
         return self.shape[0] * self.shape[1] * self.shape[2]
+
+    @property
+    def is_picture(self) -> bool:
+        """Large enough in both directions to be taken for a picture, which has smooth functions."""
+        return min(self.shape[:2]) >= PICTURE_SIZE
+
+    @property
+    def default_budget(self) -> int:
+        """The rank that an owner gives away who decides nothing: see docs/adr/0007."""
+        return self.dim // (16 if self.is_picture else 4)
 
     @property
     def row_norm_limit(self) -> int:

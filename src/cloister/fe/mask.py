@@ -187,10 +187,12 @@ def gradient(
             f"mask gradient: delta must be int16 ({n}, *{geometry.out_shape}), "
             f"got {delta.dtype} {delta.shape}"
         )
-    total = np.zeros(geometry.weight_shape, np.uint32)
     packed = 2 * geometry.out_size[0] * geometry.out_size[1] * max(_LANES, geometry.out_channels)
     # Even, because the kernel takes samples, its channels here, in pairs.
     step = max(2, _PACKED_BYTES // packed // 2 * 2)
+    if 0 < n <= step:
+        return _piece_gradient(geometry, delta, values, threads=threads)
+    total = np.zeros(geometry.weight_shape, np.uint32)
     for start in range(0, n, step):
         part = slice(start, start + step)
         total += _piece_gradient(geometry, delta[part], values[part], threads=threads)
@@ -212,6 +214,10 @@ def _piece_gradient(
     )  # fmt: skip
     columns = np.ascontiguousarray(values.transpose(3, 1, 2, 0))
     weights = np.ascontiguousarray(delta.transpose(3, 1, 2, 0))
+    if geometry.groups == 1:
+        part = RingMap(LinearMap(as_map, weights)).apply(columns, threads=threads)
+        # A view: whoever subtracts another one, or copies, reads both in the order they lie in.
+        return part.transpose(3, 1, 2, 0)
     result = np.empty(geometry.weight_shape, np.uint32)
     for group in range(geometry.groups):
         outputs = slice(group * to_group, (group + 1) * to_group)

@@ -17,6 +17,9 @@ from jaxtyping import Int16
 
 from cloister.errors import ShapeError
 
+MAX_SPAN = 1 << 31
+"""Bound of the elements that the windows of a map cover, padding and gaps included."""
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -48,6 +51,15 @@ class Geometry:
             raise ShapeError(
                 f"linear map: {self.in_channels} input and {self.out_channels} output channels "
                 f"do not divide into {self.groups} groups"
+            )
+        # The native kernels count in 64 bits: these bounds keep every product of theirs below 2^63.
+        axes = zip(self.out_size, self.stride, self.kernel, self.dilation, strict=True)
+        rows, columns = ((o - 1) * s + (k - 1) * d + 1 for o, s, k, d in axes)
+        reach = max(*map(abs, self.pad), *self.upsample)
+        if rows * columns * self.in_channels >= MAX_SPAN or reach >= MAX_SPAN:
+            raise ShapeError(
+                f"linear map: its windows span {rows} x {columns} x {self.in_channels} elements, "
+                "at most 2^31 - 1 are possible; check stride, dilation, padding and output size"
             )
 
     @property

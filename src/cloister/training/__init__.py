@@ -1,1 +1,33 @@
-"""Training on encrypted data. Nothing here is imported by `import cloister`."""
+"""Training on encrypted data: the data set's file, the first layers, the trainer.
+
+Names are loaded when they are first used: data sets are written and read without PyTorch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cloister.training.dataset import EncryptedDataset
+    from cloister.training.layers import EncryptedConv2d, EncryptedLinear
+    from cloister.training.noise import GaussianNoise
+    from cloister.training.trainer import Trainer
+
+__all__ = ["EncryptedConv2d", "EncryptedDataset", "EncryptedLinear", "GaussianNoise", "Trainer"]
+
+_HOMES = {
+    "EncryptedConv2d": "layers",
+    "EncryptedDataset": "dataset",
+    "EncryptedLinear": "layers",
+    "GaussianNoise": "noise",
+    "Trainer": "trainer",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -62,8 +62,8 @@ def _samples(settings: Settings, info: DatasetInfo, rank: int | None) -> Claim:
         return Claim(
             about,
             "bounded",
-            f"{rank} fixed linear functions of {info.dim} values ({rank / info.dim:.0%}), "
-            "the same for any number of epochs",
+            f"{rank} fixed linear functions of {info.dim} values ({rank / info.dim:.0%}), blurred "
+            "as its owner decided, the same for any number of runs: enough for a likeness",
         )
     return Claim(
         about,

@@ -86,7 +86,9 @@ def fixed_point(values: Tensor, *, terms: tuple[int, ...], x_bound: int, bits: i
     limit = 2 ** (bits - 1) - 1
     exponent = math.floor(math.log2(min(room / norm, limit / peak)))
     exponent = min(exponent, MAX_EXPONENT)
-    return FixedPoint((values * 2.0**exponent).round_().to(torch.int16), exponent)
+    # The magnitudes' memory is used again: it is in the cache.
+    scaled = torch.mul(values, 2.0**exponent, out=magnitudes)
+    return FixedPoint(scaled.round_().to(torch.int16), exponent)
 
 
 class Mechanism(Protocol):
@@ -140,9 +142,8 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, layer: "Encrypted", ids: Any) -> Tensor:  # noqa: ANN401
         ctx.layer, ctx.ids = layer, ids
-        fixed = fixed_point(
-            weight.detach(), terms=(1, 2, 3), x_bound=layer.x_bound, bits=layer.weight_bits
-        )
+        weight = layer.arrange(weight.detach())
+        fixed = fixed_point(weight, terms=(1, 2, 3), x_bound=layer.x_bound, bits=layer.weight_bits)
         linear = LinearMap(layer.geometry, _int16(fixed.integers))
         values = layer.products.forward(ids, linear)
         return _real(values, layer.encoding.scale, fixed.exponent)
@@ -158,7 +159,8 @@ class _Product(torch.autograd.Function):
         values = layer.products.gradient(ctx.ids, layer.geometry, _int16(fixed.integers))
         if private is not None:
             values = private.blur(values, fixed.exponent)
-        return _real(values, layer.encoding.scale, fixed.exponent), None, None
+        gradient = _real(values, layer.encoding.scale, fixed.exponent).permute(0, 3, 1, 2)
+        return gradient.reshape(layer.weight.shape), None, None
 
 
 def _int16(integers: Tensor) -> Int16[np.ndarray, "a b c d"]:
@@ -166,8 +168,8 @@ def _int16(integers: Tensor) -> Int16[np.ndarray, "a b c d"]:
 
 
 def _real(values: Int[np.ndarray, "a b c d"], scale: float, exponent: int) -> Tensor:
-    # Promotion converts and multiplies in one pass.
-    result: Tensor = torch.from_numpy(values) * (scale * 2.0**-exponent)
+    # In place: half the memory that a product with promotion would touch.
+    result: Tensor = torch.from_numpy(values).to(torch.float32).mul_(scale * 2.0**-exponent)
     return result
 
 
@@ -208,9 +210,18 @@ class Encrypted(nn.Module):
         height, width = self.geometry.in_size
         return (self.geometry.in_channels, height, width)
 
-    def _product(self, x: Tensor, weight: Tensor) -> Tensor:
+    def arrange(self, weight: Tensor) -> Tensor:
+        """Weights as the linear map's (o, kh, kw, c).
+
+        Not a step of autograd's: the product's own functions see to it, at less cost.
+        """
+        geometry = self.geometry
+        shape = (geometry.out_channels, geometry.in_channels, *geometry.kernel)
+        return weight.view(shape).permute(0, 2, 3, 1)
+
+    def _product(self, x: Tensor) -> Tensor:
         self.samples.check(x)
-        result: Tensor = _Product.apply(weight, self, self.samples.ids)  # type: ignore[no-untyped-call]
+        result: Tensor = _Product.apply(self.weight, self, self.samples.ids)  # type: ignore[no-untyped-call]
         return result
 
 
@@ -235,7 +246,7 @@ class EncryptedConv2d(Encrypted):
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output (n, o, oh, ow)."""
-        y = self._product(x, self.weight.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        y = self._product(x).permute(0, 3, 1, 2)
         if self.encoding.offset:
             y = y + nn.functional.conv2d(self._offset, self.weight, None, *self._settings)
         return y if self.bias is None else y + self.bias.view(1, -1, 1, 1)
@@ -264,9 +275,7 @@ class EncryptedLinear(Encrypted):
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output (n, o)."""
-        sample = self._constant_shape()
-        weight = self.weight.view(-1, *sample).permute(0, 2, 3, 1)
-        y = self._product(x, weight).flatten(1)
+        y = self._product(x).flatten(1)
         if self.encoding.offset:
             y = y + nn.functional.linear(self._offset.flatten(1), self.weight)
         return y if self.bias is None else y + self.bias

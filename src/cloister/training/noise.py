@@ -88,4 +88,4 @@ def _accounting() -> Any:  # noqa: ANN401  (a module that may be absent has no s
         importlib.import_module("dp_accounting.rdp")
         return importlib.import_module("dp_accounting")
     except ImportError as error:
-        raise InputError("noise needs an accountant: pip install dp-accounting") from error
+        raise InputError("noise needs an accountant: pip install 'cloister[train]'") from error

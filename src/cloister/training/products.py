@@ -197,8 +197,10 @@ class Products:
 def _difference(
     masked: UInt32[np.ndarray, "..."], key: UInt32[np.ndarray, "..."]
 ) -> Int32[np.ndarray, "..."]:
-    """`mask.unmask` in 32 bits: half the memory traffic, in steps where that is what counts."""
+    """`mask.unmask` in 32 bits, in the product's memory: in steps, memory traffic is what counts."""
     if masked.shape != key.shape or masked.dtype != np.uint32 or key.dtype != np.uint32:
         raise ShapeError(f"first layer: product {masked.shape} and key {key.shape} differ")
-    difference: UInt32[np.ndarray, "..."] = np.subtract(masked, key)
+    # What came over a wire is read-only.
+    out = masked if masked.flags.writeable else None
+    difference: UInt32[np.ndarray, "..."] = np.subtract(masked, key, out=out)
     return difference.view(np.int32)

@@ -35,7 +35,10 @@ class Ciphertexts(Protocol):
 
 
 class CiphertextServer(Protocol):
-    """Products with masked samples; `dataset` is a data set's name."""
+    """Products with masked samples; `dataset` is a data set's name.
+
+    The products are the caller's, who may write into them; data and labels are not.
+    """
 
     def forward(
         self, dataset: str, ids: Int64[np.ndarray, " n"], linear: LinearMap

@@ -287,21 +287,29 @@ class Encoder:
         raise RangeError(f"sample {sample}, {field}: {what}; {remedy}")
 
 
+def random_order(count: int, *, rng: Csprng) -> Int64[np.ndarray, " count"]:
+    """A random order of samples.
+
+    Secret   result: a file sorted by class would give the labels away
+    """
+    # Sorting random words: a collision, at most n^2 / 2^65, would only repeat the given order.
+    words = np.frombuffer(rng.random_bytes(8 * count), np.uint64)
+    return np.argsort(words, kind="stable").astype(np.int64)
+
+
 def chunks(
     source: Source,
     encoder: Encoder,
     *,
     classes: Int64[np.ndarray, " names"],
     test_fraction: float,
-    rng: Csprng,
+    order: Int64[np.ndarray, " n"],
 ) -> Iterator[Chunk]:
-    """All samples in random order; the test split is a random part of them.
+    """All samples in a given order, of which the last ones are the test split.
 
     `classes` are the data set's numbers of the source's classes.
     """
     n = len(source.labels)
-    # Sorting random words: a collision, at most n^2 / 2^65, would only repeat the given order.
-    order = np.argsort(np.frombuffer(rng.random_bytes(8 * n), np.uint64), kind="stable")
     tested = round(test_fraction * n)
     size = max(1, CHUNK_BYTES // (8 * int(np.prod(source.shape))))
     for start in range(0, n, size):

@@ -12,9 +12,8 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol, Unpack
 
 import numpy as np
 import torch
@@ -28,14 +27,16 @@ from cloister.fe.encoding import Encoding
 from cloister.fe.keyservice import DatasetInfo, KeyService, Mode, Receiver
 from cloister.training import checkpoint, models
 from cloister.training.checkpoint import Checkpoint, EpochResult, Position
-from cloister.training.frozen import Features, Lift, Projection, random_projection
+from cloister.training.frozen import Features, Lift, Projection, default_projection
 from cloister.training.layers import Encrypted, Samples
 from cloister.training.noise import GaussianNoise
 from cloister.training.private import PrivateStep
 from cloister.training.products import Products, Recorder
 from cloister.training.server import Ciphertexts, CiphertextServer, LocalCiphertextServer
+from cloister.training.settings import FirstLayer, Guard, Running, Settings
 
-FirstLayer = Literal["trainable", "frozen"]
+__all__ = ["Dataset", "FirstLayer", "Settings", "Trainer", "epoch_order"]
+
 Update = Callable[[int, int], None]
 EVALUATION_BATCH = 256
 LABEL_BATCH = 4096
@@ -70,61 +71,12 @@ class Dataset(Ciphertexts, Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How a run trains, and who learns what.
-
-    first_layer              frozen is the safe default; trainable needs keys at every step
-    unmask_to                server: whoever runs this learns the first layer's values;
-                             trusted: this process is a trusted runtime, the server learns nothing
-    mode                     paper: no budget; needs allow_unbounded_leakage
-    offload_gradients        trusted only: the gradient's product runs at the server too, which
-                             then sees each sample's output gradient
-    rank                     of the frozen projection, default the samples' whole budget
-    """
-
-    first_layer: FirstLayer = "frozen"
-    unmask_to: Receiver = "server"
-    mode: Mode = "guarded"
-    allow_unbounded_leakage: bool = False
-    offload_gradients: bool = False
-    batch: int = 64
-    seed: int = 0
-    rank: int | None = None
-    weight_bits: int = 16
-    evaluate_every: int = 1
-    checkpoint_every: int = 200
-    patience_s: float = 60.0
-    threads: int = 1
-    noise: GaussianNoise | None = None
-
-    def __post_init__(self) -> None:
-        if self.first_layer not in ("trainable", "frozen"):
-            raise InputError(f"first_layer must be trainable or frozen, got {self.first_layer!r}")
-        if self.unmask_to not in ("server", "trusted"):
-            raise InputError(f"unmask_to must be server or trusted, got {self.unmask_to!r}")
-        for name in ("batch", "threads", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if (self.mode == "paper") != self.allow_unbounded_leakage:
-            raise InputError(
-                "mode='paper' lets the server read every sample; it needs, and only it takes, "
-                "allow_unbounded_leakage=True"
-            )
-        if self.offload_gradients and self.unmask_to != "trusted":
-            raise InputError("offload_gradients is only for unmask_to='trusted'")
-        noisy = self.noise is not None and self.noise.on == "gradients"
-        if noisy and (self.first_layer, self.unmask_to) != ("trainable", "trusted"):
-            raise InputError(
-                "noise on gradients must be added where they are unmasked, before the server sees "
-                "them: use unmask_to='trusted' and first_layer='trainable'"
-            )
-        if self.noise is not None and not noisy:
-            raise InputError("noise on ciphertexts is added by clients, before they encrypt")
-
-
 class Trainer:
     """Trains a model whose first layer never meets a plain sample.
+
+    Who learns what is `first_layer` to `noise`, how it trains is `running`; both are described at
+    `cloister.training.settings.Settings`. The defaults give away the least: a data set's ledger
+    guards every key, and the first layer is a fixed projection.
 
     Raises   BudgetError when a sample's budget is spent, AuthorityUnavailable when the authority
              stays away; in either case after a checkpoint
@@ -136,15 +88,23 @@ class Trainer:
         dataset: Dataset,
         *,
         keys: KeyService,
-        settings: Settings,
         rng: Csprng,
+        first_layer: FirstLayer = "frozen",
+        unmask_to: Receiver = "server",
+        guard: Guard = "ledger",
+        mode: Mode = "guarded",
+        allow_unbounded_leakage: bool = False,
+        noise: GaussianNoise | None = None,
         server: CiphertextServer | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         projection: Projection | None = None,
         checkpoint_dir: Path | None = None,
         release_log: Recorder | None = None,
+        **running: Unpack[Running],
     ) -> None:
-        self.settings = settings
+        settings = self.settings = Settings(
+            first_layer, unmask_to, guard, mode, allow_unbounded_leakage, noise, **running
+        )
         self.info = keys.describe(dataset.name)
         _check(dataset, self.info, settings)
         self.products = Products(
@@ -165,9 +125,8 @@ class Trainer:
         self._samples = Samples(self.info.shape)
         self._private: PrivateStep | None = None
         if settings.first_layer == "frozen":
-            self.projection = projection or random_projection(
-                self.info, seed=settings.seed, rank=settings.rank
-            )
+            # Not of the run's seed: a data set gives values of one function, whoever trains again.
+            self.projection = projection or default_projection(self.info, rank=settings.rank)
             self.model: nn.Module = nn.Sequential(Lift(self.projection, self.info.shape), model)
         else:
             self.model = model
@@ -179,6 +138,8 @@ class Trainer:
         state = self.model.state_dict(keep_vars=True).values()
         self._statistics = [value for value in state if id(value) not in parameters]
         self._ids = np.sort(np.concatenate([self._train_ids, self._test_ids]))
+        self._places = np.zeros(int(self._ids[-1]) + 1, np.int64)
+        self._places[self._ids] = np.arange(len(self._ids))
         self._labels: Tensor | None = None
         self._generator = torch.get_rng_state()
         self.position = Position()
@@ -307,7 +268,7 @@ class Trainer:
         if self._features is None:
             x = self._samples.of(ids)
         else:
-            x = self._features[1][np.searchsorted(self._ids, ids)]
+            x = self._features[1][self._places[ids]]
         with _model_errors():
             scores: Tensor = self.model(x)
         if scores.shape != (len(ids), self.info.classes):
@@ -320,7 +281,7 @@ class Trainer:
     def _targets(self, ids: Int64[np.ndarray, " n"]) -> Tensor:
         if self._labels is None:
             raise InputError("trainer: call prepare() first")
-        return self._labels[np.searchsorted(self._ids, ids)]
+        return self._labels[self._places[ids]]
 
     def _run(self) -> str:
         """Which run a checkpoint belongs to."""

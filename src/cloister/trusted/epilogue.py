@@ -30,7 +30,7 @@ class Epilogue:
     residual: str | None = None
     lo: float = -np.inf
     hi: float = np.inf
-    pool: PoolGeometry | None = None
+    window: PoolGeometry | None = None
     clamped: bool = False
     depthwise: Depthwise | None = None
     after_lo: float = -np.inf
@@ -129,7 +129,7 @@ def _absorb(
 
 def _absorb_clamp(graph: Graph, node: Node, found: Epilogue) -> bool:
     bounds = clamp_bounds(graph.constants, node)
-    if bounds is None or (found.pool is not None and found.depthwise is None):
+    if bounds is None or (found.window is not None and found.depthwise is None):
         return False
     lo, hi = bounds
     if found.depthwise is not None:
@@ -164,7 +164,7 @@ def clamp_bounds(constants: Mapping[str, np.ndarray], node: Node) -> tuple[float
 def _absorb_add(
     graph: Graph, node: Node, found: Epilogue, available: Callable[[str], bool]
 ) -> bool:
-    if found.residual is not None or found.clamped or found.pool is not None:
+    if found.residual is not None or found.clamped or found.window is not None:
         return False
     if len(node.inputs) != 2 or node.inputs[0] == node.inputs[1]:
         return False
@@ -177,18 +177,18 @@ def _absorb_add(
 
 
 def _absorb_pool(graph: Graph, node: Node, found: Epilogue, *, channels_first: bool) -> bool:
-    if found.pool is not None or not channels_first:
+    if found.window is not None or not channels_first:
         return False
-    found.pool = pool_geometry(graph, node)
-    return found.pool is not None
+    found.window = pool_geometry(graph, node)
+    return found.window is not None
 
 
 def _absorb_depthwise(graph: Graph, node: Node, found: Epilogue, *, channels_first: bool) -> bool:
-    if found.pool is not None or not channels_first or node.inputs[0] != found.value:
+    if found.window is not None or not channels_first or node.inputs[0] != found.value:
         return False
     found.depthwise = depthwise(graph, node)
-    found.pool = None if found.depthwise is None else found.depthwise.window
-    return found.pool is not None
+    found.window = None if found.depthwise is None else found.depthwise.window
+    return found.window is not None
 
 
 def _is_identity_reshape(graph: Graph, node: Node, value: str, *, channels_first: bool) -> bool:

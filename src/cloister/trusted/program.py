@@ -192,7 +192,7 @@ class _Compiler:
         if first is not None and first.dtype == "float32" and _is_image(first.shape):
             epilogue = self.matcher.starting_at(node, channels_first=True)
         # A pass of its own pays off where it pools or writes a request; the rest is ORT's.
-        if epilogue is not None and (epilogue.pool or self._sinks(epilogue, True)):
+        if epilogue is not None and (epilogue.window or self._sinks(epilogue, True)):
             assert_size = channels_last_shape(first.shape, channels_first=True)  # type: ignore[union-attr]
             return self._fuse(node, None, node.inputs[0], epilogue, assert_size, True)
         self._finish(node)
@@ -222,7 +222,7 @@ class _Compiler:
             source=source,
             epilogue=epilogue,
             size=size,
-            out_size=(*epilogue.pool.out_size, size[2]) if epilogue.pool else size,
+            out_size=(*epilogue.window.out_size, size[2]) if epilogue.window else size,
             channels_first=channels_first,
             stored=stored,
             sinks=sinks,

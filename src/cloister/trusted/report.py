@@ -25,8 +25,8 @@ class LayerRow:
 class Report:
     """Totals of a run.
 
-    `trusted_ms` is CPU time of the trusted process, all threads; `worker_ms` the time spent waiting
-    for the worker; `offline_ms` CPU time spent making pads (inline pads only). `soundness_bits` is
+    `trusted_ms` is CPU time of the trusted process, all threads; `worker_ms` the sum of all
+    lanes' waits for workers, which overlap; `offline_ms` CPU time spent making pads (inline pads only). `soundness_bits` is
     the weakest checked layer's, None where nothing is checked. `workers_lost` lists workers that
     hung, died or lied since the session began.
     """

@@ -204,8 +204,8 @@ class Runtime:
                 source[one],
                 None if unblinding is None else unblinding[j][None],
                 None if added is None else added[one],
-                None if kept is None or step.epilogue.pool else kept[one],
-                kept[one] if kept is not None and step.epilogue.pool else None,
+                None if kept is None or step.epilogue.window else kept[one],
+                kept[one] if kept is not None and step.epilogue.window else None,
                 [sink.message[one] for sink in sinks],
                 [sink.key for sink in sinks],
                 [sink.nonces[j] if sink.nonces else None for sink in sinks],
@@ -360,7 +360,7 @@ def _run_local(
 
 def _native_pass(plan: Plan, step: Fuse) -> _native.Pass:
     node = None if step.node is None else plan.linear_nodes[step.node]
-    pool, convolved = step.epilogue.pool, step.epilogue.depthwise
+    window, convolved = step.epilogue.window, step.epilogue.depthwise
     sinks = [(plan.linear_nodes[i].inv_x_scale, plan.linear_nodes[i].x_qmax) for i in step.sinks]
     return _native.Pass(
         *step.size,
@@ -368,7 +368,7 @@ def _native_pass(plan: Plan, step: Fuse) -> _native.Pass:
         None if node is None else node.bias,
         step.epilogue.lo,
         step.epilogue.hi,
-        None if pool is None else pool.to_tuple(),
+        None if window is None else window.to_tuple(),
         sinks,
         None
         if convolved is None

@@ -238,7 +238,7 @@ class Walk:
         linear = None if step.node is None else self._plan.linear_nodes[step.node]
         protection = ENCLAVE if linear is None else self._plan.protection_of(linear)
         kept = self._kept(step)
-        pools = step.epilogue.pool is not None
+        windowed = step.epilogue.window is not None
         residual = None
         if not self._needs_inputs(step) and step.epilogue.residual is not None:
             residual = self._values[step.epilogue.residual, step.channels_first]
@@ -249,8 +249,8 @@ class Walk:
             linear is not None and protection.checked,
             None if step.node is None else link.view(*self._answer(step.node)),
             residual,
-            None if pools else kept,
-            kept if pools else None,
+            None if windowed else kept,
+            kept if windowed else None,
             step.sinks,
             [self._message(index, link) for index in step.sinks],
         )

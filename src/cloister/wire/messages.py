@@ -7,6 +7,7 @@ belong to one connection.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -35,7 +36,7 @@ class TensorSpec:
         """The spec an array satisfies."""
         return TensorSpec(tensor.dtype, tensor.shape)
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Exact size of the tensor's bytes."""
         return math.prod(self.shape) * self.dtype.itemsize

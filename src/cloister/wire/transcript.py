@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -21,8 +21,7 @@ _UNREADABLE = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class Entry:
+class Entry(NamedTuple):
     """One tensor that crossed the boundary; `payload` is a copy, or None when not recorded."""
 
     direction: Direction
@@ -37,7 +36,7 @@ class Entry:
 
 @dataclass
 class Transcript:
-    """Tensors in the order in which they crossed."""
+    """Tensors by micro-batch, in the order of the inputs; each in the order in which it crossed."""
 
     entries: list[Entry] = field(default_factory=list)
 

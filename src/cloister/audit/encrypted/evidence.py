@@ -12,6 +12,7 @@ from cloister.audit.encrypted.functionals import rows_of
 from cloister.errors import EncryptionError, InputError
 from cloister.wire.releases import Release
 
+EXACT_BITS = 32
 ENOUGH = 16
 """Different functionals kept per sample, in multiples of its dimension."""
 
@@ -32,6 +33,8 @@ class Group:
     ids: Int64[np.ndarray, " n"]
     rows: Float64[np.ndarray, "k dim"]
     answers: Float64[np.ndarray, "k n"]
+    width: float = 0.0
+    """Of the uniform noise on every answer; 0: they are exact."""
 
 
 @dataclass(eq=False)
@@ -57,8 +60,13 @@ class Evidence:
         """Elements of one sample."""
         return int(np.prod(self.shape))
 
-    def groups(self, *, limit: int) -> list[Group]:
-        """The followed samples by their functionals, at most `limit` of each, evenly chosen."""
+    def groups(
+        self, *, limit: int, bound: float = 0.0, value_bits: int = EXACT_BITS
+    ) -> list[Group]:
+        """The followed samples by their functionals, at most `limit` of each, evenly chosen.
+
+        bound, value_bits   the largest element, and the bits to which the authority blurred values
+        """
         alike: dict[tuple[int, ...], list[int]] = {}
         for sample, found in self.forward.items():
             alike.setdefault(tuple(map(id, found.rows)), []).append(sample)
@@ -69,8 +77,21 @@ class Evidence:
             chosen = np.unique(np.linspace(0, rows.shape[0] - 1, limit).astype(np.int64))
             rows = rows[chosen].toarray()
             answers = [np.concatenate(self.forward[i].answers)[chosen] for i in ids]
-            groups.append(Group(np.array(ids, np.int64), rows, np.stack(answers, axis=1)))
+            width = blur_width(rows, bound=bound, value_bits=value_bits)
+            groups.append(Group(np.array(ids, np.int64), rows, np.stack(answers, axis=1), width))
         return groups
+
+
+def blur_width(rows: Float64[np.ndarray, "k dim"], *, bound: float, value_bits: int) -> float:
+    """Width of the noise that an authority puts on these values (docs/protocols/authority.md).
+
+    Where several functions were released it is that of the largest.
+    """
+    spread = 2.0 * bound * float(np.abs(rows).sum(axis=1).max(initial=0.0))
+    width = 1.0
+    while spread > width * (2.0**value_bits - 1):
+        width *= 2
+    return width if width > 1 else 0.0
 
 
 def collect(releases: Iterable[Release], *, samples: int = 16, steps: int = 256) -> Evidence | None:

@@ -95,6 +95,35 @@ class IntegerDecoder:
         return point if np.array_equal(self._rows @ point, answers) else None
 
 
+class NoisyDecoder:
+    """Decodes samples whose answers carry noise: the most likely integer point, nearly.
+
+    With Gaussian prior and noise, minus twice the log-likelihood is a quadratic form around the
+    posterior mean. Babai's nearest plane in a basis reduced for that form finds an integer point
+    near to it; where the answers leave one plausible point, that one.
+    """
+
+    def __init__(self, rows: Int64[np.ndarray, "k dim"], prior: Prior, *, width: float) -> None:
+        if prior.dim > LARGEST_LATTICE:
+            raise RangeError(f"audit: integer decoding takes at most {LARGEST_LATTICE} elements")
+        metric = _metric(prior)
+        self._prior, self._certainty = prior, metric @ metric.T
+        self._weighted = rows.astype(np.float64).T * (12 / width**2)
+        self._form = self._certainty + self._weighted @ rows
+        factor = np.linalg.cholesky(self._form)
+        self._lattice = _Lattice(reduce(np.eye(prior.dim, dtype=np.int64), factor), factor)
+
+    def decode(self, answers: Float64[np.ndarray, " k"]) -> Int64[np.ndarray, " dim"]:
+        """The integer sample that explains the answers best."""
+        right = self._certainty @ self._prior.mean + self._weighted @ answers
+        centre = np.linalg.solve(self._form, right)
+        found = self._lattice.nearest(np.zeros(self._prior.dim, np.int64), centre)
+        inside: Int64[np.ndarray, " dim"] = np.clip(
+            found, int(self._prior.low), int(self._prior.high)
+        )
+        return inside
+
+
 def _metric(prior: Prior) -> Float64[np.ndarray, "dim dim"]:
     """L with |v L|^2 = v C^-1 v^T, so that distances are log-likelihoods."""
     if prior.covariance is None:

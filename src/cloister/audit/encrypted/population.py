@@ -53,7 +53,7 @@ def _step(
     found, unsure = [], np.zeros_like(covariance)
     for group in groups:
         spread = covariance @ group.rows.T
-        within = group.rows @ spread + NOISE * np.eye(len(group.rows))
+        within = group.rows @ spread + (NOISE + group.width**2 / 12) * np.eye(len(group.rows))
         gain = np.linalg.solve(within, spread.T).T
         found.append(mean + (gain @ (group.answers - (group.rows @ mean)[:, None])).T)
         unsure += len(group.ids) * (covariance - gain @ spread.T)

@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from cloister.audit.encrypted.batch import BatchSolution, gradient_batches, joint_solve
-from cloister.audit.encrypted.evidence import Evidence, Group, collect
-from cloister.audit.encrypted.lattice import LARGEST_LATTICE, IntegerDecoder
+from cloister.audit.encrypted.evidence import EXACT_BITS, Evidence, Group, collect
+from cloister.audit.encrypted.lattice import LARGEST_LATTICE, IntegerDecoder, NoisyDecoder
 from cloister.audit.encrypted.operands import is_separable, read_label, unpack
 from cloister.audit.encrypted.population import learn_prior
 from cloister.audit.encrypted.prior import Prior
@@ -51,12 +51,14 @@ def run_attacks(
     samples: int = 16,
     steps: int = 256,
     largest_lattice: int = LARGEST_LATTICE,
+    value_bits: int = EXACT_BITS,
 ) -> tuple[Evidence | None, list[Finding]]:
     """Run every attack; without releases nothing can be attacked and the list says so.
 
     samples, steps    as `collect`
     largest_lattice   elements of the largest sample that integer decoding is tried on: it takes a
                       second for 30, a minute for 64
+    value_bits        bits to which the authority blurred each value; 32: they are exact
     Raises   ShapeError when the prior describes samples of another shape; as `collect`
     """
     evidence = collect(releases, samples=samples, steps=steps)
@@ -67,7 +69,10 @@ def run_attacks(
             f"release log: samples of shape {evidence.shape}, but the images given have "
             f"{prior.shape}"
         )
-    findings = {finding.attack: finding for finding in _findings(evidence, prior, largest_lattice)}
+    findings = {
+        finding.attack: finding
+        for finding in _findings(evidence, prior, largest_lattice, value_bits)
+    }
     missing = "no releases it could use"
     return evidence, [findings.get(name) or _none(name, prior, missing) for name in ATTACKS]
 
@@ -76,9 +81,12 @@ def _none(attack: str, prior: Prior, note: str) -> Finding:
     return Finding(attack, np.zeros(0, np.int64), np.zeros((0, prior.dim)), note)
 
 
-def _findings(evidence: Evidence, prior: Prior, lattice: int) -> Iterator[Finding]:
+def _findings(evidence: Evidence, prior: Prior, lattice: int, value_bits: int) -> Iterator[Finding]:
     if prior.dim <= LARGEST_SAMPLE:
-        yield from _single_samples(evidence, prior, lattice)
+        bound = max(abs(prior.low), abs(prior.high))
+        groups = evidence.groups(limit=4 * prior.dim, bound=bound, value_bits=value_bits)
+        if groups:
+            yield from _single_samples(groups, prior, lattice)
     batches = gradient_batches(evidence.releases, prior)
     if batches is not None:
         rank = f"rank {batches.rank} of {len(batches.ids)} samples"
@@ -102,14 +110,11 @@ def _labels(evidence: Evidence) -> Finding:
     return Finding("labels", kept, x, f"{len(kept)} samples", labels=True, determined=True)
 
 
-def _single_samples(evidence: Evidence, prior: Prior, lattice: int) -> Iterator[Finding]:
-    groups = evidence.groups(limit=4 * prior.dim)
-    if not groups:
-        return
+def _single_samples(groups: list[Group], prior: Prior, lattice: int) -> Iterator[Finding]:
     ids = np.concatenate([group.ids for group in groups])
     solved = [linear_solve(group.rows, group.answers, prior) for group in groups]
     least = min(found.rank for found in solved)
-    determined = least == prior.dim
+    determined = least == prior.dim and not any(group.width for group in groups)
     x = np.concatenate([found.x for found in solved])
     yield Finding("linear solve", ids, x, f"rank {least} of {prior.dim}", determined=determined)
     yield from _packed(groups, ids, prior)
@@ -122,7 +127,9 @@ def _single_samples(evidence: Evidence, prior: Prior, lattice: int) -> Iterator[
     yield _estimate(groups, ids, prior)
     learned = learn_prior(groups, prior)
     if learned is not None:
-        x = np.concatenate([prior_estimate(g.rows, g.answers, learned) for g in groups])
+        x = np.concatenate(
+            [prior_estimate(g.rows, g.answers, learned, width=g.width) for g in groups]
+        )
         note = f"mean and covariance learned from {len(groups)} different keys"
         yield Finding("learned prior", ids, x, note)
     if prior.dim > lattice:
@@ -134,7 +141,9 @@ def _single_samples(evidence: Evidence, prior: Prior, lattice: int) -> Iterator[
 
 def _box(groups: list[Group], ids: Int64[np.ndarray, " n"], prior: Prior) -> Finding:
     found = [
-        box_program(group.rows, answers, prior) for group in groups for answers in group.answers.T
+        box_program(group.rows, answers, prior, width=group.width)
+        for group in groups
+        for answers in group.answers.T
     ]
     kept = [i for i, x in enumerate(found) if x is not None]
     x = np.array([found[i] for i in kept], np.float64).reshape(-1, prior.dim)
@@ -145,13 +154,19 @@ def _box(groups: list[Group], ids: Int64[np.ndarray, " n"], prior: Prior) -> Fin
 def _estimate(groups: list[Group], ids: Int64[np.ndarray, " n"], prior: Prior) -> Finding:
     if prior.covariance is None:
         return _none("public prior", prior, "needs public images of the same kind")
-    x = np.concatenate([prior_estimate(group.rows, group.answers, prior) for group in groups])
+    x = np.concatenate(
+        [prior_estimate(group.rows, group.answers, prior, width=group.width) for group in groups]
+    )
     return Finding("public prior", ids, x, "Gaussian fitted to public images")
 
 
 def _integers(groups: list[Group], ids: Int64[np.ndarray, " n"], prior: Prior) -> Finding:
     found: list[Int64[np.ndarray, " dim"] | None] = []
     for group in groups:
+        if group.width:
+            noisy = NoisyDecoder(group.rows.astype(np.int64), prior, width=group.width)
+            found += [noisy.decode(answers) for answers in group.answers.T]
+            continue
         try:
             decoder = IntegerDecoder(group.rows.astype(np.int64), prior)
         except RangeError:
@@ -160,7 +175,8 @@ def _integers(groups: list[Group], ids: Int64[np.ndarray, " n"], prior: Prior) -
         found += [decoder.decode(answers) for answers in group.answers.T.astype(np.int64)]
     kept = [i for i, x in enumerate(found) if x is not None]
     x = np.array([found[i] for i in kept], np.float64).reshape(-1, prior.dim)
-    note = f"integer points with all answers: {len(kept)} of {len(ids)} found"
+    how = "nearest to" if any(group.width for group in groups) else "with"
+    note = f"integer points {how} all answers: {len(kept)} of {len(ids)} found"
     return Finding("integer decoding", ids[kept], x, note)
 
 

@@ -35,9 +35,15 @@ def linear_solve(
 
 
 def box_program(
-    rows: Float64[np.ndarray, "k dim"], answers: Float64[np.ndarray, " k"], prior: Prior
+    rows: Float64[np.ndarray, "k dim"],
+    answers: Float64[np.ndarray, " k"],
+    prior: Prior,
+    *,
+    width: float = 0.0,
 ) -> Float64[np.ndarray, " dim"] | None:
     """The least varying image within the range that has the released values, or None.
+
+    width   of the noise on the values: any image whose values are as near will do
 
     Minimises the sum of absolute differences of neighbours, and a tenth of the sum of distances
     from the lower end of the range (most images are mostly background), by linear programming.
@@ -49,16 +55,22 @@ def box_program(
     count = differences.shape[0]
     scale = np.maximum(np.linalg.norm(rows, axis=1), 1.0)[:, None]
     unit = scipy.sparse.identity(count)
+    wide = [scipy.sparse.csr_matrix(rows / scale), scipy.sparse.csr_matrix((len(rows), count))]
+    released, values = scipy.sparse.hstack(wide), answers / scale[:, 0]
+    above = [
+        scipy.sparse.hstack([differences, -unit]), scipy.sparse.hstack([-differences, -unit])
+    ]  # fmt: skip
+    limits = [np.zeros(2 * count)]
+    if width:
+        slack = width / 2 / scale[:, 0]
+        above += [released, -released]
+        limits += [values + slack, slack - values]
     found = linprog(
         np.concatenate([np.full(dim, 0.1), np.ones(count)]),
-        A_ub=scipy.sparse.vstack(
-            [scipy.sparse.hstack([differences, -unit]), scipy.sparse.hstack([-differences, -unit])]
-        ),
-        b_ub=np.zeros(2 * count),
-        A_eq=scipy.sparse.hstack(
-            [scipy.sparse.csr_matrix(rows / scale), scipy.sparse.csr_matrix((len(rows), count))]
-        ),
-        b_eq=answers / scale[:, 0],
+        A_ub=scipy.sparse.vstack(above),
+        b_ub=np.concatenate(limits),
+        A_eq=None if width else released,
+        b_eq=None if width else values,
         bounds=[(prior.low, prior.high)] * dim + [(0.0, None)] * count,
         method="highs",
         options={"time_limit": 20.0},
@@ -70,11 +82,15 @@ def box_program(
 
 
 def prior_estimate(
-    rows: Float64[np.ndarray, "k dim"], answers: Float64[np.ndarray, "k n"], prior: Prior
+    rows: Float64[np.ndarray, "k dim"],
+    answers: Float64[np.ndarray, "k n"],
+    prior: Prior,
+    *,
+    width: float = 0.0,
 ) -> Float64[np.ndarray, "n dim"]:
     """The most likely samples under a Gaussian fitted to public images.
 
-    x = mu + C A^T (A C A^T)^+ (v - A mu), then cut to the range.
+    x = mu + C A^T (A C A^T + N)^+ (v - A mu), then cut to the range; N is the noise's variance.
 
     Raises   InputError when the prior has no covariance
     """
@@ -82,7 +98,9 @@ def prior_estimate(
         raise InputError("audit: the public prior needs public images of the same kind")
     a, b = _centred(rows, answers, prior)
     spread = prior.covariance @ a.T
-    weights = np.linalg.lstsq(a @ spread, b, rcond=1e-10)[0]
+    scale = np.maximum(np.linalg.norm(rows, axis=1), 1.0)
+    noise = np.diag(width**2 / 12 / scale**2)
+    weights = np.linalg.lstsq(a @ spread + noise, b, rcond=1e-10)[0]
     x: Float64[np.ndarray, "n dim"] = np.clip(
         prior.mean + (spread @ weights).T, prior.low, prior.high
     )

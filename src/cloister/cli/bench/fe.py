@@ -25,7 +25,7 @@ from cloister.cli.bench.baselines import Timing, interleaved, session_options
 from cloister.cli.bench.environment import environment
 from cloister.cli.console import emit_json, out, table
 from cloister.crypto.csprng import InsecureSeededRandom
-from cloister.fe import lwe, mask
+from cloister.fe import ddh, lwe, mask
 from cloister.fe.scheme import (
     CiphertextsT,
     EncryptionT,
@@ -118,15 +118,12 @@ def _decryptions(task: Task) -> dict[str, Callable[[], object]]:
         words = np.frombuffer(rng.random_bytes(2 * array.size), np.uint16)
         array[:, :-1] = 1 + words.reshape(array.shape)[:, :-1] % ENTRY
     setup = partial(_bounded, dim=task.terms + 1, rng=rng)
-    runs: dict[str, Callable[[], object]] = {
+    return {
         "mask": _decryption(mask, setup(mask), x, y, rng),
         "lwe": _decryption(lwe, setup(lwe), x, y, rng),
         "lwe, first use": _first_use(setup(lwe), x, y, rng),
+        "ddh": _decryption(ddh, setup(ddh), x, y, rng),
     }
-    if importlib.util.find_spec("cloister.fe.ddh") is not None:
-        ddh = importlib.import_module("cloister.fe.ddh")
-        runs["ddh"] = _decryption(ddh, setup(ddh), x, y, rng)
-    return runs
 
 
 def _bounded(scheme: Any, *, dim: int, rng: InsecureSeededRandom) -> Any:  # noqa: ANN401

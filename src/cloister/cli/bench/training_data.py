@@ -3,18 +3,21 @@
 import csv
 import gzip
 import io
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int16, Int64
+from jaxtyping import Bool, Float64, Int16, Int64, UInt32
 
 from cloister.authority.authority import Authority
 from cloister.authority.records import Terms, label_info, part_info
 from cloister.crypto.csprng import KEY_BYTES, InsecureSeededRandom, SystemRandom
 from cloister.errors import InputError
+from cloister.fe import mask
 from cloister.fe.encoding import Encoding
-from cloister.fe.keyservice import DatasetInfo, Mode
+from cloister.fe.keyservice import DatasetInfo, Mode, Receiver
+from cloister.field.linear import Geometry, LinearMap
 from cloister.training.dataset import EncryptedDataset, Header
 from cloister.training.writer import Chunk, EncryptedDatasetWriter
 
@@ -88,15 +91,73 @@ def heart(folder: Path) -> Plain:
     return Plain("heart", encoded, y, test, encoding, "heart disease, 303 patients")
 
 
+class MemoryKeys:
+    """Every unmasking term at once, without ledger: a `KeyService` to time the server with.
+
+    Waiting for the disk leaves the processor, and its caches, to others in the middle of a step.
+    """
+
+    def __init__(self, authority: Authority, keys: Mapping[str, bytes]) -> None:
+        self._authority, self._keys = authority, keys
+
+    def describe(self, dataset: str) -> DatasetInfo:
+        """See `KeyService`."""
+        return self._authority.describe(dataset)
+
+    def forward_key(
+        self,
+        dataset: str,
+        ids: Int64[np.ndarray, " n"],
+        linear: LinearMap,
+        *,
+        receiver: Receiver,
+    ) -> UInt32[np.ndarray, "n oh ow oc"]:
+        """See `KeyService`."""
+        return mask.forward(linear, self._masks(dataset, ids, linear.geometry.in_shape))
+
+    def gradient_key(
+        self,
+        dataset: str,
+        ids: Int64[np.ndarray, " n"],
+        geometry: Geometry,
+        delta: Int16[np.ndarray, "n oh ow oc"],
+        *,
+        receiver: Receiver,
+    ) -> UInt32[np.ndarray, "o kh kw c"]:
+        """See `KeyService`."""
+        return mask.gradient(geometry, delta, self._masks(dataset, ids, geometry.in_shape))
+
+    def label_key(
+        self, dataset: str, ids: Int64[np.ndarray, " n"], *, receiver: Receiver
+    ) -> UInt32[np.ndarray, "n classes"]:
+        """See `KeyService`."""
+        shape = (self.describe(dataset).classes,)
+        return mask.masks(self._keys[dataset], ids, shape, domain=mask.LABEL_DOMAIN)
+
+    def _masks(
+        self, dataset: str, ids: Int64[np.ndarray, " n"], shape: tuple[int, int, int]
+    ) -> UInt32[np.ndarray, "n h w c"]:
+        return mask.masks(self._keys[dataset], ids, shape, domain=mask.DATA_DOMAIN)
+
+
 def encrypt(
-    plain: Plain, authority: Authority, *, folder: Path, mode: Mode, budget_rank: int | None = None
+    plain: Plain,
+    authority: Authority,
+    *,
+    folder: Path,
+    mode: Mode,
+    budget_rank: int | None = None,
+    kept: dict[str, bytes] | None = None,
 ) -> EncryptedDataset:
-    """Register a data set in a mode, encrypt it and open it."""
+    """Register a data set in a mode, encrypt it and open it.
+
+    kept   receives the mask key of the data set's one part under the data set's name
+    """
     shape = (plain.x.shape[1], plain.x.shape[2], plain.x.shape[3])
-    dim = shape[0] * shape[1] * shape[2]
-    rank = dim // 4 if budget_rank is None else budget_rank
-    name = f"{plain.name}-{mode}-{rank}"
-    info = DatasetInfo(name, shape, plain.classes, plain.encoding, 0, rank, mode)
+    name = f"{plain.name}-{mode}-{budget_rank or 'default'}"
+    info = DatasetInfo(name, shape, plain.classes, plain.encoding, 0, budget_rank or 0, mode)
+    if budget_rank is None:
+        info = replace(info, budget_rank=info.default_budget)
     rng, public = SystemRandom(), authority.identity.public
     authority.create_dataset(
         info,
@@ -109,6 +170,8 @@ def encrypt(
     writer = EncryptedDatasetWriter(path, header, permutation=np.arange(plain.classes))
 
     def register(part: str, samples: int, sha256: str, key: bytes) -> int:
+        if kept is not None:
+            kept[name] = key
         sealed = public.seal(key, info=part_info(name, part, sha256))
         return authority.register_part(name, part, samples, sha256, sealed_key=sealed)
 

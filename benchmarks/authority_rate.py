@@ -1,0 +1,173 @@
+"""How many function keys an authority issues each second, over HTTPS, each charged and durable.
+
+    python benchmarks/authority_rate.py [--seconds 10] [--clients 8] [--json]
+
+An authority process holds a data set of 60,000 samples of 784 values; every request asks for a key
+that was not issued before: five functionals of one sample, so that every answer waits for a commit
+of the ledger. Clients are threads of another process on the same machine, one kept TLS connection
+each; they send prepared bytes and do not check answers, so as to take little of the processor.
+"""
+
+import argparse
+import json
+import multiprocessing
+import secrets
+import socket
+import ssl
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from cloister.authority import service, tokens
+from cloister.authority.authority import Authority
+from cloister.authority.database import FILE
+from cloister.authority.identity import CERTIFICATE_FILE
+from cloister.authority.local import LocalClient
+from cloister.authority.records import Terms
+from cloister.cli.bench.environment import environment
+from cloister.crypto.csprng import SystemRandom
+from cloister.fe.encoding import Encoding
+from cloister.fe.keyservice import DatasetInfo
+from cloister.field.linear import Geometry
+from cloister.wire.bodies import Body, encode
+from cloister.wire.https import CONTENT_TYPE
+
+SHAPE, SAMPLES, BUDGET = (28, 28, 1), 60_000, 196
+ROWS = 5
+GEOMETRY = Geometry((28, 28), 1, (1, 1), ROWS, (28, 28))
+
+
+def serve(folder: Path, ready: object, stop: object) -> None:
+    """The authority's process; tells its processor time in the end."""
+    authority = Authority(folder)
+    server = service.serve(folder, authority, listen="127.0.0.1:0")
+    ready.send(server.url)
+    before = time.process_time()
+    stop.wait()
+    ready.send(time.process_time() - before)
+    server.close()
+    authority.close()
+
+
+class Client(threading.Thread):
+    """One connection; asks for every sample of its share once."""
+
+    def __init__(self, ids: np.ndarray, url: str, folder: Path, token: str) -> None:
+        super().__init__(daemon=True)
+        self.ids, self.token = ids, token
+        host, port = url.removeprefix("https://").split(":")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.load_verify_locations(folder / CERTIFICATE_FILE)
+        self.socket = context.wrap_socket(socket.create_connection((host, int(port))))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.latencies: list[float] = []
+        self.stop = threading.Event()
+
+    def run(self) -> None:
+        weights = np.random.default_rng(0).integers(-50, 51, GEOMETRY.weight_shape).astype(np.int16)
+        fields = {"dataset": "set", "receiver": "server", "geometry": list(GEOMETRY.to_tuple())}
+        for sample in self.ids:
+            if self.stop.is_set():
+                return
+            body = encode(Body(fields, (np.array([sample]), weights)))
+            head = (
+                f"POST /v1/forward HTTP/1.1\r\nHost: a\r\nContent-Type: {CONTENT_TYPE}\r\n"
+                f"Authorization: Bearer {self.token}\r\nContent-Length: {len(body)}\r\n\r\n"
+            )
+            started = time.perf_counter()
+            self.socket.sendall(head.encode() + body)
+            self.read()
+            self.latencies.append(time.perf_counter() - started)
+
+    def read(self) -> None:
+        data = b""
+        while b"\r\n\r\n" not in data:
+            data += self.received()
+        head, _, rest = data.partition(b"\r\n\r\n")
+        if not head.startswith(b"HTTP/1.1 200"):
+            raise SystemExit(f"refused: {rest!r}")
+        (length,) = (
+            int(line.partition(b":")[2])
+            for line in head.lower().split(b"\r\n")
+            if line.startswith(b"content-length:")
+        )
+        while len(rest) < length:
+            rest += self.received()
+
+    def received(self) -> bytes:
+        found = self.socket.recv(1 << 16)
+        if not found:
+            raise SystemExit("the authority closed the connection")
+        return found
+
+
+def measure(seconds: float, clients: int, place: Path) -> dict[str, object]:
+    folder = place / "authority"
+    with Authority.create(folder, rng=SystemRandom()) as authority:
+        local = LocalClient(authority)
+        info = DatasetInfo("set", SHAPE, 10, Encoding(1 / 255, 0.0, 9), 0, BUDGET)
+        local.create_dataset(info, label_key=secrets.token_bytes(32), terms=Terms())
+        part, digest = secrets.token_hex(16), secrets.token_hex(32)
+        local.register_part("set", part, SAMPLES, digest, key=secrets.token_bytes(32))
+    token = tokens.issue(folder / FILE, "server", name="load", rng=SystemRandom())
+    spawn = multiprocessing.get_context("spawn")
+    (ours, theirs), stop = spawn.Pipe(), spawn.Event()
+    process = spawn.Process(target=serve, args=(folder, theirs, stop), daemon=True)
+    process.start()
+    if not ours.poll(60):
+        raise SystemExit("the authority did not start")
+    url = ours.recv()
+    shares = np.array_split(np.arange(SAMPLES, dtype=np.int64), clients)
+    loads = [Client(share, url, folder, token) for share in shares]
+    began, cpu = time.perf_counter(), time.process_time()
+    for load in loads:
+        load.start()
+    time.sleep(seconds)
+    for load in loads:
+        load.stop.set()
+    for load in loads:
+        load.join(30)
+    elapsed, cpu = time.perf_counter() - began, time.process_time() - cpu
+    stop.set()
+    authority_cpu = ours.recv()
+    process.join(30)
+    latencies = 1e3 * np.concatenate([load.latencies for load in loads])
+    with Authority(folder) as authority:
+        charged = int((authority.spent("set").rank == ROWS).sum())
+    if charged != len(latencies):
+        raise SystemExit(f"{len(latencies)} keys were issued, {charged} are on record")
+    return {
+        "samples": SAMPLES,
+        "clients": clients,
+        "requests": len(latencies),
+        "requests_per_s": len(latencies) / elapsed,
+        "median_ms": float(np.median(latencies)),
+        "p99_ms": float(np.quantile(latencies, 0.99)),
+        "authority_cpu_ms": 1e3 * authority_cpu / len(latencies),
+        "clients_cpu_ms": 1e3 * cpu / len(latencies),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        found = measure(options.seconds, options.clients, Path(place))
+    if options.json:
+        print(json.dumps({**found, "environment": environment()}, indent=2))
+    else:
+        for name, value in found.items():
+            print(f"{name.replace('_', ' '):20} {value:.6g}")
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
