@@ -111,7 +111,7 @@ def separable() -> onnx.ModelProto:
 
 
 def depthwise() -> onnx.ModelProto:
-    """Depthwise convolutions: first, last, twice in a row, strided, dilated, behind an add."""
+    """Depthwise convolutions: first, last, two in a row, strided, dilated, behind an add."""
     net = Net(8)
     x = net.conv(net.input("image", 6, 11, 14), 6, 6, group=6, pads=[1, 1, 1, 1])
     x = net.op("Relu", net.conv(x, 6, 20, (1, 1)))

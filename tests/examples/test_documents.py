@@ -74,9 +74,9 @@ def test_training_of_the_readme_runs(tmp_path):
         float(re.findall(r"^ +20 +\S+ +\S+ +(\S+)", part, re.MULTILINE)[0])
         for part in re.split(r"^epoch ", done.stdout, flags=re.MULTILINE)[1:]
     )
-    assert 0.75 < frozen < 0.92
-    assert trusted > 0.93
-    assert "rank 4 at most, of 4 allowed and 64 in all" in done.stdout
+    assert 0.65 < frozen < 0.92
+    assert trusted > 0.92
+    assert "rank 16 at most, of 16 allowed and 64 in all" in done.stdout
     assert (tmp_path / "digits.cloister").exists()
 
 

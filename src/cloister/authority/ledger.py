@@ -13,7 +13,7 @@ Releases to the trusted runtime are counted and not charged.
 import sqlite3
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Int16, Int64, UInt32
@@ -37,6 +37,8 @@ from cloister.field.linear import Geometry, LinearMap
 LABEL_BIT = np.uint32(1 << 31)
 JOURNAL_ROWS = 2048
 """Rows after which the words are written as a whole."""
+CHARGES_KEPT = 16
+"""Prices of functions that are kept: servers ask for the same one sample after sample."""
 COUNTED = ("requests", "refusals", "forward", "gradient", "labels", "trusted")
 
 
@@ -69,6 +71,7 @@ class _Book:
     words: UInt32[np.ndarray, " samples"]
     counts: dict[str, int]
     journal_rows: int = 0
+    charges: dict[bytes, Charge] = field(default_factory=dict)
 
     @property
     def budget(self) -> int | None:
@@ -110,23 +113,31 @@ class Ledger:
         """
         with self._lock:
             book = self._books[dataset]
-            info, rows = book.info, functions.Rows(linear)
-            if book.budget is not None:
-                self._count_refusal(book, lambda: functions.check_rows(info, rows))
             digest = functions.forward_digest(linear)
+            charge = book.charges.get(digest) or self._price(book, digest, linear)
             self._count_refusal(book, lambda: _check_chosen(book, digest))
-            exact = book.budget is not None and max(book.budget, 1) * info.dim <= MAX_EXACT_ENTRIES
-            bits, blurred = self._value_bits(book, linear)
-            charge = Charge(
-                digest,
-                rank=min(info.dim, rows.count),
-                bits_each=bits,
-                operand=int(np.abs(linear.weights.astype(np.int32)).max(initial=0)),
-                linear=linear if exact else None,
-                values=rows.count if blurred else 0,
-            )
             unique = np.unique(ids)
             return self._move(book, "forward", unique, [charge] * len(unique))
+
+    def _price(self, book: _Book, digest: bytes, linear: LinearMap) -> Charge:
+        """What a forward function costs, kept once it has been found admissible."""
+        info, rows = book.info, functions.Rows(linear)
+        if book.budget is not None:
+            self._count_refusal(book, lambda: functions.check_rows(info, rows))
+        exact = book.budget is not None and max(book.budget, 1) * info.dim <= MAX_EXACT_ENTRIES
+        bits, blurred = self._value_bits(book, linear)
+        charge = Charge(
+            digest,
+            rank=min(info.dim, rows.count),
+            bits_each=bits,
+            operand=int(np.abs(linear.weights.astype(np.int32)).max(initial=0)),
+            linear=linear if exact else None,
+            values=rows.count if blurred else 0,
+        )
+        if len(book.charges) >= CHARGES_KEPT:
+            book.charges.pop(next(iter(book.charges)))
+        book.charges[digest] = charge
+        return charge
 
     def _value_bits(self, book: _Book, linear: LinearMap) -> tuple[int, bool]:
         """Bits that a value of a function tells at most, and whether blur makes it so."""

@@ -197,7 +197,7 @@ class Products:
 def _difference(
     masked: UInt32[np.ndarray, "..."], key: UInt32[np.ndarray, "..."]
 ) -> Int32[np.ndarray, "..."]:
-    """`mask.unmask` in 32 bits, in the product's memory: in steps, memory traffic is what counts."""
+    """`mask.unmask` in 32 bits, in the product's memory: memory traffic is what counts here."""
     if masked.shape != key.shape or masked.dtype != np.uint32 or key.dtype != np.uint32:
         raise ShapeError(f"first layer: product {masked.shape} and key {key.shape} differ")
     # What came over a wire is read-only.

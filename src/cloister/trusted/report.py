@@ -25,10 +25,10 @@ class LayerRow:
 class Report:
     """Totals of a run.
 
-    `trusted_ms` is CPU time of the trusted process, all threads; `worker_ms` the sum of all
-    lanes' waits for workers, which overlap; `offline_ms` CPU time spent making pads (inline pads only). `soundness_bits` is
-    the weakest checked layer's, None where nothing is checked. `workers_lost` lists workers that
-    hung, died or lied since the session began.
+    `trusted_ms` is CPU time of the trusted process, all threads; `worker_ms` the sum of all lanes'
+    waits for workers, which overlap; `offline_ms` CPU time spent making pads (inline pads only).
+    `soundness_bits` is the weakest checked layer's, None where nothing is checked. `workers_lost`
+    lists workers that hung, died or lied since the session began.
     """
 
     policy: str
