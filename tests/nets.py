@@ -121,7 +121,7 @@ def depthwise() -> onnx.ModelProto:
     z = net.op("Add", net.conv(y, 9, 9, (1, 1)), y)
     z = net.op("Clip", z, net.constant(np.float32(-1)), net.constant(np.float32(1)))
     early = net.conv(z, 9, 9, group=9, pads=[1, 1, 1, 1])
-    return net.model(early, net.gemm(net.op("Flatten", net.op("GlobalMaxPool", z)), 9, 3))
+    return net.model(early, net.gemm(net.op("Flatten", net.op("GlobalAveragePool", z)), 9, 3))
 
 
 def transposed() -> onnx.ModelProto:

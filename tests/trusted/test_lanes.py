@@ -13,11 +13,13 @@ from cloister.crypto.csprng import SystemRandom
 from cloister.errors import (
     PadsExhausted,
     PlanError,
+    RangeError,
     VerificationError,
     WorkerTimeout,
     WorkerUnavailable,
 )
 from cloister.trusted.blinded import InlinePads
+from cloister.trusted.lanes import Job, Lane, Lanes
 from cloister.trusted.padstore import PadSet
 from cloister.trusted.session import Session
 from cloister.wire.shm import connect_local_worker
@@ -370,3 +372,27 @@ def test_threads_and_several_workers_mean_one_lane(plan):
     with Session(plan, workers=links, threads=2, batch=2) as session:
         same(session.run(feeds), one_lane(plan, feeds))
     assert not links[1].seen
+
+
+def test_an_interrupted_call_must_have_ended_before_the_next():
+    lanes = Lanes([Lane(object)], [], lambda lane, job: {})
+    release = threading.Event()
+    lanes._threads = [threading.Thread(target=release.wait, daemon=True)]
+    lanes.require_idle()
+    lanes._threads[0].start()
+    with pytest.raises(WorkerUnavailable, match="interrupted call"):
+        lanes.require_idle()
+    release.set()
+    lanes._threads[0].join()
+    lanes.require_idle()
+
+
+@pytest.mark.parametrize(("error", "redraws"), [(KeyboardInterrupt, True), (RangeError, False)])
+def test_an_interrupt_counts_as_a_possible_lie(error, redraws):
+    def attempt(lane, job):
+        raise error
+
+    lanes = Lanes([Lane(object)], [], attempt)
+    with pytest.raises(error):
+        lanes.run([Job({}, 1)], lambda job: None)
+    assert lanes.lied is redraws

@@ -91,6 +91,7 @@ class Lanes:
         self._done: list[Job] = []
         self._wanted = 0
         self._serving = 0
+        self._threads: list[threading.Thread] = []
         self._failure: BaseException | None = None
         self._last: Exception | None = None
         for i, lane in enumerate(self._lanes):
@@ -101,6 +102,16 @@ class Lanes:
     def workers(self) -> tuple[str, ...]:
         """Names of the workers that are left."""
         return tuple(worker.name for worker in self._workers)
+
+    def require_idle(self) -> None:
+        """Make sure that no lane is still at work for a call that was interrupted.
+
+        Raises   WorkerUnavailable: a runtime serves one thread at a time
+        """
+        if any(thread.is_alive() for thread in self._threads):
+            raise WorkerUnavailable(
+                "lanes of an interrupted call still run; wait, or open a new session"
+            )
 
     def run(self, jobs: Sequence[Job], done: Callable[[Job], None]) -> None:
         """Compute all micro-batches; `done` hears of each in the caller's thread.
@@ -184,8 +195,9 @@ class Lanes:
             lie = isinstance(error, _LIES)
             if self._failure is None or (lie and not isinstance(self._failure, _LIES)):
                 self._failure = error
+            # An interrupt may have arrived in place of a lie: the coefficients are redrawn too.
+            self.lied = self.lied or lie or not isinstance(error, Exception)
             if lie:
-                self.lied = True
                 self._drop(lane.worker)
         if lane.worker is not None and lane.worker not in self._workers:
             self._unbind(lane)
@@ -200,17 +212,28 @@ class Lanes:
             threading.Thread(target=self._thread, args=(lane,), name=f"lane {i}", daemon=True)
             for i, lane in enumerate(ready)
         ]
-        self._serving = len(threads)
-        for thread in threads:
-            thread.start()
+        self._threads, self._serving = threads, 0
         try:
+            for thread in threads:
+                self._start(thread)
             self._watch(done)
         except BaseException as error:
             self._halt(error)
             raise
         finally:
             for thread in threads:
-                thread.join()
+                if thread.ident is not None:
+                    thread.join()
+
+    def _start(self, thread: threading.Thread) -> None:
+        with self._changed:
+            self._serving += 1
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no thread to give
+            with self._changed:
+                self._serving -= 1
+            raise
 
     def _thread(self, lane: Lane) -> None:
         try:

@@ -149,6 +149,7 @@ class Session:
             raise PlanError("the session belongs to another process; open one in each process")
         if self._closed:
             raise PlanError("the session is closed; open a new one")
+        self._lanes.require_idle()
         if self._lanes.lied:
             for lane in self._made:
                 if lane.made is not None:

@@ -115,6 +115,11 @@ class Walk:
                 if stage.inputs is not None:
                     self._set_inputs(stage.first, stage.inputs, trip)
                 self._walk(stage, link, trip)
+        except BaseException:
+            # Ids that an interrupted walk may have used are never used again.
+            if self._native.outstanding is None:
+                trip.next_request_id += len(self._entries)
+            raise
         finally:
             if self._native.outstanding is not None:
                 native, request_id = self._native.outstanding

@@ -43,8 +43,8 @@ class MemoryBudget:
         with self._lock:
             if nbytes > self._left:
                 raise RangeError(
-                    f"worker memory: {nbytes} B wanted, {self._left} B left; use fewer clients "
-                    "or a larger worker"
+                    f"worker memory: {nbytes} B wanted, which is more than is left; use fewer "
+                    "clients or a larger worker"
                 )
             self._left -= nbytes
 
