@@ -17,7 +17,8 @@ def few(monkeypatch):
     monkeypatch.setattr(training, "QUICK_TEST", 32)
 
 
-def test_without_data(few, cloister):
+def test_without_data(few, cloister, monkeypatch, tmp_path):
+    monkeypatch.setenv("CLOISTER_DATA", str(tmp_path))
     ran = cloister("bench", "training", "--quick", "--steps", 2, "--epochs", 1, "--json")
     assert ran.code == 0, ran
     found = json.loads(ran.out)
