@@ -154,30 +154,12 @@ inline __attribute__((always_inline)) void store_blinded(uint32_t* out, __m512i 
   }
 }
 
-// rows::emit with the pad made on the way: while AES waits for itself, the other units quantise.
-// kStream: past the caches, which spares reading the lines that are about to be overwritten.
-template <bool kCheck, bool kStream>
-void emit_blinded(const EmitRow& row, CheckLanes& lanes) {
+// step(j, pad) for every whole vector of `count` words, step(j, pad, mask) for what is left; the
+// pads are the keystream from `counter` on.
+template <class Step>
+inline __attribute__((always_inline)) void over_pads(const VaesKeys& keys, __m512i counter,
+                                                     int64_t count, Step&& step) {
   constexpr int64_t kGroup = kVectors * Avx512::kLanes;
-  const VaesKeys keys(row.rounds);
-  const __m512 inv_scale = Avx512::set(row.inv_scale);
-  const __m512 low = Avx512::set(-row.qmax);
-  const __m512 high = Avx512::set(row.qmax);
-  const int64_t count = row.pixels * row.channels;
-  __m512i counter = vaes_counter(row.nonce, row.first_block);
-  Avx512::Sum sum(lanes);
-  Avx512::Dot dot;
-  const auto step = [&](int64_t j, __m512i pad, auto... mask) __attribute__((always_inline)) {
-    const __m512 f = Avx512::load(row.values + j, mask...);
-    rows::fetch(row.ahead, j);
-    const __m512i q = rows::quantised<Avx512>(f, inv_scale, low, high);
-    if constexpr (kCheck) {
-      rows::prefetch(row.t + j);
-      rows::prefetch(row.t + j + 8);
-      dot.add(row.t + j, Avx512::plus(q, rows::kShortBias), mask...);
-    }
-    store_blinded<kStream>(row.blinded + j, q, pad, mask...);
-  };
   __m512i pad[kVectors];
   int64_t j = 0;
   for (; j + kGroup <= count; j += kGroup) {
@@ -192,6 +174,31 @@ void emit_blinded(const EmitRow& row, CheckLanes& lanes) {
     const int64_t left = count - j;
     step(j, pad[0], Avx512::first(static_cast<int>(left < Avx512::kLanes ? left : 16)));
   }
+}
+
+// rows::emit with the pad made on the way: while AES waits for itself, the other units quantise.
+// kStream: past the caches, which spares reading the lines that are about to be overwritten.
+template <bool kCheck, bool kStream>
+void emit_blinded(const EmitRow& row, CheckLanes& lanes) {
+  const VaesKeys keys(row.rounds);
+  const __m512 inv_scale = Avx512::set(row.inv_scale);
+  const __m512 low = Avx512::set(-row.qmax);
+  const __m512 high = Avx512::set(row.qmax);
+  const int64_t count = row.pixels * row.channels;
+  Avx512::Sum sum(lanes);
+  Avx512::Dot dot;
+  const auto step = [&](int64_t j, __m512i pad, auto... mask) __attribute__((always_inline)) {
+    const __m512 f = Avx512::load(row.values + j, mask...);
+    rows::fetch(row.ahead, j);
+    const __m512i q = rows::quantised<Avx512>(f, inv_scale, low, high);
+    if constexpr (kCheck) {
+      rows::prefetch(row.t + j);
+      rows::prefetch(row.t + j + 8);
+      dot.add(row.t + j, Avx512::plus(q, rows::kShortBias), mask...);
+    }
+    store_blinded<kStream>(row.blinded + j, q, pad, mask...);
+  };
+  over_pads(keys, vaes_counter(row.nonce, row.first_block), count, step);
   if constexpr (kCheck) {
     sum.add(dot);
     sum.save(lanes);
@@ -246,7 +253,6 @@ void emit_channels(const EmitRow& row, CheckLanes& lanes) {
 // rows::emit_pixels with the pads of four vectors at a time.
 template <int kTerms, bool kStream>
 void emit_pixels(const EmitRow& row, CheckLanes& lanes) {
-  constexpr int64_t kGroup = kVectors * Avx512::kLanes;
   const VaesKeys keys(row.rounds);
   const __m512 inv_scale = Avx512::set(row.inv_scale);
   const __m512 low = Avx512::set(-row.qmax);
@@ -266,21 +272,8 @@ void emit_pixels(const EmitRow& row, CheckLanes& lanes) {
       }
       store_blinded<kStream>(row.blinded + p * c + j, q, pad, mask...);
     };
-    __m512i counter = vaes_counter(row.nonce, row.first_block + static_cast<uint32_t>(p * c / 4));
-    __m512i pad[kVectors];
-    int64_t j = 0;
-    for (; j + kGroup <= c; j += kGroup) {
-      vaes_keystream<kVectors>(keys, counter, pad);
-      counter = _mm512_add_epi32(counter, vaes_step(4 * kVectors));
-#pragma GCC unroll 4
-      for (int i = 0; i < kVectors; ++i) step(j + i * Avx512::kLanes, pad[i]);
-    }
-    for (; j < c; j += Avx512::kLanes) {
-      vaes_keystream<1>(keys, counter, pad);
-      counter = _mm512_add_epi32(counter, vaes_step(4));
-      const int64_t left = c - j;
-      step(j, pad[0], Avx512::first(static_cast<int>(left < Avx512::kLanes ? left : 16)));
-    }
+    const uint32_t block = row.first_block + static_cast<uint32_t>(p * c / 4);
+    over_pads(keys, vaes_counter(row.nonce, block), c, step);
 #pragma GCC unroll 3
     for (int k = 0; k < kTerms; ++k) sum.add(dots[k], row.factors[k * row.factor_stride + p], 0);
   }

@@ -46,12 +46,11 @@ _DEFAULT = {
     (True, True): Costs(0.28),
     (True, False): Costs(0.16),
     (False, True): Costs(0.16),
-    (False, False): Costs(0.09),
 }
 
 
 def default_costs(protection: Protection) -> Costs:
-    """The costs plans are made with."""
+    """The costs plans are made with, for a protection that sends nodes out."""
     return _DEFAULT[protection.hidden, protection.checked]
 
 
@@ -79,8 +78,6 @@ def place(graph: Graph, node: Node, costs: Costs) -> Placement | None:
 
 def keep_inside(graph: Graph, node: Node, outside: Protection) -> bool:
     """Whether a plan computes this node inside although a worker could."""
-    if outside is ENCLAVE:
-        return False
     found = place(graph, node, default_costs(outside))
     return found is not None and found.inside
 

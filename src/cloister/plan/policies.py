@@ -49,14 +49,11 @@ def assign(model: Graph, policy: str) -> dict[str, Protection]:
         return {node.name: EVERYWHERE[policy] for node in model.nodes}
     if policy in OUTSOURCED:
         outside = OUTSOURCED[policy]
-        sent = {node.name for node in model.nodes if is_linear(model, node)}
-        kept = {
-            node.name
-            for node in model.nodes
-            if node.name in sent and keep_inside(model, node, outside)
-        }
+        linear = [node for node in model.nodes if is_linear(model, node)]
+        kept = [node for node in linear if keep_inside(model, node, outside)]
         # Something has to go out, or there is nothing to protect.
-        sent = sent - kept or sent
+        sent = {node.name for node in linear} - {node.name for node in kept}
+        sent = sent or {node.name for node in linear}
         return {node.name: outside if node.name in sent else ENCLAVE for node in model.nodes}
     raise PlanError(f"unknown policy {policy!r}; choose one of {', '.join(NAMES)}")
 
