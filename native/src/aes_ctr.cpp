@@ -5,17 +5,9 @@
 
 #include "aes_ctr_backend.hpp"
 #include "cloister/isa.hpp"
+#include "wipe.hpp"
 
 namespace cloister {
-namespace {
-
-// The compiler may drop a plain memset of memory that nobody reads again.
-void wipe(void* memory, size_t bytes) {
-  std::memset(memory, 0, bytes);
-  __asm__ volatile("" : : "r"(memory) : "memory");
-}
-
-}  // namespace
 
 bool has_aes() { return active_isa() != Isa::portable; }
 

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "crew.hpp"
+#include "limbs.hpp"
 #include "p52.hpp"
 #include "pass_walk.hpp"
 
@@ -61,6 +62,8 @@ void check_window(const PassShape& s) {
               static_cast<int64_t>(p.bias.size()) == s.c,
           "a depthwise convolution needs kh * kw weights and one bias per channel");
   require(p.lo <= p.hi, "the clamp needs lo <= hi");
+  require(std::all_of(p.weights.begin(), p.weights.end(), [](float w) { return std::isfinite(w); }),
+          "the weights of a depthwise convolution must be finite");
 }
 
 }  // namespace
@@ -82,6 +85,7 @@ Pass::Pass(PassShape shape) : shape_(std::move(shape)) {
           "more than 2^34 elements");
   t_.assign(s.sinks.size(), {});
   in_bias_.assign(s.sinks.size(), 0);
+  limbs_.resize(s.sinks.size());
 }
 
 Pass::~Pass() = default;
@@ -104,6 +108,7 @@ void Pass::set_sink_check(size_t sink, const InputCheck& check) {
   require(sink < t_.size(), "there is no such sink");
   if (check.rows == nullptr) {
     t_[sink] = {};
+    limbs_[sink].wipe();
     return;
   }
   const int64_t w = out_w();
@@ -118,7 +123,15 @@ void Pass::set_sink_check(size_t sink, const InputCheck& check) {
     total = add(total, factors ? multiply(sum, sum_of(factors, w)) : sum);
   }
   t_[sink] = check;  // only now: a refused check must not leave pointers behind
+  limbs_[sink].wipe();
+  if (check.columns != nullptr && best_isa() == Isa::avx512) {
+    limbs_[sink].set(check, out_h(), w, shape_.c);
+  }
   in_bias_[sink] = multiply(total, uint64_t{1} << 13);
+}
+
+const LimbCheck* Pass::limbs(size_t sink) const {
+  return pass_backend().limbs && !limbs_[sink].empty() ? &limbs_[sink] : nullptr;
 }
 
 void Pass::validate(const PassRun& run) const {
@@ -163,6 +176,9 @@ void Pass::prepare(int64_t workers) {
     const int64_t ring = window ? std::min(span(window->kh, window->dh), shape_.h) : 0;
     scratch->ring.resize(static_cast<size_t>(ring * shape_.w * shape_.c));
     scratch->tile.resize(static_cast<size_t>(std::max(kTile, shape_.c)));
+    if (window && window->three_by_three()) {
+      scratch->zeros.resize(static_cast<size_t>(shape_.w * shape_.c));
+    }
     scratch->pad.resize(static_cast<size_t>(kTile + 4));
     scratch->rows.reserve(static_cast<size_t>(ring));
     scratch->lanes.reserve(1 + shape_.sinks.size());
@@ -227,7 +243,8 @@ void Pass::run(const PassRun& run, int threads) {
         run.sums_out[image * run.sums_out_stride] = a_ ? subtract(sum, out_bias_) : 0;
       } else if (run.sinks[i - 1].sums != nullptr) {
         const SinkRun& sink = run.sinks[i - 1];
-        sink.sums[image * sink.sums_stride] = t_[i - 1].rows ? subtract(sum, in_bias_[i - 1]) : 0;
+        const uint64_t bias = limbs(i - 1) ? 0 : in_bias_[i - 1];
+        sink.sums[image * sink.sums_stride] = t_[i - 1].rows ? subtract(sum, bias) : 0;
       }
     }
   }

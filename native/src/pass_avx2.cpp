@@ -157,6 +157,7 @@ const PassBackend kPassAvx2{rows::any_reply<Avx2>,
                             rows::any_window<Avx2>,
                             rows::any_emit<Avx2>,
                             nullptr,
-                            nullptr};
+                            nullptr,
+                            false};
 
 }  // namespace cloister

@@ -9,6 +9,8 @@ namespace cloister {
 
 constexpr int64_t kColumnPixels = 1024;  // a factored EmitRow has no more
 
+class LimbCheck;
+
 // Partial sums modulo P, one per vector lane, each below 2^52; their sum is what counts.
 struct CheckLanes {
   alignas(64) uint64_t lane[8] = {};
@@ -63,6 +65,10 @@ struct EmitRow {
   const uint64_t* t;  // or null: no check
   const uint64_t* factors;
   int64_t terms, term_stride, factor_stride;
+  // The same factors as digits, for a back end that wants them, and where in them the row is.
+  const LimbCheck* limbs;  // or null
+  int64_t limb_pairs;      // that a sum of digits takes
+  int64_t y, x, first_channel;
   const uint32_t* pad;  // for `blinded`
   uint32_t* blinded;    // one of these two
   int16_t* plain;
@@ -82,6 +88,7 @@ struct PassBackend {
   // `rounds`; null: emit() is given every pad.
   void (*emit_blinded)(const EmitRow&, CheckLanes&);
   void (*finish)();  // makes every store visible before those that follow; null: they are
+  bool limbs;        // factored checks are given as digits, and summed without a bias
 };
 
 extern const PassBackend kPassPortable;

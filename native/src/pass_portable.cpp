@@ -78,6 +78,7 @@ const PassBackend kPassPortable{rows::any_reply<Scalar>,
                                 rows::any_window<Scalar>,
                                 rows::any_emit<Scalar>,
                                 nullptr,
-                                nullptr};
+                                nullptr,
+                                false};
 
 }  // namespace cloister

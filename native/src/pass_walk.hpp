@@ -8,12 +8,13 @@
 
 #include "cloister/aes_ctr.hpp"
 #include "cloister/isa.hpp"
+#include "limbs.hpp"
 #include "pass_backend.hpp"
 
 namespace cloister {
 
 inline constexpr int64_t kTile = 2048;  // elements: 8 KiB of floats and 8 KiB of pad in L1
-inline constexpr int64_t kStreamElements = 1 << 19;  // requests of 2 MiB and more do not stay in L2
+inline constexpr int64_t kStreamElements = 1 << 12;        // requests of 16 KiB and more
 inline constexpr int64_t kMaxElements = int64_t{1} << 34;  // 2^32 AES blocks of four words
 
 inline const PassBackend& pass_backend() {
@@ -28,8 +29,9 @@ inline const PassBackend& pass_backend() {
 inline int64_t span(int64_t kernel, int64_t dilation) { return (kernel - 1) * dilation + 1; }
 
 struct Pass::Scratch {
-  std::vector<float> ring;  // the last rows of the value before the window
-  std::vector<float> tile;  // the value a sink is about to quantise
+  std::vector<float> ring;   // the last rows of the value before the window
+  std::vector<float> tile;   // the value a sink is about to quantise
+  std::vector<float> zeros;  // a row outside the image, for a window that wants one
   std::vector<uint32_t> pad;
   std::vector<const float*> rows;
   std::vector<CheckLanes> lanes;  // of the reply, then of every sink
@@ -62,7 +64,7 @@ class Pass::Walk {
 
   // Pixels begin .. end, no window.
   void pixels(int64_t begin, int64_t end) {
-    const int64_t step = std::max<int64_t>(kTile / s_.c, 1);
+    const int64_t step = tile_pixels();
     for (int64_t p = begin; p < end; p += step) {
       const int64_t count = std::min(step, end - p);
       const float* values = produce(p, count, place(p));
@@ -86,9 +88,10 @@ class Pass::Walk {
       int64_t first_row = window.kh;
       for (int64_t i = 0; i < window.kh; ++i) {
         const int64_t y = top + i * window.dh;
-        if (y < 0 || y >= s_.h) continue;
+        const bool inside = y >= 0 && y < s_.h;
+        if (!inside && scratch_.zeros.empty()) continue;
         first_row = std::min(first_row, i);
-        scratch_.rows.push_back(row_at(y));
+        scratch_.rows.push_back(inside ? row_at(y) : scratch_.zeros.data());
       }
       window_row(r, first_row);
     }
@@ -105,6 +108,8 @@ class Pass::Walk {
   }
 
  private:
+  int64_t tile_pixels() const { return std::max<int64_t>(kTile / s_.c, 1); }
+
   int64_t first_source_row(int64_t r) const {
     return std::clamp<int64_t>(r * s_.window->sh - s_.window->pt, 0, s_.h);
   }
@@ -143,7 +148,7 @@ class Pass::Walk {
 
   void window_row(int64_t r, int64_t first_row) {
     const WindowShape& window = *s_.window;
-    const int64_t step = std::max<int64_t>(kTile / s_.c, 1);
+    const int64_t step = tile_pixels();
     for (int64_t x = 0; x < window.ow; x += step) {
       const int64_t count = std::min(step, window.ow - x);
       float* out = scratch_.tile.data();
@@ -218,6 +223,11 @@ class Pass::Walk {
       row.term_stride = s_.c;
       row.factors = t.columns + p % w;
       row.factor_stride = w;
+      row.limbs = pass_.limbs(i);
+      row.limb_pairs = limb_pairs(s_.sinks[i].qmax);
+      row.y = p / w;
+      row.x = p % w;
+      row.first_channel = channel;
     };
     if (s_.c > kTile) {  // a tile has one pixel then
       return emit_channels(i, values, p * s_.c, s_.c,

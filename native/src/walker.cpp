@@ -1,7 +1,7 @@
 #include "cloister/walker.hpp"
 
-#include <poll.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <time.h>
 
 #include <algorithm>
@@ -11,11 +11,12 @@
 #include <string>
 #include <utility>
 
+#include "wipe.hpp"
+
 namespace cloister {
 namespace {
 
 constexpr int64_t kSecond = 1'000'000'000;
-constexpr int64_t kMillisecond = 1'000'000;
 
 int64_t now(clockid_t clock) {
   timespec time{};
@@ -36,9 +37,12 @@ void put_little_endian(uint8_t* out, uint64_t value) {
   for (int i = 0; i < 8; ++i) out[i] = static_cast<uint8_t>(value >> (8 * i));
 }
 
-void wipe(uint8_t* data, size_t size) {
-  volatile uint8_t* bytes = data;
-  for (size_t i = 0; i < size; ++i) bytes[i] = 0;
+// A blocking recv() gives up after `left_ns`: one system call where poll() and recv() are two.
+void limit_waiting(int descriptor, int64_t left_ns) {
+  const int64_t us = std::max<int64_t>((left_ns + 999) / 1000, 1);
+  const timeval patience{static_cast<time_t>(us / 1'000'000),
+                         static_cast<suseconds_t>(us % 1'000'000)};
+  setsockopt(descriptor, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
 }
 
 }  // namespace
@@ -130,6 +134,7 @@ void Walker::end() {
 
 Stop Walker::run(size_t first, size_t last, uint64_t& next_request_id, const Channel& channel) {
   if (first > last || last > steps_.size()) throw std::invalid_argument("walker: no such steps");
+  limit_waiting(channel.descriptor, channel.timeout_ns);
   // Threads of a pass count as well; the clock of this thread alone is the cheaper one.
   const clockid_t cpu = threads_ > 1 ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_THREAD_CPUTIME_ID;
   Stop stop;
@@ -205,21 +210,15 @@ Stop::Why Walker::exchange(ExchangeStep& step, const Channel& channel, Stop& sto
   ssize_t size =
       send(channel.descriptor, step.packet.data(), step.packet.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
   if (size < 0) return Stop::Why::unsent;
-  for (;;) {
-    const int64_t left = stop.deadline_ns - now(CLOCK_MONOTONIC);
-    if (left <= 0) return Stop::Why::unanswered;
-    pollfd wanted{channel.descriptor, POLLIN, 0};
-    const int64_t patience = std::min<int64_t>((left + kMillisecond - 1) / kMillisecond, 1 << 30);
-    const int ready = poll(&wanted, 1, static_cast<int>(patience));
-    if (ready > 0) break;
-    if (ready < 0 && errno != EINTR) return Stop::Why::unanswered;
-    if (ready < 0 && channel.interrupted(channel.context)) return Stop::Why::interrupted;
-  }
   // One byte more than a packet may have, so that one too long is seen as such.
   received_.resize(channel.max_packet_bytes + 1);
-  do {
-    size = recv(channel.descriptor, received_.data(), received_.size(), MSG_DONTWAIT);
-  } while (size < 0 && errno == EINTR);
+  while ((size = recv(channel.descriptor, received_.data(), received_.size(), 0)) < 0) {
+    if (errno != EINTR) return Stop::Why::unanswered;
+    if (channel.interrupted(channel.context)) return Stop::Why::interrupted;
+    const int64_t left = stop.deadline_ns - now(CLOCK_MONOTONIC);
+    if (left <= 0) return Stop::Why::unanswered;
+    limit_waiting(channel.descriptor, left);  // for the rest of this walk: signals are rare
+  }
   if (size <= 0) return Stop::Why::unanswered;
   const bool expected = static_cast<size_t>(size) == step.answer.size() &&
                         std::equal(step.answer.begin(), step.answer.end(), received_.begin());

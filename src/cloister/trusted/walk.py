@@ -187,9 +187,8 @@ class Walk:
     def _account(self, first: int, end: int, link: ShmLink, trip: Trip) -> None:
         """Enter completed steps into the report and the transcript."""
         costs = self._native.costs()
-        for native in range(first, end):
-            entry = self._entries[native]
-            self._enter_row(entry, costs[native], trip.meter)
+        for entry, cost in zip(self._entries[first:end], costs[first:end], strict=True):
+            self._enter_row(entry, cost, trip.meter)
             if entry.exchange is not None:
                 link.count(entry.exchange)
                 _note("to_worker", trip.next_request_id, entry, trip)

@@ -8,6 +8,7 @@ Control packets (packets.py) go over a socket pair; both sides block in the kern
 import contextlib
 import select
 import socket
+import struct
 import subprocess
 import time
 import weakref
@@ -82,7 +83,9 @@ class ShmLink:
         self._packet = memoryview(bytearray(MAX_PACKET_BYTES + 1))
         self._poll = select.poll()
         self._poll.register(channel, select.POLLIN)
-        channel.settimeout(load_timeout_s)
+        # The native walk waits in recv(), so the socket blocks; the kernel limits sending.
+        channel.setblocking(True)
+        channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(load_timeout_s))
 
     @property
     def device(self) -> str:
@@ -350,6 +353,11 @@ class ShmLink:
     def _check_open(self) -> None:
         if self._broken is not None:
             raise self._broken
+
+
+def _timeval(seconds: float) -> bytes:
+    whole, fraction = divmod(max(seconds, 1e-6), 1)
+    return struct.pack("@ll", int(whole), int(1e6 * fraction))
 
 
 def start_local_worker(

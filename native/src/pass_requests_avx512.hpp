@@ -1,0 +1,107 @@
+// Where a request's integers go: under pads made in registers, under a given pad, or in the clear.
+// run() begins at an element and goes on in vectors that are `apart` elements from each other:
+// next() makes the pads of as many vectors, and put() is the only write of the request: the
+// integers never reach its memory without their pad. Included by AVX-512 back ends only.
+#pragma once
+#include "pass_avx512.hpp"
+
+namespace cloister::rows {
+
+constexpr int kVectors = 4;  // AES waits for itself, so four keystreams are made side by side
+
+// The integers of a vector of values.
+struct Quantiser {
+  const float* values;
+  const uint32_t* ahead;
+  __m512 inv_scale, low, high;
+
+  explicit Quantiser(const EmitRow& row)
+      : values(row.values),
+        ahead(row.ahead),
+        inv_scale(Avx512::set(row.inv_scale)),
+        low(Avx512::set(-row.qmax)),
+        high(Avx512::set(row.qmax)) {}
+
+  inline __attribute__((always_inline)) __m512i operator()(int64_t at, auto... mask) const {
+    fetch(ahead, at);
+    return quantised<Avx512>(Avx512::load(values + at, mask...), inv_scale, low, high);
+  }
+};
+
+struct NoRequest {
+  NoRequest run(int64_t, int64_t) const { return {}; }
+
+  template <int kCount>
+  void next(__m512i*) const {}
+  void put(int64_t, __m512i, __m512i, auto...) const {}
+};
+
+struct PlainRequest {
+  int16_t* out;
+
+  PlainRequest run(int64_t, int64_t) const { return *this; }
+
+  template <int kCount>
+  void next(__m512i*) const {}
+  void put(int64_t at, __m512i q, __m512i, auto... mask) const {
+    __builtin_prefetch(out + at + kAhead, 1, 2);
+    Avx512::store_narrow(out + at, q, mask...);
+  }
+};
+
+struct PaddedRequest {
+  uint32_t* out;
+  const uint32_t* pad;
+
+  PaddedRequest run(int64_t, int64_t) const { return *this; }
+
+  template <int kCount>
+  void next(__m512i*) const {}
+  void put(int64_t at, __m512i q, __m512i, auto... mask) const {
+    Avx512::store(out + at, Avx512::plus(q, Avx512::load(pad + at, mask...)), mask...);
+  }
+};
+
+// kStream: past the caches, which spares reading the lines that are about to be overwritten.
+template <bool kStream>
+class BlindedRequest {
+ public:
+  explicit BlindedRequest(const EmitRow& row)
+      : out_(row.blinded), keys_(row.rounds), start_(vaes_counter(row.nonce, row.first_block)) {}
+
+  struct Run {
+    uint32_t* out;
+    const VaesKeys& keys;
+    __m512i counter;
+    uint32_t stride;
+
+    template <int kCount>
+    inline __attribute__((always_inline)) void next(__m512i* pad) {
+      vaes_keystream<kCount>(keys, counter, pad, stride);
+      counter = _mm512_add_epi32(counter, vaes_step(kCount * stride));
+    }
+    inline __attribute__((always_inline)) void put(int64_t at, __m512i q, __m512i pad,
+                                                   auto... mask) const {
+      const __m512i blinded = Avx512::plus(q, pad);
+      if constexpr (kStream) {
+        _mm512_stream_si512(reinterpret_cast<__m512i*>(out + at), blinded);
+      } else {
+        Avx512::store(out + at, blinded, mask...);
+      }
+    }
+  };
+
+  // Multiples of a block's four elements.
+  Run run(int64_t first, int64_t apart) const {
+    const auto block = static_cast<uint32_t>(first / 4);
+    const __m512i counter = _mm512_add_epi32(start_, vaes_step(block));
+    return {out_, keys_, counter, static_cast<uint32_t>(apart / 4)};
+  }
+
+ private:
+  uint32_t* out_;
+  VaesKeys keys_;
+  __m512i start_;
+};
+
+}  // namespace cloister::rows
