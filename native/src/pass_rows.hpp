@@ -27,19 +27,19 @@ inline __attribute__((always_inline)) void over(int64_t begin, int64_t end, Step
 }
 
 // The streams a walk reads take turns: while one kernel works on a tile, the lines it will need for
-// the next one come into the L2 cache (measured: VGG16's passes take 9.4 ms instead of 15.3 ms). A
+// the next one come into the L1 cache (measured: VGG16's passes take 9.4 ms instead of 15.3 ms). A
 // prefetch beyond the end of an array does nothing.
 constexpr uintptr_t kAhead = 2048;  // elements: one tile
 template <typename T>
 inline __attribute__((always_inline)) void fetch(const T* p, int64_t at) {
   // As a number: p may be null, and p + at may lie behind its array.
   const uintptr_t address = reinterpret_cast<uintptr_t>(p) + static_cast<uintptr_t>(at) * sizeof(T);
-  __builtin_prefetch(reinterpret_cast<const void*>(address), 0, 2);
+  __builtin_prefetch(reinterpret_cast<const void*>(address), 0, 3);
 }
 template <typename T>
 inline __attribute__((always_inline)) void prefetch(const T* p) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(p) + kAhead * sizeof(T);
-  __builtin_prefetch(reinterpret_cast<const void*>(address), 0, 2);
+  __builtin_prefetch(reinterpret_cast<const void*>(address), 0, 3);
 }
 
 // min and max return their second operand on a tie, as the instructions do; the reference says so
