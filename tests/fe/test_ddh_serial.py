@@ -24,6 +24,11 @@ def objects(variant="selective"):
     return made
 
 
+def read(kind, data):
+    """A master key is read with what keeps its count; these make no keys that matter."""
+    return kind.from_bytes(data, **({"keep": None} if kind is ddh.MasterKey else {}))
+
+
 OBJECTS = objects()
 NAMES = [f"{type(o).__name__}{getattr(o, 'op', '')}" for o in OBJECTS]
 each_object = pytest.mark.parametrize("made", OBJECTS, ids=NAMES)
@@ -32,7 +37,7 @@ each_object = pytest.mark.parametrize("made", OBJECTS, ids=NAMES)
 @pytest.mark.parametrize("made", OBJECTS + objects("adaptive"), ids=NAMES * 2)
 def test_round_trip(made):
     data = made.to_bytes()
-    again = type(made).from_bytes(data)
+    again = read(type(made), data)
     assert again.to_bytes() == data
     assert again.public == made.public
     assert getattr(again, "op", None) == getattr(made, "op", None)
@@ -41,7 +46,7 @@ def test_round_trip(made):
 def test_what_is_read_back_works():
     encryption, master, *_ = OBJECTS
     encryption = ddh.EncryptionKey.from_bytes(encryption.to_bytes())
-    master = ddh.MasterKey.from_bytes(master.to_bytes())
+    master = read(ddh.MasterKey, master.to_bytes())
     ciphertexts = ddh.Ciphertexts.from_bytes(ddh.encrypt(encryption, X, rng=RNG).to_bytes())
     key = ddh.FunctionKey.from_bytes(ddh.keygen(master, X).to_bytes())
     np.testing.assert_array_equal(ddh.decrypt(master.public, key, ciphertexts), X @ X.T)
@@ -58,9 +63,9 @@ def test_truncated_and_extended_bytes_are_refused(made):
     data = made.to_bytes()
     for size in {*range(60), len(data) // 2, len(data) - 1}:
         with pytest.raises(EncryptionError):
-            type(made).from_bytes(data[:size])
+            read(type(made), data[:size])
     with pytest.raises(EncryptionError, match="too many"):
-        type(made).from_bytes(data + b"\0")
+        read(type(made), data + b"\0")
 
 
 @each_object
@@ -70,19 +75,19 @@ def test_every_field_of_the_header_is_checked(made):
         changed = bytearray(data)
         changed[at] ^= 0x40
         with pytest.raises(EncryptionError):
-            type(made).from_bytes(bytes(changed))
+            read(type(made), bytes(changed))
     for at in (32, 40):  # shape: the length must follow from it
         for value in (0, 2**31):
             changed = bytearray(data)
             struct.pack_into("<I", changed, at, value)
             with pytest.raises(EncryptionError):
-                type(made).from_bytes(bytes(changed))
+                read(type(made), bytes(changed))
     for at in (16, 24):  # bounds
         for value in (0, 2**63):
             changed = bytearray(data)
             struct.pack_into("<Q", changed, at, value)
             with pytest.raises(EncryptionError, match="bound"):
-                type(made).from_bytes(bytes(changed))
+                read(type(made), bytes(changed))
 
 
 def test_the_dimension_must_fit_the_length():
@@ -91,12 +96,12 @@ def test_the_dimension_must_fit_the_length():
         for dim in (0, 2, 2**31):
             struct.pack_into("<I", changed, 12, dim)
             try:
-                read = type(made).from_bytes(bytes(changed))
+                found = read(type(made), bytes(changed))
             except EncryptionError:
                 continue
             # Element-wise objects have no array of that size; they are of other parameters then.
             assert isinstance(made, ddh.ElementCiphertexts | ddh.ElementKey)
-            assert read.public != made.public
+            assert found.public != made.public
 
 
 def test_sizes_that_would_fill_memory_are_refused_before_allocation():
@@ -111,7 +116,7 @@ def test_one_kind_is_not_read_as_another(made):
     data = made.to_bytes()
     for other in {type(o) for o in OBJECTS} - {type(made)}:
         with pytest.raises(EncryptionError):
-            other.from_bytes(data)
+            read(other, data)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +126,7 @@ def test_one_kind_is_not_read_as_another(made):
 def test_elements_are_decoded_when_read(made, bad):
     data = made.to_bytes()[:-32] + bad
     with pytest.raises(EncryptionError, match="element"):
-        type(made).from_bytes(data)
+        read(type(made), data)
 
 
 def test_the_key_of_a_product_with_zero_is_the_identity_and_reads():
@@ -134,7 +139,7 @@ def test_the_key_of_a_product_with_zero_is_the_identity_and_reads():
 @pytest.mark.parametrize("made", [OBJECTS[1], OBJECTS[3]], ids=["master", "function"])
 def test_scalars_not_below_the_order_are_refused(made):
     with pytest.raises(EncryptionError, match="order"):
-        type(made).from_bytes(made.to_bytes()[:-32] + b"\xff" * 32)
+        read(type(made), made.to_bytes()[:-32] + b"\xff" * 32)
 
 
 def test_functions_beyond_the_bound_are_refused():

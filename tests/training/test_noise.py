@@ -124,6 +124,54 @@ def test_a_private_run_learns():
     assert made.fit(6)[-1].test_accuracy > 0.6
 
 
+def weights(made):
+    return {name: value.clone() for name, value in made.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+def test_a_killed_step_is_made_again_with_the_same_noise(steps, tmp_path):
+    """Two noises on one sum would tell more of it than the accountant has counted."""
+    noisy = replace(TRUSTED, noise=GaussianNoise(4.0, "gradients"), checkpoint_every=2)
+
+    def run(folder, count, seed):
+        """The weights after a number of steps, where the run is killed."""
+        made, _, _ = trainer(noisy, model=conv_model(), checkpoint_dir=folder, seed_of_noise=seed)
+
+        def dies(done, _):
+            if done == count:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            made.fit(2, update=dies)
+        return weights(made)
+
+    seen = run(tmp_path / "run", steps, 1)
+    kept = load(tmp_path / "run" / "checkpoint.pt")["position"]["step"]
+    assert kept == (steps - 1) // 2 * 2
+    again = run(tmp_path / "run", steps, 2)
+    other = run(tmp_path / "other", steps, 3)
+    for name, value in seen.items():
+        assert torch.equal(value, again[name]), name
+        assert not torch.equal(value, other[name]), name
+
+
+def test_a_checkpoint_tells_nothing_of_the_noise_of_steps_that_are_done(tmp_path):
+    noisy = replace(TRUSTED, noise=GaussianNoise(4.0, "gradients"), checkpoint_every=1)
+    made, _, _ = trainer(noisy, model=conv_model(), checkpoint_dir=tmp_path)
+    keys = []
+    made.fit(1, update=lambda *_: keys.append(load(tmp_path / "checkpoint.pt")["noise_key"]))
+    assert len(set(keys)) == len(keys) > 5
+    assert (tmp_path / "checkpoint.pt").stat().st_mode & 0o777 == 0o600
+    final = load(tmp_path / "checkpoint.pt")["noise_key"]
+    assert final not in keys
+    one, two = (module.StepRandom(bytes(32), epoch=0, step=step).random_bytes(8) for step in (0, 1))
+    assert one != two
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
 def test_epsilon():
     """The Gaussian mechanism's exact curve bounds from below what the accountant may say."""
     noise = GaussianNoise(4.0, "gradients")

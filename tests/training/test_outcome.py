@@ -128,3 +128,10 @@ def test_public_files(tmp_path):
         path.write_text(text)
         with pytest.raises(InputError, match="public file"):
             remote.RemoteCiphertextServer("https://127.0.0.1:1", public=path)
+        with pytest.raises(InputError, match="public file"):
+            remote.serve(LocalCiphertextServer(), folder=tmp_path / "host", listen="127.0.0.1:0")
+    path.unlink()
+    with pytest.raises(InputError, match="ciphertexts init"):
+        remote.RemoteCiphertextServer("https://127.0.0.1:1", public=path)
+    with pytest.raises(InputError, match="ciphertexts init"):
+        remote.serve(LocalCiphertextServer(), folder=tmp_path / "host", listen="127.0.0.1:0")

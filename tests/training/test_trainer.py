@@ -50,14 +50,16 @@ def small(shape=SHAPE, classes=3):
     )  # fmt: skip
 
 
-def trainer(settings, *, model=None, n=200, offset=0.0, authority=None, **more):
+def trainer(
+    settings, *, model=None, n=200, offset=0.0, authority=None, seed_of_noise=0, **more
+):  # fmt: skip
     x, y, encoding = blobs(n, SHAPE, offset=offset)
     dataset = MemoryDataset(x, y, encoding=encoding)
     authority = authority or MemoryAuthority(dataset, mode=settings.mode)
     authority.dataset = dataset
     made = Trainer(
-        model or small(), dataset, keys=authority, rng=InsecureSeededRandom(0), optimizer=sgd,
-        **vars(settings), **more,
+        model or small(), dataset, keys=authority, rng=InsecureSeededRandom(seed_of_noise),
+        optimizer=sgd, **vars(settings), **more,
     )  # fmt: skip
     return made, authority, (x, y, dataset)
 

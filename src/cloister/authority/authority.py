@@ -303,7 +303,10 @@ class Authority:
             raise FunctionError(f"data set {info.name}: too many samples at once; use batches")
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < info.samples:
             bad = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
-            raise EncryptionError(f"data set {info.name}: holds no sample {bad}")
+            raise EncryptionError(
+                f"data set {info.name}: holds no sample {bad}, only 0 to {info.samples - 1}; "
+                "use the ids of its file"
+            )
         return np.array(ids, np.int64, order="C")
 
     def _masks(
@@ -341,6 +344,7 @@ class Authority:
 
     def _load(self) -> None:
         with self.database.reading() as connection:
+            databases.check(connection)
             (modulus,) = connection.execute("SELECT modulus FROM authority").fetchone()
             for info, terms, label_key in read_datasets(connection):
                 self._datasets[info.name] = _Dataset(info, terms, label_key)
@@ -357,8 +361,17 @@ def _insert(connection: sqlite3.Connection, table: str, row: tuple[Any, ...]) ->
 
 
 def _hold(path: Path) -> int:
-    """Be the only process that uses this folder."""
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    """Be the only process that uses this folder.
+
+    Raises   InputError
+    """
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); the authority's folder must "
+            "be writable"
+        ) from None
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, descriptor)
         try:

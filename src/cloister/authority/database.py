@@ -7,6 +7,7 @@ more until a restart: memory and disk may disagree, and then no key may be issue
 """
 
 import contextlib
+import logging
 import os
 import sqlite3
 import stat
@@ -23,6 +24,8 @@ APPLICATION_ID = 0x434C4155
 BUSY_TIMEOUT_S = 30.0
 
 Job = Callable[[sqlite3.Connection], None]
+
+_log = logging.getLogger("cloister.authority")
 
 _SCHEMA = """
 CREATE TABLE authority (
@@ -116,7 +119,7 @@ class Database:
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """A connection for reading what is committed."""
-        with self._read_lock:
+        with self._read_lock, faults(self._path):
             yield self._reader
 
     def close(self) -> None:
@@ -151,20 +154,25 @@ class Database:
                         self._condition.notify_all()
         except Exception as error:  # noqa: BLE001  (whatever it is, no key may be issued after it)
             with self._condition:
-                self._fault = f"cannot be written ({error})"
+                self._fault = f"cannot be written ({error}); make room on its disk"
                 self._condition.notify_all()
+            # Callers are told; who runs the authority has to hear it too.
+            _log.error("%s: %s, then restart the authority", self._path, self._fault)
 
 
 def create(path: Path, *, modulus: int) -> None:
     """Make the file, readable by its owner alone.
 
-    Raises   InputError when there is one already
+    Raises   InputError when there is one already, EncryptionError when it cannot be written
     """
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+    with (
+        faults(path),
+        contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection,
+    ):
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
@@ -172,6 +180,44 @@ def create(path: Path, *, modulus: int) -> None:
         # Last: a file without it is no ledger.
         connection.execute(f"PRAGMA user_version = {FORMAT}")
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+
+
+@contextlib.contextmanager
+def faults(path: Path) -> Iterator[None]:
+    """What SQLite cannot do, as one line about the file.
+
+    Raises   EncryptionError
+    """
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise EncryptionError(
+            f"{path}: cannot be used ({error}); make its folder writable and room on its disk"
+        ) from None
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        raise EncryptionError(f"{path}: is damaged or no ledger ({error})") from None
+
+
+def check(connection: sqlite3.Connection) -> None:
+    """Read the file once: a ledger with holes in it would have forgotten something.
+
+    Raises   sqlite3.DatabaseError, for `faults`
+    """
+    (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
+        raise sqlite3.DatabaseError(found)
+
+
+@contextlib.contextmanager
+def changing(path: Path) -> Iterator[sqlite3.Connection]:
+    """One change by a process that is not the authority's: made whole, or not at all.
+
+    Raises   InputError, EncryptionError
+    """
+    with contextlib.closing(connect(path)) as connection, faults(path):
+        connection.execute("BEGIN IMMEDIATE")
+        yield connection
+        connection.execute("COMMIT")
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -187,14 +233,15 @@ def connect(path: Path) -> sqlite3.Connection:
         ) from None
     if stat.S_IMODE(mode) & 0o077:
         raise InputError(f"{path}: others can read it; run chmod 600 on it")
-    connection = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode=rw",
-        uri=True,
-        timeout=BUSY_TIMEOUT_S,
-        isolation_level=None,
-        check_same_thread=False,
-    )
-    try:
+    with faults(path), contextlib.ExitStack() as stack:
+        connection = sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode=rw",
+            uri=True,
+            timeout=BUSY_TIMEOUT_S,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        stack.callback(connection.close)
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if application != APPLICATION_ID or version != FORMAT:
@@ -203,10 +250,5 @@ def connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA fullfsync = ON")
         connection.execute("PRAGMA trusted_schema = OFF")
-    except sqlite3.Error as error:
-        connection.close()
-        raise EncryptionError(f"{path}: is damaged or no ledger ({error})") from None
-    except EncryptionError:
-        connection.close()
-        raise
+        stack.pop_all()
     return connection

@@ -207,11 +207,14 @@ def _certificate(private: ec.EllipticCurvePrivateKey) -> x509.Certificate:
 def _write(path: Path, data: bytes, *, mode: int) -> None:
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
     except FileExistsError:
         raise InputError(f"{path}: exists already; choose another folder") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); make room, then begin anew in "
+            "another folder"
+        ) from None

@@ -14,7 +14,7 @@ from cloister.authority.blur import EXACT_BITS
 from cloister.authority.identity import Identity
 from cloister.authority.ledger import Limits, Spent
 from cloister.crypto.csprng import KEY_BYTES, Csprng
-from cloister.errors import InputError
+from cloister.errors import EncryptionError, InputError
 from cloister.fe.keyservice import DatasetInfo
 from cloister.fe.rank import random_modulus
 
@@ -134,11 +134,18 @@ def summarise(info: DatasetInfo, terms: Terms, spent: Spent, counts: dict[str, i
 
 
 def read_datasets(connection: sqlite3.Connection) -> Iterator[tuple[DatasetInfo, Terms, bytes]]:
-    """The stored data sets; their samples are counted by `read_parts`."""
-    for info, terms, label_key in connection.execute(
+    """The stored data sets; their samples are counted by `read_parts`.
+
+    Raises   EncryptionError, InputError
+    """
+    for info, stored, label_key in connection.execute(
         "SELECT info, extra, label_key FROM datasets ORDER BY name"
     ):
-        yield DatasetInfo.from_json(info), read_terms(json.loads(terms)), label_key
+        try:
+            terms = json.loads(stored)
+        except ValueError:
+            raise EncryptionError("ledger: a data set's terms are damaged; use a backup") from None
+        yield DatasetInfo.from_json(info), read_terms(terms), label_key
 
 
 def read_parts(connection: sqlite3.Connection) -> Iterator[tuple[Part, str, bytes]]:

@@ -4,7 +4,6 @@ A token is for one data set, or for all of them. What is revoked is forgotten, a
 that is serving: every request looks its token up.
 """
 
-import contextlib
 import hashlib
 import hmac
 import re
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from cloister.authority.database import Database, connect
+from cloister.authority.database import Database, changing
 from cloister.crypto.csprng import Csprng
 from cloister.errors import FunctionError, InputError
 from cloister.fe.keyservice import NAME
@@ -59,13 +58,11 @@ def issue(path: Path, role: str, *, name: str, rng: Csprng, dataset: str | None 
         raise InputError(f"--dataset {dataset}: is no name of a data set")
     token_id, secret = rng.random_bytes(ID_BYTES).hex(), rng.random_bytes(SECRET_BYTES).hex()
     token = f"clo_{role}_{token_id}_{secret}"
-    with contextlib.closing(connect(path)) as connection:
-        connection.execute("BEGIN IMMEDIATE")
+    with changing(path) as connection:
         connection.execute(
             "INSERT INTO tokens VALUES (?, ?, ?, ?, ?)",
             (token_id, role, name, _hash(token), dataset),
         )
-        connection.execute("COMMIT")
     return token
 
 
@@ -75,12 +72,10 @@ def revoke(path: Path, name: str) -> int:
     Raises   InputError when there are none
     """
     count = 0
-    with contextlib.closing(connect(path)) as connection:
-        # Without a name are those that nobody meant to revoke together.
-        if name:
-            connection.execute("BEGIN IMMEDIATE")
+    # Without a name are those that nobody meant to revoke together.
+    if name:
+        with changing(path) as connection:
             count = connection.execute("DELETE FROM tokens WHERE name = ?", (name,)).rowcount
-            connection.execute("COMMIT")
     if not count:
         raise InputError(f"--revoke {name}: no token has this name")
     return int(count)

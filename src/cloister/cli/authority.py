@@ -137,9 +137,10 @@ def budget(
 
 
 def _read(folder: Path) -> list[tuple[records.Summary, Spent]]:
-    books = []
-    with contextlib.closing(database.connect(folder / database.FILE)) as connection:
+    books, path = [], folder / database.FILE
+    with contextlib.closing(database.connect(path)) as connection, database.faults(path):
         connection.execute("BEGIN")
+        database.check(connection)
         held: dict[str, int] = {}
         for part, name, _ in records.read_parts(connection):
             held[name] = part.first + part.samples

@@ -1,6 +1,6 @@
 """`cloister encrypt`: a client's samples as a part of an encrypted data set."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +25,7 @@ from cloister.cli.owner import Order, blurred, statement
 from cloister.crypto.csprng import KEY_BYTES, SystemRandom
 from cloister.errors import EncryptionError, InputError
 from cloister.fe.keyservice import DatasetInfo
-from cloister.training.dataset import Header, PartInfo
+from cloister.training.dataset import EncryptedDataset, Header, PartInfo
 from cloister.training.noise import GaussianNoise
 from cloister.training.sources import (
     Encoder,
@@ -34,7 +34,7 @@ from cloister.training.sources import (
     open_source,
     random_order,
 )
-from cloister.training.writer import Chunk, EncryptedDatasetWriter
+from cloister.training.writer import Chunk, EncryptedDatasetWriter, check_registered
 
 NEW = "New data sets"
 INPUT = "Reading the data"
@@ -267,6 +267,20 @@ def read_token(text: str) -> str:
         raise InputError(f"--token {text}: cannot be read ({error})") from None
 
 
+def registered(client: AuthorityClient, name: str) -> list[PartInfo]:
+    """The parts of a data set that its authority has on record."""
+    return [PartInfo(**asdict(part)) for part in client.parts(name)]
+
+
+def absence(path: Path, absent: Sequence[PartInfo]) -> str:
+    """What to say of parts on record that a file does not hold."""
+    count, names = sum(part.samples for part in absent), ", ".join(p.part[:8] for p in absent)
+    return (
+        f"note: {count:,} registered samples are not in {path} (part {names}): their client was "
+        "interrupted and may encrypt them again, or is not done, or they are in another copy"
+    )
+
+
 def _dataset(
     client: AuthorityClient, name: str, output: Path, source: Source, wishes: Wishes
 ) -> tuple[DatasetInfo, Terms]:
@@ -319,6 +333,11 @@ def _append(
         Header(info.name, info.shape, info.classes, info.encoding, client.fingerprint),
         permutation=client.label_permutation(info.name, info.classes),
     )
+    absent = check_registered(
+        EncryptedDataset.open(output, verify=False), registered(client, info.name)
+    )
+    if absent:
+        err().print(absence(output, absent), soft_wrap=True)
     with progress("encrypting") as update:
 
         def shown() -> Iterator[Chunk]:

@@ -14,7 +14,7 @@ from jaxtyping import Int64
 
 from cloister.authority.records import Terms
 from cloister.cli.console import err
-from cloister.errors import EncryptionError, InputError
+from cloister.errors import EncryptionError, InputError, RangeError
 from cloister.fe.encoding import Encoding
 from cloister.fe.keyservice import DatasetInfo, Mode
 from cloister.training.sources import PIXELS, Encoder, Source, TableSource
@@ -138,9 +138,12 @@ def _encoding_of_values(source: Source, wishes: Wishes) -> Encoding:
     for start in range(0, len(source.labels), REHEARSED_AT_ONCE):
         stop = min(start + REHEARSED_AT_ONCE, len(source.labels))
         piece = source.read(np.arange(start, stop, dtype=np.int64))
+        finite = np.isfinite(piece).reshape(len(piece), -1).all(axis=1)
+        if not finite.all():
+            raise RangeError(
+                f"sample {start + int(np.argmin(finite))}: holds NaN or infinity; fill or drop it"
+            )
         low, high = min(low, float(piece.min())), max(high, float(piece.max()))
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise InputError("the samples hold NaN or infinity; fill or drop these samples")
     err().print(
         f"note: the range of your data, {low:g} to {high:g}, becomes public; give a public --range "
         "to avoid it",

@@ -1,8 +1,8 @@
 """`cloister train`: train a model on an encrypted data set."""
 
 import importlib
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,10 +13,18 @@ import typer
 from cloister.authority.client import AuthorityClient
 from cloister.cli import options
 from cloister.cli.console import emit_json, err, out, progress, table
-from cloister.cli.encrypt import AuthorityKey, AuthorityUrl, Token, read_token
+from cloister.cli.encrypt import (
+    AuthorityKey,
+    AuthorityUrl,
+    Token,
+    absence,
+    read_token,
+    registered,
+)
 from cloister.crypto.csprng import SystemRandom
-from cloister.errors import InputError
+from cloister.errors import AuthorityUnavailable, EncryptionError, InputError
 from cloister.training.dataset import EncryptedDataset
+from cloister.training.writer import check_registered
 from cloister.wire.releases import ReleaseLog
 
 WHO_LEARNS_WHAT = "Who learns what"
@@ -140,6 +148,10 @@ def train(
         Path | None,
         typer.Option("--checkpoint", metavar="FOLDER", help="Where to keep the run; resumes it."),
     ] = None,
+    checkpoint_every: Annotated[
+        int,
+        typer.Option("--checkpoint-every", min=1, help="Steps; also after every epoch."),
+    ] = 200,
     curve: Annotated[
         Path | None,
         typer.Option("--curve", metavar="FILE", help="Learning curve, .svg or .png."),
@@ -151,7 +163,10 @@ def train(
         ),
     ] = None,
     patience: Annotated[
-        float, typer.Option("--patience", min=0, help="Seconds to wait for an absent authority.")
+        float,
+        typer.Option(
+            "--patience", min=0, help="Seconds to wait for an authority or server that is away."
+        ),
     ] = 60.0,
     threads: options.Threads = 1,
     as_json: options.Json = False,
@@ -169,7 +184,7 @@ def train(
         raise InputError("--server URL needs --server-key FILE and --unmask-to trusted")
     with ExitStack() as stack:
         opened = EncryptedDataset.open(dataset)
-        keys = stack.enter_context(
+        keys: AuthorityClient = stack.enter_context(
             closing(
                 AuthorityClient(
                     authority,
@@ -179,10 +194,15 @@ def train(
                 )
             )
         )
+        check_origin(opened, keys)
         remote = None
         if server_key is not None:
             remote = stack.enter_context(
-                closing(modules.remote.RemoteCiphertextServer(server, public=server_key))
+                closing(
+                    modules.remote.RemoteCiphertextServer(
+                        server, public=server_key, retry_for_s=patience
+                    )
+                )
             )
         log = None
         if release_log is not None:
@@ -206,13 +226,15 @@ def train(
             batch=batch,
             seed=seed,
             rank=rank,
+            checkpoint_every=checkpoint_every,
             patience_s=patience,
             threads=threads,
         )
-        with progress("samples") as update:
-            trainer.prepare(update)
-        with progress("steps") as update:
-            history = trainer.fit(epochs, update=update)
+        with _kept(checkpoint):
+            with progress("samples") as update:
+                trainer.prepare(update)
+            with progress("steps") as update:
+                history = trainer.fit(epochs, update=update)
         found = outcome(modules, trainer, history, model=model)
         found["spent"] = spent(keys, opened.name)
     if curve is not None:
@@ -221,6 +243,33 @@ def train(
         emit_json({**found, "curve": curve})
     else:
         show(found)
+
+
+def check_origin(dataset: EncryptedDataset, keys: AuthorityClient) -> None:
+    """Refuse a file of another authority, or with parts that this one has not registered so.
+
+    Raises   EncryptionError naming file and part, before any key is asked for
+    """
+    if dataset.authority_fingerprint != keys.fingerprint:
+        raise EncryptionError(
+            f"{dataset.path}: belongs to authority {dataset.authority_fingerprint[:16]}, not "
+            f"{keys.fingerprint[:16]}; give that one's --authority and --authority-key"
+        )
+    absent = check_registered(dataset, registered(keys, dataset.name))
+    if absent:
+        err().print(absence(dataset.path, absent), soft_wrap=True)
+
+
+@contextmanager
+def _kept(checkpoint: Path | None) -> Iterator[None]:
+    """Say what is left of a run whose authority stays away."""
+    try:
+        yield
+    except AuthorityUnavailable as error:
+        left = "nothing of the run is kept: name a --checkpoint FOLDER"
+        if checkpoint is not None:
+            left = f"the run is kept in {checkpoint}: the same command goes on with it"
+        raise AuthorityUnavailable(f"{error}; {left}") from None
 
 
 def _optimizer(torch: Any, name: str, rate: float | None) -> Callable[[Any], Any]:  # noqa: ANN401
@@ -256,9 +305,16 @@ def outcome(
 
 
 def spent(keys: Any, dataset: str) -> dict[str, Any] | None:  # noqa: ANN401
-    """The data set's budget, where the authority tells this caller."""
+    """The data set's budget, where the authority tells this caller.
+
+    A frozen run needs no authority any more at its end, and must not be lost for want of one.
+    """
     summary = getattr(keys, "summary", None)
-    return None if summary is None else asdict(summary(dataset))
+    try:
+        return None if summary is None else asdict(summary(dataset))
+    except AuthorityUnavailable as error:
+        err().print(f"note: what is spent is not shown: {error}", soft_wrap=True)
+        return None
 
 
 def show(found: dict[str, Any]) -> None:

@@ -14,18 +14,15 @@ if LWE with a uniform secret is hard. Z is uniform and not small so that Z + (x0
 distributed as Z, which the reduction needs; it also spreads the noise of s over E, and for that
 step sigma 3.2 is heuristic while sigma 2^12 (`WIDE`) covers differences of 8-bit vectors better.
 With `dim` independent keys Z is the solution of a linear system and *every* ciphertext under it,
-past and future, is open. `keygen` therefore counts the rank of what it has given and refuses the
-last one. A caller who means to release as many functions as there are inputs sets up one spare
-coordinate that is always zero, and has then decided to release the inputs.
-
-The rank is kept in memory (`Master.released`); an authority that restarts must persist it.
+past and future, is open. `keygen` therefore counts the rank of what it has given, on stable storage
+where the master key is kept there, and refuses the last one (`cloister.fe.released`). A caller who
+means to release as many functions as there are inputs sets up one spare coordinate that is always
+zero, and has then decided to release the inputs.
 
 Source   Abdalla, Bourse, De Caro, Pointcheval, PKC 2015 (ePrint 2015/017), secret-key form
 """
 
-import math
-import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
 
@@ -34,120 +31,52 @@ from jaxtyping import Float64, Int64
 
 from cloister.crypto.csprng import KEY_BYTES, Csprng
 from cloister.crypto.hkdf import derive
-from cloister.errors import BudgetError, EncryptionError, FunctionError, RangeError, ShapeError
+from cloister.errors import EncryptionError, FunctionError, ShapeError
 from cloister.fe import gaussian, modular
+from cloister.fe.lwe_keys import (
+    A_DOMAIN,
+    APPROXIMATE,
+    EXACT,
+    WIDE,
+    EncryptionKey,
+    Master,
+    Parameters,
+    Public,
+    checked,
+    uniform,
+)
 from cloister.fe.mask import masks
 from cloister.fe.modular import Digits
-from cloister.fe.rank import Basis, random_modulus
-from cloister.fe.scheme import Bounds, Keys, Op, check_bounds, check_matrix, exact_quotient
+from cloister.fe.released import Keep, allowed, nothing
+from cloister.fe.scheme import Bounds, Keys, Op, check_matrix, exact_quotient
 
-ESTIMATOR = (
-    "primal uSVP attack, BKZ with block size b: core-SVP is 0.292 b bits (sieving only); with "
-    "overhead adds 16.4 + log2(8 d) for tours in dimension d. Not considered: dual and hybrid "
-    "attacks, memory, quantum sieving (0.257 b), many samples under one Z"
-)
+__all__ = [
+    "APPROXIMATE",
+    "EXACT",
+    "WIDE",
+    "Ciphertexts",
+    "Commitments",
+    "ElementCiphertexts",
+    "ElementKey",
+    "EncryptionKey",
+    "FunctionKey",
+    "LweKeys",
+    "Master",
+    "Parameters",
+    "Public",
+    "decrypt",
+    "decrypt_approximate",
+    "decrypt_elements",
+    "encrypt",
+    "encrypt_elements",
+    "encrypt_rows",
+    "keygen",
+    "keygen_elements",
+    "rounded",
+    "setup",
+]
 
-TAIL_FACTOR = 7.6
-"""An answer's noise exceeds 7.6 standard deviations with probability below 2 exp(-28.8) < 2^-40:
-discrete Gaussians are subgaussian with parameter sigma."""
-
-_A_DOMAIN = 0x4C57_4541
-_Z_DOMAIN = 0x4C57_455A
-_ELEMENT_Z_DOMAIN = 0x4C57_455B
 _ELEMENT_NOISE_DOMAIN = 0x4C57_455C
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """n, modulus 2^q_bits, noise and scale 2^scale_bits, with what they are estimated to give."""
-
-    name: str
-    n: int
-    q_bits: int
-    sigma: float
-    scale_bits: int
-    core_svp_bits: int
-    overhead_bits: int
-
-    @property
-    def security(self) -> str:
-        """The estimate with its estimator: never print the number alone."""
-        return (
-            f"lwe {self.name}: n {self.n}, q 2^{self.q_bits}, sigma {self.sigma:g}: "
-            f"{self.core_svp_bits} bits core-SVP, {self.overhead_bits} with overhead ({ESTIMATOR})"
-        )
-
-
-APPROXIMATE = Parameters("approximate", 1280, 32, 3.2, 6, 118, 148)
-"""Answers carry noise below the rounding of 8-bit data; the cheapest."""
-EXACT = Parameters("exact", 1664, 44, 3.2, 18, 105, 136)
-"""Answers are exact for 8-bit data and weights of some hundreds of entries."""
-WIDE = Parameters("wide", 1088, 42, 4096.0, 16, 140, 171)
-"""Wide noise: a cleaner reduction; answers are approximate."""
-
-
-@dataclass(frozen=True)
-class Public:
-    """What everyone knows."""
-
-    bounds: Bounds
-    parameters: Parameters
-
-    def noise_std(self, norm: float) -> float:
-        """Standard deviation of an answer to a function of this Euclidean norm, in its units."""
-        return float(norm * self.parameters.sigma / 2**self.parameters.scale_bits)
-
-    @property
-    def exact(self) -> bool:
-        """Whether rounding removes the noise of every allowed function (see TAIL_FACTOR)."""
-        # At least two terms: an element-wise answer carries the noise of ciphertext and key.
-        norm = self.bounds.y_bound * math.sqrt(max(2, self.bounds.dim))
-        return TAIL_FACTOR * self.noise_std(norm) < 0.5
-
-
-@dataclass(frozen=True, repr=False, eq=False)
-class EncryptionKey:
-    """What clients and authority share.  Secret: seed, and Z which it expands to."""
-
-    seed: bytes
-    public: Public
-
-    @cached_property
-    def z(self) -> Digits:
-        """Z, one row for each coordinate."""
-        rows = np.arange(self.public.bounds.dim, dtype=np.int64)
-        return _uniform(self.seed, rows, self.public.parameters, _Z_DOMAIN)
-
-    @cached_property
-    def element_z(self) -> Digits:
-        """The secret rows of element-wise ciphertexts, of which no combination is given away."""
-        rows = np.arange(self.public.bounds.dim, dtype=np.int64)
-        return _uniform(self.seed, rows, self.public.parameters, _ELEMENT_Z_DOMAIN)
-
-
-@dataclass(repr=False, eq=False)
-class Master:
-    """The authority's half: Z and the span of the functions it has given keys for."""
-
-    encryption: EncryptionKey
-    released: Basis
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def charge(self, y: Int64[np.ndarray, "k dim"]) -> None:
-        """Count functions as given.
-
-        Raises BudgetError, and then counts none of them.
-        """
-        with self._lock:
-            limit = self.released.dim - 1
-            released, added = self.released.extend(y, cap=limit)
-            if self.released.rank + added > limit:
-                raise BudgetError(
-                    f"lwe: {self.released.rank} independent functions are out and at most {limit} "
-                    f"may be: with {limit + 1} the secret key is a linear system"
-                )
-            self.released = released
-
 
 LweKeys: TypeAlias = Keys[Master, EncryptionKey, Public]
 
@@ -164,7 +93,7 @@ class Ciphertexts:
     def a(self) -> Digits:
         """A, one row for each sample; computed once, serves every key."""
         rows = np.arange(self.values.shape[0], dtype=np.int64)
-        return _uniform(self.seed, rows, self.parameters, _A_DOMAIN)
+        return uniform(self.seed, rows, self.parameters, A_DOMAIN)
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,20 +111,34 @@ class FunctionKey:
 
 
 def setup(
-    dim: int, *, x_bound: int, y_bound: int, rng: Csprng, parameters: Parameters = EXACT
+    dim: int,
+    *,
+    x_bound: int,
+    y_bound: int,
+    rng: Csprng,
+    parameters: Parameters = EXACT,
+    budget: int | None = None,
+    allow_unbounded_leakage: bool = False,
+    keep: Keep | None = None,
 ) -> LweKeys:
     """Fresh keys for vectors of `dim` entries.
 
+    budget   independent functions that keys may be made for, below dim; None: dim - 1
+    allow_unbounded_leakage   the paper's mode: any number of them, so that every ciphertext is open
+    keep     brings the master key with its count to stable storage (`cloister.fe.keyfile`), now
+             and before each key that gives more away; None: the count lives in this process
+
     Domain   dim * x_bound * y_bound below q / (2 D), so that an answer does not wrap
-    Raises   RangeError
+    Raises   RangeError, InputError
     """
-    limit = 2 ** (parameters.q_bits - parameters.scale_bits - 1) - 1
-    bounds = check_bounds(Bounds(dim, x_bound, y_bound), limit=limit, back_end="lwe")
-    if x_bound + y_bound >= limit:
-        raise RangeError(f"lwe: x_bound + y_bound must be below {limit}; encode with fewer bits")
+    bounds = checked(Bounds(dim, x_bound, y_bound), parameters)
+    budget = allowed(dim, budget, allow_unbounded_leakage=allow_unbounded_leakage, name="lwe")
     encryption = EncryptionKey(rng.random_bytes(KEY_BYTES), Public(bounds, parameters))
-    released = Basis.empty(dim, modulus=random_modulus(rng=rng))
-    return Keys(Master(encryption, released), encryption, encryption.public)
+    basis = nothing(dim, rng=rng)
+    master = Master.counting(encryption, basis=basis, budget=budget, keep=keep)
+    if keep is not None:
+        keep(master.to_bytes())
+    return Keys(master, encryption, encryption.public)
 
 
 def encrypt(
@@ -228,11 +171,14 @@ def keygen(
 ) -> FunctionKey:
     """Y Z for k vectors; not bound to ciphertexts, `ciphertexts_ids` is not used.
 
-    Raises ShapeError, RangeError, BudgetError (the functions would span every coordinate).
+    Raises ShapeError, RangeError, BudgetError (more independent functions than the budget), and
+    what the master key's `keep` raises: then there is no key.
     """
     public = master.encryption.public
+    # A private copy: what is charged is what the key is made for.
+    y = y.copy()
     check_matrix("lwe: y", y, bound=public.bounds.y_bound, columns=public.bounds.dim)
-    master.charge(y)
+    master.released.charge(y)
     bits, z = public.parameters.q_bits, master.encryption.z
     columns = Digits(bits, z.low.T, z.high.T)
     return FunctionKey(y, modular.product(modular.split(y, bits), columns), public.parameters)
@@ -278,16 +224,6 @@ def _noisy(public: Public, key: FunctionKey, ciphertexts: Ciphertexts) -> Int64[
     bits = parameters.q_bits
     answers = modular.product(modular.split(ciphertexts.values, bits), modular.split(key.y, bits))
     return modular.centre(answers - modular.product(ciphertexts.a, key.digits), bits)
-
-
-def _uniform(
-    seed: bytes, rows: Int64[np.ndarray, " rows"], parameters: Parameters, domain: int
-) -> Digits:
-    """Rows of n uniform residues from the AES-256-CTR stream of a seed."""
-    words = masks(seed, rows, (2 * parameters.n,), domain=domain)
-    # Little-endian on every machine: both sides must expand the same matrix.
-    values = words.astype("<u4", copy=False).view("<i8").astype(np.int64, copy=False)
-    return modular.split(values, parameters.q_bits)
 
 
 # ---- element-wise: a known operand makes each of these plain decryption (see `mask`)
@@ -358,7 +294,7 @@ def keygen_elements(
         raise ShapeError(f"lwe: y is {y.shape}, the ciphertext {commitments.shape}")
     parameters, dim = public.parameters, public.bounds.dim
     rows = np.arange(_element_rows(y.shape, public), dtype=np.int64)
-    a = _uniform(commitments.seed, rows, parameters, _A_DOMAIN)
+    a = uniform(commitments.seed, rows, parameters, A_DOMAIN)
     key = derive(encryption.seed, info=b"cloister lwe element noise" + commitments.seed)
     words = masks(key, rows, (2 * dim,), domain=_ELEMENT_NOISE_DOMAIN)
     noise = gaussian.from_words(

@@ -1,21 +1,23 @@
 """Checkpoints: a run that was killed goes on as if nothing had happened.
 
 Everything the next step depends on is in the file: parameters, optimiser, the generator's state,
-and the place in the epoch (its order follows from seed and epoch). A file is written beside the
-old one, brought to the disk and renamed over it, so there is always a whole one.
+the key of its noise, and the place in the epoch (its order follows from seed and epoch). A file is
+written beside the old one, brought to the disk and renamed over it, so there is always a whole one.
 """
 
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cloister.errors import EncryptionError
+from cloister.errors import EncryptionError, InputError
 
-FORMAT = 1
+FORMAT = 2
 NAME = "checkpoint.pt"
 
 
@@ -43,7 +45,11 @@ class Position:
 
 @dataclass
 class Checkpoint:
-    """A run's whole state; `run` says which run it is."""
+    """A run's whole state; `run` says which run it is.
+
+    noise_key   of the noise in the steps that follow, new in every checkpoint. Secret: whoever has
+                it and the model that these steps make can take their noise away.
+    """
 
     run: str
     position: Position
@@ -51,11 +57,16 @@ class Checkpoint:
     model: dict[str, Any]
     optimizer: dict[str, Any]
     generator: torch.Tensor
+    noise_key: bytes = b""
 
 
 def save(checkpoint: Checkpoint, folder: Path) -> None:
-    """Replace the folder's checkpoint."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Replace the folder's checkpoint.
+
+    Raises   InputError when it cannot be written: the old one is still there
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     state = {
         "format": FORMAT,
         "run": checkpoint.run,
@@ -64,6 +75,7 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
         "model": checkpoint.model,
         "optimizer": checkpoint.optimizer,
         "generator": checkpoint.generator,
+        "noise_key": checkpoint.noise_key.hex(),
     }
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -89,6 +101,7 @@ def load(folder: Path, *, run: str) -> Checkpoint | None:
             state["model"],
             state["optimizer"],
             state["generator"],
+            bytes.fromhex(state["noise_key"]),
         )
     except EncryptionError:
         raise
@@ -102,15 +115,35 @@ def load(folder: Path, *, run: str) -> Checkpoint | None:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a file so that after any crash either the old or the new content is there, whole."""
+    """Write a file so that after any crash either the old or the new content is there, whole.
+
+    Raises   InputError naming the file
+    """
     temporary = path.with_name(path.name + ".new")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    with writing(path):
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A full disk or a folder that cannot be written is the user's to mend, by name.
+
+    Raises   InputError
+    """
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); make room or choose another "
+            "--checkpoint, then run the same command again"
+        ) from None

@@ -11,6 +11,7 @@ ask for no key.
 A data set gives values of *one* function. So the random projection does not depend on the run.
 """
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -29,7 +30,7 @@ from cloister.crypto.csprng import pad_stream
 from cloister.errors import EncryptionError, FunctionError, ShapeError
 from cloister.fe.keyservice import RING_LIMIT, DatasetInfo
 from cloister.field.linear import Geometry, LinearMap
-from cloister.training.checkpoint import replace
+from cloister.training.checkpoint import replace, writing
 from cloister.training.layers import FirstLayerProducts
 
 CHUNK = 512
@@ -194,8 +195,8 @@ class Features:
         self._info = info
         self._folder = folder
         self._digest = _digest(chosen, ids, info)
-        self._rows: Float32[np.ndarray, "n r"] = self._open((len(ids), chosen.rank))
         self.done = self._read_state()
+        self._rows: Float32[np.ndarray, "n r"] = self._open((len(ids), chosen.rank))
 
     def complete(self, products: FirstLayerProducts, *, update: Callable[[int, int], None]) -> None:
         """Project what is missing; a chunk is either kept or asked for again, which is free."""
@@ -216,10 +217,18 @@ class Features:
     def _open(self, shape: tuple[int, int]) -> Float32[np.ndarray, "n r"]:
         if self._folder is None:
             return np.zeros(shape, np.float32)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / FEATURES
-        with path.open("ab") as file:
-            file.truncate(4 * shape[0] * shape[1])
+        path, size = self._folder / FEATURES, 4 * shape[0] * shape[1]
+        if self.done and (not path.exists() or path.stat().st_size != size):
+            raise EncryptionError(
+                f"{path}: missing or of another length than {STATE} says; remove {STATE}, keys are "
+                "free again"
+            )
+        with writing(path):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
+                file.truncate(size)
+                # Through a mapping, a full disk would be a signal that ends the process.
+                os.posix_fallocate(file.fileno(), 0, size)
         return np.memmap(path, np.float32, "r+", shape=shape)
 
     def _read_state(self) -> int:
@@ -249,7 +258,8 @@ class Features:
 
 
 def _digest(chosen: Projection, ids: Int64[np.ndarray, " n"], info: DatasetInfo) -> str:
-    found = hashlib.sha256(info.to_json())
+    # Samples that are registered and not in the file, as a killed client's, are none of these.
+    found = hashlib.sha256(dataclasses.replace(info, samples=0).to_json())
     found.update(chosen.linear.weights.tobytes())
     found.update(ids.tobytes())
     return found.hexdigest()

@@ -11,9 +11,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import CTR
 from jaxtyping import Float, Float64
 
 from cloister.crypto.csprng import Csprng
+from cloister.crypto.hkdf import derive
 from cloister.errors import InputError, RangeError
 from cloister.fe.encoding import Encoding
 
@@ -43,6 +47,23 @@ class GaussianNoise:
                 raise RangeError(f"noise: {name} must be positive, got {value}")
         if self.delta >= 1:
             raise RangeError(f"noise: delta must be below 1, got {self.delta}")
+
+
+class StepRandom:
+    """The randomness of one step under a key: a step made again after a crash has the same noise.
+
+    With fresh noise, whoever saw both would know the sum better than the accountant allows.
+
+    Secret   key; a step must never serve two different sums
+    """
+
+    def __init__(self, key: bytes, *, epoch: int, step: int) -> None:
+        derived = derive(key, info=f"cloister noise of step {epoch} {step}".encode())
+        self._stream = Cipher(AES(derived), CTR(bytes(16))).encryptor()
+
+    def random_bytes(self, n: int) -> bytes:
+        """`n` bytes of the stream."""
+        return self._stream.update(bytes(n))
 
 
 def gaussian(count: int, *, rng: Csprng) -> Float64[np.ndarray, " count"]:

@@ -44,6 +44,8 @@ GRID_BITS = 12
 class PrivateStep:
     """Backward passes of a model whose first layer is encrypted; also that layer's `Mechanism`.
 
+    rng      where the noise of the next step comes from
+
     Raises   UnsupportedError for models it cannot take apart, and for batch normalisation
     """
 
@@ -51,7 +53,7 @@ class PrivateStep:
         self, model: nn.Module, layer: Encrypted, *, noise: GaussianNoise, rng: Csprng
     ) -> None:
         self._front, self._rest = _split(model, layer)
-        self._layer, self._noise, self._rng = layer, noise, rng
+        self._layer, self._noise, self.rng = layer, noise, rng
         self._clip = noise.clip * (1 - MARGIN)
         kernel = math.prod(layer.geometry.weight_shape[1:])
         encoding = layer.encoding
@@ -110,7 +112,7 @@ class PrivateStep:
     def _integers(self, shape: Sequence[int], step: float) -> np.ndarray:
         """Noise of deviation sigma clip in steps of a grid."""
         deviation = self._noise.sigma * self._noise.clip / step
-        noise = gaussian(math.prod(shape), rng=self._rng)
+        noise = gaussian(math.prod(shape), rng=self.rng)
         return np.asarray(np.rint(deviation * noise).astype(np.int64).reshape(shape))
 
     def _per_sample(

@@ -35,19 +35,13 @@ MAX_SAMPLES = 1 << 20
 
 
 class RemoteCiphertextServer:
-    """A ciphertext server at a URL.
+    """A ciphertext server at a URL; `retry_for_s` is how long it may be away.
 
     Raises   AuthorityUnavailable when it cannot be reached, and what the server raises
     """
 
     def __init__(self, url: str, *, public: Path, retry_for_s: float = RETRY_FOR_S) -> None:
-        try:
-            fields = json.loads(public.read_bytes())
-            if fields["format"] != FORMAT:
-                raise InputError(f"{public}: is not a ciphertext server's public file")
-            certificate, token = b64decode(fields["certificate"]), str(fields["token"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{public}: is not a ciphertext server's public file") from error
+        certificate, token = _read_public(public)
         self._client = HttpsClient(
             url, certificate=certificate, token=token, retry_for_s=retry_for_s
         )
@@ -90,7 +84,7 @@ class RemoteCiphertextServer:
 
 def serve(server: CiphertextServer, *, folder: Path, listen: str) -> HttpsServer:
     """Answer for a ciphertext server until the result is closed; `folder` is from `init`."""
-    token = _read_public(folder)[1]
+    token = _read_public(folder / PUBLIC_FILE)[1]
 
     def handle(operation: str, given: str | None, request: Body) -> Body:
         # Not secrecy, which needs none here: strangers shall not use up this machine.
@@ -149,9 +143,22 @@ def init(folder: Path) -> Path:
     return folder / PUBLIC_FILE
 
 
-def _read_public(folder: Path) -> tuple[bytes, str]:
-    fields = json.loads((folder / PUBLIC_FILE).read_bytes())
-    return b64decode(fields["certificate"]), str(fields["token"])
+def _read_public(path: Path) -> tuple[bytes, str]:
+    """Certificate and token.
+
+    Raises   InputError
+    """
+    try:
+        fields = json.loads(path.read_bytes())
+        if fields["format"] != FORMAT:
+            raise InputError(f"{path}: is not a ciphertext server's public file")
+        return b64decode(fields["certificate"]), str(fields["token"])
+    except OSError as error:
+        raise InputError(
+            f"{path}: {error.strerror or error}; run `cloister ciphertexts init`"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: is not a ciphertext server's public file") from error
 
 
 def _answer(server: CiphertextServer, operation: str, request: Body) -> np.ndarray:

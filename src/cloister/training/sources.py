@@ -276,10 +276,10 @@ class Encoder:
         sample = int(positions[place[0]])
         source = self._source
         if isinstance(source, TableSource):
-            field = f"column {source.columns[place[-1]]}"
-            remedy = "widen the ranges, or allow --clip"
+            field, option = f"column {source.columns[place[-1]]}", "--ranges"
         else:
-            field, remedy = f"element {place[1:]}", "give --range, or allow --clip"
+            field, option = f"element {place[1:]}", "--range"
+        remedy = f"allow --clip, or make the data set with a wider {option}"
         if np.isnan(values[place]):
             what, remedy = "the value is missing (NaN)", "fill or drop it"
         else:

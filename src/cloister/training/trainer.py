@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, Unpack
 
@@ -21,7 +22,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from cloister.crypto.csprng import Csprng
+from cloister.crypto.csprng import KEY_BYTES, Csprng
 from cloister.errors import CloisterError, EncryptionError, InputError
 from cloister.fe.encoding import Encoding
 from cloister.fe.keyservice import DatasetInfo, KeyService, Mode, Receiver
@@ -29,7 +30,7 @@ from cloister.training import checkpoint, models
 from cloister.training.checkpoint import Checkpoint, EpochResult, Position
 from cloister.training.frozen import Features, Lift, Projection, default_projection
 from cloister.training.layers import Encrypted, Samples
-from cloister.training.noise import GaussianNoise
+from cloister.training.noise import GaussianNoise, StepRandom
 from cloister.training.private import PrivateStep
 from cloister.training.products import Products, Recorder
 from cloister.training.server import Ciphertexts, CiphertextServer, LocalCiphertextServer
@@ -124,13 +125,14 @@ class Trainer:
         self._features: tuple[Features, Tensor] | None = None
         self._samples = Samples(self.info.shape)
         self._private: PrivateStep | None = None
+        self._rng, self._noise_key = rng, rng.random_bytes(KEY_BYTES)
         if settings.first_layer == "frozen":
             # Not of the run's seed: a data set gives values of one function, whoever trains again.
             self.projection = projection or default_projection(self.info, rank=settings.rank)
             self.model: nn.Module = nn.Sequential(Lift(self.projection, self.info.shape), model)
         else:
             self.model = model
-            self._encrypt(rng)
+            self._encrypt()
         self.optimizer = (optimizer or (lambda parameters: Adam(parameters, lr=1e-3)))(
             self.model.parameters()
         )
@@ -167,15 +169,19 @@ class Trainer:
             raise InputError(f"epochs must be at least 1, got {epochs}")
         torch.set_num_threads(self.settings.threads)
         self.prepare()
-        if not self._resume():
+        resumed = self._resume()
+        if not resumed:
             torch.manual_seed(self.settings.seed)
         steps = math.ceil(len(self._train_ids) / self.settings.batch)
         self._generator = torch.get_rng_state()
+        if self._private is not None and not resumed:
+            self._save()  # the noise of the first steps must not be drawn twice
         while self.position.epoch < epochs:
             for batch in self._batches():
                 self.step(batch)
                 update(self.position.epoch * steps + self.position.step, epochs * steps)
                 if self.position.step % self.settings.checkpoint_every == 0:
+                    self._generator = torch.get_rng_state()
                     self._save()
             self._finish_epoch(last=self.position.epoch + 1 == epochs)
         return self.history
@@ -193,7 +199,7 @@ class Trainer:
         self.model.train()
         return correct / max(1, len(ids))
 
-    def _encrypt(self, rng: Csprng) -> None:
+    def _encrypt(self) -> None:
         layer: Encrypted = models.encrypt_first(
             self.model,
             self.info.shape,
@@ -203,7 +209,8 @@ class Trainer:
             weight_bits=self.settings.weight_bits,
         )
         if self.settings.noise is not None:
-            self._private = PrivateStep(self.model, layer, noise=self.settings.noise, rng=rng)
+            noise = self.settings.noise
+            self._private = PrivateStep(self.model, layer, noise=noise, rng=self._rng)
 
     def _batches(self) -> Iterator[Int64[np.ndarray, " n"]]:
         """The rest of the current epoch; its order follows from seed and epoch."""
@@ -227,7 +234,6 @@ class Trainer:
                 value.copy_(before)
             self._save()
             raise
-        self._generator = torch.get_rng_state()
         self.position.seconds += time.perf_counter() - started
 
     def _step(self, batch: Int64[np.ndarray, " n"]) -> None:
@@ -240,6 +246,8 @@ class Trainer:
             loss = nn.functional.cross_entropy(scores, targets)
             loss.backward()  # type: ignore[no-untyped-call]
         else:
+            place = {"epoch": position.epoch, "step": position.step}
+            self._private.rng = StepRandom(self._noise_key, **place)
             with _model_errors():
                 loss, scores = self._private.backward(self._samples.of(batch), targets)
         self.optimizer.step()
@@ -248,6 +256,7 @@ class Trainer:
         position.correct += int((scores.detach().argmax(1) == targets).sum())
 
     def _finish_epoch(self, *, last: bool) -> None:
+        self._generator = torch.get_rng_state()
         position, every = self.position, self.settings.evaluate_every
         due = len(self._test_ids) > 0 and every > 0
         due = due and (last or (position.epoch + 1) % every == 0)
@@ -284,10 +293,16 @@ class Trainer:
         return self._labels[self._places[ids]]
 
     def _run(self) -> str:
-        """Which run a checkpoint belongs to."""
+        """Which run a checkpoint belongs to.
+
+        Samples count that are in the file: the authority's number also grows by those of a client
+        that was killed before they were, and that must not orphan a checkpoint.
+        """
         settings = self.settings
         parts = (
-            self.info.to_json(),
+            replace(self.info, samples=0).to_json(),
+            self._train_ids.tobytes(),
+            self._test_ids.tobytes(),
             self._described.encode(),
             f"{type(self.optimizer).__name__} {self.optimizer.defaults}".encode(),
             repr((settings.first_layer, settings.unmask_to, settings.batch, settings.seed,
@@ -306,10 +321,13 @@ class Trainer:
             raise EncryptionError(f"{self._folder}: the checkpoint is of another model") from error
         torch.set_rng_state(found.generator)
         self.position, self.history = found.position, found.history
+        self._noise_key = found.noise_key
         return True
 
     def _save(self) -> None:
         if self._folder is not None:
+            # Steps before this file and behind it share no key: it tells nothing of what is done.
+            fresh = self._rng.random_bytes(KEY_BYTES)
             state = Checkpoint(
                 self._run(),
                 self.position,
@@ -317,8 +335,10 @@ class Trainer:
                 self.model.state_dict(),
                 self.optimizer.state_dict(),
                 self._generator,
+                fresh,
             )
             checkpoint.save(state, self._folder)
+            self._noise_key = fresh
 
 
 @contextmanager
@@ -341,7 +361,8 @@ def _check(dataset: Dataset, info: DatasetInfo, settings: Settings) -> None:
     described = (info.name, info.shape, info.classes, info.encoding)
     if described != (dataset.name, dataset.shape, dataset.classes, dataset.encoding):
         raise EncryptionError(
-            f"data set {dataset.name!r}: the file and the authority describe it differently"
+            f"data set {dataset.name!r}: the file and the authority describe it differently; use "
+            "the authority it was made with"
         )
     if len(dataset.train_ids) == 0:
         raise InputError(f"data set {dataset.name!r}: it has no training samples")

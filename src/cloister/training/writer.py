@@ -80,10 +80,14 @@ class EncryptedDatasetWriter:
         """Encrypt and add one part; it is in the file when this returns, and absent if it raises.
 
         Secret   the mask key, drawn here and given to `register` alone
-        Raises   EncryptionError, InputError (no samples), RangeError, ShapeError
+        Raises   EncryptionError, InputError (no samples, no room), RangeError, ShapeError
         """
         part, key = rng.random_bytes(PART_ID_BYTES).hex(), rng.random_bytes(KEY_BYTES)
-        with _exclusive(self._path) as file, contextlib.ExitStack() as stack:
+        with (
+            _writable(self._path),
+            _exclusive(self._path) as file,
+            contextlib.ExitStack() as stack,
+        ):
             pieces = tuple(
                 stack.enter_context(tempfile.TemporaryFile(dir=self._path.parent)) for _ in range(3)
             )
@@ -155,8 +159,13 @@ class EncryptedDatasetWriter:
         _sync(file)
 
 
-def check_registered(dataset: EncryptedDataset, registered: Iterable[PartInfo]) -> None:
+def check_registered(
+    dataset: EncryptedDataset, registered: Iterable[PartInfo]
+) -> tuple[PartInfo, ...]:
     """Refuse a file whose parts are not those the authority has on record.
+
+    Gives the parts on record that the file does not hold: those of clients that were killed before
+    they were in it, or of another copy of the file.
 
     Raises   EncryptionError naming the part
     """
@@ -167,11 +176,13 @@ def check_registered(dataset: EncryptedDataset, registered: Iterable[PartInfo]) 
                 f"{dataset.path}: part {part.part} is not registered as it stands at the "
                 f"authority {dataset.authority_fingerprint[:16]}; encrypt it again"
             )
+    held = {part.part for part in dataset.parts}
+    return tuple(part for name, part in known.items() if name not in held)
 
 
 def _create(path: Path, header: Header) -> None:
     """A data set without parts, under its name only when it is whole."""
-    try:
+    with _writable(path):
         with tempfile.NamedTemporaryFile(
             dir=path.parent, prefix=f".{path.name}.", delete=False
         ) as file:
@@ -183,13 +194,26 @@ def _create(path: Path, header: Header) -> None:
         with contextlib.suppress(FileExistsError):
             os.link(file.name, path)
         os.unlink(file.name)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextlib.contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    """Name the file where the disk is full or the folder cannot be written.
+
+    Raises   InputError
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); what was in it is whole: make "
+            "room, then encrypt again"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -6,7 +6,8 @@
 
 Whoever holds the key of an entry, for whatever operation, can compute c^s from it and decrypt the
 entry: the operand is known to him. FEBO hides an entry from those without a key and nothing from
-those with one; the authority's ledger counts a key as the release of x.
+those with one. Its keys are not counted (`cloister.fe.released` counts inner products): whoever
+makes one has decided to release x.
 
 Source   Xu, Joshi, Li, "CryptoNN" (arXiv:1904.07303), section III-B; deviation: a prime-order
          group in which DDH is hard, operands and results range-checked, r uniform modulo the order

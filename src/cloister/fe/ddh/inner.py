@@ -10,9 +10,10 @@ chosen at any time (Agrawal, Libert, Stehle, CRYPTO 2016, section 3, Damgard's e
 is post-quantum, and neither hides whether two keys are equal, nor y.
 
 A key serves every ciphertext, past and future. `dim` independent keys determine s: with them
-everything under this public key is open, which the scheme allows and the authority's ledger must
-count. Ciphertexts can be changed by anyone who sees them (x + d, multiples): authenticity is the
-data set file's business, not this module's.
+everything under this public key is open. So the master key counts the rank of what it has given
+keys for, and `keygen` refuses what exceeds its budget (`cloister.fe.released`). Ciphertexts can be
+changed by anyone who sees them (x + d, multiples): authenticity is the data set file's business,
+not this module's.
 """
 
 from typing import TypeAlias
@@ -25,6 +26,7 @@ from cloister.errors import EncryptionError
 from cloister.fe.ddh.groups import GroupName
 from cloister.fe.ddh.keys import Ciphertexts, EncryptionKey, FunctionKey, MasterKey
 from cloister.fe.ddh.parameters import Public, Variant
+from cloister.fe.released import Keep, allowed, nothing
 from cloister.fe.scheme import Bounds, Keys, check_matrix
 
 DdhKeys: TypeAlias = Keys[MasterKey, EncryptionKey, Public]
@@ -38,8 +40,16 @@ def setup(
     rng: Csprng,
     group: GroupName = "curve25519",
     variant: Variant = "selective",
+    budget: int | None = None,
+    allow_unbounded_leakage: bool = False,
+    keep: Keep | None = None,
 ) -> DdhKeys:
     """The authority's secret and the clients' public key, for FEIP and FEBO.
+
+    budget   independent functions that keys may be made for, below dim; None: dim - 1
+    allow_unbounded_leakage   the paper's mode: any number of them, so that every ciphertext is open
+    keep     brings the master key with its count to stable storage (`cloister.fe.keyfile`), now
+             and before each key that gives more away; None: the count lives in this process
 
     Domain   dim * x_bound * y_bound below 2^40 (curve25519) or 2^30 (ffdhe2048): answers are found
              by search
@@ -47,6 +57,7 @@ def setup(
     Raises   RangeError, InputError, UnsupportedError (ffdhe2048 without gmpy2)
     """
     public = Public(group, variant, Bounds(dim, x_bound, y_bound))
+    budget = allowed(dim, budget, allow_unbounded_leakage=allow_unbounded_leakage, name="ddh")
     g = public.group
     scalars = g.random_scalars(public.secrets * dim + 1, rng=rng)
     bases = g.generator[None]
@@ -58,7 +69,11 @@ def setup(
     h = g.sums(points, columns)
     last = g.powers(g.generator[None], scalars[-1:])[0]
     encryption = EncryptionKey(public, np.concatenate([bases, h, last]))
-    return Keys(MasterKey(public, scalars), encryption, public)
+    basis = nothing(dim, rng=rng)
+    master = MasterKey.counting(public, scalars, basis=basis, budget=budget, keep=keep)
+    if keep is not None:
+        keep(master.to_bytes())
+    return Keys(master, encryption, public)
 
 
 def encrypt(
@@ -92,12 +107,16 @@ def keygen(
 
     Domain   |y| <= y_bound
     Secret   master.  Public: y.
-    Raises   ShapeError, RangeError
+    Raises   ShapeError, RangeError, BudgetError (more independent functions than the budget), and
+             what the master key's `keep` raises: then there is no key
     """
     public, g = master.public, master.public.group
+    # A private copy: what is charged is what the key is made for.
+    y = y.copy()
     check_matrix("y", y, bound=public.bounds.y_bound, columns=public.bounds.dim)
+    master.released.charge(y)
     scalars = [g.combine(master.inner(which), y) for which in range(public.secrets)]
-    return FunctionKey(public, y.copy(), np.stack(scalars, axis=1))
+    return FunctionKey(public, y, np.stack(scalars, axis=1))
 
 
 def decrypt(

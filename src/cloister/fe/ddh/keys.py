@@ -5,8 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from cloister.errors import EncryptionError
 from cloister.fe.ddh import serial
 from cloister.fe.ddh.parameters import Public
+from cloister.fe.rank import Basis
+from cloister.fe.released import Keep, Released, stored_bytes
 from cloister.fe.scheme import Op
 
 
@@ -49,10 +52,35 @@ class EncryptionKey:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class MasterKey:
-    """The authority's secret: `scalars` are s_1 .. s_dim, (t_1 .. t_dim,) and FEBO's s."""
+    """The authority's secret: `scalars` are s_1 .. s_dim, (t_1 .. t_dim,) and FEBO's s.
+
+    `released` counts the functions that keys were made for. It goes with the secret, in one file.
+    """
 
     public: Public
     scalars: UInt8[np.ndarray, "rows scalar_bytes"]
+    released: Released
+
+    @classmethod
+    def counting(
+        cls,
+        public: Public,
+        scalars: UInt8[np.ndarray, "rows scalar_bytes"],
+        *,
+        basis: Basis,
+        budget: int,
+        keep: Keep | None,
+    ) -> "MasterKey":
+        """With a count that `keep`, if there is one, brings to stable storage.
+
+        Raises   EncryptionError
+        """
+
+        def kept(grown: Basis) -> None:
+            if keep is not None:
+                keep(_master_bytes(public, scalars, grown, budget))
+
+        return cls(public, scalars, Released(basis, budget=budget, name="ddh", keep=kept))
 
     def inner(self, which: int) -> UInt8[np.ndarray, "dim scalar_bytes"]:
         """S (0) or t (1)."""
@@ -65,20 +93,33 @@ class MasterKey:
         return self.scalars[-1:]
 
     def to_bytes(self) -> bytes:
-        """The secret in the clear: for the authority's sealed store only."""
-        return serial.pack(serial.Kind.MASTER_KEY, self.public, (1, 1), self.scalars)
+        """The secret in the clear with its count so far: for the authority's own file only."""
+        released = self.released
+        return _master_bytes(self.public, self.scalars, released.basis, released.budget)
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> "MasterKey":
-        """Checked bytes.
+    def from_bytes(cls, data: bytes, *, keep: Keep | None) -> "MasterKey":
+        """Checked bytes, the newest there are: an older count would be forgotten functions.
 
+        keep     as `setup`; None only for a copy that makes no keys, or that nobody else makes
         Raises   EncryptionError
         """
-        reader = serial.Reader(data, serial.Kind.MASTER_KEY, shape=(1, 1))
-        public = reader.public
+        reader = serial.Reader(data, serial.Kind.MASTER_KEY)
+        public, (budget, rank) = reader.public, reader.shape
+        state = reader.state(stored_bytes(public.bounds.dim, rank))
         scalars = reader.scalars((public.secrets * public.bounds.dim + 1,))
         reader.end()
-        return cls(public, scalars)
+        basis = Basis.from_bytes(state)
+        if (basis.dim, basis.rank) != (public.bounds.dim, rank):
+            raise EncryptionError("ddh master key: its count is of another dimension or rank")
+        return cls.counting(public, scalars, basis=basis, budget=budget, keep=keep)
+
+
+def _master_bytes(
+    public: Public, scalars: UInt8[np.ndarray, "rows scalar_bytes"], basis: Basis, budget: int
+) -> bytes:
+    state = np.frombuffer(basis.to_bytes(), np.uint8)
+    return serial.pack(serial.Kind.MASTER_KEY, public, (budget, basis.rank), state, scalars)
 
 
 @dataclass(frozen=True, eq=False)

@@ -127,6 +127,10 @@ class Reader:
             raise EncryptionError(f"{self._what}: a number is larger than the stated bound {bound}")
         return array
 
+    def state(self, count: int) -> bytes:
+        """Bytes that have a strict form of their own."""
+        return self._take(count)
+
     def end(self) -> None:
         """Refuse bytes that are left over."""
         if self._at != len(self._data):
