@@ -47,9 +47,10 @@ void emit_blinded(const EmitRow& row, CheckLanes& lanes) {
   }
 }
 
-// Streaming stores need whole cache lines.
-bool fills_lines(const EmitRow& row) {
-  return reinterpret_cast<uintptr_t>(row.blinded) % 64 == 0 && row.channels % Avx512::kLanes == 0;
+// Streaming stores need whole cache lines, which are `elements` of the request.
+bool streams(const EmitRow& row, const void* request, int64_t elements) {
+  return row.stream && reinterpret_cast<uintptr_t>(request) % 64 == 0 &&
+         row.channels % elements == 0;
 }
 
 template <bool kStream>
@@ -59,7 +60,7 @@ void emit_blinded_to(const EmitRow& row, CheckLanes& lanes) {
 }
 
 void any_emit_blinded(const EmitRow& row, CheckLanes& lanes) {
-  const bool stream = row.stream && fills_lines(row);
+  const bool stream = streams(row, row.blinded, 16);
   return stream ? emit_blinded_to<true>(row, lanes) : emit_blinded_to<false>(row, lanes);
 }
 
@@ -68,8 +69,13 @@ void any_emit(const EmitRow& row, CheckLanes& lanes) {
     return row.blinded ? rows::emit_elements<Avx512, rows::To::blinded>(row, lanes)
                        : rows::emit_elements<Avx512, rows::To::plain>(row, lanes);
   }
-  if (row.plain) return rows::emit_limbs(row, rows::PlainRequest{row.plain}, lanes);
-  rows::emit_limbs(row, rows::PaddedRequest{row.blinded, row.pad}, lanes);
+  if (row.blinded) {
+    return rows::emit_limbs(row, rows::PaddedRequest{row.blinded, row.pad}, lanes);
+  }
+  if (!row.limbs->by_channels() && streams(row, row.plain, 32)) {
+    return rows::emit_limbs(row, rows::PlainRequest<true>{row.plain}, lanes);
+  }
+  rows::emit_limbs(row, rows::PlainRequest<false>{row.plain}, lanes);
 }
 
 // Streaming stores are weakly ordered: without this the worker could be told of a request before it

@@ -172,11 +172,9 @@ void limbs_by_pixels(const EmitRow& row, const Request& request, CheckLanes& lan
         I512 pad[kVectors], q[kVectors];
         run.template next<kVectors>(pad);
 #pragma GCC unroll 4
-        for (int i = 0; i < kVectors; ++i) {
-          const int64_t at = p * c + j + i * Avx512::kLanes;
-          q[i] = quantiser(at);
-          run.put(at, q[i], pad[i]);
-        }
+        for (int i = 0; i < kVectors; ++i) q[i] = quantiser(p * c + j + i * Avx512::kLanes);
+        put_pair(run, p * c + j, q, pad);
+        put_pair(run, p * c + j + kLimbChannels, q + 2, pad + 2);
         add(j, q[0], q[1]);
         add(j + kLimbChannels, q[2], q[3]);
       }

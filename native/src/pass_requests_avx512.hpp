@@ -28,6 +28,14 @@ struct Quantiser {
   }
 };
 
+// Two vectors that lie side by side.
+template <class Request>
+inline __attribute__((always_inline)) void put_pair(Request& request, int64_t at, const __m512i* q,
+                                                    const __m512i* pad) {
+  request.put(at, q[0], pad[0]);
+  request.put(at + Avx512::kLanes, q[1], pad[1]);
+}
+
 struct NoRequest {
   NoRequest run(int64_t, int64_t) const { return {}; }
 
@@ -36,6 +44,8 @@ struct NoRequest {
   void put(int64_t, __m512i, __m512i, auto...) const {}
 };
 
+// kStream: see BlindedRequest; only pairs fill a line.
+template <bool kStream>
 struct PlainRequest {
   int16_t* out;
 
@@ -48,6 +58,13 @@ struct PlainRequest {
     Avx512::store_narrow(out + at, q, mask...);
   }
 };
+
+inline __attribute__((always_inline)) void put_pair(PlainRequest<true>& request, int64_t at,
+                                                    const __m512i* q, const __m512i*) {
+  const __m512i low = _mm512_castsi256_si512(_mm512_cvtepi32_epi16(q[0]));
+  const __m512i pair = _mm512_inserti64x4(low, _mm512_cvtepi32_epi16(q[1]), 1);
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(request.out + at), pair);
+}
 
 struct PaddedRequest {
   uint32_t* out;

@@ -244,36 +244,74 @@ void depthwise(const WindowRow& row) {
   row.shape->sw == 1 ? depthwise_3x3<S, 1>(row) : depthwise_3x3<S, 2>(row);
 }
 
+// Positions of a pooling window in order: the first value, then one after the other.
 template <class S, bool kMax>
-void pool(const WindowRow& row) {
+inline __attribute__((always_inline)) auto pooled(typename S::F f, typename S::F v) {
+  return kMax ? S::max(v, f) : S::add(f, v);
+}
+
+template <class S, bool kMax>
+void pool_any(const WindowRow& row, int64_t x) {
   const WindowShape& s = *row.shape;
   const int64_t c = row.channels;
-  for (int64_t x = row.x_begin; x < row.x_end; ++x) {
-    const Columns at(row, x);
-    const int64_t inside = row.row_count * (at.end - at.begin);
-    const auto count = S::set(static_cast<float>(s.count_include_pad ? s.kh * s.kw : inside));
-    float* out = row.out + (x - row.x_begin) * c;
-    over<S>(0, c, [&](int64_t j, auto... mask) {
-      auto f = kMax ? S::load(row.rows[0] + at.first + j, mask...) : S::set(0.0f);
-      for (int64_t i = 0; i < row.row_count; ++i) {
-        const float* in = row.rows[i] + at.first + j;
-        for (int64_t k = at.begin; k < at.end; ++k, in += s.dw * c) {
-          const auto v = S::load(in, mask...);
-          f = kMax ? S::max(v, f) : S::add(f, v);
-        }
+  const Columns at(row, x);
+  const int64_t inside = row.row_count * (at.end - at.begin);
+  const auto count = S::set(static_cast<float>(s.count_include_pad ? s.kh * s.kw : inside));
+  float* out = row.out + (x - row.x_begin) * c;
+  over<S>(0, c, [&](int64_t j, auto... mask) {
+    auto f = kMax ? S::load(row.rows[0] + at.first + j, mask...) : S::set(0.0f);
+    for (int64_t i = 0; i < row.row_count; ++i) {
+      const float* in = row.rows[i] + at.first + j;
+      for (int64_t k = at.begin; k < at.end; ++k, in += s.dw * c) {
+        f = pooled<S, kMax>(f, S::load(in, mask...));
       }
-      if constexpr (!kMax) f = S::div(f, count);
-      S::store(out + j, f, mask...);
-    });
+    }
+    if constexpr (!kMax) f = S::div(f, count);
+    S::store(out + j, f, mask...);
+  });
+}
+
+// The maximum over kSize * kSize positions, all inside.
+template <class S, int kSize>
+void max_pool_whole(const WindowRow& row, int64_t x) {
+  const int64_t c = row.channels;
+  const int64_t first = (x * row.shape->sw - row.shape->pl) * c;
+  const float* in[kSize];
+#pragma GCC unroll 3
+  for (int i = 0; i < kSize; ++i) in[i] = row.rows[i] + first;
+  float* out = row.out + (x - row.x_begin) * c;
+  over<S>(0, c, [&](int64_t j, auto... mask) __attribute__((always_inline)) {
+    auto f = S::load(in[0] + j, mask...);
+#pragma GCC unroll 9
+    for (int i = 1; i < kSize * kSize; ++i) {
+      f = pooled<S, true>(f, S::load(in[i / kSize] + (i % kSize) * c + j, mask...));
+    }
+    S::store(out + j, f, mask...);
+  });
+}
+
+template <class S, int kSize>
+void max_pool(const WindowRow& row) {
+  const WindowShape& s = *row.shape;
+  const bool fits = row.row_count == kSize && s.kh == kSize && s.kw == kSize && s.dw == 1;
+  for (int64_t x = row.x_begin; x < row.x_end; ++x) {
+    const int64_t at = x * s.sw - s.pl;
+    const bool whole = fits && at >= 0 && at + kSize <= row.width;
+    whole ? max_pool_whole<S, kSize>(row, x) : pool_any<S, true>(row, x);
   }
+}
+
+template <class S>
+void average_pool(const WindowRow& row) {
+  for (int64_t x = row.x_begin; x < row.x_end; ++x) pool_any<S, false>(row, x);
 }
 
 template <class S>
 void any_window(const WindowRow& row) {
   using Kind = WindowShape::Kind;
   switch (row.shape->kind) {
-    case Kind::max: return pool<S, true>(row);
-    case Kind::average: return pool<S, false>(row);
+    case Kind::max: return row.shape->kw == 3 ? max_pool<S, 3>(row) : max_pool<S, 2>(row);
+    case Kind::average: return average_pool<S>(row);
     default: return depthwise<S>(row);
   }
 }

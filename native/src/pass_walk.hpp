@@ -247,6 +247,7 @@ class Pass::Walk {
     const int64_t offset = image_ * elements + at;
     row.inv_scale = s_.sinks[i].inv_scale;
     row.ahead = ahead_ ? ahead_ + (row.values - tile_values_) : nullptr;
+    row.stream = elements >= kStreamElements;
     row.qmax = static_cast<float>(s_.sinks[i].qmax);
     if (sink.plain != nullptr) {
       row.plain = sink.plain + offset;
@@ -261,7 +262,6 @@ class Pass::Walk {
           row.rounds = keys_[i]->rounds();
           row.nonce = nonce;
           row.first_block = static_cast<uint32_t>(block);
-          row.stream = elements >= kStreamElements;
           return kernels_.emit_blinded(row, scratch_.lanes[1 + i]);
         }
         const int64_t words = row.pixels * row.channels + at % 4;
