@@ -64,6 +64,15 @@ void any_emit_blinded(const EmitRow& row, CheckLanes& lanes) {
   return stream ? emit_blinded_to<true>(row, lanes) : emit_blinded_to<false>(row, lanes);
 }
 
+// Channel after channel, a line of the request would be written in two halves.
+void emit_staged(const EmitRow& row, CheckLanes& lanes) {
+  alignas(64) int16_t tile[kTile];
+  rows::emit_limbs(row, rows::StagedRequest{tile}, lanes);
+  for (int64_t j = 0; j < row.pixels * row.channels; j += 32) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(row.plain + j), _mm512_load_si512(tile + j));
+  }
+}
+
 void any_emit(const EmitRow& row, CheckLanes& lanes) {
   if (row.limbs == nullptr) {
     return row.blinded ? rows::emit_elements<Avx512, rows::To::blinded>(row, lanes)
@@ -72,8 +81,11 @@ void any_emit(const EmitRow& row, CheckLanes& lanes) {
   if (row.blinded) {
     return rows::emit_limbs(row, rows::PaddedRequest{row.blinded, row.pad}, lanes);
   }
-  if (!row.limbs->by_channels() && streams(row, row.plain, 32)) {
-    return rows::emit_limbs(row, rows::PlainRequest<true>{row.plain}, lanes);
+  if (streams(row, row.plain, 32)) {
+    if (!row.limbs->by_channels()) {
+      return rows::emit_limbs(row, rows::PlainRequest<true>{row.plain}, lanes);
+    }
+    if (row.pixels * row.channels <= kTile) return emit_staged(row, lanes);
   }
   rows::emit_limbs(row, rows::PlainRequest<false>{row.plain}, lanes);
 }

@@ -7,6 +7,7 @@
 
 namespace cloister {
 
+constexpr int64_t kTile = 2048;          // elements: 8 KiB of floats and 8 KiB of pad in L1
 constexpr int64_t kColumnPixels = 1024;  // a factored EmitRow has no more
 
 class LimbCheck;

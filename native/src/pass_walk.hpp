@@ -13,7 +13,6 @@
 
 namespace cloister {
 
-inline constexpr int64_t kTile = 2048;  // elements: 8 KiB of floats and 8 KiB of pad in L1
 inline constexpr int64_t kStreamElements = 1 << 12;        // requests of 16 KiB and more
 inline constexpr int64_t kMaxElements = int64_t{1} << 34;  // 2^32 AES blocks of four words
 
