@@ -44,10 +44,14 @@ def test_everything_that_crosses_is_recorded(transcript, payloads):
 
 def test_save_and_load(transcript, tmp_path):
     payload = np.arange(6, dtype=np.int16).reshape(1, 2, 3)
-    transcript.entries += [
-        Entry("to_worker", 1, 0, "gpu:1", payload.dtype, payload.shape, payload.nbytes, payload),
-        Entry("from_worker", 1, 0, "gpu:1", np.dtype(np.float32), (), 4),
-    ]
+    transcript.entries.extend(
+        [
+            Entry(
+                "to_worker", 1, 0, "gpu:1", payload.dtype, payload.shape, payload.nbytes, payload
+            ),
+            Entry("from_worker", 1, 0, "gpu:1", np.dtype(np.float32), (), 4),
+        ]
+    )
     path = tmp_path / "transcript"
     transcript.save(path)
     loaded = Transcript.load(path)

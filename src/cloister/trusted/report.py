@@ -8,7 +8,7 @@ import numpy as np
 from cloister.wire.transcript import Transcript
 
 
-@dataclass
+@dataclass(slots=True)
 class LayerRow:
     """One step of the program: CPU time inside, time waited, traffic; sums over all inputs."""
 

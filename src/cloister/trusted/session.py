@@ -23,7 +23,7 @@ from cloister.trusted.runtime import Runtime
 from cloister.wire.link import WorkerLink
 from cloister.wire.rpc import RpcLink
 from cloister.wire.shm import ShmLink, connect_local_worker
-from cloister.wire.transcript import RecordingLink, Transcript
+from cloister.wire.transcript import RecordingLink
 
 DEFAULT_TIMEOUT_S = 60.0
 DEFAULT_BATCH = 8
@@ -173,10 +173,10 @@ class Session:
             name: np.concatenate([job.outputs[name] for job in jobs])
             for name in self.plan.graph.outputs
         }
-        meter, transcript = Meter(), Transcript()
-        for job in jobs:
+        meter, transcript = jobs[0].meter, jobs[0].transcript
+        for job in jobs[1:]:
             _add(meter, job.meter)
-            transcript.entries += job.transcript.entries
+            transcript.defer(lambda job=job: job.transcript.entries)
         spent_ms = 1e3 * (time.process_time() - started - told.spent_s)
         meter.trusted_ms = max(spent_ms - meter.offline_ms, 0.0)
         return Result(outputs, self._report(meter, total), transcript)

@@ -26,7 +26,7 @@ from cloister.wire.link import WorkerLink
 from cloister.wire.messages import TensorSpec
 from cloister.wire.packets import MAX_PACKET_BYTES, REQUEST_ID_OFFSET
 from cloister.wire.shm import ShmLink
-from cloister.wire.transcript import Direction, RecordingLink
+from cloister.wire.transcript import Crossing, Direction, RecordingLink
 
 # Batch sizes whose memory stays laid out: a session's own, and that of the last, smaller one.
 _KEPT_BATCHES = 2
@@ -47,12 +47,13 @@ class Trip:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A native step for the report and the transcript; `exchange` is None for a pass."""
+    """A native step for the report and the transcript; a pass exchanges nothing."""
 
     name: str
     protection: str
     node: int
-    exchange: Exchange | None
+    exchange: Exchange | None = None
+    crossing: Crossing | None = None
 
 
 @dataclass(frozen=True)
@@ -187,13 +188,15 @@ class Walk:
     def _account(self, first: int, end: int, link: ShmLink, trip: Trip) -> None:
         """Enter completed steps into the report and the transcript."""
         costs = self._native.costs()
-        for entry, cost in zip(self._entries[first:end], costs[first:end], strict=True):
+        entries = self._entries[first:end]
+        for entry, cost in zip(entries, costs[first:end], strict=True):
             self._enter_row(entry, cost, trip.meter)
-            if entry.exchange is not None:
-                link.count(entry.exchange)
-                _note("to_worker", trip.next_request_id, entry, trip)
-                _note("from_worker", trip.next_request_id, entry, trip)
-                trip.next_request_id += 1
+        if trip.recorder is not None:
+            crossings = [entry.crossing for entry in entries if entry.crossing is not None]
+            trip.recorder.note_all(trip.next_request_id, crossings)
+        exchanges = [entry.exchange for entry in entries if entry.exchange is not None]
+        link.count(exchanges)
+        trip.next_request_id += len(exchanges)
 
     def _enter_row(self, entry: _Entry, cost: tuple[int, int], meter: Meter) -> None:
         row = meter.rows.get(entry.name) or meter.row(entry.name, entry.protection)
@@ -258,7 +261,7 @@ class Walk:
             step.sinks,
             [self._message(index, link) for index in step.sinks],
         )
-        self._entries.append(_Entry(step.name, protection.name, step.node or 0, None))
+        self._entries.append(_Entry(step.name, protection.name, step.node or 0))
         if step.stored:
             self._written.add(value_key(self._program, step.epilogue.value, step.channels_first))
 
@@ -285,7 +288,8 @@ class Walk:
             link.view(place, spec) if waits else None,
         )
         protection = self._plan.protection_of(node)
-        self._entries.append(_Entry(node.node, protection.name, step.node, exchange))
+        crossing = Crossing(step.node, exchange.spec, exchange.expect)
+        self._entries.append(_Entry(node.node, protection.name, step.node, exchange, crossing))
 
     def _message(self, index: int, link: ShmLink) -> np.ndarray:
         spec = self._schedule.messages[index]

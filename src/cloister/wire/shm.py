@@ -12,7 +12,7 @@ import struct
 import subprocess
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import numpy as np
@@ -178,10 +178,11 @@ class ShmLink:
         """Reserved memory as an array; the worker can write to it at any time."""
         return self._arena.array(region, spec)
 
-    def count(self, exchange: Exchange) -> None:
-        """An exchange took place over the socket."""
-        self.bytes_sent += len(exchange.packet) + exchange.message_bytes
-        self.bytes_received += len(exchange.answer) + exchange.answer_bytes
+    def count(self, exchanges: Iterable[Exchange]) -> None:
+        """Exchanges took place over the socket."""
+        for exchange in exchanges:
+            self.bytes_sent += len(exchange.packet) + exchange.message_bytes
+            self.bytes_received += len(exchange.answer) + exchange.answer_bytes
 
     def adopt(self, request_id: int, exchange: Exchange, *, sent: bool) -> None:
         """Enter a request that somebody else sent or could not send; then `finish`, `release`."""

@@ -1,6 +1,6 @@
 """The transcript: exactly what the untrusted side saw and said."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 from zipfile import BadZipFile
@@ -34,11 +34,32 @@ class Entry(NamedTuple):
     payload: np.ndarray | None = None
 
 
-@dataclass
+class Crossing(NamedTuple):
+    """A request and its answer that will always be the same but for the request's id."""
+
+    target_id: int
+    sent: TensorSpec
+    received: TensorSpec
+
+
 class Transcript:
     """Tensors by micro-batch, in the order of the inputs; each in the order in which it crossed."""
 
-    entries: list[Entry] = field(default_factory=list)
+    def __init__(self, entries: Iterable[Entry] = ()) -> None:
+        self._entries = list(entries)
+        self._later: list[Callable[[], Iterable[Entry]]] = []
+
+    @property
+    def entries(self) -> list[Entry]:
+        """All entries; what was deferred is worked out when somebody asks for the first time."""
+        later, self._later = self._later, []
+        for entries in later:
+            self._entries += entries()
+        return self._entries
+
+    def defer(self, entries: Callable[[], Iterable[Entry]]) -> None:
+        """Entries that come next: a request of hundreds of layers does not wait for its record."""
+        self._later.append(entries)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -108,9 +129,19 @@ class RecordingLink:
 
     def note(self, direction: Direction, request_id: int, target_id: int, spec: TensorSpec) -> None:
         """Enter a tensor that crossed the boundary, without its payload."""
-        self._transcript.entries.append(
-            Entry(direction, request_id, target_id, self.name, spec.dtype, spec.shape, spec.nbytes)
-        )
+        self._transcript.entries.append(_noted(direction, request_id, target_id, self.name, spec))
+
+    def note_all(self, first_request_id: int, crossings: Sequence[Crossing]) -> None:
+        """Enter requests of consecutive ids and their answers, without payloads."""
+        name = self.name
+
+        def entries() -> Iterator[Entry]:
+            for request_id, crossing in enumerate(crossings, first_request_id):
+                target = crossing.target_id
+                yield _noted("to_worker", request_id, target, name, crossing.sent)
+                yield _noted("from_worker", request_id, target, name, crossing.received)
+
+        self._transcript.defer(entries)
 
     @property
     def name(self) -> str:
@@ -184,6 +215,12 @@ class RecordingLink:
                 tensor.copy() if self._payloads else None,
             )
         )
+
+
+def _noted(
+    direction: Direction, request_id: int, target_id: int, worker: str, spec: TensorSpec
+) -> Entry:
+    return Entry(direction, request_id, target_id, worker, spec.dtype, spec.shape, spec.nbytes)
 
 
 def _entry(file: dict[str, np.ndarray], i: int) -> Entry:
