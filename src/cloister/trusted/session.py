@@ -176,7 +176,7 @@ class Session:
         meter, transcript = jobs[0].meter, jobs[0].transcript
         for job in jobs[1:]:
             _add(meter, job.meter)
-            transcript.defer(lambda job=job: job.transcript.entries)
+            transcript.follow(job.transcript)
         spent_ms = 1e3 * (time.process_time() - started - told.spent_s)
         meter.trusted_ms = max(spent_ms - meter.offline_ms, 0.0)
         return Result(outputs, self._report(meter, total), transcript)

@@ -61,6 +61,10 @@ class Transcript:
         """Entries that come next: a request of hundreds of layers does not wait for its record."""
         self._later.append(entries)
 
+    def follow(self, other: "Transcript") -> None:
+        """The entries of another transcript come next."""
+        self.defer(lambda: other.entries)
+
     def __len__(self) -> int:
         return len(self.entries)
 
