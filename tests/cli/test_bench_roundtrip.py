@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from cloister.cli.bench.roundtrip import COLUMNS, PadsAhead
+from cloister.cli.bench.prepared import PadsAhead
+from cloister.cli.bench.roundtrip import COLUMNS
 from cloister.errors import PadsExhausted
 from trusted.test_session import nets, plan_of
 

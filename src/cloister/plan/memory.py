@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from cloister.field.freivalds import coefficient_count
+from cloister.field.freivalds import coefficient_count, keeps_factors
 from cloister.field.linear import Geometry
 from cloister.graph.graph import Graph, Node
 from cloister.graph.linear_nodes import geometry
@@ -74,7 +74,7 @@ def memory(graph: Graph, protections: Mapping[str, Protection], *, batch: int = 
         "float32 constants kept inside": floats - gone,
         "their copies in ONNX Runtime": _segments(graph, protections),
         "weights packed for making pads": WEIGHT_BYTES * packed,
-        "check vectors": CHECK_BYTES * sum(coefficient_count(s) for s, p in shapes if p.checked),
+        "check vectors": CHECK_BYTES * sum(_coefficients(s) for s, p in shapes if p.checked),
     }
     loading = {"largest layer on its way to the worker": WEIGHT_BYTES * max(weights, default=0)}
     running = {
@@ -113,6 +113,11 @@ def _segments(graph: Graph, protections: Mapping[str, Protection]) -> int:
         read = {v for n in graph.nodes if protections[n.name] is protection for v in n.inputs}
         total += copies * sum(graph.constants[v].nbytes for v in read if v in graph.constants)
     return total
+
+
+def _coefficients(shape: Geometry) -> int:
+    # Those that are products are kept once more, as digits (docs/adr/0008).
+    return coefficient_count(shape) * (2 if keeps_factors(shape) else 1)
 
 
 def _traffic(shape: Geometry, protection: Protection) -> int:

@@ -180,12 +180,22 @@ class Timing:
         return (max(self.cpus_s) - min(self.cpus_s)) / self.cpu_s if self.cpu_s else 0.0
 
 
-def interleaved(callables: Mapping[K, Callable[[], object]], *, repeats: int) -> dict[K, Timing]:
-    """Time every callable `repeats` times, by turns, so that all meet the same conditions."""
+def interleaved(
+    callables: Mapping[K, Callable[[], object]],
+    *,
+    repeats: int,
+    before: Mapping[K, Callable[[], object]] | None = None,
+) -> dict[K, Timing]:
+    """Time every callable `repeats` times, by turns, so that all meet the same conditions.
+
+    `before` has what is called, untimed, before every run of a callable.
+    """
     walls: dict[K, list[float]] = {name: [] for name in callables}
     cpus: dict[K, list[float]] = {name: [] for name in callables}
     for _ in range(repeats):
         for name, run in callables.items():
+            if before is not None and name in before:
+                before[name]()
             cpu, wall = time.process_time(), time.perf_counter()
             run()
             walls[name].append(time.perf_counter() - wall)

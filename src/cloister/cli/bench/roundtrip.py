@@ -9,9 +9,8 @@ and the machine needs a core for each and one for the trusted side.
 
 import os
 import statistics
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -23,17 +22,15 @@ from cloister.cli.bench.baselines import interleaved
 from cloister.cli.bench.environment import environment
 from cloister.cli.bench.inference import open_model
 from cloister.cli.bench.peak import random_input
+from cloister.cli.bench.prepared import PadsAhead
 from cloister.cli.console import emit_json, out, table
-from cloister.crypto.csprng import InsecureSeededRandom, SystemRandom
-from cloister.errors import PadsExhausted
+from cloister.crypto.csprng import InsecureSeededRandom
 from cloister.field.ring import RingMap
 from cloister.graph.onnx_import import from_model
 from cloister.graph.passes import prepare
 from cloister.plan.plan import Plan
 from cloister.plan.quantise import Precision
 from cloister.plan.recipe import measure
-from cloister.trusted.blinded import InlinePads
-from cloister.trusted.padstore import PadSet
 from cloister.trusted.report import Report
 from cloister.trusted.session import Session
 from cloister.wire.link import WorkerLink
@@ -181,45 +178,3 @@ class WorkerAlone:
                 layer.ring.apply(
                     layer.message[:size], out=layer.answer[:size], threads=self._threads
                 )
-
-
-class PadsAhead:
-    """Pads in memory, made when `fill` is called, so that a call does not wait for them."""
-
-    kind = "prepared"
-
-    def __init__(self, plan: Plan) -> None:
-        self._source = InlinePads(plan, rng=SystemRandom())
-        self._ready: list[PadSet] = []
-        self._lock = threading.Lock()
-
-    @property
-    def pad_key(self) -> bytes:
-        """See PadSource."""
-        return self._source.pad_key
-
-    @property
-    def plan_digest(self) -> bytes:
-        """See PadSource."""
-        return self._source.plan_digest
-
-    def fill(self, count: int) -> None:
-        """Make pads until so many are there."""
-        with self._lock:
-            self._ready += self._source.take(max(count - len(self._ready), 0))
-
-    def take(self, count: int) -> list[PadSet]:
-        """See PadSource."""
-        with self._lock:
-            if count > len(self._ready):
-                raise PadsExhausted("not enough pads were prepared")
-            taken, self._ready = self._ready[:count], self._ready[count:]
-        return taken
-
-    def recycle(self, pads: Sequence[PadSet]) -> None:
-        """See PadSource."""
-        self._source.recycle(pads)
-
-    def erase(self) -> None:
-        """See PadSource."""
-        self._source.erase()
