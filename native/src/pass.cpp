@@ -122,16 +122,17 @@ void Pass::set_sink_check(size_t sink, const InputCheck& check) {
     const uint64_t* factors = check.columns ? check.columns + block % blocks * w : nullptr;
     total = add(total, factors ? multiply(sum, sum_of(factors, w)) : sum);
   }
-  t_[sink] = check;  // only now: a refused check must not leave pointers behind
-  limbs_[sink].wipe();
-  if (check.columns != nullptr && best_isa() == Isa::avx512) {
-    limbs_[sink].set(check, out_h(), w, shape_.c);
-  }
+  LimbCheck limbs;
+  if (check.columns != nullptr && best_isa() == Isa::avx512) limbs.set(check, out_h(), w, shape_.c);
+  // Only now: a check that is refused, or finds no memory, leaves the old one as it was.
+  t_[sink] = check;
   in_bias_[sink] = multiply(total, uint64_t{1} << 13);
+  limbs_[sink].wipe();
+  limbs_[sink] = std::move(limbs);
 }
 
-const LimbCheck* Pass::limbs(size_t sink) const {
-  return pass_backend().limbs && !limbs_[sink].empty() ? &limbs_[sink] : nullptr;
+const LimbCheck* Pass::limbs(const PassBackend& kernels, size_t sink) const {
+  return kernels.limbs && !limbs_[sink].empty() ? &limbs_[sink] : nullptr;
 }
 
 void Pass::validate(const PassRun& run) const {
@@ -189,6 +190,7 @@ void Pass::prepare(int64_t workers) {
 void Pass::run(const PassRun& run, int threads) {
   validate(run);
   if (run.n == 0) return;
+  const PassBackend& kernels = pass_backend();  // one for the whole run
   const auto& window = shape_.window;
   const int64_t bands = bands_per_image(run.n, threads);
   // A source row that two bands need would be read twice, and could differ: all rows first then.
@@ -211,7 +213,7 @@ void Pass::run(const PassRun& run, int threads) {
     Walk::Rows rows{scratch.ring.data(), 0, false};
     if (window) rows.count = std::min(span(window->kh, window->dh), shape_.h);
     if (rows_first) rows = {image_.data() + image * shape_.h * row, shape_.h, !sources};
-    Walk walk(*this, run, keys, image, scratch, rows);
+    Walk walk(*this, run, kernels, keys, image, scratch, rows);
     const int64_t units = sources ? shape_.h : window ? window->oh : shape_.h * shape_.w;
     const int64_t begin = units * (job % bands) / bands;
     const int64_t end = units * (job % bands + 1) / bands;
@@ -243,7 +245,7 @@ void Pass::run(const PassRun& run, int threads) {
         run.sums_out[image * run.sums_out_stride] = a_ ? subtract(sum, out_bias_) : 0;
       } else if (run.sinks[i - 1].sums != nullptr) {
         const SinkRun& sink = run.sinks[i - 1];
-        const uint64_t bias = limbs(i - 1) ? 0 : in_bias_[i - 1];
+        const uint64_t bias = limbs(kernels, i - 1) ? 0 : in_bias_[i - 1];
         sink.sums[image * sink.sums_stride] = t_[i - 1].rows ? subtract(sum, bias) : 0;
       }
     }

@@ -10,6 +10,7 @@
 #include "cloister/isa.hpp"
 #include "limbs.hpp"
 #include "pass_backend.hpp"
+#include "wipe.hpp"
 
 namespace cloister {
 
@@ -28,6 +29,8 @@ inline const PassBackend& pass_backend() {
 inline int64_t span(int64_t kernel, int64_t dilation) { return (kernel - 1) * dilation + 1; }
 
 struct Pass::Scratch {
+  ~Scratch() { wipe(pad.data(), pad.size() * sizeof(uint32_t)); }
+
   std::vector<float> ring;   // the last rows of the value before the window
   std::vector<float> tile;   // the value a sink is about to quantise
   std::vector<float> zeros;  // a row outside the image, for a window that wants one
@@ -46,13 +49,14 @@ class Pass::Walk {
     bool ready;  // somebody has produced all of them
   };
 
-  Walk(const Pass& pass, const PassRun& run, const std::vector<std::unique_ptr<AesSchedule>>& keys,
-       int64_t image, Scratch& scratch, const Rows& rows)
+  Walk(const Pass& pass, const PassRun& run, const PassBackend& kernels,
+       const std::vector<std::unique_ptr<AesSchedule>>& keys, int64_t image, Scratch& scratch,
+       const Rows& rows)
       : pass_(pass),
         s_(pass.shape_),
         run_(run),
         keys_(keys),
-        kernels_(pass_backend()),
+        kernels_(kernels),
         image_(image),
         scratch_(scratch),
         rows_(rows),
@@ -222,7 +226,7 @@ class Pass::Walk {
       row.term_stride = s_.c;
       row.factors = t.columns + p % w;
       row.factor_stride = w;
-      row.limbs = pass_.limbs(i);
+      row.limbs = pass_.limbs(kernels_, i);
       row.limb_pairs = limb_pairs(s_.sinks[i].qmax);
       row.y = p / w;
       row.x = p % w;

@@ -288,3 +288,23 @@ def test_a_worker_that_does_not_read_does_not_block_forever():
             for request in range(1, 100_000):
                 link.submit(request, 1, (np.zeros(1, np.uint32),), expected(1))
         link.close()
+
+
+def test_signals_do_not_make_a_link_wait_longer():
+    """A system call that a signal interrupts begins again; the time that is left must not."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    came = []
+    before = signal.signal(signal.SIGALRM, lambda *_: came.append(len(came)))
+    with subprocess.Popen([sys.executable, "-c", ""]) as process, theirs:
+        link = shm.ShmLink(ours, process, name="deaf", load_timeout_s=0.5)
+        # More often than the time allowed ends, and for longer than anybody would wait.
+        signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+        try:
+            with pytest.raises(WorkerTimeout, match="does not read"):
+                while True:
+                    link._transmit(bytes(1000))
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        link.close()
+    assert came

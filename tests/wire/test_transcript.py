@@ -1,9 +1,11 @@
+import copy
+
 import numpy as np
 import pytest
 
 from cloister.errors import InputError
 from cloister.wire.messages import TensorSpec
-from cloister.wire.transcript import Entry, RecordingLink, Transcript
+from cloister.wire.transcript import Crossing, Entry, RecordingLink, Transcript
 from wire.loopback import U32, ask, blinded, honest, linear, slow
 
 
@@ -78,3 +80,47 @@ def test_other_files_are_refused(tmp_path):
     np.savez(path, a=np.zeros(3))
     with pytest.raises(InputError):
         Transcript.load(path)
+
+
+CROSSING = Crossing(3, TensorSpec(np.dtype(np.uint32), (1, 4)), TensorSpec(U32, (1, 2)))
+
+
+def test_what_is_deferred_comes_in_its_place(transcript):
+    with honest("in-process") as plain:
+        link = RecordingLink(plain, transcript, payloads=False)
+        link.note_all(7, [CROSSING, CROSSING])
+        link.note("to_worker", 9, 3, CROSSING.sent)
+        other = Transcript()
+        RecordingLink(plain, other, payloads=False).note_all(20, [CROSSING])
+        transcript.follow(other)
+    crossed = [(e.direction, e.request_id, e.shape) for e in transcript.entries]
+    assert crossed == [
+        ("to_worker", 7, (1, 4)), ("from_worker", 7, (1, 2)), ("to_worker", 8, (1, 4)),
+        ("from_worker", 8, (1, 2)), ("to_worker", 9, (1, 4)), ("to_worker", 20, (1, 4)),
+        ("from_worker", 20, (1, 2)),
+    ]  # fmt: skip
+    assert transcript.entries == transcript.entries
+    assert len(transcript) == 7
+
+
+def test_an_interrupt_loses_and_repeats_nothing(transcript):
+    tries = iter([KeyboardInterrupt, None])
+
+    def entries():
+        yield Entry("to_worker", 1, 3, "w", np.dtype(np.uint32), (1,), 4)
+        if stop := next(tries):
+            raise stop
+        yield Entry("from_worker", 1, 3, "w", np.dtype(np.uint32), (1,), 4)
+
+    transcript.defer(entries)
+    with pytest.raises(KeyboardInterrupt):
+        len(transcript)
+    assert [entry.direction for entry in transcript.entries] == ["to_worker", "from_worker"]
+
+
+def test_copies_are_equal(transcript):
+    transcript.defer(lambda: [Entry("to_worker", 1, 3, "w", np.dtype(np.uint32), (1,), 4)])
+    again = copy.copy(transcript)
+    assert again == transcript
+    assert again != Transcript()
+    assert "to_worker" in repr(again)

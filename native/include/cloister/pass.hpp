@@ -98,6 +98,7 @@ struct PassRun {
 };
 
 class LimbCheck;
+struct PassBackend;
 
 // Not for use by several threads at once: scratch memory is reused between runs.
 class Pass {
@@ -127,7 +128,7 @@ class Pass {
   int64_t bands_per_image(int64_t n, int threads) const;
   void prepare(int64_t workers);
   void validate(const PassRun& run) const;
-  const LimbCheck* limbs(size_t sink) const;  // or null
+  const LimbCheck* limbs(const PassBackend& kernels, size_t sink) const;  // or null
 
   PassShape shape_;
   const uint64_t* a_ = nullptr;

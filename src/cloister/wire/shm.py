@@ -8,7 +8,6 @@ Control packets (packets.py) go over a socket pair; both sides block in the kern
 import contextlib
 import select
 import socket
-import struct
 import subprocess
 import time
 import weakref
@@ -83,9 +82,9 @@ class ShmLink:
         self._packet = memoryview(bytearray(MAX_PACKET_BYTES + 1))
         self._poll = select.poll()
         self._poll.register(channel, select.POLLIN)
-        # The native walk waits in recv(), so the socket blocks; the kernel limits sending.
-        channel.setblocking(True)
-        channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(load_timeout_s))
+        self._writable = select.poll()
+        self._writable.register(channel, select.POLLOUT)
+        channel.setblocking(True)  # the native walk waits in recv()
 
     @property
     def device(self) -> str:
@@ -316,15 +315,26 @@ class ShmLink:
 
     def _transmit(self, packet: bytes, *descriptors: int, wait: bool = True) -> None:
         """Send a packet; without `wait`, a worker that leaves its messages unread is too slow."""
-        try:
-            if descriptors:
-                socket.send_fds(self._channel, [packet], list(descriptors))
+        deadline = time.monotonic() + (self._load_timeout_s if wait else 0.0)
+        while True:
+            try:
+                if descriptors:
+                    socket.send_fds(
+                        self._channel, [packet], list(descriptors), socket.MSG_DONTWAIT
+                    )
+                else:
+                    self._channel.send(packet, socket.MSG_DONTWAIT)
+            except BlockingIOError as error:
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    raise WorkerTimeout(
+                        f"worker {self.name}: it does not read its messages"
+                    ) from error
+                self._writable.poll(1e3 * remaining)
+            except OSError as error:
+                raise self._break(self._death()) from error
             else:
-                self._channel.send(packet, 0 if wait else socket.MSG_DONTWAIT)
-        except (TimeoutError, BlockingIOError) as error:
-            raise WorkerTimeout(f"worker {self.name}: it does not read its messages") from error
-        except OSError as error:
-            raise self._break(self._death()) from error
+                return
 
     def _read(self, deadline: float, what: str) -> bytes:
         remaining = deadline - time.monotonic()
@@ -354,11 +364,6 @@ class ShmLink:
     def _check_open(self) -> None:
         if self._broken is not None:
             raise self._broken
-
-
-def _timeval(seconds: float) -> bytes:
-    whole, fraction = divmod(max(seconds, 1e-6), 1)
-    return struct.pack("@ll", int(whole), int(1e6 * fraction))
 
 
 def start_local_worker(

@@ -1,5 +1,6 @@
 """The transcript: exactly what the untrusted side saw and said."""
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -48,18 +49,32 @@ class Transcript:
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         self._entries = list(entries)
         self._later: list[Callable[[], Iterable[Entry]]] = []
+        self._lock = threading.Lock()
 
     @property
     def entries(self) -> list[Entry]:
         """All entries; what was deferred is worked out when somebody asks for the first time."""
-        later, self._later = self._later, []
-        for entries in later:
-            self._entries += entries()
-        return self._entries
+        with self._lock:
+            while self._later:
+                # In one step, so that an interrupt loses nothing and repeats nothing.
+                known = [*self._entries, *self._later[0]()]
+                self._entries, self._later = known, self._later[1:]
+            return self._entries
 
     def defer(self, entries: Callable[[], Iterable[Entry]]) -> None:
         """Entries that come next: a request of hundreds of layers does not wait for its record."""
         self._later.append(entries)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Transcript) and self.entries == other.entries
+
+    __hash__ = None  # type: ignore[assignment]  # as of every class with a mutable value
+
+    def __repr__(self) -> str:
+        return f"Transcript({self.entries!r})"
+
+    def __reduce__(self) -> tuple[type["Transcript"], tuple[list[Entry]]]:
+        return Transcript, (self.entries,)
 
     def follow(self, other: "Transcript") -> None:
         """The entries of another transcript come next."""
