@@ -36,16 +36,16 @@ class Costs:
     """
 
     crossing_ns: float
-    exchange_us: float = 16.0
-    tap_ns: float = 0.06
+    exchange_us: float = 11.0
+    tap_ns: float = 0.03
 
 
 # One core of an AMD EPYC with AVX-512; `measure` finds those of the machine it runs on. Plans use
 # these, because a plan, its digest and its pads must not depend on who makes it.
 _DEFAULT = {
-    (True, True): Costs(0.28),
+    (True, True): Costs(0.23),
     (True, False): Costs(0.16),
-    (False, True): Costs(0.16),
+    (False, True): Costs(0.15),
 }
 
 
