@@ -165,14 +165,16 @@ def test_a_restart_forgets_nothing(scheme, tmp_path):
 
 @BACK_ENDS
 def test_a_count_that_cannot_be_kept_makes_no_key(scheme):
-    kept = []
+    kept, replaced = [], []
 
-    def full(data):
+    def full(data, /, *, replaces):
+        replaced.append(replaces)
         if kept:
             raise EncryptionError("master.key: cannot be written (No space left on device)")
         kept.append(data)
 
     keys = setup(scheme, keep=full)
+    fresh = kept[0]
     with pytest.raises(EncryptionError, match="No space left"):
         scheme.keygen(keys.master, ROWS[:1])
     assert keys.master.released.rank == 0
@@ -180,6 +182,8 @@ def test_a_count_that_cannot_be_kept_makes_no_key(scheme):
     scheme.keygen(keys.master, ROWS[:1])
     # What the span holds already costs no write.
     scheme.keygen(keys.master, 2 * ROWS[:1])
+    # A growth that failed is no state to go on from.
+    assert replaced == [None, fresh, fresh]
     assert MASTERS[scheme].from_bytes(kept[0], keep=None).released.rank == 1
 
 
@@ -256,7 +260,7 @@ def test_one_process_holds_a_master_key_and_reads_it_once(tmp_path):
         with pytest.raises(EncryptionError, match="in use"):
             file.read()
     with pytest.raises(EncryptionError, match="let go of"):
-        file.keep(b"x")
+        file.keep(b"x", replaces=None)
     with pytest.raises(InputError, match="exists already"):
         KeyFile(path, new=True)
     with KeyFile(path) as file:

@@ -1,5 +1,6 @@
 """An authority and an encrypted data set in memory, without ledger or file."""
 
+import hashlib
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,6 +28,7 @@ class MemoryDataset:
         one_hot = np.eye(self.classes, dtype=np.int64)[y]
         self._data = mask.blind(key, encoding.encode(x), ids, domain=mask.DATA_DOMAIN)
         self._labels = mask.blind(key, one_hot, ids, domain=mask.LABEL_DOMAIN)
+        self.identity = hashlib.sha256(key + self._data.tobytes()).hexdigest()
 
     def data(self, ids):
         return self._data[ids]

@@ -1,5 +1,6 @@
 import os
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,6 +77,30 @@ def test_what_was_encrypted_comes_back_with_the_keys(path, authority):
     np.testing.assert_array_equal(opened.test_ids, np.flatnonzero(test))
     np.testing.assert_array_equal(opened.train_ids, np.flatnonzero(~test))
     check_registered(opened, authority.parts)
+
+
+def test_its_identity_is_of_the_authority_and_of_every_sample(path, authority):
+    append(path, authority, samples(5))
+    one = EncryptedDataset.open(path).identity
+    assert EncryptedDataset.open(path, verify=False).identity == one
+    append(path, authority, samples(4, seed=1))
+    found = {one, EncryptedDataset.open(path).identity}
+    for fingerprint, seed in (("e" * 64, 1), ("f" * 64, 2)):
+        # As many samples in parts of the same names; their ciphertexts are others.
+        again, header = Authority(), replace(HEADER, authority_fingerprint=fingerprint)
+        other = path.with_name(f"{seed}.cloister")
+        for chunk in (samples(5), samples(4, seed=seed)):
+            append(other, again, chunk, header=header)
+        found.add(EncryptedDataset.open(other).identity)
+    moved = path.with_name("moved.cloister")
+    moved.write_bytes(datasets.encode_block(replace(HEADER, authority_fingerprint="e" * 64)))
+    content = path.read_bytes()
+    whole = bytearray(content)
+    header_bytes = slice(datasets.HEADER_OFFSET, datasets.BLOCK_BYTES)
+    whole[header_bytes] = moved.read_bytes()[header_bytes]
+    moved.write_bytes(whole)
+    found.add(EncryptedDataset.open(moved).identity)
+    assert len(found) == 5
 
 
 def test_ciphertexts_look_uniform_and_repeat_nothing(path, authority):

@@ -15,7 +15,9 @@ from cloister.errors import (
     ShapeError,
     UnsupportedError,
 )
+from cloister.fe import mask
 from cloister.fe.encoding import Encoding
+from cloister.field.linear import Geometry
 from cloister.training.layers import (
     EncryptedConv2d,
     EncryptedLinear,
@@ -23,7 +25,7 @@ from cloister.training.layers import (
     conv_geometry,
     fixed_point,
 )
-from cloister.training.products import Products
+from cloister.training.products import Products, _transposed
 from cloister.training.server import LocalCiphertextServer
 from training.doubles import MemoryAuthority, MemoryDataset, blobs
 
@@ -91,6 +93,101 @@ def _same_values_and_gradients(plain, layer, batch, clear):
         torch.testing.assert_close(gradient, exact, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", ["conv", "dense"])
+def test_what_follows_may_write_to_the_output(kind, bias):
+    """ReLU(inplace=True) is usual, and autograd refuses it for views made in a function."""
+    plain = nn.Conv2d(1, 3, 3, bias=bias) if kind == "conv" else nn.Linear(30, 4, bias=bias)
+    layer, batch, clear = both(plain, (6, 5, 1))
+    if kind == "dense":
+        batch, clear = batch.flatten(1), clear.flatten(1)
+    wanted = torch.autograd.grad(plain(clear).relu().sum(), list(plain.parameters()))
+    found = torch.autograd.grad(layer(batch).relu_().sum(), list(plain.parameters()))
+    for gradient, exact in zip(found, wanted, strict=True):
+        torch.testing.assert_close(gradient, exact, rtol=2e-3, atol=2e-3)
+
+
+def test_a_frozen_weight_asks_for_no_key():
+    plain = nn.Conv2d(1, 3, 3)
+    plain.weight.requires_grad_(False)
+    x, y, encoding = blobs(6)
+    dataset = MemoryDataset(x, y, encoding=encoding)
+    authority = MemoryAuthority(dataset)
+    samples = Samples((6, 5, 1))
+    layer = EncryptedConv2d(
+        plain, samples=samples, products=products_of(dataset, authority),
+        encoding=encoding, shape=(6, 5, 1),
+    )  # fmt: skip
+    layer(samples.of(np.arange(6, dtype=np.int64))).sum().backward()
+    assert [kind for kind, _, _ in authority.log] == ["forward"]
+    torch.testing.assert_close(plain.bias.grad, torch.full((3,), 6.0 * 4 * 3))
+
+
+@pytest.mark.parametrize("kind", ["conv", "dense"])
+def test_models_in_double_precision(kind):
+    plain = nn.Conv2d(1, 3, 3) if kind == "conv" else nn.Linear(30, 4)
+    layer, batch, clear = both(plain.double(), (6, 5, 1))
+    if kind == "dense":
+        batch, clear = batch.flatten(1), clear.flatten(1)
+    found = layer(batch)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, plain(clear.double()), rtol=0, atol=2e-3)
+    found.sum().backward()
+    assert plain.weight.grad.dtype == torch.float64
+
+
+class KeysFromAWire(MemoryAuthority):
+    """Gives its answers as a client gets them: in C order and read-only."""
+
+    def forward_key(self, *args, **settings):
+        return _as_received(super().forward_key(*args, **settings))
+
+    def gradient_key(self, *args, **settings):
+        return _as_received(super().gradient_key(*args, **settings))
+
+
+def _as_received(answer):
+    answer = np.array(answer, order="C")
+    answer.flags.writeable = False
+    return answer
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        Geometry((9, 7), 1, (1, 1), 70, kernel=(9, 7)),
+        Geometry((4, 3), 2, (1, 1), 5, kernel=(4, 3)),
+        Geometry((6, 5), 3, (4, 3), 1, kernel=(3, 3)),
+        Geometry((1, 1), 1, (1, 1), 1),
+    ],
+    ids=str,
+)
+def test_the_order_of_a_key_in_memory_does_not_matter(geometry):
+    rng = np.random.default_rng(4)
+    x, y, encoding = blobs(7, geometry.in_shape)
+    dataset = MemoryDataset(x, y, encoding=encoding)
+    ids = np.arange(7, dtype=np.int64)
+    delta = rng.integers(-(2**15), 2**15, (7, *geometry.out_shape)).astype(np.int16)
+    integers = encoding.encode(x)
+    pads = np.zeros((7, *geometry.in_shape), np.uint32)
+    wanted = mask.unmask(
+        mask.gradient(geometry, delta, integers.astype(np.uint32)),
+        mask.gradient(geometry, delta, pads),
+    )
+    for authority in (MemoryAuthority(dataset), KeysFromAWire(dataset)):
+        found = products_of(dataset, authority).gradient(ids, geometry, delta)
+        np.testing.assert_array_equal(found, wanted)
+        assert found.flags.c_contiguous
+
+
+def test_a_transpose_moves_bits():
+    """It goes through float32, where these are signalling NaNs, infinities and denormals."""
+    odd = np.array([0x7FA00001, 0xFFA00001, 0x7F800000, 1, 0x80000000, 2**32 - 1], np.uint32)
+    for rows, columns in ((1, 1), (1, 6), (6, 1), (17, 33), (70, 64)):
+        matrix = np.resize(odd, (rows, columns))
+        np.testing.assert_array_equal(_transposed(matrix), matrix.T)
+
+
 def test_tiny_gradients_keep_their_precision():
     """A fixed number of decimals would round them to zero."""
     plain = nn.Conv2d(1, 2, 3)
@@ -124,6 +221,22 @@ def test_products_provably_stay_below_31_bits(count, x_bound, size, kind, bits):
     if size > 2**-60:
         error = (fixed.integers.double() * 2.0**-fixed.exponent - values.double()).abs().max()
         assert error <= 2.0 ** -(fixed.exponent + 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_integers_do_not_depend_on_the_order_in_memory(dtype):
+    values = torch.randn(3, 4, 5, 6, dtype=dtype, generator=torch.Generator().manual_seed(2))
+    kept = values.clone()
+    wanted = fixed_point(values, terms=(0, 1, 2), x_bound=255, bits=16)
+    exact = (values.double() * 2.0**wanted.exponent).round()
+    for order in ((0, 1, 2, 3), (3, 0, 1, 2), (0, 3, 1, 2), (1, 3, 2, 0)):
+        stored = values.permute(order).contiguous().permute(*np.argsort(order).tolist())
+        found = fixed_point(stored, terms=(0, 1, 2), x_bound=255, bits=16)
+        assert found.exponent == wanted.exponent
+        assert torch.equal(found.integers.double(), exact)
+    assert torch.equal(values, kept), "the caller's values were written to"
+    spread = fixed_point(torch.ones(()).expand(2, 3), terms=(0,), x_bound=255, bits=16)
+    assert spread.integers.unique().tolist() == [2**14]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -11,18 +11,21 @@ from torch import nn
 
 from cloister.crypto.csprng import InsecureSeededRandom
 from cloister.errors import InputError, RangeError, UnsupportedError
+from cloister.fe import mask
 from cloister.fe.encoding import Encoding
 from cloister.training import noise as module
 from cloister.training.layers import Samples
 from cloister.training.models import encrypt_first
-from cloister.training.noise import GaussianNoise, epsilon, gaussian, perturb
+from cloister.training.noise import GaussianNoise, StepNoise, epsilon, gaussian, perturb
 from cloister.training.private import PrivateStep
 from cloister.training.products import Products
 from cloister.training.server import LocalCiphertextServer
+from cloister.training.trainer import epoch_order
 from training.doubles import MemoryAuthority, MemoryDataset, blobs
 from training.test_trainer import TRUSTED, trainer
 
 SHAPE = (6, 5, 1)
+STEP = StepNoise(bytes(32), 0, 0, lambda: b"")
 
 
 def test_gaussian_values():
@@ -46,7 +49,7 @@ def private_model(plain, *, offset=0.0, sigma=1e-9, clip=1.0, n=10):
     model = copy.deepcopy(plain)
     layer = encrypt_first(model, SHAPE, samples=samples, products=products, encoding=encoding)
     noise = GaussianNoise(sigma, "gradients", clip=clip)
-    step = PrivateStep(model, layer, noise=noise, rng=InsecureSeededRandom(2))
+    step = PrivateStep(model, layer, noise=noise)
     clear = torch.from_numpy(x).float().permute(0, 3, 1, 2)
     return step, model, samples, clear, torch.from_numpy(y)
 
@@ -72,17 +75,18 @@ def test_one_sample_moves_the_step_by_at_most_the_clip(build, offset):
     step, model, samples, _, y = private_model(build(), offset=offset, clip=0.01)
     for sample in range(10):
         model.zero_grad()
-        step.backward(samples.of(np.array([sample], np.int64)), y[sample : sample + 1])
+        step.backward(samples.of(np.array([sample], np.int64)), y[sample : sample + 1], step=STEP)
         gradients = [parameter.grad for parameter in model.parameters()]
         norm = math.sqrt(sum(float(gradient.double().square().sum()) for gradient in gradients))
         assert 1e-4 < norm <= 0.01
 
 
 @MODELS
-def test_without_clipping_and_noise_it_is_the_plain_gradient(build):
+@pytest.mark.parametrize("offset", [0.0, 2.0, -0.7])
+def test_without_clipping_and_noise_it_is_the_plain_gradient(build, offset):
     plain = build()
-    step, model, samples, clear, y = private_model(plain, clip=1e4, sigma=1e-12)
-    loss, scores = step.backward(samples.of(np.arange(10, dtype=np.int64)), y)
+    step, model, samples, clear, y = private_model(plain, clip=1e4, sigma=1e-12, offset=offset)
+    loss, scores = step.backward(samples.of(np.arange(10, dtype=np.int64)), y, step=STEP)
     wanted = nn.functional.cross_entropy(plain(clear), y)
     wanted.backward()
     torch.testing.assert_close(loss, wanted, rtol=1e-3, atol=1e-3)
@@ -95,7 +99,7 @@ def test_without_clipping_and_noise_it_is_the_plain_gradient(build):
 @MODELS
 def test_every_parameter_gets_noise_of_the_stated_deviation(build):
     step, model, samples, _, y = private_model(build(), sigma=500.0, clip=2.0)
-    step.backward(samples.of(np.arange(10, dtype=np.int64)), y)
+    step.backward(samples.of(np.arange(10, dtype=np.int64)), y, step=STEP)
     values = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
     assert abs(float(values.std()) * 10 / 1000 - 1) < 0.15
     assert all(bool(parameter.grad.abs().max() > 20) for parameter in model.parameters())
@@ -164,8 +168,151 @@ def test_a_checkpoint_tells_nothing_of_the_noise_of_steps_that_are_done(tmp_path
     assert (tmp_path / "checkpoint.pt").stat().st_mode & 0o777 == 0o600
     final = load(tmp_path / "checkpoint.pt")["noise_key"]
     assert final not in keys
-    one, two = (module.StepRandom(bytes(32), epoch=0, step=step).random_bytes(8) for step in (0, 1))
-    assert one != two
+
+
+class Liar(LocalCiphertextServer):
+    """Answers `altered` samples by one more in their first entry, in forward products, in
+    ciphertexts, or in both."""
+
+    def __init__(self, dataset, altered, *, forward=True, gradient=True):
+        super().__init__(dataset)
+        self._altered, self._forward, self._gradient = altered, forward, gradient
+
+    def forward(self, dataset, ids, linear):
+        found = self._samples(dataset, ids, self._forward)
+        return mask.forward(linear, found)
+
+    def data(self, dataset, ids):
+        return self._samples(dataset, ids, self._gradient)
+
+    def _samples(self, dataset, ids, lying):
+        found = super().data(dataset, ids).copy()
+        found[np.isin(ids, self._altered), 0, 0, 0] += np.uint32(50 * lying)
+        return found
+
+
+def first_step(folder, *, sigma, altered=(), model=None, **lie):
+    """All parameters after one step, behind which the run is killed."""
+    noisy = replace(TRUSTED, noise=GaussianNoise(sigma, "gradients"))
+    x, y, encoding = blobs(200, SHAPE)
+    server = Liar(MemoryDataset(x, y, encoding=encoding), altered, **lie)
+    model = model or conv_model()
+    made, _, _ = trainer(noisy, model=model, checkpoint_dir=folder, server=server)
+
+    def dies(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        made.fit(1, update=dies)
+    return {name: p.detach().double().numpy().ravel() for name, p in made.model.named_parameters()}
+
+
+def a_sample_of_the_first_step():
+    made, _, _ = trainer(TRUSTED)
+    order = epoch_order(len(made._train_ids), seed=TRUSTED.seed, epoch=0)
+    return made._train_ids[order[:1]]
+
+
+@pytest.mark.parametrize(("forward", "gradient"), [(True, True), (True, False), (False, True)])
+def test_the_noise_of_a_step_with_an_altered_sample_does_not_cancel(forward, gradient, tmp_path):
+    """The adversary kills a run behind a step, has it made again under the same key with one of
+    its samples altered, and subtracts. What is left must be two noises, not one sample's doing."""
+    victim, lie = a_sample_of_the_first_step(), {"forward": forward, "gradient": gradient}
+    seen = first_step(tmp_path / "run", sigma=4.0)
+    key = load(tmp_path / "run" / "checkpoint.pt")["noise_key"]
+    again = first_step(tmp_path / "run", sigma=4.0, altered=victim, **lie)
+    assert load(tmp_path / "run" / "checkpoint.pt")["noise_key"] == key
+    clean = first_step(tmp_path / "a", sigma=1e-9)
+    other = first_step(tmp_path / "b", sigma=1e-9, altered=victim, **lie)
+    for name, value in seen.items():
+        if not forward and name != "0.weight":
+            # All that they hide was done before the lie.
+            np.testing.assert_array_equal(value, again[name])
+            continue
+        left, truth = value - again[name], clean[name] - other[name]
+        # Learning rate 0.05, batch 16: one noise has a deviation of 4 * 0.05 / 16.
+        assert np.sqrt(np.mean(left**2)) > 0.5 * math.sqrt(2) * 4 * 0.05 / 16, name
+        assert np.abs(left).min() > 0, name
+        assert np.abs(truth).max() < 0.05 / 16
+    whole, truth = (
+        np.concatenate([one[name] - two[name] for name in one])
+        for one, two in ((seen, again), (clean, other))
+    )
+    if forward:
+        assert abs(np.corrcoef(whole, truth)[0, 1]) < 0.25
+    # And who alters nothing gets nothing new, bit for bit.
+    same = first_step(tmp_path / "run", sigma=4.0)
+    for name, value in seen.items():
+        np.testing.assert_array_equal(value, same[name])
+
+
+def test_a_lie_that_changes_no_sum_changes_the_noise(tmp_path):
+    """Else equal weights would tell, without any noise, that a sample's gradient is zero: so is
+    every sample's here, behind a ReLU that is dead."""
+
+    def dead():
+        model = conv_model()
+        nn.init.constant_(model[0].bias, -100.0)
+        return model
+
+    victim = a_sample_of_the_first_step()
+    seen = first_step(tmp_path / "run", sigma=4.0, model=dead())
+    again = first_step(tmp_path / "run", sigma=4.0, model=dead(), altered=victim, forward=False)
+    assert (seen["0.weight"] != again["0.weight"]).all()
+
+
+def test_equal_noise_needs_all_to_be_equal():
+    def noise(key=bytes(32), epoch=0, step=0, seen=b"", name="w", values=(1.0, 2.0), unit=0.5):
+        made = StepNoise(key, epoch, step, lambda: seen)
+        return made.of(name, np.array(values), unit=unit).random_bytes(16)
+
+    others = [
+        {}, {"key": bytes(31) + b"1"}, {"epoch": 1}, {"step": 1}, {"seen": b"1"}, {"name": "v"},
+        {"values": (1.0, 3.0)}, {"values": ((1.0,), (2.0,))}, {"unit": 0.25},
+    ]  # fmt: skip
+    assert noise() == noise()
+    assert len({noise(**other) for other in others}) == len(others)
+
+
+@MODELS
+@pytest.mark.parametrize("offset", [0.0, 1.7, -0.3])
+def test_nothing_is_added_to_the_first_layers_noisy_sum(build, offset):
+    """What is added behind the noise without being rounded has low bits that can be read."""
+    step, _, samples, _, y = private_model(build(), offset=offset, sigma=4.0)
+    real, released = step.blur, []
+
+    def watched(values, exponent):
+        found = real(values, exponent)
+        released.append((found, exponent))
+        return found
+
+    step.blur = watched
+    step.backward(samples.of(np.arange(10, dtype=np.int64)), y, step=STEP)
+    [(found, exponent)] = released
+    assert (found == np.rint(found)).all()
+    layer = step._layer
+    factor = np.float32(layer.encoding.scale * 2.0**-exponent)
+    sums = np.float32(found).transpose(0, 3, 1, 2).reshape(layer.weight.shape) * factor
+    np.testing.assert_array_equal(layer.weight.grad.numpy(), sums / np.float32(10))
+
+
+def test_a_coarse_first_layer_is_rounded_to_a_finer_grid():
+    """Rounding the offset's part must not move a sum by more than the clip's margin covers."""
+    step, *_ = private_model(conv_model(), offset=1.7)
+    step.truncate(torch.zeros(10, 6, 5, 4))
+    step._step, units = STEP, []
+    real = step._with_noise
+
+    def watched(name, total, *, unit):
+        units.append(unit)
+        return real(name, total, unit=unit)
+
+    step._with_noise = watched
+    for exponent in (5, 12, 30):
+        found = step.blur(np.zeros(step._layer.geometry.weight_shape, np.int64), exponent)
+        assert units[-1] * math.sqrt(found.size) <= 2.0**-12
+        steps = found * (step._layer.encoding.scale * 2.0**-exponent / units[-1])
+        np.testing.assert_array_equal(steps, np.rint(steps))
 
 
 def load(path):

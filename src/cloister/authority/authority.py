@@ -223,7 +223,7 @@ class Authority:
         ids = self._ids(found, ids, receiver)
         functions.check_size(found.info, linear.geometry, len(ids))
         # A private copy: what is charged is what is computed, and what the books keep.
-        linear = LinearMap(linear.geometry, linear.weights.copy())
+        linear = LinearMap(linear.geometry, np.array(linear.weights))
         functions.check_forward_norm(found.info, linear)
         if receiver == "server":
             ticket = self._ledger.charge_forward(dataset, ids, linear)
@@ -249,6 +249,7 @@ class Authority:
         found = self._dataset(dataset)
         ids = self._ids(found, ids, receiver)
         functions.check_size(found.info, geometry, len(ids))
+        delta = np.array(delta)  # what is charged is what is computed
         if delta.shape != (len(ids), *geometry.out_shape) or delta.dtype != np.int16:
             raise ShapeError(
                 f"delta must be int16 ({len(ids)}, *{geometry.out_shape}), "
@@ -256,7 +257,6 @@ class Authority:
             )
         if len(np.unique(ids)) != len(ids):
             raise FunctionError(f"data set {dataset}: a gradient names a sample twice")
-        delta = delta.copy()  # what is charged is what is computed
         functions.check_gradient_norm(found.info, delta)
         if receiver == "server":
             ticket = self._ledger.charge_gradient(dataset, ids, geometry, delta)
@@ -296,6 +296,7 @@ class Authority:
         """A private copy of sample ids, asked for by a receiver there is."""
         if receiver not in get_args(Receiver):
             raise InputError("a key's receiver is server or trusted")
+        ids = np.array(ids, order="C")
         if ids.dtype != np.int64 or ids.ndim != 1:
             raise ShapeError(f"sample ids must be an int64 vector, got {ids.dtype} {ids.shape}")
         info = found.info
@@ -307,7 +308,7 @@ class Authority:
                 f"data set {info.name}: holds no sample {bad}, only 0 to {info.samples - 1}; "
                 "use the ids of its file"
             )
-        return np.array(ids, np.int64, order="C")
+        return ids
 
     def _masks(
         self, found: _Dataset, ids: Int64[np.ndarray, " n"], shape: tuple[int, ...], domain: int

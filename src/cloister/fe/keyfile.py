@@ -2,14 +2,19 @@
 
 Key and count are one file, so that neither is there without the other. It is replaced as a whole
 and brought to the disk before a key leaves: whatever is killed when, the count on the disk is not
-below what others hold. One process holds it at a time. Whoever puts back an old copy makes the
-key forget: keep it from others' snapshots.
+below what others hold. One count at a time goes on from the file: one process holds it, under all
+of its names, a fork of that process does not, and of two masters made from the same bytes only
+the one that counts first can count again. Whoever puts back an old copy makes the key forget:
+keep it from others' snapshots.
 """
 
 import contextlib
 import fcntl
+import hashlib
+import hmac
 import os
 import stat
+import threading
 from pathlib import Path
 
 from cloister.errors import EncryptionError, InputError
@@ -23,17 +28,22 @@ class KeyFile:
         with KeyFile(path) as file:
             master = ddh.MasterKey.from_bytes(file.read(), keep=file.keep)
 
-    Raises   InputError when it is missing, readable by others, or held by another process
+    Raises   InputError when it is missing, readable by others, a hard link or no plain file, or
+             held by another process
     """
 
     def __init__(self, path: Path | str, *, new: bool = False) -> None:
         """new: the file must not exist, and is made by the first `keep`."""
-        self._path = Path(path)
-        self._in_use = False
+        # The place itself, whatever links lead there: the name of the lock follows from it.
+        self._path = _resolved(Path(path))
+        self._new = new
+        self._digest: bytes | None = None
+        """SHA-256 of what this object last read or wrote."""
+        self._lock, self._process = threading.Lock(), os.getpid()
         self._held: int | None = self._hold()
         with contextlib.ExitStack() as stack:
             stack.callback(self.close)
-            self._check(new=new)
+            self._check()
             stack.pop_all()
 
     def close(self) -> None:
@@ -52,47 +62,73 @@ class KeyFile:
         """The master key's bytes, once: two masters of one file would count apart.
 
         Secret   result
-        Raises   InputError, EncryptionError when this object has read or written them already
+        Raises   InputError, EncryptionError when this object has read or written them already, and
+                 in a fork
         """
-        if self._held is None or self._in_use:
-            raise EncryptionError(f"{self._path}: its master key is in use or was let go of")
-        self._in_use = True
-        try:
-            return self._path.read_bytes()
-        except OSError as error:
-            raise InputError(f"{self._path}: {error.strerror or error}") from None
+        self._refuse_fork()
+        with self._lock:
+            if self._held is None or self._digest is not None:
+                raise EncryptionError(f"{self._path}: its master key is in use or was let go of")
+            try:
+                descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW)
+                with os.fdopen(descriptor, "rb") as file:
+                    self._refuse_shared(os.fstat(file.fileno()))
+                    data = file.read()
+            except OSError as error:
+                raise InputError(f"{self._path}: {error.strerror or error}") from None
+            self._digest = hashlib.sha256(data).digest()
+            return data
 
-    def keep(self, data: bytes) -> None:
+    def keep(self, data: bytes, /, *, replaces: bytes | None) -> None:
         """Replace the file; after any crash the old or the new bytes are there, whole.
 
-        Raises   EncryptionError when that cannot be done: nothing may be released then
+        replaces   what this object last read or kept; None for the first bytes of a new file
+        Raises   EncryptionError when that cannot be done, or when the file holds anything but
+                 `replaces`, and in a fork: nothing may be released then
         """
-        if self._held is None:
-            raise EncryptionError(f"{self._path}: was let go of; open it again to make keys")
-        self._in_use = True
-        temporary = self._path.with_name(self._path.name + ".new")
-        try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self._path)
-            folder = os.open(self._path.parent, os.O_RDONLY)
+        self._refuse_fork()
+        with self._lock:
+            if self._held is None:
+                raise EncryptionError(f"{self._path}: was let go of; open it again to make keys")
+            if not self._holds(replaces):
+                raise EncryptionError(
+                    f"{self._path}: holds another master key or another count than the one to be "
+                    "replaced; use the one master key that was read from it or kept in it last"
+                )
             try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-        except OSError as error:
-            raise EncryptionError(
-                f"{self._path}: cannot be written ({error.strerror or error}); no key is made; "
-                "make room and ask again"
-            ) from None
+                self._write(data)
+            except OSError as error:
+                raise EncryptionError(
+                    f"{self._path}: cannot be written ({error.strerror or error}); no key is made; "
+                    "make room and ask again"
+                ) from None
+            self._digest = hashlib.sha256(data).digest()
+
+    def _holds(self, data: bytes | None) -> bool:
+        if data is None or self._digest is None:
+            return data is None and self._digest is None and self._new
+        return hmac.compare_digest(hashlib.sha256(data).digest(), self._digest)
+
+    def _write(self, data: bytes) -> None:
+        temporary = self._path.with_name(self._path.name + ".new")
+        # What lies there is left over from a crash, or put there by others: never written into.
+        temporary.unlink(missing_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self._path)
+        folder = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def _hold(self) -> int:
         lock = self._path.with_name(self._path.name + ".lock")
         try:
-            descriptor = os.open(lock, os.O_CREAT | os.O_RDWR, 0o600)
+            descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise InputError(f"{lock}: cannot be written ({error.strerror or error})") from None
         try:
@@ -102,13 +138,41 @@ class KeyFile:
             raise InputError(f"{self._path}: is held by another process; stop it first") from None
         return descriptor
 
-    def _check(self, *, new: bool) -> None:
-        if not self._path.exists():
-            if not new:
+    def _refuse_fork(self) -> None:
+        # A fork shares the lock on the file, but neither `_digest` nor anybody's count.
+        if os.getpid() != self._process:
+            raise EncryptionError(
+                f"{self._path}: is held by the process that opened it, not by its forks; make "
+                "keys there"
+            )
+
+    def _check(self) -> None:
+        try:
+            found = self._path.lstat()
+        except FileNotFoundError:
+            if not self._new:
                 raise InputError(
                     f"{self._path}: there is no such master key; make it with new=True"
-                )
-        elif new:
+                ) from None
+            return
+        if self._new:
             raise InputError(f"{self._path}: exists already; choose another file")
-        elif stat.S_IMODE(self._path.stat().st_mode) & 0o077:
+        self._refuse_shared(found)
+
+    def _refuse_shared(self, found: os.stat_result) -> None:
+        if not stat.S_ISREG(found.st_mode):
+            raise InputError(f"{self._path}: is no plain file; a master key is one")
+        if found.st_nlink > 1:
+            raise InputError(
+                f"{self._path}: has {found.st_nlink} names (hard links), which would count apart; "
+                "keep one of them"
+            )
+        if stat.S_IMODE(found.st_mode) & 0o077:
             raise InputError(f"{self._path}: others can read it; run chmod 600 on it")
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        raise InputError(f"{path}: leads nowhere ({error})") from None

@@ -137,7 +137,7 @@ def setup(
     basis = nothing(dim, rng=rng)
     master = Master.counting(encryption, basis=basis, budget=budget, keep=keep)
     if keep is not None:
-        keep(master.to_bytes())
+        keep(master.to_bytes(), replaces=None)
     return Keys(master, encryption, encryption.public)
 
 
@@ -148,6 +148,8 @@ def encrypt(
 
     Raises ShapeError, RangeError.
     """
+    # A masked array would add no noise where it is masked, and so give away Z.
+    x = np.array(x)
     public = encryption.public
     check_matrix("lwe: x", x, bound=public.bounds.x_bound, columns=public.bounds.dim)
     return encrypt_rows(encryption.z, x, public.parameters, rng=rng)
@@ -174,9 +176,9 @@ def keygen(
     Raises ShapeError, RangeError, BudgetError (more independent functions than the budget), and
     what the master key's `keep` raises: then there is no key.
     """
+    # A private copy, of no subclass: what is charged is what the key is made for.
+    y = np.array(y)
     public = master.encryption.public
-    # A private copy: what is charged is what the key is made for.
-    y = y.copy()
     check_matrix("lwe: y", y, bound=public.bounds.y_bound, columns=public.bounds.dim)
     master.released.charge(y)
     bits, z = public.parameters.q_bits, master.encryption.z
@@ -267,6 +269,7 @@ def encrypt_elements(
 
     Raises ShapeError, RangeError.
     """
+    x = np.array(x)
     public = encryption.public
     check_matrix("lwe: x", x, bound=public.bounds.x_bound)
     flat = np.zeros((_element_rows(x.shape, public), public.bounds.dim), np.int64)
@@ -286,6 +289,9 @@ def keygen_elements(
 
     Raises ShapeError, RangeError, FunctionError (an unknown operation).
     """
+    y = np.array(y)
+    # The seed is read once: other noise on the same A could be averaged away.
+    commitments = Commitments(bytes(commitments.seed), commitments.shape)
     encryption, public = master.encryption, master.encryption.public
     if op not in ("+", "-", "*", "/"):
         raise FunctionError(f"lwe: an operation is one of +, -, *, /, not {op!r}")

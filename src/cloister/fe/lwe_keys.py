@@ -120,9 +120,10 @@ class Master:
         Raises   EncryptionError
         """
 
-        def kept(grown: Basis) -> None:
+        def kept(before: Basis, grown: Basis) -> None:
             if keep is not None:
-                keep(_master_bytes(encryption, grown, budget))
+                old = _master_bytes(encryption, before, budget)
+                keep(_master_bytes(encryption, grown, budget), replaces=old)
 
         return cls(encryption, Released(basis, budget=budget, name="lwe", keep=kept))
 

@@ -24,8 +24,10 @@ operand y of x + y, x - y, x * y or x / y computes x from the answer, so a key f
 is plain decryption, in this back end as in every other (the paper's labels P - Y included).
 """
 
+import math
 import operator
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Int, Int16, Int64, UInt32
@@ -118,7 +120,7 @@ def masks(
     if len(key) != KEY_BYTES:
         raise RangeError(f"mask: a key has {KEY_BYTES} bytes, got {len(key)}")
     out = np.empty((ids.shape[0], *shape), np.uint32)
-    rows = out.reshape(ids.shape[0], int(np.prod(shape, dtype=np.int64)))
+    rows = out.reshape(ids.shape[0], math.prod(shape))
     fill = _native.aes_ctr_fill
     for row, sample_id in zip(rows, ids.tolist(), strict=True):
         fill(key, sample_nonce(sample_id, domain), 0, row)
@@ -139,6 +141,8 @@ def blind(
              difference of the two ciphertexts would be the difference of the samples.
     Raises   ShapeError, RangeError
     """
+    # Plain arrays: a masked one would hide from the checks what is blinded all the same.
+    x, ids = np.asarray(x), np.asarray(ids)
     if not np.issubdtype(x.dtype, np.signedinteger):
         raise ShapeError(f"mask: x must be of a signed integer type, got {x.dtype}; encode it")
     if x.ndim < 2 or ids.shape != x.shape[:1]:
@@ -207,11 +211,7 @@ def _piece_gradient(
     threads: int,
 ) -> UInt32[np.ndarray, "o kh kw cg"]:
     of_group, to_group = geometry.weight_shape[3], geometry.out_channels // geometry.groups
-    as_map = Geometry(
-        geometry.in_size, len(delta), geometry.kernel, to_group, kernel=geometry.out_size,
-        stride=geometry.dilation, dilation=geometry.stride, upsample=geometry.upsample,
-        pad=geometry.pad,
-    )  # fmt: skip
+    as_map = _gradient_map(geometry, len(delta))
     columns = np.ascontiguousarray(values.transpose(3, 1, 2, 0))
     weights = np.ascontiguousarray(delta.transpose(3, 1, 2, 0))
     if geometry.groups == 1:
@@ -225,6 +225,16 @@ def _piece_gradient(
         part = RingMap(LinearMap(as_map, weights[outputs])).apply(columns[inputs], threads=threads)
         result[outputs] = part.transpose(3, 1, 2, 0)
     return result
+
+
+@lru_cache
+def _gradient_map(geometry: Geometry, n: int) -> Geometry:
+    """The map of `_piece_gradient`: the same at every step of a training."""
+    return Geometry(
+        geometry.in_size, n, geometry.kernel, geometry.out_channels // geometry.groups,
+        kernel=geometry.out_size, stride=geometry.dilation, dilation=geometry.stride,
+        upsample=geometry.upsample, pad=geometry.pad,
+    )  # fmt: skip
 
 
 def unmask(
@@ -269,7 +279,7 @@ def encrypt(
 
     Raises ShapeError, RangeError.
     """
-    bounds = encryption.bounds
+    bounds, x = encryption.bounds, np.asarray(x)
     check_matrix("mask: x", x, bound=bounds.x_bound, columns=bounds.dim)
     ids = encryption.reserve(x.shape[0])
     return Ciphertexts(blind(encryption.key, x, ids, domain=VECTOR_DOMAIN), ids)
@@ -287,9 +297,10 @@ def keygen(
     """
     if ciphertexts_ids is None:
         raise FunctionError("mask: a key is bound to samples; pass ciphertexts_ids")
+    y, ids = np.array(y), np.array(ciphertexts_ids)  # what is checked is what is computed
     check_matrix("mask: y", y, bound=master.bounds.y_bound, columns=master.bounds.dim)
-    pads = masks(master.key, ciphertexts_ids, (master.bounds.dim,), domain=VECTOR_DOMAIN)
-    return FunctionKey(y, ciphertexts_ids, _products(pads, y))
+    pads = masks(master.key, ids, (master.bounds.dim,), domain=VECTOR_DOMAIN)
+    return FunctionKey(y, ids, _products(pads, y))
 
 
 def decrypt(public: Bounds, key: FunctionKey, ciphertexts: Ciphertexts) -> Int64[np.ndarray, "n k"]:
@@ -331,6 +342,7 @@ def encrypt_elements(
 
     Raises ShapeError, RangeError.
     """
+    x = np.asarray(x)
     check_matrix("mask: x", x, bound=encryption.bounds.x_bound)
     ids = encryption.reserve(x.shape[0])
     return ElementCiphertexts(blind(encryption.key, x, ids, domain=ELEMENT_DOMAIN), ids)
@@ -358,11 +370,12 @@ def keygen_elements(
     """
     if op not in _TERMS:
         raise FunctionError(f"mask: an operation is one of {', '.join(_TERMS)}, not {op!r}")
+    y, ids = np.array(y), np.array(commitments)  # what is checked is what is computed
     check_matrix("mask: y", y, bound=master.bounds.y_bound)
-    check_pair("mask: y", y, commitments)
-    pads = masks(master.key, commitments, y.shape[1:], domain=ELEMENT_DOMAIN)
+    check_pair("mask: y", y, ids)
+    pads = masks(master.key, ids, y.shape[1:], domain=ELEMENT_DOMAIN)
     term = np.asarray(_TERMS[op](pads, y.astype(np.uint32)))
-    return ElementKey(op, y, commitments, term)
+    return ElementKey(op, y, ids, term)
 
 
 def decrypt_elements(

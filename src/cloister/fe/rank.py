@@ -121,6 +121,8 @@ class Basis:
         Time     depends on values; about rank * k * dim products
         Raises   ShapeError
         """
+        # A masked array would count as zero where it is masked.
+        rows = np.array(rows)
         if rows.ndim != 2 or rows.shape[1] != self.dim or rows.dtype != np.int64:
             raise ShapeError(
                 f"rank: rows must be int64 (k, {self.dim}), got {rows.dtype} {rows.shape}"

@@ -18,6 +18,7 @@ definition, and are not counted.
 import os
 import threading
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
@@ -26,8 +27,17 @@ from cloister.crypto.csprng import Csprng
 from cloister.errors import BudgetError, EncryptionError, InputError
 from cloister.fe.rank import Basis, random_modulus
 
-Keep = Callable[[bytes], None]
-"""Takes a master key's bytes with its new count; returns once they are on stable storage."""
+
+@runtime_checkable
+class Keep(Protocol):
+    """Brings a master key with its count to stable storage (`cloister.fe.keyfile` has one)."""
+
+    def __call__(self, data: bytes, /, *, replaces: bytes | None) -> None:
+        """Return once `data` is stored in the place of `replaces`, None for a new master key.
+
+        Refuse when something else is stored there: then another copy of the master key counts too.
+        """
+        ...
 
 
 class Released:
@@ -42,9 +52,9 @@ class Released:
         *,
         budget: int,
         name: str,
-        keep: Callable[[Basis], None] | None = None,
+        keep: Callable[[Basis, Basis], None] | None = None,
     ) -> None:
-        """`name` of the back end begins the messages; `keep` is told of every growth.
+        """`name` of the back end begins the messages; `keep` is told of every growth, old and new.
 
         Raises   EncryptionError when more is released than the budget allows
         """
@@ -85,7 +95,7 @@ class Released:
                 )
             if added:
                 if self._keep is not None:
-                    self._keep(grown)
+                    self._keep(self.basis, grown)
                 self.basis = grown
 
 

@@ -17,7 +17,7 @@ import torch
 
 from cloister.errors import EncryptionError, InputError
 
-FORMAT = 2
+FORMAT = 3
 NAME = "checkpoint.pt"
 
 
@@ -48,7 +48,7 @@ class Checkpoint:
     """A run's whole state; `run` says which run it is.
 
     noise_key   of the noise in the steps that follow, new in every checkpoint. Secret: whoever has
-                it and the model that these steps make can take their noise away.
+                it can test guesses at the sums that these steps hide.
     """
 
     run: str
@@ -121,8 +121,7 @@ def replace(path: Path, content: bytes) -> None:
     """
     temporary = path.with_name(path.name + ".new")
     with writing(path):
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
+        with os.fdopen(create(temporary), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -132,6 +131,15 @@ def replace(path: Path, content: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def create(path: Path) -> int:
+    """A new file for its owner alone, open to read and write, in the place of any that is there.
+
+    Whoever made a file before us would own it, or read it, or have it point elsewhere.
+    """
+    path.unlink(missing_ok=True)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
 
 
 @contextmanager

@@ -167,6 +167,15 @@ class EncryptedDataset:
         return self._header.authority_fingerprint
 
     @property
+    def identity(self) -> str:
+        """SHA-256 of who holds the keys and of every part: what of it changes, changes this."""
+        found = hashlib.sha256(self.authority_fingerprint.encode())
+        for part in self.parts:
+            described = json.dumps(asdict(part), sort_keys=True, separators=(",", ":"))
+            found.update(hashlib.sha256(described.encode()).digest())
+        return found.hexdigest()
+
+    @property
     def header(self) -> Header:
         """What all parts share."""
         return self._header

@@ -30,7 +30,7 @@ from cloister.crypto.csprng import pad_stream
 from cloister.errors import EncryptionError, FunctionError, ShapeError
 from cloister.fe.keyservice import RING_LIMIT, DatasetInfo
 from cloister.field.linear import Geometry, LinearMap
-from cloister.training.checkpoint import replace, writing
+from cloister.training.checkpoint import create, replace, writing
 from cloister.training.layers import FirstLayerProducts
 
 CHUNK = 512
@@ -179,6 +179,8 @@ class Progress(Protocol):
 class Features:
     """Projected samples, row i for sample ids[i]; computed once, kept in a folder if there is one.
 
+    identity   the data set's: the samples of another of the same size have other features
+
     Raises   EncryptionError when the folder holds the features of another data set or projection
     """
 
@@ -188,13 +190,14 @@ class Features:
         ids: Int64[np.ndarray, " n"],
         *,
         info: DatasetInfo,
+        identity: str,
         folder: Path | None,
     ) -> None:
         self._chosen = chosen
         self._ids = ids
         self._info = info
         self._folder = folder
-        self._digest = _digest(chosen, ids, info)
+        self._digest = _digest(chosen, ids, info, identity)
         self.done = self._read_state()
         self._rows: Float32[np.ndarray, "n r"] = self._open((len(ids), chosen.rank))
 
@@ -225,7 +228,11 @@ class Features:
             )
         with writing(path):
             self._folder.mkdir(parents=True, exist_ok=True)
-            with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
+            # What the server may not see is in it where a trusted runtime unmasks.
+            begun = self.done > 0
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW) if begun else create(path)
+            with os.fdopen(descriptor, "r+b") as file:
+                os.fchmod(file.fileno(), 0o600)
                 file.truncate(size)
                 # Through a mapping, a full disk would be a signal that ends the process.
                 os.posix_fallocate(file.fileno(), 0, size)
@@ -257,9 +264,12 @@ class Features:
         replace(self._folder / STATE, state.encode("ascii"))
 
 
-def _digest(chosen: Projection, ids: Int64[np.ndarray, " n"], info: DatasetInfo) -> str:
+def _digest(
+    chosen: Projection, ids: Int64[np.ndarray, " n"], info: DatasetInfo, identity: str
+) -> str:
     # Samples that are registered and not in the file, as a killed client's, are none of these.
     found = hashlib.sha256(dataclasses.replace(info, samples=0).to_json())
+    found.update(identity.encode())
     found.update(chosen.linear.weights.tobytes())
     found.update(ids.tobytes())
     return found.hexdigest()

@@ -70,10 +70,13 @@ def fixed_point(values: Tensor, *, terms: tuple[int, ...], x_bound: int, bits: i
     """
     count = math.prod(values.shape[i] for i in terms)
     dtype = torch.float32 if count <= EXACT_SUM_TERMS else torch.float64
-    magnitudes = values.abs()  # vector_norm would be slower by an order of magnitude
-    norm = float(magnitudes.sum(terms, dtype=dtype).amax())
+    # NumPy where it is as fast, because a call costs a third of PyTorch's; its sums over any axes
+    # but the last are ten times slower, as is vector_norm.
+    numbers = values.detach().numpy()
+    magnitudes = np.abs(numbers)
+    norm = float(torch.from_numpy(magnitudes).sum(terms, dtype=dtype).amax())
     norm *= 1.0 + count * (2.0**-23 if dtype == torch.float32 else 2.0**-52)
-    peak = float(magnitudes.amax())
+    peak = float(magnitudes.max())
     if not norm < 2.0**MAX_EXPONENT:
         raise RangeError("first layer: a value is NaN, infinite or huge; lower the learning rate")
     room = (RING_LIMIT - 1) / x_bound - count / 2
@@ -87,8 +90,8 @@ def fixed_point(values: Tensor, *, terms: tuple[int, ...], x_bound: int, bits: i
     exponent = math.floor(math.log2(min(room / norm, limit / peak)))
     exponent = min(exponent, MAX_EXPONENT)
     # The magnitudes' memory is used again: it is in the cache.
-    scaled = torch.mul(values, 2.0**exponent, out=magnitudes)
-    return FixedPoint(scaled.round_().to(torch.int16), exponent)
+    scaled = np.multiply(numbers, numbers.dtype.type(2.0**exponent), out=magnitudes)
+    return FixedPoint(torch.from_numpy(np.rint(scaled, out=scaled).astype(np.int16)), exponent)
 
 
 class Mechanism(Protocol):
@@ -128,8 +131,8 @@ class Samples:
         """
         if x.requires_grad:
             raise InputError("encrypted layer: there is no gradient for encrypted samples")
-        same = x.untyped_storage().data_ptr() == self._storage.untyped_storage().data_ptr()
-        if not same or len(x) != len(self.ids):
+        same = x.data_ptr() == self._storage.data_ptr()
+        if not same or x.shape[0] != len(self.ids):
             raise InputError(
                 "encrypted layer: its input must be the sample itself; move every other "
                 "operation behind the first layer (Flatten and Unflatten may stay)"
@@ -137,40 +140,48 @@ class Samples:
 
 
 class _Product(torch.autograd.Function):
-    """scale 2^-e (V q), and its weight gradient."""
+    """scale 2^-e (V q) + bias, and the gradients of weight and bias.
+
+    One node of autograd's for the whole layer: in a small model each further one costs more than
+    its arithmetic.
+    """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, layer: "Encrypted", ids: Any) -> Tensor:  # noqa: ANN401
-        ctx.layer, ctx.ids = layer, ids
-        weight = layer.arrange(weight.detach())
-        fixed = fixed_point(weight, terms=(1, 2, 3), x_bound=layer.x_bound, bits=layer.weight_bits)
-        linear = LinearMap(layer.geometry, _int16(fixed.integers))
-        values = layer.products.forward(ids, linear)
-        return _real(values, layer.encoding.scale, fixed.exponent)
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        weight: Tensor,
+        bias: Tensor | None,
+        layer: "Encrypted",
+    ) -> Tensor:
+        ctx.layer, ctx.ids = layer, layer.samples.ids
+        terms = (1,) if weight.ndim == 2 else (1, 2, 3)
+        fixed = fixed_point(weight, terms=terms, x_bound=layer.x_bound, bits=layer.weight_bits)
+        linear = LinearMap(layer.geometry, layer.arrange(fixed.integers))
+        values = layer.products.forward(ctx.ids, linear).transpose(0, 3, 1, 2)
+        # Not a view of PyTorch's: ReLU(inplace=True), say, could not write to one.
+        y = _real(values.reshape(-1, *layer.out_shape), layer.encoding.scale, fixed.exponent)
+        y = y.to(weight.dtype)
+        if bias is None:
+            return y
+        return y.add_(bias if y.ndim == 2 else bias.view(-1, 1, 1))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
+    def backward(
+        ctx: Any,  # noqa: ANN401
+        grad: Tensor,
+    ) -> tuple[Tensor | None, Tensor | None, None]:
         layer: Encrypted = ctx.layer
-        private = layer.private
-        if private is None:
-            fixed = fixed_point(grads[0], terms=(0, 1, 2), x_bound=layer.x_bound, bits=16)
-        else:
-            fixed = private.truncate(grads[0])
-        values = layer.products.gradient(ctx.ids, layer.geometry, _int16(fixed.integers))
-        if private is not None:
-            values = private.blur(values, fixed.exponent)
-        gradient = _real(values, layer.encoding.scale, fixed.exponent).permute(0, 3, 1, 2)
-        return gradient.reshape(layer.weight.shape), None, None
+        delta = grad.reshape(len(grad), *layer.map_shape).permute(0, 2, 3, 1)
+        # A frozen weight costs no key.
+        of_weight = layer.weight_gradient(ctx.ids, delta) if ctx.needs_input_grad[0] else None
+        of_bias = delta.sum((0, 1, 2)) if ctx.needs_input_grad[1] else None
+        return of_weight, of_bias, None
 
 
-def _int16(integers: Tensor) -> Int16[np.ndarray, "a b c d"]:
-    return np.ascontiguousarray(integers.numpy())
-
-
-def _real(values: Int[np.ndarray, "a b c d"], scale: float, exponent: int) -> Tensor:
-    # In place: half the memory that a product with promotion would touch.
-    result: Tensor = torch.from_numpy(values).to(torch.float32).mul_(scale * 2.0**-exponent)
-    return result
+def _real(values: Int[np.ndarray, "..."], scale: float, exponent: int) -> Tensor:
+    # One pass: a conversion and then a product would touch the memory twice.
+    factor = np.float32(scale * 2.0**-exponent)
+    return torch.from_numpy(np.multiply(values, factor, dtype=np.float32, casting="unsafe"))
 
 
 class Encrypted(nn.Module):
@@ -194,6 +205,8 @@ class Encrypted(nn.Module):
         if not 2 <= weight_bits <= 16:
             raise RangeError(f"encrypted layer: weight bits must be 2 to 16, got {weight_bits}")
         self.geometry = geometry
+        self.map_shape = (geometry.out_channels, *geometry.out_size)
+        self.out_shape = self.map_shape if isinstance(plain, nn.Conv2d) else self.map_shape[:1]
         self.weight_bits = weight_bits
         self.samples = samples
         self.products = products
@@ -210,18 +223,29 @@ class Encrypted(nn.Module):
         height, width = self.geometry.in_size
         return (self.geometry.in_channels, height, width)
 
-    def arrange(self, weight: Tensor) -> Tensor:
-        """Weights as the linear map's (o, kh, kw, c).
-
-        Not a step of autograd's: the product's own functions see to it, at less cost.
-        """
+    def arrange(self, integers: Tensor) -> Int16[np.ndarray, "o kh kw c"]:
+        """A weight's integers as the linear map's."""
         geometry = self.geometry
         shape = (geometry.out_channels, geometry.in_channels, *geometry.kernel)
-        return weight.view(shape).permute(0, 2, 3, 1)
+        return np.ascontiguousarray(integers.numpy().reshape(shape).transpose(0, 2, 3, 1))
 
-    def _product(self, x: Tensor) -> Tensor:
+    def weight_gradient(self, ids: Int64[np.ndarray, " n"], delta: Tensor) -> Tensor:
+        """scale 2^-f (G q^T) for an output gradient (n, oh, ow, o); asks for a key."""
+        private = self.private
+        if private is None:
+            fixed = fixed_point(delta, terms=(0, 1, 2), x_bound=self.x_bound, bits=16)
+        else:
+            fixed = private.truncate(delta)
+        integers = np.ascontiguousarray(fixed.integers.numpy())
+        values = self.products.gradient(ids, self.geometry, integers)
+        if private is not None:
+            values = private.blur(values, fixed.exponent)
+        values = values.transpose(0, 3, 1, 2).reshape(self.weight.shape)
+        return _real(values, self.encoding.scale, fixed.exponent)
+
+    def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         self.samples.check(x)
-        result: Tensor = _Product.apply(self.weight, self, self.samples.ids)  # type: ignore[no-untyped-call]
+        result: Tensor = _Product.apply(self.weight, bias, self)  # type: ignore[no-untyped-call]
         return result
 
 
@@ -246,10 +270,10 @@ class EncryptedConv2d(Encrypted):
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output (n, o, oh, ow)."""
-        y = self._product(x).permute(0, 3, 1, 2)
-        if self.encoding.offset:
-            y = y + nn.functional.conv2d(self._offset, self.weight, None, *self._settings)
-        return y if self.bias is None else y + self.bias.view(1, -1, 1, 1)
+        if not self.encoding.offset:
+            return self._product(x, self.bias)
+        constant = nn.functional.conv2d(self._offset, self.weight, self.bias, *self._settings)
+        return self._product(x, None) + constant
 
 
 class EncryptedLinear(Encrypted):
@@ -275,10 +299,10 @@ class EncryptedLinear(Encrypted):
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output (n, o)."""
-        y = self._product(x).flatten(1)
-        if self.encoding.offset:
-            y = y + nn.functional.linear(self._offset.flatten(1), self.weight)
-        return y if self.bias is None else y + self.bias
+        if not self.encoding.offset:
+            return self._product(x, self.bias)
+        constant = nn.functional.linear(self._offset.flatten(1), self.weight, self.bias)
+        return self._product(x, None) + constant
 
 
 def _conv_settings(conv: nn.Conv2d) -> tuple[Any, Any, Any]:

@@ -5,8 +5,10 @@ integers of the same grid, so the low bits of a float cannot tell a neighbouring
 2012 is the attack). `cloister.training.private` has the mechanism on gradients.
 """
 
+import hashlib
 import importlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -49,17 +51,36 @@ class GaussianNoise:
             raise RangeError(f"noise: delta must be below 1, got {self.delta}")
 
 
-class StepRandom:
-    """The randomness of one step under a key: a step made again after a crash has the same noise.
+@dataclass(frozen=True)
+class StepNoise:
+    """The randomness of one step's noise: a pseudorandom function of what the noise hides.
 
-    With fresh noise, whoever saw both would know the sum better than the accountant allows.
+    A step that is made again after a crash has the same noise if all of it is the same: two noises
+    on one sum would average out. If anything differs, as where somebody answered otherwise, its
+    noise is independent: one noise on two sums would cancel in their difference.
 
-    Secret   key; a step must never serve two different sums
+    seen     digest of what others answered in this step. With the sums alone, equal noise would
+             tell that an altered answer changes a sum by nothing at all.
+    Secret   key
     """
 
-    def __init__(self, key: bytes, *, epoch: int, step: int) -> None:
-        derived = derive(key, info=f"cloister noise of step {epoch} {step}".encode())
-        self._stream = Cipher(AES(derived), CTR(bytes(16))).encryptor()
+    key: bytes
+    epoch: int
+    step: int
+    seen: Callable[[], bytes]
+
+    def of(self, name: str, values: Float64[np.ndarray, "..."], *, unit: float) -> Csprng:
+        """The generator of one tensor's noise; `values` are integers in steps of `unit`."""
+        described = repr((name, unit.hex(), values.shape)).encode()
+        parts = (described, values.tobytes(), self.seen())
+        hides = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
+        where = f"cloister noise of step {self.epoch} {self.step} ".encode()
+        return _Stream(derive(self.key, info=where + hides))
+
+
+class _Stream:
+    def __init__(self, key: bytes) -> None:
+        self._stream = Cipher(AES(key), CTR(bytes(16))).encryptor()
 
     def random_bytes(self, n: int) -> bytes:
         """`n` bytes of the stream."""

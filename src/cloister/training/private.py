@@ -16,26 +16,29 @@ Integers of the first layer are truncated, never rounded up, at a scale that fol
 and the batch size alone; sums of the other layers are rounded to a grid whose error the clip's
 MARGIN covers. Neither adds to the sensitivity of 2 clip.
 
+Where samples have an offset, x = scale (q + offset / scale), the first layer's sum has a public
+factor times a secret one as its second term. It is added before the noise and rounded to the same
+grid: behind it, its low bits would be readable.
+
 Source   Abadi et al. 2016 (DP-SGD); deviations: whole epochs instead of Poisson sampling, and the
          bound above
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float64, Int
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.grad import conv2d_weight
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cloister.crypto.csprng import Csprng
-from cloister.errors import UnsupportedError
+from cloister.errors import InputError, UnsupportedError
 from cloister.fe.keyservice import RING_LIMIT
 from cloister.training.layers import INT16_MAX, Encrypted, FixedPoint
-from cloister.training.noise import GaussianNoise, gaussian
+from cloister.training.noise import GaussianNoise, StepNoise, gaussian
 
 MARGIN = 2.0**-10
 GRID_BITS = 12
@@ -44,16 +47,14 @@ GRID_BITS = 12
 class PrivateStep:
     """Backward passes of a model whose first layer is encrypted; also that layer's `Mechanism`.
 
-    rng      where the noise of the next step comes from
-
     Raises   UnsupportedError for models it cannot take apart, and for batch normalisation
     """
 
-    def __init__(
-        self, model: nn.Module, layer: Encrypted, *, noise: GaussianNoise, rng: Csprng
-    ) -> None:
+    def __init__(self, model: nn.Module, layer: Encrypted, *, noise: GaussianNoise) -> None:
         self._front, self._rest = _split(model, layer)
-        self._layer, self._noise, self.rng = layer, noise, rng
+        self._layer, self._noise = layer, noise
+        self._step: StepNoise | None = None
+        self._outputs: Tensor | None = None  # summed over the batch, in steps of the last exponent
         self._clip = noise.clip * (1 - MARGIN)
         kernel = math.prod(layer.geometry.weight_shape[1:])
         encoding = layer.encoding
@@ -62,14 +63,16 @@ class PrivateStep:
         self._limit = self._clip / self._first_factor
         layer.private = self
 
-    def backward(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(self, x: Tensor, targets: Tensor, *, step: StepNoise) -> tuple[Tensor, Tensor]:
         """Set the gradients of all parameters; gives the mean loss and the scores.
 
         Shapes   x: the batch's placeholder; targets: (n,)
         Secret   everything but the noisy gradients
         """
-        hidden = self._front(x)
-        gradients, deltas, losses, scores = self._per_sample(hidden.detach(), targets)
+        self._step = step
+        with torch.no_grad():
+            hidden = self._front(x)
+        gradients, deltas, losses, scores = self._per_sample(hidden, targets)
         positions = deltas.flatten(2) if deltas.ndim > 2 else deltas.unsqueeze(2)
         first = positions.double().norm(dim=1).sum(1) * self._first_factor
         squares = first.square()
@@ -80,14 +83,18 @@ class PrivateStep:
         named = dict(self._rest.named_parameters())
         for name, gradient in gradients.items():
             total = torch.einsum("n,n...->...", factors, gradient)
-            named[name].grad = self._noisy(total) / count
-        torch.autograd.backward(hidden, deltas * factors.view(-1, *[1] * (deltas.ndim - 1)))
-        weight, bias = self._layer.weight, self._layer.bias
-        if weight.grad is not None:
-            weight.grad /= count
-        if bias is not None and bias.grad is not None:
-            bias.grad = self._noisy(bias.grad) / count
+            named[name].grad = self._noisy(f"behind {name}", total) / count
+        self._first_layer(deltas * factors.view(-1, *[1] * (deltas.ndim - 1)))
         return losses.mean(), scores
+
+    def _first_layer(self, clipped: Tensor) -> None:
+        """Gradients of the encrypted layer. Not autograd's: its sums would meet noise unrounded."""
+        layer, count = self._layer, len(clipped)
+        delta = clipped.reshape(count, *layer.map_shape).permute(0, 2, 3, 1)
+        if layer.bias is not None and layer.bias.requires_grad:
+            layer.bias.grad = self._noisy("first bias", delta.sum((0, 1, 2))) / count
+        if layer.weight.requires_grad:
+            layer.weight.grad = layer.weight_gradient(layer.samples.ids, delta) / count
 
     def truncate(self, gradient: Tensor) -> FixedPoint:
         """Integers of a clipped output gradient, towards zero.
@@ -96,24 +103,54 @@ class PrivateStep:
         """
         room = (RING_LIMIT - 1) / self._layer.x_bound / (len(gradient) * self._limit)
         exponent = math.floor(math.log2(min(room, INT16_MAX / self._limit)))
+        # Truncated, they would pull the offset's part towards zero. The bound holds all the same:
+        # t q + offset with t from 0 to 1 is not larger than q + offset and offset both.
+        self._outputs = gradient.double().sum(0) * 2.0**exponent
         return FixedPoint((gradient * 2.0**exponent).trunc().to(torch.int16), exponent)
 
     def blur(self, values: Int[np.ndarray, "oc kh kw c"], exponent: int) -> np.ndarray:
-        """A weight gradient's integers with noise of their own grid."""
-        step = self._layer.encoding.scale * 2.0**-exponent
-        return np.asarray(values + self._integers(values.shape, step))
+        """A weight gradient in steps of scale 2^-exponent, offset and noise included but for
+        `weight_gradient` to scale.
 
-    def _noisy(self, total: Tensor) -> Tensor:
-        step = self._noise.clip * 2.0 ** -(GRID_BITS + math.ceil(math.log2(total.numel()) / 2))
-        rounded = np.rint(total.double().numpy() / step)
-        noise = self._integers(tuple(total.shape), step)
-        return torch.from_numpy((rounded + noise) * step).float()
+        Error    with an offset, half a step of a grid as fine as the other sums' at least
+        """
+        unit = self._layer.encoding.scale * 2.0**-exponent
+        if not self._layer.encoding.offset:
+            return self._with_noise("first weight", values.astype(np.float64), unit=unit)
+        total = values + self._offset_sum()
+        coarseness = math.ceil(math.log2(math.sqrt(values.size) * unit / self._noise.clip))
+        finer = 2.0 ** max(0, GRID_BITS + coarseness)
+        return self._with_noise("first weight", total * finer, unit=unit / finer) / finer
 
-    def _integers(self, shape: Sequence[int], step: float) -> np.ndarray:
-        """Noise of deviation sigma clip in steps of a grid."""
-        deviation = self._noise.sigma * self._noise.clip / step
-        noise = gaussian(math.prod(shape), rng=self.rng)
-        return np.asarray(np.rint(deviation * noise).astype(np.int64).reshape(shape))
+    def _offset_sum(self) -> Float64[np.ndarray, "oc kh kw c"]:
+        """The gradient if every sample were offset / scale everywhere."""
+        layer, geometry = self._layer, self._layer.geometry
+        if self._outputs is None:
+            raise InputError("noise on gradients: there is no output gradient")
+        o, kh, kw, c = geometry.weight_shape
+        sums = self._outputs.permute(2, 0, 1).unsqueeze(0)
+        ones = torch.ones((1, c, *geometry.in_size), dtype=torch.float64)
+        counts: Tensor = conv2d_weight(  # type: ignore[no-untyped-call]
+            ones, (o, c, kh, kw), sums, geometry.stride, geometry.pad, geometry.dilation
+        )
+        ratio = layer.encoding.offset / layer.encoding.scale
+        return np.asarray(counts.permute(0, 2, 3, 1).numpy() * ratio)
+
+    def _noisy(self, name: str, total: Tensor) -> Tensor:
+        unit = self._noise.clip * 2.0 ** -(GRID_BITS + math.ceil(math.log2(total.numel()) / 2))
+        values = self._with_noise(name, total.double().numpy() / unit, unit=unit)
+        return torch.from_numpy(values * unit).float()
+
+    def _with_noise(
+        self, name: str, total: Float64[np.ndarray, "..."], *, unit: float
+    ) -> Float64[np.ndarray, "..."]:
+        """A sum in steps of `unit`, rounded to them, and noise of deviation sigma clip on it."""
+        if self._step is None:
+            raise InputError("noise on gradients: only PrivateStep.backward may ask for gradients")
+        rounded = np.rint(total) + 0.0  # no negative zeros: equal sums have equal bytes
+        deviation = self._noise.sigma * self._noise.clip / unit
+        noise = gaussian(total.size, rng=self._step.of(name, rounded, unit=unit))
+        return np.asarray(rounded + np.rint(deviation * noise).reshape(total.shape))
 
     def _per_sample(
         self, hidden: Tensor, targets: Tensor

@@ -7,6 +7,7 @@ It has no key and no unmasking term, so everything it holds and answers is unifo
 The training process either is this server (`unmask_to="server"`) or asks it (`"trusted"`).
 """
 
+import hashlib
 from typing import Protocol
 
 import numpy as np
@@ -109,3 +110,48 @@ class LocalCiphertextServer:
         if name not in self._datasets:
             raise EncryptionError(f"data set {name!r} is not here; start the server with its file")
         return self._datasets[name]
+
+
+class WitnessedServer:
+    """Another ciphertext server, and a digest of what it has answered in a step."""
+
+    def __init__(self, server: CiphertextServer) -> None:
+        self._server = server
+        self._seen = hashlib.sha256()
+
+    def begin(self, labels: Int64[np.ndarray, " n"]) -> None:
+        """A new step, on samples whose labels it has answered before."""
+        self._seen = hashlib.sha256(np.ascontiguousarray(labels).data)
+
+    def digest(self) -> bytes:
+        """SHA-256 of the labels and of the step's answers so far."""
+        return self._seen.digest()
+
+    def forward(
+        self, dataset: str, ids: Int64[np.ndarray, " n"], linear: LinearMap
+    ) -> UInt32[np.ndarray, "n oh ow oc"]:
+        """See CiphertextServer."""
+        return self._witness(self._server.forward(dataset, ids, linear))
+
+    def gradient(
+        self,
+        dataset: str,
+        ids: Int64[np.ndarray, " n"],
+        geometry: Geometry,
+        delta: Int16[np.ndarray, "n oh ow oc"],
+    ) -> UInt32[np.ndarray, "oc kh kw c"]:
+        """See CiphertextServer."""
+        return self._witness(self._server.gradient(dataset, ids, geometry, delta))
+
+    def data(self, dataset: str, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n h w c"]:
+        """See CiphertextServer."""
+        return self._witness(self._server.data(dataset, ids))
+
+    def labels(self, dataset: str, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n classes"]:
+        """See CiphertextServer."""
+        return self._witness(self._server.labels(dataset, ids))
+
+    def _witness(self, answer: UInt32[np.ndarray, "..."]) -> UInt32[np.ndarray, "..."]:
+        # Their place is fixed by the step, so lengths need no separators.
+        self._seen.update(np.ascontiguousarray(answer).data)
+        return answer

@@ -30,10 +30,15 @@ from cloister.training import checkpoint, models
 from cloister.training.checkpoint import Checkpoint, EpochResult, Position
 from cloister.training.frozen import Features, Lift, Projection, default_projection
 from cloister.training.layers import Encrypted, Samples
-from cloister.training.noise import GaussianNoise, StepRandom
+from cloister.training.noise import GaussianNoise, StepNoise
 from cloister.training.private import PrivateStep
 from cloister.training.products import Products, Recorder
-from cloister.training.server import Ciphertexts, CiphertextServer, LocalCiphertextServer
+from cloister.training.server import (
+    Ciphertexts,
+    CiphertextServer,
+    LocalCiphertextServer,
+    WitnessedServer,
+)
 from cloister.training.settings import FirstLayer, Guard, Running, Settings
 
 __all__ = ["Dataset", "FirstLayer", "Settings", "Trainer", "epoch_order"]
@@ -59,6 +64,11 @@ class Dataset(Ciphertexts, Protocol):
     @property
     def encoding(self) -> Encoding:
         """Meaning of its integers."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """Differs wherever the authority or any sample does."""
         ...
 
     @property
@@ -108,9 +118,11 @@ class Trainer:
         )
         self.info = keys.describe(dataset.name)
         _check(dataset, self.info, settings)
+        server = server or LocalCiphertextServer(dataset, threads=settings.threads)
+        self._witness = None if noise is None else WitnessedServer(server)
         self.products = Products(
             self.info,
-            server or LocalCiphertextServer(dataset, threads=settings.threads),
+            self._witness or server,
             keys=keys,
             receiver=settings.unmask_to,
             recorder=release_log,
@@ -121,7 +133,7 @@ class Trainer:
         self.projection: Projection | None = None
         self._folder = checkpoint_dir
         self._train_ids, self._test_ids = dataset.train_ids, dataset.test_ids
-        self._described = repr(model)
+        self._described, self._identity = repr(model), dataset.identity
         self._features: tuple[Features, Tensor] | None = None
         self._samples = Samples(self.info.shape)
         self._private: PrivateStep | None = None
@@ -156,7 +168,10 @@ class Trainer:
             ]
             self._labels = torch.from_numpy(np.concatenate(parts))
         if self.projection is not None and self._features is None:
-            features = Features(self.projection, self._ids, info=self.info, folder=self._folder)
+            features = Features(
+                self.projection, self._ids, info=self.info, identity=self._identity,
+                folder=self._folder,
+            )  # fmt: skip
             features.complete(self.products, update=update)
             self._features = (features, features.tensor())
 
@@ -175,7 +190,7 @@ class Trainer:
         steps = math.ceil(len(self._train_ids) / self.settings.batch)
         self._generator = torch.get_rng_state()
         if self._private is not None and not resumed:
-            self._save()  # the noise of the first steps must not be drawn twice
+            self._save()  # the first steps, if they are made again, shall have the same noise
         while self.position.epoch < epochs:
             for batch in self._batches():
                 self.step(batch)
@@ -209,8 +224,7 @@ class Trainer:
             weight_bits=self.settings.weight_bits,
         )
         if self.settings.noise is not None:
-            noise = self.settings.noise
-            self._private = PrivateStep(self.model, layer, noise=noise, rng=self._rng)
+            self._private = PrivateStep(self.model, layer, noise=self.settings.noise)
 
     def _batches(self) -> Iterator[Int64[np.ndarray, " n"]]:
         """The rest of the current epoch; its order follows from seed and epoch."""
@@ -241,15 +255,17 @@ class Trainer:
         self.products.step += 1
         self.optimizer.zero_grad()
         targets = self._targets(batch)
-        if self._private is None:
+        if self._private is None or self._witness is None:
             scores = self._scores(batch)
             loss = nn.functional.cross_entropy(scores, targets)
             loss.backward()  # type: ignore[no-untyped-call]
         else:
-            place = {"epoch": position.epoch, "step": position.step}
-            self._private.rng = StepRandom(self._noise_key, **place)
+            seen = self._witness
+            seen.begin(targets.numpy())
+            noise = StepNoise(self._noise_key, position.epoch, position.step, seen.digest)
             with _model_errors():
-                loss, scores = self._private.backward(self._samples.of(batch), targets)
+                x = self._samples.of(batch)
+                loss, scores = self._private.backward(x, targets, step=noise)
         self.optimizer.step()
         position.step += 1
         position.loss_sum += float(loss.detach()) * len(batch)
@@ -274,10 +290,8 @@ class Trainer:
         self._save()
 
     def _scores(self, ids: Int64[np.ndarray, " n"]) -> Tensor:
-        if self._features is None:
-            x = self._samples.of(ids)
-        else:
-            x = self._features[1][self._places[ids]]
+        features = self._features
+        x = self._samples.of(ids) if features is None else self._taken(features[1], ids)
         with _model_errors():
             scores: Tensor = self.model(x)
         if scores.shape != (len(ids), self.info.classes):
@@ -290,17 +304,22 @@ class Trainer:
     def _targets(self, ids: Int64[np.ndarray, " n"]) -> Tensor:
         if self._labels is None:
             raise InputError("trainer: call prepare() first")
-        return self._labels[self._places[ids]]
+        return self._taken(self._labels, ids)
+
+    def _taken(self, rows: Tensor, ids: Int64[np.ndarray, " n"]) -> Tensor:
+        """Rows of the named samples; indexing by an array would take three times as long."""
+        return rows.index_select(0, torch.from_numpy(self._places[ids]))
 
     def _run(self) -> str:
         """Which run a checkpoint belongs to.
 
-        Samples count that are in the file: the authority's number also grows by those of a client
-        that was killed before they were, and that must not orphan a checkpoint.
+        Samples count that are in the file, each by its part's digest: the authority's number also
+        grows by those of a client that was killed, and that must not orphan a checkpoint.
         """
         settings = self.settings
         parts = (
             replace(self.info, samples=0).to_json(),
+            self._identity.encode(),
             self._train_ids.tobytes(),
             self._test_ids.tobytes(),
             self._described.encode(),

@@ -319,9 +319,7 @@ class ShmLink:
         while True:
             try:
                 if descriptors:
-                    socket.send_fds(
-                        self._channel, [packet], list(descriptors), socket.MSG_DONTWAIT
-                    )
+                    socket.send_fds(self._channel, [packet], list(descriptors), socket.MSG_DONTWAIT)
                 else:
                     self._channel.send(packet, socket.MSG_DONTWAIT)
             except BlockingIOError as error:

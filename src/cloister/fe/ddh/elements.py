@@ -34,6 +34,7 @@ def encrypt_elements(
     Secret   x.  Time: independent of values.
     Raises   ShapeError, RangeError
     """
+    x = np.array(x)
     public, g = encryption.public, encryption.public.group
     bound = public.bounds.x_bound
     check_matrix("x", x, bound=bound)
@@ -59,6 +60,8 @@ def keygen_elements(
              must see to. A key for c is c^s, so whoever chooses c freely asks for other entries.
     Raises   InputError for another operation, ShapeError, RangeError, EncryptionError
     """
+    # Private copies, of no subclass: the secret meets only elements that were checked.
+    y, commitments = np.array(y), np.array(commitments)
     public, g = master.public, master.public.group
     if op not in ELEMENT_KEYS:
         raise InputError(f"ddh: the operation is one of + - * /, not {op!r}")
@@ -79,7 +82,7 @@ def keygen_elements(
         key = g.sums(flat, products[:, None])
     else:
         key = g.sums(g.sums(flat, secret)[:, None], _inverses(g, operand)[:, None])
-    return ElementKey(public, op, y.copy(), key.reshape(commitments.shape))
+    return ElementKey(public, op, y, key.reshape(commitments.shape))
 
 
 def decrypt_elements(

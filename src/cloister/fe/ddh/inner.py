@@ -72,7 +72,7 @@ def setup(
     basis = nothing(dim, rng=rng)
     master = MasterKey.counting(public, scalars, basis=basis, budget=budget, keep=keep)
     if keep is not None:
-        keep(master.to_bytes())
+        keep(master.to_bytes(), replaces=None)
     return Keys(master, encryption, public)
 
 
@@ -86,6 +86,7 @@ def encrypt(
     Secret   x.  Time: independent of values.
     Raises   ShapeError, RangeError
     """
+    x = np.array(x)
     public, g = encryption.public, encryption.public.group
     bound = public.bounds.x_bound
     check_matrix("x", x, bound=bound, columns=public.bounds.dim)
@@ -110,9 +111,9 @@ def keygen(
     Raises   ShapeError, RangeError, BudgetError (more independent functions than the budget), and
              what the master key's `keep` raises: then there is no key
     """
+    # A private copy, of no subclass: what is charged is what the key is made for.
+    y = np.array(y)
     public, g = master.public, master.public.group
-    # A private copy: what is charged is what the key is made for.
-    y = y.copy()
     check_matrix("y", y, bound=public.bounds.y_bound, columns=public.bounds.dim)
     master.released.charge(y)
     scalars = [g.combine(master.inner(which), y) for which in range(public.secrets)]

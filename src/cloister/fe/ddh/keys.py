@@ -76,9 +76,10 @@ class MasterKey:
         Raises   EncryptionError
         """
 
-        def kept(grown: Basis) -> None:
+        def kept(before: Basis, grown: Basis) -> None:
             if keep is not None:
-                keep(_master_bytes(public, scalars, grown, budget))
+                old = _master_bytes(public, scalars, before, budget)
+                keep(_master_bytes(public, scalars, grown, budget), replaces=old)
 
         return cls(public, scalars, Released(basis, budget=budget, name="ddh", keep=kept))
 

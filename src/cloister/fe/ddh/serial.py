@@ -87,6 +87,7 @@ class Reader:
     def __init__(
         self, data: bytes, kind: Kind, *, shape: tuple[int | None, int | None] = (None, None)
     ) -> None:
+        data = bytes(data)  # a buffer could change after it was checked
         self._what = f"ddh {kind.name.lower().replace('_', ' ')}"
         if len(data) < _HEADER.size:
             raise EncryptionError(f"{self._what}: the bytes end within the header")
