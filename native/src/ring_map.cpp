@@ -218,12 +218,16 @@ void RingMap::pack(const int16_t* weights) {
   weights_.reserve(g_.groups * panels_ * pairs_ * kRingPanel * 2 *
                    static_cast<int64_t>(sizeof(int16_t)));
   auto* packed = static_cast<int16_t*>(weights_.data());
+  const RingBackend& kernels = backend();
   for (int64_t panel = 0; panel < g_.groups * panels_; ++panel) {
     const int64_t group = panel / panels_, first = panel % panels_ * kRingPanel;
     const int64_t width = std::min(kRingPanel, g_.group_out() - first);
     const int16_t* row = weights + (group * g_.group_out() + first) * length;
     for (const RingSegment& segment : segments_) {  // in the order of a row's weights
-      for (int64_t e = 0; e < segment.elements; e += 2, packed += 2 * kRingPanel) {
+      const int64_t done =
+          kernels.pack ? kernels.pack(row, length, width, segment.elements / 2, packed) : 0;
+      packed += done * 2 * kRingPanel;
+      for (int64_t e = 2 * done; e < segment.elements; e += 2, packed += 2 * kRingPanel) {
         for (int64_t lane = 0; lane < kRingPanel; ++lane) {
           const bool first_real = lane < width,
                      second_real = first_real && e + 1 < segment.elements;

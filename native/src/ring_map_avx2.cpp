@@ -42,7 +42,7 @@ struct Avx2 {
 
 }  // namespace
 
-const RingBackend kRingAvx2 = {&panel<Avx2>, &depthwise<Avx2>, &split};
+const RingBackend kRingAvx2 = {&panel<Avx2>, &depthwise<Avx2>, &split, nullptr};
 
 }  // namespace cloister
 

@@ -41,6 +41,10 @@ struct RingBackend {
   void (*depthwise)(const RingDepthwiseJob&);
   // x = hi * 2^16 + lo (mod 2^32) for `count` elements.
   void (*split)(const uint32_t* x, int64_t count, int16_t* lo, int16_t* hi);
+  // Packs the first pairs of `width` rows, `length` weights apart, as [pair][32][2], and says how
+  // many; null: none.
+  int64_t (*pack)(const int16_t* rows, int64_t length, int64_t width, int64_t pairs,
+                  int16_t* packed);
 };
 
 extern const RingBackend kRingPortable;

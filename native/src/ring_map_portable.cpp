@@ -44,6 +44,6 @@ struct Portable {
 
 }  // namespace
 
-const RingBackend kRingPortable = {&panel<Portable>, &depthwise<Portable>, &split};
+const RingBackend kRingPortable = {&panel<Portable>, &depthwise<Portable>, &split, nullptr};
 
 }  // namespace cloister
