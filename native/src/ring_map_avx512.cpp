@@ -1,4 +1,7 @@
 #if defined(__x86_64__)
+// GCC 12 takes the undefined pass-through operand inside its own intrinsics for a bug of ours.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 
 #include "ring_map_tile.hpp"
