@@ -74,7 +74,7 @@ struct Rates {
 
 Rates gigabytes(char* p, size_t bytes) {
   const int64_t lines = static_cast<int64_t>(bytes / 64);
-  const int64_t sweeps = std::max<int64_t>(int64_t{400} << 20, 1) / static_cast<int64_t>(bytes) + 1;
+  const int64_t sweeps = (int64_t{400} << 20) / static_cast<int64_t>(bytes) + 1;
   const double total = 1e-9 * static_cast<double>(bytes) * static_cast<double>(sweeps);
   const __m512i one = _mm512_set1_epi32(1);
   const auto sweep = [&](const auto& line) {

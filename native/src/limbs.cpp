@@ -1,12 +1,12 @@
 #include "limbs.hpp"
 
+#include "pass_backend.hpp"
 #include "wipe.hpp"
 
 namespace cloister {
 namespace {
 
 constexpr int64_t kFewChannels = 64;
-constexpr int64_t kLongRow = 16;  // pixels: what a channel costs once is shared by so many
 
 template <typename T>
 void overwrite(std::vector<T>& secret) {

@@ -3,6 +3,7 @@
 
 #include "pass_limbs_avx512.hpp"
 #include "pass_requests_avx512.hpp"
+#include "pass_windows.hpp"
 
 namespace cloister {
 namespace {
@@ -67,7 +68,7 @@ void any_emit_blinded(const EmitRow& row, CheckLanes& lanes) {
 // Channel after channel, a line of the request would be written in two halves.
 void emit_staged(const EmitRow& row, CheckLanes& lanes) {
   alignas(64) int16_t tile[kTile];
-  rows::emit_limbs(row, rows::StagedRequest{tile}, lanes);
+  rows::emit_limbs(row, rows::PlainRequest<false>{tile}, lanes);
   for (int64_t j = 0; j < row.pixels * row.channels; j += 32) {
     _mm512_stream_si512(reinterpret_cast<__m512i*>(row.plain + j), _mm512_load_si512(tile + j));
   }

@@ -8,6 +8,7 @@
 namespace cloister {
 
 constexpr int64_t kTile = 2048;          // elements: 8 KiB of floats and 8 KiB of pad in L1
+constexpr int64_t kLongRow = 16;         // pixels: what a channel costs once is shared by so many
 constexpr int64_t kColumnPixels = 1024;  // a factored EmitRow has no more
 
 class LimbCheck;

@@ -68,8 +68,10 @@ struct LimbSums {
   // The sum over all channels times a pixel's factors: (factor, 2^26 factor). Lanes 0, 2, 4, 6 get
   // d0 + d1 2^13, below 2^48, and the others d2 + d3 2^13.
   void into_pixel(Avx512::Sum& sum, const uint64_t* factors) const {
-    const I512 low = _mm512_add_epi64(even_and_odd(0), _mm512_slli_epi64(even_and_odd(1), 13));
-    const I512 high = _mm512_add_epi64(even_and_odd(2), _mm512_slli_epi64(even_and_odd(3), 13));
+    const I512 low =
+        _mm512_add_epi64(even_and_odd(0), _mm512_slli_epi64(even_and_odd(1), kLimbBits));
+    const I512 high =
+        _mm512_add_epi64(even_and_odd(2), _mm512_slli_epi64(even_and_odd(3), kLimbBits));
     const I512 both =
         _mm512_add_epi64(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high));
     const __m128i pair = _mm_loadu_si128(reinterpret_cast<const __m128i*>(factors));

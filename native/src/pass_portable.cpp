@@ -3,6 +3,7 @@
 
 #include "p52.hpp"
 #include "pass_rows.hpp"
+#include "pass_windows.hpp"
 
 namespace cloister {
 namespace {

@@ -66,19 +66,6 @@ inline __attribute__((always_inline)) void put_pair(PlainRequest<true>& request,
   _mm512_stream_si512(reinterpret_cast<__m512i*>(request.out + at), pair);
 }
 
-// Memory in the cache that is streamed to the request afterwards.
-struct StagedRequest {
-  int16_t* tile;
-
-  StagedRequest run(int64_t, int64_t) const { return *this; }
-
-  template <int kCount>
-  void next(__m512i*) const {}
-  void put(int64_t at, __m512i q, __m512i, auto... mask) const {
-    Avx512::store_narrow(tile + at, q, mask...);
-  }
-};
-
 struct PaddedRequest {
   uint32_t* out;
   const uint32_t* pad;

@@ -17,6 +17,7 @@ import stat
 import threading
 from pathlib import Path
 
+from cloister import files
 from cloister.errors import EncryptionError, InputError
 
 
@@ -96,7 +97,7 @@ class KeyFile:
                     "replaced; use the one master key that was read from it or kept in it last"
                 )
             try:
-                self._write(data)
+                files.replace(self._path, data)
             except OSError as error:
                 raise EncryptionError(
                     f"{self._path}: cannot be written ({error.strerror or error}); no key is made; "
@@ -108,22 +109,6 @@ class KeyFile:
         if data is None or self._digest is None:
             return data is None and self._digest is None and self._new
         return hmac.compare_digest(hashlib.sha256(data).digest(), self._digest)
-
-    def _write(self, data: bytes) -> None:
-        temporary = self._path.with_name(self._path.name + ".new")
-        # What lies there is left over from a crash, or put there by others: never written into.
-        temporary.unlink(missing_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path)
-        folder = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
     def _hold(self) -> int:
         lock = self._path.with_name(self._path.name + ".lock")

@@ -6,7 +6,6 @@ written beside the old one, brought to the disk and renamed over it, so there is
 """
 
 import io
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from cloister import files
 from cloister.errors import EncryptionError, InputError
 
 FORMAT = 3
@@ -119,27 +119,8 @@ def replace(path: Path, content: bytes) -> None:
 
     Raises   InputError naming the file
     """
-    temporary = path.with_name(path.name + ".new")
     with writing(path):
-        with os.fdopen(create(temporary), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def create(path: Path) -> int:
-    """A new file for its owner alone, open to read and write, in the place of any that is there.
-
-    Whoever made a file before us would own it, or read it, or have it point elsewhere.
-    """
-    path.unlink(missing_ok=True)
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        files.replace(path, content)
 
 
 @contextmanager

@@ -30,7 +30,8 @@ from cloister.crypto.csprng import pad_stream
 from cloister.errors import EncryptionError, FunctionError, ShapeError
 from cloister.fe.keyservice import RING_LIMIT, DatasetInfo
 from cloister.field.linear import Geometry, LinearMap
-from cloister.training.checkpoint import create, replace, writing
+from cloister.files import create
+from cloister.training.checkpoint import replace, writing
 from cloister.training.layers import FirstLayerProducts
 
 CHUNK = 512
