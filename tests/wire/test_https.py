@@ -1,3 +1,5 @@
+import concurrent.futures
+import contextlib
 import http.client
 import socket
 import ssl
@@ -16,12 +18,14 @@ from cloister.errors import (
     AuthorityUnavailable,
     BudgetError,
     CloisterError,
+    EncryptionError,
     InputError,
     ProtocolError,
 )
 from cloister.wire import bodies
 from cloister.wire.bodies import Body
-from cloister.wire.https import CONTENT_TYPE, HttpsClient, HttpsServer
+from cloister.wire.https import CONTENT_TYPE, HttpsClient
+from cloister.wire.https_server import QUICK_BYTES, HttpsServer, Job, Pending
 
 MAX_BODY_BYTES = 1 << 20
 
@@ -30,7 +34,8 @@ class Service:
     def __init__(self, folder):
         self.folder = folder
         self.identity = Identity.create(folder, rng=SystemRandom())
-        self.seen = []
+        self.seen, self.ran_in = [], []
+        self.after, self.release = concurrent.futures.Future(), threading.Event()
         self.server = None
         self.start("127.0.0.1:0")
 
@@ -50,7 +55,16 @@ class Service:
             raise BudgetError("sample 3: no\nmore")
         if operation == "crash":
             raise KeyError("the secret")
-        return Body({"operation": operation, "token": token, **body.fields}, body.tensors)
+        if operation == "wait":
+            return Job(lambda: Pending(Body({"secret": 7}), self.after), quick=True)
+
+        def run():
+            self.ran_in.append((operation, threading.current_thread().name))
+            if operation == "slow":
+                self.release.wait(20)
+            return Body({"operation": operation, "token": token, **body.fields}, body.tensors)
+
+        return Job(run, quick=operation == "quick")
 
     def client(self, **options):
         options = {"certificate": self.identity.public.certificate, "retry_for_s": 0.3} | options
@@ -102,6 +116,56 @@ def test_a_fault_of_the_server_tells_nothing(service, caplog):
     assert "secret" not in str(caught.value)
     assert "the secret" in caplog.text
     client.close()
+
+
+def test_an_answer_waits_for_what_it_has_to_wait_for(service):
+    service.after = concurrent.futures.Future()
+    answers = []
+
+    def ask():
+        with contextlib.closing(service.client()) as client:
+            answers.append(client.call("wait", {}))
+
+    callers = [threading.Thread(target=ask) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+    time.sleep(0.3)
+    # Others are answered meanwhile, and nothing has left.
+    with contextlib.closing(service.client()) as other:
+        assert other.call("quick", {"n": 1}).fields["n"] == 1
+    assert not answers
+    service.after.set_result(None)
+    for caller in callers:
+        caller.join(20)
+    assert [answer.fields for answer in answers] == [{"secret": 7}] * 3
+
+
+def test_an_answer_whose_condition_fails_does_not_leave(service):
+    service.after = concurrent.futures.Future()
+    service.after.set_exception(EncryptionError("the ledger is full"))
+    with contextlib.closing(service.client()) as client:
+        for _ in range(2):
+            with pytest.raises(EncryptionError, match="the ledger is full"):
+                client.call("wait", {})
+
+
+def test_work_that_takes_long_holds_up_nobody(service):
+    service.release.clear()
+    patient, client = service.client(), service.client()
+    slow = threading.Thread(target=lambda: patient.call("slow", {}))
+    slow.start()
+    with contextlib.closing(patient), contextlib.closing(client):
+        for _ in range(3):
+            client.call("quick", {})
+        client.call("large", {}, (np.zeros(QUICK_BYTES, np.uint8),))
+        assert slow.is_alive()
+        service.release.set()
+        slow.join(20)
+    assert not slow.is_alive()
+    names = dict(service.ran_in)
+    assert names["quick"] == "https"  # the event loop's own
+    assert names["slow"].startswith("https_")
+    assert names["large"].startswith("https_")
 
 
 def test_another_certificate_is_not_talked_to(service, tmp_path):
@@ -291,6 +355,6 @@ def test_fields_of_a_wrong_type_are_named():
 
 
 def test_serving_without_an_http_server_says_what_to_install(service, monkeypatch):
-    monkeypatch.setattr("cloister.wire.https.uvicorn", None)
+    monkeypatch.setattr("cloister.wire.https_server.uvicorn", None)
     with pytest.raises(InputError, match=r"cloister\[serve\]"):
         service.start("127.0.0.1:0")

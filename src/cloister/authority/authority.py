@@ -4,8 +4,6 @@ In process here; `cloister.authority.service` serves one over HTTPS. An answer l
 the ledger's commit: whatever is killed when, what others hold is a subset of what is recorded.
 """
 
-import contextlib
-import fcntl
 import hmac
 import json
 import os
@@ -13,7 +11,7 @@ import re
 import sqlite3
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,6 +24,7 @@ from cloister.authority.identity import Identity
 from cloister.authority.ledger import Ledger, Spent
 from cloister.authority.records import (
     MAX_SAMPLES,
+    Dataset,
     Part,
     Summary,
     Terms,
@@ -50,20 +49,23 @@ _PART = re.compile(r"[0-9a-f]{32}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-class _Dataset:
-    """A data set's keys and places."""
+@dataclass(frozen=True)
+class Issued:
+    """A key that is charged for; it may leave once the ledger has it on stable storage.
 
-    def __init__(self, info: DatasetInfo, terms: Terms, label_key: bytes) -> None:
-        self.info, self.terms, self.label_key = info, terms, label_key
-        self.parts: list[Part] = []
-        self.keys: list[bytes] = []
-        self.firsts = np.empty(0, np.int64)
+    Secret   term, until then
+    """
 
-    def add(self, part: Part, key: bytes) -> None:
-        self.parts.append(part)
-        self.keys.append(key)
-        self.firsts = np.array([part.first for part in self.parts], np.int64)
-        self.info = replace(self.info, samples=part.first + part.samples)
+    term: UInt32[np.ndarray, "..."]
+    ticket: databases.Ticket
+
+    def wait(self) -> UInt32[np.ndarray, "..."]:
+        """The key, as soon as it may leave.
+
+        Raises   EncryptionError when the ledger cannot be written
+        """
+        self.ticket.wait()
+        return self.term
 
 
 class Authority:
@@ -76,10 +78,10 @@ class Authority:
         """
         self._folder, self._threads = Path(folder), threads
         self.identity = Identity.open(self._folder)
-        self._held = _hold(self._folder / LOCK_FILE)
+        self._held = databases.hold(self._folder / LOCK_FILE)
         try:
             self.database = databases.Database(self._folder / databases.FILE)
-            self._datasets: dict[str, _Dataset] = {}
+            self._datasets: dict[str, Dataset] = {}
             self._lock = threading.Lock()
             self._load()
         except BaseException:
@@ -133,7 +135,7 @@ class Authority:
                 lambda connection: _insert(connection, "datasets", row)
             ).wait()  # fmt: skip
             self._ledger.open_book(info, limits=terms.limits(info))
-            self._datasets[info.name] = _Dataset(info, terms, label_key)
+            self._datasets[info.name] = Dataset(info, terms, label_key)
 
     def register_part(
         self, dataset: str, part: str, samples: int, sha256: str, *, sealed_key: bytes
@@ -175,6 +177,12 @@ class Authority:
         self, dataset: str, ids: Int64[np.ndarray, " n"], *, receiver: Receiver
     ) -> UInt32[np.ndarray, "n classes"]:
         """See `KeyService.label_key`."""
+        return self.issue_labels(dataset, ids, receiver=receiver).wait()
+
+    def issue_labels(
+        self, dataset: str, ids: Int64[np.ndarray, " n"], *, receiver: Receiver
+    ) -> Issued:
+        """As `label_key`, without waiting for the ledger."""
         found = self._dataset(dataset)
         ids = self._ids(found, ids, receiver)
         if receiver == "server" and not found.terms.labels_to_server:
@@ -186,8 +194,7 @@ class Authority:
         else:
             ticket = self._ledger.count_trusted(dataset)
         term = self._masks(found, ids, (found.info.classes,), mask.LABEL_DOMAIN)
-        ticket.wait()
-        return term
+        return Issued(term, ticket)
 
     def label_secret(self, dataset: str) -> bytes:
         """The key of the label permutation, for clients of the data set alone.
@@ -219,6 +226,17 @@ class Authority:
         receiver: Receiver,
     ) -> UInt32[np.ndarray, "n oh ow oc"]:
         """See `KeyService.forward_key`."""
+        return self.issue_forward(dataset, ids, linear, receiver=receiver).wait()
+
+    def issue_forward(
+        self,
+        dataset: str,
+        ids: Int64[np.ndarray, " n"],
+        linear: LinearMap,
+        *,
+        receiver: Receiver,
+    ) -> Issued:
+        """As `forward_key`, without waiting for the ledger."""
         found = self._dataset(dataset)
         ids = self._ids(found, ids, receiver)
         functions.check_size(found.info, linear.geometry, len(ids))
@@ -233,8 +251,7 @@ class Authority:
         term = mask.forward(linear, pads, threads=self._threads)
         if receiver == "server":
             self._blur(found, ids, linear, term)
-        ticket.wait()
-        return term
+        return Issued(term, ticket)
 
     def gradient_key(
         self,
@@ -246,6 +263,18 @@ class Authority:
         receiver: Receiver,
     ) -> UInt32[np.ndarray, "o kh kw c"]:
         """See `KeyService.gradient_key`."""
+        return self.issue_gradient(dataset, ids, geometry, delta, receiver=receiver).wait()
+
+    def issue_gradient(
+        self,
+        dataset: str,
+        ids: Int64[np.ndarray, " n"],
+        geometry: Geometry,
+        delta: Int16[np.ndarray, "n oh ow oc"],
+        *,
+        receiver: Receiver,
+    ) -> Issued:
+        """As `gradient_key`, without waiting for the ledger."""
         found = self._dataset(dataset)
         ids = self._ids(found, ids, receiver)
         functions.check_size(found.info, geometry, len(ids))
@@ -264,8 +293,7 @@ class Authority:
             ticket = self._ledger.count_trusted(dataset)
         pads = self._masks(found, ids, geometry.in_shape, mask.DATA_DOMAIN)
         term = mask.gradient(geometry, delta, pads, threads=self._threads)
-        ticket.wait()
-        return term
+        return Issued(term, ticket)
 
     # ---- for the owner of the data
 
@@ -284,14 +312,14 @@ class Authority:
         counts = self._ledger.counts(dataset)
         return summarise(found.info, found.terms, self._ledger.spent(dataset), counts)
 
-    def _dataset(self, name: str) -> _Dataset:
+    def _dataset(self, name: str) -> Dataset:
         found = self._datasets.get(name)
         if found is None:
             raise EncryptionError(f"data set {name}: is not known to this authority")
         return found
 
     def _ids(
-        self, found: _Dataset, ids: Int64[np.ndarray, " n"], receiver: Receiver
+        self, found: Dataset, ids: Int64[np.ndarray, " n"], receiver: Receiver
     ) -> Int64[np.ndarray, " n"]:
         """A private copy of sample ids, asked for by a receiver there is."""
         if receiver not in get_args(Receiver):
@@ -311,7 +339,7 @@ class Authority:
         return ids
 
     def _masks(
-        self, found: _Dataset, ids: Int64[np.ndarray, " n"], shape: tuple[int, ...], domain: int
+        self, found: Dataset, ids: Int64[np.ndarray, " n"], shape: tuple[int, ...], domain: int
     ) -> UInt32[np.ndarray, "n ..."]:
         out = np.empty((len(ids), *shape), np.uint32)
         for mine, local, key in self._by_part(found, ids):
@@ -320,7 +348,7 @@ class Authority:
 
     def _blur(
         self,
-        found: _Dataset,
+        found: Dataset,
         ids: Int64[np.ndarray, " n"],
         linear: LinearMap,
         term: UInt32[np.ndarray, "n oh ow oc"],
@@ -335,7 +363,7 @@ class Authority:
             term[mine] -= blur.noise(key, local, term.shape[1:], digest=digest, shift=shift)
 
     def _by_part(
-        self, found: _Dataset, ids: Int64[np.ndarray, " n"]
+        self, found: Dataset, ids: Int64[np.ndarray, " n"]
     ) -> Iterator[tuple[Bool[np.ndarray, " n"], Int64[np.ndarray, " m"], bytes]]:
         """Which ids are of a part, their numbers in it, and its key; for every part concerned."""
         owner = np.searchsorted(found.firsts, ids, side="right") - 1
@@ -348,7 +376,7 @@ class Authority:
             databases.check(connection)
             (modulus,) = connection.execute("SELECT modulus FROM authority").fetchone()
             for info, terms, label_key in read_datasets(connection):
-                self._datasets[info.name] = _Dataset(info, terms, label_key)
+                self._datasets[info.name] = Dataset(info, terms, label_key)
             for part, dataset, key in read_parts(connection):
                 self._datasets[dataset].add(part, key)
         self._ledger = Ledger(self.database, modulus=modulus)
@@ -359,27 +387,3 @@ class Authority:
 def _insert(connection: sqlite3.Connection, table: str, row: tuple[Any, ...]) -> None:
     marks = ", ".join("?" * len(row))
     connection.execute(f"INSERT INTO {table} VALUES ({marks})", row)  # noqa: S608  (our own names)
-
-
-def _hold(path: Path) -> int:
-    """Be the only process that uses this folder.
-
-    Raises   InputError
-    """
-    try:
-        descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); the authority's folder must "
-            "be writable"
-        ) from None
-    with contextlib.ExitStack() as stack:
-        stack.callback(os.close, descriptor)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(
-                f"{path.parent}: is in use by another process; stop that authority first"
-            ) from None
-        stack.pop_all()
-    return descriptor

@@ -6,13 +6,15 @@ rate of requests is not bounded by the rate of syncs. If a commit fails, nothing
 more until a restart: memory and disk may disagree, and then no key may be issued.
 """
 
+import concurrent.futures
 import contextlib
+import fcntl
 import logging
 import os
 import sqlite3
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
 
 from cloister.errors import EncryptionError, InputError
@@ -59,17 +61,32 @@ CREATE TABLE counters (
 
 
 class Ticket:
-    """A write under way; `wait` returns when it is on stable storage."""
+    """A commit to come, with what it writes.
 
-    def __init__(self, database: "Database", number: int) -> None:
-        self._database, self._number = database, number
+    durable   has its result once the commit, and all before it, are on stable storage; an
+              EncryptionError when it could not be written: nothing may be released then
+    """
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+        self.last: dict[Hashable, Job] = {}
+        self.durable: concurrent.futures.Future[None] = concurrent.futures.Future()
+        # Many may wait for it: none may cancel it.
+        self.durable.set_running_or_notify_cancel()
 
     def wait(self) -> None:
-        """Return once the write, and all before it, are durable.
+        """Return once it is durable.
 
-        Raises   EncryptionError when it could not be written: nothing may be released then
+        Raises   EncryptionError
         """
-        self._database.wait(self._number)
+        self.durable.result()
+
+    def write(self, connection: sqlite3.Connection) -> None:
+        """Run its jobs as one transaction."""
+        connection.execute("BEGIN IMMEDIATE")
+        for job in (*self.jobs, *self.last.values()):
+            job(connection)
+        connection.execute("COMMIT")
 
 
 class Database:
@@ -83,38 +100,36 @@ class Database:
         self._path = path
         self._reader = connect(path)
         self._read_lock = threading.Lock()
-        self._condition = threading.Condition()
-        self._jobs: list[Job] = []
-        self._enqueued = self._done = 0
+        self._lock = threading.Lock()
+        self._work = threading.Semaphore(0)
+        self._open, self._latest = Ticket(), Ticket()
+        self._latest.durable.set_result(None)
         self._fault: str | None = None
         self._closing = False
         self._thread = threading.Thread(target=self._write, name="ledger", daemon=True)
         self._thread.start()
 
-    def enqueue(self, job: Job) -> Ticket:
-        """Have `job` run in the next commit, after all jobs enqueued before.
+    def enqueue(self, *jobs: Job, last: Mapping[Hashable, Job] | None = None) -> Ticket:
+        """Have `jobs` run in the next commit, after all jobs enqueued before.
 
+        last     jobs for the end of that commit, named by what they write, such as counters; of
+                 several under one name only the one enqueued last is run
         Raises   EncryptionError when the ledger cannot be written any more
         """
-        with self._condition:
+        with self._lock:
             self._refuse_if_broken()
-            self._jobs.append(job)
-            self._enqueued += 1
-            self._condition.notify_all()
-            return Ticket(self, self._enqueued)
+            if self._latest is not self._open:
+                self._latest = self._open
+                self._work.release()
+            self._open.jobs += jobs
+            self._open.last.update(last or {})
+            return self._open
 
     def latest(self) -> Ticket:
         """A ticket for everything enqueued so far."""
-        with self._condition:
+        with self._lock:
             self._refuse_if_broken()
-            return Ticket(self, self._enqueued)
-
-    def wait(self, number: int) -> None:
-        """See `Ticket.wait`."""
-        with self._condition:
-            self._condition.wait_for(lambda: self._done >= number or self._fault is not None)
-            if self._done < number:
-                self._refuse_if_broken()
+            return self._latest
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -124,40 +139,44 @@ class Database:
 
     def close(self) -> None:
         """Write what is enqueued, then close."""
-        with self._condition:
+        with self._lock:
             self._closing = True
-            self._condition.notify_all()
+        self._work.release()
         self._thread.join()
         with self._read_lock:
             self._reader.close()
 
     def _refuse_if_broken(self) -> None:
         if self._fault is not None or self._closing:
-            reason = self._fault or "is closed"
-            raise EncryptionError(f"{self._path}: {reason}; no key is issued until a restart")
+            raise self._broken(self._fault or "is closed")
+
+    def _broken(self, reason: str) -> EncryptionError:
+        return EncryptionError(f"{self._path}: {reason}; no key is issued until a restart")
 
     def _write(self) -> None:
+        ticket = None
         try:
             with contextlib.closing(connect(self._path)) as connection:
-                while True:
-                    with self._condition:
-                        self._condition.wait_for(lambda: self._jobs or self._closing)
-                        jobs, self._jobs = self._jobs, []
-                    if not jobs:
-                        return
-                    connection.execute("BEGIN IMMEDIATE")
-                    for job in jobs:
-                        job(connection)
-                    connection.execute("COMMIT")
-                    with self._condition:
-                        self._done += len(jobs)
-                        self._condition.notify_all()
+                while (ticket := self._take()) is not None:
+                    ticket.write(connection)
+                    ticket.durable.set_result(None)
         except Exception as error:  # noqa: BLE001  (whatever it is, no key may be issued after it)
-            with self._condition:
+            with self._lock:
                 self._fault = f"cannot be written ({error}); make room on its disk"
-                self._condition.notify_all()
+            for failed in (ticket, self._open):
+                if failed is not None and not failed.durable.done():
+                    failed.durable.set_exception(self._broken(self._fault))
             # Callers are told; who runs the authority has to hear it too.
             _log.error("%s: %s, then restart the authority", self._path, self._fault)
+
+    def _take(self) -> Ticket | None:
+        """Wait for jobs, and begin a ticket for those to come; None: there are none, close."""
+        self._work.acquire()
+        with self._lock:
+            if self._latest is not self._open:
+                return None
+            self._open, taken = Ticket(), self._open
+            return taken
 
 
 def create(path: Path, *, modulus: int) -> None:
@@ -252,3 +271,27 @@ def connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA trusted_schema = OFF")
         stack.pop_all()
     return connection
+
+
+def hold(path: Path) -> int:
+    """Be the only process that uses this folder.
+
+    Raises   InputError
+    """
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); the authority's folder must "
+            "be writable"
+        ) from None
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                f"{path.parent}: is in use by another process; stop that authority first"
+            ) from None
+        stack.pop_all()
+    return descriptor

@@ -89,6 +89,13 @@ def check_size(info: DatasetInfo, geometry: Geometry, samples: int) -> None:
         raise FunctionError(f"data set {info.name}: the function is too large; use smaller batches")
 
 
+def elements(geometry: Geometry, samples: int) -> int:
+    """Products and elements that a key's kernels go through, about."""
+    height, width = _plane(geometry)
+    plane = height * width * geometry.in_channels
+    return samples * (geometry.macs + plane + geometry.in_elements + geometry.out_elements)
+
+
 def _plane(geometry: Geometry) -> tuple[int, int]:
     """Height and width that hold the spread input, its padding and every window."""
     axes = zip(

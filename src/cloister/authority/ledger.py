@@ -14,6 +14,7 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from jaxtyping import Int16, Int64, UInt32
@@ -242,9 +243,7 @@ class Ledger:
             # Counters follow with the next move.
             return self._database.latest()
         if not moved.any():
-            return self._database.enqueue(
-                lambda connection: _write_counts(connection, name, counts)
-            )
+            return self._database.enqueue(last={name: partial(_write_counts, name, counts)})
         book.words[ids] = after
         states, rules = book.states.take_fresh()
         row = (name, ids[moved].astype("<i8").tobytes(), after[moved].astype("<u4").tobytes())
@@ -264,9 +263,8 @@ class Ledger:
             else:
                 connection.execute("INSERT OR REPLACE INTO snapshots VALUES (?, ?)", (name, whole))
                 connection.execute("DELETE FROM journal WHERE dataset = ?", (name,))
-            _write_counts(connection, name, counts)
 
-        return self._database.enqueue(write)
+        return self._database.enqueue(write, last={name: partial(_write_counts, name, counts)})
 
     def _refuse(self, book: _Book, sample: int, state: State, exceeded: Exceeded) -> None:
         self._note_refusal(book)
@@ -295,7 +293,7 @@ class Ledger:
         book.counts["refusals"] += 1
         name, counts = book.info.name, dict(book.counts)
         # Not waited for: a refusal gives nothing away.
-        self._database.enqueue(lambda connection: _write_counts(connection, name, counts))
+        self._database.enqueue(last={name: partial(_write_counts, name, counts)})
 
 
 def _check_chosen(book: _Book, digest: bytes) -> None:
@@ -372,7 +370,7 @@ def read_counts(connection: sqlite3.Connection, dataset: str) -> dict[str, int]:
     return counts
 
 
-def _write_counts(connection: sqlite3.Connection, dataset: str, counts: dict[str, int]) -> None:
+def _write_counts(dataset: str, counts: dict[str, int], connection: sqlite3.Connection) -> None:
     connection.executemany(
         "INSERT OR REPLACE INTO counters VALUES (?, ?, ?)",
         [(dataset, what, count) for what, count in counts.items()],

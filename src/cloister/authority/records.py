@@ -3,7 +3,7 @@
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +165,26 @@ def read_terms(fields: Mapping[str, Any]) -> Terms:
         return Terms(**fields)
     except TypeError:
         raise InputError("the terms of a data set are not understood") from None
+
+
+class Dataset:
+    """A data set's parts, their keys and their places.
+
+    Secret   label_key, keys
+    """
+
+    def __init__(self, info: DatasetInfo, terms: Terms, label_key: bytes) -> None:
+        self.info, self.terms, self.label_key = info, terms, label_key
+        self.parts: list[Part] = []
+        self.keys: list[bytes] = []
+        self.firsts = np.empty(0, np.int64)
+
+    def add(self, part: Part, key: bytes) -> None:
+        """One part more."""
+        self.parts.append(part)
+        self.keys.append(key)
+        self.firsts = np.array([part.first for part in self.parts], np.int64)
+        self.info = replace(self.info, samples=part.first + part.samples)
 
 
 def check_terms(info: DatasetInfo, terms: Terms, label_key: bytes) -> None:

@@ -7,7 +7,8 @@ from typing import cast
 
 import numpy as np
 
-from cloister.authority.authority import Authority
+from cloister.authority import functions
+from cloister.authority.authority import Authority, Issued
 from cloister.authority.identity import CERTIFICATE_FILE, PRIVATE_KEY_FILE
 from cloister.authority.records import read_terms
 from cloister.authority.tokens import Caller, identify
@@ -15,11 +16,13 @@ from cloister.errors import FunctionError, ProtocolError, ShapeError
 from cloister.fe.keyservice import DatasetInfo, Receiver
 from cloister.field.linear import Geometry, LinearMap
 from cloister.wire.bodies import Body
-from cloister.wire.https import HttpsServer
+from cloister.wire.https_server import HttpsServer, Job, Pending
 
 MAX_REQUEST_BYTES = 1 << 28
+QUICK_ELEMENTS = 1 << 16
+"""Products and elements of a key up to which the event loop issues it itself."""
 
-Operation = Callable[[Authority, Caller, Body], Body]
+Operation = Callable[[Authority, Caller, Body], Job]
 
 
 def serve(folder: Path, authority: Authority, *, listen: str) -> HttpsServer:
@@ -28,7 +31,7 @@ def serve(folder: Path, authority: Authority, *, listen: str) -> HttpsServer:
     Raises   InputError when the address cannot be used
     """
 
-    def handle(operation: str, token: str | None, body: Body) -> Body:
+    def handle(operation: str, token: str | None, body: Body) -> Job:
         caller = identify(authority.database, token)
         found = OPERATIONS.get(operation)
         if found is None:
@@ -58,50 +61,68 @@ def _named(operation: str, body: Body) -> str:
     return body.text("dataset")
 
 
-def _describe(authority: Authority, _: Caller, body: Body) -> Body:
+def _later(work: Callable[[Authority, Body], Body]) -> Operation:
+    """An operation that only its rights and its data set need to be known for."""
+    return lambda authority, _, body: Job(lambda: work(authority, body))
+
+
+def _describe(authority: Authority, body: Body) -> Body:
     return Body({"info": authority.describe(body.text("dataset")).to_json().decode()})
 
 
-def _forward(authority: Authority, caller: Caller, body: Body) -> Body:
-    linear = _linear(body)
-    ids = body.array(0, np.int64, 1)
-    receiver = _receiver(caller, body)
-    return _answer(
-        authority.forward_key(body.text("dataset"), ids, linear, receiver=receiver)
-    )  # fmt: skip
-
-
-def _gradient(authority: Authority, caller: Caller, body: Body) -> Body:
-    geometry, receiver = _geometry(body), _receiver(caller, body)
-    ids, delta = body.array(0, np.int64, 1), body.array(1, np.int16, 4)
-    return _answer(
-        authority.gradient_key(body.text("dataset"), ids, geometry, delta, receiver=receiver)
+def _forward(authority: Authority, caller: Caller, body: Body) -> Job:
+    linear, ids = _linear(body), body.array(0, np.int64, 1)
+    name, receiver = body.text("dataset"), _receiver(caller, body)
+    return _issuing(
+        lambda: authority.issue_forward(name, ids, linear, receiver=receiver),
+        functions.elements(linear.geometry, len(ids)),
     )
 
 
-def _labels(authority: Authority, caller: Caller, body: Body) -> Body:
-    receiver = _receiver(caller, body)
+def _gradient(authority: Authority, caller: Caller, body: Body) -> Job:
+    geometry, ids = _geometry(body), body.array(0, np.int64, 1)
+    name, receiver = body.text("dataset"), _receiver(caller, body)
+    delta = body.array(1, np.int16, 4)
+    return _issuing(
+        lambda: authority.issue_gradient(name, ids, geometry, delta, receiver=receiver),
+        functions.elements(geometry, len(ids)),
+    )
+
+
+def _labels(authority: Authority, caller: Caller, body: Body) -> Job:
+    name, receiver = body.text("dataset"), _receiver(caller, body)
     ids = body.array(0, np.int64, 1)
-    return _answer(authority.label_key(body.text("dataset"), ids, receiver=receiver))
+    return _issuing(
+        lambda: authority.issue_labels(name, ids, receiver=receiver),
+        len(ids) * authority.describe(name).classes,
+    )
 
 
-def _summary(authority: Authority, _: Caller, body: Body) -> Body:
+def _issuing(issue: Callable[[], Issued], elements: int) -> Job:
+    def run() -> Pending:
+        issued = issue()
+        return Pending(Body({}, (issued.term,)), issued.ticket.durable)
+
+    return Job(run, quick=elements <= QUICK_ELEMENTS)
+
+
+def _summary(authority: Authority, body: Body) -> Body:
     return Body({"summary": asdict(authority.summary(body.text("dataset")))})
 
 
-def _parts(authority: Authority, _: Caller, body: Body) -> Body:
+def _parts(authority: Authority, body: Body) -> Body:
     parts = authority.parts(body.text("dataset"))
     return Body({"parts": {part.part: asdict(part) for part in parts}})
 
 
-def _create(authority: Authority, _: Caller, body: Body) -> Body:
+def _create(authority: Authority, body: Body) -> Body:
     info = DatasetInfo.from_json(body.text("info").encode())
     sealed = body.array(0, np.uint8, 1).tobytes()
     authority.create_dataset(info, sealed_label_key=sealed, terms=read_terms(body.mapping("terms")))
     return Body()
 
 
-def _register(authority: Authority, _: Caller, body: Body) -> Body:
+def _register(authority: Authority, body: Body) -> Body:
     first = authority.register_part(
         body.text("dataset"),
         body.text("part"),
@@ -112,7 +133,7 @@ def _register(authority: Authority, _: Caller, body: Body) -> Body:
     return Body({"first": first})
 
 
-def _secret(authority: Authority, _: Caller, body: Body) -> Body:
+def _secret(authority: Authority, body: Body) -> Body:
     name = body.text("dataset")
     key = np.frombuffer(authority.label_secret(name), np.uint8)
     return Body({"terms": asdict(authority.terms(name))}, (key,))
@@ -122,16 +143,16 @@ SERVERS = ("server", "trusted")
 EVERYONE = ("server", "trusted", "client")
 
 OPERATIONS: dict[str, tuple[tuple[str, ...], Operation]] = {
-    "describe": (EVERYONE, _describe),
-    "summary": (EVERYONE, _summary),
-    "parts": (EVERYONE, _parts),
+    "describe": (EVERYONE, _later(_describe)),
+    "summary": (EVERYONE, _later(_summary)),
+    "parts": (EVERYONE, _later(_parts)),
     "forward": (SERVERS, _forward),
     "gradient": (SERVERS, _gradient),
     "labels": (SERVERS, _labels),
     # The label permutation is the clients' secret.
-    "create": (("client",), _create),
-    "register": (("client",), _register),
-    "secret": (("client",), _secret),
+    "create": (("client",), _later(_create)),
+    "register": (("client",), _later(_register)),
+    "secret": (("client",), _later(_secret)),
 }
 
 
@@ -158,7 +179,3 @@ def _linear(body: Body) -> LinearMap:
     if weights.shape != geometry.weight_shape:
         raise ShapeError(f"weights must be {geometry.weight_shape}, got {weights.shape}")
     return LinearMap(geometry, weights)
-
-
-def _answer(term: np.ndarray) -> Body:
-    return Body({}, (term,))

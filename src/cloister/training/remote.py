@@ -25,7 +25,8 @@ from cloister.errors import InputError, ProtocolError, ShapeError
 from cloister.field.linear import Geometry, LinearMap
 from cloister.training.server import CiphertextServer
 from cloister.wire.bodies import Body
-from cloister.wire.https import RETRY_FOR_S, HttpsClient, HttpsServer
+from cloister.wire.https import RETRY_FOR_S, HttpsClient
+from cloister.wire.https_server import HttpsServer, Job
 
 FORMAT = "cloister-ciphertexts-1"
 PUBLIC_FILE, KEY_FILE, CERTIFICATE_FILE = "server.pub", "server.key", "server.crt"
@@ -86,11 +87,11 @@ def serve(server: CiphertextServer, *, folder: Path, listen: str) -> HttpsServer
     """Answer for a ciphertext server until the result is closed; `folder` is from `init`."""
     token = _read_public(folder / PUBLIC_FILE)[1]
 
-    def handle(operation: str, given: str | None, request: Body) -> Body:
+    def handle(operation: str, given: str | None, request: Body) -> Job:
         # Not secrecy, which needs none here: strangers shall not use up this machine.
         if not hmac.compare_digest((given or "").encode(), token.encode()):
             raise InputError("ciphertext server: the token is not this server's")
-        return Body({}, (_answer(server, operation, request),))
+        return Job(lambda: Body({}, (_answer(server, operation, request),)))
 
     return HttpsServer(
         listen,
