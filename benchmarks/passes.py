@@ -3,9 +3,9 @@
     python benchmarks/passes.py --model vgg16 --policy slalom [--batch 1] [--repeats 12] [--json]
 
 All passes of one plan in order, without a worker: milliseconds of wall time per image for one and
-for two threads, and for AVX2 beside AVX-512. As in a session, a reply was written just before it is
-read, so the last-level cache holds what fits, and all else comes from memory. The variants take
-turns, so that a disturbance meets all of them.
+for two threads, and for AVX2 beside AVX-512. As in a session, another thread wrote a reply just
+before it is read, so the last-level cache holds what fits, and all else comes from memory. The
+variants take turns, so that a disturbance meets all of them.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import json
 import mmap
 import statistics
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -70,10 +71,10 @@ def calls(plan, batch):
         yield runtime._passes[i], arguments
 
 
-def timed(work, batch, threads):
+def timed(work, batch, threads, *, worker):
     spent = 0.0
     for native, arguments in work:
-        arguments[1].fill(1)  # the worker's part
+        worker.submit(arguments[1].fill, 1).result()
         started = time.perf_counter()
         native.run(*arguments, threads)
         spent += time.perf_counter() - started
@@ -98,10 +99,12 @@ def main():
         work[name] = list(calls(plan, options.batch))
     variants = [(name, 1) for name in sets] + [(sets[0], 2)]
     found = {variant: [] for variant in variants}
-    for _ in range(options.repeats):
-        for name, threads in variants:
-            _native.force_isa(name)
-            found[name, threads].append(timed(work[name], options.batch, threads))
+    with ThreadPoolExecutor(1) as worker:
+        for _ in range(options.repeats):
+            for name, threads in variants:
+                _native.force_isa(name)
+                spent = timed(work[name], options.batch, threads, worker=worker)
+                found[name, threads].append(spent)
     median = {variant: statistics.median(times) for variant, times in found.items()}
     result = {
         "model": options.model, "policy": options.policy, "batch": options.batch,

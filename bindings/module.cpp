@@ -18,6 +18,7 @@
 #include "cloister/freivalds.hpp"
 #include "cloister/geometry.hpp"
 #include "cloister/isa.hpp"
+#include "cloister/pad_shares.hpp"
 #include "cloister/pass.hpp"
 #include "cloister/ring_map.hpp"
 #include "curve.hpp"
@@ -106,6 +107,28 @@ uint64_t freivalds_dot_arrays(Contiguous<const uint64_t> coefficients,
   return freivalds_dot(coefficients.data(), values.data(), static_cast<int64_t>(values.size()));
 }
 
+void split_share_arrays(Contiguous<const uint32_t> share, Coefficients t,
+                        const std::vector<int>& widths, Contiguous<int16_t> digits,
+                        Contiguous<uint64_t> sums) {
+  require(t.size() == share.size() && sums.size() == widths.size() &&
+              digits.size() == widths.size() * share.size(),
+          "split_share: share, t, digits and sums do not fit each other");
+  nb::gil_scoped_release release;
+  split_share(share.data(), t.data(), static_cast<int64_t>(share.size()), widths, digits.data(),
+              sums.data());
+}
+
+void add_answers_arrays(Contiguous<const uint32_t> answers, Coefficients a, Coefficients b,
+                        const std::vector<int>& widths, Contiguous<uint32_t> out,
+                        Contiguous<uint64_t> sums) {
+  require(out.size() == a.size() * b.size() && sums.size() == widths.size() &&
+              answers.size() == widths.size() * out.size(),
+          "add_answers: answers, a, b, out and sums do not fit each other");
+  nb::gil_scoped_release release;
+  add_answers(answers.data(), a.data(), static_cast<int64_t>(a.size()), b.data(),
+              static_cast<int64_t>(b.size()), widths, out.data(), sums.data());
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -137,6 +160,11 @@ NB_MODULE(_native, m) {
         nb::arg("threads") = 1);
   m.def("freivalds_dot", &freivalds_dot_arrays, nb::arg("coefficients").noconvert(),
         nb::arg("values").noconvert());
+  m.def("split_share", &split_share_arrays, nb::arg("share").noconvert(), nb::arg("t").noconvert(),
+        nb::arg("widths"), nb::arg("digits").noconvert(), nb::arg("sums").noconvert());
+  m.def("add_answers", &add_answers_arrays, nb::arg("answers").noconvert(),
+        nb::arg("a").noconvert(), nb::arg("b").noconvert(), nb::arg("widths"),
+        nb::arg("out").noconvert(), nb::arg("sums").noconvert());
   nb::class_<BoundPass>(m, "Pass")
       .def(nb::init<int64_t, int64_t, int64_t, const std::optional<Contiguous<const float>>&,
                     const std::optional<Contiguous<const float>>&, float, float,

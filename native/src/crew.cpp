@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <system_error>
@@ -11,6 +12,27 @@
 
 namespace cloister {
 namespace {
+
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+
+// Looks for a while whether `happened`: what is due within microseconds is not worth a sleep, from
+// which a core takes tens of them to wake.
+template <typename Condition>
+bool soon(const Condition& happened) {
+  constexpr auto kPatience = std::chrono::microseconds(50);
+  for (const auto start = std::chrono::steady_clock::now();;) {
+    for (int i = 0; i < 64; ++i) {
+      if (happened()) return true;
+      pause();
+    }
+    if (std::chrono::steady_clock::now() - start > kPatience) return false;
+  }
+}
 
 class Crew {
  public:
@@ -23,20 +45,25 @@ class Crew {
   bool try_lock() { return getpid() == owner_ && busy_.try_lock(); }  // a fork has no helpers
   void unlock() { busy_.unlock(); }
 
-  // Runs job(worker) for workers 1 .. helpers on the helpers and for worker 0 here.
+  // Runs job(0) here and job(worker), for workers 1 .. helpers, on those that wake in time.
   void run(int helpers, const std::function<void(int64_t)>& job) {
     helpers = start(helpers);
     {
       const std::lock_guard lock(mutex_);
       job_ = &job;
-      wanted_ = pending_ = helpers;
+      wanted_ = helpers;
       ++call_;
     }
     wake_.notify_all();
     job(0);
+    {
+      const std::lock_guard lock(mutex_);
+      job_ = nullptr;  // whoever has not woken by now is not waited for
+    }
+    const auto finished = [&] { return active_ == 0; };
+    if (soon(finished)) return;
     std::unique_lock lock(mutex_);
-    done_.wait(lock, [&] { return pending_ == 0; });
-    job_ = nullptr;
+    done_.wait(lock, finished);
   }
 
  private:
@@ -57,10 +84,14 @@ class Crew {
       wake_.wait(lock, [&] { return call_ != seen && number <= wanted_ && job_ != nullptr; });
       seen = call_;
       const auto* job = job_;
+      ++active_;
       lock.unlock();
       (*job)(number);
       lock.lock();
-      if (--pending_ == 0) done_.notify_one();
+      if (--active_ == 0) done_.notify_one();
+      lock.unlock();
+      soon([&] { return call_ != seen; });  // passes come in pairs
+      lock.lock();
     }
   }
 
@@ -68,8 +99,9 @@ class Crew {
   std::mutex busy_, mutex_;
   std::condition_variable wake_, done_;
   const std::function<void(int64_t)>* job_ = nullptr;
-  uint64_t call_ = 0;
-  int count_ = 0, wanted_ = 0, pending_ = 0;
+  std::atomic<uint64_t> call_{0};
+  std::atomic<int> active_{0};
+  int count_ = 0, wanted_ = 0;
 };
 
 }  // namespace

@@ -158,15 +158,17 @@ void Pass::validate(const PassRun& run) const {
 }
 
 int64_t Pass::bands_per_image(int64_t n, int threads) const {
-  if (threads <= 1) return 1;
+  // Less is done before a second thread wakes.
+  constexpr int64_t kWorthSharing = int64_t{1} << 17;
+  const int64_t elements = shape_.h * shape_.w * shape_.c;
+  if (threads <= 1 || n * elements < kWorthSharing) return 1;
   // Several bands per thread: a thread that comes late takes fewer.
-  constexpr int64_t kPerThread = 4;
-  constexpr int64_t kLeast = 8 * kTile;
+  constexpr int64_t kPerThread = 8;
+  constexpr int64_t kLeast = 4 * kTile;
   const int64_t wanted = (kPerThread * threads + n - 1) / std::max<int64_t>(n, 1);
   const auto& window = shape_.window;
   const int64_t units = window ? window->oh : shape_.h * shape_.w;
-  const int64_t worth = shape_.h * shape_.w * shape_.c / kLeast;
-  return std::clamp<int64_t>(std::min(wanted, worth), 1, units);
+  return std::clamp<int64_t>(std::min(wanted, elements / kLeast), 1, units);
 }
 
 // Everything is allocated here, so that threads cannot throw.

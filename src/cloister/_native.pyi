@@ -50,6 +50,21 @@ def freivalds_expand(
 def freivalds_dot(
     coefficients: UInt64[np.ndarray, " count"], values: Int32[np.ndarray, " count"]
 ) -> int: ...
+def split_share(
+    share: UInt32[np.ndarray, " words"],
+    t: UInt64[np.ndarray, " words"],
+    widths: Sequence[int],
+    digits: Int16[np.ndarray, "digits words"],
+    sums: UInt64[np.ndarray, " digits"],
+) -> None: ...
+def add_answers(
+    answers: UInt32[np.ndarray, "digits h w c"],
+    a: UInt64[np.ndarray, " positions"],
+    b: UInt64[np.ndarray, " channels"],
+    widths: Sequence[int],
+    out: UInt32[np.ndarray, "h w c"],
+    sums: UInt64[np.ndarray, " digits"],
+) -> None: ...
 
 class Pass:
     def __init__(

@@ -2,6 +2,7 @@
 
 import math
 import threading
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nets
+from cloister import _native
 from cloister.crypto.csprng import InsecureSeededRandom, SystemRandom
 from cloister.errors import (
     InputError,
@@ -17,11 +19,12 @@ from cloister.errors import (
     WorkerTimeout,
     WorkerUnavailable,
 )
+from cloister.field import reference
 from cloister.field.freivalds import P52
 from cloister.field.linear import Geometry, LinearMap
 from cloister.trusted.blinded import PadMaker
 from cloister.trusted.padfactory import BackgroundFill, Rate, WorkerMaker, fill
-from cloister.trusted.padshares import BLOCK_WORDS, Digits, Splitter
+from cloister.trusted.padshares import Digits
 from cloister.trusted.padstore import PadStore
 from cloister.trusted.session import Session
 from cloister.wire.inprocess import InProcessLink
@@ -119,19 +122,35 @@ def test_weights_beyond_every_digit_are_refused():
         Digits.of(LinearMap(Geometry((1, 1), 2**16, (1, 1), 1), weights))
 
 
+@contextmanager
+def forced(isa):
+    before = _native.isa()
+    _native.force_isa(isa)
+    yield
+    _native.force_isa(before)
+
+
+def split(share, t, widths, isa):
+    limbs = np.full((len(widths), len(share)), 77, np.int16)
+    sums = np.full(len(widths), 77, np.uint64)
+    with forced(isa):
+        _native.split_share(share, t, widths, limbs, sums)
+    return limbs, sums
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     words=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=20),
     widths=st.sampled_from([(16, 16), (11, 11, 10), (8,) * 4, (7, 7, 7, 7, 4), (1,) * 32]),
     seed=st.integers(0, 100),
+    isa=st.sampled_from(_native.available_isas()),
 )
-def test_split_keeps_the_word_and_sums_the_digits(words, widths, seed):
+def test_split_keeps_the_word_and_sums_the_digits(words, widths, seed, isa):
     digits = Digits(widths)
     edges = [0, 2**31 - 1, 2**31, 2**32 - 1, 0x7FF, 0x800, 0x8000, 0x7FFF]
     share = np.array(words + edges, np.uint32)
     t = np.random.default_rng(seed).integers(0, P52, len(share), dtype=np.uint64)
-    limbs = np.empty((len(widths), len(share)), np.int16)
-    sums = Splitter(digits, t).split(share, limbs)
+    limbs, sums = split(share, t, widths, isa)
     total = np.zeros(len(share), np.int64)
     for k, (width, shift) in enumerate(zip(digits.widths, digits.shifts, strict=True)):
         assert limbs[k].min() >= -(1 << (width - 1))
@@ -141,21 +160,59 @@ def test_split_keeps_the_word_and_sums_the_digits(words, widths, seed):
     np.testing.assert_array_equal(total % 2**32, share.astype(np.int64))
 
 
-def test_split_over_several_blocks():
-    rng = np.random.default_rng(4)
-    share = rng.integers(0, 2**32, 3 * BLOCK_WORDS + 7, dtype=np.uint32)
-    t = rng.integers(0, P52, len(share), dtype=np.uint64)
-    limbs = np.empty((3, len(share)), np.int16)
+@pytest.mark.parametrize("isa", _native.available_isas())
+@pytest.mark.parametrize("digit", [0x8000, 0x7FFF])
+def test_sums_of_the_largest_digits_do_not_overflow(digit, isa):
+    count = 3 * 2048 + 7  # more than one tile
+    share = np.full(count, digit << 16 | digit, np.uint32)
+    t = np.full(count, P52 - 1, np.uint64)
+    limbs, sums = split(share, t, (16, 16), isa)
+    for limb, found in zip(limbs, sums.tolist(), strict=True):
+        assert found == int(limb.sum(dtype=np.int64)) * (P52 - 1) % P52
+
+
+@pytest.mark.parametrize("isa", _native.available_isas())
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (3, 5, 7), (9, 7, 64), (1, 1, 4099), (40, 60, 1), (2, 2, 1025)]
+)
+@pytest.mark.parametrize("word", [None, 2**31, 2**31 - 1, 2**32 - 1])
+def test_answers_are_added_and_summed_as_signed_words(shape, word, isa):
+    rng = np.random.default_rng(5)
     digits = Digits((11, 11, 10))
-    sums = Splitter(digits, t).split(share, limbs)
-    total = sum(limbs[k].astype(np.int64) << shift for k, shift in enumerate(digits.shifts))
-    np.testing.assert_array_equal(total % 2**32, share.astype(np.int64))
-    for k in range(3):
-        low, high = t & np.uint64(2**26 - 1), t >> np.uint64(26)
-        limb = limbs[k].astype(np.int64)
-        expected = int((low.astype(np.int64) * limb).sum())
-        expected += int((high.astype(np.int64) * limb).sum()) << 26
-        assert int(sums[k]) == expected % P52
+    size = (3, *shape)
+    answers = rng.integers(0, 2**32, size, dtype=np.uint32)
+    if word is not None:
+        answers[:] = word
+    a, b = (rng.integers(0, P52, n, dtype=np.uint64) for n in (shape[0] * shape[1], shape[2]))
+    b[:2] = P52 - 1
+    before = rng.integers(0, 2**32, shape, dtype=np.uint32)
+    out, sums = before.copy(), np.full(3, 77, np.uint64)
+    with forced(isa):
+        _native.add_answers(answers, a, b, digits.widths, out, sums)
+    wanted = before.copy()
+    for k, shift in enumerate(digits.shifts):
+        wanted += answers[k] << np.uint32(shift)
+        assert int(sums[k]) == reference.answer_sum(a, b, answers[k].view(np.int32))
+    np.testing.assert_array_equal(out, wanted)
+
+
+def test_shares_that_do_not_fit_are_refused():
+    share, t, sums = np.zeros(4, np.uint32), np.zeros(4, np.uint64), np.zeros(2, np.uint64)
+    limbs = np.zeros((2, 4), np.int16)
+    for widths in ((16, 15), (17, 15), (16, 16, 0), (0, 16, 16), (32,), (-1, 16, 16, 1)):
+        with pytest.raises(ValueError, match=r"widths|fit"):
+            _native.split_share(
+                share, t, widths, np.zeros((len(widths), 4), np.int16),
+                np.zeros(len(widths), np.uint64),
+            )  # fmt: skip
+    with pytest.raises(ValueError, match="fit"):
+        _native.split_share(share, t[1:], (16, 16), limbs, sums)
+    with pytest.raises(ValueError, match="fit"):
+        _native.split_share(share, t, (16, 16), limbs[:1], sums)
+    a, b = np.zeros(2, np.uint64), np.zeros(2, np.uint64)
+    for answers, out in ((np.zeros(8, np.uint32), share[1:]), (np.zeros(7, np.uint32), share)):
+        with pytest.raises(ValueError, match="fit"):
+            _native.add_answers(answers, a, b, (16, 16), out, sums)
 
 
 # ---- the same pads

@@ -22,6 +22,7 @@ from cloister.errors import (
     VerificationError,
     WorkerUnavailable,
 )
+from cloister.field.freivalds import CheckVectors
 from cloister.plan.plan import Plan
 from cloister.trusted.blinded import nonce
 from cloister.trusted.padshares import SharedNode
@@ -56,6 +57,7 @@ class Maker(Protocol):
 class _Asked:
     link: WorkerLink
     request_id: int
+    vectors: CheckVectors
     sums: UInt64[np.ndarray, " digits"]
 
 
@@ -96,9 +98,7 @@ class WorkerMaker:
         self._next_request = 1
         self._newest: dict[bytes, int] = {}
         inputs = max((node.geometry.in_elements for node in self._nodes), default=0)
-        outputs = max((node.geometry.out_elements for node in self._nodes), default=0)
         self._pad, self._share = np.empty((2, inputs), np.uint32)
-        self._reply = np.empty(outputs, np.uint32)
 
     @property
     def workers(self) -> tuple[str, ...]:
@@ -120,7 +120,7 @@ class WorkerMaker:
                     raise
                 self._loaded.append(link)
         for node in self._nodes:
-            node.splitter(self._rng)
+            node.draw(self._rng)
 
     def make(
         self, pad_key: bytes, pad_id: int, *, into: Mapping[int, np.ndarray] | None = None
@@ -150,7 +150,7 @@ class WorkerMaker:
                 for node in self._nodes
             }
         finally:
-            for array in (self._pad, self._share, self._reply):
+            for array in (self._pad, self._share):
                 array.fill(0)
 
     def _make_node(
@@ -192,15 +192,15 @@ class WorkerMaker:
         share: UInt32[np.ndarray, " words"],
     ) -> None:
         request_id, self._next_request = self._next_request, self._next_request + 1
-        splitter = node.splitter(self._rng)
+        vectors = node.draw(self._rng)
         try:
             limbs = link.send_buffer(node.request)
-            sums = splitter.split(share, limbs.reshape(len(limbs), -1))
+            sums = node.split(share, limbs, vectors=vectors)
             link.submit(request_id, node.index, (limbs,), (node.answer,))
         except ProtocolError:
             self._drop(link)
             raise
-        asked.append(_Asked(link, request_id, sums))
+        asked.append(_Asked(link, request_id, vectors, sums))
 
     def _add_answer(
         self, question: _Asked, node: SharedNode, out: UInt32[np.ndarray, "h w c"]
@@ -210,16 +210,7 @@ class WorkerMaker:
         try:
             (reply,) = link.receive(question.request_id, timeout_s=self._timeout_s)
             answer = reply.expose_unchecked()
-            shape = node.geometry.out_shape
-            z = self._reply[: node.geometry.out_elements].reshape(shape)
-            sums = np.empty(len(answer), np.uint64)
-            for k, shift in enumerate(node.digits.shifts):
-                # One read of memory the worker may still write: check and sum use the copy.
-                np.copyto(z, answer[k])
-                sums[k] = node.answer_sum(z[None])
-                if shift:
-                    np.left_shift(z, np.uint32(shift), out=z)
-                np.add(out, z, out=out)
+            sums = node.add_answers(answer, out, vectors=question.vectors)
             accept(sums, question.sums, node=node.name)
         except VerificationError as error:
             self._drop(link)
