@@ -56,7 +56,7 @@ class Service:
         if operation == "crash":
             raise KeyError("the secret")
         if operation == "wait":
-            return Job(lambda: Pending(Body({"secret": 7}), self.after), quick=True)
+            return Job(lambda: Pending(Body({"secret": 7}), self.after))
 
         def run():
             self.ran_in.append((operation, threading.current_thread().name))
@@ -64,7 +64,9 @@ class Service:
                 self.release.wait(20)
             return Body({"operation": operation, "token": token, **body.fields}, body.tensors)
 
-        return Job(run, quick=operation == "quick")
+        # "busy" finds that it cannot be done at once.
+        attempts = {"quick": run, "busy": lambda: None}
+        return Job(run, attempt=attempts.get(operation))
 
     def client(self, **options):
         options = {"certificate": self.identity.public.certificate, "retry_for_s": 0.3} | options
@@ -157,6 +159,7 @@ def test_work_that_takes_long_holds_up_nobody(service):
     with contextlib.closing(patient), contextlib.closing(client):
         for _ in range(3):
             client.call("quick", {})
+        assert client.call("busy", {"n": 2}).fields["n"] == 2
         client.call("large", {}, (np.zeros(QUICK_BYTES, np.uint8),))
         assert slow.is_alive()
         service.release.set()
@@ -166,6 +169,7 @@ def test_work_that_takes_long_holds_up_nobody(service):
     assert names["quick"] == "https"  # the event loop's own
     assert names["slow"].startswith("https_")
     assert names["large"].startswith("https_")
+    assert names["busy"].startswith("https_")
 
 
 def test_another_certificate_is_not_talked_to(service, tmp_path):
@@ -234,6 +238,20 @@ def test_other_requests_are_refused(service, method, path, body, headers):
     assert answer.text("error") == "ProtocolError"
     assert len(service.seen) == seen
     connection.close()
+
+
+@pytest.mark.parametrize("stated", ["0" * 20 + "300000000", "1" * 21, "0" * 5000, "+5", "5 5", ""])
+def test_a_length_of_another_form_is_refused_unread(service, stated):
+    seen = len(service.seen)
+    connection = service.raw()
+    connection.putrequest("POST", "/v1/echo")
+    connection.putheader("Content-Type", CONTENT_TYPE)
+    connection.putheader("Content-Length", stated)
+    connection.endheaders()
+    with contextlib.suppress(http.client.HTTPException, OSError):
+        assert connection.getresponse().status == 400
+    connection.close()
+    assert len(service.seen) == seen
 
 
 def test_a_length_must_be_stated(service):

@@ -20,8 +20,9 @@ from jaxtyping import Bool, Int16, Int64, UInt32
 
 from cloister.authority import blur, functions
 from cloister.authority import database as databases
+from cloister.authority.book import Spent
 from cloister.authority.identity import Identity
-from cloister.authority.ledger import Ledger, Spent
+from cloister.authority.ledger import Ledger
 from cloister.authority.records import (
     MAX_SAMPLES,
     Dataset,
@@ -49,7 +50,7 @@ _PART = re.compile(r"[0-9a-f]{32}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Issued:
     """A key that is charged for; it may leave once the ledger has it on stable storage.
 
@@ -180,9 +181,14 @@ class Authority:
         return self.issue_labels(dataset, ids, receiver=receiver).wait()
 
     def issue_labels(
-        self, dataset: str, ids: Int64[np.ndarray, " n"], *, receiver: Receiver
+        self,
+        dataset: str,
+        ids: Int64[np.ndarray, " n"],
+        *,
+        receiver: Receiver,
+        at_once: bool = False,
     ) -> Issued:
-        """As `label_key`, without waiting for the ledger."""
+        """As `label_key`, without waiting for the disk; `at_once` as in `Ledger`."""
         found = self._dataset(dataset)
         ids = self._ids(found, ids, receiver)
         if receiver == "server" and not found.terms.labels_to_server:
@@ -190,9 +196,9 @@ class Authority:
                 f"data set {dataset}: its labels go to a trusted runtime only, as its owner decided"
             )
         if receiver == "server":
-            ticket = self._ledger.charge_labels(dataset, ids)
+            ticket = self._ledger.charge_labels(dataset, ids, at_once=at_once)
         else:
-            ticket = self._ledger.count_trusted(dataset)
+            ticket = self._ledger.count_trusted(dataset, at_once=at_once)
         term = self._masks(found, ids, (found.info.classes,), mask.LABEL_DOMAIN)
         return Issued(term, ticket)
 
@@ -235,8 +241,9 @@ class Authority:
         linear: LinearMap,
         *,
         receiver: Receiver,
+        at_once: bool = False,
     ) -> Issued:
-        """As `forward_key`, without waiting for the ledger."""
+        """As `forward_key`, without waiting for the disk; `at_once` as in `Ledger`."""
         found = self._dataset(dataset)
         ids = self._ids(found, ids, receiver)
         functions.check_size(found.info, linear.geometry, len(ids))
@@ -244,9 +251,9 @@ class Authority:
         linear = LinearMap(linear.geometry, np.array(linear.weights))
         functions.check_forward_norm(found.info, linear)
         if receiver == "server":
-            ticket = self._ledger.charge_forward(dataset, ids, linear)
+            ticket = self._ledger.charge_forward(dataset, ids, linear, at_once=at_once)
         else:
-            ticket = self._ledger.count_trusted(dataset)
+            ticket = self._ledger.count_trusted(dataset, at_once=at_once)
         pads = self._masks(found, ids, linear.geometry.in_shape, mask.DATA_DOMAIN)
         term = mask.forward(linear, pads, threads=self._threads)
         if receiver == "server":
@@ -274,7 +281,7 @@ class Authority:
         *,
         receiver: Receiver,
     ) -> Issued:
-        """As `gradient_key`, without waiting for the ledger."""
+        """As `gradient_key`, without waiting for the disk."""
         found = self._dataset(dataset)
         ids = self._ids(found, ids, receiver)
         functions.check_size(found.info, geometry, len(ids))
@@ -328,9 +335,11 @@ class Authority:
         if ids.dtype != np.int64 or ids.ndim != 1:
             raise ShapeError(f"sample ids must be an int64 vector, got {ids.dtype} {ids.shape}")
         info = found.info
+        if not len(ids):
+            raise FunctionError(f"data set {info.name}: a request names no sample")
         if len(ids) * max(info.dim, info.classes) > MAX_ELEMENTS:
             raise FunctionError(f"data set {info.name}: too many samples at once; use batches")
-        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < info.samples:
+        if not 0 <= int(ids.min()) <= int(ids.max()) < info.samples:
             bad = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
             raise EncryptionError(
                 f"data set {info.name}: holds no sample {bad}, only 0 to {info.samples - 1}; "

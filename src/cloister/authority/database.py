@@ -79,7 +79,10 @@ class Ticket:
 
         Raises   EncryptionError
         """
-        self.durable.result()
+        error = self.durable.exception()
+        if error is not None:
+            # A new one: an exception keeps all frames that it has passed.
+            raise EncryptionError(str(error))
 
     def write(self, connection: sqlite3.Connection) -> None:
         """Run its jobs as one transaction."""
@@ -87,6 +90,14 @@ class Ticket:
         for job in (*self.jobs, *self.last.values()):
             job(connection)
         connection.execute("COMMIT")
+
+    def settle(self, error: EncryptionError | None = None) -> None:
+        """It is durable, or never will be."""
+        self.jobs, self.last = [], {}
+        if error is None:
+            self.durable.set_result(None)
+        else:
+            self.durable.set_exception(error)
 
 
 class Database:
@@ -98,12 +109,12 @@ class Database:
         Raises   InputError, EncryptionError
         """
         self._path = path
-        self._reader = connect(path)
-        self._read_lock = threading.Lock()
+        self._asking = connect(path)
+        self._ask_lock = threading.Lock()
         self._lock = threading.Lock()
         self._work = threading.Semaphore(0)
         self._open, self._latest = Ticket(), Ticket()
-        self._latest.durable.set_result(None)
+        self._latest.settle()
         self._fault: str | None = None
         self._closing = False
         self._thread = threading.Thread(target=self._write, name="ledger", daemon=True)
@@ -133,9 +144,15 @@ class Database:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """A connection for reading what is committed."""
-        with self._read_lock, faults(self._path):
-            yield self._reader
+        """A connection of its own for reading what is committed, however much it is."""
+        with contextlib.closing(connect(self._path)) as connection, faults(self._path):
+            yield connection
+
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[sqlite3.Connection]:
+        """A connection for a row of what is committed, with others that ask for no more."""
+        with self._ask_lock, faults(self._path):
+            yield self._asking
 
     def close(self) -> None:
         """Write what is enqueued, then close."""
@@ -143,8 +160,8 @@ class Database:
             self._closing = True
         self._work.release()
         self._thread.join()
-        with self._read_lock:
-            self._reader.close()
+        with self._ask_lock:
+            self._asking.close()
 
     def _refuse_if_broken(self) -> None:
         if self._fault is not None or self._closing:
@@ -159,13 +176,13 @@ class Database:
             with contextlib.closing(connect(self._path)) as connection:
                 while (ticket := self._take()) is not None:
                     ticket.write(connection)
-                    ticket.durable.set_result(None)
+                    ticket.settle()
         except Exception as error:  # noqa: BLE001  (whatever it is, no key may be issued after it)
             with self._lock:
                 self._fault = f"cannot be written ({error}); make room on its disk"
             for failed in (ticket, self._open):
                 if failed is not None and not failed.durable.done():
-                    failed.durable.set_exception(self._broken(self._fault))
+                    failed.settle(self._broken(self._fault))
             # Callers are told; who runs the authority has to hear it too.
             _log.error("%s: %s, then restart the authority", self._path, self._fault)
 

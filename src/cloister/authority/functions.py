@@ -84,16 +84,17 @@ def check_size(info: DatasetInfo, geometry: Geometry, samples: int) -> None:
             "geometry, or use smaller batches"
         )
     taps = math.prod(geometry.out_size) * math.prod(geometry.kernel) * geometry.in_channels
-    answer = max(samples, 1) * geometry.out_elements
+    answer = max(samples * geometry.out_elements, math.prod(geometry.weight_shape))
     if taps > MAX_TAPS or answer > MAX_ANSWER_ELEMENTS or geometry.macs > 1 << 36:
         raise FunctionError(f"data set {info.name}: the function is too large; use smaller batches")
 
 
 def elements(geometry: Geometry, samples: int) -> int:
-    """Products and elements that a key's kernels go through, about."""
+    """Products and elements that a forward key's kernels go through, about."""
     height, width = _plane(geometry)
     plane = height * width * geometry.in_channels
-    return samples * (geometry.macs + plane + geometry.in_elements + geometry.out_elements)
+    each = geometry.macs + plane + geometry.in_elements + geometry.out_elements
+    return samples * each + math.prod(geometry.weight_shape)
 
 
 def _plane(geometry: Geometry) -> tuple[int, int]:

@@ -1,82 +1,48 @@
 """The ledger: what every sample has given away, charged before a key leaves.
 
-A sample is one 32-bit word: the number of its state, and a bit for its label. A request moves the
-words of its samples, all or none; the move is one row of a journal, and the answer leaves when the
-row is on stable storage. From time to time the words are written as a whole and the journal
-starts anew. Moves are made in memory first, so that a request never sees less spent than another
-has been promised; if the disk then fails, no key is issued at all.
+A request moves the words of its samples (`cloister.authority.book`), all or none; the move is one
+row of a journal, and the answer leaves when the row is on stable storage. From time to time the
+words are written as a whole and the journal starts anew. Requests see moves that are on their way
+to the disk, so that none sees less spent than another has been promised; if the disk then fails, no
+key is issued at all.
 
 What a move costs is `cloister.authority.functions`, what a state is `cloister.authority.states`.
 Releases to the trusted runtime are counted and not charged.
 """
 
+import contextlib
 import sqlite3
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
 from jaxtyping import Int16, Int64, UInt32
 
 from cloister.authority import blur, functions
-from cloister.authority.database import Database, Ticket
-from cloister.authority.states import (
-    MAX_EXACT_ENTRIES,
-    Charge,
-    Exceeded,
-    State,
-    States,
-    read_function,
-    read_states,
-    write_states,
+from cloister.authority.book import (
+    LABEL_BIT,
+    Book,
+    Limits,
+    Spent,
+    read_book,
+    tabulate,
+    write_counts,
 )
-from cloister.errors import BudgetError, EncryptionError, FunctionError
+from cloister.authority.database import Database, Ticket
+from cloister.authority.states import MAX_EXACT_ENTRIES, Charge, Exceeded, State, write_states
+from cloister.errors import BudgetError, FunctionError
 from cloister.fe.keyservice import DatasetInfo
 from cloister.field.linear import Geometry, LinearMap
 
-LABEL_BIT = np.uint32(1 << 31)
 JOURNAL_ROWS = 2048
 """Rows after which the words are written as a whole."""
 CHARGES_KEPT = 16
 """Prices of functions that are kept: servers ask for the same one sample after sample."""
-COUNTED = ("requests", "refusals", "forward", "gradient", "labels", "trusted")
 
 
-@dataclass(frozen=True)
-class Spent:
-    """What the samples of a data set have given away to the server, sample by sample."""
-
-    rank: Int64[np.ndarray, " samples"]
-    bits: Int64[np.ndarray, " samples"]
-    operand: Int64[np.ndarray, " samples"]
-    labels: Int64[np.ndarray, " samples"]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a data set's terms allow besides its budget of rank; see `records.Terms`."""
-
-    max_bits: int | None
-    value_bits: int
-    one_function: bool
-
-
-@dataclass
-class _Book:
-    """The ledger's pages of one data set."""
-
-    info: DatasetInfo
-    limits: Limits
-    states: States
-    words: UInt32[np.ndarray, " samples"]
-    counts: dict[str, int]
-    journal_rows: int = 0
-    charges: dict[bytes, Charge] = field(default_factory=dict)
-
-    @property
-    def budget(self) -> int | None:
-        return None if self.info.mode == "paper" else self.info.budget_rank
+class BusyError(Exception):
+    """A charge cannot be made at once: it has to be worked out, or wait for another one."""
 
 
 class Ledger:
@@ -84,7 +50,7 @@ class Ledger:
 
     def __init__(self, database: Database, *, modulus: int) -> None:
         self._database, self._modulus = database, modulus
-        self._books: dict[str, _Book] = {}
+        self._books: dict[str, Book] = {}
         self._lock = threading.Lock()
 
     def open_book(self, info: DatasetInfo, *, limits: Limits) -> None:
@@ -93,7 +59,7 @@ class Ledger:
         Raises   EncryptionError when they are damaged
         """
         with self._database.reading() as connection:
-            self._books[info.name] = _read_book(
+            self._books[info.name] = read_book(
                 connection, info, limits=limits, modulus=self._modulus
             )
 
@@ -106,21 +72,28 @@ class Ledger:
             book.info = info
 
     def charge_forward(
-        self, dataset: str, ids: Int64[np.ndarray, " n"], linear: LinearMap
+        self,
+        dataset: str,
+        ids: Int64[np.ndarray, " n"],
+        linear: LinearMap,
+        *,
+        at_once: bool = False,
     ) -> Ticket:
         """Charge a forward key.
 
-        Raises   BudgetError, FunctionError, EncryptionError
+        at_once  do it now or not at all: what a new function costs may take seconds to find out
+        Raises   BudgetError, FunctionError, EncryptionError; BusyError when it cannot be at once
         """
-        with self._lock:
+        with self._turn(at_once=at_once):
             book = self._books[dataset]
-            digest = functions.forward_digest(linear)
+            digest, unique = functions.forward_digest(linear), np.unique(ids)
+            if at_once and not book.knows(digest, unique):
+                raise BusyError
             charge = book.charges.get(digest) or self._price(book, digest, linear)
             self._count_refusal(book, lambda: _check_chosen(book, digest))
-            unique = np.unique(ids)
             return self._move(book, "forward", unique, [charge] * len(unique))
 
-    def _price(self, book: _Book, digest: bytes, linear: LinearMap) -> Charge:
+    def _price(self, book: Book, digest: bytes, linear: LinearMap) -> Charge:
         """What a forward function costs, kept once it has been found admissible."""
         info, rows = book.info, functions.Rows(linear)
         if book.budget is not None:
@@ -140,7 +113,7 @@ class Ledger:
         book.charges[digest] = charge
         return charge
 
-    def _value_bits(self, book: _Book, linear: LinearMap) -> tuple[int, bool]:
+    def _value_bits(self, book: Book, linear: LinearMap) -> tuple[int, bool]:
         """Bits that a value of a function tells at most, and whether blur makes it so."""
         allowed = book.limits.value_bits
         try:
@@ -180,19 +153,30 @@ class Ledger:
                 charges.append(Charge(digest, rank, bits, int(tops[i])))
             return self._move(book, "gradient", ids, charges)
 
-    def charge_labels(self, dataset: str, ids: Int64[np.ndarray, " n"]) -> Ticket:
-        """Record that labels are released to the server."""
-        with self._lock:
+    def charge_labels(
+        self, dataset: str, ids: Int64[np.ndarray, " n"], *, at_once: bool = False
+    ) -> Ticket:
+        """Record that labels are released to the server; see `charge_forward`."""
+        with self._turn(at_once=at_once):
             book = self._books[dataset]
             before = book.words[ids]
             return self._commit(book, "labels", ids, before, before | LABEL_BIT)
 
-    def count_trusted(self, dataset: str) -> Ticket:
-        """Record a release to the trusted runtime."""
-        with self._lock:
+    def count_trusted(self, dataset: str, *, at_once: bool = False) -> Ticket:
+        """Record a release to the trusted runtime; see `charge_forward`."""
+        with self._turn(at_once=at_once):
             empty = np.empty(0, np.int64)
             words = np.empty(0, np.uint32)
             return self._commit(self._books[dataset], "trusted", empty, words, words)
+
+    @contextlib.contextmanager
+    def _turn(self, *, at_once: bool) -> Iterator[None]:
+        if not self._lock.acquire(blocking=not at_once):
+            raise BusyError
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def spent(self, dataset: str) -> Spent:
         """What each sample has given away."""
@@ -206,7 +190,7 @@ class Ledger:
             return dict(self._books[dataset].counts)
 
     def _move(
-        self, book: _Book, kind: str, ids: Int64[np.ndarray, " n"], charges: list[Charge]
+        self, book: Book, kind: str, ids: Int64[np.ndarray, " n"], charges: list[Charge]
     ) -> Ticket:
         before = book.words[ids]
         after = before.copy()
@@ -227,7 +211,7 @@ class Ledger:
 
     def _commit(
         self,
-        book: _Book,
+        book: Book,
         kind: str,
         ids: Int64[np.ndarray, " n"],
         before: UInt32[np.ndarray, " n"],
@@ -243,15 +227,14 @@ class Ledger:
             # Counters follow with the next move.
             return self._database.latest()
         if not moved.any():
-            return self._database.enqueue(last={name: partial(_write_counts, name, counts)})
-        book.words[ids] = after
-        states, rules = book.states.take_fresh()
+            return self._database.enqueue(last={name: partial(write_counts, name, counts)})
         row = (name, ids[moved].astype("<i8").tobytes(), after[moved].astype("<u4").tobytes())
-        book.journal_rows += 1
         whole = None
-        if book.journal_rows >= JOURNAL_ROWS:
-            book.journal_rows = 0
-            whole = book.words.astype("<u4").tobytes()
+        if book.journal_rows + 1 >= JOURNAL_ROWS:
+            words = book.words.copy()
+            words[ids] = after
+            whole = words.astype("<u4").tobytes()
+        states, rules = book.states.unwritten()
 
         def write(connection: sqlite3.Connection) -> None:
             write_states(connection, name, states)
@@ -264,9 +247,14 @@ class Ledger:
                 connection.execute("INSERT OR REPLACE INTO snapshots VALUES (?, ?)", (name, whole))
                 connection.execute("DELETE FROM journal WHERE dataset = ?", (name,))
 
-        return self._database.enqueue(write, last={name: partial(_write_counts, name, counts)})
+        ticket = self._database.enqueue(write, last={name: partial(write_counts, name, counts)})
+        # Not before: what memory has is taken for recorded, and a repeat of it is not charged.
+        book.states.written()
+        book.words[ids] = after
+        book.journal_rows = 0 if whole is not None else book.journal_rows + 1
+        return ticket
 
-    def _refuse(self, book: _Book, sample: int, state: State, exceeded: Exceeded) -> None:
+    def _refuse(self, book: Book, sample: int, state: State, exceeded: Exceeded) -> None:
         self._note_refusal(book)
         name = book.info.name
         if book.budget is not None and exceeded.needed > book.budget:
@@ -281,22 +269,22 @@ class Ledger:
             "coarser functions"
         )
 
-    def _count_refusal(self, book: _Book, check: Callable[[], None]) -> None:
+    def _count_refusal(self, book: Book, check: Callable[[], None]) -> None:
         try:
             check()
         except (FunctionError, BudgetError):
             self._note_refusal(book)
             raise
 
-    def _note_refusal(self, book: _Book) -> None:
+    def _note_refusal(self, book: Book) -> None:
         book.counts["requests"] += 1
         book.counts["refusals"] += 1
         name, counts = book.info.name, dict(book.counts)
         # Not waited for: a refusal gives nothing away.
-        self._database.enqueue(last={name: partial(_write_counts, name, counts)})
+        self._database.enqueue(last={name: partial(write_counts, name, counts)})
 
 
-def _check_chosen(book: _Book, digest: bytes) -> None:
+def _check_chosen(book: Book, digest: bytes) -> None:
     """Refuse a second function where the data set gives values of one.
 
     Values of different functions on different samples are each within their sample's budget, and
@@ -317,7 +305,7 @@ def _check_chosen(book: _Book, digest: bytes) -> None:
         )
 
 
-def _check_gradients(book: _Book) -> None:
+def _check_gradients(book: Book) -> None:
     """Refuse gradients where the data set gives values of one function.
 
     Raises   BudgetError
@@ -327,76 +315,3 @@ def _check_gradients(book: _Book) -> None:
             f"data set {book.info.name}: gives the server values of one function and no gradients; "
             "use a frozen first layer or unmask to a trusted runtime"
         )
-
-
-def tabulate(words: UInt32[np.ndarray, " samples"], states: list[State]) -> Spent:
-    """Words as figures."""
-    table = np.array([(s.spent, s.bits, s.operand) for s in states], np.int64)
-    rows = table[words & ~LABEL_BIT]
-    return Spent(rows[:, 0], rows[:, 1], rows[:, 2], ((words & LABEL_BIT) != 0).astype(np.int64))
-
-
-def read_words(
-    connection: sqlite3.Connection, dataset: str, samples: int
-) -> tuple[UInt32[np.ndarray, " samples"], int]:
-    """The samples' words as committed, and the rows of the journal.
-
-    Raises   EncryptionError
-    """
-    words = np.zeros(samples, np.uint32)
-    found = connection.execute(
-        "SELECT words FROM snapshots WHERE dataset = ?", (dataset,)
-    ).fetchone()
-    if found is not None:
-        whole = np.frombuffer(found[0], "<u4")
-        words[: len(whole)] = whole
-    count = 0
-    for ids, moved in connection.execute(
-        "SELECT ids, words FROM journal WHERE dataset = ? ORDER BY seq", (dataset,)
-    ):
-        places = np.frombuffer(ids, "<i8")
-        if len(places) and not 0 <= int(places.min()) <= int(places.max()) < samples:
-            raise EncryptionError(f"ledger: the journal of {dataset} is damaged; use a backup")
-        words[places] = np.frombuffer(moved, "<u4")
-        count += 1
-    return words, count
-
-
-def read_counts(connection: sqlite3.Connection, dataset: str) -> dict[str, int]:
-    """The counters as committed."""
-    counts = dict.fromkeys(COUNTED, 0)
-    rows = connection.execute("SELECT what, count FROM counters WHERE dataset = ?", (dataset,))
-    counts.update(dict(rows.fetchall()))
-    return counts
-
-
-def _write_counts(dataset: str, counts: dict[str, int], connection: sqlite3.Connection) -> None:
-    connection.executemany(
-        "INSERT OR REPLACE INTO counters VALUES (?, ?, ?)",
-        [(dataset, what, count) for what, count in counts.items()],
-    )
-
-
-def _read_book(
-    connection: sqlite3.Connection, info: DatasetInfo, *, limits: Limits, modulus: int
-) -> _Book:
-    stored = read_states(connection, info.name)
-    wanted = {state.digest for state in stored if state.exact}
-    known = {
-        digest: read_function(geometry, weights)
-        for digest, geometry, weights in connection.execute(
-            "SELECT digest, geometry, weights FROM functionals"
-        )
-        if digest in wanted
-    }
-    states = States(
-        dim=info.dim,
-        element_bits=info.encoding.bits,
-        modulus=modulus,
-        blurred=limits.value_bits < blur.EXACT_BITS,
-    )
-    states.restore(stored, known)
-    words, rows = read_words(connection, info.name, info.samples)
-    if len(words) and int((words & ~LABEL_BIT).max()) >= len(states.all):
-        raise EncryptionError(f"ledger: a sample of {info.name} has no state; use a backup")
-    return _Book(info, limits, states, words, read_counts(connection, info.name), rows)

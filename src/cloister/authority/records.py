@@ -11,8 +11,8 @@ import numpy as np
 
 from cloister.authority import database as databases
 from cloister.authority.blur import EXACT_BITS
+from cloister.authority.book import Limits, Spent
 from cloister.authority.identity import Identity
-from cloister.authority.ledger import Limits, Spent
 from cloister.crypto.csprng import KEY_BYTES, Csprng
 from cloister.errors import EncryptionError, InputError
 from cloister.fe.keyservice import DatasetInfo

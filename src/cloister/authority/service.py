@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -10,6 +11,7 @@ import numpy as np
 from cloister.authority import functions
 from cloister.authority.authority import Authority, Issued
 from cloister.authority.identity import CERTIFICATE_FILE, PRIVATE_KEY_FILE
+from cloister.authority.ledger import BusyError
 from cloister.authority.records import read_terms
 from cloister.authority.tokens import Caller, identify
 from cloister.errors import FunctionError, ProtocolError, ShapeError
@@ -20,7 +22,7 @@ from cloister.wire.https_server import HttpsServer, Job, Pending
 
 MAX_REQUEST_BYTES = 1 << 28
 QUICK_ELEMENTS = 1 << 16
-"""Products and elements of a key up to which the event loop issues it itself."""
+"""Products and elements of a key up to which the event loop may issue it itself."""
 
 Operation = Callable[[Authority, Caller, Body], Job]
 
@@ -74,8 +76,8 @@ def _forward(authority: Authority, caller: Caller, body: Body) -> Job:
     linear, ids = _linear(body), body.array(0, np.int64, 1)
     name, receiver = body.text("dataset"), _receiver(caller, body)
     return _issuing(
-        lambda: authority.issue_forward(name, ids, linear, receiver=receiver),
-        functions.elements(linear.geometry, len(ids)),
+        partial(authority.issue_forward, name, ids, linear, receiver=receiver),
+        elements=functions.elements(linear.geometry, len(ids)),
     )
 
 
@@ -83,9 +85,8 @@ def _gradient(authority: Authority, caller: Caller, body: Body) -> Job:
     geometry, ids = _geometry(body), body.array(0, np.int64, 1)
     name, receiver = body.text("dataset"), _receiver(caller, body)
     delta = body.array(1, np.int16, 4)
-    return _issuing(
-        lambda: authority.issue_gradient(name, ids, geometry, delta, receiver=receiver),
-        functions.elements(geometry, len(ids)),
+    return Job(
+        lambda: _pending(authority.issue_gradient(name, ids, geometry, delta, receiver=receiver))
     )
 
 
@@ -93,17 +94,23 @@ def _labels(authority: Authority, caller: Caller, body: Body) -> Job:
     name, receiver = body.text("dataset"), _receiver(caller, body)
     ids = body.array(0, np.int64, 1)
     return _issuing(
-        lambda: authority.issue_labels(name, ids, receiver=receiver),
-        len(ids) * authority.describe(name).classes,
+        partial(authority.issue_labels, name, ids, receiver=receiver),
+        elements=len(ids) * authority.describe(name).classes,
     )
 
 
-def _issuing(issue: Callable[[], Issued], elements: int) -> Job:
-    def run() -> Pending:
-        issued = issue()
-        return Pending(Body({}, (issued.term,)), issued.ticket.durable)
+def _issuing(issue: Callable[..., Issued], *, elements: int) -> Job:
+    def attempt() -> Pending | None:
+        try:
+            return _pending(issue(at_once=True))
+        except BusyError:
+            return None
 
-    return Job(run, quick=elements <= QUICK_ELEMENTS)
+    return Job(lambda: _pending(issue()), attempt=attempt if elements <= QUICK_ELEMENTS else None)
+
+
+def _pending(issued: Issued) -> Pending:
+    return Pending(Body({}, (issued.term,)), issued.ticket.durable)
 
 
 def _summary(authority: Authority, body: Body) -> Body:

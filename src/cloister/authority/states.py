@@ -81,7 +81,7 @@ class States:
         self._full_bits = dim * element_bits
         self.all: list[State] = [State(ROOT, ROOT, b"", False, 0, 0, 0, 0)]
         self.fresh: list[State] = []
-        self._moves: dict[tuple[int, bytes], int] = {}
+        self._moves: dict[tuple[int, bytes], int | Exceeded] = {}
         self._merged: dict[tuple[bytes, int, int, int, frozenset[bytes]], int] = {}
         self._bases: OrderedDict[int, Basis] = OrderedDict()
         self._kept_bytes = 0
@@ -112,22 +112,28 @@ class States:
     def move(
         self, source: int, charge: Charge, *, budget: int | None, max_bits: int | None
     ) -> int | Exceeded:
-        """The state after a release; nothing is recorded when it exceeds the budget."""
-        state = self.all[source]
-        if self.is_full(state):
-            return source
-        known = self._moves.get((source, charge.digest))
+        """The state after a release; nothing is recorded when it exceeds the budget.
+
+        Domain   the same budget and bits at every call
+        """
+        known = self.known(source, charge.digest)
         if known is not None:
             return known
+        state = self.all[source]
         if charge.linear is None:
             found = self._add_opaque(state, charge, budget=budget, max_bits=max_bits)
         else:
             found = self._add_exact(state, charge, budget=budget, max_bits=max_bits)
-        if isinstance(found, int):
-            if len(self._moves) >= TRANSITIONS_KEPT:
-                self._moves.clear()
-            self._moves[source, charge.digest] = found
+        if len(self._moves) >= TRANSITIONS_KEPT:
+            self._moves.clear()
+        self._moves[source, charge.digest] = found
         return found
+
+    def known(self, source: int, digest: bytes) -> int | Exceeded | None:
+        """What `move` gave for a function's name before, or gives without any work."""
+        if self.is_full(self.all[source]):
+            return source
+        return self._moves.get((source, digest))
 
     def _add_opaque(
         self, state: State, charge: Charge, *, budget: int | None, max_bits: int | None
@@ -223,16 +229,18 @@ class States:
             _, dropped = self._bases.popitem(last=False)
             self._kept_bytes -= dropped.rows.nbytes
 
-    def take_fresh(self) -> tuple[list[State], list[tuple[bytes, bytes, bytes]]]:
-        """States and functions that are not written yet; they count as written now."""
-        states, self.fresh = self.fresh, []
-        names, self.fresh_functions = self.fresh_functions, []
+    def unwritten(self) -> tuple[list[State], list[tuple[bytes, bytes, bytes]]]:
+        """States and functions that are not written yet, until `written` is called."""
         functions = []
-        for name in names:
+        for name in self.fresh_functions:
             linear = self._functions[name]
             weights = np.ascontiguousarray(linear.weights, "<i2").tobytes()
             functions.append((name, geometry_bytes(linear.geometry), weights))
-        return states, functions
+        return self.fresh, functions
+
+    def written(self) -> None:
+        """What is new has been handed over to be written."""
+        self.fresh, self.fresh_functions = [], []
 
 
 def read_function(geometry: bytes, weights: bytes) -> LinearMap:

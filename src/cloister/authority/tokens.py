@@ -89,7 +89,7 @@ def identify(database: Database, token: str | None) -> Caller:
     """
     match = _PATTERN.fullmatch(token or "")
     if match is not None:
-        with database.reading() as connection:
+        with database.asking() as connection:
             row = _row(connection, match[2])
         if row is not None and hmac.compare_digest(row[2], _hash(match[0])):
             return Caller(cast(Role, row[0]), row[1], row[3])

@@ -12,8 +12,8 @@ import typer
 
 from cloister.authority import database, records, service, tokens
 from cloister.authority.authority import Authority
+from cloister.authority.book import Spent, read_counts, read_words, tabulate
 from cloister.authority.identity import PUBLIC_FILE, SUITE
-from cloister.authority.ledger import Spent, read_counts, read_words, tabulate
 from cloister.authority.states import ROOT, State, read_states
 from cloister.cli import options
 from cloister.cli.console import emit_json, err, out, table

@@ -227,11 +227,11 @@ class WorkerMaker:
         link.close()
 
     def close(self) -> None:
-        """Forget the check vectors and close all links."""
-        for node in self._nodes:
-            node.forget()
+        """Close all links, then forget the check vectors: no answer is accepted without them."""
         for link in list(self._links):
             self._drop(link)
+        for node in self._nodes:
+            node.forget()
 
 
 # ---- filling a store

@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import logging
+import re
 import socket
 import ssl
 import threading
@@ -30,7 +31,7 @@ QUICK_BYTES = 1 << 16
 """Requests up to this size are read by the event loop itself."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Pending:
     """An answer that leaves when `after` has its result; if that is an error, the error leaves."""
 
@@ -38,15 +39,17 @@ class Pending:
     after: concurrent.futures.Future[None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Job:
     """The work that a request asks for.
 
-    quick   takes less than to hand it to a thread, and waits for nothing: the event loop does it
+    run      does it, in a thread
+    attempt  does it before that, in the event loop, if it takes less than to hand it over and waits
+             for nothing; else gives None, having done nothing
     """
 
     run: Callable[[], Body | Pending]
-    quick: bool = False
+    attempt: Callable[[], Body | Pending | None] | None = None
 
 
 Handler = Callable[[str, str | None, Body], Job]
@@ -185,10 +188,11 @@ class _Application:
         in_thread = partial(asyncio.get_running_loop().run_in_executor, self._pool)
         if len(data) <= QUICK_BYTES:
             job = self._handler(operation, token, decode(data))
-            answer, after = _done(job) if job.quick else await in_thread(_done, job)
+            found = job.attempt() if job.attempt is not None else None
+            answer, after = _ready(found) if found else await in_thread(lambda: _ready(job.run()))
         else:
             answer, after = await in_thread(
-                lambda: _done(self._handler(operation, token, decode(data)))
+                lambda: _ready(self._handler(operation, token, decode(data)).run())
             )
         if after is not None:
             await asyncio.wrap_future(after)
@@ -198,7 +202,7 @@ class _Application:
         if headers.get(b"content-type", b"").decode("latin-1") != CONTENT_TYPE:
             raise ProtocolError(f"the content type must be {CONTENT_TYPE}")
         stated = headers.get(b"content-length", b"").decode("latin-1")
-        if not (stated.isascii() and stated.isdecimal()) or int(stated[:20]) > self._max:
+        if not re.fullmatch("[0-9]{1,20}", stated) or int(stated) > self._max:
             raise ProtocolError(f"a length of the body up to {self._max} B must be stated")
         data = bytearray()
         async with asyncio.timeout(BODY_TIMEOUT_S):
@@ -216,9 +220,8 @@ class _Application:
         return data
 
 
-def _done(job: Job) -> tuple[bytes, concurrent.futures.Future[None] | None]:
-    """A job's answer, and what it has to wait for."""
-    found = job.run()
+def _ready(found: Body | Pending) -> tuple[bytes, concurrent.futures.Future[None] | None]:
+    """The bytes of an answer, and what they have to wait for."""
     if isinstance(found, Pending):
         return encode(found.body), found.after
     return encode(found), None
