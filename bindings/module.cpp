@@ -22,6 +22,7 @@
 #include "cloister/pass.hpp"
 #include "cloister/ring_map.hpp"
 #include "curve.hpp"
+#include "fixed_point.hpp"
 #include "pass.hpp"
 #include "walker.hpp"
 
@@ -206,6 +207,7 @@ NB_MODULE(_native, m) {
       .def_prop_ro("outstanding", &BoundWalker::outstanding)
       .def("costs", &BoundWalker::costs);
 
-  // ---- functional encryption: the group
+  // ---- functional encryption: fixed point and the group
+  register_fixed_point(m);
   register_curve(m);
 }

@@ -5,6 +5,7 @@
 #include <immintrin.h>
 
 #include "ring_map_tile.hpp"
+#include "transpose_avx512.hpp"
 
 namespace cloister {
 namespace {
@@ -41,34 +42,6 @@ struct Avx512 {
   static __mmask16 mask(int64_t lanes) { return static_cast<__mmask16>((1u << lanes) - 1u); }
 };
 
-// Lane j of v[i] becomes lane i of v[j].
-void transpose(__m512i (&v)[16]) {
-  __m512i t[16];
-  for (int i = 0; i < 8; ++i) {
-    t[2 * i] = _mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]);
-    t[2 * i + 1] = _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    v[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    v[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    v[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    v[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
-  constexpr int kEven = 0x88, kOdd = 0xdd;  // of the four quarters of either operand
-  for (int i = 0; i < 4; ++i) {
-    t[i] = _mm512_shuffle_i32x4(v[i], v[4 + i], kEven);
-    t[4 + i] = _mm512_shuffle_i32x4(v[i], v[4 + i], kOdd);
-    t[8 + i] = _mm512_shuffle_i32x4(v[8 + i], v[12 + i], kEven);
-    t[12 + i] = _mm512_shuffle_i32x4(v[8 + i], v[12 + i], kOdd);
-  }
-  for (int i = 0; i < 4; ++i) {
-    v[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], kEven);
-    v[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], kEven);
-    v[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], kOdd);
-    v[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], kOdd);
-  }
-}
-
 // A pair is 32 bits: 16 pairs of 16 rows are a square.
 int64_t pack(const int16_t* rows, int64_t length, int64_t width, int64_t pairs, int16_t* packed) {
   constexpr int64_t kSide = 16;
@@ -80,7 +53,7 @@ int64_t pack(const int16_t* rows, int64_t length, int64_t width, int64_t pairs, 
         const int16_t* row = rows + (lane + i) * length + 2 * pair;
         square[i] = lane + i < width ? _mm512_loadu_si512(row) : _mm512_setzero_si512();
       }
-      transpose(square);
+      transpose_square(square);
       for (int64_t i = 0; i < kSide; ++i) {
         _mm512_storeu_si512(packed + 2 * ((pair + i) * kRingPanel + lane), square[i]);
       }

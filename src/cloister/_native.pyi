@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float32, Int16, Int32, Int64, UInt8, UInt32, UInt64
+from jaxtyping import Float32, Float64, Int16, Int32, Int64, UInt8, UInt32, UInt64
 
 # ---- instruction set
 
@@ -158,6 +158,21 @@ class Walker:
     @property
     def outstanding(self) -> tuple[int, int] | None: ...
     def costs(self) -> list[tuple[int, int]]: ...
+
+# ---- functional encryption: fixed point
+
+def magnitudes(
+    v: Float32[np.ndarray, "a b c"] | Float64[np.ndarray, "a b c"],
+) -> tuple[float, float]: ...
+def round_scaled(
+    v: Float32[np.ndarray, "a b c"] | Float64[np.ndarray, "a b c"],
+    exponent: int,
+    out: Int16[np.ndarray, "a c b"],
+) -> None: ...
+def transpose(
+    x: UInt32[np.ndarray, "rows columns"],
+    out: UInt32[np.ndarray, "columns rows"],
+) -> None: ...
 
 # ---- functional encryption: the group ristretto255; elements and scalars are 32 bytes
 

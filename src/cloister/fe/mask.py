@@ -55,6 +55,7 @@ from cloister.fe.scheme import (
 )
 from cloister.field.linear import Geometry, LinearMap
 from cloister.field.ring import RingMap
+from cloister.field.transpose import transpose
 
 __all__ = [
     "DATA_DOMAIN",
@@ -212,19 +213,27 @@ def _piece_gradient(
 ) -> UInt32[np.ndarray, "o kh kw cg"]:
     of_group, to_group = geometry.weight_shape[3], geometry.out_channels // geometry.groups
     as_map = _gradient_map(geometry, len(delta))
-    columns = np.ascontiguousarray(values.transpose(3, 1, 2, 0))
+    n, h, w, c = values.shape
+    # With one channel, of samples or of a group, the copies behind the transposes are none.
+    columns = transpose(values.reshape(n, -1)).reshape(h, w, c, n)
+    columns = np.ascontiguousarray(columns.transpose(2, 0, 1, 3))
     weights = np.ascontiguousarray(delta.transpose(3, 1, 2, 0))
     if geometry.groups == 1:
         part = RingMap(LinearMap(as_map, weights)).apply(columns, threads=threads)
-        # A view: whoever subtracts another one, or copies, reads both in the order they lie in.
-        return part.transpose(3, 1, 2, 0)
+        return _outputs_first(part)
     result = np.empty(geometry.weight_shape, np.uint32)
     for group in range(geometry.groups):
         outputs = slice(group * to_group, (group + 1) * to_group)
         inputs = slice(group * of_group, (group + 1) * of_group)
         part = RingMap(LinearMap(as_map, weights[outputs])).apply(columns[inputs], threads=threads)
-        result[outputs] = part.transpose(3, 1, 2, 0)
+        result[outputs] = _outputs_first(part)
     return result
+
+
+def _outputs_first(part: UInt32[np.ndarray, "cg kh kw o"]) -> UInt32[np.ndarray, "o kh kw cg"]:
+    c, *inner, o = part.shape
+    outputs = transpose(part.reshape(-1, o)).reshape(o, c, *inner)
+    return np.ascontiguousarray(outputs.transpose(0, 2, 3, 1))
 
 
 @lru_cache

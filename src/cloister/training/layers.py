@@ -22,12 +22,15 @@ from torch import Tensor, nn
 from cloister.errors import InputError, RangeError, ShapeError, UnsupportedError
 from cloister.fe.encoding import Encoding
 from cloister.fe.keyservice import RING_LIMIT
+from cloister.field.fixed_point import magnitudes, round_scaled
 from cloister.field.linear import Geometry, LinearMap
 
 INT16_MAX = 2**15 - 1
-EXACT_SUM_TERMS = 2**20
 MAX_EXPONENT = 100
 """Scales stay between 2^-100 and 2^100: exact in float32, and far beyond any useful value."""
+
+
+Shape = tuple[int, int, int]
 
 
 class FirstLayerProducts(Protocol):
@@ -52,31 +55,31 @@ class FirstLayerProducts(Protocol):
 class FixedPoint(NamedTuple):
     """Integers and their common power-of-two scale: value = integers * 2^-exponent."""
 
-    integers: Tensor
+    integers: Int16[np.ndarray, "..."]
     exponent: int
 
 
-def fixed_point(values: Tensor, *, terms: tuple[int, ...], x_bound: int, bits: int) -> FixedPoint:
+def fixed_point(
+    values: Tensor, *, sums: Shape, order: Shape, x_bound: int, bits: int
+) -> FixedPoint:
     """The finest int16 integers whose products with any sample stay below 2^31.
 
     One power of two for the whole tensor: a fixed decimal precision would round small gradients
     to zero.
 
-    Shapes   values: any; `terms` are the dimensions that one product sums over
+    Shapes   values: any; seen as `sums` (a, b, c), one product sums over a and c; seen as `order`
+             (p, q, r), the integers are (p, r, q)
     Domain   per product, sum |round(v 2^e)| <= 2^e sum |v| + count / 2; times x_bound it must stay
-             below 2^31. The float32 sum of `count` magnitudes is off by at most count 2^-23.
+             below 2^31. The float64 sum of `count` magnitudes is off by less than count 2^-52.
     Error    at most half a step, 2^-(e+1), for each value
     Raises   RangeError for NaN, infinity, huge values, and when not even one step fits
     """
-    count = math.prod(values.shape[i] for i in terms)
-    dtype = torch.float32 if count <= EXACT_SUM_TERMS else torch.float64
-    # NumPy where it is as fast, because a call costs a third of PyTorch's; its sums over any axes
-    # but the last are ten times slower, as is vector_norm.
-    numbers = values.detach().numpy()
-    magnitudes = np.abs(numbers)
-    norm = float(torch.from_numpy(magnitudes).sum(terms, dtype=dtype).amax())
-    norm *= 1.0 + count * (2.0**-23 if dtype == torch.float32 else 2.0**-52)
-    peak = float(magnitudes.max())
+    count = sums[0] * sums[2]
+    if values.dtype not in (torch.float32, torch.float64):
+        values = values.float()
+    numbers = np.ascontiguousarray(values.detach().numpy())
+    norm, peak = magnitudes(numbers.reshape(sums))
+    norm *= 1.0 + count * 2.0**-52
     if not norm < 2.0**MAX_EXPONENT:
         raise RangeError("first layer: a value is NaN, infinite or huge; lower the learning rate")
     room = (RING_LIMIT - 1) / x_bound - count / 2
@@ -85,20 +88,17 @@ def fixed_point(values: Tensor, *, terms: tuple[int, ...], x_bound: int, bits: i
             f"first layer: {count} terms of up to {x_bound} exceed 31 bits; use a smaller batch"
         )
     if norm == 0.0:
-        return FixedPoint(torch.zeros_like(values, dtype=torch.int16), 0)
+        return FixedPoint(np.zeros((order[0], order[2], order[1]), np.int16), 0)
     limit = 2 ** (bits - 1) - 1
-    exponent = math.floor(math.log2(min(room / norm, limit / peak)))
-    exponent = min(exponent, MAX_EXPONENT)
-    # The magnitudes' memory is used again: it is in the cache.
-    scaled = np.multiply(numbers, numbers.dtype.type(2.0**exponent), out=magnitudes)
-    return FixedPoint(torch.from_numpy(np.rint(scaled, out=scaled).astype(np.int16)), exponent)
+    exponent = min(math.floor(math.log2(min(room / norm, limit / peak))), MAX_EXPONENT)
+    return FixedPoint(round_scaled(numbers.reshape(order), exponent), exponent)
 
 
 class Mechanism(Protocol):
     """Makes the weight gradient differentially private (`cloister.training.private`)."""
 
     def truncate(self, gradient: Tensor) -> FixedPoint:
-        """Integers of an output gradient that is already clipped."""
+        """Integers (n, oh, ow, o) of an output gradient (n, o, oh, ow) that is already clipped."""
         ...
 
     def blur(self, values: Int[np.ndarray, "oc kh kw c"], exponent: int) -> np.ndarray:
@@ -154,12 +154,11 @@ class _Product(torch.autograd.Function):
         layer: "Encrypted",
     ) -> Tensor:
         ctx.layer, ctx.ids = layer, layer.samples.ids
-        terms = (1,) if weight.ndim == 2 else (1, 2, 3)
-        fixed = fixed_point(weight, terms=terms, x_bound=layer.x_bound, bits=layer.weight_bits)
-        linear = LinearMap(layer.geometry, layer.arrange(fixed.integers))
+        integers, exponent = layer.fixed_weight()
+        linear = LinearMap(layer.geometry, integers)
         values = layer.products.forward(ctx.ids, linear).transpose(0, 3, 1, 2)
         # Not a view of PyTorch's: ReLU(inplace=True), say, could not write to one.
-        y = _real(values.reshape(-1, *layer.out_shape), layer.encoding.scale, fixed.exponent)
+        y = _real(values.reshape(-1, *layer.out_shape), layer.encoding.scale, exponent)
         y = y.to(weight.dtype)
         if bias is None:
             return y
@@ -171,10 +170,10 @@ class _Product(torch.autograd.Function):
         grad: Tensor,
     ) -> tuple[Tensor | None, Tensor | None, None]:
         layer: Encrypted = ctx.layer
-        delta = grad.reshape(len(grad), *layer.map_shape).permute(0, 2, 3, 1)
+        delta = grad.reshape(len(grad), *layer.map_shape)
         # A frozen weight costs no key.
         of_weight = layer.weight_gradient(ctx.ids, delta) if ctx.needs_input_grad[0] else None
-        of_bias = delta.sum((0, 1, 2)) if ctx.needs_input_grad[1] else None
+        of_bias = delta.sum((0, 2, 3)) if ctx.needs_input_grad[1] else None
         return of_weight, of_bias, None
 
 
@@ -223,20 +222,26 @@ class Encrypted(nn.Module):
         height, width = self.geometry.in_size
         return (self.geometry.in_channels, height, width)
 
-    def arrange(self, integers: Tensor) -> Int16[np.ndarray, "o kh kw c"]:
-        """A weight's integers as the linear map's."""
-        geometry = self.geometry
-        shape = (geometry.out_channels, geometry.in_channels, *geometry.kernel)
-        return np.ascontiguousarray(integers.numpy().reshape(shape).transpose(0, 2, 3, 1))
+    def fixed_weight(self) -> FixedPoint:
+        """The weight as the linear map's integers (o, kh, kw, c)."""
+        g = self.geometry
+        taps = g.kernel[0] * g.kernel[1]
+        fixed = fixed_point(
+            self.weight, sums=(1, g.out_channels, g.in_channels * taps),
+            order=(g.out_channels, g.in_channels, taps),
+            x_bound=self.x_bound, bits=self.weight_bits,
+        )  # fmt: skip
+        return FixedPoint(fixed.integers.reshape(g.weight_shape), fixed.exponent)
 
     def weight_gradient(self, ids: Int64[np.ndarray, " n"], delta: Tensor) -> Tensor:
-        """scale 2^-f (G q^T) for an output gradient (n, oh, ow, o); asks for a key."""
-        private = self.private
+        """scale 2^-f (G q^T) for an output gradient (n, o, oh, ow); asks for a key."""
+        private, (o, oh, ow) = self.private, self.map_shape
         if private is None:
-            fixed = fixed_point(delta, terms=(0, 1, 2), x_bound=self.x_bound, bits=16)
+            shape = (len(delta), o, oh * ow)
+            fixed = fixed_point(delta, sums=shape, order=shape, x_bound=self.x_bound, bits=16)
         else:
             fixed = private.truncate(delta)
-        integers = np.ascontiguousarray(fixed.integers.numpy())
+        integers = fixed.integers.reshape(-1, oh, ow, o)
         values = self.products.gradient(ids, self.geometry, integers)
         if private is not None:
             values = private.blur(values, fixed.exponent)

@@ -90,9 +90,9 @@ class PrivateStep:
     def _first_layer(self, clipped: Tensor) -> None:
         """Gradients of the encrypted layer. Not autograd's: its sums would meet noise unrounded."""
         layer, count = self._layer, len(clipped)
-        delta = clipped.reshape(count, *layer.map_shape).permute(0, 2, 3, 1)
+        delta = clipped.reshape(count, *layer.map_shape)
         if layer.bias is not None and layer.bias.requires_grad:
-            layer.bias.grad = self._noisy("first bias", delta.sum((0, 1, 2))) / count
+            layer.bias.grad = self._noisy("first bias", delta.sum((0, 2, 3))) / count
         if layer.weight.requires_grad:
             layer.weight.grad = layer.weight_gradient(layer.samples.ids, delta) / count
 
@@ -106,7 +106,8 @@ class PrivateStep:
         # Truncated, they would pull the offset's part towards zero. The bound holds all the same:
         # t q + offset with t from 0 to 1 is not larger than q + offset and offset both.
         self._outputs = gradient.double().sum(0) * 2.0**exponent
-        return FixedPoint((gradient * 2.0**exponent).trunc().to(torch.int16), exponent)
+        integers = (gradient * 2.0**exponent).trunc().to(torch.int16).permute(0, 2, 3, 1)
+        return FixedPoint(np.ascontiguousarray(integers.numpy()), exponent)
 
     def blur(self, values: Int[np.ndarray, "oc kh kw c"], exponent: int) -> np.ndarray:
         """A weight gradient in steps of scale 2^-exponent, offset and noise included but for
@@ -128,7 +129,7 @@ class PrivateStep:
         if self._outputs is None:
             raise InputError("noise on gradients: there is no output gradient")
         o, kh, kw, c = geometry.weight_shape
-        sums = self._outputs.permute(2, 0, 1).unsqueeze(0)
+        sums = self._outputs.unsqueeze(0)
         ones = torch.ones((1, c, *geometry.in_size), dtype=torch.float64)
         counts: Tensor = conv2d_weight(  # type: ignore[no-untyped-call]
             ones, (o, c, kh, kw), sums, geometry.stride, geometry.pad, geometry.dilation

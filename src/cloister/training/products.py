@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
-import torch
 from jaxtyping import Int16, Int32, Int64, UInt32
 
 from cloister.errors import AuthorityUnavailable, EncryptionError, InputError, ShapeError
@@ -193,42 +192,10 @@ class Products:
 def _difference(
     masked: UInt32[np.ndarray, "..."], key: UInt32[np.ndarray, "..."]
 ) -> Int32[np.ndarray, "..."]:
-    """`mask.unmask` in 32 bits and C order, in the product's memory: its traffic is what counts.
-
-    A gradient lies in memory as inputs by outputs, a key from a wire in C order. Subtracting arrays
-    that lie differently would take several times as long as transposing one.
-    """
+    """`mask.unmask` in 32 bits and in the product's memory: its traffic is what counts."""
     if masked.shape != key.shape or masked.dtype != np.uint32 or key.dtype != np.uint32:
         raise ShapeError(f"first layer: product {masked.shape} and key {key.shape} differ")
-    if key.flags.c_contiguous:
-        masked = _in_c_order(masked)
     # What came over a wire is read-only.
     out = masked if masked.flags.writeable else None
     difference: UInt32[np.ndarray, "..."] = np.subtract(masked, key, out=out)
-    return _in_c_order(difference).view(np.int32)
-
-
-def _in_c_order(values: UInt32[np.ndarray, "..."]) -> UInt32[np.ndarray, "..."]:
-    if values.flags.c_contiguous or values.ndim != 4:
-        return np.ascontiguousarray(values)
-    o, kh, kw, c = values.shape
-    inputs_first = values.transpose(3, 1, 2, 0)
-    if not inputs_first.flags.c_contiguous:
-        return np.ascontiguousarray(values)
-    outputs_first = _transposed(inputs_first.reshape(-1, o)).reshape(o, c, kh, kw)
-    return np.ascontiguousarray(outputs_first.transpose(0, 2, 3, 1))
-
-
-def _transposed(matrix: UInt32[np.ndarray, "rows columns"]) -> UInt32[np.ndarray, "columns rows"]:
-    """The transpose in C order, a third of the time of a strided copy.
-
-    Shuffling the channels of one pixel, `rows` groups of `columns`, is a transposition. PyTorch
-    does it by vector instructions for float32, whose bits it only moves.
-    """
-    rows, columns = matrix.shape
-    size = rows * columns
-    pixel = torch.from_numpy(matrix.view(np.float32)).as_strided(
-        (1, size, 1, 1), (size, 1, size, size)
-    )
-    shuffled: np.ndarray = torch.channel_shuffle(pixel, rows).numpy()
-    return shuffled.view(np.uint32).reshape(columns, rows)
+    return difference.view(np.int32)

@@ -1,0 +1,58 @@
+// Fixed point and transposition as functions of NumPy arrays.
+#pragma once
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <cstdint>
+#include <string>
+#include <utility>
+
+#include "cloister/fixed_point.hpp"
+#include "cloister/transpose.hpp"
+#include "pass.hpp"
+
+namespace cloister::bindings {
+
+template <typename T>
+using Cube = nb::ndarray<T, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+
+template <typename T>
+using Matrix = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+template <typename T>
+std::pair<double, double> magnitudes_array(Cube<const T> v) {
+  nb::gil_scoped_release release;
+  const Magnitudes found =
+      magnitudes(v.data(), static_cast<int64_t>(v.shape(0)), static_cast<int64_t>(v.shape(1)),
+                 static_cast<int64_t>(v.shape(2)));
+  return {found.norm, found.peak};
+}
+
+template <typename T>
+void round_scaled_array(Cube<const T> v, int exponent, Cube<int16_t> out) {
+  require(out.shape(0) == v.shape(0) && out.shape(1) == v.shape(2) && out.shape(2) == v.shape(1),
+          "round_scaled: out does not fit");
+  require(-126 <= exponent && exponent <= 126, "round_scaled: exponent out of range");
+  nb::gil_scoped_release release;
+  round_scaled(v.data(), static_cast<int64_t>(v.shape(0)), static_cast<int64_t>(v.shape(1)),
+               static_cast<int64_t>(v.shape(2)), exponent, out.data());
+}
+
+inline void transpose_array(Matrix<const uint32_t> x, Matrix<uint32_t> out) {
+  require(out.shape(0) == x.shape(1) && out.shape(1) == x.shape(0), "transpose: out does not fit");
+  nb::gil_scoped_release release;
+  transpose(x.data(), static_cast<int64_t>(x.shape(0)), static_cast<int64_t>(x.shape(1)),
+            out.data());
+}
+
+inline void register_fixed_point(nb::module_& m) {
+  m.def("magnitudes", &magnitudes_array<float>, nb::arg("v").noconvert());
+  m.def("magnitudes", &magnitudes_array<double>, nb::arg("v").noconvert());
+  m.def("round_scaled", &round_scaled_array<float>, nb::arg("v").noconvert(), nb::arg("exponent"),
+        nb::arg("out").noconvert());
+  m.def("round_scaled", &round_scaled_array<double>, nb::arg("v").noconvert(), nb::arg("exponent"),
+        nb::arg("out").noconvert());
+  m.def("transpose", &transpose_array, nb::arg("x").noconvert(), nb::arg("out").noconvert());
+}
+
+}  // namespace cloister::bindings

@@ -1,0 +1,101 @@
+// The loops of every back end; compilers make vector instructions of them. Everything is in an
+// unnamed namespace on purpose: the back ends are compiled for different instruction sets and the
+// linker must never merge their copies.
+#pragma once
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+
+#include "fixed_point_backend.hpp"
+
+namespace cloister {
+namespace {
+
+constexpr int64_t kLanes = 64;  // sums side by side: their order is part of the result
+constexpr int64_t kSide = 32;   // of a square that is transposed
+
+template <typename T>
+using Bits = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+
+template <typename T>
+void add_run(const T* __restrict v, int64_t count, double* __restrict sums) {
+  for (int64_t i = 0; i < count; ++i) sums[i] += static_cast<double>(std::fabs(v[i]));
+}
+
+// Magnitudes compare as their bits do, and compilers take maxima of integers several at a time.
+template <typename T>
+T peak_of(const T* v, int64_t count) {
+  Bits<T> largest = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const T magnitude = std::fabs(v[i]);
+    Bits<T> bits;
+    std::memcpy(&bits, &magnitude, sizeof bits);
+    largest = bits > largest ? bits : largest;
+  }
+  T peak;
+  std::memcpy(&peak, &largest, sizeof peak);
+  return peak;
+}
+
+template <typename T>
+T add_magnitudes(const T* v, int64_t a, int64_t b, int64_t c, double* sums) {
+  for (int64_t i = 0; i < a; ++i) {
+    if (c == 1) {
+      add_run(v + i * b, b, sums);
+      continue;
+    }
+    for (int64_t j = 0; j < b; ++j) {
+      const T* row = v + (i * b + j) * c;
+      double lanes[kLanes] = {};
+      int64_t k = 0;
+      for (; k + kLanes <= c; k += kLanes) add_run(row + k, kLanes, lanes);
+      add_run(row + k, c - k, lanes);
+      for (int64_t width = kLanes / 2; width > 0; width /= 2) {
+        for (int64_t lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+      }
+      sums[j] += lanes[0];
+    }
+  }
+  return peak_of(v, a * b * c);
+}
+
+// Beside 1.5 * 2^23 (2^52 for double) a number has no digits behind the point: adding it rounds as
+// the processor does, half to even, and leaves the integer in the low bits.
+template <typename T>
+void round_run(const T* v, int64_t count, T scale, int16_t* out) {
+  constexpr T kShift = sizeof(T) == 4 ? T{0x1.8p23} : T{0x1.8p52};
+  for (int64_t i = 0; i < count; ++i) {
+    const T shifted = v[i] * scale + kShift;
+    Bits<T> bits;
+    std::memcpy(&bits, &shifted, sizeof bits);
+    out[i] = static_cast<int16_t>(bits);
+  }
+}
+
+template <typename T>
+void round(const T* v, int64_t a, int64_t b, int64_t c, T scale, int16_t* out) {
+  if (b == 1 || c == 1) return round_run(v, a * b * c, scale, out);
+  const auto side = [](int64_t left) { return left < kSide ? left : kSide; };
+  for (int64_t i = 0; i < a; ++i, v += b * c, out += b * c) {
+    for (int64_t j = 0; j < b; j += kSide) {
+      for (int64_t k = 0; k < c; k += kSide) {
+        const int64_t rows = side(b - j), columns = side(c - k);
+        int16_t square[kSide][kSide];
+        for (int64_t row = 0; row < rows; ++row) {
+          round_run(v + (j + row) * c + k, columns, scale, square[row]);
+        }
+        for (int64_t column = 0; column < columns; ++column) {
+          for (int64_t row = 0; row < rows; ++row) {
+            out[(k + column) * b + j + row] = square[row][column];
+          }
+        }
+      }
+    }
+  }
+}
+
+constexpr FixedPointBackend kFixedPoint{{&add_magnitudes<float>, &round<float>},
+                                        {&add_magnitudes<double>, &round<double>}};
+
+}  // namespace
+}  // namespace cloister
