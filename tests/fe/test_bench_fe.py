@@ -32,6 +32,8 @@ def test_figures_agree_with_each_other(small, capsys):
     low, high = layer["ratio_quartiles"]
     assert 0 < low <= layer["ratio"] <= high
     assert layer["within_bar"] == (layer["ratio"] <= fe.LAYER_BAR)
+    assert layer["ratios"].keys() == layer["engines_ms"].keys()
+    assert layer["ratios"][layer["baseline_engine"]] == layer["ratio"]
     assert "Not considered" in found["lwe_security"]
 
 

@@ -211,7 +211,9 @@ def _layer(threads: int, repeats: int) -> dict[str, object]:
         "baseline_spread": float(np.ptp(times[fastest])) / ms[fastest],
         "masked_ms": ms[MASKED],
         "masked_spread": float(np.ptp(times[MASKED])) / ms[MASKED],
+        # Of the fastest engine, and of each.
         "ratio": ratio,
+        "ratios": {name: float(np.median(times[MASKED] / times[name])) for name in engines},
         "ratio_quartiles": [float(q) for q in np.quantile(ratios, (0.25, 0.75))],
         "bar_ratio": LAYER_BAR,
         "within_bar": ratio <= LAYER_BAR,
@@ -261,4 +263,6 @@ def _show(found: Mapping[str, Any]) -> None:
         f"({layer['baseline_engine']}, spread {layer['baseline_spread']:.0%}): "
         f"ratio {layer['ratio']:.3g}, bar {layer['bar_ratio']}"
     )
+    each = (f"{name} {ratio:.3g}" for name, ratio in layer["ratios"].items())
+    console.print(f"ratio to each engine: {', '.join(each)}")
     console.print(found["lwe_security"])
