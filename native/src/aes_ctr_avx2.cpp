@@ -1,8 +1,5 @@
-// AES-256-CTR with AES-NI, eight blocks in flight: one round has a latency of 4 cycles and two
-// start per cycle.
-#include <immintrin.h>
-
-#include <cstring>
+// AES-256-CTR with AES-NI, eight blocks in flight.
+#include "aes_ctr_avx2.hpp"
 
 #include "aes_ctr_backend.hpp"
 
@@ -25,18 +22,10 @@ __m128i odd_round(__m128i before, __m128i last) {
 }
 
 template <int kBlocks>
-void encrypt(const __m128i* keys, __m128i block0, uint32_t first, uint32_t* out) {
+void fill(const uint8_t* rounds, __m128i counter, uint32_t* out) {
   __m128i state[kBlocks];
+  aes_keystream<kBlocks>(rounds, counter, state);
   for (int i = 0; i < kBlocks; ++i) {
-    const uint32_t counter = __builtin_bswap32(first + static_cast<uint32_t>(i));
-    const __m128i block = _mm_insert_epi32(block0, static_cast<int>(counter), 3);
-    state[i] = _mm_xor_si128(block, keys[0]);
-  }
-  for (int round = 1; round < 14; ++round) {
-    for (int i = 0; i < kBlocks; ++i) state[i] = _mm_aesenc_si128(state[i], keys[round]);
-  }
-  for (int i = 0; i < kBlocks; ++i) {
-    state[i] = _mm_aesenclast_si128(state[i], keys[14]);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 4 * i), state[i]);
   }
 }
@@ -65,17 +54,15 @@ void aes_expand_key(const uint8_t key[32], uint8_t rounds[15 * 16]) {
 
 void aes_fill_avx2(const uint8_t* rounds, const uint8_t* nonce, uint32_t first, int64_t blocks,
                    uint32_t* out) {
-  __m128i keys[15];
-  std::memcpy(keys, rounds, sizeof keys);
-  alignas(16) uint8_t start[16] = {};
-  std::memcpy(start, nonce, 12);
-  const __m128i block0 = _mm_load_si128(reinterpret_cast<const __m128i*>(start));
+  __m128i counter = aes_counter(nonce, first);
   int64_t i = 0;
   for (; i + 8 <= blocks; i += 8) {
-    encrypt<8>(keys, block0, first + static_cast<uint32_t>(i), out + 4 * i);
+    fill<8>(rounds, counter, out + 4 * i);
+    counter = _mm_add_epi32(counter, _mm_setr_epi32(0, 0, 0, 8));
   }
   for (; i < blocks; ++i) {
-    encrypt<1>(keys, block0, first + static_cast<uint32_t>(i), out + 4 * i);
+    fill<1>(rounds, counter, out + 4 * i);
+    counter = _mm_add_epi32(counter, _mm_setr_epi32(0, 0, 0, 1));
   }
 }
 

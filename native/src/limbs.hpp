@@ -10,6 +10,7 @@
 
 #include "cloister/pass.hpp"
 #include "p52.hpp"
+#include "pass_backend.hpp"
 
 namespace cloister {
 
@@ -62,7 +63,7 @@ struct LimbPairs {
 };
 
 // An InputCheck with columns, as digits: of the columns where a channel's pixels are summed first
-// (long rows of few channels), else of the rows.
+// (long rows of few channels, in back ends that do so), else of the rows.
 class LimbCheck {
  public:
   LimbCheck() = default;
@@ -71,10 +72,10 @@ class LimbCheck {
   LimbCheck& operator=(LimbCheck&&) = default;
 
   // Secret, like the coefficients: what was there is overwritten.
-  void set(const InputCheck& check, int64_t h, int64_t w, int64_t c);
+  void set(const InputCheck& check, int64_t h, int64_t w, int64_t c, Digits digits);
   void wipe();
 
-  bool empty() const { return columns_.empty() && rows_.empty(); }
+  Digits digits() const { return digits_; }  // what set() was asked for
   bool by_channels() const { return !columns_.empty(); }
 
   // by_channels(): the digits of term k at columns x and x + 1, of which the lower half of a word
@@ -88,6 +89,10 @@ class LimbCheck {
   const uint64_t* factors(int64_t k, int64_t x) const { return factors_.data() + 2 * (k * w_ + x); }
 
  private:
+  void set_columns(const InputCheck& check);
+  void set_rows(const InputCheck& check, int64_t h, int64_t c);
+
+  Digits digits_ = Digits::none;
   int64_t w_ = 0, terms_ = 0, blocks_ = 0;
   std::vector<LimbPairs> columns_;
   std::vector<LimbBlock> rows_;

@@ -88,7 +88,7 @@ Pass::Pass(PassShape shape) : shape_(std::move(shape)) {
   limbs_.resize(s.sinks.size());
 }
 
-Pass::~Pass() = default;
+Pass::~Pass() { wipe(halves_.data(), halves_.size() * sizeof(HalfBlock)); }
 
 void Pass::set_check(const uint64_t* a, const uint64_t* b) {
   require((a == nullptr) == (b == nullptr), "a check needs both a and b");
@@ -97,9 +97,16 @@ void Pass::set_check(const uint64_t* a, const uint64_t* b) {
     check_coefficients(a, shape_.h * shape_.w);
     check_coefficients(b, shape_.c);
   }
+  if (a != nullptr) halves_.resize(static_cast<size_t>(shape_.c / kHalfChannels + 1));
+  wipe(halves_.data(), halves_.size() * sizeof(HalfBlock));
   a_ = a;
   b_ = b;
   if (a == nullptr) return;
+  for (int64_t i = 0; i < shape_.c; ++i) {
+    HalfBlock& block = halves_[static_cast<size_t>(i / kHalfChannels)];
+    block.low[i % kHalfChannels] = static_cast<uint32_t>(b[i] & ((1 << 26) - 1));
+    block.high[i % kHalfChannels] = static_cast<uint32_t>(b[i] >> 26);
+  }
   const uint64_t sums = multiply(sum_of(a, shape_.h * shape_.w), sum_of(b, shape_.c));
   out_bias_ = multiply(sums, uint64_t{1} << 31);
 }
@@ -123,7 +130,7 @@ void Pass::set_sink_check(size_t sink, const InputCheck& check) {
     total = add(total, factors ? multiply(sum, sum_of(factors, w)) : sum);
   }
   LimbCheck limbs;
-  if (check.columns != nullptr && best_isa() == Isa::avx512) limbs.set(check, out_h(), w, shape_.c);
+  limbs.set(check, out_h(), w, shape_.c, pass_backend().digits);
   // Only now: a check that is refused, or finds no memory, leaves the old one as it was.
   t_[sink] = check;
   in_bias_[sink] = multiply(total, uint64_t{1} << 13);
@@ -132,7 +139,7 @@ void Pass::set_sink_check(size_t sink, const InputCheck& check) {
 }
 
 const LimbCheck* Pass::limbs(const PassBackend& kernels, size_t sink) const {
-  return kernels.limbs && !limbs_[sink].empty() ? &limbs_[sink] : nullptr;
+  return kernels.digits != Digits::none && t_[sink].columns ? &limbs_[sink] : nullptr;
 }
 
 void Pass::validate(const PassRun& run) const {
@@ -172,7 +179,12 @@ int64_t Pass::bands_per_image(int64_t n, int threads) const {
 }
 
 // Everything is allocated here, so that threads cannot throw.
-void Pass::prepare(int64_t workers) {
+void Pass::prepare(const PassBackend& kernels, int64_t workers) {
+  for (size_t i = 0; i < t_.size(); ++i) {
+    // Another instruction set than when the check was set.
+    if (limbs(kernels, i) == nullptr || limbs_[i].digits() == kernels.digits) continue;
+    limbs_[i].set(t_[i], out_h(), out_w(), shape_.c, kernels.digits);
+  }
   while (static_cast<int64_t>(scratch_.size()) < workers) {
     auto scratch = std::make_unique<Scratch>();
     const auto& window = shape_.window;
@@ -204,7 +216,7 @@ void Pass::run(const PassRun& run, int threads) {
     const SinkRun& sink = run.sinks[i];
     if (sink.blinded && !sink.pad) keys[i] = std::make_unique<AesSchedule>(sink.key);
   }
-  prepare(std::min<int64_t>(std::max(threads, 1), run.n * bands));
+  prepare(kernels, std::min<int64_t>(std::max(threads, 1), run.n * bands));
   const size_t columns = 1 + shape_.sinks.size();
   const size_t phase_sums = static_cast<size_t>(run.n * bands) * columns;
   std::vector<uint64_t> sums(2 * phase_sums);

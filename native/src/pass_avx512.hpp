@@ -49,6 +49,9 @@ struct Avx512 {
   static F sub(F x, F y) { return _mm512_sub_ps(x, y); }
   static I sub(I x, I y) { return _mm512_sub_epi32(x, y); }
   static I flip_sign(I v) { return _mm512_xor_si512(v, _mm512_set1_epi32(INT32_MIN)); }
+  static const uint64_t* coefficients(const ReplyRow& row, int64_t channel) {
+    return row.b + channel;
+  }
 
   // Lanes 0-7 and 8-15 of the integers have accumulators of their own: four chains hide the
   // latency of IFMA. One addition to each per step.

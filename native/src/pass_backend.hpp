@@ -13,6 +13,9 @@ constexpr int64_t kColumnPixels = 1024;  // a factored EmitRow has no more
 
 class LimbCheck;
 
+// Which factored coefficients a back end wants as digits (limbs.hpp); it sums them without a bias.
+enum class Digits { none, of_rows, of_either };
+
 // Partial sums modulo P, one per vector lane, each below 2^52; their sum is what counts.
 struct CheckLanes {
   alignas(64) uint64_t lane[8] = {};
@@ -29,6 +32,7 @@ struct ReplyRow {
   float lo, hi;
   const uint64_t* a;  // one per pixel, or null: no check
   const uint64_t* b;
+  const HalfBlock* halves;  // b once more
   int64_t pixels, channels;
   bool alone;  // no emit() that brings the reply into the cache will come between
   float* out;  // packed
@@ -90,7 +94,7 @@ struct PassBackend {
   // `rounds`; null: emit() is given every pad.
   void (*emit_blinded)(const EmitRow&, CheckLanes&);
   void (*finish)();  // makes every store visible before those that follow; null: they are
-  bool limbs;        // factored checks are given as digits, and summed without a bias
+  Digits digits;
 };
 
 extern const PassBackend kPassPortable;

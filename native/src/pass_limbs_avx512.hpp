@@ -204,21 +204,35 @@ void limbs_by_pixels(const EmitRow& row, const Request& request, CheckLanes& lan
 
 template <int kTerms, class Request>
 void limbs_at_once(const EmitRow& row, const Request& request, CheckLanes& lanes, int64_t first) {
-  return row.limbs->by_channels() ? limbs_by_channels<kTerms>(row, request, lanes, first)
-                                  : limbs_by_pixels<kTerms>(row, request, lanes, first);
+  if constexpr (Request::kByChannels) {
+    if (row.limbs->by_channels()) return limbs_by_channels<kTerms>(row, request, lanes, first);
+  }
+  limbs_by_pixels<kTerms>(row, request, lanes, first);
 }
 
+// Three terms from `first` on, or one: how many it has summed. There is no code for two, because
+// few kernels have two columns or five.
 template <class Request>
-void emit_limbs(const EmitRow& row, const Request& request, CheckLanes& lanes, int64_t first = 0) {
-  switch (std::min<int64_t>(row.terms - first, kTermsAtOnce)) {
-    case 1: limbs_at_once<1>(row, request, lanes, first); break;
-    case 2: limbs_at_once<2>(row, request, lanes, first); break;
-    default: limbs_at_once<3>(row, request, lanes, first);
+int64_t sum_terms(const EmitRow& row, const Request& request, CheckLanes& lanes, int64_t first) {
+  if (row.terms - first >= kTermsAtOnce) {
+    limbs_at_once<kTermsAtOnce>(row, request, lanes, first);
+    return kTermsAtOnce;
   }
-  // The request is written; what is left of the check reads the values again.
-  if (first + kTermsAtOnce < row.terms) {
-    emit_limbs(row, NoRequest{}, lanes, first + kTermsAtOnce);
-  }
+  limbs_at_once<1>(row, request, lanes, first);
+  return 1;
+}
+
+// pass_blinded_avx512.cpp
+void emit_blinded_avx512(const EmitRow& row, CheckLanes& lanes);
+
+// pass_avx512.cpp: what is left of the check when the request is written: it reads the values
+// again.
+void emit_rest(const EmitRow& row, CheckLanes& lanes, int64_t first);
+
+template <class Request>
+void emit_limbs(const EmitRow& row, const Request& request, CheckLanes& lanes) {
+  const int64_t summed = sum_terms(row, request, lanes, 0);
+  if (summed < row.terms) emit_rest(row, lanes, summed);
 }
 
 }  // namespace cloister::rows

@@ -39,6 +39,9 @@ struct Scalar {
   static F sub(F x, F y) { return x - y; }
   static I sub(I x, I y) { return x - y; }
   static I flip_sign(I v) { return v ^ 0x80000000u; }
+  static const uint64_t* coefficients(const ReplyRow& row, int64_t channel) {
+    return row.b + channel;
+  }
 
   // 2^30 products of 52 and 32 bits need 114 bits.
   struct Dot {
@@ -80,6 +83,6 @@ const PassBackend kPassPortable{rows::any_reply<Scalar>,
                                 rows::any_emit<Scalar>,
                                 nullptr,
                                 nullptr,
-                                false};
+                                Digits::none};
 
 }  // namespace cloister

@@ -1,4 +1,4 @@
-// Where a request's integers go: under pads made in registers, under a given pad, or in the clear.
+// Where a request's integers go: under pads made in registers, or in the clear.
 // run() begins at an element and goes on in vectors that are `apart` elements from each other:
 // next() makes the pads of as many vectors, and put() is the only write of the request: the
 // integers never reach its memory without their pad. Included by AVX-512 back ends only.
@@ -36,17 +36,10 @@ inline __attribute__((always_inline)) void put_pair(Request& request, int64_t at
   request.put(at + Avx512::kLanes, q[1], pad[1]);
 }
 
-struct NoRequest {
-  NoRequest run(int64_t, int64_t) const { return {}; }
-
-  template <int kCount>
-  void next(__m512i*) const {}
-  void put(int64_t, __m512i, __m512i, auto...) const {}
-};
-
 // kStream: see BlindedRequest; only pairs fill a line.
 template <bool kStream>
 struct PlainRequest {
+  static constexpr bool kByChannels = !kStream;
   int16_t* out;
 
   PlainRequest run(int64_t, int64_t) const { return *this; }
@@ -66,23 +59,12 @@ inline __attribute__((always_inline)) void put_pair(PlainRequest<true>& request,
   _mm512_stream_si512(reinterpret_cast<__m512i*>(request.out + at), pair);
 }
 
-struct PaddedRequest {
-  uint32_t* out;
-  const uint32_t* pad;
-
-  PaddedRequest run(int64_t, int64_t) const { return *this; }
-
-  template <int kCount>
-  void next(__m512i*) const {}
-  void put(int64_t at, __m512i q, __m512i, auto... mask) const {
-    Avx512::store(out + at, Avx512::plus(q, Avx512::load(pad + at, mask...)), mask...);
-  }
-};
-
 // kStream: past the caches, which spares reading the lines that are about to be overwritten.
 template <bool kStream>
 class BlindedRequest {
  public:
+  static constexpr bool kByChannels = true;
+
   explicit BlindedRequest(const EmitRow& row)
       : out_(row.blinded), keys_(row.rounds), start_(vaes_counter(row.nonce, row.first_block)) {}
 
@@ -120,5 +102,11 @@ class BlindedRequest {
   VaesKeys keys_;
   __m512i start_;
 };
+
+// Streaming stores need whole cache lines, which are `elements` of the request.
+inline bool streams(const EmitRow& row, const void* request, int64_t elements) {
+  return row.stream && reinterpret_cast<uintptr_t>(request) % 64 == 0 &&
+         row.channels % elements == 0;
+}
 
 }  // namespace cloister::rows

@@ -7,7 +7,9 @@
 // S::Dot sums coefficient * integer lane by lane and must be folded every S::kBlock elements, or
 // every S::kShortBlock when the integers have 14 bits;
 // S::Column sums factor * integer, one factor for all lanes, for at most kColumnPixels integers of
-// 14 bits a lane. S::Sum adds up residues and starts from and ends in CheckLanes.
+// 14 bits a lane. S::Sum adds up residues and starts from and ends in CheckLanes. Back ends that
+// sum requests by digits (limbs.hpp) have no S::Column and write factored requests themselves;
+// AVX2, which writes all of them, has no S::kShortBlock either.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -53,7 +55,8 @@ inline __attribute__((always_inline)) auto add_and_clamp(typename S::F f, const 
 }
 
 template <class S, bool kUnblind, bool kResidual, bool kCheck>
-void reply(const ReplyRow& row, CheckLanes& lanes) {
+void reply(const ReplyRow& given, CheckLanes& lanes) {
+  const ReplyRow row = given;  // nobody else has its address: it stays in registers
   const int64_t c = row.channels;
   const auto lo = S::set(row.lo);
   const auto hi = S::set(row.hi);
@@ -75,7 +78,7 @@ void reply(const ReplyRow& row, CheckLanes& lanes) {
           prefetch(unblind + j);
           z = S::sub(z, S::load(unblind + j, mask...));
         }
-        if constexpr (kCheck) dot.add(row.b + j, S::flip_sign(z), mask...);
+        if constexpr (kCheck) dot.add(S::coefficients(row, j), S::flip_sign(z), mask...);
         auto f = S::mul(S::to_float(z), S::load(row.scale + j, mask...));
         f = S::add(f, S::load(row.bias + j, mask...));
         f = add_and_clamp<S, kResidual>(f, residual + j, lo, hi, mask...);

@@ -138,8 +138,8 @@ class Pass::Walk {
       const uint32_t* terms = run_.unblinding(image_, s_.h * s_.w * s_.c);
       kernels_.reply(
           {run_.reply + at, terms ? terms + p * s_.c : nullptr, s_.scale.data(), s_.bias.data(),
-           residual, more.pixel, s_.lo, s_.hi, pass_.a_ ? pass_.a_ + p : nullptr, pass_.b_, count,
-           s_.c, s_.window.has_value() || s_.sinks.empty(), out},
+           residual, more.pixel, s_.lo, s_.hi, pass_.a_ ? pass_.a_ + p : nullptr, pass_.b_,
+           pass_.halves_.data(), count, s_.c, s_.window.has_value() || s_.sinks.empty(), out},
           scratch_.lanes[0]);
     } else if (!direct_) {
       kernels_.values({run_.values + at, residual, more.pixel, s_.lo, s_.hi, count, s_.c, out});

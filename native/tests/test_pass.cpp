@@ -44,7 +44,7 @@ using Lines = std::vector<uint32_t, LineAllocator<uint32_t>>;
 struct Result {
   std::vector<float> pre, post;
   Lines blinded;
-  std::vector<int16_t> plain;
+  std::vector<int16_t, LineAllocator<int16_t>> plain;
   std::vector<uint64_t> sums;
   bool operator==(const Result&) const = default;
 };
@@ -69,6 +69,13 @@ struct Inputs {
 
 constexpr int64_t kImages = 2;
 
+// Kernels cut coefficients of requests into four digits of 13 bits: the largest of either sign.
+// With -4096 as the highest one, others would be positive: half of P is less than 2^51.
+constexpr uint64_t kTopDigit = uint64_t{4095} << 39;
+constexpr uint64_t kDigits = 1 + (uint64_t{1} << 13) + (uint64_t{1} << 26);
+constexpr uint64_t kLargestDigits = kTopDigit + 4095 * kDigits;
+constexpr uint64_t kSmallestDigits = kP52 - kTopDigit - 4096 * kDigits;
+
 PassShape shape_of(const Setting& s) {
   PassShape shape{s.h, s.w, s.c, {}, {}, s.full ? 0.0f : -kInfinity, kInfinity, s.window, {}};
   if (s.window && s.window->kind == WindowShape::Kind::depthwise) {
@@ -82,7 +89,7 @@ PassShape shape_of(const Setting& s) {
     shape.scale.assign(static_cast<size_t>(s.c), 1.1e-9f);
     shape.bias.assign(static_cast<size_t>(s.c), 0.25f);
   }
-  shape.sinks = {{900.0f, 8191}, {1e9f, 3}};
+  shape.sinks = {{s.extreme ? 1e9f : 900.0f, 8191}, {1e9f, 3}};
   return shape;
 }
 
@@ -91,8 +98,13 @@ Inputs inputs_of(const Setting& s, int64_t out_h, int64_t out_w) {
   std::mt19937_64 random(2);
   const auto in = static_cast<size_t>(kImages * s.h * s.w * s.c);
   Inputs x;
-  const auto word = [&] { return s.extreme ? 0x80000000u : static_cast<uint32_t>(random()); };
+  // The largest integer that is multiplied, 2^32 - 1: an answer is accumulated as z + 2^31.
+  const auto word = [&] { return s.extreme ? 0x7fffffffu : static_cast<uint32_t>(random()); };
   const auto element = [&] { return s.extreme ? kP52 - 1 : random() % kP52; };
+  const auto digits = [&] {
+    if (!s.extreme) return random() % kP52;
+    return s.terms % 2 != 0 ? kLargestDigits : kSmallestDigits;
+  };
   const auto value = [&] { return static_cast<float>(static_cast<int32_t>(random())) * 1e-9f; };
   for (size_t i = 0; i < in; ++i) {
     x.reply.push_back(word());
@@ -103,8 +115,8 @@ Inputs inputs_of(const Setting& s, int64_t out_h, int64_t out_w) {
   for (int64_t i = 0; i < s.h * s.w; ++i) x.a.push_back(element());
   for (int64_t i = 0; i < s.c; ++i) x.b.push_back(element());
   const int64_t blocks = s.terms > 0 ? s.terms : out_w;
-  for (int64_t i = 0; i < out_h * blocks * s.c; ++i) x.rows.push_back(element());
-  for (int64_t i = 0; i < s.terms * out_w; ++i) x.columns.push_back(element());
+  for (int64_t i = 0; i < out_h * blocks * s.c; ++i) x.rows.push_back(digits());
+  for (int64_t i = 0; i < s.terms * out_w; ++i) x.columns.push_back(digits());
   for (uint8_t& byte : x.key) byte = static_cast<uint8_t>(random());
   for (int64_t i = 0; i < 12 * kImages; ++i) x.nonces.push_back(static_cast<uint8_t>(random()));
   x.pad.resize(static_cast<size_t>(kImages * out_elements));
@@ -122,8 +134,8 @@ Inputs inputs_of(const Setting& s, int64_t out_h, int64_t out_w) {
 Result run(const Setting& s, const Inputs& x, Pass& pass, bool explicit_pad, int threads) {
   const auto in = static_cast<size_t>(kImages * s.h * s.w * s.c);
   const auto out = static_cast<size_t>(kImages * pass.out_h() * pass.out_w() * s.c);
-  Result r{std::vector<float>(in), std::vector<float>(out), Lines(out), std::vector<int16_t>(out),
-           std::vector<uint64_t>(3 * kImages)};
+  Result r{std::vector<float>(in), std::vector<float>(out), Lines(out),
+           decltype(Result::plain)(out), std::vector<uint64_t>(3 * kImages)};
   PassRun run;
   run.n = kImages;
   if (s.reply) run.reply = x.reply.data();

@@ -4,7 +4,15 @@ import pytest
 from cloister import _native
 from cloister.crypto.csprng import InsecureSeededRandom
 from cloister.field import reference
-from cloister.field.freivalds import P52, SOUNDNESS_BITS, draw, draw_dense, field_elements
+from cloister.field.freivalds import (
+    P52,
+    SOUNDNESS_BITS,
+    coefficient_count,
+    draw,
+    draw_dense,
+    field_elements,
+    keeps_factors,
+)
 from cloister.field.linear import Geometry, LinearMap
 
 GEOMETRIES = {
@@ -160,6 +168,17 @@ def test_dense_and_factored_are_the_same_coefficients():
 def test_small_images_keep_their_coefficients_expanded(name, factored):
     vectors = draw(linear(GEOMETRIES[name]), rng=InsecureSeededRandom(1))
     assert (vectors.columns is not None) == factored
+
+
+@pytest.mark.parametrize("name", ["wide", "wide, strided", "wide, transposed"])
+def test_vectors_of_any_width_keep_the_factors_of_wide_images(name, isa):
+    geometry = GEOMETRIES[name]
+    assert keeps_factors(geometry) == (isa != "portable")
+    assert keeps_factors(GEOMETRIES["dense"]) and not keeps_factors(GEOMETRIES["3x3"])
+    vectors = draw(linear(geometry), rng=InsecureSeededRandom(1))
+    kept = [array.size for array in (vectors.rows, vectors.columns) if array is not None]
+    assert sum(kept) == coefficient_count(geometry)
+    assert (sum(kept) < geometry.in_elements) == (isa != "portable")
 
 
 @pytest.mark.parametrize("name", ["wide", "3x3"])

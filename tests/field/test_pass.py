@@ -405,7 +405,7 @@ def test_products_at_the_extremes(terms, z, size, isa):
 
 # Kernels cut coefficients into digits of 13 bits: these have the largest ones of either sign.
 LARGEST_DIGITS = sum(4095 << (13 * i) for i in range(4)) % P52
-SMALLEST_DIGITS = -sum(4096 << (13 * i) for i in range(4)) % P52
+SMALLEST_DIGITS = (-(4095 << 39) - sum(4096 << (13 * i) for i in range(3))) % P52
 
 
 @pytest.mark.parametrize("coefficient", [0, 1, P52 - 1, LARGEST_DIGITS, SMALLEST_DIGITS])

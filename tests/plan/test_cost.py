@@ -4,6 +4,7 @@ import onnx
 import pytest
 
 import nets
+from cloister import _native
 from cloister.cli.bench.models import build
 from cloister.cli.bench.peak import measure_peak, random_input
 from cloister.errors import CloisterError
@@ -67,6 +68,21 @@ def test_protections_cost_what_they_need():
         ("integer weights", {"slalom", "verified", "blinded"}),
     ):
         assert {policy for policy in NAMES if serving[policy][item]} == who
+
+
+def test_check_vectors_are_small_wherever_there_are_vector_units():
+    graph = prepare(from_model(build("vgg16"), name="net"))
+    before, stated = _native.isa(), {}
+    try:
+        for isa in _native.available_isas():
+            _native.force_isa(isa)
+            phases = estimate(graph, assign(graph, "verified")).memory.phases
+            stated[isa] = phases["serving requests"]["check vectors"]
+    finally:
+        _native.force_isa(before)
+    portable = stated.pop("portable")
+    assert portable > 60e6
+    assert all(0 < nbytes < portable / 4 for nbytes in stated.values())
 
 
 def test_more_inputs_need_more_memory_for_messages_only():

@@ -97,6 +97,14 @@ struct PassRun {
   }
 };
 
+// Check coefficients of eight channels in halves of 26 bits, for kernels without wider products;
+// zeros where there is no channel.
+constexpr int64_t kHalfChannels = 8;
+struct HalfBlock {
+  alignas(64) uint32_t low[kHalfChannels];
+  uint32_t high[kHalfChannels];
+};
+
 class LimbCheck;
 struct PassBackend;
 
@@ -126,13 +134,14 @@ class Pass {
   class Walk;
 
   int64_t bands_per_image(int64_t n, int threads) const;
-  void prepare(int64_t workers);
+  void prepare(const PassBackend& kernels, int64_t workers);
   void validate(const PassRun& run) const;
   const LimbCheck* limbs(const PassBackend& kernels, size_t sink) const;  // or null
 
   PassShape shape_;
   const uint64_t* a_ = nullptr;
   const uint64_t* b_ = nullptr;
+  std::vector<HalfBlock> halves_;  // of b
   uint64_t out_bias_ = 0;          // 2^31 * sum(a) * sum(b): z is accumulated as z + 2^31
   std::vector<InputCheck> t_;      // one per sink
   std::vector<LimbCheck> limbs_;   // the factored ones as digits, for back ends that want them

@@ -26,8 +26,8 @@ SOUNDNESS_BITS = math.floor(10 * (math.log2(P52) - math.log2(3))) / 10
 """-log2 of the chance that one wrong answer passes."""
 NARROW = 8
 """Images up to this width, or with fewer channels than twice this, keep t itself: reading its few
-numbers costs less than summing once for every column of the kernel. So do CPUs without AVX-512's
-52-bit products, where a sum costs more than memory."""
+numbers costs less than summing once for every column of the kernel. So do CPUs without vector
+products of 16-bit integers, where a sum costs more than memory (docs/adr/0008)."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -66,7 +66,7 @@ def field_elements(count: int, *, rng: Csprng) -> UInt64[np.ndarray, " count"]:
 def keeps_factors(geometry: Geometry) -> bool:
     """Whether `draw` keeps rows and columns apart, or multiplies them out."""
     wide = geometry.in_size[1] > NARROW and geometry.in_channels >= 2 * NARROW
-    return geometry.kernel[1] == 1 or (wide and _native.isa() == "avx512")
+    return geometry.kernel[1] == 1 or (wide and _native.isa() != "portable")
 
 
 def coefficient_count(geometry: Geometry) -> int:

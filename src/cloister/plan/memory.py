@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from cloister import _native
 from cloister.field.freivalds import coefficient_count, keeps_factors
 from cloister.field.linear import Geometry
 from cloister.graph.graph import Graph, Node
@@ -116,8 +117,10 @@ def _segments(graph: Graph, protections: Mapping[str, Protection]) -> int:
 
 
 def _coefficients(shape: Geometry) -> int:
-    # Those that are products are kept once more, as digits (docs/adr/0008).
-    return coefficient_count(shape) * (2 if keeps_factors(shape) else 1)
+    # Where there are vector units, those that are products are kept once more, as digits
+    # (docs/adr/0008).
+    digits = keeps_factors(shape) and _native.isa() != "portable"
+    return coefficient_count(shape) * (2 if digits else 1)
 
 
 def _traffic(shape: Geometry, protection: Protection) -> int:

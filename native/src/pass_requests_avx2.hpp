@@ -1,0 +1,140 @@
+// Writers of requests: they quantise, and keep the integers for the check, which reads them from
+// there and never from the request. Included by AVX2 back ends only.
+#pragma once
+#include "aes_ctr_avx2.hpp"
+#include "limbs.hpp"
+#include "pass_avx2.hpp"
+
+namespace cloister::rows::avx2 {
+
+using I256 = Avx2::I;
+
+constexpr int kVectors = 4;  // of a LimbBlock's channels
+
+// The integers of a tile in pairs, as a LimbBlock has them: lane i of the two vectors of a block
+// has channels i and 16 + i, zeros where there is none.
+struct Staged {
+  I256 pairs[2 * kTile / kLimbChannels];
+};
+
+// Elements `at` .. `at` + `count` of a row, from which `pairs` become.
+using Write = void (*)(const EmitRow& row, int64_t at, int64_t count, I256* pairs);
+
+// Two vectors of small integers as one of pairs, and back.
+inline I256 joined(I256 low, I256 high) {
+  return _mm256_blend_epi16(low, _mm256_slli_epi32(high, 16), 0xAA);
+}
+inline I256 lower(I256 pairs) { return _mm256_srai_epi32(_mm256_slli_epi32(pairs, 16), 16); }
+inline I256 upper(I256 pairs) { return _mm256_srai_epi32(pairs, 16); }
+
+// kStream: past the caches, which spares reading the lines that are about to be overwritten.
+template <bool kStream>
+void store(void* p, I256 v) {
+  auto* to = static_cast<I256*>(p);
+  kStream ? _mm256_stream_si256(to, v) : _mm256_storeu_si256(to, v);
+}
+
+template <bool kStream>
+struct PlainRequest {
+  int16_t* out;
+
+  PlainRequest(const EmitRow& row, int64_t at) : out(row.plain + at) {}
+
+  inline __attribute__((always_inline)) void put_all(int64_t at, const I256* q) const {
+    if constexpr (!kStream) __builtin_prefetch(out + at + kAhead, 1, 2);
+    for (int i = 0; i < kVectors; i += 2) {
+      const I256 both = _mm256_packs_epi32(q[i], q[i + 1]);  // in the order 0, 2, 1, 3
+      store<kStream>(out + at + i * Avx2::kLanes, _mm256_permute4x64_epi64(both, 0xD8));
+    }
+  }
+  void put(int64_t at, I256 q, auto... mask) const { Avx2::store_narrow(out + at, q, mask...); }
+};
+
+struct PaddedRequest {
+  uint32_t* out;
+  const uint32_t* pad;
+
+  PaddedRequest(const EmitRow& row, int64_t at) : out(row.blinded + at), pad(row.pad + at) {}
+
+  inline __attribute__((always_inline)) void put_all(int64_t at, const I256* q) const {
+    for (int i = 0; i < kVectors; ++i) put(at + i * Avx2::kLanes, q[i]);
+  }
+  void put(int64_t at, I256 q, auto... mask) const {
+    Avx2::store(out + at, Avx2::plus(q, Avx2::load(pad + at, mask...)), mask...);
+  }
+};
+
+template <bool kStream>
+struct BlindedRequest {
+  uint32_t* out;
+  const uint8_t* rounds;
+  __m128i counter;
+
+  // `at` is a multiple of a block's four elements.
+  BlindedRequest(const EmitRow& row, int64_t at)
+      : out(row.blinded + at),
+        rounds(row.rounds),
+        counter(aes_counter(row.nonce, row.first_block + static_cast<uint32_t>(at / 4))) {}
+
+  template <int kCount>
+  inline __attribute__((always_inline)) void pads(I256* pad) {
+    __m128i block[2 * kCount];
+    aes_keystream<2 * kCount>(rounds, counter, block);
+    counter = _mm_add_epi32(counter, _mm_setr_epi32(0, 0, 0, 2 * kCount));
+    for (int i = 0; i < kCount; ++i) pad[i] = _mm256_set_m128i(block[2 * i + 1], block[2 * i]);
+  }
+  inline __attribute__((always_inline)) void put_all(int64_t at, const I256* q) {
+    I256 pad[kVectors];
+    pads<kVectors>(pad);
+    for (int i = 0; i < kVectors; ++i) {
+      store<kStream>(out + at + i * Avx2::kLanes, Avx2::plus(q[i], pad[i]));
+    }
+  }
+  inline __attribute__((always_inline)) void put(int64_t at, I256 q, auto... mask) {
+    I256 pad;
+    pads<1>(&pad);
+    const I256 blinded = Avx2::plus(q, pad);
+    if constexpr (sizeof...(mask) == 0) {
+      store<kStream>(out + at, blinded);
+    } else {
+      Avx2::store(out + at, blinded, mask...);
+    }
+  }
+};
+
+template <class Request>
+void write(const EmitRow& row, int64_t at, int64_t count, I256* pairs) {
+  Request request(row, at);
+  const float* values = row.values + at;
+  const auto inv_scale = Avx2::set(row.inv_scale);
+  const auto low = Avx2::set(-row.qmax), high = Avx2::set(row.qmax);
+  const auto quantise = [&](int64_t j, auto... mask) __attribute__((always_inline)) {
+    return quantised<Avx2>(Avx2::load(values + j, mask...), inv_scale, low, high);
+  };
+  int64_t j = 0;
+  for (; j + kLimbChannels <= count; j += kLimbChannels, pairs += 2) {
+    fetch(row.ahead, at + j);
+    fetch(row.ahead, at + j + 16);
+    I256 q[kVectors];
+    for (int i = 0; i < kVectors; ++i) q[i] = quantise(j + i * Avx2::kLanes);
+    request.put_all(j, q);
+    pairs[0] = joined(q[0], q[2]);
+    pairs[1] = joined(q[1], q[3]);
+  }
+  if (j == count) return;
+  I256 q[kVectors] = {};
+  for (int i = 0; j < count; ++i, j += Avx2::kLanes) {
+    if (j + Avx2::kLanes <= count) {
+      q[i] = quantise(j);
+      request.put(j, q[i]);
+    } else {
+      const auto mask = Avx2::first(static_cast<int>(count - j));
+      q[i] = quantise(j, mask);
+      request.put(j, q[i], mask);
+    }
+  }
+  pairs[0] = joined(q[0], q[2]);
+  pairs[1] = joined(q[1], q[3]);
+}
+
+}  // namespace cloister::rows::avx2
