@@ -165,16 +165,14 @@ void Pass::validate(const PassRun& run) const {
 }
 
 int64_t Pass::bands_per_image(int64_t n, int threads) const {
-  // Less is done before a second thread wakes.
-  constexpr int64_t kWorthSharing = int64_t{1} << 17;
-  const int64_t elements = shape_.h * shape_.w * shape_.c;
-  if (threads <= 1 || n * elements < kWorthSharing) return 1;
+  if (threads <= 1) return 1;
   // Several bands per thread: a thread that comes late takes fewer.
   constexpr int64_t kPerThread = 8;
   constexpr int64_t kLeast = 4 * kTile;
   const int64_t wanted = (kPerThread * threads + n - 1) / std::max<int64_t>(n, 1);
   const auto& window = shape_.window;
   const int64_t units = window ? window->oh : shape_.h * shape_.w;
+  const int64_t elements = shape_.h * shape_.w * shape_.c;
   return std::clamp<int64_t>(std::min(wanted, elements / kLeast), 1, units);
 }
 
@@ -204,6 +202,9 @@ void Pass::prepare(const PassBackend& kernels, int64_t workers) {
 void Pass::run(const PassRun& run, int threads) {
   validate(run);
   if (run.n == 0) return;
+  // Less is done before a second thread wakes.
+  constexpr int64_t kWorthSharing = int64_t{1} << 17;
+  if (run.n * shape_.h * shape_.w * shape_.c < kWorthSharing) threads = 1;
   const PassBackend& kernels = pass_backend();  // one for the whole run
   const auto& window = shape_.window;
   const int64_t bands = bands_per_image(run.n, threads);
