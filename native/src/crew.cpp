@@ -19,7 +19,6 @@ inline void pause() {
 #endif
 }
 
-
 // Looks for a while whether `happened`: what is due within microseconds is not worth a sleep, from
 // which a core takes tens of them to wake.
 template <typename Condition>
