@@ -331,7 +331,7 @@ def _plan(
     if folder is not None and (folder / "medical").is_dir():
         x_rays, heart = data.pneumonia(folder, train=640 if quick else 4708), data.heart(folder)
         for mode in ("frozen", "trusted"):
-            plan.append((x_rays, "lenet5", mode, 2 if quick else 10))
+            plan.append((x_rays, "lenet5", mode, 2 if quick else 20))
             plan.append((heart, "mlp", mode, 3 if quick else 40))
     return plan
 
