@@ -103,7 +103,10 @@ def test_tables_of_two_clinics(cloister, refused, authority, to, tmp_path):
     ran = cloister("encrypt", one, *to(), "--ranges", ranges, "--max-bits", 16)
     assert ran.code == 0, ran
     assert ran.err == ""
-    assert cloister("encrypt", two, *to()).code == 0
+    ran = cloister("encrypt", two, *to())
+    assert ran.code == 0, ran
+    assert "data set set had 2 samples" in ran.err
+    assert "on its terms" in ran.err
     _, plain, _ = decrypted(authority, tmp_path / "set.cloister")
     found = sorted((plain[:, 0, 0] * [50, 25] + [50, 75]).tolist())
     np.testing.assert_allclose(found, [[20, 60], [40, 90], [70, 75]], atol=0.4)
@@ -187,6 +190,11 @@ def test_a_token_from_a_file(cloister, refused, to, pixels, tmp_path):
     assert cloister("encrypt", path, *options).code == 0
     options[5] = f"@{tmp_path / 'absent'}"
     assert "--token" in refused("encrypt", path, *options)
+    options[5] = str(tmp_path / "token")
+    assert f"give --token @{tmp_path / 'token'}" in refused("encrypt", path, *options)
+    for other in ("x" * 5000, "\x00", ""):
+        options[5] = other
+        assert "token" in refused("encrypt", path, *options)
 
 
 def test_defaults_bound_bits_and_functions(cloister, refused, authority, to, pixels, tmp_path):

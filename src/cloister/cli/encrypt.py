@@ -250,6 +250,13 @@ def encrypt(
     )
     if said is not None:
         console.print(said, soft_wrap=True)
+    if info.samples:
+        err().print(
+            f"note: data set {info.name} had {info.samples:,} samples; these are added as its "
+            "first client encoded them and on its terms, whatever the options say. Samples that it "
+            "held already get a second budget, and may be in both parts",
+            soft_wrap=True,
+        )
     if order is not None:
         err().print(f"note: {order} holds your samples in plain; keep it to yourself")
 
@@ -260,6 +267,8 @@ def read_token(text: str) -> str:
     Raises   InputError
     """
     if not text.startswith("@"):
+        if len(text) < 256 and Path(text).is_file():  # as long as a name may be
+            raise InputError(f"--token {text}: is a file; give --token @{text}")
         return text.strip()
     try:
         return Path(text[1:]).read_text(encoding="ascii").strip()

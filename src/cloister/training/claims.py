@@ -91,7 +91,10 @@ def _model(settings: Settings) -> Claim:
         return Claim(about, "everything", "all weights: it trains the model")
     if settings.first_layer == "frozen":
         return Claim(about, "nothing", "only the fixed projection")
-    steps = "the first layer's weights at every step; their differences are gradients of batches"
+    steps = (
+        "where it is another machine, the first layer's weights at every step; their differences "
+        "are gradients of batches"
+    )
     if settings.offload_gradients:
         steps += ", and each sample's output gradient, which tells its active units"
     return Claim(about, "bounded", steps)

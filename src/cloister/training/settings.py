@@ -69,7 +69,7 @@ class Settings:
         if (self.mode == "paper") != self.allow_unbounded_leakage:
             raise InputError(
                 "mode='paper' lets the server read every sample; it needs, and only it takes, "
-                "allow_unbounded_leakage=True"
+                "allow_unbounded_leakage=True (--allow-unbounded-leakage)"
             )
         if self.offload_gradients and self.unmask_to != "trusted":
             raise InputError("offload_gradients is only for unmask_to='trusted'")

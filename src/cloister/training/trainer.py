@@ -388,5 +388,6 @@ def _check(dataset: Dataset, info: DatasetInfo, settings: Settings) -> None:
     if settings.unmask_to == "server" and info.mode != settings.mode:
         raise InputError(
             f"data set {dataset.name!r} is registered in mode {info.mode!r}, "
-            f"the run asks for {settings.mode!r}"
+            f"the run asks for {settings.mode!r}; its first client chose that: ask for the same, "
+            "or encrypt the samples again"
         )
