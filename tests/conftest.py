@@ -5,9 +5,12 @@ from pathlib import Path
 # Tests load ONNX Runtime themselves, some before Cloister.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
+sys.path.insert(0, str(Path(__file__).parent))
+
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+from cloister import _native
+from instruction_sets import forced
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +21,10 @@ def data() -> Path:
     if not (path / "models").is_dir():
         pytest.skip("no shared models and data: set CLOISTER_DATA")
     return path
+
+
+@pytest.fixture(params=_native.available_isas())
+def isa(request):
+    """Every instruction set of this machine, in force during the test."""
+    with forced(request.param):
+        yield request.param

@@ -19,14 +19,6 @@ CIPHERTEXT = bytes.fromhex(
 )
 
 
-@pytest.fixture(params=_native.available_isas())
-def isa(request):
-    before = _native.isa()
-    _native.force_isa(request.param)
-    yield request.param
-    _native.force_isa(before)
-
-
 def native(key, nonce, first_block, count):
     out = np.zeros(count, np.uint32)
     _native.aes_ctr_fill(key, nonce, first_block, out)

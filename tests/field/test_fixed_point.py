@@ -9,16 +9,9 @@ from cloister import _native
 from cloister.errors import RangeError, ShapeError
 from cloister.field.fixed_point import magnitudes, round_scaled
 from cloister.field.transpose import transpose
+from instruction_sets import forced
 
 SHAPES = [(1, 1, 1), (1, 5, 784), (3, 1, 7), (7, 130, 1), (4, 6, 33), (2, 35, 64), (5, 33, 129)]
-
-
-@pytest.fixture(params=_native.available_isas())
-def isa(request):
-    before = _native.isa()
-    _native.force_isa(request.param)
-    yield request.param
-    _native.force_isa(before)
 
 
 def random_values(shape, dtype):
@@ -39,15 +32,12 @@ def test_magnitudes(isa, shape, dtype):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_instruction_sets_agree_on_every_bit(shape, dtype):
-    values, before = random_values(shape, dtype), _native.isa()
+    values = random_values(shape, dtype)
     found = set()
-    try:
-        for isa in _native.available_isas():
-            _native.force_isa(isa)
+    for isa in _native.available_isas():
+        with forced(isa):
             sums = magnitudes(values)
             found.add((sums.norm.hex(), sums.peak.hex(), round_scaled(values, -17).tobytes()))
-    finally:
-        _native.force_isa(before)
     assert len(found) == 1
 
 

@@ -33,14 +33,6 @@ GEOMETRIES = {
 }
 
 
-@pytest.fixture(params=_native.available_isas())
-def isa(request):
-    before = _native.isa()
-    _native.force_isa(request.param)
-    yield request.param
-    _native.force_isa(before)
-
-
 def linear(geometry, weights=None):
     rng = np.random.default_rng(5)
     shape = geometry.weight_shape

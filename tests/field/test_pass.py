@@ -15,14 +15,6 @@ INF = float("inf")
 MAX_2X2 = (0, 2, 2, 2, 2, 1, 1, 0, 0)
 
 
-@pytest.fixture(params=_native.available_isas())
-def isa(request):
-    before = _native.isa()
-    _native.force_isa(request.param)
-    yield request.param
-    _native.force_isa(before)
-
-
 @dataclass
 class Case:
     """One pass with its inputs; `sinks` are (inv_scale, qmax, blinded).

@@ -44,14 +44,6 @@ GEOMETRIES = {
 }
 
 
-@pytest.fixture(params=ISAS)
-def isa(request):
-    before = _native.isa()
-    _native.force_isa(request.param)
-    yield request.param
-    _native.force_isa(before)
-
-
 def naive(linear, x):
     """Every product of the definition, in Python's order, with NumPy only across channels."""
     g, w = linear.geometry, linear.weights.astype(np.int64)

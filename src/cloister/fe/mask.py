@@ -218,16 +218,13 @@ def _piece_gradient(
     columns = transpose(values.reshape(n, -1)).reshape(h, w, c, n)
     columns = np.ascontiguousarray(columns.transpose(2, 0, 1, 3))
     weights = np.ascontiguousarray(delta.transpose(3, 1, 2, 0))
-    if geometry.groups == 1:
-        part = RingMap(LinearMap(as_map, weights)).apply(columns, threads=threads)
-        return _outputs_first(part)
-    result = np.empty(geometry.weight_shape, np.uint32)
+    parts = []
     for group in range(geometry.groups):
         outputs = slice(group * to_group, (group + 1) * to_group)
         inputs = slice(group * of_group, (group + 1) * of_group)
         part = RingMap(LinearMap(as_map, weights[outputs])).apply(columns[inputs], threads=threads)
-        result[outputs] = _outputs_first(part)
-    return result
+        parts.append(_outputs_first(part))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _outputs_first(part: UInt32[np.ndarray, "cg kh kw o"]) -> UInt32[np.ndarray, "o kh kw cg"]:

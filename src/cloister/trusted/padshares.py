@@ -30,11 +30,6 @@ class Digits:
 
     widths: tuple[int, ...]
 
-    @property
-    def shifts(self) -> tuple[int, ...]:
-        """The power of two each digit stands for."""
-        return tuple(sum(self.widths[:k]) for k in range(len(self.widths)))
-
     @staticmethod
     def of(linear: LinearMap) -> "Digits":
         """The fewest digits d for which |A d| < 2^31 is proved, nearly equal in width.
