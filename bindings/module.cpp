@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "cloister/aes_ctr.hpp"
+#include "cloister/busy_poll.hpp"
 #include "cloister/freivalds.hpp"
 #include "cloister/geometry.hpp"
 #include "cloister/isa.hpp"
@@ -206,6 +207,10 @@ NB_MODULE(_native, m) {
       .def("answered", &BoundWalker::answered, nb::arg("step"))
       .def_prop_ro("outstanding", &BoundWalker::outstanding)
       .def("costs", &BoundWalker::costs);
+
+  // ---- workers
+  m.def("busy_poll", &busy_poll, nb::arg("descriptor"), nb::arg("patience_us"),
+        nb::call_guard<nb::gil_scoped_release>());
 
   // ---- functional encryption: fixed point and the group
   register_fixed_point(m);

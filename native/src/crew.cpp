@@ -10,14 +10,10 @@
 #include <system_error>
 #include <thread>
 
+#include "pause.hpp"
+
 namespace cloister {
 namespace {
-
-inline void pause() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
-}
 
 // Looks for a while whether `happened`: what is due within microseconds is not worth a sleep, from
 // which a core takes tens of them to wake.

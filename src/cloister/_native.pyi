@@ -159,6 +159,10 @@ class Walker:
     def outstanding(self) -> tuple[int, int] | None: ...
     def costs(self) -> list[tuple[int, int]]: ...
 
+# ---- workers
+
+def busy_poll(descriptor: int, patience_us: int) -> bool: ...
+
 # ---- functional encryption: fixed point
 
 def magnitudes(

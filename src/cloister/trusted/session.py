@@ -28,6 +28,8 @@ from cloister.wire.transcript import RecordingLink
 DEFAULT_TIMEOUT_S = 60.0
 DEFAULT_BATCH = 8
 _LANE_ID_BITS = 40
+_POLL_US = 2000
+"""Longer than a pass takes: the time between an answer and the next request of one inference."""
 
 
 class Session:
@@ -86,7 +88,12 @@ class Session:
             )
         if plan.hidden_nodes and pads is None:
             self._pads = InlinePads(plan, rng=self._rng, threads=threads)
-        found = self._connect(workers, worker_threads, count) if self._needs_worker else []
+        poll_us = _poll_us(count, cores=threads + worker_threads)
+        found = (
+            self._connect(workers, worker_threads, count, poll_us=poll_us)
+            if self._needs_worker
+            else []
+        )
         self._made = made
         self._lanes = Lanes(made, found, self._attempt)
 
@@ -96,10 +103,15 @@ class Session:
         return Runtime(self.plan, rng=self._rng, threads=threads, first_request_id=first)
 
     def _connect(
-        self, workers: Sequence[str | WorkerLink] | None, worker_threads: int, lanes: int
+        self,
+        workers: Sequence[str | WorkerLink] | None,
+        worker_threads: int,
+        lanes: int,
+        *,
+        poll_us: int,
     ) -> list[Worker]:
         if workers is None:
-            local = connect_local_worker(lanes, threads=worker_threads)
+            local = connect_local_worker(lanes, threads=worker_threads, poll_us=poll_us)
             return [Worker(local[0].name, list(local))]
         if isinstance(workers, str):
             raise PlanError("workers= takes a list, such as ['host:port']")
@@ -264,6 +276,14 @@ class _Progress:
             started = time.thread_time()
             self._tell(self._done, self._total)
             self.spent_s += time.thread_time() - started
+
+
+def _poll_us(lanes: int, *, cores: int) -> int:
+    """How long a local worker looks for its next request; not if others need its cores.
+
+    Several lanes keep a worker busy, and those of its threads that wait would disturb it.
+    """
+    return _POLL_US if lanes == 1 and cores <= len(os.sched_getaffinity(0)) else 0
 
 
 def _lane_count(

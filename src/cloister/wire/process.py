@@ -23,7 +23,12 @@ def _environment(threads: int) -> dict[str, str]:
 
 
 def start_process(
-    descriptors: Sequence[int], command: Sequence[str] | None, *, device: str, threads: int
+    descriptors: Sequence[int],
+    command: Sequence[str] | None,
+    *,
+    device: str,
+    threads: int,
+    poll_us: int = 0,
 ) -> subprocess.Popen[bytes]:
     """Start a worker that serves these descriptors; see shm.start_local_worker.
 
@@ -32,6 +37,8 @@ def start_process(
     base = list(command) if command else [sys.executable, "-m", "cloister.worker"]
     arguments = [word for one in descriptors for word in ("--fd", str(one))]
     arguments += ["--device", device, "--threads", str(threads)]
+    if poll_us:
+        arguments += ["--poll-us", str(poll_us)]
     try:
         # In a session of its own, so that Ctrl-C reaches the trusted side alone, which then closes
         # the socket; a worker whose socket is closed ends itself.

@@ -2,7 +2,8 @@
 
 Tensors lie in shared segments and are never copied on the trusted side: `send_buffer` is memory
 the worker sees while it is written, and an answer is a view of memory the worker can still change.
-Control packets (packets.py) go over a socket pair; both sides block in the kernel, nothing spins.
+Control packets (packets.py) go over a socket pair. This side blocks in the kernel; a worker with a
+core to itself may look for the next request for a while first.
 """
 
 import contextlib
@@ -399,10 +400,14 @@ def connect_local_worker(
     threads: int = 1,
     name: str | None = None,
     command: Sequence[str] | None = None,
+    poll_us: int = 0,
     start_timeout_s: float = DEFAULT_START_TIMEOUT_S,
     load_timeout_s: float = DEFAULT_LOAD_TIMEOUT_S,
 ) -> list[ShmLink]:
     """Start one worker process with several connections, all of one name; see start_local_worker.
+
+    poll_us   how long the worker looks for the next request before it sleeps, microseconds: it
+              takes a core for that time, and spares this side the waking
 
     The process ends when its last link is closed. Each connection may be used by its own thread.
 
@@ -411,7 +416,11 @@ def connect_local_worker(
     pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(connections)]
     try:
         process = start_process(
-            [theirs.fileno() for _, theirs in pairs], command, device=device, threads=threads
+            [theirs.fileno() for _, theirs in pairs],
+            command,
+            device=device,
+            threads=threads,
+            poll_us=poll_us,
         )
     except WorkerUnavailable:
         for ours, _ in pairs:

@@ -142,12 +142,13 @@ def _serve_descriptor(
         reason = str(error)
         serve_descriptor(descriptor, lambda _: Failure(0, reason))
         return
+    poll_us = options.poll_us
     try:
         if lie is None:
-            serve_descriptor(descriptor, engine.handle)
+            serve_descriptor(descriptor, engine.handle, poll_us=poll_us)
             return
         liar = ByzantineEngine(engine, lie, after=options.lie_after)
-        serve_descriptor(descriptor, liar.handle, encoder=liar.encode)
+        serve_descriptor(descriptor, liar.handle, encoder=liar.encode, poll_us=poll_us)
     finally:
         engine.close()
 
@@ -161,6 +162,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     place.add_argument("--listen", metavar="HOST:PORT", help="serve other machines")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--poll-us", type=int, default=0, help="look for messages so long before sleeping (--fd)"
+    )
     # Workers that lie are for tests of the other side.
     parser.add_argument("--lie", choices=[lie.value for lie in Lie], help=argparse.SUPPRESS)
     parser.add_argument("--lie-after", type=int, default=0, help=argparse.SUPPRESS)
