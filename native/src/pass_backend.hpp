@@ -1,6 +1,7 @@
 // What a back end of Pass provides: micro-kernels on rows that stay in the L1 or L2 cache. The walk
 // over an image is in pass.cpp; pass_rows.hpp writes the kernels once for all vector widths.
 #pragma once
+#include <array>
 #include <cstdint>
 
 #include "cloister/pass.hpp"
@@ -34,7 +35,7 @@ struct ReplyRow {
   const uint64_t* b;
   const HalfBlock* halves;  // b once more
   int64_t pixels, channels;
-  bool alone;  // no emit() that brings the reply into the cache will come between
+  bool alone;  // no emit() that brings the next tile into the cache will come between
   float* out;  // packed
 };
 
@@ -59,10 +60,15 @@ struct WindowRow {
   float* out;  // packed
 };
 
+// Where the next tile's reply and unblinding terms lie for the element that `values` points to:
+// brought into the cache on the way. What is not there points to `values` itself, because looking
+// up an address without memory takes time too.
+using Ahead = std::array<const uint32_t*, 2>;
+
 // Float to request: quantise, check, pad, store.
 struct EmitRow {
   const float* values;
-  const uint32_t* ahead;  // what the next tile reads: brought into the cache on the way, or null
+  Ahead ahead;
   int64_t pixels, channels;
   float inv_scale, qmax;
   // Coefficients of the check. Without factors, t has one for every element. With factors, that of

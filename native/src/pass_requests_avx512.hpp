@@ -12,7 +12,7 @@ constexpr int kVectors = 4;  // AES waits for itself, so four keystreams are mad
 // The integers of a vector of values.
 struct Quantiser {
   const float* values;
-  const uint32_t* ahead;
+  Ahead ahead;
   __m512 inv_scale, low, high;
 
   explicit Quantiser(const EmitRow& row)

@@ -72,7 +72,7 @@ class Pass::Walk {
       const int64_t count = std::min(step, end - p);
       const float* values = produce(p, count, place(p));
       keep(run_.post, values, p, count);
-      ahead_ = run_.reply ? run_.reply + (image_ * s_.h * s_.w + p + step) * s_.c : nullptr;
+      look_ahead(p + step);
       emit(values, p, count);
     }
   }
@@ -162,6 +162,14 @@ class Pass::Walk {
     }
   }
 
+  // Pixels from p on come next.
+  void look_ahead(int64_t p) {
+    if (run_.reply == nullptr) return;  // values() looks ahead itself
+    const int64_t pixels = s_.h * s_.w;
+    const uint32_t* terms = run_.unblinding(image_, pixels * s_.c);
+    ahead_ = {run_.reply + (image_ * pixels + p) * s_.c, terms ? terms + p * s_.c : nullptr};
+  }
+
   // Where the value before the window goes: straight to where it is kept, if that has no gaps.
   float* place(int64_t p) {
     const PixelView<float>& view = run_.pre;
@@ -249,7 +257,10 @@ class Pass::Walk {
     const int64_t elements = pass_.out_h() * pass_.out_w() * s_.c;
     const int64_t offset = image_ * elements + at;
     row.inv_scale = s_.sinks[i].inv_scale;
-    row.ahead = ahead_ ? ahead_ + (row.values - tile_values_) : nullptr;
+    for (size_t k = 0; k < ahead_.size(); ++k) {
+      const auto* here = reinterpret_cast<const uint32_t*>(row.values);
+      row.ahead[k] = ahead_[k] ? ahead_[k] + (row.values - tile_values_) : here;
+    }
     row.stream = elements >= kStreamElements;
     row.qmax = static_cast<float>(s_.sinks[i].qmax);
     if (sink.plain != nullptr) {
@@ -284,8 +295,8 @@ class Pass::Walk {
   Scratch& scratch_;
   Rows rows_;
   const float* tile_values_ = nullptr;
-  const uint32_t* ahead_ = nullptr;  // the reply of the next tile
-  bool direct_;                      // the value before the window is the source itself
+  Ahead ahead_{};  // the next tile, from its first element on; null: no such stream
+  bool direct_;    // the value before the window is the source itself
 };
 
 }  // namespace cloister
