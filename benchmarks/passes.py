@@ -1,19 +1,23 @@
-"""The trusted side's native passes alone: threads and instruction sets against each other.
+"""The trusted side's native passes in a session's rhythm: threads and instruction sets compared.
 
     python benchmarks/passes.py --model vgg16 --policy slalom [--batch 1] [--repeats 12] [--json]
 
-All passes of one plan in order, without a worker: milliseconds of wall time per image for one and
-for two threads, and for AVX2 beside AVX-512. As in a session, another thread wrote a reply just
-before it is read, so the last-level cache holds what fits, and all else comes from memory. The
-variants take turns, so that a disturbance meets all of them.
+The native walker runs all passes of one plan in order: milliseconds of wall time per image for one
+and for two threads, and for AVX2 beside AVX-512. As in a session, the walker sleeps in recv() while
+a worker computes; the worker's stand-in keeps a core busy for 5 ms, writes the reply, so that the
+last-level cache holds what fits and all else comes from memory, and then sends the answer. The time
+counts from there, when recv() has returned, to the end of the pass, so threads that wake late
+count in full. The variants take turns, so that a disturbance meets all of them.
 """
 
 import argparse
 import json
 import mmap
+import socket
 import statistics
+import struct
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -24,10 +28,13 @@ from cloister.crypto.csprng import SystemRandom
 from cloister.graph.onnx_import import from_model
 from cloister.graph.passes import prepare
 from cloister.plan import policies
-from cloister.trusted.program import Fuse
+from cloister.trusted.program import Fuse, Remote
 from cloister.trusted.runtime import Runtime
 
 HUGE = 2 << 20
+COMPUTE_S = 5e-3
+# A packet is a node (int32), a request id (uint64) and padding.
+PACKET_BYTES, ID_OFFSET = 16, 4
 
 
 def memory(shape, dtype):
@@ -42,43 +49,87 @@ def memory(shape, dtype):
     return array
 
 
-def calls(plan, batch):
-    """One call of every pass, without the number of threads."""
-    runtime = Runtime(plan, rng=SystemRandom())
-    for i, step in enumerate(runtime.program.steps):
-        if not isinstance(step, Fuse):
-            continue
-        hides = [plan.protection_of(plan.linear_nodes[sink]).hidden for sink in step.sinks]
-        reply = step.node is not None
-        hidden = reply and plan.protection_of(plan.linear_nodes[step.node]).hidden
-        before, after = (batch, *step.size), (batch, *step.out_size)
-        kept = memory(after, np.float32) if step.stored else None
-        windowed = step.epilogue.window is not None
-        arguments = (
-            batch,
-            memory(before, np.uint32 if reply else np.float32),
-            memory(before, np.uint32) if hidden else None,
-            memory(before, np.float32) if step.epilogue.residual else None,
-            None if windowed else kept,
-            kept if windowed else None,
-            [memory(after, np.uint32 if hide else np.int16) for hide in hides],
-            [bytes(32) if hide else None for hide in hides],
-            [bytes(12 * batch) if hide else None for hide in hides],
-            [None] * len(hides),
-            np.zeros(batch, np.uint64),
-            np.zeros((len(hides), batch), np.uint64),
-        )
-        yield runtime._passes[i], arguments
+class Memory:
+    """What the walks of one plan read and write; `replies` are the worker's to write."""
+
+    def __init__(self, plan, steps, batch):
+        self.replies, self.messages, self.unblinding = {}, {}, {}
+        self.stored, self.inputs = {}, {}
+        for i, step in enumerate(steps):
+            if not isinstance(step, Fuse):
+                continue
+            before, after = (batch, *step.size), (batch, *step.out_size)
+            if step.node is not None:
+                self.replies[step.node] = memory(before, np.uint32)
+                if step.node in plan.hidden_nodes:
+                    self.unblinding[step.node] = memory(before, np.uint32)
+            source = memory(before, np.float32) if step.node is None else None
+            residual = memory(before, np.float32) if step.epilogue.residual else None
+            self.inputs[i] = source, residual
+            self.stored[i] = memory(after, np.float32) if step.stored else None
+            for sink in step.sinks:
+                hidden = sink in plan.hidden_nodes
+                self.messages[sink] = memory(after, np.uint32 if hidden else np.int16)
 
 
-def timed(work, batch, threads, *, worker):
-    spent = 0.0
-    for native, arguments in work:
-        worker.submit(arguments[1].fill, 1).result()
+class Walk:
+    """All passes of one plan, and an exchange before each that reads a reply."""
+
+    def __init__(self, runtime, held, batch, threads):
+        self._held, self._batch = held, batch
+        self._native = _native.Walker(len(runtime.plan.linear_nodes), batch, threads)
+        self._inputs = {}
+        for i, step in enumerate(runtime.program.steps):
+            if isinstance(step, Remote):
+                packet = struct.pack("<i12x", step.node)
+                self._native.add_exchange(step.node, packet, packet, ID_OFFSET, None, None)
+            elif isinstance(step, Fuse):
+                windowed = step.epilogue.window is not None
+                number = self._native.add_pass(
+                    runtime._passes[i],
+                    -1 if step.node is None else step.node,
+                    step.node in held.unblinding,
+                    False,  # the stand-in computes nothing: sums are made, but not compared
+                    held.replies.get(step.node),
+                    None,
+                    None if windowed else held.stored[i],
+                    held.stored[i] if windowed else None,
+                    step.sinks,
+                    [held.messages[sink] for sink in step.sinks],
+                )
+                self._inputs[number] = held.inputs[i]
+
+    def timed_s(self, channel):
+        """Wall time of one walk without its exchanges."""
+        hidden = sorted(self._held.unblinding)
+        if hidden:
+            unblinding = [list(self._held.unblinding[node]) for node in hidden]
+            self._native.begin(bytes(32), range(self._batch), hidden, unblinding)
+        else:
+            self._native.begin(None, (), (), ())
+        for number, arrays in self._inputs.items():
+            self._native.set_inputs(number, *arrays)
+        steps = len(self._native.costs())
         started = time.perf_counter()
-        native.run(*arguments, threads)
-        spent += time.perf_counter() - started
-    return 1e3 * spent / batch
+        why, *_ = self._native.run(0, steps, 1, channel.fileno(), 60.0, PACKET_BYTES)
+        spent = time.perf_counter() - started
+        if why != "done":
+            raise RuntimeError(f"the walk stopped: {why}")
+        waited = 1e-9 * sum(wait for _, wait in self._native.costs())
+        self._native.end()
+        return spent - waited
+
+
+def answer(channel, replies):
+    """The worker's stand-in: an answer is its request's packet, which names the node."""
+    scratch = np.zeros(1 << 16, np.uint8)
+    while packet := channel.recv(PACKET_BYTES):
+        asked = time.perf_counter()
+        while time.perf_counter() - asked < COMPUTE_S:
+            scratch.fill(1)
+        (node,) = struct.unpack_from("<i", packet)
+        replies[node].fill(1)
+        channel.send(packet)
 
 
 def main():
@@ -92,19 +143,26 @@ def main():
     graph = prepare(from_model(open_model(options.model), name=options.model))
     plan = policies.make(options.policy, graph, calibration=random_input(graph, 1))
     sets = [name for name in ("avx512", "avx2") if name in _native.available_isas()]
-    work = {}
-    for name in sets:
+    variants = [(name, 1) for name in sets] + [(sets[0], 2)]
+    walks, held = {}, None
+    for name, threads in variants:
         # Check coefficients have the form that suits the instruction set.
         _native.force_isa(name)
-        work[name] = list(calls(plan, options.batch))
-    variants = [(name, 1) for name in sets] + [(sets[0], 2)]
+        runtime = Runtime(plan, rng=SystemRandom())
+        held = held or Memory(plan, runtime.program.steps, options.batch)
+        walks[name, threads] = Walk(runtime, held, options.batch, threads)
     found = {variant: [] for variant in variants}
-    with ThreadPoolExecutor(1) as worker:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        worker = threading.Thread(target=answer, args=(theirs, held.replies))
+        worker.start()
         for _ in range(options.repeats):
-            for name, threads in variants:
-                _native.force_isa(name)
-                spent = timed(work[name], options.batch, threads, worker=worker)
-                found[name, threads].append(spent)
+            for variant in variants:
+                _native.force_isa(variant[0])
+                spent = walks[variant].timed_s(ours)
+                found[variant].append(1e3 * spent / options.batch)
+        ours.shutdown(socket.SHUT_RDWR)
+        worker.join()
     median = {variant: statistics.median(times) for variant, times in found.items()}
     result = {
         "model": options.model, "policy": options.policy, "batch": options.batch,

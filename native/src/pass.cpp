@@ -199,12 +199,16 @@ void Pass::prepare(const PassBackend& kernels, int64_t workers) {
   }
 }
 
+int Pass::worthwhile(int64_t n, int threads) const {
+  // Less is done before a second thread has begun.
+  constexpr int64_t kWorthSharing = int64_t{1} << 16;
+  return n * shape_.h * shape_.w * shape_.c < kWorthSharing ? 1 : threads;
+}
+
 void Pass::run(const PassRun& run, int threads) {
   validate(run);
   if (run.n == 0) return;
-  // Less is done before a second thread wakes.
-  constexpr int64_t kWorthSharing = int64_t{1} << 17;
-  if (run.n * shape_.h * shape_.w * shape_.c < kWorthSharing) threads = 1;
+  threads = worthwhile(run.n, threads);
   const PassBackend& kernels = pass_backend();  // one for the whole run
   const auto& window = shape_.window;
   const int64_t bands = bands_per_image(run.n, threads);

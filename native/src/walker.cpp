@@ -11,6 +11,7 @@
 #include <string>
 #include <utility>
 
+#include "crew.hpp"
 #include "wipe.hpp"
 
 namespace cloister {
@@ -149,7 +150,7 @@ Stop Walker::run(size_t first, size_t last, uint64_t& next_request_id, const Cha
       const int64_t sent = now(CLOCK_MONOTONIC);
       stop.request_id = next_request_id++;
       stop.deadline_ns = sent + channel.timeout_ns;
-      stop.why = exchange(exchanges_[at.index], channel, stop);
+      stop.why = exchange(exchanges_[at.index], channel, threads_of(stop.step + 1), stop);
       cost.wait_ns = now(CLOCK_MONOTONIC) - sent;
     }
     const int64_t after = now(cpu);
@@ -201,7 +202,12 @@ bool Walker::pass(PassStep& step) {
   return answer_sums_ == source->sums;
 }
 
-Stop::Why Walker::exchange(ExchangeStep& step, const Channel& channel, Stop& stop) {
+int Walker::threads_of(size_t step) const {
+  if (step >= steps_.size() || !steps_[step].is_pass) return 1;
+  return passes_[steps_[step].index].pass->worthwhile(batch_, threads_);
+}
+
+Stop::Why Walker::exchange(ExchangeStep& step, const Channel& channel, int threads, Stop& stop) {
   Node& of = node(step.node);
   ordered(of.state == State::written, "a request is not there");
   if (step.staged != nullptr) std::memcpy(step.place, step.staged, step.staged_bytes);
@@ -210,6 +216,7 @@ Stop::Why Walker::exchange(ExchangeStep& step, const Channel& channel, Stop& sto
   ssize_t size =
       send(channel.descriptor, step.packet.data(), step.packet.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
   if (size < 0) return Stop::Why::unsent;
+  const Attention attention(channel.descriptor, threads);
   // One byte more than a packet may have, so that one too long is seen as such.
   received_.resize(channel.max_packet_bytes + 1);
   while ((size = recv(channel.descriptor, received_.data(), received_.size(), 0)) < 0) {

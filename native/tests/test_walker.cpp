@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "cloister/walker.hpp"
@@ -84,6 +85,10 @@ struct Subject {
     write.run.sinks.resize(1);
     write.run.sinks[0].plain = &staged;
     walker.add(write);
+    walker.add(exchange());
+  }
+
+  ExchangeStep exchange() {
     ExchangeStep exchange;
     exchange.node = 0;
     exchange.packet = Bytes(20, 1);
@@ -92,7 +97,7 @@ struct Subject {
     exchange.staged = reinterpret_cast<const uint8_t*>(&staged);
     exchange.place = reinterpret_cast<uint8_t*>(&place);
     exchange.staged_bytes = sizeof staged;
-    walker.add(exchange);
+    return exchange;
   }
 
   Stop run(const Sockets& sockets, uint64_t& id) {
@@ -150,12 +155,59 @@ void order() {
   expect(sockets.heard().empty() && subject.place == 0, "nothing left");
 }
 
+// A worker that answers while the walker waits, and passes that helpers share.
+void threads() {
+  constexpr int64_t kSide = 64, kChannels = 32, kSize = kSide * kSide * kChannels;
+  std::vector<uint32_t> reply(kSize);
+  for (size_t i = 0; i < reply.size(); ++i) reply[i] = static_cast<uint32_t>(i * 2654435761u);
+  const auto walked = [&](int threads) {
+    Subject subject;
+    Pass pass{PassShape{kSide,
+                        kSide,
+                        kChannels,
+                        std::vector<float>(kChannels, 1e-3f),
+                        std::vector<float>(kChannels, 0.5f),
+                        0.0f,
+                        1e9f,
+                        std::nullopt,
+                        {}}};
+    std::vector<float> result(kSize);
+    PassStep read;
+    read.pass = &pass;
+    read.node = 0;
+    read.run.reply = reply.data();
+    read.run.post = {result.data(), kSize, kChannels};
+    Walker walker(1, 1, threads);
+    walker.add(subject.walker.pass_step(0));
+    walker.add(subject.exchange());
+    walker.add(read);
+    const Sockets sockets;
+    const Channel channel{sockets.ours, 20'000'000'000, kMaxPacket, [](void*) { return true; },
+                          nullptr};
+    uint64_t id = 1;
+    for (int i = 0; i < 20; ++i) {
+      std::thread worker([&, asked = id] {
+        Bytes packet(kMaxPacket);
+        expect(recv(sockets.theirs, packet.data(), packet.size(), 0) == 20, "a request");
+        sockets.say(packet_of(2, 16, asked));
+      });
+      walker.begin();
+      std::fill(result.begin(), result.end(), -1.0f);
+      expect(walker.run(0, 3, id, channel).why == Why::done, "a walk with helpers");
+      worker.join();
+    }
+    return result;
+  };
+  expect(walked(1) == walked(3), "threads change no number");
+}
+
 }  // namespace
 
 int main() {
   answers();
   silence();
   order();
+  threads();
   std::puts("walker: ok");
   return 0;
 }

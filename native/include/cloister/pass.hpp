@@ -125,6 +125,9 @@ class Pass {
   void set_sink_check(size_t sink, const InputCheck& check);
   bool checked() const { return a_ != nullptr; }
 
+  // How many of `threads` threads a run over n images uses.
+  int worthwhile(int64_t n, int threads) const;
+
   // Throws std::invalid_argument before anything is written.
   void run(const PassRun& run, int threads);
 

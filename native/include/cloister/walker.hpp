@@ -114,7 +114,9 @@ class Walker {
 
   Node& node(int64_t index);
   bool pass(PassStep& step);
-  Stop::Why exchange(ExchangeStep& step, const Channel& channel, Stop& stop);
+  int threads_of(size_t step) const;  // 1 unless it is a pass
+  // What arrives wakes as many threads as the next step uses.
+  Stop::Why exchange(ExchangeStep& step, const Channel& channel, int threads, Stop& stop);
 
   int64_t batch_;
   int threads_;

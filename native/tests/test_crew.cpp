@@ -1,0 +1,200 @@
+// Work on several threads: whoever takes part, and whatever wakes the helpers or fails to, every
+// item is done once, and a descriptor is waited for as long as its scope lasts.
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "../src/crew.hpp"
+
+using namespace cloister;
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int kThreads = 3;
+constexpr int64_t kItems = 64;
+
+void expect(bool condition, const char* what) {
+  if (condition) return;
+  std::fprintf(stderr, "failed: %s\n", what);
+  std::exit(1);
+}
+
+struct Sockets {
+  int ours = -1, theirs = -1;
+  Sockets() {
+    int pair[2];
+    expect(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair) == 0, "socketpair");
+    ours = pair[0];
+    theirs = pair[1];
+  }
+  ~Sockets() { close(); }
+  void close() {
+    if (ours >= 0) ::close(ours);
+    hang_up();
+    ours = -1;
+  }
+  void hang_up() {
+    if (theirs >= 0) ::close(theirs);
+    theirs = -1;
+  }
+  void say() const { expect(send(theirs, "x", 1, 0) == 1, "send"); }
+  void hear() const {
+    char byte;
+    expect(recv(ours, &byte, 1, 0) == 1, "recv");
+  }
+};
+
+// How many of this process's epoll instances wait for the descriptor.
+int waiting_for(int descriptor) {
+  int found = 0;
+  for (int i = 0; i < 256; ++i) {
+    std::ifstream info("/proc/self/fdinfo/" + std::to_string(i));
+    for (std::string word; info >> word;) {
+      int target = -1;
+      if (word == "tfd:" && info >> target && target == descriptor) ++found;
+    }
+  }
+  return found;
+}
+
+// Every item once, by a worker there is; whether a helper took any.
+bool share(int threads) {
+  std::vector<std::atomic<int>> done(kItems);
+  std::atomic<bool> helped{false};
+  in_parallel(kItems, threads, [&](int64_t worker, int64_t item) {
+    expect(worker >= 0 && worker < threads, "a worker below the number of threads");
+    if (worker > 0) helped = true;
+    // So that a helper can come before all is done.
+    const auto until = Clock::now() + std::chrono::microseconds(20);
+    while (!helped && Clock::now() < until) std::this_thread::yield();
+    ++done[static_cast<size_t>(item)];
+  });
+  for (const auto& count : done) expect(count == 1, "every item is done once");
+  return helped;
+}
+
+bool helped_in_time(const auto& round) {
+  for (int i = 0; i < 1000; ++i) {
+    if (round()) return true;
+  }
+  return false;
+}
+
+void without_events() {
+  expect(!share(1), "one thread has no helpers");
+  expect(helped_in_time([] { return share(kThreads); }), "a helper takes part");
+  in_parallel(0, kThreads, [](int64_t, int64_t) { expect(false, "there is no item"); });
+}
+
+void with_events() {
+  const Sockets sockets;
+  expect(helped_in_time([&] {
+           std::thread peer([&] { sockets.say(); });
+           {
+             const Attention attention(sockets.ours, kThreads);
+             sockets.hear();
+           }
+           peer.join();
+           return share(kThreads);
+         }),
+         "a helper takes part in what follows an answer");
+  {
+    // What was there before, what nobody reads and what needs no help.
+    sockets.say();
+    const Attention attention(sockets.ours, kThreads);
+    share(kThreads);
+    share(1);
+  }
+  sockets.hear();
+}
+
+void scopes() {
+  Sockets sockets;
+  const int descriptor = sockets.ours;
+  {
+    const Attention attention(descriptor, kThreads);
+    expect(waiting_for(descriptor) == kThreads - 1, "all helpers of the call wait");
+    const Attention alone(sockets.theirs, 1);
+    expect(waiting_for(sockets.theirs) == 0, "one thread has nobody to wake");
+  }
+  expect(waiting_for(descriptor) == 0, "nobody waits when the scope has ended");
+  sockets.close();
+  const Sockets others;
+  expect(others.ours == descriptor, "the number is used again");
+  others.say();
+  share(kThreads);
+  others.hear();
+  const Attention nothing(-1, kThreads), closed(1000, kThreads);
+  share(kThreads);
+}
+
+// A peer that is gone is an event that lasts.
+void hang_up() {
+  Sockets sockets;
+  const Attention attention(sockets.ours, kThreads);
+  sockets.say();  // nobody reads it
+  sockets.hang_up();
+  const clock_t before = clock();
+  std::this_thread::sleep_for(std::chrono::milliseconds(400));
+  expect(clock() - before < CLOCKS_PER_SEC / 10, "helpers sleep when no work comes");
+  share(kThreads);
+}
+
+void two_users() {
+  const auto use = [] {
+    const Sockets sockets;
+    for (int i = 0; i < 50; ++i) {
+      sockets.say();
+      {
+        const Attention attention(sockets.ours, kThreads);
+        sockets.hear();
+      }
+      share(1 + i % kThreads);
+    }
+  };
+  std::thread other(use);
+  use();
+  other.join();
+}
+
+void fork_has_no_helpers() {
+  const Sockets sockets;
+  const Attention attention(sockets.ours, kThreads);
+  const pid_t child = fork();
+  if (child == 0) {
+    {
+      const Attention own(sockets.ours, kThreads);
+    }
+    _exit(share(kThreads) ? 1 : 0);
+  }
+  int status = -1;
+  expect(child > 0 && waitpid(child, &status, 0) == child, "fork");
+  expect(WIFEXITED(status) && WEXITSTATUS(status) == 0, "a fork works alone");
+  expect(waiting_for(sockets.ours) == kThreads - 1, "the parent's helpers still wait");
+  expect(helped_in_time([] { return share(kThreads); }), "and take part");
+}
+
+}  // namespace
+
+int main() {
+  without_events();
+  with_events();
+  scopes();
+  hang_up();
+  two_users();
+  fork_has_no_helpers();
+  std::puts("crew: ok");
+  return 0;
+}
