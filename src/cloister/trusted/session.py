@@ -36,9 +36,10 @@ class Session:
     """Runs inputs through a plan; calls from several threads take turns, forks are refused.
 
     workers          addresses "HOST:PORT" or links; default: one local worker process, started and
-                     stopped by the session. A worker that hangs or dies is replaced by another one
-                     and the micro-batch is repeated under fresh pads; a worker that lies is never
-                     used again, and the lie is raised.
+                     stopped by the session, which looks for its next request for up to 2 ms
+                     before it sleeps if it has cores of its own. A worker that hangs or dies is
+                     replaced by another one and the micro-batch is repeated under fresh pads; a
+                     worker that lies is never used again, and the lie is raised.
     pads             where pads come from; default: made inline, in memory
     threads          threads of the trusted side, within one lane
     batch            inputs per micro-batch, which is what one lane computes at a time
