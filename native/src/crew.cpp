@@ -8,11 +8,15 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <condition_variable>
+#include <exception>
+#include <functional>
+#include <memory>
 #include <mutex>
-#include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "pause.hpp"
@@ -24,7 +28,7 @@ using std::chrono::microseconds;
 
 // How long to look for what is due, because a core takes longer to wake: after a call for the other
 // threads and the next call; and for the call when an answer has woken a helper before its caller.
-constexpr microseconds kNext{50}, kCaller{300};
+constexpr microseconds kNone{0}, kNext{50}, kCaller{300};
 
 // Looks for a while whether `happened`.
 template <typename Condition>
@@ -37,6 +41,30 @@ bool soon(const Condition& happened, microseconds patience) {
     if (std::chrono::steady_clock::now() - start > patience) return false;
   }
 }
+
+// A helper's own epoll instance and eventfd: what wakes one helper wakes no other.
+struct Helper {
+  Helper() = default;
+  Helper(const Helper&) = delete;
+  Helper& operator=(const Helper&) = delete;
+  ~Helper() {
+    for (const int descriptor : {events, wake}) {
+      if (descriptor >= 0) close(descriptor);
+    }
+  }
+
+  // Edge-triggered: an event wakes once, though nobody may read what came, or the peer be gone.
+  bool attend(int descriptor) const {
+    epoll_event event{EPOLLIN | EPOLLET, {}};
+    return epoll_ctl(events, EPOLL_CTL_ADD, descriptor, &event) == 0;
+  }
+
+  const int events = epoll_create1(EPOLL_CLOEXEC);
+  const int wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);  // counts up and is never read
+  pthread_t thread{};
+  std::atomic<uint64_t> calls{0};  // that wanted it
+  std::atomic<bool> asleep{false};
+};
 
 class Crew {
  public:
@@ -56,9 +84,12 @@ class Crew {
       const std::lock_guard lock(mutex_);
       wanted_ = ready(helpers);
       job_ = &job;
-      ++call_;
+      for (int i = 0; i < wanted_; ++i) {
+        Helper& helper = *helpers_[static_cast<size_t>(i)];
+        ++helper.calls;
+        if (helper.asleep) eventfd_write(helper.wake, 1);
+      }
     }
-    if (asleep_ > 0) eventfd_write(wake_, 1);
     job(0);
     {
       const std::lock_guard lock(mutex_);
@@ -67,107 +98,105 @@ class Crew {
     const auto finished = [&] { return active_ == 0; };
     if (soon(finished, kNext)) return;
     std::unique_lock lock(mutex_);
+    cpu_set_t cores;  // this thread's own is free while it sleeps
+    if (sched_getaffinity(0, sizeof cores, &cores) == 0) settle(cores);
     done_.wait(lock, finished);
   }
 
   void attend(int descriptor, int helpers) {
     const std::lock_guard lock(mutex_);
     helpers = ready(helpers);
-    for (int i = 0; i < helpers; ++i) add(helpers_[i].events, descriptor);
+    for (int i = 0; i < helpers; ++i) helpers_[static_cast<size_t>(i)]->attend(descriptor);
   }
 
   void ignore(int descriptor) {
     const std::lock_guard lock(mutex_);
-    for (const Helper& helper : helpers_) {
-      epoll_ctl(helper.events, EPOLL_CTL_DEL, descriptor, nullptr);
+    for (const auto& helper : helpers_) {
+      epoll_ctl(helper->events, EPOLL_CTL_DEL, descriptor, nullptr);
     }
   }
 
  private:
-  struct Helper {
-    int events;  // an epoll instance of its own: each event wakes all helpers
-    pthread_t thread;
-  };
-
-  // Edge-triggered: an event wakes once, though nobody may read what came, or the peer be gone.
-  static bool add(int events, int descriptor) {
-    epoll_event event{EPOLLIN | EPOLLET, {}};
-    return epoll_ctl(events, EPOLL_CTL_ADD, descriptor, &event) == 0;
-  }
+  int count() const { return static_cast<int>(helpers_.size()); }
 
   // As many helpers as the system gives; those that run take all items.
   int ready(int helpers) {
-    while (count() < helpers && start()) avoided_ = -1;
+    while (count() < helpers && start()) CPU_ZERO(&cores_);
     keep_apart();
     return std::min(helpers, count());
   }
 
-  int count() const { return static_cast<int>(helpers_.size()); }
-
   bool start() {
-    const int events = epoll_create1(EPOLL_CLOEXEC);
-    if (events < 0) return false;
     try {
-      if (add(events, wake_)) {
-        std::thread thread(&Crew::help, this, count() + 1, events);
-        helpers_.push_back({events, thread.native_handle()});
-        thread.detach();
-        return true;
-      }
-    } catch (const std::system_error&) {
-      // Without this helper, then.
+      helpers_.reserve(helpers_.size() + 1);
+      auto helper = std::make_unique<Helper>();
+      if (!helper->attend(helper->wake)) return false;
+      std::thread thread(&Crew::help, this, std::ref(*helper), count() + 1);
+      helper->thread = thread.native_handle();
+      thread.detach();
+      helpers_.push_back(std::move(helper));
+      return true;
+    } catch (const std::exception&) {
+      return false;  // without this helper, then
     }
-    close(events);
-    return false;
   }
 
   // A scheduler may wake a helper on its caller's core and leave it there until the pass is over.
-  // Costs a look at the core's number unless the caller has moved.
   void keep_apart() {
-    const int core = sched_getcpu();
     cpu_set_t cores;
-    if (core == avoided_ || sched_getaffinity(0, sizeof cores, &cores) != 0) return;
-    CPU_CLR(core, &cores);
-    if (CPU_COUNT(&cores) == 0) return;
-    for (const Helper& helper : helpers_) {
-      pthread_setaffinity_np(helper.thread, sizeof cores, &cores);
-    }
-    avoided_ = core;
+    if (sched_getaffinity(0, sizeof cores, &cores) != 0) return;
+    if (CPU_COUNT(&cores) > 1) CPU_CLR(sched_getcpu(), &cores);
+    settle(cores);
   }
 
-  void help(int number, int events) {
+  // Where the helpers may run.
+  void settle(const cpu_set_t& cores) {
+    if (CPU_EQUAL(&cores, &cores_)) return;
+    for (const auto& helper : helpers_) {
+      pthread_setaffinity_np(helper->thread, sizeof cores, &cores);
+    }
+    cores_ = cores;
+  }
+
+  void help(Helper& self, int number) {
     uint64_t seen = 0;
     // A helper that only looks leaves its core to the worker, or to its own caller.
-    const auto called = [&] { return call_ != seen || (sched_yield(), false); };
+    const auto called = [&] { return self.calls != seen || (sched_yield(), false); };
+    auto patience = kNone;
     while (true) {
-      for (auto patience = kNext; !soon(called, patience); patience = kCaller) {
-        ++asleep_;
+      while (patience == kNone || !soon(called, patience)) {
+        self.asleep = true;
         epoll_event event;
-        if (call_ == seen) epoll_wait(events, &event, 1, -1);
-        --asleep_;
+        const int found = self.calls == seen ? epoll_wait(self.events, &event, 1, -1) : 1;
+        self.asleep = false;
+        if (found < 0 && errno != EINTR) return;  // somebody has closed its descriptors
+        patience = kCaller;
       }
-      std::unique_lock lock(mutex_);
-      seen = call_;
-      if (job_ == nullptr || number > wanted_) continue;
-      const auto* job = job_;
-      ++active_;
-      lock.unlock();
-      (*job)(number);
-      lock.lock();
-      if (--active_ == 0) done_.notify_one();
+      patience = take_part(self, number, seen) ? kNext : kNone;
     }
+  }
+
+  bool take_part(const Helper& self, int number, uint64_t& seen) {
+    std::unique_lock lock(mutex_);
+    seen = self.calls;
+    if (job_ == nullptr || number > wanted_) return false;  // too late
+    const auto* job = job_;
+    ++active_;
+    lock.unlock();
+    (*job)(number);
+    lock.lock();
+    if (--active_ == 0) done_.notify_one();
+    return true;
   }
 
   const pid_t owner_ = getpid();
-  const int wake_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);  // counts up and is never read
   std::mutex busy_, mutex_;
   std::condition_variable done_;
   const std::function<void(int64_t)>* job_ = nullptr;
-  std::atomic<uint64_t> call_{0};
-  std::atomic<int> active_{0}, asleep_{0};
-  std::vector<Helper> helpers_;
+  std::atomic<int> active_{0};
+  std::vector<std::unique_ptr<Helper>> helpers_;
+  cpu_set_t cores_{};  // where the helpers may run
   int wanted_ = 0;
-  int avoided_ = -1;  // the core that all helpers keep off
 };
 
 }  // namespace

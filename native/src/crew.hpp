@@ -1,5 +1,5 @@
 // Work on several threads. The helpers are started once and wait for the next call: a thread's
-// start costs as much as a small layer. They run on any core but their last caller's.
+// start costs as much as a small layer. They keep off their caller's core if it has another.
 #pragma once
 #include <cstdint>
 #include <functional>

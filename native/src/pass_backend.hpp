@@ -61,9 +61,10 @@ struct WindowRow {
 };
 
 // Where the next tile's reply and unblinding terms lie for the element that `values` points to:
-// brought into the cache on the way. What is not there points to `values` itself, because looking
-// up an address without memory takes time too.
-using Ahead = std::array<const uint32_t*, 2>;
+// brought into the cache on the way. Numbers, because they may lie behind their arrays. What is not
+// there lies at `values` itself: looking up an address without memory takes time too.
+using Ahead = std::array<uintptr_t, 2>;
+inline uintptr_t address(const void* p) { return reinterpret_cast<uintptr_t>(p); }
 
 // Float to request: quantise, check, pad, store.
 struct EmitRow {

@@ -33,10 +33,9 @@ inline __attribute__((always_inline)) void over(int64_t begin, int64_t end, Step
 // prefetch beyond the end of an array does nothing.
 constexpr uintptr_t kAhead = 2048;  // elements: one tile
 inline __attribute__((always_inline)) void fetch(const Ahead& ahead, int64_t at) {
-  for (const uint32_t* stream : ahead) {
-    // As a number: the element may lie behind its array.
-    const uintptr_t address = reinterpret_cast<uintptr_t>(stream) + static_cast<uintptr_t>(at) * 4;
-    __builtin_prefetch(reinterpret_cast<const void*>(address), 0, 3);
+  for (const uintptr_t stream : ahead) {
+    const uintptr_t element = stream + static_cast<uintptr_t>(at) * 4;
+    __builtin_prefetch(reinterpret_cast<const void*>(element), 0, 3);
   }
 }
 template <typename T>

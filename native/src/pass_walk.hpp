@@ -164,10 +164,11 @@ class Pass::Walk {
 
   // Pixels from p on come next.
   void look_ahead(int64_t p) {
-    if (run_.reply == nullptr) return;  // values() looks ahead itself
-    const int64_t pixels = s_.h * s_.w;
-    const uint32_t* terms = run_.unblinding(image_, pixels * s_.c);
-    ahead_ = {run_.reply + (image_ * pixels + p) * s_.c, terms ? terms + p * s_.c : nullptr};
+    if (run_.reply == nullptr) return;  // a float32 source is read in order, or not at all
+    const int64_t elements = s_.h * s_.w * s_.c;
+    const uint32_t* terms = run_.unblinding(image_, elements);
+    const auto begin = static_cast<uintptr_t>(p * s_.c) * sizeof(uint32_t);
+    ahead_ = {address(run_.reply + image_ * elements) + begin, terms ? address(terms) + begin : 0};
   }
 
   // Where the value before the window goes: straight to where it is kept, if that has no gaps.
@@ -258,8 +259,8 @@ class Pass::Walk {
     const int64_t offset = image_ * elements + at;
     row.inv_scale = s_.sinks[i].inv_scale;
     for (size_t k = 0; k < ahead_.size(); ++k) {
-      const auto* here = reinterpret_cast<const uint32_t*>(row.values);
-      row.ahead[k] = ahead_[k] ? ahead_[k] + (row.values - tile_values_) : here;
+      const uintptr_t here = address(row.values);
+      row.ahead[k] = ahead_[k] ? ahead_[k] + (here - address(tile_values_)) : here;
     }
     row.stream = elements >= kStreamElements;
     row.qmax = static_cast<float>(s_.sinks[i].qmax);
@@ -295,7 +296,7 @@ class Pass::Walk {
   Scratch& scratch_;
   Rows rows_;
   const float* tile_values_ = nullptr;
-  Ahead ahead_{};  // the next tile, from its first element on; null: no such stream
+  Ahead ahead_{};  // the next tile, from its first element on; 0: no such stream
   bool direct_;    // the value before the window is the source itself
 };
 

@@ -1,5 +1,6 @@
 // Work on several threads: whoever takes part, and whatever wakes the helpers or fails to, every
 // item is done once, and a descriptor is waited for as long as its scope lasts.
+#include <sched.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -9,12 +10,15 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
+#include <map>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "../src/crew.hpp"
+#include "waiting_for.hpp"
 
 using namespace cloister;
 
@@ -55,19 +59,6 @@ struct Sockets {
     expect(recv(ours, &byte, 1, 0) == 1, "recv");
   }
 };
-
-// How many of this process's epoll instances wait for the descriptor.
-int waiting_for(int descriptor) {
-  int found = 0;
-  for (int i = 0; i < 256; ++i) {
-    std::ifstream info("/proc/self/fdinfo/" + std::to_string(i));
-    for (std::string word; info >> word;) {
-      int target = -1;
-      if (word == "tfd:" && info >> target && target == descriptor) ++found;
-    }
-  }
-  return found;
-}
 
 // Every item once, by a worker there is; whether a helper took any.
 bool share(int threads) {
@@ -152,6 +143,68 @@ void hang_up() {
   share(kThreads);
 }
 
+cpu_set_t own_cores() {
+  cpu_set_t cores;
+  expect(sched_getaffinity(0, sizeof cores, &cores) == 0, "affinity");
+  return cores;
+}
+
+// Whether a helper takes part that may run on these cores.
+bool helped_on(const cpu_set_t& wanted) {
+  return helped_in_time([&] {
+    std::atomic<bool> found{false};
+    in_parallel(kItems, 2, [&](int64_t worker, int64_t) {
+      const cpu_set_t cores = own_cores();
+      if (worker > 0 && CPU_EQUAL(&cores, &wanted)) found = true;
+      const auto until = Clock::now() + std::chrono::microseconds(20);
+      while (!found && Clock::now() < until) std::this_thread::yield();
+    });
+    return found.load();
+  });
+}
+
+void places() {
+  const cpu_set_t all = own_cores();
+  if (CPU_COUNT(&all) == 1) return;
+  cpu_set_t others = all;
+  // The caller stays where it is: other threads have their own places.
+  const int here = sched_getcpu();
+  CPU_CLR(here, &others);
+  expect(helped_in_time([&] { return sched_getcpu() == here && helped_on(others); }),
+         "helpers keep off their caller's core");
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(here, &one);
+  expect(sched_setaffinity(0, sizeof one, &one) == 0 && helped_on(one),
+         "helpers stay where their caller may be");
+  expect(sched_setaffinity(0, sizeof all, &all) == 0, "affinity");
+  share(kThreads);
+}
+
+// How often each thread of this process has gone to sleep.
+std::map<std::string, long> sleeps() {
+  std::map<std::string, long> found;
+  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
+    std::ifstream status(task.path() / "status");
+    for (std::string word; status >> word;) {
+      if (word == "voluntary_ctxt_switches:") status >> found[task.path().filename()];
+    }
+  }
+  return found;
+}
+
+void the_unwanted_sleep_on() {
+  expect(helped_in_time([] { return share(kThreads + 4); }), "more helpers");
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));  // until all sleep
+  const auto before = sleeps();
+  expect(helped_in_time([] { return share(2); }), "one of them");
+  int disturbed = 0;
+  for (const auto& [task, count] : sleeps()) {
+    if (before.contains(task) && before.at(task) != count) ++disturbed;
+  }
+  expect(disturbed <= 2, "who is not wanted is not woken");
+}
+
 void two_users() {
   const auto use = [] {
     const Sockets sockets;
@@ -193,6 +246,8 @@ int main() {
   with_events();
   scopes();
   hang_up();
+  places();
+  the_unwanted_sleep_on();
   two_users();
   fork_has_no_helpers();
   std::puts("crew: ok");

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cloister/walker.hpp"
+#include "waiting_for.hpp"
 
 using namespace cloister;
 
@@ -189,6 +190,7 @@ void threads() {
       std::thread worker([&, asked = id] {
         Bytes packet(kMaxPacket);
         expect(recv(sockets.theirs, packet.data(), packet.size(), 0) == 20, "a request");
+        while (waiting_for(sockets.ours) != threads - 1) std::this_thread::yield();
         sockets.say(packet_of(2, 16, asked));
       });
       walker.begin();

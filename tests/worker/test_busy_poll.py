@@ -7,9 +7,13 @@ import pytest
 
 import nets
 from cloister import _native
+from cloister.errors import WorkerUnavailable
 from cloister.trusted import session as session_module
 from cloister.trusted.session import Session
+from cloister.wire import process
 from cloister.wire.shm import connect_local_worker
+from cloister.worker import local
+from cloister.worker.main import main
 from trusted.test_session import plan_of
 from wire.loopback import ask, blinded, linear, slow
 
@@ -60,6 +64,31 @@ def test_a_worker_answers_while_it_looks_and_after_it_has_gone_to_sleep(poll_us)
     finally:
         link.close()
     assert link._process.returncode is not None
+
+
+def test_the_option_reaches_the_process(monkeypatch):
+    seen = []
+
+    def start(arguments, **_):
+        seen.append(arguments)
+        raise OSError(2, "no such file")
+
+    monkeypatch.setattr(process.subprocess, "Popen", start)
+    for poll_us in (0, 7):
+        with pytest.raises(WorkerUnavailable):
+            connect_local_worker(1, poll_us=poll_us)
+    assert "--poll-us" not in seen[0]
+    assert seen[1][-2:] == ["--poll-us", "7"]
+
+
+def test_the_process_looks_as_long_as_it_is_told(monkeypatch, pair):
+    seen = []
+    monkeypatch.setattr(local._native, "busy_poll", lambda *arguments: seen.append(arguments))
+    ours, theirs = pair
+    ours.close()
+    descriptor = theirs.detach()
+    assert main(["--fd", str(descriptor), "--poll-us", "7"]) == 0
+    assert seen == [(descriptor, 7)]
 
 
 def start_options(monkeypatch, cores, **options):
