@@ -1,21 +1,14 @@
 // NIST SP 800-38A F.5.5 on every instruction set, and streams that start and end anywhere.
-#include <cstdio>
-#include <cstdlib>
 #include <stdexcept>
 #include <vector>
 
 #include "cloister/aes_ctr.hpp"
 #include "cloister/isa.hpp"
+#include "expect.hpp"
 
 using namespace cloister;
 
 namespace {
-
-void expect(bool condition, const char* what) {
-  if (condition) return;
-  std::fprintf(stderr, "%s: failed: %s\n", isa_name(active_isa()), what);
-  std::exit(1);
-}
 
 constexpr uint8_t kKey[32] = {0x60, 0x3d, 0xeb, 0x10, 0x15, 0xca, 0x71, 0xbe, 0x2b, 0x73, 0xae,
                               0xf0, 0x85, 0x7d, 0x77, 0x81, 0x1f, 0x35, 0x2c, 0x07, 0x3b, 0x61,

@@ -9,7 +9,6 @@
 #include <atomic>
 #include <chrono>
 #include <cstdio>
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -18,7 +17,7 @@
 #include <vector>
 
 #include "../src/crew.hpp"
-#include "waiting_for.hpp"
+#include "sockets.hpp"
 
 using namespace cloister;
 
@@ -29,36 +28,12 @@ using Clock = std::chrono::steady_clock;
 constexpr int kThreads = 3;
 constexpr int64_t kItems = 64;
 
-void expect(bool condition, const char* what) {
-  if (condition) return;
-  std::fprintf(stderr, "failed: %s\n", what);
-  std::exit(1);
-}
+void say(const Sockets& sockets) { expect(send(sockets.theirs, "x", 1, 0) == 1, "send"); }
 
-struct Sockets {
-  int ours = -1, theirs = -1;
-  Sockets() {
-    int pair[2];
-    expect(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair) == 0, "socketpair");
-    ours = pair[0];
-    theirs = pair[1];
-  }
-  ~Sockets() { close(); }
-  void close() {
-    if (ours >= 0) ::close(ours);
-    hang_up();
-    ours = -1;
-  }
-  void hang_up() {
-    if (theirs >= 0) ::close(theirs);
-    theirs = -1;
-  }
-  void say() const { expect(send(theirs, "x", 1, 0) == 1, "send"); }
-  void hear() const {
-    char byte;
-    expect(recv(ours, &byte, 1, 0) == 1, "recv");
-  }
-};
+void hear(const Sockets& sockets) {
+  char byte;
+  expect(recv(sockets.ours, &byte, 1, 0) == 1, "recv");
+}
 
 // Every item once, by a worker there is; whether a helper took any.
 bool share(int threads) {
@@ -92,10 +67,10 @@ void without_events() {
 void with_events() {
   const Sockets sockets;
   expect(helped_in_time([&] {
-           std::thread peer([&] { sockets.say(); });
+           std::thread peer([&] { say(sockets); });
            {
              const Attention attention(sockets.ours, kThreads);
-             sockets.hear();
+             hear(sockets);
            }
            peer.join();
            return share(kThreads);
@@ -103,12 +78,12 @@ void with_events() {
          "a helper takes part in what follows an answer");
   {
     // What was there before, what nobody reads and what needs no help.
-    sockets.say();
+    say(sockets);
     const Attention attention(sockets.ours, kThreads);
     share(kThreads);
     share(1);
   }
-  sockets.hear();
+  hear(sockets);
 }
 
 void scopes() {
@@ -124,9 +99,9 @@ void scopes() {
   sockets.close();
   const Sockets others;
   expect(others.ours == descriptor, "the number is used again");
-  others.say();
+  say(others);
   share(kThreads);
-  others.hear();
+  hear(others);
   const Attention nothing(-1, kThreads), closed(1000, kThreads);
   share(kThreads);
 }
@@ -135,7 +110,7 @@ void scopes() {
 void hang_up() {
   Sockets sockets;
   const Attention attention(sockets.ours, kThreads);
-  sockets.say();  // nobody reads it
+  say(sockets);  // nobody reads it
   sockets.hang_up();
   const clock_t before = clock();
   std::this_thread::sleep_for(std::chrono::milliseconds(400));
@@ -209,10 +184,10 @@ void two_users() {
   const auto use = [] {
     const Sockets sockets;
     for (int i = 0; i < 50; ++i) {
-      sockets.say();
+      say(sockets);
       {
         const Attention attention(sockets.ours, kThreads);
-        sockets.hear();
+        hear(sockets);
       }
       share(1 + i % kThreads);
     }

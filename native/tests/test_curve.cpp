@@ -1,13 +1,12 @@
 // The group's kernels: both forms against each other, secret against public arithmetic, and the
 // edges of blocks. Vectors and a slow reference are in tests/fe.
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <random>
 #include <vector>
 
 #include "cloister/curve.hpp"
 #include "cloister/isa.hpp"
+#include "expect.hpp"
 
 using namespace cloister;
 
@@ -15,12 +14,6 @@ namespace {
 
 using Bytes = std::vector<uint8_t>;
 using Points = std::vector<CurvePoint>;
-
-void expect(bool condition, const char* what) {
-  if (condition) return;
-  std::fprintf(stderr, "%s: failed: %s\n", isa_name(active_isa()), what);
-  std::exit(1);
-}
 
 Bytes random_scalars(int64_t n, uint64_t seed) {
   std::mt19937_64 random(seed);

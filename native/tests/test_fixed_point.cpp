@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
 #include <limits>
 #include <random>
 #include <vector>
@@ -10,16 +9,11 @@
 #include "cloister/fixed_point.hpp"
 #include "cloister/isa.hpp"
 #include "cloister/transpose.hpp"
+#include "expect.hpp"
 
 using namespace cloister;
 
 namespace {
-
-void expect(bool condition, const char* what) {
-  if (condition) return;
-  std::fprintf(stderr, "%s: failed: %s\n", isa_name(active_isa()), what);
-  std::exit(1);
-}
 
 template <typename T>
 void test_fixed_point(int64_t a, int64_t b, int64_t c) {

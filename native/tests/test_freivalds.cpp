@@ -1,23 +1,16 @@
 // The factors of t and their expansion against the definition in 128-bit integers, t = A^T s.
-#include <cstdio>
-#include <cstdlib>
 #include <random>
 #include <vector>
 
 #include "cloister/freivalds.hpp"
 #include "cloister/isa.hpp"
+#include "expect.hpp"
 
 using namespace cloister;
 
 namespace {
 
 __extension__ using U128 = unsigned __int128;
-
-void expect(bool condition, const char* what) {
-  if (condition) return;
-  std::fprintf(stderr, "%s: failed: %s\n", isa_name(active_isa()), what);
-  std::exit(1);
-}
 
 uint64_t mod_mul(uint64_t x, uint64_t y) {
   return static_cast<uint64_t>(static_cast<U128>(x) * y % kP52);

@@ -1,24 +1,17 @@
 // Digits of shares and their sums, and sums of answers, against the definition in 128-bit integers.
-#include <cstdio>
-#include <cstdlib>
 #include <random>
 #include <vector>
 
 #include "cloister/freivalds.hpp"
 #include "cloister/isa.hpp"
 #include "cloister/pad_shares.hpp"
+#include "expect.hpp"
 
 using namespace cloister;
 
 namespace {
 
 __extension__ using I128 = __int128;
-
-void expect(bool condition, const char* what) {
-  if (condition) return;
-  std::fprintf(stderr, "%s: failed: %s\n", isa_name(active_isa()), what);
-  std::exit(1);
-}
 
 uint64_t modulo(I128 v) {
   const I128 rest = v % static_cast<I128>(kP52);

@@ -2,8 +2,6 @@
 // definition's sums.
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <limits>
 #include <memory>
 #include <new>
@@ -16,18 +14,13 @@
 #include "cloister/freivalds.hpp"
 #include "cloister/isa.hpp"
 #include "cloister/pass.hpp"
+#include "expect.hpp"
 
 using namespace cloister;
 
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-void expect(bool condition, const char* what) {
-  if (condition) return;
-  std::fprintf(stderr, "%s: failed: %s\n", isa_name(active_isa()), what);
-  std::exit(1);
-}
 
 // Memory that begins with a cache line, so that kernels may store past the caches.
 template <typename T>

@@ -4,14 +4,13 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <cstdlib>
 #include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "cloister/walker.hpp"
-#include "waiting_for.hpp"
+#include "sockets.hpp"
 
 using namespace cloister;
 
@@ -23,38 +22,17 @@ using Bytes = std::vector<uint8_t>;
 constexpr size_t kIdOffset = 3;
 constexpr size_t kMaxPacket = 64;
 
-void expect(bool condition, const char* what) {
-  if (condition) return;
-  std::fprintf(stderr, "failed: %s\n", what);
-  std::exit(1);
+// The worker's end.
+void say(const Sockets& sockets, const Bytes& packet) {
+  expect(send(sockets.theirs, packet.data(), packet.size(), 0) >= 0, "send");
 }
 
-struct Sockets {
-  int ours = -1, theirs = -1;
-  Sockets() {
-    int pair[2];
-    expect(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair) == 0, "socketpair");
-    ours = pair[0];
-    theirs = pair[1];
-  }
-  ~Sockets() {
-    close(ours);
-    hang_up();
-  }
-  void hang_up() {
-    if (theirs >= 0) close(theirs);
-    theirs = -1;
-  }
-  void say(const Bytes& packet) const {
-    expect(send(theirs, packet.data(), packet.size(), 0) >= 0, "send");
-  }
-  Bytes heard() const {
-    Bytes packet(kMaxPacket);
-    const ssize_t size = recv(theirs, packet.data(), packet.size(), MSG_DONTWAIT);
-    packet.resize(size > 0 ? static_cast<size_t>(size) : 0);
-    return packet;
-  }
-};
+Bytes heard(const Sockets& sockets) {
+  Bytes packet(kMaxPacket);
+  const ssize_t size = recv(sockets.theirs, packet.data(), packet.size(), MSG_DONTWAIT);
+  packet.resize(size > 0 ? static_cast<size_t>(size) : 0);
+  return packet;
+}
 
 Bytes packet_of(uint8_t fill, size_t size, uint64_t id) {
   Bytes packet(size, fill);
@@ -113,14 +91,14 @@ void answers() {
   Sockets sockets;
   Subject subject;
   uint64_t id = 0x0102030405060708;
-  sockets.say(packet_of(2, 16, id));
+  say(sockets, packet_of(2, 16, id));
   expect(subject.run(sockets, id).why == Why::done, "the expected answer");
-  expect(sockets.heard() == packet_of(1, 20, 0x0102030405060708), "the request");
+  expect(heard(sockets) == packet_of(1, 20, 0x0102030405060708), "the request");
   expect(id == 0x0102030405060709 && subject.place == 7, "id and message");
 
   for (const Bytes& wrong : {packet_of(2, 16, id - 1), packet_of(2, 15, id), packet_of(3, 16, id),
                              Bytes(kMaxPacket, 2), Bytes(kMaxPacket + 50, 2)}) {
-    sockets.say(wrong);
+    say(sockets, wrong);
     const uint64_t sent = id;
     const Stop stop = subject.run(sockets, id);
     expect(stop.why == Why::unexpected && stop.step == 1, "another packet");
@@ -153,7 +131,7 @@ void order() {
   expect(throws([&] { subject.walker.run(0, 1, id, channel); }), "a request written twice");
   expect(throws([&] { subject.walker.run(0, 3, id, channel); }), "no such step");
   expect(throws([&] { subject.walker.pass_step(1); }), "no pass");
-  expect(sockets.heard().empty() && subject.place == 0, "nothing left");
+  expect(heard(sockets).empty() && subject.place == 0, "nothing left");
 }
 
 // A worker that answers while the walker waits, and passes that helpers share.
@@ -191,7 +169,7 @@ void threads() {
         Bytes packet(kMaxPacket);
         expect(recv(sockets.theirs, packet.data(), packet.size(), 0) == 20, "a request");
         while (waiting_for(sockets.ours) != threads - 1) std::this_thread::yield();
-        sockets.say(packet_of(2, 16, asked));
+        say(sockets, packet_of(2, 16, asked));
       });
       walker.begin();
       std::fill(result.begin(), result.end(), -1.0f);
