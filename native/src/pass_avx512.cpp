@@ -59,7 +59,7 @@ void finish() { _mm_sfence(); }
 void rows::emit_rest(const EmitRow& row, CheckLanes& lanes, int64_t first) {
   Integers unused;
   EmitRow again = row;
-  again.ahead.fill(address(row.values));
+  again.ahead = {};
   const PlainRequest<false> nowhere{unused.value};
   while (first < row.terms) first += sum_terms(again, nowhere, lanes, first);
 }

@@ -60,9 +60,9 @@ struct WindowRow {
   float* out;  // packed
 };
 
-// Where the next tile's reply and unblinding terms lie for the element that `values` points to:
-// brought into the cache on the way. Numbers, because they may lie behind their arrays. What is not
-// there lies at `values` itself: looking up an address without memory takes time too.
+// How many bytes from a value the reply and the unblinding term lie that take its place in the next
+// tile: brought into the cache on the way. 0 for what is not there, because looking up an address
+// without memory takes time too.
 using Ahead = std::array<uintptr_t, 2>;
 inline uintptr_t address(const void* p) { return reinterpret_cast<uintptr_t>(p); }
 

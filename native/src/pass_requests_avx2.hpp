@@ -113,8 +113,8 @@ void write(const EmitRow& row, int64_t at, int64_t count, I256* pairs) {
   };
   int64_t j = 0;
   for (; j + kLimbChannels <= count; j += kLimbChannels, pairs += 2) {
-    fetch(row.ahead, at + j);
-    fetch(row.ahead, at + j + 16);
+    fetch(row.ahead, row.values + at + j);
+    fetch(row.ahead, row.values + at + j + 16);
     I256 q[kVectors];
     for (int i = 0; i < kVectors; ++i) q[i] = quantise(j + i * Avx2::kLanes);
     request.put_all(j, q);

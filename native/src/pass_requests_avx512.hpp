@@ -23,7 +23,7 @@ struct Quantiser {
         high(Avx512::set(row.qmax)) {}
 
   inline __attribute__((always_inline)) __m512i operator()(int64_t at, auto... mask) const {
-    fetch(ahead, at);
+    fetch(ahead, values + at);
     return quantised<Avx512>(Avx512::load(values + at, mask...), inv_scale, low, high);
   }
 };

@@ -32,10 +32,10 @@ inline __attribute__((always_inline)) void over(int64_t begin, int64_t end, Step
 // the next one come into the L1 cache (measured: VGG16's passes take 9.4 ms instead of 15.3 ms). A
 // prefetch beyond the end of an array does nothing.
 constexpr uintptr_t kAhead = 2048;  // elements: one tile
-inline __attribute__((always_inline)) void fetch(const Ahead& ahead, int64_t at) {
-  for (const uintptr_t stream : ahead) {
-    const uintptr_t element = stream + static_cast<uintptr_t>(at) * 4;
-    __builtin_prefetch(reinterpret_cast<const void*>(element), 0, 3);
+inline __attribute__((always_inline)) void fetch(const Ahead& ahead, const float* value) {
+  for (const uintptr_t distance : ahead) {
+    // As a number: it may lie behind its array.
+    __builtin_prefetch(reinterpret_cast<const void*>(address(value) + distance), 0, 3);
   }
 }
 template <typename T>
@@ -147,7 +147,7 @@ inline __attribute__((always_inline)) auto write(const EmitRow& row, int64_t at,
                                                  auto... mask) {
   const auto low = S::sub(S::set(0.0f), qmax);
   const auto q = quantised<S>(S::load(row.values + at, mask...), inv_scale, low, qmax);
-  if constexpr (kTo != To::nowhere) fetch(row.ahead, at);
+  if constexpr (kTo != To::nowhere) fetch(row.ahead, row.values + at);
   if constexpr (kTo == To::blinded) {
     S::store(row.blinded + at, S::plus(q, S::load(row.pad + at, mask...)), mask...);
   } else if constexpr (kTo == To::plain) {

@@ -72,7 +72,7 @@ class Pass::Walk {
       const int64_t count = std::min(step, end - p);
       const float* values = produce(p, count, place(p));
       keep(run_.post, values, p, count);
-      look_ahead(p + step);
+      look_ahead(p + step, values);
       emit(values, p, count);
     }
   }
@@ -162,12 +162,12 @@ class Pass::Walk {
     }
   }
 
-  // Pixels from p on come next.
-  void look_ahead(int64_t p) {
+  // Pixels from p on come after the tile that begins at `values`.
+  void look_ahead(int64_t p, const float* values) {
     if (run_.reply == nullptr) return;  // a float32 source is read in order, or not at all
     const int64_t elements = s_.h * s_.w * s_.c;
     const uint32_t* terms = run_.unblinding(image_, elements);
-    const auto begin = static_cast<uintptr_t>(p * s_.c) * sizeof(uint32_t);
+    const auto begin = static_cast<uintptr_t>(p * s_.c) * sizeof(uint32_t) - address(values);
     ahead_ = {address(run_.reply + image_ * elements) + begin, terms ? address(terms) + begin : 0};
   }
 
@@ -194,7 +194,6 @@ class Pass::Walk {
 
   // Pixels p .. p + count of every request.
   void emit(const float* values, int64_t p, int64_t count) {
-    tile_values_ = values;
     const int64_t w = pass_.out_w();
     for (size_t i = 0; i < s_.sinks.size(); ++i) {
       if (pass_.t_[i].columns == nullptr) {
@@ -258,10 +257,7 @@ class Pass::Walk {
     const int64_t elements = pass_.out_h() * pass_.out_w() * s_.c;
     const int64_t offset = image_ * elements + at;
     row.inv_scale = s_.sinks[i].inv_scale;
-    for (size_t k = 0; k < ahead_.size(); ++k) {
-      const uintptr_t here = address(row.values);
-      row.ahead[k] = ahead_[k] ? ahead_[k] + (here - address(tile_values_)) : here;
-    }
+    row.ahead = ahead_;
     row.stream = elements >= kStreamElements;
     row.qmax = static_cast<float>(s_.sinks[i].qmax);
     if (sink.plain != nullptr) {
@@ -295,9 +291,8 @@ class Pass::Walk {
   int64_t image_;
   Scratch& scratch_;
   Rows rows_;
-  const float* tile_values_ = nullptr;
-  Ahead ahead_{};  // the next tile, from its first element on; 0: no such stream
-  bool direct_;    // the value before the window is the source itself
+  Ahead ahead_{};
+  bool direct_;  // the value before the window is the source itself
 };
 
 }  // namespace cloister

@@ -89,12 +89,7 @@ class Session:
             )
         if plan.hidden_nodes and pads is None:
             self._pads = InlinePads(plan, rng=self._rng, threads=threads)
-        poll_us = _poll_us(count, cores=threads + worker_threads)
-        found = (
-            self._connect(workers, worker_threads, count, poll_us=poll_us)
-            if self._needs_worker
-            else []
-        )
+        found = self._connect(workers, count, threads=threads, worker_threads=worker_threads)
         self._made = made
         self._lanes = Lanes(made, found, self._attempt)
 
@@ -106,12 +101,15 @@ class Session:
     def _connect(
         self,
         workers: Sequence[str | WorkerLink] | None,
-        worker_threads: int,
         lanes: int,
         *,
-        poll_us: int,
+        threads: int,
+        worker_threads: int,
     ) -> list[Worker]:
+        if not self._needs_worker:
+            return []
         if workers is None:
+            poll_us = _poll_us(lanes, cores=threads + worker_threads)
             local = connect_local_worker(lanes, threads=worker_threads, poll_us=poll_us)
             return [Worker(local[0].name, list(local))]
         if isinstance(workers, str):
