@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check -q
+# Everything is installed by hash, except PyTorch: its CPU and CUDA builds share a version.
+LOCKED := $(PIP) install --no-build-isolation --require-hashes -r
+TORCH := $(PIP) install -r requirements/torch.txt
+SELF := $(PIP) install --no-build-isolation --no-deps -e .
 NATIVE := $(shell find native bindings -type f 2>/dev/null) CMakeLists.txt
 JOBS ?= 2
 
 # ONNX Runtime must not report what it runs, whoever loads it first.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: demo demo-training test build dev fmt lint type arch native-test bench docs wheel clean
+.PHONY: demo demo-training test build dev lock fmt lint type arch native-test bench docs wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/cloister demo
@@ -27,20 +31,32 @@ dev: $(VENV)/.dev
 $(VENV)/.base:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Cloister needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt scikit-build-core nanobind cmake ninja
 	@touch $@
 
-$(VENV)/.demo: $(VENV)/.base pyproject.toml constraints.txt $(NATIVE)
-	$(PIP) install -c constraints.txt --no-build-isolation -e '.[demo]'
+$(VENV)/.demo: $(VENV)/.base pyproject.toml requirements/demo.txt $(NATIVE)
+	$(LOCKED) requirements/demo.txt
+	$(SELF)
 	@touch $@
 
-$(VENV)/.train: $(VENV)/.demo
-	$(PIP) install -c constraints.txt --no-build-isolation -e '.[demo,train,serve]'
+$(VENV)/.train: $(VENV)/.demo requirements/train.txt requirements/torch.txt
+	$(LOCKED) requirements/train.txt
+	$(TORCH)
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.demo
-	$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
+$(VENV)/.dev: $(VENV)/.demo requirements/dev.txt requirements/torch.txt
+	$(LOCKED) requirements/dev.txt
+	$(TORCH)
 	@touch $@
+
+# The pinned versions and hashes of every platform's files, from pyproject.toml. UPGRADE=--upgrade
+# takes the newest versions; without it, only what pyproject.toml asks for changes.
+LOCK := $(BIN)/uv pip compile pyproject.toml -q --universal --python-version 3.11 \
+	--generate-hashes --no-annotate --no-header --no-emit-package torch -c requirements/torch.txt
+lock: $(VENV)/.dev
+	$(LOCK) $(UPGRADE) --extra dev -o requirements/dev.txt
+	$(LOCK) $(UPGRADE) -c requirements/dev.txt --extra build --extra demo --extra train --extra serve \
+		-o requirements/train.txt
+	$(LOCK) $(UPGRADE) -c requirements/dev.txt --extra build --extra demo -o requirements/demo.txt
 
 fmt: $(VENV)/.dev
 	$(BIN)/ruff check --fix-only -q .

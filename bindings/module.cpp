@@ -138,6 +138,11 @@ NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);
 
   // ---- instruction set
+#ifdef _FORTIFY_SOURCE
+  m.attr("FORTIFY_LEVEL") = _FORTIFY_SOURCE;
+#else
+  m.attr("FORTIFY_LEVEL") = 0;
+#endif
   m.def("isa", [] { return std::string(isa_name(active_isa())); });
   m.def("force_isa", &force_isa_by_name);
   m.def("available_isas", &available_isas);
