@@ -111,6 +111,42 @@ def test_a_scalar_batch_taken_from_the_shape_is_followed():
     assert after.types[after.outputs[0]].shape == (None, 12)
 
 
+def _weight_norm(net, v, g):
+    norm = net.op("ReduceL2", v, axes=[1], keepdims=1)
+    return net.op("Mul", v, net.op("Div", g, norm))
+
+
+def _softened(net, v, g):
+    return net.op("Mul", net.op("Exp", v), net.op("Sigmoid", g))
+
+
+def _product(net, v, g):
+    return net.op("Mul", net.op("MatMul", v, net.op("Transpose", v, perm=[1, 0])), g)
+
+
+@pytest.mark.parametrize("build", [_weight_norm, _softened, _product])
+def test_folded_weights_are_what_exact_arithmetic_rounds_to(build):
+    """In float32 their last place depended on the kernels of the machine, and so did integers."""
+    net = Net(7)
+    v = net.rng.standard_normal((64, 64)).astype(np.float32)
+    g = net.rng.random((64, 1)).astype(np.float32)
+    x = net.input("x", 64)
+    net.op("MatMul", x, build(net, net.constant(v), net.constant(g)))
+    after = prepared(net, f"v{len(net.nodes) - 1}")
+    (node,) = after.nodes
+    wide, gain = v.astype(np.float64), g.astype(np.float64)
+    wanted = {
+        _weight_norm: lambda: (
+            wide * np.float32(gain / np.float32(np.linalg.norm(wide, axis=1)[:, None]))
+        ),
+        _softened: lambda: (
+            np.float32(np.exp(wide)) * np.float32(1 / (1 + np.exp(-gain))).astype(float)
+        ),
+        _product: lambda: np.float32(wide @ wide.T) * gain,
+    }[build]().astype(np.float32)
+    np.testing.assert_array_equal(after.constants[node.inputs[1]], wanted)
+
+
 def test_random_values_are_never_folded():
     net = Net()
     noise = net.op("RandomUniform", shape=[4])

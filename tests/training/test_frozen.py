@@ -61,6 +61,35 @@ def test_pictures_get_their_low_frequencies(shape):
     np.testing.assert_allclose(chosen.rows @ chosen.rows.T, np.eye(chosen.rank), atol=0.05)
 
 
+@pytest.mark.parametrize("shape", [(28, 28, 1), (16, 20, 3), (17, 31, 1), (24, 24, 1)])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_last_places_of_linear_algebra_change_no_integer(shape, seed, monkeypatch):
+    """Another library, processor or number of threads rounds sums otherwise."""
+    wanted = default_projection(info(*shape)).linear.weights
+    decompose = np.linalg.qr
+
+    def another(matrix):
+        q, r = decompose(matrix)
+        return q * (1 + 2.0**-44 * np.random.default_rng(seed).uniform(-1, 1, q.shape)), r
+
+    monkeypatch.setattr(np.linalg, "qr", another)
+    np.testing.assert_array_equal(default_projection(info(*shape)).linear.weights, wanted)
+
+
+def test_rows_are_independent_by_exact_arithmetic(monkeypatch):
+    """A rank that a tolerance decides could choose other signs on another machine."""
+
+    def none(*_):
+        raise AssertionError("a rank by singular values")
+
+    monkeypatch.setattr(np.linalg, "matrix_rank", none)
+    assert random_projection(info(1, 1, 5, budget=4)).rank == 4
+    assert projection(info(1, 1, 40), np.eye(6, 40)).rank == 6
+    rounds_to_nothing = np.stack([np.eye(1, 80_000)[0], np.ones(80_000)])
+    with pytest.raises(FunctionError, match="depend on each other"):
+        projection(info(1, 1, 80_000), rounds_to_nothing)
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 30), (8, 8, 1), (1, 400, 3)])
 def test_what_is_no_picture_gets_signs(shape):
     chosen = default_projection(info(*shape))

@@ -44,6 +44,8 @@ MAX_PLANE_ELEMENTS = 1 << 26
 ROWS_AT_ONCE = 64
 ROOM = 2
 """Inputs of a row must have at least this many times the bits of its value."""
+TIE_MARGIN_BITS = 1e-9
+"""Rows that have exactly as many are refused, whichever way a logarithm rounds."""
 
 
 def forward_digest(linear: LinearMap) -> bytes:
@@ -230,7 +232,7 @@ def packed(rows: Int64[np.ndarray, "rows weights"], bound: int) -> Bool[np.ndarr
     separable = ((rest > 0) & (common > 2 * bound * rest)).any(axis=1)
     divisor = np.maximum(common[:, -1], 1)
     values = np.log2(2.0 * bound * (total[:, 0] / divisor) + 1)
-    short = (used >= 2) & (used * math.log2(2 * bound + 1) <= ROOM * values)
+    short = (used >= 2) & (used * math.log2(2 * bound + 1) <= ROOM * values + TIE_MARGIN_BITS)
     found: Bool[np.ndarray, " rows"] = separable | short
     return found
 

@@ -5,6 +5,7 @@ Pad widths from shapes of which only the first entry, the batch, is unknown.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from cloister.graph.graph import Graph, Node, TensorType
 from cloister.graph.inference import tensor_type
 from cloister.graph.interpreter import evaluate
 from cloister.graph.linear_nodes import integer
+from cloister.graph.ops import Kind, find
 from cloister.graph.rewrite import Rewrite
 
 Entry = int | None
@@ -100,9 +102,9 @@ class _Walk:
         return largest <= MAX_GROWTH + sum(constants[value].size for value in read)
 
     def _evaluate(self, node: Node) -> None:
+        constants = self._rewrite.constants
         try:
-            constants = self._rewrite.constants
-            found = evaluate(replace(self._graph, constants=constants), node, constants)
+            found = _evaluate_wide(self._graph, node, constants)
         except ModelError:
             return  # whoever runs the node reports why it cannot be run
         if all(isinstance(array, np.ndarray) for array in found.values()):
@@ -218,6 +220,39 @@ class _Walk:
         self._rewrite.swap([node], [freed])
         self._types[constant] = TensorType(np.dtype(np.int64), (len(target),))
         self._learn_type(freed)
+
+
+def _evaluate_wide(
+    graph: Graph, node: Node, constants: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """One node of constants; float32 arithmetic is done in float64 and rounded once.
+
+    Folded constants become integer weights. In float32 the last place of sums and of functions
+    such as exp depends on the machine's kernels; an error of float64 hardly ever reaches it.
+    """
+    read = {value: constants[value] for value in (*node.inputs, *captured_values(node)) if value}
+    wide = {
+        value: array.astype(np.float64)
+        for value, array in read.items()
+        if array.dtype == np.float32
+    }
+    spec = find(node)
+    moves = spec is not None and spec.kind is Kind.SHAPE
+    if wide and not moves and not any(array.dtype == np.float64 for array in read.values()):
+        constants_wide = {**read, **wide}
+        try:
+            # Its outputs are of another type than the graph says.
+            found = evaluate(
+                replace(graph, types={}, constants=constants_wide), node, constants_wide
+            )
+        except ModelError:
+            pass  # no kernel for float64
+        else:
+            return {
+                value: array.astype(np.float32) if array.dtype == np.float64 else array
+                for value, array in found.items()
+            }
+    return evaluate(replace(graph, constants=constants), node, constants)
 
 
 def _remove_identities(rewrite: Rewrite) -> None:

@@ -10,6 +10,7 @@ Rounding adds at most 1/2 per weight, so a weight scale of at least `l1 * qmax_x
 qmax_x * terms / 2)` proves it; only channels that need it are made coarser.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -209,5 +210,5 @@ def _at_width(
         x_scale=float(x_scale),
         x_qmax=qmax_x,
         bound=bound,
-        weight_bits=float(np.log2(used.min()) + 1) if len(used) else float(precision.weight_bits),
+        weight_bits=math.log2(used.min()) + 1 if len(used) else float(precision.weight_bits),
     )

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from cloister.crypto.csprng import pad_stream
 from cloister.errors import EncryptionError, FunctionError, ShapeError
 from cloister.fe.keyservice import RING_LIMIT, DatasetInfo
+from cloister.fe.rank import MERSENNE_61, Basis
 from cloister.field.linear import Geometry, LinearMap
 from cloister.files import create
 from cloister.training.checkpoint import replace, writing
@@ -36,6 +37,9 @@ from cloister.training.layers import FirstLayerProducts
 
 CHUNK = 512
 WEIGHT_LIMIT = 127
+TIE_MARGIN = 2.0**-20
+"""How far from a half a number is that rounds down. The cosines have exact halves, which errors of
+2^-40, another on each processor and linear algebra library, would round either way."""
 MAX_DRAWS = 64
 FEATURES, STATE = "features.f32", "features.json"
 
@@ -69,7 +73,7 @@ def random_projection(info: DatasetInfo, *, seed: int = 0, rank: int | None = No
         name = b"cloister signs" + seed.to_bytes(16, "big") + attempt.to_bytes(4, "big")
         words = pad_stream(hashlib.sha256(name).digest(), bytes(12), rank * info.dim)
         signs = 1 - 2 * (words & np.uint32(1)).astype(np.int16).reshape(rank, info.dim)
-        if np.linalg.matrix_rank(signs) == rank:
+        if _is_independent(signs):
             return _of_integers(info, signs)
     raise FunctionError(
         f"projection: no {rank} independent rows of signs on {info.dim} values; use a lower rank"
@@ -114,7 +118,8 @@ def projection(info: DatasetInfo, rows: Float[np.ndarray, "r dim"]) -> Projectio
 
     Shapes   rows: (r, h * w * c), channels last
     Error    rows are made orthonormal, then rounded to integers of 8 bits, or of fewer where the
-             samples are so large that their products would exceed 31 bits
+             samples are so large that their products would exceed 31 bits. The integers are the
+             same on every machine, unless a number lies within 2^-40 of a half less TIE_MARGIN
     Raises   ShapeError, FunctionError when r is zero, above the budget, or not the rows' rank
     """
     if rows.ndim != 2 or rows.shape[1] != info.dim:
@@ -126,10 +131,11 @@ def projection(info: DatasetInfo, rows: Float[np.ndarray, "r dim"]) -> Projectio
     # Half of the ring is for A x, with what rounding may add to it; the rest is for blur.
     room = RING_LIMIT / 2 / info.encoding.bound - info.dim / 2
     scale = min(WEIGHT_LIMIT / magnitudes.max(), room / magnitudes.sum(axis=1).max())
-    integers = np.rint(orthonormal * max(scale, 0.0)).astype(np.int16)
+    rounded = np.ceil(magnitudes * max(scale, 0.0) - 0.5 - TIE_MARGIN)
+    integers = np.copysign(rounded, orthonormal).astype(np.int16)
     # The second test: what is almost dependent may be so once it is rounded.
     independent = np.abs(np.diag(r)).min() > 1e-9 * np.abs(r).max()
-    if not independent or np.linalg.matrix_rank(integers) < len(integers):
+    if not independent or not _is_independent(integers):
         raise FunctionError("projection: its rows depend on each other; give independent ones")
     return _of_integers(info, integers)
 
@@ -140,6 +146,16 @@ def _check_rank(info: DatasetInfo, rank: int) -> None:
             f"projection: rank {rank} of data set {info.name!r}; "
             f"its budget allows 1 to {info.budget_rank}"
         )
+
+
+def _is_independent(rows: Int16[np.ndarray, "r dim"]) -> bool:
+    """Whether integer rows are independent: exact, so that every machine decides the same.
+
+    Domain   entries of up to 8 bits: products are sums of up to 2^24 terms, exact in float64
+    """
+    wide = rows.astype(np.float64)
+    products = (wide @ wide.T).astype(np.int64)  # of the rank that the rows have
+    return Basis.empty(len(rows), modulus=MERSENNE_61).extend(products)[1] == len(rows)
 
 
 def _of_integers(info: DatasetInfo, integers: Int16[np.ndarray, "r dim"]) -> Projection:
