@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cloister.cli import images
 from cloister.cli.images import Channels, Layout, Preprocessing, read_inputs
+from cloister.data import pictures
 from cloister.errors import InputError, RangeError
 from cloister.graph.graph import Graph, TensorType
 
@@ -97,6 +97,12 @@ def test_uint8_arrays_are_pixels(tmp_path, shape, samples):
     np.testing.assert_allclose(one(graph(1, 6, 5), tmp_path / "a.npy"), expected, rtol=1e-6)
 
 
+def test_uint8_arrays_whose_channels_may_be_on_either_side(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((2, 3, 6, 3), np.uint8))
+    with pytest.raises(InputError, match="may come first or last"):
+        one(graph(3, 6, 5), tmp_path / "a.npy")
+
+
 def test_float_arrays_are_taken_as_they_are(tmp_path):
     array = np.random.default_rng(0).standard_normal((3, 2, 4))
     np.save(tmp_path / "batch.npy", array)
@@ -125,12 +131,14 @@ def test_npz_by_name_or_first(tmp_path):
         read_inputs(both, [tmp_path / "first.npz"], Preprocessing())
 
 
-def test_folders_are_read_in_order(tmp_path):
+def test_folders_are_read_in_order_and_what_is_skipped_is_said(tmp_path, capsys):
     for name in ("b.png", "a.png"):
         Image.fromarray(pixels(5, 7)).save(tmp_path / name)
     (tmp_path / "readme.txt").write_text("not an input")
+    (tmp_path / "more").mkdir()
     read = read_inputs(graph(3, 5, 7), [tmp_path], Preprocessing())
     assert [name.rsplit("/", 1)[1] for name in read.names] == ["a.png", "b.png"]
+    assert "2 skipped (more, readme.txt)" in capsys.readouterr().err
 
 
 def test_integer_inputs_of_integer_models(tmp_path):
@@ -207,7 +215,7 @@ def test_pictures_for_models_that_take_none(picture):
 
 
 def test_large_pictures_are_refused_before_decoding(picture, monkeypatch):
-    monkeypatch.setattr(images, "MAX_PIXELS", 34)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 34)
     with pytest.raises(InputError, match="7x5 pixels are more than the limit"):
         one(graph(3, 5, 7), picture)
 
@@ -216,3 +224,14 @@ def test_sixteen_bit_pictures_are_refused(tmp_path):
     Image.fromarray(np.zeros((5, 7), np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(InputError, match="more than 8 bits"):
         one(graph(1, 5, 7), tmp_path / "deep.png")
+
+
+def test_transparent_pictures_are_refused_and_opaque_ones_read(tmp_path):
+    four = np.dstack([pixels(5, 7), np.full((5, 7), 255, np.uint8)])
+    Image.fromarray(four).save(tmp_path / "opaque.png")
+    expected = pixels(5, 7).transpose(2, 0, 1) / 255
+    np.testing.assert_allclose(one(graph(3, 5, 7), tmp_path / "opaque.png")[0], expected, rtol=1e-6)
+    four[2, 3, 3] = 254
+    Image.fromarray(four).save(tmp_path / "glass.png")
+    with pytest.raises(InputError, match=r"glass\.png: has transparent pixels"):
+        one(graph(3, 5, 7), tmp_path / "glass.png")

@@ -5,7 +5,14 @@ from PIL import Image
 from cloister.crypto.csprng import InsecureSeededRandom
 from cloister.errors import InputError, RangeError, ShapeError
 from cloister.fe.encoding import Encoding
-from cloister.training.sources import PIXELS, Encoder, chunks, open_source, random_order
+from cloister.training.sources import (
+    PIXELS,
+    Encoder,
+    chunks,
+    open_source,
+    random_order,
+    require_fewer_classes_than_samples,
+)
 
 RNG = InsecureSeededRandom(3)
 
@@ -127,12 +134,11 @@ def test_pictures_in_folders(tmp_path):
     for sample, label in zip(x, labels, strict=True):
         assert plain[(sample + 128).astype(np.uint8).tobytes()] == found.names[label]
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "dog" / "odd.png")
-    found = source(tmp_path)
     with pytest.raises(ShapeError, match=r"odd\.png"):
-        everything(found, Encoder(found, PIXELS))
+        source(tmp_path)
     (tmp_path / "dog" / "odd.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"odd\.png"):
-        everything(found, Encoder(found, PIXELS))
+        source(tmp_path)
 
 
 def test_unusable_inputs(tmp_path):
@@ -160,3 +166,92 @@ def test_unusable_inputs(tmp_path):
     ):
         with pytest.raises(error, match=message):
             source(tmp_path / name)
+
+
+def folders(root, **kinds):
+    for kind, arrays in kinds.items():
+        (root / kind).mkdir()
+        for i, array in enumerate(arrays):
+            Image.fromarray(array).save(root / kind / f"{i}.png")
+    return root
+
+
+def gray(*shape, high=256, dtype=np.uint8):
+    return np.random.default_rng(5).integers(0, high, shape).astype(dtype)
+
+
+def test_pictures_of_more_than_eight_bits_are_values(tmp_path):
+    ramp = np.arange(4096, dtype=np.uint16).reshape(4, 32, 32)
+    found = source(folders(tmp_path, sick=ramp[:2], well=ramp[2:]))
+    assert (found.kind, found.shape) == ("values", (32, 32, 1))
+    np.testing.assert_array_equal(found.read(np.arange(4))[..., 0], ramp)
+    encoding = Encoding.for_range(0, 4095, bits=14)
+    x, _, _ = everything(found, Encoder(found, encoding))
+    assert len(np.unique(x)) == 4096
+    Image.fromarray(gray(32, 32)).save(tmp_path / "well" / "eight.png")
+    with pytest.raises(ShapeError, match=r"eight\.png: some pictures have 8 bits and others more"):
+        source(tmp_path)
+
+
+def test_files_that_are_not_read_are_counted(tmp_path):
+    folders(tmp_path, sick=[gray(4, 5)], well=[gray(4, 5)])
+    for name in ("Thumbs.db", "sick/notes.txt", "sick/scan.dcm", "well/.DS_Store"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "sick" / "first visit").mkdir()
+    (tmp_path / "unknown").mkdir()
+    found = source(tmp_path)
+    assert found.remarks == (
+        "files: 5 skipped (Thumbs.db, sick/first visit, sick/notes.txt, ...)",
+        "class unknown: its folder holds no pictures",
+    )
+
+
+def test_channels_that_come_first_are_refused(tmp_path):
+    np.savez(tmp_path / "first.npz", x=np.zeros((5, 3, 16, 20)), y=np.arange(5))
+    with pytest.raises(ShapeError, match=r"channels first.*transpose"):
+        source(tmp_path / "first.npz")
+    np.savez(tmp_path / "last.npz", x=np.zeros((5, 16, 20, 3)), y=np.arange(5))
+    assert source(tmp_path / "last.npz").remarks == ()
+    np.savez(tmp_path / "many.npz", x=np.zeros((5, 16, 20, 12)), y=np.arange(5))
+    assert source(tmp_path / "many.npz").remarks == (
+        "the last axis of array 'x' is read as channels",
+    )
+
+
+def test_numbers_to_be_predicted_are_no_classes(table, tmp_path):
+    with pytest.raises(InputError, match=r"column label holds numbers such as 2\.5"):
+        source(table("age,label\n1,2\n2,2.5\n"))
+    found = source(table("age,label\n1,0.0\n2,1.0\n"))
+    assert found.names == ("0.0", "1.0")
+    many = "".join(f"{i},{i * 7}\n" for i in range(40))
+    with pytest.raises(InputError, match="40 samples have 40 different classes"):
+        require_fewer_classes_than_samples(source(table("age,label\n" + many)))
+    require_fewer_classes_than_samples(source(table("age,label\n" + many.replace("7", "1") * 3)))
+    np.savez(tmp_path / "far.npz", x=np.zeros((3, 2)), y=np.array([0, 1, 2_000_000]))
+    with pytest.raises(RangeError, match="class number 2000000"):
+        source(tmp_path / "far.npz")
+
+
+@pytest.mark.parametrize("odd", [1e300, -1e300, 1e6, -1.7e308])
+def test_a_value_that_flattens_its_column_is_refused(table, odd):
+    rows = [f"{90 + i},{i % 2}\n" for i in range(40)]
+    assert source(table("bp,label\n" + "".join(rows))).ranges() == {"bp": (90.0, 129.0)}
+    rows[3] = f"{odd},1\n"
+    with pytest.raises(RangeError, match=r"column bp: the value .* all others alike.*--ranges"):
+        source(table("bp,label\n" + "".join(rows))).ranges()
+
+
+def test_rare_values_and_long_tails_are_no_outliers(table):
+    rows = [f"{0 if i % 50 else 1000},{1.05**i},{i % 2}\n" for i in range(100)]
+    found = source(table("rare,tail,label\n" + "".join(rows)))
+    assert found.ranges()["rare"] == (0.0, 1000.0)
+
+
+def test_clipped_values_are_counted(tmp_path):
+    values = np.linspace(-1, 1, 24).reshape(6, 4)
+    values[3, 1:3] = 5
+    np.savez(tmp_path / "a.npz", x=values, y=np.zeros(6, int))
+    found = source(tmp_path / "a.npz")
+    encoder = Encoder(found, Encoding.for_range(-1, 1), clip=True)
+    everything(found, encoder)
+    assert encoder.clipped == 2

@@ -236,6 +236,7 @@ def encrypt(
         kept.write(part)
     if json:
         found = {"dataset": info.name, "fingerprint": client.fingerprint, **asdict(part)}
+        found |= {"remarks": list(source.remarks), "clipped": encoder.clipped}
         emit_json(found | ({} if said is None else {"noise": said}))
         return
     console = out()
@@ -248,6 +249,13 @@ def encrypt(
         f"(mode {info.mode}){_limits(info, terms)}",
         soft_wrap=True,
     )
+    for remark in source.remarks:
+        err().print(f"note: {remark}", style="yellow", soft_wrap=True)
+    if encoder.clipped:
+        err().print(
+            f"note: {encoder.clipped:,} values outside the range were brought to its ends",
+            style="yellow",
+        )
     if said is not None:
         console.print(said, soft_wrap=True)
     if info.samples:

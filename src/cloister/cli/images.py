@@ -8,7 +8,6 @@ with one mean and std for all channels or one per channel, in the model's channe
 floating-point numbers are taken as they are: they are model inputs already.
 """
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,16 +15,17 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from cloister.cli.arrays import read_array_file, with_batch_axis
+from cloister.cli.console import err
+from cloister.data.pictures import read_picture, skipped_text
 from cloister.errors import InputError, RangeError
 from cloister.graph.graph import Graph
 
 PICTURES = (".png", ".jpg", ".jpeg")
+FORMATS = ("PNG", "JPEG")
 ARRAYS = (".npy", ".npz")
-MAX_PIXELS = 50_000_000
-"""Larger pictures are refused before they are decoded: a small file can unpack to gigabytes."""
 
 
 class Layout(StrEnum):
@@ -97,9 +97,13 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
         if not path.is_dir():
             yield path
             continue
-        found = sorted(p for p in path.iterdir() if p.suffix.lower() in (*PICTURES, *ARRAYS))
+        inside = sorted(path.iterdir())
+        found = [p for p in inside if p.suffix.lower() in (*PICTURES, *ARRAYS)]
         if not found:
             raise InputError(f"{path}: the folder holds no picture (PNG, JPEG) and no .npy or .npz")
+        if len(found) < len(inside):
+            skipped = [p.name for p in inside if p not in set(found)]
+            err().print(f"note: {path}: {skipped_text(skipped)}", style="yellow", soft_wrap=True)
         yield from found
 
 
@@ -152,6 +156,11 @@ def _from_array(
 def _split_pixels(array: UInt8[np.ndarray, "..."], path: Path) -> Iterator[np.ndarray]:
     """Single pictures (h, w, c) of an array (h, w), (h, w, c), (n, h, w), (n, h, w, c)."""
     few = (1, 3)
+    if array.ndim == 4 and array.shape[1] in few and array.shape[3] in few:
+        raise InputError(
+            f"{path}: the channels of shape {array.shape} may come first or last; convert the "
+            "array to the model's own floating-point input"
+        )
     if array.ndim == 4 and array.shape[1] in few and array.shape[3] not in few:
         array = array.transpose(0, 2, 3, 1)
     elif array.ndim == 3:
@@ -210,27 +219,12 @@ def _shape_text(shape: Sequence[int | None]) -> str:
 
 
 def _open_picture(path: Path, target: _Target) -> Image.Image:
-    try:
-        with warnings.catch_warnings():
-            # Pillow's own, higher limit only warns; ours is checked before any pixel is decoded.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=("PNG", "JPEG"))
-        with image:
-            if image.width * image.height > MAX_PIXELS:
-                raise InputError(
-                    f"{path}: {image.width}x{image.height} pixels are more than the limit of "
-                    f"{MAX_PIXELS:,}; make it smaller"
-                )
-            if image.mode.startswith(("I", "F")):
-                raise InputError(
-                    f"{path}: pictures of more than 8 bits are not read; save it as .npy float32"
-                )
-            upright = ImageOps.exif_transpose(image)
-            return upright.convert("L" if target.channels is Channels.GRAY else "RGB")
-    except UnidentifiedImageError:
-        raise InputError(f"{path}: not a PNG or JPEG picture, nor a .npy or .npz array") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: the picture cannot be decoded ({error})") from None
+    picture = read_picture(path, formats=FORMATS)
+    if picture.mode not in ("L", "RGB"):
+        raise InputError(
+            f"{path}: pictures of more than 8 bits are not read; save it as .npy float32"
+        )
+    return picture.convert("L" if target.channels is Channels.GRAY else "RGB")
 
 
 def _prepare(

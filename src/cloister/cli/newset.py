@@ -17,9 +17,18 @@ from cloister.cli.console import err
 from cloister.errors import EncryptionError, InputError, RangeError
 from cloister.fe.encoding import Encoding
 from cloister.fe.keyservice import DatasetInfo, Mode
-from cloister.training.sources import PIXELS, Encoder, Source, TableSource
+from cloister.training.sources import (
+    PIXELS,
+    Encoder,
+    Source,
+    TableSource,
+    require_fewer_classes_than_samples,
+    require_no_outlier,
+)
 
 REHEARSED_AT_ONCE = 1024
+REHEARSED_VALUES = 1 << 16
+"""Of so many samples, to see what most values are like."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +114,8 @@ def plan(name: str, source: Source, wishes: Wishes) -> tuple[DatasetInfo, Terms]
         encoding = PIXELS
     else:
         encoding = _encoding_of_values(source, wishes)
+    if wishes.classes is None:
+        require_fewer_classes_than_samples(source)
     names = wishes.classes or tuple(source.names)
     notes["classes"] = list(names)
     info = DatasetInfo(
@@ -135,6 +146,7 @@ def _encoding_of_values(source: Source, wishes: Wishes) -> Encoding:
             raise InputError("--range: give LOW,HIGH")
         return Encoding.for_range(*wishes.value_range, bits=wishes.bits)
     low, high = np.inf, -np.inf
+    some: list[np.ndarray] = []
     for start in range(0, len(source.labels), REHEARSED_AT_ONCE):
         stop = min(start + REHEARSED_AT_ONCE, len(source.labels))
         piece = source.read(np.arange(start, stop, dtype=np.int64))
@@ -144,6 +156,8 @@ def _encoding_of_values(source: Source, wishes: Wishes) -> Encoding:
                 f"sample {start + int(np.argmin(finite))}: holds NaN or infinity; fill or drop it"
             )
         low, high = min(low, float(piece.min())), max(high, float(piece.max()))
+        some.append(piece.reshape(-1)[:: -(-piece.size // REHEARSED_VALUES)].astype(np.float64))
+    require_no_outlier(np.concatenate(some), (low, high), what="samples", option="--range")
     err().print(
         f"note: the range of your data, {low:g} to {high:g}, becomes public; give a public --range "
         "to avoid it",

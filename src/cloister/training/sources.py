@@ -15,9 +15,9 @@ from typing import IO, Literal, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
-from PIL import Image
 
 from cloister.crypto.csprng import Csprng
+from cloister.data.pictures import picture_kind, read_picture, skipped_text
 from cloister.errors import InputError, RangeError, ShapeError
 from cloister.fe.encoding import Encoding
 from cloister.training.writer import Chunk
@@ -28,6 +28,14 @@ PIXEL_BITS = 9
 PIXELS = Encoding(scale=1 / 255, offset=128 / 255, bits=PIXEL_BITS)
 """Pixels p become p - 128 exactly, and stand for p / 255."""
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".tif", ".tiff"})
+FEW_CHANNELS = 4
+"""A last axis of more, behind a first one of at most as many, is a width: channels come first."""
+MAX_CLASS = 1 << 16
+FEW_CLASSES = 20
+OUTLIER_RATIO = 64
+"""A range this many times as wide as that of nearly all values leaves them 4 of 256 steps."""
+OUTLIER_SHARE = 100
+"""One value in this many, at each end, is no part of "nearly all"."""
 
 Kind = Literal["pixels", "values", "table"]
 
@@ -40,6 +48,8 @@ class Source(Protocol):
     labels: Int64[np.ndarray, " n"]
     names: Sequence[str]
     """Class names in the order of the labels' numbers."""
+    remarks: Sequence[str]
+    """What was assumed or left out, a sentence each, for the samples' owner."""
 
     def read(self, positions: Int64[np.ndarray, " m"]) -> np.ndarray:
         """Samples (m, h, w, c): pixels as 0..255, values and columns as they are."""
@@ -47,9 +57,10 @@ class Source(Protocol):
 
 
 class ArraySource:
-    """Arrays `x` and `y` of an .npz file."""
+    """Arrays `x` and `y` of an .npz file; pictures have their channels last."""
 
     names: Sequence[str]
+    remarks: Sequence[str]
 
     def __init__(self, path: Path, *, x: str = "x", y: str = "y") -> None:
         """Spool the arrays.
@@ -72,11 +83,23 @@ class ArraySource:
         self.labels = labels[:, 0].astype(np.int64)
         if int(self.labels.min()) < 0:
             raise RangeError(f"{path}: array {y!r}: class numbers begin at 0")
+        if int(self.labels.max()) >= MAX_CLASS:
+            raise RangeError(
+                f"{path}: array {y!r}: class number {int(self.labels.max())} is beyond "
+                f"{MAX_CLASS - 1}; number the classes from 0"
+            )
         self.names = tuple(str(i) for i in range(int(self.labels.max()) + 1))
         self.kind: Kind = "pixels" if samples.dtype == np.uint8 else "values"
         if samples.dtype.kind not in "fiu":
             raise ShapeError(f"{path}: array {x!r} must hold numbers, got {samples.dtype}")
+        if samples.ndim == 4 and samples.shape[1] <= FEW_CHANNELS < samples.shape[3]:
+            raise ShapeError(
+                f"{path}: array {x!r} of shape {samples.shape} has its channels first; samples are "
+                "(height, width, channels): save x.transpose(0, 2, 3, 1)"
+            )
         self.shape = _image_shape(samples.shape[1:])
+        many = self.shape[2] > FEW_CHANNELS
+        self.remarks = (f"the last axis of array {x!r} is read as channels",) if many else ()
         self._samples = samples
 
     def read(self, positions: Int64[np.ndarray, " m"]) -> np.ndarray:
@@ -114,6 +137,7 @@ class TableSource:
 
     kind: Kind = "table"
     names: Sequence[str]
+    remarks: Sequence[str] = ()
 
     def __init__(self, path: Path, *, label: str) -> None:
         """Spool the numbers.
@@ -150,6 +174,7 @@ class TableSource:
             raise InputError(f"{path}: no such file") from None
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise InputError(f"{path}: not a readable CSV file ({error})") from None
+        _require_classes(path, label, names)
         # Numbered by name, so that the order of the lines is forgotten.
         self.names = tuple(sorted(names))
         renumbered = np.array([self.names.index(name) for name in names], np.int64)
@@ -157,14 +182,20 @@ class TableSource:
         self.shape = (1, 1, len(self.columns))
 
     def ranges(self) -> dict[str, tuple[float, float]]:
-        """Smallest and largest value of each column: secret until they are made public."""
+        """Smallest and largest value of each column: secret until they are made public.
+
+        Raises   RangeError naming a column that a single value would flatten
+        """
         lows = np.full(len(self.columns), np.inf)
         highs = -lows
         rows = max(1, CHUNK_BYTES // (8 * len(self.columns)))
         for start in range(0, len(self._samples), rows):
             piece = self._samples[start : start + rows]
             lows, highs = np.minimum(lows, piece.min(axis=0)), np.maximum(highs, piece.max(axis=0))
-        both = zip(lows.tolist(), highs.tolist(), strict=True)
+        both = list(zip(lows.tolist(), highs.tolist(), strict=True))
+        for place, column in enumerate(self.columns):
+            values = np.array(self._samples[:, place])
+            require_no_outlier(values, both[place], what=f"column {column}", option="--ranges")
         return dict(zip(self.columns, both, strict=True))
 
     def read(self, positions: Int64[np.ndarray, " m"]) -> np.ndarray:
@@ -173,44 +204,62 @@ class TableSource:
 
 
 class FolderSource:
-    """Pictures of one size, in one folder for each class."""
+    """Pictures of one size, in one folder for each class.
 
-    kind: Kind = "pixels"
+    Those of 8 bits are pixels; those of more are values, in the units of whoever made them.
+    """
+
     names: Sequence[str]
+    remarks: Sequence[str]
 
     def __init__(self, path: Path) -> None:
-        """List the pictures.
+        """List the pictures and compare what their headers say.
 
-        Raises   InputError naming the folder
+        Raises   InputError, ShapeError naming the file
         """
-        folders = sorted(child for child in path.iterdir() if child.is_dir())
+        inside = sorted(path.iterdir())
+        folders = [child for child in inside if child.is_dir()]
         self.names = tuple(folder.name for folder in folders)
         self._paths: list[Path] = []
+        skipped = [child.name for child in inside if not child.is_dir()]
         labels = []
         for number, folder in enumerate(folders):
             for child in sorted(folder.iterdir()):
-                if child.suffix.lower() in PICTURES:
+                if child.suffix.lower() in PICTURES and child.is_file():
                     self._paths.append(child)
                     labels.append(number)
+                else:
+                    skipped.append(f"{folder.name}/{child.name}")
         if not labels:
             raise InputError(f"{path}: holds no pictures in folders, one for each class")
         self.labels = np.array(labels, np.int64)
-        first = _picture(self._paths[0])
-        self.shape = (first.shape[0], first.shape[1], first.shape[2])
+        self._kind = picture_kind(self._paths[0])
+        self.shape = self._kind.shape
+        self.kind: Kind = "values" if self._kind.wide else "pixels"
+        for child in self._paths[1:]:
+            self._require_same(child)
+        empty = sorted(set(range(len(folders))) - set(labels))
+        self.remarks = (
+            *([f"files: {skipped_text(skipped)}"] if skipped else []),
+            *(f"class {self.names[number]}: its folder holds no pictures" for number in empty),
+        )
 
     def read(self, positions: Int64[np.ndarray, " m"]) -> np.ndarray:
         """See `Source`."""
-        pictures = []
-        for position in positions.tolist():
-            path = self._paths[position]
-            picture = _picture(path)
-            if picture.shape != self.shape:
-                raise ShapeError(
-                    f"{path}: is a picture {picture.shape}, the others are {self.shape}; "
-                    "bring them to one size first"
-                )
-            pictures.append(picture)
-        return np.stack(pictures)
+        pictures = [np.asarray(read_picture(self._paths[i])) for i in positions.tolist()]
+        return np.stack(pictures).reshape(len(pictures), *self.shape)
+
+    def _require_same(self, path: Path) -> None:
+        kind = picture_kind(path)
+        if kind.shape != self.shape:
+            raise ShapeError(
+                f"{path}: is a picture {kind.shape}, the others are {self.shape}; "
+                "bring them to one size first"
+            )
+        if kind.wide != self._kind.wide:
+            raise ShapeError(
+                f"{path}: some pictures have 8 bits and others more; bring them to one kind first"
+            )
 
 
 class Encoder:
@@ -229,6 +278,8 @@ class Encoder:
         Raises   InputError naming a column without a usable range
         """
         self._source, self._encoding, self._clip = source, encoding, clip
+        self.clipped = 0
+        """Values that `encode` brought to the ends of the range so far."""
         self._middle: Float64[np.ndarray, " c"] | None = None
         self._half: Float64[np.ndarray, " c"] = np.ones(source.shape[-1])
         if isinstance(source, TableSource):
@@ -263,6 +314,7 @@ class Encoder:
         slack = self._encoding.resolution
         bad = ~((values >= low - slack) & (values <= high + slack))
         if self._clip:
+            self.clipped += int(np.count_nonzero(bad))
             bad = np.isnan(values)
             values = np.clip(values, low, high)
         if bad.any():
@@ -372,11 +424,51 @@ def _table_row(
     return values, name
 
 
-def _picture(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            plain = image.convert("L" if image.mode in ("1", "L", "I", "I;16", "F") else "RGB")
-            pixels = np.asarray(plain, np.uint8)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: not a readable picture ({error})") from None
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+def _require_classes(path: Path, label: str, names: Sequence[str] | Mapping[str, int]) -> None:
+    """Refuse a column of measured numbers: each would become a class."""
+    for name in names:
+        try:
+            number = float(name)
+        except ValueError:
+            return
+        if not number.is_integer():
+            raise InputError(
+                f"{path}: column {label} holds numbers such as {name}, which are no classes; "
+                "group them, or name the column of the classes with --label"
+            )
+
+
+def require_fewer_classes_than_samples(source: Source) -> None:
+    """Refuse classes that nobody named if nearly every sample has one of its own.
+
+    Raises   InputError
+    """
+    found = len(np.unique(source.labels))
+    if found > FEW_CLASSES and 2 * found > len(source.labels):
+        raise InputError(
+            f"the {len(source.labels)} samples have {found} different classes: these may be "
+            "numbers to be predicted, or names of samples; if they are classes, name all of them "
+            "with --classes"
+        )
+
+
+def require_no_outlier(
+    values: Float64[np.ndarray, " n"], ends: tuple[float, float], *, what: str, option: str
+) -> None:
+    """Refuse a range that a few values have made so wide that all others become alike.
+
+    values   all of them, or some from everywhere; `ends` are the smallest and the largest of all
+    Raises   RangeError
+    """
+    cut = max(1, len(values) // OUTLIER_SHARE)
+    if len(values) < 5 * cut + 5:
+        return
+    ordered = np.sort(values)
+    low, high = float(ordered[cut]), float(ordered[-1 - cut])
+    # Halves, because the difference of two values may have no float64.
+    below, most, above = low / 2 - ends[0] / 2, high / 2 - low / 2, ends[1] / 2 - high / 2
+    if most > 0 and (below + most + above) / OUTLIER_RATIO > most:
+        raise RangeError(
+            f"{what}: the value {ends[int(above > below)]:g} would make all others alike, which "
+            f"lie between {low:g} and {high:g}; correct it, or give a range with {option}"
+        )

@@ -1,0 +1,1 @@
+"""Users' own files: what they hold, read without changing it in silence."""
