@@ -24,8 +24,22 @@ Messages are one line, name the node, file or field and the remedy, and never co
 """
 
 
+def printable(text: str) -> str:
+    r"""Text from a file or another party, for a terminal: what does not show is written as \x1b.
+
+    An escape sequence in a node's name could otherwise overwrite a claim, and a line break begin
+    one; marks that turn the direction of writing, or take no room, could hide a part of it.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class CloisterError(Exception):
-    """Root of every deliberate error."""
+    """Root of every deliberate error; its text is one printable line, whatever it quotes."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class InputError(CloisterError):

@@ -5,11 +5,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from cloister.errors import printable
 
 FILE_WIDTH = 200
 """Columns when the output is a file or a pipe, where nothing must be cut off."""
@@ -29,7 +32,24 @@ def _console(*, stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else FILE_WIDTH
     # File and node names are data: brackets in them are not markup.
-    return Console(stderr=stderr, width=width, markup=False, highlight=False, emoji=False)
+    return _PlainConsole(stderr=stderr, width=width, markup=False, highlight=False, emoji=False)
+
+
+class _PlainConsole(Console):
+    """Prints text of which nothing reaches the terminal as a command."""
+
+    def print(self, *objects: Any, **options: Any) -> None:  # noqa: ANN401  (as Rich has it)
+        """See `rich.console.Console.print`; lines are the caller's, all else is made printable."""
+        super().print(*(_lines(o) if isinstance(o, str) else o for o in objects), **options)
+
+
+def _lines(text: str) -> str:
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
+def note(text: str) -> None:
+    """A remark on standard error, on one line whatever it quotes."""
+    err().print(f"note: {printable(text)}", style="yellow", soft_wrap=True)
 
 
 def emit_json(value: object) -> None:
@@ -58,10 +78,10 @@ def plain(value: object) -> object:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "") -> Table:
     """A plain table; columns that hold numbers are set to the right."""
-    grid = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    grid = Table(title=printable(title) or None, title_justify="left", box=None, pad_edge=False)
     for i, column in enumerate(columns):
         numeric = all(isinstance(row[i], int | float | type(None)) for row in rows)
-        grid.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        grid.add_column(printable(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         grid.add_row(*(_cell(value) for value in row))
     return grid
@@ -74,7 +94,7 @@ def _cell(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else printable(str(value))
 
 
 def human_bytes(count: float) -> str:

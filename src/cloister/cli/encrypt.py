@@ -11,7 +11,7 @@ from cloister.authority.blur import EXACT_BITS
 from cloister.authority.client import AuthorityClient
 from cloister.authority.records import Terms
 from cloister.cli import options
-from cloister.cli.console import emit_json, err, out, progress
+from cloister.cli.console import emit_json, err, note, out, progress
 from cloister.cli.newset import (
     Wishes,
     agree,
@@ -250,12 +250,9 @@ def encrypt(
         soft_wrap=True,
     )
     for remark in source.remarks:
-        err().print(f"note: {remark}", style="yellow", soft_wrap=True)
+        note(remark)
     if encoder.clipped:
-        err().print(
-            f"note: {encoder.clipped:,} values outside the range were brought to its ends",
-            style="yellow",
-        )
+        note(f"{encoder.clipped:,} values outside the range were brought to its ends")
     if said is not None:
         console.print(said, soft_wrap=True)
     if info.samples:

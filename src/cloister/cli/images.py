@@ -18,7 +18,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from cloister.cli.arrays import read_array_file, with_batch_axis
-from cloister.cli.console import err
+from cloister.cli.console import note
 from cloister.data.pictures import read_picture, skipped_text
 from cloister.errors import InputError, RangeError
 from cloister.graph.graph import Graph
@@ -103,7 +103,7 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
             raise InputError(f"{path}: the folder holds no picture (PNG, JPEG) and no .npy or .npz")
         if len(found) < len(inside):
             skipped = [p.name for p in inside if p not in set(found)]
-            err().print(f"note: {path}: {skipped_text(skipped)}", style="yellow", soft_wrap=True)
+            note(f"{path}: {skipped_text(skipped)}")
         yield from found
 
 

@@ -97,6 +97,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: object, code: int) -> int:
-    line = "".join(c if c.isprintable() else " " for c in str(error))
-    err().print(f"error: {line.strip()}", soft_wrap=True)
+    line = " ".join(str(error).split("\n")).strip()
+    err().print(f"error: {line}", soft_wrap=True)
     return code

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import checker, helper, inliner, numpy_helper
 
-from cloister.errors import ModelError, UnsupportedError
+from cloister.errors import ModelError, UnsupportedError, printable
 from cloister.graph.batching import with_dynamic_batch
 from cloister.graph.export import BATCH
 from cloister.graph.external_data import read_external_data
@@ -190,12 +190,12 @@ def _input_type(value: onnx.ValueInfoProto) -> TensorType:
 
 
 def _named(protos: Iterable[onnx.NodeProto]) -> Iterator[Node]:
-    """Nodes with unique names, the same ones every time."""
+    """Nodes with unique, printable names, the same ones every time."""
     protos = list(protos)
-    taken = {proto.name for proto in protos}
+    given = [printable(proto.name) for proto in protos]
+    taken = set(given)
     seen: set[str] = set()
-    for i, proto in enumerate(protos):
-        name = proto.name
+    for i, (name, proto) in enumerate(zip(given, protos, strict=True)):
         if not name or name in seen:
             base = name or f"{proto.op_type}_{i}"
             name, count = base, 1
