@@ -23,6 +23,9 @@
 Messages are one line, name the node, file or field and the remedy, and never contain a secret.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 def printable(text: str) -> str:
     r"""Text from a file or another party, for a terminal: what does not show is written as \x1b.
@@ -112,3 +115,28 @@ class BudgetError(CloisterError):
 
 class AuthorityUnavailable(CloisterError):  # noqa: N818  (a state, not a mistake)
     """The key authority cannot be reached."""
+
+
+@contextmanager
+def reading(what: str, *, kind: type[CloisterError] = InputError) -> Iterator[None]:
+    """Around everything that parses a file or message: what it raises becomes an error of `kind`.
+
+    The parsers of Python and of its libraries raise whatever a damaged file makes them stumble
+    over, from KeyError to RecursionError; a list of these is never complete.
+
+    what     begins the message: the file, and what it is not
+    Raises   `kind`; the library's own errors pass through
+    """
+    try:
+        yield
+    except CloisterError:
+        raise
+    except Exception as error:
+        raise kind(f"{what} ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    text = (getattr(error, "strerror", None) or str(error)).strip()
+    return text.split("\n")[0][:200] or type(error).__name__

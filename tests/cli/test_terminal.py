@@ -69,16 +69,10 @@ def test_names_in_errors(cloister, tmp_path, hostile):
 def test_names_of_classes(cloister, tmp_path, kind):
     hostile = HOSTILE[kind]
     np.save(tmp_path / "x.npy", np.zeros((1, 1, 8, 8), np.float32))
-    shown(
-        cloister(
-            "run",
-            DIGITS,
-            "--input",
-            tmp_path / "x.npy",
-            "--labels",
-            tmp_path / "labels.txt",
-        )
-    )
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join([hostile] * 10), encoding="utf-8")
+    ran = cloister("run", DIGITS, "--input", tmp_path / "x.npy", "--labels", labels)
+    assert repr(hostile)[1:-1] in shown(ran)
 
 
 def test_names_of_files(cloister, tmp_path, hostile):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from cloister.errors import InputError
+from cloister.errors import InputError, reading
 
 MAX_PIXELS = 50_000_000
 """Larger pictures are refused before they are decoded: a small file can unpack to gigabytes."""
@@ -68,21 +68,27 @@ def read_picture(path: Path, *, formats: Sequence[str] | None = None) -> Image.I
 
 @contextmanager
 def _opened(path: Path, formats: Sequence[str] | None) -> Iterator[Image.Image]:
+    # From an open file: by name, Pillow maps a TIFF into memory and turns it the wrong way.
+    with (
+        reading(f"{path}: the picture cannot be decoded"),
+        _known(path, formats),
+        path.open("rb") as file,
+        warnings.catch_warnings(),
+    ):
+        # Pillow's own, higher limit only warns; ours is checked before any pixel is decoded.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(file, formats=None if formats is None else tuple(formats)) as image:
+            _require_plain(image, path)
+            yield image
+
+
+@contextmanager
+def _known(path: Path, formats: Sequence[str] | None) -> Iterator[None]:
     try:
-        # From an open file: by name, Pillow maps a TIFF into memory and turns it the wrong way.
-        with path.open("rb") as file:
-            with warnings.catch_warnings():
-                # Pillow's own, higher limit only warns; ours is checked before it decodes a pixel.
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                image = Image.open(file, formats=None if formats is None else tuple(formats))
-            with image:
-                _require_plain(image, path)
-                yield image
+        yield
     except UnidentifiedImageError:
         named = "picture" if formats is None else " or ".join(formats) + " picture"
         raise InputError(f"{path}: not a {named}") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: the picture cannot be decoded ({error})") from None
 
 
 def _require_plain(image: Image.Image, path: Path) -> None:

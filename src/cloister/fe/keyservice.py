@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from jaxtyping import Int16, Int64, UInt32
 
-from cloister.errors import EncryptionError, InputError
+from cloister.errors import EncryptionError, InputError, reading
 from cloister.fe.encoding import Encoding
 from cloister.field.linear import Geometry, LinearMap
 
@@ -107,9 +107,10 @@ class DatasetInfo:
         Raises EncryptionError.
         """
         try:
-            info = _from_fields(json.loads(data.decode("ascii")))
-        except (ValueError, TypeError, KeyError, InputError, RecursionError) as error:
-            raise EncryptionError(f"data set description: {_one_line(error)}") from error
+            with reading("data set description: is damaged", kind=EncryptionError):
+                info = _from_fields(json.loads(data.decode("ascii")))
+        except InputError as error:
+            raise EncryptionError(f"data set description: {error}") from error
         if info.to_json() != data:
             raise EncryptionError("data set description: not in canonical form; export it again")
         return info
@@ -141,12 +142,6 @@ def _whole(value: object, name: str) -> int:
     if type(value) is not int or not 0 <= value < 2**62:
         raise ValueError(f"{name} must be a whole number")
     return value
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, KeyError):
-        return f"field {error} is missing"
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 class KeyService(Protocol):

@@ -8,7 +8,6 @@ a file sorted by class would give the labels away.
 import csv
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Literal, Protocol
@@ -18,7 +17,7 @@ from jaxtyping import Bool, Float64, Int64
 
 from cloister.crypto.csprng import Csprng
 from cloister.data.pictures import picture_kind, read_picture, skipped_text
-from cloister.errors import InputError, RangeError, ShapeError
+from cloister.errors import InputError, RangeError, ShapeError, reading
 from cloister.fe.encoding import Encoding
 from cloister.training.writer import Chunk
 
@@ -107,29 +106,26 @@ class ArraySource:
         return np.asarray(self._samples[positions]).reshape(len(positions), *self.shape)
 
     def _spool(self, path: Path, name: str) -> np.ndarray:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                known = [member.removesuffix(".npy") for member in archive.namelist()]
-                if name not in known:
-                    raise InputError(
-                        f"{path}: holds no array {name!r} but {', '.join(known) or 'nothing'}; "
-                        "name them with --x and --y"
-                    )
-                with archive.open(f"{name}.npy") as member, tempfile.TemporaryFile() as file:
-                    shape, fortran, dtype = _array_header(member)
-                    if dtype.hasobject or fortran:
-                        raise InputError(f"{path}: array {name!r} must be plain, in C order")
-                    while piece := member.read(CHUNK_BYTES):
-                        file.write(piece)
-                    file.flush()
-                    if file.tell() != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
-                        raise InputError(f"{path}: array {name!r} is truncated")
-                    if 0 in shape:
-                        return np.empty(shape, dtype)
-                    # The mapping outlives the file, which has no name.
-                    return np.memmap(file, dtype, "r", shape=shape)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise InputError(f"{path}: not a readable .npz file ({error})") from None
+        with reading(f"{path}: not a readable .npz file"), zipfile.ZipFile(path) as archive:
+            known = [member.removesuffix(".npy") for member in archive.namelist()]
+            if name not in known:
+                raise InputError(
+                    f"{path}: holds no array {name!r} but {', '.join(known) or 'nothing'}; "
+                    "name them with --x and --y"
+                )
+            with archive.open(f"{name}.npy") as member, tempfile.TemporaryFile() as file:
+                shape, fortran, dtype = _array_header(member)
+                if dtype.hasobject or fortran:
+                    raise InputError(f"{path}: array {name!r} must be plain, in C order")
+                while piece := member.read(CHUNK_BYTES):
+                    file.write(piece)
+                file.flush()
+                if file.tell() != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
+                    raise InputError(f"{path}: array {name!r} is truncated")
+                if 0 in shape:
+                    return np.empty(shape, dtype)
+                # The mapping outlives the file, which has no name.
+                return np.memmap(file, dtype, "r", shape=shape)
 
 
 class TableSource:
@@ -146,34 +142,32 @@ class TableSource:
         """
         labels: list[int] = []
         names: dict[str, int] = {}
-        try:
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                rows = csv.reader(file)
-                header = [cell.strip() for cell in next(rows, [])]
-                if label not in header or len(header) < 2 or len(set(header)) != len(header):
-                    raise InputError(
-                        f"{path}: needs a header with different names and a column {label!r}; "
-                        "name the column of the classes with --label"
-                    )
-                self.columns = tuple(name for name in header if name != label)
-                with tempfile.TemporaryFile() as spooled:
-                    for row in rows:
-                        if not row:
-                            continue
-                        where = f"{path}: line {rows.line_num}"
-                        values, name = _table_row(row, header.index(label), header, where)
-                        labels.append(names.setdefault(name, len(names)))
-                        spooled.write(values.tobytes())
-                    if not labels:
-                        raise InputError(f"{path}: holds no samples")
-                    spooled.flush()
-                    shape = (len(labels), len(self.columns))
-                    # The mapping outlives the file, which has no name.
-                    self._samples = np.memmap(spooled, np.float64, "r", shape=shape)
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file") from None
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise InputError(f"{path}: not a readable CSV file ({error})") from None
+        with (
+            reading(f"{path}: not a readable CSV file"),
+            path.open(newline="", encoding="utf-8-sig") as file,
+        ):
+            rows = csv.reader(file)
+            header = [cell.strip() for cell in next(rows, [])]
+            if label not in header or len(header) < 2 or len(set(header)) != len(header):
+                raise InputError(
+                    f"{path}: needs a header with different names and a column {label!r}; "
+                    "name the column of the classes with --label"
+                )
+            self.columns = tuple(name for name in header if name != label)
+            with tempfile.TemporaryFile() as spooled:
+                for row in rows:
+                    if not row:
+                        continue
+                    where = f"{path}: line {rows.line_num}"
+                    values, name = _table_row(row, header.index(label), header, where)
+                    labels.append(names.setdefault(name, len(names)))
+                    spooled.write(values.tobytes())
+                if not labels:
+                    raise InputError(f"{path}: holds no samples")
+                spooled.flush()
+                shape = (len(labels), len(self.columns))
+                # The mapping outlives the file, which has no name.
+                self._samples = np.memmap(spooled, np.float64, "r", shape=shape)
         _require_classes(path, label, names)
         # Numbered by name, so that the order of the lines is forgotten.
         self.names = tuple(sorted(names))

@@ -1,0 +1,180 @@
+"""Everything that reads a file: how to make a good one, and how to read it whole."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from PIL import Image
+
+import nets
+from cloister.authority.identity import PUBLIC_FILE, Identity, PublicIdentity
+from cloister.cli.arrays import read_array_file
+from cloister.cli.newset import read_ranges
+from cloister.cli.results import read_labels
+from cloister.crypto.csprng import InsecureSeededRandom, SystemRandom
+from cloister.data.pictures import read_picture
+from cloister.fe.encoding import Encoding
+from cloister.fe.keyservice import DatasetInfo
+from cloister.field.linear import Geometry
+from cloister.graph import sources as models
+from cloister.plan.recipe import Recipe
+from cloister.training.dataset import EncryptedDataset, Header
+from cloister.training.sources import open_source
+from cloister.training.writer import Chunk, EncryptedDatasetWriter
+from cloister.trusted.padstore import PadStore
+from cloister.wire import bodies
+from cloister.wire.releases import Release, ReleaseLog, read_releases
+from cloister.wire.transcript import Entry, Transcript
+from fuzz.mutate import Mutator, mutated_bytes, mutated_json, mutated_message
+
+
+@dataclass(frozen=True)
+class Loader:
+    """`make` writes a good file into a folder; `load` reads what is there, as users' code would."""
+
+    make: Callable[[Path], Path]
+    load: Callable[[Path], object]
+    mutators: tuple[Mutator, ...] = (mutated_bytes,)
+
+
+def _written(name: str, data: bytes) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        (folder / name).write_bytes(data)
+        return folder / name
+
+    return make
+
+
+def _model(build: Callable[[], onnx.ModelProto]) -> Callable[[Path], Path]:
+    return _written("model.onnx", build().SerializeToString())
+
+
+INFO = DatasetInfo("set", (4, 3, 1), 3, Encoding.for_range(0, 1), 12, 3)
+
+
+def _dataset(folder: Path) -> Path:
+    rng = np.random.default_rng(0)
+    header = Header("set", (4, 3, 1), 3, Encoding.for_range(0, 1), "f" * 64)
+    writer = EncryptedDatasetWriter(
+        folder / "set.cloister", header, permutation=np.arange(3, dtype=np.int64)
+    )
+    samples = Chunk(
+        rng.integers(-9, 9, (5, 4, 3, 1)).astype(np.int16), np.arange(5) % 3, np.arange(5) > 3
+    )
+    writer.append(
+        [samples],
+        register=lambda part, count, digest, key: 0,
+        rng=InsecureSeededRandom(1),
+    )
+    return folder / "set.cloister"
+
+
+def _read_dataset(path: Path) -> None:
+    opened = EncryptedDataset.open(path)
+    opened.data(np.arange(opened.samples, dtype=np.int64))
+
+
+def _transcript(folder: Path) -> Path:
+    numbers = np.arange(6, dtype=np.int16).reshape(1, 2, 3)
+    entries = [
+        Entry("to_worker", 1, 2, "worker", numbers.dtype, numbers.shape, payload)
+        for payload in (numbers, None)
+    ]
+    Transcript(entries).save(folder / "transcript.npz")
+    return folder / "transcript.npz"
+
+
+def _arrays(folder: Path) -> Path:
+    np.savez(folder / "a.npz", x=np.arange(12.0).reshape(4, 3), y=np.arange(4))
+    return folder / "a.npz"
+
+
+def _array(folder: Path) -> Path:
+    np.save(folder / "a.npy", np.arange(12.0).reshape(4, 3))
+    return folder / "a.npy"
+
+
+def _picture(name: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+        return folder / name
+
+    return make
+
+
+def _log(folder: Path) -> Path:
+    geometry = Geometry((5, 4), 1, (4, 3), 2, (2, 2))
+    weights = np.ones(geometry.weight_shape, np.int16)
+    values = np.ones((2, *geometry.out_shape), np.int64)
+    with ReleaseLog(folder / "log") as log:
+        for step in range(2):
+            ids = np.arange(2, dtype=np.int64)
+            log.append(Release("forward", step, ids, geometry, weights, values, (5, 4, 1)))
+    return folder / "log"
+
+
+def _public(folder: Path) -> Path:
+    Identity.create(folder, rng=InsecureSeededRandom(1))
+    return folder / PUBLIC_FILE
+
+
+def _pad_key(folder: Path) -> Path:
+    key = folder / "key"
+    PadStore.create(
+        folder / "pads", plan_digest=bytes(32), key_file=key, rng=SystemRandom(), busy_timeout_s=0.1
+    )
+    return key
+
+
+def _open_pads(path: Path) -> None:
+    pads = path.with_name("pads")
+    PadStore.open(pads, plan_digest=bytes(32), key_file=path, busy_timeout_s=0.1)
+
+
+def _recipe(folder: Path) -> Path:
+    Recipe("slalom", ranges={"a": 1.5, "b": 2.0}).save(folder / "calibration.json")
+    return folder / "calibration.json"
+
+
+def _source(path: Path) -> None:
+    found = open_source(path, x="x", y="y", label="label")
+    found.read(np.arange(len(found.labels)))
+
+
+JSON = (mutated_bytes, mutated_json)
+MODEL = (mutated_bytes, mutated_message, mutated_message)
+RANGES = json.dumps({"age": [0, 120], "bp": [60, 250]}).encode()
+TABLE = b"age,bp,label\n61,120.5,sick\n35,1e2,well\n"
+
+LOADERS = {
+    **{f"model {name}": Loader(_model(build), models.load, MODEL)
+       for name, build in nets.ALL.items()},
+    "data set": Loader(_dataset, _read_dataset),
+    "data set description": Loader(
+        _written("info.json", INFO.to_json()),
+        lambda path: DatasetInfo.from_json(path.read_bytes()),
+        JSON,
+    ),
+    "transcript": Loader(_transcript, Transcript.load),
+    "release log": Loader(_log, lambda path: list(read_releases(path))),
+    "public file of an authority": Loader(_public, PublicIdentity.load, JSON),
+    "key file of pads": Loader(_pad_key, _open_pads),
+    "calibration": Loader(_recipe, Recipe.load, JSON),
+    "array": Loader(_array, lambda path: read_array_file(path, wanted=("x",))),
+    "arrays": Loader(_arrays, lambda path: read_array_file(path, wanted=("x", "y"))),
+    "samples in arrays": Loader(_arrays, _source),
+    "samples in a table": Loader(_written("a.csv", TABLE), _source),
+    "png": Loader(_picture("a.png"), read_picture),
+    "jpeg": Loader(_picture("a.jpg"), read_picture),
+    "tiff": Loader(_picture("a.tiff"), read_picture),
+    "ranges": Loader(_written("ranges.json", RANGES), read_ranges, JSON),
+    "labels": Loader(_written("labels.txt", b"0,cat\n1,dog\n2,horse\n"), read_labels),
+    "message body": Loader(
+        _written("body", bodies.encode(bodies.Body({"a": 1, "b": "x"}))),
+        lambda path: bodies.decode(path.read_bytes()),
+    ),
+}  # fmt: skip
