@@ -136,7 +136,7 @@ def reading(what: str, *, kind: type[CloisterError] = InputError) -> Iterator[No
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, KeyError):
-        return f"{error} is missing"
-    text = (getattr(error, "strerror", None) or str(error)).strip()
-    return text.split("\n")[0][:200] or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

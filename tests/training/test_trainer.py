@@ -298,6 +298,8 @@ def test_models_by_name_and_by_file(tmp_path):
     )
     assert isinstance(models.build(str(path), (4, 4, 1), classes=2), nn.Sequential)
     for text, message in (("x = 1", "no function"), ("def build(", "SyntaxError"),
+                          ("def build(shape): return 3", r"build\(shape, classes\) fails"),
+                          ("def build(s, c): raise SystemError('no')", "SystemError: no"),
                           ("def build(s, c): return 3", "not a torch.nn.Module")):  # fmt: skip
         path.write_text(text)
         with pytest.raises(InputError, match=message):

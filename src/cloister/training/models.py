@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-from cloister.errors import CloisterError, InputError, UnsupportedError
+from cloister.errors import InputError, UnsupportedError, reading
 from cloister.fe.encoding import Encoding
 from cloister.training.layers import (
     Encrypted,
@@ -67,7 +67,8 @@ def build(name: str, shape: tuple[int, int, int], *, classes: int) -> nn.Module:
     builder = _from_script(Path(name)) if name.endswith(".py") else MODELS.get(name)
     if builder is None:
         raise InputError(f"model {name!r}: choose {', '.join(MODELS)} or give FILE.py")
-    model = builder(shape, classes)
+    with reading(f"{name}: build(shape, classes) fails"):
+        model = builder(shape, classes)
     if not isinstance(model, nn.Module):
         raise InputError(f"{name}: build() returned {type(model).__name__}, not a torch.nn.Module")
     return model
@@ -78,12 +79,8 @@ def _from_script(path: Path) -> Builder:
     if not path.is_file() or spec is None or spec.loader is None:
         raise InputError(f"{path}: no such Python file")
     module = importlib.util.module_from_spec(spec)
-    try:
+    with reading(f"{path}: fails when it is run"):  # the user's program may fail in any way
         spec.loader.exec_module(module)
-    except CloisterError:
-        raise
-    except Exception as error:  # the user's program may fail in any way
-        raise InputError(f"{path}: {type(error).__name__}: {error}") from error
     builder: Builder | None = getattr(module, "build", None)
     if not callable(builder):
         raise InputError(f"{path}: defines no function build(shape, classes)")
