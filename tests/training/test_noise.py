@@ -267,7 +267,7 @@ def test_a_lie_that_changes_no_sum_changes_the_noise(tmp_path):
 
     victim = a_sample_of_the_first_step()
     seen = first_step(tmp_path / "run", sigma=4.0, model=dead())
-    again = first_step(tmp_path / "run", sigma=4.0, model=dead(), altered=victim, forward=False)
+    again = first_step(tmp_path / "run", sigma=4.0, model=dead(), altered=victim, gradient=False)
     assert (seen["0.weight"] != again["0.weight"]).all()
 
 
