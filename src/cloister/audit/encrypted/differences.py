@@ -14,13 +14,13 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 
 from cloister.audit.encrypted.batch import is_dense
 from cloister.wire.releases import Release
 
 MOMENTA = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99)
-"""Of the optimiser; that under which most rows agree, or least is left over, is taken."""
+"""Of the optimiser; that which leaves least unexplained is taken."""
 AGREE = 0.999
 """Cosine from which two rows are multiples of one sample."""
 LOUD = 30.0
@@ -29,6 +29,10 @@ MOST_ROWS = 1024
 MOST_UPDATES = 64
 SOLVED = 0.1
 """Share of an update that may be left over by the output gradients that explain it."""
+SMALLEST = 1e-6
+"""Of a batch's singular values, as a share of the largest, that still tell something."""
+MOST = 0.9
+"""Share of the loud rows that must be multiples of one sample, if that was the batch."""
 _SCALES = 2.0 ** np.arange(-8, 9)
 _ROUNDING = 0.41
 """Deviation of the difference of two rounded numbers."""
@@ -78,35 +82,33 @@ def updates(requests: Sequence[Release]) -> list[Update]:
 def from_weights(moved: Sequence[Update]) -> list[Guess]:
     """Samples from the weights alone."""
     best: list[Guess] = []
-    most = 0
+    fewest = np.inf
     for momentum in MOMENTA:
-        found, agreeing = [], 0
-        for update in _without(moved, momentum):
-            for x, rows, loud in _directions(update):
-                alone = len(update.ids) == 1 and rows > LOUD / (LOUD + 1) * loud
-                found.append(Guess(update.ids, x, alone))
-                agreeing += rows
-        if agreeing > most:
-            best, most = found, agreeing
+        found, odd = [], 0
+        for update in _without([one for one in moved if not _signs_only(one)], momentum):
+            shared, loud = _directions(update)
+            odd += loud - sum(rows for _, rows in shared)
+            alone = len(update.ids) == len(shared) == 1 and shared[0][1] > MOST * loud
+            found += [Guess(update.ids, x, alone) for x, _ in shared]
+        if odd < fewest:
+            best, fewest = found, odd
     return best
 
 
 def from_output_gradients(moved: Sequence[Update]) -> list[Guess]:
     """Samples from weights and output gradients, of batches no larger than the layer is wide."""
-    known = [u for u in moved if u.delta is not None and len(u.ids) <= len(u.change)]
     best: list[Guess] = []
     least = np.inf
     for momentum in MOMENTA:
         found, left = [], 0.0
-        kept = set(map(id, known))
-        for update, plain in zip(moved, _without(moved, momentum), strict=True):
-            if id(update) not in kept or update.delta is None:
+        for update in _without(moved, momentum):
+            if update.delta is None or len(update.ids) > len(update.change):
                 continue
-            x, rest, rank = _solved(plain.change, update.delta)
+            x, determined, rest = _solved(update.change, update.delta)
             left += rest
             if rest < SOLVED:
-                sure = rank == len(update.ids)
-                found += [Guess(update.ids[[i]], x[i], sure) for i in range(len(x))]
+                sure = np.flatnonzero(determined)
+                found += [Guess(update.ids[[i]], x[i], True) for i in sure]
         if left < least:
             best, least = found, left
     return best
@@ -116,34 +118,45 @@ def _without(moved: Sequence[Update], momentum: float) -> Iterator[Update]:
     """Every change without what the one before it left behind."""
     before: Float64[np.ndarray, "o dim"] | float = 0.0
     for update in moved:
-        change = update.change - momentum * before
-        yield update._replace(change=change, rounding=update.rounding * (1 + momentum))
+        yield update._replace(change=update.change - momentum * before)
         before = update.change
+
+
+def _signs_only(update: Update) -> bool:
+    """Whether all weights moved by one step up or down, as they first do under Adam."""
+    sizes = np.abs(update.change)
+    sizes = sizes[sizes > LOUD * update.rounding]
+    return len(sizes) > 0 and float(np.ptp(sizes)) < SOLVED * float(sizes.max())
 
 
 def _solved(
     change: Float64[np.ndarray, "o dim"], delta: Float64[np.ndarray, "n o"]
-) -> tuple[Float64[np.ndarray, "n dim"], float, int]:
-    """The batch behind an update, the share that it leaves unexplained, and the equations' rank."""
-    x, _, rank, _ = np.linalg.lstsq(delta.T, change, rcond=1e-6)
+) -> tuple[Float64[np.ndarray, "n dim"], Bool[np.ndarray, " n"], float]:
+    """The batch behind an update, which samples of it are determined, and the share of the update
+    that they leave unexplained."""
+    left, values, right = np.linalg.svd(delta.T, full_matrices=False)
+    rank = int((values > SMALLEST * values.max(initial=0.0)).sum())
+    x = right[:rank].T @ ((left[:, :rank].T @ change) / values[:rank, None])
     rest = float(np.linalg.norm(delta.T @ x - change) / np.linalg.norm(change))
-    return -x, rest, int(rank)
+    return -x, (right[:rank] ** 2).sum(axis=0) > 1 - SMALLEST, rest
 
 
-def _directions(update: Update) -> Iterator[tuple[Float64[np.ndarray, " dim"], int, int]]:
-    """(direction, rows that agree on it, rows loud enough) for each one that two rows share."""
+def _directions(update: Update) -> tuple[list[tuple[Float64[np.ndarray, " dim"], int]], int]:
+    """Directions that at least two rows share, with their number; and how many rows are loud."""
     norms = np.linalg.norm(update.change, axis=1)
     noise = update.rounding * np.sqrt(update.change.shape[1])
     loud = np.flatnonzero(norms > LOUD * noise)
     loud = loud[np.argsort(-norms[loud], kind="stable")][:MOST_ROWS]
     units = update.change[loud] / norms[loud, None]
     agree = np.abs(units @ units.T) > AGREE
+    shared = []
     left = np.ones(len(loud), bool)
     while left.any():
         counts = (agree & left).sum(axis=1) * left
         chosen = agree[int(np.argmax(counts))] & left
         if chosen.sum() < 2:
-            return
+            break
         x = np.linalg.svd(update.change[loud[chosen]], full_matrices=False)[2][0]
-        yield x * np.sign(x[np.argmax(np.abs(x))]), int(chosen.sum()), len(loud)
+        shared.append((x * np.sign(x[np.argmax(np.abs(x))]), int(chosen.sum())))
         left &= ~chosen
+    return shared, len(loud)

@@ -200,7 +200,7 @@ def _guesses(attack: str, found: Sequence[Guess], moved: Sequence[Update], prior
         np.array([guess.ids[0] for guess in found], np.int64),
         prior.low + unit * (prior.high - prior.low),
         f"{len(found)} samples, up to factor and offset, of {len(moved)} updates by batches of "
-        f"{sizes}",
+        f"{sizes}; SGD is assumed",
         certain=np.repeat(sure[:, None], prior.dim, axis=1),
         among=tuple(guess.ids for guess in found),
     )

@@ -68,12 +68,15 @@ def score_images(
 ) -> Score:
     """Reconstructions against the truth and against the best guess without the transcript.
 
-    The guess is the better one of the attacker's prior mean and the mean of the truth itself, so
-    that a success is never owed to a poor guess. `known` restricts everything to the elements that
-    the attack claims to know. `loose` grants factor and offset of every sample to both.
+    The guess is the better one of the attacker's prior mean and, for every sample, the mean of the
+    other ones' truth, so that a success is never owed to a poor guess, nor hidden by a guess that
+    knows the answer. `known` restricts everything to the elements that the attack claims to know.
+    `loose` grants factor and offset of every sample to both.
     """
     used = np.ones(truth.shape, bool) if known is None else known
-    guesses = [np.broadcast_to(one, truth.shape) for one in (guess, truth.mean(axis=0))]
+    guesses = [np.broadcast_to(guess, truth.shape)]
+    if len(truth) > 1:
+        guesses.append((truth.sum(axis=0) - truth) / (len(truth) - 1))
     if loose:
         found, *guesses = (fitted(one, truth) for one in (found, *guesses))
     return Score(
