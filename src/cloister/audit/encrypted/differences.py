@@ -31,7 +31,7 @@ SOLVED = 0.1
 """Share of an update that may be left over by the output gradients that explain it."""
 SMALLEST = 1e-6
 """Of a batch's singular values, as a share of the largest, that still tell something."""
-MOST = 0.9
+ALONE = 0.9
 """Share of the loud rows that must be multiples of one sample, if that was the batch."""
 _SCALES = 2.0 ** np.arange(-8, 9)
 _ROUNDING = 0.41
@@ -88,7 +88,7 @@ def from_weights(moved: Sequence[Update]) -> list[Guess]:
         for update in _without([one for one in moved if not _signs_only(one)], momentum):
             shared, loud = _directions(update)
             odd += loud - sum(rows for _, rows in shared)
-            alone = len(update.ids) == len(shared) == 1 and shared[0][1] > MOST * loud
+            alone = len(update.ids) == len(shared) == 1 and shared[0][1] > ALONE * loud
             found += [Guess(update.ids, x, alone) for x, _ in shared]
         if odd < fewest:
             best, fewest = found, odd

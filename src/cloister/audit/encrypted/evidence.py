@@ -78,7 +78,7 @@ class Evidence:
             rows = scipy.sparse.vstack(self.forward[ids[0]].rows)
             # Not the first ones: a convolution's rows walk over the image.
             chosen = np.unique(np.linspace(0, rows.shape[0] - 1, limit).astype(np.int64))
-            if len(chosen) < rows.shape[0] and rank(rows[chosen].toarray()) < self.dim:
+            if self.dim <= len(chosen) < rows.shape[0] and rank(rows[chosen].toarray()) < self.dim:
                 # A choice must not hide that all of them together determine the sample.
                 chosen = np.arange(rows.shape[0])
             rows = rows[chosen].toarray()
@@ -133,7 +133,8 @@ def _enter(evidence: Evidence, release: Release, samples: int, steps: int) -> No
     evidence.counts[release.kind] = evidence.counts.get(release.kind, 0) + 1
     evidence.seen.update(release.ids.tolist())
     if release.kind.endswith("request"):
-        evidence.requests += [release] * (len(evidence.requests) < 2 * steps)
+        if len(evidence.requests) < 2 * steps:
+            evidence.requests.append(release)
         return
     if release.kind == "labels":
         evidence.labels.append((release.ids, release.values))
