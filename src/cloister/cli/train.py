@@ -332,10 +332,11 @@ def spent(keys: Any, dataset: str) -> dict[str, Any] | None:  # noqa: ANN401
 def show_claims(claims: Sequence[dict[str, Any]]) -> None:
     """Print who could learn what, party by party."""
     console = out()
+    console.print("what each party could learn")
     for party, told in groupby(claims, key=itemgetter("party")):
-        console.print(f"what the {party} could learn", soft_wrap=True)
+        console.print(f"  {party}", soft_wrap=True)
         for claim in told:
-            line = f"  {claim['about']:<22}{claim['severity']:<12}{claim['learns']}"
+            line = f"    {claim['about']:<22}{claim['severity']:<12}{claim['learns']}"
             assumes = f" (assuming: {claim['assumes']})" if claim["assumes"] else ""
             console.print(line + assumes, soft_wrap=True)
     console.print()
