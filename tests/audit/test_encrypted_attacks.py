@@ -345,7 +345,7 @@ def test_the_mean_image_recovers_nothing(digits):
     found = np.tile(flat.mean(axis=0), (len(flat), 1))
     score = score_images(found, flat, guess=prior.mean, span=16.0)
     assert score.verdict == "not recovered"
-    assert score.value == pytest.approx(score.guess)
+    assert score.value == pytest.approx(score.guess, abs=0.05)
 
 
 def test_mixed_logs_and_wrong_shapes_are_refused(digits, rng):
@@ -368,7 +368,7 @@ def test_nothing_released_is_nothing_recovered(digits):
     assert evidence is None
     for finding in found.values():
         assert len(finding.ids) == 0
-        assert "saw nothing" in finding.note
+        assert finding.state == "nothing to attack"
 
 
 def test_frozen_projection_of_a_quarter_withstands_every_attack(digits, rng):

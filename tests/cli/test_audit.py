@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,7 +77,9 @@ def test_without_truth_the_determined_is_recovered(cloister, paper):
     assert by_name["linear solve"]["score"] is None
     assert by_name["linear solve"]["verdict"] == "recovered"
     assert by_name["joint solve"]["verdict"] == "not scored"
-    assert by_name["packed keys"]["verdict"] == "not run"
+    assert by_name["packed keys"]["verdict"] == "not recovered"
+    assert by_name["box program"]["verdict"] == "not attempted"
+    assert by_name["weight differences"]["verdict"] == "nothing to attack"
 
 
 def test_guarded_mode_gives_nothing(cloister, guarded, tmp_path, paper):
@@ -101,6 +104,93 @@ def test_truth_in_its_own_units(cloister, paper, digits, tmp_path):
     )
     score = next(one["score"] for one in found["attacks"] if one["attack"] == "linear solve")
     assert score["exact"] == 1.0
+
+
+def test_a_truth_in_another_order_is_refused(cloister, refused, paper, digits, tmp_path):
+    """Plain data is in the owner's order, samples in the file are shuffled: what gives all away
+    would be called not recovered."""
+    images, labels = digits
+    order = np.random.default_rng(1).permutation(20)
+    plain, note = tmp_path / "plain.npz", tmp_path / "order.npz"
+    # Row i of the plain data is sample order[i] of the log.
+    np.savez(plain, x=images[:20][order] / 16 + 3, y=labels[:20][order], scale=1 / 16, offset=3)
+    np.savez(note, ids=order, rows=np.arange(20), x=images[:20][order], y=labels[:20][order])
+    log = ("audit", "encrypted", paper, "--range", 0, 16)
+    message = refused(*log, "--truth", plain)
+    assert "not those of its truth" in message
+    assert "cloister encrypt --order" in message
+    for given in (("--truth", note), ("--truth", plain, "--order", note)):
+        found = json.loads(cloister(*log, *given, "--json").out)
+        scores = {one["attack"]: one["score"] for one in found["attacks"]}
+        assert found["verdict"] == "recovered"
+        assert scores["linear solve"]["exact"] == scores["labels"]["value"] == 1.0
+
+
+def test_a_truth_that_cannot_be_the_logs_is_refused(refused, paper, digits, tmp_path):
+    images, labels = digits
+    log, bad = ("audit", "encrypted", paper, "--truth"), tmp_path / "bad.npz"
+    for content, message in (
+        ({"x": images[:20] / 16}, "holds fractions"),
+        ({"x": images[:20] * 16}, "--range is -127 to 127"),
+        ({"x": images[:20], "ids": np.arange(900, 920)}, "none of the 16 samples"),
+        ({"x": images[20:40]}, "not those of its truth"),
+        ({"x": images[:20], "y": labels[20:40]}, "classes are not those of y"),
+    ):
+        np.savez(bad, **content)
+        refusal = refused(*log, bad)
+        assert message in refusal
+        assert "--order" in refusal
+    np.savez(bad, x=images[:20])
+    order = tmp_path / "order.npz"
+    for content, message in (
+        ({"ids": np.arange(30), "rows": np.arange(30)}, "names row 29"),
+        ({"ids": np.arange(20)}, "not a file of `cloister encrypt --order`"),
+        ({"ids": np.arange(3), "rows": np.arange(3) / 2}, "not a file of"),
+    ):
+        np.savez(order, **content)
+        assert message in refused(*log, bad, "--order", order)
+    assert "one for each part" in refused(*log, bad, "--truth", bad, "--order", order)
+    assert "occurs twice" in refused(*log, bad, "--truth", bad)
+
+
+def test_the_truth_of_several_parts(cloister, paper, digits, tmp_path):
+    for part, ids in enumerate((np.arange(10), np.arange(10, 20))):
+        np.savez(tmp_path / f"{part}.npz", x=digits[0][ids], y=digits[1][ids], ids=ids)
+    parts = ("--truth", tmp_path / "0.npz", "--truth", tmp_path / "1.npz")
+    found = json.loads(cloister("audit", "encrypted", paper, *parts, "--json").out)
+    scores = {one["attack"]: one["score"] for one in found["attacks"]}
+    assert scores["labels"]["samples"] == 20
+    np.savez(tmp_path / "1.npz", x=digits[0][10:20, :4], ids=np.arange(10, 20))
+    assert "another size" in cloister("audit", "encrypted", paper, *parts).err
+
+
+def test_a_gradient_that_is_not_of_the_truth(refused, digits, tmp_path):
+    images, _ = digits
+    dense = leaks.dense(SHAPE, 4)
+    with ReleaseLog(tmp_path / "log") as log:
+        log.append(leaks.gradient(images, np.arange(3), dense, np.arange(12).reshape(3, 4)))
+    np.savez(tmp_path / "truth.npz", x=images[1:4])
+    message = refused("audit", "encrypted", tmp_path / "log", "--truth", tmp_path / "truth.npz")
+    assert "a gradient of samples such as 0" in message
+
+
+def test_blur_that_was_not_told_is_named(cloister, refused, digits, tmp_path):
+    """Attacks that take blurred values for exact ones fail for that alone."""
+    images, _ = digits
+    rng = np.random.default_rng(4)
+    release = leaks.forward(
+        images, np.arange(6), leaks.dense(SHAPE, 9), rng.choice([-1, 1], (9, 64))
+    )
+    noise = rng.integers(-4, 4, release.values.shape)
+    with ReleaseLog(tmp_path / "log") as log:
+        log.append(replace(release, values=release.values + noise))
+    np.savez(tmp_path / "truth.npz", x=images[:6])
+    command = ("audit", "encrypted", tmp_path / "log", "--truth", tmp_path / "truth.npz",
+               "--range", 0, 16, "--lattice", 0)  # fmt: skip
+    assert "--value-bits 9, if the authority blurred them" in refused(*command)
+    ran = cloister(*command, "--value-bits", 9)
+    assert "verdict: " in ran.out
+    assert "Not attempted: public prior, learned prior, integer decoding." in ran.out
 
 
 def test_bad_input(refused, paper, digits, tmp_path):

@@ -2,8 +2,11 @@
 
 import json
 import re
+import subprocess
+import sys
 import threading
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -93,9 +96,10 @@ def test_a_frozen_run_and_its_claims(place, cloister, tmp_path):
     assert found["dim"] == 30
     assert len(found["epochs"]) == 15
     assert found["test_accuracy"] > 0.8
-    severities = {claim["about"]: claim["severity"] for claim in found["claims"]}
-    assert severities["a sample's values"] == "bounded"
-    assert severities["labels"] == "everything"
+    told = said(found)
+    assert told["training server", "a sample's values"]["severity"] == "bounded"
+    assert told["training server", "labels"]["severity"] == "everything"
+    assert told["authority", "a sample's values"]["severity"] == "nothing"
     assert curve.read_text().count("<circle") == 30
     kinds = [release.kind for release in read_releases(log)]
     assert kinds.count("forward") == 1
@@ -107,7 +111,14 @@ def test_a_frozen_run_and_its_claims(place, cloister, tmp_path):
     )  # fmt: skip
     assert more.code == 0, more
     assert "7 fixed linear functions of 30 values" in more.out
+    assert re.search(r"^  training server\n    a sample's values +bounded +7 fixed", more.out, re.M)
+    assert "(assuming: it never holds the data set file" in more.out
     assert "rank 7 at most, of 7 allowed and 30 in all" in more.out
+
+
+def said(found):
+    """A run's claims by party and thing."""
+    return {(claim["party"], claim["about"]): claim for claim in found["claims"]}
 
 
 @pytest.mark.parametrize(("mode", "values"), [("paper", "recovered"), ("guarded", "not recovered")])
@@ -121,7 +132,8 @@ def test_the_release_log_feeds_the_audit(place, cloister, tmp_path, mode, values
     )  # fmt: skip
     assert ran.code == 0, ran
     np.savez(tmp_path / "truth.npz", **place.unmasked(data))
-    ran = cloister("audit", "encrypted", log, "--truth", tmp_path / "truth.npz")
+    blur = ("--value-bits", 32 if mode == "paper" else 8)
+    ran = cloister("audit", "encrypted", log, "--truth", tmp_path / "truth.npz", *blur)
     assert re.search(rf"^linear solve +{values} ", ran.out, re.MULTILINE), ran
     assert re.search(r"^labels +recovered ", ran.out, re.MULTILINE), ran
 
@@ -167,10 +179,11 @@ def test_a_trusted_runtime_and_a_remote_server(place, cloister, refused, tmp_pat
         losses = [[epoch["loss"] for epoch in result["epochs"]] for result in results]
         assert losses[0] == losses[1] == losses[2]
         assert results[0]["spent"]["rank_max"] == 0, "nothing was given to a server"
-        about = [{c["about"]: c for c in result["claims"]} for result in results]
-        assert about[0]["a sample's values"]["severity"] == "nothing"
-        assert about[0]["labels"]["severity"] == "nothing"
-        assert about[2]["labels"]["severity"] == "everything"
+        told = [said(result) for result in results]
+        host = "ciphertext host"
+        assert told[0][host, "a sample's values"]["severity"] == "everything"
+        assert (host, "a sample's values") not in told[1]
+        assert told[2][host, "labels"]["severity"] == "everything"
         message = refused("train", data, *place.reach("server"), *there)
         assert "trusted" in message
         wrong = json.loads(public.read_text()) | {"token": "0" * 64}
@@ -180,6 +193,44 @@ def test_a_trusted_runtime_and_a_remote_server(place, cloister, refused, tmp_pat
         server.close()
 
 
+@pytest.mark.parametrize(("first_layer", "verdict"), [
+    ("trainable", "recovered"), ("frozen", "nothing to attack"),
+])  # fmt: skip
+def test_what_host_and_authority_are_asked_feeds_the_audit(
+    place, cloister, tmp_path, first_layer, verdict
+):
+    """Trained on, the first layer's weights give samples away; a frozen one never changes."""
+    data, host, asked = place.dataset("guarded"), tmp_path / "host.log", tmp_path / "asked.log"
+    assert cloister("ciphertexts", "init", tmp_path / "host").code == 0
+    with ciphertexts(data, "--dir", tmp_path / "host", "--log", host) as server:
+        there = ("--unmask-to", "trusted", "--server", server, "--server-key",
+                 tmp_path / "host" / "server.pub")  # fmt: skip
+        ran = cloister(
+            "train", data, *place.reach("trusted"), *there, "--first-layer", first_layer,
+            "--optimizer", "sgd", "--epochs", 1, "--batch", 1, "--request-log", asked,
+            "--release-log", tmp_path / "empty.log",
+        )  # fmt: skip
+        assert ran.code == 0, ran
+    np.savez(tmp_path / "truth.npz", **place.unmasked(data))
+    for log in (host, asked):
+        assert log.stat().st_mode & 0o777 == 0o600
+        ran = cloister("audit", "encrypted", log, "--truth", tmp_path / "truth.npz")
+        assert f"verdict: {verdict}. " in ran.out, ran
+    ran = cloister("audit", "encrypted", tmp_path / "empty.log")
+    assert "verdict: nothing to attack. Nothing was released to the training server" in ran.out
+    assert "--request-log" in ran.out
+
+
+@contextmanager
+def ciphertexts(*arguments):
+    """`cloister ciphertexts serve` as a process of its own; gives its address."""
+    command = [sys.executable, "-m", "cloister", "ciphertexts", "serve", *map(str, arguments)]
+    command += ["--listen", "127.0.0.1:0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        yield running.stdout.readline().split()[-1]
+        running.terminate()
+
+
 def test_noise_is_reported(place, cloister, refused):
     data = place.dataset("guarded")
     noisy = ("--noise-sigma", 4, "--epochs", 1)
@@ -187,7 +238,8 @@ def test_noise_is_reported(place, cloister, refused):
         "train", data, *place.reach("trusted"), "--unmask-to", "trusted", *noisy, "--json"
     )
     assert ran.code == 0, ran
-    (claim,) = [c for c in json.loads(ran.out)["claims"] if c["about"] == "noise"]
+    claim = said(json.loads(ran.out))["holder of the model", "a sample's values"]
+    assert claim["severity"] == "bounded"
     assert "differentially private" in claim["learns"]
     assert "unmask_to='trusted'" in refused("train", data, *place.reach("server"), *noisy)
 

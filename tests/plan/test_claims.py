@@ -1,4 +1,5 @@
 import dataclasses
+from typing import get_args
 
 import pytest
 
@@ -6,9 +7,13 @@ import nets
 from cloister.errors import PlanError, RangeError
 from cloister.graph import onnx_import, passes
 from cloister.plan import policies
-from cloister.plan.claims import claims_of
+from cloister.plan.claims import SENT, claims_of
 from cloister.plan.protection import BLINDED, BLINDED_VERIFIED, ENCLAVE, OPEN, VERIFIED
 from cloister.plan.quantise import Precision, quantise_node, static_bound
+from cloister.trusted.session import Session
+from cloister.wire.inprocess import InProcessLink
+from cloister.wire.messages import Answer, Failure, Loaded, Message, Welcome
+from cloister.worker.engine import Engine
 from trusted.test_session import plan_of
 
 VISIBLE = "integer weights"
@@ -21,6 +26,40 @@ def by_protection(claims):
 @pytest.mark.parametrize("policy", ["slalom", "verified", "blinded"])
 def test_claims_always_say_that_the_worker_sees_the_weights(policy):
     assert VISIBLE in plan_of(nets.chain(), policy).claims().always_visible
+
+
+def test_every_message_to_a_worker_has_its_line():
+    """A new kind of message shows something, and the claims have to say what."""
+    to_worker = {
+        kind.__name__
+        for kind in get_args(Message)
+        if kind not in (Welcome, Loaded, Answer, Failure)
+    }
+    assert set(SENT) == to_worker
+
+
+@pytest.mark.parametrize("policy", ["slalom", "verified", "blinded", "open"])
+def test_what_a_session_sends_is_among_what_is_said(policy):
+    """Every message of a run, as the worker's side receives it."""
+    plan, kinds, engine = plan_of(nets.chain(), policy), set(), Engine()
+
+    def handle(message):
+        kinds.add(type(message).__name__)
+        return engine.handle(message)
+
+    with Session(plan, workers=[InProcessLink(handle)]) as session:
+        session.run(nets.samples(nets.chain(), 2))
+    assert {"Apply"} < kinds
+    said = plan.claims().always_visible
+    for kind in kinds:
+        assert SENT[kind] in said, kind
+
+
+def test_open_parts_show_their_names():
+    found = claims_of("mixed", {"a": BLINDED_VERIFIED, "c": OPEN}).always_visible
+    assert "integer weights" in found
+    assert "names and notes of the open part" in found
+    assert "names" not in claims_of("slalom", {"a": BLINDED_VERIFIED}).always_visible
 
 
 def test_nothing_is_learned_or_changed_only_where_that_follows_from_the_whole_plan():

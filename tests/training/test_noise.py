@@ -191,9 +191,9 @@ class Liar(LocalCiphertextServer):
         return found
 
 
-def first_step(folder, *, sigma, altered=(), model=None, **lie):
+def first_step(folder, *, sigma, altered=(), model=None, offload=True, **lie):
     """All parameters after one step, behind which the run is killed."""
-    noisy = replace(TRUSTED, noise=GaussianNoise(sigma, "gradients"))
+    noisy = replace(TRUSTED, noise=GaussianNoise(sigma, "gradients"), offload_gradients=offload)
     x, y, encoding = blobs(200, SHAPE)
     server = Liar(MemoryDataset(x, y, encoding=encoding), altered, **lie)
     model = model or conv_model()
@@ -246,6 +246,16 @@ def test_the_noise_of_a_step_with_an_altered_sample_does_not_cancel(forward, gra
         np.testing.assert_array_equal(value, same[name])
 
 
+def test_a_host_that_lies_about_ciphertexts_is_not_asked_for_them(tmp_path):
+    """The noise is made for samples within their encoding's range. A host that handed out
+    ciphertexts could enlarge one and read its output gradient through any noise."""
+    victim = a_sample_of_the_first_step()
+    honest = first_step(tmp_path / "run", sigma=4.0, offload=False)
+    lied_to = first_step(tmp_path / "run", sigma=4.0, offload=False, altered=victim, forward=False)
+    for name, value in honest.items():
+        np.testing.assert_array_equal(value, lied_to[name])
+
+
 def test_a_lie_that_changes_no_sum_changes_the_noise(tmp_path):
     """Else equal weights would tell, without any noise, that a sample's gradient is zero: so is
     every sample's here, behind a ReLU that is dead."""
@@ -257,7 +267,7 @@ def test_a_lie_that_changes_no_sum_changes_the_noise(tmp_path):
 
     victim = a_sample_of_the_first_step()
     seen = first_step(tmp_path / "run", sigma=4.0, model=dead())
-    again = first_step(tmp_path / "run", sigma=4.0, model=dead(), altered=victim, forward=False)
+    again = first_step(tmp_path / "run", sigma=4.0, model=dead(), altered=victim, gradient=False)
     assert (seen["0.weight"] != again["0.weight"]).all()
 
 

@@ -1,71 +1,21 @@
-"""What a run says about itself: claims, curve, and the ciphertext server over HTTPS."""
-
-from dataclasses import replace
+"""What a run leaves: its curve; and the ciphertext server over HTTPS."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cloister.errors import AuthorityUnavailable, EncryptionError, InputError
+from cloister.errors import AuthorityUnavailable, EncryptionError, InputError, ProtocolError
 from cloister.field.linear import Geometry, LinearMap
 from cloister.training import remote
 from cloister.training.checkpoint import EpochResult
-from cloister.training.claims import claims
 from cloister.training.curve import write_curve
 from cloister.training.server import LocalCiphertextServer
 from training.doubles import MemoryDataset, blobs
-from training.test_trainer import FROZEN, PAPER, TRUSTED, trainer
 
 HISTORY = [
     EpochResult(1, 1.2, 0.5, None, 3.0), EpochResult(2, 0.7, 0.75, 0.7, 3.0),
     EpochResult(3, 0.5, 1.0, 0.9, 3.0),
 ]  # fmt: skip
-
-
-def table(settings, **more):
-    made, _, _ = trainer(settings, **more)
-    return {claim.about: claim for claim in claims(made, epochs=2)}
-
-
-def test_claims_follow_the_settings():
-    paper, frozen, trusted = table(PAPER), table(FROZEN), table(TRUSTED)
-    values = "a sample's values"
-    assert [t[values].severity for t in (paper, frozen, trusted)] == [
-        "everything", "bounded", "nothing",
-    ]  # fmt: skip
-    assert "7 fixed linear functions of 30 values" in frozen[values].learns
-    assert trusted["labels"].severity == "nothing"
-    assert paper["labels"].severity == frozen["labels"].severity == "everything"
-    assert "gradients of batches" in trusted["the model"].learns
-    offloading = table(replace(TRUSTED, offload_gradients=True))
-    assert offloading["labels"].severity == "everything"
-    assert "output gradient" in offloading["the model"].learns
-    clean = table(replace(TRUSTED, first_layer="frozen"))
-    clean.pop("who trains with what")
-    assert {claim.severity for claim in clean.values()} == {"nothing"}
-    guarded = table(replace(FROZEN, first_layer="trainable"))
-    assert "beyond, the authority refuses" in guarded[values].learns
-
-
-def test_in_trusted_mode_the_host_sees_no_gradient():
-    """It is asked for forward products, ciphertexts and labels, and for nothing else."""
-    seen = []
-
-    class Host(LocalCiphertextServer):
-        def gradient(self, *arguments):
-            seen.append("gradient")
-            return super().gradient(*arguments)
-
-        def forward(self, *arguments):
-            seen.append("forward")
-            return super().forward(*arguments)
-
-    for offload, expected in ((False, {"forward"}), (True, {"forward", "gradient"})):
-        seen.clear()
-        made, _, (_, _, dataset) = trainer(replace(TRUSTED, offload_gradients=offload))
-        made.products._server = Host(dataset)
-        made.fit(1)
-        assert set(seen) == expected
 
 
 @pytest.mark.parametrize("history", [HISTORY, HISTORY[:1], []])
@@ -103,20 +53,36 @@ def test_the_remote_server_answers_as_the_local_one(served):
     weights = rng.integers(-(2**15), 2**15, geometry.weight_shape).astype(np.int16)
     delta = rng.integers(-9, 9, (3, *geometry.out_shape)).astype(np.int16)
     linear = LinearMap(geometry, weights)
-    for name, arguments in (("forward", (linear,)), ("gradient", (geometry, delta)),
-                            ("data", ()), ("labels", ())):  # fmt: skip
+    for name, arguments in (("forward", (linear,)), ("gradient", (geometry, delta))):
         wanted = getattr(held, name)("set", ids, *arguments)
         np.testing.assert_array_equal(getattr(client, name)("set", ids, *arguments), wanted)
 
 
+def pixel_sum():
+    geometry = Geometry((5, 4), 2, (1, 1), 1, (5, 4))
+    return LinearMap(geometry, np.ones(geometry.weight_shape, np.int16))
+
+
+def test_the_remote_server_hands_out_no_ciphertexts(served):
+    """A trusted runtime has its own, and must not take a liar's."""
+    _, client, _, _ = served
+    for operation in ("data", "labels", "other"):
+        with pytest.raises(ProtocolError, match="knows forward and gradient"):
+            client._client.call(
+                operation, {"dataset": "set", "geometry": list(pixel_sum().geometry.to_tuple())},
+                (np.zeros(1, np.int64),),
+            )  # fmt: skip
+
+
 def test_errors_cross_the_wire(served, tmp_path):
     _, client, server, _ = served
+    linear = pixel_sum()
     with pytest.raises(EncryptionError, match="not here"):
-        client.data("other", np.zeros(1, np.int64))
+        client.forward("other", np.zeros(1, np.int64), linear)
     other = remote.init(tmp_path / "other")
     stranger = remote.RemoteCiphertextServer(server.url, public=other, retry_for_s=0.0)
     with pytest.raises(AuthorityUnavailable):
-        stranger.data("set", np.zeros(1, np.int64))
+        stranger.forward("set", np.zeros(1, np.int64), linear)
 
 
 def test_public_files(tmp_path):

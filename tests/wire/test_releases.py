@@ -1,13 +1,14 @@
 """The release log: what is written is read, and damage is named."""
 
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
 
 from cloister.errors import CloisterError, EncryptionError, ShapeError
 from cloister.field.linear import Geometry
-from cloister.wire.releases import MAGIC, Release, ReleaseLog, read_releases
+from cloister.wire.releases import MAGIC, Release, ReleaseLog, asked, read_releases
 
 CONV = Geometry((5, 4), 1, (4, 3), 2, (2, 2))
 
@@ -143,6 +144,32 @@ def test_contradictions_are_refused():
     ):
         with pytest.raises(ShapeError):
             dataclasses.replace(good, **change)
+
+
+def test_requests_hold_functions_and_no_values(tmp_path):
+    for like in (forward(), gradient()):
+        kind = f"{like.kind} request"
+        request = asked(kind, like.ids, like.geometry, like.functional, step=3)
+        write(tmp_path / kind, request)
+        [read] = read_releases(tmp_path / kind)
+        same(read, request)
+        with pytest.raises(ShapeError, match="belong together"):
+            dataclasses.replace(request, values=like.values)
+        with pytest.raises(ShapeError, match="belong together"):
+            dataclasses.replace(like, values=request.values)
+
+
+def test_a_log_may_be_written_by_many_threads(tmp_path):
+    with ReleaseLog(tmp_path / "log") as log:
+        threads = [
+            threading.Thread(target=lambda: [log.append(forward(step)) for step in range(40)])
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(list(read_releases(tmp_path / "log"))) == 160
 
 
 def test_flat_samples_may_feed_a_dense_layer(tmp_path):

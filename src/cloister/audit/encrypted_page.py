@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from cloister.audit.encrypted.evidence import Evidence
-from cloister.audit.encrypted.judge import Judged, Truth, overall
+from cloister.audit.encrypted.judge import Judged, overall
 from cloister.audit.encrypted.prior import Prior
 from cloister.audit.encrypted.score import (
     APPROXIMATED_GAIN_DB,
@@ -15,22 +15,30 @@ from cloister.audit.encrypted.score import (
     RECOVERED_GAIN_DB,
     RECOVERED_LABELS,
 )
+from cloister.audit.encrypted.truth import Truth
 from cloister.audit.page import Section, page, paragraph, png, table
 
 SHOWN = 8
 LEAD = (
-    "The cryptography hides everything except the function values that were released. These "
-    "attacks use nothing else: the log of what the training server received."
+    "The cryptography hides everything except what a party is sent: the function values that were "
+    "released to it, and the functions that it was asked for. These attacks use nothing else."
 )
 WORDS = {
-    "recovered": "The released values give the training data away.",
+    "recovered": "What this party was sent gives the training data away.",
     "approximated": "No attack was exact, but pictures or labels come out better than a guess. "
     "People may be recognisable.",
-    "not scored": "The releases do not determine the data by themselves. Give --truth to learn "
-    "how close the attacks came.",
+    "not scored": "The log does not determine the data by itself. Give --truth to learn how close "
+    "the attacks came.",
     "not recovered": "No attack here did noticeably better than guessing without the log.",
-    "nothing to attack": "The server received no function values.",
+    "not attempted": "No attack here could run on this log; the table says why. That is no sign of "
+    "safety.",
+    "nothing to attack": "Nothing in this log depends on a sample.",
 }
+EMPTY = (
+    "Nothing was released to the training server; nothing to attack. What a ciphertext host and "
+    "the authority were asked is in other logs: `cloister ciphertexts serve --log`, "
+    "`cloister train --request-log`."
+)
 LIMITS = (
     "A failed attack proves nothing: better priors (generative models of the same kind of data) "
     "reconstruct from fewer values than these attacks need. What is proven is the ledger's bound "
@@ -39,13 +47,25 @@ LIMITS = (
 )
 
 
+def conclusion(judged: Sequence[Judged], evidence: Evidence | None) -> str:
+    """What the verdict means, and which attacks it does not speak of."""
+    if evidence is None:
+        return EMPTY
+    left = [one.finding.attack for one in judged if one.verdict == "not attempted"]
+    verdict = overall(judged)
+    if verdict == "recovered" or not left:
+        return WORDS[verdict]
+    return f"{WORDS[verdict]} Not attempted: {', '.join(left)}."
+
+
 def thresholds() -> str:
     """The stated rule of every verdict, for people."""
     return (
         f"Recovered: at least {RECOVERED_DB:g} dB, and {RECOVERED_GAIN_DB:g} dB better than the "
         f"best guess without the log. Approximated: {APPROXIMATED_GAIN_DB:g} dB better than that "
         f"guess. Labels: {RECOVERED_LABELS:.0%} and {APPROXIMATED_LABELS:.0%} of what always "
-        "saying the majority gets wrong, under the best renaming of the classes."
+        "saying the majority gets wrong, under the best renaming of the classes. What was asked "
+        "tells samples up to a factor and an offset, and is scored under the best ones."
     )
 
 
@@ -77,8 +97,8 @@ def encrypted_page(
     sections = [
         Section(
             f"Verdict: {verdict}",
-            paragraph(WORDS[verdict], kind="warn" if verdict == "recovered" else "")
-            + paragraph(f"Releases: {released}; samples concerned: {seen}."),
+            paragraph(conclusion(judged, evidence), kind="warn" if verdict == "recovered" else "")
+            + paragraph(f"In the log: {released}; samples concerned: {seen}."),
         ),
         Section(
             "Attacks", table(header, score_rows(judged)) + paragraph(thresholds(), kind="soft")

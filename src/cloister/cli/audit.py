@@ -23,14 +23,26 @@ def _root() -> None:
 @app.command("encrypted")
 def encrypted(
     transcript: Annotated[
-        Path, typer.Argument(metavar="TRANSCRIPT", help="Log of `cloister train --release-log`.")
+        Path,
+        typer.Argument(
+            metavar="TRANSCRIPT",
+            help="Log of `cloister train --release-log` or `--request-log`, or of `cloister "
+            "ciphertexts serve --log`.",
+        ),
     ],
     truth: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             "--truth",
             metavar="FILE.npz",
-            help="The data, for scoring: x, and optionally y, ids, scale and offset.",
+            help="The data, for scoring: what `cloister encrypt --order` wrote, once for each "
+            "part; or plain data with its scale and offset, and --order.",
+        ),
+    ] = None,
+    order: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--order", metavar="FILE.npz", help="Which sample is which, for plain data as --truth."
         ),
     ] = None,
     public: Annotated[
@@ -72,7 +84,7 @@ def encrypted(
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Attack the function values that encrypted training gave to the server."""
+    """Attack what encrypted training sent to the server, a ciphertext host or the authority."""
     # The attacks need SciPy, which an installation that only runs models does not have.
     try:
         attacks = importlib.import_module("cloister.cli.audit_encrypted")
@@ -85,7 +97,8 @@ def encrypted(
     attacks.audit_encrypted(
         attacks.Request(
             transcript=transcript,
-            truth=truth,
+            truth=truth or [],
+            order=order or [],
             public=public,
             value_range=value_range,
             samples=samples,

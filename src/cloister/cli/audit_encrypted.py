@@ -2,6 +2,7 @@
 
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -9,15 +10,17 @@ from pathlib import Path
 import numpy as np
 
 from cloister.audit.encrypted.evidence import Evidence
-from cloister.audit.encrypted.judge import Judged, Truth, judge, overall
+from cloister.audit.encrypted.judge import Judged, judge, overall
 from cloister.audit.encrypted.prior import Prior, from_public, uninformed
 from cloister.audit.encrypted.run import run_attacks
-from cloister.audit.encrypted_page import WORDS, encrypted_page, score_rows, thresholds
+from cloister.audit.encrypted.truth import Truth, check_truth
+from cloister.audit.encrypted_page import conclusion, encrypted_page, score_rows, thresholds
 from cloister.cli.console import emit_json, err, out, table
 from cloister.errors import InputError
 from cloister.wire.releases import read_releases
 
-ARRAYS = ("x", "y", "ids", "scale", "offset")
+ARRAYS = ("x", "y", "ids", "rows", "scale", "offset")
+FRACTION = 1e-3
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Request:
     """What the command line asks for; see `cloister audit encrypted --help`."""
 
     transcript: Path
-    truth: Path | None
+    truth: Sequence[Path]
+    order: Sequence[Path]
     public: Path | None
     value_range: tuple[float, float]
     samples: int
@@ -41,14 +45,14 @@ def audit_encrypted(request: Request) -> None:
     """Read, attack, score, and show."""
     releases = read_releases(request.transcript, tail_ok=request.tail_ok)
     first = next(releases, None)
-    real = None if request.truth is None else _read_truth(request.truth)
+    real = _read_truths(request.truth, request.order)
     shape = first.shape if first is not None else (1, 1, 1 if real is None else real.x.shape[1])
     # An empty log says nothing about shapes, and there is nothing to attack with a prior.
     public = None if first is None else request.public
     prior = _prior(public, shape, *request.value_range)
     if real is not None and real.x.shape[1] != prior.dim:
         raise InputError(
-            f"{request.truth}: samples of {real.x.shape[1]} elements, the transcript's have "
+            f"{request.truth[0]}: samples of {real.x.shape[1]} elements, the transcript's have "
             f"{prior.dim}"
         )
     seen = releases if first is None else chain([first], releases)
@@ -56,6 +60,8 @@ def audit_encrypted(request: Request) -> None:
         seen, prior, samples=request.samples, steps=request.steps, largest_lattice=request.lattice,
         value_bits=request.value_bits,
     )  # fmt: skip
+    if real is not None and evidence is not None:
+        check_truth(evidence, real, prior, value_bits=request.value_bits)
     judged = [judge(finding, real, prior) for finding in findings]
     if request.html is not None:
         page = encrypted_page(judged, evidence, prior, truth=real)
@@ -63,16 +69,16 @@ def audit_encrypted(request: Request) -> None:
     if request.json:
         emit_json(_document(judged, evidence))
     else:
-        _show(judged)
+        _show(judged, evidence)
         if request.html is not None:
             err().print(f"page written to {request.html}", soft_wrap=True)
 
 
-def _show(judged: list[Judged]) -> None:
+def _show(judged: list[Judged], evidence: Evidence | None) -> None:
     columns = ("attack", "verdict", "score", "best guess", "exact", "worked with")
     out().print(table(columns, score_rows(judged)))
-    verdict = overall(judged)
-    out().print(f"\nverdict: {verdict}. {WORDS[verdict]}", soft_wrap=True)
+    said = conclusion(judged, evidence)
+    out().print(f"\nverdict: {overall(judged)}. {said}", soft_wrap=True)
     out().print(thresholds(), soft_wrap=True)
 
 
@@ -108,14 +114,55 @@ def _prior(path: Path | None, shape: tuple[int, int, int], low: float, high: flo
     return from_public(x.reshape(len(x), *shape), low=low, high=high)
 
 
-def _read_truth(path: Path) -> Truth:
+def _read_truths(paths: Sequence[Path], orders: Sequence[Path]) -> Truth | None:
+    """The truth of one or several parts; `orders` belongs to plain data, file by file."""
+    if orders and len(orders) != len(paths):
+        raise InputError(f"{len(paths)} --truth and {len(orders)} --order: give one for each part")
+    if not paths:
+        return None
+    given: Sequence[Path | None] = orders or [None] * len(paths)
+    parts = [_read_truth(path, order) for path, order in zip(paths, given, strict=True)]
+    if len({part.x.shape[1] for part in parts}) > 1:
+        raise InputError(f"{paths[1]}: samples of another size than those of {paths[0]}")
+    labels = [part.labels for part in parts if part.labels is not None]
+    return Truth(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.x for part in parts]),
+        np.concatenate(labels) if len(labels) == len(parts) else None,
+    )
+
+
+def _read_truth(path: Path, order: Path | None) -> Truth:
     arrays = _read(path)
     x = _encoded(arrays, path)
     ids, labels = arrays.get("ids", np.arange(len(x))), arrays.get("y")
     for name, array in (("ids", ids), ("y", labels)):
         if array is not None and (array.ndim != 1 or array.dtype.kind not in "iu"):
             raise InputError(f"{path}: {name} must be one row of integers")
+    if order is not None:
+        if labels is not None and len(labels) != len(x):
+            raise InputError(f"{path}: {len(labels)} labels for {len(x)} samples")
+        ids, rows = _read_order(order, len(x))
+        x, labels = x[rows], None if labels is None else labels[rows]
     return Truth(ids.astype(np.int64), x, None if labels is None else labels.astype(np.int64))
+
+
+def _read_order(path: Path, samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids, and which sample of the plain data each one is."""
+    arrays = _read(path)
+    ids, rows = (arrays.get(name, np.empty(0)) for name in ("ids", "rows"))
+    if (
+        ids.ndim != 1
+        or ids.shape != rows.shape
+        or any(a.dtype.kind not in "iu" for a in (ids, rows))
+    ):
+        raise InputError(f"{path}: is not a file of `cloister encrypt --order` (ids, rows)")
+    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < samples:
+        raise InputError(
+            f"{path}: names row {int(rows.max())}, the plain data has {samples} samples: give the "
+            "data that was encrypted"
+        )
+    return ids, rows
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -145,7 +192,11 @@ def _encoded(arrays: dict[str, np.ndarray], path: Path) -> np.ndarray:
         flat = (x.astype(np.float64) - offset) / scale
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: scale and offset do not fit x {x.shape}") from error
-    flat = np.rint(flat).reshape(len(x), -1)
     if not np.isfinite(flat).all():
         raise InputError(f"{path}: x holds NaN or infinity")
-    return flat
+    if "scale" not in arrays and np.abs(flat - np.rint(flat)).max() > FRACTION:
+        raise InputError(
+            f"{path}: x holds fractions, and what was encrypted are integers: give its scale and "
+            "offset, or the file of `cloister encrypt --order`"
+        )
+    return np.rint(flat).reshape(len(x), -1)

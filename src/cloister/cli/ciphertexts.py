@@ -12,7 +12,8 @@ from cloister.cli import options
 from cloister.cli.console import err, out
 from cloister.training import remote
 from cloister.training.dataset import EncryptedDataset
-from cloister.training.server import LocalCiphertextServer
+from cloister.training.server import CiphertextHost, LocalCiphertextServer, RecordingHost
+from cloister.wire.releases import ReleaseLog
 
 app = typer.Typer(help="Compute on encrypted data sets for a trusted runtime; holds no key.")
 
@@ -33,14 +34,25 @@ def serve(
     ],
     folder: Annotated[Path, typer.Option("--dir", metavar="DIR", help="The server's folder.")],
     listen: Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="Where to listen.")],
+    log: Annotated[
+        Path | None,
+        typer.Option(
+            "--log", metavar="FILE", help="Keep what this server is asked, for cloister audit."
+        ),
+    ] = None,
     threads: options.Threads = 1,
 ) -> None:
     """Answer a trusted runtime over HTTPS until interrupted."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    held: CiphertextHost
     held = LocalCiphertextServer(*map(EncryptedDataset.open, datasets), threads=threads)
-    with contextlib.closing(remote.serve(held, folder=folder, listen=listen)) as server:
+    with contextlib.ExitStack() as stack:
+        if log is not None:
+            held = RecordingHost(held, stack.enter_context(ReleaseLog(log)))
+        serving = contextlib.closing(remote.serve(held, folder=folder, listen=listen))
+        server = stack.enter_context(serving)
         console = out()
         console.print(f"ciphertext server: serving on {server.url}")
         console.file.flush()

@@ -22,7 +22,7 @@ from jaxtyping import Float64, Int64
 
 from cloister.cli import options
 from cloister.cli.console import emit_json, err, out, table
-from cloister.cli.train import library
+from cloister.cli.train import library, show_claims
 from cloister.errors import CloisterError, InputError
 
 NAME = "biopsies"
@@ -165,9 +165,7 @@ def show(found: dict[str, Any]) -> None:
         f"{found['accuracy_plain']:.1%} in the clear ({found['patients']} patients)"
     )
     console.print()
-    rows = [(c["about"], c["severity"], c["learns"]) for c in found["claims"]]
-    console.print(table(("what the server could learn", "", "how much"), rows))
-    console.print()
+    show_claims(found["claims"])
     budget = found["budget"]
     columns = ("data set", "samples", "dim", "rank allowed", "spent", "bits", "refused")
     row = (

@@ -4,6 +4,8 @@ import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal
@@ -162,6 +164,14 @@ def train(
             "--release-log", metavar="FILE", help="Keep what the server learns, for cloister audit."
         ),
     ] = None,
+    request_log: Annotated[
+        Path | None,
+        typer.Option(
+            "--request-log",
+            metavar="FILE",
+            help="Keep what the authority is asked, for cloister audit.",
+        ),
+    ] = None,
     patience: Annotated[
         float,
         typer.Option(
@@ -204,9 +214,10 @@ def train(
                     )
                 )
             )
-        log = None
-        if release_log is not None:
-            log = stack.enter_context(closing(ReleaseLog(release_log)))
+        log, requests = (
+            None if path is None else stack.enter_context(closing(ReleaseLog(path)))
+            for path in (release_log, request_log)
+        )
         modules.torch.manual_seed(seed)
         trainer = modules.trainer.Trainer(
             modules.models.build(model, opened.shape, classes=opened.classes),
@@ -222,6 +233,7 @@ def train(
             optimizer=_optimizer(modules.torch, optimizer, learning_rate),
             checkpoint_dir=checkpoint,
             release_log=log,
+            request_log=requests,
             offload_gradients=offload_gradients,
             batch=batch,
             seed=seed,
@@ -317,6 +329,19 @@ def spent(keys: Any, dataset: str) -> dict[str, Any] | None:  # noqa: ANN401
         return None
 
 
+def show_claims(claims: Sequence[dict[str, Any]]) -> None:
+    """Print who could learn what, party by party."""
+    console = out()
+    console.print("what each party could learn")
+    for party, told in groupby(claims, key=itemgetter("party")):
+        console.print(f"  {party}", soft_wrap=True)
+        for claim in told:
+            line = f"    {claim['about']:<22}{claim['severity']:<12}{claim['learns']}"
+            assumes = f" (assuming: {claim['assumes']})" if claim["assumes"] else ""
+            console.print(line + assumes, soft_wrap=True)
+    console.print()
+
+
 def show(found: dict[str, Any]) -> None:
     """Print a run for people."""
     console = out()
@@ -324,10 +349,7 @@ def show(found: dict[str, Any]) -> None:
     rows = [tuple(result.values()) for result in found["epochs"]]
     console.print(table(columns, rows))
     console.print()
-    names = ("what the server could learn", "", "how much")
-    shown = [(c["about"], c["severity"], c["learns"]) for c in found["claims"]]
-    console.print(table(names, shown))
-    console.print()
+    show_claims(found["claims"])
     console.print(
         f"authority: {found['authority_requests']:,} requests in {found['authority_s']:.2f} s; "
         f"products on ciphertexts: {found['server_s']:.2f} s"

@@ -85,6 +85,17 @@ _TEXT: Mapping[Protection, tuple[str, str, str]] = {
 }
 
 
+SENT: Mapping[str, str] = {
+    "Hello": "the protocol's version",
+    "LoadLinear": "shapes, strides, padding and integer weights of the layers it computes, in "
+    "their order",
+    "LoadSegment": "the operators, weights, names and notes of the open part of the model",
+    "Apply": "the number of inputs in each message and the time between messages",
+}
+"""What every kind of message to a worker shows besides the tensors of `Apply`, which are the
+statements' subject; by the message's class in `cloister.wire.messages`."""
+
+
 @dataclass(frozen=True)
 class _Context:
     """What holds for the plan as a whole; it decides what can be said of each part."""
@@ -135,8 +146,10 @@ def claims_of(policy: str, protections: Mapping[str, Protection]) -> Claims:
 def _always_visible(outside: list[Protection]) -> str:
     if not outside:
         return "nothing; there is no worker"
-    what = "the whole model" if OPEN in outside else "the integer weights of the layers it computes"
-    return (
-        f"{what}, the shapes of their inputs and outputs, the number of inputs "
-        "and the time between messages"
-    )
+    kinds = ["Hello"]
+    if any(protection is not OPEN for protection in outside):
+        kinds.append("LoadLinear")
+    if OPEN in outside:
+        kinds.append("LoadSegment")
+    seen = [SENT[kind] for kind in (*kinds, "Apply")]
+    return f"{', '.join(seen[:-1])}, and {seen[-1]}; so does whoever reads the network"

@@ -4,15 +4,14 @@
 
 This is where a ciphertext product and a function key meet, and the only place that knows who holds
 which. `receiver` says where the difference is taken: at the server, which then learns these values,
-or at a trusted runtime that asks an untrusted server for the first term. There, the gradient's
-first term is made by the trusted runtime itself, from ciphertexts, unless `offload_gradients`: the
-server would see every sample's output gradient, which tells its label and its active units.
+or at a trusted runtime, which may leave the first term to a host (`server.HostedServer`). What
+either is sent, and the authority, is in `sent`.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Int16, Int32, Int64, UInt32
@@ -22,19 +21,11 @@ from cloister.fe import mask
 from cloister.fe.keyservice import DatasetInfo, KeyService, Receiver
 from cloister.field.linear import Geometry, LinearMap
 from cloister.training.server import CiphertextServer
-from cloister.wire.releases import Release, ReleaseKind
+from cloister.wire.releases import Recorder, Release, ReleaseKind, asked
 
 T = TypeVar("T")
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 5.0
-
-
-class Recorder(Protocol):
-    """Receives what the server learns, as it learns it (`cloister.wire.releases.ReleaseLog`)."""
-
-    def append(self, release: Release) -> None:
-        """Keep one release."""
-        ...
 
 
 @dataclass
@@ -49,6 +40,9 @@ class Counters:
 class Products:
     """Forward products, weight gradients and labels of one data set.
 
+    recorder   keeps what the server receives, where it is the receiver
+    requests   keeps what the authority is asked
+
     Raises   AuthorityUnavailable when the authority stays away for longer than `patience_s`;
              BudgetError, FunctionError and EncryptionError pass through
     """
@@ -61,9 +55,8 @@ class Products:
         keys: KeyService,
         receiver: Receiver = "server",
         recorder: Recorder | None = None,
+        requests: Recorder | None = None,
         patience_s: float = 60.0,
-        offload_gradients: bool = False,
-        threads: int = 1,
     ) -> None:
         if patience_s < 0:
             raise InputError(f"patience must not be negative, got {patience_s} s")
@@ -74,9 +67,8 @@ class Products:
         self._server = server
         self._keys = keys
         self._recorder = recorder if receiver == "server" else None
+        self._requests = requests
         self._patience_s = patience_s
-        self._own_gradients = receiver == "trusted" and not offload_gradients
-        self._threads = threads
 
     @property
     def x_bound(self) -> int:
@@ -92,6 +84,7 @@ class Products:
         """
         name = self.info.name
         masked = self._serve(lambda: self._server.forward(name, ids, linear))
+        self._request("forward request", ids, linear.geometry, linear.weights)
         key = self._ask(lambda: self._keys.forward_key(name, ids, linear, receiver=self.receiver))
         self._record("forward", ids, linear.geometry, linear.weights, masked, key)
         return _difference(masked, key)
@@ -107,11 +100,8 @@ class Products:
         Domain   as `forward`
         """
         name = self.info.name
-        if self._own_gradients:
-            samples = self._serve(lambda: self._server.data(name, ids))
-            masked = mask.gradient(geometry, delta, samples, threads=self._threads)
-        else:
-            masked = self._serve(lambda: self._server.gradient(name, ids, geometry, delta))
+        masked = self._serve(lambda: self._server.gradient(name, ids, geometry, delta))
+        self._request("gradient request", ids, geometry, delta)
         key = self._ask(
             lambda: self._keys.gradient_key(name, ids, geometry, delta, receiver=self.receiver)
         )
@@ -164,6 +154,12 @@ class Products:
                 wait = min(2 * wait, LONGEST_WAIT_S)
         finally:
             self.counters.authority_s += time.perf_counter() - started
+
+    def _request(
+        self, kind: ReleaseKind, ids: Int64[np.ndarray, " n"], geometry: Geometry, sent: np.ndarray
+    ) -> None:
+        if self._requests is not None:
+            self._requests.append(asked(kind, ids, geometry, sent, step=self.step))
 
     def _record(
         self,

@@ -1,10 +1,12 @@
 """The ciphertext server as a process of its own, over HTTPS with a pinned certificate.
 
 The training process is then the trusted runtime; this side has no key and no token of the
-authority, so what it holds, is asked and answers is what any host may see: sample ids, the first
-layer's weights, ring elements. Its answers are not checked: a server that lies can spoil the
-training, and so shape what the weights it sees next tell. A Freivalds check would not help here: it
-needs the samples, or costs more modulo 2^32 than the product of a first layer itself.
+authority. What it holds and answers is uniform; what it is *asked* is not: sample ids, and the
+first layer's weights, whose differences are gradients where that layer is trained (`sent`). Its
+answers are not checked: a server that lies spoils the training, and chooses which samples have a
+gradient.
+A Freivalds check is possible only on the ciphertexts, so modulo 2^32. There an error that is a
+multiple of 2^31 passes every second check, and one such error switches a unit off or on.
 """
 
 import datetime
@@ -23,7 +25,7 @@ from jaxtyping import Int16, Int64, UInt32
 
 from cloister.errors import InputError, ProtocolError, ShapeError
 from cloister.field.linear import Geometry, LinearMap
-from cloister.training.server import CiphertextServer
+from cloister.training.server import CiphertextHost
 from cloister.wire.bodies import Body
 from cloister.wire.https import RETRY_FOR_S, HttpsClient
 from cloister.wire.https_server import HttpsServer, Job
@@ -36,7 +38,7 @@ MAX_SAMPLES = 1 << 20
 
 
 class RemoteCiphertextServer:
-    """A ciphertext server at a URL; `retry_for_s` is how long it may be away.
+    """A ciphertext host at a URL; `retry_for_s` is how long it may be away.
 
     Raises   AuthorityUnavailable when it cannot be reached, and what the server raises
     """
@@ -54,7 +56,7 @@ class RemoteCiphertextServer:
     def forward(
         self, dataset: str, ids: Int64[np.ndarray, " n"], linear: LinearMap
     ) -> UInt32[np.ndarray, "n oh ow oc"]:
-        """See CiphertextServer."""
+        """See CiphertextHost."""
         geometry = linear.geometry
         fields = {"dataset": dataset, "geometry": list(geometry.to_tuple())}
         answer = self._client.call("forward", fields, (ids, linear.weights))
@@ -67,23 +69,13 @@ class RemoteCiphertextServer:
         geometry: Geometry,
         delta: Int16[np.ndarray, "n oh ow oc"],
     ) -> UInt32[np.ndarray, "oc kh kw c"]:
-        """See CiphertextServer."""
+        """See CiphertextHost."""
         fields = {"dataset": dataset, "geometry": list(geometry.to_tuple())}
         answer = self._client.call("gradient", fields, (ids, delta))
         return _checked(answer, geometry.weight_shape)
 
-    def data(self, dataset: str, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n h w c"]:
-        """See CiphertextServer."""
-        answer = self._client.call("data", {"dataset": dataset}, (ids,))
-        return _counted(answer, len(ids), rank=4)
 
-    def labels(self, dataset: str, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n classes"]:
-        """See CiphertextServer."""
-        answer = self._client.call("labels", {"dataset": dataset}, (ids,))
-        return _counted(answer, len(ids), rank=2)
-
-
-def serve(server: CiphertextServer, *, folder: Path, listen: str) -> HttpsServer:
+def serve(server: CiphertextHost, *, folder: Path, listen: str) -> HttpsServer:
     """Answer for a ciphertext server until the result is closed; `folder` is from `init`."""
     token = _read_public(folder / PUBLIC_FILE)[1]
 
@@ -162,33 +154,22 @@ def _read_public(path: Path) -> tuple[bytes, str]:
         raise InputError(f"{path}: is not a ciphertext server's public file") from error
 
 
-def _answer(server: CiphertextServer, operation: str, request: Body) -> np.ndarray:
+def _answer(server: CiphertextHost, operation: str, request: Body) -> np.ndarray:
     dataset = request.text("dataset")
     ids = request.array(0, np.int64, 1)
     if len(ids) > MAX_SAMPLES:
         raise InputError(f"ciphertext server: at most {MAX_SAMPLES} samples at once")
-    if operation == "data":
-        return server.data(dataset, ids)
-    if operation == "labels":
-        return server.labels(dataset, ids)
     geometry = Geometry.from_tuple(request.numbers("geometry"))
     if operation == "forward":
         weights = np.ascontiguousarray(request.array(1, np.int16, 4))
         return server.forward(dataset, ids, LinearMap(geometry, weights))
     if operation == "gradient":
         return server.gradient(dataset, ids, geometry, request.array(1, np.int16, 4))
-    raise ProtocolError("ciphertext server: knows forward, gradient, data and labels")
+    raise ProtocolError("ciphertext server: knows forward and gradient")
 
 
 def _checked(answer: Body, shape: tuple[int, ...]) -> UInt32[np.ndarray, "..."]:
     array = answer.array(0, np.uint32, len(shape))
     if array.shape != shape:
         raise ShapeError(f"ciphertext server: answered {array.shape} instead of {shape}")
-    return array
-
-
-def _counted(answer: Body, count: int, *, rank: int) -> UInt32[np.ndarray, "..."]:
-    array = answer.array(0, np.uint32, rank)
-    if len(array) != count:
-        raise ShapeError(f"ciphertext server: answered {len(array)} of {count} samples")
     return array

@@ -4,7 +4,10 @@
     gradient  sum over i, p of delta[i, p] P[i, p]  mod 2^32
 
 It has no key and no unmasking term, so everything it holds and answers is uniform over Z_2^32.
-The training process either is this server (`unmask_to="server"`) or asks it (`"trusted"`).
+The training process either is this server (`unmask_to="server"`) or asks it (`"trusted"`). Then it
+is *sent* weights, which are not uniform (`sent`), and its answers are not checked. So it is asked
+for products alone: ciphertexts and labels come from the asking side's own file, which is
+authenticated, and no answer can make a sample larger than its encoding allows.
 """
 
 import hashlib
@@ -16,6 +19,7 @@ from jaxtyping import Int16, Int64, UInt32
 from cloister.errors import EncryptionError, InputError
 from cloister.fe import mask
 from cloister.field.linear import Geometry, LinearMap
+from cloister.wire.releases import Recorder, asked
 
 
 class Ciphertexts(Protocol):
@@ -35,10 +39,10 @@ class Ciphertexts(Protocol):
         ...
 
 
-class CiphertextServer(Protocol):
-    """Products with masked samples; `dataset` is a data set's name.
+class CiphertextHost(Protocol):
+    """Products with masked samples, by another machine; `dataset` is a data set's name.
 
-    The products are the caller's, who may write into them; data and labels are not.
+    The products are the caller's, who may write into them.
     """
 
     def forward(
@@ -57,12 +61,12 @@ class CiphertextServer(Protocol):
         """Weight gradient of the masked samples modulo 2^32."""
         ...
 
-    def data(self, dataset: str, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n h w c"]:
-        """The masked samples themselves."""
-        ...
+
+class CiphertextServer(CiphertextHost, Protocol):
+    """The whole of what training asks about ciphertexts."""
 
     def labels(self, dataset: str, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n classes"]:
-        """The masked labels themselves."""
+        """The masked labels themselves; not the caller's to write into."""
         ...
 
 
@@ -82,7 +86,7 @@ class LocalCiphertextServer:
     def forward(
         self, dataset: str, ids: Int64[np.ndarray, " n"], linear: LinearMap
     ) -> UInt32[np.ndarray, "n oh ow oc"]:
-        """See CiphertextServer."""
+        """See CiphertextHost."""
         return mask.forward(linear, self.data(dataset, ids), threads=self._threads)
 
     def gradient(
@@ -92,11 +96,11 @@ class LocalCiphertextServer:
         geometry: Geometry,
         delta: Int16[np.ndarray, "n oh ow oc"],
     ) -> UInt32[np.ndarray, "oc kh kw c"]:
-        """See CiphertextServer."""
+        """See CiphertextHost."""
         return mask.gradient(geometry, delta, self.data(dataset, ids), threads=self._threads)
 
     def data(self, dataset: str, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n h w c"]:
-        """See CiphertextServer."""
+        """The masked samples themselves; not the caller's to write into."""
         key = ids.tobytes()
         if self._last is None or self._last[:2] != (dataset, key):
             self._last = (dataset, key, self._dataset(dataset).data(ids))
@@ -110,6 +114,64 @@ class LocalCiphertextServer:
         if name not in self._datasets:
             raise EncryptionError(f"data set {name!r} is not here; start the server with its file")
         return self._datasets[name]
+
+
+class HostedServer:
+    """Forward products by a host, labels and gradients from one's own file.
+
+    gradients   the host makes these too, and is sent each sample's output gradient
+    """
+
+    def __init__(
+        self, host: CiphertextHost, own: LocalCiphertextServer, *, gradients: bool
+    ) -> None:
+        self._host, self._own = host, own
+        self._gradients: CiphertextHost = host if gradients else own
+
+    def forward(
+        self, dataset: str, ids: Int64[np.ndarray, " n"], linear: LinearMap
+    ) -> UInt32[np.ndarray, "n oh ow oc"]:
+        """See CiphertextHost."""
+        return self._host.forward(dataset, ids, linear)
+
+    def gradient(
+        self,
+        dataset: str,
+        ids: Int64[np.ndarray, " n"],
+        geometry: Geometry,
+        delta: Int16[np.ndarray, "n oh ow oc"],
+    ) -> UInt32[np.ndarray, "oc kh kw c"]:
+        """See CiphertextHost."""
+        return self._gradients.gradient(dataset, ids, geometry, delta)
+
+    def labels(self, dataset: str, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n classes"]:
+        """See CiphertextServer."""
+        return self._own.labels(dataset, ids)
+
+
+class RecordingHost:
+    """Another host, and a record of all that it was asked: what `cloister audit` attacks."""
+
+    def __init__(self, host: CiphertextHost, log: Recorder) -> None:
+        self._host, self._log = host, log
+
+    def forward(
+        self, dataset: str, ids: Int64[np.ndarray, " n"], linear: LinearMap
+    ) -> UInt32[np.ndarray, "n oh ow oc"]:
+        """See CiphertextHost."""
+        self._log.append(asked("forward request", ids, linear.geometry, linear.weights))
+        return self._host.forward(dataset, ids, linear)
+
+    def gradient(
+        self,
+        dataset: str,
+        ids: Int64[np.ndarray, " n"],
+        geometry: Geometry,
+        delta: Int16[np.ndarray, "n oh ow oc"],
+    ) -> UInt32[np.ndarray, "oc kh kw c"]:
+        """See CiphertextHost."""
+        self._log.append(asked("gradient request", ids, geometry, delta))
+        return self._host.gradient(dataset, ids, geometry, delta)
 
 
 class WitnessedServer:
@@ -130,7 +192,7 @@ class WitnessedServer:
     def forward(
         self, dataset: str, ids: Int64[np.ndarray, " n"], linear: LinearMap
     ) -> UInt32[np.ndarray, "n oh ow oc"]:
-        """See CiphertextServer."""
+        """See CiphertextHost."""
         return self._witness(self._server.forward(dataset, ids, linear))
 
     def gradient(
@@ -140,12 +202,8 @@ class WitnessedServer:
         geometry: Geometry,
         delta: Int16[np.ndarray, "n oh ow oc"],
     ) -> UInt32[np.ndarray, "oc kh kw c"]:
-        """See CiphertextServer."""
+        """See CiphertextHost."""
         return self._witness(self._server.gradient(dataset, ids, geometry, delta))
-
-    def data(self, dataset: str, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n h w c"]:
-        """See CiphertextServer."""
-        return self._witness(self._server.data(dataset, ids))
 
     def labels(self, dataset: str, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n classes"]:
         """See CiphertextServer."""

@@ -31,7 +31,8 @@ class Settings:
 
     first_layer              frozen is the safe default; trainable needs keys at every step
     unmask_to                server: whoever runs this learns the first layer's values;
-                             trusted: this process is a trusted runtime, the server learns nothing
+                             trusted: this process is a trusted runtime. No server receives a value;
+                             what a host and the authority are asked is in `sent`
     guard                    ledger: the authority counts what every key gives away; no other
     mode                     paper: no budget; needs allow_unbounded_leakage
     offload_gradients        trusted only: the gradient's product runs at the server too, which

@@ -32,14 +32,17 @@ from cloister.training.frozen import Features, Lift, Projection, default_project
 from cloister.training.layers import Encrypted, Samples
 from cloister.training.noise import GaussianNoise, StepNoise
 from cloister.training.private import PrivateStep
-from cloister.training.products import Products, Recorder
+from cloister.training.products import Products
 from cloister.training.server import (
+    CiphertextHost,
     Ciphertexts,
     CiphertextServer,
+    HostedServer,
     LocalCiphertextServer,
     WitnessedServer,
 )
 from cloister.training.settings import FirstLayer, Guard, Running, Settings
+from cloister.wire.releases import Recorder
 
 __all__ = ["Dataset", "FirstLayer", "Settings", "Trainer", "epoch_order"]
 
@@ -89,6 +92,10 @@ class Trainer:
     `cloister.training.settings.Settings`. The defaults give away the least: a data set's ledger
     guards every key, and the first layer is a fixed projection.
 
+    server        a host for the products on ciphertexts; default: this process makes them
+    release_log   keeps what this process receives where it is the server
+    request_log   keeps what the authority is asked
+
     Raises   BudgetError when a sample's budget is spent, AuthorityUnavailable when the authority
              stays away; in either case after a checkpoint
     """
@@ -106,11 +113,12 @@ class Trainer:
         mode: Mode = "guarded",
         allow_unbounded_leakage: bool = False,
         noise: GaussianNoise | None = None,
-        server: CiphertextServer | None = None,
+        server: CiphertextHost | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         projection: Projection | None = None,
         checkpoint_dir: Path | None = None,
         release_log: Recorder | None = None,
+        request_log: Recorder | None = None,
         **running: Unpack[Running],
     ) -> None:
         settings = self.settings = Settings(
@@ -118,17 +126,20 @@ class Trainer:
         )
         self.info = keys.describe(dataset.name)
         _check(dataset, self.info, settings)
-        server = server or LocalCiphertextServer(dataset, threads=settings.threads)
-        self._witness = None if noise is None else WitnessedServer(server)
+        self.hosted = server is not None
+        own = LocalCiphertextServer(dataset, threads=settings.threads)
+        asked: CiphertextServer = own
+        if server is not None:
+            asked = HostedServer(server, own, gradients=settings.offload_gradients)
+        self._witness = None if noise is None else WitnessedServer(asked)
         self.products = Products(
             self.info,
-            self._witness or server,
+            self._witness or asked,
             keys=keys,
             receiver=settings.unmask_to,
             recorder=release_log,
+            requests=request_log,
             patience_s=settings.patience_s,
-            offload_gradients=settings.offload_gradients,
-            threads=settings.threads,
         )
         self.projection: Projection | None = None
         self._folder = checkpoint_dir

@@ -1,4 +1,7 @@
-"""The release log: every answer of the key authority that the training server could read.
+"""The release log: what one party of a training run was sent.
+
+The training server's log holds the answers of the key authority that it could read; a ciphertext
+host's and the authority's hold what they were asked.
 
 A file is one line that names the format, then records. A record is the length of its body, the
 body and the body's SHA-256, so a torn tail or a damaged byte is found where it is. The log is
@@ -9,10 +12,11 @@ import hashlib
 import math
 import os
 import struct
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, Protocol
 
 import numpy as np
 from jaxtyping import Int64
@@ -20,11 +24,13 @@ from jaxtyping import Int64
 from cloister.errors import EncryptionError, ShapeError
 from cloister.field.linear import Geometry
 
-ReleaseKind = Literal["forward", "gradient", "labels"]
+ReleaseKind = Literal["forward", "gradient", "labels", "forward request", "gradient request"]
 
 MAGIC = b"cloister releases 1\n"
 MAX_RANK = 4
-_KINDS: tuple[ReleaseKind, ...] = ("forward", "gradient", "labels")
+_KINDS: tuple[ReleaseKind, ...] = (
+    "forward", "gradient", "labels", "forward request", "gradient request",
+)  # fmt: skip
 _LENGTH = struct.Struct("<Q")
 _DIGEST_BYTES = hashlib.sha256().digest_size
 # kind, whether a geometry follows, rank of the functional, rank of the values, step, samples, shape
@@ -37,12 +43,13 @@ _SIZE = struct.Struct("<Q")
 class Release:
     """Integers that a function key of one request unmasked, and the function they belong to.
 
-    kind         what was asked: forward A x, gradient sum of delta x, or labels
+    kind         what was asked: forward A x, gradient sum of delta x, or labels; a request is what
+                 a party was asked that learned no value of it
     ids          the samples of the request, in its order
     geometry     the first layer's map; None for labels
     functional   weights (o, kh, kw, c) for forward, delta (n, oh, ow, oc) for gradient, else empty
     values       forward (n, oh, ow, oc), gradient the weights' shape, labels (n, classes): P - Y,
-                 or Y itself
+                 or Y itself; of a request none
     shape        (h, w, c) of one sample
     """
 
@@ -71,6 +78,27 @@ class Release:
         _check_shapes(self)
 
 
+class Recorder(Protocol):
+    """Receives what a party is sent, as it is sent (`ReleaseLog` is one for a file)."""
+
+    def append(self, release: Release) -> None:
+        """Keep one release."""
+        ...
+
+
+def asked(
+    kind: ReleaseKind,
+    ids: Int64[np.ndarray, " n"],
+    geometry: Geometry,
+    functional: np.ndarray,
+    *,
+    step: int = 0,
+) -> Release:
+    """A request as its receiver sees it: which function of which samples, and no value."""
+    none = np.empty(0, np.int64)
+    return Release(kind, step, ids, geometry, functional, none, geometry.in_shape)
+
+
 class ReleaseLog:
     """Appends releases to a file.
 
@@ -78,7 +106,7 @@ class ReleaseLog:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path, self._lock = path, threading.Lock()
         # Created without truncation: a log is evidence, and a resumed run continues it.
         self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
         try:
@@ -97,8 +125,10 @@ class ReleaseLog:
         """Write one release; it is in the file when this returns, on the disk after `close`."""
         body = _encode(release)
         digest = hashlib.sha256(body).digest()
-        self._file.write(b"".join((_LENGTH.pack(len(body)), body, digest)))
-        self._file.flush()
+        # A host answers many connections at once.
+        with self._lock:
+            self._file.write(b"".join((_LENGTH.pack(len(body)), body, digest)))
+            self._file.flush()
 
     def close(self) -> None:
         """Bring everything to the disk and close the file."""
@@ -137,7 +167,10 @@ def read_releases(path: Path, *, tail_ok: bool = False) -> Iterator[Release]:
 
 def _check_magic(file: BinaryIO, path: Path) -> None:
     if file.read(len(MAGIC)) != MAGIC:
-        raise EncryptionError(f"{path}: not a release log; name the file given as --release-log")
+        raise EncryptionError(
+            f"{path}: not a release log; name the file given as "
+            "--release-log, --request-log or --log"
+        )
 
 
 def _body(file: BinaryIO, path: Path, *, tail_ok: bool) -> bytes | None:
@@ -218,10 +251,12 @@ def _check_shapes(release: Release) -> None:
     functional, values = release.functional.shape, release.values.shape
     if geometry is None:
         fits = functional == (0,) and len(values) == 2 and values[0] == samples
-    elif release.kind == "forward":
-        fits = functional == geometry.weight_shape and values == (samples, *geometry.out_shape)
     else:
-        fits = functional == (samples, *geometry.out_shape) and values == geometry.weight_shape
+        weights, outputs = geometry.weight_shape, (samples, *geometry.out_shape)
+        forward = release.kind.startswith("forward")
+        given, answered = (weights, outputs) if forward else (outputs, weights)
+        none = release.kind.endswith("request")
+        fits = functional == given and values == ((0,) if none else answered)
     if not fits:
         raise ShapeError(
             f"release: {release.kind} of {samples} samples with {geometry}: functional "

@@ -124,6 +124,11 @@ def joint_solve(releases: Sequence[Release], prior: Prior) -> BatchSolution | No
     return BatchSolution(ids, x, 0)
 
 
+def evaluate(release: Release, x: Float64[np.ndarray, "n dim"]) -> Float64[np.ndarray, " k"]:
+    """What a forward or gradient release should have answered of its samples."""
+    return np.asarray(_apply(release, x).ravel())
+
+
 def _scale(release: Release) -> float:
     return max(float(np.linalg.norm(release.functional.astype(np.float64))), 1.0)
 

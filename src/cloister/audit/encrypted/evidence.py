@@ -13,6 +13,7 @@ from cloister.errors import EncryptionError, InputError
 from cloister.wire.releases import Release
 
 EXACT_BITS = 32
+RANK_TOLERANCE = 1e-10
 ENOUGH = 16
 """Different functionals kept per sample, in multiples of its dimension."""
 
@@ -43,12 +44,14 @@ class Evidence:
 
     forward    per attacked sample, its forward functionals
     releases   forward and gradient releases in order, for attacks that join samples
+    requests   what a party was asked that received no value, in order
     labels     (id, integers) of label releases
     """
 
     shape: tuple[int, int, int]
     forward: dict[int, SampleEvidence] = field(default_factory=dict)
     releases: list[Release] = field(default_factory=list)
+    requests: list[Release] = field(default_factory=list)
     labels: list[tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, "n classes"]]] = field(
         default_factory=list
     )
@@ -75,11 +78,21 @@ class Evidence:
             rows = scipy.sparse.vstack(self.forward[ids[0]].rows)
             # Not the first ones: a convolution's rows walk over the image.
             chosen = np.unique(np.linspace(0, rows.shape[0] - 1, limit).astype(np.int64))
+            if self.dim <= len(chosen) < rows.shape[0] and rank(rows[chosen].toarray()) < self.dim:
+                # A choice must not hide that all of them together determine the sample.
+                chosen = np.arange(rows.shape[0])
             rows = rows[chosen].toarray()
             answers = [np.concatenate(self.forward[i].answers)[chosen] for i in ids]
             width = blur_width(rows, bound=bound, value_bits=value_bits)
             groups.append(Group(np.array(ids, np.int64), rows, np.stack(answers, axis=1), width))
         return groups
+
+
+def rank(rows: Float64[np.ndarray, "k dim"]) -> int:
+    """Rank of functionals of any size, each taken at length one."""
+    lengths = np.maximum(np.linalg.norm(rows, axis=1), 1.0)[:, None]
+    values = np.linalg.svd(rows / lengths, compute_uv=False)
+    return int((values > RANK_TOLERANCE * values.max(initial=0.0)).sum())
 
 
 def blur_width(rows: Float64[np.ndarray, "k dim"], *, bound: float, value_bits: int) -> float:
@@ -119,6 +132,10 @@ def collect(releases: Iterable[Release], *, samples: int = 16, steps: int = 256)
 def _enter(evidence: Evidence, release: Release, samples: int, steps: int) -> None:
     evidence.counts[release.kind] = evidence.counts.get(release.kind, 0) + 1
     evidence.seen.update(release.ids.tolist())
+    if release.kind.endswith("request"):
+        if len(evidence.requests) < 2 * steps:
+            evidence.requests.append(release)
+        return
     if release.kind == "labels":
         evidence.labels.append((release.ids, release.values))
         return

@@ -1,47 +1,27 @@
 """Findings against the truth: a verdict per attack, and one for the log."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64
 
 from cloister.audit.encrypted.prior import Prior
 from cloister.audit.encrypted.run import Finding
-from cloister.audit.encrypted.score import Score, score_images, score_labels
+from cloister.audit.encrypted.score import Score, fitted, score_images, score_labels
+from cloister.audit.encrypted.truth import ORDER, Truth
 from cloister.errors import InputError
 
 Judgement = Literal[
-    "not run", "nothing to attack", "not recovered", "not scored", "approximated", "recovered"
+    "nothing to attack", "not attempted", "not recovered", "not scored", "approximated", "recovered"
 ]
 SEVERITY: tuple[Judgement, ...] = (
-    "not run", "nothing to attack", "not recovered", "not scored", "approximated", "recovered",
+    "nothing to attack", "not attempted", "not recovered", "not scored", "approximated", "recovered"
 )  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class Truth:
-    """What was really encrypted, for scoring: flattened samples by id, labels where known."""
-
-    ids: Int64[np.ndarray, " n"]
-    x: Float64[np.ndarray, "n dim"]
-    labels: Int64[np.ndarray, " n"] | None = None
-
-    def __post_init__(self) -> None:
-        if len(np.unique(self.ids)) != len(self.ids):
-            raise InputError("truth: an id occurs twice")
-        if len(self.x) != len(self.ids) or len(self.x) == 0:
-            raise InputError(f"truth: {len(self.x)} samples for {len(self.ids)} ids")
-        if self.labels is not None and len(self.labels) != len(self.ids):
-            raise InputError(f"truth: {len(self.labels)} labels for {len(self.ids)} ids")
-
-    def places(self, ids: Int64[np.ndarray, " m"]) -> Int64[np.ndarray, " m"]:
-        """Positions of samples in the truth; -1 for those it does not hold."""
-        order = np.argsort(self.ids)
-        at = np.minimum(np.searchsorted(self.ids[order], ids), len(order) - 1)
-        found: Int64[np.ndarray, " m"] = np.where(self.ids[order][at] == ids, order[at], -1)
-        return found
+SAME = 0.999
+"""Correlation from which two samples are the same up to factor and offset."""
+ALIKE = 0.9
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,18 +33,30 @@ class Judged:
 
     @property
     def verdict(self) -> Judgement:
-        """By the score; without one, determined samples are recovered whatever they are."""
-        if len(self.finding.ids) == 0:
-            return "not run"
+        """What the log determines is recovered, whatever the truth is; else by the score."""
+        finding = self.finding
+        if finding.state != "ran":
+            return finding.state
+        if finding.determined:
+            return "recovered"
+        found: Judgement = "not scored"
         if self.score is not None:
-            return self.score.verdict
-        return "recovered" if self.finding.determined else "not scored"
+            found = self.score.verdict
+        elif not len(finding.ids):
+            found = "not recovered"
+        some = finding.certain is not None and finding.certain.any()
+        return max(found, "approximated", key=SEVERITY.index) if some else found
 
 
 def judge(finding: Finding, truth: Truth | None, prior: Prior) -> Judged:
-    """Score a finding on the samples whose truth is known."""
+    """Score a finding on the samples whose truth is known.
+
+    Raises   InputError when it shows that the truth is of other samples
+    """
     if truth is None or len(finding.ids) == 0:
         return Judged(finding, None)
+    if finding.among is not None:
+        return _loose(finding, truth, prior)
     at = truth.places(finding.ids)
     held = at >= 0
     if not held.any():
@@ -82,6 +74,41 @@ def judge(finding: Finding, truth: Truth | None, prior: Prior) -> Judged:
     return Judged(finding, score)
 
 
+def _loose(finding: Finding, truth: Truth, prior: Prior) -> Judged:
+    """Score samples that are known up to factor and offset, each as the best of those it may be."""
+    places, rows = [], []
+    alike = np.abs(_unit(finding.x) @ _unit(truth.x).T)
+    for i, ids in enumerate(finding.among or ()):
+        held = truth.places(ids)
+        held = held[held >= 0]
+        if not len(held):
+            continue
+        best = int(held[np.argmax(alike[i, held])])
+        elsewhere = alike[i].max() > SAME and alike[i, best] < ALIKE
+        sure = finding.certain is not None and finding.certain[i].all()
+        if elsewhere or (sure and alike[i, best] < ALIKE):
+            raise InputError(
+                f"truth: what the log tells of sample {int(truth.ids[best])} is not that sample; "
+                f"{ORDER}"
+            )
+        places.append(best)
+        rows.append(i)
+    if not places:
+        return Judged(finding, None)
+    real = truth.x[places]
+    span = prior.high - prior.low
+    score = score_images(finding.x[rows], real, guess=prior.mean, span=span, loose=True)
+    x, ids = finding.x.copy(), finding.ids.copy()
+    x[rows], ids[rows] = fitted(finding.x[rows], real), truth.ids[places]
+    return Judged(replace(finding, x=x, ids=ids), score)
+
+
+def _unit(x: Float64[np.ndarray, "n dim"]) -> Float64[np.ndarray, "n dim"]:
+    centred = x - x.mean(axis=1, keepdims=True)
+    lengths = np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-300)
+    return np.asarray(centred / lengths, np.float64)
+
+
 def overall(judged: Sequence[Judged]) -> Judgement:
-    """The worst verdict of all attacks that had something to work with."""
+    """The worst verdict of all attacks."""
     return max(("nothing to attack", *(one.verdict for one in judged)), key=SEVERITY.index)

@@ -64,15 +64,21 @@ def score_images(
     guess: Float64[np.ndarray, " dim"],
     span: float,
     known: Bool[np.ndarray, "n dim"] | None = None,
+    loose: bool = False,
 ) -> Score:
     """Reconstructions against the truth and against the best guess without the transcript.
 
-    The guess is the better one of the attacker's prior mean and the mean of the truth itself, so
-    that a success is never owed to a poor guess. `known` restricts everything to the elements that
-    the attack claims to know.
+    The guess is the better one of the attacker's prior mean and, for every sample, the mean of the
+    other ones' truth, so that a success is never owed to a poor guess, nor hidden by a guess that
+    knows the answer. `known` restricts everything to the elements that the attack claims to know.
+    `loose` grants factor and offset of every sample to both.
     """
     used = np.ones(truth.shape, bool) if known is None else known
-    guesses = [np.broadcast_to(one, truth.shape) for one in (guess, truth.mean(axis=0))]
+    guesses = [np.broadcast_to(guess, truth.shape)]
+    if len(truth) > 1:
+        guesses.append((truth.sum(axis=0) - truth) / (len(truth) - 1))
+    if loose:
+        found, *guesses = (fitted(one, truth) for one in (found, *guesses))
     return Score(
         value=psnr_db(found[used], truth[used], span=span),
         guess=max(psnr_db(one[used], truth[used], span=span) for one in guesses),
@@ -80,6 +86,17 @@ def score_images(
         unit="dB",
         samples=len(truth),
     )
+
+
+def fitted(
+    found: Float64[np.ndarray, "n dim"], truth: Float64[np.ndarray, "n dim"]
+) -> Float64[np.ndarray, "n dim"]:
+    """Every row with the factor and the offset that bring it nearest to the truth's row."""
+    mean = truth.mean(axis=1, keepdims=True)
+    centred = found - found.mean(axis=1, keepdims=True)
+    power = np.maximum((centred**2).sum(axis=1, keepdims=True), 1e-300)
+    factors = (centred * (truth - mean)).sum(axis=1, keepdims=True) / power
+    return np.asarray(mean + factors * centred, np.float64)
 
 
 def score_labels(found: Int64[np.ndarray, " n"], truth: Int64[np.ndarray, " n"]) -> Score:

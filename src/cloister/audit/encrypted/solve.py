@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 from scipy.optimize import linprog
 
+from cloister.audit.encrypted.evidence import RANK_TOLERANCE
 from cloister.audit.encrypted.prior import Prior
 from cloister.errors import InputError
 
@@ -15,10 +16,14 @@ LARGEST_PROGRAM = 1024
 
 
 class Solution(NamedTuple):
-    """Reconstructions, one row per sample; `rank` is that of the equations behind them."""
+    """Reconstructions, one row per sample; `rank` is that of the equations behind them.
+
+    determined   the elements that no other samples with these values could have
+    """
 
     x: Float64[np.ndarray, "n dim"]
     rank: int
+    determined: Bool[np.ndarray, " dim"]
 
 
 def linear_solve(
@@ -29,9 +34,13 @@ def linear_solve(
     At full rank the prior does not matter and rounding makes the answer exact.
     """
     a, b = _centred(rows, answers, prior)
-    step, _, rank, _ = np.linalg.lstsq(a, b, rcond=1e-10)
-    x = prior.mean + step.T
-    return Solution(np.rint(x) if rank == prior.dim else x, int(rank))
+    left, values, right = np.linalg.svd(a, full_matrices=False)
+    rank = int((values > RANK_TOLERANCE * values.max(initial=0.0)).sum())
+    spanned = right[:rank]
+    x = prior.mean + ((left[:, :rank].T @ b) / values[:rank, None]).T @ spanned
+    # An element is determined if its unit vector lies in the span of the functionals.
+    determined = (spanned**2).sum(axis=0) > 1 - 1e-9
+    return Solution(np.where(determined, np.rint(x), x), rank, determined)
 
 
 def box_program(

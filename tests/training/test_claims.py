@@ -1,0 +1,232 @@
+"""Claims against what is really sent: every interface is watched in runs of every mode."""
+
+import inspect
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cloister.authority.client import AuthorityClient
+from cloister.fe.keyservice import KeyService
+from cloister.training.claims import TELLS, claims
+from cloister.training.noise import GaussianNoise
+from cloister.training.remote import RemoteCiphertextServer
+from cloister.training.sent import Content, Party, sent
+from cloister.training.server import CiphertextHost, LocalCiphertextServer
+from training.doubles import MemoryAuthority, MemoryDataset, blobs
+from training.test_trainer import FROZEN, PAPER, SHAPE, TRUSTED, trainer
+
+GUARDED = replace(FROZEN, first_layer="trainable")
+CLEAN = replace(TRUSTED, first_layer="frozen")
+OFFLOADING = replace(TRUSTED, offload_gradients=True)
+NOISY = replace(TRUSTED, noise=GaussianNoise(4.0, "gradients"))
+NOISY_OFFLOADING = replace(NOISY, offload_gradients=True)
+MODES = pytest.mark.parametrize("settings", [
+    PAPER, FROZEN, TRUSTED, CLEAN, OFFLOADING, NOISY, NOISY_OFFLOADING,
+], ids=["paper", "frozen", "trusted", "trusted frozen", "offloading", "noisy",
+        "noisy offloading"])  # fmt: skip
+HOSTED = pytest.mark.parametrize("hosted", [False, True], ids=["local", "hosted"])
+VALUES, LABELS, MODEL = "a sample's values", "labels", "the model"
+# The interfaces' methods that a client or a command calls, not a run.
+OF_CLIENTS = {"create_dataset", "register_part", "terms", "label_permutation", "close"}
+
+
+class Watched:
+    """Passes every call on to another object, and keeps method and arguments."""
+
+    def __init__(self, of):
+        self._of, self.calls = of, []
+
+    def __getattr__(self, name):
+        found = getattr(self._of, name)
+        if not callable(found):
+            return found
+
+        def call(*arguments, **more):
+            self.calls.append((name, arguments))
+            return found(*arguments, **more)
+
+        return call
+
+
+class Log:
+    """A recorder in memory."""
+
+    def __init__(self):
+        self.kept = []
+
+    def append(self, release):
+        self.kept.append(release)
+
+
+def dense():
+    torch.manual_seed(2)
+    return nn.Sequential(nn.Flatten(), nn.Linear(30, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def watched_run(settings, folder, *, hosted, epochs=2):
+    """A run with evaluation and checkpoints; what crossed each interface."""
+    x, y, encoding = blobs(60, SHAPE)
+    dataset = MemoryDataset(x, y, encoding=encoding)
+    authority = Watched(MemoryAuthority(dataset, mode=settings.mode))
+    host = Watched(LocalCiphertextServer(dataset)) if hosted else None
+    log = Log()
+    made, _, _ = trainer(
+        settings, model=dense(), n=60, authority=authority, server=host, checkpoint_dir=folder,
+        release_log=log,
+    )  # fmt: skip
+    made.fit(epochs)
+    return made, {
+        Party.AUTHORITY: authority.calls,
+        Party.HOST: [] if host is None else host.calls,
+        Party.SERVER: [(release.kind, (release.functional,)) for release in log.kept],
+        Party.FOLDER: [(path.name, ()) for path in folder.iterdir()],
+    }
+
+
+def functions(calls, kinds):
+    """The different integer arrays that were sent with these kinds of message."""
+    found = set()
+    for kind, arguments in calls:
+        if kind in kinds:
+            last = arguments[-1]
+            found.add(getattr(last, "weights", last).tobytes())
+    return found
+
+
+@MODES
+@HOSTED
+def test_whatever_is_sent_is_listed(settings, hosted, tmp_path):
+    made, crossed = watched_run(settings, tmp_path, hosted=hosted)
+    rows = sent(made.settings, hosted=made.hosted)
+    for party, calls in crossed.items():
+        listed = {row.kind: row.carries for row in rows if row.party is party}
+        assert {kind for kind, _ in calls} <= set(listed), party
+        # Integers that change from step to step follow from samples; only a projection does not.
+        forward = functions(calls, {"forward", "forward_key"})
+        if len(forward) > 1:
+            assert {Content.WEIGHTS, Content.VALUES} & set(
+                listed.get("forward", ()) + listed.get("forward_key", ())
+            ), party
+        if functions(calls, {"gradient", "gradient_key"}):
+            assert {Content.OUTPUT_GRADIENTS, Content.VALUES} & set(
+                listed.get("gradient", ()) + listed.get("gradient_key", ())
+            ), party
+    assert crossed[Party.AUTHORITY]
+    assert bool(crossed[Party.HOST]) is hosted
+    assert bool(crossed[Party.SERVER]) is (settings.unmask_to == "server")
+    assert crossed[Party.FOLDER]
+
+
+def methods(interface):
+    return {
+        name for name, member in inspect.getmembers(interface, callable) if not name.startswith("_")
+    }
+
+
+def test_every_method_of_an_interface_is_listed():
+    """A new request to authority or host has no claim before it has a row."""
+    rows = [
+        row
+        for settings in (PAPER, FROZEN, TRUSTED, CLEAN, OFFLOADING)
+        for row in sent(settings, hosted=True)
+    ]
+    kinds = {party: {row.kind for row in rows if row.party is party} for party in Party}
+    assert methods(KeyService) <= kinds[Party.AUTHORITY]
+    assert methods(AuthorityClient) - OF_CLIENTS == kinds[Party.AUTHORITY]
+    assert methods(CiphertextHost) == kinds[Party.HOST] - {"data set file"}
+    assert methods(RemoteCiphertextServer) - {"close"} == methods(CiphertextHost)
+
+
+def test_every_content_tells_something():
+    assert set(TELLS) == set(Content)
+
+
+def table(settings, *, hosted=False):
+    x, y, encoding = blobs(60, SHAPE)
+    dataset = MemoryDataset(x, y, encoding=encoding)
+    server = LocalCiphertextServer(dataset) if hosted else None
+    made, _, _ = trainer(settings, model=dense(), n=60, server=server)
+    return {(claim.party, claim.about): claim for claim in claims(made, epochs=2)}
+
+
+@MODES
+@HOSTED
+def test_nothing_may_be_said_only_where_nothing_is_sent(settings, hosted):
+    """A party that is sent what follows from samples is never said to learn nothing of them."""
+    found = table(settings, hosted=hosted)
+    telling = {Content.WEIGHTS, Content.OUTPUT_GRADIENTS, Content.VALUES, Content.FIXED_VALUES,
+               Content.FEATURES, Content.MODEL, Content.RUN}  # fmt: skip
+    for row in sent(settings, hosted=hosted):
+        claim = found[row.party.value, VALUES]
+        if telling & set(row.carries):
+            assert claim.severity != "nothing", claim
+        if claim.severity == "nothing":
+            assert claim.assumes, claim
+    said = [claim for claim in found.values() if claim.about == VALUES]
+    assert {claim.severity for claim in said} <= {"nothing", "bounded", "everything"}
+
+
+def test_claims_follow_the_settings():
+    paper, frozen, guarded = table(PAPER), table(FROZEN), table(GUARDED)
+    server = ("training server", VALUES)
+    assert [t[server].severity for t in (paper, frozen, guarded)] == [
+        "everything", "bounded", "bounded",
+    ]  # fmt: skip
+    assert "7 fixed linear functions of 30 values" in frozen[server].learns
+    assert "beyond, the authority refuses" in guarded[server].learns
+    for found in (paper, frozen):
+        assert found["training server", LABELS].severity == "everything"
+        assert found["training server", MODEL].severity == "everything"
+        assert ("ciphertext host", VALUES) not in found
+        assert found["network", VALUES].severity == "nothing"
+        assert found["another client", VALUES].severity == "nothing"
+    assert frozen["holder of the model", VALUES].severity == "bounded"
+    assert table(TRUSTED)["trusted runtime", VALUES].severity == "everything"
+
+
+def test_only_a_frozen_first_layer_hides_everything_from_a_host():
+    trusted, clean = table(TRUSTED, hosted=True), table(CLEAN, hosted=True)
+    host = ("ciphertext host", VALUES)
+    assert trusted[host].severity == "everything"
+    assert "differences of the weights are gradients" in trusted[host].learns
+    for about in (VALUES, LABELS, MODEL):
+        assert clean["ciphertext host", about].severity == "nothing"
+    assert table(OFFLOADING, hosted=True)["ciphertext host", LABELS].severity == "everything"
+
+
+def test_the_authority_is_sent_gradients_too():
+    """It has no ciphertext, and needs none: weights before and after, and who moved them how."""
+    for settings in (PAPER, GUARDED, TRUSTED, NOISY):
+        claim = table(settings)["authority", VALUES]
+        assert claim.severity == "everything"
+        assert "linear system for the batch" in claim.learns
+    for settings in (FROZEN, CLEAN):
+        claim = table(settings)["authority", VALUES]
+        assert claim.severity == "nothing"
+        assert "never holds the data set file" in claim.assumes
+
+
+def test_noise_bounds_what_weights_tell_and_nothing_else():
+    found = table(NOISY, hosted=True)
+    for party in ("ciphertext host", "holder of the model"):
+        claim = found[party, VALUES]
+        assert claim.severity == "bounded"
+        assert "1e-05)-differentially private" in claim.learns
+    assert "nothing of its answers" in found["ciphertext host", VALUES].assumes
+    assert found["authority", VALUES].severity == "everything"
+    # A checkpoint holds the key of the noise that comes next.
+    assert found["reader of --checkpoint", VALUES].severity == "everything"
+    assert table(NOISY_OFFLOADING, hosted=True)["ciphertext host", VALUES].severity == "everything"
+
+
+def test_in_trusted_mode_the_host_sees_no_gradient(tmp_path):
+    """It is asked for forward products, and for nothing else: no ciphertext, label or gradient."""
+    for settings, expected in ((TRUSTED, {"forward"}), (OFFLOADING, {"forward", "gradient"})):
+        made, crossed = watched_run(settings, tmp_path / str(len(expected)), hosted=True, epochs=1)
+        assert {kind for kind, _ in crossed[Party.HOST]} == expected
+        alone, _ = watched_run(settings, tmp_path / f"{len(expected)}a", hosted=False, epochs=1)
+        for name, value in made.model.state_dict().items():
+            np.testing.assert_array_equal(value.numpy(), alone.model.state_dict()[name].numpy())
