@@ -35,7 +35,7 @@ $(VENV)/.demo: $(VENV)/.base pyproject.toml constraints.txt $(NATIVE)
 	@touch $@
 
 $(VENV)/.train: $(VENV)/.demo
-	$(PIP) install -c constraints.txt --no-build-isolation -e '.[demo,train,serve]'
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[demo,train]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo

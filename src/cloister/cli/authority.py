@@ -119,8 +119,6 @@ def budget(
 ) -> None:
     """Show what has been given away to servers, as committed; also while the authority serves."""
     books, failed = _read(folder, dataset, samples=samples)
-    for name, reason in failed.items():
-        err().print(f"data set {name}: cannot be read ({reason})", style="red")
     if json:
         emit_json(
             [
@@ -134,7 +132,8 @@ def budget(
             if book.spent is not None:
                 _show_samples(book.summary, book.spent)
     if failed:
-        raise EncryptionError(f"{len(failed)} data sets cannot be read; see above")
+        each = (f"data set {name}: cannot be read ({why})" for name, why in failed.items())
+        raise EncryptionError("; ".join(each))
 
 
 @dataclass(frozen=True)

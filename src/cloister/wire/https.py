@@ -158,7 +158,9 @@ class HttpsClient:
     ) -> http.client.HTTPResponse:
         try:
             connection.request("POST", PREFIX + operation, request, self._headers)
-        except (BrokenPipeError, ConnectionResetError):
+        except TimeoutError:
+            raise
+        except OSError:
             # A server that refuses a request does not read its body; its answer may be there.
             with contextlib.suppress(OSError, http.client.HTTPException):
                 return connection.getresponse()
