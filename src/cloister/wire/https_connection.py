@@ -115,6 +115,13 @@ class Connection:
         self._task = asyncio.get_running_loop().create_task(self._serve(context))
         return self._task
 
+    def end(self) -> None:
+        """Let go of the connection; its task is done, or was dropped before it began."""
+        self._house.crowd.left(self)
+        if self._open:
+            self._writer.transport.abort()
+        self._socket.close()
+
     def drop(self) -> None:
         """Close the connection now."""
         if self._task is not None:
@@ -136,11 +143,6 @@ class Connection:
             pass  # dropped
         except Exception as error:  # noqa: BLE001  (a fault of ours: for the server's log alone)
             self._house.log.line(f"a connection failed: {described(error)}")
-        finally:
-            self._house.crowd.left(self)
-            if self._open:
-                self._writer.transport.abort()
-            self._socket.close()
 
     async def _handshake(self, context: ssl.SSLContext) -> None:
         loop = asyncio.get_running_loop()

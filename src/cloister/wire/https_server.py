@@ -84,12 +84,14 @@ class HttpsServer:
         # Those between two requests have nothing left to say.
         for connection in [one for one in self._connections if one.idle]:
             connection.drop()
-        if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=STOP_TIMEOUT_S)
-        for connection in list(self._connections):
-            connection.drop()
-        if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=STOP_TIMEOUT_S)
+        for _ in range(2):
+            if self._tasks:
+                await asyncio.wait(set(self._tasks), timeout=STOP_TIMEOUT_S)
+            for connection in self._connections:
+                connection.drop()
+        # Transports close their sockets in the loop's next turns.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
 
     async def _accept(self) -> None:
         while True:
@@ -112,6 +114,7 @@ class HttpsServer:
     def _leave(self, connection: Connection, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         self._connections.discard(connection)
+        connection.end()
 
     def _note(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """What asyncio would log with a traceback."""
