@@ -118,9 +118,7 @@ def test_a_disk_that_fills_up_while_it_serves(kit):
                 lambda: keys.label_key("set", ids, receiver="server"),
                 lambda: trusted.forward_key("set", ids, mixed(2), receiver="trusted"),
             ):
-                with pytest.raises(
-                    EncryptionError, match="room on its disk; no key is issued"
-                ):
+                with pytest.raises(EncryptionError, match="room on its disk; no key is issued"):
                     ask()
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, old)
             assert keys.describe("set").samples == 10

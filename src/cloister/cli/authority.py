@@ -13,13 +13,13 @@ import typer
 
 from cloister.authority import database, records, service, tokens
 from cloister.authority.authority import Authority
-from cloister.authority.book import Spent, read_counts, read_words, tabulate, tally
+from cloister.authority.book import Spent, read_book, tabulate, tally
 from cloister.authority.identity import PUBLIC_FILE, SUITE
-from cloister.authority.states import ROOT, State, read_states
 from cloister.cli import options
 from cloister.cli.console import emit_json, err, out, table
 from cloister.crypto.csprng import SystemRandom
-from cloister.errors import CloisterError, EncryptionError, InputError
+from cloister.errors import EncryptionError, InputError
+from cloister.wire.https import one_line
 
 app = typer.Typer(help="Hold the keys of encrypted data sets and issue what their budgets allow.")
 
@@ -161,8 +161,8 @@ def _read(
                 continue
             try:
                 books.append(_read_one(connection, stored, parts.get(name, []), samples=samples))
-            except (CloisterError, ValueError) as error:
-                failed[name] = str(error)
+            except Exception as error:  # noqa: BLE001  (whatever it is, the others are shown)
+                failed[name] = one_line(str(error)) or type(error).__name__
     if dataset is not None and not books and not failed:
         raise InputError(f"data set {dataset}: is not known to this authority")
     return books, failed
@@ -177,13 +177,12 @@ def _read_one(
 ) -> _Book:
     found = records.Dataset(*records.read_dataset(stored)).with_parts(*parts)
     info = found.info
-    words, _ = read_words(connection, info.name, info.samples)
-    root = State(ROOT, ROOT, b"", exact=False, rank=0, opaque=0, bits=0, operand=0)
-    states = [root, *read_states(connection, info.name)]
-    figures = tally(words, info.samples, states, read_counts(connection, info.name))
+    (modulus,) = connection.execute("SELECT modulus FROM authority").fetchone()
+    book = read_book(connection, info, limits=found.terms.limits(info), modulus=modulus)
+    figures = tally(book.words, info.samples, book.states.all, book.counts)
     return _Book(
         records.summarise(info, found.terms, figures),
-        tabulate(words, info.samples, states) if samples else None,
+        tabulate(book.words, info.samples, book.states.all) if samples else None,
     )
 
 

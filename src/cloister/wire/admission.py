@@ -44,7 +44,7 @@ class Limits:
     connections: int = 384
     per_caller: int = 96
     strangers: int = 128
-    per_peer: int = 32
+    per_peer: int = 64
     head_s: float = 10.0
     idle_s: float = 300.0
     body_s: float = 30.0
