@@ -258,7 +258,7 @@ def padded(channels):
 @pytest.mark.parametrize(
     ("terms", "refusal"),
     [
-        (Terms(), r"1176000 values of 8 bits each, allowed are 128 bits"),
+        (Terms(), "1176000 values of 8 bits each: of rank, allowed are 16 of 784, and 128 bits"),
         (Terms(**ANY), "784 kinds of rows"),
     ],
 )

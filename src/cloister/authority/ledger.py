@@ -113,8 +113,8 @@ class Ledger:
             self._note_refusal(book)
             raise BudgetError(
                 f"data set {info.name}, sample {int(ids[0])}: this key has {values} values of "
-                f"{bits} bits each, allowed are {most} bits (and a rank of {book.budget}); use a "
-                "frozen first layer or unmask to a trusted runtime"
+                f"{bits} bits each: of rank, allowed are {book.budget} of {info.dim}, and {most} "
+                "bits in all; use a frozen first layer or unmask to a trusted runtime"
             )
         if book.budget is not None:
             self._count_refusal(book, lambda: functions.check_rows(info, rows))

@@ -74,6 +74,16 @@ def check_sample(name: str, shape: tuple[int, ...], classes: int) -> None:
         raise InputError(f"data set {name}: needs 2 to {MAX_CLASSES} classes, not {classes}")
 
 
+def most_at_once(described: Described, geometry: Geometry | None = None) -> int:
+    """Samples that one request may name; of a linear map, if it is for one."""
+    each = max(math.prod(described.shape), described.classes)
+    most = min(MAX_REQUEST_SAMPLES, MAX_REQUEST_ELEMENTS // each)
+    if geometry is not None:
+        answers = MAX_REQUEST_ELEMENTS // geometry.out_elements
+        most = min(most, answers, MAX_PRODUCTS // geometry.macs)
+    return max(1, most)
+
+
 def check_count(described: Described, samples: int) -> None:
     """Refuse a request that names too many samples.
 
@@ -81,8 +91,7 @@ def check_count(described: Described, samples: int) -> None:
     """
     if not samples:
         raise FunctionError(f"data set {described.name}: a request names no sample")
-    each = max(math.prod(described.shape), described.classes)
-    most = min(MAX_REQUEST_SAMPLES, MAX_REQUEST_ELEMENTS // each)
+    most = most_at_once(described)
     if samples > most:
         raise FunctionError(
             f"data set {described.name}: {samples} samples at once, at most {most} are possible; "
