@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[1]
 LOCKED = {
     "demo.txt": ("build", "demo"),
-    "train.txt": ("build", "demo", "train", "serve"),
+    "train.txt": ("build", "demo", "train"),
     "dev.txt": ("dev",),
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

@@ -18,8 +18,8 @@ from cloister.audit.encrypted.lattice import IntegerDecoder
 from cloister.audit.encrypted.prior import from_public, uninformed
 from cloister.audit.encrypted.run import run_attacks
 from cloister.authority.authority import Terms
-from cloister.authority.functions import check_size
 from cloister.errors import BudgetError, CloisterError, EncryptionError, FunctionError
+from cloister.fe.bounds import check_size
 from cloister.field.linear import Geometry, LinearMap
 
 IMAGE = (28, 28, 1)

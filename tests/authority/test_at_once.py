@@ -22,7 +22,7 @@ def test_what_is_known_is_issued_at_once_and_the_same(kit):
     ask = {"receiver": "server", "at_once": True}
     with pytest.raises(BusyError):
         authority.issue_forward("set", ids, mixed(2), **ask)
-    assert authority._ledger.counts("set")["requests"] == 0
+    assert authority.summary("set").counts["requests"] == 0
     first = authority.forward_key("set", ids[:5], mixed(2), receiver="server")
     # The step from nothing to this function is known now, for any sample.
     rest = authority.issue_forward("set", ids[5:], mixed(2), **ask).wait()
@@ -52,7 +52,7 @@ def test_a_refusal_is_worked_out_once(kit, monkeypatch):
     assert len(worked) == 1
     with pytest.raises(BudgetError, match="would bring the rank"):
         authority.issue_forward("set", kit.ids, mixed(9), receiver="server", at_once=True)
-    assert authority._ledger.counts("set")["refusals"] == 4
+    assert authority.summary("set").counts["refusals"] == 4
     assert authority.spent("set").rank.sum() == 0
 
 
@@ -67,7 +67,7 @@ def test_others_are_answered_while_the_ledger_is_busy(kit, served):  # noqa: F81
         lambda: waiting.label_key("set", ids, receiver="server"),
     ]
     for ask in asks:
-        with authority._ledger._lock:
+        with authority._ledger._books["set"].lock:
             asking = threading.Thread(target=lambda ask=ask: found.append(ask()))
             asking.start()
             asking.join(0.3)
@@ -80,7 +80,7 @@ def test_others_are_answered_while_the_ledger_is_busy(kit, served):  # noqa: F81
 
 @pytest.mark.parametrize("operation", ["forward", "labels"])
 def test_only_small_requests_are_attempted(kit, operation):
-    _, make = service.OPERATIONS[operation]
+    _, _, make = service.OPERATIONS[operation]
     caller = Caller("server", "x")
     geometry = Geometry((4, 4), 2, (1, 1), 2, (4, 4))
 

@@ -53,7 +53,6 @@ def test_training_of_the_readme_runs(tmp_path):
     """The commands as they stand, with a free port."""
     pytest.importorskip("torch")
     pytest.importorskip("sklearn")
-    pytest.importorskip("uvicorn")
     section = _readme().split("## Training on encrypted data")[1].split("\n## ")[0]
     (script,) = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
     with socket.create_server(("127.0.0.1", 0)) as free:

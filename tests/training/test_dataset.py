@@ -311,6 +311,28 @@ def test_two_clients_do_not_write_at_once(path, authority):
     assert EncryptedDataset.open(path).samples == 2
 
 
+def test_more_samples_than_a_data_set_holds_are_not_written(path, authority, monkeypatch):
+    monkeypatch.setattr("cloister.training.writer.MAX_SAMPLES", 8)
+    with pytest.raises(InputError, match="at most 8 samples"):
+        append(path, authority, samples(5), samples(4))
+    assert authority.parts == []
+    append(path, authority, samples(5), samples(3))
+
+
+def test_ids_and_parts_are_those_that_an_authority_gives(path, authority, monkeypatch):
+    append(path, authority, samples(5))
+    append(path, authority, samples(4))
+    for name, value, refusal in (
+        ("MAX_SAMPLES", 8, "numbers are out of range"),
+        ("MAX_PARTS", 1, "2 parts, at most 1"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(datasets, name, value)
+            with pytest.raises(EncryptionError, match=refusal):
+                EncryptedDataset.open(path)
+    assert EncryptedDataset.open(path).samples == 9
+
+
 def test_memory_stays_flat_while_writing_and_reading(path, authority):
     shape = (32, 32, 3)
     header = Header("set", shape, 3, HEADER.encoding, "f" * 64)

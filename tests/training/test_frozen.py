@@ -7,6 +7,7 @@ pytest.importorskip("torch")
 
 from cloister.authority import blur, functions
 from cloister.errors import FunctionError
+from cloister.fe.bounds import check_size
 from cloister.fe.encoding import Encoding
 from cloister.fe.keyservice import DatasetInfo
 from cloister.training.frozen import (
@@ -102,7 +103,7 @@ def test_what_is_no_picture_gets_signs(shape):
 def test_default_projections_are_functions_an_authority_issues(shape, encoding):
     described = info(*shape, encoding=encoding)
     linear = default_projection(described).linear
-    functions.check_size(described, linear.geometry, 4096)
+    check_size(described, linear.geometry, 4096)
     functions.check_forward_norm(described, linear)
     functions.check_rows(described, functions.Rows(linear))
     assert blur.shift(described, linear, 8) > 0

@@ -1,15 +1,26 @@
 """What a run leaves: its curve; and the ciphertext server over HTTPS."""
 
+import contextlib
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from cloister.errors import AuthorityUnavailable, EncryptionError, InputError, ProtocolError
+from cloister.errors import (
+    AuthorityUnavailable,
+    CloisterError,
+    EncryptionError,
+    InputError,
+    ProtocolError,
+)
+from cloister.fe.bounds import MAX_REQUEST_SAMPLES
 from cloister.field.linear import Geometry, LinearMap
 from cloister.training import remote
 from cloister.training.checkpoint import EpochResult
 from cloister.training.curve import write_curve
 from cloister.training.server import LocalCiphertextServer
+from cloister.wire.https import HttpsClient
 from training.doubles import MemoryDataset, blobs
 
 HISTORY = [
@@ -83,6 +94,60 @@ def test_errors_cross_the_wire(served, tmp_path):
     stranger = remote.RemoteCiphertextServer(server.url, public=other, retry_for_s=0.0)
     with pytest.raises(AuthorityUnavailable):
         stranger.forward("set", np.zeros(1, np.int64), linear)
+
+
+def test_strangers_are_refused_before_their_request_is_read(served, tmp_path):
+    _, client, server, public = served
+    certificate, _ = remote._read_public(public)
+    with contextlib.closing(
+        HttpsClient(server.url, certificate=certificate, token="other", retry_for_s=20)
+    ) as stranger:
+        for operation in (*remote.OPERATIONS, "everything"):
+            with pytest.raises(InputError, match="token"):
+                stranger.call(operation, {}, (np.zeros(1 << 24, np.uint8),))
+    assert client.forward("set", np.zeros(1, np.int64), pixel_sum()).shape == (1, 1, 1, 1)
+
+
+def test_what_one_request_may_cost_is_bounded(served, monkeypatch):
+    held, client, _, _ = served
+
+    def reads(*_):
+        raise AssertionError("samples were read")
+
+    monkeypatch.setattr(held, "data", reads)
+    many = np.zeros(MAX_REQUEST_SAMPLES + 1, np.int64)
+    some, geometry = many[:1024], Geometry((5, 4), 2, (5, 4), 3, (3, 3), pad=(1, 1))
+    monkeypatch.setattr("cloister.fe.bounds.MAX_PRODUCTS", 1024 * geometry.macs - 1)
+    weights = np.zeros(geometry.weight_shape, np.int16)
+    delta = np.zeros((1024, *geometry.out_shape), np.int16)
+    far = replace(geometry, stride=(1 << 14, 1))
+    for ask in (
+        lambda: client.forward("set", many, pixel_sum()),
+        lambda: client.forward("set", many[:0], pixel_sum()),
+        lambda: client.forward("set", some, LinearMap(geometry, weights)),
+        lambda: client.gradient("set", some, geometry, delta),
+        lambda: client.forward("set", some[:1], LinearMap(far, weights)),
+    ):
+        with pytest.raises(CloisterError):
+            ask()
+
+
+def test_requests_at_the_same_time_get_their_own_samples(tmp_path):
+    """The cached batch of one request is never the answer to another."""
+    x, y, encoding = blobs(20, (5, 4, 2))
+    dataset = MemoryDataset(x, y, encoding=encoding, classes=3)
+    read = dataset.data
+    held = LocalCiphertextServer(dataset)
+    ids, others = np.array([1, 2], np.int64), np.array([3], np.int64)
+
+    def interrupted(wanted):
+        dataset.data = read
+        found = read(wanted)
+        held._last = ("set", others.tobytes(), read(others))
+        return found
+
+    dataset.data = interrupted
+    np.testing.assert_array_equal(held.data("set", ids), read(ids))
 
 
 def test_public_files(tmp_path):

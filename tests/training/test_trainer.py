@@ -343,3 +343,18 @@ def test_bound_of_time():
     with pytest.raises(AuthorityUnavailable):
         made.prepare()
     assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("settings", [FROZEN, PAPER])
+def test_a_trainer_asks_for_no_more_samples_than_a_request_may_name(settings, monkeypatch):
+    wanted, _, _ = trainer(settings)
+    wanted.prepare()
+    accuracy = wanted.evaluate()
+    dim = int(np.prod(SHAPE))
+    monkeypatch.setattr("cloister.fe.bounds.MAX_REQUEST_ELEMENTS", 12 * dim)
+    made, authority, _ = trainer(settings)
+    made.prepare()
+    assert made.evaluate() == accuracy
+    assert authority.log
+    assert max(samples for _, samples, _ in authority.log) <= 12
+    assert {kind for kind, _, _ in authority.log} == {"labels", "forward"}

@@ -6,6 +6,7 @@ import ssl
 import struct
 import threading
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -25,7 +26,8 @@ from cloister.errors import (
 from cloister.wire import bodies
 from cloister.wire.bodies import Body
 from cloister.wire.https import CONTENT_TYPE, HttpsClient
-from cloister.wire.https_server import QUICK_BYTES, HttpsServer, Job, Pending
+from cloister.wire.https_connection import QUICK_BYTES, Job, Pending, Principal, Route
+from cloister.wire.https_server import HttpsServer
 
 MAX_BODY_BYTES = 1 << 20
 
@@ -42,12 +44,18 @@ class Service:
     def start(self, listen):
         self.server = HttpsServer(
             listen,
-            self.handle,
+            self.admit,
             certificate=self.folder / CERTIFICATE_FILE,
             private_key=self.folder / PRIVATE_KEY_FILE,
-            max_body_bytes=MAX_BODY_BYTES,
         )
         self.url = self.server.url
+
+    def admit(self, token):
+        if token == "unknown":
+            raise InputError("the token is unknown")
+        return Principal(
+            token, lambda operation: Route(MAX_BODY_BYTES, partial(self.handle, operation, token))
+        )
 
     def handle(self, operation, token, body):
         self.seen.append((operation, token))
@@ -370,9 +378,3 @@ def test_fields_of_a_wrong_type_are_named():
     ):
         with pytest.raises(ProtocolError):
             ask()
-
-
-def test_serving_without_an_http_server_says_what_to_install(service, monkeypatch):
-    monkeypatch.setattr("cloister.wire.https_server.uvicorn", None)
-    with pytest.raises(InputError, match=r"cloister\[serve\]"):
-        service.start("127.0.0.1:0")

@@ -6,12 +6,14 @@ the ledger's commit: whatever is killed when, what others hold is a subset of wh
 
 import hmac
 import json
+import logging
 import os
 import re
 import sqlite3
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,29 +26,35 @@ from cloister.authority.book import Spent
 from cloister.authority.identity import Identity
 from cloister.authority.ledger import Ledger
 from cloister.authority.records import (
-    MAX_SAMPLES,
     Dataset,
     Part,
+    Registry,
+    StoredDataset,
     Summary,
     Terms,
     check_terms,
     init,
     label_info,
     part_info,
-    read_datasets,
+    read_dataset,
     read_parts,
+    stored_datasets,
     summarise,
 )
-from cloister.crypto.csprng import KEY_BYTES, Csprng
+from cloister.crypto.csprng import Csprng
 from cloister.errors import EncryptionError, FunctionError, InputError, ShapeError
 from cloister.fe import mask
+from cloister.fe.bounds import check_count, check_size
 from cloister.fe.keyservice import DatasetInfo, Receiver
 from cloister.field.linear import Geometry, LinearMap
+from cloister.field.ring import RingMap
+from cloister.wire.https import one_line
 
 LOCK_FILE = "authority.lock"
-MAX_ELEMENTS = 1 << 26
-"""Mask elements of one request."""
+MASKS_AT_ONCE = 1 << 22
+"""Elements of masks that are expanded together, whatever the number of samples."""
 _PART = re.compile(r"[0-9a-f]{32}")
+_log = logging.getLogger("cloister.authority")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -83,6 +91,8 @@ class Authority:
         try:
             self.database = databases.Database(self._folder / databases.FILE)
             self._datasets: dict[str, Dataset] = {}
+            self._failed: dict[str, str] = {}
+            self._registry = Registry()
             self._lock = threading.Lock()
             self._load()
         except BaseException:
@@ -122,21 +132,27 @@ class Authority:
         label_key = self.identity.open_sealed(sealed_label_key, info=label_info(info.name))
         check_terms(info, terms, label_key)
         with self._lock:
+            if info.name in self._failed:
+                raise self._unusable(info.name)
             known = self._datasets.get(info.name)
-            if known is not None:
-                same = replace(known.info, samples=0) == info and known.terms == terms
-                if not same or not hmac.compare_digest(known.label_key, label_key):
-                    raise EncryptionError(
-                        f"data set {info.name}: exists already at this authority; append to it, "
-                        "or choose another name"
-                    )
-                return
-            row = (info.name, info.to_json(), json.dumps(asdict(terms)).encode(), label_key)
-            self.database.enqueue(
-                lambda connection: _insert(connection, "datasets", row)
-            ).wait()  # fmt: skip
-            self._ledger.open_book(info, limits=terms.limits(info))
-            self._datasets[info.name] = Dataset(info, terms, label_key)
+            if known is None:
+                # All that can fail comes before the record, and what others see after it.
+                made = Dataset(info, terms, label_key)
+                book = self._ledger.new_book(info, limits=terms.limits(info))
+                row = (info.name, info.to_json(), json.dumps(asdict(terms)).encode(), label_key)
+                self.database.enqueue(partial(_insert, "datasets", row))
+                self._ledger.open_book(book)
+                self._datasets[info.name] = made
+            elif (
+                (replace(known.info, samples=0), known.terms) != (info, terms)
+                or not hmac.compare_digest(known.label_key, label_key)
+            ):  # fmt: skip
+                raise EncryptionError(
+                    f"data set {info.name}: exists already at this authority; append to it, "
+                    "or choose another name"
+                )
+            recorded = self.database.latest()
+        recorded.wait()
 
     def register_part(
         self, dataset: str, part: str, samples: int, sha256: str, *, sealed_key: bytes
@@ -150,29 +166,19 @@ class Authority:
         key = self.identity.open_sealed(sealed_key, info=part_info(dataset, part, sha256))
         with self._lock:
             found = self._dataset(dataset)
-            if len(key) != KEY_BYTES or not 0 < samples <= MAX_SAMPLES - found.info.samples:
-                raise InputError(
-                    f"data set {dataset}: a part needs a {KEY_BYTES}-byte key and samples, and a "
-                    f"data set holds at most {MAX_SAMPLES}"
-                )
-            for other in self._datasets.values():
-                for old, old_key in zip(other.parts, other.keys, strict=True):
-                    same_key = hmac.compare_digest(old_key, key)
-                    same = old.part == part and old.sha256 == sha256 and old.samples == samples
-                    if same and same_key and other is found:
-                        return old.first
-                    if old.part == part or old.sha256 == sha256 or same_key:
-                        raise EncryptionError(
-                            f"data set {dataset}, part {part}: is a replay of part {old.part}; "
-                            "encrypt again under a new key"
-                        )
             new = Part(part, found.info.samples, samples, sha256)
-            row = (part, dataset, new.first, samples, sha256, key)
-            self.database.enqueue(lambda connection: _insert(connection, "parts", row)).wait()
-            # The books first: a request for the new ids must find their pages.
-            self._ledger.grow(replace(found.info, samples=new.first + samples))
-            found.add(new, key)
-            return new.first
+            old = self._registry.find(dataset, new, key)
+            if old is None:
+                grown = found.with_parts((new, key))
+                row = (part, dataset, new.first, samples, sha256, key)
+                self.database.enqueue(partial(_insert, "parts", row))
+                # The books first: a request for the new ids must find their pages.
+                self._ledger.grow(grown.info)
+                self._registry.add(dataset, new, key)
+                self._datasets[dataset] = grown
+            recorded = self.database.latest()
+        recorded.wait()
+        return (old or new).first
 
     def label_key(
         self, dataset: str, ids: Int64[np.ndarray, " n"], *, receiver: Receiver
@@ -246,7 +252,7 @@ class Authority:
         """As `forward_key`, without waiting for the disk; `at_once` as in `Ledger`."""
         found = self._dataset(dataset)
         ids = self._ids(found, ids, receiver)
-        functions.check_size(found.info, linear.geometry, len(ids))
+        check_size(found.info, linear.geometry, len(ids))
         # A private copy: what is charged is what is computed, and what the books keep.
         linear = LinearMap(linear.geometry, np.array(linear.weights))
         functions.check_forward_norm(found.info, linear)
@@ -254,10 +260,14 @@ class Authority:
             ticket = self._ledger.charge_forward(dataset, ids, linear, at_once=at_once)
         else:
             ticket = self._ledger.count_trusted(dataset, at_once=at_once)
-        pads = self._masks(found, ids, linear.geometry.in_shape, mask.DATA_DOMAIN)
-        term = mask.forward(linear, pads, threads=self._threads)
-        if receiver == "server":
-            self._blur(found, ids, linear, term)
+        shift = self._shift(found, linear) if receiver == "server" else 0
+        term = np.empty((len(ids), *linear.geometry.out_shape), np.uint32)
+        ring = RingMap(linear)
+        for some in self._pieces(found, len(ids)):
+            pads = self._masks(found, ids[some], linear.geometry.in_shape, mask.DATA_DOMAIN)
+            term[some] = ring.apply(pads, threads=self._threads)
+        if shift:
+            self._blur(found, ids, linear, term, shift)
         return Issued(term, ticket)
 
     def gradient_key(
@@ -284,7 +294,7 @@ class Authority:
         """As `gradient_key`, without waiting for the disk."""
         found = self._dataset(dataset)
         ids = self._ids(found, ids, receiver)
-        functions.check_size(found.info, geometry, len(ids))
+        check_size(found.info, geometry, len(ids))
         delta = np.array(delta)  # what is charged is what is computed
         if delta.shape != (len(ids), *geometry.out_shape) or delta.dtype != np.int16:
             raise ShapeError(
@@ -298,8 +308,11 @@ class Authority:
             ticket = self._ledger.charge_gradient(dataset, ids, geometry, delta)
         else:
             ticket = self._ledger.count_trusted(dataset)
-        pads = self._masks(found, ids, geometry.in_shape, mask.DATA_DOMAIN)
-        term = mask.gradient(geometry, delta, pads, threads=self._threads)
+        term = np.zeros(geometry.weight_shape, np.uint32)
+        for some in self._pieces(found, len(ids)):
+            pads = self._masks(found, ids[some], geometry.in_shape, mask.DATA_DOMAIN)
+            # Modulo 2^32, in which the whole sum is.
+            term += mask.gradient(geometry, delta[some], pads, threads=self._threads)
         return Issued(term, ticket)
 
     # ---- for the owner of the data
@@ -316,11 +329,16 @@ class Authority:
     def summary(self, dataset: str) -> Summary:
         """The budget of a data set in figures."""
         found = self._dataset(dataset)
-        counts = self._ledger.counts(dataset)
-        return summarise(found.info, found.terms, self._ledger.spent(dataset), counts)
+        return summarise(found.info, found.terms, self._ledger.tally(dataset))
+
+    def failed(self) -> dict[str, str]:
+        """Data sets that could not be opened, and why."""
+        return dict(self._failed)
 
     def _dataset(self, name: str) -> Dataset:
         found = self._datasets.get(name)
+        if name in self._failed:
+            raise self._unusable(name)
         if found is None:
             raise EncryptionError(f"data set {name}: is not known to this authority")
         return found
@@ -335,10 +353,7 @@ class Authority:
         if ids.dtype != np.int64 or ids.ndim != 1:
             raise ShapeError(f"sample ids must be an int64 vector, got {ids.dtype} {ids.shape}")
         info = found.info
-        if not len(ids):
-            raise FunctionError(f"data set {info.name}: a request names no sample")
-        if len(ids) * max(info.dim, info.classes) > MAX_ELEMENTS:
-            raise FunctionError(f"data set {info.name}: too many samples at once; use batches")
+        check_count(info, len(ids))
         if not 0 <= int(ids.min()) <= int(ids.max()) < info.samples:
             bad = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
             raise EncryptionError(
@@ -355,18 +370,25 @@ class Authority:
             out[mine] = mask.masks(key, local, shape, domain=domain)
         return out
 
+    def _pieces(self, found: Dataset, samples: int) -> Iterator[slice]:
+        """A request's samples, as many at a time as have their masks in bounded memory."""
+        step = max(1, MASKS_AT_ONCE // found.info.dim)
+        for start in range(0, samples, step):
+            yield slice(start, start + step)
+
+    def _shift(self, found: Dataset, linear: LinearMap) -> int:
+        bits = found.terms.limits(found.info).value_bits
+        return blur.shift(found.info, linear, bits)
+
     def _blur(
         self,
         found: Dataset,
         ids: Int64[np.ndarray, " n"],
         linear: LinearMap,
         term: UInt32[np.ndarray, "n oh ow oc"],
+        shift: int,
     ) -> None:
         """Subtract the noise, in place, that the unmasked values must keep."""
-        bits = found.terms.limits(found.info).value_bits
-        shift = blur.shift(found.info, linear, bits)
-        if shift == 0:
-            return
         digest = functions.forward_digest(linear)
         for mine, local, key in self._by_part(found, ids):
             term[mine] -= blur.noise(key, local, term.shape[1:], digest=digest, shift=shift)
@@ -384,15 +406,34 @@ class Authority:
         with self.database.reading() as connection:
             databases.check(connection)
             (modulus,) = connection.execute("SELECT modulus FROM authority").fetchone()
-            for info, terms, label_key in read_datasets(connection):
-                self._datasets[info.name] = Dataset(info, terms, label_key)
-            for part, dataset, key in read_parts(connection):
-                self._datasets[dataset].add(part, key)
+            stored = stored_datasets(connection)
+            parts = list(read_parts(connection))
         self._ledger = Ledger(self.database, modulus=modulus)
-        for found in self._datasets.values():
-            self._ledger.open_book(found.info, limits=found.terms.limits(found.info))
+        mine: dict[str, list[tuple[Part, bytes]]] = {row[0]: [] for row in stored}
+        for part, dataset, key in parts:
+            # Also those of data sets that fail: nothing of them may be registered again.
+            self._registry.add(dataset, part, key)
+            mine.setdefault(dataset, []).append((part, key))
+        for row in stored:
+            name = row[0]
+            try:
+                self._open(row, mine[name])
+            except Exception as error:  # noqa: BLE001  (whatever it is, the others are served)
+                self._failed[name] = one_line(str(error)) or type(error).__name__
+                _log.error("data set %s cannot be opened: %s", name, self._failed[name])
+
+    def _open(self, row: StoredDataset, parts: list[tuple[Part, bytes]]) -> None:
+        found = Dataset(*read_dataset(row)).with_parts(*parts)
+        self._ledger.read_book(found.info, limits=found.terms.limits(found.info))
+        self._datasets[found.info.name] = found
+
+    def _unusable(self, name: str) -> EncryptionError:
+        return EncryptionError(
+            f"data set {name}: could not be opened when this authority started "
+            f"({self._failed[name]}); mend its ledger from a backup and restart, or use another"
+        )
 
 
-def _insert(connection: sqlite3.Connection, table: str, row: tuple[Any, ...]) -> None:
+def _insert(table: str, row: tuple[Any, ...], connection: sqlite3.Connection) -> None:
     marks = ", ".join("?" * len(row))
     connection.execute(f"INSERT INTO {table} VALUES ({marks})", row)  # noqa: S608  (our own names)

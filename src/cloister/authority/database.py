@@ -2,8 +2,9 @@
 
 `PRAGMA synchronous = FULL` in WAL mode syncs the log at every commit, so what a ticket has waited
 for survives a crash of the machine. Requests that arrive during a commit share the next one: the
-rate of requests is not bounded by the rate of syncs. If a commit fails, nothing is written any
-more until a restart: memory and disk may disagree, and then no key may be issued.
+rate of requests is not bounded by the rate of syncs. If a commit fails, memory has what the disk
+has not, and no key may be issued: all requests are refused, and what was to be written is tried
+again until it is on the disk. A commit whose contents are at fault is not, until a restart.
 """
 
 import concurrent.futures
@@ -17,13 +18,14 @@ import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
 
-from cloister.errors import EncryptionError, InputError
+from cloister.errors import CloisterError, EncryptionError, InputError
 
 FILE = "ledger.sqlite"
-FORMAT = 2
+FORMAT = 3
 APPLICATION_ID = 0x434C4155
 """'CLAU' in the database header: this file is an authority's ledger."""
 BUSY_TIMEOUT_S = 30.0
+RETRY_S = 1.0
 
 Job = Callable[[sqlite3.Connection], None]
 
@@ -50,7 +52,10 @@ CREATE TABLE states (
     exact INTEGER NOT NULL, rank INTEGER NOT NULL, opaque INTEGER NOT NULL, bits INTEGER NOT NULL,
     operand INTEGER NOT NULL, PRIMARY KEY (dataset, id)
 ) WITHOUT ROWID;
-CREATE TABLE snapshots (dataset TEXT PRIMARY KEY, words BLOB NOT NULL);
+CREATE TABLE words (
+    dataset TEXT NOT NULL, block INTEGER NOT NULL, words BLOB NOT NULL,
+    PRIMARY KEY (dataset, block)
+) WITHOUT ROWID;
 CREATE TABLE journal (
     seq INTEGER PRIMARY KEY, dataset TEXT NOT NULL, ids BLOB NOT NULL, words BLOB NOT NULL
 );
@@ -116,7 +121,7 @@ class Database:
         self._open, self._latest = Ticket(), Ticket()
         self._latest.settle()
         self._fault: str | None = None
-        self._closing = False
+        self._closing, self._stop = False, threading.Event()
         self._thread = threading.Thread(target=self._write, name="ledger", daemon=True)
         self._thread.start()
 
@@ -158,6 +163,7 @@ class Database:
         """Write what is enqueued, then close."""
         with self._lock:
             self._closing = True
+        self._stop.set()
         self._work.release()
         self._thread.join()
         with self._ask_lock:
@@ -168,23 +174,58 @@ class Database:
             raise self._broken(self._fault or "is closed")
 
     def _broken(self, reason: str) -> EncryptionError:
-        return EncryptionError(f"{self._path}: {reason}; no key is issued until a restart")
+        return EncryptionError(f"{self._path}: {reason}; no key is issued until then")
 
     def _write(self) -> None:
-        ticket = None
-        try:
-            with contextlib.closing(connect(self._path)) as connection:
-                while (ticket := self._take()) is not None:
+        connection: sqlite3.Connection | None = None
+        while (ticket := self._take()) is not None:
+            while True:
+                try:
+                    connection = connection or connect(self._path)
                     ticket.write(connection)
-                    ticket.settle()
-        except Exception as error:  # noqa: BLE001  (whatever it is, no key may be issued after it)
-            with self._lock:
-                self._fault = f"cannot be written ({error}); make room on its disk"
-            for failed in (ticket, self._open):
-                if failed is not None and not failed.durable.done():
-                    failed.settle(self._broken(self._fault))
+                    break
+                except Exception as error:  # noqa: BLE001  (no key may be issued after any)
+                    if connection is not None:
+                        # What it began is undone with it.
+                        connection.close()
+                        connection = None
+                    ticket = self._fail(ticket, error)
+                    if not _passes(error) or self._stop.wait(RETRY_S):
+                        return
+            ticket.settle()
+            self._recovered()
+        if connection is not None:
+            connection.close()
+
+    def _fail(self, ticket: Ticket, error: Exception) -> Ticket:
+        """Refuse everybody from now on; gives a ticket for all that memory has and the disk not."""
+        mend = "make room on its disk" if _passes(error) else "restart the authority"
+        with self._lock:
+            first, self._fault = self._fault is None, f"cannot be written ({error}); {mend}"
+            fault = self._fault
+            again, waiting = Ticket(), [ticket]
+            if self._latest is self._open:
+                # Nothing is added to it any more, and the turn that was asked for it is taken here.
+                self._work.acquire()
+                waiting.append(self._open)
+                self._open = Ticket()
+            for failed in waiting:
+                again.jobs += failed.jobs
+                again.last.update(failed.last)
+            self._latest = again
+        for failed in waiting:
+            failed.settle(self._broken(fault))
+        if first:
             # Callers are told; who runs the authority has to hear it too.
-            _log.error("%s: %s, then restart the authority", self._path, self._fault)
+            _log.error("%s: %s", self._path, fault)
+        return again
+
+    def _recovered(self) -> None:
+        """Memory and disk agree again: all that was charged while the disk failed is written."""
+        with self._lock:
+            was, self._fault = self._fault, None
+        if was is not None:
+            _log.warning("%s: can be written again", self._path)
 
     def _take(self) -> Ticket | None:
         """Wait for jobs, and begin a ticket for those to come; None: there are none, close."""
@@ -194,6 +235,14 @@ class Database:
                 return None
             self._open, taken = Ticket(), self._open
             return taken
+
+
+def _passes(error: Exception) -> bool:
+    """Whether a fault may be over later: a full or failing disk, no descriptor or memory left.
+
+    Everything else is a mistake in what is written, and stays one.
+    """
+    return isinstance(error, sqlite3.OperationalError | OSError | MemoryError | CloisterError)
 
 
 def create(path: Path, *, modulus: int) -> None:

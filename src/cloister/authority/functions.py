@@ -26,22 +26,21 @@ knowledge, not the quality of the best guess.
 
 import hashlib
 import math
+from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Bool, Int16, Int64
+from jaxtyping import Bool, Int16, Int64, UInt16
 
 from cloister.errors import FunctionError
+from cloister.fe.bounds import plane
 from cloister.fe.keyservice import RING_LIMIT, DatasetInfo
 from cloister.field.linear import Geometry, LinearMap
 
-MAX_TAPS = 1 << 27
-"""Positions times kernel elements of a function: bounds the memory of its rows."""
-MAX_ANSWER_ELEMENTS = 1 << 26
-MAX_SPAN = 1 << 16
-"""Largest height or width of the plane that a function's windows cover."""
-MAX_PLANE_ELEMENTS = 1 << 26
-"""Words of one such plane: the kernels may build it."""
-ROWS_AT_ONCE = 64
+MAX_CHECKED_WEIGHTS = 1 << 26
+"""Weights that `check_rows` goes through: a row's as often as padding cuts it differently."""
+MAX_ELIMINATION = 1 << 32
+"""Products of an exact count of rank; a function that takes more is charged by its size."""
+WEIGHTS_AT_ONCE = 1 << 20
 ROOM = 2
 """Inputs of a row must have at least this many times the bits of its value."""
 TIE_MARGIN_BITS = 1e-9
@@ -67,49 +66,12 @@ def geometry_bytes(geometry: Geometry) -> bytes:
     return np.array(geometry.to_tuple(), "<i8").tobytes()
 
 
-def check_size(info: DatasetInfo, geometry: Geometry, samples: int) -> None:
-    """Refuse a geometry for other samples, or an answer of absurd size.
-
-    Raises   FunctionError
-    """
-    if geometry.in_elements != info.dim:
-        raise FunctionError(
-            f"data set {info.name}: samples have {info.dim} elements, the function takes "
-            f"{geometry.in_elements}"
-        )
-    height, width = _plane(geometry)
-    # The gradient's kernel has the batch as its channels.
-    plane = height * width * max(geometry.in_channels, samples)
-    if max(height, width) > MAX_SPAN or plane > MAX_PLANE_ELEMENTS:
-        raise FunctionError(
-            f"data set {info.name}: the function reaches far beyond the samples; check its "
-            "geometry, or use smaller batches"
-        )
-    taps = math.prod(geometry.out_size) * math.prod(geometry.kernel) * geometry.in_channels
-    answer = max(samples * geometry.out_elements, math.prod(geometry.weight_shape))
-    if taps > MAX_TAPS or answer > MAX_ANSWER_ELEMENTS or geometry.macs > 1 << 36:
-        raise FunctionError(f"data set {info.name}: the function is too large; use smaller batches")
-
-
 def elements(geometry: Geometry, samples: int) -> int:
     """Products and elements that a forward key's kernels go through, about."""
-    height, width = _plane(geometry)
-    plane = height * width * geometry.in_channels
-    each = geometry.macs + plane + geometry.in_elements + geometry.out_elements
+    height, width = plane(geometry)
+    spread = height * width * geometry.in_channels
+    each = geometry.macs + spread + geometry.in_elements + geometry.out_elements
     return samples * each + math.prod(geometry.weight_shape)
-
-
-def _plane(geometry: Geometry) -> tuple[int, int]:
-    """Height and width that hold the spread input, its padding and every window."""
-    axes = zip(
-        geometry.in_size, geometry.out_size, geometry.kernel, geometry.stride, geometry.dilation,
-        geometry.upsample, geometry.pad, strict=True,
-    )  # fmt: skip
-    height, width = (
-        max(size * up, out * stride + kernel * dilation) + abs(pad)
-        for size, out, kernel, stride, dilation, up, pad in axes
-    )
-    return height, width
 
 
 def check_forward_norm(info: DatasetInfo, linear: LinearMap) -> None:
@@ -117,8 +79,7 @@ def check_forward_norm(info: DatasetInfo, linear: LinearMap) -> None:
 
     Raises   FunctionError
     """
-    weights = linear.weights.reshape(linear.geometry.out_channels, -1).astype(np.int64)
-    norm = int(np.abs(weights).sum(axis=1).max())
+    norm = int(row_norms(linear.weights).max(initial=0))
     if norm * info.encoding.bound >= RING_LIMIT:
         raise FunctionError(
             f"data set {info.name}: an output's weights sum to {norm} in magnitude, at most "
@@ -131,7 +92,7 @@ def check_gradient_norm(info: DatasetInfo, delta: Int16[np.ndarray, "n oh ow oc"
 
     Raises   FunctionError
     """
-    flat = np.abs(delta.astype(np.int32)).reshape(-1, delta.shape[-1])
+    flat = magnitudes(delta).reshape(-1, delta.shape[-1])
     norm = int(flat.sum(axis=0, dtype=np.int64).max(initial=0))
     if norm * info.encoding.bound >= RING_LIMIT:
         raise FunctionError(
@@ -140,23 +101,27 @@ def check_gradient_norm(info: DatasetInfo, delta: Int16[np.ndarray, "n oh ow oc"
         )
 
 
-def taps(geometry: Geometry) -> Int64[np.ndarray, "positions taps"]:
-    """For every output position and kernel element, the index of the flattened image's pixel.
+def magnitudes(values: Int16[np.ndarray, "..."]) -> UInt16[np.ndarray, "..."]:
+    """Absolute values in the memory of the values: that of -2^15 has no int16, but a uint16."""
+    return np.asarray(np.abs(values).view(np.uint16))
 
-    -1 stands for padding and for inserted zeros. Channels are left out: pixel * channels + c.
+
+def row_norms(weights: Int16[np.ndarray, "o kh kw c"]) -> Int64[np.ndarray, " o"]:
+    """Sum of the absolute weights of each row."""
+    flat = magnitudes(weights).reshape(len(weights), -1)
+    return np.asarray(flat.sum(axis=1, dtype=np.int64))
+
+
+def axis_taps(geometry: Geometry, axis: int) -> Int64[np.ndarray, "out kernel"]:
+    """For every output and kernel element along an axis, the row or column of the image.
+
+    -1 stands for padding and for inserted zeros.
     """
-    axes = []
-    for axis in range(2):
-        out = np.arange(geometry.out_size[axis])[:, None] * geometry.stride[axis]
-        place = out + np.arange(geometry.kernel[axis]) * geometry.dilation[axis]
-        place = place - geometry.pad[axis]
-        pixel, rest = np.divmod(place, geometry.upsample[axis])
-        inside = (rest == 0) & (pixel >= 0) & (pixel < geometry.in_size[axis])
-        axes.append(np.where(inside, pixel, -1))
-    rows, columns = axes[0][:, None, :, None], axes[1][None, :, None, :]
-    index = np.where((rows < 0) | (columns < 0), -1, rows * geometry.in_size[1] + columns)
-    shape = (math.prod(geometry.out_size), math.prod(geometry.kernel))
-    return np.asarray(index.reshape(shape), np.int64)
+    out = np.arange(geometry.out_size[axis])[:, None] * geometry.stride[axis]
+    place = out + np.arange(geometry.kernel[axis]) * geometry.dilation[axis] - geometry.pad[axis]
+    pixel, rest = np.divmod(place, geometry.upsample[axis])
+    inside = (rest == 0) & (pixel >= 0) & (pixel < geometry.in_size[axis])
+    return np.asarray(np.where(inside, pixel, -1), np.int64)
 
 
 class Rows:
@@ -164,39 +129,51 @@ class Rows:
 
     def __init__(self, linear: LinearMap) -> None:
         self.geometry = linear.geometry
-        self._taps = taps(linear.geometry)
-        shape = (linear.geometry.out_channels, self._taps.shape[1], -1)
-        self._weights = linear.weights.reshape(shape).astype(np.int64)
+        self._taps = axis_taps(linear.geometry, 0), axis_taps(linear.geometry, 1)
+        self._weights = linear.weights
         self.count = linear.geometry.out_elements
 
-    def compact(self, position: int) -> Int64[np.ndarray, "channels weights"]:
-        """The weights that are in use at an output position, for each output channel."""
-        used: Bool[np.ndarray, " taps"] = self._taps[position] >= 0
-        kept = np.where(used[None, :, None], self._weights, 0)
-        return np.asarray(kept.reshape(len(kept), -1), np.int64)
+    def _pixels(self, position: int) -> Int64[np.ndarray, " taps"]:
+        """The pixel under each kernel element at an output position; -1: none."""
+        row, column = divmod(position, self.geometry.out_size[1])
+        rows, columns = self._taps[0][row][:, None], self._taps[1][column]
+        pixels = np.where((rows < 0) | (columns < 0), -1, rows * self.geometry.in_size[1] + columns)
+        return np.asarray(pixels.reshape(-1), np.int64)
+
+    def compact(self, position: int) -> Iterator[Int64[np.ndarray, "channels weights"]]:
+        """The weights that are in use at an output position, some output channels at a time."""
+        used: Bool[np.ndarray, " taps"] = self._pixels(position) >= 0
+        weights = self._weights.reshape(len(self._weights), len(used), -1)
+        step = max(1, WEIGHTS_AT_ONCE // (len(used) * weights.shape[2]))
+        for start in range(0, len(weights), step):
+            kept = np.where(used[None, :, None], weights[start : start + step], 0)
+            yield np.asarray(kept.reshape(len(kept), -1), np.int64)
 
     def dense(self, start: int, stop: int) -> Int64[np.ndarray, "rows dim"]:
         """Rows `start` to `stop` on the flattened sample; all channels of a position together."""
         geometry = self.geometry
         groups, per_group = geometry.groups, geometry.weight_shape[3]
         channels = geometry.in_channels
+        weights = self._weights.reshape(geometry.out_channels, -1, per_group)
         numbers = np.arange(start, stop)
         out: Int64[np.ndarray, "rows dim"] = np.zeros(
             (len(numbers), geometry.in_elements), np.int64
         )
         for row, number in enumerate(numbers.tolist()):
             position, channel = divmod(number, geometry.out_channels)
-            pixels = self._taps[position]
+            pixels = self._pixels(position)
             used = pixels >= 0
             offset = channel * groups // geometry.out_channels * per_group
             place = pixels[used, None] * channels + offset + np.arange(per_group)
-            out[row, place] = self._weights[channel, used]
+            out[row, place] = weights[channel, used]
         return out
 
     def distinct_positions(self) -> Int64[np.ndarray, " n"]:
         """Output positions that differ in which kernel elements fall on the image."""
-        _, first = np.unique(self._taps >= 0, axis=0, return_index=True)
-        return np.sort(first)
+        rows, columns = (
+            np.sort(np.unique(taps >= 0, axis=0, return_index=True)[1]) for taps in self._taps
+        )
+        return np.asarray((rows[:, None] * self.geometry.out_size[1] + columns).reshape(-1))
 
 
 def check_rows(info: DatasetInfo, rows: Rows) -> None:
@@ -204,18 +181,28 @@ def check_rows(info: DatasetInfo, rows: Rows) -> None:
 
     Raises   FunctionError
     """
-    for position in rows.distinct_positions().tolist():
-        compact = rows.compact(position)
-        if (np.count_nonzero(compact, axis=1) == 1).any():
-            raise FunctionError(
-                f"data set {info.name}: a function reads a single element (unit vector); "
-                "use one that mixes elements"
-            )
-        if packed(compact, info.encoding.bound).any():
-            raise FunctionError(
-                f"data set {info.name}: a function packs several values into one answer; "
-                "use weights of similar size on more elements"
-            )
+    positions = rows.distinct_positions()
+    if len(positions) * math.prod(rows.geometry.weight_shape) > MAX_CHECKED_WEIGHTS:
+        raise FunctionError(
+            f"data set {info.name}: the function has {len(positions)} kinds of rows, too many for "
+            "its number of weights; use fewer outputs, or less padding"
+        )
+    for position in positions.tolist():
+        for compact in rows.compact(position):
+            _check_compact(info, compact)
+
+
+def _check_compact(info: DatasetInfo, compact: Int64[np.ndarray, "channels weights"]) -> None:
+    if (np.count_nonzero(compact, axis=1) == 1).any():
+        raise FunctionError(
+            f"data set {info.name}: a function reads a single element (unit vector); "
+            "use one that mixes elements"
+        )
+    if packed(compact, info.encoding.bound).any():
+        raise FunctionError(
+            f"data set {info.name}: a function packs several values into one answer; "
+            "use weights of similar size on more elements"
+        )
 
 
 def packed(rows: Int64[np.ndarray, "rows weights"], bound: int) -> Bool[np.ndarray, " rows"]:
@@ -239,8 +226,7 @@ def packed(rows: Int64[np.ndarray, "rows weights"], bound: int) -> Bool[np.ndarr
 
 def answer_range(info: DatasetInfo, weights: Int16[np.ndarray, "o kh kw c"]) -> int:
     """Largest minus smallest value that an output of a forward function can have."""
-    norms = np.abs(weights.astype(np.int64)).reshape(weights.shape[0], -1).sum(axis=1)
-    return 2 * info.encoding.bound * int(norms.max(initial=0))
+    return 2 * info.encoding.bound * int(row_norms(weights).max(initial=0))
 
 
 def row_bits(info: DatasetInfo, weights: Int16[np.ndarray, "o kh kw c"]) -> int:
@@ -263,7 +249,7 @@ def gradient_charges(
     used = (delta != 0).reshape(n, -1, geometry.groups, channels // geometry.groups)
     rank = np.minimum(used.any(axis=1).sum(axis=2), used.any(axis=3).sum(axis=1)).sum(axis=1)
     per_rank = math.prod(geometry.kernel) * geometry.weight_shape[3]
-    cut = bool((taps(geometry) < 0).any())
+    cut = any(bool((axis_taps(geometry, axis) < 0).any()) for axis in range(2))
     room = max(1, 32 // info.encoding.bits) if cut else 1
     return np.asarray(np.minimum(rank * per_rank * room, info.dim), np.int64)
 
@@ -274,10 +260,13 @@ def check_deltas(info: DatasetInfo, delta: Int16[np.ndarray, "n oh ow oc"]) -> N
     Raises   FunctionError
     """
     n, channels = delta.shape[0], delta.shape[-1]
-    rows = delta.reshape(n, -1, channels).transpose(0, 2, 1).reshape(n * channels, -1)
-    rows = rows[np.count_nonzero(rows, axis=1) > 1].astype(np.int64)
-    if len(rows) and packed(rows, info.encoding.bound).any():
-        raise FunctionError(
-            f"data set {info.name}: a gradient packs several values into one entry; "
-            "use deltas of similar size"
-        )
+    step = max(1, WEIGHTS_AT_ONCE // (delta[:1].size or 1))
+    for start in range(0, n, step):
+        piece = delta[start : start + step].reshape(-1, math.prod(delta.shape[1:3]), channels)
+        rows = piece.transpose(0, 2, 1).reshape(-1, piece.shape[1])
+        rows = rows[np.count_nonzero(rows, axis=1) > 1].astype(np.int64)
+        if len(rows) and packed(rows, info.encoding.bound).any():
+            raise FunctionError(
+                f"data set {info.name}: a gradient packs several values into one entry; "
+                "use deltas of similar size"
+            )

@@ -2,9 +2,9 @@
 
 A request moves the words of its samples (`cloister.authority.book`), all or none; the move is one
 row of a journal, and the answer leaves when the row is on stable storage. From time to time the
-words are written as a whole and the journal starts anew. Requests see moves that are on their way
-to the disk, so that none sees less spent than another has been promised; if the disk then fails, no
-key is issued at all.
+words that changed are written as they are and the journal starts anew. Requests see moves that are
+on their way to the disk, so that none sees less spent than another has been promised; while the
+disk fails, no key is issued at all. Data sets have a lock each and never wait for each other.
 
 What a move costs is `cloister.authority.functions`, what a state is `cloister.authority.states`.
 Releases to the trusted runtime are counted and not charged.
@@ -12,9 +12,9 @@ Releases to the trusted runtime are counted and not charged.
 
 import contextlib
 import sqlite3
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import NoReturn
 
 import numpy as np
 from jaxtyping import Int16, Int64, UInt32
@@ -25,12 +25,16 @@ from cloister.authority.book import (
     Book,
     Limits,
     Spent,
+    Tally,
+    fold,
+    new_book,
     read_book,
     tabulate,
+    tally,
     write_counts,
 )
 from cloister.authority.database import Database, Ticket
-from cloister.authority.states import MAX_EXACT_ENTRIES, Charge, Exceeded, State, write_states
+from cloister.authority.states import Charge, Exceeded, State, counted_exactly, write_states
 from cloister.errors import BudgetError, FunctionError
 from cloister.fe.keyservice import DatasetInfo
 from cloister.field.linear import Geometry, LinearMap
@@ -51,10 +55,9 @@ class Ledger:
     def __init__(self, database: Database, *, modulus: int) -> None:
         self._database, self._modulus = database, modulus
         self._books: dict[str, Book] = {}
-        self._lock = threading.Lock()
 
-    def open_book(self, info: DatasetInfo, *, limits: Limits) -> None:
-        """Read a data set's pages, which may be empty.
+    def read_book(self, info: DatasetInfo, *, limits: Limits) -> None:
+        """Read a data set's pages as they are stored.
 
         Raises   EncryptionError when they are damaged
         """
@@ -63,12 +66,17 @@ class Ledger:
                 connection, info, limits=limits, modulus=self._modulus
             )
 
+    def new_book(self, info: DatasetInfo, *, limits: Limits) -> Book:
+        """Empty pages, for `open_book`."""
+        return new_book(info, limits=limits, modulus=self._modulus)
+
+    def open_book(self, book: Book) -> None:
+        """From now on, charge requests for its data set."""
+        self._books[book.info.name] = book
+
     def grow(self, info: DatasetInfo) -> None:
         """A data set has more samples now."""
-        with self._lock:
-            book = self._books[info.name]
-            more = np.zeros(info.samples - len(book.words), np.uint32)
-            book.words = np.concatenate([book.words, more])
+        with self._turn(info.name) as book:
             book.info = info
 
     def charge_forward(
@@ -84,29 +92,40 @@ class Ledger:
         at_once  do it now or not at all: what a new function costs may take seconds to find out
         Raises   BudgetError, FunctionError, EncryptionError; BusyError when it cannot be at once
         """
-        with self._turn(at_once=at_once):
-            book = self._books[dataset]
-            digest, unique = functions.forward_digest(linear), np.unique(ids)
+        digest, unique = functions.forward_digest(linear), np.unique(ids)
+        with self._turn(dataset, at_once=at_once) as book:
             if at_once and not book.knows(digest, unique):
                 raise BusyError
-            charge = book.charges.get(digest) or self._price(book, digest, linear)
+            charge = book.charges.get(digest) or self._price(book, digest, linear, unique)
             self._count_refusal(book, lambda: _check_chosen(book, digest))
-            return self._move(book, "forward", unique, [charge] * len(unique))
+            return self._move(book, "forward", unique, charge)
 
-    def _price(self, book: Book, digest: bytes, linear: LinearMap) -> Charge:
+    def _price(
+        self, book: Book, digest: bytes, linear: LinearMap, ids: Int64[np.ndarray, " n"]
+    ) -> Charge:
         """What a forward function costs, kept once it has been found admissible."""
         info, rows = book.info, functions.Rows(linear)
+        bits, blurred = self._value_bits(book, linear)
+        values = rows.count if blurred else 0
+        most = book.limits.max_bits
+        if most is not None and values * bits > most:
+            # Known from the shapes, so before any work on the rows.
+            self._note_refusal(book)
+            raise BudgetError(
+                f"data set {info.name}, sample {int(ids[0])}: this key has {values} values of "
+                f"{bits} bits each: of rank, allowed are {book.budget} of {info.dim}, and {most} "
+                "bits in all; use a frozen first layer or unmask to a trusted runtime"
+            )
         if book.budget is not None:
             self._count_refusal(book, lambda: functions.check_rows(info, rows))
-        exact = book.budget is not None and max(book.budget, 1) * info.dim <= MAX_EXACT_ENTRIES
-        bits, blurred = self._value_bits(book, linear)
+        exact = book.budget is not None and counted_exactly(rows.count, info.dim, book.budget)
         charge = Charge(
             digest,
             rank=min(info.dim, rows.count),
             bits_each=bits,
-            operand=int(np.abs(linear.weights.astype(np.int32)).max(initial=0)),
+            operand=int(functions.magnitudes(linear.weights).max(initial=0)),
             linear=linear if exact else None,
-            values=rows.count if blurred else 0,
+            values=values,
         )
         if len(book.charges) >= CHARGES_KEPT:
             book.charges.pop(next(iter(book.charges)))
@@ -134,14 +153,13 @@ class Ledger:
 
         Raises   BudgetError, FunctionError, EncryptionError
         """
-        with self._lock:
-            book = self._books[dataset]
+        with self._turn(dataset) as book:
             info = book.info
             if book.budget is not None:
                 self._count_refusal(book, lambda: functions.check_deltas(info, delta))
             self._count_refusal(book, lambda: _check_gradients(book))
             ranks = functions.gradient_charges(info, geometry, delta)
-            sizes = np.abs(delta.astype(np.int32)).reshape(len(ids), -1)
+            sizes = functions.magnitudes(delta).reshape(len(ids), -1)
             norms, tops = sizes.sum(axis=1, dtype=np.int64), sizes.max(axis=1, initial=0)
             words = book.words[ids] & ~LABEL_BIT
             charges = []
@@ -151,63 +169,75 @@ class Ledger:
                 digest = b"" if full else functions.gradient_digest(geometry, delta[i])
                 bits = max(1, (2 * info.encoding.bound * int(norms[i])).bit_length())
                 charges.append(Charge(digest, rank, bits, int(tops[i])))
-            return self._move(book, "gradient", ids, charges)
+            return self._move_each(book, "gradient", ids, charges)
 
     def charge_labels(
         self, dataset: str, ids: Int64[np.ndarray, " n"], *, at_once: bool = False
     ) -> Ticket:
         """Record that labels are released to the server; see `charge_forward`."""
-        with self._turn(at_once=at_once):
-            book = self._books[dataset]
+        with self._turn(dataset, at_once=at_once) as book:
             before = book.words[ids]
             return self._commit(book, "labels", ids, before, before | LABEL_BIT)
 
     def count_trusted(self, dataset: str, *, at_once: bool = False) -> Ticket:
         """Record a release to the trusted runtime; see `charge_forward`."""
-        with self._turn(at_once=at_once):
+        with self._turn(dataset, at_once=at_once) as book:
             empty = np.empty(0, np.int64)
             words = np.empty(0, np.uint32)
-            return self._commit(self._books[dataset], "trusted", empty, words, words)
+            return self._commit(book, "trusted", empty, words, words)
 
     @contextlib.contextmanager
-    def _turn(self, *, at_once: bool) -> Iterator[None]:
-        if not self._lock.acquire(blocking=not at_once):
+    def _turn(self, dataset: str, *, at_once: bool = False) -> Iterator[Book]:
+        book = self._books[dataset]
+        if not book.lock.acquire(blocking=not at_once):
             raise BusyError
         try:
-            yield
+            yield book
         finally:
-            self._lock.release()
+            book.lock.release()
 
     def spent(self, dataset: str) -> Spent:
         """What each sample has given away."""
-        with self._lock:
-            book = self._books[dataset]
-            return tabulate(book.words, book.states.all)
+        with self._turn(dataset) as book:
+            return tabulate(book.words, book.info.samples, book.states.all)
 
-    def counts(self, dataset: str) -> dict[str, int]:
-        """Requests and refusals so far."""
-        with self._lock:
-            return dict(self._books[dataset].counts)
+    def tally(self, dataset: str) -> Tally:
+        """What the samples have given away, in figures."""
+        with self._turn(dataset) as book:
+            return tally(book.words, book.info.samples, book.states.all, book.counts)
 
-    def _move(
+    def _move(self, book: Book, kind: str, ids: Int64[np.ndarray, " n"], charge: Charge) -> Ticket:
+        """Charge all samples with the same, once for each state that they are in."""
+        before = book.words[ids]
+        sources, first, inverse = np.unique(
+            before & ~LABEL_BIT, return_index=True, return_inverse=True
+        )
+        moved = [
+            self._target(book, source, charge, int(ids[place]))
+            for source, place in zip(sources.tolist(), first.tolist(), strict=True)
+        ]
+        after = np.array(moved, np.uint32)[inverse] | (before & LABEL_BIT)
+        return self._commit(book, kind, ids, before, after)
+
+    def _move_each(
         self, book: Book, kind: str, ids: Int64[np.ndarray, " n"], charges: list[Charge]
     ) -> Ticket:
         before = book.words[ids]
-        after = before.copy()
-        memo: dict[tuple[int, bytes], int | Exceeded] = {}
-        for i, (word, charge) in enumerate(zip(before.tolist(), charges, strict=True)):
-            source = word & ~int(LABEL_BIT)
-            key = (source, charge.digest)
-            if key not in memo:
-                memo[key] = book.states.move(
-                    source, charge, budget=book.budget, max_bits=book.limits.max_bits
-                )
-            found = memo[key]
-            if isinstance(found, Exceeded):
-                self._refuse(book, int(ids[i]), book.states.all[source], found)
-            else:
-                after[i] = found | (word & int(LABEL_BIT))
+        moved = [
+            self._target(book, source, charge, sample)
+            for source, charge, sample in zip(
+                (before & ~LABEL_BIT).tolist(), charges, ids.tolist(), strict=True
+            )
+        ]
+        after = np.array(moved, np.uint32) | (before & LABEL_BIT)
         return self._commit(book, kind, ids, before, after)
+
+    def _target(self, book: Book, source: int, charge: Charge, sample: int) -> int:
+        """The state after a release; a refusal names the sample."""
+        found = book.states.move(source, charge, budget=book.budget, max_bits=book.limits.max_bits)
+        if isinstance(found, Exceeded):
+            self._refuse(book, sample, book.states.all[source], found)
+        return found
 
     def _commit(
         self,
@@ -229,32 +259,31 @@ class Ledger:
         if not moved.any():
             return self._database.enqueue(last={name: partial(write_counts, name, counts)})
         row = (name, ids[moved].astype("<i8").tobytes(), after[moved].astype("<u4").tobytes())
-        whole = None
-        if book.journal_rows + 1 >= JOURNAL_ROWS:
-            words = book.words.copy()
-            words[ids] = after
-            whole = words.astype("<u4").tobytes()
+        folds = book.journal_rows + 1 >= JOURNAL_ROWS
+        blocks = book.words.folded(ids, after) if folds else []
         states, rules = book.states.unwritten()
 
         def write(connection: sqlite3.Connection) -> None:
             write_states(connection, name, states)
             connection.executemany("INSERT OR IGNORE INTO functionals VALUES (?, ?, ?)", rules)
-            if whole is None:
+            if folds:
+                fold(name, blocks, connection)
+            else:
                 connection.execute(
                     "INSERT INTO journal (dataset, ids, words) VALUES (?, ?, ?)", row
                 )
-            else:
-                connection.execute("INSERT OR REPLACE INTO snapshots VALUES (?, ?)", (name, whole))
-                connection.execute("DELETE FROM journal WHERE dataset = ?", (name,))
 
         ticket = self._database.enqueue(write, last={name: partial(write_counts, name, counts)})
         # Not before: what memory has is taken for recorded, and a repeat of it is not charged.
         book.states.written()
         book.words[ids] = after
-        book.journal_rows = 0 if whole is not None else book.journal_rows + 1
+        book.journal_rows += 1
+        if folds:
+            book.journal_rows = 0
+            book.words.unfolded.clear()
         return ticket
 
-    def _refuse(self, book: Book, sample: int, state: State, exceeded: Exceeded) -> None:
+    def _refuse(self, book: Book, sample: int, state: State, exceeded: Exceeded) -> NoReturn:
         self._note_refusal(book)
         name = book.info.name
         if book.budget is not None and exceeded.needed > book.budget:

@@ -1,27 +1,30 @@
 """What the authority stores of data sets, and the folder it stores it in."""
 
+import hashlib
+import hmac
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 
 from cloister.authority import database as databases
 from cloister.authority.blur import EXACT_BITS
-from cloister.authority.book import Limits, Spent
+from cloister.authority.book import Limits, Tally
 from cloister.authority.identity import Identity
 from cloister.crypto.csprng import KEY_BYTES, Csprng
 from cloister.errors import EncryptionError, InputError
+from cloister.fe.bounds import MAX_PARTS, MAX_SAMPLES
 from cloister.fe.keyservice import DatasetInfo
 from cloister.fe.rank import random_modulus
 
 DEFAULT_VALUE_BITS = 8
 """Blur that training hardly notices: on MNIST 0.3 points of accuracy or none (docs/adr/0007)."""
-MAX_DIM = 1 << 24
-MAX_SAMPLES = 1 << 26
 MAX_NOTES_BYTES = 1 << 16
 
 
@@ -113,39 +116,47 @@ def part_info(dataset: str, part: str, sha256: str) -> bytes:
     return f"cloister mask key\0{dataset}\0{part}\0{sha256}".encode()
 
 
-def summarise(info: DatasetInfo, terms: Terms, spent: Spent, counts: dict[str, int]) -> Summary:
-    """Figures from the ledger's columns."""
-    empty = info.samples == 0
+def summarise(info: DatasetInfo, terms: Terms, tally: Tally) -> Summary:
+    """A data set's description and what the ledger says, together."""
     return Summary(
         name=info.name,
         mode=info.mode,
         samples=info.samples,
         dim=info.dim,
         rank_allowed=info.dim if info.mode == "paper" else info.budget_rank,
-        rank_min=0 if empty else int(spent.rank.min()),
-        rank_median=0.0 if empty else float(np.median(spent.rank)),
-        rank_max=0 if empty else int(spent.rank.max()),
-        bits_max=0 if empty else int(spent.bits.max()),
+        rank_min=tally.rank_min,
+        rank_median=tally.rank_median,
+        rank_max=tally.rank_max,
+        bits_max=tally.bits_max,
         bits_allowed=terms.limits(info).max_bits,
-        operand_max=0 if empty else int(spent.operand.max()),
-        labels_released=int(spent.labels.sum()),
-        counts=counts,
+        operand_max=tally.operand_max,
+        labels_released=tally.labels,
+        counts=tally.counts,
     )
 
 
-def read_datasets(connection: sqlite3.Connection) -> Iterator[tuple[DatasetInfo, Terms, bytes]]:
-    """The stored data sets; their samples are counted by `read_parts`.
+StoredDataset = tuple[str, bytes, bytes, bytes]
+"""Name, description, terms and label key, as they are stored."""
+
+
+def stored_datasets(connection: sqlite3.Connection) -> list[StoredDataset]:
+    """The stored data sets, by name; their samples are counted by `read_parts`."""
+    return connection.execute(
+        "SELECT name, info, extra, label_key FROM datasets ORDER BY name"
+    ).fetchall()
+
+
+def read_dataset(stored: StoredDataset) -> tuple[DatasetInfo, Terms, bytes]:
+    """One data set.
 
     Raises   EncryptionError, InputError
     """
-    for info, stored, label_key in connection.execute(
-        "SELECT info, extra, label_key FROM datasets ORDER BY name"
-    ):
-        try:
-            terms = json.loads(stored)
-        except ValueError:
-            raise EncryptionError("ledger: a data set's terms are damaged; use a backup") from None
-        yield DatasetInfo.from_json(info), read_terms(terms), label_key
+    _, info, fields, label_key = stored
+    try:
+        terms = read_terms(json.loads(fields))
+    except ValueError:
+        raise EncryptionError("ledger: a data set's terms are damaged; use a backup") from None
+    return DatasetInfo.from_json(info), terms, label_key
 
 
 def read_parts(connection: sqlite3.Connection) -> Iterator[tuple[Part, str, bytes]]:
@@ -167,24 +178,78 @@ def read_terms(fields: Mapping[str, Any]) -> Terms:
         raise InputError("the terms of a data set are not understood") from None
 
 
+@dataclass(frozen=True, repr=False, eq=False)
 class Dataset:
-    """A data set's parts, their keys and their places.
+    """A data set's description, its parts and their keys, by first id.
 
     Secret   label_key, keys
     """
 
-    def __init__(self, info: DatasetInfo, terms: Terms, label_key: bytes) -> None:
-        self.info, self.terms, self.label_key = info, terms, label_key
-        self.parts: list[Part] = []
-        self.keys: list[bytes] = []
-        self.firsts = np.empty(0, np.int64)
+    info: DatasetInfo
+    terms: Terms
+    label_key: bytes
+    parts: tuple[Part, ...] = ()
+    keys: tuple[bytes, ...] = ()
 
-    def add(self, part: Part, key: bytes) -> None:
-        """One part more."""
-        self.parts.append(part)
-        self.keys.append(key)
-        self.firsts = np.array([part.first for part in self.parts], np.int64)
-        self.info = replace(self.info, samples=part.first + part.samples)
+    @cached_property
+    def firsts(self) -> Int64[np.ndarray, " parts"]:
+        """The id of each part's first sample."""
+        return np.array([part.first for part in self.parts], np.int64)
+
+    def with_parts(self, *more: tuple[Part, bytes]) -> "Dataset":
+        """The data set with parts behind those it has, each with its key.
+
+        Raises   InputError for more than a data set may hold
+        """
+        parts, keys = (*self.parts, *(p for p, _ in more)), (*self.keys, *(k for _, k in more))
+        samples = parts[-1].first + parts[-1].samples if parts else 0
+        if len(parts) > MAX_PARTS or samples > MAX_SAMPLES or any(p.samples < 1 for p in parts):
+            raise InputError(
+                f"data set {self.info.name}: holds up to {MAX_PARTS} parts, none of them empty, "
+                f"and {MAX_SAMPLES} samples; use another data set"
+            )
+        if any(len(key) != KEY_BYTES for key in keys):
+            raise InputError(f"data set {self.info.name}: a part's key has {KEY_BYTES} bytes")
+        return replace(self, info=replace(self.info, samples=samples), parts=parts, keys=keys)
+
+
+class Registry:
+    """What was ever registered: a part's name, its contents and its key are accepted once.
+
+    Secret   the keys, of which it holds hashes
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str | bytes, tuple[str, Part, bytes]] = {}
+
+    def add(self, dataset: str, part: Part, key: bytes) -> None:
+        """A part that is on record."""
+        entry = (dataset, part, key)
+        for name in _once(part.part, part.sha256, key):
+            self._known[name] = entry
+
+    def find(self, dataset: str, part: Part, key: bytes) -> Part | None:
+        """The part on record if this is the same again; its place is not compared.
+
+        Raises   EncryptionError for a name, contents or a key of another part
+        """
+        found = [self._known.get(name) for name in _once(part.part, part.sha256, key)]
+        for entry in found:
+            if entry is None:
+                continue
+            of, old, old_key = entry
+            same = of == dataset and old == replace(part, first=old.first)
+            if not same or not hmac.compare_digest(old_key, key):
+                raise EncryptionError(
+                    f"data set {dataset}, part {part.part}: is a replay of part {old.part}; "
+                    "encrypt again under a new key"
+                )
+        return found[0][1] if found[0] is not None else None
+
+
+def _once(name: str, sha256: str, key: bytes) -> tuple[str | bytes, ...]:
+    # Names and contents differ in length, and a hash of the key is no text.
+    return name, sha256, hashlib.sha256(key).digest()
 
 
 def check_terms(info: DatasetInfo, terms: Terms, label_key: bytes) -> None:
@@ -192,7 +257,7 @@ def check_terms(info: DatasetInfo, terms: Terms, label_key: bytes) -> None:
 
     Raises   InputError
     """
-    if info.samples or len(label_key) != KEY_BYTES or info.dim > MAX_DIM:
+    if info.samples or len(label_key) != KEY_BYTES:
         raise InputError(
             f"data set {info.name}: a new one has no samples and a {KEY_BYTES}-byte key"
         )

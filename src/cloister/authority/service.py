@@ -1,7 +1,8 @@
 """One authority over HTTPS: which role may call what, and messages as calls."""
 
+import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -9,51 +10,71 @@ from typing import cast
 import numpy as np
 
 from cloister.authority import functions
-from cloister.authority.authority import Authority, Issued
+from cloister.authority.authority import MASKS_AT_ONCE, Authority, Issued
 from cloister.authority.identity import CERTIFICATE_FILE, PRIVATE_KEY_FILE
 from cloister.authority.ledger import BusyError
 from cloister.authority.records import read_terms
 from cloister.authority.tokens import Caller, identify
 from cloister.errors import FunctionError, ProtocolError, ShapeError
+from cloister.fe.bounds import MAX_BODY_BYTES, MAX_IDS_BYTES, check_count, check_size
 from cloister.fe.keyservice import DatasetInfo, Receiver
 from cloister.field.linear import Geometry, LinearMap
+from cloister.wire.admission import Limits
 from cloister.wire.bodies import Body
-from cloister.wire.https_server import HttpsServer, Job, Pending
+from cloister.wire.https_connection import Job, Pending, Principal, Route
+from cloister.wire.https_server import HttpsServer
 
-MAX_REQUEST_BYTES = 1 << 28
 QUICK_ELEMENTS = 1 << 16
 """Products and elements of a key up to which the event loop may issue it itself."""
+COPIES = 2
+"""An array of a key is there once as it is made, and once more as it is sent."""
+NAME_BYTES = 1 << 12
+"""Of a request that names a data set and no more, or brings a sealed key besides."""
+TERMS_BYTES = 1 << 20
+"""Of a description with its owner's terms: notes come as escapes of up to 12 B a character."""
 
 Operation = Callable[[Authority, Caller, Body], Job]
 
 
-def serve(folder: Path, authority: Authority, *, listen: str) -> HttpsServer:
+def serve(
+    folder: Path, authority: Authority, *, listen: str, limits: Limits | None = None
+) -> HttpsServer:
     """Serve in the background until the result is closed.
 
     Raises   InputError when the address cannot be used
     """
 
-    def handle(operation: str, token: str | None, body: Body) -> Job:
+    def admit(token: str | None) -> Principal:
         caller = identify(authority.database, token)
-        found = OPERATIONS.get(operation)
-        if found is None:
-            raise ProtocolError("the authority knows no such operation; is it of another version?")
-        roles, function = found
-        if caller.role not in roles:
-            raise FunctionError(
-                f"a token of role {caller.role} may not ask for {operation}; "
-                f"use one of role {' or '.join(roles)}"
-            )
-        caller.check(_named(operation, body))
-        return function(authority, caller, body)
+        return Principal(caller.token_id, partial(_route, authority, caller))
 
     return HttpsServer(
         listen,
-        handle,
+        admit,
         certificate=folder / CERTIFICATE_FILE,
         private_key=folder / PRIVATE_KEY_FILE,
-        max_body_bytes=MAX_REQUEST_BYTES,
+        limits=limits,
     )
+
+
+def _route(authority: Authority, caller: Caller, operation: str) -> Route:
+    found = OPERATIONS.get(operation)
+    if found is None:
+        raise ProtocolError("the authority knows no such operation; is it of another version?")
+    roles, max_bytes, function = found
+    if caller.role not in roles:
+        raise FunctionError(
+            f"a token of role {caller.role} may not ask for {operation}; "
+            f"use one of role {' or '.join(roles)}"
+        )
+
+    def handle(body: Body) -> Job:
+        name = _named(operation, body)
+        caller.check(name)
+        # Requests for one data set wait for each other: they are a lane.
+        return replace(function(authority, caller, body), lane=name)
+
+    return Route(max_bytes, handle)
 
 
 def _named(operation: str, body: Body) -> str:
@@ -75,9 +96,12 @@ def _describe(authority: Authority, body: Body) -> Body:
 def _forward(authority: Authority, caller: Caller, body: Body) -> Job:
     linear, ids = _linear(body), body.array(0, np.int64, 1)
     name, receiver = body.text("dataset"), _receiver(caller, body)
+    check_size(authority.describe(name), linear.geometry, len(ids))
+    answer = len(ids) * linear.geometry.out_elements
     return _issuing(
         partial(authority.issue_forward, name, ids, linear, receiver=receiver),
         elements=functions.elements(linear.geometry, len(ids)),
+        nbytes=COPIES * (4 * answer + linear.weights.nbytes) + 4 * MASKS_AT_ONCE,
     )
 
 
@@ -85,28 +109,36 @@ def _gradient(authority: Authority, caller: Caller, body: Body) -> Job:
     geometry, ids = _geometry(body), body.array(0, np.int64, 1)
     name, receiver = body.text("dataset"), _receiver(caller, body)
     delta = body.array(1, np.int16, 4)
+    check_size(authority.describe(name), geometry, len(ids))
+    answer = math.prod(geometry.weight_shape)
     return Job(
-        lambda: _pending(authority.issue_gradient(name, ids, geometry, delta, receiver=receiver))
+        lambda: _pending(authority.issue_gradient(name, ids, geometry, delta, receiver=receiver)),
+        nbytes=COPIES * (4 * answer + delta.nbytes) + 4 * MASKS_AT_ONCE,
     )
 
 
 def _labels(authority: Authority, caller: Caller, body: Body) -> Job:
     name, receiver = body.text("dataset"), _receiver(caller, body)
     ids = body.array(0, np.int64, 1)
+    described = authority.describe(name)
+    check_count(described, len(ids))
+    elements = len(ids) * described.classes
     return _issuing(
         partial(authority.issue_labels, name, ids, receiver=receiver),
-        elements=len(ids) * authority.describe(name).classes,
+        elements=elements,
+        nbytes=COPIES * 4 * elements,
     )
 
 
-def _issuing(issue: Callable[..., Issued], *, elements: int) -> Job:
+def _issuing(issue: Callable[..., Issued], *, elements: int, nbytes: int) -> Job:
     def attempt() -> Pending | None:
         try:
             return _pending(issue(at_once=True))
         except BusyError:
             return None
 
-    return Job(lambda: _pending(issue()), attempt=attempt if elements <= QUICK_ELEMENTS else None)
+    quick = elements <= QUICK_ELEMENTS
+    return Job(lambda: _pending(issue()), attempt=attempt if quick else None, nbytes=nbytes)
 
 
 def _pending(issued: Issued) -> Pending:
@@ -149,18 +181,19 @@ def _secret(authority: Authority, body: Body) -> Body:
 SERVERS = ("server", "trusted")
 EVERYONE = ("server", "trusted", "client")
 
-OPERATIONS: dict[str, tuple[tuple[str, ...], Operation]] = {
-    "describe": (EVERYONE, _later(_describe)),
-    "summary": (EVERYONE, _later(_summary)),
-    "parts": (EVERYONE, _later(_parts)),
-    "forward": (SERVERS, _forward),
-    "gradient": (SERVERS, _gradient),
-    "labels": (SERVERS, _labels),
+OPERATIONS: dict[str, tuple[tuple[str, ...], int, Operation]] = {
+    "describe": (EVERYONE, NAME_BYTES, _later(_describe)),
+    "summary": (EVERYONE, NAME_BYTES, _later(_summary)),
+    "parts": (EVERYONE, NAME_BYTES, _later(_parts)),
+    "forward": (SERVERS, MAX_BODY_BYTES, _forward),
+    "gradient": (SERVERS, MAX_BODY_BYTES, _gradient),
+    "labels": (SERVERS, MAX_IDS_BYTES, _labels),
     # The label permutation is the clients' secret.
-    "create": (("client",), _later(_create)),
-    "register": (("client",), _later(_register)),
-    "secret": (("client",), _later(_secret)),
+    "create": (("client",), TERMS_BYTES, _later(_create)),
+    "register": (("client",), NAME_BYTES, _later(_register)),
+    "secret": (("client",), NAME_BYTES, _later(_secret)),
 }
+"""Who may ask for it, with how large a body, and what is done."""
 
 
 def _receiver(caller: Caller, body: Body) -> Receiver:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cloister.authority.functions import ROWS_AT_ONCE, Rows, geometry_bytes
+from cloister.authority.functions import MAX_ELIMINATION, Rows, geometry_bytes
 from cloister.errors import EncryptionError
-from cloister.fe.rank import Basis
+from cloister.fe.rank import Basis, rows_at_once
 from cloister.field.linear import Geometry, LinearMap
 
 MAX_EXACT_ENTRIES = 1 << 24
@@ -243,6 +243,12 @@ class States:
         self.fresh, self.fresh_functions = [], []
 
 
+def counted_exactly(rows: int, dim: int, budget: int) -> bool:
+    """Whether the rank of a function is worked out, or bounded by its size."""
+    entries = max(budget, 1) * dim
+    return entries <= MAX_EXACT_ENTRIES and rows * entries <= MAX_ELIMINATION
+
+
 def read_function(geometry: bytes, weights: bytes) -> LinearMap:
     """A stored function."""
     described = Geometry.from_tuple(tuple(np.frombuffer(geometry, "<i8").tolist()))
@@ -273,9 +279,9 @@ def read_states(connection: sqlite3.Connection, dataset: str) -> list[State]:
 
 def _extend(basis: Basis, rows: Rows, cap: int | None) -> tuple[Basis, int]:
     """Add rows block by block; as soon as the rank exceeds `cap`, the count is enough."""
-    grown = basis
-    for start in range(0, rows.count, ROWS_AT_ONCE):
-        block = rows.dense(start, min(start + ROWS_AT_ONCE, rows.count))
+    grown, step = basis, rows_at_once(basis.dim)
+    for start in range(0, rows.count, step):
+        block = rows.dense(start, min(start + step, rows.count))
         extended, added = grown.extend(block, cap=cap)
         if cap is not None and grown.rank + added > cap:
             return basis, grown.rank + added - basis.rank

@@ -31,6 +31,7 @@ class Caller:
     role: Role
     name: str
     dataset: str | None = None
+    token_id: str = ""
 
     def check(self, dataset: str) -> None:
         """Refuse a data set that the token is not for.
@@ -92,7 +93,7 @@ def identify(database: Database, token: str | None) -> Caller:
         with database.asking() as connection:
             row = _row(connection, match[2])
         if row is not None and hmac.compare_digest(row[2], _hash(match[0])):
-            return Caller(cast(Role, row[0]), row[1], row[3])
+            return Caller(cast(Role, row[0]), row[1], row[3], match[2])
     raise InputError("the token is missing or unknown; make one with `cloister authority token`")
 
 

@@ -2,8 +2,9 @@
 
 import contextlib
 import signal
+import sqlite3
 import threading
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -12,13 +13,13 @@ import typer
 
 from cloister.authority import database, records, service, tokens
 from cloister.authority.authority import Authority
-from cloister.authority.book import Spent, read_counts, read_words, tabulate
+from cloister.authority.book import Spent, read_book, tabulate, tally
 from cloister.authority.identity import PUBLIC_FILE, SUITE
-from cloister.authority.states import ROOT, State, read_states
 from cloister.cli import options
 from cloister.cli.console import emit_json, err, out, table
 from cloister.crypto.csprng import SystemRandom
-from cloister.errors import InputError
+from cloister.errors import EncryptionError, InputError
+from cloister.wire.https import one_line
 
 app = typer.Typer(help="Hold the keys of encrypted data sets and issue what their budgets allow.")
 
@@ -117,41 +118,72 @@ def budget(
     json: options.Json = False,
 ) -> None:
     """Show what has been given away to servers, as committed; also while the authority serves."""
-    books = _read(folder)
-    if dataset is not None:
-        books = [book for book in books if book[0].name == dataset]
-        if not books:
-            raise InputError(f"data set {dataset}: is not known to this authority")
+    books, failed = _read(folder, dataset, samples=samples)
     if json:
         emit_json(
             [
-                asdict(summary) | ({"by_sample": asdict(spent)} if samples else {})
-                for summary, spent in books
+                asdict(book.summary) | ({"by_sample": asdict(book.spent)} if book.spent else {})
+                for book in books
             ]
         )
-        return
-    _show([summary for summary, _ in books])
-    if samples:
-        for summary, spent in books:
-            _show_samples(summary, spent)
+    else:
+        _show([book.summary for book in books])
+        for book in books:
+            if book.spent is not None:
+                _show_samples(book.summary, book.spent)
+    if failed:
+        each = (f"data set {name}: cannot be read ({why})" for name, why in failed.items())
+        raise EncryptionError("; ".join(each))
 
 
-def _read(folder: Path) -> list[tuple[records.Summary, Spent]]:
-    books, path = [], folder / database.FILE
+@dataclass(frozen=True)
+class _Book:
+    """A data set as the ledger has it; `spent` is there when it was asked for."""
+
+    summary: records.Summary
+    spent: Spent | None
+
+
+def _read(
+    folder: Path, dataset: str | None, *, samples: bool
+) -> tuple[list[_Book], dict[str, str]]:
+    """The data sets, or the one of this name, and why some cannot be read."""
+    books, failed, path = [], {}, folder / database.FILE
     with contextlib.closing(database.connect(path)) as connection, database.faults(path):
         connection.execute("BEGIN")
         database.check(connection)
-        held: dict[str, int] = {}
-        for part, name, _ in records.read_parts(connection):
-            held[name] = part.first + part.samples
-        for stored, terms, _ in list(records.read_datasets(connection)):
-            info = replace(stored, samples=held.get(stored.name, 0))
-            words, _ = read_words(connection, info.name, info.samples)
-            root = State(ROOT, ROOT, b"", exact=False, rank=0, opaque=0, bits=0, operand=0)
-            spent = tabulate(words, [root, *read_states(connection, info.name)])
-            counts = read_counts(connection, info.name)
-            books.append((records.summarise(info, terms, spent, counts), spent))
-    return books
+        parts: dict[str, list[tuple[records.Part, bytes]]] = {}
+        for part, name, key in records.read_parts(connection):
+            parts.setdefault(name, []).append((part, key))
+        for stored in records.stored_datasets(connection):
+            name = stored[0]
+            if dataset not in (None, name):
+                continue
+            try:
+                books.append(_read_one(connection, stored, parts.get(name, []), samples=samples))
+            except Exception as error:  # noqa: BLE001  (whatever it is, the others are shown)
+                failed[name] = one_line(str(error)) or type(error).__name__
+    if dataset is not None and not books and not failed:
+        raise InputError(f"data set {dataset}: is not known to this authority")
+    return books, failed
+
+
+def _read_one(
+    connection: sqlite3.Connection,
+    stored: records.StoredDataset,
+    parts: list[tuple[records.Part, bytes]],
+    *,
+    samples: bool,
+) -> _Book:
+    found = records.Dataset(*records.read_dataset(stored)).with_parts(*parts)
+    info = found.info
+    (modulus,) = connection.execute("SELECT modulus FROM authority").fetchone()
+    book = read_book(connection, info, limits=found.terms.limits(info), modulus=modulus)
+    figures = tally(book.words, info.samples, book.states.all, book.counts)
+    return _Book(
+        records.summarise(info, found.terms, figures),
+        tabulate(book.words, info.samples, book.states.all) if samples else None,
+    )
 
 
 def _show(summaries: list[records.Summary]) -> None:

@@ -12,7 +12,7 @@ from cloister.cli import options
 from cloister.cli.console import err, out
 from cloister.training import remote
 from cloister.training.dataset import EncryptedDataset
-from cloister.training.server import CiphertextHost, LocalCiphertextServer, RecordingHost
+from cloister.training.server import LocalCiphertextServer
 from cloister.wire.releases import ReleaseLog
 
 app = typer.Typer(help="Compute on encrypted data sets for a trusted runtime; holds no key.")
@@ -46,12 +46,10 @@ def serve(
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    held: CiphertextHost
     held = LocalCiphertextServer(*map(EncryptedDataset.open, datasets), threads=threads)
     with contextlib.ExitStack() as stack:
-        if log is not None:
-            held = RecordingHost(held, stack.enter_context(ReleaseLog(log)))
-        serving = contextlib.closing(remote.serve(held, folder=folder, listen=listen))
+        kept = None if log is None else stack.enter_context(ReleaseLog(log))
+        serving = contextlib.closing(remote.serve(held, folder=folder, listen=listen, log=kept))
         server = stack.enter_context(serving)
         console = out()
         console.print(f"ciphertext server: serving on {server.url}")

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int16, Int64, UInt32
 
 from cloister.errors import EncryptionError, InputError, reading
+from cloister.fe.bounds import MAX_SAMPLES, check_sample
 from cloister.fe.encoding import Encoding
 from cloister.field.linear import Geometry, LinearMap
 
@@ -50,12 +51,11 @@ class DatasetInfo:
             raise InputError(
                 f"data set {self.name!r}: a name is 1 to 64 letters, digits, '.', '_' or '-'"
             )
-        if len(self.shape) != 3 or min(self.shape) < 1:
-            raise InputError(f"data set {self.name}: shape must be (h, w, c), got {self.shape}")
-        if self.classes < 2:
-            raise InputError(f"data set {self.name}: needs at least 2 classes, not {self.classes}")
-        if self.samples < 0:
-            raise InputError(f"data set {self.name}: samples must not be negative")
+        check_sample(self.name, self.shape, self.classes)
+        if not 0 <= self.samples <= MAX_SAMPLES:
+            raise InputError(
+                f"data set {self.name}: holds 0 to {MAX_SAMPLES} samples, not {self.samples}"
+            )
         if not 0 <= self.budget_rank <= self.dim:
             raise InputError(
                 f"data set {self.name}: budget_rank must be 0 to {self.dim}, got {self.budget_rank}"

@@ -28,6 +28,7 @@ from jaxtyping import Float64, Int64, UInt64
 
 from cloister.crypto.csprng import Csprng
 from cloister.errors import EncryptionError, RangeError, ShapeError
+from cloister.fe.bounds import MAX_DIM
 
 MERSENNE_61 = 2**61 - 1
 """A fixed prime for tests; an authority draws a secret one with `random_modulus`."""
@@ -35,9 +36,13 @@ MERSENNE_61 = 2**61 - 1
 _DIGIT_BITS = 21
 _DIGIT_MASK = np.uint64(2**_DIGIT_BITS - 1)
 _MAX_TERMS = 2**11
-_ROWS_AT_ONCE = 64
-_MAX_DIM = 2**20
+_ENTRIES_AT_ONCE = 2**21
 _WITNESSES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
+
+
+def rows_at_once(dim: int) -> int:
+    """Rows that are eliminated together: some, for matrix products, and in bounded memory."""
+    return max(1, min(64, _ENTRIES_AT_ONCE // dim))
 
 
 def random_modulus(*, rng: Csprng) -> int:
@@ -87,8 +92,8 @@ class Basis:
 
         Raises RangeError.
         """
-        if not 1 <= dim <= _MAX_DIM:
-            raise RangeError(f"rank: a dimension is 1 to {_MAX_DIM}, got {dim}")
+        if not 1 <= dim <= MAX_DIM:
+            raise RangeError(f"rank: a dimension is 1 to {MAX_DIM}, got {dim}")
         if not 2**60 < modulus < 2**61 or not _is_prime(modulus):
             raise RangeError("rank: the modulus must be a prime between 2^60 and 2^61")
         return Basis(dim, modulus, np.empty((0, dim), np.uint64), np.empty(0, np.int64))
@@ -129,10 +134,11 @@ class Basis:
             )
         limit = self.dim if cap is None else cap
         found, pivots = self.rows, self.pivots
-        for start in range(0, rows.shape[0], _ROWS_AT_ONCE):
+        step = rows_at_once(self.dim)
+        for start in range(0, rows.shape[0], step):
             if len(pivots) == self.dim:
                 break
-            part = rows[start : start + _ROWS_AT_ONCE]
+            part = rows[start : start + step]
             # Python's sign convention: the remainder of a negative entry is its residue.
             residues = np.mod(part, self.modulus).astype(np.uint64)
             fresh = _subtract(residues, residues[:, pivots], found, self.modulus)

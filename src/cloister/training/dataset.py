@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Bool, Int64, UInt32
 
 from cloister.errors import EncryptionError, InputError
+from cloister.fe.bounds import MAX_PARTS, MAX_SAMPLES, check_sample
 from cloister.fe.encoding import Encoding
 
 MAGIC = b"CLODATA1"
@@ -39,7 +40,6 @@ SLOT_OFFSETS = (64, 128)
 HEADER_OFFSET = 192
 SIZED = struct.Struct("<I32s")
 MAX_DESCRIPTION_BYTES = BLOCK_BYTES - HEADER_OFFSET - SIZED.size
-MAX_SAMPLES = 2**40
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,9 @@ class Header:
     classes: int
     encoding: Encoding
     authority_fingerprint: str
+
+    def __post_init__(self) -> None:
+        check_sample(self.name, self.shape, self.classes)
 
     @property
     def sample_bytes(self) -> int:
@@ -321,6 +324,8 @@ def encode_part_head(info: PartInfo, *, at: int) -> bytes:
 def _read_parts(path: Path, file: BinaryIO, header: Header, commit: Commit) -> list[_Part]:
     size = file.seek(0, 2)
     parts: list[_Part] = []
+    if commit.parts > MAX_PARTS:
+        raise EncryptionError(f"{path}: has {commit.parts} parts, at most {MAX_PARTS} are possible")
     offset = BLOCK_BYTES
     for number in range(commit.parts):
         where = f"{path}: part {number + 1} of {commit.parts}"
@@ -356,7 +361,9 @@ def _part_info(fields: dict[str, Any], where: str) -> PartInfo:
     except TypeError:
         raise EncryptionError(f"{where}: its description is not understood") from None
     numbers = (info.first, info.samples)
-    if not all(type(number) is int and 0 <= number <= MAX_SAMPLES for number in numbers):
+    if not all(type(number) is int and number >= 0 for number in numbers) or (
+        info.last > MAX_SAMPLES
+    ):
         raise EncryptionError(f"{where}: its numbers are out of range")
     return info
 
@@ -374,8 +381,6 @@ def _described(data: bytes, where: str) -> dict[str, Any]:
 
 def _sizes(values: Sequence[int]) -> tuple[int, int, int]:
     h, w, c = (int(value) for value in values)
-    if min(h, w, c) < 1:
-        raise ValueError("sizes must be positive")
     return h, w, c
 
 

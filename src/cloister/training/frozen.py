@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from cloister.crypto.csprng import pad_stream
 from cloister.errors import EncryptionError, FunctionError, ShapeError
+from cloister.fe.bounds import most_at_once
 from cloister.fe.keyservice import RING_LIMIT, DatasetInfo
 from cloister.fe.rank import MERSENNE_61, Basis
 from cloister.field.linear import Geometry, LinearMap
@@ -222,8 +223,9 @@ class Features:
         """Project what is missing; a chunk is either kept or asked for again, which is free."""
         scale = self._info.encoding.scale / self._chosen.norms
         constant = self._chosen.rows.sum(axis=1) * self._info.encoding.offset
+        step = min(CHUNK, most_at_once(self._info, self._chosen.linear.geometry))
         while self.done < len(self._ids):
-            part = slice(self.done, min(self.done + CHUNK, len(self._ids)))
+            part = slice(self.done, min(self.done + step, len(self._ids)))
             values = products.forward(self._ids[part], self._chosen.linear)
             self._rows[part] = values.reshape(len(values), -1) * scale + constant
             self.done = part.stop

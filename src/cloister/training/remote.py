@@ -12,8 +12,11 @@ multiple of 2^31 passes every second check, and one such error switches a unit o
 import datetime
 import hmac
 import json
+import math
 import os
 from base64 import b64decode, b64encode
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,17 +27,27 @@ from cryptography.x509.oid import NameOID
 from jaxtyping import Int16, Int64, UInt32
 
 from cloister.errors import InputError, ProtocolError, ShapeError
+from cloister.fe.bounds import MAX_BODY_BYTES, check_count, check_size
 from cloister.field.linear import Geometry, LinearMap
-from cloister.training.server import CiphertextHost
+from cloister.training.server import CiphertextHost, LocalCiphertextServer, RecordingHost
+from cloister.wire.admission import Limits
 from cloister.wire.bodies import Body
 from cloister.wire.https import RETRY_FOR_S, HttpsClient
-from cloister.wire.https_server import HttpsServer, Job
+from cloister.wire.https_connection import Job, Principal, Route
+from cloister.wire.https_server import HttpsServer
+from cloister.wire.releases import Recorder
 
 FORMAT = "cloister-ciphertexts-1"
 PUBLIC_FILE, KEY_FILE, CERTIFICATE_FILE = "server.pub", "server.key", "server.crt"
 TOKEN_BYTES = 32
 VALID_DAYS = 3650
-MAX_SAMPLES = 1 << 20
+WORD_COPIES = 2
+"""A product's words are there as an array, and once more as an answer."""
+OPERATIONS = {
+    "forward": MAX_BODY_BYTES,
+    "gradient": MAX_BODY_BYTES,
+}
+"""Largest body of each."""
 
 
 class RemoteCiphertextServer:
@@ -75,21 +88,39 @@ class RemoteCiphertextServer:
         return _checked(answer, geometry.weight_shape)
 
 
-def serve(server: CiphertextHost, *, folder: Path, listen: str) -> HttpsServer:
-    """Answer for a ciphertext server until the result is closed; `folder` is from `init`."""
-    token = _read_public(folder / PUBLIC_FILE)[1]
+def serve(
+    server: LocalCiphertextServer,
+    *,
+    folder: Path,
+    listen: str,
+    limits: Limits | None = None,
+    log: Recorder | None = None,
+) -> HttpsServer:
+    """Answer for a ciphertext server until the result is closed; `folder` is from `init`.
 
-    def handle(operation: str, given: str | None, request: Body) -> Job:
+    log   what this server is asked is kept here, for an audit
+    """
+    token = _read_public(folder / PUBLIC_FILE)[1]
+    host = server if log is None else RecordingHost(server, log)
+
+    def admit(given: str | None) -> Principal:
         # Not secrecy, which needs none here: strangers shall not use up this machine.
         if not hmac.compare_digest((given or "").encode(), token.encode()):
             raise InputError("ciphertext server: the token is not this server's")
-        return Job(lambda: Body({}, (_answer(server, operation, request),)))
+        return Principal("trusted runtime", route)
+
+    def route(operation: str) -> Route:
+        if operation not in OPERATIONS:
+            known = " and ".join(OPERATIONS)
+            raise ProtocolError(f"ciphertext server: knows {known}")
+        return Route(OPERATIONS[operation], partial(_job, server, host, operation))
 
     return HttpsServer(
         listen,
-        handle,
+        admit,
         certificate=folder / CERTIFICATE_FILE,
         private_key=folder / KEY_FILE,
+        limits=limits,
     )
 
 
@@ -154,18 +185,22 @@ def _read_public(path: Path) -> tuple[bytes, str]:
         raise InputError(f"{path}: is not a ciphertext server's public file") from error
 
 
-def _answer(server: CiphertextHost, operation: str, request: Body) -> np.ndarray:
-    dataset = request.text("dataset")
-    ids = request.array(0, np.int64, 1)
-    if len(ids) > MAX_SAMPLES:
-        raise InputError(f"ciphertext server: at most {MAX_SAMPLES} samples at once")
+def _job(server: LocalCiphertextServer, host: CiphertextHost, operation: str, request: Body) -> Job:
+    dataset, ids = request.text("dataset"), request.array(0, np.int64, 1)
+    described = server.dataset(dataset)
+    check_count(described, len(ids))
     geometry = Geometry.from_tuple(request.numbers("geometry"))
+    check_size(described, geometry, len(ids))
+    tensor = request.array(1, np.int16, 4)
+    elements = len(ids) * (math.prod(described.shape) + geometry.out_elements)
+    elements += 2 * math.prod(geometry.weight_shape)
+    run: Callable[[], np.ndarray]
     if operation == "forward":
-        weights = np.ascontiguousarray(request.array(1, np.int16, 4))
-        return server.forward(dataset, ids, LinearMap(geometry, weights))
-    if operation == "gradient":
-        return server.gradient(dataset, ids, geometry, request.array(1, np.int16, 4))
-    raise ProtocolError("ciphertext server: knows forward and gradient")
+        linear = LinearMap(geometry, np.ascontiguousarray(tensor))
+        run = partial(host.forward, dataset, ids, linear)
+    else:
+        run = partial(host.gradient, dataset, ids, geometry, tensor)
+    return Job(lambda: Body({}, (run(),)), nbytes=WORD_COPIES * 4 * elements)
 
 
 def _checked(answer: Body, shape: tuple[int, ...]) -> UInt32[np.ndarray, "..."]:

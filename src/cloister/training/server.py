@@ -18,17 +18,13 @@ from jaxtyping import Int16, Int64, UInt32
 
 from cloister.errors import EncryptionError, InputError
 from cloister.fe import mask
+from cloister.fe.bounds import Described
 from cloister.field.linear import Geometry, LinearMap
 from cloister.wire.releases import Recorder, asked
 
 
-class Ciphertexts(Protocol):
+class Ciphertexts(Described, Protocol):
     """What a server reads of an encrypted data set."""
-
-    @property
-    def name(self) -> str:
-        """Identifier of the data set."""
-        ...
 
     def data(self, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n h w c"]:
         """Masked samples."""
@@ -101,16 +97,22 @@ class LocalCiphertextServer:
 
     def data(self, dataset: str, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n h w c"]:
         """The masked samples themselves; not the caller's to write into."""
-        key = ids.tobytes()
-        if self._last is None or self._last[:2] != (dataset, key):
-            self._last = (dataset, key, self._dataset(dataset).data(ids))
-        return self._last[2]
+        key, last = ids.tobytes(), self._last
+        if last is None or last[:2] != (dataset, key):
+            # Others may ask at the same time: what is answered is never read back from the cache.
+            last = (dataset, key, self.dataset(dataset).data(ids))
+            self._last = last
+        return last[2]
 
     def labels(self, dataset: str, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n classes"]:
         """See CiphertextServer."""
-        return self._dataset(dataset).labels(ids)
+        return self.dataset(dataset).labels(ids)
 
-    def _dataset(self, name: str) -> Ciphertexts:
+    def dataset(self, name: str) -> Ciphertexts:
+        """The data set of this name.
+
+        Raises   EncryptionError when it is not here
+        """
         if name not in self._datasets:
             raise EncryptionError(f"data set {name!r} is not here; start the server with its file")
         return self._datasets[name]

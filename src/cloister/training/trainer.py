@@ -24,6 +24,7 @@ from torch.optim import Adam, Optimizer
 
 from cloister.crypto.csprng import KEY_BYTES, Csprng
 from cloister.errors import CloisterError, EncryptionError, InputError
+from cloister.fe.bounds import most_at_once
 from cloister.fe.encoding import Encoding
 from cloister.fe.keyservice import DatasetInfo, KeyService, Mode, Receiver
 from cloister.training import checkpoint, models
@@ -173,9 +174,10 @@ class Trainer:
     def prepare(self, update: Update = lambda done, total: None) -> None:
         """Unmask labels and, for a frozen first layer, project every sample; done once."""
         if self._labels is None:
+            step = min(LABEL_BATCH, most_at_once(self.info))
             parts = [
-                self.products.labels(self._ids[i : i + LABEL_BATCH])
-                for i in range(0, len(self._ids), LABEL_BATCH)
+                self.products.labels(self._ids[i : i + step])
+                for i in range(0, len(self._ids), step)
             ]
             self._labels = torch.from_numpy(np.concatenate(parts))
         if self.projection is not None and self._features is None:
@@ -219,8 +221,9 @@ class Trainer:
         self.model.eval()
         correct = 0
         with torch.no_grad():
-            for i in range(0, len(ids), EVALUATION_BATCH):
-                part = ids[i : i + EVALUATION_BATCH]
+            step = min(EVALUATION_BATCH, most_at_once(self.info))
+            for i in range(0, len(ids), step):
+                part = ids[i : i + step]
                 correct += int((self._scores(part).argmax(1) == self._targets(part)).sum())
         self.model.train()
         return correct / max(1, len(ids))

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Int, Int16
 from cloister.crypto.csprng import KEY_BYTES, Csprng
 from cloister.errors import EncryptionError, InputError, RangeError, ShapeError
 from cloister.fe import mask
+from cloister.fe.bounds import MAX_SAMPLES
 from cloister.training.dataset import (
     ALIGNMENT,
     SLOT_OFFSETS,
@@ -122,6 +123,11 @@ class EncryptedDatasetWriter:
     def _check(self, chunk: Chunk, done: int) -> None:
         header = self._header
         n = len(chunk.x)
+        if done + n > MAX_SAMPLES:
+            raise InputError(
+                f"data set {header.name}: holds at most {MAX_SAMPLES} samples; use several data "
+                "sets"
+            )
         if chunk.x.shape[1:] != header.shape or chunk.x.dtype != np.int16:
             raise ShapeError(
                 f"samples {done} to {done + n}: {chunk.x.dtype} {chunk.x.shape[1:]}, but data set "

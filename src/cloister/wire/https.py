@@ -3,14 +3,15 @@ and the client; `https_server` is the other side.
 
 The server shows one self-signed certificate; the client trusts this certificate and no other, by
 whatever name or address it is reached. Who calls is told by a bearer token. Bodies are those of
-`cloister.wire.bodies`, of a stated length that is compared with a limit before it is read. Errors
-of this library cross the wire by class; anything else that goes wrong is only logged on the
-server's side.
+`cloister.wire.bodies`, of a stated length. The server compares the token first, then the length
+with a limit, before it reads a byte of the body. Errors of this library cross the wire by class;
+anything else that goes wrong is only logged on the server's side.
 
 Requests must be such that repeating one does no harm: a client whose connection was lost cannot
 know whether it was carried out, and asks again.
 """
 
+import contextlib
 import hashlib
 import http.client
 import socket
@@ -29,11 +30,13 @@ from cloister.wire.bodies import Body, decode, encode
 
 CONTENT_TYPE = "application/octet-stream"
 PREFIX = "/v1/"
-MAX_BODY_BYTES = 1 << 30
+MAX_ANSWER_BYTES = 1 << 30
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 120.0
 RETRY_FOR_S = 20.0
 MAX_MESSAGE_CHARS = 600
+BUSY = 503
+BUSY_PAUSE_S = 1.0
 
 # Errors that may cross the wire, by name.
 _ERRORS: dict[str, type[CloisterError]] = {
@@ -54,7 +57,7 @@ class HttpsClient:
         token: str | None = None,
         timeout_s: float = ANSWER_TIMEOUT_S,
         retry_for_s: float = RETRY_FOR_S,
-        max_body_bytes: int = MAX_BODY_BYTES,
+        max_answer_bytes: int = MAX_ANSWER_BYTES,
     ) -> None:
         """Prepare to call; `certificate` in DER, pinned.
 
@@ -73,14 +76,14 @@ class HttpsClient:
                 raise InputError("the token holds characters that no token has")
             self._headers["Authorization"] = f"Bearer {token}"
         self._timeout_s, self._retry_for_s = timeout_s, retry_for_s
-        self._max = max_body_bytes
+        self._max = max_answer_bytes
         self._lock = threading.Lock()
         self._connection: http.client.HTTPSConnection | None = None
 
     def call(
         self, operation: str, fields: Mapping[str, Any], tensors: Sequence[np.ndarray] = ()
     ) -> Body:
-        """Ask, and ask again while the connection is lost.
+        """Ask, and ask again while the connection is lost or the server is busy.
 
         Raises   what the server raised, by class; AuthorityUnavailable when it cannot be reached;
                  ProtocolError when its answer is not one
@@ -91,7 +94,9 @@ class HttpsClient:
             while True:
                 try:
                     status, answer = self._once(operation, request)
-                    break
+                    if status != BUSY or time.monotonic() + BUSY_PAUSE_S > deadline:
+                        break
+                    time.sleep(BUSY_PAUSE_S)
                 except ssl.SSLCertVerificationError:
                     self._drop()
                     raise AuthorityUnavailable(
@@ -134,17 +139,33 @@ class HttpsClient:
             self._check_pin(connection.sock)
             connection.sock.settimeout(self._timeout_s)
             connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._connection.request("POST", PREFIX + operation, request, self._headers)
-        response = self._connection.getresponse()
+        response = self._exchange(self._connection, operation, request)
         length = response.length
         if length is None or length > self._max:
             self._drop()
             raise ProtocolError(f"{self._url}: answered without a length, or beyond {self._max} B")
         answer = response.read()
+        if response.will_close:
+            # Here, not in the library, which would connect anew without looking at the pin.
+            self._drop()
         if response.getheader("Content-Type") != CONTENT_TYPE:
             self._drop()
             raise ProtocolError(f"{self._url}: is no Cloister service")
         return response.status, answer
+
+    def _exchange(
+        self, connection: http.client.HTTPSConnection, operation: str, request: bytes
+    ) -> http.client.HTTPResponse:
+        try:
+            connection.request("POST", PREFIX + operation, request, self._headers)
+        except TimeoutError:
+            raise
+        except OSError:
+            # A server that refuses a request does not read its body; its answer may be there.
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                return connection.getresponse()
+            raise
+        return connection.getresponse()
 
     def _check_pin(self, sock: ssl.SSLSocket) -> None:
         shown = sock.getpeercert(binary_form=True) or b""
