@@ -21,14 +21,15 @@ from cloister.graph.export import to_model
 from cloister.graph.graph import Graph, Node
 from cloister.graph.interpreter import runtime_session
 from cloister.graph.layout import from_channels_last, to_channels_last
+from cloister.graph.linear_nodes import LAST_AXIS_OPS
 from cloister.graph.pooling import pool_geometry
+from cloister.plan.input_factors import multiplied
 from cloister.plan.plan import Plan
 from cloister.plan.policies import Samples, as_samples
 from cloister.plan.quantise import QuantisedLinear
 
 BATCH = 8
 POOLS = ("AveragePool", "GlobalAveragePool")
-LAST_AXIS_OPS = ("MatMul", "Gemm")
 
 
 @dataclass
@@ -218,6 +219,7 @@ class _Simulation:
         channels_first = node.op not in LAST_AXIS_OPS
         last = to_channels_last(x, channels_first=channels_first)
         shaped = last.reshape(len(x), *numbers.linear.geometry.in_shape)
+        shaped = multiplied(shaped, numbers.x_factors)
         tally.activations(shaped)
         request = quantise(np.ascontiguousarray(shaped), numbers.inv_x_scale, numbers.x_qmax)
         z = self._maps[node.name].apply(request, threads=self._threads)

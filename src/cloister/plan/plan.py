@@ -16,7 +16,7 @@ from cloister.plan.claims import Claims, claims_of
 from cloister.plan.protection import ENCLAVE, OPEN, Protection
 from cloister.plan.quantise import WRAP_LIMIT, QuantisedLinear, static_bound
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +135,7 @@ def _describe_integers(node: QuantisedLinear) -> dict[str, object]:
         "weights": _digest_array(node.linear.weights),
         "scale": _digest_array(node.scale),
         "bias": _digest_array(node.bias),
+        "x_factors": None if node.x_factors is None else _digest_array(node.x_factors),
         "x_scale": node.x_scale.hex(),
         "x_qmax": node.x_qmax,
     }

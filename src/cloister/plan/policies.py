@@ -27,7 +27,8 @@ from cloister.plan.protection import (
     VERIFIED,
     Protection,
 )
-from cloister.plan.quantise import Precision, calibrate, quantise_node
+from cloister.plan.input_factors import reads_raw
+from cloister.plan.quantise import Precision, Ranges, calibrate, quantise_node
 
 Samples = np.ndarray | Mapping[str, np.ndarray]
 
@@ -147,9 +148,12 @@ def _check_sample(model: Graph, name: str, array: np.ndarray) -> None:
         raise ShapeError(f"input {name!r}: the model takes shape {want}, got {array.shape}")
 
 
-def measure_ranges(policy: str, model: Graph, *, calibration: Samples | None) -> dict[str, float]:
-    """Largest magnitude, over typical inputs, of every value the policy makes fixed-point.
+def measure_ranges(
+    policy: str, model: Graph, *, calibration: Samples | None, by_channel: bool = True
+) -> dict[str, Ranges]:
+    """Largest magnitude, over typical inputs, of what every node reads that the policy sends out.
 
+    Nodes that read raw inputs get a range per channel, unless `by_channel` is off.
     Raises PlanError without inputs, UnsupportedError when there is nothing to send to a worker.
     """
     require_supported(model)
@@ -159,33 +163,32 @@ def measure_ranges(policy: str, model: Graph, *, calibration: Samples | None) ->
     if calibration is None:
         raise PlanError(f"policy {policy!r} needs calibration=: a batch of typical inputs")
     samples = as_samples(model, calibration)
-    return calibrate(model, sorted({node.inputs[0] for node in linear}), samples)
+    names = frozenset(node.name for node in linear)
+    raw = (node.name for node in linear if by_channel and reads_raw(model, node, names))
+    return calibrate(model, linear, samples, by_channel=frozenset(raw))
 
 
 def from_ranges(
     policy: str,
     model: Graph,
     *,
-    ranges: Mapping[str, float],
+    ranges: Mapping[str, Ranges],
     precision: Precision | None = None,
 ) -> Plan:
     """A plan from ranges measured before.
 
-    Raises PlanError when a range is missing: they were measured with another model.
+    Raises PlanError when a node's ranges are missing: they were measured with another model.
     """
     require_supported(model)
     protections = assign(model, policy)
     quantised = {}
     for node in () if policy in EVERYWHERE else _sent_out(model, protections):
-        if node.inputs[0] not in ranges:
+        if node.name not in ranges:
             raise PlanError(
-                f"value {node.inputs[0]!r} has no range: the calibration belongs to another model"
+                f"node {node.name!r} has no range: the calibration belongs to another model"
             )
         quantised[node.name] = quantise_node(
-            model,
-            node,
-            largest_input=ranges[node.inputs[0]],
-            precision=precision or Precision(),
+            model, node, ranges=ranges[node.name], precision=precision or Precision()
         )
     return Plan(model, policy, protections, quantised)
 
