@@ -45,7 +45,7 @@ def test_samples_are_needed():
 
 def test_recipe_of_another_model():
     with pytest.raises(PlanError, match="belongs to another model"):
-        Recipe("slalom", ranges={"elsewhere": 1.0}).plan(graph_of(nets.chain()))
+        Recipe("slalom", ranges={"elsewhere": (1.0,)}).plan(graph_of(nets.chain()))
 
 
 def test_missing_and_damaged_files(tmp_path):
@@ -54,6 +54,6 @@ def test_missing_and_damaged_files(tmp_path):
     (tmp_path / "r.json").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="not a calibration file"):
         Recipe.load(tmp_path / "r.json")
-    Recipe("slalom", ranges={"x": float("nan")}).save(tmp_path / "nan.json")
+    Recipe("slalom", ranges={"x": (float("nan"),)}).save(tmp_path / "nan.json")
     with pytest.raises(InputError, match="not a finite number"):
         Recipe.load(tmp_path / "nan.json")

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Annotated
@@ -76,7 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = app(spread(given) or ["--help"], prog_name="cloister", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            code = app(spread(given) or ["--help"], prog_name="cloister", standalone_mode=False)
         sys.stdout.flush()
     except VerificationError as error:
         return _fail(error, EXIT_NOT_VERIFIED)
@@ -96,7 +99,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    err().print(f"warning: {_printable(message)}", soft_wrap=True)
+
+
 def _fail(error: object, code: int) -> int:
-    line = "".join(c if c.isprintable() else " " for c in str(error))
-    err().print(f"error: {line.strip()}", soft_wrap=True)
+    err().print(f"error: {_printable(error)}", soft_wrap=True)
     return code
+
+
+def _printable(message: object) -> str:
+    return "".join(c if c.isprintable() else " " for c in str(message)).strip()

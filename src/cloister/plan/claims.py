@@ -109,8 +109,8 @@ def _statement(protection: Protection, nodes: int, plan: _Context) -> Claim:
     return Claim(protection.name, nodes, learns, changes, assumes)
 
 
-def claims_of(policy: str, protections: Mapping[str, Protection]) -> Claims:
-    """The claims that follow from a plan's protections."""
+def claims_of(policy: str, protections: Mapping[str, Protection], *, scaled: int = 0) -> Claims:
+    """The claims that follow from a plan's protections, `scaled` nodes having input factors."""
     used = list(protections.values())
     outside = [protection for protection in used if protection is not ENCLAVE]
     checked = any(protection.checked for protection in outside)
@@ -128,14 +128,19 @@ def claims_of(policy: str, protections: Mapping[str, Protection]) -> Claims:
             for protection in _TEXT
             if protection in used
         ),
-        always_visible=_always_visible(outside),
+        always_visible=_always_visible(outside, scaled),
     )
 
 
-def _always_visible(outside: list[Protection]) -> str:
+def _always_visible(outside: list[Protection], scaled: int) -> str:
     if not outside:
         return "nothing; there is no worker"
     what = "the whole model" if OPEN in outside else "the integer weights of the layers it computes"
+    if scaled:
+        what += (
+            f" ({scaled} of them divided, per input channel, by powers of two that follow from the "
+            "calibration samples)"
+        )
     return (
         f"{what}, the shapes of their inputs and outputs, the number of inputs "
         "and the time between messages"

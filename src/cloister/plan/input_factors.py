@@ -19,6 +19,7 @@ from jaxtyping import Float32
 
 from cloister.field.fixed_point import MAX_EXPONENT
 from cloister.field.linear import Geometry
+from cloister.graph.captures import captured_values
 from cloister.graph.graph import Graph, Node
 
 HEADROOM = 4
@@ -47,7 +48,7 @@ def reads_raw(graph: Graph, node: Node, sent: frozenset[str]) -> bool:
         if one.name in sent:
             return False
         seen.add(one.name)
-        open_values += one.inputs
+        open_values += (*one.inputs, *captured_values(one))
     return True
 
 
@@ -56,7 +57,8 @@ def largest(
 ) -> Float32[np.ndarray, "fh fw c"]:
     """Largest magnitude of each channel, or of each element."""
     axes = (0, 1, 2) if shape[:2] == (1, 1) else (0,)
-    return np.max(np.abs(x), axis=axes, initial=0.0).reshape(shape)
+    peaks: np.ndarray = np.max(np.abs(x), axis=axes, initial=0.0).reshape(shape)
+    return peaks
 
 
 def input_factors(
@@ -86,8 +88,8 @@ def input_factors(
     exponents = np.clip(exponents - 1, 0, MAX_EXPONENT)
     if not exponents.any():
         return None
-    factors = np.ldexp(np.float32(1), exponents)
-    return np.ascontiguousarray(np.moveaxis(factors, 0, 2).reshape(ranges.shape), np.float32)
+    factors = np.ldexp(np.float32(1), exponents).transpose(1, 2, 0, 3)
+    return np.ascontiguousarray(factors.reshape(ranges.shape), np.float32)
 
 
 def multiplied(
@@ -97,20 +99,20 @@ def multiplied(
     if factors is None:
         return x
     with np.errstate(over="ignore"):
-        return np.multiply(x, factors, order="C")
+        product: np.ndarray = np.multiply(x, factors, order="C")
+    return product
 
 
-def divisors(
-    factors: Float32[np.ndarray, "fh fw c"], shape: Geometry, part: slice
-) -> np.ndarray:
+def divisors(factors: Float32[np.ndarray, "fh fw c"], shape: Geometry, part: slice) -> np.ndarray:
     """What some rows of the weights are divided by, for broadcasting."""
-    return _by_group(factors, shape)[_groups(shape)[part]]
+    rows: np.ndarray = _by_group(factors, shape)[_groups(shape)[part]]
+    return rows
 
 
 def _by_group(channels: np.ndarray, shape: Geometry) -> np.ndarray:
     """(fh, fw, c) as (groups, fh, fw, c / groups) in float64."""
     split = channels.astype(np.float64).reshape(*channels.shape[:2], shape.groups, -1)
-    return np.moveaxis(split, 2, 0)
+    return split.transpose(2, 0, 1, 3)
 
 
 def _groups(shape: Geometry) -> np.ndarray:

@@ -72,7 +72,8 @@ class Plan:
 
     def claims(self) -> Claims:
         """What an untrusted worker learns and can change, as this plan implies it."""
-        return claims_of(self.policy, self.protections)
+        scaled = sum(node.x_factors is not None for node in self.linear_nodes)
+        return claims_of(self.policy, self.protections, scaled=scaled)
 
     def without_float_weights(self) -> "Plan":
         """The same plan, of the same digest, for running only: it drops what became integers.

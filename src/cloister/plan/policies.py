@@ -11,12 +11,12 @@ In the first three, depthwise convolutions stay inside where that is cheaper (pl
 
 from collections.abc import Mapping
 
-import numpy as np
-
-from cloister.errors import PlanError, ShapeError, UnsupportedError
+from cloister.errors import PlanError, UnsupportedError
 from cloister.graph.graph import Graph, Node
 from cloister.graph.legality import require_supported
 from cloister.graph.ops import is_linear
+from cloister.plan.accuracy import warn_of_errors
+from cloister.plan.input_factors import reads_raw
 from cloister.plan.placement import keep_inside
 from cloister.plan.plan import Plan
 from cloister.plan.protection import (
@@ -27,10 +27,8 @@ from cloister.plan.protection import (
     VERIFIED,
     Protection,
 )
-from cloister.plan.input_factors import reads_raw
 from cloister.plan.quantise import Precision, Ranges, calibrate, quantise_node
-
-Samples = np.ndarray | Mapping[str, np.ndarray]
+from cloister.plan.samples import Samples, as_samples
 
 OUTSOURCED: Mapping[str, Protection] = {
     "slalom": BLINDED_VERIFIED,
@@ -66,9 +64,15 @@ def make(
     calibration: Samples | None = None,
     precision: Precision | None = None,
 ) -> Plan:
-    """A plan by the policy's name; see the functions below."""
+    """A plan by the policy's name; see the functions below.
+
+    Warns (PrecisionWarning) when a layer's error on the first samples exceeds a bound.
+    """
     ranges = measure_ranges(policy, model, calibration=calibration)
-    return from_ranges(policy, model, ranges=ranges, precision=precision)
+    plan = from_ranges(policy, model, ranges=ranges, precision=precision)
+    if calibration is not None:
+        warn_of_errors(plan, as_samples(model, calibration))
+    return plan
 
 
 def slalom(
@@ -107,45 +111,6 @@ def enclave(model: Graph) -> Plan:
 def open(model: Graph) -> Plan:
     """Everything on the worker, in the clear and believed: no protection at all."""
     return make("open", model)
-
-
-def as_samples(model: Graph, samples: Samples) -> dict[str, np.ndarray]:
-    """Samples by input name, checked against the model's inputs.
-
-    Raises ShapeError when inputs are missing, unknown or of another shape.
-    """
-    if not isinstance(samples, np.ndarray | Mapping):
-        raise ShapeError(
-            f"inputs must be a NumPy array or a mapping of them by name, not "
-            f"{type(samples).__name__}"
-        )
-    if isinstance(samples, np.ndarray):
-        if len(model.inputs) != 1:
-            raise ShapeError(
-                f"the model has inputs {', '.join(model.inputs)}; pass a mapping by name"
-            )
-        samples = {model.inputs[0]: samples}
-    if set(samples) != set(model.inputs):
-        odd = sorted(set(samples) ^ set(model.inputs))[0]
-        names = ", ".join(map(repr, model.inputs))
-        raise ShapeError(f"input {odd!r}: the model's inputs are {names}, all of them needed")
-    for name, array in samples.items():
-        _check_sample(model, name, array)
-    return {name: np.ascontiguousarray(samples[name]) for name in model.inputs}
-
-
-def _check_sample(model: Graph, name: str, array: np.ndarray) -> None:
-    if not isinstance(array, np.ndarray):
-        raise ShapeError(f"input {name!r}: expected a NumPy array, got {type(array).__name__}")
-    expected = model.types[name]
-    if array.dtype != expected.dtype:
-        raise ShapeError(f"input {name!r}: the model takes {expected.dtype}, got {array.dtype}")
-    fits = len(array.shape) == len(expected.shape) and all(
-        want is None or want == got for want, got in zip(expected.shape, array.shape, strict=True)
-    )
-    if not fits:
-        want = tuple("batch" if size is None else size for size in expected.shape)
-        raise ShapeError(f"input {name!r}: the model takes shape {want}, got {array.shape}")
 
 
 def measure_ranges(

@@ -1,9 +1,8 @@
 """Fixed-point form of a model's linear nodes, with a proof that no result wraps.
 
 Weights: one symmetric scale per output channel. Activations: one symmetric scale per tensor, from
-calibration; values beyond it are clipped. Channels of a node that reads raw inputs are brought to
-that scale by powers of two (input_factors.py). True results must fit the centred range of Z_2^32, so per
-output channel o
+calibration; values beyond it are clipped. Powers of two bring the channels of raw inputs to that
+scale (input_factors.py). True results must fit the centred range of Z_2^32, so per output channel o
 
     qmax_x * sum |Wq[o]| < 2^31.
 
@@ -123,7 +122,7 @@ def calibrate(
     values = sorted({node.inputs[0] for node in nodes})
     inner = [value for value in values if value not in graph.inputs]
     session = FedSession(graph, outputs=(*graph.outputs, *inner), threads=0, optimised=True)
-    for batch in _batches(graph, samples):
+    for batch in sample_batches(graph, samples):
         arrays = {**batch, **dict(zip(inner, _run(session, inner, batch), strict=True))}
         for node in nodes:
             peaks = _peaks(graph, node, arrays[node.inputs[0]], by_channel=node.name in by_channel)
@@ -137,7 +136,7 @@ def calibrate(
 
 def _peaks(graph: Graph, node: Node, x: np.ndarray, *, by_channel: bool) -> np.ndarray:
     if not by_channel:
-        return np.max(np.abs(x), initial=0.0)
+        return np.asarray(np.max(np.abs(x), initial=0.0))
     shape = geometry(graph, node)
     ordered = to_channels_last(x, channels_first=node.op not in LAST_AXIS_OPS)
     return largest(ordered.reshape(len(x), *shape.in_shape), factor_shape(shape))
@@ -153,11 +152,14 @@ def _run(session: FedSession, wanted: list[str], batch: dict[str, np.ndarray]) -
         ) from None
 
 
-def _batches(graph: Graph, samples: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+def sample_batches(
+    graph: Graph, samples: Mapping[str, np.ndarray], *, size: int = CALIBRATION_BATCH
+) -> Iterator[dict[str, np.ndarray]]:
+    """Samples a few at a time; all at once where the model's batch cannot be cut."""
     count = len(next(iter(samples.values())))
     if count == 0:
         raise RangeError("calibration: no samples given")
-    step = CALIBRATION_BATCH if graph.batch is None and graph.separable else count
+    step = size if graph.batch is None and graph.separable else count
     for start in range(0, count, step):
         yield {name: array[start : start + step] for name, array in samples.items()}
 

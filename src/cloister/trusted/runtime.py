@@ -230,9 +230,7 @@ class Runtime:
     ) -> tuple[np.ndarray, list[np.ndarray] | None]:
         if step.node is None:
             name = step.source or ""
-            found = request.values.channels_last(
-                name, step.size, step.channels_first, step.factors
-            )
+            found = request.values.channels_last(name, step.size, step.channels_first, step.factors)
             return found, None
         reply = request.replies[step.node][1]
         node = self.plan.linear_nodes[step.node]
