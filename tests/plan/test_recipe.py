@@ -57,3 +57,26 @@ def test_missing_and_damaged_files(tmp_path):
     Recipe("slalom", ranges={"x": (float("nan"),)}).save(tmp_path / "nan.json")
     with pytest.raises(InputError, match="not a finite number"):
         Recipe.load(tmp_path / "nan.json")
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    ["1.0", "[]", "[-1.0]", "[true]", '["1"]', "[NaN]", "[Infinity]", "[1e39]", "[1, null]",
+     "[1" + "0" * 400 + "]", "[[1]]", "{}"],
+)  # fmt: skip
+def test_ranges_that_are_no_list_of_numbers(tmp_path, ranges):
+    path = tmp_path / "r.json"
+    path.write_text(
+        '{"format": "cloister recipe 2", "policy": "slalom", "weight_bits": 12, '
+        f'"activation_bits": 12, "ranges": {{"Conv_0": {ranges}}}}}'
+    )
+    with pytest.raises(InputError, match="node 'Conv_0'"):
+        Recipe.load(path)
+
+
+def test_as_many_ranges_as_channels():
+    graph = graph_of(nets.chain())
+    ranges = {node.name: (1.0,) for node in graph.nodes}
+    Recipe("slalom", ranges=ranges).plan(graph)
+    with pytest.raises(PlanError, match="2 ranges for 3 input channels"):
+        Recipe("slalom", ranges={**ranges, "Conv_0": (1.0, 2.0)}).plan(graph)

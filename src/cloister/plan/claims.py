@@ -139,7 +139,7 @@ def _always_visible(outside: list[Protection], scaled: int) -> str:
     if scaled:
         what += (
             f" ({scaled} of them divided, per input channel, by powers of two that follow from the "
-            "calibration samples)"
+            "calibration samples and tell the coarse scale of their channels)"
         )
     return (
         f"{what}, the shapes of their inputs and outputs, the number of inputs "

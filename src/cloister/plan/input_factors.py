@@ -62,7 +62,7 @@ def largest(
 
 
 def input_factors(
-    weights: Float32[np.ndarray, "oc kh kw c"], shape: Geometry, ranges: np.ndarray
+    weights: Float32[np.ndarray, "oc kh kw terms"], shape: Geometry, ranges: np.ndarray
 ) -> Float32[np.ndarray, "fh fw c"] | None:
     """The factors of a node whose input has these ranges; None where all of them are 1."""
     top = float(ranges.max())

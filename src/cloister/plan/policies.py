@@ -6,7 +6,9 @@ blinded    linear nodes go to the worker blinded, answers are believed
 enclave    everything stays inside the trusted runtime
 open       everything goes to the worker in the clear and is believed: the baseline, no protection
 
-In the first three, depthwise convolutions stay inside where that is cheaper (placement.py).
+In the first three, depthwise convolutions stay inside where that is cheaper (placement.py), and raw
+channels of different scale get scales of their own (input_factors.py). A worker learns these, as
+powers of two, from the weights: calibrate on other samples than the inputs to be hidden.
 """
 
 from collections.abc import Mapping
