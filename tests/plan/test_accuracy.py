@@ -5,7 +5,7 @@ import pytest
 
 import nets
 import unequal
-from cloister.errors import CloisterWarning, PrecisionWarning
+from cloister.errors import CloisterWarning, PrecisionWarning, UnsupportedError
 from cloister.field.ring import RingMap
 from cloister.graph import onnx_import, passes
 from cloister.plan import accuracy, policies
@@ -69,3 +69,19 @@ def test_a_layer_without_a_result_is_no_error():
     zero = net.constant(np.zeros((3, 4), np.float32))
     model = net.model(net.op("Gemm", net.input("x", 4), zero, transB=1))
     policies.make("slalom", graph_of(model), calibration=nets.samples(model, 3))
+
+
+def test_what_float32_cannot_hold_is_left_out():
+    net = nets.Net()
+    weights = net.constant(np.array([[3e38, 3e38], [1, 2]], np.float32))
+    model = net.model(net.op("Gemm", net.input("x", 2), weights, transB=1))
+    samples = {"x": np.full((3, 2), 2, np.float32)}
+    policies.make("slalom", graph_of(model), calibration=samples)
+
+
+def test_a_shape_that_onnx_runtime_does_not_compute(monkeypatch):
+    model = nets.chain()
+    alone = accuracy._alone
+    monkeypatch.setattr(accuracy, "_alone", lambda *given: alone(*given)[:, :1])
+    with pytest.raises(UnsupportedError, match="node 'Conv_0': ONNX Runtime computes shape"):
+        policies.make("slalom", graph_of(model), calibration=nets.samples(model, 3))

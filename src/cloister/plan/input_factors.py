@@ -39,7 +39,7 @@ def reads_raw(graph: Graph, node: Node, sent: frozenset[str]) -> bool:
     Others read what layers on the worker made: their channels are left as they are, because a pass
     writes the request for them from the answer.
     """
-    maker = {value: one for one in graph.nodes for value in one.outputs}
+    maker = {value: one for one in graph.nodes for value in one.outputs if value}
     open_values, seen = [node.inputs[0]], set[str]()
     while open_values:
         one = maker.get(open_values.pop())
