@@ -1,4 +1,4 @@
-"""Every error Cloister raises on purpose.
+"""Every error Cloister raises, and every warning it gives, on purpose.
 
     CloisterError
     ├── InputError                what the user gave cannot be used: file, shape, type, value
@@ -19,6 +19,9 @@
     ├── EncryptionError           a ciphertext, key or data set is damaged, replayed or another's
     ├── BudgetError               issuing the key would exceed a sample's leakage budget
     └── AuthorityUnavailable      the key authority cannot be reached
+
+    CloisterWarning
+    └── PrecisionWarning          a layer of a plan is far from float32 on its calibration samples
 
 Messages are one line, name the node, file or field and the remedy, and never contain a secret.
 """
@@ -115,6 +118,17 @@ class BudgetError(CloisterError):
 
 class AuthorityUnavailable(CloisterError):  # noqa: N818  (a state, not a mistake)
     """The key authority cannot be reached."""
+
+
+class CloisterWarning(UserWarning):
+    """Root of every deliberate warning; its text is one printable line, as that of an error."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+class PrecisionWarning(CloisterWarning):
+    """A layer's fixed-point error on the calibration samples exceeds its bound."""
 
 
 @contextmanager

@@ -166,8 +166,8 @@ def test_pad_options(refused, model_file, array, tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{", '{"format": "cloister recipe 1"}', "[" * 100_000,
-     '{"format": "cloister recipe 1", "policy": "slalom", "weight_bits": 12, '
+    ["", "[]", "{", '{"format": "cloister recipe 2"}', "[" * 100_000,
+     '{"format": "cloister recipe 2", "policy": "slalom", "weight_bits": 12, '
      '"activation_bits": 12, "ranges": {"x": "wide"}}'],
 )  # fmt: skip
 def test_damaged_calibration_files(refused, model_file, array, tmp_path, content):
@@ -179,8 +179,8 @@ def test_damaged_calibration_files(refused, model_file, array, tmp_path, content
 def test_calibration_of_another_model(refused, model_file, array, tmp_path):
     path = tmp_path / "c.json"
     path.write_text(
-        '{"format": "cloister recipe 1", "policy": "slalom", "weight_bits": 12, '
-        '"activation_bits": 12, "ranges": {"other": 1.0}}'
+        '{"format": "cloister recipe 2", "policy": "slalom", "weight_bits": 12, '
+        '"activation_bits": 12, "ranges": {"other": [1.0]}}'
     )
     message = refused("run", model_file, "--calibration", path, "--input", array)
     assert "belongs to another model" in message

@@ -4,10 +4,12 @@ import json
 import re
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from PIL import Image
 
+import unequal
 from cloister.cli.main import app
 
 RUN_KEYS = {
@@ -130,13 +132,46 @@ def test_compare(cloister, model_file, pictures):
     assert found["top1_agreement"] == 1.0
 
 
+@pytest.mark.filterwarnings("default::cloister.errors.PrecisionWarning")
 def test_fewer_bits_lose_accuracy(cloister, model_file, pictures):
     bits = ("--weight-bits", 5, "--activation-bits", 5)
-    coarse = json.loads(cloister("compare", model_file, *bits, "--json", "--input", *pictures).out)[
-        "layers"
-    ][0]
+    ran = cloister("compare", model_file, *bits, "--json", "--input", *pictures)
+    assert ran.err.startswith("warning: node "), ran.err
+    assert ran.err.count("\n") == 1
+    coarse = json.loads(ran.out)["layers"][0]
     fine = json.loads(cloister("compare", model_file, "--json", "--input", *pictures).out)
     assert coarse["relative_error"] > 10 * fine["layers"][0]["relative_error"]
+
+
+@pytest.fixture
+def columns(tmp_path):
+    """A table whose columns differ in scale, its model, and other rows of the same kind."""
+    model = unequal.table()
+    onnx.save(model, tmp_path / "table.onnx")
+    for seed, name in enumerate(("rows.npy", "typical.npy")):
+        np.save(tmp_path / name, unequal.samples(model, 9, seed)["x"])
+    return tmp_path / "table.onnx", tmp_path / "rows.npy", tmp_path / "typical.npy"
+
+
+@pytest.mark.filterwarnings("default::cloister.errors.PrecisionWarning")
+def test_inputs_that_are_hidden_give_the_weights_no_scales(cloister, columns, tmp_path):
+    """The worker sees the weights, so scales come from samples named as such, or not at all."""
+    model, rows, typical = columns
+    asked = ("run", model, "--input", rows, "--json", "--output", tmp_path / "y.npz")
+    own = cloister(*asked)
+    assert own.code == 0
+    assert own.err.startswith("warning: node 'Gemm_0'")
+    assert own.err.count("\n") == 1
+    assert "powers of two" not in json.loads(own.out)["claims"]["always_visible"]
+    shown = cloister(*asked, "--policy", "verified")
+    named = cloister(*asked, "--calibration", typical)
+    for ran in (shown, named):
+        assert ran.err == ""
+        assert "powers of two" in json.loads(ran.out)["claims"]["always_visible"]
+    session = ort.InferenceSession(model)
+    (exact,) = session.run(None, {"x": np.load(rows)})
+    (found,) = np.load(tmp_path / "y.npz").values()
+    assert np.linalg.norm(found - exact) < 0.05 * np.linalg.norm(exact)
 
 
 def test_clipping_is_counted(cloister, model_file, pictures, tmp_path):

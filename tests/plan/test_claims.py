@@ -101,7 +101,7 @@ def test_every_node_has_a_proof_that_it_does_not_wrap(bits):
     precision = Precision(*bits)
     for node in plan_of(nets.separable()).linear_nodes:
         source = next(n for n in graph.nodes if n.name == node.node)
-        made = quantise_node(graph, source, largest_input=3.0, precision=precision)
+        made = quantise_node(graph, source, ranges=(3.0,), precision=precision)
         assert made.bound == static_bound(made) < 2**31
 
 

@@ -15,11 +15,11 @@ def test_the_width_of_activations_does_not_follow_from_a_rounded_logarithm(monke
     weights = np.ones((1 << 13, 2), np.float32)
     net.op("MatMul", x, net.constant(weights))
     graph = passes.prepare(from_model(net.model("v0"), name="net"))
-    wanted = quantise_node(graph, graph.nodes[0], largest_input=1.0, precision=Precision(16, 12))
+    wanted = quantise_node(graph, graph.nodes[0], ranges=(1.0,), precision=Precision(16, 12))
     assert np.abs(wanted.linear.weights).max() == 128
 
     logarithm = np.log2
     monkeypatch.setattr(np, "log2", lambda value: np.nextafter(logarithm(value), -np.inf))
-    again = quantise_node(graph, graph.nodes[0], largest_input=1.0, precision=Precision(16, 12))
+    again = quantise_node(graph, graph.nodes[0], ranges=(1.0,), precision=Precision(16, 12))
     assert again.x_qmax == wanted.x_qmax
     np.testing.assert_array_equal(again.linear.weights, wanted.linear.weights)

@@ -45,7 +45,7 @@ def test_samples_are_needed():
 
 def test_recipe_of_another_model():
     with pytest.raises(PlanError, match="belongs to another model"):
-        Recipe("slalom", ranges={"elsewhere": 1.0}).plan(graph_of(nets.chain()))
+        Recipe("slalom", ranges={"elsewhere": (1.0,)}).plan(graph_of(nets.chain()))
 
 
 def test_missing_and_damaged_files(tmp_path):
@@ -54,6 +54,29 @@ def test_missing_and_damaged_files(tmp_path):
     (tmp_path / "r.json").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="not a calibration file"):
         Recipe.load(tmp_path / "r.json")
-    Recipe("slalom", ranges={"x": float("nan")}).save(tmp_path / "nan.json")
+    Recipe("slalom", ranges={"x": (float("nan"),)}).save(tmp_path / "nan.json")
     with pytest.raises(InputError, match="not a finite number"):
         Recipe.load(tmp_path / "nan.json")
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    ["1.0", "[]", "[-1.0]", "[true]", '["1"]', "[NaN]", "[Infinity]", "[1e39]", "[1, null]",
+     "[1" + "0" * 400 + "]", "[[1]]", "{}"],
+)  # fmt: skip
+def test_ranges_that_are_no_list_of_numbers(tmp_path, ranges):
+    path = tmp_path / "r.json"
+    path.write_text(
+        '{"format": "cloister recipe 2", "policy": "slalom", "weight_bits": 12, '
+        f'"activation_bits": 12, "ranges": {{"Conv_0": {ranges}}}}}'
+    )
+    with pytest.raises(InputError, match="node 'Conv_0'"):
+        Recipe.load(path)
+
+
+def test_as_many_ranges_as_channels():
+    graph = graph_of(nets.chain())
+    ranges = {node.name: (1.0,) for node in graph.nodes}
+    Recipe("slalom", ranges=ranges).plan(graph)
+    with pytest.raises(PlanError, match="2 ranges for 3 input channels"):
+        Recipe("slalom", ranges={**ranges, "Conv_0": (1.0, 2.0)}).plan(graph)

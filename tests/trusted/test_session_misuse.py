@@ -94,7 +94,7 @@ def not_a_number_inside():
 def test_not_a_number_inside_is_an_error_not_a_result(value):
     model = not_a_number_inside()
     graph = passes.prepare(onnx_import.from_model(model, name="net"))
-    ranges = {v: 4.0 for node in graph.nodes for v in node.inputs}
+    ranges = {node.name: (4.0,) for node in graph.nodes}
     plan = policies.from_ranges("slalom", graph, ranges=ranges)
     feeds = {"image": np.full((1, 2, 5, 6), value, np.float32)}
     session = Session(plan, workers=[DirectLink()])

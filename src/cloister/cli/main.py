@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Annotated
@@ -76,7 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = app(spread(given) or ["--help"], prog_name="cloister", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            code = app(spread(given) or ["--help"], prog_name="cloister", standalone_mode=False)
         sys.stdout.flush()
     except VerificationError as error:
         return _fail(error, EXIT_NOT_VERIFIED)
@@ -96,7 +99,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    err().print(f"warning: {' '.join(str(message).split())}", soft_wrap=True)
+
+
 def _fail(error: object, code: int) -> int:
-    line = " ".join(str(error).split("\n")).strip()
-    err().print(f"error: {line}", soft_wrap=True)
+    err().print(f"error: {' '.join(str(error).split())}", soft_wrap=True)
     return code

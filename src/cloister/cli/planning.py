@@ -9,7 +9,7 @@ import numpy as np
 from cloister.cli.images import Inputs, Preprocessing, read_inputs
 from cloister.errors import InputError
 from cloister.graph.graph import Graph
-from cloister.plan.policies import EVERYWHERE
+from cloister.plan.policies import EVERYWHERE, OUTSOURCED
 from cloister.plan.quantise import Precision
 from cloister.plan.recipe import Recipe, measure
 
@@ -47,7 +47,16 @@ def recipe_for(
     samples, origin = _samples(graph, files, inputs, preprocessing)
     if wanted in EVERYWHERE:
         samples, origin = None, "no calibration needed: everything is computed in float32"
-    return measure(graph, policy=wanted, samples=samples, precision=precision), origin
+    # A worker learns channel scales as powers of two: never those of inputs that are to be hidden.
+    hidden = wanted in OUTSOURCED and OUTSOURCED[wanted].hidden
+    recipe = measure(
+        graph,
+        policy=wanted,
+        samples=samples,
+        precision=precision,
+        by_channel=bool(files) or not hidden,
+    )
+    return recipe, origin
 
 
 def _samples(

@@ -20,6 +20,8 @@ from cloister.graph.graph import Graph, Node
 from cloister.graph.layout import channels_last_shape
 
 Pair = tuple[int, int]
+LAST_AXIS_OPS = ("Gemm", "MatMul")
+"""Linear operators whose channels are the last axis; those of the others are the second."""
 
 
 def geometry(graph: Graph, node: Node) -> Geometry:
@@ -34,7 +36,7 @@ def geometry(graph: Graph, node: Node) -> Geometry:
             f"node {node.name!r} ({node.op}): shapes or weights are not known; keep it local"
         )
     try:
-        if node.op in ("Gemm", "MatMul"):
+        if node.op in LAST_AXIS_OPS:
             h, w, c = channels_last_shape(before.shape, channels_first=False)
             oh, ow, oc = channels_last_shape(after.shape, channels_first=False)
             return Geometry((h, w), c, (oh, ow), oc)
@@ -52,7 +54,7 @@ def float_weights(
     """
     shape = geometry(graph, node).weight_shape
     weights = graph.constants[node.inputs[1]]
-    if node.op in ("Gemm", "MatMul"):
+    if node.op in LAST_AXIS_OPS:
         alpha = np.float32(number(node, "alpha", 1.0))
         rows = weights if integer(node, "transB", 0) and node.op == "Gemm" else weights.T
         ordered = (rows if alpha == 1 else rows * alpha).reshape(shape)

@@ -94,6 +94,11 @@ SENT: Mapping[str, str] = {
 }
 """What every kind of message to a worker shows besides the tensors of `Apply`, which are the
 statements' subject; by the message's class in `cloister.wire.messages`."""
+SCALED = (
+    "the coarse scale of raw input channels in the calibration samples, by which the weights of "
+    "{count} of these layers are divided in powers of two"
+)
+"""What `LoadLinear` shows besides, where layers have factors (`input_factors`)."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +125,8 @@ def _statement(protection: Protection, nodes: int, plan: _Context) -> Claim:
     return Claim(protection.name, nodes, learns, changes, assumes)
 
 
-def claims_of(policy: str, protections: Mapping[str, Protection]) -> Claims:
-    """The claims that follow from a plan's protections."""
+def claims_of(policy: str, protections: Mapping[str, Protection], *, scaled: int = 0) -> Claims:
+    """The claims that follow from a plan's protections, `scaled` nodes having input factors."""
     used = list(protections.values())
     outside = [protection for protection in used if protection is not ENCLAVE]
     checked = any(protection.checked for protection in outside)
@@ -139,11 +144,11 @@ def claims_of(policy: str, protections: Mapping[str, Protection]) -> Claims:
             for protection in _TEXT
             if protection in used
         ),
-        always_visible=_always_visible(outside),
+        always_visible=_always_visible(outside, scaled),
     )
 
 
-def _always_visible(outside: list[Protection]) -> str:
+def _always_visible(outside: list[Protection], scaled: int) -> str:
     if not outside:
         return "nothing; there is no worker"
     kinds = ["Hello"]
@@ -152,4 +157,6 @@ def _always_visible(outside: list[Protection]) -> str:
     if OPEN in outside:
         kinds.append("LoadSegment")
     seen = [SENT[kind] for kind in (*kinds, "Apply")]
+    if scaled:
+        seen.insert(-1, SCALED.format(count=scaled))
     return f"{', '.join(seen[:-1])}, and {seen[-1]}; so does whoever reads the network"

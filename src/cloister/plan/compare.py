@@ -21,14 +21,15 @@ from cloister.graph.export import to_model
 from cloister.graph.graph import Graph, Node
 from cloister.graph.interpreter import runtime_session
 from cloister.graph.layout import from_channels_last, to_channels_last
+from cloister.graph.linear_nodes import LAST_AXIS_OPS
 from cloister.graph.pooling import pool_geometry
+from cloister.plan.input_factors import multiplied
 from cloister.plan.plan import Plan
-from cloister.plan.policies import Samples, as_samples
 from cloister.plan.quantise import QuantisedLinear
+from cloister.plan.samples import Samples, as_samples
 
 BATCH = 8
 POOLS = ("AveragePool", "GlobalAveragePool")
-LAST_AXIS_OPS = ("MatMul", "Gemm")
 
 
 @dataclass
@@ -215,15 +216,10 @@ class _Simulation:
 
     def _linear(self, node: Node, x: np.ndarray, tally: _Tally) -> np.ndarray:
         numbers = self._quantised[node.name]
-        channels_first = node.op not in LAST_AXIS_OPS
-        last = to_channels_last(x, channels_first=channels_first)
-        shaped = last.reshape(len(x), *numbers.linear.geometry.in_shape)
+        shaped = layer_input(node, numbers, x)
         tally.activations(shaped)
-        request = quantise(np.ascontiguousarray(shaped), numbers.inv_x_scale, numbers.x_qmax)
-        z = self._maps[node.name].apply(request, threads=self._threads)
-        y = dequantise(z, numbers.scale, numbers.bias)
-        shape = self._graph.types[node.outputs[0]].shape
-        return from_channels_last(y, shape, channels_first=channels_first)
+        ring = self._maps[node.name]
+        return layer_output(self._graph, node, numbers, ring, shaped, threads=self._threads)
 
     def _window(
         self, node: Node, x: np.ndarray, compute: Callable[[np.ndarray], np.ndarray]
@@ -231,6 +227,31 @@ class _Simulation:
         last = np.ascontiguousarray(to_channels_last(x, channels_first=True))
         shape = self._graph.types[node.outputs[0]].shape
         return from_channels_last(compute(last), shape, channels_first=True)
+
+
+def layer_input(node: Node, numbers: QuantisedLinear, x: np.ndarray) -> np.ndarray:
+    """A linear node's input, channels-last, as it is quantised."""
+    last = to_channels_last(x, channels_first=node.op not in LAST_AXIS_OPS)
+    shaped = last.reshape(len(x), *numbers.linear.geometry.in_shape)
+    return np.ascontiguousarray(multiplied(shaped, numbers.x_factors))
+
+
+def layer_output(
+    graph: Graph,
+    node: Node,
+    numbers: QuantisedLinear,
+    ring: RingMap,
+    shaped: np.ndarray,
+    *,
+    threads: int = 1,
+) -> np.ndarray:
+    """A linear node's output under the plan's arithmetic, in ONNX's layout."""
+    # Beyond float32 is infinite, as in the native pass.
+    with np.errstate(over="ignore"):
+        request = quantise(shaped, numbers.inv_x_scale, numbers.x_qmax)
+        y = dequantise(ring.apply(request, threads=threads), numbers.scale, numbers.bias)
+    shape = graph.types[node.outputs[0]].shape
+    return from_channels_last(y, shape, channels_first=node.op not in LAST_AXIS_OPS)
 
 
 def _convolve(x: np.ndarray, *, filters: Depthwise) -> np.ndarray:

@@ -16,7 +16,7 @@ from cloister.plan.claims import Claims, claims_of
 from cloister.plan.protection import ENCLAVE, OPEN, Protection
 from cloister.plan.quantise import WRAP_LIMIT, QuantisedLinear, static_bound
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +72,8 @@ class Plan:
 
     def claims(self) -> Claims:
         """What an untrusted worker learns and can change, as this plan implies it."""
-        return claims_of(self.policy, self.protections)
+        scaled = sum(node.x_factors is not None for node in self.linear_nodes)
+        return claims_of(self.policy, self.protections, scaled=scaled)
 
     def without_float_weights(self) -> "Plan":
         """The same plan, of the same digest, for running only: it drops what became integers.
@@ -135,6 +136,7 @@ def _describe_integers(node: QuantisedLinear) -> dict[str, object]:
         "weights": _digest_array(node.linear.weights),
         "scale": _digest_array(node.scale),
         "bias": _digest_array(node.bias),
+        "x_factors": None if node.x_factors is None else _digest_array(node.x_factors),
         "x_scale": node.x_scale.hex(),
         "x_qmax": node.x_qmax,
     }

@@ -6,17 +6,19 @@ blinded    linear nodes go to the worker blinded, answers are believed
 enclave    everything stays inside the trusted runtime
 open       everything goes to the worker in the clear and is believed: the baseline, no protection
 
-In the first three, depthwise convolutions stay inside where that is cheaper (placement.py).
+In the first three, depthwise convolutions stay inside where that is cheaper (placement.py), and raw
+channels of different scale get scales of their own (input_factors.py). A worker learns these, as
+powers of two, from the weights: calibrate on other samples than the inputs to be hidden.
 """
 
 from collections.abc import Mapping
 
-import numpy as np
-
-from cloister.errors import PlanError, ShapeError, UnsupportedError
+from cloister.errors import PlanError, UnsupportedError
 from cloister.graph.graph import Graph, Node
 from cloister.graph.legality import require_supported
 from cloister.graph.ops import is_linear
+from cloister.plan.accuracy import warn_of_errors
+from cloister.plan.input_factors import reads_raw
 from cloister.plan.placement import keep_inside
 from cloister.plan.plan import Plan
 from cloister.plan.protection import (
@@ -27,9 +29,8 @@ from cloister.plan.protection import (
     VERIFIED,
     Protection,
 )
-from cloister.plan.quantise import Precision, calibrate, quantise_node
-
-Samples = np.ndarray | Mapping[str, np.ndarray]
+from cloister.plan.quantise import Precision, Ranges, calibrate, quantise_node
+from cloister.plan.samples import Samples, as_samples
 
 OUTSOURCED: Mapping[str, Protection] = {
     "slalom": BLINDED_VERIFIED,
@@ -65,9 +66,15 @@ def make(
     calibration: Samples | None = None,
     precision: Precision | None = None,
 ) -> Plan:
-    """A plan by the policy's name; see the functions below."""
+    """A plan by the policy's name; see the functions below.
+
+    Warns (PrecisionWarning) when a layer's error on the first samples exceeds a bound.
+    """
     ranges = measure_ranges(policy, model, calibration=calibration)
-    return from_ranges(policy, model, ranges=ranges, precision=precision)
+    plan = from_ranges(policy, model, ranges=ranges, precision=precision)
+    if calibration is not None:
+        warn_of_errors(plan, as_samples(model, calibration))
+    return plan
 
 
 def slalom(
@@ -108,48 +115,12 @@ def open(model: Graph) -> Plan:
     return make("open", model)
 
 
-def as_samples(model: Graph, samples: Samples) -> dict[str, np.ndarray]:
-    """Samples by input name, checked against the model's inputs.
+def measure_ranges(
+    policy: str, model: Graph, *, calibration: Samples | None, by_channel: bool = True
+) -> dict[str, Ranges]:
+    """Largest magnitude, over typical inputs, of what every node reads that the policy sends out.
 
-    Raises ShapeError when inputs are missing, unknown or of another shape.
-    """
-    if not isinstance(samples, np.ndarray | Mapping):
-        raise ShapeError(
-            f"inputs must be a NumPy array or a mapping of them by name, not "
-            f"{type(samples).__name__}"
-        )
-    if isinstance(samples, np.ndarray):
-        if len(model.inputs) != 1:
-            raise ShapeError(
-                f"the model has inputs {', '.join(model.inputs)}; pass a mapping by name"
-            )
-        samples = {model.inputs[0]: samples}
-    if set(samples) != set(model.inputs):
-        odd = sorted(set(samples) ^ set(model.inputs))[0]
-        names = ", ".join(map(repr, model.inputs))
-        raise ShapeError(f"input {odd!r}: the model's inputs are {names}, all of them needed")
-    for name, array in samples.items():
-        _check_sample(model, name, array)
-    return {name: np.ascontiguousarray(samples[name]) for name in model.inputs}
-
-
-def _check_sample(model: Graph, name: str, array: np.ndarray) -> None:
-    if not isinstance(array, np.ndarray):
-        raise ShapeError(f"input {name!r}: expected a NumPy array, got {type(array).__name__}")
-    expected = model.types[name]
-    if array.dtype != expected.dtype:
-        raise ShapeError(f"input {name!r}: the model takes {expected.dtype}, got {array.dtype}")
-    fits = len(array.shape) == len(expected.shape) and all(
-        want is None or want == got for want, got in zip(expected.shape, array.shape, strict=True)
-    )
-    if not fits:
-        want = tuple("batch" if size is None else size for size in expected.shape)
-        raise ShapeError(f"input {name!r}: the model takes shape {want}, got {array.shape}")
-
-
-def measure_ranges(policy: str, model: Graph, *, calibration: Samples | None) -> dict[str, float]:
-    """Largest magnitude, over typical inputs, of every value the policy makes fixed-point.
-
+    Nodes that read raw inputs get a range per channel, unless `by_channel` is off.
     Raises PlanError without inputs, UnsupportedError when there is nothing to send to a worker.
     """
     require_supported(model)
@@ -159,33 +130,32 @@ def measure_ranges(policy: str, model: Graph, *, calibration: Samples | None) ->
     if calibration is None:
         raise PlanError(f"policy {policy!r} needs calibration=: a batch of typical inputs")
     samples = as_samples(model, calibration)
-    return calibrate(model, sorted({node.inputs[0] for node in linear}), samples)
+    names = frozenset(node.name for node in linear)
+    raw = (node.name for node in linear if by_channel and reads_raw(model, node, names))
+    return calibrate(model, linear, samples, by_channel=frozenset(raw))
 
 
 def from_ranges(
     policy: str,
     model: Graph,
     *,
-    ranges: Mapping[str, float],
+    ranges: Mapping[str, Ranges],
     precision: Precision | None = None,
 ) -> Plan:
     """A plan from ranges measured before.
 
-    Raises PlanError when a range is missing: they were measured with another model.
+    Raises PlanError when a node's ranges are missing: they were measured with another model.
     """
     require_supported(model)
     protections = assign(model, policy)
     quantised = {}
     for node in () if policy in EVERYWHERE else _sent_out(model, protections):
-        if node.inputs[0] not in ranges:
+        if node.name not in ranges:
             raise PlanError(
-                f"value {node.inputs[0]!r} has no range: the calibration belongs to another model"
+                f"node {node.name!r} has no range: the calibration belongs to another model"
             )
         quantised[node.name] = quantise_node(
-            model,
-            node,
-            largest_input=ranges[node.inputs[0]],
-            precision=precision or Precision(),
+            model, node, ranges=ranges[node.name], precision=precision or Precision()
         )
     return Plan(model, policy, protections, quantised)
 

@@ -1,8 +1,8 @@
 """Fixed-point form of a model's linear nodes, with a proof that no result wraps.
 
 Weights: one symmetric scale per output channel. Activations: one symmetric scale per tensor, from
-calibration; values beyond it are clipped. True results must fit the centred range of Z_2^32, so per
-output channel o
+calibration; values beyond it are clipped. Powers of two bring the channels of raw inputs to that
+scale (input_factors.py). True results must fit the centred range of Z_2^32, so per output channel o
 
     qmax_x * sum |Wq[o]| < 2^31.
 
@@ -17,12 +17,14 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32
 
-from cloister.errors import RangeError
+from cloister.errors import PlanError, RangeError
 from cloister.field.linear import LinearMap
 from cloister.graph.fed import FedSession
 from cloister.graph.graph import Graph, Node
 from cloister.graph.interpreter import ORT_ERRORS
-from cloister.graph.linear_nodes import float_weights, geometry
+from cloister.graph.layout import to_channels_last
+from cloister.graph.linear_nodes import LAST_AXIS_OPS, float_weights, geometry
+from cloister.plan.input_factors import divisors, factor_shape, input_factors, largest
 
 WRAP_LIMIT = 2**31
 MAX_WEIGHT_BITS = 16
@@ -31,6 +33,9 @@ CALIBRATION_BATCH = 8
 MIN_ACTIVATION_BITS = 8
 COMFORTABLE_WEIGHT_BITS = 8.0
 PART_ELEMENTS = 2**22
+
+Ranges = tuple[float, ...]
+"""Largest magnitude of a node's whole input, or of each of its channels."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,10 @@ class Precision:
 
 @dataclass(frozen=True, eq=False)
 class QuantisedLinear:
-    """One linear node as integers: `y ~ scale * (Wq xq) + bias`, `xq = round(x / x_scale)`."""
+    """One linear node as integers: `y ~ scale * (Wq xq) + bias`, `xq = round(x f / x_scale)`.
+
+    `x_factors` holds f, (1, 1, c) or (h, w, c); None: 1 everywhere.
+    """
 
     node: str
     linear: LinearMap
@@ -61,6 +69,7 @@ class QuantisedLinear:
     x_qmax: int
     bound: int
     weight_bits: float
+    x_factors: Float32[np.ndarray, "fh fw c"] | None = None
 
     @property
     def inv_x_scale(self) -> float:
@@ -99,28 +108,43 @@ def _parts(weights: np.ndarray) -> Iterator[slice]:
 
 
 def calibrate(
-    graph: Graph, values: Sequence[str], samples: Mapping[str, np.ndarray]
-) -> dict[str, float]:
-    """Largest magnitude of each named value over the samples, in plain float32 arithmetic."""
-    largest = dict.fromkeys(values, 0.0)
+    graph: Graph,
+    nodes: Sequence[Node],
+    samples: Mapping[str, np.ndarray],
+    *,
+    by_channel: frozenset[str] = frozenset(),
+) -> dict[str, Ranges]:
+    """Largest magnitude of each node's input over the samples, in plain float32 arithmetic.
+
+    Nodes in `by_channel` get one number per channel or element (`factor_shape`).
+    """
+    found: dict[str, np.ndarray] = {}
+    values = sorted({node.inputs[0] for node in nodes})
     inner = [value for value in values if value not in graph.inputs]
     session = FedSession(graph, outputs=(*graph.outputs, *inner), threads=0, optimised=True)
-    for batch in _batches(graph, samples):
-        found = dict(zip(inner, _run(session, inner, batch), strict=True)) if inner else {}
-        for value in values:
-            array = batch[value] if value in batch else found[value]
-            peak = float(np.max(np.abs(array), initial=0.0))
-            if not np.isfinite(peak):
+    for batch in sample_batches(graph, samples):
+        arrays = {**batch, **dict(zip(inner, _run(session, inner, batch), strict=True))}
+        for node in nodes:
+            peaks = _peaks(graph, node, arrays[node.inputs[0]], by_channel=node.name in by_channel)
+            if not np.isfinite(peaks).all():
                 raise RangeError(
-                    f"calibration: value {value!r} is NaN or infinite; check the samples"
+                    f"calibration: value {node.inputs[0]!r} is NaN or infinite; check the samples"
                 )
-            largest[value] = max(largest[value], peak)
-    return largest
+            found[node.name] = np.maximum(found.get(node.name, peaks), peaks)
+    return {name: tuple(map(float, peaks.reshape(-1))) for name, peaks in found.items()}
+
+
+def _peaks(graph: Graph, node: Node, x: np.ndarray, *, by_channel: bool) -> np.ndarray:
+    if not by_channel:
+        return np.asarray(np.max(np.abs(x), initial=0.0))
+    shape = geometry(graph, node)
+    ordered = to_channels_last(x, channels_first=node.op not in LAST_AXIS_OPS)
+    return largest(ordered.reshape(len(x), *shape.in_shape), factor_shape(shape))
 
 
 def _run(session: FedSession, wanted: list[str], batch: dict[str, np.ndarray]) -> list[np.ndarray]:
     try:
-        return session.run(wanted, batch)
+        return session.run(wanted, batch) if wanted else []
     except ORT_ERRORS as error:
         raise RangeError(
             "calibration: ONNX Runtime cannot run the model on these samples "
@@ -128,31 +152,38 @@ def _run(session: FedSession, wanted: list[str], batch: dict[str, np.ndarray]) -
         ) from None
 
 
-def _batches(graph: Graph, samples: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+def sample_batches(
+    graph: Graph, samples: Mapping[str, np.ndarray], *, size: int = CALIBRATION_BATCH
+) -> Iterator[dict[str, np.ndarray]]:
+    """Samples a few at a time; all at once where the model's batch cannot be cut."""
     count = len(next(iter(samples.values())))
     if count == 0:
         raise RangeError("calibration: no samples given")
-    step = CALIBRATION_BATCH if graph.batch is None and graph.separable else count
+    step = size if graph.batch is None and graph.separable else count
     for start in range(0, count, step):
         yield {name: array[start : start + step] for name, array in samples.items()}
 
 
 def quantise_node(
-    graph: Graph, node: Node, *, largest_input: float, precision: Precision
+    graph: Graph, node: Node, *, ranges: Ranges, precision: Precision
 ) -> QuantisedLinear:
-    """Integer weights and scales of one linear node.
+    """Integer weights and scales of one linear node, whose input has these ranges.
 
-    Error    weights round to half a step, activations to half a step and clip at `largest_input`
-    Raises   RangeError when no activation width of at least 8 bits admits a proof
+    Error    weights round to half a step, activations to half a step and clip at the largest range
+    Raises   RangeError when no activation width of at least 8 bits admits a proof, PlanError when
+             there are neither one range nor as many as channels
     """
     weights, bias = float_weights(graph, node)
     finite = all(np.isfinite(weights[part]).all() for part in _parts(weights))
     if not (finite and np.isfinite(bias).all()):
         raise RangeError(f"node {node.name!r}: weights contain NaN or infinity; repair the model")
+    factors = _factors(graph, node, weights, ranges)
     activation_bits = precision.activation_bits
     while True:
         quantised = None  # two widths of a large layer need not exist at once
-        quantised = _at_width(graph, node, weights, bias, largest_input, activation_bits, precision)
+        quantised = _at_width(
+            graph, node, weights, bias, max(ranges), factors, activation_bits, precision
+        )
         enough = min(COMFORTABLE_WEIGHT_BITS, precision.weight_bits)
         if quantised is not None and quantised.weight_bits >= enough:
             return quantised
@@ -167,17 +198,33 @@ def quantise_node(
     return quantised
 
 
+def _factors(
+    graph: Graph, node: Node, weights: np.ndarray, ranges: Ranges
+) -> Float32[np.ndarray, "fh fw c"] | None:
+    if len(ranges) == 1:
+        return None
+    shape = geometry(graph, node)
+    if len(ranges) != math.prod(factor_shape(shape)):
+        raise PlanError(
+            f"node {node.name!r} has {len(ranges)} ranges for {math.prod(factor_shape(shape))} "
+            "input channels: the calibration belongs to another model"
+        )
+    return input_factors(weights, shape, np.reshape(ranges, factor_shape(shape)))
+
+
 def _at_width(
     graph: Graph,
     node: Node,
     weights: np.ndarray,
     bias: np.ndarray,
     largest_input: float,
+    factors: np.ndarray | None,
     activation_bits: int,
     precision: Precision,
 ) -> QuantisedLinear | None:
     qmax_x = 2 ** (activation_bits - 1) - 1
     qmax_w = 2 ** (precision.weight_bits - 1) - 1
+    shape = geometry(graph, node)
     terms = weights[:1].size
     room = WRAP_LIMIT - 1 - qmax_x * terms / 2
     if room <= WRAP_LIMIT / 4:
@@ -185,7 +232,10 @@ def _at_width(
     integers = np.empty(weights.shape, np.int16)
     w_scale = np.empty(len(weights))
     for part in _parts(weights):
-        rows = weights[part].reshape(len(weights[part]), -1).astype(np.float64)
+        rows = weights[part].astype(np.float64)
+        if factors is not None:
+            rows /= divisors(factors, shape, part)
+        rows = rows.reshape(len(rows), -1)
         size = np.abs(rows)
         scale = np.maximum(size.max(axis=1) / qmax_w, size.sum(axis=1) * qmax_x / room)
         scale[scale == 0.0] = 1.0
@@ -204,11 +254,12 @@ def _at_width(
         x_scale = np.float32(1.0)  # the input is zero up to denormals
     return QuantisedLinear(
         node=node.name,
-        linear=LinearMap(geometry(graph, node), integers),
+        linear=LinearMap(shape, integers),
         scale=(w_scale * np.float64(x_scale)).astype(np.float32),
         bias=bias.astype(np.float32),
         x_scale=float(x_scale),
         x_qmax=qmax_x,
         bound=bound,
         weight_bits=math.log2(used.min()) + 1 if len(used) else float(precision.weight_bits),
+        x_factors=factors,
     )

@@ -9,25 +9,40 @@ import numpy as np
 
 from cloister.errors import InputError
 from cloister.graph.graph import Graph
+from cloister.plan.accuracy import warn_of_errors
 from cloister.plan.plan import Plan
-from cloister.plan.policies import Samples, from_ranges, measure_ranges
-from cloister.plan.quantise import Precision
+from cloister.plan.policies import from_ranges, measure_ranges
+from cloister.plan.quantise import Precision, Ranges
+from cloister.plan.samples import Samples, as_samples
 
-FORMAT = "cloister recipe 1"
+FORMAT = "cloister recipe 2"
 MAX_FILE_BYTES = 16 * 2**20
+MAX_RANGES = 2**20
+MAX_RANGE = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A policy, a precision and the calibrated range of every value that becomes fixed-point."""
+    """A policy, a precision and the calibrated ranges of what every node on the worker reads.
+
+    `samples` are those the ranges were measured on; a recipe from a file has none.
+    """
 
     policy: str
     precision: Precision = field(default_factory=Precision)
-    ranges: Mapping[str, float] = field(default_factory=dict)
+    ranges: Mapping[str, Ranges] = field(default_factory=dict)
+    samples: Samples | None = field(default=None, compare=False, repr=False)
 
     def plan(self, model: Graph) -> Plan:
-        """The plan for a model: equal recipes and models give equal digests."""
-        return from_ranges(self.policy, model, ranges=self.ranges, precision=self.precision)
+        """The plan for a model: equal recipes and models give equal digests.
+
+        Warns (PrecisionWarning) when a layer's error on the samples exceeds a bound; a recipe from
+        a file has nothing to measure it on.
+        """
+        plan = from_ranges(self.policy, model, ranges=self.ranges, precision=self.precision)
+        if self.samples is not None:
+            warn_of_errors(plan, as_samples(model, self.samples))
+        return plan
 
     def save(self, path: Path) -> None:
         """Write the recipe as JSON."""
@@ -36,7 +51,7 @@ class Recipe:
             "policy": self.policy,
             "weight_bits": self.precision.weight_bits,
             "activation_bits": self.precision.activation_bits,
-            "ranges": dict(self.ranges),
+            "ranges": {name: list(ranges) for name, ranges in self.ranges.items()},
         }
         unfinished = path.with_name(path.name + ".part")
         unfinished.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
@@ -68,12 +83,13 @@ def _from_document(document: Mapping[str, object], path: Path) -> Recipe:
         raise InputError(f"{path}: the calibration file lacks its policy or ranges")
     if not isinstance(weight_bits, int) or not isinstance(activation_bits, int):
         raise InputError(f"{path}: the calibration file lacks its bits")
-    for value, largest in ranges.items():
-        number = isinstance(largest, int | float) and not isinstance(largest, bool)
-        if not number or not (np.isfinite(largest) and largest >= 0):
-            raise InputError(f"{path}: the range of {value!r} is not a finite number")
+    for name, found in ranges.items():
+        if not isinstance(found, list) or not 1 <= len(found) <= MAX_RANGES:
+            raise InputError(f"{path}: node {name!r} needs a list of 1 to {MAX_RANGES} ranges")
+        if not all(type(top) in (int, float) and 0 <= top <= MAX_RANGE for top in found):
+            raise InputError(f"{path}: a range of node {name!r} is not a finite number")
     precision = Precision(weight_bits, activation_bits)
-    return Recipe(policy, precision, {name: float(top) for name, top in ranges.items()})
+    return Recipe(policy, precision, {n: tuple(map(float, tops)) for n, tops in ranges.items()})
 
 
 def measure(
@@ -82,9 +98,13 @@ def measure(
     policy: str,
     samples: Samples | None,
     precision: Precision,
+    by_channel: bool = True,
 ) -> Recipe:
     """The recipe that follows from typical inputs; `enclave` and `open` need none.
 
+    `by_channel` gives raw input channels scales of their own, which the worker learns as powers of
+    two: turn it off where the samples are the very inputs to be hidden.
     Raises PlanError when samples are needed and missing.
     """
-    return Recipe(policy, precision, measure_ranges(policy, model, calibration=samples))
+    ranges = measure_ranges(policy, model, calibration=samples, by_channel=by_channel)
+    return Recipe(policy, precision, ranges, samples)

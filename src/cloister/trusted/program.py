@@ -14,15 +14,16 @@ Runtime or the caller produced. Values that more than one step needs are kept ("
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from cloister.errors import PlanError
 from cloister.graph.captures import captured_values
 from cloister.graph.graph import Graph, Node
 from cloister.graph.layout import channels_last_shape
+from cloister.graph.linear_nodes import LAST_AXIS_OPS
 from cloister.plan.plan import Plan
 from cloister.plan.protection import ENCLAVE, OPEN
 from cloister.trusted.epilogue import Epilogue, Matcher
-
-LAST_AXIS_OPS = ("MatMul", "Gemm")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Fuse:
     """One native pass from a reply (`node`) or a stored value (`source`) to its consumers.
 
     `size` is (h, w, c) of the source, `out_size` of the result; `stored` says whether the result is
-    kept as float32; `sinks` are the linear nodes whose requests it writes.
+    kept as float32; `sinks` are the linear nodes whose requests it writes. `factors` multiply the
+    source (plan/input_factors.py).
     """
 
     name: str
@@ -42,6 +44,7 @@ class Fuse:
     channels_first: bool
     stored: bool
     sinks: tuple[int, ...]
+    factors: np.ndarray | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,7 @@ class _Compiler:
                 channels_first=channels_first,
                 stored=False,
                 sinks=(index,),
+                factors=self.plan.linear_nodes[index].x_factors,
             )
         yield Remote(index)
         self._finish(node)
@@ -229,13 +233,15 @@ class _Compiler:
         )
 
     def _sinks(self, epilogue: Epilogue, channels_first: bool) -> tuple[int, ...]:
-        """Linear nodes that read the result in the layout the pass writes."""
+        """Linear nodes that read the result in the layout the pass writes, as it is."""
         known = self.graph.types[epilogue.value].shape
         vector = len(known) == 2
+        numbers = self.plan.linear_nodes
         return tuple(
             self.index[reader.name]
             for reader in self.matcher.consumers.of(epilogue.value)
             if reader.name in self.index
+            and numbers[self.index[reader.name]].x_factors is None
             and reader.inputs[0] == epilogue.value
             and (vector or (reader.op not in LAST_AXIS_OPS) == channels_first)
         )

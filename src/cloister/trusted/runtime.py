@@ -230,7 +230,8 @@ class Runtime:
     ) -> tuple[np.ndarray, list[np.ndarray] | None]:
         if step.node is None:
             name = step.source or ""
-            return request.values.channels_last(name, step.size, step.channels_first), None
+            found = request.values.channels_last(name, step.size, step.channels_first, step.factors)
+            return found, None
         reply = request.replies[step.node][1]
         node = self.plan.linear_nodes[step.node]
         if not self.plan.protection_of(node).hidden:

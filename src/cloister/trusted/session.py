@@ -13,8 +13,8 @@ import numpy as np
 from cloister.crypto.csprng import Csprng, SystemRandom
 from cloister.errors import PlanError, RangeError
 from cloister.plan.plan import Plan
-from cloister.plan.policies import Samples, as_samples
 from cloister.plan.protection import ENCLAVE
+from cloister.plan.samples import Samples, as_samples
 from cloister.trusted.blinded import InlinePads, PadUse
 from cloister.trusted.lanes import Job, Lane, Lanes, Worker
 from cloister.trusted.padstore import PadSource

@@ -7,6 +7,7 @@ import numpy as np
 from cloister.errors import RangeError
 from cloister.graph.graph import Graph
 from cloister.graph.layout import from_channels_last, to_channels_last
+from cloister.plan.input_factors import multiplied
 from cloister.trusted.program import Slice
 
 _FEW_CHANNELS = 4
@@ -55,9 +56,13 @@ class Values:
         return self._onnx[name]
 
     def channels_last(
-        self, name: str, size: tuple[int, int, int], channels_first: bool
+        self,
+        name: str,
+        size: tuple[int, int, int],
+        channels_first: bool,
+        factors: np.ndarray | None = None,
     ) -> np.ndarray:
-        """A value as float32 (n, h, w, c), for a native pass.
+        """A value, times factors if there are any, as float32 (n, h, w, c), for a native pass.
 
         Raises   RangeError when it is NaN or infinite: it has no fixed-point form
         """
@@ -71,7 +76,7 @@ class Values:
                 )
             array = to_channels_last(value, channels_first=channels_first)
             self._last[key] = _packed(array).reshape(-1, *size)
-        return self._last[key]
+        return multiplied(self._last[key], factors)
 
 
 def _packed(array: np.ndarray) -> np.ndarray:

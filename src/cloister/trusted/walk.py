@@ -178,7 +178,9 @@ class Walk:
     def _set_inputs(self, native: int, step: Fuse, trip: Trip) -> None:
         source = residual = None
         if step.source is not None:
-            source = trip.values.channels_last(step.source, step.size, step.channels_first)
+            source = trip.values.channels_last(
+                step.source, step.size, step.channels_first, step.factors
+            )
         if step.epilogue.residual is not None:
             residual = trip.values.channels_last(
                 step.epilogue.residual, step.size, step.channels_first
