@@ -7,6 +7,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from cloister import files
 from cloister.cli import options
 from cloister.cli.console import emit_json, err, out, progress, table
 from cloister.cli.images import Inputs, read_inputs
@@ -107,7 +108,9 @@ def run(
     ):
         result = session.run(read.arrays, progress=update)
     if output is not None:
-        np.savez(output, **result.outputs)  # type: ignore[arg-type]
+        # Results tell about inputs, and the worker may be another user of this machine.
+        with files.replacing(output, private=True) as file:
+            np.savez(file, **result.outputs)  # type: ignore[arg-type]
     if json:
         emit_json(_document(plan, result, read, top=top, labels=names, origin=origin))
     else:

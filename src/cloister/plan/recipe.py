@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cloister import files
 from cloister.errors import InputError
 from cloister.graph.graph import Graph
 from cloister.plan.plan import Plan
@@ -38,9 +39,7 @@ class Recipe:
             "activation_bits": self.precision.activation_bits,
             "ranges": dict(self.ranges),
         }
-        unfinished = path.with_name(path.name + ".part")
-        unfinished.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(path)
+        files.replace(path, (json.dumps(document, indent=2) + "\n").encode(), private=False)
 
     @staticmethod
     def load(path: Path) -> "Recipe":

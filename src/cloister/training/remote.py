@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from jaxtyping import Int16, Int64, UInt32
 
+from cloister import files
 from cloister.errors import InputError, ProtocolError, ShapeError
 from cloister.field.linear import Geometry, LinearMap
 from cloister.training.server import CiphertextServer
@@ -33,6 +34,7 @@ PUBLIC_FILE, KEY_FILE, CERTIFICATE_FILE = "server.pub", "server.key", "server.cr
 TOKEN_BYTES = 32
 VALID_DAYS = 3650
 MAX_SAMPLES = 1 << 20
+MAX_PUBLIC_BYTES = 65536
 
 
 class RemoteCiphertextServer:
@@ -86,6 +88,8 @@ class RemoteCiphertextServer:
 def serve(server: CiphertextServer, *, folder: Path, listen: str) -> HttpsServer:
     """Answer for a ciphertext server until the result is closed; `folder` is from `init`."""
     token = _read_public(folder / PUBLIC_FILE)[1]
+    key = folder / KEY_FILE
+    files.check_private(key, key.stat())
 
     def handle(operation: str, given: str | None, request: Body) -> Job:
         # Not secrecy, which needs none here: strangers shall not use up this machine.
@@ -97,7 +101,7 @@ def serve(server: CiphertextServer, *, folder: Path, listen: str) -> HttpsServer
         listen,
         handle,
         certificate=folder / CERTIFICATE_FILE,
-        private_key=folder / KEY_FILE,
+        private_key=key,
     )
 
 
@@ -128,19 +132,17 @@ def init(folder: Path) -> Path:
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())
     )
-    (folder / CERTIFICATE_FILE).write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    pem = certificate.public_bytes(serialization.Encoding.PEM)
     der = certificate.public_bytes(serialization.Encoding.DER)
     fields = {
         "format": FORMAT,
         "certificate": b64encode(der).decode(),
         "token": os.urandom(TOKEN_BYTES).hex(),
     }
-    for path, content in (
-        (folder / KEY_FILE, private),
-        (folder / PUBLIC_FILE, json.dumps(fields).encode()),
-    ):
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(content)
+    files.create(folder / CERTIFICATE_FILE, pem, private=False)
+    files.create(folder / KEY_FILE, private, private=True)
+    # It is called public, and has the token in it.
+    files.create(folder / PUBLIC_FILE, json.dumps(fields).encode(), private=True)
     return folder / PUBLIC_FILE
 
 
@@ -150,7 +152,7 @@ def _read_public(path: Path) -> tuple[bytes, str]:
     Raises   InputError
     """
     try:
-        fields = json.loads(path.read_bytes())
+        fields = json.loads(files.read_private(path, most=MAX_PUBLIC_BYTES))
         if fields["format"] != FORMAT:
             raise InputError(f"{path}: is not a ciphertext server's public file")
         return b64decode(fields["certificate"]), str(fields["token"])
