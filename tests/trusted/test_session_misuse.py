@@ -13,6 +13,7 @@ from cloister.errors import PadReusedError, PlanError, RangeError, VerificationE
 from cloister.graph import onnx_import, passes
 from cloister.plan import policies
 from cloister.trusted.blinded import InlinePads
+from cloister.trusted.padstore import PadStore
 from cloister.trusted.session import Session
 from trusted.links import DirectLink
 from trusted.test_session import flip_one, plan_of
@@ -74,6 +75,19 @@ def test_pads_of_another_plan_are_refused():
     other = InlinePads(plan_of(nets.residual()), rng=SystemRandom())
     with pytest.raises(PlanError, match="make pads for this plan"):
         Session(plan_of(nets.chain()), workers=[DirectLink()], pads=other)
+
+
+@pytest.mark.parametrize("policy", ["verified", "enclave", "open"])
+def test_pads_that_a_plan_would_not_use_are_refused(policy, tmp_path):
+    """Whoever hands in pads expects inputs to be hidden; a plan that was swapped must not run."""
+    plan = plan_of(nets.chain(), policy)
+    for digest, text in ((plan.digest, "blinds nothing"), (bytes(32), "make pads for this plan")):
+        where = {"key_file": tmp_path / digest.hex()[:8], "rng": SystemRandom()}
+        pads = PadStore.create(tmp_path / "pads", plan_digest=digest, **where)
+        link = DirectLink()
+        with pytest.raises(PlanError, match=text):
+            Session(plan, workers=[link], pads=pads)
+        assert not link.maps
 
 
 def test_one_worker_under_two_entries_is_refused():

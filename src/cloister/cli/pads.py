@@ -12,11 +12,12 @@ import typer
 
 from cloister.cli import options
 from cloister.cli.console import emit_json, err, human_bytes, out, progress
-from cloister.cli.planning import RECIPE_FILE, recipe_for
+from cloister.cli.planning import recipe_for
 from cloister.crypto.csprng import SystemRandom
 from cloister.errors import InputError, PlanError
 from cloister.graph.sources import load
 from cloister.plan.plan import Plan
+from cloister.plan.recipe import Recipe
 from cloister.trusted.blinded import PadMaker
 from cloister.trusted.padfactory import (
     DEFAULT_TIMEOUT_S,
@@ -26,6 +27,7 @@ from cloister.trusted.padfactory import (
     WorkerMaker,
     fill,
 )
+from cloister.trusted.padrecipe import has_recipe, load_recipe, refuse_recipe, save_recipe
 from cloister.trusted.padstore import PadStore
 from cloister.wire.rpc import RpcLink, check_address
 
@@ -78,25 +80,26 @@ def make(
     """
     limit = None if rate is None else _rate(rate)
     workers = _distinct(worker or [])
+    stored = _stored(store, pad_key, known=not calibration)
     graph = load(model)
-    known = store / RECIPE_FILE
     recipe, origin = recipe_for(
         graph,
         policy=policy,
         weight_bits=weight_bits,
         activation_bits=activation_bits,
-        calibration=[known] if known.is_file() and not calibration else calibration,
+        calibration=calibration,
         inputs=None,
         preprocessing=options.preprocessing(
             mean=mean, std=std, scale=scale, layout=layout, channels=channels, resize=resize
         ),
+        stored=stored,
     )
     plan = recipe.plan(graph)
     if not plan.hidden_nodes:
         raise PlanError(f"policy {plan.policy!r} blinds nothing, so it needs no pads")
     pads = _open_or_create(plan, store, pad_key)
-    if not known.is_file():
-        recipe.save(known)
+    if stored is None:
+        save_recipe(recipe, store, key_file=pad_key)
     with (
         _maker(plan, workers, threads=threads, timeout_s=timeout) as maker,
         progress("pads") as update,
@@ -171,6 +174,17 @@ def _rate(text: str) -> Rate:
         raise InputError(f"--rate {text}: give a share of the time, as 25%, or pads, as 100/h")
     number = float(match[1])
     return Rate(share=number / 100) if match[2] == "%" else Rate(per_hour=number)
+
+
+def _stored(store: Path, pad_key: Path, *, known: bool) -> Recipe | None:
+    """The recipe of an existing store, if it has one and `known` says that it is wanted.
+
+    Raises   PadStoreError when a recipe is there that the key file does not vouch for
+    """
+    if not pad_key.exists():
+        refuse_recipe(store)
+        return None
+    return load_recipe(store, key_file=pad_key) if known and has_recipe(store) else None
 
 
 def _open_or_create(plan: Plan, store: Path, pad_key: Path) -> PadStore:

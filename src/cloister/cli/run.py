@@ -9,14 +9,15 @@ import typer
 
 from cloister import files
 from cloister.cli import options
-from cloister.cli.console import emit_json, err, out, progress, table
+from cloister.cli.console import emit_json, out, progress, table
 from cloister.cli.images import Inputs, read_inputs
-from cloister.cli.planning import RECIPE_FILE, recipe_for
+from cloister.cli.planning import recipe_for
 from cloister.cli.results import best, is_classifier, read_labels, summary
 from cloister.errors import InputError
 from cloister.graph.graph import Graph
 from cloister.graph.sources import load
 from cloister.plan.plan import Plan
+from cloister.trusted.padrecipe import load_recipe
 from cloister.trusted.padstore import PadStore
 from cloister.trusted.report import Result
 from cloister.trusted.session import DEFAULT_BATCH, DEFAULT_TIMEOUT_S, Session
@@ -74,6 +75,7 @@ def run(
     if (pads is None) != (pad_key is None):
         raise InputError("--pads and --pad-key belong together; give both or neither")
     _require_folder(output)
+    stored = load_recipe(pads, key_file=pad_key) if pads and pad_key and not calibration else None
     names = read_labels(labels) if labels else ()
     graph = load(model)
     _check_labels(graph, names, labels)
@@ -86,9 +88,10 @@ def run(
         policy=policy,
         weight_bits=weight_bits,
         activation_bits=activation_bits,
-        calibration=[pads / RECIPE_FILE] if pads and not calibration else calibration,
+        calibration=calibration,
         inputs=read,
         preprocessing=preprocessing,
+        stored=stored,
     )
     # Only the integers are needed from here on; the model's float32 weights go with the graph.
     plan = recipe.plan(graph).without_float_weights()
@@ -133,8 +136,7 @@ def _open_store(plan: Plan, pads: Path | None, pad_key: Path | None) -> PadStore
     if pads is None or pad_key is None:
         return None
     if not plan.hidden_nodes:
-        err().print(f"policy {plan.policy} blinds nothing; --pads is not used", style="yellow")
-        return None
+        raise InputError(f"--pads {pads}: policy {plan.policy!r} blinds nothing; leave out --pads")
     return PadStore.open(pads, plan_digest=plan.digest, key_file=pad_key)
 
 

@@ -11,7 +11,7 @@ from cloister import files
 from cloister.errors import InputError
 from cloister.graph.graph import Graph
 from cloister.plan.plan import Plan
-from cloister.plan.policies import Samples, from_ranges, measure_ranges
+from cloister.plan.policies import NAMES, Samples, from_ranges, measure_ranges
 from cloister.plan.quantise import Precision
 
 FORMAT = "cloister recipe 1"
@@ -30,47 +30,69 @@ class Recipe:
         """The plan for a model: equal recipes and models give equal digests."""
         return from_ranges(self.policy, model, ranges=self.ranges, precision=self.precision)
 
-    def save(self, path: Path) -> None:
-        """Write the recipe as JSON."""
-        document = {
+    @property
+    def canonical_bytes(self) -> bytes:
+        """One unambiguous description: equal recipes have equal bytes."""
+        return json.dumps(self._document(), sort_keys=True).encode()
+
+    def save(self, path: Path, **more: str) -> None:
+        """Write the recipe, and what more is said about it, as JSON."""
+        text = json.dumps({**self._document(), **more}, indent=2) + "\n"
+        files.replace(path, text.encode(), private=False)
+
+    def _document(self) -> dict[str, object]:
+        return {
             "format": FORMAT,
             "policy": self.policy,
             "weight_bits": self.precision.weight_bits,
             "activation_bits": self.precision.activation_bits,
             "ranges": dict(self.ranges),
         }
-        files.replace(path, (json.dumps(document, indent=2) + "\n").encode(), private=False)
 
     @staticmethod
     def load(path: Path) -> "Recipe":
-        """Read a recipe.
+        """Read a recipe. Nobody vouches for it: who loads it decides whether its policy counts.
 
         Raises InputError when the file is missing or is no recipe.
         """
-        try:
-            if path.stat().st_size > MAX_FILE_BYTES:
-                raise InputError(f"{path}: too large for a calibration file")
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file") from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"{path}: not a calibration file ({error})") from None
-        if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise InputError(f"{path}: not a calibration file of this version")
-        return _from_document(document, path)
+        return from_document(read_document(path), path)
 
 
-def _from_document(document: Mapping[str, object], path: Path) -> Recipe:
+def read_document(path: Path) -> Mapping[str, object]:
+    """The JSON of a recipe's file.
+
+    Raises   InputError
+    """
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise InputError(f"{path}: too large for a calibration file")
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a calibration file ({error})") from None
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise InputError(f"{path}: not a calibration file of this version")
+    return document
+
+
+def from_document(document: Mapping[str, object], path: Path) -> Recipe:
+    """The recipe that `read_document` found.
+
+    Raises   InputError
+    """
     policy, ranges = document.get("policy"), document.get("ranges")
     weight_bits, activation_bits = document.get("weight_bits"), document.get("activation_bits")
     if not isinstance(policy, str) or not isinstance(ranges, dict):
         raise InputError(f"{path}: the calibration file lacks its policy or ranges")
+    if policy not in NAMES:
+        raise InputError(f"{path}: names the policy {policy!r}; known are {', '.join(NAMES)}")
     if not isinstance(weight_bits, int) or not isinstance(activation_bits, int):
         raise InputError(f"{path}: the calibration file lacks its bits")
     for value, largest in ranges.items():
         number = isinstance(largest, int | float) and not isinstance(largest, bool)
-        if not number or not (np.isfinite(largest) and largest >= 0):
-            raise InputError(f"{path}: the range of {value!r} is not a finite number")
+        if not number or not 0 <= largest <= float(np.finfo(np.float32).max):
+            raise InputError(f"{path}: the range of {value!r} is not a finite number of float32")
     precision = Precision(weight_bits, activation_bits)
     return Recipe(policy, precision, {name: float(top) for name, top in ranges.items()})
 

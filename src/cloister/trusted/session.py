@@ -66,6 +66,8 @@ class Session:
             raise PlanError(
                 "Session takes a plan: cloister.policies.slalom(model, calibration=...)"
             )
+        if pads is not None:
+            _check_pads(plan, pads)
         self.plan = plan
         self._rng = rng or SystemRandom()
         self._timeout_s = timeout_s
@@ -82,11 +84,6 @@ class Session:
         # With several lanes a thread's own clock tells its work from that of the others.
         self._clock = time.thread_time if count > 1 else time.process_time
         self._pads = pads
-        if pads is not None and pads.plan_digest != plan.digest:
-            raise PlanError(
-                f"the pads are for plan {pads.plan_digest.hex()[:8]}, not {plan.digest.hex()[:8]}; "
-                "make pads for this plan"
-            )
         if plan.hidden_nodes and pads is None:
             self._pads = InlinePads(plan, rng=self._rng, threads=threads)
         found = self._connect(workers, count, threads=threads, worker_threads=worker_threads)
@@ -258,6 +255,20 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _check_pads(plan: Plan, pads: PadSource) -> None:
+    """Refuse pads of another plan, and a plan that would not use them: somebody expects them to be.
+
+    Raises   PlanError
+    """
+    if pads.plan_digest != plan.digest:
+        raise PlanError(
+            f"the pads are for plan {pads.plan_digest.hex()[:8]}, not {plan.digest.hex()[:8]}; "
+            "make pads for this plan"
+        )
+    if not plan.hidden_nodes:
+        raise PlanError(f"policy {plan.policy!r} blinds nothing; leave out pads=")
 
 
 class _Progress:
