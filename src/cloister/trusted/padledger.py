@@ -61,8 +61,8 @@ class Counters:
     """What changes while a store lives.
 
     Ids below `next_make` have been given to a maker; ids below `next_use` will never be handed out
-    again; `used` of those were handed out, the others were lost or skipped. `makers` is how many
-    workers made pads of this store; 0: the trusted side made them all.
+    again; `used` of those were handed out, the others were lost or skipped. `makers` is how few
+    parties ever made pads of this store by workers; 0: the trusted side made them all.
     """
 
     next_make: int

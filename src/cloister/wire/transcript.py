@@ -168,6 +168,11 @@ class RecordingLink:
         return self._link.name
 
     @property
+    def address(self) -> str | None:
+        """See WorkerLink."""
+        return self._link.address
+
+    @property
     def bytes_sent(self) -> int:
         """See WorkerLink."""
         return self._link.bytes_sent
