@@ -53,9 +53,9 @@ def _machine(text: str, scope: tuple[int | str, ...]) -> str:
 def _is_own(ip: _Address, scope: tuple[int | str, ...]) -> bool:
     """Whether an interface of this machine has the address: only then can it be bound."""
     family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.bind((str(ip), 0, 0, *scope) if scope else (str(ip), 0))
-        except OSError:
-            return False
+    except OSError:
+        return False
     return True
