@@ -51,6 +51,11 @@ def test_what_parsers_raise_becomes_an_error_of_the_library(error, text):
     assert caught.value.__cause__ is error
 
 
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"a\.json: no such file"), reading("a.json: damaged"):
+        (tmp_path / "a.json").read_bytes()
+
+
 def test_own_errors_and_interruptions_pass_through():
     for error in (InputError("mine"), KeyboardInterrupt()):
         with pytest.raises(type(error)) as caught, reading("a.json: damaged"):

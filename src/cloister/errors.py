@@ -146,6 +146,8 @@ def reading(what: str, *, kind: type[CloisterError] = InputError) -> Iterator[No
     except CloisterError:
         raise
     except Exception as error:
+        if isinstance(error, FileNotFoundError) and error.filename is not None:
+            raise kind(f"{error.filename}: no such file") from None
         raise kind(f"{what} ({_reason(error)})") from error
 
 

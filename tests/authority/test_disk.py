@@ -63,7 +63,7 @@ def test_key_files_that_there_is_no_room_for(monkeypatch, tmp_path):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cloister.authority.identity.os.fsync", full)
+    monkeypatch.setattr("cloister.files.os.fsync", full)
     with pytest.raises(
         InputError, match=r"hpke\.key: cannot be written \(No space left on device\)"
     ):

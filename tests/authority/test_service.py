@@ -250,7 +250,7 @@ def test_secrets_are_for_their_owner(tmp_path):
     assert folder.stat().st_mode & 0o077 == 0
     for name in (HPKE_FILE, FILE, "certificate.key"):
         assert (folder / name).stat().st_mode & 0o077 == 0
-    for name in (HPKE_FILE, FILE):
+    for name in (HPKE_FILE, FILE, "certificate.key"):
         (folder / name).chmod(0o640)
         with pytest.raises(InputError, match="chmod 600"):
             Authority(folder)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from cloister.authority.client import AuthorityClient
-from cloister.errors import AuthorityUnavailable
+from cloister.cli.encrypt import read_token
+from cloister.errors import AuthorityUnavailable, InputError
 from cloister.field.linear import Geometry, LinearMap
 
 
@@ -147,3 +148,31 @@ def test_interrupting_the_service_is_no_error(folder):
             time.sleep(0.05)
         assert process.returncode == 0
         assert "stopped" in process.stderr.read()
+
+
+def test_a_token_file_is_its_owners_alone_and_is_taken_only_so(cloister, refused, folder, tmp_path):
+    path = tmp_path / "client.token"
+    umask = os.umask(0)
+    try:
+        ran = cloister("authority", "token", folder, "--role", "client", "--out", path)
+    finally:
+        os.umask(umask)
+    assert (ran.code, ran.out) == (0, "")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert re.fullmatch(r"clo_client_[0-9a-f]{16}_[0-9a-f]{64}\n", path.read_text())
+    again = ("authority", "token", folder, "--role", "client", "--out", path)
+    assert "exists already" in refused(*again)
+    assert "alone" in refused("authority", "token", folder, "--revoke", "x", "--out", path)
+    assert read_token(f"@{path}") == path.read_text().strip()
+    for permissions in (0o644, 0o640, 0o602):
+        path.chmod(permissions)
+        with pytest.raises(InputError, match="chmod 600"):
+            read_token(f"@{path}")
+
+
+def test_a_token_that_cannot_be_written_is_not_issued(cloister, refused, folder, tmp_path):
+    (tmp_path / "taken").write_text("")
+    issued = ("authority", "token", folder, "--role", "server", "--name", "farm")
+    for path in (tmp_path / "taken", tmp_path / "none" / "token"):
+        refused(*issued, "--out", path)
+    assert "no token has this name" in refused("authority", "token", folder, "--revoke", "farm")

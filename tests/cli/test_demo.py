@@ -112,3 +112,13 @@ def test_an_unwritable_folder_is_named(outcome, tmp_path):
     blocked.write_text("not a folder")
     with pytest.raises(InputError, match="choose another folder"):
         module.write_page(outcome, blocked)
+
+
+def test_the_page_replaces_a_link_and_does_not_follow_it(outcome, tmp_path):
+    victim, folder = tmp_path / "victim", tmp_path / "page"
+    victim.write_text("precious")
+    folder.mkdir()
+    (folder / module.PAGE_NAME).symlink_to(victim)
+    path = module.write_page(outcome, folder)
+    assert victim.read_text() == "precious"
+    assert not path.is_symlink()

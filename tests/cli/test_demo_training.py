@@ -19,3 +19,6 @@ def test_two_clinics(cloister, tmp_path):
     assert found["budget"]["counts"]["refusals"] == 1
     assert "allowed are 10" in found["refusal"]
     assert (tmp_path / "demo" / "curve.svg").exists()
+    secret = [path for end in ("csv", "token") for path in (tmp_path / "demo").glob(f"*.{end}")]
+    assert len(secret) == 4 + 3
+    assert all(path.stat().st_mode & 0o077 == 0 for path in secret)

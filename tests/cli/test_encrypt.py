@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from cloister import files
 from cloister.authority import service, tokens
 from cloister.authority.authority import Authority
 from cloister.authority.database import FILE
@@ -185,7 +186,7 @@ def test_paper_mode_and_budgets_are_the_owner_s_words(cloister, refused, authori
 def test_a_token_from_a_file(cloister, refused, to, pixels, tmp_path):
     path, _ = pixels
     options = list(to())
-    (tmp_path / "token").write_text(options[5] + "\n")
+    files.create(tmp_path / "token", (options[5] + "\n").encode(), private=True)
     options[5] = f"@{tmp_path / 'token'}"
     assert cloister("encrypt", path, *options).code == 0
     options[5] = f"@{tmp_path / 'absent'}"

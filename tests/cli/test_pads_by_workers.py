@@ -10,6 +10,9 @@ import pytest
 from cloister.worker.byzantine import Lie
 from cloister.worker.main import start_server
 
+ONE_PARTY = ("--insecure-one-party",)
+"""Tests have one machine."""
+
 
 @pytest.fixture
 def serve():
@@ -34,7 +37,7 @@ def ready(cloister, store):
 
 
 def test_two_workers_make_the_pads_of_a_run(cloister, model_file, pictures, serve, store):
-    workers = ("--worker", serve(), "--worker", serve())
+    workers = (*ONE_PARTY, "--worker", serve(), "--worker", serve())
     made = cloister(
         "pads", "make", model_file, "--count", 3, *store, *workers, "--calibration", *pictures
     )
@@ -48,20 +51,25 @@ def test_two_workers_make_the_pads_of_a_run(cloister, model_file, pictures, serv
         "run", model_file, "--json", "--input", *pictures, "--calibration", *pictures
     )  # fmt: skip
     got, expected = (json.loads(r.out) for r in (ran, plain))
-    assert got["report"]["pads_from"] == "store, made by 2 workers"
+    assert got["report"]["pads_from"] == (
+        "store, made by workers of one party, who can compute every pad"
+    )
     assert [o["values"] for o in got["outputs"]] == [o["values"] for o in expected["outputs"]]
 
 
 def test_one_worker_or_one_twice_is_refused(refused, model_file, store):
     make = ("pads", "make", model_file, "--count", 1, *store)
     assert "alone would see the whole pads" in refused(*make, "--worker", "10.0.0.1:7000")
-    twice = ("--worker", "127.0.0.1:7000", "--worker", "localhost:7000")
-    assert "two shares" in refused(*make, *twice)
+    for other in ("localhost:7000", "127.0.0.2:7000", "0.0.0.0:7000", "127.0.0.1:7001"):
+        message = refused(*make, "--worker", "127.0.0.1:7000", "--worker", other)
+        assert "two shares" in message and "--insecure-one-party" in message
+    assert not store[3].exists()
+    assert "--worker" in refused(*make, *ONE_PARTY)
     assert "HOST:PORT" in refused(*make, "--worker", "a", "--worker", "b")
 
 
 def test_a_lie_stores_nothing(cloister, model_file, pictures, serve, store):
-    workers = ("--worker", serve(), "--worker", serve(insecure_lie=Lie.FLIP_ONE))
+    workers = (*ONE_PARTY, "--worker", serve(), "--worker", serve(insecure_lie=Lie.FLIP_ONE))
     made = cloister(
         "pads", "make", model_file, "--count", 2, *store, *workers, "--calibration", *pictures
     )
@@ -88,7 +96,7 @@ def test_rates_that_are_none(refused, model_file, store, rate):
 
 def test_filling_goes_on_after_kill_9(cloister, model_file, pictures, serve, store):
     make = [
-        "pads", "make", model_file, *store, "--worker", serve(), "--worker", serve(),
+        "pads", "make", model_file, *store, *ONE_PARTY, "--worker", serve(), "--worker", serve(),
         "--calibration", *pictures,
     ]  # fmt: skip
     command = [sys.executable, "-m", "cloister", *map(str, make), "--count", "100000"]

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from cli.test_authority import serving
+from cloister import files
 from cloister.wire.releases import read_releases
 
 torch = pytest.importorskip("torch")
@@ -129,7 +130,7 @@ def site(tmp_path, cloister):
         assert cloister("authority", "init", made.authority).code == 0
         for role in ("client", "server", "trusted"):
             token = cloister("authority", "token", made.authority, "--role", role).out
-            (made.folder / f"{role}.token").write_text(token)
+            files.create(made.folder / f"{role}.token", token.encode(), private=True)
         digits = sklearn_datasets.load_digits()
         with serving(made.authority) as (url, authority):
             for split, rows in (

@@ -261,7 +261,7 @@ def test_what_is_left_in_the_place_of_the_new_file_is_not_written_into(path, tmp
     assert path.read_bytes() == master.to_bytes()
     assert victim.read_bytes() == b"precious"
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "master.key", "master.key.lock", "victim",
+        "master.key", "master.key.lock", "master.key.new", "victim",
     ]  # fmt: skip
     if watch:
         with watch:

@@ -278,12 +278,14 @@ def test_a_key_file_that_cannot_be_replaced_is_named(tmp_path):
     path = tmp_path / "master.key"
     with KeyFile(path, new=True) as file:
         keys = setup(ddh, keep=file.keep)
-        (tmp_path / "master.key.new").mkdir()
+        path.rename(tmp_path / "aside")
+        path.mkdir()
         with pytest.raises(
             EncryptionError, match=r"master\.key: cannot be written.*no key is made"
         ):
             ddh.keygen(keys.master, ROWS[:1])
-        (tmp_path / "master.key.new").rmdir()
+        path.rmdir()
+        (tmp_path / "aside").rename(path)
         ddh.keygen(keys.master, ROWS[:1])
 
 

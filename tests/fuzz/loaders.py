@@ -136,7 +136,7 @@ def _open_pads(path: Path) -> None:
 
 
 def _recipe(folder: Path) -> Path:
-    Recipe("slalom", ranges={"a": 1.5, "b": 2.0}).save(folder / "calibration.json")
+    Recipe("slalom", ranges={"a": (1.5,), "b": (2.0, 3.0)}).save(folder / "calibration.json")
     return folder / "calibration.json"
 
 

@@ -155,6 +155,15 @@ def test_public_files(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o600
     with pytest.raises(InputError, match="not empty"):
         remote.init(tmp_path / "host")
+    for secret in ("server.pub", "server.key"):
+        (tmp_path / "host" / secret).chmod(0o640)
+        with pytest.raises(InputError, match="chmod 600"):
+            remote.serve(LocalCiphertextServer(), folder=tmp_path / "host", listen="127.0.0.1:0")
+        (tmp_path / "host" / secret).chmod(0o600)
+    path.chmod(0o604)
+    with pytest.raises(InputError, match="chmod 600"):
+        remote.RemoteCiphertextServer("https://127.0.0.1:1", public=path)
+    path.chmod(0o600)
     for text in ("{}", "", '{"format": "x"}', "[1]"):
         path.write_text(text)
         with pytest.raises(InputError, match="public file"):

@@ -15,8 +15,11 @@ Lie = Callable[[int, np.ndarray], np.ndarray]
 class DirectLink:
     """Answers at once; keeps everything it was sent in `seen` and everything it answered."""
 
-    def __init__(self, name: str = "direct", *, lie: Lie | None = None) -> None:
+    def __init__(
+        self, name: str = "direct", *, lie: Lie | None = None, address: str | None = None
+    ) -> None:
         self.name = name
+        self.address = address
         self.seen: list[tuple[int, np.ndarray]] = []
         self.answered: list[tuple[int, np.ndarray]] = []
         self.maps: dict[int, RingMap] = {}

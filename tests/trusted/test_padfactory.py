@@ -27,6 +27,7 @@ from cloister.trusted.padshares import Digits
 from cloister.trusted.padstore import PadStore
 from cloister.trusted.session import Session
 from cloister.wire.inprocess import InProcessLink
+from cloister.wire.rpc import RpcLink
 from cloister.worker.byzantine import ByzantineEngine, Lie
 from cloister.worker.engine import Engine
 from instruction_sets import forced
@@ -55,6 +56,9 @@ def links(count=2):
 
 
 def maker_of(plan, workers, seed=None):
+    """A maker whose workers are elsewhere, each on a machine of its own."""
+    for i, worker in enumerate(workers):
+        worker.address = f"203.0.113.{i}:7000"
     rng = SystemRandom() if seed is None else InsecureSeededRandom(seed)
     return WorkerMaker(plan, workers, rng=rng, timeout_s=5.0)
 
@@ -285,6 +289,51 @@ def test_one_worker_is_refused(plan, count):
 def test_a_worker_given_twice_is_refused(plan):
     with pytest.raises(InputError, match="two shares"):
         maker_of(plan, [DirectLink("w"), DirectLink("w")])
+
+
+LOCAL = ("localhost", "127.0.0.2", "0.0.0.0", "[::1]", "[::ffff:127.0.0.1]", "127.1")
+SAME = [("127.0.0.1:7000", f"{host}:{port}") for host in LOCAL for port in (7000, 7001)]
+SAME += [(None, None), (None, "127.0.0.1:7000"), ("127.0.0.1:7000", "127.0.0.1:7001"),
+         ("203.0.113.1:7000", "[::ffff:203.0.113.1]:7001")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("first", "second"), SAME)
+def test_two_workers_of_one_machine_are_refused(plan, first, second):
+    """Its owner would see both shares; also where a third worker is elsewhere."""
+    workers = [DirectLink("a", address=first), DirectLink("b", address=second)]
+    elsewhere = DirectLink("c", address="203.0.113.9:7000")
+    for links in (workers, [workers[0], elsewhere, workers[1]]):
+        with pytest.raises(InputError, match=r"one party.*two shares of every pad"):
+            WorkerMaker(plan, links, rng=SystemRandom())
+        made = WorkerMaker(plan, links, rng=SystemRandom(), insecure_one_party=True)
+        assert made.parties == 1
+
+
+def test_links_over_the_network_are_told_apart_by_where_they_lead(plan):
+    links = [RpcLink("127.0.0.1:7000"), RpcLink("localhost:7000")]
+    with pytest.raises(InputError, match="one party"):
+        WorkerMaker(plan, links, rng=SystemRandom())
+    links = [RpcLink("127.0.0.1:7000"), RpcLink("nowhere.invalid.:7000")]
+    with pytest.raises(InputError, match="does not resolve"):
+        WorkerMaker(plan, links, rng=SystemRandom(), insecure_one_party=True)
+
+
+def test_pads_of_one_party_say_so(plan, store):
+    maker = WorkerMaker(plan, links(), rng=SystemRandom(), insecure_one_party=True)
+    fill(store, maker, count=1)
+    assert store.kind == "store, made by workers of one party, who can compute every pad"
+    # Later pads of others do not make the first better.
+    fill(store, maker_of(plan, links(3)), count=2)
+    assert "one party" in store.kind
+
+
+def test_a_worker_that_was_dropped_counts_no_more(plan, store):
+    maker = maker_of(plan, [DirectLink("a"), DirectLink("b"), liar(Lie.FLIP_ONE)])
+    assert maker.parties == 3
+    with pytest.raises(VerificationError):
+        fill(store, maker, count=1)
+    fill(store, maker, count=1)
+    assert store.kind == "store, made by 2 workers"
 
 
 # ---- lies

@@ -9,11 +9,13 @@ import pytest
 
 import nets
 from cloister.crypto.csprng import SystemRandom
-from cloister.errors import PadReusedError, PlanError, RangeError, VerificationError
+from cloister.errors import InputError, PadReusedError, PlanError, RangeError, VerificationError
 from cloister.graph import onnx_import, passes
 from cloister.plan import policies
 from cloister.trusted.blinded import InlinePads
+from cloister.trusted.padstore import PadStore
 from cloister.trusted.session import Session
+from cloister.wire.shm import connect_local_worker
 from trusted.links import DirectLink
 from trusted.test_session import flip_one, plan_of
 from trusted.test_transcript_is_uniform import p_value
@@ -76,9 +78,57 @@ def test_pads_of_another_plan_are_refused():
         Session(plan_of(nets.chain()), workers=[DirectLink()], pads=other)
 
 
+@pytest.mark.parametrize("policy", ["verified", "enclave", "open"])
+def test_pads_that_a_plan_would_not_use_are_refused(policy, tmp_path):
+    """Whoever hands in pads expects inputs to be hidden; a plan that was swapped must not run."""
+    plan = plan_of(nets.chain(), policy)
+    for digest, text in ((plan.digest, "blinds nothing"), (bytes(32), "make pads for this plan")):
+        where = {"key_file": tmp_path / digest.hex()[:8], "rng": SystemRandom()}
+        pads = PadStore.create(tmp_path / "pads", plan_digest=digest, **where)
+        link = DirectLink()
+        with pytest.raises(PlanError, match=text):
+            Session(plan, workers=[link], pads=pads)
+        assert not link.maps
+
+
 def test_one_worker_under_two_entries_is_refused():
     with pytest.raises(PlanError, match="twice"):
         Session(plan_of(nets.chain()), workers=[DirectLink("a"), DirectLink("a")])
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("127.0.0.1:7001", "localhost:7001"), ("127.0.0.1:7001", "0.0.0.0:7001"),
+     ("[::1]:7001", "127.0.0.2:7001"), ("203.0.113.1:7001", "[::ffff:203.0.113.1]:7001"),
+     ("127.0.0.1:7001", "127.0.0.1:7001")],
+)  # fmt: skip
+def test_one_worker_under_two_addresses_is_refused(first, second):
+    plan = plan_of(nets.chain())
+    named = [DirectLink("a", address=first), DirectLink("b", address=second)]
+    for workers in ([first, second], named, [first, named[1]]):
+        with pytest.raises(PlanError, match="twice"):
+            Session(plan, workers=workers)
+
+
+def test_workers_on_several_ports_of_one_machine_are_several():
+    plan = plan_of(nets.chain())
+    Session(plan, workers=["127.0.0.1:7001", "localhost:7002", "203.0.113.1:7001"]).close()
+
+
+def test_a_worker_whose_name_leads_nowhere_is_refused_beside_another():
+    with pytest.raises(InputError, match="does not resolve"):
+        Session(plan_of(nets.chain()), workers=["127.0.0.1:7001", "ipv4:127.0.0.1:7001"])
+
+
+def test_connections_to_one_process_under_two_names_are_refused():
+    links = connect_local_worker(2)
+    links[1].name = "another"
+    try:
+        with pytest.raises(PlanError, match="twice"):
+            Session(plan_of(nets.chain()), workers=links)
+    finally:
+        for link in links:
+            link.close()
 
 
 def not_a_number_inside():

@@ -13,11 +13,11 @@ import fcntl
 import logging
 import os
 import sqlite3
-import stat
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
 
+from cloister import files
 from cloister.errors import CloisterError, EncryptionError, InputError
 
 FILE = "ledger.sqlite"
@@ -251,7 +251,7 @@ def create(path: Path, *, modulus: int) -> None:
     Raises   InputError when there is one already, EncryptionError when it cannot be written
     """
     try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        os.close(files.open_in_place(path, "new", private=True))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
     with (
@@ -311,13 +311,12 @@ def connect(path: Path) -> sqlite3.Connection:
     Raises   InputError when there is no such file, EncryptionError when it is something else
     """
     try:
-        mode = path.stat().st_mode
+        found = path.stat()
     except OSError as error:
         raise InputError(
             f"{path}: {error.strerror or error}; run `cloister authority init`"
         ) from None
-    if stat.S_IMODE(mode) & 0o077:
-        raise InputError(f"{path}: others can read it; run chmod 600 on it")
+    files.check_private(path, found)
     with faults(path), contextlib.ExitStack() as stack:
         connection = sqlite3.connect(
             f"{path.absolute().as_uri()}?mode=rw",
@@ -345,7 +344,7 @@ def hold(path: Path) -> int:
     Raises   InputError
     """
     try:
-        descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+        descriptor = files.open_in_place(path, "any", private=True)
     except OSError as error:
         raise InputError(
             f"{path}: cannot be written ({error.strerror or error}); the authority's folder must "

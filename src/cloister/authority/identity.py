@@ -9,8 +9,6 @@ import binascii
 import datetime
 import hashlib
 import json
-import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from cryptography.hazmat.primitives import hashes, hpke, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, mlkem, x25519
 from cryptography.x509.oid import NameOID
 
+from cloister import files
 from cloister.crypto.csprng import Csprng
 from cloister.errors import EncryptionError, InputError
 
@@ -143,7 +142,7 @@ class Identity:
         public = PublicIdentity(
             certificate.public_bytes(serialization.Encoding.DER), _hpke_public(seed)
         )
-        _write(folder / HPKE_FILE, seed, mode=0o600)
+        _write(folder / HPKE_FILE, seed, private=True)
         _write(
             folder / PRIVATE_KEY_FILE,
             private.private_bytes(
@@ -151,11 +150,11 @@ class Identity:
                 serialization.PrivateFormat.PKCS8,
                 serialization.NoEncryption(),
             ),
-            mode=0o600,
+            private=True,
         )
         pem = certificate.public_bytes(serialization.Encoding.PEM)
-        _write(folder / CERTIFICATE_FILE, pem, mode=0o644)
-        _write(folder / PUBLIC_FILE, public.to_json().encode(), mode=0o644)
+        _write(folder / CERTIFICATE_FILE, pem, private=False)
+        _write(folder / PUBLIC_FILE, public.to_json().encode(), private=False)
         return cls(public, seed)
 
     @classmethod
@@ -166,9 +165,10 @@ class Identity:
         """
         path = folder / HPKE_FILE
         try:
-            if stat.S_IMODE(path.stat().st_mode) & 0o077:
-                raise InputError(f"{path}: others can read it; run chmod 600 on it")
-            seed = path.read_bytes()
+            # More than it should have, to notice it.
+            seed = files.read_private(path, most=2 * SEED_BYTES)
+            private_key = folder / PRIVATE_KEY_FILE
+            files.check_private(private_key, private_key.stat())
         except OSError as error:
             raise InputError(
                 f"{folder}: holds no authority ({error.strerror}); run `cloister authority init`"
@@ -204,13 +204,9 @@ def _certificate(private: ec.EllipticCurvePrivateKey) -> x509.Certificate:
     )
 
 
-def _write(path: Path, data: bytes, *, mode: int) -> None:
+def _write(path: Path, data: bytes, *, private: bool) -> None:
     try:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        files.create(path, data, private=private)
     except FileExistsError:
         raise InputError(f"{path}: exists already; choose another folder") from None
     except OSError as error:

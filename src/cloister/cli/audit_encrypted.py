@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cloister import files
 from cloister.audit.encrypted.evidence import Evidence
 from cloister.audit.encrypted.judge import Judged, judge, overall
 from cloister.audit.encrypted.prior import Prior, from_public, uninformed
@@ -65,7 +66,8 @@ def audit_encrypted(request: Request) -> None:
     judged = [judge(finding, real, prior) for finding in findings]
     if request.html is not None:
         page = encrypted_page(judged, evidence, prior, truth=real)
-        request.html.write_text(page, encoding="utf-8")
+        # It shows samples.
+        files.replace(request.html, page.encode(), private=True)
     if request.json:
         emit_json(_document(judged, evidence))
     else:

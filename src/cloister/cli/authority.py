@@ -4,13 +4,15 @@ import contextlib
 import signal
 import sqlite3
 import threading
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import numpy as np
 import typer
 
+from cloister import files
 from cloister.authority import database, records, service, tokens
 from cloister.authority.authority import Authority
 from cloister.authority.book import Spent, read_book, tabulate, tally
@@ -38,7 +40,9 @@ def init(folder: Folder) -> None:
     console.print(f"{folder / PUBLIC_FILE}  give this file to clients and servers")
     console.print(f"fingerprint {identity.public.fingerprint}  compare it by another channel")
     console.print(f"key encapsulation {SUITE}")
-    console.print(f"next: cloister authority token {folder} --role client|server|trusted")
+    console.print(
+        f"next: cloister authority token {folder} --role client|server|trusted --out FILE.token"
+    )
     err().print(
         "note: keep the folder to yourself and never put back an old copy of it: its ledger would "
         "forget what was given away",
@@ -66,22 +70,45 @@ def token(
             "--dataset", metavar="NAME", help="The only data set it is for. Default: all."
         ),
     ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="Write it to a new file that only you can read, for --token @FILE.",
+        ),
+    ] = None,
     revoke: Annotated[
         str | None,
         typer.Option("--revoke", metavar="NAME", help="Forget all tokens of this name instead."),
     ] = None,
 ) -> None:
-    """Make a bearer token, or revoke some. It is printed once; only its hash is kept."""
+    """Make a bearer token, or revoke some. It is shown or written once; only its hash is kept."""
     path = folder / database.FILE
     if revoke is not None:
-        if role is not None or name or dataset is not None:
+        if role is not None or name or dataset is not None or output is not None:
             raise InputError("--revoke NAME stands alone")
         out().print(f"{tokens.revoke(path, revoke)} revoked, at once")
         return
     if role is None:
         raise InputError(f"give --role {'|'.join(tokens.ROLES)}, or --revoke NAME")
-    made = tokens.issue(path, role, name=name, dataset=dataset, rng=SystemRandom())
-    out().print(made, soft_wrap=True)
+    # The file first: a token that cannot be written should not be issued.
+    with contextlib.ExitStack() as stack:
+        file = None if output is None else stack.enter_context(_token_file(output))
+        made = tokens.issue(path, role, name=name, dataset=dataset, rng=SystemRandom())
+        if file is None:
+            out().print(made, soft_wrap=True)
+        else:
+            file.write(f"{made}\n".encode())
+
+
+@contextlib.contextmanager
+def _token_file(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with files.creating(path, private=True) as file:
+            yield file
+    except FileExistsError:
+        raise InputError(f"--out {path}: exists already; choose another file") from None
 
 
 @app.command()

@@ -13,6 +13,7 @@ import typer
 from jaxtyping import Float32, Int64
 from rich.table import Table
 
+from cloister import files
 from cloister.audit.exposure import Exposure, exposure, stretched
 from cloister.audit.page import Section, histogram, page, paragraph, png, preformatted, table
 from cloister.cli.console import emit_json, human_bytes, out, progress
@@ -235,7 +236,7 @@ def write_page(outcome: Outcome, folder: Path) -> Path:
     path = folder / PAGE_NAME
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(_page(outcome), encoding="utf-8")
+        files.replace(path, _page(outcome).encode(), private=False)
     except OSError as error:
         raise InputError(f"--out {folder}: {error.strerror}; choose another folder") from error
     return path

@@ -6,6 +6,7 @@ server. The data are scikit-learn's breast cancer records (569 patients, 30 meas
 
 import csv
 import importlib
+import io
 import json as jsons
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import numpy as np
 import typer
 from jaxtyping import Float64, Int64
 
+from cloister import files
 from cloister.cli import options
 from cloister.cli.console import emit_json, err, out, table
 from cloister.cli.train import library, show_claims
@@ -85,10 +87,9 @@ def run(records: Records, folder: Path) -> dict[str, Any]:
     say = err().print
     authority = folder / "authority"
     _cloister("authority", "init", authority)
-    tokens = {
-        role: _cloister("authority", "token", authority, "--role", role).strip()
-        for role in ("client", "server", "trusted")
-    }
+    tokens = {role: f"@{folder / role}.token" for role in ("client", "server", "trusted")}
+    for role, token in tokens.items():
+        _cloister("authority", "token", authority, "--role", role, "--out", token[1:])
     say("1  the authority serves keys")
     serve = ("authority", "serve", "--dir", authority, "--listen", "127.0.0.1:0")
     with serving(*serve) as url:
@@ -186,11 +187,12 @@ def _rows(records: Records, clinic: int) -> dict[str, Int64[np.ndarray, " n"]]:
 
 def _write_table(records: Records, rows: np.ndarray, path: Path) -> Path:
     names = ("malignant", "benign")
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([*records.columns, "diagnosis"])
-        for row in rows:
-            writer.writerow([*records.x[row].tolist(), names[records.y[row]]])
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow([*records.columns, "diagnosis"])
+    for row in rows:
+        writer.writerow([*records.x[row].tolist(), names[records.y[row]]])
+    files.replace(path, text.getvalue().encode(), private=True)
     return path
 
 
@@ -198,7 +200,7 @@ def _write_ranges(records: Records, path: Path) -> Path:
     """What the clinics agreed on beforehand: the range of every measurement."""
     low, high = records.x.min(axis=0).tolist(), records.x.max(axis=0).tolist()
     ranges = {name: [low[i], high[i]] for i, name in enumerate(records.columns)}
-    path.write_text(jsons.dumps(ranges), encoding="utf-8")
+    files.replace(path, jsons.dumps(ranges).encode(), private=True)
     return path
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cloister import files
 from cloister.authority.blur import EXACT_BITS
 from cloister.authority.client import AuthorityClient
 from cloister.authority.records import Terms
@@ -39,6 +40,7 @@ from cloister.training.writer import Chunk, EncryptedDatasetWriter, check_regist
 NEW = "New data sets"
 INPUT = "Reading the data"
 UNKNOWN = "is not known to this authority"
+MAX_TOKEN_BYTES = 4096
 
 AuthorityUrl = Annotated[
     str, typer.Option("--authority", metavar="URL", help="https://HOST:PORT of the authority.")
@@ -269,14 +271,15 @@ def encrypt(
 def read_token(text: str) -> str:
     """A token given as such, or as @FILE.
 
-    Raises   InputError
+    Raises   InputError, also when others can read the file
     """
     if not text.startswith("@"):
         if len(text) < 256 and Path(text).is_file():  # as long as a name may be
             raise InputError(f"--token {text}: is a file; give --token @{text}")
         return text.strip()
     try:
-        return Path(text[1:]).read_text(encoding="ascii").strip()
+        data = files.read_private(Path(text[1:]), most=MAX_TOKEN_BYTES)
+        return data.decode("ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--token {text}: cannot be read ({error})") from None
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
+from cloister import files
 from cloister.crypto.csprng import Csprng
 from cloister.errors import InputError
 from cloister.fe.encoding import Encoding
@@ -46,8 +47,7 @@ class Order:
         Raises   InputError
         """
         try:
-            with self._path.open("xb") as file:
-                self._path.chmod(0o600)
+            with files.creating(self._path, private=True) as file:
                 np.savez(
                     file,
                     ids=np.arange(part.first, part.last, dtype=np.int64),

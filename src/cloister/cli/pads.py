@@ -1,7 +1,6 @@
 """`cloister pads`: one-time pads made before they are needed."""
 
 import re
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,22 +11,25 @@ import typer
 
 from cloister.cli import options
 from cloister.cli.console import emit_json, err, human_bytes, out, progress
-from cloister.cli.planning import RECIPE_FILE, recipe_for
+from cloister.cli.planning import recipe_for
 from cloister.crypto.csprng import SystemRandom
 from cloister.errors import InputError, PlanError
 from cloister.graph.sources import load
 from cloister.plan.plan import Plan
+from cloister.plan.recipe import Recipe
 from cloister.trusted.blinded import PadMaker
 from cloister.trusted.padfactory import (
     DEFAULT_TIMEOUT_S,
-    TOO_FEW,
     Maker,
     Rate,
     WorkerMaker,
+    count_parties,
     fill,
 )
+from cloister.trusted.padrecipe import has_recipe, load_recipe, refuse_recipe, save_recipe
 from cloister.trusted.padstore import PadStore
-from cloister.wire.rpc import RpcLink, check_address
+from cloister.wire.link import WorkerLink
+from cloister.wire.rpc import RpcLink
 
 app = typer.Typer(help="Make one-time pads ahead of time, and count them.")
 
@@ -59,6 +61,13 @@ def make(
             help="Two or more workers that do not collude make the pads. Default: made here.",
         ),
     ] = None,
+    insecure_one_party: Annotated[
+        bool,
+        typer.Option(
+            "--insecure-one-party",
+            help="For tests: let workers of one machine make the pads; its owner can compute them.",
+        ),
+    ] = False,
     rate: Annotated[
         str | None,
         typer.Option(
@@ -77,28 +86,31 @@ def make(
     to all of them, could compute the pads: choose workers of different owners, and encrypted ways.
     """
     limit = None if rate is None else _rate(rate)
-    workers = _distinct(worker or [])
+    links = _links(worker or [], timeout_s=timeout, insecure_one_party=insecure_one_party)
+    stored = _stored(store, pad_key, known=not calibration)
     graph = load(model)
-    known = store / RECIPE_FILE
     recipe, origin = recipe_for(
         graph,
         policy=policy,
         weight_bits=weight_bits,
         activation_bits=activation_bits,
-        calibration=[known] if known.is_file() and not calibration else calibration,
+        calibration=calibration,
         inputs=None,
         preprocessing=options.preprocessing(
             mean=mean, std=std, scale=scale, layout=layout, channels=channels, resize=resize
         ),
+        stored=stored,
     )
     plan = recipe.plan(graph)
     if not plan.hidden_nodes:
         raise PlanError(f"policy {plan.policy!r} blinds nothing, so it needs no pads")
     pads = _open_or_create(plan, store, pad_key)
-    if not known.is_file():
-        recipe.save(known)
+    if stored is None:
+        save_recipe(recipe, store, key_file=pad_key)
     with (
-        _maker(plan, workers, threads=threads, timeout_s=timeout) as maker,
+        _maker(
+            plan, links, threads=threads, timeout_s=timeout, insecure_one_party=insecure_one_party
+        ) as maker,
         progress("pads") as update,
     ):
         made = fill(pads, maker, count=count, rate=limit, progress=update)
@@ -108,61 +120,52 @@ def make(
 
 @contextmanager
 def _maker(
-    plan: Plan, workers: Sequence[str], *, threads: int, timeout_s: float
+    plan: Plan,
+    links: Sequence[WorkerLink],
+    *,
+    threads: int,
+    timeout_s: float,
+    insecure_one_party: bool,
 ) -> Iterator[Maker]:
-    if not workers:
+    if not links:
         yield PadMaker(plan, threads=threads)
         return
-    links = [RpcLink(address, timeout_s=timeout_s) for address in workers]
-    maker = WorkerMaker(plan, links, rng=SystemRandom(), timeout_s=timeout_s)
+    maker = WorkerMaker(
+        plan,
+        links,
+        rng=SystemRandom(),
+        timeout_s=timeout_s,
+        insecure_one_party=insecure_one_party,
+    )
     try:
         yield maker
     finally:
         maker.close()
 
 
-def _distinct(workers: Sequence[str]) -> Sequence[str]:
-    """The addresses, when they are those of two workers or more, or none.
+def _links(
+    workers: Sequence[str], *, timeout_s: float, insecure_one_party: bool
+) -> list[WorkerLink]:
+    """Links to the workers, none of which is connected yet, if the workers may make pads.
 
-    Raises   InputError naming the option
+    Raises   InputError
     """
-    if len(workers) == 1:
-        raise InputError(f"--worker {workers[0]}: {TOO_FEW}")
-    places: dict[tuple[str, int], str] = {}
-    hosts: dict[str, str] = {}
-    for worker in workers:
-        check_address(worker)
-        for host, port in _endpoints(worker):
-            if (host, port) in places:
-                raise InputError(
-                    f"--worker {worker}: is the same worker as {places[host, port]}, which would "
-                    "see two shares of every pad"
-                )
-            if host in hosts:
-                err().print(
-                    f"warning: {hosts[host]} and {worker} are one machine, whose owner can compute "
-                    "the pads",
-                    style="yellow",
-                )
-            hosts.setdefault(host, worker)
-        places.update(dict.fromkeys(_endpoints(worker), worker))
-    if workers:
+    if not workers:
+        if insecure_one_party:
+            raise InputError("--insecure-one-party: goes with --worker")
+        return []
+    links: list[WorkerLink] = [RpcLink(address, timeout_s=timeout_s) for address in workers]
+    if count_parties(links, insecure_one_party=insecure_one_party) < 2:
         err().print(
-            "note: whoever reads the traffic to all of these workers can compute the pads; it is "
-            "not encrypted, so use encrypted tunnels",
+            "warning: these workers are one machine, whose owner can compute the pads",
             style="yellow",
         )
-    return workers
-
-
-def _endpoints(worker: str) -> set[tuple[str, int]]:
-    host, _, port = worker.rpartition(":")
-    try:
-        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        # The link's own error will say so; names can still be told apart.
-        return {(host, int(port))}
-    return {(str(address[0]), int(port)) for *_, address in found}
+    err().print(
+        "note: whoever reads the traffic to all of these workers can compute the pads; it is "
+        "not encrypted, so use encrypted tunnels",
+        style="yellow",
+    )
+    return links
 
 
 def _rate(text: str) -> Rate:
@@ -171,6 +174,17 @@ def _rate(text: str) -> Rate:
         raise InputError(f"--rate {text}: give a share of the time, as 25%, or pads, as 100/h")
     number = float(match[1])
     return Rate(share=number / 100) if match[2] == "%" else Rate(per_hour=number)
+
+
+def _stored(store: Path, pad_key: Path, *, known: bool) -> Recipe | None:
+    """The recipe of an existing store, if it has one and `known` says that it is wanted.
+
+    Raises   PadStoreError when a recipe is there that the key file does not vouch for
+    """
+    if not pad_key.exists():
+        refuse_recipe(store)
+        return None
+    return load_recipe(store, key_file=pad_key) if known and has_recipe(store) else None
 
 
 def _open_or_create(plan: Plan, store: Path, pad_key: Path) -> PadStore:

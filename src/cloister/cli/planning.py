@@ -16,8 +16,6 @@ from cloister.plan.recipe import Recipe, measure
 DEFAULT_POLICY = "slalom"
 SELF_CALIBRATION = 64
 """Inputs that set the ranges when nobody names a calibration set."""
-RECIPE_FILE = "calibration.json"
-"""The recipe's name inside a pad store's folder."""
 
 
 def recipe_for(
@@ -29,13 +27,22 @@ def recipe_for(
     calibration: Sequence[Path] | None,
     inputs: Inputs | None,
     preprocessing: Preprocessing,
+    stored: Recipe | None = None,
 ) -> tuple[Recipe, str]:
     """The recipe the options ask for, and one line that says where its ranges come from.
 
-    Options that are not given keep what a calibration file says.
+    `stored` is the recipe of a pad store, for which its key file vouches: where options are not
+    given, it decides. A calibration file is anybody's. Its ranges and bits are taken; its policy
+    has to be the one that is asked for, or the default.
+
+    Raises   InputError when a calibration file names another policy
     """
     files = list(calibration or ())
-    stored = Recipe.load(files[0]) if len(files) == 1 and files[0].suffix == ".json" else None
+    origin = "calibration of the pad store"
+    if files:
+        stored = None
+    if len(files) == 1 and files[0].suffix == ".json":
+        stored, origin = _of_policy(policy or DEFAULT_POLICY, files[0])
     base = stored or Recipe(DEFAULT_POLICY)
     precision = Precision(
         base.precision.weight_bits if weight_bits is None else weight_bits,
@@ -43,7 +50,7 @@ def recipe_for(
     )
     wanted = policy or base.policy
     if stored is not None:
-        return replace(stored, policy=wanted, precision=precision), f"calibration from {files[0]}"
+        return replace(stored, policy=wanted, precision=precision), origin
     samples, origin = _samples(graph, files, inputs, preprocessing)
     if wanted in EVERYWHERE:
         samples, origin = None, "no calibration needed: everything is computed in float32"
@@ -57,6 +64,19 @@ def recipe_for(
         by_channel=bool(files) or not hidden,
     )
     return recipe, origin
+
+
+def _of_policy(wanted: str, file: Path) -> tuple[Recipe, str]:
+    """The recipe in a calibration file, if it is for the policy that is wanted."""
+    recipe = Recipe.load(file)
+    if recipe.policy != wanted:
+        raise InputError(
+            f"--calibration {file}: is for policy {recipe.policy}, and {wanted} is wanted; give "
+            f"--policy {recipe.policy} if that is the protection you want, or typical inputs"
+        )
+    bits = recipe.precision
+    said = f"{bits.weight_bits} bits for weights, {bits.activation_bits} for activations"
+    return recipe, f"calibration from {file} ({said})"
 
 
 def _samples(

@@ -7,15 +7,17 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from cloister import files
 from cloister.cli import options
-from cloister.cli.console import emit_json, err, out, progress, table
+from cloister.cli.console import emit_json, out, progress, table
 from cloister.cli.images import Inputs, read_inputs
-from cloister.cli.planning import RECIPE_FILE, recipe_for
+from cloister.cli.planning import recipe_for
 from cloister.cli.results import best, is_classifier, read_labels, summary
 from cloister.errors import InputError
 from cloister.graph.graph import Graph
 from cloister.graph.sources import load
 from cloister.plan.plan import Plan
+from cloister.trusted.padrecipe import load_recipe
 from cloister.trusted.padstore import PadStore
 from cloister.trusted.report import Result
 from cloister.trusted.session import DEFAULT_BATCH, DEFAULT_TIMEOUT_S, Session
@@ -73,6 +75,7 @@ def run(
     if (pads is None) != (pad_key is None):
         raise InputError("--pads and --pad-key belong together; give both or neither")
     _require_folder(output)
+    stored = load_recipe(pads, key_file=pad_key) if pads and pad_key and not calibration else None
     names = read_labels(labels) if labels else ()
     graph = load(model)
     _check_labels(graph, names, labels)
@@ -85,9 +88,10 @@ def run(
         policy=policy,
         weight_bits=weight_bits,
         activation_bits=activation_bits,
-        calibration=[pads / RECIPE_FILE] if pads and not calibration else calibration,
+        calibration=calibration,
         inputs=read,
         preprocessing=preprocessing,
+        stored=stored,
     )
     # Only the integers are needed from here on; the model's float32 weights go with the graph.
     plan = recipe.plan(graph).without_float_weights()
@@ -107,7 +111,9 @@ def run(
     ):
         result = session.run(read.arrays, progress=update)
     if output is not None:
-        np.savez(output, **result.outputs)  # type: ignore[arg-type]
+        # Results tell about inputs, and the worker may be another user of this machine.
+        with files.replacing(output, private=True) as file:
+            np.savez(file, **result.outputs)  # type: ignore[arg-type]
     if json:
         emit_json(_document(plan, result, read, top=top, labels=names, origin=origin))
     else:
@@ -130,8 +136,7 @@ def _open_store(plan: Plan, pads: Path | None, pad_key: Path | None) -> PadStore
     if pads is None or pad_key is None:
         return None
     if not plan.hidden_nodes:
-        err().print(f"policy {plan.policy} blinds nothing; --pads is not used", style="yellow")
-        return None
+        raise InputError(f"--pads {pads}: policy {plan.policy!r} blinds nothing; leave out --pads")
     return PadStore.open(pads, plan_digest=plan.digest, key_file=pad_key)
 
 

@@ -45,6 +45,7 @@ class KeyFile:
         with contextlib.ExitStack() as stack:
             stack.callback(self.close)
             self._check()
+            files.remove_leftovers(self._path.parent, name=self._path.name)
             stack.pop_all()
 
     def close(self) -> None:
@@ -97,7 +98,7 @@ class KeyFile:
                     "replaced; use the one master key that was read from it or kept in it last"
                 )
             try:
-                files.replace(self._path, data)
+                files.replace(self._path, data, private=True)
             except OSError as error:
                 raise EncryptionError(
                     f"{self._path}: cannot be written ({error.strerror or error}); no key is made; "
@@ -113,7 +114,7 @@ class KeyFile:
     def _hold(self) -> int:
         lock = self._path.with_name(self._path.name + ".lock")
         try:
-            descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
+            descriptor = files.open_in_place(lock, "any", private=True)
         except OSError as error:
             raise InputError(f"{lock}: cannot be written ({error.strerror or error})") from None
         try:
@@ -152,8 +153,7 @@ class KeyFile:
                 f"{self._path}: has {found.st_nlink} names (hard links), which would count apart; "
                 "keep one of them"
             )
-        if stat.S_IMODE(found.st_mode) & 0o077:
-            raise InputError(f"{self._path}: others can read it; run chmod 600 on it")
+        files.check_private(self._path, found)
 
 
 def _resolved(path: Path) -> Path:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cloister.errors import InputError
+from cloister import files
+from cloister.errors import InputError, reading
 from cloister.graph.graph import Graph
 from cloister.plan.accuracy import warn_of_errors
 from cloister.plan.plan import Plan
-from cloister.plan.policies import from_ranges, measure_ranges
+from cloister.plan.policies import NAMES, from_ranges, measure_ranges
 from cloister.plan.quantise import Precision, Ranges
 from cloister.plan.samples import Samples, as_samples
 
@@ -44,43 +45,59 @@ class Recipe:
             warn_of_errors(plan, as_samples(model, self.samples))
         return plan
 
-    def save(self, path: Path) -> None:
-        """Write the recipe as JSON."""
-        document = {
+    @property
+    def canonical_bytes(self) -> bytes:
+        """One unambiguous description: equal recipes have equal bytes."""
+        return json.dumps(self._document(), sort_keys=True).encode()
+
+    def save(self, path: Path, **more: str) -> None:
+        """Write the recipe, and what more is said about it, as JSON."""
+        text = json.dumps({**self._document(), **more}, indent=2) + "\n"
+        files.replace(path, text.encode(), private=False)
+
+    def _document(self) -> dict[str, object]:
+        return {
             "format": FORMAT,
             "policy": self.policy,
             "weight_bits": self.precision.weight_bits,
             "activation_bits": self.precision.activation_bits,
             "ranges": {name: list(ranges) for name, ranges in self.ranges.items()},
         }
-        unfinished = path.with_name(path.name + ".part")
-        unfinished.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(path)
 
     @staticmethod
     def load(path: Path) -> "Recipe":
-        """Read a recipe.
+        """Read a recipe. Nobody vouches for it: who loads it decides whether its policy counts.
 
         Raises InputError when the file is missing or is no recipe.
         """
-        try:
-            if path.stat().st_size > MAX_FILE_BYTES:
-                raise InputError(f"{path}: too large for a calibration file")
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file") from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"{path}: not a calibration file ({error})") from None
-        if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise InputError(f"{path}: not a calibration file of this version")
-        return _from_document(document, path)
+        return from_document(read_document(path), path)
 
 
-def _from_document(document: Mapping[str, object], path: Path) -> Recipe:
+def read_document(path: Path) -> Mapping[str, object]:
+    """The JSON of a recipe's file.
+
+    Raises   InputError
+    """
+    with reading(f"{path}: not a calibration file"):
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise InputError(f"{path}: too large for a calibration file")
+        document = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise InputError(f"{path}: not a calibration file of this version")
+    return document
+
+
+def from_document(document: Mapping[str, object], path: Path) -> Recipe:
+    """The recipe that `read_document` found.
+
+    Raises   InputError
+    """
     policy, ranges = document.get("policy"), document.get("ranges")
     weight_bits, activation_bits = document.get("weight_bits"), document.get("activation_bits")
     if not isinstance(policy, str) or not isinstance(ranges, dict):
         raise InputError(f"{path}: the calibration file lacks its policy or ranges")
+    if policy not in NAMES:
+        raise InputError(f"{path}: names the policy {policy!r}; known are {', '.join(NAMES)}")
     if not isinstance(weight_bits, int) or not isinstance(activation_bits, int):
         raise InputError(f"{path}: the calibration file lacks its bits")
     for name, found in ranges.items():

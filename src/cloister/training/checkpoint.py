@@ -87,6 +87,7 @@ def load(folder: Path, *, run: str) -> Checkpoint | None:
 
     Raises   EncryptionError when the file is damaged or belongs to another run
     """
+    files.remove_leftovers(folder)
     path = folder / NAME
     if not path.exists():
         return None
@@ -115,12 +116,12 @@ def load(folder: Path, *, run: str) -> Checkpoint | None:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a file so that after any crash either the old or the new content is there, whole.
+    """Write a file for its owner alone; after any crash the old or the new content is there, whole.
 
     Raises   InputError naming the file
     """
     with writing(path):
-        files.replace(path, content)
+        files.replace(path, content, private=True)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from xml.sax.saxutils import escape
 
 from PIL import Image, ImageDraw
 
+from cloister import files
 from cloister.errors import InputError
 from cloister.training.checkpoint import EpochResult
 
@@ -84,7 +85,7 @@ def _write_svg(history: Sequence[EpochResult], path: Path, title: str) -> None:
         x, y = LEFT + 160 * i, HEIGHT - 12
         parts.append(f'<text x="{x}" y="{y}" fill="{line.colour}">{line.name} accuracy</text>')
     parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 12}" text-anchor="end">epochs</text>')
-    path.write_text("\n".join([*parts, "</svg>\n"]), encoding="utf-8")
+    files.replace(path, "\n".join([*parts, "</svg>\n"]).encode(), private=False)
 
 
 def _write_png(history: Sequence[EpochResult], path: Path, title: str) -> None:
@@ -100,4 +101,5 @@ def _write_png(history: Sequence[EpochResult], path: Path, title: str) -> None:
             draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=line.colour)
         draw.text((LEFT + 160 * i, HEIGHT - 22), f"{line.name} accuracy", fill=line.colour)
     draw.text((WIDTH - RIGHT - 42, HEIGHT - 22), "epochs", fill="black")
-    image.save(path)
+    with files.replacing(path, private=False) as file:
+        image.save(file, "PNG")

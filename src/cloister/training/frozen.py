@@ -26,13 +26,13 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int16, Int64
 from torch import Tensor, nn
 
+from cloister import files
 from cloister.crypto.csprng import pad_stream
 from cloister.errors import EncryptionError, FunctionError, ShapeError
 from cloister.fe.bounds import most_at_once
 from cloister.fe.keyservice import RING_LIMIT, DatasetInfo
 from cloister.fe.rank import MERSENNE_61, Basis
 from cloister.field.linear import Geometry, LinearMap
-from cloister.files import create
 from cloister.training.checkpoint import replace, writing
 from cloister.training.layers import FirstLayerProducts
 
@@ -248,14 +248,14 @@ class Features:
         with writing(path):
             self._folder.mkdir(parents=True, exist_ok=True)
             # What the server may not see is in it where a trusted runtime unmasks.
-            begun = self.done > 0
-            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW) if begun else create(path)
+            if not self.done:
+                path.unlink(missing_ok=True)
+            descriptor = files.open_in_place(path, "old" if self.done else "new", private=True)
             with os.fdopen(descriptor, "r+b") as file:
-                os.fchmod(file.fileno(), 0o600)
                 file.truncate(size)
                 # Through a mapping, a full disk would be a signal that ends the process.
                 os.posix_fallocate(file.fileno(), 0, size)
-        return np.memmap(path, np.float32, "r+", shape=shape)
+                return np.memmap(file, np.float32, "r+", shape=shape)
 
     def _read_state(self) -> int:
         path = None if self._folder is None else self._folder / STATE

@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from jaxtyping import Int16, Int64, UInt32
 
+from cloister import files
 from cloister.errors import InputError, ProtocolError, ShapeError
 from cloister.fe.bounds import MAX_BODY_BYTES, check_count, check_size
 from cloister.field.linear import Geometry, LinearMap
@@ -48,6 +49,7 @@ OPERATIONS = {
     "gradient": MAX_BODY_BYTES,
 }
 """Largest body of each."""
+MAX_PUBLIC_BYTES = 65536
 
 
 class RemoteCiphertextServer:
@@ -102,6 +104,8 @@ def serve(
     """
     token = _read_public(folder / PUBLIC_FILE)[1]
     host = server if log is None else RecordingHost(server, log)
+    key = folder / KEY_FILE
+    files.check_private(key, key.stat())
 
     def admit(given: str | None) -> Principal:
         # Not secrecy, which needs none here: strangers shall not use up this machine.
@@ -119,7 +123,7 @@ def serve(
         listen,
         admit,
         certificate=folder / CERTIFICATE_FILE,
-        private_key=folder / KEY_FILE,
+        private_key=key,
         limits=limits,
     )
 
@@ -151,19 +155,17 @@ def init(folder: Path) -> Path:
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())
     )
-    (folder / CERTIFICATE_FILE).write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    pem = certificate.public_bytes(serialization.Encoding.PEM)
     der = certificate.public_bytes(serialization.Encoding.DER)
     fields = {
         "format": FORMAT,
         "certificate": b64encode(der).decode(),
         "token": os.urandom(TOKEN_BYTES).hex(),
     }
-    for path, content in (
-        (folder / KEY_FILE, private),
-        (folder / PUBLIC_FILE, json.dumps(fields).encode()),
-    ):
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(content)
+    files.create(folder / CERTIFICATE_FILE, pem, private=False)
+    files.create(folder / KEY_FILE, private, private=True)
+    # It is called public, and has the token in it.
+    files.create(folder / PUBLIC_FILE, json.dumps(fields).encode(), private=True)
     return folder / PUBLIC_FILE
 
 
@@ -173,7 +175,7 @@ def _read_public(path: Path) -> tuple[bytes, str]:
     Raises   InputError
     """
     try:
-        fields = json.loads(path.read_bytes())
+        fields = json.loads(files.read_private(path, most=MAX_PUBLIC_BYTES))
         if fields["format"] != FORMAT:
             raise InputError(f"{path}: is not a ciphertext server's public file")
         return b64decode(fields["certificate"]), str(fields["token"])

@@ -19,6 +19,7 @@ from typing import IO, BinaryIO
 import numpy as np
 from jaxtyping import Bool, Int, Int16
 
+from cloister import files
 from cloister.crypto.csprng import KEY_BYTES, Csprng
 from cloister.errors import EncryptionError, InputError, RangeError, ShapeError
 from cloister.fe import mask
@@ -188,23 +189,10 @@ def check_registered(
 
 def _create(path: Path, header: Header) -> None:
     """A data set without parts, under its name only when it is whole."""
-    with _writable(path):
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            file.write(encode_block(header))
-            # Everything in it may be seen, and it is there to be handed on.
-            os.fchmod(file.fileno(), 0o644)
-            _sync(file)
-        # link, not rename: of two clients that create it, the second must not destroy a part.
-        with contextlib.suppress(FileExistsError):
-            os.link(file.name, path)
-        os.unlink(file.name)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    # Of two clients that create it, the second must not destroy a part. Everything in it may be
+    # seen, and it is there to be handed on.
+    with _writable(path), contextlib.suppress(FileExistsError):
+        files.create(path, encode_block(header), private=False)
 
 
 @contextlib.contextmanager
@@ -224,7 +212,7 @@ def _writable(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _exclusive(path: Path) -> Iterator[BinaryIO]:
-    with path.open("r+b") as file:
+    with os.fdopen(files.open_in_place(path, "old", private=False), "r+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

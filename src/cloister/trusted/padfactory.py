@@ -29,6 +29,7 @@ from cloister.trusted.padshares import SharedNode
 from cloister.trusted.padstore import PadStore
 from cloister.trusted.verified import accept
 from cloister.wire.link import WorkerLink
+from cloister.wire.places import machines
 
 DEFAULT_TIMEOUT_S = 120.0
 POLL_S = 1.0
@@ -43,7 +44,7 @@ class Maker(Protocol):
 
     @property
     def parties(self) -> int:
-        """How many workers see shares of the pads; 0: none does."""
+        """How many parties would have to collude to know the pads; 0: nobody sees a share."""
         ...
 
     def make(
@@ -51,6 +52,34 @@ class Maker(Protocol):
     ) -> dict[int, np.ndarray]:
         """`A r` of every blinded node by node index, written to `into` when it is given."""
         ...
+
+
+def count_parties(links: Sequence[WorkerLink], *, insecure_one_party: bool = False) -> int:
+    """How many parties would have to collude to know the pads that these workers make.
+
+    Raises   InputError for fewer than two workers, one given twice, a name that does not resolve,
+             and for two on one machine unless `insecure_one_party`: then the answer is 1
+    """
+    if len(links) < 2:
+        raise InputError(f"pads: {TOO_FEW}")
+    owners: dict[str, str] = {}
+    names: set[str] = set()
+    one_party = False
+    for link in links:
+        if link.name in names:
+            raise InputError(f"pads: worker {link.name} is given twice and would see two shares")
+        names.add(link.name)
+        found = machines(link.address)
+        for machine in sorted(found & owners.keys()):
+            if not insecure_one_party:
+                raise InputError(
+                    f"pads: workers {owners[machine]} and {link.name} are one party ({machine}), "
+                    "which would see two shares of every pad; choose workers of different owners "
+                    "(insecure_one_party, --insecure-one-party: for tests)"
+                )
+            one_party = True
+        owners.update(dict.fromkeys(found, link.name))
+    return 1 if one_party else len(links)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -69,7 +98,10 @@ class WorkerMaker:
     kept; a worker that lied, hung or died is closed and not used again, and its pad id must not be
     used again either. Memory: the check vectors (8 bytes per input element) and one node.
 
-    Raises   InputError for fewer than two workers or one given twice
+    insecure_one_party   for tests: the workers may be on one machine, whose owner can compute the
+                         pads; they then count as one party
+
+    Raises   InputError, see `count_parties`
     """
 
     def __init__(
@@ -79,15 +111,10 @@ class WorkerMaker:
         *,
         rng: Csprng,
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        insecure_one_party: bool = False,
     ) -> None:
-        if len(links) < 2:
-            raise InputError(f"pads: {TOO_FEW}")
-        names = [link.name for link in links]
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
-            raise InputError(f"pads: worker {twice[0]} is given twice and would see two shares")
+        self._parties = count_parties(links, insecure_one_party=insecure_one_party)
         self._links = list(links)
-        self.parties = len(links)
         self._rng = rng
         self._timeout_s = timeout_s
         self._nodes = [
@@ -99,6 +126,12 @@ class WorkerMaker:
         self._newest: dict[bytes, int] = {}
         inputs = max((node.geometry.in_elements for node in self._nodes), default=0)
         self._pad, self._share = np.empty((2, inputs), np.uint32)
+
+    @property
+    def parties(self) -> int:
+        """See Maker; workers that were dropped do not count."""
+        # With fewer than two, no pad is made any more.
+        return min(self._parties, max(len(self._links), 2))
 
     @property
     def workers(self) -> tuple[str, ...]:

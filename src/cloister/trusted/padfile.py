@@ -10,12 +10,10 @@ this file, so its size is known before a byte of it is read.
 
 import contextlib
 import errno
-import fcntl
 import math
 import os
 import stat
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +21,7 @@ import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from cloister import files
 from cloister.crypto.aead import NONCE_BYTES, TAG_BYTES, seal
 from cloister.crypto.csprng import SystemRandom
 from cloister.errors import PadStoreError
@@ -33,7 +32,6 @@ PAD_ID_BYTES = 8
 WORD = np.dtype("<u4")
 SUFFIX = ".pad"
 DAMAGED_SUFFIX = ".damaged"
-TEMPORARY_SUFFIX = ".pad.tmp"
 _PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """Troubles of this process, which say nothing about the file."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -71,7 +69,10 @@ class PadFiles:
             for index, shape in layout
         )
         try:
-            _write_durably(self.path(pad_id), head, sealed)
+            with files.replacing(self.path(pad_id), private=True) as file:
+                _write_all(file.fileno(), head)
+                for record in sealed:
+                    _write_all(file.fileno(), record)
         except OSError as error:
             reason = error.strerror
             if error.errno in _FULL:
@@ -148,11 +149,7 @@ class PadFiles:
 
     def remove_leftovers(self) -> None:
         """Delete what makers that died in the middle have left."""
-        for path in self.folder.glob(f"*{TEMPORARY_SUFFIX}"):
-            # A living maker holds the lock of its file.
-            with contextlib.suppress(OSError), _open_regular(path) as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
+        files.remove_leftovers(self.folder)
 
     def _set_aside(self, path: Path) -> None:
         # Left for whoever wants to look at it; its id counts as lost.
@@ -201,43 +198,7 @@ def _fill(file: int, buffer: memoryview) -> None:
         buffer = buffer[count:]
 
 
-def _write_durably(path: Path, head: bytes, records: Iterable[bytes]) -> None:
-    """A new file under its final name only when every byte is on the disk."""
-    file, temporary = _locked_temporary(path)
-    try:
-        _write_all(file, head)
-        for record in records:
-            _write_all(file, record)
-        os.fsync(file)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    finally:
-        os.close(file)
-    _sync_folder(path.parent)
-
-
-def _locked_temporary(path: Path) -> tuple[int, str]:
-    while True:
-        file, name = tempfile.mkstemp(TEMPORARY_SUFFIX, f"{path.stem}-", path.parent)
-        fcntl.flock(file, fcntl.LOCK_EX)
-        # Between creation and lock somebody may have taken it for a leftover and deleted it.
-        if os.fstat(file).st_nlink == 1:
-            return file, name
-        os.close(file)
-
-
 def _write_all(file: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(file, view) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

@@ -25,8 +25,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
+from cloister import files
 from cloister.crypto.csprng import Csprng
-from cloister.errors import PadReusedError, PadStoreError
+from cloister.errors import InputError, PadReusedError, PadStoreError
 
 FORMAT = 1
 APPLICATION_ID = 0x434C5350
@@ -60,8 +61,8 @@ class Counters:
     """What changes while a store lives.
 
     Ids below `next_make` have been given to a maker; ids below `next_use` will never be handed out
-    again; `used` of those were handed out, the others were lost or skipped. `makers` is how many
-    workers made pads of this store; 0: the trusted side made them all.
+    again; `used` of those were handed out, the others were lost or skipped. `makers` is how few
+    parties ever made pads of this store by workers; 0: the trusted side made them all.
     """
 
     next_make: int
@@ -101,7 +102,7 @@ class Ledger:
             raise PadStoreError(f"a plan digest has {DIGEST_BYTES} bytes, got {len(plan_digest)}")
         path = path.absolute()
         try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            os.close(files.open_in_place(path, "new", private=True))
         except OSError as error:
             raise PadStoreError(_refused(path, error)) from None
         store_id, store_key = rng.random_bytes(ID_BYTES), rng.random_bytes(KEY_BYTES)
@@ -124,21 +125,20 @@ class Ledger:
         """
         path = path.absolute()
         try:
-            mode = path.stat().st_mode
+            found = path.stat()
+            files.check_private(path, found)
         except OSError as error:
             raise PadStoreError(_refused(path, error)) from None
-        if not stat.S_ISREG(mode):
+        except InputError as error:
+            raise PadStoreError(f"key file {error}") from None
+        if not stat.S_ISREG(found.st_mode):
             raise PadStoreError(f"key file {path}: is not a file")
-        if stat.S_IMODE(mode) & 0o077:
-            raise PadStoreError(f"key file {path}: others can read it; run chmod 600 on it")
         with _transaction(path, busy_timeout_s) as database:
             _check_kind(path, database)
-            found = database.execute(
-                "SELECT store_id, store_key, plan_digest FROM store"
-            ).fetchone()
-            if found is None or not all(isinstance(value, bytes) for value in found):
+            row = database.execute("SELECT store_id, store_key, plan_digest FROM store").fetchone()
+            if row is None or not all(isinstance(value, bytes) for value in row):
                 raise PadStoreError(_damaged(path))
-            store_id, store_key, plan_digest = found
+            store_id, store_key, plan_digest = row
             ledger = cls(path, store_id, store_key, plan_digest, busy_timeout_s)
             ledger._load(database)
         return ledger

@@ -137,6 +137,8 @@ class PadStore:
         """`store`, and how many workers, who must not have colluded, made its pads."""
         with self._ledger.update() as counters:
             makers = counters.makers
+        if makers == 1:
+            return "store, made by workers of one party, who can compute every pad"
         return f"store, made by {makers} workers" if makers else "store"
 
     def __post_init__(self) -> None:
@@ -229,7 +231,7 @@ class PadStore:
     def reserve(self, count: int, *, makers: int = 0) -> range:
         """Ids for a maker; no id is given to two makers, not even after a crash.
 
-        `makers` is the number of workers that will make these pads, 0 for the trusted side itself.
+        `makers` is the number of parties whose workers make these pads, 0 for the trusted side.
 
         Raises   PadStoreError when they cannot be recorded
         """

@@ -21,6 +21,7 @@ from cloister.trusted.padstore import PadSource
 from cloister.trusted.report import Meter, Report, Result
 from cloister.trusted.runtime import Runtime
 from cloister.wire.link import WorkerLink
+from cloister.wire.places import endpoints
 from cloister.wire.rpc import RpcLink
 from cloister.wire.shm import ShmLink, connect_local_worker
 from cloister.wire.transcript import RecordingLink
@@ -66,6 +67,8 @@ class Session:
             raise PlanError(
                 "Session takes a plan: cloister.policies.slalom(model, calibration=...)"
             )
+        if pads is not None:
+            _check_pads(plan, pads)
         self.plan = plan
         self._rng = rng or SystemRandom()
         self._timeout_s = timeout_s
@@ -82,11 +85,6 @@ class Session:
         # With several lanes a thread's own clock tells its work from that of the others.
         self._clock = time.thread_time if count > 1 else time.process_time
         self._pads = pads
-        if pads is not None and pads.plan_digest != plan.digest:
-            raise PlanError(
-                f"the pads are for plan {pads.plan_digest.hex()[:8]}, not {plan.digest.hex()[:8]}; "
-                "make pads for this plan"
-            )
         if plan.hidden_nodes and pads is None:
             self._pads = InlinePads(plan, rng=self._rng, threads=threads)
         found = self._connect(workers, count, threads=threads, worker_threads=worker_threads)
@@ -117,6 +115,7 @@ class Session:
         if not workers:
             raise PlanError("the plan sends work to a worker, but workers= is empty")
         found: dict[str, Worker] = {}
+        places: dict[object, Worker] = {}
         for i, worker in enumerate(workers):
             links: list[WorkerLink] = []
             if isinstance(worker, str):
@@ -128,8 +127,15 @@ class Session:
                 links.append(worker)
                 name = worker.name
             known = found.setdefault(name, Worker(name, []))
-            if known.links and not _one_process(known.links[0], links[0]):
-                raise PlanError("workers= names one worker twice: a liar would get a second chance")
+            there = _places(links[0]) if len(workers) > 1 else frozenset()
+            if any(places.get(place, known) is not known for place in there) or (
+                known.links and not _one_process(known.links[0], links[0])
+            ):
+                raise PlanError(
+                    f"workers= names one worker twice, the second time as {name}: a liar would get "
+                    "a second chance"
+                )
+            places.update(dict.fromkeys(there, known))
             known.links += links
         connections = sum(len(worker.links) for worker in found.values())
         if connections < lanes:
@@ -260,6 +266,20 @@ class Session:
         self.close()
 
 
+def _check_pads(plan: Plan, pads: PadSource) -> None:
+    """Refuse pads of another plan, and a plan that would not use them: somebody expects them to be.
+
+    Raises   PlanError
+    """
+    if pads.plan_digest != plan.digest:
+        raise PlanError(
+            f"the pads are for plan {pads.plan_digest.hex()[:8]}, not {plan.digest.hex()[:8]}; "
+            "make pads for this plan"
+        )
+    if not plan.hidden_nodes:
+        raise PlanError(f"policy {plan.policy!r} blinds nothing; leave out pads=")
+
+
 class _Progress:
     """Tells a caller how far a call is, and keeps the time that takes the caller."""
 
@@ -299,6 +319,16 @@ def _lane_count(
             "several lanes have one thread each, or their work could not be told apart: threads=1"
         )
     return lanes
+
+
+def _places(link: WorkerLink) -> frozenset[object]:
+    """What two links to one worker have in common, however they are named.
+
+    Raises   InputError when an address leads nowhere
+    """
+    if link.address is not None:
+        return frozenset(endpoints(link.address))
+    return frozenset({link.pid}) if isinstance(link, ShmLink) else frozenset()
 
 
 def _one_process(one: WorkerLink, other: WorkerLink) -> bool:

@@ -30,6 +30,7 @@ class InProcessLink:
         encode: Callable[[Message], Encoded] = encode,
     ) -> None:
         self.name = name
+        self.address: str | None = None
         self.bytes_sent = 0
         self.bytes_received = 0
         self._handler = handler

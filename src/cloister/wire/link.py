@@ -22,6 +22,10 @@ class WorkerLink(Protocol):
         """Name for reports and errors; unique among a session's workers."""
 
     @property
+    def address(self) -> str | None:
+        """HOST:PORT of a worker that is reached over the network; None: it is on this machine."""
+
+    @property
     def bytes_sent(self) -> int:
         """Bytes sent to the worker so far."""
 

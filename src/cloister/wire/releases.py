@@ -21,6 +21,7 @@ from typing import BinaryIO, Literal, Protocol
 import numpy as np
 from jaxtyping import Int64
 
+from cloister import files
 from cloister.errors import EncryptionError, ShapeError
 from cloister.field.linear import Geometry
 
@@ -108,7 +109,7 @@ class ReleaseLog:
     def __init__(self, path: Path) -> None:
         self._path, self._lock = path, threading.Lock()
         # Created without truncation: a log is evidence, and a resumed run continues it.
-        self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
+        self._file = os.fdopen(files.open_in_place(path, "any", private=True), "r+b")
         try:
             self._continue()
         except BaseException:

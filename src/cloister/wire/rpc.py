@@ -60,6 +60,7 @@ class RpcLink:
     ) -> None:
         check_address(address)
         self.name = address
+        self.address: str | None = address
         self.bytes_sent = 0
         self.bytes_received = 0
         self._timeout_s = timeout_s

@@ -65,6 +65,7 @@ class ShmLink:
         users: "set[ShmLink] | None" = None,
     ) -> None:
         self.name = name
+        self.address: str | None = None
         self.bytes_sent = 0
         self.bytes_received = 0
         self._channel = channel

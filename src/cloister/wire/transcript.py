@@ -8,6 +8,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from cloister import files
 from cloister.errors import InputError
 from cloister.field.linear import LinearMap
 from cloister.wire.link import WorkerLink
@@ -98,7 +99,7 @@ class Transcript:
         return sum(entry.nbytes for entry in self.messages(direction=direction))
 
     def save(self, path: Path) -> None:
-        """Write the transcript as an .npz file."""
+        """Write the transcript as an .npz file for its owner alone: it may hold inputs."""
         entries = self.entries
         arrays: dict[str, np.ndarray] = {
             "direction": np.array([_DIRECTIONS.index(e.direction) for e in entries], np.uint8),
@@ -111,8 +112,7 @@ class Transcript:
         for i, entry in enumerate(entries):
             if entry.payload is not None:
                 arrays[f"payload_{i}"] = entry.payload
-        # Through an open file, because NumPy would append .npz to another name.
-        with path.open("wb") as file:
+        with files.replacing(path, private=True) as file:
             np.savez(file, allow_pickle=False, **arrays)
 
     @staticmethod
@@ -166,6 +166,11 @@ class RecordingLink:
     def name(self) -> str:
         """See WorkerLink."""
         return self._link.name
+
+    @property
+    def address(self) -> str | None:
+        """See WorkerLink."""
+        return self._link.address
 
     @property
     def bytes_sent(self) -> int:

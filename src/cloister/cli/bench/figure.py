@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from cloister import files
 from cloister.cli.console import out
 from cloister.errors import InputError
 
@@ -117,7 +118,7 @@ def write_figure(rows: Sequence[Mapping[str, object]], path: Path) -> None:
     drawn = bars([row for row in rows if _is_result(row)])
     if not drawn:
         raise InputError("no results of `cloister bench inference` to draw")
-    path.write_text(draw(drawn, caption=_caption(rows)), encoding="utf-8")
+    files.replace(path, draw(drawn, caption=_caption(rows)).encode(), private=False)
 
 
 def _caption(rows: Sequence[Mapping[str, object]]) -> str:

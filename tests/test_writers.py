@@ -1,0 +1,210 @@
+"""Everything that writes a file: what lies under its name, and who may read it afterwards."""
+
+import os
+import stat
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import nets
+from cloister.authority import database, identity, records
+from cloister.cli.bench.figure import write_figure
+from cloister.cli.main import main
+from cloister.cli.owner import Order
+from cloister.crypto.csprng import InsecureSeededRandom, SystemRandom
+from cloister.errors import CloisterError, InputError
+from cloister.fe.keyfile import KeyFile
+from cloister.plan.recipe import Recipe
+from cloister.trusted.padledger import Ledger
+from cloister.trusted.padstore import PadStore
+from cloister.wire.releases import ReleaseLog
+from cloister.wire.transcript import Transcript
+
+RNG = InsecureSeededRandom(1)
+DIGEST = bytes(32)
+
+
+@pytest.fixture(params=[0o000, 0o022])
+def umask(request):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def mode(path):
+    assert not path.is_symlink(), path
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def order(path):
+    part = SimpleNamespace(first=0, last=1)
+    made = Order(path.with_suffix(".npz"), np.zeros(1, np.int64))
+    chunk = SimpleNamespace(x=np.zeros((1, 2), np.int16), labels=np.zeros(1, np.int64))
+    list(made.watch(iter([chunk])))
+    made.write(part)
+
+
+def pad(path):
+    key = path.parent.parent / "pad.key"
+    store = PadStore.create(path.parent, plan_digest=DIGEST, key_file=key, rng=RNG)
+    store.put(store.reserve(1)[0], {0: np.zeros((1, 2, 3), np.uint32)})
+
+
+def key_file(path):
+    with KeyFile(path, new=True) as file:
+        file.keep(b"master", replaces=None)
+
+
+def log(path):
+    ReleaseLog(path).close()
+
+
+def curve(path):
+    pytest.importorskip("torch")
+    from cloister.training.curve import write_curve
+
+    write_curve([], path, title="accuracy")
+
+
+def data_set(path):
+    from cloister.fe.encoding import Encoding
+    from cloister.training.dataset import Header
+    from cloister.training.writer import EncryptedDatasetWriter
+
+    header = Header("set", (1, 2, 1), 2, Encoding(1.0, 0.0, 8), "f" * 64)
+    EncryptedDatasetWriter(path, header, permutation=np.arange(2))
+
+
+def run_output(path):
+    import onnx
+
+    net = nets.Net()
+    model = net.model(net.conv(net.input("image", 3, 4, 4), 3, 2))
+    onnx.save(model, path.parent.parent / "model.onnx")
+    np.save(path.parent.parent / "x.npy", np.zeros((1, 3, 4, 4), np.float32))
+    given = ("--input", path.parent.parent / "x.npy", "--policy", "enclave", "--output", path)
+    assert main(["run", str(path.parent.parent / "model.onnx"), *map(str, given)]) == 0
+
+
+def token(path):
+    folder = path.parent.parent / "authority"
+    records.init(folder, rng=SystemRandom())
+    arguments = ("authority", "token", folder, "--role", "client", "--out", path)
+    if main(list(map(str, arguments))):
+        raise InputError("refused")
+
+
+def audit_page(path):
+    pytest.importorskip("scipy")
+    log(path.parent.parent / "log")
+    command = ("audit", "encrypted", path.parent.parent / "log", "--html", path)
+    assert main(list(map(str, command))) == 0
+
+
+def figure(path):
+    row = {"model": "vgg16", "policy": "slalom", "ratio": 2.0, "cpu": "a CPU", "isa": "avx2",
+           "threads": 1, "batch": 1, "weights": "random"}  # fmt: skip
+    write_figure([row], path)
+
+
+def ledger(path):
+    Ledger.create(path, plan_digest=DIGEST, rng=RNG)
+
+
+REPLACE_PRIVATE = {
+    "transcript.npz": lambda path: Transcript().save(path),
+    "out.npz": run_output,
+    "0.pad": pad,
+    "page.html": audit_page,
+}
+REPLACE_PUBLIC = {
+    "calibration.json": lambda path: Recipe("open").save(path),
+    "curve.svg": curve,
+    "curve.png": curve,
+    "ratios.svg": figure,
+}
+REFUSE_PRIVATE = {
+    "order.npz": order,
+    "client.token": token,
+    "releases.log": log,
+    "pads.key": ledger,
+    "master.key": key_file,
+    "ledger.sqlite": lambda path: database.create(path, modulus=3),
+    "lock": lambda path: os.close(database.hold(path)),
+}
+REFUSE_PUBLIC = {"set.cloister": data_set}
+REPLACE = REPLACE_PRIVATE | REPLACE_PUBLIC
+REFUSE = REFUSE_PRIVATE | REFUSE_PUBLIC
+PRIVATE = REPLACE_PRIVATE | REFUSE_PRIVATE
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made = tmp_path / "folder"
+    made.mkdir()
+    return made
+
+
+@pytest.mark.parametrize("name", REPLACE | REFUSE)
+def test_who_may_read_it(folder, umask, name):
+    (REPLACE | REFUSE)[name](folder / name)
+    assert mode(folder / name) == (0o600 if name in PRIVATE else 0o666 & ~umask)
+
+
+ENDS = ("", ".part", ".new", ".tmp")
+# A new store refuses a folder with pads; the next test plants one later.
+PLANTED = [(name, end) for name in REPLACE for end in ENDS if (name, end) != ("0.pad", "")]
+
+
+@pytest.mark.parametrize(("name", "end"), PLANTED)
+def test_a_planted_link_is_not_written_through(folder, tmp_path, name, end):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    (folder / f"{name}{end}").symlink_to(victim)
+    REPLACE[name](folder / name)
+    assert victim.read_bytes() == b"precious"
+    assert not (folder / name).is_symlink()
+
+
+def test_a_pad_replaces_a_link_that_was_planted_later(folder, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    key = tmp_path / "key"
+    store = PadStore.create(folder, plan_digest=DIGEST, key_file=key, rng=RNG)
+    (folder / "0.pad").symlink_to(victim)
+    store.put(store.reserve(1)[0], {0: np.zeros((1, 2, 3), np.uint32)})
+    assert victim.read_bytes() == b"precious"
+    assert mode(folder / "0.pad") == 0o600
+
+
+@pytest.mark.parametrize("target", ["victim", "nothing"])
+@pytest.mark.parametrize("name", REFUSE)
+def test_a_planted_link_is_refused(folder, tmp_path, name, target):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"")
+    (folder / name).symlink_to(tmp_path / target)
+    if (name, target) == ("master.key", "nothing"):
+        # Its owner may keep it elsewhere: the file is where the link leads, and a new one.
+        REFUSE[name](folder / name)
+        assert mode(tmp_path / target) == 0o600
+        return
+    with pytest.raises((CloisterError, OSError)):
+        REFUSE[name](folder / name)
+    assert victim.read_bytes() == b""
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_keys_and_certificates_of_servers(tmp_path, umask):
+    pytest.importorskip("torch")
+    from cloister.training import remote
+
+    records.init(tmp_path / "authority", rng=SystemRandom())
+    remote.init(tmp_path / "host")
+    private = {identity.HPKE_FILE, identity.PRIVATE_KEY_FILE, database.FILE, "server.key"}
+    private.add("server.pub")  # which holds a token
+    for path in (*(tmp_path / "authority").iterdir(), *(tmp_path / "host").iterdir()):
+        wanted = 0o600 if path.name in private else 0o666 & ~umask
+        assert mode(path) == wanted, path
+    for folder in ("authority", "host"):
+        assert mode(tmp_path / folder) == 0o700
