@@ -15,43 +15,24 @@ from typing import Protocol
 
 import numpy as np
 
-from cloister.errors import RangeError
 from cloister.field.linear import LinearMap
-
-DEFAULT_BUDGET_BYTES = 32 << 30
+from cloister.worker.memory import MemoryBudget
 
 
 class Target(Protocol):
     """Something loaded: takes a request's tensors and makes the answer's."""
 
+    def kept_bytes(self, tensors: tuple[np.ndarray, ...]) -> int:
+        """What the target holds once it has answered this, itself included; 0: unchanged.
+
+        Raises   ShapeError when the tensors are no request of it, RangeError
+        """
+
+    def answer_bytes(self, tensors: tuple[np.ndarray, ...]) -> int:
+        """Size of the answer, where that is known beforehand."""
+
     def run(self, tensors: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         """Apply the target; may be called by several threads."""
-
-
-class MemoryBudget:
-    """Bytes that all clients of one worker may keep loaded, together. Thread-safe."""
-
-    def __init__(self, total_bytes: int = DEFAULT_BUDGET_BYTES) -> None:
-        self._left = total_bytes
-        self._lock = threading.Lock()
-
-    def take(self, nbytes: int) -> None:
-        """Reserve memory.
-
-        Raises   RangeError when it is spent
-        """
-        with self._lock:
-            if nbytes > self._left:
-                raise RangeError(
-                    f"worker memory: {nbytes} B wanted, which is more than is left; use fewer "
-                    "clients or a larger worker"
-                )
-            self._left -= nbytes
-
-    def give_back(self, nbytes: int) -> None:
-        """Return reserved memory."""
-        with self._lock:
-            self._left += nbytes
 
 
 @dataclass(eq=False)
@@ -69,7 +50,7 @@ class TargetStore:
     """Targets by content, counted once in the budget. Thread-safe."""
 
     def __init__(self, budget: MemoryBudget | None = None) -> None:
-        self._budget = budget or MemoryBudget()
+        self.budget = budget or MemoryBudget()
         self._shared: dict[bytes, Shared] = {}
         self._lock = threading.Lock()
 
@@ -81,7 +62,7 @@ class TargetStore:
         with self._lock:
             shared = self._shared.get(key)
             if shared is None:
-                self._budget.take(nbytes)
+                self.budget.take(nbytes)
                 shared = self._shared[key] = Shared(key, nbytes)
             shared.holders += 1
         try:
@@ -93,13 +74,26 @@ class TargetStore:
             self.let_go(shared)
             raise
 
+    def grow(self, shared: Shared, nbytes: int) -> None:
+        """Count a target that is held as this large from now on, unless it is so already.
+
+        Raises   RangeError when the memory is spent
+        """
+        if nbytes <= shared.nbytes:  # it never shrinks, so an old value is no danger
+            return
+        with self._lock:
+            more = nbytes - shared.nbytes
+            if more > 0:
+                self.budget.take(more)
+                shared.nbytes = nbytes
+
     def let_go(self, shared: Shared) -> None:
         """One holder less; the last one takes the target along."""
         with self._lock:
             shared.holders -= 1
             if shared.holders == 0:
                 del self._shared[shared.key]
-                self._budget.give_back(shared.nbytes)
+                self.budget.give_back(shared.nbytes)
 
 
 def key_of_linear(linear: LinearMap) -> bytes:
