@@ -101,7 +101,7 @@ def test_too_many_clients_are_turned_away(server):
     links = [RpcLink(server.address) for _ in range(4)]
     for link in links[:3]:
         link.load_linear(1, linear())
-    with pytest.raises(WorkerUnavailable, match="no room.*all 3 places"):
+    with pytest.raises(WorkerUnavailable, match=r"no room.*all 3 places"):
         links[3].connect()
     for link in links:
         link.close()
@@ -168,7 +168,7 @@ def test_a_stopped_server_is_unavailable(server):
 
 
 def test_the_process_serves_dies_and_is_interrupted():
-    command = [sys.executable, "-m", "cloister.worker", "--listen", "127.0.0.1:0"]
+    command = [sys.executable, "-P", "-m", "cloister.worker", "--listen", "127.0.0.1:0"]
     for send, status in ((signal.SIGINT, 0), (signal.SIGKILL, -9)):
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             try:

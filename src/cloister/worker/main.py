@@ -177,7 +177,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--fd", type=int, action="append", help="descriptor of a connected socket; repeatable"
     )
     place.add_argument(
-        "--segments", type=int, metavar="FD", help="run segments for a worker that serves other machines"
+        "--segments",
+        type=int,
+        metavar="FD",
+        help="run segments for a worker that serves other machines",
     )
     place.add_argument("--listen", metavar="HOST:PORT", help="serve other machines")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")

@@ -8,7 +8,9 @@ asked for. A segment that wants more fails, or ends its process; other clients h
 Both ends exchange the wire's frames over a stream socket, one request at a time.
 """
 
+import os
 import resource
+import select
 import socket
 import subprocess
 import threading
@@ -178,10 +180,11 @@ class HostedSegment:
 
 
 def serve_segments(descriptor: int, handle: Callable[[Message], Message | None]) -> None:
-    """The other end: answer messages until the socket is closed.
+    """The other end: answer messages until the socket is closed, then end the process.
 
     Raises   ProtocolError when the worker breaks the protocol
     """
+    threading.Thread(target=_end_with, args=(descriptor,), daemon=True).start()
     with Connection(descriptor) as channel:
         while True:
             try:
@@ -192,6 +195,14 @@ def serve_segments(descriptor: int, handle: Callable[[Message], Message | None])
             if reply is not None:
                 for frame in to_frames(encode(reply)):
                     channel.send_bytes(frame)
+
+
+def _end_with(descriptor: int) -> None:
+    """End this process, whatever it computes, once the other end of a socket is closed."""
+    gone = select.poll()
+    gone.register(descriptor, 0)  # a hang-up is always reported
+    gone.poll()
+    os._exit(0)
 
 
 def _receive(channel: Connection, admit: Callable[[int], None]) -> Message:

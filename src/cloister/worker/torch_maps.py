@@ -50,7 +50,7 @@ def check_device(device: str) -> None:
 
 MAX_CANVAS_BYTES = 1 << 30
 """Of the padded inputs of a request, beyond MAX_CANVAS_RATIO times the request."""
-MAX_CANVAS_RATIO = 64
+MAX_CANVAS_RATIO = 512
 
 
 def map_memory(geometry: Geometry, *, batch: int, element_bytes: int) -> MapMemory:
