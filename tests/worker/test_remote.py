@@ -8,12 +8,15 @@ import grpc
 import numpy as np
 import pytest
 
+import nets
 from cloister.errors import WorkerUnavailable
+from cloister.trusted.session import Session
 from cloister.wire.codec import encode_head
 from cloister.wire.messages import Answer, Apply, Hello, Loaded, LoadLinear, TensorSpec, Welcome
 from cloister.wire.rpc import METHOD, RpcLink
 from cloister.worker.main import start_server
 from cloister.worker.remote import Client, Limits, Server
+from trusted.test_session import plan_of
 from wire.loopback import ask, blinded, linear, slow
 
 
@@ -88,6 +91,20 @@ def test_a_client_that_worked_and_fell_silent_makes_room():
         assert ends(second)
         assert alive(first)
         assert alive(third)
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_an_open_plan_runs_in_the_processes_of_its_connections(lanes):
+    net = nets.chain()
+    plan, feeds = plan_of(net, "open"), nets.samples(net, 4)
+    with serving() as connect, Session(plan) as local:
+        wanted = local.run(feeds).outputs
+        address = connect().name
+        with Session(plan, workers=[address], lanes=lanes, batch=1) as remote:
+            found = remote.run(feeds).outputs
+        assert set(found) == set(wanted)
+        for name, array in wanted.items():
+            np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-6)
 
 
 def test_who_does_not_begin_is_cut_soon_and_who_did_is_not():

@@ -112,9 +112,10 @@ class Engine:
         if kept is None:
             raise InputError(f"target {message.target_id} is not loaded")
         shared, target = kept
+        cost = target.cost(message.tensors)
         if shared is not None:
-            self._store.grow(shared, target.kept_bytes(message.tensors))
-        self._answer.take(target.answer_bytes(message.tensors))
+            self._store.grow(shared, cost.kept)
+        self._answer.take(cost.answer)
         with self._gate:
             return Answer(message.request_id, target.run(message.tensors))
 

@@ -6,6 +6,7 @@ from cloister.errors import ShapeError
 from cloister.field.linear import Geometry, LinearMap
 from cloister.worker import cpu_maps, torch_maps
 from cloister.worker.memory import MapMemory
+from cloister.worker.targets import Cost
 
 WORD_BYTES = 4
 TYPES = (np.dtype(np.uint32), np.dtype(np.int16))
@@ -30,6 +31,7 @@ class LinearTarget:
 
     def __init__(self, linear: LinearMap, *, device: str, threads: int) -> None:
         self._geometry = linear.geometry
+        self._in_shape = linear.geometry.in_shape
         self._device = device
         self._threads = threads
         self._map = (
@@ -37,42 +39,40 @@ class LinearTarget:
             if device == "cpu"
             else torch_maps.make_map(linear, device=device)
         )
-        self._known = (1, WORD_BYTES), self._memory(1, WORD_BYTES)
+        # Of the last batch and element size; clients rarely change them.
+        self._known: tuple[tuple[int, int], Cost] = ((0, 0), Cost())
 
-    def kept_bytes(self, tensors: tuple[np.ndarray, ...]) -> int:
+    def cost(self, tensors: tuple[np.ndarray, ...]) -> Cost:
         """See Target."""
         x = self._request(tensors)
         key = len(x), x.itemsize
-        known, nbytes = self._known
-        if known != key:  # clients rarely change their batch
-            nbytes = self._memory(*key)
-            self._known = key, nbytes
-        return nbytes
-
-    def answer_bytes(self, tensors: tuple[np.ndarray, ...]) -> int:
-        """See Target."""
-        return WORD_BYTES * len(self._request(tensors)) * self._geometry.out_elements
+        known, cost = self._known
+        if known != key:
+            cost = self._cost(*key)
+            self._known = key, cost
+        return cost
 
     def run(self, tensors: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         """See Target."""
-        return (self._map.apply(self._request(tensors)),)
+        return (self._map.apply(tensors[0]),)
 
     def _request(self, tensors: tuple[np.ndarray, ...]) -> np.ndarray:
         if len(tensors) != 1:
             raise ShapeError(f"a linear map takes one tensor, got {len(tensors)}")
         (x,) = tensors
-        if x.dtype not in TYPES or x.shape[1:] != self._geometry.in_shape:
+        if x.dtype not in TYPES or x.shape[1:] != self._in_shape:
             raise ShapeError(
-                f"linear map: input must be uint32 or int16 (n, {self._geometry.in_shape}), "
+                f"linear map: input must be uint32 or int16 (n, {self._in_shape}), "
                 f"got {x.dtype} {x.shape}"
             )
         return x
 
-    def _memory(self, batch: int, element_bytes: int) -> int:
-        return map_memory(
+    def _cost(self, batch: int, element_bytes: int) -> Cost:
+        memory = map_memory(
             self._geometry,
             device=self._device,
             threads=self._threads,
             batch=batch,
             element_bytes=element_bytes,
-        ).total
+        )
+        return Cost(memory.total, WORD_BYTES * batch * self._geometry.out_elements)

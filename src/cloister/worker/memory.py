@@ -47,25 +47,23 @@ class MemoryBudget:
 
 
 class Loan:
-    """Memory taken from a budget bit by bit and given back at once. Thread-safe."""
+    """Memory that one thread takes from a budget bit by bit and gives back at once."""
 
     def __init__(self, budget: MemoryBudget) -> None:
         self._budget = budget
         self._taken = 0
-        self._lock = threading.Lock()
 
     def take(self, nbytes: int) -> None:
         """Reserve more memory.
 
         Raises   RangeError when the budget is spent
         """
-        with self._lock:
-            self._budget.take(nbytes)
-            self._taken += nbytes
+        self._budget.take(nbytes)
+        self._taken += nbytes
 
     def end(self) -> None:
         """Return all of it."""
-        with self._lock:
+        if self._taken:
             self._budget.give_back(self._taken)
             self._taken = 0
 

@@ -25,6 +25,7 @@ from cloister.wire.frames import FRAME_BYTES, Assembler, to_frames
 from cloister.wire.messages import Answer, Apply, Failure, LoadSegment, Message
 from cloister.wire.process import python, start, thread_settings
 from cloister.worker.memory import Loan, MemoryBudget
+from cloister.worker.targets import Cost
 
 LEAST_SHARE_BYTES = 512 << 20
 """Python, NumPy, ONNX and ONNX Runtime, and some room to compute."""
@@ -166,13 +167,9 @@ class HostedSegment:
         self._target_id = target_id
         self._admit = admit
 
-    def kept_bytes(self, _: tuple[np.ndarray, ...]) -> int:
-        """See Target; the process has its own limit."""
-        return 0
-
-    def answer_bytes(self, _: tuple[np.ndarray, ...]) -> int:
-        """See Target; known when the answer comes."""
-        return 0
+    def cost(self, _: tuple[np.ndarray, ...]) -> Cost:
+        """See Target; the process has its own limit, and an answer tells its size."""
+        return Cost()
 
     def run(self, tensors: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         """See Target."""

@@ -7,6 +7,7 @@ from google.protobuf.message import DecodeError
 
 from cloister.errors import ModelError, ShapeError, UnsupportedError
 from cloister.graph.external_data import messages, require_inside
+from cloister.worker.targets import Cost
 
 NAME = "segment"
 STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
@@ -48,13 +49,9 @@ class SegmentTarget:
         self._session = ort.InferenceSession(checked(model), options, providers=providers)
         self._inputs = [value.name for value in self._session.get_inputs()]
 
-    def kept_bytes(self, _: tuple[np.ndarray, ...]) -> int:
+    def cost(self, _: tuple[np.ndarray, ...]) -> Cost:
         """See Target; only an operating system can bound it (segment_process.py)."""
-        return 0
-
-    def answer_bytes(self, _: tuple[np.ndarray, ...]) -> int:
-        """See Target; known when the answer is there."""
-        return 0
+        return Cost()
 
     def run(self, tensors: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         """The segment's outputs.

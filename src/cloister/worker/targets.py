@@ -11,7 +11,7 @@ import hashlib
 import threading
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -19,20 +19,29 @@ from cloister.field.linear import LinearMap
 from cloister.worker.memory import MemoryBudget
 
 
+class Cost(NamedTuple):
+    """Bytes that a target takes for a request, as far as they are known beforehand.
+
+    kept     from then on, itself included; 0: no more than it was loaded for
+    answer   until the answer is sent
+    """
+
+    kept: int = 0
+    answer: int = 0
+
+
 class Target(Protocol):
     """Something loaded: takes a request's tensors and makes the answer's."""
 
-    def kept_bytes(self, tensors: tuple[np.ndarray, ...]) -> int:
-        """What the target holds once it has answered this, itself included; 0: unchanged.
+    def cost(self, tensors: tuple[np.ndarray, ...]) -> Cost:
+        """What answering takes.
 
-        Raises   ShapeError when the tensors are no request of it, RangeError
+        Raises   ShapeError when the tensors are no request of this target, RangeError when they
+                 would take far more than their own size
         """
 
-    def answer_bytes(self, tensors: tuple[np.ndarray, ...]) -> int:
-        """Size of the answer, where that is known beforehand."""
-
     def run(self, tensors: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-        """Apply the target; may be called by several threads."""
+        """Apply the target to what `cost` was asked about; may be called by several threads."""
 
 
 @dataclass(eq=False)
