@@ -96,7 +96,7 @@ docs: $(VENV)/.dev
 	$(BIN)/pytest -q tests/examples/test_documents.py
 
 wheel: $(VENV)/.dev
-	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/python -P -m build --no-isolation --outdir dist .
 
 clean:
 	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

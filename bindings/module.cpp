@@ -63,6 +63,13 @@ void ring_map_init(RingMap* self, const GeometryTuple& values, Contiguous<const 
   new (self) RingMap(g, weights.data());
 }
 
+std::pair<int64_t, int64_t> ring_map_memory(const GeometryTuple& values, int64_t n,
+                                            int64_t bytes_per_element, int threads) {
+  const auto [held, scratch] =
+      RingMap::memory(Geometry::from(values), n, bytes_per_element, threads);
+  return {held, scratch};
+}
+
 // ---- trusted
 
 void aes_ctr_fill_array(const nb::bytes& key, const nb::bytes& nonce, uint64_t first_block,
@@ -154,6 +161,8 @@ NB_MODULE(_native, m) {
            nb::arg("threads"))
       .def("apply", &ring_map_apply<int16_t>, nb::arg("x").noconvert(), nb::arg("out").noconvert(),
            nb::arg("threads"));
+  m.def("ring_map_memory", &ring_map_memory, nb::arg("geometry"), nb::arg("batch"),
+        nb::arg("bytes_per_element"), nb::arg("threads"));
 
   // ---- trusted: pads, checks, the pass between linear nodes
   m.def("aes_ctr_fill", &aes_ctr_fill_array, nb::arg("key"), nb::arg("nonce"),

@@ -40,7 +40,7 @@ def test_data_sets_are_read_without_pytorch():
         "import sys; sys.modules.update(torch=None); import cloister as cl; "
         "cl.training.EncryptedDataset, cl.fe.mask.gradient, cl.fe.ddh.setup"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
 
 
 def test_import_needs_no_machine_learning_framework():
@@ -48,7 +48,7 @@ def test_import_needs_no_machine_learning_framework():
         "import sys; sys.modules.update(torch=None, keras=None, sklearn=None); "
         "import cloister; from cloister.cli import main"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
 
 
 def test_load_is_ready_for_planning(tmp_path):
@@ -79,6 +79,6 @@ def test_nothing_is_reported_home(tmp_path, monkeypatch):
         "cloister.Session(cloister.policies.slalom(model, calibration=x)).run(x)"
     )
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(home)}
-    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "chain.onnx")]
+    command = [sys.executable, "-P", "-W", "ignore", "-c", code, str(tmp_path / "chain.onnx")]
     subprocess.run(command, check=True, env=environment)
     assert list(home.rglob("*")) == []

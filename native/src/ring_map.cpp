@@ -23,7 +23,16 @@ constexpr int64_t kBandBytes = 512 * 1024;  // half of a common second-level cac
 constexpr int64_t kBandPixels = 48;         // enough to use a panel's weights several times
 constexpr int64_t kHugePage = 2 * 1024 * 1024;
 
+constexpr int64_t kManyBytes = int64_t{1} << 62;
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Sizes that a hostile geometry may drive beyond 64 bits.
+int64_t times(int64_t a, int64_t b) {
+  int64_t product = 0;
+  return __builtin_mul_overflow(a, b, &product) ? kManyBytes : std::min(product, kManyBytes);
+}
+int64_t plus(int64_t a, int64_t b) { return std::min(a + b, kManyBytes); }  // of two up to 2^62
 
 const RingBackend& backend() {
 #if defined(__x86_64__)
@@ -158,12 +167,17 @@ AlignedBuffer& AlignedBuffer::operator=(AlignedBuffer&& other) noexcept {
 
 AlignedBuffer::~AlignedBuffer() { std::free(data_); }
 
+int64_t AlignedBuffer::reserved(int64_t bytes) {
+  const int64_t alignment = bytes >= kHugePage ? kHugePage : 64;
+  return ceil_div(bytes, alignment) * alignment;
+}
+
 void AlignedBuffer::reserve(int64_t bytes) {
   if (bytes <= bytes_) return;
   std::free(std::exchange(data_, nullptr));
   bytes_ = 0;
   const int64_t alignment = bytes >= kHugePage ? kHugePage : 64;
-  const int64_t size = ceil_div(bytes, alignment) * alignment;
+  const int64_t size = reserved(bytes);
   data_ = std::aligned_alloc(static_cast<size_t>(alignment), static_cast<size_t>(size));
   if (data_ == nullptr) throw std::bad_alloc();
   bytes_ = size;
@@ -173,7 +187,7 @@ void AlignedBuffer::reserve(int64_t bytes) {
 #endif
 }
 
-RingMap::RingMap(const Geometry& geometry, const int16_t* weights) : original_(geometry) {
+RingMap::RingMap(const Geometry& geometry) : original_(geometry) {
   check(geometry);
   g_ = reshape(geometry);
   per_image_ = geometry.h * geometry.w / (g_.h * g_.w);
@@ -181,8 +195,40 @@ RingMap::RingMap(const Geometry& geometry, const int16_t* weights) : original_(g
   channels_ = depthwise_ ? g_.oc : g_.c;
   padded_w_ = (g_.ow - 1) * g_.sw + (g_.kw - 1) * g_.dw + 1;
   panels_ = ceil_div(g_.group_out(), kRingPanel);
+}
+
+RingMap::RingMap(const Geometry& geometry, const int16_t* weights) : RingMap(geometry) {
   find_segments();
   depthwise_ ? pack_depthwise(weights) : pack(weights);
+}
+
+RingMemory RingMap::memory(const Geometry& geometry, int64_t n, int64_t bytes_per_element,
+                           int threads) {
+  const RingMap map(geometry);
+  const Geometry& g = map.g_;
+  const int64_t taps = times(g.kh, g.kw), run = g.group_in();
+  // Taps that are joined only make these fewer. A vector that grows holds up to three times its
+  // elements for a moment.
+  const int64_t segments = times(taps, ceil_div(run, 2 * kBlockPairs));
+  constexpr int64_t kPerSegment =
+      3 * (sizeof(std::pair<int64_t, int64_t>) + sizeof(RingSegment) + sizeof(Block));
+  const int64_t packed =
+      map.depthwise_ ? times(times(taps, g.oc), sizeof(uint32_t))
+                     : times(times(times(g.groups, map.panels_), times(taps, ceil_div(run, 2))),
+                             kRingPanel * 2 * sizeof(int16_t));
+  const int64_t held = plus(AlignedBuffer::reserved(packed), times(segments, kPerSegment));
+  n = times(n, map.per_image_);
+  if (n == 0) return {held, 0};
+  const int64_t element = map.element_bytes(bytes_per_element);
+  const int64_t image = times(times(times(map.padded_rows(g.oh), map.padded_w_), map.channels_),
+                              times(element, kBandPixels));
+  if (image == kManyBytes) return {held, kManyBytes};
+  threads = std::max(threads, 1);
+  const Bands bands = map.plan(n, element, threads);
+  const int64_t workers = std::min<int64_t>(threads, bands.count * bands.parts);
+  const int64_t plane = AlignedBuffer::reserved((bands.elements + 1) * element);
+  const int64_t pixels = times(times(bands.images, bands.rows), g.ow);
+  return {held, plus(times(workers, plane), times(pixels, 2 * sizeof(int64_t)))};
 }
 
 // One segment per tap, joined where the next tap's channels follow directly (all taps of a kernel
@@ -280,6 +326,7 @@ RingMap::Bands RingMap::plan(int64_t n, int64_t bytes_per_element, int threads) 
 
 void RingMap::locate_pixels(const Bands& bands) {
   pixels_.clear();
+  pixels_.reserve(static_cast<size_t>(bands.images * bands.rows * g_.ow));
   const int64_t rows = padded_rows(bands.rows);
   for (int64_t image = 0; image < bands.images; ++image) {
     for (int64_t y = 0; y < bands.rows; ++y) {
@@ -356,7 +403,7 @@ void RingMap::apply_any(const T* x, int64_t n, uint32_t* out, int threads) {
   n *= per_image_;
   if (n == 0) return;
   threads = std::max(threads, 1);
-  const int64_t element = depthwise_ ? static_cast<int64_t>(sizeof(uint32_t)) : sizeof(T);
+  const int64_t element = element_bytes(sizeof(T));
   const Bands bands = plan(n, element, threads);
   const int64_t items = bands.count * bands.parts;
   const int64_t workers = std::min<int64_t>(threads, items);

@@ -26,6 +26,10 @@ class RingMap:
         threads: int,
     ) -> None: ...
 
+def ring_map_memory(
+    geometry: Sequence[int], batch: int, bytes_per_element: int, threads: int
+) -> tuple[int, int]: ...
+
 # ---- trusted: pads, checks, the pass between linear nodes
 
 def aes_ctr_fill(

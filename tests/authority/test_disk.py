@@ -40,7 +40,7 @@ sys.exit(main(sys.argv[2:]))
 
 def on_a_full_disk(size, *arguments):
     """The one line that a command ends with when files may have `size` bytes at most."""
-    command = [sys.executable, "-c", FULL, str(size), *map(str, arguments)]
+    command = [sys.executable, "-P", "-c", FULL, str(size), *map(str, arguments)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert ran.returncode == 2, ran
     assert "Traceback" not in ran.stderr

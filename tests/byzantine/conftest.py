@@ -1,11 +1,11 @@
 """Links to workers that lie, over every transport."""
 
-import sys
 from contextlib import contextmanager
 
 import pytest
 
 from cloister.wire.inprocess import InProcessLink
+from cloister.wire.process import python
 from cloister.wire.rpc import RpcLink
 from cloister.wire.shm import start_local_worker
 from cloister.worker.byzantine import ByzantineEngine
@@ -21,7 +21,7 @@ def _lying_link(transport, lie, *, after=0):
         yield link
         link.close()
     elif transport == "shm":
-        command = [sys.executable, "-m", "cloister.worker", "--lie", lie, "--lie-after", str(after)]
+        command = python("-m", "cloister.worker", "--lie", lie, "--lie-after", str(after))
         link = start_local_worker(command=command)
         yield link
         link.close()

@@ -67,7 +67,7 @@ def test_a_local_worker_that_dies_midway(lying_link):
 
 
 def test_a_remote_worker_that_dies_midway():
-    command = [sys.executable, "-m", "cloister.worker", "--listen", "127.0.0.1:0"]
+    command = [sys.executable, "-P", "-m", "cloister.worker", "--listen", "127.0.0.1:0"]
     command += ["--lie", Lie.DIE, "--lie-after", "1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         link = RpcLink(process.stdout.readline().split()[-1])
@@ -97,7 +97,7 @@ def test_plus_two_to_the_32_is_the_same_number_in_another_type():
 
 
 def test_lies_need_their_flag_and_help_hides_it():
-    command = [sys.executable, "-m", "cloister.worker", "--help"]
+    command = [sys.executable, "-P", "-m", "cloister.worker", "--help"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "--listen" in text
     assert "lie" not in text

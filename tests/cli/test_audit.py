@@ -230,7 +230,7 @@ def test_without_scipy_the_other_verbs_work_and_this_one_says_what_to_install(pa
         "import sys; sys.modules['scipy'] = None; "
         "from cloister.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-P", "-c", code]
     ran = subprocess.run([*command, "--help"], capture_output=True, text=True)
     assert ran.returncode == 0
     ran = subprocess.run([*command, "audit", "encrypted", paper], capture_output=True, text=True)

@@ -20,8 +20,8 @@ from cloister.field.linear import Geometry, LinearMap
 def serving(folder, listen="127.0.0.1:0"):
     """`cloister authority serve` as a process of its own; gives its address and the process."""
     command = [
-        sys.executable, "-m", "cloister", "authority", "serve", "--dir", str(folder), "--listen",
-        listen,
+        sys.executable, "-P", "-m", "cloister", "authority", "serve", "--dir", str(folder),
+        "--listen", listen,
     ]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
         try:

@@ -91,7 +91,7 @@ def test_a_client_killed_anywhere_leaves_whole_parts_and_others_go_on(
     two, others = pixels(tmp_path / "two.npz", 2)
     arguments = ("encrypt", one, *reach, "--out", file)
     dying = subprocess.run(
-        [sys.executable, "-c", CLIENT, place, *map(str, arguments)],
+        [sys.executable, "-P", "-c", CLIENT, place, *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert dying.returncode == -signal.SIGKILL, dying
@@ -139,7 +139,7 @@ def test_training_goes_on_beside_a_client_that_was_killed(site, cloister, tmp_pa
     assert first.code == 0, first
     assert first.err == ""
     dying = subprocess.run(
-        [sys.executable, "-c", CLIENT, "after register_part",
+        [sys.executable, "-P", "-c", CLIENT, "after register_part",
          *map(str, ("encrypt", one, *reach, "--out", file))],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
     )  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 from cloister.errors import VerificationError
 from cloister.trusted.session import Session
 
-COMMAND = [sys.executable, "-m", "cloister"]
+COMMAND = [sys.executable, "-P", "-m", "cloister"]
 
 
 def test_a_wrong_answer_has_its_own_exit_code(refused, model_file, pictures, monkeypatch):
@@ -57,7 +57,7 @@ def test_reader_of_a_pipe_leaves(model_file):
 def listening(*command):
     """A worker's process and its address."""
     with subprocess.Popen(
-        [sys.executable, "-m", *command, "--listen", "127.0.0.1:0"],
+        [sys.executable, "-P", "-m", *command, "--listen", "127.0.0.1:0"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

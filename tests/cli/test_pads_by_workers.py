@@ -99,7 +99,7 @@ def test_filling_goes_on_after_kill_9(cloister, model_file, pictures, serve, sto
         "pads", "make", model_file, *store, *ONE_PARTY, "--worker", serve(), "--worker", serve(),
         "--calibration", *pictures,
     ]  # fmt: skip
-    command = [sys.executable, "-m", "cloister", *map(str, make), "--count", "100000"]
+    command = [sys.executable, "-P", "-m", "cloister", *map(str, make), "--count", "100000"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 60

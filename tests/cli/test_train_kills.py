@@ -64,7 +64,7 @@ def build(shape, classes):
 def process(*arguments, program=("-m", "cloister"), **environment):
     """A command line as a process of its own."""
     return subprocess.Popen(
-        [sys.executable, *program, *map(str, arguments)],
+        [sys.executable, "-P", *program, *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip

@@ -33,7 +33,7 @@ def test_links_and_named_files_exist(path):
 def test_python_of_the_readme_runs():
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-P", "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert "50.4 bits" in done.stdout
@@ -44,7 +44,7 @@ def test_commands_of_the_readme_run():
     commands = re.findall(r"^\.venv/bin/cloister (.*?)(?: +#.*)?$", _readme(), re.MULTILINE)
     assert len(commands) >= 3
     for command in commands:
-        line = f"{sys.executable} -m cloister {command}"
+        line = f"{sys.executable} -P -m cloister {command}"
         done = subprocess.run(["/bin/sh", "-c", line], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}: {done.stderr}"
 
@@ -58,7 +58,7 @@ def test_training_of_the_readme_runs(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         script = script.replace(":8443", f":{free.getsockname()[1]}")
     (tmp_path / "bin").mkdir()
-    python = shlex.quote(sys.executable)
+    python = f"{shlex.quote(sys.executable)} -P"
     for name, command in (("python", python), ("cloister", f"{python} -m cloister")):
         wrapper = tmp_path / "bin" / name
         wrapper.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
@@ -81,7 +81,10 @@ def test_training_of_the_readme_runs(tmp_path):
 
 def test_the_readme_names_every_verb_of_the_help():
     done = subprocess.run(
-        [sys.executable, "-m", "cloister", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-P", "-m", "cloister", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     rows = _readme().split("| verb |")[1].split("##")[0]
     verbs = re.findall(r"^\| `([\w-]+)` \|", rows, re.MULTILINE)

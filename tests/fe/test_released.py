@@ -218,7 +218,7 @@ def test_kill_9_at_any_sync_leaves_no_more_than_is_on_record(scheme, at, tmp_pat
     with KeyFile(path, new=True) as file:
         setup(scheme, keep=file.keep)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), name, str(path), str(at)]
+    command = [sys.executable, "-P", "-c", textwrap.dedent(SCRIPT), name, str(path), str(at)]
     ran = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     assert ran.returncode == -signal.SIGKILL
     held = ran.stdout.split()

@@ -194,7 +194,7 @@ def test_kill_9_loses_nothing(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     for step in (3, 17, 31):
         process = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(SCRIPT), str(tmp_path)],
+            [sys.executable, "-P", "-c", textwrap.dedent(SCRIPT), str(tmp_path)],
             env=environment, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         with process:

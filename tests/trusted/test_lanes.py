@@ -1,7 +1,6 @@
 """Several lanes give what one lane gives, release nothing more, and never share a pad."""
 
 import os
-import sys
 import threading
 import time
 
@@ -22,6 +21,7 @@ from cloister.trusted.blinded import InlinePads
 from cloister.trusted.lanes import Job, Lane, Lanes
 from cloister.trusted.padstore import PadSet
 from cloister.trusted.session import Session
+from cloister.wire.process import python
 from cloister.wire.shm import connect_local_worker
 from cloister.worker.byzantine import Lie
 from cloister.worker.main import start_server
@@ -262,7 +262,7 @@ def test_a_liar_among_two_stops_everything_and_is_never_used_again(plan):
 
 
 def test_a_lying_process_is_cut_off_on_all_connections(plan):
-    command = [sys.executable, "-m", "cloister.worker", "--lie", Lie.FLIP_ONE, "--lie-after", "5"]
+    command = python("-m", "cloister.worker", "--lie", Lie.FLIP_ONE, "--lie-after", "5")
     links = connect_local_worker(2, command=command)
     with Session(plan, workers=links, lanes=2, batch=1) as session:
         with pytest.raises(VerificationError):
@@ -274,7 +274,7 @@ def test_a_lying_process_is_cut_off_on_all_connections(plan):
 
 
 def test_a_hanging_process_is_replaced_in_all_lanes(plan):
-    command = [sys.executable, "-m", "cloister.worker", "--lie", Lie.HANG, "--lie-after", "5"]
+    command = python("-m", "cloister.worker", "--lie", Lie.HANG, "--lie-after", "5")
     hanging, healthy = connect_local_worker(2, command=command), connect_local_worker(1)
     feeds = nets.samples(CHAIN, 12)
     with Session(plan, workers=[*hanging, *healthy], lanes=3, batch=1, timeout_s=1.0) as session:
@@ -284,7 +284,7 @@ def test_a_hanging_process_is_replaced_in_all_lanes(plan):
 
 
 def test_a_timeout_without_a_replacement_is_raised(plan):
-    command = [sys.executable, "-m", "cloister.worker", "--lie", Lie.HANG]
+    command = python("-m", "cloister.worker", "--lie", Lie.HANG)
     links = connect_local_worker(2, command=command)
     with (
         Session(plan, workers=links, lanes=2, batch=1, timeout_s=0.3) as session,
@@ -310,7 +310,7 @@ class StopError(Exception):
 
 
 def test_a_caller_who_stops_is_obeyed_though_a_worker_hangs(plan):
-    command = [sys.executable, "-m", "cloister.worker", "--lie", Lie.HANG]
+    command = python("-m", "cloister.worker", "--lie", Lie.HANG)
     (hanging,), healthy = connect_local_worker(1, command=command), DirectLink("healthy")
 
     def stop(*_):

@@ -485,7 +485,7 @@ class Children:
         self.log = log
         script = Path(pad_crash_child.__file__)
         self.process = subprocess.Popen(
-            [sys.executable, script, *map(str, places), log],
+            [sys.executable, "-P", script, *map(str, places), log],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

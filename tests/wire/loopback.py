@@ -10,6 +10,7 @@ from cloister.wire.messages import TensorSpec
 from cloister.wire.rpc import RpcLink
 from cloister.wire.shm import start_local_worker
 from cloister.worker.engine import Engine
+from cloister.worker.linear_target import map_memory
 from cloister.worker.main import start_server
 
 GEOMETRY = Geometry((5, 7), 3, (5, 7), 4, kernel=(3, 3), pad=(1, 1))
@@ -71,6 +72,11 @@ def honest(kind):
         yield link
         link.close()
         server.close()
+
+
+def map_bytes(batch=2, geometry=GEOMETRY):
+    """What a worker counts for the map while it answers requests of this batch."""
+    return map_memory(geometry, device="cpu", threads=1, batch=batch).total
 
 
 def ask(link, request_id, x, *, target_id=1, timeout_s=30.0):

@@ -16,7 +16,7 @@ from cloister.wire.messages import Answer, Hello, Loaded, TensorSpec, Welcome
 from cloister.wire.rpc import METHOD, RpcLink, check_address
 from cloister.worker.main import start_server
 from cloister.worker.remote import Limits
-from wire.loopback import U32, ask, blinded, expected, linear, slow
+from wire.loopback import U32, ask, blinded, expected, linear, map_bytes, slow
 
 
 @pytest.fixture
@@ -100,8 +100,8 @@ def test_clients_have_their_own_targets(server):
 def test_too_many_clients_are_turned_away(server):
     links = [RpcLink(server.address) for _ in range(4)]
     for link in links[:3]:
-        link.connect()
-    with pytest.raises(WorkerUnavailable, match="no room"):
+        link.load_linear(1, linear())
+    with pytest.raises(WorkerUnavailable, match=r"no room.*all 3 places"):
         links[3].connect()
     for link in links:
         link.close()
@@ -109,8 +109,8 @@ def test_too_many_clients_are_turned_away(server):
 
 def test_what_a_client_loaded_goes_with_it():
     # Room for one map only: the second client can load it only once the first one's is dropped.
-    size = 2 * linear().weights.nbytes + 16 * linear().geometry.in_elements
-    server = start_server("127.0.0.1:0", budget_bytes=size)
+    messages = linear().weights.nbytes + blinded().nbytes + expected()[0].nbytes
+    server = start_server("127.0.0.1:0", budget_bytes=map_bytes() + messages)
     first, second = RpcLink(server.address), RpcLink(server.address)
     first.load_linear(1, linear())
     with pytest.raises(WorkerUnavailable, match="worker memory"):
@@ -168,7 +168,7 @@ def test_a_stopped_server_is_unavailable(server):
 
 
 def test_the_process_serves_dies_and_is_interrupted():
-    command = [sys.executable, "-m", "cloister.worker", "--listen", "127.0.0.1:0"]
+    command = [sys.executable, "-P", "-m", "cloister.worker", "--listen", "127.0.0.1:0"]
     for send, status in ((signal.SIGINT, 0), (signal.SIGKILL, -9)):
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             try:

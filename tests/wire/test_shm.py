@@ -30,7 +30,7 @@ def link():
 def script(body):
     """A command that runs a scripted worker: `channel` is its socket."""
     head = "import socket, sys, time\nchannel = socket.socket(fileno=int(sys.argv[2]))\n"
-    return [sys.executable, "-c", head + textwrap.dedent(body)]
+    return [sys.executable, "-P", "-c", head + textwrap.dedent(body)]
 
 
 def says(*messages, then="time.sleep(600)"):
@@ -184,7 +184,7 @@ def test_the_worker_leaves_when_its_parent_is_killed():
         time.sleep(600)
         """
     )
-    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, "-P", "-c", parent], stdout=subprocess.PIPE) as process:
         pid = int(process.stdout.readline())
         watch = os.pidfd_open(pid)
         process.kill()
@@ -194,7 +194,7 @@ def test_the_worker_leaves_when_its_parent_is_killed():
         assert ready
 
 
-@pytest.mark.parametrize("command", [["/nonexistent/worker"], [sys.executable, "-c", "pass"]])
+@pytest.mark.parametrize("command", [["/nonexistent/worker"], [sys.executable, "-P", "-c", "pass"]])
 def test_a_worker_that_does_not_start(command):
     with pytest.raises(WorkerUnavailable, match=r"cannot start|ended with status 0"):
         start_local_worker(command=command)
@@ -244,7 +244,7 @@ OUT = np.zeros((2, 5, 7, 4), np.uint32)
 def test_whatever_else_a_worker_sends_is_refused(packet):
     # Submitting makes two segments and a message: answer to the last.
     said = repr(packet) if any(packet) else f"bytes({len(packet)})"
-    command = says(GREETING, then="")[2]
+    command = says(GREETING, then="")[-1]
     command += textwrap.dedent(
         f"""
         while socket.recv_fds(channel, 1 << 20, 4)[0][:1] != b"\\2":
@@ -254,7 +254,7 @@ def test_whatever_else_a_worker_sends_is_refused(packet):
         time.sleep({600 if packet else 0})
         """
     )
-    link = start_local_worker(command=[sys.executable, "-c", command])
+    link = start_local_worker(command=[sys.executable, "-P", "-c", command])
     link.submit(1, 1, (blinded(),), expected())
     with pytest.raises(ProtocolError):
         link.receive(1, timeout_s=30)
@@ -268,7 +268,7 @@ def test_whatever_else_a_worker_sends_is_refused(packet):
 
 def test_a_second_answer_is_stale():
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with subprocess.Popen([sys.executable, "-c", ""]) as process, theirs:
+    with subprocess.Popen([sys.executable, "-P", "-c", ""]) as process, theirs:
         link = shm.ShmLink(ours, process, name="scripted")
         link.submit(1, 1, (blinded(),), expected())
         link.submit(2, 1, (blinded(),), expected())
@@ -282,7 +282,7 @@ def test_a_second_answer_is_stale():
 
 def test_a_worker_that_does_not_read_does_not_block_forever():
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with subprocess.Popen([sys.executable, "-c", ""]) as process, theirs:
+    with subprocess.Popen([sys.executable, "-P", "-c", ""]) as process, theirs:
         link = shm.ShmLink(ours, process, name="deaf", load_timeout_s=0.1)
         with pytest.raises(WorkerTimeout, match="does not read"):
             for request in range(1, 100_000):
@@ -295,7 +295,7 @@ def test_signals_do_not_make_a_link_wait_longer():
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     came = []
     before = signal.signal(signal.SIGALRM, lambda *_: came.append(len(came)))
-    with subprocess.Popen([sys.executable, "-c", ""]) as process, theirs:
+    with subprocess.Popen([sys.executable, "-P", "-c", ""]) as process, theirs:
         link = shm.ShmLink(ours, process, name="deaf", load_timeout_s=0.5)
         # More often than the time allowed ends, and for longer than anybody would wait.
         signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)

@@ -18,8 +18,9 @@ from cloister.wire.messages import (
 )
 from cloister.worker import targets
 from cloister.worker.engine import Engine
-from cloister.worker.targets import MemoryBudget, TargetStore
-from wire.loopback import blinded, linear, slow
+from cloister.worker.memory import MemoryBudget
+from cloister.worker.targets import TargetStore
+from wire.loopback import blinded, expected, linear, map_bytes, slow
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_broken_segments_are_failures(engine):
 
 
 def test_memory_is_bounded_shared_and_given_back():
-    size = 2 * linear().weights.nbytes + 16 * linear().geometry.in_elements
+    size = map_bytes(batch=1)
     budget = MemoryBudget(2 * size)
     first, second = (Engine(store=store) for store in [TargetStore(budget)] * 2)
     assert first.handle(LoadLinear(1, linear(1))) == Loaded(1)
@@ -86,8 +87,7 @@ def test_memory_is_bounded_shared_and_given_back():
 
 
 def test_the_same_weights_are_kept_once_and_for_as_long_as_anybody_uses_them():
-    size = 2 * linear().weights.nbytes + 16 * linear().geometry.in_elements
-    store = TargetStore(MemoryBudget(size))
+    store = TargetStore(MemoryBudget(map_bytes() + expected()[0].nbytes))
     first, second = Engine(store=store), Engine(store=store)
     assert first.handle(LoadLinear(1, linear())) == Loaded(1)
     assert first.handle(LoadLinear(2, linear())) == Loaded(2)

@@ -22,6 +22,8 @@ class AlignedBuffer {
 
   // At least `bytes`; what it held before is lost when it has to grow.
   void reserve(int64_t bytes);
+  // What reserving so many bytes takes.
+  static int64_t reserved(int64_t bytes);
   void* data() const { return data_; }
 
  private:
@@ -37,8 +39,18 @@ struct RingSegment {
   int64_t pairs() const { return (elements + 1) / 2; }
 };
 
+// Memory of one map; sizes beyond 2^62 are stated as 2^62.
+struct RingMemory {
+  int64_t held;     // at most, from its construction on; the caller's weights are not among it
+  int64_t scratch;  // at most, from a product of that batch on; a smaller one takes no more
+};
+
 class RingMap {
  public:
+  // What a map would take, before anything is allocated.
+  static RingMemory memory(const Geometry& geometry, int64_t n, int64_t bytes_per_element,
+                           int threads);
+
   // `weights` is [oc][kh][kw][c / groups]. Throws std::invalid_argument for an impossible geometry.
   RingMap(const Geometry& geometry, const int16_t* weights);
 
@@ -63,6 +75,12 @@ class RingMap {
     int64_t segment, segments, pairs_before;
   };
 
+  // Everything that follows from the geometry alone.
+  explicit RingMap(const Geometry& geometry);
+
+  int64_t element_bytes(int64_t input_bytes) const {
+    return depthwise_ ? static_cast<int64_t>(sizeof(uint32_t)) : input_bytes;
+  }
   int64_t padded_rows(int64_t rows) const { return (rows - 1) * g_.sh + (g_.kh - 1) * g_.dh + 1; }
   void find_segments();
   void pack(const int16_t* weights);

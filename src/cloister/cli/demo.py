@@ -1,7 +1,6 @@
 """`cloister demo`: handwritten digits, recognised on a worker that cannot see or change them."""
 
 import importlib
-import sys
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -26,6 +25,7 @@ from cloister.plan.claims import Claims
 from cloister.plan.plan import Plan
 from cloister.trusted.report import Report, Result
 from cloister.trusted.session import Session
+from cloister.wire.process import python
 from cloister.wire.shm import start_local_worker
 
 HELD_OUT_EVERY = 5
@@ -33,7 +33,7 @@ CALIBRATION_IMAGES = 64
 SHOWN = 12
 PLAIN_VIEW_INPUTS = 64
 PAGE_NAME = "index.html"
-LYING_WORKER = (sys.executable, "-m", "cloister.worker", "--lie", "flip-one")
+LYING_WORKER = tuple(python("-m", "cloister.worker", "--lie", "flip-one"))
 
 
 @dataclass(frozen=True, eq=False)

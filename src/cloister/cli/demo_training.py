@@ -9,7 +9,6 @@ import importlib
 import io
 import json as jsons
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from cloister.cli import options
 from cloister.cli.console import emit_json, err, out, table
 from cloister.cli.train import library, show_claims
 from cloister.errors import CloisterError, InputError
+from cloister.wire import process
 
 NAME = "biopsies"
 CLINICS = ("north", "south")
@@ -55,7 +55,7 @@ def demo_training(
     library()
     records = load_records()
     with TemporaryDirectory() as temporary:
-        place = Path(temporary) if folder is None else folder
+        place = Path(temporary) if folder is None else folder.resolve()
         if place.exists() and any(place.iterdir()):
             raise InputError(f"--out {place}: is not empty; choose another folder")
         place.mkdir(parents=True, exist_ok=True)
@@ -205,7 +205,7 @@ def _write_ranges(records: Records, path: Path) -> Path:
 
 
 def _command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "cloister", *map(str, arguments)]
+    return process.python("-m", "cloister", *map(str, arguments))
 
 
 def _cloister(*arguments: object) -> str:
@@ -213,10 +213,10 @@ def _cloister(*arguments: object) -> str:
 
     Raises   CloisterError with its message when it fails
     """
-    done = subprocess.run(_command(*arguments), capture_output=True, text=True, check=False)
+    done = process.run(_command(*arguments))
     if done.returncode:
         raise CloisterError(f"cloister {arguments[0]}: {_last_line(done.stderr)}")
-    return done.stdout
+    return done.stdout.decode()
 
 
 def _refused(*arguments: object) -> str:
@@ -224,14 +224,16 @@ def _refused(*arguments: object) -> str:
 
     Raises   CloisterError when it is not
     """
-    done = subprocess.run(_command(*arguments), capture_output=True, text=True, check=False)
+    done = process.run(_command(*arguments))
     if done.returncode == 0:
         raise CloisterError("the authority gave away more than the budget allows")
     return _last_line(done.stderr).removeprefix("error: ")
 
 
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["it failed without a message"])[-1]
+def _last_line(text: bytes) -> str:
+    return (text.decode(errors="replace").strip().splitlines() or ["it failed without a message"])[
+        -1
+    ]
 
 
 @contextmanager
@@ -240,12 +242,12 @@ def serving(*arguments: object) -> Iterator[str]:
 
     Raises   CloisterError when it does not start
     """
-    with subprocess.Popen(_command(*arguments), stdout=subprocess.PIPE, text=True) as process:
+    with process.start(_command(*arguments), stdout=subprocess.PIPE) as server:
         try:
-            line = process.stdout.readline() if process.stdout else ""
+            line = server.stdout.readline().decode() if server.stdout else ""
             if "https://" not in line:
                 raise CloisterError(f"cloister {arguments[0]} did not start")
             yield line.split()[-1]
         finally:
-            process.terminate()
-            process.wait()
+            server.terminate()
+            server.wait()

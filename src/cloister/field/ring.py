@@ -1,6 +1,7 @@
 """Linear maps exact modulo 2^32: the worker's arithmetic, by the native kernel."""
 
 import threading
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int16, UInt32
@@ -8,6 +9,25 @@ from jaxtyping import Int16, UInt32
 from cloister import _native
 from cloister.errors import InputError, ShapeError
 from cloister.field.linear import Geometry, LinearMap
+
+
+@dataclass(frozen=True)
+class RingMemory:
+    """Upper bounds of the bytes that a map takes.
+
+    held      as long as it lives: its packed weights; a caller's weights are not among them
+    scratch   from a product of that batch on; smaller batches take no more
+    """
+
+    held: int
+    scratch: int
+
+
+def ring_memory(
+    geometry: Geometry, *, batch: int = 1, element_bytes: int = 4, threads: int = 1
+) -> RingMemory:
+    """What a map would take, from its geometry alone and before anything is allocated."""
+    return RingMemory(*_native.ring_map_memory(geometry.to_tuple(), batch, element_bytes, threads))
 
 
 class RingMap:

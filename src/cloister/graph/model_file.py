@@ -19,8 +19,11 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from cloister.errors import ModelError
+from cloister.reading import open_regular
 
 LARGE_BYTES = 1 << 16
+MAX_FILE_BYTES = 2**31 - 1
+"""What an ONNX file, and a message in memory, can hold."""
 MODEL_GRAPH, GRAPH_INITIALIZER, TENSOR_RAW_DATA = 7, 5, 9
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 MAX_VARINT_BYTES = 10
@@ -70,7 +73,7 @@ def read_model(path: Path) -> ModelFile:
     Domain   the file may change while it is read: every byte is read once, into private memory
     Raises   ModelError when it is cut off or no model; OSError when it cannot be read
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         try:
             walker = _Walker(file)
             skeleton = walker.model()

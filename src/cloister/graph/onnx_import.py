@@ -10,14 +10,13 @@ from onnx import checker, helper, inliner, numpy_helper
 from cloister.errors import ModelError, UnsupportedError, printable
 from cloister.graph.batching import with_dynamic_batch
 from cloister.graph.export import BATCH
-from cloister.graph.external_data import read_external_data
+from cloister.graph.external_data import read_external_data, require_inside
 from cloister.graph.graph import Graph, Node, TensorType
 from cloister.graph.inference import one_line, tensor_type, with_types
 from cloister.graph.legality import check
-from cloister.graph.model_file import read_model
+from cloister.graph.model_file import MAX_FILE_BYTES, read_model
 from cloister.graph.separability import with_separability
 
-MAX_FILE_BYTES = 2**31 - 1
 MIN_OPSET = 7
 FLOAT = onnx.TensorProto.FLOAT
 
@@ -67,6 +66,9 @@ def _import(
         raise UnsupportedError(
             f"{name}: constant {first!r} is sparse; export the model with dense weights"
         )
+    # The invariant that everything behind this line relies on: nothing else opens a file that a
+    # model names, and neither do the libraries that are given parts of it.
+    require_inside(own, name=name)
     graph = _graph(own, name, large)
     check(graph)
     return with_separability(with_dynamic_batch(graph))

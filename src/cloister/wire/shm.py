@@ -41,7 +41,7 @@ from cloister.wire.packets import (
     pack_segment,
     parse_answer,
 )
-from cloister.wire.process import start_process
+from cloister.wire.process import start_worker
 from cloister.wire.replies import ReplyBook, named
 
 DEFAULT_START_TIMEOUT_S = 60.0
@@ -377,8 +377,8 @@ def start_local_worker(
 ) -> ShmLink:
     """Start a worker process and connect to it; `close` ends it, as does this process's end.
 
-    command   arguments to run instead of `python -m cloister.worker`; `--fd`, `--device` and
-              `--threads` are appended
+    command   arguments to run instead of the worker's own, in the root folder: paths among them
+              must be absolute; `--fd`, `--device` and `--threads` are appended
 
     Raises   WorkerUnavailable, WorkerTimeout when it does not come up
     """
@@ -416,7 +416,7 @@ def connect_local_worker(
     """
     pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(connections)]
     try:
-        process = start_process(
+        process = start_worker(
             [theirs.fileno() for _, theirs in pairs],
             command,
             device=device,

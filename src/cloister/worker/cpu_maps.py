@@ -3,15 +3,30 @@
 import numpy as np
 from jaxtyping import UInt32
 
-from cloister.field.linear import LinearMap
-from cloister.field.ring import RingMap
+from cloister.field.linear import Geometry, LinearMap
+from cloister.field.ring import RingMap, ring_memory
+from cloister.worker.memory import MapMemory, bounded
+
+MAX_SCRATCH_BYTES = 64 << 20
+"""Of one thread, beyond MAX_SCRATCH_RATIO times the request: for padded copies of the input."""
+MAX_SCRATCH_RATIO = 8
+
+
+def map_memory(geometry: Geometry, *, batch: int, element_bytes: int, threads: int) -> MapMemory:
+    """What a map takes for requests of this batch.
+
+    Raises   RangeError when padding, dilation or upsampling blow a request up beyond the limits
+    """
+    memory = ring_memory(geometry, batch=batch, element_bytes=element_bytes, threads=threads)
+    request = batch * geometry.in_elements * element_bytes
+    limit = threads * (MAX_SCRATCH_BYTES + MAX_SCRATCH_RATIO * request)
+    return MapMemory(memory.held, bounded(memory.scratch, limit=limit, request=request))
 
 
 class CpuMap:
     """A linear map ready to be applied; keeps packed weights, not the map it was made of."""
 
     def __init__(self, linear: LinearMap, *, threads: int = 1) -> None:
-        self.in_shape = linear.geometry.in_shape
         self._ring = RingMap(linear)
         self._threads = threads
 

@@ -10,8 +10,10 @@ from cloister.wire.messages import Failure
 from cloister.worker.byzantine import ByzantineEngine, Lie
 from cloister.worker.engine import Engine
 from cloister.worker.local import serve_descriptor
+from cloister.worker.memory import MemoryBudget
 from cloister.worker.remote import Client, Limits, Server
-from cloister.worker.targets import DEFAULT_BUDGET_BYTES, MemoryBudget, TargetStore
+from cloister.worker.segment_process import SegmentProcess, serve_segments
+from cloister.worker.targets import TargetStore
 
 
 def start_server(
@@ -20,26 +22,36 @@ def start_server(
     device: str = "cpu",
     threads: int = 1,
     limits: Limits | None = None,
-    budget_bytes: int = DEFAULT_BUDGET_BYTES,
+    budget_bytes: int | None = None,
     insecure_lie: Lie | None = None,
     insecure_lie_after: int = 0,
 ) -> Server:
     """Serve in the background; `.address` names the port chosen when the one given is 0.
 
+    budget_bytes   what all clients together may take; default: three quarters of the machine's
+                   memory, at most 32 GiB
+
     Raises   InputError when the address or the device cannot be used
     """
+    limits = limits or Limits()
     store = TargetStore(MemoryBudget(budget_bytes))
+    share_bytes = store.budget.total_bytes // limits.max_clients
     # Fail now, not at the first client, when the device is missing.
     Engine(device=device, threads=threads)
 
-    def new_client() -> Client:
-        engine = Engine(device=device, threads=threads, name=f"worker {listen}", store=store)
-        if insecure_lie is None:
-            return Client(engine.handle, close=engine.close)
-        liar = ByzantineEngine(engine, insecure_lie, after=insecure_lie_after)
-        return Client(liar.handle, close=engine.close, encoder=liar.encode)
+    def isolate(budget: MemoryBudget) -> SegmentProcess:
+        return SegmentProcess(budget, device=device, threads=threads, share_bytes=share_bytes)
 
-    return Server(listen, new_client=new_client, limits=limits)
+    def new_client() -> Client:
+        engine = Engine(
+            device=device, threads=threads, name=f"worker {listen}", store=store, isolate=isolate
+        )
+        if insecure_lie is None:
+            return Client(engine.handle, close=engine.close, cut=engine.cut)
+        liar = ByzantineEngine(engine, insecure_lie, after=insecure_lie_after)
+        return Client(liar.handle, close=engine.close, cut=engine.cut, encoder=liar.encode)
+
+    return Server(listen, new_client=new_client, limits=limits, budget=store.budget)
 
 
 def serve(
@@ -48,6 +60,7 @@ def serve(
     device: str = "cpu",
     threads: int = 1,
     limits: Limits | None = None,
+    budget_bytes: int | None = None,
     ready: Callable[[str], None] | None = None,
     insecure_lie: Lie | None = None,
     insecure_lie_after: int = 0,
@@ -63,6 +76,7 @@ def serve(
         device=device,
         threads=threads,
         limits=limits,
+        budget_bytes=budget_bytes,
         insecure_lie=insecure_lie,
         insecure_lie_after=insecure_lie_after,
     )
@@ -76,12 +90,15 @@ def serve(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m cloister.worker`: serve the descriptors of the process that started this one."""
+    """`python -m cloister.worker`: serve the process that started this one, or other machines."""
     options = _parse(arguments)
     lie = Lie(options.lie) if options.lie else None
     try:
         if options.fd is not None:
             _serve_descriptors(options, lie)
+        elif options.segments is not None:
+            engine = Engine(device=options.device, threads=options.threads)
+            serve_segments(options.segments, engine.handle)
         else:
             serve(
                 options.listen,
@@ -158,6 +175,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument(
         "--fd", type=int, action="append", help="descriptor of a connected socket; repeatable"
+    )
+    place.add_argument(
+        "--segments",
+        type=int,
+        metavar="FD",
+        help="run segments for a worker that serves other machines",
     )
     place.add_argument("--listen", metavar="HOST:PORT", help="serve other machines")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")

@@ -11,47 +11,37 @@ import hashlib
 import threading
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from cloister.errors import RangeError
 from cloister.field.linear import LinearMap
+from cloister.worker.memory import MemoryBudget
 
-DEFAULT_BUDGET_BYTES = 32 << 30
+
+class Cost(NamedTuple):
+    """Bytes that a target takes for a request, as far as they are known beforehand.
+
+    kept     from then on, itself included; 0: no more than it was loaded for
+    answer   until the answer is sent
+    """
+
+    kept: int = 0
+    answer: int = 0
 
 
 class Target(Protocol):
     """Something loaded: takes a request's tensors and makes the answer's."""
 
-    def run(self, tensors: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-        """Apply the target; may be called by several threads."""
+    def cost(self, tensors: tuple[np.ndarray, ...]) -> Cost:
+        """What answering takes.
 
-
-class MemoryBudget:
-    """Bytes that all clients of one worker may keep loaded, together. Thread-safe."""
-
-    def __init__(self, total_bytes: int = DEFAULT_BUDGET_BYTES) -> None:
-        self._left = total_bytes
-        self._lock = threading.Lock()
-
-    def take(self, nbytes: int) -> None:
-        """Reserve memory.
-
-        Raises   RangeError when it is spent
+        Raises   ShapeError when the tensors are no request of this target, RangeError when they
+                 would take far more than their own size
         """
-        with self._lock:
-            if nbytes > self._left:
-                raise RangeError(
-                    f"worker memory: {nbytes} B wanted, which is more than is left; use fewer "
-                    "clients or a larger worker"
-                )
-            self._left -= nbytes
 
-    def give_back(self, nbytes: int) -> None:
-        """Return reserved memory."""
-        with self._lock:
-            self._left += nbytes
+    def run(self, tensors: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        """Apply the target to what `cost` was asked about; may be called by several threads."""
 
 
 @dataclass(eq=False)
@@ -69,7 +59,7 @@ class TargetStore:
     """Targets by content, counted once in the budget. Thread-safe."""
 
     def __init__(self, budget: MemoryBudget | None = None) -> None:
-        self._budget = budget or MemoryBudget()
+        self.budget = budget or MemoryBudget()
         self._shared: dict[bytes, Shared] = {}
         self._lock = threading.Lock()
 
@@ -81,7 +71,7 @@ class TargetStore:
         with self._lock:
             shared = self._shared.get(key)
             if shared is None:
-                self._budget.take(nbytes)
+                self.budget.take(nbytes)
                 shared = self._shared[key] = Shared(key, nbytes)
             shared.holders += 1
         try:
@@ -93,13 +83,26 @@ class TargetStore:
             self.let_go(shared)
             raise
 
+    def grow(self, shared: Shared, nbytes: int) -> None:
+        """Count a target that is held as this large from now on, unless it is so already.
+
+        Raises   RangeError when the memory is spent
+        """
+        if nbytes <= shared.nbytes:  # it never shrinks, so an old value is no danger
+            return
+        with self._lock:
+            more = nbytes - shared.nbytes
+            if more > 0:
+                self.budget.take(more)
+                shared.nbytes = nbytes
+
     def let_go(self, shared: Shared) -> None:
         """One holder less; the last one takes the target along."""
         with self._lock:
             shared.holders -= 1
             if shared.holders == 0:
                 del self._shared[shared.key]
-                self._budget.give_back(shared.nbytes)
+                self.budget.give_back(shared.nbytes)
 
 
 def key_of_linear(linear: LinearMap) -> bytes:

@@ -18,9 +18,11 @@ from jaxtyping import UInt32
 from cloister.crypto.csprng import InsecureSeededRandom
 from cloister.errors import InputError, RangeError
 from cloister.field.linear import Geometry, LinearMap
+from cloister.worker.memory import MapMemory, bounded
 
 EXACT = 2**53
 DIGIT_BITS = 16
+FLOAT64_BYTES = 8
 _CHECK_SEED = 8
 
 
@@ -46,6 +48,35 @@ def check_device(device: str) -> None:
         raise InputError(f"worker device {device!r}: {reason}; use --device cpu") from error
 
 
+MAX_CANVAS_BYTES = 1 << 30
+"""Of the padded inputs of a request, beyond MAX_CANVAS_RATIO times the request."""
+MAX_CANVAS_RATIO = 512
+
+
+def map_memory(geometry: Geometry, *, batch: int, element_bytes: int) -> MapMemory:
+    """What a map takes for requests of this batch, on the host and the device together.
+
+    Sums over the arrays that TorchMap and Int8Map make, each as if none of its predecessors was
+    gone. A device's allocator may keep more than was asked for at a time.
+
+    Raises   RangeError when padding, dilation or upsampling blow a request up beyond the limits
+    """
+    g = geometry
+    canvas = g.in_channels * math.prod(_canvas_size(g, axis) for axis in range(2))
+    outputs, terms = g.out_size[0] * g.out_size[1], math.prod(g.weight_shape[1:])
+    request = batch * g.in_elements * element_bytes
+    limit = MAX_CANVAS_BYTES + MAX_CANVAS_RATIO * request
+    bounded(2 * FLOAT64_BYTES * batch * canvas, limit=limit, request=request)
+    floats = batch * (40 * g.in_elements + 16 * canvas + 60 * g.out_elements) + 8 * outputs * terms
+    points = min(batch * outputs, CHUNK_BYTES // _rounded(terms) + outputs) + FEWEST_ROWS
+    images = -(-points // outputs)
+    limbs = images * (8 * g.in_elements + 20 * canvas) + 4 * batch * g.out_elements
+    limbs += points * (3 * _rounded(terms) + 32 * _rounded(g.out_channels))
+    weights = _rounded(g.out_channels) * _rounded(terms)
+    # Held are 8 bytes a weight; while they are made, the arrays on the way to them.
+    return MapMemory(8 * weights, max(floats, limbs) + 24 * weights)
+
+
 class TorchMap:
     """A linear map on a PyTorch device.
 
@@ -60,7 +91,6 @@ class TorchMap:
         self._torch = _torch()
         self._device = device
         self._geometry = linear.geometry
-        self.in_shape = linear.geometry.in_shape
         absolute = np.abs(linear.weights.astype(np.int64))
         self._row_norm = int(absolute.sum(axis=(1, 2, 3)).max())
         if self._row_norm << DIGIT_BITS > EXACT:
@@ -114,6 +144,11 @@ def _is_pointwise(geometry: Geometry) -> bool:
     )
 
 
+def _canvas_size(geometry: Geometry, axis: int) -> int:
+    reach = (geometry.kernel[axis] - 1) * geometry.dilation[axis]
+    return (geometry.out_size[axis] - 1) * geometry.stride[axis] + reach + 1
+
+
 def _canvas(torch: Any, x: Any, geometry: Geometry) -> Any:  # noqa: ANN401
     """The input with inserted zeros and padding, exactly as large as the outputs reach.
 
@@ -122,8 +157,7 @@ def _canvas(torch: Any, x: Any, geometry: Geometry) -> Any:  # noqa: ANN401
     """
     sizes, targets, sources = [], [], []
     for axis in range(2):
-        reach = (geometry.kernel[axis] - 1) * geometry.dilation[axis]
-        size = (geometry.out_size[axis] - 1) * geometry.stride[axis] + reach + 1
+        size = _canvas_size(geometry, axis)
         up, pad = geometry.upsample[axis], geometry.pad[axis]
         first = max(0, -(pad // up))
         last = min(geometry.in_size[axis] - 1, (size - 1 - pad) // up)
@@ -197,7 +231,6 @@ class Int8Map:
         self._torch = torch = _torch()
         self._device = device
         self._geometry = linear.geometry
-        self.in_shape = linear.geometry.in_shape
         self._staging = Staging(torch, device)
         outputs = linear.geometry.out_channels
         flat = linear.weights.reshape(outputs, -1)

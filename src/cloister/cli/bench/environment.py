@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from cloister import _native
+from cloister.wire import process
 
 PACKAGES = ("cloister", "numpy", "onnxruntime", "torch")
 FLAGS = (
@@ -84,13 +85,11 @@ def _cpuinfo(key: str) -> list[str]:
 
 def _output(command: list[str]) -> str | None:
     """A program's first output, None when it is absent or fails."""
-    program = shutil.which(command[0])
+    program = shutil.which(command[0], path=process.environment().get("PATH"))
     if program is None:
         return None
     try:
-        ran = subprocess.run(
-            [program, *command[1:]], capture_output=True, timeout=COMMAND_TIMEOUT_S, check=True
-        )
+        ran = process.run([program, *command[1:]], timeout_s=COMMAND_TIMEOUT_S)
     except (OSError, subprocess.SubprocessError):
         return None
-    return ran.stdout.decode(errors="replace").strip()
+    return None if ran.returncode else ran.stdout.decode(errors="replace").strip()

@@ -10,7 +10,6 @@ measures (baselines, quantisers, the model in float32) is not in it.
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from cloister.graph.graph import Graph
 from cloister.graph.sources import load
 from cloister.plan.recipe import Recipe
 from cloister.trusted.session import Session
+from cloister.wire.process import python, run
 
 INPUT_SEED = 1
 REQUESTS = 2
@@ -42,9 +42,11 @@ def measure_peak(
 
     Raises   CloisterError with the child's own message
     """
-    command = [sys.executable, "-m", "cloister.cli.bench.peak", str(model), str(recipe)]
-    command += ["--batch", str(batch), "--threads", str(threads)]
-    ran = subprocess.run(command, capture_output=True, timeout=CHILD_TIMEOUT_S, check=False)
+    command = python(
+        "-m", "cloister.cli.bench.peak", str(model.resolve()), str(recipe.resolve()),
+        "--batch", str(batch), "--threads", str(threads),
+    )  # fmt: skip
+    ran = run(command, timeout_s=CHILD_TIMEOUT_S)
     if ran.returncode:
         lines = ran.stderr.decode(errors="replace").strip().splitlines()
         raise CloisterError(f"measuring memory: {lines[-1] if lines else 'the process died'}")

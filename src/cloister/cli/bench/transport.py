@@ -33,6 +33,7 @@ from cloister.wire.messages import (
     TensorSpec,
     Welcome,
 )
+from cloister.wire.process import python, start
 from cloister.wire.rpc import RpcLink
 from cloister.wire.shm import start_local_worker
 from cloister.worker.local import serve_descriptor
@@ -40,7 +41,7 @@ from cloister.worker.remote import Client, Server
 
 KINDS = ("in process", "shared memory", "gRPC")
 SMALLEST, LARGEST = 1 << 10, 64 << 20
-COMMAND = (sys.executable, "-m", "cloister.cli.bench.transport")
+COMMAND = tuple(python("-m", "cloister.cli.bench.transport"))
 TIMEOUT_S = 60.0
 STOP_S = 5.0
 
@@ -147,7 +148,7 @@ class RoundTrips:
 def echo_links() -> Iterator[dict[str, WorkerLink]]:
     """One link of each kind to a worker that echoes."""
     links: dict[str, WorkerLink] = {KINDS[0]: InProcessLink(echo)}
-    server = subprocess.Popen([*COMMAND, "--listen", "127.0.0.1:0"], stdout=subprocess.PIPE)
+    server = start([*COMMAND, "--listen", "127.0.0.1:0"], stdout=subprocess.PIPE)
     try:
         links[KINDS[1]] = start_local_worker(command=COMMAND)
         address = server.stdout.readline().decode().strip() if server.stdout else ""

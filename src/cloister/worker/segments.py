@@ -1,0 +1,98 @@
+"""Open segments in ONNX Runtime, and what of a client's model reaches it."""
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from google.protobuf.message import DecodeError
+
+from cloister.errors import ModelError, ShapeError, UnsupportedError
+from cloister.graph.external_data import messages, require_inside
+from cloister.worker.targets import Cost
+
+NAME = "segment"
+STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
+MICROSOFT_DOMAIN = "com.microsoft"
+MICROSOFT_OPERATORS = frozenset(
+    {
+        "Attention", "BiasGelu", "DequantizeLinear", "DynamicQuantizeMatMul",
+        "EmbedLayerNormalization", "FastGelu", "FusedConv", "FusedGemm", "FusedMatMul", "Gelu",
+        "GroupQueryAttention", "MatMulBnb4", "MatMulFpQ4", "MatMulInteger16",
+        "MatMulIntegerToFloat", "MatMulNBits", "MultiHeadAttention", "NhwcMaxPool", "QAttention",
+        "QGemm", "QLinearAdd",
+        "QLinearAveragePool", "QLinearConcat", "QLinearConv", "QLinearGlobalAveragePool",
+        "QLinearLeakyRelu", "QLinearMul", "QLinearReduceMean", "QLinearSigmoid", "QLinearSoftmax",
+        "QLinearWhere", "QuantizeLinear", "QuickGelu", "RotaryEmbedding", "SkipLayerNormalization",
+        "SkipSimplifiedLayerNormalization", "TransposeMatMul",
+    }
+)  # fmt: skip
+"""What ONNX Runtime's own quantiser and optimiser write: arithmetic on inputs. Others of that
+domain are refused, among them `EPContext`, whose attribute names a file to be read."""
+
+
+class SegmentTarget:
+    """A segment in ONNX Runtime; open segments promise nothing.
+
+    Raises   ModelError, and what ONNX Runtime raises for a model that it does not take
+    """
+
+    def __init__(self, model: bytes, *, device: str, threads: int) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Bytes can be a message of ONNX and a file of ONNX Runtime's own format at once.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
+        providers = ["CPUExecutionProvider"]
+        if device.startswith("cuda") and "CUDAExecutionProvider" in ort.get_available_providers():
+            providers.insert(0, "CUDAExecutionProvider")
+        self._session = ort.InferenceSession(checked(model), options, providers=providers)
+        self._inputs = [value.name for value in self._session.get_inputs()]
+
+    def cost(self, _: tuple[np.ndarray, ...]) -> Cost:
+        """See Target; only an operating system can bound it (segment_process.py)."""
+        return Cost()
+
+    def run(self, tensors: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        """The segment's outputs.
+
+        Raises   ShapeError, and what ONNX Runtime raises
+        """
+        if len(tensors) != len(self._inputs):
+            raise ShapeError(f"segment takes {len(self._inputs)} tensors, got {len(tensors)}")
+        feeds = dict(zip(self._inputs, tensors, strict=True))
+        return tuple(np.asarray(output) for output in self._session.run(None, feeds))
+
+
+def checked(model: bytes) -> bytes:
+    """A segment's bytes, written anew from what was checked, for ONNX Runtime.
+
+    The model computes from its inputs and its own data alone: no tensor lies in a file, and no
+    operator is one of those that may open files or were registered by somebody else.
+
+    Raises   ModelError, UnsupportedError
+    """
+    try:
+        parsed = onnx.ModelProto.FromString(model)
+    except (DecodeError, ValueError) as error:
+        raise ModelError(f"{NAME}: not an ONNX model, or nested too deeply") from error
+    # ONNX Runtime's parser may know fields that this one does not, and reads settings of its own
+    # from the metadata.
+    parsed.DiscardUnknownFields()
+    parsed.ClearField("metadata_props")
+    require_inside(parsed, name=NAME)
+    for message in messages(parsed):
+        if isinstance(message, onnx.NodeProto):
+            _require_known(message)
+    return parsed.SerializeToString()
+
+
+def _require_known(node: onnx.NodeProto) -> None:
+    if node.domain in STANDARD_DOMAINS:
+        return
+    if node.domain == MICROSOFT_DOMAIN and node.op_type in MICROSOFT_OPERATORS:
+        return
+    raise UnsupportedError(
+        f"{NAME}: node {node.name!r}: a worker runs no operator {node.domain}.{node.op_type}; "
+        "export the model with standard operators, or keep the node inside"
+    )

@@ -1,0 +1,129 @@
+"""What of a client's segment reaches ONNX Runtime."""
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+
+from cloister.errors import ModelError, UnsupportedError
+from cloister.wire.messages import Answer, Apply, Failure, Loaded, LoadSegment
+from cloister.worker import segments
+from cloister.worker.engine import Engine
+from cloister.worker.segments import SegmentTarget, checked
+from graph.test_external_data import PLACES, at, outside
+
+X = np.array([[-1, 2]], np.float32)
+
+
+def segment(*nodes, **fields):
+    """A model from x (1, 2) to y."""
+    shape = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 2]) for n in "xy"]
+    nodes = nodes or (helper.make_node("Relu", ["x"], ["y"]),)
+    graph = helper.make_graph(list(nodes), "g", shape[:1], shape[1:])
+    opsets = [helper.make_opsetid(domain, 1) for domain in ("com.microsoft", "a.b")]
+    opsets.append(helper.make_opsetid("", 17))
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8, **fields)
+
+
+def run(model):
+    engine = Engine()
+    loaded = engine.handle(LoadSegment(1, model))
+    return engine.handle(Apply(1, 1, (X,))) if loaded == Loaded(1) else loaded
+
+
+def test_an_honest_segment_runs():
+    answer = run(segment().SerializeToString())
+    assert isinstance(answer, Answer)
+    np.testing.assert_array_equal(answer.tensors[0], [[0, 2]])
+
+
+@pytest.mark.parametrize("path", PLACES.values(), ids=PLACES)
+def test_a_tensor_outside_the_model_is_refused_wherever_it_lies(path, monkeypatch):
+    monkeypatch.setattr(segments.ort, "InferenceSession", None)
+    model = segment()
+    model.MergeFrom(at(path, outside("../../../etc/passwd")))
+    with pytest.raises(ModelError, match="'w' lies in another file"):
+        SegmentTarget(model.SerializeToString(), device="cpu", threads=1)
+
+
+def test_memory_addresses_are_no_data_either():
+    tensor = outside("*/_ORT_MEM_ADDR_/*", offset=1 << 20, length=16)
+    with pytest.raises(ModelError, match="another file"):
+        checked(at(PLACES[next(iter(PLACES))], tensor).SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("domain", "operator"),
+    [
+        ("com.microsoft", "EPContext"),
+        ("com.microsoft", "BeamSearch"),
+        ("com.microsoft", "anything"),
+        ("ai.onnx.preview.training", "Adam"),
+        ("a.b", "Relu"),
+        ("ai.onnx.contrib", "PythonOp"),
+    ],
+)
+@pytest.mark.parametrize("holder", ["graph", "function", "subgraph"])
+def test_only_known_operators_run(domain, operator, holder):
+    node = helper.make_node(operator, ["x"], ["y"], domain=domain, name="odd")
+    model = segment()
+    if holder == "graph":
+        model.graph.node.append(node)
+    elif holder == "function":
+        model.functions.add(name="f", domain="a.b").node.append(node)
+    else:
+        model.graph.node[0].attribute.add(name="body").g.node.append(node)
+    with pytest.raises(UnsupportedError, match=rf"'odd': .*{operator}"):
+        checked(model.SerializeToString())
+
+
+def test_what_onnx_runtime_s_own_tools_write_runs():
+    node = helper.make_node("Gelu", ["x"], ["y"], domain="com.microsoft")
+    assert isinstance(run(segment(node).SerializeToString()), Answer)
+
+
+def test_settings_and_unknown_fields_do_not_arrive():
+    model = segment()
+    model.metadata_props.add(key="ort_config", value='{"session_options": {}}')
+    found = onnx.ModelProto.FromString(checked(model.SerializeToString() + b"\xfa\x7f\x03new"))
+    assert not found.metadata_props
+    model.ClearField("metadata_props")
+    assert found == model
+    assert b"new" not in checked(model.SerializeToString() + b"\xfa\x7f\x03new")
+
+
+def test_bytes_that_are_also_a_file_of_onnx_runtime_are_read_as_onnx():
+    model = segment(producer_name="ORTM" + "\0" * 64)
+    data = checked(model.SerializeToString())
+    assert data[4:8] == b"ORTM"
+    # Left to itself, ONNX Runtime takes them for its own format, which nobody checked.
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    with pytest.raises(Exception, match="ORT model verification failed"):
+        ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    answer = run(model.SerializeToString())
+    np.testing.assert_array_equal(answer.tensors[0], [[0, 2]])
+
+
+@pytest.mark.parametrize("depth", [200, 20_000])
+def test_deep_nesting_is_refused(depth):
+    data = b""
+    for _ in range(depth):  # graph in an attribute in a node in a graph
+        for tag in (0x32, 0x2A, 0x0A):
+            data = bytes([tag]) + onnx_varint(len(data)) + data
+    with pytest.raises(ModelError, match="nested too deeply"):
+        checked(b"\x3a" + onnx_varint(len(data)) + data)
+
+
+def onnx_varint(value):
+    data = bytearray()
+    while value > 0x7F:
+        data.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*data, value])
+
+
+@pytest.mark.parametrize("model", [b"nonsense", b"", b"\x08"])
+def test_other_bytes_are_a_failure(model):
+    assert isinstance(run(model), Failure)
