@@ -2,7 +2,7 @@
 
 import pytest
 
-from cloister.errors import CloisterError, EncryptionError, InputError, printable, reading
+from cloister.errors import CloisterError, InputError, printable
 
 HOSTILE = {
     "a\x1b]0;title\x07\x1b[2Jb": r"a\x1b]0;title\x07\x1b[2Jb",
@@ -32,32 +32,3 @@ def test_every_error_is_one_printable_line():
     assert len(found) > 15
     for kind in found:
         assert str(kind("x\x1b[2J\ny")) == r"x\x1b[2J\ny"
-
-
-@pytest.mark.parametrize(
-    ("error", "text"),
-    [
-        (KeyError("shape"), "a.json: damaged (KeyError: 'shape')"),
-        (RecursionError(), "a.json: damaged (RecursionError)"),
-        (FileNotFoundError(2, "No such file"), "a.json: damaged (No such file)"),
-        (ValueError("first\nsecond"), "a.json: damaged (ValueError: first)"),
-        (MemoryError(), "a.json: damaged (MemoryError)"),
-    ],
-)
-def test_what_parsers_raise_becomes_an_error_of_the_library(error, text):
-    with pytest.raises(EncryptionError) as caught, reading("a.json: damaged", kind=EncryptionError):
-        raise error
-    assert str(caught.value) == text
-    assert caught.value.__cause__ is error
-
-
-def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"a\.json: no such file"), reading("a.json: damaged"):
-        (tmp_path / "a.json").read_bytes()
-
-
-def test_own_errors_and_interruptions_pass_through():
-    for error in (InputError("mine"), KeyboardInterrupt()):
-        with pytest.raises(type(error)) as caught, reading("a.json: damaged"):
-            raise error
-        assert caught.value is error

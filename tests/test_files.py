@@ -252,6 +252,7 @@ ELSEWHERE = {
     ("fe/keyfile.py", "os.open"),  # for reading
     ("cli/main.py", "os.open"),  # /dev/null
     ("cli/bench/peak.py", "write_text"),  # of /proc
+    ("reading.py", "os.open"),  # to read
     ("training/writer.py", "TemporaryFile"),  # without a name
     ("training/sources.py", "TemporaryFile"),
     # In a folder that was made for this and is its owner's alone.

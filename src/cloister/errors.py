@@ -26,9 +26,6 @@
 Messages are one line, name the node, file or field and the remedy, and never contain a secret.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 
 def printable(text: str) -> str:
     r"""Text from a file or another party, for a terminal: what does not show is written as \x1b.
@@ -129,30 +126,3 @@ class CloisterWarning(UserWarning):
 
 class PrecisionWarning(CloisterWarning):
     """A layer's fixed-point error on the calibration samples exceeds its bound."""
-
-
-@contextmanager
-def reading(what: str, *, kind: type[CloisterError] = InputError) -> Iterator[None]:
-    """Around everything that parses a file or message: what it raises becomes an error of `kind`.
-
-    The parsers of Python and of its libraries raise whatever a damaged file makes them stumble
-    over, from KeyError to RecursionError; a list of these is never complete.
-
-    what     begins the message: the file, and what it is not
-    Raises   `kind`; the library's own errors pass through
-    """
-    try:
-        yield
-    except CloisterError:
-        raise
-    except Exception as error:
-        if isinstance(error, FileNotFoundError) and error.filename is not None:
-            raise kind(f"{error.filename}: no such file") from None
-        raise kind(f"{what} ({_reason(error)})") from error
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

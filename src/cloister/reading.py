@@ -1,10 +1,14 @@
-"""Files that others made, opened so that nothing but a file is opened."""
+"""Files that others made: nothing but a file is opened, and parsers fail in one way only."""
 
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from cloister.errors import CloisterError, InputError
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -30,3 +34,30 @@ def _require_regular(found: os.stat_result) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "not a regular file")
+
+
+@contextmanager
+def parsing(what: str, *, kind: type[CloisterError] = InputError) -> Iterator[None]:
+    """Around everything that parses a file or message: what it raises becomes an error of `kind`.
+
+    The parsers of Python and of its libraries raise whatever a damaged file makes them stumble
+    over, from KeyError to RecursionError; a list of these is never complete.
+
+    what     begins the message: the file, and what it is not
+    Raises   `kind`; the library's own errors pass through
+    """
+    try:
+        yield
+    except CloisterError:
+        raise
+    except Exception as error:
+        if isinstance(error, FileNotFoundError) and error.filename is not None:
+            raise kind(f"{error.filename}: no such file") from None
+        raise kind(f"{what} ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from cloister.errors import InputError, reading
+from cloister.errors import InputError
+from cloister.reading import parsing
 
 MAX_PIXELS = 50_000_000
 """Larger pictures are refused before they are decoded: a small file can unpack to gigabytes."""
@@ -70,7 +71,7 @@ def read_picture(path: Path, *, formats: Sequence[str] | None = None) -> Image.I
 def _opened(path: Path, formats: Sequence[str] | None) -> Iterator[Image.Image]:
     # From an open file: by name, Pillow maps a TIFF into memory and turns it the wrong way.
     with (
-        reading(f"{path}: the picture cannot be decoded"),
+        parsing(f"{path}: the picture cannot be decoded"),
         _known(path, formats),
         path.open("rb") as file,
         warnings.catch_warnings(),

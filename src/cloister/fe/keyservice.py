@@ -14,10 +14,11 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from jaxtyping import Int16, Int64, UInt32
 
-from cloister.errors import EncryptionError, InputError, reading
+from cloister.errors import EncryptionError, InputError
 from cloister.fe.bounds import MAX_SAMPLES, check_sample
 from cloister.fe.encoding import Encoding
 from cloister.field.linear import Geometry, LinearMap
+from cloister.reading import parsing
 
 Receiver = Literal["server", "trusted"]
 """Who gets the unmasking term. At a real authority the presented token decides it: a server's
@@ -107,7 +108,7 @@ class DatasetInfo:
         Raises EncryptionError.
         """
         try:
-            with reading("data set description: is damaged", kind=EncryptionError):
+            with parsing("data set description: is damaged", kind=EncryptionError):
                 info = _from_fields(json.loads(data.decode("ascii")))
         except InputError as error:
             raise EncryptionError(f"data set description: {error}") from error

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from cloister import files
-from cloister.errors import InputError, reading
+from cloister.errors import InputError
 from cloister.graph.graph import Graph
 from cloister.plan.accuracy import warn_of_errors
 from cloister.plan.plan import Plan
 from cloister.plan.policies import NAMES, from_ranges, measure_ranges
 from cloister.plan.quantise import Precision, Ranges
 from cloister.plan.samples import Samples, as_samples
+from cloister.reading import parsing
 
 FORMAT = "cloister recipe 2"
 MAX_FILE_BYTES = 16 * 2**20
@@ -78,7 +79,7 @@ def read_document(path: Path) -> Mapping[str, object]:
 
     Raises   InputError
     """
-    with reading(f"{path}: not a calibration file"):
+    with parsing(f"{path}: not a calibration file"):
         if path.stat().st_size > MAX_FILE_BYTES:
             raise InputError(f"{path}: too large for a calibration file")
         document = json.loads(path.read_text(encoding="utf-8"))

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from torch import nn
 
-from cloister.errors import InputError, UnsupportedError, reading
+from cloister.errors import InputError, UnsupportedError
 from cloister.fe.encoding import Encoding
+from cloister.reading import parsing
 from cloister.training.layers import (
     Encrypted,
     EncryptedConv2d,
@@ -67,7 +68,7 @@ def build(name: str, shape: tuple[int, int, int], *, classes: int) -> nn.Module:
     builder = _from_script(Path(name)) if name.endswith(".py") else MODELS.get(name)
     if builder is None:
         raise InputError(f"model {name!r}: choose {', '.join(MODELS)} or give FILE.py")
-    with reading(f"{name}: build(shape, classes) fails"):
+    with parsing(f"{name}: build(shape, classes) fails"):
         model = builder(shape, classes)
     if not isinstance(model, nn.Module):
         raise InputError(f"{name}: build() returned {type(model).__name__}, not a torch.nn.Module")
@@ -79,7 +80,7 @@ def _from_script(path: Path) -> Builder:
     if not path.is_file() or spec is None or spec.loader is None:
         raise InputError(f"{path}: no such Python file")
     module = importlib.util.module_from_spec(spec)
-    with reading(f"{path}: fails when it is run"):  # the user's program may fail in any way
+    with parsing(f"{path}: fails when it is run"):  # the user's program may fail in any way
         spec.loader.exec_module(module)
     builder: Builder | None = getattr(module, "build", None)
     if not callable(builder):

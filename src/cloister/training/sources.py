@@ -17,8 +17,9 @@ from jaxtyping import Bool, Float64, Int64
 
 from cloister.crypto.csprng import Csprng
 from cloister.data.pictures import picture_kind, read_picture, skipped_text
-from cloister.errors import InputError, RangeError, ShapeError, reading
+from cloister.errors import InputError, RangeError, ShapeError
 from cloister.fe.encoding import Encoding
+from cloister.reading import parsing
 from cloister.training.writer import Chunk
 
 CHUNK_BYTES = 1 << 22
@@ -106,7 +107,7 @@ class ArraySource:
         return np.asarray(self._samples[positions]).reshape(len(positions), *self.shape)
 
     def _spool(self, path: Path, name: str) -> np.ndarray:
-        with reading(f"{path}: not a readable .npz file"), zipfile.ZipFile(path) as archive:
+        with parsing(f"{path}: not a readable .npz file"), zipfile.ZipFile(path) as archive:
             known = [member.removesuffix(".npy") for member in archive.namelist()]
             if name not in known:
                 raise InputError(
@@ -143,7 +144,7 @@ class TableSource:
         labels: list[int] = []
         names: dict[str, int] = {}
         with (
-            reading(f"{path}: not a readable CSV file"),
+            parsing(f"{path}: not a readable CSV file"),
             path.open(newline="", encoding="utf-8-sig") as file,
         ):
             rows = csv.reader(file)
