@@ -197,7 +197,7 @@ def test_bad_input(refused, paper, digits, tmp_path):
     images, labels = digits
     log = ("audit", "encrypted", paper)
     assert "not a release log" in refused("audit", "encrypted", tmp_path / "truth.npz")
-    assert "No such file" in refused("audit", "encrypted", tmp_path / "none")
+    assert "no such file" in refused("audit", "encrypted", tmp_path / "none")
     for content, message in (
         ({"y": labels}, "needs an array x"),
         ({"x": images[:20], "y": labels[:3]}, "3 labels for 20 ids"),

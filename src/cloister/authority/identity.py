@@ -5,7 +5,6 @@ recorded today stay secret from a quantum computer of tomorrow. All of it is the
 """
 
 import base64
-import binascii
 import datetime
 import hashlib
 import json
@@ -22,6 +21,7 @@ from cryptography.x509.oid import NameOID
 from cloister import files
 from cloister.crypto.csprng import Csprng
 from cloister.errors import EncryptionError, InputError
+from cloister.reading import open_regular, parsing
 
 PUBLIC_FILE = "authority.pub"
 CERTIFICATE_FILE = "certificate.pem"
@@ -85,12 +85,12 @@ class PublicIdentity:
         """
         path = Path(path)
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 data = file.read(MAX_PUBLIC_BYTES)
         except OSError as error:
             raise InputError(f"{path}: {error.strerror or error}") from None
         damaged = f"{path}: is not an authority's public file, or is damaged; get it again"
-        try:
+        with parsing(damaged, kind=EncryptionError):
             fields: dict[str, Any] = json.loads(data)
             if fields["format"] != FORMAT or fields["suite"] != SUITE:
                 raise EncryptionError(f"{path}: is of another version of Cloister")
@@ -100,8 +100,6 @@ class PublicIdentity:
             )
             x509.load_der_x509_certificate(public.certificate)
             stated = fields["fingerprint"]
-        except (ValueError, KeyError, TypeError, binascii.Error, RecursionError):
-            raise EncryptionError(damaged) from None
         sizes = len(public.hpke_public) == MLKEM_PUBLIC_BYTES + X25519_BYTES
         if not sizes or stated != public.fingerprint:
             raise EncryptionError(damaged)

@@ -1,7 +1,5 @@
 """The attacks of `cloister audit encrypted`, from files to answers."""
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -18,6 +16,7 @@ from cloister.audit.encrypted.truth import Truth, check_truth
 from cloister.audit.encrypted_page import conclusion, encrypted_page, score_rows, thresholds
 from cloister.cli.console import emit_json, err, out, table
 from cloister.errors import InputError
+from cloister.reading import open_regular, parsing
 from cloister.wire.releases import read_releases
 
 ARRAYS = ("x", "y", "ids", "rows", "scale", "offset")
@@ -169,15 +168,11 @@ def _read_order(path: Path, samples: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file that this command knows, never unpickled."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-            if isinstance(found, np.ndarray):
-                return {"x": found}
-            return {name: found[name] for name in ARRAYS if name in found.files}
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: not a readable .npz file of numbers ({error})") from None
+    with parsing(f"{path}: not a readable .npz file of numbers"), open_regular(path) as file:
+        found = np.load(file, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return {"x": found}
+        return {name: found[name] for name in ARRAYS if name in found.files}
 
 
 def _encoded(arrays: dict[str, np.ndarray], path: Path) -> np.ndarray:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from cloister.cli.console import human_bytes
 from cloister.errors import InputError
+from cloister.reading import open_regular, parsing
 from cloister.trusted.report import Report
 
 
@@ -27,13 +28,9 @@ def read_labels(path: Path) -> list[str]:
 
     Raises InputError naming the file.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
+    with parsing(f"{path}: not a list of labels"), open_regular(path) as file:
+        text = file.read().decode("utf-8-sig")
         rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines()) if row]
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"{path}: not a list of labels ({error})") from None
     if not rows:
         raise InputError(f"{path}: holds no labels")
     by_index = rows if rows[0][0].isdecimal() else rows[1:]

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cloister.errors import InputError
-from cloister.reading import parsing
+from cloister.reading import open_regular, parsing
 
 MAX_PIXELS = 50_000_000
 """Larger pictures are refused before they are decoded: a small file can unpack to gigabytes."""
@@ -73,7 +73,7 @@ def _opened(path: Path, formats: Sequence[str] | None) -> Iterator[Image.Image]:
     with (
         parsing(f"{path}: the picture cannot be decoded"),
         _known(path, formats),
-        path.open("rb") as file,
+        open_regular(path) as file,
         warnings.catch_warnings(),
     ):
         # Pillow's own, higher limit only warns; ours is checked before any pixel is decoded.

@@ -16,6 +16,7 @@ from cloister.graph.inference import one_line, tensor_type, with_types
 from cloister.graph.legality import check
 from cloister.graph.model_file import MAX_FILE_BYTES, read_model
 from cloister.graph.separability import with_separability
+from cloister.reading import parsing
 
 MIN_OPSET = 7
 FLOAT = onnx.TensorProto.FLOAT
@@ -35,7 +36,8 @@ def load(path: str | Path) -> Graph:
                 f"{path}: {size} bytes, but an ONNX file holds at most 2 GiB; save the weights as "
                 "external data"
             )
-        file = read_model(path)
+        with parsing(f"{path}: not a model that can be read", kind=ModelError):
+            file = read_model(path)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ModelError(f"{path}: cannot be read ({reason}); check the path") from None
@@ -56,6 +58,13 @@ def _import(
     own: onnx.ModelProto, constants: dict[int, np.ndarray], *, name: str, folder: Path | None
 ) -> Graph:
     """The graph of a message that may be changed; `constants` were read from the file already."""
+    with parsing(f"{name}: not a model that can be read", kind=ModelError):
+        return _import_message(own, constants, name=name, folder=folder)
+
+
+def _import_message(
+    own: onnx.ModelProto, constants: dict[int, np.ndarray], *, name: str, folder: Path | None
+) -> Graph:
     read_external_data(own, folder=folder, name=name)
     large = {own.graph.initializer[i].name: array for i, array in constants.items()}
     _check(own, name, constants)

@@ -15,7 +15,7 @@ from cloister.plan.plan import Plan
 from cloister.plan.policies import NAMES, from_ranges, measure_ranges
 from cloister.plan.quantise import Precision, Ranges
 from cloister.plan.samples import Samples, as_samples
-from cloister.reading import parsing
+from cloister.reading import open_regular, parsing
 
 FORMAT = "cloister recipe 2"
 MAX_FILE_BYTES = 16 * 2**20
@@ -80,9 +80,11 @@ def read_document(path: Path) -> Mapping[str, object]:
     Raises   InputError
     """
     with parsing(f"{path}: not a calibration file"):
-        if path.stat().st_size > MAX_FILE_BYTES:
+        with open_regular(path) as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
             raise InputError(f"{path}: too large for a calibration file")
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(data)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise InputError(f"{path}: not a calibration file of this version")
     return document

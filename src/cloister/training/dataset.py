@@ -29,6 +29,7 @@ from jaxtyping import Bool, Int64, UInt32
 from cloister.errors import EncryptionError, InputError
 from cloister.fe.bounds import MAX_PARTS, MAX_SAMPLES, check_sample
 from cloister.fe.encoding import Encoding
+from cloister.reading import open_regular, parsing
 
 MAGIC = b"CLODATA1"
 PART_MAGIC = b"CLOPART1"
@@ -124,7 +125,7 @@ class EncryptedDataset:
         """
         path = Path(path)
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 header, commit = read_block(path, file)
                 parts = _read_parts(path, file, header, commit)
                 if verify:
@@ -373,7 +374,8 @@ def _described(data: bytes, where: str) -> dict[str, Any]:
     described = data[SIZED.size : SIZED.size + length]
     if length > MAX_DESCRIPTION_BYTES or hashlib.sha256(described).digest() != digest:
         raise EncryptionError(f"{where}: its description was altered; get the file again")
-    fields = json.loads(described)
+    with parsing(f"{where}: its description is not understood", kind=EncryptionError):
+        fields = json.loads(described)
     if not isinstance(fields, dict):
         raise EncryptionError(f"{where}: its description is not understood")
     return fields

@@ -33,6 +33,7 @@ from cloister.fe.bounds import most_at_once
 from cloister.fe.keyservice import RING_LIMIT, DatasetInfo
 from cloister.fe.rank import MERSENNE_61, Basis
 from cloister.field.linear import Geometry, LinearMap
+from cloister.reading import parsing
 from cloister.training.checkpoint import replace, writing
 from cloister.training.layers import FirstLayerProducts
 
@@ -261,11 +262,9 @@ class Features:
         path = None if self._folder is None else self._folder / STATE
         if path is None or not path.exists():
             return 0
-        try:
+        with parsing(f"{path}: damaged; remove it, keys are free again", kind=EncryptionError):
             state = json.loads(path.read_text(encoding="ascii"))
             digest, done = state["digest"], int(state["done"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise EncryptionError(f"{path}: damaged; remove it, keys are free again") from error
         if digest != self._digest:
             raise EncryptionError(
                 f"{path}: features of another data set or projection; use another --checkpoint"

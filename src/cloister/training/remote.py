@@ -30,6 +30,7 @@ from cloister import files
 from cloister.errors import InputError, ProtocolError, ShapeError
 from cloister.fe.bounds import MAX_BODY_BYTES, check_count, check_size
 from cloister.field.linear import Geometry, LinearMap
+from cloister.reading import parsing
 from cloister.training.server import CiphertextHost, LocalCiphertextServer, RecordingHost
 from cloister.wire.admission import Limits
 from cloister.wire.bodies import Body
@@ -175,16 +176,16 @@ def _read_public(path: Path) -> tuple[bytes, str]:
     Raises   InputError
     """
     try:
-        fields = json.loads(files.read_private(path, most=MAX_PUBLIC_BYTES))
-        if fields["format"] != FORMAT:
-            raise InputError(f"{path}: is not a ciphertext server's public file")
-        return b64decode(fields["certificate"]), str(fields["token"])
+        data = files.read_private(path, most=MAX_PUBLIC_BYTES)
     except OSError as error:
         raise InputError(
             f"{path}: {error.strerror or error}; run `cloister ciphertexts init`"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: is not a ciphertext server's public file") from error
+    with parsing(f"{path}: is not a ciphertext server's public file"):
+        fields = json.loads(data)
+        if fields["format"] != FORMAT:
+            raise InputError(f"{path}: is not a ciphertext server's public file")
+        return b64decode(fields["certificate"]), str(fields["token"])
 
 
 def _job(server: LocalCiphertextServer, host: CiphertextHost, operation: str, request: Body) -> Job:

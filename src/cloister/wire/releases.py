@@ -24,6 +24,7 @@ from jaxtyping import Int64
 from cloister import files
 from cloister.errors import EncryptionError, ShapeError
 from cloister.field.linear import Geometry
+from cloister.reading import open_regular, parsing
 
 ReleaseKind = Literal["forward", "gradient", "labels", "forward request", "gradient request"]
 
@@ -158,7 +159,7 @@ def read_releases(path: Path, *, tail_ok: bool = False) -> Iterator[Release]:
     tail_ok   leave out a last record that a crash cut off, instead of raising
     Raises    EncryptionError when the file is no log, is damaged, or is cut off
     """
-    with path.open("rb") as file:
+    with parsing(f"{path}: cannot be read", kind=EncryptionError), open_regular(path) as file:
         _check_magic(file, path)
         position = 0
         while (body := _body(file, path, tail_ok=tail_ok)) is not None:

@@ -4,23 +4,18 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 
 from cloister import files
-from cloister.errors import InputError
 from cloister.field.linear import LinearMap
+from cloister.reading import open_regular, parsing
 from cloister.wire.link import WorkerLink
 from cloister.wire.messages import TensorSpec, Unchecked
 
 Direction = Literal["to_worker", "from_worker"]
 
 _DIRECTIONS: tuple[Direction, ...] = ("to_worker", "from_worker")
-# What NumPy raises for files that are no archive, damaged, or hold something else.
-_UNREADABLE = (
-    OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, BadZipFile,
-)  # fmt: skip
 
 
 class Entry(NamedTuple):
@@ -121,12 +116,10 @@ class Transcript:
 
         Raises   InputError when it is something else
         """
-        try:
-            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+        with parsing(f"{path}: not a transcript written by Cloister"):
+            with open_regular(path) as raw, np.load(raw, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             return Transcript([_entry(arrays, i) for i in range(len(arrays["request_id"]))])
-        except _UNREADABLE as error:
-            raise InputError(f"{path}: not a transcript written by Cloister") from error
 
 
 class RecordingLink:
