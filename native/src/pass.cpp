@@ -224,7 +224,7 @@ void Pass::run(const PassRun& run, int threads) {
   prepare(kernels, std::min<int64_t>(std::max(threads, 1), run.n * bands));
   const size_t columns = 1 + shape_.sinks.size();
   const size_t phase_sums = static_cast<size_t>(run.n * bands) * columns;
-  std::vector<uint64_t> sums(2 * phase_sums);
+  std::vector<uint64_t> sums(2 * phase_sums), clipped(phase_sums);
 
   const auto band = [&](int64_t worker, int64_t job, bool sources) {
     Scratch& scratch = *scratch_[static_cast<size_t>(worker)];
@@ -245,7 +245,10 @@ void Pass::run(const PassRun& run, int threads) {
     }
     walk.finish();
     const size_t first = static_cast<size_t>(job) * columns + (sources ? phase_sums : 0);
-    for (size_t i = 0; i < columns; ++i) sums[first + i] = sum_of(scratch.lanes[i]);
+    for (size_t i = 0; i < columns; ++i) {
+      sums[first + i] = sum_of(scratch.lanes[i]);
+      if (!sources) clipped[first + i] = scratch.lanes[i].clipped;
+    }
   };
   if (rows_first) {
     in_parallel(run.n * bands, threads, [&](int64_t w, int64_t job) { band(w, job, true); });
@@ -254,19 +257,23 @@ void Pass::run(const PassRun& run, int threads) {
 
   for (int64_t image = 0; image < run.n; ++image) {
     for (size_t i = 0; i < columns; ++i) {
-      uint64_t sum = 0;
+      uint64_t sum = 0, beyond = 0;
       for (int64_t job = image * bands; job < (image + 1) * bands; ++job) {
         const size_t at = static_cast<size_t>(job) * columns + i;
         sum = add(sum, add(sums[at], sums[at + phase_sums]));
+        beyond += clipped[at];
       }
       if (i == 0) {
         if (run.sums_out == nullptr) continue;
         run.sums_out[image * run.sums_out_stride] = a_ ? subtract(sum, out_bias_) : 0;
-      } else if (run.sinks[i - 1].sums != nullptr) {
-        const SinkRun& sink = run.sinks[i - 1];
+        continue;
+      }
+      const SinkRun& sink = run.sinks[i - 1];
+      if (sink.sums != nullptr) {
         const uint64_t bias = limbs(kernels, i - 1) ? 0 : in_bias_[i - 1];
         sink.sums[image * sink.sums_stride] = t_[i - 1].rows ? subtract(sum, bias) : 0;
       }
+      if (sink.clipped != nullptr) sink.clipped[image * sink.clipped_stride] = beyond;
     }
   }
 }

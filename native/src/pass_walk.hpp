@@ -259,7 +259,7 @@ class Pass::Walk {
     row.inv_scale = s_.sinks[i].inv_scale;
     row.ahead = ahead_;
     row.stream = elements >= kStreamElements;
-    row.qmax = static_cast<float>(s_.sinks[i].qmax);
+    row.limit = clip_limit(s_.sinks[i].qmax);
     if (sink.plain != nullptr) {
       row.plain = sink.plain + offset;
     } else {

@@ -6,6 +6,7 @@
     │   │   └── UnsupportedError  valid, but outside what Cloister runs; says what to do
     │   ├── ShapeError            an array has another shape or type than the model or message says
     │   ├── RangeError            a value cannot be represented: NaN, infinity, an unprovable bound
+    │   │   └── ClipError         inputs lay outside the calibrated range (on_clip="raise")
     │   └── FunctionError         a function key may not be asked for: unit vector, packed operand
     ├── PlanError                 the plan contradicts itself, the model or the session
     ├── ProtocolError             the other side broke the wire protocol
@@ -19,6 +20,8 @@
     ├── EncryptionError           a ciphertext, key or data set is damaged, replayed or another's
     ├── BudgetError               issuing the key would exceed a sample's leakage budget
     └── AuthorityUnavailable      the key authority cannot be reached
+
+and one warning, ClipWarning: inputs lay outside the calibrated range (on_clip="warn").
 
 Messages are one line, name the node, file or field and the remedy, and never contain a secret.
 """
@@ -46,6 +49,14 @@ class ShapeError(InputError):
 
 class RangeError(InputError):
     """A value cannot be represented."""
+
+
+class ClipError(RangeError):
+    """Inputs lay outside the calibrated range; their outputs were not released."""
+
+
+class ClipWarning(UserWarning):
+    """Inputs lay outside the calibrated range; their outputs may be wrong."""
 
 
 class FunctionError(InputError):

@@ -16,6 +16,7 @@ from cloister.errors import InputError
 from cloister.graph.graph import Graph
 from cloister.graph.sources import load
 from cloister.plan.plan import Plan
+from cloister.trusted.clips import OnClip, clip_text
 from cloister.trusted.padstore import PadStore
 from cloister.trusted.report import Result
 from cloister.trusted.session import DEFAULT_BATCH, DEFAULT_TIMEOUT_S, Session
@@ -67,6 +68,7 @@ def run(
         Path | None,
         typer.Option("--output", metavar="FILE.npz", help="Write the raw outputs here."),
     ] = None,
+    on_clip: options.OnClipChoice = OnClip.WARN,
     json: options.Json = False,
 ) -> None:
     """Run a model on inputs: private, verified, or both, with an untrusted worker."""
@@ -102,14 +104,20 @@ def run(
             batch=batch,
             lanes=lanes,
             timeout_s=timeout,
+            # A warning is printed here, without the place in the code that Python adds.
+            on_clip=OnClip.RAISE if on_clip is OnClip.RAISE else OnClip.IGNORE,
         ) as session,
         progress("inputs") as update,
     ):
         result = session.run(read.arrays, progress=update)
     if output is not None:
         np.savez(output, **result.outputs)  # type: ignore[arg-type]
+    beyond = clip_text(result.report) if on_clip is OnClip.WARN else None
+    if beyond is not None:
+        err().print(f"warning: {beyond}", style="yellow", soft_wrap=True)
     if json:
-        emit_json(_document(plan, result, read, top=top, labels=names, origin=origin))
+        document = _document(plan, result, read, top=top, labels=names, origin=origin)
+        emit_json({**document, "warning": beyond})
     else:
         _show(plan, result, read, top=top, labels=names, origin=origin)
 
