@@ -49,6 +49,7 @@ class ClipRule:
         self, rows: dict[str, LayerRow], clipped: UInt64[np.ndarray, "nodes inputs"]
     ) -> tuple[int, ...]:
         """Enter counts into the rows of the layers; the inputs outside the calibrated range."""
+        clipped = clipped.astype(np.int64)
         inputs = clipped.shape[1]
         totals, worst = clipped.sum(axis=1), clipped.max(axis=1, initial=0)
         shares = worst / self._elements
@@ -79,14 +80,16 @@ def clip_text(report: Report) -> str | None:
     beyond = report.inputs_beyond
     if not beyond:
         return None
+    which = f"input {beyond[0]} lies"
+    if len(beyond) > 1:
+        which = f"{len(beyond)} of {report.inputs} inputs (the first: {beyond[0]}) lie"
     worst = sorted(report.layers, key=lambda row: row.clipped_share, reverse=True)[:_NAMED]
     shares = ", ".join(
-        f"{row.name!r} {100 * row.clipped_share:.2g} %" for row in worst if row.clipped
+        f"{100 * row.clipped_share:.1f} % in layer {row.name!r}"
+        for row in worst
+        if row.clipped_share > SHARE
     )
-    which = f"input {beyond[0]} lies" if len(beyond) == 1 else (
-        f"{len(beyond)} of {report.inputs} inputs (the first: {beyond[0]}) lie"
-    )  # fmt: skip
     return (
-        f"{which} outside the calibrated range, and the outputs may be wrong: values clipped, at "
-        f"most, in layer {shares}; calibrate on inputs like these, or scale them alike"
+        f"{which} outside the calibrated range, so outputs may be wrong; of an input's values were "
+        f"clipped up to {shares}; calibrate on inputs like these, or scale them alike"
     )
