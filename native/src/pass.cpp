@@ -62,8 +62,11 @@ void check_window(const PassShape& s) {
               static_cast<int64_t>(p.bias.size()) == s.c,
           "a depthwise convolution needs kh * kw weights and one bias per channel");
   require(p.lo <= p.hi, "the clamp needs lo <= hi");
-  require(std::all_of(p.weights.begin(), p.weights.end(), [](float w) { return std::isfinite(w); }),
-          "the weights of a depthwise convolution must be finite");
+  const auto finite = [](const std::vector<float>& values) {
+    return std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); });
+  };
+  require(finite(p.weights) && finite(p.bias),
+          "weights and bias of a depthwise convolution must be finite");
 }
 
 }  // namespace
@@ -75,6 +78,10 @@ Pass::Pass(PassShape shape) : shape_(std::move(shape)) {
   require(s.scale.size() == s.bias.size() &&
               (s.scale.empty() || static_cast<int64_t>(s.scale.size()) == s.c),
           "scale and bias need one value per channel");
+  for (const auto* values : {&s.scale, &s.bias}) {
+    require(std::none_of(values->begin(), values->end(), [](float v) { return std::isnan(v); }),
+            "scale and bias must be numbers");
+  }
   require(s.lo <= s.hi, "the clamp needs lo <= hi");
   if (s.window) check_window(s);
   for (const SinkRule& sink : s.sinks) {

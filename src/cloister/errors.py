@@ -1,4 +1,4 @@
-"""Every error Cloister raises on purpose.
+"""Every error Cloister raises, and every warning it gives, on purpose.
 
     CloisterError
     ├── InputError                what the user gave cannot be used: file, shape, type, value
@@ -21,7 +21,8 @@
     ├── BudgetError               issuing the key would exceed a sample's leakage budget
     └── AuthorityUnavailable      the key authority cannot be reached
 
-and one warning, ClipWarning: inputs lay outside the calibrated range (on_clip="warn").
+    CloisterWarning
+    └── ClipWarning               inputs lay outside the calibrated range (on_clip="warn")
 
 Messages are one line, name the node, file or field and the remedy, and never contain a secret.
 """
@@ -53,10 +54,6 @@ class RangeError(InputError):
 
 class ClipError(RangeError):
     """Inputs lay outside the calibrated range; their outputs were not released."""
-
-
-class ClipWarning(UserWarning):
-    """Inputs lay outside the calibrated range; their outputs may be wrong."""
 
 
 class FunctionError(InputError):
@@ -109,3 +106,11 @@ class BudgetError(CloisterError):
 
 class AuthorityUnavailable(CloisterError):  # noqa: N818  (a state, not a mistake)
     """The key authority cannot be reached."""
+
+
+class CloisterWarning(UserWarning):
+    """Root of every deliberate warning."""
+
+
+class ClipWarning(CloisterWarning):
+    """Inputs lay outside the calibrated range; their outputs may be wrong."""

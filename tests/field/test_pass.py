@@ -688,6 +688,8 @@ FILTER = (np.zeros((2, 2, 5), np.float32), np.zeros(5, np.float32), 0.0, 1.0)
         {"clamp": (1.0, 0.0)},
         {"bias": None},
         {"bias": np.zeros(4, np.float32)},
+        {"bias": np.full(5, np.nan, np.float32)},
+        {"scale": np.full(5, np.nan, np.float32)},
         {"window": (*MAX_2X2, 3, 3, 0)},
         {"window": (0, 0, 2, 2, 2, 1, 1, 0, 0, 1, 1, 0)},
         {"window": (0, 2, 2, 2, 2, 1, 1, 2, 0, 2, 2, 0)},
@@ -702,6 +704,10 @@ FILTER = (np.zeros((2, 2, 5), np.float32), np.zeros(5, np.float32), 0.0, 1.0)
         {"window": (2, *MAX_2X2[1:], 1, 2, 0), "depthwise": (FILTER[0], FILTER[0], 0.0, 1.0)},
         {"window": (2, *MAX_2X2[1:], 1, 2, 0), "depthwise": (*FILTER[:2], 1.0, 0.0)},
         {"window": (2, *MAX_2X2[1:], 1, 2, 0), "depthwise": (FILTER[0] + INF, *FILTER[1:])},
+        {
+            "window": (2, *MAX_2X2[1:], 1, 2, 0),
+            "depthwise": (FILTER[0], np.full(5, np.nan, np.float32), 0.0, 1.0),
+        },
         {"window": (2, *MAX_2X2[1:], 1, 2, 0), "depthwise": (*FILTER[:2], 0.0, float("nan"))},
     ],
 )
