@@ -194,8 +194,8 @@ void Pass::prepare(const PassBackend& kernels, int64_t workers) {
     auto scratch = std::make_unique<Scratch>();
     const auto& window = shape_.window;
     const int64_t ring = window ? std::min(span(window->kh, window->dh), shape_.h) : 0;
-    scratch->ring.resize(static_cast<size_t>(ring * shape_.w * shape_.c));
-    scratch->reserve_tile(std::max(kTile, shape_.c));
+    scratch->ring.resize(ring * shape_.w * shape_.c);
+    scratch->tile.resize(std::max(kTile, shape_.c));
     if (window && window->three_by_three()) {
       scratch->zeros.resize(static_cast<size_t>(shape_.w * shape_.c));
     }

@@ -15,7 +15,7 @@
 namespace cloister {
 
 inline constexpr int64_t kStreamElements = 1 << 12;  // requests of 16 KiB and more
-inline constexpr int64_t kPage = 4096, kFloat = sizeof(float);
+inline constexpr size_t kPage = 4096;
 inline constexpr int64_t kMaxElements = int64_t{1} << 34;  // 2^32 AES blocks of four words
 
 inline const PassBackend& pass_backend() {
@@ -29,21 +29,33 @@ inline const PassBackend& pass_backend() {
 // Rows (or columns) from the first to the last one a window touches.
 inline int64_t span(int64_t kernel, int64_t dilation) { return (kernel - 1) * dilation + 1; }
 
+// Floats that begin so many bytes behind the begin of a page.
+class Placed {
+ public:
+  explicit Placed(size_t behind) : behind_(behind) {}
+
+  void resize(int64_t elements) {
+    if (elements == 0) return;
+    memory_.resize(static_cast<size_t>(elements) + kPage / sizeof(float));
+    const size_t begin = address(memory_.data()) % kPage;
+    data_ = memory_.data() + (kPage + behind_ - begin) % kPage / sizeof(float);
+  }
+  float* data() { return data_; }
+
+ private:
+  size_t behind_;
+  std::vector<float> memory_;
+  float* data_ = nullptr;
+};
+
 struct Pass::Scratch {
   ~Scratch() { wipe(pad.data(), pad.size() * sizeof(uint32_t)); }
 
-  void reserve_tile(int64_t elements) {
-    tile_memory.resize(static_cast<size_t>(elements + kPage / kFloat));
-    const auto begin = static_cast<int64_t>(address(tile_memory.data()) % kPage);
-    tile = tile_memory.data() + (kPage + kPage / 2 - begin) % kPage / kFloat;
-  }
-
-  std::vector<float> ring;  // the last rows of the value before the window
-  // The value a sink is about to quantise. It begins in the middle of a page, because messages and
-  // kept values begin with one: a load waits for a store just before whose address has the same low
-  // 12 bits (measured: passes take up to 10 % longer where the tile and a request do).
-  float* tile = nullptr;
-  std::vector<float> tile_memory;
+  // The last rows of the value before the window, and the value a sink is about to quantise.
+  // Messages and kept values begin with a page, and so neither of these does: a load waits for a
+  // store just before whose address has the same low 12 bits (measured: up to 10 % of a pass).
+  Placed ring{kPage / 4};
+  Placed tile{kPage / 2};
   std::vector<float> zeros;  // a row outside the image, for a window that wants one
   std::vector<uint32_t> pad;
   std::vector<const float*> rows;
@@ -165,7 +177,7 @@ class Pass::Walk {
     const int64_t step = tile_pixels();
     for (int64_t x = 0; x < window.ow; x += step) {
       const int64_t count = std::min(step, window.ow - x);
-      float* out = scratch_.tile;
+      float* out = scratch_.tile.data();
       kernels_.window({&window, scratch_.rows.data(), static_cast<int64_t>(scratch_.rows.size()),
                        first_row, s_.w, s_.c, x, x + count, out});
       keep(run_.post, out, r * window.ow + x, count);
@@ -185,7 +197,7 @@ class Pass::Walk {
   // Where the value before the window goes: straight to where it is kept, if that has no gaps.
   float* place(int64_t p) {
     const PixelView<float>& view = run_.pre;
-    if (view.data == nullptr || view.pixel != s_.c || direct_) return scratch_.tile;
+    if (view.data == nullptr || view.pixel != s_.c || direct_) return scratch_.tile.data();
     return view.data + image_ * view.image + p * view.pixel;
   }
 
