@@ -96,6 +96,7 @@ class Walk:
                     held.stored[i] if windowed else None,
                     step.sinks,
                     [held.messages[sink] for sink in step.sinks],
+                    [np.zeros(batch, np.uint64) for _ in step.sinks],
                 )
                 self._inputs[number] = held.inputs[i]
 

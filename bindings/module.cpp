@@ -198,7 +198,7 @@ NB_MODULE(_native, m) {
            nb::arg("store_pre").noconvert().none(), nb::arg("store_post").noconvert().none(),
            nb::arg("sink_out").noconvert(), nb::arg("sink_keys"), nb::arg("sink_nonces"),
            nb::arg("sink_pads").noconvert(), nb::arg("sums_out").noconvert(),
-           nb::arg("sums_in").noconvert(), nb::arg("threads") = 1);
+           nb::arg("sums_in").noconvert(), nb::arg("clipped").noconvert(), nb::arg("threads") = 1);
 
   nb::class_<BoundWalker>(m, "Walker")
       .def(nb::init<int64_t, int64_t, int>(), nb::arg("nodes"), nb::arg("batch"),
@@ -207,7 +207,7 @@ NB_MODULE(_native, m) {
            nb::arg("node"), nb::arg("unblinds"), nb::arg("accepts"),
            nb::arg("reply").noconvert().none(), nb::arg("residual").noconvert().none(),
            nb::arg("store_pre").noconvert().none(), nb::arg("store_post").noconvert().none(),
-           nb::arg("sink_nodes"), nb::arg("sink_out").noconvert())
+           nb::arg("sink_nodes"), nb::arg("sink_out").noconvert(), nb::arg("clipped").noconvert())
       .def("set_inputs", &BoundWalker::set_inputs, nb::arg("step"),
            nb::arg("source").noconvert().none(), nb::arg("residual").noconvert().none())
       .def("add_exchange", &BoundWalker::add_exchange, nb::arg("node"), nb::arg("packet"),

@@ -126,7 +126,8 @@ class BoundPass {
            const std::vector<std::optional<nb::bytes>>& sink_nonces,
            const std::vector<std::optional<Input>>& sink_pads,
            const nb::ndarray<uint64_t, nb::ndim<1>, nb::device::cpu>& sums_out,
-           const nb::ndarray<uint64_t, nb::ndim<2>, nb::device::cpu>& sums_in, int threads) {
+           const nb::ndarray<uint64_t, nb::ndim<2>, nb::device::cpu>& sums_in,
+           const nb::ndarray<uint64_t, nb::ndim<2>, nb::device::cpu>& clipped, int threads) {
     const PassShape& s = pass_.shape();
     const Batch before{n, s.h, s.w, s.c};
     const Batch after{n, pass_.out_h(), pass_.out_w(), s.c};
@@ -134,6 +135,8 @@ class BoundPass {
     require(n >= 0 && sums_out.shape(0) == static_cast<size_t>(n), "sums_out needs n values");
     require(sums_in.shape(0) == sinks && sums_in.shape(1) == static_cast<size_t>(n),
             "sums_in needs one row per sink and n columns");
+    require(clipped.shape(0) == sinks && clipped.shape(1) == static_cast<size_t>(n),
+            "clipped needs one row per sink and n columns");
     require(sink_out.size() == sinks && sink_keys.size() == sinks && sink_nonces.size() == sinks &&
                 sink_pads.size() == sinks,
             "every list needs one entry per sink");
@@ -165,6 +168,8 @@ class BoundPass {
       if (sink_pads[i]) sink.pad = after.packed<const uint32_t>(*sink_pads[i], "sink_pads");
       sink.sums = sums_in.data() + static_cast<int64_t>(i) * sums_in.stride(0);
       sink.sums_stride = sums_in.stride(1);
+      sink.clipped = clipped.data() + static_cast<int64_t>(i) * clipped.stride(0);
+      sink.clipped_stride = clipped.stride(1);
     }
     // Two runs at once would share scratch memory; one of them is refused instead.
     require(!busy_.test_and_set(), "the pass is running in another thread");

@@ -30,7 +30,8 @@ class BoundWalker {
   size_t add_pass(BoundPass& bound, int64_t node, bool unblinds, bool accepts,
                   const std::optional<Input>& reply, const std::optional<Input>& residual,
                   const std::optional<Output>& store_pre, const std::optional<Output>& store_post,
-                  const std::vector<int64_t>& sink_nodes, const std::vector<Output>& sink_out) {
+                  const std::vector<int64_t>& sink_nodes, const std::vector<Output>& sink_out,
+                  const std::vector<Contiguous<uint64_t>>& clipped) {
     PassStep step;
     step.pass = &bound.pass();
     step.node = node;
@@ -43,8 +44,13 @@ class BoundWalker {
     if (residual) step.run.residual = before.pixels<const float>(hold(*residual), "residual");
     if (store_pre) step.run.pre = before.pixels<float>(hold(*store_pre), "store_pre");
     if (store_post) step.run.post = after.pixels<float>(hold(*store_post), "store_post");
-    for (const Output& out : sink_out) {
+    require(clipped.size() == sink_out.size(), "a sink needs room for its counts");
+    for (size_t i = 0; i < sink_out.size(); ++i) {
+      const Output& out = sink_out[i];
       SinkRun sink;
+      require(static_cast<int64_t>(clipped[i].size()) == walker_.batch(),
+              "clipped needs one value per image");
+      sink.clipped = counts_.emplace_back(clipped[i]).data();
       if (out.dtype() == nb::dtype<int16_t>()) {
         sink.plain = after.packed<int16_t>(hold(out), "sink_out");
       } else {
@@ -192,6 +198,7 @@ class BoundWalker {
   std::vector<Input> read_, inputs_;
   std::vector<size_t> changed_;
   std::vector<Output> written_;
+  std::vector<Contiguous<uint64_t>> counts_;
   std::vector<std::pair<Contiguous<const int16_t>, Contiguous<int16_t>>> staged_;
   std::vector<std::vector<Contiguous<const uint32_t>>> unblinding_;
   std::optional<std::pair<size_t, uint64_t>> outstanding_;

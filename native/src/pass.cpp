@@ -62,8 +62,11 @@ void check_window(const PassShape& s) {
               static_cast<int64_t>(p.bias.size()) == s.c,
           "a depthwise convolution needs kh * kw weights and one bias per channel");
   require(p.lo <= p.hi, "the clamp needs lo <= hi");
-  require(std::all_of(p.weights.begin(), p.weights.end(), [](float w) { return std::isfinite(w); }),
-          "the weights of a depthwise convolution must be finite");
+  const auto finite = [](const std::vector<float>& values) {
+    return std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); });
+  };
+  require(finite(p.weights) && finite(p.bias),
+          "weights and bias of a depthwise convolution must be finite");
 }
 
 }  // namespace
@@ -75,6 +78,10 @@ Pass::Pass(PassShape shape) : shape_(std::move(shape)) {
   require(s.scale.size() == s.bias.size() &&
               (s.scale.empty() || static_cast<int64_t>(s.scale.size()) == s.c),
           "scale and bias need one value per channel");
+  for (const auto* values : {&s.scale, &s.bias}) {
+    require(std::none_of(values->begin(), values->end(), [](float v) { return std::isnan(v); }),
+            "scale and bias must be numbers");
+  }
   require(s.lo <= s.hi, "the clamp needs lo <= hi");
   if (s.window) check_window(s);
   for (const SinkRule& sink : s.sinks) {
@@ -187,8 +194,8 @@ void Pass::prepare(const PassBackend& kernels, int64_t workers) {
     auto scratch = std::make_unique<Scratch>();
     const auto& window = shape_.window;
     const int64_t ring = window ? std::min(span(window->kh, window->dh), shape_.h) : 0;
-    scratch->ring.resize(static_cast<size_t>(ring * shape_.w * shape_.c));
-    scratch->tile.resize(static_cast<size_t>(std::max(kTile, shape_.c)));
+    scratch->ring.resize(ring * shape_.w * shape_.c);
+    scratch->tile.resize(std::max(kTile, shape_.c));
     if (window && window->three_by_three()) {
       scratch->zeros.resize(static_cast<size_t>(shape_.w * shape_.c));
     }
@@ -224,7 +231,7 @@ void Pass::run(const PassRun& run, int threads) {
   prepare(kernels, std::min<int64_t>(std::max(threads, 1), run.n * bands));
   const size_t columns = 1 + shape_.sinks.size();
   const size_t phase_sums = static_cast<size_t>(run.n * bands) * columns;
-  std::vector<uint64_t> sums(2 * phase_sums);
+  std::vector<uint64_t> sums(2 * phase_sums), clipped(phase_sums);
 
   const auto band = [&](int64_t worker, int64_t job, bool sources) {
     Scratch& scratch = *scratch_[static_cast<size_t>(worker)];
@@ -245,7 +252,10 @@ void Pass::run(const PassRun& run, int threads) {
     }
     walk.finish();
     const size_t first = static_cast<size_t>(job) * columns + (sources ? phase_sums : 0);
-    for (size_t i = 0; i < columns; ++i) sums[first + i] = sum_of(scratch.lanes[i]);
+    for (size_t i = 0; i < columns; ++i) {
+      sums[first + i] = sum_of(scratch.lanes[i]);
+      if (!sources) clipped[first + i] = scratch.lanes[i].clipped;
+    }
   };
   if (rows_first) {
     in_parallel(run.n * bands, threads, [&](int64_t w, int64_t job) { band(w, job, true); });
@@ -254,19 +264,23 @@ void Pass::run(const PassRun& run, int threads) {
 
   for (int64_t image = 0; image < run.n; ++image) {
     for (size_t i = 0; i < columns; ++i) {
-      uint64_t sum = 0;
+      uint64_t sum = 0, beyond = 0;
       for (int64_t job = image * bands; job < (image + 1) * bands; ++job) {
         const size_t at = static_cast<size_t>(job) * columns + i;
         sum = add(sum, add(sums[at], sums[at + phase_sums]));
+        beyond += clipped[at];
       }
       if (i == 0) {
         if (run.sums_out == nullptr) continue;
         run.sums_out[image * run.sums_out_stride] = a_ ? subtract(sum, out_bias_) : 0;
-      } else if (run.sinks[i - 1].sums != nullptr) {
-        const SinkRun& sink = run.sinks[i - 1];
+        continue;
+      }
+      const SinkRun& sink = run.sinks[i - 1];
+      if (sink.sums != nullptr) {
         const uint64_t bias = limbs(kernels, i - 1) ? 0 : in_bias_[i - 1];
         sink.sums[image * sink.sums_stride] = t_[i - 1].rows ? subtract(sum, bias) : 0;
       }
+      if (sink.clipped != nullptr) sink.clipped[image * sink.clipped_stride] = beyond;
     }
   }
 }

@@ -11,9 +11,11 @@ namespace {
 
 namespace avx2 = rows::avx2;
 
-void emit_with(const EmitRow& row, avx2::Write write, CheckLanes& lanes) {
-  if (row.limbs != nullptr) return avx2::emit_limbs(row, write, lanes);
-  return row.t ? avx2::emit_dense(row, write, lanes) : avx2::emit_unchecked(row, write);
+template <class Request>
+void emit_as(const EmitRow& row, CheckLanes& lanes) {
+  if (row.limbs != nullptr) return avx2::emit_limbs(row, avx2::write<Request, true>, lanes);
+  if (row.t != nullptr) return avx2::emit_dense(row, avx2::write<Request, true>, lanes);
+  lanes.clipped += avx2::write<Request, false>(row, 0, row.pixels * row.channels, nullptr);
 }
 
 // Streaming stores should fill whole cache lines, which are `elements` of the request.
@@ -23,18 +25,14 @@ bool streams(const EmitRow& row, const void* request, int64_t elements) {
 }
 
 void any_emit_blinded(const EmitRow& row, CheckLanes& lanes) {
-  emit_with(row,
-            streams(row, row.blinded, 16) ? avx2::write<avx2::BlindedRequest<true>>
-                                          : avx2::write<avx2::BlindedRequest<false>>,
-            lanes);
+  return streams(row, row.blinded, 16) ? emit_as<avx2::BlindedRequest<true>>(row, lanes)
+                                       : emit_as<avx2::BlindedRequest<false>>(row, lanes);
 }
 
 void any_emit(const EmitRow& row, CheckLanes& lanes) {
-  if (row.blinded) return emit_with(row, avx2::write<avx2::PaddedRequest>, lanes);
-  emit_with(row,
-            streams(row, row.plain, 32) ? avx2::write<avx2::PlainRequest<true>>
-                                        : avx2::write<avx2::PlainRequest<false>>,
-            lanes);
+  if (row.blinded) return emit_as<avx2::PaddedRequest>(row, lanes);
+  return streams(row, row.plain, 32) ? emit_as<avx2::PlainRequest<true>>(row, lanes)
+                                     : emit_as<avx2::PlainRequest<false>>(row, lanes);
 }
 
 // Streaming stores are weakly ordered: without this the worker could be told of a request before it

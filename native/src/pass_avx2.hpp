@@ -63,6 +63,17 @@ struct Avx2 {
   static F sub(F x, F y) { return _mm256_sub_ps(x, y); }
   static I sub(I x, I y) { return _mm256_sub_epi32(x, y); }
   static I flip_sign(I v) { return _mm256_xor_si256(v, _mm256_set1_epi32(INT32_MIN)); }
+  static I zero() { return _mm256_setzero_si256(); }
+  static F within(F v, F limit) { return min(max(v, sub(_mm256_setzero_ps(), limit)), limit); }
+  static I count_changed(I counts, F before, F after) {
+    return sub(counts, _mm256_castps_si256(_mm256_cmp_ps(before, after, _CMP_NEQ_UQ)));
+  }
+  static uint64_t total(I counts) {
+    const I pairs = _mm256_hadd_epi32(counts, counts);
+    const I sums = _mm256_hadd_epi32(pairs, pairs);  // lanes 0 and 4: of either half
+    return static_cast<uint32_t>(_mm256_extract_epi32(sums, 0)) +
+           uint64_t{static_cast<uint32_t>(_mm256_extract_epi32(sums, 4))};
+  }
 
   // A HalfBlock has two words for every channel.
   static const uint32_t* coefficients(const ReplyRow& row, int64_t channel) {

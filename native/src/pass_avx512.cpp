@@ -60,8 +60,10 @@ void rows::emit_rest(const EmitRow& row, CheckLanes& lanes, int64_t first) {
   Integers unused;
   EmitRow again = row;
   again.ahead = {};
+  const uint64_t clipped = lanes.clipped;  // counted when the request was written
   const PlainRequest<false> nowhere{unused.value};
   while (first < row.terms) first += sum_terms(again, nowhere, lanes, first);
+  lanes.clipped = clipped;
 }
 
 const PassBackend kPassAvx512{rows::any_reply<Avx512>,   rows::any_values<Avx512>,

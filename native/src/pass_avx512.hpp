@@ -49,6 +49,15 @@ struct Avx512 {
   static F sub(F x, F y) { return _mm512_sub_ps(x, y); }
   static I sub(I x, I y) { return _mm512_sub_epi32(x, y); }
   static I flip_sign(I v) { return _mm512_xor_si512(v, _mm512_set1_epi32(INT32_MIN)); }
+  static I zero() { return _mm512_setzero_si512(); }
+  // The smaller magnitude, with the sign of v.
+  static F within(F v, F limit) { return _mm512_range_ps(v, limit, 0x2); }
+  static I count_changed(I counts, F before, F after) {
+    const M changed =
+        _mm512_cmpneq_epi32_mask(_mm512_castps_si512(before), _mm512_castps_si512(after));
+    return _mm512_mask_sub_epi32(counts, changed, counts, _mm512_set1_epi32(-1));
+  }
+  static uint64_t total(I counts) { return static_cast<uint32_t>(_mm512_reduce_add_epi32(counts)); }
   static const uint64_t* coefficients(const ReplyRow& row, int64_t channel) {
     return row.b + channel;
   }

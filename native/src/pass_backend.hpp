@@ -2,6 +2,7 @@
 // over an image is in pass.cpp; pass_rows.hpp writes the kernels once for all vector widths.
 #pragma once
 #include <array>
+#include <bit>
 #include <cstdint>
 
 #include "cloister/pass.hpp"
@@ -17,10 +18,19 @@ class LimbCheck;
 // Which factored coefficients a back end wants as digits (limbs.hpp); it sums them without a bias.
 enum class Digits { none, of_rows, of_either };
 
-// Partial sums modulo P, one per vector lane, each below 2^52; their sum is what counts.
+// Partial sums modulo P, one per vector lane, each below 2^52; their sum is what counts. And how
+// many elements of a request were clipped.
 struct CheckLanes {
   alignas(64) uint64_t lane[8] = {};
+  uint64_t clipped = 0;
 };
+
+// The largest float32 that rounds, half to even, to at most qmax: clamping there clips the rounded
+// integers to qmax, and changes exactly those values whose rounded integers lie beyond.
+inline float clip_limit(int32_t qmax) {
+  const float tie = static_cast<float>(qmax) + 0.5f;  // exact, and rounds to qmax if that is even
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(tie) - static_cast<uint32_t>(qmax % 2));
+}
 
 // Reply to float: unblind, check, dequantise, add the residual, clamp.
 struct ReplyRow {
@@ -71,7 +81,7 @@ struct EmitRow {
   const float* values;
   Ahead ahead;
   int64_t pixels, channels;
-  float inv_scale, qmax;
+  float inv_scale, limit;  // clip_limit()
   // Coefficients of the check. Without factors, t has one for every element. With factors, that of
   // channel c of pixel p is the sum over k < terms of
   // t[k * term_stride + c] * factors[k * factor_stride + p].

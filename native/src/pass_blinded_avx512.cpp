@@ -12,7 +12,7 @@ using rows::kVectors;
 template <bool kCheck, bool kStream>
 void emit_blinded(const EmitRow& row, CheckLanes& lanes) {
   const BlindedRequest<kStream> request(row);
-  const rows::Quantiser quantiser(row);
+  rows::TileQuantiser quantiser(row);
   const int64_t count = row.pixels * row.channels;
   Avx512::Sum sum(lanes);
   Avx512::Dot dot;
@@ -43,6 +43,7 @@ void emit_blinded(const EmitRow& row, CheckLanes& lanes) {
     sum.add(dot);
     sum.save(lanes);
   }
+  quantiser.count(lanes);
 }
 
 template <bool kStream>

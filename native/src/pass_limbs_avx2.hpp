@@ -65,10 +65,11 @@ inline void emit_limbs(const EmitRow& row, Write write, CheckLanes& lanes) {
   for (int64_t begin = 0; begin < row.pixels; begin += group) {
     const int64_t end = std::min(row.pixels, begin + group);
     if (row.channels % kLimbChannels == 0) {
-      write(row, begin * row.channels, (end - begin) * row.channels, staged.pairs);
+      lanes.clipped += write(row, begin * row.channels, (end - begin) * row.channels, staged.pairs);
     } else {
       for (int64_t p = begin; p < end; ++p) {
-        write(row, p * row.channels, row.channels, staged.pairs + (p - begin) * 2 * blocks);
+        I256* pairs = staged.pairs + (p - begin) * 2 * blocks;
+        lanes.clipped += write(row, p * row.channels, row.channels, pairs);
       }
     }
     for (int64_t k = 0; k < row.terms; ++k) {
@@ -94,7 +95,7 @@ inline void emit_dense(const EmitRow& row, Write write, CheckLanes& lanes) {
   Avx2::Sum sum(lanes);
   Avx2::Dot dot;
   Staged staged;
-  write(row, 0, count, staged.pairs);
+  lanes.clipped += write(row, 0, count, staged.pairs);
   over<Avx2>(0, count, [&](int64_t j, auto... mask) __attribute__((always_inline)) {
     const I256 pairs = staged.pairs[j / kLimbChannels * 2 + j / Avx2::kLanes % 2];
     const I256 q = j % kLimbChannels < 16 ? lower(pairs) : upper(pairs);
@@ -103,11 +104,6 @@ inline void emit_dense(const EmitRow& row, Write write, CheckLanes& lanes) {
   });
   sum.add(dot);
   sum.save(lanes);
-}
-
-inline void emit_unchecked(const EmitRow& row, Write write) {
-  Staged staged;
-  write(row, 0, row.pixels * row.channels, staged.pairs);
 }
 
 }  // namespace cloister::rows::avx2

@@ -97,7 +97,7 @@ struct LimbSums {
 template <int kTerms, class Request>
 void limbs_by_channels(const EmitRow& row, const Request& request, CheckLanes& lanes,
                        int64_t first) {
-  const Quantiser quantiser(row);
+  TileQuantiser quantiser(row);
   const int64_t c = row.channels;
   const LimbPairs* columns = row.limbs->columns(row.x, first);
   const int64_t stride = row.terms;
@@ -145,13 +145,14 @@ void limbs_by_channels(const EmitRow& row, const Request& request, CheckLanes& l
     });
   }
   sum.save(lanes);
+  quantiser.count(lanes);
 }
 
 // The same, a pixel after the other: all channels of a pixel have its factor in common.
 template <int kTerms, class Request>
 void limbs_by_pixels(const EmitRow& row, const Request& request, CheckLanes& lanes, int64_t first) {
   const LimbCheck& check = *row.limbs;
-  const Quantiser quantiser(row);
+  TileQuantiser quantiser(row);
   const int64_t c = row.channels;
   const int64_t longest = kLimbChannels * row.limb_pairs;
   const LimbBlock* blocks[kTerms];
@@ -200,6 +201,7 @@ void limbs_by_pixels(const EmitRow& row, const Request& request, CheckLanes& lan
     }
   }
   sum.save(lanes);
+  quantiser.count(lanes);
 }
 
 template <int kTerms, class Request>

@@ -39,6 +39,10 @@ struct Scalar {
   static F sub(F x, F y) { return x - y; }
   static I sub(I x, I y) { return x - y; }
   static I flip_sign(I v) { return v ^ 0x80000000u; }
+  static I zero() { return 0; }
+  static F within(F v, F limit) { return min(max(v, -limit), limit); }
+  static I count_changed(I count, F before, F after) { return count + (before != after); }
+  static uint64_t total(I count) { return count; }
   static const uint64_t* coefficients(const ReplyRow& row, int64_t channel) {
     return row.b + channel;
   }

@@ -17,8 +17,9 @@ struct Staged {
   I256 pairs[2 * kTile / kLimbChannels];
 };
 
-// Elements `at` .. `at` + `count` of a row, from which `pairs` become.
-using Write = void (*)(const EmitRow& row, int64_t at, int64_t count, I256* pairs);
+// Elements `at` .. `at` + `count` of a row, which `pairs` are made from if the check wants them;
+// how many were clipped.
+using Write = uint64_t (*)(const EmitRow& row, int64_t at, int64_t count, I256* pairs);
 
 // Two vectors of small integers as one of pairs, and back.
 inline I256 joined(I256 low, I256 high) {
@@ -102,26 +103,27 @@ struct BlindedRequest {
   }
 };
 
-template <class Request>
-void write(const EmitRow& row, int64_t at, int64_t count, I256* pairs) {
+template <class Request, bool kCheck>
+uint64_t write(const EmitRow& row, int64_t at, int64_t count, I256* pairs) {
   Request request(row, at);
   const float* values = row.values + at;
-  const auto inv_scale = Avx2::set(row.inv_scale);
-  const auto low = Avx2::set(-row.qmax), high = Avx2::set(row.qmax);
+  Quantiser<Avx2> quantiser(row);
   const auto quantise = [&](int64_t j, auto... mask) __attribute__((always_inline)) {
-    return quantised<Avx2>(Avx2::load(values + j, mask...), inv_scale, low, high);
+    return quantiser(Avx2::load(values + j, mask...));
   };
   int64_t j = 0;
-  for (; j + kLimbChannels <= count; j += kLimbChannels, pairs += 2) {
+  for (; j + kLimbChannels <= count; j += kLimbChannels) {
     fetch(row.ahead, row.values + at + j);
     fetch(row.ahead, row.values + at + j + 16);
     I256 q[kVectors];
     for (int i = 0; i < kVectors; ++i) q[i] = quantise(j + i * Avx2::kLanes);
     request.put_all(j, q);
-    pairs[0] = joined(q[0], q[2]);
-    pairs[1] = joined(q[1], q[3]);
+    if constexpr (kCheck) {
+      *pairs++ = joined(q[0], q[2]);
+      *pairs++ = joined(q[1], q[3]);
+    }
   }
-  if (j == count) return;
+  if (j == count) return Avx2::total(quantiser.clipped);
   I256 q[kVectors] = {};
   for (int i = 0; j < count; ++i, j += Avx2::kLanes) {
     if (j + Avx2::kLanes <= count) {
@@ -133,8 +135,11 @@ void write(const EmitRow& row, int64_t at, int64_t count, I256* pairs) {
       request.put(j, q[i], mask);
     }
   }
-  pairs[0] = joined(q[0], q[2]);
-  pairs[1] = joined(q[1], q[3]);
+  if constexpr (kCheck) {
+    pairs[0] = joined(q[0], q[2]);
+    pairs[1] = joined(q[1], q[3]);
+  }
+  return Avx2::total(quantiser.clipped);
 }
 
 }  // namespace cloister::rows::avx2

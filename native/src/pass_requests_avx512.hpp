@@ -9,23 +9,20 @@ namespace cloister::rows {
 
 constexpr int kVectors = 4;  // AES waits for itself, so four keystreams are made side by side
 
-// The integers of a vector of values.
-struct Quantiser {
+// The integers of a tile, vector by vector.
+struct TileQuantiser {
   const float* values;
   Ahead ahead;
-  __m512 inv_scale, low, high;
+  Quantiser<Avx512> quantise;
 
-  explicit Quantiser(const EmitRow& row)
-      : values(row.values),
-        ahead(row.ahead),
-        inv_scale(Avx512::set(row.inv_scale)),
-        low(Avx512::set(-row.qmax)),
-        high(Avx512::set(row.qmax)) {}
+  explicit TileQuantiser(const EmitRow& row)
+      : values(row.values), ahead(row.ahead), quantise(row) {}
 
-  inline __attribute__((always_inline)) __m512i operator()(int64_t at, auto... mask) const {
+  inline __attribute__((always_inline)) __m512i operator()(int64_t at, auto... mask) {
     fetch(ahead, values + at);
-    return quantised<Avx512>(Avx512::load(values + at, mask...), inv_scale, low, high);
+    return quantise(Avx512::load(values + at, mask...));
   }
+  void count(CheckLanes& lanes) const { lanes.clipped += Avx512::total(quantise.clipped); }
 };
 
 // Two vectors that lie side by side.

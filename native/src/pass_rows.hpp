@@ -130,12 +130,24 @@ void any_values(const ValueRow& row) {
   return values<S, false>(flat);
 }
 
-// The centred integers of one vector: round(clip(f * inv_scale)), half to even.
+// The centred integers of one vector: clip(round(f * inv_scale)), half to even, and how many were
+// clipped. A NaN counts as clipped. Inputs and constants are no NaN, so it is one that arithmetic
+// made, which is negative here: it becomes the lowest integer on every instruction set.
 template <class S>
-inline __attribute__((always_inline)) auto quantised(typename S::F f, typename S::F inv_scale,
-                                                     typename S::F low, typename S::F high) {
-  return S::round(S::min(S::max(S::mul(f, inv_scale), low), high));
-}
+struct Quantiser {
+  typename S::F inv_scale, limit;
+  typename S::I clipped = S::zero();  // in each lane
+
+  explicit Quantiser(const EmitRow& row)
+      : inv_scale(S::set(row.inv_scale)), limit(S::set(row.limit)) {}
+
+  inline __attribute__((always_inline)) typename S::I operator()(typename S::F f) {
+    const auto scaled = S::mul(f, inv_scale);
+    const auto inside = S::within(scaled, limit);
+    clipped = S::count_changed(clipped, scaled, inside);
+    return S::round(inside);
+  }
+};
 
 enum class To { blinded, plain, nowhere };
 
@@ -143,10 +155,8 @@ enum class To { blinded, plain, nowhere };
 // memory without their pad.
 template <class S, To kTo>
 inline __attribute__((always_inline)) auto write(const EmitRow& row, int64_t at,
-                                                 typename S::F inv_scale, typename S::F qmax,
-                                                 auto... mask) {
-  const auto low = S::sub(S::set(0.0f), qmax);
-  const auto q = quantised<S>(S::load(row.values + at, mask...), inv_scale, low, qmax);
+                                                 Quantiser<S>& quantise, auto... mask) {
+  const auto q = quantise(S::load(row.values + at, mask...));
   if constexpr (kTo != To::nowhere) fetch(row.ahead, row.values + at);
   if constexpr (kTo == To::blinded) {
     S::store(row.blinded + at, S::plus(q, S::load(row.pad + at, mask...)), mask...);
@@ -157,17 +167,22 @@ inline __attribute__((always_inline)) auto write(const EmitRow& row, int64_t at,
   return q;
 }
 
+// Integers that are written are counted, once.
+template <class S, To kTo>
+inline __attribute__((always_inline)) void tally(const Quantiser<S>& quantise, CheckLanes& lanes) {
+  if constexpr (kTo != To::nowhere) lanes.clipped += S::total(quantise.clipped);
+}
+
 // Every element with a coefficient of its own, or unchecked.
 template <class S, bool kCheck, To kTo>
 void emit(const EmitRow& row, CheckLanes& lanes) {
-  const auto inv_scale = S::set(row.inv_scale);
-  const auto qmax = S::set(row.qmax);
+  Quantiser<S> quantise(row);
   const int64_t count = row.pixels * row.channels;
   typename S::Sum sum(lanes);
   for (int64_t start = 0; start < count; start += S::kShortBlock) {
     typename S::Dot dot;
     over<S>(start, std::min(count, start + S::kShortBlock), [&](int64_t j, auto... mask) {
-      const auto q = write<S, kTo>(row, j, inv_scale, qmax, mask...);
+      const auto q = write<S, kTo>(row, j, quantise, mask...);
       if constexpr (kCheck) {
         prefetch(row.t + j);
         dot.add(row.t + j, S::plus(q, kShortBias), mask...);
@@ -176,6 +191,7 @@ void emit(const EmitRow& row, CheckLanes& lanes) {
     if constexpr (kCheck) sum.add(dot);
   }
   if constexpr (kCheck) sum.save(lanes);
+  tally<S, kTo>(quantise, lanes);
 }
 
 constexpr int kTermsAtOnce = 3;  // their accumulators fit the registers
@@ -184,8 +200,7 @@ constexpr int kTermsAtOnce = 3;  // their accumulators fit the registers
 // sum is multiplied by its factor.
 template <class S, int kTerms, To kTo>
 void emit_pixels(const EmitRow& row, CheckLanes& lanes, int64_t first) {
-  const auto inv_scale = S::set(row.inv_scale);
-  const auto qmax = S::set(row.qmax);
+  Quantiser<S> quantise(row);
   const uint64_t* factors = row.factors + first * row.factor_stride;
   const uint64_t* t = row.t + first * row.term_stride;
   const int64_t c = row.channels;
@@ -194,33 +209,34 @@ void emit_pixels(const EmitRow& row, CheckLanes& lanes, int64_t first) {
     typename S::Dot dots[kTerms];
     // A tile has fewer channels than S::kShortBlock.
     over<S>(0, c, [&](int64_t j, auto... mask) {
-      const auto q = write<S, kTo>(row, p * c + j, inv_scale, qmax, mask...);
+      const auto q = write<S, kTo>(row, p * c + j, quantise, mask...);
       const auto biased = S::plus(q, kShortBias);
       for (int k = 0; k < kTerms; ++k) dots[k].add(t + k * row.term_stride + j, biased, mask...);
     });
     for (int k = 0; k < kTerms; ++k) sum.add(dots[k], factors[k * row.factor_stride + p], 0);
   }
   sum.save(lanes);
+  tally<S, kTo>(quantise, lanes);
 }
 
 // The same with channels outside: what all pixels of a channel have in common is multiplied once.
 template <class S, int kTerms, To kTo>
 void emit_channels(const EmitRow& row, CheckLanes& lanes, int64_t first) {
-  const auto inv_scale = S::set(row.inv_scale);
-  const auto qmax = S::set(row.qmax);
+  Quantiser<S> quantise(row);
   const uint64_t* factors = row.factors + first * row.factor_stride;
   const uint64_t* t = row.t + first * row.term_stride;
   typename S::Sum sum(lanes);
   over<S>(0, row.channels, [&](int64_t j, auto... mask) {
     typename S::Column columns[kTerms];
     for (int64_t p = 0; p < row.pixels; ++p) {
-      const auto q = write<S, kTo>(row, p * row.channels + j, inv_scale, qmax, mask...);
+      const auto q = write<S, kTo>(row, p * row.channels + j, quantise, mask...);
       const auto biased = S::plus(q, kShortBias);
       for (int k = 0; k < kTerms; ++k) columns[k].add(factors[k * row.factor_stride + p], biased);
     }
     for (int k = 0; k < kTerms; ++k) columns[k].into(sum, t + k * row.term_stride + j, mask...);
   });
   sum.save(lanes);
+  tally<S, kTo>(quantise, lanes);
 }
 
 template <class S, int kTerms, To kTo>

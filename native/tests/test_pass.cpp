@@ -39,6 +39,7 @@ struct Result {
   Lines blinded;
   std::vector<int16_t, LineAllocator<int16_t>> plain;
   std::vector<uint64_t> sums;
+  std::vector<uint64_t> clipped;  // two sinks, an image after the other
   bool operator==(const Result&) const = default;
 };
 
@@ -127,8 +128,12 @@ Inputs inputs_of(const Setting& s, int64_t out_h, int64_t out_w) {
 Result run(const Setting& s, const Inputs& x, Pass& pass, bool explicit_pad, int threads) {
   const auto in = static_cast<size_t>(kImages * s.h * s.w * s.c);
   const auto out = static_cast<size_t>(kImages * pass.out_h() * pass.out_w() * s.c);
-  Result r{std::vector<float>(in), std::vector<float>(out), Lines(out),
-           decltype(Result::plain)(out), std::vector<uint64_t>(3 * kImages)};
+  Result r{std::vector<float>(in),
+           std::vector<float>(out),
+           Lines(out),
+           decltype(Result::plain)(out),
+           std::vector<uint64_t>(3 * kImages),
+           std::vector<uint64_t>(2 * kImages)};
   PassRun run;
   run.n = kImages;
   if (s.reply) run.reply = x.reply.data();
@@ -140,6 +145,10 @@ Result run(const Setting& s, const Inputs& x, Pass& pass, bool explicit_pad, int
   run.sinks[0].sums = r.sums.data() + kImages;
   run.sinks[1].plain = r.plain.data();
   run.sinks[1].sums = r.sums.data() + 2 * kImages;
+  for (size_t i = 0; i < 2; ++i) {
+    run.sinks[i].clipped = r.clipped.data() + i;
+    run.sinks[i].clipped_stride = 2;
+  }
   if (explicit_pad) {
     run.sinks[0].pad = x.pad.data();
   } else {
@@ -179,6 +188,18 @@ uint64_t sum_by_definition(const Setting& s, const Inputs& x, const Pass& pass, 
     sum = (sum + mod_mul(t % kP52, canonical)) % kP52;
   }
   return sum;
+}
+
+// How many of a request's integers would lie beyond qmax, had they not been clipped.
+uint64_t clipped_by_definition(const Pass& pass, const Result& r, size_t sink, int64_t image) {
+  const PassShape& s = pass.shape();
+  const int64_t elements = pass.out_h() * pass.out_w() * s.c;
+  const float* values = (s.window ? r.post : r.pre).data() + image * elements;
+  return static_cast<uint64_t>(std::count_if(values, values + elements, [&](float v) {
+    // volatile: the product is rounded to float.
+    const volatile float scaled = v * s.sinks[sink].inv_scale;
+    return !(std::abs(std::nearbyint(scaled)) <= static_cast<float>(s.sinks[sink].qmax));
+  }));
 }
 
 // Channel c of output (y, x) of a depthwise window over one image.
@@ -228,6 +249,13 @@ void test(const Setting& s) {
   force_isa(Isa::portable);
   const Result expected = run(s, x, pass, true, 1);
   if (s.window && s.window->kind == WindowShape::Kind::depthwise) check_depthwise(pass, expected);
+  for (int64_t i = 0; i < kImages; ++i) {
+    for (size_t sink : {0, 1}) {
+      expect(expected.clipped[static_cast<size_t>(2 * i) + sink] ==
+                 clipped_by_definition(pass, expected, sink, i),
+             "how many were clipped");
+    }
+  }
   for (int64_t i = 0; s.full && i < kImages; ++i) {
     const int16_t* q = expected.plain.data() + i * pass.out_h() * pass.out_w() * s.c;
     expect(expected.sums[static_cast<size_t>(2 * kImages + i)] == sum_by_definition(s, x, pass, q),

@@ -110,6 +110,7 @@ class Pass:
         sink_pads: Sequence[UInt32[np.ndarray, "n oh ow c"] | None],
         sums_out: UInt64[np.ndarray, " n"],
         sums_in: UInt64[np.ndarray, "sinks n"],
+        clipped: UInt64[np.ndarray, "sinks n"],
         threads: int = 1,
     ) -> None: ...
 
@@ -127,6 +128,7 @@ class Walker:
         store_post: Float32[np.ndarray, "n oh ow c"] | None,
         sink_nodes: Sequence[int],
         sink_out: Sequence[UInt32[np.ndarray, "n oh ow c"] | Int16[np.ndarray, "n oh ow c"]],
+        clipped: Sequence[UInt64[np.ndarray, " n"]],
     ) -> int: ...
     def set_inputs(
         self,

@@ -6,6 +6,7 @@
     │   │   └── UnsupportedError  valid, but outside what Cloister runs; says what to do
     │   ├── ShapeError            an array has another shape or type than the model or message says
     │   ├── RangeError            a value cannot be represented: NaN, infinity, an unprovable bound
+    │   │   └── ClipError         inputs lay outside the calibrated range (on_clip="raise")
     │   └── FunctionError         a function key may not be asked for: unit vector, packed operand
     ├── PlanError                 the plan contradicts itself, the model or the session
     ├── ProtocolError             the other side broke the wire protocol
@@ -21,7 +22,8 @@
     └── AuthorityUnavailable      the key authority cannot be reached
 
     CloisterWarning
-    └── PrecisionWarning          a layer of a plan is far from float32 on its calibration samples
+    ├── PrecisionWarning          a layer of a plan is far from float32 on its calibration samples
+    └── ClipWarning               inputs lay outside the calibrated range (on_clip="warn")
 
 Messages are one line, name the node, file or field and the remedy, and never contain a secret.
 """
@@ -63,6 +65,10 @@ class ShapeError(InputError):
 
 class RangeError(InputError):
     """A value cannot be represented."""
+
+
+class ClipError(RangeError):
+    """Inputs lay outside the calibrated range; their outputs were not released."""
 
 
 class FunctionError(InputError):
@@ -126,3 +132,7 @@ class CloisterWarning(UserWarning):
 
 class PrecisionWarning(CloisterWarning):
     """A layer's fixed-point error on the calibration samples exceeds its bound."""
+
+
+class ClipWarning(CloisterWarning):
+    """Inputs lay outside the calibrated range; their outputs may be wrong."""

@@ -184,6 +184,28 @@ def test_clipping_is_counted(cloister, model_file, pictures, tmp_path):
     assert found["calibration"] == "calibrated on 1 samples of --calibration"
 
 
+def test_run_says_what_is_clipped(cloister, refused, model_file, pictures, tmp_path):
+    np.save(tmp_path / "dark.npy", np.full((1, 3, 8, 6), 0.1, np.float32))
+    calibrated = ("--calibration", tmp_path / "dark.npy")
+    command = ("run", model_file, *calibrated, "--output", tmp_path / "out.npz", "--json")
+    ran = cloister(*command, "--input", *pictures)
+    assert ran.code == 0, ran
+    (line,) = ran.err.splitlines()
+    assert line.startswith("warning: 3 of 3 inputs (the first: 0) lie outside the calibrated range")
+    assert "% in layer 'Conv_0'" in line
+    found = json.loads(ran.out)
+    assert line == f"warning: {found['warning']}"
+    assert found["report"]["inputs_beyond"] == [0, 1, 2]
+    assert found["report"]["layers"][1]["clipped"] > 0.8 * found["report"]["layers"][1]["quantised"]
+    silent = cloister(*command, "--on-clip", "ignore", "--input", *pictures)
+    assert (silent.code, silent.err) == (0, "")
+    assert json.loads(silent.out)["warning"] is None
+    (tmp_path / "out.npz").unlink()
+    message = refused(*command, "--on-clip", "raise", "--input", *pictures)
+    assert message == f"error: {found['warning']}; nothing was released"
+    assert not (tmp_path / "out.npz").exists()
+
+
 def test_pads(cloister, refused, model_file, other_model_file, pictures, tmp_path):
     store = ("--store", tmp_path / "pads", "--pad-key", tmp_path / "key")
     made = cloister("pads", "make", model_file, "--count", 4, *store, "--calibration", *pictures)

@@ -1,6 +1,6 @@
 import numpy as np
 
-from cloister.field.codec import dequantise, quantise
+from cloister.field.codec import clipped, dequantise, quantise
 from cloister.field.reference import clamp
 
 
@@ -8,6 +8,14 @@ def test_quantise_rounds_half_to_even_and_clips():
     x = np.array([0.5, 1.5, 2.5, -0.5, -1.5, 99.0, -99.0, 7.49], np.float32)
     np.testing.assert_array_equal(quantise(x, 1.0, 7), [0, 2, 2, 0, -2, 7, -7, 7])
     assert quantise(x, 1.0, 7).dtype == np.int16
+
+
+def test_clipped_is_what_quantise_brings_into_the_range():
+    x = np.array([7.0, 7.49, 7.5, -7.5, 8.0, -99.0, np.inf, np.nan, 6.5], np.float32)
+    np.testing.assert_array_equal(clipped(x, 1.0, 7), [0, 0, 1, 1, 1, 1, 1, 1, 0])
+    np.testing.assert_array_equal(quantise(x, 1.0, 7), [7, 7, 7, -7, 7, -7, 7, -7, 6])
+    # Half to even: 6.5 rounds to 6 itself.
+    np.testing.assert_array_equal(clipped(x, 1.0, 6), [1, 1, 1, 1, 1, 1, 1, 1, 0])
 
 
 def test_dequantise_rounds_every_operation():

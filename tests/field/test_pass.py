@@ -115,6 +115,7 @@ class Result:
     requests: list[np.ndarray]
     sums_out: np.ndarray
     sums_in: np.ndarray
+    clipped: np.ndarray
 
     def assert_equal(self, other):
         for mine, theirs in ((self.pre, other.pre), (self.post, other.post)):
@@ -124,6 +125,7 @@ class Result:
             np.testing.assert_array_equal(mine, theirs)
         np.testing.assert_array_equal(self.sums_out, other.sums_out)
         np.testing.assert_array_equal(self.sums_in, other.sums_in)
+        np.testing.assert_array_equal(self.clipped, other.clipped)
 
 
 def expected(case):
@@ -143,14 +145,16 @@ def expected(case):
     if case.check and case.reply:
         sums_out[:] = [reference.answer_sum(case.a, case.b, z) for z in case.z]
     sums_in = np.zeros((len(case.sinks), case.n), np.uint64)
+    clipped = np.zeros((len(case.sinks), case.n), np.uint64)
     requests = []
     for i, (inv_scale, qmax, blinded) in enumerate(case.sinks):
         q = codec.quantise(post, inv_scale, qmax)
+        clipped[i] = codec.clipped(post, inv_scale, qmax).sum(axis=(1, 2, 3))
         if case.check:
             t = reference.factored(*case.checks[i]).ravel()
             sums_in[i] = [reference.check_sum(t, one) for one in q]
         requests.append(reference.blind(q, case.pad(i)) if blinded else q)
-    return Result(pre, post, requests, sums_out, sums_in)
+    return Result(pre, post, requests, sums_out, sums_in, clipped)
 
 
 def run(case, *, made=None, source=None, explicit=False, threads=1, spread=0):
@@ -178,6 +182,7 @@ def run(case, *, made=None, source=None, explicit=False, threads=1, spread=0):
     ]
     sums_out = np.zeros(case.n, np.uint64)
     sums_in = np.zeros((len(case.sinks), case.n), np.uint64)
+    clipped = np.full((len(case.sinks), case.n), 7, np.uint64)
     (made or case.native()).run(
         case.n,
         case.source if source is None else source,
@@ -191,6 +196,7 @@ def run(case, *, made=None, source=None, explicit=False, threads=1, spread=0):
         pads,
         sums_out,
         sums_in,
+        clipped,
         threads,
     )
     for array in (pre, post):
@@ -202,6 +208,7 @@ def run(case, *, made=None, source=None, explicit=False, threads=1, spread=0):
         requests,
         sums_out,
         sums_in,
+        clipped,
     )
 
 
@@ -479,6 +486,58 @@ def test_explicit_pads_equal_generated_ones(isa):
     run(case, explicit=True).assert_equal(expected(case))
 
 
+def around_the_limit(qmax):
+    """Values close to what rounds to qmax and to qmax + 1, of either sign."""
+    tie = np.float32(qmax + 0.5)
+    found = [np.float32(v) for v in (0, qmax, qmax + 1, np.inf, np.finfo(np.float32).max)]
+    found += [np.nextafter(tie, np.float32(0)), tie, np.nextafter(tie, np.float32(np.inf))]
+    return np.array([*found, *(-v for v in found)], np.float32)
+
+
+@pytest.mark.parametrize("terms", [None, 1, 3, 5])
+@pytest.mark.parametrize("blinded", [False, True])
+@pytest.mark.parametrize("qmax", [1, 2, 127, 2046, 2047, 8191])
+def test_clipped_is_what_rounds_beyond_the_range(qmax, blinded, terms, isa):
+    values = around_the_limit(qmax)
+    case = Case((1, 5, len(values)), reply=False, terms=(terms,), sinks=[(1.0, qmax, blinded)])
+    case.values[...] = values
+    found = run(case)
+    found.assert_equal(expected(case))
+    # Half to even: an odd qmax's tie rounds to qmax + 1. Five pixels, two signs.
+    assert found.clipped[0, 0] == 5 * 2 * (4 + qmax % 2)
+
+
+@pytest.mark.parametrize("terms", [None, 3, 5])
+@pytest.mark.parametrize("size", [(4, 3, 21), (2, 40, 64), (1, 2, 2500)], ids=str)
+def test_a_nan_that_arithmetic_makes_counts_as_clipped(size, terms, isa):
+    case = Case(size, reply=False, residual=True, terms=(terms,), sinks=[(1.0, 100, True)])
+    case.values[0, 0, 1, 2:5] = INF
+    case.more[0, 0, 1, 3:6] = -INF  # channels 3 and 4: infinity minus infinity
+    found = run(case)
+    with np.errstate(invalid="ignore"):
+        want = expected(case)
+    np.testing.assert_array_equal(found.requests[0], want.requests[0])
+    np.testing.assert_array_equal(found.sums_in, want.sums_in)
+    assert found.clipped[0, 0] == want.clipped[0, 0] == 4
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("terms", [None, 1, 3, 4, 7])
+@pytest.mark.parametrize(
+    "size", [(1, 1, 1), (3, 1, 5), (5, 7, 16), (6, 40, 33), (2, 2, 2500), (30, 31, 64)], ids=str
+)
+def test_clipped_values_are_counted_for_every_image_and_sink(size, terms, threads, isa):
+    """None, few, most or all of them."""
+    scales = [0.0, 1e-30, 40.0, -3e4, 1e9]
+    sinks = [(scale, 100 + i, i % 2 == 0) for i, scale in enumerate(scales)]
+    case = Case(size, n=3, check=terms is not None, terms=(terms,) * 5, sinks=sinks)
+    case.z[1] //= 1000
+    found = run(case, threads=threads).clipped
+    np.testing.assert_array_equal(found, expected(case).clipped)
+    assert not found[:2].any()
+    assert found[4].all()
+
+
 def test_no_sinks(isa):
     case = Case((3, 3, 10), sinks=[])
     run(case).assert_equal(expected(case))
@@ -566,6 +625,7 @@ def arguments(case, **changes):
         "sink_pads": [case.pad(0)],
         "sums_out": np.zeros(case.n, np.uint64),
         "sums_in": np.zeros((1, case.n), np.uint64),
+        "clipped": np.zeros((1, case.n), np.uint64),
     }
     return {**given, **changes}
 
@@ -588,6 +648,8 @@ REFUSED = {
     "two sinks": {"sink_out": [np.zeros((2, 3, 4, 5), np.uint32)] * 2},
     "sums": {"sums_out": np.zeros(1, np.uint64)},
     "sums of sinks": {"sums_in": np.zeros((2, 2), np.uint64)},
+    "counts of sinks": {"clipped": np.zeros((2, 2), np.uint64)},
+    "counts of images": {"clipped": np.zeros((1, 3), np.uint64)},
     "overlapping store": {
         "store_pre": np.lib.stride_tricks.as_strided(
             np.zeros(100, np.float32), (2, 3, 4, 5), (16, 16, 4, 4)
@@ -626,6 +688,8 @@ FILTER = (np.zeros((2, 2, 5), np.float32), np.zeros(5, np.float32), 0.0, 1.0)
         {"clamp": (1.0, 0.0)},
         {"bias": None},
         {"bias": np.zeros(4, np.float32)},
+        {"bias": np.full(5, np.nan, np.float32)},
+        {"scale": np.full(5, np.nan, np.float32)},
         {"window": (*MAX_2X2, 3, 3, 0)},
         {"window": (0, 0, 2, 2, 2, 1, 1, 0, 0, 1, 1, 0)},
         {"window": (0, 2, 2, 2, 2, 1, 1, 2, 0, 2, 2, 0)},
@@ -640,6 +704,10 @@ FILTER = (np.zeros((2, 2, 5), np.float32), np.zeros(5, np.float32), 0.0, 1.0)
         {"window": (2, *MAX_2X2[1:], 1, 2, 0), "depthwise": (FILTER[0], FILTER[0], 0.0, 1.0)},
         {"window": (2, *MAX_2X2[1:], 1, 2, 0), "depthwise": (*FILTER[:2], 1.0, 0.0)},
         {"window": (2, *MAX_2X2[1:], 1, 2, 0), "depthwise": (FILTER[0] + INF, *FILTER[1:])},
+        {
+            "window": (2, *MAX_2X2[1:], 1, 2, 0),
+            "depthwise": (FILTER[0], np.full(5, np.nan, np.float32), 0.0, 1.0),
+        },
         {"window": (2, *MAX_2X2[1:], 1, 2, 0), "depthwise": (*FILTER[:2], 0.0, float("nan"))},
     ],
 )

@@ -22,11 +22,18 @@ def plan_of(model, precision=None, policy="slalom", count=6):
 def test_the_same_numbers_as_a_session(net):
     model = nets.ALL[net]()
     plan, feeds = plan_of(model), nets.samples(model, 11, seed=1)
-    found = compare(plan, feeds)
-    with Session(plan, workers=[DirectLink()]) as session:
-        expected = session.run(feeds).outputs
-    for name, value in expected.items():
-        np.testing.assert_array_equal(found.outputs[name], value)
+    for factor in (1, 10):
+        scaled = {name: np.float32(factor) * value for name, value in feeds.items()}
+        found = compare(plan, scaled)
+        with Session(plan, workers=[DirectLink()], on_clip="ignore") as session:
+            result = session.run(scaled)
+        for name, value in result.outputs.items():
+            np.testing.assert_array_equal(found.outputs[name], value)
+        rows = {row.name: row for row in result.report.layers}
+        assert result.report.clipped > 0 or factor == 1
+        for layer in found.layers:
+            row = rows[layer.node]
+            assert (layer.clipped, layer.activations) == (row.clipped, row.quantised)
 
 
 def test_end_result_and_layers():

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import cloister as cl
-from cloister.errors import VerificationError
+from cloister.errors import ClipWarning, VerificationError
 from cloister.plan.compare import compare
 from trusted.links import DirectLink
 
@@ -59,6 +59,17 @@ def test_private_inference_agrees_with_float32_and_with_the_simulation(data, nam
     simulated = compare(plan, inputs[:2])
     for value, array in simulated.outputs.items():
         np.testing.assert_array_equal(array, result.outputs[value][:2])
+
+
+@pytest.mark.parametrize("name", [*PHOTO_MODELS, *CIFAR_MODELS])
+def test_pictures_that_calibration_has_not_seen_give_no_warning_until_they_are_scaled(data, name):
+    inputs = inputs_of(data, name, 24)
+    plan = cl.policies.slalom(cl.load(data / "models" / f"{name}.onnx"), calibration=inputs[:8])
+    with cl.Session(plan, on_clip="raise") as session:
+        assert session.run(inputs[8:]).report.inputs_beyond == ()
+    with cl.Session(plan) as session, pytest.warns(ClipWarning):
+        report = session.run(2 * inputs[8:]).report
+    assert len(report.inputs_beyond) >= 12
 
 
 @pytest.mark.parametrize("name", ["resnet20_cifar10", "squeezenet_v1.0_227"])

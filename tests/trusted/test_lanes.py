@@ -38,7 +38,7 @@ def plan():
 
 
 def one_lane(plan, feeds, batch=2):
-    with Session(plan, workers=[DirectLink()], batch=batch) as session:
+    with Session(plan, workers=[DirectLink()], batch=batch, on_clip="ignore") as session:
         return session.run(feeds)
 
 
@@ -131,7 +131,8 @@ def test_random_sizes_lanes_and_batches(plan):
     for lanes in (2, 3):
         pads = Counting(plan)
         links = connect_local_worker(lanes)
-        with Session(plan, workers=links, lanes=lanes, batch=2, pads=pads) as session:
+        options = {"lanes": lanes, "batch": 2, "pads": pads, "on_clip": "ignore"}
+        with Session(plan, workers=links, **options) as session:
             for _ in range(8):
                 first, count = int(rng.integers(0, 12)), int(rng.integers(1, 13))
                 part = {k: v[first : first + count] for k, v in images.items()}
@@ -199,17 +200,18 @@ class Killing(Counting):
 def test_a_worker_killed_in_the_middle_is_made_up_for(plan, transport):
     feeds = nets.samples(CHAIN, 40)
     pads = Killing(plan)
+    options = {"lanes": 4, "batch": 1, "pads": pads, "on_clip": "ignore"}
     if transport == "shm":
         links = [link for _ in range(2) for link in connect_local_worker(2)]
         pads.kill = links[0]._process.kill
-        with Session(plan, workers=links, lanes=4, batch=1, pads=pads) as session:
+        with Session(plan, workers=links, **options) as session:
             result = session.run(feeds)
         lost = (links[0].name,)
     else:
         servers = [start_server("127.0.0.1:0") for _ in range(2)]
         names = [server.address for server in servers]
         pads.kill = servers[0].close
-        with Session(plan, workers=names, lanes=4, batch=1, pads=pads) as session:
+        with Session(plan, workers=names, **options) as session:
             result = session.run(feeds)
         servers[1].close()
         lost = (names[0],)

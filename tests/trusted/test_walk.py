@@ -25,7 +25,7 @@ def worker():
 
 
 def by_steps(plan, feeds, **options):
-    with Session(plan, workers=[DirectLink()], **options) as session:
+    with Session(plan, workers=[DirectLink()], on_clip="ignore", **options) as session:
         return session.run(feeds)
 
 
@@ -35,9 +35,12 @@ def shapes(result):
 
 def rows(result):
     return [
-        (row.name, row.protection, row.bytes_to_worker, row.bytes_from_worker, row.soundness_bits)
+        (
+            row.name, row.protection, row.bytes_to_worker, row.bytes_from_worker,
+            row.soundness_bits, row.clipped, row.quantised, row.clipped_share,
+        )
         for row in result.report.layers
-    ]
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -45,15 +48,18 @@ def rows(result):
 def test_outputs_report_and_transcript_are_those_of_the_runtime(worker, net, policy):
     model = nets.ALL[net]()
     plan = plan_of(model, policy)
-    session = Session(plan, workers=[worker])
+    session = Session(plan, workers=[worker], on_clip="ignore")
     # Not closed, because that would close the worker; twice, because the memory is used again.
-    for count in (1, 3, 3, 1):
+    for count, factor in ((1, 1), (3, 10), (3, 1), (1, 10)):
         feeds = nets.samples(model, count, seed=count)
+        feeds = {name: np.float32(factor) * value for name, value in feeds.items()}
         expected, result = by_steps(plan, feeds), session.run(feeds)
         for name, value in expected.outputs.items():
             np.testing.assert_array_equal(result.outputs[name], value)
         assert shapes(result) == shapes(expected)
         assert rows(result) == rows(expected)
+        assert result.report.inputs_beyond == expected.report.inputs_beyond
+        assert factor == 1 or result.report.inputs_beyond == tuple(range(count))
     assert session._runtime._walks._walks[worker].keys() == {1, 3}
     assert result.report.trusted_ms > 0
     session._runtime.forget(worker)

@@ -3,12 +3,16 @@
 //   z = reply - unblind (mod 2^32, read as centred)      sums_out = sum a[p] b[o] z[p, o] mod P
 //   f = float(z) * scale + bias, + residual, clamped, then pooled or convolved depthwise;
 //                                                        each operation rounded on its own
-//   q = round(clip(f * inv_scale)) for every sink        sums_in  = sum t[q, c] q[q, c] mod P
+//   q = clip(round(f * inv_scale)) for every sink        sums_in  = sum t[q, c] q[q, c] mod P
+//                                                        clipped  = how many clip() changed
 //   request = q + pad (mod 2^32), or q as it is
 //
 // The reply may lie in memory a malicious worker can still write to, and the request in memory it
 // can already read. So every word of the reply is read exactly once, and that copy serves both the
 // check and the value; every word of the request is written exactly once, with its final value.
+//
+// Kernels count what is clipped by the same instructions whatever is clipped: the time that a pass
+// takes must not tell the worker.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -75,6 +79,8 @@ struct SinkRun {
   const uint8_t* nonces = nullptr;  // 12 bytes per image
   uint64_t* sums = nullptr;         // one per image, `sums_stride` apart
   int64_t sums_stride = 1;
+  uint64_t* clipped = nullptr;  // one per image, `clipped_stride` apart; nullptr: not wanted
+  int64_t clipped_stride = 1;
 };
 
 struct PassRun {

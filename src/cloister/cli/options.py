@@ -10,6 +10,7 @@ import typer
 from cloister.cli.images import Channels, Layout, Preprocessing
 from cloister.errors import InputError
 from cloister.plan.policies import NAMES
+from cloister.trusted.clips import OnClip
 
 PREPROCESSING = "Preprocessing of pictures: (pixel * scale - mean) / std"
 SEVERAL = ("--input", "--calibration")
@@ -48,6 +49,13 @@ Lanes = Annotated[
     int | None,
     typer.Option(
         "--lanes", min=1, help="Messages on their way at once. Default: one for each worker."
+    ),
+]
+OnClipChoice = Annotated[
+    OnClip,
+    typer.Option(
+        "--on-clip",
+        help="About inputs outside the calibrated range: warn, give no outputs, or say nothing.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]

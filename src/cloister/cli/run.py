@@ -9,7 +9,7 @@ import typer
 
 from cloister import files
 from cloister.cli import options
-from cloister.cli.console import emit_json, out, progress, table
+from cloister.cli.console import emit_json, err, out, progress, table
 from cloister.cli.images import Inputs, read_inputs
 from cloister.cli.planning import recipe_for
 from cloister.cli.results import best, is_classifier, read_labels, summary
@@ -17,6 +17,7 @@ from cloister.errors import InputError
 from cloister.graph.graph import Graph
 from cloister.graph.sources import load
 from cloister.plan.plan import Plan
+from cloister.trusted.clips import OnClip, clip_text
 from cloister.trusted.padrecipe import load_recipe
 from cloister.trusted.padstore import PadStore
 from cloister.trusted.report import Result
@@ -69,6 +70,7 @@ def run(
         Path | None,
         typer.Option("--output", metavar="FILE.npz", help="Write the raw outputs here."),
     ] = None,
+    on_clip: options.OnClipChoice = OnClip.WARN,
     json: options.Json = False,
 ) -> None:
     """Run a model on inputs: private, verified, or both, with an untrusted worker."""
@@ -106,6 +108,8 @@ def run(
             batch=batch,
             lanes=lanes,
             timeout_s=timeout,
+            # A warning is printed here, without the place in the code that Python adds.
+            on_clip=OnClip.RAISE if on_clip is OnClip.RAISE else OnClip.IGNORE,
         ) as session,
         progress("inputs") as update,
     ):
@@ -114,8 +118,12 @@ def run(
         # Results tell about inputs, and the worker may be another user of this machine.
         with files.replacing(output, private=True) as file:
             np.savez(file, **result.outputs)  # type: ignore[arg-type]
+    beyond = clip_text(result.report) if on_clip is OnClip.WARN else None
+    if beyond is not None:
+        err().print(f"warning: {beyond}", style="yellow", soft_wrap=True)
     if json:
-        emit_json(_document(plan, result, read, top=top, labels=names, origin=origin))
+        document = _document(plan, result, read, top=top, labels=names, origin=origin)
+        emit_json({**document, "warning": beyond})
     else:
         _show(plan, result, read, top=top, labels=names, origin=origin)
 

@@ -5,7 +5,7 @@ operations in the same order, so both give the same bits.
 """
 
 import numpy as np
-from jaxtyping import Float32, Int16, UInt32
+from jaxtyping import Bool, Float32, Int16, UInt32
 
 MAX_QMAX = 2**13 - 1
 """Activations have at most 14 bits."""
@@ -21,6 +21,12 @@ def dequantise(
 
 
 def quantise(x: Float32[np.ndarray, "*n"], inv_scale: float, qmax: int) -> Int16[np.ndarray, "*n"]:
-    """round(clip(x * inv_scale)), half to even, within [-qmax, qmax]."""
-    scaled = x * np.float32(inv_scale)
-    return np.rint(np.clip(scaled, np.float32(-qmax), np.float32(qmax))).astype(np.int16)
+    """clip(round(x * inv_scale)), half to even, within [-qmax, qmax]; a NaN becomes -qmax."""
+    rounded = np.rint(x * np.float32(inv_scale))
+    # fmax and fmin return the number beside a NaN.
+    return np.fmin(np.fmax(rounded, np.float32(-qmax)), np.float32(qmax)).astype(np.int16)
+
+
+def clipped(x: Float32[np.ndarray, "*n"], inv_scale: float, qmax: int) -> Bool[np.ndarray, "*n"]:
+    """Which values `quantise` clips: the nearest integer lies beyond qmax, or x is a NaN."""
+    return ~(np.abs(np.rint(x * np.float32(inv_scale))) <= qmax)

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from cloister.errors import PlanError
-from cloister.field.codec import dequantise, quantise
+from cloister.field.codec import clipped, dequantise, quantise
 from cloister.field.reference import depthwise as convolve_depthwise
 from cloister.field.reference import pool
 from cloister.field.ring import RingMap
@@ -129,9 +129,9 @@ class _Tally:
         self._size = 0.0
 
     def activations(self, x: np.ndarray) -> None:
-        """Count the activations that are clipped: beyond half a step outside the range."""
-        steps = np.abs(x * np.float32(self._node.inv_x_scale))
-        self.layer.clipped += int(np.count_nonzero(steps > self._node.x_qmax + 0.5))
+        """Count the activations that are clipped."""
+        beyond = clipped(x, self._node.inv_x_scale, self._node.x_qmax)
+        self.layer.clipped += int(np.count_nonzero(beyond))
         self.layer.activations += x.size
 
     def output(self, found: np.ndarray, exact: np.ndarray) -> None:

@@ -140,6 +140,7 @@ class _Pass:
         self._pass.run(
             1, self._reply, self._unblinding, None, None, None, [self._request], [self._key],
             [self._nonce], [None], np.empty(1, np.uint64), np.empty((1, 1), np.uint64),
+            np.empty((1, 1), np.uint64),
         )  # fmt: skip
 
 

@@ -10,7 +10,11 @@ from cloister.wire.transcript import Transcript
 
 @dataclass(slots=True)
 class LayerRow:
-    """One step of the program: CPU time inside, time waited, traffic; sums over all inputs."""
+    """One step of the program: CPU time inside, time waited, traffic; sums over all inputs.
+
+    Of a linear layer, `quantised` counts the activations that became integers, `clipped` those of
+    them that lay beyond the calibrated range; `clipped_share` is the largest share of one input.
+    """
 
     name: str
     protection: str
@@ -19,6 +23,9 @@ class LayerRow:
     bytes_to_worker: int = 0
     bytes_from_worker: int = 0
     soundness_bits: float | None = None
+    clipped: int = 0
+    quantised: int = 0
+    clipped_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,8 @@ class Report:
     `trusted_ms` is CPU time of the trusted process, all threads; `worker_ms` the sum of all lanes'
     waits for workers, which overlap; `offline_ms` CPU time spent making pads (inline pads only).
     `soundness_bits` is the weakest checked layer's, None where nothing is checked. `workers_lost`
-    lists workers that hung, died or lied since the session began.
+    lists workers that hung, died or lied since the session began. `inputs_beyond` has the numbers
+    of inputs outside the calibrated range (clips.py).
     """
 
     policy: str
@@ -44,18 +52,33 @@ class Report:
     pads_from: str
     workers: tuple[str, ...]
     workers_lost: tuple[str, ...]
+    inputs_beyond: tuple[int, ...]
     layers: tuple[LayerRow, ...]
+
+    @property
+    def clipped(self) -> int:
+        """Activations beyond the calibrated range, in all layers."""
+        return sum(row.clipped for row in self.layers)
+
+    @property
+    def quantised(self) -> int:
+        """Activations that became integers, in all layers."""
+        return sum(row.quantised for row in self.layers)
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
-        return asdict(self)
+        return {**asdict(self), "clipped": self.clipped, "quantised": self.quantised}
 
 
 @dataclass
 class Meter:
-    """Accumulates a report while the runtime walks the program."""
+    """Accumulates a report while the runtime walks the program.
+
+    `clipped` is uint64 (linear nodes, inputs): of one micro-batch.
+    """
 
     rows: dict[str, LayerRow] = field(default_factory=dict)
+    clipped: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.uint64))
     trusted_ms: float = 0.0
     offline_ms: float = 0.0
     pads_used: int = 0

@@ -43,6 +43,7 @@ class _Request:
     values: Values
     batch: int
     timeout_s: float
+    clipped: np.ndarray
     messages: dict[int, np.ndarray] = field(default_factory=dict)
     request_sums: dict[int, np.ndarray] = field(default_factory=dict)
     replies: dict[int, tuple[int, np.ndarray]] = field(default_factory=dict)
@@ -112,9 +113,11 @@ class Runtime:
         Raises   VerificationError, ProtocolError, PadError, RangeError; then nothing was released
         """
         batch = len(next(iter(feeds.values()))) if feeds else 1
-        request = _Request(
-            link, pads, meter, Values(self.plan.graph, feeds, self.program.slices), batch, timeout_s
-        )
+        values = Values(self.plan.graph, feeds, self.program.slices)
+        clipped = np.zeros((len(self.plan.linear_nodes), batch), np.uint64)
+        request = _Request(link, pads, meter, values, batch, timeout_s, clipped)
+        # Not added: an attempt that was given up and repeated is counted once.
+        meter.clipped = clipped
         try:
             walkable = self._walks.link_of(link)
             if walkable is not None:
@@ -152,6 +155,7 @@ class Runtime:
             request.timeout_s,
             recorder,
             local,
+            clipped=request.clipped,
             next_request_id=self._request_ids + 1,
         )
         try:
@@ -196,6 +200,7 @@ class Runtime:
         )
         answer_sums = np.zeros(request.batch, np.uint64)
         request_sums = np.zeros((len(step.sinks), request.batch), np.uint64)
+        clipped = np.zeros((len(step.sinks), request.batch), np.uint64)
         sinks = [self._sink(index, request) for index in step.sinks]
         for j in range(request.batch):
             one = slice(j, j + 1)
@@ -212,12 +217,14 @@ class Runtime:
                 [sink.explicit_pad(j) for sink in sinks],
                 answer_sums[one],
                 request_sums[:, one],
+                clipped[:, one],
                 self._threads,
             )
         if step.node is not None:
             request_id, _ = request.replies.pop(step.node)
             _link(request).release(request_id)
             self._accept(step.node, answer_sums, request)
+        request.clipped[list(step.sinks)] = clipped
         for index, sink, sums in zip(step.sinks, sinks, request_sums, strict=True):
             request.messages[index] = sink.message
             request.request_sums[index] = sums.copy()

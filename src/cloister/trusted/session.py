@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
@@ -11,11 +12,12 @@ from typing import Self
 import numpy as np
 
 from cloister.crypto.csprng import Csprng, SystemRandom
-from cloister.errors import PlanError, RangeError
+from cloister.errors import ClipError, ClipWarning, PlanError, RangeError
 from cloister.plan.plan import Plan
 from cloister.plan.protection import ENCLAVE
 from cloister.plan.samples import Samples, as_samples
 from cloister.trusted.blinded import InlinePads, PadUse
+from cloister.trusted.clips import ClipRule, OnClip, clip_text
 from cloister.trusted.lanes import Job, Lane, Lanes, Worker
 from cloister.trusted.padstore import PadSource
 from cloister.trusted.report import Meter, Report, Result
@@ -47,6 +49,9 @@ class Session:
     lanes            micro-batches on their way at once (lanes.py), spread over the workers; more
                      than one takes threads=1. Default: one for each worker, one with threads > 1
     record_payloads  keep a copy of every message in the transcript, not only its size
+    on_clip          what to do about inputs outside the calibrated range (clips.py): "warn" with a
+                     ClipWarning, "raise" a ClipError, "ignore" them. The report counts clipped
+                     values in any case. The request runs to its end first, and never again
     """
 
     def __init__(
@@ -61,15 +66,20 @@ class Session:
         lanes: int | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         record_payloads: bool = False,
+        on_clip: str = OnClip.WARN,
         rng: Csprng | None = None,
     ) -> None:
         if not isinstance(plan, Plan):
             raise PlanError(
                 "Session takes a plan: cloister.policies.slalom(model, calibration=...)"
             )
+        if on_clip not in tuple(OnClip):
+            raise PlanError(f"on_clip= takes {', '.join(OnClip)}, not {on_clip!r}")
         if pads is not None:
             _check_pads(plan, pads)
         self.plan = plan
+        self._on_clip = OnClip(on_clip)
+        self._clips = ClipRule(plan)
         self._rng = rng or SystemRandom()
         self._timeout_s = timeout_s
         self._record_payloads = record_payloads
@@ -159,7 +169,15 @@ class Session:
         Raises   VerificationError, ProtocolError, PadError, InputError; then nothing was released
         """
         with self._lock:
-            return self._run(inputs, progress)
+            result = self._run(inputs, progress)
+        beyond = None if self._on_clip is OnClip.IGNORE else clip_text(result.report)
+        if beyond is None:
+            return result
+        if self._on_clip is OnClip.RAISE:
+            del result  # an error keeps the frames that it passed through
+            raise ClipError(f"{beyond}; nothing was released")
+        warnings.warn(beyond, ClipWarning, stacklevel=2)
+        return result
 
     def _run(self, inputs: Samples, progress: Callable[[int, int], None] | None) -> Result:
         if os.getpid() != self._process:
@@ -194,9 +212,10 @@ class Session:
         for job in jobs[1:]:
             _add(meter, job.meter)
             transcript.follow(job.transcript)
+        clipped = np.concatenate([job.meter.clipped for job in jobs], axis=1)
         spent_ms = 1e3 * (time.process_time() - started - told.spent_s)
         meter.trusted_ms = max(spent_ms - meter.offline_ms, 0.0)
-        return Result(outputs, self._report(meter, total), transcript)
+        return Result(outputs, self._report(meter, total, clipped), transcript)
 
     def _micro_batch(self, total: int) -> int:
         if total == 0:
@@ -224,7 +243,7 @@ class Session:
             job.feeds, link=link, pads=pads, meter=job.meter, timeout_s=self._timeout_s
         )
 
-    def _report(self, meter: Meter, inputs: int) -> Report:
+    def _report(self, meter: Meter, inputs: int, clipped: np.ndarray) -> Report:
         bits = [row.soundness_bits for row in meter.rows.values() if row.soundness_bits is not None]
         return Report(
             policy=self.plan.policy,
@@ -240,6 +259,7 @@ class Session:
             pads_from=self._pads.kind if self._pads is not None else "none",
             workers=self._lanes.workers,
             workers_lost=tuple(self._lanes.lost),
+            inputs_beyond=self._clips.enter(meter.rows, clipped),
             layers=tuple(meter.rows.values()),
         )
 

@@ -42,6 +42,7 @@ class Trip:
     timeout_s: float
     recorder: RecordingLink | None
     local: Callable[[int], None]
+    clipped: np.ndarray
     next_request_id: int
 
 
@@ -95,6 +96,7 @@ class Walk:
             key: self._inside(key, TensorSpec(np.dtype(np.float32), shape))
             for key, shape in self._schedule.shapes.items()
         }
+        self._clipped = np.zeros((len(self._plan.linear_nodes), batch), np.uint64)
         self._entries: list[_Entry] = []
         self._stages: list[_Stage] = []
         self._opening: tuple[int | None, Fuse | None] = (None, None)
@@ -116,6 +118,7 @@ class Walk:
                 if stage.inputs is not None:
                     self._set_inputs(stage.first, stage.inputs, trip)
                 self._walk(stage, link, trip)
+            trip.clipped[...] = self._clipped
         except BaseException:
             # Ids that an interrupted walk may have used are never used again.
             if self._native.outstanding is None:
@@ -262,6 +265,7 @@ class Walk:
             kept if windowed else None,
             step.sinks,
             [self._message(index, link) for index in step.sinks],
+            [self._clipped[index] for index in step.sinks],
         )
         self._entries.append(_Entry(step.name, protection.name, step.node or 0))
         if step.stored:
