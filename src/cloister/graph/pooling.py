@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from cloister.graph.graph import Graph, Node
-from cloister.graph.linear_nodes import integers
+from cloister.graph.linear_nodes import stated_pads
 
 KINDS = ("max", "avg", "depthwise")
 """By the number the native pass knows them by."""
@@ -46,11 +46,12 @@ def pool_geometry(graph: Graph, node: Node) -> PoolGeometry | None:
     kernel = _attribute(node, "kernel_shape", (1, 1))
     stride = _attribute(node, "strides", (1, 1))
     dilation = _attribute(node, "dilations", (1, 1))
-    same = node.attributes.get("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER")
-    if same and (stride[0] > kernel[0] or stride[1] > kernel[1]):
-        return None  # ONNX leaves open which rows are skipped: ONNX Runtime decides
+    pads = stated_pads(node, len(before.shape) - 2)
+    if pads is None:
+        return None
+    pads = (0, pads[0], 0, pads[1]) if len(pads) == 2 else pads
     if node.attributes.get("ceil_mode", 0) and _leaves(
-        node, size, out_size, kernel, stride, dilation
+        node, pads, size, out_size, kernel, stride, dilation
     ):
         return None
     return PoolGeometry(
@@ -58,7 +59,7 @@ def pool_geometry(graph: Graph, node: Node) -> PoolGeometry | None:
         kernel,
         stride,
         dilation,
-        _pads_before(node, size, out_size, kernel, stride, dilation),
+        (pads[0], pads[1]),
         out_size,
         bool(node.attributes.get("count_include_pad", 0)),
     )
@@ -66,6 +67,7 @@ def pool_geometry(graph: Graph, node: Node) -> PoolGeometry | None:
 
 def _leaves(
     node: Node,
+    pads: tuple[int, ...],
     size: tuple[int, int],
     out_size: tuple[int, int],
     kernel: tuple[int, int],
@@ -77,8 +79,6 @@ def _leaves(
     One that starts behind the image does not exist for ONNX Runtime, though shape inference counts
     it before operator set 22; one that is cut off by the padding's end divides by fewer positions.
     """
-    pads = integers(node, "pads") or (0, 0, 0, 0)
-    pads = (0, pads[0], 0, pads[1]) if len(pads) == 2 else pads
     counted = node.op == "AveragePool" and node.attributes.get("count_include_pad", 0)
     for i in (0, 1):
         start = (out_size[i] - 1) * stride[i] - pads[i]
@@ -100,25 +100,3 @@ def _pair(values: tuple[int | None, ...]) -> tuple[int, int] | None:
     if len(known) == 1:
         return (1, known[0])
     return (known[0], known[1]) if len(known) == 2 else None
-
-
-def _pads_before(
-    node: Node,
-    size: tuple[int, int],
-    out_size: tuple[int, int],
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    dilation: tuple[int, int],
-) -> tuple[int, int]:
-    mode = node.attributes.get("auto_pad", "NOTSET")
-    if mode in ("SAME_UPPER", "SAME_LOWER"):
-        total = [
-            max((o - 1) * s + (k - 1) * d + 1 - i, 0)
-            for i, o, k, s, d in zip(size, out_size, kernel, stride, dilation, strict=True)
-        ]
-        before = [(t + (mode == "SAME_LOWER")) // 2 for t in total]
-        return before[0], before[1]
-    pads = integers(node, "pads")
-    if mode == "VALID" or not pads:
-        return 0, 0
-    return (0, int(pads[0])) if len(pads) == 2 else (int(pads[0]), int(pads[1]))

@@ -18,6 +18,7 @@ from jaxtyping import Float32
 
 from cloister.errors import RangeError
 from cloister.field.linear import LinearMap
+from cloister.graph.batch import cut
 from cloister.graph.fed import FedSession
 from cloister.graph.graph import Graph, Node
 from cloister.graph.interpreter import ORT_ERRORS
@@ -104,7 +105,7 @@ def calibrate(
     largest = dict.fromkeys(values, 0.0)
     inner = [value for value in values if value not in graph.inputs]
     session = FedSession(graph, outputs=(*graph.outputs, *inner), threads=0, optimised=True)
-    for batch in _batches(graph, samples):
+    for batch in cut(graph, samples, CALIBRATION_BATCH):
         found = dict(zip(inner, _run(session, inner, batch), strict=True)) if inner else {}
         for value in values:
             array = batch[value] if value in batch else found[value]
@@ -125,15 +126,6 @@ def _run(session: FedSession, wanted: list[str], batch: dict[str, np.ndarray]) -
             "calibration: ONNX Runtime cannot run the model on these samples "
             f"({type(error).__name__}); check their values"
         ) from None
-
-
-def _batches(graph: Graph, samples: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-    count = len(next(iter(samples.values())))
-    if count == 0:
-        raise RangeError("calibration: no samples given")
-    step = CALIBRATION_BATCH if graph.batch is None and graph.separable else count
-    for start in range(0, count, step):
-        yield {name: array[start : start + step] for name, array in samples.items()}
 
 
 def quantise_node(
