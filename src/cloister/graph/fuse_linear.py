@@ -58,7 +58,7 @@ def _affine(
         return None
     first = follower.inputs[0] == value
     other = graph.constants.get(follower.inputs[1 if first else 0])
-    if other is None or graph.types[follower.outputs[0]] != graph.types[value]:
+    if other is None or graph.types.get(follower.outputs[0]) != graph.types[value]:
         return None
     per_channel = _per_channel(other, len(shape), axis, channels)
     if per_channel is None or (not first and follower.op == "Div"):

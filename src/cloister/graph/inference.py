@@ -31,7 +31,8 @@ def with_types(graph: Graph) -> Graph:
         graph,
         inputs=(*graph.inputs, *large),
         constants={name: a for name, a in graph.constants.items() if name not in large},
-        types={**given, **large},
+        # Of a constant that is an output, inference would believe that nothing is known.
+        types={**given, **constants},
         opaque=open_inputs,
     )
     model = to_model(skeleton)

@@ -66,7 +66,7 @@ def float_weights(
 def stated_pads(node: Node, axes: int) -> tuple[int, ...] | None:
     """Padding (before..., behind...) of a window; None where padding.py could not state it."""
     mode = node.attributes.get("auto_pad", "NOTSET")
-    if mode not in ("NOTSET", "VALID"):
+    if mode not in ("NOTSET", "VALID") or "output_shape" in node.attributes:
         return None
     pads = () if mode == "VALID" else integers(node, "pads")
     return pads or (0,) * (2 * axes)
@@ -139,8 +139,6 @@ def _bias(graph: Graph, node: Node, channels: int) -> np.ndarray:
 
 
 def _begin_pads(node: Node, axes: int) -> Pair:
-    if "output_shape" in node.attributes:
-        return 0, 0  # it is more than there is, or padding.py would have stated the padding
     pads = stated_pads(node, axes)
     if pads is None:
         raise ShapeError("its padding is not stated in numbers")

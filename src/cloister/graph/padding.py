@@ -4,7 +4,8 @@
 combinations differently, and some ONNX Runtime does not compute at all. A node with numbers instead
 means one thing to everybody:
 
-    SAME              Conv, MaxPool, AveragePool: ceil(size / stride) windows
+    SAME              Conv, MaxPool, AveragePool: ceil(size / stride) windows, or fewer where
+                      pooling is dilated
     SAME              ConvTranspose: size * stride, or all there is if that is less, output_padding
                       included
     output_shape      ConvTranspose: the padding that leaves this size
@@ -16,65 +17,110 @@ The odd row goes behind the image for SAME_UPPER, before it for SAME_LOWER.
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from cloister.graph.graph import Graph, Node
-from cloister.graph.inference import with_types
 from cloister.graph.linear_nodes import integer, integers, stated_pads
+from cloister.graph.rewrite import Rewrite
 
 POOLS = ("MaxPool", "AveragePool")
-REPLACED = ("auto_pad", "ceil_mode", "output_shape")
 WINDOWED = (*POOLS, "Conv", "ConvTranspose")
+Sizes = tuple[int, ...]
 
 
 def with_explicit_padding(graph: Graph) -> Graph:
     """The graph with numbers in place of words, wherever the sizes they depend on are known."""
-    for i, node in enumerate(graph.nodes):
-        attributes = _stated(graph, node)
-        if attributes is None:
+    rewrite = Rewrite(graph)
+    for node in graph.nodes:
+        if node.domain or node.op not in WINDOWED or not rewrite.is_untouched(node):
             continue
-        nodes = list(graph.nodes)
-        nodes[i] = replace(node, attributes=attributes)
-        graph = replace(graph, nodes=tuple(nodes))
-        if node.op == "ConvTranspose" or "ceil_mode" in node.attributes:
+        found = _stated(rewrite, node)
+        if found == [node]:
+            continue
+        rewrite.swap([node], found)
+        if node.op != "Conv":
             # The nodes behind it may have other sizes than were inferred.
-            graph = with_types(graph)
-    return graph
+            rewrite = Rewrite(rewrite.finish())
+    return rewrite.finish()
 
 
-def _stated(graph: Graph, node: Node) -> dict[str, object] | None:
-    """A node's attributes with numbers; None where they have none to state."""
-    if node.domain or node.op not in WINDOWED:
-        return None
-    size = _image(graph, node.inputs[0])
+def _stated(rewrite: Rewrite, node: Node) -> list[Node]:
+    """The node with numbers, behind another one if need be."""
+    size = _image(rewrite.graph, node.inputs[0])
     kernel = integers(node, "kernel_shape")
     if not kernel and node.op not in POOLS:
-        kernel = _image(graph, node.inputs[1]) or ()
+        kernel = _image(rewrite.graph, node.inputs[1]) or ()
     if size is None or len(kernel) != len(size):
-        return None
-    one = (1,) * len(size)
-    stride = integers(node, "strides") or one
-    dilation = integers(node, "dilations") or one
-    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
-    pads = stated_pads(node, len(size))
-    if "output_shape" in node.attributes or pads is None:
-        if node.op in POOLS and any(s > r for s, r in zip(stride, reach, strict=True)):
-            return None  # ONNX leaves open which rows are skipped: ONNX Runtime decides
-        total = _total(node, size, stride, reach)
-        return _spread(node, total)
-    if node.op in POOLS and integer(node, "ceil_mode", 0):
-        return _without_late_windows(node, pads, size, stride, reach)
-    return None
+        return [node]
+    stated = stated_pads(node, len(size))
+    if node.op in POOLS:
+        pads = _pooled_pads(node, size, kernel, stated)
+        return [node] if pads == stated else _with_pads(rewrite, node, size, pads)
+    return [node] if stated is not None else [_convolved(node, size, kernel)]
 
 
-def _spread(node: Node, total: Sequence[int]) -> dict[str, object] | None:
-    """Attributes with this padding on each axis; None where it would be negative."""
-    if "output_shape" in node.attributes and min(total) < 0:
-        return None
-    total = [max(rows, 0) for rows in total]
+def _convolved(node: Node, size: Sizes, kernel: Sizes) -> Node:
+    """A convolution with the padding its words ask for; unchanged where no numbers do."""
+    stride, reach = _steps(node, kernel)
+    total = _total(node, size, stride, reach)
+    kept = {k: v for k, v in node.attributes.items() if k not in ("auto_pad", "output_shape")}
+    if min(total) < 0 and "output_shape" in node.attributes:
+        # More than there is: rows behind the image, of which a stride has fewer than its length.
+        own = integers(node, "output_padding") or (0,) * len(size)
+        extra = tuple(e - min(t, 0) for e, t in zip(own, total, strict=True))
+        if any(e >= s for e, s in zip(extra, stride, strict=True)):
+            return node
+        kept["output_padding"] = extra
+    pads = _halves(node, [max(rows, 0) for rows in total])
+    return replace(node, attributes=kept | {"pads": pads})
+
+
+def _pooled_pads(node: Node, size: Sizes, kernel: Sizes, stated: Sizes | None) -> Sizes:
+    """Padding of a pooling node without a late window; negative where rows are left out."""
+    stride, reach = _steps(node, kernel)
+    # SAME does not make room for what dilation adds to a window.
+    pads = stated or _halves(node, _total(node, size, stride, kernel))
+    begin, end = pads[: len(size)], list(pads[len(size) :])
+    for i in range(len(size)) if integer(node, "ceil_mode", 0) else ():
+        rest = (size[i] + begin[i] + end[i] - reach[i]) % stride[i]
+        last = size[i] + begin[i] + end[i] - reach[i] - rest + stride[i]
+        if last >= size[i] + begin[i]:
+            end[i] -= rest
+        elif rest and end[i] < 0:
+            end[i] += stride[i] - rest
+    return (*begin, *end)
+
+
+def _with_pads(rewrite: Rewrite, node: Node, size: Sizes, pads: Sizes) -> list[Node]:
+    """A pooling node with this padding; rows that are left out are cut off before it."""
+    padding = tuple(max(rows, 0) for rows in pads)
+    kept = {k: v for k, v in node.attributes.items() if k != "auto_pad"} | {"pads": padding}
+    if padding == pads:
+        return [replace(node, attributes=kept)]
+    cropped = rewrite.name(f"{node.name}_read")
+    starts = [-min(rows, 0) for rows in pads[: len(size)]]
+    stops = [n + min(rows, 0) for n, rows in zip(size, pads[len(size) :], strict=True)]
+    bounds = [
+        rewrite.constant(f"{cropped}_{name}", np.array(values, np.int64))
+        for name, values in (("from", starts), ("to", stops), ("axes", range(2, 2 + len(size))))
+    ]
+    crop = Node(rewrite.name(f"{node.name}_crop"), "Slice", (node.inputs[0], *bounds), (cropped,))
+    return [crop, replace(node, inputs=(cropped,), attributes=kept)]
+
+
+def _halves(node: Node, total: Sequence[int]) -> Sizes:
+    """(before..., behind...): of an odd number of rows, the last goes where `auto_pad` says."""
     upper = node.attributes.get("auto_pad") == "SAME_UPPER"
-    begin = [rows // 2 if upper else rows - rows // 2 for rows in total]
-    end = [rows - before for rows, before in zip(total, begin, strict=True)]
-    kept = {k: v for k, v in node.attributes.items() if k not in REPLACED}
-    return kept | {"pads": (*begin, *end)}
+    begin = [int((rows if upper else rows + 1) / 2) for rows in total]
+    return (*begin, *(rows - before for rows, before in zip(total, begin, strict=True)))
+
+
+def _steps(node: Node, kernel: Sizes) -> tuple[Sizes, Sizes]:
+    """Stride and reach of a window: its size with the gaps that dilation makes."""
+    one = (1,) * len(kernel)
+    dilation = integers(node, "dilations") or one
+    reach = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
+    return integers(node, "strides") or one, reach
 
 
 def _image(graph: Graph, value: str) -> tuple[int, ...] | None:
@@ -84,42 +130,13 @@ def _image(graph: Graph, value: str) -> tuple[int, ...] | None:
     return sizes if sizes and len(sizes) == len(known) else None
 
 
-def _total(
-    node: Node, size: Sequence[int], stride: Sequence[int], reach: Sequence[int]
-) -> list[int]:
+def _total(node: Node, size: Sizes, stride: Sizes, window: Sizes) -> list[int]:
     """Rows of padding on each axis that give the size asked for; negative where none does."""
     axes = range(len(size))
     if node.op != "ConvTranspose":
-        return [(-(-size[i] // stride[i]) - 1) * stride[i] + reach[i] - size[i] for i in axes]
+        return [(-(-size[i] // stride[i]) - 1) * stride[i] + window[i] - size[i] for i in axes]
     extra = integers(node, "output_padding") or (0,) * len(size)
     wanted = integers(node, "output_shape")[-len(size) :] or [
         n * s for n, s in zip(size, stride, strict=True)
     ]
-    return [(size[i] - 1) * stride[i] + extra[i] + reach[i] - wanted[i] for i in axes]
-
-
-def _without_late_windows(
-    node: Node,
-    pads: Sequence[int],
-    size: Sequence[int],
-    stride: Sequence[int],
-    reach: Sequence[int],
-) -> dict[str, object] | None:
-    """Attributes that give the same windows to those who count late ones; None if there is none."""
-    begin, end = pads[: len(size)], list(pads[len(size) :])
-    late = rounded_up = False
-    for i in range(len(size)):
-        room = size[i] + begin[i] + end[i] - reach[i]
-        fitting = room // stride[i]
-        if room % stride[i] == 0:
-            continue
-        if (fitting + 1) * stride[i] < size[i] + begin[i]:
-            rounded_up = True
-        else:
-            late = True
-            end[i] -= room % stride[i]
-    if not late:
-        return None
-    if not rounded_up:
-        return {k: v for k, v in node.attributes.items() if k != "ceil_mode"}
-    return {**node.attributes, "pads": (*begin, *end)} if min(end) >= 0 else None
+    return [(size[i] - 1) * stride[i] + extra[i] + window[i] - wanted[i] for i in axes]

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from cloister.graph.graph import Graph, Node
 from cloister.graph.linear_nodes import stated_pads
 
@@ -20,6 +22,26 @@ class PoolGeometry:
     pad: tuple[int, int]
     out_size: tuple[int, int]
     count_include_pad: bool = False
+
+    def reads(self, size: tuple[int, int]) -> bool:
+        """Whether every window reads something of an image of this size."""
+        for i in (0, 1):
+            starts = np.arange(self.out_size[i]) * self.stride[i] - self.pad[i]
+            at = starts[:, None] + np.arange(self.kernel[i]) * self.dilation[i]
+            if not ((at >= 0) & (at < size[i])).any(axis=1).all():
+                return False
+        return True
+
+    def is_cut_off(self, size: tuple[int, int], end: tuple[int, int]) -> bool:
+        """Whether the last window reaches beyond an image and the padding behind it.
+
+        ONNX Runtime counts fewer positions in such a window than it has.
+        """
+        for i in (0, 1):
+            start = (self.out_size[i] - 1) * self.stride[i] - self.pad[i]
+            if start + (self.kernel[i] - 1) * self.dilation[i] >= size[i] + end[i]:
+                return True
+        return False
 
     def to_tuple(self) -> tuple[int, ...]:
         """The integers the native pass takes: the kind, then the fields in order."""
@@ -50,42 +72,12 @@ def pool_geometry(graph: Graph, node: Node) -> PoolGeometry | None:
     if pads is None:
         return None
     pads = (0, pads[0], 0, pads[1]) if len(pads) == 2 else pads
-    if node.attributes.get("ceil_mode", 0) and _leaves(
-        node, pads, size, out_size, kernel, stride, dilation
-    ):
+    counted = node.op == "AveragePool" and bool(node.attributes.get("count_include_pad", 0))
+    begin, end = (pads[0], pads[1]), (pads[2], pads[3])
+    window = PoolGeometry(kind, kernel, stride, dilation, begin, out_size, counted)
+    if not window.reads(size) or (counted and window.is_cut_off(size, end)):
         return None
-    return PoolGeometry(
-        kind,
-        kernel,
-        stride,
-        dilation,
-        (pads[0], pads[1]),
-        out_size,
-        bool(node.attributes.get("count_include_pad", 0)),
-    )
-
-
-def _leaves(
-    node: Node,
-    pads: tuple[int, ...],
-    size: tuple[int, int],
-    out_size: tuple[int, int],
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    dilation: tuple[int, int],
-) -> bool:
-    """Whether the windows that ceil mode adds need more than `PoolGeometry` says.
-
-    One that starts behind the image does not exist for ONNX Runtime, though shape inference counts
-    it before operator set 22; one that is cut off by the padding's end divides by fewer positions.
-    """
-    counted = node.op == "AveragePool" and node.attributes.get("count_include_pad", 0)
-    for i in (0, 1):
-        start = (out_size[i] - 1) * stride[i] - pads[i]
-        reach = (kernel[i] - 1) * dilation[i] + 1
-        if start >= size[i] or (counted and start + reach > size[i] + pads[i + 2]):
-            return True
-    return False
+    return window
 
 
 def _attribute(node: Node, name: str, default: tuple[int, int]) -> tuple[int, int]:
