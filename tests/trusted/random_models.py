@@ -128,6 +128,17 @@ class RandomModel:
             for name, shape in self.inputs.items()
         }
 
+    @property
+    def has_linear_node(self) -> bool:
+        """Whether a worker could be sent something: constant weights, and a row per sample."""
+        return any(
+            node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
+            and self.shapes[node.input[0]][:1] == ("N",)
+            and is_fixed(self.shapes[node.input[0]][1:])
+            and node.input[1] in self.constants
+            for node in self.nodes
+        )
+
     # ---- attributes
 
     def window(self, axes: int, op: str) -> dict[str, object]:

@@ -16,7 +16,7 @@ from cloister.graph.legality import check
 from cloister.graph.model_file import read_model
 from cloister.graph.padding import with_explicit_padding
 from cloister.graph.separability import with_separability
-from cloister.graph.symbols import batch_choices, first_symbols
+from cloister.graph.symbols import batch_choices, first_symbols, linear_weights
 
 MAX_FILE_BYTES = 2**31 - 1
 MIN_OPSET = 7
@@ -74,7 +74,7 @@ def _import(
         with_separability(with_dynamic_batch(with_explicit_padding(choice)))
         for choice in batch_choices(graph)
     ]
-    return next((choice for choice in choices if choice.separable), choices[0])
+    return max(choices, key=lambda choice: (linear_weights(choice), choice.separable))
 
 
 def _check(model: onnx.ModelProto, name: str, elsewhere: Mapping[int, np.ndarray]) -> None:

@@ -1,18 +1,21 @@
 """Which free sizes of a model's inputs are its batch.
 
-ONNX names a free size, and nothing says that two names mean two sizes: exporters number the first
-axis of every input. So whoever has several is run: symbols of first axes that ONNX Runtime accepts
-with different numbers are different, the others are one. The batch is the first of them in whose
-parts the model may be run; all other sizes belong to values that every part needs whole.
+ONNX names a free size, and two names may mean one size: some exporters number the first axis of
+every input. A model with several names is run: names of first axes that ONNX Runtime accepts with
+different sizes are different, the others are one. The batch is the size of the values that most
+weights multiply, since a worker is sent rows of the batch only; among equals, one that can be cut.
+Values with another free size are passed whole to every part of a batch.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
 import onnx
 
+from cloister.graph.batch import batched_values
 from cloister.graph.batching import runs
-from cloister.graph.graph import BATCH, Graph
+from cloister.graph.graph import BATCH, LINEAR_OPS, Graph
 from cloister.graph.inference import tensor_type, with_types
 
 
@@ -28,6 +31,19 @@ def batch_choices(graph: Graph) -> Iterator[Graph]:
         symbols = [symbol for symbol in symbols if symbol not in batch]
         if not symbols:
             return
+
+
+def linear_weights(graph: Graph) -> int:
+    """How many weights multiply values that have the batch first."""
+    batched = batched_values(graph)
+    total = 0
+    for node in graph.nodes:
+        if node.op not in LINEAR_OPS or len(node.inputs) < 2 or node.inputs[1] in batched:
+            continue
+        sizes = graph.sizes(node.inputs[1]) or ()
+        if (graph.sizes(node.inputs[0]) or ())[:1] == (BATCH,):
+            total += math.prod(size for size in sizes if isinstance(size, int))
+    return total
 
 
 def first_symbols(inputs: list[onnx.TypeProto]) -> list[str]:
