@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from cloister.errors import CloisterError
 from cloister.graph import onnx_import, passes
+from cloister.graph.graph import Graph
 from cloister.graph.interpreter import ORT_ERRORS
 from cloister.plan import policies
 from cloister.trusted.session import Session
@@ -29,11 +30,19 @@ random_models = settings(
 )
 
 
-def is_listed(error: CloisterError, net: RandomModel) -> bool:
+def is_listed(error: CloisterError, net: RandomModel, graph: Graph) -> bool:
     """Whether a model may be refused for this reason."""
     if "no linear node with constant weights" in str(error):
         return not net.has_linear_node
-    return "its shape is not known, so a worker's answer could not be bounded" in str(error)
+    if "its shape is not known, so a worker's answer could not be bounded" in str(error):
+        inputs = {size for name in graph.inputs for size in graph.sizes(name)}
+        made = [graph.sizes(value) for node in graph.nodes for value in node.outputs]
+        return any(known is None or not inputs >= set(filter(is_name, known)) for known in made)
+    return False
+
+
+def is_name(size: int | str) -> bool:
+    return isinstance(size, str)
 
 
 def check(net: RandomModel, policy: str, feeds, *, workers=None, **options) -> None:
@@ -42,13 +51,13 @@ def check(net: RandomModel, policy: str, feeds, *, workers=None, **options) -> N
         wanted = runtime(model).run(None, feeds)
     except ORT_ERRORS:
         reject()  # its own shape inference contradicts its own kernels
+    graph = passes.prepare(onnx_import.from_model(model, name="random"))
     try:
-        graph = passes.prepare(onnx_import.from_model(model, name="random"))
         plan = policies.make(policy, graph, calibration=feeds)
         with Session(plan, workers=workers, **options) as session:
             found = session.run(feeds).outputs
     except CloisterError as error:
-        if not is_listed(error, net):
+        if not is_listed(error, net, graph):
             raise
         event(f"refused: {error}"[:40])
         return

@@ -81,13 +81,17 @@ def _pooled_pads(node: Node, size: Sizes, kernel: Sizes, stated: Sizes | None) -
     # SAME does not make room for what dilation adds to a window.
     pads = stated or _halves(node, _total(node, size, stride, kernel))
     begin, end = pads[: len(size)], list(pads[len(size) :])
-    for i in range(len(size)) if integer(node, "ceil_mode", 0) else ():
-        rest = (size[i] + begin[i] + end[i] - reach[i]) % stride[i]
-        last = size[i] + begin[i] + end[i] - reach[i] - rest + stride[i]
-        if last >= size[i] + begin[i]:
-            end[i] -= rest
-        elif rest and end[i] < 0:
-            end[i] += stride[i] - rest
+    ceil = bool(integer(node, "ceil_mode", 0))
+    for i in range(len(size)):
+        room = size[i] + begin[i] + end[i] - reach[i]
+        last = max(room // stride[i], 0)
+        if ceil and (last + 1) * stride[i] >= size[i] + begin[i]:
+            end[i] -= room % stride[i] if room > 0 else 0
+        elif ceil and room % stride[i]:
+            last += 1
+        # Averages leave rows out even if a window reaches them.
+        if end[i] < 0 and node.op == "MaxPool":
+            end[i] = max(end[i], last * stride[i] + reach[i] - size[i] - begin[i])
     return (*begin, *end)
 
 

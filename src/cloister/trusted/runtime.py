@@ -280,14 +280,15 @@ class Runtime:
         row.bytes_from_worker += sum(spec.nbytes for spec in expect)
 
     def _spec(self, value: str, sizes: Mapping[str, int]) -> TensorSpec:
-        known = self.plan.graph.sizes(value) or ("",)
-        shape = tuple(sizes.get(size) if isinstance(size, str) else size for size in known)
-        if None in shape:
+        known = self.plan.graph.sizes(value)
+        unknown = known is None or any(isinstance(s, str) and s not in sizes for s in known)
+        if known is None or unknown:
             raise UnsupportedError(
                 f"value {value!r}: its shape is not known, so a worker's answer could not be "
                 "bounded; use the enclave policy"
             )
-        return TensorSpec(element_type(self.plan.graph, value), tuple(s or 0 for s in shape))
+        shape = tuple(sizes[size] if isinstance(size, str) else size for size in known)
+        return TensorSpec(element_type(self.plan.graph, value), shape)
 
     def _local(self, i: int, step: Local, request: _Request) -> None:
         started = self._clock()
