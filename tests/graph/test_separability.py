@@ -42,7 +42,7 @@ def captured():
         info = onnx.ValueInfoProto(name=f"{branch}_found")
         branches[branch] = onnx.helper.make_graph([mean, less, found], branch, [], [info])
     chosen = net.op("If", net.constant(np.array(True)), **branches)
-    model = net.model(net.op("Identity", chosen))
+    model = net.model(chosen)
     model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
     return model
 

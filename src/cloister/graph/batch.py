@@ -6,7 +6,7 @@ constants - are the same for all samples, and so they are passed whole to every 
 graph without a free batch runs whole.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from onnx import helper
@@ -40,7 +40,12 @@ def batch_axis(graph: Graph, value: str) -> int | None:
 
 def batched_values(graph: Graph) -> frozenset[str]:
     """Inputs with a free batch, and every value that is computed from one."""
-    found = {name for name in graph.inputs if BATCH in (graph.sizes(name) or ())}
+    return computed_from(graph, [n for n in graph.inputs if BATCH in (graph.sizes(n) or ())])
+
+
+def computed_from(graph: Graph, sources: Iterable[str]) -> frozenset[str]:
+    """These values, and every value that depends on one of them."""
+    found = set(sources)
     for node in graph.nodes:
         if not found.isdisjoint((*node.inputs, *captured_values(node))):
             found.update(value for value in node.outputs if value)

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import onnx
 
-from cloister.graph.batch import batched_values
+from cloister.graph.batch import computed_from
 from cloister.graph.batching import runs
 from cloister.graph.graph import BATCH, LINEAR_OPS, Graph
 from cloister.graph.inference import tensor_type, with_types
@@ -34,11 +34,11 @@ def batch_choices(graph: Graph) -> Iterator[Graph]:
 
 
 def linear_weights(graph: Graph) -> int:
-    """How many weights multiply values that have the batch first."""
-    batched = batched_values(graph)
+    """How many constant weights multiply values that have the batch first."""
+    given = computed_from(graph, graph.inputs)
     total = 0
     for node in graph.nodes:
-        if node.op not in LINEAR_OPS or len(node.inputs) < 2 or node.inputs[1] in batched:
+        if node.op not in LINEAR_OPS or len(node.inputs) < 2 or node.inputs[1] in given:
             continue
         sizes = graph.sizes(node.inputs[1]) or ()
         if (graph.sizes(node.inputs[0]) or ())[:1] == (BATCH,):

@@ -41,9 +41,9 @@ class _Request:
     link: WorkerLink | None
     pads: PadUse | None
     meter: Meter
+    feeds: Mapping[str, np.ndarray]
     values: Values
     batch: int
-    sizes: Mapping[str, int]
     timeout_s: float
     messages: dict[int, np.ndarray] = field(default_factory=dict)
     request_sums: dict[int, np.ndarray] = field(default_factory=dict)
@@ -115,8 +115,7 @@ class Runtime:
         """
         rows = row_count(self.plan.graph, feeds)
         values = Values(self.plan.graph, feeds, self.program.slices, rows=rows)
-        sizes = bound_sizes(self.plan.graph, feeds)
-        request = _Request(link, pads, meter, values, rows, sizes, timeout_s)
+        request = _Request(link, pads, meter, feeds, values, rows, timeout_s)
         try:
             walkable = self._walks.link_of(link)
             if walkable is not None:
@@ -265,7 +264,8 @@ class Runtime:
     def _segment(self, step: Segment, request: _Request) -> None:
         row = request.meter.row(f"open segment {step.nodes[0].name}", "open")
         tensors = tuple(np.asarray(request.values.onnx(v), order="C") for v in step.inputs)
-        expect = tuple(self._spec(value, request.sizes) for value in step.outputs)
+        sizes = bound_sizes(self.plan.graph, request.feeds)
+        expect = tuple(self._spec(value, sizes) for value in step.outputs)
         started = time.perf_counter()
         request_id = self._next_request_id()
         link = _link(request)
