@@ -176,6 +176,14 @@ def test_the_batch_is_the_size_that_weights_are_used_with():
     assert_as_onnx_runtime(model, {"table": normal(4, 3), "x": normal(5, 3, seed=1)})
 
 
+def test_weights_that_are_inputs_do_not_choose_the_batch():
+    net = Net()
+    given(net, "table", "rows", 3), given(net, "weights", 5, 3), given(net, "x", "N", 3)
+    turned = net.op("Transpose", "weights", perm=[1, 0])
+    model = net.model(net.gemm("x", 3, 2), net.op("MatMul", "table", turned))
+    assert batch_axis(graph_of(model), "x") == 0
+
+
 def test_samples_against_each_other_are_run_whole():
     net = Net()
     given(net, "x", "N", 3), given(net, "links", "N", "N")
