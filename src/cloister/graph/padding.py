@@ -1,8 +1,7 @@
 """Windows as ONNX Runtime lays them, stated in numbers.
 
-`auto_pad` and `ceil_mode` leave room: ONNX's shape inference and ONNX Runtime read some of their
-combinations differently, and some ONNX Runtime does not compute at all. A node with numbers instead
-means one thing to everybody:
+ONNX's shape inference and ONNX Runtime read some combinations of `auto_pad` and `ceil_mode`
+differently, and ONNX Runtime refuses others. A node with explicit padding has one meaning:
 
     SAME              Conv, MaxPool, AveragePool: ceil(size / stride) windows, or fewer where
                       pooling is dilated

@@ -281,8 +281,7 @@ class Runtime:
 
     def _spec(self, value: str, sizes: Mapping[str, int]) -> TensorSpec:
         known = self.plan.graph.sizes(value)
-        unknown = known is None or any(isinstance(s, str) and s not in sizes for s in known)
-        if known is None or unknown:
+        if known is None or any(isinstance(size, str) and size not in sizes for size in known):
             raise UnsupportedError(
                 f"value {value!r}: its shape is not known, so a worker's answer could not be "
                 "bounded; use the enclave policy"
