@@ -10,6 +10,8 @@ from cloister.errors import ModelError, UnsupportedError
 from cloister.graph import frontends
 from cloister.graph.interpreter import interpret
 from cloister.graph.passes import prepare
+from cloister.plan import policies
+from cloister.trusted.session import Session
 
 
 def test_pytorch():
@@ -42,6 +44,31 @@ def test_pytorch_with_two_inputs():
     graph = frontends.from_torch(Product(), (torch.ones(1, 3), torch.ones(1, 3)))
     assert len(graph.inputs) == 2
     assert graph.batch is None
+
+
+def test_pytorch_with_a_state_and_a_scalar():
+    torch = pytest.importorskip("torch")
+
+    class Cell(torch.nn.Module):
+        def forward(self, x, state, gain):
+            return (x + state.sum(0)) * gain
+
+    examples = (torch.ones(1, 3), torch.ones(2, 1, 3), torch.tensor(2.0))
+    graph = frontends.from_torch(Cell(), examples)
+    assert [graph.sizes(name) for name in graph.inputs] == [("batch", 3), (2, 1, 3), ()]
+
+
+def test_pytorch_dilated_padding_of_the_same_size():
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    module = torch.nn.Conv1d(2, 3, 3, padding="same", dilation=4)
+    x = torch.randn(2, 2, 24)
+    graph = prepare(frontends.from_torch(module, x))
+    found = interpret(graph, {"input": x.numpy()})[graph.outputs[0]]
+    np.testing.assert_allclose(found, module(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+    with Session(policies.enclave(graph)) as session:
+        (inside,) = session.run(x.numpy()).outputs.values()
+    np.testing.assert_allclose(inside, found, rtol=1e-4, atol=1e-5)
 
 
 def test_something_else_than_a_module():
@@ -100,6 +127,22 @@ def test_keras(keras, tmp_path):
     found = interpret(graph, {graph.inputs[0]: x})[graph.outputs[0]]
     wanted = model(x).detach().cpu().numpy()
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    assert graph.batch is None
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_keras_with_two_inputs(keras, tmp_path):
+    layers = keras.layers
+    a, b = keras.Input((4,)), keras.Input((6,))
+    both = layers.Concatenate()([layers.Dense(5, "relu")(a), layers.Dense(5, "tanh")(b)])
+    model = keras.Model([a, b], layers.Dense(2)(both))
+    path = tmp_path / "model.keras"
+    model.save(path)
+    graph = prepare(frontends.from_keras(path))
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal((3, size)).astype(np.float32) for size in (4, 6)]
+    found = interpret(graph, dict(zip(graph.inputs, inputs, strict=True)))[graph.outputs[0]]
+    np.testing.assert_allclose(found, model(inputs).detach().cpu().numpy(), rtol=1e-4, atol=1e-5)
     assert graph.batch is None
 
 

@@ -2,10 +2,12 @@
 
 import numpy as np
 import onnxruntime as ort
-from hypothesis import assume, given, settings
+import pytest
+from hypothesis import assume, given, reject, settings
 from hypothesis import strategies as st
 
 from cloister.field.reference import pool
+from cloister.graph.interpreter import ORT_ERRORS, interpret
 from cloister.graph.layout import from_channels_last, to_channels_last
 from cloister.graph.onnx_import import from_model
 from cloister.graph.pooling import pool_geometry
@@ -28,23 +30,33 @@ def test_window_equals_onnx_runtime(data, axes, op):
     mode = data.draw(st.sampled_from(["NOTSET", "NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"]))
     if mode == "NOTSET":
         attributes["pads"] = [data.draw(st.integers(0, k - 1)) for k in kernel * 2]
-        attributes["ceil_mode"] = data.draw(st.integers(0, 1))
     else:
         attributes["auto_pad"] = mode
-        assume(max(dilation) == 1)
-        assume(all(s <= k for s, k in zip(stride, kernel, strict=True)))
+    attributes["ceil_mode"] = data.draw(st.integers(0, 1))
     net = Net()
     model = net.model(net.op(op, net.input("x", 3, *pick(st.integers(7, 10))), **attributes))
     graph = from_model(model, name="pool")
-    window = pool_geometry(graph, graph.nodes[0])
+    node = graph.nodes[-1]
+    window = pool_geometry(graph, node)
     assume(window is not None)
     x = np.random.default_rng(0).standard_normal((2, *graph.types["x"].shape[1:]))
     x = x.astype(np.float32)
-    expected = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0]
-    last = np.ascontiguousarray(to_channels_last(x, channels_first=True))
+    try:
+        expected = plain(model, x)
+    except ORT_ERRORS:
+        reject()  # some of its kernels leave no rows out
+    (before,) = node.inputs
+    image = interpret(graph, {"x": x}, wanted=[before])[before]
+    last = np.ascontiguousarray(to_channels_last(image, channels_first=True))
     shape = graph.types[graph.outputs[0]].shape
     found = from_channels_last(pool(last, window.to_tuple()), shape, channels_first=True)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def plain(model, x):
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    return ort.InferenceSession(model.SerializeToString(), options).run(None, {"x": x})[0]
 
 
 def test_windows_cut_off_by_the_padding_are_left_to_onnx_runtime():
@@ -56,10 +68,14 @@ def test_windows_cut_off_by_the_padding_are_left_to_onnx_runtime():
     assert pool_geometry(graph, graph.nodes[0]) is None
 
 
-def test_stride_beyond_the_kernel_is_left_to_onnx_runtime():
+@pytest.mark.parametrize("mode", ["SAME_UPPER", "SAME_LOWER"])
+def test_rows_that_a_stride_beyond_the_kernel_skips_are_those_of_onnx_runtime(mode):
     net = Net()
-    x = net.input("x", 3, 9, 9)
-    model = net.model(net.op("AveragePool", x, kernel_shape=[1, 1], strides=[3, 3],
-                             auto_pad="SAME_UPPER"))  # fmt: skip
+    x = net.input("x", 3, 9, 7)
+    attributes = {"kernel_shape": [1, 2], "strides": [3, 4], "dilations": [1, 2]}
+    model = net.model(net.op("MaxPool", x, auto_pad=mode, **attributes))
     graph = from_model(model, name="pool")
-    assert pool_geometry(graph, graph.nodes[0]) is None
+    assert pool_geometry(graph, graph.nodes[-1]) is not None
+    x = np.random.default_rng(0).standard_normal((2, 3, 9, 7)).astype(np.float32)
+    (found,) = interpret(graph, {"x": x}).values()
+    np.testing.assert_array_equal(found, plain(model, x))

@@ -1,4 +1,5 @@
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 
@@ -29,12 +30,37 @@ def backwards():
     return net.model(net.op("Slice", x, *bounds))
 
 
+def captured():
+    """The mean over the batch, read by a subgraph whose output has no known shape."""
+    net = nets.Net()
+    hidden = net.gemm(net.input("row", 4), 4, 4)
+    branches = {}
+    for branch in ("then_branch", "else_branch"):
+        mean = onnx.helper.make_node("ReduceMean", [hidden], [branch], axes=[0], keepdims=1)
+        less = onnx.helper.make_node("Sub", [hidden, branch], [f"{branch}_less"])
+        found = onnx.helper.make_node("NonZero", [f"{branch}_less"], [f"{branch}_found"])
+        info = onnx.ValueInfoProto(name=f"{branch}_found")
+        branches[branch] = onnx.helper.make_graph([mean, less, found], branch, [], [info])
+    chosen = net.op("If", net.constant(np.array(True)), **branches)
+    model = net.model(chosen)
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    return model
+
+
+def crossed():
+    """One number per sample, added along the columns: three samples fit, and only three."""
+    net = nets.Net()
+    net.inputs.append(onnx.helper.make_tensor_value_info("row", onnx.TensorProto.FLOAT, ["N", 5]))
+    net.inputs.append(onnx.helper.make_tensor_value_info("bias", onnx.TensorProto.FLOAT, ["N"]))
+    return net.model(net.op("Add", net.gemm("row", 5, 5), "bias"))
+
+
 @pytest.mark.parametrize("net", nets.ALL)
 def test_ordinary_networks_may_be_run_in_parts(net):
     assert onnx_import.from_model(nets.ALL[net](), name="net").separable
 
 
-@pytest.mark.parametrize("build", [centred, normalised, backwards])
+@pytest.mark.parametrize("build", [centred, normalised, backwards, captured, crossed])
 def test_networks_that_mix_samples_are_run_whole(build):
     model = build()
     graph = passes.prepare(onnx_import.from_model(model, name="net"))

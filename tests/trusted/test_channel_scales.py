@@ -145,9 +145,11 @@ def test_inputs_far_beyond_the_range_overflow_nothing():
     plan = policies.make("slalom", graph_of(model), calibration=unequal.samples(model, 16))
     top = np.finfo(np.float32).max
     feeds = {"x": np.full((2, 4), [[top], [-top]], np.float32)}
-    with Session(plan, workers=[DirectLink()]) as session:
-        with pytest.warns(ClipWarning, match="2 of 2 inputs"):
-            outputs = session.run(feeds).outputs
+    with (
+        Session(plan, workers=[DirectLink()]) as session,
+        pytest.warns(ClipWarning, match="2 of 2 inputs"),
+    ):
+        outputs = session.run(feeds).outputs
     assert all(np.isfinite(value).all() for value in outputs.values())
 
 

@@ -143,7 +143,7 @@ VERBS = {
 def test_no_verb_runs_what_lies_in_the_current_folder(planted, verb):
     folder, mark = planted
     if "training" in verb:
-        for module in ("torch", "sklearn", "uvicorn"):
+        for module in ("torch", "sklearn"):
             pytest.importorskip(module)
     done = subprocess.run([CLOISTER, *verb.split()], cwd=folder, capture_output=True, text=True)
     assert not mark.exists(), mark.read_text()

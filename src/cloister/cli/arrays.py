@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from cloister.errors import InputError
-from cloister.graph.graph import TensorType
+from cloister.graph.batch import batch_axis, element_type
+from cloister.graph.graph import Graph
 
 
 def read_array_file(path: Path, *, wanted: Sequence[str]) -> dict[str, np.ndarray]:
@@ -40,25 +41,25 @@ def read_array_file(path: Path, *, wanted: Sequence[str]) -> dict[str, np.ndarra
     return found
 
 
-def with_batch_axis(
-    array: np.ndarray, expected: TensorType, *, name: str, path: Path
-) -> np.ndarray:
-    """An array as a batch of an input's type; a single sample gets its batch axis."""
-    if expected.dtype.kind == "f" and array.dtype.kind == "f":
-        array = array.astype(expected.dtype)
-    elif array.dtype != expected.dtype:
+def as_input(graph: Graph, name: str, array: np.ndarray, path: Path) -> np.ndarray:
+    """An array as an input of the model; a single sample gets its batch axis."""
+    expected = element_type(graph, name)
+    if expected.kind == "f" and array.dtype.kind == "f":
+        array = array.astype(expected)
+    elif array.dtype != expected:
         raise InputError(
-            f"{path}: holds {array.dtype} numbers, input {name!r} takes {expected.dtype}; "
-            f"convert with array.astype({str(expected.dtype)!r})"
+            f"{path}: holds {array.dtype} numbers, input {name!r} takes {expected}; "
+            f"convert with array.astype({str(expected)!r})"
         )
-    if array.ndim == len(expected.shape) - 1:
-        array = array[None]
-    wanted = ", ".join("batch" if size is None else str(size) for size in expected.shape)
-    if array.ndim != len(expected.shape):
+    sizes, axis = graph.sizes(name) or (), batch_axis(graph, name)
+    if array.ndim == len(sizes) - 1:
+        array = np.expand_dims(array, axis or 0)
+    wanted = ", ".join(map(str, sizes))
+    if array.ndim != len(sizes):
         raise InputError(
             f"{path}: array of {array.ndim} axes {array.shape}, input {name!r} takes ({wanted})"
         )
-    pairs = zip(expected.shape[1:], array.shape[1:], strict=True)
-    if any(want is not None and want != got for want, got in pairs):
+    pairs = enumerate(zip(sizes, array.shape, strict=True))
+    if any(want != got for i, (want, got) in pairs if isinstance(want, int) and i != axis):
         raise InputError(f"{path}: array of shape {array.shape}, input {name!r} takes ({wanted})")
     return array

@@ -8,7 +8,7 @@ with one mean and std for all channels or one per channel, in the model's channe
 floating-point numbers are taken as they are: they are model inputs already.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -17,10 +17,11 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from cloister.cli.arrays import read_array_file, with_batch_axis
+from cloister.cli.arrays import as_input, read_array_file
 from cloister.cli.console import note
 from cloister.data.pictures import read_picture, skipped_text
-from cloister.errors import InputError, RangeError
+from cloister.errors import InputError, RangeError, ShapeError
+from cloister.graph.batch import batch_axis, bound_sizes, element_type, part, sample_count
 from cloister.graph.graph import Graph
 
 PICTURES = (".png", ".jpg", ".jpeg")
@@ -57,14 +58,18 @@ class Preprocessing:
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """A batch: arrays by input name and, for every sample, where it came from."""
+    """A batch: arrays by input name, for every sample where it came from, and its axes."""
 
     arrays: dict[str, np.ndarray]
     names: tuple[str, ...]
+    axes: Mapping[str, int | None]
 
     def first(self, count: int) -> dict[str, np.ndarray]:
-        """The first samples only."""
-        return {name: array[:count] for name, array in self.arrays.items()}
+        """The first samples only; inputs without a batch stay whole."""
+        return {
+            name: array if (axis := self.axes[name]) is None else part(array, axis, 0, count)
+            for name, array in self.arrays.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -79,17 +84,37 @@ def read_inputs(graph: Graph, paths: Sequence[Path], preprocessing: Preprocessin
 
     Raises InputError naming the file and what to do.
     """
-    batches: list[dict[str, np.ndarray]] = []
+    if not graph.inputs:
+        raise InputError("the model has no inputs, so there is nothing to give to it")
+    batches: list[tuple[Path, dict[str, np.ndarray]]] = []
     names: list[str] = []
     for path in _files(paths):
         batch = _read(graph, path, preprocessing)
-        count = len(next(iter(batch.values())))
-        batches.append(batch)
+        count = sample_count(graph, batch)
+        batches.append((path, batch))
         names += [str(path)] if count == 1 else [f"{path}[{i}]" for i in range(count)]
     if not names:
         raise InputError("no inputs given; name pictures (PNG, JPEG) or arrays (.npy, .npz)")
-    arrays = {name: np.concatenate([batch[name] for batch in batches]) for name in graph.inputs}
-    return Inputs(arrays, tuple(names))
+    axes = {name: batch_axis(graph, name) for name in graph.inputs}
+    arrays = {name: _together(name, axes[name], batches) for name in graph.inputs}
+    return Inputs(arrays, tuple(names), axes)
+
+
+def _together(
+    name: str, axis: int | None, batches: Sequence[tuple[Path, dict[str, np.ndarray]]]
+) -> np.ndarray:
+    """One input from all files."""
+    first, _ = batches[0]
+    arrays = [batch[name] for _, batch in batches]
+    if axis is not None:
+        return np.concatenate(arrays, axis)
+    for path, batch in batches[1:]:
+        if not np.array_equal(batch[name], arrays[0]):
+            raise InputError(
+                f"{path}: input {name!r} holds for all samples, and differs from that of {first}; "
+                "run them apart"
+            )
+    return arrays[0]
 
 
 def _files(paths: Sequence[Path]) -> Iterator[Path]:
@@ -124,19 +149,21 @@ def _read(graph: Graph, path: Path, preprocessing: Preprocessing) -> dict[str, n
         (name,) = graph.inputs
         target = _target(graph, name, path, preprocessing)
         batch = {name: _prepare(_open_picture(path, target), target, preprocessing, path)[None]}
-    for array in batch.values():
-        _require_finite(array, path)
-    if len({len(array) for array in batch.values()}) != 1:
-        raise InputError(f"{path}: its arrays hold different numbers of samples")
+    for name, array in batch.items():
+        _require_finite(array, batch_axis(graph, name), path)
+    try:
+        bound_sizes(graph, batch)
+    except ShapeError as error:
+        raise InputError(f"{path}: {error}") from None
     return batch
 
 
-def _require_finite(array: np.ndarray, path: Path) -> None:
+def _require_finite(array: np.ndarray, axis: int | None, path: Path) -> None:
     if array.dtype.kind != "f" or np.isfinite(array).all():
         return
-    bad = ~np.isfinite(array.reshape(len(array), -1)).all(axis=1)
-    first = int(np.flatnonzero(bad)[0])
-    raise RangeError(f"{path}: sample {first} contains NaN or infinity; repair or leave it out")
+    bad = np.argwhere(~np.isfinite(array))
+    which = "an array" if axis is None else f"sample {bad[:, axis].min()}"
+    raise RangeError(f"{path}: {which} contains NaN or infinity; repair or leave it out")
 
 
 # ---- arrays
@@ -145,12 +172,13 @@ def _require_finite(array: np.ndarray, path: Path) -> None:
 def _from_array(
     graph: Graph, name: str, array: np.ndarray, path: Path, preprocessing: Preprocessing
 ) -> np.ndarray:
-    expected = graph.types[name].dtype
-    if array.dtype == np.uint8 and expected.kind == "f":
+    expected = element_type(graph, name)
+    is_batch = batch_axis(graph, name) is not None
+    if array.dtype == np.uint8 and expected.kind == "f" and is_batch:
         target = _target(graph, name, path, preprocessing)
         pictures = [_as_picture(one, target, path) for one in _split_pixels(array, path)]
         return np.stack([_prepare(one, target, preprocessing, path) for one in pictures])
-    return with_batch_axis(array, graph.types[name], name=name, path=path)
+    return as_input(graph, name, array, path)
 
 
 def _split_pixels(array: UInt8[np.ndarray, "..."], path: Path) -> Iterator[np.ndarray]:
@@ -191,14 +219,13 @@ def _as_picture(pixels: UInt8[np.ndarray, "h w c"], target: _Target, path: Path)
 
 def _target(graph: Graph, name: str, path: Path, preprocessing: Preprocessing) -> _Target:
     """What kind of image an input wants."""
-    known = graph.types[name]
-    shape = known.shape
-    if len(shape) != 4 or None in shape[1:] or known.dtype.kind != "f":
+    known, dtype = graph.sizes(name) or (), element_type(graph, name)
+    sizes = [size if isinstance(size, int) else 0 for size in known]
+    if len(sizes) != 4 or 0 in sizes[1:] or dtype.kind != "f":
         raise InputError(
-            f"{path}: input {name!r} takes {known.dtype} of shape {_shape_text(shape)}, which is "
-            "no picture; give a .npy or .npz array"
+            f"{path}: input {name!r} takes {dtype} of shape ({', '.join(map(str, known))}), which "
+            "is no picture; give a .npy or .npz array"
         )
-    sizes = [int(size or 0) for size in shape]
     layout = preprocessing.layout or (
         Layout.NHWC if sizes[3] in (1, 3) and sizes[1] not in (1, 3) else Layout.NCHW
     )
@@ -212,10 +239,6 @@ def _target(graph: Graph, name: str, path: Path, preprocessing: Preprocessing) -
     if (order is Channels.GRAY) != (channels == 1):
         raise InputError(f"{path}: input {name!r} has {channels} channels, not --channels {order}")
     return _Target((height, width), order, layout)
-
-
-def _shape_text(shape: Sequence[int | None]) -> str:
-    return "(" + ", ".join("batch" if size is None else str(size) for size in shape) + ")"
 
 
 def _open_picture(path: Path, target: _Target) -> Image.Image:

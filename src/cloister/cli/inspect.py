@@ -11,6 +11,7 @@ from cloister.cli import options
 from cloister.cli.console import emit_json, human_bytes, out, table
 from cloister.cli.planning import DEFAULT_POLICY
 from cloister.crypto.csprng import SystemRandom
+from cloister.graph.batch import element_type
 from cloister.graph.graph import Graph
 from cloister.graph.legality import unsupported
 from cloister.graph.sources import load
@@ -79,7 +80,7 @@ def _document(
         "model": graph.name,
         "policy": policy,
         "inputs": {
-            name: [str(graph.types[name].dtype), graph.types[name].shape] for name in graph.inputs
+            name: [str(element_type(graph, name)), graph.sizes(name)] for name in graph.inputs
         },
         "outputs": list(graph.outputs),
         **cost.to_dict(),

@@ -14,6 +14,7 @@ from cloister.cli.images import Inputs, read_inputs
 from cloister.cli.planning import recipe_for
 from cloister.cli.results import best, is_classifier, read_labels, summary
 from cloister.errors import InputError
+from cloister.graph.batch import batch_axis
 from cloister.graph.graph import Graph
 from cloister.graph.sources import load
 from cloister.plan.plan import Plan
@@ -151,18 +152,21 @@ def _open_store(plan: Plan, pads: Path | None, pad_key: Path | None) -> PadStore
 def _document(
     plan: Plan, result: Result, read: Inputs, *, top: int, labels: Sequence[str], origin: str
 ) -> dict[str, object]:
-    scores = next(iter(result.outputs.values()))
-    guesses = best(scores, top=top, labels=labels) if is_classifier(scores) else None
+    by_sample = {key: _by_sample(plan, key, value, read) for key, value in result.outputs.items()}
+    scores = next(iter(by_sample.values()))
+    guesses = None
+    if scores is not None and is_classifier(scores):
+        guesses = best(scores, top=top, labels=labels)
     outputs = [
         {
-            "input": name,
+            "input": source,
             "top": [vars(guess) for guess in guesses[i]] if guesses else [],
             "values": {
-                key: value[i] if len(value) == len(read.names) else value
-                for key, value in result.outputs.items()
+                key: result.outputs[key] if values is None else values[i]
+                for key, values in by_sample.items()
             },
         }
-        for i, name in enumerate(read.names)
+        for i, source in enumerate(read.names)
     ]
     return {
         "outputs": outputs,
@@ -173,13 +177,22 @@ def _document(
     }
 
 
+def _by_sample(plan: Plan, name: str, value: np.ndarray, read: Inputs) -> np.ndarray | None:
+    """An output with the samples as its first axis; None where it has no such axis."""
+    axis = batch_axis(plan.graph, name)
+    if axis is None or value.shape[axis] != len(read.names):
+        return None
+    return np.moveaxis(value, axis, 0)
+
+
 def _show(
     plan: Plan, result: Result, read: Inputs, *, top: int, labels: Sequence[str], origin: str
 ) -> None:
     console = out()
     name, scores = next(iter(result.outputs.items()))
-    if is_classifier(scores):
-        guesses = best(scores, top=top, labels=labels)
+    by_sample = _by_sample(plan, name, scores, read)
+    if by_sample is not None and is_classifier(by_sample):
+        guesses = best(by_sample, top=top, labels=labels)
         rows = [
             (source if rank == 0 else "", guess.label, f"{100 * guess.probability:6.2f} %")
             for source, found in zip(read.names, guesses, strict=True)

@@ -40,14 +40,10 @@ def depthwise_window(graph: Graph, node: Node) -> PoolGeometry | None:
         return None
     if not shape.is_depthwise or shape.out_channels != shape.in_channels or min(shape.pad) < 0:
         return None
-    for i in (0, 1):
-        starts = np.arange(shape.out_size[i]) * shape.stride[i] - shape.pad[i]
-        at = starts[:, None] + np.arange(shape.kernel[i]) * shape.dilation[i]
-        if not ((at >= 0) & (at < shape.in_size[i])).any(axis=1).all():
-            return None
-    return PoolGeometry(
+    window = PoolGeometry(
         "depthwise", shape.kernel, shape.stride, shape.dilation, shape.pad, shape.out_size
     )
+    return window if window.reads(shape.in_size) else None
 
 
 def depthwise(graph: Graph, node: Node) -> Depthwise | None:

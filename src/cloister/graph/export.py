@@ -8,9 +8,8 @@ from onnx import helper, numpy_helper
 
 from cloister.errors import ModelError, UnsupportedError
 from cloister.graph.captures import captured_values
-from cloister.graph.graph import Graph, Node
+from cloister.graph.graph import BATCH, Graph, Node
 
-BATCH = "batch"
 MAX_BYTES = 2**31 - 1
 IR_VERSION = 8
 # Operator sets from 20 on have types that came with IR version 9, from 21 on with 10.

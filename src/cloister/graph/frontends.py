@@ -13,8 +13,7 @@ from typing import Any
 
 from cloister.errors import ModelError, UnsupportedError
 from cloister.graph import onnx_import
-from cloister.graph.export import BATCH
-from cloister.graph.graph import Graph
+from cloister.graph.graph import BATCH, Graph
 from cloister.graph.inference import one_line
 
 OPSET = 17
@@ -24,8 +23,8 @@ KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
 def from_torch(module: Callable[..., object], example: object) -> Graph:
     """A PyTorch module in evaluation mode, traced with one example input or a tuple of them.
 
-    The first axis of every input becomes the batch. Raises UnsupportedError when PyTorch is missing
-    or cannot export the module.
+    The first axis becomes the batch, of every input where it is as long as that of the first input.
+    Raises UnsupportedError when PyTorch is missing or cannot export the module.
     """
     torch = _framework("torch", "pip install torch")
     if not isinstance(module, torch.nn.Module):
@@ -37,9 +36,17 @@ def from_torch(module: Callable[..., object], example: object) -> Graph:
     was_training = module.training
     try:
         name = type(module).__name__
-        return _traced(torch, module, examples, names, name=name, outputs=["output"])
+        batched = _batched(examples, names)
+        return _traced(torch, module, examples, names, batched, name=name, outputs=["output"])
     finally:
         module.train(was_training)
+
+
+def _batched(examples: tuple[object, ...], names: list[str]) -> list[str]:
+    """Inputs that carry the batch, as far as the examples tell: states and scalars do not."""
+    first = [tuple(getattr(example, "shape", ()))[:1] for example in examples]
+    size = next((size for size in first if size), None)
+    return [name for name, own in zip(names, first, strict=True) if own == size]
 
 
 def _traced(
@@ -47,6 +54,7 @@ def _traced(
     module: Any,  # noqa: ANN401
     examples: tuple[object, ...],
     names: list[str],
+    batched: list[str],
     *,
     name: str,
     outputs: list[str] | None,
@@ -63,7 +71,7 @@ def _traced(
                 str(path),
                 input_names=names,
                 output_names=outputs,
-                dynamic_axes={name: {0: BATCH} for name in names},
+                dynamic_axes={name: {0: BATCH} for name in batched},
                 opset_version=OPSET,
                 dynamo=False,
             )
@@ -107,7 +115,9 @@ def _exported(model: Any, path: Path) -> Graph:  # noqa: ANN401  (Keras has no t
             )
     names = [tensor.name for tensor in model.inputs]
     examples = tuple(torch.zeros(2, *shape[1:]) for shape in shapes)
-    return _traced(torch, model, examples, names, name=path.stem, outputs=None)
+    # Keras takes several inputs as one list; the exporter names its parts in order.
+    taken = (list(examples),) if len(examples) > 1 else examples
+    return _traced(torch, model, taken, names, names, name=path.stem, outputs=None)
 
 
 def _keras() -> Any:  # noqa: ANN401  (Keras has no types)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from cloister.graph.graph import Graph, Node
-from cloister.graph.linear_nodes import integers, number
+from cloister.graph.linear_nodes import integers, number, stated_pads
 from cloister.graph.ops import is_linear
 from cloister.graph.rewrite import Rewrite
 
@@ -58,7 +58,7 @@ def _affine(
         return None
     first = follower.inputs[0] == value
     other = graph.constants.get(follower.inputs[1 if first else 0])
-    if other is None or graph.types[follower.outputs[0]] != graph.types[value]:
+    if other is None or graph.types.get(follower.outputs[0]) != graph.types[value]:
         return None
     per_channel = _per_channel(other, len(shape), axis, channels)
     if per_channel is None or (not first and follower.op == "Div"):
@@ -182,7 +182,7 @@ def _zero_pads(graph: Graph, pad: Node) -> tuple[int, ...] | None:
 
 
 def _pad_conv(graph: Graph, node: Node, sizes: tuple[int, ...]) -> dict[str, object] | None:
-    own = _explicit_pads(graph, node, len(sizes) // 2)
+    own = stated_pads(node, len(sizes) // 2)
     if own is None:
         return None
     total = tuple(a + b for a, b in zip(own, sizes, strict=True))
@@ -193,7 +193,7 @@ def _pad_average(graph: Graph, node: Node, sizes: tuple[int, ...]) -> dict[str, 
     """Padding counts as zeros, so it may only move into a pool that counts them too."""
     if node.attributes.get("ceil_mode", 0):
         return None
-    own = _explicit_pads(graph, node, len(sizes) // 2)
+    own = stated_pads(node, len(sizes) // 2)
     if own is None or (any(own) and not node.attributes.get("count_include_pad", 0)):
         return None
     kernel = integers(node, "kernel_shape")
@@ -202,16 +202,6 @@ def _pad_average(graph: Graph, node: Node, sizes: tuple[int, ...]) -> dict[str, 
         return None  # ONNX Runtime refuses padding as large as the window
     kept = {k: v for k, v in node.attributes.items() if k != "auto_pad"}
     return kept | {"pads": total, "count_include_pad": 1}
-
-
-def _explicit_pads(graph: Graph, node: Node, axes: int) -> tuple[int, ...] | None:
-    """Padding a node adds itself; None where it depends on the size of its input."""
-    mode = node.attributes.get("auto_pad", "NOTSET")
-    if mode == "VALID":
-        return (0,) * (2 * axes)
-    if mode == "NOTSET":
-        return integers(node, "pads") or (0,) * (2 * axes)
-    return None
 
 
 PADDED: dict[str, Callable[[Graph, Node, tuple[int, ...]], dict[str, object] | None]] = {

@@ -4,16 +4,24 @@ Operators, attributes and tensor layouts are ONNX's own (images are (N, C, H, W)
 means is defined in ops.py, how a file becomes a Graph in onnx_import.py.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import onnx
 
+BATCH = "batch"
+"""The symbol of a free batch in ONNX shapes; no other symbol of a graph has this name."""
+LINEAR_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+Size = int | str
+
 
 @dataclass(frozen=True)
 class TensorType:
-    """dtype and shape of a value; a dynamic batch axis is `None` and always first."""
+    """dtype and shape of a value; the size of the axis that carries a free batch is `None`."""
 
     dtype: np.dtype
     shape: tuple[int | None, ...]
@@ -35,10 +43,11 @@ class Node:
 class Graph:
     """A model: nodes in topological order, constants and the type of every value.
 
-    A value that is no tensor, or whose shape depends on more than the batch, has no entry in
-    `types`; `opaque` keeps what ONNX knows of it. `opset` is the version of ONNX's own operators,
-    `domains` the versions of the others in use. `separable`: each sample's outputs depend on that
-    sample alone, so a batch may be run in parts.
+    A value that is no tensor, or whose shape depends on more than one axis of the batch, has no
+    entry in `types`; `opaque` keeps what ONNX knows of it. `opset` is the version of ONNX's own
+    operators, `domains` the versions of the others in use. `separable`: each sample's outputs
+    depend on that sample alone, so a free batch may be run in parts; `joins` has the axis on which
+    the parts of an output are joined that shape inference did not find (batch.py).
     """
 
     name: str
@@ -51,10 +60,39 @@ class Graph:
     opaque: Mapping[str, onnx.TypeProto] = field(default_factory=dict)
     domains: Mapping[str, int] = field(default_factory=dict)
     separable: bool = True
+    joins: Mapping[str, int] = field(default_factory=dict)
 
-    @property
+    def sizes(self, value: str) -> tuple[Size, ...] | None:
+        """A shape: numbers, BATCH, other symbols, "" for unknown sizes; None: of unknown rank."""
+        known = self.types.get(value)
+        if known is not None:
+            return tuple(BATCH if size is None else size for size in known.shape)
+        proto = self.opaque.get(value)
+        if proto is None or not proto.tensor_type.HasField("shape"):
+            return None
+        dims = proto.tensor_type.shape.dim
+        return tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in dims)
+
+    @cached_property
+    def shared_size(self) -> Size | None:
+        """First size of all inputs that have axes, where it is the same."""
+        first = {known[0] for name in self.inputs if (known := self.sizes(name))}
+        return first.pop() if len(first) == 1 else None
+
+    @cached_property
     def batch(self) -> int | None:
-        """First size of the inputs: `None` when it is free, 1 when there is no input."""
-        shapes = [self.types[name].shape for name in self.inputs if name in self.types]
-        first = [shape[0] for shape in shapes if shape]
-        return None if None in first else (first[0] if first else 1)
+        """First size of the values that linear nodes take: `None` when the batch is free.
+
+        Otherwise it is the one that the inputs share or, where theirs differ, that of most weights.
+        """
+        if any(BATCH in (self.sizes(name) or ()) for name in self.inputs):
+            return None
+        if isinstance(self.shared_size, int):
+            return self.shared_size
+        weights: Counter[int] = Counter()
+        for node in self.nodes:
+            if node.op in LINEAR_OPS and len(node.inputs) > 1 and node.inputs[1] in self.constants:
+                first = (self.sizes(node.inputs[0]) or ("",))[0]
+                if isinstance(first, int):
+                    weights[first] += self.constants[node.inputs[1]].size
+        return weights.most_common(1)[0][0] if weights else 1

@@ -8,8 +8,8 @@ import onnx
 from onnx import helper, shape_inference
 
 from cloister.errors import ModelError
-from cloister.graph.export import BATCH, to_model
-from cloister.graph.graph import Graph, Node, TensorType
+from cloister.graph.export import to_model
+from cloister.graph.graph import BATCH, Graph, Node, TensorType
 
 Shape = tuple[int | None, ...]
 SMALL = 1024
@@ -25,13 +25,15 @@ def with_types(graph: Graph) -> Graph:
     """
     constants = {name: TensorType(a.dtype, a.shape) for name, a in graph.constants.items()}
     large = {name: constants[name] for name, a in graph.constants.items() if a.size > SMALL}
-    given = {name: graph.types[name] for name in graph.inputs}
+    given = {name: graph.types[name] for name in graph.inputs if name in graph.types}
+    open_inputs = {name: graph.opaque[name] for name in graph.inputs if name not in given}
     skeleton = replace(
         graph,
         inputs=(*graph.inputs, *large),
         constants={name: a for name, a in graph.constants.items() if name not in large},
-        types={**given, **large},
-        opaque={},
+        # Of a constant that is an output, inference would believe that nothing is known.
+        types={**given, **constants},
+        opaque=open_inputs,
     )
     model = to_model(skeleton)
     stated: set[str] = set()
@@ -54,6 +56,7 @@ def with_types(graph: Graph) -> Graph:
             raise ModelError(f"value {name!r}: absurd shape {one.shape}; the file is damaged")
     made = (value for node in graph.nodes for value in node.outputs if value)
     opaque = {name: found.get(name, onnx.TypeProto()) for name in made if name not in types}
+    opaque.update(open_inputs)
     return replace(graph, types={**types, **constants, **given}, opaque=opaque)
 
 
@@ -79,15 +82,15 @@ def _state(
 
 
 def tensor_type(proto: onnx.TypeProto) -> TensorType | None:
-    """A type as this package keeps it; None unless only the batch axis is free."""
+    """A type as this package keeps it; None unless at most one axis is free, by the batch."""
     tensor = proto.tensor_type
     if not proto.HasField("tensor_type") or not tensor.elem_type or not tensor.HasField("shape"):
         return None
     sizes: list[int | None] = []
-    for axis, dim in enumerate(tensor.shape.dim):
+    for dim in tensor.shape.dim:
         if dim.HasField("dim_value"):
             sizes.append(dim.dim_value)
-        elif axis == 0 and dim.dim_param == BATCH:
+        elif dim.dim_param == BATCH and None not in sizes:
             sizes.append(None)
         else:
             return None

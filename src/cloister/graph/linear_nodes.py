@@ -65,25 +65,13 @@ def float_weights(
     return np.asarray(ordered, np.float32), _bias(graph, node, shape[0])
 
 
-def begin_pads(node: Node, size: Pair, out_size: Pair, kernel: Pair) -> Pair:
-    """Padding before the first row and column that a Conv or ConvTranspose node asks for."""
-    stride, dilation = _pair(node, "strides", 1), _pair(node, "dilations", 1)
+def stated_pads(node: Node, axes: int) -> tuple[int, ...] | None:
+    """Padding (before..., behind...) of a window; None where padding.py could not state it."""
     mode = node.attributes.get("auto_pad", "NOTSET")
-    reach = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
-    if node.op == "ConvTranspose":
-        if not (mode in ("SAME_UPPER", "SAME_LOWER") or "output_shape" in node.attributes):
-            return _explicit_pads(node, mode)
-        extra = _pair(node, "output_padding", 0)
-        total = [
-            max((size[i] - 1) * stride[i] + extra[i] + reach[i] - out_size[i], 0) for i in (0, 1)
-        ]
-    else:
-        if mode not in ("SAME_UPPER", "SAME_LOWER"):
-            return _explicit_pads(node, mode)
-        total = [max((out_size[i] - 1) * stride[i] + reach[i] - size[i], 0) for i in (0, 1)]
-    # The odd row goes behind the image for SAME_UPPER, before it otherwise.
-    before = [t // 2 if mode == "SAME_UPPER" else t - t // 2 for t in total]
-    return before[0], before[1]
+    if mode not in ("NOTSET", "VALID") or "output_shape" in node.attributes:
+        return None
+    pads = () if mode == "VALID" else integers(node, "pads")
+    return pads or (0,) * (2 * axes)
 
 
 def integer(node: Node, name: str, default: int) -> int:
@@ -114,7 +102,7 @@ def _convolution(
     oh, ow, oc = channels_last_shape(after, channels_first=True)
     kh, kw = _as_2d(weights).shape[2:]
     stride, dilation = _pair(node, "strides", 1), _pair(node, "dilations", 1)
-    pad = begin_pads(node, (h, w), (oh, ow), (kh, kw))
+    pad = _begin_pads(node, len(before) - 2)
     upsample = (1, 1)
     if node.op == "ConvTranspose":
         pad = (dilation[0] * (kh - 1) - pad[0], dilation[1] * (kw - 1) - pad[1])
@@ -152,11 +140,11 @@ def _bias(graph: Graph, node: Node, channels: int) -> np.ndarray:
     return np.ascontiguousarray(np.broadcast_to(bias * beta, (channels,)))
 
 
-def _explicit_pads(node: Node, mode: object) -> Pair:
-    pads = integers(node, "pads")
-    if mode == "VALID" or not pads:
-        return 0, 0
-    return (0, pads[0]) if len(pads) == 2 else (pads[0], pads[1])
+def _begin_pads(node: Node, axes: int) -> Pair:
+    pads = stated_pads(node, axes)
+    if pads is None:
+        raise ShapeError("its padding is not stated in numbers")
+    return (0, pads[0]) if axes == 1 else (pads[0], pads[1])
 
 
 def _pair(node: Node, name: str, default: int) -> Pair:

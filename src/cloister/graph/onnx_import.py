@@ -1,6 +1,6 @@
 """From an ONNX file to a Graph. Everything a file can lie about is checked here."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +9,14 @@ from onnx import checker, helper, inliner, numpy_helper
 
 from cloister.errors import ModelError, UnsupportedError, printable
 from cloister.graph.batching import with_dynamic_batch
-from cloister.graph.export import BATCH
 from cloister.graph.external_data import read_external_data, require_inside
-from cloister.graph.graph import Graph, Node, TensorType
-from cloister.graph.inference import one_line, tensor_type, with_types
+from cloister.graph.graph import Graph, Node
+from cloister.graph.inference import one_line, with_types
 from cloister.graph.legality import check
 from cloister.graph.model_file import MAX_FILE_BYTES, read_model
+from cloister.graph.padding import with_explicit_padding
 from cloister.graph.separability import with_separability
+from cloister.graph.symbols import batch_choices, first_symbols, linear_weights
 from cloister.reading import parsing
 
 MIN_OPSET = 7
@@ -80,7 +81,11 @@ def _import_message(
     require_inside(own, name=name)
     graph = _graph(own, name, large)
     check(graph)
-    return with_separability(with_dynamic_batch(graph))
+    choices = [
+        with_separability(with_dynamic_batch(with_explicit_padding(choice)))
+        for choice in batch_choices(graph)
+    ]
+    return max(choices, key=lambda choice: (linear_weights(choice), choice.separable))
 
 
 def _check(model: onnx.ModelProto, name: str, elsewhere: Mapping[int, np.ndarray]) -> None:
@@ -88,9 +93,7 @@ def _check(model: onnx.ModelProto, name: str, elsewhere: Mapping[int, np.ndarray
         raise ModelError(f"{name}: not an ONNX model, or an empty one; export it again")
     _check_sizes(model, name)
     constants = {tensor.name for tensor in model.graph.initializer}
-    for value in model.graph.input:
-        if value.name not in constants:
-            _input_type(value)
+    _name_free_sizes([value for value in model.graph.input if value.name not in constants])
     # Shapes of inner values and outputs are claims; they are inferred anew, so none is needed.
     del model.graph.value_info[:]
     for value in model.graph.output:
@@ -157,8 +160,9 @@ def _graph(model: onnx.ModelProto, name: str, large: Mapping[str, np.ndarray]) -
         inputs=tuple(value.name for value in inputs),
         outputs=tuple(value.name for value in model.graph.output),
         constants=constants,
-        types={value.name: _input_type(value) for value in inputs},
+        types={},
         opset=versions.get("", versions.get("ai.onnx", 0)),
+        opaque={value.name: value.type for value in inputs},
         domains={domain: v for domain, v in versions.items() if domain not in ("", "ai.onnx")},
     )
     return with_types(graph)
@@ -174,30 +178,32 @@ def _array(tensor: onnx.TensorProto) -> np.ndarray:
     return array
 
 
-def _input_type(value: onnx.ValueInfoProto) -> TensorType:
-    proto = value.type.tensor_type
-    if not value.type.HasField("tensor_type") or not proto.HasField("shape"):
-        raise UnsupportedError(
-            f"input {value.name!r} is not a tensor of known rank; export the model with tensor "
-            "inputs of a fixed rank"
-        )
-    for axis, dim in enumerate(proto.shape.dim):
-        if axis and not dim.HasField("dim_value"):
-            label = f" ({dim.dim_param!r})" if dim.dim_param else ""
+def _name_free_sizes(inputs: Sequence[onnx.ValueInfoProto]) -> None:
+    """Give every free size a name, and refuse inputs that nothing here can take."""
+    for value in inputs:
+        proto = value.type.tensor_type
+        if not value.type.HasField("tensor_type") or not proto.HasField("shape"):
             raise UnsupportedError(
-                f"input {value.name!r}: axis {axis}{label} has no fixed size; export the model "
-                "with a fixed size there (only the first axis, the batch, may vary)"
+                f"input {value.name!r} is not a tensor of known rank; export the model with tensor "
+                "inputs of a fixed rank"
             )
-        if dim.HasField("dim_value") and dim.dim_value < 1:
-            raise ModelError(
-                f"input {value.name!r}: axis {axis} has size {dim.dim_value}; export it again"
-            )
-    if proto.shape.dim and not proto.shape.dim[0].HasField("dim_value"):
-        proto.shape.dim[0].dim_param = BATCH
-    known = tensor_type(value.type)
-    if known is None:
-        raise ModelError(f"input {value.name!r} has no element type; export the model again")
-    return known
+        if not proto.elem_type:
+            raise ModelError(f"input {value.name!r} has no element type; export the model again")
+        for axis, dim in enumerate(proto.shape.dim):
+            if dim.HasField("dim_value") and dim.dim_value == 0:
+                raise ModelError(f"input {value.name!r}: axis {axis} has size 0; export it again")
+            # Some exporters write -1 for a size they do not know.
+            if dim.dim_value < 0 or not (dim.HasField("dim_value") or dim.dim_param):
+                dim.dim_param = f"{value.name}[{axis}]"
+    batches = first_symbols([value.type for value in inputs])
+    for value in inputs:
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if not dim.HasField("dim_value") and dim.dim_param not in batches:
+                raise UnsupportedError(
+                    f"input {value.name!r}: axis {axis} ({dim.dim_param!r}) has no fixed size; "
+                    "export the model with a fixed size there (only the first axis, the batch, may "
+                    "vary)"
+                )
 
 
 def _named(protos: Iterable[onnx.NodeProto]) -> Iterator[Node]:

@@ -13,7 +13,8 @@ def max_pool(call: Call) -> np.ndarray:
     if call.outputs > 1 or call.x.dtype.kind != "f" or call.x.ndim > 4:
         raise NotCovered("max pooling of images in floating point, without indices")
     kernel, stride, dilation, begin, end = _geometry(call)
-    view = _padded_windows(call.x, -np.inf, kernel, stride, dilation, begin, end)
+    lowest = float(np.finfo(call.x.dtype).min)
+    view = _padded_windows(call.x, lowest, kernel, stride, dilation, begin, end)
     return np.asarray(view.max(axis=_spots(kernel)))
 
 
@@ -61,10 +62,11 @@ def _geometry(call: Call) -> tuple[Sizes, Sizes, Sizes, Sizes, Sizes]:
     ones = (1,) * len(kernel)
     stride, dilation = call.integers("strides") or ones, call.integers("dilations") or ones
     size = call.x.shape[2:]
-    if call.text("auto_pad", "NOTSET").startswith("SAME") and np.greater(stride, kernel).any():
-        raise NotCovered("a stride up to the kernel; ONNX leaves open which rows are skipped")
+    odd = np.greater(stride, kernel).any() or max(dilation, default=1) > 1
+    if odd and call.text("auto_pad", "NOTSET").startswith("SAME"):
+        raise NotCovered("a stride up to the kernel and no dilation; the rest is in padding.py")
     begin, end = padding(call, size, kernel, stride, dilation)
-    if call.text("auto_pad", "NOTSET") == "NOTSET" and call.integer("ceil_mode", 0):
+    if call.text("auto_pad", "NOTSET") in ("NOTSET", "VALID") and call.integer("ceil_mode", 0):
         end = tuple(
             _ceil_end(size[i] + begin[i], end[i], (kernel[i] - 1) * dilation[i] + 1, stride[i])
             for i in range(len(size))
@@ -73,6 +75,9 @@ def _geometry(call: Call) -> tuple[Sizes, Sizes, Sizes, Sizes, Sizes]:
             e - stride[i] if _starts_outside(size, begin, end, kernel, stride, dilation, i) else e
             for i, e in enumerate(end)
         )
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+    if any(n + b + e < r for n, b, e, r in zip(size, begin, end, reach, strict=True)):
+        raise NotCovered("a window that fits into the image")
     return kernel, stride, dilation, begin, end
 
 

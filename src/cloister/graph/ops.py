@@ -18,7 +18,7 @@ from cloister.graph import op_pool as pool
 from cloister.graph import op_tensor as tensor
 from cloister.graph.call import Call
 from cloister.graph.graph import Graph, Node
-from cloister.graph.linear_nodes import integer
+from cloister.graph.linear_nodes import integer, stated_pads
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 Evaluate = Callable[[Call], np.ndarray]
@@ -126,7 +126,7 @@ def is_linear(graph: Graph, node: Node) -> bool:
         return False
     rank = len(graph.types[node.inputs[0]].shape)
     if node.op in ("Conv", "ConvTranspose"):
-        return rank in (3, 4) and weights.ndim == rank
+        return rank in (3, 4) and weights.ndim == rank and stated_pads(node, rank - 2) is not None
     if node.op == "MatMul":
         return rank >= 2 and weights.ndim == 2
     if rank != 2 or weights.ndim != 2 or integer(node, "transA", 0):

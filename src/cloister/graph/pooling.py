@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from cloister.graph.graph import Graph, Node
-from cloister.graph.linear_nodes import integers
+from cloister.graph.linear_nodes import stated_pads
 
 KINDS = ("max", "avg", "depthwise")
 """By the number the native pass knows them by."""
@@ -20,6 +22,26 @@ class PoolGeometry:
     pad: tuple[int, int]
     out_size: tuple[int, int]
     count_include_pad: bool = False
+
+    def reads(self, size: tuple[int, int]) -> bool:
+        """Whether every window reads something of an image of this size."""
+        for i in (0, 1):
+            starts = np.arange(self.out_size[i]) * self.stride[i] - self.pad[i]
+            at = starts[:, None] + np.arange(self.kernel[i]) * self.dilation[i]
+            if not ((at >= 0) & (at < size[i])).any(axis=1).all():
+                return False
+        return True
+
+    def is_cut_off(self, size: tuple[int, int], end: tuple[int, int]) -> bool:
+        """Whether the last window reaches beyond an image and the padding behind it.
+
+        ONNX Runtime counts fewer positions in such a window than it has.
+        """
+        for i in (0, 1):
+            start = (self.out_size[i] - 1) * self.stride[i] - self.pad[i]
+            if start + (self.kernel[i] - 1) * self.dilation[i] >= size[i] + end[i]:
+                return True
+        return False
 
     def to_tuple(self) -> tuple[int, ...]:
         """The integers the native pass takes: the kind, then the fields in order."""
@@ -46,46 +68,16 @@ def pool_geometry(graph: Graph, node: Node) -> PoolGeometry | None:
     kernel = _attribute(node, "kernel_shape", (1, 1))
     stride = _attribute(node, "strides", (1, 1))
     dilation = _attribute(node, "dilations", (1, 1))
-    same = node.attributes.get("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER")
-    if same and (stride[0] > kernel[0] or stride[1] > kernel[1]):
-        return None  # ONNX leaves open which rows are skipped: ONNX Runtime decides
-    if node.attributes.get("ceil_mode", 0) and _leaves(
-        node, size, out_size, kernel, stride, dilation
-    ):
+    pads = stated_pads(node, len(before.shape) - 2)
+    if pads is None:
         return None
-    return PoolGeometry(
-        kind,
-        kernel,
-        stride,
-        dilation,
-        _pads_before(node, size, out_size, kernel, stride, dilation),
-        out_size,
-        bool(node.attributes.get("count_include_pad", 0)),
-    )
-
-
-def _leaves(
-    node: Node,
-    size: tuple[int, int],
-    out_size: tuple[int, int],
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    dilation: tuple[int, int],
-) -> bool:
-    """Whether the windows that ceil mode adds need more than `PoolGeometry` says.
-
-    One that starts behind the image does not exist for ONNX Runtime, though shape inference counts
-    it before operator set 22; one that is cut off by the padding's end divides by fewer positions.
-    """
-    pads = integers(node, "pads") or (0, 0, 0, 0)
     pads = (0, pads[0], 0, pads[1]) if len(pads) == 2 else pads
-    counted = node.op == "AveragePool" and node.attributes.get("count_include_pad", 0)
-    for i in (0, 1):
-        start = (out_size[i] - 1) * stride[i] - pads[i]
-        reach = (kernel[i] - 1) * dilation[i] + 1
-        if start >= size[i] or (counted and start + reach > size[i] + pads[i + 2]):
-            return True
-    return False
+    counted = node.op == "AveragePool" and bool(node.attributes.get("count_include_pad", 0))
+    begin, end = (pads[0], pads[1]), (pads[2], pads[3])
+    window = PoolGeometry(kind, kernel, stride, dilation, begin, out_size, counted)
+    if not window.reads(size) or (counted and window.is_cut_off(size, end)):
+        return None
+    return window
 
 
 def _attribute(node: Node, name: str, default: tuple[int, int]) -> tuple[int, int]:
@@ -100,25 +92,3 @@ def _pair(values: tuple[int | None, ...]) -> tuple[int, int] | None:
     if len(known) == 1:
         return (1, known[0])
     return (known[0], known[1]) if len(known) == 2 else None
-
-
-def _pads_before(
-    node: Node,
-    size: tuple[int, int],
-    out_size: tuple[int, int],
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    dilation: tuple[int, int],
-) -> tuple[int, int]:
-    mode = node.attributes.get("auto_pad", "NOTSET")
-    if mode in ("SAME_UPPER", "SAME_LOWER"):
-        total = [
-            max((o - 1) * s + (k - 1) * d + 1 - i, 0)
-            for i, o, k, s, d in zip(size, out_size, kernel, stride, dilation, strict=True)
-        ]
-        before = [(t + (mode == "SAME_LOWER")) // 2 for t in total]
-        return before[0], before[1]
-    pads = integers(node, "pads")
-    if mode == "VALID" or not pads:
-        return 0, 0
-    return (0, int(pads[0])) if len(pads) == 2 else (int(pads[0]), int(pads[1]))

@@ -9,11 +9,11 @@ import numpy as np
 
 from cloister.errors import PrecisionWarning, UnsupportedError
 from cloister.field.ring import RingMap
+from cloister.graph.batch import cut
 from cloister.graph.fed import FedSession
 from cloister.graph.graph import Graph, Node
 from cloister.plan.compare import layer_input, layer_output
 from cloister.plan.plan import Plan
-from cloister.plan.quantise import sample_batches
 
 MAX_ERROR = 0.02
 """Bound of a layer's relative error: five real models reach 0.003 at 12 bits, and 0.04 at 8."""
@@ -44,7 +44,7 @@ def _errors(plan: Plan, samples: Mapping[str, np.ndarray]) -> Iterator[tuple[str
     nodes = [node for node in graph.nodes if node.name in plan.quantised]
     if not nodes:
         return
-    values: dict[str, np.ndarray] = dict(next(sample_batches(graph, samples, size=SAMPLES)))
+    values: dict[str, np.ndarray] = dict(next(cut(graph, samples, SAMPLES)))
     inner = sorted({node.inputs[0] for node in nodes} - set(values))
     session = FedSession(graph, outputs=(*graph.outputs, *inner), threads=0, optimised=True)
     values.update(zip(inner, session.run(inner, values) if inner else (), strict=True))

@@ -4,7 +4,7 @@ No worker and no secrets are involved: blinding and checking do not change a res
 numbers are computed here with the same ring map and the same rounding as in a session.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 
@@ -15,6 +15,7 @@ from cloister.field.codec import clipped, dequantise, quantise
 from cloister.field.reference import depthwise as convolve_depthwise
 from cloister.field.reference import pool
 from cloister.field.ring import RingMap
+from cloister.graph.batch import batch_axis, cut, joined, sample_count
 from cloister.graph.captures import captured_values
 from cloister.graph.depthwise import Depthwise, depthwise
 from cloister.graph.export import to_model
@@ -90,27 +91,20 @@ def compare(
     if not plan.float_weights:
         raise PlanError("the plan has let go of its float32 weights; make it again to compare")
     feeds = as_samples(plan.graph, samples)
-    total = len(next(iter(feeds.values())))
+    total = sample_count(plan.graph, feeds)
     simulation = _Simulation(plan, threads)
     reference = _Reference(plan, threads)
     tallies = {node.node: _Tally(node) for node in plan.linear_nodes}
     pairs: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = []
-    for start, part in _batches(plan.graph, feeds):
+    done = 0
+    for part in cut(plan.graph, feeds, BATCH):
         exact = reference.run(part)
         found = simulation.run(part, tallies, exact)
         pairs.append((found, {name: exact[name] for name in plan.graph.outputs}))
+        done += sample_count(plan.graph, part)
         if progress is not None:
-            progress(min(start + BATCH, total), total)
+            progress(done, total)
     return _summarise(plan.graph, total, tallies, pairs)
-
-
-def _batches(
-    graph: Graph, feeds: Mapping[str, np.ndarray]
-) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    count = len(next(iter(feeds.values())))
-    step = BATCH if graph.batch is None and graph.separable else max(count, 1)
-    for start in range(0, count, step):
-        yield start, {name: array[start : start + step] for name, array in feeds.items()}
 
 
 class _Tally:
@@ -295,17 +289,18 @@ def _summarise(
     tallies: Mapping[str, _Tally],
     pairs: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]],
 ) -> Comparison:
-    outputs, largest, agreement = {}, 0.0, None
-    for name in graph.outputs:
-        found = np.concatenate([pair[0][name] for pair in pairs])
-        exact = np.concatenate([pair[1][name] for pair in pairs])
-        outputs[name] = found
+    outputs = joined(graph, [pair[0] for pair in pairs])
+    exactly = joined(graph, [pair[1] for pair in pairs])
+    largest, agreement = 0.0, None
+    for name, found in outputs.items():
+        exact = exactly[name]
         if found.dtype.kind != "f":
             continue
         difference = np.abs(found.astype(np.float64) - exact)
         largest = max(largest, float(np.max(difference, initial=0.0)))
         wide = [size for size in found.shape[1:] if size != 1]
-        if agreement is None and len(wide) == 1 and found.ndim > 1:
+        rows = batch_axis(graph, name) == 0 and found.ndim > 1
+        if agreement is None and len(wide) == 1 and rows:
             best = [array.reshape(len(array), -1).argmax(axis=1) for array in (found, exact)]
             agreement = float(np.mean(best[0] == best[1]))
     layers = tuple(tally.layer for tally in tallies.values())

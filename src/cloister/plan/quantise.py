@@ -19,6 +19,7 @@ from jaxtyping import Float32
 
 from cloister.errors import PlanError, RangeError
 from cloister.field.linear import LinearMap
+from cloister.graph.batch import cut
 from cloister.graph.fed import FedSession
 from cloister.graph.graph import Graph, Node
 from cloister.graph.interpreter import ORT_ERRORS
@@ -122,7 +123,7 @@ def calibrate(
     values = sorted({node.inputs[0] for node in nodes})
     inner = [value for value in values if value not in graph.inputs]
     session = FedSession(graph, outputs=(*graph.outputs, *inner), threads=0, optimised=True)
-    for batch in sample_batches(graph, samples):
+    for batch in cut(graph, samples, CALIBRATION_BATCH):
         arrays = {**batch, **dict(zip(inner, _run(session, inner, batch), strict=True))}
         for node in nodes:
             peaks = _peaks(graph, node, arrays[node.inputs[0]], by_channel=node.name in by_channel)
@@ -150,18 +151,6 @@ def _run(session: FedSession, wanted: list[str], batch: dict[str, np.ndarray]) -
             "calibration: ONNX Runtime cannot run the model on these samples "
             f"({type(error).__name__}); check their values"
         ) from None
-
-
-def sample_batches(
-    graph: Graph, samples: Mapping[str, np.ndarray], *, size: int = CALIBRATION_BATCH
-) -> Iterator[dict[str, np.ndarray]]:
-    """Samples a few at a time; all at once where the model's batch cannot be cut."""
-    count = len(next(iter(samples.values())))
-    if count == 0:
-        raise RangeError("calibration: no samples given")
-    step = size if graph.batch is None and graph.separable else count
-    for start in range(0, count, step):
-        yield {name: array[start : start + step] for name, array in samples.items()}
 
 
 def quantise_node(

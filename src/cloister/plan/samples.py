@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from cloister.errors import ShapeError
+from cloister.graph.batch import bound_sizes, element_type
 from cloister.graph.graph import Graph
 
 Samples = np.ndarray | Mapping[str, np.ndarray]
@@ -13,7 +14,8 @@ Samples = np.ndarray | Mapping[str, np.ndarray]
 def as_samples(model: Graph, samples: Samples) -> dict[str, np.ndarray]:
     """Samples by input name, checked against the model's inputs.
 
-    Raises ShapeError when inputs are missing, unknown or of another shape.
+    Raises ShapeError when inputs are missing, unknown or of another shape, or hold different
+    numbers of samples.
     """
     if not isinstance(samples, np.ndarray | Mapping):
         raise ShapeError(
@@ -22,9 +24,8 @@ def as_samples(model: Graph, samples: Samples) -> dict[str, np.ndarray]:
         )
     if isinstance(samples, np.ndarray):
         if len(model.inputs) != 1:
-            raise ShapeError(
-                f"the model has inputs {', '.join(model.inputs)}; pass a mapping by name"
-            )
+            names = ", ".join(model.inputs) or "none"
+            raise ShapeError(f"the model has inputs {names}; pass a mapping by name")
         samples = {model.inputs[0]: samples}
     if set(samples) != set(model.inputs):
         odd = sorted(set(samples) ^ set(model.inputs))[0]
@@ -32,18 +33,19 @@ def as_samples(model: Graph, samples: Samples) -> dict[str, np.ndarray]:
         raise ShapeError(f"input {odd!r}: the model's inputs are {names}, all of them needed")
     for name, array in samples.items():
         _check_sample(model, name, array)
-    return {name: np.ascontiguousarray(samples[name]) for name in model.inputs}
+    bound_sizes(model, samples)
+    return {name: np.asarray(samples[name], order="C") for name in model.inputs}
 
 
 def _check_sample(model: Graph, name: str, array: np.ndarray) -> None:
     if not isinstance(array, np.ndarray):
         raise ShapeError(f"input {name!r}: expected a NumPy array, got {type(array).__name__}")
-    expected = model.types[name]
-    if array.dtype != expected.dtype:
-        raise ShapeError(f"input {name!r}: the model takes {expected.dtype}, got {array.dtype}")
-    fits = len(array.shape) == len(expected.shape) and all(
-        want is None or want == got for want, got in zip(expected.shape, array.shape, strict=True)
+    wanted = element_type(model, name)
+    if array.dtype != wanted:
+        raise ShapeError(f"input {name!r}: the model takes {wanted}, got {array.dtype}")
+    sizes = model.sizes(name) or ()
+    fits = len(array.shape) == len(sizes) and all(
+        isinstance(want, str) or want == got for want, got in zip(sizes, array.shape, strict=True)
     )
     if not fits:
-        want = tuple("batch" if size is None else size for size in expected.shape)
-        raise ShapeError(f"input {name!r}: the model takes shape {want}, got {array.shape}")
+        raise ShapeError(f"input {name!r}: the model takes shape {sizes}, got {array.shape}")

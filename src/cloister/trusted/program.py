@@ -193,7 +193,7 @@ class _Compiler:
     def _local(self, node: Node) -> Step:
         epilogue = None
         first = self.graph.types.get(node.inputs[0]) if node.inputs else None
-        if first is not None and first.dtype == "float32" and _is_image(first.shape):
+        if first is not None and first.dtype == "float32" and self._is_image(first.shape):
             epilogue = self.matcher.starting_at(node, channels_first=True)
         # A pass of its own pays off where it pools or writes a request; the rest is ORT's.
         if epilogue is not None and (epilogue.window or self._sinks(epilogue, True)):
@@ -218,7 +218,7 @@ class _Compiler:
         readers = self.matcher.consumers.of(epilogue.value)
         fed_all = all(self.index.get(reader.name) in sinks for reader in readers)
         stored = not fed_all or epilogue.value in self.graph.outputs
-        if stored and channels_first and _is_image(self.graph.types[epilogue.value].shape):
+        if stored and channels_first and self._is_image(self.graph.types[epilogue.value].shape):
             self.images.add(epilogue.value)
         return Fuse(
             name=node.name,
@@ -245,6 +245,10 @@ class _Compiler:
             and reader.inputs[0] == epilogue.value
             and (vector or (reader.op not in LAST_AXIS_OPS) == channels_first)
         )
+
+    def _is_image(self, shape: tuple[int | None, ...]) -> bool:
+        """Whether passes can take a value: one image for every row that linear nodes take."""
+        return len(shape) in (3, 4) and shape[0] == self.graph.batch and None not in shape[1:]
 
     def _with_edges(self, steps: list[Step]) -> Iterator[Step]:
         """Give local steps and segments the values that cross their borders."""
@@ -293,7 +297,3 @@ def _edges(graph: Graph, nodes: tuple[Node, ...]) -> tuple[tuple[str, ...], tupl
     }
     needed = outside | set(graph.outputs)
     return inputs, tuple(sorted(made & needed))
-
-
-def _is_image(shape: tuple[int | None, ...]) -> bool:
-    return len(shape) in (3, 4) and None not in shape[1:]

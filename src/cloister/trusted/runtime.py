@@ -17,6 +17,7 @@ import onnxruntime as ort
 from cloister import _native
 from cloister.crypto.csprng import Csprng, pad_stream
 from cloister.errors import PlanError, RangeError, UnsupportedError
+from cloister.graph.batch import bound_sizes, element_type, row_count
 from cloister.graph.export import to_model
 from cloister.graph.graph import Graph
 from cloister.graph.interpreter import ORT_ERRORS, runtime_session
@@ -40,6 +41,7 @@ class _Request:
     link: WorkerLink | None
     pads: PadUse | None
     meter: Meter
+    feeds: Mapping[str, np.ndarray]
     values: Values
     batch: int
     timeout_s: float
@@ -112,10 +114,10 @@ class Runtime:
 
         Raises   VerificationError, ProtocolError, PadError, RangeError; then nothing was released
         """
-        batch = len(next(iter(feeds.values()))) if feeds else 1
-        values = Values(self.plan.graph, feeds, self.program.slices)
-        clipped = np.zeros((len(self.plan.linear_nodes), batch), np.uint64)
-        request = _Request(link, pads, meter, values, batch, timeout_s, clipped)
+        rows = row_count(self.plan.graph, feeds)
+        values = Values(self.plan.graph, feeds, self.program.slices, rows=rows)
+        clipped = np.zeros((len(self.plan.linear_nodes), rows), np.uint64)
+        request = _Request(link, pads, meter, feeds, values, rows, timeout_s, clipped)
         # Not added: an attempt that was given up and repeated is counted once.
         meter.clipped = clipped
         try:
@@ -270,8 +272,9 @@ class Runtime:
 
     def _segment(self, step: Segment, request: _Request) -> None:
         row = request.meter.row(f"open segment {step.nodes[0].name}", "open")
-        tensors = tuple(np.ascontiguousarray(request.values.onnx(v)) for v in step.inputs)
-        expect = tuple(self._spec(value, request.batch) for value in step.outputs)
+        tensors = tuple(np.asarray(request.values.onnx(v), order="C") for v in step.inputs)
+        sizes = bound_sizes(self.plan.graph, request.feeds)
+        expect = tuple(self._spec(value, sizes) for value in step.outputs)
         started = time.perf_counter()
         request_id = self._next_request_id()
         link = _link(request)
@@ -285,15 +288,15 @@ class Runtime:
         row.bytes_to_worker += sum(tensor.nbytes for tensor in tensors)
         row.bytes_from_worker += sum(spec.nbytes for spec in expect)
 
-    def _spec(self, value: str, batch: int) -> TensorSpec:
-        known = self.plan.graph.types.get(value)
-        if known is None or None in known.shape[1:]:
+    def _spec(self, value: str, sizes: Mapping[str, int]) -> TensorSpec:
+        known = self.plan.graph.sizes(value)
+        if known is None or any(isinstance(size, str) and size not in sizes for size in known):
             raise UnsupportedError(
                 f"value {value!r}: its shape is not known, so a worker's answer could not be "
                 "bounded; use the enclave policy"
             )
-        shape = tuple(batch if size is None else size for size in known.shape)
-        return TensorSpec(known.dtype, shape)
+        shape = tuple(sizes[size] if isinstance(size, str) else size for size in known)
+        return TensorSpec(element_type(self.plan.graph, value), shape)
 
     def _local(self, i: int, step: Local, request: _Request) -> None:
         started = self._clock()

@@ -13,6 +13,8 @@ import numpy as np
 
 from cloister.crypto.csprng import Csprng, SystemRandom
 from cloister.errors import ClipError, ClipWarning, PlanError, RangeError
+from cloister.graph.batch import batch_axis, cut, joined, row_count, sample_count
+from cloister.graph.graph import Graph
 from cloister.plan.plan import Plan
 from cloister.plan.protection import ENCLAVE
 from cloister.plan.samples import Samples, as_samples
@@ -191,23 +193,14 @@ class Session:
                     lane.made.redraw_checks()
             self._lanes.lied = False
         started = time.process_time()
-        feeds = as_samples(self.plan.graph, inputs)
-        _check_finite(feeds)
-        total = len(next(iter(feeds.values())))
-        step = self._micro_batch(total)
-        jobs = [
-            Job(
-                {name: array[start : start + step] for name, array in feeds.items()},
-                min(step, total - start),
-            )
-            for start in range(0, total, step)
-        ]
+        graph = self.plan.graph
+        feeds = as_samples(graph, inputs)
+        _check_finite(graph, feeds)
+        total = sample_count(graph, feeds)
+        jobs = [Job(part, sample_count(graph, part)) for part in cut(graph, feeds, self._batch)]
         told = _Progress(progress, total)
         self._lanes.run(jobs, told)
-        outputs = {
-            name: np.concatenate([job.outputs[name] for job in jobs])
-            for name in self.plan.graph.outputs
-        }
+        outputs = joined(graph, [job.outputs for job in jobs])
         meter, transcript = jobs[0].meter, jobs[0].transcript
         for job in jobs[1:]:
             _add(meter, job.meter)
@@ -216,12 +209,6 @@ class Session:
         spent_ms = 1e3 * (time.process_time() - started - told.spent_s)
         meter.trusted_ms = max(spent_ms - meter.offline_ms, 0.0)
         return Result(outputs, self._report(meter, total, clipped), transcript)
-
-    def _micro_batch(self, total: int) -> int:
-        if total == 0:
-            raise RangeError("no inputs: the batch is empty")
-        graph = self.plan.graph
-        return self._batch if graph.batch is None and graph.separable else total
 
     def _attempt(self, lane: Lane, job: Job) -> dict[str, np.ndarray]:
         """Compute a micro-batch in a lane, under fresh pads; in the lane's thread."""
@@ -232,11 +219,12 @@ class Session:
         pads = None
         if self._pads is not None and self.plan.hidden_nodes:
             started = self._clock()
-            pads = PadUse(self._pads, job.size)
+            rows = row_count(self.plan.graph, job.feeds)
+            pads = PadUse(self._pads, rows)
             # Unsealing stored pads is part of the request; making pads is not.
             if self._pads.kind == InlinePads.kind:
                 job.meter.offline_ms += 1e3 * (self._clock() - started)
-            job.meter.pads_used += job.size
+            job.meter.pads_used += rows
         if link is not None:
             link = RecordingLink(link, job.transcript, payloads=self._record_payloads)
         return lane.runtime.run(
@@ -369,9 +357,10 @@ def _add(meter: Meter, other: Meter) -> None:
         total.soundness_bits = row.soundness_bits
 
 
-def _check_finite(feeds: Mapping[str, np.ndarray]) -> None:
+def _check_finite(graph: Graph, feeds: Mapping[str, np.ndarray]) -> None:
     for name, array in feeds.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            flat = np.isfinite(array.reshape(len(array), -1)).all(axis=1)
-            first = int(np.flatnonzero(~flat)[0])
-            raise RangeError(f"input {name!r}: sample {first} contains NaN or infinity")
+            axis = batch_axis(graph, name)
+            bad = np.argwhere(~np.isfinite(array))
+            which = "it" if axis is None else f"sample {bad[:, axis].min()}"
+            raise RangeError(f"input {name!r}: {which} contains NaN or infinity")

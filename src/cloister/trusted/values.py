@@ -1,5 +1,6 @@
 """Values inside the trusted runtime, in ONNX's layout, channels-last, or both."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,13 +18,18 @@ class Values:
     """Values of one batch by name; converts between layouts when somebody asks for the other."""
 
     def __init__(
-        self, graph: Graph, feeds: Mapping[str, np.ndarray], slices: Mapping[str, Slice]
+        self,
+        graph: Graph,
+        feeds: Mapping[str, np.ndarray],
+        slices: Mapping[str, Slice],
+        *,
+        rows: int,
     ) -> None:
         self._graph = graph
         self._slices = slices
         self._onnx: dict[str, np.ndarray] = dict(feeds)
         self._last: dict[tuple[str, bool], np.ndarray] = {}
-        self._batch = len(next(iter(feeds.values()))) if feeds else 1
+        self._rows = rows
 
     def put(self, name: str, array: np.ndarray) -> None:
         """Keep a value in ONNX's layout."""
@@ -37,7 +43,7 @@ class Values:
                 self.new(part.whole, (*size[:2], part.channels), channels_first)
             whole = self._last[part.whole, channels_first]
             return whole[..., part.offset : part.offset + size[2]]
-        array = np.empty((self._batch, *size), np.float32)
+        array = np.empty((self._rows, *size), np.float32)
         self._last[name, channels_first] = array
         return array
 
@@ -47,6 +53,8 @@ class Values:
 
     def onnx(self, name: str) -> np.ndarray:
         """A value in ONNX's layout."""
+        if name in self._graph.constants:
+            return self._graph.constants[name]
         if name not in self._onnx:
             channels_first = (name, True) in self._last
             shape = self._graph.types[name].shape
@@ -75,6 +83,11 @@ class Values:
                     "form; check the input, or use the enclave policy"
                 )
             array = to_channels_last(value, channels_first=channels_first)
+            if array.size != self._rows * math.prod(size):
+                raise RangeError(
+                    f"value {name!r}: its shape {value.shape} is not the one that follows from the "
+                    "model; use the enclave policy"
+                )
             self._last[key] = _packed(array).reshape(-1, *size)
         return multiplied(self._last[key], factors)
 

@@ -1,0 +1,132 @@
+"""The batch: which inputs and outputs carry it, on which axis, and how it is cut and joined.
+
+A batch is free where the first axis of an input has no fixed size; all sizes of its symbol are the
+number of samples (symbols.py). Values without that symbol - scalars, states, masks of one, tables,
+constants - are the same for all samples, and so they are passed whole to every part of a batch. A
+graph without a free batch runs whole.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+from onnx import helper
+
+from cloister.errors import RangeError, ShapeError, UnsupportedError
+from cloister.graph.captures import captured_values
+from cloister.graph.graph import BATCH, Graph
+
+Feeds = Mapping[str, np.ndarray]
+
+
+def element_type(graph: Graph, value: str) -> np.dtype:
+    """Element type of an input."""
+    known = graph.types.get(value)
+    if known is not None:
+        return known.dtype
+    kind = graph.opaque[value].tensor_type.elem_type
+    return np.dtype(helper.tensor_dtype_to_np_dtype(kind))
+
+
+def batch_axis(graph: Graph, value: str) -> int | None:
+    """Axis on which an input or output carries the batch; None where it does not.
+
+    In a graph of fixed sizes the batch is the first size that all inputs share.
+    """
+    known = graph.sizes(value) or ()
+    if graph.batch is None:
+        return known.index(BATCH) if known.count(BATCH) == 1 else graph.joins.get(value)
+    return 0 if known and known[0] == graph.shared_size else None
+
+
+def batched_values(graph: Graph) -> frozenset[str]:
+    """Inputs with a free batch, and every value that is computed from one."""
+    return computed_from(graph, [n for n in graph.inputs if BATCH in (graph.sizes(n) or ())])
+
+
+def computed_from(graph: Graph, sources: Iterable[str]) -> frozenset[str]:
+    """These values, and every value that depends on one of them."""
+    found = set(sources)
+    for node in graph.nodes:
+        if not found.isdisjoint((*node.inputs, *captured_values(node))):
+            found.update(value for value in node.outputs if value)
+    return frozenset(found)
+
+
+def bound_sizes(graph: Graph, feeds: Feeds) -> dict[str, int]:
+    """The numbers that a request puts in the place of the inputs' symbols.
+
+    Raises   ShapeError naming the input and axis that contradict an earlier one
+    """
+    bound: dict[str, tuple[int, str]] = {}
+    for name in graph.inputs:
+        known = graph.sizes(name) or ()
+        for axis, (size, given) in enumerate(zip(known, feeds[name].shape, strict=True)):
+            if not isinstance(size, str):
+                continue
+            wanted, first = bound.setdefault(size, (given, name))
+            if given != wanted:
+                raise ShapeError(
+                    f"input {name!r}: axis {axis} ({size}) has size {given}, but {wanted} in "
+                    f"input {first!r}; give both the same size"
+                )
+    return {symbol: size for symbol, (size, _) in bound.items()}
+
+
+def sample_count(graph: Graph, feeds: Feeds) -> int:
+    """How many samples a request holds; one when no input carries a batch."""
+    for name in graph.inputs:
+        axis = batch_axis(graph, name)
+        if axis is not None:
+            return int(feeds[name].shape[axis])
+    return bound_sizes(graph, feeds).get(BATCH, 1)
+
+
+def row_count(graph: Graph, feeds: Feeds) -> int:
+    """How many rows the linear nodes of a request take."""
+    return sample_count(graph, feeds) if graph.batch is None else graph.batch
+
+
+def cut(graph: Graph, feeds: Feeds, size: int) -> Iterator[dict[str, np.ndarray]]:
+    """Requests of at most `size` samples; a single one where the batch has to stay whole.
+
+    Raises   RangeError when there is no sample
+    """
+    total = sample_count(graph, feeds)
+    if total == 0:
+        raise RangeError("no inputs: the batch is empty")
+    if graph.batch is not None or not graph.separable:
+        yield dict(feeds)
+        return
+    axes = {name: batch_axis(graph, name) for name in feeds}
+    for start in range(0, total, size):
+        yield {
+            name: array if (axis := axes[name]) is None else part(array, axis, start, start + size)
+            for name, array in feeds.items()
+        }
+
+
+def part(array: np.ndarray, axis: int, start: int, stop: int) -> np.ndarray:
+    """Some of the samples that an array carries on an axis."""
+    return np.asarray(array[(slice(None),) * axis + (slice(start, stop),)], order="C")
+
+
+def joined(graph: Graph, parts: Sequence[Feeds]) -> dict[str, np.ndarray]:
+    """The outputs of a batch from those of its parts, in order.
+
+    An output without the batch is the same for every part, or the graph would not be separable.
+
+    Raises   UnsupportedError for an output that is no tensor
+    """
+    outputs = {}
+    for name in graph.outputs:
+        if not isinstance(parts[0][name], np.ndarray):
+            raise UnsupportedError(
+                f"output {name!r} is no tensor but a sequence or a map; export the model with "
+                "tensors as outputs"
+            )
+        axis = batch_axis(graph, name)
+        whole = axis is None or len(parts) == 1
+        outputs[name] = (
+            np.array(parts[0][name]) if whole else np.concatenate([p[name] for p in parts], axis)
+        )
+    return outputs
