@@ -119,13 +119,15 @@ def test_the_journal_is_folded_and_read_back(kit, monkeypatch):
     np.testing.assert_array_equal(kit.authority.spent("set").rank, before)
 
 
-def test_a_dense_gradient_gives_the_whole_sample_away(kit):
+def test_a_dense_gradient_gives_the_whole_sample_away(kits):
+    """Element by element, also where the budget has room for all of them."""
+    kit = kits(budget=DIM)
     geometry = Geometry((1, 1), DIM, (1, 1), 16)
     delta = np.random.default_rng(1).integers(-50, 51, (10, 1, 1, 16)).astype(np.int16)
-    with pytest.raises(BudgetError):
+    with pytest.raises(FunctionError, match="single element"):
         kit.authority.gradient_key("set", kit.ids, geometry, delta, receiver="server")
     delta[1:] = 0
-    with pytest.raises(BudgetError, match="sample 0"):
+    with pytest.raises(FunctionError, match="single element"):
         kit.authority.gradient_key("set", kit.ids, geometry, delta, receiver="server")
     assert kit.authority.spent("set").rank.max() == 0
 
@@ -166,6 +168,65 @@ def test_packed_gradients_are_refused(kits):
     delta[:, 0, 0], delta[:, 2, 2] = 2000, 3
     with pytest.raises(FunctionError, match="packs"):
         kit.authority.gradient_key("set", kit.ids, geometry, delta, receiver="server")
+
+
+ELEMENT = np.zeros((6, 6))
+ELEMENT[3, 2] = 7
+PADDED = Geometry((6, 6), 1, (6, 6), 1, kernel=(3, 3), pad=(1, 1))
+
+
+@pytest.mark.parametrize(("geometry", "delta"), [
+    # dW[0] is the sum of delta[p] x[p]: the element itself.
+    (Geometry((6, 6), 1, (6, 6), 1), ELEMENT),
+    (Geometry((6, 6), 1, (2, 2), 1, kernel=(5, 5)), ELEMENT[3:5, 2:4]),
+    (Geometry((6, 6), 1, (3, 3), 1, kernel=(2, 2), stride=(2, 2)), ELEMENT[3:, 2:5]),
+    (Geometry((6, 6), 1, (1, 1), 1, kernel=(6, 6)), [[1]]),
+    # Two positions, of which the kernel's corners see one: the padding has the other.
+    (PADDED, np.outer([1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1]) + ELEMENT),
+    (PADDED, np.outer([1, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0])),
+], ids=["position", "kernel", "stride", "dense", "corner", "edge"])  # fmt: skip
+def test_gradients_that_read_single_elements_are_refused(kits, geometry, delta):
+    """Of one sample of a batch, whatever the others are asked: they may be known."""
+    kit = kits(shape=(6, 6, 1), budget=36)
+    mixing = np.random.default_rng(3).integers(-9, 10, (3, *geometry.out_shape))
+    mixing[1] = np.reshape(delta, geometry.out_shape)
+    for ids, batch in ((kit.ids[1:2], mixing[1:2]), (kit.ids[:3], mixing)):
+        with pytest.raises(FunctionError, match="single element"):
+            kit.authority.gradient_key(
+                "set", ids, geometry, batch.astype(np.int16), receiver="server"
+            )
+    summary = kit.authority.summary("set")
+    assert (summary.rank_max, summary.counts["refusals"]) == (0, 2)
+
+
+FILLED = np.random.default_rng(7).integers(-9, 10, (6, 6))
+
+
+@pytest.mark.parametrize("row", [
+    ELEMENT, -300 * ELEMENT, 2000 * ELEMENT / 7 + np.eye(6) * 3, np.eye(6) * 20000, FILLED,
+    3000 * FILLED, np.zeros((6, 6)),
+], ids=["unit", "wide unit", "packed", "short", "filled", "wide", "nothing"])  # fmt: skip
+@pytest.mark.parametrize("terms", [ANY, {"one_function": False}], ids=["exact", "blurred"])
+def test_a_functional_is_judged_and_charged_alike_by_every_kind_of_request(kits, row, terms):
+    """As a function's only row, and as what a gradient of a 1x1 convolution says of a sample."""
+    kit = kits(shape=(6, 6, 1), budget=36, terms=Terms(**terms))
+    row = np.rint(row).astype(np.int16)
+    as_row = LinearMap(Geometry((6, 6), 1, (1, 1), 1, kernel=(6, 6)), row.reshape(1, 6, 6, 1))
+    position, delta = Geometry((6, 6), 1, (6, 6), 1), row.reshape(1, 6, 6, 1)
+    asks = (
+        lambda ids: kit.authority.forward_key("set", ids, as_row, receiver="server"),
+        lambda ids: kit.authority.gradient_key("set", ids, position, delta, receiver="server"),
+    )
+    found = []
+    for sample, ask in enumerate(asks):
+        try:
+            ask(kit.ids[sample : sample + 1])
+            refusal = None
+        except FunctionError as error:
+            refusal = str(error)
+        spent = kit.authority.spent("set")
+        found.append((refusal, spent.bits[sample], spent.operand[sample], spent.rank[sample]))
+    assert found[0] == found[1]
 
 
 def test_wrong_dimensions_sizes_and_ids(kit):

@@ -75,8 +75,9 @@ def test_default_projections_are_functions_an_authority_issues(shape, encoding):
     linear = default_projection(described).linear
     functions.check_size(described, linear.geometry, 4096)
     functions.check_forward_norm(described, linear)
-    functions.check_rows(described, functions.Rows(linear))
-    assert blur.shift(described, linear, 8) > 0
+    rows = functions.Rows(linear)
+    functions.check_rows(described, rows)
+    assert blur.shift(described, rows, 8) > 0
 
 
 def test_learned_rows_are_orthonormal_but_for_rounding():

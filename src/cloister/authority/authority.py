@@ -37,6 +37,7 @@ from cloister.authority.records import (
     read_parts,
     summarise,
 )
+from cloister.authority.requests import Forward, Gradient, Request
 from cloister.crypto.csprng import KEY_BYTES, Csprng
 from cloister.errors import EncryptionError, FunctionError, InputError, ShapeError
 from cloister.fe import mask
@@ -249,16 +250,8 @@ class Authority:
         functions.check_size(found.info, linear.geometry, len(ids))
         # A private copy: what is charged is what is computed, and what the books keep.
         linear = LinearMap(linear.geometry, np.array(linear.weights))
-        functions.check_forward_norm(found.info, linear)
-        if receiver == "server":
-            ticket = self._ledger.charge_forward(dataset, ids, linear, at_once=at_once)
-        else:
-            ticket = self._ledger.count_trusted(dataset, at_once=at_once)
-        pads = self._masks(found, ids, linear.geometry.in_shape, mask.DATA_DOMAIN)
-        term = mask.forward(linear, pads, threads=self._threads)
-        if receiver == "server":
-            self._blur(found, ids, linear, term)
-        return Issued(term, ticket)
+        request = Forward(linear, len(ids))
+        return self._issue(found, ids, request, receiver=receiver, at_once=at_once)
 
     def gradient_key(
         self,
@@ -293,13 +286,28 @@ class Authority:
             )
         if len(np.unique(ids)) != len(ids):
             raise FunctionError(f"data set {dataset}: a gradient names a sample twice")
-        functions.check_gradient_norm(found.info, delta)
+        return self._issue(found, ids, Gradient(geometry, delta), receiver=receiver)
+
+    def _issue(
+        self,
+        found: Dataset,
+        ids: Int64[np.ndarray, " n"],
+        request: Request,
+        *,
+        receiver: Receiver,
+        at_once: bool = False,
+    ) -> Issued:
+        """The one place that keys about samples come from: charged and blurred for the server."""
+        name = found.info.name
+        request.check_range(found.info)
         if receiver == "server":
-            ticket = self._ledger.charge_gradient(dataset, ids, geometry, delta)
+            ticket = self._ledger.charge(name, ids, request, at_once=at_once)
         else:
-            ticket = self._ledger.count_trusted(dataset)
-        pads = self._masks(found, ids, geometry.in_shape, mask.DATA_DOMAIN)
-        term = mask.gradient(geometry, delta, pads, threads=self._threads)
+            ticket = self._ledger.count_trusted(name, at_once=at_once)
+        pads = self._masks(found, ids, request.geometry.in_shape, mask.DATA_DOMAIN)
+        term = request.term(pads, threads=self._threads)
+        if receiver == "server":
+            self._blur(found, ids, request, term)
         return Issued(term, ticket)
 
     # ---- for the owner of the data
@@ -359,17 +367,21 @@ class Authority:
         self,
         found: Dataset,
         ids: Int64[np.ndarray, " n"],
-        linear: LinearMap,
-        term: UInt32[np.ndarray, "n oh ow oc"],
+        request: Request,
+        term: UInt32[np.ndarray, "..."],
     ) -> None:
         """Subtract the noise, in place, that the unmasked values must keep."""
         bits = found.terms.limits(found.info).value_bits
-        shift = blur.shift(found.info, linear, bits)
-        if shift == 0:
+        if bits == blur.EXACT_BITS:
             return
-        digest = functions.forward_digest(linear)
-        for mine, local, key in self._by_part(found, ids):
-            term[mine] -= blur.noise(key, local, term.shape[1:], digest=digest, shift=shift)
+        shape = request.value_shape
+        for function, places in request.functions():
+            shift = blur.shift(found.info, function, bits)
+            if shift == 0:
+                continue
+            for mine, local, key in self._by_part(found, ids[places]):
+                noise = blur.noise(key, local, shape, digest=function.digest, shift=shift)
+                request.blur(term, places[mine], noise)
 
     def _by_part(
         self, found: Dataset, ids: Int64[np.ndarray, " n"]

@@ -1,10 +1,12 @@
 """Which functions a key may be asked for, and what each could tell about one sample.
 
-A forward key releases one *functional* (a row of integer weights on the flattened sample) for each
-output. A gradient key releases functionals on the whole batch; a sample is charged with their
-restriction to itself. Whoever knew all other samples of the batch would learn exactly the
-restricted functionals, so the charge bounds what the release adds about this sample, whatever the
-server knows about the others and whatever it combines the release with.
+A `Function` is what a key gives away of one sample: *functionals* (rows of integer weights on the
+flattened sample), one for each value. A forward key has one function for all its samples (`Rows`).
+A gradient key gives sums over its batch; of each sample it has the restriction of the sums to that
+sample (`Slice`). Whoever knew all other samples of the batch would learn exactly the restricted
+functionals, so charging them bounds what the release adds about this sample, whatever the server
+knows about the others and whatever it combines the release with. Rules, prices and noise know
+functions only, so that both kinds of key pass the same ones.
 
 Refused besides (`check_rows`), because the rank would not count them fairly:
 
@@ -26,12 +28,15 @@ knowledge, not the quality of the best guess.
 
 import hashlib
 import math
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Bool, Int16, Int64
 
 from cloister.errors import FunctionError
-from cloister.fe.keyservice import RING_LIMIT, DatasetInfo
+from cloister.fe.keyservice import DatasetInfo
 from cloister.field.linear import Geometry, LinearMap
 
 MAX_TAPS = 1 << 27
@@ -44,20 +49,6 @@ MAX_PLANE_ELEMENTS = 1 << 26
 ROWS_AT_ONCE = 64
 ROOM = 2
 """Inputs of a row must have at least this many times the bits of its value."""
-
-
-def forward_digest(linear: LinearMap) -> bytes:
-    """Name of a forward function."""
-    digest = hashlib.sha256(b"forward" + geometry_bytes(linear.geometry))
-    digest.update(np.ascontiguousarray(linear.weights, "<i2").tobytes())
-    return digest.digest()
-
-
-def gradient_digest(geometry: Geometry, slice_: Int16[np.ndarray, "oh ow oc"]) -> bytes:
-    """Name of a gradient function as one sample of its batch sees it."""
-    digest = hashlib.sha256(b"gradient" + geometry_bytes(geometry))
-    digest.update(np.ascontiguousarray(slice_, "<i2").tobytes())
-    return digest.digest()
 
 
 def geometry_bytes(geometry: Geometry) -> bytes:
@@ -110,34 +101,6 @@ def _plane(geometry: Geometry) -> tuple[int, int]:
     return height, width
 
 
-def check_forward_norm(info: DatasetInfo, linear: LinearMap) -> None:
-    """Refuse weights for which |A x| < 2^31 is not certain: the answer would wrap.
-
-    Raises   FunctionError
-    """
-    weights = linear.weights.reshape(linear.geometry.out_channels, -1).astype(np.int64)
-    norm = int(np.abs(weights).sum(axis=1).max())
-    if norm * info.encoding.bound >= RING_LIMIT:
-        raise FunctionError(
-            f"data set {info.name}: an output's weights sum to {norm} in magnitude, at most "
-            f"{info.row_norm_limit} is allowed; use a coarser scale"
-        )
-
-
-def check_gradient_norm(info: DatasetInfo, delta: Int16[np.ndarray, "n oh ow oc"]) -> None:
-    """Refuse deltas for which the summed gradient could wrap.
-
-    Raises   FunctionError
-    """
-    flat = np.abs(delta.astype(np.int32)).reshape(-1, delta.shape[-1])
-    norm = int(flat.sum(axis=0, dtype=np.int64).max(initial=0))
-    if norm * info.encoding.bound >= RING_LIMIT:
-        raise FunctionError(
-            f"data set {info.name}: a channel's deltas sum to {norm} in magnitude, at most "
-            f"{info.row_norm_limit} is allowed; use a coarser scale"
-        )
-
-
 def taps(geometry: Geometry) -> Int64[np.ndarray, "positions taps"]:
     """For every output position and kernel element, the index of the flattened image's pixel.
 
@@ -157,21 +120,78 @@ def taps(geometry: Geometry) -> Int64[np.ndarray, "positions taps"]:
     return np.asarray(index.reshape(shape), np.int64)
 
 
+class Function(Protocol):
+    """What a key gives away of one sample; see above.
+
+    linear   the function as a map, which the ledger can eliminate exactly; None: it charges `rank`
+    """
+
+    linear: LinearMap | None
+
+    @property
+    def digest(self) -> bytes:
+        """Its name: the same functionals in the same order have the same."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """Number of functionals, and of values."""
+        ...
+
+    @property
+    def rank(self) -> int:
+        """Upper bound of the rank of its functionals."""
+        ...
+
+    @property
+    def norm(self) -> int:
+        """Upper bound of the sum of |weights| of a functional."""
+        ...
+
+    @property
+    def operand(self) -> int:
+        """Largest |weight|."""
+        ...
+
+    def distinct(self) -> Iterator[Int64[np.ndarray, "rows weights"]]:
+        """The weights of all functionals, without repeating those that differ by their place."""
+        ...
+
+
 class Rows:
-    """The functionals of a forward function, in blocks."""
+    """The functionals of a forward function, in blocks; a `Function`."""
 
     def __init__(self, linear: LinearMap) -> None:
-        self.geometry = linear.geometry
-        self._taps = taps(linear.geometry)
-        shape = (linear.geometry.out_channels, self._taps.shape[1], -1)
-        self._weights = linear.weights.reshape(shape).astype(np.int64)
+        self.linear: LinearMap | None = linear
+        self.geometry, self._values = linear.geometry, linear.weights
         self.count = linear.geometry.out_elements
+        self.rank = min(self.count, linear.geometry.in_elements)
 
-    def compact(self, position: int) -> Int64[np.ndarray, "channels weights"]:
-        """The weights that are in use at an output position, for each output channel."""
-        used: Bool[np.ndarray, " taps"] = self._taps[position] >= 0
-        kept = np.where(used[None, :, None], self._weights, 0)
-        return np.asarray(kept.reshape(len(kept), -1), np.int64)
+    @cached_property
+    def digest(self) -> bytes:
+        """See `Function`."""
+        digest = hashlib.sha256(b"forward" + geometry_bytes(self.geometry))
+        digest.update(np.ascontiguousarray(self._values, "<i2").tobytes())
+        return digest.digest()
+
+    @cached_property
+    def norm(self) -> int:
+        """See `Function`."""
+        sizes = np.abs(self._values.astype(np.int64)).reshape(self.geometry.out_channels, -1)
+        return int(sizes.sum(axis=1).max(initial=0))
+
+    @property
+    def operand(self) -> int:
+        """See `Function`."""
+        return int(np.abs(self._values.astype(np.int32)).max(initial=0))
+
+    def distinct(self) -> Iterator[Int64[np.ndarray, "rows weights"]]:
+        """See `Function`."""
+        _, first = np.unique(self._taps >= 0, axis=0, return_index=True)
+        for position in np.sort(first).tolist():
+            used: Bool[np.ndarray, " taps"] = self._taps[position] >= 0
+            kept = np.where(used[None, :, None], self._weights, 0)
+            yield np.asarray(kept.reshape(len(kept), -1), np.int64)
 
     def dense(self, start: int, stop: int) -> Int64[np.ndarray, "rows dim"]:
         """Rows `start` to `stop` on the flattened sample; all channels of a position together."""
@@ -191,19 +211,88 @@ class Rows:
             out[row, place] = self._weights[channel, used]
         return out
 
-    def distinct_positions(self) -> Int64[np.ndarray, " n"]:
-        """Output positions that differ in which kernel elements fall on the image."""
-        _, first = np.unique(self._taps >= 0, axis=0, return_index=True)
-        return np.sort(first)
+    @cached_property
+    def _taps(self) -> Int64[np.ndarray, "positions taps"]:
+        return taps(self.geometry)
+
+    @cached_property
+    def _weights(self) -> Int64[np.ndarray, "channels taps weights"]:
+        shape = (self.geometry.out_channels, math.prod(self.geometry.kernel), -1)
+        return self._values.reshape(shape).astype(np.int64)
 
 
-def check_rows(info: DatasetInfo, rows: Rows) -> None:
+class Cuts:
+    """Which output positions a geometry's kernel elements use, each set once: padding cuts some."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self.geometry = geometry
+
+    @cached_property
+    def used(self) -> Bool[np.ndarray, "cuts positions"]:
+        """The sets, as masks."""
+        return np.unique(taps(self.geometry).T >= 0, axis=0)
+
+
+class Slice:
+    """A gradient function as one sample of its batch sees it; a `Function`.
+
+    Functional (o, k, c) is the sum over positions p of delta[p, o] x[p * stride + k, c].
+    """
+
+    linear: LinearMap | None = None
+
+    def __init__(self, cuts: Cuts, delta: Int16[np.ndarray, "oh ow oc"]) -> None:
+        self._cuts, self._geometry = cuts, cuts.geometry
+        self._delta = delta
+        self.count = math.prod(self._geometry.weight_shape)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """See `Function`."""
+        digest = hashlib.sha256(b"gradient" + geometry_bytes(self._geometry))
+        digest.update(np.ascontiguousarray(self._delta, "<i2").tobytes())
+        return digest.digest()
+
+    @cached_property
+    def rank(self) -> int:
+        """See `Function`.
+
+        A row is linear in delta[:, o]: for one (k, c) at most rank(delta) of the channels are
+        independent, and that is at most the number of non-zero channels and of non-zero positions.
+        """
+        geometry = self._geometry
+        groups, per_group = geometry.groups, geometry.weight_shape[3]
+        used = (self._delta != 0).reshape(-1, groups, geometry.out_channels // groups)
+        rank = np.minimum(used.any(axis=0).sum(axis=1), used.any(axis=2).sum(axis=0)).sum()
+        return min(int(rank) * math.prod(geometry.kernel) * per_group, geometry.in_elements)
+
+    @cached_property
+    def norm(self) -> int:
+        """See `Function`."""
+        return int(np.abs(self._channels).sum(axis=1).max(initial=0))
+
+    @property
+    def operand(self) -> int:
+        """See `Function`."""
+        return int(np.abs(self._channels).max(initial=0))
+
+    def distinct(self) -> Iterator[Int64[np.ndarray, "rows weights"]]:
+        """See `Function`."""
+        for used in self._cuts.used:
+            yield np.where(used, self._channels, 0)
+
+    @cached_property
+    def _channels(self) -> Int64[np.ndarray, "channels positions"]:
+        flat = self._delta.reshape(-1, self._geometry.out_channels)
+        return np.ascontiguousarray(flat.T, np.int64)
+
+
+def check_rows(info: DatasetInfo, function: Function) -> None:
     """Refuse unit vectors, packed rows and short rows.
 
     Raises   FunctionError
     """
-    for position in rows.distinct_positions().tolist():
-        compact = rows.compact(position)
+    for compact in function.distinct():
         if (np.count_nonzero(compact, axis=1) == 1).any():
             raise FunctionError(
                 f"data set {info.name}: a function reads a single element (unit vector); "
@@ -235,47 +324,11 @@ def packed(rows: Int64[np.ndarray, "rows weights"], bound: int) -> Bool[np.ndarr
     return found
 
 
-def answer_range(info: DatasetInfo, weights: Int16[np.ndarray, "o kh kw c"]) -> int:
-    """Largest minus smallest value that an output of a forward function can have."""
-    norms = np.abs(weights.astype(np.int64)).reshape(weights.shape[0], -1).sum(axis=1)
-    return 2 * info.encoding.bound * int(norms.max(initial=0))
+def value_range(info: DatasetInfo, function: Function) -> int:
+    """Largest minus smallest value that a functional can have."""
+    return 2 * info.encoding.bound * function.norm
 
 
-def row_bits(info: DatasetInfo, weights: Int16[np.ndarray, "o kh kw c"]) -> int:
-    """Bits of the largest answer of a forward function."""
-    return max(1, answer_range(info, weights).bit_length())
-
-
-def gradient_charges(
-    info: DatasetInfo, geometry: Geometry, delta: Int16[np.ndarray, "n oh ow oc"]
-) -> Int64[np.ndarray, " n"]:
-    """Upper bound of the rank of each sample's restricted functionals.
-
-    Functional (o, k, c) is the sum over positions p of delta[p, o] x[p * stride + k, c]. Its row is
-    linear in delta[:, o]: for one (k, c) at most rank(delta) of the channels are independent, and
-    that is at most the number of non-zero channels and of non-zero positions. Where padding cuts
-    a functional, another part of it remains for each k, which no test of the whole row has seen:
-    it counts as often as its value has room for elements.
-    """
-    n, channels = delta.shape[0], geometry.out_channels
-    used = (delta != 0).reshape(n, -1, geometry.groups, channels // geometry.groups)
-    rank = np.minimum(used.any(axis=1).sum(axis=2), used.any(axis=3).sum(axis=1)).sum(axis=1)
-    per_rank = math.prod(geometry.kernel) * geometry.weight_shape[3]
-    cut = bool((taps(geometry) < 0).any())
-    room = max(1, 32 // info.encoding.bits) if cut else 1
-    return np.asarray(np.minimum(rank * per_rank * room, info.dim), np.int64)
-
-
-def check_deltas(info: DatasetInfo, delta: Int16[np.ndarray, "n oh ow oc"]) -> None:
-    """Refuse deltas that pack several values into one gradient entry.
-
-    Raises   FunctionError
-    """
-    n, channels = delta.shape[0], delta.shape[-1]
-    rows = delta.reshape(n, -1, channels).transpose(0, 2, 1).reshape(n * channels, -1)
-    rows = rows[np.count_nonzero(rows, axis=1) > 1].astype(np.int64)
-    if len(rows) and packed(rows, info.encoding.bound).any():
-        raise FunctionError(
-            f"data set {info.name}: a gradient packs several values into one entry; "
-            "use deltas of similar size"
-        )
+def value_bits(info: DatasetInfo, function: Function) -> int:
+    """Bits of the largest value of a function."""
+    return max(1, value_range(info, function).bit_length())

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
-from jaxtyping import Int16, Int64, UInt32
+from jaxtyping import Int64, UInt32
 
 from cloister.authority import blur, functions
 from cloister.authority.book import (
@@ -30,10 +30,18 @@ from cloister.authority.book import (
     write_counts,
 )
 from cloister.authority.database import Database, Ticket
-from cloister.authority.states import MAX_EXACT_ENTRIES, Charge, Exceeded, State, write_states
+from cloister.authority.functions import Function
+from cloister.authority.requests import Request
+from cloister.authority.states import (
+    MAX_EXACT_ENTRIES,
+    NOTHING,
+    Charge,
+    Exceeded,
+    State,
+    write_states,
+)
 from cloister.errors import BudgetError, FunctionError
 from cloister.fe.keyservice import DatasetInfo
-from cloister.field.linear import Geometry, LinearMap
 
 JOURNAL_ROWS = 2048
 """Rows after which the words are written as a whole."""
@@ -71,87 +79,62 @@ class Ledger:
             book.words = np.concatenate([book.words, more])
             book.info = info
 
-    def charge_forward(
+    def charge(
         self,
         dataset: str,
         ids: Int64[np.ndarray, " n"],
-        linear: LinearMap,
+        request: Request,
         *,
         at_once: bool = False,
     ) -> Ticket:
-        """Charge a forward key.
+        """Charge a key of any kind: whatever the server gets of samples passes here.
 
         at_once  do it now or not at all: what a new function costs may take seconds to find out
         Raises   BudgetError, FunctionError, EncryptionError; BusyError when it cannot be at once
         """
         with self._turn(at_once=at_once):
             book = self._books[dataset]
-            digest, unique = functions.forward_digest(linear), np.unique(ids)
-            if at_once and not book.knows(digest, unique):
-                raise BusyError
-            charge = book.charges.get(digest) or self._price(book, digest, linear)
-            self._count_refusal(book, lambda: _check_chosen(book, digest))
-            return self._move(book, "forward", unique, [charge] * len(unique))
+            unique, first = np.unique(ids, return_index=True)
+            charges, noises = [NOTHING] * len(ids), []
+            for function, places in request.functions():
+                if book.budget is None and book.is_full(ids[places]):
+                    continue
+                if at_once and not book.knows(function.digest, unique):
+                    raise BusyError
+                charge = self._admit(book, request, function)
+                noises.append((1 << charge.shift) // 2)
+                for place in places.tolist():
+                    charges[place] = charge
+            self._count_refusal(book, lambda: request.check_range(book.info, noises))
+            return self._move(book, request.kind, unique, [charges[i] for i in first.tolist()])
 
-    def _price(self, book: Book, digest: bytes, linear: LinearMap) -> Charge:
-        """What a forward function costs, kept once it has been found admissible."""
-        info, rows = book.info, functions.Rows(linear)
+    def _admit(self, book: Book, request: Request, function: Function) -> Charge:
+        """What a function costs a sample, kept once it has been found admissible."""
+        info = book.info
+        self._count_refusal(book, lambda: _check_chosen(book, request, function))
+        known = book.charges.get(function.digest)
+        if known is not None:
+            return known
         if book.budget is not None:
-            self._count_refusal(book, lambda: functions.check_rows(info, rows))
+            self._count_refusal(book, lambda: functions.check_rows(info, function))
         exact = book.budget is not None and max(book.budget, 1) * info.dim <= MAX_EXACT_ENTRIES
-        bits, blurred = self._value_bits(book, linear)
+        allowed = book.limits.value_bits
+        shift = blur.shift(info, function, allowed)
         charge = Charge(
-            digest,
-            rank=min(info.dim, rows.count),
-            bits_each=bits,
-            operand=int(np.abs(linear.weights.astype(np.int32)).max(initial=0)),
-            linear=linear if exact else None,
-            values=rows.count if blurred else 0,
+            function.digest,
+            rank=function.rank,
+            bits_each=allowed if shift else functions.value_bits(info, function),
+            operand=function.operand,
+            linear=function.linear if exact else None,
+            values=function.count if shift else 0,
+            shift=shift,
         )
+        if function.linear is None:
+            return charge  # of one sample: nobody asks for it of another one
         if len(book.charges) >= CHARGES_KEPT:
             book.charges.pop(next(iter(book.charges)))
-        book.charges[digest] = charge
+        book.charges[function.digest] = charge
         return charge
-
-    def _value_bits(self, book: Book, linear: LinearMap) -> tuple[int, bool]:
-        """Bits that a value of a function tells at most, and whether blur makes it so."""
-        allowed = book.limits.value_bits
-        try:
-            blurred = blur.shift(book.info, linear, allowed) > 0
-        except FunctionError:
-            self._note_refusal(book)
-            raise
-        return (allowed if blurred else functions.row_bits(book.info, linear.weights)), blurred
-
-    def charge_gradient(
-        self,
-        dataset: str,
-        ids: Int64[np.ndarray, " n"],
-        geometry: Geometry,
-        delta: Int16[np.ndarray, "n oh ow oc"],
-    ) -> Ticket:
-        """Charge a gradient key: each sample with the functionals restricted to itself.
-
-        Raises   BudgetError, FunctionError, EncryptionError
-        """
-        with self._lock:
-            book = self._books[dataset]
-            info = book.info
-            if book.budget is not None:
-                self._count_refusal(book, lambda: functions.check_deltas(info, delta))
-            self._count_refusal(book, lambda: _check_gradients(book))
-            ranks = functions.gradient_charges(info, geometry, delta)
-            sizes = np.abs(delta.astype(np.int32)).reshape(len(ids), -1)
-            norms, tops = sizes.sum(axis=1, dtype=np.int64), sizes.max(axis=1, initial=0)
-            words = book.words[ids] & ~LABEL_BIT
-            charges = []
-            for i, rank in enumerate(ranks.tolist()):
-                # Whoever has given away everything needs no name for this release.
-                full = book.states.is_full(book.states.all[int(words[i])])
-                digest = b"" if full else functions.gradient_digest(geometry, delta[i])
-                bits = max(1, (2 * info.encoding.bound * int(norms[i])).bit_length())
-                charges.append(Charge(digest, rank, bits, int(tops[i])))
-            return self._move(book, "gradient", ids, charges)
 
     def charge_labels(
         self, dataset: str, ids: Int64[np.ndarray, " n"], *, at_once: bool = False
@@ -284,8 +267,8 @@ class Ledger:
         self._database.enqueue(last={name: partial(write_counts, name, counts)})
 
 
-def _check_chosen(book: Book, digest: bytes) -> None:
-    """Refuse a second function where the data set gives values of one.
+def _check_chosen(book: Book, request: Request, function: Function) -> None:
+    """Refuse a second function, and gradients, where the data set gives values of one.
 
     Values of different functions on different samples are each within their sample's budget, and
     together tell the mean and the covariance of the data set: an attacker's best prior. Under one
@@ -296,22 +279,16 @@ def _check_chosen(book: Book, digest: bytes) -> None:
     """
     if not book.limits.one_function:
         return
-    chosen = {state.digest for state in book.states.all[1:]}
-    if chosen and digest not in chosen:
+    name = book.info.name
+    if request.kind == "gradient":
         raise BudgetError(
-            f"data set {book.info.name}: the server has values of another function already, and "
+            f"data set {name}: gives the server values of one function and no gradients; "
+            "use a frozen first layer or unmask to a trusted runtime"
+        )
+    chosen = {state.digest for state in book.states.all[1:]}
+    if chosen and function.digest not in chosen:
+        raise BudgetError(
+            f"data set {name}: the server has values of another function already, and "
             f"this data set gives values of one function only (of rank {book.budget}: allowed are "
             f"{book.budget}); use the same projection, or unmask to a trusted runtime"
-        )
-
-
-def _check_gradients(book: Book) -> None:
-    """Refuse gradients where the data set gives values of one function.
-
-    Raises   BudgetError
-    """
-    if book.limits.one_function:
-        raise BudgetError(
-            f"data set {book.info.name}: gives the server values of one function and no gradients; "
-            "use a frozen first layer or unmask to a trusted runtime"
         )
