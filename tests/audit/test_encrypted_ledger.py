@@ -17,8 +17,8 @@ from cloister.audit.encrypted.judge import Truth, judge, overall
 from cloister.audit.encrypted.lattice import IntegerDecoder
 from cloister.audit.encrypted.prior import from_public, uninformed
 from cloister.audit.encrypted.run import run_attacks
-from cloister.authority.authority import Terms
 from cloister.authority.functions import check_size
+from cloister.authority.records import Terms
 from cloister.errors import BudgetError, CloisterError, EncryptionError, FunctionError
 from cloister.field.linear import Geometry, LinearMap
 

@@ -1,12 +1,16 @@
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from authority.conftest import ANY, add_part
+from authority.conftest import ANY, add_part, join, start
 from cloister.authority import functions
+from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
-from cloister.authority.records import Terms, label_info, part_info
+from cloister.authority.enrolment import NewPart
+from cloister.authority.local import LocalClient
+from cloister.authority.records import Terms, part_info
 from cloister.crypto.csprng import SystemRandom
 from cloister.errors import BudgetError, EncryptionError, FunctionError, InputError, ShapeError
 from cloister.fe import mask
@@ -305,9 +309,14 @@ def test_paper_mode_counts_and_never_refuses(kits):
 
 def test_paper_mode_needs_its_acknowledgement(kit):
     info = DatasetInfo("paper", (2, 2, 1), 3, Encoding(1.0, 0.0, 8), 0, 1, "paper")
-    sealed = kit.authority.identity.public.seal(bytes(32), info=label_info("paper"))
     with pytest.raises(InputError, match="allow_unbounded_leakage"):
-        kit.authority.create_dataset(info, sealed_label_key=sealed)
+        start(kit.authority, info)
+    made = Agreement(info, Terms())
+    with pytest.raises(InputError, match="allow_unbounded_leakage"):
+        LocalClient(kit.authority).register(
+            made, NewPart("a" * 32, 1, "b" * 64, bytes(32), bytes(32), is_first=True)
+        )
+    assert kit.authority.datasets() == ("set",)
 
 
 def test_bits_can_be_limited_and_labels_withheld(kits):
@@ -339,26 +348,35 @@ def test_parts_share_one_numbering(kit):
 
 
 def test_replayed_parts_and_keys(kit):
-    public = kit.authority.identity.public
-    key = bytes(range(1, 33))
-    part, digest = "a" * 32, "b" * 64
-    sealed = public.seal(key, info=part_info("set", part, digest))
-    register = kit.authority.register_part
-    assert register("set", part, 3, digest, sealed_key=sealed) == 10
-    assert register("set", part, 3, digest, sealed_key=sealed) == 10
-    with pytest.raises(EncryptionError, match="replay"):
-        register("set", part, 4, digest, sealed_key=sealed)
-    for other, content in (("c" * 32, digest), ("c" * 32, "d" * 64)):
-        again = public.seal(key, info=part_info("set", other, content))
+    key, part, digest = bytes(range(1, 33)), "a" * 32, "b" * 64
+    register = join(kit.authority, "set").register
+    assert register(part, 3, digest, key) == 10
+    assert register(part, 3, digest, key) == 10
+    for again in (
+        (part, 4, digest, key),
+        ("c" * 32, 3, digest, key),
+        ("c" * 32, 3, digest, bytes(32)),
+        ("c" * 32, 3, "d" * 64, key),
+    ):
         with pytest.raises(EncryptionError, match="replay"):
-            register("set", other, 3, content, sealed_key=again)
+            register(*again)
+    other = start(kit.authority, replace(kit.authority.describe("set"), name="other", samples=0))
+    with pytest.raises(EncryptionError, match="replay"):
+        other.register(part, 3, digest, key)
+    assert kit.authority.datasets() == ("set",)
+
+
+@pytest.mark.parametrize("field", ["dataset", "part", "sha256", "agreement"])
+def test_sealed_keys_are_of_one_part_under_one_agreement(kit, field):
+    """A registration taken from another part, or made of terms that were others, opens nothing."""
+    known = kit.authority.find("set")
+    names = {"dataset": "set", "part": "a" * 32, "sha256": "b" * 64}
+    names["agreement"] = known.agreement.digest
+    bound_to = part_info(*(names | {field: "c" * len(names[field])}).values())
+    sealed = kit.authority.identity.public.seal(bytes(32) + known.label_key, info=bound_to)
+    dataset, part, sha256, digest = names.values()
     with pytest.raises(EncryptionError, match="sealed"):
-        register("set", "e" * 32, 3, "f" * 64, sealed_key=sealed)
-    with pytest.raises(EncryptionError, match="exists already"):
-        info = DatasetInfo("set", (2, 2, 1), 3, Encoding(1.0, 0.0, 8), 0, 1)
-        kit.authority.create_dataset(
-            info, sealed_label_key=public.seal(bytes(32), info=label_info("set"))
-        )
+        kit.authority.register_part(dataset, part, 3, sha256, agreement=digest, sealed_keys=sealed)
 
 
 def test_one_process_at_a_time_and_no_overwriting(kit):
@@ -382,10 +400,10 @@ def test_samples_with_the_same_history_share_one_state(kits):
     """However many samples and orders: what was released decides."""
     kit = kits(samples=300)
     ids = kit.ids
-    for start in range(0, 300, 50):
-        for seed in (1, 2) if start % 100 else (2, 1):
+    for begin in range(0, 300, 50):
+        for seed in (1, 2) if begin % 100 else (2, 1):
             kit.authority.forward_key(
-                "set", ids[start : start + 50], mixed(3, seed=seed), receiver="server"
+                "set", ids[begin : begin + 50], mixed(3, seed=seed), receiver="server"
             )
     book = kit.authority._ledger._books["set"]
     # Nothing, each of the two alone, and both.

@@ -12,6 +12,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,7 +21,9 @@ from jaxtyping import Bool, Int16, Int64, UInt32
 
 from cloister.authority import blur, functions
 from cloister.authority import database as databases
+from cloister.authority.agreement import Agreement
 from cloister.authority.book import Spent
+from cloister.authority.enrolment import Known
 from cloister.authority.identity import Identity
 from cloister.authority.ledger import Ledger
 from cloister.authority.records import (
@@ -29,14 +32,14 @@ from cloister.authority.records import (
     Part,
     Summary,
     Terms,
-    check_terms,
     init,
-    label_info,
     part_info,
     read_datasets,
     read_parts,
+    read_retired,
     summarise,
 )
+from cloister.authority.registration import new_dataset, repeated
 from cloister.authority.requests import Forward, Gradient, Request
 from cloister.crypto.csprng import KEY_BYTES, Csprng
 from cloister.errors import EncryptionError, FunctionError, InputError, ShapeError
@@ -112,68 +115,70 @@ class Authority:
 
     # ---- for clients
 
-    def create_dataset(
-        self, info: DatasetInfo, *, sealed_label_key: bytes, terms: Terms | None = None
-    ) -> None:
-        """Open the books of a new data set; the same again is accepted.
+    def find(self, dataset: str) -> Known | None:
+        """What clients of a data set agree to, and share; None: there is no such data set.
 
-        Raises   EncryptionError when the name is taken, InputError
+        Secret   result
         """
-        terms = terms or Terms()
-        label_key = self.identity.open_sealed(sealed_label_key, info=label_info(info.name))
-        check_terms(info, terms, label_key)
-        with self._lock:
-            known = self._datasets.get(info.name)
-            if known is not None:
-                same = replace(known.info, samples=0) == info and known.terms == terms
-                if not same or not hmac.compare_digest(known.label_key, label_key):
-                    raise EncryptionError(
-                        f"data set {info.name}: exists already at this authority; append to it, "
-                        "or choose another name"
-                    )
-                return
-            row = (info.name, info.to_json(), json.dumps(asdict(terms)).encode(), label_key)
-            self.database.enqueue(
-                lambda connection: _insert(connection, "datasets", row)
-            ).wait()  # fmt: skip
-            self._ledger.open_book(info, limits=terms.limits(info))
-            self._datasets[info.name] = Dataset(info, terms, label_key)
+        found = self._datasets.get(dataset)
+        return None if found is None else Known(_agreement(found), found.label_key)
 
     def register_part(
-        self, dataset: str, part: str, samples: int, sha256: str, *, sealed_key: bytes
+        self,
+        dataset: str,
+        part: str,
+        samples: int,
+        sha256: str,
+        *,
+        agreement: str,
+        sealed_keys: bytes,
+        made: Agreement | None = None,
     ) -> int:
         """Take a part's mask key; gives the id of its first sample. The same again is accepted.
 
-        Raises   EncryptionError for a part, a key or contents that were registered before
+        agreement    digest of what the client has agreed to
+        sealed_keys  the part's mask key, then the label key of the data set that the client means
+        made         the data set, if it is to be made with this part: both, or neither
+        Raises   EncryptionError for a part, a key or contents that were registered before, and for
+                 a data set that is not as the client has seen it; InputError
         """
         if not (_PART.fullmatch(part) and _SHA256.fullmatch(sha256)):
             raise InputError("a part is named by 32, and its contents by 64 hexadecimal digits")
-        key = self.identity.open_sealed(sealed_key, info=part_info(dataset, part, sha256))
+        bound_to = part_info(dataset, part, sha256, agreement)
+        keys = self.identity.open_sealed(sealed_keys, info=bound_to)
+        key, label_key = keys[:KEY_BYTES], keys[KEY_BYTES:]
         with self._lock:
-            found = self._dataset(dataset)
-            if len(key) != KEY_BYTES or not 0 < samples <= MAX_SAMPLES - found.info.samples:
-                raise InputError(
-                    f"data set {dataset}: a part needs a {KEY_BYTES}-byte key and samples, and a "
-                    f"data set holds at most {MAX_SAMPLES}"
+            known = self._datasets.get(dataset)
+            found = known or new_dataset(dataset, made, label_key)
+            seen = hmac.compare_digest(found.label_key, label_key)
+            if not seen or _agreement(found).digest != agreement:
+                raise EncryptionError(
+                    f"data set {dataset}: is not the one that this client has seen, or was made by "
+                    "another client meanwhile; encrypt again"
                 )
-            for other in self._datasets.values():
-                for old, old_key in zip(other.parts, other.keys, strict=True):
-                    same_key = hmac.compare_digest(old_key, key)
-                    same = old.part == part and old.sha256 == sha256 and old.samples == samples
-                    if same and same_key and other is found:
-                        return old.first
-                    if old.part == part or old.sha256 == sha256 or same_key:
-                        raise EncryptionError(
-                            f"data set {dataset}, part {part}: is a replay of part {old.part}; "
-                            "encrypt again under a new key"
-                        )
-            new = Part(part, found.info.samples, samples, sha256)
-            row = (part, dataset, new.first, samples, sha256, key)
-            self.database.enqueue(lambda connection: _insert(connection, "parts", row)).wait()
+            first = found.info.samples
+            if len(keys) != 2 * KEY_BYTES or not 0 < samples <= MAX_SAMPLES - first:
+                raise InputError(
+                    f"data set {dataset}: a part needs two {KEY_BYTES}-byte keys and samples, and "
+                    f"a data set holds at most {MAX_SAMPLES}"
+                )
+            new = Part(part, first, samples, sha256)
+            everyone = self._datasets.values()
+            known_first = repeated(found, new, key, others=everyone, retired=self._retired)
+            if known_first is not None:
+                return known_first
+            jobs = [partial(_insert, "parts", (part, dataset, first, samples, sha256, key))]
+            if known is None:
+                terms = json.dumps(asdict(found.terms)).encode()
+                row = (dataset, found.info.to_json(), terms, label_key)
+                jobs.insert(0, partial(_insert, "datasets", row))
+                self._ledger.open_book(found.info, limits=found.terms.limits(found.info))
+            self.database.enqueue(*jobs).wait()
             # The books first: a request for the new ids must find their pages.
-            self._ledger.grow(replace(found.info, samples=new.first + samples))
+            self._ledger.grow(replace(found.info, samples=first + samples))
             found.add(new, key)
-            return new.first
+            self._datasets[dataset] = found
+            return first
 
     def label_key(
         self, dataset: str, ids: Int64[np.ndarray, " n"], *, receiver: Receiver
@@ -202,13 +207,6 @@ class Authority:
             ticket = self._ledger.count_trusted(dataset, at_once=at_once)
         term = self._masks(found, ids, (found.info.classes,), mask.LABEL_DOMAIN)
         return Issued(term, ticket)
-
-    def label_secret(self, dataset: str) -> bytes:
-        """The key of the label permutation, for clients of the data set alone.
-
-        Secret   result
-        """
-        return self._dataset(dataset).label_key
 
     def parts(self, dataset: str) -> tuple[Part, ...]:
         """The registered parts of a data set."""
@@ -400,11 +398,16 @@ class Authority:
                 self._datasets[info.name] = Dataset(info, terms, label_key)
             for part, dataset, key in read_parts(connection):
                 self._datasets[dataset].add(part, key)
+            self._retired = read_retired(connection)
         self._ledger = Ledger(self.database, modulus=modulus)
         for found in self._datasets.values():
             self._ledger.open_book(found.info, limits=found.terms.limits(found.info))
 
 
-def _insert(connection: sqlite3.Connection, table: str, row: tuple[Any, ...]) -> None:
+def _agreement(found: Dataset) -> Agreement:
+    return Agreement(found.info, found.terms)
+
+
+def _insert(table: str, row: tuple[Any, ...], connection: sqlite3.Connection) -> None:
     marks = ", ".join("?" * len(row))
     connection.execute(f"INSERT INTO {table} VALUES ({marks})", row)  # noqa: S608  (our own names)

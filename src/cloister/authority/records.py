@@ -1,5 +1,6 @@
 """What the authority stores of data sets, and the folder it stores it in."""
 
+import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ from cloister.authority import database as databases
 from cloister.authority.blur import EXACT_BITS
 from cloister.authority.book import Limits, Spent
 from cloister.authority.identity import Identity
-from cloister.crypto.csprng import KEY_BYTES, Csprng
+from cloister.crypto.csprng import Csprng
 from cloister.errors import EncryptionError, InputError
 from cloister.fe.keyservice import DatasetInfo
 from cloister.fe.rank import random_modulus
@@ -103,14 +104,9 @@ def init(folder: Path | str, *, rng: Csprng) -> Identity:
     return Identity.create(folder, rng=rng)
 
 
-def label_info(dataset: str) -> bytes:
-    """What a sealed label key is bound to."""
-    return f"cloister label key\0{dataset}".encode()
-
-
-def part_info(dataset: str, part: str, sha256: str) -> bytes:
-    """What a sealed mask key is bound to."""
-    return f"cloister mask key\0{dataset}\0{part}\0{sha256}".encode()
+def part_info(dataset: str, part: str, sha256: str, agreement: str) -> bytes:
+    """What the sealed keys of a part are bound to."""
+    return f"cloister part\0{dataset}\0{part}\0{sha256}\0{agreement}".encode()
 
 
 def summarise(info: DatasetInfo, terms: Terms, spent: Spent, counts: dict[str, int]) -> Summary:
@@ -156,6 +152,17 @@ def read_parts(connection: sqlite3.Connection) -> Iterator[tuple[Part, str, byte
         yield Part(part, first, samples, sha256), dataset, key
 
 
+def read_retired(connection: sqlite3.Connection) -> set[str]:
+    """Names of deleted parts, and digests of their contents and keys."""
+    rows = connection.execute("SELECT part, sha256, key_sha256 FROM retired")
+    return {name for row in rows for name in row}
+
+
+def key_digest(key: bytes) -> str:
+    """Name of a mask key: it has 256 random bits, so that its plain hash cannot be searched."""
+    return hashlib.sha256(key).hexdigest()
+
+
 def read_terms(fields: Mapping[str, Any]) -> Terms:
     """Terms from JSON values.
 
@@ -187,16 +194,19 @@ class Dataset:
         self.info = replace(self.info, samples=part.first + part.samples)
 
 
-def check_terms(info: DatasetInfo, terms: Terms, label_key: bytes) -> None:
+def check_terms(info: DatasetInfo, terms: Terms) -> None:
     """Refuse what no data set may be.
 
     Raises   InputError
     """
-    if info.samples or len(label_key) != KEY_BYTES or info.dim > MAX_DIM:
+    if info.samples or info.dim > MAX_DIM:
         raise InputError(
-            f"data set {info.name}: a new one has no samples and a {KEY_BYTES}-byte key"
+            f"data set {info.name}: a new one has no samples yet, of at most {MAX_DIM} elements"
         )
-    if info.mode == "paper" and terms.allow_unbounded_leakage is not True:
+    for name in ("labels_to_server", "one_function", "allow_unbounded_leakage"):
+        if type(getattr(terms, name)) is not bool:
+            raise InputError(f"data set {info.name}: {name} must be true or false")
+    if info.mode == "paper" and not terms.allow_unbounded_leakage:
         raise InputError(
             f"data set {info.name}: mode paper gives every sample away; it needs "
             "allow_unbounded_leakage"
@@ -207,7 +217,5 @@ def check_terms(info: DatasetInfo, terms: Terms, label_key: bytes) -> None:
     bits = terms.value_bits
     if bits is not None and (type(bits) is not int or not 1 <= bits <= EXACT_BITS):
         raise InputError(f"data set {info.name}: value_bits must be 1 to {EXACT_BITS}")
-    if type(terms.one_function) is not bool:
-        raise InputError(f"data set {info.name}: one_function must be true or false")
     if type(terms.notes) is not str or len(terms.notes) > MAX_NOTES_BYTES:
         raise InputError(f"data set {info.name}: its notes are too long")

@@ -9,6 +9,7 @@ from typing import cast
 import numpy as np
 
 from cloister.authority import functions
+from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority, Issued
 from cloister.authority.identity import CERTIFICATE_FILE, PRIVATE_KEY_FILE
 from cloister.authority.ledger import BusyError
@@ -44,7 +45,7 @@ def serve(folder: Path, authority: Authority, *, listen: str) -> HttpsServer:
                 f"a token of role {caller.role} may not ask for {operation}; "
                 f"use one of role {' or '.join(roles)}"
             )
-        caller.check(_named(operation, body))
+        caller.check(body.text("dataset"))
         return function(authority, caller, body)
 
     return HttpsServer(
@@ -54,13 +55,6 @@ def serve(folder: Path, authority: Authority, *, listen: str) -> HttpsServer:
         private_key=folder / PRIVATE_KEY_FILE,
         max_body_bytes=MAX_REQUEST_BYTES,
     )
-
-
-def _named(operation: str, body: Body) -> str:
-    """The data set that a request is about: every request is about one."""
-    if operation == "create":
-        return DatasetInfo.from_json(body.text("info").encode()).name
-    return body.text("dataset")
 
 
 def _later(work: Callable[[Authority, Body], Body]) -> Operation:
@@ -122,28 +116,30 @@ def _parts(authority: Authority, body: Body) -> Body:
     return Body({"parts": {part.part: asdict(part) for part in parts}})
 
 
-def _create(authority: Authority, body: Body) -> Body:
-    info = DatasetInfo.from_json(body.text("info").encode())
-    sealed = body.array(0, np.uint8, 1).tobytes()
-    authority.create_dataset(info, sealed_label_key=sealed, terms=read_terms(body.mapping("terms")))
-    return Body()
+def _find(authority: Authority, body: Body) -> Body:
+    known = authority.find(body.text("dataset"))
+    if known is None:
+        return Body()
+    info, terms = known.agreement.info, known.agreement.terms
+    key = np.frombuffer(known.label_key, np.uint8)
+    return Body({"info": info.to_json().decode(), "terms": asdict(terms)}, (key,))
 
 
 def _register(authority: Authority, body: Body) -> Body:
+    made = None
+    if "info" in body.fields:
+        info = DatasetInfo.from_json(body.text("info").encode())
+        made = Agreement(info, read_terms(body.mapping("terms")))
     first = authority.register_part(
         body.text("dataset"),
         body.text("part"),
         body.number("samples"),
         body.text("sha256"),
-        sealed_key=body.array(0, np.uint8, 1).tobytes(),
+        agreement=body.text("agreement"),
+        sealed_keys=body.array(0, np.uint8, 1).tobytes(),
+        made=made,
     )
     return Body({"first": first})
-
-
-def _secret(authority: Authority, body: Body) -> Body:
-    name = body.text("dataset")
-    key = np.frombuffer(authority.label_secret(name), np.uint8)
-    return Body({"terms": asdict(authority.terms(name))}, (key,))
 
 
 SERVERS = ("server", "trusted")
@@ -157,9 +153,8 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], Operation]] = {
     "gradient": (SERVERS, _gradient),
     "labels": (SERVERS, _labels),
     # The label permutation is the clients' secret.
-    "create": (("client",), _later(_create)),
+    "find": (("client",), _later(_find)),
     "register": (("client",), _later(_register)),
-    "secret": (("client",), _later(_secret)),
 }
 
 
