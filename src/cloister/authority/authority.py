@@ -47,7 +47,6 @@ from cloister.fe import mask
 from cloister.fe.keyservice import DatasetInfo, Receiver
 from cloister.field.linear import Geometry, LinearMap
 
-LOCK_FILE = "authority.lock"
 MAX_ELEMENTS = 1 << 26
 """Mask elements of one request."""
 _PART = re.compile(r"[0-9a-f]{32}")
@@ -83,7 +82,7 @@ class Authority:
         """
         self._folder, self._threads = Path(folder), threads
         self.identity = Identity.open(self._folder)
-        self._held = databases.hold(self._folder / LOCK_FILE)
+        self._held = databases.hold(self._folder / databases.LOCK_FILE)
         try:
             self.database = databases.Database(self._folder / databases.FILE)
             self._datasets: dict[str, Dataset] = {}

@@ -20,6 +20,7 @@ from pathlib import Path
 from cloister.errors import EncryptionError, InputError
 
 FILE = "ledger.sqlite"
+LOCK_FILE = "authority.lock"
 FORMAT = 3
 APPLICATION_ID = 0x434C4155
 """'CLAU' in the database header: this file is an authority's ledger."""

@@ -3,14 +3,15 @@
 import contextlib
 import signal
 import threading
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
 
-from cloister.authority import database, records, service, tokens
+from cloister.authority import database, deletion, records, service, tokens
+from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
 from cloister.authority.book import Spent, read_counts, read_words, tabulate
 from cloister.authority.identity import PUBLIC_FILE, SUITE
@@ -105,6 +106,50 @@ def serve(
     err().print("authority: stopped")
 
 
+@app.command("list")
+def list_(folder: Folder, json: options.Json = False) -> None:
+    """List the data sets: samples, terms, and what was given away; also while it serves."""
+    listed = [_listed(book) for book in _read(folder)]
+    if json:
+        emit_json(listed)
+        return
+    titles = (
+        "data set", "mode", "samples", "parts", "rank spent", "of", "bits spent", "of",
+        "bits a value", "functions", "labels to",
+    )  # fmt: skip
+    rows = [tuple("-" if value is None else value for value in found.values()) for found in listed]
+    out().print(table(titles, rows) if rows else "no data sets")
+
+
+@app.command()
+def delete(
+    folder: Folder,
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="The data set to delete.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do it: there is no way back.")] = False,
+) -> None:
+    """Delete a data set: its keys, its ledger and its tokens. The authority must not be serving.
+
+    Files of the data set cannot be unmasked any more. What servers were given stays with them.
+    """
+    if not yes:
+        found = [stored for stored in _read(folder) if stored.summary.name == dataset]
+        if not found:
+            raise InputError(f"data set {dataset}: is not known to this authority")
+        raise InputError(
+            f"data set {dataset}: nobody could use its {found[0].summary.samples:,} samples any "
+            "more; confirm with --yes"
+        )
+    gone = deletion.delete(folder, dataset)
+    out().print(
+        f"data set {dataset} deleted: {gone.samples:,} samples in {gone.parts} parts, "
+        f"{gone.tokens} tokens"
+    )
+    err().print(
+        "note: backups of the folder still hold the keys, and put back they forget the deletion",
+        style="yellow",
+    )
+
+
 @app.command()
 def budget(
     folder: Folder,
@@ -119,38 +164,68 @@ def budget(
     """Show what has been given away to servers, as committed; also while the authority serves."""
     books = _read(folder)
     if dataset is not None:
-        books = [book for book in books if book[0].name == dataset]
+        books = [book for book in books if book.summary.name == dataset]
         if not books:
             raise InputError(f"data set {dataset}: is not known to this authority")
     if json:
         emit_json(
             [
-                asdict(summary) | ({"by_sample": asdict(spent)} if samples else {})
-                for summary, spent in books
+                asdict(book.summary) | ({"by_sample": asdict(book.spent)} if samples else {})
+                for book in books
             ]
         )
         return
-    _show([summary for summary, _ in books])
+    _show([book.summary for book in books])
     if samples:
-        for summary, spent in books:
-            _show_samples(summary, spent)
+        for book in books:
+            _show_samples(book.summary, book.spent)
 
 
-def _read(folder: Path) -> list[tuple[records.Summary, Spent]]:
+@dataclass(frozen=True)
+class Stored:
+    """What a folder holds of a data set."""
+
+    summary: records.Summary
+    spent: Spent
+    agreement: Agreement
+    parts: int
+
+
+def _listed(stored: Stored) -> dict[str, object]:
+    summary, terms = stored.summary, stored.agreement.terms
+    limits = terms.limits(stored.agreement.info)
+    return {
+        "name": summary.name,
+        "mode": summary.mode,
+        "samples": summary.samples,
+        "parts": stored.parts,
+        "rank_max": summary.rank_max,
+        "rank_allowed": summary.rank_allowed,
+        "bits_max": summary.bits_max,
+        "bits_allowed": summary.bits_allowed,
+        "value_bits": limits.value_bits,
+        "functions": "one" if limits.one_function else "many",
+        "labels_to": "server" if terms.labels_to_server else "trusted",
+    }
+
+
+def _read(folder: Path) -> list[Stored]:
     books, path = [], folder / database.FILE
     with contextlib.closing(database.connect(path)) as connection, database.faults(path):
         connection.execute("BEGIN")
         database.check(connection)
-        held: dict[str, int] = {}
+        parts: dict[str, list[records.Part]] = {}
         for part, name, _ in records.read_parts(connection):
-            held[name] = part.first + part.samples
+            parts.setdefault(name, []).append(part)
         for stored, terms, _ in list(records.read_datasets(connection)):
-            info = replace(stored, samples=held.get(stored.name, 0))
+            held = parts.get(stored.name, [])
+            info = replace(stored, samples=sum(part.samples for part in held))
             words, _ = read_words(connection, info.name, info.samples)
             root = State(ROOT, ROOT, b"", exact=False, rank=0, opaque=0, bits=0, operand=0)
             spent = tabulate(words, [root, *read_states(connection, info.name)])
             counts = read_counts(connection, info.name)
-            books.append((records.summarise(info, terms, spent, counts), spent))
+            summary = records.summarise(info, terms, spent, counts)
+            books.append(Stored(summary, spent, Agreement(info, terms), len(held)))
     return books
 
 
