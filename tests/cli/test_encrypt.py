@@ -5,13 +5,17 @@ import numpy as np
 import pytest
 
 from cloister.authority import service, tokens
-from cloister.authority.agreement import EXPOSURE
+from cloister.authority.agreement import EXPOSURE, Agreement
 from cloister.authority.authority import Authority
 from cloister.authority.database import FILE
 from cloister.authority.identity import PUBLIC_FILE
+from cloister.authority.records import Terms
 from cloister.cli import newset
 from cloister.crypto.csprng import SystemRandom
+from cloister.errors import EncryptionError
 from cloister.fe import mask
+from cloister.fe.encoding import Encoding
+from cloister.fe.keyservice import DatasetInfo
 from cloister.field.linear import Geometry, LinearMap
 from cloister.training import dataset as datasets
 from cloister.training.dataset import EncryptedDataset
@@ -391,3 +395,15 @@ def test_noise_on_samples_is_added_and_stated(cloister, refused, authority, to, 
     # Cut at the ends of the encoding, which for pixels reach half a range beyond.
     assert 0.3 < (plain - original).std() < 1
     assert (plain.min(), plain.max()) == pytest.approx((-0.5, 1.5), abs=0.01)
+
+
+@pytest.mark.parametrize("notes", [
+    "", "[" * 60000, "7", '{"kind":"table"}', '{"classes":7,"kind":"table"}',
+    '{"classes":["a","b","c"],"kind":"table","ranges":7}',
+    '{"classes":["a","b","c"],"kind":"table","ranges":{"age":[0]}}',
+    '{"classes":["a","b","c"],"kind":"table","ranges":{"age":[0,1' + 400 * "0" + "]}}",
+])  # fmt: skip
+def test_notes_of_another_client_are_read_or_refused(notes):
+    info = DatasetInfo("set", (1, 1, 4), 3, Encoding(1.0, 0.0, 8), 0, 1)
+    with pytest.raises(EncryptionError, match="data set set: was not made by `cloister encrypt`"):
+        newset.read_notes(Agreement(info, Terms(notes=notes)))

@@ -249,7 +249,7 @@ def read_notes(agreed: Agreement) -> dict[str, Any]:
         kind, classes = str(notes["kind"]), [str(one) for one in notes["classes"]]
         given = notes.get("ranges") or {}
         ranges = {str(column): (float(low), float(high)) for column, (low, high) in given.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         raise EncryptionError(f"data set {name}: was not made by `cloister encrypt`") from None
     if len(set(classes)) != agreed.info.classes:
         raise EncryptionError(f"data set {name}: names {len(classes)} classes, and has others")
@@ -282,7 +282,7 @@ def read_ranges(path: Path) -> dict[str, tuple[float, float]]:
     try:
         fields = jsons.loads(path.read_text(encoding="utf-8"))
         return {str(name): (float(low), float(high)) for name, (low, high) in fields.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise InputError(
             f'{path}: not a file of ranges {{"column": [low, high]}} ({error})'
         ) from None
