@@ -24,9 +24,11 @@ from pathlib import Path
 import numpy as np
 
 from cloister.authority import service, tokens
+from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
 from cloister.authority.client import AuthorityClient
 from cloister.authority.database import FILE
+from cloister.authority.enrolment import enrol
 from cloister.authority.identity import PUBLIC_FILE
 from cloister.authority.local import LocalClient
 from cloister.authority.records import Terms
@@ -104,9 +106,9 @@ def measure(kills: int, clients: int, samples: int, place: Path) -> dict[str, ob
         info = DatasetInfo("set", (1, 1, DIM), 2, Encoding(1.0, 0.0, 8), 0, BUDGET)
         # Many functions and exact values: what has to survive is the books of several requests.
         terms = Terms(one_function=False, value_bits=32, max_bits=1 << 40)
-        local.create_dataset(info, label_key=secrets.token_bytes(32), terms=terms)
+        enrolment = enrol(local, Agreement(info, terms), rng=SystemRandom())
         part, digest = secrets.token_hex(16), secrets.token_hex(32)
-        local.register_part("set", part, samples, digest, key=secrets.token_bytes(32))
+        enrolment.register(part, samples, digest, secrets.token_bytes(32))
     token = tokens.issue(folder / FILE, "server", name="load", rng=SystemRandom())
     process, url = start(folder, "127.0.0.1:0")
     listen = url.removeprefix("https://")

@@ -23,8 +23,10 @@ from pathlib import Path
 import numpy as np
 
 from cloister.authority import service, tokens
+from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
 from cloister.authority.database import FILE
+from cloister.authority.enrolment import enrol
 from cloister.authority.identity import CERTIFICATE_FILE
 from cloister.authority.local import LocalClient
 from cloister.authority.records import Terms
@@ -111,9 +113,9 @@ def measure(seconds: float, clients: int, place: Path) -> dict[str, object]:
     with Authority.create(folder, rng=SystemRandom()) as authority:
         local = LocalClient(authority)
         info = DatasetInfo("set", SHAPE, 10, Encoding(1 / 255, 0.0, 9), 0, BUDGET)
-        local.create_dataset(info, label_key=secrets.token_bytes(32), terms=Terms())
+        enrolment = enrol(local, Agreement(info, Terms()), rng=SystemRandom())
         part, digest = secrets.token_hex(16), secrets.token_hex(32)
-        local.register_part("set", part, SAMPLES, digest, key=secrets.token_bytes(32))
+        enrolment.register(part, SAMPLES, digest, secrets.token_bytes(32))
     token = tokens.issue(folder / FILE, "server", name="load", rng=SystemRandom())
     spawn = multiprocessing.get_context("spawn")
     (ours, theirs), stop = spawn.Pipe(), spawn.Event()

@@ -2,7 +2,11 @@
 
 import numpy as np
 
-from cloister.authority.authority import Authority, Terms, label_info, part_info
+from cloister.authority.agreement import Agreement
+from cloister.authority.authority import Authority
+from cloister.authority.enrolment import enrol
+from cloister.authority.local import LocalClient
+from cloister.authority.records import Terms
 from cloister.crypto.csprng import InsecureSeededRandom
 from cloister.fe import mask
 from cloister.fe.encoding import Encoding
@@ -26,12 +30,8 @@ class Rogue:
             name=NAME, shape=self.shape, classes=2, encoding=Encoding(1.0, 0.0, bits), samples=0,
             budget_rank=dim // 4 if budget is None else budget, mode=mode,
         )  # fmt: skip
-        public = self.authority.identity.public
-        self.authority.create_dataset(
-            self.info,
-            sealed_label_key=public.seal(b"L" * 32, info=label_info(NAME)),
-            terms=terms or Terms(allow_unbounded_leakage=mode == "paper", **ANY),
-        )
+        terms = terms or Terms(allow_unbounded_leakage=mode == "paper", **ANY)
+        self.agreed = Agreement(self.info, terms)
         self.p = np.empty(x.shape, np.uint32)
         for part, ids in enumerate(np.array_split(np.arange(len(x)), parts)):
             self.p[ids] = self.register(part, x[ids])
@@ -39,8 +39,8 @@ class Rogue:
     def register(self, part, x):
         """A client's part: its ciphertexts."""
         key, name, sha256 = bytes([part + 1]) * 32, f"{part:032x}", f"{part:064x}"
-        sealed = self.authority.identity.public.seal(key, info=part_info(NAME, name, sha256))
-        self.authority.register_part(NAME, name, len(x), sha256, sealed_key=sealed)
+        enrolment = enrol(LocalClient(self.authority), self.agreed, rng=InsecureSeededRandom(2))
+        enrolment.register(name, len(x), sha256, key)
         return mask.blind(key, x.astype(np.int64), np.arange(len(x)), domain=mask.DATA_DOMAIN)
 
     def forward(self, ids, geometry, weights, *, step=0):

@@ -3,8 +3,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
-from cloister.authority.records import Terms, label_info, part_info
+from cloister.authority.enrolment import enrol
+from cloister.authority.local import LocalClient
+from cloister.authority.records import Terms
 from cloister.crypto.csprng import InsecureSeededRandom, SystemRandom
 from cloister.fe import mask
 from cloister.fe.encoding import Encoding
@@ -30,7 +33,18 @@ class Kit:
         return np.arange(len(self.x), dtype=np.int64)
 
 
-def add_part(authority, dataset, x, labels, *, seed=1, classes=3, part=None):
+def join(authority, dataset):
+    """A client's place in a data set, whatever its terms are."""
+    known = authority.find(dataset)
+    return enrol(LocalClient(authority), known.agreement, rng=SystemRandom())
+
+
+def start(authority, info, terms=None):
+    """A client's place in a data set that is made with its first part."""
+    return enrol(LocalClient(authority), Agreement(info, terms or Terms()), rng=SystemRandom())
+
+
+def add_part(authority, dataset, x, labels, *, seed=1, classes=3, part=None, enrolment=None):
     """Register a part as a client would; gives its ciphertexts and the first id."""
     rng = InsecureSeededRandom(seed)
     key, part = rng.random_bytes(32), part or rng.random_bytes(16).hex()
@@ -39,9 +53,8 @@ def add_part(authority, dataset, x, labels, *, seed=1, classes=3, part=None):
     p = mask.blind(key, x, local, domain=mask.DATA_DOMAIN)
     one_hot = np.eye(classes, dtype=np.int16)[labels]
     y = mask.blind(key, one_hot, local, domain=mask.LABEL_DOMAIN)
-    sealed = authority.identity.public.seal(key, info=part_info(dataset, part, digest))
-    first = authority.register_part(dataset, part, len(x), digest, sealed_key=sealed)
-    return p, y, first
+    enrolment = enrolment or join(authority, dataset)
+    return p, y, enrolment.register(part, len(x), digest, key)
 
 
 def make_kit(
@@ -57,9 +70,7 @@ def make_kit(
     budget = dim // 4 if budget is None else budget
     info = DatasetInfo(name, shape, 3, Encoding(1.0, 0.0, bits), 0, budget, mode)
     terms = terms or Terms(allow_unbounded_leakage=mode == "paper", **ANY)
-    sealed = authority.identity.public.seal(bytes(range(32)), info=label_info(name))
-    authority.create_dataset(info, sealed_label_key=sealed, terms=terms)
-    p, y, _ = add_part(authority, name, x, labels)
+    p, y, _ = add_part(authority, name, x, labels, enrolment=start(authority, info, terms))
     return Kit(authority, x, labels, p, y, folder)
 
 

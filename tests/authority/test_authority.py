@@ -1,11 +1,15 @@
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from authority.conftest import ANY, add_part
+from authority.conftest import ANY, add_part, join, start
+from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
-from cloister.authority.records import Terms, label_info, part_info
+from cloister.authority.enrolment import NewPart
+from cloister.authority.local import LocalClient
+from cloister.authority.records import Terms, part_info
 from cloister.crypto.csprng import SystemRandom
 from cloister.errors import BudgetError, EncryptionError, FunctionError, InputError, ShapeError
 from cloister.fe import mask
@@ -119,13 +123,15 @@ def test_the_journal_is_folded_and_read_back(kit, monkeypatch):
     np.testing.assert_array_equal(kit.authority.spent("set").rank, before)
 
 
-def test_a_dense_gradient_gives_the_whole_sample_away(kit):
+def test_a_dense_gradient_gives_the_whole_sample_away(kits):
+    """Element by element, also where the budget has room for all of them."""
+    kit = kits(budget=DIM)
     geometry = Geometry((1, 1), DIM, (1, 1), 16)
     delta = np.random.default_rng(1).integers(-50, 51, (10, 1, 1, 16)).astype(np.int16)
-    with pytest.raises(BudgetError):
+    with pytest.raises(FunctionError, match="single element"):
         kit.authority.gradient_key("set", kit.ids, geometry, delta, receiver="server")
     delta[1:] = 0
-    with pytest.raises(BudgetError, match="sample 0"):
+    with pytest.raises(FunctionError, match="single element"):
         kit.authority.gradient_key("set", kit.ids, geometry, delta, receiver="server")
     assert kit.authority.spent("set").rank.max() == 0
 
@@ -166,6 +172,65 @@ def test_packed_gradients_are_refused(kits):
     delta[:, 0, 0], delta[:, 2, 2] = 2000, 3
     with pytest.raises(FunctionError, match="packs"):
         kit.authority.gradient_key("set", kit.ids, geometry, delta, receiver="server")
+
+
+ELEMENT = np.zeros((6, 6))
+ELEMENT[3, 2] = 7
+PADDED = Geometry((6, 6), 1, (6, 6), 1, kernel=(3, 3), pad=(1, 1))
+
+
+@pytest.mark.parametrize(("geometry", "delta"), [
+    # dW[0] is the sum of delta[p] x[p]: the element itself.
+    (Geometry((6, 6), 1, (6, 6), 1), ELEMENT),
+    (Geometry((6, 6), 1, (2, 2), 1, kernel=(5, 5)), ELEMENT[3:5, 2:4]),
+    (Geometry((6, 6), 1, (3, 3), 1, kernel=(2, 2), stride=(2, 2)), ELEMENT[3:, 2:5]),
+    (Geometry((6, 6), 1, (1, 1), 1, kernel=(6, 6)), [[1]]),
+    # Two positions, of which the kernel's corners see one: the padding has the other.
+    (PADDED, np.outer([1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1]) + ELEMENT),
+    (PADDED, np.outer([1, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0])),
+], ids=["position", "kernel", "stride", "dense", "corner", "edge"])  # fmt: skip
+def test_gradients_that_read_single_elements_are_refused(kits, geometry, delta):
+    """Of one sample of a batch, whatever the others are asked: they may be known."""
+    kit = kits(shape=(6, 6, 1), budget=36)
+    mixing = np.random.default_rng(3).integers(-9, 10, (3, *geometry.out_shape))
+    mixing[1] = np.reshape(delta, geometry.out_shape)
+    for ids, batch in ((kit.ids[1:2], mixing[1:2]), (kit.ids[:3], mixing)):
+        with pytest.raises(FunctionError, match="single element"):
+            kit.authority.gradient_key(
+                "set", ids, geometry, batch.astype(np.int16), receiver="server"
+            )
+    summary = kit.authority.summary("set")
+    assert (summary.rank_max, summary.counts["refusals"]) == (0, 2)
+
+
+FILLED = np.random.default_rng(7).integers(-9, 10, (6, 6))
+
+
+@pytest.mark.parametrize("row", [
+    ELEMENT, -300 * ELEMENT, 2000 * ELEMENT / 7 + np.eye(6) * 3, np.eye(6) * 20000, FILLED,
+    3000 * FILLED, np.zeros((6, 6)),
+], ids=["unit", "wide unit", "packed", "short", "filled", "wide", "nothing"])  # fmt: skip
+@pytest.mark.parametrize("terms", [ANY, {"one_function": False}], ids=["exact", "blurred"])
+def test_a_functional_is_judged_and_charged_alike_by_every_kind_of_request(kits, row, terms):
+    """As a function's only row, and as what a gradient of a 1x1 convolution says of a sample."""
+    kit = kits(shape=(6, 6, 1), budget=36, terms=Terms(**terms))
+    row = np.rint(row).astype(np.int16)
+    as_row = LinearMap(Geometry((6, 6), 1, (1, 1), 1, kernel=(6, 6)), row.reshape(1, 6, 6, 1))
+    position, delta = Geometry((6, 6), 1, (6, 6), 1), row.reshape(1, 6, 6, 1)
+    asks = (
+        lambda ids: kit.authority.forward_key("set", ids, as_row, receiver="server"),
+        lambda ids: kit.authority.gradient_key("set", ids, position, delta, receiver="server"),
+    )
+    found = []
+    for sample, ask in enumerate(asks):
+        try:
+            ask(kit.ids[sample : sample + 1])
+            refusal = None
+        except FunctionError as error:
+            refusal = str(error)
+        spent = kit.authority.spent("set")
+        found.append((refusal, spent.bits[sample], spent.operand[sample], spent.rank[sample]))
+    assert found[0] == found[1]
 
 
 def test_wrong_dimensions_sizes_and_ids(kit):
@@ -242,9 +307,14 @@ def test_paper_mode_counts_and_never_refuses(kits):
 
 def test_paper_mode_needs_its_acknowledgement(kit):
     info = DatasetInfo("paper", (2, 2, 1), 3, Encoding(1.0, 0.0, 8), 0, 1, "paper")
-    sealed = kit.authority.identity.public.seal(bytes(32), info=label_info("paper"))
     with pytest.raises(InputError, match="allow_unbounded_leakage"):
-        kit.authority.create_dataset(info, sealed_label_key=sealed)
+        start(kit.authority, info)
+    made = Agreement(info, Terms())
+    with pytest.raises(InputError, match="allow_unbounded_leakage"):
+        LocalClient(kit.authority).register(
+            made, NewPart("a" * 32, 1, "b" * 64, bytes(32), bytes(32), is_first=True)
+        )
+    assert kit.authority.datasets() == ("set",)
 
 
 def test_bits_can_be_limited_and_labels_withheld(kits):
@@ -276,26 +346,35 @@ def test_parts_share_one_numbering(kit):
 
 
 def test_replayed_parts_and_keys(kit):
-    public = kit.authority.identity.public
-    key = bytes(range(1, 33))
-    part, digest = "a" * 32, "b" * 64
-    sealed = public.seal(key, info=part_info("set", part, digest))
-    register = kit.authority.register_part
-    assert register("set", part, 3, digest, sealed_key=sealed) == 10
-    assert register("set", part, 3, digest, sealed_key=sealed) == 10
-    with pytest.raises(EncryptionError, match="replay"):
-        register("set", part, 4, digest, sealed_key=sealed)
-    for other, content in (("c" * 32, digest), ("c" * 32, "d" * 64)):
-        again = public.seal(key, info=part_info("set", other, content))
+    key, part, digest = bytes(range(1, 33)), "a" * 32, "b" * 64
+    register = join(kit.authority, "set").register
+    assert register(part, 3, digest, key) == 10
+    assert register(part, 3, digest, key) == 10
+    for again in (
+        (part, 4, digest, key),
+        ("c" * 32, 3, digest, key),
+        ("c" * 32, 3, digest, bytes(32)),
+        ("c" * 32, 3, "d" * 64, key),
+    ):
         with pytest.raises(EncryptionError, match="replay"):
-            register("set", other, 3, content, sealed_key=again)
+            register(*again)
+    other = start(kit.authority, replace(kit.authority.describe("set"), name="other", samples=0))
+    with pytest.raises(EncryptionError, match="replay"):
+        other.register(part, 3, digest, key)
+    assert kit.authority.datasets() == ("set",)
+
+
+@pytest.mark.parametrize("field", ["dataset", "part", "sha256", "agreement"])
+def test_sealed_keys_are_of_one_part_under_one_agreement(kit, field):
+    """A registration taken from another part, or made of terms that were others, opens nothing."""
+    known = kit.authority.find("set")
+    names = {"dataset": "set", "part": "a" * 32, "sha256": "b" * 64}
+    names["agreement"] = known.agreement.digest
+    bound_to = part_info(*(names | {field: "c" * len(names[field])}).values())
+    sealed = kit.authority.identity.public.seal(bytes(32) + known.label_key, info=bound_to)
+    dataset, part, sha256, digest = names.values()
     with pytest.raises(EncryptionError, match="sealed"):
-        register("set", "e" * 32, 3, "f" * 64, sealed_key=sealed)
-    with pytest.raises(EncryptionError, match="exists already"):
-        info = DatasetInfo("set", (2, 2, 1), 3, Encoding(1.0, 0.0, 8), 0, 1)
-        kit.authority.create_dataset(
-            info, sealed_label_key=public.seal(bytes(32), info=label_info("set"))
-        )
+        kit.authority.register_part(dataset, part, 3, sha256, agreement=digest, sealed_keys=sealed)
 
 
 def test_one_process_at_a_time_and_no_overwriting(kit):
@@ -319,10 +398,10 @@ def test_samples_with_the_same_history_share_one_state(kits):
     """However many samples and orders: what was released decides."""
     kit = kits(samples=300)
     ids = kit.ids
-    for start in range(0, 300, 50):
-        for seed in (1, 2) if start % 100 else (2, 1):
+    for begin in range(0, 300, 50):
+        for seed in (1, 2) if begin % 100 else (2, 1):
             kit.authority.forward_key(
-                "set", ids[start : start + 50], mixed(3, seed=seed), receiver="server"
+                "set", ids[begin : begin + 50], mixed(3, seed=seed), receiver="server"
             )
     book = kit.authority._ledger._books["set"]
     # Nothing, each of the two alone, and both.

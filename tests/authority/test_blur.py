@@ -9,6 +9,7 @@ from authority.conftest import ANY, add_part
 from authority.test_authority import DIM, dense, flat
 from cloister.authority import blur
 from cloister.authority.authority import Authority
+from cloister.authority.functions import Rows
 from cloister.authority.records import Terms
 from cloister.errors import BudgetError, FunctionError, InputError
 from cloister.fe import mask
@@ -41,7 +42,7 @@ def signs(count, *, seed=0):
 
 def test_the_server_s_values_are_off_by_uniform_noise(guarded):
     linear = signs(8)
-    shift = blur.shift(guarded.authority.describe("set"), linear, 8)
+    shift = blur.shift(guarded.authority.describe("set"), Rows(linear), 8)
     # 32 signs on [-127, 127]: a range of 8128, in 255 steps of 32 or fewer.
     assert shift == 5
     error = values(guarded, linear) - exact(guarded, linear)
@@ -155,13 +156,110 @@ def test_full_rank_of_blurred_values_is_not_everything(kits):
     for _ in range(2):
         with pytest.raises(BudgetError, match="bits"):
             values(kit, dense(3 * rows))
-        geometry = Geometry((1, 1), DIM, (1, 1), 1)
-        delta = np.full((1, 1, 1, 1), 3, np.int16)
+        geometry = Geometry((4, 4), 2, (3, 3), 1, kernel=(2, 2))
+        delta = np.full((1, 3, 3, 1), 3, np.int16)
         with pytest.raises(BudgetError, match="rank"):
             kit.authority.gradient_key("set", kit.ids[:1], geometry, delta, receiver="server")
         kit.authority.close()
         kit.authority = Authority(kit.folder)
     assert kit.authority.summary("set").bits_max == 8 * DIM
+
+
+PATCH = Geometry((4, 4), 2, (3, 3), 2, kernel=(2, 2))
+"""Gradients of it have 16 values of a sample."""
+
+
+@pytest.fixture
+def many(kits):
+    """300 samples of which the server may have many functions, each blurred to eight bits."""
+    return kits(samples=300, budget=DIM, terms=Terms(one_function=False, max_bits=2**20))
+
+
+def deltas(count, *, seed=1, size=9):
+    return np.random.default_rng(seed).integers(-size, size + 1, (count, 3, 3, 2)).astype(np.int16)
+
+
+def gradient(kit, ids, delta, *, receiver="server"):
+    """What the server, or a trusted runtime, has of a batch's gradient."""
+    key = kit.authority.gradient_key("set", ids, PATCH, delta, receiver=receiver)
+    return mask.unmask(mask.gradient(PATCH, delta, kit.p[ids]), key)
+
+
+def gradient_noise(kit, ids, delta):
+    exact_one = gradient(kit, ids, delta, receiver="trusted")
+    return gradient(kit, ids, delta) - exact_one
+
+
+def test_gradients_are_blurred_like_values(many):
+    """A sample's part of a gradient tells value_bits a value, as its forward values would."""
+    errors = []
+    for sample in range(300):
+        delta = deltas(1, seed=sample)
+        norm = int(np.abs(delta.astype(int)).reshape(9, 2).sum(axis=0).max())
+        s = int(np.ceil(np.log2(2 * 127 * norm / 255)))
+        error = gradient_noise(many, many.ids[sample : sample + 1], delta)
+        assert np.abs(error).max() <= 2 ** (s - 1)
+        errors.append(error.ravel() / 2**s)
+    found = np.concatenate(errors)
+    # Uniform on [-1/2, 1/2): 4,800 of them.
+    assert np.abs(found).max() > 0.48
+    assert abs(found.std() - 1 / math.sqrt(12)) < 0.02
+    assert abs(found.mean()) < 0.02
+    assert many.authority.summary("set").bits_max == 16 * 8
+
+
+def test_asking_for_gradients_again_averages_nothing_out(many):
+    delta = deltas(3)
+    first = gradient(many, many.ids[:3], delta)
+    many.authority.close()
+    many.authority = Authority(many.folder)
+    np.testing.assert_array_equal(gradient(many, many.ids[:3], delta), first)
+    order = [2, 0, 1]
+    np.testing.assert_array_equal(gradient(many, many.ids[order], delta[order]), first)
+    assert many.authority.summary("set").bits_max == 16 * 8
+
+
+def test_company_averages_nothing_out_of_a_gradient(many):
+    """Known companions can be subtracted: a sample's noise must be its own, not the request's."""
+    delta = deltas(40)
+    alone = [gradient_noise(many, many.ids[i : i + 1], delta[i : i + 1]) for i in range(40)]
+    assert all(noise.any() for noise in alone)
+    for other in range(1, 40):
+        pair = [0, other]
+        together = gradient_noise(many, many.ids[pair], delta[pair])
+        np.testing.assert_array_equal(together, alone[0] + alone[other])
+    np.testing.assert_array_equal(gradient_noise(many, many.ids[:40], delta), sum(alone))
+    assert set(many.authority.spent("set").bits[:40].tolist()) == {16 * 8}
+
+
+def test_multiples_of_a_gradient_are_charged_anew(kits):
+    """Each has its own noise."""
+    kit = kits(budget=DIM, terms=Terms(one_function=False, max_bits=3 * 16 * 8))
+    delta, ids = deltas(2), np.arange(2)
+    for times in (1, 2):
+        gradient(kit, ids, times * delta)
+    assert kit.authority.summary("set").bits_max == 2 * 16 * 8
+    with pytest.raises(BudgetError, match="rank"):
+        gradient(kit, ids, 3 * delta)
+
+
+def test_small_gradients_are_exact_and_charged_as_such(kits):
+    """Nine weights of one on 2-bit elements: 19 values, which eight bits hold."""
+    kit = kits(bits=2, budget=DIM, terms=Terms(one_function=False, value_bits=8, max_bits=2**20))
+    assert not gradient_noise(kit, kit.ids[:1], np.ones((1, 3, 3, 2), np.int16)).any()
+    assert kit.authority.summary("set").bits_max == 16 * 5
+
+
+def test_gradients_too_large_for_their_noise_are_refused(kits):
+    """The sum alone would fit, with the noise of all its samples it could wrap."""
+    terms = Terms(one_function=False, value_bits=1, max_bits=2**30)
+    kit = kits(samples=80, budget=DIM, terms=terms)
+    delta = np.full((80, 3, 3, 2), 15000, np.int16)
+    delta[:, ::2] += 7
+    with pytest.raises(FunctionError, match="blurred"):
+        gradient(kit, kit.ids, delta)
+    gradient(kit, kit.ids, delta, receiver="trusted")
+    assert kit.authority.spent("set").bits.max() == 0
 
 
 def test_both_orders_of_two_functions_lead_to_one_state(kits):
@@ -180,7 +278,7 @@ def test_the_shift_leaves_the_bits_that_are_stated(bits):
     info = DatasetInfo("set", (1, 1, DIM), 3, Encoding(1.0, 0.0, 8), 0, 8)
     for size in (0, 1, 3, 100, 30000):
         linear = dense(np.full((2, DIM), size))
-        s = blur.shift(info, linear, bits)
+        s = blur.shift(info, Rows(linear), bits)
         spread = 2 * 127 * DIM * size
         assert spread + 2**s <= 2 ** (bits + s)
         assert s == 0 or spread + 2 ** (s - 1) > 2 ** (bits + s - 1)

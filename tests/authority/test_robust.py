@@ -9,19 +9,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from authority.conftest import ANY, add_part
+from authority.conftest import ANY, add_part, join
 from authority.test_authority import dense, mixed
 from authority.test_disk import until_it_answers
 from authority.test_service import served  # noqa: F401  (a fixture)
 from cloister.authority import authority as authorities
 from cloister.authority import functions, ledger, states
+from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
 from cloister.authority.book import BLOCK, LABEL_BIT, Words, tabulate, tally
 from cloister.authority.database import FILE, Database
+from cloister.authority.enrolment import NewPart, enrol
 from cloister.authority.ledger import Ledger
-from cloister.authority.records import Dataset, Part, Terms, label_info, part_info
+from cloister.authority.local import LocalClient
+from cloister.authority.records import Dataset, Part, Terms
 from cloister.authority.states import State
 from cloister.cli.main import main
+from cloister.crypto.csprng import SystemRandom
 from cloister.errors import BudgetError, EncryptionError, FunctionError, InputError
 from cloister.fe.bounds import MAX_DIM, MAX_PARTS, MAX_PRODUCTS, MAX_REQUEST_SAMPLES, MAX_SAMPLES
 from cloister.fe.encoding import Encoding
@@ -37,17 +41,17 @@ def described(name, shape=(4, 4, 2), budget=8):
     return DatasetInfo(name, shape, 3, Encoding(1.0, 0.0, 8), 0, budget)
 
 
-def create(authority, name, shape=(4, 4, 2), *, budget=8, terms=None):
-    sealed = authority.identity.public.seal(bytes(range(32)), info=label_info(name))
-    authority.create_dataset(
-        described(name, shape, budget), sealed_label_key=sealed, terms=terms or Terms(**ANY)
-    )
+def create(authority, name, shape=(4, 4, 2), *, samples=3, budget=8, terms=None, seed=50):
+    """Make a data set with its first part, or ask for that again."""
+    info, label_key = described(name, shape, budget), bytes(range(32))
+    part, digest, key = f"{seed:032x}", f"{seed:064x}", seed.to_bytes(32, "big")
+    new = NewPart(part, samples, digest, key, label_key, is_first=True)
+    LocalClient(authority).register(Agreement(info, terms or Terms(**ANY)), new)
 
 
 def register(authority, name, samples, *, seed=1):
     part, digest, key = f"{seed:032x}", f"{seed:064x}", seed.to_bytes(32, "big")
-    sealed = authority.identity.public.seal(key, info=part_info(name, part, digest))
-    return authority.register_part(name, part, samples, digest, sealed_key=sealed)
+    return join(authority, name).register(part, samples, digest, key)
 
 
 def reopened(kit):
@@ -60,8 +64,7 @@ def reopened(kit):
 
 
 def test_pictures_of_megapixels_are_a_data_set_like_others(kit):
-    create(kit.authority, "large", MEGAPIXELS, budget=4)
-    assert register(kit.authority, "large", 2) == 0
+    create(kit.authority, "large", MEGAPIXELS, samples=2, budget=4)
     rows = np.random.default_rng(1).integers(-3, 4, (2, *MEGAPIXELS)).astype(np.int16)
     linear = LinearMap(Geometry(MEGAPIXELS[:2], 3, (1, 1), 2, MEGAPIXELS[:2]), rows)
     ids = np.arange(2, dtype=np.int64)
@@ -90,17 +93,22 @@ def test_a_fault_while_a_data_set_is_made_leaves_nothing(kit, monkeypatch, fault
     def fails(*_, **__):
         raise fault
 
-    for owner, name in ((Database, "reading"), (Ledger, "new_book"), (Database, "enqueue")):
+    faults = (
+        (Database, "reading"), (Dataset, "with_parts"), (Ledger, "new_book"), (Database, "enqueue"),
+    )  # fmt: skip
+    for seed, (owner, name) in enumerate(faults, 1):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, fails)
             try:
-                create(kit.authority, f"made-{name}")
+                create(kit.authority, f"made-{name}", seed=seed)
             except type(fault):
                 assert f"made-{name}" not in kit.authority.datasets()
-        create(kit.authority, f"made-{name}")
-        create(kit.authority, f"made-{name}")
+                assert kit.authority.find(f"made-{name}") is None
+        for _ in range(2):
+            create(kit.authority, f"made-{name}", seed=seed)
+        assert kit.authority.describe(f"made-{name}").samples == 3
         assert kit.authority.forward_key("set", kit.ids, mixed(2), receiver="server").any()
-    assert len(reopened(kit).datasets()) == 4
+    assert len(reopened(kit).datasets()) == 5
 
 
 def test_a_fault_while_a_part_is_registered_leaves_nothing(kit, monkeypatch):
@@ -166,7 +174,7 @@ def damage(folder, statement):
     connection.close()
 
 
-@pytest.mark.parametrize(
+DAMAGES = pytest.mark.parametrize(
     "statement",
     [
         "UPDATE datasets SET info = CAST('{}' AS BLOB) WHERE name = 'bad'",
@@ -181,13 +189,20 @@ def damage(folder, statement):
         "UPDATE parts SET samples = -1 WHERE dataset = 'bad'",
     ],
 )
-def test_a_damaged_data_set_stops_neither_the_others_nor_the_start(kit, statement, capsys):
-    create(kit.authority, "bad")
-    register(kit.authority, "bad", 3)
+
+
+def damaged(kit, statement):
+    """An authority with a data set "bad" beside "set", both with keys issued."""
+    create(kit.authority, "bad", seed=1)
     kit.authority.forward_key("set", kit.ids, mixed(2), receiver="server")
     kit.authority.forward_key("bad", kit.ids[:1], mixed(2, seed=9), receiver="server")
     kit.authority.close()
     damage(kit.folder, statement)
+
+
+@DAMAGES
+def test_a_damaged_data_set_stops_neither_the_others_nor_the_start(kit, statement, capsys):
+    damaged(kit, statement)
     kit.authority = authority = Authority(kit.folder)
     assert list(authority.failed()) == ["bad"]
     assert authority.forward_key("set", kit.ids, mixed(2), receiver="server").any()
@@ -195,19 +210,38 @@ def test_a_damaged_data_set_stops_neither_the_others_nor_the_start(kit, statemen
         lambda: authority.describe("bad"),
         lambda: authority.summary("bad"),
         lambda: authority.forward_key("bad", kit.ids[:1], mixed(2), receiver="server"),
-        lambda: create(authority, "bad"),
-        lambda: register(authority, "bad", 3, seed=2),
+        lambda: authority.find("bad"),
+        lambda: create(authority, "bad", seed=1),
+        lambda: create(authority, "bad", seed=2),
     ):
         with pytest.raises(EncryptionError, match=r"data set bad: could not be opened .*backup"):
             ask()
     # What is on record for it may not be used elsewhere.
     with pytest.raises(EncryptionError, match="replay"):
         register(authority, "set", 3)
-    assert main(["authority", "budget", str(kit.folder)]) == 2
-    captured = capsys.readouterr()
-    assert "set" in captured.out
-    assert "data set bad: cannot be read" in captured.err
-    assert captured.err.count("\n") == 1
+    for command in ("budget", "list"):
+        assert main(["authority", command, str(kit.folder)]) == 2
+        captured = capsys.readouterr()
+        assert "set" in captured.out
+        assert "data set bad: cannot be read" in captured.err
+        assert captured.err.count("\n") == 1
+
+
+@DAMAGES
+def test_a_damaged_data_set_can_be_deleted(kit, statement, capsys):
+    """Its name is free again, what was registered for it stays refused."""
+    damaged(kit, statement)
+    assert main(["authority", "delete", str(kit.folder), "bad"]) == 2
+    assert "confirm with --yes" in capsys.readouterr().err
+    assert main(["authority", "delete", str(kit.folder), "bad", "--yes"]) == 0
+    kit.authority = authority = Authority(kit.folder)
+    assert authority.failed() == {}
+    assert authority.find("bad") is None
+    with pytest.raises(EncryptionError, match="replay of a part that was deleted"):
+        create(authority, "bad", seed=1)
+    create(authority, "bad", seed=2)
+    assert authority.summary("bad").rank_max == 0
+    assert authority.spent("set").rank.tolist() == [2] * 10
 
 
 # ---- data sets do not wait for each other
@@ -237,7 +271,8 @@ def test_a_request_is_answered_while_another_data_set_is_charged(kit, served):  
             assert asking.forward_key("other", kit.ids, linear, receiver="server").any()
         assert asking.label_key("other", kit.ids, receiver="server").any()
         assert asking.summary("other").rank_max == 6
-        assert served("client").register_part("other", "a" * 32, 1, "b" * 64, key=bytes(32)) == 10
+        client = enrol(served("client"), authority.find("other").agreement, rng=SystemRandom())
+        assert client.register("a" * 32, 1, "b" * 64, bytes(32)) == 13
         assert any(asker.is_alive() for asker in askers)
     for asker in askers:
         asker.join(PATIENCE_S)
@@ -264,15 +299,36 @@ def padded(channels):
 )
 def test_a_function_of_too_many_rows_is_refused_by_its_shape(kit, monkeypatch, terms, refusal):
     create(kit.authority, "picture", (28, 28, 1), budget=16, terms=terms)
-    register(kit.authority, "picture", 1)
 
     def works(*_):
         raise AssertionError("a row was looked at")
 
-    for name in ("compact", "dense"):
-        monkeypatch.setattr(functions.Rows, name, works)
+    for owner, name in ((functions.Cuts, "pieces"), (functions.Rows, "dense")):
+        monkeypatch.setattr(owner, name, works)
     with pytest.raises((BudgetError, FunctionError), match=refusal):
         kit.authority.forward_key("picture", kit.ids[:1], padded(1500), receiver="server")
+    assert kit.authority.summary("picture").counts["refusals"] == 1
+
+
+@pytest.mark.parametrize(
+    ("limits", "refusal"),
+    [
+        ({"value_bits": 8, "max_bits": 128}, "784 values of 8 bits each: of rank, allowed are 784"),
+        ({}, "784 kinds of rows"),
+    ],
+)
+def test_a_gradient_of_too_many_rows_is_refused_by_its_shape(kit, monkeypatch, limits, refusal):
+    terms = Terms(**(ANY | limits))
+    create(kit.authority, "picture", (28, 28, 1), samples=200, budget=784, terms=terms)
+
+    def works(*_):
+        raise AssertionError("a row was looked at")
+
+    monkeypatch.setattr(functions.Cuts, "pieces", works)
+    geometry, ids = padded(1).geometry, np.arange(200, dtype=np.int64)
+    delta = np.random.default_rng(0).integers(-9, 10, (200, 28, 28, 1)).astype(np.int16)
+    with pytest.raises((BudgetError, FunctionError), match=refusal):
+        kit.authority.gradient_key("picture", ids, geometry, delta, receiver="server")
     assert kit.authority.summary("picture").counts["refusals"] == 1
 
 
@@ -330,22 +386,32 @@ def test_rows_are_refused_in_whichever_piece_they_are(kit, monkeypatch, at_once)
         rows[place] = np.eye(32)[3]
         with pytest.raises(FunctionError, match="single element"):
             kit.authority.forward_key("set", kit.ids, dense(rows), receiver="server")
-    info = kit.authority.describe("set")
-    delta = np.zeros((7, 4, 4, 2), np.int16)
-    functions.check_deltas(info, delta)
-    delta[5, 0, 0, 1], delta[5, 2, 2, 1] = 2000, 3
-    with pytest.raises(FunctionError, match="packs"):
-        functions.check_deltas(info, delta)
+    geometry = Geometry((4, 4), 2, (4, 4), 2)
+    good = np.random.default_rng(1).integers(1, 9, (7, 4, 4, 2)).astype(np.int16)
+
+    def ask(delta):
+        kit.authority.gradient_key("set", kit.ids[:7], geometry, delta, receiver="server")
+
+    with pytest.raises(BudgetError, match="rank"):
+        ask(good)
+    for sample, channel in ((0, 0), (5, 1), (6, 1)):
+        delta = good.copy()
+        delta[sample, :, :, channel] = 0
+        delta[sample, 0, 0, channel], delta[sample, 2, 2, channel] = 2000, 3
+        with pytest.raises(FunctionError, match="packs"):
+            ask(delta)
+        delta[sample, 0, 0, channel] = 0
+        with pytest.raises(FunctionError, match="single element"):
+            ask(delta)
 
 
 # ---- samples that are only claimed
 
 
 def test_a_claimed_sample_takes_no_memory(kit):
-    create(kit.authority, "claimed")
     tracemalloc.start()
     try:
-        register(kit.authority, "claimed", MAX_SAMPLES)
+        create(kit.authority, "claimed", samples=MAX_SAMPLES)
         assert kit.authority.summary("claimed").samples == MAX_SAMPLES
         assert tracemalloc.get_traced_memory()[1] < MAX_SAMPLES // 64
     finally:

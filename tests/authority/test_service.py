@@ -5,9 +5,11 @@ import pytest
 
 from authority.test_authority import mixed
 from cloister.authority import service, tokens
+from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
 from cloister.authority.client import AuthorityClient
 from cloister.authority.database import FILE
+from cloister.authority.enrolment import NewPart, enrol
 from cloister.authority.identity import HPKE_FILE, PUBLIC_FILE, Identity, PublicIdentity
 from cloister.authority.local import LocalClient
 from cloister.authority.permutation import label_permutation
@@ -27,6 +29,8 @@ from cloister.fe.keyservice import DatasetInfo
 from cloister.field.linear import Geometry
 
 RNG = SystemRandom()
+OTHER = Agreement(DatasetInfo("other", (2, 2, 1), 5, Encoding(1.0, 0.0, 8), 0, 1), Terms(notes="x"))
+NEW = NewPart("a" * 32, 1, "b" * 64, bytes(32), bytes(32), is_first=False)
 
 
 @pytest.fixture
@@ -95,9 +99,9 @@ def test_the_token_decides_who_receives(kit, served):
     with pytest.raises(FunctionError, match="role client"):
         served("client").forward_key("set", ids, mixed(2), receiver="server")
     with pytest.raises(FunctionError, match="role server may not"):
-        served("server").label_permutation("set", 3)
+        served("server").find("set")
     with pytest.raises(FunctionError, match="role trusted may not"):
-        served("trusted").register_part("set", "a" * 32, 1, "b" * 64, key=bytes(32))
+        served("trusted").register(kit.authority.find("set").agreement, NEW)
     assert kit.authority.summary("set").rank_max == 0
 
 
@@ -144,13 +148,13 @@ def test_a_token_for_one_data_set_opens_no_other(kit, served):
                 ask(other)
     client = bound("client", "other")
     with pytest.raises(FunctionError, match="data set other, not set"):
-        client.register_part("set", "a" * 32, 1, "b" * 64, key=bytes(32))
+        client.register(kit.authority.find("set").agreement, NEW)
     with pytest.raises(FunctionError, match="data set other, not set"):
-        client.label_permutation("set", 3)
-    info = DatasetInfo("third", (2, 2, 1), 5, Encoding(1.0, 0.0, 8), 0, 1)
+        client.find("set")
+    third = replace(OTHER, info=replace(OTHER.info, name="third"))
     with pytest.raises(FunctionError, match="data set other, not third"):
-        client.create_dataset(info, label_key=bytes(32), terms=Terms())
-    client.create_dataset(replace(info, name="other"), label_key=bytes(32), terms=Terms())
+        client.register(third, replace(NEW, is_first=True))
+    assert client.register(OTHER, replace(NEW, is_first=True)) == 0
 
 
 def test_a_revoked_token_opens_nothing_at_once(kit, served):
@@ -170,20 +174,31 @@ def test_a_revoked_token_opens_nothing_at_once(kit, served):
 
 def test_clients_make_data_sets_and_share_the_permutation(kit, served):
     first, second = served("client"), served("client")
-    info = DatasetInfo("other", (2, 2, 1), 5, Encoding(1.0, 0.0, 8), 0, 1)
-    key = bytes(range(7, 39))
+    assert second.find("other") is None
+    making = enrol(first, OTHER, rng=RNG)
+    # Nothing is made before its first part, and a lost answer is asked for again.
+    assert second.find("other") is None
     for _ in range(2):
-        first.create_dataset(info, label_key=key, terms=Terms(notes="x"))
-    permutation = label_permutation(key, 5)
-    np.testing.assert_array_equal(second.label_permutation("other", 5), permutation)
-    local = LocalClient(kit.authority)
-    np.testing.assert_array_equal(local.label_permutation("other", 5), permutation)
-    assert second.terms("other") == Terms(notes="x")
-    assert second.register_part("other", "a" * 32, 7, "b" * 64, key=bytes(32)) == 0
-    assert local.register_part("other", "c" * 32, 7, "d" * 64, key=bytes(31) + b"\1") == 7
-    assert local.describe("other").samples == 14
-    with pytest.raises(EncryptionError, match="exists already"):
-        second.create_dataset(info, label_key=bytes(32), terms=Terms(notes="x"))
+        assert making.register("a" * 32, 7, "b" * 64, bytes(32)) == 0
+    joined = enrol(second, OTHER, rng=RNG)
+    local = enrol(LocalClient(kit.authority), OTHER, rng=RNG)
+    for one in (joined, local):
+        np.testing.assert_array_equal(one.permutation, making.permutation)
+        assert one.fingerprint == making.fingerprint
+        assert one.agreement.terms == Terms(notes="x")
+        assert one.agreement.info.samples == 7
+    assert joined.register("c" * 32, 7, "d" * 64, bytes(31) + b"\1") == 7
+    assert local.register("e" * 32, 7, "f" * 64, bytes(31) + b"\2") == 14
+    assert second.describe("other").samples == 21
+
+
+def test_of_two_clients_that_make_one_data_set_the_second_begins_anew(kit, served):
+    one, two = (enrol(served("client"), OTHER, rng=RNG) for _ in range(2))
+    one.register("a" * 32, 7, "b" * 64, bytes(32))
+    with pytest.raises(EncryptionError, match="made by another client meanwhile"):
+        two.register("c" * 32, 7, "d" * 64, bytes(31) + b"\1")
+    again = enrol(served("client"), OTHER, rng=RNG)
+    assert again.register("c" * 32, 7, "d" * 64, bytes(31) + b"\1") == 7
 
 
 def test_permutations_are_permutations_and_differ():
@@ -207,7 +222,7 @@ def test_keys_sealed_to_another_authority_are_refused(kit, tmp_path):
     local = LocalClient(kit.authority)
     local._public = other
     with pytest.raises(EncryptionError, match="another authority"):
-        local.register_part("set", "a" * 32, 7, "b" * 64, key=bytes(32))
+        local.register(kit.authority.find("set").agreement, NEW)
 
 
 def test_sealed_keys_open_only_unchanged_and_for_their_purpose(tmp_path):

@@ -140,6 +140,78 @@ def test_the_whole_life_of_an_authority(cloister, refused, folder, tmp_path):
     assert shown["by_sample"]["rank"] == [3] * 10 + [0] * 30
 
 
+@pytest.fixture
+def samples(tmp_path):
+    data = tmp_path / "data.npz"
+    generator = np.random.default_rng(0)
+    x, y = generator.integers(0, 256, (12, 4, 4), dtype=np.uint8), np.arange(12) % 3
+    np.savez(data, x=x, y=y)
+    return data
+
+
+def encrypted(cloister, folder, url, data, name, *more):
+    return cloister(
+        "encrypt", data, "--authority", url, "--authority-key", folder / "authority.pub",
+        "--token", token(cloister, folder, "client"), "--out", data.with_name(f"{name}.cloister"),
+        *more,
+    )  # fmt: skip
+
+
+def test_the_data_sets_are_listed(cloister, folder, samples):
+    assert cloister("authority", "list", folder).out == "no data sets\n"
+    assert json.loads(cloister("authority", "list", folder, "--json").out) == []
+    weak = ("--many-functions", "--value-bits", 12, "--labels-to", "trusted", "--budget", 3)
+    with serving(folder) as (url, _):
+        assert encrypted(cloister, folder, url, samples, "plain").code == 0
+        for _ in range(2):
+            assert encrypted(cloister, folder, url, samples, "weak", *weak).code == 0
+        paper = ("--mode", "paper", "--allow-unbounded-leakage")
+        assert encrypted(cloister, folder, url, samples, "paper", *paper).code == 0
+        keys = {"public": folder / "authority.pub", "token": token(cloister, folder, "server")}
+        linear = LinearMap(
+            Geometry((1, 1), 16, (1, 1), 2),
+            np.random.default_rng(1).integers(-9, 10, (2, 1, 1, 16)).astype(np.int16),
+        )
+        with AuthorityClient(url, **keys) as client:
+            client.forward_key("plain", np.arange(3), linear, receiver="server")
+        # Also while it serves.
+        shown = cloister("authority", "list", folder).out
+        found = {one["name"]: one for one in json.loads(
+            cloister("authority", "list", folder, "--json").out
+        )}  # fmt: skip
+    assert re.search(r"plain +guarded +12 +1 +2 +4 +16 +32 +8 +one +server", shown)
+    assert re.search(r"weak +guarded +24 +2 +0 +3 +0 +24 +12 +many +trusted", shown)
+    assert re.search(r"paper +paper +12 +1 +0 +16 +0 +- +32 +many +server", shown)
+    assert list(found) == ["paper", "plain", "weak"]
+    assert found["paper"]["bits_allowed"] is None
+    assert (found["weak"]["samples"], found["weak"]["functions"]) == (24, "many")
+
+
+def test_a_data_set_is_deleted_when_that_is_meant(cloister, refused, folder, samples):
+    out = samples.with_name("set.cloister")
+    with serving(folder) as (url, _):
+        assert encrypted(cloister, folder, url, samples, "set").code == 0
+        found = refused("authority", "delete", folder, "set", "--yes")
+        assert "in use by another process; stop that authority first" in found
+    token_of_it = ("--role", "server", "--dataset", "set")
+    assert cloister("authority", "token", folder, *token_of_it).code == 0
+    found = refused("authority", "delete", folder, "set")
+    assert "nobody could use its 12 samples any more; confirm with --yes" in found
+    assert "not known" in refused("authority", "delete", folder, "other")
+    assert "not known" in refused("authority", "delete", folder, "other", "--yes")
+    ran = cloister("authority", "delete", folder, "set", "--yes")
+    assert ran.code == 0, ran
+    assert ran.out == "data set set deleted: 12 samples in 1 parts, 1 tokens\n"
+    assert "backups of the folder still hold the keys" in ran.err
+    assert cloister("authority", "list", folder).out == "no data sets\n"
+    with serving(folder) as (url, _):
+        # The file is of keys that are gone; the name is free for another one.
+        ran = encrypted(cloister, folder, url, samples, "set")
+        assert "exists, but data set set is not known to this authority; choose" in ran.err
+        out.unlink()
+        assert encrypted(cloister, folder, url, samples, "set").code == 0
+
+
 def test_interrupting_the_service_is_no_error(folder):
     with serving(folder) as (_, process):
         os.kill(process.pid, signal.SIGINT)

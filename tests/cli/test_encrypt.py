@@ -1,16 +1,24 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from cloister import files
 from cloister.authority import service, tokens
+from cloister.authority.agreement import EXPOSURE, Agreement
 from cloister.authority.authority import Authority
 from cloister.authority.database import FILE
 from cloister.authority.identity import PUBLIC_FILE
+from cloister.authority.records import Terms
+from cloister.cli import newset
 from cloister.crypto.csprng import SystemRandom
+from cloister.errors import EncryptionError
 from cloister.fe import mask
+from cloister.fe.encoding import Encoding
+from cloister.fe.keyservice import DatasetInfo
 from cloister.field.linear import Geometry, LinearMap
+from cloister.training import dataset as datasets
 from cloister.training.dataset import EncryptedDataset
 from cloister.training.writer import check_registered
 
@@ -104,20 +112,31 @@ def test_tables_of_two_clinics(cloister, refused, authority, to, tmp_path):
     ran = cloister("encrypt", one, *to(), "--ranges", ranges, "--max-bits", 16)
     assert ran.code == 0, ran
     assert ran.err == ""
-    ran = cloister("encrypt", two, *to())
+    found = refused("encrypt", two, *to())
+    assert "bits of a sample 16 instead of the default 0 (--max-bits 16)" in found
+    agreed = ("--max-bits", 16)
+    ran = cloister("encrypt", two, *to(), *agreed)
     assert ran.code == 0, ran
     assert "data set set had 2 samples" in ran.err
-    assert "on its terms" in ran.err
+    assert "on its terms, which give away no more than yours" in ran.err
+    other = tmp_path / "other.json"
+    other.write_text('{"age": [0, 90], "pulse": [50, 100]}')
+    found = refused("encrypt", two, *to(), *agreed, "--ranges", other)
+    assert "set has other ranges; drop --ranges to take those of its first client" in found
+    found = refused("encrypt", two, *to(), *agreed, "--classes", "sick,well,cured")
+    assert "set has the classes sick, well; drop --classes" in found
+    more = (*agreed, "--ranges", ranges, "--classes", "well,sick")
+    assert cloister("encrypt", two, *to(), *more).code == 0
     _, plain, _ = decrypted(authority, tmp_path / "set.cloister")
     found = sorted((plain[:, 0, 0] * [50, 25] + [50, 75]).tolist())
-    np.testing.assert_allclose(found, [[20, 60], [40, 90], [70, 75]], atol=0.4)
+    np.testing.assert_allclose(found, [[20, 60], [40, 90], [70, 75], [70, 75]], atol=0.4)
     two.write_text("age,pulse,label\n170,75,sick\n")
-    assert "sample 0, column age" in refused("encrypt", two, *to())
-    assert cloister("encrypt", two, *to(), "--clip").code == 0
+    assert "sample 0, column age" in refused("encrypt", two, *to(), *agreed)
+    assert cloister("encrypt", two, *to(), *agreed, "--clip").code == 0
     two.write_text("age,pulse,label\n70,75,cured\n")
-    assert "class 'cured'" in refused("encrypt", two, *to())
+    assert "class 'cured'" in refused("encrypt", two, *to(), *agreed)
     two.write_text("pulse,age,label\n70,75,sick\n")
-    assert "same names and order" in refused("encrypt", two, *to())
+    assert "same names and order" in refused("encrypt", two, *to(), *agreed)
 
 
 def test_own_ranges_are_used_and_said_to_be_public(cloister, to, tmp_path):
@@ -170,7 +189,15 @@ def test_paper_mode_and_budgets_are_the_owner_s_words(cloister, refused, authori
     assert made.code == 0, made
     assert authority.describe("paper").mode == "paper"
     # Whoever adds to it has to agree as well.
-    assert "--allow-unbounded-leakage" in refused("encrypt", path, *to(out="paper.cloister"))
+    found = refused("encrypt", path, *to(out="paper.cloister"))
+    assert "mode paper instead of the default guarded (--mode paper)" in found
+    assert "without bound instead of the default bounded (--allow-unbounded-leakage)" in found
+    agreed = ("--mode", "paper", "--allow-unbounded-leakage")
+    for one in (agreed[:2], agreed[2:]):
+        assert agreed[-1 if len(one) == 2 else 0] in refused(
+            "encrypt", path, *to(out="paper.cloister"), *one
+        )
+    assert cloister("encrypt", path, *to(out="paper.cloister"), *agreed).code == 0
     made = cloister(
         "encrypt", path, *to(), "--budget", 2, "--max-bits", 40, "--labels-to", "trusted"
     )
@@ -178,9 +205,121 @@ def test_paper_mode_and_budgets_are_the_owner_s_words(cloister, refused, authori
     assert authority.describe("set").budget_rank == 2
     terms = authority.terms("set")
     assert (terms.max_bits, terms.labels_to_server) == (40, False)
-    assert "above --budget 1" in refused("encrypt", path, *to(), "--budget", 1)
-    assert "above --max-bits 30" in refused("encrypt", path, *to(), "--max-bits", 30)
+    found = refused("encrypt", path, *to(), "--budget", 1, "--max-bits", 50)
+    assert "set gives away more than you agreed to: budget 2 instead of 1 (--budget 2);" in found
+    found = refused("encrypt", path, *to(), "--budget", 3, "--max-bits", 30)
+    assert "agreed to: bits of a sample 40 instead of 30 (--max-bits 40);" in found
     assert cloister("encrypt", path, *to(), "--budget", 3, "--max-bits", 50).code == 0
+
+
+WEAK = {
+    "encoding": ("--bits", 12),
+    "budget_rank": ("--budget", 5),
+    "max_bits": ("--max-bits", 1000),
+    "value_bits": ("--value-bits", 32),
+    "one_function": ("--many-functions",),
+    "mode": ("--mode", "paper"),
+    "allow_unbounded_leakage": ("--allow-unbounded-leakage",),
+    "labels_to_server": ("--labels-to", "server"),
+}
+"""The option by which a first client gives away more, for every term."""
+PAPER = (*WEAK["mode"], *WEAK["allow_unbounded_leakage"])
+
+
+@pytest.fixture
+def values(tmp_path):
+    path = tmp_path / "values.npz"
+    generator = np.random.default_rng(4)
+    np.savez(path, x=generator.random((6, 4, 2)), y=np.arange(6) % 2)
+    return path
+
+
+@pytest.mark.parametrize("term", EXPOSURE)
+def test_a_first_client_decides_no_term_for_those_who_did_not_ask_for_it(
+    cloister, refused, authority, to, values, tmp_path, term
+):
+    weak = PAPER if term in ("mode", "allow_unbounded_leakage") else WEAK[term]
+    # Labels go to the server by default: that is beyond what a client asks for who says otherwise.
+    ours = ("--labels-to", "trusted") if term == "labels_to_server" else ()
+    assert cloister("encrypt", values, *to(), "--range", "0,1", *weak).code == 0
+    before = (tmp_path / "set.cloister").read_bytes()
+    found = refused("encrypt", values, *to(), *ours)
+    option = " ".join(str(word) for word in WEAK[term])
+    assert "data set set gives away more than you agreed to: " in found
+    assert f"({option})" in found
+    assert ("the default" in found) == (not ours)
+    assert (tmp_path / "set.cloister").read_bytes() == before
+    assert len(authority.parts("set")) == 1
+    # What the message names is enough.
+    assert cloister("encrypt", values, *to(), *weak).code == 0
+    assert len(authority.parts("set")) == 2
+
+
+def test_all_terms_that_are_weak_are_named_at_once(cloister, refused, authority, to, values):
+    weak = ("--budget", 8, "--value-bits", 32, "--max-bits", 1000000)
+    assert cloister("encrypt", values, *to(), "--range", "0,1", *weak).code == 0
+    found = refused("encrypt", values, *to())
+    for text in (
+        "budget 8 instead of the default 2 (--budget 8)",
+        "bits of a value 32 instead of the default 8 (--value-bits 32)",
+        "bits of a sample 1000000 instead of the default 16 (--max-bits 1000000)",
+    ):
+        assert text in found
+    assert authority.describe("set").samples == 6
+
+
+def test_a_larger_budget_is_agreed_to_with_the_bits_that_follow_from_it(
+    cloister, refused, to, values
+):
+    assert cloister("encrypt", values, *to(), "--range", "0,1", "--budget", 8).code == 0
+    found = refused("encrypt", values, *to())
+    assert "agreed to: budget 8 instead of the default 2 (--budget 8); agree with" in found
+    assert cloister("encrypt", values, *to(), "--budget", 8).code == 0
+
+
+def test_terms_that_give_away_less_need_no_word(cloister, to, values):
+    strict = (
+        "--range", "0,1", "--bits", 6, "--budget", 1, "--max-bits", 5, "--value-bits", 5,
+        "--labels-to", "trusted",
+    )  # fmt: skip
+    assert cloister("encrypt", values, *to(), *strict).code == 0
+    assert cloister("encrypt", values, *to()).code == 0
+    assert (
+        cloister("encrypt", values, *to(), "--budget", 2, "--bits", 7, "--many-functions").code == 0
+    )
+
+
+def test_a_range_that_is_asked_for_is_the_one_that_is_used(cloister, refused, to, values):
+    assert cloister("encrypt", values, *to(), "--range", "0,2").code == 0
+    assert "set holds 0 to 2; drop --range" in refused("encrypt", values, *to(), "--range", "0,1")
+    assert cloister("encrypt", values, *to(), "--range", "0,2").code == 0
+
+
+def test_every_term_can_be_said():
+    assert set(newset.FIELDS) == set(EXPOSURE) == set(WEAK)
+
+
+def test_a_file_s_header_decides_nothing(cloister, refused, authority, to, values, tmp_path):
+    """It is written by nobody in particular: terms and encoding are those of the authority."""
+    assert cloister("encrypt", values, *to(), "--range", "0,1").code == 0
+    file = tmp_path / "set.cloister"
+    whole = file.read_bytes()
+    header = EncryptedDataset.open(file).header
+    for change in (
+        {"encoding": replace(header.encoding, bits=16)},
+        {"encoding": replace(header.encoding, scale=1.0)},
+        {"classes": 3},
+        {"shape": (2, 4, 1)},
+        {"authority_fingerprint": "0" * 64},
+    ):
+        block = bytearray(whole[: datasets.BLOCK_BYTES])
+        lied = datasets.encode_block(replace(header, **change))
+        block[datasets.HEADER_OFFSET :] = lied[datasets.HEADER_OFFSET :]
+        altered = bytes(block) + whole[datasets.BLOCK_BYTES :]
+        file.write_bytes(altered)
+        assert "choose another file" in refused("encrypt", values, *to())
+        assert file.read_bytes() == altered
+    assert authority.describe("set").samples == 6
 
 
 def test_a_token_from_a_file(cloister, refused, to, pixels, tmp_path):
@@ -203,13 +342,16 @@ def test_defaults_bound_bits_and_functions(cloister, refused, authority, to, pix
     made = cloister("encrypt", path, *to(), "--budget", 2)
     assert made.code == 0, made
     assert "values of 8 bits of one function, at most 16 bits" in made.out
-    assert "above --value-bits 4" in refused("encrypt", path, *to(), "--value-bits", 4)
+    found = refused("encrypt", path, *to(), "--budget", 2, "--value-bits", 4)
+    assert "agreed to: bits of a value 8 instead of 4 (--value-bits 8);" in found
     loose = (*to(out="loose.cloister"), "--value-bits", 32, "--many-functions")
     made = cloister("encrypt", path, *loose)
     assert made.code == 0, made
     assert "exact of any functions" in made.out
     # Whoever adds to it has to agree as well.
-    assert "--many-functions" in refused("encrypt", path, *to(out="loose.cloister"))
+    found = refused("encrypt", path, *to(out="loose.cloister"))
+    assert "bits of a value 32 instead of the default 8 (--value-bits 32)" in found
+    assert "functions many instead of the default one (--many-functions)" in found
     assert cloister("encrypt", path, *loose).code == 0
     x = np.zeros((3, 16, 20), np.uint8)
     np.savez(tmp_path / "pictures.npz", x=x, y=np.arange(3))
@@ -254,3 +396,15 @@ def test_noise_on_samples_is_added_and_stated(cloister, refused, authority, to, 
     # Cut at the ends of the encoding, which for pixels reach half a range beyond.
     assert 0.3 < (plain - original).std() < 1
     assert (plain.min(), plain.max()) == pytest.approx((-0.5, 1.5), abs=0.01)
+
+
+@pytest.mark.parametrize("notes", [
+    "", "[" * 60000, "7", '{"kind":"table"}', '{"classes":7,"kind":"table"}',
+    '{"classes":["a","b","c"],"kind":"table","ranges":7}',
+    '{"classes":["a","b","c"],"kind":"table","ranges":{"age":[0]}}',
+    '{"classes":["a","b","c"],"kind":"table","ranges":{"age":[0,1' + 400 * "0" + "]}}",
+])  # fmt: skip
+def test_notes_of_another_client_are_read_or_refused(notes):
+    info = DatasetInfo("set", (1, 1, 4), 3, Encoding(1.0, 0.0, 8), 0, 1)
+    with pytest.raises(EncryptionError, match="data set set: was not made by `cloister encrypt`"):
+        newset.read_notes(Agreement(info, Terms(notes=notes)))

@@ -15,6 +15,7 @@ from cloister.authority.authority import Authority
 from cloister.authority.database import FILE
 from cloister.authority.identity import PUBLIC_FILE
 from cloister.crypto.csprng import SystemRandom
+from cloister.errors import AuthorityUnavailable, EncryptionError
 from cloister.training.dataset import EncryptedDataset
 from cloister.training.writer import check_registered
 
@@ -46,18 +47,18 @@ def fsync(descriptor, real=os.fsync):
     real(descriptor)
 
 os.fsync = fsync
-around("create_dataset")
-around("register_part")
+around("find")
+around("register")
 sys.exit(main(sys.argv[2:]))
 """
 # The file's first block takes two syncs, of itself and of its folder; then the part, then its slot.
 PLACES = {
-    "before create_dataset": (0, 0),
-    "after create_dataset": (0, 0),
+    "before find": (0, 0),
+    "after find": (0, 0),
     "sync 0": (0, 0),
     "sync 1": (0, 0),
-    "before register_part": (0, 0),
-    "after register_part": (1, 0),
+    "before register": (0, 0),
+    "after register": (1, 0),
     "sync 2": (1, 0),
     "sync 3": (1, 1),
 }
@@ -126,6 +127,97 @@ def test_a_client_killed_anywhere_leaves_whole_parts_and_others_go_on(
     assert len(absent) == registered - written
 
 
+def values(path, seed):
+    np.savez(path, x=np.random.default_rng(seed).random((20, 4)), y=np.arange(20) % 3)
+    return path
+
+
+TYPO = ("--range", "0,2", "--bits", 12, "--budget", 4, "--classes", "0,1,2,3,4")
+CORRECTED = ("--range", "0,1", "--classes", "0,1,2")
+
+
+@pytest.mark.parametrize("place", [place for place, (held, _) in PLACES.items() if not held])
+def test_a_client_killed_before_its_part_is_on_record_has_decided_nothing(
+    site, cloister, tmp_path, place
+):
+    """Neither the authority nor the file keeps a name for what was never begun."""
+    authority, reach = site
+    file, data = tmp_path / "set.cloister", values(tmp_path / "values.npz", 1)
+    dying = subprocess.run(
+        [sys.executable, "-c", CLIENT, place,
+         *map(str, ("encrypt", data, *reach, "--out", file, *TYPO))],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert dying.returncode == -signal.SIGKILL, dying
+    assert authority.datasets() == ()
+    ran = cloister("encrypt", data, *reach, "--out", file, *CORRECTED)
+    assert ran.code == 0, ran
+    info = authority.describe("set")
+    assert (info.classes, info.encoding.bits, info.budget_rank) == (3, 8, 1)
+    assert EncryptedDataset.open(file).encoding == info.encoding
+    assert info.samples == EncryptedDataset.open(file).samples == 20
+
+
+def _full(*_, **__):
+    raise OSError(28, "No space left on device")
+
+
+def _away(*_):
+    raise AuthorityUnavailable("authority: nobody answers")
+
+
+def _refuses(*_, **__):
+    raise EncryptionError("no key is issued until a restart")
+
+
+STAGES = {
+    "the terms": (None, ("--mode", "paper"), "allow_unbounded_leakage"),
+    "the classes": (None, ("--classes", "0,1"), "class '2' is not one of data set set"),
+    "the values": (None, ("--range", "0,0.5"), "outside the data set's range"),
+    "the noise": (None, ("--noise", "-1"), "sigma"),
+    "the samples": (("cloister.fe.mask.blind", _full), (), "No space left"),
+    "the file": (("os.fsync", _full), (), "No space left"),
+    "the request": (("cloister.authority.client.AuthorityClient.register", _away), (), "answers"),
+    "the record": (("cloister.authority.authority.new_dataset", _refuses), (), "no key is issued"),
+    "the books": (("cloister.authority.ledger.new_book", _refuses), (), "no key is issued"),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_client_that_fails_at_any_stage_can_be_corrected(
+    site, cloister, refused, tmp_path, monkeypatch, stage
+):
+    """The name is not used up, neither at the authority nor by a file."""
+    authority, reach = site
+    file, data = tmp_path / "set.cloister", values(tmp_path / "values.npz", 1)
+    broken, more, message = STAGES[stage]
+    with monkeypatch.context() as patch:
+        if broken is not None:
+            patch.setattr(*broken)
+        wrong = {**dict(zip(TYPO[::2], TYPO[1::2], strict=True)), **dict([more] if more else [])}
+        found = refused(
+            "encrypt", data, *reach, "--out", file, *(x for pair in wrong.items() for x in pair)
+        )
+        assert message in found
+    assert authority.datasets() == ()
+    assert not file.exists()
+    ran = cloister("encrypt", data, *reach, "--out", file, *CORRECTED)
+    assert ran.code == 0, ran
+    assert (authority.describe("set").classes, EncryptedDataset.open(file).samples) == (3, 20)
+
+
+def test_samples_that_are_in_although_the_order_is_lost_are_not_added_again(
+    site, refused, tmp_path, monkeypatch
+):
+    authority, reach = site
+    file, data = tmp_path / "set.cloister", values(tmp_path / "values.npz", 1)
+    monkeypatch.setattr("numpy.savez", _full)
+    order = ("--order", tmp_path / "order.npz")
+    found = refused("encrypt", data, *reach, "--out", file, *CORRECTED, *order)
+    assert f"the samples are in {file} all the same, do not encrypt them again" in found
+    assert authority.describe("set").samples == EncryptedDataset.open(file).samples == 20
+
+
 def test_training_goes_on_beside_a_client_that_was_killed(site, cloister, tmp_path):
     """Its samples are on record, and in no file: a checkpoint of the run stays good."""
     pytest.importorskip("torch")
@@ -139,7 +231,7 @@ def test_training_goes_on_beside_a_client_that_was_killed(site, cloister, tmp_pa
     assert first.code == 0, first
     assert first.err == ""
     dying = subprocess.run(
-        [sys.executable, "-P", "-c", CLIENT, "after register_part",
+        [sys.executable, "-P", "-c", CLIENT, "after register",
          *map(str, ("encrypt", one, *reach, "--out", file))],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
     )  # fmt: skip

@@ -10,7 +10,10 @@ import onnx
 from PIL import Image
 
 import nets
+from cloister.authority.agreement import Agreement
+from cloister.authority.enrolment import Enrolment
 from cloister.authority.identity import PUBLIC_FILE, Identity, PublicIdentity
+from cloister.authority.records import Terms
 from cloister.cli.arrays import read_array_file
 from cloister.cli.newset import read_ranges
 from cloister.cli.results import read_labels
@@ -21,7 +24,7 @@ from cloister.fe.keyservice import DatasetInfo
 from cloister.field.linear import Geometry
 from cloister.graph import sources as models
 from cloister.plan.recipe import Recipe
-from cloister.training.dataset import EncryptedDataset, Header
+from cloister.training.dataset import EncryptedDataset
 from cloister.training.sources import open_source
 from cloister.training.writer import Chunk, EncryptedDatasetWriter
 from cloister.trusted.padstore import PadStore
@@ -57,19 +60,15 @@ INFO = DatasetInfo("set", (4, 3, 1), 3, Encoding.for_range(0, 1), 12, 3)
 
 def _dataset(folder: Path) -> Path:
     rng = np.random.default_rng(0)
-    header = Header("set", (4, 3, 1), 3, Encoding.for_range(0, 1), "f" * 64)
-    writer = EncryptedDatasetWriter(
-        folder / "set.cloister", header, permutation=np.arange(3, dtype=np.int64)
-    )
+    info = DatasetInfo("set", (4, 3, 1), 3, Encoding.for_range(0, 1), 0, 3)
+    permutation = np.arange(3, dtype=np.int64)
+    enrolment = Enrolment(Agreement(info, Terms()), "f" * 64, permutation, lambda *_: 0)
     samples = Chunk(
         rng.integers(-9, 9, (5, 4, 3, 1)).astype(np.int16), np.arange(5) % 3, np.arange(5) > 3
     )
-    writer.append(
-        [samples],
-        register=lambda part, count, digest, key: 0,
-        rng=InsecureSeededRandom(1),
-    )
-    return folder / "set.cloister"
+    path = folder / "set.cloister"
+    EncryptedDatasetWriter(path, enrolment).append([samples], rng=InsecureSeededRandom(1))
+    return path
 
 
 def _read_dataset(path: Path) -> None:

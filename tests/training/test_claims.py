@@ -30,7 +30,7 @@ MODES = pytest.mark.parametrize("settings", [
 HOSTED = pytest.mark.parametrize("hosted", [False, True], ids=["local", "hosted"])
 VALUES, LABELS, MODEL = "a sample's values", "labels", "the model"
 # The interfaces' methods that a client or a command calls, not a run.
-OF_CLIENTS = {"create_dataset", "register_part", "terms", "label_permutation", "close"}
+OF_CLIENTS = {"find", "register", "close"}
 
 
 class Watched:

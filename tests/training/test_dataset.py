@@ -1,3 +1,4 @@
+import fcntl
 import os
 import tracemalloc
 from dataclasses import replace
@@ -5,10 +6,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from cloister.authority.agreement import Agreement
+from cloister.authority.enrolment import Enrolment
+from cloister.authority.records import Terms
 from cloister.crypto.csprng import InsecureSeededRandom, SystemRandom
-from cloister.errors import EncryptionError, InputError, RangeError, ShapeError
+from cloister.errors import (
+    AuthorityUnavailable,
+    EncryptionError,
+    InputError,
+    RangeError,
+    ShapeError,
+)
 from cloister.fe import mask
 from cloister.fe.encoding import Encoding
+from cloister.fe.keyservice import DatasetInfo
 from cloister.training import dataset as datasets
 from cloister.training.dataset import EncryptedDataset, Header, PartInfo
 from cloister.training.writer import Chunk, EncryptedDatasetWriter, check_registered
@@ -47,9 +58,20 @@ def authority():
     return Authority()
 
 
-def append(path, authority, *chunks, header=HEADER):
-    writer = EncryptedDatasetWriter(path, header, permutation=PERMUTATION)
-    return writer.append(chunks, register=authority, rng=SystemRandom())
+def enrolled(register, *, header=HEADER, permutation=PERMUTATION):
+    """A client's place in the data set that a header describes."""
+    info = DatasetInfo(header.name, header.shape, header.classes, header.encoding, 0, 1)
+    agreed = Agreement(info, Terms())
+    return Enrolment(agreed, header.authority_fingerprint, permutation, register)
+
+
+def append(path, register, *chunks, header=HEADER):
+    return append_all(path, register, chunks, header=header)
+
+
+def append_all(path, register, chunks, *, header=HEADER):
+    writer = EncryptedDatasetWriter(path, enrolled(register, header=header))
+    return writer.append(chunks, rng=SystemRandom())
 
 
 def test_what_was_encrypted_comes_back_with_the_keys(path, authority):
@@ -119,10 +141,10 @@ def test_an_unknown_sample_is_named(path, authority):
     for bad in (-1, 3):
         with pytest.raises(EncryptionError, match=f"no sample {bad}"):
             opened.data(np.array([0, bad]))
+    empty = path.with_name("empty.cloister")
+    empty.write_bytes(datasets.encode_block(HEADER))
     with pytest.raises(EncryptionError, match="no sample 0"):
-        datasets_of_nothing = path.with_name("empty.cloister")
-        EncryptedDatasetWriter(datasets_of_nothing, HEADER, permutation=PERMUTATION)
-        EncryptedDataset.open(datasets_of_nothing).data(np.array([0]))
+        EncryptedDataset.open(empty).data(np.array([0]))
 
 
 def test_every_cut_of_the_file_is_noticed(path, authority):
@@ -223,10 +245,8 @@ def append_until_killed(path, delay):
 
     os.fsync = counted
     try:
-        writer = EncryptedDatasetWriter(path, HEADER, permutation=PERMUTATION)
         first = 1000 * (delay + 1)
-        part = [samples(20, seed=delay)]
-        writer.append(part, register=lambda *_: first, rng=SystemRandom())
+        append(path, lambda *_: first, samples(20, seed=delay))
     finally:
         os._exit(1)
 
@@ -249,10 +269,51 @@ def test_a_failing_authority_leaves_no_part(path, authority):
     def refuses(*_):
         raise EncryptionError("part is a replay")
 
-    writer = EncryptedDatasetWriter(path, HEADER, permutation=PERMUTATION)
     with pytest.raises(EncryptionError, match="replay"):
-        writer.append([samples(2)], register=refuses, rng=SystemRandom())
+        append(path, refuses, samples(2))
     assert EncryptedDataset.open(path).samples == 3
+
+
+def bad_samples():
+    yield samples(2)
+    raise RangeError("sample 2: class 3")
+
+
+def refuses(*_):
+    raise AuthorityUnavailable("nobody answers")
+
+
+@pytest.mark.parametrize("fails", ["at once", "samples", "registration", "killed"])
+def test_a_client_that_fails_before_its_part_is_in_leaves_no_file(path, authority, fails):
+    """Whatever it was going to be a file of: the next client decides that anew."""
+    before = replace(HEADER, classes=7, encoding=Encoding(9.0, 0.0, 8))
+    if fails == "killed":
+        path.write_bytes(datasets.encode_block(before))
+    else:
+        chunks = {"at once": [], "samples": bad_samples(), "registration": [samples(2)]}[fails]
+        with pytest.raises((InputError, AuthorityUnavailable)):
+            append_all(path, refuses, chunks, header=before)
+        assert not path.exists()
+    append(path, authority, samples(3))
+    opened = EncryptedDataset.open(path)
+    assert (opened.header, opened.samples) == (HEADER, 3)
+
+
+def test_a_file_that_was_removed_while_waiting_for_it_is_not_written(path, authority, monkeypatch):
+    """Its name may be another file's by then, and the part would be nowhere."""
+    append(path, authority, samples(3))
+    whole = path.read_bytes()
+    lock = fcntl.flock
+
+    def replaced(*arguments):
+        lock(*arguments)
+        path.unlink()
+        path.write_bytes(whole)
+
+    monkeypatch.setattr("fcntl.flock", replaced)
+    with pytest.raises(EncryptionError, match="another client"):
+        append(path, authority, samples(2))
+    assert (path.read_bytes(), len(authority.parts)) == (whole, 1)
 
 
 def test_bad_samples_are_named(path, authority):
@@ -273,7 +334,7 @@ def test_bad_samples_are_named(path, authority):
     with pytest.raises(InputError, match="no samples"):
         append(path, authority)
     assert authority.parts == []
-    assert EncryptedDataset.open(path).samples == 0
+    assert not path.exists()
 
 
 def test_parts_of_other_data_sets_are_not_added(path, authority):
@@ -288,7 +349,7 @@ def test_parts_of_other_data_sets_are_not_added(path, authority):
         with pytest.raises(EncryptionError, match=text):
             append(path, authority, samples(3), header=header)
     with pytest.raises(InputError, match="permutation"):
-        EncryptedDatasetWriter(path, HEADER, permutation=np.array([0, 0, 1]))
+        EncryptedDatasetWriter(path, enrolled(authority, permutation=np.array([0, 0, 1])))
 
 
 def test_files_that_are_no_data_sets(tmp_path):
@@ -306,8 +367,7 @@ def test_two_clients_do_not_write_at_once(path, authority):
         with pytest.raises(EncryptionError, match="another client"):
             append(path, Authority(), samples(2))
 
-    writer = EncryptedDatasetWriter(path, HEADER, permutation=PERMUTATION)
-    writer.append(chunks(), register=authority, rng=SystemRandom())
+    append_all(path, authority, chunks())
     assert EncryptedDataset.open(path).samples == 2
 
 
@@ -344,8 +404,8 @@ def test_memory_stays_flat_while_writing_and_reading(path, authority):
 
     tracemalloc.start()
     try:
-        writer = EncryptedDatasetWriter(path, header, permutation=PERMUTATION)
-        writer.append(chunks(), register=authority, rng=InsecureSeededRandom(1))
+        writer = EncryptedDatasetWriter(path, enrolled(authority, header=header))
+        writer.append(chunks(), rng=InsecureSeededRandom(1))
         opened = EncryptedDataset.open(path)
         for start in range(0, opened.samples, 64):
             opened.data(np.arange(start, start + 64))

@@ -6,6 +6,7 @@ import pytest
 pytest.importorskip("torch")
 
 from cloister.authority import blur, functions
+from cloister.authority.requests import Forward
 from cloister.errors import FunctionError
 from cloister.fe.bounds import check_size
 from cloister.fe.encoding import Encoding
@@ -104,9 +105,11 @@ def test_default_projections_are_functions_an_authority_issues(shape, encoding):
     described = info(*shape, encoding=encoding)
     linear = default_projection(described).linear
     check_size(described, linear.geometry, 4096)
-    functions.check_forward_norm(described, linear)
-    functions.check_rows(described, functions.Rows(linear))
-    assert blur.shift(described, linear, 8) > 0
+    request = Forward(linear, 4096)
+    functions.check_rows(described, request.cuts, request.rows)
+    shift = blur.shift(described, request.function, 8)
+    assert shift > 0
+    request.check_range(described, [1 << shift - 1])
 
 
 def test_learned_rows_are_orthonormal_but_for_rounding():

@@ -114,7 +114,7 @@ def test_values_and_arrays_arrive_as_they_were_sent(service):
 
 def test_errors_cross_by_class_and_in_one_line(service):
     client = service.client()
-    with pytest.raises(BudgetError, match=r"^sample 3: no more$"):
+    with pytest.raises(BudgetError, match=r"^sample 3: no\\nmore$"):
         client.call("refuse", {})
     client.close()
 

@@ -20,37 +20,37 @@ from typing import Any, get_args
 import numpy as np
 from jaxtyping import Bool, Int16, Int64, UInt32
 
-from cloister.authority import blur, functions
+from cloister.authority import blur
 from cloister.authority import database as databases
+from cloister.authority.agreement import Agreement
 from cloister.authority.book import Spent
+from cloister.authority.enrolment import Known
 from cloister.authority.identity import Identity
 from cloister.authority.ledger import Ledger
 from cloister.authority.records import (
     Dataset,
     Part,
-    Registry,
     StoredDataset,
     Summary,
     Terms,
-    check_terms,
     init,
-    label_info,
     part_info,
     read_dataset,
     read_parts,
+    read_retired,
     stored_datasets,
     summarise,
 )
-from cloister.crypto.csprng import Csprng
+from cloister.authority.registration import Registry, new_dataset
+from cloister.authority.requests import Forward, Gradient, Pads, Request
+from cloister.crypto.csprng import KEY_BYTES, Csprng
 from cloister.errors import EncryptionError, FunctionError, InputError, ShapeError
 from cloister.fe import mask
 from cloister.fe.bounds import check_count, check_size
 from cloister.fe.keyservice import DatasetInfo, Receiver
 from cloister.field.linear import Geometry, LinearMap
-from cloister.field.ring import RingMap
 from cloister.wire.https import one_line
 
-LOCK_FILE = "authority.lock"
 MASKS_AT_ONCE = 1 << 22
 """Elements of masks that are expanded together, whatever the number of samples."""
 _PART = re.compile(r"[0-9a-f]{32}")
@@ -87,12 +87,11 @@ class Authority:
         """
         self._folder, self._threads = Path(folder), threads
         self.identity = Identity.open(self._folder)
-        self._held = databases.hold(self._folder / LOCK_FILE)
+        self._held = databases.hold(self._folder / databases.LOCK_FILE)
         try:
             self.database = databases.Database(self._folder / databases.FILE)
             self._datasets: dict[str, Dataset] = {}
             self._failed: dict[str, str] = {}
-            self._registry = Registry()
             self._lock = threading.Lock()
             self._load()
         except BaseException:
@@ -121,64 +120,80 @@ class Authority:
 
     # ---- for clients
 
-    def create_dataset(
-        self, info: DatasetInfo, *, sealed_label_key: bytes, terms: Terms | None = None
-    ) -> None:
-        """Open the books of a new data set; the same again is accepted.
+    def find(self, dataset: str) -> Known | None:
+        """What clients of a data set agree to, and share; None: there is no such data set.
 
-        Raises   EncryptionError when the name is taken, InputError
+        Secret   result
         """
-        terms = terms or Terms()
-        label_key = self.identity.open_sealed(sealed_label_key, info=label_info(info.name))
-        check_terms(info, terms, label_key)
-        with self._lock:
-            if info.name in self._failed:
-                raise self._unusable(info.name)
-            known = self._datasets.get(info.name)
-            if known is None:
-                # All that can fail comes before the record, and what others see after it.
-                made = Dataset(info, terms, label_key)
-                book = self._ledger.new_book(info, limits=terms.limits(info))
-                row = (info.name, info.to_json(), json.dumps(asdict(terms)).encode(), label_key)
-                self.database.enqueue(partial(_insert, "datasets", row))
-                self._ledger.open_book(book)
-                self._datasets[info.name] = made
-            elif (
-                (replace(known.info, samples=0), known.terms) != (info, terms)
-                or not hmac.compare_digest(known.label_key, label_key)
-            ):  # fmt: skip
-                raise EncryptionError(
-                    f"data set {info.name}: exists already at this authority; append to it, "
-                    "or choose another name"
-                )
-            recorded = self.database.latest()
-        recorded.wait()
+        found = self._found(dataset)
+        return None if found is None else Known(_agreement(found), found.label_key)
 
     def register_part(
-        self, dataset: str, part: str, samples: int, sha256: str, *, sealed_key: bytes
+        self,
+        dataset: str,
+        part: str,
+        samples: int,
+        sha256: str,
+        *,
+        agreement: str,
+        sealed_keys: bytes,
+        made: Agreement | None = None,
     ) -> int:
         """Take a part's mask key; gives the id of its first sample. The same again is accepted.
 
-        Raises   EncryptionError for a part, a key or contents that were registered before
+        agreement    digest of what the client has agreed to
+        sealed_keys  the part's mask key, then the label key of the data set that the client means
+        made         the data set, if it is to be made with this part: both, or neither
+        Raises   EncryptionError for a part, a key or contents that were registered before, and for
+                 a data set that is not as the client has seen it; InputError
         """
-        if not (_PART.fullmatch(part) and _SHA256.fullmatch(sha256)):
-            raise InputError("a part is named by 32, and its contents by 64 hexadecimal digits")
-        key = self.identity.open_sealed(sealed_key, info=part_info(dataset, part, sha256))
+        if not (_PART.fullmatch(part) and all(map(_SHA256.fullmatch, (sha256, agreement)))):
+            raise InputError(
+                "a part is named by 32, its contents and its agreement by 64 hexadecimal digits"
+            )
+        bound_to = part_info(dataset, part, sha256, agreement)
+        keys = self.identity.open_sealed(sealed_keys, info=bound_to)
+        if len(keys) != 2 * KEY_BYTES:
+            raise InputError(f"data set {dataset}: a part comes with two keys of {KEY_BYTES} bytes")
+        key, label_key = keys[:KEY_BYTES], keys[KEY_BYTES:]
         with self._lock:
-            found = self._dataset(dataset)
+            known = self._found(dataset)
+            found = known or new_dataset(dataset, made, label_key)
+            seen = hmac.compare_digest(found.label_key, label_key)
+            if not seen or _agreement(found).digest != agreement:
+                raise EncryptionError(
+                    f"data set {dataset}: is not the one that this client has seen, or was made by "
+                    "another client meanwhile; encrypt again"
+                )
             new = Part(part, found.info.samples, samples, sha256)
             old = self._registry.find(dataset, new, key)
             if old is None:
-                grown = found.with_parts((new, key))
-                row = (part, dataset, new.first, samples, sha256, key)
-                self.database.enqueue(partial(_insert, "parts", row))
-                # The books first: a request for the new ids must find their pages.
-                self._ledger.grow(grown.info)
-                self._registry.add(dataset, new, key)
-                self._datasets[dataset] = grown
+                self._record(found.with_parts((new, key)), is_new=known is None)
             recorded = self.database.latest()
         recorded.wait()
         return (old or new).first
+
+    def _record(self, grown: Dataset, *, is_new: bool) -> None:
+        """Take over the last part of a data set, and with its first part the data set."""
+        info, part, key = grown.info, grown.parts[-1], grown.keys[-1]
+        # All that can fail comes before the record, and what others see after it.
+        row = (part.part, info.name, part.first, part.samples, part.sha256, key)
+        jobs, book = [partial(_insert, "parts", row)], None
+        if is_new:
+            book = self._ledger.new_book(info, limits=grown.terms.limits(info))
+            described = replace(info, samples=0).to_json()
+            terms = json.dumps(asdict(grown.terms)).encode()
+            jobs.append(
+                partial(_insert, "datasets", (info.name, described, terms, grown.label_key))
+            )
+        self.database.enqueue(*jobs)
+        # The books first: a request for the new ids must find their pages.
+        if book is None:
+            self._ledger.grow(info)
+        else:
+            self._ledger.open_book(book)
+        self._registry.add(info.name, part, key)
+        self._datasets[info.name] = grown
 
     def label_key(
         self, dataset: str, ids: Int64[np.ndarray, " n"], *, receiver: Receiver
@@ -207,13 +222,6 @@ class Authority:
             ticket = self._ledger.count_trusted(dataset, at_once=at_once)
         term = self._masks(found, ids, (found.info.classes,), mask.LABEL_DOMAIN)
         return Issued(term, ticket)
-
-    def label_secret(self, dataset: str) -> bytes:
-        """The key of the label permutation, for clients of the data set alone.
-
-        Secret   result
-        """
-        return self._dataset(dataset).label_key
 
     def parts(self, dataset: str) -> tuple[Part, ...]:
         """The registered parts of a data set."""
@@ -255,20 +263,8 @@ class Authority:
         check_size(found.info, linear.geometry, len(ids))
         # A private copy: what is charged is what is computed, and what the books keep.
         linear = LinearMap(linear.geometry, np.array(linear.weights))
-        functions.check_forward_norm(found.info, linear)
-        if receiver == "server":
-            ticket = self._ledger.charge_forward(dataset, ids, linear, at_once=at_once)
-        else:
-            ticket = self._ledger.count_trusted(dataset, at_once=at_once)
-        shift = self._shift(found, linear) if receiver == "server" else 0
-        term = np.empty((len(ids), *linear.geometry.out_shape), np.uint32)
-        ring = RingMap(linear)
-        for some in self._pieces(found, len(ids)):
-            pads = self._masks(found, ids[some], linear.geometry.in_shape, mask.DATA_DOMAIN)
-            term[some] = ring.apply(pads, threads=self._threads)
-        if shift:
-            self._blur(found, ids, linear, term, shift)
-        return Issued(term, ticket)
+        request = Forward(linear, len(ids))
+        return self._issue(found, ids, request, receiver=receiver, at_once=at_once)
 
     def gradient_key(
         self,
@@ -303,16 +299,28 @@ class Authority:
             )
         if len(np.unique(ids)) != len(ids):
             raise FunctionError(f"data set {dataset}: a gradient names a sample twice")
-        functions.check_gradient_norm(found.info, delta)
+        return self._issue(found, ids, Gradient(geometry, delta), receiver=receiver)
+
+    def _issue(
+        self,
+        found: Dataset,
+        ids: Int64[np.ndarray, " n"],
+        request: Request,
+        *,
+        receiver: Receiver,
+        at_once: bool = False,
+    ) -> Issued:
+        """The one place that keys about samples come from: charged and blurred for the server."""
+        name = found.info.name
+        request.check_range(found.info)
         if receiver == "server":
-            ticket = self._ledger.charge_gradient(dataset, ids, geometry, delta)
+            ticket = self._ledger.charge(name, ids, request, at_once=at_once)
         else:
-            ticket = self._ledger.count_trusted(dataset)
-        term = np.zeros(geometry.weight_shape, np.uint32)
-        for some in self._pieces(found, len(ids)):
-            pads = self._masks(found, ids[some], geometry.in_shape, mask.DATA_DOMAIN)
-            # Modulo 2^32, in which the whole sum is.
-            term += mask.gradient(geometry, delta[some], pads, threads=self._threads)
+            ticket = self._ledger.count_trusted(name, at_once=at_once)
+        pads = self._pads(found, ids, request.geometry.in_shape)
+        term = request.term(pads, threads=self._threads)
+        if receiver == "server":
+            self._blur(found, ids, request, term)
         return Issued(term, ticket)
 
     # ---- for the owner of the data
@@ -335,10 +343,17 @@ class Authority:
         """Data sets that could not be opened, and why."""
         return dict(self._failed)
 
-    def _dataset(self, name: str) -> Dataset:
-        found = self._datasets.get(name)
+    def _found(self, name: str) -> Dataset | None:
+        """A data set; None: there is none of this name."""
         if name in self._failed:
-            raise self._unusable(name)
+            raise EncryptionError(
+                f"data set {name}: could not be opened when this authority started "
+                f"({self._failed[name]}); mend its ledger from a backup and restart, or use another"
+            )
+        return self._datasets.get(name)
+
+    def _dataset(self, name: str) -> Dataset:
+        found = self._found(name)
         if found is None:
             raise EncryptionError(f"data set {name}: is not known to this authority")
         return found
@@ -370,28 +385,32 @@ class Authority:
             out[mine] = mask.masks(key, local, shape, domain=domain)
         return out
 
-    def _pieces(self, found: Dataset, samples: int) -> Iterator[slice]:
-        """A request's samples, as many at a time as have their masks in bounded memory."""
+    def _pads(self, found: Dataset, ids: Int64[np.ndarray, " n"], shape: tuple[int, ...]) -> Pads:
+        """The masks of samples, as many at a time as stay in bounded memory."""
         step = max(1, MASKS_AT_ONCE // found.info.dim)
-        for start in range(0, samples, step):
-            yield slice(start, start + step)
-
-    def _shift(self, found: Dataset, linear: LinearMap) -> int:
-        bits = found.terms.limits(found.info).value_bits
-        return blur.shift(found.info, linear, bits)
+        for start in range(0, len(ids), step):
+            some = slice(start, start + step)
+            yield some, self._masks(found, ids[some], shape, mask.DATA_DOMAIN)
 
     def _blur(
         self,
         found: Dataset,
         ids: Int64[np.ndarray, " n"],
-        linear: LinearMap,
-        term: UInt32[np.ndarray, "n oh ow oc"],
-        shift: int,
+        request: Request,
+        term: UInt32[np.ndarray, "..."],
     ) -> None:
         """Subtract the noise, in place, that the unmasked values must keep."""
-        digest = functions.forward_digest(linear)
-        for mine, local, key in self._by_part(found, ids):
-            term[mine] -= blur.noise(key, local, term.shape[1:], digest=digest, shift=shift)
+        bits = found.terms.limits(found.info).value_bits
+        if bits == blur.EXACT_BITS:
+            return
+        shape = request.value_shape
+        for function, places in request.functions():
+            shift = blur.shift(found.info, function, bits)
+            if shift == 0:
+                continue
+            for mine, local, key in self._by_part(found, ids[places]):
+                noise = blur.noise(key, local, shape, digest=function.digest, shift=shift)
+                request.blur(term, places[mine], noise)
 
     def _by_part(
         self, found: Dataset, ids: Int64[np.ndarray, " n"]
@@ -408,6 +427,7 @@ class Authority:
             (modulus,) = connection.execute("SELECT modulus FROM authority").fetchone()
             stored = stored_datasets(connection)
             parts = list(read_parts(connection))
+            self._registry = Registry(read_retired(connection))
         self._ledger = Ledger(self.database, modulus=modulus)
         mine: dict[str, list[tuple[Part, bytes]]] = {row[0]: [] for row in stored}
         for part, dataset, key in parts:
@@ -427,11 +447,9 @@ class Authority:
         self._ledger.read_book(found.info, limits=found.terms.limits(found.info))
         self._datasets[found.info.name] = found
 
-    def _unusable(self, name: str) -> EncryptionError:
-        return EncryptionError(
-            f"data set {name}: could not be opened when this authority started "
-            f"({self._failed[name]}); mend its ledger from a backup and restart, or use another"
-        )
+
+def _agreement(found: Dataset) -> Agreement:
+    return Agreement(found.info, found.terms)
 
 
 def _insert(table: str, row: tuple[Any, ...], connection: sqlite3.Connection) -> None:

@@ -19,17 +19,20 @@ The noise of a function, a sample and an output is always the same (a stream und
 so that asking again averages nothing out. A *different* function has other noise, even if it is
 a multiple of the first: so under blur each function is charged by name, not by what it adds to
 the span.
+
+A gradient is a sum over a batch, and has the sum of the noises: each sample's own, of the function
+that the gradient is of that sample. So it tells nothing that the samples' blurred values, given one
+by one, would not tell, and a sample's noise is the same in any company.
 """
 
 import numpy as np
 from jaxtyping import Int64, UInt32
 
 from cloister.authority import functions
+from cloister.authority.functions import Function
 from cloister.crypto import hkdf
-from cloister.errors import FunctionError
 from cloister.fe import mask
-from cloister.fe.keyservice import RING_LIMIT, DatasetInfo
-from cloister.field.linear import LinearMap
+from cloister.fe.keyservice import DatasetInfo
 
 BLUR_DOMAIN = 2
 """Beside `mask.DATA_DOMAIN` and `mask.LABEL_DOMAIN`, and under a key of its own."""
@@ -37,21 +40,15 @@ EXACT_BITS = 32
 """Bits of a value from which nothing is blurred: no answer has more."""
 
 
-def shift(info: DatasetInfo, linear: LinearMap, value_bits: int) -> int:
+def shift(info: DatasetInfo, function: Function, value_bits: int) -> int:
     """The s of noise on 2^s integers that leaves at most `value_bits` bits of each value; 0: none.
 
-    Domain   |A x| + 2^s / 2 < 2^31, so that the blurred values can be read back
-    Raises   FunctionError beyond it
+    Domain   |A x| + 2^s / 2 < 2^31, so that blurred values can be read back; see `requests`
     """
-    spread = functions.answer_range(info, linear.weights)
+    spread = functions.value_range(info, function)
     s = 0
     while spread > (1 << s) * ((1 << value_bits) - 1):
         s += 1
-    if s and spread // 2 + (1 << (s - 1)) >= RING_LIMIT:
-        raise FunctionError(
-            f"data set {info.name}: an output's weights are too large to be blurred; "
-            "use a coarser scale"
-        )
     return s
 
 

@@ -148,6 +148,11 @@ class Book:
             self.states.known(source, digest) is not None for source in sources
         )
 
+    def is_full(self, ids: Int64[np.ndarray, " n"]) -> bool:
+        """Whether all these samples have given away everything."""
+        sources = set((self.words[ids] & ~LABEL_BIT).tolist())
+        return all(self.states.is_full(self.states.all[source]) for source in sources)
+
     @property
     def budget(self) -> int | None:
         """Rank that may be given away of each sample; None: all."""

@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Int16, Int64, UInt32
 
+from cloister.authority.agreement import Agreement
+from cloister.authority.enrolment import Known, NewPart
 from cloister.authority.identity import PublicIdentity
-from cloister.authority.permutation import label_permutation
-from cloister.authority.records import Part, Summary, Terms, label_info, part_info, read_terms
+from cloister.authority.records import Part, Summary, part_info, read_terms
 from cloister.crypto.csprng import KEY_BYTES
 from cloister.errors import ProtocolError
 from cloister.fe.keyservice import DatasetInfo, Receiver
@@ -114,42 +115,44 @@ class AuthorityClient:
         listed = self._https.call("parts", {"dataset": dataset}).mapping("parts")
         return tuple(_made(Part, fields) for fields in listed.values())
 
-    def create_dataset(self, info: DatasetInfo, *, label_key: bytes, terms: Terms) -> None:
-        """Open the books of a new data set.
-
-        Secret   label_key, sealed here
-        Raises   EncryptionError when the name is taken
-        """
-        sealed = self.public.seal(label_key, info=label_info(info.name))
-        fields = {"info": info.to_json().decode(), "terms": asdict(terms)}
-        self._https.call("create", fields, (np.frombuffer(sealed, np.uint8),))
-
-    def register_part(
-        self, dataset: str, part: str, samples: int, sha256: str, *, key: bytes
-    ) -> int:
-        """Hand over a part's mask key; gives the id of its first sample.
-
-        Secret   key, sealed here
-        Raises   EncryptionError for a replay
-        """
-        sealed = self.public.seal(key, info=part_info(dataset, part, sha256))
-        fields = {"dataset": dataset, "part": part, "samples": samples, "sha256": sha256}
-        answer = self._https.call("register", fields, (np.frombuffer(sealed, np.uint8),))
-        return answer.number("first")
-
-    def terms(self, dataset: str) -> Terms:
-        """What the owner of a data set decided; for its clients."""
-        return read_terms(self._https.call("secret", {"dataset": dataset}).mapping("terms"))
-
-    def label_permutation(self, dataset: str, classes: int) -> Int64[np.ndarray, " classes"]:
-        """Where each true class of a data set goes; for its clients.
+    def find(self, dataset: str) -> Known | None:
+        """A data set as its clients may know it; None: the authority has none of this name.
 
         Secret   result
         """
-        key = self._https.call("secret", {"dataset": dataset}).array(0, np.uint8, 1).tobytes()
-        if len(key) != KEY_BYTES:
-            raise ProtocolError("the authority's label key has a wrong length")
-        return label_permutation(key, classes)
+        answer = self._https.call("find", {"dataset": dataset})
+        if not answer.fields:
+            return None
+        info = DatasetInfo.from_json(answer.text("info").encode())
+        label_key = answer.array(0, np.uint8, 1).tobytes()
+        if info.name != dataset or len(label_key) != KEY_BYTES:
+            raise ProtocolError(f"the authority's answer about data set {dataset} is of another")
+        return Known(Agreement(info, read_terms(answer.mapping("terms"))), label_key)
+
+    def register(self, agreed: Agreement, new: NewPart) -> int:
+        """Hand over a part's keys; gives the id of its first sample.
+
+        For `enrolment.enrol`, which compares what is agreed to with what was accepted.
+
+        Secret   the part's keys, sealed here
+        Raises   EncryptionError for a replay, and when the data set is another by now
+        """
+        name, digest = agreed.info.name, agreed.digest
+        sealed = self.public.seal(
+            new.mask_key + new.label_key, info=part_info(name, new.part, new.sha256, digest)
+        )
+        fields = {
+            "dataset": name,
+            "part": new.part,
+            "samples": new.samples,
+            "sha256": new.sha256,
+            "agreement": digest,
+        }
+        if new.is_first:
+            fields["info"] = agreed.info.to_json().decode()
+            fields["terms"] = asdict(agreed.terms)
+        answer = self._https.call("register", fields, (np.frombuffer(sealed, np.uint8),))
+        return answer.number("first")
 
     def _key_fields(self, dataset: str, receiver: Receiver, geometry: Geometry) -> dict[str, Any]:
         return {"dataset": dataset, "receiver": receiver, "geometry": list(geometry.to_tuple())}

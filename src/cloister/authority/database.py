@@ -21,6 +21,7 @@ from cloister import files
 from cloister.errors import CloisterError, EncryptionError, InputError
 
 FILE = "ledger.sqlite"
+LOCK_FILE = "authority.lock"
 FORMAT = 3
 APPLICATION_ID = 0x434C4155
 """'CLAU' in the database header: this file is an authority's ledger."""
@@ -45,6 +46,9 @@ CREATE TABLE datasets (
 CREATE TABLE parts (
     part TEXT PRIMARY KEY, dataset TEXT NOT NULL, first INTEGER NOT NULL, samples INTEGER NOT NULL,
     sha256 TEXT NOT NULL, mask_key BLOB NOT NULL
+);
+CREATE TABLE retired (
+    part TEXT PRIMARY KEY, dataset TEXT NOT NULL, sha256 TEXT NOT NULL, key_sha256 BLOB NOT NULL
 );
 CREATE TABLE functionals (digest BLOB PRIMARY KEY, geometry BLOB NOT NULL, weights BLOB NOT NULL);
 CREATE TABLE states (

@@ -1,10 +1,12 @@
 """Which functions a key may be asked for, and what each could tell about one sample.
 
-A forward key releases one *functional* (a row of integer weights on the flattened sample) for each
-output. A gradient key releases functionals on the whole batch; a sample is charged with their
-restriction to itself. Whoever knew all other samples of the batch would learn exactly the
-restricted functionals, so the charge bounds what the release adds about this sample, whatever the
-server knows about the others and whatever it combines the release with.
+A `Function` is what a key gives away of one sample: *functionals* (rows of integer weights on the
+flattened sample), one for each value. A forward key has one function for all its samples (`Rows`).
+A gradient key gives sums over its batch; of each sample it has the restriction of the sums to that
+sample (`Slice`). Whoever knew all other samples of the batch would learn exactly the restricted
+functionals, so charging them bounds what the release adds about this sample, whatever the server
+knows about the others and whatever it combines the release with. Prices and noise know functions
+only, and rules the rows of their weights, so that both kinds of key pass the same ones.
 
 Refused besides (`check_rows`), because the rank would not count them fairly:
 
@@ -25,15 +27,18 @@ knowledge, not the quality of the best guess.
 """
 
 import hashlib
+import itertools
 import math
 from collections.abc import Iterator
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Bool, Int16, Int64, UInt16
 
 from cloister.errors import FunctionError
 from cloister.fe.bounds import plane
-from cloister.fe.keyservice import RING_LIMIT, DatasetInfo
+from cloister.fe.keyservice import DatasetInfo
 from cloister.field.linear import Geometry, LinearMap
 
 MAX_CHECKED_WEIGHTS = 1 << 26
@@ -45,20 +50,6 @@ ROOM = 2
 """Inputs of a row must have at least this many times the bits of its value."""
 TIE_MARGIN_BITS = 1e-9
 """Rows that have exactly as many are refused, whichever way a logarithm rounds."""
-
-
-def forward_digest(linear: LinearMap) -> bytes:
-    """Name of a forward function."""
-    digest = hashlib.sha256(b"forward" + geometry_bytes(linear.geometry))
-    digest.update(np.ascontiguousarray(linear.weights, "<i2").tobytes())
-    return digest.digest()
-
-
-def gradient_digest(geometry: Geometry, slice_: Int16[np.ndarray, "oh ow oc"]) -> bytes:
-    """Name of a gradient function as one sample of its batch sees it."""
-    digest = hashlib.sha256(b"gradient" + geometry_bytes(geometry))
-    digest.update(np.ascontiguousarray(slice_, "<i2").tobytes())
-    return digest.digest()
 
 
 def geometry_bytes(geometry: Geometry) -> bytes:
@@ -74,42 +65,9 @@ def elements(geometry: Geometry, samples: int) -> int:
     return samples * each + math.prod(geometry.weight_shape)
 
 
-def check_forward_norm(info: DatasetInfo, linear: LinearMap) -> None:
-    """Refuse weights for which |A x| < 2^31 is not certain: the answer would wrap.
-
-    Raises   FunctionError
-    """
-    norm = int(row_norms(linear.weights).max(initial=0))
-    if norm * info.encoding.bound >= RING_LIMIT:
-        raise FunctionError(
-            f"data set {info.name}: an output's weights sum to {norm} in magnitude, at most "
-            f"{info.row_norm_limit} is allowed; use a coarser scale"
-        )
-
-
-def check_gradient_norm(info: DatasetInfo, delta: Int16[np.ndarray, "n oh ow oc"]) -> None:
-    """Refuse deltas for which the summed gradient could wrap.
-
-    Raises   FunctionError
-    """
-    flat = magnitudes(delta).reshape(-1, delta.shape[-1])
-    norm = int(flat.sum(axis=0, dtype=np.int64).max(initial=0))
-    if norm * info.encoding.bound >= RING_LIMIT:
-        raise FunctionError(
-            f"data set {info.name}: a channel's deltas sum to {norm} in magnitude, at most "
-            f"{info.row_norm_limit} is allowed; use a coarser scale"
-        )
-
-
 def magnitudes(values: Int16[np.ndarray, "..."]) -> UInt16[np.ndarray, "..."]:
     """Absolute values in the memory of the values: that of -2^15 has no int16, but a uint16."""
     return np.asarray(np.abs(values).view(np.uint16))
-
-
-def row_norms(weights: Int16[np.ndarray, "o kh kw c"]) -> Int64[np.ndarray, " o"]:
-    """Sum of the absolute weights of each row."""
-    flat = magnitudes(weights).reshape(len(weights), -1)
-    return np.asarray(flat.sum(axis=1, dtype=np.int64))
 
 
 def axis_taps(geometry: Geometry, axis: int) -> Int64[np.ndarray, "out kernel"]:
@@ -124,30 +82,66 @@ def axis_taps(geometry: Geometry, axis: int) -> Int64[np.ndarray, "out kernel"]:
     return np.asarray(np.where(inside, pixel, -1), np.int64)
 
 
+class Function(Protocol):
+    """What a key gives away of one sample; see above.
+
+    linear   the function as a map, which the ledger can eliminate exactly; None: it charges `rank`
+    """
+
+    linear: LinearMap | None
+
+    @property
+    def digest(self) -> bytes:
+        """Its name: the same functionals in the same order have the same."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """Number of functionals, and of values."""
+        ...
+
+    @property
+    def rank(self) -> int:
+        """Upper bound of the rank of its functionals."""
+        ...
+
+    @property
+    def norm(self) -> int:
+        """Upper bound of the sum of |weights| of a functional."""
+        ...
+
+    @property
+    def operand(self) -> int:
+        """Largest |weight|."""
+        ...
+
+
 class Rows:
-    """The functionals of a forward function, in blocks."""
+    """The functionals of a forward function, in blocks; a `Function`."""
 
     def __init__(self, linear: LinearMap) -> None:
-        self.geometry = linear.geometry
-        self._taps = axis_taps(linear.geometry, 0), axis_taps(linear.geometry, 1)
-        self._weights = linear.weights
+        self.linear: LinearMap | None = linear
+        self.geometry, self._weights = linear.geometry, linear.weights
         self.count = linear.geometry.out_elements
+        self.rank = min(self.count, linear.geometry.in_elements)
 
-    def _pixels(self, position: int) -> Int64[np.ndarray, " taps"]:
-        """The pixel under each kernel element at an output position; -1: none."""
-        row, column = divmod(position, self.geometry.out_size[1])
-        rows, columns = self._taps[0][row][:, None], self._taps[1][column]
-        pixels = np.where((rows < 0) | (columns < 0), -1, rows * self.geometry.in_size[1] + columns)
-        return np.asarray(pixels.reshape(-1), np.int64)
+    @cached_property
+    def digest(self) -> bytes:
+        """See `Function`."""
+        digest = hashlib.sha256(b"forward" + geometry_bytes(self.geometry))
+        digest.update(np.ascontiguousarray(self._weights, "<i2").tobytes())
+        return digest.digest()
 
-    def compact(self, position: int) -> Iterator[Int64[np.ndarray, "channels weights"]]:
-        """The weights that are in use at an output position, some output channels at a time."""
-        used: Bool[np.ndarray, " taps"] = self._pixels(position) >= 0
-        weights = self._weights.reshape(len(self._weights), len(used), -1)
-        step = max(1, WEIGHTS_AT_ONCE // (len(used) * weights.shape[2]))
-        for start in range(0, len(weights), step):
-            kept = np.where(used[None, :, None], weights[start : start + step], 0)
-            yield np.asarray(kept.reshape(len(kept), -1), np.int64)
+    @cached_property
+    def norm(self) -> int:
+        """See `Function`."""
+        sizes = magnitudes(self._weights).reshape(len(self._weights), -1)
+        return int(sizes.sum(axis=1, dtype=np.int64).max(initial=0))
+
+    @property
+    def operand(self) -> int:
+        """See `Function`."""
+        return int(magnitudes(self._weights).max(initial=0))
 
     def dense(self, start: int, stop: int) -> Int64[np.ndarray, "rows dim"]:
         """Rows `start` to `stop` on the flattened sample; all channels of a position together."""
@@ -168,41 +162,122 @@ class Rows:
             out[row, place] = weights[channel, used]
         return out
 
-    def distinct_positions(self) -> Int64[np.ndarray, " n"]:
-        """Output positions that differ in which kernel elements fall on the image."""
-        rows, columns = (
-            np.sort(np.unique(taps >= 0, axis=0, return_index=True)[1]) for taps in self._taps
-        )
-        return np.asarray((rows[:, None] * self.geometry.out_size[1] + columns).reshape(-1))
+    def _pixels(self, position: int) -> Int64[np.ndarray, " taps"]:
+        """The pixel under each kernel element at an output position; -1: none."""
+        row, column = divmod(position, self.geometry.out_size[1])
+        rows, columns = self._taps[0][row][:, None], self._taps[1][column]
+        pixels = np.where((rows < 0) | (columns < 0), -1, rows * self.geometry.in_size[1] + columns)
+        return np.asarray(pixels.reshape(-1), np.int64)
+
+    @cached_property
+    def _taps(self) -> tuple[Int64[np.ndarray, "out kernel"], ...]:
+        return axis_taps(self.geometry, 0), axis_taps(self.geometry, 1)
 
 
-def check_rows(info: DatasetInfo, rows: Rows) -> None:
-    """Refuse unit vectors, packed rows and short rows.
+class Slice:
+    """A gradient function as one sample of its batch sees it; a `Function`.
+
+    Functional (o, k, c) is the sum over positions p of delta[p, o] x[p * stride + k, c].
+    """
+
+    linear: LinearMap | None = None
+
+    def __init__(self, geometry: Geometry, delta: Int16[np.ndarray, "oh ow oc"]) -> None:
+        self._geometry, self._delta = geometry, delta
+        self.count = math.prod(geometry.weight_shape)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """See `Function`."""
+        digest = hashlib.sha256(b"gradient" + geometry_bytes(self._geometry))
+        digest.update(np.ascontiguousarray(self._delta, "<i2").tobytes())
+        return digest.digest()
+
+    @cached_property
+    def rank(self) -> int:
+        """See `Function`.
+
+        A row is linear in delta[:, o]: for one (k, c) at most rank(delta) of the channels are
+        independent, and that is at most the number of non-zero channels and of non-zero positions.
+        """
+        geometry = self._geometry
+        groups, per_group = geometry.groups, geometry.weight_shape[3]
+        used = (self._delta != 0).reshape(-1, groups, geometry.out_channels // groups)
+        rank = np.minimum(used.any(axis=0).sum(axis=1), used.any(axis=2).sum(axis=0)).sum()
+        return min(int(rank) * math.prod(geometry.kernel) * per_group, geometry.in_elements)
+
+    @cached_property
+    def norm(self) -> int:
+        """See `Function`."""
+        sizes = magnitudes(self._delta).reshape(-1, self._geometry.out_channels)
+        return int(sizes.sum(axis=0, dtype=np.int64).max(initial=0))
+
+    @property
+    def operand(self) -> int:
+        """See `Function`."""
+        return int(magnitudes(self._delta).max(initial=0))
+
+
+class Cuts:
+    """What padding leaves of rows of weights on a plane: each way once, by height and by width.
+
+    A forward row loses kernel elements at the border of the sample, a gradient row (one of deltas)
+    loses output positions.
+    """
+
+    def __init__(self, *used: Bool[np.ndarray, "ways size"]) -> None:
+        """used: along height and width, which weights are left; a row of it may be repeated."""
+        rows, columns = (np.unique(along, axis=0) for along in used)
+        self.count = len(rows) * len(columns)
+        self._left = rows, columns
+
+    @staticmethod
+    def of_forward(geometry: Geometry) -> "Cuts":
+        """Those of a layer's weights: (kernel height, kernel width) at every output position."""
+        return Cuts(*(axis_taps(geometry, axis) >= 0 for axis in range(2)))
+
+    @staticmethod
+    def of_gradient(geometry: Geometry) -> "Cuts":
+        """Those of a layer's deltas: (output height, output width) for every kernel element."""
+        return Cuts(*(axis_taps(geometry, axis).T >= 0 for axis in range(2)))
+
+    def pieces(
+        self, weights: Int16[np.ndarray, "rows h w c"]
+    ) -> Iterator[Int64[np.ndarray, "some weights"]]:
+        """What is left of every row, each way; some rows at a time."""
+        for row, column in itertools.product(*self._left):
+            kept = np.flatnonzero(row)[:, None], np.flatnonzero(column)
+            # At most the elements of a sample: no two weights of a row fall on the same one.
+            size = kept[0].size * kept[1].size * weights.shape[3]
+            if not size:
+                continue
+            step = max(1, WEIGHTS_AT_ONCE // size)
+            for start in range(0, len(weights), step):
+                piece = weights[start : start + step, *kept]
+                yield np.asarray(piece.reshape(len(piece), -1), np.int64)
+
+
+def check_rows(info: DatasetInfo, cuts: Cuts, weights: Int16[np.ndarray, "rows h w c"]) -> None:
+    """Refuse unit vectors, packed rows and short rows, however padding cuts them.
 
     Raises   FunctionError
     """
-    positions = rows.distinct_positions()
-    if len(positions) * math.prod(rows.geometry.weight_shape) > MAX_CHECKED_WEIGHTS:
+    if cuts.count * weights.size > MAX_CHECKED_WEIGHTS:
         raise FunctionError(
-            f"data set {info.name}: the function has {len(positions)} kinds of rows, too many for "
-            "its number of weights; use fewer outputs, or less padding"
+            f"data set {info.name}: the function has {cuts.count} kinds of rows, too many for "
+            "its number of weights; use fewer outputs or samples, or less padding"
         )
-    for position in positions.tolist():
-        for compact in rows.compact(position):
-            _check_compact(info, compact)
-
-
-def _check_compact(info: DatasetInfo, compact: Int64[np.ndarray, "channels weights"]) -> None:
-    if (np.count_nonzero(compact, axis=1) == 1).any():
-        raise FunctionError(
-            f"data set {info.name}: a function reads a single element (unit vector); "
-            "use one that mixes elements"
-        )
-    if packed(compact, info.encoding.bound).any():
-        raise FunctionError(
-            f"data set {info.name}: a function packs several values into one answer; "
-            "use weights of similar size on more elements"
-        )
+    for compact in cuts.pieces(weights):
+        if (np.count_nonzero(compact, axis=1) == 1).any():
+            raise FunctionError(
+                f"data set {info.name}: a function reads a single element (unit vector); "
+                "use one that mixes elements"
+            )
+        if packed(compact, info.encoding.bound).any():
+            raise FunctionError(
+                f"data set {info.name}: a function packs several values into one answer; "
+                "use weights of similar size on more elements"
+            )
 
 
 def packed(rows: Int64[np.ndarray, "rows weights"], bound: int) -> Bool[np.ndarray, " rows"]:
@@ -224,49 +299,11 @@ def packed(rows: Int64[np.ndarray, "rows weights"], bound: int) -> Bool[np.ndarr
     return found
 
 
-def answer_range(info: DatasetInfo, weights: Int16[np.ndarray, "o kh kw c"]) -> int:
-    """Largest minus smallest value that an output of a forward function can have."""
-    return 2 * info.encoding.bound * int(row_norms(weights).max(initial=0))
+def value_range(info: DatasetInfo, function: Function) -> int:
+    """Largest minus smallest value that a functional can have."""
+    return 2 * info.encoding.bound * function.norm
 
 
-def row_bits(info: DatasetInfo, weights: Int16[np.ndarray, "o kh kw c"]) -> int:
-    """Bits of the largest answer of a forward function."""
-    return max(1, answer_range(info, weights).bit_length())
-
-
-def gradient_charges(
-    info: DatasetInfo, geometry: Geometry, delta: Int16[np.ndarray, "n oh ow oc"]
-) -> Int64[np.ndarray, " n"]:
-    """Upper bound of the rank of each sample's restricted functionals.
-
-    Functional (o, k, c) is the sum over positions p of delta[p, o] x[p * stride + k, c]. Its row is
-    linear in delta[:, o]: for one (k, c) at most rank(delta) of the channels are independent, and
-    that is at most the number of non-zero channels and of non-zero positions. Where padding cuts
-    a functional, another part of it remains for each k, which no test of the whole row has seen:
-    it counts as often as its value has room for elements.
-    """
-    n, channels = delta.shape[0], geometry.out_channels
-    used = (delta != 0).reshape(n, -1, geometry.groups, channels // geometry.groups)
-    rank = np.minimum(used.any(axis=1).sum(axis=2), used.any(axis=3).sum(axis=1)).sum(axis=1)
-    per_rank = math.prod(geometry.kernel) * geometry.weight_shape[3]
-    cut = any(bool((axis_taps(geometry, axis) < 0).any()) for axis in range(2))
-    room = max(1, 32 // info.encoding.bits) if cut else 1
-    return np.asarray(np.minimum(rank * per_rank * room, info.dim), np.int64)
-
-
-def check_deltas(info: DatasetInfo, delta: Int16[np.ndarray, "n oh ow oc"]) -> None:
-    """Refuse deltas that pack several values into one gradient entry.
-
-    Raises   FunctionError
-    """
-    n, channels = delta.shape[0], delta.shape[-1]
-    step = max(1, WEIGHTS_AT_ONCE // (delta[:1].size or 1))
-    for start in range(0, n, step):
-        piece = delta[start : start + step].reshape(-1, math.prod(delta.shape[1:3]), channels)
-        rows = piece.transpose(0, 2, 1).reshape(-1, piece.shape[1])
-        rows = rows[np.count_nonzero(rows, axis=1) > 1].astype(np.int64)
-        if len(rows) and packed(rows, info.encoding.bound).any():
-            raise FunctionError(
-                f"data set {info.name}: a gradient packs several values into one entry; "
-                "use deltas of similar size"
-            )
+def value_bits(info: DatasetInfo, function: Function) -> int:
+    """Bits of the largest value of a function."""
+    return max(1, value_range(info, function).bit_length())

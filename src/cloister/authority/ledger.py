@@ -12,12 +12,11 @@ Releases to the trusted runtime are counted and not charged.
 
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import NoReturn
 
 import numpy as np
-from jaxtyping import Int16, Int64, UInt32
+from jaxtyping import Int64, UInt32
 
 from cloister.authority import blur, functions
 from cloister.authority.book import (
@@ -34,10 +33,17 @@ from cloister.authority.book import (
     write_counts,
 )
 from cloister.authority.database import Database, Ticket
-from cloister.authority.states import Charge, Exceeded, State, counted_exactly, write_states
+from cloister.authority.functions import Function
+from cloister.authority.requests import Request
+from cloister.authority.states import (
+    NOTHING,
+    Charge,
+    Exceeded,
+    counted_exactly,
+    write_states,
+)
 from cloister.errors import BudgetError, FunctionError
 from cloister.fe.keyservice import DatasetInfo
-from cloister.field.linear import Geometry, LinearMap
 
 JOURNAL_ROWS = 2048
 """Rows after which the words are written as a whole."""
@@ -79,108 +85,54 @@ class Ledger:
         with self._turn(info.name) as book:
             book.info = info
 
-    def charge_forward(
+    def charge(
         self,
         dataset: str,
         ids: Int64[np.ndarray, " n"],
-        linear: LinearMap,
+        request: Request,
         *,
         at_once: bool = False,
     ) -> Ticket:
-        """Charge a forward key.
+        """Charge a key of any kind: whatever the server gets of samples passes here.
 
         at_once  do it now or not at all: what a new function costs may take seconds to find out
         Raises   BudgetError, FunctionError, EncryptionError; BusyError when it cannot be at once
         """
-        digest, unique = functions.forward_digest(linear), np.unique(ids)
-        with self._turn(dataset, at_once=at_once) as book:
-            if at_once and not book.knows(digest, unique):
-                raise BusyError
-            charge = book.charges.get(digest) or self._price(book, digest, linear, unique)
-            self._count_refusal(book, lambda: _check_chosen(book, digest))
-            return self._move(book, "forward", unique, charge)
-
-    def _price(
-        self, book: Book, digest: bytes, linear: LinearMap, ids: Int64[np.ndarray, " n"]
-    ) -> Charge:
-        """What a forward function costs, kept once it has been found admissible."""
-        info, rows = book.info, functions.Rows(linear)
-        bits, blurred = self._value_bits(book, linear)
-        values = rows.count if blurred else 0
-        most = book.limits.max_bits
-        if most is not None and values * bits > most:
-            # Known from the shapes, so before any work on the rows.
-            self._note_refusal(book)
-            raise BudgetError(
-                f"data set {info.name}, sample {int(ids[0])}: this key has {values} values of "
-                f"{bits} bits each: of rank, allowed are {book.budget} of {info.dim}, and {most} "
-                "bits in all; use a frozen first layer or unmask to a trusted runtime"
-            )
-        if book.budget is not None:
-            self._count_refusal(book, lambda: functions.check_rows(info, rows))
-        exact = book.budget is not None and counted_exactly(rows.count, info.dim, book.budget)
-        charge = Charge(
-            digest,
-            rank=min(info.dim, rows.count),
-            bits_each=bits,
-            operand=int(functions.magnitudes(linear.weights).max(initial=0)),
-            linear=linear if exact else None,
-            values=values,
-        )
-        if len(book.charges) >= CHARGES_KEPT:
-            book.charges.pop(next(iter(book.charges)))
-        book.charges[digest] = charge
-        return charge
-
-    def _value_bits(self, book: Book, linear: LinearMap) -> tuple[int, bool]:
-        """Bits that a value of a function tells at most, and whether blur makes it so."""
-        allowed = book.limits.value_bits
-        try:
-            blurred = blur.shift(book.info, linear, allowed) > 0
-        except FunctionError:
-            self._note_refusal(book)
-            raise
-        return (allowed if blurred else functions.row_bits(book.info, linear.weights)), blurred
-
-    def charge_gradient(
-        self,
-        dataset: str,
-        ids: Int64[np.ndarray, " n"],
-        geometry: Geometry,
-        delta: Int16[np.ndarray, "n oh ow oc"],
-    ) -> Ticket:
-        """Charge a gradient key: each sample with the functionals restricted to itself.
-
-        Raises   BudgetError, FunctionError, EncryptionError
-        """
-        with self._turn(dataset) as book:
-            info = book.info
-            if book.budget is not None:
-                self._count_refusal(book, lambda: functions.check_deltas(info, delta))
-            self._count_refusal(book, lambda: _check_gradients(book))
-            ranks = functions.gradient_charges(info, geometry, delta)
-            sizes = functions.magnitudes(delta).reshape(len(ids), -1)
-            norms, tops = sizes.sum(axis=1, dtype=np.int64), sizes.max(axis=1, initial=0)
-            words = book.words[ids] & ~LABEL_BIT
-            charges = []
-            for i, rank in enumerate(ranks.tolist()):
-                # Whoever has given away everything needs no name for this release.
-                full = book.states.is_full(book.states.all[int(words[i])])
-                digest = b"" if full else functions.gradient_digest(geometry, delta[i])
-                bits = max(1, (2 * info.encoding.bound * int(norms[i])).bit_length())
-                charges.append(Charge(digest, rank, bits, int(tops[i])))
-            return self._move_each(book, "gradient", ids, charges)
+        unique, first = np.unique(ids, return_index=True)
+        with self._turn(dataset, at_once=at_once) as book, self._refusals_counted(book):
+            charges, noises, fresh = [NOTHING], list[int](), list[Charge]()
+            which = np.zeros(len(ids), np.int64)
+            for function, places in request.functions():
+                if book.budget is None and book.is_full(ids[places]):
+                    continue
+                if at_once and not book.knows(function.digest, unique):
+                    raise BusyError
+                _check_chosen(book, request, function)
+                charge = book.charges.get(function.digest)
+                if charge is None:
+                    charge = _price(book, function)
+                    fresh.append(charge)
+                which[places] = len(charges)
+                charges.append(charge)
+                noises.append((1 << charge.shift) // 2)
+            request.check_range(book.info, noises)
+            # All functions are of a size that could be given away before a row is looked at.
+            if fresh and book.budget is not None:
+                functions.check_rows(book.info, request.cuts, request.rows)
+            if request.kind == "forward":  # a gradient's functions are of one sample each
+                _keep_prices(book, fresh)
+            return self._move(book, request.kind, unique, charges, which[first])
 
     def charge_labels(
         self, dataset: str, ids: Int64[np.ndarray, " n"], *, at_once: bool = False
     ) -> Ticket:
-        """Record that labels are released to the server; see `charge_forward`."""
+        """Record that labels are released to the server; see `charge`."""
         with self._turn(dataset, at_once=at_once) as book:
             before = book.words[ids]
             return self._commit(book, "labels", ids, before, before | LABEL_BIT)
 
     def count_trusted(self, dataset: str, *, at_once: bool = False) -> Ticket:
-        """Record a release to the trusted runtime; see `charge_forward`."""
+        """Record a release to the trusted runtime; see `charge`."""
         with self._turn(dataset, at_once=at_once) as book:
             empty = np.empty(0, np.int64)
             words = np.empty(0, np.uint32)
@@ -206,38 +158,24 @@ class Ledger:
         with self._turn(dataset) as book:
             return tally(book.words, book.info.samples, book.states.all, book.counts)
 
-    def _move(self, book: Book, kind: str, ids: Int64[np.ndarray, " n"], charge: Charge) -> Ticket:
-        """Charge all samples with the same, once for each state that they are in."""
+    def _move(
+        self,
+        book: Book,
+        kind: str,
+        ids: Int64[np.ndarray, " n"],
+        charges: Sequence[Charge],
+        which: Int64[np.ndarray, " n"],
+    ) -> Ticket:
+        """Charge each sample with the charge of its number, once for all in the same state."""
         before = book.words[ids]
-        sources, first, inverse = np.unique(
-            before & ~LABEL_BIT, return_index=True, return_inverse=True
-        )
+        cases = which << 32 | (before & ~LABEL_BIT)
+        found, first, inverse = np.unique(cases, return_index=True, return_inverse=True)
         moved = [
-            self._target(book, source, charge, int(ids[place]))
-            for source, place in zip(sources.tolist(), first.tolist(), strict=True)
+            _target(book, case & (1 << 32) - 1, charges[case >> 32], int(ids[place]))
+            for case, place in zip(found.tolist(), first.tolist(), strict=True)
         ]
         after = np.array(moved, np.uint32)[inverse] | (before & LABEL_BIT)
         return self._commit(book, kind, ids, before, after)
-
-    def _move_each(
-        self, book: Book, kind: str, ids: Int64[np.ndarray, " n"], charges: list[Charge]
-    ) -> Ticket:
-        before = book.words[ids]
-        moved = [
-            self._target(book, source, charge, sample)
-            for source, charge, sample in zip(
-                (before & ~LABEL_BIT).tolist(), charges, ids.tolist(), strict=True
-            )
-        ]
-        after = np.array(moved, np.uint32) | (before & LABEL_BIT)
-        return self._commit(book, kind, ids, before, after)
-
-    def _target(self, book: Book, source: int, charge: Charge, sample: int) -> int:
-        """The state after a release; a refusal names the sample."""
-        found = book.states.move(source, charge, budget=book.budget, max_bits=book.limits.max_bits)
-        if isinstance(found, Exceeded):
-            self._refuse(book, sample, book.states.all[source], found)
-        return found
 
     def _commit(
         self,
@@ -283,38 +221,78 @@ class Ledger:
             book.words.unfolded.clear()
         return ticket
 
-    def _refuse(self, book: Book, sample: int, state: State, exceeded: Exceeded) -> NoReturn:
-        self._note_refusal(book)
-        name = book.info.name
-        if book.budget is not None and exceeded.needed > book.budget:
-            raise BudgetError(
-                f"data set {name}, sample {sample}: this key would bring the rank given away from "
-                f"{state.spent} to at least {exceeded.needed} of {book.info.dim}, allowed are "
-                f"{book.budget}; use a frozen first layer or unmask to a trusted runtime"
-            )
-        raise BudgetError(
-            f"data set {name}, sample {sample}: this key would bring the bits given away from "
-            f"{state.bits} to {exceeded.bits}, allowed are {book.limits.max_bits}; use fewer or "
-            "coarser functions"
-        )
-
-    def _count_refusal(self, book: Book, check: Callable[[], None]) -> None:
+    @contextlib.contextmanager
+    def _refusals_counted(self, book: Book) -> Iterator[None]:
         try:
-            check()
+            yield
         except (FunctionError, BudgetError):
-            self._note_refusal(book)
+            book.counts["requests"] += 1
+            book.counts["refusals"] += 1
+            name, counts = book.info.name, dict(book.counts)
+            # Not waited for: a refusal gives nothing away.
+            self._database.enqueue(last={name: partial(write_counts, name, counts)})
             raise
 
-    def _note_refusal(self, book: Book) -> None:
-        book.counts["requests"] += 1
-        book.counts["refusals"] += 1
-        name, counts = book.info.name, dict(book.counts)
-        # Not waited for: a refusal gives nothing away.
-        self._database.enqueue(last={name: partial(write_counts, name, counts)})
+
+def _target(book: Book, source: int, charge: Charge, sample: int) -> int:
+    """The state after a release.
+
+    Raises   BudgetError naming the sample
+    """
+    found = book.states.move(source, charge, budget=book.budget, max_bits=book.limits.max_bits)
+    if not isinstance(found, Exceeded):
+        return found
+    name, state = book.info.name, book.states.all[source]
+    if book.budget is not None and found.needed > book.budget:
+        raise BudgetError(
+            f"data set {name}, sample {sample}: this key would bring the rank given away from "
+            f"{state.spent} to at least {found.needed} of {book.info.dim}, allowed are "
+            f"{book.budget}; use a frozen first layer or unmask to a trusted runtime"
+        )
+    raise BudgetError(
+        f"data set {name}, sample {sample}: this key would bring the bits given away from "
+        f"{state.bits} to {found.bits}, allowed are {book.limits.max_bits}; use fewer or "
+        "coarser functions"
+    )
 
 
-def _check_chosen(book: Book, digest: bytes) -> None:
-    """Refuse a second function where the data set gives values of one.
+def _price(book: Book, function: Function) -> Charge:
+    """What a function costs a sample.
+
+    Raises   BudgetError when it is more than may be given away of any sample
+    """
+    info, allowed, most = book.info, book.limits.value_bits, book.limits.max_bits
+    shift = blur.shift(info, function, allowed)
+    bits = allowed if shift else functions.value_bits(info, function)
+    values = function.count if shift else 0
+    if most is not None and values * bits > most:
+        raise BudgetError(
+            f"data set {info.name}: this key has {values} values of {bits} bits each: of rank, "
+            f"allowed are {book.budget} of {info.dim}, and {most} bits of a sample in all; use a "
+            "frozen first layer or unmask to a trusted runtime"
+        )
+    exact = book.budget is not None and counted_exactly(function.count, info.dim, book.budget)
+    return Charge(
+        function.digest,
+        rank=function.rank,
+        bits_each=bits,
+        operand=function.operand,
+        linear=function.linear if exact else None,
+        values=values,
+        shift=shift,
+    )
+
+
+def _keep_prices(book: Book, charges: Sequence[Charge]) -> None:
+    """Keep what functions cost that were found admissible."""
+    for charge in charges:
+        if len(book.charges) >= CHARGES_KEPT:
+            book.charges.pop(next(iter(book.charges)))
+        book.charges[charge.digest] = charge
+
+
+def _check_chosen(book: Book, request: Request, function: Function) -> None:
+    """Refuse a second function, and gradients, where the data set gives values of one.
 
     Values of different functions on different samples are each within their sample's budget, and
     together tell the mean and the covariance of the data set: an attacker's best prior. Under one
@@ -325,22 +303,16 @@ def _check_chosen(book: Book, digest: bytes) -> None:
     """
     if not book.limits.one_function:
         return
-    chosen = {state.digest for state in book.states.all[1:]}
-    if chosen and digest not in chosen:
+    name = book.info.name
+    if request.kind == "gradient":
         raise BudgetError(
-            f"data set {book.info.name}: the server has values of another function already, and "
+            f"data set {name}: gives the server values of one function and no gradients; "
+            "use a frozen first layer or unmask to a trusted runtime"
+        )
+    chosen = {state.digest for state in book.states.all[1:]}
+    if chosen and function.digest not in chosen:
+        raise BudgetError(
+            f"data set {name}: the server has values of another function already, and "
             f"this data set gives values of one function only (of rank {book.budget}: allowed are "
             f"{book.budget}); use the same projection, or unmask to a trusted runtime"
-        )
-
-
-def _check_gradients(book: Book) -> None:
-    """Refuse gradients where the data set gives values of one function.
-
-    Raises   BudgetError
-    """
-    if book.limits.one_function:
-        raise BudgetError(
-            f"data set {book.info.name}: gives the server values of one function and no gradients; "
-            "use a frozen first layer or unmask to a trusted runtime"
         )

@@ -1,11 +1,9 @@
 """The client's side of an authority in the same process: for tests, benchmarks and one owner."""
 
-import numpy as np
-from jaxtyping import Int64
-
+from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
-from cloister.authority.permutation import label_permutation
-from cloister.authority.records import Part, Terms, label_info, part_info
+from cloister.authority.enrolment import Known, NewPart
+from cloister.authority.records import Part, part_info
 from cloister.fe.keyservice import DatasetInfo
 
 
@@ -25,26 +23,25 @@ class LocalClient:
         """See `KeyService.describe`."""
         return self._authority.describe(dataset)
 
-    def create_dataset(self, info: DatasetInfo, *, label_key: bytes, terms: Terms) -> None:
-        """See `AuthorityClient.create_dataset`."""
-        sealed = self._public.seal(label_key, info=label_info(info.name))
-        self._authority.create_dataset(info, sealed_label_key=sealed, terms=terms)
+    def find(self, dataset: str) -> Known | None:
+        """See `AuthorityClient.find`."""
+        return self._authority.find(dataset)
 
-    def register_part(
-        self, dataset: str, part: str, samples: int, sha256: str, *, key: bytes
-    ) -> int:
-        """See `AuthorityClient.register_part`."""
-        sealed = self._public.seal(key, info=part_info(dataset, part, sha256))
-        return self._authority.register_part(dataset, part, samples, sha256, sealed_key=sealed)
-
-    def terms(self, dataset: str) -> Terms:
-        """See `AuthorityClient.terms`."""
-        return self._authority.terms(dataset)
+    def register(self, agreed: Agreement, new: NewPart) -> int:
+        """See `AuthorityClient.register`."""
+        name, digest = agreed.info.name, agreed.digest
+        return self._authority.register_part(
+            name,
+            new.part,
+            new.samples,
+            new.sha256,
+            agreement=digest,
+            sealed_keys=self._public.seal(
+                new.mask_key + new.label_key, info=part_info(name, new.part, new.sha256, digest)
+            ),
+            made=agreed if new.is_first else None,
+        )
 
     def parts(self, dataset: str) -> tuple[Part, ...]:
         """See `AuthorityClient.parts`."""
         return self._authority.parts(dataset)
-
-    def label_permutation(self, dataset: str, classes: int) -> Int64[np.ndarray, " classes"]:
-        """See `AuthorityClient.label_permutation`."""
-        return label_permutation(self._authority.label_secret(dataset), classes)

@@ -1,7 +1,6 @@
 """What the authority stores of data sets, and the folder it stores it in."""
 
 import hashlib
-import hmac
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -106,14 +105,9 @@ def init(folder: Path | str, *, rng: Csprng) -> Identity:
     return Identity.create(folder, rng=rng)
 
 
-def label_info(dataset: str) -> bytes:
-    """What a sealed label key is bound to."""
-    return f"cloister label key\0{dataset}".encode()
-
-
-def part_info(dataset: str, part: str, sha256: str) -> bytes:
-    """What a sealed mask key is bound to."""
-    return f"cloister mask key\0{dataset}\0{part}\0{sha256}".encode()
+def part_info(dataset: str, part: str, sha256: str, agreement: str) -> bytes:
+    """What the sealed keys of a part are bound to."""
+    return f"cloister part\0{dataset}\0{part}\0{sha256}\0{agreement}".encode()
 
 
 def summarise(info: DatasetInfo, terms: Terms, tally: Tally) -> Summary:
@@ -167,6 +161,16 @@ def read_parts(connection: sqlite3.Connection) -> Iterator[tuple[Part, str, byte
         yield Part(part, first, samples, sha256), dataset, key
 
 
+def read_retired(connection: sqlite3.Connection) -> Iterator[tuple[str, str, bytes]]:
+    """Names of deleted parts, with the digests of their contents and keys."""
+    yield from connection.execute("SELECT part, sha256, key_sha256 FROM retired")
+
+
+def key_digest(key: bytes) -> bytes:
+    """Name of a mask key: it has 256 random bits, so that its plain hash cannot be searched."""
+    return hashlib.sha256(key).digest()
+
+
 def read_terms(fields: Mapping[str, Any]) -> Terms:
     """Terms from JSON values.
 
@@ -213,55 +217,17 @@ class Dataset:
         return replace(self, info=replace(self.info, samples=samples), parts=parts, keys=keys)
 
 
-class Registry:
-    """What was ever registered: a part's name, its contents and its key are accepted once.
-
-    Secret   the keys, of which it holds hashes
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[str | bytes, tuple[str, Part, bytes]] = {}
-
-    def add(self, dataset: str, part: Part, key: bytes) -> None:
-        """A part that is on record."""
-        entry = (dataset, part, key)
-        for name in _once(part.part, part.sha256, key):
-            self._known[name] = entry
-
-    def find(self, dataset: str, part: Part, key: bytes) -> Part | None:
-        """The part on record if this is the same again; its place is not compared.
-
-        Raises   EncryptionError for a name, contents or a key of another part
-        """
-        found = [self._known.get(name) for name in _once(part.part, part.sha256, key)]
-        for entry in found:
-            if entry is None:
-                continue
-            of, old, old_key = entry
-            same = of == dataset and old == replace(part, first=old.first)
-            if not same or not hmac.compare_digest(old_key, key):
-                raise EncryptionError(
-                    f"data set {dataset}, part {part.part}: is a replay of part {old.part}; "
-                    "encrypt again under a new key"
-                )
-        return found[0][1] if found[0] is not None else None
-
-
-def _once(name: str, sha256: str, key: bytes) -> tuple[str | bytes, ...]:
-    # Names and contents differ in length, and a hash of the key is no text.
-    return name, sha256, hashlib.sha256(key).digest()
-
-
-def check_terms(info: DatasetInfo, terms: Terms, label_key: bytes) -> None:
+def check_terms(info: DatasetInfo, terms: Terms) -> None:
     """Refuse what no data set may be.
 
     Raises   InputError
     """
-    if info.samples or len(label_key) != KEY_BYTES:
-        raise InputError(
-            f"data set {info.name}: a new one has no samples and a {KEY_BYTES}-byte key"
-        )
-    if info.mode == "paper" and terms.allow_unbounded_leakage is not True:
+    if info.samples:
+        raise InputError(f"data set {info.name}: a new one has no samples yet")
+    for name in ("labels_to_server", "one_function", "allow_unbounded_leakage"):
+        if type(getattr(terms, name)) is not bool:
+            raise InputError(f"data set {info.name}: {name} must be true or false")
+    if info.mode == "paper" and not terms.allow_unbounded_leakage:
         raise InputError(
             f"data set {info.name}: mode paper gives every sample away; it needs "
             "allow_unbounded_leakage"
@@ -272,7 +238,5 @@ def check_terms(info: DatasetInfo, terms: Terms, label_key: bytes) -> None:
     bits = terms.value_bits
     if bits is not None and (type(bits) is not int or not 1 <= bits <= EXACT_BITS):
         raise InputError(f"data set {info.name}: value_bits must be 1 to {EXACT_BITS}")
-    if type(terms.one_function) is not bool:
-        raise InputError(f"data set {info.name}: one_function must be true or false")
     if type(terms.notes) is not str or len(terms.notes) > MAX_NOTES_BYTES:
         raise InputError(f"data set {info.name}: its notes are too long")

@@ -10,6 +10,7 @@ from typing import cast
 import numpy as np
 
 from cloister.authority import functions
+from cloister.authority.agreement import Agreement
 from cloister.authority.authority import MASKS_AT_ONCE, Authority, Issued
 from cloister.authority.identity import CERTIFICATE_FILE, PRIVATE_KEY_FILE
 from cloister.authority.ledger import BusyError
@@ -29,9 +30,9 @@ QUICK_ELEMENTS = 1 << 16
 COPIES = 2
 """An array of a key is there once as it is made, and once more as it is sent."""
 NAME_BYTES = 1 << 12
-"""Of a request that names a data set and no more, or brings a sealed key besides."""
-TERMS_BYTES = 1 << 20
-"""Of a description with its owner's terms: notes come as escapes of up to 12 B a character."""
+"""Of a request that names a data set and no more."""
+REGISTER_BYTES = 1 << 20
+"""Of a part's sealed keys, and of a data set's terms: a character of notes takes up to 12 B."""
 
 Operation = Callable[[Authority, Caller, Body], Job]
 
@@ -69,19 +70,12 @@ def _route(authority: Authority, caller: Caller, operation: str) -> Route:
         )
 
     def handle(body: Body) -> Job:
-        name = _named(operation, body)
+        name = body.text("dataset")
         caller.check(name)
         # Requests for one data set wait for each other: they are a lane.
         return replace(function(authority, caller, body), lane=name)
 
     return Route(max_bytes, handle)
-
-
-def _named(operation: str, body: Body) -> str:
-    """The data set that a request is about: every request is about one."""
-    if operation == "create":
-        return DatasetInfo.from_json(body.text("info").encode()).name
-    return body.text("dataset")
 
 
 def _later(work: Callable[[Authority, Body], Body]) -> Operation:
@@ -154,28 +148,30 @@ def _parts(authority: Authority, body: Body) -> Body:
     return Body({"parts": {part.part: asdict(part) for part in parts}})
 
 
-def _create(authority: Authority, body: Body) -> Body:
-    info = DatasetInfo.from_json(body.text("info").encode())
-    sealed = body.array(0, np.uint8, 1).tobytes()
-    authority.create_dataset(info, sealed_label_key=sealed, terms=read_terms(body.mapping("terms")))
-    return Body()
+def _find(authority: Authority, body: Body) -> Body:
+    known = authority.find(body.text("dataset"))
+    if known is None:
+        return Body()
+    info, terms = known.agreement.info, known.agreement.terms
+    key = np.frombuffer(known.label_key, np.uint8)
+    return Body({"info": info.to_json().decode(), "terms": asdict(terms)}, (key,))
 
 
 def _register(authority: Authority, body: Body) -> Body:
+    made = None
+    if "info" in body.fields:
+        info = DatasetInfo.from_json(body.text("info").encode())
+        made = Agreement(info, read_terms(body.mapping("terms")))
     first = authority.register_part(
         body.text("dataset"),
         body.text("part"),
         body.number("samples"),
         body.text("sha256"),
-        sealed_key=body.array(0, np.uint8, 1).tobytes(),
+        agreement=body.text("agreement"),
+        sealed_keys=body.array(0, np.uint8, 1).tobytes(),
+        made=made,
     )
     return Body({"first": first})
-
-
-def _secret(authority: Authority, body: Body) -> Body:
-    name = body.text("dataset")
-    key = np.frombuffer(authority.label_secret(name), np.uint8)
-    return Body({"terms": asdict(authority.terms(name))}, (key,))
 
 
 SERVERS = ("server", "trusted")
@@ -189,9 +185,8 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], int, Operation]] = {
     "gradient": (SERVERS, MAX_BODY_BYTES, _gradient),
     "labels": (SERVERS, MAX_IDS_BYTES, _labels),
     # The label permutation is the clients' secret.
-    "create": (("client",), TERMS_BYTES, _later(_create)),
-    "register": (("client",), NAME_BYTES, _later(_register)),
-    "secret": (("client",), NAME_BYTES, _later(_secret)),
+    "find": (("client",), NAME_BYTES, _later(_find)),
+    "register": (("client",), REGISTER_BYTES, _later(_register)),
 }
 """Who may ask for it, with how large a body, and what is done."""
 

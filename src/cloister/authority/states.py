@@ -53,6 +53,7 @@ class Charge:
 
     `linear` is given for functions that are counted exactly; `rank` is an upper bound otherwise.
     `values` is how many blurred values it has: each is charged whatever the span holds already.
+    `shift` says by how many bits they are blurred.
     """
 
     digest: bytes
@@ -61,6 +62,11 @@ class Charge:
     operand: int
     linear: LinearMap | None = None
     values: int = 0
+    shift: int = 0
+
+
+NOTHING = Charge(b"", rank=0, bits_each=0, operand=0)
+"""Of a release to a sample that has given away everything."""
 
 
 @dataclass(frozen=True)

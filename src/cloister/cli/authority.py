@@ -13,9 +13,9 @@ import numpy as np
 import typer
 
 from cloister import files
-from cloister.authority import database, records, service, tokens
+from cloister.authority import database, deletion, records, service, tokens
 from cloister.authority.authority import Authority
-from cloister.authority.book import Spent, read_book, tabulate, tally
+from cloister.authority.book import Book, Spent, read_book, tabulate, tally
 from cloister.authority.identity import PUBLIC_FILE, SUITE
 from cloister.cli import options
 from cloister.cli.console import emit_json, err, out, table
@@ -133,6 +133,50 @@ def serve(
     err().print("authority: stopped")
 
 
+@app.command("list")
+def list_(folder: Folder, json: options.Json = False) -> None:
+    """List the data sets: samples, terms, and what was given away; also while it serves."""
+    books, failed = _read(folder)
+    listed = [_listed(stored) for stored in books]
+    if json:
+        emit_json(listed)
+    else:
+        titles = (
+            "data set", "mode", "samples", "parts", "rank spent", "of", "bits spent", "of",
+            "bits a value", "functions", "labels to",
+        )  # fmt: skip
+        rows = [tuple("-" if cell is None else cell for cell in row.values()) for row in listed]
+        out().print(table(titles, rows) if rows else "no data sets")
+    _refuse_failed(failed)
+
+
+@app.command()
+def delete(
+    folder: Folder,
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="The data set to delete.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do it: there is no way back.")] = False,
+) -> None:
+    """Delete a data set: its keys, its ledger and its tokens. The authority must not be serving.
+
+    Files of the data set cannot be unmasked any more. What servers were given stays with them.
+    """
+    if not yes:
+        books, _ = _read(folder, dataset)
+        samples = f"{books[0].held.info.samples:,} samples" if books else "samples"
+        raise InputError(
+            f"data set {dataset}: nobody could use its {samples} any more; confirm with --yes"
+        )
+    gone = deletion.delete(folder, dataset)
+    out().print(
+        f"data set {dataset} deleted: {gone.samples:,} samples in {gone.parts} parts, "
+        f"{gone.tokens} tokens"
+    )
+    err().print(
+        "note: backups of the folder still hold the keys, and put back they forget the deletion",
+        style="yellow",
+    )
+
+
 @app.command()
 def budget(
     folder: Folder,
@@ -145,36 +189,63 @@ def budget(
     json: options.Json = False,
 ) -> None:
     """Show what has been given away to servers, as committed; also while the authority serves."""
-    books, failed = _read(folder, dataset, samples=samples)
+    books, failed = _read(folder, dataset)
     if json:
         emit_json(
             [
-                asdict(book.summary) | ({"by_sample": asdict(book.spent)} if book.spent else {})
-                for book in books
+                asdict(stored.summary) | ({"by_sample": asdict(stored.spent)} if samples else {})
+                for stored in books
             ]
         )
     else:
-        _show([book.summary for book in books])
-        for book in books:
-            if book.spent is not None:
-                _show_samples(book.summary, book.spent)
-    if failed:
-        each = (f"data set {name}: cannot be read ({why})" for name, why in failed.items())
-        raise EncryptionError("; ".join(each))
+        _show([stored.summary for stored in books])
+        for stored in books if samples else ():
+            _show_samples(stored.summary, stored.spent)
+    _refuse_failed(failed)
 
 
 @dataclass(frozen=True)
-class _Book:
-    """A data set as the ledger has it; `spent` is there when it was asked for."""
+class Stored:
+    """What a folder holds of a data set."""
 
-    summary: records.Summary
-    spent: Spent | None
+    held: records.Dataset
+    book: Book
+
+    @property
+    def summary(self) -> records.Summary:
+        """Its budget in figures."""
+        book, info = self.book, self.held.info
+        figures = tally(book.words, info.samples, book.states.all, book.counts)
+        return records.summarise(info, self.held.terms, figures)
+
+    @property
+    def spent(self) -> Spent:
+        """What each sample has given away; takes memory for every one of them."""
+        return tabulate(self.book.words, self.held.info.samples, self.book.states.all)
 
 
-def _read(
-    folder: Path, dataset: str | None, *, samples: bool
-) -> tuple[list[_Book], dict[str, str]]:
-    """The data sets, or the one of this name, and why some cannot be read."""
+def _listed(stored: Stored) -> dict[str, object]:
+    summary, terms, limits = stored.summary, stored.held.terms, stored.book.limits
+    return {
+        "name": summary.name,
+        "mode": summary.mode,
+        "samples": summary.samples,
+        "parts": len(stored.held.parts),
+        "rank_max": summary.rank_max,
+        "rank_allowed": summary.rank_allowed,
+        "bits_max": summary.bits_max,
+        "bits_allowed": summary.bits_allowed,
+        "value_bits": limits.value_bits,
+        "functions": "one" if limits.one_function else "many",
+        "labels_to": "server" if terms.labels_to_server else "trusted",
+    }
+
+
+def _read(folder: Path, dataset: str | None = None) -> tuple[list[Stored], dict[str, str]]:
+    """The data sets, or the one of this name, and why some cannot be read.
+
+    Raises   InputError when there is none of this name
+    """
     books, failed, path = [], {}, folder / database.FILE
     with contextlib.closing(database.connect(path)) as connection, database.faults(path):
         connection.execute("BEGIN")
@@ -187,7 +258,7 @@ def _read(
             if dataset not in (None, name):
                 continue
             try:
-                books.append(_read_one(connection, stored, parts.get(name, []), samples=samples))
+                books.append(_read_one(connection, stored, parts.get(name, [])))
             except Exception as error:  # noqa: BLE001  (whatever it is, the others are shown)
                 failed[name] = one_line(str(error)) or type(error).__name__
     if dataset is not None and not books and not failed:
@@ -199,18 +270,21 @@ def _read_one(
     connection: sqlite3.Connection,
     stored: records.StoredDataset,
     parts: list[tuple[records.Part, bytes]],
-    *,
-    samples: bool,
-) -> _Book:
-    found = records.Dataset(*records.read_dataset(stored)).with_parts(*parts)
-    info = found.info
+) -> Stored:
+    held = records.Dataset(*records.read_dataset(stored)).with_parts(*parts)
+    limits = held.terms.limits(held.info)
     (modulus,) = connection.execute("SELECT modulus FROM authority").fetchone()
-    book = read_book(connection, info, limits=found.terms.limits(info), modulus=modulus)
-    figures = tally(book.words, info.samples, book.states.all, book.counts)
-    return _Book(
-        records.summarise(info, found.terms, figures),
-        tabulate(book.words, info.samples, book.states.all) if samples else None,
-    )
+    return Stored(held, read_book(connection, held.info, limits=limits, modulus=modulus))
+
+
+def _refuse_failed(failed: dict[str, str]) -> None:
+    """End with an error once the others are shown.
+
+    Raises   EncryptionError
+    """
+    if failed:
+        each = (f"data set {name}: cannot be read ({why})" for name, why in failed.items())
+        raise EncryptionError("; ".join(each))
 
 
 def _show(summaries: list[records.Summary]) -> None:

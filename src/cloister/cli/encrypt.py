@@ -8,25 +8,26 @@ from typing import Annotated
 import typer
 
 from cloister import files
+from cloister.authority.agreement import Agreement
 from cloister.authority.blur import EXACT_BITS
 from cloister.authority.client import AuthorityClient
-from cloister.authority.records import Terms
+from cloister.authority.enrolment import Enrolment, enrol
 from cloister.cli import options
 from cloister.cli.console import emit_json, err, note, out, progress
 from cloister.cli.newset import (
+    DEFAULT_BITS,
     Wishes,
+    accept,
     agree,
     class_numbers,
     plan,
     read_notes,
     read_ranges,
-    rehearse,
 )
 from cloister.cli.owner import Order, blurred, statement
-from cloister.crypto.csprng import KEY_BYTES, SystemRandom
+from cloister.crypto.csprng import SystemRandom
 from cloister.errors import EncryptionError, InputError
-from cloister.fe.keyservice import DatasetInfo
-from cloister.training.dataset import EncryptedDataset, Header, PartInfo
+from cloister.training.dataset import EncryptedDataset, PartInfo
 from cloister.training.noise import GaussianNoise
 from cloister.training.sources import (
     Encoder,
@@ -39,7 +40,6 @@ from cloister.training.writer import Chunk, EncryptedDatasetWriter, check_regist
 
 NEW = "New data sets"
 INPUT = "Reading the data"
-UNKNOWN = "is not known to this authority"
 MAX_TOKEN_BYTES = 4096
 
 AuthorityUrl = Annotated[
@@ -111,8 +111,11 @@ def encrypt(
         ),
     ] = False,
     bits: Annotated[
-        int, typer.Option("--bits", help="Signed bits of a value.", rich_help_panel=NEW)
-    ] = 8,
+        int | None,
+        typer.Option(
+            "--bits", help=f"Signed bits of a value. Default: {DEFAULT_BITS}.", rich_help_panel=NEW
+        ),
+    ] = None,
     value_range: Annotated[
         str | None,
         typer.Option(
@@ -192,8 +195,9 @@ def encrypt(
 ) -> None:
     """Encrypt samples and add them to a data set. Nothing plain leaves this process.
 
-    The first client makes the data set at the authority and decides its encoding and budget. The
-    mask key is sealed to the authority; the file holds masked samples and labels only.
+    The first client makes the data set, with its samples, and decides its encoding and terms.
+    Others join it if it gives away no more than their own options, or the defaults, would allow.
+    The mask key is sealed to the authority; the file holds masked samples and labels only.
     """
     if split not in (None, "train", "test"):
         raise InputError(f"--split {split}: train or test")
@@ -211,7 +215,6 @@ def encrypt(
         labels_to_server=labels_to == "server",
         mode=mode,
         allow_unbounded_leakage=allow_unbounded_leakage,
-        clip=clip,
     )
     tested = {"train": 0.0, "test": 1.0, None: test_fraction}[split]
     noisy = None if noise is None else GaussianNoise(noise, "ciphertexts")
@@ -219,13 +222,15 @@ def encrypt(
     rows = random_order(len(source.labels), rng=SystemRandom())
     kept = None if order is None else Order(order, rows)
     with AuthorityClient(authority, public=authority_key, token=read_token(token)) as client:
-        info, terms = _dataset(client, name or output.stem, output, source, wishes)
+        enrolment = _enrol(client, name or output.stem, output, source, wishes)
+        agreed, info = enrolment.agreement, enrolment.agreement.info
+        notes = read_notes(agreed)
         said = None if noisy is None else statement(noisy, info)
-        encoder = _encoder(source, info, terms, clip=clip)
+        encoder = Encoder(source, info.encoding, ranges=notes["ranges"], clip=clip)
         made: Iterator[Chunk] = chunks(
             source,
             encoder,
-            classes=class_numbers(info, read_notes(info, terms)["classes"], source),
+            classes=class_numbers(info, notes["classes"], source),
             test_fraction=tested,
             order=rows,
         )
@@ -233,9 +238,9 @@ def encrypt(
             made = kept.watch(made)
         if noisy is not None:
             made = blurred(made, noisy, encoding=info.encoding, rng=SystemRandom())
-        part = _append(client, output, made, info, total=len(rows))
+        part = _append(client, output, made, enrolment, total=len(rows))
     if kept is not None:
-        kept.write(part)
+        _keep(kept, part, output)
     if json:
         found = {"dataset": info.name, "fingerprint": client.fingerprint, **asdict(part)}
         found |= {"remarks": list(source.remarks), "clipped": encoder.clipped}
@@ -248,7 +253,7 @@ def encrypt(
     )
     console.print(
         f"resolution {info.encoding.resolution:.4g}, budget {info.budget_rank} of {info.dim} "
-        f"(mode {info.mode}){_limits(info, terms)}",
+        f"(mode {info.mode}){_limits(agreed)}",
         soft_wrap=True,
     )
     for remark in source.remarks:
@@ -260,8 +265,8 @@ def encrypt(
     if info.samples:
         err().print(
             f"note: data set {info.name} had {info.samples:,} samples; these are added as its "
-            "first client encoded them and on its terms, whatever the options say. Samples that it "
-            "held already get a second budget, and may be in both parts",
+            "first client encoded them and on its terms, which give away no more than yours. "
+            "Samples that it held already get a second budget, and may be in both parts",
             soft_wrap=True,
         )
     if order is not None:
@@ -298,36 +303,29 @@ def absence(path: Path, absent: Sequence[PartInfo]) -> str:
     )
 
 
-def _dataset(
+def _enrol(
     client: AuthorityClient, name: str, output: Path, source: Source, wishes: Wishes
-) -> tuple[DatasetInfo, Terms]:
-    """The data set as the authority knows it; a new one if there is none."""
-    try:
-        info = client.describe(name)
-    except EncryptionError as error:
-        if UNKNOWN not in str(error):
-            raise
-        if output.exists():
+) -> Enrolment:
+    """This client's place in the data set, which it makes if there is none.
+
+    Raises   InputError, RangeError, EncryptionError
+    """
+    known = client.find(name)
+    if known is None:
+        if output.exists() and EncryptedDataset.open(output, verify=False).parts:
             raise EncryptionError(
                 f"{output}: exists, but data set {name} is not known to this authority; "
                 "choose another file, or its --name"
-            ) from None
-        info, terms = plan(name, source, wishes)
-        rehearse(source, info, wishes)
-        client.create_dataset(info, label_key=SystemRandom().random_bytes(KEY_BYTES), terms=terms)
-        return info, terms
-    if info.shape != source.shape:
-        raise InputError(
-            f"data set {name} holds samples {info.shape}, these are {source.shape}; "
-            "bring them to one size, or choose another --name"
-        )
-    terms = client.terms(name)
-    agree(info, terms, wishes)
-    return info, terms
+            )
+        accepted = plan(name, source, wishes)
+    else:
+        accepted = accept(known.agreement, source, wishes)
+        agree(known.agreement, accepted, wishes)
+    return enrol(client, accepted, rng=SystemRandom())
 
 
-def _limits(info: DatasetInfo, terms: Terms) -> str:
-    limits = terms.limits(info)
+def _limits(agreed: Agreement) -> str:
+    limits = agreed.terms.limits(agreed.info)
     if limits.max_bits is None:
         return ""
     blur = "exact" if limits.value_bits == EXACT_BITS else f"of {limits.value_bits} bits"
@@ -335,24 +333,27 @@ def _limits(info: DatasetInfo, terms: Terms) -> str:
     return f": values {blur} of {functions}, at most {limits.max_bits:,} bits of a sample"
 
 
-def _encoder(source: Source, info: DatasetInfo, terms: Terms, *, clip: bool) -> Encoder:
-    notes = read_notes(info, terms)
-    if notes["kind"] != source.kind:
-        raise InputError(f"data set {info.name} holds {notes['kind']}, this is {source.kind}")
-    return Encoder(source, info.encoding, ranges=notes.get("ranges"), clip=clip)
+def _keep(kept: Order, part: PartInfo, output: Path) -> None:
+    try:
+        kept.write(part)
+    except InputError as error:
+        raise InputError(
+            f"{error}; the samples are in {output} all the same, do not encrypt them again"
+        ) from None
 
 
 def _append(
-    client: AuthorityClient, output: Path, made: Iterator[Chunk], info: DatasetInfo, *, total: int
+    client: AuthorityClient,
+    output: Path,
+    made: Iterator[Chunk],
+    enrolment: Enrolment,
+    *,
+    total: int,
 ) -> PartInfo:
-    writer = EncryptedDatasetWriter(
-        output,
-        Header(info.name, info.shape, info.classes, info.encoding, client.fingerprint),
-        permutation=client.label_permutation(info.name, info.classes),
-    )
-    absent = check_registered(
-        EncryptedDataset.open(output, verify=False), registered(client, info.name)
-    )
+    writer, info = EncryptedDatasetWriter(output, enrolment), enrolment.agreement.info
+    absent = registered(client, info.name) if info.samples else []
+    if output.exists():
+        absent = check_registered(EncryptedDataset.open(output, verify=False), absent)
     if absent:
         err().print(absence(output, absent), soft_wrap=True)
     with progress("encrypting") as update:
@@ -364,10 +365,4 @@ def _append(
                 done += len(chunk.x)
                 update(done, total)
 
-        return writer.append(
-            shown(),
-            register=lambda part, samples, digest, key: client.register_part(
-                info.name, part, samples, digest, key=key
-            ),
-            rng=SystemRandom(),
-        )
+        return writer.append(shown(), rng=SystemRandom())

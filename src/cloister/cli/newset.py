@@ -1,10 +1,11 @@
-"""What a new encrypted data set is like: its encoding, its classes, its owner's terms.
+"""The agreement of a data set as a client's options have it: made anew, or accepted.
 
-The first client decides; what it decided travels to the others in the notes of the terms.
+The first client decides; what it decided travels to the others in the notes of the terms. The
+others accept only what their own options, or the defaults, would have made.
 """
 
 import json as jsons
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 from jaxtyping import Int64
 
+from cloister.authority.agreement import Agreement, Excess, excesses
 from cloister.authority.records import Terms
 from cloister.cli.console import err
 from cloister.errors import EncryptionError, InputError, RangeError
@@ -19,23 +21,23 @@ from cloister.fe.encoding import Encoding
 from cloister.fe.keyservice import DatasetInfo, Mode
 from cloister.training.sources import (
     PIXELS,
-    Encoder,
     Source,
     TableSource,
     require_fewer_classes_than_samples,
     require_no_outlier,
 )
 
-REHEARSED_AT_ONCE = 1024
+DEFAULT_BITS = 8
+READ_AT_ONCE = 1024
 REHEARSED_VALUES = 1 << 16
 """Of so many samples, to see what most values are like."""
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a new data set should be like; an existing one has decided."""
+    """The options about a data set; None: not given."""
 
-    bits: int
+    bits: int | None
     value_range: tuple[float, ...] | None
     ranges: Mapping[str, tuple[float, float]] | None
     classes: tuple[str, ...] | None
@@ -46,56 +48,120 @@ class Wishes:
     labels_to_server: bool
     mode: str
     allow_unbounded_leakage: bool
-    clip: bool
 
 
-def agree(info: DatasetInfo, terms: Terms, wishes: Wishes) -> None:
+@dataclass(frozen=True)
+class Named:
+    """How a field of an agreement is said: what it is, its value, and the option that allows it."""
+
+    what: str
+    value: Callable[[float], str]
+    option: Callable[[float], str]
+    given: Callable[[Wishes], bool] = lambda wishes: False
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}"
+
+
+FIELDS = {
+    "encoding": Named(
+        "bits of an element", _number, lambda n: f"--bits {n:.0f}", lambda w: w.bits is not None
+    ),
+    "mode": Named("mode", lambda n: "paper" if n else "guarded", lambda _: "--mode paper"),
+    "allow_unbounded_leakage": Named(
+        "leakage", lambda n: "without bound" if n else "bounded",
+        lambda _: "--allow-unbounded-leakage",
+    ),
+    "labels_to_server": Named(
+        "labels", lambda n: "to the server" if n else "to a trusted runtime",
+        lambda _: "--labels-to server", lambda w: not w.labels_to_server,
+    ),
+    "budget_rank": Named(
+        "budget", _number, lambda n: f"--budget {n:.0f}", lambda w: w.budget is not None
+    ),
+    "max_bits": Named(
+        "bits of a sample", _number, lambda n: f"--max-bits {n:.0f}",
+        lambda w: w.max_bits is not None,
+    ),
+    "value_bits": Named(
+        "bits of a value", _number, lambda n: f"--value-bits {n:.0f}",
+        lambda w: w.value_bits is not None,
+    ),
+    "one_function": Named(
+        "functions", lambda n: "many" if n else "one", lambda _: "--many-functions"
+    ),
+}  # fmt: skip
+"""For every field of `agreement.EXPOSURE`."""
+
+
+def accept(found: Agreement, source: Source, wishes: Wishes) -> Agreement:
+    """The agreement that a client's options would have made of a data set that there is.
+
+    Raises   InputError where it is otherwise than an option says
+    """
+    info, notes = found.info, read_notes(found)
+    if info.shape != source.shape:
+        raise InputError(
+            f"data set {info.name} holds samples {info.shape}, these are {source.shape}; "
+            "bring them to one size, or choose another --name"
+        )
+    if notes["kind"] != source.kind:
+        raise InputError(f"data set {info.name} holds {notes['kind']}, this is {source.kind}")
+    encoding = PIXELS
+    if source.kind != "pixels":
+        encoding = replace(info.encoding, bits=wishes.bits or DEFAULT_BITS)
+    different = None
+    if source.kind == "pixels" and info.encoding != PIXELS:
+        different = "encodes pixels otherwise than this program does"
+    elif source.kind == "values" and wishes.value_range is not None:
+        if info.encoding != _for_range(wishes.value_range, bits=info.encoding.bits):
+            different = f"holds {info.encoding.low:g} to {info.encoding.high:g}; drop --range"
+    elif wishes.ranges is not None and dict(wishes.ranges) != notes["ranges"]:
+        different = "has other ranges; drop --ranges to take those of its first client"
+    if wishes.classes is not None and sorted(wishes.classes) != sorted(notes["classes"]):
+        different = f"has the classes {', '.join(notes['classes'])}; drop --classes"
+    if different is not None:
+        raise InputError(f"data set {info.name} {different}, or choose another --name")
+    return _agreement(replace(info, encoding=encoding), wishes, notes=found.terms.notes)
+
+
+def agree(found: Agreement, accepted: Agreement, wishes: Wishes) -> None:
     """Refuse to add to a data set that gives more away than this client has agreed to.
 
-    Raises   InputError naming the option
+    Raises   InputError naming each term and the option that allows it
     """
-    refusal, limits = None, terms.limits(info)
-    if info.mode == "paper" and not wishes.allow_unbounded_leakage:
-        refusal = "gives every sample away (mode paper); agree with --allow-unbounded-leakage"
-    elif wishes.budget is not None and info.mode == "paper":
-        refusal = "has no budget (mode paper); drop --budget"
-    elif wishes.budget is not None and info.budget_rank > wishes.budget:
-        refusal = f"has a budget of {info.budget_rank}, above --budget {wishes.budget}"
-    elif wishes.max_bits is not None and limits.max_bits is None:
-        refusal = "has no limit of bits; drop --max-bits"
-    elif wishes.max_bits is not None and (limits.max_bits or 0) > wishes.max_bits:
-        refusal = f"allows {limits.max_bits} bits, above --max-bits {wishes.max_bits}"
-    elif wishes.value_bits is not None and limits.value_bits > wishes.value_bits:
-        refusal = f"gives {limits.value_bits} bits a value, above --value-bits {wishes.value_bits}"
-    elif info.mode == "guarded" and not (limits.one_function or wishes.many_functions):
-        refusal = "gives values of any function; agree with --many-functions"
-    elif not wishes.labels_to_server and terms.labels_to_server:
-        refusal = "gives labels to the server; drop --labels-to trusted"
-    if refusal is not None:
-        raise InputError(f"data set {info.name} {refusal}, or choose another --name")
+    beyond = excesses(found, accepted)
+    if beyond:
+        # The defaults of other terms follow from the description: what is left once it is agreed.
+        info, ours = found.info, accepted.info
+        budget = max(info.budget_rank, ours.budget_rank)
+        described = replace(ours, budget_rank=budget, encoding=info.encoding)
+        left = {x.field for x in excesses(found, Agreement(described, accepted.terms))}
+        named = [x for x in beyond if x.field in left | {"budget_rank", "encoding"}]
+        listed = ", ".join(_said(excess, wishes) for excess in named)
+        raise InputError(
+            f"data set {found.info.name} gives away more than you agreed to: {listed}; agree with "
+            "these options, or choose another --name"
+        )
 
 
-def rehearse(source: Source, info: DatasetInfo, wishes: Wishes) -> None:
-    """Find values that do not fit before the data set's encoding is fixed for ever."""
-    if wishes.clip or (wishes.value_range is None and wishes.ranges is None):
-        return
-    encoder = Encoder(source, info.encoding, ranges=wishes.ranges and _ordered(source, wishes))
-    for start in range(0, len(source.labels), REHEARSED_AT_ONCE):
-        stop = min(start + REHEARSED_AT_ONCE, len(source.labels))
-        encoder.encode(np.arange(start, stop, dtype=np.int64))
+def _said(excess: Excess, wishes: Wishes) -> str:
+    named = FIELDS[excess.field]
+    default = "" if named.given(wishes) else "the default "
+    instead = f"{default}{named.value(excess.accepted)}"
+    return f"{named.what} {named.value(excess.found)} instead of {instead} " + (
+        f"({named.option(excess.found)})"
+    )
 
 
-def _ordered(source: Source, wishes: Wishes) -> dict[str, tuple[float, float]]:
-    ranges = wishes.ranges or {}
-    return {name: ranges[name] for name in getattr(source, "columns", ())}
-
-
-def plan(name: str, source: Source, wishes: Wishes) -> tuple[DatasetInfo, Terms]:
-    """The description and terms of a new data set.
+def plan(name: str, source: Source, wishes: Wishes) -> Agreement:
+    """The agreement of a new data set.
 
     Raises   InputError, RangeError
     """
     notes: dict[str, Any] = {"kind": source.kind}
+    bits = wishes.bits or DEFAULT_BITS
     if isinstance(source, TableSource):
         ranges = wishes.ranges
         if ranges is None:
@@ -109,46 +175,52 @@ def plan(name: str, source: Source, wishes: Wishes) -> tuple[DatasetInfo, Terms]
         if missing:
             raise InputError(f"--ranges: column {missing[0]} is missing")
         notes["ranges"] = {column: list(ranges[column]) for column in source.columns}
-        encoding = Encoding.for_range(-1.0, 1.0, bits=wishes.bits)
+        encoding = Encoding.for_range(-1.0, 1.0, bits=bits)
     elif source.kind == "pixels":
         encoding = PIXELS
     else:
-        encoding = _encoding_of_values(source, wishes)
+        encoding = _encoding_of_values(source, wishes, bits=bits)
     if wishes.classes is None:
         require_fewer_classes_than_samples(source)
     names = wishes.classes or tuple(source.names)
+    if len(set(names)) != len(names):
+        raise InputError(f"--classes {','.join(names)}: give every name once")
     notes["classes"] = list(names)
-    info = DatasetInfo(
-        name,
-        source.shape,
-        len(names),
-        encoding,
-        0,
-        0 if wishes.budget is None else wishes.budget,
-        cast(Mode, wishes.mode),  # checked by the description
+    info = DatasetInfo(name, source.shape, len(names), encoding, 0, 0)
+    return _agreement(info, wishes, notes=jsons.dumps(notes))
+
+
+def _agreement(info: DatasetInfo, wishes: Wishes, *, notes: str) -> Agreement:
+    info = replace(
+        info,
+        samples=0,
+        budget_rank=info.default_budget if wishes.budget is None else wishes.budget,
+        mode=cast(Mode, wishes.mode),  # checked by the description
     )
-    if wishes.budget is None:
-        info = replace(info, budget_rank=info.default_budget)
     terms = Terms(
         labels_to_server=wishes.labels_to_server,
         max_bits=wishes.max_bits,
         value_bits=wishes.value_bits,
         one_function=not wishes.many_functions,
         allow_unbounded_leakage=wishes.allow_unbounded_leakage,
-        notes=jsons.dumps(notes),
+        notes=notes,
     )
-    return info, terms
+    return Agreement(info, terms)
 
 
-def _encoding_of_values(source: Source, wishes: Wishes) -> Encoding:
+def _for_range(value_range: tuple[float, ...], *, bits: int) -> Encoding:
+    if len(value_range) != 2:
+        raise InputError("--range: give LOW,HIGH")
+    return Encoding.for_range(*value_range, bits=bits)
+
+
+def _encoding_of_values(source: Source, wishes: Wishes, *, bits: int) -> Encoding:
     if wishes.value_range is not None:
-        if len(wishes.value_range) != 2:
-            raise InputError("--range: give LOW,HIGH")
-        return Encoding.for_range(*wishes.value_range, bits=wishes.bits)
+        return _for_range(wishes.value_range, bits=bits)
     low, high = np.inf, -np.inf
     some: list[np.ndarray] = []
-    for start in range(0, len(source.labels), REHEARSED_AT_ONCE):
-        stop = min(start + REHEARSED_AT_ONCE, len(source.labels))
+    for start in range(0, len(source.labels), READ_AT_ONCE):
+        stop = min(start + READ_AT_ONCE, len(source.labels))
         piece = source.read(np.arange(start, stop, dtype=np.int64))
         finite = np.isfinite(piece).reshape(len(piece), -1).all(axis=1)
         if not finite.all():
@@ -163,21 +235,25 @@ def _encoding_of_values(source: Source, wishes: Wishes) -> Encoding:
         "to avoid it",
         style="yellow",
     )
-    return Encoding.for_range(low, high if high > low else low + 1.0, bits=wishes.bits)
+    return Encoding.for_range(low, high if high > low else low + 1.0, bits=bits)
 
 
-def read_notes(info: DatasetInfo, terms: Terms) -> dict[str, Any]:
+def read_notes(agreed: Agreement) -> dict[str, Any]:
     """What the first client noted: kind, classes and, for a table, ranges.
 
     Raises   EncryptionError
     """
+    name = agreed.info.name
     try:
-        notes = jsons.loads(terms.notes)
-    except ValueError:
-        notes = None
-    if not isinstance(notes, dict) or not {"kind", "classes"} <= set(notes):
-        raise EncryptionError(f"data set {info.name}: was not made by `cloister encrypt`")
-    return notes
+        notes = jsons.loads(agreed.terms.notes)
+        kind, classes = str(notes["kind"]), [str(one) for one in notes["classes"]]
+        given = notes.get("ranges") or {}
+        ranges = {str(column): (float(low), float(high)) for column, (low, high) in given.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        raise EncryptionError(f"data set {name}: was not made by `cloister encrypt`") from None
+    if len(set(classes)) != agreed.info.classes:
+        raise EncryptionError(f"data set {name}: names {len(classes)} classes, and has others")
+    return {"kind": kind, "classes": classes, "ranges": ranges}
 
 
 def class_numbers(
@@ -206,7 +282,7 @@ def read_ranges(path: Path) -> dict[str, tuple[float, float]]:
     try:
         fields = jsons.loads(path.read_text(encoding="utf-8"))
         return {str(name): (float(low), float(high)) for name, (low, high) in fields.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise InputError(
             f'{path}: not a file of ranges {{"column": [low, high]}} ({error})'
         ) from None

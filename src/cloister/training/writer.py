@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO
@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Int16
 
 from cloister import files
+from cloister.authority.enrolment import Enrolment
 from cloister.crypto.csprng import KEY_BYTES, Csprng
 from cloister.errors import EncryptionError, InputError, RangeError, ShapeError
 from cloister.fe import mask
@@ -54,42 +55,34 @@ class Chunk:
     test: Bool[np.ndarray, " n"]
 
 
-Register = Callable[[str, int, str, bytes], int]
-"""(part, samples, sha256, mask key) -> first id, once the authority has recorded the part."""
-
-
 class EncryptedDatasetWriter:
     """Adds parts to a data set file, which is made if there is none."""
 
-    def __init__(self, path: Path | str, header: Header, *, permutation: np.ndarray) -> None:
-        """Prepare to append; `permutation[true class]` is the class that is written.
+    def __init__(self, path: Path | str, enrolment: Enrolment) -> None:
+        """Prepare to append as the enrolment says: a file's header decides nothing.
 
         Raises   EncryptionError when the file belongs to another data set or authority
         """
-        self._path, self._header = Path(path), header
-        if sorted(np.asarray(permutation).tolist()) != list(range(header.classes)):
+        info = enrolment.agreement.info
+        self._path, self._register = Path(path), enrolment.register
+        self._header = Header(
+            info.name, info.shape, info.classes, info.encoding, enrolment.fingerprint
+        )
+        if sorted(np.asarray(enrolment.permutation).tolist()) != list(range(info.classes)):
             raise InputError("the label permutation must name every class once")
-        self._permutation = np.asarray(permutation, np.int64)
-        if not self._path.exists():
-            _create(self._path, header)
-        with self._path.open("rb") as file:
-            found, _ = read_block(self._path, file)
-        if found != header:
-            difference = _difference(found, header)
-            raise EncryptionError(f"{self._path}: {difference}; choose another file")
+        self._permutation = np.asarray(enrolment.permutation, np.int64)
+        if self._path.exists():
+            with self._path.open("rb") as file:
+                self._is_ours(file)
 
-    def append(self, chunks: Iterable[Chunk], *, register: Register, rng: Csprng) -> PartInfo:
+    def append(self, chunks: Iterable[Chunk], *, rng: Csprng) -> PartInfo:
         """Encrypt and add one part; it is in the file when this returns, and absent if it raises.
 
-        Secret   the mask key, drawn here and given to `register` alone
+        Secret   the mask key, drawn here and given to the enrolment's `register` alone
         Raises   EncryptionError, InputError (no samples, no room), RangeError, ShapeError
         """
         part, key = rng.random_bytes(PART_ID_BYTES).hex(), rng.random_bytes(KEY_BYTES)
-        with (
-            _writable(self._path),
-            _exclusive(self._path) as file,
-            contextlib.ExitStack() as stack,
-        ):
+        with _writable(self._path), self._exclusive() as file, contextlib.ExitStack() as stack:
             pieces = tuple(
                 stack.enter_context(tempfile.TemporaryFile(dir=self._path.parent)) for _ in range(3)
             )
@@ -97,10 +90,41 @@ class EncryptedDatasetWriter:
             if not samples:
                 raise InputError("there are no samples to encrypt")
             digest = _digest(pieces)
-            first = register(part, samples, digest, key)
+            first = self._register(part, samples, digest, key)
             info = PartInfo(part, first, samples, digest)
             self._join(file, info, pieces)
         return info
+
+    @contextlib.contextmanager
+    def _exclusive(self) -> Iterator[BinaryIO]:
+        """The file, held by this client alone; one without a part is nobody's and is made anew."""
+        with contextlib.ExitStack() as stack:
+            while True:
+                if not self._path.exists():
+                    _create(self._path, self._header)
+                file = stack.enter_context(_locked(self._path))
+                if self._is_ours(file):
+                    break
+                self._path.unlink()
+                stack.close()
+            try:
+                yield file
+            except BaseException:
+                # A client that fails before its part is in leaves no file to choose a name around.
+                if not read_block(self._path, file)[1].parts:
+                    self._path.unlink()
+                raise
+
+    def _is_ours(self, file: BinaryIO) -> bool:
+        """Whether the file is of this data set; it is nobody's while it holds no part.
+
+        Raises   EncryptionError when it is of another one
+        """
+        found, commit = read_block(self._path, file)
+        if found != self._header and commit.parts:
+            difference = _difference(found, self._header)
+            raise EncryptionError(f"{self._path}: {difference}; choose another file")
+        return found == self._header
 
     def _encrypt(self, chunks: Iterable[Chunk], key: bytes, pieces: tuple[IO[bytes], ...]) -> int:
         done = 0
@@ -166,9 +190,7 @@ class EncryptedDatasetWriter:
         _sync(file)
 
 
-def check_registered(
-    dataset: EncryptedDataset, registered: Iterable[PartInfo]
-) -> tuple[PartInfo, ...]:
+def check_registered(dataset: EncryptedDataset, registered: Iterable[PartInfo]) -> list[PartInfo]:
     """Refuse a file whose parts are not those the authority has on record.
 
     Gives the parts on record that the file does not hold: those of clients that were killed before
@@ -184,7 +206,7 @@ def check_registered(
                 f"authority {dataset.authority_fingerprint[:16]}; encrypt it again"
             )
     held = {part.part for part in dataset.parts}
-    return tuple(part for name, part in known.items() if name not in held)
+    return [part for name, part in known.items() if name not in held]
 
 
 def _create(path: Path, header: Header) -> None:
@@ -211,12 +233,18 @@ def _writable(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _exclusive(path: Path) -> Iterator[BinaryIO]:
-    with os.fdopen(files.open_in_place(path, "old", private=False), "r+b") as file:
+def _locked(path: Path) -> Iterator[BinaryIO]:
+    busy = EncryptionError(f"{path}: another client is appending; try again later")
+    with contextlib.ExitStack() as stack:
         try:
+            descriptor = files.open_in_place(path, "old", private=False)
+            file = stack.enter_context(os.fdopen(descriptor, "r+b"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise EncryptionError(f"{path}: another client is appending; try again later") from None
+            # Who held the lock before may have removed the file, or put another in its place.
+            if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                raise busy
+        except (BlockingIOError, FileNotFoundError):
+            raise busy from None
         yield file
 
 

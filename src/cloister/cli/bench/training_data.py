@@ -12,15 +12,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float64, Int16, Int64, UInt32
 
+from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
-from cloister.authority.records import Terms, label_info, part_info
-from cloister.crypto.csprng import KEY_BYTES, InsecureSeededRandom, SystemRandom
+from cloister.authority.enrolment import enrol
+from cloister.authority.local import LocalClient
+from cloister.authority.records import Terms
+from cloister.crypto.csprng import InsecureSeededRandom, SystemRandom
 from cloister.errors import InputError
 from cloister.fe import mask
 from cloister.fe.encoding import Encoding
 from cloister.fe.keyservice import DatasetInfo, KeyService, Mode, Receiver
 from cloister.field.linear import Geometry, LinearMap
-from cloister.training.dataset import EncryptedDataset, Header
+from cloister.training.dataset import EncryptedDataset
 from cloister.training.writer import Chunk, EncryptedDatasetWriter
 
 PIXELS = Encoding(1 / 255, 0.0, 9)
@@ -216,28 +219,24 @@ def encrypt(
     info = DatasetInfo(name, shape, plain.classes, plain.encoding, 0, budget_rank or 0, mode)
     if budget_rank is None:
         info = replace(info, budget_rank=info.default_budget)
-    rng, public = SystemRandom(), authority.identity.public
-    authority.create_dataset(
-        info,
-        sealed_label_key=public.seal(rng.random_bytes(KEY_BYTES), info=label_info(name)),
-        terms=Terms(allow_unbounded_leakage=mode == "paper"),
-    )
-    header = Header(name, shape, plain.classes, plain.encoding, public.fingerprint)
-    path = folder / f"{name}.cloister"
-    # Classes keep their names here, so that accuracies can be compared label by label.
-    writer = EncryptedDatasetWriter(path, header, permutation=np.arange(plain.classes))
+    agreed = Agreement(info, Terms(allow_unbounded_leakage=mode == "paper"))
+    rng = SystemRandom()
+    enrolment = enrol(LocalClient(authority), agreed, rng=rng)
 
     def register(part: str, samples: int, sha256: str, key: bytes) -> int:
         if kept is not None:
             kept[name] = key
-        sealed = public.seal(key, info=part_info(name, part, sha256))
-        return authority.register_part(name, part, samples, sha256, sealed_key=sealed)
+        return enrolment.register(part, samples, sha256, key)
 
+    path = folder / f"{name}.cloister"
+    # Classes keep their names here, so that accuracies can be compared label by label.
+    plainly = replace(enrolment, permutation=np.arange(plain.classes), register=register)
+    writer = EncryptedDatasetWriter(path, plainly)
     chunks = (
         Chunk(plain.x[i : i + CHUNK], plain.y[i : i + CHUNK], plain.test[i : i + CHUNK])
         for i in range(0, len(plain.x), CHUNK)
     )
-    writer.append(chunks, register=register, rng=rng)
+    writer.append(chunks, rng=rng)
     return EncryptedDataset.open(path)
 
 

@@ -1,0 +1,96 @@
+"""What the clients of a data set agree to, and when one agreement protects as well as another.
+
+The first client of a data set decides its description and terms for all that follow. A client that
+follows says which agreement it would have made; the data set is joined only if it gives away no
+more than that (`enrolment.enrol`). So nobody's samples come under terms that nobody asked for.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+
+from cloister.authority.records import Terms
+from cloister.errors import InputError
+from cloister.fe.keyservice import DatasetInfo
+
+IDENTITY = ("name", "shape", "classes")
+"""Fields of description and terms by which a data set is the one that is meant."""
+SILENT = ("samples", "notes")
+"""Fields that give nothing away."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The description of a data set, whatever samples it has by now, and its terms."""
+
+    info: DatasetInfo
+    terms: Terms
+
+    @property
+    def digest(self) -> str:
+        """Its name: 64 hexadecimal digits. A part is registered under it."""
+        described = replace(self.info, samples=0).to_json()
+        decided = json.dumps(asdict(self.terms), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(described + b"\0" + decided.encode()).hexdigest()
+
+
+EXPOSURE: dict[str, Callable[[Agreement], float]] = {
+    "encoding": lambda agreed: agreed.info.encoding.bits,
+    "mode": lambda agreed: agreed.info.mode == "paper",
+    "allow_unbounded_leakage": lambda agreed: agreed.terms.allow_unbounded_leakage,
+    "labels_to_server": lambda agreed: agreed.terms.labels_to_server,
+    "budget_rank": lambda agreed: agreed.info.budget_rank,
+    "max_bits": lambda agreed: _or_infinity(agreed.terms.limits(agreed.info).max_bits),
+    "value_bits": lambda agreed: agreed.terms.limits(agreed.info).value_bits,
+    "one_function": lambda agreed: not agreed.terms.limits(agreed.info).one_function,
+}
+"""All other fields: how much each gives away, with the defaults filled in. More is weaker.
+
+The scale and the offset of an encoding choose units: how finely a value is told is its bits.
+"""
+_OF_GUARDED = tuple(field for field in EXPOSURE if field != "allow_unbounded_leakage")
+_OF_PAPER = ("encoding", "mode", "allow_unbounded_leakage", "labels_to_server")
+"""Mode paper has no limits to compare; its acknowledgement means nothing in the other mode."""
+
+
+@dataclass(frozen=True)
+class Excess:
+    """A field by which an agreement gives away more than another, and how much each does."""
+
+    field: str
+    found: float
+    accepted: float
+
+
+def excesses(found: Agreement, accepted: Agreement) -> tuple[Excess, ...]:
+    """Where `found` gives away more than `accepted`; none: it protects at least as well.
+
+    Raises   InputError when they are not about one data set
+    """
+    for field in IDENTITY:
+        one, other = getattr(found.info, field), getattr(accepted.info, field)
+        if one != other:
+            raise InputError(f"data set {found.info.name}: its {field} is {one}, not {other}")
+    fields = _OF_PAPER if found.info.mode == "paper" else _OF_GUARDED
+    pairs = ((field, EXPOSURE[field](found), EXPOSURE[field](accepted)) for field in fields)
+    return tuple(Excess(field, one, other) for field, one, other in pairs if one > other)
+
+
+def check(found: Agreement, accepted: Agreement) -> None:
+    """Refuse an agreement that gives away more than was accepted.
+
+    Raises   InputError naming every such field
+    """
+    beyond = excesses(found, accepted)
+    if beyond:
+        listed = ", ".join(f"{x.field} ({x.found:g} instead of {x.accepted:g})" for x in beyond)
+        raise InputError(
+            f"data set {found.info.name}: gives away more than was accepted: {listed}; accept "
+            "that, or choose another name"
+        )
+
+
+def _or_infinity(limit: int | None) -> float:
+    return math.inf if limit is None else limit

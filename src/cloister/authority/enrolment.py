@@ -1,0 +1,108 @@
+"""How a client comes to a data set: on terms that it has accepted, or not at all.
+
+A part can be registered through an `Enrolment` only, and `enrol` makes one only after the data
+set's agreement, as the *authority* tells it, has been compared with what the client accepts. The
+registration names the agreement, and shows the label key as proof of the data set that was seen;
+the authority refuses if its own are others by then. A file's header is nobody's word.
+
+A new data set is made with its first part, in one step: a client that fails before leaves nothing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Int64
+
+from cloister.authority import agreement as agreements
+from cloister.authority.agreement import Agreement
+from cloister.authority.permutation import label_permutation
+from cloister.authority.records import check_terms
+from cloister.crypto.csprng import KEY_BYTES, Csprng
+
+Register = Callable[[str, int, str, bytes], int]
+"""(part, samples, sha256, mask key) -> first id, once the authority has recorded the part."""
+
+
+@dataclass(frozen=True, repr=False)
+class Known:
+    """A data set as its authority tells it to clients.
+
+    Secret   label_key
+    """
+
+    agreement: Agreement
+    label_key: bytes
+
+
+@dataclass(frozen=True, repr=False)
+class NewPart:
+    """A part as its client registers it.
+
+    label_key   of the data set that the client has seen, or makes
+    is_first    the data set is made with this part
+    Secret      mask_key, label_key
+    """
+
+    part: str
+    samples: int
+    sha256: str
+    mask_key: bytes
+    label_key: bytes
+    is_first: bool
+
+
+class ClientService(Protocol):
+    """The authority as clients of data sets see it: in process, or over HTTPS."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the authority."""
+        ...
+
+    def find(self, dataset: str) -> Known | None:
+        """A data set by its name; None: there is none."""
+        ...
+
+    def register(self, agreed: Agreement, new: NewPart) -> int:
+        """Hand over a part's keys; gives the id of its first sample. The same again is accepted.
+
+        Raises   EncryptionError for a replay, and when the data set is another by now
+        """
+        ...
+
+
+@dataclass(frozen=True, repr=False)
+class Enrolment:
+    """A client's place in a data set whose agreement it has accepted.
+
+    Secret   permutation
+    """
+
+    agreement: Agreement
+    fingerprint: str
+    permutation: Int64[np.ndarray, " classes"]
+    register: Register
+
+
+def enrol(service: ClientService, accepted: Agreement, *, rng: Csprng) -> Enrolment:
+    """Come to the data set named in `accepted`; it is made with the first part if there is none.
+
+    Samples are encoded as the result's agreement says, which may be coarser than accepted.
+
+    Raises   InputError when it gives away more than is accepted, or when there can be no such one
+    """
+    known = service.find(accepted.info.name)
+    is_first = known is None
+    if known is None:
+        check_terms(accepted.info, accepted.terms)
+        known = Known(accepted, rng.random_bytes(KEY_BYTES))
+    agreements.check(known.agreement, accepted)
+    agreed, label_key = known.agreement, known.label_key
+
+    def register(part: str, samples: int, sha256: str, key: bytes) -> int:
+        return service.register(agreed, NewPart(part, samples, sha256, key, label_key, is_first))
+
+    permutation = label_permutation(label_key, agreed.info.classes)
+    return Enrolment(agreed, service.fingerprint, permutation, register)
