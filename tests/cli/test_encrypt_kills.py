@@ -144,7 +144,7 @@ def test_a_client_killed_before_its_part_is_on_record_has_decided_nothing(
     authority, reach = site
     file, data = tmp_path / "set.cloister", values(tmp_path / "values.npz", 1)
     dying = subprocess.run(
-        [sys.executable, "-c", CLIENT, place,
+        [sys.executable, "-P", "-c", CLIENT, place,
          *map(str, ("encrypt", data, *reach, "--out", file, *TYPO))],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, check=False,
     )  # fmt: skip

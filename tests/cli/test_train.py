@@ -224,7 +224,7 @@ def test_what_host_and_authority_are_asked_feeds_the_audit(
 @contextmanager
 def ciphertexts(*arguments):
     """`cloister ciphertexts serve` as a process of its own; gives its address."""
-    command = [sys.executable, "-m", "cloister", "ciphertexts", "serve", *map(str, arguments)]
+    command = [sys.executable, "-P", "-m", "cloister", "ciphertexts", "serve", *map(str, arguments)]
     command += ["--listen", "127.0.0.1:0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
         yield running.stdout.readline().split()[-1]
