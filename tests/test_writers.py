@@ -68,12 +68,9 @@ def curve(path):
 
 
 def data_set(path):
-    from cloister.fe.encoding import Encoding
-    from cloister.training.dataset import Header
-    from cloister.training.writer import EncryptedDatasetWriter
+    from fuzz.loaders import write_dataset
 
-    header = Header("set", (1, 2, 1), 2, Encoding(1.0, 0.0, 8), "f" * 64)
-    EncryptedDatasetWriter(path, header, permutation=np.arange(2))
+    write_dataset(path)
 
 
 def run_output(path):

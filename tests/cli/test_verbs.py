@@ -165,8 +165,10 @@ def test_inputs_that_are_hidden_give_the_weights_no_scales(cloister, columns, tm
     assert "powers of two" not in json.loads(own.out)["claims"]["always_visible"]
     shown = cloister(*asked, "--policy", "verified")
     named = cloister(*asked, "--calibration", typical)
+    assert shown.err == ""
     for ran in (shown, named):
-        assert ran.err == ""
+        # Rows may lie outside the range of the typical ones, which is another matter.
+        assert "fixed-point output" not in ran.err
         assert "powers of two" in json.loads(ran.out)["claims"]["always_visible"]
     session = ort.InferenceSession(model)
     (exact,) = session.run(None, {"x": np.load(rows)})

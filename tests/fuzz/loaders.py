@@ -59,6 +59,12 @@ INFO = DatasetInfo("set", (4, 3, 1), 3, Encoding.for_range(0, 1), 12, 3)
 
 
 def _dataset(folder: Path) -> Path:
+    write_dataset(folder / "set.cloister")
+    return folder / "set.cloister"
+
+
+def write_dataset(path: Path) -> None:
+    """An encrypted data set of five samples."""
     rng = np.random.default_rng(0)
     info = DatasetInfo("set", (4, 3, 1), 3, Encoding.for_range(0, 1), 0, 3)
     permutation = np.arange(3, dtype=np.int64)
@@ -66,9 +72,7 @@ def _dataset(folder: Path) -> Path:
     samples = Chunk(
         rng.integers(-9, 9, (5, 4, 3, 1)).astype(np.int16), np.arange(5) % 3, np.arange(5) > 3
     )
-    path = folder / "set.cloister"
     EncryptedDatasetWriter(path, enrolment).append([samples], rng=InsecureSeededRandom(1))
-    return path
 
 
 def _read_dataset(path: Path) -> None:

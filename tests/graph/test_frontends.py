@@ -158,3 +158,17 @@ def test_other_files_are_refused_before_keras_is_imported(monkeypatch, tmp_path,
     monkeypatch.setattr(importlib, "import_module", None)
     with pytest.raises(ModelError, match=name):
         frontends.from_keras(tmp_path / name)
+
+
+def test_a_keras_model_in_memory_is_taken_and_anything_else_is_named(monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    keras = pytest.importorskip("keras")
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    x = np.ones((2, 4), np.float32)
+    graph = prepare(frontends.from_keras(model))
+    (found,) = interpret(graph, {graph.inputs[0]: x}).values()
+    weights, bias = model.get_weights()
+    np.testing.assert_allclose(found, x @ weights + bias, rtol=1e-5)
+    for other in (3, None, object()):
+        with pytest.raises(UnsupportedError, match="takes a Keras model or its file"):
+            frontends.from_keras(other)

@@ -1,44 +1,47 @@
 """Arrays from .npy and .npz files, never unpickled."""
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from cloister.errors import InputError
 from cloister.graph.batch import batch_axis, element_type
 from cloister.graph.graph import Graph
+from cloister.reading import open_regular, parsing
 
 
 def read_array_file(path: Path, *, wanted: Sequence[str]) -> dict[str, np.ndarray]:
-    """Arrays by input name: those an .npz names like the inputs, or the only or first one.
+    """Arrays by input name: those an .npz names like the inputs, or the only one.
 
     Raises InputError naming the file.
     """
-    try:
-        with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                found = {"": loaded}
-            else:
-                keys = [key for key in wanted if key in loaded.files] or loaded.files[:1]
-                found = {key: loaded[key] for key in keys}
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        if "Object arrays" in str(error):
+    with parsing(f"{path}: not a readable .npy or .npz file"), open_regular(path) as file:
+        try:
+            found = _load(file, wanted)
+        except ValueError as error:
+            if "Object arrays" not in str(error):
+                raise
             raise InputError(
                 f"{path}: holds Python objects, which are never loaded; save plain numbers"
             ) from None
-        raise InputError(f"{path}: not a readable .npy or .npz file ({error})") from None
-    except MemoryError:
-        raise InputError(f"{path}: claims to hold more than fits in memory") from None
     if len(wanted) == 1 and len(found) == 1:
         return {wanted[0]: next(iter(found.values()))}
     missing = [name for name in wanted if name not in found]
     if missing:
         raise InputError(f"{path}: no array named {missing[0]!r}; save one .npz with all inputs")
     return found
+
+
+def _load(file: BinaryIO, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+    loaded = np.load(file, allow_pickle=False)
+    if isinstance(loaded, np.ndarray):
+        return {"": loaded}
+    # One array needs no name; of several, none is guessed to be the input.
+    only = loaded.files if len(loaded.files) == 1 else []
+    keys = [key for key in wanted if key in loaded.files] or only
+    return {key: loaded[key] for key in keys}
 
 
 def as_input(graph: Graph, name: str, array: np.ndarray, path: Path) -> np.ndarray:

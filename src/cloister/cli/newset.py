@@ -19,6 +19,7 @@ from cloister.cli.console import err
 from cloister.errors import EncryptionError, InputError, RangeError
 from cloister.fe.encoding import Encoding
 from cloister.fe.keyservice import DatasetInfo, Mode
+from cloister.reading import open_regular, parsing
 from cloister.training.sources import (
     PIXELS,
     Source,
@@ -29,6 +30,7 @@ from cloister.training.sources import (
 
 DEFAULT_BITS = 8
 READ_AT_ONCE = 1024
+MAX_RANGES_BYTES = 1 << 24
 REHEARSED_VALUES = 1 << 16
 """Of so many samples, to see what most values are like."""
 
@@ -279,10 +281,7 @@ def read_ranges(path: Path) -> dict[str, tuple[float, float]]:
 
     Raises   InputError
     """
-    try:
-        fields = jsons.loads(path.read_text(encoding="utf-8"))
+    described = f'{path}: not a file of ranges {{"column": [low, high]}}'
+    with parsing(described), open_regular(path) as file:
+        fields = jsons.loads(file.read(MAX_RANGES_BYTES))
         return {str(name): (float(low), float(high)) for name, (low, high) in fields.items()}
-    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise InputError(
-            f'{path}: not a file of ranges {{"column": [low, high]}} ({error})'
-        ) from None

@@ -83,13 +83,22 @@ def _traced(
         return onnx_import.load(path)
 
 
-def from_keras(path: str | Path) -> Graph:
-    """A Keras 3 model in a .keras or .h5 file, by way of Keras on PyTorch.
+def from_keras(model: object) -> Graph:
+    """A Keras 3 model, or one in a .keras or .h5 file, by way of Keras on PyTorch.
 
     Raises ModelError when the file is no Keras model, UnsupportedError when Keras is missing, runs
     on another backend, or cannot export the model.
     """
-    path = Path(path)
+    if isinstance(model, str | os.PathLike):
+        return _from_keras_file(Path(model))
+    if not isinstance(model, _keras().Model):
+        raise UnsupportedError(
+            f"from_keras takes a Keras model or its file, got {type(model).__name__}"
+        )
+    return _exported(model, Path(f"{model.name}.keras"))
+
+
+def _from_keras_file(path: Path) -> Graph:
     if path.suffix not in KERAS_SUFFIXES:
         raise ModelError(f"{path}: not a Keras file; its name must end in .keras or .h5")
     if not path.is_file():

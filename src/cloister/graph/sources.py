@@ -21,6 +21,6 @@ def from_torch(module: Callable[..., object], example: object) -> Graph:
     return prepare(frontends.from_torch(module, example))
 
 
-def from_keras(path: str | PathLike[str]) -> Graph:
-    """A Keras model file; needs Keras and PyTorch."""
-    return prepare(frontends.from_keras(fspath(path)))
+def from_keras(model: object) -> Graph:
+    """A Keras model, or the file of one; needs Keras and PyTorch."""
+    return prepare(frontends.from_keras(model))
