@@ -106,6 +106,8 @@ def test_tables_of_two_clinics(cloister, refused, authority, to, tmp_path):
     assert "column age" in refused("encrypt", one, *to(), "--ranges", narrow)
     narrow.write_text('{"age": [0, 30]}')
     assert "column pulse is missing" in refused("encrypt", one, *to(), "--ranges", narrow)
+    found = refused("encrypt", two, *to(), "--ranges", ranges)
+    assert "2 to 65536 classes, not 1; name all of them (--classes)" in found
     narrow.write_text("[1, 2]")
     assert "not a file of ranges" in refused("encrypt", one, *to(), "--ranges", narrow)
     assert authority.datasets() == ()
