@@ -208,6 +208,16 @@ def test_eight_bits_are_close(recwarn):
     assert 0 < np.abs(rough - exact).max() < 0.2 * np.abs(exact).max()
 
 
+def test_eight_bits_of_an_old_opset(recwarn):
+    model = nets.chain()
+    model.opset_import[0].version, model.ir_version = 11, 6
+    x = images(model, 8)
+    (exact,) = OrtBaseline(model, 1).run(x)
+    (rough,) = OrtInt8Baseline(model, 1, samples=x).run(x)
+    assert model.opset_import[0].version == 11
+    assert 0 < np.abs(rough - exact).max() < 0.2 * np.abs(exact).max()
+
+
 def test_interleaved_runs_take_turns():
     order = []
     timings = interleaved(

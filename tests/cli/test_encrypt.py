@@ -106,12 +106,17 @@ def test_tables_of_two_clinics(cloister, refused, authority, to, tmp_path):
     assert "column age" in refused("encrypt", one, *to(), "--ranges", narrow)
     narrow.write_text('{"age": [0, 30]}')
     assert "column pulse is missing" in refused("encrypt", one, *to(), "--ranges", narrow)
+    found = refused("encrypt", two, *to(), "--ranges", ranges)
+    assert "2 to 65536 classes, not 1; name all of them (--classes)" in found
     narrow.write_text("[1, 2]")
     assert "not a file of ranges" in refused("encrypt", one, *to(), "--ranges", narrow)
     assert authority.datasets() == ()
     ran = cloister("encrypt", one, *to(), "--ranges", ranges, "--max-bits", 16)
     assert ran.code == 0, ran
-    assert ran.err == ""
+    assert ran.err == (
+        "note: a budget of 0 gives a training server nothing: only `cloister train --unmask-to "
+        "trusted` trains on this data set; a new one may have a --budget\n"
+    )
     found = refused("encrypt", two, *to())
     assert "bits of a sample 16 instead of the default 0 (--max-bits 16)" in found
     agreed = ("--max-bits", 16)

@@ -214,6 +214,12 @@ def test_pictures_for_models_that_take_none(picture):
         one(graph(3, 5, 7, names=("x", "y")), picture)
 
 
+def test_one_array_for_a_model_that_takes_several(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((2, 3, 5, 7), np.float32))
+    with pytest.raises(InputError, match=r"holds one array, the model takes x, y; save one \.npz"):
+        one(graph(3, 5, 7, names=("x", "y")), tmp_path / "x.npy")
+
+
 def test_large_pictures_are_refused_before_decoding(picture, monkeypatch):
     monkeypatch.setattr(pictures, "MAX_PIXELS", 34)
     with pytest.raises(InputError, match="7x5 pixels are more than the limit"):

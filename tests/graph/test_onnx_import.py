@@ -198,6 +198,17 @@ def test_a_free_axis_besides_the_batch_is_named(size):
         from_model(one_input("N", 3, size, 8), name="net")
 
 
+def test_a_model_of_other_operators_alone_is_refused_by_what_it_lacks():
+    scaler = helper.make_node(
+        "Scaler", ["x"], ["y"], domain="ai.onnx.ml", offset=[0.1], scale=[2.0]
+    )
+    values = [helper.make_tensor_value_info(v, TensorProto.FLOAT, ["N", 3]) for v in "xy"]
+    graph = helper.make_graph([scaler], "g", values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("ai.onnx.ml", 1)])
+    with pytest.raises(UnsupportedError, match="states no opset of ONNX's own operators"):
+        from_model(model, name="trees")
+
+
 def test_an_input_without_a_shape_is_named():
     model = one_input("N", 3)
     model.graph.input[0].type.tensor_type.ClearField("shape")

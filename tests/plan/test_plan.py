@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from onnx import helper, numpy_helper
 
 import nets
-from cloister.errors import PlanError
+from cloister.errors import PlanError, UnsupportedError
 from cloister.graph.onnx_import import from_model
 from cloister.graph.passes import prepare
 from cloister.plan import policies
@@ -48,3 +49,31 @@ def test_nothing_is_compared_with_weights_that_are_gone():
     with pytest.raises(PlanError, match="let go of its float32 weights"):
         compare(plan.without_float_weights(), samples)
     assert compare(plan, samples).inputs == 2
+
+
+def alone(op: str, shape: list[int], weights: np.ndarray):
+    """One node that reads an input `x` and constant weights."""
+    kind = helper.np_dtype_to_tensor_dtype(weights.dtype)
+    x = helper.make_tensor_value_info("x", kind, ["N", *shape])
+    y = helper.make_tensor_value_info("y", kind, None)
+    node = helper.make_node(op, ["x", "w"], ["y"], name="cube")
+    graph = helper.make_graph([node], "g", [x], [y], [numpy_helper.from_array(weights, "w")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return prepare(from_model(model, name="net"))
+
+
+@pytest.mark.parametrize(("op", "shape", "weights"), [
+    ("Conv", [2, 4, 4, 4], np.ones((3, 2, 3, 3, 3), np.float32)),
+    ("MatMul", [3, 4], np.ones((2, 4, 5), np.float32)),
+    ("Conv", [2, 4, 4], np.ones((3, 2, 3, 3), np.float16)),
+])  # fmt: skip
+def test_products_that_no_worker_computes_are_named(op, shape, weights):
+    graph = alone(op, shape, weights)
+    with pytest.raises(UnsupportedError, match=rf"kept inside: 'cube' \({op}\); use the enclave"):
+        policies.make("slalom", graph, calibration=np.ones((2, *shape), weights.dtype))
+
+
+def test_a_model_without_products_says_so():
+    graph = alone("Mul", [4], np.ones((1, 4), np.float32))
+    with pytest.raises(UnsupportedError, match="so there is nothing to send"):
+        policies.make("slalom", graph, calibration=np.ones((2, 4), np.float32))

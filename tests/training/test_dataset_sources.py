@@ -104,7 +104,9 @@ def test_tables_are_scaled_by_column(table):
     ("text", "error", "message"),
     [
         ("a,label\n1,x\nnan,y\n", RangeError, "line 3, column a"),
-        ("a,label\n1,x\n,y\n", RangeError, "line 3, column a"),
+        ("a,label\n1,x\n,y\n", RangeError, "line 3, column a: the value is missing"),
+        ('a,label\n"97,2",x\n', RangeError, "column a: not a number such as 1234.5"),
+        ("a;label\n1;x\n", InputError, "cells separated by commas"),
         ("a,label\n1,x\n1e999,y\n", RangeError, "line 3, column a"),
         ("a,label\n1,\n", RangeError, "line 2, column label"),
         ("a,label\n1,x,3\n", ShapeError, "line 2: 3 cells"),
@@ -117,6 +119,12 @@ def test_tables_are_scaled_by_column(table):
 def test_bad_tables_are_named(table, text, error, message):
     with pytest.raises(error, match=message):
         source(table(text))
+
+
+def test_a_table_in_another_alphabet_code_says_which_is_read(tmp_path):
+    (tmp_path / "a.csv").write_bytes("a,label\n1,böse\n".encode("latin-1"))
+    with pytest.raises(InputError, match="save it as UTF-8"):
+        source(tmp_path / "a.csv")
 
 
 def test_pictures_in_folders(tmp_path):
@@ -133,8 +141,8 @@ def test_pictures_in_folders(tmp_path):
     x, labels, _ = everything(found, Encoder(found, PIXELS))
     for sample, label in zip(x, labels, strict=True):
         assert plain[(sample + 128).astype(np.uint8).tobytes()] == found.names[label]
-    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "dog" / "odd.png")
-    with pytest.raises(ShapeError, match=r"odd\.png"):
+    Image.fromarray(np.zeros((5, 4, 3), np.uint8)).save(tmp_path / "dog" / "odd.png")
+    with pytest.raises(ShapeError, match=r"odd\.png.* one number of channels"):
         source(tmp_path)
     (tmp_path / "dog" / "odd.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"odd\.png"):
@@ -149,6 +157,7 @@ def test_unusable_inputs(tmp_path):
     np.savez(tmp_path / "names.npz", a=np.zeros(3))
     np.savez(tmp_path / "float_labels.npz", x=np.zeros((3, 2)), y=np.zeros(3))
     np.savez(tmp_path / "few.npz", x=np.zeros((3, 2)), y=np.zeros(2, int))
+    np.savez(tmp_path / "no_rows.npz", x=np.zeros((0, 2)), y=np.zeros(0, int))
     np.savez(tmp_path / "objects.npz", x=np.array([{}, {}]), y=np.zeros(2, int))
     np.savez(tmp_path / "negative.npz", x=np.zeros((3, 2)), y=np.full(3, -1))
     (tmp_path / "empty").mkdir()
@@ -157,7 +166,8 @@ def test_unusable_inputs(tmp_path):
         ("cut.npz", InputError, "readable"),
         ("names.npz", InputError, "holds no array 'x' but a"),
         ("float_labels.npz", ShapeError, "class number"),
-        ("few.npz", ShapeError, "class number"),
+        ("few.npz", ShapeError, r"an integer, .* got int64 \(2,\)"),
+        ("no_rows.npz", ShapeError, "holds no samples"),
         ("objects.npz", InputError, "plain"),
         ("negative.npz", RangeError, "begin at 0"),
         ("empty", InputError, "no pictures"),
@@ -216,6 +226,8 @@ def test_channels_that_come_first_are_refused(tmp_path):
     assert source(tmp_path / "many.npz").remarks == (
         "the last axis of array 'x' is read as channels",
     )
+    np.savez(tmp_path / "features.npz", x=np.zeros((5, 20)), y=np.arange(5))
+    assert source(tmp_path / "features.npz").remarks == ()
 
 
 def test_numbers_to_be_predicted_are_no_classes(table, tmp_path):

@@ -47,6 +47,12 @@ def test_more_signs_than_can_be_independent_are_refused():
         random_projection(info(1, 1, 2, budget=2), rank=3)
 
 
+def test_a_budget_of_nothing_says_who_can_train():
+    for make in (random_projection, low_frequencies, default_projection):
+        with pytest.raises(FunctionError, match=r"budget of 0 .*--unmask-to trusted"):
+            make(info(8, 8, 1, budget=0))
+
+
 @pytest.mark.parametrize("shape", [(28, 28, 1), (16, 20, 3), (17, 31, 1)])
 def test_pictures_get_their_low_frequencies(shape):
     described = info(*shape)

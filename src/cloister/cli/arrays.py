@@ -28,9 +28,16 @@ def read_array_file(path: Path, *, wanted: Sequence[str]) -> dict[str, np.ndarra
             ) from None
     if len(wanted) == 1 and len(found) == 1:
         return {wanted[0]: next(iter(found.values()))}
+    if "" in found:
+        raise InputError(
+            f"{path}: holds one array, the model takes {', '.join(wanted)}; save one .npz with all"
+        )
     missing = [name for name in wanted if name not in found]
     if missing:
-        raise InputError(f"{path}: no array named {missing[0]!r}; save one .npz with all inputs")
+        raise InputError(
+            f"{path}: no array named {missing[0]!r}; save one .npz with arrays named "
+            f"{', '.join(wanted)}"
+        )
     return found
 
 

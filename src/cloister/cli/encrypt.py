@@ -256,6 +256,11 @@ def encrypt(
         f"(mode {info.mode}){_limits(agreed)}",
         soft_wrap=True,
     )
+    if info.mode == "guarded" and info.budget_rank == 0:
+        note(
+            "a budget of 0 gives a training server nothing: only `cloister train --unmask-to "
+            "trusted` trains on this data set; a new one may have a --budget"
+        )
     for remark in source.remarks:
         note(remark)
     if encoder.clipped:

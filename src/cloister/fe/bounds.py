@@ -71,7 +71,10 @@ def check_sample(name: str, shape: tuple[int, ...], classes: int) -> None:
             f"{MAX_DIM} are possible; {advice}, or use fewer columns"
         )
     if not 2 <= classes <= MAX_CLASSES:
-        raise InputError(f"data set {name}: needs 2 to {MAX_CLASSES} classes, not {classes}")
+        raise InputError(
+            f"data set {name}: needs 2 to {MAX_CLASSES} classes, not {classes}; name all of them "
+            "(--classes), also those that your own samples lack"
+        )
 
 
 def most_at_once(described: Described, geometry: Geometry | None = None) -> int:

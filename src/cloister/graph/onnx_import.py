@@ -105,7 +105,11 @@ def _check(model: onnx.ModelProto, name: str, elsewhere: Mapping[int, np.ndarray
     except (checker.ValidationError, ValueError, RuntimeError) as error:
         raise ModelError(f"{name}: not a valid ONNX model: {one_line(error)}") from None
     versions = {entry.domain: entry.version for entry in model.opset_import}
-    opset = versions.get("", versions.get("ai.onnx", 0))
+    opset = versions.get("", versions.get("ai.onnx"))
+    if opset is None:
+        raise UnsupportedError(
+            f"{name}: states no opset of ONNX's own operators; export it with opset 17 of ai.onnx"
+        )
     if not MIN_OPSET <= opset <= onnx.defs.onnx_opset_version():
         raise UnsupportedError(
             f"{name}: opset {opset} is outside {MIN_OPSET} to {onnx.defs.onnx_opset_version()}; "

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from cloister.errors import PlanError, UnsupportedError
 from cloister.graph.graph import Graph, Node
 from cloister.graph.legality import require_supported
-from cloister.graph.ops import is_linear
+from cloister.graph.ops import Kind, find, is_linear
 from cloister.plan.accuracy import warn_of_errors
 from cloister.plan.input_factors import reads_raw
 from cloister.plan.placement import keep_inside
@@ -39,6 +39,8 @@ OUTSOURCED: Mapping[str, Protection] = {
 }
 EVERYWHERE: Mapping[str, Protection] = {"enclave": ENCLAVE, "open": OPEN}
 NAMES = (*OUTSOURCED, *EVERYWHERE)
+SHOWN = 3
+"""Nodes that a message names at most."""
 
 
 def assign(model: Graph, policy: str) -> dict[str, Protection]:
@@ -163,8 +165,25 @@ def from_ranges(
 def _sent_out(model: Graph, protections: Mapping[str, Protection]) -> list[Node]:
     linear = [node for node in model.nodes if protections[node.name] is not ENCLAVE]
     if not linear:
-        raise UnsupportedError(
+        raise UnsupportedError(_nothing_to_send(model))
+    return linear
+
+
+def _nothing_to_send(model: Graph) -> str:
+    """Why no node goes out: a model may have products that workers do not compute."""
+    inside = [
+        f"{node.name!r} ({node.op})"
+        for node in model.nodes
+        if (spec := find(node)) is None or spec.kind is Kind.LINEAR
+    ]
+    if not inside:
+        return (
             "the model has no linear node with constant weights, so there is nothing to send to a "
             "worker; use the enclave policy"
         )
-    return linear
+    shown = ", ".join(inside[:SHOWN]) + (", ..." if len(inside) > SHOWN else "")
+    return (
+        "the model has no linear node with constant weights that a worker computes: float32 Conv "
+        "and ConvTranspose of one or two dimensions, Gemm and MatMul with a matrix, on each input "
+        f"of a batch alone; kept inside: {shown}; use the enclave policy"
+    )

@@ -143,6 +143,11 @@ def projection(info: DatasetInfo, rows: Float[np.ndarray, "r dim"]) -> Projectio
 
 
 def _check_rank(info: DatasetInfo, rank: int) -> None:
+    if info.budget_rank == 0:
+        raise FunctionError(
+            f"data set {info.name!r}: its budget of 0 functions gives the server nothing; train "
+            "with --unmask-to trusted, or encrypt with --budget"
+        )
     if not 1 <= rank <= info.budget_rank:
         raise FunctionError(
             f"projection: rank {rank} of data set {info.name!r}; "

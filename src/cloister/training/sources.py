@@ -69,18 +69,20 @@ class ArraySource:
         """
         samples = self._spool(path, x)
         labels = self._spool(path, y)
-        if samples.ndim < 2 or samples.ndim > 4 or len(samples) == 0:
+        if samples.ndim and len(samples) == 0:
+            raise ShapeError(f"{path}: array {x!r} holds no samples")
+        if samples.ndim < 2 or samples.ndim > 4:
             raise ShapeError(
                 f"{path}: array {x!r} must be (samples, features), (samples, h, w) or "
                 f"(samples, h, w, channels), got {samples.shape}"
             )
-        labels = labels.reshape(len(labels), -1)
-        if labels.shape != (len(samples), 1) or labels.dtype.kind not in "iu":
+        one_each = labels.shape in ((len(samples),), (len(samples), 1))
+        if not one_each or labels.dtype.kind not in "iu":
             raise ShapeError(
-                f"{path}: array {y!r} must hold one class number for each of the {len(samples)} "
-                f"samples, got {labels.dtype} {labels.shape}"
+                f"{path}: array {y!r} must hold one class number, an integer, for each of the "
+                f"{len(samples)} samples, got {labels.dtype} {labels.shape}"
             )
-        self.labels = labels[:, 0].astype(np.int64)
+        self.labels = labels.reshape(-1).astype(np.int64)
         if int(self.labels.min()) < 0:
             raise RangeError(f"{path}: array {y!r}: class numbers begin at 0")
         if int(self.labels.max()) >= MAX_CLASS:
@@ -98,7 +100,7 @@ class ArraySource:
                 "(height, width, channels): save x.transpose(0, 2, 3, 1)"
             )
         self.shape = _image_shape(samples.shape[1:])
-        many = self.shape[2] > FEW_CHANNELS
+        many = samples.ndim == 4 and self.shape[2] > FEW_CHANNELS
         self.remarks = (f"the last axis of array {x!r} is read as channels",) if many else ()
         self._samples = samples
 
@@ -144,15 +146,15 @@ class TableSource:
         labels: list[int] = []
         names: dict[str, int] = {}
         with (
-            parsing(f"{path}: not a readable CSV file"),
+            parsing(f"{path}: not a readable CSV file; save it as UTF-8"),
             path.open(newline="", encoding="utf-8-sig") as file,
         ):
             rows = csv.reader(file)
             header = [cell.strip() for cell in next(rows, [])]
             if label not in header or len(header) < 2 or len(set(header)) != len(header):
                 raise InputError(
-                    f"{path}: needs a header with different names and a column {label!r}; "
-                    "name the column of the classes with --label"
+                    f"{path}: needs a header with different names and a column {label!r}, cells "
+                    "separated by commas; name the column of the classes with --label"
                 )
             self.columns = tuple(name for name in header if name != label)
             with tempfile.TemporaryFile() as spooled:
@@ -249,7 +251,7 @@ class FolderSource:
         if kind.shape != self.shape:
             raise ShapeError(
                 f"{path}: is a picture {kind.shape}, the others are {self.shape}; "
-                "bring them to one size first"
+                "bring them to one size and to one number of channels first"
             )
         if kind.wide != self._kind.wide:
             raise ShapeError(
@@ -409,7 +411,13 @@ def _table_row(
         try:
             values[position] = float(cell)
         except ValueError:
-            raise RangeError(f"{where}, column {column}: not a number; fill or drop it") from None
+            if not cell.strip():
+                raise RangeError(
+                    f"{where}, column {column}: the value is missing; fill or drop it"
+                ) from None
+            raise RangeError(
+                f"{where}, column {column}: not a number such as 1234.5; write one, or drop it"
+            ) from None
         if not np.isfinite(values[position]):
             raise RangeError(f"{where}, column {column}: not a finite number; fill or drop it")
         position += 1

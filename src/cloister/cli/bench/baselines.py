@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import numpy as np
 import onnx
+import onnx.version_converter
 import onnxruntime as ort
 from jaxtyping import Float32
 
@@ -26,11 +27,14 @@ from cloister.graph.interpreter import ORT_ERRORS
 NOT_QUANTISED: tuple[type[Exception], ...] = (
     *ORT_ERRORS,
     ValueError,
+    RuntimeError,
     TypeError,
     KeyError,
     AttributeError,
 )
-"""What ONNX Runtime's quantiser raises about a model that it does not take."""
+"""What ONNX Runtime's quantiser, or ONNX's converter, raises about a model it does not take."""
+PER_CHANNEL_OPSET = 13
+"""The first opset whose DequantizeLinear has a scale for each channel."""
 
 K = TypeVar("K")
 Images = Float32[np.ndarray, "n ..."]
@@ -64,17 +68,19 @@ class OrtInt8Baseline(OrtBaseline):
         with TemporaryDirectory() as folder:
             try:
                 target = _quantised(model, samples, Path(folder))
+                super().__init__(target.read_bytes(), threads)
             except NOT_QUANTISED as error:
                 raise InputError(
                     f"ONNX Runtime cannot make the model 8 bits wide ({type(error).__name__})"
                 ) from None
-            super().__init__(target.read_bytes(), threads)
 
 
 def _quantised(model: onnx.ModelProto, samples: Images, folder: Path) -> Path:
     quantization = importlib.import_module("onnxruntime.quantization")
     preparation = importlib.import_module("onnxruntime.quantization.shape_inference")
     source, ready, target = (folder / f"{i}.onnx" for i in range(3))
+    if any(not x.domain and x.version < PER_CHANNEL_OPSET for x in model.opset_import):
+        model = onnx.version_converter.convert_version(model, PER_CHANNEL_OPSET)
     onnx.save(model, source)  # the quantiser changes a model it is given in memory
     preparation.quant_pre_process(source, ready, skip_symbolic_shape=True)
     quantization.quantize_static(
