@@ -6,7 +6,8 @@ import onnxruntime as ort
 from google.protobuf.message import DecodeError
 
 from cloister.errors import ModelError, ShapeError, UnsupportedError
-from cloister.graph.external_data import messages, require_inside
+from cloister.graph.external_data import messages, require_inside, require_stored_truths
+from cloister.reading import require_truths
 from cloister.worker.targets import Cost
 
 NAME = "segment"
@@ -39,7 +40,8 @@ class SegmentTarget:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        # It would write the names in a client's model to the terminal or log of this machine.
+        options.log_severity_level = 4
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # Bytes can be a message of ONNX and a file of ONNX Runtime's own format at once.
         options.add_session_config_entry("session.load_model_format", "ONNX")
@@ -56,11 +58,13 @@ class SegmentTarget:
     def run(self, tensors: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         """The segment's outputs.
 
-        Raises   ShapeError, and what ONNX Runtime raises
+        Raises   ShapeError, InputError, and what ONNX Runtime raises
         """
         if len(tensors) != len(self._inputs):
             raise ShapeError(f"segment takes {len(self._inputs)} tensors, got {len(tensors)}")
         feeds = dict(zip(self._inputs, tensors, strict=True))
+        for name, tensor in feeds.items():
+            require_truths(tensor, f"segment: input {name!r}")
         return tuple(np.asarray(output) for output in self._session.run(None, feeds))
 
 
@@ -81,6 +85,7 @@ def checked(model: bytes) -> bytes:
     parsed.DiscardUnknownFields()
     parsed.ClearField("metadata_props")
     require_inside(parsed, name=NAME)
+    require_stored_truths(parsed, name=NAME)
     for message in messages(parsed):
         if isinstance(message, onnx.NodeProto):
             _require_known(message)
