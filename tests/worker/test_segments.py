@@ -169,3 +169,20 @@ def test_what_a_client_names_its_nodes_reaches_no_terminal(capfd):
     answer = run(segment(*nodes).SerializeToString())
     assert isinstance(answer, Failure)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.STRING)],
+        [helper.make_node("SequenceConstruct", ["x", "x"], ["y"])],
+        [helper.make_node("ZipMap", ["x"], ["y"], domain="ai.onnx.ml", classlabels_int64s=[0, 1])],
+    ],
+    ids=["text", "sequence", "maps"],
+)
+def test_outputs_that_cannot_be_sent_are_refused_by_name(nodes):
+    model = segment(*nodes)
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    model.graph.output[0].type.Clear()
+    answer = run(model.SerializeToString())
+    assert isinstance(answer, Failure) and "output 'y' is no tensor of numbers" in answer.message

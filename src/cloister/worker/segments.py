@@ -8,6 +8,7 @@ from google.protobuf.message import DecodeError
 from cloister.errors import ModelError, ShapeError, UnsupportedError
 from cloister.graph.external_data import messages, require_inside, require_stored_truths
 from cloister.reading import require_truths
+from cloister.wire.codec import DTYPES
 from cloister.worker.targets import Cost
 
 NAME = "segment"
@@ -50,6 +51,7 @@ class SegmentTarget:
             providers.insert(0, "CUDAExecutionProvider")
         self._session = ort.InferenceSession(checked(model), options, providers=providers)
         self._inputs = [value.name for value in self._session.get_inputs()]
+        self._outputs = [value.name for value in self._session.get_outputs()]
 
     def cost(self, _: tuple[np.ndarray, ...]) -> Cost:
         """See Target; only an operating system can bound it (segment_process.py)."""
@@ -58,14 +60,28 @@ class SegmentTarget:
     def run(self, tensors: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         """The segment's outputs.
 
-        Raises   ShapeError, InputError, and what ONNX Runtime raises
+        Raises   ShapeError, InputError, UnsupportedError, and what ONNX Runtime raises
         """
         if len(tensors) != len(self._inputs):
             raise ShapeError(f"segment takes {len(self._inputs)} tensors, got {len(tensors)}")
         feeds = dict(zip(self._inputs, tensors, strict=True))
         for name, tensor in feeds.items():
             require_truths(tensor, f"segment: input {name!r}")
-        return tuple(np.asarray(output) for output in self._session.run(None, feeds))
+        found = self._session.run(self._outputs, feeds)
+        return tuple(map(_tensor, self._outputs, found))
+
+
+def _tensor(name: str, output: object) -> np.ndarray:
+    """An output that can be sent: neither text nor a sequence or map.
+
+    Raises   UnsupportedError
+    """
+    if isinstance(output, np.ndarray) and output.dtype in DTYPES:
+        return output
+    raise UnsupportedError(
+        f"{NAME}: output {name!r} is no tensor of numbers, so it cannot be sent; use the enclave "
+        "policy"
+    )
 
 
 def checked(model: bytes) -> bytes:
