@@ -2,10 +2,11 @@
 
 import os
 
+import numpy as np
 import pytest
 
 from cloister.errors import EncryptionError, InputError
-from cloister.reading import open_regular, parsing
+from cloister.reading import open_regular, parsing, require_truths
 
 
 def test_nothing_but_a_file_is_opened(tmp_path):
@@ -47,3 +48,18 @@ def test_own_errors_and_interruptions_pass_through():
         with pytest.raises(type(error)) as caught, parsing("a.json: damaged"):
             raise error
         assert caught.value is error
+
+
+def stored(*numbers):
+    return np.array(numbers, np.uint8).view(np.bool_)
+
+
+@pytest.mark.parametrize("array", [stored(0, 2), stored(255), stored(1, 3).reshape(2, 1)[::-1]])
+def test_truth_is_stored_as_0_or_1(array):
+    with pytest.raises(EncryptionError, match="'x' holds truth values that are neither 0 nor 1"):
+        require_truths(array, "input 'x'", kind=EncryptionError)
+
+
+def test_other_arrays_are_none_of_its_business():
+    for array in (stored(0, 1, 1), stored(), np.array(True), np.array([255, 2])):
+        require_truths(array, "input 'x'")

@@ -1,4 +1,4 @@
-"""Files that others made: nothing but a file is opened, and parsers fail in one way only."""
+"""What others made: nothing but a file is opened, parsers fail in one way, truth is 0 or 1."""
 
 import errno
 import os
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+import numpy as np
 
 from cloister.errors import CloisterError, InputError
 
@@ -34,6 +36,18 @@ def _require_regular(found: os.stat_result) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "not a regular file")
+
+
+def require_truths(array: np.ndarray, what: str, *, kind: type[CloisterError] = InputError) -> None:
+    """Refuse truth values that are stored as another number than 0 or 1.
+
+    Compiled code reckons with the stored number: of one that is 255, ONNX Runtime's Compress makes
+    255 rows of memory that nobody wrote.
+
+    Raises   `kind`
+    """
+    if array.dtype == np.bool_ and array.size and array.view(np.uint8).max() > 1:
+        raise kind(f"{what} holds truth values that are neither 0 nor 1; give it as booleans")
 
 
 @contextmanager

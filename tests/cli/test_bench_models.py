@@ -232,3 +232,28 @@ def test_medians_and_spreads():
     assert (timing.wall_s, timing.cpu_s) == (2.0, 0.5)
     assert (timing.wall_spread, timing.cpu_spread) == (1.5, 1.0)
     assert Timing((1.0,), (0.0,)).cpu_spread == 0.0
+
+
+ESCAPE = "\x1b]0;all is checked\x07"
+
+
+def gathers(index, *, domain=""):
+    """Picks a row that is not there, or has an operator that nobody knows."""
+    net = nets.Net()
+    rows = net.op("Gather", net.constant(np.eye(3, dtype=np.float32)), net.constant(index))
+    model = net.model(net.op("Add", net.input("x", 3), rows))
+    model.graph.node[0].name = ESCAPE
+    if domain:
+        model.graph.node[0].domain = domain
+        model.opset_import.append(onnx.helper.make_opsetid(domain, 1))
+    return model
+
+
+def test_what_onnx_runtime_refuses_is_one_printable_error(capfd):
+    x = np.ones((1, 3), np.float32)
+    with pytest.raises(InputError, match="ONNX Runtime") as of_run:
+        OrtBaseline(gathers(np.array(7)), 1).run(x)
+    with pytest.raises(InputError, match="does not take the model") as of_load:
+        OrtBaseline(gathers(np.array(0), domain=f"a.b{ESCAPE}"), 1)
+    assert all(str(caught.value).isprintable() for caught in (of_run, of_load))
+    assert capfd.readouterr() == ("", "")

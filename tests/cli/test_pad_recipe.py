@@ -56,7 +56,7 @@ def test_a_policy_written_into_the_folder_is_refused(make, use, cloister, refuse
 
 @pytest.mark.parametrize(
     "change", [{"weight_bits": 8}, {"activation_bits": 3}, {"ranges": {}}, {"mac": "0" * 64},
-               {"mac": None}, {"mac": "\u00e9"}],
+               {"mac": None}, {"mac": "\u00e9"}, {"mac": "\ud800"}],
 )  # fmt: skip
 def test_any_other_change_is_refused_too(make, use, refused, store, change):
     assert make().code == 0

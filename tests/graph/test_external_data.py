@@ -298,3 +298,9 @@ def test_packed_types_take_less_than_a_byte(tmp_path):
     model = adds(outside(dims=(5,), kind=TensorProto.UINT4))
     read_external_data(model, folder=tmp_path, name="net")
     assert model.graph.initializer[0].raw_data == b"\x21\x43\x05"
+
+
+def test_a_model_whose_truth_values_are_neither_0_nor_1_is_refused(tmp_path):
+    tensor = helper.make_tensor("w", TensorProto.BOOL, [4], bytes([0, 1, 255, 1]), raw=True)
+    with pytest.raises(ModelError, match="'w' holds truth values that are neither 0 nor 1"):
+        load(write(tmp_path, adds(tensor)))

@@ -6,15 +6,24 @@ import traceback
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 import nets
 from cloister.crypto.csprng import SystemRandom
-from cloister.errors import InputError, PadReusedError, PlanError, RangeError, VerificationError
+from cloister.errors import (
+    InputError,
+    PadReusedError,
+    PlanError,
+    ProtocolError,
+    RangeError,
+    VerificationError,
+)
 from cloister.graph import onnx_import, passes
 from cloister.plan import policies
 from cloister.trusted.blinded import InlinePads
 from cloister.trusted.padstore import PadStore
 from cloister.trusted.session import Session
+from cloister.wire.messages import Unchecked
 from cloister.wire.shm import connect_local_worker
 from trusted.links import DirectLink
 from trusted.test_session import flip_one, plan_of
@@ -150,6 +159,58 @@ def test_not_a_number_inside_is_an_error_not_a_result(value):
     session = Session(plan, workers=[DirectLink()])
     with session, pytest.raises(RangeError, match="NaN"):
         session.run(feeds)
+
+
+ODD = np.array([255, 0, 2], np.uint8).view(np.bool_)
+"""Truth values of which compiled code makes 257 rows of memory that nobody wrote."""
+
+
+def truths(net):
+    net.inputs.append(helper.make_tensor_value_info("chosen", TensorProto.BOOL, [3]))
+    return "chosen"
+
+
+def uncalibrated(model, policy):
+    for output in model.graph.output:
+        output.type.Clear()
+    graph = passes.prepare(onnx_import.from_model(model, name="net"))
+    return policies.make(policy, graph, calibration=None)
+
+
+@pytest.mark.parametrize("policy", ["enclave", "open"])
+def test_truth_values_of_a_caller_are_0_or_1(policy):
+    net = nets.Net()
+    rows = net.op("Compress", net.input("rows", 4), truths(net), axis=0)
+    plan = uncalibrated(net.model(net.op("ReduceSum", rows, keepdims=1)), policy)
+    feeds = {"rows": np.ones((3, 4), np.float32), "chosen": ODD}
+    with (
+        Session(plan) as session,
+        pytest.raises(RangeError, match="input 'chosen' holds truth values"),
+    ):
+        session.run(feeds)
+
+
+class OddTruth(DirectLink):
+    """Answers an open segment with truth values that are none."""
+
+    def load_segment(self, target_id: int, model: bytes) -> None:
+        pass
+
+    def submit(self, request_id: int, target_id: int, tensors, expect) -> None:
+        assert [(spec.dtype, spec.shape) for spec in expect] == [(ODD.dtype, ODD.shape)]
+
+    def receive(self, request_id: int, *, timeout_s: float):
+        return (Unchecked(ODD),)
+
+
+def test_truth_values_of_a_worker_are_0_or_1():
+    net = nets.Net()
+    plan = uncalibrated(net.model(net.op("Not", truths(net))), "open")
+    with (
+        Session(plan, workers=[OddTruth("odd")]) as session,
+        pytest.raises(ProtocolError, match=r"worker odd: .* holds truth values"),
+    ):
+        session.run({"chosen": np.array([True, False, True])})
 
 
 def picks_a_row():

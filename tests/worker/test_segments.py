@@ -127,3 +127,62 @@ def onnx_varint(value):
 @pytest.mark.parametrize("model", [b"nonsense", b"", b"\x08"])
 def test_other_bytes_are_a_failure(model):
     assert isinstance(run(model), Failure)
+
+
+def compressing():
+    """y (rows of x that c names), 1 where all is well."""
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, [4]),
+        helper.make_tensor_value_info("c", TensorProto.BOOL, [4]),
+    ]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [None])
+    nodes = [helper.make_node("Compress", ["x", "c"], ["y"])]
+    graph = helper.make_graph(nodes, "g", inputs, [output])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return model.SerializeToString()
+
+
+def test_truth_values_that_would_read_memory_are_refused():
+    engine = Engine()
+    assert engine.handle(LoadSegment(1, compressing())) == Loaded(1)
+    x, odd = np.ones(4, np.float32), np.array([255, 0, 0, 0], np.uint8).view(np.bool_)
+    answer = engine.handle(Apply(1, 1, (x, odd)))
+    assert isinstance(answer, Failure) and "'c' holds truth values" in answer.message
+    answer = engine.handle(Apply(2, 1, (x, x > 0)))
+    assert isinstance(answer, Answer)
+    np.testing.assert_array_equal(answer.tensors[0], x)
+
+
+@pytest.mark.parametrize("path", PLACES.values(), ids=PLACES)
+def test_odd_truth_values_are_refused_wherever_they_are_stored(path):
+    tensor = helper.make_tensor("w", TensorProto.BOOL, [2], bytes([1, 2]), raw=True)
+    model = segment()
+    model.MergeFrom(at(path, tensor))
+    with pytest.raises(ModelError, match="'w' holds truth values"):
+        checked(model.SerializeToString())
+
+
+def test_what_a_client_names_its_nodes_reaches_no_terminal(capfd):
+    nodes = [helper.make_node("Reshape", ["x", "s"], ["y"], name="\x1b]0;all is checked\x07")]
+    nodes.insert(0, helper.make_node("Constant", [], ["s"], value_ints=[7], name="\x1b[2J"))
+    nodes.insert(1, helper.make_node("Identity", ["s"], ["unused\x1b[1;1H"]))
+    answer = run(segment(*nodes).SerializeToString())
+    assert isinstance(answer, Failure)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.STRING)],
+        [helper.make_node("SequenceConstruct", ["x", "x"], ["y"])],
+        [helper.make_node("ZipMap", ["x"], ["y"], domain="ai.onnx.ml", classlabels_int64s=[0, 1])],
+    ],
+    ids=["text", "sequence", "maps"],
+)
+def test_outputs_that_cannot_be_sent_are_refused_by_name(nodes):
+    model = segment(*nodes)
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    model.graph.output[0].type.Clear()
+    answer = run(model.SerializeToString())
+    assert isinstance(answer, Failure) and "output 'y' is no tensor of numbers" in answer.message

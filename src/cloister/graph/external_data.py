@@ -10,12 +10,13 @@ from os import fstat
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO
 
+import numpy as np
 from google.protobuf.message import Message
 from onnx import TensorProto, helper
 
 from cloister.errors import ModelError
 from cloister.graph.model_file import MAX_FILE_BYTES
-from cloister.reading import open_regular
+from cloister.reading import open_regular, require_truths
 
 PACKED_BITS = {"UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2}
 """Element types of which several share a byte."""
@@ -50,6 +51,17 @@ def require_inside(model: Message, *, name: str) -> None:
                 f"{name}: constant {message.name!r} lies in another file; save the model with all "
                 "data inside"
             )
+
+
+def require_stored_truths(model: Message, *, name: str) -> None:
+    """Make sure that the truth values of a model, whose data are all inside, are 0 and 1.
+
+    Raises   ModelError naming a tensor that has others
+    """
+    for message in messages(model):
+        if isinstance(message, TensorProto) and message.data_type == TensorProto.BOOL:
+            what = f"{name}: constant {message.name!r}"
+            require_truths(np.frombuffer(message.raw_data, np.bool_), what, kind=ModelError)
 
 
 def read_external_data(model: Message, *, folder: Path | None, name: str) -> None:

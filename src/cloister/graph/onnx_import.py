@@ -9,7 +9,11 @@ from onnx import checker, helper, inliner, numpy_helper
 
 from cloister.errors import ModelError, UnsupportedError, printable
 from cloister.graph.batching import with_dynamic_batch
-from cloister.graph.external_data import read_external_data, require_inside
+from cloister.graph.external_data import (
+    read_external_data,
+    require_inside,
+    require_stored_truths,
+)
 from cloister.graph.graph import Graph, Node
 from cloister.graph.inference import one_line, with_types
 from cloister.graph.legality import check
@@ -79,6 +83,7 @@ def _import_message(
     # The invariant that everything behind this line relies on: nothing else opens a file that a
     # model names, and neither do the libraries that are given parts of it.
     require_inside(own, name=name)
+    require_stored_truths(own, name=name)
     graph = _graph(own, name, large)
     check(graph)
     choices = [

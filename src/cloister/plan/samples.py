@@ -4,9 +4,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from cloister.errors import ShapeError
+from cloister.errors import RangeError, ShapeError
 from cloister.graph.batch import bound_sizes, element_type
 from cloister.graph.graph import Graph
+from cloister.reading import require_truths
 
 Samples = np.ndarray | Mapping[str, np.ndarray]
 
@@ -43,6 +44,7 @@ def _check_sample(model: Graph, name: str, array: np.ndarray) -> None:
     wanted = element_type(model, name)
     if array.dtype != wanted:
         raise ShapeError(f"input {name!r}: the model takes {wanted}, got {array.dtype}")
+    require_truths(array, f"input {name!r}", kind=RangeError)
     sizes = model.sizes(name) or ()
     fits = len(array.shape) == len(sizes) and all(
         isinstance(want, str) or want == got for want, got in zip(sizes, array.shape, strict=True)

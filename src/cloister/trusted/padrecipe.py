@@ -35,7 +35,7 @@ def load_recipe(folder: Path, *, key_file: Path) -> Recipe:
     document = read_document(path)
     recipe, mac = from_document(document, path), document.get("mac")
     if not isinstance(mac, str) or not hmac.compare_digest(
-        mac.encode(), _mac(recipe, key_file).hex().encode()
+        mac.encode(errors="replace"), _mac(recipe, key_file).hex().encode()
     ):
         raise PadStoreError(
             f"{path}: was changed, or is another store's: key file {key_file} does not vouch for "

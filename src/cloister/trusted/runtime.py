@@ -16,12 +16,13 @@ import onnxruntime as ort
 
 from cloister import _native
 from cloister.crypto.csprng import Csprng, pad_stream
-from cloister.errors import PlanError, RangeError, UnsupportedError
+from cloister.errors import PlanError, ProtocolError, RangeError, UnsupportedError
 from cloister.graph.batch import bound_sizes, element_type, row_count
 from cloister.graph.export import to_model
 from cloister.graph.graph import Graph
 from cloister.graph.interpreter import ORT_ERRORS, runtime_session
 from cloister.plan.plan import Plan
+from cloister.reading import require_truths
 from cloister.trusted.blinded import PadUse
 from cloister.trusted.program import Fuse, Local, Program, Remote, Segment, compile_plan
 from cloister.trusted.report import Meter
@@ -283,7 +284,9 @@ class Runtime:
         row.worker_ms += 1e3 * (time.perf_counter() - started)
         for value, reply in zip(step.outputs, replies, strict=True):
             # Open means believed: the plan promises neither privacy nor correctness here.
-            request.values.put(value, np.array(reply.expose_unchecked()))
+            found = np.array(reply.expose_unchecked())
+            require_truths(found, f"worker {link.name}: value {value!r}", kind=ProtocolError)
+            request.values.put(value, found)
         link.release(request_id)
         row.bytes_to_worker += sum(tensor.nbytes for tensor in tensors)
         row.bytes_from_worker += sum(spec.nbytes for spec in expect)

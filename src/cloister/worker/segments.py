@@ -6,7 +6,9 @@ import onnxruntime as ort
 from google.protobuf.message import DecodeError
 
 from cloister.errors import ModelError, ShapeError, UnsupportedError
-from cloister.graph.external_data import messages, require_inside
+from cloister.graph.external_data import messages, require_inside, require_stored_truths
+from cloister.reading import require_truths
+from cloister.wire.codec import DTYPES
 from cloister.worker.targets import Cost
 
 NAME = "segment"
@@ -39,7 +41,8 @@ class SegmentTarget:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        # It would write the names in a client's model to the terminal or log of this machine.
+        options.log_severity_level = 4
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # Bytes can be a message of ONNX and a file of ONNX Runtime's own format at once.
         options.add_session_config_entry("session.load_model_format", "ONNX")
@@ -48,6 +51,7 @@ class SegmentTarget:
             providers.insert(0, "CUDAExecutionProvider")
         self._session = ort.InferenceSession(checked(model), options, providers=providers)
         self._inputs = [value.name for value in self._session.get_inputs()]
+        self._outputs = [value.name for value in self._session.get_outputs()]
 
     def cost(self, _: tuple[np.ndarray, ...]) -> Cost:
         """See Target; only an operating system can bound it (segment_process.py)."""
@@ -56,12 +60,28 @@ class SegmentTarget:
     def run(self, tensors: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         """The segment's outputs.
 
-        Raises   ShapeError, and what ONNX Runtime raises
+        Raises   ShapeError, InputError, UnsupportedError, and what ONNX Runtime raises
         """
         if len(tensors) != len(self._inputs):
             raise ShapeError(f"segment takes {len(self._inputs)} tensors, got {len(tensors)}")
         feeds = dict(zip(self._inputs, tensors, strict=True))
-        return tuple(np.asarray(output) for output in self._session.run(None, feeds))
+        for name, tensor in feeds.items():
+            require_truths(tensor, f"segment: input {name!r}")
+        found = self._session.run(self._outputs, feeds)
+        return tuple(map(_tensor, self._outputs, found))
+
+
+def _tensor(name: str, output: object) -> np.ndarray:
+    """An output that can be sent: neither text nor a sequence or map.
+
+    Raises   UnsupportedError
+    """
+    if isinstance(output, np.ndarray) and output.dtype in DTYPES:
+        return output
+    raise UnsupportedError(
+        f"{NAME}: output {name!r} is no tensor of numbers, so it cannot be sent; use the enclave "
+        "policy"
+    )
 
 
 def checked(model: bytes) -> bytes:
@@ -81,6 +101,7 @@ def checked(model: bytes) -> bytes:
     parsed.DiscardUnknownFields()
     parsed.ClearField("metadata_props")
     require_inside(parsed, name=NAME)
+    require_stored_truths(parsed, name=NAME)
     for message in messages(parsed):
         if isinstance(message, onnx.NodeProto):
             _require_known(message)

@@ -41,18 +41,27 @@ Images = Float32[np.ndarray, "n ..."]
 
 
 class OrtBaseline:
-    """A model in ONNX Runtime, float32, in the order of its nodes and without busy waiting."""
+    """A model in ONNX Runtime, float32, in the order of its nodes and without busy waiting.
+
+    Raises   InputError when ONNX Runtime does not take the model, or fails on an input
+    """
 
     def __init__(self, model: bytes | onnx.ModelProto, threads: int) -> None:
         data = model if isinstance(model, bytes) else model.SerializeToString()
-        self._session = ort.InferenceSession(
-            data, session_options(threads), providers=["CPUExecutionProvider"]
-        )
+        try:
+            self._session = ort.InferenceSession(
+                data, session_options(threads), providers=["CPUExecutionProvider"]
+            )
+        except ORT_ERRORS as error:
+            raise InputError(f"ONNX Runtime does not take the model: {error}") from None
         self._input = self._session.get_inputs()[0].name
 
     def run(self, x: Images) -> list[np.ndarray]:
         """The model's outputs."""
-        return [np.asarray(y) for y in self._session.run(None, {self._input: x})]
+        try:
+            return [np.asarray(y) for y in self._session.run(None, {self._input: x})]
+        except ORT_ERRORS as error:
+            raise InputError(f"ONNX Runtime cannot run the model: {error}") from None
 
 
 class OrtInt8Baseline(OrtBaseline):
@@ -217,5 +226,5 @@ def session_options(threads: int) -> ort.SessionOptions:
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # its messages contain names of the model
     return options
