@@ -3,10 +3,10 @@
 import numpy as np
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from cloister.errors import RangeError, ShapeError, UnsupportedError
-from cloister.graph import onnx_import, passes
+from cloister.graph import batching, onnx_import, passes
 from cloister.graph.batch import batch_axis, bound_sizes, cut, joined, sample_count
 from cloister.plan import policies
 from cloister.plan.compare import compare
@@ -301,3 +301,24 @@ def test_calibration_and_comparison_cut_what_a_session_cuts():
     for value, expected in zip(found.outputs.values(), plain(model, feeds), strict=True):
         assert value.shape == expected.shape
         np.testing.assert_allclose(value, expected, atol=0.05)
+
+
+def test_what_a_small_file_makes_large_is_not_tried(monkeypatch):
+    """A proof by example would take its memory and time before anybody asked for a result."""
+
+    def tried(*_, **__):
+        raise AssertionError("the model was run")
+
+    monkeypatch.setattr(batching, "FedSession", tried)
+    wide = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("CumSum", ["x", "axis"], ["y"])],
+            "wide",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 1 << 28])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 1 << 28])],
+            [numpy_helper.from_array(np.array(1), "axis")],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    assert not onnx_import.from_model(wide, name="wide").separable

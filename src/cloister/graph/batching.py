@@ -6,6 +6,7 @@ still starts with it, and if two batches run together give what they give alone;
 keeps its fixed batch.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -20,6 +21,8 @@ from cloister.graph.inference import with_types
 from cloister.graph.interpreter import ORT_ERRORS
 
 TOLERANCE = 1e-3
+MAX_TRIED_ELEMENTS = 1 << 26
+"""Of one value: 256 MiB in float32."""
 FREE_SIZE = 3
 """A sample's size where only the caller knows it; unlike those of one and of two samples."""
 
@@ -90,6 +93,7 @@ def joining_axes(graph: Graph, freed: Graph) -> dict[str, int] | None:
 
     The two are run alone in `graph` and together in `freed`. None if an output of theirs differs.
     """
+    _require_tryable(graph)
     axes = {name: batch_axis(freed, name) for name in graph.inputs}
     rng = default_rng(0)
     first = {name: _sample(graph, name, rng) for name in graph.inputs}
@@ -119,6 +123,7 @@ def joining_axes(graph: Graph, freed: Graph) -> dict[str, int] | None:
 def runs(graph: Graph, numbers: Mapping[str, int]) -> bool:
     """Whether ONNX Runtime computes a graph with these numbers for its inputs' symbols."""
     try:
+        _require_tryable(graph)
         feeds = {name: _sample(graph, name, default_rng(0), numbers) for name in graph.inputs}
         FedSession(graph).run(None, feeds)
     except ModelError:
@@ -126,6 +131,17 @@ def runs(graph: Graph, numbers: Mapping[str, int]) -> bool:
     except ORT_ERRORS:
         return False
     return True
+
+
+def _require_tryable(graph: Graph) -> None:
+    """Refuse to run what a small file may make large: then the batch stays as it is.
+
+    Raises   ModelError
+    """
+    made = (shape.shape for name, shape in graph.types.items() if name not in graph.constants)
+    largest = max((math.prod(size or 1 for size in shape) for shape in made), default=0)
+    if largest > MAX_TRIED_ELEMENTS:
+        raise ModelError(f"a value of {largest} elements is too large to be tried")
 
 
 def _joined(arrays: list[np.ndarray], axis: int | None) -> np.ndarray:
