@@ -379,4 +379,5 @@ def test_numbers_of_samples_that_others_only_claimed_take_no_memory():
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 1 << 24
+    # A table by id would take 512 MiB; what PyTorch imports on the way takes less than this.
+    assert peak < 1 << 28
