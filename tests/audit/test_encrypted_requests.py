@@ -11,10 +11,12 @@ from torch import nn
 
 from audit import leaks
 from cloister.audit.encrypted.differences import from_output_gradients, from_weights, updates
+from cloister.audit.encrypted.evidence import collect
 from cloister.audit.encrypted.judge import judge, overall
 from cloister.audit.encrypted.prior import uninformed
 from cloister.audit.encrypted.run import ATTACKS, run_attacks
 from cloister.audit.encrypted.truth import Truth
+from cloister.audit.encrypted_page import conclusion
 from cloister.crypto.csprng import InsecureSeededRandom
 from cloister.errors import InputError
 from cloister.fe.encoding import Encoding
@@ -150,6 +152,16 @@ def test_of_a_frozen_first_layer_nothing_that_is_asked_depends_on_a_sample():
         assert "one function for all samples" in found[WEIGHTS].finding.note
 
 
+def test_a_log_of_one_trained_function_is_not_said_to_tell_nothing():
+    """As of an evaluation: its weights follow from the samples, which such a log does not show."""
+    log = requests(batch=4)[0][-1:]
+    found, verdict = judged(log, None)
+    assert verdict == "nothing to attack"
+    evidence = collect(log)
+    for said in (found[WEIGHTS].finding.note, conclusion(list(found.values()), evidence)):
+        assert "public" in said
+
+
 @pytest.mark.parametrize("host", [LocalCiphertextServer, Liar])
 def test_noise_leaves_nothing_that_agrees(host):
     log, authority, truth = requests(batch=1, host=host, noise=GaussianNoise(2.0, "gradients"))
@@ -165,7 +177,15 @@ def test_another_optimiser_is_not_taken_for_sgd():
     assert found[WEIGHTS].verdict == "not recovered"
     assert found[GRADIENTS].verdict == "not attempted"
     assert "not SGD" in found[GRADIENTS].finding.note
-    assert not judged(host, truth)[0][WEIGHTS].finding.determined
+    found, verdict = judged(host, truth)
+    assert not found[WEIGHTS].finding.determined
+    # The attack assumes what is not so, and that it fails says nothing.
+    assert verdict == "not recovered"
+    said = conclusion(list(found.values()), collect(host))
+    assert "under another optimiser, such as Adam" in said
+    found, verdict = judged(requests(batch=1)[0], truth)
+    assert verdict == "recovered"
+    assert "Adam" not in conclusion(list(found.values()), collect(host))
 
 
 def test_a_log_that_no_attack_can_use_is_not_called_safe():

@@ -296,6 +296,7 @@ def test_weights_too_large_for_their_noise_are_refused(kits):
 
 
 @pytest.mark.parametrize("terms", [{"value_bits": 0}, {"value_bits": 33}, {"value_bits": True},
+                                   {"max_bits": -1}, {"max_bits": 2**48 + 1}, {"max_bits": 10**400},
                                    {"one_function": 1}])  # fmt: skip
 def test_terms_that_mean_nothing(kits, terms):
     with pytest.raises(InputError):

@@ -332,6 +332,33 @@ def test_a_gradient_of_too_many_rows_is_refused_by_its_shape(kit, monkeypatch, l
     assert kit.authority.summary("picture").counts["refusals"] == 1
 
 
+@pytest.mark.parametrize("kind", ["forward", "gradient"])
+def test_refused_requests_leave_nothing_behind(kits, kind):
+    """One sample that may give no more, in the company of others that may."""
+    kit = kits(budget=8, terms=Terms(**ANY))
+    kit.authority.forward_key("set", kit.ids[:1], mixed(8), receiver="server")
+    book = kit.authority._ledger._books["set"]
+    before = len(book.states.all), set(book.states._functions), book.states._kept_bytes
+    geometry = Geometry((4, 4), 2, (3, 3), 1, kernel=(2, 2))
+    generator = np.random.default_rng(3)
+    for seed in range(1, 6):
+        with pytest.raises(BudgetError, match="sample 0: this key"):
+            if kind == "forward":
+                kit.authority.forward_key("set", kit.ids, mixed(8, seed=seed), receiver="server")
+            else:
+                # The sample that is refused is charged last.
+                delta = generator.integers(-9, 10, (10, 3, 3, 1)).astype(np.int16)
+                kit.authority.gradient_key("set", kit.ids[::-1], geometry, delta, receiver="server")
+    states_kept = book.states
+    assert (len(states_kept.all), set(states_kept._functions), states_kept._kept_bytes) == before
+    assert not states_kept.fresh and not states_kept.fresh_functions
+    # What was refused is charged as if it had never been asked for, and is found again.
+    kit.authority.forward_key("set", kit.ids[1:], mixed(8, seed=1), receiver="server")
+    kit.authority.close()
+    kit.authority = Authority(kit.folder)
+    assert kit.authority.spent("set").rank.tolist() == [8] * 10
+
+
 def test_a_function_too_large_to_count_is_charged_by_its_size(kit, monkeypatch):
     monkeypatch.setattr(states, "MAX_ELIMINATION", 4 * 8 * 32)
     same = mixed(2).weights[[0, 1, 0, 1]]

@@ -187,6 +187,21 @@ def test_claims_follow_the_settings():
     assert table(TRUSTED)["trusted runtime", VALUES].severity == "everything"
 
 
+@pytest.mark.parametrize("settings", [FROZEN, GUARDED, CLEAN], ids=["frozen", "guarded", "clean"])
+def test_a_bound_that_binds_nothing_is_none(settings):
+    """As many independent functions as a sample has values are the sample."""
+    x, y, encoding = blobs(60, SHAPE)
+    dataset = MemoryDataset(x, y, encoding=encoding)
+    authority = MemoryAuthority(dataset, mode="guarded", budget_rank=30)
+    made, _, _ = trainer(replace(settings, rank=None), model=dense(), n=60, authority=authority)
+    found = {(claim.party, claim.about): claim for claim in claims(made, epochs=2)}
+    parties = ["holder of the model", "reader of --checkpoint"]
+    if settings is not CLEAN:
+        parties.append("training server")
+    for party in parties:
+        assert found[party, VALUES].severity == "everything", party
+
+
 def test_only_a_frozen_first_layer_hides_everything_from_a_host():
     trusted, clean = table(TRUSTED, hosted=True), table(CLEAN, hosted=True)
     host = ("ciphertext host", VALUES)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from cloister.errors import (
     InputError,
     UnsupportedError,
 )
+from cloister.fe.bounds import MAX_SAMPLES
 from cloister.training import models
 from cloister.training.frozen import Lift, projection, random_projection
 from cloister.training.noise import GaussianNoise
@@ -358,3 +360,24 @@ def test_a_trainer_asks_for_no_more_samples_than_a_request_may_name(settings, mo
     assert authority.log
     assert max(samples for _, samples, _ in authority.log) <= 12
     assert {kind for kind, _, _ in authority.log} == {"labels", "forward"}
+
+
+def test_numbers_of_samples_that_others_only_claimed_take_no_memory():
+    """A client states how many samples it has; the ids of those who come later lie behind them."""
+    claimed = MAX_SAMPLES - 60
+    x, y, encoding = blobs(60, SHAPE)
+    dataset = MemoryDataset(x, y, encoding=encoding)
+    dataset.train_ids, dataset.test_ids = (
+        claimed + ids for ids in (dataset.train_ids, dataset.test_ids)
+    )
+    tracemalloc.start()
+    try:
+        Trainer(
+            small(), dataset, keys=MemoryAuthority(dataset, mode="guarded"),
+            rng=InsecureSeededRandom(0),
+        )  # fmt: skip
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # A table by id would take 512 MiB; what PyTorch imports on the way takes less than this.
+    assert peak < 1 << 28

@@ -25,6 +25,8 @@ from cloister.wire.https_server import HttpsServer
 
 MIB = 1 << 20
 LARGE = 256 * MIB
+LONG = 48 << 10
+"""Letters of an answer that is sent in one piece."""
 PATIENCE_S = 20
 
 
@@ -58,7 +60,7 @@ class Service:
                 self.release.wait(PATIENCE_S)
             if operation == "crash":
                 raise KeyError("a secret")
-            return Body({"operation": operation})
+            return Body({"operation": operation, "more": "x" * (operation == "long") * LONG})
 
         lane = operation if operation.startswith("wait") else None
         return Job(run, lane=lane, nbytes=64 * MIB if operation == "waits-large" else 0)
@@ -215,6 +217,18 @@ def test_a_body_has_a_deadline(serve):
         caller.sendall(head(1000, "a") + b"half")
         assert answer(caller) == (408, "the request took too long")
     assert service.seen == []
+
+
+def test_answers_are_not_kept_for_a_caller_that_takes_none(serve):
+    """It asks on without reading; the next answer waits for the one before it, and not for ever."""
+    service = serve(body_s=0.5)
+    body = bodies.encode(Body({}, (np.zeros(4 << 10, np.uint32),)))
+    asked = 2000
+    with service.secure() as client, pytest.raises((ConnectionError, ssl.SSLError)):
+        for _ in range(asked):
+            client.sendall(head(len(body), "a", "long") + body)
+    assert 0 < len(service.seen) < asked
+    assert service.ask("x") == "x"
 
 
 def test_bodies_in_flight_are_bounded(serve):

@@ -32,12 +32,17 @@ WORDS = {
     "not recovered": "No attack here did noticeably better than guessing without the log.",
     "not attempted": "No attack here could run on this log; the table says why. That is no sign of "
     "safety.",
-    "nothing to attack": "Nothing in this log depends on a sample.",
+    "nothing to attack": "Nothing in this log depends on a sample, if the one function in it is "
+    "public. Weights that were trained before are not.",
 }
 EMPTY = (
     "Nothing was released to the training server; nothing to attack. What a ciphertext host and "
     "the authority were asked is in other logs: `cloister ciphertexts serve --log`, "
     "`cloister train --request-log`."
+)
+ASSUMED = (
+    "Changes of weights were read as those of SGD: under another optimiser, such as Adam, it is no "
+    "sign of safety that they gave no sample."
 )
 LIMITS = (
     "A failed attack proves nothing: better priors (generative models of the same kind of data) "
@@ -51,11 +56,14 @@ def conclusion(judged: Sequence[Judged], evidence: Evidence | None) -> str:
     """What the verdict means, and which attacks it does not speak of."""
     if evidence is None:
         return EMPTY
+    assumed = ""
+    if any(one.finding.among is not None and one.verdict == "not recovered" for one in judged):
+        assumed = f" {ASSUMED}"
     left = [one.finding.attack for one in judged if one.verdict == "not attempted"]
     verdict = overall(judged)
     if verdict == "recovered" or not left:
-        return WORDS[verdict]
-    return f"{WORDS[verdict]} Not attempted: {', '.join(left)}."
+        return WORDS[verdict] + assumed
+    return f"{WORDS[verdict]} Not attempted: {', '.join(left)}.{assumed}"
 
 
 def thresholds() -> str:

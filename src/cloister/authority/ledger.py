@@ -121,7 +121,11 @@ class Ledger:
                 functions.check_rows(book.info, request.cuts, request.rows)
             if request.kind == "forward":  # a gradient's functions are of one sample each
                 _keep_prices(book, fresh)
-            return self._move(book, request.kind, unique, charges, which[first])
+            try:
+                return self._move(book, request.kind, unique, charges, which[first])
+            except Exception:
+                book.states.forget()
+                raise
 
     def charge_labels(
         self, dataset: str, ids: Int64[np.ndarray, " n"], *, at_once: bool = False

@@ -24,6 +24,8 @@ from cloister.fe.rank import random_modulus
 
 DEFAULT_VALUE_BITS = 8
 """Blur that training hardly notices: on MNIST 0.3 points of accuracy or none (docs/adr/0007)."""
+MOST_BITS = 1 << 48
+"""No data set's samples have as many bits; every party can say and compare such a number."""
 MAX_NOTES_BYTES = 1 << 16
 
 
@@ -233,8 +235,10 @@ def check_terms(info: DatasetInfo, terms: Terms) -> None:
             "allow_unbounded_leakage"
         )
     bits = terms.max_bits
-    if bits is not None and (type(bits) is not int or bits < 0):
-        raise InputError(f"data set {info.name}: max_bits must be a whole number")
+    if bits is not None and (type(bits) is not int or not 0 <= bits <= MOST_BITS):
+        raise InputError(
+            f"data set {info.name}: max_bits must be a whole number of at most {MOST_BITS}"
+        )
     bits = terms.value_bits
     if bits is not None and (type(bits) is not int or not 1 <= bits <= EXACT_BITS):
         raise InputError(f"data set {info.name}: value_bits must be 1 to {EXACT_BITS}")

@@ -248,6 +248,30 @@ class States:
         """What is new has been handed over to be written."""
         self.fresh, self.fresh_functions = [], []
 
+    def forget(self) -> None:
+        """Take back what is not written: its request was refused, and gave nothing away.
+
+        Otherwise a request with one sample that may give no more would leave states for all others.
+        """
+        if not self.fresh:
+            return
+        first = self.fresh[0].id
+        del self.all[first:]
+        kept = {state.digest for state in self.all if state.exact}
+        self._functions = {name: one for name, one in self._functions.items() if name in kept}
+        self._moves = {
+            move: found
+            for move, found in self._moves.items()
+            if isinstance(found, Exceeded) or found < first
+        }
+        self._merged = {key: found for key, found in self._merged.items() if found < first}
+        for state in self.fresh:
+            basis = self._bases.pop(state.id, None)
+            self._kept_bytes -= 0 if basis is None else basis.rows.nbytes
+        if self._full is not None and self._full >= first:
+            self._full = None
+        self.written()
+
 
 def counted_exactly(rows: int, dim: int, budget: int) -> bool:
     """Whether the rank of a function is worked out, or bounded by its size."""

@@ -114,9 +114,12 @@ def _frozen_values(run: _Run) -> Sequence[Told]:
         return [(VALUES, "everything", "any function that it asks for, exactly")]
     if run.settings.mode == "paper":
         return [(VALUES, "everything", _unbounded(run))]
+    if rank >= dim:
+        return [(VALUES, "everything", _all_of(run))]
     text = (
         f"{rank} fixed linear functions of {dim} values ({rank / dim:.0%}), blurred as its owner "
-        "decided, the same for any number of runs: enough for a likeness"
+        "decided, the same for any number of runs: enough for a likeness, and for more where the "
+        "owner allowed exact values"
     )
     return [(VALUES, "bounded", text)]
 
@@ -127,6 +130,8 @@ def _values(run: _Run) -> Sequence[Told]:
         return [(VALUES, "everything", "any function that it asks for, exactly")]
     if run.settings.mode == "paper":
         return [(VALUES, "everything", _unbounded(run))]
+    if budget >= dim:
+        return [(VALUES, "everything", _all_of(run))]
     text = (
         f"at most {budget} linear functions of {dim} values ({budget / dim:.0%}); beyond, the "
         "authority refuses"
@@ -136,6 +141,11 @@ def _values(run: _Run) -> Sequence[Told]:
 
 def _unbounded(run: _Run) -> str:
     return f"every value: no budget, and {run.info.dim} independent functions determine a sample"
+
+
+def _all_of(run: _Run) -> str:
+    dim = run.info.dim
+    return f"no bound: {dim} independent functions of {dim} values determine a sample"
 
 
 def _weights(run: _Run) -> Sequence[Told]:
@@ -175,7 +185,7 @@ def _model(run: _Run) -> Sequence[Told]:
         return [(VALUES, "bounded", text), (LABELS, "bounded", text), weights]
     unbounded = "no bound: a model tells of the samples that it was trained on"
     labels: Told = (LABELS, "everything", unbounded)
-    if run.rank is not None:
+    if run.rank is not None and run.rank < run.info.dim:
         text = f"at most the {run.rank} functions of each sample that it was trained on"
         return [(VALUES, "bounded", text), labels, weights]
     return [(VALUES, "everything", unbounded), labels, weights]
@@ -201,6 +211,8 @@ def _classes(run: _Run) -> Sequence[Told]:
 def _features(run: _Run) -> Sequence[Told]:
     if run.settings.unmask_to == "server":
         return _frozen_values(run)
+    if run.rank == run.info.dim:
+        return [(VALUES, "everything", _all_of(run))]
     text = f"{run.rank} linear functions of {run.info.dim} values, exactly"
     return [(VALUES, "bounded", text)]
 

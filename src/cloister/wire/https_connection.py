@@ -282,9 +282,14 @@ class Connection:
         head = ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
         if len(answer) <= QUICK_BYTES:
             self._writer.write(head + answer)
-            return
-        self._writer.write(head)
+            # A caller that asks on and takes no answer has them kept, until the next has to wait.
+            if not self._writer.transport.get_write_buffer_size():
+                return
+            answer = b""
+        else:
+            self._writer.write(head)
         async with asyncio.timeout(limits.body_s + len(answer) / limits.bytes_per_s):
+            await self._writer.drain()
             for start in range(0, len(answer), READ_BYTES):
                 self._writer.write(memoryview(answer)[start : start + READ_BYTES])
                 await self._writer.drain()

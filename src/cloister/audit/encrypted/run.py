@@ -167,7 +167,11 @@ def _requests(requests: Sequence[Release], prior: Prior) -> Iterator[Finding]:
     functions = [r for r in requests if r.kind == "forward request"]
     moved = updates(requests)
     if len({(r.geometry, r.functional.tobytes()) for r in functions}) == 1:
-        note = "one function for all samples: nothing that was asked depends on a sample"
+        # The log does not say where its function is from: one trained before depends on samples.
+        note = (
+            "one function for all samples: nothing that was asked depends on a sample if that one "
+            "is public, as a projection is"
+        )
         what = _nothing if len(names) == 1 else _none
         yield from (what(name, prior, note) for name in names)
     elif not moved:
