@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 from PIL import Image
 
 import nets
@@ -19,11 +20,13 @@ from cloister.cli.newset import read_ranges
 from cloister.cli.results import read_labels
 from cloister.crypto.csprng import InsecureSeededRandom, SystemRandom
 from cloister.data.pictures import read_picture
+from cloister.fe import ddh
 from cloister.fe.encoding import Encoding
 from cloister.fe.keyservice import DatasetInfo
 from cloister.field.linear import Geometry
 from cloister.graph import sources as models
 from cloister.plan.recipe import Recipe
+from cloister.training import checkpoint, remote
 from cloister.training.dataset import EncryptedDataset
 from cloister.training.sources import open_source
 from cloister.training.writer import Chunk, EncryptedDatasetWriter
@@ -148,6 +151,24 @@ def _source(path: Path) -> None:
     found.read(np.arange(len(found.labels)))
 
 
+def _host(folder: Path) -> Path:
+    return remote.init(folder / "host")
+
+
+def _ddh_key(folder: Path) -> Path:
+    keys = ddh.setup(2, x_bound=9, y_bound=9, rng=InsecureSeededRandom(1))
+    (folder / "ddh.key").write_bytes(keys.master.to_bytes())
+    return folder / "ddh.key"
+
+
+def _checkpoint(folder: Path) -> Path:
+    state = checkpoint.Checkpoint(
+        "run", checkpoint.Position(1, 2), [], {"weight": torch.ones(2, 3)}, {}, torch.arange(4)
+    )
+    checkpoint.save(state, folder)
+    return folder / checkpoint.NAME
+
+
 JSON = (mutated_bytes, mutated_json)
 MODEL = (mutated_bytes, mutated_message, mutated_message)
 RANGES = json.dumps({"age": [0, 120], "bp": [60, 250]}).encode()
@@ -165,6 +186,13 @@ LOADERS = {
     "transcript": Loader(_transcript, Transcript.load),
     "release log": Loader(_log, lambda path: list(read_releases(path))),
     "public file of an authority": Loader(_public, PublicIdentity.load, JSON),
+    "public file of a ciphertext host": Loader(
+        _host, lambda path: remote.RemoteCiphertextServer("https://127.0.0.1:1", public=path), JSON
+    ),
+    "master key of ddh": Loader(
+        _ddh_key, lambda path: ddh.MasterKey.from_bytes(path.read_bytes(), keep=None)
+    ),
+    "checkpoint": Loader(_checkpoint, lambda path: checkpoint.load(path.parent, run="run")),
     "key file of pads": Loader(_pad_key, _open_pads),
     "calibration": Loader(_recipe, Recipe.load, JSON),
     "array": Loader(_array, lambda path: read_array_file(path, wanted=("x",))),

@@ -185,7 +185,9 @@ def _read_public(path: Path) -> tuple[bytes, str]:
         fields = json.loads(data)
         if fields["format"] != FORMAT:
             raise InputError(f"{path}: is not a ciphertext server's public file")
-        return b64decode(fields["certificate"]), str(fields["token"])
+        certificate = b64decode(fields["certificate"], validate=True)
+        x509.load_der_x509_certificate(certificate)
+        return certificate, str(fields["token"])
 
 
 def _job(server: LocalCiphertextServer, host: CiphertextHost, operation: str, request: Body) -> Job:
