@@ -120,8 +120,9 @@ def projection(info: DatasetInfo, rows: Float[np.ndarray, "r dim"]) -> Projectio
 
     Shapes   rows: (r, h * w * c), channels last
     Error    rows are made orthonormal, then rounded to integers of 8 bits, or of fewer where the
-             samples are so large that their products would exceed 31 bits. The integers are the
-             same on every machine, unless a number lies within 2^-40 of a half less TIE_MARGIN
+             samples are so large that their products would exceed 31 bits. The integers of
+             well-conditioned rows, such as cosines or principal components, are the same on every
+             machine, unless a number lies within 2^-40 of a half less TIE_MARGIN
     Raises   ShapeError, FunctionError when r is zero, above the budget, or not the rows' rank
     """
     if rows.ndim != 2 or rows.shape[1] != info.dim:
