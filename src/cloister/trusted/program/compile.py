@@ -15,13 +15,16 @@ from cloister.graph.ops.linear_nodes import LAST_AXIS_OPS
 from cloister.plan.plan import Plan
 from cloister.plan.protection import ENCLAVE, OPEN
 from cloister.trusted.program.epilogue import Epilogue, Matcher
+from cloister.trusted.program.spec import check_program
 from cloister.trusted.program.steps import Exchange, Fused, Local, Program, Segment, Slice, Step
 
 
 def compile_plan(plan: Plan) -> Program:
-    """Compile a plan: every node is covered by exactly one step."""
+    """Compile a plan to a program that `spec` holds for legal."""
     compiler = _Compiler(plan)
-    return Program(plan, tuple(compiler.compile()), compiler.slices)
+    program = Program(plan, tuple(compiler.compile()), compiler.slices)
+    check_program(program)
+    return program
 
 
 @dataclass
@@ -91,7 +94,7 @@ class _Compiler:
                 sinks=(index,),
                 factors=self.plan.linear_nodes[index].x_factors,
             )
-        yield Exchange(index)
+        yield Exchange(index, self.plan.protections[node.name])
         self._finish(node)
         self.available.discard(node.outputs[0])
         epilogue = self.matcher.after(node.outputs[0], channels_first=channels_first)

@@ -10,15 +10,21 @@ as of a `Local`, computed by compiled code inside. Whoever runs steps names each
 others; a new kind gets a rule in `spec`, a case in `interpreter` and a stage in the executor.
 
 Concatenating channels is no step: the passes write their results into slices of one value.
+
+`inputs` and `outputs` of a step are the float32 values it reads and makes; messages and answers
+belong to the linear node they are of.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 
 from cloister.graph.graph import Node
 from cloister.plan.plan import Plan
+from cloister.plan.protection import Protection
 from cloister.trusted.program.epilogue import Epilogue
 
 
@@ -42,12 +48,25 @@ class Fused:
     sinks: tuple[int, ...]
     factors: np.ndarray | None = field(default=None, compare=False)
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The float32 values the step reads."""
+        return tuple(value for value in (self.source, self.epilogue.residual) if value is not None)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The float32 values later steps may read."""
+        return (self.epilogue.value,) if self.stored else ()
+
 
 @dataclass(frozen=True)
 class Exchange:
-    """Linear node `node` (index into `plan.linear_nodes`) on a worker."""
+    """Linear node `node` (index into `plan.linear_nodes`) on a worker, under `protection`."""
 
     node: int
+    protection: Protection
+    inputs: ClassVar[tuple[str, ...]] = ()
+    outputs: ClassVar[tuple[str, ...]] = ()
 
 
 @dataclass(frozen=True)
@@ -88,3 +107,13 @@ class Program:
     plan: Plan
     steps: tuple[Step, ...]
     slices: Mapping[str, Slice]
+
+    @cached_property
+    def linear(self) -> tuple[Node, ...]:
+        """The graph's nodes of `plan.linear_nodes`, in their order."""
+        return tuple(node for node in self.plan.graph.nodes if node.name in self.plan.quantised)
+
+    def parts(self, whole: str) -> tuple[str, ...]:
+        """The values that are slices of another, in the order of their channels."""
+        found = [(part.offset, value) for value, part in self.slices.items() if part.whole == whole]
+        return tuple(value for _, value in sorted(found))
