@@ -1,27 +1,24 @@
 """kill -9 at random moments of issuing keys: is anything given away that the ledger forgot?
 
-    python benchmarks/authority_kills.py [--kills 100] [--clients 4] [--json]
-
 An authority process serves HTTPS; client threads ask for single random functionals of random
 samples and note each answer they hold. The authority is killed after a random time and started
 anew on the same folder. In the end every answer held must lie in the span that the ledger has on
 record for its sample, and no sample may have given away more than its budget.
 """
 
-import argparse
-import json
 import multiprocessing
 import os
 import secrets
 import signal
-import sys
 import tempfile
 import threading
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 
 from cloister.authority import service, tokens
 from cloister.authority.agreement import Agreement
@@ -32,6 +29,7 @@ from cloister.authority.enrolment import enrol
 from cloister.authority.identity import PUBLIC_FILE
 from cloister.authority.local import LocalClient
 from cloister.authority.records import Terms
+from cloister.cli.console import progress
 from cloister.crypto.csprng import SystemRandom
 from cloister.errors import AuthorityUnavailable, BudgetError
 from cloister.fe.encoding import Encoding
@@ -99,7 +97,17 @@ class Load(threading.Thread):
             return
 
 
-def measure(kills: int, clients: int, samples: int, place: Path) -> dict[str, object]:
+def measure(
+    kills: Annotated[int, typer.Option("--kills", min=1)] = 100,
+    clients: Annotated[int, typer.Option("--clients", min=1)] = 4,
+    samples: Annotated[int, typer.Option("--samples", min=BATCH)] = 20000,
+) -> dict[str, object]:
+    """Samples of which clients hold more than is on record, or than the budget; all must be 0."""
+    with tempfile.TemporaryDirectory() as place:
+        return _measure(kills, clients, samples, Path(place))
+
+
+def _measure(kills: int, clients: int, samples: int, place: Path) -> dict[str, object]:
     folder = place / "authority"
     with Authority.create(folder, rng=SystemRandom()) as authority:
         local = LocalClient(authority)
@@ -116,16 +124,17 @@ def measure(kills: int, clients: int, samples: int, place: Path) -> dict[str, ob
     for load in loads:
         load.start()
     began = time.monotonic()
-    for i in range(kills):
-        # Once it answers again, any moment will do.
-        before, deadline = answers(loads), time.monotonic() + 30
-        while answers(loads) == before and time.monotonic() < deadline:
-            time.sleep(0.002)
-        time.sleep(secrets.randbelow(400) / 1000)
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        process, _ = start(folder, listen)
-        print(f"\r{i + 1}/{kills} ", end="", file=sys.stderr, flush=True)
+    with progress("kills") as update:
+        for i in range(kills):
+            # Once it answers again, any moment will do.
+            before, deadline = answers(loads), time.monotonic() + 30
+            while answers(loads) == before and time.monotonic() < deadline:
+                time.sleep(0.002)
+            time.sleep(secrets.randbelow(400) / 1000)
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            process, _ = start(folder, listen)
+            update(i + 1, kills)
     for load in loads:
         load.stop.set()
     for load in loads:
@@ -134,7 +143,6 @@ def measure(kills: int, clients: int, samples: int, place: Path) -> dict[str, ob
     seconds = time.monotonic() - began
     process.kill()
     process.join()
-    print(file=sys.stderr)
     with Authority(folder) as authority:
         found = compare(authority, loads)
     return {"kills": kills, "seconds": round(seconds), "requests": answers(loads)} | found
@@ -183,24 +191,3 @@ def faults(found: dict[str, object]) -> int:
             "samples_with_answers_not_on_record",
         )
     )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--clients", type=int, default=4)
-    parser.add_argument("--samples", type=int, default=20000)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        found = measure(options.kills, options.clients, options.samples, Path(place))
-    if options.json:
-        print(json.dumps(found, indent=2))
-    else:
-        for name, value in found.items():
-            print(f"{name.replace('_', ' '):40} {value}")
-    sys.exit(bool(faults(found)))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,27 +1,25 @@
 """How many function keys an authority issues each second, over HTTPS, each charged and durable.
 
-    python benchmarks/authority_rate.py [--seconds 10] [--clients 8] [--json]
-
 An authority process holds a data set of 60,000 samples of 784 values; every request asks for a key
 that was not issued before: five functionals of one sample, so that every answer waits for a commit
 of the ledger. Clients are threads of another process on the same machine, one kept TLS connection
 each; they send prepared bytes and do not check answers, so as to take little of the processor.
 """
 
-import argparse
-import json
 import multiprocessing
 import secrets
 import socket
 import ssl
-import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 
+from benchmarks.environment import environment
 from cloister.authority import service, tokens
 from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
@@ -30,7 +28,6 @@ from cloister.authority.enrolment import enrol
 from cloister.authority.identity import CERTIFICATE_FILE
 from cloister.authority.local import LocalClient
 from cloister.authority.records import Terms
-from cloister.cli.bench.environment import environment
 from cloister.crypto.csprng import SystemRandom
 from cloister.fe.encoding import Encoding
 from cloister.fe.keyservice import DatasetInfo
@@ -108,7 +105,16 @@ class Client(threading.Thread):
         return found
 
 
-def measure(seconds: float, clients: int, place: Path) -> dict[str, object]:
+def measure(
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1)] = 10.0,
+    clients: Annotated[int, typer.Option("--clients", min=1)] = 8,
+) -> dict[str, object]:
+    """Requests per second, and processor time per request."""
+    with tempfile.TemporaryDirectory() as place:
+        return _measure(seconds, clients, Path(place)) | {"environment": environment()}
+
+
+def _measure(seconds: float, clients: int, place: Path) -> dict[str, object]:
     folder = place / "authority"
     with Authority.create(folder, rng=SystemRandom()) as authority:
         local = LocalClient(authority)
@@ -153,23 +159,3 @@ def measure(seconds: float, clients: int, place: Path) -> dict[str, object]:
         "authority_cpu_ms": 1e3 * authority_cpu / len(latencies),
         "clients_cpu_ms": 1e3 * cpu / len(latencies),
     }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        found = measure(options.seconds, options.clients, Path(place))
-    if options.json:
-        print(json.dumps({**found, "environment": environment()}, indent=2))
-    else:
-        for name, value in found.items():
-            print(f"{name.replace('_', ' '):20} {value:.6g}")
-    sys.exit(0)
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,6 @@ import pytest
 
 import nets
 from cloister.authority import database, identity, records
-from cloister.cli.bench.figure import write_figure
 from cloister.cli.main import main
 from cloister.cli.owner import Order
 from cloister.crypto.csprng import InsecureSeededRandom, SystemRandom
@@ -99,12 +98,6 @@ def audit_page(path):
     assert main(list(map(str, command))) == 0
 
 
-def figure(path):
-    row = {"model": "vgg16", "policy": "slalom", "ratio": 2.0, "cpu": "a CPU", "isa": "avx2",
-           "threads": 1, "batch": 1, "weights": "random"}  # fmt: skip
-    write_figure([row], path)
-
-
 def ledger(path):
     Ledger.create(path, plan_digest=DIGEST, rng=RNG)
 
@@ -119,7 +112,6 @@ REPLACE_PUBLIC = {
     "calibration.json": lambda path: Recipe("open").save(path),
     "curve.svg": curve,
     "curve.png": curve,
-    "ratios.svg": figure,
 }
 REFUSE_PRIVATE = {
     "order.npz": order,

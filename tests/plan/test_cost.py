@@ -4,9 +4,10 @@ import onnx
 import pytest
 
 import nets
+from benchmarks.networks import build
+from benchmarks.peak import measure_peak
 from cloister import _native
-from cloister.cli.bench.models import build
-from cloister.cli.bench.peak import measure_peak, random_input
+from cloister.cli.speed import random_input
 from cloister.errors import CloisterError
 from cloister.graph.onnx_import import from_model
 from cloister.graph.passes import prepare
