@@ -15,9 +15,9 @@ from cloister.cli.console import note
 from cloister.cli.speed import Engines, Images, OrtBaseline
 from cloister.cli.timing import interleaved
 from cloister.errors import CloisterError, InputError
-from cloister.graph.export import to_model
 from cloister.graph.graph import Graph
 from cloister.graph.interpreter import ORT_ERRORS
+from cloister.graph.onnx.export import to_model
 
 try:
     import torch

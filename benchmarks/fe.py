@@ -20,11 +20,11 @@ from onnxruntime import InferenceSession
 from benchmarks import options
 from benchmarks.engines import torch
 from benchmarks.environment import environment
+from cloister.base.rng import InsecureSeededRandom
 from cloister.cli.speed import session_options
 from cloister.cli.timing import Timing, interleaved
-from cloister.crypto.csprng import InsecureSeededRandom
-from cloister.fe import ddh, lwe, mask
-from cloister.fe.scheme import (
+from cloister.published import ddh, lwe, mask
+from cloister.published.scheme import (
     CiphertextsT,
     EncryptionT,
     InnerProduct,
@@ -33,7 +33,8 @@ from cloister.fe.scheme import (
     MasterT,
     PublicT,
 )
-from cloister.field.linear import Geometry, LinearMap
+from cloister.ring import pads
+from cloister.ring.linear import Geometry, LinearMap
 
 BATCH, INPUTS, HIDDEN = 512, 784, 128
 ENTRY = 100
@@ -182,7 +183,7 @@ def _layer(threads: int, repeats: int) -> dict[str, object]:
     engines = _float_products(x_float, w_float, threads)
     runs: dict[str, Callable[[], object]] = {
         **engines,
-        MASKED: partial(mask.forward, linear, blinded, threads=threads),
+        MASKED: partial(pads.forward, linear, blinded, threads=threads),
     }
     timings, loops = _timed(runs, repeats)
     # As in training: processor time where there is one thread, so that other programs count less.

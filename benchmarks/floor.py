@@ -25,7 +25,7 @@ from typing import Annotated
 import typer
 
 from benchmarks import networks, options
-from cloister.trusted.program import Fuse, compile_plan
+from cloister.trusted.program.compile import Fuse, compile_plan
 
 LANES = 16
 REPLY = {"multipliers": 1, "all": 5}  # scale; convert, scale, bias, two clamps

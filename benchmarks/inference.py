@@ -19,7 +19,7 @@ from benchmarks.environment import environment
 from benchmarks.peak import measure_peak
 from cloister.cli.console import err
 from cloister.cli.speed import measure_session, random_input
-from cloister.graph.sources import load
+from cloister.graph.onnx.load import load
 from cloister.plan import policies
 from cloister.plan.quantise import Precision
 from cloister.plan.recipe import measure as calibrate

@@ -15,14 +15,14 @@ import typer
 from jaxtyping import Int16
 from onnx import helper, numpy_helper
 
+import cloister._native as native
 from benchmarks import options
-from cloister import _native
+from cloister.base.rng import InsecureSeededRandom
 from cloister.cli.speed import OrtBaseline
 from cloister.cli.timing import interleaved
-from cloister.crypto.csprng import InsecureSeededRandom
 from cloister.errors import InputError
-from cloister.field.linear import Geometry, LinearMap
-from cloister.field.ring import RingMap
+from cloister.ring.linear import Geometry, LinearMap
+from cloister.ring.ring_map import RingMap
 
 OPSET = 17
 IR_VERSION = 9
@@ -82,7 +82,7 @@ def measure(
         "plain_ratio": totals["plain_ms"] / totals["ort_ms"],
         "threads": threads,
         "repeats": repeats,
-        "isa": _native.isa(),
+        "isa": native.isa(),
         "onnxruntime": onnxruntime.__version__,
     }
 

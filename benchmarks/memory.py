@@ -15,7 +15,7 @@ from benchmarks import networks, options
 from benchmarks.environment import environment
 from benchmarks.peak import measure_peak
 from cloister.cli.speed import random_input
-from cloister.graph.sources import load
+from cloister.graph.onnx.load import load
 from cloister.plan.cost import estimate
 from cloister.plan.policies import assign
 from cloister.plan.quantise import Precision

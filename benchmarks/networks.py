@@ -14,12 +14,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from cloister.base.rng import pad_stream
 from cloister.cli.speed import random_input
-from cloister.crypto.csprng import pad_stream
 from cloister.errors import InputError
-from cloister.graph.export import to_model
-from cloister.graph.onnx_import import from_model, load
-from cloister.graph.passes import prepare
+from cloister.graph.onnx.export import to_model
+from cloister.graph.onnx.read import from_model, load
+from cloister.graph.passes.normalise import prepare
 from cloister.plan import policies
 from cloister.plan.plan import Plan
 

@@ -14,13 +14,13 @@ import numpy as np
 from benchmarks import networks, options
 from benchmarks.engines import float_engines
 from benchmarks.environment import environment
+from cloister.base.rng import KEY_BYTES, SystemRandom
 from cloister.cli.timing import interleaved
-from cloister.crypto.csprng import KEY_BYTES, SystemRandom
 from cloister.errors import PlanError
-from cloister.trusted.blinded import PadMaker
-from cloister.trusted.padfactory import Maker, WorkerMaker
-from cloister.trusted.padfile import file_bytes
-from cloister.wire.shm import start_local_worker
+from cloister.trusted.pads.factory import Maker, WorkerMaker
+from cloister.trusted.pads.maker import PadMaker
+from cloister.trusted.pads.pad_file import file_bytes
+from cloister.wire.shm.shm_link import start_local_worker
 
 WORKERS = 2
 LOCAL, SHARED = "trusted runtime", "workers"

@@ -17,12 +17,12 @@ import time
 
 import numpy as np
 
+import cloister._native as native
 from benchmarks import networks, options
 from benchmarks.environment import environment
-from cloister import _native
-from cloister.crypto.csprng import SystemRandom
+from cloister.base.rng import SystemRandom
 from cloister.errors import InputError
-from cloister.trusted.program import Fuse, Remote
+from cloister.trusted.program.compile import Fuse, Remote
 from cloister.trusted.runtime import Runtime
 
 HUGE = 2 << 20
@@ -71,7 +71,7 @@ class Walk:
 
     def __init__(self, runtime, held, batch, threads):
         self._held, self._batch = held, batch
-        self._native = _native.Walker(len(runtime.plan.linear_nodes), batch, threads)
+        self._native = native.Walker(len(runtime.plan.linear_nodes), batch, threads)
         self._inputs = {}
         for i, step in enumerate(runtime.program.steps):
             if isinstance(step, Remote):
@@ -135,14 +135,14 @@ def measure(
 ) -> dict[str, object]:
     """Milliseconds per image of one and two threads, and of AVX2 beside AVX-512."""
     plan, _ = networks.planned(model, policy)
-    sets = [name for name in ("avx512", "avx2") if name in _native.available_isas()]
+    sets = [name for name in ("avx512", "avx2") if name in native.available_isas()]
     if not sets:
         raise InputError("passes: measured on processors with AVX2 only")
     variants = [(name, 1) for name in sets] + [(sets[0], 2)]
     walks, held = {}, None
     for name, threads in variants:
         # Check coefficients have the form that suits the instruction set.
-        _native.force_isa(name)
+        native.force_isa(name)
         runtime = Runtime(plan, rng=SystemRandom())
         held = held or Memory(plan, runtime.program.steps, batch)
         walks[name, threads] = Walk(runtime, held, batch, threads)
@@ -153,7 +153,7 @@ def measure(
         worker.start()
         for _ in range(repeats):
             for variant in variants:
-                _native.force_isa(variant[0])
+                native.force_isa(variant[0])
                 found[variant].append(1e3 * walks[variant].timed_s(ours) / batch)
         ours.shutdown(socket.SHUT_RDWR)
         worker.join()

@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks import python
 from cloister.cli.speed import random_input
 from cloister.errors import CloisterError, InputError
-from cloister.graph.sources import load
+from cloister.graph.onnx.load import load
 from cloister.plan.recipe import Recipe
 from cloister.trusted.session import Session
 from cloister.wire.process import run

@@ -17,15 +17,15 @@ import typer
 
 from benchmarks import networks, options
 from benchmarks.environment import environment
+from cloister.base.rng import InsecureSeededRandom
 from cloister.cli.speed import PreparedPads
 from cloister.cli.timing import interleaved
-from cloister.crypto.csprng import InsecureSeededRandom
-from cloister.field.ring import RingMap
 from cloister.plan.plan import Plan
+from cloister.ring.ring_map import RingMap
 from cloister.trusted.report import Report
 from cloister.trusted.session import Session
 from cloister.wire.link import WorkerLink
-from cloister.wire.shm import connect_local_worker
+from cloister.wire.shm.shm_link import connect_local_worker
 
 MESSAGE_SEED = 7
 

@@ -21,11 +21,12 @@ from benchmarks import training_data as data
 from benchmarks.environment import environment
 from benchmarks.training_data import Plain, TimedKeys
 from cloister.authority.authority import Authority
+from cloister.authority.key_service import KeyService
+from cloister.base.rng import SystemRandom
 from cloister.cli.console import err
-from cloister.crypto.csprng import SystemRandom
-from cloister.fe.keyservice import KeyService, Mode
+from cloister.data.dataset import EncryptedDataset
+from cloister.data.info import Mode
 from cloister.training import models
-from cloister.training.dataset import EncryptedDataset
 from cloister.training.trainer import Trainer, epoch_order
 
 PAPER = {

@@ -21,6 +21,7 @@ from benchmarks import options, python
 from benchmarks.environment import environment
 from cloister.cli.timing import Timing, interleaved
 from cloister.errors import InputError, WorkerUnavailable
+from cloister.wire.grpc.grpc_link import RpcLink
 from cloister.wire.inprocess import InProcessLink
 from cloister.wire.link import WorkerLink
 from cloister.wire.messages import (
@@ -33,10 +34,9 @@ from cloister.wire.messages import (
     Welcome,
 )
 from cloister.wire.process import start
-from cloister.wire.rpc import RpcLink
-from cloister.wire.shm import start_local_worker
-from cloister.worker.local import serve_descriptor
-from cloister.worker.remote import Client, Server
+from cloister.wire.shm.shm_link import start_local_worker
+from cloister.worker.grpc_server import Client, Server
+from cloister.worker.shm_server import serve_descriptor
 
 KINDS = ("in process", "shared memory", "gRPC")
 SMALLEST, LARGEST = 1 << 10, 64 << 20

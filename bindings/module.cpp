@@ -40,7 +40,7 @@ void force_isa_by_name(const std::string& name) {
   throw std::invalid_argument("unknown instruction set: " + name);
 }
 
-// x, the output and the weights are checked for shape in cloister.field.ring; their sizes again
+// x, the output and the weights are checked for shape in cloister.ring.ring_map; their sizes again
 // here, because a kernel that reads past an array would be worse than an exception.
 using GeometryTuple = std::array<int64_t, 17>;
 template <typename T>

@@ -10,7 +10,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 import pytest
 
-from cloister import _native
+import cloister._native as native
 from instruction_sets import forced
 
 
@@ -24,7 +24,7 @@ def data() -> Path:
     return path
 
 
-@pytest.fixture(params=_native.available_isas())
+@pytest.fixture(params=native.available_isas())
 def isa(request):
     """Every instruction set of this machine, in force during the test."""
     with forced(request.param):

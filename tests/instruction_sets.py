@@ -2,15 +2,15 @@
 
 from contextlib import contextmanager
 
-from cloister import _native
+import cloister._native as native
 
 
 @contextmanager
 def forced(isa):
     """Use the kernels of `isa` for a while."""
-    before = _native.isa()
-    _native.force_isa(isa)
+    before = native.isa()
+    native.force_isa(isa)
     try:
         yield isa
     finally:
-        _native.force_isa(before)
+        native.force_isa(before)

@@ -5,7 +5,7 @@ from importlib import util
 
 import pytest
 
-from cloister import _native
+import cloister._native as native
 
 
 def readelf(*options):
@@ -21,7 +21,7 @@ def test_functions_with_buffers_guard_their_return_address():
 
 
 def test_calls_of_the_c_library_check_their_sizes():
-    assert _native.FORTIFY_LEVEL >= 2
+    assert native.FORTIFY_LEVEL >= 2
 
 
 def test_addresses_of_imported_functions_are_read_only_once_loaded():

@@ -9,10 +9,10 @@ import sys
 import onnx
 import pytest
 
+import cloister._native as native
 from benchmarks import ROOT
 from benchmarks.__main__ import NAMES
 from benchmarks.networks import build
-from cloister import _native
 
 ENVIRONMENT = {"cpu", "cpu_flags", "isa", "versions", "gpu", "git_commit"}
 SMALL = ("--model", "lenet5", "--repeats", 1)
@@ -212,7 +212,7 @@ def test_pads():
 
 
 def test_passes():
-    if "avx2" not in _native.available_isas():
+    if "avx2" not in native.available_isas():
         pytest.skip("passes are measured on processors with AVX2")
     found = measured("passes", *SMALL)
     assert set(found["ms"]) == set(found["fastest_ms"])

@@ -7,9 +7,9 @@ import typer
 from cloister.cli import options
 from cloister.cli.console import emit_json, out, table
 from cloister.cli.speed import OrtBaseline, machine, measure_session, random_input
-from cloister.graph.export import to_model
-from cloister.graph.onnx_import import load
-from cloister.graph.passes import prepare
+from cloister.graph.onnx.export import to_model
+from cloister.graph.onnx.read import load
+from cloister.graph.passes.normalise import prepare
 from cloister.plan import policies
 
 app = typer.Typer(help="Measure Cloister on your model.")

@@ -19,15 +19,15 @@ import onnx
 import onnxruntime as ort
 from jaxtyping import Float32
 
-from cloister import _native
+import cloister._native as native
+from cloister.base.rng import InsecureSeededRandom, SystemRandom
 from cloister.cli.timing import Timing, interleaved
-from cloister.crypto.csprng import InsecureSeededRandom, SystemRandom
 from cloister.errors import InputError, PadsExhausted
 from cloister.graph.graph import Graph
 from cloister.graph.interpreter import ORT_ERRORS
 from cloister.plan.plan import Plan
-from cloister.trusted.blinded import InlinePads
-from cloister.trusted.padstore import PadSet
+from cloister.trusted.pads.maker import InlinePads
+from cloister.trusted.pads.store import PadSet
 from cloister.trusted.report import Report
 from cloister.trusted.session import Session
 
@@ -200,7 +200,7 @@ def machine() -> dict[str, object]:
     return {
         "cpu": names[0] if names else platform.processor() or platform.machine(),
         "cpu_flags": [flag for flag in FLAGS if flag in flags],
-        "isa": _native.isa(),
+        "isa": native.isa(),
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
     }
 
