@@ -6,10 +6,7 @@ anew on the same folder. In the end every answer held must lie in the span that 
 record for its sample, and no sample may have given away more than its budget.
 """
 
-import multiprocessing
-import os
 import secrets
-import signal
 import tempfile
 import threading
 import time
@@ -20,16 +17,11 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from cloister.authority import service, tokens
-from cloister.authority.agreement import Agreement
+from benchmarks.authority_process import AuthorityProcess, create
 from cloister.authority.authority import Authority
 from cloister.authority.client import AuthorityClient
-from cloister.authority.enrolment import enrol
-from cloister.authority.local import LocalClient
 from cloister.authority.records import Terms
 from cloister.base.identity import PUBLIC_FILE
-from cloister.base.rng import SystemRandom
-from cloister.base.sqlite import FILE
 from cloister.cli.console import progress
 from cloister.data.encoding import Encoding
 from cloister.data.info import DatasetInfo
@@ -45,24 +37,6 @@ BATCH = 16
 def functional(seed: int) -> LinearMap:
     weights = np.random.default_rng(seed).integers(-50, 51, (1, 1, 1, DIM)).astype(np.int16)
     return LinearMap(Geometry((1, 1), DIM, (1, 1), 1), weights)
-
-
-def serve(folder: Path, listen: str, ready: object) -> None:
-    """In a process of its own, until killed."""
-    authority = Authority(folder)
-    server = service.serve(folder, authority, listen=listen)
-    ready.send(server.url)
-    threading.Event().wait()
-
-
-def start(folder: Path, listen: str) -> tuple[multiprocessing.Process, str]:
-    spawn = multiprocessing.get_context("spawn")
-    ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=serve, args=(folder, listen, theirs), daemon=True)
-    process.start()
-    if not ours.poll(60):
-        raise SystemExit("the authority did not start")
-    return process, ours.recv()
 
 
 class Load(threading.Thread):
@@ -109,18 +83,13 @@ def measure(
 
 def _measure(kills: int, clients: int, samples: int, place: Path) -> dict[str, object]:
     folder = place / "authority"
-    with Authority.create(folder, rng=SystemRandom()) as authority:
-        local = LocalClient(authority)
-        info = DatasetInfo("set", (1, 1, DIM), 2, Encoding(1.0, 0.0, 8), 0, BUDGET)
-        # Many functions and exact values: what has to survive is the books of several requests.
-        terms = Terms(one_function=False, value_bits=32, max_bits=1 << 40)
-        enrolment = enrol(local, Agreement(info, terms), rng=SystemRandom())
-        part, digest = secrets.token_hex(16), secrets.token_hex(32)
-        enrolment.register(part, samples, digest, secrets.token_bytes(32))
-    token = tokens.issue(folder / FILE, "server", name="load", rng=SystemRandom())
-    process, url = start(folder, "127.0.0.1:0")
-    listen = url.removeprefix("https://")
-    loads = [Load(i, url, folder, token, samples) for i in range(clients)]
+    info = DatasetInfo("set", (1, 1, DIM), 2, Encoding(1.0, 0.0, 8), 0, BUDGET)
+    # Many functions and exact values: what has to survive is the accounts of several requests.
+    terms = Terms(one_function=False, value_bits=32, max_bits=1 << 40)
+    token = create(folder, info, terms, samples=samples)
+    process = AuthorityProcess(folder)
+    listen = process.url.removeprefix("https://")
+    loads = [Load(i, process.url, folder, token, samples) for i in range(clients)]
     for load in loads:
         load.start()
     began = time.monotonic()
@@ -131,9 +100,8 @@ def _measure(kills: int, clients: int, samples: int, place: Path) -> dict[str, o
             while answers(loads) == before and time.monotonic() < deadline:
                 time.sleep(0.002)
             time.sleep(secrets.randbelow(400) / 1000)
-            os.kill(process.pid, signal.SIGKILL)
-            process.join()
-            process, _ = start(folder, listen)
+            process.kill()
+            process = AuthorityProcess(folder, listen=listen)
             update(i + 1, kills)
     for load in loads:
         load.stop.set()
@@ -142,7 +110,6 @@ def _measure(kills: int, clients: int, samples: int, place: Path) -> dict[str, o
         load.client.close()
     seconds = time.monotonic() - began
     process.kill()
-    process.join()
     with Authority(folder) as authority:
         found = compare(authority, loads)
     return {"kills": kills, "seconds": round(seconds), "requests": answers(loads)} | found

@@ -6,8 +6,6 @@ of the ledger. Clients are threads of another process on the same machine, one k
 each; they send prepared bytes and do not check answers, so as to take little of the processor.
 """
 
-import multiprocessing
-import secrets
 import socket
 import ssl
 import tempfile
@@ -19,16 +17,11 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from benchmarks.authority_process import AuthorityProcess, create
 from benchmarks.environment import environment
-from cloister.authority import service, tokens
-from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
-from cloister.authority.enrolment import enrol
-from cloister.authority.local import LocalClient
 from cloister.authority.records import Terms
 from cloister.base.identity import CERTIFICATE_FILE
-from cloister.base.rng import SystemRandom
-from cloister.base.sqlite import FILE
 from cloister.data.encoding import Encoding
 from cloister.data.info import DatasetInfo
 from cloister.ring.linear import Geometry
@@ -38,18 +31,6 @@ from cloister.wire.https.client import CONTENT_TYPE
 SHAPE, SAMPLES, BUDGET = (28, 28, 1), 60_000, 196
 ROWS = 5
 GEOMETRY = Geometry((28, 28), 1, (1, 1), ROWS, (28, 28))
-
-
-def serve(folder: Path, ready: object, stop: object) -> None:
-    """The authority's process; tells its processor time in the end."""
-    authority = Authority(folder)
-    server = service.serve(folder, authority, listen="127.0.0.1:0")
-    ready.send(server.url)
-    before = time.process_time()
-    stop.wait()
-    ready.send(time.process_time() - before)
-    server.close()
-    authority.close()
 
 
 class Client(threading.Thread):
@@ -116,22 +97,11 @@ def measure(
 
 def _measure(seconds: float, clients: int, place: Path) -> dict[str, object]:
     folder = place / "authority"
-    with Authority.create(folder, rng=SystemRandom()) as authority:
-        local = LocalClient(authority)
-        info = DatasetInfo("set", SHAPE, 10, Encoding(1 / 255, 0.0, 9), 0, BUDGET)
-        enrolment = enrol(local, Agreement(info, Terms()), rng=SystemRandom())
-        part, digest = secrets.token_hex(16), secrets.token_hex(32)
-        enrolment.register(part, SAMPLES, digest, secrets.token_bytes(32))
-    token = tokens.issue(folder / FILE, "server", name="load", rng=SystemRandom())
-    spawn = multiprocessing.get_context("spawn")
-    (ours, theirs), stop = spawn.Pipe(), spawn.Event()
-    process = spawn.Process(target=serve, args=(folder, theirs, stop), daemon=True)
-    process.start()
-    if not ours.poll(60):
-        raise SystemExit("the authority did not start")
-    url = ours.recv()
+    info = DatasetInfo("set", SHAPE, 10, Encoding(1 / 255, 0.0, 9), 0, BUDGET)
+    token = create(folder, info, Terms(), samples=SAMPLES)
+    process = AuthorityProcess(folder)
     shares = np.array_split(np.arange(SAMPLES, dtype=np.int64), clients)
-    loads = [Client(share, url, folder, token) for share in shares]
+    loads = [Client(share, process.url, folder, token) for share in shares]
     began, cpu = time.perf_counter(), time.process_time()
     for load in loads:
         load.start()
@@ -141,9 +111,7 @@ def _measure(seconds: float, clients: int, place: Path) -> dict[str, object]:
     for load in loads:
         load.join(30)
     elapsed, cpu = time.perf_counter() - began, time.process_time() - cpu
-    stop.set()
-    authority_cpu = ours.recv()
-    process.join(30)
+    authority_cpu = process.stop()
     latencies = 1e3 * np.concatenate([load.latencies for load in loads])
     with Authority(folder) as authority:
         charged = int((authority.spent("set").rank == ROWS).sum())

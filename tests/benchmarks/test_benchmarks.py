@@ -152,10 +152,8 @@ def test_inference():
     """ONNX Runtime and PyTorch must agree, or nothing is measured."""
     pytest.importorskip("torch")
     arguments = ("--model", "lenet5", "--model", "mobilenet_v2", "--repeats", 1, "--batch", 2)
-    rows = measured("inference", *arguments, "--policy", "slalom", "--policy", "open")["results"]
-    assert [(row["model"], row["policy"]) for row in rows] == [
-        (model, policy) for model in ("lenet5", "mobilenet_v2") for policy in ("slalom", "open")
-    ]
+    rows = measured("inference", *arguments)["results"]
+    assert [row["model"] for row in rows] == ["lenet5", "mobilenet_v2"]
     for row in rows:
         floats = {name: row["engines"][name]["ms"] for name in ("onnxruntime", "torch")}
         assert row["baseline_ms"] == min(floats.values()) == floats[row["baseline_engine"]]
@@ -164,7 +162,8 @@ def test_inference():
         assert row["int8_ratio"] == pytest.approx(row["int8_ms"] / row["trusted_ms"])
         assert 0 < row["serving_peak_bytes"] <= row["trusted_peak_bytes"]
         assert (row["weights"], row["batch"]) == ("random, seeded", 2)
-        assert row["soundness_bits"] > 50 if row["policy"] == "slalom" else True
+        assert row["policy"] == "slalom"
+        assert row["soundness_bits"] > 50
         assert set(row) >= ENVIRONMENT
 
 
