@@ -23,15 +23,15 @@ from cloister.plan.quantise import QuantisedLinear
 from cloister.ring.freivalds import CheckVectors
 from cloister.trusted.checks import Checks, accept_unchecked, for_native
 from cloister.trusted.pads.maker import PadUse, nonce
-from cloister.trusted.program.compile import Fuse, Local, Program, Remote, Segment
 from cloister.trusted.program.epilogue import Epilogue
 from cloister.trusted.program.layout import ALIGNMENT, ValueKey, lay_out, padded, value_key
+from cloister.trusted.program.steps import Exchange, Fused, Local, Program, Segment
 from cloister.trusted.report import LayerRow, Meter
 from cloister.trusted.values import Values
 from cloister.wire.link import NativeChannel, WorkerLink
 from cloister.wire.messages import TensorSpec
 from cloister.wire.shm.arena import Region
-from cloister.wire.shm.exchange import PreparedExchange, make_exchange
+from cloister.wire.shm.exchange import PreparedRequest, make_exchange
 from cloister.wire.shm.packets import REQUEST_ID_OFFSET
 
 U32 = np.dtype(np.uint32)
@@ -63,7 +63,7 @@ class Workspace:
             for index in self.layout.staged
         }
         self.clipped = np.zeros((len(plan.linear_nodes), batch), np.uint64)
-        self.exchanges: list[PreparedExchange | None] = [None] * len(program.steps)
+        self.exchanges: list[PreparedRequest | None] = [None] * len(program.steps)
         checked = [plan.protection_of(node).checked for node in plan.linear_nodes]
         self.native = native.Executor(checked=checked, batch=batch, threads=threads)
 
@@ -130,6 +130,15 @@ class Request:
             self.worker.release(request_id)
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What all stages of an executor have in common."""
+
+    plan: Plan
+    checks: Checks
+    threads: int
+
+
 class Stage:
     """Step `number` of a program."""
 
@@ -158,7 +167,8 @@ class Stage:
 class FusedStage(Stage):
     """One native step from a reply or a stored value to its consumers."""
 
-    def __init__(self, plan: Plan, number: int, step: Fuse, checks: Checks, threads: int) -> None:
+    def __init__(self, setup: Setup, number: int, step: Fused) -> None:
+        plan, checks = setup.plan, setup.checks
         node = None if step.node is None else plan.linear_nodes[step.node]
         protection = ENCLAVE if node is None else plan.protection_of(node)
         self.name, self.protection = step.name, protection.name
@@ -271,12 +281,12 @@ class FusedStage(Stage):
 class ExchangeStage(Stage):
     """One message of a linear node to the worker and its answer."""
 
-    def __init__(self, plan: Plan, number: int, step: Remote, checks: Checks, threads: int) -> None:
-        self._linear = plan.linear_nodes[step.node]
-        self.name, self.protection = self._linear.node, plan.protection_of(self._linear).name
+    def __init__(self, setup: Setup, number: int, step: Exchange) -> None:
+        self._linear = setup.plan.linear_nodes[step.node]
+        self.name, self.protection = self._linear.node, step.protection.name
         self._number = number
         self._node = step.node
-        self._soundness_bits = checks.soundness_bits(step.node)
+        self._soundness_bits = setup.checks.soundness_bits(step.node)
 
     def load(self, link: WorkerLink) -> None:
         """See Stage."""
@@ -349,13 +359,11 @@ class ExchangeStage(Stage):
 class SegmentStage(Stage):
     """Open nodes, run whole by a worker on float32 values."""
 
-    def __init__(
-        self, plan: Plan, number: int, step: Segment, checks: Checks, threads: int
-    ) -> None:
+    def __init__(self, setup: Setup, number: int, step: Segment) -> None:
         self.name, self.protection = f"open segment {step.nodes[0].name}", OPEN.name
-        self._graph = plan.graph
+        self._graph = setup.plan.graph
         self._step = step
-        if any(plan.protections[node.name] != OPEN for node in step.nodes):
+        if any(setup.plan.protections[node.name] != OPEN for node in step.nodes):
             raise PlanError(f"{self.name}: the plan protects one of its nodes")
 
     def load(self, link: WorkerLink) -> None:
@@ -401,13 +409,17 @@ class SegmentStage(Stage):
 class LocalStage(Stage):
     """Nodes that ONNX Runtime computes inside."""
 
-    def __init__(self, plan: Plan, number: int, step: Local, checks: Checks, threads: int) -> None:
+    def __init__(self, setup: Setup, number: int, step: Local) -> None:
         self.name, self.protection = f"local {step.nodes[0].name}", ENCLAVE.name
         self._step = step
         # Helper threads are only seen by the process's clock; other lanes' threads by it as well.
-        self._clock = time.thread_time_ns if threads == 1 else time.process_time_ns
-        model = to_model(plan.graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs)
-        self._session = runtime_session(model.SerializeToString(), threads=threads, optimised=True)
+        self._clock = time.thread_time_ns if setup.threads == 1 else time.process_time_ns
+        model = to_model(
+            setup.plan.graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs
+        )
+        self._session = runtime_session(
+            model.SerializeToString(), threads=setup.threads, optimised=True
+        )
 
     def perform(self, request: Request, stop: native.Stop) -> None:
         """See Stage."""
@@ -428,14 +440,14 @@ class LocalStage(Stage):
 
 
 STAGES: Mapping[type, Callable[..., Stage]] = {
-    Fuse: FusedStage,
-    Remote: ExchangeStage,
+    Fused: FusedStage,
+    Exchange: ExchangeStage,
     Segment: SegmentStage,
     Local: LocalStage,
 }
 
 
-def _fused_shape(plan: Plan, step: Fuse, checks: Checks) -> native.FusedShape:
+def _fused_shape(plan: Plan, step: Fused, checks: Checks) -> native.FusedShape:
     epilogue, height, width, channels = step.epilogue, *step.size
     return native.FusedShape(
         height=height,
