@@ -36,7 +36,7 @@ from cloister.cli.bench.prepared import PadsAhead
 from cloister.cli.console import emit_json, err, human_bytes, out, table
 from cloister.errors import CloisterError, InputError, PlanError
 from cloister.graph.graph import Graph
-from cloister.graph.onnx.export import to_model
+from cloister.graph.onnx.export import model_bytes
 from cloister.graph.onnx.load import load
 from cloister.plan import policies
 from cloister.plan.plan import Plan
@@ -204,7 +204,7 @@ def baselines(
     yield "onnxruntime", lambda: onnxruntime.run(feeds)
     try:
         # Constants are folded for PyTorch, as ONNX Runtime folds them for itself.
-        torch = TorchBaseline(to_model(graph), threads)
+        torch = TorchBaseline(onnx.ModelProto.FromString(model_bytes(graph)), threads)
         yield "torch", lambda: torch.run(feeds)
     except CloisterError as error:
         err().print(f"PyTorch is not measured: {error}", style="yellow")

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cloister.base.rng import pad_stream
 from cloister.errors import InputError
-from cloister.graph.onnx.export import to_model
+from cloister.graph.onnx.export import model_bytes
 from cloister.graph.onnx.read import load
 
 OPSET, IR_VERSION = 17, 9
@@ -248,4 +248,4 @@ def load_any(path: str | Path) -> onnx.ModelProto:
     """
     if str(path) in _BUILDERS:
         return build(str(path))
-    return to_model(load(path))
+    return onnx.ModelProto.FromString(model_bytes(load(path)))
