@@ -136,7 +136,7 @@ def answer(channel, replies):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="vgg16")
-    parser.add_argument("--policy", default="slalom", choices=tuple(policies.OUTSOURCED))
+    parser.add_argument("--policy", default="slalom", choices=tuple(OUTSOURCED))
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=12)
     parser.add_argument("--json", action="store_true")
