@@ -13,7 +13,7 @@ from cloister.graph.captures import captured_values
 from cloister.graph.graph import Graph, Node
 from cloister.graph.ops.table import is_linear
 from cloister.plan.claims import Claims, claims_of
-from cloister.plan.protection import ENCLAVE, OPEN, Protection
+from cloister.plan.protection import Protection
 from cloister.plan.quantise import WRAP_LIMIT, QuantisedLinear, static_bound
 
 FORMAT = 2
@@ -42,7 +42,7 @@ class Plan:
 
     def _check_node(self, node: Node) -> None:
         protection = self.protections[node.name]
-        outsourced = protection not in (ENCLAVE, OPEN)
+        outsourced = protection.on_integers
         if outsourced and not is_linear(self.graph, node):
             raise PlanError(
                 f"node {node.name!r} ({node.op}) is not linear and cannot be {protection.name}"

@@ -163,7 +163,7 @@ def from_ranges(
 
 
 def _sent_out(model: Graph, protections: Mapping[str, Protection]) -> list[Node]:
-    linear = [node for node in model.nodes if protections[node.name] is not ENCLAVE]
+    linear = [node for node in model.nodes if protections[node.name].on_worker]
     if not linear:
         raise UnsupportedError(_nothing_to_send(model))
     return linear

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cloister.errors import PlanError
+from cloister.errors import PlanError, UnsupportedError
 from cloister.graph.captures import captured_values
 from cloister.graph.graph import Graph, Node
 from cloister.graph.layout import channels_last_shape
 from cloister.graph.ops.linear_nodes import LAST_AXIS_OPS
 from cloister.plan.plan import Plan
-from cloister.plan.protection import ENCLAVE, OPEN
+from cloister.plan.protection import OPEN, Weights
 from cloister.trusted.program.epilogue import Epilogue, Matcher
 
 
@@ -95,7 +95,16 @@ class Program:
 
 
 def compile_plan(plan: Plan) -> Program:
-    """Compile a plan: every node is covered by exactly one step."""
+    """Compile a plan: every node is covered by exactly one step.
+
+    Raises   UnsupportedError for nodes whose weights are hidden: no module runs them yet
+    """
+    for node in plan.graph.nodes:
+        if plan.protections[node.name].weights is Weights.HIDDEN:
+            raise UnsupportedError(
+                f"node {node.name!r}: hidden weights need a compiled module, which cannot be built "
+                "yet; give the node another protection"
+            )
     compiler = _Compiler(plan)
     return Program(plan, tuple(compiler.compile()), compiler.slices)
 
@@ -122,7 +131,7 @@ class _Compiler:
         for node in self._schedule():
             if node.name in self.index:
                 steps += self._remote(node)
-            elif self.plan.protections[node.name] is OPEN:
+            elif self.plan.protections[node.name] == OPEN:
                 steps.append(Segment(0, (node,), (), ()))
                 self._finish(node)
             elif not self._concatenate(node):
@@ -131,7 +140,7 @@ class _Compiler:
 
     def _is_inside(self, node: Node) -> bool:
         # A plan that sends nothing out leaves its convolutions to ONNX Runtime.
-        return self.plan.protections[node.name] is ENCLAVE and (
+        return not self.plan.protections[node.name].on_worker and (
             node.op != "Conv" or bool(self.plan.linear_nodes)
         )
 
