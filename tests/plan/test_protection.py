@@ -31,7 +31,7 @@ def test_the_named_protections_are_all_that_can_be_made():
     (Input.BLINDED, True, Weights.HIDDEN), (Input.INSIDE, True, Weights.HIDDEN),
 ])  # fmt: skip
 def test_what_means_nothing_cannot_be_made(axes):
-    with pytest.raises(PlanError, match="^protection: "):
+    with pytest.raises(PlanError, match=r"^protection: "):
         Protection(*axes)
 
 
@@ -58,7 +58,7 @@ def test_hidden_weights_are_planned_and_not_run_yet():
 
 
 def test_hidden_weights_have_no_integers():
-    plan, last = hidden_head()
+    plan, _ = hidden_head()
     with pytest.raises(PlanError, match="do not fit together"):
         dataclasses.replace(plan, quantised=plan_of(nets.chain()).quantised)
     assert plan.digest != plan_of(nets.chain()).digest
