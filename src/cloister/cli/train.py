@@ -25,6 +25,7 @@ from cloister.cli.encrypt import (
     registered,
 )
 from cloister.data.dataset import EncryptedDataset
+from cloister.data.feature_noise import GaussianNoise
 from cloister.data.writer import check_registered
 from cloister.errors import AuthorityUnavailable, EncryptionError, InputError
 from cloister.wire.request_log import ReleaseLog
@@ -33,7 +34,7 @@ WHO_LEARNS_WHAT = "Who learns what"
 NOISE = "Noise on gradients"
 RETRY_FOR_S = 5.0
 """On one connection; beyond, the trainer waits, and keeps a checkpoint when it gives up."""
-MODULES = ("trainer", "models", "claims", "curve", "noise", "remote")
+MODULES = ("trainer", "models", "claims", "accuracy_plot", "ciphertext_service")
 
 
 def library() -> SimpleNamespace:
@@ -182,7 +183,7 @@ def train(
         first_layer = "frozen" if bounded else "trainable"
     noise = None
     if noise_sigma is not None:
-        noise = modules.noise.GaussianNoise(noise_sigma, "gradients", clip=noise_clip)
+        noise = GaussianNoise(noise_sigma, "gradients", clip=noise_clip)
     if curve is not None and curve.suffix.lower() not in (".svg", ".png"):
         raise InputError(f"{curve}: the curve is written as .svg or .png")
     if server != "local" and (unmask_to != "trusted" or server_key is None):
@@ -204,7 +205,7 @@ def train(
         if server_key is not None:
             remote = stack.enter_context(
                 closing(
-                    modules.remote.RemoteCiphertextServer(
+                    modules.ciphertext_service.RemoteCiphertextServer(
                         server, public=server_key, retry_for_s=patience
                     )
                 )
@@ -244,7 +245,8 @@ def train(
         found = outcome(modules, trainer, history, model=model)
         found["spent"] = spent(keys, opened.name)
     if curve is not None:
-        modules.curve.write_curve(history, curve, title=f"{model} on {opened.name}, encrypted")
+        title = f"{model} on {opened.name}, encrypted"
+        modules.accuracy_plot.write_curve(history, curve, title=title)
     if as_json:
         emit_json({**found, "curve": curve})
     else:
