@@ -115,3 +115,5 @@ def test_bits_out_of_range_are_refused():
 
 def test_policies_without_protection_are_asked_for_by_name():
     assert policies.NAMES == ("slalom", "verified", "blinded", "enclave", "open")
+    assert {"open", "np"}.isdisjoint(policies.__all__)
+    assert {"slalom", "verified", "blinded", "enclave"} < set(policies.__all__)

@@ -235,5 +235,3 @@ def test_policies_say_what_they_need():
         policies.make("slalom", graph)
     with pytest.raises(PlanError, match="unknown policy"):
         policies.make("magic", graph)
-    with pytest.raises(PlanError, match="neither"):
-        policies.slalom(graph, calibration=np.zeros(1), privacy=False, integrity=False)
