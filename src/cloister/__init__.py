@@ -11,6 +11,7 @@ from cloister.errors import CloisterError, VerificationError
 from cloister.graph.graph import Graph
 from cloister.graph.onnx.load import from_keras, from_torch, load
 from cloister.plan import policies
+from cloister.plan.claims import Claims
 from cloister.plan.plan import Plan
 from cloister.plan.quantise import Precision
 from cloister.trusted.report import Report, Result
@@ -18,6 +19,7 @@ from cloister.trusted.session import Session
 from cloister.wire.transcript import Transcript
 
 __all__ = [
+    "Claims",
     "CloisterError",
     "Graph",
     "Plan",

@@ -4,8 +4,6 @@ import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal
@@ -28,6 +26,7 @@ from cloister.data.dataset import EncryptedDataset
 from cloister.data.feature_noise import GaussianNoise
 from cloister.data.writer import check_registered
 from cloister.errors import AuthorityUnavailable, EncryptionError, InputError
+from cloister.plan.claims import Claims
 from cloister.wire.request_log import ReleaseLog
 
 WHO_LEARNS_WHAT = "Who learns what"
@@ -308,7 +307,7 @@ def outcome(
         "authority_requests": counters.requests,
         "authority_s": counters.authority_s,
         "server_s": counters.server_s,
-        "claims": [asdict(c) for c in modules.claims.claims(trainer, epochs=len(history))],
+        "claims": modules.claims.claims(trainer, epochs=len(history)).to_dict(),
     }
 
 
@@ -325,19 +324,6 @@ def spent(keys: Any, dataset: str) -> dict[str, Any] | None:  # noqa: ANN401
         return None
 
 
-def show_claims(claims: Sequence[dict[str, Any]]) -> None:
-    """Print who could learn what, party by party."""
-    console = out()
-    console.print("what each party could learn")
-    for party, told in groupby(claims, key=itemgetter("party")):
-        console.print(f"  {party}", soft_wrap=True)
-        for claim in told:
-            line = f"    {claim['about']:<22}{claim['severity']:<12}{claim['learns']}"
-            assumes = f" (assuming: {claim['assumes']})" if claim["assumes"] else ""
-            console.print(line + assumes, soft_wrap=True)
-    console.print()
-
-
 def show(found: dict[str, Any]) -> None:
     """Print a run for people."""
     console = out()
@@ -345,7 +331,7 @@ def show(found: dict[str, Any]) -> None:
     rows = [tuple(result.values()) for result in found["epochs"]]
     console.print(table(columns, rows))
     console.print()
-    show_claims(found["claims"])
+    console.print(f"{Claims.from_dict(found['claims'])}\n", soft_wrap=True)
     console.print(
         f"authority: {found['authority_requests']:,} requests in {found['authority_s']:.2f} s; "
         f"products on ciphertexts: {found['server_s']:.2f} s"

@@ -71,7 +71,7 @@ class Plan:
         )
 
     def claims(self) -> Claims:
-        """What an untrusted worker learns and can change, as this plan implies it."""
+        """What every role learns and can do, as this plan implies it."""
         scaled = sum(node.x_factors is not None for node in self.linear_nodes)
         return claims_of(self.policy, self.protections, scaled=scaled)
 
