@@ -23,7 +23,6 @@ from cloister.cli.encrypt import (
     registered,
 )
 from cloister.data.dataset import EncryptedDataset
-from cloister.data.feature_noise import GaussianNoise
 from cloister.data.writer import check_registered
 from cloister.errors import AuthorityUnavailable, EncryptionError, InputError
 from cloister.plan.claims import Claims
@@ -33,7 +32,14 @@ WHO_LEARNS_WHAT = "Who learns what"
 NOISE = "Noise on gradients"
 RETRY_FOR_S = 5.0
 """On one connection; beyond, the trainer waits, and keeps a checkpoint when it gives up."""
-MODULES = ("trainer", "models", "claims", "accuracy_plot", "ciphertext_service")
+MODULES = {
+    "trainer": "training.trainer",
+    "models": "training.models",
+    "claims": "training.claims",
+    "curve": "training.accuracy_plot",
+    "noise": "data.feature_noise",
+    "remote": "training.ciphertext_service",
+}
 
 
 def library() -> SimpleNamespace:
@@ -47,7 +53,7 @@ def library() -> SimpleNamespace:
         raise InputError("training needs PyTorch: pip install 'cloister[train]'") from error
     return SimpleNamespace(
         torch=importlib.import_module("torch"),
-        **{name: importlib.import_module(f"cloister.training.{name}") for name in MODULES},
+        **{name: importlib.import_module(f"cloister.{module}") for name, module in MODULES.items()},
     )
 
 
@@ -182,7 +188,7 @@ def train(
         first_layer = "frozen" if bounded else "trainable"
     noise = None
     if noise_sigma is not None:
-        noise = GaussianNoise(noise_sigma, "gradients", clip=noise_clip)
+        noise = modules.noise.GaussianNoise(noise_sigma, "gradients", clip=noise_clip)
     if curve is not None and curve.suffix.lower() not in (".svg", ".png"):
         raise InputError(f"{curve}: the curve is written as .svg or .png")
     if server != "local" and (unmask_to != "trusted" or server_key is None):
@@ -204,7 +210,7 @@ def train(
         if server_key is not None:
             remote = stack.enter_context(
                 closing(
-                    modules.ciphertext_service.RemoteCiphertextServer(
+                    modules.remote.RemoteCiphertextServer(
                         server, public=server_key, retry_for_s=patience
                     )
                 )
@@ -245,7 +251,7 @@ def train(
         found["spent"] = spent(keys, opened.name)
     if curve is not None:
         title = f"{model} on {opened.name}, encrypted"
-        modules.accuracy_plot.write_curve(history, curve, title=title)
+        modules.curve.write_curve(history, curve, title=title)
     if as_json:
         emit_json({**found, "curve": curve})
     else:
