@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 
@@ -131,7 +130,7 @@ class Plan:
         return plan_file.written(self).to_bytes()
 
     @classmethod
-    def from_bytes(cls, data: bytes | memoryview) -> Self:
+    def from_bytes(cls, data: bytes | memoryview) -> "Plan":
         """The plan of canonical bytes, without float32 weights; its integers are views of them.
 
         It is anybody's until its digest or its policy is compared with what is wanted.
@@ -150,7 +149,7 @@ class Plan:
     @classmethod
     def load(
         cls, path: str | PathLike[str], *, policy: str | None = None, digest: bytes | None = None
-    ) -> Self:
+    ) -> "Plan":
         """The plan in a file. Whoever can write the file chooses the plan, unless it is pinned.
 
         policy   the file must hold a plan of this policy
@@ -171,7 +170,7 @@ class Plan:
         return plan
 
     @classmethod
-    def _of(cls, data: np.ndarray, what: str) -> Self:
+    def _of(cls, data: np.ndarray, what: str) -> "Plan":
         with parsing(what):
             reader, fields = plan_file.read(data)
             plan = cls(**fields)
