@@ -12,6 +12,7 @@ import typer
 from cloister.cli import (
     audit,
     authority,
+    bench_verbs,
     ciphertexts,
     compare,
     demo,
@@ -23,7 +24,6 @@ from cloister.cli import (
     train,
     worker,
 )
-from cloister.cli.bench import app as bench
 from cloister.cli.console import err, out
 from cloister.cli.options import spread
 from cloister.errors import CloisterError, VerificationError
@@ -50,7 +50,7 @@ app.add_typer(pads.app, name="pads")
 app.add_typer(authority.app, name="authority")
 app.add_typer(ciphertexts.app, name="ciphertexts")
 app.add_typer(audit.app, name="audit")
-app.add_typer(bench.app, name="bench")
+app.add_typer(bench_verbs.app, name="bench")
 
 
 def _show_version(wanted: bool) -> None:
