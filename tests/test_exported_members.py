@@ -8,8 +8,9 @@ import pytest
 import cloister
 
 EXPORTED = {
-    "CloisterError", "Graph", "Plan", "Precision", "Report", "Result", "Session", "Transcript",
-    "VerificationError", "from_keras", "from_torch", "load", "policies", "published", "training",
+    "Claims", "CloisterError", "Graph", "Plan", "Precision", "Report", "Result", "Session",
+    "Transcript", "VerificationError", "from_keras", "from_torch", "load", "policies", "published",
+    "training",
 }  # fmt: skip
 
 

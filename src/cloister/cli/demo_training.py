@@ -23,8 +23,9 @@ from jaxtyping import Float64, Int64
 from cloister.base import files
 from cloister.cli import options
 from cloister.cli.console import emit_json, err, out, table
-from cloister.cli.train import library, show_claims
+from cloister.cli.train import library
 from cloister.errors import CloisterError, InputError
+from cloister.plan.claims import Claims
 from cloister.wire import process
 
 NAME = "biopsies"
@@ -166,7 +167,7 @@ def show(found: dict[str, Any]) -> None:
         f"{found['accuracy_plain']:.1%} in the clear ({found['patients']} patients)"
     )
     console.print()
-    show_claims(found["claims"])
+    console.print(f"{Claims.from_dict(found['claims'])}\n", soft_wrap=True)
     budget = found["budget"]
     columns = ("data set", "samples", "dim", "rank allowed", "spent", "bits", "refused")
     row = (

@@ -4,8 +4,6 @@ import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal
@@ -27,6 +25,7 @@ from cloister.cli.encrypt import (
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.writer import check_registered
 from cloister.errors import AuthorityUnavailable, EncryptionError, InputError
+from cloister.plan.claims import Claims
 from cloister.wire.request_log import ReleaseLog
 
 WHO_LEARNS_WHAT = "Who learns what"
@@ -127,17 +126,11 @@ def train(
             rich_help_panel=WHO_LEARNS_WHAT,
         ),
     ] = False,
-    mode: Annotated[
-        Literal["guarded", "paper"],
-        typer.Option(
-            "--mode", help="paper: as published, without budget.", rich_help_panel=WHO_LEARNS_WHAT
-        ),
-    ] = "guarded",
     allow_unbounded_leakage: Annotated[
         bool,
         typer.Option(
             "--allow-unbounded-leakage",
-            help="Required by --mode paper.",
+            help="Train on a data set of mode paper: as published, without budget.",
             rich_help_panel=WHO_LEARNS_WHAT,
         ),
     ] = False,
@@ -191,7 +184,8 @@ def train(
     """Train on samples that stay encrypted."""
     modules = library()
     if first_layer is None:
-        first_layer = "frozen" if unmask_to == "server" and mode == "guarded" else "trainable"
+        bounded = unmask_to == "server" and not allow_unbounded_leakage
+        first_layer = "frozen" if bounded else "trainable"
     noise = None
     if noise_sigma is not None:
         noise = modules.noise.GaussianNoise(noise_sigma, "gradients", clip=noise_clip)
@@ -233,7 +227,6 @@ def train(
             rng=SystemRandom(),
             first_layer=first_layer,
             unmask_to=unmask_to,
-            mode=mode,
             allow_unbounded_leakage=allow_unbounded_leakage,
             noise=noise,
             server=remote,
@@ -257,7 +250,8 @@ def train(
         found = outcome(modules, trainer, history, model=model)
         found["spent"] = spent(keys, opened.name)
     if curve is not None:
-        modules.curve.write_curve(history, curve, title=f"{model} on {opened.name}, encrypted")
+        title = f"{model} on {opened.name}, encrypted"
+        modules.curve.write_curve(history, curve, title=title)
     if as_json:
         emit_json({**found, "curve": curve})
     else:
@@ -319,7 +313,7 @@ def outcome(
         "authority_requests": counters.requests,
         "authority_s": counters.authority_s,
         "server_s": counters.server_s,
-        "claims": [asdict(c) for c in modules.claims.claims(trainer, epochs=len(history))],
+        "claims": modules.claims.claims(trainer, epochs=len(history)).to_dict(),
     }
 
 
@@ -336,19 +330,6 @@ def spent(keys: Any, dataset: str) -> dict[str, Any] | None:  # noqa: ANN401
         return None
 
 
-def show_claims(claims: Sequence[dict[str, Any]]) -> None:
-    """Print who could learn what, party by party."""
-    console = out()
-    console.print("what each party could learn")
-    for party, told in groupby(claims, key=itemgetter("party")):
-        console.print(f"  {party}", soft_wrap=True)
-        for claim in told:
-            line = f"    {claim['about']:<22}{claim['severity']:<12}{claim['learns']}"
-            assumes = f" (assuming: {claim['assumes']})" if claim["assumes"] else ""
-            console.print(line + assumes, soft_wrap=True)
-    console.print()
-
-
 def show(found: dict[str, Any]) -> None:
     """Print a run for people."""
     console = out()
@@ -356,7 +337,7 @@ def show(found: dict[str, Any]) -> None:
     rows = [tuple(result.values()) for result in found["epochs"]]
     console.print(table(columns, rows))
     console.print()
-    show_claims(found["claims"])
+    console.print(f"{Claims.from_dict(found['claims'])}\n", soft_wrap=True)
     console.print(
         f"authority: {found['authority_requests']:,} requests in {found['authority_s']:.2f} s; "
         f"products on ciphertexts: {found['server_s']:.2f} s"
