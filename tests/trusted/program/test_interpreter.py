@@ -13,6 +13,7 @@ from cloister.graph.interpreter import ORT_ERRORS
 from cloister.graph.onnx import read
 from cloister.graph.passes import normalise
 from cloister.plan import policies
+from cloister.plan.protection import OUTSOURCED
 from cloister.ring import reference
 from cloister.ring.freivalds import P52
 from cloister.trusted.program.steps import Fused
@@ -70,7 +71,7 @@ def test_a_session_does_what_the_interpreter_says(connect, net, policy, kind):
                 oracle.assert_explains(session.run(feeds), feeds)
 
 
-@pytest.mark.parametrize("policy", policies.OUTSOURCED)
+@pytest.mark.parametrize("policy", OUTSOURCED)
 @pytest.mark.parametrize("net", ["residual", "branches", "depthwise", "several"])
 def test_on_every_instruction_set(net, policy, isa):
     model = nets.ALL[net]()
@@ -80,7 +81,7 @@ def test_on_every_instruction_set(net, policy, isa):
         oracle.assert_explains(session.run(feeds), feeds)
 
 
-@pytest.mark.parametrize("policy", policies.OUTSOURCED)
+@pytest.mark.parametrize("policy", OUTSOURCED)
 def test_other_clamps_before_and_behind_a_depthwise_convolution(policy):
     net = nets.Net()
     bounds = [net.constant(np.float32(bound)) for bound in (-0.5, 0.75, -0.25, 0.125)]
@@ -107,7 +108,7 @@ def test_a_plan_of_several_protections(connect, kind):
         oracle.assert_explains(session.run(feeds), feeds)
 
 
-@pytest.mark.parametrize("policy", policies.OUTSOURCED)
+@pytest.mark.parametrize("policy", OUTSOURCED)
 @pytest.mark.parametrize("net", unequal.ALL)
 def test_factors_of_raw_inputs(net, policy):
     model = unequal.ALL[net]()

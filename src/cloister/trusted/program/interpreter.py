@@ -14,7 +14,7 @@ from cloister.errors import PlanError, RangeError, VerificationError
 from cloister.graph.batch import row_count
 from cloister.graph.interpreter import runtime_session
 from cloister.graph.layout import from_channels_last, to_channels_last
-from cloister.graph.onnx.export import to_model
+from cloister.graph.onnx.export import model_bytes
 from cloister.plan.input_factors import multiplied
 from cloister.ring import reference
 from cloister.ring.freivalds import CheckVectors
@@ -176,8 +176,8 @@ class _Run:
 
     def local(self, step: Local | Segment) -> None:
         """Nodes as ONNX Runtime computes them, all at once: it may fuse some of them."""
-        model = to_model(self._graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs)
-        session = runtime_session(model.SerializeToString(), optimised=True)
+        model = model_bytes(self._graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs)
+        session = runtime_session(model, optimised=True)
         feeds = {name: self.value(name) for name in step.inputs}
         self._values.update(zip(step.outputs, session.run(step.outputs, feeds), strict=True))
 
