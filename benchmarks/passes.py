@@ -22,7 +22,7 @@ from benchmarks import networks, options
 from benchmarks.environment import environment
 from cloister.base.rng import SystemRandom
 from cloister.errors import InputError
-from cloister.trusted.program.compile import Fuse, Remote
+from cloister.trusted.program.steps import Exchange, Fused
 from cloister.trusted.runtime import Runtime
 
 HUGE = 2 << 20
@@ -50,7 +50,7 @@ class Memory:
         self.replies, self.messages, self.unblinding = {}, {}, {}
         self.stored, self.inputs = {}, {}
         for i, step in enumerate(steps):
-            if not isinstance(step, Fuse):
+            if not isinstance(step, Fused):
                 continue
             before, after = (batch, *step.size), (batch, *step.out_size)
             if step.node is not None:
@@ -74,10 +74,10 @@ class Walk:
         self._native = native.Walker(len(runtime.plan.linear_nodes), batch, threads)
         self._inputs = {}
         for i, step in enumerate(runtime.program.steps):
-            if isinstance(step, Remote):
+            if isinstance(step, Exchange):
                 packet = struct.pack("<i12x", step.node)
                 self._native.add_exchange(step.node, packet, packet, ID_OFFSET, None, None)
-            elif isinstance(step, Fuse):
+            elif isinstance(step, Fused):
                 windowed = step.epilogue.window is not None
                 number = self._native.add_pass(
                     runtime._passes[i],
