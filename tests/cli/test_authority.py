@@ -165,7 +165,7 @@ def test_the_data_sets_are_listed(cloister, folder, samples):
         assert encrypted(cloister, folder, url, samples, "plain").code == 0
         for _ in range(2):
             assert encrypted(cloister, folder, url, samples, "weak", *weak).code == 0
-        paper = ("--mode", "paper", "--allow-unbounded-leakage")
+        paper = ("--allow-unbounded-leakage",)
         assert encrypted(cloister, folder, url, samples, "paper", *paper).code == 0
         keys = {"public": folder / "authority.pub", "token": token(cloister, folder, "server")}
         linear = LinearMap(

@@ -185,24 +185,14 @@ def test_bad_input_adds_nothing(cloister, refused, authority, to, pixels, tmp_pa
 
 def test_paper_mode_and_budgets_are_the_owner_s_words(cloister, refused, authority, to, pixels):
     path, _ = pixels
-    assert "allow_unbounded_leakage" in refused(
-        "encrypt", path, *to(out="paper.cloister"), "--mode", "paper"
-    )
-    made = cloister(
-        "encrypt", path, *to(out="paper.cloister"), "--mode", "paper", "--allow-unbounded-leakage"
-    )
+    agreed = "--allow-unbounded-leakage"
+    made = cloister("encrypt", path, *to(out="paper.cloister"), agreed)
     assert made.code == 0, made
     assert authority.describe("paper").mode == "paper"
     # Whoever adds to it has to agree as well.
     found = refused("encrypt", path, *to(out="paper.cloister"))
-    assert "mode paper instead of the default guarded (--mode paper)" in found
-    assert "without bound instead of the default bounded (--allow-unbounded-leakage)" in found
-    agreed = ("--mode", "paper", "--allow-unbounded-leakage")
-    for one in (agreed[:2], agreed[2:]):
-        assert agreed[-1 if len(one) == 2 else 0] in refused(
-            "encrypt", path, *to(out="paper.cloister"), *one
-        )
-    assert cloister("encrypt", path, *to(out="paper.cloister"), *agreed).code == 0
+    assert f"mode paper instead of the default guarded ({agreed})" in found
+    assert cloister("encrypt", path, *to(out="paper.cloister"), agreed).code == 0
     made = cloister(
         "encrypt", path, *to(), "--budget", 2, "--max-bits", 40, "--labels-to", "trusted"
     )
@@ -223,12 +213,10 @@ WEAK = {
     "max_bits": ("--max-bits", 1000),
     "value_bits": ("--value-bits", 32),
     "one_function": ("--many-functions",),
-    "mode": ("--mode", "paper"),
-    "allow_unbounded_leakage": ("--allow-unbounded-leakage",),
+    "mode": ("--allow-unbounded-leakage",),
     "labels_to_server": ("--labels-to", "server"),
 }
 """The option by which a first client gives away more, for every term."""
-PAPER = (*WEAK["mode"], *WEAK["allow_unbounded_leakage"])
 
 
 @pytest.fixture
@@ -243,7 +231,7 @@ def values(tmp_path):
 def test_a_first_client_decides_no_term_for_those_who_did_not_ask_for_it(
     cloister, refused, authority, to, values, tmp_path, term
 ):
-    weak = PAPER if term in ("mode", "allow_unbounded_leakage") else WEAK[term]
+    weak = WEAK[term]
     # Labels go to the server by default: that is beyond what a client asks for who says otherwise.
     ours = ("--labels-to", "trusted") if term == "labels_to_server" else ()
     assert cloister("encrypt", values, *to(), "--range", "0,1", *weak).code == 0

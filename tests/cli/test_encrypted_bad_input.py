@@ -316,7 +316,7 @@ def test_a_model_that_asks_for_single_values(place, refused, tmp_path):
 
 
 def test_a_checkpoint_of_another_model_or_data_set(place, cloister, refused, tmp_path):
-    paper = ("--mode", "paper", "--allow-unbounded-leakage")
+    paper = ("--allow-unbounded-leakage",)
     one, two = place.dataset("one", *paper), place.dataset("two", *paper)
     run = ("--epochs", 1, "--batch", 32, *paper, "--checkpoint", tmp_path / "run")
     model = tmp_path / "small.py"

@@ -31,7 +31,7 @@ sklearn_datasets = pytest.importorskip("sklearn.datasets")
 BATCH, EVERY, EPOCHS = 16, 3, 2
 TRAINED, TESTED = 240, 80
 HIDDEN, DIM = 8, 64
-PAPER = ("--mode", "paper", "--allow-unbounded-leakage")
+PAPER = ("--allow-unbounded-leakage",)
 
 # The user's model. Its gate holds the run at stated steps, so that where a test kills is no chance;
 # every sample has a gradient, which a dead ReLU might take away.

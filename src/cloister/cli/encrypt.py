@@ -174,14 +174,11 @@ def encrypt(
             rich_help_panel=NEW,
         ),
     ] = "server",
-    mode: Annotated[
-        str, typer.Option("--mode", metavar="guarded|paper", rich_help_panel=NEW)
-    ] = "guarded",
     allow_unbounded_leakage: Annotated[
         bool,
         typer.Option(
             "--allow-unbounded-leakage",
-            help="Needed for --mode paper: samples are given away.",
+            help="Mode paper, as published: no budget; samples are given away.",
             rich_help_panel=NEW,
         ),
     ] = False,
@@ -207,7 +204,6 @@ def encrypt(
         value_bits=value_bits,
         many_functions=many_functions,
         labels_to_server=labels_to == "server",
-        mode=mode,
         allow_unbounded_leakage=allow_unbounded_leakage,
     )
     tested = {"train": 0.0, "test": 1.0, None: test_fraction}[split]

@@ -8,7 +8,7 @@ import json as jsons
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -18,7 +18,7 @@ from cloister.authority.records import Terms
 from cloister.base.reading import open_regular, parsing
 from cloister.cli.console import err
 from cloister.data.encoding import Encoding
-from cloister.data.info import DatasetInfo, Mode
+from cloister.data.info import DatasetInfo
 from cloister.data.sources import (
     PIXELS,
     Source,
@@ -48,7 +48,6 @@ class Wishes:
     value_bits: int | None
     many_functions: bool
     labels_to_server: bool
-    mode: str
     allow_unbounded_leakage: bool
 
 
@@ -70,10 +69,8 @@ FIELDS = {
     "encoding": Named(
         "bits of an element", _number, lambda n: f"--bits {n:.0f}", lambda w: w.bits is not None
     ),
-    "mode": Named("mode", lambda n: "paper" if n else "guarded", lambda _: "--mode paper"),
-    "allow_unbounded_leakage": Named(
-        "leakage", lambda n: "without bound" if n else "bounded",
-        lambda _: "--allow-unbounded-leakage",
+    "mode": Named(
+        "mode", lambda n: "paper" if n else "guarded", lambda _: "--allow-unbounded-leakage"
     ),
     "labels_to_server": Named(
         "labels", lambda n: "to the server" if n else "to a trusted runtime",
@@ -197,14 +194,13 @@ def _agreement(info: DatasetInfo, wishes: Wishes, *, notes: str) -> Agreement:
         info,
         samples=0,
         budget_rank=info.default_budget if wishes.budget is None else wishes.budget,
-        mode=cast(Mode, wishes.mode),  # checked by the description
+        mode="paper" if wishes.allow_unbounded_leakage else "guarded",
     )
     terms = Terms(
         labels_to_server=wishes.labels_to_server,
         max_bits=wishes.max_bits,
         value_bits=wishes.value_bits,
         one_function=not wishes.many_functions,
-        allow_unbounded_leakage=wishes.allow_unbounded_leakage,
         notes=notes,
     )
     return Agreement(info, terms)

@@ -120,17 +120,11 @@ def train(
             rich_help_panel=WHO_LEARNS_WHAT,
         ),
     ] = False,
-    mode: Annotated[
-        Literal["guarded", "paper"],
-        typer.Option(
-            "--mode", help="paper: as published, without budget.", rich_help_panel=WHO_LEARNS_WHAT
-        ),
-    ] = "guarded",
     allow_unbounded_leakage: Annotated[
         bool,
         typer.Option(
             "--allow-unbounded-leakage",
-            help="Required by --mode paper.",
+            help="Train on a data set of mode paper: as published, without budget.",
             rich_help_panel=WHO_LEARNS_WHAT,
         ),
     ] = False,
@@ -184,7 +178,8 @@ def train(
     """Train on samples that stay encrypted."""
     modules = library()
     if first_layer is None:
-        first_layer = "frozen" if unmask_to == "server" and mode == "guarded" else "trainable"
+        bounded = unmask_to == "server" and not allow_unbounded_leakage
+        first_layer = "frozen" if bounded else "trainable"
     noise = None
     if noise_sigma is not None:
         noise = modules.noise.GaussianNoise(noise_sigma, "gradients", clip=noise_clip)
@@ -226,7 +221,6 @@ def train(
             rng=SystemRandom(),
             first_layer=first_layer,
             unmask_to=unmask_to,
-            mode=mode,
             allow_unbounded_leakage=allow_unbounded_leakage,
             noise=noise,
             server=remote,
