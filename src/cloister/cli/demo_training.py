@@ -1,7 +1,7 @@
 """`cloister demo-training`: two clinics train one model, and nobody sees the other's patients.
 
-Every role is a process of its own: the authority, each clinic's `cloister encrypt`, the training
-server. The data are scikit-learn's breast cancer records (569 patients, 30 measurements).
+Every role is a process of its own: the authority, each clinic's `cloister data encrypt`, the
+training server. The data are scikit-learn's breast cancer records (569 patients, 30 measurements).
 """
 
 import csv
@@ -23,7 +23,7 @@ from jaxtyping import Float64, Int64
 from cloister.base import files
 from cloister.cli import options
 from cloister.cli.console import emit_json, err, out, table
-from cloister.cli.train import library, show_claims
+from cloister.cli.train_verbs import library, show_claims
 from cloister.errors import CloisterError, InputError
 from cloister.wire import process
 
@@ -91,18 +91,19 @@ def run(records: Records, folder: Path) -> dict[str, Any]:
     for role, token in tokens.items():
         _cloister("authority", "token", authority, "--role", role, "--out", token[1:])
     say("1  the authority serves keys")
-    serve = ("authority", "serve", "--dir", authority, "--listen", "127.0.0.1:0")
+    serve = ("authority", "serve", authority, "--listen", "127.0.0.1:0")
     with serving(*serve) as url:
-        reach = ("--authority", url, "--authority-key", authority / "authority.pub")
+        reach = ("--authority", url, "--pin", authority / "authority.pub")
         ranges = _write_ranges(records, folder / "ranges.json")
         data = folder / f"{NAME}.cloister"
         for number, clinic in enumerate(CLINICS):
             for split, rows in _rows(records, number).items():
                 table_file = _write_table(records, rows, folder / f"{clinic}-{split}.csv")
                 _cloister(
-                    "encrypt", table_file, *reach, "--token", tokens["client"], "--out", data,
+                    "data", "encrypt", table_file, *reach, "--token", tokens["client"], "--out", data,
                     "--name", NAME, "--label", "diagnosis", "--classes", "malignant,benign",
-                    "--ranges", ranges, "--bits", BITS, "--budget", BUDGET, "--split", split,
+                    "--ranges", ranges, "--bits", BITS, "--privacy", f"budget={BUDGET}", "--split",
+                    split,
                 )  # fmt: skip
                 say(f"2  clinic {clinic}: {len(rows)} patients encrypted ({split})")
         train = (

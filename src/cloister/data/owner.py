@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -41,7 +41,7 @@ class Privacy:
     value_bits       bits that one value tells at most, by noise; 32: exact. None: 8
     max_bits         bits that all values of a sample tell. None: 8 for each function of the budget
     many_functions   a server gets values of several functions, and gradients, within the budget
-    labels_to        who may get (permuted) labels
+    labels_to        who may get (permuted) labels: server or trusted
     allow_unbounded_leakage   the consent that level paper needs, and only it takes
 
     Raises   InputError
@@ -51,7 +51,7 @@ class Privacy:
     value_bits: int | None = None
     max_bits: int | None = None
     many_functions: bool = False
-    labels_to: Literal["server", "trusted"] = "server"
+    labels_to: str = "server"
     allow_unbounded_leakage: bool = False
 
     def __post_init__(self) -> None:

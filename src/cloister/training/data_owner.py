@@ -4,12 +4,13 @@ Nothing plain leaves this process. The part's mask key is sealed to the authorit
 masked samples and labels only.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cloister.authority.agreement import Agreement
 from cloister.authority.enrolment import ClientService, Enrolment, enrol
+from cloister.authority.records import Part
 from cloister.base.rng import SystemRandom
 from cloister.data.dataset import EncryptedDataset, PartInfo
 from cloister.data.encoder import Encoder, chunks, random_order
@@ -88,6 +89,8 @@ def encrypt(
     samples = open_source(source) if isinstance(source, str | Path) else source
     privacy = Privacy(privacy) if isinstance(privacy, str) else privacy
     added = None if noise is None else GaussianNoise(noise, "ciphertexts")
+    if not 0 <= test_fraction <= 1:
+        raise InputError(f"test_fraction must be 0 to 1, got {test_fraction}")
     rows = random_order(len(samples.labels), rng=SystemRandom())
     kept = None if order is None else OrderFile(order, rows)
     accepted = _accepted(
@@ -158,9 +161,9 @@ class _Remarks:
             self(f"{order} holds your samples in plain; keep it to yourself")
 
 
-def registered(authority: ClientService, name: str) -> list[PartInfo]:
-    """The parts of a data set that its authority has on record."""
-    return [PartInfo(**asdict(part)) for part in authority.parts(name)]
+def registered(parts: Iterable[Part]) -> list[PartInfo]:
+    """The parts that an authority has on record, as a file describes its own."""
+    return [PartInfo(**asdict(part)) for part in parts]
 
 
 def absence(path: Path, absent: list[PartInfo]) -> str:
@@ -197,7 +200,7 @@ def _accepted(
 
 
 def _absent(authority: ClientService, out: Path, enrolment: Enrolment) -> list[PartInfo]:
-    absent = registered(authority, enrolment.info.name) if enrolment.info.samples else []
+    absent = registered(authority.parts(enrolment.info.name)) if enrolment.info.samples else []
     if not out.exists():
         return absent
     return check_registered(EncryptedDataset.open(out, verify=False), absent)

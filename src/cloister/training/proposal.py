@@ -43,11 +43,8 @@ FIELDS = {
         lambda new, _: new.bits is not None,
     ),
     "mode": Described(
-        "mode", lambda n: "paper" if n else "guarded", lambda _: "--privacy paper"
-    ),
-    "allow_unbounded_leakage": Described(
-        "leakage", lambda n: "without bound" if n else "bounded",
-        lambda _: "--allow-unbounded-leakage",
+        "mode", lambda n: "paper" if n else "guarded",
+        lambda _: "--privacy paper --allow-unbounded-leakage",
     ),
     "labels_to_server": Described(
         "labels", lambda n: "to the server" if n else "to a trusted runtime",
@@ -123,9 +120,8 @@ def _difference(info: DatasetInfo, notes: Notes, new: NewDataset) -> str | None:
     if notes.kind == "values" and new.value_range is not None:
         if info.encoding != Encoding.for_range(*new.value_range, bits=info.encoding.bits):
             return f"holds {info.encoding.low:g} to {info.encoding.high:g}; drop --range"
-    elif new.ranges is not None:
-        if {column: tuple(ends) for column, ends in new.ranges.items()} != notes.ranges:
-            return "has other ranges; drop --ranges to take those of its first client"
+    elif new.ranges is not None and {c: tuple(r) for c, r in new.ranges.items()} != notes.ranges:
+        return "has other ranges; drop --ranges to take those of its first client"
     return None
 
 
@@ -170,7 +166,6 @@ def _agreement(info: DatasetInfo, privacy: Privacy, *, notes: str) -> Agreement:
         max_bits=privacy.max_bits,
         value_bits=privacy.value_bits,
         one_function=not privacy.many_functions,
-        allow_unbounded_leakage=privacy.allow_unbounded_leakage,
         notes=notes,
     )
     return Agreement(info, terms)

@@ -25,7 +25,7 @@ from cloister.cli.bench import training_data as data
 from cloister.cli.bench.environment import environment
 from cloister.cli.bench.training_data import Plain, TimedKeys
 from cloister.cli.console import emit_json, err, out, table
-from cloister.cli.train import library
+from cloister.cli.train_verbs import library
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.info import Mode
 
