@@ -26,7 +26,8 @@ from cloister.cli.bench.inference import open_model, random_input
 from cloister.graph.onnx.read import from_model
 from cloister.graph.passes.normalise import prepare
 from cloister.plan import policies
-from cloister.trusted.program.compile import Fuse, compile_plan
+from cloister.trusted.program.compile import compile_plan
+from cloister.trusted.program.steps import Fused
 
 LANES = 16
 REPLY = {"multipliers": 1, "all": 5}  # scale; convert, scale, bias, two clamps
@@ -63,7 +64,7 @@ def count(plan):
     """Bytes and instructions of all passes of a plan."""
     found = Count()
     for step in compile_plan(plan).steps:
-        if not isinstance(step, Fuse):
+        if not isinstance(step, Fused):
             continue
         before, after = elements(step.size), elements(step.out_size)
         if step.node is not None:

@@ -28,7 +28,7 @@ from cloister.cli.bench.inference import open_model, random_input
 from cloister.graph.onnx.read import from_model
 from cloister.graph.passes.normalise import prepare
 from cloister.plan import policies
-from cloister.trusted.program.compile import Fuse, Remote
+from cloister.trusted.program.steps import Exchange, Fused
 from cloister.trusted.runtime import Runtime
 
 HUGE = 2 << 20
@@ -56,7 +56,7 @@ class Memory:
         self.replies, self.messages, self.unblinding = {}, {}, {}
         self.stored, self.inputs = {}, {}
         for i, step in enumerate(steps):
-            if not isinstance(step, Fuse):
+            if not isinstance(step, Fused):
                 continue
             before, after = (batch, *step.size), (batch, *step.out_size)
             if step.node is not None:
@@ -80,10 +80,10 @@ class Walk:
         self._native = native.Walker(len(runtime.plan.linear_nodes), batch, threads)
         self._inputs = {}
         for i, step in enumerate(runtime.program.steps):
-            if isinstance(step, Remote):
+            if isinstance(step, Exchange):
                 packet = struct.pack("<i12x", step.node)
                 self._native.add_exchange(step.node, packet, packet, ID_OFFSET, None, None)
-            elif isinstance(step, Fuse):
+            elif isinstance(step, Fused):
                 windowed = step.epilogue.window is not None
                 number = self._native.add_pass(
                     runtime._passes[i],

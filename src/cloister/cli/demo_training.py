@@ -100,10 +100,10 @@ def run(records: Records, folder: Path) -> dict[str, Any]:
             for split, rows in _rows(records, number).items():
                 table_file = _write_table(records, rows, folder / f"{clinic}-{split}.csv")
                 _cloister(
-                    "data", "encrypt", table_file, *reach, "--token", tokens["client"], "--out", data,
-                    "--name", NAME, "--label", "diagnosis", "--classes", "malignant,benign",
-                    "--ranges", ranges, "--bits", BITS, "--privacy", f"budget={BUDGET}", "--split",
-                    split,
+                    "data", "encrypt", table_file, *reach, "--token", tokens["client"],
+                    "--out", data, "--name", NAME, "--label", "diagnosis",
+                    "--classes", "malignant,benign", "--ranges", ranges, "--bits", BITS,
+                    "--privacy", f"budget={BUDGET}", "--split", split,
                 )  # fmt: skip
                 say(f"2  clinic {clinic}: {len(rows)} patients encrypted ({split})")
         train = (
