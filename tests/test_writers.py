@@ -11,7 +11,6 @@ import nets
 from cloister.authority import records
 from cloister.base import identity, sqlite
 from cloister.base.rng import InsecureSeededRandom, SystemRandom
-from cloister.cli.bench.figure import write_figure
 from cloister.cli.main import main
 from cloister.data.owner import OrderFile
 from cloister.errors import CloisterError, InputError
@@ -100,12 +99,6 @@ def audit_page(path):
     assert main(list(map(str, command))) == 0
 
 
-def figure(path):
-    row = {"model": "vgg16", "policy": "slalom", "ratio": 2.0, "cpu": "a CPU", "isa": "avx2",
-           "threads": 1, "batch": 1, "weights": "random"}  # fmt: skip
-    write_figure([row], path)
-
-
 def ledger(path):
     Ledger.create(path, plan_digest=DIGEST, rng=RNG)
 
@@ -120,7 +113,6 @@ REPLACE_PUBLIC = {
     "calibration.json": lambda path: Recipe("open").save(path),
     "curve.svg": curve,
     "curve.png": curve,
-    "ratios.svg": figure,
 }
 REFUSE_PRIVATE = {
     "order.npz": order,

@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import NAMES
+
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md")]
+)
 
 
 def test_there_are_documents():
@@ -23,11 +27,18 @@ def test_links_and_named_files_exist(path):
     text = path.read_text()
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
     missing = [link for link in links if not (path.parent / link).exists()]
-    named = re.findall(r"`((?:tests|examples|src|docs)/[\w/.-]+)`", text)
+    named = re.findall(r"`((?:tests|examples|src|docs|benchmarks)/[\w/.-]+)`", text)
     missing += [name for name in named if not (ROOT / name).exists()]
     inside = re.findall(r"`((?:field|graph|plan|wire|trusted|worker)/\w+\.py)`", text)
     missing += [name for name in inside if not (ROOT / "src/cloister" / name).exists()]
     assert missing == []
+
+
+def test_benchmarks_that_documents_name_exist():
+    texts = [path.read_text() for path in DOCUMENTS]
+    named = {name for text in texts for name in re.findall(r"python -m benchmarks (\w+)", text)}
+    assert len(named) > 10
+    assert named <= set(NAMES)
 
 
 def test_python_of_the_readme_runs():

@@ -16,6 +16,7 @@ from cloister.errors import (
     ShapeError,
     UnsupportedError,
 )
+from cloister.ring import pads
 from cloister.ring.linear import Geometry
 from cloister.training.ciphertexts import LocalCiphertextServer
 from cloister.training.layers import (

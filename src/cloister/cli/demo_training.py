@@ -20,10 +20,11 @@ import numpy as np
 import typer
 from jaxtyping import Float64, Int64
 
+from cloister import training
 from cloister.base import files
 from cloister.cli import options
 from cloister.cli.console import emit_json, err, out, table
-from cloister.cli.train_verbs import library, show_claims
+from cloister.cli.train_verbs import show_claims
 from cloister.errors import CloisterError, InputError
 from cloister.wire import process
 
@@ -52,7 +53,7 @@ def demo_training(
     ] = None,
 ) -> None:
     """Train on two clinics' encrypted records, then show what the server could learn."""
-    library()
+    _ = training.train  # raises where PyTorch is missing, before anything begins
     records = load_records()
     with TemporaryDirectory() as temporary:
         place = Path(temporary) if folder is None else folder.resolve()
@@ -136,8 +137,10 @@ def run(records: Records, folder: Path) -> dict[str, Any]:
 
 def plain_accuracy(records: Records) -> float:
     """The same model, settings and patients; their order is another, as clinics shuffle theirs."""
-    modules = library()
-    torch = modules.torch
+    torch = importlib.import_module("torch")
+    models, trainer = (
+        importlib.import_module(f"cloister.training.{n}") for n in ("models", "trainer")
+    )
     parts = [_rows(records, number) for number in range(len(CLINICS))]
     train, test = (np.concatenate([part[split] for part in parts]) for split in ("train", "test"))
     low, high = records.x.min(axis=0), records.x.max(axis=0)
@@ -145,10 +148,10 @@ def plain_accuracy(records: Records) -> float:
     x = torch.from_numpy(values.astype(np.float32).reshape(len(values), 1, 1, -1))
     y = torch.from_numpy(records.y)
     torch.manual_seed(SEED)
-    model = modules.models.build("mlp", (1, 1, len(records.columns)), classes=2)
+    model = models.build("mlp", (1, 1, len(records.columns)), classes=2)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     for epoch in range(EPOCHS):
-        order = modules.trainer.epoch_order(len(train), seed=SEED, epoch=epoch)
+        order = trainer.epoch_order(len(train), seed=SEED, epoch=epoch)
         for start in range(0, len(order), BATCH):
             ids = train[order[start : start + BATCH]]
             optimizer.zero_grad()

@@ -12,6 +12,7 @@ import typer
 from cloister.cli import (
     audit,
     authority_verbs,
+    bench_verbs,
     compare,
     data_verbs,
     demo,
@@ -22,7 +23,6 @@ from cloister.cli import (
     train_verbs,
     worker,
 )
-from cloister.cli.bench import app as bench
 from cloister.cli.console import err, out
 from cloister.cli.options import spread
 from cloister.errors import CloisterError, VerificationError
@@ -48,7 +48,7 @@ app.add_typer(pads.app, name="pads")
 app.add_typer(data_verbs.app, name="data")
 app.add_typer(authority_verbs.app, name="authority")
 app.add_typer(audit.app, name="audit")
-app.add_typer(bench.app, name="bench")
+app.add_typer(bench_verbs.app, name="bench")
 
 
 def _show_version(wanted: bool) -> None:

@@ -1,13 +1,11 @@
 """`cloister train`: train a model on an encrypted data set."""
 
-import importlib
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -139,16 +137,6 @@ Patience = Annotated[
         "--patience", min=0, help="Seconds to wait for an authority or host that is away."
     ),
 ]
-
-
-def library() -> SimpleNamespace:
-    """The modules that train, for what compares them with plain PyTorch.
-
-    Raises   InputError without it
-    """
-    _ = training.Trainer
-    names = {"torch": "torch"} | {n: f"cloister.training.{n}" for n in ("trainer", "models")}
-    return SimpleNamespace(**{n: importlib.import_module(home) for n, home in names.items()})
 
 
 def train(

@@ -21,23 +21,10 @@ from cloister.plan.accuracy import warn_of_errors
 from cloister.plan.input_factors import reads_raw
 from cloister.plan.placement import keep_inside
 from cloister.plan.plan import Plan
-from cloister.plan.protection import (
-    BLINDED,
-    BLINDED_VERIFIED,
-    ENCLAVE,
-    OPEN,
-    VERIFIED,
-    Protection,
-)
+from cloister.plan.protection import ENCLAVE, EVERYWHERE, OUTSOURCED, Protection
 from cloister.plan.quantise import Precision, Ranges, calibrate, quantise_node
 from cloister.plan.samples import Samples, as_samples
 
-OUTSOURCED: Mapping[str, Protection] = {
-    "slalom": BLINDED_VERIFIED,
-    "verified": VERIFIED,
-    "blinded": BLINDED,
-}
-EVERYWHERE: Mapping[str, Protection] = {"enclave": ENCLAVE, "open": OPEN}
 NAMES = (*OUTSOURCED, *EVERYWHERE)
 SHOWN = 3
 """Nodes that a message names at most."""
@@ -149,6 +136,7 @@ def from_ranges(
     Raises PlanError when a node's ranges are missing: they were measured with another model.
     """
     require_supported(model)
+    precision = precision or Precision()
     protections = assign(model, policy)
     quantised = {}
     for node in () if policy in EVERYWHERE else _sent_out(model, protections):
@@ -157,9 +145,10 @@ def from_ranges(
                 f"node {node.name!r} has no range: the calibration belongs to another model"
             )
         quantised[node.name] = quantise_node(
-            model, node, ranges=ranges[node.name], precision=precision or Precision()
+            model, node, ranges=ranges[node.name], precision=precision
         )
-    return Plan(model, policy, protections, quantised)
+    used = {name: tuple(ranges[name]) for name in quantised}
+    return Plan(model, policy, protections, quantised, precision=precision, ranges=used)
 
 
 def _sent_out(model: Graph, protections: Mapping[str, Protection]) -> list[Node]:

@@ -21,7 +21,7 @@ from cloister.errors import PlanError, ProtocolError, RangeError, UnsupportedErr
 from cloister.graph.batch import bound_sizes, element_type, row_count
 from cloister.graph.graph import Graph
 from cloister.graph.interpreter import ORT_ERRORS, runtime_session
-from cloister.graph.onnx.export import to_model
+from cloister.graph.onnx.export import model_bytes
 from cloister.plan.plan import Plan
 from cloister.trusted.checks import CheckBook, accept
 from cloister.trusted.pads.maker import PadUse
@@ -98,10 +98,10 @@ class Runtime:
             link.load_linear(index, node.linear)
         for step in self.program.steps:
             if isinstance(step, Segment):
-                model = to_model(
+                model = model_bytes(
                     self.plan.graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs
                 )
-                link.load_segment(step.target, model.SerializeToString())
+                link.load_segment(step.target, model)
 
     def run(
         self,
@@ -392,5 +392,5 @@ def _native_pass(plan: Plan, step: Fused) -> native.Pass:
 
 
 def _local_session(graph: Graph, step: Local, threads: int) -> ort.InferenceSession:
-    model = to_model(graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs)
-    return runtime_session(model.SerializeToString(), threads=threads, optimised=True)
+    model = model_bytes(graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs)
+    return runtime_session(model, threads=threads, optimised=True)

@@ -24,7 +24,7 @@ from cloister.trusted.pads.maker import InlinePads, PadUse
 from cloister.trusted.pads.store import PadSource
 from cloister.trusted.report import Meter, Report, Result
 from cloister.trusted.runtime import Runtime
-from cloister.wire.grpc.grpc_link import RpcLink
+from cloister.wire.grpc.connect import connect
 from cloister.wire.grpc.places import endpoints
 from cloister.wire.link import WorkerLink
 from cloister.wire.shm.shm_link import ShmLink, connect_local_worker
@@ -133,7 +133,7 @@ class Session:
             if isinstance(worker, str):
                 # Lanes go round the workers, so the first ones may get one more.
                 count = max(1, -(-(lanes - i) // len(workers)))
-                links += [RpcLink(worker, timeout_s=self._timeout_s) for _ in range(count)]
+                links += [connect(worker, timeout_s=self._timeout_s) for _ in range(count)]
                 name = worker
             else:
                 links.append(worker)

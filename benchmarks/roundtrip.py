@@ -1,4 +1,4 @@
-"""`cloister bench roundtrip`: how much longer a call takes than its worker computes.
+"""How much longer a call takes than its worker computes, by lanes and workers.
 
 The worker's own time is that of its linear maps alone, on messages of the same size, in the same
 run and by turns with the calls; nothing is faster with this worker. A call is measured from the
@@ -9,71 +9,48 @@ and the machine needs a core for each and one for the trusted side.
 
 import os
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
 import typer
 
+from benchmarks import networks, options
+from benchmarks.environment import environment
 from cloister.base.rng import InsecureSeededRandom
-from cloister.cli import options
-from cloister.cli.bench.baselines import interleaved
-from cloister.cli.bench.environment import environment
-from cloister.cli.bench.inference import open_model
-from cloister.cli.bench.peak import random_input
-from cloister.cli.bench.prepared import PadsAhead
-from cloister.cli.console import emit_json, out, table
-from cloister.graph.onnx.read import from_model
-from cloister.graph.passes.normalise import prepare
+from cloister.cli.speed import PreparedPads
+from cloister.cli.timing import interleaved
 from cloister.plan.plan import Plan
-from cloister.plan.quantise import Precision
-from cloister.plan.recipe import measure
 from cloister.ring.ring_map import RingMap
 from cloister.trusted.report import Report
 from cloister.trusted.session import Session
 from cloister.wire.link import WorkerLink
 from cloister.wire.shm.shm_link import connect_local_worker
 
-COLUMNS = (
-    "lanes", "workers", "micro_batch", "call_ms", "worker_alone_ms", "ratio", "images_per_s",
-    "trusted_ms", "wait_ms",
-)  # fmt: skip
 MESSAGE_SEED = 7
 
 
-def roundtrip(
-    model: Annotated[
-        str, typer.Option("--model", metavar="NAME|FILE.onnx", help="A built network or a file.")
-    ] = "vgg16",
-    policy: options.PolicyName = "slalom",
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Inputs per call.")] = 4,
+def measure(
+    model: options.Model = "vgg16",
+    policy: options.Policy = "slalom",
+    batch: options.Batch = 4,
     lanes: Annotated[
         int, typer.Option("--lanes", min=1, help="Lanes of the call; 1 is measured beside it.")
     ] = 2,
     workers: Annotated[
         int, typer.Option("--workers", min=1, help="Local workers; 1 is measured beside them.")
     ] = 2,
-    worker_threads: Annotated[
-        int, typer.Option("--worker-threads", min=1, help="Threads of each worker's process.")
-    ] = 1,
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed calls of each.")] = 5,
-    json: options.Json = False,
-) -> None:
-    """Measure whole calls, by lanes and workers, against the worker's own computing time."""
-    graph = prepare(from_model(open_model(model), name=model))
-    feeds = random_input(graph, batch)
-    recipe = measure(graph, policy=policy or "slalom", samples=feeds, precision=Precision())
-    plan = recipe.plan(graph)
+    worker_threads: options.WorkerThreads = 1,
+    repeats: options.Repeats = 5,
+) -> dict[str, object]:
+    """Whole calls against the worker's own computing time."""
+    plan, feeds = networks.planned(model, policy, batch)
     settings = [(1, 1), (lanes, 1), (max(lanes, workers), workers)]
     rows = [
-        measure_calls(
-            plan, feeds, lanes=one, workers=several, threads=worker_threads, repeats=repeats
-        )
+        _calls(plan, feeds, lanes=one, workers=several, threads=worker_threads, repeats=repeats)
         for one, several in dict.fromkeys(settings)
     ]
-    found = {
+    return {
         "model": model,
         "policy": plan.policy,
         "batch": batch,
@@ -83,27 +60,16 @@ def roundtrip(
         "calls": rows,
         **environment(),
     }
-    if json:
-        emit_json(found)
-        return
-    console = out()
-    console.print(
-        f"{model}, policy {plan.policy}, {batch} inputs per call, {repeats} repeats, pads made "
-        "beforehand"
-    )
-    console.print(f"{found['cpu']}, {found['isa']}, {found['cores']} cores")
-    console.print(table(COLUMNS, [[row[column] for column in COLUMNS] for row in rows]))
 
 
-def measure_calls(
+def _calls(
     plan: Plan, feeds: np.ndarray, *, lanes: int, workers: int, threads: int, repeats: int
 ) -> dict[str, object]:
     """Medians of one arrangement, by turns with the worker's maps alone."""
     micro_batch = -(-len(feeds) // lanes)
     alone = WorkerAlone(plan, micro_batch, len(feeds), threads=threads)
-    pads = PadsAhead(plan)
+    pads = PreparedPads(plan)
     reports: list[Report] = []
-    walls: list[float] = []
     links: list[WorkerLink] = []
     for i in range(workers):
         links += connect_local_worker(-(-(lanes - i) // workers), threads=threads)
@@ -114,30 +80,22 @@ def measure_calls(
         batch=micro_batch,
         pads=pads if plan.hidden_nodes else None,
     ) as session:
-
-        def call() -> None:
-            pads.fill(len(feeds))
-            started = time.perf_counter()
-            reports.append(session.run(feeds).report)
-            walls.append(time.perf_counter() - started)
-
-        runs: dict[str, Callable[[], object]] = {"alone": alone, "call": call}
-        for run in runs.values():  # warm-up
-            run()
-        reports.clear()
-        walls.clear()
-        timings = interleaved(runs, repeats=repeats)
-    call_s, alone_s = statistics.median(walls), timings["alone"].wall_s
+        timings = interleaved(
+            {"alone": alone, "call": lambda: reports.append(session.run(feeds).report)},
+            repeats=repeats,
+            before={"call": lambda: pads.fill(len(feeds))},
+        )
+    call, alone_s, reports = timings["call"], timings["alone"].wall_s, reports[-repeats:]
     return {
         "lanes": lanes,
         "workers": workers,
         "micro_batch": micro_batch,
-        "call_ms": 1e3 * call_s,
-        "call_min_ms": 1e3 * min(walls),
-        "call_max_ms": 1e3 * max(walls),
+        "call_ms": 1e3 * call.wall_s,
+        "call_min_ms": 1e3 * min(call.walls_s),
+        "call_max_ms": 1e3 * max(call.walls_s),
         "worker_alone_ms": 1e3 * alone_s,
-        "ratio": call_s / alone_s,
-        "images_per_s": len(feeds) / call_s,
+        "ratio": call.wall_s / alone_s,
+        "images_per_s": len(feeds) / call.wall_s,
         "trusted_ms": statistics.median(report.trusted_ms for report in reports),
         "wait_ms": statistics.median(report.worker_ms for report in reports),
     }

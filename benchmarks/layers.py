@@ -1,24 +1,25 @@
-"""`cloister bench layers`: exact integer layers against float32 ones, layer by layer.
+"""The exact integer layers of VGG16 against ONNX Runtime's float32 ones, layer by layer.
 
 Every layer of VGG16 at 224x224, batch 1, runs alone in ONNX Runtime (a session with one node), as a
 blinded request (uint32, two products) and as a plain one (int16, one product). The three take turns
 within each repeat, so that a change of clock speed or a neighbour's load meets all of them.
 """
 
-import statistics
-import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Annotated
 
 import numpy as np
 import onnx
 import onnxruntime
+import typer
 from jaxtyping import Int16
 from onnx import helper, numpy_helper
 
 import cloister._native as native
+from benchmarks import options
 from cloister.base.rng import InsecureSeededRandom
+from cloister.cli.speed import OrtBaseline
+from cloister.cli.timing import interleaved
 from cloister.errors import InputError
 from cloister.ring.linear import Geometry, LinearMap
 from cloister.ring.ring_map import RingMap
@@ -64,46 +65,26 @@ VGG16 = (
 )
 
 
-class LayersResult(TypedDict):
+def measure(
+    threads: options.Threads = 1,
+    repeats: options.Repeats = 5,
+    only: Annotated[str, typer.Option("--only", help="Layers whose name holds it.")] = "",
+) -> dict[str, object]:
     """Medians in ms; the spread is the slowest run less the fastest; ratios are to ONNX Runtime."""
-
-    layers: list[dict[str, str | float]]
-    ort_ms: float
-    ring_ms: float
-    plain_ms: float
-    ratio: float
-    plain_ratio: float
-    threads: int
-    repeats: int
-    isa: str
-    onnxruntime: str
-
-
-def bench_layers(
-    threads: int = 1, repeats: int = 5, *, layers: Sequence[Layer] = VGG16
-) -> LayersResult:
-    """Time every layer in ONNX Runtime float32 and in the ring kernel.
-
-    Raises InputError when there is nothing to measure.
-    """
-    if threads < 1 or repeats < 1 or not layers:
-        raise InputError("bench layers: threads, repeats and layers must be at least 1")
-    rows = [_measure(layer, threads, repeats) for layer in layers]
-    totals = {
-        key: sum(float(row[key]) for row in rows) for key in ("ort_ms", "ring_ms", "plain_ms")
+    rows = [_measure(layer, threads, repeats) for layer in VGG16 if only in layer.name]
+    if not rows:
+        raise InputError(f"no layer is called {only}")
+    totals = {key: sum(row[key] for row in rows) for key in ("ort_ms", "ring_ms", "plain_ms")}
+    return {
+        "layers": rows,
+        **totals,
+        "ratio": totals["ring_ms"] / totals["ort_ms"],
+        "plain_ratio": totals["plain_ms"] / totals["ort_ms"],
+        "threads": threads,
+        "repeats": repeats,
+        "isa": native.isa(),
+        "onnxruntime": onnxruntime.__version__,
     }
-    return LayersResult(
-        layers=rows,
-        ort_ms=totals["ort_ms"],
-        ring_ms=totals["ring_ms"],
-        plain_ms=totals["plain_ms"],
-        ratio=totals["ring_ms"] / totals["ort_ms"],
-        plain_ratio=totals["plain_ms"] / totals["ort_ms"],
-        threads=threads,
-        repeats=repeats,
-        isa=native.isa(),
-        onnxruntime=onnxruntime.__version__,
-    )
 
 
 def _measure(layer: Layer, threads: int, repeats: int) -> dict[str, str | float]:
@@ -114,30 +95,33 @@ def _measure(layer: Layer, threads: int, repeats: int) -> dict[str, str | float]
     blinded = plain.astype(np.uint32) * np.uint32(0x9E3779B1)
     out = np.empty((1, *geometry.out_shape), np.uint32)
     ring = RingMap(LinearMap(geometry, weights))
-    session = _session(float_model(layer, weights), threads)
-    feeds = {"x": float_input(layer, plain)}
-    runs: dict[str, Callable[[], object]] = {
-        "ort": lambda: session.run(None, feeds),
+    engine = OrtBaseline(float_model(layer, weights), threads)
+    feed = float_input(layer, plain)
+    _check_same(layer, engine, ring)
+    runs = {
+        "ort": lambda: engine.run(feed),
         "ring": lambda: ring.apply(blinded, out=out, threads=threads),
         "plain": lambda: ring.apply(plain, out=out, threads=threads),
     }
-    times = _interleaved(runs, repeats)
+    timings = interleaved(runs, repeats=repeats)
     row: dict[str, str | float] = {"layer": layer.name}
-    row |= {f"{key}_ms": statistics.median(values) for key, values in times.items()}
-    row["ratio"] = float(row["ring_ms"]) / float(row["ort_ms"])
-    row |= {f"{key}_spread_ms": max(values) - min(values) for key, values in times.items()}
+    row |= {f"{key}_ms": 1e3 * timing.wall_s for key, timing in timings.items()}
+    row["ratio"] = row["ring_ms"] / row["ort_ms"]
+    row |= {f"{key}_spread_ms": 1e3 * float(np.ptp(t.walls_s)) for key, t in timings.items()}
     return row
 
 
-def _interleaved(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {key: [] for key in runs}
-    for repeat in range(repeats + 1):
-        for key, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if repeat > 0:  # the first round only warms up
-                times[key].append((time.perf_counter() - start) * 1e3)
-    return times
+def _check_same(layer: Layer, engine: OrtBaseline, ring: RingMap) -> None:
+    """Both compute the layer: one input of a single 1 gives the same integers.
+
+    Raises   InputError
+    """
+    x = np.zeros((1, *layer.geometry.in_shape), np.int16)
+    x[0, layer.size // 2, layer.size // 2, 0] = 1
+    (y,) = engine.run(float_input(layer, x))
+    found = y[:, None, None, :] if layer.size == 1 else y.transpose(0, 2, 3, 1)
+    if not np.array_equal(found, ring.apply(x).view(np.int32)):
+        raise InputError(f"{layer.name}: the ring kernel and ONNX Runtime differ")
 
 
 def _integers(random: InsecureSeededRandom, shape: tuple[int, ...]) -> Int16[np.ndarray, "..."]:
@@ -172,14 +156,3 @@ def float_model(layer: Layer, weights: Int16[np.ndarray, "o kh kw c"]) -> onnx.M
     )
     opsets = [helper.make_opsetid("", OPSET)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
-
-
-def _session(model: onnx.ModelProto, threads: int) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # Idle ORT threads would otherwise spin through the ring kernel's turn.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )

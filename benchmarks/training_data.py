@@ -1,4 +1,4 @@
-"""Data for `cloister bench training`, in plain and encrypted to an authority in this process."""
+"""Data for `benchmarks.training`, in plain and encrypted to an authority in this process."""
 
 import csv
 import gzip
@@ -193,7 +193,7 @@ class TimedKeys:
         """See `KeyService`."""
         return self._timed(self._keys.label_key, dataset, ids, receiver=receiver)
 
-    def _timed(self, request: Callable[..., np.ndarray], *args: Any, **kwargs: Any) -> np.ndarray:  # noqa: ANN401
+    def _timed(self, request: Callable[..., np.ndarray], *args: Any, **kwargs: Any) -> np.ndarray:
         wall, cpu = time.perf_counter(), time.thread_time()
         answer = np.ascontiguousarray(request(*args, **kwargs))
         answer.flags.writeable = False

@@ -9,16 +9,19 @@ Images are (N, 3, 224, 224), outputs 1000 classes; LeNet-5 takes (N, 1, 28, 28) 
 import hashlib
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from cloister.base.rng import pad_stream
+from cloister.cli.speed import random_input
 from cloister.errors import InputError
-from cloister.graph.onnx.export import to_model
-from cloister.graph.onnx.read import load
+from cloister.graph.onnx.export import model_bytes
+from cloister.graph.onnx.read import from_model, load
+from cloister.graph.passes.normalise import prepare
+from cloister.plan import policies
+from cloister.plan.plan import Plan
 
 OPSET, IR_VERSION = 17, 9
 CLASSES = 1000
@@ -230,10 +233,12 @@ NAMES = tuple(_BUILDERS)
 
 
 def build(name: str) -> onnx.ModelProto:
-    """A network by name.
+    """A network by its name, or the model in an .onnx file.
 
-    Raises   InputError for a name that is not in NAMES
+    Raises   ModelError, InputError
     """
+    if name.endswith(".onnx"):
+        return onnx.ModelProto.FromString(model_bytes(load(name)))
     if name not in _BUILDERS:
         raise InputError(
             f"no benchmark model {name!r}; choose {', '.join(NAMES)} or name an .onnx file"
@@ -241,11 +246,8 @@ def build(name: str) -> onnx.ModelProto:
     return _BUILDERS[name]()
 
 
-def load_any(path: str | Path) -> onnx.ModelProto:
-    """A model from a file, with a dynamic batch axis, or a network by its name.
-
-    Raises   ModelError, InputError
-    """
-    if str(path) in _BUILDERS:
-        return build(str(path))
-    return to_model(load(path))
+def planned(name: str, policy: str, batch: int = 1) -> tuple[Plan, np.ndarray]:
+    """A network's plan, calibrated on random inputs, and the inputs."""
+    graph = prepare(from_model(build(name), name=name))
+    feeds = random_input(graph, batch)
+    return policies.make(policy, graph, calibration=feeds), feeds

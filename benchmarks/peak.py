@@ -1,6 +1,6 @@
 """Peak memory of the trusted process, measured in a process of its own.
 
-    python -m cloister.cli.bench.peak MODEL.onnx calibration.json [--batch N] [--threads N]
+    python -m benchmarks.peak MODEL.onnx calibration.json [--batch N] [--threads N]
 
 The process does what a trusted runtime does and nothing else: it reads the model and a
 calibration that was made elsewhere, plans, lets go of the float weights it sent out, opens a
@@ -14,17 +14,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from cloister.base.rng import InsecureSeededRandom
+from benchmarks import python
+from cloister.cli.speed import random_input
 from cloister.errors import CloisterError, InputError
-from cloister.graph.graph import Graph
 from cloister.graph.onnx.load import load
 from cloister.plan.recipe import Recipe
 from cloister.trusted.session import Session
-from cloister.wire.process import python, run
+from cloister.wire.process import run
 
-INPUT_SEED = 1
 REQUESTS = 2
 CHILD_TIMEOUT_S = 600.0
 STATUS = Path("/proc/self/status")
@@ -42,26 +39,14 @@ def measure_peak(
 
     Raises   CloisterError with the child's own message
     """
-    command = python(
-        "-m", "cloister.cli.bench.peak", str(model.resolve()), str(recipe.resolve()),
-        "--batch", str(batch), "--threads", str(threads),
-    )  # fmt: skip
+    given = (str(model.resolve()), str(recipe.resolve()), "--batch", str(batch))
+    command = [*python("peak"), *given, "--threads", str(threads)]
     ran = run(command, timeout_s=CHILD_TIMEOUT_S)
     if ran.returncode:
         lines = ran.stderr.decode(errors="replace").strip().splitlines()
         raise CloisterError(f"measuring memory: {lines[-1] if lines else 'the process died'}")
     found: dict[str, object] = json.loads(ran.stdout)
     return found
-
-
-def random_input(graph: Graph, batch: int) -> np.ndarray:
-    """Inputs uniform in [0, 1), the same in every run: times do not depend on values."""
-    if len(graph.inputs) != 1:
-        raise InputError("the benchmark measures models with one input")
-    known = graph.types[graph.inputs[0]]
-    shape = tuple(batch if size is None else size for size in known.shape)
-    data = InsecureSeededRandom(INPUT_SEED).random_bytes(int(np.prod(shape)))
-    return (np.frombuffer(data, np.uint8).reshape(shape) / np.float32(256)).astype(known.dtype)
 
 
 class Stages:
@@ -120,7 +105,7 @@ def _measure(options: argparse.Namespace) -> dict[str, object]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The child."""
-    parser = argparse.ArgumentParser(prog="python -m cloister.cli.bench.peak")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peak")
     parser.add_argument("model", type=Path)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--batch", type=int, default=1)

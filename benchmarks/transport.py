@@ -1,4 +1,4 @@
-"""`cloister bench transport`: what a round trip to a worker costs, without the work.
+"""What a round trip to a worker costs, without the work: each link, 1 KiB to 64 MiB.
 
 The worker sends every message back. A round trip is: write the message once where the link wants
 it, submit, receive, read the answer once, release; so memory that is shared and memory that is
@@ -17,10 +17,9 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from cloister.cli import options
-from cloister.cli.bench.baselines import Timing, interleaved
-from cloister.cli.bench.environment import environment
-from cloister.cli.console import emit_json, human_bytes, out, table
+from benchmarks import options, python
+from benchmarks.environment import environment
+from cloister.cli.timing import Timing, interleaved
 from cloister.errors import InputError, WorkerUnavailable
 from cloister.wire.grpc.grpc_link import RpcLink
 from cloister.wire.inprocess import InProcessLink
@@ -34,56 +33,36 @@ from cloister.wire.messages import (
     TensorSpec,
     Welcome,
 )
-from cloister.wire.process import python, start
+from cloister.wire.process import start
 from cloister.wire.shm.shm_link import start_local_worker
 from cloister.worker.grpc_server import Client, Server
 from cloister.worker.shm_server import serve_descriptor
 
 KINDS = ("in process", "shared memory", "gRPC")
 SMALLEST, LARGEST = 1 << 10, 64 << 20
-COMMAND = tuple(python("-m", "cloister.cli.bench.transport"))
+COMMAND = tuple(python("transport"))
 TIMEOUT_S = 60.0
 STOP_S = 5.0
 
 
-def transport(
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed turns of each.")] = 5,
+def measure(
+    repeats: options.Repeats = 5,
     seconds: Annotated[
         float, typer.Option("--seconds", min=0.001, help="About how long one turn lasts.")
     ] = 0.1,
     largest: Annotated[
         int, typer.Option("--largest", min=SMALLEST, help="Largest message in bytes.")
     ] = LARGEST,
-    json: options.Json = False,
-) -> None:
-    """Measure round trips and throughput of the links for messages of 1 KiB to 64 MiB."""
+) -> dict[str, object]:
+    """The message there, the same bytes back; medians."""
     sizes = [1 << e for e in range(10, 27, 2) if 1 << e <= largest]
-    rows: list[dict[str, object]] = []
     with echo_links() as links:
-        for nbytes in sizes:
-            rows += measure_size(links, nbytes, repeats=repeats, seconds=seconds)
-    found = {"repeats": repeats, "links": rows, **environment()}
-    if json:
-        emit_json(found)
-        return
-    console = out()
-    console.print(f"{found['cpu']}: the message there, the same bytes back")
-    cells = [
-        (row["link"], human_bytes(_number(row, "message_bytes")), row["round_trip_us"],
-         row["round_trips_per_s"], row["gb_per_s"], row["spread"])
-        for row in rows
-    ]  # fmt: skip
-    headings = ("link", "message", "round trip us", "round trips/s", "GB/s both ways", "spread")
-    console.print(table(headings, cells))
+        rows = [row for nbytes in sizes for row in _size(links, nbytes, repeats, seconds)]
+    return {"repeats": repeats, "links": rows, **environment()}
 
 
-def _number(row: dict[str, object], key: str) -> int:
-    value = row[key]
-    return value if isinstance(value, int) else 0
-
-
-def measure_size(
-    links: dict[str, WorkerLink], nbytes: int, *, repeats: int, seconds: float
+def _size(
+    links: dict[str, WorkerLink], nbytes: int, repeats: int, seconds: float
 ) -> list[dict[str, object]]:
     """All links at one size of message, by turns; medians."""
     trips = {name: RoundTrips(link, nbytes) for name, link in links.items()}
@@ -179,7 +158,7 @@ def echo(message: Message) -> Message | None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The echoing worker's process."""
-    parser = argparse.ArgumentParser(prog="python -m cloister.cli.bench.transport")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.transport")
     parser.add_argument("--fd", type=int)
     parser.add_argument("--listen")
     # Every worker is started with these.

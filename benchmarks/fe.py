@@ -1,4 +1,4 @@
-"""`cloister bench fe`: decryption of each back end of functional encryption, and the masked layer.
+"""Decryption of each back end of functional encryption, and the masked layer against float32.
 
 The products are those the CryptoNN paper times (arXiv:1904.07303, entries 1 to 100), as the server
 computes them, on one core but for what NumPy's BLAS takes (OPENBLAS_NUM_THREADS). The masked layer
@@ -6,25 +6,23 @@ is the first layer of a 784-128 network on a batch of 512, timed by turns with f
 weights are new at every step of training, so preparing them is part of it.
 """
 
-import importlib
-import importlib.util
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import onnxruntime as ort
-import typer
 from jaxtyping import Float32, Int64
 from onnx import TensorProto, helper
+from onnxruntime import InferenceSession
 
+from benchmarks import options
+from benchmarks.engines import torch
+from benchmarks.environment import environment
 from cloister.base.rng import InsecureSeededRandom
-from cloister.cli import options
-from cloister.cli.bench.baselines import Timing, interleaved, session_options
-from cloister.cli.bench.environment import environment
-from cloister.cli.console import emit_json, out, table
+from cloister.cli.speed import session_options
+from cloister.cli.timing import Timing, interleaved
 from cloister.published import ddh, lwe, mask
 from cloister.published.scheme import (
     CiphertextsT,
@@ -64,13 +62,9 @@ TASKS = (
 )
 
 
-def fe(
-    threads: options.Threads = 1,
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed runs of each.")] = 9,
-    json: options.Json = False,
-) -> None:
-    """Measure decryption by functional encryption, and the masked layer against float32."""
-    found = {
+def measure(threads: options.Threads = 1, repeats: options.Repeats = 9) -> dict[str, object]:
+    """Medians, the bars and the paper's times."""
+    return {
         "threads": threads,
         "repeats": repeats,
         "products": [row for task in TASKS for row in _products(task, repeats)],
@@ -78,21 +72,13 @@ def fe(
         "lwe_security": lwe.EXACT.security,
         **environment(),
     }
-    if json:
-        emit_json(found)
-    else:
-        _show(found)
 
 
 # ---- products
 
 
 def _products(task: Task, repeats: int) -> list[dict[str, object]]:
-    runs = _decryptions(task)
-    loops = {name: _loops(run) for name, run in runs.items()}
-    timings = interleaved(
-        {name: partial(_repeat, run, loops[name]) for name, run in runs.items()}, repeats=repeats
-    )
+    timings, loops = _timed(_decryptions(task), repeats)
     return [_row(task, name, timing, loops[name]) for name, timing in timings.items()]
 
 
@@ -127,7 +113,7 @@ def _decryptions(task: Task) -> dict[str, Callable[[], object]]:
     }
 
 
-def _bounded(scheme: Any, *, dim: int, rng: InsecureSeededRandom) -> Any:  # noqa: ANN401
+def _bounded(scheme: Any, *, dim: int, rng: InsecureSeededRandom) -> Any:
     return scheme.setup(dim, x_bound=ENTRY, y_bound=ENTRY, rng=rng)
 
 
@@ -161,6 +147,15 @@ def _first_use(
     return run
 
 
+def _timed(
+    runs: Mapping[str, Callable[[], object]], repeats: int
+) -> tuple[dict[str, Timing], dict[str, int]]:
+    """Timings of so many loops of each."""
+    loops = {name: _loops(run) for name, run in runs.items()}
+    looped = {name: partial(_repeat, run, loops[name]) for name, run in runs.items()}
+    return interleaved(looped, repeats=repeats), loops
+
+
 def _loops(run: Callable[[], object]) -> int:
     """So many that one timed run is well above the clock's resolution."""
     run()
@@ -190,10 +185,7 @@ def _layer(threads: int, repeats: int) -> dict[str, object]:
         **engines,
         MASKED: partial(pads.forward, linear, blinded, threads=threads),
     }
-    loops = {name: _loops(run) for name, run in runs.items()}
-    timings = interleaved(
-        {name: partial(_repeat, run, loops[name]) for name, run in runs.items()}, repeats=repeats
-    )
+    timings, loops = _timed(runs, repeats)
     # As in training: processor time where there is one thread, so that other programs count less.
     times = {
         name: np.divide(timing.cpus_s if threads == 1 else timing.walls_s, loops[name] / 1e3)
@@ -236,34 +228,11 @@ def _float_products(
     model = helper.make_model(
         graph, ir_version=10, opset_imports=[helper.make_opsetid("", 17)]
     ).SerializeToString()
-    session = ort.InferenceSession(
-        model, session_options(threads), providers=["CPUExecutionProvider"]
-    )
+    session = InferenceSession(model, session_options(threads), providers=["CPUExecutionProvider"])
     runs: dict[str, Callable[[], object]] = {
         "ONNX Runtime": partial(session.run, None, {"x": x, "w": w})
     }
-    if importlib.util.find_spec("torch") is not None:
-        torch = importlib.import_module("torch")
+    if torch is not None:
         torch.set_num_threads(threads)
         runs["PyTorch"] = partial(torch.matmul, torch.from_numpy(x), torch.from_numpy(w))
     return runs
-
-
-def _show(found: Mapping[str, Any]) -> None:
-    console = out()
-    console.print(f"{found['cpu']}, {found['isa']}, {found['repeats']} repeats")
-    columns = ("product", "back end", "median ms", "spread", "bar ms", "paper ms", "times faster")
-    keys = ("task", "back_end", "median_ms", "spread", "bar_ms", "paper_ms", "paper_ratio")
-    rows = [[row[key] for key in keys] for row in found["products"]]
-    console.print(table(columns, rows, title="decryption on the server; spread is max - min"))
-    layer = found["layer"]
-    batch, inputs, hidden = layer["shape"]
-    console.print(
-        f"masked layer {inputs}x{hidden}, batch {batch}: {layer['masked_ms']:.3g} ms "
-        f"(spread {layer['masked_spread']:.0%}), float32 {layer['baseline_ms']:.3g} ms "
-        f"({layer['baseline_engine']}, spread {layer['baseline_spread']:.0%}): "
-        f"ratio {layer['ratio']:.3g}, bar {layer['bar_ratio']}"
-    )
-    each = (f"{name} {ratio:.3g}" for name, ratio in layer["ratios"].items())
-    console.print(f"ratio to each engine: {', '.join(each)}")
-    console.print(found["lwe_security"])

@@ -1,4 +1,4 @@
-"""`cloister bench training`: training on encrypted data beside plain PyTorch, same seeds and order.
+"""Training on encrypted data beside plain PyTorch, with the same seeds and order.
 
 Steps are timed by turns on the same batches: a plain step, then an encrypted one; the authority's
 share is timed apart. Whole runs follow for the accuracies. Server and authority are one process
@@ -8,26 +8,26 @@ runs and in the authority's.
 
 import statistics
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import typer
 
+from benchmarks import options
+from benchmarks import training_data as data
+from benchmarks.environment import environment
+from benchmarks.training_data import Plain, TimedKeys
 from cloister.authority.authority import Authority
 from cloister.authority.key_service import KeyService
 from cloister.base.rng import SystemRandom
-from cloister.cli import options
-from cloister.cli.bench import training_data as data
-from cloister.cli.bench.environment import environment
-from cloister.cli.bench.training_data import Plain, TimedKeys
-from cloister.cli.console import emit_json, err, out, table
-from cloister.cli.train_verbs import library
+from cloister.cli.console import err
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.info import Mode
+from cloister.training import models
+from cloister.training.trainer import Trainer, epoch_order
 
 PAPER = {
     "what": "CryptoNN, LeNet-5 on MNIST (arXiv:1904.07303)",
@@ -55,10 +55,9 @@ class Bench:
     def __init__(
         self, authority: Authority, folder: Path, *, batch: int, threads: int, seed: int
     ) -> None:
-        self.library: SimpleNamespace = library()
         self.authority, self.folder = authority, folder
         self.batch, self.threads, self.seed = batch, threads, seed
-        self.library.torch.set_num_threads(threads)
+        torch.set_num_threads(threads)
         self._datasets: dict[tuple[str, str], EncryptedDataset] = {}
         self._mask_keys: dict[str, bytes] = {}
 
@@ -78,10 +77,10 @@ class Bench:
             self.authority if ledger else data.MemoryKeys(self.authority, self._mask_keys)
         )
 
-    def trainer(self, plain: Plain, model: str, *, mode: str, keys: KeyService) -> Any:  # noqa: ANN401
+    def trainer(self, plain: Plain, model: str, *, mode: str, keys: KeyService) -> Any:
         """An encrypted run that has not begun."""
         dataset = self.dataset(plain, mode)
-        return self.library.trainer.Trainer(
+        return Trainer(
             self.model(plain, model),
             dataset,
             keys=keys,
@@ -93,15 +92,15 @@ class Bench:
             **SETTINGS[mode],
         )
 
-    def model(self, plain: Plain, model: str) -> Any:  # noqa: ANN401
+    def model(self, plain: Plain, model: str) -> Any:
         """A model with the seed's weights."""
-        self.library.torch.manual_seed(self.seed)
+        torch.manual_seed(self.seed)
         shape = (plain.x.shape[1], plain.x.shape[2], plain.x.shape[3])
-        return self.library.models.build(model, shape, classes=plain.classes)
+        return models.build(model, shape, classes=plain.classes)
 
-    def optimizer(self, parameters: Any) -> Any:  # noqa: ANN401
+    def optimizer(self, parameters: Any) -> Any:
         """Momentum, as is usual for these models."""
-        return self.library.torch.optim.SGD(parameters, lr=LEARNING_RATE, momentum=0.9)
+        return torch.optim.SGD(parameters, lr=LEARNING_RATE, momentum=0.9)
 
 
 class PlainRun:
@@ -109,7 +108,6 @@ class PlainRun:
 
     def __init__(self, bench: Bench, plain: Plain, model: str) -> None:
         self._bench, self._plain = bench, plain
-        torch = self._torch = bench.library.torch
         self._model = bench.model(plain, model)
         self._optimizer = bench.optimizer(self._model.parameters())
         values = np.ascontiguousarray(plain.values().astype(np.float32).transpose(0, 3, 1, 2))
@@ -119,7 +117,7 @@ class PlainRun:
 
     def step(self, ids: np.ndarray) -> None:
         """One step."""
-        places = self._torch.from_numpy(ids)
+        places = torch.from_numpy(ids)
         # Three times as fast as self._x[ids].
         x, targets = self._x.index_select(0, places), self._y.index_select(0, places)
         self._optimizer.zero_grad()
@@ -133,16 +131,12 @@ class PlainRun:
         """Accuracy on the test part after every epoch, in the trainer's order."""
         found, batch = [], self._bench.batch
         for epoch in range(epochs):
-            order = self._train[
-                self._bench.library.trainer.epoch_order(
-                    len(self._train), seed=self._bench.seed, epoch=epoch
-                )
-            ]
+            order = self._train[epoch_order(len(self._train), seed=self._bench.seed, epoch=epoch)]
             started = time.perf_counter()
             for start in range(0, len(order), batch):
                 self.step(order[start : start + batch])
             seconds = time.perf_counter() - started
-            with self._torch.no_grad():
+            with torch.no_grad():
                 right = self._model(self._x[self._test]).argmax(1) == self._y[self._test]
             found.append({"accuracy": float(right.float().mean()), "seconds": seconds})
         return found
@@ -265,16 +259,8 @@ def run_whole(bench: Bench, plain: Plain, model: str, *, mode: str, epochs: int)
     }
 
 
-def training(
-    folder: Annotated[
-        Path | None,
-        typer.Option(
-            "--data",
-            metavar="FOLDER",
-            envvar="CLOISTER_DATA",
-            help="With mnist/ and medical/. Without: random images.",
-        ),
-    ] = None,
+def measure(
+    folder: options.Data = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="A few hundred samples: seconds instead of minutes.")
     ] = False,
@@ -287,27 +273,24 @@ def training(
     batch: Annotated[int, typer.Option("--batch", min=1, help="Samples per step.")] = 64,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of weights and order.")] = 0,
     threads: options.Threads = 1,
-    json: options.Json = False,
-) -> None:
-    """Compare training on encrypted data with plain PyTorch."""
+) -> dict[str, object]:
+    """Steps by turns, then whole runs; without data, random images take the place of MNIST."""
     steps = min(steps, 20) if quick else steps
     images = data.mnist(
         folder,
         train=QUICK_TRAIN if quick else MNIST_TRAIN,
         test=QUICK_TEST if quick else MNIST_TEST,
     )
+    found: dict[str, Any] = {"threads": threads, "seed": seed, "paper": PAPER}
     with TemporaryDirectory() as place:
         authority = Authority.create(Path(place) / "authority", rng=SystemRandom(), threads=threads)
         with authority:
             bench = Bench(authority, Path(place), batch=batch, threads=threads, seed=seed)
-            found: dict[str, Any] = {"threads": threads, "seed": seed, "paper": PAPER}
             found["steps"] = [
                 time_steps(bench, images, model, mode=mode, steps=steps)
                 for model in ("lenet5", "mlp")
                 for mode in ("paper", "trusted")
             ]
-            if not json:
-                _show_steps(found)
             found["runs"] = []
             for plain, model, mode, count in _plan(images, folder, quick=quick, epochs=epochs):
                 name = f"{plain.name} {model} {mode}"
@@ -315,13 +298,11 @@ def training(
                     continue
                 err().print(f"{name} ...", soft_wrap=True)
                 try:
-                    result = run_whole(bench, plain, model, mode=mode, epochs=count)
+                    found["runs"].append(run_whole(bench, plain, model, mode=mode, epochs=count))
                 except KeyboardInterrupt:
                     err().print("interrupted; what is done follows", soft_wrap=True)
                     break
-                found["runs"].append(result)
-    found["environment"] = environment()
-    emit_json(found) if json else _show_runs(found)
+    return {**found, "environment": environment()}
 
 
 def _plan(
@@ -335,32 +316,3 @@ def _plan(
             plan.append((x_rays, "lenet5", mode, 2 if quick else 20))
             plan.append((heart, "mlp", mode, 3 if quick else 40))
     return plan
-
-
-def _show_steps(found: Mapping[str, Any]) -> None:
-    columns = ("model", "mode", "plain_ms", "server_ms", "authority_ms", "authority_wall_ms",
-               "server_ratio", "authority_ratio")  # fmt: skip
-    rows = [[row[column] for column in columns] for row in found["steps"]]
-    console = out()
-    console.print(table(columns, rows, title=f"one step, {found['steps'][0]['data']}"))
-
-
-def _show_runs(found: Mapping[str, Any]) -> None:
-    rows = [
-        (
-            run["data"], run["model"], run["mode"], run["rank"],
-            ", ".join(f"{100 * value:.2f}" for value in run["accuracy_plain"][-2:]),
-            ", ".join(f"{100 * value:.2f}" for value in run["accuracy"][-2:]),
-            run["difference_points"][-1], run["plain_s"], run["wall_s"], run["authority_s"],
-        )
-        for run in found["runs"]
-    ]  # fmt: skip
-    columns = ("data", "model", "mode", "rank", "plain %", "encrypted %", "points", "plain s",
-               "wall s", "authority s")  # fmt: skip
-    console = out()
-    console.print(table(columns, rows, title="last two epochs"))
-    paper = found["paper"]
-    console.print(
-        f"{paper['what']}: {100 * paper['accuracy'][0]:.2f}, {100 * paper['accuracy'][1]:.2f} % "
-        f"in {paper['encrypted_h']:.0f} h, plain {paper['plain_h']:.0f} h"
-    )
