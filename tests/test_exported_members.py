@@ -8,9 +8,9 @@ import pytest
 import cloister
 
 EXPORTED = {
-    "CloisterError", "Graph", "Plan", "Precision", "Report", "Result", "Session", "Transcript",
-    "VerificationError", "authority", "from_keras", "from_torch", "load", "policies", "published",
-    "training",
+    "Claims", "CloisterError", "Graph", "Plan", "Precision", "Report", "Result", "Session",
+    "Transcript", "VerificationError", "authority", "from_keras", "from_torch", "load", "policies",
+    "published", "training",
 }  # fmt: skip
 
 

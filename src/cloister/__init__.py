@@ -11,6 +11,7 @@ from cloister import training
 from cloister.errors import CloisterError, VerificationError
 from cloister.graph.graph import Graph
 from cloister.plan import policies
+from cloister.plan.claims import Claims
 from cloister.plan.plan import Plan
 from cloister.plan.quantise import Precision
 from cloister.trusted.report import Report, Result
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from cloister.graph.onnx.load import from_keras, from_torch, load
 
 __all__ = [
+    "Claims",
     "CloisterError",
     "Graph",
     "Plan",

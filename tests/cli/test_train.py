@@ -97,9 +97,9 @@ def test_a_frozen_run_and_its_claims(place, cloister, tmp_path):
     assert len(found["epochs"]) == 15
     assert found["test_accuracy"] > 0.8
     told = said(found)
-    assert told["training server", "a sample's values"]["severity"] == "bounded"
-    assert told["training server", "labels"]["severity"] == "everything"
-    assert told["authority", "a sample's values"]["severity"] == "nothing"
+    assert told["training server", "a sample's values"]["extent"] == "bounded"
+    assert told["training server", "labels"]["extent"] == "everything"
+    assert told["authority", "a sample's values"]["extent"] == "nothing"
     assert curve.read_text().count("<circle") == 30
     kinds = [release.kind for release in read_releases(log)]
     assert kinds.count("forward") == 1
@@ -111,14 +111,16 @@ def test_a_frozen_run_and_its_claims(place, cloister, tmp_path):
     )  # fmt: skip
     assert more.code == 0, more
     assert "7 fixed linear functions of 30 values" in more.out
-    assert re.search(r"^  training server\n    a sample's values +bounded +7 fixed", more.out, re.M)
+    shown = r"^  training server\n    learns  a sample's values +bounded +7 fixed"
+    assert re.search(shown, more.out, re.MULTILINE)
     assert "(assuming: it never holds the data set file" in more.out
     assert "rank 7 at most, of 7 allowed and 30 in all" in more.out
 
 
 def said(found):
-    """A run's claims by party and thing."""
-    return {(claim["party"], claim["about"]): claim for claim in found["claims"]}
+    """What is learned of a run, by role and thing."""
+    statements = found["claims"]["statements"]
+    return {(one["role"], one["about"]): one for one in statements if one["verb"] == "learns"}
 
 
 @pytest.mark.parametrize(("mode", "values"), [("paper", "recovered"), ("guarded", "not recovered")])
@@ -182,9 +184,9 @@ def test_a_trusted_runtime_and_a_remote_server(place, cloister, refused, tmp_pat
         assert results[0]["spent"]["rank_max"] == 0, "nothing was given to a server"
         told = [said(result) for result in results]
         host = "ciphertext host"
-        assert told[0][host, "a sample's values"]["severity"] == "everything"
+        assert told[0][host, "a sample's values"]["extent"] == "everything"
         assert (host, "a sample's values") not in told[1]
-        assert told[2][host, "labels"]["severity"] == "everything"
+        assert told[2][host, "labels"]["extent"] == "everything"
         message = refused("train", data, *place.reach("server"), *there)
         assert "trusted" in message
         wrong = json.loads(public.read_text()) | {"token": "0" * 64}
@@ -240,8 +242,8 @@ def test_noise_is_reported(place, cloister, refused):
     )
     assert ran.code == 0, ran
     claim = said(json.loads(ran.out))["holder of the model", "a sample's values"]
-    assert claim["severity"] == "bounded"
-    assert "differentially private" in claim["learns"]
+    assert claim["extent"] == "bounded"
+    assert "differentially private" in claim["text"]
     assert "unmask_to='trusted'" in refused("train", data, *place.reach("server"), *noisy)
 
 

@@ -15,6 +15,7 @@ from cloister.base.rng import SystemRandom
 from cloister.base.sqlite import FILE
 from cloister.data.dataset import EncryptedDataset
 from cloister.errors import BudgetError, EncryptionError, InputError
+from cloister.plan.claims import Extent, Role
 from cloister.training import (
     ArraySource,
     Disclosure,
@@ -83,7 +84,8 @@ def test_a_run_says_what_it_found_out(served, tmp_path):
     assert {stage for stage, _ in seen} == {"samples", "steps"}
     assert seen[-1] == ("steps", True)
     assert "mlp on set, encrypted" in curve.read_text()
-    assert any(claim.severity == "bounded" for claim in found.claims)
+    assert found.claims.worst(Role.SERVER) == Extent.EVERYTHING  # its labels
+    assert found.claims.worst(Role.AUTHORITY) != Extent.EVERYTHING
     assert not any(p.isnan().any() for p in found.trained.parameters())
 
 

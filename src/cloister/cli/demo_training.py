@@ -24,8 +24,8 @@ from cloister import training
 from cloister.base import files
 from cloister.cli import options
 from cloister.cli.console import emit_json, err, out, table
-from cloister.cli.train_verbs import show_claims
 from cloister.errors import CloisterError, InputError
+from cloister.plan.claims import Claims
 from cloister.wire import process
 
 NAME = "biopsies"
@@ -170,7 +170,7 @@ def show(found: dict[str, Any]) -> None:
         f"{found['accuracy_plain']:.1%} in the clear ({found['patients']} patients)"
     )
     console.print()
-    show_claims(found["claims"])
+    console.print(f"{Claims.from_dict(found['claims'])}\n", soft_wrap=True)
     budget = found["budget"]
     columns = ("data set", "samples", "dim", "rank allowed", "spent", "bits", "refused")
     row = (

@@ -1,10 +1,6 @@
 """`cloister train`: train a model on an encrypted data set."""
 
-from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -212,20 +208,7 @@ def _host(
 def document(outcome: "TrainingOutcome") -> dict[str, Any]:
     """What a run found out, for JSON."""
     found = {name: value for name, value in vars(outcome).items() if name != "trained"}
-    return found | {"test_accuracy": outcome.test_accuracy}
-
-
-def show_claims(claims: Sequence[dict[str, Any]]) -> None:
-    """Print who could learn what, party by party."""
-    console = out()
-    console.print("what each party could learn")
-    for party, told in groupby(claims, key=itemgetter("party")):
-        console.print(f"  {party}", soft_wrap=True)
-        for claim in told:
-            line = f"    {claim['about']:<22}{claim['severity']:<12}{claim['learns']}"
-            assumes = f" (assuming: {claim['assumes']})" if claim["assumes"] else ""
-            console.print(line + assumes, soft_wrap=True)
-    console.print()
+    return found | {"claims": outcome.claims.to_dict(), "test_accuracy": outcome.test_accuracy}
 
 
 def _show(outcome: "TrainingOutcome") -> None:
@@ -233,7 +216,7 @@ def _show(outcome: "TrainingOutcome") -> None:
     columns = ("epoch", "loss", "training", "encrypted test", "seconds")
     console.print(table(columns, [tuple(vars(result).values()) for result in outcome.epochs]))
     console.print()
-    show_claims([asdict(claim) for claim in outcome.claims])
+    console.print(f"{outcome.claims}\n", soft_wrap=True)
     console.print(
         f"authority: {outcome.authority_requests:,} requests in {outcome.authority_s:.2f} s; "
         f"products on ciphertexts: {outcome.server_s:.2f} s"

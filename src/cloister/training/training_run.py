@@ -17,11 +17,12 @@ from cloister.data.dataset import EncryptedDataset
 from cloister.data.feature_noise import GaussianNoise
 from cloister.data.writer import check_registered
 from cloister.errors import AuthorityUnavailable, EncryptionError
+from cloister.plan.claims import Claims
 from cloister.training import models
 from cloister.training.accuracy_plot import check_name, write_curve
 from cloister.training.checkpoint import EpochResult
 from cloister.training.ciphertexts import CiphertextHost
-from cloister.training.claims import Claim, claims
+from cloister.training.claims import claims
 from cloister.training.data_owner import Note, Update, absence, registered
 from cloister.training.settings import FirstLayer
 from cloister.training.trainer import Trainer
@@ -112,7 +113,7 @@ class TrainingOutcome:
     authority_requests: int
     authority_s: float
     server_s: float
-    claims: tuple[Claim, ...]
+    claims: Claims
     spent: Summary | None
     remarks: tuple[str, ...]
 
@@ -276,7 +277,7 @@ def _outcome(
         authority_requests=counters.requests,
         authority_s=counters.authority_s,
         server_s=counters.server_s,
-        claims=tuple(claims(trainer, epochs=len(history))),
+        claims=claims(trainer, epochs=len(history)),
         spent=spent,
         remarks=tuple(remarks),
     )

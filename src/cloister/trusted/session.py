@@ -16,7 +16,6 @@ from cloister.errors import ClipError, ClipWarning, PlanError, RangeError
 from cloister.graph.batch import batch_axis, cut, joined, row_count, sample_count
 from cloister.graph.graph import Graph
 from cloister.plan.plan import Plan
-from cloister.plan.protection import ENCLAVE
 from cloister.plan.samples import Samples, as_samples
 from cloister.trusted.clips import ClipRule, OnClip, clip_text
 from cloister.trusted.lanes import Job, Lane, Lanes, Worker
@@ -90,7 +89,7 @@ class Session:
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._closed = False
-        self._needs_worker = any(p is not ENCLAVE for p in plan.protections.values())
+        self._needs_worker = any(p.on_worker for p in plan.protections.values())
         count = _lane_count(lanes, workers if self._needs_worker else (), threads=threads)
         made = [Lane(partial(self._make_runtime, i, threads)) for i in range(count)]
         self._runtime = made[0].runtime
