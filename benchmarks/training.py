@@ -42,7 +42,7 @@ WARM_UP = 10
 LEARNING_RATE = 0.05
 SETTINGS: dict[str, dict[str, Any]] = {
     "paper": {
-        "first_layer": "trainable", "mode": "paper", "allow_unbounded_leakage": True,
+        "first_layer": "trainable", "allow_unbounded_leakage": True,
     },
     "trusted": {"first_layer": "trainable", "unmask_to": "trusted"},
     "frozen": {"first_layer": "frozen"},

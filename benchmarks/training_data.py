@@ -220,7 +220,7 @@ def encrypt(
     info = DatasetInfo(name, shape, plain.classes, plain.encoding, 0, budget_rank or 0, mode)
     if budget_rank is None:
         info = replace(info, budget_rank=info.default_budget)
-    agreed = Agreement(info, Terms(allow_unbounded_leakage=mode == "paper"))
+    agreed = Agreement(info, Terms())
     rng = SystemRandom()
     enrolment = enrol(LocalClient(authority), agreed, rng=rng)
 

@@ -158,7 +158,7 @@ def test_claims_tell_that_calibration_shows_in_the_weights():
     graph, samples = graph_of(model), unequal.samples(model, 16)
     told = "in the calibration samples, by which the weights of 1 of these layers are divided"
     plan = policies.make("slalom", graph, calibration=samples)
-    assert told in plan.claims().always_visible
+    assert told in str(plan.claims())
     plain = {"x": samples["x"] / unequal.SCALES}
     plan = policies.make("slalom", graph, calibration=plain)
-    assert "calibration" not in plan.claims().always_visible
+    assert "calibration" not in str(plan.claims())

@@ -16,7 +16,7 @@ from cloister.base.rng import pad_stream
 from cloister.errors import PlanError, ProtocolError, RangeError, UnsupportedError
 from cloister.graph.batch import bound_sizes, element_type
 from cloister.graph.interpreter import ORT_ERRORS, runtime_session
-from cloister.graph.onnx.export import to_model
+from cloister.graph.onnx.export import model_bytes
 from cloister.plan.plan import Plan
 from cloister.plan.protection import ENCLAVE, OPEN
 from cloister.plan.quantise import QuantisedLinear
@@ -369,8 +369,8 @@ class SegmentStage(Stage):
     def load(self, link: WorkerLink) -> None:
         """See Stage."""
         step = self._step
-        model = to_model(self._graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs)
-        link.load_segment(step.target, model.SerializeToString())
+        model = model_bytes(self._graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs)
+        link.load_segment(step.target, model)
 
     def perform(self, request: Request, stop: native.Stop) -> None:
         """See Stage."""
@@ -414,12 +414,10 @@ class LocalStage(Stage):
         self._step = step
         # Helper threads are only seen by the process's clock; other lanes' threads by it as well.
         self._clock = time.thread_time_ns if setup.threads == 1 else time.process_time_ns
-        model = to_model(
+        model = model_bytes(
             setup.plan.graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs
         )
-        self._session = runtime_session(
-            model.SerializeToString(), threads=setup.threads, optimised=True
-        )
+        self._session = runtime_session(model, threads=setup.threads, optimised=True)
 
     def perform(self, request: Request, stop: native.Stop) -> None:
         """See Stage."""

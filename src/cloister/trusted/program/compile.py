@@ -7,20 +7,29 @@ the caller produced. Values that more than one step needs are kept ("stored").
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from cloister.errors import PlanError
+from cloister.errors import PlanError, UnsupportedError
 from cloister.graph.captures import captured_values
 from cloister.graph.graph import Graph, Node
 from cloister.graph.layout import channels_last_shape
 from cloister.graph.ops.linear_nodes import LAST_AXIS_OPS
 from cloister.plan.plan import Plan
-from cloister.plan.protection import ENCLAVE, OPEN
+from cloister.plan.protection import OPEN, Weights
 from cloister.trusted.program.epilogue import Epilogue, Matcher
 from cloister.trusted.program.spec import check_program
 from cloister.trusted.program.steps import Exchange, Fused, Local, Program, Segment, Slice, Step
 
 
 def compile_plan(plan: Plan) -> Program:
-    """Compile a plan to a program that `spec` holds for legal."""
+    """Compile a plan to a program that `spec` holds for legal.
+
+    Raises   UnsupportedError for nodes whose weights are hidden: no module runs them yet
+    """
+    for node in plan.graph.nodes:
+        if plan.protections[node.name].weights is Weights.HIDDEN:
+            raise UnsupportedError(
+                f"node {node.name!r}: hidden weights need a compiled module, which cannot be built "
+                "yet; give the node another protection"
+            )
     compiler = _Compiler(plan)
     program = Program(plan, tuple(compiler.compile()), compiler.slices)
     check_program(program)
@@ -49,7 +58,7 @@ class _Compiler:
         for node in self._schedule():
             if node.name in self.index:
                 steps += self._exchange(node)
-            elif self.plan.protections[node.name] is OPEN:
+            elif self.plan.protections[node.name] == OPEN:
                 steps.append(Segment(0, (node,), (), ()))
                 self._finish(node)
             elif not self._concatenate(node):
@@ -58,7 +67,7 @@ class _Compiler:
 
     def _is_inside(self, node: Node) -> bool:
         # A plan that sends nothing out leaves its convolutions to ONNX Runtime.
-        return self.plan.protections[node.name] is ENCLAVE and (
+        return not self.plan.protections[node.name].on_worker and (
             node.op != "Conv" or bool(self.plan.linear_nodes)
         )
 
