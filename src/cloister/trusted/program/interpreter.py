@@ -169,7 +169,7 @@ class _Run:
 
     def segment(self, step: Segment) -> None:
         """Nodes on the worker, in float32 and believed."""
-        sent = tuple(np.ascontiguousarray(self.value(name)) for name in step.inputs)
+        sent = tuple(np.asarray(self.value(name), order="C") for name in step.inputs)
         self.local(step)
         received = tuple(self._values[name] for name in step.outputs)
         self.result.crossed.append(Crossed(step.target, sent, received))
