@@ -12,7 +12,7 @@ from cloister.authority import records
 from cloister.base import identity, sqlite
 from cloister.base.rng import InsecureSeededRandom, SystemRandom
 from cloister.cli.main import main
-from cloister.cli.owner import Order
+from cloister.data.owner import OrderFile
 from cloister.errors import CloisterError, InputError
 from cloister.plan.recipe import Recipe
 from cloister.published.keyfile import KeyFile
@@ -39,7 +39,7 @@ def mode(path):
 
 def order(path):
     part = SimpleNamespace(first=0, last=1)
-    made = Order(path.with_suffix(".npz"), np.zeros(1, np.int64))
+    made = OrderFile(path.with_suffix(".npz"), np.zeros(1, np.int64))
     chunk = SimpleNamespace(x=np.zeros((1, 2), np.int16), labels=np.zeros(1, np.int64))
     list(made.watch(iter([chunk])))
     made.write(part)

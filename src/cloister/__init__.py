@@ -32,6 +32,7 @@ __all__ = [
     "Session",
     "Transcript",
     "VerificationError",
+    "authority",
     "from_keras",
     "from_torch",
     "load",
@@ -48,6 +49,6 @@ def __getattr__(name: str) -> object:
     # Who runs a plan that was saved needs no library that reads models.
     if name in ("from_keras", "from_torch", "load"):
         return getattr(importlib.import_module(_READERS), name)
-    if name == "published":
-        return importlib.import_module("cloister.published")
+    if name in ("authority", "published"):
+        return importlib.import_module(f"cloister.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

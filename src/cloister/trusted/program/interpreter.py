@@ -150,14 +150,14 @@ class _Batch:
                 unblinding = reference.linear_map(numbers.linear, self._pad(step.node))
             if (vectors := self._vectors(step.node)) is not None:
                 coefficients = vectors.a, vectors.b
-        made = reference.fused_pass(
+        made = reference.fused_step(
             source,
             affine=affine,
             unblinding=unblinding,
             coefficients=coefficients,
             residual=None if epilogue.residual is None else self._image(epilogue.residual, step),
             bounds=(epilogue.lo, epilogue.hi),
-            window=None if epilogue.window is None else epilogue.window.to_tuple(),
+            window=epilogue.window,
             filters=None
             if filters is None
             else reference.Filters(

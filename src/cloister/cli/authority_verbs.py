@@ -1,11 +1,9 @@
-"""`cloister authority`: the key authority's process, its tokens and its books."""
+"""`cloister authority`: the key authority's process, its tokens and its data sets."""
 
 import contextlib
-import signal
-import sqlite3
-import threading
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
@@ -14,14 +12,15 @@ import typer
 
 from cloister.authority import deletion, records, service, tokens
 from cloister.authority.authority import Authority
-from cloister.authority.book import Book, Spent, read_book, tabulate, tally
+from cloister.authority.book import Spent
+from cloister.authority.stored import Stored, read_stored
 from cloister.base import files, sqlite
 from cloister.base.identity import PUBLIC_FILE, SUITE
 from cloister.base.rng import SystemRandom
 from cloister.cli import options
 from cloister.cli.console import emit_json, err, out, table
+from cloister.cli.serving import serve_until_interrupted
 from cloister.errors import EncryptionError, InputError
-from cloister.wire.https.client import one_line
 
 app = typer.Typer(help="Hold the keys of encrypted data sets and issue what their budgets allow.")
 
@@ -112,32 +111,19 @@ def _token_file(path: Path) -> Iterator[BinaryIO]:
 
 
 @app.command()
-def serve(
-    folder: Annotated[Path, typer.Option("--dir", metavar="DIR", help="The authority's folder.")],
-    listen: Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="Where to listen.")],
-    threads: options.Threads = 1,
-) -> None:
+def serve(folder: Folder, listen: options.Listen, threads: options.Threads = 1) -> None:
     """Answer clients, servers and trusted runtimes over HTTPS until interrupted."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    with (
-        Authority(folder, threads=threads) as authority,
-        contextlib.closing(service.serve(folder, authority, listen=listen)) as server,
-    ):
-        console = out()
-        console.print(f"authority: serving on {server.url}")
-        console.print(f"fingerprint {authority.identity.public.fingerprint}")
-        console.file.flush()
-        stop.wait()
-    err().print("authority: stopped")
+    with Authority(folder, threads=threads) as authority:
+        fingerprint = f"fingerprint {authority.identity.public.fingerprint}"
+        start = partial(service.serve, folder, authority, listen=listen)
+        serve_until_interrupted(start, "authority", fingerprint)
 
 
 @app.command("list")
 def list_(folder: Folder, json: options.Json = False) -> None:
     """List the data sets: samples, terms, and what was given away; also while it serves."""
-    books, failed = _read(folder)
-    listed = [_listed(stored) for stored in books]
+    found, failed = read_stored(folder)
+    listed = [_listed(stored) for stored in found]
     if json:
         emit_json(listed)
     else:
@@ -161,8 +147,8 @@ def delete(
     Files of the data set cannot be unmasked any more. What servers were given stays with them.
     """
     if not yes:
-        books, _ = _read(folder, dataset)
-        samples = f"{books[0].held.info.samples:,} samples" if books else "samples"
+        found, _ = read_stored(folder, dataset)
+        samples = f"{found[0].held.info.samples:,} samples" if found else "samples"
         raise InputError(
             f"data set {dataset}: nobody could use its {samples} any more; confirm with --yes"
         )
@@ -189,39 +175,19 @@ def budget(
     json: options.Json = False,
 ) -> None:
     """Show what has been given away to servers, as committed; also while the authority serves."""
-    books, failed = _read(folder, dataset)
+    found, failed = read_stored(folder, dataset)
     if json:
         emit_json(
             [
                 asdict(stored.summary) | ({"by_sample": asdict(stored.spent)} if samples else {})
-                for stored in books
+                for stored in found
             ]
         )
     else:
-        _show([stored.summary for stored in books])
-        for stored in books if samples else ():
+        _show([stored.summary for stored in found])
+        for stored in found if samples else ():
             _show_samples(stored.summary, stored.spent)
     _refuse_failed(failed)
-
-
-@dataclass(frozen=True)
-class Stored:
-    """What a folder holds of a data set."""
-
-    held: records.Dataset
-    book: Book
-
-    @property
-    def summary(self) -> records.Summary:
-        """Its budget in figures."""
-        book, info = self.book, self.held.info
-        figures = tally(book.words, info.samples, book.states.all, book.counts)
-        return records.summarise(info, self.held.terms, figures)
-
-    @property
-    def spent(self) -> Spent:
-        """What each sample has given away; takes memory for every one of them."""
-        return tabulate(self.book.words, self.held.info.samples, self.book.states.all)
 
 
 def _listed(stored: Stored) -> dict[str, object]:
@@ -239,42 +205,6 @@ def _listed(stored: Stored) -> dict[str, object]:
         "functions": "one" if limits.one_function else "many",
         "labels_to": "server" if terms.labels_to_server else "trusted",
     }
-
-
-def _read(folder: Path, dataset: str | None = None) -> tuple[list[Stored], dict[str, str]]:
-    """The data sets, or the one of this name, and why some cannot be read.
-
-    Raises   InputError when there is none of this name
-    """
-    books, failed, path = [], {}, folder / sqlite.FILE
-    with contextlib.closing(sqlite.connect(path)) as connection, sqlite.faults(path):
-        connection.execute("BEGIN")
-        sqlite.check(connection)
-        parts: dict[str, list[tuple[records.Part, bytes]]] = {}
-        for part, name, key in records.read_parts(connection):
-            parts.setdefault(name, []).append((part, key))
-        for stored in records.stored_datasets(connection):
-            name = stored[0]
-            if dataset not in (None, name):
-                continue
-            try:
-                books.append(_read_one(connection, stored, parts.get(name, [])))
-            except Exception as error:  # noqa: BLE001  (whatever it is, the others are shown)
-                failed[name] = one_line(str(error)) or type(error).__name__
-    if dataset is not None and not books and not failed:
-        raise InputError(f"data set {dataset}: is not known to this authority")
-    return books, failed
-
-
-def _read_one(
-    connection: sqlite3.Connection,
-    stored: records.StoredDataset,
-    parts: list[tuple[records.Part, bytes]],
-) -> Stored:
-    held = records.Dataset(*records.read_dataset(stored)).with_parts(*parts)
-    limits = held.terms.limits(held.info)
-    (modulus,) = connection.execute("SELECT modulus FROM authority").fetchone()
-    return Stored(held, read_book(connection, held.info, limits=limits, modulus=modulus))
 
 
 def _refuse_failed(failed: dict[str, str]) -> None:
