@@ -28,6 +28,7 @@ from cloister.cli.bench.inference import open_model, random_input
 from cloister.graph.onnx.read import from_model
 from cloister.graph.passes.normalise import prepare
 from cloister.plan import policies
+from cloister.plan.protection import OUTSOURCED
 from cloister.trusted.program.compile import Fuse, Remote
 from cloister.trusted.runtime import Runtime
 

@@ -15,7 +15,9 @@ from cloister.cli.bench.figure import write_figure
 from cloister.cli.main import main
 from cloister.cli.owner import Order
 from cloister.errors import CloisterError, InputError
-from cloister.plan.recipe import Recipe
+from cloister.graph.onnx.read import from_model
+from cloister.graph.passes.normalise import prepare
+from cloister.plan import policies
 from cloister.published.keyfile import KeyFile
 from cloister.trusted.pads.pad_ledger import Ledger
 from cloister.trusted.pads.store import PadStore
@@ -24,6 +26,7 @@ from cloister.wire.transcript import Transcript
 
 RNG = InsecureSeededRandom(1)
 DIGEST = bytes(32)
+PLAN = policies.enclave(prepare(from_model(nets.chain(), name="net")))
 
 
 @pytest.fixture(params=[0o000, 0o022])
@@ -117,7 +120,7 @@ REPLACE_PRIVATE = {
     "page.html": audit_page,
 }
 REPLACE_PUBLIC = {
-    "calibration.json": lambda path: Recipe("open").save(path),
+    "model.plan": lambda path: PLAN.save(path),
     "curve.svg": curve,
     "curve.png": curve,
     "ratios.svg": figure,

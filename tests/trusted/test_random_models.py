@@ -13,6 +13,7 @@ from cloister.graph.interpreter import ORT_ERRORS
 from cloister.graph.onnx import read
 from cloister.graph.passes import normalise
 from cloister.plan import policies
+from cloister.plan.protection import EVERYWHERE, OUTSOURCED
 from cloister.trusted.session import Session
 from cloister.wire.inprocess import InProcessLink
 from cloister.worker.engine import Engine

@@ -19,6 +19,7 @@ from cloister.cli import (
     encrypt,
     inspect,
     pads,
+    plan,
     run,
     train,
     worker,
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 app.command()(demo.demo)
 app.command()(inspect.inspect)
+app.command()(plan.plan)
 app.command()(run.run)
 app.command()(compare.compare)
 app.command()(worker.worker)

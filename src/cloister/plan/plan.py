@@ -6,13 +6,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 
 from cloister.base.reading import parsing
 from cloister.errors import PlanError
-from cloister.graph.canonical import as_array, read_file
+from cloister.graph.canonical import Writer, as_array, read_file
 from cloister.graph.captures import captured_values
 from cloister.graph.graph import Graph, Node
 from cloister.graph.graph_file import absent
@@ -128,10 +127,10 @@ class Plan:
 
     def to_bytes(self) -> bytes:
         """The canonical bytes (plan_file.py): equal plans have equal ones, on every machine."""
-        return plan_file.written(self).to_bytes()
+        return self._written().to_bytes()
 
     @classmethod
-    def from_bytes(cls, data: bytes | memoryview) -> Self:
+    def from_bytes(cls, data: bytes | memoryview) -> "Plan":
         """The plan of canonical bytes, without float32 weights; its integers are views of them.
 
         It is anybody's until its digest or its policy is compared with what is wanted.
@@ -145,12 +144,12 @@ class Plan:
 
         Raises   OSError
         """
-        plan_file.written(self).save(Path(path))
+        self._written().save(Path(path))
 
     @classmethod
     def load(
         cls, path: str | PathLike[str], *, policy: str | None = None, digest: bytes | None = None
-    ) -> Self:
+    ) -> "Plan":
         """The plan in a file. Whoever can write the file chooses the plan, unless it is pinned.
 
         policy   the file must hold a plan of this policy
@@ -170,18 +169,29 @@ class Plan:
             )
         return plan
 
+    def _written(self) -> Writer:
+        return plan_file.written(
+            self.graph,
+            not_needed=self.not_needed,
+            policy=self.policy,
+            precision=self.precision,
+            protections=self.protections,
+            ranges=self.ranges,
+            quantised=self.quantised,
+        )
+
     @classmethod
-    def _of(cls, data: np.ndarray, what: str) -> Self:
+    def _of(cls, data: np.ndarray, what: str) -> "Plan":
         with parsing(what):
             reader, fields = plan_file.read(data)
             plan = cls(**fields)
-            reader.finish(plan_file.written(plan))
+            reader.finish(plan._written())
             return plan
 
     @cached_property
     def digest(self) -> bytes:
         """SHA-256 of the canonical bytes."""
         digest = hashlib.sha256()
-        for part in plan_file.written(self).parts():
+        for part in self._written().parts():
             digest.update(part)
         return digest.digest()

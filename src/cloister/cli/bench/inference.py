@@ -39,9 +39,7 @@ from cloister.graph.graph import Graph
 from cloister.graph.onnx.export import model_bytes
 from cloister.graph.onnx.load import load
 from cloister.plan import policies
-from cloister.plan.plan import Plan
-from cloister.plan.quantise import Precision
-from cloister.plan.recipe import Recipe, measure
+from cloister.plan.plan import SUFFIX, Plan
 from cloister.trusted.report import Report
 from cloister.trusted.session import Session
 
@@ -136,7 +134,7 @@ def measure_model(
         if setting.int8:
             engines |= int8_baseline(proto, feeds, setting.threads)
         for policy in wanted:
-            recipe = measure(graph, policy=policy, samples=feeds, precision=Precision())
+            plan = policies.make(policy, graph, calibration=feeds)
             yield {
                 "model": name,
                 "weights": "file" if Path(name).suffix == ".onnx" else "random, seeded",
@@ -145,8 +143,8 @@ def measure_model(
                 "worker_threads": setting.worker_threads,
                 "batch": setting.batch,
                 "repeats": setting.repeats,
-                **_timed(recipe.plan(graph), engines, feeds, setting),
-                **(_memory(file, recipe, setting) if setting.memory else {}),
+                **_timed(plan, engines, feeds, setting),
+                **(_memory(file, plan, setting) if setting.memory else {}),
                 **environment(),
             }
 
@@ -188,11 +186,11 @@ def _timed(
     }
 
 
-def _memory(file: Path, recipe: Recipe, setting: Setting) -> dict[str, object]:
+def _memory(file: Path, plan: Plan, setting: Setting) -> dict[str, object]:
     """Peak memory of a fresh trusted process that reads model and calibration from files."""
-    calibration = file.with_name("calibration.json")
-    recipe.save(calibration)
-    peak = measure_peak(file, calibration, batch=setting.batch, threads=setting.threads)
+    saved = file.with_suffix(SUFFIX)
+    plan.save(saved)
+    peak = measure_peak(file, saved, batch=setting.batch, threads=setting.threads)
     return {key: peak[key] for key in ("trusted_peak_bytes", "serving_peak_bytes")}
 
 

@@ -27,9 +27,8 @@ from cloister.cli.bench.prepared import PadsAhead
 from cloister.cli.console import emit_json, out, table
 from cloister.graph.onnx.read import from_model
 from cloister.graph.passes.normalise import prepare
+from cloister.plan import policies
 from cloister.plan.plan import Plan
-from cloister.plan.quantise import Precision
-from cloister.plan.recipe import measure
 from cloister.ring.ring_map import RingMap
 from cloister.trusted.report import Report
 from cloister.trusted.session import Session
@@ -64,8 +63,7 @@ def roundtrip(
     """Measure whole calls, by lanes and workers, against the worker's own computing time."""
     graph = prepare(from_model(open_model(model), name=model))
     feeds = random_input(graph, batch)
-    recipe = measure(graph, policy=policy or "slalom", samples=feeds, precision=Precision())
-    plan = recipe.plan(graph)
+    plan = policies.make(policy or "slalom", graph, calibration=feeds)
     settings = [(1, 1), (lanes, 1), (max(lanes, workers), workers)]
     rows = [
         measure_calls(
