@@ -220,7 +220,7 @@ def test_pads_are_made_for_a_plan_s_file_and_used_with_it(make, use, cloister, p
     path = plan_file()
     assert make(model=path, calibration=None).code == 0
     by_file = cloister("run", path, *use[2:], "--json")
-    assert json.loads(by_file.out)["report"]["pad_source"].startswith("store")
+    assert json.loads(by_file.out)["report"]["pads_from"].startswith("store")
     # The store's plan makes the same one of the model.
     assert make(calibration=None).code == 0
     assert (
