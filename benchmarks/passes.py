@@ -1,17 +1,13 @@
-"""The trusted side's native passes in a session's rhythm: threads and instruction sets compared.
+"""The trusted side's fused steps in a session's rhythm: threads and instruction sets compared.
 
-    python benchmarks/passes.py --model vgg16 --policy slalom [--batch 1] [--repeats 12] [--json]
-
-The native walker runs all passes of one plan in order: milliseconds of wall time per image for one
-and for two threads, and for AVX2 beside AVX-512. As in a session, the walker sleeps in recv() while
+The native executor runs all fused steps of one plan in order: milliseconds of wall time per image
+for one and for two threads, and for AVX2 beside AVX-512. As in a session, it sleeps in recv() while
 a worker computes; the worker's stand-in keeps a core busy for 5 ms, writes the reply, so that the
 last-level cache holds what fits and all else comes from memory, and then sends the answer. The time
 counts from there, when recv() has returned, to the end of the pass, so threads that wake late
 count in full. The variants take turns, so that a disturbance meets all of them.
 """
 
-import argparse
-import json
 import mmap
 import socket
 import statistics
@@ -22,15 +18,12 @@ import time
 import numpy as np
 
 import cloister._native as native
+from benchmarks import networks, options
+from benchmarks.environment import environment
 from cloister.base.rng import SystemRandom
-from cloister.cli.bench.environment import environment
-from cloister.cli.bench.inference import open_model, random_input
-from cloister.graph.onnx.read import from_model
-from cloister.graph.passes.normalise import prepare
-from cloister.plan import policies
-from cloister.plan.protection import OUTSOURCED
-from cloister.trusted.program.compile import Fuse, Remote
-from cloister.trusted.runtime import Runtime
+from cloister.errors import InputError
+from cloister.trusted.executor import Executor
+from cloister.trusted.program.steps import Exchange, Fused
 
 HUGE = 2 << 20
 COMPUTE_S = 5e-3
@@ -51,13 +44,13 @@ def memory(shape, dtype):
 
 
 class Memory:
-    """What the walks of one plan read and write; `replies` are the worker's to write."""
+    """What the fused steps of one plan read and write; `replies` are the worker's to write."""
 
     def __init__(self, plan, steps, batch):
         self.replies, self.messages, self.unblinding = {}, {}, {}
         self.stored, self.inputs = {}, {}
         for i, step in enumerate(steps):
-            if not isinstance(step, Fuse):
+            if not isinstance(step, Fused):
                 continue
             before, after = (batch, *step.size), (batch, *step.out_size)
             if step.node is not None:
@@ -73,51 +66,69 @@ class Memory:
                 self.messages[sink] = memory(after, np.uint32 if hidden else np.int16)
 
 
-class Walk:
-    """All passes of one plan, and an exchange before each that reads a reply."""
+class Steps:
+    """All fused steps of one plan, and an exchange before each that reads a reply."""
 
-    def __init__(self, runtime, held, batch, threads):
+    def __init__(self, executor, held, batch, threads):
         self._held, self._batch = held, batch
-        self._native = native.Walker(len(runtime.plan.linear_nodes), batch, threads)
+        plan = executor.plan
+        checked = [plan.protection_of(node).checked for node in plan.linear_nodes]
+        self._native = native.Executor(checked=checked, batch=batch, threads=threads)
         self._inputs = {}
-        for i, step in enumerate(runtime.program.steps):
-            if isinstance(step, Remote):
+        # The stand-in's answers are wrong: with coefficients of 0 all sums are computed, and equal.
+        executor.checks.erase()
+        for i, (step, stage) in enumerate(
+            zip(executor.program.steps, executor._make_stages(executor.checks), strict=True)
+        ):
+            if isinstance(step, Exchange):
                 packet = struct.pack("<i12x", step.node)
-                self._native.add_exchange(step.node, packet, packet, ID_OFFSET, None, None)
-            elif isinstance(step, Fuse):
+                self._native.add_exchange(
+                    node=step.node, packet=packet, answer=packet, id_offset=ID_OFFSET,
+                    staged=None, place=None,
+                )  # fmt: skip
+            elif isinstance(step, Fused):
                 windowed = step.epilogue.window is not None
-                number = self._native.add_pass(
-                    runtime._passes[i],
-                    -1 if step.node is None else step.node,
-                    step.node in held.unblinding,
-                    False,  # the stand-in computes nothing: sums are made, but not compared
-                    held.replies.get(step.node),
-                    None,
-                    None if windowed else held.stored[i],
-                    held.stored[i] if windowed else None,
-                    step.sinks,
-                    [held.messages[sink] for sink in step.sinks],
-                    [np.zeros(batch, np.uint64) for _ in step.sinks],
+                self._native.add_fused(
+                    stage.fused_step,
+                    node=step.node,
+                    unblinds=step.node in held.unblinding,
+                    binds=True,
+                    reply=held.replies.get(step.node),
+                    residual=None,
+                    store_pre=None if windowed else held.stored[i],
+                    store_post=held.stored[i] if windowed else None,
+                    sink_nodes=step.sinks,
+                    messages=[held.messages[sink] for sink in step.sinks],
+                    clipped=[np.zeros(batch, np.uint64) for _ in step.sinks],
                 )
-                self._inputs[number] = held.inputs[i]
+                self._inputs[i] = (*held.inputs[i], len(step.sinks))
+            else:
+                self._native.add_outside()
+        self._count = len(executor.program.steps)
 
     def timed_s(self, channel):
-        """Wall time of one walk without its exchanges."""
+        """Wall time of all fused steps without the exchanges."""
         hidden = sorted(self._held.unblinding)
-        if hidden:
-            unblinding = [list(self._held.unblinding[node]) for node in hidden]
-            self._native.begin(bytes(32), range(self._batch), hidden, unblinding)
-        else:
-            self._native.begin(None, (), (), ())
-        for number, arrays in self._inputs.items():
-            self._native.set_inputs(number, *arrays)
-        steps = len(self._native.costs())
-        started = time.perf_counter()
-        why, *_ = self._native.run(0, steps, 1, channel.fileno(), 60.0, PACKET_BYTES)
-        spent = time.perf_counter() - started
-        if why != "done":
-            raise RuntimeError(f"the walk stopped: {why}")
-        waited = 1e-9 * sum(wait for _, wait in self._native.costs())
+        key = bytes(32) if hidden else None
+        unblinding = [list(self._held.unblinding[node]) for node in hidden]
+        self._native.begin(
+            key=key, pad_ids=range(self._batch), hidden=hidden, unblinding=unblinding
+        )
+        for number, (source, residual, sinks) in self._inputs.items():
+            none = [None] * sinks
+            self._native.bind(number, source=source, residual=residual, messages=none, pads=none)
+        spent, first = 0.0, 0
+        while first <= self._count:
+            started = time.perf_counter()
+            stop = self._native.run(
+                first, next_request_id=1, descriptor=channel.fileno(), timeout_s=60.0,
+                max_packet_bytes=PACKET_BYTES,
+            )  # fmt: skip
+            spent += time.perf_counter() - started
+            if stop.why not in ("done", "outside"):
+                raise RuntimeError(f"the executor stopped: {stop.why}")
+            first = stop.step + 1
+        waited = 1e-9 * sum(wait for _, wait in self._native.costs(0, self._count))
         self._native.end()
         return spent - waited
 
@@ -134,48 +145,44 @@ def answer(channel, replies):
         channel.send(packet)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="vgg16")
-    parser.add_argument("--policy", default="slalom", choices=tuple(OUTSOURCED))
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=12)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    graph = prepare(from_model(open_model(options.model), name=options.model))
-    plan = policies.make(options.policy, graph, calibration=random_input(graph, 1))
+def measure(
+    model: options.Model = "vgg16",
+    policy: options.Policy = "slalom",
+    batch: options.Batch = 1,
+    repeats: options.Repeats = 12,
+) -> dict[str, object]:
+    """Milliseconds per image of one and two threads, and of AVX2 beside AVX-512."""
+    plan, _ = networks.planned(model, policy)
     sets = [name for name in ("avx512", "avx2") if name in native.available_isas()]
+    if not sets:
+        raise InputError("passes: measured on processors with AVX2 only")
     variants = [(name, 1) for name in sets] + [(sets[0], 2)]
-    walks, held = {}, None
+    timed, held = {}, None
     for name, threads in variants:
         # Check coefficients have the form that suits the instruction set.
         native.force_isa(name)
-        runtime = Runtime(plan, rng=SystemRandom())
-        held = held or Memory(plan, runtime.program.steps, options.batch)
-        walks[name, threads] = Walk(runtime, held, options.batch, threads)
+        executor = Executor(plan, rng=SystemRandom())
+        held = held or Memory(plan, executor.program.steps, batch)
+        timed[name, threads] = Steps(executor, held, batch, threads)
     found = {variant: [] for variant in variants}
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         worker = threading.Thread(target=answer, args=(theirs, held.replies))
         worker.start()
-        for _ in range(options.repeats):
+        for _ in range(repeats):
             for variant in variants:
                 native.force_isa(variant[0])
-                spent = walks[variant].timed_s(ours)
-                found[variant].append(1e3 * spent / options.batch)
+                found[variant].append(1e3 * timed[variant].timed_s(ours) / batch)
         ours.shutdown(socket.SHUT_RDWR)
         worker.join()
     median = {variant: statistics.median(times) for variant, times in found.items()}
-    result = {
-        "model": options.model, "policy": options.policy, "batch": options.batch,
+    return {
+        "model": model,
+        "policy": policy,
+        "batch": batch,
         "ms": {f"{name} x{threads}": ms for (name, threads), ms in median.items()},
         "fastest_ms": {f"{name} x{threads}": min(ms) for (name, threads), ms in found.items()},
         "two_threads_ratio": median[sets[0], 1] / median[sets[0], 2],
         "avx2_to_avx512": median["avx2", 1] / median["avx512", 1] if len(sets) == 2 else None,
         **environment(),
-    }  # fmt: skip
-    print(json.dumps(result, indent=2) if options.json else result)
-
-
-if __name__ == "__main__":
-    main()
+    }

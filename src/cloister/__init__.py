@@ -11,6 +11,7 @@ from cloister import training
 from cloister.errors import CloisterError, VerificationError
 from cloister.graph.graph import Graph
 from cloister.plan import policies
+from cloister.plan.claims import Claims
 from cloister.plan.plan import Plan
 from cloister.plan.quantise import Precision
 from cloister.trusted.report import Report, Result
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from cloister.graph.onnx.load import from_keras, from_torch, load
 
 __all__ = [
+    "Claims",
     "CloisterError",
     "Graph",
     "Plan",
@@ -30,6 +32,7 @@ __all__ = [
     "Session",
     "Transcript",
     "VerificationError",
+    "authority",
     "from_keras",
     "from_torch",
     "load",
@@ -46,6 +49,6 @@ def __getattr__(name: str) -> object:
     # Who runs a plan that was saved needs no library that reads models.
     if name in ("from_keras", "from_torch", "load"):
         return getattr(importlib.import_module(_READERS), name)
-    if name == "published":
-        return importlib.import_module("cloister.published")
+    if name in ("authority", "published"):
+        return importlib.import_module(f"cloister.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

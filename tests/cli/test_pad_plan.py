@@ -75,7 +75,7 @@ def test_a_policy_written_into_the_folder_is_refused(make, use, cloister, refuse
     assert again.code == 2 and "does not vouch" in again.err
     # Its owner puts it right by what the store was made from.
     assert make().code == 0
-    assert json.loads(cloister(*use, "--json").out)["claims"]["policy"] == "slalom"
+    assert json.loads(cloister(*use, "--json").out)["claims"]["subject"] == "policy slalom"
 
 
 def ranges_times(factor):
@@ -199,7 +199,7 @@ def test_the_policy_that_a_store_was_made_for_is_its_default(make, use, cloister
     assert make("--policy", "blinded").code == 0
     ran = cloister(*use, "--json")
     assert ran.code == 0, ran
-    assert json.loads(ran.out)["claims"]["policy"] == "blinded"
+    assert json.loads(ran.out)["claims"]["subject"] == "policy blinded"
 
 
 # ---- stores of a plan's file

@@ -49,7 +49,7 @@ def test_a_plan_is_shown_when_it_is_made(cloister, planned, model_file, pictures
         ).out
     )  # fmt: skip
     assert shown["plan_digest"] == Plan.load(tmp_path / "b.plan").digest.hex()
-    assert shown["claims"]["policy"] == "open"
+    assert shown["claims"]["subject"] == "policy open"
 
 
 @pytest.mark.parametrize("policy", ["open", "verified", "blinded", "enclave"])
@@ -61,7 +61,7 @@ def test_a_plan_s_file_does_not_choose_the_policy(cloister, refused, planned, pi
     assert "slalom is wanted" in message
     assert f"--policy {policy}" in refused(*given, "--policy", "slalom")
     _, found = outputs(cloister(*given, "--policy", policy, "--json"))
-    assert found["claims"]["policy"] == policy
+    assert found["claims"]["subject"] == f"policy {policy}"
 
 
 def test_a_digest_pins_the_plan(cloister, refused, planned, model_file, pictures):
@@ -69,7 +69,7 @@ def test_a_digest_pins_the_plan(cloister, refused, planned, model_file, pictures
     digest = Plan.load(path).digest.hex()
     given = ("run", path, "--input", pictures[0])
     _, found = outputs(cloister(*given, "--digest", digest.upper(), "--json"))
-    assert found["claims"]["policy"] == "open"
+    assert found["claims"]["subject"] == "policy open"
     planned("--policy", "open", "--weight-bits", 8, "--policy", "verified")
     assert f"the plan is {Plan.load(path).digest.hex()}" in refused(*given, "--digest", digest)
     assert "the plan is" in refused(*given, "--digest", "nothing")

@@ -114,7 +114,7 @@ def _show(
         console.print()
     _show_memory(console, cost.memory)
     console.print()
-    console.print(str(claims))
+    console.print(str(claims), soft_wrap=True)
     if problems:
         console.print()
         console.print("this model cannot be run:")

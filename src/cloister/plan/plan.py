@@ -19,7 +19,7 @@ from cloister.graph.ops.linear_nodes import geometry
 from cloister.graph.ops.table import is_linear
 from cloister.plan import plan_file
 from cloister.plan.claims import Claims, claims_of
-from cloister.plan.protection import ENCLAVE, OPEN, Protection, protections_of
+from cloister.plan.protection import Protection, protections_of
 from cloister.plan.quantise import WRAP_LIMIT, Precision, QuantisedLinear, Ranges, static_bound
 
 SUFFIX = ".plan"
@@ -63,7 +63,7 @@ class Plan:
                 f"node {node.name!r}: policy {self.policy!r} gives no node the protection "
                 f"{protection.name}"
             )
-        outsourced = protection not in (ENCLAVE, OPEN)
+        outsourced = protection.on_integers
         if outsourced and not is_linear(self.graph, node):
             raise PlanError(
                 f"node {node.name!r} ({node.op}) is not linear and cannot be {protection.name}"
@@ -96,7 +96,7 @@ class Plan:
         )
 
     def claims(self) -> Claims:
-        """What an untrusted worker learns and can change, as this plan implies it."""
+        """What every role learns and can do, as this plan implies it."""
         scaled = sum(node.x_factors is not None for node in self.linear_nodes)
         return claims_of(self.policy, self.protections, scaled=scaled)
 
