@@ -134,9 +134,9 @@ def test_ranges_of_another_model():
 def test_a_protection_is_written_by_its_fields():
     """With another field, VERSION is another one, or one version would say two things."""
     assert plan_file.VERSION == 1
-    assert [one.name for one in dataclasses.fields(Protection)] == ["place", "hidden", "checked"]
+    assert [one.name for one in dataclasses.fields(Protection)] == ["input", "checked", "weights"]
     written = [plan_file._protection(one) for one in BY_NAME.values()]
-    assert {"place": "WORKER", "hidden": True, "checked": False} in written
+    assert {"input": "BLINDED", "checked": False, "weights": "PUBLIC"} in written
     assert len({str(one) for one in written}) == len(BY_NAME)
 
 
@@ -281,7 +281,7 @@ def test_a_policy_of_one_s_own_says_what_it_does():
     mixed = dataclasses.replace(plan, policy="mixed", protections=protections)
     again = Plan.from_bytes(mixed.to_bytes())
     assert again.claims() == mixed.claims()
-    assert not again.claims().inputs_hidden
+    assert str(again.claims()) != str(plan.claims())
 
 
 # ---- other machines
