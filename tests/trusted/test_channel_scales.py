@@ -9,9 +9,9 @@ from cloister.errors import ClipWarning, PrecisionWarning
 from cloister.graph.onnx import read
 from cloister.graph.passes import normalise
 from cloister.plan import policies
-from cloister.plan.compare import compare
 from cloister.plan.plan import Plan
 from cloister.plan.quantise import WRAP_LIMIT, static_bound
+from cloister.trusted.compare import compare
 from cloister.trusted.program.compile import compile_plan
 from cloister.trusted.program.steps import Fused
 from cloister.trusted.session import Session

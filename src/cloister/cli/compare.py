@@ -7,8 +7,8 @@ from cloister.cli.console import emit_json, out, progress, table
 from cloister.cli.images import read_inputs
 from cloister.cli.planning import plan_for
 from cloister.graph.onnx.load import load
-from cloister.plan.compare import Comparison
-from cloister.plan.compare import compare as measure
+from cloister.trusted.compare import Comparison
+from cloister.trusted.compare import compare as measure
 
 
 def compare(
