@@ -9,7 +9,8 @@ import cloister
 
 EXPORTED = {
     "CloisterError", "Graph", "Plan", "Precision", "Report", "Result", "Session", "Transcript",
-    "VerificationError", "from_keras", "from_torch", "load", "policies", "published", "training",
+    "VerificationError", "authority", "from_keras", "from_torch", "load", "policies", "published",
+    "training",
 }  # fmt: skip
 
 
@@ -30,8 +31,14 @@ def test_exported_members_of_functional_encryption_and_training():
     for name in wanted:
         assert getattr(cloister.training, name).__doc__
         assert getattr(cloister.training, name).__name__ == name
-    with pytest.raises(AttributeError, match="nothing"):
-        _ = cloister.training.nothing
+    wanted = {"Authority", "AuthorityClient", "connect"}
+    assert set(cloister.authority.__all__) == wanted <= set(dir(cloister.authority))
+    for name in wanted:
+        assert getattr(cloister.authority, name).__doc__
+        assert getattr(cloister.authority, name).__name__ == name
+    for module in (cloister.authority, cloister.training):
+        with pytest.raises(AttributeError, match="nothing"):
+            _ = module.nothing
 
 
 def test_data_sets_are_read_without_pytorch():

@@ -27,6 +27,7 @@ __all__ = [
     "Session",
     "Transcript",
     "VerificationError",
+    "authority",
     "from_keras",
     "from_torch",
     "load",
@@ -37,6 +38,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name == "published":
-        return importlib.import_module("cloister.published")
+    if name in ("authority", "published"):
+        return importlib.import_module(f"cloister.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
