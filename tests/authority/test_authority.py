@@ -13,7 +13,14 @@ from cloister.authority.records import Terms, part_info
 from cloister.base.rng import SystemRandom
 from cloister.data.encoding import Encoding
 from cloister.data.info import DatasetInfo
-from cloister.errors import BudgetError, EncryptionError, FunctionError, InputError, ShapeError
+from cloister.errors import (
+    BudgetError,
+    EncryptionError,
+    FunctionError,
+    InputError,
+    ShapeError,
+    UnknownDatasetError,
+)
 from cloister.ring import pads
 from cloister.ring.bounds import check_size
 from cloister.ring.linear import Geometry, LinearMap
@@ -242,7 +249,7 @@ def test_wrong_dimensions_sizes_and_ids(kit):
             ask("set", np.array([0, bad], np.int64), mixed(2), receiver="server")
     with pytest.raises(ShapeError):
         ask("set", kit.ids.astype(np.int32), mixed(2), receiver="server")
-    with pytest.raises(EncryptionError, match="not known"):
+    with pytest.raises(UnknownDatasetError, match="not known"):
         ask("other", kit.ids, mixed(2), receiver="server")
     geometry = Geometry((1, 1), DIM, (1, 1), 1)
     twice = np.array([1, 1], np.int64)

@@ -17,7 +17,13 @@ from cloister.base import sqlite
 from cloister.base.rng import SystemRandom
 from cloister.data.encoding import Encoding
 from cloister.data.info import DatasetInfo
-from cloister.errors import BudgetError, CloisterError, EncryptionError, InputError
+from cloister.errors import (
+    BudgetError,
+    CloisterError,
+    EncryptionError,
+    InputError,
+    UnknownDatasetError,
+)
 
 RNG = SystemRandom()
 OTHER = DatasetInfo("other", (4, 4, 2), 3, Encoding(1.0, 0.0, 8), 0, 8)
@@ -90,7 +96,7 @@ def test_a_name_is_free_again_under_other_keys(two):
     before = two.authority.forward_key("other", ids, dense(np.eye(DIM)), receiver="trusted")
     deleted(two)
     assert two.authority.find("other") is None
-    with pytest.raises(EncryptionError, match="not known"):
+    with pytest.raises(UnknownDatasetError, match="not known"):
         two.authority.forward_key("other", ids, mixed(3, seed=3), receiver="server")
     start(two.authority, OTHER).register("c" * 32, 5, "d" * 64, RNG.random_bytes(32))
     assert two.authority.find("other").label_key != old.label_key
@@ -142,7 +148,7 @@ def test_an_authority_that_serves_is_left_alone(two):
     with pytest.raises(InputError, match="in use by another process"):
         delete(two.folder, "other")
     assert two.authority.datasets() == ("other", "set")
-    with pytest.raises(InputError, match="not known"):
+    with pytest.raises(UnknownDatasetError, match="not known"):
         deleted(two, "third")
 
 

@@ -26,6 +26,7 @@ from cloister.errors import (
     InputError,
     ProtocolError,
     ShapeError,
+    UnknownDatasetError,
 )
 from cloister.ring.linear import Geometry
 
@@ -84,7 +85,7 @@ def test_errors_keep_their_class(served):
         server.forward_key("set", ids, mixed(2, dim=9), receiver="server")
     with pytest.raises(EncryptionError, match="no sample 99"):
         server.forward_key("set", ids * 11, mixed(2), receiver="server")
-    with pytest.raises(EncryptionError, match="not known"):
+    with pytest.raises(UnknownDatasetError, match="not known"):
         server.describe("nothing")
     with pytest.raises(ShapeError):
         geometry = Geometry((1, 1), 32, (1, 1), 1)

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from cloister.errors import (
-    AuthorityUnavailable,
+    CiphertextServerUnavailable,
     CloisterError,
-    EncryptionError,
     InputError,
     ProtocolError,
+    UnknownDatasetError,
 )
 from cloister.ring.bounds import MAX_REQUEST_SAMPLES
 from cloister.ring.linear import Geometry, LinearMap
@@ -88,11 +88,11 @@ def test_the_remote_server_hands_out_no_ciphertexts(served):
 def test_errors_cross_the_wire(served, tmp_path):
     _, client, server, _ = served
     linear = pixel_sum()
-    with pytest.raises(EncryptionError, match="not here"):
+    with pytest.raises(UnknownDatasetError, match="not here"):
         client.forward("other", np.zeros(1, np.int64), linear)
     other = ciphertext_service.init(tmp_path / "other")
     stranger = ciphertext_service.RemoteCiphertextServer(server.url, public=other, retry_for_s=0.0)
-    with pytest.raises(AuthorityUnavailable):
+    with pytest.raises(CiphertextServerUnavailable):
         stranger.forward("set", np.zeros(1, np.int64), linear)
 
 

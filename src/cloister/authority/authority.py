@@ -46,11 +46,17 @@ from cloister.base import sqlite as databases
 from cloister.base.identity import Identity
 from cloister.base.rng import KEY_BYTES, Csprng
 from cloister.data.info import DatasetInfo
-from cloister.errors import EncryptionError, FunctionError, InputError, ShapeError
+from cloister.errors import (
+    EncryptionError,
+    FunctionError,
+    InputError,
+    ShapeError,
+    UnknownDatasetError,
+    one_line,
+)
 from cloister.ring import pads
 from cloister.ring.bounds import check_count, check_size
 from cloister.ring.linear import Geometry, LinearMap
-from cloister.wire.https.client import one_line
 
 MASKS_AT_ONCE = 1 << 22
 """Elements of masks that are expanded together, whatever the number of samples."""
@@ -356,7 +362,7 @@ class Authority:
     def _dataset(self, name: str) -> Dataset:
         found = self._found(name)
         if found is None:
-            raise EncryptionError(f"data set {name}: is not known to this authority")
+            raise UnknownDatasetError(f"data set {name}: is not known to this authority")
         return found
 
     def _ids(
@@ -440,7 +446,7 @@ class Authority:
             try:
                 self._open(row, mine[name])
             except Exception as error:  # noqa: BLE001  (whatever it is, the others are served)
-                self._failed[name] = one_line(str(error)) or type(error).__name__
+                self._failed[name] = one_line(error)
                 _log.error("data set %s cannot be opened: %s", name, self._failed[name])
 
     def _open(self, row: StoredDataset, parts: list[tuple[Part, bytes]]) -> None:

@@ -16,7 +16,7 @@ from cloister.base import files
 from cloister.base.identity import PublicIdentity
 from cloister.base.rng import KEY_BYTES
 from cloister.data.info import DatasetInfo
-from cloister.errors import InputError, ProtocolError
+from cloister.errors import AuthorityUnavailable, InputError, ProtocolError
 from cloister.ring.linear import Geometry, LinearMap
 from cloister.wire.https.bodies import Body
 from cloister.wire.https.client import ANSWER_TIMEOUT_S, RETRY_FOR_S, HttpsClient
@@ -52,6 +52,7 @@ class AuthorityClient:
             token=token,
             timeout_s=timeout_s,
             retry_for_s=retry_for_s,
+            unavailable=AuthorityUnavailable,
         )
 
     @property

@@ -20,8 +20,7 @@ from cloister.base.identity import PUBLIC_FILE, SUITE
 from cloister.base.rng import SystemRandom
 from cloister.cli import options
 from cloister.cli.console import emit_json, err, out, table
-from cloister.errors import EncryptionError, InputError
-from cloister.wire.https.client import one_line
+from cloister.errors import EncryptionError, InputError, UnknownDatasetError, one_line
 
 app = typer.Typer(help="Hold the keys of encrypted data sets and issue what their budgets allow.")
 
@@ -244,7 +243,7 @@ def _listed(stored: Stored) -> dict[str, object]:
 def _read(folder: Path, dataset: str | None = None) -> tuple[list[Stored], dict[str, str]]:
     """The data sets, or the one of this name, and why some cannot be read.
 
-    Raises   InputError when there is none of this name
+    Raises   UnknownDatasetError when there is none of this name
     """
     books, failed, path = [], {}, folder / sqlite.FILE
     with contextlib.closing(sqlite.connect(path)) as connection, sqlite.faults(path):
@@ -260,9 +259,9 @@ def _read(folder: Path, dataset: str | None = None) -> tuple[list[Stored], dict[
             try:
                 books.append(_read_one(connection, stored, parts.get(name, [])))
             except Exception as error:  # noqa: BLE001  (whatever it is, the others are shown)
-                failed[name] = one_line(str(error)) or type(error).__name__
+                failed[name] = one_line(error)
     if dataset is not None and not books and not failed:
-        raise InputError(f"data set {dataset}: is not known to this authority")
+        raise UnknownDatasetError(f"data set {dataset}: is not known to this authority")
     return books, failed
 
 

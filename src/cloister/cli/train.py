@@ -26,7 +26,7 @@ from cloister.cli.encrypt import (
 )
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.writer import check_registered
-from cloister.errors import AuthorityUnavailable, EncryptionError, InputError
+from cloister.errors import AuthorityUnavailable, EncryptionError, InputError, ServiceUnavailable
 from cloister.wire.request_log import ReleaseLog
 
 WHO_LEARNS_WHAT = "Who learns what"
@@ -274,14 +274,14 @@ def check_origin(dataset: EncryptedDataset, keys: AuthorityClient) -> None:
 
 @contextmanager
 def _kept(checkpoint: Path | None) -> Iterator[None]:
-    """Say what is left of a run whose authority stays away."""
+    """Say what is left of a run whose authority or ciphertext server stays away."""
     try:
         yield
-    except AuthorityUnavailable as error:
+    except ServiceUnavailable as error:
         left = "nothing of the run is kept: name a --checkpoint FOLDER"
         if checkpoint is not None:
             left = f"the run is kept in {checkpoint}: the same command goes on with it"
-        raise AuthorityUnavailable(f"{error}; {left}") from None
+        raise type(error)(f"{error}; {left}") from None
 
 
 def _optimizer(torch: Any, name: str, rate: float | None) -> Callable[[Any], Any]:  # noqa: ANN401

@@ -7,7 +7,7 @@ from dataclasses import replace
 import onnx
 from onnx import helper, shape_inference
 
-from cloister.errors import ModelError
+from cloister.errors import ModelError, one_line
 from cloister.graph.graph import BATCH, Graph, Node, TensorType
 from cloister.graph.onnx.export import to_model
 
@@ -109,9 +109,3 @@ def _reshaped(graph: Graph, node: Node, found: Mapping[str, onnx.TypeProto]) -> 
         return None
     same = math.prod(rest) == math.prod(size or 1 for size in before.shape[1:])
     return (None, *rest) if same else None
-
-
-def one_line(error: Exception) -> str:
-    """The first meaningful line of another library's message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

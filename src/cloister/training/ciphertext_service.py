@@ -28,7 +28,7 @@ from jaxtyping import Int16, Int64, UInt32
 
 from cloister.base import files
 from cloister.base.reading import parsing
-from cloister.errors import InputError, ProtocolError, ShapeError
+from cloister.errors import CiphertextServerUnavailable, InputError, ProtocolError, ShapeError
 from cloister.ring.bounds import MAX_BODY_BYTES, check_count, check_size
 from cloister.ring.linear import Geometry, LinearMap
 from cloister.training.ciphertexts import (
@@ -60,13 +60,17 @@ MAX_PUBLIC_BYTES = 65536
 class RemoteCiphertextServer:
     """A ciphertext host at a URL; `retry_for_s` is how long it may be away.
 
-    Raises   AuthorityUnavailable when it cannot be reached, and what the server raises
+    Raises   CiphertextServerUnavailable when it cannot be reached, and what the server raises
     """
 
     def __init__(self, url: str, *, public: Path, retry_for_s: float = RETRY_FOR_S) -> None:
         certificate, token = _read_public(public)
         self._client = HttpsClient(
-            url, certificate=certificate, token=token, retry_for_s=retry_for_s
+            url,
+            certificate=certificate,
+            token=token,
+            retry_for_s=retry_for_s,
+            unavailable=CiphertextServerUnavailable,
         )
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Int16, Int64, UInt32
 
-from cloister.errors import EncryptionError, InputError
+from cloister.errors import InputError, UnknownDatasetError
 from cloister.ring import pads
 from cloister.ring.bounds import Described
 from cloister.ring.linear import Geometry, LinearMap
@@ -111,10 +111,12 @@ class LocalCiphertextServer:
     def dataset(self, name: str) -> Ciphertexts:
         """The data set of this name.
 
-        Raises   EncryptionError when it is not here
+        Raises   UnknownDatasetError when it is not here
         """
         if name not in self._datasets:
-            raise EncryptionError(f"data set {name!r} is not here; start the server with its file")
+            raise UnknownDatasetError(
+                f"data set {name!r} is not here; start the server with its file"
+            )
         return self._datasets[name]
 
 
