@@ -33,7 +33,14 @@ WHO_LEARNS_WHAT = "Who learns what"
 NOISE = "Noise on gradients"
 RETRY_FOR_S = 5.0
 """On one connection; beyond, the trainer waits, and keeps a checkpoint when it gives up."""
-MODULES = ("trainer", "models", "claims", "curve", "noise", "remote")
+MODULES = {
+    "trainer": "training.trainer",
+    "models": "training.models",
+    "claims": "training.claims",
+    "curve": "training.accuracy_plot",
+    "noise": "data.feature_noise",
+    "remote": "training.ciphertext_service",
+}
 
 
 def library() -> SimpleNamespace:
@@ -47,7 +54,7 @@ def library() -> SimpleNamespace:
         raise InputError("training needs PyTorch: pip install 'cloister[train]'") from error
     return SimpleNamespace(
         torch=importlib.import_module("torch"),
-        **{name: importlib.import_module(f"cloister.training.{name}") for name in MODULES},
+        **{name: importlib.import_module(f"cloister.{module}") for name, module in MODULES.items()},
     )
 
 
