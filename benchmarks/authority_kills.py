@@ -30,6 +30,7 @@ from cloister.authority.client import AuthorityClient
 from cloister.authority.enrolment import enrol
 from cloister.authority.local import LocalClient
 from cloister.authority.records import Terms
+from cloister.authority.requests import Forward
 from cloister.base.identity import PUBLIC_FILE
 from cloister.base.rng import SystemRandom
 from cloister.base.sqlite import FILE
@@ -89,7 +90,7 @@ class Load(threading.Thread):
     def ask(self, ids: np.ndarray, seed: int) -> None:
         while not self.stop.is_set():
             try:
-                self.client.forward_key("set", ids, functional(seed), receiver="server")
+                self.client.ask(Forward("set", ids, functional(seed)), receiver="server")
                 self.held.append((ids, seed))
             except BudgetError:
                 self.refused += 1
@@ -162,7 +163,7 @@ def compare(authority: Authority, loads: list[Load]) -> dict[str, int]:
     # On record means: asking again costs nothing.
     for load in loads:
         for ids, seed in load.held:
-            authority.forward_key("set", ids, functional(seed), receiver="server")
+            authority.ask(Forward("set", ids, functional(seed)), receiver="server")
     not_free = int((authority.spent("set").rank != recorded).sum())
     return {
         "answers_held": sum(len(load.held) for load in loads),

@@ -9,6 +9,7 @@ import pytest
 
 import nets
 from cloister.authority import records
+from cloister.authority.request_log import ReleaseLog
 from cloister.base import identity, sqlite
 from cloister.base.rng import InsecureSeededRandom, SystemRandom
 from cloister.cli.bench.figure import write_figure
@@ -19,7 +20,6 @@ from cloister.plan.recipe import Recipe
 from cloister.published.keyfile import KeyFile
 from cloister.trusted.pads.pad_ledger import Ledger
 from cloister.trusted.pads.store import PadStore
-from cloister.wire.request_log import ReleaseLog
 from cloister.wire.transcript import Transcript
 
 RNG = InsecureSeededRandom(1)

@@ -15,6 +15,8 @@ pytest.importorskip("torch")
 
 from cloister.authority import service, tokens
 from cloister.authority.authority import Authority
+from cloister.authority.request_log import read_releases
+from cloister.authority.requests import Forward, Labels
 from cloister.base.rng import SystemRandom
 from cloister.base.sqlite import FILE
 from cloister.data.dataset import EncryptedDataset
@@ -22,7 +24,6 @@ from cloister.ring import pads
 from cloister.ring.linear import Geometry, LinearMap
 from cloister.training import ciphertext_service
 from cloister.training.ciphertexts import LocalCiphertextServer
-from cloister.wire.request_log import read_releases
 from training.doubles import blobs
 
 SHAPE = (6, 5, 1)
@@ -69,9 +70,9 @@ class Place:
         eye = np.eye(30, dtype=np.int16).reshape(30, *SHAPE)
         geometry = Geometry((6, 5), 1, (1, 1), 30, (6, 5))
         identity = LinearMap(geometry, eye)
-        key = self.authority.forward_key(held.name, ids, identity, receiver="trusted")
+        key = self.authority.ask(Forward(held.name, ids, identity), receiver="trusted")
         x = pads.unmask(pads.forward(identity, held.data(ids)), key).reshape(-1, *SHAPE)
-        labels = self.authority.label_key(held.name, ids, receiver="trusted")
+        labels = self.authority.ask(Labels(held.name, ids), receiver="trusted")
         return {"x": x, "y": pads.unmask(held.labels(ids), labels).argmax(1)}
 
 

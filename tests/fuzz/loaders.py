@@ -14,6 +14,8 @@ import nets
 from cloister.authority.agreement import Agreement
 from cloister.authority.enrolment import Enrolment
 from cloister.authority.records import Terms
+from cloister.authority.request_log import Release, ReleaseLog, read_releases
+from cloister.authority.requests import Forward
 from cloister.base.identity import PUBLIC_FILE, Identity, PublicIdentity
 from cloister.base.rng import InsecureSeededRandom, SystemRandom
 from cloister.cli.arrays import read_array_file
@@ -28,11 +30,10 @@ from cloister.data.writer import Chunk, EncryptedDatasetWriter
 from cloister.graph.onnx import load as models
 from cloister.plan.recipe import Recipe
 from cloister.published import ddh
-from cloister.ring.linear import Geometry
+from cloister.ring.linear import Geometry, LinearMap
 from cloister.training import checkpoint, ciphertext_service
 from cloister.trusted.pads.store import PadStore
 from cloister.wire.https import bodies
-from cloister.wire.request_log import Release, ReleaseLog, read_releases
 from cloister.wire.transcript import Entry, Transcript
 from fuzz.mutate import Mutator, mutated_bytes, mutated_json, mutated_message
 
@@ -119,7 +120,8 @@ def _log(folder: Path) -> Path:
     with ReleaseLog(folder / "log") as log:
         for step in range(2):
             ids = np.arange(2, dtype=np.int64)
-            log.append(Release("forward", step, ids, geometry, weights, values, (5, 4, 1)))
+            request = Forward("set", ids, LinearMap(geometry, weights))
+            log.append(Release(request, step, values, (5, 4, 1)))
     return folder / "log"
 
 

@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+from cloister.authority.requests import Forward, Gradient, Labels
 from cloister.cli.bench import training_data
 from cloister.ring.linear import Geometry, LinearMap
 from training.doubles import MemoryAuthority, MemoryDataset, blobs
@@ -26,14 +27,11 @@ def test_answers_are_those_of_a_wire(authority):
     keys = training_data.TimedKeys(authority)
     linear = LinearMap(GEOMETRY, np.ones(GEOMETRY.weight_shape, np.int16))
     delta = np.ones((4, *GEOMETRY.out_shape), np.int16)
-    asked = [
-        (keys.forward_key, authority.forward_key, ("set", IDS, linear)),
-        (keys.gradient_key, authority.gradient_key, ("set", IDS, GEOMETRY, delta)),
-        (keys.label_key, authority.label_key, ("set", IDS)),
-    ]
-    for through, direct, request in asked:
-        answer = through(*request, receiver="server")
-        np.testing.assert_array_equal(answer, direct(*request, receiver="server"))
+    for request in (
+        Forward("set", IDS, linear), Gradient("set", IDS, GEOMETRY, delta), Labels("set", IDS),
+    ):  # fmt: skip
+        answer = keys.ask(request, "server")
+        np.testing.assert_array_equal(answer, authority.ask(request, "server"))
         assert answer.flags.c_contiguous
         assert not answer.flags.writeable
     assert keys.describe("set") == authority.describe("set")
@@ -45,5 +43,5 @@ def test_time_of_requests_adds_up(authority, monkeypatch):
     monkeypatch.setattr(training_data, "time", clocks)
     keys = training_data.TimedKeys(authority)
     for requests in (1, 2):
-        keys.label_key("set", IDS, receiver="server")
+        keys.ask(Labels("set", IDS), receiver="server")
         assert (keys.cpu_s, keys.wall_s) == (2 * requests, 3 * requests)

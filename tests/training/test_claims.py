@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ from torch import nn
 
 from cloister.authority.client import AuthorityClient
 from cloister.authority.key_service import KeyService
+from cloister.authority.requests import KINDS, Request
 from cloister.data.feature_noise import GaussianNoise
+from cloister.training import ciphertext_service
 from cloister.training.ciphertext_service import RemoteCiphertextServer
-from cloister.training.ciphertexts import CiphertextHost, LocalCiphertextServer
+from cloister.training.ciphertexts import CiphertextServer, LocalCiphertextServer
 from cloister.training.claims import TELLS, claims
 from cloister.training.sent import Content, Party, sent
 from training.doubles import MemoryAuthority, MemoryDataset, blobs
@@ -45,7 +48,8 @@ class Watched:
             return found
 
         def call(*arguments, **more):
-            self.calls.append((name, arguments))
+            # A request is known by its kind, and every other call by its method.
+            self.calls.append((getattr(arguments[0], "kind", name), arguments))
             return found(*arguments, **more)
 
         return call
@@ -81,19 +85,14 @@ def watched_run(settings, folder, *, hosted, epochs=2):
     return made, {
         Party.AUTHORITY: authority.calls,
         Party.HOST: [] if host is None else host.calls,
-        Party.SERVER: [(release.kind, (release.functional,)) for release in log.kept],
+        Party.SERVER: [(release.kind, (release.request,)) for release in log.kept],
         Party.FOLDER: [(path.name, ()) for path in folder.iterdir()],
     }
 
 
-def functions(calls, kinds):
-    """The different integer arrays that were sent with these kinds of message."""
-    found = set()
-    for kind, arguments in calls:
-        if kind in kinds:
-            last = arguments[-1]
-            found.add(getattr(last, "weights", last).tobytes())
-    return found
+def functions(calls, kind):
+    """The different integer arrays that were sent with this kind of request."""
+    return {arguments[0].operand.tobytes() for sent, arguments in calls if sent == kind}
 
 
 @MODES
@@ -105,15 +104,10 @@ def test_whatever_is_sent_is_listed(settings, hosted, tmp_path):
         listed = {row.kind: row.carries for row in rows if row.party is party}
         assert {kind for kind, _ in calls} <= set(listed), party
         # Integers that change from step to step follow from samples; only a projection does not.
-        forward = functions(calls, {"forward", "forward_key"})
-        if len(forward) > 1:
-            assert {Content.WEIGHTS, Content.VALUES} & set(
-                listed.get("forward", ()) + listed.get("forward_key", ())
-            ), party
-        if functions(calls, {"gradient", "gradient_key"}):
-            assert {Content.OUTPUT_GRADIENTS, Content.VALUES} & set(
-                listed.get("gradient", ()) + listed.get("gradient_key", ())
-            ), party
+        if len(functions(calls, "forward")) > 1:
+            assert {Content.WEIGHTS, Content.VALUES} & set(listed["forward"]), party
+        if functions(calls, "gradient"):
+            assert {Content.OUTPUT_GRADIENTS, Content.VALUES} & set(listed["gradient"]), party
     assert crossed[Party.AUTHORITY]
     assert bool(crossed[Party.HOST]) is hosted
     assert bool(crossed[Party.SERVER]) is (settings.unmask_to == "server")
@@ -134,10 +128,12 @@ def test_every_method_of_an_interface_is_listed():
         for row in sent(settings, hosted=True)
     ]
     kinds = {party: {row.kind for row in rows if row.party is party} for party in Party}
-    assert methods(KeyService) <= kinds[Party.AUTHORITY]
-    assert methods(AuthorityClient) - OF_CLIENTS == kinds[Party.AUTHORITY]
-    assert methods(CiphertextHost) == kinds[Party.HOST] - {"data set file"}
-    assert methods(RemoteCiphertextServer) - {"close"} == methods(CiphertextHost)
+    requests = {kind.kind for kind in get_args(Request)}
+    assert requests == set(KINDS)
+    assert methods(KeyService) - {"ask"} | requests <= kinds[Party.AUTHORITY]
+    assert methods(AuthorityClient) - OF_CLIENTS - {"ask"} | requests == kinds[Party.AUTHORITY]
+    assert set(ciphertext_service.OPERATIONS) == kinds[Party.HOST] - {"data set file"}
+    assert methods(RemoteCiphertextServer) - {"close"} == methods(CiphertextServer) == {"ask"}
 
 
 def test_every_content_tells_something():

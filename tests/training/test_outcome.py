@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cloister.authority.requests import Forward, Gradient
 from cloister.errors import (
     CiphertextServerUnavailable,
     CloisterError,
@@ -64,9 +65,8 @@ def test_the_remote_server_answers_as_the_local_one(served):
     weights = rng.integers(-(2**15), 2**15, geometry.weight_shape).astype(np.int16)
     delta = rng.integers(-9, 9, (3, *geometry.out_shape)).astype(np.int16)
     linear = LinearMap(geometry, weights)
-    for name, arguments in (("forward", (linear,)), ("gradient", (geometry, delta))):
-        wanted = getattr(held, name)("set", ids, *arguments)
-        np.testing.assert_array_equal(getattr(client, name)("set", ids, *arguments), wanted)
+    for request in (Forward("set", ids, linear), Gradient("set", ids, geometry, delta)):
+        np.testing.assert_array_equal(client.ask(request), held.ask(request))
 
 
 def pixel_sum():
@@ -89,11 +89,11 @@ def test_errors_cross_the_wire(served, tmp_path):
     _, client, server, _ = served
     linear = pixel_sum()
     with pytest.raises(UnknownDatasetError, match="not here"):
-        client.forward("other", np.zeros(1, np.int64), linear)
+        client.ask(Forward("other", np.zeros(1, np.int64), linear))
     other = ciphertext_service.init(tmp_path / "other")
     stranger = ciphertext_service.RemoteCiphertextServer(server.url, public=other, retry_for_s=0.0)
     with pytest.raises(CiphertextServerUnavailable):
-        stranger.forward("set", np.zeros(1, np.int64), linear)
+        stranger.ask(Forward("set", np.zeros(1, np.int64), linear))
 
 
 def test_strangers_are_refused_before_their_request_is_read(served, tmp_path):
@@ -105,7 +105,7 @@ def test_strangers_are_refused_before_their_request_is_read(served, tmp_path):
         for operation in (*ciphertext_service.OPERATIONS, "everything"):
             with pytest.raises(InputError, match="token"):
                 stranger.call(operation, {}, (np.zeros(1 << 24, np.uint8),))
-    assert client.forward("set", np.zeros(1, np.int64), pixel_sum()).shape == (1, 1, 1, 1)
+    assert client.ask(Forward("set", np.zeros(1, np.int64), pixel_sum())).shape == (1, 1, 1, 1)
 
 
 def test_what_one_request_may_cost_is_bounded(served, monkeypatch):
@@ -122,11 +122,11 @@ def test_what_one_request_may_cost_is_bounded(served, monkeypatch):
     delta = np.zeros((1024, *geometry.out_shape), np.int16)
     far = replace(geometry, stride=(1 << 14, 1))
     for ask in (
-        lambda: client.forward("set", many, pixel_sum()),
-        lambda: client.forward("set", many[:0], pixel_sum()),
-        lambda: client.forward("set", some, LinearMap(geometry, weights)),
-        lambda: client.gradient("set", some, geometry, delta),
-        lambda: client.forward("set", some[:1], LinearMap(far, weights)),
+        lambda: client.ask(Forward("set", many, pixel_sum())),
+        lambda: client.ask(Forward("set", many[:0], pixel_sum())),
+        lambda: client.ask(Forward("set", some, LinearMap(geometry, weights))),
+        lambda: client.ask(Gradient("set", some, geometry, delta)),
+        lambda: client.ask(Forward("set", some[:1], LinearMap(far, weights))),
     ):
         with pytest.raises(CloisterError):
             ask()

@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
+from cloister.authority.request_log import ReleaseLog
 from cloister.cli import options
 from cloister.cli.console import err, out
 from cloister.data.dataset import EncryptedDataset
 from cloister.training import ciphertext_service
 from cloister.training.ciphertexts import LocalCiphertextServer
-from cloister.wire.request_log import ReleaseLog
 
 app = typer.Typer(help="Compute on encrypted data sets for a trusted runtime; holds no key.")
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from cloister.authority.client import AuthorityClient
+from cloister.authority.request_log import ReleaseLog
 from cloister.base.rng import SystemRandom
 from cloister.cli import options
 from cloister.cli.console import emit_json, err, out, progress, table
@@ -27,7 +28,6 @@ from cloister.cli.encrypt import (
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.writer import check_registered
 from cloister.errors import AuthorityUnavailable, EncryptionError, InputError, ServiceUnavailable
-from cloister.wire.request_log import ReleaseLog
 
 WHO_LEARNS_WHAT = "Who learns what"
 NOISE = "Noise on gradients"

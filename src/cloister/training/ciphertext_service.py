@@ -15,7 +15,6 @@ import json
 import math
 import os
 from base64 import b64decode, b64encode
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -24,24 +23,24 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from jaxtyping import Int16, Int64, UInt32
+from jaxtyping import UInt32
 
+from cloister.authority.request_log import Recorder
+from cloister.authority.requests import Kind, Request, read_request
 from cloister.base import files
 from cloister.base.reading import parsing
-from cloister.errors import CiphertextServerUnavailable, InputError, ProtocolError, ShapeError
-from cloister.ring.bounds import MAX_BODY_BYTES, check_count, check_size
-from cloister.ring.linear import Geometry, LinearMap
+from cloister.errors import CiphertextServerUnavailable, InputError, ProtocolError
+from cloister.ring.bounds import MAX_BODY_BYTES
 from cloister.training.ciphertexts import (
-    CiphertextHost,
+    CiphertextServer,
     LocalCiphertextServer,
-    RecordingHost,
+    RecordingServer,
 )
 from cloister.wire.https.admission import Limits
 from cloister.wire.https.bodies import Body
 from cloister.wire.https.client import RETRY_FOR_S, HttpsClient
 from cloister.wire.https.connection import Job, Principal, Route
 from cloister.wire.https.server import HttpsServer
-from cloister.wire.request_log import Recorder
 
 FORMAT = "cloister-ciphertexts-1"
 PUBLIC_FILE, KEY_FILE, CERTIFICATE_FILE = "server.pub", "server.key", "server.crt"
@@ -49,11 +48,7 @@ TOKEN_BYTES = 32
 VALID_DAYS = 3650
 WORD_COPIES = 2
 """A product's words are there as an array, and once more as an answer."""
-OPERATIONS = {
-    "forward": MAX_BODY_BYTES,
-    "gradient": MAX_BODY_BYTES,
-}
-"""Largest body of each."""
+OPERATIONS: tuple[Kind, ...] = ("forward", "gradient")
 MAX_PUBLIC_BYTES = 65536
 
 
@@ -77,26 +72,9 @@ class RemoteCiphertextServer:
         """Close the connection."""
         self._client.close()
 
-    def forward(
-        self, dataset: str, ids: Int64[np.ndarray, " n"], linear: LinearMap
-    ) -> UInt32[np.ndarray, "n oh ow oc"]:
-        """See CiphertextHost."""
-        geometry = linear.geometry
-        fields = {"dataset": dataset, "geometry": list(geometry.to_tuple())}
-        answer = self._client.call("forward", fields, (ids, linear.weights))
-        return _checked(answer, (len(ids), *geometry.out_shape))
-
-    def gradient(
-        self,
-        dataset: str,
-        ids: Int64[np.ndarray, " n"],
-        geometry: Geometry,
-        delta: Int16[np.ndarray, "n oh ow oc"],
-    ) -> UInt32[np.ndarray, "oc kh kw c"]:
-        """See CiphertextHost."""
-        fields = {"dataset": dataset, "geometry": list(geometry.to_tuple())}
-        answer = self._client.call("gradient", fields, (ids, delta))
-        return _checked(answer, geometry.weight_shape)
+    def ask(self, request: Request) -> UInt32[np.ndarray, "..."]:
+        """See CiphertextServer."""
+        return request.answer(self._client.call(request.kind, request.fields, request.tensors))
 
 
 def serve(
@@ -112,7 +90,7 @@ def serve(
     log   what this server is asked is kept here, for an audit
     """
     token = _read_public(folder / PUBLIC_FILE)[1]
-    host = server if log is None else RecordingHost(server, log)
+    asked: CiphertextServer = server if log is None else RecordingServer(server, log)
     key = folder / KEY_FILE
     files.check_private(key, key.stat())
 
@@ -124,9 +102,8 @@ def serve(
 
     def route(operation: str) -> Route:
         if operation not in OPERATIONS:
-            known = " and ".join(OPERATIONS)
-            raise ProtocolError(f"ciphertext server: knows {known}")
-        return Route(OPERATIONS[operation], partial(_job, server, host, operation))
+            raise ProtocolError(f"ciphertext server: knows {' and '.join(OPERATIONS)}")
+        return Route(MAX_BODY_BYTES, partial(_job, server, asked, operation))
 
     return HttpsServer(
         listen,
@@ -198,26 +175,9 @@ def _read_public(path: Path) -> tuple[bytes, str]:
         return certificate, str(fields["token"])
 
 
-def _job(server: LocalCiphertextServer, host: CiphertextHost, operation: str, request: Body) -> Job:
-    dataset, ids = request.text("dataset"), request.array(0, np.int64, 1)
-    described = server.dataset(dataset)
-    check_count(described, len(ids))
-    geometry = Geometry.from_tuple(request.numbers("geometry"))
-    check_size(described, geometry, len(ids))
-    tensor = request.array(1, np.int16, 4)
-    elements = len(ids) * (math.prod(described.shape) + geometry.out_elements)
-    elements += 2 * math.prod(geometry.weight_shape)
-    run: Callable[[], np.ndarray]
-    if operation == "forward":
-        linear = LinearMap(geometry, np.ascontiguousarray(tensor))
-        run = partial(host.forward, dataset, ids, linear)
-    else:
-        run = partial(host.gradient, dataset, ids, geometry, tensor)
-    return Job(lambda: Body({}, (run(),)), nbytes=WORD_COPIES * 4 * elements)
-
-
-def _checked(answer: Body, shape: tuple[int, ...]) -> UInt32[np.ndarray, "..."]:
-    array = answer.array(0, np.uint32, len(shape))
-    if array.shape != shape:
-        raise ShapeError(f"ciphertext server: answered {array.shape} instead of {shape}")
-    return array
+def _job(held: LocalCiphertextServer, server: CiphertextServer, kind: Kind, message: Body) -> Job:
+    request, described = read_request(kind, message), held.dataset(message.text("dataset"))
+    request.check(described)
+    answer = math.prod(size or 0 for size in request.answer_shape)
+    elements = len(request.ids) * math.prod(described.shape) + answer + request.operand.size
+    return Job(lambda: Body({}, (server.ask(request),)), nbytes=WORD_COPIES * 4 * elements)

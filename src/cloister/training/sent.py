@@ -46,7 +46,7 @@ class Content(Enum):
 
 @dataclass(frozen=True)
 class Message:
-    """One kind of message: `kind` is the called method, file or channel that carries it."""
+    """One kind of message: `kind` is the request, method, file or channel that carries it."""
 
     party: Party
     kind: str
@@ -65,8 +65,8 @@ def sent(settings: Settings, *, hosted: bool) -> tuple[Message, ...]:
         Message(Party.AUTHORITY, "describe", (Content.NAMES,)),
         Message(Party.AUTHORITY, "parts", (Content.NAMES,)),
         Message(Party.AUTHORITY, "summary", (Content.NAMES,)),
-        Message(Party.AUTHORITY, "label_key", (Content.NAMES,)),
-        Message(Party.AUTHORITY, "forward_key", function),
+        Message(Party.AUTHORITY, "labels", (Content.NAMES,)),
+        Message(Party.AUTHORITY, "forward", function),
         Message(Party.CLIENT, "data set file", (Content.CIPHERTEXTS, Content.NAMES)),
         Message(Party.CLIENT, "summary", (Content.SPENT,)),
         Message(Party.NETWORK, "https", (Content.SIZES,)),
@@ -74,7 +74,7 @@ def sent(settings: Settings, *, hosted: bool) -> tuple[Message, ...]:
         *_kept(settings),
     ]
     if not frozen:
-        messages.append(Message(Party.AUTHORITY, "gradient_key", deltas))
+        messages.append(Message(Party.AUTHORITY, "gradient", deltas))
     if hosted:
         messages.append(Message(Party.HOST, "data set file", (Content.CIPHERTEXTS,)))
         messages.append(Message(Party.HOST, "forward", function))

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from cloister.authority.key_service import KeyService, Receiver
+from cloister.authority.request_log import Recorder
 from cloister.base.rng import KEY_BYTES, Csprng
 from cloister.data.encoding import Encoding
 from cloister.data.feature_noise import GaussianNoise, StepNoise
@@ -32,7 +33,6 @@ from cloister.ring.bounds import most_at_once
 from cloister.training import checkpoint, models
 from cloister.training.checkpoint import Checkpoint, EpochResult, Position
 from cloister.training.ciphertexts import (
-    CiphertextHost,
     Ciphertexts,
     CiphertextServer,
     HostedServer,
@@ -44,7 +44,6 @@ from cloister.training.layers import Encrypted, Samples
 from cloister.training.private import PrivateStep
 from cloister.training.products import Products
 from cloister.training.settings import FirstLayer, Guard, Running, Settings
-from cloister.wire.request_log import Recorder
 
 __all__ = ["Dataset", "FirstLayer", "Settings", "Trainer", "epoch_order"]
 
@@ -115,7 +114,7 @@ class Trainer:
         mode: Mode = "guarded",
         allow_unbounded_leakage: bool = False,
         noise: GaussianNoise | None = None,
-        server: CiphertextHost | None = None,
+        server: CiphertextServer | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         projection: Projection | None = None,
         checkpoint_dir: Path | None = None,
