@@ -12,9 +12,8 @@ from cloister.authority import records
 from cloister.authority.request_log import ReleaseLog
 from cloister.base import identity, sqlite
 from cloister.base.rng import InsecureSeededRandom, SystemRandom
-from cloister.cli.bench.figure import write_figure
 from cloister.cli.main import main
-from cloister.cli.owner import Order
+from cloister.data.owner import OrderFile
 from cloister.errors import CloisterError, InputError
 from cloister.plan.recipe import Recipe
 from cloister.published.keyfile import KeyFile
@@ -40,7 +39,7 @@ def mode(path):
 
 def order(path):
     part = SimpleNamespace(first=0, last=1)
-    made = Order(path.with_suffix(".npz"), np.zeros(1, np.int64))
+    made = OrderFile(path.with_suffix(".npz"), np.zeros(1, np.int64))
     chunk = SimpleNamespace(x=np.zeros((1, 2), np.int16), labels=np.zeros(1, np.int64))
     list(made.watch(iter([chunk])))
     made.write(part)
@@ -100,12 +99,6 @@ def audit_page(path):
     assert main(list(map(str, command))) == 0
 
 
-def figure(path):
-    row = {"model": "vgg16", "policy": "slalom", "ratio": 2.0, "cpu": "a CPU", "isa": "avx2",
-           "threads": 1, "batch": 1, "weights": "random"}  # fmt: skip
-    write_figure([row], path)
-
-
 def ledger(path):
     Ledger.create(path, plan_digest=DIGEST, rng=RNG)
 
@@ -120,7 +113,6 @@ REPLACE_PUBLIC = {
     "calibration.json": lambda path: Recipe("open").save(path),
     "curve.svg": curve,
     "curve.png": curve,
-    "ratios.svg": figure,
 }
 REFUSE_PRIVATE = {
     "order.npz": order,

@@ -51,7 +51,7 @@ def test_a_policy_written_into_the_folder_is_refused(make, use, cloister, refuse
     assert again.code == 2 and "does not vouch" in again.err
     # Its owner puts it right by what the store was made from.
     assert make().code == 0
-    assert json.loads(cloister(*use, "--json").out)["claims"]["policy"] == "slalom"
+    assert json.loads(cloister(*use, "--json").out)["claims"]["subject"] == "policy slalom"
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_the_policy_that_a_store_was_made_for_is_its_default(make, use, cloister
     assert make("--policy", "blinded").code == 0
     ran = cloister(*use, "--json")
     assert ran.code == 0, ran
-    assert json.loads(ran.out)["claims"]["policy"] == "blinded"
+    assert json.loads(ran.out)["claims"]["subject"] == "policy blinded"
 
 
 # ---- calibration files, which are anybody's
@@ -172,7 +172,7 @@ def test_a_calibration_file_does_not_choose_the_policy(
     made = make(folder=tmp_path / "p", key=tmp_path / "k", calibration=[path])
     assert made.code == 2 and f"--policy {policy}" in made.err
     ran = cloister("run", *given, "--policy", policy, "--json")
-    assert json.loads(ran.out)["claims"]["policy"] == policy
+    assert json.loads(ran.out)["claims"]["subject"] == f"policy {policy}"
 
 
 def test_a_calibration_file_gives_ranges_and_bits_and_is_named(

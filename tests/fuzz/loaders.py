@@ -19,11 +19,11 @@ from cloister.authority.requests import Forward
 from cloister.base.identity import PUBLIC_FILE, Identity, PublicIdentity
 from cloister.base.rng import InsecureSeededRandom, SystemRandom
 from cloister.cli.arrays import read_array_file
-from cloister.cli.newset import read_ranges
 from cloister.cli.results import read_labels
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.encoding import Encoding
 from cloister.data.info import DatasetInfo
+from cloister.data.owner import read_ranges
 from cloister.data.pictures import read_picture
 from cloister.data.sources import open_source
 from cloister.data.writer import Chunk, EncryptedDatasetWriter
@@ -149,7 +149,7 @@ def _recipe(folder: Path) -> Path:
 
 
 def _source(path: Path) -> None:
-    found = open_source(path, x="x", y="y", label="label")
+    found = open_source(path)
     found.read(np.arange(len(found.labels)))
 
 

@@ -5,8 +5,9 @@ import pytest
 
 import cloister._native as native
 import nets
-from cloister.cli.bench.models import build
-from cloister.cli.bench.peak import measure_peak, random_input
+from benchmarks.networks import build
+from benchmarks.peak import measure_peak
+from cloister.cli.speed import random_input
 from cloister.errors import CloisterError
 from cloister.graph.onnx.load import load
 from cloister.graph.onnx.read import from_model

@@ -1,4 +1,4 @@
-"""Real models on real inputs; the full sets are measured by benchmarks/accuracy.py."""
+"""Real models on real inputs; the full sets are measured by `python -m benchmarks accuracy`."""
 
 import csv
 

@@ -32,9 +32,7 @@ from cloister.training.settings import Settings
 from cloister.training.trainer import Trainer, epoch_order
 from training.doubles import MemoryAuthority, MemoryDataset, blobs
 
-PAPER = Settings(
-    first_layer="trainable", mode="paper", allow_unbounded_leakage=True, batch=16, patience_s=0.0
-)
+PAPER = Settings(first_layer="trainable", allow_unbounded_leakage=True, batch=16, patience_s=0.0)
 TRUSTED = Settings(first_layer="trainable", unmask_to="trusted", batch=16, patience_s=0.0)
 FROZEN = Settings(batch=16, patience_s=0.0)
 SHAPE = (6, 5, 1)
@@ -247,11 +245,8 @@ def test_features_of_another_projection_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("wrong", "message"), [
-    ({"mode": "paper"}, "allow_unbounded_leakage"),
-    ({"allow_unbounded_leakage": True}, "allow_unbounded_leakage"),
     ({"batch": 0}, "batch"),
     ({"first_layer": "both"}, "first_layer"),
-    ({"guard": "none"}, "guard must be ledger"),
     ({"unmask_to": "everyone"}, "unmask_to"),
     ({"noise": GaussianNoise(1.0, "gradients")}, "unmask_to='trusted'"),
     ({"noise": GaussianNoise(1.0, "ciphertexts")}, "before they encrypt"),
@@ -273,7 +268,7 @@ def test_the_defaults_give_away_the_least():
     keys = MemoryAuthority(dataset, mode="guarded")
     made = Trainer(small(), dataset, keys=keys, rng=InsecureSeededRandom(0))
     assert made.settings == Settings()
-    assert (made.settings.first_layer, made.settings.guard) == ("frozen", "ledger")
+    assert (made.settings.first_layer, made.settings.mode) == ("frozen", "guarded")
     with pytest.raises(TypeError, match="batches"):
         Trainer(small(), dataset, keys=keys, rng=InsecureSeededRandom(0), batches=3)
 

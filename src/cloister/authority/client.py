@@ -129,16 +129,17 @@ class AuthorityClient:
         return answer.number("first")
 
 
-def connect(url: str, *, pin: Path | str, token: Path | str) -> AuthorityClient:
+def connect(
+    url: str, *, pin: Path | str, token: Path | str, retry_for_s: float = RETRY_FOR_S
+) -> AuthorityClient:
     """A client of the authority at `url`; nothing is sent yet.
 
     pin      the authority's public file
     token    a bearer token, or the `Path` of a file that holds one and that only its owner can read
     Raises   InputError, EncryptionError when a file cannot be used
     """
-    return AuthorityClient(
-        url, public=pin, token=read_token(token) if isinstance(token, Path) else token
-    )
+    bearer = read_token(token) if isinstance(token, Path) else token
+    return AuthorityClient(url, public=pin, token=bearer, retry_for_s=retry_for_s)
 
 
 def read_token(path: Path) -> str:

@@ -11,19 +11,18 @@ import typer
 
 from cloister.cli import (
     audit,
-    authority,
-    ciphertexts,
+    authority_verbs,
+    bench_verbs,
     compare,
+    data_verbs,
     demo,
     demo_training,
-    encrypt,
     inspect,
     pads,
     run,
-    train,
+    train_verbs,
     worker,
 )
-from cloister.cli.bench import app as bench
 from cloister.cli.console import err, out
 from cloister.cli.options import spread
 from cloister.errors import CloisterError, VerificationError
@@ -43,14 +42,13 @@ app.command()(inspect.inspect)
 app.command()(run.run)
 app.command()(compare.compare)
 app.command()(worker.worker)
-app.command()(encrypt.encrypt)
-app.command()(train.train)
+app.command()(train_verbs.train)
 app.command()(demo_training.demo_training)
 app.add_typer(pads.app, name="pads")
-app.add_typer(authority.app, name="authority")
-app.add_typer(ciphertexts.app, name="ciphertexts")
+app.add_typer(data_verbs.app, name="data")
+app.add_typer(authority_verbs.app, name="authority")
 app.add_typer(audit.app, name="audit")
-app.add_typer(bench.app, name="bench")
+app.add_typer(bench_verbs.app, name="bench")
 
 
 def _show_version(wanted: bool) -> None:

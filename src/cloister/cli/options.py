@@ -59,6 +59,22 @@ OnClipChoice = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+AuthorityUrl = Annotated[
+    str, typer.Option("--authority", metavar="URL", help="https://HOST:PORT of the authority.")
+]
+Pin = Annotated[
+    Path, typer.Option("--pin", metavar="FILE", help="The authority's public file, authority.pub.")
+]
+Token = Annotated[
+    str,
+    typer.Option(
+        "--token",
+        envvar="CLOISTER_TOKEN",
+        metavar="TOKEN",
+        help="Bearer token, or @FILE that holds it.",
+    ),
+]
+Listen = Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="Where to listen.")]
 PadStoreFolder = Annotated[
     Path, typer.Option("--store", metavar="PATH", help="Folder of sealed pads.")
 ]
@@ -187,3 +203,15 @@ def spread(arguments: Sequence[str]) -> list[str]:
             waiting = False
         result.append(argument)
     return result
+
+
+def token(text: str) -> str | Path:
+    """A token given as such, or as @FILE.
+
+    Raises   InputError for a file's name without its @
+    """
+    if text.startswith("@"):
+        return Path(text[1:])
+    if len(text) < 256 and Path(text).is_file():  # as long as a name may be
+        raise InputError(f"--token {text}: is a file; give --token @{text}")
+    return text.strip()

@@ -33,7 +33,7 @@ from cloister.trusted.pads.recipe_mac import (
     save_recipe,
 )
 from cloister.trusted.pads.store import PadStore
-from cloister.wire.grpc.grpc_link import RpcLink
+from cloister.wire.grpc.connect import connect
 from cloister.wire.link import WorkerLink
 
 app = typer.Typer(help="Make one-time pads ahead of time, and count them.")
@@ -159,7 +159,7 @@ def _links(
         if insecure_one_party:
             raise InputError("--insecure-one-party: goes with --worker")
         return []
-    links: list[WorkerLink] = [RpcLink(address, timeout_s=timeout_s) for address in workers]
+    links: list[WorkerLink] = [connect(address, timeout_s=timeout_s) for address in workers]
     if count_parties(links, insecure_one_party=insecure_one_party) < 2:
         err().print(
             "warning: these workers are one machine, whose owner can compute the pads",

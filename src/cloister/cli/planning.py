@@ -9,7 +9,7 @@ import numpy as np
 from cloister.cli.images import Inputs, Preprocessing, read_inputs
 from cloister.errors import InputError
 from cloister.graph.graph import Graph
-from cloister.plan.policies import EVERYWHERE, OUTSOURCED
+from cloister.plan.protection import EVERYWHERE, OUTSOURCED
 from cloister.plan.quantise import Precision
 from cloister.plan.recipe import Recipe, measure
 

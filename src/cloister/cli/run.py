@@ -205,4 +205,4 @@ def _show(
     for line in (*summary(result.report), origin):
         console.print(line)
     console.print()
-    console.print(str(plan.claims()))
+    console.print(str(plan.claims()), soft_wrap=True)

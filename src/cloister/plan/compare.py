@@ -16,7 +16,7 @@ from cloister.graph.captures import captured_values
 from cloister.graph.graph import Graph, Node
 from cloister.graph.interpreter import runtime_session
 from cloister.graph.layout import from_channels_last, to_channels_last
-from cloister.graph.onnx.export import to_model
+from cloister.graph.onnx.export import model_bytes
 from cloister.graph.ops.depthwise import Depthwise, depthwise
 from cloister.graph.ops.linear_nodes import LAST_AXIS_OPS
 from cloister.graph.ops.windows import pool_geometry
@@ -148,8 +148,8 @@ class _Reference:
             if node.name in plan.quantised and node.outputs[0] not in plan.graph.outputs
         ]
         self._wanted = [*plan.graph.outputs, *inner]
-        model = to_model(plan.graph, outputs=tuple(self._wanted))
-        self._session = runtime_session(model.SerializeToString(), threads=threads, optimised=True)
+        model = model_bytes(plan.graph, outputs=tuple(self._wanted))
+        self._session = runtime_session(model, threads=threads, optimised=True)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return dict(zip(self._wanted, self._session.run(self._wanted, feeds), strict=True))
@@ -260,10 +260,10 @@ class _LocalNode:
         read = dict.fromkeys((*node.inputs, *sorted(captured_values(node))))
         self._inputs = [value for value in read if value and value not in graph.constants]
         self._outputs = [value for value in node.outputs if value]
-        model = to_model(
+        model = model_bytes(
             graph, nodes=(node,), inputs=tuple(self._inputs), outputs=tuple(self._outputs)
         )
-        self._session = runtime_session(model.SerializeToString(), threads=threads, optimised=True)
+        self._session = runtime_session(model, threads=threads, optimised=True)
 
     def run(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         feeds = {value: values[value] for value in self._inputs}

@@ -15,7 +15,7 @@ from cloister.base.rng import Csprng
 from cloister.graph.graph import Graph, Node
 from cloister.graph.ops.depthwise import depthwise_window
 from cloister.graph.ops.linear_nodes import geometry
-from cloister.plan.protection import ENCLAVE, Protection
+from cloister.plan.protection import BLINDED, Protection
 from cloister.ring.freivalds import draw
 from cloister.ring.linear import Geometry, LinearMap
 
@@ -87,7 +87,7 @@ def placements(
 ) -> tuple[Placement, ...]:
     """Both sides' costs for every depthwise node, and where these protections put it."""
     found = [(place(graph, node, costs), protections[node.name]) for node in graph.nodes]
-    return tuple(replace(p, inside=at is ENCLAVE) for p, at in found if p is not None)
+    return tuple(replace(p, inside=not at.on_worker) for p, at in found if p is not None)
 
 
 def measure(protection: Protection, *, rng: Csprng) -> Costs:
@@ -98,8 +98,8 @@ def measure(protection: Protection, *, rng: Csprng) -> Costs:
     bordering = _Pass(shape, protection, None)
     if protection.checked:
         bordering.check(linear, rng=rng)
-    plain = _best(_Pass(shape, ENCLAVE, None).run)
-    convolved = _best(_Pass(shape, ENCLAVE, SAMPLE).run)
+    plain = _best(_Pass(shape, BLINDED, None).run)
+    convolved = _best(_Pass(shape, BLINDED, SAMPLE).run)
     return Costs(
         crossing_ns=1e9 * _best(bordering.run) / (2 * elements),
         tap_ns=max(1e9 * (convolved - plain) / (TAPS * elements), 0.001),

@@ -9,7 +9,6 @@ from cloister.data.info import Mode
 from cloister.errors import InputError
 
 FirstLayer = Literal["trainable", "frozen"]
-Guard = Literal["ledger"]
 
 
 class Running(TypedDict, total=False):
@@ -34,8 +33,8 @@ class Settings:
     unmask_to                server: whoever runs this learns the first layer's values;
                              trusted: this process is a trusted runtime. No server receives a value;
                              what a host and the authority are asked is in `sent`
-    guard                    ledger: the authority counts what every key gives away; no other
-    mode                     paper: no budget; needs allow_unbounded_leakage
+    allow_unbounded_leakage  the data set is one of mode paper: no budget, and the server can read
+                             every sample
     offload_gradients        trusted only: the gradient's product runs at the server too, which
                              then sees each sample's output gradient
     noise                    on gradients, with unmask_to='trusted' and first_layer='trainable'
@@ -44,8 +43,6 @@ class Settings:
 
     first_layer: FirstLayer = "frozen"
     unmask_to: Receiver = "server"
-    guard: Guard = "ledger"
-    mode: Mode = "guarded"
     allow_unbounded_leakage: bool = False
     noise: GaussianNoise | None = None
     offload_gradients: bool = False
@@ -63,16 +60,9 @@ class Settings:
             raise InputError(f"first_layer must be trainable or frozen, got {self.first_layer!r}")
         if self.unmask_to not in ("server", "trusted"):
             raise InputError(f"unmask_to must be server or trusted, got {self.unmask_to!r}")
-        if self.guard != "ledger":
-            raise InputError(f"guard must be ledger, got {self.guard!r}: there is no other")
         for name in ("batch", "threads", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if (self.mode == "paper") != self.allow_unbounded_leakage:
-            raise InputError(
-                "mode='paper' lets the server read every sample; it needs, and only it takes, "
-                "allow_unbounded_leakage=True (--allow-unbounded-leakage)"
-            )
         if self.offload_gradients and self.unmask_to != "trusted":
             raise InputError("offload_gradients is only for unmask_to='trusted'")
         noisy = self.noise is not None and self.noise.on == "gradients"
@@ -83,3 +73,8 @@ class Settings:
             )
         if self.noise is not None and not noisy:
             raise InputError("noise on ciphertexts is added by clients, before they encrypt")
+
+    @property
+    def mode(self) -> Mode:
+        """The mode of the data sets that the run may read."""
+        return "paper" if self.allow_unbounded_leakage else "guarded"

@@ -27,7 +27,7 @@ from cloister.authority.request_log import Recorder
 from cloister.base.rng import KEY_BYTES, Csprng
 from cloister.data.encoding import Encoding
 from cloister.data.feature_noise import GaussianNoise, StepNoise
-from cloister.data.info import DatasetInfo, Mode
+from cloister.data.info import DatasetInfo
 from cloister.errors import CloisterError, EncryptionError, InputError
 from cloister.ring.bounds import most_at_once
 from cloister.training import checkpoint, models
@@ -43,7 +43,7 @@ from cloister.training.frozen import Features, Lift, Projection, default_project
 from cloister.training.layers import Encrypted, Samples
 from cloister.training.private import PrivateStep
 from cloister.training.products import Products
-from cloister.training.settings import FirstLayer, Guard, Running, Settings
+from cloister.training.settings import FirstLayer, Running, Settings
 
 __all__ = ["Dataset", "FirstLayer", "Settings", "Trainer", "epoch_order"]
 
@@ -110,8 +110,6 @@ class Trainer:
         rng: Csprng,
         first_layer: FirstLayer = "frozen",
         unmask_to: Receiver = "server",
-        guard: Guard = "ledger",
-        mode: Mode = "guarded",
         allow_unbounded_leakage: bool = False,
         noise: GaussianNoise | None = None,
         server: CiphertextServer | None = None,
@@ -123,7 +121,7 @@ class Trainer:
         **running: Unpack[Running],
     ) -> None:
         settings = self.settings = Settings(
-            first_layer, unmask_to, guard, mode, allow_unbounded_leakage, noise, **running
+            first_layer, unmask_to, allow_unbounded_leakage, noise, **running
         )
         self.info = keys.describe(dataset.name)
         _check(dataset, self.info, settings)
@@ -399,7 +397,8 @@ def _check(dataset: Dataset, info: DatasetInfo, settings: Settings) -> None:
         raise InputError(f"data set {dataset.name!r}: it has no training samples")
     if settings.unmask_to == "server" and info.mode != settings.mode:
         raise InputError(
-            f"data set {dataset.name!r} is registered in mode {info.mode!r}, "
-            f"the run asks for {settings.mode!r}; its first client chose that: ask for the same, "
-            "or encrypt the samples again"
+            f"data set {dataset.name!r} is registered in mode {info.mode!r}, the run asks for "
+            f"{settings.mode!r}; its first client chose that: run with allow_unbounded_leakage "
+            "(--allow-unbounded-leakage) in mode 'paper' and without it in mode 'guarded', or "
+            "encrypt the samples again"
         )

@@ -19,7 +19,6 @@ import numpy as np
 from cloister.errors import ProtocolError, VerificationError, WorkerTimeout, WorkerUnavailable
 from cloister.trusted.report import Meter
 from cloister.trusted.runtime import Runtime
-from cloister.wire.grpc.grpc_link import RpcLink
 from cloister.wire.link import WorkerLink
 from cloister.wire.shm.shm_link import ShmLink
 from cloister.wire.transcript import Transcript
@@ -322,5 +321,5 @@ def _cut(link: WorkerLink) -> None:
     """Have whoever waits for this link's worker wait no longer, from another thread."""
     if isinstance(link, ShmLink):
         link.cut()
-    elif isinstance(link, RpcLink):
+    elif link.address is not None:
         link.close()

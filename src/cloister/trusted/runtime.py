@@ -21,18 +21,12 @@ from cloister.errors import PlanError, ProtocolError, RangeError, UnsupportedErr
 from cloister.graph.batch import bound_sizes, element_type, row_count
 from cloister.graph.graph import Graph
 from cloister.graph.interpreter import ORT_ERRORS, runtime_session
-from cloister.graph.onnx.export import to_model
+from cloister.graph.onnx.export import model_bytes
 from cloister.plan.plan import Plan
 from cloister.trusted.checks import CheckBook, accept
 from cloister.trusted.pads.maker import PadUse
-from cloister.trusted.program.compile import (
-    Fuse,
-    Local,
-    Program,
-    Remote,
-    Segment,
-    compile_plan,
-)
+from cloister.trusted.program.compile import compile_plan
+from cloister.trusted.program.steps import Exchange, Fused, Local, Program, Segment
 from cloister.trusted.report import Meter
 from cloister.trusted.values import Values
 from cloister.trusted.walk import Trip, WalkBook
@@ -80,7 +74,7 @@ class Runtime:
         self._passes: dict[int, native.Pass] = {}
         self._sessions: dict[int, ort.InferenceSession] = {}
         for i, step in enumerate(self.program.steps):
-            if isinstance(step, Fuse):
+            if isinstance(step, Fused):
                 self._passes[i] = _native_pass(plan, step)
             elif isinstance(step, Local):
                 self._sessions[i] = _local_session(plan.graph, step, threads)
@@ -104,10 +98,10 @@ class Runtime:
             link.load_linear(index, node.linear)
         for step in self.program.steps:
             if isinstance(step, Segment):
-                model = to_model(
+                model = model_bytes(
                     self.plan.graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs
                 )
-                link.load_segment(step.target, model.SerializeToString())
+                link.load_segment(step.target, model)
 
     def run(
         self,
@@ -133,9 +127,9 @@ class Runtime:
             if walkable is not None:
                 return self._walk(walkable, request)
             for i, step in enumerate(self.program.steps):
-                if isinstance(step, Fuse):
+                if isinstance(step, Fused):
                     self._fuse(i, step, request)
-                elif isinstance(step, Remote):
+                elif isinstance(step, Exchange):
                     self._remote(step, request)
                 elif isinstance(step, Segment):
                     self._segment(step, request)
@@ -177,7 +171,7 @@ class Runtime:
 
     # ---- one linear node
 
-    def _remote(self, step: Remote, request: _Request) -> None:
+    def _remote(self, step: Exchange, request: _Request) -> None:
         node = self.plan.linear_nodes[step.node]
         row = request.meter.row(node.node, self.plan.protection_of(node).name)
         message = request.messages.pop(step.node)
@@ -194,7 +188,7 @@ class Runtime:
         # The reply stays unchecked until the pass that follows has compared both sides.
         request.replies[step.node] = (request_id, reply.expose_unchecked())
 
-    def _fuse(self, i: int, step: Fuse, request: _Request) -> None:
+    def _fuse(self, i: int, step: Fused, request: _Request) -> None:
         started = self._clock()
         source, unblinding = self._source_of(step, request)
         residual = step.epilogue.residual
@@ -243,7 +237,7 @@ class Runtime:
         row.trusted_ms += 1e3 * (self._clock() - started)
 
     def _source_of(
-        self, step: Fuse, request: _Request
+        self, step: Fused, request: _Request
     ) -> tuple[np.ndarray, list[np.ndarray] | None]:
         if step.node is None:
             name = step.source or ""
@@ -271,7 +265,7 @@ class Runtime:
             return _Sink(np.empty(shape, np.int16))
         return _Sink(_link(request).send_buffer(TensorSpec(np.dtype(np.int16), shape)))
 
-    def _row_protection(self, step: Fuse) -> str:
+    def _row_protection(self, step: Fused) -> str:
         if step.node is None:
             return "enclave"
         return self.plan.protection_of(self.plan.linear_nodes[step.node]).name
@@ -325,7 +319,7 @@ class Runtime:
 
     def _install_checks(self) -> None:
         for i, step in enumerate(self.program.steps):
-            if not isinstance(step, Fuse):
+            if not isinstance(step, Fused):
                 continue
             native = self._passes[i]
             if step.node is not None:
@@ -379,7 +373,7 @@ def _run_local(
         ) from None
 
 
-def _native_pass(plan: Plan, step: Fuse) -> native.Pass:
+def _native_pass(plan: Plan, step: Fused) -> native.Pass:
     node = None if step.node is None else plan.linear_nodes[step.node]
     window, convolved = step.epilogue.window, step.epilogue.depthwise
     sinks = [(plan.linear_nodes[i].inv_x_scale, plan.linear_nodes[i].x_qmax) for i in step.sinks]
@@ -398,5 +392,5 @@ def _native_pass(plan: Plan, step: Fuse) -> native.Pass:
 
 
 def _local_session(graph: Graph, step: Local, threads: int) -> ort.InferenceSession:
-    model = to_model(graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs)
-    return runtime_session(model.SerializeToString(), threads=threads, optimised=True)
+    model = model_bytes(graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs)
+    return runtime_session(model, threads=threads, optimised=True)

@@ -16,7 +16,6 @@ from cloister.errors import PlanError
 from cloister.plan.protection import ENCLAVE
 from cloister.trusted.checks import CheckBook, wrong_answer
 from cloister.trusted.pads.maker import PadUse
-from cloister.trusted.program.compile import Fuse, Local, Program, Remote, Segment
 from cloister.trusted.program.layout import (
     ALIGNMENT,
     ValueKey,
@@ -24,12 +23,13 @@ from cloister.trusted.program.layout import (
     padded,
     value_key,
 )
+from cloister.trusted.program.steps import Exchange, Fused, Local, Program, Segment
 from cloister.trusted.report import Meter
 from cloister.trusted.values import Values
 from cloister.wire.link import WorkerLink
 from cloister.wire.messages import TensorSpec
 from cloister.wire.shm.arena import Region
-from cloister.wire.shm.exchange import Exchange, make_exchange
+from cloister.wire.shm.exchange import PreparedRequest, make_exchange
 from cloister.wire.shm.packets import MAX_PACKET_BYTES, REQUEST_ID_OFFSET
 from cloister.wire.shm.shm_link import ShmLink
 from cloister.wire.transcript import Crossing, Direction, RecordingLink
@@ -59,7 +59,7 @@ class _Entry:
     name: str
     protection: str
     node: int
-    exchange: Exchange | None = None
+    exchange: PreparedRequest | None = None
     crossing: Crossing | None = None
 
 
@@ -72,7 +72,7 @@ class _Stage:
     """
 
     local: int | None
-    inputs: Fuse | None
+    inputs: Fused | None
     first: int
     last: int
 
@@ -105,7 +105,7 @@ class Walk:
         self._clipped = np.zeros((len(self._plan.linear_nodes), batch), np.uint64)
         self._entries: list[_Entry] = []
         self._stages: list[_Stage] = []
-        self._opening: tuple[int | None, Fuse | None] = (None, None)
+        self._opening: tuple[int | None, Fused | None] = (None, None)
         self._written: set[ValueKey] = set()
         self.region = link.reserve(self._schedule.shared.nbytes)
         self._prepare(passes, link)
@@ -169,7 +169,7 @@ class Walk:
             self._enter_row(entry, self._native.costs()[native], trip.meter)
             first = native + 1
 
-    def _exchange(self, native: int) -> Exchange:
+    def _exchange(self, native: int) -> PreparedRequest:
         exchange = self._entries[native].exchange
         if exchange is None:
             raise PlanError("the native walker stopped at a step that sends nothing")
@@ -184,7 +184,7 @@ class Walk:
         pad_ids, unblinding = trip.pads.claim_all(self._hidden)
         self._native.begin(trip.pads.key, pad_ids, self._hidden, unblinding)
 
-    def _set_inputs(self, native: int, step: Fuse, trip: Trip) -> None:
+    def _set_inputs(self, native: int, step: Fused, trip: Trip) -> None:
         source = residual = None
         if step.source is not None:
             source = trip.values.channels_last(
@@ -224,13 +224,13 @@ class Walk:
     def _prepare(self, passes: Mapping[int, native.Pass], link: ShmLink) -> None:
         first = 0
         for i, step in enumerate(self._program.steps):
-            if isinstance(step, Fuse):
+            if isinstance(step, Fused):
                 if self._needs_inputs(step):
                     self._close_stage(first)
                     first = len(self._entries)
                     self._opening = (None, step)
                 self._add_pass(step, passes[i], link)
-            elif isinstance(step, Remote):
+            elif isinstance(step, Exchange):
                 self._add_exchange(step, link)
             elif isinstance(step, Local):
                 self._close_stage(first)
@@ -245,14 +245,14 @@ class Walk:
             self._stages.append(_Stage(local, inputs, first, last))
         self._opening = (None, None)
 
-    def _needs_inputs(self, step: Fuse) -> bool:
+    def _needs_inputs(self, step: Fused) -> bool:
         """Whether Python has to say for every request where an input of the pass lies."""
         residual = step.epilogue.residual
         return step.node is None or (
             residual is not None and (residual, step.channels_first) not in self._written
         )
 
-    def _add_pass(self, step: Fuse, native: native.Pass, link: ShmLink) -> None:
+    def _add_pass(self, step: Fused, native: native.Pass, link: ShmLink) -> None:
         linear = None if step.node is None else self._plan.linear_nodes[step.node]
         protection = ENCLAVE if linear is None else self._plan.protection_of(linear)
         kept = self._kept(step)
@@ -277,7 +277,7 @@ class Walk:
         if step.stored:
             self._written.add(value_key(self._program, step.epilogue.value, step.channels_first))
 
-    def _kept(self, step: Fuse) -> np.ndarray | None:
+    def _kept(self, step: Fused) -> np.ndarray | None:
         """Where the pass stores its value, if anybody reads it as float32."""
         if not step.stored:
             return None
@@ -286,7 +286,7 @@ class Walk:
         part = self._program.slices.get(name)
         return whole[..., part.offset : part.offset + step.out_size[2]] if part else whole
 
-    def _add_exchange(self, step: Remote, link: ShmLink) -> None:
+    def _add_exchange(self, step: Exchange, link: ShmLink) -> None:
         node = self._plan.linear_nodes[step.node]
         place, spec = self._place(("message", step.node), self._schedule.messages[step.node])
         exchange = make_exchange(step.node, place, spec, *self._answer(step.node))

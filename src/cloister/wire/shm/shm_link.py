@@ -34,7 +34,7 @@ from cloister.wire.messages import (
 from cloister.wire.process import start_worker
 from cloister.wire.replies import ReplyBook, named
 from cloister.wire.shm.arena import Arena, Region
-from cloister.wire.shm.exchange import Exchange, Loan, Sent, with_request_id
+from cloister.wire.shm.exchange import Loan, PreparedRequest, Sent, with_request_id
 from cloister.wire.shm.packets import (
     MAX_PACKET_BYTES,
     pack_answer,
@@ -179,13 +179,13 @@ class ShmLink:
         """Reserved memory as an array; the worker can write to it at any time."""
         return self._arena.array(region, spec)
 
-    def count(self, exchanges: Iterable[Exchange]) -> None:
+    def count(self, exchanges: Iterable[PreparedRequest]) -> None:
         """Exchanges took place over the socket."""
         for exchange in exchanges:
             self.bytes_sent += len(exchange.packet) + exchange.message_bytes
             self.bytes_received += len(exchange.answer) + exchange.answer_bytes
 
-    def adopt(self, request_id: int, exchange: Exchange, *, sent: bool) -> None:
+    def adopt(self, request_id: int, exchange: PreparedRequest, *, sent: bool) -> None:
         """Enter a request that somebody else sent or could not send; then `finish`, `release`."""
         self._book.open(request_id, (exchange.expect,))
         self._sent[request_id] = entry = exchange.sent(request_id)
