@@ -190,9 +190,9 @@ def test_keys_and_certificates_of_servers(tmp_path, umask):
     from cloister.training import ciphertext_service
 
     records.init(tmp_path / "authority", rng=SystemRandom())
-    ciphertext_service.init(tmp_path / "host")
-    private = {identity.HPKE_FILE, identity.PRIVATE_KEY_FILE, sqlite.FILE, "server.key"}
-    private.add("server.pub")  # which holds a token
+    ciphertext_service.init(tmp_path / "host", rng=SystemRandom())
+    private = {identity.HPKE_FILE, identity.PRIVATE_KEY_FILE, sqlite.FILE}
+    private.add(identity.ACCESS_FILE)  # which holds a token
     for path in (*(tmp_path / "authority").iterdir(), *(tmp_path / "host").iterdir()):
         wanted = 0o600 if path.name in private else 0o666 & ~umask
         assert mode(path) == wanted, path

@@ -168,7 +168,7 @@ def test_a_wrong_authority(place, other, refused, tmp_path):
     ours, theirs = place.reach("server"), other.reach("server")
     # The right key file at another one's address.
     mixed = (*theirs[:2], *ours[2:])
-    assert "shows another certificate than the given public file; check the address" in refused(
+    assert "shows another certificate than the given file; check the address" in refused(
         "train", data, *mixed
     )
     first, second = (p.authority.identity.public.fingerprint[:16] for p in (place, other))

@@ -167,11 +167,11 @@ def test_the_papers_mode_needs_to_be_asked_for_everywhere(place, cloister, refus
 
 def test_a_trusted_runtime_and_a_remote_server(place, cloister, refused, tmp_path):
     data = place.dataset("guarded")
-    public = ciphertext_service.init(tmp_path / "host")
+    access = ciphertext_service.init(tmp_path / "host", rng=SystemRandom())
     held = LocalCiphertextServer(EncryptedDataset.open(data))
     server = ciphertext_service.serve(held, folder=tmp_path / "host", listen="127.0.0.1:0")
     try:
-        there = ("--unmask-to", "trusted", "--server", server.url, "--access", public)
+        there = ("--unmask-to", "trusted", "--server", server.url, "--access", access)
         results = []
         for where in (there, there[:2], (*there, "--offload-gradients")):
             ran = cloister(
@@ -190,8 +190,8 @@ def test_a_trusted_runtime_and_a_remote_server(place, cloister, refused, tmp_pat
         assert told[2][host, "labels"]["extent"] == "everything"
         message = refused("train", data, *place.reach("server"), *there)
         assert "trusted" in message
-        wrong = json.loads(public.read_text()) | {"token": "0" * 64}
-        public.write_text(json.dumps(wrong))
+        wrong = json.loads(access.read_text()) | {"token": "0" * 64}
+        access.write_text(json.dumps(wrong))
         assert "token" in refused("train", data, *place.reach("trusted"), *there)
     finally:
         server.close()
@@ -208,7 +208,7 @@ def test_what_host_and_authority_are_asked_feeds_the_audit(
     assert cloister("data", "init", tmp_path / "host").code == 0
     with ciphertexts(tmp_path / "host", data, "--log", host) as server:
         there = ("--unmask-to", "trusted", "--server", server, "--access",
-                 tmp_path / "host" / "server.pub")  # fmt: skip
+                 tmp_path / "host" / "server.access")  # fmt: skip
         ran = cloister(
             "train", data, *place.reach("trusted"), *there, "--first-layer", first_layer,
             "--optimizer", "sgd", "--epochs", 1, "--batch", 1, "--request-log", asked,

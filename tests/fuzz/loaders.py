@@ -154,7 +154,7 @@ def _source(path: Path) -> None:
 
 
 def _host(folder: Path) -> Path:
-    return ciphertext_service.init(folder / "host")
+    return ciphertext_service.init(folder / "host", rng=InsecureSeededRandom(1))
 
 
 def _ddh_key(folder: Path) -> Path:
@@ -188,9 +188,9 @@ LOADERS = {
     "transcript": Loader(_transcript, Transcript.load),
     "release log": Loader(_log, lambda path: list(read_releases(path))),
     "public file of an authority": Loader(_public, PublicIdentity.load, JSON),
-    "public file of a ciphertext host": Loader(
+    "access file of a ciphertext host": Loader(
         _host,
-        lambda path: ciphertext_service.RemoteCiphertextServer("https://127.0.0.1:1", public=path),
+        lambda path: ciphertext_service.RemoteCiphertextServer("https://127.0.0.1:1", access=path),
         JSON,
     ),
     "master key of ddh": Loader(

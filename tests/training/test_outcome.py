@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from cloister.authority.requests import Forward, Gradient
+from cloister.base.identity import Access
+from cloister.base.rng import SystemRandom
 from cloister.errors import (
     CiphertextServerUnavailable,
     CloisterError,
@@ -49,10 +51,10 @@ def test_curves(history, tmp_path):
 def served(tmp_path):
     x, y, encoding = blobs(20, (5, 4, 2))
     held = LocalCiphertextServer(MemoryDataset(x, y, encoding=encoding, classes=3))
-    public = ciphertext_service.init(tmp_path / "host")
+    access = ciphertext_service.init(tmp_path / "host", rng=SystemRandom())
     server = ciphertext_service.serve(held, folder=tmp_path / "host", listen="127.0.0.1:0")
-    client = ciphertext_service.RemoteCiphertextServer(server.url, public=public)
-    yield held, client, server, public
+    client = ciphertext_service.RemoteCiphertextServer(server.url, access=access)
+    yield held, client, server, access
     client.close()
     server.close()
 
@@ -90,15 +92,15 @@ def test_errors_cross_the_wire(served, tmp_path):
     linear = pixel_sum()
     with pytest.raises(UnknownDatasetError, match="not here"):
         client.ask(Forward("other", np.zeros(1, np.int64), linear))
-    other = ciphertext_service.init(tmp_path / "other")
-    stranger = ciphertext_service.RemoteCiphertextServer(server.url, public=other, retry_for_s=0.0)
+    other = ciphertext_service.init(tmp_path / "other", rng=SystemRandom())
+    stranger = ciphertext_service.RemoteCiphertextServer(server.url, access=other, retry_for_s=0.0)
     with pytest.raises(CiphertextServerUnavailable):
         stranger.ask(Forward("set", np.zeros(1, np.int64), linear))
 
 
 def test_strangers_are_refused_before_their_request_is_read(served, tmp_path):
-    _, client, server, public = served
-    certificate, _ = ciphertext_service._read_public(public)
+    _, client, server, access = served
+    certificate = Access.load(access).certificate
     with contextlib.closing(
         HttpsClient(server.url, certificate=certificate, token="other", retry_for_s=20)
     ) as stranger:
@@ -150,12 +152,12 @@ def test_requests_at_the_same_time_get_their_own_samples(tmp_path):
     np.testing.assert_array_equal(held.data("set", ids), read(ids))
 
 
-def test_public_files(tmp_path):
-    path = ciphertext_service.init(tmp_path / "host")
+def test_access_files(tmp_path):
+    path = ciphertext_service.init(tmp_path / "host", rng=SystemRandom())
     assert path.stat().st_mode & 0o777 == 0o600
     with pytest.raises(InputError, match="not empty"):
-        ciphertext_service.init(tmp_path / "host")
-    for secret in ("server.pub", "server.key"):
+        ciphertext_service.init(tmp_path / "host", rng=SystemRandom())
+    for secret in ("server.access", "certificate.key"):
         (tmp_path / "host" / secret).chmod(0o640)
         with pytest.raises(InputError, match="chmod 600"):
             ciphertext_service.serve(
@@ -164,19 +166,19 @@ def test_public_files(tmp_path):
         (tmp_path / "host" / secret).chmod(0o600)
     path.chmod(0o604)
     with pytest.raises(InputError, match="chmod 600"):
-        ciphertext_service.RemoteCiphertextServer("https://127.0.0.1:1", public=path)
+        ciphertext_service.RemoteCiphertextServer("https://127.0.0.1:1", access=path)
     path.chmod(0o600)
     for text in ("{}", "", '{"format": "x"}', "[1]"):
         path.write_text(text)
-        with pytest.raises(InputError, match="public file"):
-            ciphertext_service.RemoteCiphertextServer("https://127.0.0.1:1", public=path)
-        with pytest.raises(InputError, match="public file"):
+        with pytest.raises(InputError, match="access file"):
+            ciphertext_service.RemoteCiphertextServer("https://127.0.0.1:1", access=path)
+        with pytest.raises(InputError, match="access file"):
             ciphertext_service.serve(
                 LocalCiphertextServer(), folder=tmp_path / "host", listen="127.0.0.1:0"
             )
     path.unlink()
     with pytest.raises(InputError, match="data init"):
-        ciphertext_service.RemoteCiphertextServer("https://127.0.0.1:1", public=path)
+        ciphertext_service.RemoteCiphertextServer("https://127.0.0.1:1", access=path)
     with pytest.raises(InputError, match="data init"):
         ciphertext_service.serve(
             LocalCiphertextServer(), folder=tmp_path / "host", listen="127.0.0.1:0"

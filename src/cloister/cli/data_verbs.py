@@ -10,6 +10,7 @@ import typer
 from cloister import authority, training
 from cloister.authority.noise import EXACT_BITS
 from cloister.authority.request_log import ReleaseLog
+from cloister.base.rng import SystemRandom
 from cloister.cli import options
 from cloister.cli.console import emit_json, note, out, stages, table
 from cloister.cli.serving import serve_until_interrupted
@@ -233,8 +234,8 @@ def show(
 @app.command()
 def init(folder: HostFolder) -> None:
     """Make a ciphertext host's certificate, and the file its trusted runtime needs."""
-    path = ciphertext_service.init(folder)
-    out().print(f"{path}  give this file to the trusted runtime, and to nobody else")
+    path = ciphertext_service.init(folder, rng=SystemRandom())
+    out().print(f"{path}  give this file to the trusted runtime only: it holds a token")
 
 
 @app.command()

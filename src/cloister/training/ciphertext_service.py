@@ -9,26 +9,25 @@ A Freivalds check is possible only on the ciphertexts, so modulo 2^32. There an 
 multiple of 2^31 passes every second check, and one such error switches a unit off or on.
 """
 
-import datetime
 import hmac
-import json
 import math
-import os
-from base64 import b64decode, b64encode
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from jaxtyping import UInt32
 
 from cloister.authority.request_log import Recorder
 from cloister.authority.requests import Kind, Request, read_request
 from cloister.base import files
-from cloister.base.reading import parsing
+from cloister.base.identity import (
+    ACCESS_FILE,
+    CERTIFICATE_FILE,
+    PRIVATE_KEY_FILE,
+    Access,
+    new_folder,
+)
+from cloister.base.rng import Csprng
 from cloister.errors import CiphertextServerUnavailable, InputError, ProtocolError
 from cloister.ring.bounds import MAX_BODY_BYTES
 from cloister.training.ciphertexts import (
@@ -42,14 +41,9 @@ from cloister.wire.https.client import RETRY_FOR_S, HttpsClient
 from cloister.wire.https.connection import Job, Principal, Route
 from cloister.wire.https.server import HttpsServer
 
-FORMAT = "cloister-ciphertexts-1"
-PUBLIC_FILE, KEY_FILE, CERTIFICATE_FILE = "server.pub", "server.key", "server.crt"
-TOKEN_BYTES = 32
-VALID_DAYS = 3650
 WORD_COPIES = 2
 """A product's words are there as an array, and once more as an answer."""
 OPERATIONS: tuple[Kind, ...] = ("forward", "gradient")
-MAX_PUBLIC_BYTES = 65536
 
 
 class RemoteCiphertextServer:
@@ -58,12 +52,12 @@ class RemoteCiphertextServer:
     Raises   CiphertextServerUnavailable when it cannot be reached, and what the server raises
     """
 
-    def __init__(self, url: str, *, public: Path, retry_for_s: float = RETRY_FOR_S) -> None:
-        certificate, token = _read_public(public)
+    def __init__(self, url: str, *, access: Path, retry_for_s: float = RETRY_FOR_S) -> None:
+        shown = Access.load(access)
         self._client = HttpsClient(
             url,
-            certificate=certificate,
-            token=token,
+            certificate=shown.certificate,
+            token=shown.token,
             retry_for_s=retry_for_s,
             unavailable=CiphertextServerUnavailable,
         )
@@ -89,9 +83,9 @@ def serve(
 
     log   what this server is asked is kept here, for an audit
     """
-    token = _read_public(folder / PUBLIC_FILE)[1]
+    token = Access.load(folder / ACCESS_FILE).token
     asked: CiphertextServer = server if log is None else RecordingServer(server, log)
-    key = folder / KEY_FILE
+    key = folder / PRIVATE_KEY_FILE
     files.check_private(key, key.stat())
 
     def admit(given: str | None) -> Principal:
@@ -114,63 +108,14 @@ def serve(
     )
 
 
-def init(folder: Path) -> Path:
-    """Make a key, a certificate and the public file for the trusted side; gives its path.
+def init(folder: Path, *, rng: Csprng) -> Path:
+    """Make a certificate, and the access file for the trusted side; gives the file's path.
 
     Raises   InputError when the folder is not empty
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if any(folder.iterdir()):
-        raise InputError(f"{folder}: is not empty; choose another folder")
-    key = ec.generate_private_key(ec.SECP256R1())
-    private = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "cloister ciphertext server")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=VALID_DAYS))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = certificate.public_bytes(serialization.Encoding.PEM)
-    der = certificate.public_bytes(serialization.Encoding.DER)
-    fields = {
-        "format": FORMAT,
-        "certificate": b64encode(der).decode(),
-        "token": os.urandom(TOKEN_BYTES).hex(),
-    }
-    files.create(folder / CERTIFICATE_FILE, pem, private=False)
-    files.create(folder / KEY_FILE, private, private=True)
-    # It is called public, and has the token in it.
-    files.create(folder / PUBLIC_FILE, json.dumps(fields).encode(), private=True)
-    return folder / PUBLIC_FILE
-
-
-def _read_public(path: Path) -> tuple[bytes, str]:
-    """Certificate and token.
-
-    Raises   InputError
-    """
-    try:
-        data = files.read_private(path, most=MAX_PUBLIC_BYTES)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}; run `cloister data init`") from None
-    with parsing(f"{path}: is not a ciphertext server's public file"):
-        fields = json.loads(data)
-        if fields["format"] != FORMAT:
-            raise InputError(f"{path}: is not a ciphertext server's public file")
-        certificate = b64decode(fields["certificate"], validate=True)
-        x509.load_der_x509_certificate(certificate)
-        return certificate, str(fields["token"])
+    new_folder(folder)
+    Access.create(folder, rng=rng)
+    return folder / ACCESS_FILE
 
 
 def _job(held: LocalCiphertextServer, server: CiphertextServer, kind: Kind, message: Body) -> Job:

@@ -108,7 +108,7 @@ class HttpsClient:
                 except ssl.SSLCertVerificationError:
                     self._drop()
                     raise self._unavailable(
-                        f"{self._url}: shows another certificate than the given public file; "
+                        f"{self._url}: shows another certificate than the given file; "
                         "check the address and the file"
                     ) from None
                 except (OSError, http.client.HTTPException) as error:
