@@ -9,6 +9,8 @@ import typer
 
 from cloister import authority, training
 from cloister.authority.noise import EXACT_BITS
+from cloister.authority.request_log import ReleaseLog
+from cloister.base.rng import SystemRandom
 from cloister.cli import options
 from cloister.cli.console import emit_json, note, out, stages, table
 from cloister.cli.serving import serve_until_interrupted
@@ -20,7 +22,6 @@ from cloister.training import ciphertext_service
 from cloister.training.ciphertexts import LocalCiphertextServer
 from cloister.training.data_owner import EncryptedPart
 from cloister.training.proposal import DEFAULT_BITS
-from cloister.wire.request_log import ReleaseLog
 
 NEW = "A new data set"
 DETAILS = "Details of --privacy"
@@ -232,8 +233,8 @@ def show(
 @app.command()
 def init(folder: HostFolder) -> None:
     """Make a ciphertext host's certificate, and the file its trusted runtime needs."""
-    path = ciphertext_service.init(folder)
-    out().print(f"{path}  give this file to the trusted runtime, and to nobody else")
+    path = ciphertext_service.init(folder, rng=SystemRandom())
+    out().print(f"{path}  give this file to the trusted runtime only: it holds a token")
 
 
 @app.command()
