@@ -1,4 +1,4 @@
-// The only folder that knows Python: every kernel of native/ as a function of NumPy arrays.
+// The only folder that knows Python: every kernel of native/src as a function of NumPy arrays.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
@@ -18,12 +18,11 @@
 #include "cloister/busy_poll.hpp"
 #include "cloister/freivalds.hpp"
 #include "cloister/geometry.hpp"
-#include "cloister/isa.hpp"
 #include "cloister/pad_shares.hpp"
 #include "cloister/pass.hpp"
 #include "cloister/ring_map.hpp"
-#include "curve.hpp"
 #include "fixed_point.hpp"
+#include "instruction_set.hpp"
 #include "pass.hpp"
 #include "walker.hpp"
 
@@ -32,13 +31,6 @@ using namespace cloister;
 using namespace cloister::bindings;
 
 namespace {
-
-void force_isa_by_name(const std::string& name) {
-  for (int i = 0; i <= static_cast<int>(Isa::avx512); ++i) {
-    if (name == isa_name(static_cast<Isa>(i))) return force_isa(static_cast<Isa>(i));
-  }
-  throw std::invalid_argument("unknown instruction set: " + name);
-}
 
 // x, the output and the weights are checked for shape in cloister.field.ring; their sizes again
 // here, because a kernel that reads past an array would be worse than an exception.
@@ -144,15 +136,7 @@ NB_MODULE(_native, m) {
   // An interpreter that exits on an error may leave objects behind; that is nobody's concern.
   nb::set_leak_warnings(false);
 
-  // ---- instruction set
-#ifdef _FORTIFY_SOURCE
-  m.attr("FORTIFY_LEVEL") = _FORTIFY_SOURCE;
-#else
-  m.attr("FORTIFY_LEVEL") = 0;
-#endif
-  m.def("isa", [] { return std::string(isa_name(active_isa())); });
-  m.def("force_isa", &force_isa_by_name);
-  m.def("available_isas", &available_isas);
+  register_instruction_set(m);
 
   // ---- ring: exact linear maps modulo 2^32
   nb::class_<RingMap>(m, "RingMap")
@@ -226,7 +210,6 @@ NB_MODULE(_native, m) {
   m.def("busy_poll", &busy_poll, nb::arg("descriptor"), nb::arg("patience_us"),
         nb::call_guard<nb::gil_scoped_release>());
 
-  // ---- functional encryption: fixed point and the group
+  // ---- encrypted training: fixed point
   register_fixed_point(m);
-  register_curve(m);
 }

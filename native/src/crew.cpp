@@ -19,7 +19,7 @@
 #include <utility>
 #include <vector>
 
-#include "pause.hpp"
+#include "threads/pause.hpp"
 
 namespace cloister {
 namespace {

@@ -6,9 +6,9 @@
 #include <string>
 #include <utility>
 
+#include "check/p52.hpp"
 #include "crew.hpp"
-#include "limbs.hpp"
-#include "p52.hpp"
+#include "fused/limbs.hpp"
 #include "pass_walk.hpp"
 
 namespace cloister {

@@ -8,9 +8,9 @@
 
 #include "cloister/aes_ctr.hpp"
 #include "cloister/isa.hpp"
-#include "limbs.hpp"
-#include "pass_backend.hpp"
-#include "wipe.hpp"
+#include "fused/limbs.hpp"
+#include "fused/pass_backend.hpp"
+#include "pads/wipe.hpp"
 
 namespace cloister {
 

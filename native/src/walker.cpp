@@ -12,7 +12,7 @@
 #include <utility>
 
 #include "crew.hpp"
-#include "wipe.hpp"
+#include "pads/wipe.hpp"
 
 namespace cloister {
 namespace {

@@ -16,7 +16,7 @@
 #include <thread>
 #include <vector>
 
-#include "../src/crew.hpp"
+#include "crew.hpp"
 #include "sockets.hpp"
 
 using namespace cloister;

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cloister import _native
+from cloister import _published_native
 from cloister.errors import RangeError
 from cloister.fe.ddh.curve import Curve25519
 from cloister.fe.dlog import (
@@ -14,13 +14,7 @@ from cloister.fe.dlog import (
 from fe import ristretto_reference as reference
 
 GROUP = Curve25519()
-
-
-@pytest.fixture(params=_native.available_isas(), autouse=True)
-def isa(request):
-    _native.force_isa(request.param)
-    yield request.param
-    _native.force_isa(_native.available_isas()[-1])
+pytestmark = pytest.mark.usefixtures("isa")
 
 
 def elements(values):
@@ -41,7 +35,7 @@ def test_every_logarithm_of_a_range_and_none_beside_it(lo, hi):
 
 def test_the_table_agrees_with_the_reference_everywhere():
     """A raw table of 37 entries: odd blocks, both signs, and steps of 75 beyond it."""
-    table = _native.CurveLogarithm(37, threads=2)
+    table = _published_native.CurveLogarithm(37, threads=2)
     values = np.arange(-200, 201)
     points = {int(m): reference.encode(reference.multiply(int(m), reference.G)) for m in values}
     data = np.frombuffer(b"".join(points.values()), np.uint8).reshape(-1, 32)
@@ -75,9 +69,9 @@ def test_ranges_are_checked():
         CurveLogarithm(0, MAX_CURVE_REACH + 1)
     check_range(-MAX_CURVE_REACH, MAX_CURVE_REACH, reach=MAX_CURVE_REACH)
     with pytest.raises(ValueError, match="entries"):
-        _native.CurveLogarithm(0)
+        _published_native.CurveLogarithm(0)
     with pytest.raises(ValueError, match="range"):
-        _native.CurveLogarithm(4).solve(elements([0]), 3, 2, np.empty(1, np.int64))
+        _published_native.CurveLogarithm(4).solve(elements([0]), 3, 2, np.empty(1, np.int64))
 
 
 def test_tables_hold_small_ranges_whole():

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from cloister import _native
+from cloister import _published_native
 from cloister.errors import RangeError
 
 MAX_CURVE_REACH = 2**40
@@ -122,8 +122,8 @@ def table_size(reach: int) -> int:
 
 
 @lru_cache(maxsize=4)
-def _table(entries: int) -> _native.CurveLogarithm:
-    return _native.CurveLogarithm(entries)
+def _table(entries: int) -> _published_native.CurveLogarithm:
+    return _published_native.CurveLogarithm(entries)
 
 
 class ModularLogarithm:

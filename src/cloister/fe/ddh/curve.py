@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from cloister import _native
+from cloister import _published_native
 from cloister.crypto.csprng import Csprng
 from cloister.errors import EncryptionError
 from cloister.fe.ddh.groups import Elements, Scalars
@@ -34,7 +34,7 @@ class Curve25519:
         Raises   EncryptionError
         """
         flat = np.ascontiguousarray(elements).reshape(-1, BYTES)
-        bad = _native.curve_first_invalid(flat)
+        bad = _published_native.curve_first_invalid(flat)
         if bad < len(flat):
             raise EncryptionError(f"{what}: element {bad} is not a canonical group element")
         if not identity and len(flat) and not flat.any(axis=1).all():
@@ -47,7 +47,7 @@ class Curve25519:
         Raises   EncryptionError
         """
         flat = np.ascontiguousarray(scalars).reshape(-1, BYTES)
-        bad = _native.scalar_first_invalid(flat)
+        bad = _published_native.scalar_first_invalid(flat)
         if bad < len(flat):
             raise EncryptionError(f"{what}: scalar {bad} is not below the group order")
 
@@ -55,7 +55,7 @@ class Curve25519:
         """512 bits each, reduced: the distance from uniform is below 2^-256."""
         wide = np.frombuffer(rng.random_bytes(2 * BYTES * n), np.uint8).reshape(n, 2 * BYTES)
         out = np.empty((n, BYTES), np.uint8)
-        _native.scalar_reduce(wide, out)
+        _published_native.scalar_reduce(wide, out)
         return out
 
     def encode_scalars(self, values: list[int]) -> UInt8[np.ndarray, "n 32"]:
@@ -71,7 +71,9 @@ class Curve25519:
         Secret   secrets.  Time: independent of values.
         """
         out = np.empty((len(y), BYTES), np.uint8)
-        _native.scalar_combine(np.ascontiguousarray(secrets), np.ascontiguousarray(y), out)
+        _published_native.scalar_combine(
+            np.ascontiguousarray(secrets), np.ascontiguousarray(y), out
+        )
         return out
 
     def powers(
@@ -89,7 +91,7 @@ class Curve25519:
         """
         out = np.empty((len(scalars), len(points), BYTES), np.uint8)
         small = None if plus is None else np.ascontiguousarray(plus)
-        _native.curve_powers(
+        _published_native.curve_powers(
             np.ascontiguousarray(points),
             np.ascontiguousarray(scalars),
             small,
@@ -114,7 +116,7 @@ class Curve25519:
         """
         out = np.empty((len(points), BYTES), np.uint8)
         small = None if plus is None else np.ascontiguousarray(plus)
-        _native.curve_sums(
+        _published_native.curve_sums(
             np.ascontiguousarray(points),
             np.ascontiguousarray(scalars),
             points.shape[1],
