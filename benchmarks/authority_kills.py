@@ -27,17 +27,17 @@ from cloister.authority import service, tokens
 from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
 from cloister.authority.client import AuthorityClient
-from cloister.authority.database import FILE
 from cloister.authority.enrolment import enrol
-from cloister.authority.identity import PUBLIC_FILE
 from cloister.authority.local import LocalClient
 from cloister.authority.records import Terms
-from cloister.crypto.csprng import SystemRandom
+from cloister.base.identity import PUBLIC_FILE
+from cloister.base.rng import SystemRandom
+from cloister.base.sqlite import FILE
+from cloister.data.encoding import Encoding
+from cloister.data.info import DatasetInfo
 from cloister.errors import AuthorityUnavailable, BudgetError
-from cloister.fe.encoding import Encoding
-from cloister.fe.keyservice import DatasetInfo
-from cloister.fe.rank import MERSENNE_61, Basis
-from cloister.field.linear import Geometry, LinearMap
+from cloister.ring.linear import Geometry, LinearMap
+from cloister.ring.rank import MERSENNE_61, Basis
 
 DIM = 32
 BUDGET = 8

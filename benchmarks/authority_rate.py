@@ -25,18 +25,18 @@ import numpy as np
 from cloister.authority import service, tokens
 from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
-from cloister.authority.database import FILE
 from cloister.authority.enrolment import enrol
-from cloister.authority.identity import CERTIFICATE_FILE
 from cloister.authority.local import LocalClient
 from cloister.authority.records import Terms
+from cloister.base.identity import CERTIFICATE_FILE
+from cloister.base.rng import SystemRandom
+from cloister.base.sqlite import FILE
 from cloister.cli.bench.environment import environment
-from cloister.crypto.csprng import SystemRandom
-from cloister.fe.encoding import Encoding
-from cloister.fe.keyservice import DatasetInfo
-from cloister.field.linear import Geometry
-from cloister.wire.bodies import Body, encode
-from cloister.wire.https import CONTENT_TYPE
+from cloister.data.encoding import Encoding
+from cloister.data.info import DatasetInfo
+from cloister.ring.linear import Geometry
+from cloister.wire.https.bodies import Body, encode
+from cloister.wire.https.client import CONTENT_TYPE
 
 SHAPE, SAMPLES, BUDGET = (28, 28, 1), 60_000, 196
 ROWS = 5

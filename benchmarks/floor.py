@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cloister.cli.bench.inference import open_model, random_input
-from cloister.graph.onnx_import import from_model
-from cloister.graph.passes import prepare
+from cloister.graph.onnx.read import from_model
+from cloister.graph.passes.normalise import prepare
 from cloister.plan import policies
-from cloister.trusted.program import Fuse, compile_plan
+from cloister.trusted.program.compile import Fuse, compile_plan
 
 LANES = 16
 REPLY = {"multipliers": 1, "all": 5}  # scale; convert, scale, bias, two clamps

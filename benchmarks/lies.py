@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 
 import cloister as cl
-from cloister.crypto.csprng import SystemRandom
+from cloister.base.rng import SystemRandom
 from cloister.errors import VerificationError
-from cloister.field.ring import RingMap
 from cloister.plan import policies
-from cloister.trusted.blinded import InlinePads, PadUse
+from cloister.ring.ring_map import RingMap
+from cloister.trusted.pads.maker import InlinePads, PadUse
 from cloister.trusted.report import Meter
 from cloister.trusted.runtime import Runtime
 from cloister.wire.messages import Unchecked

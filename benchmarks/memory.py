@@ -17,7 +17,7 @@ import onnx
 from cloister.cli.bench.environment import environment
 from cloister.cli.bench.models import load_any
 from cloister.cli.bench.peak import measure_peak, random_input
-from cloister.graph.sources import load
+from cloister.graph.onnx.load import load
 from cloister.plan.cost import estimate
 from cloister.plan.policies import assign
 from cloister.plan.quantise import Precision

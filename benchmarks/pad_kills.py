@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cloister.crypto.csprng import SystemRandom
+from cloister.base.rng import SystemRandom
 from cloister.errors import CloisterError
-from cloister.trusted.padstore import PadStore
+from cloister.trusted.pads.store import PadStore
 
 DIGEST = bytes(32)
 PAD = {0: np.arange(3000, dtype=np.uint32).reshape(1, 1, 3000)}

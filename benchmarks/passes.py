@@ -21,14 +21,14 @@ import time
 
 import numpy as np
 
-from cloister import _native
+import cloister._native as native
+from cloister.base.rng import SystemRandom
 from cloister.cli.bench.environment import environment
 from cloister.cli.bench.inference import open_model, random_input
-from cloister.crypto.csprng import SystemRandom
-from cloister.graph.onnx_import import from_model
-from cloister.graph.passes import prepare
+from cloister.graph.onnx.read import from_model
+from cloister.graph.passes.normalise import prepare
 from cloister.plan import policies
-from cloister.trusted.program import Fuse, Remote
+from cloister.trusted.program.compile import Fuse, Remote
 from cloister.trusted.runtime import Runtime
 
 HUGE = 2 << 20
@@ -77,7 +77,7 @@ class Walk:
 
     def __init__(self, runtime, held, batch, threads):
         self._held, self._batch = held, batch
-        self._native = _native.Walker(len(runtime.plan.linear_nodes), batch, threads)
+        self._native = native.Walker(len(runtime.plan.linear_nodes), batch, threads)
         self._inputs = {}
         for i, step in enumerate(runtime.program.steps):
             if isinstance(step, Remote):
@@ -143,12 +143,12 @@ def main():
     options = parser.parse_args()
     graph = prepare(from_model(open_model(options.model), name=options.model))
     plan = policies.make(options.policy, graph, calibration=random_input(graph, 1))
-    sets = [name for name in ("avx512", "avx2") if name in _native.available_isas()]
+    sets = [name for name in ("avx512", "avx2") if name in native.available_isas()]
     variants = [(name, 1) for name in sets] + [(sets[0], 2)]
     walks, held = {}, None
     for name, threads in variants:
         # Check coefficients have the form that suits the instruction set.
-        _native.force_isa(name)
+        native.force_isa(name)
         runtime = Runtime(plan, rng=SystemRandom())
         held = held or Memory(plan, runtime.program.steps, options.batch)
         walks[name, threads] = Walk(runtime, held, options.batch, threads)
@@ -159,7 +159,7 @@ def main():
         worker.start()
         for _ in range(options.repeats):
             for variant in variants:
-                _native.force_isa(variant[0])
+                native.force_isa(variant[0])
                 spent = walks[variant].timed_s(ours)
                 found[variant].append(1e3 * spent / options.batch)
         ours.shutdown(socket.SHUT_RDWR)

@@ -32,7 +32,7 @@ using namespace cloister::bindings;
 
 namespace {
 
-// x, the output and the weights are checked for shape in cloister.field.ring; their sizes again
+// x, the output and the weights are checked for shape in cloister.ring.ring_map; their sizes again
 // here, because a kernel that reads past an array would be worse than an exception.
 using GeometryTuple = std::array<int64_t, 17>;
 template <typename T>

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest
 
-from cloister import _native
+import cloister._native as native
 from instruction_sets import forced
 
 
@@ -23,7 +23,7 @@ def data() -> Path:
     return path
 
 
-@pytest.fixture(params=_native.available_isas())
+@pytest.fixture(params=native.available_isas())
 def isa(request):
     """Every instruction set of this machine, in force during the test."""
     with forced(request.param):

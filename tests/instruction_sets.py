@@ -2,17 +2,18 @@
 
 from contextlib import contextmanager
 
-from cloister import _native, _published_native
+import cloister._native as native
+import cloister._published_native as published_native
 
 
 @contextmanager
 def forced(isa):
     """Use the kernels of `isa` for a while, those of the published scheme too."""
-    before = _native.isa()
+    before = native.isa()
     try:
-        _native.force_isa(isa)
-        _published_native.force_isa(isa)
+        native.force_isa(isa)
+        published_native.force_isa(isa)
         yield isa
     finally:
-        _native.force_isa(before)
-        _published_native.force_isa(before)
+        native.force_isa(before)
+        published_native.force_isa(before)

@@ -9,7 +9,7 @@ import cloister
 
 EXPORTED = {
     "CloisterError", "Graph", "Plan", "Precision", "Report", "Result", "Session", "Transcript",
-    "VerificationError", "fe", "from_keras", "from_torch", "load", "policies", "training",
+    "VerificationError", "from_keras", "from_torch", "load", "policies", "published", "training",
 }  # fmt: skip
 
 
@@ -21,11 +21,10 @@ def test_exported_members():
 
 
 def test_exported_members_of_functional_encryption_and_training():
-    wanted = {"DatasetInfo", "Encoding", "KeyService", "Mode", "Receiver", "ddh", "lwe", "mask",
-              "matrix"}  # fmt: skip
-    assert set(cloister.fe.__all__) == wanted
-    for name in wanted - {"Mode", "Receiver"}:
-        assert getattr(cloister.fe, name).__doc__
+    wanted = {"ddh", "lwe", "mask", "matrix"}
+    assert set(cloister.published.__all__) == wanted
+    for name in wanted:
+        assert getattr(cloister.published, name).__doc__
     wanted = {"EncryptedConv2d", "EncryptedDataset", "EncryptedLinear", "GaussianNoise", "Trainer"}
     assert set(cloister.training.__all__) == wanted <= set(dir(cloister.training))
     for name in wanted:
@@ -38,7 +37,7 @@ def test_exported_members_of_functional_encryption_and_training():
 def test_data_sets_are_read_without_pytorch():
     code = (
         "import sys; sys.modules.update(torch=None); import cloister as cl; "
-        "cl.training.EncryptedDataset, cl.fe.mask.gradient, cl.fe.ddh.setup"
+        "cl.training.EncryptedDataset, cl.published.mask.setup, cl.published.ddh.setup"
     )
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cloister import files
+from cloister.base import files
 from cloister.errors import InputError
 
 SOURCE = Path(files.__file__).parent
@@ -248,15 +248,15 @@ def test_a_file_in_the_making_is_no_leftover(tmp_path):
 
 ELSEWHERE = {
     ("files.py", "os.open"),
-    ("trusted/padfile.py", "os.open"),  # for reading
-    ("fe/keyfile.py", "os.open"),  # for reading
+    ("trusted/pads/pad_file.py", "os.open"),  # for reading
+    ("published/keyfile.py", "os.open"),  # for reading
     ("cli/main.py", "os.open"),  # /dev/null
     ("cli/bench/peak.py", "write_text"),  # of /proc
     ("reading.py", "os.open"),  # to read
-    ("training/writer.py", "TemporaryFile"),  # without a name
-    ("training/sources.py", "TemporaryFile"),
+    ("data/writer.py", "TemporaryFile"),  # without a name
+    ("data/sources.py", "TemporaryFile"),
     # In a folder that was made for this and is its owner's alone.
-    ("graph/frontends.py", "TemporaryDirectory"),
+    ("graph/onnx/frontends.py", "TemporaryDirectory"),
     ("cli/demo_training.py", "TemporaryDirectory"),
     ("cli/bench/inference.py", "TemporaryDirectory"),
     ("cli/bench/inference.py", "onnx.save"),

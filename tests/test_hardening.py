@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from cloister import _native, _published_native
+import cloister._native as native
+import cloister._published_native as published_native
 
 WEAK_SYMBOLS = Path(__file__).parents[1] / "tools" / "weak_symbols.py"
 GENERATOR = bytes.fromhex("e2f2ae0a6abc4e71a884a961c500515f58e30b6aa582dd8db6a65945e08d2d76")
 
 
-@pytest.fixture(params=[_native, _published_native], ids=lambda module: module.__name__)
+@pytest.fixture(params=[native, published_native], ids=lambda module: module.__name__)
 def module(request):
     return request.param
 
@@ -54,9 +55,9 @@ def test_no_library_is_looked_for_in_a_folder_of_the_build(module, option):
 
 def test_the_trusted_side_does_not_contain_the_group_of_the_published_scheme():
     """Its generator is a constant of the code that does."""
-    assert GENERATOR[:8] in Path(_published_native.__file__).read_bytes()
-    assert GENERATOR[:8] not in Path(_native.__file__).read_bytes()
-    assert not [name for name in dir(_native) if "curve" in name.lower() or "scalar" in name]
+    assert GENERATOR[:8] in Path(published_native.__file__).read_bytes()
+    assert GENERATOR[:8] not in Path(native.__file__).read_bytes()
+    assert not [name for name in dir(native) if "curve" in name.lower() or "scalar" in name]
 
 
 # ---- one copy of a function for two instruction sets (every build runs tools/weak_symbols.py)

@@ -5,8 +5,8 @@ import os
 import numpy as np
 import pytest
 
+from cloister.base.reading import open_regular, parsing, require_truths
 from cloister.errors import EncryptionError, InputError
-from cloister.reading import open_regular, parsing, require_truths
 
 
 def test_nothing_but_a_file_is_opened(tmp_path):

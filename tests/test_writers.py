@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 
 import nets
-from cloister.authority import database, identity, records
+from cloister.authority import records
+from cloister.base import identity, sqlite
+from cloister.base.rng import InsecureSeededRandom, SystemRandom
 from cloister.cli.bench.figure import write_figure
 from cloister.cli.main import main
 from cloister.cli.owner import Order
-from cloister.crypto.csprng import InsecureSeededRandom, SystemRandom
 from cloister.errors import CloisterError, InputError
-from cloister.fe.keyfile import KeyFile
 from cloister.plan.recipe import Recipe
-from cloister.trusted.padledger import Ledger
-from cloister.trusted.padstore import PadStore
-from cloister.wire.releases import ReleaseLog
+from cloister.published.keyfile import KeyFile
+from cloister.trusted.pads.pad_ledger import Ledger
+from cloister.trusted.pads.store import PadStore
+from cloister.wire.request_log import ReleaseLog
 from cloister.wire.transcript import Transcript
 
 RNG = InsecureSeededRandom(1)
@@ -62,7 +63,7 @@ def log(path):
 
 def curve(path):
     pytest.importorskip("torch")
-    from cloister.training.curve import write_curve
+    from cloister.training.accuracy_plot import write_curve
 
     write_curve([], path, title="accuracy")
 
@@ -127,8 +128,8 @@ REFUSE_PRIVATE = {
     "releases.log": log,
     "pads.key": ledger,
     "master.key": key_file,
-    "ledger.sqlite": lambda path: database.create(path, modulus=3),
-    "lock": lambda path: os.close(database.hold(path)),
+    "ledger.sqlite": lambda path: sqlite.create(path, modulus=3),
+    "lock": lambda path: os.close(sqlite.hold(path)),
 }
 REFUSE_PUBLIC = {"set.cloister": data_set}
 REPLACE = REPLACE_PRIVATE | REPLACE_PUBLIC
@@ -194,11 +195,11 @@ def test_a_planted_link_is_refused(folder, tmp_path, name, target):
 
 def test_keys_and_certificates_of_servers(tmp_path, umask):
     pytest.importorskip("torch")
-    from cloister.training import remote
+    from cloister.training import ciphertext_service
 
     records.init(tmp_path / "authority", rng=SystemRandom())
-    remote.init(tmp_path / "host")
-    private = {identity.HPKE_FILE, identity.PRIVATE_KEY_FILE, database.FILE, "server.key"}
+    ciphertext_service.init(tmp_path / "host")
+    private = {identity.HPKE_FILE, identity.PRIVATE_KEY_FILE, sqlite.FILE, "server.key"}
     private.add("server.pub")  # which holds a token
     for path in (*(tmp_path / "authority").iterdir(), *(tmp_path / "host").iterdir()):
         wanted = 0o600 if path.name in private else 0o666 & ~umask

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from cloister.field.linear import Geometry, LinearMap
-from cloister.field.reference import linear_map
-from cloister.wire.releases import Release
+from cloister.ring.linear import Geometry, LinearMap
+from cloister.ring.reference import linear_map
+from cloister.wire.request_log import Release
 
 
 def centred(words):

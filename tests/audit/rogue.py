@@ -7,12 +7,12 @@ from cloister.authority.authority import Authority
 from cloister.authority.enrolment import enrol
 from cloister.authority.local import LocalClient
 from cloister.authority.records import Terms
-from cloister.crypto.csprng import InsecureSeededRandom
-from cloister.fe import mask
-from cloister.fe.encoding import Encoding
-from cloister.fe.keyservice import DatasetInfo
-from cloister.field.linear import LinearMap
-from cloister.wire.releases import Release
+from cloister.base.rng import InsecureSeededRandom
+from cloister.data.encoding import Encoding
+from cloister.data.info import DatasetInfo
+from cloister.ring import pads
+from cloister.ring.linear import LinearMap
+from cloister.wire.request_log import Release
 
 NAME = "victims"
 ANY = {"one_function": False, "value_bits": 32, "max_bits": 2**40}
@@ -41,14 +41,14 @@ class Rogue:
         key, name, sha256 = bytes([part + 1]) * 32, f"{part:032x}", f"{part:064x}"
         enrolment = enrol(LocalClient(self.authority), self.agreed, rng=InsecureSeededRandom(2))
         enrolment.register(name, len(x), sha256, key)
-        return mask.blind(key, x.astype(np.int64), np.arange(len(x)), domain=mask.DATA_DOMAIN)
+        return pads.blind(key, x.astype(np.int64), np.arange(len(x)), domain=pads.DATA_DOMAIN)
 
     def forward(self, ids, geometry, weights, *, step=0):
         ids = np.asarray(ids, np.int64)
         linear = LinearMap(geometry, weights.astype(np.int16).reshape(geometry.weight_shape))
         term = self.authority.forward_key(NAME, ids, linear, receiver="server")
         p = self.p[ids].reshape(len(ids), *geometry.in_shape)
-        values = mask.unmask(mask.forward(linear, p), term)
+        values = pads.unmask(pads.forward(linear, p), term)
         return Release("forward", step, ids, geometry, linear.weights, values, self.shape)
 
     def gradient(self, ids, geometry, delta, *, step=0):
@@ -56,7 +56,7 @@ class Rogue:
         delta = delta.astype(np.int16).reshape(len(ids), *geometry.out_shape)
         term = self.authority.gradient_key(NAME, ids, geometry, delta, receiver="server")
         p = np.ascontiguousarray(self.p[ids].reshape(len(ids), *geometry.in_shape))
-        values = mask.unmask(mask.gradient(geometry, delta, p), term)
+        values = pads.unmask(pads.gradient(geometry, delta, p), term)
         return Release("gradient", step, ids, geometry, delta, values, self.shape)
 
     def close(self):

@@ -10,18 +10,18 @@ import pytest
 from sklearn.datasets import load_breast_cancer, load_digits
 
 from audit import leaks
-from cloister.audit.encrypted.batch import gradient_batches, joint_solve
-from cloister.audit.encrypted.evidence import blur_width, collect
-from cloister.audit.encrypted.functionals import gather, patches, rows_of, scatter
-from cloister.audit.encrypted.lattice import IntegerDecoder, NoisyDecoder, reduce
-from cloister.audit.encrypted.population import learn_prior
-from cloister.audit.encrypted.prior import from_public, uninformed
-from cloister.audit.encrypted.run import ATTACKS, run_attacks
-from cloister.audit.encrypted.score import Score, score_images, score_labels
-from cloister.audit.encrypted.solve import box_program, prior_estimate
+from cloister.audit.training.attacks import ATTACKS, run_attacks
+from cloister.audit.training.batch_solver import gradient_batches, joint_solve
+from cloister.audit.training.evidence import blur_width, collect
+from cloister.audit.training.functionals import gather, patches, rows_of, scatter
+from cloister.audit.training.lattice import IntegerDecoder, NoisyDecoder, reduce
+from cloister.audit.training.population import learn_prior
+from cloister.audit.training.prior import from_public, uninformed
+from cloister.audit.training.score import Score, score_images, score_labels
+from cloister.audit.training.solve import box_program, prior_estimate
 from cloister.errors import EncryptionError, InputError, RangeError, ShapeError
-from cloister.field.linear import Geometry
-from cloister.field.reference import linear_map
+from cloister.ring.linear import Geometry
+from cloister.ring.reference import linear_map
 
 SHAPE = (8, 8, 1)
 CONV = Geometry((8, 8), 1, (8, 8), 6, (5, 5), pad=(2, 2))
@@ -402,7 +402,7 @@ def test_linear_reference_agrees(digits, rng):
     """The releases of these tests are what the ring's reference computes."""
     x = digits[0][:2]
     release = leaks.forward(x, [0, 1], CONV, weights(rng, CONV.weight_shape))
-    from cloister.field.linear import LinearMap
+    from cloister.ring.linear import LinearMap
 
     words = linear_map(LinearMap(CONV, release.functional), leaks.as_ring(x))
     np.testing.assert_array_equal(leaks.centred(words), release.values)

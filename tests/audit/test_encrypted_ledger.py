@@ -13,14 +13,14 @@ from sklearn.datasets import load_breast_cancer, load_digits
 
 from audit import leaks
 from audit.rogue import ANY, NAME, Rogue
-from cloister.audit.encrypted.judge import Truth, judge, overall
-from cloister.audit.encrypted.lattice import IntegerDecoder
-from cloister.audit.encrypted.prior import from_public, uninformed
-from cloister.audit.encrypted.run import run_attacks
+from cloister.audit.training.attacks import run_attacks
+from cloister.audit.training.judge import Truth, judge, overall
+from cloister.audit.training.lattice import IntegerDecoder
+from cloister.audit.training.prior import from_public, uninformed
 from cloister.authority.records import Terms
 from cloister.errors import BudgetError, CloisterError, EncryptionError, FunctionError
-from cloister.fe.bounds import check_size
-from cloister.field.linear import Geometry, LinearMap
+from cloister.ring.bounds import check_size
+from cloister.ring.linear import Geometry, LinearMap
 
 IMAGE = (28, 28, 1)
 RECORD = (1, 1, 30)

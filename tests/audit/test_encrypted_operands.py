@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 
 from audit import leaks
-from cloister.audit.encrypted.operands import (
+from cloister.audit.training.attacks import run_attacks
+from cloister.audit.training.operands import (
     bias_gradient_labels,
     is_separable,
     known_operand,
     read_label,
     unpack,
 )
-from cloister.audit.encrypted.prior import uninformed
-from cloister.audit.encrypted.run import run_attacks
-from cloister.crypto.csprng import InsecureSeededRandom
+from cloister.audit.training.prior import uninformed
+from cloister.base.rng import InsecureSeededRandom
 from cloister.errors import InputError
-from cloister.fe import mask
+from cloister.published import mask
 
 
 @pytest.mark.parametrize("op", ["+", "-", "*", "/"])

@@ -10,20 +10,20 @@ import torch
 from torch import nn
 
 from audit import leaks
-from cloister.audit.encrypted.differences import from_output_gradients, from_weights, updates
-from cloister.audit.encrypted.evidence import collect
-from cloister.audit.encrypted.judge import judge, overall
-from cloister.audit.encrypted.prior import uninformed
-from cloister.audit.encrypted.run import ATTACKS, run_attacks
-from cloister.audit.encrypted.truth import Truth
-from cloister.audit.encrypted_page import conclusion
-from cloister.crypto.csprng import InsecureSeededRandom
+from cloister.audit.training.attacks import ATTACKS, run_attacks
+from cloister.audit.training.differences import from_output_gradients, from_weights, updates
+from cloister.audit.training.evidence import collect
+from cloister.audit.training.judge import judge, overall
+from cloister.audit.training.prior import uninformed
+from cloister.audit.training.training_page import conclusion
+from cloister.audit.training.truth import Truth
+from cloister.base.rng import InsecureSeededRandom
+from cloister.data.encoding import Encoding
+from cloister.data.feature_noise import GaussianNoise
 from cloister.errors import InputError
-from cloister.fe.encoding import Encoding
-from cloister.training.noise import GaussianNoise
-from cloister.training.server import LocalCiphertextServer, RecordingHost
+from cloister.training.ciphertexts import LocalCiphertextServer, RecordingHost
 from cloister.training.trainer import Trainer
-from cloister.wire.releases import ReleaseLog, asked, read_releases
+from cloister.wire.request_log import ReleaseLog, asked, read_releases
 from training.doubles import MemoryAuthority, MemoryDataset
 
 SHAPE, HIDDEN = (8, 8, 1), 64

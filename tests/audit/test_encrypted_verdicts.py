@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from audit import leaks
-from cloister.audit.encrypted import run
-from cloister.audit.encrypted.evidence import collect
-from cloister.audit.encrypted.judge import judge, overall
-from cloister.audit.encrypted.prior import uninformed
-from cloister.audit.encrypted.run import ATTACKS, SINGLE, run_attacks
-from cloister.audit.encrypted.score import score_images
-from cloister.audit.encrypted.truth import Truth
+from cloister.audit.training import attacks
+from cloister.audit.training.attacks import ATTACKS, SINGLE, run_attacks
+from cloister.audit.training.evidence import collect
+from cloister.audit.training.judge import judge, overall
+from cloister.audit.training.prior import uninformed
+from cloister.audit.training.score import score_images
+from cloister.audit.training.truth import Truth
 
 SHAPE = (2, 3, 1)
 PRIOR = uninformed(SHAPE, low=0, high=9)
@@ -98,10 +98,10 @@ def test_a_guess_does_not_know_the_answer():
 def test_what_a_limit_stopped_is_not_attempted(limit, images, rng, monkeypatch):
     log = [released(images, rng.integers(-9, 10, (2, 6)))]
     if limit == "LARGEST_SAMPLE":
-        monkeypatch.setattr(run, limit, 5)
+        monkeypatch.setattr(attacks, limit, 5)
         stopped = SINGLE
     else:
-        monkeypatch.setattr("cloister.audit.encrypted.batch.LARGEST_JOINT", 5)
+        monkeypatch.setattr("cloister.audit.training.batch_solver.LARGEST_JOINT", 5)
         stopped = ("joint solve",)
     found, _ = verdicts(log)
     for name in stopped:
@@ -120,8 +120,8 @@ def test_a_program_without_a_solution_is_not_attempted(images, rng):
 
 
 def test_a_log_on_which_nothing_could_run_is_not_attempted(images, rng, monkeypatch):
-    monkeypatch.setattr(run, "LARGEST_SAMPLE", 5)
-    monkeypatch.setattr("cloister.audit.encrypted.batch.LARGEST_JOINT", 5)
+    monkeypatch.setattr(attacks, "LARGEST_SAMPLE", 5)
+    monkeypatch.setattr("cloister.audit.training.batch_solver.LARGEST_JOINT", 5)
     found, verdict = verdicts([released(images, rng.integers(-9, 10, (2, 6)))])
     assert verdict == "not attempted"
     assert {one.verdict for one in found.values()} == {"not attempted", "nothing to attack"}

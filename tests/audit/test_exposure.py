@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cloister.audit.exposure import chi_square_uniform, exposure, pictures, stretched
+from cloister.audit.input.exposure import chi_square_uniform, exposure, pictures, stretched
 from cloister.errors import InputError, RangeError, ShapeError
 
 

@@ -6,7 +6,7 @@ import re
 import numpy as np
 from PIL import Image
 
-from cloister.audit.exposure import Exposure, byte_histogram, chi_square_uniform
+from cloister.audit.input.exposure import Exposure, byte_histogram, chi_square_uniform
 from cloister.audit.page import Section, histogram, page, paragraph, png, preformatted, table
 
 

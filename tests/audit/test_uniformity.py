@@ -5,8 +5,8 @@ from importlib import resources
 import numpy as np
 import pytest
 
-from cloister.audit.exposure import exposure
-from cloister.graph.sources import load
+from cloister.audit.input.exposure import exposure
+from cloister.graph.onnx.load import load
 from cloister.plan import policies
 from cloister.plan.protection import BLINDED
 from cloister.trusted.session import Session

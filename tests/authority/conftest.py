@@ -8,10 +8,10 @@ from cloister.authority.authority import Authority
 from cloister.authority.enrolment import enrol
 from cloister.authority.local import LocalClient
 from cloister.authority.records import Terms
-from cloister.crypto.csprng import InsecureSeededRandom, SystemRandom
-from cloister.fe import mask
-from cloister.fe.encoding import Encoding
-from cloister.fe.keyservice import DatasetInfo
+from cloister.base.rng import InsecureSeededRandom, SystemRandom
+from cloister.data.encoding import Encoding
+from cloister.data.info import DatasetInfo
+from cloister.ring import pads
 
 ANY = {"one_function": False, "value_bits": 32, "max_bits": 2**40}
 """Terms under which rank alone counts: any functions, exact values."""
@@ -50,9 +50,9 @@ def add_part(authority, dataset, x, labels, *, seed=1, classes=3, part=None, enr
     key, part = rng.random_bytes(32), part or rng.random_bytes(16).hex()
     digest = rng.random_bytes(32).hex()
     local = np.arange(len(x), dtype=np.int64)
-    p = mask.blind(key, x, local, domain=mask.DATA_DOMAIN)
+    p = pads.blind(key, x, local, domain=pads.DATA_DOMAIN)
     one_hot = np.eye(classes, dtype=np.int16)[labels]
-    y = mask.blind(key, one_hot, local, domain=mask.LABEL_DOMAIN)
+    y = pads.blind(key, one_hot, local, domain=pads.LABEL_DOMAIN)
     enrolment = enrolment or join(authority, dataset)
     return p, y, enrolment.register(part, len(x), digest, key)
 

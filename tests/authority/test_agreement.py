@@ -11,10 +11,10 @@ from cloister.authority.book import Limits
 from cloister.authority.enrolment import NewPart, enrol
 from cloister.authority.local import LocalClient
 from cloister.authority.records import Terms
-from cloister.crypto.csprng import InsecureSeededRandom, SystemRandom
+from cloister.base.rng import InsecureSeededRandom, SystemRandom
+from cloister.data.encoding import Encoding
+from cloister.data.info import DatasetInfo
 from cloister.errors import EncryptionError, InputError
-from cloister.fe.encoding import Encoding
-from cloister.fe.keyservice import DatasetInfo
 
 RNG = SystemRandom()
 INFO = DatasetInfo("other", (4, 4, 2), 3, Encoding(1.0, 0.0, 8), 0, 8)

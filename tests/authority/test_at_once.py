@@ -13,8 +13,8 @@ from cloister.authority.ledger import BusyError
 from cloister.authority.service import QUICK_ELEMENTS
 from cloister.authority.tokens import Caller
 from cloister.errors import BudgetError, FunctionError
-from cloister.field.linear import Geometry, LinearMap
-from cloister.wire.bodies import Body
+from cloister.ring.linear import Geometry, LinearMap
+from cloister.wire.https.bodies import Body
 
 
 def test_what_is_known_is_issued_at_once_and_the_same(kit):

@@ -10,13 +10,13 @@ from cloister.authority.authority import Authority
 from cloister.authority.enrolment import NewPart
 from cloister.authority.local import LocalClient
 from cloister.authority.records import Terms, part_info
-from cloister.crypto.csprng import SystemRandom
+from cloister.base.rng import SystemRandom
+from cloister.data.encoding import Encoding
+from cloister.data.info import DatasetInfo
 from cloister.errors import BudgetError, EncryptionError, FunctionError, InputError, ShapeError
-from cloister.fe import mask
-from cloister.fe.bounds import check_size
-from cloister.fe.encoding import Encoding
-from cloister.fe.keyservice import DatasetInfo
-from cloister.field.linear import Geometry, LinearMap
+from cloister.ring import pads
+from cloister.ring.bounds import check_size
+from cloister.ring.linear import Geometry, LinearMap
 
 DIM = 32
 
@@ -41,7 +41,7 @@ def test_keys_unmask_exactly_what_they_name(kit):
     linear = mixed(4)
     ids = np.array([7, 2, 2], np.int64)
     key = kit.authority.forward_key("set", ids, linear, receiver="server")
-    values = mask.unmask(mask.forward(linear, flat(kit.p[ids])), key)
+    values = pads.unmask(pads.forward(linear, flat(kit.p[ids])), key)
     expected = kit.x[ids].reshape(3, -1).astype(np.int64) @ linear.weights.reshape(4, -1).T
     np.testing.assert_array_equal(values.reshape(3, 4), expected)
 
@@ -51,14 +51,14 @@ def test_gradients_and_labels_unmask(kit):
     generator = np.random.default_rng(2)
     delta = generator.integers(-99, 100, (10, 3, 3, 5)).astype(np.int16)
     key = kit.authority.gradient_key("set", kit.ids, geometry, delta, receiver="trusted")
-    values = mask.unmask(mask.gradient(geometry, delta, kit.p), key)
+    values = pads.unmask(pads.gradient(geometry, delta, kit.p), key)
     expected = np.zeros((5, 2, 2, 2), np.int64)
     for i, j in np.ndindex(2, 2):
         window = kit.x[:, i : i + 3, j : j + 3, :].astype(np.int64)
         expected[:, i, j, :] = np.einsum("nhwo,nhwc->oc", delta.astype(np.int64), window)
     np.testing.assert_array_equal(values, expected)
     labels = kit.authority.label_key("set", kit.ids, receiver="server")
-    np.testing.assert_array_equal(mask.unmask(kit.y, labels).argmax(axis=1), kit.labels)
+    np.testing.assert_array_equal(pads.unmask(kit.y, labels).argmax(axis=1), kit.labels)
     assert kit.authority.summary("set").labels_released == 10
 
 
@@ -336,7 +336,7 @@ def test_parts_share_one_numbering(kit):
     ids = np.array([12, 1, 13], np.int64)
     key = kit.authority.forward_key("set", ids, linear, receiver="server")
     both = np.concatenate([kit.p, p])[ids]
-    values = mask.unmask(mask.forward(linear, flat(both)), key)
+    values = pads.unmask(pads.forward(linear, flat(both)), key)
     plain = np.concatenate([kit.x, more])[ids].reshape(3, -1).astype(np.int64)
     np.testing.assert_array_equal(values.reshape(3, 3), plain @ linear.weights.reshape(3, -1).T)
     kit.authority.close()

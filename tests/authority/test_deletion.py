@@ -8,15 +8,16 @@ import pytest
 
 from authority.conftest import add_part, join, start
 from authority.test_authority import DIM, dense, mixed
-from cloister.authority import database, deletion, tokens
+from cloister.authority import deletion, tokens
 from cloister.authority.authority import Authority
 from cloister.authority.deletion import Deleted, delete
 from cloister.authority.enrolment import NewPart
 from cloister.authority.local import LocalClient
-from cloister.crypto.csprng import SystemRandom
+from cloister.base import sqlite
+from cloister.base.rng import SystemRandom
+from cloister.data.encoding import Encoding
+from cloister.data.info import DatasetInfo
 from cloister.errors import BudgetError, CloisterError, EncryptionError, InputError
-from cloister.fe.encoding import Encoding
-from cloister.fe.keyservice import DatasetInfo
 
 RNG = SystemRandom()
 OTHER = DatasetInfo("other", (4, 4, 2), 3, Encoding(1.0, 0.0, 8), 0, 8)
@@ -44,7 +45,7 @@ def deleted(kit, name="other"):
 
 
 def stored(folder):
-    return b"".join(path.read_bytes() for path in folder.glob(f"{database.FILE}*"))
+    return b"".join(path.read_bytes() for path in folder.glob(f"{sqlite.FILE}*"))
 
 
 def test_its_keys_and_its_rows_are_nowhere(two):
@@ -58,7 +59,7 @@ def test_its_keys_and_its_rows_are_nowhere(two):
         assert secret not in stored(two.folder)
     two.authority = Authority(two.folder)
     assert two.authority.datasets() == ("set",)
-    with contextlib.closing(sqlite3.connect(two.folder / database.FILE)) as connection:
+    with contextlib.closing(sqlite3.connect(two.folder / sqlite.FILE)) as connection:
         tables = [
             name for (name,) in connection.execute("SELECT name FROM sqlite_master")
             if not name.startswith("sqlite_")
@@ -126,7 +127,7 @@ def test_its_parts_do_not_come_back_with_a_fresh_budget(two, changed, to):
 
 
 def test_its_tokens_open_nothing_that_is_named_like_it(two):
-    path = two.folder / database.FILE
+    path = two.folder / sqlite.FILE
     bound = tokens.issue(path, "server", name="", dataset="other", rng=RNG)
     free = tokens.issue(path, "server", name="", rng=RNG)
     elsewhere = tokens.issue(path, "server", name="", dataset="set", rng=RNG)
@@ -147,7 +148,7 @@ def test_an_authority_that_serves_is_left_alone(two):
 
 @pytest.mark.parametrize("statement", ["DELETE FROM parts", "DELETE FROM functionals", "VACUUM"])
 def test_a_deletion_that_fails_is_whole_or_absent_and_can_be_finished(two, monkeypatch, statement):
-    real = database.connect
+    real = sqlite.connect
 
     class Failing:
         """A connection that breaks at one statement."""

@@ -20,10 +20,10 @@ from cli.test_authority import serving
 from cloister.authority import tokens
 from cloister.authority.authority import Authority
 from cloister.authority.client import AuthorityClient
-from cloister.authority.database import FILE
-from cloister.authority.identity import PUBLIC_FILE
+from cloister.base.identity import PUBLIC_FILE
+from cloister.base.rng import SystemRandom
+from cloister.base.sqlite import FILE
 from cloister.cli.main import main
-from cloister.crypto.csprng import SystemRandom
 from cloister.errors import CloisterError, EncryptionError, InputError
 
 RNG = SystemRandom()
@@ -63,7 +63,7 @@ def test_key_files_that_there_is_no_room_for(monkeypatch, tmp_path):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cloister.files.os.fsync", full)
+    monkeypatch.setattr("cloister.base.files.os.fsync", full)
     with pytest.raises(
         InputError, match=r"hpke\.key: cannot be written \(No space left on device\)"
     ):

@@ -5,8 +5,8 @@ import pytest
 
 from cloister.authority import functions
 from cloister.authority.requests import Forward, Gradient
-from cloister.fe import mask
-from cloister.field.linear import Geometry, LinearMap
+from cloister.ring import pads
+from cloister.ring.linear import Geometry, LinearMap
 
 
 @pytest.mark.parametrize("direction", [-np.inf, 0.0, np.inf])
@@ -54,11 +54,11 @@ def test_the_rows_that_are_checked_are_those_of_the_answers(geometry, at_once, m
     elements = np.eye(geometry.in_elements, dtype=np.uint32).reshape(-1, *geometry.in_shape)
     weights = generator.integers(-(2**15), 2**15, geometry.weight_shape).astype(np.int16)
     forward = Forward(LinearMap(geometry, weights), 1)
-    answers = mask.forward(forward.linear, elements).view(np.int32)
+    answers = pads.forward(forward.linear, elements).view(np.int32)
     assert as_cut(forward) == kinds(answers.reshape(len(elements), -1).T)
     delta = generator.integers(-(2**15), 2**15, (2, *geometry.out_shape)).astype(np.int16)
     of_each = []
     for one in delta:
-        answers = [mask.gradient(geometry, one[None], x[None]).view(np.int32) for x in elements]
+        answers = [pads.gradient(geometry, one[None], x[None]).view(np.int32) for x in elements]
         of_each.append(kinds(np.array(answers).reshape(len(elements), -1).T))
     assert as_cut(Gradient(geometry, delta)) == set.union(*of_each)

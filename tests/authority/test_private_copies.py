@@ -5,7 +5,7 @@ import pytest
 
 from authority.test_authority import dense, mixed
 from cloister.errors import EncryptionError, FunctionError
-from cloister.field.linear import LinearMap
+from cloister.ring.linear import LinearMap
 
 
 def test_weights_behind_a_mask_are_checked_and_charged(kit):

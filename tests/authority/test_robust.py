@@ -18,20 +18,26 @@ from cloister.authority import functions, ledger, states
 from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
 from cloister.authority.book import BLOCK, LABEL_BIT, Words, tabulate, tally
-from cloister.authority.database import FILE, Database
 from cloister.authority.enrolment import NewPart, enrol
 from cloister.authority.ledger import Ledger
 from cloister.authority.local import LocalClient
 from cloister.authority.records import Dataset, Part, Terms
 from cloister.authority.states import State
+from cloister.base.rng import SystemRandom
+from cloister.base.sqlite import FILE, Database
 from cloister.cli.main import main
-from cloister.crypto.csprng import SystemRandom
+from cloister.data.encoding import Encoding
+from cloister.data.info import DatasetInfo
 from cloister.errors import BudgetError, EncryptionError, FunctionError, InputError
-from cloister.fe.bounds import MAX_DIM, MAX_PARTS, MAX_PRODUCTS, MAX_REQUEST_SAMPLES, MAX_SAMPLES
-from cloister.fe.encoding import Encoding
-from cloister.fe.keyservice import DatasetInfo
-from cloister.field.linear import Geometry, LinearMap
-from cloister.wire.bodies import Body, encode
+from cloister.ring.bounds import (
+    MAX_DIM,
+    MAX_PARTS,
+    MAX_PRODUCTS,
+    MAX_REQUEST_SAMPLES,
+    MAX_SAMPLES,
+)
+from cloister.ring.linear import Geometry, LinearMap
+from cloister.wire.https.bodies import Body, encode
 
 PATIENCE_S = 20
 MEGAPIXELS = (1024, 1024, 3)
@@ -133,7 +139,7 @@ def test_a_fault_while_a_part_is_registered_leaves_nothing(kit, monkeypatch):
 
 @pytest.mark.parametrize("fault", [sqlite3.OperationalError("disk I/O error"), MemoryError()])
 def test_a_commit_that_fails_is_tried_again(kit, monkeypatch, fault):
-    monkeypatch.setattr("cloister.authority.database.RETRY_S", 0.01)
+    monkeypatch.setattr("cloister.base.sqlite.RETRY_S", 0.01)
     write, left = states.write_states, [3]
 
     def fails(*arguments):

@@ -8,13 +8,15 @@ from cloister.authority import service, tokens
 from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
 from cloister.authority.client import AuthorityClient
-from cloister.authority.database import FILE
 from cloister.authority.enrolment import NewPart, enrol
-from cloister.authority.identity import HPKE_FILE, PUBLIC_FILE, Identity, PublicIdentity
 from cloister.authority.local import LocalClient
 from cloister.authority.permutation import label_permutation
 from cloister.authority.records import Terms
-from cloister.crypto.csprng import InsecureSeededRandom, SystemRandom
+from cloister.base.identity import HPKE_FILE, PUBLIC_FILE, Identity, PublicIdentity
+from cloister.base.rng import InsecureSeededRandom, SystemRandom
+from cloister.base.sqlite import FILE
+from cloister.data.encoding import Encoding
+from cloister.data.info import DatasetInfo
 from cloister.errors import (
     AuthorityUnavailable,
     BudgetError,
@@ -24,9 +26,7 @@ from cloister.errors import (
     ProtocolError,
     ShapeError,
 )
-from cloister.fe.encoding import Encoding
-from cloister.fe.keyservice import DatasetInfo
-from cloister.field.linear import Geometry
+from cloister.ring.linear import Geometry
 
 RNG = SystemRandom()
 OTHER = Agreement(DatasetInfo("other", (2, 2, 1), 5, Encoding(1.0, 0.0, 8), 0, 1), Terms(notes="x"))

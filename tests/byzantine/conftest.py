@@ -4,13 +4,13 @@ from contextlib import contextmanager
 
 import pytest
 
+from cloister.wire.grpc.grpc_link import RpcLink
 from cloister.wire.inprocess import InProcessLink
 from cloister.wire.process import python
-from cloister.wire.rpc import RpcLink
-from cloister.wire.shm import start_local_worker
+from cloister.wire.shm.shm_link import start_local_worker
 from cloister.worker.byzantine import ByzantineEngine
 from cloister.worker.engine import Engine
-from cloister.worker.main import start_server
+from cloister.worker.serve import start_server
 
 
 @contextmanager

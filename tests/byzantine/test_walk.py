@@ -4,19 +4,19 @@ import signal
 
 import pytest
 
+import cloister._native as native
 import nets
 from byzantine.test_session import mixed_plan
-from cloister import _native
-from cloister.crypto.csprng import SystemRandom
+from cloister.base.rng import SystemRandom
 from cloister.errors import VerificationError
-from cloister.trusted.blinded import InlinePads, PadUse
+from cloister.trusted.pads.maker import InlinePads, PadUse
 from cloister.trusted.report import Meter
 from cloister.trusted.runtime import Runtime
 from cloister.trusted.session import Session
 from cloister.worker.byzantine import Lie
 from trusted.test_session import plan_of
 
-pytestmark = pytest.mark.skipif(_native.isa() == "portable", reason="no AES instructions")
+pytestmark = pytest.mark.skipif(native.isa() == "portable", reason="no AES instructions")
 
 
 class AlarmError(Exception):

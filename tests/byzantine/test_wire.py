@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cloister.errors import ProtocolError, WorkerTimeout, WorkerUnavailable
-from cloister.wire.rpc import RpcLink
+from cloister.wire.grpc.grpc_link import RpcLink
 from cloister.worker.byzantine import VALUE_LIES, Lie, twist
 from wire.loopback import ask, blinded, linear, slow
 

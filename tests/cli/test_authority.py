@@ -13,7 +13,7 @@ import pytest
 from cloister.authority.client import AuthorityClient
 from cloister.cli.encrypt import read_token
 from cloister.errors import AuthorityUnavailable, InputError
-from cloister.field.linear import Geometry, LinearMap
+from cloister.ring.linear import Geometry, LinearMap
 
 
 @contextmanager

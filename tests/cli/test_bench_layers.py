@@ -6,8 +6,8 @@ import pytest
 
 from cloister.cli.bench.layers import VGG16, Layer, bench_layers, float_input, float_model
 from cloister.errors import InputError
-from cloister.field.linear import LinearMap
-from cloister.field.ring import RingMap
+from cloister.ring.linear import LinearMap
+from cloister.ring.ring_map import RingMap
 
 SMALL = (Layer("conv", 5, 3, 4), Layer("dense", 1, 12, 7))
 

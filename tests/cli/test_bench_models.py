@@ -18,9 +18,9 @@ from cloister.cli.bench.baselines import (
 )
 from cloister.cli.bench.models import NAMES, build, load_any
 from cloister.errors import InputError, ModelError, UnsupportedError
-from cloister.graph.linear_nodes import geometry
-from cloister.graph.onnx_import import from_model
-from cloister.graph.ops import is_linear
+from cloister.graph.onnx.read import from_model
+from cloister.graph.ops.linear_nodes import geometry
+from cloister.graph.ops.table import is_linear
 
 # Published counts; where the original has batch normalisation, its two trained vectors per
 # convolution are one bias here: 4,800 channels in ResNet-18, 26,560 in ResNet-50, 75,712 in

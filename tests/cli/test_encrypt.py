@@ -4,23 +4,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cloister import files
 from cloister.authority import service, tokens
 from cloister.authority.agreement import EXPOSURE, Agreement
 from cloister.authority.authority import Authority
-from cloister.authority.database import FILE
-from cloister.authority.identity import PUBLIC_FILE
 from cloister.authority.records import Terms
+from cloister.base import files
+from cloister.base.identity import PUBLIC_FILE
+from cloister.base.rng import SystemRandom
+from cloister.base.sqlite import FILE
 from cloister.cli import newset
-from cloister.crypto.csprng import SystemRandom
+from cloister.data import dataset as datasets
+from cloister.data.dataset import EncryptedDataset
+from cloister.data.encoding import Encoding
+from cloister.data.info import DatasetInfo
+from cloister.data.writer import check_registered
 from cloister.errors import EncryptionError
-from cloister.fe import mask
-from cloister.fe.encoding import Encoding
-from cloister.fe.keyservice import DatasetInfo
-from cloister.field.linear import Geometry, LinearMap
-from cloister.training import dataset as datasets
-from cloister.training.dataset import EncryptedDataset
-from cloister.training.writer import check_registered
+from cloister.ring import pads
+from cloister.ring.linear import Geometry, LinearMap
 
 
 @pytest.fixture
@@ -64,8 +64,8 @@ def decrypted(authority, path, name="set"):
         Geometry((1, 1), dim, (1, 1), dim), np.eye(dim, dtype=np.int16).reshape(dim, 1, 1, dim)
     )
     key = authority.forward_key(name, ids, identity, receiver="trusted")
-    x = mask.unmask(mask.forward(identity, opened.data(ids).reshape(-1, 1, 1, dim)), key)
-    y = mask.unmask(opened.labels(ids), authority.label_key(name, ids, receiver="trusted"))
+    x = pads.unmask(pads.forward(identity, opened.data(ids).reshape(-1, 1, 1, dim)), key)
+    y = pads.unmask(opened.labels(ids), authority.label_key(name, ids, receiver="trusted"))
     return opened, opened.encoding.decode(x.reshape(-1, *opened.shape)), y
 
 
@@ -91,7 +91,7 @@ def test_pixels_of_two_clients_in_one_file(cloister, authority, to, pixels, tmp_
 
 
 def _as_info(part):
-    from cloister.training.dataset import PartInfo
+    from cloister.data.dataset import PartInfo
 
     return PartInfo(part.part, part.first, part.samples, part.sha256)
 

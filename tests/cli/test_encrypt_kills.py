@@ -12,12 +12,12 @@ import pytest
 from cli.test_encrypt import _as_info, decrypted
 from cloister.authority import service, tokens
 from cloister.authority.authority import Authority
-from cloister.authority.database import FILE
-from cloister.authority.identity import PUBLIC_FILE
-from cloister.crypto.csprng import SystemRandom
+from cloister.base.identity import PUBLIC_FILE
+from cloister.base.rng import SystemRandom
+from cloister.base.sqlite import FILE
+from cloister.data.dataset import EncryptedDataset
+from cloister.data.writer import check_registered
 from cloister.errors import AuthorityUnavailable, EncryptionError
-from cloister.training.dataset import EncryptedDataset
-from cloister.training.writer import check_registered
 
 # A client that ends itself, as kill -9 would, at a stated place.
 CLIENT = """
@@ -175,7 +175,7 @@ STAGES = {
     "the classes": (None, ("--classes", "0,1"), "class '2' is not one of data set set"),
     "the values": (None, ("--range", "0,0.5"), "outside the data set's range"),
     "the noise": (None, ("--noise", "-1"), "sigma"),
-    "the samples": (("cloister.fe.mask.blind", _full), (), "No space left"),
+    "the samples": (("cloister.ring.pads.blind", _full), (), "No space left"),
     "the file": (("os.fsync", _full), (), "No space left"),
     "the request": (("cloister.authority.client.AuthorityClient.register", _away), (), "answers"),
     "the record": (("cloister.authority.authority.new_dataset", _refuses), (), "no key is issued"),

@@ -14,13 +14,13 @@ from cli.test_train import Place
 from cloister.authority import service, tokens
 from cloister.authority.authority import Authority
 from cloister.authority.client import AuthorityClient
-from cloister.authority.database import FILE
-from cloister.authority.identity import PUBLIC_FILE
-from cloister.crypto.csprng import SystemRandom
+from cloister.base.identity import PUBLIC_FILE
+from cloister.base.rng import SystemRandom
+from cloister.base.sqlite import FILE
+from cloister.data import dataset as datasets
+from cloister.data.dataset import EncryptedDataset
 from cloister.errors import BudgetError, EncryptionError, FunctionError
-from cloister.field.linear import Geometry, LinearMap
-from cloister.training import dataset as datasets
-from cloister.training.dataset import EncryptedDataset
+from cloister.ring.linear import Geometry, LinearMap
 
 DIM = 30
 ANY = ("--many-functions", "--value-bits", 32, "--max-bits", 10**6)

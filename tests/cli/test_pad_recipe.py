@@ -6,7 +6,7 @@ import os
 import pytest
 
 from cloister.plan.recipe import Recipe
-from cloister.trusted.padrecipe import RECIPE_FILE
+from cloister.trusted.pads.recipe_mac import RECIPE_FILE
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from cloister.worker.byzantine import Lie
-from cloister.worker.main import start_server
+from cloister.worker.serve import start_server
 
 ONE_PARTY = ("--insecure-one-party",)
 """Tests have one machine."""

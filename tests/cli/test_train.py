@@ -15,14 +15,14 @@ pytest.importorskip("torch")
 
 from cloister.authority import service, tokens
 from cloister.authority.authority import Authority
-from cloister.authority.database import FILE
-from cloister.crypto.csprng import SystemRandom
-from cloister.fe import mask
-from cloister.field.linear import Geometry, LinearMap
-from cloister.training import remote
-from cloister.training.dataset import EncryptedDataset
-from cloister.training.server import LocalCiphertextServer
-from cloister.wire.releases import read_releases
+from cloister.base.rng import SystemRandom
+from cloister.base.sqlite import FILE
+from cloister.data.dataset import EncryptedDataset
+from cloister.ring import pads
+from cloister.ring.linear import Geometry, LinearMap
+from cloister.training import ciphertext_service
+from cloister.training.ciphertexts import LocalCiphertextServer
+from cloister.wire.request_log import read_releases
 from training.doubles import blobs
 
 SHAPE = (6, 5, 1)
@@ -70,9 +70,9 @@ class Place:
         geometry = Geometry((6, 5), 1, (1, 1), 30, (6, 5))
         identity = LinearMap(geometry, eye)
         key = self.authority.forward_key(held.name, ids, identity, receiver="trusted")
-        x = mask.unmask(mask.forward(identity, held.data(ids)), key).reshape(-1, *SHAPE)
+        x = pads.unmask(pads.forward(identity, held.data(ids)), key).reshape(-1, *SHAPE)
         labels = self.authority.label_key(held.name, ids, receiver="trusted")
-        return {"x": x, "y": mask.unmask(held.labels(ids), labels).argmax(1)}
+        return {"x": x, "y": pads.unmask(held.labels(ids), labels).argmax(1)}
 
 
 @pytest.fixture
@@ -163,9 +163,9 @@ def test_the_papers_mode_needs_to_be_asked_for_everywhere(place, cloister, refus
 
 def test_a_trusted_runtime_and_a_remote_server(place, cloister, refused, tmp_path):
     data = place.dataset("guarded")
-    public = remote.init(tmp_path / "host")
+    public = ciphertext_service.init(tmp_path / "host")
     held = LocalCiphertextServer(EncryptedDataset.open(data))
-    server = remote.serve(held, folder=tmp_path / "host", listen="127.0.0.1:0")
+    server = ciphertext_service.serve(held, folder=tmp_path / "host", listen="127.0.0.1:0")
     try:
         there = ("--unmask-to", "trusted", "--server", server.url, "--server-key", public)
         results = []

@@ -13,26 +13,26 @@ from PIL import Image
 import nets
 from cloister.authority.agreement import Agreement
 from cloister.authority.enrolment import Enrolment
-from cloister.authority.identity import PUBLIC_FILE, Identity, PublicIdentity
 from cloister.authority.records import Terms
+from cloister.base.identity import PUBLIC_FILE, Identity, PublicIdentity
+from cloister.base.rng import InsecureSeededRandom, SystemRandom
 from cloister.cli.arrays import read_array_file
 from cloister.cli.newset import read_ranges
 from cloister.cli.results import read_labels
-from cloister.crypto.csprng import InsecureSeededRandom, SystemRandom
+from cloister.data.dataset import EncryptedDataset
+from cloister.data.encoding import Encoding
+from cloister.data.info import DatasetInfo
 from cloister.data.pictures import read_picture
-from cloister.fe import ddh
-from cloister.fe.encoding import Encoding
-from cloister.fe.keyservice import DatasetInfo
-from cloister.field.linear import Geometry
-from cloister.graph import sources as models
+from cloister.data.sources import open_source
+from cloister.data.writer import Chunk, EncryptedDatasetWriter
+from cloister.graph.onnx import load as models
 from cloister.plan.recipe import Recipe
-from cloister.training import checkpoint, remote
-from cloister.training.dataset import EncryptedDataset
-from cloister.training.sources import open_source
-from cloister.training.writer import Chunk, EncryptedDatasetWriter
-from cloister.trusted.padstore import PadStore
-from cloister.wire import bodies
-from cloister.wire.releases import Release, ReleaseLog, read_releases
+from cloister.published import ddh
+from cloister.ring.linear import Geometry
+from cloister.training import checkpoint, ciphertext_service
+from cloister.trusted.pads.store import PadStore
+from cloister.wire.https import bodies
+from cloister.wire.request_log import Release, ReleaseLog, read_releases
 from cloister.wire.transcript import Entry, Transcript
 from fuzz.mutate import Mutator, mutated_bytes, mutated_json, mutated_message
 
@@ -152,7 +152,7 @@ def _source(path: Path) -> None:
 
 
 def _host(folder: Path) -> Path:
-    return remote.init(folder / "host")
+    return ciphertext_service.init(folder / "host")
 
 
 def _ddh_key(folder: Path) -> Path:
@@ -187,7 +187,9 @@ LOADERS = {
     "release log": Loader(_log, lambda path: list(read_releases(path))),
     "public file of an authority": Loader(_public, PublicIdentity.load, JSON),
     "public file of a ciphertext host": Loader(
-        _host, lambda path: remote.RemoteCiphertextServer("https://127.0.0.1:1", public=path), JSON
+        _host,
+        lambda path: ciphertext_service.RemoteCiphertextServer("https://127.0.0.1:1", public=path),
+        JSON,
     ),
     "master key of ddh": Loader(
         _ddh_key, lambda path: ddh.MasterKey.from_bytes(path.read_bytes(), keep=None)

@@ -6,8 +6,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from cloister.errors import RangeError, ShapeError, UnsupportedError
-from cloister.graph import batching, onnx_import, passes
 from cloister.graph.batch import batch_axis, bound_sizes, cut, joined, sample_count
+from cloister.graph.onnx import batching, read
+from cloister.graph.passes import normalise
 from cloister.plan import policies
 from cloister.plan.compare import compare
 from cloister.trusted.session import Session
@@ -28,7 +29,7 @@ def normal(*shape, seed=0):
 
 
 def graph_of(model):
-    return passes.prepare(onnx_import.from_model(model, name="net"))
+    return normalise.prepare(read.from_model(model, name="net"))
 
 
 def plain(model, feeds):
@@ -321,4 +322,4 @@ def test_what_a_small_file_makes_large_is_not_tried(monkeypatch):
         opset_imports=[helper.make_opsetid("", 17)],
         ir_version=8,
     )
-    assert not onnx_import.from_model(wide, name="wide").separable
+    assert not read.from_model(wide, name="wide").separable

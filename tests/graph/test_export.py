@@ -7,9 +7,9 @@ import pytest
 
 import nets
 from cloister.errors import ModelError
-from cloister.graph.export import to_model
 from cloister.graph.interpreter import interpret
-from cloister.graph.onnx_import import from_model
+from cloister.graph.onnx.export import to_model
+from cloister.graph.onnx.read import from_model
 from nets import Net
 
 

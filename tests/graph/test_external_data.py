@@ -9,10 +9,15 @@ import pytest
 from onnx import TensorProto, helper
 
 from cloister.errors import ModelError
-from cloister.graph.external_data import is_external, messages, read_external_data, require_inside
-from cloister.graph.fed import FedSession
-from cloister.graph.model_file import MAX_FILE_BYTES
-from cloister.graph.onnx_import import from_model, load
+from cloister.graph.onnx.external_data import (
+    is_external,
+    messages,
+    read_external_data,
+    require_inside,
+)
+from cloister.graph.onnx.model_file import MAX_FILE_BYTES
+from cloister.graph.onnx.read import from_model, load
+from cloister.graph.weights_as_inputs import FedSession
 
 DATA = np.arange(1, 5, dtype=np.float32)
 
@@ -165,8 +170,8 @@ def test_a_sparse_constant_is_read_from_the_models_folder(tmp_path, monkeypatch)
 
 
 def test_after_loading_no_tensor_is_outside(monkeypatch):
-    monkeypatch.setattr("cloister.graph.onnx_import.read_external_data", lambda *_, **__: None)
-    monkeypatch.setattr("cloister.graph.onnx_import._check", lambda *_: None)
+    monkeypatch.setattr("cloister.graph.onnx.read.read_external_data", lambda *_, **__: None)
+    monkeypatch.setattr("cloister.graph.onnx.read._check", lambda *_: None)
     with pytest.raises(ModelError, match="'w' lies in another file"):
         from_model(adds(outside()), name="net")
 
@@ -273,7 +278,7 @@ def test_a_file_of_holes_states_no_size(tmp_path):
     for _ in range(2):
         model.graph.initializer.append(outside(dims=(half,)))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ModelError, match="exceed 2 GiB"):
-        patch.setattr("cloister.graph.external_data._data", lambda *a: read.append(a) or b"")
+        patch.setattr("cloister.graph.onnx.external_data._data", lambda *a: read.append(a) or b"")
         read_external_data(model, folder=tmp_path, name="net")
     assert len(read) == 1
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from cloister.errors import ModelError, UnsupportedError
-from cloister.graph import frontends
 from cloister.graph.interpreter import interpret
-from cloister.graph.passes import prepare
+from cloister.graph.onnx import frontends
+from cloister.graph.passes.normalise import prepare
 from cloister.plan import policies
 from cloister.trusted.session import Session
 

@@ -3,8 +3,8 @@
 import pytest
 
 from cloister.errors import CloisterError, UnsupportedError
-from cloister.graph.linear_nodes import geometry
-from cloister.graph.onnx_import import from_model
+from cloister.graph.onnx.read import from_model
+from cloister.graph.ops.linear_nodes import geometry
 from nets import Net
 
 HUGE = 2**31 - 1

@@ -8,8 +8,8 @@ from onnx import TensorProto, helper
 import nets
 from cloister.errors import ModelError, ShapeError, UnsupportedError
 from cloister.graph.interpreter import interpret
-from cloister.graph.onnx_import import from_model
-from cloister.graph.ops import OPS, is_linear
+from cloister.graph.onnx.read import from_model
+from cloister.graph.ops.table import OPS, is_linear
 from nets import Net
 
 

@@ -10,7 +10,7 @@ import nets
 from cloister.errors import ModelError
 from cloister.graph.graph import Graph, TensorType
 from cloister.graph.legality import check, unsupported
-from cloister.graph.onnx_import import from_model
+from cloister.graph.onnx.read import from_model
 from nets import Net
 
 

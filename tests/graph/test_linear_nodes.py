@@ -7,20 +7,20 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cloister.errors import UnsupportedError
-from cloister.field.linear import Geometry
-from cloister.field.reference import taps
 from cloister.graph.interpreter import ORT_ERRORS
 from cloister.graph.layout import from_channels_last, to_channels_last
-from cloister.graph.linear_nodes import float_weights, geometry
-from cloister.graph.onnx_import import from_model
-from cloister.graph.ops import is_linear
+from cloister.graph.onnx.read import from_model
+from cloister.graph.ops.linear_nodes import float_weights, geometry
+from cloister.graph.ops.table import is_linear
+from cloister.ring.linear import Geometry
+from cloister.ring.reference import taps
 from nets import Net
 
 FEW = settings(max_examples=40, deadline=None)
 
 
 def naive(shape: Geometry, weights: np.ndarray, bias: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """The formula of field/linear.py in float64."""
+    """The formula of ring/linear.py in float64."""
     flat = x.reshape(len(x), -1, shape.in_channels).astype(np.float64)
     out = np.zeros((len(x), shape.out_size[0] * shape.out_size[1], shape.out_channels))
     cin, cout = shape.in_channels // shape.groups, shape.out_channels // shape.groups

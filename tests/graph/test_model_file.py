@@ -9,8 +9,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import nets
 from cloister.errors import ModelError
-from cloister.graph.model_file import LARGE_BYTES, read_model
-from cloister.graph.onnx_import import from_model, load
+from cloister.graph.onnx.model_file import LARGE_BYTES, read_model
+from cloister.graph.onnx.read import from_model, load
 
 LARGE = LARGE_BYTES // 4 + 3
 
@@ -53,7 +53,7 @@ def test_large_constants_are_taken_out_and_nothing_else_changes(tmp_path):
 
 @pytest.mark.parametrize("build", nets.ALL.values(), ids=nets.ALL)
 def test_files_and_messages_give_the_same_graph(build, tmp_path, monkeypatch):
-    monkeypatch.setattr("cloister.graph.model_file.LARGE_BYTES", 1)
+    monkeypatch.setattr("cloister.graph.onnx.model_file.LARGE_BYTES", 1)
     built = build()
     from_file, from_memory = load(write(tmp_path, built)), from_model(built, name="model")
     assert from_file.types == from_memory.types

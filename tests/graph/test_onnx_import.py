@@ -10,9 +10,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 import nets
 from cloister.errors import ModelError, UnsupportedError
-from cloister.graph.export import to_model
-from cloister.graph.onnx_import import from_model, load
-from cloister.graph.passes import prepare
+from cloister.graph.onnx.export import to_model
+from cloister.graph.onnx.read import from_model, load
+from cloister.graph.passes.normalise import prepare
 from nets import Net
 
 MODELS = (

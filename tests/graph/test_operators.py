@@ -10,8 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from cloister.graph.call import Call, NotCovered
-from cloister.graph.ops import OPS
+from cloister.graph.ops.call import Call, NotCovered
+from cloister.graph.ops.table import OPS
 
 fast = settings(max_examples=60, deadline=None)
 seeds = st.integers(0, 2**32 - 1)

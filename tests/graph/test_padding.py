@@ -7,8 +7,10 @@ import pytest
 from hypothesis import Phase, given, note, reject, settings
 from hypothesis import strategies as st
 
-from cloister.graph import interpreter, onnx_import, passes
+from cloister.graph import interpreter
 from cloister.graph.interpreter import ORT_ERRORS
+from cloister.graph.onnx import read
+from cloister.graph.passes import normalise
 from trusted.random_models import RandomModel, add_convolution, add_pool, runtime
 
 EXAMPLES = int(os.environ.get("CLOISTER_EXAMPLES", "150"))
@@ -40,7 +42,7 @@ def test_every_window_means_what_onnx_runtime_computes(grow, data):
         wanted = runtime(model).run(None, feeds)
     except ORT_ERRORS:
         reject()  # its own shape inference contradicts its own kernels
-    graph = passes.prepare(onnx_import.from_model(model, name="windows"))
+    graph = normalise.prepare(read.from_model(model, name="windows"))
     found = interpreter.interpret(graph, feeds)
     for name, value in zip(net.outputs, wanted, strict=True):
         assert graph.types[name].shape == (None, *value.shape[1:])

@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nets
-from cloister.graph import passes
 from cloister.graph.graph import Graph
 from cloister.graph.interpreter import interpret
-from cloister.graph.onnx_import import from_model
-from cloister.graph.ops import is_linear
+from cloister.graph.onnx.read import from_model
+from cloister.graph.ops.table import is_linear
+from cloister.graph.passes import normalise
 from nets import Net
 
-PASSES = {one.__name__: one for one in passes.standard_passes}
+PASSES = {one.__name__: one for one in normalise.standard_passes}
 
 
 def ops(graph: Graph) -> list[str]:
@@ -33,7 +33,7 @@ def assert_same(before: Graph, after: Graph, feeds: dict[str, np.ndarray]) -> No
 def prepared(net: Net, *outputs: str, count: int = 3) -> Graph:
     model = net.model(*outputs)
     graph = from_model(model, name="net")
-    after = passes.prepare(graph)
+    after = normalise.prepare(graph)
     assert_same(graph, after, nets.samples(model, count))
     for name, known in after.types.items():
         assert name in after.constants or name in after.inputs or known.dtype is not None
@@ -46,15 +46,15 @@ def test_each_pass_keeps_the_meaning_of_small_nets(one, build):
     model = build()
     graph = from_model(model, name="net")
     nodes, constants = graph.nodes, dict(graph.constants)
-    after = passes.run_passes(graph, (one,))
+    after = normalise.run_passes(graph, (one,))
     assert_same(graph, after, nets.samples(model, 2))
     assert (graph.nodes, dict(graph.constants)) == (nodes, constants)
 
 
 @pytest.mark.parametrize("build", nets.ALL.values(), ids=nets.ALL)
 def test_preparing_twice_changes_nothing_more(build):
-    once = passes.prepare(from_model(build(), name="net"))
-    twice = passes.prepare(once)
+    once = normalise.prepare(from_model(build(), name="net"))
+    twice = normalise.prepare(once)
     assert ops(twice) == ops(once)
 
 
@@ -151,7 +151,7 @@ def test_random_values_are_never_folded():
     net = Net()
     noise = net.op("RandomUniform", shape=[4])
     graph = from_model(net.model(net.op("Add", net.input("x", 4), noise)), name="net")
-    assert "RandomUniform" in ops(passes.prepare(graph))
+    assert "RandomUniform" in ops(normalise.prepare(graph))
 
 
 # ---- scales and shifts

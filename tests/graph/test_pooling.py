@@ -6,11 +6,11 @@ import pytest
 from hypothesis import assume, given, reject, settings
 from hypothesis import strategies as st
 
-from cloister.field.reference import pool
 from cloister.graph.interpreter import ORT_ERRORS, interpret
 from cloister.graph.layout import from_channels_last, to_channels_last
-from cloister.graph.onnx_import import from_model
-from cloister.graph.pooling import pool_geometry
+from cloister.graph.onnx.read import from_model
+from cloister.graph.ops.windows import pool_geometry
+from cloister.ring.reference import pool
 from nets import Net
 
 small = st.integers(1, 3)

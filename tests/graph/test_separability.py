@@ -4,7 +4,8 @@ import onnxruntime as ort
 import pytest
 
 import nets
-from cloister.graph import onnx_import, passes
+from cloister.graph.onnx import read
+from cloister.graph.passes import normalise
 from cloister.plan import policies
 from cloister.trusted.session import Session
 
@@ -57,13 +58,13 @@ def crossed():
 
 @pytest.mark.parametrize("net", nets.ALL)
 def test_ordinary_networks_may_be_run_in_parts(net):
-    assert onnx_import.from_model(nets.ALL[net](), name="net").separable
+    assert read.from_model(nets.ALL[net](), name="net").separable
 
 
 @pytest.mark.parametrize("build", [centred, normalised, backwards, captured, crossed])
 def test_networks_that_mix_samples_are_run_whole(build):
     model = build()
-    graph = passes.prepare(onnx_import.from_model(model, name="net"))
+    graph = normalise.prepare(read.from_model(model, name="net"))
     assert not graph.separable
     feeds = nets.samples(model, 5)
     (wanted,) = ort.InferenceSession(model.SerializeToString()).run(None, feeds)

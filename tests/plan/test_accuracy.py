@@ -6,15 +6,16 @@ import pytest
 import nets
 import unequal
 from cloister.errors import CloisterWarning, PrecisionWarning, UnsupportedError
-from cloister.field.ring import RingMap
-from cloister.graph import onnx_import, passes
+from cloister.graph.onnx import read
+from cloister.graph.passes import normalise
 from cloister.plan import accuracy, policies
 from cloister.plan.accuracy import MAX_ERROR, SAMPLES
 from cloister.plan.quantise import Precision
+from cloister.ring.ring_map import RingMap
 
 
 def graph_of(model):
-    return passes.prepare(onnx_import.from_model(model, name="net"))
+    return normalise.prepare(read.from_model(model, name="net"))
 
 
 @pytest.mark.parametrize("net", nets.ALL)

@@ -5,7 +5,8 @@ import pytest
 
 import nets
 from cloister.errors import PlanError, RangeError
-from cloister.graph import onnx_import, passes
+from cloister.graph.onnx import read
+from cloister.graph.passes import normalise
 from cloister.plan import policies
 from cloister.plan.claims import SENT, claims_of
 from cloister.plan.protection import BLINDED, BLINDED_VERIFIED, ENCLAVE, OPEN, VERIFIED
@@ -97,7 +98,7 @@ def test_a_plan_whose_results_may_wrap_is_refused():
 
 @pytest.mark.parametrize("bits", [(16, 14), (12, 12), (8, 8), (2, 2)])
 def test_every_node_has_a_proof_that_it_does_not_wrap(bits):
-    graph = passes.prepare(onnx_import.from_model(nets.separable(), name="net"))
+    graph = normalise.prepare(read.from_model(nets.separable(), name="net"))
     precision = Precision(*bits)
     for node in plan_of(nets.separable()).linear_nodes:
         source = next(n for n in graph.nodes if n.name == node.node)

@@ -4,7 +4,8 @@ import pytest
 
 import nets
 from cloister.errors import PlanError, PrecisionWarning
-from cloister.graph import onnx_import, passes
+from cloister.graph.onnx import read
+from cloister.graph.passes import normalise
 from cloister.plan import policies
 from cloister.plan.compare import compare
 from cloister.plan.quantise import Precision
@@ -13,7 +14,7 @@ from trusted.links import DirectLink
 
 
 def plan_of(model, precision=None, policy="slalom", count=6):
-    graph = passes.prepare(onnx_import.from_model(model, name="net"))
+    graph = normalise.prepare(read.from_model(model, name="net"))
     calibration = nets.samples(model, count)
     return policies.make(policy, graph, calibration=calibration, precision=precision)
 
@@ -59,7 +60,7 @@ def test_end_result_and_layers():
 
 def test_clips_are_counted():
     model = nets.chain()
-    graph = passes.prepare(onnx_import.from_model(model, name="net"))
+    graph = normalise.prepare(read.from_model(model, name="net"))
     feeds = nets.samples(model, 4)
     image = feeds["image"]
     half = {"image": np.clip(image, -0.5, 0.5).astype(np.float32)}

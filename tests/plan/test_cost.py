@@ -3,14 +3,14 @@
 import onnx
 import pytest
 
+import cloister._native as native
 import nets
-from cloister import _native
 from cloister.cli.bench.models import build
 from cloister.cli.bench.peak import measure_peak, random_input
 from cloister.errors import CloisterError
-from cloister.graph.onnx_import import from_model
-from cloister.graph.passes import prepare
-from cloister.graph.sources import load
+from cloister.graph.onnx.load import load
+from cloister.graph.onnx.read import from_model
+from cloister.graph.passes.normalise import prepare
 from cloister.plan.cost import estimate
 from cloister.plan.policies import NAMES, assign
 from cloister.plan.quantise import Precision
@@ -72,14 +72,14 @@ def test_protections_cost_what_they_need():
 
 def test_check_vectors_are_small_wherever_there_are_vector_units():
     graph = prepare(from_model(build("vgg16"), name="net"))
-    before, stated = _native.isa(), {}
+    before, stated = native.isa(), {}
     try:
-        for isa in _native.available_isas():
-            _native.force_isa(isa)
+        for isa in native.available_isas():
+            native.force_isa(isa)
             phases = estimate(graph, assign(graph, "verified")).memory.phases
             stated[isa] = phases["serving requests"]["check vectors"]
     finally:
-        _native.force_isa(before)
+        native.force_isa(before)
     portable = stated.pop("portable")
     assert portable > 60e6
     assert all(0 < nbytes < portable / 4 for nbytes in stated.values())

@@ -4,8 +4,8 @@ import pytest
 import nets
 import unequal
 from cloister.errors import PlanError
-from cloister.field.linear import Geometry
-from cloister.graph import onnx_import, passes
+from cloister.graph.onnx import read
+from cloister.graph.passes import normalise
 from cloister.plan import input_factors as module
 from cloister.plan.input_factors import (
     HEADROOM,
@@ -16,6 +16,7 @@ from cloister.plan.input_factors import (
     reads_raw,
 )
 from cloister.plan.quantise import Precision, calibrate, quantise_node
+from cloister.ring.linear import Geometry
 
 QMAX = 2047
 
@@ -91,7 +92,7 @@ def test_factors_stay_ordinary_numbers():
 
 
 def test_one_part_at_a_time_gives_the_same(monkeypatch):
-    graph = passes.prepare(onnx_import.from_model(unequal.grouped(), name="net"))
+    graph = normalise.prepare(read.from_model(unequal.grouped(), name="net"))
     (node,) = graph.nodes
     samples = unequal.samples(unequal.grouped(), 8)
     ranges = calibrate(graph, [node], samples, by_channel=frozenset({node.name}))[node.name]
@@ -115,7 +116,7 @@ def test_an_element_has_its_own_factor_where_one_window_covers_the_image():
 
 
 def test_raw_means_without_a_layer_on_the_worker_before():
-    graph = passes.prepare(onnx_import.from_model(nets.residual(), name="net"))
+    graph = normalise.prepare(read.from_model(nets.residual(), name="net"))
     sent = frozenset(node.name for node in graph.nodes if node.op in ("Conv", "Gemm"))
     linear = [node for node in graph.nodes if node.name in sent]
     assert [reads_raw(graph, node, sent) for node in linear] == [True] + [False] * 6
@@ -124,7 +125,7 @@ def test_raw_means_without_a_layer_on_the_worker_before():
 
 def test_calibration_by_channel():
     model = unequal.several()
-    graph = passes.prepare(onnx_import.from_model(model, name="net"))
+    graph = normalise.prepare(read.from_model(model, name="net"))
     nodes = [node for node in graph.nodes if node.op == "Conv"]
     samples = unequal.samples(model, 11)
     found = calibrate(graph, nodes, samples, by_channel=frozenset({nodes[0].name}))

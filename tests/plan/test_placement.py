@@ -3,19 +3,20 @@ import onnxruntime as ort
 import pytest
 
 import nets
-from cloister.crypto.csprng import InsecureSeededRandom
-from cloister.graph import onnx_import, passes
-from cloister.graph.depthwise import depthwise_window
+from cloister.base.rng import InsecureSeededRandom
+from cloister.graph.onnx import read
+from cloister.graph.ops.depthwise import depthwise_window
+from cloister.graph.passes import normalise
 from cloister.plan import placement, policies
 from cloister.plan.placement import Costs, default_costs, measure, place, placements
 from cloister.plan.protection import BLINDED_VERIFIED, ENCLAVE, VERIFIED
-from cloister.trusted.program import Fuse, Local, compile_plan
+from cloister.trusted.program.compile import Fuse, Local, compile_plan
 from cloister.trusted.session import Session
 from trusted.links import DirectLink
 
 
 def graph_of(model):
-    return passes.prepare(onnx_import.from_model(model, name="net"))
+    return normalise.prepare(read.from_model(model, name="net"))
 
 
 def convolutions(graph):

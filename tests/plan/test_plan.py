@@ -4,8 +4,8 @@ from onnx import helper, numpy_helper
 
 import nets
 from cloister.errors import PlanError, UnsupportedError
-from cloister.graph.onnx_import import from_model
-from cloister.graph.passes import prepare
+from cloister.graph.onnx.read import from_model
+from cloister.graph.passes.normalise import prepare
 from cloister.plan import policies
 from cloister.plan.compare import compare
 from cloister.trusted.session import Session

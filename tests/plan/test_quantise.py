@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from cloister.graph import passes
-from cloister.graph.onnx_import import from_model
+from cloister.graph.onnx.read import from_model
+from cloister.graph.passes import normalise
 from cloister.plan.quantise import Precision, quantise_node
 from nets import Net
 
@@ -14,7 +14,7 @@ def test_the_width_of_activations_does_not_follow_from_a_rounded_logarithm(monke
     x = net.input("x", 1 << 13)
     weights = np.ones((1 << 13, 2), np.float32)
     net.op("MatMul", x, net.constant(weights))
-    graph = passes.prepare(from_model(net.model("v0"), name="net"))
+    graph = normalise.prepare(from_model(net.model("v0"), name="net"))
     wanted = quantise_node(graph, graph.nodes[0], ranges=(1.0,), precision=Precision(16, 12))
     assert np.abs(wanted.linear.weights).max() == 128
 

@@ -2,14 +2,15 @@ import pytest
 
 import nets
 from cloister.errors import InputError, PlanError
-from cloister.graph import onnx_import, passes
+from cloister.graph.onnx import read
+from cloister.graph.passes import normalise
 from cloister.plan import policies
 from cloister.plan.quantise import Precision
 from cloister.plan.recipe import Recipe, measure
 
 
 def graph_of(model):
-    return passes.prepare(onnx_import.from_model(model, name="net"))
+    return normalise.prepare(read.from_model(model, name="net"))
 
 
 @pytest.mark.parametrize("policy", policies.NAMES)

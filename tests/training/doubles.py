@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from cloister.data.encoding import Encoding
+from cloister.data.info import DatasetInfo
 from cloister.errors import AuthorityUnavailable, BudgetError
-from cloister.fe import mask
-from cloister.fe.encoding import Encoding
-from cloister.fe.keyservice import DatasetInfo
+from cloister.ring import pads
 
 KEY = bytes(range(32))
 
@@ -26,8 +26,8 @@ class MemoryDataset:
         self.test_ids = ids[::test_every]
         self.train_ids = np.setdiff1d(ids, self.test_ids)
         one_hot = np.eye(self.classes, dtype=np.int64)[y]
-        self._data = mask.blind(key, encoding.encode(x), ids, domain=mask.DATA_DOMAIN)
-        self._labels = mask.blind(key, one_hot, ids, domain=mask.LABEL_DOMAIN)
+        self._data = pads.blind(key, encoding.encode(x), ids, domain=pads.DATA_DOMAIN)
+        self._labels = pads.blind(key, one_hot, ids, domain=pads.LABEL_DOMAIN)
         self.identity = hashlib.sha256(key + self._data.tobytes()).hexdigest()
 
     def data(self, ids):
@@ -66,20 +66,20 @@ class MemoryAuthority:
         self.log.append((kind, len(ids), receiver))
 
     def _mask(self, ids):
-        return mask.masks(self.key, ids, self.dataset.shape, domain=mask.DATA_DOMAIN)
+        return pads.masks(self.key, ids, self.dataset.shape, domain=pads.DATA_DOMAIN)
 
     def forward_key(self, dataset, ids, linear, *, receiver):
         self._enter("forward", ids, receiver)
-        return mask.forward(linear, self._mask(ids))
+        return pads.forward(linear, self._mask(ids))
 
     def gradient_key(self, dataset, ids, geometry, delta, *, receiver):
         self._enter("gradient", ids, receiver)
-        return mask.gradient(geometry, delta, self._mask(ids))
+        return pads.gradient(geometry, delta, self._mask(ids))
 
     def label_key(self, dataset, ids, *, receiver):
         self._enter("labels", ids, receiver)
         shape = (self.dataset.classes,)
-        return mask.masks(self.key, ids, shape, domain=mask.LABEL_DOMAIN)
+        return pads.masks(self.key, ids, shape, domain=pads.LABEL_DOMAIN)
 
 
 def blobs(n=200, shape=(6, 5, 1), classes=3, seed=0, offset=0.0, spread=0.15):

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from cloister.crypto.csprng import InsecureSeededRandom
+from cloister.base.rng import InsecureSeededRandom
 from cloister.errors import EncryptionError, InputError
 from cloister.training import checkpoint, frozen
 from cloister.training.trainer import Trainer

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from cloister.authority.client import AuthorityClient
-from cloister.fe.keyservice import KeyService
+from cloister.authority.key_service import KeyService
+from cloister.data.feature_noise import GaussianNoise
+from cloister.training.ciphertext_service import RemoteCiphertextServer
+from cloister.training.ciphertexts import CiphertextHost, LocalCiphertextServer
 from cloister.training.claims import TELLS, claims
-from cloister.training.noise import GaussianNoise
-from cloister.training.remote import RemoteCiphertextServer
 from cloister.training.sent import Content, Party, sent
-from cloister.training.server import CiphertextHost, LocalCiphertextServer
 from training.doubles import MemoryAuthority, MemoryDataset, blobs
 from training.test_trainer import FROZEN, PAPER, SHAPE, TRUSTED, trainer
 

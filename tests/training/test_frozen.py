@@ -5,19 +5,19 @@ import pytest
 
 pytest.importorskip("torch")
 
-from cloister.authority import blur, functions
+from cloister.authority import functions, noise
 from cloister.authority.requests import Forward
+from cloister.data.encoding import Encoding
+from cloister.data.info import DatasetInfo
+from cloister.data.sources import PIXELS
 from cloister.errors import FunctionError
-from cloister.fe.bounds import check_size
-from cloister.fe.encoding import Encoding
-from cloister.fe.keyservice import DatasetInfo
+from cloister.ring.bounds import check_size
 from cloister.training.frozen import (
     default_projection,
     low_frequencies,
     projection,
     random_projection,
 )
-from cloister.training.sources import PIXELS
 
 
 def info(*shape, budget=None, encoding=PIXELS):
@@ -113,7 +113,7 @@ def test_default_projections_are_functions_an_authority_issues(shape, encoding):
     check_size(described, linear.geometry, 4096)
     request = Forward(linear, 4096)
     functions.check_rows(described, request.cuts, request.rows)
-    shift = blur.shift(described, request.function, 8)
+    shift = noise.shift(described, request.function, 8)
     assert shift > 0
     request.check_range(described, [1 << shift - 1])
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from cloister.data.encoding import Encoding
 from cloister.errors import (
     AuthorityUnavailable,
     EncryptionError,
@@ -15,9 +16,8 @@ from cloister.errors import (
     ShapeError,
     UnsupportedError,
 )
-from cloister.fe import mask
-from cloister.fe.encoding import Encoding
-from cloister.field.linear import Geometry
+from cloister.ring.linear import Geometry
+from cloister.training.ciphertexts import LocalCiphertextServer
 from cloister.training.layers import (
     EncryptedConv2d,
     EncryptedLinear,
@@ -26,7 +26,6 @@ from cloister.training.layers import (
     fixed_point,
 )
 from cloister.training.products import Products
-from cloister.training.server import LocalCiphertextServer
 from training.doubles import MemoryAuthority, MemoryDataset, blobs
 
 RECEIVERS = ("server", "trusted")
@@ -170,9 +169,9 @@ def test_the_order_of_a_key_in_memory_does_not_matter(geometry):
     delta = rng.integers(-(2**15), 2**15, (7, *geometry.out_shape)).astype(np.int16)
     integers = encoding.encode(x)
     pads = np.zeros((7, *geometry.in_shape), np.uint32)
-    wanted = mask.unmask(
-        mask.gradient(geometry, delta, integers.astype(np.uint32)),
-        mask.gradient(geometry, delta, pads),
+    wanted = pads.unmask(
+        pads.gradient(geometry, delta, integers.astype(np.uint32)),
+        pads.gradient(geometry, delta, pads),
     )
     for authority in (MemoryAuthority(dataset), KeysFromAWire(dataset)):
         found = products_of(dataset, authority).gradient(ids, geometry, delta)

@@ -14,13 +14,13 @@ from cloister.errors import (
     InputError,
     ProtocolError,
 )
-from cloister.fe.bounds import MAX_REQUEST_SAMPLES
-from cloister.field.linear import Geometry, LinearMap
-from cloister.training import remote
+from cloister.ring.bounds import MAX_REQUEST_SAMPLES
+from cloister.ring.linear import Geometry, LinearMap
+from cloister.training import ciphertext_service
+from cloister.training.accuracy_plot import write_curve
 from cloister.training.checkpoint import EpochResult
-from cloister.training.curve import write_curve
-from cloister.training.server import LocalCiphertextServer
-from cloister.wire.https import HttpsClient
+from cloister.training.ciphertexts import LocalCiphertextServer
+from cloister.wire.https.client import HttpsClient
 from training.doubles import MemoryDataset, blobs
 
 HISTORY = [
@@ -48,9 +48,9 @@ def test_curves(history, tmp_path):
 def served(tmp_path):
     x, y, encoding = blobs(20, (5, 4, 2))
     held = LocalCiphertextServer(MemoryDataset(x, y, encoding=encoding, classes=3))
-    public = remote.init(tmp_path / "host")
-    server = remote.serve(held, folder=tmp_path / "host", listen="127.0.0.1:0")
-    client = remote.RemoteCiphertextServer(server.url, public=public)
+    public = ciphertext_service.init(tmp_path / "host")
+    server = ciphertext_service.serve(held, folder=tmp_path / "host", listen="127.0.0.1:0")
+    client = ciphertext_service.RemoteCiphertextServer(server.url, public=public)
     yield held, client, server, public
     client.close()
     server.close()
@@ -90,19 +90,19 @@ def test_errors_cross_the_wire(served, tmp_path):
     linear = pixel_sum()
     with pytest.raises(EncryptionError, match="not here"):
         client.forward("other", np.zeros(1, np.int64), linear)
-    other = remote.init(tmp_path / "other")
-    stranger = remote.RemoteCiphertextServer(server.url, public=other, retry_for_s=0.0)
+    other = ciphertext_service.init(tmp_path / "other")
+    stranger = ciphertext_service.RemoteCiphertextServer(server.url, public=other, retry_for_s=0.0)
     with pytest.raises(AuthorityUnavailable):
         stranger.forward("set", np.zeros(1, np.int64), linear)
 
 
 def test_strangers_are_refused_before_their_request_is_read(served, tmp_path):
     _, client, server, public = served
-    certificate, _ = remote._read_public(public)
+    certificate, _ = ciphertext_service._read_public(public)
     with contextlib.closing(
         HttpsClient(server.url, certificate=certificate, token="other", retry_for_s=20)
     ) as stranger:
-        for operation in (*remote.OPERATIONS, "everything"):
+        for operation in (*ciphertext_service.OPERATIONS, "everything"):
             with pytest.raises(InputError, match="token"):
                 stranger.call(operation, {}, (np.zeros(1 << 24, np.uint8),))
     assert client.forward("set", np.zeros(1, np.int64), pixel_sum()).shape == (1, 1, 1, 1)
@@ -117,7 +117,7 @@ def test_what_one_request_may_cost_is_bounded(served, monkeypatch):
     monkeypatch.setattr(held, "data", reads)
     many = np.zeros(MAX_REQUEST_SAMPLES + 1, np.int64)
     some, geometry = many[:1024], Geometry((5, 4), 2, (5, 4), 3, (3, 3), pad=(1, 1))
-    monkeypatch.setattr("cloister.fe.bounds.MAX_PRODUCTS", 1024 * geometry.macs - 1)
+    monkeypatch.setattr("cloister.ring.bounds.MAX_PRODUCTS", 1024 * geometry.macs - 1)
     weights = np.zeros(geometry.weight_shape, np.int16)
     delta = np.zeros((1024, *geometry.out_shape), np.int16)
     far = replace(geometry, stride=(1 << 14, 1))
@@ -151,27 +151,33 @@ def test_requests_at_the_same_time_get_their_own_samples(tmp_path):
 
 
 def test_public_files(tmp_path):
-    path = remote.init(tmp_path / "host")
+    path = ciphertext_service.init(tmp_path / "host")
     assert path.stat().st_mode & 0o777 == 0o600
     with pytest.raises(InputError, match="not empty"):
-        remote.init(tmp_path / "host")
+        ciphertext_service.init(tmp_path / "host")
     for secret in ("server.pub", "server.key"):
         (tmp_path / "host" / secret).chmod(0o640)
         with pytest.raises(InputError, match="chmod 600"):
-            remote.serve(LocalCiphertextServer(), folder=tmp_path / "host", listen="127.0.0.1:0")
+            ciphertext_service.serve(
+                LocalCiphertextServer(), folder=tmp_path / "host", listen="127.0.0.1:0"
+            )
         (tmp_path / "host" / secret).chmod(0o600)
     path.chmod(0o604)
     with pytest.raises(InputError, match="chmod 600"):
-        remote.RemoteCiphertextServer("https://127.0.0.1:1", public=path)
+        ciphertext_service.RemoteCiphertextServer("https://127.0.0.1:1", public=path)
     path.chmod(0o600)
     for text in ("{}", "", '{"format": "x"}', "[1]"):
         path.write_text(text)
         with pytest.raises(InputError, match="public file"):
-            remote.RemoteCiphertextServer("https://127.0.0.1:1", public=path)
+            ciphertext_service.RemoteCiphertextServer("https://127.0.0.1:1", public=path)
         with pytest.raises(InputError, match="public file"):
-            remote.serve(LocalCiphertextServer(), folder=tmp_path / "host", listen="127.0.0.1:0")
+            ciphertext_service.serve(
+                LocalCiphertextServer(), folder=tmp_path / "host", listen="127.0.0.1:0"
+            )
     path.unlink()
     with pytest.raises(InputError, match="ciphertexts init"):
-        remote.RemoteCiphertextServer("https://127.0.0.1:1", public=path)
+        ciphertext_service.RemoteCiphertextServer("https://127.0.0.1:1", public=path)
     with pytest.raises(InputError, match="ciphertexts init"):
-        remote.serve(LocalCiphertextServer(), folder=tmp_path / "host", listen="127.0.0.1:0")
+        ciphertext_service.serve(
+            LocalCiphertextServer(), folder=tmp_path / "host", listen="127.0.0.1:0"
+        )

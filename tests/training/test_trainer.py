@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from cloister.crypto.csprng import InsecureSeededRandom
+from cloister.base.rng import InsecureSeededRandom
+from cloister.data.feature_noise import GaussianNoise
 from cloister.errors import (
     AuthorityUnavailable,
     BudgetError,
@@ -24,10 +25,9 @@ from cloister.errors import (
     InputError,
     UnsupportedError,
 )
-from cloister.fe.bounds import MAX_SAMPLES
+from cloister.ring.bounds import MAX_SAMPLES
 from cloister.training import models
 from cloister.training.frozen import Lift, projection, random_projection
-from cloister.training.noise import GaussianNoise
 from cloister.training.settings import Settings
 from cloister.training.trainer import Trainer, epoch_order
 from training.doubles import MemoryAuthority, MemoryDataset, blobs
@@ -353,7 +353,7 @@ def test_a_trainer_asks_for_no_more_samples_than_a_request_may_name(settings, mo
     wanted.prepare()
     accuracy = wanted.evaluate()
     dim = int(np.prod(SHAPE))
-    monkeypatch.setattr("cloister.fe.bounds.MAX_REQUEST_ELEMENTS", 12 * dim)
+    monkeypatch.setattr("cloister.ring.bounds.MAX_REQUEST_ELEMENTS", 12 * dim)
     made, authority, _ = trainer(settings)
     made.prepare()
     assert made.evaluate() == accuracy

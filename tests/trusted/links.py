@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 
 from cloister.errors import WorkerUnavailable
-from cloister.field.linear import LinearMap
-from cloister.field.ring import RingMap
+from cloister.ring.linear import LinearMap
+from cloister.ring.ring_map import RingMap
 from cloister.wire.messages import TensorSpec, Unchecked
 
 Lie = Callable[[int, np.ndarray], np.ndarray]

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from cloister.errors import PadsExhausted, PadStoreError
-from cloister.trusted.padstore import PadStore
+from cloister.trusted.pads.store import PadStore
 
 DIGEST = bytes(range(32))
 SHAPES = {0: (5, 4, 3), 2: (1, 1, 7)}

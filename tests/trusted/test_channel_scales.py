@@ -4,17 +4,18 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+import cloister._native as native
 import unequal
-from cloister import _native
 from cloister.errors import ClipWarning, PrecisionWarning
-from cloister.graph import onnx_import, passes
+from cloister.graph.onnx import read
+from cloister.graph.passes import normalise
 from cloister.plan import policies
 from cloister.plan.compare import compare
 from cloister.plan.quantise import WRAP_LIMIT, Precision, static_bound
 from cloister.plan.recipe import Recipe, measure
-from cloister.trusted.program import Fuse, compile_plan
+from cloister.trusted.program.compile import Fuse, compile_plan
 from cloister.trusted.session import Session
-from cloister.wire.shm import start_local_worker
+from cloister.wire.shm.shm_link import start_local_worker
 from trusted.links import DirectLink
 
 POLICIES = ("slalom", "verified", "blinded")
@@ -29,7 +30,7 @@ def worker():
 
 
 def graph_of(model):
-    return passes.prepare(onnx_import.from_model(model, name="net"))
+    return normalise.prepare(read.from_model(model, name="net"))
 
 
 def exact_of(model, feeds):
@@ -70,7 +71,7 @@ def test_one_scale_for_all_channels_loses_the_small_ones_and_says_so(net):
         recipe.plan(graph_of(model))
 
 
-@pytest.mark.skipif(_native.isa() == "portable", reason="no AES instructions")
+@pytest.mark.skipif(native.isa() == "portable", reason="no AES instructions")
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("net", unequal.ALL)
 def test_both_executors_compute_the_same_bits(worker, net, policy):

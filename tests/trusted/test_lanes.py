@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import nets
-from cloister.crypto.csprng import SystemRandom
+from cloister.base.rng import SystemRandom
 from cloister.errors import (
     PadsExhausted,
     PlanError,
@@ -17,14 +17,14 @@ from cloister.errors import (
     WorkerTimeout,
     WorkerUnavailable,
 )
-from cloister.trusted.blinded import InlinePads
 from cloister.trusted.lanes import Job, Lane, Lanes
-from cloister.trusted.padstore import PadSet
+from cloister.trusted.pads.maker import InlinePads
+from cloister.trusted.pads.store import PadSet
 from cloister.trusted.session import Session
 from cloister.wire.process import python
-from cloister.wire.shm import connect_local_worker
+from cloister.wire.shm.shm_link import connect_local_worker
 from cloister.worker.byzantine import Lie
-from cloister.worker.main import start_server
+from cloister.worker.serve import start_server
 from trusted.links import DirectLink, DyingLink
 from trusted.test_session import plan_of
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import cloister._native as native
 import nets
-from cloister import _native
-from cloister.crypto.csprng import InsecureSeededRandom, SystemRandom
+from cloister.base.rng import InsecureSeededRandom, SystemRandom
 from cloister.errors import (
     InputError,
     RangeError,
@@ -18,16 +18,16 @@ from cloister.errors import (
     WorkerTimeout,
     WorkerUnavailable,
 )
-from cloister.field import reference
-from cloister.field.freivalds import P52
-from cloister.field.linear import Geometry, LinearMap
-from cloister.trusted.blinded import PadMaker
-from cloister.trusted.padfactory import BackgroundFill, Rate, WorkerMaker, fill
-from cloister.trusted.padshares import Digits
-from cloister.trusted.padstore import PadStore
+from cloister.ring import reference
+from cloister.ring.freivalds import P52
+from cloister.ring.linear import Geometry, LinearMap
+from cloister.trusted.pads.factory import BackgroundFill, Rate, WorkerMaker, fill
+from cloister.trusted.pads.maker import PadMaker
+from cloister.trusted.pads.shares import Digits
+from cloister.trusted.pads.store import PadStore
 from cloister.trusted.session import Session
+from cloister.wire.grpc.grpc_link import RpcLink
 from cloister.wire.inprocess import InProcessLink
-from cloister.wire.rpc import RpcLink
 from cloister.worker.byzantine import ByzantineEngine, Lie
 from cloister.worker.engine import Engine
 from instruction_sets import forced
@@ -135,7 +135,7 @@ def split(share, t, widths, isa):
     limbs = np.full((len(widths), len(share)), 77, np.int16)
     sums = np.full(len(widths), 77, np.uint64)
     with forced(isa):
-        _native.split_share(share, t, widths, limbs, sums)
+        native.split_share(share, t, widths, limbs, sums)
     return limbs, sums
 
 
@@ -144,7 +144,7 @@ def split(share, t, widths, isa):
     words=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=20),
     widths=st.sampled_from([(16, 16), (11, 11, 10), (8,) * 4, (7, 7, 7, 7, 4), (1,) * 32]),
     seed=st.integers(0, 100),
-    isa=st.sampled_from(_native.available_isas()),
+    isa=st.sampled_from(native.available_isas()),
 )
 def test_split_keeps_the_word_and_sums_the_digits(words, widths, seed, isa):
     digits = Digits(widths)
@@ -161,7 +161,7 @@ def test_split_keeps_the_word_and_sums_the_digits(words, widths, seed, isa):
     np.testing.assert_array_equal(total % 2**32, share.astype(np.int64))
 
 
-@pytest.mark.parametrize("isa", _native.available_isas())
+@pytest.mark.parametrize("isa", native.available_isas())
 @pytest.mark.parametrize("digit", [0x8000, 0x7FFF])
 def test_sums_of_the_largest_digits_do_not_overflow(digit, isa):
     count = 3 * 2048 + 7  # more than one tile
@@ -172,7 +172,7 @@ def test_sums_of_the_largest_digits_do_not_overflow(digit, isa):
         assert found == int(limb.sum(dtype=np.int64)) * (P52 - 1) % P52
 
 
-@pytest.mark.parametrize("isa", _native.available_isas())
+@pytest.mark.parametrize("isa", native.available_isas())
 @pytest.mark.parametrize(
     "shape", [(1, 1, 1), (3, 5, 7), (9, 7, 64), (1, 1, 4099), (40, 60, 1), (2, 2, 1025)]
 )
@@ -189,7 +189,7 @@ def test_answers_are_added_and_summed_as_signed_words(shape, word, isa):
     before = rng.integers(0, 2**32, shape, dtype=np.uint32)
     out, sums = before.copy(), np.full(3, 77, np.uint64)
     with forced(isa):
-        _native.add_answers(answers, a, b, digits.widths, out, sums)
+        native.add_answers(answers, a, b, digits.widths, out, sums)
     wanted = before.copy()
     for k, shift in enumerate(shifts_of(digits.widths)):
         wanted += answers[k] << np.uint32(shift)
@@ -202,18 +202,18 @@ def test_shares_that_do_not_fit_are_refused():
     limbs = np.zeros((2, 4), np.int16)
     for widths in ((16, 15), (17, 15), (16, 16, 0), (0, 16, 16), (32,), (-1, 16, 16, 1)):
         with pytest.raises(ValueError, match=r"widths|fit"):
-            _native.split_share(
+            native.split_share(
                 share, t, widths, np.zeros((len(widths), 4), np.int16),
                 np.zeros(len(widths), np.uint64),
             )  # fmt: skip
     with pytest.raises(ValueError, match="fit"):
-        _native.split_share(share, t[1:], (16, 16), limbs, sums)
+        native.split_share(share, t[1:], (16, 16), limbs, sums)
     with pytest.raises(ValueError, match="fit"):
-        _native.split_share(share, t, (16, 16), limbs[:1], sums)
+        native.split_share(share, t, (16, 16), limbs[:1], sums)
     a, b = np.zeros(2, np.uint64), np.zeros(2, np.uint64)
     for answers, out in ((np.zeros(8, np.uint32), share[1:]), (np.zeros(7, np.uint32), share)):
         with pytest.raises(ValueError, match="fit"):
-            _native.add_answers(answers, a, b, (16, 16), out, sums)
+            native.add_answers(answers, a, b, (16, 16), out, sums)
 
 
 # ---- the same pads

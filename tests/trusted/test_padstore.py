@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cloister.crypto.csprng import SystemRandom
+from cloister.base.rng import SystemRandom
 from cloister.errors import PadReusedError, PadsExhausted, PadStoreError, RangeError, ShapeError
-from cloister.trusted import padfile
-from cloister.trusted.padledger import Ledger
-from cloister.trusted.padstore import PadStore, erase, reclaim
+from cloister.trusted.pads import pad_file
+from cloister.trusted.pads.pad_ledger import Ledger
+from cloister.trusted.pads.store import PadStore, erase, reclaim
 from trusted import pad_crash_child
 from trusted.pad_crash_child import DIGEST, SHAPES, contents
 
@@ -446,7 +446,7 @@ def test_a_full_disk_loses_nothing(store, places, monkeypatch, call, code):
         raise OSError(code, "no space")
 
     with monkeypatch.context() as patch:
-        patch.setattr(padfile.os, call, full)
+        patch.setattr(pad_file.os, call, full)
         with pytest.raises(PadStoreError, match="free space or choose another --store"):
             store.put(pad_id, contents(pad_id))
     assert [path.name for path in places[0].iterdir()] == ["0.pad"]
@@ -457,7 +457,7 @@ def test_a_full_disk_loses_nothing(store, places, monkeypatch, call, code):
 def test_a_partial_write_is_continued(store, monkeypatch):
     real = os.write
     with monkeypatch.context() as patch:
-        patch.setattr(padfile.os, "write", lambda file, data: real(file, data[:13]))
+        patch.setattr(pad_file.os, "write", lambda file, data: real(file, data[:13]))
         fill(store, 1)
     same(store.take(1)[0])
 
@@ -469,7 +469,7 @@ def test_running_out_of_file_handles_sets_nothing_aside(store, monkeypatch):
         raise OSError(errno.EMFILE, "Too many open files")
 
     with monkeypatch.context() as patch:
-        patch.setattr(padfile.os, "open", none_left)
+        patch.setattr(pad_file.os, "open", none_left)
         with pytest.raises(PadStoreError, match="Too many open files"):
             store.take(1)
     assert [pad.pad_id for pad in store.take(1)] == [0]
@@ -609,7 +609,7 @@ def test_the_leftover_of_a_living_maker_stays(store, places, monkeypatch):
         real(source, target)
 
     (pad_id,) = store.reserve(1)
-    monkeypatch.setattr(padfile.os, "replace", replace)
+    monkeypatch.setattr(pad_file.os, "replace", replace)
     store.put(pad_id, contents(pad_id))
     assert seen == [True]
     assert set(SHAPES) == set(store.take(1)[0].unblinding)

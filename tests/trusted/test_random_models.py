@@ -8,9 +8,10 @@ from hypothesis import Phase, assume, event, given, note, reject, settings
 from hypothesis import strategies as st
 
 from cloister.errors import CloisterError
-from cloister.graph import onnx_import, passes
 from cloister.graph.graph import Graph
 from cloister.graph.interpreter import ORT_ERRORS
+from cloister.graph.onnx import read
+from cloister.graph.passes import normalise
 from cloister.plan import policies
 from cloister.trusted.session import Session
 from cloister.wire.inprocess import InProcessLink
@@ -51,7 +52,7 @@ def check(net: RandomModel, policy: str, feeds, *, workers=None, **options) -> N
         wanted = runtime(model).run(None, feeds)
     except ORT_ERRORS:
         reject()  # its own shape inference contradicts its own kernels
-    graph = passes.prepare(onnx_import.from_model(model, name="random"))
+    graph = normalise.prepare(read.from_model(model, name="random"))
     try:
         plan = policies.make(policy, graph, calibration=feeds)
         with Session(plan, workers=workers, **options) as session:

@@ -1,8 +1,8 @@
 import pytest
 
 import nets
-from cloister.trusted.program import compile_plan
-from cloister.trusted.schedule import ALIGNMENT, Lives, make_schedule
+from cloister.trusted.program.compile import compile_plan
+from cloister.trusted.program.layout import ALIGNMENT, Lives, make_schedule
 from trusted.test_session import plan_of
 
 

@@ -11,10 +11,11 @@ from cloister.errors import (
     VerificationError,
     WorkerUnavailable,
 )
-from cloister.field.reference import linear_map
-from cloister.graph import onnx_import, passes
+from cloister.graph.onnx import read
+from cloister.graph.passes import normalise
 from cloister.plan import policies
-from cloister.trusted.blinded import InlinePads, PadUse
+from cloister.ring.reference import linear_map
+from cloister.trusted.pads.maker import InlinePads, PadUse
 from cloister.trusted.session import Session
 from trusted.links import DirectLink, DyingLink
 
@@ -22,7 +23,7 @@ POLICIES = ("slalom", "verified", "blinded")
 
 
 def plan_of(model, policy="slalom", count=6):
-    graph = passes.prepare(onnx_import.from_model(model, name="net"))
+    graph = normalise.prepare(read.from_model(model, name="net"))
     return policies.make(policy, graph, calibration=nets.samples(model, count))
 
 
@@ -60,7 +61,7 @@ def test_policies_agree_bit_for_bit(net):
 def test_enclave_needs_no_worker_and_equals_float32():
     model = nets.chain()
     feeds = nets.samples(model, 3)
-    graph = passes.prepare(onnx_import.from_model(model, name="net"))
+    graph = normalise.prepare(read.from_model(model, name="net"))
     with Session(policies.enclave(graph)) as session:
         result = session.run(feeds)
     assert result.report.workers == ()
@@ -229,7 +230,7 @@ def test_bad_inputs_are_named(inputs, error, text):
 
 
 def test_policies_say_what_they_need():
-    graph = passes.prepare(onnx_import.from_model(nets.chain(), name="net"))
+    graph = normalise.prepare(read.from_model(nets.chain(), name="net"))
     with pytest.raises(PlanError, match="calibration"):
         policies.make("slalom", graph)
     with pytest.raises(PlanError, match="unknown policy"):

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import nets
-from cloister.crypto.csprng import SystemRandom
+from cloister.base.rng import SystemRandom
 from cloister.errors import (
     InputError,
     PadReusedError,
@@ -18,13 +18,14 @@ from cloister.errors import (
     RangeError,
     VerificationError,
 )
-from cloister.graph import onnx_import, passes
+from cloister.graph.onnx import read
+from cloister.graph.passes import normalise
 from cloister.plan import policies
-from cloister.trusted.blinded import InlinePads
-from cloister.trusted.padstore import PadStore
+from cloister.trusted.pads.maker import InlinePads
+from cloister.trusted.pads.store import PadStore
 from cloister.trusted.session import Session
 from cloister.wire.messages import Unchecked
-from cloister.wire.shm import connect_local_worker
+from cloister.wire.shm.shm_link import connect_local_worker
 from trusted.links import DirectLink
 from trusted.test_session import flip_one, plan_of
 from trusted.test_transcript_is_uniform import p_value
@@ -152,7 +153,7 @@ def not_a_number_inside():
 @pytest.mark.parametrize("value", [1.0, -1.0])
 def test_not_a_number_inside_is_an_error_not_a_result(value):
     model = not_a_number_inside()
-    graph = passes.prepare(onnx_import.from_model(model, name="net"))
+    graph = normalise.prepare(read.from_model(model, name="net"))
     ranges = {node.name: (4.0,) for node in graph.nodes}
     plan = policies.from_ranges("slalom", graph, ranges=ranges)
     feeds = {"image": np.full((1, 2, 5, 6), value, np.float32)}
@@ -173,7 +174,7 @@ def truths(net):
 def uncalibrated(model, policy):
     for output in model.graph.output:
         output.type.Clear()
-    graph = passes.prepare(onnx_import.from_model(model, name="net"))
+    graph = normalise.prepare(read.from_model(model, name="net"))
     return policies.make(policy, graph, calibration=None)
 
 

@@ -3,18 +3,18 @@
 import numpy as np
 import pytest
 
+import cloister._native as native
 import nets
 from byzantine.test_session import mixed_plan
-from cloister import _native
-from cloister.crypto.csprng import SystemRandom
+from cloister.base.rng import SystemRandom
 from cloister.errors import PadReusedError
-from cloister.trusted.blinded import InlinePads, PadUse
+from cloister.trusted.pads.maker import InlinePads, PadUse
 from cloister.trusted.session import Session
-from cloister.wire.shm import start_local_worker
+from cloister.wire.shm.shm_link import start_local_worker
 from trusted.links import DirectLink
 from trusted.test_session import POLICIES, plan_of
 
-pytestmark = pytest.mark.skipif(_native.isa() == "portable", reason="no AES instructions")
+pytestmark = pytest.mark.skipif(native.isa() == "portable", reason="no AES instructions")
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_all_pads_are_claimed_once():
 
 
 def test_a_step_out_of_order_sends_nothing():
-    walker = _native.Walker(nodes=1, batch=1, threads=1)
+    walker = native.Walker(nodes=1, batch=1, threads=1)
     step = walker.add_exchange(0, bytes(16), bytes(16), 4, None, None)
     for begun in (False, True):
         if begun:

@@ -4,14 +4,14 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from cloister.field.linear import Geometry, LinearMap
+from cloister.ring.linear import Geometry, LinearMap
+from cloister.wire.grpc.grpc_link import RpcLink
 from cloister.wire.inprocess import InProcessLink
 from cloister.wire.messages import TensorSpec
-from cloister.wire.rpc import RpcLink
-from cloister.wire.shm import start_local_worker
+from cloister.wire.shm.shm_link import start_local_worker
 from cloister.worker.engine import Engine
 from cloister.worker.linear_target import map_memory
-from cloister.worker.main import start_server
+from cloister.worker.serve import start_server
 
 GEOMETRY = Geometry((5, 7), 3, (5, 7), 4, kernel=(3, 3), pad=(1, 1))
 KINDS = ("in-process", "shm", "rpc")

@@ -3,7 +3,7 @@ import logging
 
 import pytest
 
-from cloister.wire.admission import (
+from cloister.wire.https.admission import (
     LOG_LINES_PER_MINUTE,
     BusyError,
     Crowd,
@@ -132,7 +132,7 @@ def test_a_share_that_does_not_come_is_refused():
 
 def test_strangers_cannot_fill_the_log(caplog, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("cloister.wire.admission.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("cloister.wire.https.admission.time.monotonic", lambda: now[0])
     log = QuietLog()
     with caplog.at_level(logging.WARNING, "cloister.https"):
         for number in range(1000):

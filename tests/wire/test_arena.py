@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloister.errors import ProtocolError, RangeError
-from cloister.wire.arena import PAGE, Arena, Region
 from cloister.wire.codec import encode
 from cloister.wire.messages import Loaded, TensorSpec
-from cloister.wire.packets import (
+from cloister.wire.shm.arena import PAGE, Arena, Region
+from cloister.wire.shm.packets import (
     DropSegment,
     NewSegment,
     Placed,

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloister.errors import ProtocolError
-from cloister.field.linear import Geometry, LinearMap
+from cloister.ring.linear import Geometry, LinearMap
 from cloister.wire.codec import DTYPES, MAX_TENSORS, PRELUDE, decode, decode_head, encode
 from cloister.wire.messages import (
     MAX_FAILURE_CHARS,

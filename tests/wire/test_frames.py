@@ -3,7 +3,7 @@ import pytest
 
 from cloister.errors import ProtocolError
 from cloister.wire.codec import encode
-from cloister.wire.frames import FRAME_BYTES, Assembler, to_frames
+from cloister.wire.grpc.frames import FRAME_BYTES, Assembler, to_frames
 from cloister.wire.messages import Answer, Loaded
 
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloister.authority.identity import CERTIFICATE_FILE, PRIVATE_KEY_FILE, Identity
-from cloister.crypto.csprng import SystemRandom
+from cloister.base.identity import CERTIFICATE_FILE, PRIVATE_KEY_FILE, Identity
+from cloister.base.rng import SystemRandom
 from cloister.errors import (
     AuthorityUnavailable,
     BudgetError,
@@ -23,11 +23,11 @@ from cloister.errors import (
     InputError,
     ProtocolError,
 )
-from cloister.wire import bodies
-from cloister.wire.bodies import Body
-from cloister.wire.https import CONTENT_TYPE, HttpsClient
-from cloister.wire.https_connection import QUICK_BYTES, Job, Pending, Principal, Route
-from cloister.wire.https_server import HttpsServer
+from cloister.wire.https import bodies
+from cloister.wire.https.bodies import Body
+from cloister.wire.https.client import CONTENT_TYPE, HttpsClient
+from cloister.wire.https.connection import QUICK_BYTES, Job, Pending, Principal, Route
+from cloister.wire.https.server import HttpsServer
 
 MAX_BODY_BYTES = 1 << 20
 

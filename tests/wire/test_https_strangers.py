@@ -12,16 +12,16 @@ import threading
 import numpy as np
 import pytest
 
-from cloister.authority.identity import CERTIFICATE_FILE, PRIVATE_KEY_FILE, Identity
-from cloister.crypto.csprng import SystemRandom
+from cloister.base.identity import CERTIFICATE_FILE, PRIVATE_KEY_FILE, Identity
+from cloister.base.rng import SystemRandom
 from cloister.errors import AuthorityUnavailable, InputError, ProtocolError
-from cloister.wire import bodies
-from cloister.wire.admission import LOG_LINES_PER_MINUTE, Limits
-from cloister.wire.bodies import Body
-from cloister.wire.https import CONTENT_TYPE, HttpsClient
-from cloister.wire.https_connection import Job, Principal, Route
-from cloister.wire.https_head import MAX_HEAD_BYTES
-from cloister.wire.https_server import HttpsServer
+from cloister.wire.https import bodies
+from cloister.wire.https.admission import LOG_LINES_PER_MINUTE, Limits
+from cloister.wire.https.bodies import Body
+from cloister.wire.https.client import CONTENT_TYPE, HttpsClient
+from cloister.wire.https.connection import Job, Principal, Route
+from cloister.wire.https.head import MAX_HEAD_BYTES
+from cloister.wire.https.server import HttpsServer
 
 MIB = 1 << 20
 LARGE = 256 * MIB
@@ -258,7 +258,7 @@ def test_a_client_asks_again_while_the_server_is_busy(serve, monkeypatch):
             if len(pauses) == 3:
                 first.close()
 
-        monkeypatch.setattr("cloister.wire.https.time.sleep", pause)
+        monkeypatch.setattr("cloister.wire.https.client.time.sleep", pause)
         assert client.call("x", {}, (array,)).text("operation") == "x"
         assert len(pauses) >= 3
     assert len(request) < MIB

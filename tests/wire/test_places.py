@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from cloister.errors import InputError
-from cloister.wire.places import HERE, endpoints, machines
+from cloister.wire.grpc.places import HERE, endpoints, machines
 
 OWN = (
     "127.0.0.1", "localhost", "127.0.0.2", "127.255.1.9", "127.1", "2130706433", "0x7f000001",

@@ -16,11 +16,11 @@ import pytest
 from onnx import TensorProto, helper
 
 import cloister
-from cloister import _native
+import cloister._native as native
 from cloister.wire import process
+from cloister.wire.grpc.grpc_link import RpcLink
 from cloister.wire.messages import TensorSpec
 from cloister.wire.process import environment, python, run, start
-from cloister.wire.rpc import RpcLink
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
@@ -178,9 +178,9 @@ def test_an_installation_by_its_path_works(tmp_path):
     shutil.copytree(
         Path(cloister.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__")
     )
-    native = Path(_native.__file__)
-    if not (package / native.name).exists():
-        shutil.copy(native, package)
+    module = Path(native.__file__)
+    if not (package / module.name).exists():
+        shutil.copy(module, package)
     code = textwrap.dedent(
         """
         import cloister

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from cloister.errors import ProtocolError, WorkerTimeout, WorkerUnavailable
-from cloister.wire import shm
 from cloister.wire.codec import encode
 from cloister.wire.messages import Answer, Loaded, TensorSpec, Welcome
-from cloister.wire.packets import pack_answer
-from cloister.wire.shm import connect_local_worker, start_local_worker
+from cloister.wire.shm import shm_link
+from cloister.wire.shm.packets import pack_answer
+from cloister.wire.shm.shm_link import connect_local_worker, start_local_worker
 from wire.loopback import U32, ask, blinded, expected, honest, linear, slow
 
 
@@ -238,7 +238,7 @@ OUT = np.zeros((2, 5, 7, 4), np.uint32)
         pack_answer(encode(Answer(1, (OUT.reshape(2, 35, 4),))).head),
         pack_answer(encode(Answer(1, (OUT,))).head) + b"\0",
         pack_answer(encode(Answer(1, (OUT,))).head)[:-1],
-        bytes(shm.MAX_PACKET_BYTES + 1),
+        bytes(shm_link.MAX_PACKET_BYTES + 1),
     ],
 )
 def test_whatever_else_a_worker_sends_is_refused(packet):
@@ -269,7 +269,7 @@ def test_whatever_else_a_worker_sends_is_refused(packet):
 def test_a_second_answer_is_stale():
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with subprocess.Popen([sys.executable, "-P", "-c", ""]) as process, theirs:
-        link = shm.ShmLink(ours, process, name="scripted")
+        link = shm_link.ShmLink(ours, process, name="scripted")
         link.submit(1, 1, (blinded(),), expected())
         link.submit(2, 1, (blinded(),), expected())
         for _ in range(2):
@@ -283,7 +283,7 @@ def test_a_second_answer_is_stale():
 def test_a_worker_that_does_not_read_does_not_block_forever():
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with subprocess.Popen([sys.executable, "-P", "-c", ""]) as process, theirs:
-        link = shm.ShmLink(ours, process, name="deaf", load_timeout_s=0.1)
+        link = shm_link.ShmLink(ours, process, name="deaf", load_timeout_s=0.1)
         with pytest.raises(WorkerTimeout, match="does not read"):
             for request in range(1, 100_000):
                 link.submit(request, 1, (np.zeros(1, np.uint32),), expected(1))
@@ -296,7 +296,7 @@ def test_signals_do_not_make_a_link_wait_longer():
     came = []
     before = signal.signal(signal.SIGALRM, lambda *_: came.append(len(came)))
     with subprocess.Popen([sys.executable, "-P", "-c", ""]) as process, theirs:
-        link = shm.ShmLink(ours, process, name="deaf", load_timeout_s=0.5)
+        link = shm_link.ShmLink(ours, process, name="deaf", load_timeout_s=0.5)
         # More often than the time allowed ends, and for longer than anybody would wait.
         signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
         try:

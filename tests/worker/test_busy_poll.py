@@ -5,15 +5,15 @@ import socket
 
 import pytest
 
+import cloister._native as native
 import nets
-from cloister import _native
 from cloister.errors import WorkerUnavailable
 from cloister.trusted import session as session_module
 from cloister.trusted.session import Session
 from cloister.wire import process
-from cloister.wire.shm import connect_local_worker
-from cloister.worker import local
-from cloister.worker.main import main
+from cloister.wire.shm.shm_link import connect_local_worker
+from cloister.worker import shm_server
+from cloister.worker.serve import main
 from trusted.test_session import plan_of
 from wire.loopback import ask, blinded, linear, slow
 
@@ -28,19 +28,19 @@ def pair():
 def test_it_finds_a_message_and_leaves_it_there(pair):
     ours, theirs = pair
     ours.send(b"packet")
-    assert _native.busy_poll(theirs.fileno(), 10**7)
+    assert native.busy_poll(theirs.fileno(), 10**7)
     assert theirs.recv(100, socket.MSG_DONTWAIT) == b"packet"
 
 
 def test_it_gives_up_when_nothing_comes(pair):
-    assert not _native.busy_poll(pair[1].fileno(), 100)
-    assert not _native.busy_poll(pair[1].fileno(), 0)
+    assert not native.busy_poll(pair[1].fileno(), 100)
+    assert not native.busy_poll(pair[1].fileno(), 0)
 
 
 def test_it_finds_the_end(pair):
     ours, theirs = pair
     ours.close()
-    assert _native.busy_poll(theirs.fileno(), 10**7)
+    assert native.busy_poll(theirs.fileno(), 10**7)
     assert theirs.recv(100) == b""
 
 
@@ -49,7 +49,7 @@ def test_a_descriptor_that_is_closed_is_left_to_recv():
     number = other.detach()
     os.close(number)
     with one:
-        assert _native.busy_poll(number, 10**7)
+        assert native.busy_poll(number, 10**7)
 
 
 @pytest.mark.parametrize("poll_us", [1, 10**5])
@@ -83,7 +83,7 @@ def test_the_option_reaches_the_process(monkeypatch):
 
 def test_the_process_looks_as_long_as_it_is_told(monkeypatch, pair):
     seen = []
-    monkeypatch.setattr(local._native, "busy_poll", lambda *arguments: seen.append(arguments))
+    monkeypatch.setattr(shm_server._native, "busy_poll", lambda *arguments: seen.append(arguments))
     ours, theirs = pair
     ours.close()
     descriptor = theirs.detach()

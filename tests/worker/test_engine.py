@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from cloister.errors import InputError, RangeError
-from cloister.field.linear import LinearMap
+from cloister.ring.linear import LinearMap
 from cloister.wire.messages import (
     Answer,
     Apply,
@@ -17,8 +17,8 @@ from cloister.wire.messages import (
     Welcome,
 )
 from cloister.worker import targets
+from cloister.worker.budget import MemoryBudget
 from cloister.worker.engine import Engine
-from cloister.worker.memory import MemoryBudget
 from cloister.worker.targets import TargetStore
 from wire.loopback import blinded, expected, linear, map_bytes, slow
 

@@ -15,8 +15,8 @@ from cloister.errors import RangeError, WorkerUnavailable
 from cloister.wire.messages import Answer, Apply, Failure, Loaded, LoadLinear, LoadSegment
 from cloister.wire.process import python
 from cloister.worker import segment_process
+from cloister.worker.budget import MemoryBudget
 from cloister.worker.engine import Engine
-from cloister.worker.memory import MemoryBudget
 from cloister.worker.segment_process import LEAST_SHARE_BYTES, MODEL_COPIES, SegmentProcess
 from cloister.worker.targets import TargetStore
 from wire.loopback import blinded, linear

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloister.errors import InputError, RangeError
-from cloister.field.linear import Geometry, LinearMap
+from cloister.ring.linear import Geometry, LinearMap
 from cloister.worker import torch_maps
 from cloister.worker.engine import Engine
 from cloister.worker.torch_maps import (

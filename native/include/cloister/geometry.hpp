@@ -1,4 +1,4 @@
-// Shape of a linear map on channels-last tensors; the C++ twin of cloister.field.linear.Geometry.
+// Shape of a linear map on channels-last tensors; the C++ twin of cloister.ring.linear.Geometry.
 //   y[p, o] = sum over (k, c) of W[o, k, c] * xup[p * stride + k * dilation - pad, c]
 #pragma once
 #include <array>

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from cloister.audit.exposure import Exposure
+from cloister.audit.input.exposure import Exposure
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2329; --soft: #5c6670; --line: #d9dee3;

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 from cloister.authority.records import Terms
+from cloister.data.info import DatasetInfo
 from cloister.errors import InputError
-from cloister.fe.keyservice import DatasetInfo
 
 IDENTITY = ("name", "shape", "classes")
 """Fields of description and terms by which a data set is the one that is meant."""

@@ -20,12 +20,11 @@ from typing import Any, get_args
 import numpy as np
 from jaxtyping import Bool, Int16, Int64, UInt32
 
-from cloister.authority import blur
-from cloister.authority import database as databases
+from cloister.authority import noise
 from cloister.authority.agreement import Agreement
 from cloister.authority.book import Spent
 from cloister.authority.enrolment import Known
-from cloister.authority.identity import Identity
+from cloister.authority.key_service import Receiver
 from cloister.authority.ledger import Ledger
 from cloister.authority.records import (
     Dataset,
@@ -43,13 +42,15 @@ from cloister.authority.records import (
 )
 from cloister.authority.registration import Registry, new_dataset
 from cloister.authority.requests import Forward, Gradient, Pads, Request
-from cloister.crypto.csprng import KEY_BYTES, Csprng
+from cloister.base import sqlite as databases
+from cloister.base.identity import Identity
+from cloister.base.rng import KEY_BYTES, Csprng
+from cloister.data.info import DatasetInfo
 from cloister.errors import EncryptionError, FunctionError, InputError, ShapeError
-from cloister.fe import mask
-from cloister.fe.bounds import check_count, check_size
-from cloister.fe.keyservice import DatasetInfo, Receiver
-from cloister.field.linear import Geometry, LinearMap
-from cloister.wire.https import one_line
+from cloister.ring import pads
+from cloister.ring.bounds import check_count, check_size
+from cloister.ring.linear import Geometry, LinearMap
+from cloister.wire.https.client import one_line
 
 MASKS_AT_ONCE = 1 << 22
 """Elements of masks that are expanded together, whatever the number of samples."""
@@ -220,7 +221,7 @@ class Authority:
             ticket = self._ledger.charge_labels(dataset, ids, at_once=at_once)
         else:
             ticket = self._ledger.count_trusted(dataset, at_once=at_once)
-        term = self._masks(found, ids, (found.info.classes,), mask.LABEL_DOMAIN)
+        term = self._masks(found, ids, (found.info.classes,), pads.LABEL_DOMAIN)
         return Issued(term, ticket)
 
     def parts(self, dataset: str) -> tuple[Part, ...]:
@@ -382,7 +383,7 @@ class Authority:
     ) -> UInt32[np.ndarray, "n ..."]:
         out = np.empty((len(ids), *shape), np.uint32)
         for mine, local, key in self._by_part(found, ids):
-            out[mine] = mask.masks(key, local, shape, domain=domain)
+            out[mine] = pads.masks(key, local, shape, domain=domain)
         return out
 
     def _pads(self, found: Dataset, ids: Int64[np.ndarray, " n"], shape: tuple[int, ...]) -> Pads:
@@ -390,7 +391,7 @@ class Authority:
         step = max(1, MASKS_AT_ONCE // found.info.dim)
         for start in range(0, len(ids), step):
             some = slice(start, start + step)
-            yield some, self._masks(found, ids[some], shape, mask.DATA_DOMAIN)
+            yield some, self._masks(found, ids[some], shape, pads.DATA_DOMAIN)
 
     def _blur(
         self,
@@ -401,16 +402,16 @@ class Authority:
     ) -> None:
         """Subtract the noise, in place, that the unmasked values must keep."""
         bits = found.terms.limits(found.info).value_bits
-        if bits == blur.EXACT_BITS:
+        if bits == noise.EXACT_BITS:
             return
         shape = request.value_shape
         for function, places in request.functions():
-            shift = blur.shift(found.info, function, bits)
+            shift = noise.shift(found.info, function, bits)
             if shift == 0:
                 continue
             for mine, local, key in self._by_part(found, ids[places]):
-                noise = blur.noise(key, local, shape, digest=function.digest, shift=shift)
-                request.blur(term, places[mine], noise)
+                drawn = noise.noise(key, local, shape, digest=function.digest, shift=shift)
+                request.blur(term, places[mine], drawn)
 
     def _by_part(
         self, found: Dataset, ids: Int64[np.ndarray, " n"]

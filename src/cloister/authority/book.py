@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Int64, UInt32
 
-from cloister.authority import blur
+from cloister.authority import noise
 from cloister.authority.states import Charge, State, States, read_function, read_states
+from cloister.data.info import DatasetInfo
 from cloister.errors import EncryptionError
-from cloister.fe.keyservice import DatasetInfo
 
 LABEL_BIT = np.uint32(1 << 31)
 BLOCK_BITS = 8
@@ -249,7 +249,7 @@ def new_book(info: DatasetInfo, *, limits: Limits, modulus: int) -> Book:
         dim=info.dim,
         element_bits=info.encoding.bits,
         modulus=modulus,
-        blurred=limits.value_bits < blur.EXACT_BITS,
+        blurred=limits.value_bits < noise.EXACT_BITS,
     )
     return Book(info, limits, states, Words(), dict.fromkeys(COUNTED, 0))
 

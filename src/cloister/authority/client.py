@@ -10,14 +10,15 @@ from jaxtyping import Int16, Int64, UInt32
 
 from cloister.authority.agreement import Agreement
 from cloister.authority.enrolment import Known, NewPart
-from cloister.authority.identity import PublicIdentity
+from cloister.authority.key_service import Receiver
 from cloister.authority.records import Part, Summary, part_info, read_terms
-from cloister.crypto.csprng import KEY_BYTES
+from cloister.base.identity import PublicIdentity
+from cloister.base.rng import KEY_BYTES
+from cloister.data.info import DatasetInfo
 from cloister.errors import ProtocolError
-from cloister.fe.keyservice import DatasetInfo, Receiver
-from cloister.field.linear import Geometry, LinearMap
-from cloister.wire.bodies import Body
-from cloister.wire.https import ANSWER_TIMEOUT_S, RETRY_FOR_S, HttpsClient
+from cloister.ring.linear import Geometry, LinearMap
+from cloister.wire.https.bodies import Body
+from cloister.wire.https.client import ANSWER_TIMEOUT_S, RETRY_FOR_S, HttpsClient
 
 _Record = TypeVar("_Record", Part, Summary)
 

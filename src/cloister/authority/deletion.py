@@ -11,8 +11,8 @@ import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
-from cloister.authority import database as databases
 from cloister.authority.records import key_digest
+from cloister.base import sqlite as databases
 from cloister.errors import EncryptionError, InputError
 
 _OWN_TABLES = ("parts", "states", "words", "journal", "counters", "tokens")

@@ -19,7 +19,7 @@ from cloister.authority import agreement as agreements
 from cloister.authority.agreement import Agreement
 from cloister.authority.permutation import label_permutation
 from cloister.authority.records import check_terms
-from cloister.crypto.csprng import KEY_BYTES, Csprng
+from cloister.base.rng import KEY_BYTES, Csprng
 
 Register = Callable[[str, int, str, bytes], int]
 """(part, samples, sha256, mask key) -> first id, once the authority has recorded the part."""

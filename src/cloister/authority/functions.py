@@ -21,7 +21,7 @@ inputs, and then a lattice reduction finds small inputs from fewer rows than inp
 elements and 16-bit weights, two rows on the same five elements usually determine all five, so
 that a budget of a quarter of the rank may read up to about three quarters of the elements.
 So the ledger bounds the output bits too (`max_bits`, a quarter of the sample's own by default), and
-the values are blurred to few bits each (`cloister.authority.blur`): released bits are never fewer
+the values are blurred to few bits each (`cloister.authority.noise`): released bits are never fewer
 than what is learned. Natural data is redundant, so that both count an upper bound on *new*
 knowledge, not the quality of the best guess.
 """
@@ -36,10 +36,10 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Bool, Int16, Int64, UInt16
 
+from cloister.data.info import DatasetInfo
 from cloister.errors import FunctionError
-from cloister.fe.bounds import plane
-from cloister.fe.keyservice import DatasetInfo
-from cloister.field.linear import Geometry, LinearMap
+from cloister.ring.bounds import plane
+from cloister.ring.linear import Geometry, LinearMap
 
 MAX_CHECKED_WEIGHTS = 1 << 26
 """Weights that `check_rows` goes through: a row's as often as padding cuts it differently."""

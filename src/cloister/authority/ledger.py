@@ -18,7 +18,7 @@ from functools import partial
 import numpy as np
 from jaxtyping import Int64, UInt32
 
-from cloister.authority import blur, functions
+from cloister.authority import functions, noise
 from cloister.authority.book import (
     LABEL_BIT,
     Book,
@@ -32,7 +32,6 @@ from cloister.authority.book import (
     tally,
     write_counts,
 )
-from cloister.authority.database import Database, Ticket
 from cloister.authority.functions import Function
 from cloister.authority.requests import Request
 from cloister.authority.states import (
@@ -42,8 +41,9 @@ from cloister.authority.states import (
     counted_exactly,
     write_states,
 )
+from cloister.base.sqlite import Database, Ticket
+from cloister.data.info import DatasetInfo
 from cloister.errors import BudgetError, FunctionError
-from cloister.fe.keyservice import DatasetInfo
 
 JOURNAL_ROWS = 2048
 """Rows after which the words are written as a whole."""
@@ -266,7 +266,7 @@ def _price(book: Book, function: Function) -> Charge:
     Raises   BudgetError when it is more than may be given away of any sample
     """
     info, allowed, most = book.info, book.limits.value_bits, book.limits.max_bits
-    shift = blur.shift(info, function, allowed)
+    shift = noise.shift(info, function, allowed)
     bits = allowed if shift else functions.value_bits(info, function)
     values = function.count if shift else 0
     if most is not None and values * bits > most:

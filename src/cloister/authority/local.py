@@ -4,7 +4,7 @@ from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
 from cloister.authority.enrolment import Known, NewPart
 from cloister.authority.records import Part, part_info
-from cloister.fe.keyservice import DatasetInfo
+from cloister.data.info import DatasetInfo
 
 
 class LocalClient:

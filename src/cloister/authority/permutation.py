@@ -3,8 +3,8 @@
 import numpy as np
 from jaxtyping import Int64
 
-from cloister.crypto.csprng import pad_stream
-from cloister.crypto.hkdf import derive
+from cloister.base.hkdf import derive
+from cloister.base.rng import pad_stream
 
 WORDS_PER_DRAW = 4
 

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from cloister.authority import database as databases
-from cloister.authority.blur import EXACT_BITS
 from cloister.authority.book import Limits, Tally
-from cloister.authority.identity import Identity
-from cloister.crypto.csprng import KEY_BYTES, Csprng
+from cloister.authority.noise import EXACT_BITS
+from cloister.base import sqlite as databases
+from cloister.base.identity import Identity
+from cloister.base.rng import KEY_BYTES, Csprng
+from cloister.data.info import DatasetInfo
 from cloister.errors import EncryptionError, InputError
-from cloister.fe.bounds import MAX_PARTS, MAX_SAMPLES
-from cloister.fe.keyservice import DatasetInfo
-from cloister.fe.rank import random_modulus
+from cloister.ring.bounds import MAX_PARTS, MAX_SAMPLES
+from cloister.ring.rank import random_modulus
 
 DEFAULT_VALUE_BITS = 8
 """Blur that training hardly notices: on MNIST 0.3 points of accuracy or none (docs/adr/0007)."""

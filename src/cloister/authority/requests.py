@@ -14,11 +14,11 @@ import numpy as np
 from jaxtyping import Int16, Int64, UInt32
 
 from cloister.authority.functions import Cuts, Function, Rows, Slice, magnitudes
+from cloister.data.info import RING_LIMIT, DatasetInfo
 from cloister.errors import FunctionError
-from cloister.fe import mask
-from cloister.fe.keyservice import RING_LIMIT, DatasetInfo
-from cloister.field.linear import Geometry, LinearMap
-from cloister.field.ring import RingMap
+from cloister.ring.linear import Geometry, LinearMap
+from cloister.ring.pads import gradient
+from cloister.ring.ring_map import RingMap
 
 Kind = Literal["forward", "gradient"]
 Asked = Iterator[tuple[Function, Int64[np.ndarray, " m"]]]
@@ -183,7 +183,7 @@ class Gradient:
         term = np.zeros(self.geometry.weight_shape, np.uint32)
         for some, pad in pads:
             # Modulo 2^32, in which the whole sum is.
-            term += mask.gradient(self.geometry, self.delta[some], pad, threads=threads)
+            term += gradient(self.geometry, self.delta[some], pad, threads=threads)
         return term
 
     def blur(

@@ -12,18 +12,19 @@ import numpy as np
 from cloister.authority import functions
 from cloister.authority.agreement import Agreement
 from cloister.authority.authority import MASKS_AT_ONCE, Authority, Issued
-from cloister.authority.identity import CERTIFICATE_FILE, PRIVATE_KEY_FILE
+from cloister.authority.key_service import Receiver
 from cloister.authority.ledger import BusyError
 from cloister.authority.records import read_terms
 from cloister.authority.tokens import Caller, identify
+from cloister.base.identity import CERTIFICATE_FILE, PRIVATE_KEY_FILE
+from cloister.data.info import DatasetInfo
 from cloister.errors import FunctionError, ProtocolError, ShapeError
-from cloister.fe.bounds import MAX_BODY_BYTES, MAX_IDS_BYTES, check_count, check_size
-from cloister.fe.keyservice import DatasetInfo, Receiver
-from cloister.field.linear import Geometry, LinearMap
-from cloister.wire.admission import Limits
-from cloister.wire.bodies import Body
-from cloister.wire.https_connection import Job, Pending, Principal, Route
-from cloister.wire.https_server import HttpsServer
+from cloister.ring.bounds import MAX_BODY_BYTES, MAX_IDS_BYTES, check_count, check_size
+from cloister.ring.linear import Geometry, LinearMap
+from cloister.wire.https.admission import Limits
+from cloister.wire.https.bodies import Body
+from cloister.wire.https.connection import Job, Pending, Principal, Route
+from cloister.wire.https.server import HttpsServer
 
 QUICK_ELEMENTS = 1 << 16
 """Products and elements of a key up to which the event loop may issue it itself."""

@@ -17,8 +17,8 @@ import numpy as np
 
 from cloister.authority.functions import MAX_ELIMINATION, Rows, geometry_bytes
 from cloister.errors import EncryptionError
-from cloister.fe.rank import Basis, rows_at_once
-from cloister.field.linear import Geometry, LinearMap
+from cloister.ring.linear import Geometry, LinearMap
+from cloister.ring.rank import Basis, rows_at_once
 
 MAX_EXACT_ENTRIES = 1 << 24
 """Entries of a basis that is still eliminated exactly: 128 MiB."""

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from cloister.authority.database import Database, changing
-from cloister.crypto.csprng import Csprng
+from cloister.base.rng import Csprng
+from cloister.base.sqlite import Database, changing
+from cloister.data.info import NAME
 from cloister.errors import FunctionError, InputError
-from cloister.fe.keyservice import NAME
 
 Role = Literal["server", "trusted", "client"]
 ROLES: tuple[Role, ...] = get_args(Role)

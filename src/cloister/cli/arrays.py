@@ -6,10 +6,10 @@ from typing import BinaryIO
 
 import numpy as np
 
+from cloister.base.reading import open_regular, parsing
 from cloister.errors import InputError
 from cloister.graph.batch import batch_axis, element_type
 from cloister.graph.graph import Graph
-from cloister.reading import open_regular, parsing
 
 
 def read_array_file(path: Path, *, wanted: Sequence[str]) -> dict[str, np.ndarray]:

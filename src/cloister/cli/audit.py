@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cloister.audit.encrypted.lattice import LARGEST_LATTICE
+from cloister.audit.training.lattice import LARGEST_LATTICE
 from cloister.cli import options
 from cloister.errors import InputError
 

@@ -7,17 +7,22 @@ from pathlib import Path
 
 import numpy as np
 
-from cloister import files
-from cloister.audit.encrypted.evidence import Evidence
-from cloister.audit.encrypted.judge import Judged, judge, overall
-from cloister.audit.encrypted.prior import Prior, from_public, uninformed
-from cloister.audit.encrypted.run import run_attacks
-from cloister.audit.encrypted.truth import Truth, check_truth
-from cloister.audit.encrypted_page import conclusion, encrypted_page, score_rows, thresholds
+from cloister.audit.training.attacks import run_attacks
+from cloister.audit.training.evidence import Evidence
+from cloister.audit.training.judge import Judged, judge, overall
+from cloister.audit.training.prior import Prior, from_public, uninformed
+from cloister.audit.training.training_page import (
+    conclusion,
+    encrypted_page,
+    score_rows,
+    thresholds,
+)
+from cloister.audit.training.truth import Truth, check_truth
+from cloister.base import files
+from cloister.base.reading import open_regular, parsing
 from cloister.cli.console import emit_json, err, out, table
 from cloister.errors import InputError
-from cloister.reading import open_regular, parsing
-from cloister.wire.releases import read_releases
+from cloister.wire.request_log import read_releases
 
 ARRAYS = ("x", "y", "ids", "rows", "scale", "offset")
 FRACTION = 1e-3

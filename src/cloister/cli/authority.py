@@ -12,16 +12,16 @@ from typing import Annotated, BinaryIO
 import numpy as np
 import typer
 
-from cloister import files
-from cloister.authority import database, deletion, records, service, tokens
+from cloister.authority import deletion, records, service, tokens
 from cloister.authority.authority import Authority
 from cloister.authority.book import Book, Spent, read_book, tabulate, tally
-from cloister.authority.identity import PUBLIC_FILE, SUITE
+from cloister.base import files, sqlite
+from cloister.base.identity import PUBLIC_FILE, SUITE
+from cloister.base.rng import SystemRandom
 from cloister.cli import options
 from cloister.cli.console import emit_json, err, out, table
-from cloister.crypto.csprng import SystemRandom
 from cloister.errors import EncryptionError, InputError
-from cloister.wire.https import one_line
+from cloister.wire.https.client import one_line
 
 app = typer.Typer(help="Hold the keys of encrypted data sets and issue what their budgets allow.")
 
@@ -84,7 +84,7 @@ def token(
     ] = None,
 ) -> None:
     """Make a bearer token, or revoke some. It is shown or written once; only its hash is kept."""
-    path = folder / database.FILE
+    path = folder / sqlite.FILE
     if revoke is not None:
         if role is not None or name or dataset is not None or output is not None:
             raise InputError("--revoke NAME stands alone")
@@ -246,10 +246,10 @@ def _read(folder: Path, dataset: str | None = None) -> tuple[list[Stored], dict[
 
     Raises   InputError when there is none of this name
     """
-    books, failed, path = [], {}, folder / database.FILE
-    with contextlib.closing(database.connect(path)) as connection, database.faults(path):
+    books, failed, path = [], {}, folder / sqlite.FILE
+    with contextlib.closing(sqlite.connect(path)) as connection, sqlite.faults(path):
         connection.execute("BEGIN")
-        database.check(connection)
+        sqlite.check(connection)
         parts: dict[str, list[tuple[records.Part, bytes]]] = {}
         for part, name, key in records.read_parts(connection):
             parts.setdefault(name, []).append((part, key))

@@ -10,10 +10,10 @@ import typer
 
 from cloister.cli import options
 from cloister.cli.console import err, out
-from cloister.training import remote
-from cloister.training.dataset import EncryptedDataset
-from cloister.training.server import LocalCiphertextServer
-from cloister.wire.releases import ReleaseLog
+from cloister.data.dataset import EncryptedDataset
+from cloister.training import ciphertext_service
+from cloister.training.ciphertexts import LocalCiphertextServer
+from cloister.wire.request_log import ReleaseLog
 
 app = typer.Typer(help="Compute on encrypted data sets for a trusted runtime; holds no key.")
 
@@ -23,7 +23,7 @@ def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The server's folder.")],
 ) -> None:
     """Make a ciphertext server's certificate, and the file its trusted runtime needs."""
-    path = remote.init(folder)
+    path = ciphertext_service.init(folder)
     out().print(f"{path}  give this file to the trusted runtime, and to nobody else")
 
 
@@ -49,7 +49,9 @@ def serve(
     held = LocalCiphertextServer(*map(EncryptedDataset.open, datasets), threads=threads)
     with contextlib.ExitStack() as stack:
         kept = None if log is None else stack.enter_context(ReleaseLog(log))
-        serving = contextlib.closing(remote.serve(held, folder=folder, listen=listen, log=kept))
+        serving = contextlib.closing(
+            ciphertext_service.serve(held, folder=folder, listen=listen, log=kept)
+        )
         server = stack.enter_context(serving)
         console = out()
         console.print(f"ciphertext server: serving on {server.url}")

@@ -6,7 +6,7 @@ from cloister.cli import options
 from cloister.cli.console import emit_json, out, progress, table
 from cloister.cli.images import read_inputs
 from cloister.cli.planning import recipe_for
-from cloister.graph.sources import load
+from cloister.graph.onnx.load import load
 from cloister.plan.compare import Comparison
 from cloister.plan.compare import compare as measure
 

@@ -12,21 +12,21 @@ import typer
 from jaxtyping import Float32, Int64
 from rich.table import Table
 
-from cloister import files
-from cloister.audit.exposure import Exposure, exposure, stretched
+from cloister.audit.input.exposure import Exposure, exposure, stretched
 from cloister.audit.page import Section, histogram, page, paragraph, png, preformatted, table
+from cloister.base import files
 from cloister.cli.console import emit_json, human_bytes, out, progress
 from cloister.cli.options import Json
 from cloister.errors import InputError, VerificationError
 from cloister.graph.graph import Graph
-from cloister.graph.sources import load
+from cloister.graph.onnx.load import load
 from cloister.plan import policies
 from cloister.plan.claims import Claims
 from cloister.plan.plan import Plan
 from cloister.trusted.report import Report, Result
 from cloister.trusted.session import Session
 from cloister.wire.process import python
-from cloister.wire.shm import start_local_worker
+from cloister.wire.shm.shm_link import start_local_worker
 
 HELD_OUT_EVERY = 5
 CALIBRATION_IMAGES = 64

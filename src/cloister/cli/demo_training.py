@@ -20,7 +20,7 @@ import numpy as np
 import typer
 from jaxtyping import Float64, Int64
 
-from cloister import files
+from cloister.base import files
 from cloister.cli import options
 from cloister.cli.console import emit_json, err, out, table
 from cloister.cli.train import library, show_claims

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from cloister import files
 from cloister.authority.agreement import Agreement
-from cloister.authority.blur import EXACT_BITS
 from cloister.authority.client import AuthorityClient
 from cloister.authority.enrolment import Enrolment, enrol
+from cloister.authority.noise import EXACT_BITS
+from cloister.base import files
+from cloister.base.rng import SystemRandom
 from cloister.cli import options
 from cloister.cli.console import emit_json, err, note, out, progress
 from cloister.cli.newset import (
@@ -25,18 +26,11 @@ from cloister.cli.newset import (
     read_ranges,
 )
 from cloister.cli.owner import Order, blurred, statement
-from cloister.crypto.csprng import SystemRandom
+from cloister.data.dataset import EncryptedDataset, PartInfo
+from cloister.data.feature_noise import GaussianNoise
+from cloister.data.sources import Encoder, Source, chunks, open_source, random_order
+from cloister.data.writer import Chunk, EncryptedDatasetWriter, check_registered
 from cloister.errors import EncryptionError, InputError
-from cloister.training.dataset import EncryptedDataset, PartInfo
-from cloister.training.noise import GaussianNoise
-from cloister.training.sources import (
-    Encoder,
-    Source,
-    chunks,
-    open_source,
-    random_order,
-)
-from cloister.training.writer import Chunk, EncryptedDatasetWriter, check_registered
 
 NEW = "New data sets"
 INPUT = "Reading the data"

@@ -7,14 +7,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from cloister.base.rng import SystemRandom
 from cloister.cli import options
 from cloister.cli.console import emit_json, human_bytes, out, table
 from cloister.cli.planning import DEFAULT_POLICY
-from cloister.crypto.csprng import SystemRandom
 from cloister.graph.batch import element_type
 from cloister.graph.graph import Graph
 from cloister.graph.legality import unsupported
-from cloister.graph.sources import load
+from cloister.graph.onnx.load import load
 from cloister.plan.claims import Claims, claims_of
 from cloister.plan.cost import PlanCost, estimate
 from cloister.plan.memory import MemoryCost

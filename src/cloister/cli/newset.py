@@ -15,18 +15,18 @@ from jaxtyping import Int64
 
 from cloister.authority.agreement import Agreement, Excess, excesses
 from cloister.authority.records import Terms
+from cloister.base.reading import open_regular, parsing
 from cloister.cli.console import err
-from cloister.errors import EncryptionError, InputError, RangeError
-from cloister.fe.encoding import Encoding
-from cloister.fe.keyservice import DatasetInfo, Mode
-from cloister.reading import open_regular, parsing
-from cloister.training.sources import (
+from cloister.data.encoding import Encoding
+from cloister.data.info import DatasetInfo, Mode
+from cloister.data.sources import (
     PIXELS,
     Source,
     TableSource,
     require_fewer_classes_than_samples,
     require_no_outlier,
 )
+from cloister.errors import EncryptionError, InputError, RangeError
 
 DEFAULT_BITS = 8
 READ_AT_ONCE = 1024

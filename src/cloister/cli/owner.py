@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from cloister import files
-from cloister.crypto.csprng import Csprng
+from cloister.base import files
+from cloister.base.rng import Csprng
+from cloister.data.dataset import PartInfo
+from cloister.data.encoding import Encoding
+from cloister.data.feature_noise import GaussianNoise, epsilon, perturb
+from cloister.data.info import DatasetInfo
+from cloister.data.writer import Chunk
 from cloister.errors import InputError
-from cloister.fe.encoding import Encoding
-from cloister.fe.keyservice import DatasetInfo
-from cloister.training.dataset import PartInfo
-from cloister.training.noise import GaussianNoise, epsilon, perturb
-from cloister.training.writer import Chunk
 
 
 class Order:

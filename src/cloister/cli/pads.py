@@ -9,16 +9,15 @@ from typing import Annotated
 
 import typer
 
+from cloister.base.rng import SystemRandom
 from cloister.cli import options
 from cloister.cli.console import emit_json, err, human_bytes, out, progress
 from cloister.cli.planning import recipe_for
-from cloister.crypto.csprng import SystemRandom
 from cloister.errors import InputError, PlanError
-from cloister.graph.sources import load
+from cloister.graph.onnx.load import load
 from cloister.plan.plan import Plan
 from cloister.plan.recipe import Recipe
-from cloister.trusted.blinded import PadMaker
-from cloister.trusted.padfactory import (
+from cloister.trusted.pads.factory import (
     DEFAULT_TIMEOUT_S,
     Maker,
     Rate,
@@ -26,10 +25,16 @@ from cloister.trusted.padfactory import (
     count_parties,
     fill,
 )
-from cloister.trusted.padrecipe import has_recipe, load_recipe, refuse_recipe, save_recipe
-from cloister.trusted.padstore import PadStore
+from cloister.trusted.pads.maker import PadMaker
+from cloister.trusted.pads.recipe_mac import (
+    has_recipe,
+    load_recipe,
+    refuse_recipe,
+    save_recipe,
+)
+from cloister.trusted.pads.store import PadStore
+from cloister.wire.grpc.grpc_link import RpcLink
 from cloister.wire.link import WorkerLink
-from cloister.wire.rpc import RpcLink
 
 app = typer.Typer(help="Make one-time pads ahead of time, and count them.")
 

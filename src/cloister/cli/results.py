@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from cloister.base.reading import open_regular, parsing
 from cloister.cli.console import human_bytes
 from cloister.errors import InputError
-from cloister.reading import open_regular, parsing
 from cloister.trusted.report import Report
 
 

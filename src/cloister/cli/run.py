@@ -7,7 +7,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from cloister import files
+from cloister.base import files
 from cloister.cli import options
 from cloister.cli.console import emit_json, err, out, progress, table
 from cloister.cli.images import Inputs, read_inputs
@@ -16,11 +16,11 @@ from cloister.cli.results import best, is_classifier, read_labels, summary
 from cloister.errors import InputError
 from cloister.graph.batch import batch_axis
 from cloister.graph.graph import Graph
-from cloister.graph.sources import load
+from cloister.graph.onnx.load import load
 from cloister.plan.plan import Plan
 from cloister.trusted.clips import OnClip, clip_text
-from cloister.trusted.padrecipe import load_recipe
-from cloister.trusted.padstore import PadStore
+from cloister.trusted.pads.recipe_mac import load_recipe
+from cloister.trusted.pads.store import PadStore
 from cloister.trusted.report import Result
 from cloister.trusted.session import DEFAULT_BATCH, DEFAULT_TIMEOUT_S, Session
 

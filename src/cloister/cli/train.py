@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from cloister.authority.client import AuthorityClient
+from cloister.base.rng import SystemRandom
 from cloister.cli import options
 from cloister.cli.console import emit_json, err, out, progress, table
 from cloister.cli.encrypt import (
@@ -23,11 +24,10 @@ from cloister.cli.encrypt import (
     read_token,
     registered,
 )
-from cloister.crypto.csprng import SystemRandom
+from cloister.data.dataset import EncryptedDataset
+from cloister.data.writer import check_registered
 from cloister.errors import AuthorityUnavailable, EncryptionError, InputError
-from cloister.training.dataset import EncryptedDataset
-from cloister.training.writer import check_registered
-from cloister.wire.releases import ReleaseLog
+from cloister.wire.request_log import ReleaseLog
 
 WHO_LEARNS_WHAT = "Who learns what"
 NOISE = "Noise on gradients"

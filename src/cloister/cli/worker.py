@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from cloister.worker.main import serve
+from cloister.worker.serve import serve
 
 
 def worker(

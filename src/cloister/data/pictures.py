@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from cloister.base.reading import open_regular, parsing
 from cloister.errors import InputError
-from cloister.reading import open_regular, parsing
 
 MAX_PIXELS = 50_000_000
 """Larger pictures are refused before they are decoded: a small file can unpack to gigabytes."""

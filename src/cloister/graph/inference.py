@@ -8,8 +8,8 @@ import onnx
 from onnx import helper, shape_inference
 
 from cloister.errors import ModelError
-from cloister.graph.export import to_model
 from cloister.graph.graph import BATCH, Graph, Node, TensorType
+from cloister.graph.onnx.export import to_model
 
 Shape = tuple[int | None, ...]
 SMALL = 1024

@@ -11,11 +11,11 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from cloister.errors import ModelError, ShapeError, UnsupportedError
-from cloister.graph import ops
-from cloister.graph.call import Call, NotCovered
 from cloister.graph.captures import captured_values
-from cloister.graph.export import to_model
 from cloister.graph.graph import Graph, Node
+from cloister.graph.onnx.export import to_model
+from cloister.graph.ops import table
+from cloister.graph.ops.call import Call, NotCovered
 
 # For programs that loaded ONNX Runtime before Cloister (see cloister/__init__.py).
 ort.disable_telemetry_events()
@@ -53,7 +53,7 @@ def interpret(
 
 def evaluate(graph: Graph, node: Node, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The outputs of one node, from the values it reads."""
-    spec = ops.find(node)
+    spec = table.find(node)
     if spec is not None:
         inputs = [values[name] if name else None for name in node.inputs]
         outputs = sum(1 for name in node.outputs if name)

@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 
 from cloister.errors import PrecisionWarning, UnsupportedError
-from cloister.field.ring import RingMap
 from cloister.graph.batch import cut
-from cloister.graph.fed import FedSession
 from cloister.graph.graph import Graph, Node
+from cloister.graph.weights_as_inputs import FedSession
 from cloister.plan.compare import layer_input, layer_output
 from cloister.plan.plan import Plan
+from cloister.ring.ring_map import RingMap
 
 MAX_ERROR = 0.02
 """Bound of a layer's relative error: five real models reach 0.003 at 12 bits, and 0.04 at 8."""

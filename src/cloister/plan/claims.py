@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from cloister.field.freivalds import SOUNDNESS_BITS
 from cloister.plan.protection import (
     BLINDED,
     BLINDED_VERIFIED,
@@ -12,6 +11,7 @@ from cloister.plan.protection import (
     VERIFIED,
     Protection,
 )
+from cloister.ring.freivalds import SOUNDNESS_BITS
 
 
 @dataclass(frozen=True)

@@ -11,23 +11,23 @@ from functools import partial
 import numpy as np
 
 from cloister.errors import PlanError
-from cloister.field.codec import clipped, dequantise, quantise
-from cloister.field.reference import depthwise as convolve_depthwise
-from cloister.field.reference import pool
-from cloister.field.ring import RingMap
 from cloister.graph.batch import batch_axis, cut, joined, sample_count
 from cloister.graph.captures import captured_values
-from cloister.graph.depthwise import Depthwise, depthwise
-from cloister.graph.export import to_model
 from cloister.graph.graph import Graph, Node
 from cloister.graph.interpreter import runtime_session
 from cloister.graph.layout import from_channels_last, to_channels_last
-from cloister.graph.linear_nodes import LAST_AXIS_OPS
-from cloister.graph.pooling import pool_geometry
+from cloister.graph.onnx.export import to_model
+from cloister.graph.ops.depthwise import Depthwise, depthwise
+from cloister.graph.ops.linear_nodes import LAST_AXIS_OPS
+from cloister.graph.ops.windows import pool_geometry
 from cloister.plan.input_factors import multiplied
 from cloister.plan.plan import Plan
 from cloister.plan.quantise import QuantisedLinear
 from cloister.plan.samples import Samples, as_samples
+from cloister.ring.reference import depthwise as convolve_depthwise
+from cloister.ring.reference import pool
+from cloister.ring.ring_map import RingMap
+from cloister.ring.rounding import clipped, dequantise, quantise
 
 BATCH = 8
 POOLS = ("AveragePool", "GlobalAveragePool")

@@ -17,10 +17,10 @@ rounded ones, so every machine finds the same factors for the same ranges.
 import numpy as np
 from jaxtyping import Float32
 
-from cloister.field.fixed_point import MAX_EXPONENT
-from cloister.field.linear import Geometry
 from cloister.graph.captures import captured_values
 from cloister.graph.graph import Graph, Node
+from cloister.ring.fixed_point import MAX_EXPONENT
+from cloister.ring.linear import Geometry
 
 HEADROOM = 4
 PART_ELEMENTS = 2**22

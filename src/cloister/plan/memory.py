@@ -10,13 +10,13 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from cloister import _native
-from cloister.field.freivalds import coefficient_count, keeps_factors
-from cloister.field.linear import Geometry
+import cloister._native as native
 from cloister.graph.graph import Graph, Node
-from cloister.graph.linear_nodes import geometry
-from cloister.graph.ops import is_linear
+from cloister.graph.ops.linear_nodes import geometry
+from cloister.graph.ops.table import is_linear
 from cloister.plan.protection import ENCLAVE, OPEN, Protection
+from cloister.ring.freivalds import coefficient_count, keeps_factors
+from cloister.ring.linear import Geometry
 
 BASE_BYTES = 88 * 2**20
 """A Python process with NumPy, ONNX Runtime and Cloister loaded."""
@@ -119,7 +119,7 @@ def _segments(graph: Graph, protections: Mapping[str, Protection]) -> int:
 def _coefficients(shape: Geometry) -> int:
     # Where there are vector units, those that are products are kept once more, as digits
     # (docs/adr/0008).
-    digits = keeps_factors(shape) and _native.isa() != "portable"
+    digits = keeps_factors(shape) and native.isa() != "portable"
     return coefficient_count(shape) * (2 if digits else 1)
 
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cloister import _native
-from cloister.crypto.csprng import Csprng
-from cloister.field.freivalds import draw
-from cloister.field.linear import Geometry, LinearMap
-from cloister.graph.depthwise import depthwise_window
+import cloister._native as native
+from cloister.base.rng import Csprng
 from cloister.graph.graph import Graph, Node
-from cloister.graph.linear_nodes import geometry
+from cloister.graph.ops.depthwise import depthwise_window
+from cloister.graph.ops.linear_nodes import geometry
 from cloister.plan.protection import ENCLAVE, Protection
+from cloister.ring.freivalds import draw
+from cloister.ring.linear import Geometry, LinearMap
 
 SAMPLE = Geometry((28, 28), 256, (28, 28), 256, (3, 3), pad=(1, 1))
 """The layer on which costs are measured: typical, and in the cache."""
@@ -123,8 +123,8 @@ class _Pass:
             )  # fmt: skip
             taps = np.ones((height, width, channels), np.float32)
             depthwise = (taps, zeros, -np.inf, np.inf)
-        self._pass = _native.Pass(*shape, ones, zeros, 0.0, 6.0, window, [(1.0, 2047)], depthwise)
-        hidden = protection.hidden and _native.isa() != "portable"
+        self._pass = native.Pass(*shape, ones, zeros, 0.0, 6.0, window, [(1.0, 2047)], depthwise)
+        hidden = protection.hidden and native.isa() != "portable"
         self._reply = np.zeros((1, *shape), np.uint32)
         self._unblinding = np.zeros((1, *shape), np.uint32) if hidden else None
         self._request = np.empty((1, *shape), np.uint32 if hidden else np.int16)

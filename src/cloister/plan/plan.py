@@ -11,7 +11,7 @@ import numpy as np
 from cloister.errors import PlanError
 from cloister.graph.captures import captured_values
 from cloister.graph.graph import Graph, Node
-from cloister.graph.ops import is_linear
+from cloister.graph.ops.table import is_linear
 from cloister.plan.claims import Claims, claims_of
 from cloister.plan.protection import ENCLAVE, OPEN, Protection
 from cloister.plan.quantise import WRAP_LIMIT, QuantisedLinear, static_bound

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from cloister.errors import PlanError, UnsupportedError
 from cloister.graph.graph import Graph, Node
 from cloister.graph.legality import require_supported
-from cloister.graph.ops import Kind, find, is_linear
+from cloister.graph.ops.table import Kind, find, is_linear
 from cloister.plan.accuracy import warn_of_errors
 from cloister.plan.input_factors import reads_raw
 from cloister.plan.placement import keep_inside

@@ -18,14 +18,14 @@ import numpy as np
 from jaxtyping import Float32
 
 from cloister.errors import PlanError, RangeError
-from cloister.field.linear import LinearMap
 from cloister.graph.batch import cut
-from cloister.graph.fed import FedSession
 from cloister.graph.graph import Graph, Node
 from cloister.graph.interpreter import ORT_ERRORS
 from cloister.graph.layout import to_channels_last
-from cloister.graph.linear_nodes import LAST_AXIS_OPS, float_weights, geometry
+from cloister.graph.ops.linear_nodes import LAST_AXIS_OPS, float_weights, geometry
+from cloister.graph.weights_as_inputs import FedSession
 from cloister.plan.input_factors import divisors, factor_shape, input_factors, largest
+from cloister.ring.linear import LinearMap
 
 WRAP_LIMIT = 2**31
 MAX_WEIGHT_BITS = 16

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cloister import files
+from cloister.base import files
+from cloister.base.reading import open_regular, parsing
 from cloister.errors import InputError
 from cloister.graph.graph import Graph
 from cloister.plan.accuracy import warn_of_errors
@@ -15,7 +16,6 @@ from cloister.plan.plan import Plan
 from cloister.plan.policies import NAMES, from_ranges, measure_ranges
 from cloister.plan.quantise import Precision, Ranges
 from cloister.plan.samples import Samples, as_samples
-from cloister.reading import open_regular, parsing
 
 FORMAT = "cloister recipe 2"
 MAX_FILE_BYTES = 16 * 2**20

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from cloister.base.reading import require_truths
 from cloister.errors import RangeError, ShapeError
 from cloister.graph.batch import bound_sizes, element_type
 from cloister.graph.graph import Graph
-from cloister.reading import require_truths
 
 Samples = np.ndarray | Mapping[str, np.ndarray]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from cloister import files
+from cloister.base import files
 from cloister.errors import EncryptionError, InputError
 
 FORMAT = 3

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from cloister.fe.keyservice import DatasetInfo
-from cloister.training.noise import epsilon
+from cloister.data.feature_noise import epsilon
+from cloister.data.info import DatasetInfo
 from cloister.training.sent import Content, Party, sent
 from cloister.training.settings import Settings
 from cloister.training.trainer import Trainer

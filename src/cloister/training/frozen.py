@@ -4,7 +4,7 @@
     x' = sqrt(dim / r) P^+ f
 
 The server learns r values of every sample, once and for ever, each blurred by the authority to a
-few bits (`cloister.authority.blur`); x' and all that is trained on it follow from them and cost
+few bits (`cloister.authority.noise`); x' and all that is trained on it follow from them and cost
 nothing more. The features are kept on disk, so later epochs and later runs make no product and
 ask for no key.
 
@@ -26,14 +26,14 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int16, Int64
 from torch import Tensor, nn
 
-from cloister import files
-from cloister.crypto.csprng import pad_stream
+from cloister.base import files
+from cloister.base.reading import parsing
+from cloister.base.rng import pad_stream
+from cloister.data.info import RING_LIMIT, DatasetInfo
 from cloister.errors import EncryptionError, FunctionError, ShapeError
-from cloister.fe.bounds import most_at_once
-from cloister.fe.keyservice import RING_LIMIT, DatasetInfo
-from cloister.fe.rank import MERSENNE_61, Basis
-from cloister.field.linear import Geometry, LinearMap
-from cloister.reading import parsing
+from cloister.ring.bounds import most_at_once
+from cloister.ring.linear import Geometry, LinearMap
+from cloister.ring.rank import MERSENNE_61, Basis
 from cloister.training.checkpoint import replace, writing
 from cloister.training.layers import FirstLayerProducts
 

@@ -19,11 +19,11 @@ import torch
 from jaxtyping import Int, Int16, Int32, Int64
 from torch import Tensor, nn
 
+from cloister.data.encoding import Encoding
+from cloister.data.info import RING_LIMIT
 from cloister.errors import InputError, RangeError, ShapeError, UnsupportedError
-from cloister.fe.encoding import Encoding
-from cloister.fe.keyservice import RING_LIMIT
-from cloister.field.fixed_point import magnitudes, round_scaled
-from cloister.field.linear import Geometry, LinearMap
+from cloister.ring.fixed_point import magnitudes, round_scaled
+from cloister.ring.linear import Geometry, LinearMap
 
 INT16_MAX = 2**15 - 1
 MAX_EXPONENT = 100

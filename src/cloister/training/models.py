@@ -10,9 +10,9 @@ from pathlib import Path
 
 from torch import nn
 
+from cloister.base.reading import parsing
+from cloister.data.encoding import Encoding
 from cloister.errors import InputError, UnsupportedError
-from cloister.fe.encoding import Encoding
-from cloister.reading import parsing
 from cloister.training.layers import (
     Encrypted,
     EncryptedConv2d,

@@ -35,10 +35,10 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.grad import conv2d_weight
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from cloister.data.feature_noise import GaussianNoise, StepNoise, gaussian
+from cloister.data.info import RING_LIMIT
 from cloister.errors import InputError, UnsupportedError
-from cloister.fe.keyservice import RING_LIMIT
 from cloister.training.layers import INT16_MAX, Encrypted, FixedPoint
-from cloister.training.noise import GaussianNoise, StepNoise, gaussian
 
 MARGIN = 2.0**-10
 GRID_BITS = 12

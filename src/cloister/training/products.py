@@ -16,12 +16,13 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Int16, Int32, Int64, UInt32
 
+from cloister.authority.key_service import KeyService, Receiver
+from cloister.data.info import DatasetInfo
 from cloister.errors import AuthorityUnavailable, EncryptionError, InputError, ShapeError
-from cloister.fe import mask
-from cloister.fe.keyservice import DatasetInfo, KeyService, Receiver
-from cloister.field.linear import Geometry, LinearMap
-from cloister.training.server import CiphertextServer
-from cloister.wire.releases import Recorder, Release, ReleaseKind, asked
+from cloister.ring import pads
+from cloister.ring.linear import Geometry, LinearMap
+from cloister.training.ciphertexts import CiphertextServer
+from cloister.wire.request_log import Recorder, Release, ReleaseKind, asked
 
 T = TypeVar("T")
 FIRST_WAIT_S = 0.2
@@ -119,7 +120,7 @@ class Products:
         masked = self._serve(lambda: self._server.labels(name, ids))
         key = self._ask(lambda: self._keys.label_key(name, ids, receiver=self.receiver))
         self._record("labels", ids, None, np.empty(0, np.int16), masked, key)
-        values = mask.unmask(masked, key)
+        values = pads.unmask(masked, key)
         one_hot = (values == 1).sum(axis=1) == 1
         one_hot &= (values == 0).sum(axis=1) == values.shape[1] - 1
         if not one_hot.all():
@@ -179,7 +180,7 @@ class Products:
                 ids=ids,
                 geometry=geometry,
                 functional=functional,
-                values=mask.unmask(masked, key),
+                values=pads.unmask(masked, key),
                 shape=self.info.shape,
             )
         )

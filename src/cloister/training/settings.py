@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
+from cloister.authority.key_service import Receiver
+from cloister.data.feature_noise import GaussianNoise
+from cloister.data.info import Mode
 from cloister.errors import InputError
-from cloister.fe.keyservice import Mode, Receiver
-from cloister.training.noise import GaussianNoise
 
 FirstLayer = Literal["trainable", "frozen"]
 Guard = Literal["ledger"]

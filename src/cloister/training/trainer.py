@@ -22,19 +22,16 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from cloister.crypto.csprng import KEY_BYTES, Csprng
+from cloister.authority.key_service import KeyService, Receiver
+from cloister.base.rng import KEY_BYTES, Csprng
+from cloister.data.encoding import Encoding
+from cloister.data.feature_noise import GaussianNoise, StepNoise
+from cloister.data.info import DatasetInfo, Mode
 from cloister.errors import CloisterError, EncryptionError, InputError
-from cloister.fe.bounds import most_at_once
-from cloister.fe.encoding import Encoding
-from cloister.fe.keyservice import DatasetInfo, KeyService, Mode, Receiver
+from cloister.ring.bounds import most_at_once
 from cloister.training import checkpoint, models
 from cloister.training.checkpoint import Checkpoint, EpochResult, Position
-from cloister.training.frozen import Features, Lift, Projection, default_projection
-from cloister.training.layers import Encrypted, Samples
-from cloister.training.noise import GaussianNoise, StepNoise
-from cloister.training.private import PrivateStep
-from cloister.training.products import Products
-from cloister.training.server import (
+from cloister.training.ciphertexts import (
     CiphertextHost,
     Ciphertexts,
     CiphertextServer,
@@ -42,8 +39,12 @@ from cloister.training.server import (
     LocalCiphertextServer,
     WitnessedServer,
 )
+from cloister.training.frozen import Features, Lift, Projection, default_projection
+from cloister.training.layers import Encrypted, Samples
+from cloister.training.private import PrivateStep
+from cloister.training.products import Products
 from cloister.training.settings import FirstLayer, Guard, Running, Settings
-from cloister.wire.releases import Recorder
+from cloister.wire.request_log import Recorder
 
 __all__ = ["Dataset", "FirstLayer", "Settings", "Trainer", "epoch_order"]
 

@@ -19,9 +19,9 @@ import numpy as np
 from cloister.errors import ProtocolError, VerificationError, WorkerTimeout, WorkerUnavailable
 from cloister.trusted.report import Meter
 from cloister.trusted.runtime import Runtime
+from cloister.wire.grpc.grpc_link import RpcLink
 from cloister.wire.link import WorkerLink
-from cloister.wire.rpc import RpcLink
-from cloister.wire.shm import ShmLink
+from cloister.wire.shm.shm_link import ShmLink
 from cloister.wire.transcript import Transcript
 
 _LIES = (VerificationError, ProtocolError)

@@ -14,24 +14,31 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnxruntime as ort
 
-from cloister import _native
-from cloister.crypto.csprng import Csprng, pad_stream
+import cloister._native as native
+from cloister.base.reading import require_truths
+from cloister.base.rng import Csprng, pad_stream
 from cloister.errors import PlanError, ProtocolError, RangeError, UnsupportedError
 from cloister.graph.batch import bound_sizes, element_type, row_count
-from cloister.graph.export import to_model
 from cloister.graph.graph import Graph
 from cloister.graph.interpreter import ORT_ERRORS, runtime_session
+from cloister.graph.onnx.export import to_model
 from cloister.plan.plan import Plan
-from cloister.reading import require_truths
-from cloister.trusted.blinded import PadUse
-from cloister.trusted.program import Fuse, Local, Program, Remote, Segment, compile_plan
+from cloister.trusted.checks import CheckBook, accept
+from cloister.trusted.pads.maker import PadUse
+from cloister.trusted.program.compile import (
+    Fuse,
+    Local,
+    Program,
+    Remote,
+    Segment,
+    compile_plan,
+)
 from cloister.trusted.report import Meter
 from cloister.trusted.values import Values
-from cloister.trusted.verified import CheckBook, accept
 from cloister.trusted.walk import Trip, WalkBook
 from cloister.wire.link import WorkerLink
 from cloister.wire.messages import TensorSpec
-from cloister.wire.shm import ShmLink
+from cloister.wire.shm.shm_link import ShmLink
 from cloister.wire.transcript import RecordingLink
 
 
@@ -70,7 +77,7 @@ class Runtime:
         # clock.
         self._clock = time.thread_time if threads == 1 else time.process_time
         self._hides = bool(plan.hidden_nodes)
-        self._passes: dict[int, _native.Pass] = {}
+        self._passes: dict[int, native.Pass] = {}
         self._sessions: dict[int, ort.InferenceSession] = {}
         for i, step in enumerate(self.program.steps):
             if isinstance(step, Fuse):
@@ -341,7 +348,7 @@ class _Sink:
 
     def explicit_pad(self, j: int) -> np.ndarray | None:
         """The pad as an array, on a CPU without AES instructions."""
-        if self.key is None or self.nonces is None or _native.isa() != "portable":
+        if self.key is None or self.nonces is None or native.isa() != "portable":
             return None
         shape = self.message.shape[1:]
         return pad_stream(self.key, self.nonces[j], int(np.prod(shape))).reshape(1, *shape)
@@ -372,11 +379,11 @@ def _run_local(
         ) from None
 
 
-def _native_pass(plan: Plan, step: Fuse) -> _native.Pass:
+def _native_pass(plan: Plan, step: Fuse) -> native.Pass:
     node = None if step.node is None else plan.linear_nodes[step.node]
     window, convolved = step.epilogue.window, step.epilogue.depthwise
     sinks = [(plan.linear_nodes[i].inv_x_scale, plan.linear_nodes[i].x_qmax) for i in step.sinks]
-    return _native.Pass(
+    return native.Pass(
         *step.size,
         None if node is None else node.scale,
         None if node is None else node.bias,

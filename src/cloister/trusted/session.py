@@ -11,23 +11,23 @@ from typing import Self
 
 import numpy as np
 
-from cloister.crypto.csprng import Csprng, SystemRandom
+from cloister.base.rng import Csprng, SystemRandom
 from cloister.errors import ClipError, ClipWarning, PlanError, RangeError
 from cloister.graph.batch import batch_axis, cut, joined, row_count, sample_count
 from cloister.graph.graph import Graph
 from cloister.plan.plan import Plan
 from cloister.plan.protection import ENCLAVE
 from cloister.plan.samples import Samples, as_samples
-from cloister.trusted.blinded import InlinePads, PadUse
 from cloister.trusted.clips import ClipRule, OnClip, clip_text
 from cloister.trusted.lanes import Job, Lane, Lanes, Worker
-from cloister.trusted.padstore import PadSource
+from cloister.trusted.pads.maker import InlinePads, PadUse
+from cloister.trusted.pads.store import PadSource
 from cloister.trusted.report import Meter, Report, Result
 from cloister.trusted.runtime import Runtime
+from cloister.wire.grpc.grpc_link import RpcLink
+from cloister.wire.grpc.places import endpoints
 from cloister.wire.link import WorkerLink
-from cloister.wire.places import endpoints
-from cloister.wire.rpc import RpcLink
-from cloister.wire.shm import ShmLink, connect_local_worker
+from cloister.wire.shm.shm_link import ShmLink, connect_local_worker
 from cloister.wire.transcript import RecordingLink
 
 DEFAULT_TIMEOUT_S = 60.0

@@ -11,21 +11,27 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cloister import _native
+import cloister._native as native
 from cloister.errors import PlanError
 from cloister.plan.protection import ENCLAVE
-from cloister.trusted.blinded import PadUse
-from cloister.trusted.program import Fuse, Local, Program, Remote, Segment
+from cloister.trusted.checks import CheckBook, wrong_answer
+from cloister.trusted.pads.maker import PadUse
+from cloister.trusted.program.compile import Fuse, Local, Program, Remote, Segment
+from cloister.trusted.program.layout import (
+    ALIGNMENT,
+    ValueKey,
+    make_schedule,
+    padded,
+    value_key,
+)
 from cloister.trusted.report import Meter
-from cloister.trusted.schedule import ALIGNMENT, ValueKey, make_schedule, padded, value_key
 from cloister.trusted.values import Values
-from cloister.trusted.verified import CheckBook, wrong_answer
-from cloister.wire.arena import Region
-from cloister.wire.exchange import Exchange, make_exchange
 from cloister.wire.link import WorkerLink
 from cloister.wire.messages import TensorSpec
-from cloister.wire.packets import MAX_PACKET_BYTES, REQUEST_ID_OFFSET
-from cloister.wire.shm import ShmLink
+from cloister.wire.shm.arena import Region
+from cloister.wire.shm.exchange import Exchange, make_exchange
+from cloister.wire.shm.packets import MAX_PACKET_BYTES, REQUEST_ID_OFFSET
+from cloister.wire.shm.shm_link import ShmLink
 from cloister.wire.transcript import Crossing, Direction, RecordingLink
 
 # Batch sizes whose memory stays laid out: a session's own, and that of the last, smaller one.
@@ -77,7 +83,7 @@ class Walk:
     def __init__(
         self,
         program: Program,
-        passes: Mapping[int, _native.Pass],
+        passes: Mapping[int, native.Pass],
         checks: CheckBook,
         link: ShmLink,
         *,
@@ -89,7 +95,7 @@ class Walk:
         self._checks = checks
         self._schedule = make_schedule(program, batch)
         self._hidden = sorted(self._plan.hidden_nodes)
-        self._native = _native.Walker(len(self._plan.linear_nodes), batch, threads)
+        self._native = native.Walker(len(self._plan.linear_nodes), batch, threads)
         block = np.empty(self._schedule.private.nbytes + ALIGNMENT, np.uint8)
         self._private = block[-block.ctypes.data % ALIGNMENT :]
         self._values = {
@@ -215,7 +221,7 @@ class Walk:
 
     # ---- set-up
 
-    def _prepare(self, passes: Mapping[int, _native.Pass], link: ShmLink) -> None:
+    def _prepare(self, passes: Mapping[int, native.Pass], link: ShmLink) -> None:
         first = 0
         for i, step in enumerate(self._program.steps):
             if isinstance(step, Fuse):
@@ -246,7 +252,7 @@ class Walk:
             residual is not None and (residual, step.channels_first) not in self._written
         )
 
-    def _add_pass(self, step: Fuse, native: _native.Pass, link: ShmLink) -> None:
+    def _add_pass(self, step: Fuse, native: native.Pass, link: ShmLink) -> None:
         linear = None if step.node is None else self._plan.linear_nodes[step.node]
         protection = ENCLAVE if linear is None else self._plan.protection_of(linear)
         kept = self._kept(step)
@@ -321,7 +327,7 @@ class WalkBook:
     def __init__(
         self,
         program: Program,
-        passes: Mapping[int, _native.Pass],
+        passes: Mapping[int, native.Pass],
         checks: CheckBook,
         *,
         threads: int,
@@ -337,7 +343,7 @@ class WalkBook:
 
     def link_of(self, link: WorkerLink | None) -> ShmLink | None:
         """The link that the native walker can use instead of this one, if there is any."""
-        if not self._walkable or _native.isa() == "portable":
+        if not self._walkable or native.isa() == "portable":
             return None
         plain = link.unrecorded if isinstance(link, RecordingLink) else link
         return plain if isinstance(plain, ShmLink) and plain.idle else None

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from cloister.errors import ProtocolError, ShapeError
-from cloister.field.linear import Geometry, LinearMap
+from cloister.ring.linear import Geometry, LinearMap
 from cloister.wire.messages import (
     MAX_FAILURE_CHARS,
     Answer,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from cloister.errors import ProtocolError, WorkerTimeout, WorkerUnavailable
-from cloister.field.linear import LinearMap
+from cloister.ring.linear import LinearMap
 from cloister.wire.codec import Encoded, decode, decode_head, encode
 from cloister.wire.messages import Apply, LoadLinear, LoadSegment, Message, TensorSpec, Unchecked
 from cloister.wire.replies import ReplyBook, named

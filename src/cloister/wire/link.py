@@ -4,7 +4,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from cloister.field.linear import LinearMap
+from cloister.ring.linear import LinearMap
 from cloister.wire.messages import TensorSpec, Unchecked
 
 

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from cloister.field.linear import LinearMap
+from cloister.ring.linear import LinearMap
 
 PROTOCOL_VERSION = 1
 MAX_FAILURE_CHARS = 500

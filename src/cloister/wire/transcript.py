@@ -7,9 +7,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from cloister import files
-from cloister.field.linear import LinearMap
-from cloister.reading import open_regular, parsing
+from cloister.base import files
+from cloister.base.reading import open_regular, parsing
+from cloister.ring.linear import LinearMap
 from cloister.wire.link import WorkerLink
 from cloister.wire.messages import TensorSpec, Unchecked
 

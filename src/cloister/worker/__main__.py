@@ -2,7 +2,7 @@
 
 import sys
 
-from cloister.worker.main import main
+from cloister.worker.serve import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,9 +3,9 @@
 import numpy as np
 from jaxtyping import UInt32
 
-from cloister.field.linear import Geometry, LinearMap
-from cloister.field.ring import RingMap, ring_memory
-from cloister.worker.memory import MapMemory, bounded
+from cloister.ring.linear import Geometry, LinearMap
+from cloister.ring.ring_map import RingMap, ring_memory
+from cloister.worker.budget import MapMemory, bounded
 
 MAX_SCRATCH_BYTES = 64 << 20
 """Of one thread, beyond MAX_SCRATCH_RATIO times the request: for padded copies of the input."""

@@ -19,8 +19,8 @@ from cloister.wire.messages import (
     Message,
     Welcome,
 )
+from cloister.worker.budget import Loan, MemoryBudget
 from cloister.worker.linear_target import LinearTarget, map_memory
-from cloister.worker.memory import Loan, MemoryBudget
 from cloister.worker.segment_process import HostedSegment, SegmentProcess
 from cloister.worker.segments import SegmentTarget
 from cloister.worker.targets import Shared, Target, TargetStore, key_of_linear, key_of_segment

@@ -3,9 +3,9 @@
 import numpy as np
 
 from cloister.errors import ShapeError
-from cloister.field.linear import Geometry, LinearMap
+from cloister.ring.linear import Geometry, LinearMap
 from cloister.worker import cpu_maps, torch_maps
-from cloister.worker.memory import MapMemory
+from cloister.worker.budget import MapMemory
 from cloister.worker.targets import Cost
 
 WORD_BYTES = 4

@@ -21,10 +21,10 @@ import numpy as np
 
 from cloister.errors import InputError, ProtocolError, WorkerUnavailable
 from cloister.wire.codec import DEFAULT_MAX_PAYLOAD_BYTES, Head, encode
-from cloister.wire.frames import FRAME_BYTES, Assembler, to_frames
+from cloister.wire.grpc.frames import FRAME_BYTES, Assembler, to_frames
 from cloister.wire.messages import Answer, Apply, Failure, LoadSegment, Message
 from cloister.wire.process import python, start, thread_settings
-from cloister.worker.memory import Loan, MemoryBudget
+from cloister.worker.budget import Loan, MemoryBudget
 from cloister.worker.targets import Cost
 
 LEAST_SHARE_BYTES = 512 << 20

@@ -5,9 +5,13 @@ import onnx
 import onnxruntime as ort
 from google.protobuf.message import DecodeError
 
+from cloister.base.reading import require_truths
 from cloister.errors import ModelError, ShapeError, UnsupportedError
-from cloister.graph.external_data import messages, require_inside, require_stored_truths
-from cloister.reading import require_truths
+from cloister.graph.onnx.external_data import (
+    messages,
+    require_inside,
+    require_stored_truths,
+)
 from cloister.wire.codec import DTYPES
 from cloister.worker.targets import Cost
 

@@ -15,8 +15,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from cloister.field.linear import LinearMap
-from cloister.worker.memory import MemoryBudget
+from cloister.ring.linear import LinearMap
+from cloister.worker.budget import MemoryBudget
 
 
 class Cost(NamedTuple):

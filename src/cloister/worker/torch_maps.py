@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt32
 
-from cloister.crypto.csprng import InsecureSeededRandom
+from cloister.base.rng import InsecureSeededRandom
 from cloister.errors import InputError, RangeError
-from cloister.field.linear import Geometry, LinearMap
-from cloister.worker.memory import MapMemory, bounded
+from cloister.ring.linear import Geometry, LinearMap
+from cloister.worker.budget import MapMemory, bounded
 
 EXACT = 2**53
 DIGIT_BITS = 16

@@ -6,7 +6,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from cloister import _native
+import cloister._native as native
 from cloister.wire import process
 
 PACKAGES = ("cloister", "numpy", "onnxruntime", "torch")
@@ -23,7 +23,7 @@ def environment() -> dict[str, object]:
     return {
         "cpu": cpu_name(),
         "cpu_flags": cpu_flags(),
-        "isa": _native.isa(),
+        "isa": native.isa(),
         "gpu": gpu_name(),
         "versions": versions(),
         "git_commit": git_commit(),

@@ -20,13 +20,13 @@ import typer
 from jaxtyping import Float32, Int64
 from onnx import TensorProto, helper
 
+from cloister.base.rng import InsecureSeededRandom
 from cloister.cli import options
 from cloister.cli.bench.baselines import Timing, interleaved, session_options
 from cloister.cli.bench.environment import environment
 from cloister.cli.console import emit_json, out, table
-from cloister.crypto.csprng import InsecureSeededRandom
-from cloister.fe import ddh, lwe, mask
-from cloister.fe.scheme import (
+from cloister.published import ddh, lwe, mask
+from cloister.published.scheme import (
     CiphertextsT,
     EncryptionT,
     InnerProduct,
@@ -35,7 +35,8 @@ from cloister.fe.scheme import (
     MasterT,
     PublicT,
 )
-from cloister.field.linear import Geometry, LinearMap
+from cloister.ring import pads
+from cloister.ring.linear import Geometry, LinearMap
 
 BATCH, INPUTS, HIDDEN = 512, 784, 128
 ENTRY = 100
@@ -187,7 +188,7 @@ def _layer(threads: int, repeats: int) -> dict[str, object]:
     engines = _float_products(x_float, w_float, threads)
     runs: dict[str, Callable[[], object]] = {
         **engines,
-        MASKED: partial(mask.forward, linear, blinded, threads=threads),
+        MASKED: partial(pads.forward, linear, blinded, threads=threads),
     }
     loops = {name: _loops(run) for name, run in runs.items()}
     timings = interleaved(

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from cloister import files
+from cloister.base import files
 from cloister.cli.console import out
 from cloister.errors import InputError
 

@@ -35,9 +35,9 @@ from cloister.cli.bench.peak import measure_peak, random_input
 from cloister.cli.bench.prepared import PadsAhead
 from cloister.cli.console import emit_json, err, human_bytes, out, table
 from cloister.errors import CloisterError, InputError, PlanError
-from cloister.graph.export import to_model
 from cloister.graph.graph import Graph
-from cloister.graph.sources import load
+from cloister.graph.onnx.export import to_model
+from cloister.graph.onnx.load import load
 from cloister.plan import policies
 from cloister.plan.plan import Plan
 from cloister.plan.quantise import Precision

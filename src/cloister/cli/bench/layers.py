@@ -17,11 +17,11 @@ import onnxruntime
 from jaxtyping import Int16
 from onnx import helper, numpy_helper
 
-from cloister import _native
-from cloister.crypto.csprng import InsecureSeededRandom
+import cloister._native as native
+from cloister.base.rng import InsecureSeededRandom
 from cloister.errors import InputError
-from cloister.field.linear import Geometry, LinearMap
-from cloister.field.ring import RingMap
+from cloister.ring.linear import Geometry, LinearMap
+from cloister.ring.ring_map import RingMap
 
 OPSET = 17
 IR_VERSION = 9
@@ -101,7 +101,7 @@ def bench_layers(
         plain_ratio=totals["plain_ms"] / totals["ort_ms"],
         threads=threads,
         repeats=repeats,
-        isa=_native.isa(),
+        isa=native.isa(),
         onnxruntime=onnxruntime.__version__,
     )
 

@@ -15,10 +15,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from cloister.crypto.csprng import pad_stream
+from cloister.base.rng import pad_stream
 from cloister.errors import InputError
-from cloister.graph.export import to_model
-from cloister.graph.onnx_import import load
+from cloister.graph.onnx.export import to_model
+from cloister.graph.onnx.read import load
 
 OPSET, IR_VERSION = 17, 9
 CLASSES = 1000

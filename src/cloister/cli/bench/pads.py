@@ -14,21 +14,21 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from cloister.base.rng import KEY_BYTES, SystemRandom
 from cloister.cli import options
 from cloister.cli.bench.baselines import Timing, interleaved
 from cloister.cli.bench.environment import environment
 from cloister.cli.bench.inference import baselines, open_model
 from cloister.cli.bench.peak import random_input
 from cloister.cli.console import emit_json, human_bytes, out, table
-from cloister.crypto.csprng import KEY_BYTES, SystemRandom
 from cloister.errors import PlanError
-from cloister.graph.onnx_import import from_model
-from cloister.graph.passes import prepare
+from cloister.graph.onnx.read import from_model
+from cloister.graph.passes.normalise import prepare
 from cloister.plan import policies
-from cloister.trusted.blinded import PadMaker
-from cloister.trusted.padfactory import Maker, WorkerMaker
-from cloister.trusted.padfile import file_bytes
-from cloister.wire.shm import start_local_worker
+from cloister.trusted.pads.factory import Maker, WorkerMaker
+from cloister.trusted.pads.maker import PadMaker
+from cloister.trusted.pads.pad_file import file_bytes
+from cloister.wire.shm.shm_link import start_local_worker
 
 WORKERS = 2
 LOCAL, SHARED = "trusted runtime", "workers"

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cloister.crypto.csprng import InsecureSeededRandom
+from cloister.base.rng import InsecureSeededRandom
 from cloister.errors import CloisterError, InputError
 from cloister.graph.graph import Graph
-from cloister.graph.sources import load
+from cloister.graph.onnx.load import load
 from cloister.plan.recipe import Recipe
 from cloister.trusted.session import Session
 from cloister.wire.process import python, run

@@ -4,11 +4,11 @@ import threading
 import time
 from collections.abc import Sequence
 
-from cloister.crypto.csprng import SystemRandom
+from cloister.base.rng import SystemRandom
 from cloister.errors import PadsExhausted
 from cloister.plan.plan import Plan
-from cloister.trusted.blinded import InlinePads
-from cloister.trusted.padstore import PadSet
+from cloister.trusted.pads.maker import InlinePads
+from cloister.trusted.pads.store import PadSet
 
 
 class PadsAhead:

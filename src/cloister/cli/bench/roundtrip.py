@@ -17,6 +17,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from cloister.base.rng import InsecureSeededRandom
 from cloister.cli import options
 from cloister.cli.bench.baselines import interleaved
 from cloister.cli.bench.environment import environment
@@ -24,17 +25,16 @@ from cloister.cli.bench.inference import open_model
 from cloister.cli.bench.peak import random_input
 from cloister.cli.bench.prepared import PadsAhead
 from cloister.cli.console import emit_json, out, table
-from cloister.crypto.csprng import InsecureSeededRandom
-from cloister.field.ring import RingMap
-from cloister.graph.onnx_import import from_model
-from cloister.graph.passes import prepare
+from cloister.graph.onnx.read import from_model
+from cloister.graph.passes.normalise import prepare
 from cloister.plan.plan import Plan
 from cloister.plan.quantise import Precision
 from cloister.plan.recipe import measure
+from cloister.ring.ring_map import RingMap
 from cloister.trusted.report import Report
 from cloister.trusted.session import Session
 from cloister.wire.link import WorkerLink
-from cloister.wire.shm import connect_local_worker
+from cloister.wire.shm.shm_link import connect_local_worker
 
 COLUMNS = (
     "lanes", "workers", "micro_batch", "call_ms", "worker_alone_ms", "ratio", "images_per_s",

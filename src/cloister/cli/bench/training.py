@@ -18,15 +18,16 @@ import numpy as np
 import typer
 
 from cloister.authority.authority import Authority
+from cloister.authority.key_service import KeyService
+from cloister.base.rng import SystemRandom
 from cloister.cli import options
 from cloister.cli.bench import training_data as data
 from cloister.cli.bench.environment import environment
 from cloister.cli.bench.training_data import Plain, TimedKeys
 from cloister.cli.console import emit_json, err, out, table
 from cloister.cli.train import library
-from cloister.crypto.csprng import SystemRandom
-from cloister.fe.keyservice import KeyService, Mode
-from cloister.training.dataset import EncryptedDataset
+from cloister.data.dataset import EncryptedDataset
+from cloister.data.info import Mode
 
 PAPER = {
     "what": "CryptoNN, LeNet-5 on MNIST (arXiv:1904.07303)",

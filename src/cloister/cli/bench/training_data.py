@@ -15,16 +15,17 @@ from jaxtyping import Bool, Float64, Int16, Int64, UInt32
 from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
 from cloister.authority.enrolment import enrol
+from cloister.authority.key_service import KeyService, Receiver
 from cloister.authority.local import LocalClient
 from cloister.authority.records import Terms
-from cloister.crypto.csprng import InsecureSeededRandom, SystemRandom
+from cloister.base.rng import InsecureSeededRandom, SystemRandom
+from cloister.data.dataset import EncryptedDataset
+from cloister.data.encoding import Encoding
+from cloister.data.info import DatasetInfo, Mode
+from cloister.data.writer import Chunk, EncryptedDatasetWriter
 from cloister.errors import InputError
-from cloister.fe import mask
-from cloister.fe.encoding import Encoding
-from cloister.fe.keyservice import DatasetInfo, KeyService, Mode, Receiver
-from cloister.field.linear import Geometry, LinearMap
-from cloister.training.dataset import EncryptedDataset
-from cloister.training.writer import Chunk, EncryptedDatasetWriter
+from cloister.ring import pads
+from cloister.ring.linear import Geometry, LinearMap
 
 PIXELS = Encoding(1 / 255, 0.0, 9)
 """Bytes 0 to 255 as they are: nine bits with the sign."""
@@ -118,7 +119,7 @@ class MemoryKeys:
         receiver: Receiver,
     ) -> UInt32[np.ndarray, "n oh ow oc"]:
         """See `KeyService`."""
-        return mask.forward(linear, self._masks(dataset, ids, linear.geometry.in_shape))
+        return pads.forward(linear, self._masks(dataset, ids, linear.geometry.in_shape))
 
     def gradient_key(
         self,
@@ -130,19 +131,19 @@ class MemoryKeys:
         receiver: Receiver,
     ) -> UInt32[np.ndarray, "o kh kw c"]:
         """See `KeyService`."""
-        return mask.gradient(geometry, delta, self._masks(dataset, ids, geometry.in_shape))
+        return pads.gradient(geometry, delta, self._masks(dataset, ids, geometry.in_shape))
 
     def label_key(
         self, dataset: str, ids: Int64[np.ndarray, " n"], *, receiver: Receiver
     ) -> UInt32[np.ndarray, "n classes"]:
         """See `KeyService`."""
         shape = (self.describe(dataset).classes,)
-        return mask.masks(self._keys[dataset], ids, shape, domain=mask.LABEL_DOMAIN)
+        return pads.masks(self._keys[dataset], ids, shape, domain=pads.LABEL_DOMAIN)
 
     def _masks(
         self, dataset: str, ids: Int64[np.ndarray, " n"], shape: tuple[int, int, int]
     ) -> UInt32[np.ndarray, "n h w c"]:
-        return mask.masks(self._keys[dataset], ids, shape, domain=mask.DATA_DOMAIN)
+        return pads.masks(self._keys[dataset], ids, shape, domain=pads.DATA_DOMAIN)
 
 
 class TimedKeys:

@@ -22,6 +22,7 @@ from cloister.cli.bench.baselines import Timing, interleaved
 from cloister.cli.bench.environment import environment
 from cloister.cli.console import emit_json, human_bytes, out, table
 from cloister.errors import InputError, WorkerUnavailable
+from cloister.wire.grpc.grpc_link import RpcLink
 from cloister.wire.inprocess import InProcessLink
 from cloister.wire.link import WorkerLink
 from cloister.wire.messages import (
@@ -34,10 +35,9 @@ from cloister.wire.messages import (
     Welcome,
 )
 from cloister.wire.process import python, start
-from cloister.wire.rpc import RpcLink
-from cloister.wire.shm import start_local_worker
-from cloister.worker.local import serve_descriptor
-from cloister.worker.remote import Client, Server
+from cloister.wire.shm.shm_link import start_local_worker
+from cloister.worker.grpc_server import Client, Server
+from cloister.worker.shm_server import serve_descriptor
 
 KINDS = ("in process", "shared memory", "gRPC")
 SMALLEST, LARGEST = 1 << 10, 64 << 20

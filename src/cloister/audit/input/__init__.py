@@ -1,0 +1,1 @@
+"""What a transcript of inference tells of an input."""

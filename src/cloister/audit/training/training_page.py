@@ -1,0 +1,147 @@
+"""The page of `cloister audit encrypted`: originals beside what each attack made of the log."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+
+from cloister.audit.page import Section, page, paragraph, png, table
+from cloister.audit.training.evidence import Evidence
+from cloister.audit.training.judge import Judged, overall
+from cloister.audit.training.prior import Prior
+from cloister.audit.training.score import (
+    APPROXIMATED_GAIN_DB,
+    APPROXIMATED_LABELS,
+    RECOVERED_DB,
+    RECOVERED_GAIN_DB,
+    RECOVERED_LABELS,
+)
+from cloister.audit.training.truth import Truth
+
+SHOWN = 8
+LEAD = (
+    "The cryptography hides everything except what a party is sent: the function values that were "
+    "released to it, and the functions that it was asked for. These attacks use nothing else."
+)
+WORDS = {
+    "recovered": "What this party was sent gives the training data away.",
+    "approximated": "No attack was exact, but pictures or labels come out better than a guess. "
+    "People may be recognisable.",
+    "not scored": "The log does not determine the data by itself. Give --truth to learn how close "
+    "the attacks came.",
+    "not recovered": "No attack here did noticeably better than guessing without the log.",
+    "not attempted": "No attack here could run on this log; the table says why. That is no sign of "
+    "safety.",
+    "nothing to attack": "Nothing in this log depends on a sample, if the one function in it is "
+    "public. Weights that were trained before are not.",
+}
+EMPTY = (
+    "Nothing was released to the training server; nothing to attack. What a ciphertext host and "
+    "the authority were asked is in other logs: `cloister ciphertexts serve --log`, "
+    "`cloister train --request-log`."
+)
+ASSUMED = (
+    "Changes of weights were read as those of SGD: under another optimiser, such as Adam, it is no "
+    "sign of safety that they gave no sample."
+)
+LIMITS = (
+    "A failed attack proves nothing: better priors (generative models of the same kind of data) "
+    "reconstruct from fewer values than these attacks need. What is proven is the ledger's bound "
+    "on how many independent values were released; what is tested is that these attacks stop "
+    "working below it."
+)
+
+
+def conclusion(judged: Sequence[Judged], evidence: Evidence | None) -> str:
+    """What the verdict means, and which attacks it does not speak of."""
+    if evidence is None:
+        return EMPTY
+    assumed = ""
+    if any(one.finding.among is not None and one.verdict == "not recovered" for one in judged):
+        assumed = f" {ASSUMED}"
+    left = [one.finding.attack for one in judged if one.verdict == "not attempted"]
+    verdict = overall(judged)
+    if verdict == "recovered" or not left:
+        return WORDS[verdict] + assumed
+    return f"{WORDS[verdict]} Not attempted: {', '.join(left)}.{assumed}"
+
+
+def thresholds() -> str:
+    """The stated rule of every verdict, for people."""
+    return (
+        f"Recovered: at least {RECOVERED_DB:g} dB, and {RECOVERED_GAIN_DB:g} dB better than the "
+        f"best guess without the log. Approximated: {APPROXIMATED_GAIN_DB:g} dB better than that "
+        f"guess. Labels: {RECOVERED_LABELS:.0%} and {APPROXIMATED_LABELS:.0%} of what always "
+        "saying the majority gets wrong, under the best renaming of the classes. What was asked "
+        "tells samples up to a factor and an offset, and is scored under the best ones."
+    )
+
+
+def score_rows(judged: Sequence[Judged]) -> list[tuple[str, str, str, str, str, str]]:
+    """Attack, verdict, score, best guess, share of exact elements, basis: one row per attack."""
+    rows: list[tuple[str, str, str, str, str, str]] = []
+    for one in judged:
+        value = guess = exact = ""
+        if one.score is not None:
+            decibels = one.score.unit == "dB"
+            value, guess = (
+                f"{number:.1f} dB" if decibels else f"{number:.1%}"
+                for number in (one.score.value, one.score.guess)
+            )
+            exact = f"{one.score.exact:.1%}"
+        rows.append((one.finding.attack, one.verdict, value, guess, exact, one.finding.note))
+    return rows
+
+
+def encrypted_page(
+    judged: Sequence[Judged], evidence: Evidence | None, prior: Prior, *, truth: Truth | None
+) -> str:
+    """The whole document."""
+    verdict = overall(judged)
+    counts = {} if evidence is None else evidence.counts
+    seen = 0 if evidence is None else len(evidence.seen)
+    released = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "none"
+    header = ("attack", "verdict", "score", "best guess", "exact", "worked with")
+    sections = [
+        Section(
+            f"Verdict: {verdict}",
+            paragraph(conclusion(judged, evidence), kind="warn" if verdict == "recovered" else "")
+            + paragraph(f"In the log: {released}; samples concerned: {seen}."),
+        ),
+        Section(
+            "Attacks", table(header, score_rows(judged)) + paragraph(thresholds(), kind="soft")
+        ),
+    ]
+    shown = _pictures(judged, prior, truth)
+    if shown:
+        sections.append(Section("What came out", shown))
+    sections.append(Section("What this does not show", paragraph(LIMITS)))
+    return page("What encrypted training released", LEAD, sections)
+
+
+def _pictures(judged: Sequence[Judged], prior: Prior, truth: Truth | None) -> str:
+    """One row per sample, one column per attack that produced images."""
+    shown = [one for one in judged if len(one.finding.ids) and not one.finding.labels]
+    if not shown:
+        return ""
+    ids = list(dict.fromkeys(int(i) for one in shown for i in one.finding.ids))[:SHOWN]
+    header = ["sample", *(["original"] if truth else []), *(one.finding.attack for one in shown)]
+    rows: list[list[str | bytes]] = []
+    for sample in ids:
+        row: list[str | bytes] = [f"sample {sample}"]
+        if truth is not None:
+            at = int(truth.places(np.array([sample]))[0])
+            row.append(png(_picture(truth.x[at], prior)) if at >= 0 else "unknown")
+        for one in shown:
+            where = np.flatnonzero(one.finding.ids == sample)
+            found = one.finding.x[where[0]] if len(where) else None
+            row.append("" if found is None else png(_picture(found, prior)))
+        rows.append(row)
+    return table(header, rows)
+
+
+def _picture(x: np.ndarray, prior: Prior) -> UInt8[np.ndarray, "h w"]:
+    """A flattened sample as a grey image of its first channel, over the range of the encoding."""
+    first = x.reshape(prior.shape)[..., 0]
+    scaled = (first - prior.low) * (255.0 / (prior.high - prior.low))
+    return np.asarray(np.clip(np.rint(scaled), 0, 255), np.uint8)

@@ -1,0 +1,1 @@
+"""What everything stands on: random sources, sealing, identities, durable files, databases."""

@@ -1,1 +1,0 @@
-"""Thin, opinionated wrappers over the cryptography package: randomness, sealing, key derivation."""

@@ -1,0 +1,131 @@
+"""How a data set is described: its public description, which everyone sees alike."""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from cloister.base.reading import parsing
+from cloister.data.encoding import Encoding
+from cloister.errors import EncryptionError, InputError
+from cloister.ring.bounds import MAX_SAMPLES, check_sample
+
+Mode = Literal["guarded", "paper"]
+"""guarded: a request beyond a sample's budget is refused. paper: it is counted and answered."""
+
+RING_LIMIT = 2**31
+"""Answers are centred modulo 2^32, so a released value must stay below this magnitude."""
+
+PICTURE_SIZE = 16
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_FIELDS = ("budget_rank", "classes", "encoding", "mode", "name", "samples", "shape")
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """The public description of one encrypted data set; everyone sees the same bytes."""
+
+    name: str
+    shape: tuple[int, int, int]
+    classes: int
+    encoding: Encoding
+    samples: int
+    budget_rank: int
+    mode: Mode = "guarded"
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise InputError(
+                f"data set {self.name!r}: a name is 1 to 64 letters, digits, '.', '_' or '-'"
+            )
+        check_sample(self.name, self.shape, self.classes)
+        if not 0 <= self.samples <= MAX_SAMPLES:
+            raise InputError(
+                f"data set {self.name}: holds 0 to {MAX_SAMPLES} samples, not {self.samples}"
+            )
+        if not 0 <= self.budget_rank <= self.dim:
+            raise InputError(
+                f"data set {self.name}: budget_rank must be 0 to {self.dim}, got {self.budget_rank}"
+            )
+        if self.mode not in ("guarded", "paper"):
+            raise InputError(f"data set {self.name}: mode must be guarded or paper: {self.mode!r}")
+
+    @property
+    def dim(self) -> int:
+        """Elements of one sample."""
+        return self.shape[0] * self.shape[1] * self.shape[2]
+
+    @property
+    def is_picture(self) -> bool:
+        """Large enough in both directions to be taken for a picture, which has smooth functions."""
+        return min(self.shape[:2]) >= PICTURE_SIZE
+
+    @property
+    def default_budget(self) -> int:
+        """The rank that an owner gives away who decides nothing: see docs/adr/0007."""
+        return self.dim // (16 if self.is_picture else 4)
+
+    @property
+    def row_norm_limit(self) -> int:
+        """Largest sum of |weights| of one function for which |A x| stays below 2^31."""
+        return (RING_LIMIT - 1) // self.encoding.bound
+
+    def to_json(self) -> bytes:
+        """Canonical bytes: sorted keys, no spaces, ASCII; equal descriptions are equal bytes."""
+        fields = {
+            "budget_rank": self.budget_rank,
+            "classes": self.classes,
+            "encoding": {
+                "bits": self.encoding.bits,
+                "offset": float(self.encoding.offset),
+                "scale": float(self.encoding.scale),
+            },
+            "mode": self.mode,
+            "name": self.name,
+            "samples": self.samples,
+            "shape": list(self.shape),
+        }
+        return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+    @staticmethod
+    def from_json(data: bytes) -> "DatasetInfo":
+        """Inverse of `to_json`; takes only bytes that `to_json` would write.
+
+        Raises EncryptionError.
+        """
+        try:
+            with parsing("data set description: is damaged", kind=EncryptionError):
+                info = _from_fields(json.loads(data.decode("ascii")))
+        except InputError as error:
+            raise EncryptionError(f"data set description: {error}") from error
+        if info.to_json() != data:
+            raise EncryptionError("data set description: not in canonical form; export it again")
+        return info
+
+
+def _from_fields(fields: dict[str, Any]) -> DatasetInfo:
+    if not isinstance(fields, dict) or tuple(sorted(fields)) != _FIELDS:
+        raise ValueError(f"needs exactly the fields {', '.join(_FIELDS)}")
+    encoding = fields["encoding"]
+    shape = tuple(_whole(size, "shape") for size in fields["shape"])
+    if len(shape) != 3:
+        raise ValueError("shape must hold three sizes")
+    if fields["mode"] not in ("guarded", "paper"):
+        raise ValueError("mode must be guarded or paper")
+    return DatasetInfo(
+        name=str(fields["name"]),
+        shape=shape,
+        classes=_whole(fields["classes"], "classes"),
+        encoding=Encoding(
+            float(encoding["scale"]), float(encoding["offset"]), _whole(encoding["bits"], "bits")
+        ),
+        samples=_whole(fields["samples"], "samples"),
+        budget_rank=_whole(fields["budget_rank"], "budget_rank"),
+        mode=fields["mode"],
+    )
+
+
+def _whole(value: object, name: str) -> int:
+    if type(value) is not int or not 0 <= value < 2**62:
+        raise ValueError(f"{name} must be a whole number")
+    return value

@@ -1,0 +1,477 @@
+"""A client's plain samples: arrays, tables, folders of pictures. Read piece by piece.
+
+Tables and compressed arrays are first spooled to an unnamed temporary file, so that samples can be
+read in any order while memory stays flat: the order in which they are encrypted is random, because
+a file sorted by class would give the labels away.
+"""
+
+import csv
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Literal, Protocol
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+
+from cloister.base.reading import parsing
+from cloister.base.rng import Csprng
+from cloister.data.encoding import Encoding
+from cloister.data.pictures import picture_kind, read_picture, skipped_text
+from cloister.data.writer import Chunk
+from cloister.errors import InputError, RangeError, ShapeError
+
+CHUNK_BYTES = 1 << 22
+PIXEL_BITS = 9
+"""0..255 needs 256 steps, one more than the symmetric range of 8 bits has."""
+PIXELS = Encoding(scale=1 / 255, offset=128 / 255, bits=PIXEL_BITS)
+"""Pixels p become p - 128 exactly, and stand for p / 255."""
+PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".tif", ".tiff"})
+FEW_CHANNELS = 4
+"""A last axis of more, behind a first one of at most as many, is a width: channels come first."""
+MAX_CLASS = 1 << 16
+FEW_CLASSES = 20
+OUTLIER_RATIO = 64
+"""A range this many times as wide as that of nearly all values leaves them 4 of 256 steps."""
+OUTLIER_SHARE = 100
+"""One value in this many, at each end, is no part of "nearly all"."""
+
+Kind = Literal["pixels", "values", "table"]
+
+
+class Source(Protocol):
+    """Samples by position; the labels are small enough to be kept."""
+
+    kind: Kind
+    shape: tuple[int, int, int]
+    labels: Int64[np.ndarray, " n"]
+    names: Sequence[str]
+    """Class names in the order of the labels' numbers."""
+    remarks: Sequence[str]
+    """What was assumed or left out, a sentence each, for the samples' owner."""
+
+    def read(self, positions: Int64[np.ndarray, " m"]) -> np.ndarray:
+        """Samples (m, h, w, c): pixels as 0..255, values and columns as they are."""
+        ...
+
+
+class ArraySource:
+    """Arrays `x` and `y` of an .npz file; pictures have their channels last."""
+
+    names: Sequence[str]
+    remarks: Sequence[str]
+
+    def __init__(self, path: Path, *, x: str = "x", y: str = "y") -> None:
+        """Spool the arrays.
+
+        Raises   InputError, ShapeError naming file and array
+        """
+        samples = self._spool(path, x)
+        labels = self._spool(path, y)
+        if samples.ndim and len(samples) == 0:
+            raise ShapeError(f"{path}: array {x!r} holds no samples")
+        if samples.ndim < 2 or samples.ndim > 4:
+            raise ShapeError(
+                f"{path}: array {x!r} must be (samples, features), (samples, h, w) or "
+                f"(samples, h, w, channels), got {samples.shape}"
+            )
+        one_each = labels.shape in ((len(samples),), (len(samples), 1))
+        if not one_each or labels.dtype.kind not in "iu":
+            raise ShapeError(
+                f"{path}: array {y!r} must hold one class number, an integer, for each of the "
+                f"{len(samples)} samples, got {labels.dtype} {labels.shape}"
+            )
+        self.labels = labels.reshape(-1).astype(np.int64)
+        if int(self.labels.min()) < 0:
+            raise RangeError(f"{path}: array {y!r}: class numbers begin at 0")
+        if int(self.labels.max()) >= MAX_CLASS:
+            raise RangeError(
+                f"{path}: array {y!r}: class number {int(self.labels.max())} is beyond "
+                f"{MAX_CLASS - 1}; number the classes from 0"
+            )
+        self.names = tuple(str(i) for i in range(int(self.labels.max()) + 1))
+        self.kind: Kind = "pixels" if samples.dtype == np.uint8 else "values"
+        if samples.dtype.kind not in "fiu":
+            raise ShapeError(f"{path}: array {x!r} must hold numbers, got {samples.dtype}")
+        if samples.ndim == 4 and samples.shape[1] <= FEW_CHANNELS < samples.shape[3]:
+            raise ShapeError(
+                f"{path}: array {x!r} of shape {samples.shape} has its channels first; samples are "
+                "(height, width, channels): save x.transpose(0, 2, 3, 1)"
+            )
+        self.shape = _image_shape(samples.shape[1:])
+        many = samples.ndim == 4 and self.shape[2] > FEW_CHANNELS
+        self.remarks = (f"the last axis of array {x!r} is read as channels",) if many else ()
+        self._samples = samples
+
+    def read(self, positions: Int64[np.ndarray, " m"]) -> np.ndarray:
+        """See `Source`."""
+        return np.asarray(self._samples[positions]).reshape(len(positions), *self.shape)
+
+    def _spool(self, path: Path, name: str) -> np.ndarray:
+        with parsing(f"{path}: not a readable .npz file"), zipfile.ZipFile(path) as archive:
+            known = [member.removesuffix(".npy") for member in archive.namelist()]
+            if name not in known:
+                raise InputError(
+                    f"{path}: holds no array {name!r} but {', '.join(known) or 'nothing'}; "
+                    "name them with --x and --y"
+                )
+            with archive.open(f"{name}.npy") as member, tempfile.TemporaryFile() as file:
+                shape, fortran, dtype = _array_header(member)
+                if dtype.hasobject or fortran:
+                    raise InputError(f"{path}: array {name!r} must be plain, in C order")
+                while piece := member.read(CHUNK_BYTES):
+                    file.write(piece)
+                file.flush()
+                if file.tell() != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
+                    raise InputError(f"{path}: array {name!r} is truncated")
+                if 0 in shape:
+                    return np.empty(shape, dtype)
+                # The mapping outlives the file, which has no name.
+                return np.memmap(file, dtype, "r", shape=shape)
+
+
+class TableSource:
+    """A CSV file with a header; one column holds the class."""
+
+    kind: Kind = "table"
+    names: Sequence[str]
+    remarks: Sequence[str] = ()
+
+    def __init__(self, path: Path, *, label: str) -> None:
+        """Spool the numbers.
+
+        Raises   InputError, RangeError naming file, line and column
+        """
+        labels: list[int] = []
+        names: dict[str, int] = {}
+        with (
+            parsing(f"{path}: not a readable CSV file; save it as UTF-8"),
+            path.open(newline="", encoding="utf-8-sig") as file,
+        ):
+            rows = csv.reader(file)
+            header = [cell.strip() for cell in next(rows, [])]
+            if label not in header or len(header) < 2 or len(set(header)) != len(header):
+                raise InputError(
+                    f"{path}: needs a header with different names and a column {label!r}, cells "
+                    "separated by commas; name the column of the classes with --label"
+                )
+            self.columns = tuple(name for name in header if name != label)
+            with tempfile.TemporaryFile() as spooled:
+                for row in rows:
+                    if not row:
+                        continue
+                    where = f"{path}: line {rows.line_num}"
+                    values, name = _table_row(row, header.index(label), header, where)
+                    labels.append(names.setdefault(name, len(names)))
+                    spooled.write(values.tobytes())
+                if not labels:
+                    raise InputError(f"{path}: holds no samples")
+                spooled.flush()
+                shape = (len(labels), len(self.columns))
+                # The mapping outlives the file, which has no name.
+                self._samples = np.memmap(spooled, np.float64, "r", shape=shape)
+        _require_classes(path, label, names)
+        # Numbered by name, so that the order of the lines is forgotten.
+        self.names = tuple(sorted(names))
+        renumbered = np.array([self.names.index(name) for name in names], np.int64)
+        self.labels = renumbered[np.array(labels, np.int64)]
+        self.shape = (1, 1, len(self.columns))
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Smallest and largest value of each column: secret until they are made public.
+
+        Raises   RangeError naming a column that a single value would flatten
+        """
+        lows = np.full(len(self.columns), np.inf)
+        highs = -lows
+        rows = max(1, CHUNK_BYTES // (8 * len(self.columns)))
+        for start in range(0, len(self._samples), rows):
+            piece = self._samples[start : start + rows]
+            lows, highs = np.minimum(lows, piece.min(axis=0)), np.maximum(highs, piece.max(axis=0))
+        both = list(zip(lows.tolist(), highs.tolist(), strict=True))
+        for place, column in enumerate(self.columns):
+            values = np.array(self._samples[:, place])
+            require_no_outlier(values, both[place], what=f"column {column}", option="--ranges")
+        return dict(zip(self.columns, both, strict=True))
+
+    def read(self, positions: Int64[np.ndarray, " m"]) -> np.ndarray:
+        """See `Source`."""
+        return np.asarray(self._samples[positions]).reshape(len(positions), *self.shape)
+
+
+class FolderSource:
+    """Pictures of one size, in one folder for each class.
+
+    Those of 8 bits are pixels; those of more are values, in the units of whoever made them.
+    """
+
+    names: Sequence[str]
+    remarks: Sequence[str]
+
+    def __init__(self, path: Path) -> None:
+        """List the pictures and compare what their headers say.
+
+        Raises   InputError, ShapeError naming the file
+        """
+        inside = sorted(path.iterdir())
+        folders = [child for child in inside if child.is_dir()]
+        self.names = tuple(folder.name for folder in folders)
+        self._paths: list[Path] = []
+        skipped = [child.name for child in inside if not child.is_dir()]
+        labels = []
+        for number, folder in enumerate(folders):
+            for child in sorted(folder.iterdir()):
+                if child.suffix.lower() in PICTURES and child.is_file():
+                    self._paths.append(child)
+                    labels.append(number)
+                else:
+                    skipped.append(f"{folder.name}/{child.name}")
+        if not labels:
+            raise InputError(f"{path}: holds no pictures in folders, one for each class")
+        self.labels = np.array(labels, np.int64)
+        self._kind = picture_kind(self._paths[0])
+        self.shape = self._kind.shape
+        self.kind: Kind = "values" if self._kind.wide else "pixels"
+        for child in self._paths[1:]:
+            self._require_same(child)
+        empty = sorted(set(range(len(folders))) - set(labels))
+        self.remarks = (
+            *([f"files: {skipped_text(skipped)}"] if skipped else []),
+            *(f"class {self.names[number]}: its folder holds no pictures" for number in empty),
+        )
+
+    def read(self, positions: Int64[np.ndarray, " m"]) -> np.ndarray:
+        """See `Source`."""
+        pictures = [np.asarray(read_picture(self._paths[i])) for i in positions.tolist()]
+        return np.stack(pictures).reshape(len(pictures), *self.shape)
+
+    def _require_same(self, path: Path) -> None:
+        kind = picture_kind(path)
+        if kind.shape != self.shape:
+            raise ShapeError(
+                f"{path}: is a picture {kind.shape}, the others are {self.shape}; "
+                "bring them to one size and to one number of channels first"
+            )
+        if kind.wide != self._kind.wide:
+            raise ShapeError(
+                f"{path}: some pictures have 8 bits and others more; bring them to one kind first"
+            )
+
+
+class Encoder:
+    """From a source's values to the integers of a data set."""
+
+    def __init__(
+        self,
+        source: Source,
+        encoding: Encoding,
+        *,
+        ranges: Mapping[str, tuple[float, float]] | None = None,
+        clip: bool = False,
+    ) -> None:
+        """Columns of a table are mapped from their `ranges` to [-1, 1] first.
+
+        Raises   InputError naming a column without a usable range
+        """
+        self._source, self._encoding, self._clip = source, encoding, clip
+        self.clipped = 0
+        """Values that `encode` brought to the ends of the range so far."""
+        self._middle: Float64[np.ndarray, " c"] | None = None
+        self._half: Float64[np.ndarray, " c"] = np.ones(source.shape[-1])
+        if isinstance(source, TableSource):
+            given = ranges or {}
+            wrong = set(source.columns) ^ set(given)
+            if wrong or tuple(source.columns) != tuple(given):
+                raise InputError(
+                    f"the columns are {', '.join(source.columns)}, but the data set has "
+                    f"{', '.join(given)}; bring them to the same names and order"
+                )
+            low, high = np.array(list(given.values()), np.float64).T
+            bad = ~((low <= high) & np.isfinite(low) & np.isfinite(high))
+            if bad.any():
+                column = source.columns[int(np.flatnonzero(bad)[0])]
+                raise InputError(f"column {column}: its range needs low <= high")
+            self._middle = (low + high) / 2
+            # A constant column says nothing and becomes zero.
+            self._half = np.where(high > low, (high - low) / 2, 1.0)
+
+    def encode(self, positions: Int64[np.ndarray, " m"]) -> np.ndarray:
+        """Encoded samples.
+
+        Raises   RangeError naming sample and field
+        """
+        raw = self._source.read(positions)
+        values = np.asarray(raw, np.float64)
+        if self._source.kind == "pixels":
+            values = values / 255
+        if self._middle is not None:
+            values = (values - self._middle) / self._half
+        low, high = self._encoding.low, self._encoding.high
+        slack = self._encoding.resolution
+        bad = ~((values >= low - slack) & (values <= high + slack))
+        if self._clip:
+            self.clipped += int(np.count_nonzero(bad))
+            bad = np.isnan(values)
+            values = np.clip(values, low, high)
+        if bad.any():
+            self._complain(positions, values, bad)
+        return self._encoding.encode(np.clip(values, low, high))
+
+    def _complain(
+        self, positions: np.ndarray, values: np.ndarray, bad: Bool[np.ndarray, "..."]
+    ) -> None:
+        place = tuple(int(i) for i in np.argwhere(bad)[0])
+        sample = int(positions[place[0]])
+        source = self._source
+        if isinstance(source, TableSource):
+            field, option = f"column {source.columns[place[-1]]}", "--ranges"
+        else:
+            field, option = f"element {place[1:]}", "--range"
+        remedy = f"allow --clip, or make the data set with a wider {option}"
+        if np.isnan(values[place]):
+            what, remedy = "the value is missing (NaN)", "fill or drop it"
+        else:
+            what = "the value is outside the data set's range"
+        raise RangeError(f"sample {sample}, {field}: {what}; {remedy}")
+
+
+def random_order(count: int, *, rng: Csprng) -> Int64[np.ndarray, " count"]:
+    """A random order of samples.
+
+    Secret   result: a file sorted by class would give the labels away
+    """
+    # Sorting random words: a collision, at most n^2 / 2^65, would only repeat the given order.
+    words = np.frombuffer(rng.random_bytes(8 * count), np.uint64)
+    return np.argsort(words, kind="stable").astype(np.int64)
+
+
+def chunks(
+    source: Source,
+    encoder: Encoder,
+    *,
+    classes: Int64[np.ndarray, " names"],
+    test_fraction: float,
+    order: Int64[np.ndarray, " n"],
+) -> Iterator[Chunk]:
+    """All samples in a given order, of which the last ones are the test split.
+
+    `classes` are the data set's numbers of the source's classes.
+    """
+    n = len(source.labels)
+    tested = round(test_fraction * n)
+    size = max(1, CHUNK_BYTES // (8 * int(np.prod(source.shape))))
+    for start in range(0, n, size):
+        positions = order[start : start + size]
+        places = np.arange(start, start + len(positions))
+        yield Chunk(
+            encoder.encode(positions), classes[source.labels[positions]], places >= n - tested
+        )
+
+
+def open_source(path: Path, *, x: str, y: str, label: str) -> Source:
+    """The source that a path stands for.
+
+    Raises   InputError
+    """
+    if path.is_dir():
+        return FolderSource(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    if path.suffix.lower() == ".npz":
+        return ArraySource(path, x=x, y=y)
+    if path.suffix.lower() == ".csv":
+        return TableSource(path, label=label)
+    raise InputError(f"{path}: give an .npz or .csv file, or a folder with one folder a class")
+
+
+def _array_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(member)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(member)
+    return np.lib.format.read_array_header_2_0(member)
+
+
+def _image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    if len(shape) == 1:
+        return (1, 1, shape[0])
+    return (shape[0], shape[1], shape[2] if len(shape) == 3 else 1)
+
+
+def _table_row(
+    row: Sequence[str], place: int, header: Sequence[str], where: str
+) -> tuple[Float64[np.ndarray, " c"], str]:
+    if len(row) != len(header):
+        raise ShapeError(f"{where}: {len(row)} cells, but the header has {len(header)}")
+    values = np.empty(len(header) - 1)
+    position = 0
+    for column, cell in zip(header, row, strict=True):
+        if column == header[place]:
+            continue
+        try:
+            values[position] = float(cell)
+        except ValueError:
+            if not cell.strip():
+                raise RangeError(
+                    f"{where}, column {column}: the value is missing; fill or drop it"
+                ) from None
+            raise RangeError(
+                f"{where}, column {column}: not a number such as 1234.5; write one, or drop it"
+            ) from None
+        if not np.isfinite(values[position]):
+            raise RangeError(f"{where}, column {column}: not a finite number; fill or drop it")
+        position += 1
+    name = row[place].strip()
+    if not name:
+        raise RangeError(f"{where}, column {header[place]}: the class is missing")
+    return values, name
+
+
+def _require_classes(path: Path, label: str, names: Sequence[str] | Mapping[str, int]) -> None:
+    """Refuse a column of measured numbers: each would become a class."""
+    for name in names:
+        try:
+            number = float(name)
+        except ValueError:
+            return
+        if not number.is_integer():
+            raise InputError(
+                f"{path}: column {label} holds numbers such as {name}, which are no classes; "
+                "group them, or name the column of the classes with --label"
+            )
+
+
+def require_fewer_classes_than_samples(source: Source) -> None:
+    """Refuse classes that nobody named if nearly every sample has one of its own.
+
+    Raises   InputError
+    """
+    found = len(np.unique(source.labels))
+    if found > FEW_CLASSES and 2 * found > len(source.labels):
+        raise InputError(
+            f"the {len(source.labels)} samples have {found} different classes: these may be "
+            "numbers to be predicted, or names of samples; if they are classes, name all of them "
+            "with --classes"
+        )
+
+
+def require_no_outlier(
+    values: Float64[np.ndarray, " n"], ends: tuple[float, float], *, what: str, option: str
+) -> None:
+    """Refuse a range that a few values have made so wide that all others become alike.
+
+    values   all of them, or some from everywhere; `ends` are the smallest and the largest of all
+    Raises   RangeError
+    """
+    cut = max(1, len(values) // OUTLIER_SHARE)
+    if len(values) < 5 * cut + 5:
+        return
+    ordered = np.sort(values)
+    low, high = float(ordered[cut]), float(ordered[-1 - cut])
+    # Halves, because the difference of two values may have no float64.
+    below, most, above = low / 2 - ends[0] / 2, high / 2 - low / 2, ends[1] / 2 - high / 2
+    if most > 0 and (below + most + above) / OUTLIER_RATIO > most:
+        raise RangeError(
+            f"{what}: the value {ends[int(above > below)]:g} would make all others alike, which "
+            f"lie between {low:g} and {high:g}; correct it, or give a range with {option}"
+        )

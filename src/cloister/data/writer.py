@@ -1,0 +1,278 @@
+"""Appending a client's part to an encrypted data set: encode, mask, write, register, commit.
+
+Memory is flat: samples come in chunks and leave as they come. The arrays of a part first go to
+temporary files, one for each, because their places depend on how many samples there are; then they
+are joined behind the last commit of the data set file.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, BinaryIO
+
+import numpy as np
+from jaxtyping import Bool, Int, Int16
+
+from cloister.authority.enrolment import Enrolment
+from cloister.base import files
+from cloister.base.rng import KEY_BYTES, Csprng
+from cloister.data.dataset import (
+    ALIGNMENT,
+    SLOT_OFFSETS,
+    Commit,
+    EncryptedDataset,
+    Header,
+    PartInfo,
+    encode_block,
+    encode_part_head,
+    encode_slot,
+    read_block,
+)
+from cloister.errors import EncryptionError, InputError, RangeError, ShapeError
+from cloister.ring import pads
+from cloister.ring.bounds import MAX_SAMPLES
+
+PART_ID_BYTES = 16
+COPY_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some samples of a client, in plain.
+
+    Shapes   x: (n, h, w, c), encoded; labels: (n,), class numbers; test: (n,)
+    Secret   x, labels
+    """
+
+    x: Int16[np.ndarray, "n h w c"]
+    labels: Int[np.ndarray, " n"]
+    test: Bool[np.ndarray, " n"]
+
+
+class EncryptedDatasetWriter:
+    """Adds parts to a data set file, which is made if there is none."""
+
+    def __init__(self, path: Path | str, enrolment: Enrolment) -> None:
+        """Prepare to append as the enrolment says: a file's header decides nothing.
+
+        Raises   EncryptionError when the file belongs to another data set or authority
+        """
+        info = enrolment.agreement.info
+        self._path, self._register = Path(path), enrolment.register
+        self._header = Header(
+            info.name, info.shape, info.classes, info.encoding, enrolment.fingerprint
+        )
+        if sorted(np.asarray(enrolment.permutation).tolist()) != list(range(info.classes)):
+            raise InputError("the label permutation must name every class once")
+        self._permutation = np.asarray(enrolment.permutation, np.int64)
+        if self._path.exists():
+            with self._path.open("rb") as file:
+                self._is_ours(file)
+
+    def append(self, chunks: Iterable[Chunk], *, rng: Csprng) -> PartInfo:
+        """Encrypt and add one part; it is in the file when this returns, and absent if it raises.
+
+        Secret   the mask key, drawn here and given to the enrolment's `register` alone
+        Raises   EncryptionError, InputError (no samples, no room), RangeError, ShapeError
+        """
+        part, key = rng.random_bytes(PART_ID_BYTES).hex(), rng.random_bytes(KEY_BYTES)
+        with _writable(self._path), self._exclusive() as file, contextlib.ExitStack() as stack:
+            pieces = tuple(
+                stack.enter_context(tempfile.TemporaryFile(dir=self._path.parent)) for _ in range(3)
+            )
+            samples = self._encrypt(chunks, key, pieces)
+            if not samples:
+                raise InputError("there are no samples to encrypt")
+            digest = _digest(pieces)
+            first = self._register(part, samples, digest, key)
+            info = PartInfo(part, first, samples, digest)
+            self._join(file, info, pieces)
+        return info
+
+    @contextlib.contextmanager
+    def _exclusive(self) -> Iterator[BinaryIO]:
+        """The file, held by this client alone; one without a part is nobody's and is made anew."""
+        with contextlib.ExitStack() as stack:
+            while True:
+                if not self._path.exists():
+                    _create(self._path, self._header)
+                file = stack.enter_context(_locked(self._path))
+                if self._is_ours(file):
+                    break
+                self._path.unlink()
+                stack.close()
+            try:
+                yield file
+            except BaseException:
+                # A client that fails before its part is in leaves no file to choose a name around.
+                if not read_block(self._path, file)[1].parts:
+                    self._path.unlink()
+                raise
+
+    def _is_ours(self, file: BinaryIO) -> bool:
+        """Whether the file is of this data set; it is nobody's while it holds no part.
+
+        Raises   EncryptionError when it is of another one
+        """
+        found, commit = read_block(self._path, file)
+        if found != self._header and commit.parts:
+            difference = _difference(found, self._header)
+            raise EncryptionError(f"{self._path}: {difference}; choose another file")
+        return found == self._header
+
+    def _encrypt(self, chunks: Iterable[Chunk], key: bytes, pieces: tuple[IO[bytes], ...]) -> int:
+        done = 0
+        identity = np.eye(self._header.classes, dtype=np.int16)
+        for chunk in chunks:
+            n = len(chunk.x)
+            self._check(chunk, done)
+            # Numbered within the part: its key is its own, so is its numbering.
+            ids = np.arange(done, done + n, dtype=np.int64)
+            one_hot = identity[self._permutation[chunk.labels]]
+            arrays = (
+                pads.blind(key, chunk.x, ids, domain=pads.DATA_DOMAIN).astype("<u4", copy=False),
+                pads.blind(key, one_hot, ids, domain=pads.LABEL_DOMAIN).astype("<u4", copy=False),
+                chunk.test.astype(np.uint8),
+            )
+            for piece, array in zip(pieces, arrays, strict=True):
+                piece.write(np.ascontiguousarray(array).tobytes())
+            done += n
+        return done
+
+    def _check(self, chunk: Chunk, done: int) -> None:
+        header = self._header
+        n = len(chunk.x)
+        if done + n > MAX_SAMPLES:
+            raise InputError(
+                f"data set {header.name}: holds at most {MAX_SAMPLES} samples; use several data "
+                "sets"
+            )
+        if chunk.x.shape[1:] != header.shape or chunk.x.dtype != np.int16:
+            raise ShapeError(
+                f"samples {done} to {done + n}: {chunk.x.dtype} {chunk.x.shape[1:]}, but data set "
+                f"{header.name} holds encoded int16 samples of shape {header.shape}"
+            )
+        if chunk.labels.shape != (n,) or chunk.test.shape != (n,):
+            raise ShapeError(f"samples {done} to {done + n}: one label and split for each sample")
+        bad = np.abs(chunk.x.astype(np.int32)).reshape(n, -1).max(axis=1) > header.encoding.bound
+        if bad.any():
+            where = done + int(np.flatnonzero(bad)[0])
+            raise RangeError(f"sample {where}: a value exceeds {header.encoding.bits} bits")
+        wrong = (chunk.labels < 0) | (chunk.labels >= header.classes)
+        if wrong.any():
+            where = int(np.flatnonzero(wrong)[0])
+            raise RangeError(
+                f"sample {done + where}: class {int(chunk.labels[where])}, but data set "
+                f"{header.name} has {header.classes} classes"
+            )
+
+    def _join(self, file: BinaryIO, info: PartInfo, pieces: tuple[IO[bytes], ...]) -> None:
+        _, commit = read_block(self._path, file)
+        # What lies behind the commit was written by a client that died.
+        file.truncate(commit.nbytes)
+        file.seek(commit.nbytes)
+        file.write(encode_part_head(info, at=commit.nbytes))
+        for piece in pieces:
+            piece.seek(0)
+            shutil.copyfileobj(piece, file, COPY_BYTES)
+        file.write(bytes(-file.tell() % ALIGNMENT))
+        end = file.tell()
+        _sync(file)
+        following = Commit(commit.sequence + 1, end, commit.parts + 1)
+        file.seek(SLOT_OFFSETS[following.sequence % 2])
+        file.write(encode_slot(following))
+        _sync(file)
+
+
+def check_registered(dataset: EncryptedDataset, registered: Iterable[PartInfo]) -> list[PartInfo]:
+    """Refuse a file whose parts are not those the authority has on record.
+
+    Gives the parts on record that the file does not hold: those of clients that were killed before
+    they were in it, or of another copy of the file.
+
+    Raises   EncryptionError naming the part
+    """
+    known = {part.part: part for part in registered}
+    for part in dataset.parts:
+        if known.get(part.part) != part:
+            raise EncryptionError(
+                f"{dataset.path}: part {part.part} is not registered as it stands at the "
+                f"authority {dataset.authority_fingerprint[:16]}; encrypt it again"
+            )
+    held = {part.part for part in dataset.parts}
+    return [part for name, part in known.items() if name not in held]
+
+
+def _create(path: Path, header: Header) -> None:
+    """A data set without parts, under its name only when it is whole."""
+    # Of two clients that create it, the second must not destroy a part. Everything in it may be
+    # seen, and it is there to be handed on.
+    with _writable(path), contextlib.suppress(FileExistsError):
+        files.create(path, encode_block(header), private=False)
+
+
+@contextlib.contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    """Name the file where the disk is full or the folder cannot be written.
+
+    Raises   InputError
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); what was in it is whole: make "
+            "room, then encrypt again"
+        ) from None
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[BinaryIO]:
+    busy = EncryptionError(f"{path}: another client is appending; try again later")
+    with contextlib.ExitStack() as stack:
+        try:
+            descriptor = files.open_in_place(path, "old", private=False)
+            file = stack.enter_context(os.fdopen(descriptor, "r+b"))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Who held the lock before may have removed the file, or put another in its place.
+            if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                raise busy
+        except (BlockingIOError, FileNotFoundError):
+            raise busy from None
+        yield file
+
+
+def _digest(pieces: tuple[IO[bytes], ...]) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        piece.seek(0)
+        while chunk := piece.read(COPY_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _difference(found: Header, wanted: Header) -> str:
+    if found.authority_fingerprint != wanted.authority_fingerprint:
+        return (
+            f"belongs to authority {found.authority_fingerprint[:16]}, "
+            f"not {wanted.authority_fingerprint[:16]}"
+        )
+    if found.name != wanted.name:
+        return f"is data set {found.name}, not {wanted.name}"
+    if found.shape != wanted.shape or found.classes != wanted.classes:
+        return (
+            f"holds samples {found.shape} of {found.classes} classes, "
+            f"not {wanted.shape} of {wanted.classes}"
+        )
+    return "has another encoding"
+
+
+def _sync(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,1 @@
+"""From ONNX, Keras and PyTorch models to graphs, and back to ONNX."""

@@ -1,0 +1,194 @@
+"""A dynamic batch axis for models that were exported with a fixed one.
+
+The first axis of every input but scalars is freed, and the batch baked into Reshape targets with
+it. The result is kept only if shape inference proves that every output that depends on the batch
+still starts with it, and if two batches run together give what they give alone; otherwise the model
+keeps its fixed batch.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+from numpy.random import Generator, default_rng  # noqa: TID251  (sample inputs, no secrets)
+
+from cloister.errors import ModelError
+from cloister.graph.batch import batch_axis, batched_values, element_type, part
+from cloister.graph.graph import BATCH, Graph
+from cloister.graph.inference import with_types
+from cloister.graph.interpreter import ORT_ERRORS
+from cloister.graph.weights_as_inputs import FedSession
+
+TOLERANCE = 1e-3
+MAX_TRIED_ELEMENTS = 1 << 26
+"""Of one value: 256 MiB in float32."""
+FREE_SIZE = 3
+"""A sample's size where only the caller knows it; unlike those of one and of two samples."""
+
+
+def with_dynamic_batch(graph: Graph) -> Graph:
+    """The graph with a dynamic batch, or the same graph where that is impossible."""
+    if not isinstance(graph.shared_size, int):
+        return graph
+    try:
+        freed = _freed(graph, graph.shared_size)
+        proved = _proved(graph, freed) and joining_axes(graph, freed) is not None
+        return freed if proved else graph
+    except ModelError:
+        return graph
+    except ORT_ERRORS:
+        return graph
+
+
+def _freed(graph: Graph, batch: int) -> Graph:
+    inputs = {name: graph.types[name] for name in graph.inputs}
+    types = {n: replace(t, shape=(None, *t.shape[1:])) for n, t in inputs.items() if t.shape}
+    graph = with_types(replace(graph, types={**inputs, **types}))
+    while True:
+        changed = _reshape_freed(graph, batch)
+        if changed is None:
+            return graph
+        graph = with_types(changed)
+
+
+def _reshape_freed(graph: Graph, batch: int) -> Graph | None:
+    """The graph with the first Reshape freed that takes a batch and states its size."""
+    made = {node.outputs[0]: node for node in graph.nodes if node.op == "Constant"}
+    for i, node in enumerate(graph.nodes):
+        if node.op != "Reshape" or node.attributes.get("allowzero", 0):
+            continue
+        target = graph.constants.get(node.inputs[1])
+        if target is None and node.inputs[1] in made:
+            value = made[node.inputs[1]].attributes.get("value")
+            target = value if isinstance(value, np.ndarray) else None
+        known = graph.types.get(node.inputs[0])
+        takes_batch = known is not None and known.shape[:1] == (None,)
+        if target is None or not takes_batch or target.size == 0 or target[0] != batch:
+            continue
+        # In a Reshape target 0 means: as in the input.
+        freed = np.concatenate([[0], target[1:]]).astype(np.int64)
+        name = f"{node.name}_target"
+        while name in graph.types or name in graph.constants:
+            name += "_"
+        nodes = list(graph.nodes)
+        nodes[i] = replace(node, inputs=(node.inputs[0], name))
+        return replace(graph, nodes=tuple(nodes), constants={**graph.constants, name: freed})
+    return None
+
+
+def _proved(graph: Graph, freed: Graph) -> bool:
+    batched = batched_values(freed)
+    for name in graph.outputs:
+        before, after = graph.types.get(name), freed.types.get(name)
+        if before is None or after is None or before.shape[1:] != after.shape[1:]:
+            return False
+        if after.shape[:1] != ((None,) if name in batched else before.shape[:1]):
+            return False
+    return True
+
+
+def joining_axes(graph: Graph, freed: Graph) -> dict[str, int] | None:
+    """Axes on which the outputs of two batches are joined to those of both in one.
+
+    The two are run alone in `graph` and together in `freed`. None if an output of theirs differs.
+    """
+    _require_tryable(graph)
+    axes = {name: batch_axis(freed, name) for name in graph.inputs}
+    rng = default_rng(0)
+    first = {name: _sample(graph, name, rng) for name in graph.inputs}
+    other = {n: first[n] if axes[n] is None else _sample(graph, n, rng) for n in graph.inputs}
+    pairs = {name: [first[name], other[name]] for name in graph.inputs}
+    begin = {n: a if (axis := axes[n]) is None else part(a, axis, 0, 1) for n, a in first.items()}
+    fixed, dynamic = (FedSession(one) for one in (graph, freed))
+    alone = [fixed.run(None, feeds) for feeds in (first, other)]
+    both = dynamic.run(None, {name: _joined(pairs[name], axes[name]) for name in graph.inputs})
+    one = dynamic.run(None, begin)
+    batched = batched_values(freed)
+    joins: dict[str, int] = {}
+    for i, name in enumerate(graph.outputs):
+        apart = [outputs[i] for outputs in alone]
+        axis = batch_axis(freed, name)
+        if axis is None and name in batched:
+            axis = _growing_axis(apart, both[i])
+            if axis is None:
+                return None
+        if not _agree(apart, both[i], one[i], axis):
+            return None
+        if axis is not None:
+            joins[name] = axis
+    return joins
+
+
+def runs(graph: Graph, numbers: Mapping[str, int]) -> bool:
+    """Whether ONNX Runtime computes a graph with these numbers for its inputs' symbols."""
+    try:
+        _require_tryable(graph)
+        feeds = {name: _sample(graph, name, default_rng(0), numbers) for name in graph.inputs}
+        FedSession(graph).run(None, feeds)
+    except ModelError:
+        return False
+    except ORT_ERRORS:
+        return False
+    return True
+
+
+def _require_tryable(graph: Graph) -> None:
+    """Refuse to run what a small file may make large: then the batch stays as it is.
+
+    Raises   ModelError
+    """
+    made = (shape.shape for name, shape in graph.types.items() if name not in graph.constants)
+    largest = max((math.prod(size or 1 for size in shape) for shape in made), default=0)
+    if largest > MAX_TRIED_ELEMENTS:
+        raise ModelError(f"a value of {largest} elements is too large to be tried")
+
+
+def _joined(arrays: list[np.ndarray], axis: int | None) -> np.ndarray:
+    return arrays[0] if axis is None else np.concatenate(arrays, axis)
+
+
+def _growing_axis(alone: list[np.ndarray], both: np.ndarray) -> int | None:
+    """The one axis that is twice as long for both as for each alone."""
+    if not isinstance(both, np.ndarray) or alone[0].shape != alone[1].shape:
+        return None
+    if both.ndim != alone[0].ndim:
+        return None
+    grown = np.flatnonzero(np.not_equal(both.shape, alone[0].shape))
+    if len(grown) != 1 or both.shape[grown[0]] != 2 * alone[0].shape[grown[0]]:
+        return None
+    return int(grown[0])
+
+
+def _agree(alone: list[np.ndarray], both: np.ndarray, one: np.ndarray, axis: int | None) -> bool:
+    """Whether two batches are in `both` what they are alone, and `one` is the first's beginning."""
+    if not all(isinstance(array, np.ndarray) for array in (*alone, both, one)):
+        return False
+    if axis is None:
+        return all(_close(found, alone[0]) for found in (alone[1], both, one))
+    if len({(*a.shape[:axis], *a.shape[axis + 1 :]) for a in (*alone, both, one)}) != 1:
+        return False
+    begin = part(alone[0], axis, 0, one.shape[axis])
+    return _close(both, np.concatenate(alone, axis)) and _close(one, begin)
+
+
+def _sample(
+    graph: Graph, name: str, rng: Generator, numbers: Mapping[str, int] | None = None
+) -> np.ndarray:
+    known = numbers or {BATCH: 1}
+    sizes = graph.sizes(name) or ()
+    shape = [known.get(size, FREE_SIZE) if isinstance(size, str) else size for size in sizes]
+    dtype = element_type(graph, name)
+    if dtype.kind == "f":
+        return np.asarray(rng.standard_normal(shape), dtype)
+    if dtype.kind in "iub":
+        return np.asarray(rng.integers(0, 2, shape), dtype)
+    raise ModelError(f"no sample values of type {dtype}")
+
+
+def _close(found: np.ndarray, wanted: np.ndarray) -> bool:
+    if found.shape != wanted.shape or found.dtype != wanted.dtype:
+        return False
+    if found.dtype.kind != "f":
+        return bool(np.array_equal(found, wanted))
+    return bool(np.allclose(found, wanted, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True))

@@ -1,0 +1,26 @@
+"""Models from files and frameworks, ready for planning."""
+
+from collections.abc import Callable
+from os import PathLike, fspath
+
+from cloister.graph.graph import Graph
+from cloister.graph.onnx import frontends, read
+from cloister.graph.passes.normalise import prepare
+
+
+def load(path: str | PathLike[str]) -> Graph:
+    """The model in an ONNX file.
+
+    Raises ModelError, UnsupportedError naming the file or node and what to do.
+    """
+    return prepare(read.load(fspath(path)))
+
+
+def from_torch(module: Callable[..., object], example: object) -> Graph:
+    """A PyTorch module, exported with an example input; needs PyTorch."""
+    return prepare(frontends.from_torch(module, example))
+
+
+def from_keras(model: object) -> Graph:
+    """A Keras model, or the file of one; needs Keras and PyTorch."""
+    return prepare(frontends.from_keras(model))

@@ -1,0 +1,261 @@
+"""From an ONNX file to a Graph. Everything a file can lie about is checked here."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import checker, helper, inliner, numpy_helper
+
+from cloister.base.reading import parsing
+from cloister.errors import ModelError, UnsupportedError, printable
+from cloister.graph.graph import Graph, Node
+from cloister.graph.inference import one_line, with_types
+from cloister.graph.legality import check
+from cloister.graph.onnx.batching import with_dynamic_batch
+from cloister.graph.onnx.external_data import (
+    read_external_data,
+    require_inside,
+    require_stored_truths,
+)
+from cloister.graph.onnx.model_file import MAX_FILE_BYTES, read_model
+from cloister.graph.onnx.separability import with_separability
+from cloister.graph.onnx.symbols import batch_choices, first_symbols, linear_weights
+from cloister.graph.passes.padding import with_explicit_padding
+
+MIN_OPSET = 7
+FLOAT = onnx.TensorProto.FLOAT
+
+
+def load(path: str | Path) -> Graph:
+    """The model in an ONNX file, with a dynamic batch axis wherever that is possible.
+
+    Raises ModelError for a file that is unreadable, damaged or no ONNX model, UnsupportedError for
+    one that Cloister cannot run as it is.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise ModelError(
+                f"{path}: {size} bytes, but an ONNX file holds at most 2 GiB; save the weights as "
+                "external data"
+            )
+        with parsing(f"{path}: not a model that can be read", kind=ModelError):
+            file = read_model(path)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ModelError(f"{path}: cannot be read ({reason}); check the path") from None
+    return _import(file.skeleton, file.constants, name=path.stem, folder=path.parent)
+
+
+def from_model(model: onnx.ModelProto, *, name: str, folder: Path | None = None) -> Graph:
+    """The graph of a model in memory; `folder` holds its external data, if it has any.
+
+    Raises ModelError, UnsupportedError as `load` does.
+    """
+    own = onnx.ModelProto()
+    own.CopyFrom(model)
+    return _import(own, {}, name=name, folder=folder)
+
+
+def _import(
+    own: onnx.ModelProto, constants: dict[int, np.ndarray], *, name: str, folder: Path | None
+) -> Graph:
+    """The graph of a message that may be changed; `constants` were read from the file already."""
+    with parsing(f"{name}: not a model that can be read", kind=ModelError):
+        return _import_message(own, constants, name=name, folder=folder)
+
+
+def _import_message(
+    own: onnx.ModelProto, constants: dict[int, np.ndarray], *, name: str, folder: Path | None
+) -> Graph:
+    read_external_data(own, folder=folder, name=name)
+    large = {own.graph.initializer[i].name: array for i, array in constants.items()}
+    _check(own, name, constants)
+    if own.functions:
+        own = inliner.inline_local_functions(own)
+    if own.graph.sparse_initializer:
+        first = own.graph.sparse_initializer[0].values.name
+        raise UnsupportedError(
+            f"{name}: constant {first!r} is sparse; export the model with dense weights"
+        )
+    # The invariant that everything behind this line relies on: nothing else opens a file that a
+    # model names, and neither do the libraries that are given parts of it.
+    require_inside(own, name=name)
+    require_stored_truths(own, name=name)
+    graph = _graph(own, name, large)
+    check(graph)
+    choices = [
+        with_separability(with_dynamic_batch(with_explicit_padding(choice)))
+        for choice in batch_choices(graph)
+    ]
+    return max(choices, key=lambda choice: (linear_weights(choice), choice.separable))
+
+
+def _check(model: onnx.ModelProto, name: str, elsewhere: Mapping[int, np.ndarray]) -> None:
+    if not model.graph.node and not model.graph.output:
+        raise ModelError(f"{name}: not an ONNX model, or an empty one; export it again")
+    _check_sizes(model, name)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    _name_free_sizes([value for value in model.graph.input if value.name not in constants])
+    # Shapes of inner values and outputs are claims; they are inferred anew, so none is needed.
+    del model.graph.value_info[:]
+    for value in model.graph.output:
+        if value.type.HasField("tensor_type") or not value.type.WhichOneof("value"):
+            value.type.tensor_type.elem_type = value.type.tensor_type.elem_type or FLOAT
+            value.type.tensor_type.shape.SetInParent()
+    try:
+        checker.check_model(_checkable(model, elsewhere))
+    except (checker.ValidationError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{name}: not a valid ONNX model: {one_line(error)}") from None
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    opset = versions.get("", versions.get("ai.onnx"))
+    if opset is None:
+        raise UnsupportedError(
+            f"{name}: states no opset of ONNX's own operators; export it with opset 17 of ai.onnx"
+        )
+    if not MIN_OPSET <= opset <= onnx.defs.onnx_opset_version():
+        raise UnsupportedError(
+            f"{name}: opset {opset} is outside {MIN_OPSET} to {onnx.defs.onnx_opset_version()}; "
+            "export the model with opset 17"
+        )
+
+
+def _checkable(model: onnx.ModelProto, elsewhere: Mapping[int, np.ndarray]) -> onnx.ModelProto:
+    """The model with inputs in place of the constants that are elsewhere.
+
+    The checker would miss their data, and would copy it twice if it had it.
+    """
+    if not elsewhere:
+        return model
+    stated = onnx.ModelProto()
+    stated.CopyFrom(model)
+    given = {value.name for value in model.graph.input}
+    for i in sorted(elsewhere, reverse=True):
+        tensor = model.graph.initializer[i]
+        if tensor.name not in given:
+            stated.graph.input.append(
+                helper.make_tensor_value_info(tensor.name, tensor.data_type, tuple(tensor.dims))
+            )
+        del stated.graph.initializer[i]
+    return stated
+
+
+def _check_sizes(model: onnx.ModelProto, name: str) -> None:
+    """Refuse constants of one name and of absurd shapes, before anything is allocated."""
+    seen: set[str] = set()
+    for tensor in model.graph.initializer:
+        if tensor.name in seen:
+            raise ModelError(f"{name}: constant {tensor.name!r} is there twice; export it again")
+        seen.add(tensor.name)
+        elements = 1
+        for size in tensor.dims:
+            elements *= size
+        if min(tensor.dims, default=0) < 0 or elements > MAX_FILE_BYTES:
+            raise ModelError(f"{name}: constant {tensor.name!r} has an absurd shape; export again")
+
+
+def _graph(model: onnx.ModelProto, name: str, large: Mapping[str, np.ndarray]) -> Graph:
+    constants = {
+        tensor.name: large[tensor.name] if tensor.name in large else _array(tensor)
+        for tensor in model.graph.initializer
+    }
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    graph = Graph(
+        name=name,
+        nodes=tuple(_named(model.graph.node)),
+        inputs=tuple(value.name for value in inputs),
+        outputs=tuple(value.name for value in model.graph.output),
+        constants=constants,
+        types={},
+        opset=versions.get("", versions.get("ai.onnx", 0)),
+        opaque={value.name: value.type for value in inputs},
+        domains={domain: v for domain, v in versions.items() if domain not in ("", "ai.onnx")},
+    )
+    return with_types(graph)
+
+
+def _array(tensor: onnx.TensorProto) -> np.ndarray:
+    try:
+        array = numpy_helper.to_array(tensor)
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise ModelError(f"constant {tensor.name!r}: damaged ({one_line(error)})") from None
+    array = np.array(array)
+    array.setflags(write=False)
+    return array
+
+
+def _name_free_sizes(inputs: Sequence[onnx.ValueInfoProto]) -> None:
+    """Give every free size a name, and refuse inputs that nothing here can take."""
+    for value in inputs:
+        proto = value.type.tensor_type
+        if not value.type.HasField("tensor_type") or not proto.HasField("shape"):
+            raise UnsupportedError(
+                f"input {value.name!r} is not a tensor of known rank; export the model with tensor "
+                "inputs of a fixed rank"
+            )
+        if not proto.elem_type:
+            raise ModelError(f"input {value.name!r} has no element type; export the model again")
+        for axis, dim in enumerate(proto.shape.dim):
+            if dim.HasField("dim_value") and dim.dim_value == 0:
+                raise ModelError(f"input {value.name!r}: axis {axis} has size 0; export it again")
+            # Some exporters write -1 for a size they do not know.
+            if dim.dim_value < 0 or not (dim.HasField("dim_value") or dim.dim_param):
+                dim.dim_param = f"{value.name}[{axis}]"
+    batches = first_symbols([value.type for value in inputs])
+    for value in inputs:
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if not dim.HasField("dim_value") and dim.dim_param not in batches:
+                raise UnsupportedError(
+                    f"input {value.name!r}: axis {axis} ({dim.dim_param!r}) has no fixed size; "
+                    "export the model with a fixed size there (only the first axis, the batch, may "
+                    "vary)"
+                )
+
+
+def _named(protos: Iterable[onnx.NodeProto]) -> Iterator[Node]:
+    """Nodes with unique, printable names, the same ones every time."""
+    protos = list(protos)
+    given = [printable(proto.name) for proto in protos]
+    taken = set(given)
+    seen: set[str] = set()
+    for i, (name, proto) in enumerate(zip(given, protos, strict=True)):
+        if not name or name in seen:
+            base = name or f"{proto.op_type}_{i}"
+            name, count = base, 1
+            while name in taken or name in seen:
+                name, count = f"{base}_{count}", count + 1
+        seen.add(name)
+        yield Node(
+            name=name,
+            op=proto.op_type,
+            inputs=tuple(proto.input),
+            outputs=tuple(proto.output),
+            attributes={a.name: _attribute(a) for a in proto.attribute},
+            domain="" if proto.domain == "ai.onnx" else proto.domain,
+        )
+
+
+def _attribute(proto: onnx.AttributeProto) -> object:
+    """A plain value; anything that has none stays as ONNX's own message."""
+    kinds: Mapping[int, str] = {
+        onnx.AttributeProto.FLOAT: "f",
+        onnx.AttributeProto.INT: "i",
+        onnx.AttributeProto.FLOATS: "floats",
+        onnx.AttributeProto.INTS: "ints",
+    }
+    if proto.type in kinds:
+        value = getattr(proto, kinds[proto.type])
+        return value if isinstance(value, int | float) else tuple(value)
+    try:
+        if proto.type == onnx.AttributeProto.STRING:
+            return proto.s.decode()
+        if proto.type == onnx.AttributeProto.STRINGS:
+            return tuple(one.decode() for one in proto.strings)
+    except UnicodeDecodeError:
+        return proto
+    if proto.type == onnx.AttributeProto.TENSOR:
+        return _array(proto.t)
+    return proto

@@ -1,0 +1,84 @@
+"""Whether a model treats the samples of a batch separately.
+
+Most do: then a batch may be run in parts. A model that mixes samples (a mean or a softmax over the
+first axis, say) gives other outputs for the parts, so its batches must stay whole.
+"""
+
+from dataclasses import replace
+
+from cloister.errors import ModelError
+from cloister.graph.captures import captured_values
+from cloister.graph.graph import BATCH, Graph, Node
+from cloister.graph.interpreter import ORT_ERRORS
+from cloister.graph.onnx.batching import joining_axes
+from cloister.graph.ops.table import is_linear
+
+# Where inputs and outputs with a batch have it first, these work sample by sample, whatever their
+# attributes: the first row with any inputs of the output's rank, the second if no input but the
+# first one has a batch.
+ALIGNED = frozenset(("Add", "Div", "Mul", "PRelu", "Sub"))
+SEPARATE = frozenset(
+    (
+        "AveragePool", "BatchNormalization", "Clip", "Conv", "ConvTranspose", "Dropout", "Elu",
+        "Erf", "Flatten", "Gelu", "GlobalAveragePool", "GlobalMaxPool", "HardSigmoid", "HardSwish",
+        "Identity", "LeakyRelu", "LRN", "MaxPool", "Neg", "Relu", "Reshape", "Sigmoid", "Sqrt",
+        "Squeeze", "Tanh", "Unsqueeze",
+    )
+)  # fmt: skip
+SEPARATE_OFF_AXIS_0 = {"Concat": 0, "Softmax": -1, "LogSoftmax": -1}
+
+
+def with_separability(graph: Graph) -> Graph:
+    """The graph with `separable` and `joins` set: by its operators, or else by running two samples.
+
+    The run compares two samples together with each alone; where it cannot be made, the batch is
+    kept whole.
+    """
+    if graph.batch is not None:
+        return graph
+    if any((graph.sizes(name) or ()).count(BATCH) > 1 for name in graph.inputs):
+        return replace(graph, separable=False)
+    if all(_is_separate(graph, node) for node in graph.nodes):
+        return graph
+    joins = _joins(graph)
+    return replace(graph, separable=joins is not None, joins=joins or {})
+
+
+def _joins(graph: Graph) -> dict[str, int] | None:
+    try:
+        return joining_axes(graph, graph)
+    except ModelError:
+        return None
+    except ORT_ERRORS:
+        return None
+
+
+def _is_separate(graph: Graph, node: Node) -> bool:
+    read = (*node.inputs, *captured_values(node))
+    carrying = [i for i, value in enumerate(read) if _carries_batch(graph, value)]
+    if not carrying:
+        return True
+    values = [read[i] for i in carrying] + [value for value in node.outputs if value]
+    if not all(_has_batch_first(graph, value) for value in values):
+        return False
+    if node.domain:
+        return False
+    rank = len(graph.types[node.outputs[0]].shape)
+    if node.op in SEPARATE or is_linear(graph, node):
+        return carrying == [0]
+    if any(len(graph.types[read[i]].shape) != rank for i in carrying):
+        return False
+    if node.op in SEPARATE_OFF_AXIS_0:
+        axis = node.attributes.get("axis", SEPARATE_OFF_AXIS_0[node.op])
+        return isinstance(axis, int) and axis % rank != 0
+    return node.op in ALIGNED
+
+
+def _has_batch_first(graph: Graph, value: str) -> bool:
+    return (graph.sizes(value) or ())[:1] == (BATCH,) and value in graph.types
+
+
+def _carries_batch(graph: Graph, value: str) -> bool:
+    """Whether a value may have an axis whose size is not fixed."""
+    known = graph.types.get(value)
+    return bool(value) and value not in graph.constants and (known is None or None in known.shape)

@@ -1,0 +1,82 @@
+"""Which free sizes of a model's inputs are its batch.
+
+ONNX names a free size, and two names may mean one size: some exporters number the first axis of
+every input. A model with several names is run: names of first axes that ONNX Runtime accepts with
+different sizes are different, the others are one. The batch is the size of the values that most
+weights multiply, since a worker is sent rows of the batch only; among equals, one that can be cut.
+Values with another free size are passed whole to every part of a batch.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import onnx
+
+from cloister.graph.batch import computed_from
+from cloister.graph.graph import BATCH, LINEAR_OPS, Graph
+from cloister.graph.inference import tensor_type, with_types
+from cloister.graph.onnx.batching import runs
+
+
+def batch_choices(graph: Graph) -> Iterator[Graph]:
+    """The graph typed with each of its possible batches, in the order of the inputs.
+
+    Its inputs are opaque, their free sizes named. At least one graph is given.
+    """
+    symbols = first_symbols([graph.opaque[name] for name in graph.inputs])
+    while True:
+        batch = _one_size(graph, symbols)
+        yield _typed(graph, batch)
+        symbols = [symbol for symbol in symbols if symbol not in batch]
+        if not symbols:
+            return
+
+
+def linear_weights(graph: Graph) -> int:
+    """How many constant weights multiply values that have the batch first."""
+    given = computed_from(graph, graph.inputs)
+    total = 0
+    for node in graph.nodes:
+        if node.op not in LINEAR_OPS or len(node.inputs) < 2 or node.inputs[1] in given:
+            continue
+        sizes = graph.sizes(node.inputs[1]) or ()
+        if (graph.sizes(node.inputs[0]) or ())[:1] == (BATCH,):
+            total += math.prod(size for size in sizes if isinstance(size, int))
+    return total
+
+
+def first_symbols(inputs: list[onnx.TypeProto]) -> list[str]:
+    """The names of free first sizes, each once."""
+    dims = [dim for proto in inputs for dim in proto.tensor_type.shape.dim[:1]]
+    return list(dict.fromkeys(dim.dim_param for dim in dims if dim.dim_param))
+
+
+def _one_size(graph: Graph, symbols: list[str]) -> set[str]:
+    """The first symbol and those that must have its size."""
+    others = symbols[1:]
+    numbers = dict.fromkeys(first_symbols([graph.opaque[name] for name in graph.inputs]), 2)
+    if not others or not runs(graph, numbers):
+        return set(symbols)
+    if runs(graph, {**numbers, symbols[0]: 3}):
+        return {symbols[0]}
+    return {symbols[0], *(name for name in others if not runs(graph, {**numbers, name: 3}))}
+
+
+def _typed(graph: Graph, batch: set[str]) -> Graph:
+    """The graph with the symbols of the batch as such; inputs with others stay opaque."""
+    types, opaque = {}, {}
+    for name in graph.inputs:
+        proto = onnx.TypeProto()
+        proto.CopyFrom(graph.opaque[name])
+        for dim in proto.tensor_type.shape.dim:
+            if dim.dim_param in batch:
+                dim.dim_param = BATCH
+            elif dim.dim_param == BATCH:
+                dim.dim_param = f"{BATCH}_"
+        known = tensor_type(proto)
+        if known is None:
+            opaque[name] = proto
+        else:
+            types[name] = known
+    return with_types(replace(graph, types=types, opaque=opaque))

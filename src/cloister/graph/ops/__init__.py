@@ -1,0 +1,1 @@
+"""The operators that Cloister itself understands, one file for each family."""

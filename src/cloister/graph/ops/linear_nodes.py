@@ -1,0 +1,155 @@
+"""Linear ONNX nodes as linear maps: their geometry and their weights in channels-last order.
+
+    Conv            (N, C, H, W), (N, C, L)   weights (O, C/g, kh, kw)
+    ConvTranspose   the same                  weights (C, O/g, kh, kw); upsample = its stride,
+                                              stride 1, flipped kernel, pad = dilation (k - 1) - pad
+    Gemm            (N, K)                    a 1x1 kernel on a 1x1 image
+    MatMul          (N, ..., K)               a 1x1 kernel on a 1xT image
+
+Callers ask `ops.is_linear` first.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float32
+
+from cloister.errors import ShapeError, UnsupportedError
+from cloister.graph.graph import Graph, Node
+from cloister.graph.layout import channels_last_shape
+from cloister.ring.linear import Geometry
+
+Pair = tuple[int, int]
+LAST_AXIS_OPS = ("Gemm", "MatMul")
+"""Linear operators whose channels are the last axis; those of the others are the second."""
+
+
+def geometry(graph: Graph, node: Node) -> Geometry:
+    """Shape of the linear map a linear node computes.
+
+    Raises UnsupportedError for a node that is not linear or whose shapes are not known.
+    """
+    before, after = graph.types.get(node.inputs[0]), graph.types.get(node.outputs[0])
+    weights = graph.constants.get(node.inputs[1]) if len(node.inputs) > 1 else None
+    if before is None or after is None or weights is None:
+        raise UnsupportedError(
+            f"node {node.name!r} ({node.op}): shapes or weights are not known; keep it local"
+        )
+    try:
+        if node.op in LAST_AXIS_OPS:
+            h, w, c = channels_last_shape(before.shape, channels_first=False)
+            oh, ow, oc = channels_last_shape(after.shape, channels_first=False)
+            return Geometry((h, w), c, (oh, ow), oc)
+        return _convolution(node, before.shape, after.shape, weights)
+    except ShapeError as error:
+        raise UnsupportedError(f"node {node.name!r} ({node.op}): {error}; keep it local") from error
+
+
+def float_weights(
+    graph: Graph, node: Node
+) -> tuple[Float32[np.ndarray, "oc kh kw c"], Float32[np.ndarray, " oc"]]:
+    """Weights in `LinearMap` order and one bias per output channel of a linear node.
+
+    The weights are a view of the model's wherever their order allows it: they may be large.
+    """
+    shape = geometry(graph, node).weight_shape
+    weights = graph.constants[node.inputs[1]]
+    if node.op in LAST_AXIS_OPS:
+        alpha = np.float32(number(node, "alpha", 1.0))
+        rows = weights if integer(node, "transB", 0) and node.op == "Gemm" else weights.T
+        ordered = (rows if alpha == 1 else rows * alpha).reshape(shape)
+    elif node.op == "Conv":
+        ordered = _as_2d(weights).transpose(0, 2, 3, 1)
+    else:
+        ordered = _flipped(_as_2d(weights), integer(node, "group", 1))
+    return np.asarray(ordered, np.float32), _bias(graph, node, shape[0])
+
+
+def stated_pads(node: Node, axes: int) -> tuple[int, ...] | None:
+    """Padding (before..., behind...) of a window; None where padding.py could not state it."""
+    mode = node.attributes.get("auto_pad", "NOTSET")
+    if mode not in ("NOTSET", "VALID") or "output_shape" in node.attributes:
+        return None
+    pads = () if mode == "VALID" else integers(node, "pads")
+    return pads or (0,) * (2 * axes)
+
+
+def integer(node: Node, name: str, default: int) -> int:
+    """An integer attribute."""
+    value = node.attributes.get(name, default)
+    return value if isinstance(value, int) else default
+
+
+def number(node: Node, name: str, default: float) -> float:
+    """A number attribute."""
+    value = node.attributes.get(name, default)
+    return float(value) if isinstance(value, int | float) else default
+
+
+def integers(node: Node, name: str) -> tuple[int, ...]:
+    """A list of integers; empty when absent."""
+    value = node.attributes.get(name, ())
+    return tuple(int(v) for v in value) if isinstance(value, Sequence) else ()
+
+
+def _convolution(
+    node: Node,
+    before: Sequence[int | None],
+    after: Sequence[int | None],
+    weights: np.ndarray,
+) -> Geometry:
+    h, w, c = channels_last_shape(before, channels_first=True)
+    oh, ow, oc = channels_last_shape(after, channels_first=True)
+    kh, kw = _as_2d(weights).shape[2:]
+    stride, dilation = _pair(node, "strides", 1), _pair(node, "dilations", 1)
+    pad = _begin_pads(node, len(before) - 2)
+    upsample = (1, 1)
+    if node.op == "ConvTranspose":
+        pad = (dilation[0] * (kh - 1) - pad[0], dilation[1] * (kw - 1) - pad[1])
+        stride, upsample = (1, 1), stride
+    return Geometry(
+        in_size=(h, w),
+        in_channels=c,
+        out_size=(oh, ow),
+        out_channels=oc,
+        kernel=(kh, kw),
+        stride=stride,
+        dilation=dilation,
+        upsample=upsample,
+        pad=pad,
+        groups=integer(node, "group", 1),
+    )
+
+
+def _as_2d(weights: np.ndarray) -> np.ndarray:
+    return weights[:, :, None, :] if weights.ndim == 3 else weights
+
+
+def _flipped(weights: np.ndarray, groups: int) -> np.ndarray:
+    """(C, O/g, kh, kw) to (O, kh, kw, C/g) with the kernel turned by 180 degrees."""
+    c, oc, kh, kw = weights.shape
+    parts = weights[:, :, ::-1, ::-1].reshape(groups, c // groups, oc, kh, kw)
+    return parts.transpose(0, 2, 3, 4, 1).reshape(groups * oc, kh, kw, c // groups)
+
+
+def _bias(graph: Graph, node: Node, channels: int) -> np.ndarray:
+    if node.op == "MatMul" or len(node.inputs) < 3 or not node.inputs[2]:
+        return np.zeros(channels, np.float32)
+    bias = graph.constants[node.inputs[2]].astype(np.float32).reshape(-1)
+    beta = np.float32(number(node, "beta", 1.0)) if node.op == "Gemm" else np.float32(1)
+    return np.ascontiguousarray(np.broadcast_to(bias * beta, (channels,)))
+
+
+def _begin_pads(node: Node, axes: int) -> Pair:
+    pads = stated_pads(node, axes)
+    if pads is None:
+        raise ShapeError("its padding is not stated in numbers")
+    return (0, pads[0]) if axes == 1 else (pads[0], pads[1])
+
+
+def _pair(node: Node, name: str, default: int) -> Pair:
+    values = integers(node, name)
+    if not values:
+        return default, default
+    # One-dimensional attributes act on the width; the height is 1 and its default is neutral.
+    return (default, values[0]) if len(values) == 1 else (values[0], values[1])

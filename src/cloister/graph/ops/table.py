@@ -1,0 +1,148 @@
+"""The operators Cloister itself understands; ONNX Runtime runs all others, inside.
+
+LINEAR   a linear map if its weights are constants: may be sent to a worker
+LOCAL    computed inside the trusted runtime
+SHAPE    describes or moves values; usually gone after constant folding
+"""
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+from cloister.graph.graph import Graph, Node
+from cloister.graph.ops import elementwise_ops as element
+from cloister.graph.ops import linear_ops as linear
+from cloister.graph.ops import pool_ops as pool
+from cloister.graph.ops import tensor_ops as tensor
+from cloister.graph.ops.call import Call
+from cloister.graph.ops.linear_nodes import integer, stated_pads
+
+STANDARD_DOMAINS = ("", "ai.onnx")
+Evaluate = Callable[[Call], np.ndarray]
+
+
+class Kind(Enum):
+    """What an operator is to Cloister."""
+
+    LINEAR = "linear"
+    LOCAL = "local"
+    SHAPE = "shape"
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """An operator's kind and its meaning: one output in plain NumPy."""
+
+    kind: Kind
+    evaluate: Evaluate
+
+
+TABLE: dict[Kind, dict[str, Evaluate]] = {
+    Kind.LINEAR: {
+        "Conv": linear.conv,
+        "ConvTranspose": linear.conv_transpose,
+        "Gemm": linear.gemm,
+        "MatMul": linear.matmul,
+    },
+    Kind.LOCAL: {
+        "Relu": element.unary(element.relu),
+        "LeakyRelu": element.leaky_relu,
+        "Clip": element.clip,
+        "Sigmoid": element.unary(element.sigmoid),
+        "Tanh": element.unary(np.tanh),
+        "HardSwish": element.unary(element.hard_swish),
+        "Gelu": element.gelu,
+        "Softmax": element.softmax,
+        "BatchNormalization": element.batch_normalization,
+        "LayerNormalization": element.layer_normalization,
+        "MaxPool": pool.max_pool,
+        "AveragePool": pool.average_pool,
+        "GlobalMaxPool": pool.global_max_pool,
+        "GlobalAveragePool": pool.global_average_pool,
+        "ReduceMean": pool.reduce_mean,
+        "Add": element.binary(np.add),
+        "Sub": element.binary(np.subtract),
+        "Mul": element.binary(np.multiply),
+        "Div": element.binary(element.divide),
+        "Min": element.variadic(np.minimum),
+        "Max": element.variadic(np.maximum),
+        "Neg": element.unary(np.negative),
+        "Sqrt": element.unary(np.sqrt),
+        "Floor": element.unary(np.floor),
+        "Ceil": element.unary(np.ceil),
+    },
+    Kind.SHAPE: {
+        "Constant": tensor.constant,
+        "ConstantOfShape": tensor.constant_of_shape,
+        "Identity": tensor.identity,
+        "Dropout": tensor.identity,
+        "Reshape": tensor.reshape,
+        "Flatten": tensor.flatten,
+        "Transpose": tensor.transpose,
+        "Squeeze": tensor.squeeze,
+        "Unsqueeze": tensor.unsqueeze,
+        "Concat": tensor.concat,
+        "Slice": tensor.slice_,
+        "Gather": tensor.gather,
+        "Pad": tensor.pad,
+        "Expand": tensor.expand,
+        "Shape": tensor.shape_of,
+        "Cast": tensor.cast,
+        "Range": tensor.range_,
+        "Where": element.where,
+        "Equal": element.binary(operator.eq),
+        "Greater": element.binary(operator.gt),
+        "Less": element.binary(operator.lt),
+        "And": element.binary(np.logical_and),
+        "Or": element.binary(np.logical_or),
+        "Not": element.unary(np.logical_not),
+    },
+}
+OPS: dict[str, OpSpec] = {
+    name: OpSpec(kind, evaluate) for kind, row in TABLE.items() for name, evaluate in row.items()
+}
+
+
+def find(node: Node) -> OpSpec | None:
+    """The table's entry for a node; None when only ONNX Runtime knows it."""
+    return OPS.get(node.op) if node.domain in STANDARD_DOMAINS else None
+
+
+def is_linear(graph: Graph, node: Node) -> bool:
+    """Whether a node computes a linear map with constant float32 weights over the batch."""
+    spec = find(node)
+    if spec is None or spec.kind is not Kind.LINEAR or len(node.inputs) < 2:
+        return False
+    weights = graph.constants.get(node.inputs[1])
+    if weights is None or weights.dtype != np.float32 or not weights.size:
+        return False
+    bias = node.inputs[2] if len(node.inputs) > 2 else ""
+    if bias and (bias not in graph.constants or graph.constants[bias].dtype != np.float32):
+        return False
+    if not all(_is_batch(graph, value) for value in (node.inputs[0], node.outputs[0])):
+        return False
+    rank = len(graph.types[node.inputs[0]].shape)
+    if node.op in ("Conv", "ConvTranspose"):
+        return rank in (3, 4) and weights.ndim == rank and stated_pads(node, rank - 2) is not None
+    if node.op == "MatMul":
+        return rank >= 2 and weights.ndim == 2
+    if rank != 2 or weights.ndim != 2 or integer(node, "transA", 0):
+        return False
+    columns = weights.shape[0 if integer(node, "transB", 0) else 1]
+    return not bias or _is_row(graph.constants[bias].shape, columns)
+
+
+def _is_batch(graph: Graph, value: str) -> bool:
+    """Whether a computed value holds one float32 array of known shape per input of the batch."""
+    known = graph.types.get(value)
+    if known is None or value in graph.constants or known.dtype != np.float32:
+        return False
+    shape = known.shape
+    return len(shape) >= 2 and shape[0] == graph.batch and all(shape[1:])
+
+
+def _is_row(shape: tuple[int, ...], columns: int) -> bool:
+    return shape in ((), (1,), (columns,), (1, 1), (1, columns))

@@ -1,0 +1,281 @@
+"""The pass that evaluates everything that does not depend on the inputs' values.
+
+Shapes are followed symbolically: a model exported for any batch computes its Reshape targets and
+Pad widths from shapes of which only the first entry, the batch, is unknown.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import onnx
+from onnx import helper, shape_inference
+
+from cloister.errors import ModelError
+from cloister.graph.captures import captured_values
+from cloister.graph.graph import Graph, Node, TensorType
+from cloister.graph.inference import tensor_type
+from cloister.graph.interpreter import evaluate
+from cloister.graph.onnx.export import to_node, to_tensor, type_proto
+from cloister.graph.ops.linear_nodes import integer
+from cloister.graph.ops.table import Kind, find
+from cloister.graph.passes.rewrite import Rewrite
+
+Entry = int | None
+Entries = tuple[Entry, ...]
+
+RANDOM = (
+    "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli",
+    "Multinomial",
+)  # fmt: skip
+SHAPING = ("Cast", "Expand", "Flatten", "Reshape", "Squeeze", "Unsqueeze")
+"""Operators that change nothing where they keep the type."""
+MAX_GROWTH = 2**20
+"""A node may turn small constants into one of up to this many elements."""
+SMALL = 1024
+
+
+def fold_constants(graph: Graph) -> Graph:
+    """Constant subgraphs and known shapes evaluated; nodes that change nothing removed."""
+    rewrite = Rewrite(graph)
+    walk = _Walk(rewrite)
+    for node in graph.nodes:
+        walk.visit(node)
+    # Only the finished graph knows all types, and with them which nodes keep theirs.
+    known = Rewrite(rewrite.finish())
+    _remove_identities(known)
+    return known.finish()
+
+
+class _Walk:
+    """One pass in topological order; `entries` holds shape vectors of which a part is known."""
+
+    def __init__(self, rewrite: Rewrite) -> None:
+        self._rewrite = rewrite
+        self._graph = rewrite.graph
+        self._types = dict(rewrite.graph.types)
+        self._entries: dict[str, Entries | Entry] = {}
+
+    def visit(self, node: Node) -> None:
+        """Fold one node if everything it reads is known."""
+        if node.domain not in ("", "ai.onnx"):
+            return
+        self._learn_type(node)
+        found = self._symbolic(node)
+        output = node.outputs[0]
+        if found is not None:
+            self._entries[output] = found
+            known = found if isinstance(found, tuple) else (found,)
+            if None not in known and self._is_int64(output):
+                shape = (len(known),) if isinstance(found, tuple) else ()
+                self._fix(output, np.array(known, np.int64).reshape(shape))
+        elif node.op == "Constant":
+            self._constant(node)
+        elif node.op == "Reshape":
+            self._free_batch(node)
+        if output not in self._rewrite.constants and self._is_foldable(node):
+            self._evaluate(node)
+
+    def _is_int64(self, value: str) -> bool:
+        known = self._types.get(value)
+        return known is None or known.dtype == np.int64
+
+    def _fix(self, value: str, array: np.ndarray) -> None:
+        self._rewrite.set_constant(value, array)
+        self._types[value] = TensorType(array.dtype, array.shape)
+
+    def _constant(self, node: Node) -> None:
+        value = node.attributes.get("value")
+        if isinstance(value, np.ndarray):
+            self._fix(node.outputs[0], value)
+        elif not isinstance(value, onnx.AttributeProto) and "sparse_value" not in node.attributes:
+            self._evaluate(node)
+
+    def _is_foldable(self, node: Node) -> bool:
+        constants = self._rewrite.constants
+        read = [value for value in (*node.inputs, *captured_values(node)) if value]
+        if not read or node.op in RANDOM or any(value not in constants for value in read):
+            return False
+        sizes = [self._types[v].shape for v in node.outputs if v in self._types]
+        largest = max((math.prod(s or 1 for s in shape) for shape in sizes), default=0)
+        return largest <= MAX_GROWTH + sum(constants[value].size for value in read)
+
+    def _evaluate(self, node: Node) -> None:
+        constants = self._rewrite.constants
+        try:
+            found = _evaluate_wide(self._graph, node, constants)
+        except ModelError:
+            return  # whoever runs the node reports why it cannot be run
+        if all(isinstance(array, np.ndarray) for array in found.values()):
+            for value, array in found.items():
+                self._fix(value, array)
+
+    def _learn_type(self, node: Node) -> None:
+        """Infer a node's output type now that more of its inputs are constants."""
+        if all(value in self._types for value in node.outputs if value):
+            return
+        read = [value for value in node.inputs if value]
+        if captured_values(node) or any(value not in self._types for value in read):
+            return
+        typed = replace(self._graph, types=self._types)
+        try:
+            schema = onnx.defs.get_schema(node.op, self._graph.opset, "")
+            found = shape_inference.infer_node_outputs(
+                schema,
+                to_node(node),
+                {value: type_proto(typed, value) for value in read},
+                self._small_constants(read),
+                opset_imports=[helper.make_opsetid("", self._graph.opset)],
+            )
+        except (onnx.defs.SchemaError, shape_inference.InferenceError, ValueError, RuntimeError):
+            return
+        for value, proto in found.items():
+            known = tensor_type(proto)
+            if known is not None and value not in self._types:
+                self._types[value] = known
+
+    def _small_constants(self, read: list[str]) -> dict[str, onnx.TensorProto]:
+        constants = self._rewrite.constants
+        return {
+            value: to_tensor(constants[value], value)
+            for value in read
+            if value in constants and constants[value].size <= SMALL
+        }
+
+    # ---- shapes
+
+    def _symbolic(self, node: Node) -> Entries | Entry | None:
+        """A shape vector or one of its entries that a node computes; None if it computes none."""
+        if node.op == "Shape":
+            known = self._types.get(node.inputs[0])
+            if known is None:
+                return None
+            return known.shape[integer(node, "start", 0) : integer(node, "end", len(known.shape))]
+        if node.op not in ("Gather", "Slice", "Concat", "Squeeze", "Unsqueeze", "Cast"):
+            return None
+        if not any(value in self._entries for value in node.inputs):
+            return None
+        if node.op == "Concat":
+            return self._joined(node)
+        source = self._entries.get(node.inputs[0])
+        if isinstance(source, tuple):
+            return self._of_vector(node, source)
+        # A scalar None in `entries` is an unknown batch, so only membership tells it is there.
+        if node.op == "Unsqueeze" and node.inputs[0] in self._entries:
+            return (source,)
+        return None
+
+    def _of_vector(self, node: Node, source: Entries) -> Entries | Entry | None:
+        if node.op == "Cast":
+            return source if node.attributes.get("to") == onnx.TensorProto.INT64 else None
+        rest = [self._integers(value) for value in node.inputs[1:] if value]
+        ends = [values[0] for values in rest if values]
+        if not rest or len(ends) != len(rest):
+            return None
+        if node.op == "Slice" and len(ends) == len(node.inputs) - 1:
+            step = ends[3] if len(ends) > 3 else 1
+            return source[ends[0] : ends[1] : step] if step > 0 else None
+        if node.op != "Gather":
+            return None
+        picks = self._rewrite.constants[node.inputs[1]]
+        if picks.ndim > 1 or any(not -len(source) <= int(i) < len(source) for i in picks.flat):
+            return None
+        if picks.ndim == 1:
+            return tuple(source[int(i)] for i in picks)
+        entry = source[int(picks)]
+        if entry is None:
+            self._entries[node.outputs[0]] = None
+        return entry
+
+    def _joined(self, node: Node) -> Entries | None:
+        parts: list[Entry] = []
+        for value in node.inputs:
+            entries = self._entries.get(value)
+            if isinstance(entries, tuple):
+                parts += entries
+                continue
+            known = self._integers(value)
+            if known is None or self._rewrite.constants[value].ndim != 1:
+                return None
+            parts += known
+        return tuple(parts)
+
+    def _integers(self, value: str) -> list[int] | None:
+        array = self._rewrite.constants.get(value)
+        if array is None or array.dtype.kind not in "iu" or array.size > SMALL:
+            return None
+        return [int(entry) for entry in array.reshape(-1)]
+
+    def _free_batch(self, node: Node) -> None:
+        """Reshape to (batch, known sizes...) as a constant target; 0 means: as in the input."""
+        target = self._entries.get(node.inputs[1])
+        known = self._types.get(node.inputs[0])
+        if known is None or known.shape[:1] != (None,) or node.attributes.get("allowzero", 0):
+            return
+        if not isinstance(target, tuple) or target[:1] != (None,) or None in target[1:]:
+            return
+        constant = self._rewrite.constant(f"{node.name}_target", np.array([0, *target[1:]]))
+        freed = replace(node, inputs=(node.inputs[0], constant))
+        self._rewrite.swap([node], [freed])
+        self._types[constant] = TensorType(np.dtype(np.int64), (len(target),))
+        self._learn_type(freed)
+
+
+def _evaluate_wide(
+    graph: Graph, node: Node, constants: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """One node of constants; float32 arithmetic is done in float64 and rounded once.
+
+    Folded constants become integer weights. In float32 the last place of sums and of functions
+    such as exp depends on the machine's kernels; an error of float64 hardly ever reaches it.
+    """
+    read = {value: constants[value] for value in (*node.inputs, *captured_values(node)) if value}
+    wide = {
+        value: array.astype(np.float64)
+        for value, array in read.items()
+        if array.dtype == np.float32
+    }
+    spec = find(node)
+    moves = spec is not None and spec.kind is Kind.SHAPE
+    if wide and not moves and not any(array.dtype == np.float64 for array in read.values()):
+        constants_wide = {**read, **wide}
+        try:
+            # Its outputs are of another type than the graph says.
+            found = evaluate(
+                replace(graph, types={}, constants=constants_wide), node, constants_wide
+            )
+        except ModelError:
+            pass  # no kernel for float64
+        else:
+            return {
+                value: array.astype(np.float32) if array.dtype == np.float64 else array
+                for value, array in found.items()
+            }
+    return evaluate(replace(graph, constants=constants), node, constants)
+
+
+def _remove_identities(rewrite: Rewrite) -> None:
+    for i in range(len(rewrite.nodes)):
+        node = rewrite.nodes[i]
+        if not _is_identity(rewrite, node) or node.outputs[0] in rewrite.constants:
+            continue
+        source, result = node.inputs[0], node.outputs[0]
+        # The name of an output, or of a value a subgraph reads, has to stay.
+        if result not in rewrite.graph.outputs and result not in rewrite.captured:
+            rewrite.rename_input(result, source)
+
+
+def _is_identity(rewrite: Rewrite, node: Node) -> bool:
+    if node.domain not in ("", "ai.onnx"):
+        return False
+    if node.op == "Identity":
+        return True
+    if node.op in SHAPING:
+        before, after = (rewrite.graph.types.get(v) for v in (node.inputs[0], node.outputs[0]))
+        return before is not None and before == after
+    if node.op != "Dropout" or any(node.outputs[1:]):
+        return False
+    training = node.inputs[2] if len(node.inputs) > 2 else ""
+    constant = rewrite.constants.get(training)
+    return not training or (constant is not None and not constant.any())

@@ -1,0 +1,1 @@
+"""One-time pads: made beforehand, sealed in stores, used once."""

@@ -1,0 +1,149 @@
+"""One-time pads: `x + r` goes out, `A (x + r) - A r = A x` comes back (modulo 2^32).
+
+A pad set is identified by a pad id and serves one input of one plan. `r` is never stored: it is the
+AES-256-CTR keystream under (key, pad id, node index). `A r` is made beforehand, either here when
+asked (`InlinePads`) or in a store (padstore.py), and used once.
+"""
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from cloister.base.rng import Csprng, pad_stream
+from cloister.errors import PadReusedError
+from cloister.plan.plan import Plan
+from cloister.ring.ring_map import RingMap
+from cloister.trusted.pads.store import PadSet, PadSource, erase, reclaim
+
+
+def nonce(pad_id: int, node_index: int) -> bytes:
+    """The 12-byte nonce of one node's pad: pad id, node index, big endian."""
+    return pad_id.to_bytes(8, "big") + node_index.to_bytes(4, "big")
+
+
+class PadMaker:
+    """Computes pad sets of a plan: the offline phase.
+
+    Secret   the pads; the maps' weights are public
+    Source   Slalom (arXiv:1806.03287) section 3.2, "precomputation"
+    """
+
+    parties = 0
+    """Nobody else sees a share of these pads."""
+
+    def __init__(self, plan: Plan, *, threads: int = 1) -> None:
+        self._geometries = {i: plan.linear_nodes[i].linear.geometry for i in plan.hidden_nodes}
+        self._maps = {i: RingMap(plan.linear_nodes[i].linear) for i in plan.hidden_nodes}
+        self._threads = threads
+
+    def make(
+        self, pad_key: bytes, pad_id: int, *, into: Mapping[int, np.ndarray] | None = None
+    ) -> dict[int, np.ndarray]:
+        """`A r` of every blinded node for one pad id, uint32 (oh, ow, oc) by node index.
+
+        `into` is the memory of a spent pad set, which is then overwritten and returned.
+        """
+        unblinding = {}
+        for index, ring_map in self._maps.items():
+            geometry = self._geometries[index]
+            pad = pad_stream(pad_key, nonce(pad_id, index), geometry.in_elements)
+            shaped = pad.reshape(1, *geometry.in_shape)
+            out = into[index][None] if into else None
+            unblinding[index] = ring_map.apply(shaped, out=out, threads=self._threads)[0]
+        return unblinding
+
+
+class InlinePads:
+    """Pads made on demand, in memory, under a key that lives as long as this object.
+
+    For several threads: an id is given out under a lock, and the pads themselves are made outside
+    of it, so that threads make them at the same time.
+    """
+
+    kind = "inline"
+
+    def __init__(self, plan: Plan, *, rng: Csprng, threads: int = 1) -> None:
+        self._maker = PadMaker(plan, threads=threads)
+        self.plan_digest = plan.digest
+        self._process = os.getpid()
+        self.pad_key = rng.random_bytes(32)
+        self._next_id = 0
+        self._spare: list[dict[int, np.ndarray]] = []
+        self._lock = threading.Lock()
+
+    def take(self, count: int) -> list[PadSet]:
+        """Make `count` pad sets; none is ever handed out twice.
+
+        Raises   PadReusedError in a forked process, whose parent hands out the same pads
+        """
+        if os.getpid() != self._process:
+            raise PadReusedError("pads of another process; make them where they are used")
+        pads = []
+        for _ in range(count):
+            with self._lock:
+                pad_id, self._next_id = self._next_id, self._next_id + 1
+                into = self._spare.pop() if self._spare else None
+            pads.append(PadSet(pad_id, self._maker.make(self.pad_key, pad_id, into=into)))
+        return pads
+
+    def recycle(self, pads: Sequence[PadSet]) -> None:
+        """Keep the memory of spent pads for the next ones, which overwrite it."""
+        with self._lock:
+            self._spare += reclaim(pads)
+
+    def erase(self) -> None:
+        """Overwrite and let go of the memory of spent pads."""
+        with self._lock:
+            spare, self._spare = self._spare, []
+        erase(spare)
+
+
+class PadUse:
+    """The pads of one request: each node's pad can be drawn once, each unblinding term once."""
+
+    def __init__(self, source: PadSource, count: int) -> None:
+        self._source = source
+        self._pads = source.take(count)
+        self.key = source.pad_key
+        self._blinded: set[int] = set()
+        self._unblinded: set[int] = set()
+
+    def nonces(self, node_index: int) -> list[bytes]:
+        """The nonces that blind this node's inputs, one per input of the batch.
+
+        Raises PadReusedError the second time.
+        """
+        self._blind(node_index)
+        return [nonce(pad.pad_id, node_index) for pad in self._pads]
+
+    def unblinding(self, node_index: int) -> list[np.ndarray]:
+        """`A r` of this node, one array per input of the batch.
+
+        Raises PadReusedError the second time.
+        """
+        if node_index in self._unblinded:
+            raise PadReusedError(f"linear node {node_index}: its answer was already unblinded")
+        self._unblinded.add(node_index)
+        return [pad.unblinding[node_index] for pad in self._pads]
+
+    def _blind(self, node_index: int) -> None:
+        if node_index in self._blinded:
+            raise PadReusedError(f"linear node {node_index}: its pads were already used")
+        self._blinded.add(node_index)
+
+    def claim_all(self, node_indices: Sequence[int]) -> tuple[list[int], list[list[np.ndarray]]]:
+        """The pad ids, and `A r` by node and input: both sides of every named node at once.
+
+        Raises PadReusedError when one of them was already used.
+        """
+        unblinding = [self.unblinding(index) for index in node_indices]
+        for index in node_indices:
+            self._blind(index)
+        return [pad.pad_id for pad in self._pads], unblinding
+
+    def erase(self) -> None:
+        """Give the spent pads back to their source, which overwrites them."""
+        pads, self._pads = self._pads, []
+        self._source.recycle(pads)

@@ -1,0 +1,1 @@
+"""A plan compiled to steps, and what is legal in it."""

@@ -1,0 +1,299 @@
+"""A plan compiled to steps: what the runtime does, in which order.
+
+    Fuse     one native pass: unblind, check, dequantise, add, clamp, pool, quantise, blind
+    Remote   one linear node on a worker
+    Segment  open nodes, run whole by a worker on plain float32 values
+    Local    nodes ONNX Runtime computes inside the trusted runtime
+
+Concatenating channels is no step: the passes write their results into slices of one value.
+
+A `Fuse` step follows each `Remote` step; another feeds linear nodes from values that ONNX
+Runtime or the caller produced. Values that more than one step needs are kept ("stored").
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cloister.errors import PlanError
+from cloister.graph.captures import captured_values
+from cloister.graph.graph import Graph, Node
+from cloister.graph.layout import channels_last_shape
+from cloister.graph.ops.linear_nodes import LAST_AXIS_OPS
+from cloister.plan.plan import Plan
+from cloister.plan.protection import ENCLAVE, OPEN
+from cloister.trusted.program.epilogue import Epilogue, Matcher
+
+
+@dataclass(frozen=True)
+class Fuse:
+    """One native pass from a reply (`node`) or a stored value (`source`) to its consumers.
+
+    `size` is (h, w, c) of the source, `out_size` of the result; `stored` says whether the result is
+    kept as float32; `sinks` are the linear nodes whose requests it writes. `factors` multiply the
+    source (plan/input_factors.py).
+    """
+
+    name: str
+    node: int | None
+    source: str | None
+    epilogue: Epilogue
+    size: tuple[int, int, int]
+    out_size: tuple[int, int, int]
+    channels_first: bool
+    stored: bool
+    sinks: tuple[int, ...]
+    factors: np.ndarray | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Remote:
+    """Linear node `node` (index into `plan.linear_nodes`) on a worker."""
+
+    node: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Nodes a worker runs whole, in the clear; `target` is its number on the wire."""
+
+    target: int
+    nodes: tuple[Node, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Local:
+    """Nodes ONNX Runtime computes inside."""
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+Step = Fuse | Remote | Segment | Local
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A value that is written as channels `offset`... of `whole`, which has `channels` in all."""
+
+    whole: str
+    offset: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class Program:
+    """The steps of a plan, in order, and the values that are slices of others."""
+
+    plan: Plan
+    steps: tuple[Step, ...]
+    slices: Mapping[str, Slice]
+
+
+def compile_plan(plan: Plan) -> Program:
+    """Compile a plan: every node is covered by exactly one step."""
+    compiler = _Compiler(plan)
+    return Program(plan, tuple(compiler.compile()), compiler.slices)
+
+
+@dataclass
+class _Compiler:
+    plan: Plan
+    available: set[str] = field(default_factory=set)
+    done: set[str] = field(default_factory=set)
+    fed: set[int] = field(default_factory=set)
+    images: set[str] = field(default_factory=set)
+    slices: dict[str, Slice] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.graph = self.plan.graph
+        self.index = {node.node: i for i, node in enumerate(self.plan.linear_nodes)}
+        self.available = {*self.graph.inputs, *self.graph.constants, ""}
+        self.matcher = Matcher(
+            self.graph, absorbable=self._is_inside, available=self.available.__contains__
+        )
+
+    def compile(self) -> list[Step]:
+        steps: list[Step] = []
+        for node in self._schedule():
+            if node.name in self.index:
+                steps += self._remote(node)
+            elif self.plan.protections[node.name] is OPEN:
+                steps.append(Segment(0, (node,), (), ()))
+                self._finish(node)
+            elif not self._concatenate(node):
+                steps.append(self._local(node))
+        return list(self._with_edges(_merged(steps)))
+
+    def _is_inside(self, node: Node) -> bool:
+        # A plan that sends nothing out leaves its convolutions to ONNX Runtime.
+        return self.plan.protections[node.name] is ENCLAVE and (
+            node.op != "Conv" or bool(self.plan.linear_nodes)
+        )
+
+    def _schedule(self) -> Iterator[Node]:
+        """Nodes in a topological order that computes local values as early as it can."""
+        waiting = list(self.graph.nodes)
+        while waiting:
+            ready = [n for n in waiting if self.available.issuperset(_reads(n))]
+            if not ready:
+                raise PlanError(f"node {waiting[0].name!r} waits for a value nobody computes")
+            yield next((n for n in ready if n.name not in self.index), ready[0])
+            waiting = [n for n in waiting if n.name not in self.done]
+
+    def _finish(self, node: Node) -> None:
+        self.done.add(node.name)
+        self.available.update(value for value in node.outputs if value)
+
+    def _remote(self, node: Node) -> Iterator[Step]:
+        index = self.index[node.name]
+        geometry = self.plan.linear_nodes[index].linear.geometry
+        channels_first = node.op not in LAST_AXIS_OPS
+        if index not in self.fed:
+            self.fed.add(index)
+            yield Fuse(
+                name=f"{node.name} (input)",
+                node=None,
+                source=node.inputs[0],
+                epilogue=Epilogue(node.inputs[0]),
+                size=geometry.in_shape,
+                out_size=geometry.in_shape,
+                channels_first=channels_first,
+                stored=False,
+                sinks=(index,),
+                factors=self.plan.linear_nodes[index].x_factors,
+            )
+        yield Remote(index)
+        self._finish(node)
+        self.available.discard(node.outputs[0])
+        epilogue = self.matcher.after(node.outputs[0], channels_first=channels_first)
+        yield self._fuse(node, index, None, epilogue, geometry.out_shape, channels_first)
+
+    def _concatenate(self, node: Node) -> bool:
+        """Turn a concatenation of channels into slices, where passes store all its inputs."""
+        if node.op != "Concat" or node.attributes.get("axis") != 1:
+            return False
+        ours = all(
+            value in self.images and self.matcher.consumers.only(value) is node
+            for value in node.inputs
+        )
+        if not ours or len(set(node.inputs)) != len(node.inputs):
+            return False
+        (whole,) = node.outputs
+        sizes = [self.graph.types[value].shape[1] or 0 for value in node.inputs]
+        for i, value in enumerate(node.inputs):
+            self.slices[value] = Slice(whole, sum(sizes[:i]), sum(sizes))
+        self._finish(node)
+        return True
+
+    def _local(self, node: Node) -> Step:
+        epilogue = None
+        first = self.graph.types.get(node.inputs[0]) if node.inputs else None
+        if first is not None and first.dtype == "float32" and self._is_image(first.shape):
+            epilogue = self.matcher.starting_at(node, channels_first=True)
+        # A pass of its own pays off where it pools or writes a request; the rest is ORT's.
+        if epilogue is not None and (epilogue.window or self._sinks(epilogue, True)):
+            assert_size = channels_last_shape(first.shape, channels_first=True)  # type: ignore[union-attr]
+            return self._fuse(node, None, node.inputs[0], epilogue, assert_size, True)
+        self._finish(node)
+        return Local((node,), (), ())
+
+    def _fuse(
+        self,
+        node: Node,
+        index: int | None,
+        source: str | None,
+        epilogue: Epilogue,
+        size: tuple[int, int, int],
+        channels_first: bool,
+    ) -> Fuse:
+        self.done.update(epilogue.covered)
+        self.available.add(epilogue.value)
+        sinks = self._sinks(epilogue, channels_first)
+        self.fed.update(sinks)
+        readers = self.matcher.consumers.of(epilogue.value)
+        fed_all = all(self.index.get(reader.name) in sinks for reader in readers)
+        stored = not fed_all or epilogue.value in self.graph.outputs
+        if stored and channels_first and self._is_image(self.graph.types[epilogue.value].shape):
+            self.images.add(epilogue.value)
+        return Fuse(
+            name=node.name,
+            node=index,
+            source=source,
+            epilogue=epilogue,
+            size=size,
+            out_size=(*epilogue.window.out_size, size[2]) if epilogue.window else size,
+            channels_first=channels_first,
+            stored=stored,
+            sinks=sinks,
+        )
+
+    def _sinks(self, epilogue: Epilogue, channels_first: bool) -> tuple[int, ...]:
+        """Linear nodes that read the result in the layout the pass writes, as it is."""
+        known = self.graph.types[epilogue.value].shape
+        vector = len(known) == 2
+        numbers = self.plan.linear_nodes
+        return tuple(
+            self.index[reader.name]
+            for reader in self.matcher.consumers.of(epilogue.value)
+            if reader.name in self.index
+            and numbers[self.index[reader.name]].x_factors is None
+            and reader.inputs[0] == epilogue.value
+            and (vector or (reader.op not in LAST_AXIS_OPS) == channels_first)
+        )
+
+    def _is_image(self, shape: tuple[int | None, ...]) -> bool:
+        """Whether passes can take a value: one image for every row that linear nodes take."""
+        return len(shape) in (3, 4) and shape[0] == self.graph.batch and None not in shape[1:]
+
+    def _with_edges(self, steps: list[Step]) -> Iterator[Step]:
+        """Give local steps and segments the values that cross their borders."""
+        targets = len(self.plan.linear_nodes)
+        for step in steps:
+            if isinstance(step, Local | Segment):
+                inputs, outputs = _edges(self.graph, step.nodes)
+                if isinstance(step, Local):
+                    yield Local(step.nodes, inputs, outputs)
+                else:
+                    yield Segment(targets, step.nodes, inputs, outputs)
+                    targets += 1
+            else:
+                yield step
+
+
+def _merged(steps: list[Step]) -> list[Step]:
+    """Neighbouring local steps become one, neighbouring segments become one."""
+    merged: list[Step] = []
+    for step in steps:
+        last = merged[-1] if merged else None
+        if isinstance(step, Local) and isinstance(last, Local):
+            merged[-1] = Local((*last.nodes, *step.nodes), (), ())
+        elif isinstance(step, Segment) and isinstance(last, Segment):
+            merged[-1] = Segment(0, (*last.nodes, *step.nodes), (), ())
+        else:
+            merged.append(step)
+    return merged
+
+
+def _reads(node: Node) -> set[str]:
+    """Values a node needs; those its subgraphs capture from outside included."""
+    return {*node.inputs, *captured_values(node)}
+
+
+def _edges(graph: Graph, nodes: tuple[Node, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    made = {value for node in nodes for value in node.outputs if value}
+    names = {node.name for node in nodes}
+    reads = dict.fromkeys(v for node in nodes for v in (*node.inputs, *captured_values(node)))
+    inputs = tuple(v for v in reads if v and v not in made and v not in graph.constants)
+    outside = {
+        v
+        for node in graph.nodes
+        if node.name not in names
+        for v in (*node.inputs, *captured_values(node))
+    }
+    needed = outside | set(graph.outputs)
+    return inputs, tuple(sorted(made & needed))

@@ -1,0 +1,160 @@
+"""Where everything lies that a walk over a program writes, decided once per batch size.
+
+Values, messages and answers live from the step that writes them to the last step that reads them;
+what is not alive at the same time may share memory.
+"""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cloister.plan.plan import Plan
+from cloister.trusted.program.compile import Fuse, Local, Program, Remote
+from cloister.wire.messages import TensorSpec
+
+# Of a page: the worker maps shared memory by pages, and vector loads stay within cache lines.
+ALIGNMENT = 4096
+
+# A float32 value by name and by whether it is channels-first in ONNX.
+ValueKey = tuple[str, bool]
+
+
+@dataclass
+class _Life:
+    nbytes: int
+    first: int
+    last: int
+
+
+@dataclass
+class Layout:
+    """Offsets into one block of memory."""
+
+    offsets: dict[Hashable, int]
+    nbytes: int
+
+
+@dataclass
+class Lives:
+    """Things by key with the steps between which they are alive."""
+
+    _lives: dict[Hashable, _Life] = field(default_factory=dict)
+
+    def extend(self, key: Hashable, step: int, nbytes: int = 0) -> None:
+        """Something is written or read at a step."""
+        life = self._lives.setdefault(key, _Life(nbytes, step, step))
+        life.nbytes = max(life.nbytes, nbytes)
+        life.last = max(life.last, step)
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._lives
+
+    def layout(self) -> Layout:
+        """First fit at the lowest address, in the order of the steps."""
+        placed: list[tuple[int, int, _Life]] = []
+        offsets: dict[Hashable, int] = {}
+        total = 0
+        for key, life in sorted(self._lives.items(), key=lambda item: item[1].first):
+            size = padded(life.nbytes)
+            offset = 0
+            alive = sorted((b, e) for b, e, other in placed if other.last >= life.first)
+            for begin, end in alive:
+                if begin - offset >= size:
+                    break
+                offset = max(offset, end)
+            placed.append((offset, offset + size, life))
+            offsets[key] = offset
+            total = max(total, offset + size)
+        return Layout(offsets, total)
+
+
+@dataclass
+class Schedule:
+    """The memory of a program for one batch size.
+
+    `shared` has the key ("message", node) and ("answer", node) of every remote node; `private` the
+    values, and ("staged", node) of messages that wait for a check in private memory.
+    """
+
+    shared: Layout
+    private: Layout
+    shapes: Mapping[ValueKey, tuple[int, ...]]
+    messages: Mapping[int, TensorSpec]
+    answers: Mapping[int, TensorSpec]
+    staged: frozenset[int]
+
+
+def padded(nbytes: int) -> int:
+    """Bytes that something takes up in a layout."""
+    return max(-(-nbytes // ALIGNMENT), 1) * ALIGNMENT
+
+
+def value_key(program: Program, name: str, channels_first: bool) -> ValueKey:
+    """The memory a value lies in: its own, or that of the concatenation it is a slice of."""
+    part = program.slices.get(name)
+    return (part.whole if part else name, channels_first)
+
+
+def make_schedule(program: Program, batch: int) -> Schedule:
+    """Lay out the memory of a program without open segments."""
+    plan = program.plan
+    hides = bool(plan.hidden_nodes)
+    shared, private = Lives(), Lives()
+    shapes: dict[ValueKey, tuple[int, ...]] = {}
+    messages: dict[int, TensorSpec] = {}
+    answers: dict[int, TensorSpec] = {}
+    staged: set[int] = set()
+    for i, step in enumerate(program.steps):
+        if isinstance(step, Fuse):
+            if step.stored:
+                key = value_key(program, step.epilogue.value, step.channels_first)
+                shapes[key] = (batch, *_whole_size(program, step))
+                private.extend(key, i, 4 * int(np.prod(shapes[key])))
+            if step.node is not None:
+                shared.extend(("answer", step.node), i)
+            for index in step.sinks:
+                messages[index] = _message(plan, index, batch)
+                if hides and messages[index].dtype == np.int16:
+                    staged.add(index)
+                    private.extend(("staged", index), i, messages[index].nbytes)
+                else:
+                    shared.extend(("message", index), i, messages[index].nbytes)
+        elif isinstance(step, Remote):
+            geometry = plan.linear_nodes[step.node].linear.geometry
+            answers[step.node] = TensorSpec(np.dtype(np.uint32), (batch, *geometry.out_shape))
+            shared.extend(("message", step.node), i, messages[step.node].nbytes)
+            shared.extend(("answer", step.node), i, answers[step.node].nbytes)
+            if step.node in staged:
+                private.extend(("staged", step.node), i)
+        for name in _reads(step):
+            _read(program, private, name, i)
+    for name in plan.graph.outputs:
+        _read(program, private, name, len(program.steps))
+    return Schedule(shared.layout(), private.layout(), shapes, messages, answers, frozenset(staged))
+
+
+def _message(plan: Plan, index: int, batch: int) -> TensorSpec:
+    node = plan.linear_nodes[index]
+    dtype = np.uint32 if plan.protection_of(node).hidden else np.int16
+    return TensorSpec(np.dtype(dtype), (batch, *node.linear.geometry.in_shape))
+
+
+def _whole_size(program: Program, step: Fuse) -> tuple[int, ...]:
+    part = program.slices.get(step.epilogue.value)
+    return (*step.out_size[:2], part.channels) if part else step.out_size
+
+
+def _reads(step: object) -> tuple[str, ...]:
+    if isinstance(step, Local):
+        return step.inputs
+    if isinstance(step, Fuse):
+        return tuple(name for name in (step.source, step.epilogue.residual) if name)
+    return ()
+
+
+def _read(program: Program, private: Lives, name: str, step: int) -> None:
+    for channels_first in (False, True):
+        key = value_key(program, name, channels_first)
+        if key in private:
+            private.extend(key, step)

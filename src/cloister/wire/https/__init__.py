@@ -1,0 +1,1 @@
+"""HTTPS for services: connections, admission, the server and the client."""

@@ -1,0 +1,200 @@
+"""Strict messages over HTTPS between parties that know each other's key: what both sides agree on,
+and the client; `https_server` is the other side.
+
+The server shows one self-signed certificate; the client trusts this certificate and no other, by
+whatever name or address it is reached. Who calls is told by a bearer token. Bodies are those of
+`cloister.wire.https.bodies`, of a stated length. The server compares the token first, then the
+length with a limit, before it reads a byte of the body. Errors of this library cross the wire by
+class; anything else that goes wrong is only logged on the server's side.
+
+Requests must be such that repeating one does no harm: a client whose connection was lost cannot
+know whether it was carried out, and asks again.
+"""
+
+import contextlib
+import hashlib
+import http.client
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from cloister import errors
+from cloister.errors import AuthorityUnavailable, CloisterError, InputError, ProtocolError
+from cloister.wire.https.bodies import Body, decode, encode
+
+CONTENT_TYPE = "application/octet-stream"
+PREFIX = "/v1/"
+MAX_ANSWER_BYTES = 1 << 30
+CONNECT_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 120.0
+RETRY_FOR_S = 20.0
+MAX_MESSAGE_CHARS = 600
+BUSY = 503
+BUSY_PAUSE_S = 1.0
+
+# Errors that may cross the wire, by name.
+_ERRORS: dict[str, type[CloisterError]] = {
+    kind.__name__: kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, CloisterError)
+}
+
+
+class HttpsClient:
+    """Calls a server whose certificate is known; one kept connection, shared under a lock."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        certificate: bytes,
+        token: str | None = None,
+        timeout_s: float = ANSWER_TIMEOUT_S,
+        retry_for_s: float = RETRY_FOR_S,
+        max_answer_bytes: int = MAX_ANSWER_BYTES,
+    ) -> None:
+        """Prepare to call; `certificate` in DER, pinned.
+
+        Raises   InputError when the address is not one
+        """
+        self._url = url
+        self._host, self._port = _address(url)
+        self._pin = hashlib.sha256(certificate).digest()
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._context.minimum_version = ssl.TLSVersion.TLSv1_3
+        self._context.check_hostname = False  # the pinned certificate is the name
+        self._context.load_verify_locations(cadata=ssl.DER_cert_to_PEM_cert(certificate))
+        self._headers = {"Content-Type": CONTENT_TYPE}
+        if token is not None:
+            if not (token.isascii() and token.isprintable()):
+                raise InputError("the token holds characters that no token has")
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._timeout_s, self._retry_for_s = timeout_s, retry_for_s
+        self._max = max_answer_bytes
+        self._lock = threading.Lock()
+        self._connection: http.client.HTTPSConnection | None = None
+
+    def call(
+        self, operation: str, fields: Mapping[str, Any], tensors: Sequence[np.ndarray] = ()
+    ) -> Body:
+        """Ask, and ask again while the connection is lost or the server is busy.
+
+        Raises   what the server raised, by class; AuthorityUnavailable when it cannot be reached;
+                 ProtocolError when its answer is not one
+        """
+        request = encode(Body(fields, tuple(tensors)))
+        deadline, delay = time.monotonic() + self._retry_for_s, 0.05
+        with self._lock:
+            while True:
+                try:
+                    status, answer = self._once(operation, request)
+                    if status != BUSY or time.monotonic() + BUSY_PAUSE_S > deadline:
+                        break
+                    time.sleep(BUSY_PAUSE_S)
+                except ssl.SSLCertVerificationError:
+                    self._drop()
+                    raise AuthorityUnavailable(
+                        f"{self._url}: shows another certificate than the given public file; "
+                        "check the address and the file"
+                    ) from None
+                except (OSError, http.client.HTTPException) as error:
+                    self._drop()
+                    if time.monotonic() + delay > deadline:
+                        raise AuthorityUnavailable(
+                            f"{self._url}: cannot be reached ({_why(error)}); "
+                            "is it running? Ask again when it is"
+                        ) from None
+                    time.sleep(delay)
+                    delay = min(2 * delay, 2.0)
+                except BaseException:
+                    self._drop()
+                    raise
+        body = decode(answer)
+        if status == 200:
+            return body
+        kind = _ERRORS.get(body.text("error"), ProtocolError)
+        raise kind(one_line(body.text("message")))
+
+    def close(self) -> None:
+        """Close the connection."""
+        with self._lock:
+            self._drop()
+
+    def _once(self, operation: str, request: bytes) -> tuple[int, bytes]:
+        if self._connection is None:
+            connection = http.client.HTTPSConnection(
+                self._host,
+                self._port,
+                timeout=min(CONNECT_TIMEOUT_S, self._timeout_s),
+                context=self._context,
+            )
+            self._connection = connection
+            connection.connect()
+            self._check_pin(connection.sock)
+            connection.sock.settimeout(self._timeout_s)
+            connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        response = self._exchange(self._connection, operation, request)
+        length = response.length
+        if length is None or length > self._max:
+            self._drop()
+            raise ProtocolError(f"{self._url}: answered without a length, or beyond {self._max} B")
+        answer = response.read()
+        if response.will_close:
+            # Here, not in the library, which would connect anew without looking at the pin.
+            self._drop()
+        if response.getheader("Content-Type") != CONTENT_TYPE:
+            self._drop()
+            raise ProtocolError(f"{self._url}: is no Cloister service")
+        return response.status, answer
+
+    def _exchange(
+        self, connection: http.client.HTTPSConnection, operation: str, request: bytes
+    ) -> http.client.HTTPResponse:
+        try:
+            connection.request("POST", PREFIX + operation, request, self._headers)
+        except TimeoutError:
+            raise
+        except OSError:
+            # A server that refuses a request does not read its body; its answer may be there.
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                return connection.getresponse()
+            raise
+        return connection.getresponse()
+
+    def _check_pin(self, sock: ssl.SSLSocket) -> None:
+        shown = sock.getpeercert(binary_form=True) or b""
+        if hashlib.sha256(shown).digest() != self._pin:
+            raise ssl.SSLCertVerificationError("not the pinned certificate")
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def one_line(text: str) -> str:
+    """A message of the other side, harmless to print."""
+    return "".join(c if c.isprintable() else " " for c in text)[:MAX_MESSAGE_CHARS]
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return one_line(getattr(error, "strerror", None) or str(error) or type(error).__name__)
+
+
+def _address(url: str) -> tuple[str, int]:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port, parts = None, None, urlsplit("")
+    if parts.scheme != "https" or not host or port is None or parts.path not in ("", "/"):
+        raise InputError(f"{url}: give the address as https://HOST:PORT")
+    return host, port

@@ -1,0 +1,62 @@
+"""Requests over shared memory: where their tensors lie, and what goes over the socket."""
+
+import weakref
+from typing import NamedTuple
+
+import numpy as np
+
+from cloister.wire.codec import encode_head
+from cloister.wire.messages import Answer, Apply, TensorSpec
+from cloister.wire.shm.arena import Region
+from cloister.wire.shm.packets import REQUEST_ID_OFFSET, pack_answer, pack_message
+
+
+class Loan(NamedTuple):
+    """A region as a tensor that goes out."""
+
+    reference: "weakref.ref[np.ndarray] | None"
+    region: Region
+    spec: TensorSpec
+
+
+class Sent(NamedTuple):
+    """A request under way: its regions, those of the answer, and the answer's only valid form."""
+
+    regions: tuple[Region, ...]
+    rooms: tuple[Region, ...]
+    expect: tuple[TensorSpec, ...]
+    answer: bytes
+
+
+class Exchange(NamedTuple):
+    """A request that is sent again and again from the same place, and its answer.
+
+    `packet` and `answer` are what goes over the socket, but for the request id.
+    """
+
+    spec: TensorSpec
+    expect: TensorSpec
+    room: Region
+    packet: bytes
+    answer: bytes
+    message_bytes: int
+    answer_bytes: int
+
+    def sent(self, request_id: int) -> Sent:
+        """The request under way; its regions are not given back with it."""
+        return Sent((), (self.room,), (self.expect,), with_request_id(self.answer, request_id))
+
+
+def make_exchange(
+    target_id: int, place: Region, spec: TensorSpec, room: Region, expect: TensorSpec
+) -> Exchange:
+    """The packets of a request with one tensor at `place` and its answer in `room`."""
+    packet = pack_message(encode_head(Apply, (0, target_id), (spec,)), (place,), (room,))
+    answer = pack_answer(encode_head(Answer, (0,), (expect,)))
+    return Exchange(spec, expect, room, packet, answer, spec.nbytes, expect.nbytes)
+
+
+def with_request_id(packet: bytes, request_id: int) -> bytes:
+    """A packet with its request id filled in."""
+    end = REQUEST_ID_OFFSET + 8
+    return packet[:REQUEST_ID_OFFSET] + request_id.to_bytes(8, "little") + packet[end:]

@@ -1,0 +1,269 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from cloister.base.rng import InsecureSeededRandom
+from cloister.data.encoding import Encoding
+from cloister.data.sources import (
+    PIXELS,
+    Encoder,
+    chunks,
+    open_source,
+    random_order,
+    require_fewer_classes_than_samples,
+)
+from cloister.errors import InputError, RangeError, ShapeError
+
+RNG = InsecureSeededRandom(3)
+
+
+def source(path, **names):
+    return open_source(path, **({"x": "x", "y": "y", "label": "label"} | names))
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "table.csv"
+
+    def write(text):
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def everything(found, encoder, *, test_fraction=0.0):
+    classes = np.arange(len(found.names))
+    got = list(
+        chunks(
+            found,
+            encoder,
+            classes=classes,
+            test_fraction=test_fraction,
+            order=random_order(len(found.labels), rng=RNG),
+        )
+    )
+    return tuple(
+        np.concatenate([getattr(chunk, name) for chunk in got]) for name in ("x", "labels", "test")
+    )
+
+
+def test_pixels_are_exact_and_their_order_is_forgotten(tmp_path):
+    pixels = np.arange(256, dtype=np.uint8).reshape(32, 8, 1)
+    np.savez_compressed(tmp_path / "a.npz", pictures=pixels, kinds=np.arange(32) // 8)
+    found = source(tmp_path / "a.npz", x="pictures", y="kinds")
+    assert (found.shape, found.kind, len(found.names)) == ((8, 1, 1), "pixels", 4)
+    x, labels, test = everything(found, Encoder(found, PIXELS), test_fraction=0.25)
+    assert x.min() == -128
+    order = (x[:, 0, 0, 0] + 128) // 8
+    np.testing.assert_array_equal(np.sort(order), np.arange(32))
+    assert not np.array_equal(order, np.arange(32))
+    np.testing.assert_array_equal(x[:, :, 0, 0] + 128, pixels[order, :, 0])
+    np.testing.assert_array_equal(labels, order // 8)
+    assert test.sum() == 8
+
+
+def test_values_outside_the_range_are_named_or_clipped(tmp_path):
+    values = np.linspace(-1, 1, 24).reshape(6, 4)
+    values[3, 2] = 5
+    np.savez(tmp_path / "a.npz", x=values, y=np.zeros(6, int))
+    found = source(tmp_path / "a.npz")
+    encoding = Encoding.for_range(-1, 1)
+    with pytest.raises(RangeError, match=r"sample 3, element \(0, 0, 2\).*outside"):
+        everything(found, Encoder(found, encoding))
+    x, _, _ = everything(found, Encoder(found, encoding, clip=True))
+    assert x.max() == 127
+    values[3, 2] = np.nan
+    np.savez(tmp_path / "b.npz", x=values, y=np.zeros(6, int))
+    found = source(tmp_path / "b.npz")
+    for clip in (False, True):
+        with pytest.raises(RangeError, match="missing"):
+            everything(found, Encoder(found, encoding, clip=clip))
+
+
+def test_tables_are_scaled_by_column(table):
+    path = table("age,label,height\n10,sick,1.5\n30,well,1.7\n20,sick,1.6\n")
+    found = source(path)
+    assert found.columns == ("age", "height")
+    assert found.names == ("sick", "well")
+    assert found.ranges() == {"age": (10.0, 30.0), "height": (1.5, 1.7)}
+    encoding = Encoding.for_range(-1, 1)
+    x, labels, _ = everything(found, Encoder(found, encoding, ranges=found.ranges()))
+    rows = {(*row, int(label)) for row, label in zip(x[:, 0, 0].tolist(), labels, strict=True)}
+    assert rows == {(-127, -127, 0), (127, 127, 1), (0, 0, 0)}
+    narrow = {"age": (10.0, 25.0), "height": (1.5, 1.7)}
+    with pytest.raises(RangeError, match="sample 1, column age"):
+        everything(found, Encoder(found, encoding, ranges=narrow))
+    with pytest.raises(InputError, match="same names"):
+        Encoder(found, encoding, ranges={"age": (0.0, 1.0)})
+    with pytest.raises(InputError, match="column height"):
+        Encoder(found, encoding, ranges=narrow | {"height": (2.0, 1.0)})
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("a,label\n1,x\nnan,y\n", RangeError, "line 3, column a"),
+        ("a,label\n1,x\n,y\n", RangeError, "line 3, column a: the value is missing"),
+        ('a,label\n"97,2",x\n', RangeError, "column a: not a number such as 1234.5"),
+        ("a;label\n1;x\n", InputError, "cells separated by commas"),
+        ("a,label\n1,x\n1e999,y\n", RangeError, "line 3, column a"),
+        ("a,label\n1,\n", RangeError, "line 2, column label"),
+        ("a,label\n1,x,3\n", ShapeError, "line 2: 3 cells"),
+        ("a,b\n1,x\n", InputError, "--label"),
+        ("", InputError, "--label"),
+        ("a,label\n", InputError, "no samples"),
+        ("a,a,label\n1,2,x\n", InputError, "different names"),
+    ],
+)
+def test_bad_tables_are_named(table, text, error, message):
+    with pytest.raises(error, match=message):
+        source(table(text))
+
+
+def test_a_table_in_another_alphabet_code_says_which_is_read(tmp_path):
+    (tmp_path / "a.csv").write_bytes("a,label\n1,böse\n".encode("latin-1"))
+    with pytest.raises(InputError, match="save it as UTF-8"):
+        source(tmp_path / "a.csv")
+
+
+def test_pictures_in_folders(tmp_path):
+    generator = np.random.default_rng(1)
+    plain = {}
+    for kind in ("cat", "dog"):
+        (tmp_path / kind).mkdir()
+        for i in range(3):
+            pixels = generator.integers(0, 256, (5, 4), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / kind / f"{i}.png")
+            plain[pixels.tobytes()] = kind
+    found = source(tmp_path)
+    assert (found.shape, found.names) == ((5, 4, 1), ("cat", "dog"))
+    x, labels, _ = everything(found, Encoder(found, PIXELS))
+    for sample, label in zip(x, labels, strict=True):
+        assert plain[(sample + 128).astype(np.uint8).tobytes()] == found.names[label]
+    Image.fromarray(np.zeros((5, 4, 3), np.uint8)).save(tmp_path / "dog" / "odd.png")
+    with pytest.raises(ShapeError, match=r"odd\.png.* one number of channels"):
+        source(tmp_path)
+    (tmp_path / "dog" / "odd.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"odd\.png"):
+        source(tmp_path)
+
+
+def test_unusable_inputs(tmp_path):
+    good = tmp_path / "good.npz"
+    np.savez(good, x=np.zeros((3, 2)), y=np.zeros(3, int))
+    data = good.read_bytes()
+    (tmp_path / "cut.npz").write_bytes(data[: len(data) // 2])
+    np.savez(tmp_path / "names.npz", a=np.zeros(3))
+    np.savez(tmp_path / "float_labels.npz", x=np.zeros((3, 2)), y=np.zeros(3))
+    np.savez(tmp_path / "few.npz", x=np.zeros((3, 2)), y=np.zeros(2, int))
+    np.savez(tmp_path / "no_rows.npz", x=np.zeros((0, 2)), y=np.zeros(0, int))
+    np.savez(tmp_path / "objects.npz", x=np.array([{}, {}]), y=np.zeros(2, int))
+    np.savez(tmp_path / "negative.npz", x=np.zeros((3, 2)), y=np.full(3, -1))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.txt").write_text("hello")
+    for name, error, message in (
+        ("cut.npz", InputError, "readable"),
+        ("names.npz", InputError, "holds no array 'x' but a"),
+        ("float_labels.npz", ShapeError, "class number"),
+        ("few.npz", ShapeError, r"an integer, .* got int64 \(2,\)"),
+        ("no_rows.npz", ShapeError, "holds no samples"),
+        ("objects.npz", InputError, "plain"),
+        ("negative.npz", RangeError, "begin at 0"),
+        ("empty", InputError, "no pictures"),
+        ("text.txt", InputError, "give an .npz"),
+        ("none.npz", InputError, "no such"),
+    ):
+        with pytest.raises(error, match=message):
+            source(tmp_path / name)
+
+
+def folders(root, **kinds):
+    for kind, arrays in kinds.items():
+        (root / kind).mkdir()
+        for i, array in enumerate(arrays):
+            Image.fromarray(array).save(root / kind / f"{i}.png")
+    return root
+
+
+def gray(*shape, high=256, dtype=np.uint8):
+    return np.random.default_rng(5).integers(0, high, shape).astype(dtype)
+
+
+def test_pictures_of_more_than_eight_bits_are_values(tmp_path):
+    ramp = np.arange(4096, dtype=np.uint16).reshape(4, 32, 32)
+    found = source(folders(tmp_path, sick=ramp[:2], well=ramp[2:]))
+    assert (found.kind, found.shape) == ("values", (32, 32, 1))
+    np.testing.assert_array_equal(found.read(np.arange(4))[..., 0], ramp)
+    encoding = Encoding.for_range(0, 4095, bits=14)
+    x, _, _ = everything(found, Encoder(found, encoding))
+    assert len(np.unique(x)) == 4096
+    Image.fromarray(gray(32, 32)).save(tmp_path / "well" / "eight.png")
+    with pytest.raises(ShapeError, match=r"eight\.png: some pictures have 8 bits and others more"):
+        source(tmp_path)
+
+
+def test_files_that_are_not_read_are_counted(tmp_path):
+    folders(tmp_path, sick=[gray(4, 5)], well=[gray(4, 5)])
+    for name in ("Thumbs.db", "sick/notes.txt", "sick/scan.dcm", "well/.DS_Store"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "sick" / "first visit").mkdir()
+    (tmp_path / "unknown").mkdir()
+    found = source(tmp_path)
+    assert found.remarks == (
+        "files: 5 skipped (Thumbs.db, sick/first visit, sick/notes.txt, ...)",
+        "class unknown: its folder holds no pictures",
+    )
+
+
+def test_channels_that_come_first_are_refused(tmp_path):
+    np.savez(tmp_path / "first.npz", x=np.zeros((5, 3, 16, 20)), y=np.arange(5))
+    with pytest.raises(ShapeError, match=r"channels first.*transpose"):
+        source(tmp_path / "first.npz")
+    np.savez(tmp_path / "last.npz", x=np.zeros((5, 16, 20, 3)), y=np.arange(5))
+    assert source(tmp_path / "last.npz").remarks == ()
+    np.savez(tmp_path / "many.npz", x=np.zeros((5, 16, 20, 12)), y=np.arange(5))
+    assert source(tmp_path / "many.npz").remarks == (
+        "the last axis of array 'x' is read as channels",
+    )
+    np.savez(tmp_path / "features.npz", x=np.zeros((5, 20)), y=np.arange(5))
+    assert source(tmp_path / "features.npz").remarks == ()
+
+
+def test_numbers_to_be_predicted_are_no_classes(table, tmp_path):
+    with pytest.raises(InputError, match=r"column label holds numbers such as 2\.5"):
+        source(table("age,label\n1,2\n2,2.5\n"))
+    found = source(table("age,label\n1,0.0\n2,1.0\n"))
+    assert found.names == ("0.0", "1.0")
+    many = "".join(f"{i},{i * 7}\n" for i in range(40))
+    with pytest.raises(InputError, match="40 samples have 40 different classes"):
+        require_fewer_classes_than_samples(source(table("age,label\n" + many)))
+    require_fewer_classes_than_samples(source(table("age,label\n" + many.replace("7", "1") * 3)))
+    np.savez(tmp_path / "far.npz", x=np.zeros((3, 2)), y=np.array([0, 1, 2_000_000]))
+    with pytest.raises(RangeError, match="class number 2000000"):
+        source(tmp_path / "far.npz")
+
+
+@pytest.mark.parametrize("odd", [1e300, -1e300, 1e6, -1.7e308])
+def test_a_value_that_flattens_its_column_is_refused(table, odd):
+    rows = [f"{90 + i},{i % 2}\n" for i in range(40)]
+    assert source(table("bp,label\n" + "".join(rows))).ranges() == {"bp": (90.0, 129.0)}
+    rows[3] = f"{odd},1\n"
+    with pytest.raises(RangeError, match=r"column bp: the value .* all others alike.*--ranges"):
+        source(table("bp,label\n" + "".join(rows))).ranges()
+
+
+def test_rare_values_and_long_tails_are_no_outliers(table):
+    rows = [f"{0 if i % 50 else 1000},{1.05**i},{i % 2}\n" for i in range(100)]
+    found = source(table("rare,tail,label\n" + "".join(rows)))
+    assert found.ranges()["rare"] == (0.0, 1000.0)
+
+
+def test_clipped_values_are_counted(tmp_path):
+    values = np.linspace(-1, 1, 24).reshape(6, 4)
+    values[3, 1:3] = 5
+    np.savez(tmp_path / "a.npz", x=values, y=np.zeros(6, int))
+    found = source(tmp_path / "a.npz")
+    encoder = Encoder(found, Encoding.for_range(-1, 1), clip=True)
+    everything(found, encoder)
+    assert encoder.clipped == 2
