@@ -17,11 +17,11 @@
 #include "cloister/aes_ctr.hpp"
 #include "cloister/busy_poll.hpp"
 #include "cloister/freivalds.hpp"
-#include "cloister/geometry.hpp"
 #include "cloister/pad_shares.hpp"
 #include "cloister/pass.hpp"
 #include "cloister/ring_map.hpp"
 #include "fixed_point.hpp"
+#include "geometry.hpp"
 #include "instruction_set.hpp"
 #include "pass.hpp"
 #include "walker.hpp"
@@ -34,7 +34,6 @@ namespace {
 
 // x, the output and the weights are checked for shape in cloister.ring.ring_map; their sizes again
 // here, because a kernel that reads past an array would be worse than an exception.
-using GeometryTuple = std::array<int64_t, 17>;
 template <typename T>
 void ring_map_apply(RingMap& map, Contiguous<const T> x, Contiguous<uint32_t> out, int threads) {
   const int64_t in = map.geometry().in_elements(), n = static_cast<int64_t>(x.size()) / in;
@@ -46,8 +45,7 @@ void ring_map_apply(RingMap& map, Contiguous<const T> x, Contiguous<uint32_t> ou
   map.apply(x.data(), n, out.data(), threads);
 }
 
-void ring_map_init(RingMap* self, const GeometryTuple& values, Contiguous<const int16_t> weights) {
-  const Geometry g = Geometry::from(values);
+void ring_map_init(RingMap* self, const Geometry& g, Contiguous<const int16_t> weights) {
   if (g.groups < 1 ||
       static_cast<int64_t>(weights.size()) != g.oc * g.kh * g.kw * (g.c / g.groups)) {
     throw std::invalid_argument("RingMap: the weights do not fit the geometry");
@@ -55,10 +53,9 @@ void ring_map_init(RingMap* self, const GeometryTuple& values, Contiguous<const 
   new (self) RingMap(g, weights.data());
 }
 
-std::pair<int64_t, int64_t> ring_map_memory(const GeometryTuple& values, int64_t n,
+std::pair<int64_t, int64_t> ring_map_memory(const Geometry& geometry, int64_t n,
                                             int64_t bytes_per_element, int threads) {
-  const auto [held, scratch] =
-      RingMap::memory(Geometry::from(values), n, bytes_per_element, threads);
+  const auto [held, scratch] = RingMap::memory(geometry, n, bytes_per_element, threads);
   return {held, scratch};
 }
 
@@ -71,19 +68,17 @@ void aes_ctr_fill_array(const nb::bytes& key, const nb::bytes& nonce, uint64_t f
                static_cast<int64_t>(out.size()));
 }
 
-Geometry check_geometry(const GeometryTuple& values, size_t columns, size_t rows) {
-  const Geometry g = Geometry::from(values);
+void check_factors(const Geometry& g, size_t columns, size_t rows) {
   require(g.groups >= 1 && static_cast<int64_t>(columns) == g.kw * g.w &&
               static_cast<int64_t>(rows) == g.h * g.kw * g.c,
           "freivalds: columns and rows do not fit the geometry");
-  return g;
 }
 
-void freivalds_factors_arrays(const GeometryTuple& values, Contiguous<const int16_t> weights,
+void freivalds_factors_arrays(const Geometry& g, Contiguous<const int16_t> weights,
                               Coefficients alpha, Coefficients beta, Coefficients b,
                               Contiguous<uint64_t> a, Contiguous<uint64_t> columns,
                               Contiguous<uint64_t> rows, int threads) {
-  const Geometry g = check_geometry(values, columns.size(), rows.size());
+  check_factors(g, columns.size(), rows.size());
   const auto size = [](const auto& array) { return static_cast<int64_t>(array.size()); };
   require(size(weights) == g.oc * g.kh * g.kw * (g.c / g.groups),
           "freivalds: the weights do not fit the geometry");
@@ -94,9 +89,9 @@ void freivalds_factors_arrays(const GeometryTuple& values, Contiguous<const int1
                     {a.data(), columns.data(), rows.data()}, threads);
 }
 
-void freivalds_expand_arrays(const GeometryTuple& values, Coefficients columns, Coefficients rows,
+void freivalds_expand_arrays(const Geometry& g, Coefficients columns, Coefficients rows,
                              Contiguous<uint64_t> t, int threads) {
-  const Geometry g = check_geometry(values, columns.size(), rows.size());
+  check_factors(g, columns.size(), rows.size());
   require(static_cast<int64_t>(t.size()) == g.in_elements(), "freivalds: t does not fit");
   nb::gil_scoped_release release;
   freivalds_expand(g, columns.data(), rows.data(), t.data(), threads);
@@ -139,6 +134,7 @@ NB_MODULE(_native, m) {
   register_instruction_set(m);
 
   // ---- ring: exact linear maps modulo 2^32
+  register_geometry(m);
   nb::class_<RingMap>(m, "RingMap")
       .def("__init__", &ring_map_init, nb::arg("geometry"), nb::arg("weights"))
       .def("apply", &ring_map_apply<uint32_t>, nb::arg("x").noconvert(), nb::arg("out").noconvert(),

@@ -15,10 +15,24 @@ def available_isas() -> list[str]: ...
 
 # ---- ring: exact linear maps modulo 2^32
 
-class RingMap:
+class Geometry:
     def __init__(
-        self, geometry: Sequence[int], weights: Int16[np.ndarray, "o kh kw c"]
+        self,
+        *,
+        in_size: tuple[int, int],
+        in_channels: int,
+        out_size: tuple[int, int],
+        out_channels: int,
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        dilation: tuple[int, int],
+        upsample: tuple[int, int],
+        pad: tuple[int, int],
+        groups: int,
     ) -> None: ...
+
+class RingMap:
+    def __init__(self, geometry: Geometry, weights: Int16[np.ndarray, "o kh kw c"]) -> None: ...
     def apply(
         self,
         x: UInt32[np.ndarray, "n h w c"] | Int16[np.ndarray, "n h w c"],
@@ -27,7 +41,7 @@ class RingMap:
     ) -> None: ...
 
 def ring_map_memory(
-    geometry: Sequence[int], batch: int, bytes_per_element: int, threads: int
+    geometry: Geometry, batch: int, bytes_per_element: int, threads: int
 ) -> tuple[int, int]: ...
 
 # ---- trusted: pads, checks, the pass between linear nodes
@@ -36,7 +50,7 @@ def aes_ctr_fill(
     key: bytes, nonce: bytes, first_block: int, out: UInt32[np.ndarray, " words"]
 ) -> None: ...
 def freivalds_factors(
-    geometry: Sequence[int],
+    geometry: Geometry,
     weights: Int16[np.ndarray, "o kh kw c"],
     alpha: UInt64[np.ndarray, " oh"],
     beta: UInt64[np.ndarray, " ow"],
@@ -47,7 +61,7 @@ def freivalds_factors(
     threads: int = 1,
 ) -> None: ...
 def freivalds_expand(
-    geometry: Sequence[int],
+    geometry: Geometry,
     columns: UInt64[np.ndarray, "kw w"],
     rows: UInt64[np.ndarray, "h kw c"],
     t: UInt64[np.ndarray, "h w c"],

@@ -156,7 +156,7 @@ class AuthorityClient:
         return answer.number("first")
 
     def _key_fields(self, dataset: str, receiver: Receiver, geometry: Geometry) -> dict[str, Any]:
-        return {"dataset": dataset, "receiver": receiver, "geometry": list(geometry.to_tuple())}
+        return {"dataset": dataset, "receiver": receiver, "geometry": geometry.to_fields()}
 
 
 def _term(answer: Body, shape: tuple[int, ...]) -> UInt32[np.ndarray, "..."]:

@@ -101,7 +101,7 @@ def _forward(authority: Authority, caller: Caller, body: Body) -> Job:
 
 
 def _gradient(authority: Authority, caller: Caller, body: Body) -> Job:
-    geometry, ids = _geometry(body), body.array(0, np.int64, 1)
+    geometry, ids = Geometry.from_fields(body.mapping("geometry")), body.array(0, np.int64, 1)
     name, receiver = body.text("dataset"), _receiver(caller, body)
     delta = body.array(1, np.int16, 4)
     check_size(authority.describe(name), geometry, len(ids))
@@ -203,15 +203,8 @@ def _receiver(caller: Caller, body: Body) -> Receiver:
     return cast(Receiver, wanted)
 
 
-def _geometry(body: Body) -> Geometry:
-    numbers = body.numbers("geometry")
-    if any(abs(number) >= 1 << 31 for number in numbers):
-        raise ProtocolError("message: a number of the geometry is out of range")
-    return Geometry.from_tuple(numbers)
-
-
 def _linear(body: Body) -> LinearMap:
-    geometry, weights = _geometry(body), body.array(1, np.int16, 4)
+    geometry, weights = Geometry.from_fields(body.mapping("geometry")), body.array(1, np.int16, 4)
     if weights.shape != geometry.weight_shape:
         raise ShapeError(f"weights must be {geometry.weight_shape}, got {weights.shape}")
     return LinearMap(geometry, weights)

@@ -132,7 +132,7 @@ class Plan:
 
 def _describe_integers(node: QuantisedLinear) -> dict[str, object]:
     return {
-        "geometry": node.linear.geometry.to_tuple(),
+        "geometry": node.linear.geometry.to_fields(),
         "weights": _digest_array(node.linear.weights),
         "scale": _digest_array(node.scale),
         "bias": _digest_array(node.bias),

@@ -78,7 +78,7 @@ class RemoteCiphertextServer:
     ) -> UInt32[np.ndarray, "n oh ow oc"]:
         """See CiphertextHost."""
         geometry = linear.geometry
-        fields = {"dataset": dataset, "geometry": list(geometry.to_tuple())}
+        fields = {"dataset": dataset, "geometry": geometry.to_fields()}
         answer = self._client.call("forward", fields, (ids, linear.weights))
         return _checked(answer, (len(ids), *geometry.out_shape))
 
@@ -90,7 +90,7 @@ class RemoteCiphertextServer:
         delta: Int16[np.ndarray, "n oh ow oc"],
     ) -> UInt32[np.ndarray, "oc kh kw c"]:
         """See CiphertextHost."""
-        fields = {"dataset": dataset, "geometry": list(geometry.to_tuple())}
+        fields = {"dataset": dataset, "geometry": geometry.to_fields()}
         answer = self._client.call("gradient", fields, (ids, delta))
         return _checked(answer, geometry.weight_shape)
 
@@ -198,7 +198,7 @@ def _job(server: LocalCiphertextServer, host: CiphertextHost, operation: str, re
     dataset, ids = request.text("dataset"), request.array(0, np.int64, 1)
     described = server.dataset(dataset)
     check_count(described, len(ids))
-    geometry = Geometry.from_tuple(request.numbers("geometry"))
+    geometry = Geometry.from_fields(request.mapping("geometry"))
     check_size(described, geometry, len(ids))
     tensor = request.array(1, np.int16, 4)
     elements = len(ids) * (math.prod(described.shape) + geometry.out_elements)

@@ -24,7 +24,7 @@ from jaxtyping import Int64
 from cloister.base import files
 from cloister.base.reading import open_regular, parsing
 from cloister.errors import EncryptionError, ShapeError
-from cloister.ring.linear import Geometry
+from cloister.ring.linear import GEOMETRY_BYTES, Geometry
 
 ReleaseKind = Literal["forward", "gradient", "labels", "forward request", "gradient request"]
 
@@ -37,7 +37,6 @@ _LENGTH = struct.Struct("<Q")
 _DIGEST_BYTES = hashlib.sha256().digest_size
 # kind, whether a geometry follows, rank of the functional, rank of the values, step, samples, shape
 _HEAD = struct.Struct("<BBBBqQ3I")
-_GEOMETRY = struct.Struct("<17q")
 _SIZE = struct.Struct("<Q")
 
 
@@ -203,7 +202,7 @@ def _encode(release: Release) -> bytes:
     counts = (functional.ndim, values.ndim, release.step, len(release.ids))
     parts = [
         _HEAD.pack(kind, mapped, *counts, *release.shape),
-        b"" if geometry is None else _GEOMETRY.pack(*geometry.to_tuple()),
+        b"" if geometry is None else geometry.to_bytes(),
         *map(_SIZE.pack, (*functional.shape, *values.shape)),
     ]
     arrays = (
@@ -226,8 +225,8 @@ def _parse(body: bytes, where: str) -> Release:
         raise EncryptionError(f"{where}: malformed (kind, geometry or rank out of range)")
     geometry = None
     if has_geometry:
-        geometry = Geometry.from_tuple(_GEOMETRY.unpack_from(body, offset))
-        offset += _GEOMETRY.size
+        geometry = Geometry.from_bytes(body[offset : offset + GEOMETRY_BYTES])
+        offset += GEOMETRY_BYTES
     sizes = []
     for _ in range(weights_rank + values_rank):
         sizes.append(_SIZE.unpack_from(body, offset)[0])

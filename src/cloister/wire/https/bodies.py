@@ -21,7 +21,7 @@ from cloister.errors import ProtocolError
 from cloister.wire.codec import DTYPES, MAX_RANK
 
 MAGIC = b"CLOH"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_TENSORS = 16
 MAX_FIELDS_BYTES = 1 << 20
 PRELUDE = struct.Struct("<4sBBHIQ")
@@ -52,13 +52,6 @@ class Body:
         if type(value) is not int:
             raise ProtocolError(f"message: field {name!r} must be an integer")
         return value
-
-    def numbers(self, name: str) -> tuple[int, ...]:
-        """A field that is a list of integers."""
-        value = self.fields.get(name)
-        if not isinstance(value, list) or not all(type(item) is int for item in value):
-            raise ProtocolError(f"message: field {name!r} must be a list of integers")
-        return tuple(value)
 
     def mapping(self, name: str) -> Mapping[str, Any]:
         """A field that is an object."""
