@@ -1,25 +1,17 @@
 // The geometry of a linear map, by the names of cloister.ring.linear.Geometry.
 #pragma once
-#include <nanobind/nanobind.h>
-#include <nanobind/stl/pair.h>
 
-#include <cstdint>
-#include <utility>
-
+#include "arrays.hpp"
 #include "cloister/geometry.hpp"
 
 namespace cloister::bindings {
 
-using HeightWidth = std::pair<int64_t, int64_t>;
-
 inline void register_geometry(nanobind::module_& m) {
-  namespace nb = nanobind;
   nb::class_<Geometry>(m, "Geometry")
       .def(
           "__init__",
-          [](Geometry* self, HeightWidth in_size, int64_t in_channels, HeightWidth out_size,
-             int64_t out_channels, HeightWidth kernel, HeightWidth stride, HeightWidth dilation,
-             HeightWidth upsample, HeightWidth pad, int64_t groups) {
+          [](Geometry* self, Pair in_size, int64_t in_channels, Pair out_size, int64_t out_channels,
+             Pair kernel, Pair stride, Pair dilation, Pair upsample, Pair pad, int64_t groups) {
             new (self) Geometry{.h = in_size.first,
                                 .w = in_size.second,
                                 .c = in_channels,

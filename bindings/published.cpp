@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "curve.hpp"
+#include "fused_step.hpp"
 #include "instruction_set.hpp"
-#include "pass.hpp"
 
 using namespace cloister;
 using namespace cloister::bindings;

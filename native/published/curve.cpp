@@ -8,9 +8,9 @@
 #include <stdexcept>
 #include <string>
 
-#include "crew.hpp"
 #include "curve_scalar.hpp"
 #include "isa/kernels.hpp"
+#include "threads/thread_pool.hpp"
 
 namespace cloister {
 namespace {

@@ -41,10 +41,12 @@ inline Fe8 fold_columns(const Word8 (&low)[9], const Word8 (&high)[9]) {
     const Word8 top = z[k + 5];
     r.v[k] = z[k] + top + (top << 1) + (top << 4);
   }
+  CLOISTER_DEBUG_ASSERT(limbs_below(r, uint64_t{1} << 61));
   return carry(r);
 }
 
 inline Fe8 mul(const Fe8& a, const Fe8& b) {
+  CLOISTER_DEBUG_ASSERT(limbs_below(a, kFactor<Word8>) && limbs_below(b, kFactor<Word8>));
   Word8 low[9] = {}, high[9] = {};
 #pragma GCC unroll 5
   for (int i = 0; i < 5; ++i) {
@@ -58,6 +60,7 @@ inline Fe8 mul(const Fe8& a, const Fe8& b) {
 }
 
 inline Fe8 sqr(const Fe8& a) {
+  CLOISTER_DEBUG_ASSERT(limbs_below(a, kFactor<Word8>));
   Word8 low[9] = {}, high[9] = {};
 #pragma GCC unroll 5
   for (int i = 0; i < 5; ++i) {

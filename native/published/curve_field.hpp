@@ -55,6 +55,23 @@ struct Fe {
 
 using Fe1 = Fe<uint64_t>;
 
+// Is every limb, in every lane, below this bound?
+template <class W>
+inline bool limbs_below(const Fe<W>& a, uint64_t bound) {
+  for (const W& limb : a.v) {
+    uint64_t lanes[kLanes<W>];
+    std::memcpy(lanes, &limb, sizeof(limb));
+    for (const uint64_t lane : lanes) {
+      if (lane >= bound) return false;
+    }
+  }
+  return true;
+}
+
+constexpr uint64_t kCarried = (uint64_t{1} << 51) + (1 << 15);
+template <class W>
+constexpr uint64_t kFactor = uint64_t{1} << (kLanes<W> == 1 ? 54 : 52);
+
 template <class W>
 inline Fe<W> constant(const uint64_t (&limbs)[5]) {
   Fe<W> r;
@@ -84,6 +101,7 @@ inline U128 wide(uint64_t x, uint64_t y) { return static_cast<U128>(x) * y; }
 // Columns below 2^115 to carried limbs. c4 >> 51 is below 2^59.4 (column 4 has no factor 19) and 19
 // times it may not fit in 64 bits, hence 128.
 inline Fe1 carry_columns(U128 c0, U128 c1, U128 c2, U128 c3, U128 c4) {
+  CLOISTER_DEBUG_ASSERT((c0 | c1 | c2 | c3 | c4) >> 115 == 0);
   Fe1 r;
   c1 += static_cast<uint64_t>(c0 >> 51);
   c2 += static_cast<uint64_t>(c1 >> 51);
@@ -95,10 +113,12 @@ inline Fe1 carry_columns(U128 c0, U128 c1, U128 c2, U128 c3, U128 c4) {
   r.v[2] = static_cast<uint64_t>(c2) & kMask51;
   r.v[3] = static_cast<uint64_t>(c3) & kMask51;
   r.v[4] = static_cast<uint64_t>(c4) & kMask51;
+  CLOISTER_DEBUG_ASSERT(limbs_below(r, kCarried));
   return r;
 }
 
 inline Fe1 mul(const Fe1& a, const Fe1& b) {
+  CLOISTER_DEBUG_ASSERT(limbs_below(a, kFactor<uint64_t>) && limbs_below(b, kFactor<uint64_t>));
   const uint64_t *x = a.v, *y = b.v;
   const uint64_t y1 = 19 * y[1], y2 = 19 * y[2], y3 = 19 * y[3], y4 = 19 * y[4];
   const U128 c0 =
@@ -115,6 +135,7 @@ inline Fe1 mul(const Fe1& a, const Fe1& b) {
 }
 
 inline Fe1 sqr(const Fe1& a) {
+  CLOISTER_DEBUG_ASSERT(limbs_below(a, kFactor<uint64_t>));
   const uint64_t* x = a.v;
   const uint64_t x0 = 2 * x[0], x1 = 2 * x[1], x3 = 19 * x[3], x4 = 19 * x[4];
   const U128 c0 = wide(x[0], x[0]) + wide(x1, x4) + wide(2 * x[2], x3);
@@ -134,6 +155,7 @@ inline Fe<W> carry(const Fe<W>& a) {
   const W c4 = a.v[4] >> 51;
   r.v[0] = (a.v[0] & kMask51) + c4 + (c4 << 1) + (c4 << 4);
   for (int i = 1; i < 5; ++i) r.v[i] = (a.v[i] & kMask51) + (a.v[i - 1] >> 51);
+  CLOISTER_DEBUG_ASSERT(limbs_below(r, (uint64_t{1} << 51) + (19 << 13)));
   return r;
 }
 
@@ -147,6 +169,7 @@ inline Fe<W> add(const Fe<W>& a, const Fe<W>& b) {
 
 template <class W>
 inline Fe<W> sub(const Fe<W>& a, const Fe<W>& b) {
+  CLOISTER_DEBUG_ASSERT(limbs_below(a, uint64_t{1} << 53) && limbs_below(b, kTwoP0 + 1));
   Fe<W> r;
   r.v[0] = a.v[0] + kTwoP0 - b.v[0];
   for (int i = 1; i < 5; ++i) r.v[i] = a.v[i] + kTwoP - b.v[i];
@@ -180,6 +203,7 @@ inline Fe<W> canonical(const Fe<W>& a) {
     t.v[i] = t.v[i] & kMask51;
   }
   t.v[4] = t.v[4] & kMask51;
+  CLOISTER_DEBUG_ASSERT(limbs_below(t, uint64_t{1} << 51));
   return t;
 }
 

@@ -81,6 +81,7 @@ void scalar_combine(const uint8_t* secrets, int64_t n, const int64_t* y, int64_t
       number[i / 2] |= static_cast<uint64_t>(carry & 0xffffffff) << (i % 2 * 32);
       carry >>= 32;
     }
+    CLOISTER_DEBUG_ASSERT(carry == 0);
     reduce(number, 6, out + kScalarBytes * k);
   }
 }
@@ -90,8 +91,9 @@ void secret_digits(const uint8_t* scalar, int8_t* digits) {
   for (int i = 0; i < kSecretWindows; ++i) {
     const int d = (scalar[i / 2] >> (i % 2 * 4) & 15) + carry;
     carry = (d + 8) >> 4;
-    digits[i] = static_cast<int8_t>(d - (carry << 4));  // the top digit is at most 2: no carry out
+    digits[i] = static_cast<int8_t>(d - (carry << 4));
   }
+  CLOISTER_DEBUG_ASSERT(carry == 0 && digits[kSecretWindows - 1] <= 2);  // below 2^253
 }
 
 // Below 2^(4 windows - 1), so that the top digit and its carry stay within 8.

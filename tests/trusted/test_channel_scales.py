@@ -4,7 +4,6 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-import cloister._native as native
 import unequal
 from cloister.errors import ClipWarning, PrecisionWarning
 from cloister.graph.onnx import read
@@ -71,21 +70,20 @@ def test_one_scale_for_all_channels_loses_the_small_ones_and_says_so(net):
         recipe.plan(graph_of(model))
 
 
-@pytest.mark.skipif(native.isa() == "portable", reason="no AES instructions")
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("net", unequal.ALL)
-def test_both_executors_compute_the_same_bits(worker, net, policy):
+def test_every_link_gives_the_same_bits(worker, net, policy):
     model = unequal.ALL[net]()
     plan = policies.make(policy, graph_of(model), calibration=unequal.samples(model, 16))
-    walked = Session(plan, workers=[worker], on_clip="ignore")
+    shared = Session(plan, workers=[worker], on_clip="ignore")
     for count in (1, 3, 3):
         feeds = unequal.samples(model, count, seed=count)
         with Session(plan, workers=[DirectLink()], on_clip="ignore") as session:
-            stepped = session.run(feeds)
-        result = walked.run(feeds)
-        for name, value in stepped.outputs.items():
+            direct = session.run(feeds)
+        result = shared.run(feeds)
+        for name, value in direct.outputs.items():
             np.testing.assert_array_equal(result.outputs[name], value)
-    walked._runtime.forget(worker)
+    shared._executor.forget(worker)
 
 
 def test_a_stored_recipe_makes_the_same_plan_and_measures_nothing(tmp_path):

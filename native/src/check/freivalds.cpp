@@ -4,8 +4,8 @@
 #include <vector>
 
 #include "check/p52.hpp"
-#include "crew.hpp"
 #include "isa/kernels.hpp"
+#include "threads/thread_pool.hpp"
 
 namespace cloister {
 namespace {

@@ -1,4 +1,4 @@
-// The pass with AVX2: check sums of replies from 32-bit products, of requests from 16-bit ones,
+// Fused steps with AVX2: check sums of replies from 32-bit products, of requests from 16-bit ones,
 // pads from AES-NI.
 #include "fused/requests_avx2.hpp"
 #include "fused/window_kernels.hpp"
@@ -36,12 +36,12 @@ void finish() { _mm_sfence(); }
 
 }  // namespace
 
-const PassBackend kPassAvx2{rows::any_reply<SummingAvx2>,
-                            rows::any_values<Avx2>,
-                            rows::any_window<Avx2>,
-                            any_emit,
-                            any_emit_blinded,
-                            finish,
-                            Digits::of_rows};
+const FusedKernels kFusedAvx2{rows::any_reply<SummingAvx2>,
+                              rows::any_values<Avx2>,
+                              rows::any_window<Avx2>,
+                              any_emit,
+                              any_emit_blinded,
+                              finish,
+                              Digits::of_rows};
 
 }  // namespace cloister

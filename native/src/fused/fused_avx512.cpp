@@ -1,4 +1,4 @@
-// The pass with AVX-512: check sums from IFMA and VNNI, pads from VAES.
+// Fused steps with AVX-512: check sums from IFMA and VNNI, pads from VAES.
 #include "fused/digits_avx512.hpp"
 #include "fused/requests_avx512.hpp"
 #include "fused/window_kernels.hpp"
@@ -121,12 +121,12 @@ void emit_rest(const EmitRow& row, CheckLanes& lanes, int64_t first) {
 }  // namespace
 }  // namespace rows
 
-const PassBackend kPassAvx512{rows::any_reply<SummingAvx512>,
-                              rows::any_values<Avx512>,
-                              rows::any_window<Avx512>,
-                              emit,
-                              emit_blinded_rows,
-                              finish,
-                              Digits::of_either};
+const FusedKernels kFusedAvx512{rows::any_reply<SummingAvx512>,
+                                rows::any_values<Avx512>,
+                                rows::any_window<Avx512>,
+                                emit,
+                                emit_blinded_rows,
+                                finish,
+                                Digits::of_either};
 
 }  // namespace cloister

@@ -1,4 +1,4 @@
-// The pass in plain C++, with check sums in 128-bit integers.
+// Fused steps in plain C++, with check sums in 128-bit integers.
 #include "check/p52.hpp"
 #include "fused/row_kernels.hpp"
 #include "fused/window_kernels.hpp"
@@ -54,12 +54,12 @@ void SummingPortable::Column::into(Sum& total, const uint64_t* coefficients, M l
 
 }  // namespace
 
-const PassBackend kPassPortable{rows::any_reply<SummingPortable>,
-                                rows::any_values<Portable>,
-                                rows::any_window<Portable>,
-                                rows::any_emit<SummingPortable>,
-                                nullptr,
-                                nullptr,
-                                Digits::none};
+const FusedKernels kFusedPortable{rows::any_reply<SummingPortable>,
+                                  rows::any_values<Portable>,
+                                  rows::any_window<Portable>,
+                                  rows::any_emit<SummingPortable>,
+                                  nullptr,
+                                  nullptr,
+                                  Digits::none};
 
 }  // namespace cloister

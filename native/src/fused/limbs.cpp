@@ -1,6 +1,6 @@
 #include "fused/limbs.hpp"
 
-#include "fused/pass_backend.hpp"
+#include "fused/fused_kernels.hpp"
 #include "pads/wipe.hpp"
 
 namespace cloister {

@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "check/p52.hpp"
-#include "cloister/pass.hpp"
-#include "fused/pass_backend.hpp"
+#include "cloister/fused_step.hpp"
+#include "fused/fused_kernels.hpp"
 
 namespace cloister {
 
@@ -31,6 +31,7 @@ constexpr Limbs limbs_of(uint64_t residue) {
     v = (v - low) >> kLimbBits;
   }
   limbs[kLimbs - 1] = static_cast<int32_t>(v);
+  for (const int32_t limb : limbs) CLOISTER_DEBUG_ASSERT(-(1 << 12) <= limb && limb <= 1 << 12);
   return limbs;
 }
 

@@ -1,9 +1,9 @@
-// The kernels of the pass over rows, written once over a struct S: the vectors of isa/ with the
+// The kernels of fused steps over rows, written once over a struct S: the vectors of isa/ with the
 // sums of checks. A tail shorter than a vector runs the same step with a mask: `mask...` is empty
 // or one.
 //
 // Check sums use biased, non-negative integers: z + 2^31 (32 bits) and q + 2^13 (14 bits);
-// pass.cpp subtracts the bias times the sum of the coefficients at the end.
+// fused_step.cpp subtracts the bias times the sum of the coefficients at the end.
 //
 // S::Dot sums coefficient * integer lane by lane and must be folded every S::kBlock elements, or
 // every S::kShortBlock when the integers have 14 bits;
@@ -15,7 +15,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "fused/pass_backend.hpp"
+#include "fused/fused_kernels.hpp"
 #include "isa/debug_assert.hpp"
 
 namespace cloister::rows {
@@ -31,7 +31,7 @@ inline __attribute__((always_inline)) void over(int64_t begin, int64_t end, Step
   if (j < end) step(j, S::first(static_cast<int>(end - j)));
 }
 
-// The streams a walk reads take turns: while one kernel works on a tile, the lines it will need for
+// The streams a band reads take turns: while one kernel works on a tile, the lines it will need for
 // the next one come into the L1 cache (measured: VGG16's passes take 9.4 ms instead of 15.3 ms). A
 // prefetch beyond the end of an array does nothing.
 constexpr uintptr_t kAhead = 2048;  // elements: one tile

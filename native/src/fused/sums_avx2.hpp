@@ -1,4 +1,4 @@
-// The check sums of the pass with AVX2, from 32-bit products. Included by AVX2 back ends only.
+// The check sums of fused steps with AVX2, from 32-bit products. Included by AVX2 back ends only.
 #pragma once
 #include "check/p52.hpp"
 #include "fused/row_kernels.hpp"

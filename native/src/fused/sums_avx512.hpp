@@ -1,4 +1,4 @@
-// The check sums of the pass with IFMA. Included by AVX-512 back ends only.
+// The check sums of fused steps with IFMA. Included by AVX-512 back ends only.
 #pragma once
 #include "check/p52_avx512.hpp"
 #include "fused/row_kernels.hpp"
@@ -30,6 +30,7 @@ struct SummingAvx512 : Avx512 {
     void accumulate(I c0, I c1, I value) {
       const I v0 = _mm512_cvtepu32_epi64(_mm512_castsi512_si256(value));
       const I v1 = _mm512_cvtepu32_epi64(_mm512_extracti64x4_epi64(value, 1));
+      CLOISTER_DEBUG_ASSERT(below(lo0, ~kLow52) && below(lo1, ~kLow52));  // room for 52 bits
       lo0 = _mm512_madd52lo_epu64(lo0, c0, v0);
       hi0 = _mm512_madd52hi_epu64(hi0, c0, v0);
       lo1 = _mm512_madd52lo_epu64(lo1, c1, v1);
@@ -64,6 +65,7 @@ struct SummingAvx512 : Avx512 {
     void add(const Dot& dot, uint64_t factor, int64_t index) {
       const I residue = dot.residue();
       const I f = _mm512_set1_epi64(static_cast<long long>(factor));
+      CLOISTER_DEBUG_ASSERT(factor <= kLow52 && has_room());
       lo = _mm512_madd52lo_epu64(lo, residue, f);
       hi = _mm512_madd52hi_epu64(hi, residue, f);
       if ((index & 2047) == 2047) {
@@ -74,10 +76,12 @@ struct SummingAvx512 : Avx512 {
     void add(const Dot& dot) { lo = fold52(_mm512_add_epi64(lo, dot.residue())); }
     // Both below 2^52: 4095 of them fit, and a tile has no more.
     void add(I residue, I factors) {
-      CLOISTER_DEBUG_ASSERT(below(residue, uint64_t{1} << 52) && below(factors, kLow52 + 1));
+      CLOISTER_DEBUG_ASSERT(below(residue, kLow52 + 1) && below(factors, kLow52 + 1));
+      CLOISTER_DEBUG_ASSERT(has_room());
       lo = _mm512_madd52lo_epu64(lo, residue, factors);
       hi = _mm512_madd52hi_epu64(hi, residue, factors);
     }
+    bool has_room() const { return below(lo, ~kLow52) && below(hi, ~kLow52); }
     void save(CheckLanes& lanes) const { _mm512_store_si512(lanes.lane, reduce52(lo, hi)); }
   };
 };

@@ -1,4 +1,4 @@
-// The windows of the pass, pooling and depthwise convolution, over the vectors S of isa/.
+// The windows of fused steps, pooling and depthwise convolution, over the vectors S of isa/.
 #pragma once
 #include "fused/row_kernels.hpp"
 

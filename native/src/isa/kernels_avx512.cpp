@@ -124,6 +124,7 @@ void fold_weights(const int16_t* weights, int64_t stride, const uint64_t* b, int
   for (int64_t j = 0; j < width; j += 8) {
     const auto mask = static_cast<__mmask8>((1u << std::min<int64_t>(width - j, 8)) - 1);
     const ProductHalves& sum = sums[static_cast<size_t>(j / 8)];
+    CLOISTER_DEBUG_ASSERT(Avx512::below(sum.hi, (static_cast<uint64_t>(count) << 16) + 1));
     const __m512i v = _mm512_add_epi64(reduce52(sum.lo, sum.hi), bias);
     CLOISTER_DEBUG_ASSERT(Avx512::below(v, uint64_t{1} << 53));
     _mm512_mask_storeu_epi64(fold + j, mask, canonical52(fold52(fold52(v))));
@@ -142,6 +143,7 @@ void combine_taps(const AdjointTap* taps, int64_t count, int64_t width, uint64_t
       }
       const __m512i a = _mm512_set1_epi64(static_cast<long long>(taps[i].a));
       const __m512i fold = _mm512_maskz_loadu_epi64(mask, taps[i].fold + j);
+      CLOISTER_DEBUG_ASSERT(Avx512::below(lo, ~kLow52) && Avx512::below(hi, ~kLow52));
       lo = _mm512_madd52lo_epu64(lo, fold, a);
       hi = _mm512_madd52hi_epu64(hi, fold, a);
     }

@@ -83,6 +83,7 @@ void add_answers(const uint32_t* answers, const uint64_t* a, int64_t pixels, con
                                     out + (start + p) * channels);
         sum += static_cast<U128>(a[start + p]) * fold_signed(dot);  // 2^11 products of 105 bits
       }
+      CLOISTER_DEBUG_ASSERT(sum >> 116 == 0);
       sums[k] = add(sums[k], reduce(sum));
     }
   }

@@ -67,6 +67,7 @@ I128 add_answer_lanes(const uint64_t* b, const uint32_t* z, int64_t n, int shift
     sum += halves.sum();
   }
   for (; i < n; ++i) sum += product(b[i], static_cast<int32_t>(z[i]));
+  CLOISTER_DEBUG_ASSERT(sum < I128{1} << 110 && -sum < I128{1} << 110);
   return sum;
 }
 

@@ -11,8 +11,9 @@
 #include <sys/mman.h>
 #endif
 
-#include "crew.hpp"
+#include "isa/debug_assert.hpp"
 #include "isa/kernels.hpp"
+#include "threads/thread_pool.hpp"
 
 namespace cloister {
 namespace {
@@ -31,7 +32,10 @@ int64_t times(int64_t a, int64_t b) {
   int64_t product = 0;
   return __builtin_mul_overflow(a, b, &product) ? kManyBytes : std::min(product, kManyBytes);
 }
-int64_t plus(int64_t a, int64_t b) { return std::min(a + b, kManyBytes); }  // of two up to 2^62
+int64_t plus(int64_t a, int64_t b) {
+  CLOISTER_DEBUG_ASSERT(a <= kManyBytes && b <= kManyBytes);
+  return std::min(a + b, kManyBytes);
+}
 
 void check(const Geometry& g) {
   const int64_t sizes[] = {g.h,  g.w,  g.c,  g.oh, g.ow, g.oc, g.kh,    g.kw,

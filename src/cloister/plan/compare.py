@@ -194,7 +194,7 @@ class _Simulation:
                 values[node.outputs[0]] = self._linear(node, values[node.inputs[0]], tally)
                 tally.output(values[node.outputs[0]], exact[node.outputs[0]])
             elif node.name in self._pools:
-                compute = partial(pool, window=self._pools[node.name].to_tuple())
+                compute = partial(pool, window=self._pools[node.name])
                 values[node.outputs[0]] = self._window(node, values[node.inputs[0]], compute)
             elif node.name in self._depthwise:
                 compute = partial(_convolve, filters=self._depthwise[node.name])
@@ -240,7 +240,7 @@ def layer_output(
     threads: int = 1,
 ) -> np.ndarray:
     """A linear node's output under the plan's arithmetic, in ONNX's layout."""
-    # Beyond float32 is infinite, as in the native pass.
+    # Beyond float32 is infinite, as in the fused step.
     with np.errstate(over="ignore"):
         request = quantise(shaped, numbers.inv_x_scale, numbers.x_qmax)
         y = dequantise(ring.apply(request, threads=threads), numbers.scale, numbers.bias)
@@ -249,8 +249,7 @@ def layer_output(
 
 
 def _convolve(x: np.ndarray, *, filters: Depthwise) -> np.ndarray:
-    window = filters.window.to_tuple()
-    return convolve_depthwise(x, filters.weights, filters.bias, window, -np.inf, np.inf)
+    return convolve_depthwise(x, filters.weights, filters.bias, filters.window, -np.inf, np.inf)
 
 
 class _LocalNode:

@@ -11,6 +11,7 @@ from jaxtyping import Float32, Int16, Int32, UInt32, UInt64
 
 from cloister.ring.freivalds import P52
 from cloister.ring.linear import Geometry, LinearMap
+from cloister.ring.window_geometry import WindowGeometry
 
 
 def taps(geometry: Geometry) -> Iterator[tuple[tuple[int, int], np.ndarray, np.ndarray]]:
@@ -112,10 +113,11 @@ def blind(q: Int16[np.ndarray, "*n"], pad: UInt32[np.ndarray, "*n"]) -> UInt32[n
 
 
 def pool(
-    x: Float32[np.ndarray, "n h w c"], window: tuple[int, ...]
+    x: Float32[np.ndarray, "n h w c"], window: WindowGeometry
 ) -> Float32[np.ndarray, "n oh ow c"]:
-    """Pooling as the native pass defines it; `window` is `PoolGeometry.to_tuple()`."""
-    average, kh, kw, sh, sw, dh, dw, pt, pl, oh, ow, count_pad = window
+    """Pooling as a fused step defines it."""
+    (kh, kw), (oh, ow) = window.kernel, window.out_size
+    (sh, sw), (dh, dw), (pt, pl) = window.stride, window.dilation, window.pad
     n, h, w, c = x.shape
     out = np.empty((n, oh, ow, c), np.float32)
     for r, s in itertools.product(range(oh), range(ow)):
@@ -124,7 +126,7 @@ def pool(
             for i, j in itertools.product(range(kh), range(kw))
             if 0 <= r * sh + i * dh - pt < h and 0 <= s * sw + j * dw - pl < w
         ]
-        if not average:
+        if window.kind == "max":
             largest = found[0]
             for part in found[1:]:
                 largest = np.where(part > largest, part, largest)
@@ -133,7 +135,7 @@ def pool(
         total = np.zeros((n, c), np.float32)
         for part in found:
             total = total + part
-        out[:, r, s] = total / np.float32(kh * kw if count_pad else len(found))
+        out[:, r, s] = total / np.float32(kh * kw if window.count_include_pad else len(found))
     return out
 
 
@@ -141,15 +143,16 @@ def depthwise(
     x: Float32[np.ndarray, "n h w c"],
     weights: Float32[np.ndarray, "kh kw c"],
     bias: Float32[np.ndarray, " c"],
-    window: tuple[int, ...],
+    window: WindowGeometry,
     lo: float,
     hi: float,
 ) -> Float32[np.ndarray, "n oh ow c"]:
-    """A depthwise convolution as the native pass defines it; `window` as in `pool`.
+    """A depthwise convolution as a fused step defines it.
 
     Taps inside the image, in row-major order; every product and every sum is rounded to float32.
     """
-    _, kh, kw, sh, sw, dh, dw, pt, pl, oh, ow, _ = window
+    (kh, kw), (oh, ow) = window.kernel, window.out_size
+    (sh, sw), (dh, dw), (pt, pl) = window.stride, window.dilation, window.pad
     n, h, w, c = x.shape
     total = np.zeros((n, oh, ow, c), np.float32)
     for i, j in itertools.product(range(kh), range(kw)):

@@ -22,7 +22,7 @@ def named(error: ProtocolError, worker: str) -> ProtocolError:
     return error if text.startswith("worker ") else ProtocolError(f"worker {worker}: {text}")
 
 
-class ReplyBook:
+class PendingReplies:
     """Outstanding requests of one link, by id.
 
     A worker may send exactly what is outstanding, once each; everything else is a ProtocolError.
@@ -57,8 +57,8 @@ class ReplyBook:
 
     def known(self, request_id: int) -> bool:
         """Whether a request was submitted and not yet released."""
-        books = (self._expected, self._answers, self._refusals)
-        return any(request_id in book for book in books)
+        states = (self._expected, self._answers, self._refusals)
+        return any(request_id in state for state in states)
 
     def admit(self, head: Head) -> None:
         """Check a head against what is due, before its tensors get memory.

@@ -11,7 +11,8 @@ import numpy as np
 from cloister.graph.graph import Graph, Node
 from cloister.graph.layout import channels_last_shape
 from cloister.graph.ops.depthwise import Depthwise, depthwise
-from cloister.graph.ops.windows import PoolGeometry, pool_geometry
+from cloister.graph.ops.windows import pool_geometry
+from cloister.ring.window_geometry import WindowGeometry
 
 RESHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
@@ -30,7 +31,7 @@ class Epilogue:
     residual: str | None = None
     lo: float = -np.inf
     hi: float = np.inf
-    window: PoolGeometry | None = None
+    window: WindowGeometry | None = None
     clamped: bool = False
     depthwise: Depthwise | None = None
     after_lo: float = -np.inf

@@ -11,8 +11,8 @@ from cloister.wire.shm.arena import Region
 from cloister.wire.shm.packets import REQUEST_ID_OFFSET, pack_answer, pack_message
 
 
-class Loan(NamedTuple):
-    """A region as a tensor that goes out."""
+class SendBuffer(NamedTuple):
+    """A region as a tensor that goes out, and the array over it if a caller writes to it."""
 
     reference: "weakref.ref[np.ndarray] | None"
     region: Region
@@ -28,12 +28,13 @@ class Sent(NamedTuple):
     answer: bytes
 
 
-class Exchange(NamedTuple):
+class PreparedExchange(NamedTuple):
     """A request that is sent again and again from the same place, and its answer.
 
     `packet` and `answer` are what goes over the socket, but for the request id.
     """
 
+    target_id: int
     spec: TensorSpec
     expect: TensorSpec
     room: Region
@@ -49,11 +50,13 @@ class Exchange(NamedTuple):
 
 def make_exchange(
     target_id: int, place: Region, spec: TensorSpec, room: Region, expect: TensorSpec
-) -> Exchange:
+) -> PreparedExchange:
     """The packets of a request with one tensor at `place` and its answer in `room`."""
     packet = pack_message(encode_head(Apply, (0, target_id), (spec,)), (place,), (room,))
     answer = pack_answer(encode_head(Answer, (0,), (expect,)))
-    return Exchange(spec, expect, room, packet, answer, spec.nbytes, expect.nbytes)
+    return PreparedExchange(
+        target_id, spec, expect, room, packet, answer, spec.nbytes, expect.nbytes
+    )
 
 
 def with_request_id(packet: bytes, request_id: int) -> bytes:

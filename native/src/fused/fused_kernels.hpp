@@ -1,11 +1,12 @@
-// What an instruction set provides for the pass: kernels on rows that stay in the L1 or L2 cache.
-// row_kernels.hpp writes them once for all vector widths.
+// What an instruction set provides for a fused step: kernels on rows that stay in the L1 or L2
+// cache. row_kernels.hpp writes them once for all vector widths.
 #pragma once
 #include <array>
 #include <bit>
 #include <cstdint>
 
-#include "cloister/pass.hpp"
+#include "cloister/fused_step.hpp"
+#include "isa/kernels.hpp"
 
 namespace cloister {
 
@@ -102,7 +103,7 @@ struct EmitRow {
   bool stream;      // too large for the caches: store past them if the kernel can
 };
 
-struct PassBackend {
+struct FusedKernels {
   void (*reply)(const ReplyRow&, CheckLanes&);
   void (*values)(const ValueRow&);
   void (*window)(const WindowRow&);
@@ -114,8 +115,12 @@ struct PassBackend {
   Digits digits;
 };
 
-extern const PassBackend kPassPortable;
-extern const PassBackend kPassAvx2;
-extern const PassBackend kPassAvx512;
+extern const FusedKernels kFusedPortable;
+extern const FusedKernels kFusedAvx2;
+extern const FusedKernels kFusedAvx512;
+
+inline const FusedKernels& fused_kernels() {
+  return of_active_isa(kFusedPortable, kFusedAvx2, kFusedAvx512);
+}
 
 }  // namespace cloister

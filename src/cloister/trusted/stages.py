@@ -1,0 +1,479 @@
+"""What each kind of step is to the executor: a stage.
+
+A stage says how its step enters the native executor, and does what the native executor leaves to
+Python when it stops there. `STAGES` has one entry for every kind of step.
+"""
+
+import time
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+import cloister._native as native
+from cloister.base.reading import require_truths
+from cloister.base.rng import pad_stream
+from cloister.errors import PlanError, ProtocolError, RangeError, UnsupportedError
+from cloister.graph.batch import bound_sizes, element_type
+from cloister.graph.interpreter import ORT_ERRORS, runtime_session
+from cloister.graph.onnx.export import to_model
+from cloister.plan.plan import Plan
+from cloister.plan.protection import ENCLAVE, OPEN
+from cloister.plan.quantise import QuantisedLinear
+from cloister.ring.freivalds import CheckVectors
+from cloister.trusted.checks import Checks, accept_unchecked, for_native
+from cloister.trusted.pads.maker import PadUse, nonce
+from cloister.trusted.program.compile import Fuse, Local, Program, Remote, Segment
+from cloister.trusted.program.epilogue import Epilogue
+from cloister.trusted.program.layout import ALIGNMENT, ValueKey, lay_out, padded, value_key
+from cloister.trusted.report import LayerRow, Meter
+from cloister.trusted.values import Values
+from cloister.wire.link import NativeChannel, WorkerLink
+from cloister.wire.messages import TensorSpec
+from cloister.wire.shm.arena import Region
+from cloister.wire.shm.exchange import PreparedExchange, make_exchange
+from cloister.wire.shm.packets import REQUEST_ID_OFFSET
+
+U32 = np.dtype(np.uint32)
+
+
+class Workspace:
+    """The memory of a program for one batch size, and the native executor that works in it.
+
+    channel   over which the native executor exchanges messages itself; None: links do. It is not
+              kept, only the memory reserved there (`region`)
+    """
+
+    def __init__(
+        self, program: Program, *, channel: NativeChannel | None, batch: int, threads: int
+    ) -> None:
+        plan = program.plan
+        self.program = program
+        self.batch = batch
+        self.layout = lay_out(program, batch)
+        self.region = None if channel is None else channel.reserve(self.layout.shared.nbytes)
+        block = np.empty(self.layout.private.nbytes + ALIGNMENT, np.uint8)
+        self._private = block[-block.ctypes.data % ALIGNMENT :]
+        self.values = {
+            key: self._inside(key, TensorSpec(np.dtype(np.float32), shape))
+            for key, shape in self.layout.shapes.items()
+        }
+        self.staged = {
+            index: self._inside(("staged", index), self.layout.messages[index])
+            for index in self.layout.staged
+        }
+        self.clipped = np.zeros((len(plan.linear_nodes), batch), np.uint64)
+        self.exchanges: list[PreparedExchange | None] = [None] * len(program.steps)
+        checked = [plan.protection_of(node).checked for node in plan.linear_nodes]
+        self.native = native.Executor(checked=checked, batch=batch, threads=threads)
+
+    def shared(self, kind: str, index: int) -> Region:
+        """Where in the reserved memory the message or the answer of a linear node lies."""
+        if self.region is None:
+            raise PlanError("the workspace has no shared memory")
+        specs = self.layout.messages if kind == "message" else self.layout.answers
+        offset = self.region.offset + self.layout.shared.offsets[kind, index]
+        return Region(self.region.segment, offset, padded(specs[index].nbytes))
+
+    def message(self, index: int, channel: NativeChannel | None) -> np.ndarray | None:
+        """Where the request of a linear node is written; None: every request has its own buffer."""
+        if index in self.staged:
+            return self.staged[index]
+        if channel is None:
+            return None
+        return channel.request_view(self.shared("message", index), self.layout.messages[index])
+
+    def _inside(self, key: Hashable, spec: TensorSpec) -> np.ndarray:
+        offset = self.layout.private.offsets[key]
+        return np.ndarray(spec.shape, spec.dtype, buffer=self._private, offset=offset)
+
+
+@dataclass
+class Request:
+    """One batch in flight.
+
+    `messages` are buffers of the link that wait to be sent, by linear node; `replies` the ids of
+    requests whose answers are still to be read.
+    """
+
+    link: WorkerLink | None
+    pads: PadUse | None
+    meter: Meter
+    feeds: Mapping[str, np.ndarray]
+    values: Values
+    space: Workspace
+    timeout_s: float
+    next_id: int
+    pad_ids: list[int] = field(default_factory=list)
+    messages: dict[int, np.ndarray] = field(default_factory=dict)
+    replies: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def worker(self) -> WorkerLink:
+        """The link.
+
+        Raises   PlanError when there is none
+        """
+        if self.link is None:
+            raise PlanError("the plan sends work to a worker, but the session has none")
+        return self.link
+
+    def new_id(self) -> int:
+        """A request id that was not used before."""
+        self.next_id += 1
+        return self.next_id - 1
+
+    def release(self, node: int) -> None:
+        """The answer of a linear node was read."""
+        request_id = self.replies.pop(node, None)
+        if request_id is not None:
+            self.worker.release(request_id)
+
+
+class Stage:
+    """Step `number` of a program."""
+
+    name: str
+    protection: str
+
+    def load(self, link: WorkerLink) -> None:
+        """Give a worker what the step will ask it for."""
+
+    def enter(self, space: Workspace, channel: NativeChannel | None) -> None:
+        """Add the step to the native executor; by default, as one that the caller performs."""
+        space.native.add_outside()
+
+    def perform(self, request: Request, stop: native.Stop) -> None:
+        """Do what the native executor stopped for."""
+        raise NotImplementedError
+
+    def account(self, request: Request, cpu_ns: int, wait_ns: int) -> None:
+        """Enter what the step cost that the native executor has completed."""
+
+    def row(self, request: Request) -> LayerRow:
+        """The step's row in the report."""
+        return request.meter.rows.get(self.name) or request.meter.row(self.name, self.protection)
+
+
+class FusedStage(Stage):
+    """One native step from a reply or a stored value to its consumers."""
+
+    def __init__(self, plan: Plan, number: int, step: Fuse, checks: Checks, threads: int) -> None:
+        node = None if step.node is None else plan.linear_nodes[step.node]
+        protection = ENCLAVE if node is None else plan.protection_of(node)
+        self.name, self.protection = step.name, protection.name
+        self._number = number
+        self._step = step
+        self._unblinds = node is not None and protection.hidden
+        self._hidden = [plan.protection_of(plan.linear_nodes[i]).hidden for i in step.sinks]
+        shape = _fused_shape(plan, step, checks)
+        if node is None or step.node is None:
+            self.fused_step = native.FusedStep.of_values(shape)
+        elif protection.checked:
+            vectors = checks.vectors(step.node)
+            if vectors is None:
+                raise PlanError(f"node {node.node!r} is checked, but has no coefficients")
+            self.fused_step = native.FusedStep.checked(
+                shape, scale=node.scale, bias=node.bias, a=vectors.a, b=vectors.b
+            )
+        else:
+            self.fused_step = native.FusedStep.unchecked(shape, scale=node.scale, bias=node.bias)
+
+    def enter(self, space: Workspace, channel: NativeChannel | None) -> None:
+        """See Stage."""
+        step = self._step
+        messages = [space.message(index, channel) for index in step.sinks]
+        reply = None
+        if step.node is not None and channel is not None:
+            region, spec = space.shared("answer", step.node), space.layout.answers[step.node]
+            reply = for_native(channel.answer_view(region, spec))
+        residual = self._residual_key
+        kept = self._kept(space)
+        windowed = step.epilogue.window is not None
+        space.native.add_fused(
+            self.fused_step,
+            node=step.node,
+            unblinds=self._unblinds,
+            binds=(
+                step.node is None
+                or (residual is not None and residual not in space.values)
+                or any(message is None for message in messages)
+                or (any(self._hidden) and native.isa() == "portable")
+            ),
+            reply=reply,
+            residual=None if residual is None else space.values.get(residual),
+            store_pre=None if windowed else kept,
+            store_post=kept if windowed else None,
+            sink_nodes=step.sinks,
+            messages=messages,
+            clipped=[space.clipped[index] for index in step.sinks],
+        )
+
+    def perform(self, request: Request, stop: native.Stop) -> None:
+        """Name the arrays that are this request's own."""
+        step, space = self._step, request.space
+        source = residual = None
+        if step.source is not None:
+            source = request.values.channels_last(
+                step.source, step.size, step.channels_first, step.factors
+            )
+        if self._residual_key is not None and self._residual_key not in space.values:
+            name, channels_first = self._residual_key
+            residual = request.values.channels_last(name, step.size, channels_first)
+        space.native.bind(
+            self._number,
+            source=source,
+            residual=residual,
+            messages=[self._buffer(index, request) for index in step.sinks],
+            pads=[
+                _explicit_pads(request, index) if hidden else None
+                for index, hidden in zip(step.sinks, self._hidden, strict=True)
+            ],
+        )
+
+    def account(self, request: Request, cpu_ns: int, wait_ns: int) -> None:
+        """See Stage; what was read was accepted, and what was written can be read from now on."""
+        step = self._step
+        self.row(request).trusted_ms += 1e-6 * cpu_ns
+        if step.node is not None and request.replies:
+            request.release(step.node)
+        if step.stored:
+            key = self._stored_key(request.space)
+            request.values.put_channels_last(key, request.space.values[key])
+
+    @property
+    def _residual_key(self) -> ValueKey | None:
+        residual = self._step.epilogue.residual
+        return None if residual is None else (residual, self._step.channels_first)
+
+    def _stored_key(self, space: Workspace) -> ValueKey:
+        step = self._step
+        return value_key(space.program, step.epilogue.value, step.channels_first)
+
+    def _kept(self, space: Workspace) -> np.ndarray | None:
+        """Where the step stores its value, if anything reads it as float32."""
+        if not self._step.stored:
+            return None
+        whole = space.values[self._stored_key(space)]
+        part = space.program.slices.get(self._step.epilogue.value)
+        return whole[..., part.offset : part.offset + self._step.out_size[2]] if part else whole
+
+    def _buffer(self, index: int, request: Request) -> np.ndarray | None:
+        """A buffer of the link for a message that has no place in the workspace."""
+        space = request.space
+        if space.region is not None or index in space.staged:
+            return None
+        buffer = request.worker.send_buffer(space.layout.messages[index])
+        request.messages[index] = buffer
+        return buffer
+
+
+class ExchangeStage(Stage):
+    """One message of a linear node to the worker and its answer."""
+
+    def __init__(self, plan: Plan, number: int, step: Remote, checks: Checks, threads: int) -> None:
+        self._linear = plan.linear_nodes[step.node]
+        self.name, self.protection = self._linear.node, plan.protection_of(self._linear).name
+        self._number = number
+        self._node = step.node
+        self._soundness_bits = checks.soundness_bits(step.node)
+
+    def load(self, link: WorkerLink) -> None:
+        """See Stage."""
+        link.load_linear(self._node, self._linear.linear)
+
+    def enter(self, space: Workspace, channel: NativeChannel | None) -> None:
+        """See Stage; over a native channel Python has nothing to do."""
+        if channel is None:
+            space.native.add_outside(node=self._node)
+            return
+        place, room = space.shared("message", self._node), space.shared("answer", self._node)
+        spec, expect = space.layout.messages[self._node], space.layout.answers[self._node]
+        exchange = make_exchange(self._node, place, spec, room, expect)
+        staged = space.staged.get(self._node)
+        space.native.add_exchange(
+            node=self._node,
+            packet=exchange.packet,
+            answer=exchange.answer,
+            id_offset=REQUEST_ID_OFFSET,
+            staged=staged,
+            place=None if staged is None else channel.request_view(place, spec),
+        )
+        space.exchanges[self._number] = exchange
+
+    def perform(self, request: Request, stop: native.Stop) -> None:
+        """Exchange the message over a link, or have the link end what did not go as expected."""
+        space = request.space
+        exchange = space.exchanges[self._number]
+        if exchange is None:
+            self._exchange(request)
+            return
+        # The link finds out what is wrong and raises; what came may also be a late answer to an
+        # earlier request, and then this one's is still to come.
+        request.next_id = stop.request_id + 1
+        request.worker.complete(
+            stop.request_id,
+            exchange,
+            sent=stop.why != "unsent",
+            came=stop.packet,
+            deadline_s=stop.deadline_s,
+            timeout_s=request.timeout_s,
+        )
+        space.native.answered(self._number)
+        ((cpu_ns, wait_ns),) = space.native.costs(self._number, self._number + 1)
+        self.account(request, cpu_ns, wait_ns)
+
+    def account(self, request: Request, cpu_ns: int, wait_ns: int) -> None:
+        """See Stage."""
+        layout = request.space.layout
+        row = self.row(request)
+        row.worker_ms += 1e-6 * wait_ns
+        row.bytes_to_worker += layout.messages[self._node].nbytes
+        row.bytes_from_worker += layout.answers[self._node].nbytes
+        row.soundness_bits = self._soundness_bits
+
+    def _exchange(self, request: Request) -> None:
+        space, node = request.space, self._node
+        message = space.staged[node] if node in space.staged else request.messages.pop(node)
+        started = time.perf_counter_ns()
+        request_id = request.new_id()
+        (reply,) = request.worker.exchange(
+            request_id, node, (message,), (space.layout.answers[node],),
+            timeout_s=request.timeout_s,
+        )  # fmt: skip
+        request.replies[node] = request_id
+        space.native.answered(self._number, for_native(reply))
+        self.account(request, 0, time.perf_counter_ns() - started)
+
+
+class SegmentStage(Stage):
+    """Open nodes, run whole by a worker on float32 values."""
+
+    def __init__(
+        self, plan: Plan, number: int, step: Segment, checks: Checks, threads: int
+    ) -> None:
+        self.name, self.protection = f"open segment {step.nodes[0].name}", OPEN.name
+        self._graph = plan.graph
+        self._step = step
+        if any(plan.protections[node.name] != OPEN for node in step.nodes):
+            raise PlanError(f"{self.name}: the plan protects one of its nodes")
+
+    def load(self, link: WorkerLink) -> None:
+        """See Stage."""
+        step = self._step
+        model = to_model(self._graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs)
+        link.load_segment(step.target, model.SerializeToString())
+
+    def perform(self, request: Request, stop: native.Stop) -> None:
+        """See Stage."""
+        step, link = self._step, request.worker
+        row = self.row(request)
+        tensors = tuple(np.asarray(request.values.onnx(v), order="C") for v in step.inputs)
+        sizes = bound_sizes(self._graph, request.feeds)
+        expect = tuple(self._spec(value, sizes) for value in step.outputs)
+        started = time.perf_counter()
+        request_id = request.new_id()
+        replies = link.exchange(
+            request_id, step.target, tensors, expect, timeout_s=request.timeout_s
+        )
+        row.worker_ms += 1e3 * (time.perf_counter() - started)
+        for value, reply in zip(step.outputs, replies, strict=True):
+            # The plan promises neither privacy nor correctness here.
+            answer = accept_unchecked(reply, protection=OPEN, node=self.name)
+            found = np.array(answer.values)
+            require_truths(found, f"worker {link.name}: value {value!r}", kind=ProtocolError)
+            request.values.put(value, found)
+        link.release(request_id)
+        row.bytes_to_worker += sum(tensor.nbytes for tensor in tensors)
+        row.bytes_from_worker += sum(spec.nbytes for spec in expect)
+
+    def _spec(self, value: str, sizes: Mapping[str, int]) -> TensorSpec:
+        known = self._graph.sizes(value)
+        if known is None or any(isinstance(size, str) and size not in sizes for size in known):
+            raise UnsupportedError(
+                f"value {value!r}: its shape is not known, so a worker's answer could not be "
+                "bounded; use the enclave policy"
+            )
+        shape = tuple(sizes[size] if isinstance(size, str) else size for size in known)
+        return TensorSpec(element_type(self._graph, value), shape)
+
+
+class LocalStage(Stage):
+    """Nodes that ONNX Runtime computes inside."""
+
+    def __init__(self, plan: Plan, number: int, step: Local, checks: Checks, threads: int) -> None:
+        self.name, self.protection = f"local {step.nodes[0].name}", ENCLAVE.name
+        self._step = step
+        # Helper threads are only seen by the process's clock; other lanes' threads by it as well.
+        self._clock = time.thread_time_ns if threads == 1 else time.process_time_ns
+        model = to_model(plan.graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs)
+        self._session = runtime_session(model.SerializeToString(), threads=threads, optimised=True)
+
+    def perform(self, request: Request, stop: native.Stop) -> None:
+        """See Stage."""
+        step = self._step
+        started = self._clock()
+        feeds = {value: request.values.onnx(value) for value in step.inputs}
+        try:
+            found = self._session.run(step.outputs, feeds)
+        except ORT_ERRORS as error:
+            # Its text may contain values, so only its kind is repeated.
+            raise RangeError(
+                f"node {step.nodes[0].name!r} and those after it: ONNX Runtime cannot compute them "
+                f"for this input ({type(error).__name__})"
+            ) from None
+        for value, array in zip(step.outputs, found, strict=True):
+            request.values.put(value, array)
+        self.row(request).trusted_ms += 1e-6 * (self._clock() - started)
+
+
+STAGES: Mapping[type, Callable[..., Stage]] = {
+    Fuse: FusedStage,
+    Remote: ExchangeStage,
+    Segment: SegmentStage,
+    Local: LocalStage,
+}
+
+
+def _fused_shape(plan: Plan, step: Fuse, checks: Checks) -> native.FusedShape:
+    epilogue, height, width, channels = step.epilogue, *step.size
+    return native.FusedShape(
+        height=height,
+        width=width,
+        channels=channels,
+        lo=epilogue.lo,
+        hi=epilogue.hi,
+        window=_window(epilogue),
+        sinks=[_sink(plan.linear_nodes[i], checks.vectors(i)) for i in step.sinks],
+    )
+
+
+def _window(epilogue: Epilogue) -> native.Window | None:
+    if epilogue.window is None:
+        return None
+    if epilogue.depthwise is None:
+        return epilogue.window.to_native()
+    filters = epilogue.depthwise
+    return epilogue.window.to_native(
+        filters.weights, filters.bias, lo=epilogue.after_lo, hi=epilogue.after_hi
+    )
+
+
+def _sink(node: QuantisedLinear, vectors: CheckVectors | None) -> native.Sink:
+    if vectors is None:
+        return native.Sink.unchecked(inv_scale=node.inv_x_scale, qmax=node.x_qmax)
+    return native.Sink.checked(
+        inv_scale=node.inv_x_scale, qmax=node.x_qmax, rows=vectors.rows, columns=vectors.columns
+    )
+
+
+def _explicit_pads(request: Request, index: int) -> np.ndarray | None:
+    """The pads of a linear node as an array, on a CPU without AES instructions."""
+    if request.pads is None or native.isa() != "portable":
+        return None
+    shape = request.space.layout.messages[index].shape
+    pads = [
+        pad_stream(request.pads.key, nonce(pad_id, index), int(np.prod(shape[1:])))
+        for pad_id in request.pad_ids
+    ]
+    return np.stack(pads).reshape(shape)
