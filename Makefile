@@ -50,7 +50,7 @@ $(VENV)/.dev: $(VENV)/.demo requirements/dev.txt requirements/torch.txt
 
 # The pinned versions and hashes of every platform's files, from pyproject.toml. UPGRADE=--upgrade
 # takes the newest versions; without it, only what pyproject.toml asks for changes.
-LOCK := $(BIN)/uv pip compile pyproject.toml -q --universal --python-version 3.11 \
+LOCK := $(BIN)/uv pip compile pyproject.toml -q --universal --python-version 3.11 --fork-strategy fewest \
 	--generate-hashes --no-annotate --no-header --no-emit-package torch -c requirements/torch.txt
 lock: $(VENV)/.dev
 	$(LOCK) $(UPGRADE) --extra dev -o requirements/dev.txt
@@ -82,14 +82,11 @@ native-test: $(VENV)/.dev
 	cd build/native-test && $(CURDIR)/$(BIN)/ctest --output-on-failure -j $(JOBS)
 
 bench: $(VENV)/.dev
-	$(BIN)/cloister bench layers
-	$(BIN)/cloister bench transport
-	$(BIN)/cloister bench fe
-	$(BIN)/cloister bench training --quick
-	$(BIN)/python benchmarks/authority_rate.py
+	for name in layers transport fe authority_rate "training --quick"; do \
+		$(BIN)/python -m benchmarks $$name || exit; done
 	@mkdir -p build
-	$(BIN)/cloister bench inference --model vgg16 --model mobilenet_v1 --model resnet50 --policy slalom --threads 1 \
-		--figure build/ratios.svg
+	$(BIN)/python -m benchmarks inference --model vgg16 --model mobilenet_v1 --model resnet50 --json > build/ratios.json
+	$(BIN)/python -m benchmarks figure build/ratios.json --out build/ratios.svg
 
 # The documents' links, file names, commands and code are tests.
 docs: $(VENV)/.dev

@@ -1,24 +1,23 @@
 """Private inference against plain float32 on real models and data.
 
-    python benchmarks/accuracy.py [--data FOLDER] [--policy slalom] [--only MODEL] [--json]
-
-FOLDER (default: $CLOISTER_DATA) holds `models`, `photos` and `cifar10`. Photos calibrate on
+The data folder (--data, $CLOISTER_DATA) holds `models`, `photos` and `cifar10`. Photos calibrate on
 the first 64 inputs, CIFAR-10 on 64 training images; figures compare private with plain on the same
 inputs and say nothing about the full data sets.
 """
 
-import argparse
 import csv
-import json
-import os
-import sys
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import onnxruntime as ort
+import typer
 from PIL import Image
 
 import cloister as cl
+from benchmarks import options
+from cloister.cli.console import progress
+from cloister.errors import InputError
 
 CIFAR_MEAN, CIFAR_STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 BGR_MEAN = np.array([104.0, 117.0, 123.0])
@@ -54,20 +53,33 @@ MODELS = {
 }
 
 
-def measure(data: Path, name: str, policy: str) -> dict[str, object]:
-    recipe = MODELS[name]
-    if recipe is None:
+def measure(
+    data: options.Data = None,
+    policy: options.Policy = "slalom",
+    only: Annotated[str, typer.Option("--only", metavar="MODEL", help="One of them.")] = "",
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Inputs at most.")] = None,
+) -> list[dict[str, object]]:
+    """Shares of inputs, and milliseconds per input, of each model."""
+    if data is None:
+        raise InputError("--data or CLOISTER_DATA must name the folder with models and data")
+    return [_measure(data, name, policy, limit) for name in MODELS if only in ("", name)]
+
+
+def _measure(data: Path, name: str, policy: str, limit: int | None) -> dict[str, object]:
+    preparation = MODELS[name]
+    if preparation is None:
         inputs, labels, calibration = cifar(data)
     else:
-        inputs, labels = photos(data, *recipe)
+        inputs, labels = photos(data, *preparation)
         calibration = inputs[:64]
+    inputs, labels = inputs[:limit], labels[:limit]
     path = data / "models" / f"{name}.onnx"
     plain_session = ort.InferenceSession(path)
     feed = plain_session.get_inputs()[0].name
     plain = np.concatenate([plain_session.run(None, {feed: x[None]})[0] for x in inputs])
     plan = cl.policies.make(policy, cl.load(path), calibration=calibration)
-    with cl.Session(plan) as session:
-        result = session.run(inputs, progress=lambda i, n: _progress(name, i, n))
+    with cl.Session(plan) as session, progress(name) as update:
+        result = session.run(inputs, progress=update)
     private = next(iter(result.outputs.values()))
     plain_top, private_top = (x.reshape(len(inputs), -1).argmax(1) for x in (plain, private))
     count = len(inputs)
@@ -83,35 +95,3 @@ def measure(data: Path, name: str, policy: str) -> dict[str, object]:
         "worker_ms": result.report.worker_ms / count,
         "offline_ms": result.report.offline_ms / count,
     }
-
-
-def _progress(name: str, done: int, total: int) -> None:
-    print(f"\r{name} {done}/{total} ", end="", file=sys.stderr, flush=True)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=os.environ.get("CLOISTER_DATA"))
-    parser.add_argument("--policy", default="slalom")
-    parser.add_argument("--only", choices=sorted(MODELS))
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    if options.data is None:
-        parser.error("--data or CLOISTER_DATA must name the folder with models and data")
-    rows = [
-        measure(Path(options.data), name, options.policy)
-        for name in ([options.only] if options.only else MODELS)
-    ]
-    print(file=sys.stderr)
-    if options.json:
-        print(json.dumps(rows, indent=2))
-        return
-    for row in rows:
-        print(
-            f"{row['model']:24} plain {row['plain_top1']:.1%}  private {row['private_top1']:.1%}  "
-            f"agreement {row['agreement']:.1%}  trusted {row['trusted_ms']:.1f} ms"
-        )
-
-
-if __name__ == "__main__":
-    main()

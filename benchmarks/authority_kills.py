@@ -1,38 +1,28 @@
 """kill -9 at random moments of issuing keys: is anything given away that the ledger forgot?
 
-    python benchmarks/authority_kills.py [--kills 100] [--clients 4] [--json]
-
 An authority process serves HTTPS; client threads ask for single random functionals of random
 samples and note each answer they hold. The authority is killed after a random time and started
 anew on the same folder. In the end every answer held must lie in the span that the ledger has on
 record for its sample, and no sample may have given away more than its budget.
 """
 
-import argparse
-import json
-import multiprocessing
-import os
 import secrets
-import signal
-import sys
 import tempfile
 import threading
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 
-from cloister.authority import service, tokens
-from cloister.authority.agreement import Agreement
+from benchmarks.authority_process import AuthorityProcess, create
 from cloister.authority.authority import Authority
 from cloister.authority.client import AuthorityClient
-from cloister.authority.enrolment import enrol
-from cloister.authority.local import LocalClient
 from cloister.authority.records import Terms
 from cloister.base.identity import PUBLIC_FILE
-from cloister.base.rng import SystemRandom
-from cloister.base.sqlite import FILE
+from cloister.cli.console import progress
 from cloister.data.encoding import Encoding
 from cloister.data.info import DatasetInfo
 from cloister.errors import AuthorityUnavailable, BudgetError
@@ -47,24 +37,6 @@ BATCH = 16
 def functional(seed: int) -> LinearMap:
     weights = np.random.default_rng(seed).integers(-50, 51, (1, 1, 1, DIM)).astype(np.int16)
     return LinearMap(Geometry((1, 1), DIM, (1, 1), 1), weights)
-
-
-def serve(folder: Path, listen: str, ready: object) -> None:
-    """In a process of its own, until killed."""
-    authority = Authority(folder)
-    server = service.serve(folder, authority, listen=listen)
-    ready.send(server.url)
-    threading.Event().wait()
-
-
-def start(folder: Path, listen: str) -> tuple[multiprocessing.Process, str]:
-    spawn = multiprocessing.get_context("spawn")
-    ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=serve, args=(folder, listen, theirs), daemon=True)
-    process.start()
-    if not ours.poll(60):
-        raise SystemExit("the authority did not start")
-    return process, ours.recv()
 
 
 class Load(threading.Thread):
@@ -99,33 +71,38 @@ class Load(threading.Thread):
             return
 
 
-def measure(kills: int, clients: int, samples: int, place: Path) -> dict[str, object]:
+def measure(
+    kills: Annotated[int, typer.Option("--kills", min=1)] = 100,
+    clients: Annotated[int, typer.Option("--clients", min=1)] = 4,
+    samples: Annotated[int, typer.Option("--samples", min=BATCH)] = 20000,
+) -> dict[str, object]:
+    """Samples of which clients hold more than is on record, or than the budget; all must be 0."""
+    with tempfile.TemporaryDirectory() as place:
+        return _measure(kills, clients, samples, Path(place))
+
+
+def _measure(kills: int, clients: int, samples: int, place: Path) -> dict[str, object]:
     folder = place / "authority"
-    with Authority.create(folder, rng=SystemRandom()) as authority:
-        local = LocalClient(authority)
-        info = DatasetInfo("set", (1, 1, DIM), 2, Encoding(1.0, 0.0, 8), 0, BUDGET)
-        # Many functions and exact values: what has to survive is the books of several requests.
-        terms = Terms(one_function=False, value_bits=32, max_bits=1 << 40)
-        enrolment = enrol(local, Agreement(info, terms), rng=SystemRandom())
-        part, digest = secrets.token_hex(16), secrets.token_hex(32)
-        enrolment.register(part, samples, digest, secrets.token_bytes(32))
-    token = tokens.issue(folder / FILE, "server", name="load", rng=SystemRandom())
-    process, url = start(folder, "127.0.0.1:0")
-    listen = url.removeprefix("https://")
-    loads = [Load(i, url, folder, token, samples) for i in range(clients)]
+    info = DatasetInfo("set", (1, 1, DIM), 2, Encoding(1.0, 0.0, 8), 0, BUDGET)
+    # Many functions and exact values: what has to survive is the accounts of several requests.
+    terms = Terms(one_function=False, value_bits=32, max_bits=1 << 40)
+    token = create(folder, info, terms, samples=samples)
+    process = AuthorityProcess(folder)
+    listen = process.url.removeprefix("https://")
+    loads = [Load(i, process.url, folder, token, samples) for i in range(clients)]
     for load in loads:
         load.start()
     began = time.monotonic()
-    for i in range(kills):
-        # Once it answers again, any moment will do.
-        before, deadline = answers(loads), time.monotonic() + 30
-        while answers(loads) == before and time.monotonic() < deadline:
-            time.sleep(0.002)
-        time.sleep(secrets.randbelow(400) / 1000)
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        process, _ = start(folder, listen)
-        print(f"\r{i + 1}/{kills} ", end="", file=sys.stderr, flush=True)
+    with progress("kills") as update:
+        for i in range(kills):
+            # Once it answers again, any moment will do.
+            before, deadline = answers(loads), time.monotonic() + 30
+            while answers(loads) == before and time.monotonic() < deadline:
+                time.sleep(0.002)
+            time.sleep(secrets.randbelow(400) / 1000)
+            process.kill()
+            process = AuthorityProcess(folder, listen=listen)
+            update(i + 1, kills)
     for load in loads:
         load.stop.set()
     for load in loads:
@@ -133,8 +110,6 @@ def measure(kills: int, clients: int, samples: int, place: Path) -> dict[str, ob
         load.client.close()
     seconds = time.monotonic() - began
     process.kill()
-    process.join()
-    print(file=sys.stderr)
     with Authority(folder) as authority:
         found = compare(authority, loads)
     return {"kills": kills, "seconds": round(seconds), "requests": answers(loads)} | found
@@ -183,24 +158,3 @@ def faults(found: dict[str, object]) -> int:
             "samples_with_answers_not_on_record",
         )
     )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--clients", type=int, default=4)
-    parser.add_argument("--samples", type=int, default=20000)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        found = measure(options.kills, options.clients, options.samples, Path(place))
-    if options.json:
-        print(json.dumps(found, indent=2))
-    else:
-        for name, value in found.items():
-            print(f"{name.replace('_', ' '):40} {value}")
-    sys.exit(bool(faults(found)))
-
-
-if __name__ == "__main__":
-    main()

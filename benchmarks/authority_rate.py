@@ -1,37 +1,27 @@
 """How many function keys an authority issues each second, over HTTPS, each charged and durable.
 
-    python benchmarks/authority_rate.py [--seconds 10] [--clients 8] [--json]
-
 An authority process holds a data set of 60,000 samples of 784 values; every request asks for a key
 that was not issued before: five functionals of one sample, so that every answer waits for a commit
 of the ledger. Clients are threads of another process on the same machine, one kept TLS connection
 each; they send prepared bytes and do not check answers, so as to take little of the processor.
 """
 
-import argparse
-import json
-import multiprocessing
-import secrets
 import socket
 import ssl
-import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 
-from cloister.authority import service, tokens
-from cloister.authority.agreement import Agreement
+from benchmarks.authority_process import AuthorityProcess, create
+from benchmarks.environment import environment
 from cloister.authority.authority import Authority
-from cloister.authority.enrolment import enrol
-from cloister.authority.local import LocalClient
 from cloister.authority.records import Terms
 from cloister.base.identity import CERTIFICATE_FILE
-from cloister.base.rng import SystemRandom
-from cloister.base.sqlite import FILE
-from cloister.cli.bench.environment import environment
 from cloister.data.encoding import Encoding
 from cloister.data.info import DatasetInfo
 from cloister.ring.linear import Geometry
@@ -41,18 +31,6 @@ from cloister.wire.https.client import CONTENT_TYPE
 SHAPE, SAMPLES, BUDGET = (28, 28, 1), 60_000, 196
 ROWS = 5
 GEOMETRY = Geometry((28, 28), 1, (1, 1), ROWS, (28, 28))
-
-
-def serve(folder: Path, ready: object, stop: object) -> None:
-    """The authority's process; tells its processor time in the end."""
-    authority = Authority(folder)
-    server = service.serve(folder, authority, listen="127.0.0.1:0")
-    ready.send(server.url)
-    before = time.process_time()
-    stop.wait()
-    ready.send(time.process_time() - before)
-    server.close()
-    authority.close()
 
 
 class Client(threading.Thread):
@@ -108,24 +86,22 @@ class Client(threading.Thread):
         return found
 
 
-def measure(seconds: float, clients: int, place: Path) -> dict[str, object]:
+def measure(
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1)] = 10.0,
+    clients: Annotated[int, typer.Option("--clients", min=1)] = 8,
+) -> dict[str, object]:
+    """Requests per second, and processor time per request."""
+    with tempfile.TemporaryDirectory() as place:
+        return _measure(seconds, clients, Path(place)) | {"environment": environment()}
+
+
+def _measure(seconds: float, clients: int, place: Path) -> dict[str, object]:
     folder = place / "authority"
-    with Authority.create(folder, rng=SystemRandom()) as authority:
-        local = LocalClient(authority)
-        info = DatasetInfo("set", SHAPE, 10, Encoding(1 / 255, 0.0, 9), 0, BUDGET)
-        enrolment = enrol(local, Agreement(info, Terms()), rng=SystemRandom())
-        part, digest = secrets.token_hex(16), secrets.token_hex(32)
-        enrolment.register(part, SAMPLES, digest, secrets.token_bytes(32))
-    token = tokens.issue(folder / FILE, "server", name="load", rng=SystemRandom())
-    spawn = multiprocessing.get_context("spawn")
-    (ours, theirs), stop = spawn.Pipe(), spawn.Event()
-    process = spawn.Process(target=serve, args=(folder, theirs, stop), daemon=True)
-    process.start()
-    if not ours.poll(60):
-        raise SystemExit("the authority did not start")
-    url = ours.recv()
+    info = DatasetInfo("set", SHAPE, 10, Encoding(1 / 255, 0.0, 9), 0, BUDGET)
+    token = create(folder, info, Terms(), samples=SAMPLES)
+    process = AuthorityProcess(folder)
     shares = np.array_split(np.arange(SAMPLES, dtype=np.int64), clients)
-    loads = [Client(share, url, folder, token) for share in shares]
+    loads = [Client(share, process.url, folder, token) for share in shares]
     began, cpu = time.perf_counter(), time.process_time()
     for load in loads:
         load.start()
@@ -135,9 +111,7 @@ def measure(seconds: float, clients: int, place: Path) -> dict[str, object]:
     for load in loads:
         load.join(30)
     elapsed, cpu = time.perf_counter() - began, time.process_time() - cpu
-    stop.set()
-    authority_cpu = ours.recv()
-    process.join(30)
+    authority_cpu = process.stop()
     latencies = 1e3 * np.concatenate([load.latencies for load in loads])
     with Authority(folder) as authority:
         charged = int((authority.spent("set").rank == ROWS).sum())
@@ -153,23 +127,3 @@ def measure(seconds: float, clients: int, place: Path) -> dict[str, object]:
         "authority_cpu_ms": 1e3 * authority_cpu / len(latencies),
         "clients_cpu_ms": 1e3 * cpu / len(latencies),
     }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        found = measure(options.seconds, options.clients, Path(place))
-    if options.json:
-        print(json.dumps({**found, "environment": environment()}, indent=2))
-    else:
-        for name, value in found.items():
-            print(f"{name.replace('_', ' '):20} {value:.6g}")
-    sys.exit(0)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-// What one core of this machine can do at best: the numbers benchmarks/floor.py divides by.
+// What one core of this machine can do at best: the numbers `python -m benchmarks floor` divides by.
 //
 //     g++ -O3 -std=c++20 -march=native benchmarks/ceilings.cpp -o ceilings && ./ceilings
 //

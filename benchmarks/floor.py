@@ -2,7 +2,7 @@
 
     g++ -O3 -std=c++20 -march=native benchmarks/ceilings.cpp -o ceilings
     ./ceilings > ceilings.json
-    python benchmarks/floor.py --ceilings ceilings.json [--model vgg16]... [--json]
+    python -m benchmarks floor --ceilings ceilings.json [--model vgg16]... [--json]
 
 Every pass of a plan is counted, for one input and one core:
 
@@ -17,16 +17,16 @@ larger of the two. Loads, stores, addresses, the sums at the end of pixels and r
 while one tile waits for another, and the exchanges with the worker come on top.
 """
 
-import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from cloister.cli.bench.inference import open_model, random_input
-from cloister.graph.onnx.read import from_model
-from cloister.graph.passes.normalise import prepare
-from cloister.plan import policies
-from cloister.trusted.program.compile import Fuse, compile_plan
+import typer
+
+from benchmarks import networks, options
+from cloister.trusted.program.compile import compile_plan
+from cloister.trusted.program.steps import Fused
 
 LANES = 16
 REPLY = {"multipliers": 1, "all": 5}  # scale; convert, scale, bias, two clamps
@@ -63,7 +63,7 @@ def count(plan):
     """Bytes and instructions of all passes of a plan."""
     found = Count()
     for step in compile_plan(plan).steps:
-        if not isinstance(step, Fuse):
+        if not isinstance(step, Fused):
             continue
         before, after = elements(step.size), elements(step.out_size)
         if step.node is not None:
@@ -110,37 +110,21 @@ def floor(counted, ceilings):
     return 1e-6 * moved, 1e-6 * cycles / ceilings["ghz"]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--ceilings", type=Path, required=True)
-    parser.add_argument("--model", action="append")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    ceilings = json.loads(options.ceilings.read_text())
+def measure(
+    ceilings: Annotated[Path, typer.Option("--ceilings", metavar="FILE.json")],
+    model: options.Models = ["vgg16", "mobilenet_v1", "resnet50", "resnet152"],  # noqa: B006
+) -> dict[str, object]:
+    """The floor of each model under each policy that outsources layers with protection."""
+    rates = json.loads(ceilings.read_text())
     rows = []
-    for model in options.model or ["vgg16", "mobilenet_v1", "resnet50", "resnet152"]:
-        graph = prepare(from_model(open_model(model), name=model))
-        samples = random_input(graph, 1)
+    for name in model:
         for policy in ("verified", "blinded", "slalom"):
-            counted = count(policies.make(policy, graph, calibration=samples))
-            moved_ms, computed_ms = floor(counted, ceilings)
+            counted = count(networks.planned(name, policy)[0])
+            moved = counted.replies + counted.unblinding + counted.requests + counted.kept
+            moved_ms, computed_ms = floor(counted, rates)
             rows.append({
-                "model": model, "policy": policy, "mb": 1e-6 * (
-                    counted.replies + counted.unblinding + counted.requests + counted.kept
-                ),
+                "model": name, "policy": policy, "mb": 1e-6 * moved,
                 "million_instructions": 1e-6 * counted.all, "bytes_ms": moved_ms,
                 "instructions_ms": computed_ms, "floor_ms": max(moved_ms, computed_ms),
             })  # fmt: skip
-    if options.json:
-        print(json.dumps({"ceilings": ceilings, "floors": rows}, indent=2))
-        return
-    for row in rows:
-        print(
-            f"{row['model']:14} {row['policy']:9} {row['mb']:6.1f} MB {row['bytes_ms']:6.2f} ms   "
-            f"{row['million_instructions']:5.2f} M instructions {row['instructions_ms']:5.2f} ms   "
-            f"floor {row['floor_ms']:5.2f} ms"
-        )
-
-
-if __name__ == "__main__":
-    main()
+    return {"ceilings": rates, "floors": rows}

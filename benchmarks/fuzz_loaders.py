@@ -1,9 +1,5 @@
-"""Damaged files for minutes: what raises anything but the library's own errors is kept and named.
+"""Damaged files for minutes: those that raise anything but the library's own errors are kept."""
 
-python benchmarks/fuzz_loaders.py --minutes 10 [--only NAME] [--seed 5] [--keep FOLDER]
-"""
-
-import argparse
 import itertools
 import sys
 import tempfile
@@ -11,8 +7,14 @@ import time
 import traceback
 import warnings
 from pathlib import Path
+from typing import Annotated
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import typer
+
+from benchmarks import ROOT
+from cloister.cli.console import err
+
+sys.path.append(str(ROOT / "tests"))
 
 from fuzz.loaders import LOADERS
 from fuzz.run import ForeignError, attack
@@ -20,39 +22,37 @@ from fuzz.run import ForeignError, attack
 ROUNDS = 200
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--only", action="append", choices=list(LOADERS), default=[])
-    parser.add_argument("--seed", type=int, default=2)
-    parser.add_argument("--keep", type=Path, default=Path("build/fuzz"))
-    options = parser.parse_args()
+def measure(
+    minutes: Annotated[float, typer.Option("--minutes")] = 10.0,
+    only: Annotated[list[str] | None, typer.Option("--only", metavar="LOADER")] = None,
+    seed: Annotated[int, typer.Option("--seed")] = 2,
+    keep: Annotated[Path, typer.Option("--keep", metavar="FOLDER")] = Path("build/fuzz"),
+) -> dict[str, object]:
+    """Numbers of files and of foreign errors, and one line on each kind."""
     warnings.simplefilter("ignore")
-    ends = time.monotonic() + 60 * options.minutes
+    ends = time.monotonic() + 60 * minutes
     files = found = 0
-    told: set[str] = set()
-    rounds = (
-        (seed, name) for seed in itertools.count(options.seed) for name in options.only or LOADERS
-    )
-    for seed, name in itertools.takewhile(lambda _: time.monotonic() < ends, rounds):
+    kinds: dict[str, str] = {}
+    rounds = ((number, name) for number in itertools.count(seed) for name in only or LOADERS)
+    for number, name in itertools.takewhile(lambda _: time.monotonic() < ends, rounds):
         try:
             with tempfile.TemporaryDirectory() as folder:
-                attack(LOADERS[name], Path(folder), seed=seed, rounds=ROUNDS)
+                attack(LOADERS[name], Path(folder), seed=number, rounds=ROUNDS)
         except ForeignError as error:
             found += 1
             cause = error.__cause__
             frame = traceback.extract_tb(cause.__traceback__)[-1]
             kind = f"{name.split()[0]} {type(cause).__name__} {frame.filename}:{frame.name}"
-            if kind not in told:
-                told.add(kind)
-                options.keep.mkdir(parents=True, exist_ok=True)
-                kept = options.keep / f"{len(told)}.bin"
+            if kind not in kinds:
+                keep.mkdir(parents=True, exist_ok=True)
+                kept = keep / f"{len(kinds) + 1}.bin"
                 kept.write_bytes(error.data)
-                print(f"{name}: {error}; {frame.filename}:{frame.lineno}; {kept}", flush=True)
+                kinds[kind] = f"{name}: {error}; {frame.filename}:{frame.lineno}; {kept}"
+                err().print(kinds[kind])
         files += ROUNDS
-    print(f"{files:,} files, {found} foreign errors of {len(told)} kinds")
-    return 1 if found else 0
+    return {"files": files, "foreign_errors": found, "kinds": list(kinds.values())}
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def faults(found: dict[str, object]) -> int:
+    """Errors that are not the library's."""
+    return found["foreign_errors"]

@@ -1,22 +1,21 @@
 """Random single-element lies about real layers: how many pass the check?
 
-    python benchmarks/lies.py MODEL.onnx... [--lies 10000] [--policy slalom] [--json]
-
 Every lie adds a random non-zero number to one random element of one random layer's answer, inside a
 complete run of the runtime; the check coefficients stay the same throughout, in the liar's favour.
 """
 
-import argparse
-import json
 import secrets
-import sys
 import time
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 
 import cloister as cl
+from benchmarks import options
 from cloister.base.rng import SystemRandom
+from cloister.cli.console import progress
 from cloister.errors import VerificationError
 from cloister.plan import policies
 from cloister.ring.ring_map import RingMap
@@ -57,7 +56,16 @@ class LyingLink(WorkerLink):
         pass
 
 
-def measure(path: Path, lies: int, policy: str) -> dict[str, object]:
+def measure(
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL.onnx...")],
+    lies: Annotated[int, typer.Option("--lies", min=1, help="In all.")] = 10_000,
+    policy: options.Policy = "slalom",
+) -> list[dict[str, object]]:
+    """Lies told and accepted, by model."""
+    return [_measure(path, -(-lies // len(models)), policy) for path in models]
+
+
+def _measure(path: Path, lies: int, policy: str) -> dict[str, object]:
     graph = cl.load(path)
     shape = (1, *graph.types[graph.inputs[0]].shape[1:])
     image = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
@@ -75,16 +83,16 @@ def measure(path: Path, lies: int, policy: str) -> dict[str, object]:
     run()  # the honest answer passes
     accepted = told = 0
     started = time.perf_counter()
-    for i in range(lies):
-        link.victim, link.told = secrets.randbelow(len(plan.linear_nodes)), False
-        try:
-            run()
-            accepted += link.told
-        except VerificationError:
-            pass
-        told += link.told
-        if i % 50 == 0:
-            print(f"\r{path.stem} {i}/{lies} ", end="", file=sys.stderr, flush=True)
+    with progress(path.stem) as update:
+        for i in range(lies):
+            link.victim, link.told = secrets.randbelow(len(plan.linear_nodes)), False
+            try:
+                run()
+                accepted += link.told
+            except VerificationError:
+                pass
+            told += link.told
+            update(i + 1, lies)
     link.victim = -1
     run()  # and still does
     return {
@@ -98,23 +106,6 @@ def measure(path: Path, lies: int, policy: str) -> dict[str, object]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="+", type=Path)
-    parser.add_argument("--lies", type=int, default=10_000, help="in all, shared by the models")
-    parser.add_argument("--policy", default="slalom", choices=["slalom", "verified"])
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    each = -(-options.lies // len(options.models))
-    rows = [measure(path, each, options.policy) for path in options.models]
-    print(file=sys.stderr)
-    if options.json:
-        print(json.dumps(rows, indent=2))
-    else:
-        for row in rows:
-            print(f"{row['model']:24} {row['lies']} lies, {row['accepted']} accepted")
-    sys.exit(any(row["accepted"] for row in rows))
-
-
-if __name__ == "__main__":
-    main()
+def faults(found: list[dict[str, object]]) -> int:
+    """Lies that were believed."""
+    return sum(row["accepted"] for row in found)

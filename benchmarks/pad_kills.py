@@ -1,25 +1,23 @@
 """kill -9 at random moments of making and using pads: is any pad used twice, does the store open?
 
-    python benchmarks/pad_kills.py [--kills 200] [--json]
-
 A child makes and uses pads without end and notes every id it was given before it uses it; it is
 killed after a random time and started anew on the same store.
 """
 
-import argparse
-import json
 import os
 import secrets
 import signal
-import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 
 from cloister.base.rng import SystemRandom
+from cloister.cli.console import progress
 from cloister.errors import CloisterError
 from cloister.trusted.pads.store import PadStore
 
@@ -49,19 +47,25 @@ def killed_after(delay_s: float, folder: Path, key: Path, log: int) -> None:
     os.waitpid(child, 0)
 
 
-def measure(kills: int, place: Path) -> dict[str, object]:
+def measure(kills: Annotated[int, typer.Option("--kills", min=1)] = 200) -> dict[str, object]:
+    """Pads used, and how often anything went wrong."""
+    with tempfile.TemporaryDirectory() as place:
+        return _measure(kills, Path(place))
+
+
+def _measure(kills: int, place: Path) -> dict[str, object]:
     folder, key = place / "pads", place / "key"
     PadStore.create(folder, plan_digest=DIGEST, key_file=key, rng=SystemRandom())
     log = os.open(place / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     refused = 0
-    for i in range(kills):
-        killed_after(secrets.randbelow(40) / 1000, folder, key, log)
-        try:
-            status = PadStore.open(folder, plan_digest=DIGEST, key_file=key).status()
-        except CloisterError:
-            refused += 1
-        print(f"\r{i + 1}/{kills} ", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+    with progress("kills") as update:
+        for i in range(kills):
+            killed_after(secrets.randbelow(40) / 1000, folder, key, log)
+            try:
+                status = PadStore.open(folder, plan_digest=DIGEST, key_file=key).status()
+            except CloisterError:
+                refused += 1
+            update(i + 1, kills)
     used = Counter((place / "log").read_text().split())
     return {
         "kills": kills,
@@ -73,20 +77,6 @@ def measure(kills: int, place: Path) -> dict[str, object]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        found = measure(options.kills, Path(place))
-    if options.json:
-        print(json.dumps(found, indent=2))
-    else:
-        for name, value in found.items():
-            print(f"{name.replace('_', ' '):30} {value}")
-    sys.exit(bool(found["pads_used_twice"] or found["times_the_store_did_not_open"]))
-
-
-if __name__ == "__main__":
-    main()
+def faults(found: dict[str, object]) -> int:
+    """Pads used twice, and stores that did not open."""
+    return found["pads_used_twice"] + found["times_the_store_did_not_open"]

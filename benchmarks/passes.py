@@ -1,7 +1,5 @@
 """The trusted side's fused steps in a session's rhythm: threads and instruction sets compared.
 
-    python benchmarks/passes.py --model vgg16 --policy slalom [--batch 1] [--repeats 12] [--json]
-
 The native executor runs all fused steps of one plan in order: milliseconds of wall time per image
 for one and for two threads, and for AVX2 beside AVX-512. As in a session, it sleeps in recv() while
 a worker computes; the worker's stand-in keeps a core busy for 5 ms, writes the reply, so that the
@@ -10,8 +8,6 @@ counts from there, when recv() has returned, to the end of the pass, so threads 
 count in full. The variants take turns, so that a disturbance meets all of them.
 """
 
-import argparse
-import json
 import mmap
 import socket
 import statistics
@@ -22,14 +18,12 @@ import time
 import numpy as np
 
 import cloister._native as native
+from benchmarks import networks, options
+from benchmarks.environment import environment
 from cloister.base.rng import SystemRandom
-from cloister.cli.bench.environment import environment
-from cloister.cli.bench.inference import open_model, random_input
-from cloister.graph.onnx.read import from_model
-from cloister.graph.passes.normalise import prepare
-from cloister.plan import policies
+from cloister.errors import InputError
 from cloister.trusted.executor import Executor
-from cloister.trusted.program.compile import Fuse, Remote
+from cloister.trusted.program.steps import Exchange, Fused
 
 HUGE = 2 << 20
 COMPUTE_S = 5e-3
@@ -56,7 +50,7 @@ class Memory:
         self.replies, self.messages, self.unblinding = {}, {}, {}
         self.stored, self.inputs = {}, {}
         for i, step in enumerate(steps):
-            if not isinstance(step, Fuse):
+            if not isinstance(step, Fused):
                 continue
             before, after = (batch, *step.size), (batch, *step.out_size)
             if step.node is not None:
@@ -86,13 +80,13 @@ class Steps:
         for i, (step, stage) in enumerate(
             zip(executor.program.steps, executor._make_stages(executor.checks), strict=True)
         ):
-            if isinstance(step, Remote):
+            if isinstance(step, Exchange):
                 packet = struct.pack("<i12x", step.node)
                 self._native.add_exchange(
                     node=step.node, packet=packet, answer=packet, id_offset=ID_OFFSET,
                     staged=None, place=None,
                 )  # fmt: skip
-            elif isinstance(step, Fuse):
+            elif isinstance(step, Fused):
                 windowed = step.epilogue.window is not None
                 self._native.add_fused(
                     stage.fused_step,
@@ -151,48 +145,44 @@ def answer(channel, replies):
         channel.send(packet)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="vgg16")
-    parser.add_argument("--policy", default="slalom", choices=tuple(policies.OUTSOURCED))
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=12)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    graph = prepare(from_model(open_model(options.model), name=options.model))
-    plan = policies.make(options.policy, graph, calibration=random_input(graph, 1))
+def measure(
+    model: options.Model = "vgg16",
+    policy: options.Policy = "slalom",
+    batch: options.Batch = 1,
+    repeats: options.Repeats = 12,
+) -> dict[str, object]:
+    """Milliseconds per image of one and two threads, and of AVX2 beside AVX-512."""
+    plan, _ = networks.planned(model, policy)
     sets = [name for name in ("avx512", "avx2") if name in native.available_isas()]
+    if not sets:
+        raise InputError("passes: measured on processors with AVX2 only")
     variants = [(name, 1) for name in sets] + [(sets[0], 2)]
     timed, held = {}, None
     for name, threads in variants:
         # Check coefficients have the form that suits the instruction set.
         native.force_isa(name)
         executor = Executor(plan, rng=SystemRandom())
-        held = held or Memory(plan, executor.program.steps, options.batch)
-        timed[name, threads] = Steps(executor, held, options.batch, threads)
+        held = held or Memory(plan, executor.program.steps, batch)
+        timed[name, threads] = Steps(executor, held, batch, threads)
     found = {variant: [] for variant in variants}
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         worker = threading.Thread(target=answer, args=(theirs, held.replies))
         worker.start()
-        for _ in range(options.repeats):
+        for _ in range(repeats):
             for variant in variants:
                 native.force_isa(variant[0])
-                spent = timed[variant].timed_s(ours)
-                found[variant].append(1e3 * spent / options.batch)
+                found[variant].append(1e3 * timed[variant].timed_s(ours) / batch)
         ours.shutdown(socket.SHUT_RDWR)
         worker.join()
     median = {variant: statistics.median(times) for variant, times in found.items()}
-    result = {
-        "model": options.model, "policy": options.policy, "batch": options.batch,
+    return {
+        "model": model,
+        "policy": policy,
+        "batch": batch,
         "ms": {f"{name} x{threads}": ms for (name, threads), ms in median.items()},
         "fastest_ms": {f"{name} x{threads}": min(ms) for (name, threads), ms in found.items()},
         "two_threads_ratio": median[sets[0], 1] / median[sets[0], 2],
         "avx2_to_avx512": median["avx2", 1] / median["avx512", 1] if len(sets) == 2 else None,
         **environment(),
-    }  # fmt: skip
-    print(json.dumps(result, indent=2) if options.json else result)
-
-
-if __name__ == "__main__":
-    main()
+    }

@@ -11,11 +11,12 @@ import nets
 from cloister.authority import records
 from cloister.base import identity, sqlite
 from cloister.base.rng import InsecureSeededRandom, SystemRandom
-from cloister.cli.bench.figure import write_figure
 from cloister.cli.main import main
-from cloister.cli.owner import Order
+from cloister.data.owner import OrderFile
 from cloister.errors import CloisterError, InputError
-from cloister.plan.recipe import Recipe
+from cloister.graph.onnx.read import from_model
+from cloister.graph.passes.normalise import prepare
+from cloister.plan import policies
 from cloister.published.keyfile import KeyFile
 from cloister.trusted.pads.pad_ledger import Ledger
 from cloister.trusted.pads.store import PadStore
@@ -24,6 +25,7 @@ from cloister.wire.transcript import Transcript
 
 RNG = InsecureSeededRandom(1)
 DIGEST = bytes(32)
+PLAN = policies.enclave(prepare(from_model(nets.chain(), name="net")))
 
 
 @pytest.fixture(params=[0o000, 0o022])
@@ -40,7 +42,7 @@ def mode(path):
 
 def order(path):
     part = SimpleNamespace(first=0, last=1)
-    made = Order(path.with_suffix(".npz"), np.zeros(1, np.int64))
+    made = OrderFile(path.with_suffix(".npz"), np.zeros(1, np.int64))
     chunk = SimpleNamespace(x=np.zeros((1, 2), np.int16), labels=np.zeros(1, np.int64))
     list(made.watch(iter([chunk])))
     made.write(part)
@@ -100,12 +102,6 @@ def audit_page(path):
     assert main(list(map(str, command))) == 0
 
 
-def figure(path):
-    row = {"model": "vgg16", "policy": "slalom", "ratio": 2.0, "cpu": "a CPU", "isa": "avx2",
-           "threads": 1, "batch": 1, "weights": "random"}  # fmt: skip
-    write_figure([row], path)
-
-
 def ledger(path):
     Ledger.create(path, plan_digest=DIGEST, rng=RNG)
 
@@ -117,10 +113,9 @@ REPLACE_PRIVATE = {
     "page.html": audit_page,
 }
 REPLACE_PUBLIC = {
-    "calibration.json": lambda path: Recipe("open").save(path),
+    "model.plan": lambda path: PLAN.save(path),
     "curve.svg": curve,
     "curve.png": curve,
-    "ratios.svg": figure,
 }
 REFUSE_PRIVATE = {
     "order.npz": order,

@@ -115,6 +115,10 @@ class EncryptionError(CloisterError):
     """A ciphertext, key or encrypted data set cannot be used."""
 
 
+class UnknownDatasetError(EncryptionError):
+    """The authority has no data set of this name."""
+
+
 class BudgetError(CloisterError):
     """Issuing a function key would exceed a sample's leakage budget."""
 

@@ -30,7 +30,7 @@ class Rogue:
             name=NAME, shape=self.shape, classes=2, encoding=Encoding(1.0, 0.0, bits), samples=0,
             budget_rank=dim // 4 if budget is None else budget, mode=mode,
         )  # fmt: skip
-        terms = terms or Terms(allow_unbounded_leakage=mode == "paper", **ANY)
+        terms = terms or Terms(**ANY)
         self.agreed = Agreement(self.info, terms)
         self.p = np.empty(x.shape, np.uint32)
         for part, ids in enumerate(np.array_split(np.arange(len(x)), parts)):

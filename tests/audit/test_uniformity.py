@@ -8,6 +8,7 @@ import pytest
 from cloister.audit.input.exposure import exposure
 from cloister.graph.onnx.load import load
 from cloister.plan import policies
+from cloister.plan.claims import USE, Extent, Role, Verb
 from cloister.plan.protection import BLINDED
 from cloister.trusted.session import Session
 
@@ -35,9 +36,12 @@ def transcript_of(plan, images):
 
 
 @pytest.mark.parametrize("policy", ["slalom", "blinded"])
-def test_blinded_requests_are_uniform_node_by_node(graph, images, policy):
+def test_requests_are_uniform_where_the_worker_is_said_to_learn_nothing(graph, images, policy):
     plan = policies.make(policy, graph, calibration=images)
     transcript = transcript_of(plan, images)
+    learns = plan.claims().of(Role.WORKER, Verb.LEARNS)
+    assert {one.extent for one in learns if one.about != USE} == {Extent.NOTHING}
+    assert plan.hidden_nodes == tuple(range(len(plan.linear_nodes)))
     for target in plan.hidden_nodes:
         seen = exposure(transcript, target)
         assert seen.hidden
@@ -58,8 +62,9 @@ def test_equal_inputs_have_different_requests(graph, images):
 
 
 def test_verified_requests_show_the_input(graph, images):
-    transcript = transcript_of(policies.make("verified", graph, calibration=images), images)
-    seen = exposure(transcript, 0)
+    plan = policies.make("verified", graph, calibration=images)
+    assert plan.claims().worst(Role.WORKER) is Extent.EVERYTHING
+    seen = exposure(transcript_of(plan, images), 0)
     assert not seen.hidden
     assert seen.uniformity.p < ALARM
     expected = (images[:, 0] == 1.0) * 255

@@ -69,7 +69,7 @@ def make_kit(
     authority = Authority.create(folder, rng=SystemRandom())
     budget = dim // 4 if budget is None else budget
     info = DatasetInfo(name, shape, 3, Encoding(1.0, 0.0, bits), 0, budget, mode)
-    terms = terms or Terms(allow_unbounded_leakage=mode == "paper", **ANY)
+    terms = terms or Terms(**ANY)
     p, y, _ = add_part(authority, name, x, labels, enrolment=start(authority, info, terms))
     return Kit(authority, x, labels, p, y, folder)
 

@@ -29,12 +29,10 @@ def other(**changes):
     return Agreement(replace(INFO, **changes), terms)
 
 
-PAPER = {"mode": "paper", "allow_unbounded_leakage": True}
 WEAKER = {
     "encoding": {"encoding": Encoding(1.0, 0.0, 9)},
     "budget_rank": {"budget_rank": 9, "max_bits": 64},
-    "mode": PAPER,
-    "allow_unbounded_leakage": PAPER,
+    "mode": {"mode": "paper"},
     "labels_to_server": {"labels_to_server": True},
     "max_bits": {"max_bits": 65},
     "value_bits": {"value_bits": 9},
@@ -44,7 +42,6 @@ STRICTER = {
     "encoding": {"encoding": Encoding(3.0, 1.0, 7)},
     "budget_rank": {"budget_rank": 0},
     "mode": {},
-    "allow_unbounded_leakage": {"allow_unbounded_leakage": True},
     "labels_to_server": {},
     "max_bits": {"max_bits": 0},
     "value_bits": {"value_bits": 1},
@@ -65,18 +62,16 @@ def test_every_field_is_compared():
 @pytest.mark.parametrize("field", EXPOSURE)
 def test_what_gives_away_more_is_found_and_what_gives_away_less_is_not(field):
     found = excesses(other(**WEAKER[field]), OURS)
-    expected = {"mode", "allow_unbounded_leakage"} if WEAKER[field] is PAPER else {field}
-    assert {excess.field for excess in found} == expected
+    assert [excess.field for excess in found] == [field]
     assert all(excess.found > excess.accepted for excess in found)
     assert excesses(other(**STRICTER[field]), OURS) == ()
     assert excesses(OURS, other(**WEAKER[field])) == ()
 
 
-def test_an_acknowledgement_is_no_mode_and_no_limit_is_the_largest():
-    acknowledged = other(allow_unbounded_leakage=True)
-    paper = other(**PAPER, labels_to_server=False)
-    assert [excess.field for excess in excesses(paper, acknowledged)] == ["mode"]
-    assert excesses(paper, paper) == excesses(acknowledged, paper) == ()
+def test_mode_paper_has_no_limits_to_compare():
+    paper = other(mode="paper", max_bits=10**6)
+    assert [excess.field for excess in excesses(paper, OURS)] == ["mode"]
+    assert excesses(paper, other(mode="paper")) == excesses(OURS, paper) == ()
 
 
 @pytest.mark.parametrize("field", IDENTITY)
@@ -141,8 +136,8 @@ def test_a_data_set_that_is_gone_is_not_made_again_by_those_who_joined_it(kit):
 
 
 @pytest.mark.parametrize("change", [
-    {"allow_unbounded_leakage": 1}, {"labels_to_server": "no"}, {"one_function": None},
-    {"max_bits": 1.5}, {"value_bits": 0}, {"notes": 3}, {"mode": "paper"},
+    {"labels_to_server": "no"}, {"one_function": None},
+    {"max_bits": 1.5}, {"value_bits": 0}, {"notes": 3},
 ])  # fmt: skip
 def test_nothing_is_made_of_terms_that_mean_nothing(kit, change):
     with pytest.raises(InputError):

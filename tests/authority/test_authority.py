@@ -5,10 +5,7 @@ import numpy as np
 import pytest
 
 from authority.conftest import ANY, add_part, join, start
-from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
-from cloister.authority.enrolment import NewPart
-from cloister.authority.local import LocalClient
 from cloister.authority.records import Terms, part_info
 from cloister.base.rng import SystemRandom
 from cloister.data.encoding import Encoding
@@ -305,16 +302,13 @@ def test_paper_mode_counts_and_never_refuses(kits):
     assert summary.counts["forward"] == 8
 
 
-def test_paper_mode_needs_its_acknowledgement(kit):
+def test_paper_mode_needs_the_word_of_every_client(kit):
+    """The mode of a data set is one value: whoever does not name `paper` gets none of it."""
     info = DatasetInfo("paper", (2, 2, 1), 3, Encoding(1.0, 0.0, 8), 0, 1, "paper")
-    with pytest.raises(InputError, match="allow_unbounded_leakage"):
-        start(kit.authority, info)
-    made = Agreement(info, Terms())
-    with pytest.raises(InputError, match="allow_unbounded_leakage"):
-        LocalClient(kit.authority).register(
-            made, NewPart("a" * 32, 1, "b" * 64, bytes(32), bytes(32), is_first=True)
-        )
-    assert kit.authority.datasets() == ("set",)
+    start(kit.authority, info).register("a" * 32, 1, "b" * 64, bytes(32))
+    with pytest.raises(InputError, match=r"gives away more than was accepted: mode \(1 instead of"):
+        start(kit.authority, replace(info, mode="guarded"))
+    assert kit.authority.describe("paper").samples == 1
 
 
 def test_bits_can_be_limited_and_labels_withheld(kits):

@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import cloister
 from authority.test_authority import mixed
 from cloister.authority import service, tokens
 from cloister.authority.agreement import Agreement
@@ -115,6 +116,22 @@ def test_the_token_decides_who_receives(kit, served):
 def test_unknown_tokens(served, token):
     with pytest.raises(InputError, match="token"):
         served("server", token=token).describe("set")
+
+
+def test_a_connection_takes_its_token_from_a_file(kit, served, tmp_path):
+    url, pin = served("client")._https._url, kit.folder / "authority.pub"
+    token = tokens.issue(kit.folder / FILE, "client", name="", rng=RNG)
+    file = tmp_path / "client.token"
+    file.touch(0o600)
+    file.write_text(f"{token}\n")
+    for given in (token, file):
+        with cloister.authority.connect(url, pin=pin, token=given) as client:
+            assert client.find("set").label_key == kit.authority.find("set").label_key
+    file.chmod(0o644)
+    with pytest.raises(InputError, match="others can read it"):
+        cloister.authority.connect(url, pin=pin, token=file)
+    with pytest.raises(InputError, match="can be read"):
+        cloister.authority.connect(url, pin=pin, token=tmp_path / "none")
 
 
 def test_a_token_cannot_be_given_another_role_or_secret(kit, served):

@@ -16,7 +16,7 @@ DIGITS = Path(examples.__file__).with_name("digits.onnx")
 
 HOSTILE = {
     "escape": "conv\x1b]0;OWNED\x07\x1b[2J\x1b[1;1Hclaims: everything is checked",
-    "line": "a\n  the worker learns   nothing\nb",
+    "line": "a\n    learns  open (1 node)  nothing\nb",
     "return": "harmless\rpolicy slalom",
     "direction": "abc\u202edesrever",
     "c1": "a\x9b2Jb",
@@ -31,7 +31,7 @@ def hostile(request):
 def shown(ran):
     for text in (ran.out, ran.err):
         assert all(c.isprintable() or c == "\n" for c in text), repr(text)
-        assert "  the worker learns   nothing" not in text.splitlines()
+        assert "    learns  open (1 node)  nothing" not in text.splitlines()
     return ran.out + ran.err
 
 

@@ -47,7 +47,7 @@ class Place:
     def reach(self, role):
         public = self.folder / "authority" / "authority.pub"
         return (
-            "--authority", self.service.url, "--authority-key", public,
+            "--authority", self.service.url, "--pin", public,
             "--token", self.tokens[role],
         )  # fmt: skip
 
@@ -56,7 +56,7 @@ class Place:
         np.savez(self.folder / f"{name}.npz", x=x, y=y)
         path = self.folder / f"{name}.cloister"
         done = self.cloister(
-            "encrypt", self.folder / f"{name}.npz", *self.reach("client"), "--out", path,
+            "data", "encrypt", self.folder / f"{name}.npz", *self.reach("client"), "--out", path,
             "--range=-1,1", "--test-fraction", 0.25, *more,
         )  # fmt: skip
         assert done.code == 0, done
@@ -97,9 +97,9 @@ def test_a_frozen_run_and_its_claims(place, cloister, tmp_path):
     assert len(found["epochs"]) == 15
     assert found["test_accuracy"] > 0.8
     told = said(found)
-    assert told["training server", "a sample's values"]["severity"] == "bounded"
-    assert told["training server", "labels"]["severity"] == "everything"
-    assert told["authority", "a sample's values"]["severity"] == "nothing"
+    assert told["training server", "a sample's values"]["extent"] == "bounded"
+    assert told["training server", "labels"]["extent"] == "everything"
+    assert told["authority", "a sample's values"]["extent"] == "nothing"
     assert curve.read_text().count("<circle") == 30
     kinds = [release.kind for release in read_releases(log)]
     assert kinds.count("forward") == 1
@@ -111,21 +111,24 @@ def test_a_frozen_run_and_its_claims(place, cloister, tmp_path):
     )  # fmt: skip
     assert more.code == 0, more
     assert "7 fixed linear functions of 30 values" in more.out
-    assert re.search(r"^  training server\n    a sample's values +bounded +7 fixed", more.out, re.M)
+    shown = r"^  training server\n    learns  a sample's values +bounded +7 fixed"
+    assert re.search(shown, more.out, re.MULTILINE)
     assert "(assuming: it never holds the data set file" in more.out
     assert "rank 7 at most, of 7 allowed and 30 in all" in more.out
 
 
 def said(found):
-    """A run's claims by party and thing."""
-    return {(claim["party"], claim["about"]): claim for claim in found["claims"]}
+    """What is learned of a run, by role and thing."""
+    statements = found["claims"]["statements"]
+    return {(one["role"], one["about"]): one for one in statements if one["verb"] == "learns"}
 
 
 @pytest.mark.parametrize(("mode", "values"), [("paper", "recovered"), ("guarded", "not recovered")])
 def test_the_release_log_feeds_the_audit(place, cloister, tmp_path, mode, values):
     """In the paper's mode the attacks succeed; a guarded run gives away labels, as it says."""
-    consent = ("--mode", mode, *["--allow-unbounded-leakage"][: mode == "paper"])
-    data, log = place.dataset("attacked", *consent), tmp_path / "log"
+    consent = ["--allow-unbounded-leakage"][: mode == "paper"]
+    privacy = ("--privacy", "paper" if mode == "paper" else "strict")
+    data, log = place.dataset("attacked", *privacy, *consent), tmp_path / "log"
     ran = cloister(
         "train", data, *place.reach("server"), *consent, "--epochs", 2, "--batch", 8,
         "--release-log", log,
@@ -148,13 +151,13 @@ def test_beyond_the_budget_is_refused(place, refused):
 
 def test_the_papers_mode_needs_to_be_asked_for_everywhere(place, cloister, refused):
     guarded = place.dataset("guarded")
-    data = place.dataset("open", "--mode", "paper", "--allow-unbounded-leakage")
+    data = place.dataset("open", "--privacy", "paper", "--allow-unbounded-leakage")
     reach = place.reach("server")
-    message = refused("train", data, *reach, "--mode", "paper")
-    assert "allow_unbounded_leakage" in message
-    asked = ("--mode", "paper", "--allow-unbounded-leakage", "--epochs", 2, "--batch", 16)
+    asked = ("--allow-unbounded-leakage", "--epochs", 2, "--batch", 16)
     assert "registered in mode 'guarded'" in refused("train", guarded, *reach, *asked)
-    assert "registered in mode 'paper'" in refused("train", data, *reach)
+    message = refused("train", data, *reach)
+    assert "registered in mode 'paper'" in message
+    assert "--allow-unbounded-leakage" in message
     ran = cloister("train", data, *reach, *asked, "--optimizer", "sgd")
     assert ran.code == 0, ran
     assert "every value: no budget" in ran.out
@@ -167,7 +170,7 @@ def test_a_trusted_runtime_and_a_remote_server(place, cloister, refused, tmp_pat
     held = LocalCiphertextServer(EncryptedDataset.open(data))
     server = ciphertext_service.serve(held, folder=tmp_path / "host", listen="127.0.0.1:0")
     try:
-        there = ("--unmask-to", "trusted", "--server", server.url, "--server-key", public)
+        there = ("--unmask-to", "trusted", "--server", server.url, "--access", public)
         results = []
         for where in (there, there[:2], (*there, "--offload-gradients")):
             ran = cloister(
@@ -181,9 +184,9 @@ def test_a_trusted_runtime_and_a_remote_server(place, cloister, refused, tmp_pat
         assert results[0]["spent"]["rank_max"] == 0, "nothing was given to a server"
         told = [said(result) for result in results]
         host = "ciphertext host"
-        assert told[0][host, "a sample's values"]["severity"] == "everything"
+        assert told[0][host, "a sample's values"]["extent"] == "everything"
         assert (host, "a sample's values") not in told[1]
-        assert told[2][host, "labels"]["severity"] == "everything"
+        assert told[2][host, "labels"]["extent"] == "everything"
         message = refused("train", data, *place.reach("server"), *there)
         assert "trusted" in message
         wrong = json.loads(public.read_text()) | {"token": "0" * 64}
@@ -201,9 +204,9 @@ def test_what_host_and_authority_are_asked_feeds_the_audit(
 ):
     """Trained on, the first layer's weights give samples away; a frozen one never changes."""
     data, host, asked = place.dataset("guarded"), tmp_path / "host.log", tmp_path / "asked.log"
-    assert cloister("ciphertexts", "init", tmp_path / "host").code == 0
-    with ciphertexts(data, "--dir", tmp_path / "host", "--log", host) as server:
-        there = ("--unmask-to", "trusted", "--server", server, "--server-key",
+    assert cloister("data", "init", tmp_path / "host").code == 0
+    with ciphertexts(tmp_path / "host", data, "--log", host) as server:
+        there = ("--unmask-to", "trusted", "--server", server, "--access",
                  tmp_path / "host" / "server.pub")  # fmt: skip
         ran = cloister(
             "train", data, *place.reach("trusted"), *there, "--first-layer", first_layer,
@@ -224,7 +227,7 @@ def test_what_host_and_authority_are_asked_feeds_the_audit(
 @contextmanager
 def ciphertexts(*arguments):
     """`cloister ciphertexts serve` as a process of its own; gives its address."""
-    command = [sys.executable, "-P", "-m", "cloister", "ciphertexts", "serve", *map(str, arguments)]
+    command = [sys.executable, "-P", "-m", "cloister", "data", "serve", *map(str, arguments)]
     command += ["--listen", "127.0.0.1:0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
         yield running.stdout.readline().split()[-1]
@@ -239,14 +242,14 @@ def test_noise_is_reported(place, cloister, refused):
     )
     assert ran.code == 0, ran
     claim = said(json.loads(ran.out))["holder of the model", "a sample's values"]
-    assert claim["severity"] == "bounded"
-    assert "differentially private" in claim["learns"]
+    assert claim["extent"] == "bounded"
+    assert "differentially private" in claim["text"]
     assert "unmask_to='trusted'" in refused("train", data, *place.reach("server"), *noisy)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (("--curve", "curve.gif"), ".svg or .png"),
-    (("--server", "https://127.0.0.1:1"), "--server-key"),
+    (("--server", "https://127.0.0.1:1"), "--access"),
     (("--model", "resnet"), "choose lenet5, mlp"),
     (("--model", "lenet5"), "12x12"),
     (("--rank", "8"), "budget allows 1 to 7"),
@@ -265,9 +268,9 @@ def test_an_authority_that_is_away(place, refused):
 
 def test_an_authority_that_comes_back(place, cloister):
     """It is away in the middle of an epoch: the run waits, and ends as if nothing had happened."""
-    data = place.dataset("open", "--mode", "paper", "--allow-unbounded-leakage")
+    data = place.dataset("open", "--privacy", "paper", "--allow-unbounded-leakage")
     command = (
-        "train", data, *place.reach("server"), "--mode", "paper", "--allow-unbounded-leakage",
+        "train", data, *place.reach("server"), "--allow-unbounded-leakage",
         "--epochs", 4, "--batch", 8, "--json",
     )  # fmt: skip
     listen = place.service.url.removeprefix("https://")

@@ -1,6 +1,6 @@
 """A damaged or hostile file gives one of the library's own errors, and no other.
 
-A few seconds here; `python benchmarks/fuzz_loaders.py --minutes 10` goes on with other seeds.
+A few seconds here; `python -m benchmarks fuzz_loaders --minutes 10` goes on with other seeds.
 """
 
 import pytest

@@ -10,7 +10,8 @@ from cloister.graph.passes import normalise
 from cloister.plan import placement, policies
 from cloister.plan.placement import Costs, default_costs, measure, place, placements
 from cloister.plan.protection import BLINDED_VERIFIED, ENCLAVE, VERIFIED
-from cloister.trusted.program.compile import Fuse, Local, compile_plan
+from cloister.trusted.program.compile import compile_plan
+from cloister.trusted.program.steps import Fused, Local
 from cloister.trusted.session import Session
 from trusted.links import DirectLink
 
@@ -78,7 +79,7 @@ def test_inside_it_is_part_of_the_passes(policy, monkeypatch):
     plan = policies.make(policy, graph, calibration=feeds)
     program = compile_plan(plan)
     assert not any(isinstance(step, Local) for step in program.steps)
-    fused = [s for s in program.steps if isinstance(s, Fuse) and s.epilogue.depthwise]
+    fused = [s for s in program.steps if isinstance(s, Fused) and s.epilogue.depthwise]
     assert len(fused) == len(convolutions(graph)) == 4
     with Session(plan, workers=[DirectLink()]) as session:
         outputs = session.run(feeds).outputs
@@ -90,7 +91,7 @@ def test_inside_it_is_part_of_the_passes(policy, monkeypatch):
 def test_without_remote_nodes_onnx_runtime_computes_it():
     plan = policies.make("enclave", graph_of(nets.depthwise()))
     steps = compile_plan(plan).steps
-    assert not any(isinstance(s, Fuse) and s.epilogue.depthwise for s in steps)
+    assert not any(isinstance(s, Fused) and s.epilogue.depthwise for s in steps)
 
 
 def test_costs_of_this_machine_are_measured():

@@ -19,7 +19,7 @@ from published import ristretto_reference as reference
 RNG = InsecureSeededRandom(12)
 VARIANTS = ["selective", "adaptive"]
 # Products of every kind are asked for under one key: what that gives away is tested elsewhere
-# (tests/fe/test_released.py).
+# (tests/published/test_released.py).
 setup = partial(ddh.setup, allow_unbounded_leakage=True)
 
 

@@ -6,11 +6,10 @@ import threading
 
 import numpy as np
 import pytest
-from cloister.fe import ddh
 
 from cloister.base.rng import InsecureSeededRandom
 from cloister.errors import EncryptionError, InputError
-from cloister.published import lwe
+from cloister.published import ddh, lwe
 from cloister.published.keyfile import KeyFile
 
 RNG = InsecureSeededRandom(23)

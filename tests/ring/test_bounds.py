@@ -73,7 +73,7 @@ def test_no_party_has_bounds_of_its_own():
     root = Path(cloister.__file__).parent
     sources = [
         path
-        for folder in ("data", "ring", "authority", "training")
+        for folder in ("data", "published", "authority", "training")
         for path in (root / folder).rglob("*.py")
         if path.name != "bounds.py"
     ]

@@ -129,53 +129,37 @@ def aligned(shape, dtype):
     return words[start : words.size - 64 + start].view(dtype).reshape(shape)
 
 
-@dataclass
-class Result:
-    pre: np.ndarray
-    post: np.ndarray
-    requests: list[np.ndarray]
-    sums_out: np.ndarray
-    sums_in: np.ndarray
-    clipped: np.ndarray
-
-    def assert_equal(self, other):
-        for mine, theirs in ((self.pre, other.pre), (self.post, other.post)):
-            np.testing.assert_array_equal(mine.view(np.uint32), theirs.view(np.uint32))
-        for mine, theirs in zip(self.requests, other.requests, strict=True):
-            assert mine.dtype == theirs.dtype
-            np.testing.assert_array_equal(mine, theirs)
-        np.testing.assert_array_equal(self.sums_out, other.sums_out)
-        np.testing.assert_array_equal(self.sums_in, other.sums_in)
-        np.testing.assert_array_equal(self.clipped, other.clipped)
+def assert_equal(mine, theirs):
+    for one, other in ((mine.before_window, theirs.before_window), (mine.value, theirs.value)):
+        np.testing.assert_array_equal(one.view(np.uint32), other.view(np.uint32))
+    for one, other in zip(mine.requests, theirs.requests, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(mine.answer_sums, theirs.answer_sums)
+    np.testing.assert_array_equal(mine.request_sums, theirs.request_sums)
+    np.testing.assert_array_equal(mine.clipped, theirs.clipped)
 
 
 def expected(case):
-    f = case.values
-    if case.reply:
-        f = rounding.dequantise(case.z.view(np.uint32), case.scale, case.bias)
-    if case.more is not None:
-        f = f + case.more
-    pre = reference.clamp(f, *case.clamp)
-    post = pre
-    if case.depthwise:
-        weights, bias, lo, hi = case.depthwise
-        post = reference.depthwise(pre, weights, bias, geometry(case.window), lo, hi)
-    elif case.window:
-        post = reference.pool(pre, geometry(case.window))
-    sums_out = np.zeros(case.n, np.uint64)
-    if case.check and case.reply:
-        sums_out[:] = [reference.answer_sum(case.a, case.b, z) for z in case.z]
-    sums_in = np.zeros((len(case.sinks), case.n), np.uint64)
-    clipped = np.zeros((len(case.sinks), case.n), np.uint64)
-    requests = []
-    for i, (inv_scale, qmax, blinded) in enumerate(case.sinks):
-        q = rounding.quantise(post, inv_scale, qmax)
-        clipped[i] = rounding.clipped(post, inv_scale, qmax).sum(axis=(1, 2, 3))
-        if case.check:
-            t = reference.factored(*case.checks[i]).ravel()
-            sums_in[i] = [reference.check_sum(t, one) for one in q]
-        requests.append(reference.blind(q, case.pad(i)) if blinded else q)
-    return Result(pre, post, requests, sums_out, sums_in, clipped)
+    return reference.fused_step(
+        case.source,
+        affine=reference.Affine(case.scale, case.bias) if case.reply else None,
+        unblinding=case.unblinding,
+        coefficients=(case.a, case.b) if case.check else None,
+        residual=case.more,
+        bounds=case.clamp,
+        window=case.window and geometry(case.window),
+        filters=case.depthwise and reference.Filters(*case.depthwise),
+        sinks=[
+            reference.Sink(
+                inv_scale,
+                qmax,
+                case.pad(i) if blinded else None,
+                reference.factored(*case.checks[i]) if case.check else None,
+            )
+            for i, (inv_scale, qmax, blinded) in enumerate(case.sinks)
+        ],
+    )
 
 
 def run(case, *, made=None, source=None, explicit=False, threads=1, spread=0):
@@ -223,7 +207,7 @@ def run(case, *, made=None, source=None, explicit=False, threads=1, spread=0):
     for array in (pre, post):
         assert not array[..., :spread].any()
         assert not array[..., spread + c :].any()
-    return Result(
+    return reference.FusedResult(
         np.ascontiguousarray(pre[..., inside]),
         np.ascontiguousarray(post[..., inside]),
         requests,
@@ -242,13 +226,13 @@ SHAPES = [
 @pytest.mark.parametrize("size", SHAPES)
 def test_reply_to_request(size, isa):
     case = Case(size, n=2, clamp=(0.0, INF))
-    run(case).assert_equal(expected(case))
+    assert_equal(run(case), expected(case))
 
 
 @pytest.mark.parametrize("size", SHAPES)
 def test_values_to_request(size, isa):
     case = Case(size, reply=False)
-    run(case).assert_equal(expected(case))
+    assert_equal(run(case), expected(case))
 
 
 @pytest.mark.parametrize("unblind", [False, True])
@@ -266,14 +250,14 @@ def test_every_combination(unblind, residual, check, reply, isa):
         clamp=(-0.5, 0.75),
         sinks=[(900.0, 2047, True), (8000.0, 8191, False), (3.0, 1, True)],
     )
-    run(case).assert_equal(expected(case))
+    assert_equal(run(case), expected(case))
 
 
 @pytest.mark.parametrize("z", [2**31 - 1, -(2**31) + 1, -(2**31), 0])
 @pytest.mark.parametrize("size", [(5, 3, 37), (1, 1, 70000), (70, 70, 3)])
 def test_extremes(z, size, isa):
     case = Case(size, extreme=z, sinks=[(1e9, 8191, True), (1e9, 8191, False)])
-    run(case).assert_equal(expected(case))
+    assert_equal(run(case), expected(case))
 
 
 POOLS = {
@@ -298,7 +282,7 @@ POOLS = {
 def test_pools(name, reply, isa):
     size, window = POOLS[name]
     case = Case(size, n=2, reply=reply, window=window, clamp=(0.0, 6.0) if reply else (-INF, INF))
-    run(case).assert_equal(expected(case))
+    assert_equal(run(case), expected(case))
 
 
 DEPTHWISE = {
@@ -331,7 +315,7 @@ def test_depthwise(name, reply, isa):
     size, window = DEPTHWISE[name]
     clamp = (0.0, 6.0) if reply else (-INF, INF)
     case = Case(size, n=2, reply=reply, window=window, clamp=clamp)
-    run(case).assert_equal(expected(case))
+    assert_equal(run(case), expected(case))
 
 
 @pytest.mark.parametrize("inner", [(0.0, 6.0), (-0.25, 0.25), (0.0, 0.0), (-INF, 1.0)])
@@ -339,7 +323,7 @@ def test_depthwise(name, reply, isa):
 def test_depthwise_with_a_clamp_of_its_own(name, inner, isa):
     size, window = DEPTHWISE[name]
     case = Case(size, n=2, window=window, residual=True, clamp=(-0.5, 0.75), inner=inner)
-    run(case).assert_equal(expected(case))
+    assert_equal(run(case), expected(case))
 
 
 @pytest.mark.parametrize("name", ["3x3", "3x3 stride 2", "sparse", "wide", "long", "5x5"])
@@ -347,7 +331,7 @@ def test_depthwise_with_a_clamp_of_its_own(name, inner, isa):
 def test_depthwise_into_products(name, terms, isa):
     size, window = DEPTHWISE[name]
     case = Case(size, n=2, window=window, terms=(terms,))
-    run(case).assert_equal(expected(case))
+    assert_equal(run(case), expected(case))
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
@@ -358,7 +342,7 @@ def test_threads_do_not_change_depthwise_windows(name, reply, n, isa):
     case = Case(size, n=n, reply=reply, window=window, residual=reply, terms=(2,))
     made, truth = case.native(), expected(case)
     for threads in (4, 1, 3):
-        run(case, made=made, threads=threads).assert_equal(truth)
+        assert_equal(run(case, made=made, threads=threads), truth)
 
 
 def test_depthwise_rounds_every_step(isa):
@@ -366,7 +350,7 @@ def test_depthwise_rounds_every_step(isa):
     size, window = DEPTHWISE["3x3"]
     case = Case(size, reply=False, window=window, sinks=[(1.0, 8191, False)])
     case.values *= np.float32(10) ** np.arange(-4, 5, dtype=np.float32)
-    run(case).assert_equal(expected(case))
+    assert_equal(run(case), expected(case))
     truth = reference.depthwise(case.values, *case.depthwise[:2], geometry(window), -INF, INF)
     weights, bias = case.depthwise[:2]
     backwards = reference.depthwise(
@@ -381,7 +365,7 @@ def test_depthwise_of_infinities_and_zeros(isa):
     case = Case(size, reply=False, window=window, sinks=[])
     case.values[:, 0, 0], case.values[:, 5, 7] = np.inf, -0.0
     case.depthwise[0][...] = np.abs(case.depthwise[0])
-    run(case).assert_equal(expected(case))
+    assert_equal(run(case), expected(case))
 
 
 # c: few and many channels, around vectors of 8 and 16 lanes, blocks of AES, and tiles of 2048.
@@ -399,7 +383,7 @@ FACTORED = [
 def test_coefficients_that_are_products(size, explicit, isa):
     terms = (3, 1, 2)
     case = Case(size, n=2, terms=terms, sinks=[(900.0, 2047, True)] * 2 + [(900.0, 8191, False)])
-    run(case, explicit=explicit).assert_equal(expected(case))
+    assert_equal(run(case, explicit=explicit), expected(case))
 
 
 @pytest.mark.parametrize("terms", range(1, 8))
@@ -409,7 +393,7 @@ def test_coefficients_that_are_products(size, explicit, isa):
 def test_any_number_of_terms(terms, size, isa):
     sinks = [(900.0, 2047, True), (50.0, 8191, False), (3.0, 1, True)]
     case = Case(size, n=2, terms=(terms, None, 8 - terms), sinks=sinks)
-    run(case).assert_equal(expected(case))
+    assert_equal(run(case), expected(case))
 
 
 @pytest.mark.parametrize("terms", [1, 2, 3, 4, 7])
@@ -420,7 +404,7 @@ def test_any_number_of_terms(terms, size, isa):
 def test_products_at_the_extremes(terms, z, size, isa):
     sinks = [(1e9, 8191, True), (1e9, 8191, False)]
     case = Case(size, extreme=z, terms=(terms, terms), sinks=sinks)
-    run(case).assert_equal(expected(case))
+    assert_equal(run(case), expected(case))
 
 
 # Kernels cut coefficients into digits of 13 bits: these have the largest ones of either sign.
@@ -437,7 +421,7 @@ def test_products_of_equal_coefficients(coefficient, size, z, isa):
     for check in case.checks:
         for array in check:
             array[...] = coefficient
-    run(case).assert_equal(expected(case))
+    assert_equal(run(case), expected(case))
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -447,7 +431,7 @@ def test_products_of_equal_coefficients(coefficient, size, z, isa):
 )
 def test_threads_do_not_change_sums_of_products(size, terms, n, isa):
     case = Case(size, n=n, terms=(terms, terms), sinks=[(900.0, 2047, True), (9.0, 99, False)])
-    run(case, threads=4).assert_equal(expected(case))
+    assert_equal(run(case, threads=4), expected(case))
 
 
 @pytest.mark.parametrize("reply", [False, True])
@@ -455,7 +439,7 @@ def test_threads_do_not_change_sums_of_products(size, terms, n, isa):
 def test_pools_into_products(name, reply, isa):
     size, window = POOLS[name]
     case = Case(size, n=2, reply=reply, window=window, terms=(2,))
-    run(case, threads=3).assert_equal(expected(case))
+    assert_equal(run(case, threads=3), expected(case))
 
 
 @pytest.mark.parametrize("terms", [None, 1, 3, 4])
@@ -477,7 +461,7 @@ def test_requests_beyond_the_caches(terms, size, isa):
             for y in range(size[0])
             for k in range(terms)
         )
-    assert int(result.sums_in[0, 0]) == total % P52
+    assert int(result.request_sums[0, 0]) == total % P52
 
 
 def exact_products(coefficients, values):
@@ -491,7 +475,7 @@ def exact_products(coefficients, values):
 def test_slices_of_wider_arrays(name, isa):
     size, window = POOLS[name] if name else ((3, 4, 10), None)
     case = Case(size, n=2, window=window, residual=True, clamp=(0.0, INF))
-    run(case, spread=3).assert_equal(expected(case))
+    assert_equal(run(case, spread=3), expected(case))
 
 
 @pytest.mark.parametrize("name", [*POOLS, None])
@@ -499,12 +483,12 @@ def test_slices_of_wider_arrays(name, isa):
 def test_threads_do_not_change_the_result(name, n, isa):
     size, window = POOLS[name] if name else ((30, 31, 13), None)
     case = Case(size, n=n, window=window, residual=True)
-    run(case, threads=4).assert_equal(expected(case))
+    assert_equal(run(case, threads=4), expected(case))
 
 
 def test_explicit_pads_equal_generated_ones(isa):
     case = Case((5, 5, 11), n=2)
-    run(case, explicit=True).assert_equal(expected(case))
+    assert_equal(run(case, explicit=True), expected(case))
 
 
 def around_the_limit(qmax):
@@ -523,7 +507,7 @@ def test_clipped_is_what_rounds_beyond_the_range(qmax, blinded, terms, isa):
     case = Case((1, 5, len(values)), reply=False, terms=(terms,), sinks=[(1.0, qmax, blinded)])
     case.values[...] = values
     found = run(case)
-    found.assert_equal(expected(case))
+    assert_equal(found, expected(case))
     # Half to even: an odd qmax's tie rounds to qmax + 1. Five pixels, two signs.
     assert found.clipped[0, 0] == 5 * 2 * (4 + qmax % 2)
 
@@ -538,7 +522,7 @@ def test_a_nan_that_arithmetic_makes_counts_as_clipped(size, terms, isa):
     with np.errstate(invalid="ignore"):
         want = expected(case)
     np.testing.assert_array_equal(found.requests[0], want.requests[0])
-    np.testing.assert_array_equal(found.sums_in, want.sums_in)
+    np.testing.assert_array_equal(found.request_sums, want.request_sums)
     assert found.clipped[0, 0] == want.clipped[0, 0] == 4
 
 
@@ -561,7 +545,7 @@ def test_clipped_values_are_counted_for_every_image_and_sink(size, terms, thread
 
 def test_no_sinks(isa):
     case = Case((3, 3, 10), sinks=[])
-    run(case).assert_equal(expected(case))
+    assert_equal(run(case), expected(case))
 
 
 def test_coefficients_belong_to_a_step(isa):
@@ -571,7 +555,7 @@ def test_coefficients_belong_to_a_step(isa):
     unchecked.scale, unchecked.bias = first.scale, first.bias
     made = [(case, case.native()) for case in (first, second, unchecked)]
     for case, step in made * 2:
-        run(case, made=step).assert_equal(expected(case))
+        assert_equal(run(case, made=step), expected(case))
 
 
 def tampered(case):
@@ -594,11 +578,11 @@ def tampered(case):
 
 def test_the_check_notices_every_change(isa):
     case = Case((4, 5, 24), sinks=[], seed=3)
-    truth = expected(case).sums_out
+    truth = expected(case).answer_sums
     for name, words in tampered(case):
-        sums = run(case, source=words + case.unblinding).sums_out
+        sums = run(case, source=words + case.unblinding).answer_sums
         assert sums[0] != truth[0], name
-    np.testing.assert_array_equal(run(case).sums_out, truth)
+    np.testing.assert_array_equal(run(case).answer_sums, truth)
 
 
 @pytest.mark.parametrize("name", ["max 2x2, odd size", "max sparse"])
@@ -607,7 +591,7 @@ def test_the_check_covers_pixels_that_no_window_reads(name, isa):
     case = Case(size, window=window, sinks=[])
     wrong = case.source
     wrong[:, -1, -1, :1] += np.uint32(1)
-    assert run(case, source=wrong).sums_out[0] != expected(case).sums_out[0]
+    assert run(case, source=wrong).answer_sums[0] != expected(case).answer_sums[0]
 
 
 @pytest.mark.parametrize("terms", [None, 1, 4])
@@ -619,9 +603,9 @@ def test_the_input_check_depends_on_every_element(terms, isa):
     for at in [(0, 0, 0), (1, 16, 5), (2, 3, 4), (0, 16, 0), (2, 16, 5)]:
         case.values[...] = 0
         case.values[(0, *at)] = 1
-        assert run(case, made=made).sums_in[0, 0] == t[at]
+        assert run(case, made=made).request_sums[0, 0] == t[at]
         case.values[(0, *at)] = -1
-        assert run(case, made=made).sums_in[0, 0] == (P52 - int(t[at])) % P52
+        assert run(case, made=made).request_sums[0, 0] == (P52 - int(t[at])) % P52
 
 
 # ---- what must be refused
@@ -763,7 +747,7 @@ def test_coefficients_beyond_the_prime_are_refused():
         with pytest.raises(ValueError, match="coefficient"):
             case.native()
         array.flat[at] = kept
-    run(case).assert_equal(expected(case))
+    assert_equal(run(case), expected(case))
 
 
 @pytest.mark.parametrize(

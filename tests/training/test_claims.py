@@ -11,12 +11,15 @@ from torch import nn
 from cloister.authority.client import AuthorityClient
 from cloister.authority.key_service import KeyService
 from cloister.data.feature_noise import GaussianNoise
+from cloister.plan.claims import Claims, Extent, Role, Strength, Verb, claims_of
+from cloister.plan.protection import BLINDED_VERIFIED
 from cloister.training.ciphertext_service import RemoteCiphertextServer
 from cloister.training.ciphertexts import CiphertextHost, LocalCiphertextServer
-from cloister.training.claims import TELLS, claims
-from cloister.training.sent import Content, Party, sent
+from cloister.training.claims import CAN, TELLS, claims
+from cloister.training.sent import Content, sent
 from training.doubles import MemoryAuthority, MemoryDataset, blobs
 from training.test_trainer import FROZEN, PAPER, SHAPE, TRUSTED, trainer
+from trusted.test_transcript_is_uniform import p_value
 
 GUARDED = replace(FROZEN, first_layer="trainable")
 CLEAN = replace(TRUSTED, first_layer="frozen")
@@ -79,10 +82,10 @@ def watched_run(settings, folder, *, hosted, epochs=2):
     )  # fmt: skip
     made.fit(epochs)
     return made, {
-        Party.AUTHORITY: authority.calls,
-        Party.HOST: [] if host is None else host.calls,
-        Party.SERVER: [(release.kind, (release.functional,)) for release in log.kept],
-        Party.FOLDER: [(path.name, ()) for path in folder.iterdir()],
+        Role.AUTHORITY: authority.calls,
+        Role.CIPHERTEXT_HOST: [] if host is None else host.calls,
+        Role.SERVER: [(release.kind, (release.functional,)) for release in log.kept],
+        Role.FOLDER: [(path.name, ()) for path in folder.iterdir()],
     }
 
 
@@ -101,23 +104,23 @@ def functions(calls, kinds):
 def test_whatever_is_sent_is_listed(settings, hosted, tmp_path):
     made, crossed = watched_run(settings, tmp_path, hosted=hosted)
     rows = sent(made.settings, hosted=made.hosted)
-    for party, calls in crossed.items():
-        listed = {row.kind: row.carries for row in rows if row.party is party}
-        assert {kind for kind, _ in calls} <= set(listed), party
+    for role, calls in crossed.items():
+        listed = {row.kind: row.carries for row in rows if row.role is role}
+        assert {kind for kind, _ in calls} <= set(listed), role
         # Integers that change from step to step follow from samples; only a projection does not.
         forward = functions(calls, {"forward", "forward_key"})
         if len(forward) > 1:
             assert {Content.WEIGHTS, Content.VALUES} & set(
                 listed.get("forward", ()) + listed.get("forward_key", ())
-            ), party
+            ), role
         if functions(calls, {"gradient", "gradient_key"}):
             assert {Content.OUTPUT_GRADIENTS, Content.VALUES} & set(
                 listed.get("gradient", ()) + listed.get("gradient_key", ())
-            ), party
-    assert crossed[Party.AUTHORITY]
-    assert bool(crossed[Party.HOST]) is hosted
-    assert bool(crossed[Party.SERVER]) is (settings.unmask_to == "server")
-    assert crossed[Party.FOLDER]
+            ), role
+    assert crossed[Role.AUTHORITY]
+    assert bool(crossed[Role.CIPHERTEXT_HOST]) is hosted
+    assert bool(crossed[Role.SERVER]) is (settings.unmask_to == "server")
+    assert crossed[Role.FOLDER]
 
 
 def methods(interface):
@@ -133,10 +136,10 @@ def test_every_method_of_an_interface_is_listed():
         for settings in (PAPER, FROZEN, TRUSTED, CLEAN, OFFLOADING)
         for row in sent(settings, hosted=True)
     ]
-    kinds = {party: {row.kind for row in rows if row.party is party} for party in Party}
-    assert methods(KeyService) <= kinds[Party.AUTHORITY]
-    assert methods(AuthorityClient) - OF_CLIENTS == kinds[Party.AUTHORITY]
-    assert methods(CiphertextHost) == kinds[Party.HOST] - {"data set file"}
+    kinds = {role: {row.kind for row in rows if row.role is role} for role in Role}
+    assert methods(KeyService) <= kinds[Role.AUTHORITY]
+    assert methods(AuthorityClient) - OF_CLIENTS == kinds[Role.AUTHORITY]
+    assert methods(CiphertextHost) == kinds[Role.CIPHERTEXT_HOST] - {"data set file"}
     assert methods(RemoteCiphertextServer) - {"close"} == methods(CiphertextHost)
 
 
@@ -144,12 +147,18 @@ def test_every_content_tells_something():
     assert set(TELLS) == set(Content)
 
 
+def learned(made):
+    """What is learned of a run, by role and thing."""
+    statements = claims(made, epochs=2).statements
+    return {(one.role, one.about): one for one in statements if one.verb is Verb.LEARNS}
+
+
 def table(settings, *, hosted=False):
     x, y, encoding = blobs(60, SHAPE)
     dataset = MemoryDataset(x, y, encoding=encoding)
     server = LocalCiphertextServer(dataset) if hosted else None
     made, _, _ = trainer(settings, model=dense(), n=60, server=server)
-    return {(claim.party, claim.about): claim for claim in claims(made, epochs=2)}
+    return learned(made)
 
 
 @MODES
@@ -160,31 +169,65 @@ def test_nothing_may_be_said_only_where_nothing_is_sent(settings, hosted):
     telling = {Content.WEIGHTS, Content.OUTPUT_GRADIENTS, Content.VALUES, Content.FIXED_VALUES,
                Content.FEATURES, Content.MODEL, Content.RUN}  # fmt: skip
     for row in sent(settings, hosted=hosted):
-        claim = found[row.party.value, VALUES]
+        claim = found[row.role.value, VALUES]
         if telling & set(row.carries):
-            assert claim.severity != "nothing", claim
-        if claim.severity == "nothing":
+            assert claim.extent != "nothing", claim
+        if claim.extent == "nothing":
             assert claim.assumes, claim
     said = [claim for claim in found.values() if claim.about == VALUES]
-    assert {claim.severity for claim in said} <= {"nothing", "bounded", "everything"}
+    assert {claim.extent for claim in said} <= {"nothing", "bounded", "everything"}
+
+
+@MODES
+def test_every_role_of_a_run_learns_something_and_can_do_something(settings):
+    made, _, _ = trainer(settings, model=dense(), n=60)
+    found = claims(made, epochs=2)
+    assert Claims.from_dict(found.to_dict()) == found
+    assert set(dict.fromkeys(one.role for one in found.statements)) == {
+        row.role for row in sent(settings, hosted=False)
+    }
+    for role in CAN:
+        if found.of(role, Verb.LEARNS):
+            assert found.of(role, Verb.CAN)
+    # Whatever shows samples is said to, and nothing is called proved that only attacks show.
+    for one in found.statements:
+        assert (one.strength is Strength.EMPIRICAL) <= (one.extent is Extent.EVERYTHING)
+
+
+def test_whoever_holds_ciphertexts_alone_holds_uniform_words():
+    """Another client is sent the file: it is said to learn nothing of it."""
+    x, y, encoding = blobs(60, SHAPE)
+    dataset = MemoryDataset(np.zeros_like(x), y, encoding=encoding)
+    ids = np.arange(60)
+    assert p_value(dataset.data(ids)) > 1e-6
+    assert p_value(dataset.labels(ids)) > 1e-6
+    client = table(FROZEN)[Role.CLIENT, VALUES]
+    assert client.extent is Extent.NOTHING
+    assert "every ciphertext is uniformly random" in client.text
+
+
+def test_inference_and_training_know_every_role():
+    inference = claims_of("slalom", {"a": BLINDED_VERIFIED}).statements
+    training = (row for settings in (PAPER, TRUSTED) for row in sent(settings, hosted=True))
+    assert {one.role for one in (*inference, *training)} == set(Role)
 
 
 def test_claims_follow_the_settings():
     paper, frozen, guarded = table(PAPER), table(FROZEN), table(GUARDED)
     server = ("training server", VALUES)
-    assert [t[server].severity for t in (paper, frozen, guarded)] == [
+    assert [t[server].extent for t in (paper, frozen, guarded)] == [
         "everything", "bounded", "bounded",
     ]  # fmt: skip
-    assert "7 fixed linear functions of 30 values" in frozen[server].learns
-    assert "beyond, the authority refuses" in guarded[server].learns
+    assert "7 fixed linear functions of 30 values" in frozen[server].text
+    assert "beyond, the authority refuses" in guarded[server].text
     for found in (paper, frozen):
-        assert found["training server", LABELS].severity == "everything"
-        assert found["training server", MODEL].severity == "everything"
+        assert found["training server", LABELS].extent == "everything"
+        assert found["training server", MODEL].extent == "everything"
         assert ("ciphertext host", VALUES) not in found
-        assert found["network", VALUES].severity == "nothing"
-        assert found["another client", VALUES].severity == "nothing"
-    assert frozen["holder of the model", VALUES].severity == "bounded"
-    assert table(TRUSTED)["trusted runtime", VALUES].severity == "everything"
+        assert found["network", VALUES].extent == "nothing"
+        assert found["another client", VALUES].extent == "nothing"
+    assert frozen["holder of the model", VALUES].extent == "bounded"
+    assert table(TRUSTED)["trusted runtime", VALUES].extent == "everything"
 
 
 @pytest.mark.parametrize("settings", [FROZEN, GUARDED, CLEAN], ids=["frozen", "guarded", "clean"])
@@ -194,33 +237,33 @@ def test_a_bound_that_binds_nothing_is_none(settings):
     dataset = MemoryDataset(x, y, encoding=encoding)
     authority = MemoryAuthority(dataset, mode="guarded", budget_rank=30)
     made, _, _ = trainer(replace(settings, rank=None), model=dense(), n=60, authority=authority)
-    found = {(claim.party, claim.about): claim for claim in claims(made, epochs=2)}
+    found = learned(made)
     parties = ["holder of the model", "reader of --checkpoint"]
     if settings is not CLEAN:
         parties.append("training server")
     for party in parties:
-        assert found[party, VALUES].severity == "everything", party
+        assert found[party, VALUES].extent == "everything", party
 
 
 def test_only_a_frozen_first_layer_hides_everything_from_a_host():
     trusted, clean = table(TRUSTED, hosted=True), table(CLEAN, hosted=True)
     host = ("ciphertext host", VALUES)
-    assert trusted[host].severity == "everything"
-    assert "differences of the weights are gradients" in trusted[host].learns
+    assert trusted[host].extent == "everything"
+    assert "differences of the weights are gradients" in trusted[host].text
     for about in (VALUES, LABELS, MODEL):
-        assert clean["ciphertext host", about].severity == "nothing"
-    assert table(OFFLOADING, hosted=True)["ciphertext host", LABELS].severity == "everything"
+        assert clean["ciphertext host", about].extent == "nothing"
+    assert table(OFFLOADING, hosted=True)["ciphertext host", LABELS].extent == "everything"
 
 
 def test_the_authority_is_sent_gradients_too():
     """It has no ciphertext, and needs none: weights before and after, and who moved them how."""
     for settings in (PAPER, GUARDED, TRUSTED, NOISY):
         claim = table(settings)["authority", VALUES]
-        assert claim.severity == "everything"
-        assert "linear system for the batch" in claim.learns
+        assert claim.extent == "everything"
+        assert "linear system for the batch" in claim.text
     for settings in (FROZEN, CLEAN):
         claim = table(settings)["authority", VALUES]
-        assert claim.severity == "nothing"
+        assert claim.extent == "nothing"
         assert "never holds the data set file" in claim.assumes
 
 
@@ -228,20 +271,20 @@ def test_noise_bounds_what_weights_tell_and_nothing_else():
     found = table(NOISY, hosted=True)
     for party in ("ciphertext host", "holder of the model"):
         claim = found[party, VALUES]
-        assert claim.severity == "bounded"
-        assert "1e-05)-differentially private" in claim.learns
+        assert claim.extent == "bounded"
+        assert "1e-05)-differentially private" in claim.text
     assert "nothing of its answers" in found["ciphertext host", VALUES].assumes
-    assert found["authority", VALUES].severity == "everything"
+    assert found["authority", VALUES].extent == "everything"
     # A checkpoint holds the key of the noise that comes next.
-    assert found["reader of --checkpoint", VALUES].severity == "everything"
-    assert table(NOISY_OFFLOADING, hosted=True)["ciphertext host", VALUES].severity == "everything"
+    assert found["reader of --checkpoint", VALUES].extent == "everything"
+    assert table(NOISY_OFFLOADING, hosted=True)["ciphertext host", VALUES].extent == "everything"
 
 
 def test_in_trusted_mode_the_host_sees_no_gradient(tmp_path):
     """It is asked for forward products, and for nothing else: no ciphertext, label or gradient."""
     for settings, expected in ((TRUSTED, {"forward"}), (OFFLOADING, {"forward", "gradient"})):
         made, crossed = watched_run(settings, tmp_path / str(len(expected)), hosted=True, epochs=1)
-        assert {kind for kind, _ in crossed[Party.HOST]} == expected
+        assert {kind for kind, _ in crossed[Role.CIPHERTEXT_HOST]} == expected
         alone, _ = watched_run(settings, tmp_path / f"{len(expected)}a", hosted=False, epochs=1)
         for name, value in made.model.state_dict().items():
             np.testing.assert_array_equal(value.numpy(), alone.model.state_dict()[name].numpy())

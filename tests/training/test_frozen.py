@@ -7,9 +7,8 @@ pytest.importorskip("torch")
 
 from cloister.authority import functions, noise
 from cloister.authority.requests import Forward
-from cloister.data.encoding import Encoding
+from cloister.data.encoding import PIXELS, Encoding
 from cloister.data.info import DatasetInfo
-from cloister.data.sources import PIXELS
 from cloister.errors import FunctionError
 from cloister.ring.bounds import check_size
 from cloister.training.frozen import (

@@ -16,6 +16,7 @@ from cloister.errors import (
     ShapeError,
     UnsupportedError,
 )
+from cloister.ring import pads
 from cloister.ring.linear import Geometry
 from cloister.training.ciphertexts import LocalCiphertextServer
 from cloister.training.layers import (
@@ -168,10 +169,10 @@ def test_the_order_of_a_key_in_memory_does_not_matter(geometry):
     ids = np.arange(7, dtype=np.int64)
     delta = rng.integers(-(2**15), 2**15, (7, *geometry.out_shape)).astype(np.int16)
     integers = encoding.encode(x)
-    pads = np.zeros((7, *geometry.in_shape), np.uint32)
+    zeros = np.zeros((7, *geometry.in_shape), np.uint32)
     wanted = pads.unmask(
         pads.gradient(geometry, delta, integers.astype(np.uint32)),
-        pads.gradient(geometry, delta, pads),
+        pads.gradient(geometry, delta, zeros),
     )
     for authority in (MemoryAuthority(dataset), KeysFromAWire(dataset)):
         found = products_of(dataset, authority).gradient(ids, geometry, delta)

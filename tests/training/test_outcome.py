@@ -175,9 +175,9 @@ def test_public_files(tmp_path):
                 LocalCiphertextServer(), folder=tmp_path / "host", listen="127.0.0.1:0"
             )
     path.unlink()
-    with pytest.raises(InputError, match="ciphertexts init"):
+    with pytest.raises(InputError, match="data init"):
         ciphertext_service.RemoteCiphertextServer("https://127.0.0.1:1", public=path)
-    with pytest.raises(InputError, match="ciphertexts init"):
+    with pytest.raises(InputError, match="data init"):
         ciphertext_service.serve(
             LocalCiphertextServer(), folder=tmp_path / "host", listen="127.0.0.1:0"
         )

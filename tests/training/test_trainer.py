@@ -32,9 +32,7 @@ from cloister.training.settings import Settings
 from cloister.training.trainer import Trainer, epoch_order
 from training.doubles import MemoryAuthority, MemoryDataset, blobs
 
-PAPER = Settings(
-    first_layer="trainable", mode="paper", allow_unbounded_leakage=True, batch=16, patience_s=0.0
-)
+PAPER = Settings(first_layer="trainable", allow_unbounded_leakage=True, batch=16, patience_s=0.0)
 TRUSTED = Settings(first_layer="trainable", unmask_to="trusted", batch=16, patience_s=0.0)
 FROZEN = Settings(batch=16, patience_s=0.0)
 SHAPE = (6, 5, 1)
@@ -61,7 +59,7 @@ def trainer(
     authority.dataset = dataset
     made = Trainer(
         model or small(), dataset, keys=authority, rng=InsecureSeededRandom(seed_of_noise),
-        optimizer=sgd, **vars(settings), **more,
+        optimizer=sgd, settings=settings, **more,
     )  # fmt: skip
     return made, authority, (x, y, dataset)
 
@@ -247,11 +245,8 @@ def test_features_of_another_projection_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("wrong", "message"), [
-    ({"mode": "paper"}, "allow_unbounded_leakage"),
-    ({"allow_unbounded_leakage": True}, "allow_unbounded_leakage"),
     ({"batch": 0}, "batch"),
     ({"first_layer": "both"}, "first_layer"),
-    ({"guard": "none"}, "guard must be ledger"),
     ({"unmask_to": "everyone"}, "unmask_to"),
     ({"noise": GaussianNoise(1.0, "gradients")}, "unmask_to='trusted'"),
     ({"noise": GaussianNoise(1.0, "ciphertexts")}, "before they encrypt"),
@@ -259,12 +254,13 @@ def test_features_of_another_projection_are_refused(tmp_path):
 def test_settings_that_contradict(wrong, message):
     with pytest.raises(InputError, match=message):
         Settings(**wrong)
-    x, y, encoding = blobs(20)
-    dataset = MemoryDataset(x, y, encoding=encoding)
-    with pytest.raises(InputError, match=message):
-        Trainer(
-            small(), dataset, keys=MemoryAuthority(dataset), rng=InsecureSeededRandom(0), **wrong
-        )
+
+
+def test_the_first_layer_is_trained_only_where_no_budget_binds():
+    assert Settings().first_layer == "frozen"
+    assert Settings(unmask_to="trusted").first_layer == "trainable"
+    assert Settings(allow_unbounded_leakage=True).first_layer == "trainable"
+    assert Settings(first_layer="frozen", unmask_to="trusted").first_layer == "frozen"
 
 
 def test_the_defaults_give_away_the_least():
@@ -273,9 +269,9 @@ def test_the_defaults_give_away_the_least():
     keys = MemoryAuthority(dataset, mode="guarded")
     made = Trainer(small(), dataset, keys=keys, rng=InsecureSeededRandom(0))
     assert made.settings == Settings()
-    assert (made.settings.first_layer, made.settings.guard) == ("frozen", "ledger")
+    assert (made.settings.first_layer, made.settings.mode) == ("frozen", "guarded")
     with pytest.raises(TypeError, match="batches"):
-        Trainer(small(), dataset, keys=keys, rng=InsecureSeededRandom(0), batches=3)
+        Settings(batches=3)
 
 
 def test_the_mode_must_be_the_data_sets():
@@ -285,7 +281,7 @@ def test_the_mode_must_be_the_data_sets():
         with pytest.raises(InputError, match="registered in mode"):
             Trainer(
                 small(), dataset, keys=MemoryAuthority(dataset, mode=mode),
-                rng=InsecureSeededRandom(0), **vars(settings),
+                rng=InsecureSeededRandom(0), settings=settings,
             )  # fmt: skip
 
 

@@ -184,7 +184,7 @@ def test_an_installation_by_its_path_works(tmp_path):
     code = textwrap.dedent(
         """
         import cloister
-        from cloister.wire.shm import start_local_worker
+        from cloister.wire.shm.shm_link import start_local_worker
         link = start_local_worker()
         with open(f"/proc/{link.pid}/environ", "rb") as file:
             print(cloister.__file__, file.read().count(b"PYTHONPATH="))

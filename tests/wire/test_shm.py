@@ -179,7 +179,7 @@ def test_the_worker_leaves_when_its_parent_is_killed():
     parent = textwrap.dedent(
         """
         import sys, time
-        from cloister.wire.shm import connect_local_worker, start_local_worker
+        from cloister.wire.shm.shm_link import connect_local_worker, start_local_worker
         print(start_local_worker().pid, flush=True)
         time.sleep(600)
         """

@@ -39,7 +39,6 @@ class Agreement:
 EXPOSURE: dict[str, Callable[[Agreement], float]] = {
     "encoding": lambda agreed: agreed.info.encoding.bits,
     "mode": lambda agreed: agreed.info.mode == "paper",
-    "allow_unbounded_leakage": lambda agreed: agreed.terms.allow_unbounded_leakage,
     "labels_to_server": lambda agreed: agreed.terms.labels_to_server,
     "budget_rank": lambda agreed: agreed.info.budget_rank,
     "max_bits": lambda agreed: _or_infinity(agreed.terms.limits(agreed.info).max_bits),
@@ -50,9 +49,8 @@ EXPOSURE: dict[str, Callable[[Agreement], float]] = {
 
 The scale and the offset of an encoding choose units: how finely a value is told is its bits.
 """
-_OF_GUARDED = tuple(field for field in EXPOSURE if field != "allow_unbounded_leakage")
-_OF_PAPER = ("encoding", "mode", "allow_unbounded_leakage", "labels_to_server")
-"""Mode paper has no limits to compare; its acknowledgement means nothing in the other mode."""
+_OF_PAPER = ("encoding", "mode", "labels_to_server")
+"""Mode paper has no limits to compare."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def excesses(found: Agreement, accepted: Agreement) -> tuple[Excess, ...]:
         one, other = getattr(found.info, field), getattr(accepted.info, field)
         if one != other:
             raise InputError(f"data set {found.info.name}: its {field} is {one}, not {other}")
-    fields = _OF_PAPER if found.info.mode == "paper" else _OF_GUARDED
+    fields = _OF_PAPER if found.info.mode == "paper" else EXPOSURE
     pairs = ((field, EXPOSURE[field](found), EXPOSURE[field](accepted)) for field in fields)
     return tuple(Excess(field, one, other) for field, one, other in pairs if one > other)
 

@@ -318,8 +318,8 @@ class Authority:
             ticket = self._ledger.charge(name, ids, request, at_once=at_once)
         else:
             ticket = self._ledger.count_trusted(name, at_once=at_once)
-        pads = self._pads(found, ids, request.geometry.in_shape)
-        term = request.term(pads, threads=self._threads)
+        unmasking = self._pads(found, ids, request.geometry.in_shape)
+        term = request.term(unmasking, threads=self._threads)
         if receiver == "server":
             self._blur(found, ids, request, term)
         return Issued(term, ticket)

@@ -12,13 +12,16 @@ from cloister.authority.agreement import Agreement
 from cloister.authority.enrolment import Known, NewPart
 from cloister.authority.key_service import Receiver
 from cloister.authority.records import Part, Summary, part_info, read_terms
+from cloister.base import files
 from cloister.base.identity import PublicIdentity
 from cloister.base.rng import KEY_BYTES
 from cloister.data.info import DatasetInfo
-from cloister.errors import ProtocolError
+from cloister.errors import InputError, ProtocolError
 from cloister.ring.linear import Geometry, LinearMap
 from cloister.wire.https.bodies import Body
 from cloister.wire.https.client import ANSWER_TIMEOUT_S, RETRY_FOR_S, HttpsClient
+
+MAX_TOKEN_BYTES = 4096
 
 _Record = TypeVar("_Record", Part, Summary)
 
@@ -157,6 +160,30 @@ class AuthorityClient:
 
     def _key_fields(self, dataset: str, receiver: Receiver, geometry: Geometry) -> dict[str, Any]:
         return {"dataset": dataset, "receiver": receiver, "geometry": geometry.to_fields()}
+
+
+def connect(
+    url: str, *, pin: Path | str, token: Path | str, retry_for_s: float = RETRY_FOR_S
+) -> AuthorityClient:
+    """A client of the authority at `url`; nothing is sent yet.
+
+    pin      the authority's public file
+    token    a bearer token, or the `Path` of a file that holds one and that only its owner can read
+    Raises   InputError, EncryptionError when a file cannot be used
+    """
+    bearer = read_token(token) if isinstance(token, Path) else token
+    return AuthorityClient(url, public=pin, token=bearer, retry_for_s=retry_for_s)
+
+
+def read_token(path: Path) -> str:
+    """The token in a file.
+
+    Raises   InputError, also when others can read the file
+    """
+    try:
+        return files.read_private(path, most=MAX_TOKEN_BYTES).decode("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: holds no token that can be read ({error})") from None
 
 
 def _term(answer: Body, shape: tuple[int, ...]) -> UInt32[np.ndarray, "..."]:

@@ -46,7 +46,6 @@ class Terms:
     max_bits: int | None = None
     value_bits: int | None = None
     one_function: bool = True
-    allow_unbounded_leakage: bool = False
     notes: str = ""
 
     def limits(self, info: DatasetInfo) -> Limits:
@@ -226,14 +225,9 @@ def check_terms(info: DatasetInfo, terms: Terms) -> None:
     """
     if info.samples:
         raise InputError(f"data set {info.name}: a new one has no samples yet")
-    for name in ("labels_to_server", "one_function", "allow_unbounded_leakage"):
+    for name in ("labels_to_server", "one_function"):
         if type(getattr(terms, name)) is not bool:
             raise InputError(f"data set {info.name}: {name} must be true or false")
-    if info.mode == "paper" and not terms.allow_unbounded_leakage:
-        raise InputError(
-            f"data set {info.name}: mode paper gives every sample away; it needs "
-            "allow_unbounded_leakage"
-        )
     bits = terms.max_bits
     if bits is not None and (type(bits) is not int or not 0 <= bits <= MOST_BITS):
         raise InputError(

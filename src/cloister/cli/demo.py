@@ -320,9 +320,9 @@ def _times(report: Report) -> str:
 
 
 def _claims(claims: Claims) -> str:
-    columns = ("protection", "nodes", "the worker learns", "the worker can", "assuming")
-    rows = [tuple(str(value) for value in asdict(claim).values()) for claim in claims.statements]
-    return table(columns, rows) + paragraph(f"The worker always sees {claims.always_visible}.")
+    columns = ("role", "", "about", "extent", "", "strength", "assuming")
+    rows = [tuple(map(str, asdict(statement).values())) for statement in claims.statements]
+    return table(columns, rows)
 
 
 def _refused(refusal: str) -> str:

@@ -20,8 +20,8 @@ from cloister.plan.cost import PlanCost, estimate
 from cloister.plan.memory import MemoryCost
 from cloister.plan.placement import Placement, default_costs, placements
 from cloister.plan.placement import measure as measure_costs
-from cloister.plan.policies import OUTSOURCED, assign
-from cloister.plan.protection import Protection
+from cloister.plan.policies import assign
+from cloister.plan.protection import OUTSOURCED, Protection
 
 COLUMNS = (
     "node", "op", "kind", "protection", "output", "parameters", "flops",
@@ -114,7 +114,7 @@ def _show(
         console.print()
     _show_memory(console, cost.memory)
     console.print()
-    console.print(str(claims))
+    console.print(str(claims), soft_wrap=True)
     if problems:
         console.print()
         console.print("this model cannot be run:")

@@ -1,89 +1,168 @@
-"""Claims: what a worker learns and can change, derived from the plan and nothing else."""
+"""Claims: what each role learns and can do, how sure that is, and under which assumption.
 
-from collections.abc import Mapping
+The claims of a plan follow from its protections and from every message that is sent (`SENT`);
+those of a training run, in the same type, from what it sends (`cloister.training.claims`).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from enum import StrEnum
+from itertools import groupby
+from typing import Any
 
+from cloister.errors import PlanError
 from cloister.plan.protection import (
     BLINDED,
     BLINDED_VERIFIED,
     ENCLAVE,
+    MODULE,
     OPEN,
     VERIFIED,
     Protection,
+    Weights,
 )
 from cloister.ring.freivalds import SOUNDNESS_BITS
 
 
-@dataclass(frozen=True)
-class Claim:
-    """One statement about a set of nodes under one protection."""
+class Role(StrEnum):
+    """Who can receive something of a model's use or training."""
 
-    protection: str
-    nodes: int
-    worker_learns: str
-    worker_can_change: str
+    WORKER = "worker"
+    HOST = "host"
+    VENDOR = "vendor"
+    SERVER = "training server"
+    RUNTIME = "trusted runtime"
+    CIPHERTEXT_HOST = "ciphertext host"
+    AUTHORITY = "authority"
+    CLIENT = "another client"
+    HOLDER = "holder of the model"
+    FOLDER = "reader of --checkpoint"
+    NETWORK = "network"
+
+
+class Verb(StrEnum):
+    """What a statement is about."""
+
+    LEARNS = "learns"
+    CAN = "can"
+
+
+class Extent(StrEnum):
+    """How much: bounded, where a stated bound holds; everything, where none does."""
+
+    NOTHING = "nothing"
+    BOUNDED = "bounded"
+    EVERYTHING = "everything"
+
+
+EXTENTS = tuple(Extent)
+"""From none to all."""
+
+
+class Strength(StrEnum):
+    """How sure a statement is.
+
+    proved      it follows from what is sent
+    assumed     it follows from what is sent and from the assumption
+    empirical   attacks show it, and others may show more
+    """
+
+    PROVED = "proved"
+    ASSUMED = "assumed"
+    EMPIRICAL = "empirical"
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What one role learns, cannot learn (of extent nothing) or can do.
+
+    Raises   PlanError when strength and assumption do not fit together
+    """
+
+    role: Role
+    verb: Verb
+    about: str
+    extent: Extent
+    text: str
+    strength: Strength
     assumes: str
+
+    def __post_init__(self) -> None:
+        if (self.strength is Strength.ASSUMED) != bool(self.assumes):
+            raise PlanError(f"claim about the {self.role}: what is assumed names its assumption")
+
+    def __str__(self) -> str:
+        why = f"assuming: {self.assumes}" if self.assumes else self.strength
+        return f"{self.verb:<8}{self.about:<28} {self.extent:<12}{self.text} ({why})"
+
+
+def state(
+    role: Role,
+    verb: Verb,
+    about: str,
+    extent: Extent,
+    text: str,
+    assumes: str = "",
+    *,
+    shown: Strength = Strength.PROVED,
+) -> Statement:
+    """A statement; `shown` is its strength where it assumes nothing."""
+    return Statement(
+        role, verb, about, extent, text, Strength.ASSUMED if assumes else shown, assumes
+    )
 
 
 @dataclass(frozen=True)
 class Claims:
-    """All statements of a plan; `str()` is for people, `to_dict()` for machines."""
+    """All statements about a plan or a training run; `str()` is for people.
 
-    policy: str
-    inputs_hidden: bool
-    outputs_checked: bool
-    soundness_bits: float | None
-    statements: tuple[Claim, ...]
-    always_visible: str
+    soundness_bits   a wrong answer of a checked layer passes with probability 2^-soundness_bits;
+                     None where nothing is checked
+    """
+
+    subject: str
+    statements: tuple[Statement, ...]
+    soundness_bits: float | None = None
+
+    def of(self, role: Role, verb: Verb) -> tuple[Statement, ...]:
+        """The statements of one kind about one role."""
+        return tuple(s for s in self.statements if s.role == role and s.verb == verb)
+
+    def worst(self, role: Role, verb: Verb = Verb.LEARNS) -> Extent:
+        """How much one role learns, or can do, at most.
+
+        Raises   PlanError where the claims say nothing about it
+        """
+        found = [statement.extent for statement in self.of(role, verb)]
+        if not found:
+            raise PlanError(f"claims of {self.subject}: say nothing about what the {role} {verb}")
+        return max(found, key=EXTENTS.index)
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
         return asdict(self)
 
+    @staticmethod
+    def from_dict(fields: Mapping[str, Any]) -> "Claims":
+        """Inverse of `to_dict`."""
+        statements = (
+            Statement(
+                Role(s["role"]), Verb(s["verb"]), s["about"], Extent(s["extent"]), s["text"],
+                Strength(s["strength"]), s["assumes"],
+            )
+            for s in fields["statements"]
+        )  # fmt: skip
+        return Claims(fields["subject"], tuple(statements), fields["soundness_bits"])
+
     def __str__(self) -> str:
-        lines = [f"policy {self.policy}"]
-        for claim in self.statements:
-            lines += [
-                f"  {claim.nodes} nodes {claim.protection}",
-                f"    the worker learns   {claim.worker_learns}",
-                f"    the worker can      {claim.worker_can_change}",
-                f"    assuming            {claim.assumes}",
-            ]
-        lines.append(f"  the worker always sees {self.always_visible}")
+        lines = [f"{self.subject}: who learns what, and can do what"]
+        for role, statements in groupby(self.statements, key=lambda statement: statement.role):
+            lines += [f"  {role}", *(f"    {statement}" for statement in statements)]
         return "\n".join(lines)
 
 
-_NOTHING = "nothing about this input or the values computed from it"
-_CHEAT = f"change an answer unnoticed with probability at most 2^-{SOUNDNESS_BITS:.1f} per layer"
-_TEXT: Mapping[Protection, tuple[str, str, str]] = {
-    BLINDED_VERIFIED: (
-        f"{_NOTHING}: each message is uniform",
-        _CHEAT,
-        "AES-256-CTR is a pseudorandom generator; check coefficients stay secret",
-    ),
-    BLINDED: (
-        f"{_NOTHING}, from the messages it is sent; it may learn from what the caller does with "
-        "results it has changed",
-        "change every answer unnoticed",
-        "AES-256-CTR is a pseudorandom generator; the worker answers honestly",
-    ),
-    VERIFIED: (
-        "these layers' inputs, exactly, in fixed point",
-        _CHEAT,
-        "check coefficients stay secret",
-    ),
-    OPEN: (
-        "the inputs and every value, exactly",
-        "change every answer unnoticed",
-        "the worker is honest and discreet",
-    ),
-    ENCLAVE: (
-        "nothing",
-        "not change anything",
-        "the machine of the trusted runtime is trustworthy",
-    ),
-}
-
+USE, MEMORY, FILES = "the model and its use", "the trusted side's memory", "the pad store"
+WEIGHTS, INPUTS = "weights", "inputs and results"
 
 SENT: Mapping[str, str] = {
     "Hello": "the protocol's version",
@@ -100,63 +179,165 @@ SCALED = (
 )
 """What `LoadLinear` shows besides, where layers have factors (`input_factors`)."""
 
-
-@dataclass(frozen=True)
-class _Context:
-    """What holds for the plan as a whole; it decides what can be said of each part."""
-
-    hidden: bool
-    checked: bool
-
-
-def _statement(protection: Protection, nodes: int, plan: _Context) -> Claim:
-    learns, changes, assumes = _TEXT[protection]
-    if protection is ENCLAVE and not plan.hidden:
-        learns = "their results wherever a node it computes in the clear reads them"
-    if protection is ENCLAVE and not plan.checked:
-        changes = "change their inputs, where these follow from answers that nobody checks"
-    if protection is BLINDED_VERIFIED and not plan.hidden:
-        learns = "nothing from these nodes' messages; what later nodes send in the clear, it sees"
-    if protection is BLINDED and not plan.hidden:
-        learns = (
-            "from later nodes in the clear, what they are sent, and how its own changes to "
-            "these unchecked answers alter that"
-        )
-    return Claim(protection.name, nodes, learns, changes, assumes)
+_Said = tuple[Extent, str, str]
+"""How much, in words, and under which assumption."""
+_PADS = "AES-256-CTR is a pseudorandom generator"
+_COEFFICIENTS = "check coefficients stay secret"
+_MACHINE = "the machine of the trusted runtime is trustworthy"
+_NOTHING = "nothing about this input or the values computed from it"
+_CHEAT: _Said = (
+    Extent.BOUNDED,
+    f"change an answer unnoticed with probability at most 2^-{SOUNDNESS_BITS:.1f} per layer",
+    _COEFFICIENTS,
+)
+_BELIEVED: _Said = (
+    Extent.EVERYTHING,
+    "change every answer unnoticed; results are right only if it is honest",
+    "",
+)
+_INSIDE: _Said = (Extent.NOTHING, "nothing", _MACHINE)
+_WORKER: Mapping[Protection, tuple[_Said, _Said]] = {
+    BLINDED_VERIFIED: (
+        (Extent.NOTHING, f"{_NOTHING}: each message is uniform", f"{_PADS}; {_COEFFICIENTS}"),
+        _CHEAT,
+    ),
+    BLINDED: (
+        (
+            Extent.NOTHING,
+            f"{_NOTHING}, from the messages it is sent; it may learn from what the caller does "
+            "with results it has changed",
+            f"{_PADS}; the worker answers honestly",
+        ),
+        _BELIEVED,
+    ),
+    VERIFIED: ((Extent.EVERYTHING, "these layers' inputs, exactly, in fixed point", ""), _CHEAT),
+    OPEN: ((Extent.EVERYTHING, "the inputs and every value, exactly", ""), _BELIEVED),
+    ENCLAVE: (_INSIDE, _INSIDE),
+    MODULE: (_INSIDE, _INSIDE),
+}
+"""What a worker learns and can do, where the whole plan is protected so."""
 
 
 def claims_of(policy: str, protections: Mapping[str, Protection], *, scaled: int = 0) -> Claims:
     """The claims that follow from a plan's protections, `scaled` nodes having input factors."""
     used = list(protections.values())
-    outside = [protection for protection in used if protection is not ENCLAVE]
+    outside = [protection for protection in used if protection.on_worker]
     checked = any(protection.checked for protection in outside)
-    plan = _Context(
-        hidden=all(protection.hidden for protection in outside),
-        checked=all(protection.checked for protection in outside),
-    )
+    statements = tuple(_worker(used, outside, scaled))
     return Claims(
-        policy=policy,
-        inputs_hidden=plan.hidden,
-        outputs_checked=plan.checked,
-        soundness_bits=SOUNDNESS_BITS if checked else None,
-        statements=tuple(
-            _statement(protection, used.count(protection), plan)
-            for protection in _TEXT
-            if protection in used
-        ),
-        always_visible=_always_visible(outside, scaled),
+        f"policy {policy}",
+        (*statements, *_host(used, outside), *_vendor(), *_network(statements)),
+        SOUNDNESS_BITS if checked else None,
     )
 
 
-def _always_visible(outside: list[Protection], scaled: int) -> str:
+def _worker(
+    used: Sequence[Protection], outside: Sequence[Protection], scaled: int
+) -> Iterator[Statement]:
     if not outside:
-        return "nothing; there is no worker"
+        for verb in Verb:
+            yield state(Role.WORKER, verb, INPUTS, Extent.NOTHING, "nothing; there is no worker")
+        return
+    hidden = all(protection.hidden for protection in outside)
+    checked = all(protection.checked for protection in outside)
+    for protection in _WORKER:
+        if protection in used:
+            count = used.count(protection)
+            about = f"{protection.name} ({count} node{'' if count == 1 else 's'})"
+            learns, can = _WORKER[protection]
+            if not hidden and protection.hidden:
+                learns = (Extent.BOUNDED, _BESIDE_CLEAR[protection], learns[2])
+            if not checked and not protection.on_worker:
+                text = "change their inputs, where these follow from answers that nobody checks"
+                can = (Extent.BOUNDED, text, _MACHINE)
+            yield state(Role.WORKER, Verb.LEARNS, about, *learns)
+            yield state(Role.WORKER, Verb.CAN, about, *can)
+    yield state(Role.WORKER, Verb.LEARNS, USE, Extent.BOUNDED, _visible(outside, scaled))
+
+
+_RESULTS = "their results wherever a node it computes in the clear reads them"
+_BESIDE_CLEAR: Mapping[Protection, str] = {
+    BLINDED_VERIFIED: "nothing from these nodes' messages; what later nodes send in the clear, it "
+    "sees",
+    BLINDED: "from later nodes in the clear, what they are sent, and how its own changes to these "
+    "unchecked answers alter that",
+    ENCLAVE: _RESULTS,
+    MODULE: _RESULTS,
+}
+"""What a worker learns of hidden nodes in a plan that has nodes in the clear too."""
+
+
+def _visible(outside: Sequence[Protection], scaled: int) -> str:
     kinds = ["Hello"]
-    if any(protection is not OPEN for protection in outside):
+    if any(protection.on_integers for protection in outside):
         kinds.append("LoadLinear")
     if OPEN in outside:
         kinds.append("LoadSegment")
     seen = [SENT[kind] for kind in (*kinds, "Apply")]
     if scaled:
         seen.insert(-1, SCALED.format(count=scaled))
-    return f"{', '.join(seen[:-1])}, and {seen[-1]}; so does whoever reads the network"
+    return f"{', '.join(seen[:-1])}, and {seen[-1]}"
+
+
+def _network(worker: Sequence[Statement]) -> Iterator[Statement]:
+    """Messages to workers are not encrypted: whoever reads or changes them is as the worker."""
+    for verb, text in (
+        (Verb.LEARNS, "what a worker learns whose messages it carries: they are not encrypted"),
+        (Verb.CAN, "what a worker can whose messages it carries, and cut the connection"),
+    ):
+        extent = max((s.extent for s in worker if s.verb is verb), key=EXTENTS.index)
+        assumed = any(s.assumes for s in worker if s.verb is verb)
+        assumes = "what is assumed of the worker" if assumed else ""
+        if any(s.about != INPUTS for s in worker):
+            yield state(Role.NETWORK, verb, "messages", extent, text, assumes)
+
+
+def _host(used: Sequence[Protection], outside: Sequence[Protection]) -> Iterator[Statement]:
+    """Whoever operates the machine of the trusted side."""
+    trusted = "it is trusted: every other line rests on that"
+    memory = (
+        "every input, value, result, pad and key: no attested hardware hides the memory of the "
+        "trusted side (hardware_rooted: false)"
+    )
+    yield state(Role.HOST, Verb.LEARNS, MEMORY, Extent.EVERYTHING, memory, trusted)
+    yield state(Role.HOST, Verb.CAN, MEMORY, Extent.EVERYTHING, "change every result", trusted)
+    modules = sum(protection.weights is Weights.HIDDEN for protection in used)
+    if modules < len(used):
+        text = "all, but those in modules" if modules else "all"
+        yield state(Role.HOST, Verb.LEARNS, WEIGHTS, Extent.EVERYTHING, text)
+    if modules:
+        about = f"{WEIGHTS} in modules ({modules})"
+        yield state(Role.HOST, Verb.LEARNS, about, Extent.BOUNDED, *_IN_MODULES)
+    if any(protection.hidden for protection in outside):
+        yield state(Role.HOST, Verb.LEARNS, FILES, Extent.BOUNDED, *_SEALED)
+        yield state(Role.HOST, Verb.CAN, FILES, Extent.BOUNDED, *_ROLLED_BACK)
+
+
+_IN_MODULES = (
+    "their sizes, times, and what answers to inputs of its choice tell of them",
+    "a compiled module in hardware that the vendor has attested; there is neither yet, and the "
+    "plan is refused",
+)
+_SEALED = (
+    "how many pads of which plan were made and used, their sizes, and when; their contents are "
+    "sealed",
+    "AES-256-GCM seals; the key file is stored elsewhere",
+)
+_ROLLED_BACK = (
+    "delete pads; copies, changed and old files are refused, but an old key file has pads used "
+    "twice",
+    "the key file is on storage whose snapshots its owner controls",
+)
+
+
+def _vendor() -> Iterator[Statement]:
+    yield state(
+        Role.VENDOR,
+        Verb.LEARNS,
+        INPUTS,
+        Extent.NOTHING,
+        "nothing; no message goes to it",
+        "it operates neither the trusted side nor a worker",
+    )
+    text = "decide every result by the weights, and how much a result tells of its input"
+    yield state(Role.VENDOR, Verb.CAN, INPUTS, Extent.EVERYTHING, text)

@@ -8,7 +8,7 @@ from cloister.graph.graph import Graph, Node
 from cloister.graph.ops.linear_nodes import geometry
 from cloister.graph.ops.table import is_linear
 from cloister.plan.memory import MemoryCost, memory
-from cloister.plan.protection import ENCLAVE, OPEN, Protection
+from cloister.plan.protection import Protection
 
 RING_BYTES = 4
 PLAIN_BYTES = 2
@@ -70,7 +70,7 @@ def _node_cost(graph: Graph, node: Node, protection: Protection) -> NodeCost:
     if linear:
         shape = geometry(graph, node)
         flops = 2 * shape.macs
-        if protection not in (ENCLAVE, OPEN):
+        if protection.on_integers:
             to_worker = shape.in_elements * (RING_BYTES if protection.hidden else PLAIN_BYTES)
             from_worker = shape.out_elements * RING_BYTES
             pads = from_worker if protection.hidden else 0

@@ -14,7 +14,7 @@ import cloister._native as native
 from cloister.graph.graph import Graph, Node
 from cloister.graph.ops.linear_nodes import geometry
 from cloister.graph.ops.table import is_linear
-from cloister.plan.protection import ENCLAVE, OPEN, Protection
+from cloister.plan.protection import OPEN, Protection
 from cloister.ring.freivalds import coefficient_count, keeps_factors
 from cloister.ring.linear import Geometry
 
@@ -58,7 +58,7 @@ class MemoryCost:
 
 def memory(graph: Graph, protections: Mapping[str, Protection], *, batch: int = 1) -> MemoryCost:
     """The trusted process's memory; pads are made inline, the worker is another process."""
-    sent = [n for n in graph.nodes if protections[n.name] not in (ENCLAVE, OPEN)]
+    sent = [n for n in graph.nodes if protections[n.name].on_integers]
     sent = [node for node in sent if is_linear(graph, node)]
     shapes = [(geometry(graph, node), protections[node.name]) for node in sent]
     hidden = [shape for shape, protection in shapes if protection.hidden]
@@ -110,8 +110,10 @@ def _only_read_by(graph: Graph, nodes: list[Node]) -> Iterator[str]:
 def _segments(graph: Graph, protections: Mapping[str, Protection]) -> int:
     """Copies of constants while the segments are made that use them."""
     total = 0
-    for protection, copies in ((ENCLAVE, LOCAL_COPIES), (OPEN, SENT_COPIES)):
-        read = {v for n in graph.nodes if protections[n.name] is protection for v in n.inputs}
+    inside = [node for node in graph.nodes if not protections[node.name].on_worker]
+    sent = [node for node in graph.nodes if protections[node.name] == OPEN]
+    for nodes, copies in ((inside, LOCAL_COPIES), (sent, SENT_COPIES)):
+        read = {value for node in nodes for value in node.inputs}
         total += copies * sum(graph.constants[v].nbytes for v in read if v in graph.constants)
     return total
 
@@ -132,7 +134,7 @@ def _values(graph: Graph, protections: Mapping[str, Protection]) -> int:
     """The largest values a node inside reads and writes, for one input."""
     sizes = [0]
     for node in graph.nodes:
-        if protections[node.name] is ENCLAVE:
+        if not protections[node.name].on_worker:
             names = {*node.inputs, *node.outputs} - set(graph.constants)
             known = [graph.types[name] for name in names if name in graph.types]
             sizes.append(sum(FLOAT_BYTES * math.prod(s or 1 for s in t.shape) for t in known))

@@ -1,10 +1,11 @@
 """Policies: from a model to a plan.
 
-slalom     linear nodes go to the worker, blinded and verified (either can be switched off)
+slalom     linear nodes go to the worker, blinded and verified
 verified   linear nodes go to the worker in the clear, every answer is checked
 blinded    linear nodes go to the worker blinded, answers are believed
 enclave    everything stays inside the trusted runtime
-open       everything goes to the worker in the clear and is believed: the baseline, no protection
+open       everything goes to the worker in the clear and is believed: the baseline, no protection;
+           only `make` gives it, by its name
 
 In the first three, depthwise convolutions stay inside where that is cheaper (placement.py), and raw
 channels of different scale get scales of their own (input_factors.py). A worker learns these, as
@@ -21,23 +22,22 @@ from cloister.plan.accuracy import warn_of_errors
 from cloister.plan.input_factors import reads_raw
 from cloister.plan.placement import keep_inside
 from cloister.plan.plan import Plan
-from cloister.plan.protection import (
-    BLINDED,
-    BLINDED_VERIFIED,
-    ENCLAVE,
-    OPEN,
-    VERIFIED,
-    Protection,
-)
+from cloister.plan.protection import ENCLAVE, EVERYWHERE, OUTSOURCED, Protection
 from cloister.plan.quantise import Precision, Ranges, calibrate, quantise_node
 from cloister.plan.samples import Samples, as_samples
 
-OUTSOURCED: Mapping[str, Protection] = {
-    "slalom": BLINDED_VERIFIED,
-    "verified": VERIFIED,
-    "blinded": BLINDED,
-}
-EVERYWHERE: Mapping[str, Protection] = {"enclave": ENCLAVE, "open": OPEN}
+__all__ = [
+    "NAMES",
+    "assign",
+    "blinded",
+    "enclave",
+    "from_ranges",
+    "make",
+    "measure_ranges",
+    "slalom",
+    "verified",
+]
+
 NAMES = (*OUTSOURCED, *EVERYWHERE)
 SHOWN = 3
 """Nodes that a message names at most."""
@@ -67,34 +67,27 @@ def make(
     *,
     calibration: Samples | None = None,
     precision: Precision | None = None,
+    by_channel: bool = True,
 ) -> Plan:
     """A plan by the policy's name; see the functions below.
 
+    `by_channel` gives raw input channels scales of their own, which the worker learns as powers of
+    two: turn it off where the samples are the very inputs to be hidden.
     Warns (PrecisionWarning) when a layer's error on the first samples exceeds a bound.
     """
-    ranges = measure_ranges(policy, model, calibration=calibration)
+    ranges = measure_ranges(policy, model, calibration=calibration, by_channel=by_channel)
     plan = from_ranges(policy, model, ranges=ranges, precision=precision)
     if calibration is not None:
         warn_of_errors(plan, as_samples(model, calibration))
     return plan
 
 
-def slalom(
-    model: Graph,
-    *,
-    calibration: Samples,
-    privacy: bool = True,
-    integrity: bool = True,
-    precision: Precision | None = None,
-) -> Plan:
-    """Linear nodes on the worker, blinded (`privacy`) and checked (`integrity`).
+def slalom(model: Graph, *, calibration: Samples, precision: Precision | None = None) -> Plan:
+    """Linear nodes on the worker under one-time pads, every answer checked.
 
     `calibration` is a batch of typical inputs; it sets the activations' fixed-point scales.
     """
-    if not (privacy or integrity):
-        raise PlanError("neither privacy nor integrity: ask for policies.open by its name")
-    name = "slalom" if privacy and integrity else "blinded" if privacy else "verified"
-    return make(name, model, calibration=calibration, precision=precision)
+    return make("slalom", model, calibration=calibration, precision=precision)
 
 
 def verified(model: Graph, *, calibration: Samples, precision: Precision | None = None) -> Plan:
@@ -110,11 +103,6 @@ def blinded(model: Graph, *, calibration: Samples, precision: Precision | None =
 def enclave(model: Graph) -> Plan:
     """Everything inside the trusted runtime."""
     return make("enclave", model)
-
-
-def open(model: Graph) -> Plan:
-    """Everything on the worker, in the clear and believed: no protection at all."""
-    return make("open", model)
 
 
 def measure_ranges(
@@ -149,6 +137,7 @@ def from_ranges(
     Raises PlanError when a node's ranges are missing: they were measured with another model.
     """
     require_supported(model)
+    precision = precision or Precision()
     protections = assign(model, policy)
     quantised = {}
     for node in () if policy in EVERYWHERE else _sent_out(model, protections):
@@ -157,13 +146,14 @@ def from_ranges(
                 f"node {node.name!r} has no range: the calibration belongs to another model"
             )
         quantised[node.name] = quantise_node(
-            model, node, ranges=ranges[node.name], precision=precision or Precision()
+            model, node, ranges=ranges[node.name], precision=precision
         )
-    return Plan(model, policy, protections, quantised)
+    used = {name: tuple(ranges[name]) for name in quantised}
+    return Plan(model, policy, protections, quantised, precision=precision, ranges=used)
 
 
 def _sent_out(model: Graph, protections: Mapping[str, Protection]) -> list[Node]:
-    linear = [node for node in model.nodes if protections[node.name] is not ENCLAVE]
+    linear = [node for node in model.nodes if protections[node.name].on_worker]
     if not linear:
         raise UnsupportedError(_nothing_to_send(model))
     return linear

@@ -1,46 +1,105 @@
-"""What protects a node: two independent axes and a place, as one value."""
+"""What protects a node: one value on three axes.
 
+    input     where the node runs and whether its input is hidden
+    checked   whether a wrong output is detected
+    weights   whether its weights are public or hidden from whoever operates the trusted side
+
+Six of the combinations mean something; each has a name, and no other can be made.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
 from cloister.errors import PlanError
 
 
-class Place(Enum):
-    """Where a node runs."""
+class Input(Enum):
+    """Where a node runs, and whether its input is hidden there."""
 
-    TRUSTED = "trusted"
-    WORKER = "worker"
+    CLEAR = "on a worker, in the clear"
+    BLINDED = "on a worker, under one-time pads"
+    INSIDE = "inside the trusted side"
+
+
+class Weights(Enum):
+    """Whether a node's weights are public or hidden."""
+
+    PUBLIC = "public"
+    HIDDEN = "hidden"
 
 
 @dataclass(frozen=True)
 class Protection:
-    """Where a node runs, whether its input is hidden and its answer checked."""
+    """Where a node runs, whether its output is checked, and whether its weights are hidden.
 
-    place: Place
-    hidden: bool
-    checked: bool
+    Raises   PlanError for a combination that means nothing
+    """
+
+    input: Input
+    checked: bool = False
+    weights: Weights = Weights.PUBLIC
 
     def __post_init__(self) -> None:
-        if self.place is Place.TRUSTED and not (self.hidden and self.checked):
-            raise PlanError("a node inside the trusted runtime is hidden and needs no check")
+        if self.input is Input.INSIDE and self.checked:
+            raise PlanError("protection: a node inside is not checked; nobody else computes it")
+        if self.weights is Weights.HIDDEN and self.input is not Input.INSIDE:
+            raise PlanError(
+                "protection: a worker reads the weights that it computes with; hidden weights stay "
+                "inside, in a module"
+            )
+
+    @property
+    def on_worker(self) -> bool:
+        """Whether a worker computes the node."""
+        return self.input is not Input.INSIDE
+
+    @property
+    def hidden(self) -> bool:
+        """Whether no worker reads the node's input."""
+        return self.input is not Input.CLEAR
+
+    @property
+    def on_integers(self) -> bool:
+        """Whether a worker computes the node on integers; only a linear node can be."""
+        return self.on_worker and (self.hidden or self.checked)
 
     @property
     def name(self) -> str:
-        """The constant's name, for people."""
+        """The constant's name, for people and files."""
         return _NAMES[self]
 
 
-ENCLAVE = Protection(Place.TRUSTED, hidden=True, checked=True)
-OPEN = Protection(Place.WORKER, hidden=False, checked=False)
-VERIFIED = Protection(Place.WORKER, hidden=False, checked=True)
-BLINDED = Protection(Place.WORKER, hidden=True, checked=False)
-BLINDED_VERIFIED = Protection(Place.WORKER, hidden=True, checked=True)
+ENCLAVE = Protection(Input.INSIDE)
+OPEN = Protection(Input.CLEAR)
+VERIFIED = Protection(Input.CLEAR, checked=True)
+BLINDED = Protection(Input.BLINDED)
+BLINDED_VERIFIED = Protection(Input.BLINDED, checked=True)
+MODULE = Protection(Input.INSIDE, weights=Weights.HIDDEN)
 
-_NAMES = {
-    ENCLAVE: "enclave",
-    OPEN: "open",
-    VERIFIED: "verified",
-    BLINDED: "blinded",
-    BLINDED_VERIFIED: "blinded+verified",
+BY_NAME: Mapping[str, Protection] = {
+    "blinded+verified": BLINDED_VERIFIED,
+    "blinded": BLINDED,
+    "verified": VERIFIED,
+    "open": OPEN,
+    "enclave": ENCLAVE,
+    "module": MODULE,
 }
+"""Every protection there is."""
+_NAMES = {protection: name for name, protection in BY_NAME.items()}
+
+OUTSOURCED: Mapping[str, Protection] = {
+    "slalom": BLINDED_VERIFIED,
+    "verified": VERIFIED,
+    "blinded": BLINDED,
+}
+"""Policies that send linear nodes to the worker, and how; all other nodes stay inside."""
+EVERYWHERE: Mapping[str, Protection] = {"enclave": ENCLAVE, "open": OPEN}
+"""Policies that treat all nodes alike."""
+
+
+def protections_of(policy: str) -> frozenset[Protection] | None:
+    """The protections that a policy gives to nodes; None for a policy that somebody else named."""
+    if policy in EVERYWHERE:
+        return frozenset({EVERYWHERE[policy]})
+    return frozenset({ENCLAVE, OUTSOURCED[policy]}) if policy in OUTSOURCED else None

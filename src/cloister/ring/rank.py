@@ -9,7 +9,7 @@ smaller exactly when p divides certain minors of the rows. Against a known p tha
 arrange: given 7 rows on 8 coordinates, the integer vectors that lie in their span modulo p form
 a lattice of determinant p, whose shortest vectors have entries near 2^(61/8) = 2^8. Such a row is
 an ordinary small weight vector, would be counted as free and would complete the eight pixels
-(tests/fe/test_rank.py builds one). Rows that are independent over the rationals have a maximal
+(tests/ring/test_rank.py builds one). Rows that are independent over the rationals have a maximal
 minor that is not zero, and stay independent, with all their prefixes, unless p divides it. For
 784 rows of 16-bit entries it is below 2^16500 and has at most 275 prime divisors above 2^60, of
 about 2^54 such primes: for a uniform secret prime a history of requests is undercounted with

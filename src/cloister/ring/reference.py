@@ -4,13 +4,15 @@ Nothing here is used at run time; every kernel is tested against it, bit for bit
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int16, Int32, UInt32, UInt64
 
 from cloister.ring.freivalds import P52
 from cloister.ring.linear import Geometry, LinearMap
+from cloister.ring.rounding import clipped, dequantise, quantise
 from cloister.ring.window_geometry import WindowGeometry
 
 
@@ -171,3 +173,83 @@ def _inside(count: int, stride: int, offset: int, size: int) -> tuple[slice, sli
         return slice(0, 0), slice(0, 0)
     begin = first * stride + offset
     return slice(first, last + 1), slice(begin, last * stride + offset + 1, stride)
+
+
+class Affine(NamedTuple):
+    """What an answer becomes: float32(answer) * scale + bias, channel by channel."""
+
+    scale: Float32[np.ndarray, " c"]
+    bias: Float32[np.ndarray, " c"]
+
+
+class Filters(NamedTuple):
+    """A depthwise convolution and the clamp behind it."""
+
+    weights: Float32[np.ndarray, "kh kw c"]
+    bias: Float32[np.ndarray, " c"]
+    lo: float
+    hi: float
+
+
+class Sink(NamedTuple):
+    """One request: under a pad or in the clear, summed if its node is checked."""
+
+    inv_scale: float
+    qmax: int
+    pad: UInt32[np.ndarray, "n h w c"] | None = None
+    coefficients: UInt64[np.ndarray, "h w c"] | None = None
+
+
+class FusedResult(NamedTuple):
+    """What a fused step writes; sums are canonical residues modulo P52."""
+
+    before_window: Float32[np.ndarray, "n h w c"]
+    value: Float32[np.ndarray, "n oh ow c"]
+    requests: list[np.ndarray]
+    answer_sums: UInt64[np.ndarray, " n"]
+    request_sums: UInt64[np.ndarray, "sinks n"]
+    clipped: UInt64[np.ndarray, "sinks n"]
+
+
+def fused_step(
+    source: UInt32[np.ndarray, "n h w c"] | Float32[np.ndarray, "n h w c"],
+    *,
+    affine: Affine | None = None,
+    unblinding: UInt32[np.ndarray, "n h w c"] | None = None,
+    coefficients: tuple[UInt64[np.ndarray, " p"], UInt64[np.ndarray, " c"]] | None = None,
+    residual: Float32[np.ndarray, "n h w c"] | None = None,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+    window: WindowGeometry | None = None,
+    filters: Filters | None = None,
+    sinks: Sequence[Sink] = (),
+) -> FusedResult:
+    """The step of native/include/cloister/fused_step.hpp, one operation after the other.
+
+    An answer has `affine`; without, the source is float32. `coefficients` weigh the unblinded
+    answer's positions and channels.
+    """
+    n = len(source)
+    answer_sums = np.zeros(n, np.uint64)
+    values = source
+    if affine is not None:
+        words = source if unblinding is None else source - unblinding
+        if coefficients is not None:
+            answer_sums[:] = [answer_sum(*coefficients, z) for z in words.view(np.int32)]
+        values = dequantise(words, affine.scale, affine.bias)
+    if residual is not None:
+        values = values + residual
+    before = value = clamp(values, *bounds)
+    if window is not None and filters is not None:
+        value = depthwise(before, filters.weights, filters.bias, window, filters.lo, filters.hi)
+    elif window is not None:
+        value = pool(before, window)
+    requests = []
+    request_sums = np.zeros((len(sinks), n), np.uint64)
+    counts = np.zeros((len(sinks), n), np.uint64)
+    for i, sink in enumerate(sinks):
+        q = quantise(value, sink.inv_scale, sink.qmax)
+        counts[i] = clipped(value, sink.inv_scale, sink.qmax).sum(axis=(1, 2, 3))
+        if sink.coefficients is not None:
+            request_sums[i] = [check_sum(sink.coefficients.ravel(), one) for one in q]
+        requests.append(q if sink.pad is None else blind(q, sink.pad))
+    return FusedResult(before, value, requests, answer_sums, request_sums, counts)

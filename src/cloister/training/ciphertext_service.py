@@ -182,9 +182,7 @@ def _read_public(path: Path) -> tuple[bytes, str]:
     try:
         data = files.read_private(path, most=MAX_PUBLIC_BYTES)
     except OSError as error:
-        raise InputError(
-            f"{path}: {error.strerror or error}; run `cloister ciphertexts init`"
-        ) from None
+        raise InputError(f"{path}: {error.strerror or error}; run `cloister data init`") from None
     with parsing(f"{path}: is not a ciphertext server's public file"):
         fields = json.loads(data)
         if fields["format"] != FORMAT:

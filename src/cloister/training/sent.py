@@ -1,28 +1,16 @@
 """What a training run sends to whom: one row for each kind of message, the claims' only source.
 
-A party learns from what it is *sent*, not from what it stores. So whoever adds a kind of message
-adds its row here, and whoever adds a content adds what it tells (`claims`); a test records what
-crosses each interface in runs of every mode and compares.
+A role learns from what it is *sent*, not from what it stores. A new kind of message adds its row
+here, and a new content adds what it tells to `claims`; a test records what crosses each interface
+in runs of every mode and compares.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
+from cloister.plan.claims import Role
 from cloister.training.settings import Settings
-
-
-class Party(Enum):
-    """Who can receive something of a run."""
-
-    SERVER = "training server"
-    RUNTIME = "trusted runtime"
-    HOST = "ciphertext host"
-    AUTHORITY = "authority"
-    CLIENT = "another client"
-    HOLDER = "holder of the model"
-    FOLDER = "reader of --checkpoint"
-    NETWORK = "network"
 
 
 class Content(Enum):
@@ -48,7 +36,7 @@ class Content(Enum):
 class Message:
     """One kind of message: `kind` is the called method, file or channel that carries it."""
 
-    party: Party
+    role: Role
     kind: str
     carries: tuple[Content, ...]
 
@@ -62,44 +50,44 @@ def sent(settings: Settings, *, hosted: bool) -> tuple[Message, ...]:
     function = (Content.PROJECTION if frozen else Content.WEIGHTS, Content.NAMES)
     deltas = (Content.OUTPUT_GRADIENTS, Content.NAMES)
     messages = [
-        Message(Party.AUTHORITY, "describe", (Content.NAMES,)),
-        Message(Party.AUTHORITY, "parts", (Content.NAMES,)),
-        Message(Party.AUTHORITY, "summary", (Content.NAMES,)),
-        Message(Party.AUTHORITY, "label_key", (Content.NAMES,)),
-        Message(Party.AUTHORITY, "forward_key", function),
-        Message(Party.CLIENT, "data set file", (Content.CIPHERTEXTS, Content.NAMES)),
-        Message(Party.CLIENT, "summary", (Content.SPENT,)),
-        Message(Party.NETWORK, "https", (Content.SIZES,)),
+        Message(Role.AUTHORITY, "describe", (Content.NAMES,)),
+        Message(Role.AUTHORITY, "parts", (Content.NAMES,)),
+        Message(Role.AUTHORITY, "summary", (Content.NAMES,)),
+        Message(Role.AUTHORITY, "label_key", (Content.NAMES,)),
+        Message(Role.AUTHORITY, "forward_key", function),
+        Message(Role.CLIENT, "data set file", (Content.CIPHERTEXTS, Content.NAMES)),
+        Message(Role.CLIENT, "summary", (Content.SPENT,)),
+        Message(Role.NETWORK, "https", (Content.SIZES,)),
         *_unmasked(settings),
         *_kept(settings),
     ]
     if not frozen:
-        messages.append(Message(Party.AUTHORITY, "gradient_key", deltas))
+        messages.append(Message(Role.AUTHORITY, "gradient_key", deltas))
     if hosted:
-        messages.append(Message(Party.HOST, "data set file", (Content.CIPHERTEXTS,)))
-        messages.append(Message(Party.HOST, "forward", function))
+        messages.append(Message(Role.CIPHERTEXT_HOST, "data set file", (Content.CIPHERTEXTS,)))
+        messages.append(Message(Role.CIPHERTEXT_HOST, "forward", function))
     if hosted and settings.offload_gradients and not frozen:
-        messages.append(Message(Party.HOST, "gradient", deltas))
+        messages.append(Message(Role.CIPHERTEXT_HOST, "gradient", deltas))
     return tuple(messages)
 
 
 def _unmasked(settings: Settings) -> Iterator[Message]:
     """Whoever trains holds the file, and receives the unmasking terms."""
     frozen = settings.first_layer == "frozen"
-    party = Party.SERVER if settings.unmask_to == "server" else Party.RUNTIME
+    role = Role.SERVER if settings.unmask_to == "server" else Role.RUNTIME
     values = Content.FIXED_VALUES if frozen else Content.VALUES
-    yield Message(party, "data set file", (Content.CIPHERTEXTS, Content.NAMES))
-    yield Message(party, "training", (Content.TRAINING,))
-    yield Message(party, "labels", (Content.CLASSES,))
-    yield Message(party, "forward", (values,))
+    yield Message(role, "data set file", (Content.CIPHERTEXTS, Content.NAMES))
+    yield Message(role, "training", (Content.TRAINING,))
+    yield Message(role, "labels", (Content.CLASSES,))
+    yield Message(role, "forward", (values,))
     if not frozen:
-        yield Message(party, "gradient", (values,))
+        yield Message(role, "gradient", (values,))
 
 
 def _kept(settings: Settings) -> Iterator[Message]:
     """What is handed on in the end, and what a disk keeps meanwhile."""
-    yield Message(Party.HOLDER, "model", (Content.MODEL,))
-    yield Message(Party.FOLDER, "checkpoint.pt", (Content.RUN,))
+    yield Message(Role.HOLDER, "model", (Content.MODEL,))
+    yield Message(Role.FOLDER, "checkpoint.pt", (Content.RUN,))
     if settings.first_layer == "frozen":
-        yield Message(Party.FOLDER, "features.f32", (Content.FEATURES,))
-        yield Message(Party.FOLDER, "features.json", (Content.NAMES,))
+        yield Message(Role.FOLDER, "features.f32", (Content.FEATURES,))
+        yield Message(Role.FOLDER, "features.json", (Content.NAMES,))

@@ -22,9 +22,10 @@ from cloister.graph.batch import row_count
 from cloister.plan.plan import Plan
 from cloister.trusted.checks import Checks, wrong_answer
 from cloister.trusted.pads.maker import PadUse
-from cloister.trusted.program.compile import Program, compile_plan
+from cloister.trusted.program.compile import compile_plan
+from cloister.trusted.program.steps import Program
 from cloister.trusted.report import Meter
-from cloister.trusted.stages import STAGES, Request, Stage, Workspace
+from cloister.trusted.stages import STAGES, Request, Setup, Stage, Workspace
 from cloister.trusted.values import Values
 from cloister.wire.link import NativeChannel, WorkerLink
 from cloister.wire.shm.packets import MAX_PACKET_BYTES
@@ -181,8 +182,9 @@ class Executor:
     # ---- set-up
 
     def _make_stages(self, checks: Checks) -> list[Stage]:
+        setup = Setup(self.program, checks, self._threads)
         return [
-            STAGES[type(step)](self.plan, number, step, checks, self._threads)
+            STAGES[type(step)](setup, number, step)
             for number, step in enumerate(self.program.steps)
         ]
 

@@ -16,7 +16,6 @@ from cloister.errors import ClipError, ClipWarning, PlanError, RangeError
 from cloister.graph.batch import batch_axis, cut, joined, sample_count
 from cloister.graph.graph import Graph
 from cloister.plan.plan import Plan
-from cloister.plan.protection import ENCLAVE
 from cloister.plan.samples import Samples, as_samples
 from cloister.trusted.clips import ClipRule, OnClip, clip_text
 from cloister.trusted.executor import Executor
@@ -24,7 +23,7 @@ from cloister.trusted.lanes import Job, Lane, Lanes, Worker
 from cloister.trusted.pads.maker import InlinePads
 from cloister.trusted.pads.store import PadSource
 from cloister.trusted.report import Meter, Report, Result
-from cloister.wire.grpc.grpc_link import RpcLink
+from cloister.wire.grpc.connect import connect
 from cloister.wire.grpc.places import endpoints
 from cloister.wire.link import WorkerLink
 from cloister.wire.shm.shm_link import connect_local_worker
@@ -87,7 +86,7 @@ class Session:
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._closed = False
-        self._needs_worker = any(p is not ENCLAVE for p in plan.protections.values())
+        self._needs_worker = any(p.on_worker for p in plan.protections.values())
         count = _lane_count(lanes, workers if self._needs_worker else (), threads=threads)
         self._pads = pads
         if plan.hidden_nodes and pads is None:
@@ -137,7 +136,7 @@ class Session:
             if isinstance(worker, str):
                 # Lanes go round the workers, so the first ones may get one more.
                 count = max(1, -(-(lanes - i) // len(workers)))
-                links += [RpcLink(worker, timeout_s=self._timeout_s) for _ in range(count)]
+                links += [connect(worker, timeout_s=self._timeout_s) for _ in range(count)]
                 name = worker
             else:
                 links.append(worker)

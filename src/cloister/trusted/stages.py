@@ -16,22 +16,22 @@ from cloister.base.rng import pad_stream
 from cloister.errors import PlanError, ProtocolError, RangeError, UnsupportedError
 from cloister.graph.batch import bound_sizes, element_type
 from cloister.graph.interpreter import ORT_ERRORS, runtime_session
-from cloister.graph.onnx.export import to_model
+from cloister.graph.onnx.export import model_bytes
 from cloister.plan.plan import Plan
 from cloister.plan.protection import ENCLAVE, OPEN
 from cloister.plan.quantise import QuantisedLinear
 from cloister.ring.freivalds import CheckVectors
 from cloister.trusted.checks import Checks, accept_unchecked, for_native
 from cloister.trusted.pads.maker import PadUse, nonce
-from cloister.trusted.program.compile import Fuse, Local, Program, Remote, Segment
 from cloister.trusted.program.epilogue import Epilogue
-from cloister.trusted.program.layout import ALIGNMENT, ValueKey, lay_out, padded, value_key
+from cloister.trusted.program.layout import ALIGNMENT, lay_out, padded, value_key
+from cloister.trusted.program.steps import Exchange, Fused, Local, Program, Segment
 from cloister.trusted.report import LayerRow, Meter
 from cloister.trusted.values import Values
 from cloister.wire.link import NativeChannel, WorkerLink
 from cloister.wire.messages import TensorSpec
 from cloister.wire.shm.arena import Region
-from cloister.wire.shm.exchange import PreparedExchange, make_exchange
+from cloister.wire.shm.exchange import PreparedRequest, make_exchange
 from cloister.wire.shm.packets import REQUEST_ID_OFFSET
 
 U32 = np.dtype(np.uint32)
@@ -63,7 +63,7 @@ class Workspace:
             for index in self.layout.staged
         }
         self.clipped = np.zeros((len(plan.linear_nodes), batch), np.uint64)
-        self.exchanges: list[PreparedExchange | None] = [None] * len(program.steps)
+        self.exchanges: list[PreparedRequest | None] = [None] * len(program.steps)
         checked = [plan.protection_of(node).checked for node in plan.linear_nodes]
         self.native = native.Executor(checked=checked, batch=batch, threads=threads)
 
@@ -130,6 +130,15 @@ class Request:
             self.worker.release(request_id)
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What all stages of an executor have in common."""
+
+    program: Program
+    checks: Checks
+    threads: int
+
+
 class Stage:
     """Step `number` of a program."""
 
@@ -158,13 +167,19 @@ class Stage:
 class FusedStage(Stage):
     """One native step from a reply or a stored value to its consumers."""
 
-    def __init__(self, plan: Plan, number: int, step: Fuse, checks: Checks, threads: int) -> None:
+    def __init__(self, setup: Setup, number: int, step: Fused) -> None:
+        plan, checks = setup.program.plan, setup.checks
         node = None if step.node is None else plan.linear_nodes[step.node]
         protection = ENCLAVE if node is None else plan.protection_of(node)
         self.name, self.protection = step.name, protection.name
         self._number = number
         self._step = step
         self._unblinds = node is not None and protection.hidden
+        self._stored = self._residual = None
+        if step.stored:
+            self._stored = value_key(setup.program, step.epilogue.value, step.channels_first)
+        if step.epilogue.residual is not None:
+            self._residual = (step.epilogue.residual, step.channels_first)
         self._hidden = [plan.protection_of(plan.linear_nodes[i]).hidden for i in step.sinks]
         shape = _fused_shape(plan, step, checks)
         if node is None or step.node is None:
@@ -187,7 +202,7 @@ class FusedStage(Stage):
         if step.node is not None and channel is not None:
             region, spec = space.shared("answer", step.node), space.layout.answers[step.node]
             reply = for_native(channel.answer_view(region, spec))
-        residual = self._residual_key
+        residual = self._residual
         kept = self._kept(space)
         windowed = step.epilogue.window is not None
         space.native.add_fused(
@@ -217,8 +232,8 @@ class FusedStage(Stage):
             source = request.values.channels_last(
                 step.source, step.size, step.channels_first, step.factors
             )
-        if self._residual_key is not None and self._residual_key not in space.values:
-            name, channels_first = self._residual_key
+        if self._residual is not None and self._residual not in space.values:
+            name, channels_first = self._residual
             residual = request.values.channels_last(name, step.size, channels_first)
         space.native.bind(
             self._number,
@@ -233,28 +248,17 @@ class FusedStage(Stage):
 
     def account(self, request: Request, cpu_ns: int, wait_ns: int) -> None:
         """See Stage; what was read was accepted, and what was written can be read from now on."""
-        step = self._step
         self.row(request).trusted_ms += 1e-6 * cpu_ns
-        if step.node is not None and request.replies:
-            request.release(step.node)
-        if step.stored:
-            key = self._stored_key(request.space)
-            request.values.put_channels_last(key, request.space.values[key])
-
-    @property
-    def _residual_key(self) -> ValueKey | None:
-        residual = self._step.epilogue.residual
-        return None if residual is None else (residual, self._step.channels_first)
-
-    def _stored_key(self, space: Workspace) -> ValueKey:
-        step = self._step
-        return value_key(space.program, step.epilogue.value, step.channels_first)
+        if request.replies and self._step.node is not None:
+            request.release(self._step.node)
+        if self._stored is not None:
+            request.values.put_channels_last(self._stored, request.space.values[self._stored])
 
     def _kept(self, space: Workspace) -> np.ndarray | None:
         """Where the step stores its value, if anything reads it as float32."""
-        if not self._step.stored:
+        if self._stored is None:
             return None
-        whole = space.values[self._stored_key(space)]
+        whole = space.values[self._stored]
         part = space.program.slices.get(self._step.epilogue.value)
         return whole[..., part.offset : part.offset + self._step.out_size[2]] if part else whole
 
@@ -271,12 +275,12 @@ class FusedStage(Stage):
 class ExchangeStage(Stage):
     """One message of a linear node to the worker and its answer."""
 
-    def __init__(self, plan: Plan, number: int, step: Remote, checks: Checks, threads: int) -> None:
-        self._linear = plan.linear_nodes[step.node]
-        self.name, self.protection = self._linear.node, plan.protection_of(self._linear).name
+    def __init__(self, setup: Setup, number: int, step: Exchange) -> None:
+        self._linear = setup.program.plan.linear_nodes[step.node]
+        self.name, self.protection = self._linear.node, step.protection.name
         self._number = number
         self._node = step.node
-        self._soundness_bits = checks.soundness_bits(step.node)
+        self._soundness_bits = setup.checks.soundness_bits(step.node)
 
     def load(self, link: WorkerLink) -> None:
         """See Stage."""
@@ -349,20 +353,18 @@ class ExchangeStage(Stage):
 class SegmentStage(Stage):
     """Open nodes, run whole by a worker on float32 values."""
 
-    def __init__(
-        self, plan: Plan, number: int, step: Segment, checks: Checks, threads: int
-    ) -> None:
+    def __init__(self, setup: Setup, number: int, step: Segment) -> None:
         self.name, self.protection = f"open segment {step.nodes[0].name}", OPEN.name
-        self._graph = plan.graph
+        self._graph = setup.program.plan.graph
         self._step = step
-        if any(plan.protections[node.name] != OPEN for node in step.nodes):
+        if any(setup.program.plan.protections[node.name] != OPEN for node in step.nodes):
             raise PlanError(f"{self.name}: the plan protects one of its nodes")
 
     def load(self, link: WorkerLink) -> None:
         """See Stage."""
         step = self._step
-        model = to_model(self._graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs)
-        link.load_segment(step.target, model.SerializeToString())
+        model = model_bytes(self._graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs)
+        link.load_segment(step.target, model)
 
     def perform(self, request: Request, stop: native.Stop) -> None:
         """See Stage."""
@@ -401,13 +403,15 @@ class SegmentStage(Stage):
 class LocalStage(Stage):
     """Nodes that ONNX Runtime computes inside."""
 
-    def __init__(self, plan: Plan, number: int, step: Local, checks: Checks, threads: int) -> None:
+    def __init__(self, setup: Setup, number: int, step: Local) -> None:
         self.name, self.protection = f"local {step.nodes[0].name}", ENCLAVE.name
         self._step = step
         # Helper threads are only seen by the process's clock; other lanes' threads by it as well.
-        self._clock = time.thread_time_ns if threads == 1 else time.process_time_ns
-        model = to_model(plan.graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs)
-        self._session = runtime_session(model.SerializeToString(), threads=threads, optimised=True)
+        self._clock = time.thread_time_ns if setup.threads == 1 else time.process_time_ns
+        model = model_bytes(
+            setup.program.plan.graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs
+        )
+        self._session = runtime_session(model, threads=setup.threads, optimised=True)
 
     def perform(self, request: Request, stop: native.Stop) -> None:
         """See Stage."""
@@ -428,14 +432,14 @@ class LocalStage(Stage):
 
 
 STAGES: Mapping[type, Callable[..., Stage]] = {
-    Fuse: FusedStage,
-    Remote: ExchangeStage,
+    Fused: FusedStage,
+    Exchange: ExchangeStage,
     Segment: SegmentStage,
     Local: LocalStage,
 }
 
 
-def _fused_shape(plan: Plan, step: Fuse, checks: Checks) -> native.FusedShape:
+def _fused_shape(plan: Plan, step: Fused, checks: Checks) -> native.FusedShape:
     epilogue, height, width, channels = step.epilogue, *step.size
     return native.FusedShape(
         height=height,

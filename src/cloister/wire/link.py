@@ -11,7 +11,7 @@ from cloister.ring.linear import LinearMap
 from cloister.wire.messages import LoadLinear, LoadSegment, TensorSpec, Unchecked
 from cloister.wire.replies import PendingReplies
 from cloister.wire.shm.arena import Region
-from cloister.wire.shm.exchange import PreparedExchange
+from cloister.wire.shm.exchange import PreparedRequest
 
 
 class NativeChannel(Protocol):
@@ -142,14 +142,14 @@ class WorkerLink(ABC):
         """The channel of an idle link; None where messages have to go through `exchange`."""
         return None
 
-    def exchanged(self, first_request_id: int, exchanges: Sequence[PreparedExchange]) -> None:
+    def exchanged(self, first_request_id: int, exchanges: Sequence[PreparedRequest]) -> None:
         """Requests with consecutive ids were sent and answered over the native channel."""
         raise PlanError(f"worker {self.name}: the link has no native channel")
 
     def complete(
         self,
         request_id: int,
-        exchange: PreparedExchange,
+        exchange: PreparedRequest,
         *,
         sent: bool,
         came: bytes,
@@ -164,7 +164,7 @@ class WorkerLink(ABC):
         """
         raise PlanError(f"worker {self.name}: the link has no native channel")
 
-    def abandon(self, request_id: int, exchange: PreparedExchange) -> None:
+    def abandon(self, request_id: int, exchange: PreparedRequest) -> None:
         """An exchange that native code has begun is given up; its answer may still come."""
         raise PlanError(f"worker {self.name}: the link has no native channel")
 

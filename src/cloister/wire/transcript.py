@@ -11,7 +11,7 @@ from cloister.base import files
 from cloister.base.reading import open_regular, parsing
 from cloister.wire.link import NativeChannel, WorkerLink
 from cloister.wire.messages import LoadLinear, LoadSegment, TensorSpec, Unchecked
-from cloister.wire.shm.exchange import PreparedExchange
+from cloister.wire.shm.exchange import PreparedRequest
 
 Direction = Literal["to_worker", "from_worker"]
 
@@ -188,7 +188,7 @@ class RecordingLink(WorkerLink):
         """See WorkerLink."""
         return None if self._payloads else self._link.native_channel()
 
-    def exchanged(self, first_request_id: int, exchanges: Sequence[PreparedExchange]) -> None:
+    def exchanged(self, first_request_id: int, exchanges: Sequence[PreparedRequest]) -> None:
         """See WorkerLink."""
         self._link.exchanged(first_request_id, exchanges)
         name = self.name
@@ -204,7 +204,7 @@ class RecordingLink(WorkerLink):
     def complete(
         self,
         request_id: int,
-        exchange: PreparedExchange,
+        exchange: PreparedRequest,
         *,
         sent: bool,
         came: bytes,
@@ -218,7 +218,7 @@ class RecordingLink(WorkerLink):
         )
         self._note("from_worker", request_id, exchange.target_id, exchange.expect)
 
-    def abandon(self, request_id: int, exchange: PreparedExchange) -> None:
+    def abandon(self, request_id: int, exchange: PreparedRequest) -> None:
         """See WorkerLink."""
         self._note("to_worker", request_id, exchange.target_id, exchange.spec)
         self._link.abandon(request_id, exchange)

@@ -1,103 +1,39 @@
-"""A plan compiled to steps: what the runtime does, in which order.
+"""A plan compiled to a program of steps (steps.py).
 
-    Fuse     one native pass: unblind, check, dequantise, add, clamp, pool, quantise, blind
-    Remote   one linear node on a worker
-    Segment  open nodes, run whole by a worker on plain float32 values
-    Local    nodes ONNX Runtime computes inside the trusted runtime
-
-Concatenating channels is no step: the passes write their results into slices of one value.
-
-A `Fuse` step follows each `Remote` step; another feeds linear nodes from values that ONNX
-Runtime or the caller produced. Values that more than one step needs are kept ("stored").
+A `Fused` step follows each `Exchange`; others feed linear nodes from values that ONNX Runtime or
+the caller produced. Values that more than one step needs are kept ("stored").
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from cloister.errors import PlanError
+from cloister.errors import PlanError, UnsupportedError
 from cloister.graph.captures import captured_values
 from cloister.graph.graph import Graph, Node
 from cloister.graph.layout import channels_last_shape
 from cloister.graph.ops.linear_nodes import LAST_AXIS_OPS
 from cloister.plan.plan import Plan
-from cloister.plan.protection import ENCLAVE, OPEN
+from cloister.plan.protection import OPEN, Weights
 from cloister.trusted.program.epilogue import Epilogue, Matcher
-
-
-@dataclass(frozen=True)
-class Fuse:
-    """One native pass from a reply (`node`) or a stored value (`source`) to its consumers.
-
-    `size` is (h, w, c) of the source, `out_size` of the result; `stored` says whether the result is
-    kept as float32; `sinks` are the linear nodes whose requests it writes. `factors` multiply the
-    source (plan/input_factors.py).
-    """
-
-    name: str
-    node: int | None
-    source: str | None
-    epilogue: Epilogue
-    size: tuple[int, int, int]
-    out_size: tuple[int, int, int]
-    channels_first: bool
-    stored: bool
-    sinks: tuple[int, ...]
-    factors: np.ndarray | None = field(default=None, compare=False)
-
-
-@dataclass(frozen=True)
-class Remote:
-    """Linear node `node` (index into `plan.linear_nodes`) on a worker."""
-
-    node: int
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Nodes a worker runs whole, in the clear; `target` is its number on the wire."""
-
-    target: int
-    nodes: tuple[Node, ...]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Local:
-    """Nodes ONNX Runtime computes inside."""
-
-    nodes: tuple[Node, ...]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-
-Step = Fuse | Remote | Segment | Local
-
-
-@dataclass(frozen=True)
-class Slice:
-    """A value that is written as channels `offset`... of `whole`, which has `channels` in all."""
-
-    whole: str
-    offset: int
-    channels: int
-
-
-@dataclass(frozen=True)
-class Program:
-    """The steps of a plan, in order, and the values that are slices of others."""
-
-    plan: Plan
-    steps: tuple[Step, ...]
-    slices: Mapping[str, Slice]
+from cloister.trusted.program.spec import check_program
+from cloister.trusted.program.steps import Exchange, Fused, Local, Program, Segment, Slice, Step
 
 
 def compile_plan(plan: Plan) -> Program:
-    """Compile a plan: every node is covered by exactly one step."""
+    """Compile a plan to a program that `spec` holds for legal.
+
+    Raises   UnsupportedError for nodes whose weights are hidden: no module runs them yet
+    """
+    for node in plan.graph.nodes:
+        if plan.protections[node.name].weights is Weights.HIDDEN:
+            raise UnsupportedError(
+                f"node {node.name!r}: hidden weights need a compiled module, which cannot be built "
+                "yet; give the node another protection"
+            )
     compiler = _Compiler(plan)
-    return Program(plan, tuple(compiler.compile()), compiler.slices)
+    program = Program(plan, tuple(compiler.compile()), compiler.slices)
+    check_program(program)
+    return program
 
 
 @dataclass
@@ -105,7 +41,7 @@ class _Compiler:
     plan: Plan
     available: set[str] = field(default_factory=set)
     done: set[str] = field(default_factory=set)
-    fed: set[int] = field(default_factory=set)
+    written: set[int] = field(default_factory=set)
     images: set[str] = field(default_factory=set)
     slices: dict[str, Slice] = field(default_factory=dict)
 
@@ -121,8 +57,8 @@ class _Compiler:
         steps: list[Step] = []
         for node in self._schedule():
             if node.name in self.index:
-                steps += self._remote(node)
-            elif self.plan.protections[node.name] is OPEN:
+                steps += self._exchange(node)
+            elif self.plan.protections[node.name] == OPEN:
                 steps.append(Segment(0, (node,), (), ()))
                 self._finish(node)
             elif not self._concatenate(node):
@@ -131,7 +67,7 @@ class _Compiler:
 
     def _is_inside(self, node: Node) -> bool:
         # A plan that sends nothing out leaves its convolutions to ONNX Runtime.
-        return self.plan.protections[node.name] is ENCLAVE and (
+        return not self.plan.protections[node.name].on_worker and (
             node.op != "Conv" or bool(self.plan.linear_nodes)
         )
 
@@ -149,13 +85,13 @@ class _Compiler:
         self.done.add(node.name)
         self.available.update(value for value in node.outputs if value)
 
-    def _remote(self, node: Node) -> Iterator[Step]:
+    def _exchange(self, node: Node) -> Iterator[Step]:
         index = self.index[node.name]
         geometry = self.plan.linear_nodes[index].linear.geometry
         channels_first = node.op not in LAST_AXIS_OPS
-        if index not in self.fed:
-            self.fed.add(index)
-            yield Fuse(
+        if index not in self.written:
+            self.written.add(index)
+            yield Fused(
                 name=f"{node.name} (input)",
                 node=None,
                 source=node.inputs[0],
@@ -167,11 +103,11 @@ class _Compiler:
                 sinks=(index,),
                 factors=self.plan.linear_nodes[index].x_factors,
             )
-        yield Remote(index)
+        yield Exchange(index, self.plan.protections[node.name])
         self._finish(node)
         self.available.discard(node.outputs[0])
         epilogue = self.matcher.after(node.outputs[0], channels_first=channels_first)
-        yield self._fuse(node, index, None, epilogue, geometry.out_shape, channels_first)
+        yield self._fused(node, index, None, epilogue, geometry.out_shape, channels_first)
 
     def _concatenate(self, node: Node) -> bool:
         """Turn a concatenation of channels into slices, where passes store all its inputs."""
@@ -197,12 +133,12 @@ class _Compiler:
             epilogue = self.matcher.starting_at(node, channels_first=True)
         # A pass of its own pays off where it pools or writes a request; the rest is ORT's.
         if epilogue is not None and (epilogue.window or self._sinks(epilogue, True)):
-            assert_size = channels_last_shape(first.shape, channels_first=True)  # type: ignore[union-attr]
-            return self._fuse(node, None, node.inputs[0], epilogue, assert_size, True)
+            size = channels_last_shape(first.shape, channels_first=True)  # type: ignore[union-attr]
+            return self._fused(node, None, node.inputs[0], epilogue, size, True)
         self._finish(node)
         return Local((node,), (), ())
 
-    def _fuse(
+    def _fused(
         self,
         node: Node,
         index: int | None,
@@ -210,17 +146,17 @@ class _Compiler:
         epilogue: Epilogue,
         size: tuple[int, int, int],
         channels_first: bool,
-    ) -> Fuse:
+    ) -> Fused:
         self.done.update(epilogue.covered)
         self.available.add(epilogue.value)
         sinks = self._sinks(epilogue, channels_first)
-        self.fed.update(sinks)
+        self.written.update(sinks)
         readers = self.matcher.consumers.of(epilogue.value)
-        fed_all = all(self.index.get(reader.name) in sinks for reader in readers)
-        stored = not fed_all or epilogue.value in self.graph.outputs
+        all_written = all(self.index.get(reader.name) in sinks for reader in readers)
+        stored = not all_written or epilogue.value in self.graph.outputs
         if stored and channels_first and self._is_image(self.graph.types[epilogue.value].shape):
             self.images.add(epilogue.value)
-        return Fuse(
+        return Fused(
             name=node.name,
             node=index,
             source=source,

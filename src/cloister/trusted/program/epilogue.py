@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,13 +18,13 @@ RESHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Epilogue:
     """The nodes one pass absorbs after its source value.
 
     Order of the operations: source (+ residual), clamp to [lo, hi], window: pooling, or a depthwise
     convolution clamped to [after_lo, after_hi]. `value` is the graph value that results; `covered`
-    the names of the absorbed nodes.
+    the names of the absorbed nodes, in order.
     """
 
     value: str
@@ -36,7 +36,7 @@ class Epilogue:
     depthwise: Depthwise | None = None
     after_lo: float = -np.inf
     after_hi: float = np.inf
-    covered: list[str] = field(default_factory=list)
+    covered: tuple[str, ...] = ()
 
 
 class Consumers:
@@ -83,65 +83,61 @@ class Matcher:
 
     def starting_at(self, node: Node, *, channels_first: bool) -> Epilogue | None:
         """The pass that begins with a local node on a computed value; None if there is none."""
-        found = Epilogue(node.inputs[0])
-        if node.op in RESHAPES or not self._absorb(node, found, channels_first=channels_first):
+        if node.op in RESHAPES:
             return None
-        return self._extend(found, channels_first=channels_first)
+        first = self._absorb(node, Epilogue(node.inputs[0]), channels_first=channels_first)
+        return first and self._extend(first, channels_first=channels_first)
 
     def _extend(self, found: Epilogue, *, channels_first: bool) -> Epilogue:
-        while True:
-            node = self.consumers.only(found.value)
-            if node is None or not self._absorb(node, found, channels_first=channels_first):
-                return found
+        node = self.consumers.only(found.value)
+        while node is not None:
+            grown = self._absorb(node, found, channels_first=channels_first)
+            if grown is None:
+                break
+            found, node = grown, self.consumers.only(grown.value)
+        return found
 
-    def _absorb(self, node: Node, found: Epilogue, *, channels_first: bool) -> bool:
-        known = node.domain in ("", "ai.onnx") and self._absorbable(node)
-        if not known or len(node.outputs) != 1:
-            return False
-        if not _absorb(
-            self._graph, node, found, available=self._available, channels_first=channels_first
-        ):
-            return False
-        found.covered.append(node.name)
-        found.value = node.outputs[0]
-        return True
+    def _absorb(self, node: Node, found: Epilogue, *, channels_first: bool) -> Epilogue | None:
+        if not self._absorbable(node):
+            return None
+        grown = absorb(self._graph, node, found, channels_first=channels_first)
+        there = grown is None or grown.residual is None or self._available(grown.residual)
+        return grown if there else None
 
 
-def _absorb(
-    graph: Graph,
-    node: Node,
-    found: Epilogue,
-    *,
-    available: Callable[[str], bool],
-    channels_first: bool,
-) -> bool:
+def absorb(graph: Graph, node: Node, found: Epilogue, *, channels_first: bool) -> Epilogue | None:
+    """The pass that also computes `node`, a reader of its value; None where a pass cannot."""
+    known = node.domain in ("", "ai.onnx") and len(node.outputs) == 1
+    if not known or found.value not in node.inputs:
+        return None
+    grown = None
     if node.op in ("Relu", "Clip"):
-        return _absorb_clamp(graph, node, found)
-    if node.op == "Add":
-        return _absorb_add(graph, node, found, available)
-    if node.op in POOLS:
-        return _absorb_pool(graph, node, found, channels_first=channels_first)
-    if node.op == "Conv":
-        return _absorb_depthwise(graph, node, found, channels_first=channels_first)
-    if node.op in RESHAPES:
-        return _is_identity_reshape(graph, node, found.value, channels_first=channels_first)
-    return False
+        grown = _clamp(graph, node, found)
+    elif node.op == "Add":
+        grown = _add(graph, node, found)
+    elif node.op in POOLS and channels_first:
+        grown = _pool(graph, node, found)
+    elif node.op == "Conv" and channels_first:
+        grown = _depthwise(graph, node, found)
+    elif node.op in RESHAPES and _is_identity_reshape(
+        graph, node, found.value, channels_first=channels_first
+    ):
+        grown = found
+    covered = (*found.covered, node.name)
+    return grown and replace(grown, value=node.outputs[0], covered=covered)
 
 
-def _absorb_clamp(graph: Graph, node: Node, found: Epilogue) -> bool:
+def _clamp(graph: Graph, node: Node, found: Epilogue) -> Epilogue | None:
     bounds = clamp_bounds(graph.constants, node)
     if bounds is None or (found.window is not None and found.depthwise is None):
-        return False
+        return None
     lo, hi = bounds
+    # Clamping twice is clamping to the second interval after the first.
     if found.depthwise is not None:
         low, high = found.after_lo, found.after_hi
-        found.after_lo, found.after_hi = min(max(low, lo), hi), min(max(high, lo), hi)
-        return True
-    # Clamping twice is clamping to the second interval after the first.
-    if found.clamped:
-        lo, hi = min(max(found.lo, lo), hi), min(max(found.hi, lo), hi)
-    found.lo, found.hi, found.clamped = lo, hi, True
-    return True
+        return replace(found, after_lo=min(max(low, lo), hi), after_hi=min(max(high, lo), hi))
+    low, high = (found.lo, found.hi) if found.clamped else (lo, hi)
+    return replace(found, lo=min(max(low, lo), hi), hi=min(max(high, lo), hi), clamped=True)
 
 
 def clamp_bounds(constants: Mapping[str, np.ndarray], node: Node) -> tuple[float, float] | None:
@@ -162,34 +158,26 @@ def clamp_bounds(constants: Mapping[str, np.ndarray], node: Node) -> tuple[float
     return bounds[0], bounds[1]
 
 
-def _absorb_add(
-    graph: Graph, node: Node, found: Epilogue, available: Callable[[str], bool]
-) -> bool:
+def _add(graph: Graph, node: Node, found: Epilogue) -> Epilogue | None:
     if found.residual is not None or found.clamped or found.window is not None:
-        return False
+        return None
     if len(node.inputs) != 2 or node.inputs[0] == node.inputs[1]:
-        return False
+        return None
     other = node.inputs[1] if node.inputs[0] == found.value else node.inputs[0]
     same = graph.types.get(other) == graph.types.get(found.value)
-    if not same or other in graph.constants or not available(other):
-        return False
-    found.residual = other
-    return True
+    return replace(found, residual=other) if same and other not in graph.constants else None
 
 
-def _absorb_pool(graph: Graph, node: Node, found: Epilogue, *, channels_first: bool) -> bool:
-    if found.window is not None or not channels_first:
-        return False
-    found.window = pool_geometry(graph, node)
-    return found.window is not None
+def _pool(graph: Graph, node: Node, found: Epilogue) -> Epilogue | None:
+    window = pool_geometry(graph, node) if found.window is None else None
+    return None if window is None else replace(found, window=window)
 
 
-def _absorb_depthwise(graph: Graph, node: Node, found: Epilogue, *, channels_first: bool) -> bool:
-    if found.window is not None or not channels_first or node.inputs[0] != found.value:
-        return False
-    found.depthwise = depthwise(graph, node)
-    found.window = None if found.depthwise is None else found.depthwise.window
-    return found.window is not None
+def _depthwise(graph: Graph, node: Node, found: Epilogue) -> Epilogue | None:
+    if found.window is not None or node.inputs[0] != found.value:
+        return None
+    filters = depthwise(graph, node)
+    return None if filters is None else replace(found, window=filters.window, depthwise=filters)
 
 
 def _is_identity_reshape(graph: Graph, node: Node, value: str, *, channels_first: bool) -> bool:

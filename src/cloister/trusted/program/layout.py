@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cloister.plan.plan import Plan
-from cloister.trusted.program.compile import Fuse, Local, Program, Remote, Segment
+from cloister.trusted.program.steps import Exchange, Fused, Local, Program, Segment
 from cloister.wire.messages import TensorSpec
 
 # Of a page: the worker maps shared memory by pages, and vector loads stay within cache lines.
@@ -107,7 +107,7 @@ def lay_out(program: Program, batch: int) -> Layout:
     answers: dict[int, TensorSpec] = {}
     staged: set[int] = set()
     for i, step in enumerate(program.steps):
-        if isinstance(step, Fuse):
+        if isinstance(step, Fused):
             if step.stored:
                 key = value_key(program, step.epilogue.value, step.channels_first)
                 shapes[key] = (batch, *_whole_size(program, step))
@@ -121,7 +121,7 @@ def lay_out(program: Program, batch: int) -> Layout:
                     private.extend(("staged", index), i, messages[index].nbytes)
                 else:
                     shared.extend(("message", index), i, messages[index].nbytes)
-        elif isinstance(step, Remote):
+        elif isinstance(step, Exchange):
             geometry = plan.linear_nodes[step.node].linear.geometry
             answers[step.node] = TensorSpec(np.dtype(np.uint32), (batch, *geometry.out_shape))
             shared.extend(("message", step.node), i, messages[step.node].nbytes)
@@ -141,7 +141,7 @@ def _message(plan: Plan, index: int, batch: int) -> TensorSpec:
     return TensorSpec(np.dtype(dtype), (batch, *node.linear.geometry.in_shape))
 
 
-def _whole_size(program: Program, step: Fuse) -> tuple[int, ...]:
+def _whole_size(program: Program, step: Fused) -> tuple[int, ...]:
     part = program.slices.get(step.epilogue.value)
     return (*step.out_size[:2], part.channels) if part else step.out_size
 
@@ -149,7 +149,7 @@ def _whole_size(program: Program, step: Fuse) -> tuple[int, ...]:
 def _reads(step: object) -> tuple[str, ...]:
     if isinstance(step, Local | Segment):
         return step.inputs
-    if isinstance(step, Fuse):
+    if isinstance(step, Fused):
         return tuple(name for name in (step.source, step.epilogue.residual) if name)
     return ()
 

@@ -15,9 +15,10 @@ from queue import SimpleQueue
 import grpc
 import numpy as np
 
-from cloister.errors import InputError, ProtocolError, WorkerTimeout, WorkerUnavailable
+from cloister.errors import ProtocolError, WorkerTimeout, WorkerUnavailable
 from cloister.wire.codec import Encoded, Head, encode
 from cloister.wire.grpc.frames import FRAME_BYTES, Assembler, to_frames
+from cloister.wire.grpc.places import check_address
 from cloister.wire.link import MessageLink
 from cloister.wire.messages import (
     Answer,
@@ -210,17 +211,6 @@ class RpcLink(MessageLink):
                 raise ProtocolError(f"answers request {head.numbers[0]} before it was sent")
             if head.kind is Answer:
                 self._begun.discard(head.numbers[0])
-
-
-def check_address(address: str) -> tuple[str, int]:
-    """Split HOST:PORT, where HOST may be a bracketed IPv6 address.
-
-    Raises   InputError
-    """
-    host, separator, port = address.rpartition(":")
-    if not (separator and host and port.isascii() and port.isdigit() and int(port) < 65536):
-        raise InputError(f"address {address!r}: expected HOST:PORT, such as 127.0.0.1:7700")
-    return host, int(port)
 
 
 def _reason(error: grpc.RpcError) -> str:

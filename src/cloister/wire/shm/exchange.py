@@ -28,7 +28,7 @@ class Sent(NamedTuple):
     answer: bytes
 
 
-class PreparedExchange(NamedTuple):
+class PreparedRequest(NamedTuple):
     """A request that is sent again and again from the same place, and its answer.
 
     `packet` and `answer` are what goes over the socket, but for the request id.
@@ -50,11 +50,11 @@ class PreparedExchange(NamedTuple):
 
 def make_exchange(
     target_id: int, place: Region, spec: TensorSpec, room: Region, expect: TensorSpec
-) -> PreparedExchange:
+) -> PreparedRequest:
     """The packets of a request with one tensor at `place` and its answer in `room`."""
     packet = pack_message(encode_head(Apply, (0, target_id), (spec,)), (place,), (room,))
     answer = pack_answer(encode_head(Answer, (0,), (expect,)))
-    return PreparedExchange(
+    return PreparedRequest(
         target_id, spec, expect, room, packet, answer, spec.nbytes, expect.nbytes
     )
 

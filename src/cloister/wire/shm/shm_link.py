@@ -34,7 +34,7 @@ from cloister.wire.messages import (
 from cloister.wire.process import start_worker
 from cloister.wire.replies import named
 from cloister.wire.shm.arena import Arena, Region
-from cloister.wire.shm.exchange import PreparedExchange, SendBuffer, Sent, with_request_id
+from cloister.wire.shm.exchange import PreparedRequest, SendBuffer, Sent, with_request_id
 from cloister.wire.shm.packets import (
     MAX_PACKET_BYTES,
     pack_answer,
@@ -179,7 +179,7 @@ class ShmLink(MessageLink):
         """See NativeChannel."""
         return Unchecked(self._arena.array(region, spec))
 
-    def exchanged(self, first_request_id: int, exchanges: Sequence[PreparedExchange]) -> None:
+    def exchanged(self, first_request_id: int, exchanges: Sequence[PreparedRequest]) -> None:
         """See WorkerLink."""
         for exchange in exchanges:
             self._bytes_sent += len(exchange.packet) + exchange.message_bytes
@@ -188,7 +188,7 @@ class ShmLink(MessageLink):
     def complete(
         self,
         request_id: int,
-        exchange: PreparedExchange,
+        exchange: PreparedRequest,
         *,
         sent: bool,
         came: bytes,
@@ -205,12 +205,12 @@ class ShmLink(MessageLink):
         finally:
             self.release(request_id)
 
-    def abandon(self, request_id: int, exchange: PreparedExchange) -> None:
+    def abandon(self, request_id: int, exchange: PreparedRequest) -> None:
         """See WorkerLink."""
         self._adopt(request_id, exchange, sent=True)
         self.release(request_id)
 
-    def _adopt(self, request_id: int, exchange: PreparedExchange, *, sent: bool) -> None:
+    def _adopt(self, request_id: int, exchange: PreparedRequest, *, sent: bool) -> None:
         self._replies.open(request_id, (exchange.expect,))
         self._sent[request_id] = entry = exchange.sent(request_id)
         self._due[entry.answer] = request_id

@@ -1,1 +1,0 @@
-"""Benchmarks as commands: ratios measured side by side in one run."""

@@ -1,0 +1,222 @@
+"""A session timed beside other engines on the same cores, in one run and by turns.
+
+The trusted time is the processor time of this process for a whole call, from the input array to
+the released outputs; pads are made before, and reported as offline time. Every timed run follows
+an untimed one of the same engine, as requests follow each other in service: otherwise each would
+find the caches as another engine left them. The worker is a process of its own.
+"""
+
+import platform
+import statistics
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from jaxtyping import Float32
+
+import cloister._native as native
+from cloister.base.rng import InsecureSeededRandom, SystemRandom
+from cloister.cli.timing import Timing, interleaved
+from cloister.errors import InputError, PadsExhausted
+from cloister.graph.graph import Graph
+from cloister.graph.interpreter import ORT_ERRORS
+from cloister.plan.plan import Plan
+from cloister.trusted.pads.maker import InlinePads
+from cloister.trusted.pads.store import PadSet
+from cloister.trusted.report import Report
+from cloister.trusted.session import Session
+
+INPUT_SEED = 1
+PRIVATE = "cloister"
+PACKAGES = ("cloister", "numpy", "onnxruntime", "torch")
+FLAGS = (
+    "avx2", "avx512f", "avx512_vnni", "avx512ifma", "avx_vnni", "amx_int8", "aes", "vaes",
+    "vpclmulqdq", "neon", "asimd", "sve", "i8mm",
+)  # fmt: skip
+"""Processor flags that decide which kernels are used, here or in what is compared."""
+Images = Float32[np.ndarray, "n ..."]
+Engines = Mapping[str, Callable[[], object]]
+
+
+def measure_session(
+    plan: Plan,
+    engines: Engines,
+    feeds: Images,
+    *,
+    threads: int = 1,
+    worker_threads: int = 1,
+    repeats: int = 5,
+    beside: Engines | None = None,
+) -> dict[str, object]:
+    """Medians per input; the ratio is that of the fastest engine's CPU time to the trusted one.
+
+    beside   engines that are timed too, but are no baseline
+    """
+    reports: list[Report] = []
+    others = {**engines, **(beside or {})}
+    pads = PreparedPads(plan) if plan.hidden_nodes else None
+    with Session(
+        plan, threads=threads, worker_threads=worker_threads, batch=len(feeds), pads=pads
+    ) as session:
+
+        def run_before() -> None:
+            if pads is not None:
+                pads.fill(2 * len(feeds))
+            session.run(feeds)
+
+        runs: Engines = {**others, PRIVATE: lambda: reports.append(session.run(feeds).report)}
+        timings = interleaved(runs, repeats=repeats, before={**others, PRIVATE: run_before})
+    reports = reports[-repeats:]
+    found = {name: _per_input(timing, reports[0].inputs) for name, timing in timings.items()}
+    trusted = found.pop(PRIVATE)
+    fastest = min(engines, key=lambda name: found[name]["ms"])
+    return {
+        "baseline_engine": fastest,
+        "baseline_ms": found[fastest]["ms"],
+        "engines": found,
+        **{f"trusted_{key}": trusted[key] for key in ("ms", "min_ms", "max_ms")},
+        "ratio": found[fastest]["ms"] / trusted["ms"],
+        "worker_ms": statistics.median(report.worker_ms / report.inputs for report in reports),
+        "private_wall_ms": trusted["wall_ms"],
+        "offline_ms": statistics.median(pads.made_ms) if pads is not None else 0.0,
+        "soundness_bits": reports[-1].soundness_bits,
+    }
+
+
+def _per_input(timing: Timing, inputs: int) -> dict[str, float]:
+    """Milliseconds of processor time, and on the clock."""
+    return {
+        "ms": 1e3 * timing.cpu_s / inputs,
+        "min_ms": 1e3 * min(timing.cpus_s) / inputs,
+        "max_ms": 1e3 * max(timing.cpus_s) / inputs,
+        "wall_ms": 1e3 * timing.wall_s / inputs,
+    }
+
+
+def random_input(graph: Graph, batch: int) -> np.ndarray:
+    """Inputs uniform in [0, 1), the same in every run: times do not depend on values.
+
+    Raises   InputError for a model with several inputs
+    """
+    if len(graph.inputs) != 1:
+        raise InputError("only models with one input are measured")
+    known = graph.types[graph.inputs[0]]
+    shape = tuple(batch if size is None else size for size in known.shape)
+    data = InsecureSeededRandom(INPUT_SEED).random_bytes(int(np.prod(shape)))
+    return (np.frombuffer(data, np.uint8).reshape(shape) / np.float32(256)).astype(known.dtype)
+
+
+class OrtBaseline:
+    """A model in ONNX Runtime, float32, in the order of its nodes and without busy waiting.
+
+    Raises   InputError when ONNX Runtime does not take the model, or fails on an input
+    """
+
+    def __init__(self, model: bytes | onnx.ModelProto, threads: int) -> None:
+        data = model if isinstance(model, bytes) else model.SerializeToString()
+        try:
+            self._session = ort.InferenceSession(
+                data, session_options(threads), providers=["CPUExecutionProvider"]
+            )
+        except ORT_ERRORS as error:
+            raise InputError(f"ONNX Runtime does not take the model: {error}") from None
+        self._input = self._session.get_inputs()[0].name
+
+    def run(self, x: Images) -> list[np.ndarray]:
+        """The model's outputs."""
+        try:
+            return [np.asarray(y) for y in self._session.run(None, {self._input: x})]
+        except ORT_ERRORS as error:
+            raise InputError(f"ONNX Runtime cannot run the model: {error}") from None
+
+
+def session_options(threads: int) -> ort.SessionOptions:
+    """ONNX Runtime as it is measured: all optimisations, `threads` cores, threads that sleep."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.log_severity_level = 4  # its messages contain names of the model
+    return options
+
+
+class PreparedPads:
+    """Pads in memory, made when `fill` is called, so that a call does not wait for them."""
+
+    kind = "prepared"
+
+    def __init__(self, plan: Plan) -> None:
+        self._source = InlinePads(plan, rng=SystemRandom())
+        self._ready: list[PadSet] = []
+        self.made_ms: list[float] = []
+        self._lock = threading.Lock()
+
+    @property
+    def pad_key(self) -> bytes:
+        """See PadSource."""
+        return self._source.pad_key
+
+    @property
+    def plan_digest(self) -> bytes:
+        """See PadSource."""
+        return self._source.plan_digest
+
+    def fill(self, count: int) -> None:
+        """Make pads until so many are there; `made_ms` keeps the CPU time of each."""
+        with self._lock:
+            while len(self._ready) < count:
+                started = time.process_time()
+                self._ready += self._source.take(1)
+                self.made_ms.append(1e3 * (time.process_time() - started))
+
+    def take(self, count: int) -> list[PadSet]:
+        """See PadSource."""
+        with self._lock:
+            if count > len(self._ready):
+                raise PadsExhausted("not enough pads were prepared")
+            taken, self._ready = self._ready[:count], self._ready[count:]
+        return taken
+
+    def recycle(self, pads: Sequence[PadSet]) -> None:
+        """See PadSource."""
+        self._source.recycle(pads)
+
+    def erase(self) -> None:
+        """See PadSource."""
+        self._source.erase()
+
+
+def machine() -> dict[str, object]:
+    """What a reader needs to judge a figure: processor, its flags, kernels in use and versions."""
+    names = _cpuinfo("model name")
+    flags = " ".join([*_cpuinfo("flags"), *_cpuinfo("Features")]).split()
+    return {
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "cpu_flags": [flag for flag in FLAGS if flag in flags],
+        "isa": native.isa(),
+        "versions": {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _cpuinfo(key: str) -> list[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    return [
+        line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == key
+    ]

@@ -1,0 +1,119 @@
+"""The steps of a program: what the executor does, in which order.
+
+    Fused     one native pass: unblind, check, dequantise, add, clamp, pool, quantise, blind
+    Exchange  one message to a worker and its answer: one linear node
+    Segment   open nodes, run whole by a worker on plain float32 values
+    Local     nodes ONNX Runtime computes inside the trusted runtime
+
+A node whose weights are hidden will be part of a fifth kind, `Module`: nodes, inputs and outputs
+as of a `Local`, computed by compiled code inside. Whoever runs steps names each kind and refuses
+others; a new kind gets a rule in `spec`, a case in `interpreter` and a stage in the executor.
+
+Concatenating channels is no step: the passes write their results into slices of one value.
+
+`inputs` and `outputs` of a step are the float32 values it reads and makes; messages and answers
+belong to the linear node they are of.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+
+from cloister.graph.graph import Node
+from cloister.plan.plan import Plan
+from cloister.plan.protection import Protection
+from cloister.trusted.program.epilogue import Epilogue
+
+
+@dataclass(frozen=True)
+class Fused:
+    """One native pass from a reply (`node`) or a stored value (`source`) to its consumers.
+
+    `size` is (h, w, c) of the source, `out_size` of the result; `stored` says whether the result is
+    kept as float32; `sinks` are the linear nodes whose requests it writes. `factors` multiply the
+    source (plan/input_factors.py).
+    """
+
+    name: str
+    node: int | None
+    source: str | None
+    epilogue: Epilogue
+    size: tuple[int, int, int]
+    out_size: tuple[int, int, int]
+    channels_first: bool
+    stored: bool
+    sinks: tuple[int, ...]
+    factors: np.ndarray | None = field(default=None, compare=False)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The float32 values the step reads."""
+        return tuple(value for value in (self.source, self.epilogue.residual) if value is not None)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The float32 values later steps may read."""
+        return (self.epilogue.value,) if self.stored else ()
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Linear node `node` (index into `plan.linear_nodes`) on a worker, under `protection`."""
+
+    node: int
+    protection: Protection
+    inputs: ClassVar[tuple[str, ...]] = ()
+    outputs: ClassVar[tuple[str, ...]] = ()
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Nodes a worker runs whole, in the clear; `target` is its number on the wire."""
+
+    target: int
+    nodes: tuple[Node, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Local:
+    """Nodes ONNX Runtime computes inside."""
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+Step = Fused | Exchange | Segment | Local
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A value that is written as channels `offset`... of `whole`, which has `channels` in all."""
+
+    whole: str
+    offset: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class Program:
+    """The steps of a plan, in order, and the values that are slices of others."""
+
+    plan: Plan
+    steps: tuple[Step, ...]
+    slices: Mapping[str, Slice]
+
+    @cached_property
+    def linear(self) -> tuple[Node, ...]:
+        """The graph's nodes of `plan.linear_nodes`, in their order."""
+        return tuple(node for node in self.plan.graph.nodes if node.name in self.plan.quantised)
+
+    def parts(self, whole: str) -> tuple[str, ...]:
+        """The values that are slices of another, in the order of their channels."""
+        found = [(part.offset, value) for value, part in self.slices.items() if part.whole == whole]
+        return tuple(value for _, value in sorted(found))
