@@ -33,8 +33,6 @@ Functions: TypeAlias = Iterator[tuple[Function, Int64[np.ndarray, " m"]]]
 Pieces: TypeAlias = Iterable[tuple[slice, UInt32[np.ndarray, "m h w c"]]]
 """Words of a request's samples, with their places: all in order, some at a time."""
 
-_GEOMETRY_LIMIT = 1 << 31
-
 
 class _Asked:
     """What all requests have in common.
@@ -56,7 +54,7 @@ class _Asked:
     def fields(self) -> dict[str, Any]:
         """The request's JSON values in a message or record."""
         named: dict[str, Any] = {"dataset": self.dataset}
-        return named | ({"geometry": list(self.geometry.to_tuple())} if self.geometry else {})
+        return named | ({"geometry": self.geometry.to_fields()} if self.geometry else {})
 
     @property
     def tensors(self) -> tuple[np.ndarray, ...]:
@@ -277,10 +275,8 @@ def read_request(kind: Kind, message: Body) -> Request:
     dataset, ids = message.text("dataset"), message.array(0, np.int64, 1)
     if kind == "labels":
         return Labels(dataset, ids)
-    numbers, operand = message.numbers("geometry"), message.array(1, np.int16, 4)
-    if any(abs(number) >= _GEOMETRY_LIMIT for number in numbers):
-        raise ProtocolError("message: a number of the geometry is out of range")
-    geometry = Geometry.from_tuple(numbers)
+    geometry = Geometry.from_fields(message.mapping("geometry"))
+    operand = message.array(1, np.int16, 4)
     if kind == "forward":
         return Forward(dataset, ids, LinearMap(geometry, operand))
     return Gradient(dataset, ids, geometry, operand)
