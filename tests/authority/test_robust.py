@@ -17,6 +17,7 @@ from cloister.authority import functions, ledger, states, unmasking
 from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
 from cloister.authority.book import BLOCK, LABEL_BIT, Words, tabulate, tally
+from cloister.authority.database import FILE, Database
 from cloister.authority.enrolment import NewPart, enrol
 from cloister.authority.ledger import Ledger
 from cloister.authority.local import LocalClient
@@ -24,7 +25,6 @@ from cloister.authority.records import Dataset, Part, Terms
 from cloister.authority.requests import Forward, Gradient, Labels
 from cloister.authority.states import State
 from cloister.base.rng import SystemRandom
-from cloister.base.sqlite import FILE, Database
 from cloister.cli.main import main
 from cloister.data.encoding import Encoding
 from cloister.data.info import DatasetInfo
@@ -139,7 +139,7 @@ def test_a_fault_while_a_part_is_registered_leaves_nothing(kit, monkeypatch):
 
 @pytest.mark.parametrize("fault", [sqlite3.OperationalError("disk I/O error"), MemoryError()])
 def test_a_commit_that_fails_is_tried_again(kit, monkeypatch, fault):
-    monkeypatch.setattr("cloister.base.sqlite.RETRY_S", 0.01)
+    monkeypatch.setattr("cloister.authority.database.RETRY_S", 0.01)
     write, left = states.write_states, [3]
 
     def fails(*arguments):

@@ -12,9 +12,9 @@ import pytest
 from cli.test_encrypt import _as_info, decrypted
 from cloister.authority import service, tokens
 from cloister.authority.authority import Authority
+from cloister.authority.database import FILE
 from cloister.base.identity import PUBLIC_FILE
 from cloister.base.rng import SystemRandom
-from cloister.base.sqlite import FILE
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.writer import check_registered
 from cloister.errors import AuthorityUnavailable, EncryptionError

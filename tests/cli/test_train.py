@@ -15,10 +15,10 @@ pytest.importorskip("torch")
 
 from cloister.authority import service, tokens
 from cloister.authority.authority import Authority
+from cloister.authority.database import FILE
 from cloister.authority.request_log import read_releases
 from cloister.authority.requests import Forward, Labels
 from cloister.base.rng import SystemRandom
-from cloister.base.sqlite import FILE
 from cloister.data.dataset import EncryptedDataset
 from cloister.ring import pads
 from cloister.ring.linear import Geometry, LinearMap

@@ -19,6 +19,7 @@ from typing import Any, get_args
 import numpy as np
 from jaxtyping import Int64, UInt32
 
+from cloister.authority import database
 from cloister.authority.agreement import Agreement
 from cloister.authority.book import Spent
 from cloister.authority.enrolment import Known
@@ -41,7 +42,6 @@ from cloister.authority.records import (
 from cloister.authority.registration import Registry, new_dataset
 from cloister.authority.requests import Labels, Request
 from cloister.authority.unmasking import unmasking_term
-from cloister.base import sqlite as databases
 from cloister.base.identity import Identity
 from cloister.base.rng import KEY_BYTES, Csprng
 from cloister.data.info import DatasetInfo
@@ -66,7 +66,7 @@ class Issued:
     """
 
     term: UInt32[np.ndarray, "..."]
-    ticket: databases.Ticket
+    ticket: database.Ticket
 
     def wait(self) -> UInt32[np.ndarray, "..."]:
         """The key, as soon as it may leave.
@@ -87,9 +87,9 @@ class Authority:
         """
         self._folder, self._threads = Path(folder), threads
         self.identity = Identity.open(self._folder)
-        self._held = databases.hold(self._folder / databases.LOCK_FILE)
+        self._held = database.hold(self._folder / database.LOCK_FILE)
         try:
-            self.database = databases.Database(self._folder / databases.FILE)
+            self.database = database.Database(self._folder / database.FILE)
             self._datasets: dict[str, Dataset] = {}
             self._failed: dict[str, str] = {}
             self._lock = threading.Lock()
@@ -278,7 +278,7 @@ class Authority:
 
     def _load(self) -> None:
         with self.database.reading() as connection:
-            databases.check(connection)
+            database.check(connection)
             (modulus,) = connection.execute("SELECT modulus FROM authority").fetchone()
             stored = stored_datasets(connection)
             parts = list(read_parts(connection))

@@ -32,6 +32,7 @@ from cloister.authority.book import (
     tally,
     write_counts,
 )
+from cloister.authority.database import Database, Ticket
 from cloister.authority.functions import Function
 from cloister.authority.requests import Labels, LinearRequest
 from cloister.authority.states import (
@@ -41,7 +42,6 @@ from cloister.authority.states import (
     counted_exactly,
     write_states,
 )
-from cloister.base.sqlite import Database, Ticket
 from cloister.data.info import DatasetInfo
 from cloister.errors import BudgetError, FunctionError
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from cloister.authority import database
 from cloister.authority.book import Limits, Tally
 from cloister.authority.noise import EXACT_BITS
-from cloister.base import sqlite as databases
 from cloister.base.identity import Identity, new_folder
 from cloister.base.rng import KEY_BYTES, Csprng
 from cloister.data.info import DatasetInfo
@@ -96,7 +96,7 @@ def init(folder: Path | str, *, rng: Csprng) -> Identity:
     """
     folder = Path(folder)
     new_folder(folder)
-    databases.create(folder / databases.FILE, modulus=random_modulus(rng=rng))
+    database.create(folder / database.FILE, modulus=random_modulus(rng=rng))
     return Identity.create(folder, rng=rng)
 
 

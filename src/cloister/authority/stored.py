@@ -5,9 +5,8 @@ import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
-from cloister.authority import records
+from cloister.authority import database, records
 from cloister.authority.book import Book, Spent, read_book, tabulate, tally
-from cloister.base import sqlite
 from cloister.errors import UnknownDatasetError, one_line
 
 
@@ -36,10 +35,10 @@ def read_stored(folder: Path, dataset: str | None = None) -> tuple[list[Stored],
 
     Raises   UnknownDatasetError when there is none of this name
     """
-    books, failed, path = [], {}, folder / sqlite.FILE
-    with contextlib.closing(sqlite.connect(path)) as connection, sqlite.faults(path):
+    books, failed, path = [], {}, folder / database.FILE
+    with contextlib.closing(database.connect(path)) as connection, database.faults(path):
         connection.execute("BEGIN")
-        sqlite.check(connection)
+        database.check(connection)
         parts: dict[str, list[tuple[records.Part, bytes]]] = {}
         for part, name, key in records.read_parts(connection):
             parts.setdefault(name, []).append((part, key))
