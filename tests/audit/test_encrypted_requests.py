@@ -25,6 +25,7 @@ from cloister.data.feature_noise import GaussianNoise
 from cloister.errors import InputError
 from cloister.ring.linear import LinearMap
 from cloister.training.ciphertexts import LocalCiphertextServer, RecordingServer
+from cloister.training.settings import Settings
 from cloister.training.trainer import Trainer
 from training.doubles import MemoryAuthority, MemoryDataset
 
@@ -72,9 +73,9 @@ def requests(
     made = Trainer(
         nn.Sequential(nn.Flatten(), nn.Linear(64, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 10)),
         dataset, keys=MemoryAuthority(dataset, mode="guarded"), rng=InsecureSeededRandom(0),
-        unmask_to="trusted", server=RecordingServer(host(dataset), seen), request_log=asked_for,
-        optimizer=optimizer or sgd(momentum), batch=batch,
-        **{"first_layer": "trainable", **settings},
+        server=RecordingServer(host(dataset), seen), request_log=asked_for,
+        optimizer=optimizer or sgd(momentum),
+        settings=Settings(unmask_to="trusted", batch=batch, **settings),
     )  # fmt: skip
     made.prepare()
     order = np.random.default_rng(0).permutation(made._train_ids)

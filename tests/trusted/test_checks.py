@@ -36,7 +36,7 @@ def test_accept_raises_for_every_other_sum(reply):
 @pytest.mark.parametrize("protection", [VERIFIED, BLINDED_VERIFIED, ENCLAVE])
 def test_a_checked_node_is_not_accepted_unchecked(protection):
     reply = Unchecked(np.zeros(3))
-    with pytest.raises(PlanError, match=r"node 'conv' is .*: its answer needs `accept`"):
+    with pytest.raises(PlanError, match=r"node 'conv' is .*: no answer is accepted unchecked"):
         accept_unchecked(reply, protection=protection, node="conv")
 
 

@@ -15,7 +15,7 @@ from cloister.base.rng import Csprng
 from cloister.graph.graph import Graph, Node
 from cloister.graph.ops.depthwise import depthwise_window
 from cloister.graph.ops.linear_nodes import geometry
-from cloister.plan.protection import ENCLAVE, Protection
+from cloister.plan.protection import BLINDED, Protection
 from cloister.ring.freivalds import CheckVectors, draw
 from cloister.ring.linear import Geometry, LinearMap
 from cloister.ring.window_geometry import WindowGeometry
@@ -96,8 +96,8 @@ def measure(protection: Protection, *, rng: Csprng) -> Costs:
     shape = SAMPLE.in_shape
     elements = int(np.prod(shape))
     linear = LinearMap(SAMPLE, np.ones(SAMPLE.weight_shape, np.int16))
-    plain = _best(_Step(shape, ENCLAVE).run)
-    convolved = _best(_Step(shape, ENCLAVE, filters=SAMPLE).run)
+    plain = _best(_Step(shape, BLINDED).run)
+    convolved = _best(_Step(shape, BLINDED, filters=SAMPLE).run)
     vectors = draw(linear, rng=rng) if protection.checked else None
     bordering = _best(_Step(shape, protection, vectors=vectors).run)
     return Costs(

@@ -83,12 +83,12 @@ def accept(
 
 
 def accept_unchecked(reply: Unchecked[T], *, protection: Protection, node: str) -> Accepted[T]:
-    """A reply as it came, of a node that the plan leaves unchecked.
+    """A reply as it came, of a node that the plan leaves to a worker unchecked.
 
-    Raises   PlanError for a node that the plan checks
+    Raises   PlanError for any other node
     """
-    if protection.checked:
-        raise PlanError(f"node {node!r} is {protection.name}: its answer needs `accept`")
+    if protection.checked or not protection.on_worker:
+        raise PlanError(f"node {node!r} is {protection.name}: no answer is accepted unchecked")
     return Accepted(reply.expose_unchecked())
 
 

@@ -182,7 +182,7 @@ class Executor:
     # ---- set-up
 
     def _make_stages(self, checks: Checks) -> list[Stage]:
-        setup = Setup(self.plan, checks, self._threads)
+        setup = Setup(self.program, checks, self._threads)
         return [
             STAGES[type(step)](setup, number, step)
             for number, step in enumerate(self.program.steps)

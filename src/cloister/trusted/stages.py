@@ -24,7 +24,7 @@ from cloister.ring.freivalds import CheckVectors
 from cloister.trusted.checks import Checks, accept_unchecked, for_native
 from cloister.trusted.pads.maker import PadUse, nonce
 from cloister.trusted.program.epilogue import Epilogue
-from cloister.trusted.program.layout import ALIGNMENT, ValueKey, lay_out, padded, value_key
+from cloister.trusted.program.layout import ALIGNMENT, lay_out, padded, value_key
 from cloister.trusted.program.steps import Exchange, Fused, Local, Program, Segment
 from cloister.trusted.report import LayerRow, Meter
 from cloister.trusted.values import Values
@@ -134,7 +134,7 @@ class Request:
 class Setup:
     """What all stages of an executor have in common."""
 
-    plan: Plan
+    program: Program
     checks: Checks
     threads: int
 
@@ -168,13 +168,18 @@ class FusedStage(Stage):
     """One native step from a reply or a stored value to its consumers."""
 
     def __init__(self, setup: Setup, number: int, step: Fused) -> None:
-        plan, checks = setup.plan, setup.checks
+        plan, checks = setup.program.plan, setup.checks
         node = None if step.node is None else plan.linear_nodes[step.node]
         protection = ENCLAVE if node is None else plan.protection_of(node)
         self.name, self.protection = step.name, protection.name
         self._number = number
         self._step = step
         self._unblinds = node is not None and protection.hidden
+        self._stored = self._residual = None
+        if step.stored:
+            self._stored = value_key(setup.program, step.epilogue.value, step.channels_first)
+        if step.epilogue.residual is not None:
+            self._residual = (step.epilogue.residual, step.channels_first)
         self._hidden = [plan.protection_of(plan.linear_nodes[i]).hidden for i in step.sinks]
         shape = _fused_shape(plan, step, checks)
         if node is None or step.node is None:
@@ -197,7 +202,7 @@ class FusedStage(Stage):
         if step.node is not None and channel is not None:
             region, spec = space.shared("answer", step.node), space.layout.answers[step.node]
             reply = for_native(channel.answer_view(region, spec))
-        residual = self._residual_key
+        residual = self._residual
         kept = self._kept(space)
         windowed = step.epilogue.window is not None
         space.native.add_fused(
@@ -227,8 +232,8 @@ class FusedStage(Stage):
             source = request.values.channels_last(
                 step.source, step.size, step.channels_first, step.factors
             )
-        if self._residual_key is not None and self._residual_key not in space.values:
-            name, channels_first = self._residual_key
+        if self._residual is not None and self._residual not in space.values:
+            name, channels_first = self._residual
             residual = request.values.channels_last(name, step.size, channels_first)
         space.native.bind(
             self._number,
@@ -243,28 +248,17 @@ class FusedStage(Stage):
 
     def account(self, request: Request, cpu_ns: int, wait_ns: int) -> None:
         """See Stage; what was read was accepted, and what was written can be read from now on."""
-        step = self._step
         self.row(request).trusted_ms += 1e-6 * cpu_ns
-        if step.node is not None and request.replies:
-            request.release(step.node)
-        if step.stored:
-            key = self._stored_key(request.space)
-            request.values.put_channels_last(key, request.space.values[key])
-
-    @property
-    def _residual_key(self) -> ValueKey | None:
-        residual = self._step.epilogue.residual
-        return None if residual is None else (residual, self._step.channels_first)
-
-    def _stored_key(self, space: Workspace) -> ValueKey:
-        step = self._step
-        return value_key(space.program, step.epilogue.value, step.channels_first)
+        if request.replies and self._step.node is not None:
+            request.release(self._step.node)
+        if self._stored is not None:
+            request.values.put_channels_last(self._stored, request.space.values[self._stored])
 
     def _kept(self, space: Workspace) -> np.ndarray | None:
         """Where the step stores its value, if anything reads it as float32."""
-        if not self._step.stored:
+        if self._stored is None:
             return None
-        whole = space.values[self._stored_key(space)]
+        whole = space.values[self._stored]
         part = space.program.slices.get(self._step.epilogue.value)
         return whole[..., part.offset : part.offset + self._step.out_size[2]] if part else whole
 
@@ -282,7 +276,7 @@ class ExchangeStage(Stage):
     """One message of a linear node to the worker and its answer."""
 
     def __init__(self, setup: Setup, number: int, step: Exchange) -> None:
-        self._linear = setup.plan.linear_nodes[step.node]
+        self._linear = setup.program.plan.linear_nodes[step.node]
         self.name, self.protection = self._linear.node, step.protection.name
         self._number = number
         self._node = step.node
@@ -361,9 +355,9 @@ class SegmentStage(Stage):
 
     def __init__(self, setup: Setup, number: int, step: Segment) -> None:
         self.name, self.protection = f"open segment {step.nodes[0].name}", OPEN.name
-        self._graph = setup.plan.graph
+        self._graph = setup.program.plan.graph
         self._step = step
-        if any(setup.plan.protections[node.name] != OPEN for node in step.nodes):
+        if any(setup.program.plan.protections[node.name] != OPEN for node in step.nodes):
             raise PlanError(f"{self.name}: the plan protects one of its nodes")
 
     def load(self, link: WorkerLink) -> None:
@@ -415,7 +409,7 @@ class LocalStage(Stage):
         # Helper threads are only seen by the process's clock; other lanes' threads by it as well.
         self._clock = time.thread_time_ns if setup.threads == 1 else time.process_time_ns
         model = model_bytes(
-            setup.plan.graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs
+            setup.program.plan.graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs
         )
         self._session = runtime_session(model, threads=setup.threads, optimised=True)
 

@@ -75,7 +75,8 @@ def first(program: Program, kind: type, wanted: Callable = lambda _: True) -> in
 def replanned(program: Program, **protections) -> Program:
     """The program under a plan that gives one node another protection."""
     plan = program.plan
-    return replace(program, plan=replace(plan, protections={**plan.protections, **protections}))
+    protections = {**plan.protections, **protections}
+    return replace(program, plan=replace(plan, policy="mixed", protections=protections))
 
 
 def replanned_exchange(program: Program, position: int, protection) -> Program:
