@@ -179,7 +179,7 @@ STAGES = {
     "the file": (("os.fsync", _full), (), "No space left"),
     "the request": (("cloister.authority.client.AuthorityClient.register", _away), (), "answers"),
     "the record": (("cloister.authority.authority.new_dataset", _refuses), (), "no key is issued"),
-    "the books": (("cloister.authority.ledger.new_book", _refuses), (), "no key is issued"),
+    "the accounts": (("cloister.authority.ledger.new_account", _refuses), (), "no key is issued"),
 }
 
 

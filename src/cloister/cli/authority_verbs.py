@@ -11,8 +11,8 @@ import numpy as np
 import typer
 
 from cloister.authority import database, deletion, records, service, tokens
+from cloister.authority.account import Spent
 from cloister.authority.authority import Authority
-from cloister.authority.book import Spent
 from cloister.authority.stored import Stored, read_stored
 from cloister.base import files
 from cloister.base.identity import PUBLIC_FILE, SUITE
@@ -191,7 +191,7 @@ def budget(
 
 
 def _listed(stored: Stored) -> dict[str, object]:
-    summary, terms, limits = stored.summary, stored.held.terms, stored.book.limits
+    summary, terms, limits = stored.summary, stored.held.terms, stored.account.limits
     return {
         "name": summary.name,
         "mode": summary.mode,
