@@ -68,7 +68,7 @@ def test_others_are_answered_while_the_ledger_is_busy(kit, served):  # noqa: F81
         lambda: waiting.ask(Labels("set", ids), receiver="server"),
     ]
     for ask in asks:
-        with authority._ledger._books["set"].lock:
+        with authority._ledger._accounts["set"].lock:
             asking = threading.Thread(target=lambda ask=ask: found.append(ask()))
             asking.start()
             asking.join(0.3)

@@ -9,6 +9,7 @@ from cloister.authority import service, tokens
 from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
 from cloister.authority.client import AuthorityClient
+from cloister.authority.database import FILE
 from cloister.authority.enrolment import NewPart, enrol
 from cloister.authority.local import LocalClient
 from cloister.authority.permutation import label_permutation
@@ -16,7 +17,6 @@ from cloister.authority.records import Terms
 from cloister.authority.requests import Forward, Gradient, Labels
 from cloister.base.identity import HPKE_FILE, PUBLIC_FILE, Identity, PublicIdentity
 from cloister.base.rng import InsecureSeededRandom, SystemRandom
-from cloister.base.sqlite import FILE
 from cloister.data.encoding import Encoding
 from cloister.data.info import DatasetInfo
 from cloister.errors import (

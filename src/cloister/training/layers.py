@@ -101,7 +101,7 @@ class Mechanism(Protocol):
         """Integers (n, oh, ow, o) of an output gradient (n, o, oh, ow) that is already clipped."""
         ...
 
-    def blur(self, values: Int[np.ndarray, "oc kh kw c"], exponent: int) -> np.ndarray:
+    def add_noise(self, values: Int[np.ndarray, "oc kh kw c"], exponent: int) -> np.ndarray:
         """A weight gradient's integers with noise."""
         ...
 
@@ -244,7 +244,7 @@ class Encrypted(nn.Module):
         integers = fixed.integers.reshape(-1, oh, ow, o)
         values = self.products.gradient(ids, self.geometry, integers)
         if private is not None:
-            values = private.blur(values, fixed.exponent)
+            values = private.add_noise(values, fixed.exponent)
         values = values.transpose(0, 3, 1, 2).reshape(self.weight.shape)
         return _real(values, self.encoding.scale, fixed.exponent)
 
