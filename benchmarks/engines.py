@@ -17,7 +17,7 @@ from cloister.cli.timing import interleaved
 from cloister.errors import CloisterError, InputError
 from cloister.graph.graph import Graph
 from cloister.graph.interpreter import ORT_ERRORS
-from cloister.graph.onnx.export import to_model
+from cloister.graph.onnx.export import model_bytes
 
 try:
     import torch
@@ -41,7 +41,7 @@ def float_engines(proto: onnx.ModelProto, graph: Graph, feeds: Images, threads: 
     found = {"onnxruntime": lambda: onnxruntime.run(feeds)}
     try:
         # Constants are folded for PyTorch, as ONNX Runtime folds them for itself.
-        other = TorchBaseline(to_model(graph), threads)
+        other = TorchBaseline(onnx.ModelProto.FromString(model_bytes(graph)), threads)
     except CloisterError as error:
         note(f"PyTorch is not measured: {error}")
         return found

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from cloister.base.rng import pad_stream
 from cloister.cli.speed import random_input
 from cloister.errors import InputError
-from cloister.graph.onnx.export import to_model
+from cloister.graph.onnx.export import model_bytes
 from cloister.graph.onnx.read import from_model, load
 from cloister.graph.passes.normalise import prepare
 from cloister.plan import policies
@@ -238,7 +238,7 @@ def build(name: str) -> onnx.ModelProto:
     Raises   ModelError, InputError
     """
     if name.endswith(".onnx"):
-        return to_model(load(name))
+        return onnx.ModelProto.FromString(model_bytes(load(name)))
     if name not in _BUILDERS:
         raise InputError(
             f"no benchmark model {name!r}; choose {', '.join(NAMES)} or name an .onnx file"

@@ -9,8 +9,8 @@ import cloister
 
 EXPORTED = {
     "Claims", "CloisterError", "Graph", "Plan", "Precision", "Report", "Result", "Session",
-    "Transcript", "VerificationError", "from_keras", "from_torch", "load", "policies", "published",
-    "training",
+    "Transcript", "VerificationError", "authority", "from_keras", "from_torch", "load", "policies",
+    "published", "training",
 }  # fmt: skip
 
 
@@ -26,21 +26,35 @@ def test_exported_members_of_functional_encryption_and_training():
     assert set(cloister.published.__all__) == wanted
     for name in wanted:
         assert getattr(cloister.published, name).__doc__
-    wanted = {"EncryptedConv2d", "EncryptedDataset", "EncryptedLinear", "GaussianNoise", "Trainer"}
+    wanted = {
+        "ArraySource", "EncryptedConv2d", "EncryptedDataset", "EncryptedLinear",
+        "GaussianNoise", "NewDataset", "Privacy", "RunFiles", "Settings", "Trainer", "encrypt",
+        "train",
+    }  # fmt: skip
     assert set(cloister.training.__all__) == wanted <= set(dir(cloister.training))
     for name in wanted:
         assert getattr(cloister.training, name).__doc__
         assert getattr(cloister.training, name).__name__ == name
-    with pytest.raises(AttributeError, match="nothing"):
-        _ = cloister.training.nothing
+    wanted = {"Authority", "AuthorityClient", "connect"}
+    assert set(cloister.authority.__all__) == wanted <= set(dir(cloister.authority))
+    for name in wanted:
+        assert getattr(cloister.authority, name).__doc__
+        assert getattr(cloister.authority, name).__name__ == name
+    for module in (cloister.authority, cloister.training):
+        with pytest.raises(AttributeError, match="nothing"):
+            _ = module.nothing
 
 
 def test_data_sets_are_read_without_pytorch():
     code = (
         "import sys; sys.modules.update(torch=None); import cloister as cl; "
-        "cl.training.EncryptedDataset, cl.published.mask.setup, cl.published.ddh.setup"
+        "cl.training.EncryptedDataset, cl.training.encrypt, cl.published.mask.setup, "
+        "cl.published.ddh.setup"
     )
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
+    code = "import sys; sys.modules.update(torch=None); import cloister; cloister.training.train"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert "InputError: training needs PyTorch: pip install 'cloister[train]'" in done.stderr
 
 
 def test_import_needs_no_machine_learning_framework():

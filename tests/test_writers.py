@@ -9,20 +9,23 @@ import pytest
 
 import nets
 from cloister.authority import records
+from cloister.authority.request_log import ReleaseLog
 from cloister.base import identity, sqlite
 from cloister.base.rng import InsecureSeededRandom, SystemRandom
 from cloister.cli.main import main
-from cloister.cli.owner import Order
+from cloister.data.owner import OrderFile
 from cloister.errors import CloisterError, InputError
-from cloister.plan.recipe import Recipe
+from cloister.graph.onnx.read import from_model
+from cloister.graph.passes.normalise import prepare
+from cloister.plan import policies
 from cloister.published.keyfile import KeyFile
 from cloister.trusted.pads.pad_ledger import Ledger
 from cloister.trusted.pads.store import PadStore
-from cloister.wire.request_log import ReleaseLog
 from cloister.wire.transcript import Transcript
 
 RNG = InsecureSeededRandom(1)
 DIGEST = bytes(32)
+PLAN = policies.enclave(prepare(from_model(nets.chain(), name="net")))
 
 
 @pytest.fixture(params=[0o000, 0o022])
@@ -39,7 +42,7 @@ def mode(path):
 
 def order(path):
     part = SimpleNamespace(first=0, last=1)
-    made = Order(path.with_suffix(".npz"), np.zeros(1, np.int64))
+    made = OrderFile(path.with_suffix(".npz"), np.zeros(1, np.int64))
     chunk = SimpleNamespace(x=np.zeros((1, 2), np.int16), labels=np.zeros(1, np.int64))
     list(made.watch(iter([chunk])))
     made.write(part)
@@ -110,7 +113,7 @@ REPLACE_PRIVATE = {
     "page.html": audit_page,
 }
 REPLACE_PUBLIC = {
-    "calibration.json": lambda path: Recipe("open").save(path),
+    "model.plan": lambda path: PLAN.save(path),
     "curve.svg": curve,
     "curve.png": curve,
 }
@@ -190,9 +193,9 @@ def test_keys_and_certificates_of_servers(tmp_path, umask):
     from cloister.training import ciphertext_service
 
     records.init(tmp_path / "authority", rng=SystemRandom())
-    ciphertext_service.init(tmp_path / "host")
-    private = {identity.HPKE_FILE, identity.PRIVATE_KEY_FILE, sqlite.FILE, "server.key"}
-    private.add("server.pub")  # which holds a token
+    ciphertext_service.init(tmp_path / "host", rng=SystemRandom())
+    private = {identity.HPKE_FILE, identity.PRIVATE_KEY_FILE, sqlite.FILE}
+    private.add(identity.ACCESS_FILE)  # which holds a token
     for path in (*(tmp_path / "authority").iterdir(), *(tmp_path / "host").iterdir()):
         wanted = 0o600 if path.name in private else 0o666 & ~umask
         assert mode(path) == wanted, path

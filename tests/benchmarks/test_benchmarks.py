@@ -10,8 +10,8 @@ import onnx
 import pytest
 
 import cloister._native as native
-from benchmarks import ROOT
-from benchmarks.__main__ import NAMES
+from benchmarks import ROOT, pad_kills
+from benchmarks.__main__ import NAMES, main
 from benchmarks.networks import build
 
 ENVIRONMENT = {"cpu", "cpu_flags", "isa", "versions", "gpu", "git_commit"}
@@ -63,6 +63,14 @@ def test_the_names_are_listed_and_wrong_ones_refused():
 
 def test_every_benchmark_is_tested_here():
     assert {f"test_{name}" for name in NAMES} <= set(globals())
+
+
+def test_what_speaks_against_cloister_is_the_exit_code(monkeypatch):
+    found = {"pads_used_twice": 1, "times_the_store_did_not_open": 0}
+    monkeypatch.setattr(pad_kills, "measure", lambda: found)
+    assert main(["pad_kills", "--json"]) == 1
+    found["pads_used_twice"] = 0
+    assert main(["pad_kills"]) == 0
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

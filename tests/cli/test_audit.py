@@ -11,8 +11,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from audit import leaks
+from cloister.authority.request_log import ReleaseLog
 from cloister.ring.linear import Geometry
-from cloister.wire.request_log import ReleaseLog
 
 SHAPE = (8, 8, 1)
 
@@ -118,7 +118,7 @@ def test_a_truth_in_another_order_is_refused(cloister, refused, paper, digits, t
     log = ("audit", "encrypted", paper, "--range", 0, 16)
     message = refused(*log, "--truth", plain)
     assert "not those of its truth" in message
-    assert "cloister encrypt --order" in message
+    assert "cloister data encrypt --order" in message
     for given in (("--truth", note), ("--truth", plain, "--order", note)):
         found = json.loads(cloister(*log, *given, "--json").out)
         scores = {one["attack"]: one["score"] for one in found["attacks"]}
@@ -144,7 +144,7 @@ def test_a_truth_that_cannot_be_the_logs_is_refused(refused, paper, digits, tmp_
     order = tmp_path / "order.npz"
     for content, message in (
         ({"ids": np.arange(30), "rows": np.arange(30)}, "names row 29"),
-        ({"ids": np.arange(20)}, "not a file of `cloister encrypt --order`"),
+        ({"ids": np.arange(20)}, "not a file of `cloister data encrypt --order`"),
         ({"ids": np.arange(3), "rows": np.arange(3) / 2}, "not a file of"),
     ):
         np.savez(order, **content)

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from cloister.authority.client import AuthorityClient
-from cloister.cli.encrypt import read_token
+from cloister.authority.client import AuthorityClient, read_token
+from cloister.authority.requests import Forward
 from cloister.errors import AuthorityUnavailable, InputError
 from cloister.ring.linear import Geometry, LinearMap
 
@@ -20,7 +20,7 @@ from cloister.ring.linear import Geometry, LinearMap
 def serving(folder, listen="127.0.0.1:0"):
     """`cloister authority serve` as a process of its own; gives its address and the process."""
     command = [
-        sys.executable, "-P", "-m", "cloister", "authority", "serve", "--dir", str(folder),
+        sys.executable, "-P", "-m", "cloister", "authority", "serve", str(folder),
         "--listen", listen,
     ]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
@@ -87,11 +87,11 @@ def test_an_empty_budget(cloister, refused, folder):
 
 def test_serve_says_what_is_wrong(refused, folder, tmp_path):
     assert "holds no authority" in refused(
-        "authority", "serve", "--dir", tmp_path / "none", "--listen", "127.0.0.1:0"
+        "authority", "serve", tmp_path / "none", "--listen", "127.0.0.1:0"
     )
-    assert "HOST:PORT" in refused("authority", "serve", "--dir", folder, "--listen", "nonsense")
+    assert "HOST:PORT" in refused("authority", "serve", folder, "--listen", "nonsense")
     with serving(folder):
-        assert "in use" in refused("authority", "serve", "--dir", folder, "--listen", "127.0.0.1:0")
+        assert "in use" in refused("authority", "serve", folder, "--listen", "127.0.0.1:0")
 
 
 def test_the_whole_life_of_an_authority(cloister, refused, folder, tmp_path):
@@ -110,12 +110,12 @@ def test_the_whole_life_of_an_authority(cloister, refused, folder, tmp_path):
     ids = np.arange(10, dtype=np.int64)
     with serving(folder) as (url, process):
         made = cloister(
-            "encrypt", data, "--authority", url, "--authority-key", public, "--token", client,
+            "data", "encrypt", data, "--authority", url, "--pin", public, "--token", client,
             "--out", out,
         )  # fmt: skip
         assert made.code == 0, made
         with AuthorityClient(url, public=public, token=server) as keys:
-            key = keys.forward_key("demo", ids, linear, receiver="server")
+            key = keys.ask(Forward("demo", ids, linear), receiver="server")
         [shown] = json.loads(cloister("authority", "budget", folder, "--json").out)
         assert (shown["rank_max"], shown["rank_min"], shown["rank_allowed"]) == (3, 0, 4)
         process.send_signal(signal.SIGTERM)
@@ -124,7 +124,7 @@ def test_the_whole_life_of_an_authority(cloister, refused, folder, tmp_path):
     with serving(folder, listen) as (url, process):
         with AuthorityClient(url, public=public, token=server) as keys:
             np.testing.assert_array_equal(
-                keys.forward_key("demo", ids, linear, receiver="server"), key
+                keys.ask(Forward("demo", ids, linear), receiver="server"), key
             )
             process.kill()
             process.wait()
@@ -151,7 +151,7 @@ def samples(tmp_path):
 
 def encrypted(cloister, folder, url, data, name, *more):
     return cloister(
-        "encrypt", data, "--authority", url, "--authority-key", folder / "authority.pub",
+        "data", "encrypt", data, "--authority", url, "--pin", folder / "authority.pub",
         "--token", token(cloister, folder, "client"), "--out", data.with_name(f"{name}.cloister"),
         *more,
     )  # fmt: skip
@@ -160,12 +160,20 @@ def encrypted(cloister, folder, url, data, name, *more):
 def test_the_data_sets_are_listed(cloister, folder, samples):
     assert cloister("authority", "list", folder).out == "no data sets\n"
     assert json.loads(cloister("authority", "list", folder, "--json").out) == []
-    weak = ("--many-functions", "--value-bits", 12, "--labels-to", "trusted", "--budget", 3)
+    weak = (
+        "--many-functions",
+        "--value-bits",
+        12,
+        "--labels-to",
+        "trusted",
+        "--privacy",
+        "budget=3",
+    )
     with serving(folder) as (url, _):
         assert encrypted(cloister, folder, url, samples, "plain").code == 0
         for _ in range(2):
             assert encrypted(cloister, folder, url, samples, "weak", *weak).code == 0
-        paper = ("--allow-unbounded-leakage",)
+        paper = ("--privacy", "paper", "--allow-unbounded-leakage")
         assert encrypted(cloister, folder, url, samples, "paper", *paper).code == 0
         keys = {"public": folder / "authority.pub", "token": token(cloister, folder, "server")}
         linear = LinearMap(
@@ -173,7 +181,7 @@ def test_the_data_sets_are_listed(cloister, folder, samples):
             np.random.default_rng(1).integers(-9, 10, (2, 1, 1, 16)).astype(np.int16),
         )
         with AuthorityClient(url, **keys) as client:
-            client.forward_key("plain", np.arange(3), linear, receiver="server")
+            client.ask(Forward("plain", np.arange(3), linear), receiver="server")
         # Also while it serves.
         shown = cloister("authority", "list", folder).out
         found = {one["name"]: one for one in json.loads(
@@ -235,11 +243,11 @@ def test_a_token_file_is_its_owners_alone_and_is_taken_only_so(cloister, refused
     again = ("authority", "token", folder, "--role", "client", "--out", path)
     assert "exists already" in refused(*again)
     assert "alone" in refused("authority", "token", folder, "--revoke", "x", "--out", path)
-    assert read_token(f"@{path}") == path.read_text().strip()
+    assert read_token(path) == path.read_text().strip()
     for permissions in (0o644, 0o640, 0o602):
         path.chmod(permissions)
         with pytest.raises(InputError, match="chmod 600"):
-            read_token(f"@{path}")
+            read_token(path)
 
 
 def test_a_token_that_cannot_be_written_is_not_issued(cloister, refused, folder, tmp_path):

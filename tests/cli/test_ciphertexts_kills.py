@@ -12,9 +12,9 @@ site, gates = test_train_kills.site, test_train_kills.gates
 
 @contextmanager
 def ciphertexts(place, listen="127.0.0.1:0"):
-    """`cloister ciphertexts serve` as a process of its own; gives its address and the process."""
-    arguments = (place.folder / "digits.cloister", "--dir", place.folder / "host", "--listen")
-    with process("ciphertexts", "serve", *arguments, listen) as running:
+    """`cloister data serve` as a process of its own; gives its address and the process."""
+    arguments = (place.folder / "host", place.folder / "digits.cloister", "--listen")
+    with process("data", "serve", *arguments, listen) as running:
         try:
             line = running.stdout.readline()
             found = re.search(r"serving on (https://127\.0\.0\.1:\d+)\n", line)
@@ -26,12 +26,12 @@ def ciphertexts(place, listen="127.0.0.1:0"):
 
 def test_kill_9_of_the_ciphertext_server(site, cloister, tmp_path, gates, monkeypatch):
     place = site()
-    assert cloister("ciphertexts", "init", place.folder / "host").code == 0
+    assert cloister("data", "init", place.folder / "host").code == 0
     control = place.copy(tmp_path / "control")
 
     def train(of, url, server, *more):
-        public = of.folder / "host" / "server.pub"
-        where = ("--unmask-to", "trusted", "--server", server, "--server-key", public)
+        access = of.folder / "host" / "server.access"
+        where = ("--unmask-to", "trusted", "--server", server, "--access", access)
         return of.train(url, *where, *more, role="trusted")
 
     with serving(place.authority) as (url, _), ciphertexts(control) as (server, _):

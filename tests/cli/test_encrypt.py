@@ -5,22 +5,23 @@ import numpy as np
 import pytest
 
 from cloister.authority import service, tokens
-from cloister.authority.agreement import EXPOSURE, Agreement
+from cloister.authority.agreement import EXPOSURE
 from cloister.authority.authority import Authority
-from cloister.authority.records import Terms
+from cloister.authority.requests import Forward, Labels
 from cloister.base import files
 from cloister.base.identity import PUBLIC_FILE
 from cloister.base.rng import SystemRandom
 from cloister.base.sqlite import FILE
-from cloister.cli import newset
 from cloister.data import dataset as datasets
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.encoding import Encoding
 from cloister.data.info import DatasetInfo
+from cloister.data.owner import Notes
 from cloister.data.writer import check_registered
 from cloister.errors import EncryptionError
 from cloister.ring import pads
 from cloister.ring.linear import Geometry, LinearMap
+from cloister.training import proposal
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def to(authority, tmp_path):
     def options(role="client", out="set.cloister", public=folder / PUBLIC_FILE):
         token = tokens.issue(folder / FILE, role, name="", rng=SystemRandom())
         return (
-            "--authority", server.url, "--authority-key", public, "--token", token, "--out",
+            "--authority", server.url, "--pin", public, "--token", token, "--out",
             tmp_path / out,
         )  # fmt: skip
 
@@ -63,20 +64,20 @@ def decrypted(authority, path, name="set"):
     identity = LinearMap(
         Geometry((1, 1), dim, (1, 1), dim), np.eye(dim, dtype=np.int16).reshape(dim, 1, 1, dim)
     )
-    key = authority.forward_key(name, ids, identity, receiver="trusted")
+    key = authority.ask(Forward(name, ids, identity), receiver="trusted")
     x = pads.unmask(pads.forward(identity, opened.data(ids).reshape(-1, 1, 1, dim)), key)
-    y = pads.unmask(opened.labels(ids), authority.label_key(name, ids, receiver="trusted"))
+    y = pads.unmask(opened.labels(ids), authority.ask(Labels(name, ids), receiver="trusted"))
     return opened, opened.encoding.decode(x.reshape(-1, *opened.shape)), y
 
 
 def test_pixels_of_two_clients_in_one_file(cloister, authority, to, pixels, tmp_path):
     path, x = pixels
-    first = cloister("encrypt", path, *to(), "--test-fraction", 0.2)
+    first = cloister("data", "encrypt", path, *to(), "--test-fraction", 0.2)
     assert first.code == 0, first
     assert "30 samples encrypted" in first.out
-    second = cloister("encrypt", path, *to(), "--split", "test", "--json")
+    second = cloister("data", "encrypt", path, *to(), "--split", "test", "--json")
     assert second.code == 0, second
-    assert json.loads(second.out)["first"] == 30
+    assert json.loads(second.out)["parts"][0]["first"] == 30
     opened, plain, one_hot = decrypted(authority, tmp_path / "set.cloister")
     assert (opened.samples, len(opened.test_ids), opened.classes) == (60, 36, 3)
     check_registered(opened, map(_as_info, authority.parts("set")))
@@ -88,6 +89,29 @@ def test_pixels_of_two_clients_in_one_file(cloister, authority, to, pixels, tmp_
     # Every class has one place, the same for both clients.
     assert len(seen) == 3
     assert len({true for true, _ in seen}) == len({place for _, place in seen}) == 3
+
+
+def test_several_sources_are_parts_of_one_data_set(cloister, refused, to, pixels, tmp_path):
+    path, x = pixels
+    np.savez(tmp_path / "more.npz", x=x[:9], y=np.arange(9) % 3)
+    sources = (path, tmp_path / "more.npz")
+    order = ("--order", tmp_path / "order.npz")
+    assert "encrypt them one by one" in refused("data", "encrypt", *sources, *to(), *order)
+    ran = cloister("data", "encrypt", *sources, *to(), "--json")
+    assert ran.code == 0, ran
+    found = json.loads(ran.out)
+    assert [(part["first"], part["samples"]) for part in found["parts"]] == [(0, 30), (30, 9)]
+    assert ["had 30 samples" in str(part["remarks"]) for part in found["parts"]] == [False, True]
+    ran = cloister("data", "show", tmp_path / "set.cloister", "--json")
+    shown = json.loads(ran.out)
+    assert (shown["name"], shown["samples"], shown["shape"]) == ("set", 39, [3, 2, 1])
+    assert [part["part"] for part in shown["parts"]] == [part["part"] for part in found["parts"]]
+    assert shown["authority"] == found["fingerprint"]
+    text = cloister("data", "show", tmp_path / "set.cloister").out
+    assert all(part["sha256"] in text for part in shown["parts"])
+    content = (tmp_path / "set.cloister").read_bytes()
+    (tmp_path / "set.cloister").write_bytes(content[:-200] + bytes(200))
+    assert "was altered" in refused("data", "show", tmp_path / "set.cloister")
 
 
 def _as_info(part):
@@ -103,80 +127,82 @@ def test_tables_of_two_clinics(cloister, refused, authority, to, tmp_path):
     ranges.write_text('{"age": [0, 100], "pulse": [50, 100]}')
     narrow = tmp_path / "narrow.json"
     narrow.write_text('{"age": [0, 30], "pulse": [50, 100]}')
-    assert "column age" in refused("encrypt", one, *to(), "--ranges", narrow)
+    assert "column age" in refused("data", "encrypt", one, *to(), "--ranges", narrow)
     narrow.write_text('{"age": [0, 30]}')
-    assert "column pulse is missing" in refused("encrypt", one, *to(), "--ranges", narrow)
-    found = refused("encrypt", two, *to(), "--ranges", ranges)
+    assert "column pulse is missing" in refused("data", "encrypt", one, *to(), "--ranges", narrow)
+    found = refused("data", "encrypt", two, *to(), "--ranges", ranges)
     assert "2 to 65536 classes, not 1; name all of them (--classes)" in found
     narrow.write_text("[1, 2]")
-    assert "not a file of ranges" in refused("encrypt", one, *to(), "--ranges", narrow)
+    assert "not a file of ranges" in refused("data", "encrypt", one, *to(), "--ranges", narrow)
     assert authority.datasets() == ()
-    ran = cloister("encrypt", one, *to(), "--ranges", ranges, "--max-bits", 16)
+    ran = cloister("data", "encrypt", one, *to(), "--ranges", ranges, "--max-bits", 16)
     assert ran.code == 0, ran
     assert ran.err == (
         "note: a budget of 0 gives a training server nothing: only `cloister train --unmask-to "
-        "trusted` trains on this data set; a new one may have a --budget\n"
+        "trusted` trains on this data set; a new one may have a --privacy budget=N\n"
     )
-    found = refused("encrypt", two, *to())
+    found = refused("data", "encrypt", two, *to())
     assert "bits of a sample 16 instead of the default 0 (--max-bits 16)" in found
     agreed = ("--max-bits", 16)
-    ran = cloister("encrypt", two, *to(), *agreed)
+    ran = cloister("data", "encrypt", two, *to(), *agreed)
     assert ran.code == 0, ran
     assert "data set set had 2 samples" in ran.err
     assert "on its terms, which give away no more than yours" in ran.err
     other = tmp_path / "other.json"
     other.write_text('{"age": [0, 90], "pulse": [50, 100]}')
-    found = refused("encrypt", two, *to(), *agreed, "--ranges", other)
+    found = refused("data", "encrypt", two, *to(), *agreed, "--ranges", other)
     assert "set has other ranges; drop --ranges to take those of its first client" in found
-    found = refused("encrypt", two, *to(), *agreed, "--classes", "sick,well,cured")
+    found = refused("data", "encrypt", two, *to(), *agreed, "--classes", "sick,well,cured")
     assert "set has the classes sick, well; drop --classes" in found
     more = (*agreed, "--ranges", ranges, "--classes", "well,sick")
-    assert cloister("encrypt", two, *to(), *more).code == 0
+    assert cloister("data", "encrypt", two, *to(), *more).code == 0
     _, plain, _ = decrypted(authority, tmp_path / "set.cloister")
     found = sorted((plain[:, 0, 0] * [50, 25] + [50, 75]).tolist())
     np.testing.assert_allclose(found, [[20, 60], [40, 90], [70, 75], [70, 75]], atol=0.4)
     two.write_text("age,pulse,label\n170,75,sick\n")
-    assert "sample 0, column age" in refused("encrypt", two, *to(), *agreed)
-    assert cloister("encrypt", two, *to(), *agreed, "--clip").code == 0
+    assert "sample 0, column age" in refused("data", "encrypt", two, *to(), *agreed)
+    assert cloister("data", "encrypt", two, *to(), *agreed, "--clip").code == 0
     two.write_text("age,pulse,label\n70,75,cured\n")
-    assert "class 'cured'" in refused("encrypt", two, *to(), *agreed)
+    assert "class 'cured'" in refused("data", "encrypt", two, *to(), *agreed)
     two.write_text("pulse,age,label\n70,75,sick\n")
-    assert "same names and order" in refused("encrypt", two, *to(), *agreed)
+    assert "same names and order" in refused("data", "encrypt", two, *to(), *agreed)
 
 
 def test_own_ranges_are_used_and_said_to_be_public(cloister, to, tmp_path):
     table = tmp_path / "a.csv"
     table.write_text("age,label\n20,x\n40,y\n")
-    ran = cloister("encrypt", table, *to())
+    ran = cloister("data", "encrypt", table, *to())
     assert ran.code == 0, ran
     assert "smallest and largest" in ran.err
     np.savez(tmp_path / "b.npz", x=np.linspace(0, 3, 8).reshape(4, 2), y=np.arange(4) % 2)
-    ran = cloister("encrypt", tmp_path / "b.npz", *to(out="other.cloister"))
+    ran = cloister("data", "encrypt", tmp_path / "b.npz", *to(out="other.cloister"))
     assert ran.code == 0, ran
     assert "0 to 3, becomes public" in ran.err
 
 
 def test_bad_input_adds_nothing(cloister, refused, authority, to, pixels, tmp_path):
     path, x = pixels
-    assert cloister("encrypt", path, *to()).code == 0
+    assert cloister("data", "encrypt", path, *to()).code == 0
     file = tmp_path / "set.cloister"
     before = file.read_bytes()
     np.savez(tmp_path / "wide.npz", x=x.reshape(30, 2, 3, 1), y=np.zeros(30, int))
     np.savez(tmp_path / "nan.npz", x=np.full((3, 3, 2, 1), np.nan), y=np.zeros(3, int))
     np.savez(tmp_path / "class.npz", x=x, y=np.full(30, 3))
     assert "samples (3, 2, 1), these are (2, 3, 1)" in refused(
-        "encrypt", tmp_path / "wide.npz", *to()
+        "data", "encrypt", tmp_path / "wide.npz", *to()
     )
-    assert "class '3'" in refused("encrypt", tmp_path / "class.npz", *to())
-    assert "holds pixels, this is values" in refused("encrypt", tmp_path / "nan.npz", *to())
-    assert "NaN" in refused("encrypt", tmp_path / "nan.npz", *to(out="new.cloister"))
-    assert "role client" in refused("encrypt", path, *to(role="server"))
-    assert "token" in refused("encrypt", path, *to()[:-4], "--token", "x", "--out", file)
-    assert "data set second is not known" in refused("encrypt", path, *to(), "--name", "second")
+    assert "class '3'" in refused("data", "encrypt", tmp_path / "class.npz", *to())
+    assert "holds pixels, this is values" in refused("data", "encrypt", tmp_path / "nan.npz", *to())
+    assert "NaN" in refused("data", "encrypt", tmp_path / "nan.npz", *to(out="new.cloister"))
+    assert "role client" in refused("data", "encrypt", path, *to(role="server"))
+    assert "token" in refused("data", "encrypt", path, *to()[:-4], "--token", "x", "--out", file)
+    assert "data set second is not known" in refused(
+        "data", "encrypt", path, *to(), "--name", "second"
+    )
     with Authority.create(tmp_path / "other", rng=SystemRandom()):
         wrong = to(public=tmp_path / "other" / PUBLIC_FILE)
-        assert "another certificate" in refused("encrypt", path, *wrong)
-    assert "--split" in refused("encrypt", path, *to(), "--split", "half")
+        assert "another certificate" in refused("data", "encrypt", path, *wrong)
+    assert "--split" in refused("data", "encrypt", path, *to(), "--split", "half")
     assert file.read_bytes() == before
     file.write_bytes(before[:-300])
     with pytest.raises(Exception, match="truncated"):
@@ -185,35 +211,61 @@ def test_bad_input_adds_nothing(cloister, refused, authority, to, pixels, tmp_pa
 
 def test_paper_mode_and_budgets_are_the_owner_s_words(cloister, refused, authority, to, pixels):
     path, _ = pixels
-    agreed = "--allow-unbounded-leakage"
-    made = cloister("encrypt", path, *to(out="paper.cloister"), agreed)
+    agreed = PAPER
+    wrong = (
+        (agreed[:2], "--allow-unbounded-leakage"),
+        (agreed[2:], "privacy strict: privacy paper gives every sample away"),
+        ((*agreed, "--value-bits", 8), "privacy paper has no limits"),
+        (("--privacy", "budget=-1"), "privacy budget=-1: give strict|budget=N|paper"),
+        (("--privacy", "guarded"), "privacy guarded: give strict|budget=N|paper"),
+    )
+    for options, message in wrong:
+        assert message in refused("data", "encrypt", path, *to(out="paper.cloister"), *options)
+    assert authority.datasets() == ()
+    made = cloister("data", "encrypt", path, *to(out="paper.cloister"), *agreed)
     assert made.code == 0, made
     assert authority.describe("paper").mode == "paper"
     # Whoever adds to it has to agree as well.
-    found = refused("encrypt", path, *to(out="paper.cloister"))
-    assert f"mode paper instead of the default guarded ({agreed})" in found
-    assert cloister("encrypt", path, *to(out="paper.cloister"), agreed).code == 0
+    found = refused("data", "encrypt", path, *to(out="paper.cloister"))
+    assert f"mode paper instead of the default guarded ({' '.join(agreed)})" in found
+    assert cloister("data", "encrypt", path, *to(out="paper.cloister"), *agreed).code == 0
     made = cloister(
-        "encrypt", path, *to(), "--budget", 2, "--max-bits", 40, "--labels-to", "trusted"
+        "data",
+        "encrypt",
+        path,
+        *to(),
+        "--privacy",
+        "budget=2",
+        "--max-bits",
+        40,
+        "--labels-to",
+        "trusted",
     )
     assert made.code == 0, made
     assert authority.describe("set").budget_rank == 2
     terms = authority.terms("set")
     assert (terms.max_bits, terms.labels_to_server) == (40, False)
-    found = refused("encrypt", path, *to(), "--budget", 1, "--max-bits", 50)
-    assert "set gives away more than you agreed to: budget 2 instead of 1 (--budget 2);" in found
-    found = refused("encrypt", path, *to(), "--budget", 3, "--max-bits", 30)
+    found = refused("data", "encrypt", path, *to(), "--privacy", "budget=1", "--max-bits", 50)
+    assert (
+        "set gives away more than you agreed to: budget 2 instead of 1 (--privacy budget=2);"
+        in found
+    )
+    found = refused("data", "encrypt", path, *to(), "--privacy", "budget=3", "--max-bits", 30)
     assert "agreed to: bits of a sample 40 instead of 30 (--max-bits 40);" in found
-    assert cloister("encrypt", path, *to(), "--budget", 3, "--max-bits", 50).code == 0
+    assert (
+        cloister("data", "encrypt", path, *to(), "--privacy", "budget=3", "--max-bits", 50).code
+        == 0
+    )
 
 
+PAPER = ("--privacy", "paper", "--allow-unbounded-leakage")
 WEAK = {
     "encoding": ("--bits", 12),
-    "budget_rank": ("--budget", 5),
+    "budget_rank": ("--privacy", "budget=5"),
     "max_bits": ("--max-bits", 1000),
     "value_bits": ("--value-bits", 32),
     "one_function": ("--many-functions",),
-    "mode": ("--allow-unbounded-leakage",),
+    "mode": PAPER,
     "labels_to_server": ("--labels-to", "server"),
 }
 """The option by which a first client gives away more, for every term."""
@@ -234,9 +286,9 @@ def test_a_first_client_decides_no_term_for_those_who_did_not_ask_for_it(
     weak = WEAK[term]
     # Labels go to the server by default: that is beyond what a client asks for who says otherwise.
     ours = ("--labels-to", "trusted") if term == "labels_to_server" else ()
-    assert cloister("encrypt", values, *to(), "--range", "0,1", *weak).code == 0
+    assert cloister("data", "encrypt", values, *to(), "--range", "0,1", *weak).code == 0
     before = (tmp_path / "set.cloister").read_bytes()
-    found = refused("encrypt", values, *to(), *ours)
+    found = refused("data", "encrypt", values, *to(), *ours)
     option = " ".join(str(word) for word in WEAK[term])
     assert "data set set gives away more than you agreed to: " in found
     assert f"({option})" in found
@@ -244,16 +296,16 @@ def test_a_first_client_decides_no_term_for_those_who_did_not_ask_for_it(
     assert (tmp_path / "set.cloister").read_bytes() == before
     assert len(authority.parts("set")) == 1
     # What the message names is enough.
-    assert cloister("encrypt", values, *to(), *weak).code == 0
+    assert cloister("data", "encrypt", values, *to(), *weak).code == 0
     assert len(authority.parts("set")) == 2
 
 
 def test_all_terms_that_are_weak_are_named_at_once(cloister, refused, authority, to, values):
-    weak = ("--budget", 8, "--value-bits", 32, "--max-bits", 1000000)
-    assert cloister("encrypt", values, *to(), "--range", "0,1", *weak).code == 0
-    found = refused("encrypt", values, *to())
+    weak = ("--privacy", "budget=8", "--value-bits", 32, "--max-bits", 1000000)
+    assert cloister("data", "encrypt", values, *to(), "--range", "0,1", *weak).code == 0
+    found = refused("data", "encrypt", values, *to())
     for text in (
-        "budget 8 instead of the default 2 (--budget 8)",
+        "budget 8 instead of the default 2 (--privacy budget=8)",
         "bits of a value 32 instead of the default 8 (--value-bits 32)",
         "bits of a sample 1000000 instead of the default 16 (--max-bits 1000000)",
     ):
@@ -264,37 +316,53 @@ def test_all_terms_that_are_weak_are_named_at_once(cloister, refused, authority,
 def test_a_larger_budget_is_agreed_to_with_the_bits_that_follow_from_it(
     cloister, refused, to, values
 ):
-    assert cloister("encrypt", values, *to(), "--range", "0,1", "--budget", 8).code == 0
-    found = refused("encrypt", values, *to())
-    assert "agreed to: budget 8 instead of the default 2 (--budget 8); agree with" in found
-    assert cloister("encrypt", values, *to(), "--budget", 8).code == 0
+    assert (
+        cloister("data", "encrypt", values, *to(), "--range", "0,1", "--privacy", "budget=8").code
+        == 0
+    )
+    found = refused("data", "encrypt", values, *to())
+    assert "agreed to: budget 8 instead of the default 2 (--privacy budget=8); agree with" in found
+    assert cloister("data", "encrypt", values, *to(), "--privacy", "budget=8").code == 0
 
 
 def test_terms_that_give_away_less_need_no_word(cloister, to, values):
     strict = (
-        "--range", "0,1", "--bits", 6, "--budget", 1, "--max-bits", 5, "--value-bits", 5,
+        "--range", "0,1", "--bits", 6, "--privacy", "budget=1", "--max-bits", 5, "--value-bits", 5,
         "--labels-to", "trusted",
     )  # fmt: skip
-    assert cloister("encrypt", values, *to(), *strict).code == 0
-    assert cloister("encrypt", values, *to()).code == 0
+    assert cloister("data", "encrypt", values, *to(), *strict).code == 0
+    assert cloister("data", "encrypt", values, *to()).code == 0
     assert (
-        cloister("encrypt", values, *to(), "--budget", 2, "--bits", 7, "--many-functions").code == 0
+        cloister(
+            "data",
+            "encrypt",
+            values,
+            *to(),
+            "--privacy",
+            "budget=2",
+            "--bits",
+            7,
+            "--many-functions",
+        ).code
+        == 0
     )
 
 
 def test_a_range_that_is_asked_for_is_the_one_that_is_used(cloister, refused, to, values):
-    assert cloister("encrypt", values, *to(), "--range", "0,2").code == 0
-    assert "set holds 0 to 2; drop --range" in refused("encrypt", values, *to(), "--range", "0,1")
-    assert cloister("encrypt", values, *to(), "--range", "0,2").code == 0
+    assert cloister("data", "encrypt", values, *to(), "--range", "0,2").code == 0
+    assert "set holds 0 to 2; drop --range" in refused(
+        "data", "encrypt", values, *to(), "--range", "0,1"
+    )
+    assert cloister("data", "encrypt", values, *to(), "--range", "0,2").code == 0
 
 
 def test_every_term_can_be_said():
-    assert set(newset.FIELDS) == set(EXPOSURE) == set(WEAK)
+    assert set(proposal.FIELDS) == set(EXPOSURE) == set(WEAK)
 
 
 def test_a_file_s_header_decides_nothing(cloister, refused, authority, to, values, tmp_path):
     """It is written by nobody in particular: terms and encoding are those of the authority."""
-    assert cloister("encrypt", values, *to(), "--range", "0,1").code == 0
+    assert cloister("data", "encrypt", values, *to(), "--range", "0,1").code == 0
     file = tmp_path / "set.cloister"
     whole = file.read_bytes()
     header = EncryptedDataset.open(file).header
@@ -310,7 +378,7 @@ def test_a_file_s_header_decides_nothing(cloister, refused, authority, to, value
         block[datasets.HEADER_OFFSET :] = lied[datasets.HEADER_OFFSET :]
         altered = bytes(block) + whole[datasets.BLOCK_BYTES :]
         file.write_bytes(altered)
-        assert "choose another file" in refused("encrypt", values, *to())
+        assert "choose another file" in refused("data", "encrypt", values, *to())
         assert file.read_bytes() == altered
     assert authority.describe("set").samples == 6
 
@@ -320,43 +388,43 @@ def test_a_token_from_a_file(cloister, refused, to, pixels, tmp_path):
     options = list(to())
     files.create(tmp_path / "token", (options[5] + "\n").encode(), private=True)
     options[5] = f"@{tmp_path / 'token'}"
-    assert cloister("encrypt", path, *options).code == 0
+    assert cloister("data", "encrypt", path, *options).code == 0
     options[5] = f"@{tmp_path / 'absent'}"
-    assert "--token" in refused("encrypt", path, *options)
+    assert f"{tmp_path / 'absent'}: holds no token" in refused("data", "encrypt", path, *options)
     options[5] = str(tmp_path / "token")
-    assert f"give --token @{tmp_path / 'token'}" in refused("encrypt", path, *options)
+    assert f"give --token @{tmp_path / 'token'}" in refused("data", "encrypt", path, *options)
     for other in ("x" * 5000, "\x00", ""):
         options[5] = other
-        assert "token" in refused("encrypt", path, *options)
+        assert "token" in refused("data", "encrypt", path, *options)
 
 
 def test_defaults_bound_bits_and_functions(cloister, refused, authority, to, pixels, tmp_path):
     path, _ = pixels
-    made = cloister("encrypt", path, *to(), "--budget", 2)
+    made = cloister("data", "encrypt", path, *to(), "--privacy", "budget=2")
     assert made.code == 0, made
     assert "values of 8 bits of one function, at most 16 bits" in made.out
-    found = refused("encrypt", path, *to(), "--budget", 2, "--value-bits", 4)
+    found = refused("data", "encrypt", path, *to(), "--privacy", "budget=2", "--value-bits", 4)
     assert "agreed to: bits of a value 8 instead of 4 (--value-bits 8);" in found
     loose = (*to(out="loose.cloister"), "--value-bits", 32, "--many-functions")
-    made = cloister("encrypt", path, *loose)
+    made = cloister("data", "encrypt", path, *loose)
     assert made.code == 0, made
     assert "exact of any functions" in made.out
     # Whoever adds to it has to agree as well.
-    found = refused("encrypt", path, *to(out="loose.cloister"))
+    found = refused("data", "encrypt", path, *to(out="loose.cloister"))
     assert "bits of a value 32 instead of the default 8 (--value-bits 32)" in found
     assert "functions many instead of the default one (--many-functions)" in found
-    assert cloister("encrypt", path, *loose).code == 0
+    assert cloister("data", "encrypt", path, *loose).code == 0
     x = np.zeros((3, 16, 20), np.uint8)
     np.savez(tmp_path / "pictures.npz", x=x, y=np.arange(3))
-    assert cloister("encrypt", tmp_path / "pictures.npz", *to(out="p.cloister")).code == 0
+    assert cloister("data", "encrypt", tmp_path / "pictures.npz", *to(out="p.cloister")).code == 0
     assert authority.describe("p").budget_rank == 16 * 20 // 16
 
 
 def test_the_owner_can_keep_the_order(cloister, refused, authority, to, pixels, tmp_path):
     path, x = pixels
     kept = tmp_path / "order.npz"
-    assert cloister("encrypt", path, *to()).code == 0
-    made = cloister("encrypt", path, *to(), "--order", kept)
+    assert cloister("data", "encrypt", path, *to()).code == 0
+    made = cloister("data", "encrypt", path, *to(), "--order", kept)
     assert made.code == 0, made
     assert "keep it to yourself" in made.err
     assert kept.stat().st_mode & 0o777 == 0o600
@@ -367,17 +435,17 @@ def test_the_owner_can_keep_the_order(cloister, refused, authority, to, pixels, 
         np.testing.assert_array_equal(np.rint(plain[30:] * 255).astype(np.uint8), x[found["rows"]])
         np.testing.assert_array_equal(opened.encoding.decode(found["x"]), plain[30:])
         np.testing.assert_array_equal(found["y"], found["rows"] % 3)
-    assert "exists" in refused("encrypt", path, *to(), "--order", kept)
-    assert ".npz" in refused("encrypt", path, *to(), "--order", tmp_path / "order.csv")
+    assert "exists" in refused("data", "encrypt", path, *to(), "--order", kept)
+    assert ".npz" in refused("data", "encrypt", path, *to(), "--order", tmp_path / "order.csv")
 
 
 def test_noise_on_samples_is_added_and_stated(cloister, refused, authority, to, pixels, tmp_path):
     pytest.importorskip("dp_accounting")
     path, x = pixels
-    assert "sigma" in refused("encrypt", path, *to(), "--noise", -1)
+    assert "sigma" in refused("data", "encrypt", path, *to(), "--noise", -1)
     assert authority.datasets() == ()
     order = tmp_path / "order.npz"
-    made = cloister("encrypt", path, *to(), "--noise", 0.5, "--order", order)
+    made = cloister("data", "encrypt", path, *to(), "--noise", 0.5, "--order", order)
     assert made.code == 0, made
     assert "epsilon" in made.out
     assert "labels are not covered" in made.out
@@ -399,5 +467,7 @@ def test_noise_on_samples_is_added_and_stated(cloister, refused, authority, to, 
 ])  # fmt: skip
 def test_notes_of_another_client_are_read_or_refused(notes):
     info = DatasetInfo("set", (1, 1, 4), 3, Encoding(1.0, 0.0, 8), 0, 1)
-    with pytest.raises(EncryptionError, match="data set set: was not made by `cloister encrypt`"):
-        newset.read_notes(Agreement(info, Terms(notes=notes)))
+    with pytest.raises(
+        EncryptionError, match="data set set: was not made by `cloister data encrypt`"
+    ):
+        Notes.read(notes, info)

@@ -71,7 +71,7 @@ def site(tmp_path):
     with Authority.create(folder, rng=SystemRandom()) as authority:
         server = service.serve(folder, authority, listen="127.0.0.1:0")
         token = tokens.issue(folder / FILE, "client", name="", rng=SystemRandom())
-        reach = ("--authority", server.url, "--authority-key", folder / PUBLIC_FILE, "--token")
+        reach = ("--authority", server.url, "--pin", folder / PUBLIC_FILE, "--token")
         yield authority, (*reach, token)
         server.close()
 
@@ -90,7 +90,7 @@ def test_a_client_killed_anywhere_leaves_whole_parts_and_others_go_on(
     file = tmp_path / "set.cloister"
     one, mine = pixels(tmp_path / "one.npz", 1)
     two, others = pixels(tmp_path / "two.npz", 2)
-    arguments = ("encrypt", one, *reach, "--out", file)
+    arguments = ("data", "encrypt", one, *reach, "--out", file)
     dying = subprocess.run(
         [sys.executable, "-P", "-c", CLIENT, place, *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
@@ -108,11 +108,11 @@ def test_a_client_killed_anywhere_leaves_whole_parts_and_others_go_on(
     )
 
     # Another client adds to it.
-    ran = cloister("encrypt", two, *reach, "--out", file, "--json")
+    ran = cloister("data", "encrypt", two, *reach, "--out", file, "--json")
     assert ran.code == 0, ran
-    assert json.loads(ran.out)["first"] == 20 * registered
+    assert json.loads(ran.out)["parts"][0]["first"] == 20 * registered
     assert said in ran.err
-    assert bool(said) == bool(ran.err)
+    assert bool(said) == ("registered samples are not in" in ran.err)
     # And the one that was killed, if its part is not there, begins anew.
     if not written:
         ran = cloister(*arguments)
@@ -132,7 +132,7 @@ def values(path, seed):
     return path
 
 
-TYPO = ("--range", "0,2", "--bits", 12, "--budget", 4, "--classes", "0,1,2,3,4")
+TYPO = ("--range", "0,2", "--bits", 12, "--privacy", "budget=4", "--classes", "0,1,2,3,4")
 CORRECTED = ("--range", "0,1", "--classes", "0,1,2")
 
 
@@ -145,12 +145,12 @@ def test_a_client_killed_before_its_part_is_on_record_has_decided_nothing(
     file, data = tmp_path / "set.cloister", values(tmp_path / "values.npz", 1)
     dying = subprocess.run(
         [sys.executable, "-P", "-c", CLIENT, place,
-         *map(str, ("encrypt", data, *reach, "--out", file, *TYPO))],
+         *map(str, ("data", "encrypt", data, *reach, "--out", file, *TYPO))],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, check=False,
     )  # fmt: skip
     assert dying.returncode == -signal.SIGKILL, dying
     assert authority.datasets() == ()
-    ran = cloister("encrypt", data, *reach, "--out", file, *CORRECTED)
+    ran = cloister("data", "encrypt", data, *reach, "--out", file, *CORRECTED)
     assert ran.code == 0, ran
     info = authority.describe("set")
     assert (info.classes, info.encoding.bits, info.budget_rank) == (3, 8, 1)
@@ -171,7 +171,7 @@ def _refuses(*_, **__):
 
 
 STAGES = {
-    "the terms": (None, ("--budget", "100000"), "budget_rank must be"),
+    "the terms": (None, ("--privacy", "budget=100000"), "budget_rank must be"),
     "the classes": (None, ("--classes", "0,1"), "class '2' is not one of data set set"),
     "the values": (None, ("--range", "0,0.5"), "outside the data set's range"),
     "the noise": (None, ("--noise", "-1"), "sigma"),
@@ -196,12 +196,18 @@ def test_a_client_that_fails_at_any_stage_can_be_corrected(
             patch.setattr(*broken)
         wrong = {**dict(zip(TYPO[::2], TYPO[1::2], strict=True)), **dict([more] if more else [])}
         found = refused(
-            "encrypt", data, *reach, "--out", file, *(x for pair in wrong.items() for x in pair)
+            "data",
+            "encrypt",
+            data,
+            *reach,
+            "--out",
+            file,
+            *(x for pair in wrong.items() for x in pair),
         )
         assert message in found
     assert authority.datasets() == ()
     assert not file.exists()
-    ran = cloister("encrypt", data, *reach, "--out", file, *CORRECTED)
+    ran = cloister("data", "encrypt", data, *reach, "--out", file, *CORRECTED)
     assert ran.code == 0, ran
     assert (authority.describe("set").classes, EncryptedDataset.open(file).samples) == (3, 20)
 
@@ -213,7 +219,7 @@ def test_samples_that_are_in_although_the_order_is_lost_are_not_added_again(
     file, data = tmp_path / "set.cloister", values(tmp_path / "values.npz", 1)
     monkeypatch.setattr("numpy.savez", _full)
     order = ("--order", tmp_path / "order.npz")
-    found = refused("encrypt", data, *reach, "--out", file, *CORRECTED, *order)
+    found = refused("data", "encrypt", data, *reach, "--out", file, *CORRECTED, *order)
     assert f"the samples are in {file} all the same, do not encrypt them again" in found
     assert authority.describe("set").samples == EncryptedDataset.open(file).samples == 20
 
@@ -224,7 +230,7 @@ def test_training_goes_on_beside_a_client_that_was_killed(site, cloister, tmp_pa
     authority, reach = site
     file, run = tmp_path / "set.cloister", tmp_path / "run"
     one, _ = pixels(tmp_path / "one.npz", 1)
-    assert cloister("encrypt", one, *reach, "--out", file).code == 0
+    assert cloister("data", "encrypt", one, *reach, "--out", file).code == 0
     role = tokens.issue(tmp_path / "authority" / FILE, "server", name="", rng=SystemRandom())
     train = ("train", file, *reach[:-1], role, "--checkpoint", run, "--batch", 4, "--json")
     first = cloister(*train, "--epochs", 1)
@@ -232,7 +238,7 @@ def test_training_goes_on_beside_a_client_that_was_killed(site, cloister, tmp_pa
     assert first.err == ""
     dying = subprocess.run(
         [sys.executable, "-P", "-c", CLIENT, "after register",
-         *map(str, ("encrypt", one, *reach, "--out", file))],
+         *map(str, ("data", "encrypt", one, *reach, "--out", file))],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
     )  # fmt: skip
     assert dying.returncode == -signal.SIGKILL
@@ -244,7 +250,7 @@ def test_training_goes_on_beside_a_client_that_was_killed(site, cloister, tmp_pa
     assert epochs[1][0] == epochs[0][0]
     assert len(epochs[1]) == 2
     # Once samples are added to the file it is another run, and says so.
-    assert cloister("encrypt", one, *reach, "--out", file).code == 0
+    assert cloister("data", "encrypt", one, *reach, "--out", file).code == 0
     third = cloister(*train, "--epochs", 3)
     assert third.code == 2
     assert "use another --checkpoint" in third.err

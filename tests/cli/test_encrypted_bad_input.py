@@ -14,6 +14,7 @@ from cli.test_train import Place
 from cloister.authority import service, tokens
 from cloister.authority.authority import Authority
 from cloister.authority.client import AuthorityClient
+from cloister.authority.requests import Forward, Gradient, Labels
 from cloister.base.identity import PUBLIC_FILE
 from cloister.base.rng import SystemRandom
 from cloister.base.sqlite import FILE
@@ -68,30 +69,32 @@ def values(path, change=None):
 def test_values_that_do_not_fit(place, refused, cloister, tmp_path, value, message):
     bad, good = values(tmp_path / "bad.npz", value), values(tmp_path / "good.npz")
     to = (*place.reach("client"), "--out", tmp_path / "set.cloister")
-    found = refused("encrypt", bad, *to, "--range", "0,1")
+    found = refused("data", "encrypt", bad, *to, "--range", "0,1")
     assert "sample 7, element (0, 0, 2)" in found
     assert message in found
     assert place.authority.datasets() == ()
     assert not (tmp_path / "set.cloister").exists()
     # The same for a client who comes later, and cannot choose the range.
-    assert cloister("encrypt", good, *to, "--range", "0,1").code == 0
+    assert cloister("data", "encrypt", good, *to, "--range", "0,1").code == 0
     before = (tmp_path / "set.cloister").read_bytes()
-    found = refused("encrypt", bad, *to)
+    found = refused("data", "encrypt", bad, *to)
     assert "sample 7, element (0, 0, 2)" in found
     assert message in found
     assert (tmp_path / "set.cloister").read_bytes() == before
     assert len(place.authority.parts("set")) == 1
     if np.isnan(value):
-        assert message in refused("encrypt", bad, *to, "--clip")
+        assert message in refused("data", "encrypt", bad, *to, "--clip")
     else:
-        assert cloister("encrypt", bad, *to, "--clip").code == 0
+        assert cloister("data", "encrypt", bad, *to, "--clip").code == 0
 
 
 def test_samples_of_another_dimension(place, refused, tmp_path):
     place.dataset("set")
     wide = tmp_path / "wide.npz"
     np.savez(wide, x=np.zeros((3, 5, 6)), y=np.arange(3))
-    found = refused("encrypt", wide, *place.reach("client"), "--out", tmp_path / "set.cloister")
+    found = refused(
+        "data", "encrypt", wide, *place.reach("client"), "--out", tmp_path / "set.cloister"
+    )
     assert "data set set holds samples (6, 5, 1), these are (5, 6, 1); bring them to one" in found
 
 
@@ -151,7 +154,7 @@ def test_a_part_of_another_data_set(place, refused, tmp_path):
     found = refused("train", data, *place.reach("server"), "--epochs", 1)
     assert f"{data}: part {part.part} is not registered as it stands" in found
     assert "encrypt it again" in found
-    found = refused("encrypt", tmp_path / "set.npz", *place.reach("client"), "--out", data)
+    found = refused("data", "encrypt", tmp_path / "set.npz", *place.reach("client"), "--out", data)
     assert f"part {part.part} is not registered" in found
     assert spent(place, "set") == spent(place, "stranger") == (0, 0, 0)
 
@@ -165,7 +168,7 @@ def test_a_wrong_authority(place, other, refused, tmp_path):
     ours, theirs = place.reach("server"), other.reach("server")
     # The right key file at another one's address.
     mixed = (*theirs[:2], *ours[2:])
-    assert "shows another certificate than the given public file; check the address" in refused(
+    assert "shows another certificate than the given file; check the address" in refused(
         "train", data, *mixed
     )
     first, second = (p.authority.identity.public.fingerprint[:16] for p in (place, other))
@@ -173,16 +176,14 @@ def test_a_wrong_authority(place, other, refused, tmp_path):
         found = refused("train", data, *there)
         assert f"{data}: belongs to authority {first}, not {second}; give that one's" in found
     assert "belongs to authority" in refused(
-        "encrypt", tmp_path / "set.npz", *other.reach("client"), "--out", data
+        "data", "encrypt", tmp_path / "set.npz", *other.reach("client"), "--out", data
     )
     # A key file that is none, or is not there.
     for content in ("", "{}", "nonsense"):
         (tmp_path / "bad.pub").write_text(content)
-        found = refused(
-            "train", data, *ours[:2], "--authority-key", tmp_path / "bad.pub", *ours[4:]
-        )
+        found = refused("train", data, *ours[:2], "--pin", tmp_path / "bad.pub", *ours[4:])
         assert "bad.pub" in found
-    found = refused("train", data, *ours[:2], "--authority-key", tmp_path / "no.pub", *ours[4:])
+    found = refused("train", data, *ours[:2], "--pin", tmp_path / "no.pub", *ours[4:])
     assert "no.pub" in found
     for site in (place, other):
         assert spent(site, "set") == (0, 0, 0)
@@ -208,7 +209,13 @@ def test_a_data_set_that_the_authority_has_forgotten(place, other, refused, tmp_
     found = refused("train", data, *place.reach("server"))
     assert "data set set: is not known to this authority" in found
     found = refused(
-        "encrypt", tmp_path / "set.npz", *place.reach("client"), "--out", data, "--range=-1,1"
+        "data",
+        "encrypt",
+        tmp_path / "set.npz",
+        *place.reach("client"),
+        "--out",
+        data,
+        "--range=-1,1",
     )
     assert "exists, but data set set is not known to this authority; choose another" in found
     assert place.authority.datasets() == ()
@@ -220,7 +227,7 @@ def test_a_data_set_that_the_authority_has_forgotten(place, other, refused, tmp_
 @pytest.fixture
 def rogue(place):
     """A server with a good token that asks for what it likes, of a data set with a wide budget."""
-    place.dataset("open", "--budget", DIM - 1, *ANY)
+    place.dataset("open", "--privacy", f"budget={DIM - 1}", *ANY)
     public = place.folder / "authority" / PUBLIC_FILE
     with AuthorityClient(place.service.url, public=public, token=place.tokens["server"]) as client:
         yield client
@@ -245,7 +252,7 @@ FILLED = np.random.default_rng(3).integers(-40, 41, DIM)
 ])  # fmt: skip
 def test_functions_that_are_never_allowed(place, rogue, rows, message):
     with pytest.raises(FunctionError) as refusal:
-        rogue.forward_key("open", IDS, dense(*rows), receiver="server")
+        rogue.ask(Forward("open", IDS, dense(*rows)), receiver="server")
     assert "data set open" in str(refusal.value)
     assert message in str(refusal.value)
     assert spent(place, "open") == (0, 0, 0)
@@ -254,17 +261,17 @@ def test_functions_that_are_never_allowed(place, rogue, rows, message):
 
 def test_weights_that_are_too_large(place, cloister, tmp_path):
     """At 16-bit samples a sum of |weights| of 65538 makes an answer wrap."""
-    wide = ("--bits", 16, "--budget", DIM - 1, *ANY)
+    wide = ("--bits", 16, "--privacy", f"budget={DIM - 1}", *ANY)
     place.dataset("wide", *wide)
     public = place.folder / "authority" / PUBLIC_FILE
     with AuthorityClient(place.service.url, public=public, token=place.tokens["trusted"]) as asks:
         for receiver in ("server", "trusted"):
             with pytest.raises(FunctionError, match="weights sum to 90000 in magnitude, at most"):
                 rows = dense(np.full(DIM, 3000))
-                asks.forward_key("wide", IDS, rows, receiver=receiver)
+                asks.ask(Forward("wide", IDS, rows), receiver=receiver)
             with pytest.raises(FunctionError, match="deltas sum to 150000 in magnitude, at most"):
                 geometry, delta = dense(FILLED).geometry, np.full((5, 1, 1, 1), 30000, np.int16)
-                asks.gradient_key("wide", IDS, geometry, delta, receiver=receiver)
+                asks.ask(Gradient("wide", IDS, geometry, delta), receiver=receiver)
     assert spent(place, "wide") == (0, 0, 0)
 
 
@@ -273,9 +280,9 @@ def test_samples_that_nobody_registered(place, rogue, bad):
     ids = np.array([0, bad], np.int64)
     geometry, delta = dense(FILLED).geometry, np.ones((2, 1, 1, 1), np.int16)
     for ask in (
-        lambda: rogue.forward_key("open", ids, dense(FILLED), receiver="server"),
-        lambda: rogue.gradient_key("open", ids, geometry, delta, receiver="server"),
-        lambda: rogue.label_key("open", ids, receiver="server"),
+        lambda: rogue.ask(Forward("open", ids, dense(FILLED)), receiver="server"),
+        lambda: rogue.ask(Gradient("open", ids, geometry, delta), receiver="server"),
+        lambda: rogue.ask(Labels("open", ids), receiver="server"),
     ):
         with pytest.raises(EncryptionError, match=f"holds no sample {bad}, only 0 to 159; use the"):
             ask()
@@ -285,18 +292,18 @@ def test_samples_that_nobody_registered(place, rogue, bad):
 def test_wrong_dimensions_and_too_many_functions(place, rogue):
     short = LinearMap(Geometry((1, 1), 29, (1, 1), 1), np.ones((1, 1, 1, 29), np.int16))
     with pytest.raises(FunctionError, match="samples have 30 elements, the function takes 29"):
-        rogue.forward_key("open", IDS, short, receiver="server")
+        rogue.ask(Forward("open", IDS, short), receiver="server")
     rows = np.random.default_rng(4).integers(-40, 41, (DIM, DIM))
     with pytest.raises(
         BudgetError, match=r"sample 0: .* from 0 to at least 30 of 30, allowed are 29"
     ):
-        rogue.forward_key("open", IDS, dense(*rows), receiver="server")
+        rogue.ask(Forward("open", IDS, dense(*rows)), receiver="server")
     assert spent(place, "open") == (0, 0, 0)
 
 
 def test_a_model_that_asks_for_single_values(place, refused, tmp_path):
     """The same refusal, as it reaches who trains."""
-    data = place.dataset("open", "--budget", DIM - 1, *ANY)
+    data = place.dataset("open", "--privacy", f"budget={DIM - 1}", *ANY)
     model = tmp_path / "reader.py"
     model.write_text(
         "import torch\nfrom torch import nn\n"
@@ -317,7 +324,7 @@ def test_a_model_that_asks_for_single_values(place, refused, tmp_path):
 
 def test_a_checkpoint_of_another_model_or_data_set(place, cloister, refused, tmp_path):
     paper = ("--allow-unbounded-leakage",)
-    one, two = place.dataset("one", *paper), place.dataset("two", *paper)
+    one, two = (place.dataset(name, "--privacy", "paper", *paper) for name in ("one", "two"))
     run = ("--epochs", 1, "--batch", 32, *paper, "--checkpoint", tmp_path / "run")
     model = tmp_path / "small.py"
     model.write_text(

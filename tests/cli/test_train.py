@@ -15,6 +15,8 @@ pytest.importorskip("torch")
 
 from cloister.authority import service, tokens
 from cloister.authority.authority import Authority
+from cloister.authority.request_log import read_releases
+from cloister.authority.requests import Forward, Labels
 from cloister.base.rng import SystemRandom
 from cloister.base.sqlite import FILE
 from cloister.data.dataset import EncryptedDataset
@@ -22,7 +24,6 @@ from cloister.ring import pads
 from cloister.ring.linear import Geometry, LinearMap
 from cloister.training import ciphertext_service
 from cloister.training.ciphertexts import LocalCiphertextServer
-from cloister.wire.request_log import read_releases
 from training.doubles import blobs
 
 SHAPE = (6, 5, 1)
@@ -47,7 +48,7 @@ class Place:
     def reach(self, role):
         public = self.folder / "authority" / "authority.pub"
         return (
-            "--authority", self.service.url, "--authority-key", public,
+            "--authority", self.service.url, "--pin", public,
             "--token", self.tokens[role],
         )  # fmt: skip
 
@@ -56,7 +57,7 @@ class Place:
         np.savez(self.folder / f"{name}.npz", x=x, y=y)
         path = self.folder / f"{name}.cloister"
         done = self.cloister(
-            "encrypt", self.folder / f"{name}.npz", *self.reach("client"), "--out", path,
+            "data", "encrypt", self.folder / f"{name}.npz", *self.reach("client"), "--out", path,
             "--range=-1,1", "--test-fraction", 0.25, *more,
         )  # fmt: skip
         assert done.code == 0, done
@@ -69,9 +70,9 @@ class Place:
         eye = np.eye(30, dtype=np.int16).reshape(30, *SHAPE)
         geometry = Geometry((6, 5), 1, (1, 1), 30, (6, 5))
         identity = LinearMap(geometry, eye)
-        key = self.authority.forward_key(held.name, ids, identity, receiver="trusted")
+        key = self.authority.ask(Forward(held.name, ids, identity), receiver="trusted")
         x = pads.unmask(pads.forward(identity, held.data(ids)), key).reshape(-1, *SHAPE)
-        labels = self.authority.label_key(held.name, ids, receiver="trusted")
+        labels = self.authority.ask(Labels(held.name, ids), receiver="trusted")
         return {"x": x, "y": pads.unmask(held.labels(ids), labels).argmax(1)}
 
 
@@ -127,7 +128,8 @@ def said(found):
 def test_the_release_log_feeds_the_audit(place, cloister, tmp_path, mode, values):
     """In the paper's mode the attacks succeed; a guarded run gives away labels, as it says."""
     consent = ["--allow-unbounded-leakage"][: mode == "paper"]
-    data, log = place.dataset("attacked", *consent), tmp_path / "log"
+    privacy = ("--privacy", "paper" if mode == "paper" else "strict")
+    data, log = place.dataset("attacked", *privacy, *consent), tmp_path / "log"
     ran = cloister(
         "train", data, *place.reach("server"), *consent, "--epochs", 2, "--batch", 8,
         "--release-log", log,
@@ -150,7 +152,7 @@ def test_beyond_the_budget_is_refused(place, refused):
 
 def test_the_papers_mode_needs_to_be_asked_for_everywhere(place, cloister, refused):
     guarded = place.dataset("guarded")
-    data = place.dataset("open", "--allow-unbounded-leakage")
+    data = place.dataset("open", "--privacy", "paper", "--allow-unbounded-leakage")
     reach = place.reach("server")
     asked = ("--allow-unbounded-leakage", "--epochs", 2, "--batch", 16)
     assert "registered in mode 'guarded'" in refused("train", guarded, *reach, *asked)
@@ -165,11 +167,11 @@ def test_the_papers_mode_needs_to_be_asked_for_everywhere(place, cloister, refus
 
 def test_a_trusted_runtime_and_a_remote_server(place, cloister, refused, tmp_path):
     data = place.dataset("guarded")
-    public = ciphertext_service.init(tmp_path / "host")
+    access = ciphertext_service.init(tmp_path / "host", rng=SystemRandom())
     held = LocalCiphertextServer(EncryptedDataset.open(data))
     server = ciphertext_service.serve(held, folder=tmp_path / "host", listen="127.0.0.1:0")
     try:
-        there = ("--unmask-to", "trusted", "--server", server.url, "--server-key", public)
+        there = ("--unmask-to", "trusted", "--server", server.url, "--access", access)
         results = []
         for where in (there, there[:2], (*there, "--offload-gradients")):
             ran = cloister(
@@ -188,8 +190,8 @@ def test_a_trusted_runtime_and_a_remote_server(place, cloister, refused, tmp_pat
         assert told[2][host, "labels"]["extent"] == "everything"
         message = refused("train", data, *place.reach("server"), *there)
         assert "trusted" in message
-        wrong = json.loads(public.read_text()) | {"token": "0" * 64}
-        public.write_text(json.dumps(wrong))
+        wrong = json.loads(access.read_text()) | {"token": "0" * 64}
+        access.write_text(json.dumps(wrong))
         assert "token" in refused("train", data, *place.reach("trusted"), *there)
     finally:
         server.close()
@@ -203,10 +205,10 @@ def test_what_host_and_authority_are_asked_feeds_the_audit(
 ):
     """Trained on, the first layer's weights give samples away; a frozen one never changes."""
     data, host, asked = place.dataset("guarded"), tmp_path / "host.log", tmp_path / "asked.log"
-    assert cloister("ciphertexts", "init", tmp_path / "host").code == 0
-    with ciphertexts(data, "--dir", tmp_path / "host", "--log", host) as server:
-        there = ("--unmask-to", "trusted", "--server", server, "--server-key",
-                 tmp_path / "host" / "server.pub")  # fmt: skip
+    assert cloister("data", "init", tmp_path / "host").code == 0
+    with ciphertexts(tmp_path / "host", data, "--log", host) as server:
+        there = ("--unmask-to", "trusted", "--server", server, "--access",
+                 tmp_path / "host" / "server.access")  # fmt: skip
         ran = cloister(
             "train", data, *place.reach("trusted"), *there, "--first-layer", first_layer,
             "--optimizer", "sgd", "--epochs", 1, "--batch", 1, "--request-log", asked,
@@ -226,7 +228,7 @@ def test_what_host_and_authority_are_asked_feeds_the_audit(
 @contextmanager
 def ciphertexts(*arguments):
     """`cloister ciphertexts serve` as a process of its own; gives its address."""
-    command = [sys.executable, "-P", "-m", "cloister", "ciphertexts", "serve", *map(str, arguments)]
+    command = [sys.executable, "-P", "-m", "cloister", "data", "serve", *map(str, arguments)]
     command += ["--listen", "127.0.0.1:0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
         yield running.stdout.readline().split()[-1]
@@ -248,7 +250,7 @@ def test_noise_is_reported(place, cloister, refused):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (("--curve", "curve.gif"), ".svg or .png"),
-    (("--server", "https://127.0.0.1:1"), "--server-key"),
+    (("--server", "https://127.0.0.1:1"), "--access"),
     (("--model", "resnet"), "choose lenet5, mlp"),
     (("--model", "lenet5"), "12x12"),
     (("--rank", "8"), "budget allows 1 to 7"),
@@ -267,7 +269,7 @@ def test_an_authority_that_is_away(place, refused):
 
 def test_an_authority_that_comes_back(place, cloister):
     """It is away in the middle of an epoch: the run waits, and ends as if nothing had happened."""
-    data = place.dataset("open", "--allow-unbounded-leakage")
+    data = place.dataset("open", "--privacy", "paper", "--allow-unbounded-leakage")
     command = (
         "train", data, *place.reach("server"), "--allow-unbounded-leakage",
         "--epochs", 4, "--batch", 8, "--json",

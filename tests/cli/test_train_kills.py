@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 
 from cli.test_authority import serving
+from cloister.authority.request_log import read_releases
 from cloister.base import files
-from cloister.wire.request_log import read_releases
 
 torch = pytest.importorskip("torch")
 sklearn_datasets = pytest.importorskip("sklearn.datasets")
@@ -31,7 +31,8 @@ sklearn_datasets = pytest.importorskip("sklearn.datasets")
 BATCH, EVERY, EPOCHS = 16, 3, 2
 TRAINED, TESTED = 240, 80
 HIDDEN, DIM = 8, 64
-PAPER = ("--allow-unbounded-leakage",)
+CONSENT = ("--allow-unbounded-leakage",)
+PAPER = ("--privacy", "paper")
 
 # The user's model. Its gate holds the run at stated steps, so that where a test kills is no chance;
 # every sample has a gradient, which a dead ReLU might take away.
@@ -91,7 +92,7 @@ class Site:
     def reach(self, url, role):
         public = self.authority / "authority.pub"
         token = f"@{self.folder / role}.token"
-        return ("--authority", url, "--authority-key", public, "--token", token)
+        return ("--authority", url, "--pin", public, "--token", token)
 
     def train(self, url, *more, role="server"):
         return (
@@ -139,7 +140,7 @@ def site(tmp_path, cloister):
                 data = made.folder / f"{split}.npz"
                 np.savez(data, x=digits.images[rows, :, :, None] / 16, y=digits.target[rows])
                 done(process(
-                    "encrypt", data, *made.reach(url, "client"), "--out",
+                    "data", "encrypt", data, *made.reach(url, "client"), "--out",
                     made.folder / "digits.cloister", "--range", "0,1", "--split", split, *terms,
                     *options,
                 ))  # fmt: skip
@@ -218,7 +219,7 @@ def test_kill_9_of_training_authority_and_both(site, cloister, tmp_path, gates, 
     """In the paper's mode every step asks for keys, and each sample's account shows how far the
     training has come: the forward pass costs a rank of 8, the gradient of a dense layer the rest.
     """
-    site = site(terms=PAPER)
+    site = site(*PAPER, terms=CONSENT)
     control = site.copy(tmp_path / "control")
     with serving(control.authority) as (url, _):
         undisturbed = figures(cloister(*control.train(url)))
@@ -312,7 +313,7 @@ main(sys.argv[2:])
 def test_kill_9_of_a_frozen_run(site, cloister, tmp_path, gates, monkeypatch):
     """Within a budget, which is spent once, in pieces: killed while samples are projected and in an
     epoch, then left without an authority, it ends as if nothing had happened."""
-    site = site("--budget", 16)
+    site = site("--privacy", "budget=16")
     control = site.copy(tmp_path / "control")
     with serving(control.authority) as (url, _):
         undisturbed = figures(cloister(*control.train(url)))

@@ -28,8 +28,8 @@ def test_help_lists_every_verb(cloister):
     ran = cloister("--help")
     assert ran.code == 0
     for verb in (
-        "demo", "inspect", "run", "compare", "worker", "pads", "bench", "authority", "encrypt",
-        "train", "ciphertexts", "audit", "demo-training",
+        "demo", "inspect", "run", "compare", "worker", "pads", "bench", "authority", "data",
+        "train", "audit", "demo-training",
     ):  # fmt: skip
         assert re.search(rf"\b{verb}\b", ran.out), verb
     assert cloister().out == ran.out
@@ -39,7 +39,8 @@ def test_help_lists_every_verb(cloister):
     "verb", ["demo", "inspect", "run", "compare", "worker", "pads make", "pads status",
              "bench inference", "bench layers", "bench pads", "bench fe", "bench training",
              "authority init", "authority token", "authority serve", "authority budget",
-             "encrypt", "train", "ciphertexts", "audit encrypted", "demo-training"],
+             "authority list", "authority delete", "data encrypt", "data show", "data init",
+             "data serve", "train", "audit encrypted", "demo-training"],
 )  # fmt: skip
 def test_every_verb_explains_itself(cloister, verb):
     ran = cloister(*verb.split(), "--help")

@@ -3,22 +3,17 @@ import pytest
 from PIL import Image
 
 from cloister.base.rng import InsecureSeededRandom
-from cloister.data.encoding import Encoding
+from cloister.data.encoder import Encoder, chunks, random_order
+from cloister.data.encoding import PIXELS, Encoding
 from cloister.data.sources import (
-    PIXELS,
-    Encoder,
-    chunks,
+    ArraySource,
     open_source,
-    random_order,
     require_fewer_classes_than_samples,
+    value_range,
 )
 from cloister.errors import InputError, RangeError, ShapeError
 
 RNG = InsecureSeededRandom(3)
-
-
-def source(path, **names):
-    return open_source(path, **({"x": "x", "y": "y", "label": "label"} | names))
 
 
 @pytest.fixture
@@ -51,7 +46,7 @@ def everything(found, encoder, *, test_fraction=0.0):
 def test_pixels_are_exact_and_their_order_is_forgotten(tmp_path):
     pixels = np.arange(256, dtype=np.uint8).reshape(32, 8, 1)
     np.savez_compressed(tmp_path / "a.npz", pictures=pixels, kinds=np.arange(32) // 8)
-    found = source(tmp_path / "a.npz", x="pictures", y="kinds")
+    found = open_source(tmp_path / "a.npz", x="pictures", y="kinds")
     assert (found.shape, found.kind, len(found.names)) == ((8, 1, 1), "pixels", 4)
     x, labels, test = everything(found, Encoder(found, PIXELS), test_fraction=0.25)
     assert x.min() == -128
@@ -67,7 +62,7 @@ def test_values_outside_the_range_are_named_or_clipped(tmp_path):
     values = np.linspace(-1, 1, 24).reshape(6, 4)
     values[3, 2] = 5
     np.savez(tmp_path / "a.npz", x=values, y=np.zeros(6, int))
-    found = source(tmp_path / "a.npz")
+    found = open_source(tmp_path / "a.npz")
     encoding = Encoding.for_range(-1, 1)
     with pytest.raises(RangeError, match=r"sample 3, element \(0, 0, 2\).*outside"):
         everything(found, Encoder(found, encoding))
@@ -75,7 +70,7 @@ def test_values_outside_the_range_are_named_or_clipped(tmp_path):
     assert x.max() == 127
     values[3, 2] = np.nan
     np.savez(tmp_path / "b.npz", x=values, y=np.zeros(6, int))
-    found = source(tmp_path / "b.npz")
+    found = open_source(tmp_path / "b.npz")
     for clip in (False, True):
         with pytest.raises(RangeError, match="missing"):
             everything(found, Encoder(found, encoding, clip=clip))
@@ -83,7 +78,7 @@ def test_values_outside_the_range_are_named_or_clipped(tmp_path):
 
 def test_tables_are_scaled_by_column(table):
     path = table("age,label,height\n10,sick,1.5\n30,well,1.7\n20,sick,1.6\n")
-    found = source(path)
+    found = open_source(path)
     assert found.columns == ("age", "height")
     assert found.names == ("sick", "well")
     assert found.ranges() == {"age": (10.0, 30.0), "height": (1.5, 1.7)}
@@ -118,13 +113,13 @@ def test_tables_are_scaled_by_column(table):
 )
 def test_bad_tables_are_named(table, text, error, message):
     with pytest.raises(error, match=message):
-        source(table(text))
+        open_source(table(text))
 
 
 def test_a_table_in_another_alphabet_code_says_which_is_read(tmp_path):
     (tmp_path / "a.csv").write_bytes("a,label\n1,böse\n".encode("latin-1"))
     with pytest.raises(InputError, match="save it as UTF-8"):
-        source(tmp_path / "a.csv")
+        open_source(tmp_path / "a.csv")
 
 
 def test_pictures_in_folders(tmp_path):
@@ -136,17 +131,17 @@ def test_pictures_in_folders(tmp_path):
             pixels = generator.integers(0, 256, (5, 4), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / kind / f"{i}.png")
             plain[pixels.tobytes()] = kind
-    found = source(tmp_path)
+    found = open_source(tmp_path)
     assert (found.shape, found.names) == ((5, 4, 1), ("cat", "dog"))
     x, labels, _ = everything(found, Encoder(found, PIXELS))
     for sample, label in zip(x, labels, strict=True):
         assert plain[(sample + 128).astype(np.uint8).tobytes()] == found.names[label]
     Image.fromarray(np.zeros((5, 4, 3), np.uint8)).save(tmp_path / "dog" / "odd.png")
     with pytest.raises(ShapeError, match=r"odd\.png.* one number of channels"):
-        source(tmp_path)
+        open_source(tmp_path)
     (tmp_path / "dog" / "odd.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"odd\.png"):
-        source(tmp_path)
+        open_source(tmp_path)
 
 
 def test_unusable_inputs(tmp_path):
@@ -175,7 +170,7 @@ def test_unusable_inputs(tmp_path):
         ("none.npz", InputError, "no such"),
     ):
         with pytest.raises(error, match=message):
-            source(tmp_path / name)
+            open_source(tmp_path / name)
 
 
 def folders(root, **kinds):
@@ -192,7 +187,7 @@ def gray(*shape, high=256, dtype=np.uint8):
 
 def test_pictures_of_more_than_eight_bits_are_values(tmp_path):
     ramp = np.arange(4096, dtype=np.uint16).reshape(4, 32, 32)
-    found = source(folders(tmp_path, sick=ramp[:2], well=ramp[2:]))
+    found = open_source(folders(tmp_path, sick=ramp[:2], well=ramp[2:]))
     assert (found.kind, found.shape) == ("values", (32, 32, 1))
     np.testing.assert_array_equal(found.read(np.arange(4))[..., 0], ramp)
     encoding = Encoding.for_range(0, 4095, bits=14)
@@ -200,7 +195,7 @@ def test_pictures_of_more_than_eight_bits_are_values(tmp_path):
     assert len(np.unique(x)) == 4096
     Image.fromarray(gray(32, 32)).save(tmp_path / "well" / "eight.png")
     with pytest.raises(ShapeError, match=r"eight\.png: some pictures have 8 bits and others more"):
-        source(tmp_path)
+        open_source(tmp_path)
 
 
 def test_files_that_are_not_read_are_counted(tmp_path):
@@ -209,7 +204,7 @@ def test_files_that_are_not_read_are_counted(tmp_path):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "sick" / "first visit").mkdir()
     (tmp_path / "unknown").mkdir()
-    found = source(tmp_path)
+    found = open_source(tmp_path)
     assert found.remarks == (
         "files: 5 skipped (Thumbs.db, sick/first visit, sick/notes.txt, ...)",
         "class unknown: its folder holds no pictures",
@@ -219,43 +214,45 @@ def test_files_that_are_not_read_are_counted(tmp_path):
 def test_channels_that_come_first_are_refused(tmp_path):
     np.savez(tmp_path / "first.npz", x=np.zeros((5, 3, 16, 20)), y=np.arange(5))
     with pytest.raises(ShapeError, match=r"channels first.*transpose"):
-        source(tmp_path / "first.npz")
+        open_source(tmp_path / "first.npz")
     np.savez(tmp_path / "last.npz", x=np.zeros((5, 16, 20, 3)), y=np.arange(5))
-    assert source(tmp_path / "last.npz").remarks == ()
+    assert open_source(tmp_path / "last.npz").remarks == ()
     np.savez(tmp_path / "many.npz", x=np.zeros((5, 16, 20, 12)), y=np.arange(5))
-    assert source(tmp_path / "many.npz").remarks == (
-        "the last axis of array 'x' is read as channels",
+    assert open_source(tmp_path / "many.npz").remarks == (
+        "the last axis of the samples is read as channels",
     )
     np.savez(tmp_path / "features.npz", x=np.zeros((5, 20)), y=np.arange(5))
-    assert source(tmp_path / "features.npz").remarks == ()
+    assert open_source(tmp_path / "features.npz").remarks == ()
 
 
 def test_numbers_to_be_predicted_are_no_classes(table, tmp_path):
     with pytest.raises(InputError, match=r"column label holds numbers such as 2\.5"):
-        source(table("age,label\n1,2\n2,2.5\n"))
-    found = source(table("age,label\n1,0.0\n2,1.0\n"))
+        open_source(table("age,label\n1,2\n2,2.5\n"))
+    found = open_source(table("age,label\n1,0.0\n2,1.0\n"))
     assert found.names == ("0.0", "1.0")
     many = "".join(f"{i},{i * 7}\n" for i in range(40))
     with pytest.raises(InputError, match="40 samples have 40 different classes"):
-        require_fewer_classes_than_samples(source(table("age,label\n" + many)))
-    require_fewer_classes_than_samples(source(table("age,label\n" + many.replace("7", "1") * 3)))
+        require_fewer_classes_than_samples(open_source(table("age,label\n" + many)))
+    require_fewer_classes_than_samples(
+        open_source(table("age,label\n" + many.replace("7", "1") * 3))
+    )
     np.savez(tmp_path / "far.npz", x=np.zeros((3, 2)), y=np.array([0, 1, 2_000_000]))
     with pytest.raises(RangeError, match="class number 2000000"):
-        source(tmp_path / "far.npz")
+        open_source(tmp_path / "far.npz")
 
 
 @pytest.mark.parametrize("odd", [1e300, -1e300, 1e6, -1.7e308])
 def test_a_value_that_flattens_its_column_is_refused(table, odd):
     rows = [f"{90 + i},{i % 2}\n" for i in range(40)]
-    assert source(table("bp,label\n" + "".join(rows))).ranges() == {"bp": (90.0, 129.0)}
+    assert open_source(table("bp,label\n" + "".join(rows))).ranges() == {"bp": (90.0, 129.0)}
     rows[3] = f"{odd},1\n"
     with pytest.raises(RangeError, match=r"column bp: the value .* all others alike.*--ranges"):
-        source(table("bp,label\n" + "".join(rows))).ranges()
+        open_source(table("bp,label\n" + "".join(rows))).ranges()
 
 
 def test_rare_values_and_long_tails_are_no_outliers(table):
     rows = [f"{0 if i % 50 else 1000},{1.05**i},{i % 2}\n" for i in range(100)]
-    found = source(table("rare,tail,label\n" + "".join(rows)))
+    found = open_source(table("rare,tail,label\n" + "".join(rows)))
     assert found.ranges()["rare"] == (0.0, 1000.0)
 
 
@@ -263,7 +260,29 @@ def test_clipped_values_are_counted(tmp_path):
     values = np.linspace(-1, 1, 24).reshape(6, 4)
     values[3, 1:3] = 5
     np.savez(tmp_path / "a.npz", x=values, y=np.zeros(6, int))
-    found = source(tmp_path / "a.npz")
+    found = open_source(tmp_path / "a.npz")
     encoder = Encoder(found, Encoding.for_range(-1, 1), clip=True)
     everything(found, encoder)
     assert encoder.clipped == 2
+
+
+def test_arrays_in_memory_are_a_source_too():
+    x = np.arange(24, dtype=np.uint8).reshape(6, 2, 2)
+    found = ArraySource(x, np.arange(6) % 3)
+    assert (found.kind, found.shape, found.names) == ("pixels", (2, 2, 1), ("0", "1", "2"))
+    np.testing.assert_array_equal(found.read(np.array([4, 0])), x[[4, 0], :, :, None])
+    with pytest.raises(ShapeError, match="array y must hold one class number"):
+        ArraySource(x, np.arange(5))
+    with pytest.raises(ShapeError, match="array x must hold numbers"):
+        ArraySource(x.astype(object), np.arange(6))
+
+
+def test_the_range_of_values_is_that_of_all_finite_ones():
+    values = np.linspace(-3, 5, 4000).reshape(2000, 2)
+    assert value_range(ArraySource(values, np.arange(2000) % 2)) == (-3.0, 5.0)
+    values[1500, 1] = np.nan
+    with pytest.raises(RangeError, match="sample 1500: holds NaN"):
+        value_range(ArraySource(values, np.arange(2000) % 2))
+    values[1500, 1] = 1e6
+    with pytest.raises(RangeError, match="samples: the value 1e\\+06 would make all others alike"):
+        value_range(ArraySource(values, np.arange(2000) % 2))

@@ -90,6 +90,39 @@ def test_training_of_the_readme_runs(tmp_path):
     assert (tmp_path / "digits.cloister").exists()
 
 
+def test_python_of_the_training_tutorial_runs(tmp_path):
+    """The blocks as they stand, one after the other, with an authority at a free port."""
+    pytest.importorskip("torch")
+    pytest.importorskip("sklearn")
+    from cloister.authority import service, tokens
+    from cloister.authority.authority import Authority
+    from cloister.base import files, sqlite
+    from cloister.base.rng import SystemRandom
+
+    text = (ROOT / "docs/tutorials/encrypted-training.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 3
+    folder = tmp_path / "authority"
+    with Authority.create(folder, rng=SystemRandom()) as authority:
+        server = service.serve(folder, authority, listen="127.0.0.1:0")
+        for role in ("client", "server"):
+            token = tokens.issue(folder / sqlite.FILE, role, name="", rng=SystemRandom())
+            files.create(tmp_path / f"{role}.token", token.encode(), private=True)
+        code = "\n".join(blocks).replace("https://127.0.0.1:8443", server.url)
+        done = subprocess.run(
+            [sys.executable, "-P", "-W", "error", "-W", "ignore::DeprecationWarning:torch", "-c",
+             code],
+            cwd=tmp_path, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        server.close()
+    assert done.returncode == 0, done.stderr
+    encrypted, accuracy, *claims = done.stdout.splitlines()
+    assert encrypted == "1797 samples"
+    assert 0.65 < float(accuracy.split()[0]) < 0.92
+    assert accuracy.split()[1] == "16"
+    assert "  training server" in claims
+
+
 def test_the_readme_names_every_verb_of_the_help():
     done = subprocess.run(
         [sys.executable, "-P", "-m", "cloister", "--help"],

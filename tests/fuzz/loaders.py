@@ -11,30 +11,37 @@ import torch
 from PIL import Image
 
 import nets
+import unequal
 from cloister.authority.agreement import Agreement
 from cloister.authority.enrolment import Enrolment
 from cloister.authority.records import Terms
+from cloister.authority.request_log import Release, ReleaseLog, read_releases
+from cloister.authority.requests import Forward
 from cloister.base.identity import PUBLIC_FILE, Identity, PublicIdentity
 from cloister.base.rng import InsecureSeededRandom, SystemRandom
 from cloister.cli.arrays import read_array_file
-from cloister.cli.newset import read_ranges
 from cloister.cli.results import read_labels
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.encoding import Encoding
 from cloister.data.info import DatasetInfo
+from cloister.data.owner import read_ranges
 from cloister.data.pictures import read_picture
 from cloister.data.sources import open_source
 from cloister.data.writer import Chunk, EncryptedDatasetWriter
+from cloister.graph import graph_file
+from cloister.graph.graph import Graph
 from cloister.graph.onnx import load as models
-from cloister.plan.recipe import Recipe
+from cloister.graph.onnx.read import from_model
+from cloister.graph.passes.normalise import prepare
+from cloister.plan import policies
+from cloister.plan.plan import Plan
 from cloister.published import ddh
-from cloister.ring.linear import Geometry
+from cloister.ring.linear import Geometry, LinearMap
 from cloister.training import checkpoint, ciphertext_service
 from cloister.trusted.pads.store import PadStore
 from cloister.wire.https import bodies
-from cloister.wire.request_log import Release, ReleaseLog, read_releases
 from cloister.wire.transcript import Entry, Transcript
-from fuzz.mutate import Mutator, mutated_bytes, mutated_json, mutated_message
+from fuzz.mutate import Mutator, mutated_bytes, mutated_document, mutated_json, mutated_message
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,8 @@ def _log(folder: Path) -> Path:
     with ReleaseLog(folder / "log") as log:
         for step in range(2):
             ids = np.arange(2, dtype=np.int64)
-            log.append(Release("forward", step, ids, geometry, weights, values, (5, 4, 1)))
+            request = Forward("set", ids, LinearMap(geometry, weights))
+            log.append(Release(request, step, values, (5, 4, 1)))
     return folder / "log"
 
 
@@ -141,18 +149,27 @@ def _open_pads(path: Path) -> None:
     PadStore.open(pads, plan_digest=bytes(32), key_file=path, busy_timeout_s=0.1)
 
 
-def _recipe(folder: Path) -> Path:
-    Recipe("slalom", ranges={"a": (1.5,), "b": (2.0, 3.0)}).save(folder / "calibration.json")
-    return folder / "calibration.json"
+def _graph(build: Callable[[], onnx.ModelProto]) -> Graph:
+    return prepare(from_model(build(), name="net"))
+
+
+def _plan(build: Callable[[], onnx.ModelProto], samples: Callable) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        model = build()
+        calibration = samples(model, 8)
+        policies.make("slalom", _graph(build), calibration=calibration).save(folder / "a.plan")
+        return folder / "a.plan"
+
+    return make
 
 
 def _source(path: Path) -> None:
-    found = open_source(path, x="x", y="y", label="label")
+    found = open_source(path)
     found.read(np.arange(len(found.labels)))
 
 
 def _host(folder: Path) -> Path:
-    return ciphertext_service.init(folder / "host")
+    return ciphertext_service.init(folder / "host", rng=InsecureSeededRandom(1))
 
 
 def _ddh_key(folder: Path) -> Path:
@@ -171,6 +188,8 @@ def _checkpoint(folder: Path) -> Path:
 
 JSON = (mutated_bytes, mutated_json)
 MODEL = (mutated_bytes, mutated_message, mutated_message)
+CANONICAL = (mutated_bytes, mutated_document, mutated_document)
+GRAPHS = {"residual": nets.residual, "a branch": nets.choosing}
 RANGES = json.dumps({"age": [0, 120], "bp": [60, 250]}).encode()
 TABLE = b"age,bp,label\n61,120.5,sick\n35,1e2,well\n"
 
@@ -186,9 +205,9 @@ LOADERS = {
     "transcript": Loader(_transcript, Transcript.load),
     "release log": Loader(_log, lambda path: list(read_releases(path))),
     "public file of an authority": Loader(_public, PublicIdentity.load, JSON),
-    "public file of a ciphertext host": Loader(
+    "access file of a ciphertext host": Loader(
         _host,
-        lambda path: ciphertext_service.RemoteCiphertextServer("https://127.0.0.1:1", public=path),
+        lambda path: ciphertext_service.RemoteCiphertextServer("https://127.0.0.1:1", access=path),
         JSON,
     ),
     "master key of ddh": Loader(
@@ -196,7 +215,13 @@ LOADERS = {
     ),
     "checkpoint": Loader(_checkpoint, lambda path: checkpoint.load(path.parent, run="run")),
     "key file of pads": Loader(_pad_key, _open_pads),
-    "calibration": Loader(_recipe, Recipe.load, JSON),
+    **{f"graph of {name}": Loader(
+        _written("a.graph", graph_file.to_bytes(_graph(build))),
+        lambda path: graph_file.from_bytes(path.read_bytes()),
+        CANONICAL,
+    ) for name, build in GRAPHS.items()},
+    "plan": Loader(_plan(nets.residual, nets.samples), Plan.load, CANONICAL),
+    "plan with factors": Loader(_plan(unequal.table, unequal.samples), Plan.load, CANONICAL),
     "array": Loader(_array, lambda path: read_array_file(path, wanted=("x",))),
     "arrays": Loader(_arrays, lambda path: read_array_file(path, wanted=("x", "y"))),
     "samples in arrays": Loader(_arrays, _source),

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import nets
 from cloister.errors import ModelError, UnsupportedError
-from cloister.graph.onnx.export import to_model
+from cloister.graph.onnx.export import model_bytes
 from cloister.graph.onnx.read import from_model, load
 from cloister.graph.passes.normalise import prepare
 from nets import Net
@@ -21,8 +21,9 @@ MODELS = (
 )  # fmt: skip
 
 
-def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+def run(model: onnx.ModelProto | bytes, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    data = model if isinstance(model, bytes) else model.SerializeToString()
+    session = ort.InferenceSession(data, providers=["CPUExecutionProvider"])
     return session.run(None, feeds)
 
 
@@ -37,7 +38,7 @@ def test_small_nets_keep_their_meaning(build):
     feeds = nets.samples(model, 3)
     graph = from_model(model, name="net")
     assert graph.batch is None
-    for found, wanted in zip(run(to_model(graph), feeds), run(model, feeds), strict=True):
+    for found, wanted in zip(run(model_bytes(graph), feeds), run(model, feeds), strict=True):
         np.testing.assert_array_equal(found, wanted)
 
 
@@ -52,7 +53,7 @@ def test_real_models_keep_their_meaning(data, name):
     x = np.random.default_rng(1).standard_normal((3, *shape[1:])).astype(np.float32)
     original = onnx.load(path)
     wanted = np.concatenate([run(original, {value: x[i : i + 1]})[0] for i in range(3)])
-    found = run(to_model(graph), {value: x})[0]
+    found = run(model_bytes(graph), {value: x})[0]
     assert graph.types[graph.outputs[0]].shape == (None, *wanted.shape[1:])
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
 
@@ -288,7 +289,7 @@ def test_subgraphs_and_functions_run(tmp_path):
     feeds = {"x": np.array([[1, -2, 3, 4]], np.float32)}
     graph = from_model(model, name="net")
     for one in (graph, prepare(graph)):
-        np.testing.assert_array_equal(run(to_model(one), feeds)[0], -2 * feeds["x"])
+        np.testing.assert_array_equal(run(model_bytes(one), feeds)[0], -2 * feeds["x"])
 
 
 def test_sparse_weights_are_refused_by_name():

@@ -46,7 +46,10 @@ def hidden_head(policy="slalom"):
     last = plan.linear_nodes[-1].node
     quantised = {name: node for name, node in plan.quantised.items() if name != last}
     protections = {**plan.protections, last: MODULE}
-    return dataclasses.replace(plan, protections=protections, quantised=quantised), last
+    own = dataclasses.replace(
+        plan, policy="hidden head", protections=protections, quantised=quantised
+    )
+    return own, last
 
 
 def test_hidden_weights_are_planned_and_not_run_yet():

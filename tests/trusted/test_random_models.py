@@ -13,6 +13,7 @@ from cloister.graph.interpreter import ORT_ERRORS
 from cloister.graph.onnx import read
 from cloister.graph.passes import normalise
 from cloister.plan import policies
+from cloister.plan.protection import EVERYWHERE, OUTSOURCED
 from cloister.trusted.session import Session
 from cloister.wire.inprocess import InProcessLink
 from cloister.worker.engine import Engine
@@ -64,7 +65,7 @@ def check(net: RandomModel, policy: str, feeds, *, workers=None, **options) -> N
         return
     event("compared")
     assert list(found) == net.outputs
-    tolerance = EXACT if policy in policies.EVERYWHERE else FIXED_POINT
+    tolerance = EXACT if policy in EVERYWHERE else FIXED_POINT
     for name, value in zip(net.outputs, wanted, strict=True):
         assert found[name].shape == value.shape, name
         assert found[name].dtype == value.dtype, name
@@ -93,7 +94,7 @@ def test_shared_memory_changes_nothing(data):
     net = data.draw(models())
     assume(net.has_linear_node)
     feeds = net.feeds(N=data.draw(st.integers(1, 9)), D=data.draw(st.integers(1, 6)))
-    policy = data.draw(st.sampled_from(sorted(policies.OUTSOURCED)))
+    policy = data.draw(st.sampled_from(sorted(OUTSOURCED)))
     batch, lanes = data.draw(st.integers(1, 4)), data.draw(st.sampled_from([1, 2]))
     note(str(net))
     check(net, policy, feeds, batch=batch, lanes=lanes)

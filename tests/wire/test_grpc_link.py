@@ -12,7 +12,8 @@ import pytest
 from cloister.errors import InputError, ProtocolError, WorkerTimeout, WorkerUnavailable
 from cloister.ring.linear import Geometry
 from cloister.wire.codec import encode
-from cloister.wire.grpc.grpc_link import METHOD, RpcLink, check_address
+from cloister.wire.grpc.grpc_link import METHOD, RpcLink
+from cloister.wire.grpc.places import check_address
 from cloister.wire.messages import Answer, Hello, Loaded, TensorSpec, Welcome
 from cloister.worker.grpc_server import Limits
 from cloister.worker.serve import start_server

@@ -8,7 +8,6 @@ the authority refuses if its own are others by then. A file's header is nobody's
 A new data set is made with its first part, in one step: a client that fails before leaves nothing.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,11 +17,10 @@ from jaxtyping import Int64
 from cloister.authority import agreement as agreements
 from cloister.authority.agreement import Agreement
 from cloister.authority.permutation import label_permutation
-from cloister.authority.records import check_terms
+from cloister.authority.records import Part, check_terms
 from cloister.base.rng import KEY_BYTES, Csprng
-
-Register = Callable[[str, int, str, bytes], int]
-"""(part, samples, sha256, mask key) -> first id, once the authority has recorded the part."""
+from cloister.data.info import DatasetInfo
+from cloister.data.writer import Register
 
 
 @dataclass(frozen=True, repr=False)
@@ -65,6 +63,10 @@ class ClientService(Protocol):
         """A data set by its name; None: there is none."""
         ...
 
+    def parts(self, dataset: str) -> tuple[Part, ...]:
+        """The registered parts of a data set."""
+        ...
+
     def register(self, agreed: Agreement, new: NewPart) -> int:
         """Hand over a part's keys; gives the id of its first sample. The same again is accepted.
 
@@ -84,6 +86,11 @@ class Enrolment:
     fingerprint: str
     permutation: Int64[np.ndarray, " classes"]
     register: Register
+
+    @property
+    def info(self) -> DatasetInfo:
+        """The description of the data set."""
+        return self.agreement.info
 
 
 def enrol(service: ClientService, accepted: Agreement, *, rng: Csprng) -> Enrolment:

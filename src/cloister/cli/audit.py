@@ -35,7 +35,7 @@ def encrypted(
         typer.Option(
             "--truth",
             metavar="FILE.npz",
-            help="The data, for scoring: what `cloister encrypt --order` wrote, once for each "
+            help="The data, for scoring: what `cloister data encrypt --order` wrote, once for each "
             "part; or plain data with its scale and offset, and --order.",
         ),
     ] = None,

@@ -18,11 +18,11 @@ from cloister.audit.training.training_page import (
     thresholds,
 )
 from cloister.audit.training.truth import Truth, check_truth
+from cloister.authority.request_log import read_releases
 from cloister.base import files
 from cloister.base.reading import open_regular, parsing
 from cloister.cli.console import emit_json, err, out, table
 from cloister.errors import InputError
-from cloister.wire.request_log import read_releases
 
 ARRAYS = ("x", "y", "ids", "rows", "scale", "offset")
 FRACTION = 1e-3
@@ -162,7 +162,7 @@ def _read_order(path: Path, samples: int) -> tuple[np.ndarray, np.ndarray]:
         or ids.shape != rows.shape
         or any(a.dtype.kind not in "iu" for a in (ids, rows))
     ):
-        raise InputError(f"{path}: is not a file of `cloister encrypt --order` (ids, rows)")
+        raise InputError(f"{path}: is not a file of `cloister data encrypt --order` (ids, rows)")
     if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < samples:
         raise InputError(
             f"{path}: names row {int(rows.max())}, the plain data has {samples} samples: give the "
@@ -199,6 +199,6 @@ def _encoded(arrays: dict[str, np.ndarray], path: Path) -> np.ndarray:
     if "scale" not in arrays and np.abs(flat - np.rint(flat)).max() > FRACTION:
         raise InputError(
             f"{path}: x holds fractions, and what was encrypted are integers: give its scale and "
-            "offset, or the file of `cloister encrypt --order`"
+            "offset, or the file of `cloister data encrypt --order`"
         )
     return np.rint(flat).reshape(len(x), -1)

@@ -7,7 +7,7 @@ import typer
 from cloister.cli import options
 from cloister.cli.console import emit_json, out, table
 from cloister.cli.speed import OrtBaseline, machine, measure_session, random_input
-from cloister.graph.onnx.export import to_model
+from cloister.graph.onnx.export import model_bytes
 from cloister.graph.onnx.read import load
 from cloister.graph.passes.normalise import prepare
 from cloister.plan import policies
@@ -34,7 +34,7 @@ def inference(
 ) -> None:
     """Compare trusted time per random input with the time of ONNX Runtime on the same cores."""
     whole = load(model)
-    engine = OrtBaseline(to_model(whole), threads)
+    engine = OrtBaseline(model_bytes(whole), threads)
     graph = prepare(whole)
     feeds = random_input(graph, batch)
     plan = policies.make(policy or "slalom", graph, calibration=feeds)

@@ -1,7 +1,7 @@
 """`cloister demo-training`: two clinics train one model, and nobody sees the other's patients.
 
-Every role is a process of its own: the authority, each clinic's `cloister encrypt`, the training
-server. The data are scikit-learn's breast cancer records (569 patients, 30 measurements).
+Every role is a process of its own: the authority, each clinic's `cloister data encrypt`, the
+training server. The data are scikit-learn's breast cancer records (569 patients, 30 measurements).
 """
 
 import csv
@@ -20,10 +20,10 @@ import numpy as np
 import typer
 from jaxtyping import Float64, Int64
 
+from cloister import training
 from cloister.base import files
 from cloister.cli import options
 from cloister.cli.console import emit_json, err, out, table
-from cloister.cli.train import library
 from cloister.errors import CloisterError, InputError
 from cloister.plan.claims import Claims
 from cloister.wire import process
@@ -53,7 +53,7 @@ def demo_training(
     ] = None,
 ) -> None:
     """Train on two clinics' encrypted records, then show what the server could learn."""
-    library()
+    _ = training.train  # raises where PyTorch is missing, before anything begins
     records = load_records()
     with TemporaryDirectory() as temporary:
         place = Path(temporary) if folder is None else folder.resolve()
@@ -92,18 +92,19 @@ def run(records: Records, folder: Path) -> dict[str, Any]:
     for role, token in tokens.items():
         _cloister("authority", "token", authority, "--role", role, "--out", token[1:])
     say("1  the authority serves keys")
-    serve = ("authority", "serve", "--dir", authority, "--listen", "127.0.0.1:0")
+    serve = ("authority", "serve", authority, "--listen", "127.0.0.1:0")
     with serving(*serve) as url:
-        reach = ("--authority", url, "--authority-key", authority / "authority.pub")
+        reach = ("--authority", url, "--pin", authority / "authority.pub")
         ranges = _write_ranges(records, folder / "ranges.json")
         data = folder / f"{NAME}.cloister"
         for number, clinic in enumerate(CLINICS):
             for split, rows in _rows(records, number).items():
                 table_file = _write_table(records, rows, folder / f"{clinic}-{split}.csv")
                 _cloister(
-                    "encrypt", table_file, *reach, "--token", tokens["client"], "--out", data,
-                    "--name", NAME, "--label", "diagnosis", "--classes", "malignant,benign",
-                    "--ranges", ranges, "--bits", BITS, "--budget", BUDGET, "--split", split,
+                    "data", "encrypt", table_file, *reach, "--token", tokens["client"],
+                    "--out", data, "--name", NAME, "--label", "diagnosis",
+                    "--classes", "malignant,benign", "--ranges", ranges, "--bits", BITS,
+                    "--privacy", f"budget={BUDGET}", "--split", split,
                 )  # fmt: skip
                 say(f"2  clinic {clinic}: {len(rows)} patients encrypted ({split})")
         train = (
@@ -136,8 +137,10 @@ def run(records: Records, folder: Path) -> dict[str, Any]:
 
 def plain_accuracy(records: Records) -> float:
     """The same model, settings and patients; their order is another, as clinics shuffle theirs."""
-    modules = library()
-    torch = modules.torch
+    torch = importlib.import_module("torch")
+    models, trainer = (
+        importlib.import_module(f"cloister.training.{n}") for n in ("models", "trainer")
+    )
     parts = [_rows(records, number) for number in range(len(CLINICS))]
     train, test = (np.concatenate([part[split] for part in parts]) for split in ("train", "test"))
     low, high = records.x.min(axis=0), records.x.max(axis=0)
@@ -145,10 +148,10 @@ def plain_accuracy(records: Records) -> float:
     x = torch.from_numpy(values.astype(np.float32).reshape(len(values), 1, 1, -1))
     y = torch.from_numpy(records.y)
     torch.manual_seed(SEED)
-    model = modules.models.build("mlp", (1, 1, len(records.columns)), classes=2)
+    model = models.build("mlp", (1, 1, len(records.columns)), classes=2)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     for epoch in range(EPOCHS):
-        order = modules.trainer.epoch_order(len(train), seed=SEED, epoch=epoch)
+        order = trainer.epoch_order(len(train), seed=SEED, epoch=epoch)
         for start in range(0, len(order), BATCH):
             ids = train[order[start : start + BATCH]]
             optimizer.zero_grad()

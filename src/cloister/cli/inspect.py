@@ -20,8 +20,8 @@ from cloister.plan.cost import PlanCost, estimate
 from cloister.plan.memory import MemoryCost
 from cloister.plan.placement import Placement, default_costs, placements
 from cloister.plan.placement import measure as measure_costs
-from cloister.plan.policies import OUTSOURCED, assign
-from cloister.plan.protection import Protection
+from cloister.plan.policies import assign
+from cloister.plan.protection import OUTSOURCED, Protection
 
 COLUMNS = (
     "node", "op", "kind", "protection", "output", "parameters", "flops",

@@ -11,17 +11,17 @@ import typer
 
 from cloister.cli import (
     audit,
-    authority,
+    authority_verbs,
     bench_verbs,
-    ciphertexts,
     compare,
+    data_verbs,
     demo,
     demo_training,
-    encrypt,
     inspect,
     pads,
+    plan,
     run,
-    train,
+    train_verbs,
     worker,
 )
 from cloister.cli.console import err, out
@@ -40,15 +40,15 @@ app = typer.Typer(
 )
 app.command()(demo.demo)
 app.command()(inspect.inspect)
+app.command()(plan.plan)
 app.command()(run.run)
 app.command()(compare.compare)
 app.command()(worker.worker)
-app.command()(encrypt.encrypt)
-app.command()(train.train)
+app.command()(train_verbs.train)
 app.command()(demo_training.demo_training)
 app.add_typer(pads.app, name="pads")
-app.add_typer(authority.app, name="authority")
-app.add_typer(ciphertexts.app, name="ciphertexts")
+app.add_typer(data_verbs.app, name="data")
+app.add_typer(authority_verbs.app, name="authority")
 app.add_typer(audit.app, name="audit")
 app.add_typer(bench_verbs.app, name="bench")
 

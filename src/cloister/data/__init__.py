@@ -1,1 +1,1 @@
-"""Users' own files: what they hold, read without changing it in silence."""
+"""Encrypted data sets: what their owners have, decide and add; how the file is made and read."""

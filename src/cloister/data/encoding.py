@@ -16,6 +16,10 @@ from cloister.errors import RangeError
 
 MIN_BITS = 2
 MAX_BITS = 16
+OUTLIER_RATIO = 64
+"""A range this many times as wide as that of nearly all values leaves them 4 of 256 steps."""
+OUTLIER_SHARE = 100
+"""One value in this many, at each end, is no part of "nearly all"."""
 
 
 @dataclass(frozen=True)
@@ -86,3 +90,31 @@ class Encoding:
     def decode(self, steps: Int[np.ndarray, "..."]) -> Float64[np.ndarray, "..."]:
         """The real values that the integers stand for."""
         return np.asarray(steps, np.float64) * self.scale + self.offset
+
+
+PIXEL_BITS = 9
+"""0..255 needs 256 steps, one more than the symmetric range of 8 bits has."""
+PIXELS = Encoding(scale=1 / 255, offset=128 / 255, bits=PIXEL_BITS)
+"""Pixels p become p - 128 exactly, and stand for p / 255."""
+
+
+def require_no_outlier(
+    values: Float64[np.ndarray, " n"], ends: tuple[float, float], *, what: str, option: str
+) -> None:
+    """Refuse a range that a few values have made so wide that all others become alike.
+
+    values   all of them, or some from everywhere; `ends` are the smallest and the largest of all
+    Raises   RangeError
+    """
+    cut = max(1, len(values) // OUTLIER_SHARE)
+    if len(values) < 5 * cut + 5:
+        return
+    ordered = np.sort(values)
+    low, high = float(ordered[cut]), float(ordered[-1 - cut])
+    # Halves, because the difference of two values may have no float64.
+    below, most, above = low / 2 - ends[0] / 2, high / 2 - low / 2, ends[1] / 2 - high / 2
+    if most > 0 and (below + most + above) / OUTLIER_RATIO > most:
+        raise RangeError(
+            f"{what}: the value {ends[int(above > below)]:g} would make all others alike, which "
+            f"lie between {low:g} and {high:g}; correct it, or give a range with {option}"
+        )

@@ -1,41 +1,33 @@
-"""A client's plain samples: arrays, tables, folders of pictures. Read piece by piece.
+"""An owner's plain samples: arrays, tables, folders of pictures. Read piece by piece.
 
 Tables and compressed arrays are first spooled to an unnamed temporary file, so that samples can be
-read in any order while memory stays flat: the order in which they are encrypted is random, because
-a file sorted by class would give the labels away.
+read in any order while memory stays flat: they are encrypted in a random order (`encoder`).
 """
 
 import csv
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Literal, Protocol
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Float64, Int64
 
 from cloister.base.reading import parsing
-from cloister.base.rng import Csprng
-from cloister.data.encoding import Encoding
+from cloister.data.encoding import require_no_outlier
 from cloister.data.pictures import picture_kind, read_picture, skipped_text
-from cloister.data.writer import Chunk
 from cloister.errors import InputError, RangeError, ShapeError
 
 CHUNK_BYTES = 1 << 22
-PIXEL_BITS = 9
-"""0..255 needs 256 steps, one more than the symmetric range of 8 bits has."""
-PIXELS = Encoding(scale=1 / 255, offset=128 / 255, bits=PIXEL_BITS)
-"""Pixels p become p - 128 exactly, and stand for p / 255."""
+READ_AT_ONCE = 1024
+SAMPLED_VALUES = 1 << 16
+"""Of so many samples, to see what most values are like."""
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".tif", ".tiff"})
 FEW_CHANNELS = 4
 """A last axis of more, behind a first one of at most as many, is a width: channels come first."""
 MAX_CLASS = 1 << 16
 FEW_CLASSES = 20
-OUTLIER_RATIO = 64
-"""A range this many times as wide as that of nearly all values leaves them 4 of 256 steps."""
-OUTLIER_SHARE = 100
-"""One value in this many, at each end, is no part of "nearly all"."""
 
 Kind = Literal["pixels", "values", "table"]
 
@@ -57,78 +49,65 @@ class Source(Protocol):
 
 
 class ArraySource:
-    """Arrays `x` and `y` of an .npz file; pictures have their channels last."""
+    """Arrays of samples and of class numbers; pictures have their channels last."""
 
     names: Sequence[str]
     remarks: Sequence[str]
 
-    def __init__(self, path: Path, *, x: str = "x", y: str = "y") -> None:
-        """Spool the arrays.
+    def __init__(
+        self, x: np.ndarray, y: np.ndarray, *, titles: tuple[str, str] = ("array x", "array y")
+    ) -> None:
+        """Take the arrays as they are, mapped ones unread; `titles` are their names in errors.
 
-        Raises   InputError, ShapeError naming file and array
+        Raises   ShapeError, RangeError naming the array
         """
-        samples = self._spool(path, x)
-        labels = self._spool(path, y)
-        if samples.ndim and len(samples) == 0:
-            raise ShapeError(f"{path}: array {x!r} holds no samples")
-        if samples.ndim < 2 or samples.ndim > 4:
+        samples, labels = titles
+        if x.ndim and len(x) == 0:
+            raise ShapeError(f"{samples} holds no samples")
+        if x.ndim < 2 or x.ndim > 4:
             raise ShapeError(
-                f"{path}: array {x!r} must be (samples, features), (samples, h, w) or "
-                f"(samples, h, w, channels), got {samples.shape}"
+                f"{samples} must be (samples, features), (samples, h, w) or "
+                f"(samples, h, w, channels), got {x.shape}"
             )
-        one_each = labels.shape in ((len(samples),), (len(samples), 1))
-        if not one_each or labels.dtype.kind not in "iu":
+        if y.shape not in ((len(x),), (len(x), 1)) or y.dtype.kind not in "iu":
             raise ShapeError(
-                f"{path}: array {y!r} must hold one class number, an integer, for each of the "
-                f"{len(samples)} samples, got {labels.dtype} {labels.shape}"
+                f"{labels} must hold one class number, an integer, for each of the "
+                f"{len(x)} samples, got {y.dtype} {y.shape}"
             )
-        self.labels = labels.reshape(-1).astype(np.int64)
+        self.labels = y.reshape(-1).astype(np.int64)
         if int(self.labels.min()) < 0:
-            raise RangeError(f"{path}: array {y!r}: class numbers begin at 0")
+            raise RangeError(f"{labels}: class numbers begin at 0")
         if int(self.labels.max()) >= MAX_CLASS:
             raise RangeError(
-                f"{path}: array {y!r}: class number {int(self.labels.max())} is beyond "
+                f"{labels}: class number {int(self.labels.max())} is beyond "
                 f"{MAX_CLASS - 1}; number the classes from 0"
             )
         self.names = tuple(str(i) for i in range(int(self.labels.max()) + 1))
-        self.kind: Kind = "pixels" if samples.dtype == np.uint8 else "values"
-        if samples.dtype.kind not in "fiu":
-            raise ShapeError(f"{path}: array {x!r} must hold numbers, got {samples.dtype}")
-        if samples.ndim == 4 and samples.shape[1] <= FEW_CHANNELS < samples.shape[3]:
+        self.kind: Kind = "pixels" if x.dtype == np.uint8 else "values"
+        if x.dtype.kind not in "fiu":
+            raise ShapeError(f"{samples} must hold numbers, got {x.dtype}")
+        if x.ndim == 4 and x.shape[1] <= FEW_CHANNELS < x.shape[3]:
             raise ShapeError(
-                f"{path}: array {x!r} of shape {samples.shape} has its channels first; samples are "
+                f"{samples} of shape {x.shape} has its channels first; samples are "
                 "(height, width, channels): save x.transpose(0, 2, 3, 1)"
             )
-        self.shape = _image_shape(samples.shape[1:])
-        many = samples.ndim == 4 and self.shape[2] > FEW_CHANNELS
-        self.remarks = (f"the last axis of array {x!r} is read as channels",) if many else ()
-        self._samples = samples
+        self.shape = _image_shape(x.shape[1:])
+        many = x.ndim == 4 and self.shape[2] > FEW_CHANNELS
+        self.remarks = ("the last axis of the samples is read as channels",) if many else ()
+        self._samples = x
+
+    @classmethod
+    def read_file(cls, path: Path, *, x: str = "x", y: str = "y") -> "ArraySource":
+        """Spool two arrays of an .npz file.
+
+        Raises   InputError, ShapeError naming file and array
+        """
+        titles = (f"{path}: array {x!r}", f"{path}: array {y!r}")
+        return cls(_spool(path, x), _spool(path, y), titles=titles)
 
     def read(self, positions: Int64[np.ndarray, " m"]) -> np.ndarray:
         """See `Source`."""
         return np.asarray(self._samples[positions]).reshape(len(positions), *self.shape)
-
-    def _spool(self, path: Path, name: str) -> np.ndarray:
-        with parsing(f"{path}: not a readable .npz file"), zipfile.ZipFile(path) as archive:
-            known = [member.removesuffix(".npy") for member in archive.namelist()]
-            if name not in known:
-                raise InputError(
-                    f"{path}: holds no array {name!r} but {', '.join(known) or 'nothing'}; "
-                    "name them with --x and --y"
-                )
-            with archive.open(f"{name}.npy") as member, tempfile.TemporaryFile() as file:
-                shape, fortran, dtype = _array_header(member)
-                if dtype.hasobject or fortran:
-                    raise InputError(f"{path}: array {name!r} must be plain, in C order")
-                while piece := member.read(CHUNK_BYTES):
-                    file.write(piece)
-                file.flush()
-                if file.tell() != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
-                    raise InputError(f"{path}: array {name!r} is truncated")
-                if 0 in shape:
-                    return np.empty(shape, dtype)
-                # The mapping outlives the file, which has no name.
-                return np.memmap(file, dtype, "r", shape=shape)
 
 
 class TableSource:
@@ -259,130 +238,65 @@ class FolderSource:
             )
 
 
-class Encoder:
-    """From a source's values to the integers of a data set."""
-
-    def __init__(
-        self,
-        source: Source,
-        encoding: Encoding,
-        *,
-        ranges: Mapping[str, tuple[float, float]] | None = None,
-        clip: bool = False,
-    ) -> None:
-        """Columns of a table are mapped from their `ranges` to [-1, 1] first.
-
-        Raises   InputError naming a column without a usable range
-        """
-        self._source, self._encoding, self._clip = source, encoding, clip
-        self.clipped = 0
-        """Values that `encode` brought to the ends of the range so far."""
-        self._middle: Float64[np.ndarray, " c"] | None = None
-        self._half: Float64[np.ndarray, " c"] = np.ones(source.shape[-1])
-        if isinstance(source, TableSource):
-            given = ranges or {}
-            wrong = set(source.columns) ^ set(given)
-            if wrong or tuple(source.columns) != tuple(given):
-                raise InputError(
-                    f"the columns are {', '.join(source.columns)}, but the data set has "
-                    f"{', '.join(given)}; bring them to the same names and order"
-                )
-            low, high = np.array(list(given.values()), np.float64).T
-            bad = ~((low <= high) & np.isfinite(low) & np.isfinite(high))
-            if bad.any():
-                column = source.columns[int(np.flatnonzero(bad)[0])]
-                raise InputError(f"column {column}: its range needs low <= high")
-            self._middle = (low + high) / 2
-            # A constant column says nothing and becomes zero.
-            self._half = np.where(high > low, (high - low) / 2, 1.0)
-
-    def encode(self, positions: Int64[np.ndarray, " m"]) -> np.ndarray:
-        """Encoded samples.
-
-        Raises   RangeError naming sample and field
-        """
-        raw = self._source.read(positions)
-        values = np.asarray(raw, np.float64)
-        if self._source.kind == "pixels":
-            values = values / 255
-        if self._middle is not None:
-            values = (values - self._middle) / self._half
-        low, high = self._encoding.low, self._encoding.high
-        slack = self._encoding.resolution
-        bad = ~((values >= low - slack) & (values <= high + slack))
-        if self._clip:
-            self.clipped += int(np.count_nonzero(bad))
-            bad = np.isnan(values)
-            values = np.clip(values, low, high)
-        if bad.any():
-            self._complain(positions, values, bad)
-        return self._encoding.encode(np.clip(values, low, high))
-
-    def _complain(
-        self, positions: np.ndarray, values: np.ndarray, bad: Bool[np.ndarray, "..."]
-    ) -> None:
-        place = tuple(int(i) for i in np.argwhere(bad)[0])
-        sample = int(positions[place[0]])
-        source = self._source
-        if isinstance(source, TableSource):
-            field, option = f"column {source.columns[place[-1]]}", "--ranges"
-        else:
-            field, option = f"element {place[1:]}", "--range"
-        remedy = f"allow --clip, or make the data set with a wider {option}"
-        if np.isnan(values[place]):
-            what, remedy = "the value is missing (NaN)", "fill or drop it"
-        else:
-            what = "the value is outside the data set's range"
-        raise RangeError(f"sample {sample}, {field}: {what}; {remedy}")
-
-
-def random_order(count: int, *, rng: Csprng) -> Int64[np.ndarray, " count"]:
-    """A random order of samples.
-
-    Secret   result: a file sorted by class would give the labels away
-    """
-    # Sorting random words: a collision, at most n^2 / 2^65, would only repeat the given order.
-    words = np.frombuffer(rng.random_bytes(8 * count), np.uint64)
-    return np.argsort(words, kind="stable").astype(np.int64)
-
-
-def chunks(
-    source: Source,
-    encoder: Encoder,
-    *,
-    classes: Int64[np.ndarray, " names"],
-    test_fraction: float,
-    order: Int64[np.ndarray, " n"],
-) -> Iterator[Chunk]:
-    """All samples in a given order, of which the last ones are the test split.
-
-    `classes` are the data set's numbers of the source's classes.
-    """
-    n = len(source.labels)
-    tested = round(test_fraction * n)
-    size = max(1, CHUNK_BYTES // (8 * int(np.prod(source.shape))))
-    for start in range(0, n, size):
-        positions = order[start : start + size]
-        places = np.arange(start, start + len(positions))
-        yield Chunk(
-            encoder.encode(positions), classes[source.labels[positions]], places >= n - tested
-        )
-
-
-def open_source(path: Path, *, x: str, y: str, label: str) -> Source:
-    """The source that a path stands for.
+def open_source(path: Path | str, *, x: str = "x", y: str = "y", label: str = "label") -> Source:
+    """The source that a path stands for; the options name arrays and the column of the classes.
 
     Raises   InputError
     """
+    path = Path(path)
     if path.is_dir():
         return FolderSource(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     if path.suffix.lower() == ".npz":
-        return ArraySource(path, x=x, y=y)
+        return ArraySource.read_file(path, x=x, y=y)
     if path.suffix.lower() == ".csv":
         return TableSource(path, label=label)
     raise InputError(f"{path}: give an .npz or .csv file, or a folder with one folder a class")
+
+
+def value_range(source: Source) -> tuple[float, float]:
+    """Smallest and largest value of all samples: secret until they are made public.
+
+    Raises   RangeError naming a sample that is not finite, or a value that would flatten the others
+    """
+    low, high = np.inf, -np.inf
+    some: list[np.ndarray] = []
+    for start in range(0, len(source.labels), READ_AT_ONCE):
+        stop = min(start + READ_AT_ONCE, len(source.labels))
+        piece = source.read(np.arange(start, stop, dtype=np.int64))
+        finite = np.isfinite(piece).reshape(len(piece), -1).all(axis=1)
+        if not finite.all():
+            raise RangeError(
+                f"sample {start + int(np.argmin(finite))}: holds NaN or infinity; fill or drop it"
+            )
+        low, high = min(low, float(piece.min())), max(high, float(piece.max()))
+        some.append(piece.reshape(-1)[:: -(-piece.size // SAMPLED_VALUES)].astype(np.float64))
+    require_no_outlier(np.concatenate(some), (low, high), what="samples", option="--range")
+    return low, high
+
+
+def _spool(path: Path, name: str) -> np.ndarray:
+    with parsing(f"{path}: not a readable .npz file"), zipfile.ZipFile(path) as archive:
+        known = [member.removesuffix(".npy") for member in archive.namelist()]
+        if name not in known:
+            raise InputError(
+                f"{path}: holds no array {name!r} but {', '.join(known) or 'nothing'}; "
+                "name them with --x and --y"
+            )
+        with archive.open(f"{name}.npy") as member, tempfile.TemporaryFile() as file:
+            shape, fortran, dtype = _array_header(member)
+            if dtype.hasobject or fortran:
+                raise InputError(f"{path}: array {name!r} must be plain, in C order")
+            while piece := member.read(CHUNK_BYTES):
+                file.write(piece)
+            file.flush()
+            if file.tell() != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
+                raise InputError(f"{path}: array {name!r} is truncated")
+            if 0 in shape:
+                return np.empty(shape, dtype)
+            # The mapping outlives the file, which has no name.
+            return np.memmap(file, dtype, "r", shape=shape)
 
 
 def _array_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -452,26 +366,4 @@ def require_fewer_classes_than_samples(source: Source) -> None:
             f"the {len(source.labels)} samples have {found} different classes: these may be "
             "numbers to be predicted, or names of samples; if they are classes, name all of them "
             "with --classes"
-        )
-
-
-def require_no_outlier(
-    values: Float64[np.ndarray, " n"], ends: tuple[float, float], *, what: str, option: str
-) -> None:
-    """Refuse a range that a few values have made so wide that all others become alike.
-
-    values   all of them, or some from everywhere; `ends` are the smallest and the largest of all
-    Raises   RangeError
-    """
-    cut = max(1, len(values) // OUTLIER_SHARE)
-    if len(values) < 5 * cut + 5:
-        return
-    ordered = np.sort(values)
-    low, high = float(ordered[cut]), float(ordered[-1 - cut])
-    # Halves, because the difference of two values may have no float64.
-    below, most, above = low / 2 - ends[0] / 2, high / 2 - low / 2, ends[1] / 2 - high / 2
-    if most > 0 and (below + most + above) / OUTLIER_RATIO > most:
-        raise RangeError(
-            f"{what}: the value {ends[int(above > below)]:g} would make all others alike, which "
-            f"lie between {low:g} and {high:g}; correct it, or give a range with {option}"
         )

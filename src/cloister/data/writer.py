@@ -11,15 +11,14 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, BinaryIO, Protocol
 
 import numpy as np
-from jaxtyping import Bool, Int, Int16
+from jaxtyping import Bool, Int, Int16, Int64
 
-from cloister.authority.enrolment import Enrolment
 from cloister.base import files
 from cloister.base.rng import KEY_BYTES, Csprng
 from cloister.data.dataset import (
@@ -34,12 +33,16 @@ from cloister.data.dataset import (
     encode_slot,
     read_block,
 )
+from cloister.data.info import DatasetInfo
 from cloister.errors import EncryptionError, InputError, RangeError, ShapeError
 from cloister.ring import pads
 from cloister.ring.bounds import MAX_SAMPLES
 
 PART_ID_BYTES = 16
 COPY_BYTES = 1 << 20
+
+Register = Callable[[str, int, str, bytes], int]
+"""(part, samples, sha256, mask key) -> first id, once the authority has recorded the part."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +58,44 @@ class Chunk:
     test: Bool[np.ndarray, " n"]
 
 
+class Registrar(Protocol):
+    """Where a part is registered: a data set whose terms its client has accepted.
+
+    The one implementation is `cloister.authority.enrolment.Enrolment`.
+
+    Secret   permutation
+    """
+
+    @property
+    def info(self) -> DatasetInfo:
+        """The description of the data set."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of its authority."""
+        ...
+
+    @property
+    def permutation(self) -> Int64[np.ndarray, " classes"]:
+        """The position of each class in the encrypted labels."""
+        ...
+
+    @property
+    def register(self) -> Register:
+        """Registers a part."""
+        ...
+
+
 class EncryptedDatasetWriter:
     """Adds parts to a data set file, which is made if there is none."""
 
-    def __init__(self, path: Path | str, enrolment: Enrolment) -> None:
+    def __init__(self, path: Path | str, enrolment: Registrar) -> None:
         """Prepare to append as the enrolment says: a file's header decides nothing.
 
         Raises   EncryptionError when the file belongs to another data set or authority
         """
-        info = enrolment.agreement.info
+        info = enrolment.info
         self._path, self._register = Path(path), enrolment.register
         self._header = Header(
             info.name, info.shape, info.classes, info.encoding, enrolment.fingerprint

@@ -9,7 +9,6 @@ graph without a free batch runs whole.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
-from onnx import helper
 
 from cloister.errors import RangeError, ShapeError, UnsupportedError
 from cloister.graph.captures import captured_values
@@ -19,12 +18,17 @@ Feeds = Mapping[str, np.ndarray]
 
 
 def element_type(graph: Graph, value: str) -> np.dtype:
-    """Element type of an input."""
+    """Element type of an input.
+
+    Raises   UnsupportedError for what is no tensor
+    """
     known = graph.types.get(value)
     if known is not None:
         return known.dtype
-    kind = graph.opaque[value].tensor_type.elem_type
-    return np.dtype(helper.tensor_dtype_to_np_dtype(kind))
+    dtype = graph.opaque[value].dtype
+    if dtype is None:
+        raise UnsupportedError(f"value {value!r}: is no tensor of a known element type")
+    return dtype
 
 
 def batch_axis(graph: Graph, value: str) -> int | None:

@@ -1,7 +1,8 @@
 """A model as typed, shape-checked nodes. Frozen data, no behaviour.
 
 Operators, attributes and tensor layouts are ONNX's own (images are (N, C, H, W)); what an operator
-means is defined in ops.py, how a file becomes a Graph in onnx_import.py.
+means is defined in ops/, how a file becomes a Graph in onnx/read.py, how a Graph becomes bytes in
+graph_file.py.
 """
 
 from collections import Counter
@@ -10,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-import onnx
 
 BATCH = "batch"
 """The symbol of a free batch in ONNX shapes; no other symbol of a graph has this name."""
@@ -27,9 +27,27 @@ class TensorType:
     shape: tuple[int | None, ...]
 
 
+@dataclass(frozen=True)
+class OpaqueType:
+    """A type that no TensorType can state; with none of its fields, nothing is known.
+
+    dtype   element type of a tensor
+    sizes   of a tensor of known rank: numbers, BATCH, other symbols, "" for unknown ones
+    proto   ONNX's message for the type of what is no tensor; then the others are not there
+    """
+
+    dtype: np.dtype | None = None
+    sizes: tuple[Size, ...] | None = None
+    proto: bytes = b""
+
+
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One operation: `outputs = op(inputs, **attributes)`; an absent optional input is ''."""
+    """One operation: `outputs = op(inputs, **attributes)`; an absent optional input is ''.
+
+    An attribute is an int, float, str, bytes, array, OpaqueType or Subgraph, or a tuple of one of
+    these.
+    """
 
     name: str
     op: str
@@ -37,6 +55,17 @@ class Node:
     outputs: tuple[str, ...]
     attributes: Mapping[str, object] = field(default_factory=dict)
     domain: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Subgraph:
+    """The body of a node (If, Loop, Scan), which may read values of the graph around it."""
+
+    name: str
+    nodes: tuple[Node, ...]
+    inputs: tuple[tuple[str, OpaqueType], ...]
+    outputs: tuple[tuple[str, OpaqueType], ...]
+    constants: Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +86,7 @@ class Graph:
     constants: Mapping[str, np.ndarray]
     types: Mapping[str, TensorType]
     opset: int
-    opaque: Mapping[str, onnx.TypeProto] = field(default_factory=dict)
+    opaque: Mapping[str, OpaqueType] = field(default_factory=dict)
     domains: Mapping[str, int] = field(default_factory=dict)
     separable: bool = True
     joins: Mapping[str, int] = field(default_factory=dict)
@@ -67,11 +96,8 @@ class Graph:
         known = self.types.get(value)
         if known is not None:
             return tuple(BATCH if size is None else size for size in known.shape)
-        proto = self.opaque.get(value)
-        if proto is None or not proto.tensor_type.HasField("shape"):
-            return None
-        dims = proto.tensor_type.shape.dim
-        return tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in dims)
+        opaque = self.opaque.get(value)
+        return None if opaque is None else opaque.sizes
 
     @cached_property
     def shared_size(self) -> Size | None:

@@ -5,17 +5,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import onnx
-from onnx import helper, shape_inference
+from onnx import shape_inference
 
-from cloister.errors import ModelError
-from cloister.graph.graph import BATCH, Graph, Node, TensorType
-from cloister.graph.onnx.export import to_model
+from cloister.errors import ModelError, one_line
+from cloister.graph.element_types import ELEMENT_TYPES
+from cloister.graph.graph import BATCH, Graph, Node, OpaqueType, Size, TensorType
+from cloister.graph.legality import MAX_ELEMENTS
+from cloister.graph.onnx.export import model_bytes, type_bytes
 
 Shape = tuple[int | None, ...]
 SMALL = 1024
 """Constants up to this many elements may be shapes; larger ones only matter by their own shape."""
-MAX_ELEMENTS = 2**33
-"""No value of one input is larger: such a size is a damaged or hostile file."""
 
 
 def with_types(graph: Graph) -> Graph:
@@ -35,7 +35,7 @@ def with_types(graph: Graph) -> Graph:
         types={**given, **constants},
         opaque=open_inputs,
     )
-    model = to_model(skeleton)
+    model = onnx.ModelProto.FromString(model_bytes(skeleton))
     stated: set[str] = set()
     while True:
         found = _infer(model)
@@ -49,58 +49,68 @@ def with_types(graph: Graph) -> Graph:
             break
         _state(model, found, proved)
         stated.update(proved)
-    known = {name: tensor_type(proto) for name, proto in found.items()}
+    known = {name: tensor_type(one) for name, one in found.items()}
     types = {name: one for name, one in known.items() if one is not None}
     for name, one in types.items():
         if math.prod(size or 1 for size in one.shape) > MAX_ELEMENTS:
             raise ModelError(f"value {name!r}: absurd shape {one.shape}; the file is damaged")
     made = (value for node in graph.nodes for value in node.outputs if value)
-    opaque = {name: found.get(name, onnx.TypeProto()) for name in made if name not in types}
+    opaque = {name: found.get(name, OpaqueType()) for name in made if name not in types}
     opaque.update(open_inputs)
     return replace(graph, types={**types, **constants, **given}, opaque=opaque)
 
 
-def _infer(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
+def _infer(model: onnx.ModelProto) -> dict[str, OpaqueType]:
     try:
         inferred = shape_inference.infer_shapes(model, strict_mode=False, data_prop=True)
     except (shape_inference.InferenceError, ValueError, RuntimeError) as error:
         raise ModelError(f"the model's shapes contradict each other: {one_line(error)}") from None
     infos = (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output)
-    return {info.name: info.type for info in infos if info.type.WhichOneof("value")}
+    return {info.name: opaque_type(info.type) for info in infos if info.type.WhichOneof("value")}
 
 
 def _state(
-    model: onnx.ModelProto, found: Mapping[str, onnx.TypeProto], proved: Mapping[str, Shape]
+    model: onnx.ModelProto, found: Mapping[str, OpaqueType], proved: Mapping[str, Shape]
 ) -> None:
     """Write shapes into a model for the next round of inference."""
     outputs = {info.name: info for info in model.graph.output}
     for name, shape in proved.items():
         info = outputs[name] if name in outputs else model.graph.value_info.add()
-        sizes = [BATCH if size is None else size for size in shape]
-        kind = found[name].tensor_type.elem_type
-        info.CopyFrom(helper.make_tensor_value_info(name, kind, sizes))
+        sizes = tuple(BATCH if size is None else size for size in shape)
+        info.name = name
+        info.type.ParseFromString(type_bytes(OpaqueType(found[name].dtype, sizes)))
 
 
-def tensor_type(proto: onnx.TypeProto) -> TensorType | None:
-    """A type as this package keeps it; None unless at most one axis is free, by the batch."""
+def opaque_type(proto: onnx.TypeProto) -> OpaqueType:
+    """ONNX's message for a type as this package keeps it."""
     tensor = proto.tensor_type
-    if not proto.HasField("tensor_type") or not tensor.elem_type or not tensor.HasField("shape"):
+    if not proto.HasField("tensor_type") or tensor.elem_type not in {0, *ELEMENT_TYPES}:
+        return OpaqueType(proto=proto.SerializeToString(deterministic=True))
+    sizes: tuple[Size, ...] | None = None
+    if tensor.HasField("shape"):
+        sizes = tuple(
+            dim.dim_value if dim.HasField("dim_value") else dim.dim_param
+            for dim in tensor.shape.dim
+        )
+    return OpaqueType(ELEMENT_TYPES.get(tensor.elem_type), sizes)
+
+
+def tensor_type(known: OpaqueType) -> TensorType | None:
+    """A type with its batch as such; None unless at most one axis is free, by the batch."""
+    if known.dtype is None or known.sizes is None or known.sizes.count(BATCH) > 1:
         return None
     sizes: list[int | None] = []
-    for dim in tensor.shape.dim:
-        if dim.HasField("dim_value"):
-            sizes.append(dim.dim_value)
-        elif dim.dim_param == BATCH and None not in sizes:
-            sizes.append(None)
-        else:
+    for size in known.sizes:
+        if isinstance(size, str) and size != BATCH:
             return None
-    return TensorType(helper.tensor_dtype_to_np_dtype(tensor.elem_type), tuple(sizes))
+        sizes.append(size if isinstance(size, int) else None)
+    return TensorType(known.dtype, tuple(sizes))
 
 
-def _reshaped(graph: Graph, node: Node, found: Mapping[str, onnx.TypeProto]) -> Shape | None:
+def _reshaped(graph: Graph, node: Node, found: Mapping[str, OpaqueType]) -> Shape | None:
     """The shape of a Reshape that keeps the batch axis, where only that was left unproved."""
-    before = tensor_type(found.get(node.inputs[0], onnx.TypeProto()))
-    after = tensor_type(found.get(node.outputs[0], onnx.TypeProto()))
+    before = tensor_type(found.get(node.inputs[0], OpaqueType()))
+    after = tensor_type(found.get(node.outputs[0], OpaqueType()))
     target = graph.constants.get(node.inputs[1]) if len(node.inputs) > 1 else None
     if before is None or after is not None or target is None or before.shape[:1] != (None,):
         return None
@@ -109,9 +119,3 @@ def _reshaped(graph: Graph, node: Node, found: Mapping[str, onnx.TypeProto]) -> 
         return None
     same = math.prod(rest) == math.prod(size or 1 for size in before.shape[1:])
     return (None, *rest) if same else None
-
-
-def one_line(error: Exception) -> str:
-    """The first meaningful line of another library's message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

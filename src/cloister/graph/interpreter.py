@@ -13,7 +13,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from cloister.errors import ModelError, ShapeError, UnsupportedError
 from cloister.graph.captures import captured_values
 from cloister.graph.graph import Graph, Node
-from cloister.graph.onnx.export import to_model
+from cloister.graph.onnx.export import model_bytes
 from cloister.graph.ops import table
 from cloister.graph.ops.call import Call, NotCovered
 
@@ -82,8 +82,8 @@ def evaluate_with_runtime(
     )
     outputs = [name for name in node.outputs if name]
     try:
-        model = to_model(graph, nodes=(node,), inputs=tuple(read), outputs=tuple(outputs))
-        session = runtime_session(model.SerializeToString())
+        model = model_bytes(graph, nodes=(node,), inputs=tuple(read), outputs=tuple(outputs))
+        session = runtime_session(model)
         found = session.run(outputs, {name: values[name] for name in read})
     except ORT_ERRORS as error:
         raise UnsupportedError(

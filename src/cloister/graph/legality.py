@@ -1,13 +1,17 @@
 """Is a graph well-formed, and can anything run all of its nodes?"""
 
-import onnx
+import math
 
-from cloister.errors import ModelError, UnsupportedError
-from cloister.graph.captures import captured_values
+from cloister.errors import ModelError, UnsupportedError, printable
+from cloister.graph.captures import captured_values, every_node
 from cloister.graph.graph import Graph, Node
 
 RUNTIME_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 """Domains whose operators ONNX Runtime implements."""
+READS_A_FILE = ("EPContext",)
+"""Operators of ONNX Runtime's that open a file which an attribute names."""
+MAX_ELEMENTS = 2**33
+"""No value of one input is larger: such a size is a damaged or hostile file."""
 
 
 def check(graph: Graph) -> None:
@@ -20,6 +24,8 @@ def check(graph: Graph) -> None:
         raise ModelError(f"{graph.name}: an input and a constant have the same name")
     names: set[str] = set()
     for node in graph.nodes:
+        if node.name != printable(node.name):
+            raise ModelError(f"node {node.name!r} ({node.op}): its name is not printable")
         if not node.name or node.name in names:
             raise ModelError(f"node {node.name!r} ({node.op}): its name is not unique")
         names.add(node.name)
@@ -45,6 +51,8 @@ def _check_types(graph: Graph) -> None:
     for value, known in graph.types.items():
         if any(size is not None and size < 0 for size in known.shape):
             raise ModelError(f"value {value!r} has a negative size: {known.shape}")
+        if math.prod(size or 1 for size in known.shape) > MAX_ELEMENTS:
+            raise ModelError(f"value {value!r}: absurd shape {known.shape}; the file is damaged")
     for value, array in graph.constants.items():
         stated = graph.types[value]
         if (stated.dtype, stated.shape) != (array.dtype, array.shape):
@@ -80,9 +88,8 @@ def _reason(graph: Graph, node: Node) -> tuple[str, str] | None:
             f"operator {node.domain}.{node.op} has no implementation",
             "replace it with standard ONNX operators before exporting",
         )
-    known = onnx.defs.has(node.op, node.domain)
-    if node.domain in ("", "ai.onnx", "ai.onnx.ml") and not known:
-        return f"ONNX has no operator {node.op}", "export with a released opset"
+    if any(one.op in READS_A_FILE for one in every_node((node,))):
+        return f"{node.op} reads a file", "export the model with standard operators"
     training = node.attributes.get("training_mode", 0)
     if training and node.op == "BatchNormalization":
         return "batch normalisation in training mode", "export the model in evaluation mode"

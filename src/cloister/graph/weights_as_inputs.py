@@ -13,7 +13,7 @@ import numpy as np
 
 from cloister.graph.graph import Graph
 from cloister.graph.interpreter import runtime_session
-from cloister.graph.onnx.export import to_model
+from cloister.graph.onnx.export import model_bytes
 
 LARGE_BYTES = 1 << 16
 
@@ -44,10 +44,8 @@ class FedSession:
             inputs=(*graph.inputs, *self._large),
             constants={n: a for n, a in graph.constants.items() if n not in self._large},
         )
-        model = to_model(skeleton, outputs=wanted)
-        self._session = runtime_session(
-            model.SerializeToString(), threads=threads, optimised=optimised
-        )
+        model = model_bytes(skeleton, outputs=wanted)
+        self._session = runtime_session(model, threads=threads, optimised=optimised)
 
     def run(
         self, wanted: Sequence[str] | None, feeds: Mapping[str, np.ndarray]

@@ -1,35 +1,46 @@
 """A plan: what happens to every node of a model, checked against itself and the model."""
 
 import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from os import PathLike
+from pathlib import Path
 
 import numpy as np
 
+from cloister.base.reading import parsing
 from cloister.errors import PlanError
+from cloister.graph.canonical import Writer, as_array, read_file
 from cloister.graph.captures import captured_values
 from cloister.graph.graph import Graph, Node
+from cloister.graph.graph_file import absent
+from cloister.graph.ops.linear_nodes import geometry
 from cloister.graph.ops.table import is_linear
+from cloister.plan import plan_file
 from cloister.plan.claims import Claims, claims_of
-from cloister.plan.protection import Protection
-from cloister.plan.quantise import WRAP_LIMIT, QuantisedLinear, static_bound
+from cloister.plan.protection import Protection, protections_of
+from cloister.plan.quantise import WRAP_LIMIT, Precision, QuantisedLinear, Ranges, static_bound
 
-FORMAT = 2
+SUFFIX = ".plan"
+"""Of a plan's file."""
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
     """Every node's protection and, for linear nodes that leave the runtime, their integers.
 
-    float_weights   whether those nodes' float32 weights are still there (`without_float_weights`)
+    precision, ranges   what the integers were made from
+    float_weights       whether those nodes' float32 weights are still there
+                        (`without_float_weights`)
     """
 
     graph: Graph
     policy: str
     protections: Mapping[str, Protection]
     quantised: Mapping[str, QuantisedLinear]
+    precision: Precision = field(default_factory=Precision)
+    ranges: Mapping[str, Ranges] = field(default_factory=dict)
     float_weights: bool = True
 
     def __post_init__(self) -> None:
@@ -37,11 +48,21 @@ class Plan:
         if names != set(self.protections):
             odd = sorted(names ^ set(self.protections))[0]
             raise PlanError(f"plan and model disagree about node {odd!r}; make the plan again")
+        if not self.policy.isprintable():
+            raise PlanError(f"policy {self.policy!r}: its name is not printable")
+        if not set(self.quantised) <= names:
+            raise PlanError("a node that is not in the model has integers")
         for node in self.graph.nodes:
             self._check_node(node)
 
     def _check_node(self, node: Node) -> None:
         protection = self.protections[node.name]
+        allowed = protections_of(self.policy)
+        if allowed is not None and protection not in allowed:
+            raise PlanError(
+                f"node {node.name!r}: policy {self.policy!r} gives no node the protection "
+                f"{protection.name}"
+            )
         outsourced = protection.on_integers
         if outsourced and not is_linear(self.graph, node):
             raise PlanError(
@@ -49,7 +70,11 @@ class Plan:
             )
         if outsourced != (node.name in self.quantised):
             raise PlanError(f"node {node.name!r}: integers and protection do not fit together")
-        if outsourced and static_bound(self.quantised[node.name]) >= WRAP_LIMIT:
+        if not outsourced:
+            return
+        if self.quantised[node.name].linear.geometry != geometry(self.graph, node):
+            raise PlanError(f"node {node.name!r}: its integers have another geometry than the node")
+        if static_bound(self.quantised[node.name]) >= WRAP_LIMIT:
             raise PlanError(f"node {node.name!r}: results may wrap around 2^32")
 
     @cached_property
@@ -81,87 +106,92 @@ class Plan:
         The float32 weights of outsourced nodes are replaced by NaN that takes no memory. They are
         freed once nobody holds this plan or its model any more.
         """
+        constants = {
+            name: absent(array.shape) if name in self.not_needed else array
+            for name, array in self.graph.constants.items()
+        }
+        return replace(self, graph=replace(self.graph, constants=constants), float_weights=False)
+
+    @cached_property
+    def not_needed(self) -> frozenset[str]:
+        """The float32 constants that became integers, and that nothing else reads."""
         inside = [node for node in self.graph.nodes if node.name not in self.quantised]
         kept = {name for node in inside for name in (*node.inputs, *captured_values(node))}
         kept |= set(self.graph.outputs)
-        sent = {name for node in self.graph.nodes for name in node.inputs} - kept
-        constants = {
-            name: _absent(array) if name in sent and array.dtype == np.float32 else array
-            for name, array in self.graph.constants.items()
-        }
-        graph = replace(self.graph, constants=constants)
-        lean = replace(self, graph=graph, float_weights=False)
-        lean.__dict__["canonical_bytes"] = self.canonical_bytes
-        return lean
+        sent = {n for node in self.graph.nodes if node.name in self.quantised for n in node.inputs}
+        constants = self.graph.constants
+        return frozenset(
+            name for name in sent - kept
+            if name in constants and constants[name].dtype == np.float32
+        )  # fmt: skip
 
-    @cached_property
-    def canonical_bytes(self) -> bytes:
-        """One unambiguous description: equal plans have equal bytes."""
-        return json.dumps(
-            {
-                "format": FORMAT,
-                "policy": self.policy,
-                "opset": self.graph.opset,
-                "inputs": self.graph.inputs,
-                "outputs": self.graph.outputs,
-                "types": {n: (str(t.dtype), t.shape) for n, t in self.graph.types.items()},
-                "constants": {n: _digest_array(a) for n, a in self.graph.constants.items()},
-                "nodes": [self._describe(node) for node in self.graph.nodes],
-            },
-            sort_keys=True,
-            separators=(",", ":"),
-        ).encode()
+    def to_bytes(self) -> bytes:
+        """The canonical bytes (plan_file.py): equal plans have equal ones, on every machine."""
+        return self._written().to_bytes()
+
+    @classmethod
+    def from_bytes(cls, data: bytes | memoryview) -> "Plan":
+        """The plan of canonical bytes, without float32 weights; its integers are views of them.
+
+        It is anybody's until its digest or its policy is compared with what is wanted.
+
+        Raises   InputError, PlanError for one that contradicts itself
+        """
+        return cls._of(as_array(data), "not the bytes of a plan")
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write a file of the canonical bytes.
+
+        Raises   OSError
+        """
+        self._written().save(Path(path))
+
+    @classmethod
+    def load(
+        cls, path: str | PathLike[str], *, policy: str | None = None, digest: bytes | None = None
+    ) -> "Plan":
+        """The plan in a file. Whoever can write the file chooses the plan, unless it is pinned.
+
+        policy   the file must hold a plan of this policy
+        digest   the file must hold exactly this plan; nothing else of it is read before
+
+        Raises   InputError, PlanError for a plan that contradicts itself or is another one
+        """
+        path = Path(path)
+        with parsing(f"{path}: not a plan that can be read"):
+            data = read_file(path, plan_file.MAGIC, plan_file.VERSION)
+        if digest is not None and hashlib.sha256(data.data).digest() != digest:
+            raise PlanError(f"{path}: is not the plan {digest.hex()[:16]} that is wanted")
+        plan = cls._of(data, f"{path}: not a plan that can be read")
+        if policy is not None and plan.policy != policy:
+            raise PlanError(
+                f"{path}: is a plan of policy {plan.policy!r}, and {policy!r} is wanted"
+            )
+        return plan
+
+    def _written(self) -> Writer:
+        return plan_file.written(
+            self.graph,
+            not_needed=self.not_needed,
+            policy=self.policy,
+            precision=self.precision,
+            protections=self.protections,
+            ranges=self.ranges,
+            quantised=self.quantised,
+        )
+
+    @classmethod
+    def _of(cls, data: np.ndarray, what: str) -> "Plan":
+        with parsing(what):
+            reader, fields = plan_file.read(data)
+            plan = cls(**fields)
+            reader.finish(plan._written())
+            return plan
 
     @cached_property
     def digest(self) -> bytes:
         """SHA-256 of the canonical bytes."""
-        return hashlib.sha256(self.canonical_bytes).digest()
-
-    def _describe(self, node: Node) -> dict[str, object]:
-        quantised = self.quantised.get(node.name)
-        return {
-            "name": node.name,
-            "op": [node.domain, node.op],
-            "inputs": node.inputs,
-            "outputs": node.outputs,
-            "attributes": {k: _digest_attribute(v) for k, v in node.attributes.items()},
-            "protection": self.protections[node.name].name,
-            "integers": None if quantised is None else _describe_integers(quantised),
-        }
-
-
-def _describe_integers(node: QuantisedLinear) -> dict[str, object]:
-    return {
-        "geometry": node.linear.geometry.to_tuple(),
-        "weights": _digest_array(node.linear.weights),
-        "scale": _digest_array(node.scale),
-        "bias": _digest_array(node.bias),
-        "x_factors": None if node.x_factors is None else _digest_array(node.x_factors),
-        "x_scale": node.x_scale.hex(),
-        "x_qmax": node.x_qmax,
-    }
-
-
-def _absent(array: np.ndarray) -> np.ndarray:
-    """An array of the same type and shape that holds nothing."""
-    return np.broadcast_to(np.float32(np.nan), array.shape)
-
-
-def _digest_array(array: np.ndarray) -> str:
-    digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
-    if array.dtype == object:
-        digest.update(repr(array.tolist()).encode())
-    elif array.dtype.kind in "biuf":
-        # In place: weights are large, and a copy would be the peak of the process's memory.
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    else:
-        digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
-def _digest_attribute(value: object) -> str:
-    if isinstance(value, np.ndarray):
-        return _digest_array(value)
-    serialise = getattr(value, "SerializeToString", None)
-    data = serialise(deterministic=True) if serialise else repr(value).encode()
-    return hashlib.sha256(data).hexdigest()
+        digest = hashlib.sha256()
+        for part in self._written().parts():
+            digest.update(part)
+        return digest.digest()

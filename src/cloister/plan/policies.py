@@ -22,14 +22,7 @@ from cloister.plan.accuracy import warn_of_errors
 from cloister.plan.input_factors import reads_raw
 from cloister.plan.placement import keep_inside
 from cloister.plan.plan import Plan
-from cloister.plan.protection import (
-    BLINDED,
-    BLINDED_VERIFIED,
-    ENCLAVE,
-    OPEN,
-    VERIFIED,
-    Protection,
-)
+from cloister.plan.protection import ENCLAVE, EVERYWHERE, OUTSOURCED, Protection
 from cloister.plan.quantise import Precision, Ranges, calibrate, quantise_node
 from cloister.plan.samples import Samples, as_samples
 
@@ -45,12 +38,6 @@ __all__ = [
     "verified",
 ]
 
-OUTSOURCED: Mapping[str, Protection] = {
-    "slalom": BLINDED_VERIFIED,
-    "verified": VERIFIED,
-    "blinded": BLINDED,
-}
-EVERYWHERE: Mapping[str, Protection] = {"enclave": ENCLAVE, "open": OPEN}
 NAMES = (*OUTSOURCED, *EVERYWHERE)
 SHOWN = 3
 """Nodes that a message names at most."""
@@ -80,12 +67,15 @@ def make(
     *,
     calibration: Samples | None = None,
     precision: Precision | None = None,
+    by_channel: bool = True,
 ) -> Plan:
     """A plan by the policy's name; see the functions below.
 
+    `by_channel` gives raw input channels scales of their own, which the worker learns as powers of
+    two: turn it off where the samples are the very inputs to be hidden.
     Warns (PrecisionWarning) when a layer's error on the first samples exceeds a bound.
     """
-    ranges = measure_ranges(policy, model, calibration=calibration)
+    ranges = measure_ranges(policy, model, calibration=calibration, by_channel=by_channel)
     plan = from_ranges(policy, model, ranges=ranges, precision=precision)
     if calibration is not None:
         warn_of_errors(plan, as_samples(model, calibration))
@@ -147,6 +137,7 @@ def from_ranges(
     Raises PlanError when a node's ranges are missing: they were measured with another model.
     """
     require_supported(model)
+    precision = precision or Precision()
     protections = assign(model, policy)
     quantised = {}
     for node in () if policy in EVERYWHERE else _sent_out(model, protections):
@@ -155,9 +146,10 @@ def from_ranges(
                 f"node {node.name!r} has no range: the calibration belongs to another model"
             )
         quantised[node.name] = quantise_node(
-            model, node, ranges=ranges[node.name], precision=precision or Precision()
+            model, node, ranges=ranges[node.name], precision=precision
         )
-    return Plan(model, policy, protections, quantised)
+    used = {name: tuple(ranges[name]) for name in quantised}
+    return Plan(model, policy, protections, quantised, precision=precision, ranges=used)
 
 
 def _sent_out(model: Graph, protections: Mapping[str, Protection]) -> list[Node]:

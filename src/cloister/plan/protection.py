@@ -87,3 +87,19 @@ BY_NAME: Mapping[str, Protection] = {
 }
 """Every protection there is."""
 _NAMES = {protection: name for name, protection in BY_NAME.items()}
+
+OUTSOURCED: Mapping[str, Protection] = {
+    "slalom": BLINDED_VERIFIED,
+    "verified": VERIFIED,
+    "blinded": BLINDED,
+}
+"""Policies that send linear nodes to the worker, and how; all other nodes stay inside."""
+EVERYWHERE: Mapping[str, Protection] = {"enclave": ENCLAVE, "open": OPEN}
+"""Policies that treat all nodes alike."""
+
+
+def protections_of(policy: str) -> frozenset[Protection] | None:
+    """The protections that a policy gives to nodes; None for a policy that somebody else named."""
+    if policy in EVERYWHERE:
+        return frozenset({EVERYWHERE[policy]})
+    return frozenset({ENCLAVE, OUTSOURCED[policy]}) if policy in OUTSOURCED else None

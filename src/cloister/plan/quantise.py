@@ -90,8 +90,22 @@ class QuantisedLinear:
 
 def static_bound(node: QuantisedLinear) -> int:
     """Largest magnitude any result can have, computed from the integers themselves."""
-    weights = node.linear.weights
-    return node.x_qmax * max(
+    return _bound(node.linear.weights, node.x_qmax)
+
+
+def bound_and_bits(weights: np.ndarray, x_qmax: int, precision: Precision) -> tuple[int, float]:
+    """The static bound, and the signed bits of the output channel that uses fewest of them."""
+    levels = np.concatenate(
+        [np.abs(weights[part].astype(np.int32)).reshape(len(weights[part]), -1).max(axis=1)
+         for part in _parts(weights)]
+    )  # fmt: skip
+    used = levels[levels > 0]
+    bits = math.log2(used.min()) + 1 if len(used) else float(precision.weight_bits)
+    return _bound(weights, x_qmax), bits
+
+
+def _bound(weights: np.ndarray, x_qmax: int) -> int:
+    return x_qmax * max(
         (int(_l1(weights[part]).max(initial=0)) for part in _parts(weights)), default=0
     )
 
@@ -230,14 +244,9 @@ def _at_width(
         scale[scale == 0.0] = 1.0
         integers[part] = np.rint(rows / scale[:, None]).reshape(weights[part].shape)
         w_scale[part] = scale
-    bound = qmax_x * max(int(_l1(integers[part]).max()) for part in _parts(integers))
+    bound, weight_bits = bound_and_bits(integers, qmax_x, precision)
     if bound >= WRAP_LIMIT:
         raise RangeError(f"node {node.name!r}: static bound {bound} reaches 2^31")
-    levels = np.concatenate(
-        [np.abs(integers[part]).reshape(len(integers[part]), -1).max(axis=1)
-         for part in _parts(integers)]
-    )  # fmt: skip
-    used = levels[levels > 0]
     x_scale = np.float32(largest_input / qmax_x) if largest_input > 0 else np.float32(1.0)
     if not np.isfinite(np.float32(1.0) / x_scale):
         x_scale = np.float32(1.0)  # the input is zero up to denormals
@@ -249,6 +258,6 @@ def _at_width(
         x_scale=float(x_scale),
         x_qmax=qmax_x,
         bound=bound,
-        weight_bits=math.log2(used.min()) + 1 if len(used) else float(precision.weight_bits),
+        weight_bits=weight_bits,
         x_factors=factors,
     )

@@ -1,32 +1,67 @@
-"""Training on encrypted data: the data set's file, the first layers, the trainer.
+"""Training on encrypted data.
 
-Names are loaded when they are first used: data sets are written and read without PyTorch.
+A data owner encrypts samples (`encrypt`); whoever trains asks an authority for the keys (`train`).
+Both reach the authority by `cloister.authority.connect`. Names are loaded when they are first used:
+only those that train need PyTorch.
 """
 
 import importlib
 from typing import TYPE_CHECKING
 
+from cloister.errors import InputError
+
 if TYPE_CHECKING:
     from cloister.data.dataset import EncryptedDataset
     from cloister.data.feature_noise import GaussianNoise
+    from cloister.data.owner import NewDataset, Privacy
+    from cloister.data.sources import ArraySource
+    from cloister.training.data_owner import encrypt
     from cloister.training.layers import EncryptedConv2d, EncryptedLinear
+    from cloister.training.settings import Settings
     from cloister.training.trainer import Trainer
+    from cloister.training.training_run import RunFiles, train
 
-__all__ = ["EncryptedConv2d", "EncryptedDataset", "EncryptedLinear", "GaussianNoise", "Trainer"]
+__all__ = [
+    "ArraySource",
+    "EncryptedConv2d",
+    "EncryptedDataset",
+    "EncryptedLinear",
+    "GaussianNoise",
+    "NewDataset",
+    "Privacy",
+    "RunFiles",
+    "Settings",
+    "Trainer",
+    "encrypt",
+    "train",
+]
 
 _HOMES = {
+    "ArraySource": "data.sources",
     "EncryptedConv2d": "training.layers",
     "EncryptedDataset": "data.dataset",
     "EncryptedLinear": "training.layers",
     "GaussianNoise": "data.feature_noise",
+    "NewDataset": "data.owner",
+    "Privacy": "data.owner",
+    "RunFiles": "training.training_run",
+    "Settings": "training.settings",
     "Trainer": "training.trainer",
+    "encrypt": "training.data_owner",
+    "train": "training.training_run",
 }
 
 
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"cloister.{_HOMES[name]}"), name)
+    try:
+        home = importlib.import_module(f"cloister.{_HOMES[name]}")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise InputError("training needs PyTorch: pip install 'cloister[train]'") from error
+    return getattr(home, name)
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,6 @@
 """The learning curve as a picture: SVG text, or PNG drawn with Pillow."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import escape
@@ -24,19 +24,23 @@ class Line(NamedTuple):
     points: list[Point]
 
 
+def check_name(path: Path) -> None:
+    """Refuse a file name that ends neither in .svg nor in .png.
+
+    Raises   InputError
+    """
+    if path.suffix.lower() not in (".svg", ".png"):
+        raise InputError(f"{path}: the curve is written as .svg or .png")
+
+
 def write_curve(history: Sequence[EpochResult], path: Path, *, title: str) -> None:
     """Accuracy by epoch, on the training and the encrypted test split.
 
     Raises   InputError for a file name that ends neither in .svg nor in .png
     """
-    writers: dict[str, Callable[[Sequence[EpochResult], Path, str], None]] = {
-        ".svg": _write_svg,
-        ".png": _write_png,
-    }
-    writer = writers.get(path.suffix.lower())
-    if writer is None:
-        raise InputError(f"{path}: the curve is written as .svg or .png")
-    writer(history, path, title)
+    check_name(path)
+    write = _write_svg if path.suffix.lower() == ".svg" else _write_png
+    write(history, path, title)
 
 
 def _lines(history: Sequence[EpochResult]) -> list[Line]:

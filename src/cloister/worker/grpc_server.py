@@ -15,7 +15,8 @@ import grpc
 from cloister.errors import InputError, ProtocolError, RangeError
 from cloister.wire.codec import Encoded, Head, encode
 from cloister.wire.grpc.frames import Assembler, to_frames
-from cloister.wire.grpc.grpc_link import CHANNEL_OPTIONS, METHOD, check_address
+from cloister.wire.grpc.grpc_link import CHANNEL_OPTIONS, METHOD
+from cloister.wire.grpc.places import check_address
 from cloister.wire.messages import Loaded, LoadSegment, Message
 from cloister.worker.budget import Loan, MemoryBudget
 

@@ -37,7 +37,7 @@ WORDS = {
 }
 EMPTY = (
     "Nothing was released to the training server; nothing to attack. What a ciphertext host and "
-    "the authority were asked is in other logs: `cloister ciphertexts serve --log`, "
+    "the authority were asked is in other logs: `cloister data serve --log`, "
     "`cloister train --request-log`."
 )
 ASSUMED = (

@@ -13,8 +13,8 @@ from cloister.audit.training.prior import Prior
 from cloister.errors import InputError
 
 ORDER = (
-    "give the file that `cloister encrypt --order` wrote, or plain data with its scale and offset "
-    "as --truth and that file as --order"
+    "give the file that `cloister data encrypt --order` wrote, or plain data with its scale and "
+    "offset as --truth and that file as --order"
 )
 LEAST_BITS = 4
 """Blur to fewer bits explains any truth and is no explanation."""

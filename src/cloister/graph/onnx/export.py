@@ -1,28 +1,76 @@
-"""A graph, or a part of it, as an ONNX model."""
+"""A graph, or a part of it, as the bytes of an ONNX model.
 
-from collections.abc import Iterable, Sequence
+Only what is written here is encoded: protobuf's numbers of varying length, 32-bit numbers and
+fields of stated length (https://protobuf.dev/programming-guides/encoding), by the field numbers of
+onnx.proto. Fields stand in the order of their numbers, as protobuf itself writes them.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper
 
 from cloister.errors import ModelError, UnsupportedError
 from cloister.graph.captures import captured_values
-from cloister.graph.graph import BATCH, Graph, Node
+from cloister.graph.element_types import TEXT, element_number, raw_bytes
+from cloister.graph.graph import BATCH, Graph, Node, OpaqueType, Subgraph
 
 MAX_BYTES = 2**31 - 1
 IR_VERSION = 8
 # Operator sets from 20 on have types that came with IR version 9, from 21 on with 10.
 IR_OF_OPSET = ((20, 9), (21, 10))
+VARINT, BYTES, FIXED32 = 0, 2, 5
+# Attribute kinds of onnx.proto: the field that holds the value, and the kind's number.
+FLOAT, INT, STRING, TENSOR, GRAPH, TYPE = (2, 1), (3, 2), (4, 3), (5, 4), (6, 5), (14, 13)
+FLOATS, INTS, STRINGS, TENSORS, GRAPHS, TYPES = (7, 6), (8, 7), (9, 8), (10, 9), (11, 10), (15, 14)
 
 
-def to_model(
+class _Message:
+    """A message being written; large fields are joined once, with the whole model."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes | memoryview] = []
+        self.size = 0
+
+    def _add(self, part: bytes | memoryview) -> None:
+        self.parts.append(part)
+        self.size += len(part)
+
+    def integer(self, number: int, value: int) -> None:
+        """An int64; a negative one is stored as its two's complement."""
+        self._add(varint(number << 3 | VARINT) + varint(value % 2**64))
+
+    def real(self, number: int, value: float) -> None:
+        """A float32."""
+        with np.errstate(over="ignore"):
+            self._add(varint(number << 3 | FIXED32) + np.array(value, "<f4").tobytes())
+
+    def data(self, number: int, data: bytes | memoryview) -> None:
+        """Bytes."""
+        self._add(varint(number << 3 | BYTES) + varint(len(data)))
+        self._add(data)
+
+    def text(self, number: int, text: str) -> None:
+        """Text."""
+        self.data(number, text.encode())
+
+    def message(self, number: int, inner: "_Message") -> None:
+        """A message inside this one."""
+        self._add(varint(number << 3 | BYTES) + varint(inner.size))
+        self.parts += inner.parts
+        self.size += inner.size
+
+    def to_bytes(self) -> bytes:
+        """The whole message."""
+        return b"".join(self.parts)
+
+
+def model_bytes(
     graph: Graph,
     *,
     nodes: Sequence[Node] | None = None,
     inputs: Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
-) -> onnx.ModelProto:
+) -> bytes:
     """The nodes (default: all) as a valid model with the constants they need; free batch kept.
 
     Raises ModelError for a value of unknown type at the border, UnsupportedError beyond 2 GiB.
@@ -30,64 +78,189 @@ def to_model(
     nodes = graph.nodes if nodes is None else nodes
     inputs = graph.inputs if inputs is None else inputs
     outputs = graph.outputs if outputs is None else outputs
-    needed = _needed_constants(graph, nodes, inputs, outputs)
-    if sum(graph.constants[name].nbytes for name in needed) > MAX_BYTES:
+    constants = {n: graph.constants[n] for n in _needed_constants(graph, nodes, inputs, outputs)}
+    if sum(array.nbytes for array in constants.values()) > MAX_BYTES:
         raise UnsupportedError(
             f"model {graph.name!r}: its weights exceed ONNX's 2 GiB limit; use a smaller model"
         )
-    body = helper.make_graph(
-        [to_node(node) for node in nodes],
-        graph.name,
-        [_input_info(graph, name) for name in inputs],
-        [onnx.ValueInfoProto(name=name, type=type_proto(graph, name)) for name in outputs],
-        [to_tensor(graph.constants[name], name) for name in needed],
+    model = _Message()
+    model.integer(1, max([IR_VERSION, *(ir for opset, ir in IR_OF_OPSET if graph.opset >= opset)]))
+    model.text(2, "cloister")
+    model.message(
+        7,
+        _graph(
+            graph.name,
+            nodes,
+            [(name, _input_type(graph, name)) for name in inputs],
+            [(name, known_type(graph, name)) for name in outputs],
+            constants,
+        ),
     )
-    opsets = [helper.make_opsetid("", graph.opset)]
-    opsets += [helper.make_opsetid(name, version) for name, version in graph.domains.items()]
-    ir_version = max([IR_VERSION, *(ir for opset, ir in IR_OF_OPSET if graph.opset >= opset)])
-    return helper.make_model(
-        body, opset_imports=opsets, ir_version=ir_version, producer_name="cloister"
-    )
+    for domain, version in {"": graph.opset, **graph.domains}.items():
+        opset = _Message()
+        opset.text(1, domain)
+        opset.integer(2, version)
+        model.message(8, opset)
+    return model.to_bytes()
 
 
-def to_node(node: Node) -> onnx.NodeProto:
-    """A node as ONNX writes it."""
-    proto = onnx.NodeProto(
-        name=node.name, op_type=node.op, domain=node.domain, input=node.inputs, output=node.outputs
-    )
-    for name, value in node.attributes.items():
-        if isinstance(value, onnx.AttributeProto):
-            proto.attribute.append(value)
-        elif isinstance(value, np.ndarray):
-            proto.attribute.append(helper.make_attribute(name, to_tensor(value, name)))
-        elif value == ():
-            # No operator of ONNX has an empty list of anything but integers as a meaningful value.
-            ints = onnx.AttributeProto.INTS
-            proto.attribute.append(helper.make_attribute(name, [], attr_type=ints))
-        else:
-            proto.attribute.append(helper.make_attribute(name, value))
-    return proto
+def node_bytes(node: Node) -> bytes:
+    """A node as ONNX's message."""
+    return _node(node).to_bytes()
 
 
-def to_tensor(array: np.ndarray, name: str) -> onnx.TensorProto:
-    """A constant as ONNX writes it."""
-    return numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
+def tensor_bytes(array: np.ndarray, name: str) -> bytes:
+    """A constant as ONNX's message."""
+    return _tensor(array, name).to_bytes()
 
 
-def type_proto(graph: Graph, name: str) -> onnx.TypeProto:
-    """The type of a value as ONNX writes it; empty when nothing is known."""
+def type_bytes(known: OpaqueType) -> bytes:
+    """A type as ONNX's message; empty when nothing is known."""
+    if known.proto or (known.dtype is None and known.sizes is None):
+        return known.proto
+    tensor = _Message()
+    if known.dtype is not None:
+        tensor.integer(1, element_number(known.dtype))
+    if known.sizes is not None:
+        shape = _Message()
+        for size in known.sizes:
+            dim = _Message()
+            if isinstance(size, int):
+                dim.integer(1, size)
+            elif size:
+                dim.text(2, size)
+            shape.message(1, dim)
+        tensor.message(2, shape)
+    found = _Message()
+    found.message(1, tensor)
+    return found.to_bytes()
+
+
+def known_type(graph: Graph, name: str) -> OpaqueType:
+    """What is known of a value's type."""
     known = graph.types.get(name)
     if known is None:
-        return graph.opaque.get(name, onnx.TypeProto())
-    shape = [BATCH if size is None else size for size in known.shape]
-    return helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(known.dtype), shape)
+        return graph.opaque.get(name, OpaqueType())
+    return OpaqueType(known.dtype, tuple(BATCH if size is None else size for size in known.shape))
 
 
-def _input_info(graph: Graph, name: str) -> onnx.ValueInfoProto:
-    proto = type_proto(graph, name)
-    if proto.WhichOneof("value") is None:
+def _graph(
+    name: str,
+    nodes: Iterable[Node],
+    inputs: Iterable[tuple[str, OpaqueType]],
+    outputs: Iterable[tuple[str, OpaqueType]],
+    constants: Mapping[str, np.ndarray],
+) -> _Message:
+    graph = _Message()
+    for node in nodes:
+        graph.message(1, _node(node))
+    graph.text(2, name)
+    for constant, array in constants.items():
+        graph.message(5, _tensor(array, constant))
+    for number, values in ((11, inputs), (12, outputs)):
+        for value, known in values:
+            info = _Message()
+            info.text(1, value)
+            info.data(2, type_bytes(known))
+            graph.message(number, info)
+    return graph
+
+
+def _node(node: Node) -> _Message:
+    message = _Message()
+    for number, values in ((1, node.inputs), (2, node.outputs)):
+        for used in values:
+            message.text(number, used)
+    message.text(3, node.name)
+    message.text(4, node.op)
+    for name, value in node.attributes.items():
+        message.message(5, _attribute(node, name, value))
+    message.text(7, node.domain)
+    return message
+
+
+def _attribute(node: Node, name: str, value: object) -> _Message:
+    attribute = _Message()
+    attribute.text(1, name)
+    match value:
+        case int():
+            kind = INT
+        case float():
+            kind = FLOAT
+        case str() | bytes():
+            kind = STRING
+        case np.ndarray():
+            kind = TENSOR
+        case Subgraph():
+            kind = GRAPH
+        case OpaqueType():
+            kind = TYPE
+        case tuple():
+            kind = _kind_of_all(node, name, value)
+        case _:
+            raise _unwritable(node, name)
+    for one in value if isinstance(value, tuple) else (value,):
+        _add_value(attribute, kind[0], one, name)
+    attribute.integer(20, kind[1])
+    return attribute
+
+
+def _kind_of_all(node: Node, name: str, values: tuple[object, ...]) -> tuple[int, int]:
+    # No operator of ONNX has an empty list of anything but integers as a meaningful value.
+    for kind, types in (
+        (INTS, int), (FLOATS, int | float), (STRINGS, str | bytes), (TENSORS, np.ndarray),
+        (GRAPHS, Subgraph), (TYPES, OpaqueType),
+    ):  # fmt: skip
+        if all(isinstance(value, types) for value in values):
+            return kind
+    raise _unwritable(node, name)
+
+
+def _unwritable(node: Node, name: str) -> ModelError:
+    return ModelError(f"node {node.name!r}: attribute {name!r} has no value that ONNX knows")
+
+
+def _add_value(attribute: _Message, field: int, value: object, name: str) -> None:
+    match value:
+        case int() | float() if field in (FLOAT[0], FLOATS[0]):
+            attribute.real(field, value)
+        case int():
+            attribute.integer(field, value)
+        case str():
+            attribute.text(field, value)
+        case bytes():
+            attribute.data(field, value)
+        case np.ndarray():
+            attribute.message(field, _tensor(value, name))
+        case Subgraph():
+            attribute.message(
+                field, _graph(value.name, value.nodes, value.inputs, value.outputs, value.constants)
+            )
+        case OpaqueType():
+            attribute.data(field, type_bytes(value))
+
+
+def _tensor(array: np.ndarray, name: str) -> _Message:
+    tensor = _Message()
+    for size in array.shape:
+        tensor.integer(1, size)
+    number = element_number(array.dtype)
+    tensor.integer(2, number)
+    if number == TEXT:
+        for text in array.reshape(-1).tolist():
+            tensor.data(6, text if isinstance(text, bytes) else text.encode())
+    if name:
+        tensor.text(8, name)
+    if number != TEXT:
+        tensor.data(9, raw_bytes(array))
+    return tensor
+
+
+def _input_type(graph: Graph, name: str) -> OpaqueType:
+    known = known_type(graph, name)
+    if known == OpaqueType():
         raise ModelError(f"value {name!r}: its type is not known, so no model can start with it")
-    return onnx.ValueInfoProto(name=name, type=proto)
+    return known
 
 
 def _needed_constants(
@@ -99,3 +272,12 @@ def _needed_constants(
     given = set(inputs)
     return [name for name in {**read, **dict.fromkeys(outputs)}
             if name in graph.constants and name not in given]  # fmt: skip
+
+
+def varint(value: int) -> bytes:
+    """A number of 0 or more, in as many bytes as it needs."""
+    data = bytearray()
+    while value > 0x7F:
+        data.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*data, value])

@@ -20,12 +20,13 @@ from onnx import TensorProto
 
 from cloister.base.reading import open_regular
 from cloister.errors import ModelError
+from cloister.graph.onnx.export import BYTES, FIXED32, VARINT, varint
 
 LARGE_BYTES = 1 << 16
 MAX_FILE_BYTES = 2**31 - 1
 """What an ONNX file, and a message in memory, can hold."""
 MODEL_GRAPH, GRAPH_INITIALIZER, TENSOR_RAW_DATA = 7, 5, 9
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+FIXED64 = 1
 MAX_VARINT_BYTES = 10
 DTYPES: Mapping[int, np.dtype] = {
     TensorProto.FLOAT: np.dtype(np.float32),
@@ -134,7 +135,7 @@ class _Walker:
         for one in self._fields(start, end):
             if one.number == number and one.wire_type == BYTES:
                 content = rewrite(one.content, one.end)
-                parts += [_varint(one.number << 3 | BYTES), _varint(len(content)), content]
+                parts += [varint(one.number << 3 | BYTES), varint(len(content)), content]
             else:
                 parts.append(self._bytes(one.start, one.end))
         return b"".join(parts)
@@ -188,14 +189,6 @@ class _Walker:
         if len(data) != end - start:
             raise _OddError
         return data
-
-
-def _varint(value: int) -> bytes:
-    data = bytearray()
-    while value > 0x7F:
-        data.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*data, value])
 
 
 def _parsed(data: bytes) -> TensorProto | None:

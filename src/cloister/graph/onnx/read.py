@@ -1,5 +1,6 @@
 """From an ONNX file to a Graph. Everything a file can lie about is checked here."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -8,9 +9,9 @@ import onnx
 from onnx import checker, helper, inliner, numpy_helper
 
 from cloister.base.reading import parsing
-from cloister.errors import ModelError, UnsupportedError, printable
-from cloister.graph.graph import Graph, Node
-from cloister.graph.inference import one_line, with_types
+from cloister.errors import ModelError, UnsupportedError, one_line, printable
+from cloister.graph.graph import Graph, Node, Subgraph
+from cloister.graph.inference import opaque_type, with_types
 from cloister.graph.legality import check
 from cloister.graph.onnx.batching import with_dynamic_batch
 from cloister.graph.onnx.external_data import (
@@ -25,6 +26,8 @@ from cloister.graph.passes.padding import with_explicit_padding
 
 MIN_OPSET = 7
 FLOAT = onnx.TensorProto.FLOAT
+MAX_DENSE = 2**24
+"""Elements of a sparse constant, with its zeros."""
 
 
 def load(path: str | Path) -> Graph:
@@ -171,7 +174,7 @@ def _graph(model: onnx.ModelProto, name: str, large: Mapping[str, np.ndarray]) -
         constants=constants,
         types={},
         opset=versions.get("", versions.get("ai.onnx", 0)),
-        opaque={value.name: value.type for value in inputs},
+        opaque={value.name: opaque_type(value.type) for value in inputs},
         domains={domain: v for domain, v in versions.items() if domain not in ("", "ai.onnx")},
     )
     return with_types(graph)
@@ -204,7 +207,7 @@ def _name_free_sizes(inputs: Sequence[onnx.ValueInfoProto]) -> None:
             # Some exporters write -1 for a size they do not know.
             if dim.dim_value < 0 or not (dim.HasField("dim_value") or dim.dim_param):
                 dim.dim_param = f"{value.name}[{axis}]"
-    batches = first_symbols([value.type for value in inputs])
+    batches = first_symbols(opaque_type(value.type) for value in inputs)
     for value in inputs:
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             if not dim.HasField("dim_value") and dim.dim_param not in batches:
@@ -228,34 +231,86 @@ def _named(protos: Iterable[onnx.NodeProto]) -> Iterator[Node]:
             while name in taken or name in seen:
                 name, count = f"{base}_{count}", count + 1
         seen.add(name)
-        yield Node(
-            name=name,
-            op=proto.op_type,
-            inputs=tuple(proto.input),
-            outputs=tuple(proto.output),
-            attributes={a.name: _attribute(a) for a in proto.attribute},
-            domain="" if proto.domain == "ai.onnx" else proto.domain,
-        )
+        yield _node(proto, name)
 
 
-def _attribute(proto: onnx.AttributeProto) -> object:
-    """A plain value; anything that has none stays as ONNX's own message."""
-    kinds: Mapping[int, str] = {
-        onnx.AttributeProto.FLOAT: "f",
-        onnx.AttributeProto.INT: "i",
-        onnx.AttributeProto.FLOATS: "floats",
-        onnx.AttributeProto.INTS: "ints",
-    }
-    if proto.type in kinds:
-        value = getattr(proto, kinds[proto.type])
-        return value if isinstance(value, int | float) else tuple(value)
+def _node(proto: onnx.NodeProto, name: str) -> Node:
+    return Node(
+        name=name,
+        op=proto.op_type,
+        inputs=tuple(proto.input),
+        outputs=tuple(proto.output),
+        attributes=dict(_attribute(one, name) for one in proto.attribute),
+        domain="" if proto.domain == "ai.onnx" else proto.domain,
+    )
+
+
+def _attribute(proto: onnx.AttributeProto, node: str) -> tuple[str, object]:
+    """Name and value of an attribute; a sparse constant becomes a dense one."""
+    match proto.type:
+        case onnx.AttributeProto.FLOAT:
+            return proto.name, proto.f
+        case onnx.AttributeProto.INT:
+            return proto.name, proto.i
+        case onnx.AttributeProto.STRING:
+            return proto.name, _texts([proto.s])[0]
+        case onnx.AttributeProto.TENSOR:
+            return proto.name, _array(proto.t)
+        case onnx.AttributeProto.GRAPH:
+            return proto.name, _subgraph(proto.g)
+        case onnx.AttributeProto.TYPE_PROTO:
+            return proto.name, opaque_type(proto.tp)
+        case onnx.AttributeProto.FLOATS:
+            return proto.name, tuple(proto.floats)
+        case onnx.AttributeProto.INTS:
+            return proto.name, tuple(proto.ints)
+        case onnx.AttributeProto.STRINGS:
+            return proto.name, _texts(proto.strings)
+        case onnx.AttributeProto.TENSORS:
+            return proto.name, tuple(map(_array, proto.tensors))
+        case onnx.AttributeProto.GRAPHS:
+            return proto.name, tuple(map(_subgraph, proto.graphs))
+        case onnx.AttributeProto.TYPE_PROTOS:
+            return proto.name, tuple(map(opaque_type, proto.type_protos))
+        case onnx.AttributeProto.SPARSE_TENSOR if proto.name == "sparse_value":
+            return "value", _dense(proto.sparse_tensor)
+    raise UnsupportedError(
+        f"node {node!r}: attribute {proto.name!r} is of a kind that is not read; export the model "
+        "with standard operators"
+    )
+
+
+def _texts(values: Iterable[bytes]) -> tuple[str, ...] | tuple[bytes, ...]:
+    """Texts, or bytes where one of them is no text."""
+    found = tuple(values)
     try:
-        if proto.type == onnx.AttributeProto.STRING:
-            return proto.s.decode()
-        if proto.type == onnx.AttributeProto.STRINGS:
-            return tuple(one.decode() for one in proto.strings)
+        return tuple(one.decode() for one in found)
     except UnicodeDecodeError:
-        return proto
-    if proto.type == onnx.AttributeProto.TENSOR:
-        return _array(proto.t)
-    return proto
+        return found
+
+
+def _subgraph(proto: onnx.GraphProto) -> Subgraph:
+    if proto.sparse_initializer:
+        first = proto.sparse_initializer[0].values.name
+        raise UnsupportedError(f"constant {first!r} is sparse; export the model with dense weights")
+    return Subgraph(
+        name=proto.name,
+        nodes=tuple(_node(node, printable(node.name)) for node in proto.node),
+        inputs=tuple((value.name, opaque_type(value.type)) for value in proto.input),
+        outputs=tuple((value.name, opaque_type(value.type)) for value in proto.output),
+        constants={tensor.name: _array(tensor) for tensor in proto.initializer},
+    )
+
+
+def _dense(sparse: onnx.SparseTensorProto) -> np.ndarray:
+    """A sparse tensor with its zeros; ONNX's checker has seen that its indices lie inside."""
+    values, indices, shape = _array(sparse.values), _array(sparse.indices), tuple(sparse.dims)
+    if math.prod(shape) > MAX_DENSE:
+        raise UnsupportedError(
+            f"constant {sparse.values.name!r} is sparse and has {math.prod(shape)} elements; "
+            "export the model with dense weights"
+        )
+    array = np.zeros(shape, values.dtype)
+    at = indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), shape)
+    array.reshape(-1)[at] = values
+    return array

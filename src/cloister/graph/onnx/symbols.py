@@ -8,13 +8,11 @@ Values with another free size are passed whole to every part of a batch.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-import onnx
-
 from cloister.graph.batch import computed_from
-from cloister.graph.graph import BATCH, LINEAR_OPS, Graph
+from cloister.graph.graph import BATCH, LINEAR_OPS, Graph, OpaqueType
 from cloister.graph.inference import tensor_type, with_types
 from cloister.graph.onnx.batching import runs
 
@@ -46,10 +44,10 @@ def linear_weights(graph: Graph) -> int:
     return total
 
 
-def first_symbols(inputs: list[onnx.TypeProto]) -> list[str]:
+def first_symbols(inputs: Iterable[OpaqueType]) -> list[str]:
     """The names of free first sizes, each once."""
-    dims = [dim for proto in inputs for dim in proto.tensor_type.shape.dim[:1]]
-    return list(dict.fromkeys(dim.dim_param for dim in dims if dim.dim_param))
+    first = (size for known in inputs for size in (known.sizes or ())[:1])
+    return list(dict.fromkeys(size for size in first if isinstance(size, str) and size))
 
 
 def _one_size(graph: Graph, symbols: list[str]) -> set[str]:
@@ -67,16 +65,15 @@ def _typed(graph: Graph, batch: set[str]) -> Graph:
     """The graph with the symbols of the batch as such; inputs with others stay opaque."""
     types, opaque = {}, {}
     for name in graph.inputs:
-        proto = onnx.TypeProto()
-        proto.CopyFrom(graph.opaque[name])
-        for dim in proto.tensor_type.shape.dim:
-            if dim.dim_param in batch:
-                dim.dim_param = BATCH
-            elif dim.dim_param == BATCH:
-                dim.dim_param = f"{BATCH}_"
-        known = tensor_type(proto)
+        given = graph.opaque[name]
+        other = {BATCH: f"{BATCH}_", **dict.fromkeys(batch, BATCH)}
+        sizes = tuple(
+            other.get(size, size) if isinstance(size, str) else size for size in given.sizes or ()
+        )
+        one = OpaqueType(given.dtype, sizes)
+        known = tensor_type(one)
         if known is None:
-            opaque[name] = proto
+            opaque[name] = one
         else:
             types[name] = known
     return with_types(replace(graph, types=types, opaque=opaque))

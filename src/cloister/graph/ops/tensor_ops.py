@@ -3,8 +3,8 @@
 import math
 
 import numpy as np
-from onnx import AttributeProto, helper, numpy_helper
 
+from cloister.graph.element_types import ELEMENT_TYPES
 from cloister.graph.ops.call import Call, NotCovered
 
 NO_END = (2**31 - 1, 2**63 - 1)
@@ -26,7 +26,7 @@ def constant(call: Call) -> np.ndarray:
         ("value_float", np.float32), ("value_floats", np.float32),
     ):  # fmt: skip
         if name in call.attributes:
-            return np.array(_plain(call.attributes[name]), kind)
+            return np.array(call.attributes[name], kind)
     return _tensor(call.attributes.get("value"))
 
 
@@ -146,7 +146,7 @@ def shape_of(call: Call) -> np.ndarray:
 
 def cast(call: Call) -> np.ndarray:
     """Another number type; floating point is cut towards zero."""
-    target = helper.tensor_dtype_to_np_dtype(call.integer("to", 0))
+    target = ELEMENT_TYPES[call.integer("to", 0)]
     plain = "biuf"
     if call.x.dtype.kind not in plain or target.kind not in plain or _loses_range(call.x, target):
         raise NotCovered("casts between plain numbers that are in range")
@@ -170,14 +170,7 @@ def _loses_range(x: np.ndarray, target: np.dtype) -> bool:
     return not (limits.min <= lowest and highest <= float(limits.max) / 2)
 
 
-def _plain(value: object) -> object:
-    """Attribute content; an empty list is kept as the attribute itself."""
-    return helper.get_attribute_value(value) if isinstance(value, AttributeProto) else value
-
-
 def _tensor(value: object) -> np.ndarray:
     if isinstance(value, np.ndarray):
         return value
-    if isinstance(value, AttributeProto) and value.HasField("t"):
-        return np.asarray(numpy_helper.to_array(value.t))
     raise NotCovered("a dense constant")

@@ -15,9 +15,9 @@ from onnx import helper, shape_inference
 from cloister.errors import ModelError
 from cloister.graph.captures import captured_values
 from cloister.graph.graph import Graph, Node, TensorType
-from cloister.graph.inference import tensor_type
+from cloister.graph.inference import opaque_type, tensor_type
 from cloister.graph.interpreter import evaluate
-from cloister.graph.onnx.export import to_node, to_tensor, type_proto
+from cloister.graph.onnx.export import known_type, node_bytes, tensor_bytes, type_bytes
 from cloister.graph.ops.linear_nodes import integer
 from cloister.graph.ops.table import Kind, find
 from cloister.graph.passes.rewrite import Rewrite
@@ -89,7 +89,7 @@ class _Walk:
         value = node.attributes.get("value")
         if isinstance(value, np.ndarray):
             self._fix(node.outputs[0], value)
-        elif not isinstance(value, onnx.AttributeProto) and "sparse_value" not in node.attributes:
+        else:
             self._evaluate(node)
 
     def _is_foldable(self, node: Node) -> bool:
@@ -123,22 +123,22 @@ class _Walk:
             schema = onnx.defs.get_schema(node.op, self._graph.opset, "")
             found = shape_inference.infer_node_outputs(
                 schema,
-                to_node(node),
-                {value: type_proto(typed, value) for value in read},
+                onnx.NodeProto.FromString(node_bytes(node)),
+                {value: _type_proto(typed, value) for value in read},
                 self._small_constants(read),
                 opset_imports=[helper.make_opsetid("", self._graph.opset)],
             )
         except (onnx.defs.SchemaError, shape_inference.InferenceError, ValueError, RuntimeError):
             return
         for value, proto in found.items():
-            known = tensor_type(proto)
+            known = tensor_type(opaque_type(proto))
             if known is not None and value not in self._types:
                 self._types[value] = known
 
     def _small_constants(self, read: list[str]) -> dict[str, onnx.TensorProto]:
         constants = self._rewrite.constants
         return {
-            value: to_tensor(constants[value], value)
+            value: onnx.TensorProto.FromString(tensor_bytes(constants[value], value))
             for value in read
             if value in constants and constants[value].size <= SMALL
         }
@@ -279,3 +279,7 @@ def _is_identity(rewrite: Rewrite, node: Node) -> bool:
     training = node.inputs[2] if len(node.inputs) > 2 else ""
     constant = rewrite.constants.get(training)
     return not training or (constant is not None and not constant.any())
+
+
+def _type_proto(graph: Graph, value: str) -> onnx.TypeProto:
+    return onnx.TypeProto.FromString(type_bytes(known_type(graph, value)))

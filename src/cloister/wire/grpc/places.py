@@ -9,10 +9,20 @@ import ipaddress
 import socket
 
 from cloister.errors import InputError
-from cloister.wire.grpc.grpc_link import check_address
 
 HERE = "this machine"
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def check_address(address: str) -> tuple[str, int]:
+    """Split HOST:PORT, where HOST may be a bracketed IPv6 address.
+
+    Raises   InputError
+    """
+    host, separator, port = address.rpartition(":")
+    if not (separator and host and port.isascii() and port.isdigit() and int(port) < 65536):
+        raise InputError(f"address {address!r}: expected HOST:PORT, such as 127.0.0.1:7700")
+    return host, int(port)
 
 
 def endpoints(address: str) -> frozenset[tuple[str, int]]:

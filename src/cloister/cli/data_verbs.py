@@ -1,0 +1,312 @@
+"""`cloister data`: encrypted data sets, as owners make them and an untrusted host holds them."""
+
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cloister import authority, training
+from cloister.authority.noise import EXACT_BITS
+from cloister.authority.request_log import ReleaseLog
+from cloister.base.rng import SystemRandom
+from cloister.cli import options
+from cloister.cli.console import emit_json, note, out, stages, table
+from cloister.cli.serving import serve_until_interrupted
+from cloister.data.dataset import EncryptedDataset
+from cloister.data.owner import LEVELS, NewDataset, Privacy, read_ranges
+from cloister.data.sources import open_source
+from cloister.errors import InputError
+from cloister.training import ciphertext_service
+from cloister.training.ciphertexts import LocalCiphertextServer
+from cloister.training.data_owner import EncryptedPart
+from cloister.training.proposal import DEFAULT_BITS
+
+NEW = "A new data set"
+DETAILS = "Details of --privacy"
+INPUT = "Reading the data"
+
+app = typer.Typer(help="Encrypt samples, show data sets, and hold them for a trusted runtime.")
+
+Sources = Annotated[
+    list[Path],
+    typer.Argument(metavar="SOURCE...", help=".npz, .csv or folders of class folders."),
+]
+Out = Annotated[
+    Path, typer.Option("--out", metavar="FILE", help="Data set file; added to if it exists.")
+]
+Name = Annotated[str | None, typer.Option("--name", help="Data set id. Default: the file's name.")]
+PrivacyLevel = Annotated[
+    str,
+    typer.Option(
+        "--privacy",
+        metavar=LEVELS,
+        help="strict: a quarter of the rank, of pictures 1/16. budget=N: rank N. paper: all of it.",
+    ),
+]
+Consent = Annotated[
+    bool, typer.Option("--allow-unbounded-leakage", help="Needed for --privacy paper.")
+]
+Split = Annotated[
+    str | None, typer.Option("--split", metavar="train|test", help="Mark all samples.")
+]
+TestFraction = Annotated[
+    float, typer.Option("--test-fraction", min=0.0, max=1.0, help="Random part kept for testing.")
+]
+Noise = Annotated[
+    float | None,
+    typer.Option(
+        "--noise",
+        metavar="SIGMA",
+        help="Add Gaussian noise of SIGMA times the range to every value.",
+    ),
+]
+Order = Annotated[
+    Path | None,
+    typer.Option(
+        "--order",
+        metavar="FILE.npz",
+        help="Keep which sample is which: the --truth of `cloister audit`. Keep it secret.",
+    ),
+]
+ValueBits = Annotated[
+    int | None,
+    typer.Option(
+        "--value-bits",
+        min=1,
+        max=EXACT_BITS,
+        help="Bits of each value, by noise; 32: exact. Default: 8.",
+        rich_help_panel=DETAILS,
+    ),
+]
+MaxBits = Annotated[
+    int | None,
+    typer.Option(
+        "--max-bits",
+        min=0,
+        help="Bits of values given away at most. Default: 8 for each function of the budget.",
+        rich_help_panel=DETAILS,
+    ),
+]
+ManyFunctions = Annotated[
+    bool,
+    typer.Option(
+        "--many-functions",
+        help="Give values of several functions, and gradients, within the budget.",
+        rich_help_panel=DETAILS,
+    ),
+]
+LabelsTo = Annotated[
+    str,
+    typer.Option(
+        "--labels-to",
+        metavar="server|trusted",
+        help="Who may get (permuted) labels.",
+        rich_help_panel=DETAILS,
+    ),
+]
+Bits = Annotated[
+    int | None,
+    typer.Option(
+        "--bits", help=f"Signed bits of a value. Default: {DEFAULT_BITS}.", rich_help_panel=NEW
+    ),
+]
+Range = Annotated[
+    str | None,
+    typer.Option(
+        "--range", metavar="LOW,HIGH", help="Public range of all values.", rich_help_panel=NEW
+    ),
+]
+Ranges = Annotated[
+    Path | None,
+    typer.Option(
+        "--ranges",
+        metavar="FILE",
+        help='Public range of each column: {"age": [0, 120], ...}.',
+        rich_help_panel=NEW,
+    ),
+]
+Classes = Annotated[
+    str | None,
+    typer.Option("--classes", metavar="A,B,...", help="All class names.", rich_help_panel=NEW),
+]
+Clip = Annotated[
+    bool,
+    typer.Option(
+        "--clip", help="Bring values outside the range to its ends.", rich_help_panel=INPUT
+    ),
+]
+X = Annotated[str, typer.Option("--x", help="Array of samples in .npz.", rich_help_panel=INPUT)]
+Y = Annotated[
+    str, typer.Option("--y", help="Array of class numbers in .npz.", rich_help_panel=INPUT)
+]
+Label = Annotated[
+    str, typer.Option("--label", help="Column of the class in .csv.", rich_help_panel=INPUT)
+]
+HostFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The host's folder.")]
+
+
+@app.command()
+def encrypt(
+    sources: Sources,
+    url: options.AuthorityUrl,
+    pin: options.Pin,
+    token: options.Token,
+    out_file: Out,
+    name: Name = None,
+    privacy: PrivacyLevel = "strict",
+    allow_unbounded_leakage: Consent = False,
+    split: Split = None,
+    test_fraction: TestFraction = 0.0,
+    noise: Noise = None,
+    order: Order = None,
+    value_bits: ValueBits = None,
+    max_bits: MaxBits = None,
+    many_functions: ManyFunctions = False,
+    labels_to: LabelsTo = "server",
+    bits: Bits = None,
+    value_range: Range = None,
+    ranges: Ranges = None,
+    classes: Classes = None,
+    clip: Clip = False,
+    x: X = "x",
+    y: Y = "y",
+    label: Label = "label",
+    json: options.Json = False,
+) -> None:
+    """Encrypt samples and add them to a data set. Nothing plain leaves this process.
+
+    The first client makes the data set, with its samples, and decides its encoding and privacy.
+    Others join it if it gives away no more than their own options, or the defaults, would allow.
+    The mask key is sealed to the authority; the file holds masked samples and labels only.
+    """
+    if order is not None and len(sources) > 1:
+        raise InputError("--order FILE.npz: keeps the order of one SOURCE; encrypt them one by one")
+    allowed = Privacy(
+        privacy,
+        value_bits=value_bits,
+        max_bits=max_bits,
+        many_functions=many_functions,
+        labels_to=labels_to,
+        allow_unbounded_leakage=allow_unbounded_leakage,
+    )
+    new = _new_dataset(bits, value_range, ranges, classes)
+    tested = _test_fraction(split, test_fraction)
+    with authority.connect(url, pin=pin, token=options.token(token)) as service:
+        parts = []
+        for path in sources:
+            with stages() as update:
+                part = training.encrypt(
+                    open_source(path, x=x, y=y, label=label), out_file, authority=service,
+                    privacy=allowed, new=new, name=name, test_fraction=tested, noise=noise,
+                    clip=clip, order=order, note=note, update=update,
+                )  # fmt: skip
+            parts.append(part)
+            if not json:
+                _show_part(part, out_file)
+    if json:
+        emit_json(_document(parts))
+
+
+@app.command()
+def show(
+    path: Annotated[Path, typer.Argument(metavar="FILE.cloister", help="Encrypted data set.")],
+    json: options.Json = False,
+) -> None:
+    """Show what everybody can read in an encrypted data set; its parts are checked."""
+    opened = EncryptedDataset.open(path)
+    described = {
+        "name": opened.name, "shape": opened.shape, "classes": opened.classes,
+        "bits": opened.encoding.bits, "low": opened.encoding.low, "high": opened.encoding.high,
+        "samples": opened.samples, "test_samples": len(opened.test_ids),
+        "authority": opened.authority_fingerprint,
+    }  # fmt: skip
+    if json:
+        emit_json(described | {"parts": opened.parts})
+        return
+    out().print(table(("", ""), [(k.replace("_", " "), v) for k, v in described.items()]))
+    rows = [(part.part, part.first, part.samples, part.sha256) for part in opened.parts]
+    out().print(table(("part", "first id", "samples", "SHA-256"), rows))
+
+
+@app.command()
+def init(folder: HostFolder) -> None:
+    """Make a ciphertext host's certificate, and the file its trusted runtime needs."""
+    path = ciphertext_service.init(folder, rng=SystemRandom())
+    out().print(f"{path}  give this file to the trusted runtime only: it holds a token")
+
+
+@app.command()
+def serve(
+    folder: HostFolder,
+    datasets: Annotated[
+        list[Path], typer.Argument(metavar="DATA.cloister...", help="Encrypted data sets.")
+    ],
+    listen: options.Listen,
+    log: Annotated[
+        Path | None,
+        typer.Option(
+            "--log", metavar="FILE", help="Keep what this host is asked, for cloister audit."
+        ),
+    ] = None,
+    threads: options.Threads = 1,
+) -> None:
+    """Compute on ciphertexts for a trusted runtime, over HTTPS, until interrupted; holds no key."""
+    held = LocalCiphertextServer(*map(EncryptedDataset.open, datasets), threads=threads)
+    with nullcontext() if log is None else ReleaseLog(log) as kept:
+        start = partial(ciphertext_service.serve, held, folder=folder, listen=listen, log=kept)
+        serve_until_interrupted(start, "ciphertext host")
+
+
+def _new_dataset(
+    bits: int | None, value_range: str | None, ranges: Path | None, classes: str | None
+) -> NewDataset:
+    ends = options.numbers(value_range, option="--range") if value_range else None
+    if ends is not None and len(ends) != 2:
+        raise InputError("--range: give LOW,HIGH")
+    return NewDataset(
+        bits=bits,
+        value_range=ends,
+        ranges=read_ranges(ranges) if ranges else None,
+        classes=tuple(name.strip() for name in classes.split(",")) if classes else None,
+    )
+
+
+def _test_fraction(split: str | None, fraction: float) -> float:
+    if split not in (None, "train", "test"):
+        raise InputError(f"--split {split}: train or test")
+    return {"train": 0.0, "test": 1.0, None: fraction}[split]
+
+
+def _document(parts: list[EncryptedPart]) -> dict[str, object]:
+    return {
+        "dataset": parts[0].agreement.info.name,
+        "fingerprint": parts[0].fingerprint,
+        "parts": [
+            vars(part.part)
+            | {"remarks": part.remarks, "clipped": part.clipped, "noise": part.noise}
+            for part in parts
+        ],
+    }
+
+
+def _show_part(made: EncryptedPart, path: Path) -> None:
+    part, info = made.part, made.agreement.info
+    limits = made.agreement.terms.limits(info)
+    said = ""
+    if limits.max_bits is not None:
+        exactness = "exact" if limits.value_bits == EXACT_BITS else f"of {limits.value_bits} bits"
+        functions = "one function" if limits.one_function else "any functions"
+        said = f": values {exactness} of {functions}, at most {limits.max_bits:,} bits of a sample"
+    out().print(
+        f"{part.samples:,} samples encrypted into {path}: data set {info.name}, part "
+        f"{part.part[:8]}, ids {part.first} to {part.last - 1}"
+    )
+    out().print(
+        f"resolution {info.encoding.resolution:.4g}, budget {info.budget_rank} of {info.dim} "
+        f"(mode {info.mode}){said}",
+        soft_wrap=True,
+    )
+    if made.noise is not None:
+        out().print(made.noise, soft_wrap=True)

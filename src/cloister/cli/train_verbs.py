@@ -1,0 +1,234 @@
+"""`cloister train`: train a model on an encrypted data set."""
+
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from cloister import authority, training
+from cloister.cli import options
+from cloister.cli.console import emit_json, err, note, out, stages, table
+from cloister.errors import InputError
+from cloister.training.ciphertext_service import RemoteCiphertextServer
+
+if TYPE_CHECKING:
+    from cloister.training.training_run import TrainingOutcome
+
+LEARNS = "Who learns what"
+NOISE = "Noise on gradients"
+RETRY_FOR_S = 5.0
+"""On one connection; beyond, the trainer waits, and keeps a checkpoint when it gives up."""
+
+Dataset = Annotated[Path, typer.Argument(metavar="DATA.cloister", help="Encrypted data set.")]
+Model = Annotated[str, typer.Option("--model", metavar="lenet5|mlp|FILE.py", help="What to train.")]
+Epochs = Annotated[int, typer.Option("--epochs", min=1, help="Passes over the data.")]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Samples per step.")]
+Optimizer = Annotated[
+    Literal["adam", "sgd"], typer.Option("--optimizer", help="sgd has momentum 0.9.")
+]
+LearningRate = Annotated[
+    float | None,
+    typer.Option("--learning-rate", min=0, help="Default: 0.001 for adam, 0.05 for sgd."),
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of weights and order.")]
+FirstLayerKind = Annotated[
+    Literal["frozen", "trainable"] | None,
+    typer.Option(
+        "--first-layer",
+        help="Default: frozen where the server unmasks, else trainable.",
+        rich_help_panel=LEARNS,
+    ),
+]
+Rank = Annotated[
+    int | None,
+    typer.Option(
+        "--rank",
+        min=1,
+        help="Functions of a sample the frozen layer uses. Default: the budget.",
+        rich_help_panel=LEARNS,
+    ),
+]
+UnmaskTo = Annotated[
+    Literal["server", "trusted"],
+    typer.Option(
+        "--unmask-to",
+        help="Who receives the unmasking terms: trusted needs such a token.",
+        rich_help_panel=LEARNS,
+    ),
+]
+Host = Annotated[
+    str,
+    typer.Option(
+        "--server",
+        metavar="local|URL",
+        help="With --unmask-to trusted: who computes on the ciphertexts.",
+        rich_help_panel=LEARNS,
+    ),
+]
+Access = Annotated[
+    Path | None,
+    typer.Option(
+        "--access",
+        metavar="FILE",
+        help="The file of that ciphertext host that `cloister data init` made; it holds a token.",
+        rich_help_panel=LEARNS,
+    ),
+]
+OffloadGradients = Annotated[
+    bool,
+    typer.Option(
+        "--offload-gradients",
+        help="Let that host see each sample's output gradient as well.",
+        rich_help_panel=LEARNS,
+    ),
+]
+Consent = Annotated[
+    bool,
+    typer.Option(
+        "--allow-unbounded-leakage",
+        help="Train on a data set of --privacy paper: as published, without budget.",
+        rich_help_panel=LEARNS,
+    ),
+]
+NoiseSigma = Annotated[
+    float | None,
+    typer.Option(
+        "--noise-sigma", help="Deviation, as a multiple of the clip.", rich_help_panel=NOISE
+    ),
+]
+NoiseClip = Annotated[
+    float,
+    typer.Option(
+        "--noise-clip", help="Largest norm of a sample's gradient.", rich_help_panel=NOISE
+    ),
+]
+CheckpointFolder = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", metavar="FOLDER", help="Where to keep the run; resumes it."),
+]
+CheckpointEvery = Annotated[
+    int, typer.Option("--checkpoint-every", min=1, help="Steps; also after every epoch.")
+]
+Curve = Annotated[
+    Path | None, typer.Option("--curve", metavar="FILE", help="Learning curve, .svg or .png.")
+]
+ServerLog = Annotated[
+    Path | None,
+    typer.Option(
+        "--release-log", metavar="FILE", help="Keep what the server learns, for cloister audit."
+    ),
+]
+AuthorityLog = Annotated[
+    Path | None,
+    typer.Option(
+        "--request-log",
+        metavar="FILE",
+        help="Keep what the authority is asked, for cloister audit.",
+    ),
+]
+Patience = Annotated[
+    float,
+    typer.Option(
+        "--patience", min=0, help="Seconds to wait for an authority or host that is away."
+    ),
+]
+
+
+def train(
+    dataset: Dataset,
+    url: options.AuthorityUrl,
+    pin: options.Pin,
+    token: options.Token,
+    model: Model = "mlp",
+    epochs: Epochs = 5,
+    batch: Batch = 64,
+    optimizer: Optimizer = "adam",
+    learning_rate: LearningRate = None,
+    seed: Seed = 0,
+    first_layer: FirstLayerKind = None,
+    rank: Rank = None,
+    unmask_to: UnmaskTo = "server",
+    server: Host = "local",
+    access: Access = None,
+    offload_gradients: OffloadGradients = False,
+    allow_unbounded_leakage: Consent = False,
+    noise_sigma: NoiseSigma = None,
+    noise_clip: NoiseClip = 1.0,
+    checkpoint: CheckpointFolder = None,
+    checkpoint_every: CheckpointEvery = 200,
+    curve: Curve = None,
+    release_log: ServerLog = None,
+    request_log: AuthorityLog = None,
+    patience: Patience = 60.0,
+    threads: options.Threads = 1,
+    json: options.Json = False,
+) -> None:
+    """Train on samples that stay encrypted."""
+    noise = None
+    if noise_sigma is not None:
+        noise = training.GaussianNoise(noise_sigma, "gradients", clip=noise_clip)
+    settings = training.Settings(
+        first_layer, unmask_to, allow_unbounded_leakage, noise, offload_gradients, batch=batch,
+        optimizer=optimizer, learning_rate=learning_rate, seed=seed, rank=rank,
+        checkpoint_every=checkpoint_every, patience_s=patience, threads=threads,
+    )  # fmt: skip
+    keep = training.RunFiles(checkpoint, curve, release_log, request_log)
+    bearer, retry = options.token(token), min(patience, RETRY_FOR_S)
+    with ExitStack() as stack:
+        host = _host(server, access, unmask_to, patience, stack)
+        service = stack.enter_context(
+            authority.connect(url, pin=pin, token=bearer, retry_for_s=retry)
+        )
+        outcome = training.train(
+            dataset, authority=service, model=model, epochs=epochs, settings=settings, host=host,
+            keep=keep, note=note, update=stack.enter_context(stages()),
+        )  # fmt: skip
+    if json:
+        emit_json(_document(outcome) | {"curve": curve})
+    else:
+        _show(outcome)
+
+
+def _host(
+    server: str, access: Path | None, unmask_to: str, patience: float, stack: ExitStack
+) -> RemoteCiphertextServer | None:
+    if server != "local" and (unmask_to != "trusted" or access is None):
+        raise InputError("--server URL needs --access FILE and --unmask-to trusted")
+    if access is None:
+        return None
+    return stack.enter_context(
+        closing(RemoteCiphertextServer(server, access=access, retry_for_s=patience))
+    )
+
+
+def _document(outcome: "TrainingOutcome") -> dict[str, Any]:
+    found = {k: v for k, v in vars(outcome).items() if k not in ("trained", "settings")}
+    settings = outcome.settings
+    return found | {
+        "first_layer": settings.first_layer,
+        "unmask_to": settings.unmask_to,
+        "mode": settings.mode,
+        "claims": outcome.claims.to_dict(),
+        "test_accuracy": outcome.test_accuracy,
+    }
+
+
+def _show(outcome: "TrainingOutcome") -> None:
+    console = out()
+    columns = ("epoch", "loss", "training", "encrypted test", "seconds")
+    console.print(table(columns, [tuple(vars(result).values()) for result in outcome.epochs]))
+    console.print()
+    console.print(f"{outcome.claims}\n", soft_wrap=True)
+    console.print(
+        f"authority: {outcome.authority_requests:,} requests in {outcome.authority_s:.2f} s; "
+        f"products on ciphertexts: {outcome.server_s:.2f} s"
+    )
+    spent = outcome.spent
+    if spent is not None:
+        console.print(
+            f"spent per sample: rank {spent.rank_max} at most, of {spent.rank_allowed} "
+            f"allowed and {spent.dim} in all; at most {spent.bits_max:,} bits"
+        )
+    if outcome.settings.mode == "paper":
+        err().print("mode paper: nothing bounds what the server learns", soft_wrap=True)

@@ -1,0 +1,223 @@
+"""A data owner's side: samples become a part of an encrypted data set, on terms that they accept.
+
+Nothing plain leaves this process. The part's mask key is sealed to the authority; the file holds
+masked samples and labels only.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cloister.authority.agreement import Agreement
+from cloister.authority.enrolment import ClientService, Enrolment, enrol
+from cloister.authority.records import Part
+from cloister.base.rng import SystemRandom
+from cloister.data.dataset import EncryptedDataset, PartInfo
+from cloister.data.encoder import Encoder, chunks, random_order
+from cloister.data.feature_noise import GaussianNoise
+from cloister.data.owner import (
+    NewDataset,
+    Notes,
+    OrderFile,
+    Privacy,
+    add_noise,
+    noise_statement,
+)
+from cloister.data.sources import Source, open_source
+from cloister.data.writer import Chunk, EncryptedDatasetWriter, check_registered
+from cloister.errors import InputError, UnknownDatasetError
+from cloister.training.proposal import accept, propose
+
+Note = Callable[[str], None]
+"""Is told a remark for its user, one sentence."""
+Update = Callable[[str, int, int], None]
+"""Is told what is being done, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True)
+class EncryptedPart:
+    """A part that was added to a data set.
+
+    agreement     the data set's description before the part was added, and its terms
+    fingerprint   of its authority
+    clipped       values that were brought to the ends of the range
+    noise         what the accountant says about the noise, if any was added
+    remarks       what the owner should know, a sentence each
+    """
+
+    agreement: Agreement
+    fingerprint: str
+    part: PartInfo
+    clipped: int
+    noise: str | None
+    remarks: tuple[str, ...]
+
+
+def encrypt(
+    source: Source | Path | str,
+    out: Path | str,
+    *,
+    authority: ClientService,
+    privacy: Privacy | str = "strict",
+    new: NewDataset | None = None,
+    name: str | None = None,
+    test_fraction: float = 0.0,
+    noise: float | None = None,
+    clip: bool = False,
+    order: Path | str | None = None,
+    note: Note = lambda text: None,
+    update: Update = lambda what, done, total: None,
+) -> EncryptedPart:
+    """Encrypt an owner's samples and add them to a data set.
+
+    The first owner makes the data set, with its samples, and decides its encoding and terms. Others
+    join it if it gives away no more than their own `privacy` and `new` would allow.
+
+    source          samples, or a path for `open_source`
+    out             the data set's file, which is added to if it exists
+    name            the data set's id; default: the file's name
+    test_fraction   the random part that is kept for testing
+    noise           deviation of Gaussian noise on every value, in multiples of the range
+    clip            bring values outside the range to its ends instead of refusing them
+    order           a new file .npz that keeps which sample is which: secret, it holds the samples
+    note, update    are told each remark as it arises, and how far the work is
+
+    Raises   InputError, RangeError, ShapeError, EncryptionError; then nothing was added, unless the
+             error says so
+    """
+    out, remarks = Path(out), _Remarks(note)
+    samples = open_source(source) if isinstance(source, str | Path) else source
+    privacy = Privacy(privacy) if isinstance(privacy, str) else privacy
+    added = None if noise is None else GaussianNoise(noise, "ciphertexts")
+    if not 0 <= test_fraction <= 1:
+        raise InputError(f"test_fraction must be 0 to 1, got {test_fraction}")
+    rows = random_order(len(samples.labels), rng=SystemRandom())
+    kept = None if order is None else OrderFile(order, rows)
+    accepted = _accepted(
+        authority, name or out.stem, out, samples, new or NewDataset(), privacy, remarks
+    )
+    enrolment = enrol(authority, accepted, rng=SystemRandom())
+    agreed, info = enrolment.agreement, enrolment.info
+    notes = Notes.read(agreed.terms.notes, info)
+    statement = None if added is None else noise_statement(added, info)
+    encoder = Encoder(samples, info.encoding, ranges=notes.ranges, clip=clip)
+    made: Iterator[Chunk] = chunks(
+        samples,
+        encoder,
+        classes=notes.numbers(samples.names, dataset=info.name),
+        test_fraction=test_fraction,
+        order=rows,
+    )
+    if kept is not None:
+        made = kept.watch(made)
+    if added is not None:
+        made = add_noise(made, added, encoding=info.encoding, rng=SystemRandom())
+    writer = EncryptedDatasetWriter(out, enrolment)
+    remarks.absent(out, _absent(authority, out, enrolment))
+    part = writer.append(_watched(made, len(rows), update), rng=SystemRandom())
+    if kept is not None:
+        _write_order(kept, part, out)
+    remarks.after(agreed, samples, encoder, order)
+    return EncryptedPart(
+        agreed, enrolment.fingerprint, part, encoder.clipped, statement, tuple(remarks.given)
+    )
+
+
+class _Remarks:
+    """What the owner should know, as it arises."""
+
+    def __init__(self, note: Note) -> None:
+        self._note = note
+        self.given: list[str] = []
+
+    def __call__(self, text: str) -> None:
+        self.given.append(text)
+        self._note(text)
+
+    def absent(self, path: Path, parts: list[PartInfo]) -> None:
+        if parts:
+            self(absence(path, parts))
+
+    def after(
+        self, agreed: Agreement, samples: Source, encoder: Encoder, order: Path | str | None
+    ) -> None:
+        info = agreed.info
+        if info.mode == "guarded" and info.budget_rank == 0:
+            self(
+                "a budget of 0 gives a training server nothing: only `cloister train --unmask-to "
+                "trusted` trains on this data set; a new one may have a --privacy budget=N"
+            )
+        for remark in samples.remarks:
+            self(remark)
+        if encoder.clipped:
+            self(f"{encoder.clipped:,} values outside the range were brought to its ends")
+        if info.samples:
+            self(
+                f"data set {info.name} had {info.samples:,} samples; these are added as its "
+                "first client encoded them and on its terms, which give away no more than yours. "
+                "Samples that it held already get a second budget, and may be in both parts"
+            )
+        if order is not None:
+            self(f"{order} holds your samples in plain; keep it to yourself")
+
+
+def registered(parts: Iterable[Part]) -> list[PartInfo]:
+    """The parts that an authority has on record, as a file describes its own."""
+    return [PartInfo(**asdict(part)) for part in parts]
+
+
+def absence(path: Path, absent: list[PartInfo]) -> str:
+    """What to say of parts on record that a file does not hold."""
+    count, names = sum(part.samples for part in absent), ", ".join(p.part[:8] for p in absent)
+    return (
+        f"{count:,} registered samples are not in {path} (part {names}): their client was "
+        "interrupted and may encrypt them again, or is not done, or they are in another copy"
+    )
+
+
+def _accepted(
+    authority: ClientService,
+    name: str,
+    out: Path,
+    samples: Source,
+    new: NewDataset,
+    privacy: Privacy,
+    note: Note,
+) -> Agreement:
+    """What this owner accepts of the data set, which it makes if there is none.
+
+    Raises   InputError, RangeError, UnknownDatasetError
+    """
+    known = authority.find(name)
+    if known is not None:
+        return accept(known.agreement, samples, new, privacy)
+    if out.exists() and EncryptedDataset.open(out, verify=False).parts:
+        raise UnknownDatasetError(
+            f"{out}: exists, but data set {name} is not known to this authority; "
+            "choose another file, or its --name"
+        )
+    return propose(name, samples, new, privacy, note=note)
+
+
+def _absent(authority: ClientService, out: Path, enrolment: Enrolment) -> list[PartInfo]:
+    absent = registered(authority.parts(enrolment.info.name)) if enrolment.info.samples else []
+    if not out.exists():
+        return absent
+    return check_registered(EncryptedDataset.open(out, verify=False), absent)
+
+
+def _watched(made: Iterator[Chunk], total: int, update: Update) -> Iterator[Chunk]:
+    done = 0
+    for chunk in made:
+        yield chunk
+        done += len(chunk.x)
+        update("encrypting", done, total)
+
+
+def _write_order(kept: OrderFile, part: PartInfo, out: Path) -> None:
+    try:
+        kept.write(part)
+    except InputError as error:
+        raise InputError(
+            f"{error}; the samples are in {out} all the same, do not encrypt them again"
+        ) from None

@@ -1,0 +1,204 @@
+"""The agreement that an owner's options propose: of a new data set, or to join one that there is.
+
+The first owner decides; what it decided travels to the others in the notes of the terms. The
+others accept only what their own options, or the defaults, would have proposed.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from cloister.authority.agreement import Agreement, Excess, excesses
+from cloister.authority.records import Terms
+from cloister.data.encoding import PIXELS, Encoding
+from cloister.data.info import DatasetInfo
+from cloister.data.owner import NewDataset, Notes, Privacy
+from cloister.data.sources import (
+    Source,
+    TableSource,
+    require_fewer_classes_than_samples,
+    value_range,
+)
+from cloister.errors import InputError
+
+DEFAULT_BITS = 8
+
+
+@dataclass(frozen=True)
+class Described:
+    """How messages say a field of an agreement: name, value, and the option that allows it."""
+
+    name: str
+    value: Callable[[float], str]
+    option: Callable[[float], str]
+    is_given: Callable[[NewDataset, Privacy], bool] = lambda new, privacy: False
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}"
+
+
+FIELDS = {
+    "encoding": Described(
+        "bits of an element", _number, lambda n: f"--bits {n:.0f}",
+        lambda new, _: new.bits is not None,
+    ),
+    "mode": Described(
+        "mode", lambda n: "paper" if n else "guarded",
+        lambda _: "--privacy paper --allow-unbounded-leakage",
+    ),
+    "labels_to_server": Described(
+        "labels", lambda n: "to the server" if n else "to a trusted runtime",
+        lambda _: "--labels-to server", lambda _, privacy: privacy.labels_to != "server",
+    ),
+    "budget_rank": Described(
+        "budget", _number, lambda n: f"--privacy budget={n:.0f}",
+        lambda _, privacy: privacy.budget_rank is not None,
+    ),
+    "max_bits": Described(
+        "bits of a sample", _number, lambda n: f"--max-bits {n:.0f}",
+        lambda _, privacy: privacy.max_bits is not None,
+    ),
+    "value_bits": Described(
+        "bits of a value", _number, lambda n: f"--value-bits {n:.0f}",
+        lambda _, privacy: privacy.value_bits is not None,
+    ),
+    "one_function": Described(
+        "functions", lambda n: "many" if n else "one", lambda _: "--many-functions"
+    ),
+}  # fmt: skip
+"""For every field of `agreement.EXPOSURE`."""
+
+
+def propose(
+    name: str, source: Source, new: NewDataset, privacy: Privacy, *, note: Callable[[str], None]
+) -> Agreement:
+    """The agreement of a new data set; `note` is told what of the samples becomes public.
+
+    Raises   InputError, RangeError
+    """
+    ranges = _table_ranges(source, new, note) if isinstance(source, TableSource) else {}
+    if new.classes is None:
+        require_fewer_classes_than_samples(source)
+    classes = tuple(new.classes or source.names)
+    if len(set(classes)) != len(classes):
+        raise InputError(f"--classes {','.join(classes)}: give every name once")
+    encoding = _encoding(source, new, note)
+    info = DatasetInfo(name, source.shape, len(classes), encoding, 0, 0)
+    return _agreement(info, privacy, notes=Notes(source.kind, classes, ranges).to_json())
+
+
+def accept(found: Agreement, source: Source, new: NewDataset, privacy: Privacy) -> Agreement:
+    """The agreement that an owner's options would have proposed of a data set that there is.
+
+    Raises   InputError where the data set is not as an option says, or gives away more than the
+             options allow, naming each term and the option that allows it
+    """
+    info, notes = found.info, Notes.read(found.terms.notes, found.info)
+    if info.shape != source.shape:
+        raise InputError(
+            f"data set {info.name} holds samples {info.shape}, these are {source.shape}; "
+            "bring them to one size, or choose another --name"
+        )
+    if notes.kind != source.kind:
+        raise InputError(f"data set {info.name} holds {notes.kind}, this is {source.kind}")
+    different = _difference(info, notes, new)
+    if different is not None:
+        raise InputError(f"data set {info.name} {different}, or choose another --name")
+    encoding = PIXELS
+    if source.kind != "pixels":
+        encoding = replace(info.encoding, bits=new.bits or DEFAULT_BITS)
+    accepted = _agreement(replace(info, encoding=encoding), privacy, notes=found.terms.notes)
+    _require_no_excess(found, accepted, new, privacy)
+    return accepted
+
+
+def _difference(info: DatasetInfo, notes: Notes, new: NewDataset) -> str | None:
+    if new.classes is not None and sorted(new.classes) != sorted(notes.classes):
+        return f"has the classes {', '.join(notes.classes)}; drop --classes"
+    if notes.kind == "pixels" and info.encoding != PIXELS:
+        return "encodes pixels otherwise than this program does"
+    if notes.kind == "values" and new.value_range is not None:
+        if info.encoding != Encoding.for_range(*new.value_range, bits=info.encoding.bits):
+            return f"holds {info.encoding.low:g} to {info.encoding.high:g}; drop --range"
+    elif new.ranges is not None and {c: tuple(r) for c, r in new.ranges.items()} != notes.ranges:
+        return "has other ranges; drop --ranges to take those of its first client"
+    return None
+
+
+def _require_no_excess(
+    found: Agreement, accepted: Agreement, new: NewDataset, privacy: Privacy
+) -> None:
+    beyond = excesses(found, accepted)
+    if not beyond:
+        return
+    # The defaults of other terms follow from the description: what is left once it is agreed.
+    info, ours = found.info, accepted.info
+    budget = max(info.budget_rank, ours.budget_rank)
+    described = replace(ours, budget_rank=budget, encoding=info.encoding)
+    left = {x.field for x in excesses(found, Agreement(described, accepted.terms))}
+    named = [x for x in beyond if x.field in left | {"budget_rank", "encoding"}]
+    listed = ", ".join(_said(excess, new, privacy) for excess in named)
+    raise InputError(
+        f"data set {found.info.name} gives away more than you agreed to: {listed}; agree with "
+        "these options, or choose another --name"
+    )
+
+
+def _said(excess: Excess, new: NewDataset, privacy: Privacy) -> str:
+    described = FIELDS[excess.field]
+    default = "" if described.is_given(new, privacy) else "the default "
+    instead = f"{default}{described.value(excess.accepted)}"
+    return f"{described.name} {described.value(excess.found)} instead of {instead} " + (
+        f"({described.option(excess.found)})"
+    )
+
+
+def _agreement(info: DatasetInfo, privacy: Privacy, *, notes: str) -> Agreement:
+    rank = privacy.budget_rank
+    info = replace(
+        info,
+        samples=0,
+        budget_rank=info.default_budget if rank is None else rank,
+        mode=privacy.mode,
+    )
+    terms = Terms(
+        labels_to_server=privacy.labels_to == "server",
+        max_bits=privacy.max_bits,
+        value_bits=privacy.value_bits,
+        one_function=not privacy.many_functions,
+        notes=notes,
+    )
+    return Agreement(info, terms)
+
+
+def _table_ranges(
+    source: TableSource, new: NewDataset, note: Callable[[str], None]
+) -> dict[str, tuple[float, float]]:
+    if new.ranges is None:
+        found: Mapping[str, tuple[float, float]] = source.ranges()
+        note(
+            "every column's smallest and largest value of your data becomes known to the other "
+            "clients and the authority; give public --ranges to avoid it"
+        )
+    else:
+        found = new.ranges
+    missing = [column for column in source.columns if column not in found]
+    if missing:
+        raise InputError(f"--ranges: column {missing[0]} is missing")
+    return {column: found[column] for column in source.columns}
+
+
+def _encoding(source: Source, new: NewDataset, note: Callable[[str], None]) -> Encoding:
+    if source.kind == "pixels":
+        return PIXELS
+    low, high = -1.0, 1.0
+    if source.kind == "values" and new.value_range is not None:
+        low, high = new.value_range
+    elif source.kind == "values":
+        low, high = value_range(source)
+        note(
+            f"the range of your data, {low:g} to {high:g}, becomes public; give a public --range "
+            "to avoid it"
+        )
+        high = high if high > low else low + 1.0
+    return Encoding.for_range(low, high, bits=new.bits or DEFAULT_BITS)

@@ -1,0 +1,212 @@
+"""One run of training on an encrypted data set, from its file to what every party could learn."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from cloister.authority.key_service import KeyService
+from cloister.authority.records import Part, Summary
+from cloister.authority.request_log import ReleaseLog
+from cloister.base.rng import SystemRandom
+from cloister.data.dataset import EncryptedDataset
+from cloister.data.writer import check_registered
+from cloister.errors import AuthorityUnavailable, EncryptionError, ServiceUnavailable
+from cloister.plan.claims import Claims
+from cloister.training import models
+from cloister.training.accuracy_plot import check_name, write_curve
+from cloister.training.checkpoint import EpochResult
+from cloister.training.ciphertexts import CiphertextServer
+from cloister.training.claims import claims
+from cloister.training.data_owner import Note, Update, absence, registered
+from cloister.training.settings import Settings
+from cloister.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What a run leaves.
+
+    checkpoint    the folder that keeps the run, and from which it goes on
+    curve         the learning curve, .svg or .png
+    release_log   what the training server learns, for an audit
+    request_log   what the authority is asked, for an audit
+    """
+
+    checkpoint: Path | None = None
+    curve: Path | None = None
+    release_log: Path | None = None
+    request_log: Path | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingOutcome:
+    """Everything that a run found out.
+
+    trained   the model, with what stands for its first layer
+    spent     the data set's budget; None: the authority was away at the end
+    """
+
+    trained: nn.Module
+    dataset: str
+    model: str
+    settings: Settings
+    rank: int | None
+    dim: int
+    epochs: tuple[EpochResult, ...]
+    authority_requests: int
+    authority_s: float
+    server_s: float
+    claims: Claims
+    spent: Summary | None
+    remarks: tuple[str, ...]
+
+    @property
+    def test_accuracy(self) -> float | None:
+        """Of the last epoch, on the encrypted test part."""
+        return self.epochs[-1].test_accuracy if self.epochs else None
+
+
+class TrainingAuthority(KeyService, Protocol):
+    """The authority as a run of training sees it."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the authority."""
+        ...
+
+    def parts(self, dataset: str) -> tuple[Part, ...]:
+        """The registered parts of a data set."""
+        ...
+
+    def summary(self, dataset: str) -> Summary:
+        """The budget of a data set in figures."""
+        ...
+
+
+def train(
+    dataset: EncryptedDataset | Path | str,
+    *,
+    authority: TrainingAuthority,
+    model: nn.Module | str = "mlp",
+    epochs: int = 5,
+    settings: Settings | None = None,
+    host: CiphertextServer | None = None,
+    keep: RunFiles | None = None,
+    note: Note = lambda text: None,
+    update: Update = lambda what, done, total: None,
+) -> TrainingOutcome:
+    """Train a model on samples that stay encrypted.
+
+    model          a model, or mlp, lenet5 or FILE.py; a model's own weights are where it begins
+    host           with unmask_to trusted: who makes the products on ciphertexts
+    note, update   are told each remark as it arises, and how far the run is
+
+    Raises   EncryptionError when the file is not the authority's, before any key is asked for;
+             BudgetError; AuthorityUnavailable; in the last two cases after a checkpoint
+    """
+    settings, keep = settings or Settings(), keep or RunFiles()
+    opened = dataset if isinstance(dataset, EncryptedDataset) else EncryptedDataset.open(dataset)
+    if keep.curve is not None:
+        check_name(keep.curve)
+    remarks: list[str] = []
+
+    def remark(text: str) -> None:
+        remarks.append(text)
+        note(text)
+
+    _check_origin(opened, authority, remark)
+    with ExitStack() as stack:
+        log, requests = (
+            None if path is None else stack.enter_context(closing(ReleaseLog(path)))
+            for path in (keep.release_log, keep.request_log)
+        )
+        trainer = Trainer(
+            _model(model, opened, settings), opened, keys=authority, rng=SystemRandom(),
+            settings=settings, server=host, checkpoint_dir=keep.checkpoint, release_log=log,
+            request_log=requests,
+        )  # fmt: skip
+        with _kept(keep.checkpoint):
+            trainer.prepare(lambda done, total: update("samples", done, total))
+            history = trainer.fit(epochs, update=lambda done, total: update("steps", done, total))
+        spent = _spent(authority, opened.name, remark)
+    name = model if isinstance(model, str) else type(model).__name__
+    if keep.curve is not None:
+        write_curve(history, keep.curve, title=f"{name} on {opened.name}, encrypted")
+    return _outcome(trainer, history, name=name, spent=spent, remarks=remarks)
+
+
+def _model(model: nn.Module | str, dataset: EncryptedDataset, settings: Settings) -> nn.Module:
+    torch.manual_seed(settings.seed)
+    if isinstance(model, str):
+        return models.build(model, dataset.shape, classes=dataset.classes)
+    return model
+
+
+def _check_origin(dataset: EncryptedDataset, authority: TrainingAuthority, note: Note) -> None:
+    """Refuse a file of another authority, or with parts that this one has not registered so.
+
+    Raises   EncryptionError naming file and part
+    """
+    if dataset.authority_fingerprint != authority.fingerprint:
+        raise EncryptionError(
+            f"{dataset.path}: belongs to authority {dataset.authority_fingerprint[:16]}, not "
+            f"{authority.fingerprint[:16]}; give that one's --authority and --pin"
+        )
+    absent = check_registered(dataset, registered(authority.parts(dataset.name)))
+    if absent:
+        note(absence(dataset.path, absent))
+
+
+@contextmanager
+def _kept(checkpoint: Path | None) -> Iterator[None]:
+    """Say what is left of a run whose authority stays away."""
+    try:
+        yield
+    except ServiceUnavailable as error:
+        left = "nothing of the run is kept: name a --checkpoint FOLDER"
+        if checkpoint is not None:
+            left = f"the run is kept in {checkpoint}: the same command goes on with it"
+        raise type(error)(f"{error}; {left}") from None
+
+
+def _outcome(
+    trainer: Trainer,
+    history: Sequence[EpochResult],
+    *,
+    name: str,
+    spent: Summary | None,
+    remarks: Sequence[str],
+) -> TrainingOutcome:
+    counters = trainer.products.counters
+    return TrainingOutcome(
+        trained=trainer.model,
+        dataset=trainer.info.name,
+        model=name,
+        settings=trainer.settings,
+        rank=trainer.projection.rank if trainer.projection else None,
+        dim=trainer.info.dim,
+        epochs=tuple(history),
+        authority_requests=counters.requests,
+        authority_s=counters.authority_s,
+        server_s=counters.server_s,
+        claims=claims(trainer, epochs=len(history)),
+        spent=spent,
+        remarks=tuple(remarks),
+    )
+
+
+def _spent(authority: TrainingAuthority, dataset: str, note: Note) -> Summary | None:
+    """The data set's budget.
+
+    A frozen run needs no authority any more at its end, and must not be lost for want of one.
+    """
+    try:
+        return authority.summary(dataset)
+    except AuthorityUnavailable as error:
+        note(f"what is spent is not shown: {error}")
+        return None

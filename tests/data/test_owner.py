@@ -1,0 +1,75 @@
+"""What an owner decides: privacy in one word, and the notes for those who add samples."""
+
+import json
+
+import pytest
+
+from cloister.data.encoding import Encoding
+from cloister.data.info import DatasetInfo
+from cloister.data.owner import Notes, Privacy, read_ranges
+from cloister.errors import EncryptionError, InputError
+
+INFO = DatasetInfo("set", (1, 1, 2), 3, Encoding(1.0, 0.0, 8), 0, 1)
+
+
+@pytest.mark.parametrize(("level", "mode", "rank"), [
+    ("strict", "guarded", None), ("budget=0", "guarded", 0), ("budget=16", "guarded", 16),
+])  # fmt: skip
+def test_privacy_is_one_word(level, mode, rank):
+    assert (Privacy(level).mode, Privacy(level).budget_rank) == (mode, rank)
+    assert Privacy(level) == Privacy(level, labels_to="server")
+    assert Privacy() == Privacy("strict")
+
+
+def test_paper_needs_consent_and_only_paper_takes_it():
+    assert Privacy("paper", allow_unbounded_leakage=True).mode == "paper"
+    with pytest.raises(InputError, match="allow_unbounded_leakage"):
+        Privacy("paper")
+    for level in ("strict", "budget=3"):
+        with pytest.raises(InputError, match="only it takes"):
+            Privacy(level, allow_unbounded_leakage=True)
+    for limit in ({"value_bits": 8}, {"max_bits": 0}, {"many_functions": True}):
+        with pytest.raises(InputError, match="paper has no limits"):
+            Privacy("paper", allow_unbounded_leakage=True, **limit)
+
+
+@pytest.mark.parametrize("level", [
+    "", "Strict", "budget", "budget=", "budget=-1", "budget=1.5", "budget=1 ", "budget=\u0661",
+    "budget=" + "9" * 10, "guarded", "strict\n",
+])  # fmt: skip
+def test_other_words_are_refused(level):
+    with pytest.raises(InputError, match=r"strict\|budget=N\|paper"):
+        Privacy(level)
+
+
+def test_labels_go_to_a_party_that_there_is():
+    with pytest.raises(InputError, match="labels_to anyone: server or trusted"):
+        Privacy(labels_to="anyone")
+
+
+def test_notes_come_back():
+    notes = Notes("table", ("a", "b", "c"), {"age": (0.0, 9.0), "height": (-1.5, 2.5)})
+    assert Notes.read(notes.to_json(), INFO) == notes
+    assert list(Notes.read(notes.to_json(), INFO).ranges) == ["age", "height"]
+    assert json.loads(Notes("pixels", ("a", "b", "c")).to_json()) == {
+        "kind": "pixels", "classes": ["a", "b", "c"],
+    }  # fmt: skip
+    with pytest.raises(EncryptionError, match="names 2 classes"):
+        Notes.read(Notes("pixels", ("a", "b")).to_json(), INFO)
+
+
+def test_classes_are_numbered_as_the_data_set_does():
+    notes = Notes("values", ("well", "sick"))
+    assert notes.numbers(("sick", "well", "sick"), dataset="set").tolist() == [1, 0, 1]
+    with pytest.raises(InputError, match="class 'cured' is not one of data set set"):
+        notes.numbers(("cured",), dataset="set")
+
+
+def test_a_file_of_ranges(tmp_path):
+    path = tmp_path / "ranges.json"
+    path.write_text('{"age": [0, 120], "pulse": [40.5, 200]}')
+    assert read_ranges(path) == {"age": (0.0, 120.0), "pulse": (40.5, 200.0)}
+    for text in ("[1, 2]", '{"age": [0]}', '{"age": 3}', ""):
+        path.write_text(text)
+        with pytest.raises(InputError, match="not a file of ranges"):
+            read_ranges(path)

@@ -1,0 +1,170 @@
+"""`cloister.training.train`: a run from Python, with an authority that is served."""
+
+import contextlib
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+import cloister
+from cloister.authority import service, tokens
+from cloister.authority.authority import Authority
+from cloister.authority.local import LocalClient
+from cloister.base.identity import PUBLIC_FILE
+from cloister.base.rng import SystemRandom
+from cloister.base.sqlite import FILE
+from cloister.data.dataset import EncryptedDataset
+from cloister.errors import BudgetError, EncryptionError, InputError
+from cloister.plan.claims import Extent, Role
+from cloister.training import (
+    ArraySource,
+    NewDataset,
+    Privacy,
+    RunFiles,
+    Settings,
+    encrypt,
+    train,
+)
+from cloister.training.models import mlp
+from cloister.training.trainer import Trainer
+from training.doubles import blobs
+
+RUN = Settings(batch=16, seed=3)
+
+
+class Served:
+    """An authority at a URL, with a data set."""
+
+    def __init__(self, folder, **options):
+        self.folder, self.path = folder, folder / "set.cloister"
+        self.authority = Authority.create(folder / "authority", rng=SystemRandom())
+        self.server = service.serve(folder / "authority", self.authority, listen="127.0.0.1:0")
+        self.x, self.y, _ = blobs(120)
+        self.encrypt(**options)
+
+    def encrypt(self, path=None, **options):
+        return encrypt(
+            ArraySource(self.x, self.y), path or self.path, authority=LocalClient(self.authority),
+            new=NewDataset(value_range=(-1.0, 1.0)), test_fraction=0.25, **options,
+        )  # fmt: skip
+
+    def connect(self, role="server"):
+        token = tokens.issue(self.folder / "authority" / FILE, role, name="", rng=SystemRandom())
+        pin = self.folder / "authority" / PUBLIC_FILE
+        return cloister.authority.connect(self.server.url, pin=pin, token=token)
+
+    def close(self):
+        self.server.close()
+        self.authority.close()
+
+
+@pytest.fixture
+def served(tmp_path):
+    with contextlib.closing(Served(tmp_path)) as made:
+        yield made
+
+
+def losses(outcome):
+    return [result.loss for result in outcome.epochs]
+
+
+def test_a_run_says_what_it_found_out(served, tmp_path):
+    seen, curve = [], tmp_path / "curve.svg"
+    with served.connect() as keys:
+        found = train(
+            served.path, authority=keys, epochs=2, settings=RUN, keep=RunFiles(curve=curve),
+            update=lambda what, done, total: seen.append((what, done == total)),
+        )  # fmt: skip
+    assert (found.dataset, found.model, found.settings.first_layer) == ("set", "mlp", "frozen")
+    assert (found.rank, found.dim, found.spent.rank_max) == (7, 30, 7)
+    assert found.test_accuracy == found.epochs[-1].test_accuracy
+    assert len(found.epochs) == 2
+    assert found.remarks == ()
+    assert {stage for stage, _ in seen} == {"samples", "steps"}
+    assert seen[-1] == ("steps", True)
+    assert "mlp on set, encrypted" in curve.read_text()
+    assert found.claims.worst(Role.SERVER) == Extent.EVERYTHING  # its labels
+    assert found.claims.worst(Role.AUTHORITY) != Extent.EVERYTHING
+    assert not any(p.isnan().any() for p in found.trained.parameters())
+
+
+def test_the_same_seed_gives_the_bits_of_the_trainer(served):
+    """The model by its name, the model itself, and a `Trainer` without the run around it."""
+    opened = EncryptedDataset.open(served.path)
+    with served.connect() as keys:
+        named = train(served.path, authority=keys, epochs=2, settings=RUN)
+        torch.manual_seed(RUN.seed)
+        model = mlp(opened.shape, opened.classes)
+        given = train(opened, authority=keys, model=model, epochs=2, settings=RUN)
+    torch.manual_seed(RUN.seed)
+    trainer = Trainer(
+        mlp(opened.shape, opened.classes), opened, keys=served.authority, rng=SystemRandom(),
+        settings=RUN,
+    )  # fmt: skip
+    assert losses(named) == losses(given) == [one.loss for one in trainer.fit(2)]
+    assert given.model == "Sequential"
+    for one, other in zip(named.trained.parameters(), trainer.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_who_learns_what_is_asked_for(served):
+    trusted = replace(RUN, first_layer=None, unmask_to="trusted")
+    with served.connect("trusted") as keys:
+        found = train(served.path, authority=keys, epochs=2, settings=trusted)
+        assert (found.settings.first_layer, found.rank, found.spent.rank_max) == (
+            "trainable",
+            None,
+            0,
+        )
+        with pytest.raises(InputError, match="registered in mode 'guarded'"):
+            train(served.path, authority=keys, settings=Settings(allow_unbounded_leakage=True))
+    with served.connect() as keys, pytest.raises(BudgetError, match="allowed are 7"):
+        train(served.path, authority=keys, settings=Settings(first_layer="trainable"))
+
+
+def test_paper_trains_where_both_have_agreed(tmp_path):
+    consent = Privacy("paper", allow_unbounded_leakage=True)
+    with contextlib.closing(Served(tmp_path, privacy=consent)) as served, served.connect() as keys:
+        with pytest.raises(InputError, match="registered in mode 'paper'"):
+            train(served.path, authority=keys, epochs=2, settings=RUN)
+        agreed = Settings(allow_unbounded_leakage=True, batch=16)
+        found = train(served.path, authority=keys, epochs=1, settings=agreed).settings
+        assert (found.mode, found.first_layer) == ("paper", "trainable")
+
+
+def test_a_file_is_compared_with_the_authority_before_any_key(served, tmp_path):
+    stranger = tmp_path / "stranger"
+    stranger.mkdir()
+    with (
+        contextlib.closing(Served(stranger)) as other,
+        other.connect() as keys,
+        pytest.raises(EncryptionError, match="give that one's --authority and --pin"),
+    ):
+        train(served.path, authority=keys, epochs=2, settings=RUN)
+    before = tmp_path / "before.cloister"
+    shutil.copy(served.path, before)
+    served.encrypt()
+    noted = []
+    with served.connect() as keys:
+        found = train(before, authority=keys, epochs=2, settings=RUN, note=noted.append)
+    assert "120 registered samples are not in" in noted[0]
+    assert found.remarks == tuple(noted)
+
+
+def test_a_curve_of_another_kind_is_refused_before_the_run(served):
+    with served.connect() as keys, pytest.raises(InputError, match=r"\.svg or \.png"):
+        train(
+            served.path, authority=keys, epochs=2, settings=RUN,
+            keep=RunFiles(curve=served.folder / "curve.gif"),
+        )  # fmt: skip
+    assert served.authority.summary("set").counts["requests"] == 0
+
+
+def test_a_run_goes_on_from_its_checkpoint(served, tmp_path):
+    kept = RunFiles(checkpoint=tmp_path / "run")
+    with served.connect() as keys:
+        whole = train(served.path, authority=keys, epochs=2, settings=RUN)
+        train(served.path, authority=keys, epochs=1, settings=RUN, keep=kept)
+        resumed = train(served.path, authority=keys, epochs=2, settings=RUN, keep=kept)
+    assert losses(resumed) == losses(whole)
