@@ -10,6 +10,10 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 import pytest
 
+import shapes
+
+shapes.install()
+
 import cloister._native as native
 from instruction_sets import forced
 

@@ -177,7 +177,7 @@ class _Product(torch.autograd.Function):
         return of_weight, of_bias, None
 
 
-def _real(values: Int[np.ndarray, "..."], scale: float, exponent: int) -> Tensor:
+def _real(values: Int[np.ndarray, "..."] | Float64[np.ndarray, "..."], scale: float, exponent: int) -> Tensor:
     # One pass: a conversion and then a product would touch the memory twice.
     factor = np.float32(scale * 2.0**-exponent)
     return torch.from_numpy(np.multiply(values, factor, dtype=np.float32, casting="unsafe"))
