@@ -14,8 +14,8 @@ import shapes
 
 shapes.install()
 
-import cloister._native as native
-from instruction_sets import forced
+import cloister._native as native  # noqa: E402  (after the hook that checks its modules)
+from instruction_sets import forced  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,8 @@ Register = Callable[[str, int, str, bytes], int]
 class Chunk:
     """Some samples of a client, in plain.
 
-    Shapes   x: (n, h, w, c), encoded; labels: (n,), class numbers; test: (n,)
+    Shapes   x: (n, h, w, c), encoded; labels: (n,), class numbers; test: (n,). What is appended is
+             checked by the writer (ShapeError)
     Secret   x, labels
     """
 
