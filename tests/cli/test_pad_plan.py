@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cloister.plan.protection import EVERYWHERE, OUTSOURCED
-from cloister.plan.quantise import Precision
+from cloister.plan.quantised import Precision
 from cloister.trusted.pads.stored_plan import PLAN_FILE, load_plan
 
 

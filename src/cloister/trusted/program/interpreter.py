@@ -12,9 +12,9 @@ import numpy as np
 from cloister.base.rng import pad_stream
 from cloister.errors import RangeError, VerificationError
 from cloister.graph.batch import row_count
-from cloister.graph.interpreter import runtime_session
 from cloister.graph.layout import from_channels_last, to_channels_last
 from cloister.graph.onnx.export import model_bytes
+from cloister.graph.ort_session import runtime_session
 from cloister.plan.input_factors import multiplied
 from cloister.ring import reference
 from cloister.ring.freivalds import CheckVectors
@@ -135,7 +135,7 @@ class _Batch:
         return self._values[name]
 
     def fused(self, step: Fused) -> None:
-        """One pass from an answer or a value: a value, and the messages of its sinks."""
+        """An answer or a value becomes a value and the messages of its sinks."""
         epilogue, filters = step.epilogue, step.epilogue.depthwise
         affine = unblinding = coefficients = None
         if step.node is None:
@@ -197,7 +197,7 @@ class _Batch:
     def _image(self, name: str, step: Fused) -> np.ndarray:
         """A value as float32 (n, h, w, c).
 
-        Raises   RangeError for a NaN or infinity that no pass made
+        Raises   RangeError for a NaN or infinity that no fused step made
         """
         value = self.value(name)
         if (name, step.channels_first) not in self._stored and not np.isfinite(value).all():
