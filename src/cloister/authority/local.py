@@ -1,14 +1,19 @@
 """The client's side of an authority in the same process: for tests, benchmarks and one owner."""
 
+import numpy as np
+from jaxtyping import UInt32
+
 from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
 from cloister.authority.enrolment import Known, NewPart
-from cloister.authority.records import Part, part_info
+from cloister.authority.key_service import Receiver
+from cloister.authority.records import Part, Summary, part_info
+from cloister.authority.requests import Request
 from cloister.data.info import DatasetInfo
 
 
 class LocalClient:
-    """What `AuthorityClient` offers to clients of a data set, without a network."""
+    """What `AuthorityClient` offers, without a network."""
 
     def __init__(self, authority: Authority) -> None:
         self._authority = authority
@@ -22,6 +27,14 @@ class LocalClient:
     def describe(self, dataset: str) -> DatasetInfo:
         """See `KeyService.describe`."""
         return self._authority.describe(dataset)
+
+    def ask(self, request: Request, receiver: Receiver) -> UInt32[np.ndarray, "..."]:
+        """See `KeyService.ask`."""
+        return self._authority.ask(request, receiver)
+
+    def summary(self, dataset: str) -> Summary:
+        """See `AuthorityClient.summary`."""
+        return self._authority.summary(dataset)
 
     def find(self, dataset: str) -> Known | None:
         """See `AuthorityClient.find`."""
