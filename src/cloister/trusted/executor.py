@@ -25,8 +25,9 @@ from cloister.trusted.pads.maker import PadUse
 from cloister.trusted.program.compile import compile_plan
 from cloister.trusted.program.steps import Program
 from cloister.trusted.report import Meter
-from cloister.trusted.stages import STAGES, Request, Setup, Stage, Workspace
+from cloister.trusted.stages import STAGES, Setup, Stage
 from cloister.trusted.values import Values
+from cloister.trusted.workspace import Request, Workspace
 from cloister.wire.link import NativeChannel, WorkerLink
 from cloister.wire.shm.packets import MAX_PACKET_BYTES
 

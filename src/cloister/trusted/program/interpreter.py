@@ -135,7 +135,7 @@ class _Batch:
         return self._values[name]
 
     def fused(self, step: Fused) -> None:
-        """One pass from an answer or a value: a value, and the messages of its sinks."""
+        """An answer or a value becomes a value and the messages of its sinks."""
         epilogue, filters = step.epilogue, step.epilogue.depthwise
         affine = unblinding = coefficients = None
         if step.node is None:
@@ -197,7 +197,7 @@ class _Batch:
     def _image(self, name: str, step: Fused) -> np.ndarray:
         """A value as float32 (n, h, w, c).
 
-        Raises   RangeError for a NaN or infinity that no pass made
+        Raises   RangeError for a NaN or infinity that no fused step made
         """
         value = self.value(name)
         if (name, step.channels_first) not in self._stored and not np.isfinite(value).all():
