@@ -26,7 +26,6 @@ from cloister.authority.key_service import Receiver
 from cloister.authority.ledger import Ledger
 from cloister.authority.records import (
     Dataset,
-    Part,
     StoredDataset,
     Summary,
     Terms,
@@ -44,7 +43,7 @@ from cloister.authority.unmasking import unmasking_term
 from cloister.base import sqlite as databases
 from cloister.base.identity import Identity
 from cloister.base.rng import KEY_BYTES, Csprng
-from cloister.data.info import DatasetInfo
+from cloister.data.info import DatasetInfo, PartInfo
 from cloister.errors import (
     EncryptionError,
     FunctionError,
@@ -165,7 +164,7 @@ class Authority:
                     f"data set {dataset}: is not the one that this client has seen, or was made by "
                     "another client meanwhile; encrypt again"
                 )
-            new = Part(part, found.info.samples, samples, sha256)
+            new = PartInfo(part, found.info.samples, samples, sha256)
             old = self._registry.find(dataset, new, key)
             if old is None:
                 self._record(found.with_parts((new, key)), is_new=known is None)
@@ -195,7 +194,7 @@ class Authority:
         self._registry.add(info.name, part, key)
         self._datasets[info.name] = grown
 
-    def parts(self, dataset: str) -> tuple[Part, ...]:
+    def parts(self, dataset: str) -> tuple[PartInfo, ...]:
         """The registered parts of a data set."""
         return tuple(self._dataset(dataset).parts)
 
@@ -284,7 +283,7 @@ class Authority:
             parts = list(read_parts(connection))
             self._registry = Registry(read_retired(connection))
         self._ledger = Ledger(self.database, modulus=modulus)
-        mine: dict[str, list[tuple[Part, bytes]]] = {row[0]: [] for row in stored}
+        mine: dict[str, list[tuple[PartInfo, bytes]]] = {row[0]: [] for row in stored}
         for part, dataset, key in parts:
             # Also those of data sets that fail: nothing of them may be registered again.
             self._registry.add(dataset, part, key)
@@ -297,7 +296,7 @@ class Authority:
                 self._failed[name] = one_line(error)
                 _log.error("data set %s cannot be opened: %s", name, self._failed[name])
 
-    def _open(self, row: StoredDataset, parts: list[tuple[Part, bytes]]) -> None:
+    def _open(self, row: StoredDataset, parts: list[tuple[PartInfo, bytes]]) -> None:
         found = Dataset(*read_dataset(row)).with_parts(*parts)
         self._ledger.read_book(found.info, limits=found.terms.limits(found.info))
         self._datasets[found.info.name] = found

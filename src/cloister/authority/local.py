@@ -7,9 +7,9 @@ from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
 from cloister.authority.enrolment import Known, NewPart
 from cloister.authority.key_service import Receiver
-from cloister.authority.records import Part, Summary, part_info
+from cloister.authority.records import Summary, part_info
 from cloister.authority.requests import Request
-from cloister.data.info import DatasetInfo
+from cloister.data.info import DatasetInfo, PartInfo
 
 
 class LocalClient:
@@ -55,6 +55,6 @@ class LocalClient:
             made=agreed if new.is_first else None,
         )
 
-    def parts(self, dataset: str) -> tuple[Part, ...]:
+    def parts(self, dataset: str) -> tuple[PartInfo, ...]:
         """See `AuthorityClient.parts`."""
         return self._authority.parts(dataset)

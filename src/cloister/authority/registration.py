@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from cloister.authority.agreement import Agreement
-from cloister.authority.records import Dataset, Part, check_terms, key_digest
+from cloister.authority.records import Dataset, check_terms, key_digest
+from cloister.data.info import PartInfo
 from cloister.errors import EncryptionError, InputError, UnknownDatasetError
 
 
@@ -30,16 +31,16 @@ class Registry:
 
     def __init__(self, retired: Iterable[tuple[str, str, bytes]]) -> None:
         """retired: what `records.read_retired` gives."""
-        self._known: dict[str | bytes, tuple[str, Part, bytes]] = {}
+        self._known: dict[str | bytes, tuple[str, PartInfo, bytes]] = {}
         self._retired: set[str | bytes] = {name for names in retired for name in names}
 
-    def add(self, dataset: str, part: Part, key: bytes) -> None:
+    def add(self, dataset: str, part: PartInfo, key: bytes) -> None:
         """A part that is on record."""
         entry = (dataset, part, key)
         for name in _once(part, key):
             self._known[name] = entry
 
-    def find(self, dataset: str, part: Part, key: bytes) -> Part | None:
+    def find(self, dataset: str, part: PartInfo, key: bytes) -> PartInfo | None:
         """The part on record if this is the same again; its place is not compared.
 
         Raises   EncryptionError for a name, contents or a key of another part, or of a deleted one
@@ -58,12 +59,12 @@ class Registry:
         return found[0][1] if found[0] is not None else None
 
 
-def _once(part: Part, key: bytes) -> tuple[str | bytes, ...]:
+def _once(part: PartInfo, key: bytes) -> tuple[str | bytes, ...]:
     # Names and contents differ in length, and a digest of a key is no text.
     return part.part, part.sha256, key_digest(key)
 
 
-def _replay(dataset: str, part: Part, *, of: str) -> EncryptionError:
+def _replay(dataset: str, part: PartInfo, *, of: str) -> EncryptionError:
     return EncryptionError(
         f"data set {dataset}, part {part.part}: is a replay of {of}; encrypt again under a new key"
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from cloister.authority import records
 from cloister.authority.book import Book, Spent, read_book, tabulate, tally
 from cloister.base import sqlite
+from cloister.data.info import PartInfo
 from cloister.errors import UnknownDatasetError, one_line
 
 
@@ -40,7 +41,7 @@ def read_stored(folder: Path, dataset: str | None = None) -> tuple[list[Stored],
     with contextlib.closing(sqlite.connect(path)) as connection, sqlite.faults(path):
         connection.execute("BEGIN")
         sqlite.check(connection)
-        parts: dict[str, list[tuple[records.Part, bytes]]] = {}
+        parts: dict[str, list[tuple[PartInfo, bytes]]] = {}
         for part, name, key in records.read_parts(connection):
             parts.setdefault(name, []).append((part, key))
         for stored in records.stored_datasets(connection):
@@ -59,7 +60,7 @@ def read_stored(folder: Path, dataset: str | None = None) -> tuple[list[Stored],
 def _read_one(
     connection: sqlite3.Connection,
     stored: records.StoredDataset,
-    parts: list[tuple[records.Part, bytes]],
+    parts: list[tuple[PartInfo, bytes]],
 ) -> Stored:
     held = records.Dataset(*records.read_dataset(stored)).with_parts(*parts)
     limits = held.terms.limits(held.info)
