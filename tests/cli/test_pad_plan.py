@@ -9,7 +9,7 @@ import pytest
 
 from cloister.plan.plan import Plan
 from cloister.plan.protection import EVERYWHERE, OUTSOURCED
-from cloister.plan.quantise import Precision
+from cloister.plan.quantised import Precision
 from cloister.trusted.pads.stored_plan import PLAN_FILE
 
 

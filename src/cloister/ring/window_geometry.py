@@ -8,7 +8,6 @@ from jaxtyping import Float32
 
 import cloister._native as native
 
-
 MAX_STARTS = 2**16
 
 

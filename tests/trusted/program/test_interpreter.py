@@ -9,8 +9,8 @@ import nets
 import unequal
 from byzantine.test_session import mixed_plan
 from cloister.errors import CloisterError, VerificationError
-from cloister.graph.interpreter import ORT_ERRORS
 from cloister.graph.onnx import read
+from cloister.graph.ort_session import ORT_ERRORS
 from cloister.graph.passes import normalise
 from cloister.plan import policies
 from cloister.plan.protection import OUTSOURCED

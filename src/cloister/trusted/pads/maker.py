@@ -15,7 +15,7 @@ from cloister.base.rng import Csprng, pad_stream
 from cloister.errors import PadReusedError
 from cloister.plan.plan import Plan
 from cloister.ring.ring_map import RingMap
-from cloister.trusted.pads.store import PadSet, PadSource, erase, reclaim
+from cloister.trusted.pads.source import PadSet, PadSource, erase, reclaim
 
 
 def nonce(pad_id: int, node_index: int) -> bytes:
