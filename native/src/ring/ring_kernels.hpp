@@ -116,30 +116,35 @@ void panel(const RingPanelJob& job) {
   }
 }
 
-// P pixels at once share every load of a weight.
+// P pixels at once share every load of a weight. One vector of channels from c on; `mask...` is
+// empty or selects the last channels.
 template <typename V, int P>
-void ring_depthwise_tile(const RingDepthwiseJob& job, int64_t first_pixel) {
-  for (int64_t c = 0; c < job.channels; c += V::kLanes) {
-    const int64_t lanes = job.channels - c;
-    const bool whole = lanes >= V::kLanes;
-    const auto mask = V::first(static_cast<int>(std::min(lanes, V::kLanes)));
-    typename V::I acc[P];
-    for (int p = 0; p < P; ++p) acc[p] = V::zero();
-    for (int64_t t = 0; t < job.tap_count; ++t) {
-      const uint32_t* w = job.weights + t * job.channels + c;
-      const typename V::I weight = whole ? V::load(w) : V::load(w, mask);
+inline __attribute__((always_inline)) void ring_depthwise_vector(const RingDepthwiseJob& job,
+                                                                 int64_t first_pixel, int64_t c,
+                                                                 auto... mask) {
+  typename V::I acc[P];
+  for (int p = 0; p < P; ++p) acc[p] = V::zero();
+  for (int64_t t = 0; t < job.tap_count; ++t) {
+    const typename V::I weight = V::load(job.weights + t * job.channels + c, mask...);
 #pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) {
-        const uint32_t* x = job.plane + job.pixels[first_pixel + p] + job.taps[t].offset + c;
-        const typename V::I value = whole ? V::load(x) : V::load(x, mask);
-        acc[p] = V::add(acc[p], V::mul(value, weight));
-      }
-    }
     for (int p = 0; p < P; ++p) {
-      uint32_t* out = job.out + (first_pixel + p) * job.channels + c;
-      whole ? V::store(out, acc[p]) : V::store(out, acc[p], mask);
+      const uint32_t* x = job.plane + job.pixels[first_pixel + p] + job.taps[t].offset + c;
+      acc[p] = V::add(acc[p], V::mul(V::load(x, mask...), weight));
     }
   }
+  for (int p = 0; p < P; ++p) {
+    V::store(job.out + (first_pixel + p) * job.channels + c, acc[p], mask...);
+  }
+}
+
+template <typename V, int P>
+void ring_depthwise_tile(const RingDepthwiseJob& job, int64_t first_pixel) {
+  int64_t c = 0;
+  for (; c + V::kLanes <= job.channels; c += V::kLanes) {
+    ring_depthwise_vector<V, P>(job, first_pixel, c);
+  }
+  if (c == job.channels) return;
+  ring_depthwise_vector<V, P>(job, first_pixel, c, V::first(static_cast<int>(job.channels - c)));
 }
 
 template <typename V>
