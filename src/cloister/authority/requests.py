@@ -98,7 +98,10 @@ class _Asked:
 
 @dataclass(frozen=True, eq=False)
 class Labels(_Asked):
-    """The one-hot label of each sample."""
+    """The one-hot label of each sample.
+
+    Raises   ShapeError for ids that are no int64 vector, or arrays that do not fit them
+    """
 
     dataset: str
     ids: Int64[np.ndarray, " n"]
@@ -115,7 +118,10 @@ class Labels(_Asked):
 
 @dataclass(frozen=True, eq=False)
 class Forward(_Asked):
-    """A x_i for each sample: one function for all, and a value of its own for each."""
+    """A x_i for each sample: one function for all, and a value of its own for each.
+
+    Raises   ShapeError for ids that are no int64 vector, or arrays that do not fit them
+    """
 
     dataset: str
     ids: Int64[np.ndarray, " n"]
@@ -186,7 +192,10 @@ class Forward(_Asked):
 
 @dataclass(frozen=True, eq=False)
 class Gradient(_Asked):
-    """The sum over a batch of delta_i x_i: a function for each sample, one value of all of them."""
+    """The sum over a batch of delta_i x_i: a function for each sample, one value of all of them.
+
+    Raises   ShapeError for ids that are no int64 vector, or arrays that do not fit them
+    """
 
     dataset: str
     ids: Int64[np.ndarray, " n"]
