@@ -8,16 +8,22 @@ import pytest
 
 from authority.conftest import add_part, join, start
 from authority.test_authority import DIM, dense, mixed
-from cloister.authority import deletion, tokens
+from cloister.authority import database, deletion, tokens
 from cloister.authority.authority import Authority
 from cloister.authority.deletion import Deleted, delete
 from cloister.authority.enrolment import NewPart
 from cloister.authority.local import LocalClient
-from cloister.base import sqlite
+from cloister.authority.requests import Forward, Labels
 from cloister.base.rng import SystemRandom
 from cloister.data.encoding import Encoding
 from cloister.data.info import DatasetInfo
-from cloister.errors import BudgetError, CloisterError, EncryptionError, InputError
+from cloister.errors import (
+    BudgetError,
+    CloisterError,
+    EncryptionError,
+    InputError,
+    UnknownDatasetError,
+)
 
 RNG = SystemRandom()
 OTHER = DatasetInfo("other", (4, 4, 2), 3, Encoding(1.0, 0.0, 8), 0, 8)
@@ -31,8 +37,8 @@ def two(kit):
     enrolment.register("a" * 32, 5, "b" * 64, KEY)
     add_part(kit.authority, "set", kit.x[:4] // 2, kit.labels[:4], seed=3)
     for name, seed in (("set", 1), ("set", 2), ("other", 3), ("other", 3)):
-        kit.authority.forward_key(name, kit.ids[:3], mixed(3, seed=seed), receiver="server")
-    kit.authority.label_key("other", kit.ids[:2], receiver="server")
+        kit.authority.ask(Forward(name, kit.ids[:3], mixed(3, seed=seed)), receiver="server")
+    kit.authority.ask(Labels("other", kit.ids[:2]), receiver="server")
     return kit
 
 
@@ -45,7 +51,7 @@ def deleted(kit, name="other"):
 
 
 def stored(folder):
-    return b"".join(path.read_bytes() for path in folder.glob(f"{sqlite.FILE}*"))
+    return b"".join(path.read_bytes() for path in folder.glob(f"{database.FILE}*"))
 
 
 def test_its_keys_and_its_rows_are_nowhere(two):
@@ -59,7 +65,7 @@ def test_its_keys_and_its_rows_are_nowhere(two):
         assert secret not in stored(two.folder)
     two.authority = Authority(two.folder)
     assert two.authority.datasets() == ("set",)
-    with contextlib.closing(sqlite3.connect(two.folder / sqlite.FILE)) as connection:
+    with contextlib.closing(sqlite3.connect(two.folder / database.FILE)) as connection:
         tables = [
             name for (name,) in connection.execute("SELECT name FROM sqlite_master")
             if not name.startswith("sqlite_")
@@ -73,28 +79,28 @@ def test_its_keys_and_its_rows_are_nowhere(two):
 
 def test_other_data_sets_keep_everything(two):
     before = two.authority.spent("set")
-    key = two.authority.forward_key("set", two.ids[:3], mixed(3, seed=2), receiver="server")
+    key = two.authority.ask(Forward("set", two.ids[:3], mixed(3, seed=2)), receiver="server")
     deleted(two)
     after = two.authority.spent("set")
     for name in ("rank", "bits", "operand", "labels"):
         np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
-    again = two.authority.forward_key("set", two.ids[:3], mixed(3, seed=2), receiver="server")
+    again = two.authority.ask(Forward("set", two.ids[:3], mixed(3, seed=2)), receiver="server")
     np.testing.assert_array_equal(again, key)
     with pytest.raises(BudgetError):
-        two.authority.forward_key("set", two.ids[:3], mixed(3, seed=9), receiver="server")
+        two.authority.ask(Forward("set", two.ids[:3], mixed(3, seed=9)), receiver="server")
 
 
 def test_a_name_is_free_again_under_other_keys(two):
     old = two.authority.find("other")
     ids = np.arange(5, dtype=np.int64)
-    before = two.authority.forward_key("other", ids, dense(np.eye(DIM)), receiver="trusted")
+    before = two.authority.ask(Forward("other", ids, dense(np.eye(DIM))), receiver="trusted")
     deleted(two)
     assert two.authority.find("other") is None
-    with pytest.raises(EncryptionError, match="not known"):
-        two.authority.forward_key("other", ids, mixed(3, seed=3), receiver="server")
+    with pytest.raises(UnknownDatasetError, match="not known"):
+        two.authority.ask(Forward("other", ids, mixed(3, seed=3)), receiver="server")
     start(two.authority, OTHER).register("c" * 32, 5, "d" * 64, RNG.random_bytes(32))
     assert two.authority.find("other").label_key != old.label_key
-    after = two.authority.forward_key("other", ids, dense(np.eye(DIM)), receiver="trusted")
+    after = two.authority.ask(Forward("other", ids, dense(np.eye(DIM))), receiver="trusted")
     assert (before != after).mean() > 0.99
     assert two.authority.summary("other").rank_max == 0
 
@@ -127,7 +133,7 @@ def test_its_parts_do_not_come_back_with_a_fresh_budget(two, changed, to):
 
 
 def test_its_tokens_open_nothing_that_is_named_like_it(two):
-    path = two.folder / sqlite.FILE
+    path = two.folder / database.FILE
     bound = tokens.issue(path, "server", name="", dataset="other", rng=RNG)
     free = tokens.issue(path, "server", name="", rng=RNG)
     elsewhere = tokens.issue(path, "server", name="", dataset="set", rng=RNG)
@@ -142,13 +148,13 @@ def test_an_authority_that_serves_is_left_alone(two):
     with pytest.raises(InputError, match="in use by another process"):
         delete(two.folder, "other")
     assert two.authority.datasets() == ("other", "set")
-    with pytest.raises(InputError, match="not known"):
+    with pytest.raises(UnknownDatasetError, match="not known"):
         deleted(two, "third")
 
 
 @pytest.mark.parametrize("statement", ["DELETE FROM parts", "DELETE FROM functionals", "VACUUM"])
 def test_a_deletion_that_fails_is_whole_or_absent_and_can_be_finished(two, monkeypatch, statement):
-    real = sqlite.connect
+    real = database.connect
 
     class Failing:
         """A connection that breaks at one statement."""
@@ -166,7 +172,7 @@ def test_a_deletion_that_fails_is_whole_or_absent_and_can_be_finished(two, monke
 
     two.authority.close()
     with monkeypatch.context() as patch:
-        patch.setattr(deletion.databases, "connect", Failing)
+        patch.setattr(deletion.database, "connect", Failing)
         with pytest.raises(CloisterError, match="disk I/O error"):
             delete(two.folder, "other")
     with Authority(two.folder) as authority:

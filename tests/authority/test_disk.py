@@ -20,9 +20,10 @@ from cli.test_authority import serving
 from cloister.authority import tokens
 from cloister.authority.authority import Authority
 from cloister.authority.client import AuthorityClient
+from cloister.authority.database import FILE
+from cloister.authority.requests import Forward, Labels
 from cloister.base.identity import PUBLIC_FILE
 from cloister.base.rng import SystemRandom
-from cloister.base.sqlite import FILE
 from cloister.cli.main import main
 from cloister.errors import CloisterError, EncryptionError, InputError
 
@@ -54,9 +55,7 @@ def test_an_authority_that_there_is_no_room_for(tmp_path, size):
     assert str(tmp_path / "a" / FILE) in message
     assert "room" in message
     # Half of one is none, and says so.
-    assert (
-        main(["authority", "serve", "--dir", str(tmp_path / "a"), "--listen", "127.0.0.1:0"]) == 2
-    )
+    assert main(["authority", "serve", str(tmp_path / "a"), "--listen", "127.0.0.1:0"]) == 2
 
 
 def test_key_files_that_there_is_no_room_for(monkeypatch, tmp_path):
@@ -75,14 +74,14 @@ def test_a_disk_that_is_full_from_the_start(kit):
     before = (kit.folder / FILE).read_bytes()
     for arguments in (
         ("token", kit.folder, "--role", "client"),
-        ("serve", "--dir", kit.folder, "--listen", "127.0.0.1:0"),
+        ("serve", kit.folder, "--listen", "127.0.0.1:0"),
     ):
         message = on_a_full_disk(0, "authority", *arguments)
         assert f"{kit.folder / FILE}: cannot be used" in message
         assert "make its folder writable and room on its disk" in message
     assert (kit.folder / FILE).read_bytes() == before
     kit.authority = Authority(kit.folder)
-    kit.authority.forward_key("set", kit.ids, mixed(2), receiver="server")
+    kit.authority.ask(Forward("set", kit.ids, mixed(2)), receiver="server")
 
 
 def until_it_answers(ask):
@@ -108,22 +107,22 @@ def test_a_disk_that_fills_up_while_it_serves(kit):
             AuthorityClient(url, public=public, token=token) as keys,
             AuthorityClient(url, public=public, token=other) as trusted,
         ):
-            first = keys.forward_key("set", ids[:5], mixed(2), receiver="server")
+            first = keys.ask(Forward("set", ids[:5], mixed(2)), receiver="server")
             old = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, old[1]))
             for ask in (
-                lambda: keys.forward_key("set", ids, mixed(2), receiver="server"),
+                lambda: keys.ask(Forward("set", ids, mixed(2)), receiver="server"),
                 # A repeat too: its record may never come to the disk.
-                lambda: keys.forward_key("set", ids[:5], mixed(2), receiver="server"),
-                lambda: keys.label_key("set", ids, receiver="server"),
-                lambda: trusted.forward_key("set", ids, mixed(2), receiver="trusted"),
+                lambda: keys.ask(Forward("set", ids[:5], mixed(2)), receiver="server"),
+                lambda: keys.ask(Labels("set", ids), receiver="server"),
+                lambda: trusted.ask(Forward("set", ids, mixed(2)), receiver="trusted"),
             ):
                 with pytest.raises(EncryptionError, match="room on its disk; no key is issued"):
                     ask()
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, old)
             assert keys.describe("set").samples == 10
             again = until_it_answers(
-                lambda: keys.forward_key("set", ids, mixed(2), receiver="server")
+                lambda: keys.ask(Forward("set", ids, mixed(2)), receiver="server")
             )
             np.testing.assert_array_equal(again[:5], first)
         process.send_signal(signal.SIGTERM)
@@ -134,7 +133,7 @@ def test_a_disk_that_fills_up_while_it_serves(kit):
     with Authority(kit.folder) as authority:
         assert authority.spent("set").rank.tolist() == [2] * 10
     with serving(kit.folder) as (url, _), AuthorityClient(url, public=public, token=token) as keys:
-        again = keys.forward_key("set", ids, mixed(2), receiver="server")
+        again = keys.ask(Forward("set", ids, mixed(2)), receiver="server")
         np.testing.assert_array_equal(again[:5], first)
     kit.authority = Authority(kit.folder)
 
@@ -180,7 +179,7 @@ def test_a_folder_that_cannot_be_written(public_folder, capsys, tmp_path):
 
     with read_only(folder):
         for arguments in (
-            ("serve", "--dir", folder, "--listen", "127.0.0.1:0"),
+            ("serve", folder, "--listen", "127.0.0.1:0"),
             ("token", folder, "--role", "client"),
         ):
             message = refused(*arguments)
@@ -191,7 +190,7 @@ def test_a_folder_that_cannot_be_written(public_folder, capsys, tmp_path):
         )
     (folder / "authority.lock").unlink()
     with read_only(folder):
-        message = refused("serve", "--dir", folder, "--listen", "127.0.0.1:0")
+        message = refused("serve", folder, "--listen", "127.0.0.1:0")
         assert "authority.lock: cannot be written (Permission denied)" in message
     assert {p.name: p.read_bytes() for p in folder.iterdir()} | {"authority.lock": b""} == before
     # The other way round: with a folder that can be written again nothing was lost.
@@ -202,7 +201,7 @@ def test_a_folder_that_cannot_be_written(public_folder, capsys, tmp_path):
 
 def test_a_damaged_ledger_is_named_and_not_believed(kit, capsys):
     """Bits that have turned over, and pages that are gone: one line, never a traceback."""
-    kit.authority.forward_key("set", kit.ids, mixed(2), receiver="server")
+    kit.authority.ask(Forward("set", kit.ids, mixed(2)), receiver="server")
     kit.authority.close()
     path = kit.folder / FILE
     whole = path.read_bytes()

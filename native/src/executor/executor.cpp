@@ -107,6 +107,8 @@ void Executor::add(Outside step) {
   costs_.emplace_back();
 }
 
+bool Executor::waits(int64_t index) { return node(index).state == State::answered; }
+
 const FusedStep& Executor::fused(size_t step) const {
   const Fused* found = step < steps_.size() ? std::get_if<Fused>(&steps_[step]) : nullptr;
   if (found == nullptr) throw std::invalid_argument("executor: the step is no fused step");
@@ -247,7 +249,9 @@ Stop::Why Executor::perform(Fused& step, size_t number) {
   if (source != nullptr) source->state = State::consumed;
   step.step->run(run, threads_);
   run.reply = reply;
+  bound_[number].reset();
   if (source == nullptr) return Stop::Why::done;
+  source->answer = nullptr;
   if (source->checked && answer_sums_ != source->sums) {
     close();
     return Stop::Why::mismatch;

@@ -206,10 +206,12 @@ void the_callers_steps() {
   Stop stop = executor.run(0, id, none);
   expect(stop.why == Why::outside && stop.step == 2 && id == 1, "the caller's exchange");
   executor.answered(2, &of.answer);
+  expect(executor.waits(0), "an answer waits");
   expect(throws([&] { executor.run(4, id, none); }), "an exchange before the comparison");
   expect(throws([&] { executor.run(5, id, none); }), "any other step before the comparison");
   stop = executor.run(3, id, none);
   expect(stop.why == Why::outside && stop.step == 4 && of.result == 5.0f, "an honest answer");
+  expect(!executor.waits(0), "it was read");
 
   executor.begin();
   executor.run(0, id, none);
@@ -237,6 +239,7 @@ void arrays_of_one_request() {
     run.values = &of.value;
     run.sinks[0].plain = &of.first;
     expect(of.executor.run(0, id, none).why == Why::done && of.first == 5, "with its arrays");
+    expect(of.executor.run(0, id, none).why == Why::unbound, "they serve once");
   }
 }
 

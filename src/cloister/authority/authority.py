@@ -8,55 +8,49 @@ import hmac
 import json
 import logging
 import os
-import re
 import sqlite3
 import threading
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from jaxtyping import Bool, Int16, Int64, UInt32
+from jaxtyping import Int64, UInt32
 
-from cloister.authority import noise
+from cloister.authority import database
+from cloister.authority.account import Spent
 from cloister.authority.agreement import Agreement
-from cloister.authority.book import Spent
 from cloister.authority.enrolment import Known
 from cloister.authority.key_service import Receiver
 from cloister.authority.ledger import Ledger
 from cloister.authority.records import (
     Dataset,
-    Part,
     StoredDataset,
     Summary,
     Terms,
     init,
-    part_info,
     read_dataset,
     read_parts,
     read_retired,
     stored_datasets,
     summarise,
 )
-from cloister.authority.registration import Registry, new_dataset
-from cloister.authority.requests import Forward, Gradient, Pads, Request
-from cloister.base import sqlite as databases
+from cloister.authority.registration import Registration, Registry, new_dataset
+from cloister.authority.requests import Labels, Request
+from cloister.authority.unmasking import unmasking_term
 from cloister.base.identity import Identity
-from cloister.base.rng import KEY_BYTES, Csprng
-from cloister.data.info import DatasetInfo
-from cloister.errors import EncryptionError, FunctionError, InputError, ShapeError
-from cloister.ring import pads
-from cloister.ring.bounds import check_count, check_size
-from cloister.ring.linear import Geometry, LinearMap
-from cloister.wire.https.client import one_line
+from cloister.base.rng import Csprng
+from cloister.data.info import DatasetInfo, PartInfo
+from cloister.errors import (
+    EncryptionError,
+    FunctionError,
+    InputError,
+    UnknownDatasetError,
+    one_line,
+)
 
-MASKS_AT_ONCE = 1 << 22
-"""Elements of masks that are expanded together, whatever the number of samples."""
-_PART = re.compile(r"[0-9a-f]{32}")
 _log = logging.getLogger("cloister.authority")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -67,7 +61,7 @@ class Issued:
     """
 
     term: UInt32[np.ndarray, "..."]
-    ticket: databases.Ticket
+    ticket: database.Ticket
 
     def wait(self) -> UInt32[np.ndarray, "..."]:
         """The key, as soon as it may leave.
@@ -88,9 +82,9 @@ class Authority:
         """
         self._folder, self._threads = Path(folder), threads
         self.identity = Identity.open(self._folder)
-        self._held = databases.hold(self._folder / databases.LOCK_FILE)
+        self._held = database.hold(self._folder / database.LOCK_FILE)
         try:
-            self.database = databases.Database(self._folder / databases.FILE)
+            self.database = database.Database(self._folder / database.FILE)
             self._datasets: dict[str, Dataset] = {}
             self._failed: dict[str, str] = {}
             self._lock = threading.Lock()
@@ -129,44 +123,23 @@ class Authority:
         found = self._found(dataset)
         return None if found is None else Known(_agreement(found), found.label_key)
 
-    def register_part(
-        self,
-        dataset: str,
-        part: str,
-        samples: int,
-        sha256: str,
-        *,
-        agreement: str,
-        sealed_keys: bytes,
-        made: Agreement | None = None,
-    ) -> int:
+    def register(self, offered: Registration) -> int:
         """Take a part's mask key; gives the id of its first sample. The same again is accepted.
 
-        agreement    digest of what the client has agreed to
-        sealed_keys  the part's mask key, then the label key of the data set that the client means
-        made         the data set, if it is to be made with this part: both, or neither
         Raises   EncryptionError for a part, a key or contents that were registered before, and for
                  a data set that is not as the client has seen it; InputError
         """
-        if not (_PART.fullmatch(part) and all(map(_SHA256.fullmatch, (sha256, agreement)))):
-            raise InputError(
-                "a part is named by 32, its contents and its agreement by 64 hexadecimal digits"
-            )
-        bound_to = part_info(dataset, part, sha256, agreement)
-        keys = self.identity.open_sealed(sealed_keys, info=bound_to)
-        if len(keys) != 2 * KEY_BYTES:
-            raise InputError(f"data set {dataset}: a part comes with two keys of {KEY_BYTES} bytes")
-        key, label_key = keys[:KEY_BYTES], keys[KEY_BYTES:]
+        dataset, (key, label_key) = offered.dataset, offered.keys(self.identity)
         with self._lock:
             known = self._found(dataset)
-            found = known or new_dataset(dataset, made, label_key)
+            found = known or new_dataset(dataset, offered.made, label_key)
             seen = hmac.compare_digest(found.label_key, label_key)
-            if not seen or _agreement(found).digest != agreement:
+            if not seen or _agreement(found).digest != offered.agreement:
                 raise EncryptionError(
                     f"data set {dataset}: is not the one that this client has seen, or was made by "
                     "another client meanwhile; encrypt again"
                 )
-            new = Part(part, found.info.samples, samples, sha256)
+            new = PartInfo(offered.part, found.info.samples, offered.samples, offered.sha256)
             old = self._registry.find(dataset, new, key)
             if old is None:
                 self._record(found.with_parts((new, key)), is_new=known is None)
@@ -179,52 +152,24 @@ class Authority:
         info, part, key = grown.info, grown.parts[-1], grown.keys[-1]
         # All that can fail comes before the record, and what others see after it.
         row = (part.part, info.name, part.first, part.samples, part.sha256, key)
-        jobs, book = [partial(_insert, "parts", row)], None
+        jobs, account = [partial(_insert, "parts", row)], None
         if is_new:
-            book = self._ledger.new_book(info, limits=grown.terms.limits(info))
+            account = self._ledger.new_account(info, limits=grown.terms.limits(info))
             described = replace(info, samples=0).to_json()
             terms = json.dumps(asdict(grown.terms)).encode()
             jobs.append(
                 partial(_insert, "datasets", (info.name, described, terms, grown.label_key))
             )
         self.database.enqueue(*jobs)
-        # The books first: a request for the new ids must find their pages.
-        if book is None:
+        # The account first: a request for the new ids must find it.
+        if account is None:
             self._ledger.grow(info)
         else:
-            self._ledger.open_book(book)
+            self._ledger.open_account(account)
         self._registry.add(info.name, part, key)
         self._datasets[info.name] = grown
 
-    def label_key(
-        self, dataset: str, ids: Int64[np.ndarray, " n"], *, receiver: Receiver
-    ) -> UInt32[np.ndarray, "n classes"]:
-        """See `KeyService.label_key`."""
-        return self.issue_labels(dataset, ids, receiver=receiver).wait()
-
-    def issue_labels(
-        self,
-        dataset: str,
-        ids: Int64[np.ndarray, " n"],
-        *,
-        receiver: Receiver,
-        at_once: bool = False,
-    ) -> Issued:
-        """As `label_key`, without waiting for the disk; `at_once` as in `Ledger`."""
-        found = self._dataset(dataset)
-        ids = self._ids(found, ids, receiver)
-        if receiver == "server" and not found.terms.labels_to_server:
-            raise FunctionError(
-                f"data set {dataset}: its labels go to a trusted runtime only, as its owner decided"
-            )
-        if receiver == "server":
-            ticket = self._ledger.charge_labels(dataset, ids, at_once=at_once)
-        else:
-            ticket = self._ledger.count_trusted(dataset, at_once=at_once)
-        term = self._masks(found, ids, (found.info.classes,), pads.LABEL_DOMAIN)
-        return Issued(term, ticket)
-
-    def parts(self, dataset: str) -> tuple[Part, ...]:
+    def parts(self, dataset: str) -> tuple[PartInfo, ...]:
         """The registered parts of a data set."""
         return tuple(self._dataset(dataset).parts)
 
@@ -238,91 +183,37 @@ class Authority:
         """See `KeyService.describe`."""
         return self._dataset(dataset).info
 
-    def forward_key(
-        self,
-        dataset: str,
-        ids: Int64[np.ndarray, " n"],
-        linear: LinearMap,
-        *,
-        receiver: Receiver,
-    ) -> UInt32[np.ndarray, "n oh ow oc"]:
-        """See `KeyService.forward_key`."""
-        return self.issue_forward(dataset, ids, linear, receiver=receiver).wait()
+    def ask(self, request: Request, receiver: Receiver) -> UInt32[np.ndarray, "..."]:
+        """See `KeyService.ask`."""
+        return self.issue(request, receiver).wait()
 
-    def issue_forward(
-        self,
-        dataset: str,
-        ids: Int64[np.ndarray, " n"],
-        linear: LinearMap,
-        *,
-        receiver: Receiver,
-        at_once: bool = False,
-    ) -> Issued:
-        """As `forward_key`, without waiting for the disk; `at_once` as in `Ledger`."""
-        found = self._dataset(dataset)
-        ids = self._ids(found, ids, receiver)
-        check_size(found.info, linear.geometry, len(ids))
-        # A private copy: what is charged is what is computed, and what the books keep.
-        linear = LinearMap(linear.geometry, np.array(linear.weights))
-        request = Forward(linear, len(ids))
-        return self._issue(found, ids, request, receiver=receiver, at_once=at_once)
+    def issue(self, request: Request, receiver: Receiver, *, at_once: bool = False) -> Issued:
+        """As `ask`, without waiting for the disk; `at_once` as in `Ledger`.
 
-    def gradient_key(
-        self,
-        dataset: str,
-        ids: Int64[np.ndarray, " n"],
-        geometry: Geometry,
-        delta: Int16[np.ndarray, "n oh ow oc"],
-        *,
-        receiver: Receiver,
-    ) -> UInt32[np.ndarray, "o kh kw c"]:
-        """See `KeyService.gradient_key`."""
-        return self.issue_gradient(dataset, ids, geometry, delta, receiver=receiver).wait()
-
-    def issue_gradient(
-        self,
-        dataset: str,
-        ids: Int64[np.ndarray, " n"],
-        geometry: Geometry,
-        delta: Int16[np.ndarray, "n oh ow oc"],
-        *,
-        receiver: Receiver,
-    ) -> Issued:
-        """As `gradient_key`, without waiting for the disk."""
-        found = self._dataset(dataset)
-        ids = self._ids(found, ids, receiver)
-        check_size(found.info, geometry, len(ids))
-        delta = np.array(delta)  # what is charged is what is computed
-        if delta.shape != (len(ids), *geometry.out_shape) or delta.dtype != np.int16:
-            raise ShapeError(
-                f"delta must be int16 ({len(ids)}, *{geometry.out_shape}), "
-                f"got {delta.dtype} {delta.shape}"
-            )
-        if len(np.unique(ids)) != len(ids):
-            raise FunctionError(f"data set {dataset}: a gradient names a sample twice")
-        return self._issue(found, ids, Gradient(geometry, delta), receiver=receiver)
-
-    def _issue(
-        self,
-        found: Dataset,
-        ids: Int64[np.ndarray, " n"],
-        request: Request,
-        *,
-        receiver: Receiver,
-        at_once: bool = False,
-    ) -> Issued:
-        """The one place that keys about samples come from: charged and blurred for the server."""
-        name = found.info.name
-        request.check_range(found.info)
-        if receiver == "server":
-            ticket = self._ledger.charge(name, ids, request, at_once=at_once)
+        The one place that unmasking terms come from: charged, and noisy, for the server.
+        """
+        found = self._dataset(request.dataset)
+        if receiver not in get_args(Receiver):
+            raise InputError("a key's receiver is server or trusted")
+        # A private copy: what is charged is what is computed, and what the ledger keeps.
+        request = request.copied()
+        request.check(found.info)
+        _check_ids(found.info, request.ids)
+        if not isinstance(request, Labels):
+            request.check_range(found.info)
+        if receiver == "trusted":
+            ticket = self._ledger.count_trusted(request.dataset, at_once=at_once)
+        elif not isinstance(request, Labels):
+            ticket = self._ledger.charge(request, at_once=at_once)
+        elif found.terms.labels_to_server:
+            ticket = self._ledger.charge_labels(request, at_once=at_once)
         else:
-            ticket = self._ledger.count_trusted(name, at_once=at_once)
-        unmasking = self._pads(found, ids, request.geometry.in_shape)
-        term = request.term(unmasking, threads=self._threads)
-        if receiver == "server":
-            self._blur(found, ids, request, term)
-        return Issued(term, ticket)
+            raise FunctionError(
+                f"data set {request.dataset}: its labels go to a trusted runtime only, as its "
+                "owner decided"
+            )
+        noisy = receiver == "server"
+        return Issued(unmasking_term(found, request, noisy=noisy, threads=self._threads), ticket)
 
     # ---- for the owner of the data
 
@@ -356,81 +247,18 @@ class Authority:
     def _dataset(self, name: str) -> Dataset:
         found = self._found(name)
         if found is None:
-            raise EncryptionError(f"data set {name}: is not known to this authority")
+            raise UnknownDatasetError(f"data set {name}: is not known to this authority")
         return found
-
-    def _ids(
-        self, found: Dataset, ids: Int64[np.ndarray, " n"], receiver: Receiver
-    ) -> Int64[np.ndarray, " n"]:
-        """A private copy of sample ids, asked for by a receiver there is."""
-        if receiver not in get_args(Receiver):
-            raise InputError("a key's receiver is server or trusted")
-        ids = np.array(ids, order="C")
-        if ids.dtype != np.int64 or ids.ndim != 1:
-            raise ShapeError(f"sample ids must be an int64 vector, got {ids.dtype} {ids.shape}")
-        info = found.info
-        check_count(info, len(ids))
-        if not 0 <= int(ids.min()) <= int(ids.max()) < info.samples:
-            bad = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
-            raise EncryptionError(
-                f"data set {info.name}: holds no sample {bad}, only 0 to {info.samples - 1}; "
-                "use the ids of its file"
-            )
-        return ids
-
-    def _masks(
-        self, found: Dataset, ids: Int64[np.ndarray, " n"], shape: tuple[int, ...], domain: int
-    ) -> UInt32[np.ndarray, "n ..."]:
-        out = np.empty((len(ids), *shape), np.uint32)
-        for mine, local, key in self._by_part(found, ids):
-            out[mine] = pads.masks(key, local, shape, domain=domain)
-        return out
-
-    def _pads(self, found: Dataset, ids: Int64[np.ndarray, " n"], shape: tuple[int, ...]) -> Pads:
-        """The masks of samples, as many at a time as stay in bounded memory."""
-        step = max(1, MASKS_AT_ONCE // found.info.dim)
-        for start in range(0, len(ids), step):
-            some = slice(start, start + step)
-            yield some, self._masks(found, ids[some], shape, pads.DATA_DOMAIN)
-
-    def _blur(
-        self,
-        found: Dataset,
-        ids: Int64[np.ndarray, " n"],
-        request: Request,
-        term: UInt32[np.ndarray, "..."],
-    ) -> None:
-        """Subtract the noise, in place, that the unmasked values must keep."""
-        bits = found.terms.limits(found.info).value_bits
-        if bits == noise.EXACT_BITS:
-            return
-        shape = request.value_shape
-        for function, places in request.functions():
-            shift = noise.shift(found.info, function, bits)
-            if shift == 0:
-                continue
-            for mine, local, key in self._by_part(found, ids[places]):
-                drawn = noise.noise(key, local, shape, digest=function.digest, shift=shift)
-                request.blur(term, places[mine], drawn)
-
-    def _by_part(
-        self, found: Dataset, ids: Int64[np.ndarray, " n"]
-    ) -> Iterator[tuple[Bool[np.ndarray, " n"], Int64[np.ndarray, " m"], bytes]]:
-        """Which ids are of a part, their numbers in it, and its key; for every part concerned."""
-        owner = np.searchsorted(found.firsts, ids, side="right") - 1
-        for index in np.unique(owner).tolist():
-            mine = owner == index
-            yield mine, ids[mine] - found.parts[index].first, found.keys[index]
 
     def _load(self) -> None:
         with self.database.reading() as connection:
-            databases.check(connection)
+            database.check(connection)
             (modulus,) = connection.execute("SELECT modulus FROM authority").fetchone()
             stored = stored_datasets(connection)
             parts = list(read_parts(connection))
             self._registry = Registry(read_retired(connection))
         self._ledger = Ledger(self.database, modulus=modulus)
-        mine: dict[str, list[tuple[Part, bytes]]] = {row[0]: [] for row in stored}
+        mine: dict[str, list[tuple[PartInfo, bytes]]] = {row[0]: [] for row in stored}
         for part, dataset, key in parts:
             # Also those of data sets that fail: nothing of them may be registered again.
             self._registry.add(dataset, part, key)
@@ -440,13 +268,22 @@ class Authority:
             try:
                 self._open(row, mine[name])
             except Exception as error:  # noqa: BLE001  (whatever it is, the others are served)
-                self._failed[name] = one_line(str(error)) or type(error).__name__
+                self._failed[name] = one_line(error)
                 _log.error("data set %s cannot be opened: %s", name, self._failed[name])
 
-    def _open(self, row: StoredDataset, parts: list[tuple[Part, bytes]]) -> None:
+    def _open(self, row: StoredDataset, parts: list[tuple[PartInfo, bytes]]) -> None:
         found = Dataset(*read_dataset(row)).with_parts(*parts)
-        self._ledger.read_book(found.info, limits=found.terms.limits(found.info))
+        self._ledger.read_account(found.info, limits=found.terms.limits(found.info))
         self._datasets[found.info.name] = found
+
+
+def _check_ids(info: DatasetInfo, ids: Int64[np.ndarray, " n"]) -> None:
+    lowest, highest = int(ids.min()), int(ids.max())
+    if not 0 <= lowest <= highest < info.samples:
+        raise EncryptionError(
+            f"data set {info.name}: holds no sample {lowest if lowest < 0 else highest}, only 0 to "
+            f"{info.samples - 1}; use the ids of its file"
+        )
 
 
 def _agreement(found: Dataset) -> Agreement:

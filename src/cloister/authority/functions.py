@@ -21,7 +21,7 @@ inputs, and then a lattice reduction finds small inputs from fewer rows than inp
 elements and 16-bit weights, two rows on the same five elements usually determine all five, so
 that a budget of a quarter of the rank may read up to about three quarters of the elements.
 So the ledger bounds the output bits too (`max_bits`, a quarter of the sample's own by default), and
-the values are blurred to few bits each (`cloister.authority.noise`): released bits are never fewer
+noise leaves few bits of each value (`cloister.authority.noise`): released bits are never fewer
 than what is learned. Natural data is redundant, so that both count an upper bound on *new*
 knowledge, not the quality of the best guess.
 """

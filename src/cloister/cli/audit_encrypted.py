@@ -18,11 +18,11 @@ from cloister.audit.training.training_page import (
     thresholds,
 )
 from cloister.audit.training.truth import Truth, check_truth
+from cloister.authority.request_log import read_releases
 from cloister.base import files
 from cloister.base.reading import open_regular, parsing
 from cloister.cli.console import emit_json, err, out, table
 from cloister.errors import InputError
-from cloister.wire.request_log import read_releases
 
 ARRAYS = ("x", "y", "ids", "rows", "scale", "offset")
 FRACTION = 1e-3

@@ -198,7 +198,7 @@ def _host(
     if access is None:
         return None
     return stack.enter_context(
-        closing(RemoteCiphertextServer(server, public=access, retry_for_s=patience))
+        closing(RemoteCiphertextServer(server, access=access, retry_for_s=patience))
     )
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
 from cloister.authority.key_service import KeyService
+from cloister.authority.request_log import Recorder
 from cloister.base.rng import KEY_BYTES, Csprng
 from cloister.data.encoding import Encoding
 from cloister.data.feature_noise import StepNoise
@@ -33,7 +34,6 @@ from cloister.ring.bounds import most_at_once
 from cloister.training import checkpoint, models
 from cloister.training.checkpoint import Checkpoint, EpochResult, Position
 from cloister.training.ciphertexts import (
-    CiphertextHost,
     Ciphertexts,
     CiphertextServer,
     HostedServer,
@@ -45,7 +45,6 @@ from cloister.training.layers import Encrypted, Samples
 from cloister.training.private import PrivateStep
 from cloister.training.products import Products
 from cloister.training.settings import Settings
-from cloister.wire.request_log import Recorder
 
 __all__ = ["Dataset", "Trainer", "epoch_order"]
 
@@ -111,7 +110,7 @@ class Trainer:
         keys: KeyService,
         rng: Csprng,
         settings: Settings | None = None,
-        server: CiphertextHost | None = None,
+        server: CiphertextServer | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         projection: Projection | None = None,
         checkpoint_dir: Path | None = None,

@@ -10,21 +10,22 @@ import torch
 from torch import nn
 
 from cloister.authority.key_service import KeyService
-from cloister.authority.records import Part, Summary
+from cloister.authority.records import Summary
+from cloister.authority.request_log import ReleaseLog
 from cloister.base.rng import SystemRandom
 from cloister.data.dataset import EncryptedDataset
+from cloister.data.info import PartInfo
 from cloister.data.writer import check_registered
-from cloister.errors import AuthorityUnavailable, EncryptionError
+from cloister.errors import AuthorityUnavailable, EncryptionError, ServiceUnavailable
 from cloister.plan.claims import Claims
 from cloister.training import models
 from cloister.training.accuracy_plot import check_name, write_curve
 from cloister.training.checkpoint import EpochResult
-from cloister.training.ciphertexts import CiphertextHost
+from cloister.training.ciphertexts import CiphertextServer
 from cloister.training.claims import claims
-from cloister.training.data_owner import Note, Update, absence, registered
+from cloister.training.data_owner import Note, Update, absence
 from cloister.training.settings import Settings
 from cloister.training.trainer import Trainer
-from cloister.wire.request_log import ReleaseLog
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class TrainingAuthority(KeyService, Protocol):
         """Fingerprint of the authority."""
         ...
 
-    def parts(self, dataset: str) -> tuple[Part, ...]:
+    def parts(self, dataset: str) -> tuple[PartInfo, ...]:
         """The registered parts of a data set."""
         ...
 
@@ -95,7 +96,7 @@ def train(
     model: nn.Module | str = "mlp",
     epochs: int = 5,
     settings: Settings | None = None,
-    host: CiphertextHost | None = None,
+    host: CiphertextServer | None = None,
     keep: RunFiles | None = None,
     note: Note = lambda text: None,
     update: Update = lambda what, done, total: None,
@@ -157,7 +158,7 @@ def _check_origin(dataset: EncryptedDataset, authority: TrainingAuthority, note:
             f"{dataset.path}: belongs to authority {dataset.authority_fingerprint[:16]}, not "
             f"{authority.fingerprint[:16]}; give that one's --authority and --pin"
         )
-    absent = check_registered(dataset, registered(authority.parts(dataset.name)))
+    absent = check_registered(dataset, authority.parts(dataset.name))
     if absent:
         note(absence(dataset.path, absent))
 
@@ -167,11 +168,11 @@ def _kept(checkpoint: Path | None) -> Iterator[None]:
     """Say what is left of a run whose authority stays away."""
     try:
         yield
-    except AuthorityUnavailable as error:
+    except ServiceUnavailable as error:
         left = "nothing of the run is kept: name a --checkpoint FOLDER"
         if checkpoint is not None:
             left = f"the run is kept in {checkpoint}: the same command goes on with it"
-        raise AuthorityUnavailable(f"{error}; {left}") from None
+        raise type(error)(f"{error}; {left}") from None
 
 
 def _outcome(

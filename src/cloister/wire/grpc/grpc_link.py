@@ -15,12 +15,13 @@ from queue import SimpleQueue
 import grpc
 import numpy as np
 
-from cloister.errors import ProtocolError, WorkerTimeout, WorkerUnavailable
+from cloister.errors import ProtocolError, WorkerTimeout, WorkerUnavailable, printable
 from cloister.wire.codec import Encoded, Head, encode
 from cloister.wire.grpc.frames import FRAME_BYTES, Assembler, to_frames
 from cloister.wire.grpc.places import check_address
 from cloister.wire.link import MessageLink
 from cloister.wire.messages import (
+    MAX_FAILURE_CHARS,
     Answer,
     Apply,
     Hello,
@@ -28,7 +29,6 @@ from cloister.wire.messages import (
     LoadSegment,
     TensorSpec,
     Unchecked,
-    printable,
 )
 from cloister.wire.replies import named
 
@@ -197,7 +197,7 @@ class RpcLink(MessageLink):
             broken = named(error, self.name)
             call.cancel()
         except grpc.RpcError as error:
-            broken = self._unavailable(_reason(error))
+            broken = self._unavailable(printable(_reason(error), most=MAX_FAILURE_CHARS))
         self._outbox.put(None)
         with self._changed:
             self._broken = self._broken or broken
@@ -218,5 +218,5 @@ def _reason(error: grpc.RpcError) -> str:
     if code == grpc.StatusCode.UNAVAILABLE:
         return "cannot be reached; is `cloister worker --listen` running there?"
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return f"has no room for this client or message ({printable(error.details() or '')})"
-    return printable(f"ended the connection: {code.name} {error.details()}")
+        return f"has no room for this client or message ({error.details() or ''})"
+    return f"ended the connection: {code.name} {error.details()}"

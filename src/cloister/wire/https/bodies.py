@@ -53,6 +53,13 @@ class Body:
             raise ProtocolError(f"message: field {name!r} must be an integer")
         return value
 
+    def numbers(self, name: str) -> tuple[int, ...]:
+        """A field that is a list of integers."""
+        value = self.fields.get(name)
+        if not isinstance(value, list) or not all(type(item) is int for item in value):
+            raise ProtocolError(f"message: field {name!r} must be a list of integers")
+        return tuple(value)
+
     def mapping(self, name: str) -> Mapping[str, Any]:
         """A field that is an object."""
         value = self.fields.get(name)

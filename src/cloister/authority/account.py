@@ -1,4 +1,4 @@
-"""One data set's pages of the ledger: in memory, and as they are stored.
+"""One data set's account in the ledger: in memory, and as it is stored.
 
 A sample is one 32-bit word: the number of its state, and a bit for its label.
 """
@@ -123,7 +123,7 @@ class Words:
 
 
 @dataclass
-class Book:
+class Account:
     """What is known of a data set's samples.
 
     counts        requests and refusals so far
@@ -243,25 +243,25 @@ def write_counts(dataset: str, counts: dict[str, int], connection: sqlite3.Conne
     )
 
 
-def new_book(info: DatasetInfo, *, limits: Limits, modulus: int) -> Book:
-    """The pages of a data set that has given nothing away."""
+def new_account(info: DatasetInfo, *, limits: Limits, modulus: int) -> Account:
+    """The account of a data set that has given nothing away."""
     states = States(
         dim=info.dim,
         element_bits=info.encoding.bits,
         modulus=modulus,
-        blurred=limits.value_bits < noise.EXACT_BITS,
+        noisy=limits.value_bits < noise.EXACT_BITS,
     )
-    return Book(info, limits, states, Words(), dict.fromkeys(COUNTED, 0))
+    return Account(info, limits, states, Words(), dict.fromkeys(COUNTED, 0))
 
 
-def read_book(
+def read_account(
     connection: sqlite3.Connection, info: DatasetInfo, *, limits: Limits, modulus: int
-) -> Book:
-    """A data set's pages as they are stored.
+) -> Account:
+    """A data set's account as it is stored.
 
-    Raises   EncryptionError when they are damaged
+    Raises   EncryptionError when it is damaged
     """
-    book = new_book(info, limits=limits, modulus=modulus)
+    account = new_account(info, limits=limits, modulus=modulus)
     stored = read_states(connection, info.name)
     known = {
         digest: read_function(geometry, weights)
@@ -271,9 +271,9 @@ def read_book(
             (info.name,),
         )
     }
-    book.states.restore(stored, known)
-    book.words, book.journal_rows = read_words(connection, info.name, info.samples)
-    if book.words.highest() >= len(book.states.all):
+    account.states.restore(stored, known)
+    account.words, account.journal_rows = read_words(connection, info.name, info.samples)
+    if account.words.highest() >= len(account.states.all):
         raise EncryptionError(f"ledger: a sample of {info.name} has no state; use a backup")
-    book.counts = read_counts(connection, info.name)
-    return book
+    account.counts = read_counts(connection, info.name)
+    return account
