@@ -18,10 +18,11 @@ from cloister.authority.account import BLOCK, LABEL_BIT, Words, tabulate, tally
 from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
 from cloister.authority.database import FILE, Database
-from cloister.authority.enrolment import NewPart, enrol
+from cloister.authority.enrolment import enrol
 from cloister.authority.ledger import Ledger
 from cloister.authority.local import LocalClient
 from cloister.authority.records import Dataset, Terms
+from cloister.authority.registration import NewPart
 from cloister.authority.requests import Forward, Gradient, Labels
 from cloister.authority.states import State
 from cloister.base.rng import SystemRandom

@@ -24,8 +24,8 @@ from cloister.errors import (
     ServiceUnavailable,
 )
 from cloister.wire.https import bodies
-from cloister.wire.https.bodies import Body
-from cloister.wire.https.client import CONTENT_TYPE, HttpsClient
+from cloister.wire.https.bodies import CONTENT_TYPE, Body
+from cloister.wire.https.client import HttpsClient
 from cloister.wire.https.connection import QUICK_BYTES, Job, Pending, Principal, Route
 from cloister.wire.https.server import HttpsServer
 

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloister.errors import ProtocolError
-from cloister.wire.https.client import CONTENT_TYPE
+from cloister.wire.https.bodies import CONTENT_TYPE
 from cloister.wire.https.head import parse_head
 
 GOOD = (

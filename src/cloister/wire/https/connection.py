@@ -15,8 +15,7 @@ from dataclasses import dataclass
 
 from cloister.errors import CloisterError, ProtocolError, ServiceUnavailable, printable
 from cloister.wire.https.admission import BusyError, Crowd, Limits, QuietLog, Shares
-from cloister.wire.https.bodies import Body, decode, encode
-from cloister.wire.https.client import CONTENT_TYPE, MAX_MESSAGE_CHARS
+from cloister.wire.https.bodies import CONTENT_TYPE, MAX_MESSAGE_CHARS, Body, decode, encode
 from cloister.wire.https.head import END, MAX_HEAD_BYTES, Head, parse_head
 
 QUICK_BYTES = 1 << 16
