@@ -7,11 +7,11 @@ import pytest
 from cloister.authority import service, tokens
 from cloister.authority.agreement import EXPOSURE
 from cloister.authority.authority import Authority
+from cloister.authority.database import FILE
 from cloister.authority.requests import Forward, Labels
 from cloister.base import files
 from cloister.base.identity import PUBLIC_FILE
 from cloister.base.rng import SystemRandom
-from cloister.base.sqlite import FILE
 from cloister.data import dataset as datasets
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.encoding import Encoding

@@ -12,9 +12,9 @@ import pytest
 from cli.test_encrypt import decrypted
 from cloister.authority import service, tokens
 from cloister.authority.authority import Authority
+from cloister.authority.database import FILE
 from cloister.base.identity import PUBLIC_FILE
 from cloister.base.rng import SystemRandom
-from cloister.base.sqlite import FILE
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.writer import check_registered
 from cloister.errors import AuthorityUnavailable, EncryptionError
@@ -179,7 +179,7 @@ STAGES = {
     "the file": (("os.fsync", _full), (), "No space left"),
     "the request": (("cloister.authority.client.AuthorityClient.register", _away), (), "answers"),
     "the record": (("cloister.authority.authority.new_dataset", _refuses), (), "no key is issued"),
-    "the books": (("cloister.authority.ledger.new_book", _refuses), (), "no key is issued"),
+    "the accounts": (("cloister.authority.ledger.new_account", _refuses), (), "no key is issued"),
 }
 
 

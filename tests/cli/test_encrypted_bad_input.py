@@ -14,10 +14,10 @@ from cli.test_train import Place
 from cloister.authority import service, tokens
 from cloister.authority.authority import Authority
 from cloister.authority.client import AuthorityClient
+from cloister.authority.database import FILE
 from cloister.authority.requests import Forward, Gradient, Labels
 from cloister.base.identity import PUBLIC_FILE
 from cloister.base.rng import SystemRandom
-from cloister.base.sqlite import FILE
 from cloister.data import dataset as datasets
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.info import PartInfo

@@ -10,10 +10,10 @@ import torch
 import cloister
 from cloister.authority import service, tokens
 from cloister.authority.authority import Authority
+from cloister.authority.database import FILE
 from cloister.authority.local import LocalClient
 from cloister.base.identity import PUBLIC_FILE
 from cloister.base.rng import SystemRandom
-from cloister.base.sqlite import FILE
 from cloister.data.dataset import EncryptedDataset
 from cloister.errors import BudgetError, EncryptionError, InputError
 from cloister.plan.claims import Extent, Role

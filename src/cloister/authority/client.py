@@ -1,7 +1,6 @@
 """The authority as clients, servers and trusted runtimes reach it: HTTPS with a pinned key."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +10,8 @@ from jaxtyping import UInt32
 from cloister.authority.agreement import Agreement
 from cloister.authority.enrolment import Known, NewPart
 from cloister.authority.key_service import Receiver
-from cloister.authority.records import Summary, part_info, read_terms
+from cloister.authority.records import Summary, read_terms
+from cloister.authority.registration import Registration
 from cloister.authority.requests import Request
 from cloister.base import files
 from cloister.base.identity import PublicIdentity
@@ -111,21 +111,8 @@ class AuthorityClient:
         Secret   the part's keys, sealed here
         Raises   EncryptionError for a replay, and when the data set is another by now
         """
-        name, digest = agreed.info.name, agreed.digest
-        sealed = self.public.seal(
-            new.mask_key + new.label_key, info=part_info(name, new.part, new.sha256, digest)
-        )
-        fields = {
-            "dataset": name,
-            "part": new.part,
-            "samples": new.samples,
-            "sha256": new.sha256,
-            "agreement": digest,
-        }
-        if new.is_first:
-            fields["info"] = agreed.info.to_json().decode()
-            fields["terms"] = asdict(agreed.terms)
-        answer = self._https.call("register", fields, (np.frombuffer(sealed, np.uint8),))
+        offered = Registration.of(new, agreed, to=self.public)
+        answer = self._https.call("register", offered.fields, offered.tensors)
         return answer.number("first")
 
 

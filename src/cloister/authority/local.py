@@ -7,7 +7,8 @@ from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
 from cloister.authority.enrolment import Known, NewPart
 from cloister.authority.key_service import Receiver
-from cloister.authority.records import Summary, part_info
+from cloister.authority.records import Summary
+from cloister.authority.registration import Registration
 from cloister.authority.requests import Request
 from cloister.data.info import DatasetInfo, PartInfo
 
@@ -42,18 +43,7 @@ class LocalClient:
 
     def register(self, agreed: Agreement, new: NewPart) -> int:
         """See `AuthorityClient.register`."""
-        name, digest = agreed.info.name, agreed.digest
-        return self._authority.register_part(
-            name,
-            new.part,
-            new.samples,
-            new.sha256,
-            agreement=digest,
-            sealed_keys=self._public.seal(
-                new.mask_key + new.label_key, info=part_info(name, new.part, new.sha256, digest)
-            ),
-            made=agreed if new.is_first else None,
-        )
+        return self._authority.register(Registration.of(new, agreed, to=self._public))
 
     def parts(self, dataset: str) -> tuple[PartInfo, ...]:
         """See `AuthorityClient.parts`."""

@@ -45,7 +45,8 @@ COPY_BYTES = 1 << 20
 class Chunk:
     """Some samples of a client, in plain.
 
-    Shapes   x: (n, h, w, c), encoded; labels: (n,), class numbers; test: (n,)
+    Shapes   x: (n, h, w, c), encoded; labels: (n,), class numbers; test: (n,). What is appended is
+             checked by the writer (ShapeError)
     Secret   x, labels
     """
 

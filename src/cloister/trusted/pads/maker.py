@@ -2,7 +2,7 @@
 
 A pad set is identified by a pad id and serves one input of one plan. `r` is never stored: it is the
 AES-256-CTR keystream under (key, pad id, node index). `A r` is made beforehand, either here when
-asked (`InlinePads`) or in a store (padstore.py), and used once.
+asked (`InlinePads`) or in a store (store.py), and used once.
 """
 
 import os
