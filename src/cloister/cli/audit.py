@@ -72,7 +72,7 @@ def encrypted(
             "--value-bits",
             min=1,
             max=32,
-            help="Bits of a value as the data set's owner set them; attacks then know the blur. "
+            help="Bits of a value as the data set's owner set them; attacks then know the noise. "
             "32: the values are exact, as in mode paper.",
         ),
     ] = 32,
