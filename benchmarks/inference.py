@@ -21,8 +21,7 @@ from cloister.cli.console import err
 from cloister.cli.speed import measure_session, random_input
 from cloister.graph.onnx.load import load
 from cloister.plan import policies
-from cloister.plan.quantise import Precision
-from cloister.plan.recipe import measure as calibrate
+from cloister.plan.plan import SUFFIX
 
 ALL = "all"
 
@@ -62,7 +61,7 @@ def _measure(
     threads, batch = setting["threads"], setting["batch"]
     proto = networks.build(name)
     with TemporaryDirectory() as folder:
-        file, calibration = Path(folder) / "model.onnx", Path(folder) / "calibration.json"
+        file = Path(folder) / "model.onnx"
         onnx.save(proto, file)
         graph = load(file)
         feeds = random_input(graph, batch)
@@ -70,16 +69,17 @@ def _measure(
         rough = int8_engine(proto, feeds, threads) if int8 else {}
         for policy in wanted:
             err().print(f"{name} {policy} ...")
-            recipe = calibrate(graph, policy=policy, samples=feeds, precision=Precision())
+            plan = policies.make(policy, graph, calibration=feeds)
             times = measure_session(
-                recipe.plan(graph), engines, feeds, threads=threads,
+                plan, engines, feeds, threads=threads,
                 worker_threads=setting["worker_threads"], repeats=setting["repeats"], beside=rough,
             )  # fmt: skip
             int8_ms = times["engines"][INT8]["ms"] if rough else None
             peak = {}
             if memory:
-                recipe.save(calibration)
-                peak = measure_peak(file, calibration, batch=batch, threads=threads)
+                saved = file.with_suffix(SUFFIX)
+                plan.save(saved)
+                peak = measure_peak(file, saved, batch=batch, threads=threads)
                 del peak["stages"]
             yield {
                 "model": name,

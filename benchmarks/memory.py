@@ -17,9 +17,7 @@ from benchmarks.peak import measure_peak
 from cloister.cli.speed import random_input
 from cloister.graph.onnx.load import load
 from cloister.plan.cost import estimate
-from cloister.plan.policies import assign
-from cloister.plan.quantise import Precision
-from cloister.plan.recipe import measure as calibrate
+from cloister.plan.policies import assign, make
 
 
 def measure(
@@ -34,14 +32,14 @@ def measure(
 
 
 def _measure(model: str, policy: str, batch: int, folder: Path) -> dict[str, object]:
-    file, recipe = folder / f"{Path(model).stem}.onnx", folder / "calibration.json"
+    file, plan = folder / f"{Path(model).stem}.onnx", folder / "model.plan"
     onnx.save(networks.build(model), file)
     graph = load(file)
     samples = random_input(graph, batch)
-    calibrate(graph, policy=policy, samples=samples, precision=Precision()).save(recipe)
+    make(policy, graph, calibration=samples).save(plan)
     cost = estimate(graph, assign(graph, policy), batch=batch)
     del graph
-    found = measure_peak(file, recipe, batch=batch)
+    found = measure_peak(file, plan, batch=batch)
     stated = cost.trusted_memory_bytes
     return {
         "model": model,

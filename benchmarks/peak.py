@@ -18,7 +18,8 @@ from benchmarks import python
 from cloister.cli.speed import random_input
 from cloister.errors import CloisterError, InputError
 from cloister.graph.onnx.load import load
-from cloister.plan.recipe import Recipe
+from cloister.plan import policies
+from cloister.plan.plan import Plan
 from cloister.trusted.session import Session
 from cloister.wire.process import run
 
@@ -28,10 +29,10 @@ STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
-def measure_peak(
-    model: Path, recipe: Path, *, batch: int = 1, threads: int = 1
-) -> dict[str, object]:
+def measure_peak(model: Path, plan: Path, *, batch: int = 1, threads: int = 1) -> dict[str, object]:
     """Run this module as a child and return what it found, in bytes.
+
+    The child makes the plan of the model from the ranges in the file of `plan`.
 
     trusted_peak_bytes   the largest resident memory of its whole life, loading included
     serving_peak_bytes   the same while it answered requests
@@ -39,7 +40,7 @@ def measure_peak(
 
     Raises   CloisterError with the child's own message
     """
-    given = (str(model.resolve()), str(recipe.resolve()), "--batch", str(batch))
+    given = (str(model.resolve()), str(plan.resolve()), "--batch", str(batch))
     command = [*python("peak"), *given, "--threads", str(threads)]
     ran = run(command, timeout_s=CHILD_TIMEOUT_S)
     if ran.returncode:
@@ -82,11 +83,15 @@ def _status(key: str) -> int:
 def _measure(options: argparse.Namespace) -> dict[str, object]:
     stages = Stages()
     stages.note("modules imported")
+    stored = Plan.load(options.plan)
+    policy, ranges, precision = stored.policy, stored.ranges, stored.precision
+    del stored
     graph = load(options.model)
     stages.note("model read")
     feeds = random_input(graph, options.batch)
-    recipe = Recipe.load(options.recipe)
-    plan = recipe.plan(graph).without_float_weights()
+    made = policies.from_ranges(policy, graph, ranges=ranges, precision=precision)
+    plan = made.without_float_weights()
+    del made
     stages.note("planned")
     del graph
     with Session(plan, threads=options.threads, batch=options.batch) as session:
@@ -107,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The child."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peak")
     parser.add_argument("model", type=Path)
-    parser.add_argument("recipe", type=Path)
+    parser.add_argument("plan", type=Path)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     try:

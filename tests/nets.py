@@ -167,6 +167,26 @@ def several() -> onnx.ModelProto:
     return net.model(net.gemm(hidden, 10, 3), net.op("Sigmoid", net.gemm(joined, 10, 2)), x)
 
 
+def choosing() -> onnx.ModelProto:
+    """A dense layer, and bodies that read it: one with a constant, one with a body of its own."""
+    net = Net(9)
+    x = net.gemm(net.input("x", 6), 6, 4)
+    info = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4])]
+    scale = numpy_helper.from_array(np.array([1.5, -2, 0.25, 1], np.float32), "scale")
+    scaled = helper.make_graph(
+        [helper.make_node("Mul", [x, "scale"], ["y"])], "scaled", [], info, [scale]
+    )
+    inner = [
+        helper.make_graph([helper.make_node(op, [x], ["y"])], op, [], info)
+        for op in ("Neg", "Relu")
+    ]
+    flag = net.op("Greater", net.op("ReduceMax", x, keepdims=0), net.constant(np.float32(1)))
+    choice = helper.make_node("If", [flag], ["y"], then_branch=inner[0], else_branch=inner[1])
+    negated = helper.make_graph([choice], "chosen", [], info)
+    y = net.op("If", flag, then_branch=scaled, else_branch=negated)
+    return net.model(net.op("Tanh", y))
+
+
 ALL: dict[str, Callable[[], onnx.ModelProto]] = {
     build.__name__: build
     for build in (

@@ -14,7 +14,9 @@ from cloister.base.rng import InsecureSeededRandom, SystemRandom
 from cloister.cli.main import main
 from cloister.data.owner import OrderFile
 from cloister.errors import CloisterError, InputError
-from cloister.plan.recipe import Recipe
+from cloister.graph.onnx.read import from_model
+from cloister.graph.passes.normalise import prepare
+from cloister.plan import policies
 from cloister.published.keyfile import KeyFile
 from cloister.trusted.pads.pad_ledger import Ledger
 from cloister.trusted.pads.store import PadStore
@@ -23,6 +25,7 @@ from cloister.wire.transcript import Transcript
 
 RNG = InsecureSeededRandom(1)
 DIGEST = bytes(32)
+PLAN = policies.enclave(prepare(from_model(nets.chain(), name="net")))
 
 
 @pytest.fixture(params=[0o000, 0o022])
@@ -110,7 +113,7 @@ REPLACE_PRIVATE = {
     "page.html": audit_page,
 }
 REPLACE_PUBLIC = {
-    "calibration.json": lambda path: Recipe("open").save(path),
+    "model.plan": lambda path: PLAN.save(path),
     "curve.svg": curve,
     "curve.png": curve,
 }

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import nets
+import unequal
 from cloister.authority.agreement import Agreement
 from cloister.authority.enrolment import Enrolment
 from cloister.authority.records import Terms
@@ -25,8 +26,13 @@ from cloister.data.owner import read_ranges
 from cloister.data.pictures import read_picture
 from cloister.data.sources import open_source
 from cloister.data.writer import Chunk, EncryptedDatasetWriter
+from cloister.graph import graph_file
+from cloister.graph.graph import Graph
 from cloister.graph.onnx import load as models
-from cloister.plan.recipe import Recipe
+from cloister.graph.onnx.read import from_model
+from cloister.graph.passes.normalise import prepare
+from cloister.plan import policies
+from cloister.plan.plan import Plan
 from cloister.published import ddh
 from cloister.ring.linear import Geometry
 from cloister.training import checkpoint, ciphertext_service
@@ -34,7 +40,7 @@ from cloister.trusted.pads.store import PadStore
 from cloister.wire.https import bodies
 from cloister.wire.request_log import Release, ReleaseLog, read_releases
 from cloister.wire.transcript import Entry, Transcript
-from fuzz.mutate import Mutator, mutated_bytes, mutated_json, mutated_message
+from fuzz.mutate import Mutator, mutated_bytes, mutated_document, mutated_json, mutated_message
 
 
 @dataclass(frozen=True)
@@ -141,9 +147,18 @@ def _open_pads(path: Path) -> None:
     PadStore.open(pads, plan_digest=bytes(32), key_file=path, busy_timeout_s=0.1)
 
 
-def _recipe(folder: Path) -> Path:
-    Recipe("slalom", ranges={"a": (1.5,), "b": (2.0, 3.0)}).save(folder / "calibration.json")
-    return folder / "calibration.json"
+def _graph(build: Callable[[], onnx.ModelProto]) -> Graph:
+    return prepare(from_model(build(), name="net"))
+
+
+def _plan(build: Callable[[], onnx.ModelProto], samples: Callable) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        model = build()
+        calibration = samples(model, 8)
+        policies.make("slalom", _graph(build), calibration=calibration).save(folder / "a.plan")
+        return folder / "a.plan"
+
+    return make
 
 
 def _source(path: Path) -> None:
@@ -171,6 +186,8 @@ def _checkpoint(folder: Path) -> Path:
 
 JSON = (mutated_bytes, mutated_json)
 MODEL = (mutated_bytes, mutated_message, mutated_message)
+CANONICAL = (mutated_bytes, mutated_document, mutated_document)
+GRAPHS = {"residual": nets.residual, "a branch": nets.choosing}
 RANGES = json.dumps({"age": [0, 120], "bp": [60, 250]}).encode()
 TABLE = b"age,bp,label\n61,120.5,sick\n35,1e2,well\n"
 
@@ -196,7 +213,13 @@ LOADERS = {
     ),
     "checkpoint": Loader(_checkpoint, lambda path: checkpoint.load(path.parent, run="run")),
     "key file of pads": Loader(_pad_key, _open_pads),
-    "calibration": Loader(_recipe, Recipe.load, JSON),
+    **{f"graph of {name}": Loader(
+        _written("a.graph", graph_file.to_bytes(_graph(build))),
+        lambda path: graph_file.from_bytes(path.read_bytes()),
+        CANONICAL,
+    ) for name, build in GRAPHS.items()},
+    "plan": Loader(_plan(nets.residual, nets.samples), Plan.load, CANONICAL),
+    "plan with factors": Loader(_plan(unequal.table, unequal.samples), Plan.load, CANONICAL),
     "array": Loader(_array, lambda path: read_array_file(path, wanted=("x",))),
     "arrays": Loader(_arrays, lambda path: read_array_file(path, wanted=("x", "y"))),
     "samples in arrays": Loader(_arrays, _source),

@@ -73,6 +73,18 @@ def mutated_json(data: bytes, rng: np.random.Generator) -> bytes:
     return json.dumps(document).encode()
 
 
+def mutated_document(data: bytes, rng: np.random.Generator) -> bytes:
+    """A canonical file with a part of its document replaced, and canonical all the same."""
+    prelude = struct.Struct("<4sIQ")
+    magic, version, length = prelude.unpack_from(data)
+    end = prelude.size + length
+    text = mutated_json(data[prelude.size : end], rng)
+    if text is not DEEP:
+        text = json.dumps(json.loads(text), sort_keys=True, separators=(",", ":")).encode()
+    head = prelude.pack(magic, version, len(text)) + text
+    return head + bytes(-len(head) % 64) + data[end + -end % 64 :]
+
+
 def mutated_message(data: bytes, rng: np.random.Generator) -> bytes:
     """A model with one to three fields of its messages changed, and valid protobuf all the same."""
     model = onnx.load_model_from_string(data)

@@ -13,28 +13,26 @@ from cloister.graph.onnx.load import load
 from cloister.graph.onnx.read import from_model
 from cloister.graph.passes.normalise import prepare
 from cloister.plan.cost import estimate
-from cloister.plan.policies import NAMES, assign
-from cloister.plan.quantise import Precision
-from cloister.plan.recipe import measure
+from cloister.plan.policies import NAMES, assign, make
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A network of middle size as a file, and its calibration."""
     folder = tmp_path_factory.mktemp("memory")
-    model, recipe = folder / "resnet18.onnx", folder / "calibration.json"
+    model, plan = folder / "resnet18.onnx", folder / "resnet18.plan"
     onnx.save(build("resnet18"), model)
     graph = load(model)
     samples = random_input(graph, 1)
-    measure(graph, policy="slalom", samples=samples, precision=Precision()).save(recipe)
-    return graph, model, recipe
+    make("slalom", graph, calibration=samples).save(plan)
+    return graph, model, plan
 
 
 @pytest.mark.parametrize("batch", [1, 8])
 def test_the_stated_memory_is_within_15_percent_of_the_measured_peak(place, batch):
-    graph, model, recipe = place
+    graph, model, plan = place
     stated = estimate(graph, assign(graph, "slalom"), batch=batch).trusted_memory_bytes
-    measured = measure_peak(model, recipe, batch=batch)
+    measured = measure_peak(model, plan, batch=batch)
     assert stated == pytest.approx(measured["trusted_peak_bytes"], rel=0.15)
     assert 0 < measured["serving_peak_bytes"] <= measured["trusted_peak_bytes"]
     residents = [stage["resident_bytes"] for stage in measured["stages"]]
@@ -42,8 +40,8 @@ def test_the_stated_memory_is_within_15_percent_of_the_measured_peak(place, batc
 
 
 def test_the_child_s_own_error_is_passed_on(place, tmp_path):
-    with pytest.raises(CloisterError, match=r"none\.json: no such file"):
-        measure_peak(place[1], tmp_path / "none.json")
+    with pytest.raises(CloisterError, match=r"none\.plan: no such file"):
+        measure_peak(place[1], tmp_path / "none.plan")
 
 
 @pytest.mark.parametrize("policy", NAMES)

@@ -11,8 +11,8 @@ from cloister.graph.onnx import read
 from cloister.graph.passes import normalise
 from cloister.plan import policies
 from cloister.plan.compare import compare
-from cloister.plan.quantise import WRAP_LIMIT, Precision, static_bound
-from cloister.plan.recipe import Recipe, measure
+from cloister.plan.plan import Plan
+from cloister.plan.quantise import WRAP_LIMIT, static_bound
 from cloister.trusted.program.compile import compile_plan
 from cloister.trusted.program.steps import Fused
 from cloister.trusted.session import Session
@@ -65,11 +65,8 @@ def test_outputs_are_those_of_float32(net, policy):
 def test_one_scale_for_all_channels_loses_the_small_ones_and_says_so(net):
     model = unequal.ALL[net]()
     samples = unequal.samples(model, 16)
-    recipe = measure(
-        graph_of(model), policy="slalom", samples=samples, precision=Precision(), by_channel=False
-    )
     with pytest.warns(PrecisionWarning, match="relative L2 error, bound 0.02"):
-        recipe.plan(graph_of(model))
+        policies.make("slalom", graph_of(model), calibration=samples, by_channel=False)
 
 
 @pytest.mark.skipif(native.isa() == "portable", reason="no AES instructions")
@@ -89,19 +86,15 @@ def test_both_executors_compute_the_same_bits(worker, net, policy):
     walked._runtime.forget(worker)
 
 
-def test_a_stored_recipe_makes_the_same_plan_and_measures_nothing(tmp_path):
+def test_the_ranges_of_a_stored_plan_make_the_same_plan(tmp_path):
     model = unequal.table()
-    recipe = measure(
-        graph_of(model),
-        policy="slalom",
-        samples=unequal.samples(model, 16),
-        precision=Precision(),
-    )
-    recipe.save(tmp_path / "r.json")
-    stored = Recipe.load(tmp_path / "r.json")
-    assert stored == recipe
-    assert stored.samples is None
-    assert stored.plan(graph_of(model)).digest == recipe.plan(graph_of(model)).digest
+    plan = policies.make("slalom", graph_of(model), calibration=unequal.samples(model, 16))
+    plan.save(tmp_path / "a.plan")
+    stored = Plan.load(tmp_path / "a.plan")
+    assert stored.ranges == plan.ranges
+    assert max(map(len, stored.ranges.values())) > 1
+    again = policies.from_ranges("slalom", graph_of(model), ranges=stored.ranges)
+    assert again.digest == plan.digest
 
 
 def test_factors_belong_to_the_plan():

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from cloister.cli import options
 from cloister.cli.console import emit_json, out, progress, table
 from cloister.cli.images import read_inputs
-from cloister.cli.planning import recipe_for
+from cloister.cli.planning import plan_for
 from cloister.graph.onnx.load import load
 from cloister.plan.compare import Comparison
 from cloister.plan.compare import compare as measure
@@ -33,7 +33,7 @@ def compare(
         mean=mean, std=std, scale=scale, layout=layout, channels=channels, resize=resize
     )
     read = read_inputs(graph, inputs, preprocessing)
-    recipe, origin = recipe_for(
+    plan, origin = plan_for(
         graph,
         policy=policy,
         weight_bits=weight_bits,
@@ -43,7 +43,7 @@ def compare(
         preprocessing=preprocessing,
     )
     with progress("inputs") as update:
-        found = measure(recipe.plan(graph), read.arrays, threads=threads, progress=update)
+        found = measure(plan, read.arrays, threads=threads, progress=update)
     if json:
         emit_json({**found.to_dict(), "calibration": origin})
     else:

@@ -19,6 +19,7 @@ from cloister.cli import (
     demo_training,
     inspect,
     pads,
+    plan,
     run,
     train_verbs,
     worker,
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.command()(demo.demo)
 app.command()(inspect.inspect)
+app.command()(plan.plan)
 app.command()(run.run)
 app.command()(compare.compare)
 app.command()(worker.worker)

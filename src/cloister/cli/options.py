@@ -9,6 +9,7 @@ import typer
 
 from cloister.cli.images import Channels, Layout, Preprocessing
 from cloister.errors import InputError
+from cloister.plan.plan import SUFFIX
 from cloister.plan.policies import NAMES
 from cloister.trusted.clips import OnClip
 
@@ -17,6 +18,16 @@ SEVERAL = ("--input", "--calibration")
 """Options that take every file that follows them, as a shell's glob writes them."""
 
 ModelFile = Annotated[str, typer.Argument(metavar="MODEL.onnx", help="The model.")]
+ModelOrPlan = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL.onnx|FILE.plan", help="The model, or a plan that `cloister plan` wrote."
+    ),
+]
+PinnedDigest = Annotated[
+    str | None,
+    typer.Option("--digest", metavar="HEX", help="Refuse any plan but the one of this digest."),
+]
 InputFiles = Annotated[
     list[Path],
     typer.Option(
@@ -34,7 +45,7 @@ CalibrationFiles = Annotated[
     typer.Option(
         "--calibration",
         metavar="FILES...",
-        help="Typical inputs that set the fixed-point ranges, or one calibration.json.",
+        help="Typical inputs that set the fixed-point ranges.",
     ),
 ]
 WeightBits = Annotated[
@@ -161,6 +172,22 @@ def preprocessing(
     )
 
 
+def refuse_planning(
+    calibration: Sequence[Path] | None, weight_bits: int | None, activation_bits: int | None
+) -> None:
+    """Refuse options that make a plan, beside a plan that is made already.
+
+    Raises   InputError
+    """
+    given = {
+        "--calibration": calibration, "--weight-bits": weight_bits,
+        "--activation-bits": activation_bits,
+    }  # fmt: skip
+    for name, value in given.items():
+        if value:
+            raise InputError(f"{name}: a plan's file says that already; leave it out")
+
+
 def numbers(text: str, *, option: str) -> tuple[float, ...]:
     """Comma-separated numbers; fractions such as 1/255 are allowed.
 
@@ -182,8 +209,8 @@ def _size(text: str) -> tuple[int, int]:
 def spread(arguments: Sequence[str]) -> list[str]:
     """Repeat an option before each file that follows it: `--input a b` is `--input a --input b`.
 
-    The files of an option end at the next option, at `--` and at a model (*.onnx), which is never
-    an input.
+    The files of an option end at the next option, at `--` and at a model or plan, which is never an
+    input.
     """
     result: list[str] = []
     current = None
@@ -195,7 +222,7 @@ def spread(arguments: Sequence[str]) -> list[str]:
             option = argument.partition("=")[0]
             current = option if option in SEVERAL else None
             waiting = current is not None and "=" not in argument
-        elif current is not None and argument.endswith(".onnx") and not waiting:
+        elif current is not None and argument.endswith((".onnx", SUFFIX)) and not waiting:
             current = None
         elif current is not None and not waiting:
             result.append(current)

@@ -9,14 +9,13 @@ from typing import Annotated
 
 import typer
 
+import cloister
 from cloister.base.rng import SystemRandom
 from cloister.cli import options
 from cloister.cli.console import emit_json, err, human_bytes, out, progress
-from cloister.cli.planning import recipe_for
+from cloister.cli.planning import is_plan_file, plan_for, plan_in_file
 from cloister.errors import InputError, PlanError
-from cloister.graph.onnx.load import load
 from cloister.plan.plan import Plan
-from cloister.plan.recipe import Recipe
 from cloister.trusted.pads.factory import (
     DEFAULT_TIMEOUT_S,
     Maker,
@@ -26,13 +25,8 @@ from cloister.trusted.pads.factory import (
     fill,
 )
 from cloister.trusted.pads.maker import PadMaker
-from cloister.trusted.pads.recipe_mac import (
-    has_recipe,
-    load_recipe,
-    refuse_recipe,
-    save_recipe,
-)
 from cloister.trusted.pads.store import PadStore
+from cloister.trusted.pads.stored_plan import has_plan, load_plan, refuse_plan, save_plan
 from cloister.wire.grpc.connect import connect
 from cloister.wire.link import WorkerLink
 
@@ -92,26 +86,28 @@ def make(
     """
     limit = None if rate is None else _rate(rate)
     links = _links(worker or [], timeout_s=timeout, insecure_one_party=insecure_one_party)
-    stored = _stored(store, pad_key, known=not calibration)
-    graph = load(model)
-    recipe, origin = recipe_for(
-        graph,
-        policy=policy,
-        weight_bits=weight_bits,
-        activation_bits=activation_bits,
-        calibration=calibration,
-        inputs=None,
-        preprocessing=options.preprocessing(
-            mean=mean, std=std, scale=scale, layout=layout, channels=channels, resize=resize
-        ),
-        stored=stored,
-    )
-    plan = recipe.plan(graph)
+    stored = _stored(store, pad_key, known=not calibration and not is_plan_file(model))
+    if is_plan_file(model):
+        options.refuse_planning(calibration, weight_bits, activation_bits)
+        plan, origin = plan_in_file(Path(model), policy=policy, digest=None)
+    else:
+        plan, origin = plan_for(
+            cloister.load(model),
+            policy=policy,
+            weight_bits=weight_bits,
+            activation_bits=activation_bits,
+            calibration=calibration,
+            inputs=None,
+            preprocessing=options.preprocessing(
+                mean=mean, std=std, scale=scale, layout=layout, channels=channels, resize=resize
+            ),
+            stored=stored,
+        )
     if not plan.hidden_nodes:
         raise PlanError(f"policy {plan.policy!r} blinds nothing, so it needs no pads")
     pads = _open_or_create(plan, store, pad_key)
     if stored is None:
-        save_recipe(recipe, store, key_file=pad_key)
+        save_plan(plan, store, key_file=pad_key)
     with (
         _maker(
             plan, links, threads=threads, timeout_s=timeout, insecure_one_party=insecure_one_party
@@ -181,15 +177,15 @@ def _rate(text: str) -> Rate:
     return Rate(share=number / 100) if match[2] == "%" else Rate(per_hour=number)
 
 
-def _stored(store: Path, pad_key: Path, *, known: bool) -> Recipe | None:
-    """The recipe of an existing store, if it has one and `known` says that it is wanted.
+def _stored(store: Path, pad_key: Path, *, known: bool) -> Plan | None:
+    """The plan of an existing store, if it has one and `known` says that it is wanted.
 
-    Raises   PadStoreError when a recipe is there that the key file does not vouch for
+    Raises   PadStoreError when a plan is there that the key file does not vouch for
     """
     if not pad_key.exists():
-        refuse_recipe(store)
+        refuse_plan(store)
         return None
-    return load_recipe(store, key_file=pad_key) if known and has_recipe(store) else None
+    return load_plan(store, key_file=pad_key) if known and has_plan(store) else None
 
 
 def _open_or_create(plan: Plan, store: Path, pad_key: Path) -> PadStore:

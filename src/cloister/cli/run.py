@@ -7,20 +7,20 @@ from typing import Annotated
 import numpy as np
 import typer
 
+import cloister
 from cloister.base import files
 from cloister.cli import options
 from cloister.cli.console import emit_json, err, out, progress, table
 from cloister.cli.images import Inputs, read_inputs
-from cloister.cli.planning import recipe_for
+from cloister.cli.planning import is_plan_file, plan_for, plan_in_file, require_digest
 from cloister.cli.results import best, is_classifier, read_labels, summary
 from cloister.errors import InputError
 from cloister.graph.batch import batch_axis
 from cloister.graph.graph import Graph
-from cloister.graph.onnx.load import load
 from cloister.plan.plan import Plan
 from cloister.trusted.clips import OnClip, clip_text
-from cloister.trusted.pads.recipe_mac import load_recipe
 from cloister.trusted.pads.store import PadStore
+from cloister.trusted.pads.stored_plan import load_plan
 from cloister.trusted.report import Result
 from cloister.trusted.session import DEFAULT_BATCH, DEFAULT_TIMEOUT_S, Session
 
@@ -31,9 +31,10 @@ Workers = Annotated[
 
 
 def run(
-    model: options.ModelFile,
+    model: options.ModelOrPlan,
     inputs: options.InputFiles,
     policy: options.PolicyName = None,
+    digest: options.PinnedDigest = None,
     mean: options.Mean = "0",
     std: options.Std = "1",
     scale: options.Scale = "1/255",
@@ -78,27 +79,36 @@ def run(
     if (pads is None) != (pad_key is None):
         raise InputError("--pads and --pad-key belong together; give both or neither")
     _require_folder(output)
-    stored = load_recipe(pads, key_file=pad_key) if pads and pad_key and not calibration else None
     names = read_labels(labels) if labels else ()
-    graph = load(model)
-    _check_labels(graph, names, labels)
     preprocessing = options.preprocessing(
         mean=mean, std=std, scale=scale, layout=layout, channels=channels, resize=resize
     )
-    read = read_inputs(graph, inputs, preprocessing)
-    recipe, origin = recipe_for(
-        graph,
-        policy=policy,
-        weight_bits=weight_bits,
-        activation_bits=activation_bits,
-        calibration=calibration,
-        inputs=read,
-        preprocessing=preprocessing,
-        stored=stored,
-    )
-    # Only the integers are needed from here on; the model's float32 weights go with the graph.
-    plan = recipe.plan(graph).without_float_weights()
-    del graph
+    if is_plan_file(model):
+        options.refuse_planning(calibration, weight_bits, activation_bits)
+        # A store's key file vouches for its plan: another one is refused when the store is opened.
+        plan, origin = plan_in_file(
+            Path(model), policy=policy, digest=digest, vouched=pads is not None
+        )
+        read = read_inputs(plan.graph, inputs, preprocessing)
+    else:
+        stored = load_plan(pads, key_file=pad_key) if pads and pad_key and not calibration else None
+        graph = cloister.load(model)
+        read = read_inputs(graph, inputs, preprocessing)
+        plan, origin = plan_for(
+            graph,
+            policy=policy,
+            weight_bits=weight_bits,
+            activation_bits=activation_bits,
+            calibration=calibration,
+            inputs=read,
+            preprocessing=preprocessing,
+            stored=stored,
+        )
+        require_digest(plan, digest)
+        # Only the integers are needed from here on; the model's float32 weights go with the graph.
+        plan = plan.without_float_weights()
+        del graph, stored
+    _check_labels(plan.graph, names, labels)
     with (
         Session(
             plan,

@@ -103,7 +103,7 @@ class Reader:
         found, stated, length = PRELUDE.unpack(data[: PRELUDE.size].tobytes())
         _require_kind(found, stated, magic, version)
         if length > min(MAX_DOCUMENT_BYTES, len(data) - PRELUDE.size):
-            raise InputError(f"its document of {length} B is cut off or too long")
+            raise ValueError(f"its document of {length} B is cut off or too long")
         self._at = PRELUDE.size + length
         self._head = data[: self._at].tobytes()
         self.document = json.loads(self._head[PRELUDE.size :])
@@ -113,27 +113,27 @@ class Reader:
         kind, shape, *more = entries(described)
         number, sizes = whole(kind), tuple(map(size, entries(shape)))
         if len(sizes) > MAX_RANK or number not in ELEMENT_TYPES:
-            raise InputError(f"a tensor has element type {number} and {len(sizes)} axes")
+            raise ValueError(f"a tensor has element type {number} and {len(sizes)} axes")
         if number == TEXT:
             return np.array(texts(more[0]), object).reshape(sizes)
         start = self._at + -self._at % ALIGNMENT
         end = start + raw_size(number, sizes)
         if end > len(self._data):
-            raise InputError(f"cut off: its tensors need {end} B, and it has {len(self._data)} B")
+            raise ValueError(f"cut off: its tensors need {end} B, and it has {len(self._data)} B")
         if self._data[self._at : start].any():
-            raise InputError("bytes between its tensors are not zero")
+            raise ValueError("bytes between its tensors are not zero")
         self._at = end
         return from_raw(self._data[start:end], number, sizes)
 
     def finish(self, written: Writer) -> None:
         """Make sure that all was read, and that it stands there as it would be written.
 
-        Raises   InputError
+        Raises   ValueError
         """
         if self._at != len(self._data):
-            raise InputError(f"{len(self._data) - self._at} B follow its last tensor")
+            raise ValueError(f"{len(self._data) - self._at} B follow its last tensor")
         if not written.has_head(self._head):
-            raise InputError("written otherwise than this version writes it")
+            raise ValueError("written otherwise than this version writes it")
 
 
 def as_array(data: bytes | memoryview) -> np.ndarray:
@@ -144,13 +144,13 @@ def as_array(data: bytes | memoryview) -> np.ndarray:
 def read_file(path: Path, magic: bytes, version: int) -> np.ndarray:
     """The bytes of a file, in memory of their own.
 
-    Raises   InputError when it is of another kind, OSError
+    Raises   ValueError when it is of another kind, OSError
     """
     with open_regular(path) as file:
         length = os.fstat(file.fileno()).st_size
         start = file.read(PRELUDE.size)
         if len(start) < PRELUDE.size or length > MAX_FILE_BYTES:
-            raise InputError(f"it has {length} B")
+            raise ValueError(f"it has {length} B")
         found, stated, _ = PRELUDE.unpack(start)
         _require_kind(found, stated, magic, version)
         file.seek(0)
@@ -161,9 +161,9 @@ def read_file(path: Path, magic: bytes, version: int) -> np.ndarray:
 
 def _require_kind(found: bytes, stated: int, magic: bytes, version: int) -> None:
     if found != magic:
-        raise InputError("it begins otherwise")
+        raise ValueError("it begins otherwise")
     if stated != version:
-        raise InputError(f"it has version {stated}, and this version reads {version}")
+        raise ValueError(f"it has version {stated}, and this version reads {version}")
 
 
 # ---- what a document may hold
@@ -172,7 +172,7 @@ def _require_kind(found: bytes, stated: int, magic: bytes, version: int) -> None
 def text(value: object) -> str:
     """A text that has bytes: without half of a pair of surrogates."""
     if not isinstance(value, str):
-        raise InputError(f"a text is needed, not {type(value).__name__}")
+        raise ValueError(f"a text is needed, not {type(value).__name__}")
     value.encode()
     return value
 
@@ -180,7 +180,7 @@ def text(value: object) -> str:
 def whole(value: object, *, least: int = -(2**63), most: int = 2**63 - 1) -> int:
     """A whole number between bounds."""
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise InputError("a whole number is not one, or out of bounds")
+        raise ValueError("a whole number is not one, or out of bounds")
     return value
 
 
@@ -192,21 +192,21 @@ def size(value: object) -> int:
 def real(value: object) -> float:
     """A number with a fraction."""
     if not isinstance(value, float):
-        raise InputError(f"a number is needed, not {type(value).__name__}")
+        raise ValueError(f"a number is needed, not {type(value).__name__}")
     return value
 
 
 def truth(value: object) -> bool:
     """True or false."""
     if not isinstance(value, bool):
-        raise InputError(f"true or false is needed, not {type(value).__name__}")
+        raise ValueError(f"true or false is needed, not {type(value).__name__}")
     return value
 
 
 def entries(value: object) -> Sequence[object]:
     """A list."""
     if not isinstance(value, list):
-        raise InputError(f"a list is needed, not {type(value).__name__}")
+        raise ValueError(f"a list is needed, not {type(value).__name__}")
     return value
 
 
@@ -218,5 +218,5 @@ def texts(value: object) -> tuple[str, ...]:
 def mapping(value: object, read: Callable[[object], T]) -> dict[str, T]:
     """Values by name, in the order in which names are written."""
     if not isinstance(value, dict):
-        raise InputError(f"a mapping is needed, not {type(value).__name__}")
+        raise ValueError(f"a mapping is needed, not {type(value).__name__}")
     return {text(name): read(value[name]) for name in sorted(value)}

@@ -70,7 +70,7 @@ def graph_document(
 def read_graph(document: object, reader: Reader) -> Graph:
     """The graph of a part of a document.
 
-    Raises   InputError, and what the parts of a damaged document make Python raise
+    Raises   ModelError, and what the parts of a damaged document make Python raise
     """
     (name, opset, domains, inputs, outputs, nodes, types, opaque, separable, joins, constants) = (
         read_fields(document, "name", "opset", "domains", "inputs", "outputs", "nodes", "types",
@@ -106,10 +106,10 @@ def absent(shape: tuple[int, ...]) -> np.ndarray:
 def read_fields(document: object, *names: str) -> list[object]:
     """The values of a part of a document that has these names and no others.
 
-    Raises   InputError
+    Raises   ValueError
     """
     if not isinstance(document, dict) or set(document) != set(names):
-        raise InputError(f"a part of it needs the fields {', '.join(names)}, and no others")
+        raise ValueError(f"a part of it needs the fields {', '.join(names)}, and no others")
     return [document[name] for name in names]
 
 
@@ -124,7 +124,7 @@ def _constants(
 
 def _absent(known: TensorType) -> np.ndarray:
     if known.dtype != np.float32 or None in known.shape:
-        raise InputError("a constant that is left out is no float32 tensor")
+        raise ValueError("a constant that is left out is no float32 tensor")
     return absent(tuple(size for size in known.shape if size is not None))
 
 
@@ -190,7 +190,7 @@ def _attribute(node: Node, name: str, value: object, writer: Writer) -> object:
 def _read_attribute(value: object, reader: Reader) -> object:
     match value:
         case bool() | None:
-            raise InputError("an attribute is true, false or nothing")
+            raise ValueError("an attribute is true, false or nothing")
         case int():
             return whole(value)
         case float():
@@ -207,7 +207,7 @@ def _read_attribute(value: object, reader: Reader) -> object:
             return _read_opaque_type(known)
         case {"graph": body, **rest} if not rest:
             return _read_subgraph(body, reader)
-    raise InputError("an attribute is of no known kind")
+    raise ValueError("an attribute is of no known kind")
 
 
 def _read_subgraph(document: object, reader: Reader) -> Subgraph:
@@ -239,7 +239,7 @@ def _read_tensor_type(document: object) -> TensorType:
     number, shape = entries(document)
     sizes = tuple(None if one is None else canonical.size(one) for one in entries(shape))
     if len(sizes) > canonical.MAX_RANK:
-        raise InputError(f"a value has {len(sizes)} axes")
+        raise ValueError(f"a value has {len(sizes)} axes")
     return TensorType(ELEMENT_TYPES[whole(number)], sizes)
 
 
@@ -258,5 +258,5 @@ def _read_opaque_type(document: object) -> OpaqueType:
     dtype = None if number is None else ELEMENT_TYPES[whole(number)]
     known = OpaqueType(dtype, sizes, bytes.fromhex(text(proto)))
     if known.proto and known != OpaqueType(proto=known.proto):
-        raise InputError("a type is a tensor's and something else's")
+        raise ValueError("a type is a tensor's and something else's")
     return known

@@ -11,7 +11,7 @@ import numpy as np
 
 from cloister.base.reading import parsing
 from cloister.errors import PlanError
-from cloister.graph.canonical import as_array, read_file
+from cloister.graph.canonical import Writer, as_array, read_file
 from cloister.graph.captures import captured_values
 from cloister.graph.graph import Graph, Node
 from cloister.graph.graph_file import absent
@@ -127,7 +127,7 @@ class Plan:
 
     def to_bytes(self) -> bytes:
         """The canonical bytes (plan_file.py): equal plans have equal ones, on every machine."""
-        return plan_file.written(self).to_bytes()
+        return self._written().to_bytes()
 
     @classmethod
     def from_bytes(cls, data: bytes | memoryview) -> "Plan":
@@ -144,7 +144,7 @@ class Plan:
 
         Raises   OSError
         """
-        plan_file.written(self).save(Path(path))
+        self._written().save(Path(path))
 
     @classmethod
     def load(
@@ -169,18 +169,29 @@ class Plan:
             )
         return plan
 
+    def _written(self) -> Writer:
+        return plan_file.written(
+            self.graph,
+            not_needed=self.not_needed,
+            policy=self.policy,
+            precision=self.precision,
+            protections=self.protections,
+            ranges=self.ranges,
+            quantised=self.quantised,
+        )
+
     @classmethod
     def _of(cls, data: np.ndarray, what: str) -> "Plan":
         with parsing(what):
             reader, fields = plan_file.read(data)
             plan = cls(**fields)
-            reader.finish(plan_file.written(plan))
+            reader.finish(plan._written())
             return plan
 
     @cached_property
     def digest(self) -> bytes:
         """SHA-256 of the canonical bytes."""
         digest = hashlib.sha256()
-        for part in plan_file.written(self).parts():
+        for part in self._written().parts():
             digest.update(part)
         return digest.digest()

@@ -8,13 +8,13 @@ VERSION counts what the bytes can say: whoever gives a protection another field,
 part, raises it.
 """
 
+from collections.abc import Mapping
 from dataclasses import fields
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from cloister.errors import InputError
 from cloister.graph.canonical import Reader, Writer, entries, mapping, real, text, whole
 from cloister.graph.graph import Graph, Node
 from cloister.graph.graph_file import graph_document, read_fields, read_graph
@@ -33,32 +33,35 @@ from cloister.plan.quantise import (
 from cloister.ring.fixed_point import MAX_EXPONENT
 from cloister.ring.linear import LinearMap
 
-if TYPE_CHECKING:
-    from cloister.plan.plan import Plan
-
 MAGIC, VERSION = b"CLOP", 1
 MODEL_NAME = "model"
 """Of the graph in a plan: what the model's file was called decides nothing."""
 _LARGEST_QMAX = 2 ** (MAX_ACTIVATION_BITS - 1) - 1
 
 
-def written(plan: "Plan") -> Writer:
-    """The plan as it is written.
+def written(
+    graph: Graph,
+    *,
+    not_needed: frozenset[str],
+    policy: str,
+    precision: Precision,
+    protections: Mapping[str, Protection],
+    ranges: Mapping[str, Ranges],
+    quantised: Mapping[str, QuantisedLinear],
+) -> Writer:
+    """A plan's fields as they are written, without the constants that are not needed.
 
     Raises   InputError for an attribute that no file holds
     """
     writer = Writer(MAGIC, VERSION)
-    graph = graph_document(plan.graph, writer, name=MODEL_NAME, left_out=plan.not_needed)
     return writer.finish(
         {
-            "graph": graph,
-            "policy": plan.policy,
-            "precision": [plan.precision.weight_bits, plan.precision.activation_bits],
-            "protections": {name: _protection(one) for name, one in plan.protections.items()},
-            "ranges": {name: list(tops) for name, tops in plan.ranges.items()},
-            "quantised": {
-                name: _quantised(plan.quantised[name], writer) for name in sorted(plan.quantised)
-            },
+            "graph": graph_document(graph, writer, name=MODEL_NAME, left_out=not_needed),
+            "policy": policy,
+            "precision": [precision.weight_bits, precision.activation_bits],
+            "protections": {name: _protection(one) for name, one in protections.items()},
+            "ranges": {name: list(tops) for name, tops in ranges.items()},
+            "quantised": {name: _quantised(quantised[name], writer) for name in sorted(quantised)},
         }
     )
 
@@ -66,7 +69,7 @@ def written(plan: "Plan") -> Writer:
 def read(data: np.ndarray) -> tuple[Reader, dict[str, Any]]:
     """A reader that has read everything, and the fields of the plan.
 
-    Raises   InputError, and what the parts of a damaged document make Python raise
+    Raises   InputError for what contradicts itself, and what damage makes Python raise
     """
     reader = Reader(data, MAGIC, VERSION)
     document, policy, bits, protections, ranges, quantised = read_fields(
@@ -100,13 +103,13 @@ def _read_protection(document: object) -> Protection:
     for protection in BY_NAME.values():
         if document == _protection(protection):
             return protection
-    raise InputError("a protection is none that this version knows")
+    raise ValueError("a protection is none that this version knows")
 
 
 def _read_ranges(document: object) -> Ranges:
     found = tuple(map(real, entries(document)))
     if not all(0 <= top <= np.finfo(np.float32).max for top in found):
-        raise InputError("a range is negative or not finite")
+        raise ValueError("a range is negative or not finite")
     return found
 
 
@@ -128,7 +131,7 @@ def _read_quantised(
         document, "weights", "scale", "bias", "factors", "x_scale", "x_qmax"
     )
     if node is None or not is_linear(graph, node):
-        raise InputError("a node has integers and is not linear")
+        raise ValueError("a node has integers and is not linear")
     shape = geometry(graph, node)
     linear = LinearMap(shape, reader.tensor(weights))
     channels = (shape.out_channels,)
@@ -155,18 +158,18 @@ def _step(x_scale: float, node: Node) -> float:
         step = np.float32(x_scale)
         usable = np.isfinite(step) and step > 0 and np.isfinite(np.float32(1) / step)
     if not usable or float(step) != x_scale:
-        raise InputError(f"node {node.name!r}: the scale of its input is no scale")
+        raise ValueError(f"node {node.name!r}: the scale of its input is no scale")
     return x_scale
 
 
 def _finite(array: np.ndarray, shape: tuple[int, ...], node: Node) -> np.ndarray:
     if array.dtype != np.float32 or array.shape != shape or not np.isfinite(array).all():
-        raise InputError(f"node {node.name!r}: its scales are not finite float32 {shape}")
+        raise ValueError(f"node {node.name!r}: its scales are not finite float32 {shape}")
     return array
 
 
 def _powers_of_two(factors: np.ndarray, node: Node) -> np.ndarray:
     mantissas, exponents = np.frexp(factors)
     if not ((mantissas == 0.5) & (exponents >= 1) & (exponents - 1 <= MAX_EXPONENT)).all():
-        raise InputError(f"node {node.name!r}: a factor of its input is no power of two")
+        raise ValueError(f"node {node.name!r}: a factor of its input is no power of two")
     return factors

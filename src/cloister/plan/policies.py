@@ -67,12 +67,15 @@ def make(
     *,
     calibration: Samples | None = None,
     precision: Precision | None = None,
+    by_channel: bool = True,
 ) -> Plan:
     """A plan by the policy's name; see the functions below.
 
+    `by_channel` gives raw input channels scales of their own, which the worker learns as powers of
+    two: turn it off where the samples are the very inputs to be hidden.
     Warns (PrecisionWarning) when a layer's error on the first samples exceeds a bound.
     """
-    ranges = measure_ranges(policy, model, calibration=calibration)
+    ranges = measure_ranges(policy, model, calibration=calibration, by_channel=by_channel)
     plan = from_ranges(policy, model, ranges=ranges, precision=precision)
     if calibration is not None:
         warn_of_errors(plan, as_samples(model, calibration))

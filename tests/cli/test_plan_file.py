@@ -1,0 +1,108 @@
+"""`cloister plan` and `run FILE.plan`: a plan's file decides nothing of protection by itself."""
+
+import json
+
+import numpy as np
+import pytest
+
+from cloister.plan.plan import Plan
+
+
+@pytest.fixture
+def planned(cloister, model_file, pictures, tmp_path):
+    def run(*more, name="m.plan", calibration=pictures):
+        path = tmp_path / name
+        given = ("--calibration", *calibration) if calibration else ()
+        ran = cloister("plan", model_file, "--out", path, *more, *given)
+        assert ran.code == 0, ran
+        return path
+
+    return run
+
+
+def outputs(ran):
+    assert ran.code == 0, ran
+    document = json.loads(ran.out)
+    return [one["values"] for one in document["outputs"]], document
+
+
+@pytest.mark.parametrize("policy", ["slalom", "verified", "blinded", "enclave", "open"])
+def test_a_plan_s_file_runs_as_the_model_does(cloister, planned, model_file, pictures, policy):
+    path = planned("--policy", policy)
+    more = ("--policy", policy, "--input", pictures[0], "--json")
+    by_model, told = outputs(cloister("run", model_file, "--calibration", *pictures, *more))
+    by_file, found = outputs(cloister("run", path, *more))
+    assert by_file == by_model
+    assert found["plan_digest"] == told["plan_digest"] == Plan.load(path).digest.hex()
+    assert found["claims"] == told["claims"]
+
+
+def test_a_plan_is_shown_when_it_is_made(cloister, planned, model_file, pictures, tmp_path):
+    ran = cloister("plan", model_file, pictures[0], "--out", tmp_path / "a.plan")
+    digest = Plan.load(tmp_path / "a.plan").digest.hex()
+    assert ran.code == 0, ran
+    assert digest in "".join(ran.out.split()) and "policy slalom" in ran.out
+    assert "calibrated on the inputs themselves" in " ".join(ran.out.split())
+    shown = json.loads(
+        cloister(
+            "plan", model_file, "--policy", "open", "--out", tmp_path / "b.plan", "--json"
+        ).out
+    )  # fmt: skip
+    assert shown["plan_digest"] == Plan.load(tmp_path / "b.plan").digest.hex()
+    assert shown["claims"]["subject"] == "policy open"
+
+
+@pytest.mark.parametrize("policy", ["open", "verified", "blinded", "enclave"])
+def test_a_plan_s_file_does_not_choose_the_policy(cloister, refused, planned, pictures, policy):
+    path = planned("--policy", policy)
+    given = ("run", path, "--input", pictures[0])
+    message = refused(*given)
+    assert "m.plan" in message and f"--policy {policy}" in message
+    assert "slalom is wanted" in message
+    assert f"--policy {policy}" in refused(*given, "--policy", "slalom")
+    _, found = outputs(cloister(*given, "--policy", policy, "--json"))
+    assert found["claims"]["subject"] == f"policy {policy}"
+
+
+def test_a_digest_pins_the_plan(cloister, refused, planned, model_file, pictures):
+    path = planned("--policy", "open")
+    digest = Plan.load(path).digest.hex()
+    given = ("run", path, "--input", pictures[0])
+    _, found = outputs(cloister(*given, "--digest", digest.upper(), "--json"))
+    assert found["claims"]["subject"] == "policy open"
+    planned("--policy", "open", "--weight-bits", 8, "--policy", "verified")
+    assert f"the plan is {Plan.load(path).digest.hex()}" in refused(*given, "--digest", digest)
+    assert "the plan is" in refused(*given, "--digest", "nothing")
+    # A pinned plan still has to be of the policy that is asked for.
+    pinned = Plan.load(path).digest.hex()
+    assert "slalom is wanted" in refused(*given, "--digest", pinned, "--policy", "slalom")
+    # A plan that is made now can be pinned too.
+    made = ("run", model_file, "--calibration", *pictures, "--input", pictures[0])
+    assert "the plan is" in refused(*made, "--digest", digest)
+    slalom = Plan.load(planned()).digest.hex()
+    assert cloister(*made, "--digest", slalom).code == 0
+
+
+@pytest.mark.parametrize(
+    "option", [("--calibration", "x.png"), ("--weight-bits", 9), ("--activation-bits", 9)]
+)
+def test_what_a_plan_says_already_is_not_said_again(refused, planned, pictures, option):
+    message = refused("run", planned(), "--input", pictures[0], *option)
+    assert message.startswith(f"error: {option[0]}: ")
+
+
+def test_where_a_plan_is_written(refused, model_file, pictures, tmp_path):
+    for path in (tmp_path / "none" / "a.plan", tmp_path / "a.txt"):
+        assert "--out" in refused("plan", model_file, pictures[0], "--out", path)
+    assert "--calibration" in refused("plan", model_file, "--out", tmp_path / "a.plan")
+
+
+def test_a_plan_runs_without_its_model(cloister, planned, pictures, tmp_path):
+    path = planned()
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    path.rename(moved / "other.plan")
+    target = tmp_path / "y.npz"
+    ran = cloister("run", moved / "other.plan", "--input", *pictures, "--output", target)
+    assert ran.code == 0 and "other.plan" in ran.out and "policy slalom" in ran.out
+    assert all(len(array) == len(pictures) for array in np.load(target).values())
