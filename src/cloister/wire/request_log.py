@@ -5,7 +5,7 @@ host's and the authority's hold what they were asked.
 
 A file is one line that names the format, then records. A record is the length of its body, the
 body and the body's SHA-256, so a torn tail or a damaged byte is found where it is. The log is
-evidence for `cloister audit encrypted`; training never reads it.
+evidence for `cloister audit training`; training never reads it.
 """
 
 import hashlib
