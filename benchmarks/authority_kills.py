@@ -21,6 +21,7 @@ from benchmarks.authority_process import AuthorityProcess, create
 from cloister.authority.authority import Authority
 from cloister.authority.client import AuthorityClient
 from cloister.authority.records import Terms
+from cloister.authority.requests import Forward
 from cloister.base.identity import PUBLIC_FILE
 from cloister.cli.console import progress
 from cloister.data.encoding import Encoding
@@ -61,7 +62,7 @@ class Load(threading.Thread):
     def ask(self, ids: np.ndarray, seed: int) -> None:
         while not self.stop.is_set():
             try:
-                self.client.forward_key("set", ids, functional(seed), receiver="server")
+                self.client.ask(Forward("set", ids, functional(seed)), receiver="server")
                 self.held.append((ids, seed))
             except BudgetError:
                 self.refused += 1
@@ -137,7 +138,7 @@ def compare(authority: Authority, loads: list[Load]) -> dict[str, int]:
     # On record means: asking again costs nothing.
     for load in loads:
         for ids, seed in load.held:
-            authority.forward_key("set", ids, functional(seed), receiver="server")
+            authority.ask(Forward("set", ids, functional(seed)), receiver="server")
     not_free = int((authority.spent("set").rank != recorded).sum())
     return {
         "answers_held": sum(len(load.held) for load in loads),

@@ -21,7 +21,6 @@ from cloister.cli.console import err
 from cloister.cli.speed import measure_session, random_input
 from cloister.graph.onnx.load import load
 from cloister.plan import policies
-from cloister.plan.plan import SUFFIX
 
 ALL = "all"
 
@@ -61,7 +60,7 @@ def _measure(
     threads, batch = setting["threads"], setting["batch"]
     proto = networks.build(name)
     with TemporaryDirectory() as folder:
-        file = Path(folder) / "model.onnx"
+        file, saved = Path(folder) / "model.onnx", Path(folder) / "model.plan"
         onnx.save(proto, file)
         graph = load(file)
         feeds = random_input(graph, batch)
@@ -77,7 +76,6 @@ def _measure(
             int8_ms = times["engines"][INT8]["ms"] if rough else None
             peak = {}
             if memory:
-                saved = file.with_suffix(SUFFIX)
                 plan.save(saved)
                 peak = measure_peak(file, saved, batch=batch, threads=threads)
                 del peak["stages"]

@@ -19,24 +19,24 @@ from cloister.cli.console import progress
 from cloister.errors import VerificationError
 from cloister.plan import policies
 from cloister.ring.ring_map import RingMap
+from cloister.trusted.executor import Executor
 from cloister.trusted.pads.maker import InlinePads, PadUse
 from cloister.trusted.report import Meter
-from cloister.trusted.runtime import Runtime
+from cloister.wire.link import WorkerLink
 from cloister.wire.messages import Unchecked
 
 
-class LyingLink:
+class LyingLink(WorkerLink):
     """Computes in this process and changes one element of one layer's answer."""
 
-    name = "liar"
-
-    def __init__(self, runtime: Runtime) -> None:
-        self.maps = [RingMap(node.linear) for node in runtime.plan.linear_nodes]
+    def __init__(self, executor: Executor) -> None:
+        super().__init__("liar")
+        self.maps = [RingMap(node.linear) for node in executor.plan.linear_nodes]
         self.victim = -1
         self.told = False
 
-    def send_buffer(self, spec):
-        return np.empty(spec.shape, spec.dtype)
+    def load(self, message):
+        pass
 
     def submit(self, request_id, target_id, tensors, expect):
         self.answer = self.maps[target_id].apply(tensors[0])
@@ -50,6 +50,9 @@ class LyingLink:
         return (Unchecked(self.answer),)
 
     def release(self, request_id):
+        pass
+
+    def close(self):
         pass
 
 
@@ -68,14 +71,14 @@ def _measure(path: Path, lies: int, policy: str) -> dict[str, object]:
     image = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     plan = policies.make(policy, graph, calibration=image)
     rng = SystemRandom()
-    runtime = Runtime(plan, rng=rng)
+    executor = Executor(plan, rng=rng)
     pads = InlinePads(plan, rng=rng) if plan.hidden_nodes else None
-    link = LyingLink(runtime)
+    link = LyingLink(executor)
     feeds = {graph.inputs[0]: image}
 
     def run() -> None:
         use = PadUse(pads, 1) if pads else None
-        runtime.run(feeds, link=link, pads=use, meter=Meter(), timeout_s=60.0)
+        executor.run(feeds, link=link, pads=use, meter=Meter(), timeout_s=60.0)
 
     run()  # the honest answer passes
     accepted = told = 0

@@ -1,7 +1,7 @@
-"""The trusted side's native passes in a session's rhythm: threads and instruction sets compared.
+"""The trusted side's fused steps in a session's rhythm: threads and instruction sets compared.
 
-The native walker runs all passes of one plan in order: milliseconds of wall time per image for one
-and for two threads, and for AVX2 beside AVX-512. As in a session, the walker sleeps in recv() while
+The native executor runs all fused steps of one plan in order: milliseconds of wall time per image
+for one and for two threads, and for AVX2 beside AVX-512. As in a session, it sleeps in recv() while
 a worker computes; the worker's stand-in keeps a core busy for 5 ms, writes the reply, so that the
 last-level cache holds what fits and all else comes from memory, and then sends the answer. The time
 counts from there, when recv() has returned, to the end of the pass, so threads that wake late
@@ -22,8 +22,8 @@ from benchmarks import networks, options
 from benchmarks.environment import environment
 from cloister.base.rng import SystemRandom
 from cloister.errors import InputError
+from cloister.trusted.executor import Executor
 from cloister.trusted.program.steps import Exchange, Fused
-from cloister.trusted.runtime import Runtime
 
 HUGE = 2 << 20
 COMPUTE_S = 5e-3
@@ -44,7 +44,7 @@ def memory(shape, dtype):
 
 
 class Memory:
-    """What the walks of one plan read and write; `replies` are the worker's to write."""
+    """What the fused steps of one plan read and write; `replies` are the worker's to write."""
 
     def __init__(self, plan, steps, batch):
         self.replies, self.messages, self.unblinding = {}, {}, {}
@@ -66,51 +66,69 @@ class Memory:
                 self.messages[sink] = memory(after, np.uint32 if hidden else np.int16)
 
 
-class Walk:
-    """All passes of one plan, and an exchange before each that reads a reply."""
+class Steps:
+    """All fused steps of one plan, and an exchange before each that reads a reply."""
 
-    def __init__(self, runtime, held, batch, threads):
+    def __init__(self, executor, held, batch, threads):
         self._held, self._batch = held, batch
-        self._native = native.Walker(len(runtime.plan.linear_nodes), batch, threads)
+        plan = executor.plan
+        checked = [plan.protection_of(node).checked for node in plan.linear_nodes]
+        self._native = native.Executor(checked=checked, batch=batch, threads=threads)
         self._inputs = {}
-        for i, step in enumerate(runtime.program.steps):
+        # The stand-in's answers are wrong: with coefficients of 0 all sums are computed, and equal.
+        executor.checks.erase()
+        for i, (step, stage) in enumerate(
+            zip(executor.program.steps, executor._make_stages(executor.checks), strict=True)
+        ):
             if isinstance(step, Exchange):
                 packet = struct.pack("<i12x", step.node)
-                self._native.add_exchange(step.node, packet, packet, ID_OFFSET, None, None)
+                self._native.add_exchange(
+                    node=step.node, packet=packet, answer=packet, id_offset=ID_OFFSET,
+                    staged=None, place=None,
+                )  # fmt: skip
             elif isinstance(step, Fused):
                 windowed = step.epilogue.window is not None
-                number = self._native.add_pass(
-                    runtime._passes[i],
-                    -1 if step.node is None else step.node,
-                    step.node in held.unblinding,
-                    False,  # the stand-in computes nothing: sums are made, but not compared
-                    held.replies.get(step.node),
-                    None,
-                    None if windowed else held.stored[i],
-                    held.stored[i] if windowed else None,
-                    step.sinks,
-                    [held.messages[sink] for sink in step.sinks],
-                    [np.zeros(batch, np.uint64) for _ in step.sinks],
+                self._native.add_fused(
+                    stage.fused_step,
+                    node=step.node,
+                    unblinds=step.node in held.unblinding,
+                    binds=True,
+                    reply=held.replies.get(step.node),
+                    residual=None,
+                    store_pre=None if windowed else held.stored[i],
+                    store_post=held.stored[i] if windowed else None,
+                    sink_nodes=step.sinks,
+                    messages=[held.messages[sink] for sink in step.sinks],
+                    clipped=[np.zeros(batch, np.uint64) for _ in step.sinks],
                 )
-                self._inputs[number] = held.inputs[i]
+                self._inputs[i] = (*held.inputs[i], len(step.sinks))
+            else:
+                self._native.add_outside()
+        self._count = len(executor.program.steps)
 
     def timed_s(self, channel):
-        """Wall time of one walk without its exchanges."""
+        """Wall time of all fused steps without the exchanges."""
         hidden = sorted(self._held.unblinding)
-        if hidden:
-            unblinding = [list(self._held.unblinding[node]) for node in hidden]
-            self._native.begin(bytes(32), range(self._batch), hidden, unblinding)
-        else:
-            self._native.begin(None, (), (), ())
-        for number, arrays in self._inputs.items():
-            self._native.set_inputs(number, *arrays)
-        steps = len(self._native.costs())
-        started = time.perf_counter()
-        why, *_ = self._native.run(0, steps, 1, channel.fileno(), 60.0, PACKET_BYTES)
-        spent = time.perf_counter() - started
-        if why != "done":
-            raise RuntimeError(f"the walk stopped: {why}")
-        waited = 1e-9 * sum(wait for _, wait in self._native.costs())
+        key = bytes(32) if hidden else None
+        unblinding = [list(self._held.unblinding[node]) for node in hidden]
+        self._native.begin(
+            key=key, pad_ids=range(self._batch), hidden=hidden, unblinding=unblinding
+        )
+        for number, (source, residual, sinks) in self._inputs.items():
+            none = [None] * sinks
+            self._native.bind(number, source=source, residual=residual, messages=none, pads=none)
+        spent, first = 0.0, 0
+        while first <= self._count:
+            started = time.perf_counter()
+            stop = self._native.run(
+                first, next_request_id=1, descriptor=channel.fileno(), timeout_s=60.0,
+                max_packet_bytes=PACKET_BYTES,
+            )  # fmt: skip
+            spent += time.perf_counter() - started
+            if stop.why not in ("done", "outside"):
+                raise RuntimeError(f"the executor stopped: {stop.why}")
+            first = stop.step + 1
+        waited = 1e-9 * sum(wait for _, wait in self._native.costs(0, self._count))
         self._native.end()
         return spent - waited
 
@@ -139,13 +157,13 @@ def measure(
     if not sets:
         raise InputError("passes: measured on processors with AVX2 only")
     variants = [(name, 1) for name in sets] + [(sets[0], 2)]
-    walks, held = {}, None
+    timed, held = {}, None
     for name, threads in variants:
         # Check coefficients have the form that suits the instruction set.
         native.force_isa(name)
-        runtime = Runtime(plan, rng=SystemRandom())
-        held = held or Memory(plan, runtime.program.steps, batch)
-        walks[name, threads] = Walk(runtime, held, batch, threads)
+        executor = Executor(plan, rng=SystemRandom())
+        held = held or Memory(plan, executor.program.steps, batch)
+        timed[name, threads] = Steps(executor, held, batch, threads)
     found = {variant: [] for variant in variants}
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
@@ -154,7 +172,7 @@ def measure(
         for _ in range(repeats):
             for variant in variants:
                 native.force_isa(variant[0])
-                found[variant].append(1e3 * walks[variant].timed_s(ours) / batch)
+                found[variant].append(1e3 * timed[variant].timed_s(ours) / batch)
         ours.shutdown(socket.SHUT_RDWR)
         worker.join()
     median = {variant: statistics.median(times) for variant, times in found.items()}

@@ -27,6 +27,7 @@ from cloister.cli.console import err
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.info import Mode
 from cloister.training import models
+from cloister.training.settings import Settings
 from cloister.training.trainer import Trainer, epoch_order
 
 PAPER = {
@@ -86,10 +87,9 @@ class Bench:
             keys=keys,
             rng=SystemRandom(),
             optimizer=self.optimizer,
-            batch=self.batch,
-            seed=self.seed,
-            threads=self.threads,
-            **SETTINGS[mode],
+            settings=Settings(
+                batch=self.batch, seed=self.seed, threads=self.threads, **SETTINGS[mode]
+            ),
         )
 
     def model(self, plain: Plain, model: str) -> Any:

@@ -4,10 +4,9 @@ import csv
 import gzip
 import io
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int16, Int64, UInt32
@@ -18,6 +17,7 @@ from cloister.authority.enrolment import enrol
 from cloister.authority.key_service import KeyService, Receiver
 from cloister.authority.local import LocalClient
 from cloister.authority.records import Terms
+from cloister.authority.requests import Labels, Request
 from cloister.base.rng import InsecureSeededRandom, SystemRandom
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.encoding import Encoding
@@ -25,7 +25,6 @@ from cloister.data.info import DatasetInfo, Mode
 from cloister.data.writer import Chunk, EncryptedDatasetWriter
 from cloister.errors import InputError
 from cloister.ring import pads
-from cloister.ring.linear import Geometry, LinearMap
 
 PIXELS = Encoding(1 / 255, 0.0, 9)
 """Bytes 0 to 255 as they are: nine bits with the sign."""
@@ -110,40 +109,15 @@ class MemoryKeys:
         """See `KeyService`."""
         return self._authority.describe(dataset)
 
-    def forward_key(
-        self,
-        dataset: str,
-        ids: Int64[np.ndarray, " n"],
-        linear: LinearMap,
-        *,
-        receiver: Receiver,
-    ) -> UInt32[np.ndarray, "n oh ow oc"]:
+    def ask(self, request: Request, receiver: Receiver) -> UInt32[np.ndarray, "..."]:
         """See `KeyService`."""
-        return pads.forward(linear, self._masks(dataset, ids, linear.geometry.in_shape))
-
-    def gradient_key(
-        self,
-        dataset: str,
-        ids: Int64[np.ndarray, " n"],
-        geometry: Geometry,
-        delta: Int16[np.ndarray, "n oh ow oc"],
-        *,
-        receiver: Receiver,
-    ) -> UInt32[np.ndarray, "o kh kw c"]:
-        """See `KeyService`."""
-        return pads.gradient(geometry, delta, self._masks(dataset, ids, geometry.in_shape))
-
-    def label_key(
-        self, dataset: str, ids: Int64[np.ndarray, " n"], *, receiver: Receiver
-    ) -> UInt32[np.ndarray, "n classes"]:
-        """See `KeyService`."""
-        shape = (self.describe(dataset).classes,)
-        return pads.masks(self._keys[dataset], ids, shape, domain=pads.LABEL_DOMAIN)
-
-    def _masks(
-        self, dataset: str, ids: Int64[np.ndarray, " n"], shape: tuple[int, int, int]
-    ) -> UInt32[np.ndarray, "n h w c"]:
-        return pads.masks(self._keys[dataset], ids, shape, domain=pads.DATA_DOMAIN)
+        key = self._keys[request.dataset]
+        if isinstance(request, Labels):
+            classes = self.describe(request.dataset).classes
+            return pads.masks(key, request.ids, (classes,), domain=pads.LABEL_DOMAIN)
+        shape = request.geometry.in_shape
+        masks = pads.masks(key, request.ids, shape, domain=pads.DATA_DOMAIN)
+        return request.image([(slice(None), masks)], threads=1)
 
 
 class TimedKeys:
@@ -162,40 +136,10 @@ class TimedKeys:
         """See `KeyService`."""
         return self._keys.describe(dataset)
 
-    def forward_key(
-        self,
-        dataset: str,
-        ids: Int64[np.ndarray, " n"],
-        linear: LinearMap,
-        *,
-        receiver: Receiver,
-    ) -> UInt32[np.ndarray, "n oh ow oc"]:
+    def ask(self, request: Request, receiver: Receiver) -> UInt32[np.ndarray, "..."]:
         """See `KeyService`."""
-        return self._timed(self._keys.forward_key, dataset, ids, linear, receiver=receiver)
-
-    def gradient_key(
-        self,
-        dataset: str,
-        ids: Int64[np.ndarray, " n"],
-        geometry: Geometry,
-        delta: Int16[np.ndarray, "n oh ow oc"],
-        *,
-        receiver: Receiver,
-    ) -> UInt32[np.ndarray, "o kh kw c"]:
-        """See `KeyService`."""
-        return self._timed(
-            self._keys.gradient_key, dataset, ids, geometry, delta, receiver=receiver
-        )
-
-    def label_key(
-        self, dataset: str, ids: Int64[np.ndarray, " n"], *, receiver: Receiver
-    ) -> UInt32[np.ndarray, "n classes"]:
-        """See `KeyService`."""
-        return self._timed(self._keys.label_key, dataset, ids, receiver=receiver)
-
-    def _timed(self, request: Callable[..., np.ndarray], *args: Any, **kwargs: Any) -> np.ndarray:
         wall, cpu = time.perf_counter(), time.thread_time()
-        answer = np.ascontiguousarray(request(*args, **kwargs))
+        answer = np.ascontiguousarray(self._keys.ask(request, receiver))
         answer.flags.writeable = False
         self.cpu_s += time.thread_time() - cpu
         self.wall_s += time.perf_counter() - wall

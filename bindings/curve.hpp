@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "cloister/curve.hpp"
-#include "pass.hpp"
+#include "fused_step.hpp"
 
 namespace cloister::bindings {
 

@@ -9,7 +9,7 @@
 
 #include "cloister/fixed_point.hpp"
 #include "cloister/transpose.hpp"
-#include "pass.hpp"
+#include "fused_step.hpp"
 
 namespace cloister::bindings {
 

@@ -17,15 +17,15 @@
 #include "cloister/aes_ctr.hpp"
 #include "cloister/busy_poll.hpp"
 #include "cloister/freivalds.hpp"
+#include "cloister/fused_step.hpp"
 #include "cloister/geometry.hpp"
 #include "cloister/isa.hpp"
 #include "cloister/pad_shares.hpp"
-#include "cloister/pass.hpp"
 #include "cloister/ring_map.hpp"
 #include "curve.hpp"
+#include "executor.hpp"
 #include "fixed_point.hpp"
-#include "pass.hpp"
-#include "walker.hpp"
+#include "fused_step.hpp"
 
 namespace nb = nanobind;
 using namespace cloister;
@@ -164,7 +164,7 @@ NB_MODULE(_native, m) {
   m.def("ring_map_memory", &ring_map_memory, nb::arg("geometry"), nb::arg("batch"),
         nb::arg("bytes_per_element"), nb::arg("threads"));
 
-  // ---- trusted: pads, checks, the pass between linear nodes
+  // ---- trusted: pads, checks, the steps between linear nodes, their executor
   m.def("aes_ctr_fill", &aes_ctr_fill_array, nb::arg("key"), nb::arg("nonce"),
         nb::arg("first_block"), nb::arg("out").noconvert());
   m.def("freivalds_factors", &freivalds_factors_arrays, nb::arg("geometry"), nb::arg("weights"),
@@ -181,46 +181,8 @@ NB_MODULE(_native, m) {
   m.def("add_answers", &add_answers_arrays, nb::arg("answers").noconvert(),
         nb::arg("a").noconvert(), nb::arg("b").noconvert(), nb::arg("widths"),
         nb::arg("out").noconvert(), nb::arg("sums").noconvert());
-  nb::class_<BoundPass>(m, "Pass")
-      .def(nb::init<int64_t, int64_t, int64_t, const std::optional<Contiguous<const float>>&,
-                    const std::optional<Contiguous<const float>>&, float, float,
-                    const std::optional<std::array<int64_t, 12>>&,
-                    const std::vector<std::pair<double, int>>&, const std::optional<Depthwise>&>(),
-           nb::arg("height"), nb::arg("width"), nb::arg("channels"), nb::arg("scale").none(),
-           nb::arg("bias").none(), nb::arg("act_lo"), nb::arg("act_hi"), nb::arg("window").none(),
-           nb::arg("sinks"), nb::arg("depthwise").none() = nb::none())
-      .def("set_check", &BoundPass::set_check, nb::arg("a").noconvert().none(),
-           nb::arg("b").noconvert().none())
-      .def("set_sink_check", &BoundPass::set_sink_check, nb::arg("sink"),
-           nb::arg("rows").noconvert().none(), nb::arg("columns").noconvert().none())
-      .def("run", &BoundPass::run, nb::arg("n"), nb::arg("source").noconvert(),
-           nb::arg("unblind").noconvert().none(), nb::arg("residual").noconvert().none(),
-           nb::arg("store_pre").noconvert().none(), nb::arg("store_post").noconvert().none(),
-           nb::arg("sink_out").noconvert(), nb::arg("sink_keys"), nb::arg("sink_nonces"),
-           nb::arg("sink_pads").noconvert(), nb::arg("sums_out").noconvert(),
-           nb::arg("sums_in").noconvert(), nb::arg("clipped").noconvert(), nb::arg("threads") = 1);
-
-  nb::class_<BoundWalker>(m, "Walker")
-      .def(nb::init<int64_t, int64_t, int>(), nb::arg("nodes"), nb::arg("batch"),
-           nb::arg("threads"))
-      .def("add_pass", &BoundWalker::add_pass, nb::arg("native"), nb::keep_alive<1, 2>(),
-           nb::arg("node"), nb::arg("unblinds"), nb::arg("accepts"),
-           nb::arg("reply").noconvert().none(), nb::arg("residual").noconvert().none(),
-           nb::arg("store_pre").noconvert().none(), nb::arg("store_post").noconvert().none(),
-           nb::arg("sink_nodes"), nb::arg("sink_out").noconvert(), nb::arg("clipped").noconvert())
-      .def("set_inputs", &BoundWalker::set_inputs, nb::arg("step"),
-           nb::arg("source").noconvert().none(), nb::arg("residual").noconvert().none())
-      .def("add_exchange", &BoundWalker::add_exchange, nb::arg("node"), nb::arg("packet"),
-           nb::arg("answer"), nb::arg("id_offset"), nb::arg("staged").noconvert().none(),
-           nb::arg("place").noconvert().none())
-      .def("begin", &BoundWalker::begin, nb::arg("key").none(), nb::arg("pad_ids"),
-           nb::arg("hidden"), nb::arg("unblinding").noconvert())
-      .def("end", &BoundWalker::end)
-      .def("run", &BoundWalker::run, nb::arg("first"), nb::arg("last"), nb::arg("next_request_id"),
-           nb::arg("descriptor"), nb::arg("timeout_s"), nb::arg("max_packet_bytes"))
-      .def("answered", &BoundWalker::answered, nb::arg("step"))
-      .def_prop_ro("outstanding", &BoundWalker::outstanding)
-      .def("costs", &BoundWalker::costs);
+  register_fused_step(m);
+  register_executor(m);
 
   // ---- workers
   m.def("busy_poll", &busy_poll, nb::arg("descriptor"), nb::arg("patience_us"),

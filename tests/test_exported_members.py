@@ -27,8 +27,8 @@ def test_exported_members_of_functional_encryption_and_training():
     for name in wanted:
         assert getattr(cloister.published, name).__doc__
     wanted = {
-        "ArraySource", "Disclosure", "EncryptedConv2d", "EncryptedDataset", "EncryptedLinear",
-        "GaussianNoise", "NewDataset", "Privacy", "RunFiles", "RunSettings", "Trainer", "encrypt",
+        "ArraySource", "EncryptedConv2d", "EncryptedDataset", "EncryptedLinear",
+        "GaussianNoise", "NewDataset", "Privacy", "RunFiles", "Settings", "Trainer", "encrypt",
         "train",
     }  # fmt: skip
     assert set(cloister.training.__all__) == wanted <= set(dir(cloister.training))

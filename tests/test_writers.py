@@ -9,6 +9,7 @@ import pytest
 
 import nets
 from cloister.authority import records
+from cloister.authority.request_log import ReleaseLog
 from cloister.base import identity, sqlite
 from cloister.base.rng import InsecureSeededRandom, SystemRandom
 from cloister.cli.main import main
@@ -20,7 +21,6 @@ from cloister.plan import policies
 from cloister.published.keyfile import KeyFile
 from cloister.trusted.pads.pad_ledger import Ledger
 from cloister.trusted.pads.store import PadStore
-from cloister.wire.request_log import ReleaseLog
 from cloister.wire.transcript import Transcript
 
 RNG = InsecureSeededRandom(1)
@@ -193,9 +193,9 @@ def test_keys_and_certificates_of_servers(tmp_path, umask):
     from cloister.training import ciphertext_service
 
     records.init(tmp_path / "authority", rng=SystemRandom())
-    ciphertext_service.init(tmp_path / "host")
-    private = {identity.HPKE_FILE, identity.PRIVATE_KEY_FILE, sqlite.FILE, "server.key"}
-    private.add("server.pub")  # which holds a token
+    ciphertext_service.init(tmp_path / "host", rng=SystemRandom())
+    private = {identity.HPKE_FILE, identity.PRIVATE_KEY_FILE, sqlite.FILE}
+    private.add(identity.ACCESS_FILE)  # which holds a token
     for path in (*(tmp_path / "authority").iterdir(), *(tmp_path / "host").iterdir()):
         wanted = 0o600 if path.name in private else 0o666 & ~umask
         assert mode(path) == wanted, path

@@ -9,7 +9,7 @@
 #include <string>
 
 #include "cloister/isa.hpp"
-#include "crew.hpp"
+#include "thread_pool.hpp"
 #include "curve_scalar.hpp"
 
 namespace cloister {

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "cloister/isa.hpp"
-#include "crew.hpp"
+#include "thread_pool.hpp"
 #include "freivalds_backend.hpp"
 #include "p52.hpp"
 

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "cloister/pass.hpp"
+#include "cloister/fused_step.hpp"
 #include "p52.hpp"
 #include "pass_backend.hpp"
 

@@ -5,7 +5,7 @@
 #include <bit>
 #include <cstdint>
 
-#include "cloister/pass.hpp"
+#include "cloister/fused_step.hpp"
 
 namespace cloister {
 

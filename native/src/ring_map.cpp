@@ -12,7 +12,7 @@
 #endif
 
 #include "cloister/isa.hpp"
-#include "crew.hpp"
+#include "thread_pool.hpp"
 #include "ring_map_backend.hpp"
 
 namespace cloister {

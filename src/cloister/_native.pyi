@@ -1,6 +1,7 @@
 """The compiled kernels: see bindings/module.cpp."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int16, Int32, Int64, UInt8, UInt32, UInt64
@@ -30,7 +31,7 @@ def ring_map_memory(
     geometry: Sequence[int], batch: int, bytes_per_element: int, threads: int
 ) -> tuple[int, int]: ...
 
-# ---- trusted: pads, checks, the pass between linear nodes
+# ---- trusted: pads, checks, the steps between linear nodes and their executor
 
 def aes_ctr_fill(
     key: bytes, nonce: bytes, first_block: int, out: UInt32[np.ndarray, " words"]
@@ -72,100 +73,181 @@ def add_answers(
     sums: UInt64[np.ndarray, " digits"],
 ) -> None: ...
 
-class Pass:
+class Window:
+    """Pooling, or a convolution with one filter per channel; pairs are (height, width)."""
+
     def __init__(
         self,
+        *,
+        kind: Literal["max", "average", "depthwise"],
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        dilation: tuple[int, int],
+        pad: tuple[int, int],
+        out_size: tuple[int, int],
+        count_include_pad: bool = False,
+        weights: Float32[np.ndarray, "kh kw c"] | None = None,
+        bias: Float32[np.ndarray, " c"] | None = None,
+        lo: float = ...,
+        hi: float = ...,
+    ) -> None: ...
+
+class Sink:
+    """How a value becomes the request of one linear node."""
+
+    @staticmethod
+    def checked(
+        *,
+        inv_scale: float,
+        qmax: int,
+        rows: UInt64[np.ndarray, "h terms c"],
+        columns: UInt64[np.ndarray, "terms w"] | None,
+    ) -> Sink: ...
+    @staticmethod
+    def unchecked(*, inv_scale: float, qmax: int) -> Sink: ...
+
+class FusedShape:
+    """What all fused steps have in common."""
+
+    def __init__(
+        self,
+        *,
         height: int,
         width: int,
         channels: int,
-        scale: Float32[np.ndarray, " c"] | None,
-        bias: Float32[np.ndarray, " c"] | None,
-        act_lo: float,
-        act_hi: float,
-        window: Sequence[int] | None,
-        sinks: Sequence[tuple[float, int]],
-        depthwise: tuple[Float32[np.ndarray, "kh kw c"], Float32[np.ndarray, " c"], float, float]
-        | None = None,
+        lo: float = ...,
+        hi: float = ...,
+        window: Window | None = None,
+        sinks: Sequence[Sink],
     ) -> None: ...
-    def set_check(
-        self, a: UInt64[np.ndarray, " positions"] | None, b: UInt64[np.ndarray, " channels"] | None
-    ) -> None: ...
-    def set_sink_check(
+
+class SinkArrays:
+    """Where one request goes, and its pad: a key with nonces, or the pad itself."""
+
+    def __init__(
         self,
-        sink: int,
-        rows: UInt64[np.ndarray, "h terms c"] | None,
-        columns: UInt64[np.ndarray, "terms w"] | None,
+        out: UInt32[np.ndarray, "n oh ow c"] | Int16[np.ndarray, "n oh ow c"],
+        *,
+        key: bytes | None = None,
+        nonces: bytes | None = None,
+        pad: UInt32[np.ndarray, "n oh ow c"] | None = None,
     ) -> None: ...
+
+class FusedStep:
+    """From a float32 value, or from an answer that is checked or left unchecked for good."""
+
+    @staticmethod
+    def of_values(shape: FusedShape) -> FusedStep: ...
+    @staticmethod
+    def checked(
+        shape: FusedShape,
+        *,
+        scale: Float32[np.ndarray, " c"],
+        bias: Float32[np.ndarray, " c"],
+        a: UInt64[np.ndarray, " positions"],
+        b: UInt64[np.ndarray, " channels"],
+    ) -> FusedStep: ...
+    @staticmethod
+    def unchecked(
+        shape: FusedShape, *, scale: Float32[np.ndarray, " c"], bias: Float32[np.ndarray, " c"]
+    ) -> FusedStep: ...
+    @property
+    def is_checked(self) -> bool: ...
     def run(
         self,
+        *,
         n: int,
         source: UInt32[np.ndarray, "n h w c"] | Float32[np.ndarray, "n h w c"],
-        unblind: UInt32[np.ndarray, "n h w c"] | None,
-        residual: Float32[np.ndarray, "n h w c"] | None,
-        store_pre: Float32[np.ndarray, "n h w c"] | None,
-        store_post: Float32[np.ndarray, "n oh ow c"] | None,
-        sink_out: Sequence[UInt32[np.ndarray, "n oh ow c"] | Int16[np.ndarray, "n oh ow c"]],
-        sink_keys: Sequence[bytes | None],
-        sink_nonces: Sequence[bytes | None],
-        sink_pads: Sequence[UInt32[np.ndarray, "n oh ow c"] | None],
-        sums_out: UInt64[np.ndarray, " n"],
-        sums_in: UInt64[np.ndarray, "sinks n"],
+        sinks: Sequence[SinkArrays],
+        answer_sums: UInt64[np.ndarray, " n"],
+        request_sums: UInt64[np.ndarray, "sinks n"],
         clipped: UInt64[np.ndarray, "sinks n"],
+        unblind: UInt32[np.ndarray, "n h w c"] | None = None,
+        residual: Float32[np.ndarray, "n h w c"] | None = None,
+        store_pre: Float32[np.ndarray, "n h w c"] | None = None,
+        store_post: Float32[np.ndarray, "n oh ow c"] | None = None,
         threads: int = 1,
     ) -> None: ...
 
-class Walker:
-    def __init__(self, nodes: int, batch: int, threads: int) -> None: ...
-    def add_pass(
+class Stop:
+    """Why a run ended, and at which step, which was not completed."""
+
+    @property
+    def why(
         self,
-        native: Pass,
-        node: int,
+    ) -> Literal[
+        "done", "mismatch", "unbound", "outside", "unsent", "unanswered", "unexpected"
+    ]: ...
+    @property
+    def step(self) -> int: ...
+    @property
+    def request_id(self) -> int: ...
+    @property
+    def deadline_s(self) -> float: ...
+    @property
+    def packet(self) -> bytes: ...
+
+class Executor:
+    """The steps of one program for one batch size; `checked` is by linear node."""
+
+    def __init__(self, *, checked: Sequence[bool], batch: int, threads: int) -> None: ...
+    def add_fused(
+        self,
+        step: FusedStep,
+        *,
+        node: int | None,
         unblinds: bool,
-        accepts: bool,
+        binds: bool,
         reply: UInt32[np.ndarray, "n h w c"] | None,
         residual: Float32[np.ndarray, "n h w c"] | None,
         store_pre: Float32[np.ndarray, "n h w c"] | None,
         store_post: Float32[np.ndarray, "n oh ow c"] | None,
         sink_nodes: Sequence[int],
-        sink_out: Sequence[UInt32[np.ndarray, "n oh ow c"] | Int16[np.ndarray, "n oh ow c"]],
+        messages: Sequence[UInt32[np.ndarray, "n oh ow c"] | Int16[np.ndarray, "n oh ow c"] | None],
         clipped: Sequence[UInt64[np.ndarray, " n"]],
-    ) -> int: ...
-    def set_inputs(
-        self,
-        step: int,
-        source: Float32[np.ndarray, "n h w c"] | None,
-        residual: Float32[np.ndarray, "n h w c"] | None,
     ) -> None: ...
     def add_exchange(
         self,
+        *,
         node: int,
         packet: bytes,
         answer: bytes,
         id_offset: int,
         staged: Int16[np.ndarray, "n h w c"] | None,
         place: Int16[np.ndarray, "n h w c"] | None,
-    ) -> int: ...
+    ) -> None: ...
+    def add_outside(self, *, node: int | None = None) -> None: ...
     def begin(
         self,
+        *,
         key: bytes | None,
         pad_ids: Sequence[int],
         hidden: Sequence[int],
         unblinding: Sequence[Sequence[UInt32[np.ndarray, "h w c"]]],
     ) -> None: ...
+    def bind(
+        self,
+        step: int,
+        *,
+        source: Float32[np.ndarray, "n h w c"] | None,
+        residual: Float32[np.ndarray, "n h w c"] | None,
+        messages: Sequence[UInt32[np.ndarray, "n oh ow c"] | Int16[np.ndarray, "n oh ow c"] | None],
+        pads: Sequence[UInt32[np.ndarray, "n oh ow c"] | None],
+    ) -> None: ...
     def end(self) -> None: ...
     def run(
         self,
         first: int,
-        last: int,
+        *,
         next_request_id: int,
         descriptor: int,
         timeout_s: float,
         max_packet_bytes: int,
-    ) -> tuple[str, int, int, float, bytes]: ...
-    def answered(self, step: int) -> None: ...
+    ) -> Stop: ...
+    def answered(self, step: int, answer: UInt32[np.ndarray, "n h w c"] | None = None) -> None: ...
     @property
     def outstanding(self) -> tuple[int, int] | None: ...
-    def costs(self) -> list[tuple[int, int]]: ...
+    def costs(self, first: int, last: int) -> list[tuple[int, int]]: ...
 
 # ---- workers
 

@@ -10,16 +10,20 @@
     │   └── FunctionError         a function key may not be asked for: unit vector, packed operand
     ├── PlanError                 the plan contradicts itself, the model or the session
     ├── ProtocolError             the other side broke the wire protocol
-    │   ├── WorkerUnavailable     it cannot be reached, or died
-    │   └── WorkerTimeout         it did not answer within the stated time
+    │   └── WorkerError           the other side is a worker; the text begins with its name
+    │       ├── WorkerUnavailable it cannot be reached, or died
+    │       └── WorkerTimeout     it did not answer within the stated time
     ├── VerificationError         an answer was wrong: a check failed
     ├── PadError                  blinding is impossible
     │   ├── PadReusedError        a pad would have been used twice
     │   ├── PadsExhausted         the store has no unused pad left
     │   └── PadStoreError         the store is damaged, full, locked or belongs to another plan
     ├── EncryptionError           a ciphertext, key or data set is damaged, replayed or another's
+    │   └── UnknownDatasetError   the authority or server has no data set of this name
     ├── BudgetError               issuing the key would exceed a sample's leakage budget
-    └── AuthorityUnavailable      the key authority cannot be reached
+    └── ServiceUnavailable        a service cannot be reached, or is busy
+        ├── AuthorityUnavailable  the key authority
+        └── CiphertextServerUnavailable
 
     CloisterWarning
     ├── PrecisionWarning          a layer of a plan is far from float32 on its calibration samples
@@ -28,16 +32,25 @@
 Messages are one line, name the node, file or field and the remedy, and never contain a secret.
 """
 
+MAX_LINE_CHARS = 300
 
-def printable(text: str) -> str:
+
+def printable(text: str, *, most: int | None = None) -> str:
     r"""Text from a file or another party, for a terminal: what does not show is written as \x1b.
 
-    An escape sequence in a node's name could otherwise overwrite a claim, and a line break begin
-    one; marks that turn the direction of writing, or take no room, could hide a part of it.
+    At most `most` characters of the result are kept. An escape sequence in a node's name could
+    otherwise overwrite a claim, and a line break begin one; marks that turn the direction of
+    writing, or take no room, could hide a part of it.
     """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return text[:most]
+
+
+def one_line(error: Exception) -> str:
+    """The first meaningful line of an error, whose text may be another library's or empty."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return printable(next(filter(None, lines), type(error).__name__), most=MAX_LINE_CHARS)
 
 
 class CloisterError(Exception):
@@ -83,11 +96,15 @@ class ProtocolError(CloisterError):
     """The other side broke the wire protocol."""
 
 
-class WorkerUnavailable(ProtocolError):  # noqa: N818  (a state, not a mistake)
+class WorkerError(ProtocolError):
+    """A worker broke the protocol; the text begins with its name."""
+
+
+class WorkerUnavailable(WorkerError):  # noqa: N818  (a state, not a mistake)
     """The worker cannot be reached, or died."""
 
 
-class WorkerTimeout(ProtocolError):  # noqa: N818  (a state, not a mistake)
+class WorkerTimeout(WorkerError):  # noqa: N818  (a state, not a mistake)
     """The worker did not answer within the stated time."""
 
 
@@ -116,15 +133,23 @@ class EncryptionError(CloisterError):
 
 
 class UnknownDatasetError(EncryptionError):
-    """The authority has no data set of this name."""
+    """The authority or ciphertext server has no data set of this name."""
 
 
 class BudgetError(CloisterError):
     """Issuing a function key would exceed a sample's leakage budget."""
 
 
-class AuthorityUnavailable(CloisterError):  # noqa: N818  (a state, not a mistake)
-    """The key authority cannot be reached."""
+class ServiceUnavailable(CloisterError):  # noqa: N818  (a state, not a mistake)
+    """A service cannot be reached, or is busy."""
+
+
+class AuthorityUnavailable(ServiceUnavailable):
+    """The key authority cannot be reached, or is busy."""
+
+
+class CiphertextServerUnavailable(ServiceUnavailable):
+    """The ciphertext server cannot be reached, or is busy."""
 
 
 class CloisterWarning(UserWarning):

@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from cloister.authority.request_log import Release
+from cloister.authority.requests import Forward, Gradient, Labels
 from cloister.ring.linear import Geometry, LinearMap
 from cloister.ring.reference import linear_map
-from cloister.wire.request_log import Release
 
 
 def centred(words):
@@ -24,8 +25,7 @@ def forward(x, ids, geometry, weights, *, step=0):
     """A x for the samples of a batch."""
     linear = LinearMap(geometry, weights.astype(np.int16).reshape(geometry.weight_shape))
     values = centred(linear_map(linear, as_ring(x[ids])))
-    return Release("forward", step, np.asarray(ids, np.int64), geometry, linear.weights, values,
-                   x.shape[1:])  # fmt: skip
+    return Release(Forward("set", np.asarray(ids, np.int64), linear), step, values, x.shape[1:])
 
 
 def gradient(x, ids, geometry, delta, *, step=0):
@@ -44,8 +44,8 @@ def gradient(x, ids, geometry, delta, *, step=0):
             seen = wide[:, i : i + oh * sh : sh, j : j + ow * sw : sw]
             values[:, i, j] = np.einsum("npqo,npqc->oc", delta.astype(np.int64), seen)
     assert np.abs(values).max() < 2**31
-    return Release("gradient", step, np.asarray(ids, np.int64), geometry, delta, values,
-                   x.shape[1:])  # fmt: skip
+    request = Gradient("set", np.asarray(ids, np.int64), geometry, delta)
+    return Release(request, step, values, x.shape[1:])
 
 
 def labels(y, ids, classes, *, shape, scale=256, predictions=None, step=0):
@@ -54,5 +54,4 @@ def labels(y, ids, classes, *, shape, scale=256, predictions=None, step=0):
     values = one_hot
     if predictions is not None:
         values = np.rint(predictions * scale).astype(np.int64) - one_hot
-    return Release("labels", step, np.asarray(ids, np.int64), None, np.zeros(0, np.int16), values,
-                   shape)  # fmt: skip
+    return Release(Labels("set", np.asarray(ids, np.int64)), step, values, shape)

@@ -7,12 +7,13 @@ from cloister.authority.authority import Authority
 from cloister.authority.enrolment import enrol
 from cloister.authority.local import LocalClient
 from cloister.authority.records import Terms
+from cloister.authority.request_log import Release
+from cloister.authority.requests import Forward, Gradient
 from cloister.base.rng import InsecureSeededRandom
 from cloister.data.encoding import Encoding
 from cloister.data.info import DatasetInfo
 from cloister.ring import pads
 from cloister.ring.linear import LinearMap
-from cloister.wire.request_log import Release
 
 NAME = "victims"
 ANY = {"one_function": False, "value_bits": 32, "max_bits": 2**40}
@@ -46,18 +47,20 @@ class Rogue:
     def forward(self, ids, geometry, weights, *, step=0):
         ids = np.asarray(ids, np.int64)
         linear = LinearMap(geometry, weights.astype(np.int16).reshape(geometry.weight_shape))
-        term = self.authority.forward_key(NAME, ids, linear, receiver="server")
+        request = Forward(NAME, ids, linear)
+        term = self.authority.ask(request, receiver="server")
         p = self.p[ids].reshape(len(ids), *geometry.in_shape)
         values = pads.unmask(pads.forward(linear, p), term)
-        return Release("forward", step, ids, geometry, linear.weights, values, self.shape)
+        return Release(request, step, values, self.shape)
 
     def gradient(self, ids, geometry, delta, *, step=0):
         ids = np.asarray(ids, np.int64)
         delta = delta.astype(np.int16).reshape(len(ids), *geometry.out_shape)
-        term = self.authority.gradient_key(NAME, ids, geometry, delta, receiver="server")
+        request = Gradient(NAME, ids, geometry, delta)
+        term = self.authority.ask(request, receiver="server")
         p = np.ascontiguousarray(self.p[ids].reshape(len(ids), *geometry.in_shape))
         values = pads.unmask(pads.gradient(geometry, delta, p), term)
-        return Release("gradient", step, ids, geometry, delta, values, self.shape)
+        return Release(request, step, values, self.shape)
 
     def close(self):
         self.authority.close()

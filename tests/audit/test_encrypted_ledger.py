@@ -18,6 +18,7 @@ from cloister.audit.training.judge import Truth, judge, overall
 from cloister.audit.training.lattice import IntegerDecoder
 from cloister.audit.training.prior import from_public, uninformed
 from cloister.authority.records import Terms
+from cloister.authority.requests import Forward
 from cloister.errors import BudgetError, CloisterError, EncryptionError, FunctionError
 from cloister.ring.bounds import check_size
 from cloister.ring.linear import Geometry, LinearMap
@@ -279,14 +280,14 @@ def test_an_unknown_receiver_gets_nothing(server, rng):
     linear = LinearMap(LENET, narrow(rng, *LENET.weight_shape).astype(np.int16))
     for receiver in ("Server", "", None):
         with pytest.raises(CloisterError):
-            server.authority.forward_key(NAME, np.arange(2), linear, receiver=receiver)
+            server.authority.ask(Forward(NAME, np.arange(2), linear), receiver=receiver)
 
 
 def test_weights_changed_after_the_request_do_not_change_the_books(server, rng):
     """A trainer reuses its buffer; the span on record is that of the weights it asked with."""
     layer = leaks.dense(IMAGE, 196)
     weights = narrow(rng, *layer.weight_shape).astype(np.int16)
-    server.authority.forward_key(NAME, np.array([0]), LinearMap(layer, weights), receiver="server")
+    server.authority.ask(Forward(NAME, np.array([0]), LinearMap(layer, weights)), receiver="server")
     for other in range(1, 36):  # until the span has to be computed again from what is kept
         server.forward([other], leaks.dense(IMAGE, 2), narrow(rng, 2, 784))
     weights[...] = narrow(rng, *weights.shape)

@@ -17,13 +17,16 @@ from cloister.audit.training.judge import judge, overall
 from cloister.audit.training.prior import uninformed
 from cloister.audit.training.training_page import conclusion
 from cloister.audit.training.truth import Truth
+from cloister.authority.request_log import ReleaseLog, asked, read_releases
+from cloister.authority.requests import Forward
 from cloister.base.rng import InsecureSeededRandom
 from cloister.data.encoding import Encoding
 from cloister.data.feature_noise import GaussianNoise
 from cloister.errors import InputError
-from cloister.training.ciphertexts import LocalCiphertextServer, RecordingHost
+from cloister.ring.linear import LinearMap
+from cloister.training.ciphertexts import LocalCiphertextServer, RecordingServer
+from cloister.training.settings import Settings
 from cloister.training.trainer import Trainer
-from cloister.wire.request_log import ReleaseLog, asked, read_releases
 from training.doubles import MemoryAuthority, MemoryDataset
 
 SHAPE, HIDDEN = (8, 8, 1), 64
@@ -47,9 +50,10 @@ class Liar(LocalCiphertextServer):
     Their ReLUs are dead, so that the batch's gradient is one sample's.
     """
 
-    def forward(self, dataset, ids, linear):
-        found = super().forward(dataset, ids, linear)
-        found[1:] -= np.uint32(1 << 26)
+    def ask(self, request):
+        found = super().ask(request)
+        if request.kind == "forward":
+            found[1:] -= np.uint32(1 << 26)
         return found
 
 
@@ -69,9 +73,9 @@ def requests(
     made = Trainer(
         nn.Sequential(nn.Flatten(), nn.Linear(64, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 10)),
         dataset, keys=MemoryAuthority(dataset, mode="guarded"), rng=InsecureSeededRandom(0),
-        unmask_to="trusted", server=RecordingHost(host(dataset), seen), request_log=asked_for,
-        optimizer=optimizer or sgd(momentum), batch=batch,
-        **{"first_layer": "trainable", **settings},
+        server=RecordingServer(host(dataset), seen), request_log=asked_for,
+        optimizer=optimizer or sgd(momentum),
+        settings=Settings(unmask_to="trusted", batch=batch, **settings),
     )  # fmt: skip
     made.prepare()
     order = np.random.default_rng(0).permutation(made._train_ids)
@@ -194,8 +198,8 @@ def test_a_log_that_no_attack_can_use_is_not_called_safe():
     geometry = leaks.dense((4, 4, 1), 3)
     conv = type(geometry)((8, 8), 1, (8, 8), 2, (3, 3), pad=(1, 1))
     log = [
-        asked("forward request", np.arange(2), conv,
-              rng.integers(-9, 9, conv.weight_shape).astype(np.int16))
+        asked(Forward("set", np.arange(2), LinearMap(
+            conv, rng.integers(-9, 9, conv.weight_shape).astype(np.int16))))
         for _ in range(2)
     ]  # fmt: skip
     found, verdict = judged(log)
@@ -215,7 +219,7 @@ def test_scales_that_change_between_requests_are_followed():
     geometry = leaks.dense((1, 2, 1), 2)
     ids = np.arange(1)
     log = [
-        asked("forward request", ids, geometry, integers.reshape(geometry.weight_shape))
+        asked(Forward("set", ids, LinearMap(geometry, integers.reshape(geometry.weight_shape))))
         for integers in (weights, 2 * weights + 2, 2 * weights + 2, 4 * weights + 12)
     ]
     first, second = updates(log)

@@ -14,7 +14,7 @@ from cloister.authority.records import Terms
 from cloister.base.rng import InsecureSeededRandom, SystemRandom
 from cloister.data.encoding import Encoding
 from cloister.data.info import DatasetInfo
-from cloister.errors import EncryptionError, InputError
+from cloister.errors import EncryptionError, InputError, UnknownDatasetError
 
 RNG = SystemRandom()
 INFO = DatasetInfo("other", (4, 4, 2), 3, Encoding(1.0, 0.0, 8), 0, 8)
@@ -130,7 +130,7 @@ def test_a_part_comes_under_the_terms_that_its_client_saw(kit, field):
 def test_a_data_set_that_is_gone_is_not_made_again_by_those_who_joined_it(kit):
     service = LocalClient(kit.authority)
     part = NewPart("c" * 32, 3, "d" * 64, b"l" * 32, bytes(32), is_first=False)
-    with pytest.raises(EncryptionError, match="not known"):
+    with pytest.raises(UnknownDatasetError, match="not known"):
         service.register(OURS, part)
     assert kit.authority.datasets() == ("set",)
 

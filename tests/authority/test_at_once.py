@@ -10,6 +10,7 @@ from authority.test_service import served  # noqa: F401  (a fixture)
 from cloister.authority import service, states
 from cloister.authority.authority import Authority
 from cloister.authority.ledger import BusyError
+from cloister.authority.requests import Forward, Gradient, Labels
 from cloister.authority.service import QUICK_ELEMENTS
 from cloister.authority.tokens import Caller
 from cloister.errors import BudgetError, FunctionError
@@ -21,19 +22,19 @@ def test_what_is_known_is_issued_at_once_and_the_same(kit):
     authority, ids = kit.authority, kit.ids
     ask = {"receiver": "server", "at_once": True}
     with pytest.raises(BusyError):
-        authority.issue_forward("set", ids, mixed(2), **ask)
+        authority.issue(Forward("set", ids, mixed(2)), **ask)
     assert authority.summary("set").counts["requests"] == 0
-    first = authority.forward_key("set", ids[:5], mixed(2), receiver="server")
+    first = authority.ask(Forward("set", ids[:5], mixed(2)), receiver="server")
     # The step from nothing to this function is known now, for any sample.
-    rest = authority.issue_forward("set", ids[5:], mixed(2), **ask).wait()
+    rest = authority.issue(Forward("set", ids[5:], mixed(2)), **ask).wait()
     assert authority.spent("set").rank.tolist() == [2] * 10
     np.testing.assert_array_equal(
         np.concatenate([first, rest]),
-        authority.forward_key("set", ids, mixed(2), receiver="trusted"),
+        authority.ask(Forward("set", ids, mixed(2)), receiver="trusted"),
     )
     # A second function on top of it is not.
     with pytest.raises(BusyError):
-        authority.issue_forward("set", ids, mixed(2, seed=9), **ask)
+        authority.issue(Forward("set", ids, mixed(2, seed=9)), **ask)
     assert authority.spent("set").rank.tolist() == [2] * 10
 
 
@@ -48,23 +49,23 @@ def test_a_refusal_is_worked_out_once(kit, monkeypatch):
     monkeypatch.setattr(states, "_extend", counted)
     for _ in range(3):
         with pytest.raises(BudgetError, match="would bring the rank"):
-            authority.forward_key("set", kit.ids, mixed(9), receiver="server")
+            authority.ask(Forward("set", kit.ids, mixed(9)), receiver="server")
     assert len(worked) == 1
     with pytest.raises(BudgetError, match="would bring the rank"):
-        authority.issue_forward("set", kit.ids, mixed(9), receiver="server", at_once=True)
+        authority.issue(Forward("set", kit.ids, mixed(9)), receiver="server", at_once=True)
     assert authority.summary("set").counts["refusals"] == 4
     assert authority.spent("set").rank.sum() == 0
 
 
 def test_others_are_answered_while_the_ledger_is_busy(kit, served):  # noqa: F811
     authority, ids = kit.authority, kit.ids
-    wanted = authority.forward_key("set", ids, mixed(2), receiver="server")
+    wanted = authority.ask(Forward("set", ids, mixed(2)), receiver="server")
     waiting, other = served("server"), served("server")
     other.describe("set")
     found = []
     asks = [
-        lambda: waiting.forward_key("set", ids, mixed(2), receiver="server"),
-        lambda: waiting.label_key("set", ids, receiver="server"),
+        lambda: waiting.ask(Forward("set", ids, mixed(2)), receiver="server"),
+        lambda: waiting.ask(Labels("set", ids), receiver="server"),
     ]
     for ask in asks:
         with authority._ledger._books["set"].lock:
@@ -98,10 +99,10 @@ def test_a_request_without_samples_is_refused(kit, receiver):
     none = np.empty(0, np.int64)
     geometry = Geometry((4, 4), 2, (1, 1), 1, (4, 4))
     for ask in (
-        lambda: kit.authority.forward_key("set", none, mixed(2), receiver=receiver),
-        lambda: kit.authority.label_key("set", none, receiver=receiver),
-        lambda: kit.authority.gradient_key(
-            "set", none, geometry, np.empty((0, 1, 1, 1), np.int16), receiver=receiver
+        lambda: kit.authority.ask(Forward("set", none, mixed(2)), receiver=receiver),
+        lambda: kit.authority.ask(Labels("set", none), receiver=receiver),
+        lambda: kit.authority.ask(
+            Gradient("set", none, geometry, np.empty((0, 1, 1, 1), np.int16)), receiver=receiver
         ),
     ):
         with pytest.raises(FunctionError, match="names no sample"):
@@ -113,7 +114,7 @@ def test_a_gradient_with_an_enormous_answer_is_refused(kit):
     geometry = Geometry((4, 4), 2, (1, 1), 1 << 18, (16, 16), pad=(6, 6))
     delta = np.zeros((1, 1, 1, 1 << 18), np.int16)
     with pytest.raises(FunctionError, match="too large"):
-        kit.authority.gradient_key("set", kit.ids[:1], geometry, delta, receiver="trusted")
+        kit.authority.ask(Gradient("set", kit.ids[:1], geometry, delta), receiver="trusted")
 
 
 def test_a_fault_before_the_record_is_no_record(kit, monkeypatch):
@@ -127,17 +128,17 @@ def test_a_fault_before_the_record_is_no_record(kit, monkeypatch):
 
             patch.setattr(states.States, name, fails)
             with pytest.raises(MemoryError):
-                authority.forward_key("set", ids, linear, receiver="server")
+                authority.ask(Forward("set", ids, linear), receiver="server")
         assert authority.spent("set").rank.sum() == 0
     with monkeypatch.context() as patch:
         patch.setattr(authority.database, "enqueue", fails)
         with pytest.raises(MemoryError):
-            authority.forward_key("set", ids, linear, receiver="server")
+            authority.ask(Forward("set", ids, linear), receiver="server")
     assert authority.spent("set").rank.sum() == 0
     authority.close()
     with Authority(kit.folder) as reopened:
         assert reopened.spent("set").rank.sum() == 0
-        reopened.forward_key("set", ids, linear, receiver="server")
+        reopened.ask(Forward("set", ids, linear), receiver="server")
     kit.authority = Authority(kit.folder)
     assert kit.authority.spent("set").rank.tolist() == [2] * len(ids)
 
@@ -145,6 +146,6 @@ def test_a_fault_before_the_record_is_no_record(kit, monkeypatch):
 def test_linear_maps_of_this_size_take_part(kit):
     """The shape the tests above use is one that the authority issues."""
     linear = LinearMap(Geometry((4, 4), 2, (1, 1), 2, (4, 4)), np.ones((2, 4, 4, 2), np.int16))
-    assert kit.authority.issue_forward(
-        "set", kit.ids, linear, receiver="trusted", at_once=True
+    assert kit.authority.issue(
+        Forward("set", kit.ids, linear), receiver="trusted", at_once=True
     ).wait().shape == (10, 1, 1, 2)

@@ -7,10 +7,18 @@ import pytest
 from authority.conftest import ANY, add_part, join, start
 from cloister.authority.authority import Authority
 from cloister.authority.records import Terms, part_info
+from cloister.authority.requests import Forward, Gradient, Labels
 from cloister.base.rng import SystemRandom
 from cloister.data.encoding import Encoding
 from cloister.data.info import DatasetInfo
-from cloister.errors import BudgetError, EncryptionError, FunctionError, InputError, ShapeError
+from cloister.errors import (
+    BudgetError,
+    EncryptionError,
+    FunctionError,
+    InputError,
+    ShapeError,
+    UnknownDatasetError,
+)
 from cloister.ring import pads
 from cloister.ring.bounds import check_size
 from cloister.ring.linear import Geometry, LinearMap
@@ -37,7 +45,7 @@ def flat(values):
 def test_keys_unmask_exactly_what_they_name(kit):
     linear = mixed(4)
     ids = np.array([7, 2, 2], np.int64)
-    key = kit.authority.forward_key("set", ids, linear, receiver="server")
+    key = kit.authority.ask(Forward("set", ids, linear), receiver="server")
     values = pads.unmask(pads.forward(linear, flat(kit.p[ids])), key)
     expected = kit.x[ids].reshape(3, -1).astype(np.int64) @ linear.weights.reshape(4, -1).T
     np.testing.assert_array_equal(values.reshape(3, 4), expected)
@@ -47,14 +55,14 @@ def test_gradients_and_labels_unmask(kit):
     geometry = Geometry((4, 4), 2, (3, 3), 5, kernel=(2, 2))
     generator = np.random.default_rng(2)
     delta = generator.integers(-99, 100, (10, 3, 3, 5)).astype(np.int16)
-    key = kit.authority.gradient_key("set", kit.ids, geometry, delta, receiver="trusted")
+    key = kit.authority.ask(Gradient("set", kit.ids, geometry, delta), receiver="trusted")
     values = pads.unmask(pads.gradient(geometry, delta, kit.p), key)
     expected = np.zeros((5, 2, 2, 2), np.int64)
     for i, j in np.ndindex(2, 2):
         window = kit.x[:, i : i + 3, j : j + 3, :].astype(np.int64)
         expected[:, i, j, :] = np.einsum("nhwo,nhwc->oc", delta.astype(np.int64), window)
     np.testing.assert_array_equal(values, expected)
-    labels = kit.authority.label_key("set", kit.ids, receiver="server")
+    labels = kit.authority.ask(Labels("set", kit.ids), receiver="server")
     np.testing.assert_array_equal(pads.unmask(kit.y, labels).argmax(axis=1), kit.labels)
     assert kit.authority.summary("set").labels_released == 10
 
@@ -62,47 +70,47 @@ def test_gradients_and_labels_unmask(kit):
 def test_budget_is_spent_once_and_refused_beyond(kit):
     first, second = mixed(5, seed=1), mixed(4, seed=2)
     for _ in range(3):
-        kit.authority.forward_key("set", kit.ids, first, receiver="server")
+        kit.authority.ask(Forward("set", kit.ids, first), receiver="server")
     assert kit.authority.summary("set").rank_max == 5
     with pytest.raises(BudgetError, match=r"from 5 to at least 9 of 32, allowed are 8"):
-        kit.authority.forward_key("set", kit.ids[:1], second, receiver="server")
-    kit.authority.forward_key("set", kit.ids[:1], mixed(3, seed=3), receiver="server")
+        kit.authority.ask(Forward("set", kit.ids[:1], second), receiver="server")
+    kit.authority.ask(Forward("set", kit.ids[:1], mixed(3, seed=3)), receiver="server")
     summary = kit.authority.summary("set")
     assert (summary.rank_min, summary.rank_max) == (5, 8)
     assert summary.counts["refusals"] == 1
     # Combinations of what was given away are free.
     same_span = dense(2 * first.weights.reshape(5, -1)[::-1])
-    kit.authority.forward_key("set", kit.ids, same_span, receiver="server")
+    kit.authority.ask(Forward("set", kit.ids, same_span), receiver="server")
     assert kit.authority.summary("set").rank_max == 8
 
 
 def test_a_refused_batch_charges_nobody(kit):
-    kit.authority.forward_key("set", kit.ids[:1], mixed(8, seed=1), receiver="server")
+    kit.authority.ask(Forward("set", kit.ids[:1], mixed(8, seed=1)), receiver="server")
     with pytest.raises(BudgetError, match="sample 0"):
-        kit.authority.forward_key("set", kit.ids, mixed(1, seed=2), receiver="server")
+        kit.authority.ask(Forward("set", kit.ids, mixed(1, seed=2)), receiver="server")
     assert kit.authority.spent("set").rank.tolist() == [8] + [0] * 9
 
 
 def test_trusted_releases_are_counted_and_not_charged(kit):
-    kit.authority.forward_key("set", kit.ids, mixed(30), receiver="trusted")
+    kit.authority.ask(Forward("set", kit.ids, mixed(30)), receiver="trusted")
     summary = kit.authority.summary("set")
     assert summary.rank_max == 0
     assert summary.counts["trusted"] == 1
 
 
 def test_the_ledger_survives_a_restart(kit):
-    kit.authority.forward_key("set", kit.ids, mixed(5, seed=1), receiver="server")
-    kit.authority.forward_key("set", kit.ids[3:], mixed(2, seed=2), receiver="server")
-    kit.authority.label_key("set", kit.ids[:4], receiver="server")
+    kit.authority.ask(Forward("set", kit.ids, mixed(5, seed=1)), receiver="server")
+    kit.authority.ask(Forward("set", kit.ids[3:], mixed(2, seed=2)), receiver="server")
+    kit.authority.ask(Labels("set", kit.ids[:4]), receiver="server")
     before = kit.authority.spent("set")
     kit.authority.close()
     kit.authority = Authority(kit.folder)
     after = kit.authority.spent("set")
     for name in ("rank", "bits", "operand", "labels"):
         np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
-    kit.authority.forward_key("set", kit.ids, mixed(5, seed=1), receiver="server")
+    kit.authority.ask(Forward("set", kit.ids, mixed(5, seed=1)), receiver="server")
     with pytest.raises(BudgetError):
-        kit.authority.forward_key("set", kit.ids[3:], mixed(2, seed=9), receiver="server")
+        kit.authority.ask(Forward("set", kit.ids[3:], mixed(2, seed=9)), receiver="server")
     np.testing.assert_array_equal(kit.authority.spent("set").rank, after.rank)
 
 
@@ -111,7 +119,7 @@ def test_the_journal_is_folded_and_read_back(kit, monkeypatch):
     generator = np.random.default_rng(8)
     for step in range(25):
         ids = generator.choice(kit.ids, 3, replace=False)
-        kit.authority.forward_key("set", ids, mixed(1, seed=step), receiver="server")
+        kit.authority.ask(Forward("set", ids, mixed(1, seed=step)), receiver="server")
         if kit.authority.summary("set").rank_max >= 8:
             break
     before = kit.authority.spent("set").rank
@@ -126,10 +134,10 @@ def test_a_dense_gradient_gives_the_whole_sample_away(kits):
     geometry = Geometry((1, 1), DIM, (1, 1), 16)
     delta = np.random.default_rng(1).integers(-50, 51, (10, 1, 1, 16)).astype(np.int16)
     with pytest.raises(FunctionError, match="single element"):
-        kit.authority.gradient_key("set", kit.ids, geometry, delta, receiver="server")
+        kit.authority.ask(Gradient("set", kit.ids, geometry, delta), receiver="server")
     delta[1:] = 0
     with pytest.raises(FunctionError, match="single element"):
-        kit.authority.gradient_key("set", kit.ids, geometry, delta, receiver="server")
+        kit.authority.ask(Gradient("set", kit.ids, geometry, delta), receiver="server")
     assert kit.authority.spent("set").rank.max() == 0
 
 
@@ -138,12 +146,12 @@ def test_convolution_gradients_are_charged_by_kernel_and_repeats_are_free(kits):
     geometry = Geometry((6, 6), 1, (4, 4), 2, kernel=(3, 3))
     delta = np.random.default_rng(1).integers(-50, 51, (10, 4, 4, 2)).astype(np.int16)
     for _ in range(2):
-        kit.authority.gradient_key("set", kit.ids, geometry, delta, receiver="server")
+        kit.authority.ask(Gradient("set", kit.ids, geometry, delta), receiver="server")
         assert kit.authority.spent("set").rank.tolist() == [18] * 10
     with pytest.raises(BudgetError):
-        kit.authority.gradient_key("set", kit.ids, geometry, delta[::-1], receiver="server")
+        kit.authority.ask(Gradient("set", kit.ids, geometry, delta[::-1]), receiver="server")
     with pytest.raises(BudgetError):
-        kit.authority.forward_key("set", kit.ids, mixed(1, dim=36), receiver="server")
+        kit.authority.ask(Forward("set", kit.ids, mixed(1, dim=36)), receiver="server")
 
 
 @pytest.mark.parametrize(
@@ -158,7 +166,7 @@ def test_convolution_gradients_are_charged_by_kernel_and_repeats_are_free(kits):
 )  # fmt: skip
 def test_functions_that_read_single_values_are_refused(kit, rows):
     with pytest.raises(FunctionError):
-        kit.authority.forward_key("set", kit.ids, dense(rows), receiver="server")
+        kit.authority.ask(Forward("set", kit.ids, dense(rows)), receiver="server")
     assert kit.authority.summary("set").counts["refusals"] == 1
 
 
@@ -168,7 +176,7 @@ def test_packed_gradients_are_refused(kits):
     delta = np.zeros((10, 4, 4, 1), np.int16)
     delta[:, 0, 0], delta[:, 2, 2] = 2000, 3
     with pytest.raises(FunctionError, match="packs"):
-        kit.authority.gradient_key("set", kit.ids, geometry, delta, receiver="server")
+        kit.authority.ask(Gradient("set", kit.ids, geometry, delta), receiver="server")
 
 
 ELEMENT = np.zeros((6, 6))
@@ -193,8 +201,8 @@ def test_gradients_that_read_single_elements_are_refused(kits, geometry, delta):
     mixing[1] = np.reshape(delta, geometry.out_shape)
     for ids, batch in ((kit.ids[1:2], mixing[1:2]), (kit.ids[:3], mixing)):
         with pytest.raises(FunctionError, match="single element"):
-            kit.authority.gradient_key(
-                "set", ids, geometry, batch.astype(np.int16), receiver="server"
+            kit.authority.ask(
+                Gradient("set", ids, geometry, batch.astype(np.int16)), receiver="server"
             )
     summary = kit.authority.summary("set")
     assert (summary.rank_max, summary.counts["refusals"]) == (0, 2)
@@ -215,8 +223,8 @@ def test_a_functional_is_judged_and_charged_alike_by_every_kind_of_request(kits,
     as_row = LinearMap(Geometry((6, 6), 1, (1, 1), 1, kernel=(6, 6)), row.reshape(1, 6, 6, 1))
     position, delta = Geometry((6, 6), 1, (6, 6), 1), row.reshape(1, 6, 6, 1)
     asks = (
-        lambda ids: kit.authority.forward_key("set", ids, as_row, receiver="server"),
-        lambda ids: kit.authority.gradient_key("set", ids, position, delta, receiver="server"),
+        lambda ids: kit.authority.ask(Forward("set", ids, as_row), receiver="server"),
+        lambda ids: kit.authority.ask(Gradient("set", ids, position, delta), receiver="server"),
     )
     found = []
     for sample, ask in enumerate(asks):
@@ -231,21 +239,23 @@ def test_a_functional_is_judged_and_charged_alike_by_every_kind_of_request(kits,
 
 
 def test_wrong_dimensions_sizes_and_ids(kit):
-    ask = kit.authority.forward_key
+    def ask(dataset, ids, linear):
+        return kit.authority.ask(Forward(dataset, ids, linear), receiver="server")
+
     with pytest.raises(FunctionError, match="32 elements, the function takes 31"):
-        ask("set", kit.ids, mixed(2, dim=31), receiver="server")
+        ask("set", kit.ids, mixed(2, dim=31))
     for bad in (-1, 10, 2**62):
         with pytest.raises(EncryptionError, match=f"no sample {bad}"):
-            ask("set", np.array([0, bad], np.int64), mixed(2), receiver="server")
+            ask("set", np.array([0, bad], np.int64), mixed(2))
     with pytest.raises(ShapeError):
-        ask("set", kit.ids.astype(np.int32), mixed(2), receiver="server")
-    with pytest.raises(EncryptionError, match="not known"):
-        ask("other", kit.ids, mixed(2), receiver="server")
+        ask("set", kit.ids.astype(np.int32), mixed(2))
+    with pytest.raises(UnknownDatasetError, match="not known"):
+        ask("other", kit.ids, mixed(2))
     geometry = Geometry((1, 1), DIM, (1, 1), 1)
     twice = np.array([1, 1], np.int64)
     with pytest.raises(FunctionError, match="twice"):
-        kit.authority.gradient_key(
-            "set", twice, geometry, np.ones((2, 1, 1, 1), np.int16), receiver="server"
+        kit.authority.ask(
+            Gradient("set", twice, geometry, np.ones((2, 1, 1, 1), np.int16)), receiver="server"
         )
 
 
@@ -253,13 +263,13 @@ def test_functions_whose_answers_could_wrap_are_refused_for_everyone(kits):
     kit = kits(shape=(24, 24, 1), mode="paper")
     for receiver in ("server", "trusted"):
         with pytest.raises(FunctionError, match="coarser"):
-            kit.authority.forward_key(
-                "set", kit.ids, dense(np.full((1, 576), 32767)), receiver=receiver
+            kit.authority.ask(
+                Forward("set", kit.ids, dense(np.full((1, 576), 32767))), receiver=receiver
             )
         with pytest.raises(FunctionError, match="coarser"):
             geometry = Geometry((24, 24), 1, (24, 24), 1)
             delta = np.full((10, 24, 24, 1), 32767, np.int16)
-            kit.authority.gradient_key("set", kit.ids, geometry, delta, receiver=receiver)
+            kit.authority.ask(Gradient("set", kit.ids, geometry, delta), receiver=receiver)
 
 
 @pytest.mark.parametrize("size", [2**17, 2**31, 2**62])
@@ -274,28 +284,28 @@ def test_geometries_that_reach_far_never_come_to_a_kernel(kit, field, size):
 def test_an_unknown_receiver_gets_nothing(kit):
     for receiver in ("Server", "", None):
         with pytest.raises(InputError, match="receiver"):
-            kit.authority.forward_key("set", kit.ids, mixed(1), receiver=receiver)
+            kit.authority.ask(Forward("set", kit.ids, mixed(1)), receiver=receiver)
         with pytest.raises(InputError, match="receiver"):
-            kit.authority.label_key("set", kit.ids, receiver=receiver)
+            kit.authority.ask(Labels("set", kit.ids), receiver=receiver)
     assert kit.authority.summary("set").counts["requests"] == 0
 
 
 def test_the_books_keep_what_was_asked_not_the_caller_s_array(kit, monkeypatch):
     monkeypatch.setattr("cloister.authority.states.BASES_KEPT_BYTES", 0)
     linear = mixed(8)
-    kit.authority.forward_key("set", kit.ids[:1], linear, receiver="server")
-    kit.authority.forward_key("set", kit.ids[1:2], mixed(1, seed=1), receiver="server")
+    kit.authority.ask(Forward("set", kit.ids[:1], linear), receiver="server")
+    kit.authority.ask(Forward("set", kit.ids[1:2], mixed(1, seed=1)), receiver="server")
     linear.weights[...] = mixed(8, seed=2).weights
     with pytest.raises(BudgetError):
-        kit.authority.forward_key("set", kit.ids[:1], linear, receiver="server")
-    kit.authority.forward_key("set", kit.ids[:1], mixed(8), receiver="server")
+        kit.authority.ask(Forward("set", kit.ids[:1], linear), receiver="server")
+    kit.authority.ask(Forward("set", kit.ids[:1], mixed(8)), receiver="server")
 
 
 def test_paper_mode_counts_and_never_refuses(kits):
     kit = kits(mode="paper")
     for seed in range(4):
-        kit.authority.forward_key("set", kit.ids, mixed(12, seed=seed), receiver="server")
-        kit.authority.forward_key("set", kit.ids, dense(np.eye(DIM)[:1]), receiver="server")
+        kit.authority.ask(Forward("set", kit.ids, mixed(12, seed=seed)), receiver="server")
+        kit.authority.ask(Forward("set", kit.ids, dense(np.eye(DIM)[:1])), receiver="server")
     summary = kit.authority.summary("set")
     assert (summary.rank_min, summary.rank_max) == (DIM, DIM)
     assert summary.counts["refusals"] == 0
@@ -313,12 +323,12 @@ def test_paper_mode_needs_the_word_of_every_client(kit):
 
 def test_bits_can_be_limited_and_labels_withheld(kits):
     kit = kits(terms=Terms(labels_to_server=False, **(ANY | {"max_bits": 60})))
-    kit.authority.forward_key("set", kit.ids, mixed(2), receiver="server")
+    kit.authority.ask(Forward("set", kit.ids, mixed(2)), receiver="server")
     with pytest.raises(BudgetError, match="bits"):
-        kit.authority.forward_key("set", kit.ids, mixed(4, seed=4), receiver="server")
+        kit.authority.ask(Forward("set", kit.ids, mixed(4, seed=4)), receiver="server")
     with pytest.raises(FunctionError, match="trusted"):
-        kit.authority.label_key("set", kit.ids, receiver="server")
-    assert kit.authority.label_key("set", kit.ids, receiver="trusted").shape == (10, 3)
+        kit.authority.ask(Labels("set", kit.ids), receiver="server")
+    assert kit.authority.ask(Labels("set", kit.ids), receiver="trusted").shape == (10, 3)
 
 
 def test_parts_share_one_numbering(kit):
@@ -328,14 +338,14 @@ def test_parts_share_one_numbering(kit):
     assert kit.authority.describe("set").samples == 14
     linear = mixed(3)
     ids = np.array([12, 1, 13], np.int64)
-    key = kit.authority.forward_key("set", ids, linear, receiver="server")
+    key = kit.authority.ask(Forward("set", ids, linear), receiver="server")
     both = np.concatenate([kit.p, p])[ids]
     values = pads.unmask(pads.forward(linear, flat(both)), key)
     plain = np.concatenate([kit.x, more])[ids].reshape(3, -1).astype(np.int64)
     np.testing.assert_array_equal(values.reshape(3, 3), plain @ linear.weights.reshape(3, -1).T)
     kit.authority.close()
     kit.authority = Authority(kit.folder)
-    again = kit.authority.forward_key("set", ids, linear, receiver="server")
+    again = kit.authority.ask(Forward("set", ids, linear), receiver="server")
     np.testing.assert_array_equal(again, key)
 
 
@@ -385,7 +395,7 @@ def test_a_ledger_that_cannot_be_written_issues_nothing(kit, monkeypatch):
     monkeypatch.setattr("cloister.authority.ledger.write_states", full)
     for _ in range(2):
         with pytest.raises(EncryptionError, match="no key is issued"):
-            kit.authority.forward_key("set", kit.ids, mixed(2), receiver="server")
+            kit.authority.ask(Forward("set", kit.ids, mixed(2)), receiver="server")
 
 
 def test_samples_with_the_same_history_share_one_state(kits):
@@ -394,8 +404,8 @@ def test_samples_with_the_same_history_share_one_state(kits):
     ids = kit.ids
     for begin in range(0, 300, 50):
         for seed in (1, 2) if begin % 100 else (2, 1):
-            kit.authority.forward_key(
-                "set", ids[begin : begin + 50], mixed(3, seed=seed), receiver="server"
+            kit.authority.ask(
+                Forward("set", ids[begin : begin + 50], mixed(3, seed=seed)), receiver="server"
             )
     book = kit.authority._ledger._books["set"]
     # Nothing, each of the two alone, and both.
@@ -411,7 +421,7 @@ def test_parts_may_be_registered_while_keys_are_issued(kit):
         while not stop.is_set():
             ids = np.arange(kit.authority.describe("set").samples, dtype=np.int64)
             try:
-                kit.authority.forward_key("set", ids, mixed(2), receiver="server")
+                kit.authority.ask(Forward("set", ids, mixed(2)), receiver="server")
             except Exception as error:  # noqa: BLE001
                 faults.append(error)
 

@@ -13,11 +13,18 @@ from cloister.authority.authority import Authority
 from cloister.authority.deletion import Deleted, delete
 from cloister.authority.enrolment import NewPart
 from cloister.authority.local import LocalClient
+from cloister.authority.requests import Forward, Labels
 from cloister.base import sqlite
 from cloister.base.rng import SystemRandom
 from cloister.data.encoding import Encoding
 from cloister.data.info import DatasetInfo
-from cloister.errors import BudgetError, CloisterError, EncryptionError, InputError
+from cloister.errors import (
+    BudgetError,
+    CloisterError,
+    EncryptionError,
+    InputError,
+    UnknownDatasetError,
+)
 
 RNG = SystemRandom()
 OTHER = DatasetInfo("other", (4, 4, 2), 3, Encoding(1.0, 0.0, 8), 0, 8)
@@ -31,8 +38,8 @@ def two(kit):
     enrolment.register("a" * 32, 5, "b" * 64, KEY)
     add_part(kit.authority, "set", kit.x[:4] // 2, kit.labels[:4], seed=3)
     for name, seed in (("set", 1), ("set", 2), ("other", 3), ("other", 3)):
-        kit.authority.forward_key(name, kit.ids[:3], mixed(3, seed=seed), receiver="server")
-    kit.authority.label_key("other", kit.ids[:2], receiver="server")
+        kit.authority.ask(Forward(name, kit.ids[:3], mixed(3, seed=seed)), receiver="server")
+    kit.authority.ask(Labels("other", kit.ids[:2]), receiver="server")
     return kit
 
 
@@ -73,28 +80,28 @@ def test_its_keys_and_its_rows_are_nowhere(two):
 
 def test_other_data_sets_keep_everything(two):
     before = two.authority.spent("set")
-    key = two.authority.forward_key("set", two.ids[:3], mixed(3, seed=2), receiver="server")
+    key = two.authority.ask(Forward("set", two.ids[:3], mixed(3, seed=2)), receiver="server")
     deleted(two)
     after = two.authority.spent("set")
     for name in ("rank", "bits", "operand", "labels"):
         np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
-    again = two.authority.forward_key("set", two.ids[:3], mixed(3, seed=2), receiver="server")
+    again = two.authority.ask(Forward("set", two.ids[:3], mixed(3, seed=2)), receiver="server")
     np.testing.assert_array_equal(again, key)
     with pytest.raises(BudgetError):
-        two.authority.forward_key("set", two.ids[:3], mixed(3, seed=9), receiver="server")
+        two.authority.ask(Forward("set", two.ids[:3], mixed(3, seed=9)), receiver="server")
 
 
 def test_a_name_is_free_again_under_other_keys(two):
     old = two.authority.find("other")
     ids = np.arange(5, dtype=np.int64)
-    before = two.authority.forward_key("other", ids, dense(np.eye(DIM)), receiver="trusted")
+    before = two.authority.ask(Forward("other", ids, dense(np.eye(DIM))), receiver="trusted")
     deleted(two)
     assert two.authority.find("other") is None
-    with pytest.raises(EncryptionError, match="not known"):
-        two.authority.forward_key("other", ids, mixed(3, seed=3), receiver="server")
+    with pytest.raises(UnknownDatasetError, match="not known"):
+        two.authority.ask(Forward("other", ids, mixed(3, seed=3)), receiver="server")
     start(two.authority, OTHER).register("c" * 32, 5, "d" * 64, RNG.random_bytes(32))
     assert two.authority.find("other").label_key != old.label_key
-    after = two.authority.forward_key("other", ids, dense(np.eye(DIM)), receiver="trusted")
+    after = two.authority.ask(Forward("other", ids, dense(np.eye(DIM))), receiver="trusted")
     assert (before != after).mean() > 0.99
     assert two.authority.summary("other").rank_max == 0
 
@@ -142,7 +149,7 @@ def test_an_authority_that_serves_is_left_alone(two):
     with pytest.raises(InputError, match="in use by another process"):
         delete(two.folder, "other")
     assert two.authority.datasets() == ("other", "set")
-    with pytest.raises(InputError, match="not known"):
+    with pytest.raises(UnknownDatasetError, match="not known"):
         deleted(two, "third")
 
 

@@ -20,6 +20,7 @@ from cli.test_authority import serving
 from cloister.authority import tokens
 from cloister.authority.authority import Authority
 from cloister.authority.client import AuthorityClient
+from cloister.authority.requests import Forward, Labels
 from cloister.base.identity import PUBLIC_FILE
 from cloister.base.rng import SystemRandom
 from cloister.base.sqlite import FILE
@@ -82,7 +83,7 @@ def test_a_disk_that_is_full_from_the_start(kit):
         assert "make its folder writable and room on its disk" in message
     assert (kit.folder / FILE).read_bytes() == before
     kit.authority = Authority(kit.folder)
-    kit.authority.forward_key("set", kit.ids, mixed(2), receiver="server")
+    kit.authority.ask(Forward("set", kit.ids, mixed(2)), receiver="server")
 
 
 def until_it_answers(ask):
@@ -108,22 +109,22 @@ def test_a_disk_that_fills_up_while_it_serves(kit):
             AuthorityClient(url, public=public, token=token) as keys,
             AuthorityClient(url, public=public, token=other) as trusted,
         ):
-            first = keys.forward_key("set", ids[:5], mixed(2), receiver="server")
+            first = keys.ask(Forward("set", ids[:5], mixed(2)), receiver="server")
             old = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, old[1]))
             for ask in (
-                lambda: keys.forward_key("set", ids, mixed(2), receiver="server"),
+                lambda: keys.ask(Forward("set", ids, mixed(2)), receiver="server"),
                 # A repeat too: its record may never come to the disk.
-                lambda: keys.forward_key("set", ids[:5], mixed(2), receiver="server"),
-                lambda: keys.label_key("set", ids, receiver="server"),
-                lambda: trusted.forward_key("set", ids, mixed(2), receiver="trusted"),
+                lambda: keys.ask(Forward("set", ids[:5], mixed(2)), receiver="server"),
+                lambda: keys.ask(Labels("set", ids), receiver="server"),
+                lambda: trusted.ask(Forward("set", ids, mixed(2)), receiver="trusted"),
             ):
                 with pytest.raises(EncryptionError, match="room on its disk; no key is issued"):
                     ask()
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, old)
             assert keys.describe("set").samples == 10
             again = until_it_answers(
-                lambda: keys.forward_key("set", ids, mixed(2), receiver="server")
+                lambda: keys.ask(Forward("set", ids, mixed(2)), receiver="server")
             )
             np.testing.assert_array_equal(again[:5], first)
         process.send_signal(signal.SIGTERM)
@@ -134,7 +135,7 @@ def test_a_disk_that_fills_up_while_it_serves(kit):
     with Authority(kit.folder) as authority:
         assert authority.spent("set").rank.tolist() == [2] * 10
     with serving(kit.folder) as (url, _), AuthorityClient(url, public=public, token=token) as keys:
-        again = keys.forward_key("set", ids, mixed(2), receiver="server")
+        again = keys.ask(Forward("set", ids, mixed(2)), receiver="server")
         np.testing.assert_array_equal(again[:5], first)
     kit.authority = Authority(kit.folder)
 
@@ -202,7 +203,7 @@ def test_a_folder_that_cannot_be_written(public_folder, capsys, tmp_path):
 
 def test_a_damaged_ledger_is_named_and_not_believed(kit, capsys):
     """Bits that have turned over, and pages that are gone: one line, never a traceback."""
-    kit.authority.forward_key("set", kit.ids, mixed(2), receiver="server")
+    kit.authority.ask(Forward("set", kit.ids, mixed(2)), receiver="server")
     kit.authority.close()
     path = kit.folder / FILE
     whole = path.read_bytes()

@@ -53,7 +53,7 @@ def test_the_rows_that_are_checked_are_those_of_the_answers(geometry, at_once, m
     generator = np.random.default_rng(4)
     elements = np.eye(geometry.in_elements, dtype=np.uint32).reshape(-1, *geometry.in_shape)
     weights = generator.integers(-(2**15), 2**15, geometry.weight_shape).astype(np.int16)
-    forward = Forward(LinearMap(geometry, weights), 1)
+    forward = Forward("set", np.zeros(1, np.int64), LinearMap(geometry, weights))
     answers = pads.forward(forward.linear, elements).view(np.int32)
     assert as_cut(forward) == kinds(answers.reshape(len(elements), -1).T)
     delta = generator.integers(-(2**15), 2**15, (2, *geometry.out_shape)).astype(np.int16)
@@ -61,4 +61,4 @@ def test_the_rows_that_are_checked_are_those_of_the_answers(geometry, at_once, m
     for one in delta:
         answers = [pads.gradient(geometry, one[None], x[None]).view(np.int32) for x in elements]
         of_each.append(kinds(np.array(answers).reshape(len(elements), -1).T))
-    assert as_cut(Gradient(geometry, delta)) == set.union(*of_each)
+    assert as_cut(Gradient("set", np.arange(len(delta)), geometry, delta)) == set.union(*of_each)

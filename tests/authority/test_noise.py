@@ -11,6 +11,7 @@ from cloister.authority import noise
 from cloister.authority.authority import Authority
 from cloister.authority.functions import Rows
 from cloister.authority.records import Terms
+from cloister.authority.requests import Forward, Gradient
 from cloister.data.encoding import Encoding
 from cloister.data.info import DatasetInfo
 from cloister.errors import BudgetError, FunctionError, InputError
@@ -26,7 +27,7 @@ def guarded(kits):
 
 def values(kit, linear, ids=None, *, receiver="server"):
     ids = kit.ids if ids is None else ids
-    key = kit.authority.forward_key("set", ids, linear, receiver=receiver)
+    key = kit.authority.ask(Forward("set", ids, linear), receiver=receiver)
     found = pads.unmask(pads.forward(linear, flat(kit.p[ids])), key)
     return found.reshape(len(ids), -1)
 
@@ -76,7 +77,7 @@ def test_equal_samples_in_two_parts_have_other_noise(guarded):
     p, _, first = add_part(guarded.authority, "set", guarded.x, guarded.labels, seed=9)
     found = values(guarded, linear)
     ids = np.arange(first, first + 300, dtype=np.int64)
-    key = guarded.authority.forward_key("set", ids, linear, receiver="server")
+    key = guarded.authority.ask(Forward("set", ids, linear), receiver="server")
     other = pads.unmask(pads.forward(linear, flat(p)), key).reshape(300, -1)
     assert (found != other).mean() > 0.9
 
@@ -119,10 +120,10 @@ def test_a_refused_function_is_not_the_chosen_one(guarded):
 def test_gradients_go_to_a_trusted_runtime_only(guarded):
     geometry = Geometry((4, 4), 2, (3, 3), 1, kernel=(2, 2))
     delta = np.random.default_rng(1).integers(-9, 10, (2, 3, 3, 1)).astype(np.int16)
-    ask = guarded.authority.gradient_key
+    request = Gradient("set", guarded.ids[:2], geometry, delta)
     with pytest.raises(BudgetError, match="no gradients"):
-        ask("set", guarded.ids[:2], geometry, delta, receiver="server")
-    ask("set", guarded.ids[:2], geometry, delta, receiver="trusted")
+        guarded.authority.ask(request, receiver="server")
+    guarded.authority.ask(request, receiver="trusted")
 
 
 def test_with_many_functions_each_is_charged_for_all_its_values(kits):
@@ -159,7 +160,7 @@ def test_full_rank_of_blurred_values_is_not_everything(kits):
         geometry = Geometry((4, 4), 2, (3, 3), 1, kernel=(2, 2))
         delta = np.full((1, 3, 3, 1), 3, np.int16)
         with pytest.raises(BudgetError, match="rank"):
-            kit.authority.gradient_key("set", kit.ids[:1], geometry, delta, receiver="server")
+            kit.authority.ask(Gradient("set", kit.ids[:1], geometry, delta), receiver="server")
         kit.authority.close()
         kit.authority = Authority(kit.folder)
     assert kit.authority.summary("set").bits_max == 8 * DIM
@@ -181,7 +182,7 @@ def deltas(count, *, seed=1, size=9):
 
 def gradient(kit, ids, delta, *, receiver="server"):
     """What the server, or a trusted runtime, has of a batch's gradient."""
-    key = kit.authority.gradient_key("set", ids, PATCH, delta, receiver=receiver)
+    key = kit.authority.ask(Gradient("set", ids, PATCH, delta), receiver=receiver)
     return pads.unmask(pads.gradient(PATCH, delta, kit.p[ids]), key)
 
 
@@ -256,7 +257,7 @@ def test_gradients_too_large_for_their_noise_are_refused(kits):
     kit = kits(samples=80, budget=DIM, terms=terms)
     delta = np.full((80, 3, 3, 2), 15000, np.int16)
     delta[:, ::2] += 7
-    with pytest.raises(FunctionError, match="blurred"):
+    with pytest.raises(FunctionError, match="too large for noise"):
         gradient(kit, kit.ids, delta)
     gradient(kit, kit.ids, delta, receiver="trusted")
     assert kit.authority.spent("set").bits.max() == 0
@@ -290,9 +291,9 @@ def test_weights_too_large_for_their_noise_are_refused(kits):
     kit = kits(shape=(1, 1, 520), terms=Terms())
     rows = np.full((2, 520), 32500)
     rows[0, ::2] *= -1
-    with pytest.raises(FunctionError, match="blurred"):
-        kit.authority.forward_key("set", kit.ids, dense(rows), receiver="server")
-    kit.authority.forward_key("set", kit.ids, dense(rows), receiver="trusted")
+    with pytest.raises(FunctionError, match="too large for noise"):
+        kit.authority.ask(Forward("set", kit.ids, dense(rows)), receiver="server")
+    kit.authority.ask(Forward("set", kit.ids, dense(rows)), receiver="trusted")
 
 
 @pytest.mark.parametrize("terms", [{"value_bits": 0}, {"value_bits": 33}, {"value_bits": True},

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from authority.test_authority import dense, mixed
+from cloister.authority.requests import Forward
 from cloister.errors import EncryptionError, FunctionError
 from cloister.ring.linear import LinearMap
 
@@ -14,15 +15,15 @@ def test_weights_behind_a_mask_are_checked_and_charged(kit):
         return LinearMap(linear.geometry, np.ma.masked_array(linear.weights, mask=hidden))
 
     with pytest.raises(FunctionError, match="unit vector"):
-        kit.authority.forward_key(
-            "set", kit.ids, behind(dense(np.eye(2, 32))), receiver="server"
+        kit.authority.ask(Forward(
+            "set", kit.ids, behind(dense(np.eye(2, 32)))), receiver="server"
         )  # fmt: skip
     assert kit.authority.spent("set").rank.max() == 0
-    kit.authority.forward_key("set", kit.ids, behind(mixed(2)), receiver="server")
+    kit.authority.ask(Forward("set", kit.ids, behind(mixed(2))), receiver="server")
     assert kit.authority.spent("set").rank.max() == 2
 
 
 def test_samples_behind_a_mask_are_in_range_all_the_same(kit):
     beyond = np.ma.masked_array(np.array([0, 10**6]), mask=[False, True])
     with pytest.raises(EncryptionError, match="holds no sample 1000000"):
-        kit.authority.forward_key("set", beyond, dense(np.ones((1, 32))), receiver="trusted")
+        kit.authority.ask(Forward("set", beyond, dense(np.ones((1, 32)))), receiver="trusted")

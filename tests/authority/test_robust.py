@@ -13,8 +13,7 @@ from authority.conftest import ANY, add_part, join
 from authority.test_authority import dense, mixed
 from authority.test_disk import until_it_answers
 from authority.test_service import served  # noqa: F401  (a fixture)
-from cloister.authority import authority as authorities
-from cloister.authority import functions, ledger, states
+from cloister.authority import functions, ledger, states, unmasking
 from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
 from cloister.authority.book import BLOCK, LABEL_BIT, Words, tabulate, tally
@@ -22,6 +21,7 @@ from cloister.authority.enrolment import NewPart, enrol
 from cloister.authority.ledger import Ledger
 from cloister.authority.local import LocalClient
 from cloister.authority.records import Dataset, Part, Terms
+from cloister.authority.requests import Forward, Gradient, Labels
 from cloister.authority.states import State
 from cloister.base.rng import SystemRandom
 from cloister.base.sqlite import FILE, Database
@@ -74,12 +74,12 @@ def test_pictures_of_megapixels_are_a_data_set_like_others(kit):
     rows = np.random.default_rng(1).integers(-3, 4, (2, *MEGAPIXELS)).astype(np.int16)
     linear = LinearMap(Geometry(MEGAPIXELS[:2], 3, (1, 1), 2, MEGAPIXELS[:2]), rows)
     ids = np.arange(2, dtype=np.int64)
-    key = kit.authority.forward_key("large", ids, linear, receiver="server")
+    key = kit.authority.ask(Forward("large", ids, linear), receiver="server")
     authority = reopened(kit)
     assert authority.spent("large").rank.tolist() == [2, 2]
-    again = authority.forward_key("large", ids, linear, receiver="server")
+    again = authority.ask(Forward("large", ids, linear), receiver="server")
     np.testing.assert_array_equal(again, key)
-    assert authority.forward_key("set", kit.ids, mixed(2), receiver="server").any()
+    assert authority.ask(Forward("set", kit.ids, mixed(2)), receiver="server").any()
 
 
 def test_larger_samples_are_refused_where_they_are_described():
@@ -113,7 +113,7 @@ def test_a_fault_while_a_data_set_is_made_leaves_nothing(kit, monkeypatch, fault
         for _ in range(2):
             create(kit.authority, f"made-{name}", seed=seed)
         assert kit.authority.describe(f"made-{name}").samples == 3
-        assert kit.authority.forward_key("set", kit.ids, mixed(2), receiver="server").any()
+        assert kit.authority.ask(Forward("set", kit.ids, mixed(2)), receiver="server").any()
     assert len(reopened(kit).datasets()) == 5
 
 
@@ -133,7 +133,7 @@ def test_a_fault_while_a_part_is_registered_leaves_nothing(kit, monkeypatch):
         assert register(kit.authority, "set", 3, seed=seed) == before
         assert register(kit.authority, "set", 3, seed=seed) == before
         ids = np.arange(before + 3, dtype=np.int64)
-        assert kit.authority.forward_key("set", ids, mixed(2), receiver="server").any()
+        assert kit.authority.ask(Forward("set", ids, mixed(2)), receiver="server").any()
     assert reopened(kit).describe("set").samples == 19
 
 
@@ -151,7 +151,7 @@ def test_a_commit_that_fails_is_tried_again(kit, monkeypatch, fault):
     monkeypatch.setattr(ledger, "write_states", fails)
 
     def ask(ids=kit.ids):
-        return kit.authority.forward_key("set", ids, mixed(2), receiver="server")
+        return kit.authority.ask(Forward("set", ids, mixed(2)), receiver="server")
 
     with pytest.raises(EncryptionError, match="no key is issued"):
         ask()
@@ -168,7 +168,7 @@ def test_a_commit_that_cannot_succeed_is_not_tried_again(kit, monkeypatch):
     monkeypatch.setattr(ledger, "write_states", wrong)
     for _ in range(2):
         with pytest.raises(EncryptionError, match="restart the authority"):
-            kit.authority.forward_key("set", kit.ids, mixed(2), receiver="server")
+            kit.authority.ask(Forward("set", kit.ids, mixed(2)), receiver="server")
 
 
 # ---- data sets that fail
@@ -200,8 +200,8 @@ DAMAGES = pytest.mark.parametrize(
 def damaged(kit, statement):
     """An authority with a data set "bad" beside "set", both with keys issued."""
     create(kit.authority, "bad", seed=1)
-    kit.authority.forward_key("set", kit.ids, mixed(2), receiver="server")
-    kit.authority.forward_key("bad", kit.ids[:1], mixed(2, seed=9), receiver="server")
+    kit.authority.ask(Forward("set", kit.ids, mixed(2)), receiver="server")
+    kit.authority.ask(Forward("bad", kit.ids[:1], mixed(2, seed=9)), receiver="server")
     kit.authority.close()
     damage(kit.folder, statement)
 
@@ -211,11 +211,11 @@ def test_a_damaged_data_set_stops_neither_the_others_nor_the_start(kit, statemen
     damaged(kit, statement)
     kit.authority = authority = Authority(kit.folder)
     assert list(authority.failed()) == ["bad"]
-    assert authority.forward_key("set", kit.ids, mixed(2), receiver="server").any()
+    assert authority.ask(Forward("set", kit.ids, mixed(2)), receiver="server").any()
     for ask in (
         lambda: authority.describe("bad"),
         lambda: authority.summary("bad"),
-        lambda: authority.forward_key("bad", kit.ids[:1], mixed(2), receiver="server"),
+        lambda: authority.ask(Forward("bad", kit.ids[:1], mixed(2)), receiver="server"),
         lambda: authority.find("bad"),
         lambda: create(authority, "bad", seed=1),
         lambda: create(authority, "bad", seed=2),
@@ -262,9 +262,8 @@ def test_a_request_is_answered_while_another_data_set_is_charged(kit, served):  
     with authority._ledger._books["set"].lock:
         askers = [
             threading.Thread(
-                target=keys.forward_key,
-                args=("set", kit.ids, mixed(2)),
-                kwargs={"receiver": "server"},
+                target=keys.ask,
+                args=(Forward("set", kit.ids, mixed(2)), "server"),
                 daemon=True,
             )
             for keys in waiting
@@ -274,8 +273,8 @@ def test_a_request_is_answered_while_another_data_set_is_charged(kit, served):  
         # New functions, gradients and parts: work for threads, more than there are.
         for seed in range(3):
             linear = mixed(2, seed=seed)
-            assert asking.forward_key("other", kit.ids, linear, receiver="server").any()
-        assert asking.label_key("other", kit.ids, receiver="server").any()
+            assert asking.ask(Forward("other", kit.ids, linear), receiver="server").any()
+        assert asking.ask(Labels("other", kit.ids), receiver="server").any()
         assert asking.summary("other").rank_max == 6
         client = enrol(served("client"), authority.find("other").agreement, rng=SystemRandom())
         assert client.register("a" * 32, 1, "b" * 64, bytes(32)) == 13
@@ -312,7 +311,7 @@ def test_a_function_of_too_many_rows_is_refused_by_its_shape(kit, monkeypatch, t
     for owner, name in ((functions.Cuts, "pieces"), (functions.Rows, "dense")):
         monkeypatch.setattr(owner, name, works)
     with pytest.raises((BudgetError, FunctionError), match=refusal):
-        kit.authority.forward_key("picture", kit.ids[:1], padded(1500), receiver="server")
+        kit.authority.ask(Forward("picture", kit.ids[:1], padded(1500)), receiver="server")
     assert kit.authority.summary("picture").counts["refusals"] == 1
 
 
@@ -334,7 +333,7 @@ def test_a_gradient_of_too_many_rows_is_refused_by_its_shape(kit, monkeypatch, l
     geometry, ids = padded(1).geometry, np.arange(200, dtype=np.int64)
     delta = np.random.default_rng(0).integers(-9, 10, (200, 28, 28, 1)).astype(np.int16)
     with pytest.raises((BudgetError, FunctionError), match=refusal):
-        kit.authority.gradient_key("picture", ids, geometry, delta, receiver="server")
+        kit.authority.ask(Gradient("picture", ids, geometry, delta), receiver="server")
     assert kit.authority.summary("picture").counts["refusals"] == 1
 
 
@@ -342,7 +341,7 @@ def test_a_gradient_of_too_many_rows_is_refused_by_its_shape(kit, monkeypatch, l
 def test_refused_requests_leave_nothing_behind(kits, kind):
     """One sample that may give no more, in the company of others that may."""
     kit = kits(budget=8, terms=Terms(**ANY))
-    kit.authority.forward_key("set", kit.ids[:1], mixed(8), receiver="server")
+    kit.authority.ask(Forward("set", kit.ids[:1], mixed(8)), receiver="server")
     book = kit.authority._ledger._books["set"]
     before = len(book.states.all), set(book.states._functions), book.states._kept_bytes
     geometry = Geometry((4, 4), 2, (3, 3), 1, kernel=(2, 2))
@@ -350,16 +349,18 @@ def test_refused_requests_leave_nothing_behind(kits, kind):
     for seed in range(1, 6):
         with pytest.raises(BudgetError, match="sample 0: this key"):
             if kind == "forward":
-                kit.authority.forward_key("set", kit.ids, mixed(8, seed=seed), receiver="server")
+                kit.authority.ask(Forward("set", kit.ids, mixed(8, seed=seed)), receiver="server")
             else:
                 # The sample that is refused is charged last.
                 delta = generator.integers(-9, 10, (10, 3, 3, 1)).astype(np.int16)
-                kit.authority.gradient_key("set", kit.ids[::-1], geometry, delta, receiver="server")
+                kit.authority.ask(
+                    Gradient("set", kit.ids[::-1], geometry, delta), receiver="server"
+                )
     states_kept = book.states
     assert (len(states_kept.all), set(states_kept._functions), states_kept._kept_bytes) == before
     assert not states_kept.fresh and not states_kept.fresh_functions
     # What was refused is charged as if it had never been asked for, and is found again.
-    kit.authority.forward_key("set", kit.ids[1:], mixed(8, seed=1), receiver="server")
+    kit.authority.ask(Forward("set", kit.ids[1:], mixed(8, seed=1)), receiver="server")
     kit.authority.close()
     kit.authority = Authority(kit.folder)
     assert kit.authority.spent("set").rank.tolist() == [8] * 10
@@ -368,10 +369,14 @@ def test_refused_requests_leave_nothing_behind(kits, kind):
 def test_a_function_too_large_to_count_is_charged_by_its_size(kit, monkeypatch):
     monkeypatch.setattr(states, "MAX_ELIMINATION", 4 * 8 * 32)
     same = mixed(2).weights[[0, 1, 0, 1]]
-    kit.authority.forward_key("set", kit.ids, LinearMap(mixed(4).geometry, same), receiver="server")
+    kit.authority.ask(
+        Forward("set", kit.ids, LinearMap(mixed(4).geometry, same)), receiver="server"
+    )
     assert kit.authority.spent("set").rank.tolist() == [2] * 10
     same = mixed(2, seed=1).weights[[0, 1, 0, 1, 0]]
-    kit.authority.forward_key("set", kit.ids, LinearMap(mixed(5).geometry, same), receiver="server")
+    kit.authority.ask(
+        Forward("set", kit.ids, LinearMap(mixed(5).geometry, same)), receiver="server"
+    )
     assert kit.authority.spent("set").rank.tolist() == [7] * 10
 
 
@@ -380,15 +385,15 @@ def test_samples_and_products_of_one_request_are_bounded(kit):
     linear = mixed(1)
     for receiver in ("server", "trusted"):
         with pytest.raises(FunctionError, match=f"at most {MAX_REQUEST_SAMPLES} are possible"):
-            kit.authority.forward_key("set", many, linear, receiver=receiver)
+            kit.authority.ask(Forward("set", many, linear), receiver=receiver)
         with pytest.raises(FunctionError, match="use smaller batches"):
-            kit.authority.label_key("set", many, receiver=receiver)
+            kit.authority.ask(Labels("set", many), receiver=receiver)
         channels = MAX_PRODUCTS // (32 * 1024) + 1
         geometry = Geometry((1, 1), 32, (1, 1), channels)
         wide = LinearMap(geometry, np.zeros(geometry.weight_shape, np.int16))
         with pytest.raises(FunctionError, match="too large for 1024 samples at once"):
-            kit.authority.forward_key(
-                "set", np.zeros(1024, np.int64), wide, receiver=receiver
+            kit.authority.ask(Forward(
+                "set", np.zeros(1024, np.int64), wide), receiver=receiver
             )  # fmt: skip
 
 
@@ -399,12 +404,12 @@ def test_a_key_is_the_same_in_pieces(kit, monkeypatch, at_once):
 
     def keys():
         return (
-            kit.authority.forward_key("set", kit.ids, mixed(4), receiver="server"),
-            kit.authority.gradient_key("set", kit.ids, geometry, delta, receiver="trusted"),
+            kit.authority.ask(Forward("set", kit.ids, mixed(4)), receiver="server"),
+            kit.authority.ask(Gradient("set", kit.ids, geometry, delta), receiver="trusted"),
         )
 
     whole = keys()
-    monkeypatch.setattr(authorities, "MASKS_AT_ONCE", at_once)
+    monkeypatch.setattr(unmasking, "MASKS_AT_ONCE", at_once)
     for found, wanted in zip(keys(), whole, strict=True):
         np.testing.assert_array_equal(found, wanted)
 
@@ -413,17 +418,17 @@ def test_a_key_is_the_same_in_pieces(kit, monkeypatch, at_once):
 def test_rows_are_refused_in_whichever_piece_they_are(kit, monkeypatch, at_once):
     monkeypatch.setattr(functions, "WEIGHTS_AT_ONCE", at_once)
     good = np.random.default_rng(0).integers(-50, 51, (5, 32))
-    kit.authority.forward_key("set", kit.ids, dense(good), receiver="server")
+    kit.authority.ask(Forward("set", kit.ids, dense(good)), receiver="server")
     for place in range(5):
         rows = good.copy()
         rows[place] = np.eye(32)[3]
         with pytest.raises(FunctionError, match="single element"):
-            kit.authority.forward_key("set", kit.ids, dense(rows), receiver="server")
+            kit.authority.ask(Forward("set", kit.ids, dense(rows)), receiver="server")
     geometry = Geometry((4, 4), 2, (4, 4), 2)
     good = np.random.default_rng(1).integers(1, 9, (7, 4, 4, 2)).astype(np.int16)
 
     def ask(delta):
-        kit.authority.gradient_key("set", kit.ids[:7], geometry, delta, receiver="server")
+        kit.authority.ask(Gradient("set", kit.ids[:7], geometry, delta), receiver="server")
 
     with pytest.raises(BudgetError, match="rank"):
         ask(good)
@@ -452,7 +457,7 @@ def test_a_claimed_sample_takes_no_memory(kit):
     with pytest.raises(InputError, match="samples"):
         register(kit.authority, "claimed", 1, seed=2)
     last = np.array([0, MAX_SAMPLES - 1], np.int64)
-    kit.authority.forward_key("claimed", last, mixed(2), receiver="server")
+    kit.authority.ask(Forward("claimed", last, mixed(2)), receiver="server")
     for authority in (kit.authority, reopened(kit)):
         summary = authority.summary("claimed")
         assert (summary.rank_min, summary.rank_median, summary.rank_max) == (0, 0, 2)

@@ -13,6 +13,7 @@ from cloister.authority.enrolment import NewPart, enrol
 from cloister.authority.local import LocalClient
 from cloister.authority.permutation import label_permutation
 from cloister.authority.records import Terms
+from cloister.authority.requests import Forward, Gradient, Labels
 from cloister.base.identity import HPKE_FILE, PUBLIC_FILE, Identity, PublicIdentity
 from cloister.base.rng import InsecureSeededRandom, SystemRandom
 from cloister.base.sqlite import FILE
@@ -26,6 +27,7 @@ from cloister.errors import (
     InputError,
     ProtocolError,
     ShapeError,
+    UnknownDatasetError,
 )
 from cloister.ring.linear import Geometry
 
@@ -58,16 +60,16 @@ def test_keys_over_https_are_those_of_the_authority(kit, served):
     delta = np.random.default_rng(1).integers(-9, 10, (2, 3, 3, 2)).astype(np.int16)
     for caller, receiver in ((served("server"), "server"), (served("trusted"), "trusted")):
         np.testing.assert_array_equal(
-            caller.forward_key("set", ids, linear, receiver=receiver),
-            kit.authority.forward_key("set", ids, linear, receiver="trusted"),
+            caller.ask(Forward("set", ids, linear), receiver=receiver),
+            kit.authority.ask(Forward("set", ids, linear), receiver="trusted"),
         )
         np.testing.assert_array_equal(
-            caller.label_key("set", ids, receiver=receiver),
-            kit.authority.label_key("set", ids, receiver="trusted"),
+            caller.ask(Labels("set", ids), receiver=receiver),
+            kit.authority.ask(Labels("set", ids), receiver="trusted"),
         )
     np.testing.assert_array_equal(
-        caller.gradient_key("set", ids, geometry, delta, receiver="trusted"),
-        kit.authority.gradient_key("set", ids, geometry, delta, receiver="trusted"),
+        caller.ask(Gradient("set", ids, geometry, delta), receiver="trusted"),
+        kit.authority.ask(Gradient("set", ids, geometry, delta), receiver="trusted"),
     )
     assert caller.describe("set") == kit.authority.describe("set")
     assert caller.summary("set") == kit.authority.summary("set")
@@ -79,26 +81,26 @@ def test_errors_keep_their_class(served):
     server = served("server")
     ids = np.arange(10, dtype=np.int64)
     with pytest.raises(BudgetError, match="sample 0"):
-        server.forward_key("set", ids, mixed(9), receiver="server")
+        server.ask(Forward("set", ids, mixed(9)), receiver="server")
     with pytest.raises(FunctionError):
-        server.forward_key("set", ids, mixed(2, dim=9), receiver="server")
+        server.ask(Forward("set", ids, mixed(2, dim=9)), receiver="server")
     with pytest.raises(EncryptionError, match="no sample 99"):
-        server.forward_key("set", ids * 11, mixed(2), receiver="server")
-    with pytest.raises(EncryptionError, match="not known"):
+        server.ask(Forward("set", ids * 11, mixed(2)), receiver="server")
+    with pytest.raises(UnknownDatasetError, match="not known"):
         server.describe("nothing")
     with pytest.raises(ShapeError):
         geometry = Geometry((1, 1), 32, (1, 1), 1)
-        server.gradient_key(
-            "set", ids, geometry, np.ones((9, 1, 1, 1), np.int16), receiver="server"
+        server.ask(
+            Gradient("set", ids, geometry, np.ones((9, 1, 1, 1), np.int16)), receiver="server"
         )
 
 
 def test_the_token_decides_who_receives(kit, served):
     ids = np.arange(2, dtype=np.int64)
     with pytest.raises(FunctionError, match="may not ask as the trusted"):
-        served("server").forward_key("set", ids, mixed(20), receiver="trusted")
+        served("server").ask(Forward("set", ids, mixed(20)), receiver="trusted")
     with pytest.raises(FunctionError, match="role client"):
-        served("client").forward_key("set", ids, mixed(2), receiver="server")
+        served("client").ask(Forward("set", ids, mixed(2)), receiver="server")
     with pytest.raises(FunctionError, match="role server may not"):
         served("server").find("set")
     with pytest.raises(FunctionError, match="role trusted may not"):
@@ -151,15 +153,15 @@ def test_a_token_for_one_data_set_opens_no_other(kit, served):
         return served(role, token=token)
 
     ids = np.arange(2, dtype=np.int64)
-    assert bound("server", "set").forward_key("set", ids, mixed(2), receiver="server").any()
+    assert bound("server", "set").ask(Forward("set", ids, mixed(2)), receiver="server").any()
     for role in ("server", "trusted"):
         other = bound(role, "other")
         for ask in (
             lambda keys: keys.describe("set"),
             lambda keys: keys.summary("set"),
             lambda keys: keys.parts("set"),
-            lambda keys: keys.forward_key("set", ids, mixed(2), receiver="server"),
-            lambda keys: keys.label_key("set", ids, receiver="server"),
+            lambda keys: keys.ask(Forward("set", ids, mixed(2)), receiver="server"),
+            lambda keys: keys.ask(Labels("set", ids), receiver="server"),
         ):
             with pytest.raises(FunctionError, match="data set other, not set"):
                 ask(other)

@@ -13,9 +13,11 @@ from cloister.errors import (
     WorkerUnavailable,
 )
 from cloister.plan.plan import Plan
-from cloister.plan.protection import BLINDED_VERIFIED, VERIFIED
+from cloister.plan.protection import BLINDED_VERIFIED, OPEN, VERIFIED
 from cloister.trusted.session import Session
+from cloister.wire.inprocess import InProcessLink
 from cloister.worker.byzantine import VALUE_LIES, Lie
+from cloister.worker.engine import Engine
 from trusted.links import DirectLink
 from trusted.test_session import flip_one, plan_of
 
@@ -27,7 +29,7 @@ def plan():
     return plan_of(nets.chain())
 
 
-@pytest.mark.parametrize("transport", ["shm", "rpc"])
+@pytest.mark.parametrize("transport", ["in-process", "shm", "rpc"])
 @pytest.mark.parametrize("after", [0, NODES + 1])
 @pytest.mark.parametrize("lie", sorted(set(Lie) - {Lie.HANG, Lie.DIE}))
 def test_every_lie_is_refused(lying_link, plan, transport, lie, after):
@@ -45,6 +47,25 @@ def test_every_lie_is_refused(lying_link, plan, transport, lie, after):
                 session.run(feeds)
         with pytest.raises(WorkerUnavailable):
             session.run(feeds)
+
+
+@pytest.mark.parametrize("transport", ["in-process", "shm", "rpc"])
+@pytest.mark.parametrize("after", [0, 1, 2])
+@pytest.mark.parametrize("lie", [Lie.FLIP_ONE, Lie.SCALE, Lie.WRONG_SHAPE])
+def test_every_lie_is_refused_around_an_open_segment(lying_link, transport, after, lie):
+    """`after` is the honest answers: a layer's, the segment's, a layer's."""
+    plan, outputs = with_an_open_segment(), None
+    feeds = nets.samples(nets.chain(), 1)
+    with Session(plan, workers=[InProcessLink(Engine().handle)]) as session:
+        entries = session.run(feeds).transcript.messages(direction="to_worker")
+    assert [entry.target_id for entry in entries] == [0, len(plan.linear_nodes), 1]
+    with (
+        lying_link(transport, lie, after=after) as link,
+        Session(plan, workers=[link], timeout_s=20.0) as session,
+        pytest.raises(VerificationError if lie in VALUE_LIES else ProtocolError),
+    ):
+        outputs = session.run(feeds)
+    assert outputs is None
 
 
 @pytest.mark.parametrize("lie", [Lie.HANG, Lie.DIE])
@@ -95,6 +116,18 @@ def mixed_plan() -> Plan:
     assert protections[first] is BLINDED_VERIFIED
     protections.update(dict.fromkeys(later, VERIFIED))
     return dataclasses.replace(plan, policy="mixed", protections=protections)
+
+
+def with_an_open_segment() -> Plan:
+    """Everything behind the first linear node but one of the others in the open."""
+    plan = plan_of(nets.chain())
+    protections = dict(plan.protections)
+    order = [node.name for node in plan.graph.nodes]
+    first, *_, last = (node.node for node in plan.linear_nodes)
+    between = order[order.index(first) + 2 : order.index(last)]
+    protections.update(dict.fromkeys(between, OPEN))
+    kept = {name: numbers for name, numbers in plan.quantised.items() if name in (first, last)}
+    return dataclasses.replace(plan, policy="mixed", protections=protections, quantised=kept)
 
 
 def test_a_lie_about_a_hidden_node_keeps_the_clear_message_from_leaving():

@@ -11,8 +11,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from audit import leaks
+from cloister.authority.request_log import ReleaseLog
 from cloister.ring.linear import Geometry
-from cloister.wire.request_log import ReleaseLog
 
 SHAPE = (8, 8, 1)
 

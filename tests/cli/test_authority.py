@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from cloister.authority.client import AuthorityClient, read_token
+from cloister.authority.requests import Forward
 from cloister.errors import AuthorityUnavailable, InputError
 from cloister.ring.linear import Geometry, LinearMap
 
@@ -114,7 +115,7 @@ def test_the_whole_life_of_an_authority(cloister, refused, folder, tmp_path):
         )  # fmt: skip
         assert made.code == 0, made
         with AuthorityClient(url, public=public, token=server) as keys:
-            key = keys.forward_key("demo", ids, linear, receiver="server")
+            key = keys.ask(Forward("demo", ids, linear), receiver="server")
         [shown] = json.loads(cloister("authority", "budget", folder, "--json").out)
         assert (shown["rank_max"], shown["rank_min"], shown["rank_allowed"]) == (3, 0, 4)
         process.send_signal(signal.SIGTERM)
@@ -123,7 +124,7 @@ def test_the_whole_life_of_an_authority(cloister, refused, folder, tmp_path):
     with serving(folder, listen) as (url, process):
         with AuthorityClient(url, public=public, token=server) as keys:
             np.testing.assert_array_equal(
-                keys.forward_key("demo", ids, linear, receiver="server"), key
+                keys.ask(Forward("demo", ids, linear), receiver="server"), key
             )
             process.kill()
             process.wait()
@@ -180,7 +181,7 @@ def test_the_data_sets_are_listed(cloister, folder, samples):
             np.random.default_rng(1).integers(-9, 10, (2, 1, 1, 16)).astype(np.int16),
         )
         with AuthorityClient(url, **keys) as client:
-            client.forward_key("plain", np.arange(3), linear, receiver="server")
+            client.ask(Forward("plain", np.arange(3), linear), receiver="server")
         # Also while it serves.
         shown = cloister("authority", "list", folder).out
         found = {one["name"]: one for one in json.loads(

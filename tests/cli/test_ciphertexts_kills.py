@@ -30,8 +30,8 @@ def test_kill_9_of_the_ciphertext_server(site, cloister, tmp_path, gates, monkey
     control = place.copy(tmp_path / "control")
 
     def train(of, url, server, *more):
-        public = of.folder / "host" / "server.pub"
-        where = ("--unmask-to", "trusted", "--server", server, "--access", public)
+        access = of.folder / "host" / "server.access"
+        where = ("--unmask-to", "trusted", "--server", server, "--access", access)
         return of.train(url, *where, *more, role="trusted")
 
     with serving(place.authority) as (url, _), ciphertexts(control) as (server, _):

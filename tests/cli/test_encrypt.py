@@ -7,6 +7,7 @@ import pytest
 from cloister.authority import service, tokens
 from cloister.authority.agreement import EXPOSURE
 from cloister.authority.authority import Authority
+from cloister.authority.requests import Forward, Labels
 from cloister.base import files
 from cloister.base.identity import PUBLIC_FILE
 from cloister.base.rng import SystemRandom
@@ -63,9 +64,9 @@ def decrypted(authority, path, name="set"):
     identity = LinearMap(
         Geometry((1, 1), dim, (1, 1), dim), np.eye(dim, dtype=np.int16).reshape(dim, 1, 1, dim)
     )
-    key = authority.forward_key(name, ids, identity, receiver="trusted")
+    key = authority.ask(Forward(name, ids, identity), receiver="trusted")
     x = pads.unmask(pads.forward(identity, opened.data(ids).reshape(-1, 1, 1, dim)), key)
-    y = pads.unmask(opened.labels(ids), authority.label_key(name, ids, receiver="trusted"))
+    y = pads.unmask(opened.labels(ids), authority.ask(Labels(name, ids), receiver="trusted"))
     return opened, opened.encoding.decode(x.reshape(-1, *opened.shape)), y
 
 

@@ -14,6 +14,7 @@ from cli.test_train import Place
 from cloister.authority import service, tokens
 from cloister.authority.authority import Authority
 from cloister.authority.client import AuthorityClient
+from cloister.authority.requests import Forward, Gradient, Labels
 from cloister.base.identity import PUBLIC_FILE
 from cloister.base.rng import SystemRandom
 from cloister.base.sqlite import FILE
@@ -167,7 +168,7 @@ def test_a_wrong_authority(place, other, refused, tmp_path):
     ours, theirs = place.reach("server"), other.reach("server")
     # The right key file at another one's address.
     mixed = (*theirs[:2], *ours[2:])
-    assert "shows another certificate than the given public file; check the address" in refused(
+    assert "shows another certificate than the given file; check the address" in refused(
         "train", data, *mixed
     )
     first, second = (p.authority.identity.public.fingerprint[:16] for p in (place, other))
@@ -251,7 +252,7 @@ FILLED = np.random.default_rng(3).integers(-40, 41, DIM)
 ])  # fmt: skip
 def test_functions_that_are_never_allowed(place, rogue, rows, message):
     with pytest.raises(FunctionError) as refusal:
-        rogue.forward_key("open", IDS, dense(*rows), receiver="server")
+        rogue.ask(Forward("open", IDS, dense(*rows)), receiver="server")
     assert "data set open" in str(refusal.value)
     assert message in str(refusal.value)
     assert spent(place, "open") == (0, 0, 0)
@@ -267,10 +268,10 @@ def test_weights_that_are_too_large(place, cloister, tmp_path):
         for receiver in ("server", "trusted"):
             with pytest.raises(FunctionError, match="weights sum to 90000 in magnitude, at most"):
                 rows = dense(np.full(DIM, 3000))
-                asks.forward_key("wide", IDS, rows, receiver=receiver)
+                asks.ask(Forward("wide", IDS, rows), receiver=receiver)
             with pytest.raises(FunctionError, match="deltas sum to 150000 in magnitude, at most"):
                 geometry, delta = dense(FILLED).geometry, np.full((5, 1, 1, 1), 30000, np.int16)
-                asks.gradient_key("wide", IDS, geometry, delta, receiver=receiver)
+                asks.ask(Gradient("wide", IDS, geometry, delta), receiver=receiver)
     assert spent(place, "wide") == (0, 0, 0)
 
 
@@ -279,9 +280,9 @@ def test_samples_that_nobody_registered(place, rogue, bad):
     ids = np.array([0, bad], np.int64)
     geometry, delta = dense(FILLED).geometry, np.ones((2, 1, 1, 1), np.int16)
     for ask in (
-        lambda: rogue.forward_key("open", ids, dense(FILLED), receiver="server"),
-        lambda: rogue.gradient_key("open", ids, geometry, delta, receiver="server"),
-        lambda: rogue.label_key("open", ids, receiver="server"),
+        lambda: rogue.ask(Forward("open", ids, dense(FILLED)), receiver="server"),
+        lambda: rogue.ask(Gradient("open", ids, geometry, delta), receiver="server"),
+        lambda: rogue.ask(Labels("open", ids), receiver="server"),
     ):
         with pytest.raises(EncryptionError, match=f"holds no sample {bad}, only 0 to 159; use the"):
             ask()
@@ -291,12 +292,12 @@ def test_samples_that_nobody_registered(place, rogue, bad):
 def test_wrong_dimensions_and_too_many_functions(place, rogue):
     short = LinearMap(Geometry((1, 1), 29, (1, 1), 1), np.ones((1, 1, 1, 29), np.int16))
     with pytest.raises(FunctionError, match="samples have 30 elements, the function takes 29"):
-        rogue.forward_key("open", IDS, short, receiver="server")
+        rogue.ask(Forward("open", IDS, short), receiver="server")
     rows = np.random.default_rng(4).integers(-40, 41, (DIM, DIM))
     with pytest.raises(
         BudgetError, match=r"sample 0: .* from 0 to at least 30 of 30, allowed are 29"
     ):
-        rogue.forward_key("open", IDS, dense(*rows), receiver="server")
+        rogue.ask(Forward("open", IDS, dense(*rows)), receiver="server")
     assert spent(place, "open") == (0, 0, 0)
 
 

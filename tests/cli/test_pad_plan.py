@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from cloister.plan.plan import Plan
-from cloister.plan.policies import OUTSOURCED
-from cloister.plan.protection import protections_of
+from cloister.plan.protection import EVERYWHERE, OUTSOURCED
 from cloister.plan.quantise import Precision
 from cloister.trusted.pads.stored_plan import PLAN_FILE
 
@@ -50,17 +49,11 @@ def of_policy(policy):
     """The same plan, of a policy that protects less, or everything."""
 
     def change(plan):
-        (weaker,) = protections_of(policy) - {next(iter(protections_of("enclave")))} or {
-            next(iter(protections_of("enclave")))
-        }
-        if policy in OUTSOURCED:
-            protections = {
-                name: weaker if name in plan.quantised else one
-                for name, one in plan.protections.items()
-            }
-            return replace(plan, policy=policy, protections=protections)
-        everywhere = dict.fromkeys(plan.protections, weaker)
-        return replace(plan, policy=policy, protections=everywhere, quantised={}, ranges={})
+        if policy in EVERYWHERE:
+            everywhere = dict.fromkeys(plan.protections, EVERYWHERE[policy])
+            return replace(plan, policy=policy, protections=everywhere, quantised={}, ranges={})
+        outside = dict.fromkeys(plan.quantised, OUTSOURCED[policy])
+        return replace(plan, policy=policy, protections={**plan.protections, **outside})
 
     return change
 

@@ -15,6 +15,8 @@ pytest.importorskip("torch")
 
 from cloister.authority import service, tokens
 from cloister.authority.authority import Authority
+from cloister.authority.request_log import read_releases
+from cloister.authority.requests import Forward, Labels
 from cloister.base.rng import SystemRandom
 from cloister.base.sqlite import FILE
 from cloister.data.dataset import EncryptedDataset
@@ -22,7 +24,6 @@ from cloister.ring import pads
 from cloister.ring.linear import Geometry, LinearMap
 from cloister.training import ciphertext_service
 from cloister.training.ciphertexts import LocalCiphertextServer
-from cloister.wire.request_log import read_releases
 from training.doubles import blobs
 
 SHAPE = (6, 5, 1)
@@ -69,9 +70,9 @@ class Place:
         eye = np.eye(30, dtype=np.int16).reshape(30, *SHAPE)
         geometry = Geometry((6, 5), 1, (1, 1), 30, (6, 5))
         identity = LinearMap(geometry, eye)
-        key = self.authority.forward_key(held.name, ids, identity, receiver="trusted")
+        key = self.authority.ask(Forward(held.name, ids, identity), receiver="trusted")
         x = pads.unmask(pads.forward(identity, held.data(ids)), key).reshape(-1, *SHAPE)
-        labels = self.authority.label_key(held.name, ids, receiver="trusted")
+        labels = self.authority.ask(Labels(held.name, ids), receiver="trusted")
         return {"x": x, "y": pads.unmask(held.labels(ids), labels).argmax(1)}
 
 
@@ -166,11 +167,11 @@ def test_the_papers_mode_needs_to_be_asked_for_everywhere(place, cloister, refus
 
 def test_a_trusted_runtime_and_a_remote_server(place, cloister, refused, tmp_path):
     data = place.dataset("guarded")
-    public = ciphertext_service.init(tmp_path / "host")
+    access = ciphertext_service.init(tmp_path / "host", rng=SystemRandom())
     held = LocalCiphertextServer(EncryptedDataset.open(data))
     server = ciphertext_service.serve(held, folder=tmp_path / "host", listen="127.0.0.1:0")
     try:
-        there = ("--unmask-to", "trusted", "--server", server.url, "--access", public)
+        there = ("--unmask-to", "trusted", "--server", server.url, "--access", access)
         results = []
         for where in (there, there[:2], (*there, "--offload-gradients")):
             ran = cloister(
@@ -189,8 +190,8 @@ def test_a_trusted_runtime_and_a_remote_server(place, cloister, refused, tmp_pat
         assert told[2][host, "labels"]["extent"] == "everything"
         message = refused("train", data, *place.reach("server"), *there)
         assert "trusted" in message
-        wrong = json.loads(public.read_text()) | {"token": "0" * 64}
-        public.write_text(json.dumps(wrong))
+        wrong = json.loads(access.read_text()) | {"token": "0" * 64}
+        access.write_text(json.dumps(wrong))
         assert "token" in refused("train", data, *place.reach("trusted"), *there)
     finally:
         server.close()
@@ -207,7 +208,7 @@ def test_what_host_and_authority_are_asked_feeds_the_audit(
     assert cloister("data", "init", tmp_path / "host").code == 0
     with ciphertexts(tmp_path / "host", data, "--log", host) as server:
         there = ("--unmask-to", "trusted", "--server", server, "--access",
-                 tmp_path / "host" / "server.pub")  # fmt: skip
+                 tmp_path / "host" / "server.access")  # fmt: skip
         ran = cloister(
             "train", data, *place.reach("trusted"), *there, "--first-layer", first_layer,
             "--optimizer", "sgd", "--epochs", 1, "--batch", 1, "--request-log", asked,

@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 
 from cli.test_authority import serving
+from cloister.authority.request_log import read_releases
 from cloister.base import files
-from cloister.wire.request_log import read_releases
 
 torch = pytest.importorskip("torch")
 sklearn_datasets = pytest.importorskip("sklearn.datasets")

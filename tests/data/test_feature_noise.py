@@ -14,7 +14,6 @@ from cloister.data import feature_noise as module
 from cloister.data.encoding import Encoding
 from cloister.data.feature_noise import GaussianNoise, StepNoise, epsilon, gaussian, perturb
 from cloister.errors import InputError, RangeError, UnsupportedError
-from cloister.ring import pads
 from cloister.training.ciphertexts import LocalCiphertextServer
 from cloister.training.layers import Samples
 from cloister.training.models import encrypt_first
@@ -178,17 +177,11 @@ class Liar(LocalCiphertextServer):
         super().__init__(dataset)
         self._altered, self._forward, self._gradient = altered, forward, gradient
 
-    def forward(self, dataset, ids, linear):
-        found = self._samples(dataset, ids, self._forward)
-        return pads.forward(linear, found)
-
-    def data(self, dataset, ids):
-        return self._samples(dataset, ids, self._gradient)
-
-    def _samples(self, dataset, ids, lying):
-        found = super().data(dataset, ids).copy()
-        found[np.isin(ids, self._altered), 0, 0, 0] += np.uint32(50 * lying)
-        return found
+    def ask(self, request):
+        lying = self._forward if request.kind == "forward" else self._gradient
+        found = self.data(request.dataset, request.ids).copy()
+        found[np.isin(request.ids, self._altered), 0, 0, 0] += np.uint32(50 * lying)
+        return request.image([(slice(None), found)], threads=1)
 
 
 def first_step(folder, *, sigma, altered=(), model=None, offload=True, **lie):

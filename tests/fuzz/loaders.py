@@ -15,6 +15,8 @@ import unequal
 from cloister.authority.agreement import Agreement
 from cloister.authority.enrolment import Enrolment
 from cloister.authority.records import Terms
+from cloister.authority.request_log import Release, ReleaseLog, read_releases
+from cloister.authority.requests import Forward
 from cloister.base.identity import PUBLIC_FILE, Identity, PublicIdentity
 from cloister.base.rng import InsecureSeededRandom, SystemRandom
 from cloister.cli.results import read_labels
@@ -34,11 +36,10 @@ from cloister.graph.passes.normalise import prepare
 from cloister.plan import policies
 from cloister.plan.plan import Plan
 from cloister.published import ddh
-from cloister.ring.linear import Geometry
+from cloister.ring.linear import Geometry, LinearMap
 from cloister.training import checkpoint, ciphertext_service
 from cloister.trusted.pads.store import PadStore
 from cloister.wire.https import bodies
-from cloister.wire.request_log import Release, ReleaseLog, read_releases
 from cloister.wire.transcript import Entry, Transcript
 from fuzz.mutate import Mutator, mutated_bytes, mutated_document, mutated_json, mutated_message
 
@@ -132,7 +133,8 @@ def _log(folder: Path) -> Path:
     with ReleaseLog(folder / "log") as log:
         for step in range(2):
             ids = np.arange(2, dtype=np.int64)
-            log.append(Release("forward", step, ids, geometry, weights, values, (5, 4, 1)))
+            request = Forward("set", ids, LinearMap(geometry, weights))
+            log.append(Release(request, step, values, (5, 4, 1)))
     return folder / "log"
 
 
@@ -174,7 +176,7 @@ def _source(path: Path) -> None:
 
 
 def _host(folder: Path) -> Path:
-    return ciphertext_service.init(folder / "host")
+    return ciphertext_service.init(folder / "host", rng=InsecureSeededRandom(1))
 
 
 def _ddh_key(folder: Path) -> Path:
@@ -210,9 +212,9 @@ LOADERS = {
     "transcript": Loader(_transcript, Transcript.load),
     "release log": Loader(_log, lambda path: list(read_releases(path))),
     "public file of an authority": Loader(_public, PublicIdentity.load, JSON),
-    "public file of a ciphertext host": Loader(
+    "access file of a ciphertext host": Loader(
         _host,
-        lambda path: ciphertext_service.RemoteCiphertextServer("https://127.0.0.1:1", public=path),
+        lambda path: ciphertext_service.RemoteCiphertextServer("https://127.0.0.1:1", access=path),
         JSON,
     ),
     "master key of ddh": Loader(

@@ -10,7 +10,7 @@ from cloister.graph.batch import batch_axis, bound_sizes, cut, joined, sample_co
 from cloister.graph.onnx import batching, read
 from cloister.graph.passes import normalise
 from cloister.plan import policies
-from cloister.plan.compare import compare
+from cloister.trusted.compare import compare
 from cloister.trusted.session import Session
 from cloister.wire.inprocess import InProcessLink
 from cloister.worker.engine import Engine

@@ -1,4 +1,4 @@
-"""The window a native pass takes from a pooling node means what ONNX Runtime computes."""
+"""The window a fused step takes from a pooling node means what ONNX Runtime computes."""
 
 import numpy as np
 import onnxruntime as ort
@@ -49,7 +49,7 @@ def test_window_equals_onnx_runtime(data, axes, op):
     image = interpret(graph, {"x": x}, wanted=[before])[before]
     last = np.ascontiguousarray(to_channels_last(image, channels_first=True))
     shape = graph.types[graph.outputs[0]].shape
-    found = from_channels_last(pool(last, window.to_tuple()), shape, channels_first=True)
+    found = from_channels_last(pool(last, window), shape, channels_first=True)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 

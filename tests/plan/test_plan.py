@@ -7,7 +7,7 @@ from cloister.errors import PlanError, UnsupportedError
 from cloister.graph.onnx.read import from_model
 from cloister.graph.passes.normalise import prepare
 from cloister.plan import policies
-from cloister.plan.compare import compare
+from cloister.trusted.compare import compare
 from cloister.trusted.session import Session
 from cloister.wire.inprocess import InProcessLink
 from cloister.worker.engine import Engine

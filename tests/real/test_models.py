@@ -9,7 +9,7 @@ from PIL import Image
 
 import cloister as cl
 from cloister.errors import ClipWarning, VerificationError
-from cloister.plan.compare import compare
+from cloister.trusted.compare import compare
 from trusted.links import DirectLink
 
 pytestmark = pytest.mark.data

@@ -68,18 +68,14 @@ class MemoryAuthority:
     def _mask(self, ids):
         return pads.masks(self.key, ids, self.dataset.shape, domain=pads.DATA_DOMAIN)
 
-    def forward_key(self, dataset, ids, linear, *, receiver):
-        self._enter("forward", ids, receiver)
-        return pads.forward(linear, self._mask(ids))
-
-    def gradient_key(self, dataset, ids, geometry, delta, *, receiver):
-        self._enter("gradient", ids, receiver)
-        return pads.gradient(geometry, delta, self._mask(ids))
-
-    def label_key(self, dataset, ids, *, receiver):
-        self._enter("labels", ids, receiver)
-        shape = (self.dataset.classes,)
-        return pads.masks(self.key, ids, shape, domain=pads.LABEL_DOMAIN)
+    def ask(self, request, receiver):
+        self._enter(request.kind, request.ids, receiver)
+        if request.kind == "labels":
+            shape = (self.dataset.classes,)
+            return pads.masks(self.key, request.ids, shape, domain=pads.LABEL_DOMAIN)
+        if request.kind == "forward":
+            return pads.forward(request.linear, self._mask(request.ids))
+        return pads.gradient(request.geometry, request.delta, self._mask(request.ids))
 
 
 def blobs(n=200, shape=(6, 5, 1), classes=3, seed=0, offset=0.0, spread=0.15):

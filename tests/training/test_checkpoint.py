@@ -28,7 +28,7 @@ def made_with(settings, folder, *, key=KEY, replaced=False):
     keys = MemoryAuthority(dataset, mode=settings.mode, key=key)
     return Trainer(
         small(), dataset, keys=keys, rng=InsecureSeededRandom(0), optimizer=sgd,
-        checkpoint_dir=folder, **vars(settings),
+        checkpoint_dir=folder, settings=settings,
     )  # fmt: skip
 
 

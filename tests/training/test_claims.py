@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ from torch import nn
 
 from cloister.authority.client import AuthorityClient
 from cloister.authority.key_service import KeyService
+from cloister.authority.requests import KINDS, Request
 from cloister.data.feature_noise import GaussianNoise
 from cloister.plan.claims import Claims, Extent, Role, Strength, Verb, claims_of
 from cloister.plan.protection import BLINDED_VERIFIED
+from cloister.training import ciphertext_service
 from cloister.training.ciphertext_service import RemoteCiphertextServer
-from cloister.training.ciphertexts import CiphertextHost, LocalCiphertextServer
+from cloister.training.ciphertexts import CiphertextServer, LocalCiphertextServer
 from cloister.training.claims import CAN, TELLS, claims
 from cloister.training.sent import Content, sent
 from training.doubles import MemoryAuthority, MemoryDataset, blobs
@@ -48,7 +51,8 @@ class Watched:
             return found
 
         def call(*arguments, **more):
-            self.calls.append((name, arguments))
+            # A request is known by its kind, and every other call by its method.
+            self.calls.append((getattr(arguments[0], "kind", name), arguments))
             return found(*arguments, **more)
 
         return call
@@ -84,19 +88,14 @@ def watched_run(settings, folder, *, hosted, epochs=2):
     return made, {
         Role.AUTHORITY: authority.calls,
         Role.CIPHERTEXT_HOST: [] if host is None else host.calls,
-        Role.SERVER: [(release.kind, (release.functional,)) for release in log.kept],
+        Role.SERVER: [(release.kind, (release.request,)) for release in log.kept],
         Role.FOLDER: [(path.name, ()) for path in folder.iterdir()],
     }
 
 
-def functions(calls, kinds):
-    """The different integer arrays that were sent with these kinds of message."""
-    found = set()
-    for kind, arguments in calls:
-        if kind in kinds:
-            last = arguments[-1]
-            found.add(getattr(last, "weights", last).tobytes())
-    return found
+def functions(calls, kind):
+    """The different integer arrays that were sent with this kind of request."""
+    return {arguments[0].operand.tobytes() for sent, arguments in calls if sent == kind}
 
 
 @MODES
@@ -108,15 +107,10 @@ def test_whatever_is_sent_is_listed(settings, hosted, tmp_path):
         listed = {row.kind: row.carries for row in rows if row.role is role}
         assert {kind for kind, _ in calls} <= set(listed), role
         # Integers that change from step to step follow from samples; only a projection does not.
-        forward = functions(calls, {"forward", "forward_key"})
-        if len(forward) > 1:
-            assert {Content.WEIGHTS, Content.VALUES} & set(
-                listed.get("forward", ()) + listed.get("forward_key", ())
-            ), role
-        if functions(calls, {"gradient", "gradient_key"}):
-            assert {Content.OUTPUT_GRADIENTS, Content.VALUES} & set(
-                listed.get("gradient", ()) + listed.get("gradient_key", ())
-            ), role
+        if len(functions(calls, "forward")) > 1:
+            assert {Content.WEIGHTS, Content.VALUES} & set(listed["forward"]), role
+        if functions(calls, "gradient"):
+            assert {Content.OUTPUT_GRADIENTS, Content.VALUES} & set(listed["gradient"]), role
     assert crossed[Role.AUTHORITY]
     assert bool(crossed[Role.CIPHERTEXT_HOST]) is hosted
     assert bool(crossed[Role.SERVER]) is (settings.unmask_to == "server")
@@ -137,10 +131,12 @@ def test_every_method_of_an_interface_is_listed():
         for row in sent(settings, hosted=True)
     ]
     kinds = {role: {row.kind for row in rows if row.role is role} for role in Role}
-    assert methods(KeyService) <= kinds[Role.AUTHORITY]
-    assert methods(AuthorityClient) - OF_CLIENTS == kinds[Role.AUTHORITY]
-    assert methods(CiphertextHost) == kinds[Role.CIPHERTEXT_HOST] - {"data set file"}
-    assert methods(RemoteCiphertextServer) - {"close"} == methods(CiphertextHost)
+    requests = {kind.kind for kind in get_args(Request)}
+    assert requests == set(KINDS)
+    assert methods(KeyService) - {"ask"} | requests <= kinds[Role.AUTHORITY]
+    assert methods(AuthorityClient) - OF_CLIENTS - {"ask"} | requests == kinds[Role.AUTHORITY]
+    assert set(ciphertext_service.OPERATIONS) == kinds[Role.CIPHERTEXT_HOST] - {"data set file"}
+    assert methods(RemoteCiphertextServer) - {"close"} == methods(CiphertextServer) == {"ask"}
 
 
 def test_every_content_tells_something():

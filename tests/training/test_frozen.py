@@ -110,7 +110,7 @@ def test_default_projections_are_functions_an_authority_issues(shape, encoding):
     described = info(*shape, encoding=encoding)
     linear = default_projection(described).linear
     check_size(described, linear.geometry, 4096)
-    request = Forward(linear, 4096)
+    request = Forward("set", np.arange(4096, dtype=np.int64), linear)
     functions.check_rows(described, request.cuts, request.rows)
     shift = noise.shift(described, request.function, 8)
     assert shift > 0

@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cloister.authority.requests import Forward, Gradient
+from cloister.base.identity import Access
+from cloister.base.rng import SystemRandom
 from cloister.errors import (
-    AuthorityUnavailable,
+    CiphertextServerUnavailable,
     CloisterError,
-    EncryptionError,
     InputError,
     ProtocolError,
+    UnknownDatasetError,
 )
 from cloister.ring.bounds import MAX_REQUEST_SAMPLES
 from cloister.ring.linear import Geometry, LinearMap
@@ -48,10 +51,10 @@ def test_curves(history, tmp_path):
 def served(tmp_path):
     x, y, encoding = blobs(20, (5, 4, 2))
     held = LocalCiphertextServer(MemoryDataset(x, y, encoding=encoding, classes=3))
-    public = ciphertext_service.init(tmp_path / "host")
+    access = ciphertext_service.init(tmp_path / "host", rng=SystemRandom())
     server = ciphertext_service.serve(held, folder=tmp_path / "host", listen="127.0.0.1:0")
-    client = ciphertext_service.RemoteCiphertextServer(server.url, public=public)
-    yield held, client, server, public
+    client = ciphertext_service.RemoteCiphertextServer(server.url, access=access)
+    yield held, client, server, access
     client.close()
     server.close()
 
@@ -64,9 +67,8 @@ def test_the_remote_server_answers_as_the_local_one(served):
     weights = rng.integers(-(2**15), 2**15, geometry.weight_shape).astype(np.int16)
     delta = rng.integers(-9, 9, (3, *geometry.out_shape)).astype(np.int16)
     linear = LinearMap(geometry, weights)
-    for name, arguments in (("forward", (linear,)), ("gradient", (geometry, delta))):
-        wanted = getattr(held, name)("set", ids, *arguments)
-        np.testing.assert_array_equal(getattr(client, name)("set", ids, *arguments), wanted)
+    for request in (Forward("set", ids, linear), Gradient("set", ids, geometry, delta)):
+        np.testing.assert_array_equal(client.ask(request), held.ask(request))
 
 
 def pixel_sum():
@@ -88,24 +90,24 @@ def test_the_remote_server_hands_out_no_ciphertexts(served):
 def test_errors_cross_the_wire(served, tmp_path):
     _, client, server, _ = served
     linear = pixel_sum()
-    with pytest.raises(EncryptionError, match="not here"):
-        client.forward("other", np.zeros(1, np.int64), linear)
-    other = ciphertext_service.init(tmp_path / "other")
-    stranger = ciphertext_service.RemoteCiphertextServer(server.url, public=other, retry_for_s=0.0)
-    with pytest.raises(AuthorityUnavailable):
-        stranger.forward("set", np.zeros(1, np.int64), linear)
+    with pytest.raises(UnknownDatasetError, match="not here"):
+        client.ask(Forward("other", np.zeros(1, np.int64), linear))
+    other = ciphertext_service.init(tmp_path / "other", rng=SystemRandom())
+    stranger = ciphertext_service.RemoteCiphertextServer(server.url, access=other, retry_for_s=0.0)
+    with pytest.raises(CiphertextServerUnavailable):
+        stranger.ask(Forward("set", np.zeros(1, np.int64), linear))
 
 
 def test_strangers_are_refused_before_their_request_is_read(served, tmp_path):
-    _, client, server, public = served
-    certificate, _ = ciphertext_service._read_public(public)
+    _, client, server, access = served
+    certificate = Access.load(access).certificate
     with contextlib.closing(
         HttpsClient(server.url, certificate=certificate, token="other", retry_for_s=20)
     ) as stranger:
         for operation in (*ciphertext_service.OPERATIONS, "everything"):
             with pytest.raises(InputError, match="token"):
                 stranger.call(operation, {}, (np.zeros(1 << 24, np.uint8),))
-    assert client.forward("set", np.zeros(1, np.int64), pixel_sum()).shape == (1, 1, 1, 1)
+    assert client.ask(Forward("set", np.zeros(1, np.int64), pixel_sum())).shape == (1, 1, 1, 1)
 
 
 def test_what_one_request_may_cost_is_bounded(served, monkeypatch):
@@ -122,11 +124,11 @@ def test_what_one_request_may_cost_is_bounded(served, monkeypatch):
     delta = np.zeros((1024, *geometry.out_shape), np.int16)
     far = replace(geometry, stride=(1 << 14, 1))
     for ask in (
-        lambda: client.forward("set", many, pixel_sum()),
-        lambda: client.forward("set", many[:0], pixel_sum()),
-        lambda: client.forward("set", some, LinearMap(geometry, weights)),
-        lambda: client.gradient("set", some, geometry, delta),
-        lambda: client.forward("set", some[:1], LinearMap(far, weights)),
+        lambda: client.ask(Forward("set", many, pixel_sum())),
+        lambda: client.ask(Forward("set", many[:0], pixel_sum())),
+        lambda: client.ask(Forward("set", some, LinearMap(geometry, weights))),
+        lambda: client.ask(Gradient("set", some, geometry, delta)),
+        lambda: client.ask(Forward("set", some[:1], LinearMap(far, weights))),
     ):
         with pytest.raises(CloisterError):
             ask()
@@ -150,12 +152,12 @@ def test_requests_at_the_same_time_get_their_own_samples(tmp_path):
     np.testing.assert_array_equal(held.data("set", ids), read(ids))
 
 
-def test_public_files(tmp_path):
-    path = ciphertext_service.init(tmp_path / "host")
+def test_access_files(tmp_path):
+    path = ciphertext_service.init(tmp_path / "host", rng=SystemRandom())
     assert path.stat().st_mode & 0o777 == 0o600
     with pytest.raises(InputError, match="not empty"):
-        ciphertext_service.init(tmp_path / "host")
-    for secret in ("server.pub", "server.key"):
+        ciphertext_service.init(tmp_path / "host", rng=SystemRandom())
+    for secret in ("server.access", "certificate.key"):
         (tmp_path / "host" / secret).chmod(0o640)
         with pytest.raises(InputError, match="chmod 600"):
             ciphertext_service.serve(
@@ -164,19 +166,19 @@ def test_public_files(tmp_path):
         (tmp_path / "host" / secret).chmod(0o600)
     path.chmod(0o604)
     with pytest.raises(InputError, match="chmod 600"):
-        ciphertext_service.RemoteCiphertextServer("https://127.0.0.1:1", public=path)
+        ciphertext_service.RemoteCiphertextServer("https://127.0.0.1:1", access=path)
     path.chmod(0o600)
     for text in ("{}", "", '{"format": "x"}', "[1]"):
         path.write_text(text)
-        with pytest.raises(InputError, match="public file"):
-            ciphertext_service.RemoteCiphertextServer("https://127.0.0.1:1", public=path)
-        with pytest.raises(InputError, match="public file"):
+        with pytest.raises(InputError, match="access file"):
+            ciphertext_service.RemoteCiphertextServer("https://127.0.0.1:1", access=path)
+        with pytest.raises(InputError, match="access file"):
             ciphertext_service.serve(
                 LocalCiphertextServer(), folder=tmp_path / "host", listen="127.0.0.1:0"
             )
     path.unlink()
     with pytest.raises(InputError, match="data init"):
-        ciphertext_service.RemoteCiphertextServer("https://127.0.0.1:1", public=path)
+        ciphertext_service.RemoteCiphertextServer("https://127.0.0.1:1", access=path)
     with pytest.raises(InputError, match="data init"):
         ciphertext_service.serve(
             LocalCiphertextServer(), folder=tmp_path / "host", listen="127.0.0.1:0"

@@ -59,7 +59,7 @@ def trainer(
     authority.dataset = dataset
     made = Trainer(
         model or small(), dataset, keys=authority, rng=InsecureSeededRandom(seed_of_noise),
-        optimizer=sgd, **vars(settings), **more,
+        optimizer=sgd, settings=settings, **more,
     )  # fmt: skip
     return made, authority, (x, y, dataset)
 
@@ -254,12 +254,13 @@ def test_features_of_another_projection_are_refused(tmp_path):
 def test_settings_that_contradict(wrong, message):
     with pytest.raises(InputError, match=message):
         Settings(**wrong)
-    x, y, encoding = blobs(20)
-    dataset = MemoryDataset(x, y, encoding=encoding)
-    with pytest.raises(InputError, match=message):
-        Trainer(
-            small(), dataset, keys=MemoryAuthority(dataset), rng=InsecureSeededRandom(0), **wrong
-        )
+
+
+def test_the_first_layer_is_trained_only_where_no_budget_binds():
+    assert Settings().first_layer == "frozen"
+    assert Settings(unmask_to="trusted").first_layer == "trainable"
+    assert Settings(allow_unbounded_leakage=True).first_layer == "trainable"
+    assert Settings(first_layer="frozen", unmask_to="trusted").first_layer == "frozen"
 
 
 def test_the_defaults_give_away_the_least():
@@ -270,7 +271,7 @@ def test_the_defaults_give_away_the_least():
     assert made.settings == Settings()
     assert (made.settings.first_layer, made.settings.mode) == ("frozen", "guarded")
     with pytest.raises(TypeError, match="batches"):
-        Trainer(small(), dataset, keys=keys, rng=InsecureSeededRandom(0), batches=3)
+        Settings(batches=3)
 
 
 def test_the_mode_must_be_the_data_sets():
@@ -280,7 +281,7 @@ def test_the_mode_must_be_the_data_sets():
         with pytest.raises(InputError, match="registered in mode"):
             Trainer(
                 small(), dataset, keys=MemoryAuthority(dataset, mode=mode),
-                rng=InsecureSeededRandom(0), **vars(settings),
+                rng=InsecureSeededRandom(0), settings=settings,
             )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,11 +19,10 @@ from cloister.errors import BudgetError, EncryptionError, InputError
 from cloister.plan.claims import Extent, Role
 from cloister.training import (
     ArraySource,
-    Disclosure,
     NewDataset,
     Privacy,
     RunFiles,
-    RunSettings,
+    Settings,
     encrypt,
     train,
 )
@@ -30,7 +30,7 @@ from cloister.training.models import mlp
 from cloister.training.trainer import Trainer
 from training.doubles import blobs
 
-RUN = RunSettings(epochs=2, batch=16, seed=3)
+RUN = Settings(batch=16, seed=3)
 
 
 class Served:
@@ -73,10 +73,10 @@ def test_a_run_says_what_it_found_out(served, tmp_path):
     seen, curve = [], tmp_path / "curve.svg"
     with served.connect() as keys:
         found = train(
-            served.path, authority=keys, run=RUN, keep=RunFiles(curve=curve),
+            served.path, authority=keys, epochs=2, settings=RUN, keep=RunFiles(curve=curve),
             update=lambda what, done, total: seen.append((what, done == total)),
         )  # fmt: skip
-    assert (found.dataset, found.model, found.first_layer) == ("set", "mlp", "frozen")
+    assert (found.dataset, found.model, found.settings.first_layer) == ("set", "mlp", "frozen")
     assert (found.rank, found.dim, found.spent.rank_max) == (7, 30, 7)
     assert found.test_accuracy == found.epochs[-1].test_accuracy
     assert len(found.epochs) == 2
@@ -93,14 +93,14 @@ def test_the_same_seed_gives_the_bits_of_the_trainer(served):
     """The model by its name, the model itself, and a `Trainer` without the run around it."""
     opened = EncryptedDataset.open(served.path)
     with served.connect() as keys:
-        named = train(served.path, authority=keys, run=RUN)
+        named = train(served.path, authority=keys, epochs=2, settings=RUN)
         torch.manual_seed(RUN.seed)
         model = mlp(opened.shape, opened.classes)
-        given = train(opened, authority=keys, model=model, run=RUN)
+        given = train(opened, authority=keys, model=model, epochs=2, settings=RUN)
     torch.manual_seed(RUN.seed)
     trainer = Trainer(
         mlp(opened.shape, opened.classes), opened, keys=served.authority, rng=SystemRandom(),
-        batch=16, seed=RUN.seed,
+        settings=RUN,
     )  # fmt: skip
     assert losses(named) == losses(given) == [one.loss for one in trainer.fit(2)]
     assert given.model == "Sequential"
@@ -109,26 +109,27 @@ def test_the_same_seed_gives_the_bits_of_the_trainer(served):
 
 
 def test_who_learns_what_is_asked_for(served):
-    trusted = Disclosure(unmask_to="trusted")
+    trusted = replace(RUN, first_layer=None, unmask_to="trusted")
     with served.connect("trusted") as keys:
-        found = train(served.path, authority=keys, run=RUN, disclosure=trusted)
-        assert (found.first_layer, found.rank, found.spent.rank_max) == ("trainable", None, 0)
+        found = train(served.path, authority=keys, epochs=2, settings=trusted)
+        assert (found.settings.first_layer, found.rank, found.spent.rank_max) == (
+            "trainable",
+            None,
+            0,
+        )
         with pytest.raises(InputError, match="registered in mode 'guarded'"):
-            consent = Disclosure(allow_unbounded_leakage=True)
-            train(served.path, authority=keys, run=RUN, disclosure=consent)
-    with served.connect() as keys:
-        beyond = Disclosure(first_layer="trainable")
-        with pytest.raises(BudgetError, match="allowed are 7"):
-            train(served.path, authority=keys, run=RUN, disclosure=beyond)
+            train(served.path, authority=keys, settings=Settings(allow_unbounded_leakage=True))
+    with served.connect() as keys, pytest.raises(BudgetError, match="allowed are 7"):
+        train(served.path, authority=keys, settings=Settings(first_layer="trainable"))
 
 
 def test_paper_trains_where_both_have_agreed(tmp_path):
     consent = Privacy("paper", allow_unbounded_leakage=True)
     with contextlib.closing(Served(tmp_path, privacy=consent)) as served, served.connect() as keys:
         with pytest.raises(InputError, match="registered in mode 'paper'"):
-            train(served.path, authority=keys, run=RUN)
-        agreed = Disclosure(allow_unbounded_leakage=True)
-        found = train(served.path, authority=keys, run=RUN, disclosure=agreed)
+            train(served.path, authority=keys, epochs=2, settings=RUN)
+        agreed = Settings(allow_unbounded_leakage=True, batch=16)
+        found = train(served.path, authority=keys, epochs=1, settings=agreed).settings
         assert (found.mode, found.first_layer) == ("paper", "trainable")
 
 
@@ -140,13 +141,13 @@ def test_a_file_is_compared_with_the_authority_before_any_key(served, tmp_path):
         other.connect() as keys,
         pytest.raises(EncryptionError, match="give that one's --authority and --pin"),
     ):
-        train(served.path, authority=keys, run=RUN)
+        train(served.path, authority=keys, epochs=2, settings=RUN)
     before = tmp_path / "before.cloister"
     shutil.copy(served.path, before)
     served.encrypt()
     noted = []
     with served.connect() as keys:
-        found = train(before, authority=keys, run=RUN, note=noted.append)
+        found = train(before, authority=keys, epochs=2, settings=RUN, note=noted.append)
     assert "120 registered samples are not in" in noted[0]
     assert found.remarks == tuple(noted)
 
@@ -154,17 +155,16 @@ def test_a_file_is_compared_with_the_authority_before_any_key(served, tmp_path):
 def test_a_curve_of_another_kind_is_refused_before_the_run(served):
     with served.connect() as keys, pytest.raises(InputError, match=r"\.svg or \.png"):
         train(
-            served.path, authority=keys, run=RUN,
+            served.path, authority=keys, epochs=2, settings=RUN,
             keep=RunFiles(curve=served.folder / "curve.gif"),
         )  # fmt: skip
     assert served.authority.summary("set").counts["requests"] == 0
 
 
 def test_a_run_goes_on_from_its_checkpoint(served, tmp_path):
-    kept = RunSettings(epochs=2, batch=16, seed=3, checkpoint=tmp_path / "run")
+    kept = RunFiles(checkpoint=tmp_path / "run")
     with served.connect() as keys:
-        whole = train(served.path, authority=keys, run=RUN)
-        first = RunSettings(epochs=1, batch=16, seed=3, checkpoint=tmp_path / "run")
-        train(served.path, authority=keys, run=first)
-        resumed = train(served.path, authority=keys, run=kept)
+        whole = train(served.path, authority=keys, epochs=2, settings=RUN)
+        train(served.path, authority=keys, epochs=1, settings=RUN, keep=kept)
+        resumed = train(served.path, authority=keys, epochs=2, settings=RUN, keep=kept)
     assert losses(resumed) == losses(whole)

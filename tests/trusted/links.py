@@ -7,36 +7,30 @@ import numpy as np
 from cloister.errors import WorkerUnavailable
 from cloister.ring.linear import LinearMap
 from cloister.ring.ring_map import RingMap
-from cloister.wire.messages import TensorSpec, Unchecked
+from cloister.wire.link import WorkerLink
+from cloister.wire.messages import LoadLinear, Unchecked
 
 Lie = Callable[[int, np.ndarray], np.ndarray]
 
 
-class DirectLink:
+class DirectLink(WorkerLink):
     """Answers at once; keeps everything it was sent in `seen` and everything it answered."""
 
     def __init__(
         self, name: str = "direct", *, lie: Lie | None = None, address: str | None = None
     ) -> None:
-        self.name = name
-        self.address = address
+        super().__init__(name, address=address)
         self.seen: list[tuple[int, np.ndarray]] = []
         self.answered: list[tuple[int, np.ndarray]] = []
         self.maps: dict[int, RingMap] = {}
         self.linears: dict[int, LinearMap] = {}
         self.closed = False
-        self.bytes_sent = self.bytes_received = 0
         self._lie = lie
         self._answers: dict[int, np.ndarray] = {}
 
-    def load_linear(self, target_id: int, linear: LinearMap) -> None:
-        self.maps[target_id], self.linears[target_id] = RingMap(linear), linear
-
-    def load_segment(self, target_id: int, model: bytes) -> None:
-        raise NotImplementedError
-
-    def send_buffer(self, spec: TensorSpec) -> np.ndarray:
-        return np.empty(spec.shape, spec.dtype)
+    def load(self, message: LoadLinear) -> None:
+        self.maps[message.target_id] = RingMap(message.linear)
+        self.linears[message.target_id] = message.linear
 
     def submit(self, request_id: int, target_id: int, tensors, expect) -> None:
         (message,) = tensors

@@ -4,15 +4,14 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-import cloister._native as native
 import unequal
 from cloister.errors import ClipWarning, PrecisionWarning
 from cloister.graph.onnx import read
 from cloister.graph.passes import normalise
 from cloister.plan import policies
-from cloister.plan.compare import compare
 from cloister.plan.plan import Plan
 from cloister.plan.quantise import WRAP_LIMIT, static_bound
+from cloister.trusted.compare import compare
 from cloister.trusted.program.compile import compile_plan
 from cloister.trusted.program.steps import Fused
 from cloister.trusted.session import Session
@@ -69,21 +68,20 @@ def test_one_scale_for_all_channels_loses_the_small_ones_and_says_so(net):
         policies.make("slalom", graph_of(model), calibration=samples, by_channel=False)
 
 
-@pytest.mark.skipif(native.isa() == "portable", reason="no AES instructions")
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("net", unequal.ALL)
-def test_both_executors_compute_the_same_bits(worker, net, policy):
+def test_every_link_gives_the_same_bits(worker, net, policy):
     model = unequal.ALL[net]()
     plan = policies.make(policy, graph_of(model), calibration=unequal.samples(model, 16))
-    walked = Session(plan, workers=[worker], on_clip="ignore")
+    shared = Session(plan, workers=[worker], on_clip="ignore")
     for count in (1, 3, 3):
         feeds = unequal.samples(model, count, seed=count)
         with Session(plan, workers=[DirectLink()], on_clip="ignore") as session:
-            stepped = session.run(feeds)
-        result = walked.run(feeds)
-        for name, value in stepped.outputs.items():
+            direct = session.run(feeds)
+        result = shared.run(feeds)
+        for name, value in direct.outputs.items():
             np.testing.assert_array_equal(result.outputs[name], value)
-    walked._runtime.forget(worker)
+    shared._executor.forget(worker)
 
 
 def test_the_ranges_of_a_stored_plan_make_the_same_plan(tmp_path):

@@ -247,8 +247,8 @@ def test_a_liar_among_two_stops_everything_and_is_never_used_again(plan):
     feeds = nets.samples(CHAIN, 8)
     told = []
     with Session(plan, workers=[liar, honest], batch=1) as session:
-        runtimes = [lane.runtime for lane in session._made]
-        before = [runtime.checks.vectors(0) for runtime in runtimes]
+        executors = [lane.executor for lane in session._made]
+        before = [executor.checks.vectors(0) for executor in executors]
         with pytest.raises(VerificationError, match="quarantined"):
             session.run(feeds, progress=lambda *at: told.append(at))
         assert liar.closed
@@ -376,8 +376,23 @@ def test_threads_and_several_workers_mean_one_lane(plan):
     assert not links[1].seen
 
 
+class Idle(Lane):
+    """A lane that does nothing, or fails."""
+
+    def __init__(self, error=None):
+        super().__init__(
+            object, pads=None, timeout_s=TIMEOUT_S, record_payloads=False, clock=time.thread_time
+        )
+        self._error = error
+
+    def compute(self, job):
+        if self._error is not None:
+            raise self._error
+        return {}
+
+
 def test_an_interrupted_call_must_have_ended_before_the_next():
-    lanes = Lanes([Lane(object)], [], lambda lane, job: {})
+    lanes = Lanes([Idle()], [])
     release = threading.Event()
     lanes._threads = [threading.Thread(target=release.wait, daemon=True)]
     lanes.require_idle()
@@ -391,10 +406,7 @@ def test_an_interrupted_call_must_have_ended_before_the_next():
 
 @pytest.mark.parametrize(("error", "redraws"), [(KeyboardInterrupt, True), (RangeError, False)])
 def test_an_interrupt_counts_as_a_possible_lie(error, redraws):
-    def attempt(lane, job):
-        raise error
-
-    lanes = Lanes([Lane(object)], [], attempt)
+    lanes = Lanes([Idle(error())], [])
     with pytest.raises(error):
         lanes.run([Job({}, 1)], lambda job: None)
     assert lanes.lied is redraws

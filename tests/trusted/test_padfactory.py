@@ -21,7 +21,7 @@ from cloister.errors import (
 from cloister.ring import reference
 from cloister.ring.freivalds import P52
 from cloister.ring.linear import Geometry, LinearMap
-from cloister.trusted.pads.factory import BackgroundFill, Rate, WorkerMaker, fill
+from cloister.trusted.pads.factory import Rate, WorkerMaker, fill
 from cloister.trusted.pads.maker import PadMaker
 from cloister.trusted.pads.shares import Digits
 from cloister.trusted.pads.store import PadStore
@@ -496,33 +496,6 @@ def test_a_rate_makes_filling_wait(plan, store, monkeypatch):
     fill(store, PadMaker(plan), count=3, rate=Rate(per_hour=36))
     assert len(pauses) == 2
     assert all(90 < pause <= 100 for pause in pauses)
-
-
-def test_background(plan, store):
-    there = threading.Event()
-
-    class Watched(PadMaker):
-        def make(self, pad_key, pad_id, *, into=None):
-            if pad_id == 3:
-                there.set()
-            return super().make(pad_key, pad_id, into=into)
-
-    background = BackgroundFill(store, Watched(plan), count=4)
-    assert there.wait(30)
-    background.stop()
-    assert not background.running
-    assert store.status().ready == 4
-    background.stop()
-
-
-def test_background_hands_its_error_over(plan, store):
-    maker = maker_of(plan, [DirectLink("a"), liar(Lie.FLIP_ONE)])
-    background = BackgroundFill(store, maker, count=2)
-    background._thread.join(30)
-    assert not background.running
-    with pytest.raises(VerificationError):
-        background.stop()
-    background.stop()
 
 
 @pytest.mark.parametrize(("count", "kind"), [(2, "store, made by 2 workers"), (0, "store")])

@@ -164,14 +164,14 @@ def test_check_vectors_are_redrawn_after_a_lie():
     model = nets.chain()
     links = [DirectLink("liar", lie=flip_one), DirectLink("honest")]
     with Session(plan_of(model), workers=links) as session:
-        before = session._runtime.checks.vectors(0)
+        before = session._executor.checks.vectors(0)
         old = before.rows.copy()
         with pytest.raises(VerificationError):
             session.run(nets.samples(model, 1))
         session.run(nets.samples(model, 1))
         for array in (before.a, before.b, before.rows, before.columns):
             assert array is None or not array.any(), "old coefficients are erased"
-        assert np.mean(session._runtime.checks.vectors(0).rows == old) < 0.01
+        assert np.mean(session._executor.checks.vectors(0).rows == old) < 0.01
 
 
 @pytest.mark.parametrize("net", ["chain", "residual", "branches"])
@@ -187,16 +187,16 @@ def test_nothing_follows_a_lie(net):
         assert targets[-1] == victim
 
 
-def test_pads_can_be_drawn_once():
+def test_pads_are_claimed_once():
     plan = plan_of(nets.chain())
     source = InlinePads(plan, rng=Session(plan, workers=[DirectLink()])._rng)
-    pads = PadUse(source, 1)
-    pads.nonces(0)
-    with pytest.raises(PadReusedError):
-        pads.nonces(0)
-    pads.unblinding(0)
-    with pytest.raises(PadReusedError):
-        pads.unblinding(0)
+    pads = PadUse(source, 2)
+    ids, unblinding = pads.claim([0, 1])
+    assert ids == [0, 1]
+    assert [len(arrays) for arrays in unblinding] == [2, 2]
+    for nodes in ([0, 1], [2], []):
+        with pytest.raises(PadReusedError):
+            pads.claim(nodes)
 
 
 def test_the_blinded_message_is_the_input_plus_a_pad_the_runtime_can_remove():

@@ -21,6 +21,7 @@ from cloister.errors import (
 from cloister.graph.onnx import read
 from cloister.graph.passes import normalise
 from cloister.plan import policies
+from cloister.trusted import executor
 from cloister.trusted.pads.maker import InlinePads
 from cloister.trusted.pads.store import PadStore
 from cloister.trusted.session import Session
@@ -242,7 +243,7 @@ def test_local_nodes_that_fail_raise_our_error_without_values(capfd):
 def test_every_session_draws_its_own_coefficients():
     plan = plan_of(nets.chain())
     first, second = (Session(plan, workers=[DirectLink()]) for _ in range(2))
-    one, two = (session._runtime.checks.vectors(0) for session in (first, second))
+    one, two = (session._executor.checks.vectors(0) for session in (first, second))
     for name in ("a", "b", "rows"):
         assert np.mean(getattr(one, name) == getattr(two, name)) < 0.1
     assert "[" not in repr(one)
@@ -255,18 +256,18 @@ def test_an_interrupted_redraw_is_made_up_for(monkeypatch):
     with Session(plan, workers=links) as session:
         with pytest.raises(VerificationError):
             session.run(feeds)
-        before = session._runtime.checks.vectors(0)
+        before = session._executor.checks.vectors(0)
         with monkeypatch.context() as patch:
 
-            def interrupted():
+            def interrupted(*_, **__):
                 raise MemoryError
 
-            patch.setattr(session._runtime.checks, "redraw", interrupted)
+            patch.setattr(executor, "Checks", interrupted)
             with pytest.raises(MemoryError):
                 session.run(feeds)
         assert before.rows.any(), "coefficients in use are never zero"
         session.run(feeds)
-        assert session._runtime.checks.vectors(0) is not before
+        assert session._executor.checks.vectors(0) is not before
 
 
 def test_replies_under_blinding_are_uniform_too():

@@ -14,7 +14,7 @@ import pytest
 
 from cloister.base.identity import CERTIFICATE_FILE, PRIVATE_KEY_FILE, Identity
 from cloister.base.rng import SystemRandom
-from cloister.errors import AuthorityUnavailable, InputError, ProtocolError
+from cloister.errors import InputError, ProtocolError, ServiceUnavailable
 from cloister.wire.https import bodies
 from cloister.wire.https.admission import LOG_LINES_PER_MINUTE, Limits
 from cloister.wire.https.bodies import Body
@@ -268,7 +268,7 @@ def test_a_client_gives_up_on_a_server_that_stays_busy(serve):
     service = serve(body_bytes=2, wait_s=0.05)
     with service.secure() as first, service.client(retry_for_s=0.0) as client:
         first.sendall(head(10, "a") + b"x")
-        with pytest.raises(AuthorityUnavailable, match="busy"):
+        with pytest.raises(ServiceUnavailable, match="busy"):
             client.call("x", {})
 
 
@@ -311,7 +311,7 @@ def test_memory_of_work_in_flight_is_bounded(serve):
         asker = threading.Thread(target=first.call, args=("waits-large", {}))
         asker.start()
         assert service.working.acquire(timeout=PATIENCE_S)
-        with pytest.raises(AuthorityUnavailable, match="busy"):
+        with pytest.raises(ServiceUnavailable, match="busy"):
             second.call("waits-large", {})
         service.release.set()
         asker.join(PATIENCE_S)

@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 
 from cloister.errors import InputError
+from cloister.wire.inprocess import InProcessLink
 from cloister.wire.messages import TensorSpec
-from cloister.wire.transcript import Crossing, Entry, RecordingLink, Transcript
-from wire.loopback import U32, ask, blinded, honest, linear, slow
+from cloister.wire.shm.arena import Region
+from cloister.wire.shm.exchange import make_exchange
+from cloister.wire.transcript import Entry, RecordingLink, Transcript
+from cloister.worker.engine import Engine
+from wire.loopback import U32, ask, blinded, expected, honest, linear, slow
 
 
 @pytest.fixture
@@ -82,21 +86,31 @@ def test_other_files_are_refused(tmp_path):
         Transcript.load(path)
 
 
-CROSSING = Crossing(3, TensorSpec(np.dtype(np.uint32), (1, 4)), TensorSpec(U32, (1, 2)))
+EXCHANGE = make_exchange(
+    3, Region(0, 0, 4096), TensorSpec(U32, (1, 4)), Region(0, 4096, 4096), TensorSpec(U32, (1, 2))
+)
 
 
-def test_what_is_deferred_comes_in_its_place(transcript):
-    with honest("in-process") as plain:
-        link = RecordingLink(plain, transcript, payloads=False)
-        link.note_all(7, [CROSSING, CROSSING])
-        link.note("to_worker", 9, 3, CROSSING.sent)
-        other = Transcript()
-        RecordingLink(plain, other, payloads=False).note_all(20, [CROSSING])
-        transcript.follow(other)
+def test_exchanges_of_native_code_come_in_their_place(transcript):
+    class Silent(InProcessLink):
+        """Has a native channel, it says."""
+
+        def exchanged(self, first_request_id, exchanges):
+            told.append(first_request_id)
+
+    told, other = [], Transcript()
+    plain = Silent(Engine().handle)
+    link = RecordingLink(plain, transcript, payloads=False)
+    link.exchanged(7, [EXCHANGE, EXCHANGE])
+    link.load_linear(1, linear(1))
+    link.submit(9, 1, (blinded(),), expected())
+    RecordingLink(plain, other, payloads=False).exchanged(20, [EXCHANGE])
+    transcript.follow(other)
+    assert told == [7, 20]
     crossed = [(e.direction, e.request_id, e.shape) for e in transcript.entries]
     assert crossed == [
         ("to_worker", 7, (1, 4)), ("from_worker", 7, (1, 2)), ("to_worker", 8, (1, 4)),
-        ("from_worker", 8, (1, 2)), ("to_worker", 9, (1, 4)), ("to_worker", 20, (1, 4)),
+        ("from_worker", 8, (1, 2)), ("to_worker", 9, (2, 5, 7, 3)), ("to_worker", 20, (1, 4)),
         ("from_worker", 20, (1, 2)),
     ]  # fmt: skip
     assert transcript.entries == transcript.entries

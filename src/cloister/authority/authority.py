@@ -11,16 +11,14 @@ import os
 import re
 import sqlite3
 import threading
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from jaxtyping import Bool, Int16, Int64, UInt32
+from jaxtyping import Int64, UInt32
 
-from cloister.authority import noise
 from cloister.authority.agreement import Agreement
 from cloister.authority.book import Spent
 from cloister.authority.enrolment import Known
@@ -41,19 +39,20 @@ from cloister.authority.records import (
     summarise,
 )
 from cloister.authority.registration import Registry, new_dataset
-from cloister.authority.requests import Forward, Gradient, Pads, Request
+from cloister.authority.requests import Labels, Request
+from cloister.authority.unmasking import unmasking_term
 from cloister.base import sqlite as databases
 from cloister.base.identity import Identity
 from cloister.base.rng import KEY_BYTES, Csprng
 from cloister.data.info import DatasetInfo
-from cloister.errors import EncryptionError, FunctionError, InputError, ShapeError
-from cloister.ring import pads
-from cloister.ring.bounds import check_count, check_size
-from cloister.ring.linear import Geometry, LinearMap
-from cloister.wire.https.client import one_line
+from cloister.errors import (
+    EncryptionError,
+    FunctionError,
+    InputError,
+    UnknownDatasetError,
+    one_line,
+)
 
-MASKS_AT_ONCE = 1 << 22
-"""Elements of masks that are expanded together, whatever the number of samples."""
 _PART = re.compile(r"[0-9a-f]{32}")
 _log = logging.getLogger("cloister.authority")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -196,34 +195,6 @@ class Authority:
         self._registry.add(info.name, part, key)
         self._datasets[info.name] = grown
 
-    def label_key(
-        self, dataset: str, ids: Int64[np.ndarray, " n"], *, receiver: Receiver
-    ) -> UInt32[np.ndarray, "n classes"]:
-        """See `KeyService.label_key`."""
-        return self.issue_labels(dataset, ids, receiver=receiver).wait()
-
-    def issue_labels(
-        self,
-        dataset: str,
-        ids: Int64[np.ndarray, " n"],
-        *,
-        receiver: Receiver,
-        at_once: bool = False,
-    ) -> Issued:
-        """As `label_key`, without waiting for the disk; `at_once` as in `Ledger`."""
-        found = self._dataset(dataset)
-        ids = self._ids(found, ids, receiver)
-        if receiver == "server" and not found.terms.labels_to_server:
-            raise FunctionError(
-                f"data set {dataset}: its labels go to a trusted runtime only, as its owner decided"
-            )
-        if receiver == "server":
-            ticket = self._ledger.charge_labels(dataset, ids, at_once=at_once)
-        else:
-            ticket = self._ledger.count_trusted(dataset, at_once=at_once)
-        term = self._masks(found, ids, (found.info.classes,), pads.LABEL_DOMAIN)
-        return Issued(term, ticket)
-
     def parts(self, dataset: str) -> tuple[Part, ...]:
         """The registered parts of a data set."""
         return tuple(self._dataset(dataset).parts)
@@ -238,91 +209,37 @@ class Authority:
         """See `KeyService.describe`."""
         return self._dataset(dataset).info
 
-    def forward_key(
-        self,
-        dataset: str,
-        ids: Int64[np.ndarray, " n"],
-        linear: LinearMap,
-        *,
-        receiver: Receiver,
-    ) -> UInt32[np.ndarray, "n oh ow oc"]:
-        """See `KeyService.forward_key`."""
-        return self.issue_forward(dataset, ids, linear, receiver=receiver).wait()
+    def ask(self, request: Request, receiver: Receiver) -> UInt32[np.ndarray, "..."]:
+        """See `KeyService.ask`."""
+        return self.issue(request, receiver).wait()
 
-    def issue_forward(
-        self,
-        dataset: str,
-        ids: Int64[np.ndarray, " n"],
-        linear: LinearMap,
-        *,
-        receiver: Receiver,
-        at_once: bool = False,
-    ) -> Issued:
-        """As `forward_key`, without waiting for the disk; `at_once` as in `Ledger`."""
-        found = self._dataset(dataset)
-        ids = self._ids(found, ids, receiver)
-        check_size(found.info, linear.geometry, len(ids))
-        # A private copy: what is charged is what is computed, and what the books keep.
-        linear = LinearMap(linear.geometry, np.array(linear.weights))
-        request = Forward(linear, len(ids))
-        return self._issue(found, ids, request, receiver=receiver, at_once=at_once)
+    def issue(self, request: Request, receiver: Receiver, *, at_once: bool = False) -> Issued:
+        """As `ask`, without waiting for the disk; `at_once` as in `Ledger`.
 
-    def gradient_key(
-        self,
-        dataset: str,
-        ids: Int64[np.ndarray, " n"],
-        geometry: Geometry,
-        delta: Int16[np.ndarray, "n oh ow oc"],
-        *,
-        receiver: Receiver,
-    ) -> UInt32[np.ndarray, "o kh kw c"]:
-        """See `KeyService.gradient_key`."""
-        return self.issue_gradient(dataset, ids, geometry, delta, receiver=receiver).wait()
-
-    def issue_gradient(
-        self,
-        dataset: str,
-        ids: Int64[np.ndarray, " n"],
-        geometry: Geometry,
-        delta: Int16[np.ndarray, "n oh ow oc"],
-        *,
-        receiver: Receiver,
-    ) -> Issued:
-        """As `gradient_key`, without waiting for the disk."""
-        found = self._dataset(dataset)
-        ids = self._ids(found, ids, receiver)
-        check_size(found.info, geometry, len(ids))
-        delta = np.array(delta)  # what is charged is what is computed
-        if delta.shape != (len(ids), *geometry.out_shape) or delta.dtype != np.int16:
-            raise ShapeError(
-                f"delta must be int16 ({len(ids)}, *{geometry.out_shape}), "
-                f"got {delta.dtype} {delta.shape}"
-            )
-        if len(np.unique(ids)) != len(ids):
-            raise FunctionError(f"data set {dataset}: a gradient names a sample twice")
-        return self._issue(found, ids, Gradient(geometry, delta), receiver=receiver)
-
-    def _issue(
-        self,
-        found: Dataset,
-        ids: Int64[np.ndarray, " n"],
-        request: Request,
-        *,
-        receiver: Receiver,
-        at_once: bool = False,
-    ) -> Issued:
-        """The one place that keys about samples come from: charged and blurred for the server."""
-        name = found.info.name
-        request.check_range(found.info)
-        if receiver == "server":
-            ticket = self._ledger.charge(name, ids, request, at_once=at_once)
+        The one place that unmasking terms come from: charged, and noisy, for the server.
+        """
+        found = self._dataset(request.dataset)
+        if receiver not in get_args(Receiver):
+            raise InputError("a key's receiver is server or trusted")
+        # A private copy: what is charged is what is computed, and what the ledger keeps.
+        request = request.copied()
+        request.check(found.info)
+        _check_ids(found.info, request.ids)
+        if not isinstance(request, Labels):
+            request.check_range(found.info)
+        if receiver == "trusted":
+            ticket = self._ledger.count_trusted(request.dataset, at_once=at_once)
+        elif not isinstance(request, Labels):
+            ticket = self._ledger.charge(request, at_once=at_once)
+        elif found.terms.labels_to_server:
+            ticket = self._ledger.charge_labels(request, at_once=at_once)
         else:
-            ticket = self._ledger.count_trusted(name, at_once=at_once)
-        unmasking = self._pads(found, ids, request.geometry.in_shape)
-        term = request.term(unmasking, threads=self._threads)
-        if receiver == "server":
-            self._blur(found, ids, request, term)
-        return Issued(term, ticket)
+            raise FunctionError(
+                f"data set {request.dataset}: its labels go to a trusted runtime only, as its "
+                "owner decided"
+            )
+        noisy = receiver == "server"
+        return Issued(unmasking_term(found, request, noisy=noisy, threads=self._threads), ticket)
 
     # ---- for the owner of the data
 
@@ -356,71 +273,8 @@ class Authority:
     def _dataset(self, name: str) -> Dataset:
         found = self._found(name)
         if found is None:
-            raise EncryptionError(f"data set {name}: is not known to this authority")
+            raise UnknownDatasetError(f"data set {name}: is not known to this authority")
         return found
-
-    def _ids(
-        self, found: Dataset, ids: Int64[np.ndarray, " n"], receiver: Receiver
-    ) -> Int64[np.ndarray, " n"]:
-        """A private copy of sample ids, asked for by a receiver there is."""
-        if receiver not in get_args(Receiver):
-            raise InputError("a key's receiver is server or trusted")
-        ids = np.array(ids, order="C")
-        if ids.dtype != np.int64 or ids.ndim != 1:
-            raise ShapeError(f"sample ids must be an int64 vector, got {ids.dtype} {ids.shape}")
-        info = found.info
-        check_count(info, len(ids))
-        if not 0 <= int(ids.min()) <= int(ids.max()) < info.samples:
-            bad = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
-            raise EncryptionError(
-                f"data set {info.name}: holds no sample {bad}, only 0 to {info.samples - 1}; "
-                "use the ids of its file"
-            )
-        return ids
-
-    def _masks(
-        self, found: Dataset, ids: Int64[np.ndarray, " n"], shape: tuple[int, ...], domain: int
-    ) -> UInt32[np.ndarray, "n ..."]:
-        out = np.empty((len(ids), *shape), np.uint32)
-        for mine, local, key in self._by_part(found, ids):
-            out[mine] = pads.masks(key, local, shape, domain=domain)
-        return out
-
-    def _pads(self, found: Dataset, ids: Int64[np.ndarray, " n"], shape: tuple[int, ...]) -> Pads:
-        """The masks of samples, as many at a time as stay in bounded memory."""
-        step = max(1, MASKS_AT_ONCE // found.info.dim)
-        for start in range(0, len(ids), step):
-            some = slice(start, start + step)
-            yield some, self._masks(found, ids[some], shape, pads.DATA_DOMAIN)
-
-    def _blur(
-        self,
-        found: Dataset,
-        ids: Int64[np.ndarray, " n"],
-        request: Request,
-        term: UInt32[np.ndarray, "..."],
-    ) -> None:
-        """Subtract the noise, in place, that the unmasked values must keep."""
-        bits = found.terms.limits(found.info).value_bits
-        if bits == noise.EXACT_BITS:
-            return
-        shape = request.value_shape
-        for function, places in request.functions():
-            shift = noise.shift(found.info, function, bits)
-            if shift == 0:
-                continue
-            for mine, local, key in self._by_part(found, ids[places]):
-                drawn = noise.noise(key, local, shape, digest=function.digest, shift=shift)
-                request.blur(term, places[mine], drawn)
-
-    def _by_part(
-        self, found: Dataset, ids: Int64[np.ndarray, " n"]
-    ) -> Iterator[tuple[Bool[np.ndarray, " n"], Int64[np.ndarray, " m"], bytes]]:
-        """Which ids are of a part, their numbers in it, and its key; for every part concerned."""
-        owner = np.searchsorted(found.firsts, ids, side="right") - 1
-        for index in np.unique(owner).tolist():
-            mine = owner == index
-            yield mine, ids[mine] - found.parts[index].first, found.keys[index]
 
     def _load(self) -> None:
         with self.database.reading() as connection:
@@ -440,13 +294,22 @@ class Authority:
             try:
                 self._open(row, mine[name])
             except Exception as error:  # noqa: BLE001  (whatever it is, the others are served)
-                self._failed[name] = one_line(str(error)) or type(error).__name__
+                self._failed[name] = one_line(error)
                 _log.error("data set %s cannot be opened: %s", name, self._failed[name])
 
     def _open(self, row: StoredDataset, parts: list[tuple[Part, bytes]]) -> None:
         found = Dataset(*read_dataset(row)).with_parts(*parts)
         self._ledger.read_book(found.info, limits=found.terms.limits(found.info))
         self._datasets[found.info.name] = found
+
+
+def _check_ids(info: DatasetInfo, ids: Int64[np.ndarray, " n"]) -> None:
+    lowest, highest = int(ids.min()), int(ids.max())
+    if not 0 <= lowest <= highest < info.samples:
+        raise EncryptionError(
+            f"data set {info.name}: holds no sample {lowest if lowest < 0 else highest}, only 0 to "
+            f"{info.samples - 1}; use the ids of its file"
+        )
 
 
 def _agreement(found: Dataset) -> Agreement:

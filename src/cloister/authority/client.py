@@ -6,19 +6,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import Int16, Int64, UInt32
+from jaxtyping import UInt32
 
 from cloister.authority.agreement import Agreement
 from cloister.authority.enrolment import Known, NewPart
 from cloister.authority.key_service import Receiver
 from cloister.authority.records import Part, Summary, part_info, read_terms
+from cloister.authority.requests import Request
 from cloister.base import files
 from cloister.base.identity import PublicIdentity
 from cloister.base.rng import KEY_BYTES
 from cloister.data.info import DatasetInfo
-from cloister.errors import InputError, ProtocolError
-from cloister.ring.linear import Geometry, LinearMap
-from cloister.wire.https.bodies import Body
+from cloister.errors import AuthorityUnavailable, InputError, ProtocolError
 from cloister.wire.https.client import ANSWER_TIMEOUT_S, RETRY_FOR_S, HttpsClient
 
 MAX_TOKEN_BYTES = 4096
@@ -52,6 +51,7 @@ class AuthorityClient:
             token=token,
             timeout_s=timeout_s,
             retry_for_s=retry_for_s,
+            unavailable=AuthorityUnavailable,
         )
 
     @property
@@ -74,40 +74,10 @@ class AuthorityClient:
         answer = self._https.call("describe", {"dataset": dataset})
         return DatasetInfo.from_json(answer.text("info").encode())
 
-    def forward_key(
-        self,
-        dataset: str,
-        ids: Int64[np.ndarray, " n"],
-        linear: LinearMap,
-        *,
-        receiver: Receiver,
-    ) -> UInt32[np.ndarray, "n oh ow oc"]:
-        """See `KeyService.forward_key`."""
-        fields = self._key_fields(dataset, receiver, linear.geometry)
-        answer = self._https.call("forward", fields, (ids, linear.weights))
-        return _term(answer, (len(ids), *linear.geometry.out_shape))
-
-    def gradient_key(
-        self,
-        dataset: str,
-        ids: Int64[np.ndarray, " n"],
-        geometry: Geometry,
-        delta: Int16[np.ndarray, "n oh ow oc"],
-        *,
-        receiver: Receiver,
-    ) -> UInt32[np.ndarray, "o kh kw c"]:
-        """See `KeyService.gradient_key`."""
-        fields = self._key_fields(dataset, receiver, geometry)
-        answer = self._https.call("gradient", fields, (ids, delta))
-        return _term(answer, geometry.weight_shape)
-
-    def label_key(
-        self, dataset: str, ids: Int64[np.ndarray, " n"], *, receiver: Receiver
-    ) -> UInt32[np.ndarray, "n classes"]:
-        """See `KeyService.label_key`."""
-        answer = self._https.call("labels", {"dataset": dataset, "receiver": receiver}, (ids,))
-        term = answer.array(0, np.uint32, 2)
-        return _term(answer, (len(ids), term.shape[1]))
+    def ask(self, request: Request, receiver: Receiver) -> UInt32[np.ndarray, "..."]:
+        """See `KeyService.ask`."""
+        fields = request.fields | {"receiver": receiver}
+        return request.answer(self._https.call(request.kind, fields, request.tensors))
 
     def summary(self, dataset: str) -> Summary:
         """The budget of a data set in figures."""
@@ -158,9 +128,6 @@ class AuthorityClient:
         answer = self._https.call("register", fields, (np.frombuffer(sealed, np.uint8),))
         return answer.number("first")
 
-    def _key_fields(self, dataset: str, receiver: Receiver, geometry: Geometry) -> dict[str, Any]:
-        return {"dataset": dataset, "receiver": receiver, "geometry": list(geometry.to_tuple())}
-
 
 def connect(
     url: str, *, pin: Path | str, token: Path | str, retry_for_s: float = RETRY_FOR_S
@@ -184,13 +151,6 @@ def read_token(path: Path) -> str:
         return files.read_private(path, most=MAX_TOKEN_BYTES).decode("ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: holds no token that can be read ({error})") from None
-
-
-def _term(answer: Body, shape: tuple[int, ...]) -> UInt32[np.ndarray, "..."]:
-    term = answer.array(0, np.uint32, len(shape))
-    if term.shape != shape:
-        raise ProtocolError(f"the authority answered {term.shape}, asked for {shape}")
-    return term
 
 
 def _made(kind: type[_Record], fields: Mapping[str, Any]) -> _Record:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cloister.authority.records import key_digest
 from cloister.base import sqlite as databases
-from cloister.errors import EncryptionError, InputError
+from cloister.errors import EncryptionError, UnknownDatasetError
 
 _OWN_TABLES = ("parts", "states", "words", "journal", "counters", "tokens")
 """Tables whose rows belong to one data set, beside `datasets` itself."""
@@ -31,7 +31,7 @@ class Deleted:
 def delete(folder: Path, name: str) -> Deleted:
     """Delete a data set with its keys, its ledger and its tokens; again, to finish what was killed.
 
-    Raises   InputError while the authority serves, and for a name that it never had
+    Raises   InputError while the authority serves, UnknownDatasetError for a name it never had,
              EncryptionError when the ledger cannot be written
     """
     path = folder / databases.FILE
@@ -54,7 +54,7 @@ def _delete(connection: sqlite3.Connection, name: str) -> Deleted:
     known = connection.execute("SELECT 1 FROM datasets WHERE name = ?", (name,)).fetchone()
     retired = connection.execute("SELECT 1 FROM retired WHERE dataset = ?", (name,)).fetchone()
     if known is None and retired is None:
-        raise InputError(f"data set {name}: is not known to this authority")
+        raise UnknownDatasetError(f"data set {name}: is not known to this authority")
     parts = connection.execute(
         "SELECT part, dataset, sha256, mask_key, samples FROM parts WHERE dataset = ?", (name,)
     ).fetchall()

@@ -33,7 +33,7 @@ from cloister.authority.book import (
     write_counts,
 )
 from cloister.authority.functions import Function
-from cloister.authority.requests import Request
+from cloister.authority.requests import Labels, LinearRequest
 from cloister.authority.states import (
     NOTHING,
     Charge,
@@ -85,21 +85,15 @@ class Ledger:
         with self._turn(info.name) as book:
             book.info = info
 
-    def charge(
-        self,
-        dataset: str,
-        ids: Int64[np.ndarray, " n"],
-        request: Request,
-        *,
-        at_once: bool = False,
-    ) -> Ticket:
+    def charge(self, request: LinearRequest, *, at_once: bool = False) -> Ticket:
         """Charge a key of any kind: whatever the server gets of samples passes here.
 
         at_once  do it now or not at all: what a new function costs may take seconds to find out
         Raises   BudgetError, FunctionError, EncryptionError; BusyError when it cannot be at once
         """
+        ids = request.ids
         unique, first = np.unique(ids, return_index=True)
-        with self._turn(dataset, at_once=at_once) as book, self._refusals_counted(book):
+        with self._turn(request.dataset, at_once=at_once) as book, self._refusals_counted(book):
             charges, noises, fresh = [NOTHING], list[int](), list[Charge]()
             which = np.zeros(len(ids), np.int64)
             for function, places in request.functions():
@@ -127,13 +121,11 @@ class Ledger:
                 book.states.forget()
                 raise
 
-    def charge_labels(
-        self, dataset: str, ids: Int64[np.ndarray, " n"], *, at_once: bool = False
-    ) -> Ticket:
+    def charge_labels(self, request: Labels, *, at_once: bool = False) -> Ticket:
         """Record that labels are released to the server; see `charge`."""
-        with self._turn(dataset, at_once=at_once) as book:
-            before = book.words[ids]
-            return self._commit(book, "labels", ids, before, before | LABEL_BIT)
+        with self._turn(request.dataset, at_once=at_once) as book:
+            before = book.words[request.ids]
+            return self._commit(book, "labels", request.ids, before, before | LABEL_BIT)
 
     def count_trusted(self, dataset: str, *, at_once: bool = False) -> Ticket:
         """Record a release to the trusted runtime; see `charge`."""
@@ -295,7 +287,7 @@ def _keep_prices(book: Book, charges: Sequence[Charge]) -> None:
         book.charges[charge.digest] = charge
 
 
-def _check_chosen(book: Book, request: Request, function: Function) -> None:
+def _check_chosen(book: Book, request: LinearRequest, function: Function) -> None:
     """Refuse a second function, and gradients, where the data set gives values of one.
 
     Values of different functions on different samples are each within their sample's budget, and

@@ -15,7 +15,7 @@ from jaxtyping import Int64
 from cloister.authority.book import Limits, Tally
 from cloister.authority.noise import EXACT_BITS
 from cloister.base import sqlite as databases
-from cloister.base.identity import Identity
+from cloister.base.identity import Identity, new_folder
 from cloister.base.rng import KEY_BYTES, Csprng
 from cloister.data.info import DatasetInfo
 from cloister.errors import EncryptionError, InputError
@@ -95,13 +95,7 @@ def init(folder: Path | str, *, rng: Csprng) -> Identity:
     Raises   InputError when the folder holds anything
     """
     folder = Path(folder)
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise InputError(f"{folder}: is not empty; choose another folder")
-        folder.chmod(0o700)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made ({error.strerror or error})") from None
+    new_folder(folder)
     databases.create(folder / databases.FILE, modulus=random_modulus(rng=rng))
     return Identity.create(folder, rng=rng)
 

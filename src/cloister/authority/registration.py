@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from cloister.authority.agreement import Agreement
 from cloister.authority.records import Dataset, Part, check_terms, key_digest
-from cloister.errors import EncryptionError, InputError
+from cloister.errors import EncryptionError, InputError, UnknownDatasetError
 
 
 def new_dataset(name: str, made: Agreement | None, label_key: bytes) -> Dataset:
@@ -15,7 +15,7 @@ def new_dataset(name: str, made: Agreement | None, label_key: bytes) -> Dataset:
     Raises   EncryptionError when the client means one that there is, InputError
     """
     if made is None:
-        raise EncryptionError(f"data set {name}: is not known to this authority")
+        raise UnknownDatasetError(f"data set {name}: is not known to this authority")
     if made.info.name != name:
         raise InputError(f"data set {name}: is described as {made.info.name}")
     check_terms(made.info, made.terms)

@@ -1,101 +1,144 @@
-"""What a server may ask for of samples: forward values and gradients.
+"""What may be asked of the samples of a data set: forward values, gradients and labels, as values.
 
-A request names, for each of its samples, the function that an answer gives away of it, and the rows
-of weights that its functions are made of. What decides (rules, price, noise) is told no more; so no
-kind of request has rules of its own.
+A request goes to two sides: the ciphertext server computes a map of the masked samples, and the
+authority the same map of the masks, for which it charges. Every variant of either side (local,
+remote, recorded, timed) therefore has one method, `ask`. A request has one encoding: `fields` and
+`tensors` are those of an HTTPS message and of a record of the request log.
+
+`Forward` and `Gradient` name, for each of their samples, the function that an answer gives away of
+it, and the rows of weights that their functions are made of. What decides (rules, price, noise) is
+told no more; so no kind of request has rules of its own.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import numpy as np
 from jaxtyping import Int16, Int64, UInt32
 
 from cloister.authority.functions import Cuts, Function, Rows, Slice, magnitudes
 from cloister.data.info import RING_LIMIT, DatasetInfo
-from cloister.errors import FunctionError
+from cloister.errors import FunctionError, ProtocolError, ShapeError
+from cloister.ring import pads
+from cloister.ring.bounds import Described, check_count, check_size
 from cloister.ring.linear import Geometry, LinearMap
-from cloister.ring.pads import gradient
 from cloister.ring.ring_map import RingMap
+from cloister.wire.https.bodies import Body
 
-Kind = Literal["forward", "gradient"]
-Asked = Iterator[tuple[Function, Int64[np.ndarray, " m"]]]
-Pads = Iterable[tuple[slice, UInt32[np.ndarray, "m h w c"]]]
-"""The masks of a request's samples, with their places: all in order, some at a time."""
+Kind = Literal["forward", "gradient", "labels"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+Functions: TypeAlias = Iterator[tuple[Function, Int64[np.ndarray, " m"]]]
+Pieces: TypeAlias = Iterable[tuple[slice, UInt32[np.ndarray, "m h w c"]]]
+"""Words of a request's samples, with their places: all in order, some at a time."""
+
+_GEOMETRY_LIMIT = 1 << 31
 
 
-class Request(Protocol):
-    """A request for a key, whose arrays are the authority's own copies."""
+class _Asked:
+    """What all requests have in common.
+
+    kind           also the operation of a service
+    geometry       of the linear map that is asked for; None: of none
+    operand        integers that are sent: weights or deltas
+    answer_shape   of the array that either side gives; None: the number of classes
+    """
+
+    kind: ClassVar[Kind]
+    dataset: str
+    ids: Int64[np.ndarray, " n"]
+    geometry: Geometry | None
+    operand: Int16[np.ndarray, "..."]
+    answer_shape: tuple[int | None, ...]
 
     @property
-    def kind(self) -> Kind:
-        """What is asked for."""
-        ...
+    def fields(self) -> dict[str, Any]:
+        """The request's JSON values in a message or record."""
+        named: dict[str, Any] = {"dataset": self.dataset}
+        return named | ({"geometry": list(self.geometry.to_tuple())} if self.geometry else {})
 
     @property
-    def geometry(self) -> Geometry:
-        """Of the layer that is asked about."""
-        ...
+    def tensors(self) -> tuple[np.ndarray, ...]:
+        """The request's arrays in a message or record."""
+        return (self.ids, self.operand) if self.geometry else (self.ids,)
+
+    def check(self, described: Described) -> None:
+        """Refuse a request for other samples, or for too much at once.
+
+        Raises   FunctionError
+        """
+        check_count(described, len(self.ids))
+        if self.geometry is not None:
+            check_size(described, self.geometry, len(self.ids))
+
+    def answered_by(self, array: np.ndarray) -> bool:
+        """Whether an array has the shape of an answer."""
+        found, wanted = array.shape, self.answer_shape
+        return len(found) == len(wanted) and all(
+            size is None or size == got for size, got in zip(wanted, found, strict=True)
+        )
+
+    def answer(self, message: Body) -> UInt32[np.ndarray, "..."]:
+        """The array of an answer.
+
+        Raises   ProtocolError when it is of another shape
+        """
+        array = message.array(0, np.uint32, len(self.answer_shape))
+        if not self.answered_by(array):
+            raise ProtocolError(f"answered {array.shape}, asked for {self.answer_shape}")
+        return array
+
+    def _set(self, **derived: object) -> None:
+        if self.ids.dtype != np.int64 or self.ids.ndim != 1:
+            raise ShapeError(
+                f"sample ids must be an int64 vector, got {self.ids.dtype} {self.ids.shape}"
+            )
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True, eq=False)
+class Labels(_Asked):
+    """The one-hot label of each sample."""
+
+    dataset: str
+    ids: Int64[np.ndarray, " n"]
+
+    kind: ClassVar[Kind] = "labels"
+
+    def __post_init__(self) -> None:
+        self._set(geometry=None, operand=np.empty(0, np.int16), answer_shape=(len(self.ids), None))
+
+    def copied(self) -> "Labels":
+        """The same with arrays of its own."""
+        return Labels(self.dataset, np.array(self.ids, order="C"))
+
+
+@dataclass(frozen=True, eq=False)
+class Forward(_Asked):
+    """A x_i for each sample: one function for all, and a value of its own for each."""
+
+    dataset: str
+    ids: Int64[np.ndarray, " n"]
+    linear: LinearMap
+    geometry: Geometry = field(init=False)
+
+    kind: ClassVar[Kind] = "forward"
+
+    def __post_init__(self) -> None:
+        geometry, weights = self.linear.geometry, self.linear.weights
+        shape = (len(self.ids), *geometry.out_shape)
+        self._set(geometry=geometry, operand=weights, answer_shape=shape)
+
+    def copied(self) -> "Forward":
+        """The same with arrays of its own: what is charged is what is computed."""
+        linear = LinearMap(self.geometry, np.array(self.linear.weights))
+        return Forward(self.dataset, np.array(self.ids, order="C"), linear)
 
     @property
     def value_shape(self) -> tuple[int, ...]:
         """Shape of the values that are given away of one sample."""
-        ...
-
-    def functions(self) -> Asked:
-        """The functions, each with the places of its samples in the request; all, and each once."""
-        ...
-
-    @property
-    def rows(self) -> Int16[np.ndarray, "rows h w c"]:
-        """The weights of all functions, without repeating those that differ by their place."""
-        ...
-
-    @property
-    def cuts(self) -> Cuts:
-        """What padding leaves of these rows."""
-        ...
-
-    def check_range(self, info: DatasetInfo, noises: Sequence[int] = ()) -> None:
-        """Refuse what could make an answer wrap: |value| < 2^31 must be certain.
-
-        noises   largest noise that each function adds to a sample's values
-        Raises   FunctionError
-        """
-        ...
-
-    def term(self, pads: Pads, *, threads: int) -> UInt32[np.ndarray, "..."]:
-        """The unmasking term.  Secret: pads, result."""
-        ...
-
-    def blur(
-        self,
-        term: UInt32[np.ndarray, "..."],
-        places: Int64[np.ndarray, " m"],
-        noise: UInt32[np.ndarray, "m ..."],
-    ) -> None:
-        """Subtract the noise of some samples from the term, in place."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class Forward:
-    """A x_i for each sample: one function for all, and a value of its own for each."""
-
-    linear: LinearMap
-    samples: int
-    kind: Kind = "forward"
-
-    @property
-    def geometry(self) -> Geometry:
-        """See `Request`."""
-        return self.linear.geometry
-
-    @property
-    def value_shape(self) -> tuple[int, ...]:
-        """See `Request`."""
         return self.geometry.out_shape
 
     @cached_property
@@ -103,53 +146,79 @@ class Forward:
         """What is given away of every sample."""
         return Rows(self.linear)
 
-    def functions(self) -> Asked:
-        """See `Request`."""
-        yield self.function, np.arange(self.samples)
+    def functions(self) -> Functions:
+        """The functions, each with the places of its samples in the request; all, and each once."""
+        yield self.function, np.arange(len(self.ids))
 
     @property
     def rows(self) -> Int16[np.ndarray, "o kh kw c"]:
-        """See `Request`."""
+        """The weights of all functions, without repeating those that differ by their place."""
         return self.linear.weights
 
     @property
     def cuts(self) -> Cuts:
-        """See `Request`."""
+        """What padding leaves of these rows."""
         return Cuts.of_forward(self.geometry)
 
     def check_range(self, info: DatasetInfo, noises: Sequence[int] = ()) -> None:
-        """See `Request`."""
+        """Refuse what could make an answer wrap: |value| < 2^31 must be certain.
+
+        noises   largest noise that each function adds to a sample's values
+        Raises   FunctionError
+        """
         _check_range(info, self.function.norm, max(noises, default=0), what="an output's weights")
 
-    def term(self, pads: Pads, *, threads: int) -> UInt32[np.ndarray, "n oh ow oc"]:
-        """See `Request`."""
-        term = np.empty((self.samples, *self.geometry.out_shape), np.uint32)
+    def image(self, pieces: Pieces, *, threads: int) -> UInt32[np.ndarray, "n oh ow oc"]:
+        """The map of words: of masks the unmasking term, of ciphertexts the masked values."""
+        out = np.empty((len(self.ids), *self.geometry.out_shape), np.uint32)
         ring = RingMap(self.linear)
-        for some, pad in pads:
-            ring.apply(pad, out=term[some], threads=threads)
-        return term
+        for some, words in pieces:
+            ring.apply(np.ascontiguousarray(words), out=out[some], threads=threads)
+        return out
 
-    def blur(
+    def subtract_noise(
         self,
         term: UInt32[np.ndarray, "n oh ow oc"],
         places: Int64[np.ndarray, " m"],
         noise: UInt32[np.ndarray, "m oh ow oc"],
     ) -> None:
-        """See `Request`."""
+        """Subtract the noise of some samples from the unmasking term, in place."""
         term[places] -= noise
 
 
 @dataclass(frozen=True, eq=False)
-class Gradient:
+class Gradient(_Asked):
     """The sum over a batch of delta_i x_i: a function for each sample, one value of all of them."""
 
+    dataset: str
+    ids: Int64[np.ndarray, " n"]
     geometry: Geometry
     delta: Int16[np.ndarray, "n oh ow oc"]
-    kind: Kind = "gradient"
+
+    kind: ClassVar[Kind] = "gradient"
+
+    def __post_init__(self) -> None:
+        wanted = (len(self.ids), *self.geometry.out_shape)
+        if self.delta.shape != wanted or self.delta.dtype != np.int16:
+            raise ShapeError(
+                f"delta must be int16 {wanted}, got {self.delta.dtype} {self.delta.shape}"
+            )
+        self._set(operand=self.delta, answer_shape=self.geometry.weight_shape)
+
+    def check(self, described: Described) -> None:
+        """See `_Asked`; a batch has no sample twice."""
+        super().check(described)
+        if len(np.unique(self.ids)) != len(self.ids):
+            raise FunctionError(f"data set {self.dataset}: a gradient names a sample twice")
+
+    def copied(self) -> "Gradient":
+        """See `Forward`."""
+        ids = np.array(self.ids, order="C")
+        return Gradient(self.dataset, ids, self.geometry, np.array(self.delta))
 
     @property
     def value_shape(self) -> tuple[int, ...]:
-        """See `Request`."""
+        """See `Forward`."""
         return self.geometry.weight_shape
 
     @cached_property
@@ -157,43 +226,64 @@ class Gradient:
         """What is given away of each sample."""
         return [Slice(self.geometry, delta) for delta in self.delta]
 
-    def functions(self) -> Asked:
-        """See `Request`."""
+    def functions(self) -> Functions:
+        """See `Forward`."""
         for place, function in enumerate(self.slices):
             yield function, np.array([place])
 
     @property
     def rows(self) -> Int16[np.ndarray, "rows oh ow 1"]:
-        """See `Request`."""
+        """See `Forward`."""
         return self.delta.transpose(0, 3, 1, 2).reshape(-1, *self.geometry.out_size, 1)
 
     @property
     def cuts(self) -> Cuts:
-        """See `Request`."""
+        """See `Forward`."""
         return Cuts.of_gradient(self.geometry)
 
     def check_range(self, info: DatasetInfo, noises: Sequence[int] = ()) -> None:
-        """See `Request`."""
+        """See `Forward`."""
         flat = magnitudes(self.delta).reshape(-1, self.delta.shape[-1])
         norm = int(flat.sum(axis=0, dtype=np.int64).max(initial=0))
         _check_range(info, norm, sum(noises), what="a channel's deltas")
 
-    def term(self, pads: Pads, *, threads: int) -> UInt32[np.ndarray, "o kh kw c"]:
-        """See `Request`."""
-        term = np.zeros(self.geometry.weight_shape, np.uint32)
-        for some, pad in pads:
+    def image(self, pieces: Pieces, *, threads: int) -> UInt32[np.ndarray, "o kh kw c"]:
+        """See `Forward`."""
+        out = np.zeros(self.geometry.weight_shape, np.uint32)
+        for some, words in pieces:
             # Modulo 2^32, in which the whole sum is.
-            term += gradient(self.geometry, self.delta[some], pad, threads=threads)
-        return term
+            out += pads.gradient(self.geometry, self.delta[some], words, threads=threads)
+        return out
 
-    def blur(
+    def subtract_noise(
         self,
         term: UInt32[np.ndarray, "o kh kw c"],
         places: Int64[np.ndarray, " m"],
         noise: UInt32[np.ndarray, "m o kh kw c"],
     ) -> None:
-        """See `Request`."""
+        """See `Forward`."""
         term -= noise.sum(axis=0, dtype=np.uint32)
+
+
+LinearRequest: TypeAlias = Forward | Gradient
+Request: TypeAlias = Forward | Gradient | Labels
+
+
+def read_request(kind: Kind, message: Body) -> Request:
+    """The request of a message or record; its arrays may be views of what was received.
+
+    Raises   ProtocolError, ShapeError
+    """
+    dataset, ids = message.text("dataset"), message.array(0, np.int64, 1)
+    if kind == "labels":
+        return Labels(dataset, ids)
+    numbers, operand = message.numbers("geometry"), message.array(1, np.int16, 4)
+    if any(abs(number) >= _GEOMETRY_LIMIT for number in numbers):
+        raise ProtocolError("message: a number of the geometry is out of range")
+    geometry = Geometry.from_tuple(numbers)
+    if kind == "forward":
+        return Forward(dataset, ids, LinearMap(geometry, operand))
+    return Gradient(dataset, ids, geometry, operand)
 
 
 def _check_range(info: DatasetInfo, norm: int, noise: int, *, what: str) -> None:
@@ -204,5 +294,5 @@ def _check_range(info: DatasetInfo, norm: int, noise: int, *, what: str) -> None
         )
     if norm * info.encoding.bound + noise >= RING_LIMIT:
         raise FunctionError(
-            f"data set {info.name}: {what} are too large to be blurred; use a coarser scale"
+            f"data set {info.name}: {what} are too large for noise; use a coarser scale"
         )

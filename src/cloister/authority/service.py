@@ -11,16 +11,17 @@ import numpy as np
 
 from cloister.authority import functions
 from cloister.authority.agreement import Agreement
-from cloister.authority.authority import MASKS_AT_ONCE, Authority, Issued
+from cloister.authority.authority import Authority
 from cloister.authority.key_service import Receiver
 from cloister.authority.ledger import BusyError
 from cloister.authority.records import read_terms
+from cloister.authority.requests import Kind, read_request
 from cloister.authority.tokens import Caller, identify
+from cloister.authority.unmasking import MASKS_AT_ONCE
 from cloister.base.identity import CERTIFICATE_FILE, PRIVATE_KEY_FILE
 from cloister.data.info import DatasetInfo
-from cloister.errors import FunctionError, ProtocolError, ShapeError
-from cloister.ring.bounds import MAX_BODY_BYTES, MAX_IDS_BYTES, check_count, check_size
-from cloister.ring.linear import Geometry, LinearMap
+from cloister.errors import FunctionError, ProtocolError
+from cloister.ring.bounds import MAX_BODY_BYTES, MAX_IDS_BYTES
 from cloister.wire.https.admission import Limits
 from cloister.wire.https.bodies import Body
 from cloister.wire.https.connection import Job, Pending, Principal, Route
@@ -88,56 +89,34 @@ def _describe(authority: Authority, body: Body) -> Body:
     return Body({"info": authority.describe(body.text("dataset")).to_json().decode()})
 
 
-def _forward(authority: Authority, caller: Caller, body: Body) -> Job:
-    linear, ids = _linear(body), body.array(0, np.int64, 1)
-    name, receiver = body.text("dataset"), _receiver(caller, body)
-    check_size(authority.describe(name), linear.geometry, len(ids))
-    answer = len(ids) * linear.geometry.out_elements
-    return _issuing(
-        partial(authority.issue_forward, name, ids, linear, receiver=receiver),
-        elements=functions.elements(linear.geometry, len(ids)),
-        nbytes=COPIES * (4 * answer + linear.weights.nbytes) + 4 * MASKS_AT_ONCE,
-    )
+def _key(kind: Kind) -> Operation:
+    """An operation that is a request for an unmasking term."""
 
+    def ask(authority: Authority, caller: Caller, body: Body) -> Job:
+        request, receiver = read_request(kind, body), _receiver(caller, body)
+        info, samples = authority.describe(request.dataset), len(request.ids)
+        request.check(info)
+        answer = math.prod(info.classes if size is None else size for size in request.answer_shape)
+        work, masks = answer, 0
+        if request.geometry is not None:
+            work, masks = functions.elements(request.geometry, samples), MASKS_AT_ONCE
 
-def _gradient(authority: Authority, caller: Caller, body: Body) -> Job:
-    geometry, ids = _geometry(body), body.array(0, np.int64, 1)
-    name, receiver = body.text("dataset"), _receiver(caller, body)
-    delta = body.array(1, np.int16, 4)
-    check_size(authority.describe(name), geometry, len(ids))
-    answer = math.prod(geometry.weight_shape)
-    return Job(
-        lambda: _pending(authority.issue_gradient(name, ids, geometry, delta, receiver=receiver)),
-        nbytes=COPIES * (4 * answer + delta.nbytes) + 4 * MASKS_AT_ONCE,
-    )
+        def issue(*, at_once: bool = False) -> Pending:
+            issued = authority.issue(request, receiver, at_once=at_once)
+            return Pending(Body({}, (issued.term,)), issued.ticket.durable)
 
+        def attempt() -> Pending | None:
+            try:
+                return issue(at_once=True)
+            except BusyError:
+                return None
 
-def _labels(authority: Authority, caller: Caller, body: Body) -> Job:
-    name, receiver = body.text("dataset"), _receiver(caller, body)
-    ids = body.array(0, np.int64, 1)
-    described = authority.describe(name)
-    check_count(described, len(ids))
-    elements = len(ids) * described.classes
-    return _issuing(
-        partial(authority.issue_labels, name, ids, receiver=receiver),
-        elements=elements,
-        nbytes=COPIES * 4 * elements,
-    )
+        # A gradient has a function of each sample, each with a price to be worked out.
+        quick = kind != "gradient" and work <= QUICK_ELEMENTS
+        nbytes = COPIES * (4 * answer + request.operand.nbytes) + 4 * masks
+        return Job(issue, attempt=attempt if quick else None, nbytes=nbytes)
 
-
-def _issuing(issue: Callable[..., Issued], *, elements: int, nbytes: int) -> Job:
-    def attempt() -> Pending | None:
-        try:
-            return _pending(issue(at_once=True))
-        except BusyError:
-            return None
-
-    quick = elements <= QUICK_ELEMENTS
-    return Job(lambda: _pending(issue()), attempt=attempt if quick else None, nbytes=nbytes)
-
-
-def _pending(issued: Issued) -> Pending:
-    return Pending(Body({}, (issued.term,)), issued.ticket.durable)
+    return ask
 
 
 def _summary(authority: Authority, body: Body) -> Body:
@@ -182,9 +161,9 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], int, Operation]] = {
     "describe": (EVERYONE, NAME_BYTES, _later(_describe)),
     "summary": (EVERYONE, NAME_BYTES, _later(_summary)),
     "parts": (EVERYONE, NAME_BYTES, _later(_parts)),
-    "forward": (SERVERS, MAX_BODY_BYTES, _forward),
-    "gradient": (SERVERS, MAX_BODY_BYTES, _gradient),
-    "labels": (SERVERS, MAX_IDS_BYTES, _labels),
+    "forward": (SERVERS, MAX_BODY_BYTES, _key("forward")),
+    "gradient": (SERVERS, MAX_BODY_BYTES, _key("gradient")),
+    "labels": (SERVERS, MAX_IDS_BYTES, _key("labels")),
     # The label permutation is the clients' secret.
     "find": (("client",), NAME_BYTES, _later(_find)),
     "register": (("client",), REGISTER_BYTES, _later(_register)),
@@ -201,17 +180,3 @@ def _receiver(caller: Caller, body: Body) -> Receiver:
             "a server's token may not ask as the trusted runtime; use a token of role trusted"
         )
     return cast(Receiver, wanted)
-
-
-def _geometry(body: Body) -> Geometry:
-    numbers = body.numbers("geometry")
-    if any(abs(number) >= 1 << 31 for number in numbers):
-        raise ProtocolError("message: a number of the geometry is out of range")
-    return Geometry.from_tuple(numbers)
-
-
-def _linear(body: Body) -> LinearMap:
-    geometry, weights = _geometry(body), body.array(1, np.int16, 4)
-    if weights.shape != geometry.weight_shape:
-        raise ShapeError(f"weights must be {geometry.weight_shape}, got {weights.shape}")
-    return LinearMap(geometry, weights)

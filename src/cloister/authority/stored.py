@@ -8,8 +8,7 @@ from pathlib import Path
 from cloister.authority import records
 from cloister.authority.book import Book, Spent, read_book, tabulate, tally
 from cloister.base import sqlite
-from cloister.errors import UnknownDatasetError
-from cloister.wire.https.client import one_line
+from cloister.errors import UnknownDatasetError, one_line
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def read_stored(folder: Path, dataset: str | None = None) -> tuple[list[Stored],
             try:
                 books.append(_read_one(connection, stored, parts.get(name, [])))
             except Exception as error:  # noqa: BLE001  (whatever it is, the others are shown)
-                failed[name] = one_line(str(error)) or type(error).__name__
+                failed[name] = one_line(error)
     if dataset is not None and not books and not failed:
         raise UnknownDatasetError(f"data set {dataset}: is not known to this authority")
     return books, failed

@@ -1,4 +1,7 @@
-"""Who the authority is: its certificate, its HPKE key pair, and the public file it hands out.
+"""Who a service is: its certificate, and the file by which its clients know it.
+
+A ciphertext server's clients have an access file, which holds a token: it is secret. The authority
+has an HPKE key pair besides, and hands out a public file.
 
 HPKE (RFC 9180, base mode) in its hybrid form: X25519 together with ML-KEM-768, so that mask keys
 recorded today stay secret from a quantum computer of tomorrow. All of it is the library's.
@@ -24,16 +27,19 @@ from cloister.base.rng import Csprng
 from cloister.errors import EncryptionError, InputError
 
 PUBLIC_FILE = "authority.pub"
+ACCESS_FILE = "server.access"
 CERTIFICATE_FILE = "certificate.pem"
 PRIVATE_KEY_FILE = "certificate.key"
 HPKE_FILE = "hpke.key"
 FORMAT = "cloister-authority-1"
+ACCESS_FORMAT = "cloister-access-1"
+TOKEN_BYTES = 32
 SUITE = "MLKEM768-X25519, HKDF-SHA256, AES-256-GCM"
 SEED_BYTES = 64
 X25519_BYTES = 32
 MLKEM_PUBLIC_BYTES = 1184
 VALID_DAYS = 3650
-MAX_PUBLIC_BYTES = 65536
+MAX_FILE_BYTES = 65536
 
 _HPKE = hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
 
@@ -86,7 +92,7 @@ class PublicIdentity:
         path = Path(path)
         try:
             with open_regular(path) as file:
-                data = file.read(MAX_PUBLIC_BYTES)
+                data = file.read(MAX_FILE_BYTES)
         except OSError as error:
             raise InputError(f"{path}: {error.strerror or error}") from None
         damaged = f"{path}: is not an authority's public file, or is damaged; get it again"
@@ -104,6 +110,55 @@ class PublicIdentity:
         if not sizes or stated != public.fingerprint:
             raise EncryptionError(damaged)
         return public
+
+
+@dataclass(frozen=True, repr=False)
+class Access:
+    """What a client of a service needs: the certificate to pin, and the token to show.
+
+    Secret   token
+    """
+
+    certificate: bytes
+    token: str
+
+    @staticmethod
+    def create(folder: Path, *, rng: Csprng) -> "Access":
+        """Make a service's certificate and its access file in a folder.
+
+        Raises   InputError when the folder holds one already
+        """
+        access = Access(
+            create_certificate(folder, "cloister ciphertext server"),
+            rng.random_bytes(TOKEN_BYTES).hex(),
+        )
+        fields = {
+            "format": ACCESS_FORMAT,
+            "certificate": base64.b64encode(access.certificate).decode(),
+            "token": access.token,
+        }
+        _write(folder / ACCESS_FILE, (json.dumps(fields, indent=2) + "\n").encode(), private=True)
+        return access
+
+    @staticmethod
+    def load(path: Path) -> "Access":
+        """Read an access file.
+
+        Raises   InputError, also when others can read it
+        """
+        try:
+            data = files.read_private(path, most=MAX_FILE_BYTES)
+        except OSError as error:
+            raise InputError(
+                f"{path}: {error.strerror or error}; `cloister data init` makes access files"
+            ) from None
+        with parsing(f"{path}: is not an access file, or is damaged"):
+            fields = json.loads(data)
+            if fields["format"] != ACCESS_FORMAT:
+                raise InputError(f"{path}: is not an access file of this version of Cloister")
+            certificate = base64.b64decode(fields["certificate"], validate=True)
+            x509.load_der_x509_certificate(certificate)
+            return Access(certificate, str(fields["token"]))
 
 
 class Identity:
@@ -135,23 +190,9 @@ class Identity:
         Raises   InputError when the folder holds an authority already
         """
         seed = rng.random_bytes(SEED_BYTES + X25519_BYTES)
-        private = ec.generate_private_key(ec.SECP256R1())
-        certificate = _certificate(private)
-        public = PublicIdentity(
-            certificate.public_bytes(serialization.Encoding.DER), _hpke_public(seed)
-        )
+        certificate = create_certificate(folder, "cloister authority")
+        public = PublicIdentity(certificate, _hpke_public(seed))
         _write(folder / HPKE_FILE, seed, private=True)
-        _write(
-            folder / PRIVATE_KEY_FILE,
-            private.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            ),
-            private=True,
-        )
-        pem = certificate.public_bytes(serialization.Encoding.PEM)
-        _write(folder / CERTIFICATE_FILE, pem, private=False)
         _write(folder / PUBLIC_FILE, public.to_json().encode(), private=False)
         return cls(public, seed)
 
@@ -185,14 +226,19 @@ def _hpke_public(seed: bytes) -> bytes:
     return mlkem_key.public_key().public_bytes_raw() + x25519_key.public_key().public_bytes_raw()
 
 
-def _certificate(private: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+def create_certificate(folder: Path, name: str) -> bytes:
+    """Write a key and a certificate that it signs itself; gives the certificate, in DER.
+
+    Raises   InputError when the folder holds one already
+    """
+    private = ec.generate_private_key(ec.SECP256R1())
     # Names and dates carry no trust here: clients pin the certificate itself.
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "cloister authority")])
+    called = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
-    return (
+    certificate = (
         x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
+        .subject_name(called)
+        .issuer_name(called)
         .public_key(private.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1))
@@ -200,6 +246,29 @@ def _certificate(private: ec.EllipticCurvePrivateKey) -> x509.Certificate:
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .sign(private, hashes.SHA256())
     )
+    key = private.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    _write(folder / PRIVATE_KEY_FILE, key, private=True)
+    pem = certificate.public_bytes(serialization.Encoding.PEM)
+    _write(folder / CERTIFICATE_FILE, pem, private=False)
+    return certificate.public_bytes(serialization.Encoding.DER)
+
+
+def new_folder(folder: Path) -> None:
+    """Make the folder of a service, for its owner alone; an empty one may be there.
+
+    Raises   InputError when it holds anything, or cannot be made
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise InputError(f"{folder}: is not empty; choose another folder")
+        folder.chmod(0o700)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({error.strerror or error})") from None
 
 
 def _write(path: Path, data: bytes, *, private: bool) -> None:

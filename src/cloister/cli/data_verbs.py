@@ -9,6 +9,8 @@ import typer
 
 from cloister import authority, training
 from cloister.authority.noise import EXACT_BITS
+from cloister.authority.request_log import ReleaseLog
+from cloister.base.rng import SystemRandom
 from cloister.cli import options
 from cloister.cli.console import emit_json, note, out, stages, table
 from cloister.cli.serving import serve_until_interrupted
@@ -20,7 +22,6 @@ from cloister.training import ciphertext_service
 from cloister.training.ciphertexts import LocalCiphertextServer
 from cloister.training.data_owner import EncryptedPart
 from cloister.training.proposal import DEFAULT_BITS
-from cloister.wire.request_log import ReleaseLog
 
 NEW = "A new data set"
 DETAILS = "Details of --privacy"
@@ -41,7 +42,7 @@ PrivacyLevel = Annotated[
     typer.Option(
         "--privacy",
         metavar=LEVELS,
-        help="strict: rank of a quarter, of pictures 1/16. paper: samples are given away.",
+        help="strict: a quarter of the rank, of pictures 1/16. budget=N: rank N. paper: all of it.",
     ),
 ]
 Consent = Annotated[
@@ -224,8 +225,7 @@ def show(
     if json:
         emit_json(described | {"parts": opened.parts})
         return
-    rows: list[tuple[object, ...]] = [(k.replace("_", " "), str(v)) for k, v in described.items()]
-    out().print(table(("", ""), rows))
+    out().print(table(("", ""), [(k.replace("_", " "), v) for k, v in described.items()]))
     rows = [(part.part, part.first, part.samples, part.sha256) for part in opened.parts]
     out().print(table(("part", "first id", "samples", "SHA-256"), rows))
 
@@ -233,8 +233,8 @@ def show(
 @app.command()
 def init(folder: HostFolder) -> None:
     """Make a ciphertext host's certificate, and the file its trusted runtime needs."""
-    path = ciphertext_service.init(folder)
-    out().print(f"{path}  give this file to the trusted runtime, and to nobody else")
+    path = ciphertext_service.init(folder, rng=SystemRandom())
+    out().print(f"{path}  give this file to the trusted runtime only: it holds a token")
 
 
 @app.command()

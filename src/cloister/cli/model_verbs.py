@@ -22,8 +22,6 @@ from cloister.graph.graph import Graph
 from cloister.graph.input_files import Inputs
 from cloister.graph.legality import unsupported
 from cloister.plan.claims import Claims, claims_of
-from cloister.plan.compare import Comparison
-from cloister.plan.compare import compare as measure_errors
 from cloister.plan.cost import PlanCost, estimate
 from cloister.plan.memory import MemoryCost
 from cloister.plan.placement import Placement, default_costs, placements
@@ -33,6 +31,8 @@ from cloister.plan.plan_choice import DEFAULT_POLICY, is_plan_file
 from cloister.plan.policies import assign
 from cloister.plan.protection import OUTSOURCED, Protection
 from cloister.trusted.clips import OnClip, clip_text
+from cloister.trusted.compare import Comparison
+from cloister.trusted.compare import compare as measure_errors
 from cloister.trusted.pads.store import PadStore
 from cloister.trusted.pads.stored_plan import load_plan
 from cloister.trusted.report import Result

@@ -24,7 +24,7 @@ Dataset = Annotated[Path, typer.Argument(metavar="DATA.cloister", help="Encrypte
 Model = Annotated[str, typer.Option("--model", metavar="lenet5|mlp|FILE.py", help="What to train.")]
 Epochs = Annotated[int, typer.Option("--epochs", min=1, help="Passes over the data.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Samples per step.")]
-OptimizerName = Annotated[
+Optimizer = Annotated[
     Literal["adam", "sgd"], typer.Option("--optimizer", help="sgd has momentum 0.9.")
 ]
 LearningRate = Annotated[
@@ -143,7 +143,7 @@ def train(
     model: Model = "mlp",
     epochs: Epochs = 5,
     batch: Batch = 64,
-    optimizer: OptimizerName = "adam",
+    optimizer: Optimizer = "adam",
     learning_rate: LearningRate = None,
     seed: Seed = 0,
     first_layer: FirstLayerKind = None,
@@ -165,30 +165,27 @@ def train(
     json: options.Json = False,
 ) -> None:
     """Train on samples that stay encrypted."""
-    run = training.RunSettings(
-        epochs, batch, optimizer, learning_rate, seed, checkpoint, checkpoint_every, patience,
-        threads,
-    )  # fmt: skip
     noise = None
     if noise_sigma is not None:
         noise = training.GaussianNoise(noise_sigma, "gradients", clip=noise_clip)
-    keep = training.RunFiles(curve, release_log, request_log)
+    settings = training.Settings(
+        first_layer, unmask_to, allow_unbounded_leakage, noise, offload_gradients, batch=batch,
+        optimizer=optimizer, learning_rate=learning_rate, seed=seed, rank=rank,
+        checkpoint_every=checkpoint_every, patience_s=patience, threads=threads,
+    )  # fmt: skip
+    keep = training.RunFiles(checkpoint, curve, release_log, request_log)
+    bearer, retry = options.token(token), min(patience, RETRY_FOR_S)
     with ExitStack() as stack:
         host = _host(server, access, unmask_to, patience, stack)
-        disclosure = training.Disclosure(
-            first_layer, rank, unmask_to, allow_unbounded_leakage, host, offload_gradients, noise
-        )
-        bearer, retry = options.token(token), min(patience, RETRY_FOR_S)
         service = stack.enter_context(
             authority.connect(url, pin=pin, token=bearer, retry_for_s=retry)
         )
-        update = stack.enter_context(stages())
         outcome = training.train(
-            dataset, authority=service, model=model, run=run, disclosure=disclosure, keep=keep,
-            note=note, update=update,
+            dataset, authority=service, model=model, epochs=epochs, settings=settings, host=host,
+            keep=keep, note=note, update=stack.enter_context(stages()),
         )  # fmt: skip
     if json:
-        emit_json(document(outcome) | {"curve": curve})
+        emit_json(_document(outcome) | {"curve": curve})
     else:
         _show(outcome)
 
@@ -201,14 +198,20 @@ def _host(
     if access is None:
         return None
     return stack.enter_context(
-        closing(RemoteCiphertextServer(server, public=access, retry_for_s=patience))
+        closing(RemoteCiphertextServer(server, access=access, retry_for_s=patience))
     )
 
 
-def document(outcome: "TrainingOutcome") -> dict[str, Any]:
-    """What a run found out, for JSON."""
-    found = {name: value for name, value in vars(outcome).items() if name != "trained"}
-    return found | {"claims": outcome.claims.to_dict(), "test_accuracy": outcome.test_accuracy}
+def _document(outcome: "TrainingOutcome") -> dict[str, Any]:
+    found = {k: v for k, v in vars(outcome).items() if k not in ("trained", "settings")}
+    settings = outcome.settings
+    return found | {
+        "first_layer": settings.first_layer,
+        "unmask_to": settings.unmask_to,
+        "mode": settings.mode,
+        "claims": outcome.claims.to_dict(),
+        "test_accuracy": outcome.test_accuracy,
+    }
 
 
 def _show(outcome: "TrainingOutcome") -> None:
@@ -227,5 +230,5 @@ def _show(outcome: "TrainingOutcome") -> None:
             f"spent per sample: rank {spent.rank_max} at most, of {spent.rank_allowed} "
             f"allowed and {spent.dim} in all; at most {spent.bits_max:,} bits"
         )
-    if outcome.mode == "paper":
+    if outcome.settings.mode == "paper":
         err().print("mode paper: nothing bounds what the server learns", soft_wrap=True)

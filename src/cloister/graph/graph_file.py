@@ -166,7 +166,7 @@ def _attribute(node: Node, name: str, value: object, writer: Writer) -> object:
             return int(value)
         case float() | str():
             return value
-        case tuple():
+        case tuple() if not any(isinstance(one, tuple) for one in value):
             return [_attribute(node, name, one, writer) for one in value]
         case bytes():
             return {"bytes": value.hex()}
@@ -197,7 +197,7 @@ def _read_attribute(value: object, reader: Reader) -> object:
             return value
         case str():
             return text(value)
-        case list():
+        case list() if not any(isinstance(one, list) for one in value):
             return tuple(_read_attribute(one, reader) for one in value)
         case {"bytes": data, **rest} if not rest:
             return bytes.fromhex(text(data))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import onnx
 from onnx import shape_inference
 
-from cloister.errors import ModelError
+from cloister.errors import ModelError, one_line
 from cloister.graph.element_types import ELEMENT_TYPES
 from cloister.graph.graph import BATCH, Graph, Node, OpaqueType, Size, TensorType
 from cloister.graph.legality import MAX_ELEMENTS
@@ -119,9 +119,3 @@ def _reshaped(graph: Graph, node: Node, found: Mapping[str, OpaqueType]) -> Shap
         return None
     same = math.prod(rest) == math.prod(size or 1 for size in before.shape[1:])
     return (None, *rest) if same else None
-
-
-def one_line(error: Exception) -> str:
-    """The first meaningful line of another library's message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

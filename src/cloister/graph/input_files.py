@@ -4,11 +4,12 @@ Pictures and uint8 arrays are preprocessed (data/preprocessing.py). Arrays of fl
 are taken as they are: they are model inputs already.
 """
 
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
 
@@ -200,8 +201,8 @@ def _read_arrays(path: Path, *, wanted: Sequence[str]) -> dict[str, np.ndarray]:
     with parsing(f"{path}: not a readable .npy or .npz file"), open_regular(path) as file:
         try:
             found = _load(file, wanted)
-        except ValueError as error:
-            if "Object arrays" not in str(error):
+        except ValueError:
+            if not _holds_objects(file):
                 raise
             raise InputError(
                 f"{path}: holds Python objects, which are never loaded; save plain numbers"
@@ -229,6 +230,26 @@ def _load(file: BinaryIO, wanted: Sequence[str]) -> dict[str, np.ndarray]:
     only = loaded.files if len(loaded.files) == 1 else []
     keys = [key for key in wanted if key in loaded.files] or only
     return {key: loaded[key] for key in keys}
+
+
+def _holds_objects(file: BinaryIO) -> bool:
+    """Whether an array, or one of an archive, is stored as Python objects."""
+    file.seek(0)
+    if not zipfile.is_zipfile(file):
+        return _header(file).hasobject
+    with zipfile.ZipFile(file) as archive:
+        return any(_header(archive.open(name)).hasobject for name in archive.namelist())
+
+
+def _header(file: IO[bytes]) -> np.dtype:
+    file.seek(0)
+    version = np.lib.format.read_magic(file)
+    read = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else (np.lib.format.read_array_header_2_0)
+    )
+    return read(file)[2]
 
 
 def _as_input(graph: Graph, name: str, array: np.ndarray, path: Path) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Where a depthwise convolution runs: on the worker, or inside, in the trusted side's native pass.
+"""Where a depthwise convolution runs: on the worker, or inside, in the trusted side's fused step.
 
 On the worker every input and output crosses the border once more and a message pair is exchanged;
 inside, every tap is a multiplication. Which is cheaper depends on the kernel and the protection.
@@ -16,8 +16,9 @@ from cloister.graph.graph import Graph, Node
 from cloister.graph.ops.depthwise import depthwise_window
 from cloister.graph.ops.linear_nodes import geometry
 from cloister.plan.protection import BLINDED, Protection
-from cloister.ring.freivalds import draw
+from cloister.ring.freivalds import CheckVectors, draw
 from cloister.ring.linear import Geometry, LinearMap
+from cloister.ring.window_geometry import WindowGeometry
 
 SAMPLE = Geometry((28, 28), 256, (28, 28), 256, (3, 3), pad=(1, 1))
 """The layer on which costs are measured: typical, and in the cache."""
@@ -32,7 +33,7 @@ class Costs:
     crossing_ns   one number crossing the border, in either direction, with everything the
                   protection does to it
     exchange_us   one request and its answer over shared memory
-    tap_ns        one tap of a depthwise convolution in the native pass
+    tap_ns        one tap of a depthwise convolution in the fused step
     """
 
     crossing_ns: float
@@ -91,57 +92,77 @@ def placements(
 
 
 def measure(protection: Protection, *, rng: Csprng) -> Costs:
-    """The costs on this machine, by timing the native pass; the exchange's is not measured."""
+    """The costs on this machine, by timing a fused step; the exchange's is not measured."""
     shape = SAMPLE.in_shape
     elements = int(np.prod(shape))
     linear = LinearMap(SAMPLE, np.ones(SAMPLE.weight_shape, np.int16))
-    bordering = _Pass(shape, protection, None)
-    if protection.checked:
-        bordering.check(linear, rng=rng)
-    plain = _best(_Pass(shape, BLINDED, None).run)
-    convolved = _best(_Pass(shape, BLINDED, SAMPLE).run)
+    plain = _best(_Step(shape, BLINDED).run)
+    convolved = _best(_Step(shape, BLINDED, filters=SAMPLE).run)
+    vectors = draw(linear, rng=rng) if protection.checked else None
+    bordering = _best(_Step(shape, protection, vectors=vectors).run)
     return Costs(
-        crossing_ns=1e9 * _best(bordering.run) / (2 * elements),
+        crossing_ns=1e9 * bordering / (2 * elements),
         tap_ns=max(1e9 * (convolved - plain) / (TAPS * elements), 0.001),
     )
 
 
-class _Pass:
-    """One native pass with arrays to run on; what they hold does not matter."""
+class _Step:
+    """One fused step with arrays to run on; what they hold does not matter."""
 
     def __init__(
-        self, shape: tuple[int, int, int], protection: Protection, filters: Geometry | None
+        self,
+        shape: tuple[int, int, int],
+        protection: Protection,
+        *,
+        filters: Geometry | None = None,
+        vectors: CheckVectors | None = None,
     ) -> None:
-        channels = shape[2]
+        height, width, channels = shape
         ones, zeros = np.ones(channels, np.float32), np.zeros(channels, np.float32)
-        window = depthwise = None
+        window = None
         if filters is not None:
-            height, width = filters.kernel
-            window = (
-                2, *filters.kernel, *filters.stride, *filters.dilation, *filters.pad,
-                *filters.out_size, 0,
-            )  # fmt: skip
-            taps = np.ones((height, width, channels), np.float32)
-            depthwise = (taps, zeros, -np.inf, np.inf)
-        self._pass = native.Pass(*shape, ones, zeros, 0.0, 6.0, window, [(1.0, 2047)], depthwise)
+            taps = np.ones((*filters.kernel, channels), np.float32)
+            window = WindowGeometry(
+                "depthwise",
+                filters.kernel,
+                filters.stride,
+                filters.dilation,
+                filters.pad,
+                filters.out_size,
+            ).to_native(taps, zeros)
+        sink = native.Sink.unchecked(inv_scale=1.0, qmax=2047)
+        if vectors is not None:
+            sink = native.Sink.checked(
+                inv_scale=1.0, qmax=2047, rows=vectors.rows, columns=vectors.columns
+            )
+        made = native.FusedShape(
+            height=height, width=width, channels=channels, lo=0.0, hi=6.0, window=window,
+            sinks=[sink],
+        )  # fmt: skip
+        self._step = native.FusedStep.unchecked(made, scale=ones, bias=zeros)
+        if vectors is not None:
+            self._step = native.FusedStep.checked(
+                made, scale=ones, bias=zeros, a=vectors.a, b=vectors.b
+            )
         hidden = protection.hidden and native.isa() != "portable"
         self._reply = np.zeros((1, *shape), np.uint32)
         self._unblinding = np.zeros((1, *shape), np.uint32) if hidden else None
-        self._request = np.empty((1, *shape), np.uint32 if hidden else np.int16)
-        self._key = bytes(32) if hidden else None
-        self._nonce = bytes(12) if hidden else None
-
-    def check(self, linear: LinearMap, *, rng: Csprng) -> None:
-        vectors = draw(linear, rng=rng)
-        self._pass.set_check(vectors.a, vectors.b)
-        self._pass.set_sink_check(0, vectors.rows, vectors.columns)
+        self._request = native.SinkArrays(
+            np.empty((1, *shape), np.uint32 if hidden else np.int16),
+            key=bytes(32) if hidden else None,
+            nonces=bytes(12) if hidden else None,
+        )
 
     def run(self) -> None:
-        self._pass.run(
-            1, self._reply, self._unblinding, None, None, None, [self._request], [self._key],
-            [self._nonce], [None], np.empty(1, np.uint64), np.empty((1, 1), np.uint64),
-            np.empty((1, 1), np.uint64),
-        )  # fmt: skip
+        self._step.run(
+            n=1,
+            source=self._reply,
+            unblind=self._unblinding,
+            sinks=[self._request],
+            answer_sums=np.empty(1, np.uint64),
+            request_sums=np.empty((1, 1), np.uint64),
+            clipped=np.empty((1, 1), np.uint64),
+        )
 
 
 def _best(run: Callable[[], None]) -> float:

@@ -13,6 +13,7 @@ from jaxtyping import Float32, Int16, Int32, UInt32, UInt64
 from cloister.ring.freivalds import P52
 from cloister.ring.linear import Geometry, LinearMap
 from cloister.ring.rounding import clipped, dequantise, quantise
+from cloister.ring.window_geometry import WindowGeometry
 
 
 def taps(geometry: Geometry) -> Iterator[tuple[tuple[int, int], np.ndarray, np.ndarray]]:
@@ -114,10 +115,11 @@ def blind(q: Int16[np.ndarray, "*n"], pad: UInt32[np.ndarray, "*n"]) -> UInt32[n
 
 
 def pool(
-    x: Float32[np.ndarray, "n h w c"], window: tuple[int, ...]
+    x: Float32[np.ndarray, "n h w c"], window: WindowGeometry
 ) -> Float32[np.ndarray, "n oh ow c"]:
-    """Pooling as the native pass defines it; `window` is `PoolGeometry.to_tuple()`."""
-    average, kh, kw, sh, sw, dh, dw, pt, pl, oh, ow, count_pad = window
+    """Pooling as a fused step defines it."""
+    (kh, kw), (oh, ow) = window.kernel, window.out_size
+    (sh, sw), (dh, dw), (pt, pl) = window.stride, window.dilation, window.pad
     n, h, w, c = x.shape
     out = np.empty((n, oh, ow, c), np.float32)
     for r, s in itertools.product(range(oh), range(ow)):
@@ -126,7 +128,7 @@ def pool(
             for i, j in itertools.product(range(kh), range(kw))
             if 0 <= r * sh + i * dh - pt < h and 0 <= s * sw + j * dw - pl < w
         ]
-        if not average:
+        if window.kind == "max":
             largest = found[0]
             for part in found[1:]:
                 largest = np.where(part > largest, part, largest)
@@ -135,7 +137,7 @@ def pool(
         total = np.zeros((n, c), np.float32)
         for part in found:
             total = total + part
-        out[:, r, s] = total / np.float32(kh * kw if count_pad else len(found))
+        out[:, r, s] = total / np.float32(kh * kw if window.count_include_pad else len(found))
     return out
 
 
@@ -143,15 +145,16 @@ def depthwise(
     x: Float32[np.ndarray, "n h w c"],
     weights: Float32[np.ndarray, "kh kw c"],
     bias: Float32[np.ndarray, " c"],
-    window: tuple[int, ...],
+    window: WindowGeometry,
     lo: float,
     hi: float,
 ) -> Float32[np.ndarray, "n oh ow c"]:
-    """A depthwise convolution as the native pass defines it; `window` as in `pool`.
+    """A depthwise convolution as a fused step defines it.
 
     Taps inside the image, in row-major order; every product and every sum is rounded to float32.
     """
-    _, kh, kw, sh, sw, dh, dw, pt, pl, oh, ow, _ = window
+    (kh, kw), (oh, ow) = window.kernel, window.out_size
+    (sh, sw), (dh, dw), (pt, pl) = window.stride, window.dilation, window.pad
     n, h, w, c = x.shape
     total = np.zeros((n, oh, ow, c), np.float32)
     for i, j in itertools.product(range(kh), range(kw)):
@@ -189,7 +192,7 @@ class Filters(NamedTuple):
 
 
 class Sink(NamedTuple):
-    """One request that a pass writes: under a pad or in the clear, summed if it is checked."""
+    """One request: under a pad or in the clear, summed if its node is checked."""
 
     inv_scale: float
     qmax: int
@@ -197,8 +200,8 @@ class Sink(NamedTuple):
     coefficients: UInt64[np.ndarray, "h w c"] | None = None
 
 
-class PassResult(NamedTuple):
-    """What a pass writes; sums are canonical residues modulo P52, counts of what is clipped."""
+class FusedResult(NamedTuple):
+    """What a fused step writes; sums are canonical residues modulo P52."""
 
     before_window: Float32[np.ndarray, "n h w c"]
     value: Float32[np.ndarray, "n oh ow c"]
@@ -208,7 +211,7 @@ class PassResult(NamedTuple):
     clipped: UInt64[np.ndarray, "sinks n"]
 
 
-def fused_pass(
+def fused_step(
     source: UInt32[np.ndarray, "n h w c"] | Float32[np.ndarray, "n h w c"],
     *,
     affine: Affine | None = None,
@@ -216,11 +219,11 @@ def fused_pass(
     coefficients: tuple[UInt64[np.ndarray, " p"], UInt64[np.ndarray, " c"]] | None = None,
     residual: Float32[np.ndarray, "n h w c"] | None = None,
     bounds: tuple[float, float] = (-np.inf, np.inf),
-    window: tuple[int, ...] | None = None,
+    window: WindowGeometry | None = None,
     filters: Filters | None = None,
     sinks: Sequence[Sink] = (),
-) -> PassResult:
-    """The native pass (native/include/cloister/pass.hpp), one operation after the other.
+) -> FusedResult:
+    """The step of native/include/cloister/fused_step.hpp, one operation after the other.
 
     An answer has `affine`; without, the source is float32. `coefficients` weigh the unblinded
     answer's positions and channels.
@@ -249,4 +252,4 @@ def fused_pass(
         if sink.coefficients is not None:
             request_sums[i] = [check_sum(sink.coefficients.ravel(), one) for one in q]
         requests.append(q if sink.pad is None else blind(q, sink.pad))
-    return PassResult(before, value, requests, answer_sums, request_sums, counts)
+    return FusedResult(before, value, requests, answer_sums, request_sums, counts)

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from cloister.data.sources import ArraySource
     from cloister.training.data_owner import encrypt
     from cloister.training.layers import EncryptedConv2d, EncryptedLinear
+    from cloister.training.settings import Settings
     from cloister.training.trainer import Trainer
-    from cloister.training.training_run import Disclosure, RunFiles, RunSettings, train
+    from cloister.training.training_run import RunFiles, train
 
 __all__ = [
     "ArraySource",
-    "Disclosure",
     "EncryptedConv2d",
     "EncryptedDataset",
     "EncryptedLinear",
@@ -30,7 +30,7 @@ __all__ = [
     "NewDataset",
     "Privacy",
     "RunFiles",
-    "RunSettings",
+    "Settings",
     "Trainer",
     "encrypt",
     "train",
@@ -38,7 +38,6 @@ __all__ = [
 
 _HOMES = {
     "ArraySource": "data.sources",
-    "Disclosure": "training.training_run",
     "EncryptedConv2d": "training.layers",
     "EncryptedDataset": "data.dataset",
     "EncryptedLinear": "training.layers",
@@ -46,7 +45,7 @@ _HOMES = {
     "NewDataset": "data.owner",
     "Privacy": "data.owner",
     "RunFiles": "training.training_run",
-    "RunSettings": "training.training_run",
+    "Settings": "training.settings",
     "Trainer": "training.trainer",
     "encrypt": "training.data_owner",
     "train": "training.training_run",

@@ -8,19 +8,20 @@ The training process either is this server (`unmask_to="server"`) or asks it (`"
 is *sent* weights, which are not uniform (`sent`), and its answers are not checked. So it is asked
 for products alone: ciphertexts and labels come from the asking side's own file, which is
 authenticated, and no answer can make a sample larger than its encoding allows.
+
+A request is one of `cloister.authority.requests`: the authority is asked the same.
 """
 
 import hashlib
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import Int16, Int64, UInt32
+from jaxtyping import Int64, UInt32
 
-from cloister.errors import EncryptionError, InputError
-from cloister.ring import pads
+from cloister.authority.request_log import Recorder, asked
+from cloister.authority.requests import Kind, Labels, Request
+from cloister.errors import InputError, UnknownDatasetError
 from cloister.ring.bounds import Described
-from cloister.ring.linear import Geometry, LinearMap
-from cloister.wire.request_log import Recorder, asked
 
 
 class Ciphertexts(Described, Protocol):
@@ -35,34 +36,11 @@ class Ciphertexts(Described, Protocol):
         ...
 
 
-class CiphertextHost(Protocol):
-    """Products with masked samples, by another machine; `dataset` is a data set's name.
+class CiphertextServer(Protocol):
+    """What training asks about ciphertexts: products with masked samples, and masked labels."""
 
-    The products are the caller's, who may write into them.
-    """
-
-    def forward(
-        self, dataset: str, ids: Int64[np.ndarray, " n"], linear: LinearMap
-    ) -> UInt32[np.ndarray, "n oh ow oc"]:
-        """A P modulo 2^32."""
-        ...
-
-    def gradient(
-        self,
-        dataset: str,
-        ids: Int64[np.ndarray, " n"],
-        geometry: Geometry,
-        delta: Int16[np.ndarray, "n oh ow oc"],
-    ) -> UInt32[np.ndarray, "oc kh kw c"]:
-        """Weight gradient of the masked samples modulo 2^32."""
-        ...
-
-
-class CiphertextServer(CiphertextHost, Protocol):
-    """The whole of what training asks about ciphertexts."""
-
-    def labels(self, dataset: str, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n classes"]:
-        """The masked labels themselves; not the caller's to write into."""
+    def ask(self, request: Request) -> UInt32[np.ndarray, "..."]:
+        """A P or the sum of delta P modulo 2^32, which the caller may write into; or labels."""
         ...
 
 
@@ -79,21 +57,12 @@ class LocalCiphertextServer:
         self._threads = threads
         self._last: tuple[str, bytes, UInt32[np.ndarray, "n h w c"]] | None = None
 
-    def forward(
-        self, dataset: str, ids: Int64[np.ndarray, " n"], linear: LinearMap
-    ) -> UInt32[np.ndarray, "n oh ow oc"]:
-        """See CiphertextHost."""
-        return pads.forward(linear, self.data(dataset, ids), threads=self._threads)
-
-    def gradient(
-        self,
-        dataset: str,
-        ids: Int64[np.ndarray, " n"],
-        geometry: Geometry,
-        delta: Int16[np.ndarray, "n oh ow oc"],
-    ) -> UInt32[np.ndarray, "oc kh kw c"]:
-        """See CiphertextHost."""
-        return pads.gradient(geometry, delta, self.data(dataset, ids), threads=self._threads)
+    def ask(self, request: Request) -> UInt32[np.ndarray, "..."]:
+        """See CiphertextServer."""
+        if isinstance(request, Labels):
+            return self.dataset(request.dataset).labels(request.ids)
+        masked = self.data(request.dataset, request.ids)
+        return request.image([(slice(None), masked)], threads=self._threads)
 
     def data(self, dataset: str, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n h w c"]:
         """The masked samples themselves; not the caller's to write into."""
@@ -104,17 +73,15 @@ class LocalCiphertextServer:
             self._last = last
         return last[2]
 
-    def labels(self, dataset: str, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n classes"]:
-        """See CiphertextServer."""
-        return self.dataset(dataset).labels(ids)
-
     def dataset(self, name: str) -> Ciphertexts:
         """The data set of this name.
 
-        Raises   EncryptionError when it is not here
+        Raises   UnknownDatasetError when it is not here
         """
         if name not in self._datasets:
-            raise EncryptionError(f"data set {name!r} is not here; start the server with its file")
+            raise UnknownDatasetError(
+                f"data set {name!r} is not here; start the server with its file"
+            )
         return self._datasets[name]
 
 
@@ -124,56 +91,28 @@ class HostedServer:
     gradients   the host makes these too, and is sent each sample's output gradient
     """
 
-    def __init__(
-        self, host: CiphertextHost, own: LocalCiphertextServer, *, gradients: bool
-    ) -> None:
-        self._host, self._own = host, own
-        self._gradients: CiphertextHost = host if gradients else own
+    def __init__(self, host: CiphertextServer, own: CiphertextServer, *, gradients: bool) -> None:
+        self._own = own
+        self._of: dict[Kind, CiphertextServer] = {"forward": host}
+        if gradients:
+            self._of["gradient"] = host
 
-    def forward(
-        self, dataset: str, ids: Int64[np.ndarray, " n"], linear: LinearMap
-    ) -> UInt32[np.ndarray, "n oh ow oc"]:
-        """See CiphertextHost."""
-        return self._host.forward(dataset, ids, linear)
-
-    def gradient(
-        self,
-        dataset: str,
-        ids: Int64[np.ndarray, " n"],
-        geometry: Geometry,
-        delta: Int16[np.ndarray, "n oh ow oc"],
-    ) -> UInt32[np.ndarray, "oc kh kw c"]:
-        """See CiphertextHost."""
-        return self._gradients.gradient(dataset, ids, geometry, delta)
-
-    def labels(self, dataset: str, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n classes"]:
+    def ask(self, request: Request) -> UInt32[np.ndarray, "..."]:
         """See CiphertextServer."""
-        return self._own.labels(dataset, ids)
+        return self._of.get(request.kind, self._own).ask(request)
 
 
-class RecordingHost:
-    """Another host, and a record of all that it was asked: what `cloister audit` attacks."""
+class RecordingServer:
+    """Another server, and a record of the products it was asked for, for `cloister audit`."""
 
-    def __init__(self, host: CiphertextHost, log: Recorder) -> None:
-        self._host, self._log = host, log
+    def __init__(self, server: CiphertextServer, log: Recorder) -> None:
+        self._server, self._log = server, log
 
-    def forward(
-        self, dataset: str, ids: Int64[np.ndarray, " n"], linear: LinearMap
-    ) -> UInt32[np.ndarray, "n oh ow oc"]:
-        """See CiphertextHost."""
-        self._log.append(asked("forward request", ids, linear.geometry, linear.weights))
-        return self._host.forward(dataset, ids, linear)
-
-    def gradient(
-        self,
-        dataset: str,
-        ids: Int64[np.ndarray, " n"],
-        geometry: Geometry,
-        delta: Int16[np.ndarray, "n oh ow oc"],
-    ) -> UInt32[np.ndarray, "oc kh kw c"]:
-        """See CiphertextHost."""
-        self._log.append(asked("gradient request", ids, geometry, delta))
-        return self._host.gradient(dataset, ids, geometry, delta)
+    def ask(self, request: Request) -> UInt32[np.ndarray, "..."]:
+        """See CiphertextServer."""
+        if not isinstance(request, Labels):
+            self._log.append(asked(request))
+        return self._server.ask(request)
 
 
 class WitnessedServer:
@@ -191,27 +130,9 @@ class WitnessedServer:
         """SHA-256 of the labels and of the step's answers so far."""
         return self._seen.digest()
 
-    def forward(
-        self, dataset: str, ids: Int64[np.ndarray, " n"], linear: LinearMap
-    ) -> UInt32[np.ndarray, "n oh ow oc"]:
-        """See CiphertextHost."""
-        return self._witness(self._server.forward(dataset, ids, linear))
-
-    def gradient(
-        self,
-        dataset: str,
-        ids: Int64[np.ndarray, " n"],
-        geometry: Geometry,
-        delta: Int16[np.ndarray, "n oh ow oc"],
-    ) -> UInt32[np.ndarray, "oc kh kw c"]:
-        """See CiphertextHost."""
-        return self._witness(self._server.gradient(dataset, ids, geometry, delta))
-
-    def labels(self, dataset: str, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n classes"]:
+    def ask(self, request: Request) -> UInt32[np.ndarray, "..."]:
         """See CiphertextServer."""
-        return self._witness(self._server.labels(dataset, ids))
-
-    def _witness(self, answer: UInt32[np.ndarray, "..."]) -> UInt32[np.ndarray, "..."]:
-        # Their place is fixed by the step, so lengths need no separators.
+        answer = self._server.ask(request)
+        # Its place is fixed by the step, so lengths need no separators.
         self._seen.update(np.ascontiguousarray(answer).data)
         return answer

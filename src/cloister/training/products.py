@@ -9,22 +9,20 @@ either is sent, and the authority, is in `sent`.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Int16, Int32, Int64, UInt32
 
 from cloister.authority.key_service import KeyService, Receiver
+from cloister.authority.request_log import Recorder, Release, asked
+from cloister.authority.requests import Forward, Gradient, Labels, Request
 from cloister.data.info import DatasetInfo
 from cloister.errors import AuthorityUnavailable, EncryptionError, InputError, ShapeError
 from cloister.ring import pads
 from cloister.ring.linear import Geometry, LinearMap
 from cloister.training.ciphertexts import CiphertextServer
-from cloister.wire.request_log import Recorder, Release, ReleaseKind, asked
 
-T = TypeVar("T")
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 5.0
 
@@ -83,12 +81,7 @@ class Products:
 
         Domain   |A x| < 2^31, which the caller's scale has to guarantee
         """
-        name = self.info.name
-        masked = self._serve(lambda: self._server.forward(name, ids, linear))
-        self._request("forward request", ids, linear.geometry, linear.weights)
-        key = self._ask(lambda: self._keys.forward_key(name, ids, linear, receiver=self.receiver))
-        self._record("forward", ids, linear.geometry, linear.weights, masked, key)
-        return _difference(masked, key)
+        return _difference(*self._ask(Forward(self.info.name, ids, linear)))
 
     def gradient(
         self,
@@ -100,14 +93,7 @@ class Products:
 
         Domain   as `forward`
         """
-        name = self.info.name
-        masked = self._serve(lambda: self._server.gradient(name, ids, geometry, delta))
-        self._request("gradient request", ids, geometry, delta)
-        key = self._ask(
-            lambda: self._keys.gradient_key(name, ids, geometry, delta, receiver=self.receiver)
-        )
-        self._record("gradient", ids, geometry, delta, masked, key)
-        return _difference(masked, key)
+        return _difference(*self._ask(Gradient(self.info.name, ids, geometry, delta)))
 
     def labels(self, ids: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
         """The (permuted) class of every sample.
@@ -116,29 +102,33 @@ class Products:
 
         Raises   EncryptionError when a decrypted label is not one-hot
         """
-        name = self.info.name
-        masked = self._serve(lambda: self._server.labels(name, ids))
-        key = self._ask(lambda: self._keys.label_key(name, ids, receiver=self.receiver))
-        self._record("labels", ids, None, np.empty(0, np.int16), masked, key)
-        values = pads.unmask(masked, key)
+        values = pads.unmask(*self._ask(Labels(self.info.name, ids)))
         one_hot = (values == 1).sum(axis=1) == 1
         one_hot &= (values == 0).sum(axis=1) == values.shape[1] - 1
         if not one_hot.all():
             sample = int(ids[int(np.argmin(one_hot))])
             raise EncryptionError(
-                f"data set {name!r}: the label of sample {sample} does not decrypt; "
+                f"data set {self.info.name!r}: the label of sample {sample} does not decrypt; "
                 "the file and the authority's keys do not belong together"
             )
         return np.asarray(values.argmax(axis=1), np.int64)
 
-    def _serve(self, product: Callable[[], T]) -> T:
+    def _ask(self, request: Request) -> tuple[UInt32[np.ndarray, "..."], UInt32[np.ndarray, "..."]]:
+        """The masked answer of the ciphertext server, and the authority's unmasking term."""
         started = time.perf_counter()
         try:
-            return product()
+            masked = self._server.ask(request)
         finally:
             self.counters.server_s += time.perf_counter() - started
+        if self._requests is not None and not isinstance(request, Labels):
+            self._requests.append(asked(request, step=self.step))
+        key = self._term(request)
+        if self._recorder is not None:
+            values = pads.unmask(masked, key)
+            self._recorder.append(Release(request, self.step, values, self.info.shape))
+        return masked, key
 
-    def _ask(self, request: Callable[[], T]) -> T:
+    def _term(self, request: Request) -> UInt32[np.ndarray, "..."]:
         """One request to the authority, repeated while it is away and patience lasts."""
         started = time.perf_counter()
         wait = FIRST_WAIT_S
@@ -146,7 +136,7 @@ class Products:
         try:
             while True:
                 try:
-                    return request()
+                    return self._keys.ask(request, self.receiver)
                 except AuthorityUnavailable:
                     # Asking again is free: the ledger does not charge a repeated function.
                     if time.perf_counter() - started + wait > self._patience_s:
@@ -155,35 +145,6 @@ class Products:
                 wait = min(2 * wait, LONGEST_WAIT_S)
         finally:
             self.counters.authority_s += time.perf_counter() - started
-
-    def _request(
-        self, kind: ReleaseKind, ids: Int64[np.ndarray, " n"], geometry: Geometry, sent: np.ndarray
-    ) -> None:
-        if self._requests is not None:
-            self._requests.append(asked(kind, ids, geometry, sent, step=self.step))
-
-    def _record(
-        self,
-        kind: ReleaseKind,
-        ids: Int64[np.ndarray, " n"],
-        geometry: Geometry | None,
-        functional: np.ndarray,
-        masked: np.ndarray,
-        key: np.ndarray,
-    ) -> None:
-        if self._recorder is None:
-            return
-        self._recorder.append(
-            Release(
-                kind=kind,
-                step=self.step,
-                ids=ids,
-                geometry=geometry,
-                functional=functional,
-                values=pads.unmask(masked, key),
-                shape=self.info.shape,
-            )
-        )
 
 
 def _difference(

@@ -34,7 +34,7 @@ class Content(Enum):
 
 @dataclass(frozen=True)
 class Message:
-    """One kind of message: `kind` is the called method, file or channel that carries it."""
+    """One kind of message: `kind` is the request, method, file or channel that carries it."""
 
     role: Role
     kind: str
@@ -53,8 +53,8 @@ def sent(settings: Settings, *, hosted: bool) -> tuple[Message, ...]:
         Message(Role.AUTHORITY, "describe", (Content.NAMES,)),
         Message(Role.AUTHORITY, "parts", (Content.NAMES,)),
         Message(Role.AUTHORITY, "summary", (Content.NAMES,)),
-        Message(Role.AUTHORITY, "label_key", (Content.NAMES,)),
-        Message(Role.AUTHORITY, "forward_key", function),
+        Message(Role.AUTHORITY, "labels", (Content.NAMES,)),
+        Message(Role.AUTHORITY, "forward", function),
         Message(Role.CLIENT, "data set file", (Content.CIPHERTEXTS, Content.NAMES)),
         Message(Role.CLIENT, "summary", (Content.SPENT,)),
         Message(Role.NETWORK, "https", (Content.SIZES,)),
@@ -62,7 +62,7 @@ def sent(settings: Settings, *, hosted: bool) -> tuple[Message, ...]:
         *_kept(settings),
     ]
     if not frozen:
-        messages.append(Message(Role.AUTHORITY, "gradient_key", deltas))
+        messages.append(Message(Role.AUTHORITY, "gradient", deltas))
     if hosted:
         messages.append(Message(Role.CIPHERTEXT_HOST, "data set file", (Content.CIPHERTEXTS,)))
         messages.append(Message(Role.CIPHERTEXT_HOST, "forward", function))

@@ -1,7 +1,7 @@
 """How a run trains, and who learns what: checked before anything is asked of anyone."""
 
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Literal
 
 from cloister.authority.key_service import Receiver
 from cloister.data.feature_noise import GaussianNoise
@@ -9,44 +9,39 @@ from cloister.data.info import Mode
 from cloister.errors import InputError
 
 FirstLayer = Literal["trainable", "frozen"]
-
-
-class Running(TypedDict, total=False):
-    """The settings that a trainer hands on as they are."""
-
-    offload_gradients: bool
-    batch: int
-    seed: int
-    rank: int | None
-    weight_bits: int
-    evaluate_every: int
-    checkpoint_every: int
-    patience_s: float
-    threads: int
+OptimizerName = Literal["adam", "sgd"]
 
 
 @dataclass(frozen=True)
 class Settings:
     """How a run trains, and who learns what.
 
-    first_layer              frozen is the safe default; trainable needs keys at every step
+    first_layer              frozen is the safe choice; trainable needs keys at every step. Default:
+                             frozen where the server unmasks within a budget, else trainable
     unmask_to                server: whoever runs this learns the first layer's values;
                              trusted: this process is a trusted runtime. No server receives a value;
                              what a host and the authority are asked is in `sent`
     allow_unbounded_leakage  the data set is one of mode paper: no budget, and the server can read
                              every sample
+    noise                    on gradients, with unmask_to='trusted' and first_layer='trainable'
     offload_gradients        trusted only: the gradient's product runs at the server too, which
                              then sees each sample's output gradient
-    noise                    on gradients, with unmask_to='trusted' and first_layer='trainable'
     rank                     of the frozen projection, default the samples' whole budget
+    optimizer                sgd has momentum 0.9
+    learning_rate            default: 0.001 for adam, 0.05 for sgd
+    seed                     of weights and order
+    checkpoint_every         steps; a checkpoint is also written after every epoch
+    patience_s               how long an authority or a ciphertext host may be away
     """
 
-    first_layer: FirstLayer = "frozen"
+    first_layer: FirstLayer | None = None
     unmask_to: Receiver = "server"
     allow_unbounded_leakage: bool = False
     noise: GaussianNoise | None = None
     offload_gradients: bool = False
     batch: int = 64
+    optimizer: OptimizerName = "adam"
+    learning_rate: float | None = None
     seed: int = 0
     rank: int | None = None
     weight_bits: int = 16
@@ -56,10 +51,15 @@ class Settings:
     threads: int = 1
 
     def __post_init__(self) -> None:
+        if self.first_layer is None:
+            bounded = self.unmask_to == "server" and not self.allow_unbounded_leakage
+            object.__setattr__(self, "first_layer", "frozen" if bounded else "trainable")
         if self.first_layer not in ("trainable", "frozen"):
             raise InputError(f"first_layer must be trainable or frozen, got {self.first_layer!r}")
         if self.unmask_to not in ("server", "trusted"):
             raise InputError(f"unmask_to must be server or trusted, got {self.unmask_to!r}")
+        if self.optimizer not in ("adam", "sgd"):
+            raise InputError(f"optimizer must be adam or sgd, got {self.optimizer!r}")
         for name in ("batch", "threads", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -13,26 +13,27 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Protocol, Unpack
+from typing import Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import SGD, Adam, Optimizer
 
-from cloister.authority.key_service import KeyService, Receiver
+from cloister.authority.key_service import KeyService
+from cloister.authority.request_log import Recorder
 from cloister.base.rng import KEY_BYTES, Csprng
 from cloister.data.encoding import Encoding
-from cloister.data.feature_noise import GaussianNoise, StepNoise
+from cloister.data.feature_noise import StepNoise
 from cloister.data.info import DatasetInfo
 from cloister.errors import CloisterError, EncryptionError, InputError
 from cloister.ring.bounds import most_at_once
 from cloister.training import checkpoint, models
 from cloister.training.checkpoint import Checkpoint, EpochResult, Position
 from cloister.training.ciphertexts import (
-    CiphertextHost,
     Ciphertexts,
     CiphertextServer,
     HostedServer,
@@ -43,10 +44,9 @@ from cloister.training.frozen import Features, Lift, Projection, default_project
 from cloister.training.layers import Encrypted, Samples
 from cloister.training.private import PrivateStep
 from cloister.training.products import Products
-from cloister.training.settings import FirstLayer, Running, Settings
-from cloister.wire.request_log import Recorder
+from cloister.training.settings import Settings
 
-__all__ = ["Dataset", "FirstLayer", "Settings", "Trainer", "epoch_order"]
+__all__ = ["Dataset", "Trainer", "epoch_order"]
 
 Update = Callable[[int, int], None]
 EVALUATION_BATCH = 256
@@ -90,11 +90,11 @@ class Dataset(Ciphertexts, Protocol):
 class Trainer:
     """Trains a model whose first layer never meets a plain sample.
 
-    Who learns what is `first_layer` to `noise`, how it trains is `running`; both are described at
-    `cloister.training.settings.Settings`. The defaults give away the least: a data set's ledger
-    guards every key, and the first layer is a fixed projection.
+    The default settings give away the least: a data set's ledger guards every key, and the first
+    layer is a fixed projection.
 
     server        a host for the products on ciphertexts; default: this process makes them
+    optimizer     makes one; default: that of the settings
     release_log   keeps what this process receives where it is the server
     request_log   keeps what the authority is asked
 
@@ -109,21 +109,15 @@ class Trainer:
         *,
         keys: KeyService,
         rng: Csprng,
-        first_layer: FirstLayer = "frozen",
-        unmask_to: Receiver = "server",
-        allow_unbounded_leakage: bool = False,
-        noise: GaussianNoise | None = None,
-        server: CiphertextHost | None = None,
+        settings: Settings | None = None,
+        server: CiphertextServer | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         projection: Projection | None = None,
         checkpoint_dir: Path | None = None,
         release_log: Recorder | None = None,
         request_log: Recorder | None = None,
-        **running: Unpack[Running],
     ) -> None:
-        settings = self.settings = Settings(
-            first_layer, unmask_to, allow_unbounded_leakage, noise, **running
-        )
+        settings = self.settings = settings or Settings()
         self.info = keys.describe(dataset.name)
         _check(dataset, self.info, settings)
         self.hosted = server is not None
@@ -131,7 +125,7 @@ class Trainer:
         asked: CiphertextServer = own
         if server is not None:
             asked = HostedServer(server, own, gradients=settings.offload_gradients)
-        self._witness = None if noise is None else WitnessedServer(asked)
+        self._witness = None if settings.noise is None else WitnessedServer(asked)
         self.products = Products(
             self.info,
             self._witness or asked,
@@ -156,9 +150,7 @@ class Trainer:
         else:
             self.model = model
             self._encrypt()
-        self.optimizer = (optimizer or (lambda parameters: Adam(parameters, lr=1e-3)))(
-            self.model.parameters()
-        )
+        self.optimizer = (optimizer or partial(_optimizer, settings))(self.model.parameters())
         parameters = {id(parameter) for parameter in self.model.parameters()}
         state = self.model.state_dict(keep_vars=True).values()
         self._statistics = [value for value in state if id(value) not in parameters]
@@ -379,6 +371,12 @@ def _model_errors() -> Iterator[None]:
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"model: {first}") from error
+
+
+def _optimizer(settings: Settings, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    if settings.optimizer == "sgd":
+        return SGD(parameters, lr=settings.learning_rate or 0.05, momentum=0.9)
+    return Adam(parameters, lr=settings.learning_rate or 1e-3)
 
 
 def epoch_order(count: int, *, seed: int, epoch: int) -> Int64[np.ndarray, " count"]:

@@ -1,1 +1,1 @@
-"""The trusted runtime: pads, checks, the program it walks, the session users hold."""
+"""The trusted runtime: pads, checks, the program, its executor, the session users hold."""

@@ -1,8 +1,8 @@
 """Lanes: several micro-batches of one call on their way at once.
 
-A lane is a runtime of its own (check vectors, native passes, walks) with a connection of its own
+A lane is an executor of its own (check vectors, native steps, memory) with a connection of its own
 to a worker. Lanes share the plan and the source of pads, nothing else: while a worker computes for
-one lane, the trusted passes of another run. With one lane, or one micro-batch, everything happens
+one lane, the trusted steps of another run. With one lane, or one micro-batch, everything happens
 in the caller's thread; otherwise every lane has a thread for the time of the call.
 
 A worker that lies is cut off at once on all of its connections, and so is one that hangs or dies.
@@ -17,11 +17,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cloister.errors import ProtocolError, VerificationError, WorkerTimeout, WorkerUnavailable
+from cloister.graph.batch import row_count
+from cloister.trusted.executor import Executor
+from cloister.trusted.pads.maker import InlinePads, PadUse
+from cloister.trusted.pads.store import PadSource
 from cloister.trusted.report import Meter
-from cloister.trusted.runtime import Runtime
 from cloister.wire.link import WorkerLink
-from cloister.wire.shm.shm_link import ShmLink
-from cloister.wire.transcript import Transcript
+from cloister.wire.transcript import RecordingLink, Transcript
 
 _LIES = (VerificationError, ProtocolError)
 _GONE = (WorkerTimeout, WorkerUnavailable)
@@ -49,42 +51,82 @@ class Job:
 
 
 class Lane:
-    """A runtime, made when first needed, and the connection that it uses now."""
+    """An executor, made when first needed, and the connection that it uses now.
 
-    def __init__(self, make: Callable[[], Runtime]) -> None:
+    pads               where pads come from; None where the plan blinds nothing
+    record_payloads    keep a copy of every message in the transcript
+    clock              CPU seconds of what works for this lane
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], Executor],
+        *,
+        pads: PadSource | None,
+        timeout_s: float,
+        record_payloads: bool,
+        clock: Callable[[], float],
+    ) -> None:
         self._make = make
-        self.made: Runtime | None = None
+        self._pads = pads
+        self._timeout_s = timeout_s
+        self._record_payloads = record_payloads
+        self._clock = clock
+        self._loaded: WorkerLink | None = None
+        self.made: Executor | None = None
         self.worker: Worker | None = None
         self.link: WorkerLink | None = None
         self.busy = False
 
     @property
-    def runtime(self) -> Runtime:
-        """The lane's own runtime."""
+    def executor(self) -> Executor:
+        """The lane's own executor."""
         if self.made is None:
             self.made = self._make()
         return self.made
+
+    def compute(self, job: Job) -> dict[str, np.ndarray]:
+        """The outputs of a micro-batch, under fresh pads; in the lane's thread."""
+        link, executor = self.link, self.executor
+        if link is not None and link is not self._loaded:
+            executor.load(link)
+            self._loaded = link
+        pads = None
+        if self._pads is not None:
+            started = self._clock()
+            rows = row_count(executor.plan.graph, job.feeds)
+            pads = PadUse(self._pads, rows)
+            # Unsealing stored pads is part of the request; making pads is not.
+            if self._pads.kind == InlinePads.kind:
+                job.meter.offline_ms += 1e3 * (self._clock() - started)
+            job.meter.pads_used += rows
+        if link is not None:
+            link = RecordingLink(link, job.transcript, payloads=self._record_payloads)
+        return executor.run(
+            job.feeds, link=link, pads=pads, meter=job.meter, timeout_s=self._timeout_s
+        )
+
+    def disconnect(self) -> None:
+        """Close the connection and keep nothing of it."""
+        if self.link is not None:
+            if self.made is not None:
+                self.made.forget(self.link)
+            self.link.close()
+        self.worker = self.link = self._loaded = None
 
 
 class Lanes:
     """Hands micro-batches to lanes.
 
-    attempt   computes one micro-batch in a lane, or raises; called from the lane's thread
     workers   empty when the plan sends nothing out: then lanes need no connection
     """
 
-    def __init__(
-        self,
-        lanes: Sequence[Lane],
-        workers: Sequence[Worker],
-        attempt: Callable[[Lane, Job], dict[str, np.ndarray]],
-    ) -> None:
+    def __init__(self, lanes: Sequence[Lane], workers: Sequence[Worker]) -> None:
         self.lost: list[str] = []
         self.lied = False
         self._lanes = list(lanes)
         self._workers = list(workers)
         self._alone = not workers
-        self._attempt = attempt
         self._changed = threading.Condition()
         self._queue: deque[Job] = deque()
         self._done: list[Job] = []
@@ -105,7 +147,7 @@ class Lanes:
     def require_idle(self) -> None:
         """Make sure that no lane is still at work for a call that was interrupted.
 
-        Raises   WorkerUnavailable: a runtime serves one thread at a time
+        Raises   WorkerUnavailable: an executor serves one thread at a time
         """
         if any(thread.is_alive() for thread in self._threads):
             raise WorkerUnavailable(
@@ -152,7 +194,7 @@ class Lanes:
         while (job := self._next(lane)) is not None:
             error: BaseException | None = None
             try:
-                job.outputs = self._attempt(lane, job)
+                job.outputs = lane.compute(job)
             # An interrupt must stop all lanes too; `run` raises it.
             except BaseException as caught:  # noqa: BLE001
                 error = caught
@@ -206,7 +248,7 @@ class Lanes:
     def _run_threads(self, ready: Sequence[Lane], done: Callable[[Job], None]) -> None:
         for lane in ready:
             # Made here, one after the other: they draw from one generator.
-            _ = lane.runtime
+            _ = lane.executor
         threads = [
             threading.Thread(target=self._thread, args=(lane,), name=f"lane {i}", daemon=True)
             for i, lane in enumerate(ready)
@@ -285,9 +327,7 @@ class Lanes:
 
     def _unbind(self, lane: Lane) -> None:
         """Close the connection of a worker that was dropped, and take another worker's."""
-        if lane.link is not None:
-            self._close(lane.link)
-        lane.worker = lane.link = None
+        lane.disconnect()
         self._bind(lane, self._workers)
 
     def _drop(self, worker: Worker | None) -> None:
@@ -304,22 +344,8 @@ class Lanes:
         for link in worker.links:
             lane = using.get(id(link))
             if lane is None:
-                self._close(link)
+                link.close()
             elif lane.busy:
-                _cut(link)
+                link.cut()
             else:
                 self._unbind(lane)
-
-    def _close(self, link: WorkerLink) -> None:
-        for lane in self._lanes:
-            if lane.made is not None and lane.link is link:
-                lane.made.forget(link)
-        link.close()
-
-
-def _cut(link: WorkerLink) -> None:
-    """Have whoever waits for this link's worker wait no longer, from another thread."""
-    if isinstance(link, ShmLink):
-        link.cut()
-    elif link.address is not None:
-        link.close()

@@ -72,7 +72,7 @@ class Report:
 
 @dataclass
 class Meter:
-    """Accumulates a report while the runtime walks the program.
+    """Accumulates a report while the executor runs the program.
 
     `clipped` is uint64 (linear nodes, inputs): of one micro-batch.
     """

@@ -13,21 +13,20 @@ import numpy as np
 
 from cloister.base.rng import Csprng, SystemRandom
 from cloister.errors import ClipError, ClipWarning, PlanError, RangeError
-from cloister.graph.batch import batch_axis, cut, joined, row_count, sample_count
+from cloister.graph.batch import batch_axis, cut, joined, sample_count
 from cloister.graph.graph import Graph
 from cloister.plan.plan import Plan
 from cloister.plan.samples import Samples, as_samples
 from cloister.trusted.clips import ClipRule, OnClip, clip_text
+from cloister.trusted.executor import Executor
 from cloister.trusted.lanes import Job, Lane, Lanes, Worker
-from cloister.trusted.pads.maker import InlinePads, PadUse
+from cloister.trusted.pads.maker import InlinePads
 from cloister.trusted.pads.store import PadSource
 from cloister.trusted.report import Meter, Report, Result
-from cloister.trusted.runtime import Runtime
 from cloister.wire.grpc.connect import connect
 from cloister.wire.grpc.places import endpoints
 from cloister.wire.link import WorkerLink
-from cloister.wire.shm.shm_link import ShmLink, connect_local_worker
-from cloister.wire.transcript import RecordingLink
+from cloister.wire.shm.shm_link import connect_local_worker
 
 DEFAULT_TIMEOUT_S = 60.0
 DEFAULT_BATCH = 8
@@ -83,29 +82,34 @@ class Session:
         self._clips = ClipRule(plan)
         self._rng = rng or SystemRandom()
         self._timeout_s = timeout_s
-        self._record_payloads = record_payloads
         self._batch = batch
-        self._loaded: list[WorkerLink] = []
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._closed = False
         self._needs_worker = any(p.on_worker for p in plan.protections.values())
         count = _lane_count(lanes, workers if self._needs_worker else (), threads=threads)
-        made = [Lane(partial(self._make_runtime, i, threads)) for i in range(count)]
-        self._runtime = made[0].runtime
-        # With several lanes a thread's own clock tells its work from that of the others.
-        self._clock = time.thread_time if count > 1 else time.process_time
         self._pads = pads
         if plan.hidden_nodes and pads is None:
             self._pads = InlinePads(plan, rng=self._rng, threads=threads)
+        self._made = [
+            Lane(
+                partial(self._make_executor, i, threads),
+                pads=self._pads,
+                timeout_s=timeout_s,
+                record_payloads=record_payloads,
+                # With several lanes a thread's own clock tells its work from that of the others.
+                clock=time.thread_time if count > 1 else time.process_time,
+            )
+            for i in range(count)
+        ]
+        self._executor = self._made[0].executor
         found = self._connect(workers, count, threads=threads, worker_threads=worker_threads)
-        self._made = made
-        self._lanes = Lanes(made, found, self._attempt)
+        self._lanes = Lanes(self._made, found)
 
-    def _make_runtime(self, lane: int, threads: int) -> Runtime:
+    def _make_executor(self, lane: int, threads: int) -> Executor:
         # Ids of different lanes never meet in a transcript.
         first = 1 + (lane << _LANE_ID_BITS)
-        return Runtime(self.plan, rng=self._rng, threads=threads, first_request_id=first)
+        return Executor(self.plan, rng=self._rng, threads=threads, first_request_id=first)
 
     def _connect(
         self,
@@ -209,27 +213,6 @@ class Session:
         meter.trusted_ms = max(spent_ms - meter.offline_ms, 0.0)
         return Result(outputs, self._report(meter, total, clipped), transcript)
 
-    def _attempt(self, lane: Lane, job: Job) -> dict[str, np.ndarray]:
-        """Compute a micro-batch in a lane, under fresh pads; in the lane's thread."""
-        link = lane.link
-        if link is not None and link not in self._loaded:
-            lane.runtime.load(link)
-            self._loaded.append(link)
-        pads = None
-        if self._pads is not None and self.plan.hidden_nodes:
-            started = self._clock()
-            rows = row_count(self.plan.graph, job.feeds)
-            pads = PadUse(self._pads, rows)
-            # Unsealing stored pads is part of the request; making pads is not.
-            if self._pads.kind == InlinePads.kind:
-                job.meter.offline_ms += 1e3 * (self._clock() - started)
-            job.meter.pads_used += rows
-        if link is not None:
-            link = RecordingLink(link, job.transcript, payloads=self._record_payloads)
-        return lane.runtime.run(
-            job.feeds, link=link, pads=pads, meter=job.meter, timeout_s=self._timeout_s
-        )
-
     def _report(self, meter: Meter, inputs: int, clipped: np.ndarray) -> Report:
         bits = [row.soundness_bits for row in meter.rows.values() if row.soundness_bits is not None]
         return Report(
@@ -257,7 +240,6 @@ class Session:
             return  # a fork's copy: the workers are the parent's
         with self._lock:
             self._lanes.close()
-            self._loaded.clear()
             if self._pads is not None:
                 self._pads.erase()
 
@@ -335,12 +317,12 @@ def _places(link: WorkerLink) -> frozenset[object]:
     """
     if link.address is not None:
         return frozenset(endpoints(link.address))
-    return frozenset({link.pid}) if isinstance(link, ShmLink) else frozenset()
+    return frozenset() if link.pid is None else frozenset({link.pid})
 
 
 def _one_process(one: WorkerLink, other: WorkerLink) -> bool:
     """Whether two links are connections to one local worker."""
-    return isinstance(one, ShmLink) and isinstance(other, ShmLink) and one.pid == other.pid
+    return one.pid is not None and one.pid == other.pid
 
 
 def _add(meter: Meter, other: Meter) -> None:

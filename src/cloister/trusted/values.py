@@ -9,7 +9,7 @@ from cloister.errors import RangeError
 from cloister.graph.graph import Graph
 from cloister.graph.layout import from_channels_last, to_channels_last
 from cloister.plan.input_factors import multiplied
-from cloister.trusted.program.steps import Slice
+from cloister.trusted.program.layout import ValueKey
 
 _FEW_CHANNELS = 4
 
@@ -17,39 +17,19 @@ _FEW_CHANNELS = 4
 class Values:
     """Values of one batch by name; converts between layouts when somebody asks for the other."""
 
-    def __init__(
-        self,
-        graph: Graph,
-        feeds: Mapping[str, np.ndarray],
-        slices: Mapping[str, Slice],
-        *,
-        rows: int,
-    ) -> None:
+    def __init__(self, graph: Graph, feeds: Mapping[str, np.ndarray], *, rows: int) -> None:
         self._graph = graph
-        self._slices = slices
         self._onnx: dict[str, np.ndarray] = dict(feeds)
-        self._last: dict[tuple[str, bool], np.ndarray] = {}
+        self._last: dict[ValueKey, np.ndarray] = {}
         self._rows = rows
 
     def put(self, name: str, array: np.ndarray) -> None:
         """Keep a value in ONNX's layout."""
         self._onnx[name] = array
 
-    def new(self, name: str, size: tuple[int, int, int], channels_first: bool) -> np.ndarray:
-        """Room for a value that is about to be written channels-last: float32 (n, h, w, c)."""
-        if name in self._slices:
-            part = self._slices[name]
-            if (part.whole, channels_first) not in self._last:
-                self.new(part.whole, (*size[:2], part.channels), channels_first)
-            whole = self._last[part.whole, channels_first]
-            return whole[..., part.offset : part.offset + size[2]]
-        array = np.empty((self._rows, *size), np.float32)
-        self._last[name, channels_first] = array
-        return array
-
-    def adopt(self, arrays: Mapping[tuple[str, bool], np.ndarray]) -> None:
-        """Room for values, channels-last, by name and whether they are channels-first in ONNX."""
-        self._last.update(arrays)
+    def put_channels_last(self, key: ValueKey, array: np.ndarray) -> None:
+        """Keep a value that a fused step has written, channels-last."""
+        self._last[key] = array
 
     def onnx(self, name: str) -> np.ndarray:
         """A value in ONNX's layout."""
@@ -70,7 +50,7 @@ class Values:
         channels_first: bool,
         factors: np.ndarray | None = None,
     ) -> np.ndarray:
-        """A value, times factors if there are any, as float32 (n, h, w, c), for a native pass.
+        """A value, times factors if there are any, as float32 (n, h, w, c), for a fused step.
 
         Raises   RangeError when it is NaN or infinite: it has no fixed-point form
         """

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from cloister.errors import printable
 from cloister.ring.linear import LinearMap
 
 PROTOCOL_VERSION = 1
@@ -82,8 +83,8 @@ class Welcome:
     device: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", printable(self.name))
-        object.__setattr__(self, "device", printable(self.device))
+        object.__setattr__(self, "name", printable(self.name, most=MAX_FAILURE_CHARS))
+        object.__setattr__(self, "device", printable(self.device, most=MAX_FAILURE_CHARS))
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,13 +135,7 @@ class Failure:
     message: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "message", printable(self.message))
+        object.__setattr__(self, "message", printable(self.message, most=MAX_FAILURE_CHARS))
 
 
 Message = Hello | Welcome | LoadLinear | LoadSegment | Loaded | Apply | Answer | Failure
-
-
-def printable(text: str) -> str:
-    """A worker's words made fit for one line of a log or terminal: no control characters."""
-    cleaned = "".join(character if character.isprintable() else " " for character in text)
-    return cleaned[:MAX_FAILURE_CHARS]

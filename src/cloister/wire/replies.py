@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cloister.errors import ProtocolError, WorkerUnavailable
+from cloister.errors import ProtocolError, WorkerError, WorkerUnavailable
 from cloister.wire.codec import Head
 from cloister.wire.messages import (
     PROTOCOL_VERSION,
@@ -12,17 +12,15 @@ from cloister.wire.messages import (
     Message,
     TensorSpec,
     Welcome,
-    printable,
 )
 
 
-def named(error: ProtocolError, worker: str) -> ProtocolError:
+def named(error: ProtocolError, worker: str) -> WorkerError:
     """The error with its worker's name in front, which the codec does not know."""
-    text = str(error)
-    return error if text.startswith("worker ") else ProtocolError(f"worker {worker}: {text}")
+    return error if isinstance(error, WorkerError) else WorkerError(f"worker {worker}: {error}")
 
 
-class ReplyBook:
+class PendingReplies:
     """Outstanding requests of one link, by id.
 
     A worker may send exactly what is outstanding, once each; everything else is a ProtocolError.
@@ -52,13 +50,13 @@ class ReplyBook:
         Raises   ProtocolError when the id is not new
         """
         if request_id < 1 or self.known(request_id):
-            raise ProtocolError(f"worker {self._worker}: request id {request_id} is in use")
+            raise WorkerError(f"worker {self._worker}: request id {request_id} is in use")
         self._expected[request_id] = expect
 
     def known(self, request_id: int) -> bool:
         """Whether a request was submitted and not yet released."""
-        books = (self._expected, self._answers, self._refusals)
-        return any(request_id in book for book in books)
+        states = (self._expected, self._answers, self._refusals)
+        return any(request_id in state for state in states)
 
     def admit(self, head: Head) -> None:
         """Check a head against what is due, before its tensors get memory.
@@ -125,7 +123,7 @@ class ReplyBook:
         if request_id in self._answers:
             return self._answers[request_id]
         if request_id not in self._expected:
-            raise ProtocolError(f"worker {self._worker}: request {request_id} is not outstanding")
+            raise WorkerError(f"worker {self._worker}: request {request_id} is not outstanding")
         return None
 
     def control_done(self) -> bool:
@@ -140,7 +138,7 @@ class ReplyBook:
     def refusal(self, request_id: int) -> WorkerUnavailable:
         """The worker's refusal as an error; a refused load is forgotten by this."""
         text = self._refusals[request_id] if request_id else self._refusals.pop(0)
-        return WorkerUnavailable(f"worker {self._worker} refuses: {printable(text)}")
+        return WorkerUnavailable(f"worker {self._worker} refuses: {text}")
 
     def release(self, request_id: int) -> bool:
         """Forget a request; True when the worker cannot answer it any more."""
@@ -169,5 +167,5 @@ class ReplyBook:
     def _waits_for_control(self, head: Head) -> bool:
         return head.numbers[0] == 0 and (self._greeting or self._loading is not None)
 
-    def _error(self, what: str) -> ProtocolError:
-        return ProtocolError(f"worker {self._worker} {what}; do not use it again")
+    def _error(self, what: str) -> WorkerError:
+        return WorkerError(f"worker {self._worker} {what}; do not use it again")

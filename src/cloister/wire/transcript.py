@@ -9,9 +9,9 @@ import numpy as np
 
 from cloister.base import files
 from cloister.base.reading import open_regular, parsing
-from cloister.ring.linear import LinearMap
-from cloister.wire.link import WorkerLink
-from cloister.wire.messages import TensorSpec, Unchecked
+from cloister.wire.link import NativeChannel, WorkerLink
+from cloister.wire.messages import LoadLinear, LoadSegment, TensorSpec, Unchecked
+from cloister.wire.shm.exchange import PreparedRequest
 
 Direction = Literal["to_worker", "from_worker"]
 
@@ -29,14 +29,6 @@ class Entry(NamedTuple):
     shape: tuple[int, ...]
     nbytes: int
     payload: np.ndarray | None = None
-
-
-class Crossing(NamedTuple):
-    """A request and its answer that will always be the same but for the request's id."""
-
-    target_id: int
-    sent: TensorSpec
-    received: TensorSpec
 
 
 class Transcript:
@@ -122,48 +114,23 @@ class Transcript:
             return Transcript([_entry(arrays, i) for i in range(len(arrays["request_id"]))])
 
 
-class RecordingLink:
+class RecordingLink(WorkerLink):
     """Passes everything through to a link and enters it in a transcript.
 
-    payloads   keep a copy of every tensor, not only its size
+    payloads   keep a copy of every tensor, not only its size; no native channel then
     """
 
     def __init__(self, link: WorkerLink, transcript: Transcript, *, payloads: bool) -> None:
+        super().__init__(link.name, address=link.address)
         self._link = link
         self._transcript = transcript
         self._payloads = payloads
         self._targets: dict[int, int] = {}
 
     @property
-    def unrecorded(self) -> WorkerLink | None:
-        """The link itself, for somebody who calls `note`; None when payloads are recorded."""
-        return None if self._payloads else self._link
-
-    def note(self, direction: Direction, request_id: int, target_id: int, spec: TensorSpec) -> None:
-        """Enter a tensor that crossed the boundary, without its payload."""
-        self._transcript.entries.append(_noted(direction, request_id, target_id, self.name, spec))
-
-    def note_all(self, first_request_id: int, crossings: Sequence[Crossing]) -> None:
-        """Enter requests of consecutive ids and their answers, without payloads."""
-        name = self.name
-
-        def entries() -> Iterator[Entry]:
-            for request_id, crossing in enumerate(crossings, first_request_id):
-                target = crossing.target_id
-                yield _noted("to_worker", request_id, target, name, crossing.sent)
-                yield _noted("from_worker", request_id, target, name, crossing.received)
-
-        self._transcript.defer(entries)
-
-    @property
-    def name(self) -> str:
+    def pid(self) -> int | None:
         """See WorkerLink."""
-        return self._link.name
-
-    @property
-    def address(self) -> str | None:
-        """See WorkerLink."""
-        return self._link.address
+        return self._link.pid
 
     @property
     def bytes_sent(self) -> int:
@@ -175,13 +142,9 @@ class RecordingLink:
         """See WorkerLink."""
         return self._link.bytes_received
 
-    def load_linear(self, target_id: int, linear: LinearMap) -> None:
+    def load(self, message: LoadLinear | LoadSegment) -> None:
         """See WorkerLink; weights are public to the worker and not recorded."""
-        self._link.load_linear(target_id, linear)
-
-    def load_segment(self, target_id: int, model: bytes) -> None:
-        """See WorkerLink; weights are public to the worker and not recorded."""
-        self._link.load_segment(target_id, model)
+        self._link.load(message)
 
     def send_buffer(self, spec: TensorSpec) -> np.ndarray:
         """See WorkerLink."""
@@ -201,7 +164,7 @@ class RecordingLink:
         self._link.submit(request_id, target_id, tensors, expect)
 
     def receive(self, request_id: int, *, timeout_s: float) -> tuple[Unchecked[np.ndarray], ...]:
-        """See WorkerLink; what is recorded was read once for the record alone."""
+        """See WorkerLink; what is recorded is read once for the record alone."""
         replies = self._link.receive(request_id, timeout_s=timeout_s)
         target_id = self._targets.get(request_id, -1)
         for reply in replies:
@@ -217,21 +180,60 @@ class RecordingLink:
         """See WorkerLink."""
         self._link.close()
 
+    def cut(self) -> None:
+        """See WorkerLink."""
+        self._link.cut()
+
+    def native_channel(self) -> NativeChannel | None:
+        """See WorkerLink."""
+        return None if self._payloads else self._link.native_channel()
+
+    def exchanged(self, first_request_id: int, exchanges: Sequence[PreparedRequest]) -> None:
+        """See WorkerLink."""
+        self._link.exchanged(first_request_id, exchanges)
+        name = self.name
+
+        def entries() -> Iterator[Entry]:
+            for request_id, exchange in enumerate(exchanges, first_request_id):
+                target = exchange.target_id
+                yield _noted("to_worker", request_id, target, name, exchange.spec)
+                yield _noted("from_worker", request_id, target, name, exchange.expect)
+
+        self._transcript.defer(entries)
+
+    def complete(
+        self,
+        request_id: int,
+        exchange: PreparedRequest,
+        *,
+        sent: bool,
+        came: bytes,
+        deadline_s: float,
+        timeout_s: float,
+    ) -> None:
+        """See WorkerLink."""
+        self._note("to_worker", request_id, exchange.target_id, exchange.spec)
+        self._link.complete(
+            request_id, exchange, sent=sent, came=came, deadline_s=deadline_s, timeout_s=timeout_s
+        )
+        self._note("from_worker", request_id, exchange.target_id, exchange.expect)
+
+    def abandon(self, request_id: int, exchange: PreparedRequest) -> None:
+        """See WorkerLink."""
+        self._note("to_worker", request_id, exchange.target_id, exchange.spec)
+        self._link.abandon(request_id, exchange)
+
+    def _note(
+        self, direction: Direction, request_id: int, target_id: int, spec: TensorSpec
+    ) -> None:
+        self._transcript.entries.append(_noted(direction, request_id, target_id, self.name, spec))
+
     def _record(
         self, direction: Direction, request_id: int, target_id: int, tensor: np.ndarray
     ) -> None:
-        self._transcript.entries.append(
-            Entry(
-                direction,
-                request_id,
-                target_id,
-                self.name,
-                tensor.dtype,
-                tensor.shape,
-                tensor.nbytes,
-                tensor.copy() if self._payloads else None,
-            )
-        )
+        noted = _noted(direction, request_id, target_id, self.name, TensorSpec.of(tensor))
+        payload = tensor.copy() if self._payloads else None
+        self._transcript.entries.append(noted._replace(payload=payload))
 
 
 def _noted(

@@ -12,7 +12,7 @@ from cloister.ring import reference
 from cloister.ring.freivalds import draw
 from cloister.trusted.pads.maker import InlinePads
 from cloister.trusted.program.compile import compile_plan
-from cloister.trusted.program.interpreter import Interpretation, interpret
+from cloister.trusted.program.interpreter import Crossed, Interpretation, Interpreter
 from cloister.trusted.report import Result
 from cloister.trusted.session import Session
 
@@ -75,21 +75,18 @@ class Oracle:
 
     def interpret(self, feeds, *, worker=reference.linear_map) -> list[Interpretation]:
         """The interpretation of each micro-batch of the session's last run."""
+        self.crossed: list[Crossed] = []
+        interpreter = Interpreter(
+            self.program, checks=self.checks, worker=worker, watch=self.crossed.append
+        )
         found = []
         for part in cut(self.plan.graph, as_samples(self.plan.graph, feeds), self.batch):
-            rows = row_count(self.plan.graph, part) if self.pads else 0
-            ids = self.pads.ids[self._used : self._used + rows] if self.pads else []
-            self._used += rows
-            found.append(
-                interpret(
-                    self.program,
-                    part,
-                    pad_key=self.pads.pad_key if self.pads else b"",
-                    pad_ids=ids,
-                    checks=self.checks,
-                    worker=worker,
-                )
-            )
+            if self.pads is None:
+                found.append(interpreter.run(part))
+                continue
+            used, self._used = self._used, self._used + row_count(self.plan.graph, part)
+            ids = self.pads.ids[used : self._used]
+            found.append(interpreter.run(part, pad_key=self.pads.pad_key, pad_ids=ids))
         return found
 
     def assert_explains(self, result: Result, feeds, *, worker=reference.linear_map) -> None:
@@ -100,10 +97,9 @@ class Oracle:
         for name, value in outputs.items():
             assert_same_bits(result.outputs[name], value)
         entries = result.transcript.entries
-        crossed = [each for one in found for each in one.crossed]
         wanted = [
             (direction, each.target, tensor)
-            for each in crossed
+            for each in self.crossed
             for direction, tensors in (("to_worker", each.sent), ("from_worker", each.received))
             for tensor in tensors
         ]

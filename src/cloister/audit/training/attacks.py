@@ -31,8 +31,8 @@ from cloister.audit.training.population import (
 from cloister.audit.training.prior import Prior
 from cloister.audit.training.solve import box_program, linear_solve, prior_estimate
 from cloister.authority.noise import EXACT_BITS
+from cloister.authority.request_log import Release
 from cloister.errors import RangeError, ShapeError
-from cloister.wire.request_log import Release
 
 LARGEST_SAMPLE = 4096
 """Elements of the largest sample whose equations are written out as a matrix."""

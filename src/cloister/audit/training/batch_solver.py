@@ -14,9 +14,9 @@ from scipy.sparse.linalg import LinearOperator, lsmr
 
 from cloister.audit.training.functionals import gather, scatter
 from cloister.audit.training.prior import Prior
+from cloister.authority.request_log import Release
 from cloister.errors import InputError
 from cloister.ring.linear import Geometry
-from cloister.wire.request_log import Release
 
 LARGEST_UNION = 4096
 """Samples whose gradients are solved together."""

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from cloister.audit.training.batch_solver import is_dense
-from cloister.wire.request_log import Release
+from cloister.authority.request_log import Release
 
 MOMENTA = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99)
 """Of the optimiser; that which leaves least unexplained is taken."""

@@ -10,8 +10,8 @@ from jaxtyping import Float64, Int64
 
 from cloister.audit.training.functionals import rows_of
 from cloister.authority.noise import EXACT_BITS
+from cloister.authority.request_log import Release
 from cloister.errors import EncryptionError, InputError
-from cloister.wire.request_log import Release
 
 RANK_TOLERANCE = 1e-10
 ENOUGH = 16
@@ -132,7 +132,7 @@ def collect(releases: Iterable[Release], *, samples: int = 16, steps: int = 256)
 def _enter(evidence: Evidence, release: Release, samples: int, steps: int) -> None:
     evidence.counts[release.kind] = evidence.counts.get(release.kind, 0) + 1
     evidence.seen.update(release.ids.tolist())
-    if release.kind.endswith("request"):
+    if not release.is_read:
         if len(evidence.requests) < 2 * steps:
             evidence.requests.append(release)
         return

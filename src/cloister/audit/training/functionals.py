@@ -6,9 +6,9 @@ import numpy as np
 import scipy.sparse
 from jaxtyping import Float64, Int64
 
+from cloister.authority.request_log import Release
 from cloister.errors import InputError
 from cloister.ring.linear import Geometry
-from cloister.wire.request_log import Release
 
 
 @lru_cache(maxsize=64)

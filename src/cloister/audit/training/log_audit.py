@@ -18,8 +18,8 @@ from cloister.audit.training.training_page import (
 )
 from cloister.audit.training.truth import Truth, check_truth
 from cloister.audit.training.truth_files import read_prior, read_truths
+from cloister.authority.request_log import read_releases
 from cloister.errors import InputError
-from cloister.wire.request_log import read_releases
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cloister.errors import ModelError, UnsupportedError
+from cloister.errors import ModelError, UnsupportedError, one_line
 from cloister.graph.graph import BATCH, Graph
-from cloister.graph.inference import one_line
 from cloister.graph.onnx import read
 
 OPSET = 17

@@ -9,9 +9,9 @@ import onnx
 from onnx import checker, helper, inliner, numpy_helper
 
 from cloister.base.reading import parsing
-from cloister.errors import ModelError, UnsupportedError, printable
+from cloister.errors import ModelError, UnsupportedError, one_line, printable
 from cloister.graph.graph import Graph, Node, Subgraph
-from cloister.graph.inference import one_line, opaque_type, with_types
+from cloister.graph.inference import opaque_type, with_types
 from cloister.graph.legality import check
 from cloister.graph.onnx.batching import with_dynamic_batch
 from cloister.graph.onnx.external_data import (

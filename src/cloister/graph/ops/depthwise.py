@@ -1,4 +1,4 @@
-"""Depthwise convolutions that the trusted side's native pass can compute: their window and taps.
+"""Depthwise convolutions that the trusted side's fused step can compute: their window and taps.
 
 They mix no channels and do little work per number, so that sending them to a worker may cost more
 than computing them (plan/placement.py decides).
@@ -13,19 +13,19 @@ from cloister.errors import RangeError, UnsupportedError
 from cloister.graph.graph import Graph, Node
 from cloister.graph.ops.linear_nodes import float_weights, geometry
 from cloister.graph.ops.table import is_linear
-from cloister.graph.ops.windows import PoolGeometry
+from cloister.ring.window_geometry import WindowGeometry
 
 
 @dataclass(frozen=True, eq=False)
 class Depthwise:
     """One filter per channel: `window` says where it is applied."""
 
-    window: PoolGeometry
+    window: WindowGeometry
     weights: Float32[np.ndarray, "kh kw c"]
     bias: Float32[np.ndarray, " c"]
 
 
-def depthwise_window(graph: Graph, node: Node) -> PoolGeometry | None:
+def depthwise_window(graph: Graph, node: Node) -> WindowGeometry | None:
     """The window of a depthwise convolution on (N, C, H, W) with one filter per channel.
 
     None for any other node, and where a window lies outside the image.
@@ -40,7 +40,7 @@ def depthwise_window(graph: Graph, node: Node) -> PoolGeometry | None:
         return None
     if not shape.is_depthwise or shape.out_channels != shape.in_channels or min(shape.pad) < 0:
         return None
-    window = PoolGeometry(
+    window = WindowGeometry(
         "depthwise", shape.kernel, shape.stride, shape.dilation, shape.pad, shape.out_size
     )
     return window if window.reads(shape.in_size) else None

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -33,7 +34,6 @@ from cloister.wire.grpc.places import machines
 from cloister.wire.link import WorkerLink
 
 DEFAULT_TIMEOUT_S = 120.0
-POLL_S = 1.0
 TOO_FEW = (
     "one worker alone would see the whole pads and could read every message they blind; give two "
     "or more workers that do not collude, or none to make the pads here"
@@ -211,7 +211,7 @@ class WorkerMaker:
                 self._ask(asked, link, node, share)
             self._ask(asked, first, node, rest)
             for question in asked:
-                self._add_answer(question, node, out)
+                out = self._add_answer(question, node, out)
         finally:
             for question in asked:
                 if question.link in self._links:
@@ -238,14 +238,13 @@ class WorkerMaker:
 
     def _add_answer(
         self, question: _Asked, node: SharedNode, out: UInt32[np.ndarray, "h w c"]
-    ) -> None:
-        """Check one worker's answer and add it to `out`."""
+    ) -> UInt32[np.ndarray, "h w c"]:
+        """`out` with one worker's answer added, which was checked."""
         link = question.link
         try:
             (reply,) = link.receive(question.request_id, timeout_s=self._timeout_s)
-            answer = reply.expose_unchecked()
-            sums = node.add_answers(answer, out, vectors=question.vectors)
-            accept(sums, question.sums, node=node.name)
+            add = partial(node.add_answers, out=out, vectors=question.vectors)
+            return accept(reply, add, question.sums, node=node.name).values
         except VerificationError as error:
             self._drop(link)
             for other in self._nodes:
@@ -351,47 +350,3 @@ def fill(
         for array in memory.values():
             array.fill(0)
     return missing
-
-
-class BackgroundFill:
-    """Keeps a store at `count` unused pads from a thread of its own, until stopped.
-
-    The maker serves this object alone. An error ends the thread; `stop` raises it.
-    """
-
-    def __init__(
-        self, store: PadStore, maker: Maker, *, count: int, rate: Rate | None = None
-    ) -> None:
-        self._store = store
-        self._maker = maker
-        self._count = count
-        self._rate = rate
-        self._stop = threading.Event()
-        self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name="cloister pads", daemon=True)
-        self._thread.start()
-
-    @property
-    def running(self) -> bool:
-        """Whether the thread still makes pads."""
-        return self._thread.is_alive()
-
-    def stop(self) -> None:
-        """Finish the pad that is being made and end.
-
-        Raises   the error that ended it before
-        """
-        self._stop.set()
-        self._thread.join()
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
-
-    def _run(self) -> None:
-        try:
-            while not self._stop.is_set():
-                fill(self._store, self._maker, count=self._count, rate=self._rate, stop=self._stop)
-                self._stop.wait(POLL_S)
-        # Whatever it is, `stop` raises it in the thread that asks.
-        except Exception as error:  # noqa: BLE001
-            self._error = error

@@ -101,46 +101,23 @@ class InlinePads:
 
 
 class PadUse:
-    """The pads of one request: each node's pad can be drawn once, each unblinding term once."""
+    """The pads of one request, which can be claimed once."""
 
     def __init__(self, source: PadSource, count: int) -> None:
         self._source = source
         self._pads = source.take(count)
+        self._claimed = False
         self.key = source.pad_key
-        self._blinded: set[int] = set()
-        self._unblinded: set[int] = set()
 
-    def nonces(self, node_index: int) -> list[bytes]:
-        """The nonces that blind this node's inputs, one per input of the batch.
+    def claim(self, node_indices: Sequence[int]) -> tuple[list[int], list[list[np.ndarray]]]:
+        """The pad ids, and `A r` by node and input.
 
-        Raises PadReusedError the second time.
+        Raises   PadReusedError the second time
         """
-        self._blind(node_index)
-        return [nonce(pad.pad_id, node_index) for pad in self._pads]
-
-    def unblinding(self, node_index: int) -> list[np.ndarray]:
-        """`A r` of this node, one array per input of the batch.
-
-        Raises PadReusedError the second time.
-        """
-        if node_index in self._unblinded:
-            raise PadReusedError(f"linear node {node_index}: its answer was already unblinded")
-        self._unblinded.add(node_index)
-        return [pad.unblinding[node_index] for pad in self._pads]
-
-    def _blind(self, node_index: int) -> None:
-        if node_index in self._blinded:
-            raise PadReusedError(f"linear node {node_index}: its pads were already used")
-        self._blinded.add(node_index)
-
-    def claim_all(self, node_indices: Sequence[int]) -> tuple[list[int], list[list[np.ndarray]]]:
-        """The pad ids, and `A r` by node and input: both sides of every named node at once.
-
-        Raises PadReusedError when one of them was already used.
-        """
-        unblinding = [self.unblinding(index) for index in node_indices]
-        for index in node_indices:
-            self._blind(index)
+        if self._claimed:
+            raise PadReusedError("the pads of this request were already used")
+        self._claimed = True
+        unblinding = [[pad.unblinding[index] for pad in self._pads] for index in node_indices]
         return [pad.pad_id for pad in self._pads], unblinding
 
     def erase(self) -> None:

@@ -88,14 +88,14 @@ class SharedNode:
         out: UInt32[np.ndarray, "h w c"],
         *,
         vectors: CheckVectors,
-    ) -> UInt64[np.ndarray, " digits"]:
-        """Add up the digits' answers in `out`; `<s, answer> mod P52` of each, read as centred.
+    ) -> tuple[UInt32[np.ndarray, "h w c"], UInt64[np.ndarray, " digits"]]:
+        """`out` with the digits' answers added, and `<s, answer> mod P52` of each, read as centred.
 
         They may lie in memory that the worker still writes: what is summed is what is added.
         """
         sums = np.empty(len(answers), np.uint64)
         native.add_answers(answers, vectors.a, vectors.b, self.digits.widths, out, sums)
-        return sums
+        return out, sums
 
     def forget(self) -> None:
         """Overwrite the check vectors; `draw` draws new ones."""

@@ -1,7 +1,7 @@
 """The slow interpreter: what every step of a program means, in plain NumPy.
 
 The oracle of the executor: for the same inputs, pads and check coefficients both give the same
-outputs, messages, answers and counts, bit for bit. Nothing here is used at run time.
+outputs, messages, answers and counts, bit for bit. Sessions do not use it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cloister.base.rng import pad_stream
-from cloister.errors import PlanError, RangeError, VerificationError
+from cloister.errors import RangeError, VerificationError
 from cloister.graph.batch import row_count
 from cloister.graph.interpreter import runtime_session
 from cloister.graph.layout import from_channels_last, to_channels_last
@@ -43,73 +43,84 @@ class Sums:
 
 @dataclass
 class Interpretation:
-    """What one batch made, in the order of the steps; `clipped` by linear node and input."""
+    """What one batch made; sums and counts of what is clipped by linear node, for each input."""
 
     outputs: dict[str, np.ndarray] = field(default_factory=dict)
-    crossed: list[Crossed] = field(default_factory=list)
     sums: dict[int, Sums] = field(default_factory=dict)
     clipped: dict[int, np.ndarray] = field(default_factory=dict)
 
 
-def interpret(
-    program: Program,
-    feeds: Mapping[str, np.ndarray],
-    *,
-    pad_key: bytes = b"",
-    pad_ids: Sequence[int] = (),
-    checks: Mapping[int, CheckVectors] | None = None,
-    worker: Worker = reference.linear_map,
-) -> Interpretation:
-    """Run a batch through a program, step by step.
+class Interpreter:
+    """Runs batches through a program, step by step.
 
-    pad_key, pad_ids   the keystream's key and the pad set of each input
-    checks             the coefficients of each linear node; one without is believed
-    worker             what answers a request about a linear map
-
-    Raises   RangeError, VerificationError
+    checks   the coefficients of each checked linear node; one without is believed
+    worker   what answers a message to a linear map
+    watch    gets what crosses, in the order of the steps
     """
-    run = _Run(program, feeds, pad_key, pad_ids, checks or {}, worker)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for step in program.steps:
-            if isinstance(step, Fused):
-                run.fused(step)
-            elif isinstance(step, Exchange):
-                run.exchange(step)
-            elif isinstance(step, Segment):
-                run.segment(step)
-            elif isinstance(step, Local):
-                run.local(step)
-            else:
-                raise PlanError(f"a step of kind {type(step).__name__} has no meaning")
-    run.result.outputs = {name: run.value(name) for name in program.plan.graph.outputs}
-    return run.result
-
-
-class _Run:
-    """One batch: its values in ONNX's layout, its messages and answers by linear node."""
 
     def __init__(
         self,
         program: Program,
+        *,
+        checks: Mapping[int, CheckVectors] | None = None,
+        worker: Worker = reference.linear_map,
+        threads: int = 1,
+        watch: Callable[[Crossed], None] = lambda _: None,
+    ) -> None:
+        self.program = program
+        self.checks = checks or {}
+        self.worker = worker
+        self.watch = watch
+        self.protections = {
+            step.node: step.protection for step in program.steps if isinstance(step, Exchange)
+        }
+        self.sessions = {
+            i: runtime_session(_model(program, step), threads=threads, optimised=True)
+            for i, step in enumerate(program.steps)
+            if isinstance(step, Local | Segment)
+        }
+
+    def run(
+        self, feeds: Mapping[str, np.ndarray], *, pad_key: bytes = b"", pad_ids: Sequence[int] = ()
+    ) -> Interpretation:
+        """Run a batch, whose inputs are blinded by the keystream under this key and these pad ids.
+
+        Raises   RangeError, VerificationError
+        """
+        batch = _Batch(self, feeds, pad_key, pad_ids)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for i, step in enumerate(self.program.steps):
+                if isinstance(step, Fused):
+                    batch.fused(step)
+                elif isinstance(step, Exchange):
+                    batch.exchange(step)
+                elif isinstance(step, Segment):
+                    batch.segment(i, step)
+                elif isinstance(step, Local):
+                    batch.local(i, step)
+        batch.made.outputs = {name: batch.value(name) for name in self.program.plan.graph.outputs}
+        return batch.made
+
+
+class _Batch:
+    """One batch: its values in ONNX's layout, its messages and answers by linear node."""
+
+    def __init__(
+        self,
+        interpreter: Interpreter,
         feeds: Mapping[str, np.ndarray],
         pad_key: bytes,
         pad_ids: Sequence[int],
-        checks: Mapping[int, CheckVectors],
-        worker: Worker,
     ) -> None:
-        self.result = Interpretation()
-        self._program = program
-        self._plan = program.plan
-        self._graph = program.plan.graph
+        self.made = Interpretation()
+        self._of = interpreter
+        self._program = interpreter.program
+        self._plan = interpreter.program.plan
+        self._graph = interpreter.program.plan.graph
+        self._pad_key, self._pad_ids = pad_key, pad_ids
         self._values = dict(feeds)
         self._rows = row_count(self._graph, feeds)
-        self._pad_key, self._pad_ids = pad_key, pad_ids
-        self._checks = checks
-        self._worker = worker
-        self._protections = {
-            step.node: step.protection for step in program.steps if isinstance(step, Exchange)
-        }
-        self._made: set[tuple[str, bool]] = set()
+        self._stored: set[tuple[str, bool]] = set()
         self._messages: dict[int, np.ndarray] = {}
         self._answers: dict[int, np.ndarray] = {}
         self._request_sums: dict[int, np.ndarray] = {}
@@ -124,26 +135,29 @@ class _Run:
         return self._values[name]
 
     def fused(self, step: Fused) -> None:
-        """One pass from an answer or a value: a value, and the messages of its sinks."""
+        """An answer or a value becomes a value and the messages of its sinks."""
         epilogue, filters = step.epilogue, step.epilogue.depthwise
         affine = unblinding = coefficients = None
         if step.node is None:
             source = multiplied(self._image(step.source or "", step), step.factors)
         else:
             numbers = self._plan.linear_nodes[step.node]
-            source, affine = self._answers[step.node], reference.Affine(numbers.scale, numbers.bias)
-            if self._protections[step.node].hidden:
+            source, affine = (
+                self._answers.pop(step.node),
+                reference.Affine(numbers.scale, numbers.bias),
+            )
+            if self._of.protections[step.node].hidden:
                 unblinding = reference.linear_map(numbers.linear, self._pad(step.node))
             if (vectors := self._vectors(step.node)) is not None:
                 coefficients = vectors.a, vectors.b
-        made = reference.fused_pass(
+        made = reference.fused_step(
             source,
             affine=affine,
             unblinding=unblinding,
             coefficients=coefficients,
             residual=None if epilogue.residual is None else self._image(epilogue.residual, step),
             bounds=(epilogue.lo, epilogue.hi),
-            window=None if epilogue.window is None else epilogue.window.to_tuple(),
+            window=epilogue.window,
             filters=None
             if filters is None
             else reference.Filters(
@@ -156,38 +170,37 @@ class _Run:
         for i, index in enumerate(step.sinks):
             self._messages[index] = made.requests[i]
             self._request_sums[index] = made.request_sums[i]
-            self.result.clipped[index] = made.clipped[i]
+            self.made.clipped[index] = made.clipped[i]
         for name in step.outputs:
             self._keep(name, made.value, channels_first=step.channels_first)
 
     def exchange(self, step: Exchange) -> None:
         """A linear node on the worker."""
         message = self._messages.pop(step.node)
-        answer = self._worker(self._plan.linear_nodes[step.node].linear, message)
+        answer = self._of.worker(self._plan.linear_nodes[step.node].linear, message)
         self._answers[step.node] = answer
-        self.result.crossed.append(Crossed(step.node, (message,), (answer,)))
+        self._of.watch(Crossed(step.node, (message,), (answer,)))
 
-    def segment(self, step: Segment) -> None:
+    def segment(self, i: int, step: Segment) -> None:
         """Nodes on the worker, in float32 and believed."""
-        sent = tuple(np.ascontiguousarray(self.value(name)) for name in step.inputs)
-        self.local(step)
+        sent = tuple(np.asarray(self.value(name), order="C") for name in step.inputs)
+        self.local(i, step)
         received = tuple(self._values[name] for name in step.outputs)
-        self.result.crossed.append(Crossed(step.target, sent, received))
+        self._of.watch(Crossed(step.target, sent, received))
 
-    def local(self, step: Local | Segment) -> None:
+    def local(self, i: int, step: Local | Segment) -> None:
         """Nodes as ONNX Runtime computes them, all at once: it may fuse some of them."""
-        model = model_bytes(self._graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs)
-        session = runtime_session(model, optimised=True)
         feeds = {name: self.value(name) for name in step.inputs}
-        self._values.update(zip(step.outputs, session.run(step.outputs, feeds), strict=True))
+        found = self._of.sessions[i].run(step.outputs, feeds)
+        self._values.update(zip(step.outputs, found, strict=True))
 
     def _image(self, name: str, step: Fused) -> np.ndarray:
         """A value as float32 (n, h, w, c).
 
-        Raises   RangeError for a NaN or infinity that no pass made
+        Raises   RangeError for a NaN or infinity that no fused step made
         """
         value = self.value(name)
-        if (name, step.channels_first) not in self._made and not np.isfinite(value).all():
+        if (name, step.channels_first) not in self._stored and not np.isfinite(value).all():
             raise RangeError(f"value {name!r} is NaN or infinite, so it has no fixed-point form")
         array = to_channels_last(value, channels_first=step.channels_first)
         return np.ascontiguousarray(array, np.float32).reshape(self._rows, *step.size)
@@ -196,14 +209,14 @@ class _Run:
         shape = self._graph.types[name].shape
         self._values[name] = from_channels_last(image, shape, channels_first=channels_first)
         part = self._program.slices.get(name)
-        self._made.add((part.whole if part else name, channels_first))
+        self._stored.add((part.whole if part else name, channels_first))
 
     def _sink(self, index: int) -> reference.Sink:
         numbers, vectors = self._plan.linear_nodes[index], self._vectors(index)
         return reference.Sink(
             numbers.inv_x_scale,
             numbers.x_qmax,
-            self._pad(index) if self._protections[index].hidden else None,
+            self._pad(index) if self._of.protections[index].hidden else None,
             None if vectors is None else reference.factored(vectors.rows, vectors.columns),
         )
 
@@ -218,13 +231,19 @@ class _Run:
         return np.stack(words).reshape(-1, *geometry.in_shape)
 
     def _vectors(self, index: int) -> CheckVectors | None:
-        return self._checks.get(index) if self._protections[index].checked else None
+        return self._of.checks.get(index) if self._of.protections[index].checked else None
 
     def _accept(self, index: int, answer_sums: np.ndarray) -> None:
         if self._vectors(index) is None:
             return
         sums = Sums(self._request_sums.pop(index), answer_sums)
-        self.result.sums[index] = sums
+        self.made.sums[index] = sums
         if not np.array_equal(sums.request, sums.answer):
             node = self._plan.linear_nodes[index].node
             raise VerificationError(f"node {node!r}: the worker's answer is wrong")
+
+
+def _model(program: Program, step: Local | Segment) -> bytes:
+    return model_bytes(
+        program.plan.graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs
+    )

@@ -1,4 +1,4 @@
-"""Where everything lies that a walk over a program writes, decided once per batch size.
+"""Where everything lies that fused steps and exchanges write, decided once per batch size.
 
 Values, messages and answers live from the step that writes them to the last step that reads them;
 what is not alive at the same time may share memory.
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cloister.plan.plan import Plan
-from cloister.trusted.program.steps import Exchange, Fused, Local, Program
+from cloister.trusted.program.steps import Exchange, Fused, Program
 from cloister.wire.messages import TensorSpec
 
 # Of a page: the worker maps shared memory by pages, and vector loads stay within cache lines.
@@ -21,41 +21,41 @@ ValueKey = tuple[str, bool]
 
 
 @dataclass
-class _Life:
+class _Lifetime:
     nbytes: int
     first: int
     last: int
 
 
 @dataclass
-class Layout:
-    """Offsets into one block of memory."""
+class Block:
+    """Offsets into one block of memory, by what lies there."""
 
     offsets: dict[Hashable, int]
     nbytes: int
 
 
 @dataclass
-class Lives:
+class Lifetimes:
     """Things by key with the steps between which they are alive."""
 
-    _lives: dict[Hashable, _Life] = field(default_factory=dict)
+    _lifetimes: dict[Hashable, _Lifetime] = field(default_factory=dict)
 
     def extend(self, key: Hashable, step: int, nbytes: int = 0) -> None:
         """Something is written or read at a step."""
-        life = self._lives.setdefault(key, _Life(nbytes, step, step))
+        life = self._lifetimes.setdefault(key, _Lifetime(nbytes, step, step))
         life.nbytes = max(life.nbytes, nbytes)
         life.last = max(life.last, step)
 
     def __contains__(self, key: Hashable) -> bool:
-        return key in self._lives
+        return key in self._lifetimes
 
-    def layout(self) -> Layout:
+    def place(self) -> Block:
         """First fit at the lowest address, in the order of the steps."""
-        placed: list[tuple[int, int, _Life]] = []
+        placed: list[tuple[int, int, _Lifetime]] = []
         offsets: dict[Hashable, int] = {}
         total = 0
-        for key, life in sorted(self._lives.items(), key=lambda item: item[1].first):
+        for key, life in sorted(self._lifetimes.items(), key=lambda item: item[1].first):
             size = padded(life.nbytes)
             offset = 0
             alive = sorted((b, e) for b, e, other in placed if other.last >= life.first)
@@ -66,19 +66,20 @@ class Lives:
             placed.append((offset, offset + size, life))
             offsets[key] = offset
             total = max(total, offset + size)
-        return Layout(offsets, total)
+        return Block(offsets, total)
 
 
 @dataclass
-class Schedule:
+class Layout:
     """The memory of a program for one batch size.
 
-    `shared` has the key ("message", node) and ("answer", node) of every remote node; `private` the
-    values, and ("staged", node) of messages that wait for a check in private memory.
+    `shared` has the key ("message", node) and ("answer", node) of every exchange, for links whose
+    worker reads shared memory; `private` the values, and ("staged", node) of messages that wait for
+    a check in private memory.
     """
 
-    shared: Layout
-    private: Layout
+    shared: Block
+    private: Block
     shapes: Mapping[ValueKey, tuple[int, ...]]
     messages: Mapping[int, TensorSpec]
     answers: Mapping[int, TensorSpec]
@@ -96,11 +97,11 @@ def value_key(program: Program, name: str, channels_first: bool) -> ValueKey:
     return (part.whole if part else name, channels_first)
 
 
-def make_schedule(program: Program, batch: int) -> Schedule:
-    """Lay out the memory of a program without open segments."""
+def lay_out(program: Program, batch: int) -> Layout:
+    """Lay out the memory of a program."""
     plan = program.plan
     hides = bool(plan.hidden_nodes)
-    shared, private = Lives(), Lives()
+    shared, private = Lifetimes(), Lifetimes()
     shapes: dict[ValueKey, tuple[int, ...]] = {}
     messages: dict[int, TensorSpec] = {}
     answers: dict[int, TensorSpec] = {}
@@ -127,11 +128,11 @@ def make_schedule(program: Program, batch: int) -> Schedule:
             shared.extend(("answer", step.node), i, answers[step.node].nbytes)
             if step.node in staged:
                 private.extend(("staged", step.node), i)
-        for name in _reads(step):
+        for name in step.inputs:
             _read(program, private, name, i)
     for name in plan.graph.outputs:
         _read(program, private, name, len(program.steps))
-    return Schedule(shared.layout(), private.layout(), shapes, messages, answers, frozenset(staged))
+    return Layout(shared.place(), private.place(), shapes, messages, answers, frozenset(staged))
 
 
 def _message(plan: Plan, index: int, batch: int) -> TensorSpec:
@@ -145,15 +146,7 @@ def _whole_size(program: Program, step: Fused) -> tuple[int, ...]:
     return (*step.out_size[:2], part.channels) if part else step.out_size
 
 
-def _reads(step: object) -> tuple[str, ...]:
-    if isinstance(step, Local):
-        return step.inputs
-    if isinstance(step, Fused):
-        return tuple(name for name in (step.source, step.epilogue.residual) if name)
-    return ()
-
-
-def _read(program: Program, private: Lives, name: str, step: int) -> None:
+def _read(program: Program, private: Lifetimes, name: str, step: int) -> None:
     for channels_first in (False, True):
         key = value_key(program, name, channels_first)
         if key in private:

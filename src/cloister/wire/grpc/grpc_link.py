@@ -15,12 +15,13 @@ from queue import SimpleQueue
 import grpc
 import numpy as np
 
-from cloister.errors import ProtocolError, WorkerTimeout, WorkerUnavailable
-from cloister.ring.linear import LinearMap
+from cloister.errors import ProtocolError, WorkerTimeout, WorkerUnavailable, printable
 from cloister.wire.codec import Encoded, Head, encode
 from cloister.wire.grpc.frames import FRAME_BYTES, Assembler, to_frames
 from cloister.wire.grpc.places import check_address
+from cloister.wire.link import MessageLink
 from cloister.wire.messages import (
+    MAX_FAILURE_CHARS,
     Answer,
     Apply,
     Hello,
@@ -28,9 +29,8 @@ from cloister.wire.messages import (
     LoadSegment,
     TensorSpec,
     Unchecked,
-    printable,
 )
-from cloister.wire.replies import ReplyBook, named
+from cloister.wire.replies import named
 
 METHOD = "/cloister.Worker/Connect"
 DEFAULT_TIMEOUT_S = 60.0
@@ -43,7 +43,7 @@ CHANNEL_OPTIONS = (
 )
 
 
-class RpcLink:
+class RpcLink(MessageLink):
     """See WorkerLink. Connects at first use.
 
     timeout_s        for the connection
@@ -60,25 +60,15 @@ class RpcLink:
         load_timeout_s: float = DEFAULT_LOAD_TIMEOUT_S,
     ) -> None:
         check_address(address)
-        self.name = address
-        self.address: str | None = address
-        self.bytes_sent = 0
-        self.bytes_received = 0
+        super().__init__(address, address=address)
         self._timeout_s = timeout_s
         self._load_timeout_s = load_timeout_s
-        self._book = ReplyBook(address)
         self._changed = threading.Condition()
-        self._broken: ProtocolError | None = None
         self._outbox: SimpleQueue[tuple[int, Encoded] | None] = SimpleQueue()
         self._begun: set[int] = set()
         self._channel: grpc.Channel | None = None
         self._call: grpc.Call | None = None
         self._lent: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()
-
-    @property
-    def device(self) -> str:
-        """The device the worker says it uses."""
-        return self._book.welcome.device if self._book.welcome else "unknown"
 
     def connect(self) -> None:
         """Connect and greet, unless that is done."""
@@ -87,7 +77,7 @@ class RpcLink:
             return
         self._channel = grpc.insecure_channel(self.name, options=CHANNEL_OPTIONS)
         stream = self._channel.stream_stream(METHOD)
-        self._book.greet()
+        self._replies.greet()
         self._call = stream(self._outgoing())
         threading.Thread(target=self._listen, args=(self._call,), daemon=True).start()
         self._send(encode(Hello()))
@@ -95,17 +85,19 @@ class RpcLink:
             self._timeout_s, "it did not answer; start `cloister worker --listen` there"
         )
 
-    def load_linear(self, target_id: int, linear: LinearMap) -> None:
+    def load(self, message: LoadLinear | LoadSegment) -> None:
         """See WorkerLink."""
-        self._load(LoadLinear(target_id, linear))
-
-    def load_segment(self, target_id: int, model: bytes) -> None:
-        """See WorkerLink."""
-        self._load(LoadSegment(target_id, model))
+        self.connect()
+        with self._changed:
+            self._replies.load(message.target_id)
+        self._send(encode(message))
+        self._wait_for_control(
+            self._load_timeout_s, f"target {message.target_id} was not loaded in time"
+        )
 
     def send_buffer(self, spec: TensorSpec) -> np.ndarray:
         """See WorkerLink; private memory here."""
-        array = np.empty(spec.shape, spec.dtype)
+        array = super().send_buffer(spec)
         self._lent[array.ctypes.data] = array
         return array
 
@@ -125,7 +117,7 @@ class RpcLink:
         )
         encoded = encode(Apply(request_id, target_id, owned))
         with self._changed:
-            self._book.open(request_id, expect)
+            self._replies.open(request_id, expect)
         self._send(encoded, request_id)
 
     def receive(self, request_id: int, *, timeout_s: float) -> tuple[Unchecked[np.ndarray], ...]:
@@ -134,16 +126,16 @@ class RpcLink:
         with self._changed:
             while True:
                 self._check_open()
-                tensors = self._book.take(request_id)
-                if tensors is not None:
-                    return tuple(Unchecked(tensor) for tensor in tensors)
+                answer = self._taken(request_id)
+                if answer is not None:
+                    return answer
                 self._wait(deadline, f"no answer within {timeout_s:g} s")
 
     def release(self, request_id: int) -> None:
         """See WorkerLink."""
         with self._changed:
-            if self._book.known(request_id):
-                self._book.release(request_id)
+            if self._replies.known(request_id):
+                self._replies.release(request_id)
 
     def close(self) -> None:
         """See WorkerLink; the worker then drops what was loaded."""
@@ -157,21 +149,12 @@ class RpcLink:
 
     # ---- the calling thread
 
-    def _load(self, message: LoadLinear | LoadSegment) -> None:
-        self.connect()
-        with self._changed:
-            self._book.load(message.target_id)
-        self._send(encode(message))
-        self._wait_for_control(
-            self._load_timeout_s, f"target {message.target_id} was not loaded in time"
-        )
-
     def _wait_for_control(self, timeout_s: float, what: str) -> None:
         deadline = time.monotonic() + timeout_s
         with self._changed:
             while True:
                 self._check_open()
-                if self._book.control_done():
+                if self._replies.control_done():
                     return
                 self._wait(deadline, f"{what} ({timeout_s:g} s)")
 
@@ -184,10 +167,6 @@ class RpcLink:
     def _send(self, encoded: Encoded, request_id: int = 0) -> None:
         self._outbox.put((request_id, encoded))
 
-    def _check_open(self) -> None:
-        if self._broken is not None:
-            raise self._broken
-
     def _unavailable(self, why: str) -> WorkerUnavailable:
         return WorkerUnavailable(f"worker {self.name}: {why}")
 
@@ -199,7 +178,7 @@ class RpcLink:
             with self._changed:
                 self._begun.add(request_id)
             for frame in to_frames(encoded):
-                self.bytes_sent += len(frame)
+                self._bytes_sent += len(frame)
                 yield frame
 
     def _listen(self, call: grpc.Call) -> None:
@@ -207,18 +186,18 @@ class RpcLink:
         broken: ProtocolError
         try:
             for frame in call:
-                self.bytes_received += len(frame)
+                self._bytes_received += len(frame)
                 message = assembler.feed(frame)
                 if message is not None:
                     with self._changed:
-                        self._book.deliver(message)
+                        self._replies.deliver(message)
                         self._changed.notify_all()
             broken = self._unavailable("it ended the connection")
         except ProtocolError as error:
             broken = named(error, self.name)
             call.cancel()
         except grpc.RpcError as error:
-            broken = self._unavailable(_reason(error))
+            broken = self._unavailable(printable(_reason(error), most=MAX_FAILURE_CHARS))
         self._outbox.put(None)
         with self._changed:
             self._broken = self._broken or broken
@@ -226,7 +205,7 @@ class RpcLink:
 
     def _admit(self, head: Head) -> None:
         with self._changed:
-            self._book.admit(head)
+            self._replies.admit(head)
             # Otherwise a worker that answers without reading would fill this side's memory.
             if head.kind is Answer and head.numbers[0] not in self._begun:
                 raise ProtocolError(f"answers request {head.numbers[0]} before it was sent")
@@ -239,5 +218,5 @@ def _reason(error: grpc.RpcError) -> str:
     if code == grpc.StatusCode.UNAVAILABLE:
         return "cannot be reached; is `cloister worker --listen` running there?"
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return f"has no room for this client or message ({printable(error.details() or '')})"
-    return printable(f"ended the connection: {code.name} {error.details()}")
+        return f"has no room for this client or message ({error.details() or ''})"
+    return f"ended the connection: {code.name} {error.details()}"

@@ -25,7 +25,13 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from cloister import errors
-from cloister.errors import AuthorityUnavailable, CloisterError, InputError, ProtocolError
+from cloister.errors import (
+    CloisterError,
+    InputError,
+    ProtocolError,
+    ServiceUnavailable,
+    printable,
+)
 from cloister.wire.https.bodies import Body, decode, encode
 
 CONTENT_TYPE = "application/octet-stream"
@@ -58,9 +64,11 @@ class HttpsClient:
         timeout_s: float = ANSWER_TIMEOUT_S,
         retry_for_s: float = RETRY_FOR_S,
         max_answer_bytes: int = MAX_ANSWER_BYTES,
+        unavailable: type[ServiceUnavailable] = ServiceUnavailable,
     ) -> None:
         """Prepare to call; `certificate` in DER, pinned.
 
+        unavailable   the class of this service's errors when it cannot be reached or is busy
         Raises   InputError when the address is not one
         """
         self._url = url
@@ -76,7 +84,7 @@ class HttpsClient:
                 raise InputError("the token holds characters that no token has")
             self._headers["Authorization"] = f"Bearer {token}"
         self._timeout_s, self._retry_for_s = timeout_s, retry_for_s
-        self._max = max_answer_bytes
+        self._max, self._unavailable = max_answer_bytes, unavailable
         self._lock = threading.Lock()
         self._connection: http.client.HTTPSConnection | None = None
 
@@ -85,8 +93,8 @@ class HttpsClient:
     ) -> Body:
         """Ask, and ask again while the connection is lost or the server is busy.
 
-        Raises   what the server raised, by class; AuthorityUnavailable when it cannot be reached;
-                 ProtocolError when its answer is not one
+        Raises   what the server raised, by class; `unavailable` when it cannot be reached or is
+                 busy; ProtocolError when its answer is not one
         """
         request = encode(Body(fields, tuple(tensors)))
         deadline, delay = time.monotonic() + self._retry_for_s, 0.05
@@ -99,14 +107,14 @@ class HttpsClient:
                     time.sleep(BUSY_PAUSE_S)
                 except ssl.SSLCertVerificationError:
                     self._drop()
-                    raise AuthorityUnavailable(
-                        f"{self._url}: shows another certificate than the given public file; "
+                    raise self._unavailable(
+                        f"{self._url}: shows another certificate than the given file; "
                         "check the address and the file"
                     ) from None
                 except (OSError, http.client.HTTPException) as error:
                     self._drop()
                     if time.monotonic() + delay > deadline:
-                        raise AuthorityUnavailable(
+                        raise self._unavailable(
                             f"{self._url}: cannot be reached ({_why(error)}); "
                             "is it running? Ask again when it is"
                         ) from None
@@ -119,7 +127,9 @@ class HttpsClient:
         if status == 200:
             return body
         kind = _ERRORS.get(body.text("error"), ProtocolError)
-        raise kind(one_line(body.text("message")))
+        if kind is ServiceUnavailable:
+            kind = self._unavailable
+        raise kind(printable(body.text("message"), most=MAX_MESSAGE_CHARS))
 
     def close(self) -> None:
         """Close the connection."""
@@ -178,15 +188,10 @@ class HttpsClient:
             self._connection = None
 
 
-def one_line(text: str) -> str:
-    """A message of the other side, harmless to print."""
-    return "".join(c if c.isprintable() else " " for c in text)[:MAX_MESSAGE_CHARS]
-
-
 def _why(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
-    return one_line(getattr(error, "strerror", None) or str(error) or type(error).__name__)
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _address(url: str) -> tuple[str, int]:

@@ -13,10 +13,10 @@ import ssl
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
-from cloister.errors import AuthorityUnavailable, CloisterError, ProtocolError
+from cloister.errors import CloisterError, ProtocolError, ServiceUnavailable, printable
 from cloister.wire.https.admission import BusyError, Crowd, Limits, QuietLog, Shares
 from cloister.wire.https.bodies import Body, decode, encode
-from cloister.wire.https.client import CONTENT_TYPE, one_line
+from cloister.wire.https.client import CONTENT_TYPE, MAX_MESSAGE_CHARS
 from cloister.wire.https.head import END, MAX_HEAD_BYTES, Head, parse_head
 
 QUICK_BYTES = 1 << 16
@@ -195,7 +195,7 @@ class Connection:
             await self._refuse(400, error)
             return False
         except BusyError:
-            await self._refuse(503, AuthorityUnavailable("the server is busy; ask again later"))
+            await self._refuse(503, ServiceUnavailable("the server is busy; ask again later"))
             return False
         return not head.closes
 
@@ -302,7 +302,7 @@ def described(error: Exception) -> str:
         code = trace.tb_frame.f_code
         place = f" ({code.co_filename}:{trace.tb_lineno}, {code.co_name})"
         trace = trace.tb_next
-    return one_line(f"{type(error).__name__}: {error}{place}")
+    return printable(f"{type(error).__name__}: {error}{place}", most=MAX_MESSAGE_CHARS)
 
 
 def _ready(found: Body | Pending) -> _Answer:
@@ -313,4 +313,4 @@ def _ready(found: Body | Pending) -> _Answer:
 
 
 def _refusal(error: CloisterError) -> bytes:
-    return encode(Body({"error": type(error).__name__, "message": one_line(str(error))}))
+    return encode(Body({"error": type(error).__name__, "message": str(error)[:MAX_MESSAGE_CHARS]}))

@@ -11,8 +11,8 @@ from cloister.wire.shm.arena import Region
 from cloister.wire.shm.packets import REQUEST_ID_OFFSET, pack_answer, pack_message
 
 
-class Loan(NamedTuple):
-    """A region as a tensor that goes out."""
+class SendBuffer(NamedTuple):
+    """A region as a tensor that goes out, and the array over it if a caller writes to it."""
 
     reference: "weakref.ref[np.ndarray] | None"
     region: Region
@@ -34,6 +34,7 @@ class PreparedRequest(NamedTuple):
     `packet` and `answer` are what goes over the socket, but for the request id.
     """
 
+    target_id: int
     spec: TensorSpec
     expect: TensorSpec
     room: Region
@@ -53,7 +54,9 @@ def make_exchange(
     """The packets of a request with one tensor at `place` and its answer in `room`."""
     packet = pack_message(encode_head(Apply, (0, target_id), (spec,)), (place,), (room,))
     answer = pack_answer(encode_head(Answer, (0,), (expect,)))
-    return PreparedRequest(spec, expect, room, packet, answer, spec.nbytes, expect.nbytes)
+    return PreparedRequest(
+        target_id, spec, expect, room, packet, answer, spec.nbytes, expect.nbytes
+    )
 
 
 def with_request_id(packet: bytes, request_id: int) -> bytes:

@@ -12,14 +12,14 @@ import socket
 import subprocess
 import time
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 
 from cloister.errors import ProtocolError, WorkerTimeout, WorkerUnavailable
-from cloister.ring.linear import LinearMap
 from cloister.wire.codec import encode, encode_head
+from cloister.wire.link import MessageLink, NativeChannel
 from cloister.wire.messages import (
     Answer,
     Apply,
@@ -32,9 +32,9 @@ from cloister.wire.messages import (
     Unchecked,
 )
 from cloister.wire.process import start_worker
-from cloister.wire.replies import ReplyBook, named
+from cloister.wire.replies import named
 from cloister.wire.shm.arena import Arena, Region
-from cloister.wire.shm.exchange import Loan, PreparedRequest, Sent, with_request_id
+from cloister.wire.shm.exchange import PreparedRequest, SendBuffer, Sent, with_request_id
 from cloister.wire.shm.packets import (
     MAX_PACKET_BYTES,
     pack_answer,
@@ -49,7 +49,7 @@ DEFAULT_LOAD_TIMEOUT_S = 120.0
 _EXIT_WAIT_S = 2.0
 
 
-class ShmLink:
+class ShmLink(MessageLink):
     """See WorkerLink. Made by `start_local_worker`; owns the process, alone or with others.
 
     users   the links that share the process; the last one to be closed ends it
@@ -64,21 +64,16 @@ class ShmLink:
         load_timeout_s: float = DEFAULT_LOAD_TIMEOUT_S,
         users: "set[ShmLink] | None" = None,
     ) -> None:
-        self.name = name
-        self.address: str | None = None
-        self.bytes_sent = 0
-        self.bytes_received = 0
+        super().__init__(name)
         self._channel = channel
         self._process = process
         self._users = set() if users is None else users
         self._users.add(self)
         self._cut = False
         self._load_timeout_s = load_timeout_s
-        self._book = ReplyBook(name)
         self._arena = Arena(self._announce)
-        self._broken: ProtocolError | None = None
         # Buffers lent by `send_buffer` and not yet submitted, by their array's id.
-        self._lent: dict[int, Loan] = {}
+        self._lent: dict[int, SendBuffer] = {}
         self._sent: dict[int, Sent] = {}
         self._due: dict[bytes, int] = {}
         self._packet = memoryview(bytearray(MAX_PACKET_BYTES + 1))
@@ -86,12 +81,7 @@ class ShmLink:
         self._poll.register(channel, select.POLLIN)
         self._writable = select.poll()
         self._writable.register(channel, select.POLLOUT)
-        channel.setblocking(True)  # the native walk waits in recv()
-
-    @property
-    def device(self) -> str:
-        """The device the worker says it uses."""
-        return self._book.welcome.device if self._book.welcome else "unknown"
+        channel.setblocking(True)  # native code waits in recv()
 
     @property
     def pid(self) -> int:
@@ -100,17 +90,24 @@ class ShmLink:
 
     def greet(self, *, timeout_s: float = DEFAULT_START_TIMEOUT_S) -> None:
         """Wait until the new process answers."""
-        self._book.greet()
+        self._replies.greet()
         self._send(encode(Hello()).head)
         self._wait_for_control(timeout_s, "did not start")
 
-    def load_linear(self, target_id: int, linear: LinearMap) -> None:
+    def load(self, message: LoadLinear | LoadSegment) -> None:
         """See WorkerLink."""
-        self._load(LoadLinear(target_id, linear))
-
-    def load_segment(self, target_id: int, model: bytes) -> None:
-        """See WorkerLink."""
-        self._load(LoadSegment(target_id, model))
+        self._check_open()
+        encoded = encode(message)
+        (data,) = encoded.payload
+        region = self._arena.allocate_alone(len(data))
+        target = self._arena.array(region, TensorSpec(np.dtype(np.uint8), (len(data),)))
+        target[:] = np.frombuffer(data, np.uint8)
+        self._replies.load(message.target_id)
+        self._send(encoded.head, (region,))
+        self._bytes_sent += len(data)
+        self._wait_for_control(self._load_timeout_s, f"did not load target {message.target_id}")
+        self._arena.drop(region.segment)
+        self._transmit(pack_drop(region.segment))
 
     def send_buffer(self, spec: TensorSpec) -> np.ndarray:
         """See WorkerLink; shared memory here."""
@@ -118,7 +115,7 @@ class ShmLink:
         array = self._arena.array(region, spec)
         # An array that is dropped without having been submitted gives its region back.
         reference = weakref.ref(array, partial(self._take_back, id(array)))
-        self._lent[id(array)] = Loan(reference, region, spec)
+        self._lent[id(array)] = SendBuffer(reference, region, spec)
         return array
 
     def submit(
@@ -131,75 +128,95 @@ class ShmLink:
         """See WorkerLink."""
         self._check_open()
         answer = pack_answer(encode_head(Answer, (request_id,), expect))
-        self._book.open(request_id, expect)
-        loans = [self._place(tensor) for tensor in tensors]
-        head = encode_head(Apply, (request_id, target_id), tuple(loan.spec for loan in loans))
-        places = tuple(loan.region for loan in loans)
+        self._replies.open(request_id, expect)
+        placed = [self._place(tensor) for tensor in tensors]
+        head = encode_head(Apply, (request_id, target_id), tuple(found.spec for found in placed))
+        places = tuple(found.region for found in placed)
         rooms = tuple(self._arena.allocate(spec.nbytes) for spec in expect)
         self._sent[request_id] = Sent((*places, *rooms), rooms, expect, answer)
         self._due[answer] = request_id
         self._send(head, places, rooms, wait=False)
-        self.bytes_sent += sum(loan.spec.nbytes for loan in loans)
+        self._bytes_sent += sum(found.spec.nbytes for found in placed)
 
     def receive(self, request_id: int, *, timeout_s: float) -> tuple[Unchecked[np.ndarray], ...]:
         """See WorkerLink; views of memory the worker can still write."""
         self._check_open()
         deadline = time.monotonic() + timeout_s
-        while (tensors := self._book.take(request_id)) is None:
+        while (answer := self._taken(request_id)) is None:
             self._pump(deadline, f"no answer within {timeout_s:g} s")
-        return tuple(Unchecked(tensor) for tensor in tensors)
+        return answer
 
     def release(self, request_id: int) -> None:
         """See WorkerLink; regions of an unanswered request wait for its late answer."""
-        if self._book.known(request_id) and self._book.release(request_id):
+        if self._replies.known(request_id) and self._replies.release(request_id):
             self._free(self._sent.pop(request_id))
 
-    # ---- the native walker, which uses the socket and the regions itself
+    # ---- the native channel: native code uses the socket and the regions itself
 
-    @property
-    def idle(self) -> bool:
-        """Whether the link works and no answer is due, so that somebody else may use the socket."""
-        return self._broken is None and self._book.idle
+    def native_channel(self) -> NativeChannel | None:
+        """See WorkerLink; while an answer is due, packets are read one by one."""
+        return self if self._broken is None and self._replies.idle else None
 
     @property
     def descriptor(self) -> int:
-        """The socket's file descriptor."""
+        """See NativeChannel."""
         return self._channel.fileno()
 
     def reserve(self, nbytes: int) -> Region:
-        """Memory for many requests, until `unreserve`."""
+        """See NativeChannel."""
         self._check_open()
         return self._arena.allocate(nbytes)
 
     def unreserve(self, region: Region) -> None:
-        """Give reserved memory back."""
+        """See NativeChannel."""
         self._arena.free(region)
 
-    def view(self, region: Region, spec: TensorSpec) -> np.ndarray:
-        """Reserved memory as an array; the worker can write to it at any time."""
+    def request_view(self, region: Region, spec: TensorSpec) -> np.ndarray:
+        """See NativeChannel."""
         return self._arena.array(region, spec)
 
-    def count(self, exchanges: Iterable[PreparedRequest]) -> None:
-        """Exchanges took place over the socket."""
-        for exchange in exchanges:
-            self.bytes_sent += len(exchange.packet) + exchange.message_bytes
-            self.bytes_received += len(exchange.answer) + exchange.answer_bytes
+    def answer_view(self, region: Region, spec: TensorSpec) -> Unchecked[np.ndarray]:
+        """See NativeChannel."""
+        return Unchecked(self._arena.array(region, spec))
 
-    def adopt(self, request_id: int, exchange: PreparedRequest, *, sent: bool) -> None:
-        """Enter a request that somebody else sent or could not send; then `finish`, `release`."""
-        self._book.open(request_id, (exchange.expect,))
+    def exchanged(self, first_request_id: int, exchanges: Sequence[PreparedRequest]) -> None:
+        """See WorkerLink."""
+        for exchange in exchanges:
+            self._bytes_sent += len(exchange.packet) + exchange.message_bytes
+            self._bytes_received += len(exchange.answer) + exchange.answer_bytes
+
+    def complete(
+        self,
+        request_id: int,
+        exchange: PreparedRequest,
+        *,
+        sent: bool,
+        came: bytes,
+        deadline_s: float,
+        timeout_s: float,
+    ) -> None:
+        """See WorkerLink."""
+        try:
+            self._adopt(request_id, exchange, sent=sent)
+            if came:
+                self._enter(came)
+            while self._replies.take(request_id) is None:
+                self._pump(deadline_s, f"no answer within {timeout_s:g} s")
+        finally:
+            self.release(request_id)
+
+    def abandon(self, request_id: int, exchange: PreparedRequest) -> None:
+        """See WorkerLink."""
+        self._adopt(request_id, exchange, sent=True)
+        self.release(request_id)
+
+    def _adopt(self, request_id: int, exchange: PreparedRequest, *, sent: bool) -> None:
+        self._replies.open(request_id, (exchange.expect,))
         self._sent[request_id] = entry = exchange.sent(request_id)
         self._due[entry.answer] = request_id
         if not sent:
             self._transmit(with_request_id(exchange.packet, request_id), wait=False)
-        self.bytes_sent += len(exchange.packet) + exchange.message_bytes
-
-    def finish(self, request_id: int, came: bytes, *, deadline: float, timeout_s: float) -> None:
-        """Wait for an adopted request's answer; `came` was read already, if anything was."""
-        if came:
-            self._enter(came)
-        while self._book.take(request_id) is None:
-            self._pump(deadline, f"no answer within {timeout_s:g} s")
+        self._bytes_sent += len(exchange.packet) + exchange.message_bytes
 
     def close(self) -> None:
         """See WorkerLink; the process is killed with its last link, it has nothing to save."""
@@ -222,23 +239,9 @@ class ShmLink:
 
     # ---- messages
 
-    def _load(self, message: LoadLinear | LoadSegment) -> None:
-        self._check_open()
-        encoded = encode(message)
-        (data,) = encoded.payload
-        region = self._arena.allocate_alone(len(data))
-        target = self._arena.array(region, TensorSpec(np.dtype(np.uint8), (len(data),)))
-        target[:] = np.frombuffer(data, np.uint8)
-        self._book.load(message.target_id)
-        self._send(encoded.head, (region,))
-        self.bytes_sent += len(data)
-        self._wait_for_control(self._load_timeout_s, f"did not load target {message.target_id}")
-        self._arena.drop(region.segment)
-        self._transmit(pack_drop(region.segment))
-
     def _wait_for_control(self, timeout_s: float, what: str) -> None:
         deadline = time.monotonic() + timeout_s
-        while not self._book.control_done():
+        while not self._replies.control_done():
             self._pump(deadline, f"{what} within {timeout_s:g} s")
 
     def _pump(self, deadline: float, what: str) -> None:
@@ -248,7 +251,7 @@ class ShmLink:
     def _enter(self, packet: bytes) -> None:
         if len(packet) > MAX_PACKET_BYTES:
             raise self._break(ProtocolError(f"worker {self.name}: packet too long"))
-        self.bytes_received += len(packet)
+        self._bytes_received += len(packet)
         # A head has one encoding, so the answers that are due are known byte for byte; only what is
         # none of them is decoded, to be a control message or an error.
         request_id = self._due.get(packet)
@@ -257,18 +260,18 @@ class ShmLink:
             return
         try:
             head = parse_answer(packet)
-            self._book.admit(head)
+            self._replies.admit(head)
             self._settle(head.message(()))
         except ProtocolError as error:
             raise self._break(named(error, self.name)) from error
 
     def _settle(self, message: Message) -> None:
-        self._book.deliver(message)
+        self._replies.deliver(message)
         if not isinstance(message, Answer | Failure) or message.request_id not in self._sent:
             return
         sent = self._sent[message.request_id]
         del self._due[sent.answer]
-        if not self._book.known(message.request_id):
+        if not self._replies.known(message.request_id):
             self._free(self._sent.pop(message.request_id))
 
     # ---- regions
@@ -276,24 +279,24 @@ class ShmLink:
     def _arrays(self, request_id: int) -> tuple[np.ndarray, ...]:
         sent = self._sent[request_id]
         arrays = map(self._arena.array, sent.rooms, sent.expect)
-        self.bytes_received += sum(spec.nbytes for spec in sent.expect)
+        self._bytes_received += sum(spec.nbytes for spec in sent.expect)
         return tuple(arrays)
 
-    def _place(self, tensor: np.ndarray) -> Loan:
-        loan = self._lent.get(id(tensor))
-        if loan is not None and loan.reference is not None and loan.reference() is tensor:
+    def _place(self, tensor: np.ndarray) -> SendBuffer:
+        found = self._lent.get(id(tensor))
+        if found is not None and found.reference is not None and found.reference() is tensor:
             del self._lent[id(tensor)]
-            return loan
+            return found
         spec = TensorSpec.of(tensor)
         region = self._arena.allocate(spec.nbytes)
         self._arena.array(region, spec)[...] = tensor
-        return Loan(None, region, spec)
+        return SendBuffer(None, region, spec)
 
     def _take_back(self, key: int, reference: "weakref.ref[np.ndarray]") -> None:
-        loan = self._lent.get(key)
-        if loan is not None and loan.reference is reference:
+        found = self._lent.get(key)
+        if found is not None and found.reference is reference:
             del self._lent[key]
-            self._arena.free(loan.region)
+            self._arena.free(found.region)
 
     def _free(self, sent: Sent) -> None:
         for region in sent.regions:
@@ -312,7 +315,7 @@ class ShmLink:
         *,
         wait: bool = True,
     ) -> None:
-        self.bytes_sent += len(head)
+        self._bytes_sent += len(head)
         self._transmit(pack_message(head, places, rooms), wait=wait)
 
     def _transmit(self, packet: bytes, *descriptors: int, wait: bool = True) -> None:
@@ -360,10 +363,6 @@ class ShmLink:
     def _break(self, error: ProtocolError) -> ProtocolError:
         self._broken = error
         return error
-
-    def _check_open(self) -> None:
-        if self._broken is not None:
-            raise self._broken
 
 
 def start_local_worker(

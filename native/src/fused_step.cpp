@@ -1,4 +1,4 @@
-#include "cloister/pass.hpp"
+#include "cloister/fused_step.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -6,16 +6,16 @@
 #include <string>
 #include <utility>
 
-#include "crew.hpp"
+#include "fused_band.hpp"
 #include "limbs.hpp"
 #include "p52.hpp"
-#include "pass_walk.hpp"
+#include "thread_pool.hpp"
 
 namespace cloister {
 namespace {
 
 void require(bool condition, const char* message) {
-  if (!condition) throw std::invalid_argument(std::string("pass: ") + message);
+  if (!condition) throw std::invalid_argument(std::string("fused step: ") + message);
 }
 
 uint64_t sum_of(const uint64_t* values, int64_t n) {
@@ -46,7 +46,7 @@ bool windows_inside(int64_t size, int64_t out, int64_t k, int64_t stride, int64_
   return true;
 }
 
-void check_window(const PassShape& s) {
+void check_window(const FusedShape& s) {
   const WindowShape& p = *s.window;
   require(std::min({p.kh, p.kw, p.sh, p.sw, p.dh, p.dw, p.oh, p.ow}) >= 1,
           "every size of the window must be at least 1");
@@ -71,13 +71,27 @@ void check_window(const PassShape& s) {
 
 }  // namespace
 
-Pass::Pass(PassShape shape) : shape_(std::move(shape)) {
-  const PassShape& s = shape_;
+FusedStep::FusedStep(FusedShape shape)
+    : FusedStep(std::move(shape), Source::values, nullptr, nullptr) {}
+
+FusedStep FusedStep::checked(FusedShape shape, const uint64_t* a, const uint64_t* b) {
+  return {std::move(shape), Source::checked, a, b};
+}
+
+FusedStep FusedStep::unchecked(FusedShape shape) {
+  return {std::move(shape), Source::unchecked, nullptr, nullptr};
+}
+
+FusedStep::FusedStep(FusedShape shape, Source source, const uint64_t* a, const uint64_t* b)
+    : shape_(std::move(shape)) {
+  const FusedShape& s = shape_;
   require(std::min({s.h, s.w, s.c}) >= 1, "every size must be at least 1");
   require(std::max({s.h, s.w, s.c}) < (1 << 24), "a size is beyond 2^24");
   require(s.scale.size() == s.bias.size() &&
               (s.scale.empty() || static_cast<int64_t>(s.scale.size()) == s.c),
           "scale and bias need one value per channel");
+  require(reads_answer() == (source != Source::values),
+          "an answer has a scale and is checked or not; a float32 value has neither");
   for (const auto* values : {&s.scale, &s.bias}) {
     require(std::none_of(values->begin(), values->end(), [](float v) { return std::isnan(v); }),
             "scale and bias must be numbers");
@@ -90,25 +104,23 @@ Pass::Pass(PassShape shape) : shape_(std::move(shape)) {
   }
   require(s.h * s.w <= kMaxElements / s.c && out_h() * out_w() <= kMaxElements / s.c,
           "more than 2^34 elements");
-  t_.assign(s.sinks.size(), {});
-  in_bias_.assign(s.sinks.size(), 0);
   limbs_.resize(s.sinks.size());
+  for (size_t i = 0; i < s.sinks.size(); ++i) {
+    const InputCheck& check = s.sinks[i].check;
+    require(check.rows != nullptr || check.columns == nullptr, "columns need rows");
+    in_bias_.push_back(s.sinks[i].checked() ? request_bias(check) : 0);
+    limbs_[i].set(check, out_h(), out_w(), s.c, pass_backend().digits);
+  }
+  if (source == Source::checked) set_answer_check(a, b);
 }
 
-Pass::~Pass() { wipe(halves_.data(), halves_.size() * sizeof(HalfBlock)); }
+FusedStep::~FusedStep() { wipe(halves_.data(), halves_.size() * sizeof(HalfBlock)); }
 
-void Pass::set_check(const uint64_t* a, const uint64_t* b) {
-  require((a == nullptr) == (b == nullptr), "a check needs both a and b");
-  require(a == nullptr || !shape_.scale.empty(), "only a reply can be checked");
-  if (a != nullptr) {
-    check_coefficients(a, shape_.h * shape_.w);
-    check_coefficients(b, shape_.c);
-  }
-  if (a != nullptr) halves_.resize(static_cast<size_t>(shape_.c / kHalfChannels + 1));
-  wipe(halves_.data(), halves_.size() * sizeof(HalfBlock));
-  a_ = a;
-  b_ = b;
-  if (a == nullptr) return;
+void FusedStep::set_answer_check(const uint64_t* a, const uint64_t* b) {
+  require(a != nullptr && b != nullptr, "a checked answer needs both a and b");
+  check_coefficients(a, shape_.h * shape_.w);
+  check_coefficients(b, shape_.c);
+  halves_.resize(static_cast<size_t>(shape_.c / kHalfChannels + 1));
   for (int64_t i = 0; i < shape_.c; ++i) {
     HalfBlock& block = halves_[static_cast<size_t>(i / kHalfChannels)];
     block.low[i % kHalfChannels] = static_cast<uint32_t>(b[i] & ((1 << 26) - 1));
@@ -116,15 +128,11 @@ void Pass::set_check(const uint64_t* a, const uint64_t* b) {
   }
   const uint64_t sums = multiply(sum_of(a, shape_.h * shape_.w), sum_of(b, shape_.c));
   out_bias_ = multiply(sums, uint64_t{1} << 31);
+  a_ = a;
+  b_ = b;
 }
 
-void Pass::set_sink_check(size_t sink, const InputCheck& check) {
-  require(sink < t_.size(), "there is no such sink");
-  if (check.rows == nullptr) {
-    t_[sink] = {};
-    limbs_[sink].wipe();
-    return;
-  }
+uint64_t FusedStep::request_bias(const InputCheck& check) const {
   const int64_t w = out_w();
   const int64_t blocks = check.columns ? check.terms : w;  // of c coefficients in a row
   require(blocks >= 1, "a check needs at least one term");
@@ -136,24 +144,19 @@ void Pass::set_sink_check(size_t sink, const InputCheck& check) {
     const uint64_t* factors = check.columns ? check.columns + block % blocks * w : nullptr;
     total = add(total, factors ? multiply(sum, sum_of(factors, w)) : sum);
   }
-  LimbCheck limbs;
-  limbs.set(check, out_h(), w, shape_.c, pass_backend().digits);
-  // Only now: a check that is refused, or finds no memory, leaves the old one as it was.
-  t_[sink] = check;
-  in_bias_[sink] = multiply(total, uint64_t{1} << 13);
-  limbs_[sink].wipe();
-  limbs_[sink] = std::move(limbs);
+  return multiply(total, uint64_t{1} << 13);
 }
 
-const LimbCheck* Pass::limbs(const PassBackend& kernels, size_t sink) const {
-  return kernels.digits != Digits::none && t_[sink].columns ? &limbs_[sink] : nullptr;
+const LimbCheck* FusedStep::limbs(const PassBackend& kernels, size_t sink) const {
+  return kernels.digits != Digits::none && shape_.sinks[sink].check.columns ? &limbs_[sink]
+                                                                            : nullptr;
 }
 
-void Pass::validate(const PassRun& run) const {
+void FusedStep::validate(const FusedRun& run) const {
   require(run.n >= 0, "a negative number of images");
-  require((run.reply != nullptr) != (run.values != nullptr) &&
-              (run.reply != nullptr) == !shape_.scale.empty(),
-          "the source must be a reply exactly when there is a scale");
+  require(
+      (run.reply != nullptr) != (run.values != nullptr) && (run.reply != nullptr) == reads_answer(),
+      "the source must be a reply exactly when there is a scale");
   require(!run.unblinding(0, 0) || run.reply != nullptr, "only a reply can be unblinded");
   require(run.sinks.size() == shape_.sinks.size(), "one output per sink is needed");
   require(a_ == nullptr || run.sums_out != nullptr, "a checked reply needs sums_out");
@@ -164,14 +167,14 @@ void Pass::validate(const PassRun& run) const {
     require(sink.blinded == nullptr || padded,
             "a blinded sink needs a key with nonces, or an explicit pad");
     require(sink.blinded == nullptr || sink.pad != nullptr || has_aes(),
-            "this CPU has no AES instructions: pass the pad as an array");
+            "this CPU has no AES instructions: give the pad as an array");
     require(sink.plain == nullptr || (sink.pad == nullptr && sink.key == nullptr),
             "a plain sink takes no pad");
-    require(t_[i].rows == nullptr || sink.sums != nullptr, "a checked sink needs its sums");
+    require(!shape_.sinks[i].checked() || sink.sums != nullptr, "a checked sink needs its sums");
   }
 }
 
-int64_t Pass::bands_per_image(int64_t n, int threads) const {
+int64_t FusedStep::bands_per_image(int64_t n, int threads) const {
   if (threads <= 1) return 1;
   // Several bands per thread: a thread that comes late takes fewer.
   constexpr int64_t kPerThread = 8;
@@ -184,11 +187,11 @@ int64_t Pass::bands_per_image(int64_t n, int threads) const {
 }
 
 // Everything is allocated here, so that threads cannot throw.
-void Pass::prepare(const PassBackend& kernels, int64_t workers) {
-  for (size_t i = 0; i < t_.size(); ++i) {
-    // Another instruction set than when the check was set.
+void FusedStep::prepare(const PassBackend& kernels, int64_t workers) {
+  for (size_t i = 0; i < limbs_.size(); ++i) {
+    // Another instruction set than when the step was made.
     if (limbs(kernels, i) == nullptr || limbs_[i].digits() == kernels.digits) continue;
-    limbs_[i].set(t_[i], out_h(), out_w(), shape_.c, kernels.digits);
+    limbs_[i].set(shape_.sinks[i].check, out_h(), out_w(), shape_.c, kernels.digits);
   }
   while (static_cast<int64_t>(scratch_.size()) < workers) {
     auto scratch = std::make_unique<Scratch>();
@@ -206,13 +209,13 @@ void Pass::prepare(const PassBackend& kernels, int64_t workers) {
   }
 }
 
-int Pass::worthwhile(int64_t n, int threads) const {
+int FusedStep::worthwhile(int64_t n, int threads) const {
   // Less is done before a second thread has begun.
   constexpr int64_t kWorthSharing = int64_t{1} << 16;
   return n * shape_.h * shape_.w * shape_.c < kWorthSharing ? 1 : threads;
 }
 
-void Pass::run(const PassRun& run, int threads) {
+void FusedStep::run(const FusedRun& run, int threads) {
   validate(run);
   if (run.n == 0) return;
   threads = worthwhile(run.n, threads);
@@ -233,24 +236,24 @@ void Pass::run(const PassRun& run, int threads) {
   const size_t phase_sums = static_cast<size_t>(run.n * bands) * columns;
   std::vector<uint64_t> sums(2 * phase_sums), clipped(phase_sums);
 
-  const auto band = [&](int64_t worker, int64_t job, bool sources) {
+  const auto work = [&](int64_t worker, int64_t job, bool sources) {
     Scratch& scratch = *scratch_[static_cast<size_t>(worker)];
     const int64_t image = job / bands;
-    Walk::Rows rows{scratch.ring.data(), 0, false};
+    Band::Rows rows{scratch.ring.data(), 0, false};
     if (window) rows.count = std::min(span(window->kh, window->dh), shape_.h);
     if (rows_first) rows = {image_.data() + image * shape_.h * row, shape_.h, !sources};
-    Walk walk(*this, run, kernels, keys, image, scratch, rows);
+    Band band(*this, run, kernels, keys, image, scratch, rows);
     const int64_t units = sources ? shape_.h : window ? window->oh : shape_.h * shape_.w;
     const int64_t begin = units * (job % bands) / bands;
     const int64_t end = units * (job % bands + 1) / bands;
     if (sources) {
-      walk.source_rows(begin, end);
+      band.source_rows(begin, end);
     } else if (window) {
-      walk.windowed_rows(begin, end);
+      band.windowed_rows(begin, end);
     } else {
-      walk.pixels(begin, end);
+      band.pixels(begin, end);
     }
-    walk.finish();
+    band.finish();
     const size_t first = static_cast<size_t>(job) * columns + (sources ? phase_sums : 0);
     for (size_t i = 0; i < columns; ++i) {
       sums[first + i] = sum_of(scratch.lanes[i]);
@@ -258,9 +261,9 @@ void Pass::run(const PassRun& run, int threads) {
     }
   };
   if (rows_first) {
-    in_parallel(run.n * bands, threads, [&](int64_t w, int64_t job) { band(w, job, true); });
+    in_parallel(run.n * bands, threads, [&](int64_t w, int64_t job) { work(w, job, true); });
   }
-  in_parallel(run.n * bands, threads, [&](int64_t w, int64_t job) { band(w, job, false); });
+  in_parallel(run.n * bands, threads, [&](int64_t w, int64_t job) { work(w, job, false); });
 
   for (int64_t image = 0; image < run.n; ++image) {
     for (size_t i = 0; i < columns; ++i) {
@@ -278,7 +281,8 @@ void Pass::run(const PassRun& run, int threads) {
       const SinkRun& sink = run.sinks[i - 1];
       if (sink.sums != nullptr) {
         const uint64_t bias = limbs(kernels, i - 1) ? 0 : in_bias_[i - 1];
-        sink.sums[image * sink.sums_stride] = t_[i - 1].rows ? subtract(sum, bias) : 0;
+        sink.sums[image * sink.sums_stride] =
+            shape_.sinks[i - 1].checked() ? subtract(sum, bias) : 0;
       }
       if (sink.clipped != nullptr) sink.clipped[image * sink.clipped_stride] = beyond;
     }

@@ -1,4 +1,4 @@
-// One thread's way through a band of an image: tile by tile, from the reply to the requests.
+// One thread's work on a band of an image: tile by tile, from the reply to the requests.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -48,12 +48,12 @@ class Placed {
   float* data_ = nullptr;
 };
 
-struct Pass::Scratch {
+struct FusedStep::Scratch {
   ~Scratch() { wipe(pad.data(), pad.size() * sizeof(uint32_t)); }
 
   // The last rows of the value before the window, and the value a sink is about to quantise.
   // Messages and kept values begin with a page, and so neither of these does: a load waits for a
-  // store just before whose address has the same low 12 bits (measured: up to 10 % of a pass).
+  // store just before whose address has the same low 12 bits (measured: up to 10 % of a step).
   Placed ring{kPage / 4};
   Placed tile{kPage / 2};
   std::vector<float> zeros;  // a row outside the image, for a window that wants one
@@ -62,8 +62,7 @@ struct Pass::Scratch {
   std::vector<CheckLanes> lanes;  // of the reply, then of every sink
 };
 
-// One thread's walk over one band of one image.
-class Pass::Walk {
+class FusedStep::Band {
  public:
   // Where rows of the value before the window lie: row y in place y modulo `count`.
   struct Rows {
@@ -72,11 +71,11 @@ class Pass::Walk {
     bool ready;  // somebody has produced all of them
   };
 
-  Walk(const Pass& pass, const PassRun& run, const PassBackend& kernels,
+  Band(const FusedStep& step, const FusedRun& run, const PassBackend& kernels,
        const std::vector<std::unique_ptr<AesSchedule>>& keys, int64_t image, Scratch& scratch,
        const Rows& rows)
-      : pass_(pass),
-        s_(pass.shape_),
+      : step_(step),
+        s_(step.shape_),
         run_(run),
         keys_(keys),
         kernels_(kernels),
@@ -124,7 +123,7 @@ class Pass::Walk {
     for (; next < last; ++next) produce_row(next);
   }
 
-  // Source rows begin .. end alone, for windows that other walks compute.
+  // Source rows begin .. end alone, for windows that other bands compute.
   void source_rows(int64_t begin, int64_t end) {
     for (int64_t y = begin; y < end; ++y) produce_row(y);
   }
@@ -161,8 +160,8 @@ class Pass::Walk {
       const uint32_t* terms = run_.unblinding(image_, s_.h * s_.w * s_.c);
       kernels_.reply(
           {run_.reply + at, terms ? terms + p * s_.c : nullptr, s_.scale.data(), s_.bias.data(),
-           residual, more.pixel, s_.lo, s_.hi, pass_.a_ ? pass_.a_ + p : nullptr, pass_.b_,
-           pass_.halves_.data(), count, s_.c, s_.window.has_value() || s_.sinks.empty(), out},
+           residual, more.pixel, s_.lo, s_.hi, step_.a_ ? step_.a_ + p : nullptr, step_.b_,
+           step_.halves_.data(), count, s_.c, s_.window.has_value() || s_.sinks.empty(), out},
           scratch_.lanes[0]);
     } else if (!direct_) {
       kernels_.values({run_.values + at, residual, more.pixel, s_.lo, s_.hi, count, s_.c, out});
@@ -217,12 +216,12 @@ class Pass::Walk {
 
   // Pixels p .. p + count of every request.
   void emit(const float* values, int64_t p, int64_t count) {
-    const int64_t w = pass_.out_w();
+    const int64_t w = step_.out_w();
     for (size_t i = 0; i < s_.sinks.size(); ++i) {
-      if (pass_.t_[i].columns == nullptr) {
+      if (s_.sinks[i].check.columns == nullptr) {
         emit_channels(i, values, p * s_.c, count * s_.c, [&](EmitRow& row, int64_t at) {
-          if (pass_.t_[i].rows == nullptr) return;
-          row.t = pass_.t_[i].rows + at;
+          if (s_.sinks[i].check.rows == nullptr) return;
+          row.t = s_.sinks[i].check.rows + at;
         });
         continue;
       }
@@ -249,15 +248,15 @@ class Pass::Walk {
 
   // Pixels of one row of the image whose coefficients are products.
   void emit_pixels(size_t i, const float* values, int64_t p, int64_t pixels) {
-    const InputCheck& t = pass_.t_[i];
-    const int64_t w = pass_.out_w();
+    const InputCheck& t = s_.sinks[i].check;
+    const int64_t w = step_.out_w();
     const auto check = [&](EmitRow& row, int64_t channel) {
       row.t = t.rows + p / w * t.terms * s_.c + channel;
       row.terms = t.terms;
       row.term_stride = s_.c;
       row.factors = t.columns + p % w;
       row.factor_stride = w;
-      row.limbs = pass_.limbs(kernels_, i);
+      row.limbs = step_.limbs(kernels_, i);
       row.limb_pairs = limb_pairs(s_.sinks[i].qmax);
       row.y = p / w;
       row.x = p % w;
@@ -277,7 +276,7 @@ class Pass::Walk {
 
   void emit_row(size_t i, EmitRow& row, int64_t at) {
     const SinkRun& sink = run_.sinks[i];
-    const int64_t elements = pass_.out_h() * pass_.out_w() * s_.c;
+    const int64_t elements = step_.out_h() * step_.out_w() * s_.c;
     const int64_t offset = image_ * elements + at;
     row.inv_scale = s_.sinks[i].inv_scale;
     row.ahead = ahead_;
@@ -306,9 +305,9 @@ class Pass::Walk {
     kernels_.emit(row, scratch_.lanes[1 + i]);
   }
 
-  const Pass& pass_;
-  const PassShape& s_;
-  const PassRun& run_;
+  const FusedStep& step_;
+  const FusedShape& s_;
+  const FusedRun& run_;
   const std::vector<std::unique_ptr<AesSchedule>>& keys_;
   const PassBackend& kernels_;
   int64_t image_;

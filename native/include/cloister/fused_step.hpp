@@ -1,4 +1,5 @@
-// The pass between two linear layers, fused: one walk over memory instead of one per step.
+// Everything between two linear layers in one step: memory is read and written once, instead of
+// once per operation.
 //
 //   z = reply - unblind (mod 2^32, read as centred)      sums_out = sum a[p] b[o] z[p, o] mod P
 //   f = float(z) * scale + bias, + residual, clamped, then pooled or convolved depthwise;
@@ -11,7 +12,7 @@
 // can already read. So every word of the reply is read exactly once, and that copy serves both the
 // check and the value; every word of the request is written exactly once, with its final value.
 //
-// Kernels count what is clipped by the same instructions whatever is clipped: the time that a pass
+// Kernels count what is clipped by the same instructions whatever is clipped: the time that a step
 // takes must not tell the worker.
 #pragma once
 #include <cstdint>
@@ -42,12 +43,24 @@ struct WindowShape {
   }
 };
 
-struct SinkRule {
-  float inv_scale;
-  int32_t qmax;  // 1 to 8191
+// Secret coefficients of one request's elements: t[y, x, c] = sum over k < terms of
+// columns[k][x] * rows[y][k][c]; without columns, rows[y][x][c] is t itself. All are below P.
+struct InputCheck {
+  const uint64_t* rows = nullptr;
+  const uint64_t* columns = nullptr;
+  int64_t terms = 0;
 };
 
-struct PassShape {
+// How a value becomes the request of one linear node.
+struct SinkRule {
+  float inv_scale;
+  int32_t qmax;      // 1 to 8191
+  InputCheck check;  // without rows: the node's answer is not checked
+
+  bool checked() const { return check.rows != nullptr; }
+};
+
+struct FusedShape {
   int64_t h, w, c;                 // of the source
   std::vector<float> scale, bias;  // c each: the source is a reply; empty: it is float32
   float lo, hi;                    // clamp; infinite: none
@@ -63,14 +76,6 @@ struct PixelView {
   int64_t pixel = 0;
 };
 
-// Secret coefficients of one request's elements: t[y, x, c] = sum over k < terms of
-// columns[k][x] * rows[y][k][c]; without columns, rows[y][x][c] is t itself.
-struct InputCheck {
-  const uint64_t* rows = nullptr;
-  const uint64_t* columns = nullptr;
-  int64_t terms = 0;
-};
-
 struct SinkRun {
   uint32_t* blinded = nullptr;  // exactly one of these two
   int16_t* plain = nullptr;
@@ -83,7 +88,7 @@ struct SinkRun {
   int64_t clipped_stride = 1;
 };
 
-struct PassRun {
+struct FusedRun {
   int64_t n = 0;
   const uint32_t* reply = nullptr;  // one of these two, as the shape says
   const float* values = nullptr;
@@ -114,46 +119,52 @@ struct HalfBlock {
 class LimbCheck;
 struct PassBackend;
 
-// Not for use by several threads at once: scratch memory is reused between runs.
-class Pass {
+// A step is checked or not for good: new coefficients make a new step. The arrays of all
+// coefficients must outlive it. Not for use by several threads at once: scratch memory is used
+// again.
+class FusedStep {
  public:
-  explicit Pass(PassShape shape);  // throws std::invalid_argument
-  ~Pass();
-  Pass(const Pass&) = delete;
-  Pass& operator=(const Pass&) = delete;
+  // From a float32 value. Throws std::invalid_argument, as the other two do.
+  explicit FusedStep(FusedShape shape);
+  // From an answer that a[h * w] and b[c] check.
+  static FusedStep checked(FusedShape shape, const uint64_t* a, const uint64_t* b);
+  // From an answer that the plan leaves unchecked: its sums stay 0.
+  static FusedStep unchecked(FusedShape shape);
+  ~FusedStep();
+  FusedStep(const FusedStep&) = delete;
+  FusedStep& operator=(const FusedStep&) = delete;
 
-  const PassShape& shape() const { return shape_; }
+  const FusedShape& shape() const { return shape_; }
   int64_t out_h() const { return shape_.window ? shape_.window->oh : shape_.h; }
   int64_t out_w() const { return shape_.window ? shape_.window->ow : shape_.w; }
-
-  // Coefficients below P; the arrays must outlive their use. nullptr: no check.
-  void set_check(const uint64_t* a, const uint64_t* b);  // a[h * w], b[c]
-  void set_sink_check(size_t sink, const InputCheck& check);
+  bool reads_answer() const { return !shape_.scale.empty(); }
   bool checked() const { return a_ != nullptr; }
 
   // How many of `threads` threads a run over n images uses.
   int worthwhile(int64_t n, int threads) const;
 
   // Throws std::invalid_argument before anything is written.
-  void run(const PassRun& run, int threads);
+  void run(const FusedRun& run, int threads);
 
  private:
+  enum class Source { values, checked, unchecked };
   struct Scratch;
-  struct Totals;
-  class Walk;
+  class Band;
 
+  FusedStep(FusedShape shape, Source source, const uint64_t* a, const uint64_t* b);
+  void set_answer_check(const uint64_t* a, const uint64_t* b);
+  uint64_t request_bias(const InputCheck& check) const;
   int64_t bands_per_image(int64_t n, int threads) const;
   void prepare(const PassBackend& kernels, int64_t workers);
-  void validate(const PassRun& run) const;
+  void validate(const FusedRun& run) const;
   const LimbCheck* limbs(const PassBackend& kernels, size_t sink) const;  // or null
 
-  PassShape shape_;
+  FusedShape shape_;
   const uint64_t* a_ = nullptr;
   const uint64_t* b_ = nullptr;
   std::vector<HalfBlock> halves_;  // of b
   uint64_t out_bias_ = 0;          // 2^31 * sum(a) * sum(b): z is accumulated as z + 2^31
-  std::vector<InputCheck> t_;      // one per sink
-  std::vector<LimbCheck> limbs_;   // the factored ones as digits, for back ends that want them
+  std::vector<LimbCheck> limbs_;   // factored checks as digits, for back ends that want them
   std::vector<uint64_t> in_bias_;  // 2^13 * sum(t): q is accumulated as q + 2^13
   std::vector<std::unique_ptr<Scratch>> scratch_;
   std::vector<float> image_;  // the value before the window, where all of it is needed at once

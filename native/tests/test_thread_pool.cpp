@@ -16,7 +16,7 @@
 #include <thread>
 #include <vector>
 
-#include "../src/crew.hpp"
+#include "../src/thread_pool.hpp"
 #include "sockets.hpp"
 
 using namespace cloister;
@@ -69,7 +69,7 @@ void with_events() {
   expect(helped_in_time([&] {
            std::thread peer([&] { say(sockets); });
            {
-             const Attention attention(sockets.ours, kThreads);
+             const WakeOnPacket wake(sockets.ours, kThreads);
              hear(sockets);
            }
            peer.join();
@@ -79,7 +79,7 @@ void with_events() {
   {
     // What was there before, what nobody reads and what needs no help.
     say(sockets);
-    const Attention attention(sockets.ours, kThreads);
+    const WakeOnPacket wake(sockets.ours, kThreads);
     share(kThreads);
     share(1);
   }
@@ -90,9 +90,9 @@ void scopes() {
   Sockets sockets;
   const int descriptor = sockets.ours;
   {
-    const Attention attention(descriptor, kThreads);
+    const WakeOnPacket wake(descriptor, kThreads);
     expect(waiting_for(descriptor) == kThreads - 1, "all helpers of the call wait");
-    const Attention alone(sockets.theirs, 1);
+    const WakeOnPacket alone(sockets.theirs, 1);
     expect(waiting_for(sockets.theirs) == 0, "one thread has nobody to wake");
   }
   expect(waiting_for(descriptor) == 0, "nobody waits when the scope has ended");
@@ -102,14 +102,14 @@ void scopes() {
   say(others);
   share(kThreads);
   hear(others);
-  const Attention nothing(-1, kThreads), closed(1000, kThreads);
+  const WakeOnPacket nothing(-1, kThreads), closed(1000, kThreads);
   share(kThreads);
 }
 
 // A peer that is gone is an event that lasts.
 void hang_up() {
   Sockets sockets;
-  const Attention attention(sockets.ours, kThreads);
+  const WakeOnPacket wake(sockets.ours, kThreads);
   say(sockets);  // nobody reads it
   sockets.hang_up();
   const clock_t before = clock();
@@ -186,7 +186,7 @@ void two_users() {
     for (int i = 0; i < 50; ++i) {
       say(sockets);
       {
-        const Attention attention(sockets.ours, kThreads);
+        const WakeOnPacket wake(sockets.ours, kThreads);
         hear(sockets);
       }
       share(1 + i % kThreads);
@@ -199,11 +199,11 @@ void two_users() {
 
 void fork_has_no_helpers() {
   const Sockets sockets;
-  const Attention attention(sockets.ours, kThreads);
+  const WakeOnPacket wake(sockets.ours, kThreads);
   const pid_t child = fork();
   if (child == 0) {
     {
-      const Attention own(sockets.ours, kThreads);
+      const WakeOnPacket own(sockets.ours, kThreads);
     }
     _exit(share(kThreads) ? 1 : 0);
   }
@@ -225,6 +225,6 @@ int main() {
   the_unwanted_sleep_on();
   two_users();
   fork_has_no_helpers();
-  std::puts("crew: ok");
+  std::puts("thread pool: ok");
   return 0;
 }

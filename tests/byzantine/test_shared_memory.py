@@ -1,22 +1,19 @@
-"""The native walk against workers that lie or hang: what the memory they share shows them."""
+"""The executor against workers that lie or hang: what the memory they share shows them."""
 
 import signal
 
 import pytest
 
-import cloister._native as native
 import nets
 from byzantine.test_session import mixed_plan
 from cloister.base.rng import SystemRandom
 from cloister.errors import VerificationError
+from cloister.trusted.executor import Executor
 from cloister.trusted.pads.maker import InlinePads, PadUse
 from cloister.trusted.report import Meter
-from cloister.trusted.runtime import Runtime
 from cloister.trusted.session import Session
 from cloister.worker.byzantine import Lie
 from trusted.test_session import plan_of
-
-pytestmark = pytest.mark.skipif(native.isa() == "portable", reason="no AES instructions")
 
 
 class AlarmError(Exception):
@@ -25,21 +22,21 @@ class AlarmError(Exception):
 
 def test_a_lie_keeps_the_clear_message_out_of_shared_memory(lying_link):
     plan = mixed_plan()
-    runtime = Runtime(plan, rng=SystemRandom())
+    executor = Executor(plan, rng=SystemRandom())
     feeds = nets.samples(nets.chain(), 1)
     with lying_link("shm", Lie.FLIP_ONE) as link:
-        runtime.load(link)
+        executor.load(link)
         sent = link.bytes_sent
         pads = PadUse(InlinePads(plan, rng=SystemRandom()), 1)
         with pytest.raises(VerificationError, match=plan.linear_nodes[0].node):
-            runtime.run(feeds, link=link, pads=pads, meter=Meter(), timeout_s=20.0)
-        walk = runtime._walks.get(link, 1)
+            executor.run(feeds, link=link, pads=pads, meter=Meter(), timeout_s=20.0)
+        space = executor._workspace(link, 1)
         message = plan.linear_nodes[0].linear.geometry.in_elements * 4
         assert message < link.bytes_sent - sent < message + 1000
-        clear = walk._message(1, link)
+        clear = space.message(1, link)
         assert clear.any()
-        shared = link._arena._segments[walk.region.segment].memory
-        assert bytes(clear)[:64] not in bytes(shared[: walk.region.offset + walk.region.size])
+        shared = link._arena._segments[space.region.segment].memory
+        assert bytes(clear)[:64] not in bytes(shared[: space.region.offset + space.region.size])
 
 
 def test_a_signal_handler_ends_the_wait(lying_link):
@@ -49,8 +46,9 @@ def test_a_signal_handler_ends_the_wait(lying_link):
     model = nets.chain()
     with lying_link("shm", Lie.HANG) as link:
         session = Session(plan_of(model), workers=[link], timeout_s=60.0)
-        session._runtime.load(link)
-        session._loaded.append(link)
+        lane = session._made[0]
+        lane.executor.load(link)
+        lane._loaded = link
         before = signal.signal(signal.SIGALRM, ring)
         try:
             signal.setitimer(signal.ITIMER_REAL, 0.3)
@@ -60,5 +58,5 @@ def test_a_signal_handler_ends_the_wait(lying_link):
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
         # The answer may still come: the link is left to those who read packets one by one.
-        assert not link.idle
-        assert session._runtime._request_ids == 1
+        assert link.native_channel() is None
+        assert session._executor._next_request_id == 2

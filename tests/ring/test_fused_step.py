@@ -1,5 +1,6 @@
-"""The native pass against its definition, bit for bit, on every instruction set."""
+"""The native fused step against its definition, bit for bit, on every instruction set."""
 
+import dataclasses
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,15 +10,38 @@ import cloister._native as native
 from cloister.base.rng import InsecureSeededRandom, pad_stream
 from cloister.ring import reference, rounding
 from cloister.ring.freivalds import P52, field_elements
+from cloister.ring.window_geometry import WindowGeometry
 
 KEY = bytes(range(7, 39))
 INF = float("inf")
 MAX_2X2 = (0, 2, 2, 2, 2, 1, 1, 0, 0)
+KINDS = ("max", "average", "depthwise")
+
+
+def geometry(window):
+    """A window from its kind's number, kernel, stride, dilation, pad, out_size and whether
+    positions outside of the image count."""
+    kind, kh, kw, sh, sw, dh, dw, pt, pl, oh, ow, count = window
+    sizes = ((kh, kw), (sh, sw), (dh, dw), (pt, pl), (oh, ow))
+    return WindowGeometry(KINDS[kind], *sizes, bool(count))
+
+
+def shape_of(size, clamp, window, depthwise, sinks):
+    """`depthwise` are filters, bias and the clamp behind them."""
+    found = None
+    if window is not None:
+        weights, bias, lo, hi = depthwise or (None, None, -INF, INF)
+        found = geometry(window).to_native(weights, bias, lo=lo, hi=hi)
+    height, width, channels = size
+    return native.FusedShape(
+        height=height, width=width, channels=channels, lo=clamp[0], hi=clamp[1], window=found,
+        sinks=sinks,
+    )  # fmt: skip
 
 
 @dataclass
 class Case:
-    """One pass with its inputs; `sinks` are (inv_scale, qmax, blinded).
+    """One fused step with its inputs; `sinks` are (inv_scale, qmax, blinded).
 
     `terms`: how many products each sink's coefficients are sums of; None, or nothing: each element
     has its own. `inner` clamps behind a depthwise window.
@@ -84,21 +108,18 @@ class Case:
         return np.stack(streams).reshape(self.n, *self.out)
 
     def native(self):
-        made = native.Pass(
-            *self.size,
-            self.scale if self.reply else None,
-            self.bias if self.reply else None,
-            *self.clamp,
-            self.window,
-            [(inv_scale, qmax) for inv_scale, qmax, _ in self.sinks],
-            self.depthwise,
-        )
-        if self.check:
-            if self.reply:
-                made.set_check(self.a, self.b)
-            for i, check in enumerate(self.checks):
-                made.set_sink_check(i, *check)
-        return made
+        sinks = [
+            native.Sink.checked(inv_scale=inv_scale, qmax=qmax, rows=rows, columns=columns)
+            if self.check
+            else native.Sink.unchecked(inv_scale=inv_scale, qmax=qmax)
+            for (inv_scale, qmax, _), (rows, columns) in zip(self.sinks, self.checks, strict=True)
+        ]
+        shape = shape_of(self.size, self.clamp, self.window, self.depthwise, sinks)
+        if not self.reply:
+            return native.FusedStep.of_values(shape)
+        if not self.check:
+            return native.FusedStep.unchecked(shape, scale=self.scale, bias=self.bias)
+        return native.FusedStep.checked(shape, scale=self.scale, bias=self.bias, a=self.a, b=self.b)
 
 
 def aligned(shape, dtype):
@@ -120,14 +141,14 @@ def assert_equal(mine, theirs):
 
 
 def expected(case):
-    return reference.fused_pass(
+    return reference.fused_step(
         case.source,
         affine=reference.Affine(case.scale, case.bias) if case.reply else None,
         unblinding=case.unblinding,
         coefficients=(case.a, case.b) if case.check else None,
         residual=case.more,
         bounds=case.clamp,
-        window=case.window,
+        window=case.window and geometry(case.window),
         filters=case.depthwise and reference.Filters(*case.depthwise),
         sinks=[
             reference.Sink(
@@ -168,25 +189,25 @@ def run(case, *, made=None, source=None, explicit=False, threads=1, spread=0):
     sums_in = np.zeros((len(case.sinks), case.n), np.uint64)
     clipped = np.full((len(case.sinks), case.n), 7, np.uint64)
     (made or case.native()).run(
-        case.n,
-        case.source if source is None else source,
-        case.unblinding if case.reply else None,
-        more,
-        pre[..., inside],
-        post[..., inside],
-        requests,
-        keys,
-        nonces,
-        pads,
-        sums_out,
-        sums_in,
-        clipped,
-        threads,
+        n=case.n,
+        source=case.source if source is None else source,
+        unblind=case.unblinding if case.reply else None,
+        residual=more,
+        store_pre=pre[..., inside],
+        store_post=post[..., inside],
+        sinks=[
+            native.SinkArrays(out, key=key, nonces=nonce, pad=pad)
+            for out, key, nonce, pad in zip(requests, keys, nonces, pads, strict=True)
+        ],
+        answer_sums=sums_out,
+        request_sums=sums_in,
+        clipped=clipped,
+        threads=threads,
     )
     for array in (pre, post):
         assert not array[..., :spread].any()
         assert not array[..., spread + c :].any()
-    return reference.PassResult(
+    return reference.FusedResult(
         np.ascontiguousarray(pre[..., inside]),
         np.ascontiguousarray(post[..., inside]),
         requests,
@@ -330,10 +351,10 @@ def test_depthwise_rounds_every_step(isa):
     case = Case(size, reply=False, window=window, sinks=[(1.0, 8191, False)])
     case.values *= np.float32(10) ** np.arange(-4, 5, dtype=np.float32)
     assert_equal(run(case), expected(case))
-    truth = reference.depthwise(case.values, *case.depthwise[:2], window, -INF, INF)
+    truth = reference.depthwise(case.values, *case.depthwise[:2], geometry(window), -INF, INF)
     weights, bias = case.depthwise[:2]
     backwards = reference.depthwise(
-        case.values[:, ::-1, ::-1], weights[::-1, ::-1], bias, window, -INF, INF
+        case.values[:, ::-1, ::-1], weights[::-1, ::-1], bias, geometry(window), -INF, INF
     )[:, ::-1, ::-1]
     assert (truth != backwards).any(), "the order would not be noticed"
 
@@ -527,18 +548,14 @@ def test_no_sinks(isa):
     assert_equal(run(case), expected(case))
 
 
-def test_a_pass_can_run_again_with_other_checks(isa):
+def test_coefficients_belong_to_a_step(isa):
     first, second = Case((4, 4, 20), seed=1), Case((4, 4, 20), seed=2)
-    made = first.native()
-    assert_equal(run(first, made=made), expected(first))
     second.scale, second.bias = first.scale, first.bias
-    made.set_check(second.a, second.b)
-    made.set_sink_check(0, *second.checks[0])
-    assert_equal(run(second, made=made), expected(second))
-    made.set_check(None, None)
-    made.set_sink_check(0, None, None)
-    second.check = False
-    assert_equal(run(second, made=made), expected(second))
+    unchecked = Case((4, 4, 20), seed=2, check=False)
+    unchecked.scale, unchecked.bias = first.scale, first.bias
+    made = [(case, case.native()) for case in (first, second, unchecked)]
+    for case, step in made * 2:
+        assert_equal(run(case, made=step), expected(case))
 
 
 def tampered(case):
@@ -594,44 +611,40 @@ def test_the_input_check_depends_on_every_element(terms, isa):
 # ---- what must be refused
 
 
-def arguments(case, **changes):
-    blinded = [np.zeros((case.n, *case.out), np.uint32)]
-    given = {
+def arguments(case, *, out=None, sinks=1, **changes):
+    out = np.zeros((case.n, *case.out), np.uint32) if out is None else out
+    arrays = {key: changes.pop(key, None) for key in ("key", "nonces")}
+    pad = changes.pop("pad", case.pad(0))
+    return {
         "n": case.n,
         "source": case.source,
         "unblind": case.unblinding,
-        "residual": None,
-        "store_pre": None,
-        "store_post": None,
-        "sink_out": blinded,
-        "sink_keys": [None],
-        "sink_nonces": [None],
-        "sink_pads": [case.pad(0)],
-        "sums_out": np.zeros(case.n, np.uint64),
-        "sums_in": np.zeros((1, case.n), np.uint64),
+        "sinks": [native.SinkArrays(out, **arrays, pad=pad)] * sinks,
+        "answer_sums": np.zeros(case.n, np.uint64),
+        "request_sums": np.zeros((1, case.n), np.uint64),
         "clipped": np.zeros((1, case.n), np.uint64),
+        **changes,
     }
-    return {**given, **changes}
 
 
 REFUSED = {
-    "no pad": {"sink_pads": [None]},
-    "key without nonces": {"sink_pads": [None], "sink_keys": [KEY]},
-    "short nonces": {"sink_pads": [None], "sink_keys": [KEY], "sink_nonces": [bytes(12)]},
-    "short key": {"sink_keys": [KEY[:16]]},
-    "plain sink with a pad": {"sink_out": [np.zeros((2, 3, 4, 5), np.int16)]},
+    "no pad": {"pad": None},
+    "key without nonces": {"pad": None, "key": KEY},
+    "short nonces": {"pad": None, "key": KEY, "nonces": bytes(12)},
+    "short key": {"key": KEY[:16]},
+    "plain sink with a pad": {"out": np.zeros((2, 3, 4, 5), np.int16)},
     "int64 source": {"source": np.zeros((2, 3, 4, 5), np.int64)},
     "float32 source": {"source": np.zeros((2, 3, 4, 5), np.float32)},
     "source shape": {"source": np.zeros((2, 4, 3, 5), np.uint32)},
     "source layout": {"source": np.zeros((2, 5, 3, 4), np.uint32).transpose(0, 2, 3, 1)},
     "unblind shape": {"unblind": np.zeros((1, 3, 4, 5), np.uint32)},
-    "sink shape": {"sink_out": [np.zeros((2, 3, 4, 6), np.uint32)]},
-    "sink layout": {"sink_out": [np.zeros((2, 3, 4, 6), np.uint32)[..., :5]]},
-    "sink dtype": {"sink_out": [np.zeros((2, 3, 4, 5), np.float32)]},
-    "pad shape": {"sink_pads": [np.zeros((1, 3, 4, 5), np.uint32)]},
-    "two sinks": {"sink_out": [np.zeros((2, 3, 4, 5), np.uint32)] * 2},
-    "sums": {"sums_out": np.zeros(1, np.uint64)},
-    "sums of sinks": {"sums_in": np.zeros((2, 2), np.uint64)},
+    "sink shape": {"out": np.zeros((2, 3, 4, 6), np.uint32)},
+    "sink layout": {"out": np.zeros((2, 3, 4, 6), np.uint32)[..., :5]},
+    "sink dtype": {"out": np.zeros((2, 3, 4, 5), np.float32)},
+    "pad shape": {"pad": np.zeros((1, 3, 4, 5), np.uint32)},
+    "two sinks": {"sinks": 2},
+    "sums": {"answer_sums": np.zeros(1, np.uint64)},
+    "sums of sinks": {"request_sums": np.zeros((2, 2), np.uint64)},
     "counts of sinks": {"clipped": np.zeros((2, 2), np.uint64)},
     "counts of images": {"clipped": np.zeros((1, 3), np.uint64)},
     "overlapping store": {
@@ -645,18 +658,24 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_before_anything_is_written(name):
     case = Case((3, 4, 5), n=2)
-    given = arguments(case, **REFUSED[name])
+    out = np.zeros((2, 3, 4, 5), np.uint32)
+    given = arguments(case, **({"out": out} | REFUSED[name]))
     with pytest.raises(ValueError):
         case.native().run(**given)
-    assert not any(sink.any() for sink in given["sink_out"])
+    assert not out.any()
 
 
 def test_read_only_output_is_refused():
-    case = Case((3, 4, 5))
-    given = arguments(case)
-    given["sink_out"][0].flags.writeable = False
+    out = np.zeros((1, 3, 4, 5), np.uint32)
+    out.flags.writeable = False
     with pytest.raises((TypeError, ValueError, RuntimeError)):
-        case.native().run(**given)
+        arguments(Case((3, 4, 5)), out=out)
+
+
+def test_arguments_have_names():
+    case = Case((3, 4, 5))
+    with pytest.raises(TypeError):
+        case.native().run(*arguments(case).values())
 
 
 FILTER = (np.zeros((2, 2, 5), np.float32), np.zeros(5, np.float32), 0.0, 1.0)
@@ -677,11 +696,8 @@ FILTER = (np.zeros((2, 2, 5), np.float32), np.zeros(5, np.float32), 0.0, 1.0)
         {"window": (*MAX_2X2, 3, 3, 0)},
         {"window": (0, 0, 2, 2, 2, 1, 1, 0, 0, 1, 1, 0)},
         {"window": (0, 2, 2, 2, 2, 1, 1, 2, 0, 2, 2, 0)},
-        {"window": (3, *MAX_2X2[1:], 1, 2, 0)},
-        {"window": (-1, *MAX_2X2[1:], 1, 2, 0)},
         {"window": (0, 2, 2, 1, 1, 1, 2**62, 0, 0, 2, 4, 0)},
         {"window": (2, *MAX_2X2[1:], 1, 2, 0)},
-        {"depthwise": FILTER},
         {"window": (0, *MAX_2X2[1:], 1, 2, 0), "depthwise": FILTER},
         {"window": (2, 3, 2, 1, 1, 1, 1, 0, 0, 1, 3, 0), "depthwise": FILTER},
         {"window": (2, *MAX_2X2[1:], 3, 2, 0), "depthwise": FILTER},
@@ -695,7 +711,7 @@ FILTER = (np.zeros((2, 2, 5), np.float32), np.zeros(5, np.float32), 0.0, 1.0)
         {"window": (2, *MAX_2X2[1:], 1, 2, 0), "depthwise": (*FILTER[:2], 0.0, float("nan"))},
     ],
 )
-def test_impossible_passes_are_refused(change):
+def test_impossible_steps_are_refused(change):
     given = {
         "size": (3, 4, 5),
         "scale": np.zeros(5, np.float32),
@@ -706,52 +722,51 @@ def test_impossible_passes_are_refused(change):
         "depthwise": None,
         **change,
     }
-    with pytest.raises(ValueError):
-        native.Pass(
-            *given["size"], given["scale"], given["bias"], *given["clamp"], given["window"],
-            given["sinks"], given["depthwise"],
-        )  # fmt: skip
+
+    def make():
+        sinks = [native.Sink.unchecked(inv_scale=x, qmax=qmax) for x, qmax in given["sinks"]]
+        keys = ("size", "clamp", "window", "depthwise")
+        shape = shape_of(*(given[key] for key in keys), sinks)
+        native.FusedStep.unchecked(shape, scale=given["scale"], bias=given["bias"])
+
+    with pytest.raises(TypeError if given["bias"] is None else ValueError):
+        make()
+
+
+def test_unknown_windows_are_refused():
+    window = geometry((*MAX_2X2, 1, 2, 0))
+    with pytest.raises(ValueError, match="no window mean"):
+        dataclasses.replace(window, kind="mean").to_native()
 
 
 def test_coefficients_beyond_the_prime_are_refused():
-    case = Case((3, 4, 5))
-    made = case.native()
-    case.a[3] = P52
-    with pytest.raises(ValueError, match="coefficient"):
-        made.set_check(case.a, case.b)
-    case.checks[0][0][-1, -1, -1] = P52
-    with pytest.raises(ValueError, match="coefficient"):
-        made.set_sink_check(0, *case.checks[0])
+    case = Case((3, 4, 5), terms=(2,))
+    for array, at in ((case.a, -1), (case.b, -1), *((array, -1) for array in case.checks[0])):
+        kept = array.flat[at]
+        array.flat[at] = P52
+        with pytest.raises(ValueError, match="coefficient"):
+            case.native()
+        array.flat[at] = kept
+    assert_equal(run(case), expected(case))
 
 
 @pytest.mark.parametrize(
     ("rows", "columns"),
     [
-        (59, None), (61, None), (None, 4), (15, 3), (15, 5), (14, 4), (16, 4), (0, 0), (60, 4),
+        (59, None), (61, None), (15, 3), (15, 5), (14, 4), (16, 4), (0, 0), (60, 4),
         (30, 4), (2**20, 4),
     ],
 )  # fmt: skip
 def test_coefficients_that_do_not_fit_are_refused(rows, columns):
     case = Case((3, 4, 5))
-    made = case.native()
-    arrays = [None if size is None else np.ones(size, np.uint64) for size in (rows, columns)]
+    case.checks = [[None if size is None else np.ones(size, np.uint64) for size in (rows, columns)]]
     with pytest.raises(ValueError, match="need"):
-        made.set_sink_check(0, *arrays)
-    with pytest.raises(ValueError):
-        made.set_sink_check(1, None, None)
-    assert_equal(run(case, made=made), expected(case))
+        case.native()
 
 
-@pytest.mark.parametrize("terms", [None, 2])
-def test_a_refused_check_leaves_the_old_one_in_force(terms):
-    case = Case((3, 4, 5), terms=(terms,))
-    made = case.native()
-    for i, array in enumerate(case.checks[0]):
-        if array is None:
-            continue
-        wrong = [None if x is None else x.copy() for x in case.checks[0]]
-        wrong[i].flat[-1] = P52
-        with pytest.raises(ValueError, match="coefficient"):
-            made.set_sink_check(0, *wrong)
-        del wrong
-        assert_equal(run(case, made=made), expected(case))
+@pytest.mark.parametrize(("name", "size"), [("a", 11), ("a", 13), ("b", 4), ("b", 6), ("b", 0)])
+def test_coefficients_of_an_answer_that_do_not_fit_are_refused(name, size):
+    case = Case((3, 4, 5))
+    setattr(case, name, np.ones(size, np.uint64))
+    with pytest.raises(ValueError, match=f"{name} needs"):
+        case.native()

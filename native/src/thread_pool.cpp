@@ -1,4 +1,4 @@
-#include "crew.hpp"
+#include "thread_pool.hpp"
 
 #include <pthread.h>
 #include <sched.h>
@@ -26,11 +26,12 @@ namespace {
 
 using std::chrono::microseconds;
 
-// How long to look for what is due, because a core takes longer to wake: after a call for the other
-// threads and the next call; and for the call when an answer has woken a helper before its caller.
+// How long a thread polls before it blocks, because a core takes longer to wake. kNext: the caller
+// polls for its helpers, and a helper for the next call, after a call. kCaller: a helper polls for
+// its caller's call, when a packet has woken the helper first.
 constexpr microseconds kNone{0}, kNext{50}, kCaller{300};
 
-// Looks for a while whether `happened`.
+// Polls for a while; whether the condition came true.
 template <typename Condition>
 bool soon(const Condition& happened, microseconds patience) {
   for (const auto start = std::chrono::steady_clock::now();;) {
@@ -66,12 +67,12 @@ struct Helper {
   std::atomic<bool> asleep{false};
 };
 
-class Crew {
+class ThreadPool {
  public:
   // Never destroyed: its threads wait until the process ends.
-  static Crew& instance() {
-    static Crew* const crew = new Crew;
-    return *crew;
+  static ThreadPool& instance() {
+    static ThreadPool* const pool = new ThreadPool;
+    return *pool;
   }
 
   bool owned() const { return getpid() == owner_; }  // a fork has no helpers
@@ -131,7 +132,7 @@ class Crew {
       helpers_.reserve(helpers_.size() + 1);
       auto helper = std::make_unique<Helper>();
       if (!helper->attend(helper->wake)) return false;
-      std::thread thread(&Crew::help, this, std::ref(*helper), count() + 1);
+      std::thread thread(&ThreadPool::help, this, std::ref(*helper), count() + 1);
       helper->thread = thread.native_handle();
       thread.detach();
       helpers_.push_back(std::move(helper));
@@ -208,20 +209,21 @@ void in_parallel(int64_t items, int threads,
     for (int64_t item; (item = next.fetch_add(1)) < items;) work(worker, item);
   };
   const auto helpers = static_cast<int>(std::min<int64_t>(threads, items)) - 1;
-  Crew* crew = helpers > 0 ? &Crew::instance() : nullptr;
-  if (crew == nullptr || !crew->try_lock()) return take(0);
-  const std::lock_guard lock(*crew, std::adopt_lock);
-  crew->run(helpers, take);
+  ThreadPool* pool = helpers > 0 ? &ThreadPool::instance() : nullptr;
+  if (pool == nullptr || !pool->try_lock()) return take(0);
+  const std::lock_guard lock(*pool, std::adopt_lock);
+  pool->run(helpers, take);
 }
 
-Attention::Attention(int descriptor, int threads) : descriptor_(threads > 1 ? descriptor : -1) {
-  if (descriptor_ < 0 || !Crew::instance().owned()) return;
-  Crew::instance().attend(descriptor_, threads - 1);
+WakeOnPacket::WakeOnPacket(int descriptor, int threads)
+    : descriptor_(threads > 1 ? descriptor : -1) {
+  if (descriptor_ < 0 || !ThreadPool::instance().owned()) return;
+  ThreadPool::instance().attend(descriptor_, threads - 1);
 }
 
-Attention::~Attention() {
-  if (descriptor_ < 0 || !Crew::instance().owned()) return;
-  Crew::instance().ignore(descriptor_);
+WakeOnPacket::~WakeOnPacket() {
+  if (descriptor_ < 0 || !ThreadPool::instance().owned()) return;
+  ThreadPool::instance().ignore(descriptor_);
 }
 
 }  // namespace cloister

@@ -1,39 +1,39 @@
 """The release log: what is written is read, and damage is named."""
 
 import dataclasses
+import hashlib
+import struct
 import threading
 
 import numpy as np
 import pytest
 
+from cloister.authority.request_log import MAGIC, Release, ReleaseLog, asked, read_releases
+from cloister.authority.requests import Forward, Gradient, Labels
 from cloister.errors import CloisterError, EncryptionError, ShapeError
-from cloister.ring.linear import Geometry
-from cloister.wire.request_log import MAGIC, Release, ReleaseLog, asked, read_releases
+from cloister.ring.linear import Geometry, LinearMap
+from cloister.wire.https.bodies import Body, encode
 
 CONV = Geometry((5, 4), 1, (4, 3), 2, (2, 2))
+SHAPE = (5, 4, 1)
 
 
 def forward(step=0, n=3):
     rng = np.random.default_rng(step)
-    return Release(
-        "forward", step, np.arange(n, dtype=np.int64) + 7, CONV,
-        rng.integers(-9, 9, CONV.weight_shape).astype(np.int16),
-        rng.integers(-(2**31), 2**31, (n, *CONV.out_shape)), (5, 4, 1),
-    )  # fmt: skip
+    linear = LinearMap(CONV, rng.integers(-9, 9, CONV.weight_shape).astype(np.int16))
+    values = rng.integers(-(2**31), 2**31, (n, *CONV.out_shape))
+    return Release(Forward("set", np.arange(n, dtype=np.int64) + 7, linear), step, values, SHAPE)
 
 
 def gradient(n=2):
-    return Release(
-        "gradient", 4, np.array([9, 9], np.int64)[:n], CONV,
-        np.full((n, *CONV.out_shape), -32768, np.int16), np.ones(CONV.weight_shape, np.int64),
-        (5, 4, 1),
-    )  # fmt: skip
+    delta = np.full((n, *CONV.out_shape), -32768, np.int16)
+    request = Gradient("set", np.array([9, 9], np.int64)[:n], CONV, delta)
+    return Release(request, 4, np.ones(CONV.weight_shape, np.int64), SHAPE)
 
 
 def labels(n=2):
     values = np.array([[-100, 100], [3, -3]], np.int64)[:n]
-    ids = np.arange(n, dtype=np.int64)
-    return Release("labels", 2**40, ids, None, np.zeros(0, np.int16), values, (5, 4, 1))
+    return Release(Labels("set", np.arange(n, dtype=np.int64)), 2**40, values, SHAPE)
 
 
 def write(path, *releases):
@@ -45,6 +45,7 @@ def write(path, *releases):
 def same(a, b):
     plain = ("kind", "step", "geometry", "shape")
     assert all(getattr(a, name) == getattr(b, name) for name in plain)
+    assert a.request.dataset == b.request.dataset
     for name in ("ids", "functional", "values"):
         left, right = getattr(a, name), getattr(b, name)
         assert left.dtype == right.dtype
@@ -103,15 +104,11 @@ def test_every_changed_byte_is_an_error(tmp_path):
 
 def test_lies_with_a_correct_digest_are_errors(tmp_path):
     """Whoever writes the file can hash; lengths and kinds are checked all the same."""
-    import hashlib
-    import struct
-
     path = tmp_path / "log"
     write(path, forward())
     data = path.read_bytes()
-    start = len(MAGIC) + 8
-    body = bytearray(data[start:-32])
-    for at in range(24 + 17 * 8 + 8 * 8):
+    body = bytearray(data[len(MAGIC) + 8 : -32])
+    for at in range(len(body) - 8 * 8):
         for value in (0, 1, 0x7F, 0xFF):
             lie = bytes(body[:at]) + bytes([value]) + bytes(body[at + 1 :])
             path.write_bytes(
@@ -127,17 +124,22 @@ def test_lies_with_a_correct_digest_are_errors(tmp_path):
 
 def test_contradictions_are_refused():
     good = forward()
+    request, values = good.request, good.values
     for change in (
-        {"kind": "other"},
-        {"kind": "gradient"},
-        {"kind": "labels"},
-        {"geometry": None},
-        {"ids": good.ids[:2]},
-        {"ids": good.ids.astype(np.int32)},
-        {"functional": good.functional[:1]},
-        {"functional": good.functional.astype(np.int32)},
-        {"values": good.values[:, :2]},
-        {"values": good.values.astype(np.float64)},
+        {"ids": request.ids.astype(np.int32)},
+        {"ids": request.ids[:, None]},
+    ):
+        with pytest.raises(ShapeError):
+            dataclasses.replace(request, **change)
+    for delta in (gradient().request.delta[:1], gradient().request.delta.astype(np.int32)):
+        with pytest.raises(ShapeError):
+            dataclasses.replace(gradient().request, delta=delta)
+    for change in (
+        {"request": gradient().request},
+        {"request": labels().request},
+        {"request": dataclasses.replace(request, ids=request.ids[:2])},
+        {"values": values[:, :2]},
+        {"values": values.astype(np.float64)},
         {"shape": (5, 4)},
         {"shape": (5, 5, 1)},
         {"shape": (0, 4, 1)},
@@ -146,17 +148,40 @@ def test_contradictions_are_refused():
             dataclasses.replace(good, **change)
 
 
+def test_bodies_that_contradict_themselves_are_refused(tmp_path):
+    path = tmp_path / "log"
+    for build in (forward, gradient, labels):
+        release = build()
+        fields = release.request.fields | {
+            "kind": release.request.kind, "step": 1, "shape": list(SHAPE),
+        }  # fmt: skip
+        tensors = (*release.request.tensors, release.values)
+        for lie in (
+            Body(fields | {"kind": "other"}, tensors),
+            Body(fields | {"kind": "labels" if build is forward else "forward"}, tensors),
+            Body(fields | {"shape": [5, 4]}, tensors),
+            Body(fields | {"step": "1"}, tensors),
+            Body(fields, tensors[:-1]),
+            Body(fields, (*tensors, release.values)),
+            Body(fields, (tensors[0].astype(np.int32), *tensors[1:])),
+            Body(fields, (*tensors[:-1], release.values.astype(np.float64))),
+        ):
+            data = encode(lie)
+            path.write_bytes(
+                MAGIC + struct.pack("<Q", len(data)) + data + hashlib.sha256(data).digest()
+            )
+            with pytest.raises(EncryptionError, match="malformed"):
+                list(read_releases(path))
+
+
 def test_requests_hold_functions_and_no_values(tmp_path):
     for like in (forward(), gradient()):
-        kind = f"{like.kind} request"
-        request = asked(kind, like.ids, like.geometry, like.functional, step=3)
-        write(tmp_path / kind, request)
-        [read] = read_releases(tmp_path / kind)
+        request = asked(like.request, step=3)
+        assert (request.kind, request.is_read) == (f"{like.kind} request", False)
+        write(tmp_path / request.kind, request)
+        [read] = read_releases(tmp_path / request.kind)
         same(read, request)
-        with pytest.raises(ShapeError, match="belong together"):
-            dataclasses.replace(request, values=like.values)
-        with pytest.raises(ShapeError, match="belong together"):
-            dataclasses.replace(like, values=request.values)
+        assert not read.is_read
 
 
 def test_a_log_may_be_written_by_many_threads(tmp_path):
@@ -174,9 +199,8 @@ def test_a_log_may_be_written_by_many_threads(tmp_path):
 
 def test_flat_samples_may_feed_a_dense_layer(tmp_path):
     dense = Geometry((1, 1), 20, (1, 1), 3)
-    release = Release(
-        "forward", 0, np.zeros(1, np.int64), dense, np.ones((3, 1, 1, 20), np.int16),
-        np.zeros((1, 1, 1, 3), np.int64), (5, 4, 1),
-    )  # fmt: skip
+    linear = LinearMap(dense, np.ones((3, 1, 1, 20), np.int16))
+    request = Forward("set", np.zeros(1, np.int64), linear)
+    release = Release(request, 0, np.zeros((1, 1, 1, 3), np.int64), SHAPE)
     write(tmp_path / "log", release)
     same(next(iter(read_releases(tmp_path / "log"))), release)

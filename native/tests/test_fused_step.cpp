@@ -12,8 +12,8 @@
 
 #include "cloister/aes_ctr.hpp"
 #include "cloister/freivalds.hpp"
+#include "cloister/fused_step.hpp"
 #include "cloister/isa.hpp"
-#include "cloister/pass.hpp"
 #include "expect.hpp"
 
 using namespace cloister;
@@ -70,8 +70,8 @@ constexpr uint64_t kDigits = 1 + (uint64_t{1} << 13) + (uint64_t{1} << 26);
 constexpr uint64_t kLargestDigits = kTopDigit + 4095 * kDigits;
 constexpr uint64_t kSmallestDigits = kP52 - kTopDigit - 4096 * kDigits;
 
-PassShape shape_of(const Setting& s) {
-  PassShape shape{s.h, s.w, s.c, {}, {}, s.full ? 0.0f : -kInfinity, kInfinity, s.window, {}};
+FusedShape shape_of(const Setting& s) {
+  FusedShape shape{s.h, s.w, s.c, {}, {}, s.full ? 0.0f : -kInfinity, kInfinity, s.window, {}};
   if (s.window && s.window->kind == WindowShape::Kind::depthwise) {
     WindowShape& window = *shape.window;
     std::mt19937 random(3);
@@ -83,11 +83,12 @@ PassShape shape_of(const Setting& s) {
     shape.scale.assign(static_cast<size_t>(s.c), 1.1e-9f);
     shape.bias.assign(static_cast<size_t>(s.c), 0.25f);
   }
-  shape.sinks = {{s.extreme ? 1e9f : 900.0f, 8191}, {1e9f, 3}};
+  shape.sinks = {{s.extreme ? 1e9f : 900.0f, 8191, {}}, {1e9f, 3, {}}};
   return shape;
 }
 
-Inputs inputs_of(const Setting& s, int64_t out_h, int64_t out_w) {
+Inputs inputs_of(const Setting& s) {
+  const int64_t out_h = s.window ? s.window->oh : s.h, out_w = s.window ? s.window->ow : s.w;
   const int64_t out_elements = out_h * out_w * s.c;
   std::mt19937_64 random(2);
   const auto in = static_cast<size_t>(kImages * s.h * s.w * s.c);
@@ -125,20 +126,30 @@ Inputs inputs_of(const Setting& s, int64_t out_h, int64_t out_w) {
   return x;
 }
 
-Result run(const Setting& s, const Inputs& x, Pass& pass, bool explicit_pad, int threads) {
+FusedStep made(const Setting& s, const Inputs& x) {
+  FusedShape shape = shape_of(s);
+  if (s.full) {
+    const InputCheck check{x.rows.data(), s.terms > 0 ? x.columns.data() : nullptr, s.terms};
+    for (SinkRule& sink : shape.sinks) sink.check = check;
+  }
+  if (!s.reply) return FusedStep(shape);
+  return s.full ? FusedStep::checked(shape, x.a.data(), x.b.data()) : FusedStep::unchecked(shape);
+}
+
+Result run(const Setting& s, const Inputs& x, FusedStep& step, bool explicit_pad, int threads) {
   const auto in = static_cast<size_t>(kImages * s.h * s.w * s.c);
-  const auto out = static_cast<size_t>(kImages * pass.out_h() * pass.out_w() * s.c);
+  const auto out = static_cast<size_t>(kImages * step.out_h() * step.out_w() * s.c);
   Result r{std::vector<float>(in),
            std::vector<float>(out),
            Lines(out),
            decltype(Result::plain)(out),
            std::vector<uint64_t>(3 * kImages),
            std::vector<uint64_t>(2 * kImages)};
-  PassRun run;
+  FusedRun run;
   run.n = kImages;
   if (s.reply) run.reply = x.reply.data();
   run.pre = {r.pre.data(), s.h * s.w * s.c, s.c};
-  run.post = {r.post.data(), pass.out_h() * pass.out_w() * s.c, s.c};
+  run.post = {r.post.data(), step.out_h() * step.out_w() * s.c, s.c};
   run.sums_out = r.sums.data();
   run.sinks.resize(2);
   run.sinks[0].blinded = r.blinded.data();
@@ -160,7 +171,7 @@ Result run(const Setting& s, const Inputs& x, Pass& pass, bool explicit_pad, int
     if (s.reply) run.unblind = x.unblind.data();
     run.residual = {x.residual.data(), s.h * s.w * s.c, s.c};
   }
-  pass.run(run, threads);
+  step.run(run, threads);
   return r;
 }
 
@@ -170,13 +181,14 @@ uint64_t mod_mul(uint64_t x, uint64_t y) {
 }
 
 // The sum over one image of its request's integers times their coefficients.
-uint64_t sum_by_definition(const Setting& s, const Inputs& x, const Pass& pass, const int16_t* q) {
+uint64_t sum_by_definition(const Setting& s, const Inputs& x, const FusedStep& step,
+                           const int16_t* q) {
   const auto at = [](const std::vector<uint64_t>& values, int64_t i) {
     return values[static_cast<size_t>(i)];
   };
-  const int64_t w = pass.out_w();
+  const int64_t w = step.out_w();
   uint64_t sum = 0;
-  for (int64_t i = 0; i < pass.out_h() * w * s.c; ++i) {
+  for (int64_t i = 0; i < step.out_h() * w * s.c; ++i) {
     const int64_t y = i / s.c / w, column = i / s.c % w, c = i % s.c;
     uint64_t t = s.terms > 0 ? 0 : at(x.rows, i);
     for (int64_t k = 0; k < s.terms; ++k) {
@@ -191,9 +203,9 @@ uint64_t sum_by_definition(const Setting& s, const Inputs& x, const Pass& pass, 
 }
 
 // How many of a request's integers would lie beyond qmax, had they not been clipped.
-uint64_t clipped_by_definition(const Pass& pass, const Result& r, size_t sink, int64_t image) {
-  const PassShape& s = pass.shape();
-  const int64_t elements = pass.out_h() * pass.out_w() * s.c;
+uint64_t clipped_by_definition(const FusedStep& step, const Result& r, size_t sink, int64_t image) {
+  const FusedShape& s = step.shape();
+  const int64_t elements = step.out_h() * step.out_w() * s.c;
   const float* values = (s.window ? r.post : r.pre).data() + image * elements;
   return static_cast<uint64_t>(std::count_if(values, values + elements, [&](float v) {
     // volatile: the product is rounded to float.
@@ -203,7 +215,7 @@ uint64_t clipped_by_definition(const Pass& pass, const Result& r, size_t sink, i
 }
 
 // Channel c of output (y, x) of a depthwise window over one image.
-float depthwise_by_definition(const PassShape& s, const float* pre, int64_t y, int64_t x,
+float depthwise_by_definition(const FusedShape& s, const float* pre, int64_t y, int64_t x,
                               int64_t c) {
   const WindowShape& window = *s.window;
   float f = 0.0f;
@@ -222,13 +234,13 @@ float depthwise_by_definition(const PassShape& s, const float* pre, int64_t y, i
   return std::min(std::max(f + window.bias[static_cast<size_t>(c)], window.lo), window.hi);
 }
 
-void check_depthwise(const Pass& pass, const Result& r) {
-  const PassShape& s = pass.shape();
+void check_depthwise(const FusedStep& step, const Result& r) {
+  const FusedShape& s = step.shape();
   size_t at = 0;
   for (int64_t image = 0; image < kImages; ++image) {
     const float* pre = r.pre.data() + image * s.h * s.w * s.c;
-    for (int64_t y = 0; y < pass.out_h(); ++y) {
-      for (int64_t x = 0; x < pass.out_w(); ++x) {
+    for (int64_t y = 0; y < step.out_h(); ++y) {
+      for (int64_t x = 0; x < step.out_w(); ++x) {
         for (int64_t c = 0; c < s.c; ++c, ++at) {
           expect(r.post[at] == depthwise_by_definition(s, pre, y, x, c), "a depthwise window");
         }
@@ -238,94 +250,90 @@ void check_depthwise(const Pass& pass, const Result& r) {
 }
 
 void test(const Setting& s) {
-  Pass pass(shape_of(s));
-  const Inputs x = inputs_of(s, pass.out_h(), pass.out_w());
-  if (s.full) {
-    if (s.reply) pass.set_check(x.a.data(), x.b.data());
-    const InputCheck check{x.rows.data(), s.terms > 0 ? x.columns.data() : nullptr, s.terms};
-    pass.set_sink_check(0, check);
-    pass.set_sink_check(1, check);
-  }
+  const Inputs x = inputs_of(s);
+  FusedStep step = made(s, x);
   force_isa(Isa::portable);
-  const Result expected = run(s, x, pass, true, 1);
-  if (s.window && s.window->kind == WindowShape::Kind::depthwise) check_depthwise(pass, expected);
+  const Result expected = run(s, x, step, true, 1);
+  if (s.window && s.window->kind == WindowShape::Kind::depthwise) check_depthwise(step, expected);
   for (int64_t i = 0; i < kImages; ++i) {
     for (size_t sink : {0, 1}) {
       expect(expected.clipped[static_cast<size_t>(2 * i) + sink] ==
-                 clipped_by_definition(pass, expected, sink, i),
+                 clipped_by_definition(step, expected, sink, i),
              "how many were clipped");
     }
   }
   for (int64_t i = 0; s.full && i < kImages; ++i) {
-    const int16_t* q = expected.plain.data() + i * pass.out_h() * pass.out_w() * s.c;
-    expect(expected.sums[static_cast<size_t>(2 * kImages + i)] == sum_by_definition(s, x, pass, q),
+    const int16_t* q = expected.plain.data() + i * step.out_h() * step.out_w() * s.c;
+    expect(expected.sums[static_cast<size_t>(2 * kImages + i)] == sum_by_definition(s, x, step, q),
            "the sum of a request");
   }
   for (int i = 0; i <= static_cast<int>(best_isa()); ++i) {
     force_isa(static_cast<Isa>(i));
     for (int threads : {1, 5}) {
-      expect(run(s, x, pass, true, threads) == expected, "explicit pad");
-      if (has_aes()) expect(run(s, x, pass, false, threads) == expected, "generated pad");
+      expect(run(s, x, step, true, threads) == expected, "explicit pad");
+      if (has_aes()) expect(run(s, x, step, false, threads) == expected, "generated pad");
     }
   }
 }
 
 void test_no_pad() {
-  Pass pass({1, 1, 4, {}, {}, -kInfinity, kInfinity, std::nullopt, {{1.0f, 10}}});
+  FusedStep step({1, 1, 4, {}, {}, -kInfinity, kInfinity, std::nullopt, {{1.0f, 10, {}}}});
   const float values[4] = {1, 2, 3, 4};
   uint32_t request[4] = {};
-  PassRun run;
+  FusedRun run;
   run.n = 1;
   run.values = values;
   run.sinks.resize(1);
   run.sinks[0].blinded = request;
   bool refused = false;
   try {
-    pass.run(run, 1);
+    step.run(run, 1);
   } catch (const std::invalid_argument&) {
     refused = true;
   }
   expect(refused && request[0] == 0, "a blinded sink without a pad");
 }
 
-bool refused(Pass& pass, const InputCheck& check) {
+bool refused(const auto& action) {
   try {
-    pass.set_sink_check(0, check);
+    action();
   } catch (const std::invalid_argument&) {
     return true;
   }
   return false;
 }
 
-// A check that is refused leaves none of its pointers behind.
-void test_refused_checks() {
-  Pass pass({1, 2, 3, {}, {}, -kInfinity, kInfinity, std::nullopt, {{1.0f, 10}}});
-  const std::vector<uint64_t> rows(6, 5), columns(4, 7);
-  pass.set_sink_check(0, {rows.data(), nullptr, 0});
-  for (bool factored : {false, true}) {
-    auto wrong = std::make_unique<std::vector<uint64_t>>(rows);
-    wrong->back() = kP52;
-    const uint64_t* factors = factored ? columns.data() : nullptr;
-    expect(refused(pass, {wrong->data(), factors, 2}), "a coefficient beyond the prime");
-    expect(!factored || refused(pass, {rows.data(), columns.data(), 0}), "no terms");
-    wrong.reset();
-    const float values[6] = {1, 2, 3, 4, 5, -6};
-    int16_t request[6];
-    uint64_t sum = 0;
-    PassRun run;
-    run.n = 1;
-    run.values = values;
-    run.sinks.resize(1);
-    run.sinks[0].plain = request;
-    run.sinks[0].sums = &sum;
-    pass.run(run, 1);
-    expect(sum == 45, "the check before");
-  }
+FusedShape of_one_sink(const InputCheck& check) {
+  return {1, 2, 3, {}, {}, -kInfinity, kInfinity, std::nullopt, {{1.0f, 10, check}}};
 }
 
-// Sizes whose product wraps around must not pass for a small one.
+void test_refused_checks() {
+  const std::vector<uint64_t> rows(6, 5), columns(4, 7);
+  std::vector<uint64_t> wrong(rows);
+  wrong.back() = kP52;
+  for (const InputCheck& check :
+       {InputCheck{wrong.data(), nullptr, 0}, InputCheck{wrong.data(), columns.data(), 2},
+        InputCheck{rows.data(), columns.data(), 0}, InputCheck{nullptr, columns.data(), 2}}) {
+    expect(refused([&] { FusedStep step(of_one_sink(check)); }), "coefficients of a request");
+  }
+  FusedShape answer = of_one_sink({});
+  answer.scale.assign(3, 1.0f);
+  answer.bias.assign(3, 0.0f);
+  const uint64_t* some = rows.data();
+  expect(refused([&] { FusedStep::checked(answer, nullptr, some); }), "no a");
+  expect(refused([&] { FusedStep::checked(answer, some, nullptr); }), "no b");
+  expect(refused([&] { FusedStep::checked(answer, nullptr, nullptr); }), "no coefficients at all");
+  expect(refused([&] { FusedStep::checked(answer, wrong.data() + 4, some); }), "beyond the prime");
+  expect(refused([&] { FusedStep step(answer); }), "an answer that is neither checked nor not");
+  expect(refused([&] { FusedStep::checked(of_one_sink({}), some, some); }), "a checked value");
+  expect(refused([&] { FusedStep::unchecked(of_one_sink({})); }), "an unchecked value");
+  expect(FusedStep::checked(answer, some, some).checked(), "a checked answer");
+  expect(!FusedStep::unchecked(answer).checked(), "an unchecked answer");
+}
+
+// Sizes whose product wraps around must not step for a small one.
 void test_a_huge_filter() {
-  PassShape shape{1, 1, 1 << 20, {}, {}, -kInfinity, kInfinity, std::nullopt, {}};
+  FusedShape shape{1, 1, 1 << 20, {}, {}, -kInfinity, kInfinity, std::nullopt, {}};
   const int64_t side = 1 << 22;
   WindowShape window{WindowShape::Kind::depthwise,
                      side,
@@ -347,7 +355,7 @@ void test_a_huge_filter() {
   shape.window = window;
   bool thrown = false;
   try {
-    Pass pass(shape);
+    FusedStep step(shape);
   } catch (const std::invalid_argument&) {
     thrown = true;
   }

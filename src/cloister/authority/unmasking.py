@@ -1,0 +1,75 @@
+"""The unmasking term of a request, from the mask keys of a data set's parts; charges nothing."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Bool, Int64, UInt32
+
+from cloister.authority import noise
+from cloister.authority.records import Dataset
+from cloister.authority.requests import Labels, LinearRequest, Pieces, Request
+from cloister.ring import pads
+
+MASKS_AT_ONCE = 1 << 22
+"""Elements of masks that are expanded together, whatever the number of samples."""
+
+
+def unmasking_term(
+    found: Dataset, request: Request, *, noisy: bool, threads: int
+) -> UInt32[np.ndarray, "..."]:
+    """What unmasks the answer of a ciphertext server to the same request.
+
+    noisy    the receiver is the server: values keep the noise that the data set's terms say
+    Secret   result
+    """
+    if isinstance(request, Labels):
+        return _masks(found, request.ids, (found.info.classes,), pads.LABEL_DOMAIN)
+    term = request.image(_pieces(found, request), threads=threads)
+    if noisy:
+        _subtract_noise(found, request, term)
+    return term
+
+
+def _pieces(found: Dataset, request: LinearRequest) -> Pieces:
+    """The masks of samples, as many at a time as stay in bounded memory."""
+    step = max(1, MASKS_AT_ONCE // found.info.dim)
+    for start in range(0, len(request.ids), step):
+        some = slice(start, start + step)
+        shape = request.geometry.in_shape
+        yield some, _masks(found, request.ids[some], shape, pads.DATA_DOMAIN)
+
+
+def _masks(
+    found: Dataset, ids: Int64[np.ndarray, " n"], shape: tuple[int, ...], domain: int
+) -> UInt32[np.ndarray, "n ..."]:
+    out = np.empty((len(ids), *shape), np.uint32)
+    for mine, local, key in _by_part(found, ids):
+        out[mine] = pads.masks(key, local, shape, domain=domain)
+    return out
+
+
+def _subtract_noise(
+    found: Dataset, request: LinearRequest, term: UInt32[np.ndarray, "..."]
+) -> None:
+    """Subtract the noise, in place, that the unmasked values must keep."""
+    bits = found.terms.limits(found.info).value_bits
+    if bits == noise.EXACT_BITS:
+        return
+    shape = request.value_shape
+    for function, places in request.functions():
+        shift = noise.shift(found.info, function, bits)
+        if shift == 0:
+            continue
+        for mine, local, key in _by_part(found, request.ids[places]):
+            drawn = noise.noise(key, local, shape, digest=function.digest, shift=shift)
+            request.subtract_noise(term, places[mine], drawn)
+
+
+def _by_part(
+    found: Dataset, ids: Int64[np.ndarray, " n"]
+) -> Iterator[tuple[Bool[np.ndarray, " n"], Int64[np.ndarray, " m"], bytes]]:
+    """Which ids are of a part, their numbers in it, and its key; for every part concerned."""
+    owner = np.searchsorted(found.firsts, ids, side="right") - 1
+    for index in np.unique(owner).tolist():
+        mine = owner == index
+        yield mine, ids[mine] - found.parts[index].first, found.keys[index]

@@ -1,0 +1,211 @@
+"""Runs a compiled program for one batch of inputs: the trusted side of every protection.
+
+One native executor runs the steps of every plan over every link, and stops where Python has to do
+something: compute a local step, send an open segment, exchange a message over a link without a
+native channel (stages.py).
+
+The order of release: a node's answer is compared with its check before the next message is sent
+and before any output is returned. The one exception is harmless: the fused step that reads an
+answer writes the next *blinded* request while it reads, and such a request is uniform whatever was
+tampered with. A request in the clear is therefore written to private memory first whenever the
+plan hides anything, and copied out only after the checks.
+"""
+
+import weakref
+from collections.abc import Mapping
+
+import numpy as np
+
+from cloister.base.rng import Csprng
+from cloister.errors import PlanError
+from cloister.graph.batch import row_count
+from cloister.plan.plan import Plan
+from cloister.trusted.checks import Checks, wrong_answer
+from cloister.trusted.pads.maker import PadUse
+from cloister.trusted.program.compile import compile_plan
+from cloister.trusted.program.steps import Program
+from cloister.trusted.report import Meter
+from cloister.trusted.stages import STAGES, Setup, Stage
+from cloister.trusted.values import Values
+from cloister.trusted.workspace import Request, Workspace
+from cloister.wire.link import NativeChannel, WorkerLink
+from cloister.wire.shm.packets import MAX_PACKET_BYTES
+
+_KEPT_BATCHES = 2
+"""Batch sizes whose memory stays laid out: a session's own, and that of the last, smaller one."""
+
+
+class Executor:
+    """A compiled plan with its check vectors, ready to run batches.
+
+    Not for use by several threads at once; several executors of one plan run side by side, each
+    with its own links.
+    """
+
+    def __init__(
+        self, plan: Plan, *, rng: Csprng, threads: int = 1, first_request_id: int = 1
+    ) -> None:
+        self.plan = plan
+        self.program: Program = compile_plan(plan)
+        self._rng = rng
+        self._threads = threads
+        self._hidden = sorted(plan.hidden_nodes)
+        self._next_request_id = first_request_id
+        # Memory by batch size: reserved at native channels, which it does not keep alive, and
+        # private memory for links without one.
+        self._at_channels: weakref.WeakKeyDictionary[NativeChannel, dict[int, Workspace]]
+        self._at_channels = weakref.WeakKeyDictionary()
+        self._private: dict[int, Workspace] = {}
+        self.checks = Checks(plan, rng=rng)
+        self._stages = self._make_stages(self.checks)
+
+    def redraw_checks(self) -> None:
+        """New secret coefficients for every checked node, while no request is under way."""
+        checks = Checks(self.plan, rng=self._rng)
+        stages = self._make_stages(checks)
+        retired, self.checks, self._stages = self.checks, checks, stages
+        for channel in list(self._at_channels):
+            self._let_go(channel)
+        self._private.clear()
+        # Nothing native uses them any more.
+        retired.erase()
+
+    def forget(self, link: object) -> None:
+        """A link was closed: let go of the memory it shared."""
+        for channel in list(self._at_channels):
+            if channel is link:
+                self._let_go(channel)
+
+    def load(self, link: WorkerLink) -> None:
+        """Give a worker the linear maps and open segments it will be asked for."""
+        for stage in self._stages:
+            stage.load(link)
+
+    def run(
+        self,
+        feeds: Mapping[str, np.ndarray],
+        *,
+        link: WorkerLink | None,
+        pads: PadUse | None,
+        meter: Meter,
+        timeout_s: float,
+    ) -> dict[str, np.ndarray]:
+        """Run one batch; the outputs by name.
+
+        Raises   VerificationError, ProtocolError, PadError, RangeError; then nothing was released
+        """
+        rows = row_count(self.plan.graph, feeds)
+        channel = None if link is None else link.native_channel()
+        space = self._workspace(channel, rows)
+        values = Values(self.plan.graph, feeds, rows=rows)
+        request = Request(link, pads, meter, feeds, values, space, timeout_s, self._next_request_id)
+        # Not added: an attempt that was given up and repeated is counted once.
+        meter.clipped = np.zeros_like(space.clipped)
+        try:
+            self._begin(request)
+            self._run_steps(request, -1 if channel is None else channel.descriptor)
+            meter.clipped[...] = space.clipped
+            # The next request uses this one's memory.
+            return {name: values.onnx(name).copy() for name in self.plan.graph.outputs}
+        except BaseException:
+            if space.native.outstanding is None:
+                # Ids that native code may have used are never used again.
+                request.next_id += len(self._stages)
+            raise
+        finally:
+            self._end(request)
+
+    def _begin(self, request: Request) -> None:
+        if request.pads is None:
+            if self._hidden:
+                raise PlanError("the plan blinds, but the session has no pads")
+            request.space.native.begin(key=None, pad_ids=(), hidden=(), unblinding=())
+            return
+        request.pad_ids, unblinding = request.pads.claim(self._hidden)
+        request.space.native.begin(
+            key=request.pads.key,
+            pad_ids=request.pad_ids,
+            hidden=self._hidden,
+            unblinding=unblinding,
+        )
+
+    def _run_steps(self, request: Request, descriptor: int) -> None:
+        native = request.space.native
+        first = 0
+        while True:
+            stop = native.run(
+                first,
+                next_request_id=request.next_id,
+                descriptor=descriptor,
+                timeout_s=request.timeout_s,
+                max_packet_bytes=MAX_PACKET_BYTES,
+            )
+            self._account(first, stop.step, request)
+            if stop.why == "done":
+                return
+            stage = self._stages[stop.step]
+            if stop.why == "mismatch":
+                raise wrong_answer(stage.name)
+            stage.perform(request, stop)
+            first = stop.step + (stop.why != "unbound")
+
+    def _account(self, first: int, end: int, request: Request) -> None:
+        """Enter what the native executor has completed in the report and the transcript."""
+        if first == end:
+            return
+        space = request.space
+        stages, costs = self._stages[first:end], space.native.costs(first, end)
+        for stage, (cpu_ns, wait_ns) in zip(stages, costs, strict=True):
+            stage.account(request, cpu_ns, wait_ns)
+        exchanges = [exchange for exchange in space.exchanges[first:end] if exchange is not None]
+        if exchanges:
+            request.worker.exchanged(request.next_id, exchanges)
+            request.next_id += len(exchanges)
+
+    def _end(self, request: Request) -> None:
+        """Whatever happened: nothing of the request is kept, and its pads are spent."""
+        native, outstanding = request.space.native, request.space.native.outstanding
+        native.end()
+        try:
+            if outstanding is not None:
+                step, request_id = outstanding
+                request.next_id = request_id + 1
+                exchange = request.space.exchanges[step]
+                if exchange is not None:
+                    request.worker.abandon(request_id, exchange)
+            for node in list(request.replies):
+                request.release(node)
+        finally:
+            self._next_request_id = request.next_id
+            if request.pads is not None:
+                request.pads.erase()
+
+    # ---- set-up
+
+    def _make_stages(self, checks: Checks) -> list[Stage]:
+        setup = Setup(self.program, checks, self._threads)
+        return [
+            STAGES[type(step)](setup, number, step)
+            for number, step in enumerate(self.program.steps)
+        ]
+
+    def _workspace(self, channel: NativeChannel | None, batch: int) -> Workspace:
+        """The workspace for a batch size, prepared on first use."""
+        spaces = self._private if channel is None else self._at_channels.setdefault(channel, {})
+        space = spaces.pop(batch, None)
+        if space is None:
+            while len(spaces) >= _KEPT_BATCHES:
+                retired = spaces.pop(next(iter(spaces)))
+                if channel is not None and retired.region is not None:
+                    channel.unreserve(retired.region)
+            space = Workspace(self.program, channel=channel, batch=batch, threads=self._threads)
+            for stage in self._stages:
+                stage.enter(space, channel)
+        # The last one is the one used last.
+        spaces[batch] = space
+        return space
+
+    def _let_go(self, channel: NativeChannel) -> None:
+        for space in self._at_channels.pop(channel).values():
+            if space.region is not None:
+                channel.unreserve(space.region)

@@ -1,0 +1,387 @@
+"""What each kind of step is to the executor: a stage.
+
+A stage says how its step enters the native executor, and does what the native executor leaves to
+Python when it stops there. `STAGES` has one entry for every kind of step.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+import cloister._native as native
+from cloister.base.reading import require_truths
+from cloister.base.rng import pad_stream
+from cloister.errors import PlanError, ProtocolError, RangeError, UnsupportedError
+from cloister.graph.batch import bound_sizes, element_type
+from cloister.graph.interpreter import ORT_ERRORS, runtime_session
+from cloister.graph.onnx.export import model_bytes
+from cloister.plan.plan import Plan
+from cloister.plan.protection import ENCLAVE, OPEN
+from cloister.plan.quantise import QuantisedLinear
+from cloister.ring.freivalds import CheckVectors
+from cloister.trusted.checks import Checks, accept_unchecked, for_native
+from cloister.trusted.pads.maker import nonce
+from cloister.trusted.program.epilogue import Epilogue
+from cloister.trusted.program.layout import value_key
+from cloister.trusted.program.steps import Exchange, Fused, Local, Program, Segment
+from cloister.trusted.report import LayerRow
+from cloister.trusted.workspace import Request, Workspace
+from cloister.wire.link import NativeChannel, WorkerLink
+from cloister.wire.messages import TensorSpec
+from cloister.wire.shm.exchange import make_exchange
+from cloister.wire.shm.packets import REQUEST_ID_OFFSET
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all stages of an executor have in common."""
+
+    program: Program
+    checks: Checks
+    threads: int
+
+
+class Stage:
+    """Step `number` of a program."""
+
+    name: str
+    protection: str
+
+    def load(self, link: WorkerLink) -> None:
+        """Give a worker what the step will ask it for."""
+
+    def enter(self, space: Workspace, channel: NativeChannel | None) -> None:
+        """Add the step to the native executor; by default, as one that the caller performs."""
+        space.native.add_outside()
+
+    def perform(self, request: Request, stop: native.Stop) -> None:
+        """Do what the native executor stopped for."""
+        raise NotImplementedError
+
+    def account(self, request: Request, cpu_ns: int, wait_ns: int) -> None:
+        """Enter what the step cost that the native executor has completed."""
+
+    def row(self, request: Request) -> LayerRow:
+        """The step's row in the report."""
+        return request.meter.rows.get(self.name) or request.meter.row(self.name, self.protection)
+
+
+class FusedStage(Stage):
+    """One native step from a reply or a stored value to its consumers."""
+
+    def __init__(self, setup: Setup, number: int, step: Fused) -> None:
+        plan, checks = setup.program.plan, setup.checks
+        node = None if step.node is None else plan.linear_nodes[step.node]
+        protection = ENCLAVE if node is None else plan.protection_of(node)
+        self.name, self.protection = step.name, protection.name
+        self._number = number
+        self._step = step
+        self._unblinds = node is not None and protection.hidden
+        self._stored = self._residual = None
+        if step.stored:
+            self._stored = value_key(setup.program, step.epilogue.value, step.channels_first)
+        if step.epilogue.residual is not None:
+            self._residual = (step.epilogue.residual, step.channels_first)
+        self._hidden = [plan.protection_of(plan.linear_nodes[i]).hidden for i in step.sinks]
+        shape = _fused_shape(plan, step, checks)
+        if node is None or step.node is None:
+            self.fused_step = native.FusedStep.of_values(shape)
+        elif protection.checked:
+            vectors = checks.vectors(step.node)
+            if vectors is None:
+                raise PlanError(f"node {node.node!r} is checked, but has no coefficients")
+            self.fused_step = native.FusedStep.checked(
+                shape, scale=node.scale, bias=node.bias, a=vectors.a, b=vectors.b
+            )
+        else:
+            self.fused_step = native.FusedStep.unchecked(shape, scale=node.scale, bias=node.bias)
+
+    def enter(self, space: Workspace, channel: NativeChannel | None) -> None:
+        """See Stage."""
+        step = self._step
+        messages = [space.message(index, channel) for index in step.sinks]
+        reply = None
+        if step.node is not None and channel is not None:
+            region, spec = space.shared("answer", step.node), space.layout.answers[step.node]
+            reply = for_native(channel.answer_view(region, spec))
+        residual = self._residual
+        kept = self._kept(space)
+        windowed = step.epilogue.window is not None
+        space.native.add_fused(
+            self.fused_step,
+            node=step.node,
+            unblinds=self._unblinds,
+            binds=(
+                step.node is None
+                or (residual is not None and residual not in space.values)
+                or any(message is None for message in messages)
+                or (any(self._hidden) and native.isa() == "portable")
+            ),
+            reply=reply,
+            residual=None if residual is None else space.values.get(residual),
+            store_pre=None if windowed else kept,
+            store_post=kept if windowed else None,
+            sink_nodes=step.sinks,
+            messages=messages,
+            clipped=[space.clipped[index] for index in step.sinks],
+        )
+
+    def perform(self, request: Request, stop: native.Stop) -> None:
+        """Name the arrays that are this request's own."""
+        step, space = self._step, request.space
+        source = residual = None
+        if step.source is not None:
+            source = request.values.channels_last(
+                step.source, step.size, step.channels_first, step.factors
+            )
+        if self._residual is not None and self._residual not in space.values:
+            name, channels_first = self._residual
+            residual = request.values.channels_last(name, step.size, channels_first)
+        space.native.bind(
+            self._number,
+            source=source,
+            residual=residual,
+            messages=[self._buffer(index, request) for index in step.sinks],
+            pads=[
+                _explicit_pads(request, index) if hidden else None
+                for index, hidden in zip(step.sinks, self._hidden, strict=True)
+            ],
+        )
+
+    def account(self, request: Request, cpu_ns: int, wait_ns: int) -> None:
+        """See Stage; what was read was accepted, and what was written can be read from now on."""
+        self.row(request).trusted_ms += 1e-6 * cpu_ns
+        if request.replies and self._step.node is not None:
+            request.release(self._step.node)
+        if self._stored is not None:
+            request.values.put_channels_last(self._stored, request.space.values[self._stored])
+
+    def _kept(self, space: Workspace) -> np.ndarray | None:
+        """Where the step stores its value, if anything reads it as float32."""
+        if self._stored is None:
+            return None
+        whole = space.values[self._stored]
+        part = space.program.slices.get(self._step.epilogue.value)
+        return whole[..., part.offset : part.offset + self._step.out_size[2]] if part else whole
+
+    def _buffer(self, index: int, request: Request) -> np.ndarray | None:
+        """A buffer of the link for a message that has no place in the workspace."""
+        space = request.space
+        if space.region is not None or index in space.staged:
+            return None
+        buffer = request.worker.send_buffer(space.layout.messages[index])
+        request.messages[index] = buffer
+        return buffer
+
+
+class ExchangeStage(Stage):
+    """One message of a linear node to the worker and its answer."""
+
+    def __init__(self, setup: Setup, number: int, step: Exchange) -> None:
+        self._linear = setup.program.plan.linear_nodes[step.node]
+        self.name, self.protection = self._linear.node, step.protection.name
+        self._number = number
+        self._node = step.node
+        self._soundness_bits = setup.checks.soundness_bits(step.node)
+
+    def load(self, link: WorkerLink) -> None:
+        """See Stage."""
+        link.load_linear(self._node, self._linear.linear)
+
+    def enter(self, space: Workspace, channel: NativeChannel | None) -> None:
+        """See Stage; over a native channel Python has nothing to do."""
+        if channel is None:
+            space.native.add_outside(node=self._node)
+            return
+        place, room = space.shared("message", self._node), space.shared("answer", self._node)
+        spec, expect = space.layout.messages[self._node], space.layout.answers[self._node]
+        exchange = make_exchange(self._node, place, spec, room, expect)
+        staged = space.staged.get(self._node)
+        space.native.add_exchange(
+            node=self._node,
+            packet=exchange.packet,
+            answer=exchange.answer,
+            id_offset=REQUEST_ID_OFFSET,
+            staged=staged,
+            place=None if staged is None else channel.request_view(place, spec),
+        )
+        space.exchanges[self._number] = exchange
+
+    def perform(self, request: Request, stop: native.Stop) -> None:
+        """Exchange the message over a link, or have the link end what did not go as expected."""
+        space = request.space
+        exchange = space.exchanges[self._number]
+        if exchange is None:
+            self._exchange(request)
+            return
+        # The link finds out what is wrong and raises; what came may also be a late answer to an
+        # earlier request, and then this one's is still to come.
+        request.next_id = stop.request_id + 1
+        request.worker.complete(
+            stop.request_id,
+            exchange,
+            sent=stop.why != "unsent",
+            came=stop.packet,
+            deadline_s=stop.deadline_s,
+            timeout_s=request.timeout_s,
+        )
+        space.native.answered(self._number)
+        ((cpu_ns, wait_ns),) = space.native.costs(self._number, self._number + 1)
+        self.account(request, cpu_ns, wait_ns)
+
+    def account(self, request: Request, cpu_ns: int, wait_ns: int) -> None:
+        """See Stage."""
+        layout = request.space.layout
+        row = self.row(request)
+        row.worker_ms += 1e-6 * wait_ns
+        row.bytes_to_worker += layout.messages[self._node].nbytes
+        row.bytes_from_worker += layout.answers[self._node].nbytes
+        row.soundness_bits = self._soundness_bits
+
+    def _exchange(self, request: Request) -> None:
+        space, node = request.space, self._node
+        message = space.staged[node] if node in space.staged else request.messages.pop(node)
+        started = time.perf_counter_ns()
+        request_id = request.new_id()
+        (reply,) = request.worker.exchange(
+            request_id, node, (message,), (space.layout.answers[node],),
+            timeout_s=request.timeout_s,
+        )  # fmt: skip
+        request.replies[node] = request_id
+        space.native.answered(self._number, for_native(reply))
+        self.account(request, 0, time.perf_counter_ns() - started)
+
+
+class SegmentStage(Stage):
+    """Open nodes, run whole by a worker on float32 values."""
+
+    def __init__(self, setup: Setup, number: int, step: Segment) -> None:
+        self.name, self.protection = f"open segment {step.nodes[0].name}", OPEN.name
+        self._graph = setup.program.plan.graph
+        self._step = step
+        if any(setup.program.plan.protections[node.name] != OPEN for node in step.nodes):
+            raise PlanError(f"{self.name}: the plan protects one of its nodes")
+
+    def load(self, link: WorkerLink) -> None:
+        """See Stage."""
+        step = self._step
+        model = model_bytes(self._graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs)
+        link.load_segment(step.target, model)
+
+    def perform(self, request: Request, stop: native.Stop) -> None:
+        """See Stage."""
+        step, link = self._step, request.worker
+        row = self.row(request)
+        tensors = tuple(np.asarray(request.values.onnx(v), order="C") for v in step.inputs)
+        sizes = bound_sizes(self._graph, request.feeds)
+        expect = tuple(self._spec(value, sizes) for value in step.outputs)
+        started = time.perf_counter()
+        request_id = request.new_id()
+        replies = link.exchange(
+            request_id, step.target, tensors, expect, timeout_s=request.timeout_s
+        )
+        row.worker_ms += 1e3 * (time.perf_counter() - started)
+        for value, reply in zip(step.outputs, replies, strict=True):
+            # The plan promises neither privacy nor correctness here.
+            answer = accept_unchecked(reply, protection=OPEN, node=self.name)
+            found = np.array(answer.values)
+            require_truths(found, f"worker {link.name}: value {value!r}", kind=ProtocolError)
+            request.values.put(value, found)
+        link.release(request_id)
+        row.bytes_to_worker += sum(tensor.nbytes for tensor in tensors)
+        row.bytes_from_worker += sum(spec.nbytes for spec in expect)
+
+    def _spec(self, value: str, sizes: Mapping[str, int]) -> TensorSpec:
+        known = self._graph.sizes(value)
+        if known is None or any(isinstance(size, str) and size not in sizes for size in known):
+            raise UnsupportedError(
+                f"value {value!r}: its shape is not known, so a worker's answer could not be "
+                "bounded; use the enclave policy"
+            )
+        shape = tuple(sizes[size] if isinstance(size, str) else size for size in known)
+        return TensorSpec(element_type(self._graph, value), shape)
+
+
+class LocalStage(Stage):
+    """Nodes that ONNX Runtime computes inside."""
+
+    def __init__(self, setup: Setup, number: int, step: Local) -> None:
+        self.name, self.protection = f"local {step.nodes[0].name}", ENCLAVE.name
+        self._step = step
+        # Other lanes may run in other threads; helper threads are only seen by the process's clock.
+        self._clock = time.thread_time_ns if setup.threads == 1 else time.process_time_ns
+        model = model_bytes(
+            setup.program.plan.graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs
+        )
+        self._session = runtime_session(model, threads=setup.threads, optimised=True)
+
+    def perform(self, request: Request, stop: native.Stop) -> None:
+        """See Stage."""
+        step = self._step
+        started = self._clock()
+        feeds = {value: request.values.onnx(value) for value in step.inputs}
+        try:
+            found = self._session.run(step.outputs, feeds)
+        except ORT_ERRORS as error:
+            # Its text may contain values, so only its kind is repeated.
+            raise RangeError(
+                f"node {step.nodes[0].name!r} and those after it: ONNX Runtime cannot compute them "
+                f"for this input ({type(error).__name__})"
+            ) from None
+        for value, array in zip(step.outputs, found, strict=True):
+            request.values.put(value, array)
+        self.row(request).trusted_ms += 1e-6 * (self._clock() - started)
+
+
+STAGES: Mapping[type, Callable[..., Stage]] = {
+    Fused: FusedStage,
+    Exchange: ExchangeStage,
+    Segment: SegmentStage,
+    Local: LocalStage,
+}
+
+
+def _fused_shape(plan: Plan, step: Fused, checks: Checks) -> native.FusedShape:
+    epilogue, height, width, channels = step.epilogue, *step.size
+    return native.FusedShape(
+        height=height,
+        width=width,
+        channels=channels,
+        lo=epilogue.lo,
+        hi=epilogue.hi,
+        window=_window(epilogue),
+        sinks=[_sink(plan.linear_nodes[i], checks.vectors(i)) for i in step.sinks],
+    )
+
+
+def _window(epilogue: Epilogue) -> native.Window | None:
+    if epilogue.window is None:
+        return None
+    if epilogue.depthwise is None:
+        return epilogue.window.to_native()
+    filters = epilogue.depthwise
+    return epilogue.window.to_native(
+        filters.weights, filters.bias, lo=epilogue.after_lo, hi=epilogue.after_hi
+    )
+
+
+def _sink(node: QuantisedLinear, vectors: CheckVectors | None) -> native.Sink:
+    if vectors is None:
+        return native.Sink.unchecked(inv_scale=node.inv_x_scale, qmax=node.x_qmax)
+    return native.Sink.checked(
+        inv_scale=node.inv_x_scale, qmax=node.x_qmax, rows=vectors.rows, columns=vectors.columns
+    )
+
+
+def _explicit_pads(request: Request, index: int) -> np.ndarray | None:
+    """The pads of a linear node as an array, on a CPU without AES instructions."""
+    if request.pads is None or native.isa() != "portable":
+        return None
+    shape = request.space.layout.messages[index].shape
+    pads = [
+        pad_stream(request.pads.key, nonce(pad_id, index), int(np.prod(shape[1:])))
+        for pad_id in request.pad_ids
+    ]
+    return np.stack(pads).reshape(shape)

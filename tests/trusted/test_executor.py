@@ -1,0 +1,274 @@
+"""One executor over every link: the same bits, report and transcript, and what it refuses."""
+
+import weakref
+from functools import partial
+
+import numpy as np
+import pytest
+
+import cloister._native as native
+import nets
+from byzantine.test_session import mixed_plan, with_an_open_segment
+from cloister.trusted.session import Session
+from cloister.wire.grpc.grpc_link import RpcLink
+from cloister.wire.inprocess import InProcessLink
+from cloister.wire.shm.shm_link import start_local_worker
+from cloister.worker.engine import Engine
+from cloister.worker.serve import start_server
+from trusted.links import DirectLink
+from trusted.test_session import POLICIES, plan_of
+
+
+@pytest.fixture(scope="module")
+def worker():
+    link = start_local_worker()
+    yield link
+    link.close()
+
+
+def direct(plan, feeds, **options):
+    with Session(plan, workers=[DirectLink()], on_clip="ignore", **options) as session:
+        return session.run(feeds)
+
+
+def shapes(result):
+    return [(e.direction, e.target_id, e.dtype, e.shape) for e in result.transcript.entries]
+
+
+def rows(result):
+    return [
+        (
+            row.name, row.protection, row.bytes_to_worker, row.bytes_from_worker,
+            row.soundness_bits, row.clipped, row.quantised, row.clipped_share,
+        )
+        for row in result.report.layers
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("net", nets.ALL)
+def test_outputs_report_and_transcript_do_not_depend_on_the_link(worker, net, policy):
+    model = nets.ALL[net]()
+    plan = plan_of(model, policy)
+    session = Session(plan, workers=[worker], on_clip="ignore")
+    # Not closed, because that would close the worker; twice, because the memory is used again.
+    for count, factor in ((1, 1), (3, 10), (3, 1), (1, 10)):
+        feeds = nets.samples(model, count, seed=count)
+        feeds = {name: np.float32(factor) * value for name, value in feeds.items()}
+        expected, result = direct(plan, feeds), session.run(feeds)
+        for name, value in expected.outputs.items():
+            np.testing.assert_array_equal(result.outputs[name], value)
+        assert shapes(result) == shapes(expected)
+        assert rows(result) == rows(expected)
+        assert result.report.inputs_beyond == expected.report.inputs_beyond
+        assert factor == 1 or result.report.inputs_beyond == tuple(range(count))
+    assert session._executor._at_channels[worker].keys() == {1, 3}
+    assert result.report.trusted_ms > 0
+    session._executor.forget(worker)
+
+
+def test_batch_sizes_take_turns_in_memory(worker):
+    model = nets.residual()
+    plan = plan_of(model)
+    session = Session(plan, workers=[worker], threads=2)
+    for count in (1, 2, 3, 4, 1, 2):
+        feeds = nets.samples(model, count)
+        for name, value in direct(plan, feeds).outputs.items():
+            np.testing.assert_array_equal(session.run(feeds).outputs[name], value)
+    assert len(session._executor._at_channels[worker]) == 2
+    session._executor.forget(worker)
+
+
+def test_outputs_are_not_the_executors_own_memory(worker):
+    model = nets.transposed()
+    session = Session(plan_of(model), workers=[worker])
+    first = session.run(nets.samples(model, 1, seed=1)).outputs
+    copies = {name: value.copy() for name, value in first.items()}
+    session.run(nets.samples(model, 1, seed=2))
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, copies[name])
+
+
+def test_recorded_payloads_and_mixed_plans(worker):
+    plan = mixed_plan()
+    feeds = nets.samples(nets.chain(), 2)
+    expected = direct(plan, feeds)
+    for record in (False, True):
+        session = Session(plan, workers=[worker], record_payloads=record)
+        result = session.run(feeds)
+        for name, value in expected.outputs.items():
+            np.testing.assert_array_equal(result.outputs[name], value)
+        assert all((e.payload is not None) == record for e in result.transcript.entries)
+
+
+@pytest.fixture(scope="module")
+def links(worker):
+    server = start_server("127.0.0.1:0")
+    rpc = RpcLink(server.address)
+    yield {"shm": worker, "in-process": InProcessLink(Engine().handle), "rpc": rpc}
+    rpc.close()
+    server.close()
+
+
+PLANS = {
+    **{policy: lambda p=policy: plan_of(nets.branches(), p) for policy in (*POLICIES, "open")},
+    "local nodes": lambda: plan_of(nets.sequence()),
+    "hidden, then clear": mixed_plan,
+    "open segment": with_an_open_segment,
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_every_link_gives_the_same_bits_and_the_same_transcript(links, name):
+    plan = PLANS[name]()
+    inputs = {value: plan.graph.types[value].shape[1:] for value in plan.graph.inputs}
+    rng = np.random.default_rng(3)
+    feeds = {value: rng.standard_normal((3, *shape), np.float32) for value, shape in inputs.items()}
+    results = {}
+    for kind, link in links.items():
+        # Not closed, because that would close the link.
+        session = Session(plan, workers=[link], on_clip="ignore")
+        results[kind] = [session.run(feeds) for _ in range(2)][-1]
+    shared = results.pop("shm")
+    assert len(shared.transcript) > 0
+    for other in results.values():
+        for value, array in shared.outputs.items():
+            np.testing.assert_array_equal(other.outputs[value], array)
+        assert shapes(other) == shapes(shared)
+        assert rows(other) == rows(shared)
+
+
+def test_a_plan_with_an_open_segment_has_its_layers_run_natively(links):
+    plan = with_an_open_segment()
+    session = Session(plan, workers=[links["shm"]])
+    session.run(nets.samples(nets.chain(), 1))
+    exchanges = session._executor._at_channels[links["shm"]][1].exchanges
+    assert sum(exchange is not None for exchange in exchanges) == 2
+    kinds = [type(step).__name__ for step in session._executor.program.steps]
+    assert kinds.count("Segment") == 1
+
+
+class Tracking(DirectLink):
+    """Counts the arrays that are still held of those it lent and those it answered with."""
+
+    def __init__(self):
+        super().__init__()
+        self._arrays = []
+        self.held = []
+
+    def send_buffer(self, spec):
+        buffer = super().send_buffer(spec)
+        self._arrays.append(weakref.ref(buffer))
+        return buffer
+
+    def receive(self, request_id, *, timeout_s):
+        self.held.append(sum(array() is not None for array in self._arrays))
+        (reply,) = super().receive(request_id, timeout_s=timeout_s)
+        self._arrays.append(weakref.ref(reply.expose_unchecked()))
+        return (reply,)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_messages_and_answers_of_a_link_are_not_held_longer_than_needed(policy):
+    link = Tracking()
+    with Session(plan_of(nets.chain(), policy), workers=[link]) as session:
+        session.run(nets.samples(nets.chain(), 2))
+    assert link.held == [1, 1, 1]
+
+
+# ---- the native executor
+
+
+def shape_of(sinks=()):
+    return native.FusedShape(height=1, width=1, channels=1, sinks=sinks)
+
+
+ONE = np.ones(1, np.float32)
+COEFFICIENTS = np.ones(1, np.uint64)
+
+
+def add_fused(executor, step, **changes):
+    given = {
+        "node": None, "unblinds": False, "binds": True, "reply": None, "residual": None,
+        "store_pre": None, "store_post": None, "sink_nodes": [], "messages": [], "clipped": [],
+    }  # fmt: skip
+    executor.add_fused(step, **(given | changes))
+
+
+def reading(node):
+    return {"node": node, "reply": np.zeros((1, 1, 1, 1), np.uint32)}
+
+
+def writing(node):
+    return {"sink_nodes": [node], "messages": [None], "clipped": [np.zeros(1, np.uint64)]}
+
+
+def test_a_checked_step_cannot_be_built_without_coefficients():
+    scales = {"scale": ONE, "bias": ONE}
+    for wrong in ({}, {"a": COEFFICIENTS}, {"b": COEFFICIENTS}, {"a": None, "b": None}):
+        with pytest.raises(TypeError):
+            native.FusedStep.checked(shape_of(), **scales, **wrong)
+    with pytest.raises(ValueError, match="a needs 1 values"):
+        native.FusedStep.checked(shape_of(), **scales, a=COEFFICIENTS[:0], b=COEFFICIENTS)
+    for wrong in ({}, {"rows": None, "columns": None}, {"columns": COEFFICIENTS}):
+        with pytest.raises(TypeError):
+            native.Sink.checked(inv_scale=1.0, qmax=1, **wrong)
+    step = native.FusedStep.checked(shape_of(), **scales, a=COEFFICIENTS, b=COEFFICIENTS)
+    assert step.is_checked
+    assert not native.FusedStep.unchecked(shape_of(), **scales).is_checked
+    assert not [name for name in dir(step) if name.startswith("set_")]
+
+
+def test_the_executor_refuses_steps_without_coefficients_for_checked_nodes():
+    executor = native.Executor(checked=[True, False], batch=1, threads=1)
+    scales = {"scale": ONE, "bias": ONE}
+    believes = native.FusedStep.unchecked(shape_of(), **scales)
+    compares = native.FusedStep.checked(shape_of(), **scales, a=COEFFICIENTS, b=COEFFICIENTS)
+    plain = native.Sink.unchecked(inv_scale=1.0, qmax=1)
+    summed = native.Sink.checked(
+        inv_scale=1.0, qmax=1, rows=COEFFICIENTS.reshape(1, 1, 1), columns=None
+    )
+    for step, node in ((believes, 0), (compares, 1)):
+        with pytest.raises(ValueError, match="checked node needs a checked step"):
+            add_fused(executor, step, **reading(node))
+    for sink, node in ((plain, 0), (summed, 1)):
+        with pytest.raises(ValueError, match="needs coefficients"):
+            add_fused(executor, native.FusedStep.of_values(shape_of([sink])), **writing(node))
+    for step, node in ((compares, 0), (believes, 1)):
+        add_fused(executor, step, **reading(node))
+    for sink, node in ((summed, 0), (plain, 1)):
+        add_fused(executor, native.FusedStep.of_values(shape_of([sink])), **writing(node))
+
+
+def test_a_step_out_of_order_sends_nothing():
+    executor = native.Executor(checked=[False], batch=1, threads=1)
+    executor.add_exchange(
+        node=0, packet=bytes(16), answer=bytes(16), id_offset=4, staged=None, place=None
+    )
+    for begun in (False, True):
+        if begun:
+            executor.begin(key=None, pad_ids=(), hidden=(), unblinding=())
+        with pytest.raises(RuntimeError, match="not there"):
+            executor.run(0, next_request_id=1, descriptor=-1, timeout_s=1.0, max_packet_bytes=64)
+
+
+def test_an_answer_of_another_size_is_not_read():
+    executor = native.Executor(checked=[False], batch=1, threads=1)
+    plain = native.Sink.unchecked(inv_scale=1.0, qmax=1)
+    add_fused(executor, native.FusedStep.of_values(shape_of([plain])), **writing(0))
+    executor.add_outside(node=0)
+    step = native.FusedStep.unchecked(shape_of(), scale=ONE, bias=ONE)
+    add_fused(executor, step, node=0, binds=False)
+    executor.begin(key=None, pad_ids=(), hidden=(), unblinding=())
+    run = partial(
+        executor.run, next_request_id=1, descriptor=-1, timeout_s=1.0, max_packet_bytes=64
+    )
+    assert run(0).why == "unbound"
+    message, value = np.zeros((1, 1, 1, 1), np.int16), np.ones((1, 1, 1, 1), np.float32)
+    executor.bind(0, source=value, residual=None, messages=[message], pads=[None])
+    assert (run(0).why, run(1).why) == ("outside", "outside")
+    for wrong in (np.zeros((2, 1, 1, 1), np.uint32), np.zeros((1, 1, 1, 1), np.int32)):
+        with pytest.raises(ValueError, match="another type or size"):
+            executor.answered(1, wrong)
+    executor.answered(1, np.zeros((1, 1, 1, 1), np.uint32))
+    assert run(2).why == "done"

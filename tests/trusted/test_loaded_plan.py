@@ -1,0 +1,74 @@
+"""A plan that was saved runs without the libraries that read models or reach other machines."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import nets
+from cloister.graph.onnx.read import from_model
+from cloister.graph.passes.normalise import prepare
+from cloister.plan import policies
+from cloister.trusted.program.compile import Local, Segment, compile_plan
+from cloister.trusted.session import Session
+
+SCRIPT = """
+import sys
+sys.modules.update(onnx=None, grpc=None, google=None, typer=None)
+import numpy as np
+import cloister
+with np.load(sys.argv[2]) as file:
+    samples = dict(file)
+with cloister.Session(cloister.Plan.load(sys.argv[1]), on_clip="ignore") as session:
+    np.savez(sys.argv[3], **session.run(samples).outputs)
+try:
+    cloister.load
+except ImportError:
+    print("no reader")
+"""
+
+
+def planned(build, policy):
+    model = build()
+    samples = nets.samples(model, 3)
+    graph = prepare(from_model(model, name="net"))
+    return policies.make(policy, graph, calibration=samples), samples
+
+
+@pytest.mark.parametrize(
+    ("build", "policy", "kind"),
+    [(nets.sequence, "slalom", Local), (nets.choosing, "verified", Local),
+     (nets.several, "blinded", Local), (nets.several, "open", Segment),
+     (nets.residual, "enclave", Local)],
+)  # fmt: skip
+def test_local_nodes_and_segments_run_without_onnx_and_grpc(tmp_path, build, policy, kind):
+    plan, samples = planned(build, policy)
+    assert any(isinstance(step, kind) for step in compile_plan(plan).steps)
+    plan.save(tmp_path / "a.plan")
+    np.savez(tmp_path / "x.npz", **samples)
+    command = [sys.executable, "-c", SCRIPT, *(tmp_path / n for n in ("a.plan", "x.npz", "y.npz"))]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.strip() == "no reader"
+    with Session(plan, on_clip="ignore") as session:
+        wanted = session.run(samples).outputs
+    with np.load(tmp_path / "y.npz") as found:
+        assert set(found) == set(wanted)
+        for name, value in wanted.items():
+            np.testing.assert_array_equal(found[name], value)
+
+
+@pytest.mark.parametrize("name", ["load", "from_torch", "from_keras", "published"])
+def test_what_is_loaded_late_is_there(name):
+    script = f"import cloister; assert cloister.{name} is not None and '{name}' in cloister.__all__"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_nothing_that_reads_models_is_imported_with_the_package():
+    script = (
+        "import sys, cloister; "
+        "print(*{'onnx', 'grpc', 'google.protobuf', 'typer', 'PIL'} & set(sys.modules))"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert not ran.stdout.strip()
