@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
+from cloister.cli.main import main
 from cloister.errors import VerificationError
 from cloister.trusted.session import Session
 
@@ -42,6 +43,23 @@ def test_full_disk(refused, model_file, pictures, tmp_path, monkeypatch):
     output = tmp_path / "out.npz"
     message = refused("run", model_file, pictures[0], "--out", output)
     assert message == "error: out.npz: No space left on device"
+
+
+def test_an_unforeseen_exception_is_one_line(cloister, model_file, pictures, monkeypatch, capsys):
+    def fault(*_, **__):
+        raise ZeroDivisionError("division\nby zero")
+
+    monkeypatch.setattr(Session, "run", fault)
+    given = ("run", model_file, pictures[0])
+    ran = cloister(*given)
+    assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert ran.err.startswith("error: ZeroDivisionError: division by zero; this is a fault of")
+    assert "CLOISTER_TRACEBACK=1" in ran.err
+    monkeypatch.setenv("CLOISTER_TRACEBACK", "1")
+    assert main([str(argument) for argument in given]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback") and "in fault" in shown
+    assert shown.splitlines()[-1].startswith("error: ZeroDivisionError")
 
 
 def test_reader_of_a_pipe_leaves(model_file):

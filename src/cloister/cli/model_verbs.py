@@ -9,7 +9,6 @@ import numpy as np
 import typer
 from rich.console import Console
 
-import cloister
 from cloister.base import files
 from cloister.base.rng import SystemRandom
 from cloister.base.sizes import human_bytes
@@ -95,7 +94,7 @@ def plan(
     state its policy when it is run.
     """
     _require_place(to, SUFFIX)
-    graph = cloister.load(model)
+    graph = options.load_model(model)
     made, origin = given.plan(graph, inputs=given.read(graph, inputs) if inputs else None)
     made.save(to)
     claims = made.claims()
@@ -163,7 +162,7 @@ def _planned(
         made, origin = given.load_plan(model, digest=digest, vouched=pads is not None)
         return made, origin, given.read(made.graph, inputs)
     stored = load_plan(pads, key_file=key) if pads and key and not given.calibration else None
-    graph = cloister.load(model)
+    graph = options.load_model(model)
     read = given.read(graph, inputs)
     made, origin = given.plan(graph, inputs=read, stored=stored, digest=digest)
     # Only the integers are needed from here on; the model's float32 weights go with the graph.
@@ -224,7 +223,7 @@ def compare(
     json: options.Json = False,
 ) -> None:
     """Compare every linear layer under a plan with plain float32, without a worker."""
-    graph = cloister.load(model)
+    graph = options.load_model(model)
     read = given.read(graph, inputs)
     made, origin = given.plan(graph, inputs=read)
     with progress("inputs") as update:
@@ -260,7 +259,7 @@ def inspect(
         graph, policy, protections = made.graph, made.policy, made.protections
         claims = made.claims()
     else:
-        graph, policy = cloister.load(model), policy or DEFAULT_POLICY
+        graph, policy = options.load_model(model), policy or DEFAULT_POLICY
         protections = assign(graph, policy)
         claims = claims_of(policy, protections)
     problems = unsupported(graph)

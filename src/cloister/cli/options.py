@@ -14,13 +14,14 @@ from typing import Annotated, Any
 
 import typer
 
+import cloister
 from cloister.cli.console import note
 from cloister.data.preprocessing import Channels, Layout, Preprocessing
 from cloister.errors import InputError
 from cloister.graph.graph import Graph
 from cloister.graph.input_files import Inputs, read_inputs
 from cloister.plan.plan import Plan
-from cloister.plan.plan_choice import PlanChoice
+from cloister.plan.plan_choice import PlanChoice, is_plan_file
 from cloister.plan.policies import NAMES
 from cloister.trusted.clips import OnClip
 from cloister.trusted.pads.factory import Rate
@@ -188,6 +189,16 @@ Token = Annotated[
     ),
 ]
 Listen = Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="Where to listen.")]
+
+
+def load_model(model: str) -> Graph:
+    """The model in a file.
+
+    Raises   InputError, for a plan too: it holds no float32 weights to compare or plan with
+    """
+    if is_plan_file(model):
+        raise InputError(f"{model}: is a plan; give the model that it was made from")
+    return cloister.load(model)
 
 
 @dataclass(frozen=True)

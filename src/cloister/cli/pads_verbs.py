@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-import cloister
 from cloister.base.rng import SystemRandom
 from cloister.base.sizes import human_bytes
 from cloister.cli import options
@@ -94,7 +93,7 @@ def _plan(
     if is_plan_file(model):
         return *given.load_plan(model), False
     stored = None if given.calibration else stored_plan.known_plan(folder, key_file=key)
-    return *given.plan(cloister.load(model), stored=stored), stored is not None
+    return *given.plan(options.load_model(model), stored=stored), stored is not None
 
 
 def _links(workers: list[str], *, timeout_s: float, insecure_one_party: bool) -> list[WorkerLink]:

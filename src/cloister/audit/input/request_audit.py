@@ -109,7 +109,9 @@ def requests_page(transcript: Transcript, found: list[RequestAudit]) -> str:
     ]  # fmt: skip
     header = ("node", "numbers", "inputs", "bytes", "chi-square p", "verdict")
     seen = [
-        exposure(transcript, one.target_id) for one in found if one.dtype in ("uint32", "int16")
+        exposure(transcript, one.target_id)
+        for one in found
+        if one.dtype in ("uint32", "int16") and one.nbytes >= FEWEST_BYTES
     ]
     return page(
         "What the workers were sent",
