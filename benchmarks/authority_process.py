@@ -8,11 +8,11 @@ from pathlib import Path
 from cloister.authority import service, tokens
 from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
+from cloister.authority.database import FILE
 from cloister.authority.enrolment import enrol
 from cloister.authority.local import LocalClient
 from cloister.authority.records import Terms
 from cloister.base.rng import SystemRandom
-from cloister.base.sqlite import FILE
 from cloister.data.info import DatasetInfo
 from cloister.errors import AuthorityUnavailable
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import nets
-from cloister.authority import records
+from cloister.authority import database, records
 from cloister.authority.request_log import ReleaseLog
-from cloister.base import identity, sqlite
+from cloister.base import identity
 from cloister.base.rng import InsecureSeededRandom, SystemRandom
 from cloister.cli.main import main
 from cloister.data.owner import OrderFile
@@ -123,8 +123,8 @@ REFUSE_PRIVATE = {
     "releases.log": log,
     "pads.key": ledger,
     "master.key": key_file,
-    "ledger.sqlite": lambda path: sqlite.create(path, modulus=3),
-    "lock": lambda path: os.close(sqlite.hold(path)),
+    "ledger.sqlite": lambda path: database.create(path, modulus=3),
+    "lock": lambda path: os.close(database.hold(path)),
 }
 REFUSE_PUBLIC = {"set.cloister": data_set}
 REPLACE = REPLACE_PRIVATE | REPLACE_PUBLIC
@@ -194,7 +194,7 @@ def test_keys_and_certificates_of_servers(tmp_path, umask):
 
     records.init(tmp_path / "authority", rng=SystemRandom())
     ciphertext_service.init(tmp_path / "host", rng=SystemRandom())
-    private = {identity.HPKE_FILE, identity.PRIVATE_KEY_FILE, sqlite.FILE}
+    private = {identity.HPKE_FILE, identity.PRIVATE_KEY_FILE, database.FILE}
     private.add(identity.ACCESS_FILE)  # which holds a token
     for path in (*(tmp_path / "authority").iterdir(), *(tmp_path / "host").iterdir()):
         wanted = 0o600 if path.name in private else 0o666 & ~umask

@@ -12,7 +12,7 @@ from sklearn.datasets import load_breast_cancer, load_digits
 from audit import leaks
 from cloister.audit.training.attacks import ATTACKS, run_attacks
 from cloister.audit.training.batch_solver import gradient_batches, joint_solve
-from cloister.audit.training.evidence import blur_width, collect
+from cloister.audit.training.evidence import collect, noise_width
 from cloister.audit.training.functionals import gather, patches, rows_of, scatter
 from cloister.audit.training.lattice import IntegerDecoder, NoisyDecoder, reduce
 from cloister.audit.training.population import learn_prior
@@ -420,23 +420,23 @@ def test_noise_that_leaves_one_plausible_point_is_decoded_through(width):
         np.testing.assert_array_equal(decoder.decode(answers), x)
 
 
-def test_the_width_of_a_blur_follows_from_the_weights():
+def test_the_width_of_the_noise_follows_from_the_weights():
     rows = np.array([[1.0, -1.0, 2.0], [5.0, 0.0, 0.0]])
-    assert blur_width(rows, bound=127, value_bits=8) == 8
-    assert blur_width(rows, bound=127, value_bits=32) == 0
-    assert blur_width(np.zeros((2, 3)), bound=127, value_bits=1) == 0
+    assert noise_width(rows, bound=127, value_bits=8) == 8
+    assert noise_width(rows, bound=127, value_bits=32) == 0
+    assert noise_width(np.zeros((2, 3)), bound=127, value_bits=1) == 0
 
 
-def test_attacks_allow_for_the_blur():
-    """A box program that insisted on blurred values would find no image at all."""
+def test_attacks_allow_for_the_noise():
+    """A box program that insisted on noisy values would find no image at all."""
     x = np.zeros((1, 12, 12, 1), np.int64)
     x[:, 3:7, 3:9] = 100
     rng = np.random.default_rng(2)
     weights = rng.choice([-1, 1], (70, 144))
     release = leaks.forward(x, np.arange(1), leaks.dense((12, 12, 1), 70), weights)
-    blurred = replace(release, values=release.values + rng.integers(-32, 32, release.values.shape))
+    noisy = replace(release, values=release.values + rng.integers(-32, 32, release.values.shape))
     prior = uninformed((12, 12, 1), low=0, high=127)
-    _, findings = run_attacks([blurred], prior, value_bits=9)
+    _, findings = run_attacks([noisy], prior, value_bits=9)
     box = next(finding for finding in findings if finding.attack == "box program")
     assert np.abs(box.x - x.reshape(1, -1)).mean() < 8
     assert not any(finding.determined for finding in findings)

@@ -410,7 +410,7 @@ def test_no_digit_is_read_under_default_terms(choice, tmp_path, rng):
 
 
 def test_differences_of_functions_cannot_be_asked_for_under_default_terms(patients, tmp_path, rng):
-    """In one function they can, but the blur is wider than the element."""
+    """In one function they can, but the noise is wider than the element."""
     truth = patients[300:500]
     layer = leaks.dense(RECORD, 2)
     base = wide(rng, 30) // 2

@@ -5,9 +5,9 @@ from dataclasses import fields, replace
 import pytest
 
 from authority.test_service import served  # noqa: F401  (a fixture)
+from cloister.authority.account import Limits
 from cloister.authority.agreement import EXPOSURE, IDENTITY, SILENT, Agreement, excesses
 from cloister.authority.authority import Authority
-from cloister.authority.book import Limits
 from cloister.authority.enrolment import NewPart, enrol
 from cloister.authority.local import LocalClient
 from cloister.authority.records import Terms

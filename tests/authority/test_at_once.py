@@ -68,7 +68,7 @@ def test_others_are_answered_while_the_ledger_is_busy(kit, served):  # noqa: F81
         lambda: waiting.ask(Labels("set", ids), receiver="server"),
     ]
     for ask in asks:
-        with authority._ledger._books["set"].lock:
+        with authority._ledger._accounts["set"].lock:
             asking = threading.Thread(target=lambda ask=ask: found.append(ask()))
             asking.start()
             asking.join(0.3)
@@ -87,7 +87,7 @@ def test_only_small_requests_are_attempted(kit, operation):
 
     def job(samples):
         ids = np.zeros(samples, np.int64)
-        fields = {"dataset": "set", "receiver": "server", "geometry": list(geometry.to_tuple())}
+        fields = {"dataset": "set", "receiver": "server", "geometry": geometry.to_fields()}
         return make(kit.authority, caller, Body(fields, (ids, np.ones((2, 4, 4, 2), np.int16))))
 
     assert job(1).attempt is not None

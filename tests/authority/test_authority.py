@@ -6,7 +6,9 @@ import pytest
 
 from authority.conftest import ANY, add_part, join, start
 from cloister.authority.authority import Authority
-from cloister.authority.records import Terms, part_info
+from cloister.authority.enrolment import NewPart
+from cloister.authority.records import Terms
+from cloister.authority.registration import Registration
 from cloister.authority.requests import Forward, Gradient, Labels
 from cloister.base.rng import SystemRandom
 from cloister.data.encoding import Encoding
@@ -215,7 +217,7 @@ FILLED = np.random.default_rng(7).integers(-9, 10, (6, 6))
     ELEMENT, -300 * ELEMENT, 2000 * ELEMENT / 7 + np.eye(6) * 3, np.eye(6) * 20000, FILLED,
     3000 * FILLED, np.zeros((6, 6)),
 ], ids=["unit", "wide unit", "packed", "short", "filled", "wide", "nothing"])  # fmt: skip
-@pytest.mark.parametrize("terms", [ANY, {"one_function": False}], ids=["exact", "blurred"])
+@pytest.mark.parametrize("terms", [ANY, {"one_function": False}], ids=["exact", "noisy"])
 def test_a_functional_is_judged_and_charged_alike_by_every_kind_of_request(kits, row, terms):
     """As a function's only row, and as what a gradient of a 1x1 convolution says of a sample."""
     kit = kits(shape=(6, 6, 1), budget=36, terms=Terms(**terms))
@@ -372,13 +374,12 @@ def test_replayed_parts_and_keys(kit):
 def test_sealed_keys_are_of_one_part_under_one_agreement(kit, field):
     """A registration taken from another part, or made of terms that were others, opens nothing."""
     known = kit.authority.find("set")
-    names = {"dataset": "set", "part": "a" * 32, "sha256": "b" * 64}
-    names["agreement"] = known.agreement.digest
-    bound_to = part_info(*(names | {field: "c" * len(names[field])}).values())
-    sealed = kit.authority.identity.public.seal(bytes(32) + known.label_key, info=bound_to)
-    dataset, part, sha256, digest = names.values()
+    new = NewPart("a" * 32, 3, "b" * 64, bytes(32), known.label_key, is_first=False)
+    offered = Registration.of(new, known.agreement, to=kit.authority.identity.public)
+    other = replace(offered, **{field: "c" * len(getattr(offered, field))})
     with pytest.raises(EncryptionError, match="sealed"):
-        kit.authority.register_part(dataset, part, 3, sha256, agreement=digest, sealed_keys=sealed)
+        kit.authority.register(other)
+    assert kit.authority.register(offered) == len(kit.x)
 
 
 def test_one_process_at_a_time_and_no_overwriting(kit):
@@ -407,10 +408,10 @@ def test_samples_with_the_same_history_share_one_state(kits):
             kit.authority.ask(
                 Forward("set", ids[begin : begin + 50], mixed(3, seed=seed)), receiver="server"
             )
-    book = kit.authority._ledger._books["set"]
+    account = kit.authority._ledger._accounts["set"]
     # Nothing, each of the two alone, and both.
-    assert len(book.states.all) == 4
-    assert len(np.unique(book.words[ids])) == 1
+    assert len(account.states.all) == 4
+    assert len(np.unique(account.words[ids])) == 1
     assert set(kit.authority.spent("set").rank.tolist()) == {6}
 
 

@@ -8,13 +8,12 @@ import pytest
 
 from authority.conftest import add_part, join, start
 from authority.test_authority import DIM, dense, mixed
-from cloister.authority import deletion, tokens
+from cloister.authority import database, deletion, tokens
 from cloister.authority.authority import Authority
 from cloister.authority.deletion import Deleted, delete
 from cloister.authority.enrolment import NewPart
 from cloister.authority.local import LocalClient
 from cloister.authority.requests import Forward, Labels
-from cloister.base import sqlite
 from cloister.base.rng import SystemRandom
 from cloister.data.encoding import Encoding
 from cloister.data.info import DatasetInfo
@@ -52,7 +51,7 @@ def deleted(kit, name="other"):
 
 
 def stored(folder):
-    return b"".join(path.read_bytes() for path in folder.glob(f"{sqlite.FILE}*"))
+    return b"".join(path.read_bytes() for path in folder.glob(f"{database.FILE}*"))
 
 
 def test_its_keys_and_its_rows_are_nowhere(two):
@@ -66,7 +65,7 @@ def test_its_keys_and_its_rows_are_nowhere(two):
         assert secret not in stored(two.folder)
     two.authority = Authority(two.folder)
     assert two.authority.datasets() == ("set",)
-    with contextlib.closing(sqlite3.connect(two.folder / sqlite.FILE)) as connection:
+    with contextlib.closing(sqlite3.connect(two.folder / database.FILE)) as connection:
         tables = [
             name for (name,) in connection.execute("SELECT name FROM sqlite_master")
             if not name.startswith("sqlite_")
@@ -134,7 +133,7 @@ def test_its_parts_do_not_come_back_with_a_fresh_budget(two, changed, to):
 
 
 def test_its_tokens_open_nothing_that_is_named_like_it(two):
-    path = two.folder / sqlite.FILE
+    path = two.folder / database.FILE
     bound = tokens.issue(path, "server", name="", dataset="other", rng=RNG)
     free = tokens.issue(path, "server", name="", rng=RNG)
     elsewhere = tokens.issue(path, "server", name="", dataset="set", rng=RNG)
@@ -155,7 +154,7 @@ def test_an_authority_that_serves_is_left_alone(two):
 
 @pytest.mark.parametrize("statement", ["DELETE FROM parts", "DELETE FROM functionals", "VACUUM"])
 def test_a_deletion_that_fails_is_whole_or_absent_and_can_be_finished(two, monkeypatch, statement):
-    real = sqlite.connect
+    real = database.connect
 
     class Failing:
         """A connection that breaks at one statement."""
@@ -173,7 +172,7 @@ def test_a_deletion_that_fails_is_whole_or_absent_and_can_be_finished(two, monke
 
     two.authority.close()
     with monkeypatch.context() as patch:
-        patch.setattr(deletion.databases, "connect", Failing)
+        patch.setattr(deletion.database, "connect", Failing)
         with pytest.raises(CloisterError, match="disk I/O error"):
             delete(two.folder, "other")
     with Authority(two.folder) as authority:

@@ -20,10 +20,10 @@ from cli.test_authority import serving
 from cloister.authority import tokens
 from cloister.authority.authority import Authority
 from cloister.authority.client import AuthorityClient
+from cloister.authority.database import FILE
 from cloister.authority.requests import Forward, Labels
 from cloister.base.identity import PUBLIC_FILE
 from cloister.base.rng import SystemRandom
-from cloister.base.sqlite import FILE
 from cloister.cli.main import main
 from cloister.errors import CloisterError, EncryptionError, InputError
 
@@ -55,9 +55,7 @@ def test_an_authority_that_there_is_no_room_for(tmp_path, size):
     assert str(tmp_path / "a" / FILE) in message
     assert "room" in message
     # Half of one is none, and says so.
-    assert (
-        main(["authority", "serve", "--dir", str(tmp_path / "a"), "--listen", "127.0.0.1:0"]) == 2
-    )
+    assert main(["authority", "serve", str(tmp_path / "a"), "--listen", "127.0.0.1:0"]) == 2
 
 
 def test_key_files_that_there_is_no_room_for(monkeypatch, tmp_path):
@@ -76,7 +74,7 @@ def test_a_disk_that_is_full_from_the_start(kit):
     before = (kit.folder / FILE).read_bytes()
     for arguments in (
         ("token", kit.folder, "--role", "client"),
-        ("serve", "--dir", kit.folder, "--listen", "127.0.0.1:0"),
+        ("serve", kit.folder, "--listen", "127.0.0.1:0"),
     ):
         message = on_a_full_disk(0, "authority", *arguments)
         assert f"{kit.folder / FILE}: cannot be used" in message
@@ -181,7 +179,7 @@ def test_a_folder_that_cannot_be_written(public_folder, capsys, tmp_path):
 
     with read_only(folder):
         for arguments in (
-            ("serve", "--dir", folder, "--listen", "127.0.0.1:0"),
+            ("serve", folder, "--listen", "127.0.0.1:0"),
             ("token", folder, "--role", "client"),
         ):
             message = refused(*arguments)
@@ -192,7 +190,7 @@ def test_a_folder_that_cannot_be_written(public_folder, capsys, tmp_path):
         )
     (folder / "authority.lock").unlink()
     with read_only(folder):
-        message = refused("serve", "--dir", folder, "--listen", "127.0.0.1:0")
+        message = refused("serve", folder, "--listen", "127.0.0.1:0")
         assert "authority.lock: cannot be written (Permission denied)" in message
     assert {p.name: p.read_bytes() for p in folder.iterdir()} | {"authority.lock": b""} == before
     # The other way round: with a folder that can be written again nothing was lost.

@@ -146,7 +146,7 @@ def test_with_many_functions_each_is_charged_for_all_its_values(kits):
         values(kit, dense(5 * rows))
 
 
-def test_full_rank_of_blurred_values_is_not_everything(kits):
+def test_full_rank_of_noisy_values_is_not_everything(kits):
     """Else the owner of coarse values who allows full rank would have them averaged for nothing."""
     terms = Terms(one_function=False, value_bits=4, max_bits=4 * DIM + 4 * 32)
     kit = kits(budget=DIM, terms=terms)
@@ -172,7 +172,7 @@ PATCH = Geometry((4, 4), 2, (3, 3), 2, kernel=(2, 2))
 
 @pytest.fixture
 def many(kits):
-    """300 samples of which the server may have many functions, each blurred to eight bits."""
+    """300 samples of which the server may have many functions, each of eight bits under noise."""
     return kits(samples=300, budget=DIM, terms=Terms(one_function=False, max_bits=2**20))
 
 
@@ -191,7 +191,7 @@ def gradient_noise(kit, ids, delta):
     return gradient(kit, ids, delta) - exact_one
 
 
-def test_gradients_are_blurred_like_values(many):
+def test_gradients_have_noise_like_values(many):
     """A sample's part of a gradient tells value_bits a value, as its forward values would."""
     errors = []
     for sample in range(300):
@@ -269,8 +269,8 @@ def test_both_orders_of_two_functions_lead_to_one_state(kits):
     for ids, order in ((kit.ids[:5], (first, second)), (kit.ids[5:], (second, first))):
         for linear in order:
             values(kit, linear, ids)
-    book = kit.authority._ledger._books["set"]
-    assert len(np.unique(book.words[kit.ids])) == 1
+    account = kit.authority._ledger._accounts["set"]
+    assert len(np.unique(account.words[kit.ids])) == 1
 
 
 @pytest.mark.parametrize("bits", range(1, 33))

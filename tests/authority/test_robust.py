@@ -14,20 +14,20 @@ from authority.test_authority import dense, mixed
 from authority.test_disk import until_it_answers
 from authority.test_service import served  # noqa: F401  (a fixture)
 from cloister.authority import functions, ledger, states, unmasking
+from cloister.authority.account import BLOCK, LABEL_BIT, Words, tabulate, tally
 from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
-from cloister.authority.book import BLOCK, LABEL_BIT, Words, tabulate, tally
+from cloister.authority.database import FILE, Database
 from cloister.authority.enrolment import NewPart, enrol
 from cloister.authority.ledger import Ledger
 from cloister.authority.local import LocalClient
-from cloister.authority.records import Dataset, Part, Terms
+from cloister.authority.records import Dataset, Terms
 from cloister.authority.requests import Forward, Gradient, Labels
 from cloister.authority.states import State
 from cloister.base.rng import SystemRandom
-from cloister.base.sqlite import FILE, Database
 from cloister.cli.main import main
 from cloister.data.encoding import Encoding
-from cloister.data.info import DatasetInfo
+from cloister.data.info import DatasetInfo, PartInfo
 from cloister.errors import BudgetError, EncryptionError, FunctionError, InputError
 from cloister.ring.bounds import (
     MAX_DIM,
@@ -100,7 +100,8 @@ def test_a_fault_while_a_data_set_is_made_leaves_nothing(kit, monkeypatch, fault
         raise fault
 
     faults = (
-        (Database, "reading"), (Dataset, "with_parts"), (Ledger, "new_book"), (Database, "enqueue"),
+        (Database, "reading"), (Dataset, "with_parts"), (Ledger, "new_account"),
+        (Database, "enqueue"),
     )  # fmt: skip
     for seed, (owner, name) in enumerate(faults, 1):
         with monkeypatch.context() as patch:
@@ -139,7 +140,7 @@ def test_a_fault_while_a_part_is_registered_leaves_nothing(kit, monkeypatch):
 
 @pytest.mark.parametrize("fault", [sqlite3.OperationalError("disk I/O error"), MemoryError()])
 def test_a_commit_that_fails_is_tried_again(kit, monkeypatch, fault):
-    monkeypatch.setattr("cloister.base.sqlite.RETRY_S", 0.01)
+    monkeypatch.setattr("cloister.authority.database.RETRY_S", 0.01)
     write, left = states.write_states, [3]
 
     def fails(*arguments):
@@ -259,7 +260,7 @@ def test_a_request_is_answered_while_another_data_set_is_charged(kit, served):  
     p, _, _ = add_part(authority, "other", kit.x, kit.labels, seed=3)
     waiting = [served("server", retry_for_s=PATIENCE_S) for _ in range(40)]
     asking = served("server")
-    with authority._ledger._books["set"].lock:
+    with authority._ledger._accounts["set"].lock:
         askers = [
             threading.Thread(
                 target=keys.ask,
@@ -342,8 +343,8 @@ def test_refused_requests_leave_nothing_behind(kits, kind):
     """One sample that may give no more, in the company of others that may."""
     kit = kits(budget=8, terms=Terms(**ANY))
     kit.authority.ask(Forward("set", kit.ids[:1], mixed(8)), receiver="server")
-    book = kit.authority._ledger._books["set"]
-    before = len(book.states.all), set(book.states._functions), book.states._kept_bytes
+    account = kit.authority._ledger._accounts["set"]
+    before = len(account.states.all), set(account.states._functions), account.states._kept_bytes
     geometry = Geometry((4, 4), 2, (3, 3), 1, kernel=(2, 2))
     generator = np.random.default_rng(3)
     for seed in range(1, 6):
@@ -356,7 +357,7 @@ def test_refused_requests_leave_nothing_behind(kits, kind):
                 kit.authority.ask(
                     Gradient("set", kit.ids[::-1], geometry, delta), receiver="server"
                 )
-    states_kept = book.states
+    states_kept = account.states
     assert (len(states_kept.all), set(states_kept._functions), states_kept._kept_bytes) == before
     assert not states_kept.fresh and not states_kept.fresh_functions
     # What was refused is charged as if it had never been asked for, and is found again.
@@ -461,16 +462,16 @@ def test_a_claimed_sample_takes_no_memory(kit):
     for authority in (kit.authority, reopened(kit)):
         summary = authority.summary("claimed")
         assert (summary.rank_min, summary.rank_median, summary.rank_max) == (0, 0, 2)
-        book = authority._ledger._books["claimed"]
-        assert (book.words[last] & ~LABEL_BIT).tolist() == [1, 1]
-        assert book.words[last // 2].tolist() == [1, 0]
+        account = authority._ledger._accounts["claimed"]
+        assert (account.words[last] & ~LABEL_BIT).tolist() == [1, 1]
+        assert account.words[last // 2].tolist() == [1, 0]
 
 
 def test_the_list_of_all_parts_fits_into_a_message(kit):
-    part = Part("a" * 32, MAX_SAMPLES, MAX_SAMPLES, "b" * 64)
+    part = PartInfo("a" * 32, MAX_SAMPLES, MAX_SAMPLES, "b" * 64)
     encode(Body({"parts": {f"{n:032x}": vars(part) for n in range(MAX_PARTS)}}))
     found = Dataset(described("set"), Terms(), bytes(32))
-    parts = [(Part(f"{n:032x}", n, 1, f"{n:064x}"), bytes(32)) for n in range(MAX_PARTS + 1)]
+    parts = [(PartInfo(f"{n:032x}", n, 1, f"{n:064x}"), bytes(32)) for n in range(MAX_PARTS + 1)]
     full = found.with_parts(*parts[:MAX_PARTS])
     with pytest.raises(InputError, match=f"up to {MAX_PARTS} parts"):
         full.with_parts(parts[MAX_PARTS])

@@ -9,6 +9,7 @@ from cloister.authority import service, tokens
 from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
 from cloister.authority.client import AuthorityClient
+from cloister.authority.database import FILE
 from cloister.authority.enrolment import NewPart, enrol
 from cloister.authority.local import LocalClient
 from cloister.authority.permutation import label_permutation
@@ -16,7 +17,6 @@ from cloister.authority.records import Terms
 from cloister.authority.requests import Forward, Gradient, Labels
 from cloister.base.identity import HPKE_FILE, PUBLIC_FILE, Identity, PublicIdentity
 from cloister.base.rng import InsecureSeededRandom, SystemRandom
-from cloister.base.sqlite import FILE
 from cloister.data.encoding import Encoding
 from cloister.data.info import DatasetInfo
 from cloister.errors import (
@@ -303,14 +303,15 @@ def test_strange_requests_are_refused(served):
     https = served("server")._https
     ids = np.arange(2, dtype=np.int64)
     weights = mixed(2).weights
-    numbers = list(Geometry((1, 1), 32, (1, 1), 2).to_tuple())
-    good = {"dataset": "set", "receiver": "server", "geometry": numbers}
+    named = Geometry((1, 1), 32, (1, 1), 2).to_fields()
+    good = {"dataset": "set", "receiver": "server", "geometry": named}
     https.call("forward", good, (ids, weights))
     for fields, tensors in (
         (good | {"receiver": "nobody"}, (ids, weights)),
-        (good | {"geometry": numbers[:-1]}, (ids, weights)),
-        (good | {"geometry": [2**40, *numbers[1:]]}, (ids, weights)),
-        (good | {"geometry": [0, *numbers[1:]]}, (ids, weights)),
+        (good | {"geometry": list(named.values())}, (ids, weights)),
+        (good | {"geometry": {k: v for k, v in named.items() if k != "pad"}}, (ids, weights)),
+        (good | {"geometry": named | {"in_size": [2**40, 1]}}, (ids, weights)),
+        (good | {"geometry": named | {"in_size": [0, 1]}}, (ids, weights)),
         (good, (ids.astype(np.int32), weights)),
         (good, (ids, weights[:1])),
         (good, (ids,)),

@@ -174,8 +174,8 @@ def test_a_gradient_that_is_not_of_the_truth(refused, digits, tmp_path):
     assert "a gradient of samples such as 0" in message
 
 
-def test_blur_that_was_not_told_is_named(cloister, refused, digits, tmp_path):
-    """Attacks that take blurred values for exact ones fail for that alone."""
+def test_noise_that_was_not_told_is_named(cloister, refused, digits, tmp_path):
+    """Attacks that take noisy values for exact ones fail for that alone."""
     images, _ = digits
     rng = np.random.default_rng(4)
     release = leaks.forward(
@@ -187,7 +187,7 @@ def test_blur_that_was_not_told_is_named(cloister, refused, digits, tmp_path):
     np.savez(tmp_path / "truth.npz", x=images[:6])
     command = ("audit", "training", tmp_path / "log", "--truth", tmp_path / "truth.npz",
                "--range", 0, 16, "--lattice", 0)  # fmt: skip
-    assert "--value-bits 9, if the authority blurred them" in refused(*command)
+    assert "--value-bits 9, if the authority added noise" in refused(*command)
     ran = cloister(*command, "--value-bits", 9)
     assert "verdict: " in ran.out
     assert "Not attempted: public prior, learned prior, integer decoding." in ran.out

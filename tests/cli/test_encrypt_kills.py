@@ -9,12 +9,12 @@ import sys
 import numpy as np
 import pytest
 
-from cli.test_encrypt import _as_info, decrypted
+from cli.test_encrypt import decrypted
 from cloister.authority import service, tokens
 from cloister.authority.authority import Authority
+from cloister.authority.database import FILE
 from cloister.base.identity import PUBLIC_FILE
 from cloister.base.rng import SystemRandom
-from cloister.base.sqlite import FILE
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.writer import check_registered
 from cloister.errors import AuthorityUnavailable, EncryptionError
@@ -123,7 +123,7 @@ def test_a_client_killed_anywhere_leaves_whole_parts_and_others_go_on(
     assert found == mine | others
     assert (one_hot.sum(axis=1) == 1).all()
     assert (opened.samples, len(opened.parts)) == (40, 2)
-    absent = check_registered(opened, map(_as_info, authority.parts("set")))
+    absent = check_registered(opened, authority.parts("set"))
     assert len(absent) == registered - written
 
 
@@ -179,7 +179,7 @@ STAGES = {
     "the file": (("os.fsync", _full), (), "No space left"),
     "the request": (("cloister.authority.client.AuthorityClient.register", _away), (), "answers"),
     "the record": (("cloister.authority.authority.new_dataset", _refuses), (), "no key is issued"),
-    "the books": (("cloister.authority.ledger.new_book", _refuses), (), "no key is issued"),
+    "the accounts": (("cloister.authority.ledger.new_account", _refuses), (), "no key is issued"),
 }
 
 

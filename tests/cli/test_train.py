@@ -15,10 +15,10 @@ pytest.importorskip("torch")
 
 from cloister.authority import service, tokens
 from cloister.authority.authority import Authority
+from cloister.authority.database import FILE
 from cloister.authority.request_log import read_releases
 from cloister.authority.requests import Forward, Labels
 from cloister.base.rng import SystemRandom
-from cloister.base.sqlite import FILE
 from cloister.data.dataset import EncryptedDataset
 from cloister.ring import pads
 from cloister.ring.linear import Geometry, LinearMap
@@ -136,8 +136,8 @@ def test_the_release_log_feeds_the_audit(place, cloister, tmp_path, mode, values
     )  # fmt: skip
     assert ran.code == 0, ran
     np.savez(tmp_path / "truth.npz", **place.unmasked(data))
-    blur = ("--value-bits", 32 if mode == "paper" else 8)
-    ran = cloister("audit", "training", log, "--truth", tmp_path / "truth.npz", *blur)
+    noise = ("--value-bits", 32 if mode == "paper" else 8)
+    ran = cloister("audit", "training", log, "--truth", tmp_path / "truth.npz", *noise)
     assert re.search(rf"^linear solve +{values} ", ran.out, re.MULTILINE), ran
     assert re.search(r"^labels +recovered ", ran.out, re.MULTILINE), ran
 

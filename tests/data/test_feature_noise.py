@@ -282,14 +282,14 @@ def test_equal_noise_needs_all_to_be_equal():
 def test_nothing_is_added_to_the_first_layers_noisy_sum(build, offset):
     """What is added behind the noise without being rounded has low bits that can be read."""
     step, _, samples, _, y = private_model(build(), offset=offset, sigma=4.0)
-    real, released = step.blur, []
+    real, released = step.add_noise, []
 
     def watched(values, exponent):
         found = real(values, exponent)
         released.append((found, exponent))
         return found
 
-    step.blur = watched
+    step.add_noise = watched
     step.backward(samples.of(np.arange(10, dtype=np.int64)), y, step=STEP)
     [(found, exponent)] = released
     assert (found == np.rint(found)).all()
@@ -312,7 +312,7 @@ def test_a_coarse_first_layer_is_rounded_to_a_finer_grid():
 
     step._with_noise = watched
     for exponent in (5, 12, 30):
-        found = step.blur(np.zeros(step._layer.geometry.weight_shape, np.int64), exponent)
+        found = step.add_noise(np.zeros(step._layer.geometry.weight_shape, np.int64), exponent)
         assert units[-1] * math.sqrt(found.size) <= 2.0**-12
         steps = found * (step._layer.encoding.scale * 2.0**-exponent / units[-1])
         np.testing.assert_array_equal(steps, np.rint(steps))

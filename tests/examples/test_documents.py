@@ -94,9 +94,9 @@ def test_python_of_the_training_tutorial_runs(tmp_path):
     """The blocks as they stand, one after the other, with an authority at a free port."""
     pytest.importorskip("torch")
     pytest.importorskip("sklearn")
-    from cloister.authority import service, tokens
+    from cloister.authority import database, service, tokens
     from cloister.authority.authority import Authority
-    from cloister.base import files, sqlite
+    from cloister.base import files
     from cloister.base.rng import SystemRandom
 
     text = (ROOT / "docs/tutorials/encrypted-training.md").read_text()
@@ -106,7 +106,7 @@ def test_python_of_the_training_tutorial_runs(tmp_path):
     with Authority.create(folder, rng=SystemRandom()) as authority:
         server = service.serve(folder, authority, listen="127.0.0.1:0")
         for role in ("client", "server"):
-            token = tokens.issue(folder / sqlite.FILE, role, name="", rng=SystemRandom())
+            token = tokens.issue(folder / database.FILE, role, name="", rng=SystemRandom())
             files.create(tmp_path / f"{role}.token", token.encode(), private=True)
         code = "\n".join(blocks).replace("https://127.0.0.1:8443", server.url)
         done = subprocess.run(

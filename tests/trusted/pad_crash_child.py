@@ -18,7 +18,7 @@ from cloister.trusted.pads.store import PadStore
 
 DIGEST = bytes(range(32))
 SHAPES = {0: (5, 4, 3), 2: (1, 1, 7)}
-TRACED = ("padstore.py", "padfile.py", "padledger.py", "files.py")
+TRACED = ("store.py", "pad_file.py", "pad_ledger.py", "files.py", "sqlite.py")
 
 
 def contents(pad_id: int, shapes: dict[int, tuple[int, ...]] = SHAPES) -> dict[int, np.ndarray]:

@@ -8,7 +8,6 @@ import hmac
 import json
 import logging
 import os
-import re
 import sqlite3
 import threading
 from dataclasses import asdict, dataclass, replace
@@ -19,32 +18,30 @@ from typing import Any, get_args
 import numpy as np
 from jaxtyping import Int64, UInt32
 
+from cloister.authority import database
+from cloister.authority.account import Spent
 from cloister.authority.agreement import Agreement
-from cloister.authority.book import Spent
 from cloister.authority.enrolment import Known
 from cloister.authority.key_service import Receiver
 from cloister.authority.ledger import Ledger
 from cloister.authority.records import (
     Dataset,
-    Part,
     StoredDataset,
     Summary,
     Terms,
     init,
-    part_info,
     read_dataset,
     read_parts,
     read_retired,
     stored_datasets,
     summarise,
 )
-from cloister.authority.registration import Registry, new_dataset
+from cloister.authority.registration import Registration, Registry, new_dataset
 from cloister.authority.requests import Labels, Request
 from cloister.authority.unmasking import unmasking_term
-from cloister.base import sqlite as databases
 from cloister.base.identity import Identity
-from cloister.base.rng import KEY_BYTES, Csprng
-from cloister.data.info import DatasetInfo
+from cloister.base.rng import Csprng
+from cloister.data.info import DatasetInfo, PartInfo
 from cloister.errors import (
     EncryptionError,
     FunctionError,
@@ -53,9 +50,7 @@ from cloister.errors import (
     one_line,
 )
 
-_PART = re.compile(r"[0-9a-f]{32}")
 _log = logging.getLogger("cloister.authority")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -66,7 +61,7 @@ class Issued:
     """
 
     term: UInt32[np.ndarray, "..."]
-    ticket: databases.Ticket
+    ticket: database.Ticket
 
     def wait(self) -> UInt32[np.ndarray, "..."]:
         """The key, as soon as it may leave.
@@ -87,9 +82,9 @@ class Authority:
         """
         self._folder, self._threads = Path(folder), threads
         self.identity = Identity.open(self._folder)
-        self._held = databases.hold(self._folder / databases.LOCK_FILE)
+        self._held = database.hold(self._folder / database.LOCK_FILE)
         try:
-            self.database = databases.Database(self._folder / databases.FILE)
+            self.database = database.Database(self._folder / database.FILE)
             self._datasets: dict[str, Dataset] = {}
             self._failed: dict[str, str] = {}
             self._lock = threading.Lock()
@@ -128,44 +123,23 @@ class Authority:
         found = self._found(dataset)
         return None if found is None else Known(_agreement(found), found.label_key)
 
-    def register_part(
-        self,
-        dataset: str,
-        part: str,
-        samples: int,
-        sha256: str,
-        *,
-        agreement: str,
-        sealed_keys: bytes,
-        made: Agreement | None = None,
-    ) -> int:
+    def register(self, offered: Registration) -> int:
         """Take a part's mask key; gives the id of its first sample. The same again is accepted.
 
-        agreement    digest of what the client has agreed to
-        sealed_keys  the part's mask key, then the label key of the data set that the client means
-        made         the data set, if it is to be made with this part: both, or neither
         Raises   EncryptionError for a part, a key or contents that were registered before, and for
                  a data set that is not as the client has seen it; InputError
         """
-        if not (_PART.fullmatch(part) and all(map(_SHA256.fullmatch, (sha256, agreement)))):
-            raise InputError(
-                "a part is named by 32, its contents and its agreement by 64 hexadecimal digits"
-            )
-        bound_to = part_info(dataset, part, sha256, agreement)
-        keys = self.identity.open_sealed(sealed_keys, info=bound_to)
-        if len(keys) != 2 * KEY_BYTES:
-            raise InputError(f"data set {dataset}: a part comes with two keys of {KEY_BYTES} bytes")
-        key, label_key = keys[:KEY_BYTES], keys[KEY_BYTES:]
+        dataset, (key, label_key) = offered.dataset, offered.keys(self.identity)
         with self._lock:
             known = self._found(dataset)
-            found = known or new_dataset(dataset, made, label_key)
+            found = known or new_dataset(dataset, offered.made, label_key)
             seen = hmac.compare_digest(found.label_key, label_key)
-            if not seen or _agreement(found).digest != agreement:
+            if not seen or _agreement(found).digest != offered.agreement:
                 raise EncryptionError(
                     f"data set {dataset}: is not the one that this client has seen, or was made by "
                     "another client meanwhile; encrypt again"
                 )
-            new = Part(part, found.info.samples, samples, sha256)
+            new = PartInfo(offered.part, found.info.samples, offered.samples, offered.sha256)
             old = self._registry.find(dataset, new, key)
             if old is None:
                 self._record(found.with_parts((new, key)), is_new=known is None)
@@ -178,24 +152,24 @@ class Authority:
         info, part, key = grown.info, grown.parts[-1], grown.keys[-1]
         # All that can fail comes before the record, and what others see after it.
         row = (part.part, info.name, part.first, part.samples, part.sha256, key)
-        jobs, book = [partial(_insert, "parts", row)], None
+        jobs, account = [partial(_insert, "parts", row)], None
         if is_new:
-            book = self._ledger.new_book(info, limits=grown.terms.limits(info))
+            account = self._ledger.new_account(info, limits=grown.terms.limits(info))
             described = replace(info, samples=0).to_json()
             terms = json.dumps(asdict(grown.terms)).encode()
             jobs.append(
                 partial(_insert, "datasets", (info.name, described, terms, grown.label_key))
             )
         self.database.enqueue(*jobs)
-        # The books first: a request for the new ids must find their pages.
-        if book is None:
+        # The account first: a request for the new ids must find it.
+        if account is None:
             self._ledger.grow(info)
         else:
-            self._ledger.open_book(book)
+            self._ledger.open_account(account)
         self._registry.add(info.name, part, key)
         self._datasets[info.name] = grown
 
-    def parts(self, dataset: str) -> tuple[Part, ...]:
+    def parts(self, dataset: str) -> tuple[PartInfo, ...]:
         """The registered parts of a data set."""
         return tuple(self._dataset(dataset).parts)
 
@@ -278,13 +252,13 @@ class Authority:
 
     def _load(self) -> None:
         with self.database.reading() as connection:
-            databases.check(connection)
+            database.check(connection)
             (modulus,) = connection.execute("SELECT modulus FROM authority").fetchone()
             stored = stored_datasets(connection)
             parts = list(read_parts(connection))
             self._registry = Registry(read_retired(connection))
         self._ledger = Ledger(self.database, modulus=modulus)
-        mine: dict[str, list[tuple[Part, bytes]]] = {row[0]: [] for row in stored}
+        mine: dict[str, list[tuple[PartInfo, bytes]]] = {row[0]: [] for row in stored}
         for part, dataset, key in parts:
             # Also those of data sets that fail: nothing of them may be registered again.
             self._registry.add(dataset, part, key)
@@ -297,9 +271,9 @@ class Authority:
                 self._failed[name] = one_line(error)
                 _log.error("data set %s cannot be opened: %s", name, self._failed[name])
 
-    def _open(self, row: StoredDataset, parts: list[tuple[Part, bytes]]) -> None:
+    def _open(self, row: StoredDataset, parts: list[tuple[PartInfo, bytes]]) -> None:
         found = Dataset(*read_dataset(row)).with_parts(*parts)
-        self._ledger.read_book(found.info, limits=found.terms.limits(found.info))
+        self._ledger.read_account(found.info, limits=found.terms.limits(found.info))
         self._datasets[found.info.name] = found
 
 

@@ -1,7 +1,6 @@
 """The authority as clients, servers and trusted runtimes reach it: HTTPS with a pinned key."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,18 +10,19 @@ from jaxtyping import UInt32
 from cloister.authority.agreement import Agreement
 from cloister.authority.enrolment import Known, NewPart
 from cloister.authority.key_service import Receiver
-from cloister.authority.records import Part, Summary, part_info, read_terms
+from cloister.authority.records import Summary, read_terms
+from cloister.authority.registration import Registration
 from cloister.authority.requests import Request
 from cloister.base import files
 from cloister.base.identity import PublicIdentity
 from cloister.base.rng import KEY_BYTES
-from cloister.data.info import DatasetInfo
+from cloister.data.info import DatasetInfo, PartInfo
 from cloister.errors import AuthorityUnavailable, InputError, ProtocolError
 from cloister.wire.https.client import ANSWER_TIMEOUT_S, RETRY_FOR_S, HttpsClient
 
 MAX_TOKEN_BYTES = 4096
 
-_Record = TypeVar("_Record", Part, Summary)
+_Record = TypeVar("_Record", PartInfo, Summary)
 
 
 class AuthorityClient:
@@ -84,10 +84,10 @@ class AuthorityClient:
         answer = self._https.call("summary", {"dataset": dataset})
         return _made(Summary, answer.mapping("summary"))
 
-    def parts(self, dataset: str) -> tuple[Part, ...]:
+    def parts(self, dataset: str) -> tuple[PartInfo, ...]:
         """The registered parts of a data set."""
         listed = self._https.call("parts", {"dataset": dataset}).mapping("parts")
-        return tuple(_made(Part, fields) for fields in listed.values())
+        return tuple(_made(PartInfo, fields) for fields in listed.values())
 
     def find(self, dataset: str) -> Known | None:
         """A data set as its clients may know it; None: the authority has none of this name.
@@ -111,21 +111,8 @@ class AuthorityClient:
         Secret   the part's keys, sealed here
         Raises   EncryptionError for a replay, and when the data set is another by now
         """
-        name, digest = agreed.info.name, agreed.digest
-        sealed = self.public.seal(
-            new.mask_key + new.label_key, info=part_info(name, new.part, new.sha256, digest)
-        )
-        fields = {
-            "dataset": name,
-            "part": new.part,
-            "samples": new.samples,
-            "sha256": new.sha256,
-            "agreement": digest,
-        }
-        if new.is_first:
-            fields["info"] = agreed.info.to_json().decode()
-            fields["terms"] = asdict(agreed.terms)
-        answer = self._https.call("register", fields, (np.frombuffer(sealed, np.uint8),))
+        offered = Registration.of(new, agreed, to=self.public)
+        answer = self._https.call("register", offered.fields, offered.tensors)
         return answer.number("first")
 
 
@@ -157,4 +144,4 @@ def _made(kind: type[_Record], fields: Mapping[str, Any]) -> _Record:
     try:
         return kind(**fields)
     except TypeError:
-        raise ProtocolError(f"the authority's {kind.__name__.lower()} is not understood") from None
+        raise ProtocolError(f"the authority's {kind.__name__} is not understood") from None

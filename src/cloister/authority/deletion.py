@@ -11,8 +11,8 @@ import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
+from cloister.authority import database
 from cloister.authority.records import key_digest
-from cloister.base import sqlite as databases
 from cloister.errors import EncryptionError, UnknownDatasetError
 
 _OWN_TABLES = ("parts", "states", "words", "journal", "counters", "tokens")
@@ -34,11 +34,11 @@ def delete(folder: Path, name: str) -> Deleted:
     Raises   InputError while the authority serves, UnknownDatasetError for a name it never had,
              EncryptionError when the ledger cannot be written
     """
-    path = folder / databases.FILE
-    with contextlib.closing(databases.connect(path)) as connection:
-        held = databases.hold(folder / databases.LOCK_FILE)
+    path = folder / database.FILE
+    with contextlib.closing(database.connect(path)) as connection:
+        held = database.hold(folder / database.LOCK_FILE)
         try:
-            with databases.faults(path):
+            with database.faults(path):
                 # Zeros over what is deleted; copies that SQLite moved about go with `_rewrite`.
                 connection.execute("PRAGMA secure_delete = ON")
                 connection.execute("PRAGMA temp_store = MEMORY")

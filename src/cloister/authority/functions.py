@@ -21,7 +21,7 @@ inputs, and then a lattice reduction finds small inputs from fewer rows than inp
 elements and 16-bit weights, two rows on the same five elements usually determine all five, so
 that a budget of a quarter of the rank may read up to about three quarters of the elements.
 So the ledger bounds the output bits too (`max_bits`, a quarter of the sample's own by default), and
-the values are blurred to few bits each (`cloister.authority.noise`): released bits are never fewer
+noise leaves few bits of each value (`cloister.authority.noise`): released bits are never fewer
 than what is learned. Natural data is redundant, so that both count an upper bound on *new*
 knowledge, not the quality of the best guess.
 """
@@ -50,11 +50,6 @@ ROOM = 2
 """Inputs of a row must have at least this many times the bits of its value."""
 TIE_MARGIN_BITS = 1e-9
 """Rows that have exactly as many are refused, whichever way a logarithm rounds."""
-
-
-def geometry_bytes(geometry: Geometry) -> bytes:
-    """17 little-endian 64-bit integers."""
-    return np.array(geometry.to_tuple(), "<i8").tobytes()
 
 
 def elements(geometry: Geometry, samples: int) -> int:
@@ -128,7 +123,7 @@ class Rows:
     @cached_property
     def digest(self) -> bytes:
         """See `Function`."""
-        digest = hashlib.sha256(b"forward" + geometry_bytes(self.geometry))
+        digest = hashlib.sha256(b"forward" + self.geometry.to_bytes())
         digest.update(np.ascontiguousarray(self._weights, "<i2").tobytes())
         return digest.digest()
 
@@ -189,7 +184,7 @@ class Slice:
     @cached_property
     def digest(self) -> bytes:
         """See `Function`."""
-        digest = hashlib.sha256(b"gradient" + geometry_bytes(self._geometry))
+        digest = hashlib.sha256(b"gradient" + self._geometry.to_bytes())
         digest.update(np.ascontiguousarray(self._delta, "<i2").tobytes())
         return digest.digest()
 

@@ -1,7 +1,7 @@
 """The ledger: what every sample has given away, charged before a key leaves.
 
-A request moves the words of its samples (`cloister.authority.book`), all or none; the move is one
-row of a journal, and the answer leaves when the row is on stable storage. From time to time the
+A request moves the words of its samples (`cloister.authority.account`), all or none; the move is
+one row of a journal, and the answer leaves when the row is on stable storage. From time to time the
 words that changed are written as they are and the journal starts anew. Requests see moves that are
 on their way to the disk, so that none sees less spent than another has been promised; while the
 disk fails, no key is issued at all. Data sets have a lock each and never wait for each other.
@@ -19,19 +19,20 @@ import numpy as np
 from jaxtyping import Int64, UInt32
 
 from cloister.authority import functions, noise
-from cloister.authority.book import (
+from cloister.authority.account import (
     LABEL_BIT,
-    Book,
+    Account,
     Limits,
     Spent,
     Tally,
     fold,
-    new_book,
-    read_book,
+    new_account,
+    read_account,
     tabulate,
     tally,
     write_counts,
 )
+from cloister.authority.database import Database, Ticket
 from cloister.authority.functions import Function
 from cloister.authority.requests import Labels, LinearRequest
 from cloister.authority.states import (
@@ -41,7 +42,6 @@ from cloister.authority.states import (
     counted_exactly,
     write_states,
 )
-from cloister.base.sqlite import Database, Ticket
 from cloister.data.info import DatasetInfo
 from cloister.errors import BudgetError, FunctionError
 
@@ -56,34 +56,34 @@ class BusyError(Exception):
 
 
 class Ledger:
-    """The books of all data sets; the caller is alone in writing them (`Authority` sees to it)."""
+    """The accounts of all data sets; the caller alone writes them (`Authority` sees to it)."""
 
     def __init__(self, database: Database, *, modulus: int) -> None:
         self._database, self._modulus = database, modulus
-        self._books: dict[str, Book] = {}
+        self._accounts: dict[str, Account] = {}
 
-    def read_book(self, info: DatasetInfo, *, limits: Limits) -> None:
-        """Read a data set's pages as they are stored.
+    def read_account(self, info: DatasetInfo, *, limits: Limits) -> None:
+        """Read a data set's account as it is stored.
 
-        Raises   EncryptionError when they are damaged
+        Raises   EncryptionError when it is damaged
         """
         with self._database.reading() as connection:
-            self._books[info.name] = read_book(
+            self._accounts[info.name] = read_account(
                 connection, info, limits=limits, modulus=self._modulus
             )
 
-    def new_book(self, info: DatasetInfo, *, limits: Limits) -> Book:
-        """Empty pages, for `open_book`."""
-        return new_book(info, limits=limits, modulus=self._modulus)
+    def new_account(self, info: DatasetInfo, *, limits: Limits) -> Account:
+        """An empty account, for `open_account`."""
+        return new_account(info, limits=limits, modulus=self._modulus)
 
-    def open_book(self, book: Book) -> None:
+    def open_account(self, account: Account) -> None:
         """From now on, charge requests for its data set."""
-        self._books[book.info.name] = book
+        self._accounts[account.info.name] = account
 
     def grow(self, info: DatasetInfo) -> None:
         """A data set has more samples now."""
-        with self._turn(info.name) as book:
-            book.info = info
+        with self._turn(info.name) as account:
+            account.info = info
 
     def charge(self, request: LinearRequest, *, at_once: bool = False) -> Ticket:
         """Charge a key of any kind: whatever the server gets of samples passes here.
@@ -93,99 +93,102 @@ class Ledger:
         """
         ids = request.ids
         unique, first = np.unique(ids, return_index=True)
-        with self._turn(request.dataset, at_once=at_once) as book, self._refusals_counted(book):
+        with (
+            self._turn(request.dataset, at_once=at_once) as account,
+            self._refusals_counted(account),
+        ):
             charges, noises, fresh = [NOTHING], list[int](), list[Charge]()
             which = np.zeros(len(ids), np.int64)
             for function, places in request.functions():
-                if book.budget is None and book.is_full(ids[places]):
+                if account.budget is None and account.is_full(ids[places]):
                     continue
-                if at_once and not book.knows(function.digest, unique):
+                if at_once and not account.knows(function.digest, unique):
                     raise BusyError
-                _check_chosen(book, request, function)
-                charge = book.charges.get(function.digest)
+                _check_chosen(account, request, function)
+                charge = account.charges.get(function.digest)
                 if charge is None:
-                    charge = _price(book, function)
+                    charge = _price(account, function)
                     fresh.append(charge)
                 which[places] = len(charges)
                 charges.append(charge)
                 noises.append((1 << charge.shift) // 2)
-            request.check_range(book.info, noises)
+            request.check_range(account.info, noises)
             # All functions are of a size that could be given away before a row is looked at.
-            if fresh and book.budget is not None:
-                functions.check_rows(book.info, request.cuts, request.rows)
+            if fresh and account.budget is not None:
+                functions.check_rows(account.info, request.cuts, request.rows)
             if request.kind == "forward":  # a gradient's functions are of one sample each
-                _keep_prices(book, fresh)
+                _keep_prices(account, fresh)
             try:
-                return self._move(book, request.kind, unique, charges, which[first])
+                return self._move(account, request.kind, unique, charges, which[first])
             except Exception:
-                book.states.forget()
+                account.states.forget()
                 raise
 
     def charge_labels(self, request: Labels, *, at_once: bool = False) -> Ticket:
         """Record that labels are released to the server; see `charge`."""
-        with self._turn(request.dataset, at_once=at_once) as book:
-            before = book.words[request.ids]
-            return self._commit(book, "labels", request.ids, before, before | LABEL_BIT)
+        with self._turn(request.dataset, at_once=at_once) as account:
+            before = account.words[request.ids]
+            return self._commit(account, "labels", request.ids, before, before | LABEL_BIT)
 
     def count_trusted(self, dataset: str, *, at_once: bool = False) -> Ticket:
         """Record a release to the trusted runtime; see `charge`."""
-        with self._turn(dataset, at_once=at_once) as book:
+        with self._turn(dataset, at_once=at_once) as account:
             empty = np.empty(0, np.int64)
             words = np.empty(0, np.uint32)
-            return self._commit(book, "trusted", empty, words, words)
+            return self._commit(account, "trusted", empty, words, words)
 
     @contextlib.contextmanager
-    def _turn(self, dataset: str, *, at_once: bool = False) -> Iterator[Book]:
-        book = self._books[dataset]
-        if not book.lock.acquire(blocking=not at_once):
+    def _turn(self, dataset: str, *, at_once: bool = False) -> Iterator[Account]:
+        account = self._accounts[dataset]
+        if not account.lock.acquire(blocking=not at_once):
             raise BusyError
         try:
-            yield book
+            yield account
         finally:
-            book.lock.release()
+            account.lock.release()
 
     def spent(self, dataset: str) -> Spent:
         """What each sample has given away."""
-        with self._turn(dataset) as book:
-            return tabulate(book.words, book.info.samples, book.states.all)
+        with self._turn(dataset) as account:
+            return tabulate(account.words, account.info.samples, account.states.all)
 
     def tally(self, dataset: str) -> Tally:
         """What the samples have given away, in figures."""
-        with self._turn(dataset) as book:
-            return tally(book.words, book.info.samples, book.states.all, book.counts)
+        with self._turn(dataset) as account:
+            return tally(account.words, account.info.samples, account.states.all, account.counts)
 
     def _move(
         self,
-        book: Book,
+        account: Account,
         kind: str,
         ids: Int64[np.ndarray, " n"],
         charges: Sequence[Charge],
         which: Int64[np.ndarray, " n"],
     ) -> Ticket:
         """Charge each sample with the charge of its number, once for all in the same state."""
-        before = book.words[ids]
+        before = account.words[ids]
         cases = which << 32 | (before & ~LABEL_BIT)
         found, first, inverse = np.unique(cases, return_index=True, return_inverse=True)
         moved = [
-            _target(book, case & (1 << 32) - 1, charges[case >> 32], int(ids[place]))
+            _target(account, case & (1 << 32) - 1, charges[case >> 32], int(ids[place]))
             for case, place in zip(found.tolist(), first.tolist(), strict=True)
         ]
         after = np.array(moved, np.uint32)[inverse] | (before & LABEL_BIT)
-        return self._commit(book, kind, ids, before, after)
+        return self._commit(account, kind, ids, before, after)
 
     def _commit(
         self,
-        book: Book,
+        account: Account,
         kind: str,
         ids: Int64[np.ndarray, " n"],
         before: UInt32[np.ndarray, " n"],
         after: UInt32[np.ndarray, " n"],
     ) -> Ticket:
         """Record a move, when there is one; a ticket for it and for all moves before it."""
-        book.counts["requests"] += 1
-        book.counts[kind] += 1
+        account.counts["requests"] += 1
+        account.counts[kind] += 1
         moved = before != after
-        name, counts = book.info.name, dict(book.counts)
+        name, counts = account.info.name, dict(account.counts)
         if not moved.any() and kind != "trusted":
             # Nothing new is given away; what it repeats may still be on its way to the disk.
             # Counters follow with the next move.
@@ -193,9 +196,9 @@ class Ledger:
         if not moved.any():
             return self._database.enqueue(last={name: partial(write_counts, name, counts)})
         row = (name, ids[moved].astype("<i8").tobytes(), after[moved].astype("<u4").tobytes())
-        folds = book.journal_rows + 1 >= JOURNAL_ROWS
-        blocks = book.words.folded(ids, after) if folds else []
-        states, rules = book.states.unwritten()
+        folds = account.journal_rows + 1 >= JOURNAL_ROWS
+        blocks = account.words.folded(ids, after) if folds else []
+        states, rules = account.states.unwritten()
 
         def write(connection: sqlite3.Connection) -> None:
             write_states(connection, name, states)
@@ -209,65 +212,67 @@ class Ledger:
 
         ticket = self._database.enqueue(write, last={name: partial(write_counts, name, counts)})
         # Not before: what memory has is taken for recorded, and a repeat of it is not charged.
-        book.states.written()
-        book.words[ids] = after
-        book.journal_rows += 1
+        account.states.written()
+        account.words[ids] = after
+        account.journal_rows += 1
         if folds:
-            book.journal_rows = 0
-            book.words.unfolded.clear()
+            account.journal_rows = 0
+            account.words.unfolded.clear()
         return ticket
 
     @contextlib.contextmanager
-    def _refusals_counted(self, book: Book) -> Iterator[None]:
+    def _refusals_counted(self, account: Account) -> Iterator[None]:
         try:
             yield
         except (FunctionError, BudgetError):
-            book.counts["requests"] += 1
-            book.counts["refusals"] += 1
-            name, counts = book.info.name, dict(book.counts)
+            account.counts["requests"] += 1
+            account.counts["refusals"] += 1
+            name, counts = account.info.name, dict(account.counts)
             # Not waited for: a refusal gives nothing away.
             self._database.enqueue(last={name: partial(write_counts, name, counts)})
             raise
 
 
-def _target(book: Book, source: int, charge: Charge, sample: int) -> int:
+def _target(account: Account, source: int, charge: Charge, sample: int) -> int:
     """The state after a release.
 
     Raises   BudgetError naming the sample
     """
-    found = book.states.move(source, charge, budget=book.budget, max_bits=book.limits.max_bits)
+    found = account.states.move(
+        source, charge, budget=account.budget, max_bits=account.limits.max_bits
+    )
     if not isinstance(found, Exceeded):
         return found
-    name, state = book.info.name, book.states.all[source]
-    if book.budget is not None and found.needed > book.budget:
+    name, state = account.info.name, account.states.all[source]
+    if account.budget is not None and found.needed > account.budget:
         raise BudgetError(
             f"data set {name}, sample {sample}: this key would bring the rank given away from "
-            f"{state.spent} to at least {found.needed} of {book.info.dim}, allowed are "
-            f"{book.budget}; use a frozen first layer or unmask to a trusted runtime"
+            f"{state.spent} to at least {found.needed} of {account.info.dim}, allowed are "
+            f"{account.budget}; use a frozen first layer or unmask to a trusted runtime"
         )
     raise BudgetError(
         f"data set {name}, sample {sample}: this key would bring the bits given away from "
-        f"{state.bits} to {found.bits}, allowed are {book.limits.max_bits}; use fewer or "
+        f"{state.bits} to {found.bits}, allowed are {account.limits.max_bits}; use fewer or "
         "coarser functions"
     )
 
 
-def _price(book: Book, function: Function) -> Charge:
+def _price(account: Account, function: Function) -> Charge:
     """What a function costs a sample.
 
     Raises   BudgetError when it is more than may be given away of any sample
     """
-    info, allowed, most = book.info, book.limits.value_bits, book.limits.max_bits
+    info, allowed, most = account.info, account.limits.value_bits, account.limits.max_bits
     shift = noise.shift(info, function, allowed)
     bits = allowed if shift else functions.value_bits(info, function)
     values = function.count if shift else 0
     if most is not None and values * bits > most:
         raise BudgetError(
             f"data set {info.name}: this key has {values} values of {bits} bits each: of rank, "
-            f"allowed are {book.budget} of {info.dim}, and {most} bits of a sample in all; use a "
-            "frozen first layer or unmask to a trusted runtime"
+            f"allowed are {account.budget} of {info.dim}, and {most} bits of a sample in all; use "
+            "a frozen first layer or unmask to a trusted runtime"
         )
-    exact = book.budget is not None and counted_exactly(function.count, info.dim, book.budget)
+    exact = account.budget is not None and counted_exactly(function.count, info.dim, account.budget)
     return Charge(
         function.digest,
         rank=function.rank,
@@ -279,15 +284,15 @@ def _price(book: Book, function: Function) -> Charge:
     )
 
 
-def _keep_prices(book: Book, charges: Sequence[Charge]) -> None:
+def _keep_prices(account: Account, charges: Sequence[Charge]) -> None:
     """Keep what functions cost that were found admissible."""
     for charge in charges:
-        if len(book.charges) >= CHARGES_KEPT:
-            book.charges.pop(next(iter(book.charges)))
-        book.charges[charge.digest] = charge
+        if len(account.charges) >= CHARGES_KEPT:
+            account.charges.pop(next(iter(account.charges)))
+        account.charges[charge.digest] = charge
 
 
-def _check_chosen(book: Book, request: LinearRequest, function: Function) -> None:
+def _check_chosen(account: Account, request: LinearRequest, function: Function) -> None:
     """Refuse a second function, and gradients, where the data set gives values of one.
 
     Values of different functions on different samples are each within their sample's budget, and
@@ -297,18 +302,18 @@ def _check_chosen(book: Book, request: LinearRequest, function: Function) -> Non
 
     Raises   BudgetError
     """
-    if not book.limits.one_function:
+    if not account.limits.one_function:
         return
-    name = book.info.name
+    name = account.info.name
     if request.kind == "gradient":
         raise BudgetError(
             f"data set {name}: gives the server values of one function and no gradients; "
             "use a frozen first layer or unmask to a trusted runtime"
         )
-    chosen = {state.digest for state in book.states.all[1:]}
+    chosen = {state.digest for state in account.states.all[1:]}
     if chosen and function.digest not in chosen:
         raise BudgetError(
             f"data set {name}: the server has values of another function already, and "
-            f"this data set gives values of one function only (of rank {book.budget}: allowed are "
-            f"{book.budget}); use the same projection, or unmask to a trusted runtime"
+            f"this data set gives values of one function only (of rank {account.budget}: allowed "
+            f"are {account.budget}); use the same projection, or unmask to a trusted runtime"
         )

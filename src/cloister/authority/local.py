@@ -1,14 +1,20 @@
 """The client's side of an authority in the same process: for tests, benchmarks and one owner."""
 
+import numpy as np
+from jaxtyping import UInt32
+
 from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
 from cloister.authority.enrolment import Known, NewPart
-from cloister.authority.records import Part, part_info
-from cloister.data.info import DatasetInfo
+from cloister.authority.key_service import Receiver
+from cloister.authority.records import Summary
+from cloister.authority.registration import Registration
+from cloister.authority.requests import Request
+from cloister.data.info import DatasetInfo, PartInfo
 
 
 class LocalClient:
-    """What `AuthorityClient` offers to clients of a data set, without a network."""
+    """What `AuthorityClient` offers, without a network."""
 
     def __init__(self, authority: Authority) -> None:
         self._authority = authority
@@ -23,25 +29,22 @@ class LocalClient:
         """See `KeyService.describe`."""
         return self._authority.describe(dataset)
 
+    def ask(self, request: Request, receiver: Receiver) -> UInt32[np.ndarray, "..."]:
+        """See `KeyService.ask`."""
+        return self._authority.ask(request, receiver)
+
+    def summary(self, dataset: str) -> Summary:
+        """See `AuthorityClient.summary`."""
+        return self._authority.summary(dataset)
+
     def find(self, dataset: str) -> Known | None:
         """See `AuthorityClient.find`."""
         return self._authority.find(dataset)
 
     def register(self, agreed: Agreement, new: NewPart) -> int:
         """See `AuthorityClient.register`."""
-        name, digest = agreed.info.name, agreed.digest
-        return self._authority.register_part(
-            name,
-            new.part,
-            new.samples,
-            new.sha256,
-            agreement=digest,
-            sealed_keys=self._public.seal(
-                new.mask_key + new.label_key, info=part_info(name, new.part, new.sha256, digest)
-            ),
-            made=agreed if new.is_first else None,
-        )
+        return self._authority.register(Registration.of(new, agreed, to=self._public))
 
-    def parts(self, dataset: str) -> tuple[Part, ...]:
+    def parts(self, dataset: str) -> tuple[PartInfo, ...]:
         """See `AuthorityClient.parts`."""
         return self._authority.parts(dataset)

@@ -1,4 +1,4 @@
-"""Values with a bounded number of bits: the authority blurs what the server unmasks.
+"""Values with a bounded number of bits: the authority adds noise to what the server unmasks.
 
 The answer of an inner product on dim elements has log2(dim) + 2 * 8 bits and more, and an element
 perhaps eight. So a few exact answers hold more than as many elements, whatever their rank: lattice
@@ -17,11 +17,11 @@ the values of a sample bounds what all of them tell, because their noises are in
 
 The noise of a function, a sample and an output is always the same (a stream under the part's key),
 so that asking again averages nothing out. A *different* function has other noise, even if it is
-a multiple of the first: so under blur each function is charged by name, not by what it adds to
+a multiple of the first: so with noise each function is charged by name, not by what it adds to
 the span.
 
 A gradient is a sum over a batch, and has the sum of the noises: each sample's own, of the function
-that the gradient is of that sample. So it tells nothing that the samples' blurred values, given one
+that the gradient is of that sample. So it tells nothing that the samples' noisy values, given one
 by one, would not tell, and a sample's noise is the same in any company.
 """
 
@@ -34,16 +34,16 @@ from cloister.base import hkdf
 from cloister.data.info import DatasetInfo
 from cloister.ring import pads
 
-BLUR_DOMAIN = 2
+NOISE_DOMAIN = 2
 """Beside `mask.DATA_DOMAIN` and `mask.LABEL_DOMAIN`, and under a key of its own."""
 EXACT_BITS = 32
-"""Bits of a value from which nothing is blurred: no answer has more."""
+"""Bits of a value from which no noise is added: no answer has more."""
 
 
 def shift(info: DatasetInfo, function: Function, value_bits: int) -> int:
     """The s of noise on 2^s integers that leaves at most `value_bits` bits of each value; 0: none.
 
-    Domain   |A x| + 2^s / 2 < 2^31, so that blurred values can be read back; see `requests`
+    Domain   |A x| + 2^s / 2 < 2^31, so that noisy values can be read back; see `requests`
     """
     spread = functions.value_range(info, function)
     s = 0
@@ -60,6 +60,6 @@ def noise(
     Secret   key and result
     """
     derived = hkdf.derive(key, info=b"cloister blur" + digest)
-    words = pads.masks(derived, ids, shape, domain=BLUR_DOMAIN) >> np.uint32(32 - shift)
+    words = pads.masks(derived, ids, shape, domain=NOISE_DOMAIN) >> np.uint32(32 - shift)
     words -= np.uint32(1 << (shift - 1))  # modulo 2^32
     return words

@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from cloister.authority.book import Limits, Tally
+from cloister.authority import database
+from cloister.authority.account import Limits, Tally
 from cloister.authority.noise import EXACT_BITS
-from cloister.base import sqlite as databases
 from cloister.base.identity import Identity, new_folder
 from cloister.base.rng import KEY_BYTES, Csprng
-from cloister.data.info import DatasetInfo
+from cloister.data.info import DatasetInfo, PartInfo
 from cloister.errors import EncryptionError, InputError
 from cloister.ring.bounds import MAX_PARTS, MAX_SAMPLES
 from cloister.ring.rank import random_modulus
 
 DEFAULT_VALUE_BITS = 8
-"""Blur that training hardly notices: on MNIST 0.3 points of accuracy or none (docs/adr/0007)."""
+"""Noise that training hardly notices: on MNIST 0.3 points of accuracy or none (docs/adr/0007)."""
 MOST_BITS = 1 << 48
 """No data set's samples have as many bits; every party can say and compare such a number."""
 MAX_NOTES_BYTES = 1 << 16
@@ -35,7 +35,7 @@ class Terms:
 
     max_bits       bits of values that may be released of each sample to the server; None: eight
                    (or an element's, if it has fewer) for each function of the budget
-    value_bits     bits that one value tells at most, by blur; None: the same eight; 32: values
+    value_bits     bits that one value tells at most, by noise; None: the same eight; 32: values
                    are exact
     one_function   the server gets values of one and the same function for all samples, and no
                    gradients
@@ -58,16 +58,6 @@ class Terms:
             value_bits=bits if self.value_bits is None else self.value_bits,
             one_function=self.one_function,
         )
-
-
-@dataclass(frozen=True)
-class Part:
-    """One client's registered part."""
-
-    part: str
-    first: int
-    samples: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -96,13 +86,8 @@ def init(folder: Path | str, *, rng: Csprng) -> Identity:
     """
     folder = Path(folder)
     new_folder(folder)
-    databases.create(folder / databases.FILE, modulus=random_modulus(rng=rng))
+    database.create(folder / database.FILE, modulus=random_modulus(rng=rng))
     return Identity.create(folder, rng=rng)
-
-
-def part_info(dataset: str, part: str, sha256: str, agreement: str) -> bytes:
-    """What the sealed keys of a part are bound to."""
-    return f"cloister part\0{dataset}\0{part}\0{sha256}\0{agreement}".encode()
 
 
 def summarise(info: DatasetInfo, terms: Terms, tally: Tally) -> Summary:
@@ -148,12 +133,12 @@ def read_dataset(stored: StoredDataset) -> tuple[DatasetInfo, Terms, bytes]:
     return DatasetInfo.from_json(info), terms, label_key
 
 
-def read_parts(connection: sqlite3.Connection) -> Iterator[tuple[Part, str, bytes]]:
+def read_parts(connection: sqlite3.Connection) -> Iterator[tuple[PartInfo, str, bytes]]:
     """The stored parts, by data set and first id."""
     for part, dataset, first, samples, sha256, key in connection.execute(
         "SELECT part, dataset, first, samples, sha256, mask_key FROM parts ORDER BY dataset, first"
     ):
-        yield Part(part, first, samples, sha256), dataset, key
+        yield PartInfo(part, first, samples, sha256), dataset, key
 
 
 def read_retired(connection: sqlite3.Connection) -> Iterator[tuple[str, str, bytes]]:
@@ -187,7 +172,7 @@ class Dataset:
     info: DatasetInfo
     terms: Terms
     label_key: bytes
-    parts: tuple[Part, ...] = ()
+    parts: tuple[PartInfo, ...] = ()
     keys: tuple[bytes, ...] = ()
 
     @cached_property
@@ -195,7 +180,7 @@ class Dataset:
         """The id of each part's first sample."""
         return np.array([part.first for part in self.parts], np.int64)
 
-    def with_parts(self, *more: tuple[Part, bytes]) -> "Dataset":
+    def with_parts(self, *more: tuple[PartInfo, bytes]) -> "Dataset":
         """The data set with parts behind those it has, each with its key.
 
         Raises   InputError for more than a data set may hold

@@ -10,16 +10,14 @@ from typing import cast
 import numpy as np
 
 from cloister.authority import functions
-from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
 from cloister.authority.key_service import Receiver
 from cloister.authority.ledger import BusyError
-from cloister.authority.records import read_terms
+from cloister.authority.registration import Registration
 from cloister.authority.requests import Kind, read_request
 from cloister.authority.tokens import Caller, identify
 from cloister.authority.unmasking import MASKS_AT_ONCE
 from cloister.base.identity import CERTIFICATE_FILE, PRIVATE_KEY_FILE
-from cloister.data.info import DatasetInfo
 from cloister.errors import FunctionError, ProtocolError
 from cloister.ring.bounds import MAX_BODY_BYTES, MAX_IDS_BYTES
 from cloister.wire.https.admission import Limits
@@ -138,20 +136,7 @@ def _find(authority: Authority, body: Body) -> Body:
 
 
 def _register(authority: Authority, body: Body) -> Body:
-    made = None
-    if "info" in body.fields:
-        info = DatasetInfo.from_json(body.text("info").encode())
-        made = Agreement(info, read_terms(body.mapping("terms")))
-    first = authority.register_part(
-        body.text("dataset"),
-        body.text("part"),
-        body.number("samples"),
-        body.text("sha256"),
-        agreement=body.text("agreement"),
-        sealed_keys=body.array(0, np.uint8, 1).tobytes(),
-        made=made,
-    )
-    return Body({"first": first})
+    return Body({"first": authority.register(Registration.read(body))})
 
 
 SERVERS = ("server", "trusted")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cloister.authority.functions import MAX_ELIMINATION, Rows, geometry_bytes
+from cloister.authority.functions import MAX_ELIMINATION, Rows
 from cloister.errors import EncryptionError
 from cloister.ring.linear import Geometry, LinearMap
 from cloister.ring.rank import Basis, rows_at_once
@@ -52,8 +52,8 @@ class Charge:
     """What one release costs a sample, beyond what its state holds.
 
     `linear` is given for functions that are counted exactly; `rank` is an upper bound otherwise.
-    `values` is how many blurred values it has: each is charged whatever the span holds already.
-    `shift` says by how many bits they are blurred.
+    `values` is how many noisy values it has: each is charged whatever the span holds already.
+    `shift` says on how many bits there is noise.
     """
 
     digest: bytes
@@ -80,9 +80,9 @@ class Exceeded:
 class States:
     """The states of one data set, in memory; new ones are collected in `fresh` to be written."""
 
-    def __init__(self, *, dim: int, element_bits: int, modulus: int, blurred: bool = False) -> None:
-        """blurred: values tell less than their functions; full rank does not give all away then."""
-        self._blurred = blurred
+    def __init__(self, *, dim: int, element_bits: int, modulus: int, noisy: bool = False) -> None:
+        """noisy: values tell less than their functions; full rank does not give all away then."""
+        self._noisy = noisy
         self.dim, self._nothing = dim, Basis.empty(dim, modulus=modulus)
         self._full_bits = dim * element_bits
         self.all: list[State] = [State(ROOT, ROOT, b"", False, 0, 0, 0, 0)]
@@ -113,7 +113,7 @@ class States:
 
     def is_full(self, state: State) -> bool:
         """Whether a sample in this state has nothing left to give away."""
-        return state.spent >= self.dim and not self._blurred
+        return state.spent >= self.dim and not self._noisy
 
     def move(
         self, source: int, charge: Charge, *, budget: int | None, max_bits: int | None
@@ -188,13 +188,13 @@ class States:
         self, parent: State, digest: bytes, exact: bool, grown: tuple[int, int, int, int]
     ) -> int:
         rank, opaque, bits, operand = grown
-        if rank + opaque >= self.dim and not self._blurred:
+        if rank + opaque >= self.dim and not self._noisy:
             # All is given away: one state for every such history.
             if self._full is not None:
                 return self._full
             rank, opaque, bits = self.dim, 0, self._full_bits
             self._full = len(self.all)
-        if not self._blurred:
+        if not self._noisy:
             bits = min(bits, self._full_bits)
         state = State(len(self.all), parent.id, digest, exact, rank, opaque, bits, operand)
         self.all.append(state)
@@ -241,7 +241,7 @@ class States:
         for name in self.fresh_functions:
             linear = self._functions[name]
             weights = np.ascontiguousarray(linear.weights, "<i2").tobytes()
-            functions.append((name, geometry_bytes(linear.geometry), weights))
+            functions.append((name, linear.geometry.to_bytes(), weights))
         return self.fresh, functions
 
     def written(self) -> None:
@@ -281,7 +281,7 @@ def counted_exactly(rows: int, dim: int, budget: int) -> bool:
 
 def read_function(geometry: bytes, weights: bytes) -> LinearMap:
     """A stored function."""
-    described = Geometry.from_tuple(tuple(np.frombuffer(geometry, "<i8").tolist()))
+    described = Geometry.from_bytes(geometry)
     values = np.frombuffer(weights, "<i2").reshape(described.weight_shape)
     return LinearMap(described, values.astype(np.int16))
 

@@ -5,9 +5,9 @@ import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
-from cloister.authority import records
-from cloister.authority.book import Book, Spent, read_book, tabulate, tally
-from cloister.base import sqlite
+from cloister.authority import database, records
+from cloister.authority.account import Account, Spent, read_account, tabulate, tally
+from cloister.data.info import PartInfo
 from cloister.errors import UnknownDatasetError, one_line
 
 
@@ -16,19 +16,19 @@ class Stored:
     """What a folder holds of a data set."""
 
     held: records.Dataset
-    book: Book
+    account: Account
 
     @property
     def summary(self) -> records.Summary:
         """Its budget in figures."""
-        book, info = self.book, self.held.info
-        figures = tally(book.words, info.samples, book.states.all, book.counts)
+        account, info = self.account, self.held.info
+        figures = tally(account.words, info.samples, account.states.all, account.counts)
         return records.summarise(info, self.held.terms, figures)
 
     @property
     def spent(self) -> Spent:
         """What each sample has given away; takes memory for every one of them."""
-        return tabulate(self.book.words, self.held.info.samples, self.book.states.all)
+        return tabulate(self.account.words, self.held.info.samples, self.account.states.all)
 
 
 def read_stored(folder: Path, dataset: str | None = None) -> tuple[list[Stored], dict[str, str]]:
@@ -36,11 +36,11 @@ def read_stored(folder: Path, dataset: str | None = None) -> tuple[list[Stored],
 
     Raises   UnknownDatasetError when there is none of this name
     """
-    books, failed, path = [], {}, folder / sqlite.FILE
-    with contextlib.closing(sqlite.connect(path)) as connection, sqlite.faults(path):
+    accounts, failed, path = [], {}, folder / database.FILE
+    with contextlib.closing(database.connect(path)) as connection, database.faults(path):
         connection.execute("BEGIN")
-        sqlite.check(connection)
-        parts: dict[str, list[tuple[records.Part, bytes]]] = {}
+        database.check(connection)
+        parts: dict[str, list[tuple[PartInfo, bytes]]] = {}
         for part, name, key in records.read_parts(connection):
             parts.setdefault(name, []).append((part, key))
         for stored in records.stored_datasets(connection):
@@ -48,20 +48,20 @@ def read_stored(folder: Path, dataset: str | None = None) -> tuple[list[Stored],
             if dataset not in (None, name):
                 continue
             try:
-                books.append(_read_one(connection, stored, parts.get(name, [])))
+                accounts.append(_read_one(connection, stored, parts.get(name, [])))
             except Exception as error:  # noqa: BLE001  (whatever it is, the others are shown)
                 failed[name] = one_line(error)
-    if dataset is not None and not books and not failed:
+    if dataset is not None and not accounts and not failed:
         raise UnknownDatasetError(f"data set {dataset}: is not known to this authority")
-    return books, failed
+    return accounts, failed
 
 
 def _read_one(
     connection: sqlite3.Connection,
     stored: records.StoredDataset,
-    parts: list[tuple[records.Part, bytes]],
+    parts: list[tuple[PartInfo, bytes]],
 ) -> Stored:
     held = records.Dataset(*records.read_dataset(stored)).with_parts(*parts)
     limits = held.terms.limits(held.info)
     (modulus,) = connection.execute("SELECT modulus FROM authority").fetchone()
-    return Stored(held, read_book(connection, held.info, limits=limits, modulus=modulus))
+    return Stored(held, read_account(connection, held.info, limits=limits, modulus=modulus))

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
+from cloister.authority.database import Database, changing
 from cloister.base.rng import Csprng
-from cloister.base.sqlite import Database, changing
 from cloister.data.info import NAME
 from cloister.errors import FunctionError, InputError
 

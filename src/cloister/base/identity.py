@@ -190,9 +190,9 @@ class Identity:
         Raises   InputError when the folder holds an authority already
         """
         seed = rng.random_bytes(SEED_BYTES + X25519_BYTES)
+        _write(folder / HPKE_FILE, seed, private=True)
         certificate = create_certificate(folder, "cloister authority")
         public = PublicIdentity(certificate, _hpke_public(seed))
-        _write(folder / HPKE_FILE, seed, private=True)
         _write(folder / PUBLIC_FILE, public.to_json().encode(), private=False)
         return cls(public, seed)
 

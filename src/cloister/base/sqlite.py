@@ -1,366 +1,48 @@
-"""The authority's SQLite file: one writer thread, many requests in one durable commit.
+"""The one way to open an SQLite file: a commit is durable, and the file's schema is not trusted.
 
-`PRAGMA synchronous = FULL` in WAL mode syncs the log at every commit, so what a ticket has waited
-for survives a crash of the machine. Requests that arrive during a commit share the next one: the
-rate of requests is not bounded by the rate of syncs. If a commit fails, memory has what the disk
-has not, and no key may be issued: all requests are refused, and what was to be written is tried
-again until it is on the disk. A commit whose contents are at fault is not, until a restart.
+What a commit has written survives a crash of the machine: `synchronous = FULL` syncs the log of a
+file in WAL mode at every commit; `EXTRA` also syncs the folder after a journal is gone. `fullfsync`
+empties the drive's cache where the system offers it.
 """
 
-import concurrent.futures
-import contextlib
-import fcntl
-import logging
-import os
 import sqlite3
-import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
-
-from cloister.base import files
-from cloister.errors import CloisterError, EncryptionError, InputError
-
-FILE = "ledger.sqlite"
-LOCK_FILE = "authority.lock"
-FORMAT = 3
-APPLICATION_ID = 0x434C4155
-"""'CLAU' in the database header: this file is an authority's ledger."""
-BUSY_TIMEOUT_S = 30.0
-RETRY_S = 1.0
-
-Job = Callable[[sqlite3.Connection], None]
-
-_log = logging.getLogger("cloister.authority")
-
-_SCHEMA = """
-CREATE TABLE authority (
-    only_row INTEGER PRIMARY KEY CHECK (only_row = 1), modulus INTEGER NOT NULL
-);
-CREATE TABLE tokens (
-    token_id TEXT PRIMARY KEY, role TEXT NOT NULL, name TEXT NOT NULL, hash BLOB NOT NULL,
-    dataset TEXT
-);
-CREATE TABLE datasets (
-    name TEXT PRIMARY KEY, info BLOB NOT NULL, extra BLOB NOT NULL, label_key BLOB NOT NULL
-);
-CREATE TABLE parts (
-    part TEXT PRIMARY KEY, dataset TEXT NOT NULL, first INTEGER NOT NULL, samples INTEGER NOT NULL,
-    sha256 TEXT NOT NULL, mask_key BLOB NOT NULL
-);
-CREATE TABLE retired (
-    part TEXT PRIMARY KEY, dataset TEXT NOT NULL, sha256 TEXT NOT NULL, key_sha256 BLOB NOT NULL
-);
-CREATE TABLE functionals (digest BLOB PRIMARY KEY, geometry BLOB NOT NULL, weights BLOB NOT NULL);
-CREATE TABLE states (
-    dataset TEXT NOT NULL, id INTEGER NOT NULL, parent INTEGER NOT NULL, digest BLOB NOT NULL,
-    exact INTEGER NOT NULL, rank INTEGER NOT NULL, opaque INTEGER NOT NULL, bits INTEGER NOT NULL,
-    operand INTEGER NOT NULL, PRIMARY KEY (dataset, id)
-) WITHOUT ROWID;
-CREATE TABLE words (
-    dataset TEXT NOT NULL, block INTEGER NOT NULL, words BLOB NOT NULL,
-    PRIMARY KEY (dataset, block)
-) WITHOUT ROWID;
-CREATE TABLE journal (
-    seq INTEGER PRIMARY KEY, dataset TEXT NOT NULL, ids BLOB NOT NULL, words BLOB NOT NULL
-);
-CREATE TABLE counters (
-    dataset TEXT NOT NULL, what TEXT NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (dataset, what)
-) WITHOUT ROWID;
-"""
+from typing import Literal
 
 
-class Ticket:
-    """A commit to come, with what it writes.
+def connect(
+    path: Path, *, timeout_s: float, synchronous: Literal["FULL", "EXTRA"]
+) -> sqlite3.Connection:
+    """A connection to a file that is there, which begins transactions only when it is told to.
 
-    durable   has its result once the commit, and all before it, are on stable storage; an
-              EncryptionError when it could not be written: nothing may be released then
+    timeout_s   for another process that holds the file's lock
+    Raises      sqlite3.Error
     """
-
-    def __init__(self) -> None:
-        self.jobs: list[Job] = []
-        self.last: dict[Hashable, Job] = {}
-        self.durable: concurrent.futures.Future[None] = concurrent.futures.Future()
-        # Many may wait for it: none may cancel it.
-        self.durable.set_running_or_notify_cancel()
-
-    def wait(self) -> None:
-        """Return once it is durable.
-
-        Raises   EncryptionError
-        """
-        error = self.durable.exception()
-        if error is not None:
-            # A new one: an exception keeps all frames that it has passed.
-            raise EncryptionError(str(error))
-
-    def write(self, connection: sqlite3.Connection) -> None:
-        """Run its jobs as one transaction."""
-        connection.execute("BEGIN IMMEDIATE")
-        for job in (*self.jobs, *self.last.values()):
-            job(connection)
-        connection.execute("COMMIT")
-
-    def settle(self, error: EncryptionError | None = None) -> None:
-        """It is durable, or never will be."""
-        self.jobs, self.last = [], {}
-        if error is None:
-            self.durable.set_result(None)
-        else:
-            self.durable.set_exception(error)
-
-
-class Database:
-    """The open file, and the thread that writes it."""
-
-    def __init__(self, path: Path) -> None:
-        """Open the file of an existing authority.
-
-        Raises   InputError, EncryptionError
-        """
-        self._path = path
-        self._asking = connect(path)
-        self._ask_lock = threading.Lock()
-        self._lock = threading.Lock()
-        self._work = threading.Semaphore(0)
-        self._open, self._latest = Ticket(), Ticket()
-        self._latest.settle()
-        self._fault: str | None = None
-        self._closing, self._stop = False, threading.Event()
-        self._thread = threading.Thread(target=self._write, name="ledger", daemon=True)
-        self._thread.start()
-
-    def enqueue(self, *jobs: Job, last: Mapping[Hashable, Job] | None = None) -> Ticket:
-        """Have `jobs` run in the next commit, after all jobs enqueued before.
-
-        last     jobs for the end of that commit, named by what they write, such as counters; of
-                 several under one name only the one enqueued last is run
-        Raises   EncryptionError when the ledger cannot be written any more
-        """
-        with self._lock:
-            self._refuse_if_broken()
-            if self._latest is not self._open:
-                self._latest = self._open
-                self._work.release()
-            self._open.jobs += jobs
-            self._open.last.update(last or {})
-            return self._open
-
-    def latest(self) -> Ticket:
-        """A ticket for everything enqueued so far."""
-        with self._lock:
-            self._refuse_if_broken()
-            return self._latest
-
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
-        """A connection of its own for reading what is committed, however much it is."""
-        with contextlib.closing(connect(self._path)) as connection, faults(self._path):
-            yield connection
-
-    @contextlib.contextmanager
-    def asking(self) -> Iterator[sqlite3.Connection]:
-        """A connection for a row of what is committed, with others that ask for no more."""
-        with self._ask_lock, faults(self._path):
-            yield self._asking
-
-    def close(self) -> None:
-        """Write what is enqueued, then close."""
-        with self._lock:
-            self._closing = True
-        self._stop.set()
-        self._work.release()
-        self._thread.join()
-        with self._ask_lock:
-            self._asking.close()
-
-    def _refuse_if_broken(self) -> None:
-        if self._fault is not None or self._closing:
-            raise self._broken(self._fault or "is closed")
-
-    def _broken(self, reason: str) -> EncryptionError:
-        return EncryptionError(f"{self._path}: {reason}; no key is issued until then")
-
-    def _write(self) -> None:
-        connection: sqlite3.Connection | None = None
-        while (ticket := self._take()) is not None:
-            while True:
-                try:
-                    connection = connection or connect(self._path)
-                    ticket.write(connection)
-                    break
-                except Exception as error:  # noqa: BLE001  (no key may be issued after any)
-                    if connection is not None:
-                        # What it began is undone with it.
-                        connection.close()
-                        connection = None
-                    ticket = self._fail(ticket, error)
-                    if not _passes(error) or self._stop.wait(RETRY_S):
-                        return
-            ticket.settle()
-            self._recovered()
-        if connection is not None:
-            connection.close()
-
-    def _fail(self, ticket: Ticket, error: Exception) -> Ticket:
-        """Refuse everybody from now on; gives a ticket for all that memory has and the disk not."""
-        mend = "make room on its disk" if _passes(error) else "restart the authority"
-        with self._lock:
-            first, self._fault = self._fault is None, f"cannot be written ({error}); {mend}"
-            fault = self._fault
-            again, waiting = Ticket(), [ticket]
-            if self._latest is self._open:
-                # Nothing is added to it any more, and the turn that was asked for it is taken here.
-                self._work.acquire()
-                waiting.append(self._open)
-                self._open = Ticket()
-            for failed in waiting:
-                again.jobs += failed.jobs
-                again.last.update(failed.last)
-            self._latest = again
-        for failed in waiting:
-            failed.settle(self._broken(fault))
-        if first:
-            # Callers are told; who runs the authority has to hear it too.
-            _log.error("%s: %s", self._path, fault)
-        return again
-
-    def _recovered(self) -> None:
-        """Memory and disk agree again: all that was charged while the disk failed is written."""
-        with self._lock:
-            was, self._fault = self._fault, None
-        if was is not None:
-            _log.warning("%s: can be written again", self._path)
-
-    def _take(self) -> Ticket | None:
-        """Wait for jobs, and begin a ticket for those to come; None: there are none, close."""
-        self._work.acquire()
-        with self._lock:
-            if self._latest is not self._open:
-                return None
-            self._open, taken = Ticket(), self._open
-            return taken
-
-
-def _passes(error: Exception) -> bool:
-    """Whether a fault may be over later: a full or failing disk, no descriptor or memory left.
-
-    Everything else is a mistake in what is written, and stays one.
-    """
-    return isinstance(error, sqlite3.OperationalError | OSError | MemoryError | CloisterError)
-
-
-def create(path: Path, *, modulus: int) -> None:
-    """Make the file, readable by its owner alone.
-
-    Raises   InputError when there is one already, EncryptionError when it cannot be written
-    """
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=rw",
+        uri=True,
+        timeout=timeout_s,
+        isolation_level=None,
+        check_same_thread=False,
+    )
     try:
-        os.close(files.open_in_place(path, "new", private=True))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from None
-    with (
-        faults(path),
-        contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection,
-    ):
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
-        connection.execute("INSERT INTO authority VALUES (1, ?)", (modulus,))
-        # Last: a file without it is no ledger.
-        connection.execute(f"PRAGMA user_version = {FORMAT}")
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-
-
-@contextlib.contextmanager
-def faults(path: Path) -> Iterator[None]:
-    """What SQLite cannot do, as one line about the file.
-
-    Raises   EncryptionError
-    """
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        raise EncryptionError(
-            f"{path}: cannot be used ({error}); make its folder writable and room on its disk"
-        ) from None
-    except (sqlite3.Error, UnicodeDecodeError) as error:
-        raise EncryptionError(f"{path}: is damaged or no ledger ({error})") from None
-
-
-def check(connection: sqlite3.Connection) -> None:
-    """Read the file once: a ledger with holes in it would have forgotten something.
-
-    Raises   sqlite3.DatabaseError, for `faults`
-    """
-    (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    if found != "ok":
-        raise sqlite3.DatabaseError(found)
-
-
-@contextlib.contextmanager
-def changing(path: Path) -> Iterator[sqlite3.Connection]:
-    """One change by a process that is not the authority's: made whole, or not at all.
-
-    Raises   InputError, EncryptionError
-    """
-    with contextlib.closing(connect(path)) as connection, faults(path):
-        connection.execute("BEGIN IMMEDIATE")
-        yield connection
-        connection.execute("COMMIT")
-
-
-def connect(path: Path) -> sqlite3.Connection:
-    """A connection with the settings every user of the file needs.
-
-    Raises   InputError when there is no such file, EncryptionError when it is something else
-    """
-    try:
-        found = path.stat()
-    except OSError as error:
-        raise InputError(
-            f"{path}: {error.strerror or error}; run `cloister authority init`"
-        ) from None
-    files.check_private(path, found)
-    with faults(path), contextlib.ExitStack() as stack:
-        connection = sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode=rw",
-            uri=True,
-            timeout=BUSY_TIMEOUT_S,
-            isolation_level=None,
-            check_same_thread=False,
-        )
-        stack.callback(connection.close)
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if application != APPLICATION_ID or version != FORMAT:
-            raise EncryptionError(f"{path}: is not the ledger of an authority of this version")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
         connection.execute("PRAGMA fullfsync = ON")
         connection.execute("PRAGMA trusted_schema = OFF")
-        stack.pop_all()
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
-def hold(path: Path) -> int:
-    """Be the only process that uses this folder.
+def mark(connection: sqlite3.Connection, application_id: int, version: int) -> None:
+    """Say in the file's header what it is."""
+    connection.execute(f"PRAGMA user_version = {version}")
+    connection.execute(f"PRAGMA application_id = {application_id}")
 
-    Raises   InputError
-    """
-    try:
-        descriptor = files.open_in_place(path, "any", private=True)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); the authority's folder must "
-            "be writable"
-        ) from None
-    with contextlib.ExitStack() as stack:
-        stack.callback(os.close, descriptor)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(
-                f"{path.parent}: is in use by another process; stop that authority first"
-            ) from None
-        stack.pop_all()
-    return descriptor
+
+def marks(connection: sqlite3.Connection) -> tuple[int, int]:
+    """What the file is by its header: application id and version; zeros in an empty file."""
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return application_id, version

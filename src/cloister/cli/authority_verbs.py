@@ -10,11 +10,11 @@ from typing import Annotated, BinaryIO
 import numpy as np
 import typer
 
-from cloister.authority import deletion, records, service, tokens
+from cloister.authority import database, deletion, records, service, tokens
+from cloister.authority.account import Spent
 from cloister.authority.authority import Authority
-from cloister.authority.book import Spent
 from cloister.authority.stored import Stored, read_stored
-from cloister.base import files, sqlite
+from cloister.base import files
 from cloister.base.identity import PUBLIC_FILE, SUITE
 from cloister.base.rng import SystemRandom
 from cloister.cli import options
@@ -83,7 +83,7 @@ def token(
     ] = None,
 ) -> None:
     """Make a bearer token, or revoke some. It is shown or written once; only its hash is kept."""
-    path = folder / sqlite.FILE
+    path = folder / database.FILE
     if revoke is not None:
         if role is not None or name or dataset is not None or output is not None:
             raise InputError("--revoke NAME stands alone")
@@ -191,7 +191,7 @@ def budget(
 
 
 def _listed(stored: Stored) -> dict[str, object]:
-    summary, terms, limits = stored.summary, stored.held.terms, stored.book.limits
+    summary, terms, limits = stored.summary, stored.held.terms, stored.account.limits
     return {
         "name": summary.name,
         "mode": summary.mode,

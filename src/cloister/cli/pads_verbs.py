@@ -73,9 +73,10 @@ def make(
     links = _links(worker or [], timeout_s=timeout, insecure_one_party=insecure_one_party)
     stored_plan.refuse_planted(folder, key_file=key)
     plan, origin, kept = _plan(model, folder, key, given)
-    store = stored_plan.open_or_create(plan, folder, key_file=key, rng=SystemRandom())
+    rng = SystemRandom()
+    store = stored_plan.open_or_create(plan, folder, key_file=key, rng=rng)
     if not kept:
-        stored_plan.save_plan(plan, folder, key_file=key)
+        stored_plan.save_plan(plan, folder, key_file=key, rng=rng)
     with (
         factory.open_maker(
             plan, links, threads=threads, timeout_s=timeout, insecure_one_party=insecure_one_party

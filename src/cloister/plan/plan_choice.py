@@ -14,7 +14,7 @@ from cloister.graph.input_files import Inputs
 from cloister.plan import policies
 from cloister.plan.plan import SUFFIX, Plan
 from cloister.plan.protection import EVERYWHERE, OUTSOURCED
-from cloister.plan.quantise import Precision
+from cloister.plan.quantised import Precision
 from cloister.plan.samples import Samples
 
 DEFAULT_POLICY = "slalom"

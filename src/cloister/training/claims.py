@@ -133,9 +133,9 @@ def _frozen_values(run: _Run) -> Sequence[Told]:
     if rank >= dim:
         return [Told(VALUES, EVERYTHING, _all_of(run))]
     text = (
-        f"{rank} fixed linear functions of {dim} values ({rank / dim:.0%}), blurred as its owner "
-        "decided, the same for any number of runs: enough for a likeness, and for more where the "
-        "owner allowed exact values"
+        f"{rank} fixed linear functions of {dim} values ({rank / dim:.0%}), with noise as its "
+        "owner decided, the same for any number of runs: enough for a likeness, and for more "
+        "where the owner allowed exact values"
     )
     return [Told(VALUES, BOUNDED, text)]
 

@@ -3,10 +3,10 @@
     f = P x        P: r rows of small integers, r at most the samples' budget
     x' = sqrt(dim / r) P^+ f
 
-The server learns r values of every sample, once and for ever, each blurred by the authority to a
-few bits (`cloister.authority.noise`); x' and all that is trained on it follow from them and cost
-nothing more. The features are kept on disk, so later epochs and later runs make no product and
-ask for no key.
+The server learns r values of every sample, once and for ever, each under the noise that the
+authority adds to leave few bits of it (`cloister.authority.noise`); x' and all that is trained on
+it follow from them and cost nothing more. The features are kept on disk, so later epochs and later
+runs make no product and ask for no key.
 
 A data set gives values of *one* function. So the random projection does not depend on the run.
 """
@@ -131,7 +131,7 @@ def projection(info: DatasetInfo, rows: Float[np.ndarray, "r dim"]) -> Projectio
     q, r = np.linalg.qr(rows.astype(np.float64).T)
     orthonormal = (q * np.sign(np.diag(r))).T
     magnitudes = np.abs(orthonormal)
-    # Half of the ring is for A x, with what rounding may add to it; the rest is for blur.
+    # Half of the ring is for A x, with what rounding may add to it; the rest is for noise.
     room = RING_LIMIT / 2 / info.encoding.bound - info.dim / 2
     scale = min(WEIGHT_LIMIT / magnitudes.max(), room / magnitudes.sum(axis=1).max())
     rounded = np.ceil(magnitudes * max(scale, 0.0) - 0.5 - TIE_MARGIN)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Int, Int16, Int32, Int64
+from jaxtyping import Float64, Int, Int16, Int32, Int64
 from torch import Tensor, nn
 
 from cloister.data.encoding import Encoding
@@ -101,7 +101,7 @@ class Mechanism(Protocol):
         """Integers (n, oh, ow, o) of an output gradient (n, o, oh, ow) that is already clipped."""
         ...
 
-    def blur(self, values: Int[np.ndarray, "oc kh kw c"], exponent: int) -> np.ndarray:
+    def add_noise(self, values: Int[np.ndarray, "oc kh kw c"], exponent: int) -> np.ndarray:
         """A weight gradient's integers with noise."""
         ...
 
@@ -177,7 +177,9 @@ class _Product(torch.autograd.Function):
         return of_weight, of_bias, None
 
 
-def _real(values: Int[np.ndarray, "..."], scale: float, exponent: int) -> Tensor:
+def _real(
+    values: Int[np.ndarray, "..."] | Float64[np.ndarray, "..."], scale: float, exponent: int
+) -> Tensor:
     # One pass: a conversion and then a product would touch the memory twice.
     factor = np.float32(scale * 2.0**-exponent)
     return torch.from_numpy(np.multiply(values, factor, dtype=np.float32, casting="unsafe"))
@@ -244,7 +246,7 @@ class Encrypted(nn.Module):
         integers = fixed.integers.reshape(-1, oh, ow, o)
         values = self.products.gradient(ids, self.geometry, integers)
         if private is not None:
-            values = private.blur(values, fixed.exponent)
+            values = private.add_noise(values, fixed.exponent)
         values = values.transpose(0, 3, 1, 2).reshape(self.weight.shape)
         return _real(values, self.encoding.scale, fixed.exponent)
 

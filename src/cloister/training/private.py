@@ -109,7 +109,7 @@ class PrivateStep:
         integers = (gradient * 2.0**exponent).trunc().to(torch.int16).permute(0, 2, 3, 1)
         return FixedPoint(np.ascontiguousarray(integers.numpy()), exponent)
 
-    def blur(self, values: Int[np.ndarray, "oc kh kw c"], exponent: int) -> np.ndarray:
+    def add_noise(self, values: Int[np.ndarray, "oc kh kw c"], exponent: int) -> np.ndarray:
         """A weight gradient in steps of scale 2^-exponent, offset and noise included but for
         `weight_gradient` to scale.
 

@@ -15,11 +15,11 @@ from cloister.base.reading import require_truths
 from cloister.base.rng import pad_stream
 from cloister.errors import PlanError, ProtocolError, RangeError, UnsupportedError
 from cloister.graph.batch import bound_sizes, element_type
-from cloister.graph.interpreter import ORT_ERRORS, runtime_session
 from cloister.graph.onnx.export import model_bytes
+from cloister.graph.ort_session import ORT_ERRORS, runtime_session
 from cloister.plan.plan import Plan
 from cloister.plan.protection import ENCLAVE, OPEN
-from cloister.plan.quantise import QuantisedLinear
+from cloister.plan.quantised import QuantisedLinear
 from cloister.ring.freivalds import CheckVectors
 from cloister.trusted.checks import Checks, accept_unchecked, for_native
 from cloister.trusted.pads.maker import nonce

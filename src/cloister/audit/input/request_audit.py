@@ -24,10 +24,10 @@ from cloister.wire.transcript import Transcript
 
 COMPARED = 256
 """Requests of one node that are compared in pairs."""
-WORDS = 32
-"""Words of a request that are compared: unrelated ones are this close with chance 2^-448."""
 CLOSE = 2**17
-"""Inputs of at most 16 signed bits differ by less; the centred difference of noise, rarely."""
+"""Inputs of at most 16 signed bits differ by less; words of unrelated pads with chance 2^-14."""
+FEWEST_WORDS, MOST_WORDS = 4, 32
+"""Words of a request that are compared: unrelated ones are close in all with chance 2^-56."""
 TOO_SKEWED = 1e-9
 SHOWN = 8
 
@@ -92,7 +92,9 @@ def _audit(target_id: int, payloads: list[np.ndarray]) -> RequestAudit:
 
 def pairs_of_one_pad(requests: UInt32[np.ndarray, "n words"]) -> int:
     """How many pairs of requests differ as inputs do, and not as noise does."""
-    first = requests[:COMPARED, :WORDS]
+    first = requests[:COMPARED, :MOST_WORDS]
+    if first.shape[1] < FEWEST_WORDS:
+        return 0
     apart = np.abs((first[:, None] - first[None]).view(np.int32).astype(np.int64))
     close = (apart < CLOSE).all(axis=2)
     return int((close.sum() - len(first)) // 2)

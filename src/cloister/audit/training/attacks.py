@@ -92,7 +92,7 @@ def run_attacks(
     samples, steps    as `collect`
     largest_lattice   elements of the largest sample that integer decoding is tried on: it takes a
                       second for 30, a minute for 64
-    value_bits        bits to which the authority blurred each value; 32: they are exact
+    value_bits        bits that the authority's noise leaves of each value; 32: they are exact
     Raises   ShapeError when the prior describes samples of another shape; as `collect`
     """
     evidence = collect(releases, samples=samples, steps=steps)

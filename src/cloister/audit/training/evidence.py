@@ -68,7 +68,7 @@ class Evidence:
     ) -> list[Group]:
         """The followed samples by their functionals, at most `limit` of each, evenly chosen.
 
-        bound, value_bits   the largest element, and the bits to which the authority blurred values
+        bound, value_bits   the largest element, and the bits that noise leaves of values
         """
         alike: dict[tuple[int, ...], list[int]] = {}
         for sample, found in self.forward.items():
@@ -83,7 +83,7 @@ class Evidence:
                 chosen = np.arange(rows.shape[0])
             rows = rows[chosen].toarray()
             answers = [np.concatenate(self.forward[i].answers)[chosen] for i in ids]
-            width = blur_width(rows, bound=bound, value_bits=value_bits)
+            width = noise_width(rows, bound=bound, value_bits=value_bits)
             groups.append(Group(np.array(ids, np.int64), rows, np.stack(answers, axis=1), width))
         return groups
 
@@ -95,7 +95,7 @@ def rank(rows: Float64[np.ndarray, "k dim"]) -> int:
     return int((values > RANK_TOLERANCE * values.max(initial=0.0)).sum())
 
 
-def blur_width(rows: Float64[np.ndarray, "k dim"], *, bound: float, value_bits: int) -> float:
+def noise_width(rows: Float64[np.ndarray, "k dim"], *, bound: float, value_bits: int) -> float:
     """Width of the noise that an authority puts on these values (docs/protocols/authority.md).
 
     Where several functions were released it is that of the largest.

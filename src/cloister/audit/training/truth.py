@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from cloister.audit.training.batch_solver import evaluate
-from cloister.audit.training.evidence import Evidence, blur_width
+from cloister.audit.training.evidence import Evidence, noise_width
 from cloister.audit.training.operands import read_label
 from cloister.audit.training.prior import Prior
 from cloister.authority.noise import EXACT_BITS
@@ -18,7 +18,7 @@ ORDER = (
     "offset as --truth and that file as --order"
 )
 LEAST_BITS = 4
-"""Blur to fewer bits explains any truth and is no explanation."""
+"""Noise that leaves fewer bits explains any truth and is no explanation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,9 +83,9 @@ def _check_values(evidence: Evidence, truth: Truth, prior: Prior, value_bits: in
         fits = [
             bits
             for bits in range(LEAST_BITS, value_bits)
-            if worst <= blur_width(group.rows, bound=bound, value_bits=bits) / 2 + 0.5
+            if worst <= noise_width(group.rows, bound=bound, value_bits=bits) / 2 + 0.5
         ]
-        hint = f"--value-bits {fits[-1]}, if the authority blurred them; else " if fits else ""
+        hint = f"--value-bits {fits[-1]}, if the authority added noise; else " if fits else ""
         raise InputError(
             f"truth: the values released of sample {sample} are not those of its truth: give "
             f"{hint}the samples as they were encrypted: {ORDER}"

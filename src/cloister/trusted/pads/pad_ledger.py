@@ -1,10 +1,9 @@
 """The key file of a pad store: its secret key, its identity and the counters nobody may turn back.
 
-An SQLite database on trusted storage, because its commits are atomic and durable: `synchronous =
-EXTRA` also syncs the folder after the journal is gone, `fullfsync` empties the drive's cache where
-the system offers it. Every operation opens its own connection, so a store may be shared between
-threads and survive a fork, and every change is one transaction under the write lock, so it may be
-shared between processes. A process that dies inside a transaction leaves the old counters.
+An SQLite database on trusted storage, because its commits are atomic and durable. Every operation
+opens its own connection, so a store may be shared between threads and survive a fork, and every
+change is one transaction under the write lock, so it may be shared between processes. A process
+that dies inside a transaction leaves the old counters.
 
 SQLite notices only some damage to its own file, and a damaged counter would be a pad used twice, so
 the row carries a MAC under the store's key.
@@ -25,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from cloister.base import files
+from cloister.base import files, sqlite
 from cloister.base.rng import Csprng
 from cloister.errors import InputError, PadReusedError, PadStoreError
 
@@ -107,8 +106,7 @@ class Ledger:
             raise PadStoreError(_refused(path, error)) from None
         store_id, store_key = rng.random_bytes(ID_BYTES), rng.random_bytes(KEY_BYTES)
         with _transaction(path, busy_timeout_s) as database:
-            database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            database.execute(f"PRAGMA user_version = {FORMAT}")
+            sqlite.mark(database, APPLICATION_ID, FORMAT)
             database.execute(_SCHEMA)
             ledger = cls(path, store_id, store_key, plan_digest, busy_timeout_s)
             database.execute(
@@ -198,8 +196,7 @@ def _damaged(path: Path) -> str:
 
 
 def _check_kind(path: Path, database: sqlite3.Connection) -> None:
-    (application,) = database.execute("PRAGMA application_id").fetchone()
-    (version,) = database.execute("PRAGMA user_version").fetchone()
+    application, version = sqlite.marks(database)
     if application != APPLICATION_ID:
         # A creation that was interrupted leaves an empty file, and no pad was ever made with it.
         empty = path.stat().st_size == 0
@@ -213,13 +210,8 @@ def _check_kind(path: Path, database: sqlite3.Connection) -> None:
 def _transaction(path: Path, busy_timeout_s: float) -> Iterator[sqlite3.Connection]:
     """One transaction under the write lock; rolled back when the block raises."""
     try:
-        database = sqlite3.connect(
-            f"{path.as_uri()}?mode=rw", uri=True, timeout=busy_timeout_s, isolation_level=None
-        )
+        database = sqlite.connect(path, timeout_s=busy_timeout_s, synchronous="EXTRA")
         with contextlib.closing(database):
-            database.execute("PRAGMA synchronous = EXTRA")
-            database.execute("PRAGMA fullfsync = ON")
-            database.execute("PRAGMA trusted_schema = OFF")
             database.execute("BEGIN IMMEDIATE")
             # Closing the connection without a commit rolls back.
             yield database
