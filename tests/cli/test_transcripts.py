@@ -76,6 +76,14 @@ def pattern(lines: list[str]) -> re.Pattern[str]:
     return re.compile(text)
 
 
+def unlike(lines: list[str], shown: str) -> str:
+    """The first line that was not printed, or that more was."""
+    for count in range(1, len(lines) + 1):
+        if not pattern([*lines[:count], "..."]).fullmatch(shown):
+            return lines[count - 1]
+    return "(the end)"
+
+
 def words(out: str, err: str = "") -> str:
     lines = [*out.splitlines(), *(f"! {line}" for line in err.splitlines())]
     return "".join(f"{' '.join(line.split())}\n" for line in lines if line.strip())
@@ -120,7 +128,8 @@ def test_transcript(cloister, folder, path):
                 ran = cloister(*command)
                 assert ran.code == step.code, (step.command, ran)
                 shown = words(ran.out, ran.err)
-            assert pattern(step.shown).fullmatch(shown), f"$ cloister {step.command}\n{shown}"
+            if not pattern(step.shown).fullmatch(shown):
+                pytest.fail(f"$ cloister {step.command}\n{shown}not: {unlike(step.shown, shown)}")
             for kind in ("address", "hex"):
                 found = re.findall(rf"(?<!\w){KINDS[kind]}(?!\w)", shown)
                 known |= {kind: found[-1]} if found else {}
@@ -139,3 +148,5 @@ def test_placeholders_stand_for_what_they_say():
     assert not shown.fullmatch("a x b\n0123456789abcdef!\n")
     assert not shown.fullmatch("a 1 b\n0123!\n")
     assert not shown.fullmatch("a 1 b\n0123456789abcdef!\nmore\n")
+    assert unlike(["a <n>", "b", "c"], "a 1\nx\nc\n") == "b"
+    assert unlike(["a <n>"], "a 1\nx\n") == "(the end)"
