@@ -1,10 +1,9 @@
 """The client's side of an authority in the same process: for tests, benchmarks and one owner."""
 
-from cloister.authority.agreement import Agreement
+from cloister.authority.agreement import Agreement, Known
 from cloister.authority.authority import Authority
-from cloister.authority.enrolment import Known, NewPart
 from cloister.authority.records import Part
-from cloister.authority.registration import Registration
+from cloister.authority.registration import NewPart, Registration
 from cloister.data.info import DatasetInfo
 
 
