@@ -50,7 +50,7 @@ class Client(threading.Thread):
 
     def run(self) -> None:
         weights = np.random.default_rng(0).integers(-50, 51, GEOMETRY.weight_shape).astype(np.int16)
-        fields = {"dataset": "set", "receiver": "server", "geometry": list(GEOMETRY.to_tuple())}
+        fields = {"dataset": "set", "receiver": "server", "geometry": GEOMETRY.to_fields()}
         for sample in self.ids:
             if self.stop.is_set():
                 return

@@ -16,8 +16,8 @@ from cloister.cli.speed import Engines, Images, OrtBaseline
 from cloister.cli.timing import interleaved
 from cloister.errors import CloisterError, InputError
 from cloister.graph.graph import Graph
-from cloister.graph.interpreter import ORT_ERRORS
 from cloister.graph.onnx.export import model_bytes
+from cloister.graph.ort_session import ORT_ERRORS
 
 try:
     import torch

@@ -97,7 +97,8 @@ class BoundExecutor {
     unblinding_ = std::move(unblinding);
   }
 
-  // Arrays of one request, held until `end`; `pads` are for a CPU without AES instructions.
+  // Arrays of one request, held until the step is completed; `pads` are for a CPU without AES
+  // instructions.
   void bind(size_t number, const std::optional<Input>& source, const std::optional<Input>& residual,
             const std::vector<std::optional<Output>>& messages,
             const std::vector<std::optional<Input>>& pads) {
@@ -106,15 +107,16 @@ class BoundExecutor {
     const size_t sinks = step.shape().sinks.size();
     require(messages.size() == sinks && pads.size() == sinks, "every sink needs its arrays");
     FusedRun& run = executor_.bind(number);
-    if (source) run.values = before.packed<const float>(own(*source), "source");
-    if (residual) run.residual = before.pixels<const float>(own(*residual), "residual");
+    if (source) run.values = before.packed<const float>(own(number, *source), "source");
+    if (residual) run.residual = before.pixels<const float>(own(number, *residual), "residual");
     for (size_t i = 0; i < sinks; ++i) {
       if (messages[i]) {
-        const SinkRun found = BoundStep::message(written_now_.emplace_back(*messages[i]), after);
+        const SinkRun found =
+            BoundStep::message(written_now_.emplace_back(number, *messages[i]).second, after);
         run.sinks[i].plain = found.plain;
         run.sinks[i].blinded = found.blinded;
       }
-      if (pads[i]) run.sinks[i].pad = after.packed<const uint32_t>(own(*pads[i]), "pad");
+      if (pads[i]) run.sinks[i].pad = after.packed<const uint32_t>(own(number, *pads[i]), "pad");
     }
   }
 
@@ -123,6 +125,7 @@ class BoundExecutor {
     unblinding_.clear();
     read_now_.clear();
     written_now_.clear();
+    answers_.clear();
     outstanding_.reset();
   }
 
@@ -141,6 +144,7 @@ class BoundExecutor {
       nb::gil_scoped_release release;
       stop = executor_.run(first, next_request_id, channel);
     }
+    let_go(stop.step);
     if (stop.why == Stop::Why::interrupted) {
       outstanding_ = {stop.step, stop.request_id};
       throw nb::python_error();
@@ -160,7 +164,8 @@ class BoundExecutor {
       require(size == 1 || answer->stride(axis) == stride, "an answer must be C-contiguous");
       stride *= size;
     }
-    executor_.answered(step, static_cast<const uint32_t*>(own(*answer).data()));
+    executor_.answered(step, static_cast<const uint32_t*>(answer->data()));
+    answers_.emplace_back(node, *answer);
   }
 
   std::optional<std::pair<size_t, uint64_t>> outstanding() const { return outstanding_; }
@@ -191,12 +196,24 @@ class BoundExecutor {
 
   const Input& hold(const Input& array) { return read_.emplace_back(array); }
   const Output& hold(const Output& array) { return written_.emplace_back(array); }
-  const Input& own(const Input& array) { return read_now_.emplace_back(array); }
+  const Input& own(size_t step, const Input& array) {
+    return read_now_.emplace_back(step, array).second;
+  }
+  // What steps before `step` were given: all of it has been read and written.
+  void let_go(size_t step) {
+    const auto completed = [&](const auto& held) { return held.first < step; };
+    std::erase_if(read_now_, completed);
+    std::erase_if(written_now_, completed);
+    std::erase_if(answers_, [&](const auto& held) { return !executor_.waits(held.first); });
+  }
 
   Executor executor_;
   std::vector<int64_t> answer_elements_;  // per image, by node
-  std::vector<Input> read_, read_now_;
-  std::vector<Output> written_, written_now_;
+  std::vector<Input> read_;
+  std::vector<Output> written_;
+  std::vector<std::pair<size_t, Input>> read_now_;  // of this request, by step
+  std::vector<std::pair<size_t, Output>> written_now_;
+  std::vector<std::pair<int64_t, Input>> answers_;  // of this request, by node
   std::vector<Contiguous<uint64_t>> counts_;
   std::vector<std::pair<Staged, Clear>> staged_;
   std::vector<std::vector<Words>> unblinding_;

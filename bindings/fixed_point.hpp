@@ -7,9 +7,9 @@
 #include <string>
 #include <utility>
 
+#include "arrays.hpp"
 #include "cloister/fixed_point.hpp"
 #include "cloister/transpose.hpp"
-#include "fused_step.hpp"
 
 namespace cloister::bindings {
 

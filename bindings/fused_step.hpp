@@ -1,4 +1,4 @@
-// Arrays of Python as fused steps read them, and the step with the arrays it holds on to.
+// Fused steps with the arrays that they hold on to.
 #pragma once
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -12,31 +12,11 @@
 #include <utility>
 #include <vector>
 
+#include "arrays.hpp"
 #include "cloister/aes_ctr.hpp"
 #include "cloister/fused_step.hpp"
 
 namespace cloister::bindings {
-
-namespace nb = nanobind;
-
-template <typename T>
-using Contiguous = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
-
-inline void require(bool condition, const std::string& message) {
-  if (!condition) throw std::invalid_argument(message);
-}
-
-inline const uint8_t* bytes_of(const nb::bytes& bytes, size_t size, const char* name) {
-  require(bytes.size() == size, std::string(name) + " must have " + std::to_string(size) +
-                                    " bytes, not " + std::to_string(bytes.size()));
-  return reinterpret_cast<const uint8_t*>(bytes.c_str());
-}
-
-using Input = nb::ndarray<nb::ro, nb::device::cpu>;
-using Output = nb::ndarray<nb::device::cpu>;
-using Coefficients = Contiguous<const uint64_t>;
-using Floats = Contiguous<const float>;
-using Pair = std::pair<int64_t, int64_t>;  // (height, width)
 
 // A batch of channels-last images, as a fused step expects one; `name` says which in messages.
 struct Batch {

@@ -1,4 +1,4 @@
-// The only folder that knows Python: every kernel of native/ as a function of NumPy arrays.
+// The only folder that knows Python: every kernel of native/src as a function of NumPy arrays.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
@@ -18,14 +18,13 @@
 #include "cloister/busy_poll.hpp"
 #include "cloister/freivalds.hpp"
 #include "cloister/fused_step.hpp"
-#include "cloister/geometry.hpp"
-#include "cloister/isa.hpp"
 #include "cloister/pad_shares.hpp"
 #include "cloister/ring_map.hpp"
-#include "curve.hpp"
 #include "executor.hpp"
 #include "fixed_point.hpp"
 #include "fused_step.hpp"
+#include "geometry.hpp"
+#include "instruction_set.hpp"
 
 namespace nb = nanobind;
 using namespace cloister;
@@ -33,16 +32,8 @@ using namespace cloister::bindings;
 
 namespace {
 
-void force_isa_by_name(const std::string& name) {
-  for (int i = 0; i <= static_cast<int>(Isa::avx512); ++i) {
-    if (name == isa_name(static_cast<Isa>(i))) return force_isa(static_cast<Isa>(i));
-  }
-  throw std::invalid_argument("unknown instruction set: " + name);
-}
-
 // x, the output and the weights are checked for shape in cloister.ring.ring_map; their sizes again
 // here, because a kernel that reads past an array would be worse than an exception.
-using GeometryTuple = std::array<int64_t, 17>;
 template <typename T>
 void ring_map_apply(RingMap& map, Contiguous<const T> x, Contiguous<uint32_t> out, int threads) {
   const int64_t in = map.geometry().in_elements(), n = static_cast<int64_t>(x.size()) / in;
@@ -54,8 +45,7 @@ void ring_map_apply(RingMap& map, Contiguous<const T> x, Contiguous<uint32_t> ou
   map.apply(x.data(), n, out.data(), threads);
 }
 
-void ring_map_init(RingMap* self, const GeometryTuple& values, Contiguous<const int16_t> weights) {
-  const Geometry g = Geometry::from(values);
+void ring_map_init(RingMap* self, const Geometry& g, Contiguous<const int16_t> weights) {
   if (g.groups < 1 ||
       static_cast<int64_t>(weights.size()) != g.oc * g.kh * g.kw * (g.c / g.groups)) {
     throw std::invalid_argument("RingMap: the weights do not fit the geometry");
@@ -63,10 +53,9 @@ void ring_map_init(RingMap* self, const GeometryTuple& values, Contiguous<const 
   new (self) RingMap(g, weights.data());
 }
 
-std::pair<int64_t, int64_t> ring_map_memory(const GeometryTuple& values, int64_t n,
+std::pair<int64_t, int64_t> ring_map_memory(const Geometry& geometry, int64_t n,
                                             int64_t bytes_per_element, int threads) {
-  const auto [held, scratch] =
-      RingMap::memory(Geometry::from(values), n, bytes_per_element, threads);
+  const auto [held, scratch] = RingMap::memory(geometry, n, bytes_per_element, threads);
   return {held, scratch};
 }
 
@@ -79,19 +68,17 @@ void aes_ctr_fill_array(const nb::bytes& key, const nb::bytes& nonce, uint64_t f
                static_cast<int64_t>(out.size()));
 }
 
-Geometry check_geometry(const GeometryTuple& values, size_t columns, size_t rows) {
-  const Geometry g = Geometry::from(values);
+void check_factors(const Geometry& g, size_t columns, size_t rows) {
   require(g.groups >= 1 && static_cast<int64_t>(columns) == g.kw * g.w &&
               static_cast<int64_t>(rows) == g.h * g.kw * g.c,
           "freivalds: columns and rows do not fit the geometry");
-  return g;
 }
 
-void freivalds_factors_arrays(const GeometryTuple& values, Contiguous<const int16_t> weights,
+void freivalds_factors_arrays(const Geometry& g, Contiguous<const int16_t> weights,
                               Coefficients alpha, Coefficients beta, Coefficients b,
                               Contiguous<uint64_t> a, Contiguous<uint64_t> columns,
                               Contiguous<uint64_t> rows, int threads) {
-  const Geometry g = check_geometry(values, columns.size(), rows.size());
+  check_factors(g, columns.size(), rows.size());
   const auto size = [](const auto& array) { return static_cast<int64_t>(array.size()); };
   require(size(weights) == g.oc * g.kh * g.kw * (g.c / g.groups),
           "freivalds: the weights do not fit the geometry");
@@ -102,9 +89,9 @@ void freivalds_factors_arrays(const GeometryTuple& values, Contiguous<const int1
                     {a.data(), columns.data(), rows.data()}, threads);
 }
 
-void freivalds_expand_arrays(const GeometryTuple& values, Coefficients columns, Coefficients rows,
+void freivalds_expand_arrays(const Geometry& g, Coefficients columns, Coefficients rows,
                              Contiguous<uint64_t> t, int threads) {
-  const Geometry g = check_geometry(values, columns.size(), rows.size());
+  check_factors(g, columns.size(), rows.size());
   require(static_cast<int64_t>(t.size()) == g.in_elements(), "freivalds: t does not fit");
   nb::gil_scoped_release release;
   freivalds_expand(g, columns.data(), rows.data(), t.data(), threads);
@@ -144,17 +131,10 @@ NB_MODULE(_native, m) {
   // An interpreter that exits on an error may leave objects behind; that is nobody's concern.
   nb::set_leak_warnings(false);
 
-  // ---- instruction set
-#ifdef _FORTIFY_SOURCE
-  m.attr("FORTIFY_LEVEL") = _FORTIFY_SOURCE;
-#else
-  m.attr("FORTIFY_LEVEL") = 0;
-#endif
-  m.def("isa", [] { return std::string(isa_name(active_isa())); });
-  m.def("force_isa", &force_isa_by_name);
-  m.def("available_isas", &available_isas);
+  register_instruction_set(m);
 
   // ---- ring: exact linear maps modulo 2^32
+  register_geometry(m);
   nb::class_<RingMap>(m, "RingMap")
       .def("__init__", &ring_map_init, nb::arg("geometry"), nb::arg("weights"))
       .def("apply", &ring_map_apply<uint32_t>, nb::arg("x").noconvert(), nb::arg("out").noconvert(),
@@ -188,7 +168,6 @@ NB_MODULE(_native, m) {
   m.def("busy_poll", &busy_poll, nb::arg("descriptor"), nb::arg("patience_us"),
         nb::call_guard<nb::gil_scoped_release>());
 
-  // ---- functional encryption: fixed point and the group
+  // ---- encrypted training: fixed point
   register_fixed_point(m);
-  register_curve(m);
 }

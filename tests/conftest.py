@@ -10,8 +10,12 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 import pytest
 
-import cloister._native as native
-from instruction_sets import forced
+import shapes
+
+shapes.install()
+
+import cloister._native as native  # noqa: E402  (after the hook that checks its modules)
+from instruction_sets import forced  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -3,14 +3,17 @@
 from contextlib import contextmanager
 
 import cloister._native as native
+import cloister._published_native as published_native
 
 
 @contextmanager
 def forced(isa):
-    """Use the kernels of `isa` for a while."""
+    """Use the kernels of `isa` for a while, those of the published scheme too."""
     before = native.isa()
-    native.force_isa(isa)
     try:
+        native.force_isa(isa)
+        published_native.force_isa(isa)
         yield isa
     finally:
         native.force_isa(before)
+        published_native.force_isa(before)

@@ -1,4 +1,8 @@
-"""Cloister: run and train neural networks on hardware you do not trust."""
+"""Cloister: run and train neural networks on hardware you do not trust.
+
+Names are loaded when they are first used: a process that runs a saved plan loads nothing that
+reads models, makes plans or trains, and an authority loads nothing of the trusted side.
+"""
 
 import importlib
 import os
@@ -7,19 +11,40 @@ from typing import TYPE_CHECKING
 # Before anything loads ONNX Runtime, which otherwise reports what it runs to its maker.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
-from cloister import training
-from cloister.errors import CloisterError, VerificationError
-from cloister.graph.graph import Graph
-from cloister.plan import policies
-from cloister.plan.claims import Claims
-from cloister.plan.plan import Plan
-from cloister.plan.quantise import Precision
-from cloister.trusted.report import Report, Result
-from cloister.trusted.session import Session
-from cloister.wire.transcript import Transcript
-
 if TYPE_CHECKING:
+    from cloister import authority, published, training
+    from cloister.errors import CloisterError, VerificationError
+    from cloister.graph.graph import Graph
     from cloister.graph.onnx.load import from_keras, from_torch, load
+    from cloister.plan import policies
+    from cloister.plan.claims import Claims
+    from cloister.plan.plan import Plan
+    from cloister.plan.quantised import Precision
+    from cloister.trusted.report import Report, Result
+    from cloister.trusted.session import Session
+    from cloister.wire.transcript import Transcript
+
+_HOMES = {
+    "Claims": "plan.claims",
+    "CloisterError": "errors",
+    "Graph": "graph.graph",
+    "Plan": "plan.plan",
+    "Precision": "plan.quantised",
+    "Report": "trusted.report",
+    "Result": "trusted.report",
+    "Session": "trusted.session",
+    "Transcript": "wire.transcript",
+    "VerificationError": "errors",
+    "from_keras": "graph.onnx.load",
+    "from_torch": "graph.onnx.load",
+    "load": "graph.onnx.load",
+}
+_MODULES = {
+    "authority": "authority",
+    "policies": "plan.policies",
+    "published": "published",
+    "training": "training",
+}
 
 __all__ = [
     "Claims",
@@ -42,13 +67,13 @@ __all__ = [
 ]
 
 
-_READERS = "cloister.graph.onnx.load"
-
-
 def __getattr__(name: str) -> object:
-    # Who runs a plan that was saved needs no library that reads models.
-    if name in ("from_keras", "from_torch", "load"):
-        return getattr(importlib.import_module(_READERS), name)
-    if name in ("authority", "published"):
-        return importlib.import_module(f"cloister.{name}")
+    if name in _MODULES:
+        return importlib.import_module(f"cloister.{_MODULES[name]}")
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"cloister.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int16, Int32, Int64, UInt8, UInt32, UInt64
+from jaxtyping import Float32, Float64, Int16, Int32, UInt32, UInt64
 
 # ---- instruction set
 
@@ -16,10 +16,24 @@ def available_isas() -> list[str]: ...
 
 # ---- ring: exact linear maps modulo 2^32
 
-class RingMap:
+class Geometry:
     def __init__(
-        self, geometry: Sequence[int], weights: Int16[np.ndarray, "o kh kw c"]
+        self,
+        *,
+        in_size: tuple[int, int],
+        in_channels: int,
+        out_size: tuple[int, int],
+        out_channels: int,
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        dilation: tuple[int, int],
+        upsample: tuple[int, int],
+        pad: tuple[int, int],
+        groups: int,
     ) -> None: ...
+
+class RingMap:
+    def __init__(self, geometry: Geometry, weights: Int16[np.ndarray, "o kh kw c"]) -> None: ...
     def apply(
         self,
         x: UInt32[np.ndarray, "n h w c"] | Int16[np.ndarray, "n h w c"],
@@ -28,7 +42,7 @@ class RingMap:
     ) -> None: ...
 
 def ring_map_memory(
-    geometry: Sequence[int], batch: int, bytes_per_element: int, threads: int
+    geometry: Geometry, batch: int, bytes_per_element: int, threads: int
 ) -> tuple[int, int]: ...
 
 # ---- trusted: pads, checks, the steps between linear nodes and their executor
@@ -37,7 +51,7 @@ def aes_ctr_fill(
     key: bytes, nonce: bytes, first_block: int, out: UInt32[np.ndarray, " words"]
 ) -> None: ...
 def freivalds_factors(
-    geometry: Sequence[int],
+    geometry: Geometry,
     weights: Int16[np.ndarray, "o kh kw c"],
     alpha: UInt64[np.ndarray, " oh"],
     beta: UInt64[np.ndarray, " ow"],
@@ -48,7 +62,7 @@ def freivalds_factors(
     threads: int = 1,
 ) -> None: ...
 def freivalds_expand(
-    geometry: Sequence[int],
+    geometry: Geometry,
     columns: UInt64[np.ndarray, "kw w"],
     rows: UInt64[np.ndarray, "h kw c"],
     t: UInt64[np.ndarray, "h w c"],
@@ -253,7 +267,7 @@ class Executor:
 
 def busy_poll(descriptor: int, patience_us: int) -> bool: ...
 
-# ---- functional encryption: fixed point
+# ---- encrypted training: fixed point
 
 def magnitudes(
     v: Float32[np.ndarray, "a b c"] | Float64[np.ndarray, "a b c"],
@@ -267,62 +281,3 @@ def transpose(
     x: UInt32[np.ndarray, "rows columns"],
     out: UInt32[np.ndarray, "columns rows"],
 ) -> None: ...
-
-# ---- functional encryption: the group ristretto255; elements and scalars are 32 bytes
-
-def curve_first_invalid(encodings: UInt8[np.ndarray, "*n 32"], threads: int = 1) -> int: ...
-def scalar_first_invalid(scalars: UInt8[np.ndarray, "*n 32"]) -> int: ...
-def scalar_reduce(wide: UInt8[np.ndarray, "*n 64"], out: UInt8[np.ndarray, "*n 32"]) -> None: ...
-def scalar_combine(
-    secrets: UInt8[np.ndarray, "n 32"], y: Int64[np.ndarray, "k n"], out: UInt8[np.ndarray, "k 32"]
-) -> None: ...
-def curve_powers(
-    points: UInt8[np.ndarray, "m 32"],
-    scalars: UInt8[np.ndarray, "n 32"],
-    plus: Int64[np.ndarray, "n m"] | None,
-    plus_bound: int,
-    out: UInt8[np.ndarray, "n m 32"],
-    threads: int = 1,
-) -> None: ...
-def curve_sums(
-    points: UInt8[np.ndarray, "n c 32"],
-    scalars: UInt8[np.ndarray, "n c 32"],
-    columns: int,
-    plus: Int64[np.ndarray, " n"] | None,
-    plus_bound: int,
-    out: UInt8[np.ndarray, "n 32"],
-    threads: int = 1,
-) -> None: ...
-
-class CurveLogarithm:
-    def __init__(self, entries: int, threads: int = 1) -> None: ...
-    def solve(
-        self,
-        encodings: UInt8[np.ndarray, "n 32"],
-        lo: int,
-        hi: int,
-        out: Int64[np.ndarray, " n"],
-        threads: int = 1,
-    ) -> None: ...
-    def solve_differences(
-        self,
-        points: UInt8[np.ndarray, "n 32"],
-        wide: UInt8[np.ndarray, "n 32"] | None,
-        small: Int64[np.ndarray, " n"] | None,
-        subtrahends: UInt8[np.ndarray, "n 32"],
-        lo: int,
-        hi: int,
-        out: Int64[np.ndarray, " n"],
-        threads: int = 1,
-    ) -> None: ...
-    def solve_products(
-        self,
-        points: UInt8[np.ndarray, "n c 32"],
-        wide: UInt8[np.ndarray, "k w 32"],
-        small: Int64[np.ndarray, "k s"],
-        scalars: int,
-        lo: int,
-        hi: int,
-        out: Int64[np.ndarray, "n k"],
-        threads: int = 1,
-    ) -> None: ...

@@ -87,7 +87,7 @@ def test_only_small_requests_are_attempted(kit, operation):
 
     def job(samples):
         ids = np.zeros(samples, np.int64)
-        fields = {"dataset": "set", "receiver": "server", "geometry": list(geometry.to_tuple())}
+        fields = {"dataset": "set", "receiver": "server", "geometry": geometry.to_fields()}
         return make(kit.authority, caller, Body(fields, (ids, np.ones((2, 4, 4, 2), np.int16))))
 
     assert job(1).attempt is not None

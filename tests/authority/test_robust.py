@@ -21,7 +21,7 @@ from cloister.authority.database import FILE, Database
 from cloister.authority.enrolment import enrol
 from cloister.authority.ledger import Ledger
 from cloister.authority.local import LocalClient
-from cloister.authority.records import Dataset, Part, Terms
+from cloister.authority.records import Dataset, Terms
 from cloister.authority.registration import NewPart
 from cloister.authority.requests import Forward, Gradient, Labels
 from cloister.authority.states import State
@@ -29,7 +29,7 @@ from cloister.authority.words import BLOCK, LABEL_BIT, Words
 from cloister.base.rng import SystemRandom
 from cloister.cli.main import main
 from cloister.data.encoding import Encoding
-from cloister.data.info import DatasetInfo
+from cloister.data.info import DatasetInfo, PartInfo
 from cloister.errors import BudgetError, EncryptionError, FunctionError, InputError
 from cloister.ring.bounds import (
     MAX_DIM,
@@ -470,10 +470,10 @@ def test_a_claimed_sample_takes_no_memory(kit):
 
 
 def test_the_list_of_all_parts_fits_into_a_message(kit):
-    part = Part("a" * 32, MAX_SAMPLES, MAX_SAMPLES, "b" * 64)
+    part = PartInfo("a" * 32, MAX_SAMPLES, MAX_SAMPLES, "b" * 64)
     encode(Body({"parts": {f"{n:032x}": vars(part) for n in range(MAX_PARTS)}}))
     found = Dataset(described("set"), Terms(), bytes(32))
-    parts = [(Part(f"{n:032x}", n, 1, f"{n:064x}"), bytes(32)) for n in range(MAX_PARTS + 1)]
+    parts = [(PartInfo(f"{n:032x}", n, 1, f"{n:064x}"), bytes(32)) for n in range(MAX_PARTS + 1)]
     full = found.with_parts(*parts[:MAX_PARTS])
     with pytest.raises(InputError, match=f"up to {MAX_PARTS} parts"):
         full.with_parts(parts[MAX_PARTS])

@@ -304,14 +304,15 @@ def test_strange_requests_are_refused(served):
     https = served("server")._https
     ids = np.arange(2, dtype=np.int64)
     weights = mixed(2).weights
-    numbers = list(Geometry((1, 1), 32, (1, 1), 2).to_tuple())
-    good = {"dataset": "set", "receiver": "server", "geometry": numbers}
+    named = Geometry((1, 1), 32, (1, 1), 2).to_fields()
+    good = {"dataset": "set", "receiver": "server", "geometry": named}
     https.call("forward", good, (ids, weights))
     for fields, tensors in (
         (good | {"receiver": "nobody"}, (ids, weights)),
-        (good | {"geometry": numbers[:-1]}, (ids, weights)),
-        (good | {"geometry": [2**40, *numbers[1:]]}, (ids, weights)),
-        (good | {"geometry": [0, *numbers[1:]]}, (ids, weights)),
+        (good | {"geometry": list(named.values())}, (ids, weights)),
+        (good | {"geometry": {k: v for k, v in named.items() if k != "pad"}}, (ids, weights)),
+        (good | {"geometry": named | {"in_size": [2**40, 1]}}, (ids, weights)),
+        (good | {"geometry": named | {"in_size": [0, 1]}}, (ids, weights)),
         (good, (ids.astype(np.int32), weights)),
         (good, (ids, weights[:1])),
         (good, (ids,)),

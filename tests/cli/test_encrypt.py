@@ -80,7 +80,7 @@ def test_pixels_of_two_clients_in_one_file(cloister, authority, to, pixels, tmp_
     assert json.loads(second.out)["parts"][0]["first"] == 30
     opened, plain, one_hot = decrypted(authority, tmp_path / "set.cloister")
     assert (opened.samples, len(opened.test_ids), opened.classes) == (60, 36, 3)
-    check_registered(opened, map(_as_info, authority.parts("set")))
+    check_registered(opened, authority.parts("set"))
     by_class = {x[i].tobytes(): i % 3 for i in range(30)}
     seen = set()
     for sample, label in zip(np.rint(plain * 255).astype(np.uint8), one_hot, strict=True):
@@ -112,12 +112,6 @@ def test_several_sources_are_parts_of_one_data_set(cloister, refused, to, pixels
     content = (tmp_path / "set.cloister").read_bytes()
     (tmp_path / "set.cloister").write_bytes(content[:-200] + bytes(200))
     assert "was altered" in refused("data", "show", tmp_path / "set.cloister")
-
-
-def _as_info(part):
-    from cloister.data.dataset import PartInfo
-
-    return PartInfo(part.part, part.first, part.samples, part.sha256)
 
 
 def test_tables_of_two_clinics(cloister, refused, authority, to, tmp_path):

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from cli.test_encrypt import _as_info, decrypted
+from cli.test_encrypt import decrypted
 from cloister.authority import service, tokens
 from cloister.authority.authority import Authority
 from cloister.authority.database import FILE
@@ -123,7 +123,7 @@ def test_a_client_killed_anywhere_leaves_whole_parts_and_others_go_on(
     assert found == mine | others
     assert (one_hot.sum(axis=1) == 1).all()
     assert (opened.samples, len(opened.parts)) == (40, 2)
-    absent = check_registered(opened, map(_as_info, authority.parts("set")))
+    absent = check_registered(opened, authority.parts("set"))
     assert len(absent) == registered - written
 
 

@@ -20,6 +20,7 @@ from cloister.base.identity import PUBLIC_FILE
 from cloister.base.rng import SystemRandom
 from cloister.data import dataset as datasets
 from cloister.data.dataset import EncryptedDataset
+from cloister.data.info import PartInfo
 from cloister.errors import BudgetError, EncryptionError, FunctionError
 from cloister.ring.linear import Geometry, LinearMap
 
@@ -146,7 +147,7 @@ def test_a_part_of_another_data_set(place, refused, tmp_path):
     data = place.dataset("set")
     stranger = place.dataset("stranger").read_bytes()
     [part] = EncryptedDataset.open(tmp_path / "stranger.cloister").parts
-    moved = datasets.PartInfo(part.part, 160, part.samples, part.sha256)
+    moved = PartInfo(part.part, 160, part.samples, part.sha256)
     [start] = [p.offset for p in EncryptedDataset.open(tmp_path / "stranger.cloister")._parts]
     size = data.stat().st_size
     head = datasets.encode_part_head(moved, at=size)

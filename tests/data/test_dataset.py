@@ -11,9 +11,9 @@ from cloister.authority.enrolment import Enrolment
 from cloister.authority.records import Terms
 from cloister.base.rng import InsecureSeededRandom, SystemRandom
 from cloister.data import dataset as datasets
-from cloister.data.dataset import EncryptedDataset, Header, PartInfo
+from cloister.data.dataset import EncryptedDataset, Header
 from cloister.data.encoding import Encoding
-from cloister.data.info import DatasetInfo
+from cloister.data.info import DatasetInfo, PartInfo
 from cloister.data.writer import Chunk, EncryptedDatasetWriter, check_registered
 from cloister.errors import (
     AuthorityUnavailable,

@@ -310,7 +310,7 @@ def test_what_a_small_file_makes_large_is_not_tried(monkeypatch):
     def tried(*_, **__):
         raise AssertionError("the model was run")
 
-    monkeypatch.setattr(batching, "FedSession", tried)
+    monkeypatch.setattr(batching, "WeightsAsInputs", tried)
     wide = helper.make_model(
         helper.make_graph(
             [helper.make_node("CumSum", ["x", "axis"], ["y"])],

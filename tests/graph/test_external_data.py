@@ -17,7 +17,7 @@ from cloister.graph.onnx.external_data import (
 )
 from cloister.graph.onnx.model_file import MAX_FILE_BYTES
 from cloister.graph.onnx.read import from_model, load
-from cloister.graph.weights_as_inputs import FedSession
+from cloister.graph.weights_as_inputs import WeightsAsInputs
 
 DATA = np.arange(1, 5, dtype=np.float32)
 
@@ -165,7 +165,7 @@ def test_a_sparse_constant_is_read_from_the_models_folder(tmp_path, monkeypatch)
         load(write(folder, model))
     (folder / "secret.bin").write_bytes(DATA.tobytes())
     graph = load(write(folder, model))
-    (found,) = FedSession(graph).run(None, {"x": np.zeros((1, 4), np.float32)})
+    (found,) = WeightsAsInputs(graph).run(None, {"x": np.zeros((1, 4), np.float32)})
     np.testing.assert_array_equal(found[0], DATA)
 
 

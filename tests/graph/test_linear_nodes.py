@@ -7,11 +7,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cloister.errors import UnsupportedError
-from cloister.graph.interpreter import ORT_ERRORS
 from cloister.graph.layout import from_channels_last, to_channels_last
 from cloister.graph.onnx.read import from_model
-from cloister.graph.ops.linear_nodes import float_weights, geometry
-from cloister.graph.ops.table import is_linear
+from cloister.graph.ops.linear_nodes import float_weights, geometry, is_linear
+from cloister.graph.ort_session import ORT_ERRORS
 from cloister.ring.linear import Geometry
 from cloister.ring.reference import taps
 from nets import Net

@@ -8,8 +8,8 @@ from hypothesis import Phase, given, note, reject, settings
 from hypothesis import strategies as st
 
 from cloister.graph import interpreter
-from cloister.graph.interpreter import ORT_ERRORS
 from cloister.graph.onnx import read
+from cloister.graph.ort_session import ORT_ERRORS
 from cloister.graph.passes import normalise
 from trusted.random_models import RandomModel, add_convolution, add_pool, runtime
 

@@ -10,7 +10,7 @@ import nets
 from cloister.graph.graph import Graph
 from cloister.graph.interpreter import interpret
 from cloister.graph.onnx.read import from_model
-from cloister.graph.ops.table import is_linear
+from cloister.graph.ops.linear_nodes import is_linear
 from cloister.graph.passes import normalise
 from nets import Net
 

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import assume, given, reject, settings
 from hypothesis import strategies as st
 
-from cloister.graph.interpreter import ORT_ERRORS, interpret
+from cloister.graph.interpreter import interpret
 from cloister.graph.layout import from_channels_last, to_channels_last
 from cloister.graph.onnx.read import from_model
 from cloister.graph.ops.windows import pool_geometry
+from cloister.graph.ort_session import ORT_ERRORS
 from cloister.ring.reference import pool
 from nets import Net
 

@@ -5,7 +5,7 @@ import pytest
 import nets
 from cloister.graph import weights_as_inputs
 from cloister.graph.onnx.read import from_model
-from cloister.graph.weights_as_inputs import FedSession
+from cloister.graph.weights_as_inputs import WeightsAsInputs
 
 
 @pytest.mark.parametrize("optimised", [False, True])
@@ -14,7 +14,7 @@ def test_weights_that_are_fed_give_the_model_s_outputs(build, optimised, monkeyp
     monkeypatch.setattr(weights_as_inputs, "LARGE_BYTES", 256)
     model = build()
     feeds = nets.samples(model, 3)
-    session = FedSession(from_model(model, name="net"), optimised=optimised)
+    session = WeightsAsInputs(from_model(model, name="net"), optimised=optimised)
     assert session._large
     plain = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     for found, wanted in zip(session.run(None, feeds), plain.run(None, feeds), strict=True):
@@ -25,7 +25,7 @@ def test_inner_values_by_name():
     model = nets.chain()
     graph = from_model(model, name="net")
     inner = graph.nodes[0].outputs[0]
-    session = FedSession(graph, outputs=(inner, *graph.outputs))
+    session = WeightsAsInputs(graph, outputs=(inner, *graph.outputs))
     found = session.run([inner], nets.samples(model, 2))
     assert len(found) == 1
     assert found[0].shape == (2, *graph.types[inner].shape[1:])

@@ -10,7 +10,7 @@ from cloister.graph.onnx import read
 from cloister.graph.passes import normalise
 from cloister.plan import accuracy, policies
 from cloister.plan.accuracy import MAX_ERROR, SAMPLES
-from cloister.plan.quantise import Precision
+from cloister.plan.quantised import Precision
 from cloister.ring.ring_map import RingMap
 
 

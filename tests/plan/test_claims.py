@@ -10,7 +10,8 @@ from cloister.graph.passes import normalise
 from cloister.plan import policies
 from cloister.plan.claims import SENT, USE, Extent, Role, Verb, claims_of
 from cloister.plan.protection import BLINDED, BLINDED_VERIFIED, ENCLAVE, OPEN, VERIFIED
-from cloister.plan.quantise import Precision, quantise_node, static_bound
+from cloister.plan.quantise import quantise_node
+from cloister.plan.quantised import Precision, static_bound
 from cloister.trusted.session import Session
 from cloister.wire.inprocess import InProcessLink
 from cloister.wire.messages import Answer, Failure, Loaded, Message, Welcome

@@ -15,7 +15,8 @@ from cloister.plan.input_factors import (
     multiplied,
     reads_raw,
 )
-from cloister.plan.quantise import Precision, calibrate, quantise_node
+from cloister.plan.quantise import calibrate, quantise_node
+from cloister.plan.quantised import Precision
 from cloister.ring.linear import Geometry
 
 QMAX = 2047

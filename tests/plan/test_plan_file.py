@@ -19,7 +19,7 @@ from cloister.graph.passes.normalise import prepare
 from cloister.plan import plan_file, policies
 from cloister.plan.plan import Plan
 from cloister.plan.protection import BLINDED_VERIFIED, BY_NAME, ENCLAVE, OPEN, VERIFIED, Protection
-from cloister.plan.quantise import Precision
+from cloister.plan.quantised import Precision
 from cloister.trusted.session import Session
 from cloister.wire.inprocess import InProcessLink
 from cloister.worker.engine import Engine

@@ -4,7 +4,8 @@ import numpy as np
 
 from cloister.graph.onnx.read import from_model
 from cloister.graph.passes import normalise
-from cloister.plan.quantise import Precision, quantise_node
+from cloister.plan.quantise import quantise_node
+from cloister.plan.quantised import Precision
 from nets import Net
 
 

@@ -13,6 +13,7 @@ from cloister.base.rng import InsecureSeededRandom
 from cloister.errors import EncryptionError, InputError, RangeError, ShapeError
 from cloister.published import ddh
 from cloister.published.dlog import MAX_CURVE_REACH
+from instruction_sets import forced
 from published import ristretto_reference as reference
 
 RNG = InsecureSeededRandom(12)
@@ -46,17 +47,13 @@ def test_everything_at_the_bound(keys):
     np.testing.assert_array_equal(product(keys, x, x), x @ x.T)
 
 
-@pytest.mark.parametrize("isa", native.available_isas())
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize(("n", "dim", "k"), [(1, 1, 1), (1, 25, 1), (13, 10, 70), (2, 40, 5)])
-def test_sizes_and_instruction_sets(isa, n, dim, k):
+def test_sizes_and_instruction_sets(n, dim, k):
     rng = np.random.default_rng(dim)
     keys = setup(dim, x_bound=100, y_bound=100, rng=RNG)
     x, y = rng.integers(1, 101, (n, dim)), rng.integers(1, 101, (k, dim))
-    native.force_isa(isa)
-    try:
-        np.testing.assert_array_equal(product(keys, x, y, threads=2), x @ y.T)
-    finally:
-        native.force_isa(native.available_isas()[-1])
+    np.testing.assert_array_equal(product(keys, x, y, threads=2), x @ y.T)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -64,16 +61,16 @@ def test_every_instruction_set_gives_the_same_bytes(variant):
     digests = set()
     x = np.random.default_rng(1).integers(-9, 10, (11, 5))
     for isa in native.available_isas():
-        native.force_isa(isa)
-        rng = InsecureSeededRandom(3)
-        keys = ddh.setup(5, x_bound=9, y_bound=9, rng=rng, variant=variant)
-        ciphertexts = ddh.encrypt(keys.encryption, x, rng=rng)
-        entries = ddh.encrypt_elements(keys.encryption, x, rng=rng)
-        operation = ddh.keygen_elements(
-            keys.master, "*", np.full_like(x, -3), commitments=entries.commitments
-        )
-        parts = (*keys_bytes(keys), ciphertexts, entries, operation)
-        digests.add(hashlib.sha256(b"".join(p.to_bytes() for p in parts)).digest())
+        with forced(isa):
+            rng = InsecureSeededRandom(3)
+            keys = ddh.setup(5, x_bound=9, y_bound=9, rng=rng, variant=variant)
+            ciphertexts = ddh.encrypt(keys.encryption, x, rng=rng)
+            entries = ddh.encrypt_elements(keys.encryption, x, rng=rng)
+            operation = ddh.keygen_elements(
+                keys.master, "*", np.full_like(x, -3), commitments=entries.commitments
+            )
+            parts = (*keys_bytes(keys), ciphertexts, entries, operation)
+            digests.add(hashlib.sha256(b"".join(p.to_bytes() for p in parts)).digest())
     assert len(digests) == 1
 
 

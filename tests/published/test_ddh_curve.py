@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import cloister._native as native
+import cloister._published_native as native
 from cloister.base.rng import InsecureSeededRandom
 from cloister.errors import EncryptionError
 from cloister.published.ddh.curve import Curve25519
@@ -86,11 +86,7 @@ EXTREME_SCALARS = [
 ]
 
 
-@pytest.fixture(params=native.available_isas(), autouse=True)
-def isa(request):
-    native.force_isa(request.param)
-    yield request.param
-    native.force_isa(native.available_isas()[-1])
+pytestmark = pytest.mark.usefixtures("isa")
 
 
 def rows(encodings):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-import cloister._native as native
+import cloister._published_native as native
 from cloister.errors import RangeError
 from cloister.published.ddh.curve import Curve25519
 from cloister.published.dlog import (
@@ -14,13 +14,7 @@ from cloister.published.dlog import (
 from published import ristretto_reference as reference
 
 GROUP = Curve25519()
-
-
-@pytest.fixture(params=native.available_isas(), autouse=True)
-def isa(request):
-    native.force_isa(request.param)
-    yield request.param
-    native.force_isa(native.available_isas()[-1])
+pytestmark = pytest.mark.usefixtures("isa")
 
 
 def elements(values):

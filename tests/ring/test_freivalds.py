@@ -64,13 +64,13 @@ def factors(layer, alpha, beta, b, threads=1):
             (g.in_size[0], g.kernel[1], g.in_channels),
         )
     ]
-    native.freivalds_factors(g.to_tuple(), layer.weights, alpha, beta, b, *arrays, threads)
+    native.freivalds_factors(g.native(), layer.weights, alpha, beta, b, *arrays, threads)
     return arrays
 
 
 def expand(geometry, columns, rows, threads=1):
     t = np.full(geometry.in_shape, 2**64 - 1, np.uint64)
-    native.freivalds_expand(geometry.to_tuple(), columns, rows, t, threads)
+    native.freivalds_expand(geometry.native(), columns, rows, t, threads)
     return t
 
 
@@ -238,26 +238,26 @@ ARRAYS = ("alpha", "beta", "b", "a", "columns", "rows")
 def test_sizes_that_do_not_fit_are_refused(i):
     layer = linear(GEOMETRIES["3x3"])
     arrays = [np.zeros(size, np.uint64) for size in (5, 7, 10, 35, 21, 90)]
-    native.freivalds_factors(layer.geometry.to_tuple(), layer.weights, *arrays)
+    native.freivalds_factors(layer.geometry.native(), layer.weights, *arrays)
     arrays[i] = arrays[i][:-1].copy()
     with pytest.raises(ValueError, match="fit"):
-        native.freivalds_factors(layer.geometry.to_tuple(), layer.weights, *arrays)
+        native.freivalds_factors(layer.geometry.native(), layer.weights, *arrays)
 
 
 @pytest.mark.parametrize("i", range(3), ids=["columns", "rows", "t"])
 def test_expansions_that_do_not_fit_are_refused(i):
     arrays = [np.zeros(size, np.uint64) for size in (21, 90, 210)]
-    native.freivalds_expand(GEOMETRIES["3x3"].to_tuple(), *arrays)
+    native.freivalds_expand(GEOMETRIES["3x3"].native(), *arrays)
     arrays[i] = arrays[i][:-1].copy()
     with pytest.raises(ValueError, match="fit"):
-        native.freivalds_expand(GEOMETRIES["3x3"].to_tuple(), *arrays)
+        native.freivalds_expand(GEOMETRIES["3x3"].native(), *arrays)
 
 
 def test_weights_that_do_not_fit_are_refused():
     layer = linear(GEOMETRIES["3x3"])
     with pytest.raises(ValueError, match="weights"):
         native.freivalds_factors(
-            layer.geometry.to_tuple(),
+            layer.geometry.native(),
             layer.weights[:-1].copy(),
             *(np.zeros(size, np.uint64) for size in (5, 7, 10, 35, 21, 90)),
         )

@@ -231,8 +231,8 @@ def test_refuses_another_output():
 def test_the_kernel_checks_sizes_itself():
     weights = np.zeros((3, 1, 1, 3), np.int16)
     with pytest.raises(ValueError, match="weights"):
-        native.RingMap(Geometry((1, 1), 4, (1, 1), 3).to_tuple(), weights)
-    ring = native.RingMap(Geometry((1, 1), 3, (1, 1), 3).to_tuple(), weights)
+        native.RingMap(Geometry((1, 1), 4, (1, 1), 3).native(), weights)
+    ring = native.RingMap(Geometry((1, 1), 3, (1, 1), 3).native(), weights)
     with pytest.raises(ValueError, match="fit"):
         ring.apply(np.zeros((2, 1, 1, 3), np.uint32), np.zeros((1, 1, 1, 3), np.uint32), 1)
 

@@ -82,7 +82,7 @@ def test_the_remote_server_hands_out_no_ciphertexts(served):
     for operation in ("data", "labels", "other"):
         with pytest.raises(ProtocolError, match="knows forward and gradient"):
             client._client.call(
-                operation, {"dataset": "set", "geometry": list(pixel_sum().geometry.to_tuple())},
+                operation, {"dataset": "set", "geometry": pixel_sum().geometry.to_fields()},
                 (np.zeros(1, np.int64),),
             )  # fmt: skip
 

@@ -97,12 +97,13 @@ def test_the_same_seed_gives_the_bits_of_the_trainer(served):
         torch.manual_seed(RUN.seed)
         model = mlp(opened.shape, opened.classes)
         given = train(opened, authority=keys, model=model, epochs=2, settings=RUN)
+    local = train(served.path, authority=LocalClient(served.authority), epochs=2, settings=RUN)
     torch.manual_seed(RUN.seed)
     trainer = Trainer(
         mlp(opened.shape, opened.classes), opened, keys=served.authority, rng=SystemRandom(),
         settings=RUN,
     )  # fmt: skip
-    assert losses(named) == losses(given) == [one.loss for one in trainer.fit(2)]
+    assert losses(named) == losses(given) == losses(local) == [one.loss for one in trainer.fit(2)]
     assert given.model == "Sequential"
     for one, other in zip(named.trained.parameters(), trainer.model.parameters(), strict=True):
         assert torch.equal(one, other)

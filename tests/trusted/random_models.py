@@ -13,7 +13,7 @@ import onnxruntime as ort
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from cloister.graph.interpreter import ORT_ERRORS
+from cloister.graph.ort_session import ORT_ERRORS
 
 Shape = tuple[int | str, ...]
 UNARY = ("Relu", "Tanh", "Sigmoid", "Neg", "Identity")

@@ -10,7 +10,7 @@ from cloister.graph.onnx import read
 from cloister.graph.passes import normalise
 from cloister.plan import policies
 from cloister.plan.plan import Plan
-from cloister.plan.quantise import WRAP_LIMIT, static_bound
+from cloister.plan.quantised import WRAP_LIMIT, static_bound
 from cloister.trusted.compare import compare
 from cloister.trusted.program.compile import compile_plan
 from cloister.trusted.program.steps import Fused

@@ -7,7 +7,7 @@ from cloister.errors import PlanError, PrecisionWarning
 from cloister.graph.onnx import read
 from cloister.graph.passes import normalise
 from cloister.plan import policies
-from cloister.plan.quantise import Precision
+from cloister.plan.quantised import Precision
 from cloister.trusted.compare import compare
 from cloister.trusted.session import Session
 from trusted.links import DirectLink

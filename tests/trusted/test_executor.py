@@ -1,5 +1,6 @@
 """One executor over every link: the same bits, report and transcript, and what it refuses."""
 
+import weakref
 from functools import partial
 
 import numpy as np
@@ -145,6 +146,34 @@ def test_a_plan_with_an_open_segment_has_its_layers_run_natively(links):
     assert sum(exchange is not None for exchange in exchanges) == 2
     kinds = [type(step).__name__ for step in session._executor.program.steps]
     assert kinds.count("Segment") == 1
+
+
+class Tracking(DirectLink):
+    """Counts the arrays that are still held of those it lent and those it answered with."""
+
+    def __init__(self):
+        super().__init__()
+        self._arrays = []
+        self.held = []
+
+    def send_buffer(self, spec):
+        buffer = super().send_buffer(spec)
+        self._arrays.append(weakref.ref(buffer))
+        return buffer
+
+    def receive(self, request_id, *, timeout_s):
+        self.held.append(sum(array() is not None for array in self._arrays))
+        (reply,) = super().receive(request_id, timeout_s=timeout_s)
+        self._arrays.append(weakref.ref(reply.expose_unchecked()))
+        return (reply,)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_messages_and_answers_of_a_link_are_not_held_longer_than_needed(policy):
+    link = Tracking()
+    with Session(plan_of(nets.chain(), policy), workers=[link]) as session:
+        session.run(nets.samples(nets.chain(), 2))
+    assert link.held == [1, 1, 1]
 
 
 # ---- the native executor

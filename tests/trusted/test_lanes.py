@@ -19,7 +19,7 @@ from cloister.errors import (
 )
 from cloister.trusted.lanes import Job, Lane, Lanes
 from cloister.trusted.pads.maker import InlinePads
-from cloister.trusted.pads.store import PadSet
+from cloister.trusted.pads.source import PadSet
 from cloister.trusted.session import Session
 from cloister.wire.process import python
 from cloister.wire.shm.shm_link import connect_local_worker

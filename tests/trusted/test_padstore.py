@@ -19,7 +19,8 @@ from cloister.base.rng import SystemRandom
 from cloister.errors import PadReusedError, PadsExhausted, PadStoreError, RangeError, ShapeError
 from cloister.trusted.pads import pad_file
 from cloister.trusted.pads.pad_ledger import Ledger
-from cloister.trusted.pads.store import PadStore, erase, reclaim
+from cloister.trusted.pads.source import erase, reclaim
+from cloister.trusted.pads.store import PadStore
 from trusted import pad_crash_child
 from trusted.pad_crash_child import DIGEST, SHAPES, contents
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from cloister.errors import CloisterError
 from cloister.graph.graph import Graph
-from cloister.graph.interpreter import ORT_ERRORS
 from cloister.graph.onnx import read
+from cloister.graph.ort_session import ORT_ERRORS
 from cloister.graph.passes import normalise
 from cloister.plan import policies
 from cloister.plan.protection import EVERYWHERE, OUTSOURCED

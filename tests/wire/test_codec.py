@@ -172,7 +172,7 @@ def test_errors_name_the_field_and_nothing_large_is_allocated(raw, field):
 def test_weights_of_another_shape_than_the_geometry_are_refused():
     geometry = Geometry((2, 2), 1, (2, 2), 1)
     good = encode(LoadLinear(1, LinearMap(geometry, np.ones((1, 1, 1, 1), np.int16)))).to_bytes()
-    numbers = struct.pack("<17q", *Geometry((2, 2), 2, (2, 2), 1).to_tuple())
+    numbers = Geometry((2, 2), 2, (2, 2), 1).to_bytes()
     start = PRELUDE.size + 8
     with pytest.raises(ProtocolError, match="weights"):
         decode(good[:start] + numbers + good[start + len(numbers) :])

@@ -361,16 +361,15 @@ def test_absurd_shapes_allocate_nothing():
     with pytest.raises(ProtocolError, match="cannot be sent"):
         bodies.encode(Body({}, (np.zeros(2, np.complex64),)))
     with pytest.raises(ProtocolError, match="JSON"):
-        head = bodies.PRELUDE.pack(bodies.MAGIC, 1, 0, 0, 9, 0)
+        head = bodies.PRELUDE.pack(bodies.MAGIC, bodies.FORMAT_VERSION, 0, 0, 9, 0)
         bodies.decode(head + b'{"a":NaN}')
 
 
 def test_fields_of_a_wrong_type_are_named():
-    body = Body({"text": 1, "number": True, "numbers": [1, "2"]}, (np.zeros(3),))
+    body = Body({"text": 1, "number": True}, (np.zeros(3),))
     for ask in (
         lambda: body.text("text"),
         lambda: body.number("number"),
-        lambda: body.numbers("numbers"),
         lambda: body.mapping("text"),
         lambda: body.text("absent"),
         lambda: body.array(0, np.int64, 1),

@@ -10,6 +10,7 @@ import pytest
 
 import nets
 from cloister.errors import WorkerUnavailable
+from cloister.ring.linear import Geometry
 from cloister.trusted.session import Session
 from cloister.wire.codec import encode_head
 from cloister.wire.grpc.grpc_link import METHOD, RpcLink
@@ -116,8 +117,8 @@ def test_who_does_not_begin_is_cut_soon_and_who_did_is_not():
 
 def test_memory_that_is_only_announced_is_counted(monkeypatch):
     claimed = TensorSpec(np.dtype(np.int16), (1 << 28, 1, 1, 1))
-    geometry = (1, 1, 1, 1, 1, 1 << 28, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 1)
-    head = encode_head(LoadLinear, (1, *geometry), (claimed,))
+    geometry = Geometry((1, 1), 1, (1, 1), 1 << 28)
+    head = encode_head(LoadLinear, (1, geometry.to_bytes()), (claimed,))
     with serving(budget_bytes=1 << 20) as connect:
         address = connect(load=True).name
         with grpc.insecure_channel(address) as channel:

@@ -104,8 +104,9 @@ class Executor {
              const std::vector<int64_t>& hidden, std::vector<std::vector<const uint32_t*>> unblind);
   void begin();
 
-  // The arrays of a fused step that are this request's alone, until end(): the caller enters them
-  // in the run that it is given. Throws std::invalid_argument when the step does not bind.
+  // The arrays of a fused step that are this request's alone: the caller enters them in the run
+  // that it is given, and keeps them until the step is completed. Throws std::invalid_argument when
+  // the step does not bind.
   FusedRun& bind(size_t step);
 
   // The request is over, however it ended: forgets key, nonces and pointers.
@@ -114,9 +115,10 @@ class Executor {
   // The steps from `first` on. `next_request_id` counts up with every exchange.
   Stop run(size_t first, uint64_t& next_request_id, const Channel& channel);
 
-  // The caller has the answer of an exchange that the run stopped at; where it lies, unless it lies
-  // where the fused step that follows looks for it.
+  // The caller has the answer of an exchange that the run stopped at; where it lies, while the
+  // answer waits, unless it lies where the fused step that follows looks for it.
   void answered(size_t step, const uint32_t* answer = nullptr);
+  bool waits(int64_t node);  // an answer came that no fused step has read
 
   const FusedStep& fused(size_t step) const;  // throws std::invalid_argument when it is none
   int64_t node_of(size_t step) const;         // of an exchange; throws std::invalid_argument

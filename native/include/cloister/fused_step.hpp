@@ -117,7 +117,7 @@ struct HalfBlock {
 };
 
 class LimbCheck;
-struct PassBackend;
+struct FusedKernels;
 
 // A step is checked or not for good: new coefficients make a new step. The arrays of all
 // coefficients must outlive it. Not for use by several threads at once: scratch memory is used
@@ -155,9 +155,9 @@ class FusedStep {
   void set_answer_check(const uint64_t* a, const uint64_t* b);
   uint64_t request_bias(const InputCheck& check) const;
   int64_t bands_per_image(int64_t n, int threads) const;
-  void prepare(const PassBackend& kernels, int64_t workers);
+  void prepare(const FusedKernels& kernels, int64_t workers);
   void validate(const FusedRun& run) const;
-  const LimbCheck* limbs(const PassBackend& kernels, size_t sink) const;  // or null
+  const LimbCheck* limbs(const FusedKernels& kernels, size_t sink) const;  // or null
 
   FusedShape shape_;
   const uint64_t* a_ = nullptr;

@@ -25,7 +25,6 @@ from cloister.authority.key_service import Receiver
 from cloister.authority.ledger import Ledger
 from cloister.authority.records import (
     Dataset,
-    Part,
     StoredDataset,
     Summary,
     Terms,
@@ -41,7 +40,7 @@ from cloister.authority.requests import Labels, Request
 from cloister.authority.unmasking import unmasking_term
 from cloister.base.identity import Identity
 from cloister.base.rng import Csprng
-from cloister.data.info import DatasetInfo
+from cloister.data.info import DatasetInfo, PartInfo
 from cloister.errors import (
     EncryptionError,
     FunctionError,
@@ -139,7 +138,7 @@ class Authority:
                     f"data set {dataset}: is not the one that this client has seen, or was made by "
                     "another client meanwhile; encrypt again"
                 )
-            new = Part(offered.part, found.info.samples, offered.samples, offered.sha256)
+            new = PartInfo(offered.part, found.info.samples, offered.samples, offered.sha256)
             old = self._registry.find(dataset, new, key)
             if old is None:
                 self._record(found.with_parts((new, key)), is_new=known is None)
@@ -169,7 +168,7 @@ class Authority:
         self._registry.add(info.name, part, key)
         self._datasets[info.name] = grown
 
-    def parts(self, dataset: str) -> tuple[Part, ...]:
+    def parts(self, dataset: str) -> tuple[PartInfo, ...]:
         """The registered parts of a data set."""
         return tuple(self._dataset(dataset).parts)
 
@@ -258,7 +257,7 @@ class Authority:
             parts = list(read_parts(connection))
             self._registry = Registry(read_retired(connection))
         self._ledger = Ledger(self.database, modulus=modulus)
-        mine: dict[str, list[tuple[Part, bytes]]] = {row[0]: [] for row in stored}
+        mine: dict[str, list[tuple[PartInfo, bytes]]] = {row[0]: [] for row in stored}
         for part, dataset, key in parts:
             # Also those of data sets that fail: nothing of them may be registered again.
             self._registry.add(dataset, part, key)
@@ -271,7 +270,7 @@ class Authority:
                 self._failed[name] = one_line(error)
                 _log.error("data set %s cannot be opened: %s", name, self._failed[name])
 
-    def _open(self, row: StoredDataset, parts: list[tuple[Part, bytes]]) -> None:
+    def _open(self, row: StoredDataset, parts: list[tuple[PartInfo, bytes]]) -> None:
         found = Dataset(*read_dataset(row)).with_parts(*parts)
         self._ledger.read_account(found.info, limits=found.terms.limits(found.info))
         self._datasets[found.info.name] = found

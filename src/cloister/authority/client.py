@@ -9,19 +9,19 @@ from jaxtyping import UInt32
 
 from cloister.authority.agreement import Agreement, Known
 from cloister.authority.key_service import Receiver
-from cloister.authority.records import Part, Summary, read_terms
+from cloister.authority.records import Summary, read_terms
 from cloister.authority.registration import NewPart, Registration
 from cloister.authority.requests import Request
 from cloister.base import files
 from cloister.base.identity import PublicIdentity
 from cloister.base.rng import KEY_BYTES
-from cloister.data.info import DatasetInfo
+from cloister.data.info import DatasetInfo, PartInfo
 from cloister.errors import AuthorityUnavailable, InputError, ProtocolError
 from cloister.wire.https.client import ANSWER_TIMEOUT_S, RETRY_FOR_S, HttpsClient
 
 MAX_TOKEN_BYTES = 4096
 
-_Record = TypeVar("_Record", Part, Summary)
+_Record = TypeVar("_Record", PartInfo, Summary)
 
 
 class AuthorityClient:
@@ -83,10 +83,10 @@ class AuthorityClient:
         answer = self._https.call("summary", {"dataset": dataset})
         return _made(Summary, answer.mapping("summary"))
 
-    def parts(self, dataset: str) -> tuple[Part, ...]:
+    def parts(self, dataset: str) -> tuple[PartInfo, ...]:
         """The registered parts of a data set."""
         listed = self._https.call("parts", {"dataset": dataset}).mapping("parts")
-        return tuple(_made(Part, fields) for fields in listed.values())
+        return tuple(_made(PartInfo, fields) for fields in listed.values())
 
     def find(self, dataset: str) -> Known | None:
         """A data set as its clients may know it; None: the authority has none of this name.
@@ -143,4 +143,4 @@ def _made(kind: type[_Record], fields: Mapping[str, Any]) -> _Record:
     try:
         return kind(**fields)
     except TypeError:
-        raise ProtocolError(f"the authority's {kind.__name__.lower()} is not understood") from None
+        raise ProtocolError(f"the authority's {kind.__name__} is not understood") from None

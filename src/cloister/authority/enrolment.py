@@ -17,11 +17,10 @@ from jaxtyping import Int64
 from cloister.authority import agreement as agreements
 from cloister.authority.agreement import Agreement, Known
 from cloister.authority.permutation import label_permutation
-from cloister.authority.records import Part, check_terms
+from cloister.authority.records import check_terms
 from cloister.authority.registration import NewPart
 from cloister.base.rng import KEY_BYTES, Csprng
-from cloister.data.info import DatasetInfo
-from cloister.data.writer import Register
+from cloister.data.info import DatasetInfo, PartInfo, Register
 
 
 class ClientService(Protocol):
@@ -36,7 +35,7 @@ class ClientService(Protocol):
         """A data set by its name; None: there is none."""
         ...
 
-    def parts(self, dataset: str) -> tuple[Part, ...]:
+    def parts(self, dataset: str) -> tuple[PartInfo, ...]:
         """The registered parts of a data set."""
         ...
 

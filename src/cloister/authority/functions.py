@@ -52,11 +52,6 @@ TIE_MARGIN_BITS = 1e-9
 """Rows that have exactly as many are refused, whichever way a logarithm rounds."""
 
 
-def geometry_bytes(geometry: Geometry) -> bytes:
-    """17 little-endian 64-bit integers."""
-    return np.array(geometry.to_tuple(), "<i8").tobytes()
-
-
 def elements(geometry: Geometry, samples: int) -> int:
     """Products and elements that a forward key's kernels go through, about."""
     height, width = plane(geometry)
@@ -128,7 +123,7 @@ class Rows:
     @cached_property
     def digest(self) -> bytes:
         """See `Function`."""
-        digest = hashlib.sha256(b"forward" + geometry_bytes(self.geometry))
+        digest = hashlib.sha256(b"forward" + self.geometry.to_bytes())
         digest.update(np.ascontiguousarray(self._weights, "<i2").tobytes())
         return digest.digest()
 
@@ -189,7 +184,7 @@ class Slice:
     @cached_property
     def digest(self) -> bytes:
         """See `Function`."""
-        digest = hashlib.sha256(b"gradient" + geometry_bytes(self._geometry))
+        digest = hashlib.sha256(b"gradient" + self._geometry.to_bytes())
         digest.update(np.ascontiguousarray(self._delta, "<i2").tobytes())
         return digest.digest()
 

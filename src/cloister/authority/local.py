@@ -1,14 +1,19 @@
 """The client's side of an authority in the same process: for tests, benchmarks and one owner."""
 
+import numpy as np
+from jaxtyping import UInt32
+
 from cloister.authority.agreement import Agreement, Known
 from cloister.authority.authority import Authority
-from cloister.authority.records import Part
+from cloister.authority.key_service import Receiver
+from cloister.authority.records import Summary
 from cloister.authority.registration import NewPart, Registration
-from cloister.data.info import DatasetInfo
+from cloister.authority.requests import Request
+from cloister.data.info import DatasetInfo, PartInfo
 
 
 class LocalClient:
-    """What `AuthorityClient` offers to clients of a data set, without a network."""
+    """What `AuthorityClient` offers, without a network."""
 
     def __init__(self, authority: Authority) -> None:
         self._authority = authority
@@ -23,6 +28,14 @@ class LocalClient:
         """See `KeyService.describe`."""
         return self._authority.describe(dataset)
 
+    def ask(self, request: Request, receiver: Receiver) -> UInt32[np.ndarray, "..."]:
+        """See `KeyService.ask`."""
+        return self._authority.ask(request, receiver)
+
+    def summary(self, dataset: str) -> Summary:
+        """See `AuthorityClient.summary`."""
+        return self._authority.summary(dataset)
+
     def find(self, dataset: str) -> Known | None:
         """See `AuthorityClient.find`."""
         return self._authority.find(dataset)
@@ -31,6 +44,6 @@ class LocalClient:
         """See `AuthorityClient.register`."""
         return self._authority.register(Registration.of(new, agreed, to=self._public))
 
-    def parts(self, dataset: str) -> tuple[Part, ...]:
+    def parts(self, dataset: str) -> tuple[PartInfo, ...]:
         """See `AuthorityClient.parts`."""
         return self._authority.parts(dataset)

@@ -17,7 +17,7 @@ from cloister.authority.account import Limits, Tally
 from cloister.authority.noise import EXACT_BITS
 from cloister.base.identity import Identity, new_folder
 from cloister.base.rng import KEY_BYTES, Csprng
-from cloister.data.info import DatasetInfo
+from cloister.data.info import DatasetInfo, PartInfo
 from cloister.errors import EncryptionError, InputError
 from cloister.ring.bounds import MAX_PARTS, MAX_SAMPLES
 from cloister.ring.rank import random_modulus
@@ -58,16 +58,6 @@ class Terms:
             value_bits=bits if self.value_bits is None else self.value_bits,
             one_function=self.one_function,
         )
-
-
-@dataclass(frozen=True)
-class Part:
-    """One client's registered part."""
-
-    part: str
-    first: int
-    samples: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -143,12 +133,12 @@ def read_dataset(stored: StoredDataset) -> tuple[DatasetInfo, Terms, bytes]:
     return DatasetInfo.from_json(info), terms, label_key
 
 
-def read_parts(connection: sqlite3.Connection) -> Iterator[tuple[Part, str, bytes]]:
+def read_parts(connection: sqlite3.Connection) -> Iterator[tuple[PartInfo, str, bytes]]:
     """The stored parts, by data set and first id."""
     for part, dataset, first, samples, sha256, key in connection.execute(
         "SELECT part, dataset, first, samples, sha256, mask_key FROM parts ORDER BY dataset, first"
     ):
-        yield Part(part, first, samples, sha256), dataset, key
+        yield PartInfo(part, first, samples, sha256), dataset, key
 
 
 def read_retired(connection: sqlite3.Connection) -> Iterator[tuple[str, str, bytes]]:
@@ -182,7 +172,7 @@ class Dataset:
     info: DatasetInfo
     terms: Terms
     label_key: bytes
-    parts: tuple[Part, ...] = ()
+    parts: tuple[PartInfo, ...] = ()
     keys: tuple[bytes, ...] = ()
 
     @cached_property
@@ -190,7 +180,7 @@ class Dataset:
         """The id of each part's first sample."""
         return np.array([part.first for part in self.parts], np.int64)
 
-    def with_parts(self, *more: tuple[Part, bytes]) -> "Dataset":
+    def with_parts(self, *more: tuple[PartInfo, bytes]) -> "Dataset":
         """The data set with parts behind those it has, each with its key.
 
         Raises   InputError for more than a data set may hold

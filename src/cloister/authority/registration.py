@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from cloister.authority.agreement import Agreement
-from cloister.authority.records import Dataset, Part, check_terms, key_digest, read_terms
+from cloister.authority.records import Dataset, check_terms, key_digest, read_terms
 from cloister.base.identity import Identity, PublicIdentity
 from cloister.base.rng import KEY_BYTES
-from cloister.data.info import DatasetInfo
+from cloister.data.info import DatasetInfo, PartInfo
 from cloister.errors import EncryptionError, InputError, UnknownDatasetError
 from cloister.wire.https.bodies import Body
 
@@ -149,16 +149,16 @@ class Registry:
 
     def __init__(self, retired: Iterable[tuple[str, str, bytes]]) -> None:
         """retired: what `records.read_retired` gives."""
-        self._known: dict[str | bytes, tuple[str, Part, bytes]] = {}
+        self._known: dict[str | bytes, tuple[str, PartInfo, bytes]] = {}
         self._retired: set[str | bytes] = {name for names in retired for name in names}
 
-    def add(self, dataset: str, part: Part, key: bytes) -> None:
+    def add(self, dataset: str, part: PartInfo, key: bytes) -> None:
         """A part that is on record."""
         entry = (dataset, part, key)
         for name in _once(part, key):
             self._known[name] = entry
 
-    def find(self, dataset: str, part: Part, key: bytes) -> Part | None:
+    def find(self, dataset: str, part: PartInfo, key: bytes) -> PartInfo | None:
         """The part on record if this is the same again; its place is not compared.
 
         Raises   EncryptionError for a name, contents or a key of another part, or of a deleted one
@@ -177,12 +177,12 @@ class Registry:
         return found[0][1] if found[0] is not None else None
 
 
-def _once(part: Part, key: bytes) -> tuple[str | bytes, ...]:
+def _once(part: PartInfo, key: bytes) -> tuple[str | bytes, ...]:
     # Names and contents differ in length, and a digest of a key is no text.
     return part.part, part.sha256, key_digest(key)
 
 
-def _replay(dataset: str, part: Part, *, of: str) -> EncryptionError:
+def _replay(dataset: str, part: PartInfo, *, of: str) -> EncryptionError:
     return EncryptionError(
         f"data set {dataset}, part {part.part}: is a replay of {of}; encrypt again under a new key"
     )

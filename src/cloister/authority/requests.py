@@ -33,8 +33,6 @@ Functions: TypeAlias = Iterator[tuple[Function, Int64[np.ndarray, " m"]]]
 Pieces: TypeAlias = Iterable[tuple[slice, UInt32[np.ndarray, "m h w c"]]]
 """Words of a request's samples, with their places: all in order, some at a time."""
 
-_GEOMETRY_LIMIT = 1 << 31
-
 
 class _Asked:
     """What all requests have in common.
@@ -56,7 +54,7 @@ class _Asked:
     def fields(self) -> dict[str, Any]:
         """The request's JSON values in a message or record."""
         named: dict[str, Any] = {"dataset": self.dataset}
-        return named | ({"geometry": list(self.geometry.to_tuple())} if self.geometry else {})
+        return named | ({"geometry": self.geometry.to_fields()} if self.geometry else {})
 
     @property
     def tensors(self) -> tuple[np.ndarray, ...]:
@@ -100,7 +98,10 @@ class _Asked:
 
 @dataclass(frozen=True, eq=False)
 class Labels(_Asked):
-    """The one-hot label of each sample."""
+    """The one-hot label of each sample.
+
+    Raises   ShapeError for ids that are no int64 vector, or arrays that do not fit them
+    """
 
     dataset: str
     ids: Int64[np.ndarray, " n"]
@@ -117,7 +118,10 @@ class Labels(_Asked):
 
 @dataclass(frozen=True, eq=False)
 class Forward(_Asked):
-    """A x_i for each sample: one function for all, and a value of its own for each."""
+    """A x_i for each sample: one function for all, and a value of its own for each.
+
+    Raises   ShapeError for ids that are no int64 vector, or arrays that do not fit them
+    """
 
     dataset: str
     ids: Int64[np.ndarray, " n"]
@@ -188,7 +192,10 @@ class Forward(_Asked):
 
 @dataclass(frozen=True, eq=False)
 class Gradient(_Asked):
-    """The sum over a batch of delta_i x_i: a function for each sample, one value of all of them."""
+    """The sum over a batch of delta_i x_i: a function for each sample, one value of all of them.
+
+    Raises   ShapeError for ids that are no int64 vector, or arrays that do not fit them
+    """
 
     dataset: str
     ids: Int64[np.ndarray, " n"]
@@ -277,10 +284,8 @@ def read_request(kind: Kind, message: Body) -> Request:
     dataset, ids = message.text("dataset"), message.array(0, np.int64, 1)
     if kind == "labels":
         return Labels(dataset, ids)
-    numbers, operand = message.numbers("geometry"), message.array(1, np.int16, 4)
-    if any(abs(number) >= _GEOMETRY_LIMIT for number in numbers):
-        raise ProtocolError("message: a number of the geometry is out of range")
-    geometry = Geometry.from_tuple(numbers)
+    geometry = Geometry.from_fields(message.mapping("geometry"))
+    operand = message.array(1, np.int16, 4)
     if kind == "forward":
         return Forward(dataset, ids, LinearMap(geometry, operand))
     return Gradient(dataset, ids, geometry, operand)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cloister.authority.functions import MAX_ELIMINATION, Rows, geometry_bytes
+from cloister.authority.functions import MAX_ELIMINATION, Rows
 from cloister.errors import EncryptionError
 from cloister.ring.linear import Geometry, LinearMap
 from cloister.ring.rank import Basis, rows_at_once
@@ -241,7 +241,7 @@ class States:
         for name in self.fresh_functions:
             linear = self._functions[name]
             weights = np.ascontiguousarray(linear.weights, "<i2").tobytes()
-            functions.append((name, geometry_bytes(linear.geometry), weights))
+            functions.append((name, linear.geometry.to_bytes(), weights))
         return self.fresh, functions
 
     def written(self) -> None:
@@ -281,7 +281,7 @@ def counted_exactly(rows: int, dim: int, budget: int) -> bool:
 
 def read_function(geometry: bytes, weights: bytes) -> LinearMap:
     """A stored function."""
-    described = Geometry.from_tuple(tuple(np.frombuffer(geometry, "<i8").tolist()))
+    described = Geometry.from_bytes(geometry)
     values = np.frombuffer(weights, "<i2").reshape(described.weight_shape)
     return LinearMap(described, values.astype(np.int16))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cloister.authority import database, records
 from cloister.authority.account import Account, Spent, read_account, tabulate, tally
+from cloister.data.info import PartInfo
 from cloister.errors import UnknownDatasetError, one_line
 
 
@@ -39,7 +40,7 @@ def read_stored(folder: Path, dataset: str | None = None) -> tuple[list[Stored],
     with contextlib.closing(database.connect(path)) as connection, database.faults(path):
         connection.execute("BEGIN")
         database.check(connection)
-        parts: dict[str, list[tuple[records.Part, bytes]]] = {}
+        parts: dict[str, list[tuple[PartInfo, bytes]]] = {}
         for part, name, key in records.read_parts(connection):
             parts.setdefault(name, []).append((part, key))
         for stored in records.stored_datasets(connection):
@@ -58,7 +59,7 @@ def read_stored(folder: Path, dataset: str | None = None) -> tuple[list[Stored],
 def _read_one(
     connection: sqlite3.Connection,
     stored: records.StoredDataset,
-    parts: list[tuple[records.Part, bytes]],
+    parts: list[tuple[PartInfo, bytes]],
 ) -> Stored:
     held = records.Dataset(*records.read_dataset(stored)).with_parts(*parts)
     limits = held.terms.limits(held.info)

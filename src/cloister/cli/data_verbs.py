@@ -42,7 +42,7 @@ PrivacyLevel = Annotated[
     typer.Option(
         "--privacy",
         metavar=LEVELS,
-        help="strict: rank of a quarter, of pictures 1/16. paper: samples are given away.",
+        help="strict: a quarter of the rank, of pictures 1/16. budget=N: rank N. paper: all of it.",
     ),
 ]
 Consent = Annotated[
@@ -225,8 +225,7 @@ def show(
     if json:
         emit_json(described | {"parts": opened.parts})
         return
-    rows: list[tuple[object, ...]] = [(k.replace("_", " "), str(v)) for k, v in described.items()]
-    out().print(table(("", ""), rows))
+    out().print(table(("", ""), [(k.replace("_", " "), v) for k, v in described.items()]))
     rows = [(part.part, part.first, part.samples, part.sha256) for part in opened.parts]
     out().print(table(("part", "first id", "samples", "SHA-256"), rows))
 

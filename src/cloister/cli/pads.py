@@ -107,7 +107,7 @@ def make(
         raise PlanError(f"policy {plan.policy!r} blinds nothing, so it needs no pads")
     pads = _open_or_create(plan, store, pad_key)
     if stored is None:
-        save_plan(plan, store, key_file=pad_key)
+        save_plan(plan, store, key_file=pad_key, rng=SystemRandom())
     with (
         _maker(
             plan, links, threads=threads, timeout_s=timeout, insecure_one_party=insecure_one_party

@@ -16,7 +16,7 @@ from cloister.graph.graph import Graph
 from cloister.plan import policies
 from cloister.plan.plan import SUFFIX, Plan
 from cloister.plan.protection import EVERYWHERE, OUTSOURCED
-from cloister.plan.quantise import Precision
+from cloister.plan.quantised import Precision
 
 DEFAULT_POLICY = "slalom"
 SELF_CALIBRATION = 64

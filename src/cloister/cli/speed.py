@@ -24,10 +24,10 @@ from cloister.base.rng import InsecureSeededRandom, SystemRandom
 from cloister.cli.timing import Timing, interleaved
 from cloister.errors import InputError, PadsExhausted
 from cloister.graph.graph import Graph
-from cloister.graph.interpreter import ORT_ERRORS
+from cloister.graph.ort_session import ORT_ERRORS
 from cloister.plan.plan import Plan
 from cloister.trusted.pads.maker import InlinePads
-from cloister.trusted.pads.store import PadSet
+from cloister.trusted.pads.source import PadSet
 from cloister.trusted.report import Report
 from cloister.trusted.session import Session
 

@@ -28,6 +28,7 @@ from jaxtyping import Bool, Int64, UInt32
 
 from cloister.base.reading import open_regular, parsing
 from cloister.data.encoding import Encoding
+from cloister.data.info import PartInfo
 from cloister.errors import EncryptionError, InputError
 from cloister.ring.bounds import MAX_PARTS, MAX_SAMPLES, check_sample
 
@@ -61,21 +62,6 @@ class Header:
         """Bytes of one sample with its label and flag."""
         h, w, c = self.shape
         return 4 * h * w * c + 4 * self.classes + 1
-
-
-@dataclass(frozen=True)
-class PartInfo:
-    """One client's part: samples `first` to `first + samples`, as registered at the authority."""
-
-    part: str
-    first: int
-    samples: int
-    sha256: str
-
-    @property
-    def last(self) -> int:
-        """The id behind the last sample."""
-        return self.first + self.samples
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -101,6 +102,25 @@ class DatasetInfo:
         if info.to_json() != data:
             raise EncryptionError("data set description: not in canonical form; export it again")
         return info
+
+
+@dataclass(frozen=True)
+class PartInfo:
+    """One client's part: samples `first` to `first + samples`, as registered at the authority."""
+
+    part: str
+    first: int
+    samples: int
+    sha256: str
+
+    @property
+    def last(self) -> int:
+        """The id behind the last sample."""
+        return self.first + self.samples
+
+
+Register = Callable[[str, int, str, bytes], int]
+"""(part, samples, sha256, mask key) -> first id, once the authority has recorded the part."""
 
 
 def _from_fields(fields: dict[str, Any]) -> DatasetInfo:

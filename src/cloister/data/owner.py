@@ -19,10 +19,9 @@ from jaxtyping import Int64
 from cloister.base import files
 from cloister.base.reading import open_regular, parsing
 from cloister.base.rng import Csprng
-from cloister.data.dataset import PartInfo
 from cloister.data.encoding import Encoding
 from cloister.data.feature_noise import GaussianNoise, epsilon, perturb
-from cloister.data.info import DatasetInfo, Mode
+from cloister.data.info import DatasetInfo, Mode, PartInfo
 from cloister.data.writer import Chunk
 from cloister.errors import EncryptionError, InputError
 

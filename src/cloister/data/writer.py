@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO, Protocol
@@ -27,13 +27,12 @@ from cloister.data.dataset import (
     Commit,
     EncryptedDataset,
     Header,
-    PartInfo,
     encode_block,
     encode_part_head,
     encode_slot,
     read_block,
 )
-from cloister.data.info import DatasetInfo
+from cloister.data.info import DatasetInfo, PartInfo, Register
 from cloister.errors import EncryptionError, InputError, RangeError, ShapeError
 from cloister.ring import pads
 from cloister.ring.bounds import MAX_SAMPLES
@@ -41,15 +40,13 @@ from cloister.ring.bounds import MAX_SAMPLES
 PART_ID_BYTES = 16
 COPY_BYTES = 1 << 20
 
-Register = Callable[[str, int, str, bytes], int]
-"""(part, samples, sha256, mask key) -> first id, once the authority has recorded the part."""
-
 
 @dataclass(frozen=True)
 class Chunk:
     """Some samples of a client, in plain.
 
-    Shapes   x: (n, h, w, c), encoded; labels: (n,), class numbers; test: (n,)
+    Shapes   x: (n, h, w, c), encoded; labels: (n,), class numbers; test: (n,). What is appended is
+             checked by the writer (ShapeError)
     Secret   x, labels
     """
 

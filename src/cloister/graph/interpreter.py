@@ -7,8 +7,6 @@ node at a time.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from cloister.errors import ModelError, ShapeError, UnsupportedError
 from cloister.graph.captures import captured_values
@@ -16,19 +14,7 @@ from cloister.graph.graph import Graph, Node
 from cloister.graph.onnx.export import model_bytes
 from cloister.graph.ops import table
 from cloister.graph.ops.call import Call, NotCovered
-
-# For programs that loaded ONNX Runtime before Cloister (see cloister/__init__.py).
-ort.disable_telemetry_events()
-
-ORT_ERRORS: tuple[type[Exception], ...] = (
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NoSuchFile,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-)
+from cloister.graph.ort_session import ORT_ERRORS, runtime_session
 
 
 def interpret(
@@ -91,20 +77,6 @@ def evaluate_with_runtime(
             f"{_line(error)}"
         ) from error
     return dict(zip(outputs, found, strict=True))
-
-
-def runtime_session(
-    model: bytes, *, threads: int = 1, optimised: bool = False
-) -> ort.InferenceSession:
-    """A session on the CPU that neither logs nor spins; 0 threads: as many as there are cores."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # its messages contain values
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if not optimised:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return ort.InferenceSession(model, options, ["CPUExecutionProvider"])
 
 
 def _line(error: Exception) -> str:

@@ -1,7 +1,7 @@
 """A graph in ONNX Runtime that costs no memory for its weights.
 
 Given a model's constants, ONNX Runtime and the message they travel in hold them several times over:
-for VGG16's 0.55 GB of weights, 2.9 GB more at the peak. Fed as inputs with every run they stay
+for VGG16's 0.55 GB of weights, 2.9 GB more at the peak. Passed as inputs of every run they stay
 where they are. The price is kernels that cannot rearrange weights beforehand, up to a half slower:
 right for calibration and for proofs by example, wrong for whatever runs more often.
 """
@@ -12,13 +12,13 @@ from dataclasses import replace
 import numpy as np
 
 from cloister.graph.graph import Graph
-from cloister.graph.interpreter import runtime_session
 from cloister.graph.onnx.export import model_bytes
+from cloister.graph.ort_session import runtime_session
 
 LARGE_BYTES = 1 << 16
 
 
-class FedSession:
+class WeightsAsInputs:
     """Runs a graph's outputs, or the ones named, in float32.
 
     Raises   one of ORT_ERRORS when ONNX Runtime does not take the graph

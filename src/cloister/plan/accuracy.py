@@ -12,10 +12,10 @@ from cloister.graph.batch import cut
 from cloister.graph.graph import Graph, Node
 from cloister.graph.layout import from_channels_last, to_channels_last
 from cloister.graph.ops.linear_nodes import LAST_AXIS_OPS
-from cloister.graph.weights_as_inputs import FedSession
+from cloister.graph.weights_as_inputs import WeightsAsInputs
 from cloister.plan.input_factors import multiplied
 from cloister.plan.plan import Plan
-from cloister.plan.quantise import QuantisedLinear
+from cloister.plan.quantised import QuantisedLinear
 from cloister.ring.ring_map import RingMap
 from cloister.ring.rounding import dequantise, quantise
 
@@ -50,7 +50,7 @@ def _errors(plan: Plan, samples: Mapping[str, np.ndarray]) -> Iterator[tuple[str
         return
     values: dict[str, np.ndarray] = dict(next(cut(graph, samples, SAMPLES)))
     inner = sorted({node.inputs[0] for node in nodes} - set(values))
-    session = FedSession(graph, outputs=(*graph.outputs, *inner), threads=0, optimised=True)
+    session = WeightsAsInputs(graph, outputs=(*graph.outputs, *inner), threads=0, optimised=True)
     values.update(zip(inner, session.run(inner, values) if inner else (), strict=True))
     for node in nodes:
         x = values[node.inputs[0]]
@@ -93,5 +93,5 @@ def _alone(graph: Graph, node: Node, x: np.ndarray) -> np.ndarray:
     part = replace(
         graph, nodes=(node,), inputs=node.inputs[:1], outputs=node.outputs, constants=constants
     )
-    (found,) = FedSession(part, threads=0, optimised=True).run(None, {node.inputs[0]: x})
+    (found,) = WeightsAsInputs(part, threads=0, optimised=True).run(None, {node.inputs[0]: x})
     return found

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from cloister.graph.graph import Graph, Node
-from cloister.graph.ops.linear_nodes import geometry
-from cloister.graph.ops.table import is_linear
+from cloister.graph.ops.linear_nodes import geometry, is_linear
 from cloister.plan.memory import MemoryCost, memory
 from cloister.plan.protection import Protection
 

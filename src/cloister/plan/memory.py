@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import cloister._native as native
 from cloister.graph.graph import Graph, Node
-from cloister.graph.ops.linear_nodes import geometry
-from cloister.graph.ops.table import is_linear
+from cloister.graph.ops.linear_nodes import geometry, is_linear
 from cloister.plan.protection import OPEN, Protection
 from cloister.ring.freivalds import coefficient_count, keeps_factors
 from cloister.ring.linear import Geometry

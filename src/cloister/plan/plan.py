@@ -15,12 +15,11 @@ from cloister.graph.canonical import Writer, as_array, read_file
 from cloister.graph.captures import captured_values
 from cloister.graph.graph import Graph, Node
 from cloister.graph.graph_file import absent
-from cloister.graph.ops.linear_nodes import geometry
-from cloister.graph.ops.table import is_linear
+from cloister.graph.ops.linear_nodes import geometry, is_linear
 from cloister.plan import plan_file
 from cloister.plan.claims import Claims, claims_of
 from cloister.plan.protection import Protection, protections_of
-from cloister.plan.quantise import WRAP_LIMIT, Precision, QuantisedLinear, Ranges, static_bound
+from cloister.plan.quantised import WRAP_LIMIT, Precision, QuantisedLinear, Ranges, static_bound
 
 SUFFIX = ".plan"
 """Of a plan's file."""

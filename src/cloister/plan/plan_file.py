@@ -19,11 +19,10 @@ from cloister.graph.canonical import Reader, Writer, entries, mapping, real, tex
 from cloister.graph.graph import Graph, Node
 from cloister.graph.graph_file import graph_document, read_fields, read_graph
 from cloister.graph.legality import require_supported
-from cloister.graph.ops.linear_nodes import geometry
-from cloister.graph.ops.table import is_linear
+from cloister.graph.ops.linear_nodes import geometry, is_linear
 from cloister.plan.input_factors import factor_shape
 from cloister.plan.protection import BY_NAME, Protection
-from cloister.plan.quantise import (
+from cloister.plan.quantised import (
     MAX_ACTIVATION_BITS,
     Precision,
     QuantisedLinear,

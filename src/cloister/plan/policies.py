@@ -17,13 +17,15 @@ from collections.abc import Mapping
 from cloister.errors import PlanError, UnsupportedError
 from cloister.graph.graph import Graph, Node
 from cloister.graph.legality import require_supported
-from cloister.graph.ops.table import Kind, find, is_linear
+from cloister.graph.ops.linear_nodes import is_linear
+from cloister.graph.ops.table import Kind, find
 from cloister.plan.accuracy import warn_of_errors
 from cloister.plan.input_factors import reads_raw
 from cloister.plan.placement import keep_inside
 from cloister.plan.plan import Plan
 from cloister.plan.protection import ENCLAVE, EVERYWHERE, OUTSOURCED, Protection
-from cloister.plan.quantise import Precision, Ranges, calibrate, quantise_node
+from cloister.plan.quantise import calibrate, quantise_node
+from cloister.plan.quantised import Precision, Ranges
 from cloister.plan.samples import Samples, as_samples
 
 __all__ = [

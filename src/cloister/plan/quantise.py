@@ -11,8 +11,7 @@ qmax_x * terms / 2)` proves it; only channels that need it are made coarser.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float32
@@ -20,106 +19,24 @@ from jaxtyping import Float32
 from cloister.errors import PlanError, RangeError
 from cloister.graph.batch import cut
 from cloister.graph.graph import Graph, Node
-from cloister.graph.interpreter import ORT_ERRORS
 from cloister.graph.layout import to_channels_last
 from cloister.graph.ops.linear_nodes import LAST_AXIS_OPS, float_weights, geometry
-from cloister.graph.weights_as_inputs import FedSession
+from cloister.graph.ort_session import ORT_ERRORS
+from cloister.graph.weights_as_inputs import WeightsAsInputs
 from cloister.plan.input_factors import divisors, factor_shape, input_factors, largest
+from cloister.plan.quantised import (
+    WRAP_LIMIT,
+    Precision,
+    QuantisedLinear,
+    Ranges,
+    bound_and_bits,
+    parts,
+)
 from cloister.ring.linear import LinearMap
 
-WRAP_LIMIT = 2**31
-MAX_WEIGHT_BITS = 16
-MAX_ACTIVATION_BITS = 14
 CALIBRATION_BATCH = 8
 MIN_ACTIVATION_BITS = 8
 COMFORTABLE_WEIGHT_BITS = 8.0
-PART_ELEMENTS = 2**22
-
-Ranges = tuple[float, ...]
-"""Largest magnitude of a node's whole input, or of each of its channels."""
-
-
-@dataclass(frozen=True)
-class Precision:
-    """Signed bits of weights and activations asked for; the static bound may lower them."""
-
-    weight_bits: int = 12
-    activation_bits: int = 12
-
-    def __post_init__(self) -> None:
-        if not 2 <= self.weight_bits <= MAX_WEIGHT_BITS:
-            raise RangeError(f"weight bits must be 2 to {MAX_WEIGHT_BITS}, got {self.weight_bits}")
-        if not 2 <= self.activation_bits <= MAX_ACTIVATION_BITS:
-            raise RangeError(
-                f"activation bits must be 2 to {MAX_ACTIVATION_BITS}, got {self.activation_bits}"
-            )
-
-
-@dataclass(frozen=True, eq=False)
-class QuantisedLinear:
-    """One linear node as integers: `y ~ scale * (Wq xq) + bias`, `xq = round(x f / x_scale)`.
-
-    `x_factors` holds f, (1, 1, c) or (h, w, c); None: 1 everywhere.
-    """
-
-    node: str
-    linear: LinearMap
-    scale: Float32[np.ndarray, " oc"]
-    bias: Float32[np.ndarray, " oc"]
-    x_scale: float
-    x_qmax: int
-    bound: int
-    weight_bits: float
-    x_factors: Float32[np.ndarray, "fh fw c"] | None = None
-
-    @property
-    def inv_x_scale(self) -> float:
-        """The float32 factor the runtime multiplies activations by."""
-        return float(np.float32(1.0) / np.float32(self.x_scale))
-
-    @property
-    def headroom_bits(self) -> float:
-        """Bits left between the static bound and wrap-around."""
-        return float(np.log2(WRAP_LIMIT) - np.log2(max(self.bound, 1)))
-
-    @property
-    def activation_bits(self) -> int:
-        """Signed bits of the activation."""
-        return self.x_qmax.bit_length() + 1
-
-
-def static_bound(node: QuantisedLinear) -> int:
-    """Largest magnitude any result can have, computed from the integers themselves."""
-    return _bound(node.linear.weights, node.x_qmax)
-
-
-def bound_and_bits(weights: np.ndarray, x_qmax: int, precision: Precision) -> tuple[int, float]:
-    """The static bound, and the signed bits of the output channel that uses fewest of them."""
-    levels = np.concatenate(
-        [np.abs(weights[part].astype(np.int32)).reshape(len(weights[part]), -1).max(axis=1)
-         for part in _parts(weights)]
-    )  # fmt: skip
-    used = levels[levels > 0]
-    bits = math.log2(used.min()) + 1 if len(used) else float(precision.weight_bits)
-    return _bound(weights, x_qmax), bits
-
-
-def _bound(weights: np.ndarray, x_qmax: int) -> int:
-    return x_qmax * max(
-        (int(_l1(weights[part]).max(initial=0)) for part in _parts(weights)), default=0
-    )
-
-
-def _l1(integers: np.ndarray) -> np.ndarray:
-    """Sum of the magnitudes in each row; exact."""
-    rows = integers.astype(np.int32).reshape(len(integers), -1)
-    return np.asarray(np.abs(rows).sum(axis=1, dtype=np.int64))
-
-
-def _parts(weights: np.ndarray) -> Iterator[slice]:
-    """Output channels, some at a time: in float64, a whole layer would be the memory's peak."""
-    step = max(1, PART_ELEMENTS // max(weights[:1].size, 1))
-    return (slice(start, start + step) for start in range(0, len(weights), step))
 
 
 def calibrate(
@@ -136,7 +53,7 @@ def calibrate(
     found: dict[str, np.ndarray] = {}
     values = sorted({node.inputs[0] for node in nodes})
     inner = [value for value in values if value not in graph.inputs]
-    session = FedSession(graph, outputs=(*graph.outputs, *inner), threads=0, optimised=True)
+    session = WeightsAsInputs(graph, outputs=(*graph.outputs, *inner), threads=0, optimised=True)
     for batch in cut(graph, samples, CALIBRATION_BATCH):
         arrays = {**batch, **dict(zip(inner, _run(session, inner, batch), strict=True))}
         for node in nodes:
@@ -157,7 +74,9 @@ def _peaks(graph: Graph, node: Node, x: np.ndarray, *, by_channel: bool) -> np.n
     return largest(ordered.reshape(len(x), *shape.in_shape), factor_shape(shape))
 
 
-def _run(session: FedSession, wanted: list[str], batch: dict[str, np.ndarray]) -> list[np.ndarray]:
+def _run(
+    session: WeightsAsInputs, wanted: list[str], batch: dict[str, np.ndarray]
+) -> list[np.ndarray]:
     try:
         return session.run(wanted, batch) if wanted else []
     except ORT_ERRORS as error:
@@ -177,7 +96,7 @@ def quantise_node(
              there are neither one range nor as many as channels
     """
     weights, bias = float_weights(graph, node)
-    finite = all(np.isfinite(weights[part]).all() for part in _parts(weights))
+    finite = all(np.isfinite(weights[part]).all() for part in parts(weights))
     if not (finite and np.isfinite(bias).all()):
         raise RangeError(f"node {node.name!r}: weights contain NaN or infinity; repair the model")
     factors = _factors(graph, node, weights, ranges)
@@ -234,7 +153,7 @@ def _at_width(
         return None
     integers = np.empty(weights.shape, np.int16)
     w_scale = np.empty(len(weights))
-    for part in _parts(weights):
+    for part in parts(weights):
         rows = weights[part].astype(np.float64)
         if factors is not None:
             rows /= divisors(factors, shape, part)

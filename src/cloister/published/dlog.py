@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-import cloister._native as native
+import cloister._published_native as native
 from cloister.errors import RangeError
 
 MAX_CURVE_REACH = 2**40
@@ -52,7 +52,7 @@ class CurveLogarithm:
         """m of every element m G.
 
         Domain   canonical encodings; the comparison with the table is of whole elements
-        Source   Shanks; table keyed by 64 bits of y/x + x/y (native/src/curve_point.hpp)
+        Source   Shanks; table keyed by 64 bits of y/x + x/y (native/published/curve_point.hpp)
         Raises   RangeError when one lies outside the range; ValueError for bytes that are none
         """
         out = np.empty(len(elements), np.int64)

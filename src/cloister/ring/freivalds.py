@@ -99,7 +99,7 @@ def _factors(linear: LinearMap, *, rng: Csprng) -> CheckVectors:
     a = np.empty(out_height * out_width, np.uint64)
     columns = np.empty((terms, width), np.uint64)
     rows = np.empty((height, terms, geometry.in_channels), np.uint64)
-    native.freivalds_factors(geometry.to_tuple(), linear.weights, alpha, beta, b, a, columns, rows)
+    native.freivalds_factors(geometry.native(), linear.weights, alpha, beta, b, a, columns, rows)
     return CheckVectors(a, b, rows, columns)
 
 
@@ -107,5 +107,5 @@ def _multiplied_out(geometry: Geometry, factors: CheckVectors) -> CheckVectors:
     if factors.columns is None:
         return factors
     t = np.empty(geometry.in_shape, np.uint64)
-    native.freivalds_expand(geometry.to_tuple(), factors.columns, factors.rows, t)
+    native.freivalds_expand(geometry.native(), factors.columns, factors.rows, t)
     return CheckVectors(factors.a, factors.b, t, None)

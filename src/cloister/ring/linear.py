@@ -10,15 +10,28 @@ transposed convolution with its kernel flipped). A dense layer is a 1x1 kernel o
 matrix product on (N, T, K) is a 1x1 kernel on a 1xT image, a 1-D convolution has height 1.
 """
 
-from dataclasses import dataclass
+import struct
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int16
 
+import cloister._native as native
 from cloister.errors import ShapeError
 
 MAX_SPAN = 1 << 31
 """Bound of the elements that the windows of a map cover, padding and gaps included."""
+
+
+_FIELDS = {
+    "in_size": 2, "in_channels": 1, "out_size": 2, "out_channels": 1, "kernel": 2, "stride": 2,
+    "dilation": 2, "upsample": 2, "pad": 2, "groups": 1,
+}  # fmt: skip
+"""How many integers each field of a geometry has."""
+_FORM = struct.Struct(f"<{sum(_FIELDS.values())}q")
+GEOMETRY_BYTES = _FORM.size
 
 
 @dataclass(frozen=True)
@@ -97,25 +110,55 @@ class Geometry:
         """One input channel per group."""
         return self.groups > 1 and self.groups == self.in_channels
 
-    def to_tuple(self) -> tuple[int, ...]:
-        """The 17 integers the native kernels and the wire format take, in field order."""
-        return (
-            *self.in_size, self.in_channels, *self.out_size, self.out_channels,
-            *self.kernel, *self.stride, *self.dilation, *self.upsample, *self.pad, self.groups,
-        )  # fmt: skip
+    def native(self) -> native.Geometry:
+        """The same for the native kernels."""
+        return native.Geometry(**vars(self))
+
+    def to_fields(self) -> dict[str, int | list[int]]:
+        """Its form in JSON: its fields by name."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
 
     @staticmethod
-    def from_tuple(values: tuple[int, ...]) -> "Geometry":
-        """Inverse of `to_tuple`.
+    def from_fields(fields: Mapping[str, Any]) -> "Geometry":
+        """Inverse of `to_fields`.
 
-        Raises ShapeError when there are not 17 integers or they describe no map.
+        Raises ShapeError naming the field when one is missing, unknown or no integer below 2^31,
+        or when they describe no map.
         """
-        if len(values) != 17:
-            raise ShapeError(f"linear map: 17 integers describe a geometry, got {len(values)}")
-        h, w, c, oh, ow, oc, kh, kw, sh, sw, dh, dw, uh, uw, ph, pw, groups = values
-        return Geometry(
-            (h, w), c, (oh, ow), oc, (kh, kw), (sh, sw), (dh, dw), (uh, uw), (ph, pw), groups
-        )
+        if fields.keys() != _FIELDS.keys():
+            raise ShapeError(f"linear map: a geometry has the fields {', '.join(_FIELDS)}")
+        for name, count in _FIELDS.items():
+            numbers = fields[name] if count > 1 else [fields[name]]
+            if (
+                not isinstance(numbers, list)
+                or len(numbers) != count
+                or not all(type(n) is int and abs(n) < MAX_SPAN for n in numbers)
+            ):
+                raise ShapeError(f"linear map: {name} takes {count} integers below 2^31")
+        described: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in fields.items()
+        }
+        return Geometry(**described)
+
+    def to_bytes(self) -> bytes:
+        """Its form on the wire and in files: the integers of its fields in order."""
+        return _FORM.pack(*np.hstack(astuple(self)))
+
+    @staticmethod
+    def from_bytes(data: bytes | memoryview) -> "Geometry":
+        """Inverse of `to_bytes`.
+
+        Raises ShapeError when the bytes are too few or too many, or describe no map.
+        """
+        if len(data) != GEOMETRY_BYTES:
+            raise ShapeError(f"linear map: a geometry has {GEOMETRY_BYTES} B, got {len(data)} B")
+        numbers = iter(_FORM.unpack(data))
+        fields: dict[str, Any] = {
+            name: next(numbers) if count == 1 else (next(numbers), next(numbers))
+            for name, count in _FIELDS.items()
+        }
+        return Geometry(**fields)
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,7 @@ def ring_memory(
     geometry: Geometry, *, batch: int = 1, element_bytes: int = 4, threads: int = 1
 ) -> RingMemory:
     """What a map would take, from its geometry alone and before anything is allocated."""
-    return RingMemory(*native.ring_map_memory(geometry.to_tuple(), batch, element_bytes, threads))
+    return RingMemory(*native.ring_map_memory(geometry.native(), batch, element_bytes, threads))
 
 
 class RingMap:
@@ -40,7 +40,7 @@ class RingMap:
         self._geometry = linear.geometry
         self._lock = threading.Lock()
         self._native = native.RingMap(
-            linear.geometry.to_tuple(), np.ascontiguousarray(linear.weights)
+            linear.geometry.native(), np.ascontiguousarray(linear.weights)
         )
 
     @property

@@ -8,6 +8,8 @@ from jaxtyping import Float32
 
 import cloister._native as native
 
+MAX_STARTS = 2**16
+
 
 @dataclass(frozen=True)
 class WindowGeometry:
@@ -22,12 +24,21 @@ class WindowGeometry:
     count_include_pad: bool = False
 
     def reads(self, size: tuple[int, int]) -> bool:
-        """Whether every window reads something of an image of this size."""
+        """Whether every window reads something of an image of this size.
+
+        False too where more than MAX_STARTS windows begin before an image that is smaller than
+        their dilation: sizes may be a hostile file's.
+        """
         for i in (0, 1):
-            starts = np.arange(self.out_size[i]) * self.stride[i] - self.pad[i]
-            at = starts[:, None] + np.arange(self.kernel[i]) * self.dilation[i]
-            if not ((at >= 0) & (at < size[i])).any(axis=1).all():
+            count, step, stride = self.out_size[i], self.dilation[i], self.stride[i]
+            before = -(-self.pad[i] // step)
+            if before >= self.kernel[i] or (count - 1) * stride - self.pad[i] >= size[i]:
                 return False
+            if step > size[i]:
+                early = min(count, max(0, -(-self.pad[i] // stride)))
+                starts = np.arange(min(early, MAX_STARTS)) * stride - self.pad[i]
+                if early > MAX_STARTS or (starts % step >= size[i]).any():
+                    return False
         return True
 
     def is_cut_off(self, size: tuple[int, int], end: tuple[int, int]) -> bool:

@@ -4,17 +4,17 @@ Nothing plain leaves this process. The part's mask key is sealed to the authorit
 masked samples and labels only.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from cloister.authority.agreement import Agreement
 from cloister.authority.enrolment import ClientService, Enrolment, enrol
-from cloister.authority.records import Part
 from cloister.base.rng import SystemRandom
-from cloister.data.dataset import EncryptedDataset, PartInfo
+from cloister.data.dataset import EncryptedDataset
 from cloister.data.encoder import Encoder, chunks, random_order
 from cloister.data.feature_noise import GaussianNoise
+from cloister.data.info import PartInfo
 from cloister.data.owner import (
     NewDataset,
     Notes,
@@ -161,11 +161,6 @@ class _Remarks:
             self(f"{order} holds your samples in plain; keep it to yourself")
 
 
-def registered(parts: Iterable[Part]) -> list[PartInfo]:
-    """The parts that an authority has on record, as a file describes its own."""
-    return [PartInfo(**asdict(part)) for part in parts]
-
-
 def absence(path: Path, absent: list[PartInfo]) -> str:
     """What to say of parts on record that a file does not hold."""
     count, names = sum(part.samples for part in absent), ", ".join(p.part[:8] for p in absent)
@@ -200,7 +195,7 @@ def _accepted(
 
 
 def _absent(authority: ClientService, out: Path, enrolment: Enrolment) -> list[PartInfo]:
-    absent = registered(authority.parts(enrolment.info.name)) if enrolment.info.samples else []
+    absent = list(authority.parts(enrolment.info.name)) if enrolment.info.samples else []
     if not out.exists():
         return absent
     return check_registered(EncryptedDataset.open(out, verify=False), absent)

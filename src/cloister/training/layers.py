@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Int, Int16, Int32, Int64
+from jaxtyping import Float64, Int, Int16, Int32, Int64
 from torch import Tensor, nn
 
 from cloister.data.encoding import Encoding
@@ -177,7 +177,9 @@ class _Product(torch.autograd.Function):
         return of_weight, of_bias, None
 
 
-def _real(values: Int[np.ndarray, "..."], scale: float, exponent: int) -> Tensor:
+def _real(
+    values: Int[np.ndarray, "..."] | Float64[np.ndarray, "..."], scale: float, exponent: int
+) -> Tensor:
     # One pass: a conversion and then a product would touch the memory twice.
     factor = np.float32(scale * 2.0**-exponent)
     return torch.from_numpy(np.multiply(values, factor, dtype=np.float32, casting="unsafe"))

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from cloister.authority.key_service import KeyService
-from cloister.authority.records import Part, Summary
+from cloister.authority.records import Summary
 from cloister.authority.request_log import ReleaseLog
 from cloister.base.rng import SystemRandom
 from cloister.data.dataset import EncryptedDataset
+from cloister.data.info import PartInfo
 from cloister.data.writer import check_registered
 from cloister.errors import AuthorityUnavailable, EncryptionError, ServiceUnavailable
 from cloister.plan.claims import Claims
@@ -22,7 +23,7 @@ from cloister.training.accuracy_plot import check_name, write_curve
 from cloister.training.checkpoint import EpochResult
 from cloister.training.ciphertexts import CiphertextServer
 from cloister.training.claims import claims
-from cloister.training.data_owner import Note, Update, absence, registered
+from cloister.training.data_owner import Note, Update, absence
 from cloister.training.settings import Settings
 from cloister.training.trainer import Trainer
 
@@ -79,7 +80,7 @@ class TrainingAuthority(KeyService, Protocol):
         """Fingerprint of the authority."""
         ...
 
-    def parts(self, dataset: str) -> tuple[Part, ...]:
+    def parts(self, dataset: str) -> tuple[PartInfo, ...]:
         """The registered parts of a data set."""
         ...
 
@@ -157,7 +158,7 @@ def _check_origin(dataset: EncryptedDataset, authority: TrainingAuthority, note:
             f"{dataset.path}: belongs to authority {dataset.authority_fingerprint[:16]}, not "
             f"{authority.fingerprint[:16]}; give that one's --authority and --pin"
         )
-    absent = check_registered(dataset, registered(authority.parts(dataset.name)))
+    absent = check_registered(dataset, authority.parts(dataset.name))
     if absent:
         note(absence(dataset.path, absent))
 

@@ -1,7 +1,7 @@
 """When clipped values are worth a word, and what to say.
 
-A pass clips what lies beyond the calibrated range and counts it (native/include/cloister/pass.hpp).
-A few clips are normal on data that calibration has not seen. An input counts as *outside the
+A fused step clips what lies beyond the calibrated range and counts it (native/src/fused/). A few
+clips are normal on data that calibration has not seen. An input counts as *outside the
 calibrated range* if, in one linear layer, more than SHARE of its values were clipped, and at least
 LEAST of them unless the layer reads the model's inputs. Measured on photos that calibration did not
 see, eight for calibration: at most 0.4 % of an input's values in any layer of MobileNet v1 and v2,

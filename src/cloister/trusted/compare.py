@@ -12,13 +12,13 @@ import numpy as np
 from cloister.errors import PlanError
 from cloister.graph.batch import batch_axis, cut, joined, sample_count
 from cloister.graph.graph import Graph
-from cloister.graph.interpreter import runtime_session
 from cloister.graph.layout import from_channels_last
 from cloister.graph.onnx.export import model_bytes
 from cloister.graph.ops.linear_nodes import LAST_AXIS_OPS
+from cloister.graph.ort_session import runtime_session
 from cloister.plan.plan import Plan
 from cloister.plan.protection import VERIFIED
-from cloister.plan.quantise import QuantisedLinear
+from cloister.plan.quantised import QuantisedLinear
 from cloister.plan.samples import Samples, as_samples
 from cloister.ring.linear import LinearMap
 from cloister.ring.ring_map import RingMap

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from cloister.base.reading import parsing
 from cloister.base.rng import Csprng
 from cloister.errors import PlanError
 from cloister.graph.batch import row_count
@@ -25,8 +26,9 @@ from cloister.trusted.pads.maker import PadUse
 from cloister.trusted.program.compile import compile_plan
 from cloister.trusted.program.steps import Program
 from cloister.trusted.report import Meter
-from cloister.trusted.stages import STAGES, Request, Setup, Stage, Workspace
+from cloister.trusted.stages import STAGES, Setup, Stage
 from cloister.trusted.values import Values
+from cloister.trusted.workspace import Request, Workspace
 from cloister.wire.link import NativeChannel, WorkerLink
 from cloister.wire.shm.packets import MAX_PACKET_BYTES
 
@@ -45,7 +47,9 @@ class Executor:
         self, plan: Plan, *, rng: Csprng, threads: int = 1, first_request_id: int = 1
     ) -> None:
         self.plan = plan
-        self.program: Program = compile_plan(plan)
+        # A plan may be anybody's, and what no model says stumbles over here.
+        with parsing("the plan cannot be run", kind=PlanError):
+            self.program: Program = compile_plan(plan)
         self._rng = rng
         self._threads = threads
         self._hidden = sorted(plan.hidden_nodes)
@@ -56,7 +60,8 @@ class Executor:
         self._at_channels = weakref.WeakKeyDictionary()
         self._private: dict[int, Workspace] = {}
         self.checks = Checks(plan, rng=rng)
-        self._stages = self._make_stages(self.checks)
+        with parsing("the plan cannot be run", kind=PlanError):
+            self._stages = self._make_stages(self.checks)
 
     def redraw_checks(self) -> None:
         """New secret coefficients for every checked node, while no request is under way."""

@@ -20,7 +20,7 @@ from cloister.errors import ProtocolError, VerificationError, WorkerTimeout, Wor
 from cloister.graph.batch import row_count
 from cloister.trusted.executor import Executor
 from cloister.trusted.pads.maker import InlinePads, PadUse
-from cloister.trusted.pads.store import PadSource
+from cloister.trusted.pads.source import PadSource
 from cloister.trusted.report import Meter
 from cloister.wire.link import WorkerLink
 from cloister.wire.transcript import RecordingLink, Transcript

@@ -21,7 +21,7 @@ from cloister.trusted.clips import ClipRule, OnClip, clip_text
 from cloister.trusted.executor import Executor
 from cloister.trusted.lanes import Job, Lane, Lanes, Worker
 from cloister.trusted.pads.maker import InlinePads
-from cloister.trusted.pads.store import PadSource
+from cloister.trusted.pads.source import PadSource
 from cloister.trusted.report import Meter, Report, Result
 from cloister.wire.grpc.connect import connect
 from cloister.wire.grpc.places import endpoints

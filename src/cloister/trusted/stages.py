@@ -5,8 +5,8 @@ Python when it stops there. `STAGES` has one entry for every kind of step.
 """
 
 import time
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,119 +15,23 @@ from cloister.base.reading import require_truths
 from cloister.base.rng import pad_stream
 from cloister.errors import PlanError, ProtocolError, RangeError, UnsupportedError
 from cloister.graph.batch import bound_sizes, element_type
-from cloister.graph.interpreter import ORT_ERRORS, runtime_session
 from cloister.graph.onnx.export import model_bytes
+from cloister.graph.ort_session import ORT_ERRORS, runtime_session
 from cloister.plan.plan import Plan
 from cloister.plan.protection import ENCLAVE, OPEN
-from cloister.plan.quantise import QuantisedLinear
+from cloister.plan.quantised import QuantisedLinear
 from cloister.ring.freivalds import CheckVectors
 from cloister.trusted.checks import Checks, accept_unchecked, for_native
-from cloister.trusted.pads.maker import PadUse, nonce
+from cloister.trusted.pads.maker import nonce
 from cloister.trusted.program.epilogue import Epilogue
-from cloister.trusted.program.layout import ALIGNMENT, lay_out, padded, value_key
+from cloister.trusted.program.layout import value_key
 from cloister.trusted.program.steps import Exchange, Fused, Local, Program, Segment
-from cloister.trusted.report import LayerRow, Meter
-from cloister.trusted.values import Values
+from cloister.trusted.report import LayerRow
+from cloister.trusted.workspace import Request, Workspace
 from cloister.wire.link import NativeChannel, WorkerLink
 from cloister.wire.messages import TensorSpec
-from cloister.wire.shm.arena import Region
-from cloister.wire.shm.exchange import PreparedRequest, make_exchange
+from cloister.wire.shm.exchange import make_exchange
 from cloister.wire.shm.packets import REQUEST_ID_OFFSET
-
-U32 = np.dtype(np.uint32)
-
-
-class Workspace:
-    """The memory of a program for one batch size, and the native executor that works in it.
-
-    channel   over which the native executor exchanges messages itself; None: links do. It is not
-              kept, only the memory reserved there (`region`)
-    """
-
-    def __init__(
-        self, program: Program, *, channel: NativeChannel | None, batch: int, threads: int
-    ) -> None:
-        plan = program.plan
-        self.program = program
-        self.batch = batch
-        self.layout = lay_out(program, batch)
-        self.region = None if channel is None else channel.reserve(self.layout.shared.nbytes)
-        block = np.empty(self.layout.private.nbytes + ALIGNMENT, np.uint8)
-        self._private = block[-block.ctypes.data % ALIGNMENT :]
-        self.values = {
-            key: self._inside(key, TensorSpec(np.dtype(np.float32), shape))
-            for key, shape in self.layout.shapes.items()
-        }
-        self.staged = {
-            index: self._inside(("staged", index), self.layout.messages[index])
-            for index in self.layout.staged
-        }
-        self.clipped = np.zeros((len(plan.linear_nodes), batch), np.uint64)
-        self.exchanges: list[PreparedRequest | None] = [None] * len(program.steps)
-        checked = [plan.protection_of(node).checked for node in plan.linear_nodes]
-        self.native = native.Executor(checked=checked, batch=batch, threads=threads)
-
-    def shared(self, kind: str, index: int) -> Region:
-        """Where in the reserved memory the message or the answer of a linear node lies."""
-        if self.region is None:
-            raise PlanError("the workspace has no shared memory")
-        specs = self.layout.messages if kind == "message" else self.layout.answers
-        offset = self.region.offset + self.layout.shared.offsets[kind, index]
-        return Region(self.region.segment, offset, padded(specs[index].nbytes))
-
-    def message(self, index: int, channel: NativeChannel | None) -> np.ndarray | None:
-        """Where the request of a linear node is written; None: every request has its own buffer."""
-        if index in self.staged:
-            return self.staged[index]
-        if channel is None:
-            return None
-        return channel.request_view(self.shared("message", index), self.layout.messages[index])
-
-    def _inside(self, key: Hashable, spec: TensorSpec) -> np.ndarray:
-        offset = self.layout.private.offsets[key]
-        return np.ndarray(spec.shape, spec.dtype, buffer=self._private, offset=offset)
-
-
-@dataclass
-class Request:
-    """One batch in flight.
-
-    `messages` are buffers of the link that wait to be sent, by linear node; `replies` the ids of
-    requests whose answers are still to be read.
-    """
-
-    link: WorkerLink | None
-    pads: PadUse | None
-    meter: Meter
-    feeds: Mapping[str, np.ndarray]
-    values: Values
-    space: Workspace
-    timeout_s: float
-    next_id: int
-    pad_ids: list[int] = field(default_factory=list)
-    messages: dict[int, np.ndarray] = field(default_factory=dict)
-    replies: dict[int, int] = field(default_factory=dict)
-
-    @property
-    def worker(self) -> WorkerLink:
-        """The link.
-
-        Raises   PlanError when there is none
-        """
-        if self.link is None:
-            raise PlanError("the plan sends work to a worker, but the session has none")
-        return self.link
-
-    def new_id(self) -> int:
-        """A request id that was not used before."""
-        self.next_id += 1
-        return self.next_id - 1
-
-    def release(self, node: int) -> None:
-        """The answer of a linear node was read."""
-        request_id = self.replies.pop(node, None)
-        if request_id is not None:
-            self.worker.release(request_id)
 
 
 @dataclass(frozen=True)
@@ -406,7 +310,7 @@ class LocalStage(Stage):
     def __init__(self, setup: Setup, number: int, step: Local) -> None:
         self.name, self.protection = f"local {step.nodes[0].name}", ENCLAVE.name
         self._step = step
-        # Helper threads are only seen by the process's clock; other lanes' threads by it as well.
+        # Other lanes may run in other threads; helper threads are only seen by the process's clock.
         self._clock = time.thread_time_ns if setup.threads == 1 else time.process_time_ns
         model = model_bytes(
             setup.program.plan.graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs

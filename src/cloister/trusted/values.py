@@ -62,14 +62,16 @@ class Values:
                     f"value {name!r} is NaN or infinite for this input, so it has no fixed-point "
                     "form; check the input, or use the enclave policy"
                 )
-            array = to_channels_last(value, channels_first=channels_first)
-            if array.size != self._rows * math.prod(size):
-                raise RangeError(
-                    f"value {name!r}: its shape {value.shape} is not the one that follows from the "
-                    "model; use the enclave policy"
-                )
-            self._last[key] = _packed(array).reshape(-1, *size)
-        return multiplied(self._last[key], factors)
+            array = _packed(to_channels_last(value, channels_first=channels_first))
+            fits = array.size == self._rows * math.prod(size)
+            self._last[key] = array.reshape(-1, *size) if fits else array
+        found = self._last[key]
+        if found.shape != (self._rows, *size):
+            raise RangeError(
+                f"value {name!r}: its shape {found.shape} is not the one that follows from the "
+                "model; use the enclave policy"
+            )
+        return multiplied(found, factors)
 
 
 def _packed(array: np.ndarray) -> np.ndarray:

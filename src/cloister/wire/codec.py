@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from cloister.errors import ProtocolError, ShapeError
-from cloister.ring.linear import Geometry, LinearMap
+from cloister.ring.linear import GEOMETRY_BYTES, Geometry, LinearMap
 from cloister.wire.messages import (
     MAX_FAILURE_CHARS,
     Answer,
@@ -59,11 +59,11 @@ _KINDS: tuple[type[Message], ...] = (
     Hello, Welcome, LoadLinear, LoadSegment, Loaded, Apply, Answer, Failure,
 )  # fmt: skip
 _KIND_CODES = {kind: code for code, kind in enumerate(_KINDS)}
-# Integer fields in order, then the number of texts.
+# Fields of fixed size in order, integers but for the geometry; then the number of texts.
 _FIELDS: dict[type[Message], tuple[struct.Struct, int]] = {
     Hello: (struct.Struct("<H"), 0),
     Welcome: (struct.Struct("<H"), 2),
-    LoadLinear: (struct.Struct("<Q17q"), 0),
+    LoadLinear: (struct.Struct(f"<Q{GEOMETRY_BYTES}s"), 0),
     LoadSegment: (struct.Struct("<Q"), 0),
     Loaded: (struct.Struct("<Q"), 0),
     Apply: (struct.Struct("<QQ"), 0),
@@ -93,7 +93,7 @@ class Head:
     """A decoded head: everything about a message but its tensors' contents."""
 
     kind: type[Message]
-    numbers: tuple[int, ...]
+    numbers: tuple[Any, ...]
     texts: tuple[str, ...]
     specs: tuple[TensorSpec, ...]
     nbytes: int
@@ -113,7 +113,7 @@ class Head:
         if self.kind is Welcome:
             return Welcome(self.numbers[0], *self.texts)
         if self.kind is LoadLinear:
-            return LoadLinear(self.numbers[0], _linear(self.numbers[1:], tensors[0]))
+            return LoadLinear(self.numbers[0], _linear(self.numbers[1], tensors[0]))
         if self.kind is LoadSegment:
             return LoadSegment(self.numbers[0], tensors[0].tobytes())
         if self.kind is Loaded:
@@ -139,7 +139,7 @@ def encode(message: Message) -> Encoded:
 
 def encode_head(
     kind: type[Message],
-    numbers: tuple[int, ...],
+    numbers: tuple[int | bytes, ...],
     specs: tuple[TensorSpec, ...],
     *,
     texts: tuple[str, ...] = (),
@@ -188,7 +188,7 @@ def decode_head(
     if tensors > MAX_TENSORS or (wanted is not None and tensors != wanted):
         raise ProtocolError(f"message {kind.__name__}: tensor count {tensors} is not allowed")
     fields, text_count = _FIELDS[kind]
-    numbers = tuple(int(number) for number in reader.unpack(fields, "fields"))
+    numbers = reader.unpack(fields, "fields")
     texts = tuple(reader.text(position) for position in range(text_count))
     specs = tuple(reader.spec(position, max_payload_bytes) for position in range(tensors))
     if reader.position != length:
@@ -232,14 +232,14 @@ def as_bytes(tensor: np.ndarray) -> memoryview:
 
 def _parts(
     message: Message,
-) -> tuple[tuple[int, ...], tuple[str, ...], tuple[np.ndarray, ...]]:
+) -> tuple[tuple[int | bytes, ...], tuple[str, ...], tuple[np.ndarray, ...]]:
     match message:
         case Hello(version):
             return (version,), (), ()
         case Welcome(version, name, device):
             return (version,), (name, device), ()
         case LoadLinear(target_id, linear):
-            return (target_id, *linear.geometry.to_tuple()), (), (linear.weights,)
+            return (target_id, linear.geometry.to_bytes()), (), (linear.weights,)
         case LoadSegment(target_id, model):
             return (target_id,), (), (np.frombuffer(model, np.uint8),)
         case Loaded(target_id):
@@ -252,9 +252,9 @@ def _parts(
             return (request_id,), (text,), ()
 
 
-def _linear(numbers: tuple[int, ...], weights: np.ndarray) -> LinearMap:
+def _linear(geometry: bytes, weights: np.ndarray) -> LinearMap:
     try:
-        return LinearMap(Geometry.from_tuple(numbers), weights)
+        return LinearMap(Geometry.from_bytes(geometry), weights)
     except ShapeError as error:
         raise ProtocolError(f"message LoadLinear: {error}") from error
 

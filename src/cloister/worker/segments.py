@@ -16,7 +16,7 @@ from cloister.wire.codec import DTYPES
 from cloister.worker.targets import Cost
 
 NAME = "segment"
-STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
+OPEN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 MICROSOFT_DOMAIN = "com.microsoft"
 MICROSOFT_OPERATORS = frozenset(
     {
@@ -113,7 +113,7 @@ def checked(model: bytes) -> bytes:
 
 
 def _require_known(node: onnx.NodeProto) -> None:
-    if node.domain in STANDARD_DOMAINS:
+    if node.domain in OPEN_DOMAINS:
         return
     if node.domain == MICROSOFT_DOMAIN and node.op_type in MICROSOFT_OPERATORS:
         return

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 import nets
 import unequal
 from byzantine.test_session import mixed_plan
-from cloister.errors import CloisterError, VerificationError
-from cloister.graph.interpreter import ORT_ERRORS
+from cloister.errors import CloisterError, RangeError, VerificationError
 from cloister.graph.onnx import read
+from cloister.graph.ort_session import ORT_ERRORS
 from cloister.graph.passes import normalise
 from cloister.plan import policies
 from cloister.plan.protection import OUTSOURCED
@@ -117,6 +117,21 @@ def test_factors_of_raw_inputs(net, policy):
     with oracle.session(InProcessLink(Engine().handle)) as session:
         feeds = unequal.samples(model, 3, seed=1)
         oracle.assert_explains(session.run(feeds), feeds)
+
+
+@pytest.mark.parametrize("policy", OUTSOURCED)
+def test_what_has_no_fixed_point_form_is_refused(policy):
+    net = nets.Net()
+    model = net.model(net.gemm(net.op("Sqrt", net.input("x", 12)), 12, 3))
+    graph = graph_of(model)
+    positive = {"x": np.ones((2, 12), np.float32)}
+    oracle = Oracle(policies.make(policy, graph, calibration=positive))
+    with oracle.session(InProcessLink(Engine().handle)) as session:
+        oracle.assert_explains(session.run(positive), positive)
+        negative = {"x": -positive["x"]}
+        for run in (session.run, oracle.interpret):
+            with pytest.raises(RangeError, match="NaN or infinite"):
+                run(negative)
 
 
 def check(data, policy, link):

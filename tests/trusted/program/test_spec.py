@@ -14,7 +14,7 @@ from cloister.plan import policies
 from cloister.plan.protection import BLINDED, OPEN, VERIFIED
 from cloister.trusted.program.compile import compile_plan
 from cloister.trusted.program.spec import RULES, check_program
-from cloister.trusted.program.steps import Exchange, Fused, Local, Program, Segment, Slice
+from cloister.trusted.program.steps import ChannelSlice, Exchange, Fused, Local, Program, Segment
 from trusted.test_channel_scales import graph_of
 from trusted.test_session import plan_of
 
@@ -93,9 +93,9 @@ def with_slices(program: Program, **changes) -> Program:
 
 
 def later_check(program: Program) -> Program:
-    """The clear exchange goes out before the pass that checks the answer before it.
+    """The clear exchange goes out before the step that checks the answer before it.
 
-    Each message is written by a pass of its own, so that nothing else is out of order.
+    Each message has its own writer, so that nothing else is out of order.
     """
     at = first(program, Exchange)
     check, clear = program.steps[at + 1], program.steps[at + 2]
@@ -197,7 +197,7 @@ FAULTS = {
     "neither a reply nor a value": Fault(
         "steps_name_what_exists", lambda p: with_step(p, 0, source=None)
     ),
-    "an unknown node in a pass": Fault(
+    "an unknown node in a fused step": Fault(
         "steps_name_what_exists", lambda p: with_epilogue(p, 0, covered=("nobody",))
     ),
     "a node of another model": Fault(
@@ -271,24 +271,24 @@ FAULTS = {
         policy="enclave",
     ),
     "another clamp": Fault(
-        "passes_compute_their_nodes",
+        "fused_steps_compute_their_nodes",
         lambda p: with_epilogue(p, first(p, Fused, is_windowed), lo=-1.0),
     ),
-    "another window": Fault("passes_compute_their_nodes", other_window),
+    "another window": Fault("fused_steps_compute_their_nodes", other_window),
     "another residual": Fault(
-        "passes_compute_their_nodes",
+        "fused_steps_compute_their_nodes",
         lambda p: with_epilogue(p, first(p, Fused, is_added), residual="image"),
         net="residual",
     ),
     "no residual": Fault(
-        "passes_compute_their_nodes",
+        "fused_steps_compute_their_nodes",
         lambda p: with_epilogue(p, first(p, Fused, is_added), residual=None),
         net="residual",
     ),
-    "nodes in another order": Fault("passes_compute_their_nodes", backwards),
-    "another filter": Fault("passes_compute_their_nodes", other_filter, net="depthwise"),
+    "nodes in another order": Fault("fused_steps_compute_their_nodes", backwards),
+    "another filter": Fault("fused_steps_compute_their_nodes", other_filter, net="depthwise"),
     "factors of a value that is kept": Fault(
-        "passes_compute_their_nodes",
+        "fused_steps_compute_their_nodes",
         lambda p: with_step(
             p, first(p, Fused, is_stored), factors=np.full((1, 1, 1), 2, np.float32)
         ),
@@ -301,7 +301,7 @@ FAULTS = {
     "an answer read before it is there": Fault(
         "exchanges_are_paired", lambda p: swapped(p, first(p, Exchange), first(p, Exchange) + 1)
     ),
-    "an answer that no pass reads": Fault(
+    "an answer that no step reads": Fault(
         "exchanges_are_paired",
         lambda p: with_outputs(without(p, len(p.steps) - 1), ()),
         net="sequence",
@@ -381,7 +381,7 @@ FAULTS = {
     ),
     "a slice of what is no concatenation": Fault(
         "slices_tile_their_whole",
-        lambda p: replace(p, slices={"left": Slice("nothing", 0, 4)}),
+        lambda p: replace(p, slices={"left": ChannelSlice("nothing", 0, 4)}),
         net="several",
     ),
     "a segment under a linear node's number": Fault(

@@ -17,8 +17,8 @@ from cloister.errors import ModelError
 from cloister.graph.batch import batch_axis, batched_values, element_type, part
 from cloister.graph.graph import BATCH, Graph
 from cloister.graph.inference import with_types
-from cloister.graph.interpreter import ORT_ERRORS
-from cloister.graph.weights_as_inputs import FedSession
+from cloister.graph.ort_session import ORT_ERRORS
+from cloister.graph.weights_as_inputs import WeightsAsInputs
 
 TOLERANCE = 1e-3
 MAX_TRIED_ELEMENTS = 1 << 26
@@ -100,7 +100,7 @@ def joining_axes(graph: Graph, freed: Graph) -> dict[str, int] | None:
     other = {n: first[n] if axes[n] is None else _sample(graph, n, rng) for n in graph.inputs}
     pairs = {name: [first[name], other[name]] for name in graph.inputs}
     begin = {n: a if (axis := axes[n]) is None else part(a, axis, 0, 1) for n, a in first.items()}
-    fixed, dynamic = (FedSession(one) for one in (graph, freed))
+    fixed, dynamic = (WeightsAsInputs(one) for one in (graph, freed))
     alone = [fixed.run(None, feeds) for feeds in (first, other)]
     both = dynamic.run(None, {name: _joined(pairs[name], axes[name]) for name in graph.inputs})
     one = dynamic.run(None, begin)
@@ -125,7 +125,7 @@ def runs(graph: Graph, numbers: Mapping[str, int]) -> bool:
     try:
         _require_tryable(graph)
         feeds = {name: _sample(graph, name, default_rng(0), numbers) for name in graph.inputs}
-        FedSession(graph).run(None, feeds)
+        WeightsAsInputs(graph).run(None, feeds)
     except ModelError:
         return False
     except ORT_ERRORS:

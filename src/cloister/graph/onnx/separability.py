@@ -9,9 +9,9 @@ from dataclasses import replace
 from cloister.errors import ModelError
 from cloister.graph.captures import captured_values
 from cloister.graph.graph import BATCH, Graph, Node
-from cloister.graph.interpreter import ORT_ERRORS
 from cloister.graph.onnx.batching import joining_axes
-from cloister.graph.ops.table import is_linear
+from cloister.graph.ops.linear_nodes import is_linear
+from cloister.graph.ort_session import ORT_ERRORS
 
 # Where inputs and outputs with a batch have it first, these work sample by sample, whatever their
 # attributes: the first row with any inputs of the output's rank, the second if no input but the

@@ -11,8 +11,7 @@ from jaxtyping import Float32
 
 from cloister.errors import RangeError, UnsupportedError
 from cloister.graph.graph import Graph, Node
-from cloister.graph.ops.linear_nodes import float_weights, geometry
-from cloister.graph.ops.table import is_linear
+from cloister.graph.ops.linear_nodes import float_weights, geometry, is_linear
 from cloister.ring.window_geometry import WindowGeometry
 
 

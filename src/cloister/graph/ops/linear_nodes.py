@@ -6,7 +6,7 @@
     Gemm            (N, K)                    a 1x1 kernel on a 1x1 image
     MatMul          (N, ..., K)               a 1x1 kernel on a 1xT image
 
-Callers ask `ops.is_linear` first.
+Callers ask `is_linear` first.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,12 @@ import numpy as np
 from jaxtyping import Float32
 
 from cloister.errors import ShapeError, UnsupportedError
-from cloister.graph.graph import Graph, Node
+from cloister.graph.graph import LINEAR_OPS, Graph, Node
 from cloister.graph.layout import channels_last_shape
 from cloister.ring.linear import Geometry
 
 Pair = tuple[int, int]
+STANDARD_DOMAINS = ("", "ai.onnx")
 LAST_AXIS_OPS = ("Gemm", "MatMul")
 """Linear operators whose channels are the last axis; those of the others are the second."""
 
@@ -153,3 +154,39 @@ def _pair(node: Node, name: str, default: int) -> Pair:
         return default, default
     # One-dimensional attributes act on the width; the height is 1 and its default is neutral.
     return (default, values[0]) if len(values) == 1 else (values[0], values[1])
+
+
+def is_linear(graph: Graph, node: Node) -> bool:
+    """Whether a node computes a linear map with constant float32 weights over the batch."""
+    if node.domain not in STANDARD_DOMAINS or node.op not in LINEAR_OPS or len(node.inputs) < 2:
+        return False
+    weights = graph.constants.get(node.inputs[1])
+    if weights is None or weights.dtype != np.float32 or not weights.size:
+        return False
+    bias = node.inputs[2] if len(node.inputs) > 2 else ""
+    if bias and (bias not in graph.constants or graph.constants[bias].dtype != np.float32):
+        return False
+    if not all(_is_batch(graph, value) for value in (node.inputs[0], node.outputs[0])):
+        return False
+    rank = len(graph.types[node.inputs[0]].shape)
+    if node.op in ("Conv", "ConvTranspose"):
+        return rank in (3, 4) and weights.ndim == rank and stated_pads(node, rank - 2) is not None
+    if node.op == "MatMul":
+        return rank >= 2 and weights.ndim == 2
+    if rank != 2 or weights.ndim != 2 or integer(node, "transA", 0):
+        return False
+    columns = weights.shape[0 if integer(node, "transB", 0) else 1]
+    return not bias or _is_row(graph.constants[bias].shape, columns)
+
+
+def _is_batch(graph: Graph, value: str) -> bool:
+    """Whether a computed value holds one float32 array of known shape per input of the batch."""
+    known = graph.types.get(value)
+    if known is None or value in graph.constants or known.dtype != np.float32:
+        return False
+    shape = known.shape
+    return len(shape) >= 2 and shape[0] == graph.batch and all(shape[1:])
+
+
+def _is_row(shape: tuple[int, ...], columns: int) -> bool:
+    return shape in ((), (1,), (columns,), (1, 1), (1, columns))

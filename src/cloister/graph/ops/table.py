@@ -12,15 +12,14 @@ from enum import Enum
 
 import numpy as np
 
-from cloister.graph.graph import Graph, Node
+from cloister.graph.graph import Node
 from cloister.graph.ops import elementwise_ops as element
 from cloister.graph.ops import linear_ops as linear
 from cloister.graph.ops import pool_ops as pool
 from cloister.graph.ops import tensor_ops as tensor
 from cloister.graph.ops.call import Call
-from cloister.graph.ops.linear_nodes import integer, stated_pads
+from cloister.graph.ops.linear_nodes import STANDARD_DOMAINS
 
-STANDARD_DOMAINS = ("", "ai.onnx")
 Evaluate = Callable[[Call], np.ndarray]
 
 
@@ -109,40 +108,3 @@ OPS: dict[str, OpSpec] = {
 def find(node: Node) -> OpSpec | None:
     """The table's entry for a node; None when only ONNX Runtime knows it."""
     return OPS.get(node.op) if node.domain in STANDARD_DOMAINS else None
-
-
-def is_linear(graph: Graph, node: Node) -> bool:
-    """Whether a node computes a linear map with constant float32 weights over the batch."""
-    spec = find(node)
-    if spec is None or spec.kind is not Kind.LINEAR or len(node.inputs) < 2:
-        return False
-    weights = graph.constants.get(node.inputs[1])
-    if weights is None or weights.dtype != np.float32 or not weights.size:
-        return False
-    bias = node.inputs[2] if len(node.inputs) > 2 else ""
-    if bias and (bias not in graph.constants or graph.constants[bias].dtype != np.float32):
-        return False
-    if not all(_is_batch(graph, value) for value in (node.inputs[0], node.outputs[0])):
-        return False
-    rank = len(graph.types[node.inputs[0]].shape)
-    if node.op in ("Conv", "ConvTranspose"):
-        return rank in (3, 4) and weights.ndim == rank and stated_pads(node, rank - 2) is not None
-    if node.op == "MatMul":
-        return rank >= 2 and weights.ndim == 2
-    if rank != 2 or weights.ndim != 2 or integer(node, "transA", 0):
-        return False
-    columns = weights.shape[0 if integer(node, "transB", 0) else 1]
-    return not bias or _is_row(graph.constants[bias].shape, columns)
-
-
-def _is_batch(graph: Graph, value: str) -> bool:
-    """Whether a computed value holds one float32 array of known shape per input of the batch."""
-    known = graph.types.get(value)
-    if known is None or value in graph.constants or known.dtype != np.float32:
-        return False
-    shape = known.shape
-    return len(shape) >= 2 and shape[0] == graph.batch and all(shape[1:])
-
-
-def _is_row(shape: tuple[int, ...], columns: int) -> bool:
-    return shape in ((), (1,), (columns,), (1, 1), (1, columns))

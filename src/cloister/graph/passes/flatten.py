@@ -10,8 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from cloister.graph.graph import Graph, Node
-from cloister.graph.ops.linear_nodes import float_weights
-from cloister.graph.ops.table import is_linear
+from cloister.graph.ops.linear_nodes import float_weights, is_linear
 from cloister.graph.passes.rewrite import Rewrite
 
 

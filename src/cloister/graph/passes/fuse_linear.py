@@ -6,8 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from cloister.graph.graph import Graph, Node
-from cloister.graph.ops.linear_nodes import integers, number, stated_pads
-from cloister.graph.ops.table import is_linear
+from cloister.graph.ops.linear_nodes import integers, is_linear, number, stated_pads
 from cloister.graph.passes.rewrite import Rewrite
 
 CHANNELS_FIRST = ("Conv", "ConvTranspose")

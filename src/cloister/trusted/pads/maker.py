@@ -2,7 +2,7 @@
 
 A pad set is identified by a pad id and serves one input of one plan. `r` is never stored: it is the
 AES-256-CTR keystream under (key, pad id, node index). `A r` is made beforehand, either here when
-asked (`InlinePads`) or in a store (padstore.py), and used once.
+asked (`InlinePads`) or in a store (store.py), and used once.
 """
 
 import os
@@ -15,7 +15,7 @@ from cloister.base.rng import Csprng, pad_stream
 from cloister.errors import PadReusedError
 from cloister.plan.plan import Plan
 from cloister.ring.ring_map import RingMap
-from cloister.trusted.pads.store import PadSet, PadSource, erase, reclaim
+from cloister.trusted.pads.source import PadSet, PadSource, erase, reclaim
 
 
 def nonce(pad_id: int, node_index: int) -> bytes:

@@ -1,7 +1,7 @@
-"""Pads made ahead of time: who hands them out, and the store that keeps them between runs.
+"""The store that keeps pads which were made ahead of time between runs.
 
-A store has two parts. The *folder* holds one sealed file per pad (padfile.py) and may lie on
-storage that nobody trusts. The *key file* (padledger.py) lies on trusted storage and holds the
+A store has two parts. The *folder* holds one sealed file per pad (pad_file.py) and may lie on
+storage that nobody trusts. The *key file* (pad_ledger.py) lies on trusted storage and holds the
 counters that are the truth: pad ids are used in strictly increasing order, and an id counts as
 used, durably, before it is handed out. So a folder that is copied, restored, cut or edited can cost
 pads, but never have one used twice. A process that is killed at any instruction loses at most the
@@ -17,7 +17,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, Self, runtime_checkable
+from typing import Self
 
 import numpy as np
 
@@ -26,77 +26,10 @@ from cloister.base.rng import Csprng
 from cloister.errors import PadsExhausted, PadStoreError, RangeError, ShapeError
 from cloister.trusted.pads.pad_file import SUFFIX, PadFiles, file_bytes
 from cloister.trusted.pads.pad_ledger import BUSY_TIMEOUT_S, Counters, Layout, Ledger
+from cloister.trusted.pads.source import PadSet, erase, reclaim
 
 _SEALING = b"cloister pad sealing v1"
 _STREAM = b"cloister pad stream v1"
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class PadSet:
-    """The pads of one input of one plan: its id, and `A r` of every blinded node by node index.
-
-    Secret   unblinding; single use. Whoever used it overwrites it (`fill(0)`).
-    """
-
-    pad_id: int
-    unblinding: dict[int, np.ndarray]
-
-
-def reclaim(pads: Sequence[PadSet]) -> list[dict[int, np.ndarray]]:
-    """Take back the memory of spent pads; the pads are empty afterwards.
-
-    Emptied, so that memory given back twice is not handed out twice. What it holds is overwritten
-    by the next pad set, or by `erase` at the end: as long as the pad key lives, anybody who reads
-    this memory could compute `r` and `A r` anyway (docs/adr/0006).
-    """
-    memory = []
-    for pad in pads:
-        if pad.unblinding:
-            memory.append(dict(pad.unblinding))
-            pad.unblinding.clear()
-    return memory
-
-
-def erase(memory: Sequence[Mapping[int, np.ndarray]]) -> None:
-    """Overwrite the memory of spent pads."""
-    for arrays in memory:
-        for array in arrays.values():
-            array.fill(0)
-
-
-@runtime_checkable
-class PadSource(Protocol):
-    """Hands out pads, each once: a store, or somebody who makes them on demand."""
-
-    @property
-    def kind(self) -> str:
-        """Where the pads come from, for the report."""
-        ...
-
-    @property
-    def pad_key(self) -> bytes:
-        """Key of the keystream that is `r`. Secret."""
-        ...
-
-    @property
-    def plan_digest(self) -> bytes:
-        """The plan these pads blind."""
-        ...
-
-    def take(self, count: int) -> list[PadSet]:
-        """`count` pads that nobody was given before, whichever threads ask.
-
-        Raises   PadsExhausted when there are fewer; then none was taken
-        """
-        ...
-
-    def recycle(self, pads: Sequence[PadSet]) -> None:
-        """Take spent pads back; views of their arrays must not be used any more."""
-        ...
-
-    def erase(self) -> None:
-        """Overwrite the memory of the pads taken back."""
-        ...
 
 
 @dataclass(frozen=True)

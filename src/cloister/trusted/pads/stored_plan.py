@@ -1,27 +1,39 @@
-"""The plan of a pad store, beside its pads on storage that nobody trusts.
+"""The plan of a pad store, sealed beside its pads on storage that nobody trusts.
 
-A plan decides what is protected. It counts only if it has the digest that the store's key file
-names, and which that file's own MAC covers; of another one, nothing is read.
+A plan decides what is protected. It counts only under the seal of the store's key, which binds it
+to that store and to the plan that the key file names; of anything else, nothing is read. The
+storage learns its size: the weights of nodes that stay inside are nobody else's.
 """
 
+import hashlib
 import os
 from pathlib import Path
 
-from cloister.errors import PadStoreError, PlanError
+from cloister.base import files
+from cloister.base.aead import open_sealed, seal
+from cloister.base.hkdf import derive
+from cloister.base.reading import open_regular, parsing
+from cloister.base.rng import Csprng
+from cloister.errors import PadStoreError, VerificationError
 from cloister.plan.plan import Plan
 from cloister.trusted.pads.pad_ledger import Ledger
 
-PLAN_FILE = "store.plan"
+PLAN_FILE = "plan.sealed"
+MAX_BYTES = 2**31 - 1
+_PURPOSE = b"cloister stored plan v1"
 
 
-def save_plan(plan: Plan, folder: Path, *, key_file: Path) -> None:
+def save_plan(plan: Plan, folder: Path, *, key_file: Path, rng: Csprng) -> None:
     """Write a store's plan, in the place of any that is there.
 
     Raises   PadStoreError when the store is of another plan
     """
-    if Ledger.open(key_file).plan_digest != plan.digest:
-        raise PadStoreError(f"key file {key_file}: is of another plan, so this one is not stored")
-    plan.save(folder / PLAN_FILE)
+    ledger = Ledger.open(key_file)
+    data = plan.to_bytes()
+    if hashlib.sha256(data).digest() != ledger.plan_digest or len(data) > MAX_BYTES:
+        raise PadStoreError(f"key file {key_file}: is of another plan, or the plan is too large")
+    sealed = seal(_key(ledger), data, aad=ledger.plan_digest, rng=rng)
+    files.replace(folder / PLAN_FILE, sealed, private=False)
 
 
 def load_plan(folder: Path, *, key_file: Path) -> Plan:
@@ -30,10 +42,12 @@ def load_plan(folder: Path, *, key_file: Path) -> Plan:
     Raises   PadStoreError when the key file does not vouch for it, InputError when there is none
     """
     path = folder / PLAN_FILE
-    digest = Ledger.open(key_file).plan_digest
+    ledger = Ledger.open(key_file)
+    with parsing(f"{path}: cannot be read"), open_regular(path) as file:
+        sealed = file.read(MAX_BYTES)
     try:
-        return Plan.load(path, digest=digest)
-    except PlanError:
+        return Plan.from_bytes(open_sealed(_key(ledger), sealed, aad=ledger.plan_digest))
+    except VerificationError:
         raise PadStoreError(
             f"{path}: was changed, or is another store's: key file {key_file} does not vouch for "
             "it; run `cloister pads make` again with --policy and --calibration as at first, which "
@@ -56,3 +70,7 @@ def refuse_plan(folder: Path) -> None:
             f"{folder / PLAN_FILE}: was there before the store, so no key file vouches for it; "
             "delete it or choose another --store"
         )
+
+
+def _key(ledger: Ledger) -> bytes:
+    return derive(ledger.store_key, info=_PURPOSE + ledger.store_id + ledger.plan_digest)

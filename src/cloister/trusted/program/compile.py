@@ -16,7 +16,15 @@ from cloister.plan.plan import Plan
 from cloister.plan.protection import OPEN, Weights
 from cloister.trusted.program.epilogue import Epilogue, Matcher
 from cloister.trusted.program.spec import check_program
-from cloister.trusted.program.steps import Exchange, Fused, Local, Program, Segment, Slice, Step
+from cloister.trusted.program.steps import (
+    ChannelSlice,
+    Exchange,
+    Fused,
+    Local,
+    Program,
+    Segment,
+    Step,
+)
 
 
 def compile_plan(plan: Plan) -> Program:
@@ -43,7 +51,7 @@ class _Compiler:
     done: set[str] = field(default_factory=set)
     written: set[int] = field(default_factory=set)
     images: set[str] = field(default_factory=set)
-    slices: dict[str, Slice] = field(default_factory=dict)
+    slices: dict[str, ChannelSlice] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.graph = self.plan.graph
@@ -110,7 +118,7 @@ class _Compiler:
         yield self._fused(node, index, None, epilogue, geometry.out_shape, channels_first)
 
     def _concatenate(self, node: Node) -> bool:
-        """Turn a concatenation of channels into slices, where passes store all its inputs."""
+        """Turn a concatenation of channels into slices, where fused steps store all its inputs."""
         if node.op != "Concat" or node.attributes.get("axis") != 1:
             return False
         ours = all(
@@ -122,7 +130,7 @@ class _Compiler:
         (whole,) = node.outputs
         sizes = [self.graph.types[value].shape[1] or 0 for value in node.inputs]
         for i, value in enumerate(node.inputs):
-            self.slices[value] = Slice(whole, sum(sizes[:i]), sum(sizes))
+            self.slices[value] = ChannelSlice(whole, sum(sizes[:i]), sum(sizes))
         self._finish(node)
         return True
 
@@ -131,7 +139,7 @@ class _Compiler:
         first = self.graph.types.get(node.inputs[0]) if node.inputs else None
         if first is not None and first.dtype == "float32" and self._is_image(first.shape):
             epilogue = self.matcher.starting_at(node, channels_first=True)
-        # A pass of its own pays off where it pools or writes a request; the rest is ORT's.
+        # A fused step pays off where it pools or writes a message; ONNX Runtime does the rest.
         if epilogue is not None and (epilogue.window or self._sinks(epilogue, True)):
             size = channels_last_shape(first.shape, channels_first=True)  # type: ignore[union-attr]
             return self._fused(node, None, node.inputs[0], epilogue, size, True)
@@ -169,7 +177,7 @@ class _Compiler:
         )
 
     def _sinks(self, epilogue: Epilogue, channels_first: bool) -> tuple[int, ...]:
-        """Linear nodes that read the result in the layout the pass writes, as it is."""
+        """Linear nodes that read the result in the layout the fused step writes, as it is."""
         known = self.graph.types[epilogue.value].shape
         vector = len(known) == 2
         numbers = self.plan.linear_nodes
@@ -183,7 +191,7 @@ class _Compiler:
         )
 
     def _is_image(self, shape: tuple[int | None, ...]) -> bool:
-        """Whether passes can take a value: one image for every row that linear nodes take."""
+        """Whether fused steps can take a value: one image for every row that linear nodes take."""
         return len(shape) in (3, 4) and shape[0] == self.graph.batch and None not in shape[1:]
 
     def _with_edges(self, steps: list[Step]) -> Iterator[Step]:

@@ -1,6 +1,6 @@
-"""What may follow a linear node inside one native pass: add, clamp, pool or convolve depthwise.
+"""What may follow a linear node in one fused step: add, clamp, pool or convolve depthwise.
 
-`Matcher` walks forward from a value over nodes the pass understands and says where it must stop.
+`Matcher` follows the nodes behind a value as far as a fused step can compute them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
 
 @dataclass(frozen=True)
 class Epilogue:
-    """The nodes one pass absorbs after its source value.
+    """The nodes one fused step absorbs after its source value.
 
     Order of the operations: source (+ residual), clamp to [lo, hi], window: pooling, or a depthwise
     convolution clamped to [after_lo, after_hi]. `value` is the graph value that results; `covered`
@@ -60,7 +60,7 @@ class Consumers:
 
 
 class Matcher:
-    """Finds what one native pass can compute.
+    """Finds what one fused step can compute.
 
     `absorbable` tells nodes the plan keeps inside; `available` tells values already computed.
     """
@@ -78,11 +78,11 @@ class Matcher:
         self._available = available
 
     def after(self, value: str, *, channels_first: bool) -> Epilogue:
-        """Everything that one pass can compute behind the value a linear node produces."""
+        """Everything that one fused step can compute behind a linear node's value."""
         return self._extend(Epilogue(value), channels_first=channels_first)
 
     def starting_at(self, node: Node, *, channels_first: bool) -> Epilogue | None:
-        """The pass that begins with a local node on a computed value; None if there is none."""
+        """The epilogue that begins with a local node on a computed value; None if there is none."""
         if node.op in RESHAPES:
             return None
         first = self._absorb(node, Epilogue(node.inputs[0]), channels_first=channels_first)
@@ -106,7 +106,7 @@ class Matcher:
 
 
 def absorb(graph: Graph, node: Node, found: Epilogue, *, channels_first: bool) -> Epilogue | None:
-    """The pass that also computes `node`, a reader of its value; None where a pass cannot."""
+    """The epilogue with `node`, a reader of its value, as well; None where no step can have it."""
     known = node.domain in ("", "ai.onnx") and len(node.outputs) == 1
     if not known or found.value not in node.inputs:
         return None

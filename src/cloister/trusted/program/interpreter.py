@@ -6,15 +6,16 @@ outputs, messages, answers and counts, bit for bit. Sessions do not use it.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from cloister.base.rng import pad_stream
 from cloister.errors import RangeError, VerificationError
 from cloister.graph.batch import row_count
-from cloister.graph.interpreter import runtime_session
 from cloister.graph.layout import from_channels_last, to_channels_last
 from cloister.graph.onnx.export import model_bytes
+from cloister.graph.ort_session import runtime_session
 from cloister.plan.input_factors import multiplied
 from cloister.ring import reference
 from cloister.ring.freivalds import CheckVectors
@@ -135,26 +136,9 @@ class _Batch:
         return self._values[name]
 
     def fused(self, step: Fused) -> None:
-        """One pass from an answer or a value: a value, and the messages of its sinks."""
+        """An answer or a value becomes a value and the messages of its sinks."""
         epilogue, filters = step.epilogue, step.epilogue.depthwise
-        affine = unblinding = coefficients = None
-        if step.node is None:
-            source = multiplied(self._image(step.source or "", step), step.factors)
-        else:
-            numbers = self._plan.linear_nodes[step.node]
-            source, affine = (
-                self._answers.pop(step.node),
-                reference.Affine(numbers.scale, numbers.bias),
-            )
-            if self._of.protections[step.node].hidden:
-                unblinding = reference.linear_map(numbers.linear, self._pad(step.node))
-            if (vectors := self._vectors(step.node)) is not None:
-                coefficients = vectors.a, vectors.b
-        made = reference.fused_step(
-            source,
-            affine=affine,
-            unblinding=unblinding,
-            coefficients=coefficients,
+        made = self._on_source(step)(
             residual=None if epilogue.residual is None else self._image(epilogue.residual, step),
             bounds=(epilogue.lo, epilogue.hi),
             window=epilogue.window,
@@ -173,6 +157,23 @@ class _Batch:
             self.made.clipped[index] = made.clipped[i]
         for name in step.outputs:
             self._keep(name, made.value, channels_first=step.channels_first)
+
+    def _on_source(self, step: Fused) -> Callable[..., reference.FusedResult]:
+        """The definition of a fused step on this one's source."""
+        if step.node is None:
+            values = multiplied(self._image(step.source or "", step), step.factors)
+            return partial(reference.fused_step, values)
+        numbers, vectors = self._plan.linear_nodes[step.node], self._vectors(step.node)
+        unblinding = None
+        if self._of.protections[step.node].hidden:
+            unblinding = reference.linear_map(numbers.linear, self._pad(step.node))
+        return partial(
+            reference.fused_step,
+            self._answers.pop(step.node),
+            affine=reference.Affine(numbers.scale, numbers.bias),
+            unblinding=unblinding,
+            coefficients=None if vectors is None else (vectors.a, vectors.b),
+        )
 
     def exchange(self, step: Exchange) -> None:
         """A linear node on the worker."""
@@ -197,7 +198,7 @@ class _Batch:
     def _image(self, name: str, step: Fused) -> np.ndarray:
         """A value as float32 (n, h, w, c).
 
-        Raises   RangeError for a NaN or infinity that no pass made
+        Raises   RangeError for a NaN or infinity that no fused step made
         """
         value = self.value(name)
         if (name, step.channels_first) not in self._stored and not np.isfinite(value).all():

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cloister.plan.plan import Plan
-from cloister.trusted.program.steps import Exchange, Fused, Local, Program, Segment
+from cloister.trusted.program.steps import Exchange, Fused, Program
 from cloister.wire.messages import TensorSpec
 
 # Of a page: the worker maps shared memory by pages, and vector loads stay within cache lines.
@@ -128,7 +128,7 @@ def lay_out(program: Program, batch: int) -> Layout:
             shared.extend(("answer", step.node), i, answers[step.node].nbytes)
             if step.node in staged:
                 private.extend(("staged", step.node), i)
-        for name in _reads(step):
+        for name in step.inputs:
             _read(program, private, name, i)
     for name in plan.graph.outputs:
         _read(program, private, name, len(program.steps))
@@ -144,14 +144,6 @@ def _message(plan: Plan, index: int, batch: int) -> TensorSpec:
 def _whole_size(program: Program, step: Fused) -> tuple[int, ...]:
     part = program.slices.get(step.epilogue.value)
     return (*step.out_size[:2], part.channels) if part else step.out_size
-
-
-def _reads(step: object) -> tuple[str, ...]:
-    if isinstance(step, Local | Segment):
-        return step.inputs
-    if isinstance(step, Fused):
-        return tuple(name for name in (step.source, step.epilogue.residual) if name)
-    return ()
 
 
 def _read(program: Program, private: Lifetimes, name: str, step: int) -> None:

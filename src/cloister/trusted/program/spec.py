@@ -21,7 +21,7 @@ from cloister.trusted.program.epilogue import Epilogue, absorb
 from cloister.trusted.program.steps import Exchange, Fused, Local, Program, Segment, Step
 
 Broken = Iterator[tuple[int | None, str]]
-Kind = TypeVar("Kind", bound=Step)
+AnyStep = TypeVar("AnyStep", bound=Step)
 
 
 def check_program(program: Program) -> None:
@@ -42,7 +42,7 @@ def steps_name_what_exists(program: Program) -> Broken:
     for i, step in enumerate(program.steps):
         if isinstance(step, Fused):
             if (step.node is None) == (step.source is None):
-                yield i, "takes either a reply or a value"
+                yield i, "takes neither an answer nor a value, or both"
             indices = step.sinks if step.node is None else (step.node, *step.sinks)
             if not set(indices) <= set(linear):
                 yield i, "names a linear node that the plan does not have"
@@ -131,8 +131,8 @@ def borders_are_complete(program: Program) -> Broken:
                     yield i, f"makes value {value!r}, which none of its nodes makes"
 
 
-def passes_compute_their_nodes(program: Program) -> Broken:
-    """What a pass computes is what the nodes it covers mean, one after the other."""
+def fused_steps_compute_their_nodes(program: Program) -> Broken:
+    """What a fused step computes is what its nodes mean, one after the other."""
     nodes = {node.name: node for node in program.plan.graph.nodes}
     for i, step in _each(program, Fused):
         start = step.source or "" if step.node is None else program.linear[step.node].outputs[0]
@@ -149,14 +149,14 @@ def passes_compute_their_nodes(program: Program) -> Broken:
 
 
 def exchanges_are_paired(program: Program) -> Broken:
-    """One pass writes a message, then it goes out, then one pass reads its answer."""
+    """One fused step writes a message, one exchange sends it, one fused step reads the answer."""
     written: set[int] = set()
     sent: set[int] = set()
     read: set[int] = set()
     for i, step in enumerate(program.steps):
         if isinstance(step, Exchange):
             if step.node not in written:
-                yield i, "sends a message that no pass before has written"
+                yield i, "sends a message that no step before has written"
             if step.node in sent:
                 yield i, "sends a message twice: its pad would serve twice"
             sent.add(step.node)
@@ -173,7 +173,7 @@ def exchanges_are_paired(program: Program) -> Broken:
                 written.add(index)
     for index in range(len(program.plan.linear_nodes)):
         if index not in read:
-            yield None, f"the answer of linear node {index} is checked by no pass"
+            yield None, f"the answer of linear node {index} is read by no step"
 
 
 def clear_messages_wait_for_checks(program: Program) -> Broken:
@@ -210,7 +210,7 @@ def hidden_values_stay_hidden(program: Program) -> Broken:
 
 
 def sizes_agree(program: Program) -> Broken:
-    """A pass takes the answer or value there is, and its result is what its window leaves."""
+    """A fused step takes the size of its source and makes the size that its window leaves."""
     for i, step in _each(program, Fused):
         found: tuple[int, int, int] | None
         if step.node is not None:
@@ -231,7 +231,7 @@ def sizes_agree(program: Program) -> Broken:
 
 
 def messages_fit_their_nodes(program: Program) -> Broken:
-    """A sink reads the pass's result, in its layout and size, times its own factors."""
+    """A sink reads the step's result, in its layout and size, times the node's own factors."""
     for i, step in _each(program, Fused):
         for index in step.sinks:
             vector = len(program.plan.graph.types[step.epilogue.value].shape) == 2
@@ -259,7 +259,7 @@ def slices_tile_their_whole(program: Program) -> Broken:
         for value in parts:
             step = stored.get(value)
             if step is None or not step.channels_first:
-                yield None, f"value {value!r} is a slice that no pass stores channels-first"
+                yield None, f"value {value!r} is a slice that no step stores channels-first"
             elif program.slices[value].offset != end:
                 yield None, f"value {value!r} leaves a gap in {whole!r} or overlaps"
             elif step.out_size[:2] != stored[parts[0]].out_size[:2]:
@@ -293,7 +293,7 @@ RULES: tuple[Callable[[Program], Broken], ...] = (
     values_are_made_once,
     values_are_there_when_read,
     borders_are_complete,
-    passes_compute_their_nodes,
+    fused_steps_compute_their_nodes,
     exchanges_are_paired,
     clear_messages_wait_for_checks,
     hidden_values_stay_hidden,
@@ -332,12 +332,12 @@ def _concatenations(program: Program) -> list[str]:
     return [node.name for node in program.plan.graph.nodes if wholes & set(node.outputs)]
 
 
-def _each(program: Program, kind: type[Kind]) -> Iterator[tuple[int, Kind]]:
+def _each(program: Program, kind: type[AnyStep]) -> Iterator[tuple[int, AnyStep]]:
     return ((i, step) for i, step in enumerate(program.steps) if isinstance(step, kind))
 
 
 def _same(one: Epilogue, other: Epilogue) -> bool:
-    """Whether two passes compute the same; their filters are compared by value."""
+    """Whether two steps compute the same; their filters are compared by value."""
     mine, theirs = one.depthwise, other.depthwise
     if mine is None or theirs is None:
         return one == other

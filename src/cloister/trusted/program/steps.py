@@ -1,6 +1,7 @@
 """The steps of a program: what the executor does, in which order.
 
-    Fused     one native pass: unblind, check, dequantise, add, clamp, pool, quantise, blind
+    Fused     native, one step over memory: unblind, check, dequantise, add, clamp, pool, quantise,
+              blind
     Exchange  one message to a worker and its answer: one linear node
     Segment   open nodes, run whole by a worker on plain float32 values
     Local     nodes ONNX Runtime computes inside the trusted runtime
@@ -9,7 +10,7 @@ A node whose weights are hidden will be part of a fifth kind, `Module`: nodes, i
 as of a `Local`, computed by compiled code inside. Whoever runs steps names each kind and refuses
 others; a new kind gets a rule in `spec`, a case in `interpreter` and a stage in the executor.
 
-Concatenating channels is no step: the passes write their results into slices of one value.
+Concatenating channels is no step: fused steps write their results into slices of one value.
 
 `inputs` and `outputs` of a step are the float32 values it reads and makes; messages and answers
 belong to the linear node they are of.
@@ -30,7 +31,7 @@ from cloister.trusted.program.epilogue import Epilogue
 
 @dataclass(frozen=True)
 class Fused:
-    """One native pass from a reply (`node`) or a stored value (`source`) to its consumers.
+    """From an answer (`node`) or a stored value (`source`) to its consumers, natively.
 
     `size` is (h, w, c) of the source, `out_size` of the result; `stored` says whether the result is
     kept as float32; `sinks` are the linear nodes whose requests it writes. `factors` multiply the
@@ -92,7 +93,7 @@ Step = Fused | Exchange | Segment | Local
 
 
 @dataclass(frozen=True)
-class Slice:
+class ChannelSlice:
     """A value that is written as channels `offset`... of `whole`, which has `channels` in all."""
 
     whole: str
@@ -106,7 +107,7 @@ class Program:
 
     plan: Plan
     steps: tuple[Step, ...]
-    slices: Mapping[str, Slice]
+    slices: Mapping[str, ChannelSlice]
 
     @cached_property
     def linear(self) -> tuple[Node, ...]:

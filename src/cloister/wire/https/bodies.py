@@ -21,7 +21,7 @@ from cloister.errors import ProtocolError
 from cloister.wire.codec import DTYPES, MAX_RANK
 
 MAGIC = b"CLOH"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_TENSORS = 16
 MAX_FIELDS_BYTES = 1 << 20
 PRELUDE = struct.Struct("<4sBBHIQ")

@@ -1,0 +1,300 @@
+#include "cloister/executor.hpp"
+
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <time.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <variant>
+
+#include "pads/wipe.hpp"
+#include "threads/thread_pool.hpp"
+
+namespace cloister {
+namespace {
+
+constexpr int64_t kSecond = 1'000'000'000;
+
+int64_t now(clockid_t clock) {
+  timespec time{};
+  clock_gettime(clock, &time);
+  return time.tv_sec * kSecond + time.tv_nsec;
+}
+
+void ordered(bool condition, const char* message) {
+  if (!condition) throw std::logic_error(std::string("executor: ") + message);
+}
+
+// `bytes` of `value` from the highest down.
+void put_big_endian(uint8_t* out, uint64_t value, int bytes) {
+  for (int i = 0; i < bytes; ++i) out[i] = static_cast<uint8_t>(value >> (8 * (bytes - 1 - i)));
+}
+
+void put_little_endian(uint8_t* out, uint64_t value) {
+  for (int i = 0; i < 8; ++i) out[i] = static_cast<uint8_t>(value >> (8 * i));
+}
+
+// A blocking recv() gives up after `left_ns`: one system call where poll() and recv() are two.
+void limit_waiting(int descriptor, int64_t left_ns) {
+  const int64_t us = std::max<int64_t>((left_ns + 999) / 1000, 1);
+  const timeval patience{static_cast<time_t>(us / 1'000'000),
+                         static_cast<suseconds_t>(us % 1'000'000)};
+  setsockopt(descriptor, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+}
+
+}  // namespace
+
+Executor::Executor(std::vector<bool> checked, int64_t batch, int threads)
+    : batch_(batch), threads_(threads) {
+  if (batch < 1) throw std::invalid_argument("executor: no images");
+  nodes_.resize(checked.size());
+  for (size_t i = 0; i < nodes_.size(); ++i) {
+    nodes_[i].checked = checked[i];
+    nodes_[i].sums.resize(static_cast<size_t>(batch));
+  }
+  answer_sums_.resize(static_cast<size_t>(batch));
+}
+
+Executor::~Executor() { end(); }
+
+Executor::Node& Executor::node(int64_t index) {
+  if (index < 0 || index >= static_cast<int64_t>(nodes_.size())) {
+    throw std::invalid_argument("executor: there is no such node");
+  }
+  return nodes_[static_cast<size_t>(index)];
+}
+
+void Executor::add(Fused step) {
+  const std::vector<SinkRule>& rules = step.step->shape().sinks;
+  if (step.sink_nodes.size() != rules.size() || step.run.sinks.size() != rules.size()) {
+    throw std::invalid_argument("executor: a fused step needs one node per sink");
+  }
+  if ((step.node >= 0) != step.step->reads_answer()) {
+    throw std::invalid_argument("executor: a fused step that reads an answer needs its node");
+  }
+  if (step.node >= 0 && node(step.node).checked != step.step->checked()) {
+    throw std::invalid_argument("executor: a checked node needs a checked step, and no other does");
+  }
+  for (size_t i = 0; i < rules.size(); ++i) {
+    if (node(step.sink_nodes[i]).checked != rules[i].checked()) {
+      throw std::invalid_argument("executor: the request of a checked node needs coefficients");
+    }
+  }
+  steps_.emplace_back(std::move(step));
+  bound_.emplace_back();
+  costs_.emplace_back();
+}
+
+void Executor::add(Exchange step) {
+  node(step.node);
+  if (step.packet_id + 8 > step.packet.size() || step.answer_id + 8 > step.answer.size()) {
+    throw std::invalid_argument("executor: a packet has no room for its request id");
+  }
+  steps_.emplace_back(std::move(step));
+  bound_.emplace_back();
+  costs_.emplace_back();
+}
+
+void Executor::add(Outside step) {
+  if (step.node >= 0) node(step.node);
+  steps_.emplace_back(step);
+  bound_.emplace_back();
+  costs_.emplace_back();
+}
+
+bool Executor::waits(int64_t index) { return node(index).state == State::answered; }
+
+const FusedStep& Executor::fused(size_t step) const {
+  const Fused* found = step < steps_.size() ? std::get_if<Fused>(&steps_[step]) : nullptr;
+  if (found == nullptr) throw std::invalid_argument("executor: the step is no fused step");
+  return *found->step;
+}
+
+int64_t Executor::node_of(size_t step) const {
+  if (step < steps_.size()) {
+    if (const auto* found = std::get_if<Exchange>(&steps_[step])) return found->node;
+    const auto* outside = std::get_if<Outside>(&steps_[step]);
+    if (outside != nullptr && outside->node >= 0) return outside->node;
+  }
+  throw std::invalid_argument("executor: the step is no exchange");
+}
+
+void Executor::begin() {
+  end();
+  for (Node& node : nodes_) node.state = State::open;
+}
+
+void Executor::begin(const uint8_t key[kAesKeyBytes], const std::vector<uint64_t>& pad_ids,
+                     const std::vector<int64_t>& hidden,
+                     std::vector<std::vector<const uint32_t*>> unblind) {
+  const auto n = static_cast<size_t>(batch_);
+  if (pad_ids.size() != n || hidden.size() != unblind.size()) {
+    throw std::invalid_argument("executor: one pad id per image is needed");
+  }
+  begin();
+  for (size_t i = 0; i < hidden.size(); ++i) {
+    Node& to = node(hidden[i]);
+    if (unblind[i].size() != n) throw std::invalid_argument("executor: a pad is missing");
+    to.unblind = std::move(unblind[i]);
+    to.nonces.resize(n * kAesNonceBytes);
+    for (size_t j = 0; j < n; ++j) {
+      uint8_t* nonce = to.nonces.data() + j * kAesNonceBytes;
+      put_big_endian(nonce, pad_ids[j], 8);
+      put_big_endian(nonce + 8, static_cast<uint64_t>(hidden[i]), 4);
+    }
+  }
+  std::memcpy(key_.data(), key, kAesKeyBytes);
+  has_pads_ = true;
+}
+
+FusedRun& Executor::bind(size_t step) {
+  fused(step);
+  const auto& of = std::get<Fused>(steps_[step]);
+  if (!of.binds) throw std::invalid_argument("executor: the step has no arrays of its own");
+  return bound_[step].emplace(of.run);
+}
+
+void Executor::close() {
+  for (Node& node : nodes_) node.state = State::closed;
+}
+
+void Executor::end() {
+  wipe(key_.data(), key_.size());
+  has_pads_ = answer_waits_ = false;
+  close();
+  for (Node& node : nodes_) {
+    node.answer = nullptr;
+    node.nonces.clear();
+    node.unblind.clear();
+  }
+  for (auto& bound : bound_) bound.reset();
+}
+
+Stop Executor::run(size_t first, uint64_t& next_request_id, const Channel& channel) {
+  if (first > steps_.size()) throw std::invalid_argument("executor: there is no such step");
+  if (channel.descriptor >= 0) limit_waiting(channel.descriptor, channel.timeout_ns);
+  // Threads of a fused step count as well; the clock of this thread alone is the cheaper one.
+  const clockid_t cpu = threads_ > 1 ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_THREAD_CPUTIME_ID;
+  Stop stop;
+  int64_t before = now(cpu);
+  for (stop.step = first; stop.step < steps_.size(); ++stop.step) {
+    StepCost& cost = costs_[stop.step];
+    cost = {};
+    if (auto* fused = std::get_if<Fused>(&steps_[stop.step])) {
+      stop.why = perform(*fused, stop.step);
+    } else if (auto* exchanged = std::get_if<Exchange>(&steps_[stop.step])) {
+      const int64_t sent = now(CLOCK_MONOTONIC);
+      stop.request_id = next_request_id++;
+      stop.deadline_ns = sent + channel.timeout_ns;
+      stop.why = exchange(*exchanged, channel, threads_of(stop.step + 1), stop);
+      cost.wait_ns = now(CLOCK_MONOTONIC) - sent;
+    } else {
+      const int64_t sends = std::get<Outside>(steps_[stop.step]).node;
+      require_compared();
+      ordered(sends < 0 || node(sends).state == State::written, "a request is not there");
+      stop.why = Stop::Why::outside;
+    }
+    const int64_t after = now(cpu);
+    cost.cpu_ns = after - before;
+    before = after;
+    if (stop.why != Stop::Why::done) break;
+  }
+  return stop;
+}
+
+void Executor::answered(size_t step, const uint32_t* answer) {
+  Node& of = node(node_of(step));
+  ordered(of.state == State::written, "an answer without a request");
+  of.state = State::answered;
+  of.answer = answer;
+  answer_waits_ = true;
+}
+
+void Executor::require_compared() const { ordered(!answer_waits_, "an answer was not compared"); }
+
+Stop::Why Executor::perform(Fused& step, size_t number) {
+  if (step.binds && !bound_[number]) return Stop::Why::unbound;
+  FusedRun& run = step.binds ? *bound_[number] : step.run;
+  Node* source = step.node >= 0 ? &node(step.node) : nullptr;
+  const uint32_t* const reply = run.reply;
+  if (source != nullptr) {
+    ordered(source->state == State::answered, "an answer is not there");
+    if (source->answer != nullptr) run.reply = source->answer;
+  }
+  run.n = batch_;
+  run.unblind_images = nullptr;
+  if (step.unblinds) {
+    ordered(has_pads_ && source != nullptr && !source->unblind.empty(), "a pad is missing");
+    run.unblind_images = source->unblind.data();
+  }
+  for (size_t i = 0; i < step.sink_nodes.size(); ++i) {
+    Node& sink = node(step.sink_nodes[i]);
+    ordered(sink.state == State::open, "a request is written twice");
+    run.sinks[i].sums = sink.sums.data();
+    run.sinks[i].sums_stride = 1;
+    if (run.sinks[i].blinded == nullptr || run.sinks[i].pad != nullptr) continue;
+    ordered(has_pads_ && !sink.nonces.empty(), "a pad is missing");
+    run.sinks[i].key = key_.data();
+    run.sinks[i].nonces = sink.nonces.data();
+  }
+  run.sums_out = answer_sums_.data();
+  run.sums_out_stride = 1;
+  // From here on the pads count as used, whatever happens.
+  for (const int64_t sink : step.sink_nodes) node(sink).state = State::written;
+  if (source != nullptr) source->state = State::consumed;
+  step.step->run(run, threads_);
+  run.reply = reply;
+  bound_[number].reset();
+  if (source == nullptr) return Stop::Why::done;
+  source->answer = nullptr;
+  if (source->checked && answer_sums_ != source->sums) {
+    close();
+    return Stop::Why::mismatch;
+  }
+  answer_waits_ = false;
+  return Stop::Why::done;
+}
+
+int Executor::threads_of(size_t step) const {
+  const Fused* next = step < steps_.size() ? std::get_if<Fused>(&steps_[step]) : nullptr;
+  return next == nullptr ? 1 : next->step->worthwhile(batch_, threads_);
+}
+
+Stop::Why Executor::exchange(Exchange& step, const Channel& channel, int threads, Stop& stop) {
+  Node& of = node(step.node);
+  require_compared();
+  ordered(of.state == State::written, "a request is not there");
+  if (step.staged != nullptr) std::memcpy(step.place, step.staged, step.staged_bytes);
+  put_little_endian(step.packet.data() + step.packet_id, stop.request_id);
+  put_little_endian(step.answer.data() + step.answer_id, stop.request_id);
+  ssize_t size =
+      send(channel.descriptor, step.packet.data(), step.packet.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+  if (size < 0) return Stop::Why::unsent;
+  const WakeOnPacket wake(channel.descriptor, threads);
+  // One byte more than a packet may have, so that one too long is seen as such.
+  received_.resize(channel.max_packet_bytes + 1);
+  while ((size = recv(channel.descriptor, received_.data(), received_.size(), 0)) < 0) {
+    if (errno != EINTR) return Stop::Why::unanswered;
+    if (channel.interrupted(channel.context)) return Stop::Why::interrupted;
+    const int64_t left = stop.deadline_ns - now(CLOCK_MONOTONIC);
+    if (left <= 0) return Stop::Why::unanswered;
+    limit_waiting(channel.descriptor, left);  // for the rest of this run: signals are rare
+  }
+  if (size <= 0) return Stop::Why::unanswered;
+  const bool expected = static_cast<size_t>(size) == step.answer.size() &&
+                        std::equal(step.answer.begin(), step.answer.end(), received_.begin());
+  if (!expected) {
+    stop.packet.assign(received_.begin(), received_.begin() + size);
+    return Stop::Why::unexpected;
+  }
+  of.state = State::answered;
+  answer_waits_ = true;
+  return Stop::Why::done;
+}
+
+}  // namespace cloister

@@ -1,0 +1,18 @@
+#include "check/freivalds_kernels.hpp"
+#include "isa/portable.hpp"
+#include "pads/share_kernels.hpp"
+#include "ring/fixed_point_kernels.hpp"
+#include "ring/ring_kernels.hpp"
+
+namespace cloister {
+
+const Kernels kKernelsPortable{
+    .ring = ring_kernels<Portable, {4, 2, 0}>(nullptr),  // 8 accumulators of 16 registers
+    .floats = fixed_point_kernels<float>(),
+    .doubles = fixed_point_kernels<double>(),
+    .transpose = transpose_words,
+    .freivalds = kFreivaldsInWords,
+    .aes = {},
+    .pad_shares = pad_share_kernels<Portable>()};
+
+}  // namespace cloister

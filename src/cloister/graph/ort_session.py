@@ -1,0 +1,31 @@
+"""Sessions of ONNX Runtime on the CPU, and the errors that they raise."""
+
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+# For programs that loaded ONNX Runtime before Cloister (see cloister/__init__.py).
+ort.disable_telemetry_events()
+
+ORT_ERRORS: tuple[type[Exception], ...] = (
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NoSuchFile,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+
+
+def runtime_session(
+    model: bytes, *, threads: int = 1, optimised: bool = False
+) -> ort.InferenceSession:
+    """A session on the CPU that neither logs nor spins; 0 threads: as many as there are cores."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # its messages contain values
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not optimised:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(model, options, ["CPUExecutionProvider"])
