@@ -6,7 +6,7 @@ host's and the authority's hold what they were asked.
 A file is one line that names the format, then records. A record is the length of its body, the
 body and the body's SHA-256, so a torn tail or a damaged byte is found where it is. A body is a
 message of `cloister.wire.https.bodies`: the request as it is sent, and what this party read. The
-log is evidence for `cloister audit encrypted`; training never reads it.
+log is evidence for `cloister audit training`; training never reads it.
 """
 
 import hashlib
@@ -43,6 +43,7 @@ class Release:
     values   forward (n, oh, ow, oc), gradient the weights' shape, labels (n, classes): P - Y, or Y
              itself; `UNREAD`: a party was asked that learned no value of it
     shape    (h, w, c) of one sample
+    Raises   ShapeError for values unlike the answer to such a request
     """
 
     request: Request
