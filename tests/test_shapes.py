@@ -15,7 +15,7 @@ from cloister.errors import ShapeError
 from cloister.ring import pads
 from cloister.ring.rounding import dequantise, quantise
 
-WITHOUT_SHAPES = {"_native", "errors", "examples", "wire"}
+WITHOUT_SHAPES = {"errors", "wire"}
 
 
 def functions(holder, module):

@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import cloister
-import cloister._native as native
+import cloister.base._native as native
 from cloister.wire import process
 from cloister.wire.grpc.grpc_link import RpcLink
 from cloister.wire.messages import TensorSpec

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import UInt32, UInt64
 
-import cloister._native as native
+import cloister.base._native as native
 from cloister.base.rng import KEY_BYTES, Csprng, SystemRandom
 from cloister.errors import (
     InputError,
