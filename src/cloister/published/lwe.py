@@ -14,10 +14,9 @@ with a uniform secret is hard. Z is uniform and not small so that Z + (x0 - x1) 
 as Z, which the reduction needs; it also spreads the noise of s over E, and for that step sigma 3.2
 is heuristic while sigma 2^12 (`WIDE`) covers differences of 8-bit vectors better. With `dim`
 independent keys Z is the solution of a linear system and *every* ciphertext under it, past and
-future, is open. `keygen` therefore counts the rank of what it has given, on stable storage where
-the master key is kept there, and refuses the last one (`cloister.published.released`). A caller who
-means to release as many functions as there are inputs sets up one spare coordinate that is always
-zero, and has then decided to release the inputs.
+future, is open. `keygen` therefore counts the rank of what it has given and refuses the last
+one (`cloister.published.released`). A caller who means to release as many functions as there are
+inputs sets up one spare coordinate that is always zero, and has then decided to release the inputs.
 
 Source   Abdalla, Bourse, De Caro, Pointcheval, PKC 2015 (ePrint 2015/017), secret-key form
 """
@@ -46,7 +45,7 @@ from cloister.published.lwe_keys import (
     uniform,
 )
 from cloister.published.modular import Digits
-from cloister.published.released import Keep, allowed, nothing
+from cloister.published.released import Released
 from cloister.published.scheme import Bounds, Keys, Op, check_matrix, exact_quotient
 from cloister.ring.pads import masks
 
@@ -119,26 +118,21 @@ def setup(
     parameters: Parameters = EXACT,
     budget: int | None = None,
     allow_unbounded_leakage: bool = False,
-    keep: Keep | None = None,
 ) -> LweKeys:
     """Fresh keys for vectors of `dim` entries.
 
     budget   independent functions that keys may be made for, below dim; None: dim - 1
     allow_unbounded_leakage   the paper's mode: any number of them, so that every ciphertext is open
-    keep     brings the master key with its count to stable storage (`published.keyfile`), now
-             and before each key that gives more away; None: the count lives in this process
 
     Domain   dim * x_bound * y_bound below q / (2 D), so that an answer does not wrap
     Raises   RangeError, InputError
     """
     bounds = checked(Bounds(dim, x_bound, y_bound), parameters)
-    budget = allowed(dim, budget, allow_unbounded_leakage=allow_unbounded_leakage, name="lwe")
     encryption = EncryptionKey(rng.random_bytes(KEY_BYTES), Public(bounds, parameters))
-    basis = nothing(dim, rng=rng)
-    master = Master.counting(encryption, basis=basis, budget=budget, keep=keep)
-    if keep is not None:
-        keep(master.to_bytes(), replaces=None)
-    return Keys(master, encryption, encryption.public)
+    released = Released(
+        dim, budget=budget, allow_unbounded_leakage=allow_unbounded_leakage, name="lwe", rng=rng
+    )
+    return Keys(Master(encryption, released), encryption, encryption.public)
 
 
 def encrypt(
@@ -173,8 +167,7 @@ def keygen(
 ) -> FunctionKey:
     """Y Z for k vectors; not bound to ciphertexts, `ciphertexts_ids` is not used.
 
-    Raises ShapeError, RangeError, BudgetError (more independent functions than the budget), and
-    what the master key's `keep` raises: then there is no key.
+    Raises ShapeError, RangeError, BudgetError (more independent functions than the budget).
     """
     # A private copy, of no subclass: what is charged is what the key is made for.
     y = np.array(y)

@@ -13,6 +13,8 @@ Source   Xu, Joshi, Li, "CryptoNN" (arXiv:1904.07303), section III-B; deviation:
          group in which DDH is hard, operands and results range-checked, r uniform modulo the order
 """
 
+from typing import get_args
+
 import numpy as np
 from jaxtyping import Int64, UInt8
 
@@ -26,7 +28,6 @@ from cloister.published.ddh.keys import (
     MasterKey,
 )
 from cloister.published.ddh.parameters import Public
-from cloister.published.ddh.serial import ELEMENT_KEYS
 from cloister.published.scheme import Op, check_matrix
 
 
@@ -68,7 +69,7 @@ def keygen_elements(
     # Private copies, of no subclass: the secret meets only elements that were checked.
     y, commitments = np.array(y), np.array(commitments)
     public, g = master.public, master.public.group
-    if op not in ELEMENT_KEYS:
+    if op not in get_args(Op):
         raise InputError(f"ddh: the operation is one of + - * /, not {op!r}")
     bound = public.bounds.y_bound
     check_matrix("y", y, bound=bound)

@@ -26,7 +26,7 @@ from cloister.errors import EncryptionError
 from cloister.published.ddh.groups import GroupName
 from cloister.published.ddh.keys import Ciphertexts, EncryptionKey, FunctionKey, MasterKey
 from cloister.published.ddh.parameters import Public, Variant
-from cloister.published.released import Keep, allowed, nothing
+from cloister.published.released import Released
 from cloister.published.scheme import Bounds, Keys, check_matrix
 
 DdhKeys: TypeAlias = Keys[MasterKey, EncryptionKey, Public]
@@ -42,14 +42,11 @@ def setup(
     variant: Variant = "selective",
     budget: int | None = None,
     allow_unbounded_leakage: bool = False,
-    keep: Keep | None = None,
 ) -> DdhKeys:
     """The authority's secret and the clients' public key, for FEIP and FEBO.
 
     budget   independent functions that keys may be made for, below dim; None: dim - 1
     allow_unbounded_leakage   the paper's mode: any number of them, so that every ciphertext is open
-    keep     brings the master key with its count to stable storage (`published.keyfile`), now
-             and before each key that gives more away; None: the count lives in this process
 
     Domain   dim * x_bound * y_bound below 2^40 (curve25519) or 2^30 (ffdhe2048): answers are found
              by search
@@ -57,7 +54,6 @@ def setup(
     Raises   RangeError, InputError, UnsupportedError (ffdhe2048 without gmpy2)
     """
     public = Public(group, variant, Bounds(dim, x_bound, y_bound))
-    budget = allowed(dim, budget, allow_unbounded_leakage=allow_unbounded_leakage, name="ddh")
     g = public.group
     scalars = g.random_scalars(public.secrets * dim + 1, rng=rng)
     bases = g.generator[None]
@@ -69,11 +65,10 @@ def setup(
     h = g.sums(points, columns)
     last = g.powers(g.generator[None], scalars[-1:])[0]
     encryption = EncryptionKey(public, np.concatenate([bases, h, last]))
-    basis = nothing(dim, rng=rng)
-    master = MasterKey.counting(public, scalars, basis=basis, budget=budget, keep=keep)
-    if keep is not None:
-        keep(master.to_bytes(), replaces=None)
-    return Keys(master, encryption, public)
+    released = Released(
+        dim, budget=budget, allow_unbounded_leakage=allow_unbounded_leakage, name="ddh", rng=rng
+    )
+    return Keys(MasterKey(public, scalars, released), encryption, public)
 
 
 def encrypt(
@@ -108,8 +103,7 @@ def keygen(
 
     Domain   |y| <= y_bound
     Secret   master.  Public: y.
-    Raises   ShapeError, RangeError, BudgetError (more independent functions than the budget), and
-             what the master key's `keep` raises: then there is no key
+    Raises   ShapeError, RangeError, BudgetError (more independent functions than the budget)
     """
     # A private copy, of no subclass: what is charged is what the key is made for.
     y = np.array(y)
