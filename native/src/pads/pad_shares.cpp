@@ -22,9 +22,10 @@ uint64_t fold_signed(I128 v) {
   CLOISTER_DEBUG_ASSERT(x >> 113 == 0);
   const U128 once = fold(x);
   CLOISTER_DEBUG_ASSERT(once >> 67 == 0);
-  const U128 twice = fold(once);
+  const uint64_t low = static_cast<uint64_t>(once) & kLow52;
+  const uint64_t twice = low + kFold * static_cast<uint64_t>(once >> 52);
   CLOISTER_DEBUG_ASSERT(twice >> 53 == 0);
-  return static_cast<uint64_t>(twice);
+  return twice;
 }
 
 std::vector<DigitField> fields_of(const std::vector<int>& widths) {

@@ -220,7 +220,7 @@ class Cuts:
     loses output positions.
     """
 
-    def __init__(self, *used: Bool[np.ndarray, "ways size"]) -> None:
+    def __init__(self, *used: Bool[np.ndarray, "_ _"]) -> None:
         """used: along height and width, which weights are left; a row of it may be repeated."""
         rows, columns = (np.unique(along, axis=0) for along in used)
         self.count = len(rows) * len(columns)
