@@ -18,7 +18,7 @@ from cloister.errors import CloisterError, InputError
 from cloister.graph.onnx.read import from_model
 from cloister.graph.passes.normalise import prepare
 from cloister.plan import policies
-from cloister.trusted.pads.pad_ledger import Ledger
+from cloister.trusted.pads.pad_ledger import PadLedger
 from cloister.trusted.pads.store import PadStore
 from cloister.wire.transcript import Transcript
 
@@ -97,7 +97,7 @@ def audit_page(path):
 
 
 def ledger(path):
-    Ledger.create(path, plan_digest=DIGEST, rng=RNG)
+    PadLedger.create(path, plan_digest=DIGEST, rng=RNG)
 
 
 REPLACE_PRIVATE = {

@@ -155,7 +155,7 @@ def test_a_key_of_other_parameters_is_refused(keys):
 def test_a_key_of_y_is_no_key_of_another_vector(keys):
     x = np.array([[1, 2, 3, 4]])
     key = ddh.keygen(keys.master, np.array([[1, 0, 0, 1]]))
-    forged = ddh.FunctionKey(key.public, np.array([[0, 1, 0, 1]]), key.scalars)
+    forged = ddh.DdhFunctionKey(key.public, np.array([[0, 1, 0, 1]]), key.scalars)
     with pytest.raises(RangeError):
         ddh.decrypt(keys.public, forged, ddh.encrypt(keys.encryption, x, rng=RNG))
 

@@ -33,7 +33,7 @@ def unit_keys(scheme, public, keys):
         bits = public.parameters.q_bits
         yz = np.concatenate([key.yz for key in keys]).astype(object)
         solved = ((INVERSE.astype(object) @ yz) % 2**bits).astype(np.int64)
-        return lwe.FunctionKey(eye, modular.centre(solved, bits), public.parameters)
+        return lwe.LweFunctionKey(eye, modular.centre(solved, bits), public.parameters)
     order, group = public.group.order, public.group
     scalars = np.concatenate([key.scalars for key in keys])
     solved = []
@@ -43,7 +43,7 @@ def unit_keys(scheme, public, keys):
         )
         solved.append([(row.astype(object) @ values) % order for row in INVERSE])
     made = np.stack([group.encode_scalars(column) for column in solved], axis=1)
-    return ddh.FunctionKey(public, eye, made)
+    return ddh.DdhFunctionKey(public, eye, made)
 
 
 def adversary(scheme, keys):

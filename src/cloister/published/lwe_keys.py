@@ -9,10 +9,10 @@ from jaxtyping import Int64
 
 from cloister.errors import RangeError
 from cloister.published import modular
-from cloister.published.modular import Digits
+from cloister.published.modular import ResidueDigits
 from cloister.published.released import Released
 from cloister.published.scheme import Bounds, check_bounds
-from cloister.ring.pads import masks
+from cloister.ring.pads import expand
 
 ESTIMATOR = (
     "primal uSVP attack, BKZ with block size b: core-SVP is 0.292 b bits (sieving only); with "
@@ -59,7 +59,7 @@ WIDE = Parameters("wide", 1088, 42, 4096.0, 16, 140, 171)
 
 
 @dataclass(frozen=True)
-class Public:
+class LwePublic:
     """What everyone knows."""
 
     bounds: Bounds
@@ -78,30 +78,30 @@ class Public:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class EncryptionKey:
+class LweEncryptionKey:
     """What clients and authority share.  Secret: seed, and Z which it expands to."""
 
     seed: bytes
-    public: Public
+    public: LwePublic
 
     @cached_property
-    def z(self) -> Digits:
+    def z(self) -> ResidueDigits:
         """Z, one row for each coordinate."""
         rows = np.arange(self.public.bounds.dim, dtype=np.int64)
         return uniform(self.seed, rows, self.public.parameters, _Z_DOMAIN)
 
     @cached_property
-    def element_z(self) -> Digits:
+    def element_z(self) -> ResidueDigits:
         """The secret rows of element-wise ciphertexts, of which no combination is given away."""
         rows = np.arange(self.public.bounds.dim, dtype=np.int64)
         return uniform(self.seed, rows, self.public.parameters, _ELEMENT_Z_DOMAIN)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Master:
+class LweMasterKey:
     """The authority's half: Z, and a count of the functions it has made keys for."""
 
-    encryption: EncryptionKey
+    encryption: LweEncryptionKey
     released: Released
 
 
@@ -119,9 +119,9 @@ def checked(bounds: Bounds, parameters: Parameters) -> Bounds:
 
 def uniform(
     seed: bytes, rows: Int64[np.ndarray, " rows"], parameters: Parameters, domain: int
-) -> Digits:
+) -> ResidueDigits:
     """Rows of n uniform residues from the AES-256-CTR stream of a seed."""
-    words = masks(seed, rows, (2 * parameters.n,), domain=domain)
+    words = expand(seed, rows, (2 * parameters.n,), domain=domain)
     # Little-endian on every machine: both sides must expand the same matrix.
     values = words.astype("<u4", copy=False).view("<i8").astype(np.int64, copy=False)
     return modular.split(values, parameters.q_bits)

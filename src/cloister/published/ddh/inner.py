@@ -24,12 +24,17 @@ from jaxtyping import Int64
 from cloister.base.rng import Csprng
 from cloister.errors import EncryptionError
 from cloister.published.ddh.groups import GroupName
-from cloister.published.ddh.keys import Ciphertexts, EncryptionKey, FunctionKey, MasterKey
-from cloister.published.ddh.parameters import Public, Variant
+from cloister.published.ddh.keys import (
+    DdhCiphertexts,
+    DdhEncryptionKey,
+    DdhFunctionKey,
+    DdhMasterKey,
+)
+from cloister.published.ddh.parameters import DdhPublic, Variant
 from cloister.published.released import Released
 from cloister.published.scheme import Bounds, Keys, check_matrix
 
-DdhKeys: TypeAlias = Keys[MasterKey, EncryptionKey, Public]
+DdhKeys: TypeAlias = Keys[DdhMasterKey, DdhEncryptionKey, DdhPublic]
 
 
 def setup(
@@ -53,7 +58,7 @@ def setup(
     Secret   the result's `master`
     Raises   RangeError, InputError, UnsupportedError (ffdhe2048 without gmpy2)
     """
-    public = Public(group, variant, Bounds(dim, x_bound, y_bound))
+    public = DdhPublic(group, variant, Bounds(dim, x_bound, y_bound))
     g = public.group
     scalars = g.random_scalars(public.secrets * dim + 1, rng=rng)
     bases = g.generator[None]
@@ -64,16 +69,16 @@ def setup(
     points = np.broadcast_to(bases, (dim, *bases.shape))
     h = g.sums(points, columns)
     last = g.powers(g.generator[None], scalars[-1:])[0]
-    encryption = EncryptionKey(public, np.concatenate([bases, h, last]))
+    encryption = DdhEncryptionKey(public, np.concatenate([bases, h, last]))
     released = Released(
         dim, budget=budget, allow_unbounded_leakage=allow_unbounded_leakage, name="ddh", rng=rng
     )
-    return Keys(MasterKey(public, scalars, released), encryption, public)
+    return Keys(DdhMasterKey(public, scalars, released), encryption, public)
 
 
 def encrypt(
-    encryption: EncryptionKey, x: Int64[np.ndarray, "n dim"], *, rng: Csprng, threads: int = 1
-) -> Ciphertexts:
+    encryption: DdhEncryptionKey, x: Int64[np.ndarray, "n dim"], *, rng: Csprng, threads: int = 1
+) -> DdhCiphertexts:
     """Encrypt the rows of x.
 
     Shapes   x: (n, dim)
@@ -88,17 +93,17 @@ def encrypt(
     plus = np.zeros((len(x), len(encryption.inner)), np.int64)
     plus[:, public.secrets :] = x
     r = g.random_scalars(len(x), rng=rng)
-    return Ciphertexts(
+    return DdhCiphertexts(
         public, g.powers(encryption.inner, r, plus=plus, bound=bound, threads=threads)
     )
 
 
 def keygen(
-    master: MasterKey,
+    master: DdhMasterKey,
     y: Int64[np.ndarray, "k dim"],
     *,
     ciphertexts_ids: Int64[np.ndarray, " n"] | None = None,
-) -> FunctionKey:
+) -> DdhFunctionKey:
     """The key of k functions; `ciphertexts_ids` is not needed: it serves every ciphertext.
 
     Domain   |y| <= y_bound
@@ -111,11 +116,11 @@ def keygen(
     check_matrix("y", y, bound=public.bounds.y_bound, columns=public.bounds.dim)
     master.released.charge(y)
     scalars = [g.combine(master.inner(which), y) for which in range(public.secrets)]
-    return FunctionKey(public, y, np.stack(scalars, axis=1))
+    return DdhFunctionKey(public, y, np.stack(scalars, axis=1))
 
 
 def decrypt(
-    public: Public, key: FunctionKey, ciphertexts: Ciphertexts, *, threads: int = 1
+    public: DdhPublic, key: DdhFunctionKey, ciphertexts: DdhCiphertexts, *, threads: int = 1
 ) -> Int64[np.ndarray, "n k"]:
     """X Y^T, exactly.
 

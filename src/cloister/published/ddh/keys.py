@@ -5,19 +5,19 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from cloister.published.ddh.parameters import Public
+from cloister.published.ddh.parameters import DdhPublic
 from cloister.published.released import Released
 from cloister.published.scheme import Op
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class EncryptionKey:
+class DdhEncryptionKey:
     """The clients' key, which is public: g (and h), h_1 .. h_dim, and FEBO's own g^s.
 
     `points` has secrets + dim + 1 rows.
     """
 
-    public: Public
+    public: DdhPublic
     points: UInt8[np.ndarray, "rows element_bytes"]
 
     @property
@@ -32,13 +32,13 @@ class EncryptionKey:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class MasterKey:
+class DdhMasterKey:
     """The authority's secret: `scalars` are s_1 .. s_dim, (t_1 .. t_dim,) and FEBO's s.
 
     `released` counts the functions that keys were made for.
     """
 
-    public: Public
+    public: DdhPublic
     scalars: UInt8[np.ndarray, "rows scalar_bytes"]
     released: Released
 
@@ -54,10 +54,10 @@ class MasterKey:
 
 
 @dataclass(frozen=True, eq=False)
-class Ciphertexts:
+class DdhCiphertexts:
     """n encrypted vectors: per row g^r, (h^r,) and h_j^r g^x_j."""
 
-    public: Public
+    public: DdhPublic
     elements: UInt8[np.ndarray, "n columns element_bytes"]
 
     @property
@@ -67,28 +67,28 @@ class Ciphertexts:
 
 
 @dataclass(frozen=True, eq=False)
-class FunctionKey:
+class DdhFunctionKey:
     """Keys of k vectors y: per vector sum_j y_j s_j (and sum_j y_j t_j)."""
 
-    public: Public
+    public: DdhPublic
     y: Int64[np.ndarray, "k dim"]
     scalars: UInt8[np.ndarray, "k secrets scalar_bytes"]
 
 
 @dataclass(frozen=True, eq=False)
-class ElementCiphertexts:
+class DdhElementCiphertexts:
     """A matrix encrypted entry by entry: g^r and h^r g^x for every entry."""
 
-    public: Public
+    public: DdhPublic
     commitments: UInt8[np.ndarray, "a b element_bytes"]
     values: UInt8[np.ndarray, "a b element_bytes"]
 
 
 @dataclass(frozen=True, eq=False)
-class ElementKey:
+class DdhElementKey:
     """One operation with a known operand on every entry of one ciphertext."""
 
-    public: Public
+    public: DdhPublic
     op: Op
     y: Int64[np.ndarray, "a b"]
     elements: UInt8[np.ndarray, "a b element_bytes"]
