@@ -1,5 +1,5 @@
 """Strict messages over HTTPS between parties that know each other's key: what both sides agree on,
-and the client; `https_server` is the other side.
+and the client; `server` is the other side.
 
 The server shows one self-signed certificate; the client trusts this certificate and no other, by
 whatever name or address it is reached. Who calls is told by a bearer token. Bodies are those of
