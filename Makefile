@@ -20,7 +20,7 @@ demo: $(VENV)/.demo
 
 # Two clinics, an authority and a training server, each a process.
 demo-training: $(VENV)/.train
-	$(BIN)/cloister demo-training
+	$(BIN)/cloister demo training
 
 test: $(VENV)/.dev native-test
 	$(BIN)/pytest -n $(JOBS) --dist worksteal

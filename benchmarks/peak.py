@@ -1,6 +1,6 @@
 """Peak memory of the trusted process, measured in a process of its own.
 
-    python -m benchmarks.peak MODEL.onnx calibration.json [--batch N] [--threads N]
+    python -m benchmarks.peak MODEL.onnx FILE.plan [--batch N] [--threads N]
 
 The process does what a trusted runtime does and nothing else: it reads the model and a
 calibration that was made elsewhere, plans, lets go of the float weights it sent out, opens a

@@ -83,7 +83,7 @@ def run_output(path):
     model = net.model(net.conv(net.input("image", 3, 4, 4), 3, 2))
     onnx.save(model, path.parent.parent / "model.onnx")
     np.save(path.parent.parent / "x.npy", np.zeros((1, 3, 4, 4), np.float32))
-    given = ("--input", path.parent.parent / "x.npy", "--policy", "enclave", "--output", path)
+    given = (path.parent.parent / "x.npy", "--policy", "enclave", "--out", path)
     assert main(["run", str(path.parent.parent / "model.onnx"), *map(str, given)]) == 0
 
 
@@ -98,7 +98,7 @@ def token(path):
 def audit_page(path):
     pytest.importorskip("scipy")
     log(path.parent.parent / "log")
-    command = ("audit", "encrypted", path.parent.parent / "log", "--html", path)
+    command = ("audit", "training", path.parent.parent / "log", "--out", path)
     assert main(list(map(str, command))) == 0
 
 

@@ -1,4 +1,4 @@
-"""`cloister audit encrypted` as people use it."""
+"""`cloister audit training` as people use it."""
 
 import json
 import re
@@ -48,9 +48,9 @@ def guarded(tmp_path, digits):
 
 
 def test_paper_mode_is_broken(cloister, paper, tmp_path):
-    ran = cloister("audit", "encrypted", paper, "--truth", tmp_path / "truth.npz",
+    ran = cloister("audit", "training", paper, "--truth", tmp_path / "truth.npz",
                    "--public", tmp_path / "public.npz", "--range", "0", "16",
-                   "--html", tmp_path / "page.html")  # fmt: skip
+                   "--out", tmp_path / "page.html")  # fmt: skip
     assert ran.code == 0
     for line in (
         r"linear solve +recovered +99\.0 dB +\d+\.\d dB +100\.0% +rank 64 of 64",
@@ -68,7 +68,7 @@ def test_paper_mode_is_broken(cloister, paper, tmp_path):
 
 
 def test_without_truth_the_determined_is_recovered(cloister, paper):
-    found = json.loads(cloister("audit", "encrypted", paper, "--json").out)
+    found = json.loads(cloister("audit", "training", paper, "--json").out)
     assert found["verdict"] == "recovered"
     assert found["releases"] == {"forward": 1, "gradient": 1, "labels": 1}
     assert found["samples"] == 20
@@ -83,24 +83,24 @@ def test_without_truth_the_determined_is_recovered(cloister, paper):
 
 
 def test_guarded_mode_gives_nothing(cloister, guarded, tmp_path, paper):
-    ran = cloister("audit", "encrypted", guarded, "--html", tmp_path / "page.html")
+    ran = cloister("audit", "training", guarded, "--out", tmp_path / "page.html")
     assert ran.code == 0
     assert "verdict: nothing to attack" in ran.out
     assert "recovered " not in ran.out.split("verdict:")[0]
     assert "data:image" not in (tmp_path / "page.html").read_text()
     found = json.loads(
-        cloister("audit", "encrypted", guarded, "--truth", tmp_path / "truth.npz", "--json").out
+        cloister("audit", "training", guarded, "--truth", tmp_path / "truth.npz", "--json").out
     )
     assert found["verdict"] == "nothing to attack"
     assert found["samples"] == 0
-    assert cloister("audit", "encrypted", guarded, "--public", tmp_path / "public.npz").code == 0
+    assert cloister("audit", "training", guarded, "--public", tmp_path / "public.npz").code == 0
 
 
 def test_truth_in_its_own_units(cloister, paper, digits, tmp_path):
     images = digits[0][:20]
     np.savez(tmp_path / "units.npz", x=images / 16.0 + 3.0, scale=1 / 16, offset=3.0)
     found = json.loads(
-        cloister("audit", "encrypted", paper, "--truth", tmp_path / "units.npz", "--json").out
+        cloister("audit", "training", paper, "--truth", tmp_path / "units.npz", "--json").out
     )
     score = next(one["score"] for one in found["attacks"] if one["attack"] == "linear solve")
     assert score["exact"] == 1.0
@@ -115,7 +115,7 @@ def test_a_truth_in_another_order_is_refused(cloister, refused, paper, digits, t
     # Row i of the plain data is sample order[i] of the log.
     np.savez(plain, x=images[:20][order] / 16 + 3, y=labels[:20][order], scale=1 / 16, offset=3)
     np.savez(note, ids=order, rows=np.arange(20), x=images[:20][order], y=labels[:20][order])
-    log = ("audit", "encrypted", paper, "--range", 0, 16)
+    log = ("audit", "training", paper, "--range", 0, 16)
     message = refused(*log, "--truth", plain)
     assert "not those of its truth" in message
     assert "cloister data encrypt --order" in message
@@ -128,7 +128,7 @@ def test_a_truth_in_another_order_is_refused(cloister, refused, paper, digits, t
 
 def test_a_truth_that_cannot_be_the_logs_is_refused(refused, paper, digits, tmp_path):
     images, labels = digits
-    log, bad = ("audit", "encrypted", paper, "--truth"), tmp_path / "bad.npz"
+    log, bad = ("audit", "training", paper, "--truth"), tmp_path / "bad.npz"
     for content, message in (
         ({"x": images[:20] / 16}, "holds fractions"),
         ({"x": images[:20] * 16}, "--range is -127 to 127"),
@@ -157,11 +157,11 @@ def test_the_truth_of_several_parts(cloister, paper, digits, tmp_path):
     for part, ids in enumerate((np.arange(10), np.arange(10, 20))):
         np.savez(tmp_path / f"{part}.npz", x=digits[0][ids], y=digits[1][ids], ids=ids)
     parts = ("--truth", tmp_path / "0.npz", "--truth", tmp_path / "1.npz")
-    found = json.loads(cloister("audit", "encrypted", paper, *parts, "--json").out)
+    found = json.loads(cloister("audit", "training", paper, *parts, "--json").out)
     scores = {one["attack"]: one["score"] for one in found["attacks"]}
     assert scores["labels"]["samples"] == 20
     np.savez(tmp_path / "1.npz", x=digits[0][10:20, :4], ids=np.arange(10, 20))
-    assert "another size" in cloister("audit", "encrypted", paper, *parts).err
+    assert "another size" in cloister("audit", "training", paper, *parts).err
 
 
 def test_a_gradient_that_is_not_of_the_truth(refused, digits, tmp_path):
@@ -170,7 +170,7 @@ def test_a_gradient_that_is_not_of_the_truth(refused, digits, tmp_path):
     with ReleaseLog(tmp_path / "log") as log:
         log.append(leaks.gradient(images, np.arange(3), dense, np.arange(12).reshape(3, 4)))
     np.savez(tmp_path / "truth.npz", x=images[1:4])
-    message = refused("audit", "encrypted", tmp_path / "log", "--truth", tmp_path / "truth.npz")
+    message = refused("audit", "training", tmp_path / "log", "--truth", tmp_path / "truth.npz")
     assert "a gradient of samples such as 0" in message
 
 
@@ -185,7 +185,7 @@ def test_noise_that_was_not_told_is_named(cloister, refused, digits, tmp_path):
     with ReleaseLog(tmp_path / "log") as log:
         log.append(replace(release, values=release.values + noise))
     np.savez(tmp_path / "truth.npz", x=images[:6])
-    command = ("audit", "encrypted", tmp_path / "log", "--truth", tmp_path / "truth.npz",
+    command = ("audit", "training", tmp_path / "log", "--truth", tmp_path / "truth.npz",
                "--range", 0, 16, "--lattice", 0)  # fmt: skip
     assert "--value-bits 9, if the authority added noise" in refused(*command)
     ran = cloister(*command, "--value-bits", 9)
@@ -195,9 +195,9 @@ def test_noise_that_was_not_told_is_named(cloister, refused, digits, tmp_path):
 
 def test_bad_input(refused, paper, digits, tmp_path):
     images, labels = digits
-    log = ("audit", "encrypted", paper)
-    assert "not a release log" in refused("audit", "encrypted", tmp_path / "truth.npz")
-    assert "no such file" in refused("audit", "encrypted", tmp_path / "none")
+    log = ("audit", "training", paper)
+    assert "not a release log" in refused("audit", "training", tmp_path / "truth.npz")
+    assert "no such file" in refused("audit", "training", tmp_path / "none")
     for content, message in (
         ({"y": labels}, "needs an array x"),
         ({"x": images[:20], "y": labels[:3]}, "3 labels for 20 ids"),
@@ -221,7 +221,7 @@ def test_bad_input(refused, paper, digits, tmp_path):
 def test_a_torn_tail_on_request(cloister, paper):
     data = paper.read_bytes()
     paper.write_bytes(data[:-1])
-    found = json.loads(cloister("audit", "encrypted", paper, "--tail-ok", "--json").out)
+    found = json.loads(cloister("audit", "training", paper, "--tail-ok", "--json").out)
     assert found["releases"] == {"forward": 1, "gradient": 1}
 
 
@@ -233,6 +233,6 @@ def test_without_scipy_the_other_verbs_work_and_this_one_says_what_to_install(pa
     command = [sys.executable, "-P", "-c", code]
     ran = subprocess.run([*command, "--help"], capture_output=True, text=True)
     assert ran.returncode == 0
-    ran = subprocess.run([*command, "audit", "encrypted", paper], capture_output=True, text=True)
+    ran = subprocess.run([*command, "audit", "training", paper], capture_output=True, text=True)
     assert ran.returncode == 2
     assert "cloister[audit]" in ran.stderr

@@ -24,8 +24,8 @@ def saved(path, model):
 
 
 def test_missing_model(refused, tmp_path, array):
-    for verb in (("inspect",), ("run", "--input", array), ("compare", "--input", array)):
-        assert "nothing.onnx" in refused(*verb, tmp_path / "nothing.onnx")
+    for verb, *more in (("inspect",), ("run", array), ("compare", array)):
+        assert "nothing.onnx" in refused(verb, tmp_path / "nothing.onnx", *more)
 
 
 def test_a_folder_is_no_model(refused, tmp_path):
@@ -95,7 +95,7 @@ def test_unknown_operator_is_listed_with_a_remedy(cloister, tmp_path):
 
 def test_integers_where_floats_are_expected(refused, model_file, tmp_path):
     np.save(tmp_path / "ints.npy", np.zeros((1, 3, 8, 6), np.int32))
-    message = refused("run", model_file, "--input", tmp_path / "ints.npy")
+    message = refused("run", model_file, tmp_path / "ints.npy")
     assert "ints.npy: holds int32 numbers" in message
 
 
@@ -103,20 +103,20 @@ def test_integers_where_floats_are_expected(refused, model_file, tmp_path):
 def test_non_finite_inputs(refused, model_file, tmp_path, value):
     np.save(tmp_path / "bad.npy", np.full((1, 3, 8, 6), value, np.float32))
     assert "bad.npy: sample 0 contains NaN" in refused(
-        "run", model_file, "--input", tmp_path / "bad.npy"
+        "run", model_file, tmp_path / "bad.npy"
     )  # fmt: skip
 
 
 def test_wrong_channel_count(refused, model_file, tmp_path):
     np.save(tmp_path / "four.npy", np.zeros((1, 4, 8, 6), np.float32))
-    assert "four.npy" in refused("run", model_file, "--input", tmp_path / "four.npy")
+    assert "four.npy" in refused("run", model_file, tmp_path / "four.npy")
 
 
 def test_pictures_that_do_not_decode(refused, model_file, pictures, tmp_path):
     (tmp_path / "half.png").write_bytes(pictures[0].read_bytes()[:100])
     (tmp_path / "text.jpg").write_text("no picture")
     for name in ("half.png", "text.jpg", "missing.png"):
-        assert name in refused("run", model_file, "--input", tmp_path / name)
+        assert name in refused("run", model_file, tmp_path / name)
 
 
 def test_unreachable_worker(refused, model_file, array):
@@ -124,7 +124,7 @@ def test_unreachable_worker(refused, model_file, array):
         closed.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{closed.getsockname()[1]}"
     message = refused(
-        "run", model_file, "--worker", address, "--timeout", 2, "--input", array
+        "run", model_file, "--worker", address, "--timeout", 2, array
     )  # fmt: skip
     assert address in message
 
@@ -134,27 +134,27 @@ def test_slow_worker(refused, model_file, array):
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         address = f"127.0.0.1:{silent.getsockname()[1]}"
-        refused("run", model_file, "--worker", address, "--timeout", 1, "--input", array)
+        refused("run", model_file, "--worker", address, "--timeout", 1, array)
 
 
 @pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:99999", ":", "127.0.0.1:port"])
 def test_worker_addresses(refused, model_file, array, address):
-    refused("run", model_file, "--worker", address, "--timeout", 1, "--input", array)
-    refused("worker", "--listen", address)
+    refused("run", model_file, "--worker", address, "--timeout", 1, array)
+    refused("worker", "serve", "--listen", address)
 
 
 def test_unknown_policy(refused, model_file, array):
-    for verb in (("inspect",), ("run", "--input", array)):
-        message = refused(*verb, model_file, "--policy", "slalomm")
+    for verb, *more in (("inspect",), ("run", array)):
+        message = refused(verb, model_file, *more, "--policy", "slalomm")
         assert "unknown policy 'slalomm'; choose one of slalom" in message
 
 
 def test_pad_options(refused, model_file, array, tmp_path):
-    assert "--pad-key" in refused("run", model_file, "--pads", tmp_path, "--input", array)
-    key = ("--pad-key", tmp_path / "key")
-    message = refused("run", model_file, "--pads", tmp_path, *key, "--input", array)
+    assert "--key" in refused("run", model_file, "--pads", tmp_path, array)
+    key = ("--key", tmp_path / "key")
+    message = refused("run", model_file, "--pads", tmp_path, *key, array)
     assert "key: does not exist" in message
-    missing = ("--store", tmp_path / "none", *key)
+    missing = (tmp_path / "none", *key)
     refused("pads", "status", *missing)
     assert "--calibration" in refused("pads", "make", model_file, "--count", 1, *missing)
     message = refused(
@@ -168,35 +168,35 @@ def test_pad_options(refused, model_file, array, tmp_path):
 def test_damaged_plan_files(refused, array, tmp_path, content):
     path = tmp_path / "c.plan"
     path.write_text(content)
-    assert "c.plan: not a plan that can be read" in refused("run", path, "--input", array)
+    assert "c.plan: not a plan that can be read" in refused("run", path, array)
 
 
 def test_a_calibration_that_is_no_input(refused, model_file, array, tmp_path):
     path = tmp_path / "c.json"
     path.write_text("{}")
-    assert "c.json" in refused("run", model_file, "--calibration", path, "--input", array)
+    assert "c.json" in refused("run", model_file, "--calibration", path, array)
 
 
 def test_output_in_a_missing_folder(refused, model_file, array, tmp_path):
     for path in (tmp_path / "none" / "y.npz", tmp_path / "y.txt"):
-        assert "--output" in refused("run", model_file, "--input", array, "--output", path)
+        assert "--out" in refused("run", model_file, array, "--out", path)
 
 
 @pytest.mark.parametrize("bits", [("--weight-bits", 17), ("--activation-bits", 1)])
 def test_bits_out_of_range(refused, model_file, array, bits):
-    assert "bits must be" in refused("run", model_file, *bits, "--input", array)
+    assert "bits must be" in refused("run", model_file, *bits, array)
 
 
 def test_usage_errors_are_one_line_too(refused, model_file):
     refused("run", model_file)
     refused("fly")
     refused("inspect", model_file, "--colour", "red")
-    refused("run", model_file, "--top", "many", "--input", "x.npy")
+    refused("run", model_file, "--top", "many", "x.npy")
 
 
 def test_labels_are_read_before_anything_runs(refused, model_file, array, tmp_path):
     message = refused(
-        "run", model_file, "--input", array, "--labels", tmp_path / "none.txt"
+        "run", model_file, array, "--labels", tmp_path / "none.txt"
     )  # fmt: skip
     assert "none.txt: no such file" in message
 
@@ -211,7 +211,7 @@ def test_numbers_that_the_network_turns_into_nan(refused, tmp_path, array):
     x = net.op("Mul", net.op("Mul", net.input("image", 3, 8, 6), huge), huge)
     model = net.model(net.conv(x, 3, 4))
     assert "NaN or infinite" in refused(
-        "run", saved(tmp_path / "explodes.onnx", model), "--input", array
+        "run", saved(tmp_path / "explodes.onnx", model), array
     )  # fmt: skip
 
 
@@ -222,5 +222,5 @@ def test_nan_weights(refused, tmp_path, array):
     weights[0] = np.nan
     name = model.graph.initializer[1].name
     model.graph.initializer[1].CopyFrom(numpy_helper.from_array(weights, name))
-    message = refused("run", saved(tmp_path / "nan.onnx", model), "--input", array)
+    message = refused("run", saved(tmp_path / "nan.onnx", model), array)
     assert "weights contain NaN" in message

@@ -1,4 +1,4 @@
-"""`cloister demo-training`: every role a process, from end to end."""
+"""`cloister demo training`: every role a process, from end to end."""
 
 import json
 
@@ -9,7 +9,7 @@ pytest.importorskip("sklearn")
 
 
 def test_two_clinics(cloister, tmp_path):
-    ran = cloister("demo-training", "--json", "--out", tmp_path / "demo")
+    ran = cloister("demo", "training", "--json", "--out", tmp_path / "demo")
     assert ran.code == 0, ran
     found = json.loads(ran.out)
     assert found["patients"] == 569

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
+from cloister.cli.main import main
 from cloister.errors import VerificationError
 from cloister.trusted.session import Session
 
@@ -21,7 +22,7 @@ def test_a_wrong_answer_has_its_own_exit_code(refused, model_file, pictures, mon
         raise VerificationError("node 'Conv_0': the worker's answer is wrong")
 
     monkeypatch.setattr(Session, "run", lie)
-    message = refused("run", model_file, "--input", pictures[0], code=3)
+    message = refused("run", model_file, pictures[0], code=3)
     assert message == "error: node 'Conv_0': the worker's answer is wrong"
 
 
@@ -30,7 +31,7 @@ def test_interrupt(cloister, model_file, pictures, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Session, "run", interrupt)
-    ran = cloister("run", model_file, "--input", pictures[0])
+    ran = cloister("run", model_file, pictures[0])
     assert (ran.code, ran.out, ran.err) == (130, "", "")
 
 
@@ -40,8 +41,25 @@ def test_full_disk(refused, model_file, pictures, tmp_path, monkeypatch):
 
     monkeypatch.setattr(np, "savez", full)
     output = tmp_path / "out.npz"
-    message = refused("run", model_file, "--input", pictures[0], "--output", output)
+    message = refused("run", model_file, pictures[0], "--out", output)
     assert message == "error: out.npz: No space left on device"
+
+
+def test_an_unforeseen_exception_is_one_line(cloister, model_file, pictures, monkeypatch, capsys):
+    def fault(*_, **__):
+        raise ZeroDivisionError("division\nby zero")
+
+    monkeypatch.setattr(Session, "run", fault)
+    given = ("run", model_file, pictures[0])
+    ran = cloister(*given)
+    assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert ran.err.startswith("error: ZeroDivisionError: division by zero; this is a fault of")
+    assert "CLOISTER_TRACEBACK=1" in ran.err
+    monkeypatch.setenv("CLOISTER_TRACEBACK", "1")
+    assert main([str(argument) for argument in given]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback") and "in fault" in shown
+    assert shown.splitlines()[-1].startswith("error: ZeroDivisionError")
 
 
 def test_reader_of_a_pipe_leaves(model_file):
@@ -73,30 +91,26 @@ def listening(*command):
 
 @pytest.fixture
 def worker():
-    with listening("cloister", "worker") as started:
+    with listening("cloister", "worker", "serve") as started:
         yield started
 
 
 @pytest.mark.parametrize("lie", ["flip-one", "swap-channels", "shift-31"])
 def test_a_worker_that_lies_is_refused(refused, model_file, pictures, lie):
     with listening("cloister.worker", "--lie", lie) as (_, address):
-        message = refused(
-            "run", model_file, "--worker", address, "--json", "--input", *pictures, code=3
-        )
+        message = refused("run", model_file, "--worker", address, "--json", *pictures, code=3)
     assert "the worker's answer is wrong; nothing was released" in message
 
 
 def test_a_worker_that_hangs_times_out(refused, model_file, pictures):
     with listening("cloister.worker", "--lie", "hang") as (_, address):
-        message = refused(
-            "run", model_file, "--worker", address, "--timeout", 1, "--input", pictures[0]
-        )
+        message = refused("run", model_file, "--worker", address, "--timeout", 1, pictures[0])
     assert address in message
 
 
 def test_worker_serves_runs_and_stops_cleanly(cloister, model_file, pictures, worker):
     process, address = worker
-    run = ("run", model_file, "--json", "--input", *pictures)
+    run = ("run", model_file, "--json", *pictures)
     remote = cloister(*run, "--worker", address)
     assert remote.code == 0, remote
     found = json.loads(remote.out)
@@ -112,7 +126,5 @@ def test_a_lone_worker_that_dies_is_named(refused, model_file, pictures, worker)
     process, address = worker
     process.kill()
     process.wait()
-    message = refused(
-        "run", model_file, "--worker", address, "--timeout", 3, "--input", pictures[0]
-    )
+    message = refused("run", model_file, "--worker", address, "--timeout", 3, pictures[0])
     assert address in message

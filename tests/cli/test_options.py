@@ -1,28 +1,14 @@
+from dataclasses import dataclass
+from inspect import signature
+from typing import Annotated
+
 import pytest
+import typer
 
-from cloister.cli.images import Preprocessing
-from cloister.cli.options import numbers, preprocessing, spread
+from cloister.cli.options import ModelInputs, grouped, numbers, rate
+from cloister.data.preprocessing import Preprocessing
 from cloister.errors import InputError
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ("run m.onnx --input a b c", "run m.onnx --input a --input b --input c"),
-        ("run --input a b m.onnx --json", "run --input a --input b m.onnx --json"),
-        ("run m.onnx --input a --top 3", "run m.onnx --input a --top 3"),
-        ("run m.onnx --input=a b", "run m.onnx --input=a --input b"),
-        (
-            "run m.onnx --calibration a b --input c d",
-            "run m.onnx --calibration a --calibration b --input c --input d",
-        ),
-        ("run m.onnx --input a -- b", "run m.onnx --input a -- b"),
-        ("inspect m.onnx --policy open", "inspect m.onnx --policy open"),
-        ("run --input", "run --input"),
-    ],
-)
-def test_spread(given, expected):
-    assert spread(given.split()) == expected.split()
+from cloister.trusted.pads.factory import Rate
 
 
 def test_numbers():
@@ -32,14 +18,40 @@ def test_numbers():
             numbers(text, option="--mean")
 
 
-def _parse(**changes):
-    given = {"mean": "0", "std": "1", "scale": "1/255", "resize": None}
-    return preprocessing(**{**given, **changes}, layout=None, channels=None)
-
-
 def test_preprocessing():
-    assert _parse() == Preprocessing()
-    assert _parse(resize="4,6").resize == (4, 6)
+    assert ModelInputs().preprocessing() == Preprocessing()
+    assert ModelInputs(resize="4,6").preprocessing().resize == (4, 6)
     for changes in ({"std": "0"}, {"scale": "1,2"}, {"scale": "-1"}, {"resize": "4"}):
         with pytest.raises(InputError, match="--"):
-            _parse(**changes)
+            ModelInputs(**changes).preprocessing()
+
+
+def test_rate():
+    assert rate("25%") == Rate(share=0.25)
+    assert rate("1.5/h") == Rate(per_hour=1.5)
+    for text in ("25", "0%", "%", "10/m"):
+        with pytest.raises(InputError, match="rate"):
+            rate(text)
+
+
+@dataclass(frozen=True)
+class Size:
+    height: Annotated[int, typer.Option("--height")]
+    width: Annotated[int, typer.Option("--width")] = 3
+
+
+def test_a_group_is_one_option_for_each_field():
+    seen = []
+
+    @grouped
+    def verb(name: str, size: Size, last: bool = False) -> None:
+        """Shown."""
+        seen.append((name, size, last))
+
+    parameters = signature(verb).parameters
+    assert list(parameters) == ["name", "height", "width", "last"]
+    assert parameters["width"].default == 3
+    assert parameters["height"].annotation is Size.__annotations__["height"]
+    assert verb.__doc__ == "Shown."
+    verb(name="a", height=1, width=2, last=True)
+    assert seen == [("a", Size(1, 2), True)]

@@ -22,8 +22,8 @@ def make(cloister, model_file, pictures, store):
     """Fill the store, or another one, as its owner does."""
 
     def run(*more, folder=store[0], key=store[1], calibration=pictures, model=model_file):
-        given = ("--calibration", *calibration) if calibration else ()
-        where = ("--store", folder, "--pad-key", key)
+        given = ("--calibration", calibration[0].parent) if calibration else ()
+        where = (folder, "--key", key)
         return cloister("pads", "make", model, "--count", 1, *where, *more, *given)
 
     return run
@@ -32,7 +32,7 @@ def make(cloister, model_file, pictures, store):
 @pytest.fixture
 def use(model_file, pictures, store):
     return (
-        "run", model_file, "--pads", store[0], "--pad-key", store[1], "--input", pictures[0],
+        "run", model_file, "--pads", store[0], "--key", store[1], pictures[0],
     )  # fmt: skip
 
 
@@ -214,7 +214,9 @@ def test_the_policy_that_a_store_was_made_for_is_its_default(make, use, cloister
 def plan_file(cloister, model_file, pictures, tmp_path):
     def run(*more, name="m.plan"):
         path = tmp_path / name
-        ran = cloister("plan", model_file, "--out", path, "--calibration", *pictures, *more)
+        ran = cloister(
+            "plan", model_file, "--out", path, "--calibration", pictures[0].parent, *more
+        )
         assert ran.code == 0, ran
         return path
 

@@ -29,7 +29,7 @@ def serve():
 
 @pytest.fixture
 def store(tmp_path):
-    return ("--store", tmp_path / "pads", "--pad-key", tmp_path / "key")
+    return (tmp_path / "pads", "--key", tmp_path / "key")
 
 
 def ready(cloister, store):
@@ -39,16 +39,17 @@ def ready(cloister, store):
 def test_two_workers_make_the_pads_of_a_run(cloister, model_file, pictures, serve, store):
     workers = (*ONE_PARTY, "--worker", serve(), "--worker", serve())
     made = cloister(
-        "pads", "make", model_file, "--count", 3, *store, *workers, "--calibration", *pictures
-    )
+        "pads", "make", model_file, "--count", 3, *store, *workers,
+        "--calibration", pictures[0].parent,
+    )  # fmt: skip
     assert made.code == 0, made
     assert "3 pad sets made, 3 ready" in made.out
     assert "one machine" in made.err
     assert "traffic" in made.err
-    pads = ("--pads", store[1], "--pad-key", store[3])
-    ran = cloister("run", model_file, *pads, "--json", "--input", *pictures)
+    pads = ("--pads", store[0], "--key", store[2])
+    ran = cloister("run", model_file, *pads, "--json", *pictures)
     plain = cloister(
-        "run", model_file, "--json", "--input", *pictures, "--calibration", *pictures
+        "run", model_file, "--json", *pictures, "--calibration", pictures[0].parent
     )  # fmt: skip
     got, expected = (json.loads(r.out) for r in (ran, plain))
     assert got["report"]["pads_from"] == (
@@ -63,7 +64,7 @@ def test_one_worker_or_one_twice_is_refused(refused, model_file, store):
     for other in ("localhost:7000", "127.0.0.2:7000", "0.0.0.0:7000", "127.0.0.1:7001"):
         message = refused(*make, "--worker", "127.0.0.1:7000", "--worker", other)
         assert "two shares" in message and "--insecure-one-party" in message
-    assert not store[3].exists()
+    assert not store[2].exists()
     assert "--worker" in refused(*make, *ONE_PARTY)
     assert "HOST:PORT" in refused(*make, "--worker", "a", "--worker", "b")
 
@@ -71,8 +72,9 @@ def test_one_worker_or_one_twice_is_refused(refused, model_file, store):
 def test_a_lie_stores_nothing(cloister, model_file, pictures, serve, store):
     workers = (*ONE_PARTY, "--worker", serve(), "--worker", serve(insecure_lie=Lie.FLIP_ONE))
     made = cloister(
-        "pads", "make", model_file, "--count", 2, *store, *workers, "--calibration", *pictures
-    )
+        "pads", "make", model_file, "--count", 2, *store, *workers,
+        "--calibration", pictures[0].parent,
+    )  # fmt: skip
     assert made.code != 0
     assert "the worker's answer is wrong" in made.err
     assert ready(cloister, store) == 0
@@ -82,7 +84,7 @@ def test_a_lie_stores_nothing(cloister, model_file, pictures, serve, store):
 def test_rates(cloister, model_file, pictures, store, rate):
     made = cloister(
         "pads", "make", model_file, "--count", 2, *store, "--rate", rate,
-        "--calibration", *pictures,
+        "--calibration", pictures[0].parent,
     )  # fmt: skip
     assert made.code == 0, made
     assert ready(cloister, store) == 2
@@ -97,13 +99,13 @@ def test_rates_that_are_none(refused, model_file, store, rate):
 def test_filling_goes_on_after_kill_9(cloister, model_file, pictures, serve, store):
     make = [
         "pads", "make", model_file, *store, *ONE_PARTY, "--worker", serve(), "--worker", serve(),
-        "--calibration", *pictures,
+        "--calibration", pictures[0].parent,
     ]  # fmt: skip
     command = [sys.executable, "-P", "-m", "cloister", *map(str, make), "--count", "100000"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 60
-        while not list(store[1].glob("*.pad")) and time.monotonic() < deadline:
+        while not list(store[0].glob("*.pad")) and time.monotonic() < deadline:
             time.sleep(0.05)
     finally:
         os.kill(process.pid, signal.SIGKILL)

@@ -12,7 +12,7 @@ from cloister.plan.plan import Plan
 def planned(cloister, model_file, pictures, tmp_path):
     def run(*more, name="m.plan", calibration=pictures):
         path = tmp_path / name
-        given = ("--calibration", *calibration) if calibration else ()
+        given = ("--calibration", calibration[0].parent) if calibration else ()
         ran = cloister("plan", model_file, "--out", path, *more, *given)
         assert ran.code == 0, ran
         return path
@@ -29,8 +29,10 @@ def outputs(ran):
 @pytest.mark.parametrize("policy", ["slalom", "verified", "blinded", "enclave", "open"])
 def test_a_plan_s_file_runs_as_the_model_does(cloister, planned, model_file, pictures, policy):
     path = planned("--policy", policy)
-    more = ("--policy", policy, "--input", pictures[0], "--json")
-    by_model, told = outputs(cloister("run", model_file, "--calibration", *pictures, *more))
+    more = ("--policy", policy, pictures[0], "--json")
+    by_model, told = outputs(
+        cloister("run", model_file, "--calibration", pictures[0].parent, *more)
+    )
     by_file, found = outputs(cloister("run", path, *more))
     assert by_file == by_model
     assert found["plan_digest"] == told["plan_digest"] == Plan.load(path).digest.hex()
@@ -55,7 +57,7 @@ def test_a_plan_is_shown_when_it_is_made(cloister, planned, model_file, pictures
 @pytest.mark.parametrize("policy", ["open", "verified", "blinded", "enclave"])
 def test_a_plan_s_file_does_not_choose_the_policy(cloister, refused, planned, pictures, policy):
     path = planned("--policy", policy)
-    given = ("run", path, "--input", pictures[0])
+    given = ("run", path, pictures[0])
     message = refused(*given)
     assert "m.plan" in message and f"--policy {policy}" in message
     assert "slalom is wanted" in message
@@ -67,7 +69,7 @@ def test_a_plan_s_file_does_not_choose_the_policy(cloister, refused, planned, pi
 def test_a_digest_pins_the_plan(cloister, refused, planned, model_file, pictures):
     path = planned("--policy", "open")
     digest = Plan.load(path).digest.hex()
-    given = ("run", path, "--input", pictures[0])
+    given = ("run", path, pictures[0])
     _, found = outputs(cloister(*given, "--digest", digest.upper(), "--json"))
     assert found["claims"]["subject"] == "policy open"
     planned("--policy", "open", "--weight-bits", 8, "--policy", "verified")
@@ -77,7 +79,7 @@ def test_a_digest_pins_the_plan(cloister, refused, planned, model_file, pictures
     pinned = Plan.load(path).digest.hex()
     assert "slalom is wanted" in refused(*given, "--digest", pinned, "--policy", "slalom")
     # A plan that is made now can be pinned too.
-    made = ("run", model_file, "--calibration", *pictures, "--input", pictures[0])
+    made = ("run", model_file, "--calibration", pictures[0].parent, pictures[0])
     assert "the plan is" in refused(*made, "--digest", digest)
     slalom = Plan.load(planned()).digest.hex()
     assert cloister(*made, "--digest", slalom).code == 0
@@ -87,7 +89,7 @@ def test_a_digest_pins_the_plan(cloister, refused, planned, model_file, pictures
     "option", [("--calibration", "x.png"), ("--weight-bits", 9), ("--activation-bits", 9)]
 )
 def test_what_a_plan_says_already_is_not_said_again(refused, planned, pictures, option):
-    message = refused("run", planned(), "--input", pictures[0], *option)
+    message = refused("run", planned(), pictures[0], *option)
     assert message.startswith(f"error: {option[0]}: ")
 
 
@@ -103,6 +105,6 @@ def test_a_plan_runs_without_its_model(cloister, planned, pictures, tmp_path):
     moved.mkdir()
     path.rename(moved / "other.plan")
     target = tmp_path / "y.npz"
-    ran = cloister("run", moved / "other.plan", "--input", *pictures, "--output", target)
+    ran = cloister("run", moved / "other.plan", *pictures, "--out", target)
     assert ran.code == 0 and "other.plan" in ran.out and "policy slalom" in ran.out
     assert all(len(array) == len(pictures) for array in np.load(target).values())

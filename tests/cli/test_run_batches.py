@@ -37,7 +37,7 @@ def saved(tmp_path, name="inputs", **arrays):
 def test_outputs_by_sample_and_for_all(cloister, tmp_path, model, policy):
     path = saved(tmp_path, x=normal(12, 3), gain=np.float32(2))
     out = tmp_path / "out.npz"
-    ran = cloister("run", model, "--input", path, "--policy", policy, "--json", "--output", out)
+    ran = cloister("run", model, path, "--policy", policy, "--json", "--out", out)
     assert ran.code == 0, ran
     found = json.loads(ran.out)["outputs"]
     assert len(found) == 12
@@ -56,15 +56,15 @@ def test_several_files_share_what_holds_for_all(cloister, refused, tmp_path, mod
     single = saved(tmp_path, "single", x=normal(3), gain=np.float32(2))
     other = saved(tmp_path, "other", x=normal(2, 3), gain=np.float32(3))
     arguments = ("run", model, "--policy", "enclave", "--json")
-    ran = cloister(*arguments, "--input", first, "--input", single)
+    ran = cloister(*arguments, first, single)
     names = [one["input"] for one in json.loads(ran.out)["outputs"]]
     assert names == [f"{first}[0]", f"{first}[1]", str(single)]
-    message = refused(*arguments, "--input", first, "--input", other)
+    message = refused(*arguments, first, other)
     assert f"{other}: input 'gain' holds for all samples" in message
 
 
 def test_inputs_that_do_not_fit_are_named(refused, tmp_path, model):
-    arguments = ("run", model, "--policy", "enclave", "--input")
+    arguments = ("run", model, "--policy", "enclave")
     wrong = saved(tmp_path, x=normal(2, 3), gain=normal(2))
     assert "array of 1 axes (2,), input 'gain' takes ()" in refused(*arguments, wrong)
     wrong = saved(tmp_path, x=normal(2, 3), gain=np.float32(np.nan))
@@ -82,7 +82,7 @@ def test_inspect_and_compare_take_such_a_model(cloister, tmp_path, model):
         "gain": ["float32", []], "x": ["float32", ["batch", 3]]
     }  # fmt: skip
     path = saved(tmp_path, x=normal(12, 3), gain=np.float32(2))
-    ran = cloister("compare", model, "--input", path, "--json")
+    ran = cloister("compare", model, path, "--json")
     assert json.loads(ran.out)["inputs"] == 12
 
 
@@ -94,7 +94,7 @@ def test_two_free_sizes(cloister, refused, tmp_path):
     path = tmp_path / "scores.onnx"
     onnx.save(net.model(net.op("MatMul", net.gemm("q", 3, 3), turned)), path)
     inputs = saved(tmp_path, q=normal(2, 3), d=normal(5, 3))
-    ran = cloister("run", path, "--input", inputs, "--json")
+    ran = cloister("run", path, inputs, "--json")
     values = [one["values"].popitem()[1] for one in json.loads(ran.out)["outputs"]]
     assert np.shape(values) == (2, 5)
 
@@ -104,5 +104,5 @@ def test_a_model_without_inputs_is_refused(refused, tmp_path):
     path = tmp_path / "constants.onnx"
     onnx.save(net.model(net.op("Add", net.constant(normal(2)), net.constant(normal(2)))), path)
     inputs = saved(tmp_path, x=normal(2))
-    message = refused("run", path, "--input", inputs, "--policy", "enclave")
+    message = refused("run", path, inputs, "--policy", "enclave")
     assert "the model has no inputs" in message

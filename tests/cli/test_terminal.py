@@ -47,7 +47,7 @@ def model(tmp_path, name):
 @pytest.mark.parametrize("verb", ["inspect", "compare", "run"])
 def test_names_of_nodes(cloister, tmp_path, hostile, verb):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).random((2, 1, 8, 8), dtype=np.float32))
-    given = ["--input", tmp_path / "x.npy"] if verb != "inspect" else []
+    given = [tmp_path / "x.npy"] if verb != "inspect" else []
     ran = cloister(verb, model(tmp_path, hostile), *given)
     assert ran.code == 0, ran.err
     text = shown(ran)
@@ -71,7 +71,7 @@ def test_names_of_classes(cloister, tmp_path, kind):
     np.save(tmp_path / "x.npy", np.zeros((1, 1, 8, 8), np.float32))
     labels = tmp_path / "labels.txt"
     labels.write_text("\n".join([hostile] * 10), encoding="utf-8")
-    ran = cloister("run", DIGITS, "--input", tmp_path / "x.npy", "--labels", labels)
+    ran = cloister("run", DIGITS, tmp_path / "x.npy", "--labels", labels)
     assert repr(hostile)[1:-1] in shown(ran)
 
 
@@ -80,9 +80,9 @@ def test_names_of_files(cloister, tmp_path, hostile):
     folder.mkdir()
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "a.png")
     (folder / hostile.replace("/", "")).write_text("skipped")
-    text = shown(cloister("run", DIGITS, "--input", folder))
+    text = shown(cloister("run", DIGITS, folder))
     assert "1 skipped" in text
-    shown(cloister("run", tmp_path / hostile.replace("/", ""), "--input", folder))
+    shown(cloister("run", tmp_path / hostile.replace("/", ""), folder))
 
 
 def test_lines_and_cells(capsys):

@@ -137,7 +137,7 @@ def test_the_release_log_feeds_the_audit(place, cloister, tmp_path, mode, values
     assert ran.code == 0, ran
     np.savez(tmp_path / "truth.npz", **place.unmasked(data))
     noise = ("--value-bits", 32 if mode == "paper" else 8)
-    ran = cloister("audit", "encrypted", log, "--truth", tmp_path / "truth.npz", *noise)
+    ran = cloister("audit", "training", log, "--truth", tmp_path / "truth.npz", *noise)
     assert re.search(rf"^linear solve +{values} ", ran.out, re.MULTILINE), ran
     assert re.search(r"^labels +recovered ", ran.out, re.MULTILINE), ran
 
@@ -218,9 +218,9 @@ def test_what_host_and_authority_are_asked_feeds_the_audit(
     np.savez(tmp_path / "truth.npz", **place.unmasked(data))
     for log in (host, asked):
         assert log.stat().st_mode & 0o777 == 0o600
-        ran = cloister("audit", "encrypted", log, "--truth", tmp_path / "truth.npz")
+        ran = cloister("audit", "training", log, "--truth", tmp_path / "truth.npz")
         assert f"verdict: {verdict}. " in ran.out, ran
-    ran = cloister("audit", "encrypted", tmp_path / "empty.log")
+    ran = cloister("audit", "training", tmp_path / "empty.log")
     assert "verdict: nothing to attack. Nothing was released to the training server" in ran.out
     assert "--request-log" in ran.out
 

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 import unequal
-from cloister.cli.main import app
 
 RUN_KEYS = {
     "soundness_bits", "hardware_rooted", "trusted_ms", "worker_ms", "offline_ms",
@@ -22,30 +21,6 @@ def float32_outputs(model_file, paths):
     pixels = [np.asarray(Image.open(p).resize((6, 8), Image.Resampling.BILINEAR)) for p in paths]
     feeds = np.float32(np.stack(pixels)).transpose(0, 3, 1, 2) / 255
     return ort.InferenceSession(model_file).run(None, {"image": feeds})[0]
-
-
-def test_help_lists_every_verb(cloister):
-    ran = cloister("--help")
-    assert ran.code == 0
-    for verb in (
-        "demo", "inspect", "run", "compare", "worker", "pads", "bench", "authority", "data",
-        "train", "audit", "demo-training",
-    ):  # fmt: skip
-        assert re.search(rf"\b{verb}\b", ran.out), verb
-    assert cloister().out == ran.out
-
-
-@pytest.mark.parametrize(
-    "verb", ["demo", "inspect", "run", "compare", "worker", "pads make", "pads status",
-             "bench inference", "authority init", "authority token", "authority serve",
-              "authority budget", "authority list", "authority delete", "data encrypt", "data show",
-              "data init",
-             "data serve", "train", "audit encrypted", "demo-training"],
-)  # fmt: skip
-def test_every_verb_explains_itself(cloister, verb):
-    ran = cloister(*verb.split(), "--help")
-    assert ran.code == 0
-    assert f"cloister {verb}" in ran.out
 
 
 def test_version(cloister):
@@ -76,8 +51,8 @@ def test_inspect_json(cloister, model_file):
 def test_run(cloister, model_file, pictures, tmp_path):
     (tmp_path / "labels.txt").write_text("ant\nbee\ncat\ndog\neel\n")
     ran = cloister(
-        "run", model_file, "--input", *pictures, "--top", 2, "--labels", tmp_path / "labels.txt",
-        "--output", tmp_path / "out.npz",
+        "run", model_file, *pictures, "--top", 2, "--labels", tmp_path / "labels.txt",
+        "--out", tmp_path / "out.npz",
     )  # fmt: skip
     assert ran.code == 0, ran
     assert ran.err == ""
@@ -94,7 +69,7 @@ def test_run(cloister, model_file, pictures, tmp_path):
 
 @pytest.mark.parametrize("policy", ["slalom", "verified", "blinded", "enclave", "open"])
 def test_run_json(cloister, model_file, pictures, policy):
-    ran = cloister("run", model_file, "--policy", policy, "--json", "--input", *pictures)
+    ran = cloister("run", model_file, "--policy", policy, "--json", *pictures)
     assert ran.code == 0, ran
     assert ran.err == ""
     found = json.loads(ran.out)
@@ -116,17 +91,17 @@ def test_run_takes_arrays_and_globs(cloister, model_file, tmp_path):
     rng = np.random.default_rng(5)
     np.savez(tmp_path / "x.npz", image=rng.random((4, 3, 8, 6)).astype(np.float32))
     np.save(tmp_path / "y.npy", rng.random((3, 8, 6)).astype(np.float32))
-    ran = cloister("run", "--input", tmp_path / "x.npz", tmp_path / "y.npy", model_file, "--json")
+    ran = cloister("run", model_file, tmp_path / "x.npz", tmp_path / "y.npy", "--json")
     names = [output["input"].rsplit("/", 1)[1] for output in json.loads(ran.out)["outputs"]]
     assert names == ["x.npz[0]", "x.npz[1]", "x.npz[2]", "x.npz[3]", "y.npy"]
 
 
 def test_compare(cloister, model_file, pictures):
-    ran = cloister("compare", model_file, "--input", *pictures)
+    ran = cloister("compare", model_file, *pictures)
     assert ran.code == 0, ran
     for text in ("Conv_0", "headroom bits", "clipped", "top-1 agreement: 100.00 %"):
         assert text in ran.out, text
-    found = json.loads(cloister("compare", model_file, "--json", "--input", *pictures).out)
+    found = json.loads(cloister("compare", model_file, "--json", *pictures).out)
     assert [layer["clipped"] for layer in found["layers"]] == [0, 0]
     assert all(0 < layer["relative_error"] < 0.01 for layer in found["layers"])
     assert all(layer["activation_bits"] == 12 for layer in found["layers"])
@@ -136,11 +111,11 @@ def test_compare(cloister, model_file, pictures):
 @pytest.mark.filterwarnings("default::cloister.errors.PrecisionWarning")
 def test_fewer_bits_lose_accuracy(cloister, model_file, pictures):
     bits = ("--weight-bits", 5, "--activation-bits", 5)
-    ran = cloister("compare", model_file, *bits, "--json", "--input", *pictures)
+    ran = cloister("compare", model_file, *bits, "--json", *pictures)
     assert ran.err.startswith("warning: node "), ran.err
     assert ran.err.count("\n") == 1
     coarse = json.loads(ran.out)["layers"][0]
-    fine = json.loads(cloister("compare", model_file, "--json", "--input", *pictures).out)
+    fine = json.loads(cloister("compare", model_file, "--json", *pictures).out)
     assert coarse["relative_error"] > 10 * fine["layers"][0]["relative_error"]
 
 
@@ -158,7 +133,7 @@ def columns(tmp_path):
 def test_inputs_that_are_hidden_give_the_weights_no_scales(cloister, columns, tmp_path):
     """The worker sees the weights, so scales come from samples named as such, or not at all."""
     model, rows, typical = columns
-    asked = ("run", model, "--input", rows, "--json", "--output", tmp_path / "y.npz")
+    asked = ("run", model, rows, "--json", "--out", tmp_path / "y.npz")
     own = cloister(*asked)
     assert own.code == 0
     assert own.err.startswith("warning: node 'Gemm_0'")
@@ -180,9 +155,7 @@ def test_inputs_that_are_hidden_give_the_weights_no_scales(cloister, columns, tm
 def test_clipping_is_counted(cloister, model_file, pictures, tmp_path):
     np.save(tmp_path / "dark.npy", np.full((1, 3, 8, 6), 0.1, np.float32))
     calibrated = ("--calibration", tmp_path / "dark.npy")
-    found = json.loads(
-        cloister("compare", model_file, *calibrated, "--json", "--input", *pictures).out
-    )
+    found = json.loads(cloister("compare", model_file, *calibrated, "--json", *pictures).out)
     assert found["layers"][0]["clipped"] > 0.8 * found["layers"][0]["activations"]
     assert found["calibration"] == "calibrated on 1 samples of --calibration"
 
@@ -190,8 +163,8 @@ def test_clipping_is_counted(cloister, model_file, pictures, tmp_path):
 def test_run_says_what_is_clipped(cloister, refused, model_file, pictures, tmp_path):
     np.save(tmp_path / "dark.npy", np.full((1, 3, 8, 6), 0.1, np.float32))
     calibrated = ("--calibration", tmp_path / "dark.npy")
-    command = ("run", model_file, *calibrated, "--output", tmp_path / "out.npz", "--json")
-    ran = cloister(*command, "--input", *pictures)
+    command = ("run", model_file, *calibrated, "--out", tmp_path / "out.npz", "--json")
+    ran = cloister(*command, *pictures)
     assert ran.code == 0, ran
     (line,) = ran.err.splitlines()
     assert line.startswith("warning: 3 of 3 inputs (the first: 0) lie outside the calibrated range")
@@ -200,26 +173,28 @@ def test_run_says_what_is_clipped(cloister, refused, model_file, pictures, tmp_p
     assert line == f"warning: {found['warning']}"
     assert found["report"]["inputs_beyond"] == [0, 1, 2]
     assert found["report"]["layers"][1]["clipped"] > 0.8 * found["report"]["layers"][1]["quantised"]
-    silent = cloister(*command, "--on-clip", "ignore", "--input", *pictures)
+    silent = cloister(*command, "--on-clip", "ignore", *pictures)
     assert (silent.code, silent.err) == (0, "")
     assert json.loads(silent.out)["warning"] is None
     (tmp_path / "out.npz").unlink()
-    message = refused(*command, "--on-clip", "raise", "--input", *pictures)
+    message = refused(*command, "--on-clip", "raise", *pictures)
     assert message == f"error: {found['warning']}; nothing was released"
     assert not (tmp_path / "out.npz").exists()
 
 
 def test_pads(cloister, refused, model_file, other_model_file, pictures, tmp_path):
-    store = ("--store", tmp_path / "pads", "--pad-key", tmp_path / "key")
-    made = cloister("pads", "make", model_file, "--count", 4, *store, "--calibration", *pictures)
+    store = (tmp_path / "pads", "--key", tmp_path / "key")
+    made = cloister(
+        "pads", "make", model_file, "--count", 4, *store, "--calibration", pictures[0].parent
+    )
     assert made.code == 0, made
     assert "4 pad sets made, 4 ready" in made.out
     # Once more: the store is full already, and its own calibration makes the same plan.
     assert "0 pad sets made, 4 ready" in cloister(
         "pads", "make", model_file, "--count", 4, *store
     ).out  # fmt: skip
-    pads = ("--pads", tmp_path / "pads", "--pad-key", tmp_path / "key")
-    ran = cloister("run", model_file, *pads, "--json", "--input", *pictures)
+    pads = ("--pads", tmp_path / "pads", "--key", tmp_path / "key")
+    ran = cloister("run", model_file, *pads, "--json", *pictures)
     assert ran.code == 0, ran
     found = json.loads(ran.out)
     assert (found["report"]["pads_used"], found["report"]["offline_ms"]) == (3, 0.0)
@@ -227,18 +202,8 @@ def test_pads(cloister, refused, model_file, other_model_file, pictures, tmp_pat
     status = json.loads(cloister("pads", "status", *store, "--json").out)
     assert status["ready"] == 1
     assert "1" in cloister("pads", "status", *store).out
-    assert "pad" in refused("run", model_file, *pads, "--input", *pictures)
-    message = refused("run", other_model_file, *pads, "--input", pictures[0])
+    assert "pad" in refused("run", model_file, *pads, *pictures)
+    message = refused("run", other_model_file, *pads, pictures[0])
     assert "plan" in message
     filled = cloister("pads", "make", model_file, "--count", 2, *store)
     assert "1 pad sets made, 2 ready" in filled.out
-
-
-def test_every_option_has_help():
-    def documented(group):
-        for command in group.registered_commands:
-            assert command.callback.__doc__, command
-        for sub in group.registered_groups:
-            documented(sub.typer_instance)
-
-    documented(app)

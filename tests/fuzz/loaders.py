@@ -19,7 +19,6 @@ from cloister.authority.request_log import Release, ReleaseLog, read_releases
 from cloister.authority.requests import Forward
 from cloister.base.identity import PUBLIC_FILE, Identity, PublicIdentity
 from cloister.base.rng import InsecureSeededRandom, SystemRandom
-from cloister.cli.arrays import read_array_file
 from cloister.cli.results import read_labels
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.encoding import Encoding
@@ -29,7 +28,8 @@ from cloister.data.pictures import read_picture
 from cloister.data.sources import open_source
 from cloister.data.writer import Chunk, EncryptedDatasetWriter
 from cloister.graph import graph_file
-from cloister.graph.graph import Graph
+from cloister.graph.graph import Graph, TensorType
+from cloister.graph.input_files import read_inputs
 from cloister.graph.onnx import load as models
 from cloister.graph.onnx.read import from_model
 from cloister.graph.passes.normalise import prepare
@@ -108,6 +108,13 @@ def _arrays(folder: Path) -> Path:
 def _array(folder: Path) -> Path:
     np.save(folder / "a.npy", np.arange(12.0).reshape(4, 3))
     return folder / "a.npy"
+
+
+def _takes(**types: type) -> Graph:
+    """A model of such inputs: x of three numbers a sample, y of one."""
+    shapes = {"x": (None, 3), "y": (None,)}
+    inputs = {name: TensorType(np.dtype(kind), shapes[name]) for name, kind in types.items()}
+    return Graph("g", (), tuple(inputs), (), {}, inputs, 17)
 
 
 def _picture(name: str) -> Callable[[Path], Path]:
@@ -222,8 +229,8 @@ LOADERS = {
     ) for name, build in GRAPHS.items()},
     "plan": Loader(_plan(nets.residual, nets.samples), Plan.load, CANONICAL),
     "plan with factors": Loader(_plan(unequal.table, unequal.samples), Plan.load, CANONICAL),
-    "array": Loader(_array, lambda path: read_array_file(path, wanted=("x",))),
-    "arrays": Loader(_arrays, lambda path: read_array_file(path, wanted=("x", "y"))),
+    "array": Loader(_array, lambda path: read_inputs(_takes(x=np.float32), [path])),
+    "arrays": Loader(_arrays, lambda path: read_inputs(_takes(x=np.float32, y=np.int64), [path])),
     "samples in arrays": Loader(_arrays, _source),
     "samples in a table": Loader(_written("a.csv", TABLE), _source),
     "png": Loader(_picture("a.png"), read_picture),

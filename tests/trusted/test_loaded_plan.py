@@ -1,5 +1,6 @@
 """A plan that was saved runs without the libraries that read models or reach other machines."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -7,11 +8,15 @@ import numpy as np
 import pytest
 
 import nets
+from cloister.errors import CloisterError
 from cloister.graph.onnx.read import from_model
 from cloister.graph.passes.normalise import prepare
 from cloister.plan import policies
+from cloister.plan.plan import Plan
 from cloister.trusted.program.compile import Local, Segment, compile_plan
 from cloister.trusted.session import Session
+from cloister.wire.inprocess import InProcessLink
+from cloister.worker.engine import Engine
 
 SCRIPT = """
 import sys
@@ -72,3 +77,45 @@ def test_nothing_that_reads_models_is_imported_with_the_package():
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert not ran.stdout.strip()
+
+
+# ---- plans that say what no model says
+
+
+def lying(build, change):
+    """A plan whose graph was changed after it was made, and the samples of the true one."""
+    plan, samples = planned(build, "slalom")
+    graph = change(plan.graph)
+    return Plan.from_bytes(dataclasses.replace(plan, graph=graph).to_bytes()), samples
+
+
+def with_attributes(op, **attributes):
+    def change(graph):
+        nodes = tuple(
+            dataclasses.replace(node, attributes={**node.attributes, **attributes})
+            if node.op == op
+            else node
+            for node in graph.nodes
+        )
+        return dataclasses.replace(graph, nodes=nodes)
+
+    return change
+
+
+LIES = {
+    "a window of a text": (nets.chain, with_attributes("MaxPool", kernel_shape="wide")),
+    "a window of no size": (nets.chain, with_attributes("MaxPool", kernel_shape=(0, 0))),
+    "an endless window": (nets.chain, with_attributes("MaxPool", kernel_shape=(2**31, 2**31))),
+    "endless padding": (nets.chain, with_attributes("MaxPool", pads=(2**62, 0, 0, 0))),
+    "an endless stride": (nets.chain, with_attributes("MaxPool", strides=(2**62, 2**62))),
+}
+
+
+@pytest.mark.parametrize(("build", "change"), LIES.values(), ids=LIES)
+def test_a_plan_that_lies_about_its_model_ends_in_an_error_of_ours(build, change):
+    plan, samples = lying(build, change)
+    with (
+        pytest.raises(CloisterError),
+        Session(plan, workers=[InProcessLink(Engine().handle)], on_clip="ignore") as session,
+    ):
+        session.run(samples)

@@ -448,7 +448,7 @@ def test_a_full_disk_loses_nothing(store, places, monkeypatch, call, code):
 
     with monkeypatch.context() as patch:
         patch.setattr(pad_file.os, call, full)
-        with pytest.raises(PadStoreError, match="free space or choose another --store"):
+        with pytest.raises(PadStoreError, match="free space or choose another folder"):
             store.put(pad_id, contents(pad_id))
     assert [path.name for path in places[0].iterdir()] == ["0.pad"]
     store.put(pad_id, contents(pad_id))

@@ -131,11 +131,11 @@ def planted(tmp_path):
 
 
 VERBS = {
-    "run": "run digits.onnx --input a.png",
+    "run": "run digits.onnx a.png",
     "demo": "demo --json",
     "bench transport": "bench transport --repeats 1 --seconds 0.001 --largest 1024 --json",
     "bench inference": "bench inference --model digits.onnx --repeats 1 --no-int8 --json",
-    "demo-training": "demo-training --json",
+    "demo training": "demo training --json",
 }
 
 
@@ -157,7 +157,7 @@ def test_neither_does_a_server_when_it_starts_the_process_of_a_segment(planted):
     graph = helper.make_graph([node], "g", infos[:1], infos[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     assert isinstance(model, onnx.ModelProto)
-    command = [CLOISTER, "worker", "--listen", "127.0.0.1:0", "--memory-gib", "2"]
+    command = [CLOISTER, "worker", "serve", "--listen", "127.0.0.1:0", "--memory-gib", "2"]
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as server:
         try:
             link = RpcLink(server.stdout.readline().split()[-1])

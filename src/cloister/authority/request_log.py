@@ -6,7 +6,7 @@ host's and the authority's hold what they were asked.
 A file is one line that names the format, then records. A record is the length of its body, the
 body and the body's SHA-256, so a torn tail or a damaged byte is found where it is. A body is a
 message of `cloister.wire.https.bodies`: the request as it is sent, and what this party read. The
-log is evidence for `cloister audit encrypted`; training never reads it.
+log is evidence for `cloister audit training`; training never reads it.
 """
 
 import hashlib

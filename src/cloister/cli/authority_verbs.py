@@ -28,7 +28,7 @@ Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The authority's fol
 LISTED_SAMPLES = 20
 
 
-@app.command()
+@app.command(epilog="Example: cloister authority init authority")
 def init(folder: Folder) -> None:
     """Make an authority: its keys, its certificate, an empty ledger.
 
@@ -49,7 +49,7 @@ def init(folder: Folder) -> None:
     )
 
 
-@app.command()
+@app.command(epilog="Example: cloister authority token authority --role client --out client.token")
 def token(
     folder: Folder,
     role: Annotated[
@@ -110,7 +110,7 @@ def _token_file(path: Path) -> Iterator[BinaryIO]:
         raise InputError(f"--out {path}: exists already; choose another file") from None
 
 
-@app.command()
+@app.command(epilog="Example: cloister authority serve authority --listen 0.0.0.0:8443")
 def serve(folder: Folder, listen: options.Listen, threads: options.Threads = 1) -> None:
     """Answer clients, servers and trusted runtimes over HTTPS until interrupted."""
     with Authority(folder, threads=threads) as authority:
@@ -119,7 +119,7 @@ def serve(folder: Folder, listen: options.Listen, threads: options.Threads = 1) 
         serve_until_interrupted(start, "authority", fingerprint)
 
 
-@app.command("list")
+@app.command("list", epilog="Example: cloister authority list authority")
 def list_(folder: Folder, json: options.Json = False) -> None:
     """List the data sets: samples, terms, and what was given away; also while it serves."""
     found, failed = read_stored(folder)
@@ -136,7 +136,7 @@ def list_(folder: Folder, json: options.Json = False) -> None:
     _refuse_failed(failed)
 
 
-@app.command()
+@app.command(epilog="Example: cloister authority delete authority biopsies")
 def delete(
     folder: Folder,
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="The data set to delete.")],
@@ -163,7 +163,7 @@ def delete(
     )
 
 
-@app.command()
+@app.command(epilog="Example: cloister authority budget authority biopsies --samples")
 def budget(
     folder: Folder,
     dataset: Annotated[

@@ -20,7 +20,7 @@ def _group() -> None:
     """Measure Cloister on your model."""
 
 
-@app.command()
+@app.command(epilog="Example: cloister bench inference model.onnx --threads 4")
 def inference(
     model: options.ModelFile,
     policy: options.PolicyName = "slalom",

@@ -147,7 +147,10 @@ Label = Annotated[
 HostFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The host's folder.")]
 
 
-@app.command()
+@app.command(
+    epilog="Example: cloister data encrypt rows.csv --out rows.cloister --authority "
+    "https://key.example:8443 --pin authority.pub --token @client.token"
+)
 def encrypt(
     sources: Sources,
     url: options.AuthorityUrl,
@@ -209,7 +212,7 @@ def encrypt(
         emit_json(_document(parts))
 
 
-@app.command()
+@app.command(epilog="Example: cloister data show rows.cloister")
 def show(
     path: Annotated[Path, typer.Argument(metavar="FILE.cloister", help="Encrypted data set.")],
     json: options.Json = False,
@@ -230,14 +233,14 @@ def show(
     out().print(table(("part", "first id", "samples", "SHA-256"), rows))
 
 
-@app.command()
+@app.command(epilog="Example: cloister data init host")
 def init(folder: HostFolder) -> None:
     """Make a ciphertext host's certificate, and the file its trusted runtime needs."""
     path = ciphertext_service.init(folder, rng=SystemRandom())
     out().print(f"{path}  give this file to the trusted runtime only: it holds a token")
 
 
-@app.command()
+@app.command(epilog="Example: cloister data serve host rows.cloister --listen 0.0.0.0:9443")
 def serve(
     folder: HostFolder,
     datasets: Annotated[

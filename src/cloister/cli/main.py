@@ -2,55 +2,65 @@
 
 import os
 import sys
+import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
 from cloister.cli import (
-    audit,
+    audit_verbs,
     authority_verbs,
     bench_verbs,
-    compare,
     data_verbs,
-    demo,
-    demo_training,
-    inspect,
-    pads,
-    plan,
-    run,
+    demo_verbs,
+    model_verbs,
+    pads_verbs,
     train_verbs,
-    worker,
+    worker_verbs,
 )
 from cloister.cli.console import err, out
-from cloister.cli.options import spread
 from cloister.errors import CloisterError, VerificationError
 
 EXIT_PIPE = 1
 EXIT_ERROR = 2
 EXIT_NOT_VERIFIED = 3
 EXIT_INTERRUPTED = 130
+TRACEBACK = "CLOISTER_TRACEBACK"
+"""Environment variable that shows where an unexpected exception comes from."""
 
 app = typer.Typer(
     help="Run neural networks on hardware you do not trust.",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(demo.demo)
-app.command()(inspect.inspect)
-app.command()(plan.plan)
-app.command()(run.run)
-app.command()(compare.compare)
-app.command()(worker.worker)
-app.command()(train_verbs.train)
-app.command()(demo_training.demo_training)
-app.add_typer(pads.app, name="pads")
-app.add_typer(data_verbs.app, name="data")
-app.add_typer(authority_verbs.app, name="authority")
-app.add_typer(audit.app, name="audit")
-app.add_typer(bench_verbs.app, name="bench")
+INFERENCE = "Inference on an untrusted worker"
+TRAINING = "Training on encrypted data"
+TRYING = "Try, attack and measure"
+
+
+def _verb(verb: Callable[..., None], panel: str, example: str) -> None:
+    app.command(rich_help_panel=panel, epilog=f"Example: cloister {example}")(verb)
+
+
+_verb(model_verbs.plan, INFERENCE, "plan model.onnx --calibration photos --out model.plan")
+_verb(model_verbs.run, INFERENCE, "run model.plan photo.png --worker gpu.example:7000")
+_verb(model_verbs.compare, INFERENCE, "compare model.onnx photos --calibration typical")
+_verb(model_verbs.inspect, INFERENCE, "inspect model.onnx --policy verified")
+app.add_typer(pads_verbs.app, name="pads", rich_help_panel=INFERENCE)
+app.add_typer(worker_verbs.app, name="worker", rich_help_panel=INFERENCE)
+app.add_typer(data_verbs.app, name="data", rich_help_panel=TRAINING)
+app.add_typer(authority_verbs.app, name="authority", rich_help_panel=TRAINING)
+_verb(
+    train_verbs.train, TRAINING,
+    "train data.cloister --authority https://key.example:8443 --pin authority.pub "
+    "--token @server.token",
+)  # fmt: skip
+app.add_typer(demo_verbs.app, name="demo", rich_help_panel=TRYING)
+app.add_typer(audit_verbs.app, name="audit", rich_help_panel=TRYING)
+app.add_typer(bench_verbs.app, name="bench", rich_help_panel=TRYING)
 
 
 def _show_version(wanted: bool) -> None:
@@ -79,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            code = app(spread(given) or ["--help"], prog_name="cloister", standalone_mode=False)
+            code = app(given or ["--help"], prog_name="cloister", standalone_mode=False)
         sys.stdout.flush()
     except VerificationError as error:
         return _fail(error, EXIT_NOT_VERIFIED)
@@ -96,6 +106,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", EXIT_ERROR)
+    except Exception as error:  # noqa: BLE001  (the last resort: a fault of Cloister or a library)
+        if os.environ.get(TRACEBACK):
+            traceback.print_exc()
+        return _fail(
+            f"{type(error).__name__}: {error}; this is a fault of Cloister or of a library: please "
+            f"report it with what {TRACEBACK}=1 shows", EXIT_ERROR,
+        )  # fmt: skip
     return code if isinstance(code, int) else 0
 
 

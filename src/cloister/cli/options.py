@@ -1,103 +1,81 @@
-"""Options that several verbs share, and the parsing of their values."""
+"""Options that several verbs share, and the parsing of their values.
 
-from collections.abc import Sequence
+Options that belong together are the fields of a dataclass, which `grouped` verbs take as one value.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from fractions import Fraction
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from cloister.cli.images import Channels, Layout, Preprocessing
+import cloister
+from cloister.cli.console import note
+from cloister.data.preprocessing import Channels, Layout, Preprocessing
 from cloister.errors import InputError
-from cloister.plan.plan import SUFFIX
+from cloister.graph.graph import Graph
+from cloister.graph.input_files import Inputs, read_inputs
+from cloister.plan.plan import Plan
+from cloister.plan.plan_choice import PlanChoice, is_plan_file
 from cloister.plan.policies import NAMES
 from cloister.trusted.clips import OnClip
+from cloister.trusted.pads.factory import Rate
+from cloister.trusted.session import DEFAULT_BATCH, DEFAULT_TIMEOUT_S
 
 PREPROCESSING = "Preprocessing of pictures: (pixel * scale - mean) / std"
-SEVERAL = ("--input", "--calibration")
-"""Options that take every file that follows them, as a shell's glob writes them."""
+PLANNING = "The plan of a model"
+WORKING = "How it is computed"
 
-ModelFile = Annotated[str, typer.Argument(metavar="MODEL.onnx", help="The model.")]
+ModelFile = Annotated[str, typer.Argument(metavar="MODEL", help="The model, such as model.onnx.")]
 ModelOrPlan = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL.onnx|FILE.plan", help="The model, or a plan that `cloister plan` wrote."
+        metavar="MODEL|FILE.plan", help="The model, or a plan that `cloister plan` wrote."
     ),
-]
-PinnedDigest = Annotated[
-    str | None,
-    typer.Option("--digest", metavar="HEX", help="Refuse any plan but the one of this digest."),
 ]
 InputFiles = Annotated[
     list[Path],
-    typer.Option(
-        "--input",
-        metavar="FILES...",
-        help="Pictures (PNG, JPEG), arrays (.npy, .npz) or folders of them.",
+    typer.Argument(
+        metavar="INPUT...", help="Pictures (PNG, JPEG), arrays (.npy, .npz) or folders of them."
     ),
 ]
 PolicyName = Annotated[
     str | None,
     typer.Option("--policy", metavar="|".join(NAMES), help="Who computes what. Default: slalom."),
 ]
+PinnedDigest = Annotated[
+    str | None,
+    typer.Option("--digest", metavar="HEX", help="Refuse any plan but the one of this digest."),
+]
 CalibrationFiles = Annotated[
     list[Path] | None,
     typer.Option(
         "--calibration",
-        metavar="FILES...",
-        help="Typical inputs that set the fixed-point ranges.",
+        metavar="PATH",
+        help="Typical inputs that set the fixed-point ranges: a file, a folder or a quoted "
+        "pattern. Repeatable.",
+        rich_help_panel=PLANNING,
     ),
 ]
 WeightBits = Annotated[
-    int | None, typer.Option("--weight-bits", help="Signed bits of the weights. Default: 12.")
+    int | None,
+    typer.Option(
+        "--weight-bits", help="Signed bits of the weights. Default: 12.", rich_help_panel=PLANNING
+    ),
 ]
 ActivationBits = Annotated[
     int | None,
-    typer.Option("--activation-bits", help="Signed bits of the activations. Default: 12."),
-]
-Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of the trusted side.")]
-Lanes = Annotated[
-    int | None,
     typer.Option(
-        "--lanes", min=1, help="Messages on their way at once. Default: one for each worker."
+        "--activation-bits",
+        help="Signed bits of the activations. Default: 12.",
+        rich_help_panel=PLANNING,
     ),
 ]
-OnClipChoice = Annotated[
-    OnClip,
-    typer.Option(
-        "--on-clip",
-        help="About inputs outside the calibrated range: warn, give no outputs, or say nothing.",
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-AuthorityUrl = Annotated[
-    str, typer.Option("--authority", metavar="URL", help="https://HOST:PORT of the authority.")
-]
-Pin = Annotated[
-    Path, typer.Option("--pin", metavar="FILE", help="The authority's public file, authority.pub.")
-]
-Token = Annotated[
-    str,
-    typer.Option(
-        "--token",
-        envvar="CLOISTER_TOKEN",
-        metavar="TOKEN",
-        help="Bearer token, or @FILE that holds it.",
-    ),
-]
-Listen = Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="Where to listen.")]
-PadStoreFolder = Annotated[
-    Path, typer.Option("--store", metavar="PATH", help="Folder of sealed pads.")
-]
-PadKeyFile = Annotated[
-    Path,
-    typer.Option(
-        "--pad-key",
-        metavar="FILE",
-        help="The store's key and use counter; keep it on trusted storage and never copy it back.",
-    ),
-]
-
 Mean = Annotated[
     str,
     typer.Option(
@@ -141,51 +119,193 @@ Resize = Annotated[
         rich_help_panel=PREPROCESSING,
     ),
 ]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of the trusted side.")]
+Workers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--worker",
+        metavar="HOST:PORT",
+        help="Repeatable. Default: a local process.",
+        rich_help_panel=WORKING,
+    ),
+]
+WorkerThreads = Annotated[
+    int,
+    typer.Option(
+        "--worker-threads", min=1, help="Threads of the local worker.", rich_help_panel=WORKING
+    ),
+]
+Batch = Annotated[
+    int, typer.Option("--batch", min=1, help="Inputs per message.", rich_help_panel=WORKING)
+]
+Lanes = Annotated[
+    int | None,
+    typer.Option(
+        "--lanes",
+        min=1,
+        help="Messages on their way at once. Default: one for each worker.",
+        rich_help_panel=WORKING,
+    ),
+]
+Timeout = Annotated[
+    float,
+    typer.Option(
+        "--timeout",
+        min=0.001,
+        help="Seconds a worker may take per layer.",
+        rich_help_panel=WORKING,
+    ),
+]
+OnClipChoice = Annotated[
+    OnClip,
+    typer.Option(
+        "--on-clip",
+        help="About inputs outside the calibrated range: warn, give no outputs, or say nothing.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+PadFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of sealed pads.")]
+PadKey = Annotated[
+    Path,
+    typer.Option(
+        "--key",
+        metavar="FILE",
+        help="The pads' key and use counter; keep it on trusted storage and never copy it back.",
+    ),
+]
+AuthorityUrl = Annotated[
+    str, typer.Option("--authority", metavar="URL", help="https://HOST:PORT of the authority.")
+]
+Pin = Annotated[
+    Path, typer.Option("--pin", metavar="FILE", help="The authority's public file, authority.pub.")
+]
+Token = Annotated[
+    str,
+    typer.Option(
+        "--token",
+        envvar="CLOISTER_TOKEN",
+        metavar="TOKEN",
+        help="Bearer token, or @FILE that holds it.",
+    ),
+]
+Listen = Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="Where to listen.")]
 
 
-def preprocessing(
-    *,
-    mean: str,
-    std: str,
-    scale: str,
-    layout: Layout | None,
-    channels: Channels | None,
-    resize: str | None,
-) -> Preprocessing:
-    """The options' texts as values.
+def load_model(model: str) -> Graph:
+    """The model in a file.
 
-    Raises InputError naming the option.
+    Raises   InputError, for a plan too: it holds no float32 weights to compare or plan with
     """
-    deviations = numbers(std, option="--std")
-    if min(deviations) <= 0:
-        raise InputError(f"--std {std}: every value must be positive")
-    factors = numbers(scale, option="--scale")
-    if len(factors) != 1 or factors[0] <= 0:
-        raise InputError(f"--scale {scale}: give one positive number")
-    return Preprocessing(
-        scale=factors[0],
-        mean=numbers(mean, option="--mean"),
-        std=deviations,
-        layout=layout,
-        channels=channels,
-        resize=None if resize is None else _size(resize),
-    )
+    if is_plan_file(model):
+        raise InputError(f"{model}: is a plan; give the model that it was made from")
+    return cloister.load(model)
 
 
-def refuse_planning(
-    calibration: Sequence[Path] | None, weight_bits: int | None, activation_bits: int | None
-) -> None:
-    """Refuse options that make a plan, beside a plan that is made already.
+@dataclass(frozen=True)
+class ModelInputs:
+    """How files become inputs of a model, and how the model becomes a plan."""
 
-    Raises   InputError
-    """
-    given = {
-        "--calibration": calibration, "--weight-bits": weight_bits,
-        "--activation-bits": activation_bits,
-    }  # fmt: skip
-    for name, value in given.items():
-        if value:
-            raise InputError(f"{name}: a plan's file says that already; leave it out")
+    policy: PolicyName = None
+    calibration: CalibrationFiles = None
+    weight_bits: WeightBits = None
+    activation_bits: ActivationBits = None
+    mean: Mean = "0"
+    std: Std = "1"
+    scale: Scale = "1/255"
+    layout: ModelLayout = None
+    channels: ChannelOrder = None
+    resize: Resize = None
+
+    def preprocessing(self) -> Preprocessing:
+        """The options' texts as values.
+
+        Raises   InputError naming the option
+        """
+        deviations = numbers(self.std, option="--std")
+        if min(deviations) <= 0:
+            raise InputError(f"--std {self.std}: every value must be positive")
+        factors = numbers(self.scale, option="--scale")
+        if len(factors) != 1 or factors[0] <= 0:
+            raise InputError(f"--scale {self.scale}: give one positive number")
+        return Preprocessing(
+            scale=factors[0],
+            mean=numbers(self.mean, option="--mean"),
+            std=deviations,
+            layout=self.layout,
+            channels=self.channels,
+            resize=None if self.resize is None else _size(self.resize),
+        )
+
+    def read(self, graph: Graph, paths: Sequence[Path]) -> Inputs:
+        """The inputs in files."""
+        return read_inputs(graph, paths, self.preprocessing(), note=note)
+
+    def plan(
+        self,
+        graph: Graph,
+        *,
+        inputs: Inputs | None = None,
+        stored: Plan | None = None,
+        digest: str | None = None,
+    ) -> tuple[Plan, str]:
+        """See `PlanChoice.make`."""
+        typical = self.read(graph, self.calibration) if self.calibration else None
+        return self._choice(digest).make(graph, calibration=typical, inputs=inputs, stored=stored)
+
+    def load_plan(
+        self, path: str, *, digest: str | None = None, vouched: bool = False
+    ) -> tuple[Plan, str]:
+        """See `PlanChoice.load`."""
+        if self.calibration:
+            raise InputError("--calibration: is decided by the plan; leave it out")
+        return self._choice(digest).load(Path(path), vouched=vouched)
+
+    def _choice(self, digest: str | None) -> PlanChoice:
+        return PlanChoice(self.policy, self.weight_bits, self.activation_bits, digest)
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Who computes, and how many messages at once."""
+
+    worker: Workers = None
+    threads: Threads = 1
+    worker_threads: WorkerThreads = 1
+    batch: Batch = DEFAULT_BATCH
+    lanes: Lanes = None
+    timeout: Timeout = DEFAULT_TIMEOUT_S
+
+
+def grouped(verb: Callable[..., None]) -> Callable[..., None]:
+    """A verb of which every dataclass parameter is given as one option for each of its fields."""
+    signature = inspect.signature(verb)
+    groups: dict[str, type] = {
+        name: given.annotation
+        for name, given in signature.parameters.items()
+        if isinstance(given.annotation, type) and is_dataclass(given.annotation)
+    }
+    parameters: list[inspect.Parameter] = []
+    for name, given in signature.parameters.items():
+        if name not in groups:
+            parameters.append(given.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        parameters += [
+            inspect.Parameter(
+                one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=one.type
+            )
+            for one in fields(groups[name])
+        ]
+
+    @wraps(verb)
+    def command(**options: Any) -> None:  # noqa: ANN401  (as Typer calls it)
+        for name, group in groups.items():
+            chosen = {one.name: options.pop(one.name) for one in fields(group)}
+            options[name] = group(**chosen)
+        verb(**options)
+
+    vars(command)["__signature__"] = signature.replace(parameters=parameters)
+    command.__annotations__ = {one.name: one.annotation for one in parameters}
+    return command
 
 
 def numbers(text: str, *, option: str) -> tuple[float, ...]:
@@ -206,30 +326,16 @@ def _size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
-def spread(arguments: Sequence[str]) -> list[str]:
-    """Repeat an option before each file that follows it: `--input a b` is `--input a --input b`.
+def rate(text: str) -> Rate:
+    """A limit on making pads, such as 25% (of the time) or 100/h (pads).
 
-    The files of an option end at the next option, at `--` and at a model or plan, which is never an
-    input.
+    Raises   InputError
     """
-    result: list[str] = []
-    current = None
-    waiting = False
-    for i, argument in enumerate(arguments):
-        if argument == "--":
-            return result + list(arguments[i:])
-        if argument.startswith("-") and argument != "-":
-            option = argument.partition("=")[0]
-            current = option if option in SEVERAL else None
-            waiting = current is not None and "=" not in argument
-        elif current is not None and argument.endswith((".onnx", SUFFIX)) and not waiting:
-            current = None
-        elif current is not None and not waiting:
-            result.append(current)
-        else:
-            waiting = False
-        result.append(argument)
-    return result
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(%|/h)", text)
+    if match is None:
+        raise InputError(f"--rate {text}: give a share of the time, as 25%, or pads, as 100/h")
+    number = float(match[1])
+    return Rate(share=number / 100) if match[2] == "%" else Rate(per_hour=number)
 
 
 def token(text: str) -> str | Path:

@@ -1,17 +1,21 @@
-"""Answers for people: labels, probabilities and the report of a run."""
+"""Answers of a run: labels, probabilities and the report, for people and as a document."""
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
 from cloister.base.reading import open_regular, parsing
-from cloister.cli.console import human_bytes
+from cloister.base.sizes import human_bytes
+from cloister.cli.console import out, table
 from cloister.errors import InputError
-from cloister.trusted.report import Report
+from cloister.graph.batch import batch_axis
+from cloister.graph.graph import Graph
+from cloister.plan.plan import Plan
+from cloister.trusted.report import Report, Result
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,17 @@ def read_labels(path: Path) -> list[str]:
             raise InputError(f"{path}: class {max(names)} is far beyond its {len(names)} rows")
         return [names.get(i, str(i)) for i in range(max(names) + 1)]
     return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def check_labels(graph: Graph, names: Sequence[str], path: Path | None) -> None:
+    """Refuse fewer names than the model has classes.
+
+    Raises   InputError naming the file
+    """
+    known = graph.types.get(graph.outputs[0])
+    classes = max((size or 0 for size in known.shape[1:]), default=0) if known else 0
+    if names and len(names) < classes:
+        raise InputError(f"--labels {path}: {len(names)} names for {classes} classes")
 
 
 def is_classifier(output: np.ndarray) -> bool:
@@ -94,3 +109,75 @@ def summary(report: Report) -> list[str]:
         )
     lines.append(f"hardware rooted: {'yes' if report.hardware_rooted else 'no'}")
     return lines
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a run found out about inputs.
+
+    sources   where every input came from
+    origin    where the plan came from
+    """
+
+    plan: Plan
+    result: Result
+    sources: Sequence[str]
+    origin: str
+    labels: Sequence[str] = field(default=())
+    top: int = 5
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values for JSON."""
+        outputs = self.result.outputs
+        by_sample = {key: self._by_sample(key) for key in outputs}
+        guesses = self._guesses(next(iter(outputs)))
+        return {
+            "outputs": [
+                {
+                    "input": source,
+                    "top": [vars(guess) for guess in guesses[i]] if guesses else [],
+                    "values": {
+                        key: outputs[key] if values is None else values[i]
+                        for key, values in by_sample.items()
+                    },
+                }
+                for i, source in enumerate(self.sources)
+            ],
+            "report": self.result.report.to_dict(),
+            "claims": self.plan.claims().to_dict(),
+            "calibration": self.origin,
+            "plan_digest": self.plan.digest,
+        }
+
+    def show(self) -> None:
+        """Print them for people."""
+        console = out()
+        name, scores = next(iter(self.result.outputs.items()))
+        guesses = self._guesses(name)
+        if guesses is not None:
+            rows = [
+                (source if rank == 0 else "", guess.label, f"{100 * guess.probability:6.2f} %")
+                for source, found in zip(self.sources, guesses, strict=True)
+                for rank, guess in enumerate(found)
+            ]
+            console.print(table(("input", "label", "softmax"), rows))
+        else:
+            console.print(f"output {name!r}: {scores.dtype} {scores.shape}; --out keeps the values")
+        console.print()
+        for line in (*summary(self.result.report), self.origin):
+            console.print(line)
+        console.print()
+        console.print(str(self.plan.claims()), soft_wrap=True)
+
+    def _guesses(self, name: str) -> list[list[Guess]] | None:
+        scores = self._by_sample(name)
+        if scores is None or not is_classifier(scores):
+            return None
+        return best(scores, top=self.top, labels=self.labels)
+
+    def _by_sample(self, name: str) -> np.ndarray | None:
+        """An output with the samples as its first axis; None where it has no such axis."""
+        value, axis = self.result.outputs[name], batch_axis(self.plan.graph, name)
+        if axis is None or value.shape[axis] != len(self.sources):
+            return None
+        return np.moveaxis(value, axis, 0)

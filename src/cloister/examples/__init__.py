@@ -1,1 +1,1 @@
-"""Models that come with Cloister: digits.onnx, made by examples/train_digits.py."""
+"""Models and demonstrations that come with Cloister; examples/train_digits.py made digits.onnx."""

@@ -1,6 +1,6 @@
 """What a training run tells whom, derived from what it sends (`sent`) and nothing else.
 
-The claims follow from the algorithm, not from measurements; `cloister audit encrypted` attacks
+The claims follow from the algorithm, not from measurements; `cloister audit training` attacks
 logs of what a role was sent, and so tests them.
 """
 

@@ -20,7 +20,7 @@ from cloister.audit.training.differences import (
     from_weights,
     updates,
 )
-from cloister.audit.training.evidence import EXACT_BITS, Evidence, Group, collect
+from cloister.audit.training.evidence import Evidence, Group, collect
 from cloister.audit.training.lattice import LARGEST_LATTICE, IntegerDecoder, NoisyDecoder
 from cloister.audit.training.operands import is_separable, read_label, unpack
 from cloister.audit.training.population import (
@@ -30,6 +30,7 @@ from cloister.audit.training.population import (
 )
 from cloister.audit.training.prior import Prior
 from cloister.audit.training.solve import box_program, linear_solve, prior_estimate
+from cloister.authority.noise import EXACT_BITS
 from cloister.authority.request_log import Release
 from cloister.errors import RangeError, ShapeError
 

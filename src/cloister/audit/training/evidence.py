@@ -9,10 +9,10 @@ import scipy.sparse
 from jaxtyping import Float64, Int64
 
 from cloister.audit.training.functionals import rows_of
+from cloister.authority.noise import EXACT_BITS
 from cloister.authority.request_log import Release
 from cloister.errors import EncryptionError, InputError
 
-EXACT_BITS = 32
 RANK_TOLERANCE = 1e-10
 ENOUGH = 16
 """Different functionals kept per sample, in multiples of its dimension."""

@@ -1,4 +1,4 @@
-"""The page of `cloister audit encrypted`: originals beside what each attack made of the log."""
+"""The page of `cloister audit training`: originals beside what each attack made of the log."""
 
 from collections.abc import Sequence
 

@@ -7,9 +7,10 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from cloister.audit.training.batch_solver import evaluate
-from cloister.audit.training.evidence import EXACT_BITS, Evidence, noise_width
+from cloister.audit.training.evidence import Evidence, noise_width
 from cloister.audit.training.operands import read_label
 from cloister.audit.training.prior import Prior
+from cloister.authority.noise import EXACT_BITS
 from cloister.errors import InputError
 
 ORDER = (

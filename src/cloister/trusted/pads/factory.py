@@ -7,7 +7,8 @@ checked (padshares.py); the sum of the answers is `A r`. Proofs: docs/protocols/
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -16,7 +17,7 @@ import numpy as np
 from jaxtyping import UInt32, UInt64
 
 import cloister._native as native
-from cloister.base.rng import KEY_BYTES, Csprng
+from cloister.base.rng import KEY_BYTES, Csprng, SystemRandom
 from cloister.errors import (
     InputError,
     ProtocolError,
@@ -26,7 +27,7 @@ from cloister.errors import (
 from cloister.plan.plan import Plan
 from cloister.ring.freivalds import CheckVectors
 from cloister.trusted.checks import accept
-from cloister.trusted.pads.maker import nonce
+from cloister.trusted.pads.maker import PadMaker, nonce
 from cloister.trusted.pads.shares import SharedNode
 from cloister.trusted.pads.store import PadStore
 from cloister.wire.grpc.places import machines
@@ -264,6 +265,30 @@ class WorkerMaker:
             self._drop(link)
         for node in self._nodes:
             node.forget()
+
+
+@contextmanager
+def open_maker(
+    plan: Plan,
+    links: Sequence[WorkerLink] = (),
+    *,
+    threads: int = 1,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    insecure_one_party: bool = False,
+) -> Iterator[Maker]:
+    """A maker of pads: these workers, or this process without any."""
+    if not links:
+        yield PadMaker(plan, threads=threads)
+        return
+    maker = WorkerMaker(
+        plan,
+        links,
+        rng=SystemRandom(),
+        timeout_s=timeout_s,
+        insecure_one_party=insecure_one_party,
+    )
+    with closing(maker):
+        yield maker
 
 
 # ---- filling a store

@@ -76,7 +76,7 @@ class PadFiles:
         except OSError as error:
             reason = error.strerror
             if error.errno in _FULL:
-                reason = "the disk is full; free space or choose another --store"
+                reason = "the disk is full; free space or choose another folder"
             raise PadStoreError(f"pad store {self.folder}: {reason}") from None
 
     def read_into(self, pad_id: int, layout: Layout, arrays: Mapping[int, np.ndarray]) -> None:

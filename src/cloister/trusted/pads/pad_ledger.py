@@ -200,7 +200,7 @@ def _check_kind(path: Path, database: sqlite3.Connection) -> None:
     if application != APPLICATION_ID:
         # A creation that was interrupted leaves an empty file, and no pad was ever made with it.
         empty = path.stat().st_size == 0
-        remedy = "its creation was interrupted; delete it" if empty else "choose another --pad-key"
+        remedy = "its creation was interrupted; delete it" if empty else "choose another --key"
         raise PadStoreError(f"key file {path}: is not the key file of a pad store; {remedy}")
     if version != FORMAT:
         raise PadStoreError(f"key file {path}: has format {version}, this version reads {FORMAT}")
@@ -238,7 +238,7 @@ def _explain(error: sqlite3.Error) -> str:
 
 def _refused(path: Path, error: OSError) -> str:
     if isinstance(error, FileExistsError):
-        return f"key file {path}: exists already; open its store, or choose another --pad-key"
+        return f"key file {path}: exists already; open its store, or choose another --key"
     if isinstance(error, FileNotFoundError):
         return f"key file {path}: does not exist"
     return f"key file {path}: {error.strerror}"

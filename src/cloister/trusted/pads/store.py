@@ -98,7 +98,7 @@ class PadStore:
         if key_file.resolve().is_relative_to(folder.resolve()):
             raise PadStoreError(
                 f"key file {key_file}: lies inside the store's folder, which is not trusted; "
-                "choose another --pad-key"
+                "choose another --key"
             )
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ class PadStore:
             raise PadStoreError(f"pad store {path}: {error.strerror}") from None
         if taken:
             raise PadStoreError(
-                f"pad store {path}: holds pads of another store already; choose another --store, "
+                f"pad store {path}: holds pads of another store already; choose another folder, "
                 "or name that store's key file"
             )
         ledger = Ledger.create(
@@ -133,7 +133,7 @@ class PadStore:
             raise PadStoreError(
                 f"pad store {path}: holds pads of plan {ledger.plan_digest.hex()[:8]}, not of plan "
                 f"{plan_digest.hex()[:8]} (the model, its calibration or its policy differ); "
-                "choose another --store and --pad-key"
+                "choose another folder and --key"
             )
         store = cls(path.absolute(), ledger)
         store._tidy()

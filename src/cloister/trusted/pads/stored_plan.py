@@ -14,9 +14,10 @@ from cloister.base.aead import open_sealed, seal
 from cloister.base.hkdf import derive
 from cloister.base.reading import open_regular, parsing
 from cloister.base.rng import Csprng
-from cloister.errors import PadStoreError, VerificationError
+from cloister.errors import PadStoreError, PlanError, VerificationError
 from cloister.plan.plan import Plan
 from cloister.trusted.pads.pad_ledger import Ledger
+from cloister.trusted.pads.store import PadStore
 
 PLAN_FILE = "plan.sealed"
 MAX_BYTES = 2**31 - 1
@@ -55,21 +56,39 @@ def load_plan(folder: Path, *, key_file: Path) -> Plan:
         ) from None
 
 
-def has_plan(folder: Path) -> bool:
-    """Whether something lies where a store's plan does."""
-    return os.path.lexists(folder / PLAN_FILE)
+def known_plan(folder: Path, *, key_file: Path) -> Plan | None:
+    """The plan of a store, or None where there is no store or its plan is missing.
+
+    Raises   PadStoreError when a plan is there that the key file does not vouch for
+    """
+    refuse_planted(folder, key_file=key_file)
+    if not key_file.exists() or not os.path.lexists(folder / PLAN_FILE):
+        return None
+    return load_plan(folder, key_file=key_file)
 
 
-def refuse_plan(folder: Path) -> None:
+def refuse_planted(folder: Path, *, key_file: Path) -> None:
     """Refuse a folder for a new store that somebody has put a plan into.
 
     Raises   PadStoreError
     """
-    if has_plan(folder):
+    if not key_file.exists() and os.path.lexists(folder / PLAN_FILE):
         raise PadStoreError(
             f"{folder / PLAN_FILE}: was there before the store, so no key file vouches for it; "
-            "delete it or choose another --store"
+            "delete it or choose another folder"
         )
+
+
+def open_or_create(plan: Plan, folder: Path, *, key_file: Path, rng: Csprng) -> PadStore:
+    """The store of this plan; a new one where there is no key file yet.
+
+    Raises   PlanError for a plan that needs no pads, PadStoreError as `PadStore.open` and `create`
+    """
+    if not plan.hidden_nodes:
+        raise PlanError(f"policy {plan.policy!r} blinds nothing, so it needs no pads")
+    if key_file.exists():
+        return PadStore.open(folder, plan_digest=plan.digest, key_file=key_file)
+    return PadStore.create(folder, plan_digest=plan.digest, key_file=key_file, rng=rng)
 
 
 def _key(ledger: Ledger) -> bytes:

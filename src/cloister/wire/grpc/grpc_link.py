@@ -82,7 +82,7 @@ class RpcLink(MessageLink):
         threading.Thread(target=self._listen, args=(self._call,), daemon=True).start()
         self._send(encode(Hello()))
         self._wait_for_control(
-            self._timeout_s, "it did not answer; start `cloister worker --listen` there"
+            self._timeout_s, "it did not answer; start `cloister worker serve --listen` there"
         )
 
     def load(self, message: LoadLinear | LoadSegment) -> None:
@@ -216,7 +216,7 @@ class RpcLink(MessageLink):
 def _reason(error: grpc.RpcError) -> str:
     code = error.code()
     if code == grpc.StatusCode.UNAVAILABLE:
-        return "cannot be reached; is `cloister worker --listen` running there?"
+        return "cannot be reached; is `cloister worker serve --listen` running there?"
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
         return f"has no room for this client or message ({error.details() or ''})"
     return f"ended the connection: {code.name} {error.details()}"

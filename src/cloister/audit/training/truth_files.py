@@ -1,115 +1,24 @@
-"""The attacks of `cloister audit encrypted`, from files to answers."""
+"""Files that an audit of encrypted training reads: the truth to score against, and public data."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from cloister.audit.training.attacks import run_attacks
-from cloister.audit.training.evidence import Evidence
-from cloister.audit.training.judge import Judged, judge, overall
 from cloister.audit.training.prior import Prior, from_public, uninformed
-from cloister.audit.training.training_page import (
-    conclusion,
-    encrypted_page,
-    score_rows,
-    thresholds,
-)
-from cloister.audit.training.truth import Truth, check_truth
-from cloister.authority.request_log import read_releases
-from cloister.base import files
+from cloister.audit.training.truth import Truth
 from cloister.base.reading import open_regular, parsing
-from cloister.cli.console import emit_json, err, out, table
 from cloister.errors import InputError
 
 ARRAYS = ("x", "y", "ids", "rows", "scale", "offset")
 FRACTION = 1e-3
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the command line asks for; see `cloister audit encrypted --help`."""
+def read_prior(path: Path | None, shape: tuple[int, int, int], low: float, high: float) -> Prior:
+    """What an attacker knows who has the public data of a file, or none.
 
-    transcript: Path
-    truth: Sequence[Path]
-    order: Sequence[Path]
-    public: Path | None
-    value_range: tuple[float, float]
-    samples: int
-    steps: int
-    lattice: int
-    value_bits: int
-    html: Path | None
-    tail_ok: bool
-    json: bool
-
-
-def audit_encrypted(request: Request) -> None:
-    """Read, attack, score, and show."""
-    releases = read_releases(request.transcript, tail_ok=request.tail_ok)
-    first = next(releases, None)
-    real = _read_truths(request.truth, request.order)
-    shape = first.shape if first is not None else (1, 1, 1 if real is None else real.x.shape[1])
-    # An empty log says nothing about shapes, and there is nothing to attack with a prior.
-    public = None if first is None else request.public
-    prior = _prior(public, shape, *request.value_range)
-    if real is not None and real.x.shape[1] != prior.dim:
-        raise InputError(
-            f"{request.truth[0]}: samples of {real.x.shape[1]} elements, the transcript's have "
-            f"{prior.dim}"
-        )
-    seen = releases if first is None else chain([first], releases)
-    evidence, findings = run_attacks(
-        seen, prior, samples=request.samples, steps=request.steps, largest_lattice=request.lattice,
-        value_bits=request.value_bits,
-    )  # fmt: skip
-    if real is not None and evidence is not None:
-        check_truth(evidence, real, prior, value_bits=request.value_bits)
-    judged = [judge(finding, real, prior) for finding in findings]
-    if request.html is not None:
-        page = encrypted_page(judged, evidence, prior, truth=real)
-        # It shows samples.
-        files.replace(request.html, page.encode(), private=True)
-    if request.json:
-        emit_json(_document(judged, evidence))
-    else:
-        _show(judged, evidence)
-        if request.html is not None:
-            err().print(f"page written to {request.html}", soft_wrap=True)
-
-
-def _show(judged: list[Judged], evidence: Evidence | None) -> None:
-    columns = ("attack", "verdict", "score", "best guess", "exact", "worked with")
-    out().print(table(columns, score_rows(judged)))
-    said = conclusion(judged, evidence)
-    out().print(f"\nverdict: {overall(judged)}. {said}", soft_wrap=True)
-    out().print(thresholds(), soft_wrap=True)
-
-
-def _document(judged: list[Judged], evidence: Evidence | None) -> dict[str, object]:
-    attacks = [
-        {
-            "attack": one.finding.attack,
-            "verdict": one.verdict,
-            "samples": len(one.finding.ids),
-            "determined": one.finding.determined,
-            "worked_with": one.finding.note,
-            "score": None if one.score is None else asdict(one.score),
-        }
-        for one in judged
-    ]
-    return {
-        "verdict": overall(judged),
-        "releases": {} if evidence is None else evidence.counts,
-        "samples": 0 if evidence is None else len(evidence.seen),
-        "shape": None if evidence is None else evidence.shape,
-        "attacks": attacks,
-    }
-
-
-def _prior(path: Path | None, shape: tuple[int, int, int], low: float, high: float) -> Prior:
+    Raises   InputError naming the file
+    """
     if path is None:
         return uninformed(shape, low=low, high=high)
     x = _encoded(_read(path), path)
@@ -120,8 +29,11 @@ def _prior(path: Path | None, shape: tuple[int, int, int], low: float, high: flo
     return from_public(x.reshape(len(x), *shape), low=low, high=high)
 
 
-def _read_truths(paths: Sequence[Path], orders: Sequence[Path]) -> Truth | None:
-    """The truth of one or several parts; `orders` belongs to plain data, file by file."""
+def read_truths(paths: Sequence[Path], orders: Sequence[Path]) -> Truth | None:
+    """The truth of one or several parts; `orders` belongs to plain data, file by file.
+
+    Raises   InputError naming the file
+    """
     if orders and len(orders) != len(paths):
         raise InputError(f"{len(paths)} --truth and {len(orders)} --order: give one for each part")
     if not paths:

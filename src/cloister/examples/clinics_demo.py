@@ -1,4 +1,4 @@
-"""`cloister demo-training`: two clinics train one model, and nobody sees the other's patients.
+"""Two clinics train one model, and neither sees the other's patients.
 
 Every role is a process of its own: the authority, each clinic's `cloister data encrypt`, the
 training server. The data are scikit-learn's breast cancer records (569 patients, 30 measurements).
@@ -9,23 +9,17 @@ import importlib
 import io
 import json as jsons
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import typer
 from jaxtyping import Float64, Int64
 
-from cloister import training
 from cloister.base import files
-from cloister.cli import options
-from cloister.cli.console import emit_json, err, out, table
 from cloister.errors import CloisterError, InputError
-from cloister.plan.claims import Claims
 from cloister.wire import process
 
 NAME = "biopsies"
@@ -45,28 +39,6 @@ class Records:
     y: Int64[np.ndarray, " n"]
 
 
-def demo_training(
-    json: options.Json = False,
-    folder: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="FOLDER", help="Keep everything here, for a closer look."),
-    ] = None,
-) -> None:
-    """Train on two clinics' encrypted records, then show what the server could learn."""
-    _ = training.train  # raises where PyTorch is missing, before anything begins
-    records = load_records()
-    with TemporaryDirectory() as temporary:
-        place = Path(temporary) if folder is None else folder.resolve()
-        if place.exists() and any(place.iterdir()):
-            raise InputError(f"--out {place}: is not empty; choose another folder")
-        place.mkdir(parents=True, exist_ok=True)
-        found = run(records, place)
-    if json:
-        emit_json(found)
-    else:
-        show(found)
-
-
 def load_records() -> Records:
     """The records in an order that gives both clinics both diagnoses.
 
@@ -83,9 +55,11 @@ def load_records() -> Records:
     return Records(columns, loaded.data.astype(np.float64), loaded.target.astype(np.int64))
 
 
-def run(records: Records, folder: Path) -> dict[str, Any]:
-    """The whole story; every process works in `folder`."""
-    say = err().print
+def run(records: Records, folder: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
+    """The whole story; every process works in `folder`.
+
+    say   called with every step as it begins
+    """
     authority = folder / "authority"
     _cloister("authority", "init", authority)
     tokens = {role: f"@{folder / role}.token" for role in ("client", "server", "trusted")}
@@ -159,27 +133,6 @@ def plain_accuracy(records: Records) -> float:
             optimizer.step()
     with torch.no_grad():
         return float((model(x[test]).argmax(1) == y[test]).float().mean())
-
-
-def show(found: dict[str, Any]) -> None:
-    """Print the story's end for people."""
-    console = out()
-    console.print(
-        f"accuracy on held-out patients: {found['accuracy_encrypted']:.1%} encrypted, "
-        f"{found['accuracy_trusted']:.1%} with a trusted runtime, "
-        f"{found['accuracy_plain']:.1%} in the clear ({found['patients']} patients)"
-    )
-    console.print()
-    console.print(f"{Claims.from_dict(found['claims'])}\n", soft_wrap=True)
-    budget = found["budget"]
-    columns = ("data set", "samples", "dim", "rank allowed", "spent", "bits", "refused")
-    row = (
-        budget["name"], budget["samples"], budget["dim"], budget["rank_allowed"],
-        budget["rank_max"], budget["bits_max"], budget["counts"]["refusals"],
-    )  # fmt: skip
-    console.print(table(columns, [row], title="the authority's ledger"))
-    console.print()
-    console.print(f"asking for more was refused: {found['refusal']}")
 
 
 def _rows(records: Records, clinic: int) -> dict[str, Int64[np.ndarray, " n"]]:

@@ -4,11 +4,20 @@ from typing import Annotated
 
 import typer
 
-from cloister.worker.serve import serve
+from cloister.cli import options
+from cloister.worker.serve import serve as serve_worker
+
+app = typer.Typer(help="Compute for trusted runtimes, as the untrusted side.")
 
 
-def worker(
-    listen: Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="Address to serve.")],
+@app.callback()
+def _group() -> None:
+    """Compute for trusted runtimes, as the untrusted side."""
+
+
+@app.command(epilog="Example: cloister worker serve --listen 0.0.0.0:7000 --device cuda")
+def serve(
+    listen: options.Listen,
     device: Annotated[str, typer.Option("--device", metavar="cpu|cuda", help="Where.")] = "cpu",
     threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")] = 1,
     memory_gib: Annotated[
@@ -23,4 +32,4 @@ def worker(
 ) -> None:
     """Serve linear layers to trusted runtimes until interrupted."""
     budget_bytes = None if memory_gib is None else int(memory_gib * 2**30)
-    serve(listen, device=device, threads=threads, budget_bytes=budget_bytes)
+    serve_worker(listen, device=device, threads=threads, budget_bytes=budget_bytes)

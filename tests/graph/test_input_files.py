@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cloister.cli.images import Channels, Layout, Preprocessing, read_inputs
 from cloister.data import pictures
+from cloister.data.preprocessing import Channels, Layout, Preprocessing
 from cloister.errors import InputError, RangeError
 from cloister.graph.graph import Graph, TensorType
+from cloister.graph.input_files import read_inputs
 
 
 def graph(*shape, dtype=np.float32, names=("x",)):
@@ -131,14 +132,30 @@ def test_npz_by_name_or_first(tmp_path):
         read_inputs(both, [tmp_path / "first.npz"], Preprocessing())
 
 
-def test_folders_are_read_in_order_and_what_is_skipped_is_said(tmp_path, capsys):
+def test_folders_are_read_in_order_and_what_is_skipped_is_said(tmp_path):
     for name in ("b.png", "a.png"):
         Image.fromarray(pixels(5, 7)).save(tmp_path / name)
     (tmp_path / "readme.txt").write_text("not an input")
     (tmp_path / "more").mkdir()
-    read = read_inputs(graph(3, 5, 7), [tmp_path], Preprocessing())
+    notes = []
+    read = read_inputs(graph(3, 5, 7), [tmp_path], note=notes.append)
     assert [name.rsplit("/", 1)[1] for name in read.names] == ["a.png", "b.png"]
-    assert "2 skipped (more, readme.txt)" in capsys.readouterr().err
+    assert notes == [f"{tmp_path}: 2 skipped (more, readme.txt)"]
+
+
+def test_patterns_are_read_in_order(tmp_path):
+    for name in ("b.png", "a.png", "[c].png", "d.jpg"):
+        Image.fromarray(pixels(5, 7)).save(tmp_path / name)
+
+    def names(pattern):
+        read = read_inputs(graph(3, 5, 7), [tmp_path / pattern])
+        return [name.rsplit("/", 1)[1] for name in read.names]
+
+    assert names("?.png") == ["a.png", "b.png"]
+    # A file of this name goes before what it would match.
+    assert names("[c].png") == ["[c].png"]
+    with pytest.raises(InputError, match=r"x\*\.png: no file has such a name"):
+        names("x*.png")
 
 
 def test_integer_inputs_of_integer_models(tmp_path):

@@ -1,0 +1,27 @@
+"""What an attacker on encrypted training knows and tries; needs no SciPy, as its attacks do."""
+
+from dataclasses import dataclass
+
+from cloister.audit.training.lattice import LARGEST_LATTICE
+from cloister.authority.noise import EXACT_BITS
+
+DEFAULT_RANGE = (-127.0, 127.0)
+"""What the default encoding of eight bits can hold."""
+
+
+@dataclass(frozen=True)
+class AttackSettings:
+    """What the attacker knows of the encoding, and how much is tried.
+
+    value_range   of the encoded integers
+    samples       samples to attack
+    steps         releases that are joined at most
+    lattice       elements of the largest sample that integer decoding is tried on
+    value_bits    bits of a value as the data set's owner set them; 32: the values are exact
+    """
+
+    value_range: tuple[float, float] = DEFAULT_RANGE
+    samples: int = 16
+    steps: int = 256
+    lattice: int = LARGEST_LATTICE
+    value_bits: int = EXACT_BITS

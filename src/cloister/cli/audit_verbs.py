@@ -1,0 +1,138 @@
+"""`cloister audit`: attacks on what an untrusted party received."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cloister.audit import training
+from cloister.audit.input.request_audit import audit_requests, requests_page
+from cloister.audit.training.attack_settings import DEFAULT_RANGE, AttackSettings
+from cloister.audit.training.lattice import LARGEST_LATTICE
+from cloister.authority.noise import EXACT_BITS
+from cloister.base import files
+from cloister.cli import options
+from cloister.cli.console import emit_json, err, out, table
+from cloister.wire.transcript import Transcript
+
+app = typer.Typer(help="Attack what an untrusted party received.", no_args_is_help=True)
+
+TranscriptFile = Annotated[
+    Path, typer.Argument(metavar="FILE.npz", help="What `cloister run --transcript` wrote.")
+]
+LogFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="LOG",
+        help="Log of `cloister train --release-log` or `--request-log`, or of `cloister data "
+        "serve --log`.",
+    ),
+]
+TruthFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--truth",
+        metavar="FILE.npz",
+        help="The data, for scoring: what `cloister data encrypt --order` wrote, once for each "
+        "part; or plain data with its scale and offset, and --order.",
+    ),
+]
+OrderFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--order", metavar="FILE.npz", help="Which sample is which, for plain data as --truth."
+    ),
+]
+PublicFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--public", metavar="FILE.npz", help="Similar data the attacker has: x, as in --truth."
+    ),
+]
+ValueRange = Annotated[
+    tuple[float, float],
+    typer.Option("--range", metavar="LOW HIGH", help="Range of the encoded integers."),
+]
+Samples = Annotated[int, typer.Option("--samples", min=1, help="Samples to attack.")]
+Steps = Annotated[int, typer.Option("--steps", min=1, help="Releases joined at most.")]
+Lattice = Annotated[
+    int,
+    typer.Option(
+        "--lattice",
+        min=0,
+        max=LARGEST_LATTICE,
+        help="Elements up to which integer decoding is tried; it takes up to a minute.",
+    ),
+]
+ValueBits = Annotated[
+    int,
+    typer.Option(
+        "--value-bits",
+        min=1,
+        max=EXACT_BITS,
+        help="Bits of a value as the data set's owner set them: attacks then know the noise. 32: "
+        "the values are exact, as under --privacy paper.",
+    ),
+]
+Page = Annotated[
+    Path | None, typer.Option("--out", metavar="FILE.html", help="Write a page with pictures.")
+]
+TailOk = Annotated[bool, typer.Option("--tail-ok", help="Leave out a record that was cut off.")]
+
+
+@app.command(epilog="Example: cloister audit transcript run.npz --out page.html")
+def transcript(path: TranscriptFile, page: Page = None, json: options.Json = False) -> None:
+    """Attack what workers were sent during inference: look for values, and for pads used twice."""
+    recorded = Transcript.load(path)
+    found = audit_requests(recorded)
+    if page is not None:
+        _write(page, requests_page(recorded, found))
+    if json:
+        emit_json([one.to_dict() for one in found])
+        return
+    rows = [
+        (
+            one.target_id, one.dtype, one.inputs, one.nbytes,
+            None if one.uniformity is None else one.uniformity.p_text, one.verdict,
+        )
+        for one in found
+    ]  # fmt: skip
+    columns = ("node", "numbers", "inputs", "bytes", "chi-square p", "verdict")
+    out().print(table(columns, rows))
+
+
+@app.command("training", epilog="Example: cloister audit training release.log --truth truth.npz")
+def training_log(
+    log: LogFile,
+    truth: TruthFiles = None,
+    order: OrderFiles = None,
+    public: PublicFile = None,
+    value_range: ValueRange = DEFAULT_RANGE,
+    samples: Samples = AttackSettings.samples,
+    steps: Steps = AttackSettings.steps,
+    lattice: Lattice = LARGEST_LATTICE,
+    value_bits: ValueBits = EXACT_BITS,
+    page: Page = None,
+    tail_ok: TailOk = False,
+    json: options.Json = False,
+) -> None:
+    """Attack what encrypted training sent to the server, a ciphertext host or the authority."""
+    audit = training.audit_log(
+        log, truth=truth or (), order=order or (), public=public, tail_ok=tail_ok,
+        settings=AttackSettings(value_range, samples, steps, lattice, value_bits),
+    )  # fmt: skip
+    if page is not None:
+        _write(page, audit.page())
+    if json:
+        emit_json(audit.to_dict())
+        return
+    columns = ("attack", "verdict", "score", "best guess", "exact", "worked with")
+    out().print(table(columns, audit.rows()))
+    out().print(f"\nverdict: {audit.verdict}. {audit.conclusion}", soft_wrap=True)
+    out().print(audit.thresholds, soft_wrap=True)
+
+
+def _write(page: Path, text: str) -> None:
+    # It shows samples.
+    files.replace(page, text.encode(), private=True)
+    err().print(f"page written to {page}", soft_wrap=True)

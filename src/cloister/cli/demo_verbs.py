@@ -1,0 +1,105 @@
+"""`cloister demo`: both halves of Cloister on data that come with scikit-learn."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from cloister import training
+from cloister.cli import options
+from cloister.cli.console import emit_json, err, out, progress, table
+from cloister.errors import InputError
+from cloister.examples import clinics_demo, digits_demo, digits_page
+from cloister.plan.claims import Claims
+
+app = typer.Typer(help="See inference on digits, or training of two clinics, from end to end.")
+
+PageFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where to write the page.")]
+Inputs = Annotated[
+    int,
+    typer.Option("--inputs", min=digits_demo.FEWEST, help="How many held-out digits to recognise."),
+]
+WorkFolder = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Keep everything here, for a closer look."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _default(context: typer.Context) -> None:
+    """See inference on digits, or training of two clinics, from end to end. Default: inference."""
+    if context.invoked_subcommand is None:
+        inference()
+
+
+@app.command(epilog="Example: cloister demo inference --inputs 100 --out page")
+def inference(
+    folder: PageFolder = Path("demo-output"), inputs: Inputs = 360, json: options.Json = False
+) -> None:
+    """Recognise digits on a worker that sees only noise, then catch one that lies."""
+    digits = digits_demo.load_digits(inputs)
+    with progress("private + verified") as update:
+        outcome = digits_demo.run(digits, progress=update)
+    path = digits_page.write_page(outcome, folder)
+    if json:
+        emit_json({**outcome.to_dict(), "page": path})
+    else:
+        _show_inference(outcome, path)
+
+
+def _show_inference(outcome: digits_demo.Outcome, path: Path) -> None:
+    grid = Table.grid(padding=(0, 2))
+    for name, value in digits_demo.facts(outcome):
+        grid.add_row(name, value)
+    for stage, each_ms, what in digits_demo.stages(outcome.report):
+        grid.add_row(f"{stage} time", f"{each_ms} ms per input ({what})")
+    for node, shown in zip(outcome.nodes, outcome.seen, strict=True):
+        grid.add_row(f"bytes sent for {node}", f"uniform? chi-square p {shown.uniformity.p_text}")
+    without = outcome.seen_without_pads.uniformity.p_text
+    grid.add_row(f"{outcome.nodes[0]} without pads", f"uniform? chi-square p {without}")
+    console = out()
+    console.print(grid)
+    console.print(f"\n{outcome.claims}\n", soft_wrap=True)
+    console.print("A worker that changes one number of one answer:")
+    console.print(f"  refused: {outcome.refusal}\n", soft_wrap=True)
+    console.print(f"page: {path}", soft_wrap=True)
+
+
+@app.command("training", epilog="Example: cloister demo training --out clinics")
+def clinics(folder: WorkFolder = None, json: options.Json = False) -> None:
+    """Train on two clinics' encrypted records, then show what the server could learn."""
+    _ = training.train  # raises where PyTorch is missing, before anything begins
+    records = clinics_demo.load_records()
+    with TemporaryDirectory() as temporary:
+        place = Path(temporary) if folder is None else folder.resolve()
+        if place.exists() and any(place.iterdir()):
+            raise InputError(f"--out {place}: is not empty; choose another folder")
+        place.mkdir(parents=True, exist_ok=True)
+        found = clinics_demo.run(records, place, say=err().print)
+    if json:
+        emit_json(found)
+    else:
+        _show_training(found)
+
+
+def _show_training(found: dict[str, Any]) -> None:
+    """Print the story's end for people."""
+    console = out()
+    console.print(
+        f"accuracy on held-out patients: {found['accuracy_encrypted']:.1%} encrypted, "
+        f"{found['accuracy_trusted']:.1%} with a trusted runtime, "
+        f"{found['accuracy_plain']:.1%} in the clear ({found['patients']} patients)"
+    )
+    console.print()
+    console.print(f"{Claims.from_dict(found['claims'])}\n", soft_wrap=True)
+    budget = found["budget"]
+    columns = ("data set", "samples", "dim", "rank allowed", "spent", "bits", "refused")
+    row = (
+        budget["name"], budget["samples"], budget["dim"], budget["rank_allowed"],
+        budget["rank_max"], budget["bits_max"], budget["counts"]["refusals"],
+    )  # fmt: skip
+    console.print(table(columns, [row], title="the authority's ledger"))
+    console.print()
+    console.print(f"asking for more was refused: {found['refusal']}")

@@ -1,0 +1,352 @@
+"""`cloister plan`, `run`, `compare` and `inspect`: a model, and what a policy makes of it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+
+from cloister.base import files
+from cloister.base.rng import SystemRandom
+from cloister.base.sizes import human_bytes
+from cloister.cli import options
+from cloister.cli.console import emit_json, err, out, progress, table
+from cloister.cli.results import Answers, check_labels, read_labels
+from cloister.errors import InputError
+from cloister.graph.batch import element_type
+from cloister.graph.graph import Graph
+from cloister.graph.input_files import Inputs
+from cloister.graph.legality import unsupported
+from cloister.plan.claims import Claims, claims_of
+from cloister.plan.cost import PlanCost, estimate
+from cloister.plan.memory import MemoryCost
+from cloister.plan.placement import Placement, default_costs, placements
+from cloister.plan.placement import measure as measure_costs
+from cloister.plan.plan import SUFFIX, Plan
+from cloister.plan.plan_choice import DEFAULT_POLICY, is_plan_file
+from cloister.plan.policies import assign
+from cloister.plan.protection import OUTSOURCED, Protection
+from cloister.trusted.clips import OnClip, clip_text
+from cloister.trusted.compare import Comparison
+from cloister.trusted.compare import compare as measure_errors
+from cloister.trusted.pads.store import PadStore
+from cloister.trusted.pads.stored_plan import load_plan
+from cloister.trusted.report import Result
+from cloister.trusted.session import Session
+
+COLUMNS = (
+    "node", "op", "kind", "protection", "output", "parameters", "flops",
+    "bytes_to_worker", "bytes_from_worker", "pad_bytes",
+)  # fmt: skip
+SUMS = COLUMNS[5:]
+
+PlanFile = Annotated[
+    Path, typer.Option("--out", metavar=f"FILE{SUFFIX}", help="Where the plan is written.")
+]
+OwnInputs = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="INPUT...", help="Inputs to calibrate on, without --calibration."),
+]
+LabelFile = Annotated[
+    Path | None,
+    typer.Option("--labels", metavar="FILE", help="Class names, one per line or index,name."),
+]
+Top = Annotated[int, typer.Option("--top", min=1, help="Classes shown per input.")]
+Pads = Annotated[
+    Path | None,
+    typer.Option("--pads", metavar="DIR", help="A store filled by `cloister pads make`."),
+]
+PadsKey = Annotated[Path | None, typer.Option("--key", metavar="FILE", help="The pads' key file.")]
+OutputFile = Annotated[
+    Path | None, typer.Option("--out", metavar="FILE.npz", help="Write the raw outputs here.")
+]
+TranscriptFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--transcript",
+        metavar="FILE.npz",
+        help="Keep what the workers were sent and said, for cloister audit.",
+    ),
+]
+MemoryBatch = Annotated[
+    int, typer.Option("--batch", min=1, help="Inputs per message, for the memory.")
+]
+Measure = Annotated[
+    bool, typer.Option("--measure", help="Measure depthwise layers' costs on this machine.")
+]
+
+
+@options.grouped
+def plan(
+    model: options.ModelFile,
+    to: PlanFile,
+    given: options.ModelInputs,
+    inputs: OwnInputs = None,
+    json: options.Json = False,
+) -> None:
+    """Decide what happens to every node of a model, and save the decision with its integers.
+
+    The file holds all that is computed and protected: it runs on another machine with the same
+    results, and without the model. Whoever can write it chooses the plan: pin it by its digest, or
+    state its policy when it is run.
+    """
+    _require_place(to, SUFFIX)
+    graph = options.load_model(model)
+    made, origin = given.plan(graph, inputs=given.read(graph, inputs) if inputs else None)
+    made.save(to)
+    claims = made.claims()
+    if json:
+        found = {"plan": to, "plan_digest": made.digest, "calibration": origin}
+        emit_json({**found, "claims": claims.to_dict()})
+        return
+    console = out()
+    console.print(f"{to}: plan {made.digest.hex()}, {to.stat().st_size} bytes; {origin}")
+    console.print()
+    console.print(str(claims), soft_wrap=True)
+
+
+@options.grouped
+def run(
+    model: options.ModelOrPlan,
+    inputs: options.InputFiles,
+    given: options.ModelInputs,
+    execution: options.Execution,
+    digest: options.PinnedDigest = None,
+    pads: Pads = None,
+    key: PadsKey = None,
+    labels: LabelFile = None,
+    top: Top = 5,
+    to: OutputFile = None,
+    transcript: TranscriptFile = None,
+    on_clip: options.OnClipChoice = OnClip.WARN,
+    json: options.Json = False,
+) -> None:
+    """Run a model on inputs: private, verified, or both, with an untrusted worker."""
+    if (pads is None) != (key is None):
+        raise InputError("--pads and --key belong together; give both or neither")
+    for path in (to, transcript):
+        if path is not None:
+            _require_place(path, ".npz")
+    names = read_labels(labels) if labels else ()
+    planned, origin, read = _planned(model, inputs, given, digest, pads, key)
+    check_labels(planned.graph, names, labels)
+    result = _compute(planned, read, execution, _pad_store(planned, pads, key), on_clip, transcript)
+    if to is not None:
+        # Results tell about inputs, and the worker may be another user of this machine.
+        with files.replacing(to, private=True) as file:
+            np.savez(file, **result.outputs)  # type: ignore[arg-type]
+    beyond = clip_text(result.report) if on_clip is OnClip.WARN else None
+    if beyond is not None:
+        err().print(f"warning: {beyond}", style="yellow", soft_wrap=True)
+    answers = Answers(planned, result, read.names, origin, names, top)
+    if json:
+        emit_json({**answers.to_dict(), "warning": beyond})
+    else:
+        answers.show()
+
+
+def _planned(
+    model: str,
+    inputs: list[Path],
+    given: options.ModelInputs,
+    digest: str | None,
+    pads: Path | None,
+    key: Path | None,
+) -> tuple[Plan, str, Inputs]:
+    """The plan to run, where it comes from, and the inputs."""
+    if is_plan_file(model):
+        # A store's key file vouches for its plan: another one is refused with the store.
+        made, origin = given.load_plan(model, digest=digest, vouched=pads is not None)
+        return made, origin, given.read(made.graph, inputs)
+    stored = load_plan(pads, key_file=key) if pads and key and not given.calibration else None
+    graph = options.load_model(model)
+    read = given.read(graph, inputs)
+    made, origin = given.plan(graph, inputs=read, stored=stored, digest=digest)
+    # Only the integers are needed from here on; the model's float32 weights go with the graph.
+    return made.without_float_weights(), origin, read
+
+
+def _pad_store(planned: Plan, pads: Path | None, key: Path | None) -> PadStore | None:
+    if pads is None or key is None:
+        return None
+    if not planned.hidden_nodes:
+        raise InputError(
+            f"--pads {pads}: policy {planned.policy!r} blinds nothing; leave out --pads"
+        )
+    return PadStore.open(pads, plan_digest=planned.digest, key_file=key)
+
+
+def _compute(
+    planned: Plan,
+    read: Inputs,
+    execution: options.Execution,
+    store: PadStore | None,
+    on_clip: OnClip,
+    transcript: Path | None,
+) -> Result:
+    with (
+        Session(
+            planned,
+            workers=execution.worker or None,
+            pads=store,
+            threads=execution.threads,
+            worker_threads=execution.worker_threads,
+            batch=execution.batch,
+            lanes=execution.lanes,
+            timeout_s=execution.timeout,
+            record_payloads=transcript is not None,
+            # A warning is printed by the verb, without the place in the code that Python adds.
+            on_clip=OnClip.RAISE if on_clip is OnClip.RAISE else OnClip.IGNORE,
+        ) as session,
+        progress("inputs") as update,
+    ):
+        result = session.run(read.arrays, progress=update)
+    if transcript is not None:
+        result.transcript.save(transcript)
+    return result
+
+
+def _require_place(path: Path, suffix: str) -> None:
+    if path.suffix != suffix or not path.parent.is_dir():
+        raise InputError(f"--out {path}: name a {suffix} file in an existing folder")
+
+
+@options.grouped
+def compare(
+    model: options.ModelFile,
+    inputs: options.InputFiles,
+    given: options.ModelInputs,
+    threads: options.Threads = 1,
+    json: options.Json = False,
+) -> None:
+    """Compare every linear layer under a plan with plain float32, without a worker."""
+    graph = options.load_model(model)
+    read = given.read(graph, inputs)
+    made, origin = given.plan(graph, inputs=read)
+    with progress("inputs") as update:
+        found = measure_errors(made, read.arrays, threads=threads, progress=update)
+    if json:
+        emit_json({**found.to_dict(), "calibration": origin})
+    else:
+        _show_comparison(found, origin)
+
+
+def _show_comparison(found: Comparison, origin: str) -> None:
+    console = out()
+    rows = [tuple(asdict(layer).values()) for layer in found.layers]
+    headings = tuple(name.replace("_", " ") for name in asdict(found.layers[0]))
+    console.print(table(headings, rows, title=f"against float32, {found.inputs} inputs"))
+    console.print()
+    console.print(f"largest difference of an output: {found.max_difference:.4g}")
+    if found.top1_agreement is not None:
+        console.print(f"top-1 agreement: {100 * found.top1_agreement:.2f} %")
+    console.print(origin)
+
+
+def inspect(
+    model: options.ModelOrPlan,
+    policy: options.PolicyName = None,
+    batch: MemoryBatch = 1,
+    measure: Measure = False,
+    json: options.Json = False,
+) -> None:
+    """List every node with its protection and costs, the totals and the claims."""
+    if is_plan_file(model):
+        made = Plan.load(model, policy=policy)
+        graph, policy, protections = made.graph, made.policy, made.protections
+        claims = made.claims()
+    else:
+        graph, policy = options.load_model(model), policy or DEFAULT_POLICY
+        protections = assign(graph, policy)
+        claims = claims_of(policy, protections)
+    problems = unsupported(graph)
+    cost = estimate(graph, protections, batch=batch)
+    placed = _placements(graph, policy, protections, measure=measure)
+    if json:
+        emit_json(_inspection(graph, policy, cost, claims, problems, placed))
+    else:
+        _show_inspection(graph, cost, claims, problems, placed)
+    if problems:
+        raise typer.Exit(2)
+
+
+def _placements(
+    graph: Graph, policy: str, protections: Mapping[str, Protection], *, measure: bool
+) -> tuple[Placement, ...]:
+    """Depthwise layers of policies that have a choice."""
+    outside = OUTSOURCED.get(policy)
+    if outside is None:
+        return ()
+    costs = measure_costs(outside, rng=SystemRandom()) if measure else default_costs(outside)
+    return placements(graph, protections, costs)
+
+
+def _inspection(
+    graph: Graph,
+    policy: str,
+    cost: PlanCost,
+    claims: Claims,
+    problems: list[tuple[str, str, str]],
+    placed: tuple[Placement, ...],
+) -> dict[str, object]:
+    return {
+        "model": graph.name,
+        "policy": policy,
+        "inputs": {
+            name: [str(element_type(graph, name)), graph.sizes(name)] for name in graph.inputs
+        },
+        "outputs": list(graph.outputs),
+        **cost.to_dict(),
+        "claims": claims.to_dict(),
+        "depthwise": [asdict(placement) for placement in placed],
+        "unsupported": [
+            {"node": node, "reason": reason, "remedy": remedy} for node, reason, remedy in problems
+        ],
+    }
+
+
+def _show_inspection(
+    graph: Graph,
+    cost: PlanCost,
+    claims: Claims,
+    problems: list[tuple[str, str, str]],
+    placed: tuple[Placement, ...],
+) -> None:
+    console = out()
+    rows = [tuple(getattr(node, column) for column in COLUMNS) for node in cost.nodes]
+    total = ("total", "", "", "", "", *(cost.total(column) for column in SUMS))
+    headings = tuple(column.replace("_", " ") for column in COLUMNS)
+    console.print(table(headings, [*rows, total], title=f"{graph.name}, for one input"))
+    console.print()
+    if placed:
+        rows = [
+            (p.node, "inside" if p.inside else "worker", p.inside_us, p.outside_us) for p in placed
+        ]
+        headings = ("depthwise layer", "runs", "trusted us inside", "trusted us if on the worker")
+        console.print(table(headings, rows))
+        console.print()
+    _show_memory(console, cost.memory)
+    console.print()
+    console.print(str(claims), soft_wrap=True)
+    if problems:
+        console.print()
+        console.print("this model cannot be run:")
+        console.print(table(("node", "reason", "remedy"), problems))
+
+
+def _show_memory(console: Console, memory: MemoryCost) -> None:
+    """The phase that needs most, item by item, and the sums of the others."""
+    peak = memory.peak_phase
+    items = sorted(memory.phases[peak].items(), key=lambda item: -item[1])
+    rows = [(name, human_bytes(nbytes)) for name, nbytes in items if nbytes]
+    console.print(
+        f"trusted memory, estimated: {human_bytes(memory.peak_bytes)}, while {peak} "
+        "(pads made inline, calibration made beforehand)"
+    )
+    console.print(table(("item", "bytes"), rows))
+    for phase, needed in memory.phases.items():
+        if phase != peak:
+            console.print(f"while {phase}: {human_bytes(sum(needed.values()))}")

@@ -1,0 +1,138 @@
+"""`cloister pads`: one-time pads made before they are needed."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cloister.base.rng import SystemRandom
+from cloister.base.sizes import human_bytes
+from cloister.cli import options
+from cloister.cli.console import emit_json, err, note, out, progress
+from cloister.errors import InputError
+from cloister.plan.plan import Plan
+from cloister.plan.plan_choice import is_plan_file
+from cloister.trusted.pads import factory, stored_plan
+from cloister.trusted.pads.store import PadStore
+from cloister.wire.grpc.connect import connect
+from cloister.wire.link import WorkerLink
+
+app = typer.Typer(help="Make one-time pads ahead of time, and count them.")
+
+Count = Annotated[
+    int, typer.Option("--count", min=1, help="Unused pad sets the store holds afterwards.")
+]
+Makers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--worker",
+        metavar="HOST:PORT",
+        help="Two or more workers that do not collude make the pads. Default: made here.",
+    ),
+]
+OneParty = Annotated[
+    bool,
+    typer.Option(
+        "--insecure-one-party",
+        help="For tests: let workers of one machine make the pads; its owner can compute them.",
+    ),
+]
+RateLimit = Annotated[
+    str | None,
+    typer.Option(
+        "--rate", metavar="25%|100/h", help="At most this share of the time, or pads per hour."
+    ),
+]
+
+
+@app.command(
+    epilog="Example: cloister pads make model.plan pads --key pads.key --count 1000",
+)
+@options.grouped
+def make(
+    model: options.ModelOrPlan,
+    folder: options.PadFolder,
+    key: options.PadKey,
+    count: Count,
+    given: options.ModelInputs,
+    worker: Makers = None,
+    insecure_one_party: OneParty = False,
+    rate: RateLimit = None,
+    timeout: options.Timeout = factory.DEFAULT_TIMEOUT_S,
+    threads: options.Threads = 1,
+) -> None:
+    """Fill a store until it holds COUNT unused pad sets, one per future input.
+
+    Interrupted, it keeps what is made; run again, it goes on.
+
+    Workers see one uniform share of each pad. All of them together, or whoever reads the traffic
+    to all of them, could compute the pads: choose workers of different owners, and encrypted ways.
+    """
+    limit = None if rate is None else options.rate(rate)
+    links = _links(worker or [], timeout_s=timeout, insecure_one_party=insecure_one_party)
+    stored_plan.refuse_planted(folder, key_file=key)
+    plan, origin, kept = _plan(model, folder, key, given)
+    rng = SystemRandom()
+    store = stored_plan.open_or_create(plan, folder, key_file=key, rng=rng)
+    if not kept:
+        stored_plan.save_plan(plan, folder, key_file=key, rng=rng)
+    with (
+        factory.open_maker(
+            plan, links, threads=threads, timeout_s=timeout, insecure_one_party=insecure_one_party
+        ) as maker,
+        progress("pads") as update,
+    ):
+        made = factory.fill(store, maker, count=count, rate=limit, progress=update)
+    out().print(f"{made} pad sets made, {store.status().ready} ready in {folder}; {origin}")
+
+
+def _plan(
+    model: str, folder: Path, key: Path, given: options.ModelInputs
+) -> tuple[Plan, str, bool]:
+    """The plan, one line that says where it is from, and whether the store keeps it already."""
+    if is_plan_file(model):
+        return *given.load_plan(model), False
+    stored = None if given.calibration else stored_plan.known_plan(folder, key_file=key)
+    return *given.plan(options.load_model(model), stored=stored), stored is not None
+
+
+def _links(workers: list[str], *, timeout_s: float, insecure_one_party: bool) -> list[WorkerLink]:
+    """Links to the workers, none of which is connected yet, if the workers may make pads.
+
+    Raises   InputError
+    """
+    if not workers:
+        if insecure_one_party:
+            raise InputError("--insecure-one-party: goes with --worker")
+        return []
+    links: list[WorkerLink] = [connect(address, timeout_s=timeout_s) for address in workers]
+    if factory.count_parties(links, insecure_one_party=insecure_one_party) < 2:
+        err().print(
+            "warning: these workers are one machine, whose owner can compute the pads",
+            style="yellow",
+        )
+    note(
+        "whoever reads the traffic to all of these workers can compute the pads; it is not "
+        "encrypted, so use encrypted tunnels"
+    )
+    return links
+
+
+@app.command(epilog="Example: cloister pads status pads --key pads.key")
+def status(
+    folder: options.PadFolder,
+    key: options.PadKey,
+    json: options.Json = False,
+) -> None:
+    """Count a store's pad sets."""
+    found = PadStore.inspect(folder, key_file=key)
+    if json:
+        emit_json(asdict(found))
+        return
+    console = out()
+    console.print(
+        f"{found.ready} pad sets ready ({human_bytes(found.ready_bytes)}), {found.used} used, "
+        f"{found.lost} lost"
+    )
+    console.print(f"plan {found.plan_digest.hex()[:16]}")

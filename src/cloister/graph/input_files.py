@@ -1,0 +1,276 @@
+"""Inputs for a model from files: pictures, and arrays that are never unpickled, as one batch.
+
+Pictures and uint8 arrays are preprocessed (data/preprocessing.py). Arrays of floating-point numbers
+are taken as they are: they are model inputs already.
+"""
+
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from glob import glob, has_magic
+from pathlib import Path
+from typing import IO, BinaryIO
+
+import numpy as np
+
+from cloister.base.reading import open_regular, parsing
+from cloister.data.pictures import skipped_text
+from cloister.data.preprocessing import (
+    Channels,
+    Layout,
+    PictureForm,
+    Preprocessing,
+    as_picture,
+    open_picture,
+    prepare_picture,
+    split_pixels,
+)
+from cloister.errors import InputError, RangeError, ShapeError
+from cloister.graph.batch import batch_axis, bound_sizes, element_type, part, sample_count
+from cloister.graph.graph import Graph
+
+PICTURES = (".png", ".jpg", ".jpeg")
+ARRAYS = (".npy", ".npz")
+AS_UNIT = Preprocessing()
+"""Pixels from 0 to 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """A batch: arrays by input name, for every sample where it came from, and its axes."""
+
+    arrays: dict[str, np.ndarray]
+    names: tuple[str, ...]
+    axes: Mapping[str, int | None]
+
+    def first(self, count: int) -> dict[str, np.ndarray]:
+        """The first samples only; inputs without a batch stay whole."""
+        return {
+            name: array if (axis := self.axes[name]) is None else part(array, axis, 0, count)
+            for name, array in self.arrays.items()
+        }
+
+
+def read_inputs(
+    graph: Graph,
+    paths: Sequence[Path],
+    preprocessing: Preprocessing = AS_UNIT,
+    *,
+    note: Callable[[str], None] | None = None,
+) -> Inputs:
+    """Read files, folders of files, and patterns (`*.png`) as one batch for a model.
+
+    note   called with what is left out of a folder
+
+    Raises   InputError naming the file and what to do
+    """
+    if not graph.inputs:
+        raise InputError("the model has no inputs, so there is nothing to give to it")
+    batches: list[tuple[Path, dict[str, np.ndarray]]] = []
+    names: list[str] = []
+    for path in _files(paths, note):
+        batch = _read(graph, path, preprocessing)
+        count = sample_count(graph, batch)
+        batches.append((path, batch))
+        names += [str(path)] if count == 1 else [f"{path}[{i}]" for i in range(count)]
+    if not names:
+        raise InputError("no inputs given; name pictures (PNG, JPEG) or arrays (.npy, .npz)")
+    axes = {name: batch_axis(graph, name) for name in graph.inputs}
+    arrays = {name: _together(name, axes[name], batches) for name in graph.inputs}
+    return Inputs(arrays, tuple(names), axes)
+
+
+def _together(
+    name: str, axis: int | None, batches: Sequence[tuple[Path, dict[str, np.ndarray]]]
+) -> np.ndarray:
+    """One input from all files."""
+    first, _ = batches[0]
+    arrays = [batch[name] for _, batch in batches]
+    if axis is not None:
+        return np.concatenate(arrays, axis)
+    for path, batch in batches[1:]:
+        if not np.array_equal(batch[name], arrays[0]):
+            raise InputError(
+                f"{path}: input {name!r} holds for all samples, and differs from that of {first}; "
+                "run them apart"
+            )
+    return arrays[0]
+
+
+def _files(paths: Sequence[Path], note: Callable[[str], None] | None) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            yield from _in_folder(path, note)
+        elif has_magic(str(path)) and not path.exists():
+            found = sorted(map(Path, glob(str(path))))
+            if not found:
+                raise InputError(f"{path}: no file has such a name")
+            yield from found
+        else:
+            yield path
+
+
+def _in_folder(path: Path, note: Callable[[str], None] | None) -> list[Path]:
+    inside = sorted(path.iterdir())
+    found = [p for p in inside if p.suffix.lower() in (*PICTURES, *ARRAYS)]
+    if not found:
+        raise InputError(f"{path}: the folder holds no picture (PNG, JPEG) and no .npy or .npz")
+    if note is not None and len(found) < len(inside):
+        note(f"{path}: {skipped_text([p.name for p in inside if p not in set(found)])}")
+    return found
+
+
+def _read(graph: Graph, path: Path, preprocessing: Preprocessing) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    if path.suffix.lower() in ARRAYS:
+        found = _read_arrays(path, wanted=graph.inputs)
+        batch = {
+            name: _from_array(graph, name, array, path, preprocessing)
+            for name, array in found.items()
+        }
+    elif len(graph.inputs) != 1:
+        raise InputError(
+            f"{path}: the model takes {', '.join(graph.inputs)}; give one .npz that holds them all"
+        )
+    else:
+        (name,) = graph.inputs
+        form = _form(graph, name, path, preprocessing)
+        batch = {name: prepare_picture(open_picture(path, form), form, preprocessing, path)[None]}
+    for name, array in batch.items():
+        _require_finite(array, batch_axis(graph, name), path)
+    try:
+        bound_sizes(graph, batch)
+    except ShapeError as error:
+        raise InputError(f"{path}: {error}") from None
+    return batch
+
+
+def _require_finite(array: np.ndarray, axis: int | None, path: Path) -> None:
+    if array.dtype.kind != "f" or np.isfinite(array).all():
+        return
+    bad = np.argwhere(~np.isfinite(array))
+    which = "an array" if axis is None else f"sample {bad[:, axis].min()}"
+    raise RangeError(f"{path}: {which} contains NaN or infinity; repair or leave it out")
+
+
+def _form(graph: Graph, name: str, path: Path, preprocessing: Preprocessing) -> PictureForm:
+    """What kind of image an input wants."""
+    known, dtype = graph.sizes(name) or (), element_type(graph, name)
+    sizes = [size if isinstance(size, int) else 0 for size in known]
+    if len(sizes) != 4 or 0 in sizes[1:] or dtype.kind != "f":
+        raise InputError(
+            f"{path}: input {name!r} takes {dtype} of shape ({', '.join(map(str, known))}), which "
+            "is no picture; give a .npy or .npz array"
+        )
+    layout = preprocessing.layout or (
+        Layout.NHWC if sizes[3] in (1, 3) and sizes[1] not in (1, 3) else Layout.NCHW
+    )
+    channels, height, width = sizes[1:] if layout is Layout.NCHW else (sizes[3], sizes[1], sizes[2])
+    if channels not in (1, 3):
+        raise InputError(
+            f"{path}: input {name!r} has {channels} channels in {layout} layout, a picture has 1 "
+            "or 3; correct --layout or give a .npy array"
+        )
+    order = preprocessing.channels or (Channels.GRAY if channels == 1 else Channels.RGB)
+    if (order is Channels.GRAY) != (channels == 1):
+        raise InputError(f"{path}: input {name!r} has {channels} channels, not --channels {order}")
+    return PictureForm((height, width), order, layout)
+
+
+# ---- arrays
+
+
+def _from_array(
+    graph: Graph, name: str, array: np.ndarray, path: Path, preprocessing: Preprocessing
+) -> np.ndarray:
+    expected = element_type(graph, name)
+    is_batch = batch_axis(graph, name) is not None
+    if array.dtype == np.uint8 and expected.kind == "f" and is_batch:
+        form = _form(graph, name, path, preprocessing)
+        pictures = [as_picture(one, form, path) for one in split_pixels(array, path)]
+        return np.stack([prepare_picture(one, form, preprocessing, path) for one in pictures])
+    return _as_input(graph, name, array, path)
+
+
+def _read_arrays(path: Path, *, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+    """Arrays by input name: those an .npz names like the inputs, or the only one.
+
+    Raises InputError naming the file.
+    """
+    with parsing(f"{path}: not a readable .npy or .npz file"), open_regular(path) as file:
+        try:
+            found = _load(file, wanted)
+        except ValueError:
+            if not _holds_objects(file):
+                raise
+            raise InputError(
+                f"{path}: holds Python objects, which are never loaded; save plain numbers"
+            ) from None
+    if len(wanted) == 1 and len(found) == 1:
+        return {wanted[0]: next(iter(found.values()))}
+    if "" in found:
+        raise InputError(
+            f"{path}: holds one array, the model takes {', '.join(wanted)}; save one .npz with all"
+        )
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise InputError(
+            f"{path}: no array named {missing[0]!r}; save one .npz with arrays named "
+            f"{', '.join(wanted)}"
+        )
+    return found
+
+
+def _load(file: BinaryIO, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+    loaded = np.load(file, allow_pickle=False)
+    if isinstance(loaded, np.ndarray):
+        return {"": loaded}
+    # One array needs no name; of several, none is guessed to be the input.
+    only = loaded.files if len(loaded.files) == 1 else []
+    keys = [key for key in wanted if key in loaded.files] or only
+    return {key: loaded[key] for key in keys}
+
+
+def _holds_objects(file: BinaryIO) -> bool:
+    """Whether an array, or one of an archive, is stored as Python objects."""
+    file.seek(0)
+    if not zipfile.is_zipfile(file):
+        return _header(file).hasobject
+    with zipfile.ZipFile(file) as archive:
+        return any(_header(archive.open(name)).hasobject for name in archive.namelist())
+
+
+def _header(file: IO[bytes]) -> np.dtype:
+    file.seek(0)
+    version = np.lib.format.read_magic(file)
+    read = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else (np.lib.format.read_array_header_2_0)
+    )
+    return read(file)[2]
+
+
+def _as_input(graph: Graph, name: str, array: np.ndarray, path: Path) -> np.ndarray:
+    """An array as an input of the model; a single sample gets its batch axis."""
+    expected = element_type(graph, name)
+    if expected.kind == "f" and array.dtype.kind == "f":
+        array = array.astype(expected)
+    elif array.dtype != expected:
+        raise InputError(
+            f"{path}: holds {array.dtype} numbers, input {name!r} takes {expected}; "
+            f"convert with array.astype({str(expected)!r})"
+        )
+    sizes, axis = graph.sizes(name) or (), batch_axis(graph, name)
+    if array.ndim == len(sizes) - 1:
+        array = np.expand_dims(array, axis or 0)
+    wanted = ", ".join(map(str, sizes))
+    if array.ndim != len(sizes):
+        raise InputError(
+            f"{path}: array of {array.ndim} axes {array.shape}, input {name!r} takes ({wanted})"
+        )
+    pairs = enumerate(zip(sizes, array.shape, strict=True))
+    if any(want != got for i, (want, got) in pairs if isinstance(want, int) and i != axis):
+        raise InputError(f"{path}: array of shape {array.shape}, input {name!r} takes ({wanted})")
+    return array

@@ -1,0 +1,125 @@
+"""A caller's choice of a plan: made from a model, or read from a file.
+
+Whoever can write a plan's file decides what is computed. What is protected, such a file decides
+only where somebody else vouches for it: its policy has to be the one that the caller names, or the
+default, unless its digest is pinned by the caller or by the key file of a pad store.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cloister.errors import InputError
+from cloister.graph.graph import Graph
+from cloister.graph.input_files import Inputs
+from cloister.plan import policies
+from cloister.plan.plan import SUFFIX, Plan
+from cloister.plan.protection import EVERYWHERE, OUTSOURCED
+from cloister.plan.quantised import Precision
+from cloister.plan.samples import Samples
+
+DEFAULT_POLICY = "slalom"
+SELF_CALIBRATION = 64
+"""Inputs that set the ranges when nobody names a calibration set."""
+
+
+def is_plan_file(model: str) -> bool:
+    """Whether an argument names a plan instead of a model."""
+    return model.endswith(SUFFIX)
+
+
+@dataclass(frozen=True)
+class PlanChoice:
+    """What the caller decides; None leaves it to a stored plan, or else to the default.
+
+    digest   the plan must have this digest, in hexadecimal digits
+    """
+
+    policy: str | None = None
+    weight_bits: int | None = None
+    activation_bits: int | None = None
+    digest: str | None = None
+
+    def load(self, path: Path, *, vouched: bool = False) -> tuple[Plan, str]:
+        """The plan in a file, and one line that says which.
+
+        vouched   whether the caller compares its digest with one that it trusts
+
+        Raises   InputError when it is not of the policy or not the one that is wanted
+        """
+        for option, bits in (
+            ("--weight-bits", self.weight_bits), ("--activation-bits", self.activation_bits),
+        ):  # fmt: skip
+            if bits is not None:
+                raise InputError(f"{option}: is decided by the plan; leave it out")
+        plan = self._pinned(Plan.load(path))
+        pinned = vouched or self.digest is not None
+        wanted = self.policy or (plan.policy if pinned else DEFAULT_POLICY)
+        if plan.policy != wanted:
+            raise InputError(
+                f"{path}: is a plan of policy {plan.policy}, and {wanted} is wanted; give --policy "
+                f"{plan.policy} if that is the protection you want"
+            )
+        return plan, f"plan {plan.digest.hex()} from {path}"
+
+    def make(
+        self,
+        graph: Graph,
+        *,
+        calibration: Inputs | None = None,
+        inputs: Inputs | None = None,
+        stored: Plan | None = None,
+    ) -> tuple[Plan, str]:
+        """The plan of a model, and one line that says where its ranges come from.
+
+        calibration   typical inputs that set the ranges
+        inputs        the inputs of this run: they set the ranges where nothing else does
+        stored        the plan of a pad store, for which its key file vouches: without
+                      `calibration`, it gives the ranges and what the caller leaves open
+
+        Warns (PrecisionWarning) when a layer's error on the samples exceeds a bound; there are no
+        samples when the ranges are those of a stored plan.
+
+        Raises   InputError without samples where they are needed
+        """
+        if calibration is not None:
+            stored = None
+        given = stored.precision if stored else Precision()
+        precision = Precision(
+            given.weight_bits if self.weight_bits is None else self.weight_bits,
+            given.activation_bits if self.activation_bits is None else self.activation_bits,
+        )
+        wanted = self.policy or (stored.policy if stored else DEFAULT_POLICY)
+        if stored is not None:
+            plan = policies.from_ranges(wanted, graph, ranges=stored.ranges, precision=precision)
+            return self._pinned(plan), "calibration of the pad store"
+        samples, origin = None, "no calibration needed: everything is computed in float32"
+        if wanted not in EVERYWHERE:
+            samples, origin = _samples(calibration, inputs)
+        # A worker learns channel scales as powers of two: never those of inputs to be hidden.
+        hidden = wanted in OUTSOURCED and OUTSOURCED[wanted].hidden
+        plan = policies.make(
+            wanted,
+            graph,
+            calibration=samples,
+            precision=precision,
+            by_channel=calibration is not None or not hidden,
+        )
+        return self._pinned(plan), origin
+
+    def _pinned(self, plan: Plan) -> Plan:
+        if self.digest is not None and plan.digest.hex() != self.digest.lower():
+            raise InputError(f"--digest {self.digest}: the plan is {plan.digest.hex()}")
+        return plan
+
+
+def _samples(calibration: Inputs | None, inputs: Inputs | None) -> tuple[Samples, str]:
+    if calibration is not None:
+        return (
+            calibration.arrays,
+            f"calibrated on {len(calibration.names)} samples of --calibration",
+        )
+    if inputs is None:
+        raise InputError("--calibration: name typical inputs")
+    used = min(SELF_CALIBRATION, len(inputs.names))
+    which = "" if used == len(inputs.names) else f" (the first {used})"
+    return inputs.first(used), f"calibrated on the inputs themselves{which}"
