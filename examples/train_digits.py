@@ -1,4 +1,4 @@
-"""Trains the small network that `cloister demo inference` runs, and writes src/cloister/examples/digits.onnx.
+"""Trains the network of `cloister demo inference`, and writes src/cloister/examples/digits.onnx.
 
 Also writes ten held-out digits as pictures, examples/digits/0.png to 9.png, for the command line.
 

@@ -8,9 +8,10 @@ from authority.test_service import served  # noqa: F401  (a fixture)
 from cloister.authority.account import Limits
 from cloister.authority.agreement import EXPOSURE, IDENTITY, SILENT, Agreement, excesses
 from cloister.authority.authority import Authority
-from cloister.authority.enrolment import NewPart, enrol
+from cloister.authority.enrolment import enrol
 from cloister.authority.local import LocalClient
 from cloister.authority.records import Terms
+from cloister.authority.registration import NewPart
 from cloister.base.rng import InsecureSeededRandom, SystemRandom
 from cloister.data.encoding import Encoding
 from cloister.data.info import DatasetInfo

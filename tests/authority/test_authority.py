@@ -6,9 +6,8 @@ import pytest
 
 from authority.conftest import ANY, add_part, join, start
 from cloister.authority.authority import Authority
-from cloister.authority.enrolment import NewPart
 from cloister.authority.records import Terms
-from cloister.authority.registration import Registration
+from cloister.authority.registration import NewPart, Registration
 from cloister.authority.requests import Forward, Gradient, Labels
 from cloister.base.rng import SystemRandom
 from cloister.data.encoding import Encoding

@@ -11,8 +11,8 @@ from authority.test_authority import DIM, dense, mixed
 from cloister.authority import database, deletion, tokens
 from cloister.authority.authority import Authority
 from cloister.authority.deletion import Deleted, delete
-from cloister.authority.enrolment import NewPart
 from cloister.authority.local import LocalClient
+from cloister.authority.registration import NewPart
 from cloister.authority.requests import Forward, Labels
 from cloister.base.rng import SystemRandom
 from cloister.data.encoding import Encoding

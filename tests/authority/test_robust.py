@@ -14,16 +14,18 @@ from authority.test_authority import dense, mixed
 from authority.test_disk import until_it_answers
 from authority.test_service import served  # noqa: F401  (a fixture)
 from cloister.authority import functions, ledger, states, unmasking
-from cloister.authority.account import BLOCK, LABEL_BIT, Words, tabulate, tally
+from cloister.authority.account import tabulate, tally
 from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
 from cloister.authority.database import FILE, Database
-from cloister.authority.enrolment import NewPart, enrol
+from cloister.authority.enrolment import enrol
 from cloister.authority.ledger import Ledger
 from cloister.authority.local import LocalClient
 from cloister.authority.records import Dataset, Terms
+from cloister.authority.registration import NewPart
 from cloister.authority.requests import Forward, Gradient, Labels
 from cloister.authority.states import State
+from cloister.authority.words import BLOCK, LABEL_BIT, Words
 from cloister.base.rng import SystemRandom
 from cloister.cli.main import main
 from cloister.data.encoding import Encoding

@@ -10,10 +10,11 @@ from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
 from cloister.authority.client import AuthorityClient
 from cloister.authority.database import FILE
-from cloister.authority.enrolment import NewPart, enrol
+from cloister.authority.enrolment import enrol
 from cloister.authority.local import LocalClient
 from cloister.authority.permutation import label_permutation
 from cloister.authority.records import Terms
+from cloister.authority.registration import NewPart
 from cloister.authority.requests import Forward, Gradient, Labels
 from cloister.base.identity import HPKE_FILE, PUBLIC_FILE, Identity, PublicIdentity
 from cloister.base.rng import InsecureSeededRandom, SystemRandom

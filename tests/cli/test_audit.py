@@ -200,7 +200,7 @@ def test_bad_input(refused, paper, digits, tmp_path):
     assert "no such file" in refused("audit", "training", tmp_path / "none")
     for content, message in (
         ({"y": labels}, "needs an array x"),
-        ({"x": images[:20], "y": labels[:3]}, "3 labels for 20 ids"),
+        ({"x": images[:20], "y": labels[:3]}, "y has 3 entries for 20 samples"),
         ({"x": images[:20], "ids": np.zeros(20, np.int64)}, "occurs twice"),
         ({"x": images[:20], "y": labels[:20] / 2}, "row of integers"),
         ({"x": images[:20], "scale": 0}, "scale not zero"),

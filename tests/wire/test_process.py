@@ -132,9 +132,9 @@ def planted(tmp_path):
 
 VERBS = {
     "run": "run digits.onnx a.png",
-    "demo": "demo --json",
-    "bench transport": "bench transport --repeats 1 --seconds 0.001 --largest 1024 --json",
-    "bench inference": "bench inference --model digits.onnx --repeats 1 --no-int8 --json",
+    "demo": "demo inference --json",
+    "demo alone": "demo",
+    "bench inference": "bench inference digits.onnx --repeats 1 --json",
     "demo training": "demo training --json",
 }
 

@@ -36,6 +36,17 @@ class Agreement:
         return hashlib.sha256(described + b"\0" + decided.encode()).hexdigest()
 
 
+@dataclass(frozen=True, repr=False)
+class Known:
+    """A data set as its authority tells it to clients.
+
+    Secret   label_key
+    """
+
+    agreement: Agreement
+    label_key: bytes
+
+
 EXPOSURE: dict[str, Callable[[Agreement], float]] = {
     "encoding": lambda agreed: agreed.info.encoding.bits,
     "mode": lambda agreed: agreed.info.mode == "paper",

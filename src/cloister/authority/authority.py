@@ -20,8 +20,7 @@ from jaxtyping import Int64, UInt32
 
 from cloister.authority import database
 from cloister.authority.account import Spent
-from cloister.authority.agreement import Agreement
-from cloister.authority.enrolment import Known
+from cloister.authority.agreement import Agreement, Known
 from cloister.authority.key_service import Receiver
 from cloister.authority.ledger import Ledger
 from cloister.authority.records import (

@@ -7,11 +7,10 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import UInt32
 
-from cloister.authority.agreement import Agreement
-from cloister.authority.enrolment import Known, NewPart
+from cloister.authority.agreement import Agreement, Known
 from cloister.authority.key_service import Receiver
 from cloister.authority.records import Summary, read_terms
-from cloister.authority.registration import Registration
+from cloister.authority.registration import NewPart, Registration
 from cloister.authority.requests import Request
 from cloister.base import files
 from cloister.base.identity import PublicIdentity

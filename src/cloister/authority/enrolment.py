@@ -15,39 +15,12 @@ import numpy as np
 from jaxtyping import Int64
 
 from cloister.authority import agreement as agreements
-from cloister.authority.agreement import Agreement
+from cloister.authority.agreement import Agreement, Known
 from cloister.authority.permutation import label_permutation
 from cloister.authority.records import check_terms
+from cloister.authority.registration import NewPart
 from cloister.base.rng import KEY_BYTES, Csprng
 from cloister.data.info import DatasetInfo, PartInfo, Register
-
-
-@dataclass(frozen=True, repr=False)
-class Known:
-    """A data set as its authority tells it to clients.
-
-    Secret   label_key
-    """
-
-    agreement: Agreement
-    label_key: bytes
-
-
-@dataclass(frozen=True, repr=False)
-class NewPart:
-    """A part as its client registers it.
-
-    label_key   of the data set that the client has seen, or makes
-    is_first    the data set is made with this part
-    Secret      mask_key, label_key
-    """
-
-    part: str
-    samples: int
-    sha256: str
-    mask_key: bytes
-    label_key: bytes
-    is_first: bool
 
 
 class ClientService(Protocol):

@@ -20,12 +20,10 @@ from jaxtyping import Int64, UInt32
 
 from cloister.authority import functions, noise
 from cloister.authority.account import (
-    LABEL_BIT,
     Account,
     Limits,
     Spent,
     Tally,
-    fold,
     new_account,
     read_account,
     tabulate,
@@ -42,6 +40,7 @@ from cloister.authority.states import (
     counted_exactly,
     write_states,
 )
+from cloister.authority.words import LABEL_BIT, fold
 from cloister.data.info import DatasetInfo
 from cloister.errors import BudgetError, FunctionError
 

@@ -3,12 +3,11 @@
 import numpy as np
 from jaxtyping import UInt32
 
-from cloister.authority.agreement import Agreement
+from cloister.authority.agreement import Agreement, Known
 from cloister.authority.authority import Authority
-from cloister.authority.enrolment import Known, NewPart
 from cloister.authority.key_service import Receiver
 from cloister.authority.records import Summary
-from cloister.authority.registration import Registration
+from cloister.authority.registration import NewPart, Registration
 from cloister.authority.requests import Request
 from cloister.data.info import DatasetInfo, PartInfo
 

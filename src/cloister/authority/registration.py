@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from cloister.authority.agreement import Agreement
-from cloister.authority.enrolment import NewPart
 from cloister.authority.records import Dataset, check_terms, key_digest, read_terms
 from cloister.base.identity import Identity, PublicIdentity
 from cloister.base.rng import KEY_BYTES
@@ -20,6 +19,23 @@ from cloister.wire.https.bodies import Body
 _PART = re.compile(r"[0-9a-f]{32}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAMED = ("dataset", "part", "samples", "sha256", "agreement")
+
+
+@dataclass(frozen=True, repr=False)
+class NewPart:
+    """A part as its client registers it.
+
+    label_key   of the data set that the client has seen, or makes
+    is_first    the data set is made with this part
+    Secret      mask_key, label_key
+    """
+
+    part: str
+    samples: int
+    sha256: str
+    mask_key: bytes
+    label_key: bytes
+    is_first: bool
 
 
 @dataclass(frozen=True, repr=False)

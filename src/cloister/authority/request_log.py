@@ -43,6 +43,7 @@ class Release:
     values   forward (n, oh, ow, oc), gradient the weights' shape, labels (n, classes): P - Y, or Y
              itself; `UNREAD`: a party was asked that learned no value of it
     shape    (h, w, c) of one sample
+    Raises   ShapeError for values unlike the answer to such a request
     """
 
     request: Request

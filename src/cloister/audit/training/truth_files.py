@@ -57,9 +57,9 @@ def _read_truth(path: Path, order: Path | None) -> Truth:
     for name, array in (("ids", ids), ("y", labels)):
         if array is not None and (array.ndim != 1 or array.dtype.kind not in "iu"):
             raise InputError(f"{path}: {name} must be one row of integers")
+        if array is not None and len(array) != len(x):
+            raise InputError(f"{path}: {name} has {len(array)} entries for {len(x)} samples")
     if order is not None:
-        if labels is not None and len(labels) != len(x):
-            raise InputError(f"{path}: {len(labels)} labels for {len(x)} samples")
         ids, rows = _read_order(order, len(x))
         x, labels = x[rows], None if labels is None else labels[rows]
     return Truth(ids.astype(np.int64), x, None if labels is None else labels.astype(np.int64))
