@@ -1,4 +1,4 @@
-"""One-time pads over Z_2^32, and the linear maps of what they blind.
+"""One-time pads over Z_2^32, and the linear maps of blinded values.
 
 A client adds a pad to its sample, P = X + M mod 2^32, with M the AES-256-CTR stream under the
 client's key and the sample's number. The server computes linear maps on P alone; the authority,
@@ -9,14 +9,14 @@ who can expand M, computes the same map on M. The difference is the map of the p
 
 This is the identity that Slalom's unblinding rests on (`cloister.trusted.pads.maker`): the same
 ring, the same linear maps and the same kernels (`cloister.ring.ring_map.RingMap`) serve both. Only
-who receives `A M` differs: there the trusted side, which keeps it; here the server, which learns
-`A X` by it and nothing else. Whatever `A X` gives away is therefore leaked by design, and the
+the receiver of `A M` differs: there it is the trusted side, which keeps it; here the server, which
+learns `A X` by it and nothing else. So the information in `A X` is leaked by design, and the
 authority's ledger counts it.
 
 A key is bound to the samples named in it: it is a function of their pads. The pads are a
 pseudorandom function of (key, sample, domain), so a view of P and of any set of released terms is
-simulated from the released values alone, whoever chooses the maps and whenever (adaptively).
-No answer is checked here and ciphertexts carry no tag: a data set file authenticates them.
+simulated from the released values alone, for maps that are chosen adaptively by any party. No
+answer is checked here and ciphertexts carry no tag: a data set file authenticates them.
 """
 
 import math
