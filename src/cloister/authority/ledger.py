@@ -1,12 +1,13 @@
-"""The ledger: what every sample has given away, charged before a key leaves.
+"""The ledger: the releases of every sample, charged before a key leaves.
 
 A request moves the words of its samples (`cloister.authority.account`), all or none; the move is
 one row of a journal, and the answer leaves when the row is on stable storage. From time to time the
-words that changed are written as they are and the journal starts anew. Requests see moves that are
-on their way to the disk, so that none sees less spent than another has been promised; while the
-disk fails, no key is issued at all. Data sets have a lock each and never wait for each other.
+words that changed are written as they are and the journal starts anew. A request sees charges of
+earlier requests before they are on the disk, so that no two requests spend the same budget. While
+the disk fails, the authority issues no key. Data sets have a lock each and never wait for each
+other.
 
-What a move costs is `cloister.authority.functions`, what a state is `cloister.authority.states`.
+`cloister.authority.functions` has the price of a move, `cloister.authority.states` the states.
 Releases to the trusted runtime are counted and not charged.
 """
 
@@ -21,7 +22,7 @@ from jaxtyping import Int64, UInt32
 from cloister.authority import functions, noise
 from cloister.authority.account import (
     Account,
-    Limits,
+    LedgerLimits,
     Spent,
     Tally,
     new_account,
@@ -50,7 +51,7 @@ CHARGES_KEPT = 16
 """Prices of functions that are kept: servers ask for the same one sample after sample."""
 
 
-class BusyError(Exception):
+class NotAtOnceError(Exception):
     """A charge cannot be made at once: it has to be worked out, or wait for another one."""
 
 
@@ -61,7 +62,7 @@ class Ledger:
         self._database, self._modulus = database, modulus
         self._accounts: dict[str, Account] = {}
 
-    def read_account(self, info: DatasetInfo, *, limits: Limits) -> None:
+    def read_account(self, info: DatasetInfo, *, limits: LedgerLimits) -> None:
         """Read a data set's account as it is stored.
 
         Raises   EncryptionError when it is damaged
@@ -71,7 +72,7 @@ class Ledger:
                 connection, info, limits=limits, modulus=self._modulus
             )
 
-    def new_account(self, info: DatasetInfo, *, limits: Limits) -> Account:
+    def new_account(self, info: DatasetInfo, *, limits: LedgerLimits) -> Account:
         """An empty account, for `open_account`."""
         return new_account(info, limits=limits, modulus=self._modulus)
 
@@ -88,7 +89,7 @@ class Ledger:
         """Charge a key of any kind: whatever the server gets of samples passes here.
 
         at_once  do it now or not at all: what a new function costs may take seconds to find out
-        Raises   BudgetError, FunctionError, EncryptionError; BusyError when it cannot be at once
+        Raises   BudgetError, FunctionError, EncryptionError; with at_once NotAtOnceError
         """
         ids = request.ids
         unique, first = np.unique(ids, return_index=True)
@@ -102,7 +103,7 @@ class Ledger:
                 if account.budget is None and account.is_full(ids[places]):
                     continue
                 if at_once and not account.knows(function.digest, unique):
-                    raise BusyError
+                    raise NotAtOnceError
                 _check_chosen(account, request, function)
                 charge = account.charges.get(function.digest)
                 if charge is None:
@@ -140,7 +141,7 @@ class Ledger:
     def _turn(self, dataset: str, *, at_once: bool = False) -> Iterator[Account]:
         account = self._accounts[dataset]
         if not account.lock.acquire(blocking=not at_once):
-            raise BusyError
+            raise NotAtOnceError
         try:
             yield account
         finally:

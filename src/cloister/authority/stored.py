@@ -1,4 +1,4 @@
-"""What an authority's folder holds of its data sets, read beside the process that serves it."""
+"""The data sets of an authority's folder, read beside the process that serves it."""
 
 import contextlib
 import sqlite3
@@ -15,7 +15,7 @@ from cloister.errors import UnknownDatasetError, one_line
 class Stored:
     """What a folder holds of a data set."""
 
-    held: records.Dataset
+    held: records.DatasetRecord
     account: Account
 
     @property
@@ -61,7 +61,7 @@ def _read_one(
     stored: records.StoredDataset,
     parts: list[tuple[PartInfo, bytes]],
 ) -> Stored:
-    held = records.Dataset(*records.read_dataset(stored)).with_parts(*parts)
+    held = records.DatasetRecord(*records.read_dataset(stored)).with_parts(*parts)
     limits = held.terms.limits(held.info)
     (modulus,) = connection.execute("SELECT modulus FROM authority").fetchone()
     return Stored(held, read_account(connection, held.info, limits=limits, modulus=modulus))

@@ -1,12 +1,11 @@
 """The ciphertext server as a process of its own, over HTTPS with a pinned certificate.
 
 The training process is then the trusted runtime; this side has no key and no token of the
-authority. What it holds and answers is uniform; what it is *asked* is not: sample ids, and the
-first layer's weights, whose differences are gradients where that layer is trained (`sent`). Its
+authority. Its data and answers are uniform. The *requests* to it are not: they hold sample ids, and
+the first layer's weights, whose differences are gradients where that layer is trained (`sent`). Its
 answers are not checked: a server that lies spoils the training, and chooses which samples have a
-gradient.
-A Freivalds check is possible only on the ciphertexts, so modulo 2^32. There an error that is a
-multiple of 2^31 passes every second check, and one such error switches a unit off or on.
+gradient. A Freivalds check is possible only on the ciphertexts, so modulo 2^32. There an error that
+is a multiple of 2^31 passes every second check, and one such error switches a unit off or on.
 """
 
 import hmac
@@ -35,10 +34,10 @@ from cloister.training.ciphertexts import (
     LocalCiphertextServer,
     RecordingServer,
 )
-from cloister.wire.https.admission import Limits
+from cloister.wire.https.admission import ServerLimits
 from cloister.wire.https.bodies import Body
-from cloister.wire.https.client import RETRY_FOR_S, HttpsClient
 from cloister.wire.https.connection import Job, Principal, Route
+from cloister.wire.https.https_client import RETRY_FOR_S, HttpsClient
 from cloister.wire.https.server import HttpsServer
 
 WORD_COPIES = 2
@@ -76,7 +75,7 @@ def serve(
     *,
     folder: Path,
     listen: str,
-    limits: Limits | None = None,
+    limits: ServerLimits | None = None,
     log: Recorder | None = None,
 ) -> HttpsServer:
     """Answer for a ciphertext server until the result is closed; `folder` is from `init`.

@@ -1,4 +1,4 @@
-"""One run of training on an encrypted data set, from its file to what every party could learn."""
+"""One run of training on an encrypted data set, from its file to the claims for every party."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -22,10 +22,10 @@ from cloister.training import models
 from cloister.training.accuracy_plot import check_name, write_curve
 from cloister.training.checkpoint import EpochResult
 from cloister.training.ciphertexts import CiphertextServer
-from cloister.training.claims import claims
 from cloister.training.data_owner import Note, Update, absence
 from cloister.training.settings import Settings
 from cloister.training.trainer import Trainer
+from cloister.training.training_claims import claims
 
 
 @dataclass(frozen=True)

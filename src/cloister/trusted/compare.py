@@ -1,4 +1,4 @@
-"""Where the accuracy goes: a plan's fixed-point arithmetic against plain float32, layer by layer.
+"""The error of a plan's fixed-point arithmetic against plain float32, layer by layer.
 
 No worker and no secrets are involved: blinding and checking do not change a result, so the plan's
 program is interpreted here without them.
@@ -24,7 +24,7 @@ from cloister.ring.linear import LinearMap
 from cloister.ring.ring_map import RingMap
 from cloister.ring.rounding import dequantise
 from cloister.trusted.program.compile import compile_plan
-from cloister.trusted.program.interpreter import Crossed, Interpreter
+from cloister.trusted.program.step_interpreter import Crossed, Interpreter
 
 BATCH = 8
 

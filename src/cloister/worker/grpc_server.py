@@ -1,7 +1,7 @@
 """Serves trusted runtimes on other machines by gRPC: one stream, one engine per client.
 
-What a client loaded belongs to its stream and goes with it, when the client says goodbye, is cut
-off, stays silent for too long, or keeps a place that it does not use from somebody else.
+The targets that a client loaded belong to its stream. They go with it when the client ends the
+stream, is cut off, stays silent for too long, or keeps a place unused that another client needs.
 """
 
 import threading
@@ -59,7 +59,7 @@ class Client:
 
 
 @dataclass(frozen=True)
-class Limits:
+class WorkerLimits:
     """Bounds of a server.
 
     idle_s    a client that is silent for so long is cut
@@ -99,11 +99,11 @@ class Server:
         listen: str,
         *,
         new_client: Callable[[], Client],
-        limits: Limits | None = None,
+        limits: WorkerLimits | None = None,
         budget: MemoryBudget | None = None,
     ) -> None:
         host, _ = check_address(listen)
-        self._limits = limits or Limits()
+        self._limits = limits or WorkerLimits()
         self._new_client = new_client
         self._budget = budget or MemoryBudget()
         self._places: list[_Place] = []

@@ -1,11 +1,12 @@
-"""Attacks on what a party was *asked*: a first layer's weights, step by step, without any value.
+"""Attacks on the *requests* to a party: a first layer's weights, step by step, without any value.
 
     W' - W = -rate * sum over the batch of delta_i x_i^T          (a dense layer under SGD)
 
 A ciphertext host sees W alone. In a batch of one all rows are multiples of its sample; in a small
-batch so are the rows of all units that were active for one sample only, and they are told by
-agreeing with each other. A host that lies makes them: constants added to its answers switch the
-units of every other sample off. The authority is sent delta as well and solves for the batch.
+batch so are the rows of all units that were active for one sample only. The attack finds these rows
+because they agree with each other. A host that lies produces them: constants added to its answers
+switch the units of every other sample off. The authority is sent delta as well and solves for the
+batch.
 
 Either way a sample is known up to a factor and an offset, which its public encoding settles.
 """
@@ -47,7 +48,7 @@ class Update(NamedTuple):
     delta: Float64[np.ndarray, "n o"] | None
 
 
-class Guess(NamedTuple):
+class SampleGuess(NamedTuple):
     """A sample up to factor and offset; `ids` are those that it may be."""
 
     ids: Int64[np.ndarray, " m"]
@@ -79,9 +80,9 @@ def updates(requests: Sequence[Release]) -> list[Update]:
     return found
 
 
-def from_weights(moved: Sequence[Update]) -> list[Guess]:
+def from_weights(moved: Sequence[Update]) -> list[SampleGuess]:
     """Samples from the weights alone."""
-    best: list[Guess] = []
+    best: list[SampleGuess] = []
     fewest = np.inf
     for momentum in MOMENTA:
         found, odd = [], 0
@@ -89,15 +90,15 @@ def from_weights(moved: Sequence[Update]) -> list[Guess]:
             shared, loud = _directions(update)
             odd += loud - sum(rows for _, rows in shared)
             alone = len(update.ids) == len(shared) == 1 and shared[0][1] > ALONE * loud
-            found += [Guess(update.ids, x, alone) for x, _ in shared]
+            found += [SampleGuess(update.ids, x, alone) for x, _ in shared]
         if odd < fewest:
             best, fewest = found, odd
     return best
 
 
-def from_output_gradients(moved: Sequence[Update]) -> list[Guess]:
+def from_output_gradients(moved: Sequence[Update]) -> list[SampleGuess]:
     """Samples from weights and output gradients, of batches no larger than the layer is wide."""
-    best: list[Guess] = []
+    best: list[SampleGuess] = []
     least = np.inf
     for momentum in MOMENTA:
         found, left = [], 0.0
@@ -108,7 +109,7 @@ def from_output_gradients(moved: Sequence[Update]) -> list[Guess]:
             left += rest
             if rest < SOLVED:
                 sure = np.flatnonzero(determined)
-                found += [Guess(update.ids[[i]], x[i], True) for i in sure]
+                found += [SampleGuess(update.ids[[i]], x[i], True) for i in sure]
         if left < least:
             best, least = found, left
     return best

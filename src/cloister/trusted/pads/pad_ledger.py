@@ -1,4 +1,4 @@
-"""The key file of a pad store: its secret key, its identity and the counters nobody may turn back.
+"""The key file of a pad store: its secret key, its identity and the counters that only go up.
 
 An SQLite database on trusted storage, because its commits are atomic and durable. Every operation
 opens its own connection, so a store may be shared between threads and survive a fork, and every
@@ -8,8 +8,8 @@ that dies inside a transaction leaves the old counters.
 SQLite notices only some damage to its own file, and a damaged counter would be a pad used twice, so
 the row carries a MAC under the store's key.
 
-What no file can do: an attacker who can put back an old copy of *this* file can have pads used
-twice. Keep it where only its owner takes snapshots.
+No file can prevent rollback: an attacker who puts back an old copy of *this* file makes pads be
+used twice. Keep it where only its owner takes snapshots.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ KEY_BYTES = 32
 ID_BYTES = 16
 BUSY_TIMEOUT_S = 30.0
 
-Layout = tuple[tuple[int, tuple[int, ...]], ...]
+MemoryLayout = tuple[tuple[int, tuple[int, ...]], ...]
 """Node index and shape of every array of a pad, by node index; the same for all pads of a store."""
 
 _SCHEMA = """
@@ -56,7 +56,7 @@ CREATE TABLE store (
 
 
 @dataclass
-class Counters:
+class PadCounters:
     """What changes while a store lives.
 
     Ids below `next_make` have been given to a maker; ids below `next_use` will never be handed out
@@ -68,11 +68,11 @@ class Counters:
     next_use: int
     used: int
     makers: int
-    layout: Layout | None
+    layout: MemoryLayout | None
 
 
 @dataclass(frozen=True)
-class Ledger:
+class PadLedger:
     """An opened key file. Secret: store_key."""
 
     path: Path
@@ -82,7 +82,7 @@ class Ledger:
     busy_timeout_s: float
 
     def __repr__(self) -> str:
-        return f"Ledger({str(self.path)!r}, store_id={self.store_id.hex()})"
+        return f"PadLedger({str(self.path)!r}, store_id={self.store_id.hex()})"
 
     @classmethod
     def create(
@@ -111,7 +111,7 @@ class Ledger:
             ledger = cls(path, store_id, store_key, plan_digest, busy_timeout_s)
             database.execute(
                 "INSERT INTO store VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (store_id, store_key, plan_digest, *ledger._row(Counters(0, 0, 0, 0, None))),
+                (store_id, store_key, plan_digest, *ledger._row(PadCounters(0, 0, 0, 0, None))),
             )
         return ledger
 
@@ -142,7 +142,7 @@ class Ledger:
         return ledger
 
     @contextlib.contextmanager
-    def update(self) -> Iterator[Counters]:
+    def update(self) -> Iterator[PadCounters]:
         """Change counters: alone, all or nothing, durable when the block has been left.
 
         Raises   PadReusedError when a counter would go back, PadStoreError when nothing was changed
@@ -160,7 +160,7 @@ class Ledger:
                     self._row(after),
                 )
 
-    def _load(self, database: sqlite3.Connection) -> Counters:
+    def _load(self, database: sqlite3.Connection) -> PadCounters:
         found = database.execute(
             "SELECT store_id, next_make, next_use, used, makers, layout, mac FROM store"
         ).fetchone()
@@ -172,9 +172,9 @@ class Ledger:
         if not hmac.compare_digest(mac, self._mac(*row)):
             raise PadStoreError(_damaged(self.path))
         next_make, next_use, used, makers, layout = row
-        return Counters(next_make, next_use, used, makers, _parse_layout(layout))
+        return PadCounters(next_make, next_use, used, makers, _parse_layout(layout))
 
-    def _row(self, counters: Counters) -> tuple[int, int, int, int, str, bytes]:
+    def _row(self, counters: PadCounters) -> tuple[int, int, int, int, str, bytes]:
         numbers = (counters.next_make, counters.next_use, counters.used, counters.makers)
         layout = json.dumps(counters.layout)
         return (*numbers, layout, self._mac(*numbers, layout))
@@ -184,7 +184,7 @@ class Ledger:
         return hmac.digest(self.store_key, described, hashlib.sha256)
 
 
-def _parse_layout(text: str) -> Layout | None:
+def _parse_layout(text: str) -> MemoryLayout | None:
     listed = json.loads(text)
     if listed is None:
         return None

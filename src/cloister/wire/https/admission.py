@@ -1,9 +1,9 @@
-"""What a server gives to its callers, and to strangers: connections, shares, lines of a log.
+"""The resources that a server gives to its callers and to strangers: connections, shares, log
+lines.
 
 A stranger is a connection on which no valid token was shown yet. Strangers have places of their
-own, and a new one takes that of the oldest: half-open connections lock out nobody. What is scarce
-behind the token (bytes of bodies, memory, threads) is taken in shares, of which no single owner
-gets all.
+own, and a new one takes that of the oldest: half-open connections lock no client out. Callers with
+a token take bytes of bodies, memory and threads in shares, of which no single owner gets all.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ class BusyError(Exception):
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServerLimits:
     """Bounds of a server.
 
     connections   of callers, at most; `per_caller` of them of one caller
@@ -54,14 +54,14 @@ class Limits:
     memory_bytes: int = 1 << 31
     threads: int = 32
 
-    def within(self, descriptors: int) -> "Limits":
+    def within(self, descriptors: int) -> "ServerLimits":
         """The same, or fewer connections where the process may open fewer files."""
         room = max(16, descriptors - RESERVED_DESCRIPTORS)
         if self.connections + self.strangers <= room:
             return self
         strangers = max(4, min(self.strangers, room // 4))
         connections = min(self.connections, room - strangers)
-        return Limits(
+        return ServerLimits(
             **vars(self)
             | {
                 "connections": connections,
@@ -94,7 +94,7 @@ class Guest(Protocol):
 class Crowd:
     """All connections of a server, the oldest first."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ServerLimits) -> None:
         self._limits = limits
         self._strangers: dict[Guest, str] = {}
         self._callers: dict[Guest, Hashable] = {}

@@ -1,8 +1,10 @@
-"""One client's connection to an HTTPS server: who it is, then how much, then what.
+"""One client's connection to an HTTPS server: it authenticates, then bounds, then reads, then
+parses.
 
-A request's head is bounded and has a deadline. The token in it is looked at before a byte of the
-body is asked for; the operation bounds the body; the body takes a share of the bytes that may be in
-flight; only then it is read and understood. The work on it takes shares of memory and threads.
+A request's head is bounded and has a deadline. The server compares the token in it before it asks
+for a byte of the body. The operation bounds the body, and the body takes a share of the bytes that
+may be in flight; only then the server reads and parses it. The work on it takes shares of memory
+and threads.
 """
 
 import asyncio
@@ -14,9 +16,9 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from cloister.errors import CloisterError, ProtocolError, ServiceUnavailable, printable
-from cloister.wire.https.admission import BusyError, Crowd, Limits, QuietLog, Shares
+from cloister.wire.https.admission import BusyError, Crowd, QuietLog, ServerLimits, Shares
 from cloister.wire.https.bodies import CONTENT_TYPE, MAX_MESSAGE_CHARS, Body, decode, encode
-from cloister.wire.https.head import END, MAX_HEAD_BYTES, Head, parse_head
+from cloister.wire.https.head import END, MAX_HEAD_BYTES, RequestHead, parse_head
 
 QUICK_BYTES = 1 << 16
 """Requests up to this size are read by the event loop itself."""
@@ -88,7 +90,7 @@ class House:
     """What the connections of a server have in common."""
 
     admit: Admit
-    limits: Limits
+    limits: ServerLimits
     crowd: Crowd
     bodies: Shares
     memory: Shares
@@ -156,7 +158,7 @@ class Connection:
         self._writer = asyncio.StreamWriter(transport, protocol, self._reader, loop)
         self._open = True
 
-    async def _head(self) -> Head | None:
+    async def _head(self) -> RequestHead | None:
         """The next request's head; None: the client has left."""
         try:
             data = await self._reader.readuntil(END)
@@ -171,7 +173,7 @@ class Connection:
             await self._refuse(400, error)
             return None
 
-    async def _request(self, head: Head) -> bool:
+    async def _request(self, head: RequestHead) -> bool:
         """Answer one request; tells whether another may follow on this connection."""
         house = self._house
         self.idle = False

@@ -19,7 +19,7 @@ _LENGTH = re.compile(r"[0-9]{1,20}")
 
 
 @dataclass(frozen=True)
-class Head:
+class RequestHead:
     """What a request says before its body; nothing of it is trusted."""
 
     method: str
@@ -60,7 +60,7 @@ class Head:
         return int(stated)
 
 
-def parse_head(data: bytes) -> Head:
+def parse_head(data: bytes) -> RequestHead:
     """The head that ends with an empty line.
 
     Raises   ProtocolError
@@ -78,4 +78,4 @@ def parse_head(data: bytes) -> Head:
         if name in fields:
             raise ProtocolError(f"field {name} of the request's head is there twice")
         fields[name] = field[2].decode("latin-1").rstrip(" \t")
-    return Head(request[1].decode("ascii"), request[2].decode("ascii"), fields)
+    return RequestHead(request[1].decode("ascii"), request[2].decode("ascii"), fields)
