@@ -40,9 +40,8 @@ def test_links_and_named_files_exist(path):
 
 def test_benchmarks_that_documents_name_exist():
     texts = [path.read_text() for path in DOCUMENTS]
-    named = {
-        name for text in texts for name in re.findall(r"python -m benchmarks\s+([a-z]\w*)", text)
-    }
+    pattern = r"python -m benchmarks\s+([a-z]\w*)"
+    named = {name for text in texts for name in re.findall(pattern, text)}
     assert len(named) > 10
     assert named <= set(NAMES)
 
