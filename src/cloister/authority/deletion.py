@@ -1,6 +1,6 @@
 """Deleting a data set: its keys are overwritten, and its parts stay refused for ever.
 
-Without its mask keys nobody can unmask a data set's files any more. Its ledger goes with the keys,
+Without its pad keys nobody can unblind a data set's files any more. Its ledger goes with the keys,
 and not before them: a data set made anew under the name has keys of its own. What was registered
 once is remembered by digests, so that old ciphertexts cannot come back with a fresh budget.
 """
