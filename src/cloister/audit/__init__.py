@@ -1,1 +1,1 @@
-"""What an untrusted worker could learn: measurements on transcripts, and pages that show them."""
+"""Attacks on the messages that untrusted parties received, and pages that show the results."""

@@ -1,7 +1,7 @@
 """One self-contained HTML page about a run: no scripts, no external resources.
 
-The page is assembled from text that is escaped here and from pictures made here; it contains
-nothing that a worker sent.
+The page is assembled from text that is escaped here and from pictures made here. It contains no
+bytes that a worker sent.
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""The key authority: holds pad keys, issues unblinding terms, counts what they leak.
+"""The key authority: holds pad keys, issues unblinding terms, counts their leakage.
 
 `connect` gives a client of an authority that is served over HTTPS; `Authority` is one in process.
 Names are loaded when they are first used.

@@ -1,8 +1,9 @@
-"""What the clients of a data set agree to, and when one agreement protects as well as another.
+"""The agreement of a data set's clients, and when one agreement protects as well as another.
 
-The first client of a data set decides its description and terms for all that follow. A client that
-follows says which agreement it would have made; the data set is joined only if it gives away no
-more than that (`enrolment.enrol`). So nobody's samples come under terms that nobody asked for.
+The first client of a data set decides its description and terms for all that follow. A later client
+states the agreement that its own options would have made, and joins the data set only if the data
+set gives away no more than that (`enrolment.enrol`). So no client's samples come under terms that
+the client did not ask for.
 """
 
 import hashlib

@@ -1,7 +1,8 @@
-"""The key authority: keeps the pad keys of data sets, and issues what the ledger allows.
+"""The key authority: keeps the pad keys of data sets, and issues the keys that the ledger allows.
 
-In process here; `cloister.authority.service` serves one over HTTPS. An answer leaves only after
-the ledger's commit: whatever is killed when, what others hold is a subset of what is recorded.
+In process here; `cloister.authority.service` serves one over HTTPS. An answer leaves only after the
+ledger's commit. So every key that another party holds is on record, whichever process is killed at
+which moment.
 """
 
 import hmac

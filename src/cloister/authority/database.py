@@ -1,10 +1,10 @@
 """The authority's SQLite file: one writer thread, many requests in one durable commit.
 
-`PRAGMA synchronous = FULL` in WAL mode syncs the log at every commit, so what a ticket has waited
-for survives a crash of the machine. Requests that arrive during a commit share the next one: the
-rate of requests is not bounded by the rate of syncs. If a commit fails, memory has what the disk
-has not, and no key may be issued: all requests are refused, and what was to be written is tried
-again until it is on the disk. A commit whose contents are at fault is not, until a restart.
+`PRAGMA synchronous = FULL` in WAL mode syncs the log at every commit, so a record whose ticket has
+been waited for survives a crash of the machine. Requests that arrive during a commit share the next
+one: the rate of requests is not bounded by the rate of syncs. If a commit fails, memory has records
+that the disk has not, and no key may be issued: the database refuses all requests and repeats the
+write until the disk has it. A commit whose contents are at fault is not, until a restart.
 """
 
 import concurrent.futures

@@ -1,8 +1,8 @@
 """Deleting a data set: its keys are overwritten, and its parts stay refused for ever.
 
-Without its pad keys nobody can unblind a data set's files any more. Its ledger goes with the keys,
-and not before them: a data set made anew under the name has keys of its own. What was registered
-once is remembered by digests, so that old ciphertexts cannot come back with a fresh budget.
+Without its pad keys a data set's files cannot be unblinded any more. Its ledger goes with the keys,
+and not before them: a data set made anew under the name has keys of its own. Digests of all
+registrations stay, so that old ciphertexts cannot come back with a fresh budget.
 """
 
 import contextlib

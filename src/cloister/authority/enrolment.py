@@ -1,9 +1,10 @@
 """How a client comes to a data set: on terms that it has accepted, or not at all.
 
 A part can be registered through an `Enrolment` only, and `enrol` makes one only after the data
-set's agreement, as the *authority* tells it, has been compared with what the client accepts. The
-registration names the agreement, and shows the label key as proof of the data set that was seen;
-the authority refuses if its own are others by then. A file's header is nobody's word.
+set's agreement, as the *authority* tells it, has been compared with the terms that the client
+accepts. The registration names the agreement, and shows the label key as proof of the data set that
+the client saw. The authority refuses if its own agreement or label key has changed by then. The
+client does not trust a file's header.
 
 A new data set is made with its first part, in one step: a client that fails before leaves nothing.
 """

@@ -1,14 +1,16 @@
-"""Which functions a key may be asked for, and what each could tell about one sample.
+"""The functions that a key may be asked for, and the information that each could give of one
+sample.
 
-A `Function` is what a key gives away of one sample: *functionals* (rows of integer weights on the
+A `Function` is the release of a key about one sample: *functionals* (rows of integer weights on the
 flattened sample), one for each value. A forward key has one function for all its samples (`Rows`).
 A gradient key gives sums over its batch; of each sample it has the restriction of the sums to that
-sample (`Slice`). Whoever knew all other samples of the batch would learn exactly the restricted
-functionals, so charging them bounds what the release adds about this sample, whatever the server
-knows about the others and whatever it combines the release with. Prices and noise know functions
-only, and rules the rows of their weights, so that both kinds of key pass the same ones.
+sample (`Slice`). A server that knew all other samples of the batch would learn exactly the
+restricted functionals. So charging them bounds the information that the release adds about this
+sample, for any knowledge of the other samples and any combination of releases. Prices and noise
+know functions only, and rules the rows of their weights, so that both kinds of key pass the same
+ones.
 
-Refused besides (`check_rows`), because the rank would not count them fairly:
+`check_rows` refuses three kinds of row besides, because the rank would not count them fairly:
 
 - a *unit vector* reads one element;
 - a *packed* row is a sum u + v whose parts can be separated: the values of v fit into a gap that
@@ -16,14 +18,14 @@ Refused besides (`check_rows`), because the rank would not count them fairly:
   exceeds the range of the rest. (1, 101, 101^2, 101^3) on values below 101 is one;
 - a *short* row has so few non-zero weights that its value has room for half of its inputs.
 
-The limits of this. The tests look at one row at a time. Rows that are innocent alone can share few
-inputs, and then a lattice reduction finds small inputs from fewer rows than inputs: with 8-bit
-elements and 16-bit weights, two rows on the same five elements usually determine all five, so
-that a budget of a quarter of the rank may read up to about three quarters of the elements.
-So the ledger bounds the output bits too (`max_bits`, a quarter of the sample's own by default), and
-noise leaves few bits of each value (`cloister.authority.noise`): released bits are never fewer
-than what is learned. Natural data is redundant, so that both count an upper bound on *new*
-knowledge, not the quality of the best guess.
+Limits. The tests read one row at a time. Rows that are innocent alone can share few inputs, and
+then a lattice reduction finds small inputs from fewer rows than inputs: with 8-bit elements and
+16-bit weights, two rows on the same five elements usually determine all five, so that a budget of a
+quarter of the rank may read up to about three quarters of the elements. So the ledger bounds the
+output bits too (`max_bits`, a quarter of the sample's own by default), and noise leaves few bits of
+each value (`cloister.authority.noise`): the released bits are never fewer than the learned ones.
+Natural data is redundant, so that both count an upper bound on *new* knowledge, not the quality of
+the best guess.
 """
 
 import hashlib

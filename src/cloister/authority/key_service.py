@@ -1,8 +1,8 @@
-"""What a training server or a trusted runtime may ask of the key authority.
+"""The key authority as a training server or a trusted runtime sees it: it answers requests.
 
 The authority holds the pad keys K of the clients. It answers with *unblinding terms*: for a linear
-map A and samples i, the term A M_i turns A P_i into A x_i (see `cloister.ring.pads`). Who receives
-the term is the whole difference between functional encryption (the server) and Slalom (a trusted
+map A and samples i, the term A M_i turns A P_i into A x_i (see `cloister.ring.pads`). The receiver
+of the term is the whole difference between functional encryption (the server) and Slalom (a trusted
 runtime).
 """
 

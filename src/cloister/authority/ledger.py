@@ -1,12 +1,13 @@
-"""The ledger: what every sample has given away, charged before a key leaves.
+"""The ledger: the releases of every sample, charged before a key leaves.
 
 A request moves the words of its samples (`cloister.authority.account`), all or none; the move is
 one row of a journal, and the answer leaves when the row is on stable storage. From time to time the
-words that changed are written as they are and the journal starts anew. Requests see moves that are
-on their way to the disk, so that none sees less spent than another has been promised; while the
-disk fails, no key is issued at all. Data sets have a lock each and never wait for each other.
+words that changed are written as they are and the journal starts anew. A request sees charges of
+earlier requests before they are on the disk, so that no two requests spend the same budget. While
+the disk fails, the authority issues no key. Data sets have a lock each and never wait for each
+other.
 
-What a move costs is `cloister.authority.functions`, what a state is `cloister.authority.states`.
+`cloister.authority.functions` has the price of a move, `cloister.authority.states` the states.
 Releases to the trusted runtime are counted and not charged.
 """
 

@@ -1,4 +1,5 @@
-"""Values with a bounded number of bits: the authority adds noise to what the server unblinds.
+"""Values with a bounded number of bits: the authority adds noise to the values that a server
+unblinds.
 
 The answer of an inner product on dim elements has log2(dim) + 2 * 8 bits and more, and an element
 perhaps eight. So a few exact answers hold more than as many elements, whatever their rank: lattice
@@ -7,22 +8,22 @@ A x, which it does not know. But it can subtract noise from the unblinding term:
 
     A P - (A M - e) = A x + e        e uniform on 2^s integers around zero
 
-How much that tells: e is independent of x, and A x + e lies among R + 2^s integers, R the range of
-A x. With H the entropy in bits, for any distribution of x and whatever is known besides,
+The information is bounded: e is independent of x, and A x + e lies among R + 2^s integers, R the
+range of A x. With H the entropy in bits, for any distribution of x and any other knowledge,
 
     I(x; A x + e) = H(A x + e) - H(A x + e | x) <= log2(R + 2^s) - log2(2^s) = log2(R / 2^s + 1)
 
 `shift` gives the smallest s for which that is at most the bits allowed for a value. The sum over
-the values of a sample bounds what all of them tell, because their noises are independent.
+the values of a sample bounds the information in all of them, because their noises are independent.
 
 The noise of a function, a sample and an output is always the same (a stream under the part's key),
-so that asking again averages nothing out. A *different* function has other noise, even if it is
-a multiple of the first: so with noise each function is charged by name, not by what it adds to
-the span.
+so that an average over repeats gains nothing. A *different* function has other noise, even if it is
+a multiple of the first: so with noise each function is charged by its number of values, not by its
+addition to the span.
 
 A gradient is a sum over a batch, and has the sum of the noises: each sample's own, of the function
-that the gradient is of that sample. So it tells nothing that the samples' noisy values, given one
-by one, would not tell, and a sample's noise is the same in any company.
+that the gradient is of that sample. So it gives no information beyond the samples' noisy values one
+by one, and a sample's noise is the same in every batch.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""What the authority stores of data sets, and the folder it stores it in."""
+"""The records that the authority stores of data sets, and the folder that holds them."""
 
 import hashlib
 import json

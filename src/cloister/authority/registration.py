@@ -1,4 +1,6 @@
-"""What may be registered: a part, its key and its contents once, ever, also after a deletion."""
+"""Registrations: a part, its key and its contents are accepted once, ever, also after a
+deletion.
+"""
 
 import hmac
 import re

@@ -1,12 +1,12 @@
-"""The request log: what one party of a training run was asked, or could read of the answers.
+"""The request log: the requests to one party of a training run, and the answers that it could read.
 
-The training server's log holds the answers of the key authority that it could read; a ciphertext
-host's and the authority's hold what they were asked.
+The training server's log holds the answers of the key authority that it could read. The logs of a
+ciphertext host and of the authority hold the requests that they received.
 
 A file is one line that names the format, then records. A record is the length of its body, the
 body and the body's SHA-256, so a torn tail or a damaged byte is found where it is. A body is a
-message of `cloister.wire.https.bodies`: the request as it is sent, and what this party read. The
-log is evidence for `cloister audit training`; training never reads it.
+message of `cloister.wire.https.bodies`: the request as it is sent, and the values that this party
+read. The log is evidence for `cloister audit training`; training never reads it.
 """
 
 import hashlib

@@ -1,13 +1,13 @@
-"""What may be asked of the samples of a data set: forward values, gradients and labels, as values.
+"""Requests about the samples of a data set, as values: forward values, gradients and labels.
 
 A request goes to two sides: the ciphertext server computes a map of the blinded samples, and the
 authority the same map of the pads, for which it charges. Every variant of either side (local,
 remote, recorded, timed) therefore has one method, `ask`. A request has one encoding: `fields` and
 `tensors` are those of an HTTPS message and of a record of the request log.
 
-`Forward` and `Gradient` name, for each of their samples, the function that an answer gives away of
-it, and the rows of weights that their functions are made of. What decides (rules, price, noise) is
-told no more; so no kind of request has rules of its own.
+`Forward` and `Gradient` name the function of each of their samples that an answer gives away, and
+the rows of weights that their functions are made of. Rules, price and noise receive only these, so
+no kind of request has rules of its own.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What a sample has given away: a state, shared by all samples with the same history.
+"""The releases of a sample: a state, shared by all samples with the same history.
 
 A state counts two things. *Exact* forward functions are kept as a span, so that rows which follow
 from earlier ones are free. *Opaque* releases (gradients, and functions too large to eliminate) are

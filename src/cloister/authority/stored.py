@@ -1,4 +1,4 @@
-"""What an authority's folder holds of its data sets, read beside the process that serves it."""
+"""The data sets of an authority's folder, read beside the process that serves it."""
 
 import contextlib
 import sqlite3

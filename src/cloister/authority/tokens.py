@@ -1,7 +1,7 @@
-"""Bearer tokens: who may ask for what. Only their hashes are kept.
+"""Bearer tokens: the role of each caller. Only their hashes are kept.
 
-A token is for one data set, or for all of them. What is revoked is forgotten, also by an authority
-that is serving: every request looks its token up.
+A token is for one data set, or for all of them. A revoked token opens nothing any more, also at an
+authority that is serving, because the authority looks up the token of every request.
 """
 
 import hashlib

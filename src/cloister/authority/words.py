@@ -1,4 +1,4 @@
-"""What the samples of a data set have given away, as one 32-bit word each, and as it is stored.
+"""The releases of a data set's samples, as one 32-bit word each, and their stored form.
 
 A word is the number of the sample's state (`cloister.authority.states`), and a bit for its label.
 """

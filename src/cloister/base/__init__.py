@@ -1,1 +1,1 @@
-"""What everything stands on: random sources, sealing, identities, durable files, databases."""
+"""The lowest layer: random sources, sealing, identities, durable files, databases."""

@@ -1,9 +1,9 @@
 """The one way to write a file: whole or not at all, never through a link, private where it must be.
 
-Others may be able to write to the folder. A file is therefore written under a random name that did
-not exist, and takes its own name when all of it is on the disk; what lies under that name, a link
-too, is replaced and never opened. A file that has to be changed where it lies has `open_in_place`.
-A process that is killed leaves its unfinished file behind, which `remove_leftovers` deletes.
+Other users may be able to write to the folder. A file is therefore written under a random name that
+did not exist, and takes its own name when all of it is on the disk. A file or link that lies under
+that name is replaced and never opened. `open_in_place` opens a file that has to be changed where it
+lies. A process that is killed leaves its unfinished file behind, which `remove_leftovers` deletes.
 """
 
 import contextlib

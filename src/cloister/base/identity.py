@@ -1,10 +1,11 @@
-"""Who a service is: its certificate, and the file by which its clients know it.
+"""The identity of a service: its certificate, and the file by which its clients know it.
 
 A ciphertext server's clients have an access file, which holds a token: it is secret. The authority
 has an HPKE key pair besides, and hands out a public file.
 
 HPKE (RFC 9180, base mode) in its hybrid form: X25519 together with ML-KEM-768, so that pad keys
-recorded today stay secret from a quantum computer of tomorrow. All of it is the library's.
+recorded today stay secret from a quantum computer of tomorrow. The `cryptography` library
+implements all of it.
 """
 
 import base64

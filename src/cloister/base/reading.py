@@ -1,4 +1,6 @@
-"""What others made: nothing but a file is opened, parsers fail in one way, truth is 0 or 1."""
+"""Input from other parties: only files are opened, parsers fail in one way, truth values are 0 or
+1.
+"""
 
 import errno
 import os

@@ -1,8 +1,8 @@
 """The one way to open an SQLite file: a commit is durable, and the file's schema is not trusted.
 
-What a commit has written survives a crash of the machine: `synchronous = FULL` syncs the log of a
-file in WAL mode at every commit; `EXTRA` also syncs the folder after a journal is gone. `fullfsync`
-empties the drive's cache where the system offers it.
+A committed record survives a crash of the machine: `synchronous = FULL` syncs the log of a file in
+WAL mode at every commit; `EXTRA` also syncs the folder after a journal is gone. `fullfsync` empties
+the drive's cache where the system offers it.
 """
 
 import sqlite3

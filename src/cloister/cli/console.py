@@ -1,4 +1,4 @@
-"""What the verbs print: results on standard output, everything else on standard error."""
+"""The output of the verbs: results on standard output, everything else on standard error."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""`cloister plan`, `run`, `compare` and `inspect`: a model, and what a policy makes of it."""
+"""`cloister plan`, `run`, `compare` and `inspect`: a model, and its plan under a policy."""
 
 from collections.abc import Mapping
 from dataclasses import asdict

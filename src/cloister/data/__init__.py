@@ -1,1 +1,1 @@
-"""Encrypted data sets: what their owners have, decide and add; how the file is made and read."""
+"""Encrypted data sets: samples, options and notes of their owners; the file, written and read."""

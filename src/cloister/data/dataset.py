@@ -6,12 +6,13 @@
                       padding to 64 B
 
 A commit slot says up to which byte, and how many parts, the file is valid. The slots take turns
-and carry a checksum, and a part's bytes are on stable storage before its slot is written: a part
-is whole or absent whatever is killed when. Bytes behind the commit are a dead client's and are
-overwritten. A file that is shorter than its commit has been cut, and that is an error.
+and carry a checksum, and a part's bytes are on stable storage before its slot is written: a part is
+whole or absent, whichever process is killed at which moment. Bytes after the commit were written by
+a client that died, and are overwritten. A file that is shorter than its commit has been cut, and
+that is an error.
 
-Everything here is public: samples and labels are blinded (`cloister.ring.pads`), and their
-order, the split and the sizes are visible to whoever holds the file.
+Everything here is public: samples and labels are blinded (`cloister.ring.pads`), and every
+holder of the file sees their order, the split and the sizes.
 """
 
 import hashlib

@@ -1,9 +1,9 @@
 """Fixed-point encoding: real-valued fields as small integers, with a stated precision.
 
 Functional encryption computes on integers. A client maps each field once, by one scale and one
-offset for the whole data set, and everyone who later sees an answer `A x` divides by the scale
-again. Nothing is clipped: a value outside the range is an error of the client, named by sample
-and field, because a silently clipped value would train a silently wrong model.
+offset for the whole data set, and every reader of an answer `A x` divides by the scale again.
+Nothing is clipped: a value outside the range is an error of the client, named by sample and field,
+because a silently clipped value would train a silently wrong model.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""How a data set is described: its public description, which everyone sees alike."""
+"""The public description of a data set, which is the same for all parties."""
 
 import json
 import re

@@ -1,8 +1,8 @@
-"""What an owner of samples decides, adds and keeps when they are encrypted.
+"""The options and notes of an owner who encrypts samples.
 
-Decided are the privacy and the description of a new data set. Those who add samples read both from
-the notes and the terms of the data set's first owner, and accept at most what they decided
-themselves. Added is noise, if any. Kept is the order of the samples.
+The first owner of a data set decides its privacy and its description. Later owners read both from
+the first owner's notes and terms, and accept at most the privacy of their own options. An owner may
+add noise, and keeps the order of the samples.
 """
 
 import json

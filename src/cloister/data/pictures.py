@@ -1,7 +1,7 @@
 """Pictures from files: upright, opaque, and with all the bits that the file has.
 
 Pillow turns 16-bit colours into 8 bits, saturates 16-bit grays, leaves photographs lying on their
-side and drops what is transparent, all without a word. Here a picture is read whole or refused.
+side and drops transparency, all without a warning. Here a picture is read whole or refused.
 """
 
 import warnings

@@ -1,6 +1,6 @@
-"""From the pixels of a picture to what a model is given.
+"""From the pixels of a picture to the input of a model.
 
-Pictures (PNG, JPEG) and uint8 arrays hold pixels from 0 to 255; a model is given
+Pictures (PNG, JPEG) and uint8 arrays hold pixels from 0 to 255. The input of a model is
 
     (pixel * scale - mean) / std        scale 1/255, mean 0, std 1 unless said otherwise
 

@@ -5,9 +5,9 @@
     tensors    in the order of their descriptions in the document, in ONNX's own form (raw_bytes);
                each begins at a multiple of 64 bytes, and the bytes between are zero
 
-A tensor is described as [element type, sizes], with a text tensor's texts as a third entry. Whoever
-reads a document makes it anew from what was understood: other bytes than those are refused, so
-equal contents have equal bytes, and a field that nobody reads cannot be there.
+A tensor is described as [element type, sizes], with a text tensor's texts as a third entry. A
+reader writes the document anew from the contents that it read, and refuses a file with other bytes.
+So equal contents have equal bytes, and a file cannot have a field that no reader reads.
 """
 
 import json

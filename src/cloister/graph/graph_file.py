@@ -1,7 +1,7 @@
-"""A graph as canonical bytes, and back: what a Graph holds, under the names of its fields.
+"""A graph as canonical bytes, and back: the fields of a Graph under their names.
 
-Nothing in them is ONNX's but operators, attributes and the types of what is no tensor, so that a
-graph is read without a library that reads models, and nothing that is read can name a file.
+Only operators, attributes and the types of values that are no tensors are ONNX's, so that a graph
+is read without a library that reads models, and no part of the bytes can name a file.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,6 @@
-"""Types of a graph's values: ONNX's shape inference, plus what it does not prove about batches."""
+"""Types of a graph's values: ONNX's shape inference, plus facts about batches that it cannot
+prove.
+"""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Plain NumPy evaluation of a graph, node by node: what a model means.
+"""Plain NumPy evaluation of a graph, node by node: the meaning of a model.
 
 Operators outside the table, and variants the table leaves open, are evaluated by ONNX Runtime one
 node at a time.

@@ -3,7 +3,7 @@
 Given a model's constants, ONNX Runtime and the message they travel in hold them several times over:
 for VGG16's 0.55 GB of weights, 2.9 GB more at the peak. Passed as inputs of every run they stay
 where they are. The price is kernels that cannot rearrange weights beforehand, up to a half slower:
-right for calibration and for proofs by example, wrong for whatever runs more often.
+right for calibration and for proofs by example, wrong for models that run more often.
 """
 
 from collections.abc import Mapping, Sequence

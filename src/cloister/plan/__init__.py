@@ -1,1 +1,1 @@
-"""What happens to every node: protections, policies, integers, claims, costs."""
+"""The decision for every node: protections, policies, integers, claims, costs."""

@@ -1,4 +1,4 @@
-"""What a plan costs before anything runs: work, traffic, pads and memory, per node."""
+"""The costs of a plan before anything runs: work, traffic, pads and memory, per node."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""How much memory the trusted process needs, item by item, before anything runs.
+"""The memory that the trusted process needs, item by item, before anything runs.
 
 Memory peaks in one of three phases: while the model is read and its constants are folded, while
 weights become integers beside their float32 originals, or while requests are served. The figures

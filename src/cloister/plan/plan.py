@@ -1,4 +1,4 @@
-"""A plan: what happens to every node of a model, checked against itself and the model."""
+"""A plan: the decision for every node of a model, checked against itself and the model."""
 
 import hashlib
 from collections.abc import Mapping

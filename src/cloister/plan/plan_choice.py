@@ -1,8 +1,8 @@
 """A caller's choice of a plan: made from a model, or read from a file.
 
-Whoever can write a plan's file decides what is computed. What is protected, such a file decides
-only where somebody else vouches for it: its policy has to be the one that the caller names, or the
-default, unless its digest is pinned by the caller or by the key file of a pad store.
+The writer of a plan's file decides what is computed. The file decides what is protected only if its
+digest is pinned, by the caller or by the key file of a pad store. Otherwise its policy has to be
+the one that the caller names, or the default.
 """
 
 from dataclasses import dataclass

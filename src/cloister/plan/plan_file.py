@@ -4,8 +4,7 @@ The integers of outsourced nodes are stored as they are, so no machine computes 
 float32 weights decide nothing any more and are left out. A digest of these bytes therefore names
 one computation with one protection, on every machine.
 
-VERSION counts what the bytes can say: whoever gives a protection another field, or a plan another
-part, raises it.
+A change that gives a protection another field, or a plan another part, raises VERSION.
 """
 
 from collections.abc import Mapping

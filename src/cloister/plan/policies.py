@@ -2,10 +2,10 @@
 
 slalom     linear nodes go to the worker, blinded and verified
 verified   linear nodes go to the worker in the clear, every answer is checked
-blinded    linear nodes go to the worker blinded, answers are believed
+blinded    linear nodes go to the worker blinded, answers are not checked
 enclave    everything stays inside the trusted runtime
-open       everything goes to the worker in the clear and is believed: the baseline, no protection;
-           only `make` gives it, by its name
+open       everything goes to the worker in the clear and no answer is checked: the baseline; only
+           `make` gives it, by its name
 
 In the first three, depthwise convolutions stay inside where that is cheaper (placement.py), and raw
 channels of different scale get scales of their own (input_factors.py). A worker learns these, as

@@ -1,8 +1,8 @@
-"""What protects a node: one value on three axes.
+"""The protection of a node: one value on three axes.
 
     input     where the node runs and whether its input is hidden
     checked   whether a wrong output is detected
-    weights   whether its weights are public or hidden from whoever operates the trusted side
+    weights   whether its weights are public or hidden from the operator of the trusted side
 
 Six of the combinations mean something; each has a name, and no other can be made.
 """

@@ -1,7 +1,7 @@
 """Bounds of encrypted data sets and of one request about them, for every party alike.
 
 The description, the data set file, the ledger, the authority and the ciphertext server all take
-them from here, so that what one of them accepts no other refuses later. The cost of a request
+them from here, so that no party refuses a value that another has accepted. The cost of a request
 follows from its shapes, and is compared with these bounds before any work.
 """
 

@@ -1,4 +1,4 @@
-"""One-time pads over Z_2^32, and the linear maps of what they blind.
+"""One-time pads over Z_2^32, and the linear maps of blinded values.
 
 Whoever blinds adds a pad to what is to be hidden, P = X + M mod 2^32, with M the AES-256-CTR stream
 under a key, a number and a domain. One side computes a linear map on P alone; another one, who can

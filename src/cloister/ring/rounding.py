@@ -1,4 +1,4 @@
-"""Fixed point: the one place that says how numbers are rounded, half to even, in float32.
+"""Fixed point: the one definition of rounding, half to even, in float32.
 
 Every operation is one float32 operation, rounded on its own; the fused step does the same
 operations in the same order, so both give the same bits.

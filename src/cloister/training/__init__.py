@@ -1,8 +1,8 @@
 """Training on encrypted data.
 
-A data owner encrypts samples (`encrypt`); whoever trains asks an authority for the keys (`train`).
-Both reach the authority by `cloister.authority.connect`. Names are loaded when they are first used:
-only those that train need PyTorch.
+A data owner encrypts samples (`encrypt`). A trainer asks an authority for the keys (`train`). Both
+reach the authority by `cloister.authority.connect`. Names are loaded when they are first used: only
+the names for training need PyTorch.
 """
 
 import importlib

@@ -1,12 +1,11 @@
 """The ciphertext server as a process of its own, over HTTPS with a pinned certificate.
 
 The training process is then the trusted runtime; this side has no key and no token of the
-authority. What it holds and answers is uniform; what it is *asked* is not: sample ids, and the
-first layer's weights, whose differences are gradients where that layer is trained (`sent`). Its
+authority. Its data and answers are uniform. The *requests* to it are not: they hold sample ids, and
+the first layer's weights, whose differences are gradients where that layer is trained (`sent`). Its
 answers are not checked: a server that lies spoils the training, and chooses which samples have a
-gradient.
-A Freivalds check is possible only on the ciphertexts, so modulo 2^32. There an error that is a
-multiple of 2^31 passes every second check, and one such error switches a unit off or on.
+gradient. A Freivalds check is possible only on the ciphertexts, so modulo 2^32. There an error that
+is a multiple of 2^31 passes every second check, and one such error switches a unit off or on.
 """
 
 import hmac

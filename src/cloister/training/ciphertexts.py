@@ -3,11 +3,11 @@
     forward   A P mod 2^32                          (P = X + M: the blinded samples)
     gradient  sum over i, p of delta[i, p] P[i, p]  mod 2^32
 
-It has no key and no unblinding term, so everything it holds and answers is uniform over Z_2^32.
-The training process either is this server (`unmask_to="server"`) or asks it (`"trusted"`). Then it
-is *sent* weights, which are not uniform (`sent`), and its answers are not checked. So it is asked
-for products alone: ciphertexts and labels come from the asking side's own file, which is
-authenticated, and no answer can make a sample larger than its encoding allows.
+It has no key and no unblinding term, so all its data and answers are uniform over Z_2^32. The
+training process either is this server (`unmask_to="server"`) or asks it (`"trusted"`). Then it is
+*sent* weights, which are not uniform (`sent`), and its answers are not checked. So it is asked for
+products alone: ciphertexts and labels come from the asking side's own file, which is authenticated,
+and no answer can make a sample larger than its encoding allows.
 
 A request is one of `cloister.authority.requests`: the authority is asked the same.
 """

@@ -1,7 +1,8 @@
 """First layers on encrypted samples: ordinary float parameters, exact integer products.
 
-A sample's field is x = scale * q + offset with an integer q that nobody here holds. For weights W,
-written as integers V = round(W 2^e), and a gradient D of the output, written as G = round(D 2^f):
+A sample's field is x = scale * q + offset with an integer q that this side does not hold. For
+weights W, written as integers V = round(W 2^e), and a gradient D of the output, written as G =
+round(D 2^f):
 
     forward    W x  = scale 2^-e (V q) + W (offset 1)
     backward   D x^T = scale 2^-f (G q^T) + D (offset 1)^T

@@ -1,7 +1,7 @@
 """Models to train: two of the papers', and any that a user's Python file builds.
 
 A model is an ordinary `torch.nn.Module` on samples (n, c, h, w). Its first layer, dense or
-convolution, is the only one that meets ciphertexts; `encrypt_first` replaces it.
+convolution, is the only one that computes on ciphertexts; `encrypt_first` replaces it.
 """
 
 import importlib.util

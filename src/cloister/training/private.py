@@ -4,13 +4,13 @@
     step  (sum of g_i + N(0, (sigma clip)^2)) / batch
 
 The layers behind the first give per-sample gradients by vmap. The first layer's weights do not:
-their gradient is a product with ciphertexts, summed over the batch before anybody sees it. Its norm
-is bounded instead. With delta_p the gradient of sample i's output at position p, and patch_p what
-the kernel saw there,
+their gradient is a product with ciphertexts, summed over the batch before any party sees it. Its
+norm is bounded instead. With delta_p the gradient of sample i's output at position p, and patch_p
+the kernel's input there,
 
     |sum over p of delta_p patch_p^T|  <=  S B,    S = sum over p of |delta_p|,  B >= |patch_p|
 
-and the bias adds at most S. So |g_i|^2 <= |rest|^2 + S^2 (B^2 + 1), which is what gets clipped.
+and the bias adds at most S. So |g_i|^2 <= |rest|^2 + S^2 (B^2 + 1), and this bound is clipped.
 
 Integers of the first layer are truncated, never rounded up, at a scale that follows from the bound
 and the batch size alone; sums of the other layers are rounded to a grid whose error the clip's
@@ -18,7 +18,7 @@ MARGIN covers. Neither adds to the sensitivity of 2 clip.
 
 Where samples have an offset, x = scale (q + offset / scale), the first layer's sum has a public
 factor times a secret one as its second term. It is added before the noise and rounded to the same
-grid: behind it, its low bits would be readable.
+grid: added afterwards, its low bits would be readable.
 
 Source   Abadi et al. 2016 (DP-SGD); deviations: whole epochs instead of Poisson sampling, and the
          bound above

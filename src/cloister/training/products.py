@@ -1,11 +1,11 @@
-"""Products of the first layer, unblinded: what a server computes minus what the authority releases.
+"""Products of the first layer, unblinded: a server's product minus the authority's unblinding term.
 
     A x = A P - A M,      sum delta x = sum delta P - sum delta M      (mod 2^32, centred)
 
-This is where a ciphertext product and a function key meet, and the only place that knows who holds
-which. `receiver` says where the difference is taken: at the server, which then learns these values,
-or at a trusted runtime, which may leave the first term to a host (`server.HostedServer`). What
-either is sent, and the authority, is in `sent`.
+Only this module brings a ciphertext product and a function key together. `receiver` says where the
+difference is taken: at the server, which then learns these values, or at a trusted runtime, which
+may leave the first term to a host (`server.HostedServer`). What either is sent, and the authority,
+is in `sent`.
 """
 
 import time

@@ -1,7 +1,7 @@
 """The agreement that an owner's options propose: of a new data set, or to join one that there is.
 
-The first owner decides; what it decided travels to the others in the notes of the terms. The
-others accept only what their own options, or the defaults, would have proposed.
+The first owner decides, and the notes of the terms carry its decisions to later owners. A later
+owner accepts only terms that its own options, or the defaults, would have proposed.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,8 +1,9 @@
-"""What a training run sends to whom: one row for each kind of message, the claims' only source.
+"""The messages of a training run and their receivers: one row for each kind, the claims' only
+source.
 
 A role learns from what it is *sent*, not from what it stores. A new kind of message adds its row
-here, and a new content adds what it tells to `claims`; a test records what crosses each interface
-in runs of every mode and compares.
+here, and a new content adds its information to the claims; a test records the messages at each
+interface in runs of every mode and compares.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""How a run trains, and who learns what: checked before anything is asked of anyone."""
+"""The settings of a run, which decide who learns what; checked before the first request is sent."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,7 +1,7 @@
-"""What a training run tells whom, derived from what it sends (`sent`) and nothing else.
+"""The claims of a training run, derived from the messages that it sends (`sent`) and nothing else.
 
-The claims follow from the algorithm, not from measurements; `cloister audit training` attacks
-logs of what a role was sent, and so tests them.
+The claims follow from the algorithm, not from measurements; `cloister audit training` attacks logs
+of the messages to a role, and so tests them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

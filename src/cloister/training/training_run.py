@@ -1,4 +1,4 @@
-"""One run of training on an encrypted data set, from its file to what every party could learn."""
+"""One run of training on an encrypted data set, from its file to the claims for every party."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager

@@ -1,7 +1,7 @@
 """Freivalds' check of a worker's answers: `<s, A x> = <A^T s, x>` modulo a 52-bit prime.
 
-cloister.ring.freivalds has the mathematics. Here the secret coefficients live, and here are the
-three ways in which a worker's reply goes on, which are the only ones:
+cloister.ring.freivalds has the mathematics. This module holds the secret coefficients and the only
+three functions that open a worker's reply:
 
     accept             its values, once both sums were compared
     accept_unchecked   its values as they are, for what the plan declares open

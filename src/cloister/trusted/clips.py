@@ -1,14 +1,14 @@
-"""When clipped values are worth a word, and what to say.
+"""The rule by which clipped values lead to a warning, and its text.
 
-A fused step clips what lies beyond the calibrated range and counts it (native/src/fused/). A few
-clips are normal on data that calibration has not seen. An input counts as *outside the
-calibrated range* if, in one linear layer, more than SHARE of its values were clipped, and at least
-LEAST of them unless the layer reads the model's inputs. Measured on photos that calibration did not
-see, eight for calibration: at most 0.4 % of an input's values in any layer of MobileNet v1 and v2,
+A fused step clips values beyond the calibrated range and counts them (native/src/fused/). A few
+clips are normal on data that calibration has not seen. An input counts as *outside the calibrated
+range* if, in one linear layer, more than SHARE of its values were clipped, and at least LEAST of
+them unless the layer reads the model's inputs. Measured on photos that calibration did not see,
+eight for calibration: at most 0.4 % of an input's values in any layer of MobileNet v1 and v2,
 SqueezeNet and ResNet-20; at twice the range 23 to 55 % in half of the inputs.
 
-The verdict falls after the request, on the trusted side alone: what is sent is the same whatever
-clips.
+The session applies the rule after the request, on the trusted side alone: messages are the same
+whatever is clipped.
 """
 
 from enum import StrEnum

@@ -1,4 +1,4 @@
-"""Where the accuracy goes: a plan's fixed-point arithmetic against plain float32, layer by layer.
+"""The error of a plan's fixed-point arithmetic against plain float32, layer by layer.
 
 No worker and no secrets are involved: blinding and checking do not change a result, so the plan's
 program is interpreted here without them.

@@ -1,13 +1,13 @@
 """Runs a compiled program for one batch of inputs: the trusted side of every protection.
 
-One native executor runs the steps of every plan over every link, and stops where Python has to do
-something: compute a local step, send an open segment, exchange a message over a link without a
+One native executor runs the steps of every plan over every link, and stops at each step that Python
+performs: compute a local step, send an open segment, exchange a message over a link without a
 native channel (stages.py).
 
 The order of release: a node's answer is compared with its check before the next message is sent
 and before any output is returned. The one exception is harmless: the fused step that reads an
-answer writes the next *blinded* request while it reads, and such a request is uniform whatever was
-tampered with. A request in the clear is therefore written to private memory first whenever the
+answer writes the next *blinded* request while it reads, and such a request is uniform, whatever the
+worker has changed. A request in the clear is therefore written to private memory first whenever the
 plan hides anything, and copied out only after the checks.
 """
 

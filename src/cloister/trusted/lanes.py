@@ -5,8 +5,8 @@ to a worker. Lanes share the plan and the source of pads, nothing else: while a 
 one lane, the trusted steps of another run. With one lane, or one micro-batch, everything happens
 in the caller's thread; otherwise every lane has a thread for the time of the call.
 
-A worker that lies is cut off at once on all of its connections, and so is one that hangs or dies.
-Lanes of other workers finish the micro-batch they are at; after a lie its outputs are dropped.
+The lanes cut all connections of a worker that lies, hangs or dies, at once. Lanes of other workers
+finish their micro-batch; after a lie its outputs are dropped.
 """
 
 import threading

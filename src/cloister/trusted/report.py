@@ -1,4 +1,4 @@
-"""What a run cost, and what it gives back."""
+"""The costs and the results of a run."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field

@@ -1,4 +1,4 @@
-"""What each kind of step is to the executor: a stage.
+"""A stage for each kind of step.
 
 A stage says how its step enters the native executor, and does what the native executor leaves to
 Python when it stops there. `STAGES` has one entry for every kind of step.

@@ -1,4 +1,4 @@
-"""The memory that the steps of a program work in, and one batch on its way through them."""
+"""The memory that the steps of a program use, and one batch that runs through them."""
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""A link: the trusted side's view of one worker, whatever carries the bytes."""
+"""A link: the trusted side's view of one worker, over any transport."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The one place where a Python process is started, and what it gets from this one: little.
+"""The one place where a Python process is started, with a listed part of this one's environment.
 
     folder         the root: a module that lies in the caller's folder is not found there
     search path    `-P`: neither the folder nor a script's own comes first

@@ -1,4 +1,4 @@
-"""What a link expects from its worker, and the check of what came instead."""
+"""The replies that a link expects from its worker, and the check of each reply that comes."""
 
 import numpy as np
 

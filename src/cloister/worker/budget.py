@@ -1,4 +1,4 @@
-"""What a worker's memory may be spent on, counted before it is allocated."""
+"""The budget of a worker's memory, counted before the memory is allocated."""
 
 import os
 import threading

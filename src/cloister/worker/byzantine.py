@@ -1,4 +1,4 @@
-"""Workers that lie, for tests of the side that must not believe them.
+"""Workers that lie, for tests of the trusted side.
 
 Lies about values produce well-formed answers with wrong numbers: the wire cannot see them, a
 check must. Lies about form break the protocol, and the wire must see them.

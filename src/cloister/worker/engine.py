@@ -1,6 +1,7 @@
-"""The worker's engine: keeps what one client loaded and applies it.
+"""The worker's engine: keeps the targets that one client loaded and applies them.
 
-It checks what it is sent because a worker should not fall over, not because anyone trusts it.
+It checks the messages that it receives so that no client can crash it; no party trusts these
+checks.
 """
 
 from collections.abc import Callable

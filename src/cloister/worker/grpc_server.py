@@ -1,7 +1,7 @@
 """Serves trusted runtimes on other machines by gRPC: one stream, one engine per client.
 
-What a client loaded belongs to its stream and goes with it, when the client says goodbye, is cut
-off, stays silent for too long, or keeps a place that it does not use from somebody else.
+The targets that a client loaded belong to its stream. They go with it when the client ends the
+stream, is cut off, stays silent for too long, or keeps a place unused that another client needs.
 """
 
 import threading

@@ -1,4 +1,4 @@
-"""A linear map as a worker keeps it, with what it takes."""
+"""A linear map as a worker keeps it, with the memory that it takes."""
 
 import numpy as np
 

@@ -1,9 +1,9 @@
 """The segments of one client of a remote worker, in a process whose memory is limited.
 
-ONNX Runtime cannot be told how much memory it may use: a segment of a hundred bytes can make
-tensors of any size, before it is run even once. So the operating system is told: a client's
-segments run in a process of their own under RLIMIT_DATA, which counts private memory when it is
-asked for. A segment that wants more fails, or ends its process; other clients have other processes.
+ONNX Runtime has no limit for its memory: a segment of a hundred bytes can make tensors of any size,
+before it is run even once. So the operating system sets the limit: a client's segments run in a
+process of their own under RLIMIT_DATA, which counts private memory when it is asked for. A segment
+that wants more fails, or ends its process; other clients have other processes.
 
 Both ends exchange the wire's frames over a stream socket, one request at a time.
 """

@@ -1,4 +1,4 @@
-"""Open segments in ONNX Runtime, and what of a client's model reaches it."""
+"""Open segments in ONNX Runtime, and the parts of a client's model that reach it."""
 
 import numpy as np
 import onnx

@@ -1,4 +1,4 @@
-"""Starts workers: for the process that owns a descriptor, or for anyone who connects."""
+"""Starts workers: for the process that owns a descriptor, or for every client that connects."""
 
 import argparse
 import sys

@@ -1,10 +1,10 @@
-"""What a worker has loaded: kept once, however many of its clients loaded the same.
+"""The targets that a worker has loaded: each is kept once, for all clients that loaded the same.
 
 Clients of one worker are several lanes of one trusted runtime, or several runtimes that serve one
 model. Contents are told apart by SHA-256 over everything that matters, so no client can put its
-own weights in the place of another's. What a client can find out is whether somebody loaded these
-very weights before, since loading is then faster: weights are not secret to a worker, but do not
-share a worker with those who must not know which model is served.
+own weights in the place of another's. A client can find out whether another client loaded the same
+weights before, since loading is then faster. Weights are not secret to a worker, but do not share a
+worker with a client that must not know which model is served.
 """
 
 import hashlib

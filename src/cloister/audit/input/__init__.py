@@ -1,1 +1,1 @@
-"""What a transcript of inference tells of an input."""
+"""Measurements and attacks on transcripts of inference."""

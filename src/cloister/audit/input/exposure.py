@@ -1,4 +1,4 @@
-"""What a worker saw of an input: the messages of one linear node as pictures and statistics.
+"""A worker's view of an input: the messages of one linear node as pictures and statistics.
 
 A uniform histogram is necessary for hiding, not sufficient: that the messages are also independent
 of the inputs is a theorem about one-time pads (docs/protocols/blinded.md), not a measurement.

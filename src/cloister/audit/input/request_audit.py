@@ -1,8 +1,8 @@
-"""What a transcript of inference tells of the inputs: each linear node's requests, tried in turn.
+"""Attacks on a transcript of inference: the requests of each linear node, one after the other.
 
-Two attacks need nothing but the requests. Bytes that are not uniform are not blinded, or badly. Two
-requests that differ by small numbers share a pad, and their difference is that of the inputs.
-Neither finding nothing nor a uniform histogram proves hiding: that follows from pads that are
+Two attacks need only the requests. Bytes that are not uniform are not blinded, or blinded badly.
+Two requests that differ by small numbers share a pad, and their difference is the difference of the
+inputs. No finding, and no uniform histogram, proves hiding: hiding follows from pads that are
 uniform and used once (docs/protocols/blinded.md).
 """
 

@@ -1,4 +1,4 @@
-"""What an attacker on encrypted training knows and tries; needs no SciPy, as its attacks do."""
+"""The knowledge and the limits of an attacker on encrypted training; needs no SciPy."""
 
 from dataclasses import dataclass
 

@@ -1,11 +1,12 @@
-"""Attacks on what a party was *asked*: a first layer's weights, step by step, without any value.
+"""Attacks on the *requests* to a party: a first layer's weights, step by step, without any value.
 
     W' - W = -rate * sum over the batch of delta_i x_i^T          (a dense layer under SGD)
 
 A ciphertext host sees W alone. In a batch of one all rows are multiples of its sample; in a small
-batch so are the rows of all units that were active for one sample only, and they are told by
-agreeing with each other. A host that lies makes them: constants added to its answers switch the
-units of every other sample off. The authority is sent delta as well and solves for the batch.
+batch so are the rows of all units that were active for one sample only. The attack finds these rows
+because they agree with each other. A host that lies produces them: constants added to its answers
+switch the units of every other sample off. The authority is sent delta as well and solves for the
+batch.
 
 Either way a sample is known up to a factor and an offset, which its public encoding settles.
 """

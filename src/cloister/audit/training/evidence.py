@@ -1,4 +1,4 @@
-"""Evidence: the releases of a log, sorted by what they say about which sample."""
+"""Evidence: the releases of a log, sorted by the samples that they concern."""
 
 import hashlib
 from collections.abc import Iterable

@@ -6,8 +6,8 @@ integer point fits, and lattice reduction finds it while the dimension is small.
 key (1, 101, 101^2) is the simplest case of it.
 
 The search is the textbook one: a basis of the integer kernel, reduced by LLL in the metric of the
-attacker's prior, and Babai's nearest plane from one particular solution. What it returns satisfies
-every equation, or is None.
+attacker's prior, and Babai's nearest plane from one particular solution. Its result satisfies every
+equation, or is None.
 """
 
 from typing import NamedTuple

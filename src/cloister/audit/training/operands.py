@@ -1,6 +1,6 @@
 """Demonstrations that need no mathematics: packed keys, answers to label requests.
 
-These are why a ledger is not enough: the *kind* of function must be restricted too.
+Because of these three a ledger is not enough: the *kind* of function must be restricted too.
 """
 
 from collections.abc import Sequence

@@ -1,9 +1,9 @@
 """Learning the data set itself from answers: no public images are needed when keys differ.
 
-Under one projection for all samples the server never sees the other directions. Under a projection
-of its own for every sample each direction is seen in some, and the mean and covariance of the
-whole data set follow from answers that are within every sample's budget. The estimate is
-expectation maximisation for a Gaussian whose samples are each observed through their own rows.
+Under one projection for all samples the server never sees the other directions. If every sample has
+a projection of its own, some sample shows each direction, and the mean and covariance of the whole
+data set follow from answers within every sample's budget. The estimate is expectation maximisation
+for a Gaussian whose samples are each observed through their own rows.
 """
 
 from collections.abc import Sequence

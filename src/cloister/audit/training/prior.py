@@ -1,4 +1,4 @@
-"""What an attacker knows before the first release: ranges, and public images of the same kind."""
+"""An attacker's knowledge before the first release: ranges, and public images of the same kind."""
 
 from dataclasses import dataclass
 

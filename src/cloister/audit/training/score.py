@@ -2,9 +2,9 @@
 
 An attack has *recovered* images when they are within 30 dB of the truth and 10 dB better than the
 best guess; *approximated* when they are 3 dB better (half the error power: a picture people may
-recognise); and labels when three quarters of what the best guess gets wrong is right, or one
-quarter. A threshold against guessing means that an easy data set fakes no success and a hard one
-hides none.
+recognise); and labels when three quarters of the best guess's errors are right, or one quarter.
+Thresholds are relative to a guess, so that an easy data set fakes no success and a hard one hides
+none.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The page of `cloister audit training`: originals beside what each attack made of the log."""
+"""The page of `cloister audit training`: originals beside the reconstructions of each attack."""
 
 from collections.abc import Sequence
 

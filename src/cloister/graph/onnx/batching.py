@@ -2,8 +2,8 @@
 
 The first axis of every input but scalars is freed, and the batch baked into Reshape targets with
 it. The result is kept only if shape inference proves that every output that depends on the batch
-still starts with it, and if two batches run together give what they give alone; otherwise the model
-keeps its fixed batch.
+still starts with it, and if two batches run together give the same outputs as alone; otherwise the
+model keeps its fixed batch.
 """
 
 import math

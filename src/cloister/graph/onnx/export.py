@@ -1,8 +1,8 @@
 """A graph, or a part of it, as the bytes of an ONNX model.
 
-Only what is written here is encoded: protobuf's numbers of varying length, 32-bit numbers and
-fields of stated length (https://protobuf.dev/programming-guides/encoding), by the field numbers of
-onnx.proto. Fields stand in the order of their numbers, as protobuf itself writes them.
+The encoder knows only the parts of protobuf that it writes: numbers of varying length, 32-bit
+numbers and fields of stated length (https://protobuf.dev/programming-guides/encoding), by the field
+numbers of onnx.proto. Fields stand in the order of their numbers, as protobuf itself writes them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

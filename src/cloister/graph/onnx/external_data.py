@@ -1,7 +1,7 @@
 """Constants stored beside a model file: read only from inside its folder, or not at all.
 
 Tensors lie in many places of a model: among initializers, as values and indices of sparse ones, in
-attributes, in the subgraphs of nodes, in local functions, in training steps. The walk here asks
+attributes, in the subgraphs of nodes, in local functions, in training steps. The search asks
 protobuf for the fields of every message instead of naming those places, so that none is forgotten.
 """
 

@@ -1,9 +1,9 @@
 """Reads an ONNX file without holding its weights twice.
 
 A parsed protobuf message keeps the file's bytes and its own copy of every field, and freeing a
-field frees nothing. So the file is walked first: large constants are read straight into arrays of
-their own, and only what is left, the skeleton, becomes a message. What a walker that knows four
-messages does not understand is left in the skeleton, for ONNX's own parser to judge.
+field frees nothing. So a scanner reads the file first: it reads large constants straight into
+arrays of their own, and only the rest, the skeleton, becomes a message. The scanner knows four
+messages and leaves all others in the skeleton, for ONNX's own parser to judge.
 """
 
 import math

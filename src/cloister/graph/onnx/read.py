@@ -1,4 +1,4 @@
-"""From an ONNX file to a Graph. Everything a file can lie about is checked here."""
+"""From an ONNX file to a Graph. Every claim of a file is checked here."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence

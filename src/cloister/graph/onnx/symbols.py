@@ -1,4 +1,4 @@
-"""Which free sizes of a model's inputs are its batch.
+"""The free sizes of a model's inputs that are its batch.
 
 ONNX names a free size, and two names may mean one size: some exporters number the first axis of
 every input. A model with several names is run: names of first axes that ONNX Runtime accepts with

@@ -1,4 +1,4 @@
-"""One evaluation of one operator: what the functions of the operator table receive."""
+"""One evaluation of one operator, which the functions of the operator table receive."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

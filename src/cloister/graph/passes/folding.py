@@ -1,4 +1,4 @@
-"""The pass that evaluates everything that does not depend on the inputs' values.
+"""The pass that evaluates every node that does not depend on the inputs' values.
 
 Shapes are followed symbolically: a model exported for any batch computes its Reshape targets and
 Pad widths from shapes of which only the first entry, the batch, is unknown.

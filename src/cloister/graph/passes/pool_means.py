@@ -1,4 +1,4 @@
-"""The pass that names an average over the whole image for what it is."""
+"""The pass that turns an average over the whole image into a global average pooling."""
 
 from dataclasses import replace
 

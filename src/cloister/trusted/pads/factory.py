@@ -2,7 +2,7 @@
 
 With workers that do not collude, a pad `r` is cut into as many uniform shares as there are workers,
 r = r1 + r2 + ... (mod 2^32). Worker i sees r_i alone and returns `A r_i`, in digits that can be
-checked (padshares.py); the sum of the answers is `A r`. Proofs: docs/protocols/padfactory.md.
+checked (shares.py); the sum of the answers is `A r`. Proofs: docs/protocols/padfactory.md.
 """
 
 import threading

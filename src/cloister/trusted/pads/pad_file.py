@@ -1,4 +1,4 @@
-"""One pad in one sealed file, as it lies on storage that nobody trusts.
+"""One pad in one sealed file, on storage that is not trusted.
 
     magic (8) | store id (16) | plan digest (32) | pad id (8, big endian)
     then for every node: nonce (12) | AES-256-GCM of A r as little-endian words | tag (16)

@@ -1,4 +1,4 @@
-"""The key file of a pad store: its secret key, its identity and the counters nobody may turn back.
+"""The key file of a pad store: its secret key, its identity and the counters that only go up.
 
 An SQLite database on trusted storage, because its commits are atomic and durable. Every operation
 opens its own connection, so a store may be shared between threads and survive a fork, and every
@@ -8,8 +8,8 @@ that dies inside a transaction leaves the old counters.
 SQLite notices only some damage to its own file, and a damaged counter would be a pad used twice, so
 the row carries a MAC under the store's key.
 
-What no file can do: an attacker who can put back an old copy of *this* file can have pads used
-twice. Keep it where only its owner takes snapshots.
+No file can prevent rollback: an attacker who puts back an old copy of *this* file makes pads be
+used twice. Keep it where only its owner takes snapshots.
 """
 
 import contextlib

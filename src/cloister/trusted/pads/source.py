@@ -1,4 +1,6 @@
-"""Pads, and who hands them out: each once, and its memory is overwritten when it is spent."""
+"""Pads and their sources: a source hands out each pad once, and its memory is overwritten when it
+is spent.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """The store that keeps pads which were made ahead of time between runs.
 
 A store has two parts. The *folder* holds one sealed file per pad (pad_file.py) and may lie on
-storage that nobody trusts. The *key file* (pad_ledger.py) lies on trusted storage and holds the
+storage that is not trusted. The *key file* (pad_ledger.py) lies on trusted storage and holds the
 counters that are the truth: pad ids are used in strictly increasing order, and an id counts as
 used, durably, before it is handed out. So a folder that is copied, restored, cut or edited can cost
 pads, but never have one used twice. A process that is killed at any instruction loses at most the

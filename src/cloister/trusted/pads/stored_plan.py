@@ -1,8 +1,8 @@
-"""The plan of a pad store, sealed beside its pads on storage that nobody trusts.
+"""The plan of a pad store, sealed beside its pads on storage that is not trusted.
 
 A plan decides what is protected. It counts only under the seal of the store's key, which binds it
-to that store and to the plan that the key file names; of anything else, nothing is read. The
-storage learns its size: the weights of nodes that stay inside are nobody else's.
+to that store and to the plan that the key file names; the store reads no other plan. The storage
+learns the size of the plan only: the weights of nodes that stay inside are secret.
 """
 
 import hashlib

@@ -1,1 +1,1 @@
-"""A plan compiled to steps, and what is legal in it."""
+"""A plan compiled to steps, and the spec of legal programs."""

@@ -1,7 +1,8 @@
 """A plan compiled to a program of steps (steps.py).
 
-A `Fused` step follows each `Exchange`; others feed linear nodes from values that ONNX Runtime or
-the caller produced. Values that more than one step needs are kept ("stored").
+A `Fused` step follows each `Exchange`. Other fused steps write the requests of linear nodes from
+values that ONNX Runtime or the caller produced. Values that more than one step needs are kept
+("stored").
 """
 
 from collections.abc import Iterator

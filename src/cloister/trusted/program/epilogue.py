@@ -1,4 +1,5 @@
-"""What may follow a linear node in one fused step: add, clamp, pool or convolve depthwise.
+"""The operations that may follow a linear node in one fused step: add, clamp, pool, convolve
+depthwise.
 
 `Matcher` follows the nodes behind a value as far as a fused step can compute them.
 """

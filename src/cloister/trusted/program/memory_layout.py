@@ -1,7 +1,7 @@
-"""Where everything lies that fused steps and exchanges write, decided once per batch size.
+"""The places of all values that fused steps and exchanges write, decided once per batch size.
 
 Values, messages and answers live from the step that writes them to the last step that reads them;
-what is not alive at the same time may share memory.
+values that are not alive at the same time may share memory.
 """
 
 from collections.abc import Hashable, Mapping

@@ -1,4 +1,4 @@
-"""The slow interpreter: what every step of a program means, in plain NumPy.
+"""The slow interpreter: the meaning of every step of a program, in plain NumPy.
 
 The oracle of the executor: for the same inputs, pads and check coefficients both give the same
 outputs, messages, answers and counts, bit for bit. Sessions do not use it.

@@ -1,4 +1,4 @@
-"""The steps of a program: what the executor does, in which order.
+"""The steps of a program, which the executor runs in their order.
 
     Fused     native, one step over memory: unblind, check, dequantise, add, clamp, pool, quantise,
               blind
@@ -7,8 +7,8 @@
     Local     nodes ONNX Runtime computes inside the trusted runtime
 
 A node whose weights are hidden will be part of a fifth kind, `Module`: nodes, inputs and outputs
-as of a `Local`, computed by compiled code inside. Whoever runs steps names each kind and refuses
-others; a new kind gets a rule in `spec`, a case in `interpreter` and a stage in the executor.
+as of a `Local`, computed by compiled code inside. Code that runs steps names each kind and refuses
+others; a new kind gets a rule in the spec, a case in the interpreter and a stage in the executor.
 
 Concatenating channels is no step: fused steps write their results into slices of one value.
 

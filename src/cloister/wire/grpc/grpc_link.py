@@ -1,9 +1,9 @@
 """A worker on another machine, reached by gRPC: one stream of frames in each direction.
 
-The stream is neither encrypted nor authenticated. The protections do not need it to be: blinded
-requests are uniform and checked answers are refused when wrong, whoever reads or changes them.
-Layers a plan sends in the clear are as open on the network as they are to the worker. Shares of
-pads do need secrecy (docs/protocols/padfactory.md): tunnel the traffic of pad makers.
+The stream is neither encrypted nor authenticated. Blinded requests are uniform, and the trusted
+side refuses wrong answers to checked ones, so a listener learns nothing from them and cannot change
+a result. Layers a plan sends in the clear are as open on the network as they are to the worker.
+Shares of pads do need secrecy (docs/protocols/padfactory.md): tunnel the traffic of pad makers.
 """
 
 import threading

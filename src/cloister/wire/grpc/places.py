@@ -1,8 +1,8 @@
-"""Where workers are: by the machines that their addresses lead to, not by how these are written.
+"""The machines that workers' addresses lead to, however the addresses are written.
 
-Nothing here proves that two workers belong to two parties. It finds those that cannot: addresses
-of one machine, in whatever spelling. A party with two machines, or a port of one that leads to the
-other, is not found.
+This module cannot prove that two workers belong to two parties. It finds workers that cannot:
+addresses of one machine, in any spelling. It does not find a party with two machines, or a port of
+one machine that leads to the other.
 """
 
 import ipaddress

@@ -1,9 +1,9 @@
-"""What a server gives to its callers, and to strangers: connections, shares, lines of a log.
+"""The resources that a server gives to its callers and to strangers: connections, shares, log
+lines.
 
 A stranger is a connection on which no valid token was shown yet. Strangers have places of their
-own, and a new one takes that of the oldest: half-open connections lock out nobody. What is scarce
-behind the token (bytes of bodies, memory, threads) is taken in shares, of which no single owner
-gets all.
+own, and a new one takes that of the oldest: half-open connections lock no client out. Callers with
+a token take bytes of bodies, memory and threads in shares, of which no single owner gets all.
 """
 
 import asyncio

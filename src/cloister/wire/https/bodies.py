@@ -5,7 +5,7 @@
     per tensor  dtype u8, rank u8, zero u16, zero u32, sizes u64 * rank
     payload     the tensors' bytes in order, C order, little endian
 
-Nothing is allocated for a tensor before its size has been compared with the bytes that are there.
+A reader compares a tensor's size with the bytes that are there before it allocates memory for it.
 """
 
 import json

@@ -1,8 +1,10 @@
-"""One client's connection to an HTTPS server: who it is, then how much, then what.
+"""One client's connection to an HTTPS server: it authenticates, then bounds, then reads, then
+parses.
 
-A request's head is bounded and has a deadline. The token in it is looked at before a byte of the
-body is asked for; the operation bounds the body; the body takes a share of the bytes that may be in
-flight; only then it is read and understood. The work on it takes shares of memory and threads.
+A request's head is bounded and has a deadline. The server compares the token in it before it asks
+for a byte of the body. The operation bounds the body, and the body takes a share of the bytes that
+may be in flight; only then the server reads and parses it. The work on it takes shares of memory
+and threads.
 """
 
 import asyncio

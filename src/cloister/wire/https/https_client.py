@@ -1,8 +1,8 @@
-"""Strict messages over HTTPS between parties that know each other's key: what both sides agree on,
+"""Strict messages over HTTPS between parties that know each other's key: the rules of both sides,
 and the client; `server` is the other side.
 
 The server shows one self-signed certificate; the client trusts this certificate and no other, by
-whatever name or address it is reached. Who calls is told by a bearer token. Bodies are those of
+whatever name or address it is reached. A bearer token identifies the caller. Bodies are those of
 `cloister.wire.https.bodies`, of a stated length. The server compares the token first, then the
 length with a limit, before it reads a byte of the body. Errors of this library cross the wire by
 class; anything else that goes wrong is only logged on the server's side.

@@ -1,8 +1,8 @@
 """Shared memory of one local worker: sealed segments, and regions handed out from them.
 
 Only the trusted side allocates. The worker maps the same segments and may read and write all of
-them at any time, so nothing in them is ever trusted or secret; its only limit that matters here is
-the seal: it cannot shrink a segment, which would crash whoever reads behind the new end.
+them at any time, so nothing in them is ever trusted or secret. One limit matters: because of the
+seal the worker cannot shrink a segment, which would crash a process that reads beyond the new end.
 """
 
 import fcntl

@@ -7,8 +7,8 @@ One packet per datagram of a SOCK_SEQPACKET socket pair, first byte its type. Fr
     MESSAGE   head, then one place (segment u32, offset u64) per tensor of the head,
               room count u16, rooms (segment u32, offset u64, size u64) for the answer
 
-From the worker only MESSAGE comes, and it is a bare head: where an answer lies was said by the
-request, so a worker cannot name a place.
+From the worker only MESSAGE comes, and it is a bare head: the request names the place of its
+answer, so a worker cannot name one.
 """
 
 import struct

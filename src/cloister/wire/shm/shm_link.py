@@ -2,8 +2,8 @@
 
 Tensors lie in shared segments and are never copied on the trusted side: `send_buffer` is memory
 the worker sees while it is written, and an answer is a view of memory the worker can still change.
-Control packets (packets.py) go over a socket pair. This side blocks in the kernel; a worker with a
-core to itself may look for the next request for a while first.
+Control packets (packets.py) go over a socket pair. This side blocks in the kernel. The worker may
+busy-poll for the next request before it blocks, if no other thread needs its core.
 """
 
 import contextlib
