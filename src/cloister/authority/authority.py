@@ -103,7 +103,7 @@ class Authority:
         return cls(folder, threads=threads)
 
     def close(self) -> None:
-        """Write what is under way and let go of the folder."""
+        """Write all pending records and release the folder."""
         self.database.close()
         os.close(self._held)
 
@@ -150,7 +150,8 @@ class Authority:
     def _record(self, grown: Dataset, *, is_new: bool) -> None:
         """Take over the last part of a data set, and with its first part the data set."""
         info, part, key = grown.info, grown.parts[-1], grown.keys[-1]
-        # All that can fail comes before the record, and what others see after it.
+        # Every step that can fail comes before the record, and every effect that other threads see
+        # after it.
         row = (part.part, info.name, part.first, part.samples, part.sha256, key)
         jobs, account = [partial(_insert, "parts", row)], None
         if is_new:
@@ -174,7 +175,7 @@ class Authority:
         return tuple(self._dataset(dataset).parts)
 
     def terms(self, dataset: str) -> Terms:
-        """What its owner decided."""
+        """The terms that its owner decided."""
         return self._dataset(dataset).terms
 
     # ---- for servers and trusted runtimes
@@ -195,7 +196,7 @@ class Authority:
         found = self._dataset(request.dataset)
         if receiver not in get_args(Receiver):
             raise InputError("a key's receiver is server or trusted")
-        # A private copy: what is charged is what is computed, and what the ledger keeps.
+        # A private copy: the same integers are charged, computed with and kept by the ledger.
         request = request.copied()
         request.check(found.info)
         _check_ids(found.info, request.ids)

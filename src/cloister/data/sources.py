@@ -41,7 +41,7 @@ class Source(Protocol):
     names: Sequence[str]
     """Class names in the order of the labels' numbers."""
     remarks: Sequence[str]
-    """What was assumed or left out, a sentence each, for the samples' owner."""
+    """Assumptions and omissions, a sentence each, for the samples' owner."""
 
     def read(self, positions: Int64[np.ndarray, " m"]) -> np.ndarray:
         """Samples (m, h, w, c): pixels as 0..255, values and columns as they are."""
@@ -182,7 +182,7 @@ class TableSource:
 class FolderSource:
     """Pictures of one size, in one folder for each class.
 
-    Those of 8 bits are pixels; those of more are values, in the units of whoever made them.
+    Those of 8 bits are pixels; those of more are values, in the units of their author.
     """
 
     names: Sequence[str]
@@ -356,7 +356,7 @@ def _require_classes(path: Path, label: str, names: Sequence[str] | Mapping[str,
 
 
 def require_fewer_classes_than_samples(source: Source) -> None:
-    """Refuse classes that nobody named if nearly every sample has one of its own.
+    """Refuse classes that the caller did not name if nearly every sample has one of its own.
 
     Raises   InputError
     """

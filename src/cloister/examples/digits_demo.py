@@ -144,7 +144,7 @@ def _without_pads(graph: Graph, digits: Digits) -> Exposure:
 
 
 def _refusal(plan: Plan, digits: Digits) -> str:
-    """What the user reads when a worker changes one number of one answer."""
+    """The error that the user reads when a worker changes one number of one answer."""
     liar = start_local_worker(command=LYING_WORKER)
     try:
         with Session(plan, workers=[liar]) as session:

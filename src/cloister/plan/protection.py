@@ -99,7 +99,7 @@ EVERYWHERE: Mapping[str, Protection] = {"enclave": ENCLAVE, "open": OPEN}
 
 
 def protections_of(policy: str) -> frozenset[Protection] | None:
-    """The protections that a policy gives to nodes; None for a policy that somebody else named."""
+    """The protections that a policy gives to nodes; None for a policy that is not Cloister's."""
     if policy in EVERYWHERE:
         return frozenset({EVERYWHERE[policy]})
     return frozenset({ENCLAVE, OUTSOURCED[policy]}) if policy in OUTSOURCED else None

@@ -146,7 +146,7 @@ def _serve_descriptor(
 ) -> None:
     try:
         # One computation at a time, which then has all threads: more at once would take the
-        # cores of the trusted side, whose passes run meanwhile.
+        # cores of the trusted side, whose fused steps run at the same time.
         engine = Engine(
             device=options.device,
             threads=options.threads,
@@ -155,7 +155,7 @@ def _serve_descriptor(
             gate=gate,
         )
     except InputError as error:
-        # Tell whoever waits for a greeting why there is none.
+        # The process that waits for a greeting receives the reason why there is none.
         reason = str(error)
         serve_descriptor(descriptor, lambda _: Failure(0, reason))
         return

@@ -33,7 +33,7 @@ class Judged:
 
     @property
     def verdict(self) -> Judgement:
-        """What the log determines is recovered, whatever the truth is; else by the score."""
+        """Data that the log determines are recovered for any truth; otherwise by the score."""
         finding = self.finding
         if finding.state != "ran":
             return finding.state

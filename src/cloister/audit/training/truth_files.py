@@ -15,7 +15,7 @@ FRACTION = 1e-3
 
 
 def read_prior(path: Path | None, shape: tuple[int, int, int], low: float, high: float) -> Prior:
-    """What an attacker knows who has the public data of a file, or none.
+    """The knowledge of an attacker with the public data of a file, or with none.
 
     Raises   InputError naming the file
     """

@@ -28,7 +28,7 @@ def check_address(address: str) -> tuple[str, int]:
 def endpoints(address: str) -> frozenset[tuple[str, int]]:
     """The machines, and the port on them, that an address may lead to: IP addresses, or HERE.
 
-    Raises   InputError when it leads nowhere, and so cannot be told from another
+    Raises   InputError when it leads nowhere, and so cannot be compared with another
     """
     host, port = check_address(address)
     try:
