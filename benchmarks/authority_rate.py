@@ -26,7 +26,7 @@ from cloister.data.encoding import Encoding
 from cloister.data.info import DatasetInfo
 from cloister.ring.linear import Geometry
 from cloister.wire.https.bodies import Body, encode
-from cloister.wire.https.client import CONTENT_TYPE
+from cloister.wire.https.https_client import CONTENT_TYPE
 
 SHAPE, SAMPLES, BUDGET = (28, 28, 1), 60_000, 196
 ROWS = 5

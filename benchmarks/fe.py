@@ -141,8 +141,10 @@ def _first_use(
     key = lwe.keygen(keys.master, y)
 
     def run() -> object:
-        encrypted = lwe.Ciphertexts(held.parameters, held.seed, held.values)
-        return lwe.decrypt(keys.public, lwe.FunctionKey(key.y, key.yz, key.parameters), encrypted)
+        encrypted = lwe.LweCiphertexts(held.parameters, held.seed, held.values)
+        return lwe.decrypt(
+            keys.public, lwe.LweFunctionKey(key.y, key.yz, key.parameters), encrypted
+        )
 
     return run
 

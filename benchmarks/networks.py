@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from cloister.base.rng import pad_stream
+from cloister.base.rng import keystream
 from cloister.cli.speed import random_input
 from cloister.errors import InputError
 from cloister.graph.onnx.export import model_bytes
@@ -129,7 +129,7 @@ class _Net:
 
 
 def _uniform(count: int, bound: float, stream: bytes) -> np.ndarray:
-    words = pad_stream(_SEED, stream, -(-count // 2))
+    words = keystream(_SEED, stream, -(-count // 2))
     out = np.empty(count, np.float32)
     for start in range(0, len(words), CHUNK_WORDS):
         halves = words[start : start + CHUNK_WORDS].view(np.int16)

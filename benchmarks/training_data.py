@@ -114,9 +114,9 @@ class MemoryKeys:
         key = self._keys[request.dataset]
         if isinstance(request, Labels):
             classes = self.describe(request.dataset).classes
-            return pads.masks(key, request.ids, (classes,), domain=pads.LABEL_DOMAIN)
+            return pads.expand(key, request.ids, (classes,), domain=pads.LABEL_DOMAIN)
         shape = request.geometry.in_shape
-        masks = pads.masks(key, request.ids, shape, domain=pads.DATA_DOMAIN)
+        masks = pads.expand(key, request.ids, shape, domain=pads.DATA_DOMAIN)
         return request.image([(slice(None), masks)], threads=1)
 
 

@@ -48,14 +48,6 @@ int64_t curve_first_invalid(Bytes encodings, int threads) {
   return curve_decode(encodings.data(), n, points.get(), threads);
 }
 
-int64_t scalar_first_invalid(Bytes scalars) {
-  const int64_t n = count_of(scalars, kScalarBytes, "scalars");
-  for (int64_t i = 0; i < n; ++i) {
-    if (!scalar_is_canonical(scalars.data() + kScalarBytes * i)) return i;
-  }
-  return n;
-}
-
 void scalar_reduce_arrays(Bytes wide, BytesOut out) {
   const int64_t n = count_of(wide, kWideScalarBytes, "wide");
   require(size_of(out) == n * kScalarBytes, "out has a wrong size");
@@ -164,7 +156,6 @@ NB_MODULE(_published_native, m) {
 
   m.def("curve_first_invalid", &curve_first_invalid, nb::arg("encodings").noconvert(),
         nb::arg("threads") = 1);
-  m.def("scalar_first_invalid", &scalar_first_invalid, nb::arg("scalars").noconvert());
   m.def("scalar_reduce", &scalar_reduce_arrays, nb::arg("wide").noconvert(),
         nb::arg("out").noconvert());
   m.def("scalar_combine", &scalar_combine_arrays, nb::arg("secrets").noconvert(),

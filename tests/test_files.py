@@ -250,7 +250,6 @@ def test_a_file_in_the_making_is_no_leftover(tmp_path):
 ELSEWHERE = {
     ("base/files.py", "os.open"),
     ("trusted/pads/pad_file.py", "os.open"),  # for reading
-    ("published/keyfile.py", "os.open"),  # for reading
     ("cli/main.py", "os.open"),  # /dev/null
     ("base/reading.py", "os.open"),  # to read
     ("data/writer.py", "TemporaryFile"),  # without a name

@@ -1,11 +1,13 @@
 """The native modules are built so that a defect in one ends the process and runs no other code."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import cloister
 import cloister._native as native
 import cloister._published_native as published_native
 
@@ -107,3 +109,19 @@ def test_an_archive_with_nothing_to_check_is_refused(tmp_path):
     done = weak_symbols(tmp_path, {"plain": SHARED})
     assert done.returncode != 0
     assert "nothing was checked" in done.stderr
+
+
+def importers(extension):
+    source = Path(cloister.__file__).parent
+    pattern = rf"^(import cloister\.|from cloister import ){extension}\b"
+    return {
+        path.relative_to(source).as_posix()
+        for path in source.rglob("*.py")
+        if re.search(pattern, path.read_text(), re.MULTILINE)
+    }
+
+
+def test_only_the_group_of_the_published_scheme_calls_its_native_code():
+    assert importers("_published_native") == {"published/dlog.py", "published/ddh/curve.py"}
+    assert "ring/pads.py" in importers("_native")
+    assert not [path for path in importers("_native") if path.startswith("published/")]

@@ -18,8 +18,7 @@ from cloister.errors import CloisterError, InputError
 from cloister.graph.onnx.read import from_model
 from cloister.graph.passes.normalise import prepare
 from cloister.plan import policies
-from cloister.published.keyfile import KeyFile
-from cloister.trusted.pads.pad_ledger import Ledger
+from cloister.trusted.pads.pad_ledger import PadLedger
 from cloister.trusted.pads.store import PadStore
 from cloister.wire.transcript import Transcript
 
@@ -52,11 +51,6 @@ def pad(path):
     key = path.parent.parent / "pad.key"
     store = PadStore.create(path.parent, plan_digest=DIGEST, key_file=key, rng=RNG)
     store.put(store.reserve(1)[0], {0: np.zeros((1, 2, 3), np.uint32)})
-
-
-def key_file(path):
-    with KeyFile(path, new=True) as file:
-        file.keep(b"master", replaces=None)
 
 
 def log(path):
@@ -103,7 +97,7 @@ def audit_page(path):
 
 
 def ledger(path):
-    Ledger.create(path, plan_digest=DIGEST, rng=RNG)
+    PadLedger.create(path, plan_digest=DIGEST, rng=RNG)
 
 
 REPLACE_PRIVATE = {
@@ -122,7 +116,6 @@ REFUSE_PRIVATE = {
     "client.token": token,
     "releases.log": log,
     "pads.key": ledger,
-    "master.key": key_file,
     "ledger.sqlite": lambda path: database.create(path, modulus=3),
     "lock": lambda path: os.close(database.hold(path)),
 }

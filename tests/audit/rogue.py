@@ -50,7 +50,7 @@ class Rogue:
         request = Forward(NAME, ids, linear)
         term = self.authority.ask(request, receiver="server")
         p = self.p[ids].reshape(len(ids), *geometry.in_shape)
-        values = pads.unmask(pads.forward(linear, p), term)
+        values = pads.unblind(pads.forward(linear, p), term)
         return Release(request, step, values, self.shape)
 
     def gradient(self, ids, geometry, delta, *, step=0):
@@ -59,7 +59,7 @@ class Rogue:
         request = Gradient(NAME, ids, geometry, delta)
         term = self.authority.ask(request, receiver="server")
         p = np.ascontiguousarray(self.p[ids].reshape(len(ids), *geometry.in_shape))
-        values = pads.unmask(pads.gradient(geometry, delta, p), term)
+        values = pads.unblind(pads.gradient(geometry, delta, p), term)
         return Release(request, step, values, self.shape)
 
     def close(self):

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 import pytest
 
 from authority.test_service import served  # noqa: F401  (a fixture)
-from cloister.authority.account import Limits
+from cloister.authority.account import LedgerLimits
 from cloister.authority.agreement import EXPOSURE, IDENTITY, SILENT, Agreement, excesses
 from cloister.authority.authority import Authority
 from cloister.authority.enrolment import enrol
@@ -55,7 +55,7 @@ def test_every_field_is_compared():
     """A field that is new to descriptions or terms has to find its place in the comparison."""
     there = [field.name for of in (DatasetInfo, Terms) for field in fields(of)]
     assert sorted(there) == sorted([*IDENTITY, *SILENT, *EXPOSURE])
-    assert {field.name for field in fields(Limits)} <= set(EXPOSURE)
+    assert {field.name for field in fields(LedgerLimits)} <= set(EXPOSURE)
     assert [field.name for field in fields(Encoding)] == ["scale", "offset", "bits"]
     assert set(WEAKER) == set(STRICTER) == set(EXPOSURE)
 

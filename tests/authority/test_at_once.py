@@ -9,7 +9,7 @@ from authority.test_authority import mixed
 from authority.test_service import served  # noqa: F401  (a fixture)
 from cloister.authority import service, states
 from cloister.authority.authority import Authority
-from cloister.authority.ledger import BusyError
+from cloister.authority.ledger import NotAtOnceError
 from cloister.authority.requests import Forward, Gradient, Labels
 from cloister.authority.service import QUICK_ELEMENTS
 from cloister.authority.tokens import Caller
@@ -21,7 +21,7 @@ from cloister.wire.https.bodies import Body
 def test_what_is_known_is_issued_at_once_and_the_same(kit):
     authority, ids = kit.authority, kit.ids
     ask = {"receiver": "server", "at_once": True}
-    with pytest.raises(BusyError):
+    with pytest.raises(NotAtOnceError):
         authority.issue(Forward("set", ids, mixed(2)), **ask)
     assert authority.summary("set").counts["requests"] == 0
     first = authority.ask(Forward("set", ids[:5], mixed(2)), receiver="server")
@@ -33,7 +33,7 @@ def test_what_is_known_is_issued_at_once_and_the_same(kit):
         authority.ask(Forward("set", ids, mixed(2)), receiver="trusted"),
     )
     # A second function on top of it is not.
-    with pytest.raises(BusyError):
+    with pytest.raises(NotAtOnceError):
         authority.issue(Forward("set", ids, mixed(2, seed=9)), **ask)
     assert authority.spent("set").rank.tolist() == [2] * 10
 

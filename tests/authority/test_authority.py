@@ -47,7 +47,7 @@ def test_keys_unmask_exactly_what_they_name(kit):
     linear = mixed(4)
     ids = np.array([7, 2, 2], np.int64)
     key = kit.authority.ask(Forward("set", ids, linear), receiver="server")
-    values = pads.unmask(pads.forward(linear, flat(kit.p[ids])), key)
+    values = pads.unblind(pads.forward(linear, flat(kit.p[ids])), key)
     expected = kit.x[ids].reshape(3, -1).astype(np.int64) @ linear.weights.reshape(4, -1).T
     np.testing.assert_array_equal(values.reshape(3, 4), expected)
 
@@ -57,14 +57,14 @@ def test_gradients_and_labels_unmask(kit):
     generator = np.random.default_rng(2)
     delta = generator.integers(-99, 100, (10, 3, 3, 5)).astype(np.int16)
     key = kit.authority.ask(Gradient("set", kit.ids, geometry, delta), receiver="trusted")
-    values = pads.unmask(pads.gradient(geometry, delta, kit.p), key)
+    values = pads.unblind(pads.gradient(geometry, delta, kit.p), key)
     expected = np.zeros((5, 2, 2, 2), np.int64)
     for i, j in np.ndindex(2, 2):
         window = kit.x[:, i : i + 3, j : j + 3, :].astype(np.int64)
         expected[:, i, j, :] = np.einsum("nhwo,nhwc->oc", delta.astype(np.int64), window)
     np.testing.assert_array_equal(values, expected)
     labels = kit.authority.ask(Labels("set", kit.ids), receiver="server")
-    np.testing.assert_array_equal(pads.unmask(kit.y, labels).argmax(axis=1), kit.labels)
+    np.testing.assert_array_equal(pads.unblind(kit.y, labels).argmax(axis=1), kit.labels)
     assert kit.authority.summary("set").labels_released == 10
 
 
@@ -341,7 +341,7 @@ def test_parts_share_one_numbering(kit):
     ids = np.array([12, 1, 13], np.int64)
     key = kit.authority.ask(Forward("set", ids, linear), receiver="server")
     both = np.concatenate([kit.p, p])[ids]
-    values = pads.unmask(pads.forward(linear, flat(both)), key)
+    values = pads.unblind(pads.forward(linear, flat(both)), key)
     plain = np.concatenate([kit.x, more])[ids].reshape(3, -1).astype(np.int64)
     np.testing.assert_array_equal(values.reshape(3, 3), plain @ linear.weights.reshape(3, -1).T)
     kit.authority.close()

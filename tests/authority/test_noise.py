@@ -28,7 +28,7 @@ def guarded(kits):
 def values(kit, linear, ids=None, *, receiver="server"):
     ids = kit.ids if ids is None else ids
     key = kit.authority.ask(Forward("set", ids, linear), receiver=receiver)
-    found = pads.unmask(pads.forward(linear, flat(kit.p[ids])), key)
+    found = pads.unblind(pads.forward(linear, flat(kit.p[ids])), key)
     return found.reshape(len(ids), -1)
 
 
@@ -78,7 +78,7 @@ def test_equal_samples_in_two_parts_have_other_noise(guarded):
     found = values(guarded, linear)
     ids = np.arange(first, first + 300, dtype=np.int64)
     key = guarded.authority.ask(Forward("set", ids, linear), receiver="server")
-    other = pads.unmask(pads.forward(linear, flat(p)), key).reshape(300, -1)
+    other = pads.unblind(pads.forward(linear, flat(p)), key).reshape(300, -1)
     assert (found != other).mean() > 0.9
 
 
@@ -183,7 +183,7 @@ def deltas(count, *, seed=1, size=9):
 def gradient(kit, ids, delta, *, receiver="server"):
     """What the server, or a trusted runtime, has of a batch's gradient."""
     key = kit.authority.ask(Gradient("set", ids, PATCH, delta), receiver=receiver)
-    return pads.unmask(pads.gradient(PATCH, delta, kit.p[ids]), key)
+    return pads.unblind(pads.gradient(PATCH, delta, kit.p[ids]), key)
 
 
 def gradient_noise(kit, ids, delta):

@@ -21,7 +21,7 @@ from cloister.authority.database import FILE, Database
 from cloister.authority.enrolment import enrol
 from cloister.authority.ledger import Ledger
 from cloister.authority.local import LocalClient
-from cloister.authority.records import Dataset, Terms
+from cloister.authority.records import DatasetRecord, Terms
 from cloister.authority.registration import NewPart
 from cloister.authority.requests import Forward, Gradient, Labels
 from cloister.authority.states import State
@@ -102,7 +102,7 @@ def test_a_fault_while_a_data_set_is_made_leaves_nothing(kit, monkeypatch, fault
         raise fault
 
     faults = (
-        (Database, "reading"), (Dataset, "with_parts"), (Ledger, "new_account"),
+        (Database, "reading"), (DatasetRecord, "with_parts"), (Ledger, "new_account"),
         (Database, "enqueue"),
     )  # fmt: skip
     for seed, (owner, name) in enumerate(faults, 1):
@@ -124,7 +124,7 @@ def test_a_fault_while_a_part_is_registered_leaves_nothing(kit, monkeypatch):
     def fails(*_, **__):
         raise MemoryError
 
-    faults = ((Dataset, "with_parts"), (np, "concatenate"), (Database, "enqueue"))
+    faults = ((DatasetRecord, "with_parts"), (np, "concatenate"), (Database, "enqueue"))
     for seed, (owner, name) in enumerate(faults, 1):
         before = kit.authority.describe("set").samples
         with monkeypatch.context() as patch:
@@ -472,7 +472,7 @@ def test_a_claimed_sample_takes_no_memory(kit):
 def test_the_list_of_all_parts_fits_into_a_message(kit):
     part = PartInfo("a" * 32, MAX_SAMPLES, MAX_SAMPLES, "b" * 64)
     encode(Body({"parts": {f"{n:032x}": vars(part) for n in range(MAX_PARTS)}}))
-    found = Dataset(described("set"), Terms(), bytes(32))
+    found = DatasetRecord(described("set"), Terms(), bytes(32))
     parts = [(PartInfo(f"{n:032x}", n, 1, f"{n:064x}"), bytes(32)) for n in range(MAX_PARTS + 1)]
     full = found.with_parts(*parts[:MAX_PARTS])
     with pytest.raises(InputError, match=f"up to {MAX_PARTS} parts"):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 import cloister._native as native
-from cloister.base.rng import InsecureSeededRandom, SystemRandom, pad_stream
+from cloister.base.rng import InsecureSeededRandom, SystemRandom, keystream
 from cloister.errors import RangeError
 
 # NIST SP 800-38A, F.5.5 (CTR-AES256.Encrypt).
@@ -41,13 +41,13 @@ def test_native_stream_equals_cryptography(isa):
     rng = np.random.default_rng(1)
     for count in (0, 1, 3, 4, 5, 15, 16, 17, 63, 64, 65, 127, 1000):
         key, nonce = rng.bytes(32), rng.bytes(12)
-        np.testing.assert_array_equal(filled(key, nonce, 0, count), pad_stream(key, nonce, count))
+        np.testing.assert_array_equal(filled(key, nonce, 0, count), keystream(key, nonce, count))
 
 
 def test_native_stream_can_start_anywhere(isa):
     if isa == "portable":
         return
-    whole = pad_stream(KEY, NONCE, 4000)
+    whole = keystream(KEY, NONCE, 4000)
     for block in (1, 3, 4, 255, 256, 257):
         np.testing.assert_array_equal(
             filled(KEY, NONCE, block, 1000), whole[4 * block : 4 * block + 1000]
@@ -67,11 +67,11 @@ def test_native_rejects_wrong_sizes():
         with pytest.raises(ValueError, match="bytes"):
             filled(key, nonce, 0, 4)
         with pytest.raises(RangeError):
-            pad_stream(key, nonce, 4)
+            keystream(key, nonce, 4)
 
 
 def test_pads_of_different_nonces_differ():
-    streams = {pad_stream(KEY, i.to_bytes(12, "big"), 8).tobytes() for i in range(64)}
+    streams = {keystream(KEY, i.to_bytes(12, "big"), 8).tobytes() for i in range(64)}
     assert len(streams) == 64
 
 

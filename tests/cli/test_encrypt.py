@@ -65,8 +65,8 @@ def decrypted(authority, path, name="set"):
         Geometry((1, 1), dim, (1, 1), dim), np.eye(dim, dtype=np.int16).reshape(dim, 1, 1, dim)
     )
     key = authority.ask(Forward(name, ids, identity), receiver="trusted")
-    x = pads.unmask(pads.forward(identity, opened.data(ids).reshape(-1, 1, 1, dim)), key)
-    y = pads.unmask(opened.labels(ids), authority.ask(Labels(name, ids), receiver="trusted"))
+    x = pads.unblind(pads.forward(identity, opened.data(ids).reshape(-1, 1, 1, dim)), key)
+    y = pads.unblind(opened.labels(ids), authority.ask(Labels(name, ids), receiver="trusted"))
     return opened, opened.encoding.decode(x.reshape(-1, *opened.shape)), y
 
 

@@ -1,5 +1,5 @@
 from dataclasses import dataclass
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Annotated
 
 import pytest
@@ -51,6 +51,7 @@ def test_a_group_is_one_option_for_each_field():
     parameters = signature(verb).parameters
     assert list(parameters) == ["name", "height", "width", "last"]
     assert parameters["width"].default == 3
+    assert parameters["height"].default is Parameter.empty
     assert parameters["height"].annotation is Size.__annotations__["height"]
     assert verb.__doc__ == "Shown."
     verb(name="a", height=1, width=2, last=True)

@@ -71,9 +71,9 @@ class Place:
         geometry = Geometry((6, 5), 1, (1, 1), 30, (6, 5))
         identity = LinearMap(geometry, eye)
         key = self.authority.ask(Forward(held.name, ids, identity), receiver="trusted")
-        x = pads.unmask(pads.forward(identity, held.data(ids)), key).reshape(-1, *SHAPE)
+        x = pads.unblind(pads.forward(identity, held.data(ids)), key).reshape(-1, *SHAPE)
         labels = self.authority.ask(Labels(held.name, ids), receiver="trusted")
-        return {"x": x, "y": pads.unmask(held.labels(ids), labels).argmax(1)}
+        return {"x": x, "y": pads.unblind(held.labels(ids), labels).argmax(1)}
 
 
 @pytest.fixture

@@ -90,10 +90,10 @@ def test_what_was_encrypted_comes_back_with_the_keys(path, authority):
     for part, key in zip(opened.parts, authority.keys, strict=True):
         mine = ids[(ids >= part.first) & (ids < part.last)]
         local = mine - part.first
-        masks = pads.masks(key, local, SHAPE, domain=pads.DATA_DOMAIN)
-        np.testing.assert_array_equal(pads.unmask(opened.data(mine), masks), plain[mine])
-        masks = pads.masks(key, local, (3,), domain=pads.LABEL_DOMAIN)
-        one_hot = pads.unmask(opened.labels(mine), masks)
+        masks = pads.expand(key, local, SHAPE, domain=pads.DATA_DOMAIN)
+        np.testing.assert_array_equal(pads.unblind(opened.data(mine), masks), plain[mine])
+        masks = pads.expand(key, local, (3,), domain=pads.LABEL_DOMAIN)
+        one_hot = pads.unblind(opened.labels(mine), masks)
         np.testing.assert_array_equal(one_hot, np.eye(3)[PERMUTATION[labels[mine]]])
     np.testing.assert_array_equal(opened.data(ids)[1], opened.data(ids)[4])
     np.testing.assert_array_equal(opened.test_ids, np.flatnonzero(test))

@@ -35,7 +35,6 @@ from cloister.graph.onnx.read import from_model
 from cloister.graph.passes.normalise import prepare
 from cloister.plan import policies
 from cloister.plan.plan import Plan
-from cloister.published import ddh
 from cloister.ring.linear import Geometry, LinearMap
 from cloister.training import checkpoint, ciphertext_service
 from cloister.trusted.pads.store import PadStore
@@ -179,12 +178,6 @@ def _host(folder: Path) -> Path:
     return ciphertext_service.init(folder / "host", rng=InsecureSeededRandom(1))
 
 
-def _ddh_key(folder: Path) -> Path:
-    keys = ddh.setup(2, x_bound=9, y_bound=9, rng=InsecureSeededRandom(1))
-    (folder / "ddh.key").write_bytes(keys.master.to_bytes())
-    return folder / "ddh.key"
-
-
 def _checkpoint(folder: Path) -> Path:
     state = checkpoint.Checkpoint(
         "run", checkpoint.Position(1, 2), [], {"weight": torch.ones(2, 3)}, {}, torch.arange(4)
@@ -216,9 +209,6 @@ LOADERS = {
         _host,
         lambda path: ciphertext_service.RemoteCiphertextServer("https://127.0.0.1:1", access=path),
         JSON,
-    ),
-    "master key of ddh": Loader(
-        _ddh_key, lambda path: ddh.MasterKey.from_bytes(path.read_bytes(), keep=None)
     ),
     "checkpoint": Loader(_checkpoint, lambda path: checkpoint.load(path.parent, run="run")),
     "key file of pads": Loader(_pad_key, _open_pads),

@@ -158,11 +158,9 @@ def test_scalars_not_below_the_order_are_refused():
     big = ORDER.to_bytes(32, "little")
     for bad in (big, b"\xff" * 32, (ORDER + 1).to_bytes(32, "little")):
         data = rows([bytes(32), bad])
-        with pytest.raises(EncryptionError, match="scalar 1 is not below"):
-            GROUP.check_scalars(data, what="test")
         with pytest.raises(ValueError, match="order"):
             GROUP.powers(GROUP.generator[None], data)
-    GROUP.check_scalars(rows([(ORDER - 1).to_bytes(32, "little")]), what="test")
+    GROUP.powers(GROUP.generator[None], rows([(ORDER - 1).to_bytes(32, "little")]))
 
 
 @pytest.mark.parametrize("columns", [1, 2, 7, 8, 9, 19])

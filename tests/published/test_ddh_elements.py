@@ -69,7 +69,7 @@ def test_a_key_belongs_to_its_operation():
     x, y = np.array([[3, 4]]), np.array([[5, 6]])
     ciphertexts = ddh.encrypt_elements(KEYS.encryption, x, rng=RNG)
     key = ddh.keygen_elements(KEYS.master, "*", y, commitments=ciphertexts.commitments)
-    wrong = ddh.ElementKey(key.public, "+", key.y, key.elements)
+    wrong = ddh.DdhElementKey(key.public, "+", key.y, key.elements)
     with pytest.raises(RangeError):
         ddh.decrypt_elements(KEYS.public, wrong, ciphertexts)
 

@@ -23,7 +23,7 @@ def test_a_key_opens_only_its_samples():
     with pytest.raises(EncryptionError, match="other samples"):
         mask.decrypt(keys.public, key, two)
     # Relabelled, it yields the difference of two pads.
-    relabelled = mask.Ciphertexts(two.values, one.ids)
+    relabelled = mask.MaskCiphertexts(two.values, one.ids)
     assert np.abs(mask.decrypt(keys.public, key, relabelled)).min() > 1000
 
 

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from cloister.base.rng import InsecureSeededRandom
-from cloister.errors import BudgetError, EncryptionError, RangeError
+from cloister.errors import BudgetError, RangeError
 from cloister.published import ddh, gaussian, lwe, mask, modular
-from cloister.published.ddh import serial
 from cloister.published.ddh.parameters import group_named
 from cloister.ring.rank import MERSENNE_61, Basis
 
@@ -148,17 +147,6 @@ def test_commitments_that_change_after_the_check_are_not_used(monkeypatch):
     monkeypatch.setattr(group, "check_elements", check)
     key = ddh.keygen_elements(keys.master, "/", x, commitments=given)
     np.testing.assert_array_equal(key.elements, honest.elements)
-
-
-def test_bytes_that_change_after_the_check_are_not_used():
-    keys = setup(ddh)
-    data = bytearray(ddh.keygen(keys.master, EYE[:1]).to_bytes())
-    good = bytes(data)
-    key = ddh.FunctionKey.from_bytes(memoryview(data))
-    data[-32:] = b"\xff" * 32
-    assert key.to_bytes() == good
-    with pytest.raises(EncryptionError):
-        serial.Reader(memoryview(data)[:9], serial.Kind.FUNCTION_KEY)
 
 
 def test_a_mask_back_end_blinds_and_binds_plain_arrays():

@@ -121,15 +121,6 @@ def test_bounds_that_could_wrap_are_refused_at_setup(fast, rng):
         fast.setup(0, x_bound=1, y_bound=1, rng=rng)
 
 
-def test_a_feed_forward_step_is_the_same_in_every_back_end(scheme, rng):
-    draw = np.random.default_rng(5)
-    x, w = draw.integers(-31, 32, (4, 9)), draw.integers(-15, 16, (9, 6))
-    bias = draw.standard_normal(6)
-    keys = scheme.setup(9, x_bound=31, y_bound=15, rng=rng)
-    found = matrix.feed_forward(scheme, keys, x=x, weights=w, scale=1e-3, bias=bias, rng=rng)
-    np.testing.assert_array_equal(found, (x @ w) * 1e-3 + bias)
-
-
 def test_a_weight_gradient_is_a_product_over_the_batch(scheme, rng):
     draw = np.random.default_rng(6)
     x, delta = draw.integers(-15, 16, (8, 5)), draw.integers(-31, 32, (8, 3))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import cloister._native as native
-from cloister.base.rng import InsecureSeededRandom, pad_stream
+from cloister.base.rng import InsecureSeededRandom, keystream
 from cloister.ring import reference, rounding
 from cloister.ring.freivalds import P52, field_elements
 from cloister.ring.window_geometry import WindowGeometry
@@ -104,7 +104,7 @@ class Case:
         return words + self.unblinding if self.unblind else words.copy()
 
     def pad(self, i):
-        streams = [pad_stream(KEY, nonce, int(np.prod(self.out))) for nonce in self.nonces[i]]
+        streams = [keystream(KEY, nonce, int(np.prod(self.out))) for nonce in self.nonces[i]]
         return np.stack(streams).reshape(self.n, *self.out)
 
     def native(self):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cloister.base.rng import pad_stream
+from cloister.base.rng import keystream
 from cloister.errors import RangeError, ShapeError
 from cloister.ring import pads
 from cloister.ring.linear import Geometry, LinearMap
@@ -60,10 +60,10 @@ def test_terms_of_ciphertext_and_mask_differ_by_the_plain_map(geometry):
     delta = rng.integers(-1000, 1001, (5, *geometry.out_shape)).astype(np.int16)
     linear = LinearMap(geometry, weights)
     p = pads.blind(KEY, x, ids, domain=pads.DATA_DOMAIN)
-    m = pads.masks(KEY, ids, geometry.in_shape, domain=pads.DATA_DOMAIN)
-    forward = pads.unmask(pads.forward(linear, p), pads.forward(linear, m))
+    m = pads.expand(KEY, ids, geometry.in_shape, domain=pads.DATA_DOMAIN)
+    forward = pads.unblind(pads.forward(linear, p), pads.forward(linear, m))
     np.testing.assert_array_equal(forward, naive_forward(geometry, weights, x.astype(np.int64)))
-    back = pads.unmask(pads.gradient(geometry, delta, p), pads.gradient(geometry, delta, m))
+    back = pads.unblind(pads.gradient(geometry, delta, p), pads.gradient(geometry, delta, m))
     np.testing.assert_array_equal(back, naive_gradient(geometry, delta, x.astype(np.int64)))
 
 
@@ -79,18 +79,18 @@ def test_a_gradient_in_pieces_is_the_gradient(geometry, monkeypatch):
     np.testing.assert_array_equal(whole, want.astype(np.uint32))
 
 
-def test_masks_are_the_reference_stream_under_the_stated_nonce():
+def test_pads_are_the_reference_stream_under_the_stated_nonce(isa):
     ids = np.array([0, 1, 2**63 - 1], np.int64)
-    got = pads.masks(KEY, ids, (3, 5), domain=pads.LABEL_DOMAIN)
+    got = pads.expand(KEY, ids, (3, 5), domain=pads.LABEL_DOMAIN)
     for row, i in zip(got, ids.tolist(), strict=True):
         nonce = i.to_bytes(8, "big") + (1).to_bytes(4, "big")
-        np.testing.assert_array_equal(row.reshape(-1), pad_stream(KEY, nonce, 15))
+        np.testing.assert_array_equal(row.reshape(-1), keystream(KEY, nonce, 15))
 
 
-def test_unmask_is_exact_at_the_ends_of_the_ring():
+def test_unblinding_is_exact_at_the_ends_of_the_ring():
     m = np.array([0, 5, 2**32 - 1], np.uint32)
     x = np.array([-(2**31), 2**31 - 1, -1], np.int64)
-    np.testing.assert_array_equal(pads.unmask((x + m).astype(np.uint32), m), x)
+    np.testing.assert_array_equal(pads.unblind((x + m).astype(np.uint32), m), x)
 
 
 def test_a_repeated_sample_number_is_refused():
@@ -111,12 +111,12 @@ def test_wrong_shapes_are_refused():
         pads.gradient(g, np.zeros((3, *g.out_shape), np.int16), v)
     with pytest.raises(ShapeError, match="values"):
         pads.gradient(g, np.zeros((2, *g.out_shape), np.int16), v.astype(np.int64))
-    with pytest.raises(ShapeError, match="mask term"):
-        pads.unmask(np.zeros(3, np.uint32), np.zeros(4, np.uint32))
+    with pytest.raises(ShapeError, match="pad term"):
+        pads.unblind(np.zeros(3, np.uint32), np.zeros(4, np.uint32))
     with pytest.raises(RangeError, match="out of range"):
-        pads.masks(KEY, np.array([-1]), (1,), domain=0)
+        pads.expand(KEY, np.array([-1]), (1,), domain=0)
     with pytest.raises(RangeError, match="32 bytes"):
-        pads.masks(KEY[:31], np.array([1]), (1,), domain=0)
+        pads.expand(KEY[:31], np.array([1]), (1,), domain=0)
 
 
 def test_an_empty_batch_has_gradient_zero():

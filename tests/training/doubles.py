@@ -66,13 +66,13 @@ class MemoryAuthority:
         self.log.append((kind, len(ids), receiver))
 
     def _mask(self, ids):
-        return pads.masks(self.key, ids, self.dataset.shape, domain=pads.DATA_DOMAIN)
+        return pads.expand(self.key, ids, self.dataset.shape, domain=pads.DATA_DOMAIN)
 
     def ask(self, request, receiver):
         self._enter(request.kind, request.ids, receiver)
         if request.kind == "labels":
             shape = (self.dataset.classes,)
-            return pads.masks(self.key, request.ids, shape, domain=pads.LABEL_DOMAIN)
+            return pads.expand(self.key, request.ids, shape, domain=pads.LABEL_DOMAIN)
         if request.kind == "forward":
             return pads.forward(request.linear, self._mask(request.ids))
         return pads.gradient(request.geometry, request.delta, self._mask(request.ids))

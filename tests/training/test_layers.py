@@ -163,7 +163,7 @@ def test_the_order_of_a_key_in_memory_does_not_matter(geometry):
     delta = rng.integers(-(2**15), 2**15, (7, *geometry.out_shape)).astype(np.int16)
     integers = encoding.encode(x)
     zeros = np.zeros((7, *geometry.in_shape), np.uint32)
-    wanted = pads.unmask(
+    wanted = pads.unblind(
         pads.gradient(geometry, delta, integers.astype(np.uint32)),
         pads.gradient(geometry, delta, zeros),
     )

@@ -23,7 +23,7 @@ from cloister.training import ciphertext_service
 from cloister.training.accuracy_plot import write_curve
 from cloister.training.checkpoint import EpochResult
 from cloister.training.ciphertexts import LocalCiphertextServer
-from cloister.wire.https.client import HttpsClient
+from cloister.wire.https.https_client import HttpsClient
 from training.doubles import MemoryDataset, blobs
 
 HISTORY = [

@@ -17,7 +17,7 @@ from cloister.errors import (
     WorkerTimeout,
     WorkerUnavailable,
 )
-from cloister.trusted.lanes import Job, Lane, Lanes
+from cloister.trusted.lanes import Lane, Lanes, MicroBatch
 from cloister.trusted.pads.maker import InlinePads
 from cloister.trusted.pads.source import PadSet
 from cloister.trusted.session import Session
@@ -408,5 +408,5 @@ def test_an_interrupted_call_must_have_ended_before_the_next():
 def test_an_interrupt_counts_as_a_possible_lie(error, redraws):
     lanes = Lanes([Idle(error())], [])
     with pytest.raises(error):
-        lanes.run([Job({}, 1)], lambda job: None)
+        lanes.run([MicroBatch({}, 1)], lambda job: None)
     assert lanes.lied is redraws

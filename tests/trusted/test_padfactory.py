@@ -23,7 +23,7 @@ from cloister.ring.freivalds import P52
 from cloister.ring.linear import Geometry, LinearMap
 from cloister.trusted.pads.factory import Rate, WorkerMaker, fill
 from cloister.trusted.pads.maker import PadMaker
-from cloister.trusted.pads.shares import Digits
+from cloister.trusted.pads.shares import DigitWidths
 from cloister.trusted.pads.store import PadStore
 from cloister.trusted.session import Session
 from cloister.wire.grpc.grpc_link import RpcLink
@@ -72,7 +72,7 @@ def shares_of(plan, link):
     """The words of Z_2^32 a worker can recompute from the digits it saw, by node."""
     found: dict[int, list[np.ndarray]] = {}
     for target, limbs in link.seen:
-        digits = Digits.of(plan.linear_nodes[target].linear)
+        digits = DigitWidths.of(plan.linear_nodes[target].linear)
         words = np.zeros(limbs[0].size, np.uint32)
         for limb, shift in zip(limbs, shifts_of(digits.widths), strict=True):
             words += limb.ravel().astype(np.int32).view(np.uint32) << np.uint32(shift)
@@ -104,7 +104,7 @@ def linear_with(largest, channels=40):
     ],
 )
 def test_widths_follow_from_the_weights(largest, widths):
-    digits = Digits.of(linear_with(largest, channels=64))
+    digits = DigitWidths.of(linear_with(largest, channels=64))
     assert digits.widths == widths
     assert max(1 << (w - 1) for w in digits.widths) * largest < 2**31
 
@@ -113,7 +113,7 @@ def test_widths_follow_from_the_weights(largest, widths):
 def test_digits_never_wrap_and_cover_the_word(exponent):
     rows = max(1, 2 ** (exponent - 15))
     weights = np.full((1, 1, 1, rows), -min(2**exponent, 2**15), np.int16)
-    digits = Digits.of(LinearMap(Geometry((1, 1), rows, (1, 1), 1), weights))
+    digits = DigitWidths.of(LinearMap(Geometry((1, 1), rows, (1, 1), 1), weights))
     assert sum(digits.widths) == 32
     assert min(digits.widths) >= 1
     assert max(digits.widths) <= 16
@@ -123,7 +123,7 @@ def test_digits_never_wrap_and_cover_the_word(exponent):
 def test_weights_beyond_every_digit_are_refused():
     weights = np.full((1, 1, 1, 2**16), -(2**15), np.int16)
     with pytest.raises(RangeError, match="weight-bits"):
-        Digits.of(LinearMap(Geometry((1, 1), 2**16, (1, 1), 1), weights))
+        DigitWidths.of(LinearMap(Geometry((1, 1), 2**16, (1, 1), 1), weights))
 
 
 def shifts_of(widths):
@@ -147,7 +147,7 @@ def split(share, t, widths, isa):
     isa=st.sampled_from(native.available_isas()),
 )
 def test_split_keeps_the_word_and_sums_the_digits(words, widths, seed, isa):
-    digits = Digits(widths)
+    digits = DigitWidths(widths)
     edges = [0, 2**31 - 1, 2**31, 2**32 - 1, 0x7FF, 0x800, 0x8000, 0x7FFF]
     share = np.array(words + edges, np.uint32)
     t = np.random.default_rng(seed).integers(0, P52, len(share), dtype=np.uint64)
@@ -179,7 +179,7 @@ def test_sums_of_the_largest_digits_do_not_overflow(digit, isa):
 @pytest.mark.parametrize("word", [None, 2**31, 2**31 - 1, 2**32 - 1])
 def test_answers_are_added_and_summed_as_signed_words(shape, word, isa):
     rng = np.random.default_rng(5)
-    digits = Digits((11, 11, 10))
+    digits = DigitWidths((11, 11, 10))
     size = (3, *shape)
     answers = rng.integers(0, 2**32, size, dtype=np.uint32)
     if word is not None:
@@ -370,7 +370,7 @@ def test_a_lie_about_one_digit_is_refused(plan):
 
 def test_digits_that_cancel_in_the_sum_are_refused(plan):
     """2^w more in the low digit, 1 less in the next: the pad is right, the answer is not."""
-    shift = shifts_of(Digits.of(plan.linear_nodes[0].linear).widths)[1]
+    shift = shifts_of(DigitWidths.of(plan.linear_nodes[0].linear).widths)[1]
 
     def cancel(_target, answer):
         answer[0] += np.uint32(1 << shift)

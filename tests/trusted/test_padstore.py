@@ -18,7 +18,7 @@ import pytest
 from cloister.base.rng import SystemRandom
 from cloister.errors import PadReusedError, PadsExhausted, PadStoreError, RangeError, ShapeError
 from cloister.trusted.pads import pad_file
-from cloister.trusted.pads.pad_ledger import Ledger
+from cloister.trusted.pads.pad_ledger import PadLedger
 from cloister.trusted.pads.source import erase, reclaim
 from cloister.trusted.pads.store import PadStore
 from trusted import pad_crash_child
@@ -150,7 +150,7 @@ def test_keys_are_the_stores_own_and_stay(store, places, tmp_path):
     )
     assert len(store.pad_key) == 32
     assert reopen(places).pad_key == store.pad_key != other.pad_key
-    ledger = Ledger.open(places[1])
+    ledger = PadLedger.open(places[1])
     assert store.pad_key not in (ledger.store_key, store._files.key)
     assert store.pad_key.hex() not in repr(store) and repr(ledger.store_key) not in repr(ledger)
 
@@ -160,7 +160,7 @@ def test_nothing_secret_lies_in_the_folder(store, places):
     sealed = (places[0] / "0.pad").read_bytes()
     assert contents(0)[0].tobytes()[:16] not in sealed
     assert places[1].stat().st_mode & 0o777 == 0o600
-    for secret in (store.pad_key, Ledger.open(places[1]).store_key):
+    for secret in (store.pad_key, PadLedger.open(places[1]).store_key):
         assert secret not in sealed
 
 
@@ -193,7 +193,7 @@ def test_ids_must_be_reserved_and_counts_sensible(store):
 def test_counters_never_go_back(places, store):
     fill(store, 1)
     store.take(1)
-    ledger = Ledger.open(places[1])
+    ledger = PadLedger.open(places[1])
     with pytest.raises(PadReusedError, match="never go back"), ledger.update() as counters:
         counters.next_use = 0
     with pytest.raises(PadStoreError), ledger.update() as counters:

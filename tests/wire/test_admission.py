@@ -7,14 +7,14 @@ from cloister.wire.https.admission import (
     LOG_LINES_PER_MINUTE,
     BusyError,
     Crowd,
-    Limits,
     QuietLog,
+    ServerLimits,
     Shares,
     descriptors,
     peer_of,
 )
 
-FEW = Limits(connections=4, per_caller=2, strangers=3, per_peer=2)
+FEW = ServerLimits(connections=4, per_caller=2, strangers=3, per_peer=2)
 
 
 class Guest:
@@ -80,11 +80,11 @@ def test_who_is_behind_an_address():
 
 @pytest.mark.parametrize("files", [1, 100, 256, 1024, 1 << 20])
 def test_connections_leave_descriptors_for_the_rest_of_the_process(files):
-    limits = Limits().within(files)
+    limits = ServerLimits().within(files)
     assert limits.connections + limits.strangers <= max(16, files - 64)
     assert 1 <= limits.per_caller <= limits.connections
     assert 1 <= limits.per_peer <= limits.strangers
-    assert limits.wait_s == Limits().wait_s
+    assert limits.wait_s == ServerLimits().wait_s
     assert descriptors() > 0
 
 

@@ -15,14 +15,14 @@ from cloister.wire.codec import encode
 from cloister.wire.grpc.grpc_link import METHOD, RpcLink
 from cloister.wire.grpc.places import check_address
 from cloister.wire.messages import Answer, Hello, Loaded, TensorSpec, Welcome
-from cloister.worker.grpc_server import Limits
+from cloister.worker.grpc_server import WorkerLimits
 from cloister.worker.serve import start_server
 from wire.loopback import U32, ask, blinded, expected, linear, map_bytes, slow
 
 
 @pytest.fixture
 def server():
-    server = start_server("127.0.0.1:0", limits=Limits(max_clients=3))
+    server = start_server("127.0.0.1:0", limits=WorkerLimits(max_clients=3))
     yield server
     server.close()
 
@@ -129,7 +129,7 @@ def test_what_a_client_loaded_goes_with_it():
 
 
 def test_silent_clients_are_cut():
-    server = start_server("127.0.0.1:0", limits=Limits(idle_s=0.2))
+    server = start_server("127.0.0.1:0", limits=WorkerLimits(idle_s=0.2))
     link = RpcLink(server.address)
     link.load_linear(1, linear())
     for _ in range(200):
@@ -143,7 +143,7 @@ def test_silent_clients_are_cut():
 
 
 def test_a_message_over_the_limit_is_refused():
-    server = start_server("127.0.0.1:0", limits=Limits(max_message_bytes=1000))
+    server = start_server("127.0.0.1:0", limits=WorkerLimits(max_message_bytes=1000))
     link = RpcLink(server.address)
     link.load_linear(1, linear())
     with pytest.raises(WorkerUnavailable, match="payload"):

@@ -25,8 +25,8 @@ from cloister.errors import (
 )
 from cloister.wire.https import bodies
 from cloister.wire.https.bodies import Body
-from cloister.wire.https.client import CONTENT_TYPE, HttpsClient
 from cloister.wire.https.connection import QUICK_BYTES, Job, Pending, Principal, Route
+from cloister.wire.https.https_client import CONTENT_TYPE, HttpsClient
 from cloister.wire.https.server import HttpsServer
 
 MAX_BODY_BYTES = 1 << 20

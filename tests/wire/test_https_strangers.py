@@ -16,11 +16,11 @@ from cloister.base.identity import CERTIFICATE_FILE, PRIVATE_KEY_FILE, Identity
 from cloister.base.rng import SystemRandom
 from cloister.errors import InputError, ProtocolError, ServiceUnavailable
 from cloister.wire.https import bodies
-from cloister.wire.https.admission import LOG_LINES_PER_MINUTE, Limits
+from cloister.wire.https.admission import LOG_LINES_PER_MINUTE, ServerLimits
 from cloister.wire.https.bodies import Body
-from cloister.wire.https.client import CONTENT_TYPE, HttpsClient
 from cloister.wire.https.connection import Job, Principal, Route
 from cloister.wire.https.head import MAX_HEAD_BYTES
+from cloister.wire.https.https_client import CONTENT_TYPE, HttpsClient
 from cloister.wire.https.server import HttpsServer
 
 MIB = 1 << 20
@@ -93,7 +93,7 @@ def serve(identity):
     made = []
 
     def start(**limits):
-        made.append(Service(*identity, Limits(**limits)))
+        made.append(Service(*identity, ServerLimits(**limits)))
         return made[-1]
 
     yield start
@@ -258,7 +258,7 @@ def test_a_client_asks_again_while_the_server_is_busy(serve, monkeypatch):
             if len(pauses) == 3:
                 first.close()
 
-        monkeypatch.setattr("cloister.wire.https.client.time.sleep", pause)
+        monkeypatch.setattr("cloister.wire.https.https_client.time.sleep", pause)
         assert client.call("x", {}, (array,)).text("operation") == "x"
         assert len(pauses) >= 3
     assert len(request) < MIB

@@ -15,7 +15,7 @@ from cloister.trusted.session import Session
 from cloister.wire.codec import encode_head
 from cloister.wire.grpc.grpc_link import METHOD, RpcLink
 from cloister.wire.messages import Answer, Apply, Hello, Loaded, LoadLinear, TensorSpec, Welcome
-from cloister.worker.grpc_server import Client, Limits, Server
+from cloister.worker.grpc_server import Client, Server, WorkerLimits
 from cloister.worker.serve import start_server
 from trusted.test_session import plan_of
 from wire.loopback import ask, blinded, linear, slow
@@ -67,7 +67,7 @@ def test_silent_clients_lock_nobody_out():
 
 
 def test_the_longest_silent_makes_room_first_and_those_at_work_stay():
-    with serving(limits=Limits(max_clients=3)) as connect:
+    with serving(limits=WorkerLimits(max_clients=3)) as connect:
         worker, older, newer = connect(load=True), connect(), connect()
         fourth = connect()
         assert ends(older)
@@ -84,7 +84,7 @@ def test_the_longest_silent_makes_room_first_and_those_at_work_stay():
 
 
 def test_a_client_that_worked_and_fell_silent_makes_room():
-    with serving(limits=Limits(max_clients=2, yield_s=0.0)) as connect:
+    with serving(limits=WorkerLimits(max_clients=2, yield_s=0.0)) as connect:
         first, second = connect(load=True), connect(load=True)
         x = blinded()
         assert (ask(first, 1, x) == slow(linear(), x)).all()
@@ -109,7 +109,7 @@ def test_an_open_plan_runs_in_the_processes_of_its_connections(lanes):
 
 
 def test_who_does_not_begin_is_cut_soon_and_who_did_is_not():
-    with serving(limits=Limits(first_s=0.5)) as connect:
+    with serving(limits=WorkerLimits(first_s=0.5)) as connect:
         idle, worker = connect(), connect(load=True)
         assert ends(idle)
         assert alive(worker)
@@ -166,7 +166,7 @@ class Slow:
 def computing():
     work = Slow()
     server = Server(
-        "127.0.0.1:0", new_client=work.client, limits=Limits(max_clients=1, yield_s=0.0)
+        "127.0.0.1:0", new_client=work.client, limits=WorkerLimits(max_clients=1, yield_s=0.0)
     )
     link = RpcLink(server.address, timeout_s=20)
     link.load_linear(1, linear())

@@ -40,7 +40,7 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Limits:
+class LedgerLimits:
     """The limits of a data set's terms besides its budget of rank; see `records.Terms`."""
 
     max_bits: int | None
@@ -59,7 +59,7 @@ class Account:
     """
 
     info: DatasetInfo
-    limits: Limits
+    limits: LedgerLimits
     states: States
     words: Words
     counts: dict[str, int]
@@ -129,7 +129,7 @@ def write_counts(dataset: str, counts: dict[str, int], connection: sqlite3.Conne
     )
 
 
-def new_account(info: DatasetInfo, *, limits: Limits, modulus: int) -> Account:
+def new_account(info: DatasetInfo, *, limits: LedgerLimits, modulus: int) -> Account:
     """The account of a data set that has given nothing away."""
     states = States(
         dim=info.dim,
@@ -141,7 +141,7 @@ def new_account(info: DatasetInfo, *, limits: Limits, modulus: int) -> Account:
 
 
 def read_account(
-    connection: sqlite3.Connection, info: DatasetInfo, *, limits: Limits, modulus: int
+    connection: sqlite3.Connection, info: DatasetInfo, *, limits: LedgerLimits, modulus: int
 ) -> Account:
     """A data set's account as it is stored.
 

@@ -25,7 +25,7 @@ from cloister.authority.agreement import Agreement, Known
 from cloister.authority.key_service import Receiver
 from cloister.authority.ledger import Ledger
 from cloister.authority.records import (
-    Dataset,
+    DatasetRecord,
     StoredDataset,
     Summary,
     Terms,
@@ -85,7 +85,7 @@ class Authority:
         self._held = database.hold(self._folder / database.LOCK_FILE)
         try:
             self.database = database.Database(self._folder / database.FILE)
-            self._datasets: dict[str, Dataset] = {}
+            self._datasets: dict[str, DatasetRecord] = {}
             self._failed: dict[str, str] = {}
             self._lock = threading.Lock()
             self._load()
@@ -147,7 +147,7 @@ class Authority:
         recorded.wait()
         return (old or new).first
 
-    def _record(self, grown: Dataset, *, is_new: bool) -> None:
+    def _record(self, grown: DatasetRecord, *, is_new: bool) -> None:
         """Take over the last part of a data set, and with its first part the data set."""
         info, part, key = grown.info, grown.parts[-1], grown.keys[-1]
         # Every step that can fail comes before the record, and every effect that other threads see
@@ -236,7 +236,7 @@ class Authority:
         """Data sets that could not be opened, and why."""
         return dict(self._failed)
 
-    def _found(self, name: str) -> Dataset | None:
+    def _found(self, name: str) -> DatasetRecord | None:
         """A data set; None: there is none of this name."""
         if name in self._failed:
             raise EncryptionError(
@@ -245,7 +245,7 @@ class Authority:
             )
         return self._datasets.get(name)
 
-    def _dataset(self, name: str) -> Dataset:
+    def _dataset(self, name: str) -> DatasetRecord:
         found = self._found(name)
         if found is None:
             raise UnknownDatasetError(f"data set {name}: is not known to this authority")
@@ -273,7 +273,7 @@ class Authority:
                 _log.error("data set %s cannot be opened: %s", name, self._failed[name])
 
     def _open(self, row: StoredDataset, parts: list[tuple[PartInfo, bytes]]) -> None:
-        found = Dataset(*read_dataset(row)).with_parts(*parts)
+        found = DatasetRecord(*read_dataset(row)).with_parts(*parts)
         self._ledger.read_account(found.info, limits=found.terms.limits(found.info))
         self._datasets[found.info.name] = found
 
@@ -287,7 +287,7 @@ def _check_ids(info: DatasetInfo, ids: Int64[np.ndarray, " n"]) -> None:
         )
 
 
-def _agreement(found: Dataset) -> Agreement:
+def _agreement(found: DatasetRecord) -> Agreement:
     return Agreement(found.info, found.terms)
 
 

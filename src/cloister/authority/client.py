@@ -17,7 +17,7 @@ from cloister.base.identity import PublicIdentity
 from cloister.base.rng import KEY_BYTES
 from cloister.data.info import DatasetInfo, PartInfo
 from cloister.errors import AuthorityUnavailable, InputError, ProtocolError
-from cloister.wire.https.client import ANSWER_TIMEOUT_S, RETRY_FOR_S, HttpsClient
+from cloister.wire.https.https_client import ANSWER_TIMEOUT_S, RETRY_FOR_S, HttpsClient
 
 MAX_TOKEN_BYTES = 4096
 

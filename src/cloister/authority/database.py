@@ -28,7 +28,7 @@ APPLICATION_ID = 0x434C4155
 BUSY_TIMEOUT_S = 30.0
 RETRY_S = 1.0
 
-Job = Callable[[sqlite3.Connection], None]
+DatabaseJob = Callable[[sqlite3.Connection], None]
 
 _log = logging.getLogger("cloister.authority")
 
@@ -77,8 +77,8 @@ class Ticket:
     """
 
     def __init__(self) -> None:
-        self.jobs: list[Job] = []
-        self.last: dict[Hashable, Job] = {}
+        self.jobs: list[DatabaseJob] = []
+        self.last: dict[Hashable, DatabaseJob] = {}
         self.durable: concurrent.futures.Future[None] = concurrent.futures.Future()
         # Many may wait for it: none may cancel it.
         self.durable.set_running_or_notify_cancel()
@@ -129,7 +129,9 @@ class Database:
         self._thread = threading.Thread(target=self._write, name="ledger", daemon=True)
         self._thread.start()
 
-    def enqueue(self, *jobs: Job, last: Mapping[Hashable, Job] | None = None) -> Ticket:
+    def enqueue(
+        self, *jobs: DatabaseJob, last: Mapping[Hashable, DatabaseJob] | None = None
+    ) -> Ticket:
         """Have `jobs` run in the next commit, after all jobs enqueued before.
 
         last     jobs for the end of that commit, named by what they write, such as counters; of

@@ -22,7 +22,7 @@ from jaxtyping import Int64, UInt32
 from cloister.authority import functions, noise
 from cloister.authority.account import (
     Account,
-    Limits,
+    LedgerLimits,
     Spent,
     Tally,
     new_account,
@@ -51,7 +51,7 @@ CHARGES_KEPT = 16
 """Prices of functions that are kept: servers ask for the same one sample after sample."""
 
 
-class BusyError(Exception):
+class NotAtOnceError(Exception):
     """A charge cannot be made at once: it has to be worked out, or wait for another one."""
 
 
@@ -62,7 +62,7 @@ class Ledger:
         self._database, self._modulus = database, modulus
         self._accounts: dict[str, Account] = {}
 
-    def read_account(self, info: DatasetInfo, *, limits: Limits) -> None:
+    def read_account(self, info: DatasetInfo, *, limits: LedgerLimits) -> None:
         """Read a data set's account as it is stored.
 
         Raises   EncryptionError when it is damaged
@@ -72,7 +72,7 @@ class Ledger:
                 connection, info, limits=limits, modulus=self._modulus
             )
 
-    def new_account(self, info: DatasetInfo, *, limits: Limits) -> Account:
+    def new_account(self, info: DatasetInfo, *, limits: LedgerLimits) -> Account:
         """An empty account, for `open_account`."""
         return new_account(info, limits=limits, modulus=self._modulus)
 
@@ -89,7 +89,7 @@ class Ledger:
         """Charge a key of any kind: every release of samples to the server passes here.
 
         at_once  do it now or not at all: the price of a new function may take seconds to compute
-        Raises   BudgetError, FunctionError, EncryptionError; BusyError when it cannot be at once
+        Raises   BudgetError, FunctionError, EncryptionError; with at_once NotAtOnceError
         """
         ids = request.ids
         unique, first = np.unique(ids, return_index=True)
@@ -103,7 +103,7 @@ class Ledger:
                 if account.budget is None and account.is_full(ids[places]):
                     continue
                 if at_once and not account.knows(function.digest, unique):
-                    raise BusyError
+                    raise NotAtOnceError
                 _check_chosen(account, request, function)
                 charge = account.charges.get(function.digest)
                 if charge is None:
@@ -141,7 +141,7 @@ class Ledger:
     def _turn(self, dataset: str, *, at_once: bool = False) -> Iterator[Account]:
         account = self._accounts[dataset]
         if not account.lock.acquire(blocking=not at_once):
-            raise BusyError
+            raise NotAtOnceError
         try:
             yield account
         finally:

@@ -61,6 +61,6 @@ def noise(
     Secret   key and result
     """
     derived = hkdf.derive(key, info=b"cloister blur" + digest)
-    words = pads.masks(derived, ids, shape, domain=NOISE_DOMAIN) >> np.uint32(32 - shift)
+    words = pads.expand(derived, ids, shape, domain=NOISE_DOMAIN) >> np.uint32(32 - shift)
     words -= np.uint32(1 << (shift - 1))  # modulo 2^32
     return words

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from cloister.base.hkdf import derive
-from cloister.base.rng import pad_stream
+from cloister.base.rng import keystream
 
 WORDS_PER_DRAW = 4
 
@@ -16,7 +16,7 @@ def label_permutation(label_key: bytes, classes: int) -> Int64[np.ndarray, " cla
     Error    each draw takes 128 bits modulo at most `classes`: biased by less than 2^-100
     """
     key = derive(label_key, info=b"cloister label permutation")
-    words = pad_stream(key, bytes(12), WORDS_PER_DRAW * classes).reshape(classes, -1)
+    words = keystream(key, bytes(12), WORDS_PER_DRAW * classes).reshape(classes, -1)
     order = np.arange(classes, dtype=np.int64)
     for i in range(classes - 1, 0, -1):
         drawn = int.from_bytes(words[i].astype("<u4").tobytes(), "little") % (i + 1)

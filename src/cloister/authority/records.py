@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from cloister.authority import database
-from cloister.authority.account import Limits, Tally
+from cloister.authority.account import LedgerLimits, Tally
 from cloister.authority.noise import EXACT_BITS
 from cloister.base.identity import Identity, new_folder
 from cloister.base.rng import KEY_BYTES, Csprng
@@ -48,12 +48,12 @@ class Terms:
     one_function: bool = True
     notes: str = ""
 
-    def limits(self, info: DatasetInfo) -> Limits:
+    def limits(self, info: DatasetInfo) -> LedgerLimits:
         """The limits of the ledger, with the defaults filled in."""
         if info.mode == "paper":
-            return Limits(max_bits=None, value_bits=EXACT_BITS, one_function=False)
+            return LedgerLimits(max_bits=None, value_bits=EXACT_BITS, one_function=False)
         bits = min(info.encoding.bits, DEFAULT_VALUE_BITS)
-        return Limits(
+        return LedgerLimits(
             max_bits=info.budget_rank * bits if self.max_bits is None else self.max_bits,
             value_bits=bits if self.value_bits is None else self.value_bits,
             one_function=self.one_function,
@@ -163,7 +163,7 @@ def read_terms(fields: Mapping[str, Any]) -> Terms:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Dataset:
+class DatasetRecord:
     """A data set's description, its parts and their keys, by first id.
 
     Secret   label_key, keys
@@ -180,7 +180,7 @@ class Dataset:
         """The id of each part's first sample."""
         return np.array([part.first for part in self.parts], np.int64)
 
-    def with_parts(self, *more: tuple[PartInfo, bytes]) -> "Dataset":
+    def with_parts(self, *more: tuple[PartInfo, bytes]) -> "DatasetRecord":
         """The data set with parts behind those it has, each with its key.
 
         Raises   InputError for more than a data set may hold

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cloister.authority.agreement import Agreement
-from cloister.authority.records import Dataset, check_terms, key_digest, read_terms
+from cloister.authority.records import DatasetRecord, check_terms, key_digest, read_terms
 from cloister.base.identity import Identity, PublicIdentity
 from cloister.base.rng import KEY_BYTES
 from cloister.data.info import DatasetInfo, PartInfo
@@ -130,7 +130,7 @@ def _bound_to(dataset: str, part: str, sha256: str, agreement: str) -> bytes:
     return f"cloister part\0{dataset}\0{part}\0{sha256}\0{agreement}".encode()
 
 
-def new_dataset(name: str, made: Agreement | None, label_key: bytes) -> Dataset:
+def new_dataset(name: str, made: Agreement | None, label_key: bytes) -> DatasetRecord:
     """The data set that a client makes with its first part.
 
     Raises   EncryptionError when the client means one that there is, InputError
@@ -140,7 +140,7 @@ def new_dataset(name: str, made: Agreement | None, label_key: bytes) -> Dataset:
     if made.info.name != name:
         raise InputError(f"data set {name}: is described as {made.info.name}")
     check_terms(made.info, made.terms)
-    return Dataset(made.info, made.terms, label_key)
+    return DatasetRecord(made.info, made.terms, label_key)
 
 
 class Registry:

@@ -12,7 +12,7 @@ import numpy as np
 from cloister.authority import functions
 from cloister.authority.authority import Authority
 from cloister.authority.key_service import Receiver
-from cloister.authority.ledger import BusyError
+from cloister.authority.ledger import NotAtOnceError
 from cloister.authority.registration import Registration
 from cloister.authority.requests import Kind, read_request
 from cloister.authority.tokens import Caller, identify
@@ -20,7 +20,7 @@ from cloister.authority.unmasking import MASKS_AT_ONCE
 from cloister.base.identity import CERTIFICATE_FILE, PRIVATE_KEY_FILE
 from cloister.errors import FunctionError, ProtocolError
 from cloister.ring.bounds import MAX_BODY_BYTES, MAX_IDS_BYTES
-from cloister.wire.https.admission import Limits
+from cloister.wire.https.admission import ServerLimits
 from cloister.wire.https.bodies import Body
 from cloister.wire.https.connection import Job, Pending, Principal, Route
 from cloister.wire.https.server import HttpsServer
@@ -38,7 +38,7 @@ Operation = Callable[[Authority, Caller, Body], Job]
 
 
 def serve(
-    folder: Path, authority: Authority, *, listen: str, limits: Limits | None = None
+    folder: Path, authority: Authority, *, listen: str, limits: ServerLimits | None = None
 ) -> HttpsServer:
     """Serve in the background until the result is closed.
 
@@ -106,7 +106,7 @@ def _key(kind: Kind) -> Operation:
         def attempt() -> Pending | None:
             try:
                 return issue(at_once=True)
-            except BusyError:
+            except NotAtOnceError:
                 return None
 
         # A gradient has a function of each sample, each with a price to be worked out.

@@ -15,7 +15,7 @@ from cloister.errors import UnknownDatasetError, one_line
 class Stored:
     """A data set of a folder."""
 
-    held: records.Dataset
+    held: records.DatasetRecord
     account: Account
 
     @property
@@ -61,7 +61,7 @@ def _read_one(
     stored: records.StoredDataset,
     parts: list[tuple[PartInfo, bytes]],
 ) -> Stored:
-    held = records.Dataset(*records.read_dataset(stored)).with_parts(*parts)
+    held = records.DatasetRecord(*records.read_dataset(stored)).with_parts(*parts)
     limits = held.terms.limits(held.info)
     (modulus,) = connection.execute("SELECT modulus FROM authority").fetchone()
     return Stored(held, read_account(connection, held.info, limits=limits, modulus=modulus))

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Int64, UInt32
 
 from cloister.authority import noise
-from cloister.authority.records import Dataset
+from cloister.authority.records import DatasetRecord
 from cloister.authority.requests import Labels, LinearRequest, Pieces, Request
 from cloister.ring import pads
 
@@ -15,7 +15,7 @@ MASKS_AT_ONCE = 1 << 22
 
 
 def unmasking_term(
-    found: Dataset, request: Request, *, noisy: bool, threads: int
+    found: DatasetRecord, request: Request, *, noisy: bool, threads: int
 ) -> UInt32[np.ndarray, "..."]:
     """What unmasks the answer of a ciphertext server to the same request.
 
@@ -30,7 +30,7 @@ def unmasking_term(
     return term
 
 
-def _pieces(found: Dataset, request: LinearRequest) -> Pieces:
+def _pieces(found: DatasetRecord, request: LinearRequest) -> Pieces:
     """The masks of samples, as many at a time as stay in bounded memory."""
     step = max(1, MASKS_AT_ONCE // found.info.dim)
     for start in range(0, len(request.ids), step):
@@ -40,16 +40,16 @@ def _pieces(found: Dataset, request: LinearRequest) -> Pieces:
 
 
 def _masks(
-    found: Dataset, ids: Int64[np.ndarray, " n"], shape: tuple[int, ...], domain: int
+    found: DatasetRecord, ids: Int64[np.ndarray, " n"], shape: tuple[int, ...], domain: int
 ) -> UInt32[np.ndarray, "n ..."]:
     out = np.empty((len(ids), *shape), np.uint32)
     for mine, local, key in _by_part(found, ids):
-        out[mine] = pads.masks(key, local, shape, domain=domain)
+        out[mine] = pads.expand(key, local, shape, domain=domain)
     return out
 
 
 def _subtract_noise(
-    found: Dataset, request: LinearRequest, term: UInt32[np.ndarray, "..."]
+    found: DatasetRecord, request: LinearRequest, term: UInt32[np.ndarray, "..."]
 ) -> None:
     """Subtract the noise, in place, that the unmasked values must keep."""
     bits = found.terms.limits(found.info).value_bits
@@ -66,7 +66,7 @@ def _subtract_noise(
 
 
 def _by_part(
-    found: Dataset, ids: Int64[np.ndarray, " n"]
+    found: DatasetRecord, ids: Int64[np.ndarray, " n"]
 ) -> Iterator[tuple[Bool[np.ndarray, " n"], Int64[np.ndarray, " m"], bytes]]:
     """Which ids are of a part, their numbers in it, and its key; for every part concerned."""
     owner = np.searchsorted(found.firsts, ids, side="right") - 1

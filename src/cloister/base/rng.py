@@ -47,7 +47,7 @@ class InsecureSeededRandom:
         return self._stream.update(bytes(n))
 
 
-def pad_stream(key: bytes, nonce: bytes, count: int) -> UInt32[np.ndarray, " count"]:
+def keystream(key: bytes, nonce: bytes, count: int) -> UInt32[np.ndarray, " count"]:
     """The AES-256-CTR keystream under (key, nonce) as little-endian 32-bit words.
 
     Domain   the 16-byte counter block is the nonce followed by a 32-bit big-endian block number

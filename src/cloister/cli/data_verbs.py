@@ -1,13 +1,14 @@
 """`cloister data`: encrypted data sets, as owners make them and an untrusted host holds them."""
 
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cloister import authority, training
+from cloister import training
 from cloister.authority.noise import EXACT_BITS
 from cloister.authority.request_log import ReleaseLog
 from cloister.base.rng import SystemRandom
@@ -147,35 +148,91 @@ Label = Annotated[
 HostFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The host's folder.")]
 
 
+@dataclass(frozen=True)
+class PrivacyOptions:
+    """What the data set may give away."""
+
+    privacy: PrivacyLevel = "strict"
+    allow_unbounded_leakage: Consent = False
+    value_bits: ValueBits = None
+    max_bits: MaxBits = None
+    many_functions: ManyFunctions = False
+    labels_to: LabelsTo = "server"
+
+    def chosen(self) -> Privacy:
+        """The options as a value."""
+        return Privacy(
+            self.privacy,
+            value_bits=self.value_bits,
+            max_bits=self.max_bits,
+            many_functions=self.many_functions,
+            labels_to=self.labels_to,
+            allow_unbounded_leakage=self.allow_unbounded_leakage,
+        )
+
+
+@dataclass(frozen=True)
+class NewOptions:
+    """What describes a data set that is new."""
+
+    bits: Bits = None
+    value_range: Range = None
+    ranges: Ranges = None
+    classes: Classes = None
+
+    def dataset(self) -> NewDataset:
+        """The options' texts as values.
+
+        Raises   InputError naming the option
+        """
+        ends = options.numbers(self.value_range, option="--range") if self.value_range else None
+        if ends is not None and len(ends) != 2:
+            raise InputError("--range: give LOW,HIGH")
+        classes = self.classes.split(",") if self.classes else None
+        return NewDataset(
+            bits=self.bits,
+            value_range=ends,
+            ranges=read_ranges(self.ranges) if self.ranges else None,
+            classes=tuple(name.strip() for name in classes) if classes else None,
+        )
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """Which samples of the sources are read, how, and what becomes of them."""
+
+    split: Split = None
+    test_fraction: TestFraction = 0.0
+    noise: Noise = None
+    clip: Clip = False
+    x: X = "x"
+    y: Y = "y"
+    label: Label = "label"
+
+    def tested(self) -> float:
+        """The part that is kept for testing.
+
+        Raises   InputError
+        """
+        if self.split not in (None, "train", "test"):
+            raise InputError(f"--split {self.split}: train or test")
+        return {"train": 0.0, "test": 1.0, None: self.test_fraction}[self.split]
+
+
 @app.command(
     epilog="Example: cloister data encrypt rows.csv --out rows.cloister --authority "
     "https://key.example:8443 --pin authority.pub --token @client.token"
 )
+@options.grouped
 def encrypt(
     sources: Sources,
-    url: options.AuthorityUrl,
-    pin: options.Pin,
-    token: options.Token,
+    access: options.AuthorityAccess,
     out_file: Out,
+    privacy: PrivacyOptions,
+    samples: SampleOptions,
+    new: NewOptions,
     name: Name = None,
-    privacy: PrivacyLevel = "strict",
-    allow_unbounded_leakage: Consent = False,
-    split: Split = None,
-    test_fraction: TestFraction = 0.0,
-    noise: Noise = None,
     order: Order = None,
-    value_bits: ValueBits = None,
-    max_bits: MaxBits = None,
-    many_functions: ManyFunctions = False,
-    labels_to: LabelsTo = "server",
-    bits: Bits = None,
-    value_range: Range = None,
-    ranges: Ranges = None,
-    classes: Classes = None,
-    clip: Clip = False,
-    x: X = "x",
-    y: Y = "y",
-    label: Label = "label",
     json: options.Json = False,
 ) -> None:
     """Encrypt samples and add them to a data set. Nothing plain leaves this process.
@@ -186,24 +243,16 @@ def encrypt(
     """
     if order is not None and len(sources) > 1:
         raise InputError("--order FILE.npz: keeps the order of one SOURCE; encrypt them one by one")
-    allowed = Privacy(
-        privacy,
-        value_bits=value_bits,
-        max_bits=max_bits,
-        many_functions=many_functions,
-        labels_to=labels_to,
-        allow_unbounded_leakage=allow_unbounded_leakage,
-    )
-    new = _new_dataset(bits, value_range, ranges, classes)
-    tested = _test_fraction(split, test_fraction)
-    with authority.connect(url, pin=pin, token=options.token(token)) as service:
+    allowed, described, tested = privacy.chosen(), new.dataset(), samples.tested()
+    with access.connect() as service:
         parts = []
         for path in sources:
+            source = open_source(path, x=samples.x, y=samples.y, label=samples.label)
             with stages() as update:
                 part = training.encrypt(
-                    open_source(path, x=x, y=y, label=label), out_file, authority=service,
-                    privacy=allowed, new=new, name=name, test_fraction=tested, noise=noise,
-                    clip=clip, order=order, note=note, update=update,
+                    source, out_file, authority=service, privacy=allowed, new=described, name=name,
+                    test_fraction=tested, noise=samples.noise, clip=samples.clip, order=order,
+                    note=note, update=update,
                 )  # fmt: skip
             parts.append(part)
             if not json:
@@ -260,26 +309,6 @@ def serve(
     with nullcontext() if log is None else ReleaseLog(log) as kept:
         start = partial(ciphertext_service.serve, held, folder=folder, listen=listen, log=kept)
         serve_until_interrupted(start, "ciphertext host")
-
-
-def _new_dataset(
-    bits: int | None, value_range: str | None, ranges: Path | None, classes: str | None
-) -> NewDataset:
-    ends = options.numbers(value_range, option="--range") if value_range else None
-    if ends is not None and len(ends) != 2:
-        raise InputError("--range: give LOW,HIGH")
-    return NewDataset(
-        bits=bits,
-        value_range=ends,
-        ranges=read_ranges(ranges) if ranges else None,
-        classes=tuple(name.strip() for name in classes.split(",")) if classes else None,
-    )
-
-
-def _test_fraction(split: str | None, fraction: float) -> float:
-    if split not in (None, "train", "test"):
-        raise InputError(f"--split {split}: train or test")
-    return {"train": 0.0, "test": 1.0, None: fraction}[split]
 
 
 def _document(parts: list[EncryptedPart]) -> dict[str, object]:

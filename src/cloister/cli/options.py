@@ -6,15 +6,16 @@ Options that belong together are the fields of a dataclass, which `grouped` verb
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from fractions import Fraction
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import cloister
+from cloister import authority
 from cloister.cli.console import note
 from cloister.data.preprocessing import Channels, Layout, Preprocessing
 from cloister.errors import InputError
@@ -26,6 +27,9 @@ from cloister.plan.policies import NAMES
 from cloister.trusted.clips import OnClip
 from cloister.trusted.pads.factory import Rate
 from cloister.trusted.session import DEFAULT_BATCH, DEFAULT_TIMEOUT_S
+
+if TYPE_CHECKING:
+    from cloister.authority import AuthorityClient
 
 PREPROCESSING = "Preprocessing of pictures: (pixel * scale - mean) / std"
 PLANNING = "The plan of a model"
@@ -276,6 +280,19 @@ class Execution:
     timeout: Timeout = DEFAULT_TIMEOUT_S
 
 
+@dataclass(frozen=True)
+class AuthorityAccess:
+    """How the authority is reached, and who asks."""
+
+    url: AuthorityUrl
+    pin: Pin
+    token: Token
+
+    def connect(self, **more: float) -> "AuthorityClient":
+        """See `cloister.authority.connect`."""
+        return authority.connect(self.url, pin=self.pin, token=token(self.token), **more)
+
+
 def grouped(verb: Callable[..., None]) -> Callable[..., None]:
     """A verb of which every dataclass parameter is given as one option for each of its fields."""
     signature = inspect.signature(verb)
@@ -289,12 +306,12 @@ def grouped(verb: Callable[..., None]) -> Callable[..., None]:
         if name not in groups:
             parameters.append(given.replace(kind=inspect.Parameter.KEYWORD_ONLY))
             continue
-        parameters += [
-            inspect.Parameter(
-                one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=one.type
+        for one in fields(groups[name]):
+            default = inspect.Parameter.empty if one.default is MISSING else one.default
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(
+                inspect.Parameter(one.name, kind, default=default, annotation=one.type)
             )
-            for one in fields(groups[name])
-        ]
 
     @wraps(verb)
     def command(**options: Any) -> None:  # noqa: ANN401  (as Typer calls it)

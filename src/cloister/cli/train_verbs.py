@@ -1,19 +1,21 @@
 """`cloister train`: train a model on an encrypted data set."""
 
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cloister import authority, training
+from cloister import training
 from cloister.cli import options
 from cloister.cli.console import emit_json, err, note, out, stages, table
 from cloister.errors import InputError
 from cloister.training.ciphertext_service import RemoteCiphertextServer
 
 if TYPE_CHECKING:
-    from cloister.training.training_run import TrainingOutcome
+    from cloister.training.settings import Settings
+    from cloister.training.training_run import RunFiles, TrainingOutcome
 
 LEARNS = "Who learns what"
 NOISE = "Noise on gradients"
@@ -135,71 +137,89 @@ Patience = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class RunOptions:
+    """How it is trained, and what is kept."""
+
+    batch: Batch = 64
+    optimizer: Optimizer = "adam"
+    learning_rate: LearningRate = None
+    seed: Seed = 0
+    checkpoint: CheckpointFolder = None
+    checkpoint_every: CheckpointEvery = 200
+    curve: Curve = None
+    release_log: ServerLog = None
+    request_log: AuthorityLog = None
+    patience: Patience = 60.0
+    threads: options.Threads = 1
+
+    def kept(self) -> "RunFiles":
+        """The files of the run."""
+        return training.RunFiles(self.checkpoint, self.curve, self.release_log, self.request_log)
+
+
+@dataclass(frozen=True)
+class DisclosureOptions:
+    """Who learns what."""
+
+    first_layer: FirstLayerKind = None
+    rank: Rank = None
+    unmask_to: UnmaskTo = "server"
+    server: Host = "local"
+    access: Access = None
+    offload_gradients: OffloadGradients = False
+    allow_unbounded_leakage: Consent = False
+    noise_sigma: NoiseSigma = None
+    noise_clip: NoiseClip = 1.0
+
+    def settings(self, run: RunOptions) -> "Settings":
+        """These options and those of the run, as values."""
+        noise = None
+        if self.noise_sigma is not None:
+            noise = training.GaussianNoise(self.noise_sigma, "gradients", clip=self.noise_clip)
+        return training.Settings(
+            self.first_layer, self.unmask_to, self.allow_unbounded_leakage, noise,
+            self.offload_gradients, batch=run.batch, optimizer=run.optimizer,
+            learning_rate=run.learning_rate, seed=run.seed, rank=self.rank,
+            checkpoint_every=run.checkpoint_every, patience_s=run.patience, threads=run.threads,
+        )  # fmt: skip
+
+    def host(self, patience: float, stack: ExitStack) -> RemoteCiphertextServer | None:
+        """The host that computes on the ciphertexts; None: this process.
+
+        Raises   InputError
+        """
+        if self.server != "local" and (self.unmask_to != "trusted" or self.access is None):
+            raise InputError("--server URL needs --access FILE and --unmask-to trusted")
+        if self.access is None:
+            return None
+        host = RemoteCiphertextServer(self.server, access=self.access, retry_for_s=patience)
+        return stack.enter_context(closing(host))
+
+
+@options.grouped
 def train(
     dataset: Dataset,
-    url: options.AuthorityUrl,
-    pin: options.Pin,
-    token: options.Token,
+    keys: options.AuthorityAccess,
+    run: RunOptions,
+    disclosure: DisclosureOptions,
     model: Model = "mlp",
     epochs: Epochs = 5,
-    batch: Batch = 64,
-    optimizer: Optimizer = "adam",
-    learning_rate: LearningRate = None,
-    seed: Seed = 0,
-    first_layer: FirstLayerKind = None,
-    rank: Rank = None,
-    unmask_to: UnmaskTo = "server",
-    server: Host = "local",
-    access: Access = None,
-    offload_gradients: OffloadGradients = False,
-    allow_unbounded_leakage: Consent = False,
-    noise_sigma: NoiseSigma = None,
-    noise_clip: NoiseClip = 1.0,
-    checkpoint: CheckpointFolder = None,
-    checkpoint_every: CheckpointEvery = 200,
-    curve: Curve = None,
-    release_log: ServerLog = None,
-    request_log: AuthorityLog = None,
-    patience: Patience = 60.0,
-    threads: options.Threads = 1,
     json: options.Json = False,
 ) -> None:
     """Train on samples that stay encrypted."""
-    noise = None
-    if noise_sigma is not None:
-        noise = training.GaussianNoise(noise_sigma, "gradients", clip=noise_clip)
-    settings = training.Settings(
-        first_layer, unmask_to, allow_unbounded_leakage, noise, offload_gradients, batch=batch,
-        optimizer=optimizer, learning_rate=learning_rate, seed=seed, rank=rank,
-        checkpoint_every=checkpoint_every, patience_s=patience, threads=threads,
-    )  # fmt: skip
-    keep = training.RunFiles(checkpoint, curve, release_log, request_log)
-    bearer, retry = options.token(token), min(patience, RETRY_FOR_S)
+    settings = disclosure.settings(run)
     with ExitStack() as stack:
-        host = _host(server, access, unmask_to, patience, stack)
-        service = stack.enter_context(
-            authority.connect(url, pin=pin, token=bearer, retry_for_s=retry)
-        )
+        host = disclosure.host(run.patience, stack)
+        service = stack.enter_context(keys.connect(retry_for_s=min(run.patience, RETRY_FOR_S)))
         outcome = training.train(
             dataset, authority=service, model=model, epochs=epochs, settings=settings, host=host,
-            keep=keep, note=note, update=stack.enter_context(stages()),
+            keep=run.kept(), note=note, update=stack.enter_context(stages()),
         )  # fmt: skip
     if json:
-        emit_json(_document(outcome) | {"curve": curve})
+        emit_json(_document(outcome) | {"curve": run.curve})
     else:
         _show(outcome)
-
-
-def _host(
-    server: str, access: Path | None, unmask_to: str, patience: float, stack: ExitStack
-) -> RemoteCiphertextServer | None:
-    if server != "local" and (unmask_to != "trusted" or access is None):
-        raise InputError("--server URL needs --access FILE and --unmask-to trusted")
-    if access is None:
-        return None
-    return stack.enter_context(
-        closing(RemoteCiphertextServer(server, access=access, retry_for_s=patience))
-    )
 
 
 def _document(outcome: "TrainingOutcome") -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Claims: what each role learns and can do, how sure that is, and under which assumption.
 
 The claims of a plan follow from its protections and from every message that is sent (`SENT`);
-those of a training run, in the same type, from what it sends (`cloister.training.claims`).
+those of a training run, in the same type, from what it sends (`cloister.training.training_claims`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -14,10 +14,9 @@ with a uniform secret is hard. Z is uniform and not small so that Z + (x0 - x1) 
 as Z, which the reduction needs; it also spreads the noise of s over E, and for that step sigma 3.2
 is heuristic while sigma 2^12 (`WIDE`) covers differences of 8-bit vectors better. With `dim`
 independent keys Z is the solution of a linear system and *every* ciphertext under it, past and
-future, is open. `keygen` therefore counts the rank of what it has given, on stable storage where
-the master key is kept there, and refuses the last one (`cloister.published.released`). A caller who
-means to release as many functions as there are inputs sets up one spare coordinate that is always
-zero, and has then decided to release the inputs.
+future, is open. `keygen` therefore counts the rank of what it has given and refuses the last
+one (`cloister.published.released`). A caller who means to release as many functions as there are
+inputs sets up one spare coordinate that is always zero, and has then decided to release the inputs.
 
 Source   Abdalla, Bourse, De Caro, Pointcheval, PKC 2015 (ePrint 2015/017), secret-key form
 """
@@ -38,32 +37,32 @@ from cloister.published.lwe_keys import (
     APPROXIMATE,
     EXACT,
     WIDE,
-    EncryptionKey,
-    Master,
+    LweEncryptionKey,
+    LweMasterKey,
+    LwePublic,
     Parameters,
-    Public,
     checked,
     uniform,
 )
-from cloister.published.modular import Digits
-from cloister.published.released import Keep, allowed, nothing
+from cloister.published.modular import ResidueDigits
+from cloister.published.released import Released
 from cloister.published.scheme import Bounds, Keys, Op, check_matrix, exact_quotient
-from cloister.ring.pads import masks
+from cloister.ring.pads import expand
 
 __all__ = [
     "APPROXIMATE",
     "EXACT",
     "WIDE",
-    "Ciphertexts",
     "Commitments",
-    "ElementCiphertexts",
-    "ElementKey",
-    "EncryptionKey",
-    "FunctionKey",
+    "LweCiphertexts",
+    "LweElementCiphertexts",
+    "LweElementKey",
+    "LweEncryptionKey",
+    "LweFunctionKey",
     "LweKeys",
-    "Master",
+    "LweMasterKey",
+    "LwePublic",
     "Parameters",
-    "Public",
     "decrypt",
     "decrypt_approximate",
     "decrypt_elements",
@@ -78,11 +77,11 @@ __all__ = [
 
 _ELEMENT_NOISE_DOMAIN = 0x4C57_455C
 
-LweKeys: TypeAlias = Keys[Master, EncryptionKey, Public]
+LweKeys: TypeAlias = Keys[LweMasterKey, LweEncryptionKey, LwePublic]
 
 
 @dataclass(frozen=True, eq=False)
-class Ciphertexts:
+class LweCiphertexts:
     """n encrypted vectors and the seed of their public matrix."""
 
     parameters: Parameters
@@ -90,14 +89,14 @@ class Ciphertexts:
     values: Int64[np.ndarray, "n dim"]
 
     @cached_property
-    def a(self) -> Digits:
+    def a(self) -> ResidueDigits:
         """A, one row for each sample; computed once, serves every key."""
         rows = np.arange(self.values.shape[0], dtype=np.int64)
         return uniform(self.seed, rows, self.parameters, A_DOMAIN)
 
 
 @dataclass(frozen=True, eq=False)
-class FunctionKey:
+class LweFunctionKey:
     """k vectors y and Y Z mod q, for every ciphertext under Z."""
 
     y: Int64[np.ndarray, "k dim"]
@@ -105,7 +104,7 @@ class FunctionKey:
     parameters: Parameters
 
     @cached_property
-    def digits(self) -> Digits:
+    def digits(self) -> ResidueDigits:
         """Y Z ready for products."""
         return modular.split(self.yz, self.parameters.q_bits)
 
@@ -119,31 +118,26 @@ def setup(
     parameters: Parameters = EXACT,
     budget: int | None = None,
     allow_unbounded_leakage: bool = False,
-    keep: Keep | None = None,
 ) -> LweKeys:
     """Fresh keys for vectors of `dim` entries.
 
     budget   independent functions that keys may be made for, below dim; None: dim - 1
     allow_unbounded_leakage   the paper's mode: any number of them, so that every ciphertext is open
-    keep     brings the master key with its count to stable storage (`published.keyfile`), now
-             and before each key that gives more away; None: the count lives in this process
 
     Domain   dim * x_bound * y_bound below q / (2 D), so that an answer does not wrap
     Raises   RangeError, InputError
     """
     bounds = checked(Bounds(dim, x_bound, y_bound), parameters)
-    budget = allowed(dim, budget, allow_unbounded_leakage=allow_unbounded_leakage, name="lwe")
-    encryption = EncryptionKey(rng.random_bytes(KEY_BYTES), Public(bounds, parameters))
-    basis = nothing(dim, rng=rng)
-    master = Master.counting(encryption, basis=basis, budget=budget, keep=keep)
-    if keep is not None:
-        keep(master.to_bytes(), replaces=None)
-    return Keys(master, encryption, encryption.public)
+    encryption = LweEncryptionKey(rng.random_bytes(KEY_BYTES), LwePublic(bounds, parameters))
+    released = Released(
+        dim, budget=budget, allow_unbounded_leakage=allow_unbounded_leakage, name="lwe", rng=rng
+    )
+    return Keys(LweMasterKey(encryption, released), encryption, encryption.public)
 
 
 def encrypt(
-    encryption: EncryptionKey, x: Int64[np.ndarray, "n dim"], *, rng: Csprng
-) -> Ciphertexts:
+    encryption: LweEncryptionKey, x: Int64[np.ndarray, "n dim"], *, rng: Csprng
+) -> LweCiphertexts:
     """A Z^T + E + D X for n vectors under a fresh public matrix.
 
     Raises ShapeError, RangeError.
@@ -156,25 +150,24 @@ def encrypt(
 
 
 def encrypt_rows(
-    z: Digits, x: Int64[np.ndarray, "n dim"], parameters: Parameters, *, rng: Csprng
-) -> Ciphertexts:
+    z: ResidueDigits, x: Int64[np.ndarray, "n dim"], parameters: Parameters, *, rng: Csprng
+) -> LweCiphertexts:
     """The same under given secret rows, of values already checked."""
-    blank = Ciphertexts(parameters, rng.random_bytes(KEY_BYTES), np.zeros_like(x))
+    blank = LweCiphertexts(parameters, rng.random_bytes(KEY_BYTES), np.zeros_like(x))
     values = modular.product(blank.a, z) + (x << np.int64(parameters.scale_bits))
     values += gaussian.noise(parameters.sigma, x.shape, rng=rng)
-    return Ciphertexts(parameters, blank.seed, modular.centre(values, parameters.q_bits))
+    return LweCiphertexts(parameters, blank.seed, modular.centre(values, parameters.q_bits))
 
 
 def keygen(
-    master: Master,
+    master: LweMasterKey,
     y: Int64[np.ndarray, "k dim"],
     *,
     ciphertexts_ids: Int64[np.ndarray, " n"] | None = None,
-) -> FunctionKey:
+) -> LweFunctionKey:
     """Y Z for k vectors; not bound to ciphertexts, `ciphertexts_ids` is not used.
 
-    Raises ShapeError, RangeError, BudgetError (more independent functions than the budget), and
-    what the master key's `keep` raises: then there is no key.
+    Raises ShapeError, RangeError, BudgetError (more independent functions than the budget).
     """
     # A private copy, of no subclass: what is charged is what the key is made for.
     y = np.array(y)
@@ -182,11 +175,13 @@ def keygen(
     check_matrix("lwe: y", y, bound=public.bounds.y_bound, columns=public.bounds.dim)
     master.released.charge(y)
     bits, z = public.parameters.q_bits, master.encryption.z
-    columns = Digits(bits, z.low.T, z.high.T)
-    return FunctionKey(y, modular.product(modular.split(y, bits), columns), public.parameters)
+    columns = ResidueDigits(bits, z.low.T, z.high.T)
+    return LweFunctionKey(y, modular.product(modular.split(y, bits), columns), public.parameters)
 
 
-def decrypt(public: Public, key: FunctionKey, ciphertexts: Ciphertexts) -> Int64[np.ndarray, "n k"]:
+def decrypt(
+    public: LwePublic, key: LweFunctionKey, ciphertexts: LweCiphertexts
+) -> Int64[np.ndarray, "n k"]:
     """Every inner product, exactly but for a chance below 2^-40 for each.
 
     Raises   FunctionError when the parameters leave noise in the answers, EncryptionError
@@ -200,7 +195,7 @@ def decrypt(public: Public, key: FunctionKey, ciphertexts: Ciphertexts) -> Int64
 
 
 def decrypt_approximate(
-    public: Public, key: FunctionKey, ciphertexts: Ciphertexts
+    public: LwePublic, key: LweFunctionKey, ciphertexts: LweCiphertexts
 ) -> Float64[np.ndarray, "n k"]:
     """Every inner product with Gaussian noise of deviation `public.noise_std(norm of y)`.
 
@@ -216,7 +211,9 @@ def rounded(noisy: Int64[np.ndarray, "n k"], parameters: Parameters) -> Int64[np
     return np.asarray((noisy + half) >> np.int64(parameters.scale_bits))
 
 
-def _noisy(public: Public, key: FunctionKey, ciphertexts: Ciphertexts) -> Int64[np.ndarray, "n k"]:
+def _noisy(
+    public: LwePublic, key: LweFunctionKey, ciphertexts: LweCiphertexts
+) -> Int64[np.ndarray, "n k"]:
     """D X Y^T + E Y^T, centred."""
     parameters = public.parameters
     if key.parameters != parameters or ciphertexts.parameters != parameters:
@@ -240,10 +237,10 @@ class Commitments:
 
 
 @dataclass(frozen=True, eq=False)
-class ElementCiphertexts:
+class LweElementCiphertexts:
     """A matrix as rows of `dim` entries, the last filled up with zeros."""
 
-    rows: Ciphertexts
+    rows: LweCiphertexts
     shape: tuple[int, int]
 
     @property
@@ -253,7 +250,7 @@ class ElementCiphertexts:
 
 
 @dataclass(frozen=True, eq=False)
-class ElementKey:
+class LweElementKey:
     """One operation, its operand and what is subtracted from this ciphertext."""
 
     op: Op
@@ -263,8 +260,8 @@ class ElementKey:
 
 
 def encrypt_elements(
-    encryption: EncryptionKey, x: Int64[np.ndarray, "a b"], *, rng: Csprng
-) -> ElementCiphertexts:
+    encryption: LweEncryptionKey, x: Int64[np.ndarray, "a b"], *, rng: Csprng
+) -> LweElementCiphertexts:
     """Encrypt a matrix of any shape.
 
     Raises ShapeError, RangeError.
@@ -275,12 +272,12 @@ def encrypt_elements(
     flat = np.zeros((_element_rows(x.shape, public), public.bounds.dim), np.int64)
     flat.reshape(-1)[: x.size] = x.reshape(-1)
     rows = encrypt_rows(encryption.element_z, flat, public.parameters, rng=rng)
-    return ElementCiphertexts(rows, (x.shape[0], x.shape[1]))
+    return LweElementCiphertexts(rows, (x.shape[0], x.shape[1]))
 
 
 def keygen_elements(
-    master: Master, op: Op, y: Int64[np.ndarray, "a b"], *, commitments: Commitments
-) -> ElementKey:
+    master: LweMasterKey, op: Op, y: Int64[np.ndarray, "a b"], *, commitments: Commitments
+) -> LweElementKey:
     """The key of one operation with a known operand.
 
     The pad A Z^T of the entries is given with fresh noise: exact, it would be a linear system in
@@ -302,7 +299,7 @@ def keygen_elements(
     rows = np.arange(_element_rows(y.shape, public), dtype=np.int64)
     a = uniform(commitments.seed, rows, parameters, A_DOMAIN)
     key = derive(encryption.seed, info=b"cloister lwe element noise" + commitments.seed)
-    words = masks(key, rows, (2 * dim,), domain=_ELEMENT_NOISE_DOMAIN)
+    words = expand(key, rows, (2 * dim,), domain=_ELEMENT_NOISE_DOMAIN)
     noise = gaussian.from_words(
         words.astype("<u4", copy=False).view("<u8").astype(np.uint64), sigma=parameters.sigma
     )
@@ -311,11 +308,11 @@ def keygen_elements(
     scaled = y << np.int64(parameters.scale_bits)
     # Wraps modulo 2^64, a multiple of q.
     term = {"+": pads - scaled, "-": pads + scaled, "*": pads * y, "/": pads}[op]
-    return ElementKey(op, y, commitments, modular.centre(term, parameters.q_bits))
+    return LweElementKey(op, y, commitments, modular.centre(term, parameters.q_bits))
 
 
 def decrypt_elements(
-    public: Public, key: ElementKey, ciphertexts: ElementCiphertexts
+    public: LwePublic, key: LweElementKey, ciphertexts: LweElementCiphertexts
 ) -> Int64[np.ndarray, "a b"]:
     """x + y, x - y, x * y, or the exact quotient of x by y.
 
@@ -333,5 +330,5 @@ def decrypt_elements(
     return exact_quotient(found, key.y) if key.op == "/" else found
 
 
-def _element_rows(shape: tuple[int, ...], public: Public) -> int:
+def _element_rows(shape: tuple[int, ...], public: LwePublic) -> int:
     return -(-shape[0] * shape[1] // public.bounds.dim)

@@ -1,21 +1,18 @@
-"""Parameters and keys of the LWE back end (see `cloister.published.lwe`), and the master key's
-bytes."""
+"""Parameters and keys of the LWE back end (see `cloister.published.lwe`)."""
 
 import math
-import struct
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from jaxtyping import Int64
 
-from cloister.errors import EncryptionError, InputError, RangeError
+from cloister.errors import RangeError
 from cloister.published import modular
-from cloister.published.modular import Digits
-from cloister.published.released import Keep, Released, stored_bytes
+from cloister.published.modular import ResidueDigits
+from cloister.published.released import Released
 from cloister.published.scheme import Bounds, check_bounds
-from cloister.ring.pads import masks
-from cloister.ring.rank import Basis
+from cloister.ring.pads import expand
 
 ESTIMATOR = (
     "primal uSVP attack, BKZ with block size b: core-SVP is 0.292 b bits (sieving only); with "
@@ -30,9 +27,6 @@ discrete Gaussians are subgaussian with parameter sigma."""
 A_DOMAIN = 0x4C57_4541
 _Z_DOMAIN = 0x4C57_455A
 _ELEMENT_Z_DOMAIN = 0x4C57_455B
-
-_MASTER = struct.Struct("<8sBxxxIQQQQ32s")
-_MAGIC = b"cloi-lwe"
 
 
 @dataclass(frozen=True)
@@ -62,12 +56,10 @@ EXACT = Parameters("exact", 1664, 44, 3.2, 18, 105, 136)
 """Answers are exact for 8-bit data and weights of some hundreds of entries."""
 WIDE = Parameters("wide", 1088, 42, 4096.0, 16, 140, 171)
 """Wide noise: a cleaner reduction; answers are approximate."""
-PROFILES = (APPROXIMATE, EXACT, WIDE)
-"""By the number, from 1, that stands for them in a master key's bytes."""
 
 
 @dataclass(frozen=True)
-class Public:
+class LwePublic:
     """What everyone knows."""
 
     bounds: Bounds
@@ -86,93 +78,31 @@ class Public:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class EncryptionKey:
+class LweEncryptionKey:
     """What clients and authority share.  Secret: seed, and Z which it expands to."""
 
     seed: bytes
-    public: Public
+    public: LwePublic
 
     @cached_property
-    def z(self) -> Digits:
+    def z(self) -> ResidueDigits:
         """Z, one row for each coordinate."""
         rows = np.arange(self.public.bounds.dim, dtype=np.int64)
         return uniform(self.seed, rows, self.public.parameters, _Z_DOMAIN)
 
     @cached_property
-    def element_z(self) -> Digits:
+    def element_z(self) -> ResidueDigits:
         """The secret rows of element-wise ciphertexts, of which no combination is given away."""
         rows = np.arange(self.public.bounds.dim, dtype=np.int64)
         return uniform(self.seed, rows, self.public.parameters, _ELEMENT_Z_DOMAIN)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Master:
-    """The authority's half: Z, and a count of the functions it has made keys for, in one file."""
+class LweMasterKey:
+    """The authority's half: Z, and a count of the functions it has made keys for."""
 
-    encryption: EncryptionKey
+    encryption: LweEncryptionKey
     released: Released
-
-    @classmethod
-    def counting(
-        cls, encryption: EncryptionKey, *, basis: Basis, budget: int, keep: Keep | None
-    ) -> "Master":
-        """With a count that `keep`, if there is one, brings to stable storage.
-
-        Raises   EncryptionError
-        """
-
-        def kept(before: Basis, grown: Basis) -> None:
-            if keep is not None:
-                old = _master_bytes(encryption, before, budget)
-                keep(_master_bytes(encryption, grown, budget), replaces=old)
-
-        return cls(encryption, Released(basis, budget=budget, name="lwe", keep=kept))
-
-    def to_bytes(self) -> bytes:
-        """The secret in the clear with its count so far: for the authority's own file only."""
-        return _master_bytes(self.encryption, self.released.basis, self.released.budget)
-
-    @classmethod
-    def from_bytes(cls, data: bytes, *, keep: Keep | None) -> "Master":
-        """Checked bytes, the newest there are: an older count would be forgotten functions.
-
-        keep     as `setup`; None only for a copy that makes no keys, or that nobody else makes
-        Raises   EncryptionError
-        """
-        if len(data) < _MASTER.size:
-            raise EncryptionError("lwe master key: the bytes end within the header")
-        magic, number, dim, x_bound, y_bound, budget, rank, seed = _MASTER.unpack_from(data)
-        if magic != _MAGIC or not 1 <= number <= len(PROFILES) or any(data[9:12]):
-            raise EncryptionError("lwe master key: these bytes are something else")
-        if len(data) != _MASTER.size + stored_bytes(dim, rank):
-            raise EncryptionError("lwe master key: its length does not match its header")
-        parameters = PROFILES[number - 1]
-        try:
-            bounds = checked(Bounds(dim, x_bound, y_bound), parameters)
-        except RangeError as error:
-            raise EncryptionError(f"lwe master key: {error}") from None
-        basis = Basis.from_bytes(data[_MASTER.size :])
-        if (basis.dim, basis.rank) != (dim, rank):
-            raise EncryptionError("lwe master key: its count is of another dimension or rank")
-        encryption = EncryptionKey(seed, Public(bounds, parameters))
-        return cls.counting(encryption, basis=basis, budget=budget, keep=keep)
-
-
-def _master_bytes(encryption: EncryptionKey, basis: Basis, budget: int) -> bytes:
-    bounds, parameters = encryption.public.bounds, encryption.public.parameters
-    if parameters not in PROFILES:
-        raise InputError(f"lwe: parameters {parameters.name!r} have no stored form; use EXACT")
-    head = _MASTER.pack(
-        _MAGIC,
-        PROFILES.index(parameters) + 1,
-        bounds.dim,
-        bounds.x_bound,
-        bounds.y_bound,
-        budget,
-        basis.rank,
-        encryption.seed,
-    )
-    return head + basis.to_bytes()
 
 
 def checked(bounds: Bounds, parameters: Parameters) -> Bounds:
@@ -189,9 +119,9 @@ def checked(bounds: Bounds, parameters: Parameters) -> Bounds:
 
 def uniform(
     seed: bytes, rows: Int64[np.ndarray, " rows"], parameters: Parameters, domain: int
-) -> Digits:
+) -> ResidueDigits:
     """Rows of n uniform residues from the AES-256-CTR stream of a seed."""
-    words = masks(seed, rows, (2 * parameters.n,), domain=domain)
+    words = expand(seed, rows, (2 * parameters.n,), domain=domain)
     # Little-endian on every machine: both sides must expand the same matrix.
     values = words.astype("<u4", copy=False).view("<i8").astype(np.int64, copy=False)
     return modular.split(values, parameters.q_bits)

@@ -15,13 +15,13 @@ from jaxtyping import Int64, UInt32
 from cloister.base.rng import KEY_BYTES, Csprng
 from cloister.errors import EncryptionError, FunctionError, RangeError, ShapeError
 from cloister.published.mask_keys import (
-    Ciphertexts,
-    ElementCiphertexts,
-    ElementKey,
-    EncryptionKey,
-    FunctionKey,
+    MaskCiphertexts,
+    MaskElementCiphertexts,
+    MaskElementKey,
+    MaskEncryptionKey,
+    MaskFunctionKey,
     MaskKeys,
-    Master,
+    MaskMasterKey,
 )
 from cloister.published.scheme import (
     Bounds,
@@ -33,8 +33,10 @@ from cloister.published.scheme import (
     exact_quotient,
 )
 from cloister.ring.linear import Geometry, LinearMap
-from cloister.ring.pads import ELEMENT_DOMAIN, VECTOR_DOMAIN, blind, forward, masks, unmask
+from cloister.ring.pads import blind, expand, forward, unblind
 
+_VECTOR_DOMAIN = 2
+_ELEMENT_DOMAIN = 3
 _RING_LIMIT = 2**31
 _SMALL = 4096
 """Below this many products NumPy's wrapping loop beats preparing a kernel."""
@@ -50,12 +52,12 @@ def setup(dim: int, *, x_bound: int, y_bound: int, rng: Csprng) -> MaskKeys:
     if x_bound + y_bound >= _RING_LIMIT:
         raise RangeError("mask: x_bound + y_bound must be below 2^31; encode with fewer bits")
     key = rng.random_bytes(KEY_BYTES)
-    return Keys(Master(key, bounds), EncryptionKey(key, bounds), bounds)
+    return Keys(MaskMasterKey(key, bounds), MaskEncryptionKey(key, bounds), bounds)
 
 
 def encrypt(
-    encryption: EncryptionKey, x: Int64[np.ndarray, "n dim"], *, rng: Csprng
-) -> Ciphertexts:
+    encryption: MaskEncryptionKey, x: Int64[np.ndarray, "n dim"], *, rng: Csprng
+) -> MaskCiphertexts:
     """Blind n vectors under fresh sample numbers; `rng` is not used, the pads are the key's.
 
     Raises ShapeError, RangeError.
@@ -63,15 +65,15 @@ def encrypt(
     bounds, x = encryption.bounds, np.asarray(x)
     check_matrix("mask: x", x, bound=bounds.x_bound, columns=bounds.dim)
     ids = encryption.reserve(x.shape[0])
-    return Ciphertexts(blind(encryption.key, x, ids, domain=VECTOR_DOMAIN), ids)
+    return MaskCiphertexts(blind(encryption.key, x, ids, domain=_VECTOR_DOMAIN), ids)
 
 
 def keygen(
-    master: Master,
+    master: MaskMasterKey,
     y: Int64[np.ndarray, "k dim"],
     *,
     ciphertexts_ids: Int64[np.ndarray, " n"] | None = None,
-) -> FunctionKey:
+) -> MaskFunctionKey:
     """The key of k vectors for the named samples: y and M y.
 
     Raises ShapeError, RangeError, FunctionError (no samples named).
@@ -80,11 +82,13 @@ def keygen(
         raise FunctionError("mask: a key is bound to samples; pass ciphertexts_ids")
     y, ids = np.array(y), np.array(ciphertexts_ids)  # what is checked is what is computed
     check_matrix("mask: y", y, bound=master.bounds.y_bound, columns=master.bounds.dim)
-    pads = masks(master.key, ids, (master.bounds.dim,), domain=VECTOR_DOMAIN)
-    return FunctionKey(y, ids, _products(pads, y))
+    pads = expand(master.key, ids, (master.bounds.dim,), domain=_VECTOR_DOMAIN)
+    return MaskFunctionKey(y, ids, _products(pads, y))
 
 
-def decrypt(public: Bounds, key: FunctionKey, ciphertexts: Ciphertexts) -> Int64[np.ndarray, "n k"]:
+def decrypt(
+    public: Bounds, key: MaskFunctionKey, ciphertexts: MaskCiphertexts
+) -> Int64[np.ndarray, "n k"]:
     """Every inner product: P y - M y.
 
     Error    none within the bounds of `setup`
@@ -93,7 +97,7 @@ def decrypt(public: Bounds, key: FunctionKey, ciphertexts: Ciphertexts) -> Int64
     _check_samples(key.ids, ciphertexts.ids)
     if ciphertexts.values.shape[1:] != (public.dim,):
         raise EncryptionError(f"mask: these ciphertexts are not of dimension {public.dim}")
-    return unmask(_products(ciphertexts.values, key.y), key.term)
+    return unblind(_products(ciphertexts.values, key.y), key.term)
 
 
 def _products(
@@ -117,8 +121,8 @@ def _check_samples(wanted: Int64[np.ndarray, " n"], given: Int64[np.ndarray, " n
 
 
 def encrypt_elements(
-    encryption: EncryptionKey, x: Int64[np.ndarray, "a b"], *, rng: Csprng
-) -> ElementCiphertexts:
+    encryption: MaskEncryptionKey, x: Int64[np.ndarray, "a b"], *, rng: Csprng
+) -> MaskElementCiphertexts:
     """Blind a matrix, a row a sample; `rng` is not used, the pads are the key's.
 
     Raises ShapeError, RangeError.
@@ -126,7 +130,7 @@ def encrypt_elements(
     x = np.asarray(x)
     check_matrix("mask: x", x, bound=encryption.bounds.x_bound)
     ids = encryption.reserve(x.shape[0])
-    return ElementCiphertexts(blind(encryption.key, x, ids, domain=ELEMENT_DOMAIN), ids)
+    return MaskElementCiphertexts(blind(encryption.key, x, ids, domain=_ELEMENT_DOMAIN), ids)
 
 
 _TERMS: dict[Op, Callable[[UInt32[np.ndarray, "a b"], UInt32[np.ndarray, "a b"]], object]] = {
@@ -139,12 +143,12 @@ _TERMS: dict[Op, Callable[[UInt32[np.ndarray, "a b"], UInt32[np.ndarray, "a b"]]
 
 
 def keygen_elements(
-    master: Master,
+    master: MaskMasterKey,
     op: Op,
     y: Int64[np.ndarray, "a b"],
     *,
     commitments: Int64[np.ndarray, " a"],
-) -> ElementKey:
+) -> MaskElementKey:
     """The key of one operation with a known operand: equivalent to the pads themselves.
 
     Raises ShapeError, RangeError, FunctionError (an unknown operation).
@@ -154,13 +158,13 @@ def keygen_elements(
     y, ids = np.array(y), np.array(commitments)  # what is checked is what is computed
     check_matrix("mask: y", y, bound=master.bounds.y_bound)
     check_pair("mask: y", y, ids)
-    pads = masks(master.key, ids, y.shape[1:], domain=ELEMENT_DOMAIN)
+    pads = expand(master.key, ids, y.shape[1:], domain=_ELEMENT_DOMAIN)
     term = np.asarray(_TERMS[op](pads, y.astype(np.uint32)))
-    return ElementKey(op, y, ids, term)
+    return MaskElementKey(op, y, ids, term)
 
 
 def decrypt_elements(
-    public: Bounds, key: ElementKey, ciphertexts: ElementCiphertexts
+    public: Bounds, key: MaskElementKey, ciphertexts: MaskElementCiphertexts
 ) -> Int64[np.ndarray, "a b"]:
     """x + y, x - y, x * y, or the exact quotient of x by y.
 
@@ -174,5 +178,5 @@ def decrypt_elements(
     values = ciphertexts.values
     if key.op == "*":
         values = np.asarray(operator.mul(values, key.y.astype(np.uint32)))
-    found = unmask(values, key.term)
+    found = unblind(values, key.term)
     return exact_quotient(found, key.y) if key.op == "/" else found

@@ -11,7 +11,7 @@ from cloister.published.scheme import Bounds, Keys, Op
 
 
 @dataclass(frozen=True, repr=False)
-class Master:
+class MaskMasterKey:
     """The authority's half: it expands the pads of any sample.  Secret: key."""
 
     key: bytes
@@ -19,7 +19,7 @@ class Master:
 
 
 @dataclass(repr=False, eq=False)
-class EncryptionKey:
+class MaskEncryptionKey:
     """A client's half; hands out each sample number once.
 
     Secret   key. One object for each key: a second one would start again at sample 0 and reuse
@@ -39,11 +39,11 @@ class EncryptionKey:
         return np.arange(first, first + count, dtype=np.int64)
 
 
-MaskKeys: TypeAlias = Keys[Master, EncryptionKey, Bounds]
+MaskKeys: TypeAlias = Keys[MaskMasterKey, MaskEncryptionKey, Bounds]
 
 
 @dataclass(frozen=True, eq=False)
-class Ciphertexts:
+class MaskCiphertexts:
     """n blinded vectors and the samples they are."""
 
     values: UInt32[np.ndarray, "n dim"]
@@ -51,7 +51,7 @@ class Ciphertexts:
 
 
 @dataclass(frozen=True, eq=False)
-class FunctionKey:
+class MaskFunctionKey:
     """k vectors and the unmasking term of the named samples: of no use with any others."""
 
     y: Int64[np.ndarray, "k dim"]
@@ -60,7 +60,7 @@ class FunctionKey:
 
 
 @dataclass(frozen=True, eq=False)
-class ElementCiphertexts:
+class MaskElementCiphertexts:
     """A blinded matrix; every row is a sample."""
 
     values: UInt32[np.ndarray, "a b"]
@@ -73,7 +73,7 @@ class ElementCiphertexts:
 
 
 @dataclass(frozen=True, eq=False)
-class ElementKey:
+class MaskElementKey:
     """One operation, its operand and the unmasking term of the named rows."""
 
     op: Op

@@ -10,7 +10,7 @@ Source   Xu, Joshi, Li, "CryptoNN" (arXiv:1904.07303), sections III and IV
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Int64
 
 from cloister.base.rng import Csprng
 from cloister.errors import ShapeError, UnsupportedError
@@ -67,26 +67,6 @@ def elementwise(
     # (authority)
     key = scheme.keygen_elements(keys.master, op, y, commitments=encrypted.commitments)
     return scheme.decrypt_elements(keys.public, key, encrypted)  # (server)
-
-
-def feed_forward(
-    scheme: InnerProduct[MasterT, EncryptionT, PublicT, CiphertextsT, KeyT],
-    keys: KeySet[MasterT, EncryptionT, PublicT],
-    *,
-    x: Int64[np.ndarray, "n dim"],
-    weights: Int64[np.ndarray, "dim hidden"],
-    scale: float,
-    bias: Float64[np.ndarray, " hidden"],
-    rng: Csprng,
-) -> Float64[np.ndarray, "n hidden"]:
-    """The first layer before its activation: the exact X W, then scale and bias in the clear.
-
-    Answers are integers, so every back end gives the same floating-point bits.
-
-    Raises as `dot`.
-    """
-    answers = dot(scheme, keys, x=x, y=weights, rng=rng)
-    return np.asarray(answers * scale + bias)
 
 
 def weight_gradient(

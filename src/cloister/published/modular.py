@@ -17,7 +17,7 @@ _PIECE = 2**14
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Digits:
+class ResidueDigits:
     """A matrix of residues modulo 2^bits as value = low + 2^(bits / 2) high."""
 
     bits: int
@@ -34,7 +34,7 @@ def centre(values: Int64[np.ndarray, "..."], bits: int) -> Int64[np.ndarray, "..
     return np.asarray((values << shift) >> shift)
 
 
-def split(values: Int64[np.ndarray, "rows terms"], bits: int) -> Digits:
+def split(values: Int64[np.ndarray, "rows terms"], bits: int) -> ResidueDigits:
     """Centred digits of the residues; a carry out of the high digit is a multiple of 2^bits.
 
     Row by row in pieces that stay in the cache.
@@ -47,10 +47,10 @@ def split(values: Int64[np.ndarray, "rows terms"], bits: int) -> Digits:
         digit = centre(values[part], half)
         low[part] = digit
         high[part] = centre(values[part] - digit, bits) >> np.int64(half)
-    return Digits(bits, low, high)
+    return ResidueDigits(bits, low, high)
 
 
-def product(a: Digits, b: Digits) -> Int64[np.ndarray, "rows columns"]:
+def product(a: ResidueDigits, b: ResidueDigits) -> Int64[np.ndarray, "rows columns"]:
     """a @ b^T modulo 2^bits, centred.
 
     The product of the high digits is a multiple of 2^bits and left out.

@@ -6,19 +6,14 @@ is open. So a master key carries the span of the functions it has made keys for,
 charges before it makes one. What lies in the span is free: its values follow from values that
 are out already. (Keys of `mask` are bound to samples; their ledger is `cloister.authority`.)
 
-A count that is forgotten protects nothing: `keep` brings it to stable storage before a key leaves
-(`published.keyfile`). Without it the count lives as long as the master key does, in memory.
-
-What the count is not. It is per master key, not per sample, and of equations, not of information:
-small integers may follow from fewer equations than unknowns (`cloister.authority.functions`), so
-an owner who fears that gives a smaller budget. Element-wise keys open the entries they name, by
-definition, and are not counted.
+What the count is not. It lives as long as the master key does, in memory. It is per master key,
+not per sample, and of equations, not of information: small integers may follow from fewer
+equations than unknowns (`cloister.authority.functions`), so an owner who fears that gives a
+smaller budget. Element-wise keys open the entries they name, by definition, and are not counted.
 """
 
 import os
 import threading
-from collections.abc import Callable
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
@@ -26,18 +21,6 @@ from jaxtyping import Int64
 from cloister.base.rng import Csprng
 from cloister.errors import BudgetError, EncryptionError, InputError
 from cloister.ring.rank import Basis, random_modulus
-
-
-@runtime_checkable
-class Keep(Protocol):
-    """Brings a master key with its count to stable storage (`published.keyfile` has one)."""
-
-    def __call__(self, data: bytes, /, *, replaces: bytes | None) -> None:
-        """Return once `data` is stored in the place of `replaces`, None for a new master key.
-
-        Refuse when something else is stored there: then another copy of the master key counts too.
-        """
-        ...
 
 
 class Released:
@@ -48,23 +31,23 @@ class Released:
 
     def __init__(
         self,
-        basis: Basis,
+        dim: int,
         *,
-        budget: int,
+        budget: int | None,
+        allow_unbounded_leakage: bool,
         name: str,
-        keep: Callable[[Basis, Basis], None] | None = None,
+        rng: Csprng,
     ) -> None:
-        """`name` of the back end begins the messages; `keep` is told of every growth, old and new.
+        """Nothing is released yet; the secret modulus of the count is drawn from `rng`.
 
-        Raises   EncryptionError when more is released than the budget allows
+        budget   independent functions that may be released; None: all but the last
+        name     of the back end: begins the messages
+
+        Raises   InputError
         """
-        if not basis.rank <= budget <= basis.dim:
-            raise EncryptionError(
-                f"{name} master key: a count of {basis.rank} functions and a budget of {budget} do "
-                f"not fit its dimension {basis.dim}; restore it from its own file"
-            )
-        self.basis, self.budget = basis, budget
-        self._name, self._keep = name, keep
+        self.budget = _allowed(dim, budget, unbounded=allow_unbounded_leakage, name=name)
+        self.basis = Basis.empty(dim, modulus=random_modulus(rng=rng))
+        self._name = name
         self._lock, self._process = threading.Lock(), os.getpid()
 
     @property
@@ -73,15 +56,15 @@ class Released:
         return self.basis.rank
 
     def charge(self, y: Int64[np.ndarray, "k dim"]) -> None:
-        """Count functions as released, on stable storage where there is any.
+        """Count functions as released.
 
-        Raises   BudgetError, and then none of them is counted; EncryptionError in a fork, and what
-                 `keep` raises: nothing may be released then
+        Raises   BudgetError, and then none of them is counted; EncryptionError in a fork: nothing
+                 may be released then
         """
         if os.getpid() != self._process:
             raise EncryptionError(
                 f"{self._name} master key: a fork does not share its count; make keys in the "
-                "process that opened it"
+                "process that made it"
             )
         with self._lock:
             before = self.basis.rank
@@ -93,28 +76,12 @@ class Released:
                     f"{self.budget}: with {self.basis.dim} all under this master key is open; ask "
                     "within their span, or encrypt anew under another master key"
                 )
-            if added:
-                if self._keep is not None:
-                    self._keep(self.basis, grown)
-                self.basis = grown
+            self.basis = grown
 
 
-def nothing(dim: int, *, rng: Csprng) -> Basis:
-    """The span of a new master key, under a secret modulus of its own."""
-    return Basis.empty(dim, modulus=random_modulus(rng=rng))
-
-
-def stored_bytes(dim: int, rank: int) -> int:
-    """Length of `Basis.to_bytes`."""
-    return 8 * (3 + rank * (1 + dim))
-
-
-def allowed(dim: int, budget: int | None, *, allow_unbounded_leakage: bool, name: str) -> int:
-    """How many independent functions a new master key may release; by default all but the last.
-
-    Raises   InputError
-    """
-    if allow_unbounded_leakage:
+def _allowed(dim: int, budget: int | None, *, unbounded: bool, name: str) -> int:
+    """How many independent functions a new master key may release; by default all but the last."""
+    if unbounded:
         if budget not in (None, dim):
             raise InputError(
                 f"{name}: allow_unbounded_leakage=True has no budget; drop one of them"

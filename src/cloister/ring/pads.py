@@ -1,22 +1,26 @@
 """One-time pads over Z_2^32, and the linear maps of blinded values.
 
-A client adds a pad to its sample, P = X + M mod 2^32, with M the AES-256-CTR stream under the
-client's key and the sample's number. The server computes linear maps on P alone; the authority,
-who can expand M, computes the same map on M. The difference is the map of the plain sample:
+Whoever blinds adds a pad to what is to be hidden, P = X + M mod 2^32, with M the AES-256-CTR stream
+under a key, a number and a domain. One side computes a linear map on P alone; another one, who can
+expand M, computes the same map on M. The difference is the map of what was hidden:
 
     A P - A M = A X          (forward)
     delta P - delta M = delta X        (weight gradient, summed over a batch)
 
-This is the identity that Slalom's unblinding rests on (`cloister.trusted.pads.maker`): the same
-ring, the same linear maps and the same kernels (`cloister.ring.ring_map.RingMap`) serve both. Only
-the receiver of `A M` differs: there it is the trusted side, which keeps it; here the server, which
-learns `A X` by it and nothing else. So the information in `A X` is leaked by design, and the
-authority's ledger counts it.
+Two protocols rest on it, with one layout of nonces, one keystream and the same kernels
+(`cloister.ring.ring_map.RingMap`):
 
-A key is bound to the samples named in it: it is a function of their pads. The pads are a
-pseudorandom function of (key, sample, domain), so a view of P and of any set of released terms is
-simulated from the released values alone, for maps that are chosen adaptively by any party. No
-answer is checked here and ciphertexts carry no tag: a data set file authenticates them.
+    inference (Slalom)   number: pad id, domain: node; the trusted side keeps A M
+                         (`cloister.trusted.pads.maker`)
+    training             number: sample, domain: data or label; the server is given A M, and so
+                         learns A X and nothing else
+
+Whatever A X gives away to a server is leaked by design, and the authority's ledger counts it.
+
+A key of training is bound to the samples named in it: it is a function of their pads. The pads are
+a pseudorandom function of (key, number, domain), so a view of P and of any set of released terms is
+simulated from the released values alone, whoever chooses the maps and whenever (adaptively).
+No answer is checked here and ciphertexts carry no tag: a data set file authenticates them.
 """
 
 import math
@@ -27,7 +31,7 @@ import numpy as np
 from jaxtyping import Int, Int16, Int64, UInt32
 
 import cloister._native as native
-from cloister.base.rng import KEY_BYTES
+from cloister.base.rng import KEY_BYTES, keystream
 from cloister.errors import RangeError, ShapeError
 from cloister.ring.linear import Geometry, LinearMap
 from cloister.ring.ring_map import RingMap
@@ -35,45 +39,52 @@ from cloister.ring.transpose import transpose
 
 DATA_DOMAIN = 0
 LABEL_DOMAIN = 1
-VECTOR_DOMAIN = 2
-ELEMENT_DOMAIN = 3
 
-_RING_LIMIT = 2**31
-_SMALL = 4096
-"""Below this many products NumPy's wrapping loop beats preparing a kernel."""
 _PACKED_BYTES = 2**20
 """Packed gradients of one piece of a batch: they stay in the cache and their memory is reused."""
 _LANES = 32
 
 
-def sample_nonce(sample_id: int, domain: int) -> bytes:
-    """The nonce of one sample's pad: 8 bytes of its number, 4 of the domain, big-endian.
+def nonce(number: int, domain: int) -> bytes:
+    """The nonce of one pad: 8 bytes of its number, 4 of the domain, big-endian.
 
     Raises RangeError.
     """
-    if not 0 <= sample_id < 2**63 or not 0 <= domain < 2**32:
-        raise RangeError(f"mask: sample {sample_id} or domain {domain} is out of range")
-    return sample_id.to_bytes(8, "big") + domain.to_bytes(4, "big")
+    if not 0 <= number < 2**63 or not 0 <= domain < 2**32:
+        raise RangeError(f"pad: number {number} or domain {domain} is out of range")
+    return number.to_bytes(8, "big") + domain.to_bytes(4, "big")
 
 
-def masks(
+def expand_into(key: bytes, number: int, *, domain: int, out: UInt32[np.ndarray, " words"]) -> None:
+    """Overwrite `out` with one pad.
+
+    Secret   key and out
+    Raises   RangeError
+    """
+    under = nonce(number, domain)
+    if native.isa() == "portable":  # a CPU without AES instructions
+        out[:] = keystream(key, under, len(out))
+    else:
+        native.aes_ctr_fill(key, under, 0, out)
+
+
+def expand(
     key: bytes, ids: Int64[np.ndarray, " n"], shape: tuple[int, ...], *, domain: int
 ) -> UInt32[np.ndarray, "n ..."]:
-    """The pads M of the named samples.
+    """The pads M of these numbers.
 
     Secret   key and result; a pad serves one plaintext, for ever
-    Source   as `cloister.base.rng.pad_stream` under `sample_nonce`
+    Source   as `cloister.base.rng.keystream` under `nonce`
     Raises   RangeError, ShapeError
     """
     if ids.ndim != 1 or ids.dtype != np.int64:
-        raise ShapeError(f"mask: ids must be an int64 vector, got {ids.dtype} {ids.shape}")
+        raise ShapeError(f"pad: ids must be an int64 vector, got {ids.dtype} {ids.shape}")
     if len(key) != KEY_BYTES:
-        raise RangeError(f"mask: a key has {KEY_BYTES} bytes, got {len(key)}")
+        raise RangeError(f"pad: a key has {KEY_BYTES} bytes, got {len(key)}")
     out = np.empty((ids.shape[0], *shape), np.uint32)
     rows = out.reshape(ids.shape[0], math.prod(shape))
-    fill = native.aes_ctr_fill
-    for row, sample_id in zip(rows, ids.tolist(), strict=True):
-        fill(key, sample_nonce(sample_id, domain), 0, row)
+    for row, number in zip(rows, ids.tolist(), strict=True):
+        expand_into(key, number, domain=domain, out=row)
     return out
 
 
@@ -91,15 +102,15 @@ def blind(
              difference of the two ciphertexts would be the difference of the samples.
     Raises   ShapeError, RangeError
     """
-    # Plain arrays: a masked one would hide from the checks what is blinded all the same.
+    # Plain arrays: a masked array would hide from the checks what is blinded all the same.
     x, ids = np.asarray(x), np.asarray(ids)
     if not np.issubdtype(x.dtype, np.signedinteger):
-        raise ShapeError(f"mask: x must be of a signed integer type, got {x.dtype}; encode it")
+        raise ShapeError(f"pad: x must be of a signed integer type, got {x.dtype}; encode it")
     if x.ndim < 2 or ids.shape != x.shape[:1]:
-        raise ShapeError(f"mask: one id for each sample, got {ids.shape} for x {x.shape}")
+        raise ShapeError(f"pad: one id for each sample, got {ids.shape} for x {x.shape}")
     if np.unique(ids).size != ids.size:
-        raise RangeError("mask: an id is repeated; two samples under one pad cancel it")
-    blinded = masks(key, ids, x.shape[1:], domain=domain)
+        raise RangeError("pad: an id is repeated; two samples under one pad cancel it")
+    blinded = expand(key, ids, x.shape[1:], domain=domain)
     # Two's complement: the conversion is the residue modulo 2^32, and the sum wraps.
     blinded += x.astype(np.uint32)
     return blinded
@@ -133,12 +144,12 @@ def gradient(
     n = values.shape[0]
     if values.ndim != 4 or values.shape[1:] != geometry.in_shape or values.dtype != np.uint32:
         raise ShapeError(
-            f"mask gradient: values must be uint32 (n, *{geometry.in_shape}), "
+            f"pad gradient: values must be uint32 (n, *{geometry.in_shape}), "
             f"got {values.dtype} {values.shape}"
         )
     if delta.shape != (n, *geometry.out_shape) or delta.dtype != np.int16:
         raise ShapeError(
-            f"mask gradient: delta must be int16 ({n}, *{geometry.out_shape}), "
+            f"pad gradient: delta must be int16 ({n}, *{geometry.out_shape}), "
             f"got {delta.dtype} {delta.shape}"
         )
     packed = 2 * geometry.out_size[0] * geometry.out_size[1] * max(_LANES, geometry.out_channels)
@@ -192,7 +203,7 @@ def _gradient_map(geometry: Geometry, n: int) -> Geometry:
     )  # fmt: skip
 
 
-def unmask(
+def unblind(
     term_of_p: UInt32[np.ndarray, "..."], term_of_m: UInt32[np.ndarray, "..."]
 ) -> Int64[np.ndarray, "..."]:
     """A x = A P - A M mod 2^32, centred in [-2^31, 2^31).
@@ -201,14 +212,11 @@ def unmask(
     Secret   term_of_m; single use.  Error  none if the bound holds
     Raises   ShapeError
     """
-    for name, term in (("ciphertext", term_of_p), ("mask", term_of_m)):
+    for name, term in (("ciphertext", term_of_p), ("pad", term_of_m)):
         if term.dtype != np.uint32 or term.shape != term_of_p.shape:
             raise ShapeError(
-                f"mask: the {name} term must be uint32 {term_of_p.shape}, "
+                f"pad: the {name} term must be uint32 {term_of_p.shape}, "
                 f"got {term.dtype} {term.shape}"
             )
     difference = np.asarray(operator.sub(term_of_p, term_of_m))
     return difference.view(np.int32).astype(np.int64)
-
-
-# ---- the scheme on matrices

@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Float64, Int64, UInt64
 
 from cloister.base.rng import Csprng
-from cloister.errors import EncryptionError, RangeError, ShapeError
+from cloister.errors import RangeError, ShapeError
 from cloister.ring.bounds import MAX_DIM
 
 MERSENNE_61 = 2**61 - 1
@@ -151,40 +151,10 @@ class Basis:
         return (Basis(self.dim, self.modulus, found, pivots) if added else self), added
 
     def to_bytes(self) -> bytes:
-        """Canonical bytes, for `from_bytes` and the digest.  Secret: holds the modulus."""
+        """Canonical bytes, for the digest.  Secret: holds the modulus."""
         numbers = np.array([self.dim, self.rank, self.modulus], "<u8")
         parts = (numbers, self.pivots.astype("<u8"), self.rows.astype("<u8"))
         return b"".join(part.tobytes() for part in parts)
-
-    @staticmethod
-    def from_bytes(data: bytes) -> "Basis":
-        """Inverse of `to_bytes`; takes only a canonical form.
-
-        Raises EncryptionError.
-        """
-        if len(data) < 24 or len(data) % 8:
-            raise EncryptionError("rank state: truncated; restore the ledger from its backup")
-        words = np.frombuffer(data, "<u8").astype(np.uint64)
-        dim, rank, modulus = (int(word) for word in words[:3])
-        try:
-            empty = Basis.empty(dim, modulus=modulus)
-        except RangeError as error:
-            raise EncryptionError(f"rank state: {error}") from error
-        if rank > dim or len(words) != 3 + rank + rank * dim:
-            raise EncryptionError("rank state: its length does not match its rank")
-        pivots, rows = words[3 : 3 + rank], words[3 + rank :].reshape(rank, dim)
-        if (pivots >= dim).any() or (rows >= modulus).any():
-            raise EncryptionError("rank state: a number is out of range")
-        found = Basis(dim, modulus, rows, pivots.astype(np.int64))
-        if not _is_reduced(found):
-            raise EncryptionError("rank state: not in reduced row echelon form")
-        return found if rank else empty
-
-
-def _is_reduced(basis: Basis) -> bool:
-    ascending = bool((np.diff(basis.pivots) > 0).all())
-    unit = np.array_equal(basis.rows[:, basis.pivots], np.eye(basis.rank, dtype=np.uint64))
-    return ascending and unit and np.array_equal((basis.rows != 0).argmax(axis=1), basis.pivots)
 
 
 _Echelon = tuple[UInt64[np.ndarray, "_ dim"], Int64[np.ndarray, " _"]]

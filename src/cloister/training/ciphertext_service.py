@@ -34,10 +34,10 @@ from cloister.training.ciphertexts import (
     LocalCiphertextServer,
     RecordingServer,
 )
-from cloister.wire.https.admission import Limits
+from cloister.wire.https.admission import ServerLimits
 from cloister.wire.https.bodies import Body
-from cloister.wire.https.client import RETRY_FOR_S, HttpsClient
 from cloister.wire.https.connection import Job, Principal, Route
+from cloister.wire.https.https_client import RETRY_FOR_S, HttpsClient
 from cloister.wire.https.server import HttpsServer
 
 WORD_COPIES = 2
@@ -75,7 +75,7 @@ def serve(
     *,
     folder: Path,
     listen: str,
-    limits: Limits | None = None,
+    limits: ServerLimits | None = None,
     log: Recorder | None = None,
 ) -> HttpsServer:
     """Answer for a ciphertext server until the result is closed; `folder` is from `init`.

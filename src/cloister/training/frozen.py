@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from cloister.base import files
 from cloister.base.reading import parsing
-from cloister.base.rng import pad_stream
+from cloister.base.rng import keystream
 from cloister.data.info import RING_LIMIT, DatasetInfo
 from cloister.errors import EncryptionError, FunctionError, ShapeError
 from cloister.ring.bounds import most_at_once
@@ -73,7 +73,7 @@ def random_projection(info: DatasetInfo, *, seed: int = 0, rank: int | None = No
     for attempt in range(MAX_DRAWS):
         # Signs in few dimensions may depend on each other; then all runs take the next draw.
         name = b"cloister signs" + seed.to_bytes(16, "big") + attempt.to_bytes(4, "big")
-        words = pad_stream(hashlib.sha256(name).digest(), bytes(12), rank * info.dim)
+        words = keystream(hashlib.sha256(name).digest(), bytes(12), rank * info.dim)
         signs = 1 - 2 * (words & np.uint32(1)).astype(np.int16).reshape(rank, info.dim)
         if _is_independent(signs):
             return _of_integers(info, signs)

@@ -28,7 +28,7 @@ LONGEST_WAIT_S = 5.0
 
 
 @dataclass
-class Counters:
+class ProductCounters:
     """Requests made, and seconds spent on either side of the subtraction."""
 
     requests: int = 0
@@ -62,7 +62,7 @@ class Products:
         self.info = info
         self.receiver: Receiver = receiver
         self.step = 0
-        self.counters = Counters()
+        self.counters = ProductCounters()
         self._server = server
         self._keys = keys
         self._recorder = recorder if receiver == "server" else None
@@ -102,7 +102,7 @@ class Products:
 
         Raises   EncryptionError when a decrypted label is not one-hot
         """
-        values = pads.unmask(*self._ask(Labels(self.info.name, ids)))
+        values = pads.unblind(*self._ask(Labels(self.info.name, ids)))
         one_hot = (values == 1).sum(axis=1) == 1
         one_hot &= (values == 0).sum(axis=1) == values.shape[1] - 1
         if not one_hot.all():
@@ -124,7 +124,7 @@ class Products:
             self._requests.append(asked(request, step=self.step))
         key = self._term(request)
         if self._recorder is not None:
-            values = pads.unmask(masked, key)
+            values = pads.unblind(masked, key)
             self._recorder.append(Release(request, self.step, values, self.info.shape))
         return masked, key
 

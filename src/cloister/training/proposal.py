@@ -24,7 +24,7 @@ DEFAULT_BITS = 8
 
 
 @dataclass(frozen=True)
-class Described:
+class AgreementField:
     """How messages say a field of an agreement: name, value, and the option that allows it."""
 
     name: str
@@ -38,31 +38,31 @@ def _number(value: float) -> str:
 
 
 FIELDS = {
-    "encoding": Described(
+    "encoding": AgreementField(
         "bits of an element", _number, lambda n: f"--bits {n:.0f}",
         lambda new, _: new.bits is not None,
     ),
-    "mode": Described(
+    "mode": AgreementField(
         "mode", lambda n: "paper" if n else "guarded",
         lambda _: "--privacy paper --allow-unbounded-leakage",
     ),
-    "labels_to_server": Described(
+    "labels_to_server": AgreementField(
         "labels", lambda n: "to the server" if n else "to a trusted runtime",
         lambda _: "--labels-to server", lambda _, privacy: privacy.labels_to != "server",
     ),
-    "budget_rank": Described(
+    "budget_rank": AgreementField(
         "budget", _number, lambda n: f"--privacy budget={n:.0f}",
         lambda _, privacy: privacy.budget_rank is not None,
     ),
-    "max_bits": Described(
+    "max_bits": AgreementField(
         "bits of a sample", _number, lambda n: f"--max-bits {n:.0f}",
         lambda _, privacy: privacy.max_bits is not None,
     ),
-    "value_bits": Described(
+    "value_bits": AgreementField(
         "bits of a value", _number, lambda n: f"--value-bits {n:.0f}",
         lambda _, privacy: privacy.value_bits is not None,
     ),
-    "one_function": Described(
+    "one_function": AgreementField(
         "functions", lambda n: "many" if n else "one", lambda _: "--many-functions"
     ),
 }  # fmt: skip

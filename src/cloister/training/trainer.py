@@ -46,14 +46,14 @@ from cloister.training.private import PrivateStep
 from cloister.training.products import Products
 from cloister.training.settings import Settings
 
-__all__ = ["Dataset", "Trainer", "epoch_order"]
+__all__ = ["Trainer", "TrainingData", "epoch_order"]
 
 Update = Callable[[int, int], None]
 EVALUATION_BATCH = 256
 LABEL_BATCH = 4096
 
 
-class Dataset(Ciphertexts, Protocol):
+class TrainingData(Ciphertexts, Protocol):
     """An encrypted data set as its file describes it."""
 
     @property
@@ -105,7 +105,7 @@ class Trainer:
     def __init__(
         self,
         model: nn.Module,
-        dataset: Dataset,
+        dataset: TrainingData,
         *,
         keys: KeyService,
         rng: Csprng,
@@ -385,7 +385,7 @@ def epoch_order(count: int, *, seed: int, epoch: int) -> Int64[np.ndarray, " cou
     return torch.randperm(count, generator=generator).numpy()
 
 
-def _check(dataset: Dataset, info: DatasetInfo, settings: Settings) -> None:
+def _check(dataset: TrainingData, info: DatasetInfo, settings: Settings) -> None:
     described = (info.name, info.shape, info.classes, info.encoding)
     if described != (dataset.name, dataset.shape, dataset.classes, dataset.encoding):
         raise EncryptionError(

@@ -22,10 +22,10 @@ from cloister.training import models
 from cloister.training.accuracy_plot import check_name, write_curve
 from cloister.training.checkpoint import EpochResult
 from cloister.training.ciphertexts import CiphertextServer
-from cloister.training.claims import claims
 from cloister.training.data_owner import Note, Update, absence
 from cloister.training.settings import Settings
 from cloister.training.trainer import Trainer
+from cloister.training.training_claims import claims
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from cloister.ring.linear import LinearMap
 from cloister.ring.ring_map import RingMap
 from cloister.ring.rounding import dequantise
 from cloister.trusted.program.compile import compile_plan
-from cloister.trusted.program.interpreter import Crossed, Interpreter
+from cloister.trusted.program.step_interpreter import Crossed, Interpreter
 
 BATCH = 8
 

@@ -28,7 +28,7 @@ from cloister.trusted.program.steps import Program
 from cloister.trusted.report import Meter
 from cloister.trusted.stages import STAGES, Setup, Stage
 from cloister.trusted.values import Values
-from cloister.trusted.workspace import Request, Workspace
+from cloister.trusted.workspace import BatchRequest, Workspace
 from cloister.wire.link import NativeChannel, WorkerLink
 from cloister.wire.shm.packets import MAX_PACKET_BYTES
 
@@ -102,7 +102,9 @@ class Executor:
         channel = None if link is None else link.native_channel()
         space = self._workspace(channel, rows)
         values = Values(self.plan.graph, feeds, rows=rows)
-        request = Request(link, pads, meter, feeds, values, space, timeout_s, self._next_request_id)
+        request = BatchRequest(
+            link, pads, meter, feeds, values, space, timeout_s, self._next_request_id
+        )
         # Not added: an attempt that was given up and repeated is counted once.
         meter.clipped = np.zeros_like(space.clipped)
         try:
@@ -119,7 +121,7 @@ class Executor:
         finally:
             self._end(request)
 
-    def _begin(self, request: Request) -> None:
+    def _begin(self, request: BatchRequest) -> None:
         if request.pads is None:
             if self._hidden:
                 raise PlanError("the plan blinds, but the session has no pads")
@@ -133,7 +135,7 @@ class Executor:
             unblinding=unblinding,
         )
 
-    def _run_steps(self, request: Request, descriptor: int) -> None:
+    def _run_steps(self, request: BatchRequest, descriptor: int) -> None:
         native = request.space.native
         first = 0
         while True:
@@ -153,7 +155,7 @@ class Executor:
             stage.perform(request, stop)
             first = stop.step + (stop.why != "unbound")
 
-    def _account(self, first: int, end: int, request: Request) -> None:
+    def _account(self, first: int, end: int, request: BatchRequest) -> None:
         """Enter what the native executor has completed in the report and the transcript."""
         if first == end:
             return
@@ -166,7 +168,7 @@ class Executor:
             request.worker.exchanged(request.next_id, exchanges)
             request.next_id += len(exchanges)
 
-    def _end(self, request: Request) -> None:
+    def _end(self, request: BatchRequest) -> None:
         """Whatever happened: nothing of the request is kept, and its pads are spent."""
         native, outstanding = request.space.native, request.space.native.outstanding
         native.end()

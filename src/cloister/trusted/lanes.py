@@ -40,7 +40,7 @@ class Worker:
 
 
 @dataclass(eq=False)
-class Job:
+class MicroBatch:
     """A micro-batch; `outputs` is there once all of its checks have passed."""
 
     feeds: Mapping[str, np.ndarray]
@@ -85,7 +85,7 @@ class Lane:
             self.made = self._make()
         return self.made
 
-    def compute(self, job: Job) -> dict[str, np.ndarray]:
+    def compute(self, job: MicroBatch) -> dict[str, np.ndarray]:
         """The outputs of a micro-batch, under fresh pads; in the lane's thread."""
         link, executor = self.link, self.executor
         if link is not None and link is not self._loaded:
@@ -128,8 +128,8 @@ class Lanes:
         self._workers = list(workers)
         self._alone = not workers
         self._changed = threading.Condition()
-        self._queue: deque[Job] = deque()
-        self._done: list[Job] = []
+        self._queue: deque[MicroBatch] = deque()
+        self._done: list[MicroBatch] = []
         self._wanted = 0
         self._serving = 0
         self._threads: list[threading.Thread] = []
@@ -154,7 +154,7 @@ class Lanes:
                 "lanes of an interrupted call still run; wait, or open a new session"
             )
 
-    def run(self, jobs: Sequence[Job], done: Callable[[Job], None]) -> None:
+    def run(self, jobs: Sequence[MicroBatch], done: Callable[[MicroBatch], None]) -> None:
         """Compute all micro-batches; `done` is called for each in the caller's thread.
 
         Raises   whatever made a lane fail, a lie first; WorkerUnavailable or WorkerTimeout when no
@@ -189,7 +189,7 @@ class Lanes:
 
     # ---- a lane's thread
 
-    def _serve(self, lane: Lane, done: Callable[[Job], None] | None = None) -> None:
+    def _serve(self, lane: Lane, done: Callable[[MicroBatch], None] | None = None) -> None:
         """Work until nothing is left to do, or the lane has lost its worker."""
         while (job := self._next(lane)) is not None:
             error: BaseException | None = None
@@ -205,7 +205,7 @@ class Lanes:
             if error is None and done is not None:
                 done(job)
 
-    def _next(self, lane: Lane) -> Job | None:
+    def _next(self, lane: Lane) -> MicroBatch | None:
         with self._changed:
             while not self._queue:
                 if self._over(lane):
@@ -221,7 +221,7 @@ class Lanes:
         finished = len(self._done) == self._wanted
         return finished or self._failure is not None or not self._usable(lane)
 
-    def _finish(self, lane: Lane, job: Job, error: BaseException | None) -> None:
+    def _finish(self, lane: Lane, job: MicroBatch, error: BaseException | None) -> None:
         """Settle an attempt; the lock is held."""
         if error is None:
             self._done.append(job)
@@ -245,7 +245,7 @@ class Lanes:
 
     # ---- the caller's thread, when lanes have their own
 
-    def _run_threads(self, ready: Sequence[Lane], done: Callable[[Job], None]) -> None:
+    def _run_threads(self, ready: Sequence[Lane], done: Callable[[MicroBatch], None]) -> None:
         for lane in ready:
             # Made here, one after the other: they draw from one generator.
             _ = lane.executor
@@ -288,7 +288,7 @@ class Lanes:
                 self._serving -= 1
                 self._changed.notify_all()
 
-    def _watch(self, done: Callable[[Job], None]) -> None:
+    def _watch(self, done: Callable[[MicroBatch], None]) -> None:
         told = 0
         while True:
             with self._changed:

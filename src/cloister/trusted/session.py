@@ -19,7 +19,7 @@ from cloister.plan.plan import Plan
 from cloister.plan.samples import Samples, as_samples
 from cloister.trusted.clips import ClipRule, OnClip, clip_text
 from cloister.trusted.executor import Executor
-from cloister.trusted.lanes import Job, Lane, Lanes, Worker
+from cloister.trusted.lanes import Lane, Lanes, MicroBatch, Worker
 from cloister.trusted.pads.maker import InlinePads
 from cloister.trusted.pads.source import PadSource
 from cloister.trusted.report import Meter, Report, Result
@@ -201,7 +201,9 @@ class Session:
         feeds = as_samples(graph, inputs)
         _check_finite(graph, feeds)
         total = sample_count(graph, feeds)
-        jobs = [Job(part, sample_count(graph, part)) for part in cut(graph, feeds, self._batch)]
+        jobs = [
+            MicroBatch(part, sample_count(graph, part)) for part in cut(graph, feeds, self._batch)
+        ]
         told = _Progress(progress, total)
         self._lanes.run(jobs, told)
         outputs = joined(graph, [job.outputs for job in jobs])
@@ -279,7 +281,7 @@ class _Progress:
         self._total = total
         self._done = 0
 
-    def __call__(self, job: Job) -> None:
+    def __call__(self, job: MicroBatch) -> None:
         self._done += job.size
         if self._tell is not None:
             started = time.thread_time()

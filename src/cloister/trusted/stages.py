@@ -12,7 +12,6 @@ import numpy as np
 
 import cloister._native as native
 from cloister.base.reading import require_truths
-from cloister.base.rng import pad_stream
 from cloister.errors import PlanError, ProtocolError, RangeError, UnsupportedError
 from cloister.graph.batch import bound_sizes, element_type
 from cloister.graph.onnx.export import model_bytes
@@ -21,13 +20,13 @@ from cloister.plan.plan import Plan
 from cloister.plan.protection import ENCLAVE, OPEN
 from cloister.plan.quantised import QuantisedLinear
 from cloister.ring.freivalds import CheckVectors
+from cloister.ring.pads import expand
 from cloister.trusted.checks import Checks, accept_unchecked, for_native
-from cloister.trusted.pads.maker import nonce
 from cloister.trusted.program.epilogue import Epilogue
-from cloister.trusted.program.layout import value_key
+from cloister.trusted.program.memory_layout import value_key
 from cloister.trusted.program.steps import Exchange, Fused, Local, Program, Segment
 from cloister.trusted.report import LayerRow
-from cloister.trusted.workspace import Request, Workspace
+from cloister.trusted.workspace import BatchRequest, Workspace
 from cloister.wire.link import NativeChannel, WorkerLink
 from cloister.wire.messages import TensorSpec
 from cloister.wire.shm.exchange import make_exchange
@@ -56,14 +55,14 @@ class Stage:
         """Add the step to the native executor; by default, as one that the caller performs."""
         space.native.add_outside()
 
-    def perform(self, request: Request, stop: native.Stop) -> None:
+    def perform(self, request: BatchRequest, stop: native.Stop) -> None:
         """Do what the native executor stopped for."""
         raise NotImplementedError
 
-    def account(self, request: Request, cpu_ns: int, wait_ns: int) -> None:
+    def account(self, request: BatchRequest, cpu_ns: int, wait_ns: int) -> None:
         """Enter what the step cost that the native executor has completed."""
 
-    def row(self, request: Request) -> LayerRow:
+    def row(self, request: BatchRequest) -> LayerRow:
         """The step's row in the report."""
         return request.meter.rows.get(self.name) or request.meter.row(self.name, self.protection)
 
@@ -128,7 +127,7 @@ class FusedStage(Stage):
             clipped=[space.clipped[index] for index in step.sinks],
         )
 
-    def perform(self, request: Request, stop: native.Stop) -> None:
+    def perform(self, request: BatchRequest, stop: native.Stop) -> None:
         """Name the arrays that are this request's own."""
         step, space = self._step, request.space
         source = residual = None
@@ -150,7 +149,7 @@ class FusedStage(Stage):
             ],
         )
 
-    def account(self, request: Request, cpu_ns: int, wait_ns: int) -> None:
+    def account(self, request: BatchRequest, cpu_ns: int, wait_ns: int) -> None:
         """See Stage; the answer that it read was accepted, and later steps may read its result."""
         self.row(request).trusted_ms += 1e-6 * cpu_ns
         if request.replies and self._step.node is not None:
@@ -166,7 +165,7 @@ class FusedStage(Stage):
         part = space.program.slices.get(self._step.epilogue.value)
         return whole[..., part.offset : part.offset + self._step.out_size[2]] if part else whole
 
-    def _buffer(self, index: int, request: Request) -> np.ndarray | None:
+    def _buffer(self, index: int, request: BatchRequest) -> np.ndarray | None:
         """A buffer of the link for a message that has no place in the workspace."""
         space = request.space
         if space.region is not None or index in space.staged:
@@ -209,7 +208,7 @@ class ExchangeStage(Stage):
         )
         space.exchanges[self._number] = exchange
 
-    def perform(self, request: Request, stop: native.Stop) -> None:
+    def perform(self, request: BatchRequest, stop: native.Stop) -> None:
         """Exchange the message over a link, or have the link end what did not go as expected."""
         space = request.space
         exchange = space.exchanges[self._number]
@@ -231,7 +230,7 @@ class ExchangeStage(Stage):
         ((cpu_ns, wait_ns),) = space.native.costs(self._number, self._number + 1)
         self.account(request, cpu_ns, wait_ns)
 
-    def account(self, request: Request, cpu_ns: int, wait_ns: int) -> None:
+    def account(self, request: BatchRequest, cpu_ns: int, wait_ns: int) -> None:
         """See Stage."""
         layout = request.space.layout
         row = self.row(request)
@@ -240,7 +239,7 @@ class ExchangeStage(Stage):
         row.bytes_from_worker += layout.answers[self._node].nbytes
         row.soundness_bits = self._soundness_bits
 
-    def _exchange(self, request: Request) -> None:
+    def _exchange(self, request: BatchRequest) -> None:
         space, node = request.space, self._node
         message = space.staged[node] if node in space.staged else request.messages.pop(node)
         started = time.perf_counter_ns()
@@ -270,7 +269,7 @@ class SegmentStage(Stage):
         model = model_bytes(self._graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs)
         link.load_segment(step.target, model)
 
-    def perform(self, request: Request, stop: native.Stop) -> None:
+    def perform(self, request: BatchRequest, stop: native.Stop) -> None:
         """See Stage."""
         step, link = self._step, request.worker
         row = self.row(request)
@@ -317,7 +316,7 @@ class LocalStage(Stage):
         )
         self._session = runtime_session(model, threads=setup.threads, optimised=True)
 
-    def perform(self, request: Request, stop: native.Stop) -> None:
+    def perform(self, request: BatchRequest, stop: native.Stop) -> None:
         """See Stage."""
         step = self._step
         started = self._clock()
@@ -375,13 +374,10 @@ def _sink(node: QuantisedLinear, vectors: CheckVectors | None) -> native.Sink:
     )
 
 
-def _explicit_pads(request: Request, index: int) -> np.ndarray | None:
+def _explicit_pads(request: BatchRequest, index: int) -> np.ndarray | None:
     """The pads of a linear node as an array, on a CPU without AES instructions."""
     if request.pads is None or native.isa() != "portable":
         return None
     shape = request.space.layout.messages[index].shape
-    pads = [
-        pad_stream(request.pads.key, nonce(pad_id, index), int(np.prod(shape[1:])))
-        for pad_id in request.pad_ids
-    ]
-    return np.stack(pads).reshape(shape)
+    ids = np.array(request.pad_ids, np.int64)
+    return expand(request.pads.key, ids, shape[1:], domain=index).reshape(shape)

@@ -8,7 +8,7 @@ import numpy as np
 import cloister._native as native
 from cloister.errors import PlanError
 from cloister.trusted.pads.maker import PadUse
-from cloister.trusted.program.layout import ALIGNMENT, lay_out, padded
+from cloister.trusted.program.memory_layout import ALIGNMENT, lay_out, padded
 from cloister.trusted.program.steps import Program
 from cloister.trusted.report import Meter
 from cloister.trusted.values import Values
@@ -69,7 +69,7 @@ class Workspace:
 
 
 @dataclass
-class Request:
+class BatchRequest:
     """One batch in flight.
 
     `messages` are buffers of the link that wait to be sent, by linear node; `replies` the ids of

@@ -59,7 +59,7 @@ class Client:
 
 
 @dataclass(frozen=True)
-class Limits:
+class WorkerLimits:
     """Bounds of a server.
 
     idle_s    a client that is silent for so long is cut
@@ -99,11 +99,11 @@ class Server:
         listen: str,
         *,
         new_client: Callable[[], Client],
-        limits: Limits | None = None,
+        limits: WorkerLimits | None = None,
         budget: MemoryBudget | None = None,
     ) -> None:
         host, _ = check_address(listen)
-        self._limits = limits or Limits()
+        self._limits = limits or WorkerLimits()
         self._new_client = new_client
         self._budget = budget or MemoryBudget()
         self._places: list[_Place] = []

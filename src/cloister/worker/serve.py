@@ -10,7 +10,7 @@ from cloister.wire.messages import Failure
 from cloister.worker.budget import MemoryBudget
 from cloister.worker.byzantine import ByzantineEngine, Lie
 from cloister.worker.engine import Engine
-from cloister.worker.grpc_server import Client, Limits, Server
+from cloister.worker.grpc_server import Client, Server, WorkerLimits
 from cloister.worker.segment_process import SegmentProcess, serve_segments
 from cloister.worker.shm_server import serve_descriptor
 from cloister.worker.targets import TargetStore
@@ -21,7 +21,7 @@ def start_server(
     *,
     device: str = "cpu",
     threads: int = 1,
-    limits: Limits | None = None,
+    limits: WorkerLimits | None = None,
     budget_bytes: int | None = None,
     insecure_lie: Lie | None = None,
     insecure_lie_after: int = 0,
@@ -33,7 +33,7 @@ def start_server(
 
     Raises   InputError when the address or the device cannot be used
     """
-    limits = limits or Limits()
+    limits = limits or WorkerLimits()
     store = TargetStore(MemoryBudget(budget_bytes))
     share_bytes = store.budget.total_bytes // limits.max_clients
     # Fail now, not at the first client, when the device is missing.
@@ -59,7 +59,7 @@ def serve(
     *,
     device: str = "cpu",
     threads: int = 1,
-    limits: Limits | None = None,
+    limits: WorkerLimits | None = None,
     budget_bytes: int | None = None,
     ready: Callable[[str], None] | None = None,
     insecure_lie: Lie | None = None,

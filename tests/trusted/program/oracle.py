@@ -12,7 +12,7 @@ from cloister.ring import reference
 from cloister.ring.freivalds import draw
 from cloister.trusted.pads.maker import InlinePads
 from cloister.trusted.program.compile import compile_plan
-from cloister.trusted.program.interpreter import Crossed, Interpretation, Interpreter
+from cloister.trusted.program.step_interpreter import Crossed, Interpretation, Interpreter
 from cloister.trusted.report import Result
 from cloister.trusted.session import Session
 

@@ -14,13 +14,13 @@ from cloister.audit.training.batch_solver import (
     joint_solve,
 )
 from cloister.audit.training.differences import (
-    Guess,
+    SampleGuess,
     Update,
     from_output_gradients,
     from_weights,
     updates,
 )
-from cloister.audit.training.evidence import Evidence, Group, collect
+from cloister.audit.training.evidence import AnswerGroup, Evidence, collect
 from cloister.audit.training.lattice import LARGEST_LATTICE, IntegerDecoder, NoisyDecoder
 from cloister.audit.training.operands import is_separable, read_label, unpack
 from cloister.audit.training.population import (
@@ -196,7 +196,9 @@ def _by_output_gradients(moved: Sequence[Update], prior: Prior) -> Finding:
     return _none("output gradients", prior, note)
 
 
-def _guesses(attack: str, found: Sequence[Guess], moved: Sequence[Update], prior: Prior) -> Finding:
+def _guesses(
+    attack: str, found: Sequence[SampleGuess], moved: Sequence[Update], prior: Prior
+) -> Finding:
     """Samples up to factor and offset, stretched over the range to be looked at."""
     x = np.array([guess.x for guess in found]).reshape(-1, prior.dim)
     low, high = x.min(axis=1, initial=np.inf), x.max(axis=1, initial=-np.inf)
@@ -215,7 +217,7 @@ def _guesses(attack: str, found: Sequence[Guess], moved: Sequence[Update], prior
     )
 
 
-def _single_samples(groups: list[Group], prior: Prior, lattice: int) -> Iterator[Finding]:
+def _single_samples(groups: list[AnswerGroup], prior: Prior, lattice: int) -> Iterator[Finding]:
     ids = np.concatenate([group.ids for group in groups])
     solved = [linear_solve(group.rows, group.answers, prior) for group in groups]
     least = min(found.rank for found in solved)
@@ -246,7 +248,7 @@ def _single_samples(groups: list[Group], prior: Prior, lattice: int) -> Iterator
         yield _integers(groups, ids, prior)
 
 
-def _learned(groups: list[Group], ids: Int64[np.ndarray, " n"], prior: Prior) -> Finding:
+def _learned(groups: list[AnswerGroup], ids: Int64[np.ndarray, " n"], prior: Prior) -> Finding:
     if prior.dim > LARGEST_POPULATION:
         note = f"samples of {prior.dim} elements; at most {LARGEST_POPULATION} are learned from"
         return _none("learned prior", prior, note)
@@ -259,7 +261,7 @@ def _learned(groups: list[Group], ids: Int64[np.ndarray, " n"], prior: Prior) ->
     return Finding("learned prior", ids, x, note)
 
 
-def _box(groups: list[Group], ids: Int64[np.ndarray, " n"], prior: Prior) -> Finding:
+def _box(groups: list[AnswerGroup], ids: Int64[np.ndarray, " n"], prior: Prior) -> Finding:
     found = [
         box_program(group.rows, answers, prior, width=group.width)
         for group in groups
@@ -273,7 +275,7 @@ def _box(groups: list[Group], ids: Int64[np.ndarray, " n"], prior: Prior) -> Fin
     return Finding("box program", ids[kept], x, note)
 
 
-def _estimate(groups: list[Group], ids: Int64[np.ndarray, " n"], prior: Prior) -> Finding:
+def _estimate(groups: list[AnswerGroup], ids: Int64[np.ndarray, " n"], prior: Prior) -> Finding:
     if prior.covariance is None:
         return _none("public prior", prior, "needs public images of the same kind")
     x = np.concatenate(
@@ -282,7 +284,7 @@ def _estimate(groups: list[Group], ids: Int64[np.ndarray, " n"], prior: Prior) -
     return Finding("public prior", ids, x, "Gaussian fitted to public images")
 
 
-def _integers(groups: list[Group], ids: Int64[np.ndarray, " n"], prior: Prior) -> Finding:
+def _integers(groups: list[AnswerGroup], ids: Int64[np.ndarray, " n"], prior: Prior) -> Finding:
     found: list[Int64[np.ndarray, " dim"] | None] = []
     refused = ""
     for group in groups:
@@ -306,7 +308,7 @@ def _integers(groups: list[Group], ids: Int64[np.ndarray, " n"], prior: Prior) -
     return Finding("integer decoding", ids[kept], x, note)
 
 
-def _packed(groups: list[Group], ids: Int64[np.ndarray, " n"], prior: Prior) -> Finding:
+def _packed(groups: list[AnswerGroup], ids: Int64[np.ndarray, " n"], prior: Prior) -> Finding:
     low, high = int(prior.low), int(prior.high)
     x = np.tile(prior.mean, (len(ids), 1))
     known = np.zeros(x.shape, bool)

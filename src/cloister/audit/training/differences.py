@@ -48,7 +48,7 @@ class Update(NamedTuple):
     delta: Float64[np.ndarray, "n o"] | None
 
 
-class Guess(NamedTuple):
+class SampleGuess(NamedTuple):
     """A sample up to factor and offset; `ids` are those that it may be."""
 
     ids: Int64[np.ndarray, " m"]
@@ -80,9 +80,9 @@ def updates(requests: Sequence[Release]) -> list[Update]:
     return found
 
 
-def from_weights(moved: Sequence[Update]) -> list[Guess]:
+def from_weights(moved: Sequence[Update]) -> list[SampleGuess]:
     """Samples from the weights alone."""
-    best: list[Guess] = []
+    best: list[SampleGuess] = []
     fewest = np.inf
     for momentum in MOMENTA:
         found, odd = [], 0
@@ -90,15 +90,15 @@ def from_weights(moved: Sequence[Update]) -> list[Guess]:
             shared, loud = _directions(update)
             odd += loud - sum(rows for _, rows in shared)
             alone = len(update.ids) == len(shared) == 1 and shared[0][1] > ALONE * loud
-            found += [Guess(update.ids, x, alone) for x, _ in shared]
+            found += [SampleGuess(update.ids, x, alone) for x, _ in shared]
         if odd < fewest:
             best, fewest = found, odd
     return best
 
 
-def from_output_gradients(moved: Sequence[Update]) -> list[Guess]:
+def from_output_gradients(moved: Sequence[Update]) -> list[SampleGuess]:
     """Samples from weights and output gradients, of batches no larger than the layer is wide."""
-    best: list[Guess] = []
+    best: list[SampleGuess] = []
     least = np.inf
     for momentum in MOMENTA:
         found, left = [], 0.0
@@ -109,7 +109,7 @@ def from_output_gradients(moved: Sequence[Update]) -> list[Guess]:
             left += rest
             if rest < SOLVED:
                 sure = np.flatnonzero(determined)
-                found += [Guess(update.ids[[i]], x[i], True) for i in sure]
+                found += [SampleGuess(update.ids[[i]], x[i], True) for i in sure]
         if left < least:
             best, least = found, left
     return best

@@ -28,7 +28,7 @@ class SampleEvidence:
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
+class AnswerGroup:
     """Samples that answered the same functionals; answers hold one column per sample."""
 
     ids: Int64[np.ndarray, " n"]
@@ -65,7 +65,7 @@ class Evidence:
 
     def groups(
         self, *, limit: int, bound: float = 0.0, value_bits: int = EXACT_BITS
-    ) -> list[Group]:
+    ) -> list[AnswerGroup]:
         """The followed samples by their functionals, at most `limit` of each, evenly chosen.
 
         bound, value_bits   the largest element, and the bits that noise leaves of values
@@ -84,7 +84,9 @@ class Evidence:
             rows = rows[chosen].toarray()
             answers = [np.concatenate(self.forward[i].answers)[chosen] for i in ids]
             width = noise_width(rows, bound=bound, value_bits=value_bits)
-            groups.append(Group(np.array(ids, np.int64), rows, np.stack(answers, axis=1), width))
+            groups.append(
+                AnswerGroup(np.array(ids, np.int64), rows, np.stack(answers, axis=1), width)
+            )
         return groups
 
 

@@ -1,30 +1,14 @@
-"""Demonstrations that need no mathematics: known operands, packed keys, answers to label requests.
+"""Demonstrations that need no mathematics: packed keys, answers to label requests.
 
 Because of these three a ledger is not enough: the *kind* of function must be restricted too.
 """
 
 from collections.abc import Sequence
-from fractions import Fraction
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Int64
 
 from cloister.errors import InputError
-
-
-def known_operand(op: Literal["+", "-", "*", "/"], y: int, result: int) -> Fraction:
-    """The encrypted operand x behind `result = x op y`: one FEBO answer is plain decryption.
-
-    Raises   InputError when the operand says nothing (multiplication by zero)
-    """
-    if op == "+":
-        return Fraction(result - y)
-    if op == "-":
-        return Fraction(result + y)
-    if y == 0:
-        raise InputError("audit: an operand of zero says nothing about the encrypted value")
-    return Fraction(result, y) if op == "*" else Fraction(result * y)
 
 
 def is_separable(weights: Sequence[int], *, low: int, high: int) -> bool:
@@ -71,14 +55,3 @@ def read_label(answers: Int64[np.ndarray, "n classes"]) -> Int64[np.ndarray, " n
     lowest, highest = answers.argmin(axis=1), answers.argmax(axis=1)
     labels: Int64[np.ndarray, " n"] = np.where(answers.min(axis=1) < 0, lowest, highest)
     return labels
-
-
-def bias_gradient_labels(gradient: Int64[np.ndarray, " classes"], batch: int) -> list[int]:
-    """Classes that occur in a batch, by the sign of the last layer's bias gradient.
-
-    sum over the batch of P - Y is negative only where Y was one at least once; with one sample it
-    is that sample's label (iDLG, arXiv:2001.02610).
-    """
-    negative = np.flatnonzero(gradient < 0)
-    order = negative[np.argsort(gradient[negative])]
-    return [int(c) for c in order[:batch]]

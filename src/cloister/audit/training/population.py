@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from cloister.audit.training.evidence import Group
+from cloister.audit.training.evidence import AnswerGroup
 from cloister.audit.training.prior import FLOOR, Prior
 
 FEWEST_GROUPS = 64
@@ -22,7 +22,7 @@ ITERATIONS = 15
 NOISE = 0.1
 
 
-def learn_prior(groups: Sequence[Group], prior: Prior) -> Prior | None:
+def learn_prior(groups: Sequence[AnswerGroup], prior: Prior) -> Prior | None:
     """A prior estimated from the answers alone, or None when the keys are too alike or too few.
 
     Source   Dempster, Laird, Rubin (1977); missing data as linear measurements
@@ -36,7 +36,7 @@ def learn_prior(groups: Sequence[Group], prior: Prior) -> Prior | None:
     return replace(prior, mean=mean, covariance=covariance)
 
 
-def _mean(groups: Sequence[Group], prior: Prior) -> np.ndarray:
+def _mean(groups: Sequence[AnswerGroup], prior: Prior) -> np.ndarray:
     """Least squares for one sample that would explain all answers: the population's mean."""
     normal, right = NOISE * np.eye(prior.dim), NOISE * prior.mean
     for group in groups:
@@ -47,7 +47,7 @@ def _mean(groups: Sequence[Group], prior: Prior) -> np.ndarray:
 
 
 def _step(
-    groups: Sequence[Group], mean: np.ndarray, covariance: np.ndarray
+    groups: Sequence[AnswerGroup], mean: np.ndarray, covariance: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """One round: expected samples and what stays uncertain, then their moments."""
     found, unsure = [], np.zeros_like(covariance)

@@ -11,25 +11,25 @@ from cloister.published.ddh.elements import (
 from cloister.published.ddh.groups import GroupName
 from cloister.published.ddh.inner import DdhKeys, decrypt, encrypt, keygen, setup
 from cloister.published.ddh.keys import (
-    Ciphertexts,
-    ElementCiphertexts,
-    ElementKey,
-    EncryptionKey,
-    FunctionKey,
-    MasterKey,
+    DdhCiphertexts,
+    DdhElementCiphertexts,
+    DdhElementKey,
+    DdhEncryptionKey,
+    DdhFunctionKey,
+    DdhMasterKey,
 )
-from cloister.published.ddh.parameters import Public, Variant
+from cloister.published.ddh.parameters import DdhPublic, Variant
 
 __all__ = [
-    "Ciphertexts",
+    "DdhCiphertexts",
+    "DdhElementCiphertexts",
+    "DdhElementKey",
+    "DdhEncryptionKey",
+    "DdhFunctionKey",
     "DdhKeys",
-    "ElementCiphertexts",
-    "ElementKey",
-    "EncryptionKey",
-    "FunctionKey",
+    "DdhMasterKey",
+    "DdhPublic",
     "GroupName",
-    "MasterKey",
-    "Public",
     "Variant",
     "decrypt",
     "decrypt_elements",

@@ -6,7 +6,7 @@ from jaxtyping import Int64, UInt8
 import cloister._published_native as native
 from cloister.base.rng import Csprng
 from cloister.errors import EncryptionError
-from cloister.published.ddh.groups import Elements, Scalars
+from cloister.published.ddh.groups import Elements
 from cloister.published.dlog import MAX_CURVE_REACH, CurveLogarithm
 
 BYTES = 32
@@ -40,16 +40,6 @@ class Curve25519:
         if not identity and len(flat) and not flat.any(axis=1).all():
             where = int(np.argmin(flat.any(axis=1)))
             raise EncryptionError(f"{what}: element {where} is the identity")
-
-    def check_scalars(self, scalars: Scalars, *, what: str) -> None:
-        """Refuse scalars that are not below the order.
-
-        Raises   EncryptionError
-        """
-        flat = np.ascontiguousarray(scalars).reshape(-1, BYTES)
-        bad = native.scalar_first_invalid(flat)
-        if bad < len(flat):
-            raise EncryptionError(f"{what}: scalar {bad} is not below the group order")
 
     def random_scalars(self, n: int, *, rng: Csprng) -> UInt8[np.ndarray, "n 32"]:
         """512 bits each, reduced: the distance from uniform is below 2^-256."""

@@ -13,6 +13,8 @@ Source   Xu, Joshi, Li, "CryptoNN" (arXiv:1904.07303), section III-B; deviation:
          group in which DDH is hard, operands and results range-checked, r uniform modulo the order
 """
 
+from typing import get_args
+
 import numpy as np
 from jaxtyping import Int64, UInt8
 
@@ -20,19 +22,18 @@ from cloister.base.rng import Csprng
 from cloister.errors import EncryptionError, InputError, RangeError, ShapeError
 from cloister.published.ddh.groups import Group
 from cloister.published.ddh.keys import (
-    ElementCiphertexts,
-    ElementKey,
-    EncryptionKey,
-    MasterKey,
+    DdhElementCiphertexts,
+    DdhElementKey,
+    DdhEncryptionKey,
+    DdhMasterKey,
 )
-from cloister.published.ddh.parameters import Public
-from cloister.published.ddh.serial import ELEMENT_KEYS
+from cloister.published.ddh.parameters import DdhPublic
 from cloister.published.scheme import Op, check_matrix
 
 
 def encrypt_elements(
-    encryption: EncryptionKey, x: Int64[np.ndarray, "a b"], *, rng: Csprng, threads: int = 1
-) -> ElementCiphertexts:
+    encryption: DdhEncryptionKey, x: Int64[np.ndarray, "a b"], *, rng: Csprng, threads: int = 1
+) -> DdhElementCiphertexts:
     """Encrypt every entry of x.
 
     Domain   |x| <= x_bound
@@ -48,16 +49,16 @@ def encrypt_elements(
     r = g.random_scalars(x.size, rng=rng)
     pairs = g.powers(encryption.elements, r, plus=plus, bound=bound, threads=threads)
     pairs = pairs.reshape(*x.shape, 2, g.element_bytes)
-    return ElementCiphertexts(public, pairs[:, :, 0], pairs[:, :, 1])
+    return DdhElementCiphertexts(public, pairs[:, :, 0], pairs[:, :, 1])
 
 
 def keygen_elements(
-    master: MasterKey,
+    master: DdhMasterKey,
     op: Op,
     y: Int64[np.ndarray, "a b"],
     *,
     commitments: UInt8[np.ndarray, "a b element_bytes"],
-) -> ElementKey:
+) -> DdhElementKey:
     """The key of x op y for the ciphertext with these commitments.
 
     Domain   |y| <= y_bound; for / no zero
@@ -68,7 +69,7 @@ def keygen_elements(
     # Private copies, of no subclass: the secret meets only elements that were checked.
     y, commitments = np.array(y), np.array(commitments)
     public, g = master.public, master.public.group
-    if op not in ELEMENT_KEYS:
+    if op not in get_args(Op):
         raise InputError(f"ddh: the operation is one of + - * /, not {op!r}")
     bound = public.bounds.y_bound
     check_matrix("y", y, bound=bound)
@@ -87,11 +88,11 @@ def keygen_elements(
         key = g.sums(flat, products[:, None])
     else:
         key = g.sums(g.sums(flat, secret)[:, None], _inverses(g, operand)[:, None])
-    return ElementKey(public, op, y, key.reshape(commitments.shape))
+    return DdhElementKey(public, op, y, key.reshape(commitments.shape))
 
 
 def decrypt_elements(
-    public: Public, key: ElementKey, ciphertexts: ElementCiphertexts, *, threads: int = 1
+    public: DdhPublic, key: DdhElementKey, ciphertexts: DdhElementCiphertexts, *, threads: int = 1
 ) -> Int64[np.ndarray, "a b"]:
     """X op Y, exactly; for / the integer q with x = q y.
 

@@ -14,7 +14,7 @@ from jaxtyping import Int64, UInt8
 
 from cloister.base.rng import Csprng
 from cloister.errors import EncryptionError, UnsupportedError
-from cloister.published.ddh.groups import Elements, Scalars
+from cloister.published.ddh.groups import Elements
 from cloister.published.dlog import MAX_MODULAR_REACH, ModularLogarithm
 
 BYTES = 256
@@ -73,15 +73,6 @@ class Ffdhe2048:
                 raise EncryptionError(f"{what}: element {i} is not in the subgroup of order q")
             if v == 1 and not identity:
                 raise EncryptionError(f"{what}: element {i} is the identity")
-
-    def check_scalars(self, scalars: Scalars, *, what: str) -> None:
-        """Refuse scalars that are not below the order.
-
-        Raises   EncryptionError
-        """
-        for i, v in enumerate(self._decode(scalars)):
-            if v >= self.order:
-                raise EncryptionError(f"{what}: scalar {i} is not below the group order")
 
     def random_scalars(self, n: int, *, rng: Csprng) -> UInt8[np.ndarray, "n 256"]:
         """Twice 2048 bits each, reduced: the distance from uniform is below 2^-2000."""

@@ -53,13 +53,6 @@ class Group(Protocol):
         """
         ...
 
-    def check_scalars(self, scalars: Scalars, *, what: str) -> None:
-        """Refuse scalars that are not below the order.
-
-        Raises EncryptionError.
-        """
-        ...
-
     def random_scalars(self, n: int, *, rng: Csprng) -> UInt8[np.ndarray, "n scalar_bytes"]:
         """Uniform scalars."""
         ...

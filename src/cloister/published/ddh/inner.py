@@ -24,12 +24,17 @@ from jaxtyping import Int64
 from cloister.base.rng import Csprng
 from cloister.errors import EncryptionError
 from cloister.published.ddh.groups import GroupName
-from cloister.published.ddh.keys import Ciphertexts, EncryptionKey, FunctionKey, MasterKey
-from cloister.published.ddh.parameters import Public, Variant
-from cloister.published.released import Keep, allowed, nothing
+from cloister.published.ddh.keys import (
+    DdhCiphertexts,
+    DdhEncryptionKey,
+    DdhFunctionKey,
+    DdhMasterKey,
+)
+from cloister.published.ddh.parameters import DdhPublic, Variant
+from cloister.published.released import Released
 from cloister.published.scheme import Bounds, Keys, check_matrix
 
-DdhKeys: TypeAlias = Keys[MasterKey, EncryptionKey, Public]
+DdhKeys: TypeAlias = Keys[DdhMasterKey, DdhEncryptionKey, DdhPublic]
 
 
 def setup(
@@ -42,22 +47,18 @@ def setup(
     variant: Variant = "selective",
     budget: int | None = None,
     allow_unbounded_leakage: bool = False,
-    keep: Keep | None = None,
 ) -> DdhKeys:
     """The authority's secret and the clients' public key, for FEIP and FEBO.
 
     budget   independent functions that keys may be made for, below dim; None: dim - 1
     allow_unbounded_leakage   the paper's mode: any number of them, so that every ciphertext is open
-    keep     brings the master key with its count to stable storage (`published.keyfile`), now
-             and before each key that gives more away; None: the count lives in this process
 
     Domain   dim * x_bound * y_bound below 2^40 (curve25519) or 2^30 (ffdhe2048): answers are found
              by search
     Secret   the result's `master`
     Raises   RangeError, InputError, UnsupportedError (ffdhe2048 without gmpy2)
     """
-    public = Public(group, variant, Bounds(dim, x_bound, y_bound))
-    budget = allowed(dim, budget, allow_unbounded_leakage=allow_unbounded_leakage, name="ddh")
+    public = DdhPublic(group, variant, Bounds(dim, x_bound, y_bound))
     g = public.group
     scalars = g.random_scalars(public.secrets * dim + 1, rng=rng)
     bases = g.generator[None]
@@ -68,17 +69,16 @@ def setup(
     points = np.broadcast_to(bases, (dim, *bases.shape))
     h = g.sums(points, columns)
     last = g.powers(g.generator[None], scalars[-1:])[0]
-    encryption = EncryptionKey(public, np.concatenate([bases, h, last]))
-    basis = nothing(dim, rng=rng)
-    master = MasterKey.counting(public, scalars, basis=basis, budget=budget, keep=keep)
-    if keep is not None:
-        keep(master.to_bytes(), replaces=None)
-    return Keys(master, encryption, public)
+    encryption = DdhEncryptionKey(public, np.concatenate([bases, h, last]))
+    released = Released(
+        dim, budget=budget, allow_unbounded_leakage=allow_unbounded_leakage, name="ddh", rng=rng
+    )
+    return Keys(DdhMasterKey(public, scalars, released), encryption, public)
 
 
 def encrypt(
-    encryption: EncryptionKey, x: Int64[np.ndarray, "n dim"], *, rng: Csprng, threads: int = 1
-) -> Ciphertexts:
+    encryption: DdhEncryptionKey, x: Int64[np.ndarray, "n dim"], *, rng: Csprng, threads: int = 1
+) -> DdhCiphertexts:
     """Encrypt the rows of x.
 
     Shapes   x: (n, dim)
@@ -93,23 +93,22 @@ def encrypt(
     plus = np.zeros((len(x), len(encryption.inner)), np.int64)
     plus[:, public.secrets :] = x
     r = g.random_scalars(len(x), rng=rng)
-    return Ciphertexts(
+    return DdhCiphertexts(
         public, g.powers(encryption.inner, r, plus=plus, bound=bound, threads=threads)
     )
 
 
 def keygen(
-    master: MasterKey,
+    master: DdhMasterKey,
     y: Int64[np.ndarray, "k dim"],
     *,
     ciphertexts_ids: Int64[np.ndarray, " n"] | None = None,
-) -> FunctionKey:
+) -> DdhFunctionKey:
     """The key of k functions; `ciphertexts_ids` is not needed: it serves every ciphertext.
 
     Domain   |y| <= y_bound
     Secret   master.  Public: y.
-    Raises   ShapeError, RangeError, BudgetError (more independent functions than the budget), and
-             what the master key's `keep` raises: then there is no key
+    Raises   ShapeError, RangeError, BudgetError (more independent functions than the budget)
     """
     # A private copy, of no subclass: what is charged is what the key is made for.
     y = np.array(y)
@@ -117,11 +116,11 @@ def keygen(
     check_matrix("y", y, bound=public.bounds.y_bound, columns=public.bounds.dim)
     master.released.charge(y)
     scalars = [g.combine(master.inner(which), y) for which in range(public.secrets)]
-    return FunctionKey(public, y, np.stack(scalars, axis=1))
+    return DdhFunctionKey(public, y, np.stack(scalars, axis=1))
 
 
 def decrypt(
-    public: Public, key: FunctionKey, ciphertexts: Ciphertexts, *, threads: int = 1
+    public: DdhPublic, key: DdhFunctionKey, ciphertexts: DdhCiphertexts, *, threads: int = 1
 ) -> Int64[np.ndarray, "n k"]:
     """X Y^T, exactly.
 

@@ -30,7 +30,7 @@ def group_named(name: GroupName) -> Group:
 
 
 @dataclass(frozen=True)
-class Public:
+class DdhPublic:
     """What everyone knows.
 
     Raises   InputError for an unknown group or variant, RangeError for bounds whose products a

@@ -16,7 +16,6 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import UInt32, UInt64
 
-import cloister._native as native
 from cloister.base.rng import KEY_BYTES, Csprng, SystemRandom
 from cloister.errors import (
     InputError,
@@ -26,8 +25,9 @@ from cloister.errors import (
 )
 from cloister.plan.plan import Plan
 from cloister.ring.freivalds import CheckVectors
+from cloister.ring.pads import expand_into
 from cloister.trusted.checks import accept
-from cloister.trusted.pads.maker import PadMaker, nonce
+from cloister.trusted.pads.maker import PadMaker
 from cloister.trusted.pads.shares import SharedNode
 from cloister.trusted.pads.store import PadStore
 from cloister.wire.grpc.places import machines
@@ -198,16 +198,15 @@ class WorkerMaker:
     ) -> UInt32[np.ndarray, "h w c"]:
         count = node.geometry.in_elements
         rest, share = self._pad[:count], self._share[:count]
-        stream_nonce = nonce(pad_id, node.index)
         if out is None:
             out = np.empty(node.geometry.out_shape, np.uint32)
         out.fill(0)
-        native.aes_ctr_fill(pad_key, stream_nonce, 0, rest)
+        expand_into(pad_key, pad_id, domain=node.index, out=rest)
         first, *others = self._links
         asked: list[_Asked] = []
         try:
             for link, key in zip(others, keys, strict=True):
-                native.aes_ctr_fill(key, stream_nonce, 0, share)
+                expand_into(key, pad_id, domain=node.index, out=share)
                 np.subtract(rest, share, out=rest)
                 self._ask(asked, link, node, share)
             self._ask(asked, first, node, rest)

@@ -1,8 +1,8 @@
 """One-time pads: `x + r` goes out, `A (x + r) - A r = A x` comes back (modulo 2^32).
 
-A pad set is identified by a pad id and serves one input of one plan. `r` is never stored: it is the
-AES-256-CTR keystream under (key, pad id, node index). `A r` is made beforehand, either here when
-asked (`InlinePads`) or in a store (store.py), and used once.
+A pad set is identified by a pad id and serves one input of one plan. `r` is never stored: it is
+expanded (`cloister.ring.pads`) under key, pad id and node index. `A r` is made beforehand, either
+here when asked (`InlinePads`) or in a store (store.py), and used once.
 """
 
 import os
@@ -11,16 +11,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cloister.base.rng import Csprng, pad_stream
+from cloister.base.rng import Csprng
 from cloister.errors import PadReusedError
 from cloister.plan.plan import Plan
+from cloister.ring.pads import expand
 from cloister.ring.ring_map import RingMap
 from cloister.trusted.pads.source import PadSet, PadSource, erase, reclaim
-
-
-def nonce(pad_id: int, node_index: int) -> bytes:
-    """The 12-byte nonce of one node's pad: pad id, node index, big endian."""
-    return pad_id.to_bytes(8, "big") + node_index.to_bytes(4, "big")
 
 
 class PadMaker:
@@ -45,13 +41,12 @@ class PadMaker:
 
         `into` is the memory of a spent pad set, which is then overwritten and returned.
         """
-        unblinding = {}
+        unblinding, number = {}, np.array([pad_id], np.int64)
         for index, ring_map in self._maps.items():
             geometry = self._geometries[index]
-            pad = pad_stream(pad_key, nonce(pad_id, index), geometry.in_elements)
-            shaped = pad.reshape(1, *geometry.in_shape)
+            pad = expand(pad_key, number, geometry.in_shape, domain=index)
             out = into[index][None] if into else None
-            unblinding[index] = ring_map.apply(shaped, out=out, threads=self._threads)[0]
+            unblinding[index] = ring_map.apply(pad, out=out, threads=self._threads)[0]
         return unblinding
 
 

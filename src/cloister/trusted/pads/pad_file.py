@@ -25,7 +25,7 @@ from cloister.base import files
 from cloister.base.aead import NONCE_BYTES, TAG_BYTES, seal
 from cloister.base.rng import SystemRandom
 from cloister.errors import PadStoreError
-from cloister.trusted.pads.pad_ledger import DIGEST_BYTES, ID_BYTES, Layout
+from cloister.trusted.pads.pad_ledger import DIGEST_BYTES, ID_BYTES, MemoryLayout
 
 MAGIC = b"CLSRPAD1"
 PAD_ID_BYTES = 8
@@ -53,7 +53,7 @@ class PadFiles:
         """Where a pad lies."""
         return self.folder / f"{pad_id}{SUFFIX}"
 
-    def write(self, pad_id: int, layout: Layout, arrays: Mapping[int, np.ndarray]) -> None:
+    def write(self, pad_id: int, layout: MemoryLayout, arrays: Mapping[int, np.ndarray]) -> None:
         """Seal a pad and make it durable: the file is there completely, or not at all.
 
         Raises   PadStoreError when it cannot be written; nothing is left behind
@@ -79,7 +79,9 @@ class PadFiles:
                 reason = "the disk is full; free space or choose another folder"
             raise PadStoreError(f"pad store {self.folder}: {reason}") from None
 
-    def read_into(self, pad_id: int, layout: Layout, arrays: Mapping[int, np.ndarray]) -> None:
+    def read_into(
+        self, pad_id: int, layout: MemoryLayout, arrays: Mapping[int, np.ndarray]
+    ) -> None:
         """Unseal a pad into arrays of its layout.
 
         Raises   PadStoreError naming the file when it is missing or not what was written; then it
@@ -98,7 +100,7 @@ class PadFiles:
             raise PadStoreError(f"pad {path}: was changed since it was written") from None
 
     def _read_open(
-        self, file: int, head: bytes, layout: Layout, arrays: Mapping[int, np.ndarray]
+        self, file: int, head: bytes, layout: MemoryLayout, arrays: Mapping[int, np.ndarray]
     ) -> None:
         if os.fstat(file).st_size != file_bytes(layout):
             raise OSError(errno.EINVAL, "has the wrong size; it was cut or replaced")
@@ -163,7 +165,7 @@ class PadFiles:
         return MAGIC + self.store_id + self.plan_digest + pad_id.to_bytes(PAD_ID_BYTES, "big")
 
 
-def file_bytes(layout: Layout) -> int:
+def file_bytes(layout: MemoryLayout) -> int:
     """Size of a pad's file."""
     head = len(MAGIC) + ID_BYTES + DIGEST_BYTES + PAD_ID_BYTES
     return head + sum(_record_bytes(shape) for _, shape in layout)

@@ -36,7 +36,7 @@ KEY_BYTES = 32
 ID_BYTES = 16
 BUSY_TIMEOUT_S = 30.0
 
-Layout = tuple[tuple[int, tuple[int, ...]], ...]
+MemoryLayout = tuple[tuple[int, tuple[int, ...]], ...]
 """Node index and shape of every array of a pad, by node index; the same for all pads of a store."""
 
 _SCHEMA = """
@@ -56,7 +56,7 @@ CREATE TABLE store (
 
 
 @dataclass
-class Counters:
+class PadCounters:
     """The counters of a store.
 
     Ids below `next_make` have been given to a maker; ids below `next_use` will never be handed out
@@ -68,11 +68,11 @@ class Counters:
     next_use: int
     used: int
     makers: int
-    layout: Layout | None
+    layout: MemoryLayout | None
 
 
 @dataclass(frozen=True)
-class Ledger:
+class PadLedger:
     """An opened key file. Secret: store_key."""
 
     path: Path
@@ -82,7 +82,7 @@ class Ledger:
     busy_timeout_s: float
 
     def __repr__(self) -> str:
-        return f"Ledger({str(self.path)!r}, store_id={self.store_id.hex()})"
+        return f"PadLedger({str(self.path)!r}, store_id={self.store_id.hex()})"
 
     @classmethod
     def create(
@@ -111,7 +111,7 @@ class Ledger:
             ledger = cls(path, store_id, store_key, plan_digest, busy_timeout_s)
             database.execute(
                 "INSERT INTO store VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (store_id, store_key, plan_digest, *ledger._row(Counters(0, 0, 0, 0, None))),
+                (store_id, store_key, plan_digest, *ledger._row(PadCounters(0, 0, 0, 0, None))),
             )
         return ledger
 
@@ -142,7 +142,7 @@ class Ledger:
         return ledger
 
     @contextlib.contextmanager
-    def update(self) -> Iterator[Counters]:
+    def update(self) -> Iterator[PadCounters]:
         """Change counters: alone, all or nothing, durable when the block has been left.
 
         Raises   PadReusedError when a counter would go back, PadStoreError when nothing was changed
@@ -160,7 +160,7 @@ class Ledger:
                     self._row(after),
                 )
 
-    def _load(self, database: sqlite3.Connection) -> Counters:
+    def _load(self, database: sqlite3.Connection) -> PadCounters:
         found = database.execute(
             "SELECT store_id, next_make, next_use, used, makers, layout, mac FROM store"
         ).fetchone()
@@ -172,9 +172,9 @@ class Ledger:
         if not hmac.compare_digest(mac, self._mac(*row)):
             raise PadStoreError(_damaged(self.path))
         next_make, next_use, used, makers, layout = row
-        return Counters(next_make, next_use, used, makers, _parse_layout(layout))
+        return PadCounters(next_make, next_use, used, makers, _parse_layout(layout))
 
-    def _row(self, counters: Counters) -> tuple[int, int, int, int, str, bytes]:
+    def _row(self, counters: PadCounters) -> tuple[int, int, int, int, str, bytes]:
         numbers = (counters.next_make, counters.next_use, counters.used, counters.makers)
         layout = json.dumps(counters.layout)
         return (*numbers, layout, self._mac(*numbers, layout))
@@ -184,7 +184,7 @@ class Ledger:
         return hmac.digest(self.store_key, described, hashlib.sha256)
 
 
-def _parse_layout(text: str) -> Layout | None:
+def _parse_layout(text: str) -> MemoryLayout | None:
     listed = json.loads(text)
     if listed is None:
         return None

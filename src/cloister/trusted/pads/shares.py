@@ -22,7 +22,7 @@ MAX_DIGIT_BITS = 16
 
 
 @dataclass(frozen=True)
-class Digits:
+class DigitWidths:
     """How a word of Z_2^32 is written as balanced digits, lowest first.
 
     Domain   digit k lies in [-2^(w_k - 1), 2^(w_k - 1)); the widths w_k sum to 32
@@ -31,7 +31,7 @@ class Digits:
     widths: tuple[int, ...]
 
     @staticmethod
-    def of(linear: LinearMap) -> "Digits":
+    def of(linear: LinearMap) -> "DigitWidths":
         """The fewest digits d for which |A d| < 2^31 is proved, nearly equal in width.
 
         Raises   RangeError when even digits of one bit may wrap, which no plan contains
@@ -46,7 +46,7 @@ class Digits:
         low = -(-RING_BITS // count)
         rest = RING_BITS - low * (count - 1)
         # For every width from 1 to 16 the last digit has at least one bit.
-        return Digits((low,) * (count - 1) + (rest,))
+        return DigitWidths((low,) * (count - 1) + (rest,))
 
 
 class SharedNode:
@@ -57,7 +57,7 @@ class SharedNode:
         self.name = name
         self.linear = linear
         self.geometry = linear.geometry
-        self.digits = Digits.of(linear)
+        self.digits = DigitWidths.of(linear)
         count = len(self.digits.widths)
         self.request = TensorSpec(np.dtype(np.int16), (count, *self.geometry.in_shape))
         self.answer = TensorSpec(np.dtype(np.uint32), (count, *self.geometry.out_shape))

@@ -25,7 +25,7 @@ from cloister.base.hkdf import derive
 from cloister.base.rng import Csprng
 from cloister.errors import PadsExhausted, PadStoreError, RangeError, ShapeError
 from cloister.trusted.pads.pad_file import SUFFIX, PadFiles, file_bytes
-from cloister.trusted.pads.pad_ledger import BUSY_TIMEOUT_S, Counters, Layout, Ledger
+from cloister.trusted.pads.pad_ledger import BUSY_TIMEOUT_S, MemoryLayout, PadCounters, PadLedger
 from cloister.trusted.pads.source import PadSet, erase, reclaim
 
 _SEALING = b"cloister pad sealing v1"
@@ -61,7 +61,7 @@ class PadStore:
     """
 
     folder: Path
-    _ledger: Ledger = field(repr=False)
+    _ledger: PadLedger = field(repr=False)
     _spare: list[dict[int, np.ndarray]] = field(default_factory=list, repr=False)
     _spare_lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -110,7 +110,7 @@ class PadStore:
                 f"pad store {path}: holds pads of another store already; choose another folder, "
                 "or name that store's key file"
             )
-        ledger = Ledger.create(
+        ledger = PadLedger.create(
             key_file, plan_digest=plan_digest, rng=rng, busy_timeout_s=busy_timeout_s
         )
         return cls(folder, ledger)
@@ -128,7 +128,7 @@ class PadStore:
 
         Raises   PadStoreError when it is missing, damaged, locked, or of another plan or key file
         """
-        ledger = Ledger.open(key_file, busy_timeout_s=busy_timeout_s)
+        ledger = PadLedger.open(key_file, busy_timeout_s=busy_timeout_s)
         if ledger.plan_digest != plan_digest:
             raise PadStoreError(
                 f"pad store {path}: holds pads of plan {ledger.plan_digest.hex()[:8]}, not of plan "
@@ -147,7 +147,7 @@ class PadStore:
 
         Raises   PadStoreError when it is missing, damaged, locked or of another key file
         """
-        store = cls(path.absolute(), Ledger.open(key_file, busy_timeout_s=busy_timeout_s))
+        store = cls(path.absolute(), PadLedger.open(key_file, busy_timeout_s=busy_timeout_s))
         store._tidy()
         return store.status()
 
@@ -255,7 +255,7 @@ class PadStore:
             store_id=self._ledger.store_id,
         )
 
-    def _next_ids(self, counters: Counters, count: int) -> list[int]:
+    def _next_ids(self, counters: PadCounters, count: int) -> list[int]:
         found: list[int] = []
         # Without a layout no pad was ever stored, so a file in the folder was planted.
         end = counters.next_make if counters.layout else counters.next_use
@@ -271,7 +271,7 @@ class PadStore:
             )
         return found
 
-    def _read(self, pad_id: int, layout: Layout) -> PadSet:
+    def _read(self, pad_id: int, layout: MemoryLayout) -> PadSet:
         with self._spare_lock:
             arrays = self._spare.pop() if self._spare else {}
         for index, shape in layout:
@@ -297,7 +297,7 @@ class PadStore:
                     self._files.remove(pad_id)
             self._files.remove_leftovers()
 
-    def _check_owner(self, newest: int, counters: Counters) -> None:
+    def _check_owner(self, newest: int, counters: PadCounters) -> None:
         owner, own = self._files.owner(newest), self._ledger.store_id
         if owner not in (None, own):
             raise PadStoreError(
@@ -319,7 +319,7 @@ class PadStore:
             raise PadStoreError(f"pad store {self.folder}: {reason}") from None
 
 
-def _layout(unblinding: Mapping[int, np.ndarray]) -> Layout:
+def _layout(unblinding: Mapping[int, np.ndarray]) -> MemoryLayout:
     if not unblinding:
         raise ShapeError("a pad without any node blinds nothing")
     for index, array in unblinding.items():

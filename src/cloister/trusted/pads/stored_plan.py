@@ -16,7 +16,7 @@ from cloister.base.reading import open_regular, parsing
 from cloister.base.rng import Csprng
 from cloister.errors import PadStoreError, PlanError, VerificationError
 from cloister.plan.plan import Plan
-from cloister.trusted.pads.pad_ledger import Ledger
+from cloister.trusted.pads.pad_ledger import PadLedger
 from cloister.trusted.pads.store import PadStore
 
 PLAN_FILE = "plan.sealed"
@@ -29,7 +29,7 @@ def save_plan(plan: Plan, folder: Path, *, key_file: Path, rng: Csprng) -> None:
 
     Raises   PadStoreError when the store is of another plan
     """
-    ledger = Ledger.open(key_file)
+    ledger = PadLedger.open(key_file)
     data = plan.to_bytes()
     if hashlib.sha256(data).digest() != ledger.plan_digest or len(data) > MAX_BYTES:
         raise PadStoreError(f"key file {key_file}: is of another plan, or the plan is too large")
@@ -43,7 +43,7 @@ def load_plan(folder: Path, *, key_file: Path) -> Plan:
     Raises   PadStoreError when the key file does not vouch for it, InputError when there is none
     """
     path = folder / PLAN_FILE
-    ledger = Ledger.open(key_file)
+    ledger = PadLedger.open(key_file)
     with parsing(f"{path}: cannot be read"), open_regular(path) as file:
         sealed = file.read(MAX_BYTES)
     try:
@@ -91,5 +91,5 @@ def open_or_create(plan: Plan, folder: Path, *, key_file: Path, rng: Csprng) -> 
     return PadStore.create(folder, plan_digest=plan.digest, key_file=key_file, rng=rng)
 
 
-def _key(ledger: Ledger) -> bytes:
+def _key(ledger: PadLedger) -> bytes:
     return derive(ledger.store_key, info=_PURPOSE + ledger.store_id + ledger.plan_digest)

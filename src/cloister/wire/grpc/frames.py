@@ -56,11 +56,6 @@ class Assembler:
         self._tensors: tuple[np.ndarray, ...] = ()
         self._open: list[memoryview] = []
 
-    @property
-    def midway(self) -> bool:
-        """Whether a message has begun and not ended."""
-        return self._head is not None
-
     def feed(self, frame: bytes) -> Message | None:
         """Take the next frame; the message, when this completes one.
 

@@ -29,7 +29,7 @@ class BusyError(Exception):
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServerLimits:
     """Bounds of a server.
 
     connections   of callers, at most; `per_caller` of them of one caller
@@ -54,14 +54,14 @@ class Limits:
     memory_bytes: int = 1 << 31
     threads: int = 32
 
-    def within(self, descriptors: int) -> "Limits":
+    def within(self, descriptors: int) -> "ServerLimits":
         """The same, or fewer connections where the process may open fewer files."""
         room = max(16, descriptors - RESERVED_DESCRIPTORS)
         if self.connections + self.strangers <= room:
             return self
         strangers = max(4, min(self.strangers, room // 4))
         connections = min(self.connections, room - strangers)
-        return Limits(
+        return ServerLimits(
             **vars(self)
             | {
                 "connections": connections,
@@ -94,7 +94,7 @@ class Guest(Protocol):
 class Crowd:
     """All connections of a server, the oldest first."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ServerLimits) -> None:
         self._limits = limits
         self._strangers: dict[Guest, str] = {}
         self._callers: dict[Guest, Hashable] = {}

@@ -16,10 +16,10 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from cloister.errors import CloisterError, ProtocolError, ServiceUnavailable, printable
-from cloister.wire.https.admission import BusyError, Crowd, Limits, QuietLog, Shares
+from cloister.wire.https.admission import BusyError, Crowd, QuietLog, ServerLimits, Shares
 from cloister.wire.https.bodies import Body, decode, encode
-from cloister.wire.https.client import CONTENT_TYPE, MAX_MESSAGE_CHARS
-from cloister.wire.https.head import END, MAX_HEAD_BYTES, Head, parse_head
+from cloister.wire.https.head import END, MAX_HEAD_BYTES, RequestHead, parse_head
+from cloister.wire.https.https_client import CONTENT_TYPE, MAX_MESSAGE_CHARS
 
 QUICK_BYTES = 1 << 16
 """Requests up to this size are read by the event loop itself."""
@@ -91,7 +91,7 @@ class House:
     """The common state of a server's connections."""
 
     admit: Admit
-    limits: Limits
+    limits: ServerLimits
     crowd: Crowd
     bodies: Shares
     memory: Shares
@@ -159,7 +159,7 @@ class Connection:
         self._writer = asyncio.StreamWriter(transport, protocol, self._reader, loop)
         self._open = True
 
-    async def _head(self) -> Head | None:
+    async def _head(self) -> RequestHead | None:
         """The next request's head; None: the client has left."""
         try:
             data = await self._reader.readuntil(END)
@@ -174,7 +174,7 @@ class Connection:
             await self._refuse(400, error)
             return None
 
-    async def _request(self, head: Head) -> bool:
+    async def _request(self, head: RequestHead) -> bool:
         """Answer one request; tells whether another may follow on this connection."""
         house = self._house
         self.idle = False

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cloister.errors import ProtocolError
-from cloister.wire.https.client import CONTENT_TYPE, PREFIX
+from cloister.wire.https.https_client import CONTENT_TYPE, PREFIX
 
 MAX_HEAD_BYTES = 1 << 14
 END = b"\r\n\r\n"
@@ -19,7 +19,7 @@ _LENGTH = re.compile(r"[0-9]{1,20}")
 
 
 @dataclass(frozen=True)
-class Head:
+class RequestHead:
     """The head of a request; nothing of it is trusted."""
 
     method: str
@@ -60,7 +60,7 @@ class Head:
         return int(stated)
 
 
-def parse_head(data: bytes) -> Head:
+def parse_head(data: bytes) -> RequestHead:
     """The head that ends with an empty line.
 
     Raises   ProtocolError
@@ -78,4 +78,4 @@ def parse_head(data: bytes) -> Head:
         if name in fields:
             raise ProtocolError(f"field {name} of the request's head is there twice")
         fields[name] = field[2].decode("latin-1").rstrip(" \t")
-    return Head(request[1].decode("ascii"), request[2].decode("ascii"), fields)
+    return RequestHead(request[1].decode("ascii"), request[2].decode("ascii"), fields)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cloister.errors import InputError
-from cloister.wire.https.admission import Crowd, Limits, QuietLog, Shares, descriptors
+from cloister.wire.https.admission import Crowd, QuietLog, ServerLimits, Shares, descriptors
 from cloister.wire.https.connection import Admit, Connection, House, described
 
 START_TIMEOUT_S = 20.0
@@ -33,13 +33,13 @@ class HttpsServer:
         *,
         certificate: Path,
         private_key: Path,
-        limits: Limits | None = None,
+        limits: ServerLimits | None = None,
     ) -> None:
         """Bind and start; port 0 picks one, see `url`.
 
         Raises   InputError when the address or the certificate cannot be used
         """
-        limits = (limits or Limits()).within(descriptors())
+        limits = (limits or ServerLimits()).within(descriptors())
         self._context = _context(certificate, private_key)
         self._socket = _bind(listen)
         host, port = self._socket.getsockname()[:2]

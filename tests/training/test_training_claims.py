@@ -18,8 +18,8 @@ from cloister.plan.protection import BLINDED_VERIFIED
 from cloister.training import ciphertext_service
 from cloister.training.ciphertext_service import RemoteCiphertextServer
 from cloister.training.ciphertexts import CiphertextServer, LocalCiphertextServer
-from cloister.training.claims import CAN, TELLS, claims
 from cloister.training.sent import Content, sent
+from cloister.training.training_claims import CAN, TELLS, claims
 from training.doubles import MemoryAuthority, MemoryDataset, blobs
 from training.test_trainer import FROZEN, PAPER, SHAPE, TRUSTED, trainer
 from trusted.test_transcript_is_uniform import p_value

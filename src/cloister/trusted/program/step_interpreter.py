@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from cloister.base.rng import pad_stream
+from cloister.base.rng import keystream
 from cloister.errors import RangeError, VerificationError
 from cloister.graph.batch import row_count
 from cloister.graph.layout import from_channels_last, to_channels_last
@@ -20,6 +20,7 @@ from cloister.plan.input_factors import multiplied
 from cloister.ring import reference
 from cloister.ring.freivalds import CheckVectors
 from cloister.ring.linear import LinearMap
+from cloister.ring.pads import nonce
 from cloister.trusted.program.steps import Exchange, Fused, Local, Program, Segment
 
 Worker = Callable[[LinearMap, np.ndarray], np.ndarray]
@@ -222,11 +223,10 @@ class _Batch:
         )
 
     def _pad(self, index: int) -> np.ndarray:
-        """The keystream that blinds a node's message: nonce = pad id, node, big endian."""
+        """The keystream that blinds a node's message."""
         geometry = self._plan.linear_nodes[index].linear.geometry
-        node = index.to_bytes(4, "big")
         words = [
-            pad_stream(self._pad_key, pad_id.to_bytes(8, "big") + node, geometry.in_elements)
+            keystream(self._pad_key, nonce(pad_id, index), geometry.in_elements)
             for pad_id in self._pad_ids
         ]
         return np.stack(words).reshape(-1, *geometry.in_shape)

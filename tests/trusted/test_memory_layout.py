@@ -2,7 +2,7 @@ import pytest
 
 import nets
 from cloister.trusted.program.compile import compile_plan
-from cloister.trusted.program.layout import ALIGNMENT, Lifetimes, lay_out
+from cloister.trusted.program.memory_layout import ALIGNMENT, Lifetimes, lay_out
 from trusted.test_session import plan_of
 
 

@@ -70,7 +70,7 @@ class Lifetimes:
 
 
 @dataclass
-class Layout:
+class MemoryLayout:
     """The memory of a program for one batch size.
 
     `shared` has the key ("message", node) and ("answer", node) of every exchange, for links whose
@@ -97,7 +97,7 @@ def value_key(program: Program, name: str, channels_first: bool) -> ValueKey:
     return (part.whole if part else name, channels_first)
 
 
-def lay_out(program: Program, batch: int) -> Layout:
+def lay_out(program: Program, batch: int) -> MemoryLayout:
     """Lay out the memory of a program."""
     plan = program.plan
     hides = bool(plan.hidden_nodes)
@@ -132,7 +132,9 @@ def lay_out(program: Program, batch: int) -> Layout:
             _read(program, private, name, i)
     for name in plan.graph.outputs:
         _read(program, private, name, len(program.steps))
-    return Layout(shared.place(), private.place(), shapes, messages, answers, frozenset(staged))
+    return MemoryLayout(
+        shared.place(), private.place(), shapes, messages, answers, frozenset(staged)
+    )
 
 
 def _message(plan: Plan, index: int, batch: int) -> TensorSpec:
