@@ -136,8 +136,8 @@ class Authority:
             seen = hmac.compare_digest(found.label_key, label_key)
             if not seen or _agreement(found).digest != offered.agreement:
                 raise EncryptionError(
-                    f"data set {dataset}: is not the one that this client has seen, or was made by "
-                    "another client meanwhile; encrypt again"
+                    f"data set {dataset}: is not the one that this client has seen, or another "
+                    "client has made it since; encrypt again"
                 )
             new = PartInfo(offered.part, found.info.samples, offered.samples, offered.sha256)
             old = self._registry.find(dataset, new, key)

@@ -109,7 +109,7 @@ def check_private(path: Path, found: os.stat_result) -> None:
     Raises   InputError
     """
     if stat.S_ISREG(found.st_mode) and stat.S_IMODE(found.st_mode) & OTHERS:
-        raise InputError(f"{path}: others can read it; run chmod 600 on it")
+        raise InputError(f"{path}: other users can read it; run chmod 600 on it")
 
 
 def read_private(path: Path, *, most: int) -> bytes:

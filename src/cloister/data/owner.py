@@ -135,7 +135,7 @@ class Notes:
             ) from None
         if len(set(notes.classes)) != info.classes:
             raise EncryptionError(
-                f"data set {info.name}: names {len(notes.classes)} classes, and has others"
+                f"data set {info.name}: names {len(notes.classes)} classes, but has other ones"
             )
         return notes
 

@@ -229,12 +229,12 @@ class FolderSource:
         kind = picture_kind(path)
         if kind.shape != self.shape:
             raise ShapeError(
-                f"{path}: is a picture {kind.shape}, the others are {self.shape}; "
+                f"{path}: is a picture {kind.shape}, the other ones are {self.shape}; "
                 "bring them to one size and to one number of channels first"
             )
         if kind.wide != self._kind.wide:
             raise ShapeError(
-                f"{path}: some pictures have 8 bits and others more; bring them to one kind first"
+                f"{path}: some pictures have 8 bits and some more; bring them to one kind first"
             )
 
 

@@ -256,8 +256,8 @@ def _writable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); what was in it is whole: make "
-            "room, then encrypt again"
+            f"{path}: cannot be written ({error.strerror or error}); its earlier parts are whole: "
+            "make room, then encrypt again"
         ) from None
 
 

@@ -151,7 +151,7 @@ def _refusal(plan: Plan, digits: Digits) -> str:
             session.run(digits.held_out[:1])
     except VerificationError as error:
         return str(error)
-    raise VerificationError("the demo's lying worker was believed: do not use this build")
+    raise VerificationError("the demo accepted a wrong answer: do not use this build")
 
 
 def stages(report: Report) -> list[tuple[str, str, str]]:

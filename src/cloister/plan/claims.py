@@ -89,7 +89,7 @@ class Statement:
 
     def __post_init__(self) -> None:
         if (self.strength is Strength.ASSUMED) != bool(self.assumes):
-            raise PlanError(f"claim about the {self.role}: what is assumed names its assumption")
+            raise PlanError(f"claim about the {self.role}: strength 'assumed' names its assumption")
 
     def __str__(self) -> str:
         why = f"assuming: {self.assumes}" if self.assumes else self.strength
@@ -248,7 +248,7 @@ def _worker(
             if not hidden and protection.hidden:
                 learns = (Extent.BOUNDED, _BESIDE_CLEAR[protection], learns[2])
             if not checked and not protection.on_worker:
-                text = "change their inputs, where these follow from answers that nobody checks"
+                text = "change their inputs, where these follow from unchecked answers"
                 can = (Extent.BOUNDED, text, _MACHINE)
             yield state(Role.WORKER, Verb.LEARNS, about, *learns)
             yield state(Role.WORKER, Verb.CAN, about, *can)

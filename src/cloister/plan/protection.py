@@ -42,7 +42,9 @@ class Protection:
 
     def __post_init__(self) -> None:
         if self.input is Input.INSIDE and self.checked:
-            raise PlanError("protection: a node inside is not checked; nobody else computes it")
+            raise PlanError(
+                "protection: a node inside is not checked, because no other party computes it"
+            )
         if self.weights is Weights.HIDDEN and self.input is not Input.INSIDE:
             raise PlanError(
                 "protection: a worker reads the weights that it computes with; hidden weights stay "

@@ -209,5 +209,5 @@ def _spent(authority: TrainingAuthority, dataset: str, note: Note) -> Summary | 
     try:
         return authority.summary(dataset)
     except AuthorityUnavailable as error:
-        note(f"what is spent is not shown: {error}")
+        note(f"the ledger cannot be shown: {error}")
         return None

@@ -308,7 +308,7 @@ def _lane_count(
         raise PlanError(f"lanes= must be at least 1, got {lanes}")
     if lanes > 1 and threads > 1:
         raise PlanError(
-            "several lanes have one thread each, or their work could not be told apart: threads=1"
+            "several lanes have one thread each, so that their work is counted apart: threads=1"
         )
     return lanes
 

@@ -186,7 +186,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
-        "--poll-us", type=int, default=0, help="look for messages so long before sleeping (--fd)"
+        "--poll-us", type=int, default=0, help="busy-poll so long before blocking (--fd)"
     )
     # Workers that lie are for tests of the other side.
     parser.add_argument("--lie", choices=[lie.value for lie in Lie], help=argparse.SUPPRESS)

@@ -88,8 +88,7 @@ def _loose(finding: Finding, truth: Truth, prior: Prior) -> Judged:
         sure = finding.certain is not None and finding.certain[i].all()
         if elsewhere or (sure and alike[i, best] < ALIKE):
             raise InputError(
-                f"truth: what the log tells of sample {int(truth.ids[best])} is not that sample; "
-                f"{ORDER}"
+                f"truth: sample {int(truth.ids[best])} of the log is another one; {ORDER}"
             )
         places.append(best)
         rows.append(i)

@@ -142,10 +142,10 @@ def fused_steps_compute_their_nodes(program: Program) -> Broken:
                 program.plan.graph, nodes[name], found, channels_first=step.channels_first
             )
         if found is None or not _same(found, step.epilogue):
-            yield i, f"does not compute what follows value {start!r}"
+            yield i, f"does not compute the nodes that follow value {start!r}"
         only_sent = step.source and not step.stored and not step.epilogue.covered
         if step.factors is not None and not only_sent:
-            yield i, "multiplies by factors what does not only become a message"
+            yield i, "multiplies by factors a value that does not only become a message"
 
 
 def exchanges_are_paired(program: Program) -> Broken:

@@ -35,7 +35,7 @@ def endpoints(address: str) -> frozenset[tuple[str, int]]:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         raise InputError(
-            f"worker {address}: the name does not resolve, so it cannot be told from the other "
+            f"worker {address}: the name does not resolve, so it cannot be compared with the other "
             "workers; give its IP address"
         ) from None
     return frozenset((_machine(str(place[4][0]), place[4][3:]), port) for place in found)
