@@ -131,7 +131,7 @@ def test_a_connection_takes_its_token_from_a_file(kit, served, tmp_path):
         with cloister.authority.connect(url, pin=pin, token=given) as client:
             assert client.find("set").label_key == kit.authority.find("set").label_key
     file.chmod(0o644)
-    with pytest.raises(InputError, match="others can read it"):
+    with pytest.raises(InputError, match="other users can read it"):
         cloister.authority.connect(url, pin=pin, token=file)
     with pytest.raises(InputError, match="can be read"):
         cloister.authority.connect(url, pin=pin, token=tmp_path / "none")
@@ -215,7 +215,7 @@ def test_clients_make_data_sets_and_share_the_permutation(kit, served):
 def test_of_two_clients_that_make_one_data_set_the_second_begins_anew(kit, served):
     one, two = (enrol(served("client"), OTHER, rng=RNG) for _ in range(2))
     one.register("a" * 32, 7, "b" * 64, bytes(32))
-    with pytest.raises(EncryptionError, match="made by another client meanwhile"):
+    with pytest.raises(EncryptionError, match="another client has made it since"):
         two.register("c" * 32, 7, "d" * 64, bytes(31) + b"\1")
     again = enrol(served("client"), OTHER, rng=RNG)
     assert again.register("c" * 32, 7, "d" * 64, bytes(31) + b"\1") == 7

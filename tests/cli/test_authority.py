@@ -204,7 +204,7 @@ def test_a_data_set_is_deleted_when_that_is_meant(cloister, refused, folder, sam
     token_of_it = ("--role", "server", "--dataset", "set")
     assert cloister("authority", "token", folder, *token_of_it).code == 0
     found = refused("authority", "delete", folder, "set")
-    assert "nobody could use its 12 samples any more; confirm with --yes" in found
+    assert "its 12 samples could never be used again; confirm with --yes" in found
     assert "not known" in refused("authority", "delete", folder, "other")
     assert "not known" in refused("authority", "delete", folder, "other", "--yes")
     ran = cloister("authority", "delete", folder, "set", "--yes")

@@ -334,7 +334,7 @@ def test_kill_9_of_a_frozen_run(site, cloister, tmp_path, gates, monkeypatch):
         with killed_at(gates / "2", authority, monkeypatch):
             ran = cloister(*site.train(url, "--patience", 0.2))
     assert figures(ran) == undisturbed
-    assert f"note: what is spent is not shown: {url}: cannot be reached" in ran.err
+    assert f"note: the ledger cannot be shown: {url}: cannot be reached" in ran.err
     same_state(site, control)
     for name, column in site.spent()[1].items():
         np.testing.assert_array_equal(column, control.spent()[1][name], err_msg=name)

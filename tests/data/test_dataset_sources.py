@@ -194,7 +194,7 @@ def test_pictures_of_more_than_eight_bits_are_values(tmp_path):
     x, _, _ = everything(found, Encoder(found, encoding))
     assert len(np.unique(x)) == 4096
     Image.fromarray(gray(32, 32)).save(tmp_path / "well" / "eight.png")
-    with pytest.raises(ShapeError, match=r"eight\.png: some pictures have 8 bits and others more"):
+    with pytest.raises(ShapeError, match=r"eight\.png: some pictures have 8 bits and some more"):
         open_source(tmp_path)
 
 

@@ -39,9 +39,8 @@ def test_links_and_named_files_exist(path):
 
 
 def test_benchmarks_that_documents_name_exist():
-    texts = [path.read_text() for path in DOCUMENTS]
-    pattern = r"python -m benchmarks\s+([a-z]\w*)"
-    named = {name for text in texts for name in re.findall(pattern, text)}
+    text = "\n".join(path.read_text() for path in DOCUMENTS)
+    named = set(re.findall(r"python -m benchmarks\s+([a-z]\w*)", text))
     assert len(named) > 10
     assert named <= set(NAMES)
 

@@ -46,7 +46,7 @@ def test_a_plan_without_float_weights_is_the_same_plan(name, policy):
 
 def test_nothing_is_compared_with_weights_that_are_gone():
     plan, samples = planned(nets.chain, "slalom")
-    with pytest.raises(PlanError, match="let go of its float32 weights"):
+    with pytest.raises(PlanError, match="dropped its float32 weights"):
         compare(plan.without_float_weights(), samples)
     assert compare(plan, samples).inputs == 2
 

@@ -18,7 +18,7 @@ COUNTED = ("requests", "refusals", "forward", "gradient", "labels", "trusted")
 
 @dataclass(frozen=True)
 class Spent:
-    """What the samples of a data set have given away to the server, sample by sample."""
+    """The releases of a data set's samples to the server, sample by sample."""
 
     rank: Int64[np.ndarray, " samples"]
     bits: Int64[np.ndarray, " samples"]
@@ -41,7 +41,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class LedgerLimits:
-    """What a data set's terms allow besides its budget of rank; see `records.Terms`."""
+    """The limits of a data set's terms besides its budget of rank; see `records.Terms`."""
 
     max_bits: int | None
     value_bits: int
@@ -50,12 +50,12 @@ class LedgerLimits:
 
 @dataclass
 class Account:
-    """What is known of a data set's samples.
+    """The state of a data set's samples.
 
     counts        requests and refusals so far
     journal_rows  moves in the journal
-    charges       what functions cost that were found admissible
-    lock          held by whoever reads or moves words: data sets do not wait for each other
+    charges       prices of functions that were found admissible
+    lock          held by a thread that reads or moves words: data sets do not wait for each other
     """
 
     info: DatasetInfo

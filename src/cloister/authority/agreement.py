@@ -59,7 +59,7 @@ EXPOSURE: dict[str, Callable[[Agreement], float]] = {
 }
 """All other fields: how much each gives away, with the defaults filled in. More is weaker.
 
-The scale and the offset of an encoding choose units: how finely a value is told is its bits.
+The scale and the offset of an encoding choose units; its bits decide how fine a value is.
 """
 _OF_PAPER = ("encoding", "mode", "labels_to_server")
 """Mode paper has no limits to compare."""

@@ -103,7 +103,7 @@ class Authority:
         return cls(folder, threads=threads)
 
     def close(self) -> None:
-        """Write what is under way and let go of the folder."""
+        """Write all pending records and release the folder."""
         self.database.close()
         os.close(self._held)
 
@@ -136,8 +136,8 @@ class Authority:
             seen = hmac.compare_digest(found.label_key, label_key)
             if not seen or _agreement(found).digest != offered.agreement:
                 raise EncryptionError(
-                    f"data set {dataset}: is not the one that this client has seen, or was made by "
-                    "another client meanwhile; encrypt again"
+                    f"data set {dataset}: is not the one that this client has seen, or another "
+                    "client has made it since; encrypt again"
                 )
             new = PartInfo(offered.part, found.info.samples, offered.samples, offered.sha256)
             old = self._registry.find(dataset, new, key)
@@ -150,7 +150,8 @@ class Authority:
     def _record(self, grown: DatasetRecord, *, is_new: bool) -> None:
         """Take over the last part of a data set, and with its first part the data set."""
         info, part, key = grown.info, grown.parts[-1], grown.keys[-1]
-        # All that can fail comes before the record, and what others see after it.
+        # Every step that can fail comes before the record, and every effect that other threads see
+        # after it.
         row = (part.part, info.name, part.first, part.samples, part.sha256, key)
         jobs, account = [partial(_insert, "parts", row)], None
         if is_new:
@@ -174,7 +175,7 @@ class Authority:
         return tuple(self._dataset(dataset).parts)
 
     def terms(self, dataset: str) -> Terms:
-        """What its owner decided."""
+        """The terms that its owner decided."""
         return self._dataset(dataset).terms
 
     # ---- for servers and trusted runtimes
@@ -195,7 +196,7 @@ class Authority:
         found = self._dataset(request.dataset)
         if receiver not in get_args(Receiver):
             raise InputError("a key's receiver is server or trusted")
-        # A private copy: what is charged is what is computed, and what the ledger keeps.
+        # A private copy: the same integers are charged, computed with and kept by the ledger.
         request = request.copied()
         request.check(found.info)
         _check_ids(found.info, request.ids)

@@ -161,7 +161,7 @@ class Database:
 
     @contextlib.contextmanager
     def asking(self) -> Iterator[sqlite3.Connection]:
-        """A connection for a row of what is committed, with others that ask for no more."""
+        """A connection for reading one committed row, shared with other readers of one row."""
         with self._ask_lock, faults(self._path):
             yield self._asking
 
@@ -204,7 +204,7 @@ class Database:
             connection.close()
 
     def _fail(self, ticket: Ticket, error: Exception) -> Ticket:
-        """Refuse everybody from now on; gives a ticket for all that memory has and the disk not."""
+        """Refuse all requests from now on; returns a ticket for records not yet on the disk."""
         mend = "make room on its disk" if _passes(error) else "restart the authority"
         with self._lock:
             first, self._fault = self._fault is None, f"cannot be written ({error}); {mend}"
@@ -222,7 +222,7 @@ class Database:
         for failed in waiting:
             failed.settle(self._broken(fault))
         if first:
-            # Callers are told; who runs the authority has to hear it too.
+            # Callers get the error; the log tells the operator of the authority.
             _log.error("%s: %s", self._path, fault)
         return again
 

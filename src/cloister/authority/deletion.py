@@ -21,7 +21,7 @@ _OWN_TABLES = ("parts", "states", "words", "journal", "counters", "tokens")
 
 @dataclass(frozen=True)
 class Deleted:
-    """What a deletion took: its counts are zero for what was deleted before."""
+    """The result of a deletion: its counts are zero for a data set that was deleted before."""
 
     samples: int
     parts: int

@@ -80,7 +80,7 @@ def axis_taps(geometry: Geometry, axis: int) -> Int64[np.ndarray, "out kernel"]:
 
 
 class Function(Protocol):
-    """What a key gives away of one sample; see above.
+    """The release of a key about one sample; see above.
 
     linear   the function as a map, which the ledger can eliminate exactly; None: it charges `rank`
     """
@@ -241,7 +241,7 @@ class Cuts:
     def pieces(
         self, weights: Int16[np.ndarray, "rows h w c"]
     ) -> Iterator[Int64[np.ndarray, "some weights"]]:
-        """What is left of every row, each way; some rows at a time."""
+        """The rest of every row, each way; some rows at a time."""
         for row, column in itertools.product(*self._left):
             kept = np.flatnonzero(row)[:, None], np.flatnonzero(column)
             # At most the elements of a sample: no two weights of a row fall on the same one.

@@ -86,9 +86,9 @@ class Ledger:
             account.info = info
 
     def charge(self, request: LinearRequest, *, at_once: bool = False) -> Ticket:
-        """Charge a key of any kind: whatever the server gets of samples passes here.
+        """Charge a key of any kind: every release of samples to the server passes here.
 
-        at_once  do it now or not at all: what a new function costs may take seconds to find out
+        at_once  do it now or not at all: the price of a new function may take seconds to compute
         Raises   BudgetError, FunctionError, EncryptionError; with at_once NotAtOnceError
         """
         ids = request.ids
@@ -153,7 +153,7 @@ class Ledger:
             return tabulate(account.words, account.info.samples, account.states.all)
 
     def tally(self, dataset: str) -> Tally:
-        """What the samples have given away, in figures."""
+        """The releases of the samples, in figures."""
         with self._turn(dataset) as account:
             return tally(account.words, account.info.samples, account.states.all, account.counts)
 
@@ -190,7 +190,7 @@ class Ledger:
         moved = before != after
         name, counts = account.info.name, dict(account.counts)
         if not moved.any() and kind != "trusted":
-            # Nothing new is given away; what it repeats may still be on its way to the disk.
+            # Nothing new is released; the charge that it repeats may not be on the disk yet.
             # Counters follow with the next move.
             return self._database.latest()
         if not moved.any():
@@ -258,7 +258,7 @@ def _target(account: Account, source: int, charge: Charge, sample: int) -> int:
 
 
 def _price(account: Account, function: Function) -> Charge:
-    """What a function costs a sample.
+    """The price of a function for a sample.
 
     Raises   BudgetError when it is more than may be given away of any sample
     """

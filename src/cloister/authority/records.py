@@ -31,12 +31,12 @@ MAX_NOTES_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Terms:
-    """What the owner of a data set decides besides its description.
+    """The decisions of a data set's owner besides its description.
 
     max_bits       bits of values that may be released of each sample to the server; None: eight
                    (or an element's, if it has fewer) for each function of the budget
-    value_bits     bits that one value tells at most, by noise; None: the same eight; 32: values
-                   are exact
+    value_bits     bits of information that one value has at most, by noise; None: the same eight;
+                   32: values are exact
     one_function   the server gets values of one and the same function for all samples, and no
                    gradients
     notes          public text, as the ranges of a table's columns, for later clients
@@ -49,7 +49,7 @@ class Terms:
     notes: str = ""
 
     def limits(self, info: DatasetInfo) -> LedgerLimits:
-        """What the ledger has to keep to, with the defaults filled in."""
+        """The limits of the ledger, with the defaults filled in."""
         if info.mode == "paper":
             return LedgerLimits(max_bits=None, value_bits=EXACT_BITS, one_function=False)
         bits = min(info.encoding.bits, DEFAULT_VALUE_BITS)

@@ -126,7 +126,7 @@ class Registration:
 
 
 def _bound_to(dataset: str, part: str, sha256: str, agreement: str) -> bytes:
-    """What the sealed keys of a part are bound to."""
+    """The data that the sealed keys of a part are bound to."""
     return f"cloister part\0{dataset}\0{part}\0{sha256}\0{agreement}".encode()
 
 
@@ -144,7 +144,7 @@ def new_dataset(name: str, made: Agreement | None, label_key: bytes) -> DatasetR
 
 
 class Registry:
-    """What was ever registered: a part's name, its contents and its key are accepted once.
+    """All registrations ever made: a part's name, its contents and its key are accepted once.
 
     Secret   the keys, which it holds with their parts
     """

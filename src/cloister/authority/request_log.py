@@ -70,7 +70,7 @@ class Release:
 
     @property
     def kind(self) -> str:
-        """What was asked, and whether its answer could not be read."""
+        """The request, and whether its answer could not be read."""
         return self.request.kind if self.is_read else f"{self.request.kind} request"
 
     @property

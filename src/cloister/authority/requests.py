@@ -35,7 +35,7 @@ Pieces: TypeAlias = Iterable[tuple[slice, UInt32[np.ndarray, "m h w c"]]]
 
 
 class _Asked:
-    """What all requests have in common.
+    """The common part of all requests.
 
     kind           also the operation of a service
     geometry       of the linear map that is asked for; None: of none
@@ -136,7 +136,7 @@ class Forward(_Asked):
         self._set(geometry=geometry, operand=weights, answer_shape=shape)
 
     def copied(self) -> "Forward":
-        """The same with arrays of its own: what is charged is what is computed."""
+        """The same with arrays of its own: it is charged and computed on the same integers."""
         linear = LinearMap(self.geometry, np.array(self.linear.weights))
         return Forward(self.dataset, np.array(self.ids, order="C"), linear)
 
@@ -147,7 +147,7 @@ class Forward(_Asked):
 
     @cached_property
     def function(self) -> Rows:
-        """What is given away of every sample."""
+        """The function that is released of every sample."""
         return Rows(self.linear)
 
     def functions(self) -> Functions:
@@ -230,7 +230,7 @@ class Gradient(_Asked):
 
     @cached_property
     def slices(self) -> list[Slice]:
-        """What is given away of each sample."""
+        """The functions that are released, one of each sample."""
         return [Slice(self.geometry, delta) for delta in self.delta]
 
     def functions(self) -> Functions:

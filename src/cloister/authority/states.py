@@ -245,7 +245,7 @@ class States:
         return self.fresh, functions
 
     def written(self) -> None:
-        """What is new has been handed over to be written."""
+        """New states have been handed over to be written."""
         self.fresh, self.fresh_functions = [], []
 
     def forget(self) -> None:

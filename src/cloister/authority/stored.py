@@ -13,7 +13,7 @@ from cloister.errors import UnknownDatasetError, one_line
 
 @dataclass(frozen=True)
 class Stored:
-    """What a folder holds of a data set."""
+    """A data set of a folder."""
 
     held: records.DatasetRecord
     account: Account

@@ -45,7 +45,7 @@ class Caller:
 
 
 def issue(path: Path, role: str, *, name: str, rng: Csprng, dataset: str | None = None) -> str:
-    """Make a token and record its hash; it is told once, here.
+    """Make a token and record its hash; only this function returns the token.
 
     dataset   the only one it is for, which may be made later; None: all
     Secret   result
@@ -73,7 +73,7 @@ def revoke(path: Path, name: str) -> int:
     Raises   InputError when there are none
     """
     count = 0
-    # Without a name are those that nobody meant to revoke together.
+    # Tokens without a name are not revoked together.
     if name:
         with changing(path) as connection:
             count = connection.execute("DELETE FROM tokens WHERE name = ?", (name,)).rowcount
@@ -86,7 +86,7 @@ def identify(database: Database, token: str | None) -> Caller:
     """Who presents this token.
 
     Time     the comparison of hashes is constant; the id is public
-    Raises   InputError when nobody does
+    Raises   InputError when no caller has it
     """
     match = _PATTERN.fullmatch(token or "")
     if match is not None:

@@ -19,7 +19,7 @@ from typing import BinaryIO, Literal
 from cloister.errors import InputError
 
 OTHERS = 0o077
-"""The permissions of everybody but the owner."""
+"""The permissions of all users but the owner."""
 _LEFTOVER = re.compile(r"(.*)\.[0-9a-f]{16}\.new", re.DOTALL)
 _NAME_CHARACTERS = 40
 """Of a file's name in that of its unfinished one, which may have 255 bytes."""
@@ -104,18 +104,18 @@ def open_in_place(path: Path, which: Literal["old", "any", "new"], *, private: b
 
 
 def check_private(path: Path, found: os.stat_result) -> None:
-    """Refuse a secret that others can read or change; a pipe or terminal holds none.
+    """Refuse a secret that other users can read or change; a pipe or terminal holds none.
 
     Raises   InputError
     """
     if stat.S_ISREG(found.st_mode) and stat.S_IMODE(found.st_mode) & OTHERS:
-        raise InputError(f"{path}: others can read it; run chmod 600 on it")
+        raise InputError(f"{path}: other users can read it; run chmod 600 on it")
 
 
 def read_private(path: Path, *, most: int) -> bytes:
     """The content of a secret file, at most `most` bytes of it.
 
-    Raises   InputError when others can read it, OSError
+    Raises   InputError when other users can read it, OSError
     """
     with path.open("rb") as file:
         check_private(path, os.fstat(file.fileno()))
@@ -134,7 +134,7 @@ def remove_leftovers(folder: Path, *, name: str | None = None) -> None:
         with contextlib.suppress(OSError):
             descriptor = os.open(folder / one, os.O_RDONLY | _ONLY_FILES)
             try:
-                # Whoever still writes it holds the lock.
+                # A process that still writes it holds the lock.
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.unlink(folder / one)
             finally:
@@ -158,7 +158,7 @@ def _locked(path: Path, mode: int) -> tuple[int, str]:
         name = str(path.parent / f"{path.name[:_NAME_CHARACTERS]}.{random}.new")
         descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | _ONLY_FILES, mode)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        # Between creation and lock somebody may have taken it for a leftover and deleted it.
+        # Between creation and lock another process may have taken it for a leftover and deleted it.
         if os.fstat(descriptor).st_nlink == 1:
             return descriptor, name
         os.close(descriptor)

@@ -115,7 +115,7 @@ class PublicIdentity:
 
 @dataclass(frozen=True, repr=False)
 class Access:
-    """What a client of a service needs: the certificate to pin, and the token to show.
+    """The access data of a service's client: the certificate to pin, and the token to show.
 
     Secret   token
     """

@@ -18,7 +18,7 @@ from cloister.errors import CloisterError, InputError
 def open_regular(path: Path) -> BinaryIO:
     """Open a regular file to read.
 
-    A pipe would block whoever opens it, a device may do anything, and both have no size to check.
+    A pipe would block the reader, a device may do anything, and both have no size to check.
 
     Raises   OSError, also for a folder, pipe, socket or device
     """
@@ -44,7 +44,7 @@ def require_truths(array: np.ndarray, what: str, *, kind: type[CloisterError] = 
     """Refuse truth values that are stored as another number than 0 or 1.
 
     Compiled code reckons with the stored number: of one that is 255, ONNX Runtime's Compress makes
-    255 rows of memory that nobody wrote.
+    255 rows of memory that was never written.
 
     Raises   `kind`
     """
@@ -54,7 +54,7 @@ def require_truths(array: np.ndarray, what: str, *, kind: type[CloisterError] = 
 
 @contextmanager
 def parsing(what: str, *, kind: type[CloisterError] = InputError) -> Iterator[None]:
-    """Around everything that parses a file or message: what it raises becomes an error of `kind`.
+    """A context for code that parses a file or message: its exceptions become an error of `kind`.
 
     The parsers of Python and of its libraries raise whatever a damaged file makes them stumble
     over, from KeyError to RecursionError; a list of these is never complete.

@@ -36,7 +36,7 @@ class SystemRandom:
 
 
 class InsecureSeededRandom:
-    """Reproducible bytes for tests: whoever knows the seed knows everything."""
+    """Reproducible bytes for tests: the seed determines all of them."""
 
     def __init__(self, seed: int) -> None:
         key = hashlib.sha256(b"cloister insecure seed" + seed.to_bytes(16, "big")).digest()

@@ -13,7 +13,7 @@ from typing import Literal
 def connect(
     path: Path, *, timeout_s: float, synchronous: Literal["FULL", "EXTRA"]
 ) -> sqlite3.Connection:
-    """A connection to a file that is there, which begins transactions only when it is told to.
+    """A connection to an existing file, which begins transactions only by an explicit BEGIN.
 
     timeout_s   for another process that holds the file's lock
     Raises      sqlite3.Error
@@ -42,7 +42,7 @@ def mark(connection: sqlite3.Connection, application_id: int, version: int) -> N
 
 
 def marks(connection: sqlite3.Connection) -> tuple[int, int]:
-    """What the file is by its header: application id and version; zeros in an empty file."""
+    """The file's application id and version, from its header; zeros in an empty file."""
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     return application_id, version

@@ -150,7 +150,7 @@ def delete(
         found, _ = read_stored(folder, dataset)
         samples = f"{found[0].held.info.samples:,} samples" if found else "samples"
         raise InputError(
-            f"data set {dataset}: nobody could use its {samples} any more; confirm with --yes"
+            f"data set {dataset}: its {samples} could never be used again; confirm with --yes"
         )
     gone = deletion.delete(folder, dataset)
     out().print(

@@ -113,7 +113,7 @@ def _links(workers: list[str], *, timeout_s: float, insecure_one_party: bool) ->
             style="yellow",
         )
     note(
-        "whoever reads the traffic to all of these workers can compute the pads; it is not "
+        "a listener on the traffic to all of these workers can compute the pads; it is not "
         "encrypted, so use encrypted tunnels"
     )
     return links

@@ -47,7 +47,7 @@ MAX_DESCRIPTION_BYTES = BLOCK_BYTES - HEADER_OFFSET - SIZED.size
 
 @dataclass(frozen=True)
 class Header:
-    """What all parts of a data set share."""
+    """The header of a data set, which all parts share."""
 
     name: str
     shape: tuple[int, int, int]
@@ -159,7 +159,7 @@ class EncryptedDataset:
 
     @property
     def identity(self) -> str:
-        """SHA-256 of who holds the keys and of every part: what of it changes, changes this."""
+        """SHA-256 of the authority's fingerprint and of every part: it changes with each."""
         found = hashlib.sha256(self.authority_fingerprint.encode())
         for part in self.parts:
             described = json.dumps(asdict(part), sort_keys=True, separators=(",", ":"))
@@ -168,7 +168,7 @@ class EncryptedDataset:
 
     @property
     def header(self) -> Header:
-        """What all parts share."""
+        """The header, which all parts share."""
         return self._header
 
     @property
@@ -222,7 +222,7 @@ class EncryptedDataset:
         if len(self._parts) == 1 and len(wanted):
             part = self._parts[0]
             places = wanted - part.info.first
-            # Without a sign, what lies before the part is beyond its end.
+            # As unsigned numbers, places before the part are beyond its end.
             if places.view(np.uint64).max() < part.info.samples:
                 return np.asarray(getattr(part, array).take(places, axis=0))
         owner = np.searchsorted(self._firsts, wanted, side="right") - 1

@@ -53,14 +53,14 @@ class GaussianNoise:
 
 @dataclass(frozen=True)
 class StepNoise:
-    """The randomness of one step's noise: a pseudorandom function of what the noise hides.
+    """The randomness of one step's noise: a pseudorandom function of the values it hides.
 
     A step that is made again after a crash has the same noise if all of it is the same: two noises
-    on one sum would average out. If anything differs, as where somebody answered otherwise, its
-    noise is independent: one noise on two sums would cancel in their difference.
+    on one sum would average out. If anything differs, such as a server's answer, its noise is
+    independent: one noise on two sums would cancel in their difference.
 
-    seen     digest of what others answered in this step. With the sums alone, equal noise would
-             tell that an altered answer changes a sum by nothing at all.
+    seen     digest of the answers of other parties in this step. With the sums alone, equal noise
+             would show that an altered answer changes a sum by nothing at all.
     Secret   key
     """
 

@@ -32,7 +32,7 @@ _LEVEL = re.compile(r"strict|paper|budget=([0-9]{1,9})")
 
 @dataclass(frozen=True)
 class Privacy:
-    """What a data set may give away: its first owner decides it for all samples.
+    """The privacy of a data set: its first owner decides it for all samples.
 
     level            strict: the default budget, a quarter of a sample's elements, of a picture one
                      sixteenth (docs/adr/0007). budget=N: a server gets values of at most N
@@ -103,7 +103,7 @@ class NewDataset:
 
 @dataclass(frozen=True)
 class Notes:
-    """What the first owner of a data set tells those who add samples: public text in its terms."""
+    """The notes of a data set's first owner for later owners: public text in its terms."""
 
     kind: str
     classes: tuple[str, ...]
@@ -135,7 +135,7 @@ class Notes:
             ) from None
         if len(set(notes.classes)) != info.classes:
             raise EncryptionError(
-                f"data set {info.name}: names {len(notes.classes)} classes, and has others"
+                f"data set {info.name}: names {len(notes.classes)} classes, but has other ones"
             )
         return notes
 
@@ -222,7 +222,7 @@ def add_noise(
 
 
 def noise_statement(noise: GaussianNoise, info: DatasetInfo) -> str:
-    """What the accountant says about noise on samples.
+    """The accountant's statement about noise on samples.
 
     Raises   InputError without an accountant
     """

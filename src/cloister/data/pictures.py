@@ -32,7 +32,7 @@ _FRAMED = ("PNG", "TIFF")
 
 @dataclass(frozen=True)
 class PictureKind:
-    """What a file says of its picture: (height, width, channels) once it is upright.
+    """The description of a file's picture: (height, width, channels) once it is upright.
 
     wide   more than 8 bits: its numbers are values in the maker's units, not pixels of 0 to 255
     """

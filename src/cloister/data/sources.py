@@ -41,7 +41,7 @@ class Source(Protocol):
     names: Sequence[str]
     """Class names in the order of the labels' numbers."""
     remarks: Sequence[str]
-    """What was assumed or left out, a sentence each, for the samples' owner."""
+    """Assumptions and omissions, a sentence each, for the samples' owner."""
 
     def read(self, positions: Int64[np.ndarray, " m"]) -> np.ndarray:
         """Samples (m, h, w, c): pixels as 0..255, values and columns as they are."""
@@ -182,7 +182,7 @@ class TableSource:
 class FolderSource:
     """Pictures of one size, in one folder for each class.
 
-    Those of 8 bits are pixels; those of more are values, in the units of whoever made them.
+    Those of 8 bits are pixels; those of more are values, in the units of their author.
     """
 
     names: Sequence[str]
@@ -229,12 +229,12 @@ class FolderSource:
         kind = picture_kind(path)
         if kind.shape != self.shape:
             raise ShapeError(
-                f"{path}: is a picture {kind.shape}, the others are {self.shape}; "
+                f"{path}: is a picture {kind.shape}, the other ones are {self.shape}; "
                 "bring them to one size and to one number of channels first"
             )
         if kind.wide != self._kind.wide:
             raise ShapeError(
-                f"{path}: some pictures have 8 bits and others more; bring them to one kind first"
+                f"{path}: some pictures have 8 bits and some more; bring them to one kind first"
             )
 
 
@@ -356,7 +356,7 @@ def _require_classes(path: Path, label: str, names: Sequence[str] | Mapping[str,
 
 
 def require_fewer_classes_than_samples(source: Source) -> None:
-    """Refuse classes that nobody named if nearly every sample has one of its own.
+    """Refuse classes that the caller did not name if nearly every sample has one of its own.
 
     Raises   InputError
     """

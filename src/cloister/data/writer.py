@@ -126,7 +126,7 @@ class EncryptedDatasetWriter:
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[BinaryIO]:
-        """The file, held by this client alone; one without a part is nobody's and is made anew."""
+        """The file, held by this client alone; a file without a part is made anew."""
         with contextlib.ExitStack() as stack:
             while True:
                 if not self._path.exists():
@@ -139,13 +139,13 @@ class EncryptedDatasetWriter:
             try:
                 yield file
             except BaseException:
-                # A client that fails before its part is in leaves no file to choose a name around.
+                # A client that fails before its part is in leaves no file behind.
                 if not read_block(self._path, file)[1].parts:
                     self._path.unlink()
                 raise
 
     def _is_ours(self, file: BinaryIO) -> bool:
-        """Whether the file is of this data set; it is nobody's while it holds no part.
+        """Whether the file is of this data set; a file without a part is of none.
 
         Raises   EncryptionError when it is of another one
         """
@@ -256,8 +256,8 @@ def _writable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); what was in it is whole: make "
-            "room, then encrypt again"
+            f"{path}: cannot be written ({error.strerror or error}); its earlier parts are whole: "
+            "make room, then encrypt again"
         ) from None
 
 

@@ -154,7 +154,7 @@ def _write_table(records: Records, rows: np.ndarray, path: Path) -> Path:
 
 
 def _write_ranges(records: Records, path: Path) -> Path:
-    """What the clinics agreed on beforehand: the range of every measurement."""
+    """The range of every measurement, which the clinics agreed on beforehand."""
     low, high = records.x.min(axis=0).tolist(), records.x.max(axis=0).tolist()
     ranges = {name: [low[i], high[i]] for i, name in enumerate(records.columns)}
     files.replace(path, jsons.dumps(ranges).encode(), private=True)

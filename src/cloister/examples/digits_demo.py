@@ -144,14 +144,14 @@ def _without_pads(graph: Graph, digits: Digits) -> Exposure:
 
 
 def _refusal(plan: Plan, digits: Digits) -> str:
-    """What the user reads when a worker changes one number of one answer."""
+    """The error that the user reads when a worker changes one number of one answer."""
     liar = start_local_worker(command=LYING_WORKER)
     try:
         with Session(plan, workers=[liar]) as session:
             session.run(digits.held_out[:1])
     except VerificationError as error:
         return str(error)
-    raise VerificationError("the demo's lying worker was believed: do not use this build")
+    raise VerificationError("the demo accepted a wrong answer: do not use this build")
 
 
 def stages(report: Report) -> list[tuple[str, str, str]]:

@@ -1,4 +1,4 @@
-"""The page of the demo of digits: what the worker saw, what came out and what is claimed."""
+"""The page of the demo of digits: the worker's view, the results and the claims."""
 
 from dataclasses import asdict
 from pathlib import Path

@@ -109,7 +109,7 @@ def read_fields(document: object, *names: str) -> list[object]:
     Raises   ValueError
     """
     if not isinstance(document, dict) or set(document) != set(names):
-        raise ValueError(f"a part of it needs the fields {', '.join(names)}, and no others")
+        raise ValueError(f"a part of it needs the fields {', '.join(names)} alone")
     return [document[name] for name in names]
 
 

@@ -23,7 +23,7 @@ def interpret(
     """All outputs of a model and the `wanted` values, by name.
 
     Raises ShapeError for missing inputs, ModelError when a node's inputs do not fit together,
-    UnsupportedError for a node nobody can evaluate.
+    UnsupportedError for a node that cannot be evaluated.
     """
     missing = [name for name in graph.inputs if name not in feeds]
     if missing:

@@ -60,7 +60,7 @@ def _check_types(graph: Graph) -> None:
 
 
 def unsupported(graph: Graph) -> list[tuple[str, str, str]]:
-    """Nodes nothing here can run: (node, why, what to do), all of them at once."""
+    """Nodes that Cloister cannot run: (node, why, what to do), all of them at once."""
     found = []
     for node in graph.nodes:
         reason = _reason(graph, node)

@@ -33,7 +33,7 @@ def warn_of_errors(plan: Plan, samples: Mapping[str, np.ndarray]) -> None:
     if error > MAX_ERROR:
         warnings.warn(
             f"node {name!r}: its fixed-point output is {error:.2g} away from float32 on the "
-            f"calibration samples (relative L2 error, bound {MAX_ERROR}); look at all layers with "
+            f"calibration samples (relative L2 error, bound {MAX_ERROR}); show all layers with "
             "`cloister compare`; give more bits, other calibration samples than the inputs "
             "(channels get scales of their own then), or scale the inputs alike",
             PrecisionWarning,

@@ -41,7 +41,7 @@ class Role(StrEnum):
 
 
 class Verb(StrEnum):
-    """What a statement is about."""
+    """The kind of a statement."""
 
     LEARNS = "learns"
     CAN = "can"
@@ -89,7 +89,7 @@ class Statement:
 
     def __post_init__(self) -> None:
         if (self.strength is Strength.ASSUMED) != bool(self.assumes):
-            raise PlanError(f"claim about the {self.role}: what is assumed names its assumption")
+            raise PlanError(f"claim about the {self.role}: strength 'assumed' names its assumption")
 
     def __str__(self) -> str:
         why = f"assuming: {self.assumes}" if self.assumes else self.strength
@@ -215,7 +215,7 @@ _WORKER: Mapping[Protection, tuple[_Said, _Said]] = {
     ENCLAVE: (_INSIDE, _INSIDE),
     MODULE: (_INSIDE, _INSIDE),
 }
-"""What a worker learns and can do, where the whole plan is protected so."""
+"""A worker's knowledge and abilities, where the whole plan has this protection."""
 
 
 def claims_of(policy: str, protections: Mapping[str, Protection], *, scaled: int = 0) -> Claims:
@@ -248,7 +248,7 @@ def _worker(
             if not hidden and protection.hidden:
                 learns = (Extent.BOUNDED, _BESIDE_CLEAR[protection], learns[2])
             if not checked and not protection.on_worker:
-                text = "change their inputs, where these follow from answers that nobody checks"
+                text = "change their inputs, where these follow from unchecked answers"
                 can = (Extent.BOUNDED, text, _MACHINE)
             yield state(Role.WORKER, Verb.LEARNS, about, *learns)
             yield state(Role.WORKER, Verb.CAN, about, *can)
@@ -264,7 +264,7 @@ _BESIDE_CLEAR: Mapping[Protection, str] = {
     ENCLAVE: _RESULTS,
     MODULE: _RESULTS,
 }
-"""What a worker learns of hidden nodes in a plan that has nodes in the clear too."""
+"""A worker's knowledge of hidden nodes in a plan that has nodes in the clear too."""
 
 
 def _visible(outside: Sequence[Protection], scaled: int) -> str:
@@ -280,7 +280,7 @@ def _visible(outside: Sequence[Protection], scaled: int) -> str:
 
 
 def _network(worker: Sequence[Statement]) -> Iterator[Statement]:
-    """Messages to workers are not encrypted: whoever reads or changes them is as the worker."""
+    """Messages to workers are not encrypted: a listener learns and can do as the worker."""
     for verb, text in (
         (Verb.LEARNS, "what a worker learns whose messages it carries: they are not encrypted"),
         (Verb.CAN, "what a worker can whose messages it carries, and cut the connection"),
@@ -293,7 +293,7 @@ def _network(worker: Sequence[Statement]) -> Iterator[Statement]:
 
 
 def _host(used: Sequence[Protection], outside: Sequence[Protection]) -> Iterator[Statement]:
-    """Whoever operates the machine of the trusted side."""
+    """The operator of the trusted side's machine."""
     trusted = "it is trusted: every other line rests on that"
     memory = (
         "every input, value, result, pad and key: no attested hardware hides the memory of the "

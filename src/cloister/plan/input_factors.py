@@ -86,7 +86,7 @@ def input_factors(
 
 
 def divisors(factors: Float32[np.ndarray, "fh fw c"], shape: Geometry, part: slice) -> np.ndarray:
-    """What some rows of the weights are divided by, for broadcasting."""
+    """The divisors of some rows of the weights, for broadcasting."""
     rows: np.ndarray = _by_group(factors, shape)[_groups(shape)[part]]
     return rows
 

@@ -36,7 +36,7 @@ SENT_COPIES = 4
 
 @dataclass(frozen=True)
 class MemoryCost:
-    """Bytes by phase and item; what is listed in a phase exists at the same time."""
+    """Bytes by phase and item; all items of a phase exist at the same time."""
 
     phases: Mapping[str, Mapping[str, int]]
 

@@ -109,10 +109,10 @@ class Plan:
         return claims
 
     def without_float_weights(self) -> "Plan":
-        """The same plan, of the same digest, for running only: it drops what became integers.
+        """The same plan, of the same digest, for running only: without weights that are integers.
 
         The float32 weights of outsourced nodes are replaced by NaN that takes no memory. They are
-        freed once nobody holds this plan or its model any more.
+        freed once no object holds this plan or its model any more.
         """
         constants = {
             name: absent(array.shape) if name in self.not_needed else array
@@ -141,7 +141,7 @@ class Plan:
     def from_bytes(cls, data: bytes | memoryview) -> "Plan":
         """The plan of canonical bytes, without float32 weights; its integers are views of them.
 
-        It is anybody's until its digest or its policy is compared with what is wanted.
+        It is not trusted until the caller has compared its digest or its policy.
 
         Raises   InputError, PlanError for one that contradicts itself
         """
@@ -158,7 +158,7 @@ class Plan:
     def load(
         cls, path: str | PathLike[str], *, policy: str | None = None, digest: bytes | None = None
     ) -> "Plan":
-        """The plan in a file. Whoever can write the file chooses the plan, unless it is pinned.
+        """The plan in a file. The writer of the file chooses the plan, unless its digest is given.
 
         policy   the file must hold a plan of this policy
         digest   the file must hold exactly this plan; nothing else of it is read before

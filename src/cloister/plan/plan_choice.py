@@ -19,7 +19,7 @@ from cloister.plan.samples import Samples
 
 DEFAULT_POLICY = "slalom"
 SELF_CALIBRATION = 64
-"""Inputs that set the ranges when nobody names a calibration set."""
+"""Inputs that set the ranges if no calibration set is named."""
 
 
 def is_plan_file(model: str) -> bool:
@@ -29,7 +29,7 @@ def is_plan_file(model: str) -> bool:
 
 @dataclass(frozen=True)
 class PlanChoice:
-    """What the caller decides; None leaves it to a stored plan, or else to the default.
+    """The caller's decisions; None leaves one to a stored plan, or else to the default.
 
     digest   the plan must have this digest, in hexadecimal digits
     """

@@ -33,7 +33,7 @@ from cloister.ring.linear import LinearMap
 
 MAGIC, VERSION = b"CLOP", 1
 MODEL_NAME = "model"
-"""Of the graph in a plan: what the model's file was called decides nothing."""
+"""The name of the graph in a plan: the name of the model's file decides nothing."""
 _LARGEST_QMAX = 2 ** (MAX_ACTIVATION_BITS - 1) - 1
 
 

@@ -98,7 +98,7 @@ def verified(model: Graph, *, calibration: Samples, precision: Precision | None 
 
 
 def blinded(model: Graph, *, calibration: Samples, precision: Precision | None = None) -> Plan:
-    """Linear nodes on the worker under one-time pads, answers believed."""
+    """Linear nodes on the worker under one-time pads, answers not checked."""
     return make("blinded", model, calibration=calibration, precision=precision)
 
 

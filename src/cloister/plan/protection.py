@@ -42,7 +42,9 @@ class Protection:
 
     def __post_init__(self) -> None:
         if self.input is Input.INSIDE and self.checked:
-            raise PlanError("protection: a node inside is not checked; nobody else computes it")
+            raise PlanError(
+                "protection: a node inside is not checked, because no other party computes it"
+            )
         if self.weights is Weights.HIDDEN and self.input is not Input.INSIDE:
             raise PlanError(
                 "protection: a worker reads the weights that it computes with; hidden weights stay "
@@ -99,7 +101,7 @@ EVERYWHERE: Mapping[str, Protection] = {"enclave": ENCLAVE, "open": OPEN}
 
 
 def protections_of(policy: str) -> frozenset[Protection] | None:
-    """The protections that a policy gives to nodes; None for a policy that somebody else named."""
+    """The protections that a policy gives to nodes; None for a policy that is not Cloister's."""
     if policy in EVERYWHERE:
         return frozenset({EVERYWHERE[policy]})
     return frozenset({ENCLAVE, OUTSOURCED[policy]}) if policy in OUTSOURCED else None

@@ -37,7 +37,7 @@ MAX_AXIS_TAPS = 1 << 22
 
 
 class Described(Protocol):
-    """What the bounds depend on."""
+    """The quantities that the bounds depend on."""
 
     @property
     def name(self) -> str:

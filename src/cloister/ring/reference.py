@@ -176,7 +176,7 @@ def _inside(count: int, stride: int, offset: int, size: int) -> tuple[slice, sli
 
 
 class Affine(NamedTuple):
-    """What an answer becomes: float32(answer) * scale + bias, channel by channel."""
+    """The values of an answer: float32(answer) * scale + bias, channel by channel."""
 
     scale: Float32[np.ndarray, " c"]
     bias: Float32[np.ndarray, " c"]
@@ -201,7 +201,7 @@ class Sink(NamedTuple):
 
 
 class FusedResult(NamedTuple):
-    """What a fused step writes; sums are canonical residues modulo P52."""
+    """The outputs of a fused step; sums are canonical residues modulo P52."""
 
     before_window: Float32[np.ndarray, "n h w c"]
     value: Float32[np.ndarray, "n oh ow c"]

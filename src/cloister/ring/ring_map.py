@@ -26,7 +26,7 @@ class RingMemory:
 def ring_memory(
     geometry: Geometry, *, batch: int = 1, element_bytes: int = 4, threads: int = 1
 ) -> RingMemory:
-    """What a map would take, from its geometry alone and before anything is allocated."""
+    """The memory that a map would take, from its geometry alone, before any is allocated."""
     return RingMemory(*native.ring_map_memory(geometry.native(), batch, element_bytes, threads))
 
 

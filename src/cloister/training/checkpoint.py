@@ -47,8 +47,8 @@ class Position:
 class Checkpoint:
     """A run's whole state; `run` says which run it is.
 
-    noise_key   of the noise in the steps that follow, new in every checkpoint. Secret: whoever has
-                it can test guesses at the sums that these steps hide.
+    noise_key   of the noise in the steps that follow, new in every checkpoint. Secret: a party that
+                has it can test guesses at the sums that these steps hide.
     """
 
     run: str

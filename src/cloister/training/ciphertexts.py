@@ -25,7 +25,7 @@ from cloister.ring.bounds import Described
 
 
 class Ciphertexts(Described, Protocol):
-    """What a server reads of an encrypted data set."""
+    """The parts of an encrypted data set that a server reads."""
 
     def data(self, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n h w c"]:
         """Blinded samples."""
@@ -68,7 +68,7 @@ class LocalCiphertextServer:
         """The blinded samples themselves; not the caller's to write into."""
         key, last = ids.tobytes(), self._last
         if last is None or last[:2] != (dataset, key):
-            # Others may ask at the same time: what is answered is never read back from the cache.
+            # Other threads may ask at the same time: an answer is never read back from the cache.
             last = (dataset, key, self.dataset(dataset).data(ids))
             self._last = last
         return last[2]

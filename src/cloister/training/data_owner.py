@@ -29,9 +29,9 @@ from cloister.errors import InputError, UnknownDatasetError
 from cloister.training.proposal import accept, propose
 
 Note = Callable[[str], None]
-"""Is told a remark for its user, one sentence."""
+"""Receives a remark for its user, one sentence."""
 Update = Callable[[str, int, int], None]
-"""Is told what is being done, how much of it is done, and how much there is."""
+"""Receives the name of the present task, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def encrypt(
     noise           deviation of Gaussian noise on every value, in multiples of the range
     clip            bring values outside the range to its ends instead of refusing them
     order           a new file .npz that keeps which sample is which: secret, it holds the samples
-    note, update    are told each remark as it arises, and how far the work is
+    note, update    are called with each remark as it arises, and with the progress of the work
 
     Raises   InputError, RangeError, ShapeError, EncryptionError; then nothing was added, unless the
              error says so
@@ -124,7 +124,7 @@ def encrypt(
 
 
 class _Remarks:
-    """What the owner should know, as it arises."""
+    """Remarks for the owner, as they arise."""
 
     def __init__(self, note: Note) -> None:
         self._note = note
@@ -179,7 +179,7 @@ def _accepted(
     privacy: Privacy,
     note: Note,
 ) -> Agreement:
-    """What this owner accepts of the data set, which it makes if there is none.
+    """The agreement that this owner accepts for the data set, which it makes if there is none.
 
     Raises   InputError, RangeError, UnknownDatasetError
     """

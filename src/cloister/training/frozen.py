@@ -71,7 +71,7 @@ def random_projection(info: DatasetInfo, *, seed: int = 0, rank: int | None = No
     rank = info.budget_rank if rank is None else rank
     _check_rank(info, rank)
     for attempt in range(MAX_DRAWS):
-        # Signs in few dimensions may depend on each other; then the next draw is everybody's.
+        # Signs in few dimensions may depend on each other; then all runs take the next draw.
         name = b"cloister signs" + seed.to_bytes(16, "big") + attempt.to_bytes(4, "big")
         words = keystream(hashlib.sha256(name).digest(), bytes(12), rank * info.dim)
         signs = 1 - 2 * (words & np.uint32(1)).astype(np.int16).reshape(rank, info.dim)
@@ -83,7 +83,7 @@ def random_projection(info: DatasetInfo, *, seed: int = 0, rank: int | None = No
 
 
 def default_projection(info: DatasetInfo, *, rank: int | None = None) -> Projection:
-    """The projection of a data set when nobody chooses one: public, and the same for every run.
+    """The projection of a data set by default: public, and the same for every run.
 
     Pictures: their lowest spatial frequencies, a thumbnail as smooth as a server needs it. Anything
     else: random signs. Measured in docs/adr/0007: on MNIST, 49 low frequencies train better than
@@ -194,7 +194,7 @@ class Lift(nn.Module):
 
 
 class Progress(Protocol):
-    """Told how many samples of how many are projected."""
+    """Receives how many samples of how many are projected."""
 
     def __call__(self, done: int, total: int) -> None:
         """`done` of `total`."""

@@ -187,7 +187,7 @@ def _real(
 
 
 class Encrypted(nn.Module):
-    """What the two encrypted layers share: parameters, geometry, and the source of products."""
+    """The common parts of the two encrypted layers: parameters, geometry, source of products."""
 
     weight: Tensor
     bias: Tensor | None

@@ -72,7 +72,7 @@ FIELDS = {
 def propose(
     name: str, source: Source, new: NewDataset, privacy: Privacy, *, note: Callable[[str], None]
 ) -> Agreement:
-    """The agreement of a new data set; `note` is told what of the samples becomes public.
+    """The agreement of a new data set; `note` receives which facts about the samples become public.
 
     Raises   InputError, RangeError
     """

@@ -15,7 +15,7 @@ from cloister.training.settings import Settings
 
 
 class Content(Enum):
-    """What a message carries that its receiver did not have."""
+    """The content of a message that is new to its receiver."""
 
     NAMES = "data set, sample numbers, order, batch and layer sizes, and when"
     CIPHERTEXTS = "blinded samples and labels"
@@ -73,7 +73,7 @@ def sent(settings: Settings, *, hosted: bool) -> tuple[Message, ...]:
 
 
 def _unblinded(settings: Settings) -> Iterator[Message]:
-    """Whoever trains holds the file, and receives the unblinding terms."""
+    """The process that trains holds the file, and receives the unblinding terms."""
     frozen = settings.first_layer == "frozen"
     role = Role.SERVER if settings.unmask_to == "server" else Role.RUNTIME
     values = Content.FIXED_VALUES if frozen else Content.VALUES
@@ -86,7 +86,7 @@ def _unblinded(settings: Settings) -> Iterator[Message]:
 
 
 def _kept(settings: Settings) -> Iterator[Message]:
-    """What is handed on in the end, and what a disk keeps meanwhile."""
+    """The model that is handed on in the end, and the files that a disk keeps until then."""
     yield Message(Role.HOLDER, "model", (Content.MODEL,))
     yield Message(Role.FOLDER, "checkpoint.pt", (Content.RUN,))
     if settings.first_layer == "frozen":

@@ -14,13 +14,13 @@ OptimizerName = Literal["adam", "sgd"]
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run trains, and who learns what.
+    """The settings of a run, which decide who learns what.
 
     first_layer              frozen is the safe choice; trainable needs keys at every step. Default:
                              frozen where the server unblinds within a budget, else trainable
-    unmask_to                server: whoever runs this learns the first layer's values;
+    unmask_to                server: the operator of this process learns the first layer's values;
                              trusted: this process is a trusted runtime. No server receives a value;
-                             what a host and the authority are asked is in `sent`
+                             `sent` lists the requests to a host and to the authority
     allow_unbounded_leakage  the data set is one of mode paper: no budget, and the server can read
                              every sample
     noise                    on gradients, with unmask_to='trusted' and first_layer='trainable'

@@ -144,7 +144,7 @@ class Trainer:
         self._private: PrivateStep | None = None
         self._rng, self._noise_key = rng, rng.random_bytes(KEY_BYTES)
         if settings.first_layer == "frozen":
-            # Not of the run's seed: a data set gives values of one function, whoever trains again.
+            # Independent of the run's seed: a data set gives values of one function, to every run.
             self.projection = projection or default_projection(self.info, rank=settings.rank)
             self.model: nn.Module = nn.Sequential(Lift(self.projection, self.info.shape), model)
         else:
@@ -180,7 +180,7 @@ class Trainer:
     def fit(self, epochs: int, *, update: Update = lambda done, total: None) -> list[EpochResult]:
         """Train until `epochs` epochs are done, counting those of a checkpoint.
 
-        update   is told steps done and steps in all
+        update   is called with steps done and steps in all
         """
         if epochs < 1:
             raise InputError(f"epochs must be at least 1, got {epochs}")
@@ -380,7 +380,7 @@ def _optimizer(settings: Settings, parameters: Iterable[nn.Parameter]) -> Optimi
 
 
 def epoch_order(count: int, *, seed: int, epoch: int) -> Int64[np.ndarray, " count"]:
-    """The order of `count` samples in an epoch; whoever compares with plain training needs it."""
+    """The order of `count` samples in an epoch; a comparison with plain training needs it."""
     generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
     return torch.randperm(count, generator=generator).numpy()
 

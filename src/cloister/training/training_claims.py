@@ -23,7 +23,7 @@ WHO, RUN = "who trains with what", "the run"
 
 @dataclass(frozen=True)
 class _Run:
-    """What the claims of a run depend on besides the messages."""
+    """The facts besides the messages that the claims of a run depend on."""
 
     settings: Settings
     info: DatasetInfo

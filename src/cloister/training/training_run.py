@@ -30,7 +30,7 @@ from cloister.training.training_claims import claims
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a run leaves.
+    """The files and results that a run leaves.
 
     checkpoint    the folder that keeps the run, and from which it goes on
     curve         the learning curve, .svg or .png
@@ -105,7 +105,7 @@ def train(
 
     model          a model, or mlp, lenet5 or FILE.py; a model's own weights are where it begins
     host           with unmask_to trusted: who makes the products on ciphertexts
-    note, update   are told each remark as it arises, and how far the run is
+    note, update   are called with each remark as it arises, and with the progress of the run
 
     Raises   EncryptionError when the file is not the authority's, before any key is asked for;
              BudgetError; AuthorityUnavailable; in the last two cases after a checkpoint
@@ -209,5 +209,5 @@ def _spent(authority: TrainingAuthority, dataset: str, note: Note) -> Summary | 
     try:
         return authority.summary(dataset)
     except AuthorityUnavailable as error:
-        note(f"what is spent is not shown: {error}")
+        note(f"the ledger cannot be shown: {error}")
         return None

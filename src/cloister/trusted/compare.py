@@ -85,7 +85,7 @@ def compare(
             f"policy {plan.policy!r} computes everything in float32: nothing to compare"
         )
     if not plan.float_weights:
-        raise PlanError("the plan has let go of its float32 weights; make it again to compare")
+        raise PlanError("the plan has dropped its float32 weights; make it again to compare")
     feeds = as_samples(plan.graph, samples)
     total = sample_count(plan.graph, feeds)
     reference = _Reference(plan, threads)

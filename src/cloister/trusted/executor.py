@@ -47,7 +47,7 @@ class Executor:
         self, plan: Plan, *, rng: Csprng, threads: int = 1, first_request_id: int = 1
     ) -> None:
         self.plan = plan
-        # A plan may be anybody's, and what no model says stumbles over here.
+        # A plan is not trusted; a contradiction that no check found raises an error here.
         with parsing("the plan cannot be run", kind=PlanError):
             self.program: Program = compile_plan(plan)
         self._rng = rng
@@ -75,7 +75,7 @@ class Executor:
         retired.erase()
 
     def forget(self, link: object) -> None:
-        """A link was closed: let go of the memory it shared."""
+        """A link was closed: release the memory that it shared."""
         for channel in list(self._at_channels):
             if channel is link:
                 self._let_go(channel)

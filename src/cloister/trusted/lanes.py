@@ -155,7 +155,7 @@ class Lanes:
             )
 
     def run(self, jobs: Sequence[MicroBatch], done: Callable[[MicroBatch], None]) -> None:
-        """Compute all micro-batches; `done` hears of each in the caller's thread.
+        """Compute all micro-batches; `done` is called for each in the caller's thread.
 
         Raises   whatever made a lane fail, a lie first; WorkerUnavailable or WorkerTimeout when no
                  worker is left
@@ -279,7 +279,7 @@ class Lanes:
     def _thread(self, lane: Lane) -> None:
         try:
             self._serve(lane)
-        # A thread has nobody to raise to but `run`.
+        # The error of a thread is raised by `run`.
         except BaseException as error:  # noqa: BLE001
             with self._changed:
                 self._failure = self._failure or error

@@ -38,16 +38,17 @@ _POLL_US = 2000
 class Session:
     """Runs inputs through a plan; calls from several threads take turns, forks are refused.
 
-    workers          addresses "HOST:PORT" or links; default: one local worker process, started and
-                     stopped by the session, which looks for its next request for up to 2 ms
-                     before it sleeps if it has cores of its own. A worker that hangs or dies is
-                     replaced by another one and the micro-batch is repeated under fresh pads; a
-                     worker that lies is never used again, and the lie is raised.
+    workers          addresses "HOST:PORT" or links; default: one local worker process, which the
+                     session starts and stops. That process busy-polls for up to 2 ms before it
+                     blocks, if no other thread needs its cores. The session replaces a worker that
+                     hangs or dies by another one and repeats the micro-batch under fresh pads. It
+                     never uses a worker again that lied, and raises the lie.
     pads             where pads come from; default: made inline, in memory
     threads          threads of the trusted side, within one lane
-    batch            inputs per micro-batch, which is what one lane computes at a time
-    lanes            micro-batches on their way at once (lanes.py), spread over the workers; more
-                     than one takes threads=1. Default: one for each worker, one with threads > 1
+    batch            inputs per micro-batch; a lane computes one micro-batch at a time
+    lanes            micro-batches that are computed at once (lanes.py), spread over the workers;
+                     more than one needs threads=1. Default: one for each worker, one with
+                     threads > 1
     record_payloads  keep a copy of every message in the transcript, not only its size
     on_clip          what to do about inputs outside the calibrated range (clips.py): "warn" with a
                      ClipWarning, "raise" a ClipError, "ignore" them. The report counts clipped
@@ -258,7 +259,7 @@ class Session:
 
 
 def _check_pads(plan: Plan, pads: PadSource) -> None:
-    """Refuse pads of another plan, and a plan that would not use them: somebody expects them to be.
+    """Refuse pads of another plan, and pads for a plan that would not use them.
 
     Raises   PlanError
     """
@@ -289,7 +290,7 @@ class _Progress:
 
 
 def _poll_us(lanes: int, *, cores: int) -> int:
-    """How long a local worker looks for its next request; not if others need its cores.
+    """Microseconds for which a local worker busy-polls; none if other threads need its cores.
 
     Several lanes keep a worker busy, and those of its threads that wait would disturb it.
     """
@@ -307,7 +308,7 @@ def _lane_count(
         raise PlanError(f"lanes= must be at least 1, got {lanes}")
     if lanes > 1 and threads > 1:
         raise PlanError(
-            "several lanes have one thread each, or their work could not be told apart: threads=1"
+            "several lanes have one thread each, so that their work is counted apart: threads=1"
         )
     return lanes
 

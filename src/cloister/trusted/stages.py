@@ -35,7 +35,7 @@ from cloister.wire.shm.packets import REQUEST_ID_OFFSET
 
 @dataclass(frozen=True)
 class Setup:
-    """What all stages of an executor have in common."""
+    """The common parts of all stages of an executor."""
 
     program: Program
     checks: Checks
@@ -150,7 +150,7 @@ class FusedStage(Stage):
         )
 
     def account(self, request: BatchRequest, cpu_ns: int, wait_ns: int) -> None:
-        """See Stage; what was read was accepted, and what was written can be read from now on."""
+        """See Stage; the answer that it read was accepted, and later steps may read its result."""
         self.row(request).trusted_ms += 1e-6 * cpu_ns
         if request.replies and self._step.node is not None:
             request.release(self._step.node)

@@ -15,7 +15,7 @@ _FEW_CHANNELS = 4
 
 
 class Values:
-    """Values of one batch by name; converts between layouts when somebody asks for the other."""
+    """Values of one batch by name; converts to the other layout when a step reads it."""
 
     def __init__(self, graph: Graph, feeds: Mapping[str, np.ndarray], *, rows: int) -> None:
         self._graph = graph

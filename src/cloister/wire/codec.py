@@ -280,7 +280,7 @@ def _encode_specs(specs: tuple[TensorSpec, ...]) -> tuple[bytes, int]:
 
 
 class _Reader:
-    """Walks over a head; every step is bounded by what is there."""
+    """Reads the fields of a head in order, each bounded by the bytes that are there."""
 
     def __init__(self, data: bytes | memoryview) -> None:
         self._data = data

@@ -127,7 +127,7 @@ class WorkerLink(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Say goodbye; a local worker process is stopped. May be called twice."""
+        """End the connection; a local worker process is stopped. May be called twice."""
 
     def cut(self) -> None:
         """End the connection from another thread than the one that uses the link.

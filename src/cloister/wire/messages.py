@@ -121,7 +121,7 @@ class Apply:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What a target made of a request's tensors."""
+    """The answer of a target to a request's tensors."""
 
     request_id: int
     tensors: tuple[np.ndarray, ...]

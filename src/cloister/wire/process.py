@@ -36,7 +36,7 @@ def python(*arguments: str) -> list[str]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """What a process gets to see of this one's environment, and more."""
+    """The environment of a new process: a listed part of this one's, and more."""
     given = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     for name in _PATHS:
         entries = os.environ.get(name, "").split(os.pathsep)

@@ -41,7 +41,7 @@ class Transcript:
 
     @property
     def entries(self) -> list[Entry]:
-        """All entries; what was deferred is worked out when somebody asks for the first time."""
+        """All entries; deferred entries are computed when a caller asks for the first time."""
         with self._lock:
             while self._later:
                 # In one step, so that an interrupt loses nothing and repeats nothing.
@@ -164,7 +164,7 @@ class RecordingLink(WorkerLink):
         self._link.submit(request_id, target_id, tensors, expect)
 
     def receive(self, request_id: int, *, timeout_s: float) -> tuple[Unchecked[np.ndarray], ...]:
-        """See WorkerLink; what is recorded is read once for the record alone."""
+        """See WorkerLink; a recorded reply is read once more, for the record alone."""
         replies = self._link.receive(request_id, timeout_s=timeout_s)
         target_id = self._targets.get(request_id, -1)
         for reply in replies:

@@ -21,7 +21,7 @@ _TENSOR = struct.Struct("<BBHQ")
 
 
 class Lie(StrEnum):
-    """What a worker does instead of answering truthfully."""
+    """The ways in which a worker does not answer truthfully."""
 
     FLIP_ONE = "flip-one"  # one element is off by one
     SCALE = "scale"  # everything times three

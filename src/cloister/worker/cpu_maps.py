@@ -13,7 +13,7 @@ MAX_SCRATCH_RATIO = 8
 
 
 def map_memory(geometry: Geometry, *, batch: int, element_bytes: int, threads: int) -> MapMemory:
-    """What a map takes for requests of this batch.
+    """The memory that a map takes for requests of this batch.
 
     Raises   RangeError when padding, dilation or upsampling blow a request up beyond the limits
     """

@@ -77,7 +77,7 @@ class Engine:
             return Failure(request_id, f"{type(error).__name__}: {error}")
 
     def cut(self) -> None:
-        """End, from another thread, what may compute for long; `close` follows."""
+        """End long computations from another thread; `close` follows."""
         if self._segments is not None:
             self._segments.cut()
 

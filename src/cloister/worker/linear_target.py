@@ -15,7 +15,7 @@ TYPES = (np.dtype(np.uint32), np.dtype(np.int16))
 def map_memory(
     geometry: Geometry, *, device: str, threads: int, batch: int = 1, element_bytes: int = 4
 ) -> MapMemory:
-    """What a map takes on a device, for requests of this batch.
+    """The memory that a map takes on a device, for requests of this batch.
 
     Raises   RangeError when a request would take far more than its own size
     """

@@ -81,7 +81,7 @@ class SegmentProcess:
         return reply.tensors
 
     def cut(self) -> None:
-        """End the process, from any thread; whoever waits for it gets WorkerUnavailable."""
+        """End the process, from any thread; a thread that waits for it gets WorkerUnavailable."""
         with self._lock:
             self._cut = True
             if self._process is not None:

@@ -31,8 +31,8 @@ MICROSOFT_OPERATORS = frozenset(
         "SkipSimplifiedLayerNormalization", "TransposeMatMul",
     }
 )  # fmt: skip
-"""What ONNX Runtime's own quantiser and optimiser write: arithmetic on inputs. Others of that
-domain are refused, among them `EPContext`, whose attribute names a file to be read."""
+"""The operators that ONNX Runtime's own quantiser and optimiser write: arithmetic on inputs. Other
+operators of that domain are refused, such as `EPContext`, whose attribute names a file."""
 
 
 class SegmentTarget:
@@ -89,10 +89,10 @@ def _tensor(name: str, output: object) -> np.ndarray:
 
 
 def checked(model: bytes) -> bytes:
-    """A segment's bytes, written anew from what was checked, for ONNX Runtime.
+    """A segment's bytes, written anew from the checked parts, for ONNX Runtime.
 
     The model computes from its inputs and its own data alone: no tensor lies in a file, and no
-    operator is one of those that may open files or were registered by somebody else.
+    operator is one of those that may open files or were registered by other software.
 
     Raises   ModelError, UnsupportedError
     """

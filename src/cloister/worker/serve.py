@@ -146,7 +146,7 @@ def _serve_descriptor(
 ) -> None:
     try:
         # One computation at a time, which then has all threads: more at once would take the
-        # cores of the trusted side, whose passes run meanwhile.
+        # cores of the trusted side, whose fused steps run at the same time.
         engine = Engine(
             device=options.device,
             threads=options.threads,
@@ -155,7 +155,7 @@ def _serve_descriptor(
             gate=gate,
         )
     except InputError as error:
-        # Tell whoever waits for a greeting why there is none.
+        # The process that waits for a greeting receives the reason why there is none.
         reason = str(error)
         serve_descriptor(descriptor, lambda _: Failure(0, reason))
         return
@@ -186,7 +186,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
-        "--poll-us", type=int, default=0, help="look for messages so long before sleeping (--fd)"
+        "--poll-us", type=int, default=0, help="busy-poll so long before blocking (--fd)"
     )
     # Workers that lie are for tests of the other side.
     parser.add_argument("--lie", choices=[lie.value for lie in Lie], help=argparse.SUPPRESS)

@@ -57,9 +57,8 @@ def serve_descriptor(
 ) -> None:
     """Answer messages until the other end of the socket is closed.
 
-    poll_us   how long to look for the next message, microseconds, before going to sleep: whoever
-              sends it then need not wake this process up, which costs more than all else in an
-              exchange
+    poll_us   microseconds of busy polling for the next message before this process blocks: the
+              sender then need not wake it, which costs more than all else in an exchange
 
     Raises   ProtocolError when the trusted side breaks the protocol
     """

@@ -34,7 +34,7 @@ class Target(Protocol):
     """Something loaded: takes a request's tensors and makes the answer's."""
 
     def cost(self, tensors: tuple[np.ndarray, ...]) -> Cost:
-        """What answering takes.
+        """The memory that an answer takes.
 
         Raises   ShapeError when the tensors are no request of this target, RangeError when they
                  would take far more than their own size

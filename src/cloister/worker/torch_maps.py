@@ -54,7 +54,7 @@ MAX_CANVAS_RATIO = 512
 
 
 def map_memory(geometry: Geometry, *, batch: int, element_bytes: int) -> MapMemory:
-    """What a map takes for requests of this batch, on the host and the device together.
+    """The memory that a map takes for requests of this batch, on the host and the device together.
 
     Sums over the arrays that TorchMap and Int8Map make, each as if none of its predecessors was
     gone. A device's allocator may keep more than was asked for at a time.
@@ -221,8 +221,8 @@ class Int8Map:
     Error    none
     Raises   InputError for several groups or without PyTorch
 
-    Tested on CPU tensors. On a GPU nobody has run it yet: neither `torch._int_mm` there, nor the
-    pinned buffers and streams of `Staging`. That is why `make_map` compares it with TorchMap.
+    Tested on CPU tensors. It has not run on a GPU yet: neither `torch._int_mm` there, nor the
+    pinned buffers and streams of `Staging`. Therefore `make_map` compares it with TorchMap.
     """
 
     def __init__(self, linear: LinearMap, *, device: str) -> None:

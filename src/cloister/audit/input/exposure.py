@@ -53,7 +53,7 @@ class Exposure:
 
 
 def exposure(transcript: Transcript, target_id: int) -> Exposure:
-    """What the worker saw of one linear node's inputs, over a whole transcript.
+    """The worker's view of one linear node's inputs, over a whole transcript.
 
     Raises   InputError when the transcript holds no payloads for the node
     """

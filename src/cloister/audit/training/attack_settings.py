@@ -6,12 +6,12 @@ from cloister.audit.training.lattice import LARGEST_LATTICE
 from cloister.authority.noise import EXACT_BITS
 
 DEFAULT_RANGE = (-127.0, 127.0)
-"""What the default encoding of eight bits can hold."""
+"""The values that the default encoding of eight bits can hold."""
 
 
 @dataclass(frozen=True)
 class AttackSettings:
-    """What the attacker knows of the encoding, and how much is tried.
+    """The attacker's knowledge of the encoding, and the limits of the attacks.
 
     value_range   of the encoded integers
     samples       samples to attack

@@ -165,7 +165,7 @@ def _labels(evidence: Evidence) -> Finding:
 
 
 def _requests(requests: Sequence[Release], prior: Prior) -> Iterator[Finding]:
-    """What a host, or the authority, makes of what it was asked."""
+    """The findings of a host, or of the authority, from the requests that it received."""
     names = ["weight differences"]
     if any(request.kind == "gradient request" for request in requests):
         names.append("output gradients")

@@ -125,7 +125,7 @@ def joint_solve(releases: Sequence[Release], prior: Prior) -> BatchSolution | No
 
 
 def evaluate(release: Release, x: Float64[np.ndarray, "n dim"]) -> Float64[np.ndarray, " k"]:
-    """What a forward or gradient release should have answered of its samples."""
+    """The answer that a forward or gradient release should have given of its samples."""
     return np.asarray(_apply(release, x).ravel())
 
 

@@ -40,7 +40,7 @@ class AnswerGroup:
 
 @dataclass(eq=False)
 class Evidence:
-    """What the attacks start from.
+    """The attacks' starting point.
 
     forward    per attacked sample, its forward functionals
     releases   forward and gradient releases in order, for attacks that join samples
@@ -76,7 +76,7 @@ class Evidence:
         groups = []
         for ids in alike.values():
             rows = scipy.sparse.vstack(self.forward[ids[0]].rows)
-            # Not the first ones: a convolution's rows walk over the image.
+            # Not the first ones: a convolution's rows move over the image.
             chosen = np.unique(np.linspace(0, rows.shape[0] - 1, limit).astype(np.int64))
             if self.dim <= len(chosen) < rows.shape[0] and rank(rows[chosen].toarray()) < self.dim:
                 # A choice must not hide that all of them together determine the sample.

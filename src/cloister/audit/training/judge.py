@@ -33,7 +33,7 @@ class Judged:
 
     @property
     def verdict(self) -> Judgement:
-        """What the log determines is recovered, whatever the truth is; else by the score."""
+        """Data that the log determines are recovered for any truth; otherwise by the score."""
         finding = self.finding
         if finding.state != "ran":
             return finding.state
@@ -88,8 +88,7 @@ def _loose(finding: Finding, truth: Truth, prior: Prior) -> Judged:
         sure = finding.certain is not None and finding.certain[i].all()
         if elsewhere or (sure and alike[i, best] < ALIKE):
             raise InputError(
-                f"truth: what the log tells of sample {int(truth.ids[best])} is not that sample; "
-                f"{ORDER}"
+                f"truth: sample {int(truth.ids[best])} of the log is another one; {ORDER}"
             )
         places.append(best)
         rows.append(i)

@@ -38,7 +38,7 @@ class LogAudit:
 
     @property
     def conclusion(self) -> str:
-        """What the verdict means."""
+        """The meaning of the verdict."""
         return conclusion(self.judged, self.evidence)
 
     @property

@@ -40,10 +40,10 @@ def unpack(weights: Sequence[int], answer: int, *, low: int, high: int) -> Int64
     for i in sorted((i for i, w in enumerate(weights) if w), key=lambda i: -abs(weights[i])):
         digit, rest = divmod(rest, abs(weights[i]))
         if not 0 <= digit <= high - low:
-            raise InputError("audit: the answer is outside what operands in this range can give")
+            raise InputError("audit: the answer is outside the results of operands in this range")
         found[i] = low + digit if weights[i] > 0 else high - digit
     if rest:
-        raise InputError("audit: the answer is outside what operands in this range can give")
+        raise InputError("audit: the answer is outside the results of operands in this range")
     return found
 
 

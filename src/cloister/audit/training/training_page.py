@@ -53,7 +53,7 @@ LIMITS = (
 
 
 def conclusion(judged: Sequence[Judged], evidence: Evidence | None) -> str:
-    """What the verdict means, and which attacks it does not speak of."""
+    """The meaning of the verdict, and the attacks that it does not cover."""
     if evidence is None:
         return EMPTY
     assumed = ""

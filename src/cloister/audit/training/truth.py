@@ -23,7 +23,7 @@ LEAST_BITS = 4
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What was really encrypted, for scoring: flattened samples by id, labels where known."""
+    """The encrypted data in plain, for scoring: flattened samples by id, labels where known."""
 
     ids: Int64[np.ndarray, " n"]
     x: Float64[np.ndarray, "n dim"]

@@ -15,7 +15,7 @@ FRACTION = 1e-3
 
 
 def read_prior(path: Path | None, shape: tuple[int, int, int], low: float, high: float) -> Prior:
-    """What an attacker knows who has the public data of a file, or none.
+    """The knowledge of an attacker with the public data of a file, or with none.
 
     Raises   InputError naming the file
     """
@@ -110,7 +110,7 @@ def _encoded(arrays: dict[str, np.ndarray], path: Path) -> np.ndarray:
         raise InputError(f"{path}: x holds NaN or infinity")
     if "scale" not in arrays and np.abs(flat - np.rint(flat)).max() > FRACTION:
         raise InputError(
-            f"{path}: x holds fractions, and what was encrypted are integers: give its scale and "
+            f"{path}: x holds fractions, and the encrypted values are integers: give its scale and "
             "offset, or the file of `cloister data encrypt --order`"
         )
     return np.rint(flat).reshape(len(x), -1)

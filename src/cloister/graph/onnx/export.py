@@ -137,7 +137,7 @@ def type_bytes(known: OpaqueType) -> bytes:
 
 
 def known_type(graph: Graph, name: str) -> OpaqueType:
-    """What is known of a value's type."""
+    """The known part of a value's type."""
     known = graph.types.get(name)
     if known is None:
         return graph.opaque.get(name, OpaqueType())

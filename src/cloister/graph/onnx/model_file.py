@@ -24,7 +24,7 @@ from cloister.graph.onnx.export import BYTES, FIXED32, VARINT, varint
 
 LARGE_BYTES = 1 << 16
 MAX_FILE_BYTES = 2**31 - 1
-"""What an ONNX file, and a message in memory, can hold."""
+"""The largest ONNX file, and the largest message in memory."""
 MODEL_GRAPH, GRAPH_INITIALIZER, TENSOR_RAW_DATA = 7, 5, 9
 FIXED64 = 1
 MAX_VARINT_BYTES = 10
@@ -91,7 +91,7 @@ def read_model(path: Path) -> ModelFile:
 
 
 class _Walker:
-    """Walks a file's messages by their fields, keeping its place in each."""
+    """Reads a file's messages field by field, keeping its place in each."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

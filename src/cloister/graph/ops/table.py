@@ -24,7 +24,7 @@ Evaluate = Callable[[Call], np.ndarray]
 
 
 class Kind(Enum):
-    """What an operator is to Cloister."""
+    """How Cloister treats an operator."""
 
     LINEAR = "linear"
     LOCAL = "local"

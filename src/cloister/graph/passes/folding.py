@@ -106,7 +106,7 @@ class _Walk:
         try:
             found = _evaluate_wide(self._graph, node, constants)
         except ModelError:
-            return  # whoever runs the node reports why it cannot be run
+            return  # the run of the node reports why it cannot be computed
         if all(isinstance(array, np.ndarray) for array in found.values()):
             for value, array in found.items():
                 self._fix(value, array)

@@ -42,7 +42,7 @@ class Rewrite:
         return self._readers.get(value, 0) == 1
 
     def name(self, base: str) -> str:
-        """A name nobody uses."""
+        """A name that no node or value has."""
         name, count = base, 1
         while name in self._taken:
             name, count = f"{base}_{count}", count + 1

@@ -45,7 +45,7 @@ class Maker(Protocol):
 
     @property
     def parties(self) -> int:
-        """How many parties would have to collude to know the pads; 0: nobody sees a share."""
+        """How many parties would have to collude to know the pads; 0: no party sees a share."""
         ...
 
     def make(
@@ -94,10 +94,11 @@ class _Asked:
 class WorkerMaker:
     """Makes pad sets with two or more workers; they must not collude.
 
-    All workers together can compute every pad, as can whoever reads the traffic to all of them;
-    any others learn nothing. A link serves this object alone. After an error nothing of that pad is
-    kept; a worker that lied, hung or died is closed and not used again, and its pad id must not be
-    used again either. Memory: the check vectors (8 bytes per input element) and one node.
+    All workers together can compute every pad, and so can a listener that reads the traffic to all
+    of them; any smaller group learns nothing. A link serves this object alone. After an error
+    nothing of that pad is kept; a worker that lied, hung or died is closed and not used again, and
+    its pad id must not be used again either. Memory: the check vectors (8 bytes per input element)
+    and one node.
 
     insecure_one_party   for tests: the workers may be on one machine, whose owner can compute the
                          pads; they then count as one party

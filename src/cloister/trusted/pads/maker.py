@@ -27,7 +27,7 @@ class PadMaker:
     """
 
     parties = 0
-    """Nobody else sees a share of these pads."""
+    """No other party sees a share of these pads."""
 
     def __init__(self, plan: Plan, *, threads: int = 1) -> None:
         self._geometries = {i: plan.linear_nodes[i].linear.geometry for i in plan.hidden_nodes}
@@ -89,7 +89,7 @@ class InlinePads:
             self._spare += reclaim(pads)
 
     def erase(self) -> None:
-        """Overwrite and let go of the memory of spent pads."""
+        """Overwrite and release the memory of spent pads."""
         with self._lock:
             spare, self._spare = self._spare, []
         erase(spare)

@@ -154,8 +154,8 @@ class PadFiles:
         files.remove_leftovers(self.folder)
 
     def _set_aside(self, path: Path) -> None:
-        # Left for whoever wants to look at it; its id counts as lost.
-        # Something planted may be in the way of the name.
+        # Kept for inspection; its id counts as lost. Something planted may be in the way of the
+        # name.
         for target in (path, path.with_name(f"{path.stem}-{os.urandom(8).hex()}")):
             with contextlib.suppress(OSError):
                 path.rename(target.with_suffix(DAMAGED_SUFFIX))

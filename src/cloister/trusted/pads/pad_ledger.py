@@ -57,7 +57,7 @@ CREATE TABLE store (
 
 @dataclass
 class PadCounters:
-    """What changes while a store lives.
+    """The counters of a store.
 
     Ids below `next_make` have been given to a maker; ids below `next_use` will never be handed out
     again; `used` of those were handed out, the others were lost or skipped. `makers` is how few

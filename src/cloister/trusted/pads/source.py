@@ -13,7 +13,7 @@ import numpy as np
 class PadSet:
     """The pads of one input of one plan: its id, and `A r` of every blinded node by node index.
 
-    Secret   unblinding; single use. Whoever used it overwrites it (`fill(0)`).
+    Secret   unblinding; single use. Its user overwrites it (`fill(0)`).
     """
 
     pad_id: int
@@ -24,8 +24,8 @@ def reclaim(pads: Sequence[PadSet]) -> list[dict[int, np.ndarray]]:
     """Take back the memory of spent pads; the pads are empty afterwards.
 
     Emptied, so that memory given back twice is not handed out twice. What it holds is overwritten
-    by the next pad set, or by `erase` at the end: as long as the pad key lives, anybody who reads
-    this memory could compute `r` and `A r` anyway (docs/adr/0006).
+    by the next pad set, or by `erase` at the end: as long as the pad key lives, an attacker who
+    reads this memory could compute `r` and `A r` anyway (docs/adr/0006).
     """
     memory = []
     for pad in pads:
@@ -44,7 +44,7 @@ def erase(memory: Sequence[Mapping[int, np.ndarray]]) -> None:
 
 @runtime_checkable
 class PadSource(Protocol):
-    """Hands out pads, each once: a store, or somebody who makes them on demand."""
+    """Hands out pads, each once: a store, or a maker on demand."""
 
     @property
     def kind(self) -> str:
@@ -62,7 +62,7 @@ class PadSource(Protocol):
         ...
 
     def take(self, count: int) -> list[PadSet]:
-        """`count` pads that nobody was given before, whichever threads ask.
+        """`count` pads that were not handed out before, to whichever thread.
 
         Raises   PadsExhausted when there are fewer; then none was taken
         """

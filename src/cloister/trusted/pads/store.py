@@ -234,7 +234,7 @@ class PadStore:
             self._spare += spare
 
     def erase(self) -> None:
-        """Overwrite and let go of the memory of spent pads."""
+        """Overwrite and release the memory of spent pads."""
         with self._spare_lock:
             spare, self._spare = self._spare, []
         erase(spare)
@@ -257,7 +257,7 @@ class PadStore:
 
     def _next_ids(self, counters: PadCounters, count: int) -> list[int]:
         found: list[int] = []
-        # Without a layout nobody has stored a pad, so whatever lies there was planted.
+        # Without a layout no pad was ever stored, so a file in the folder was planted.
         end = counters.next_make if counters.layout else counters.next_use
         for pad_id in range(counters.next_use, end):
             if len(found) == count:
@@ -287,7 +287,7 @@ class PadStore:
 
     def _tidy(self) -> None:
         """Refuse a folder or key file that do not belong together, and clear away leftovers."""
-        # Under the write lock no id is reserved or taken meanwhile.
+        # While the write lock is held, no id is reserved or taken.
         with self._ledger.update() as counters:
             ids = self._ids()
             for pad_id in ids[-1:]:

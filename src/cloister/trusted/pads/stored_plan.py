@@ -68,7 +68,7 @@ def known_plan(folder: Path, *, key_file: Path) -> Plan | None:
 
 
 def refuse_planted(folder: Path, *, key_file: Path) -> None:
-    """Refuse a folder for a new store that somebody has put a plan into.
+    """Refuse a folder for a new store that contains a plan already.
 
     Raises   PadStoreError
     """

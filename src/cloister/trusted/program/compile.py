@@ -86,7 +86,7 @@ class _Compiler:
         while waiting:
             ready = [n for n in waiting if self.available.issuperset(_reads(n))]
             if not ready:
-                raise PlanError(f"node {waiting[0].name!r} waits for a value nobody computes")
+                raise PlanError(f"node {waiting[0].name!r} waits for a value that no node computes")
             yield next((n for n in ready if n.name not in self.index), ready[0])
             waiting = [n for n in waiting if n.name not in self.done]
 

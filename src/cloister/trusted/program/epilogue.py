@@ -55,7 +55,7 @@ class Consumers:
         return self._readers.get(value, ())
 
     def only(self, value: str) -> Node | None:
-        """The single reader of a value that nobody else, the caller included, sees."""
+        """The single reader of a value that no other node, and no caller, reads."""
         readers = self.of(value)
         return readers[0] if len(readers) == 1 and value not in self._outputs else None
 

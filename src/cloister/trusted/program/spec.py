@@ -132,7 +132,7 @@ def borders_are_complete(program: Program) -> Broken:
 
 
 def fused_steps_compute_their_nodes(program: Program) -> Broken:
-    """What a fused step computes is what its nodes mean, one after the other."""
+    """A fused step computes its nodes, one after the other."""
     nodes = {node.name: node for node in program.plan.graph.nodes}
     for i, step in _each(program, Fused):
         start = step.source or "" if step.node is None else program.linear[step.node].outputs[0]
@@ -142,10 +142,10 @@ def fused_steps_compute_their_nodes(program: Program) -> Broken:
                 program.plan.graph, nodes[name], found, channels_first=step.channels_first
             )
         if found is None or not _same(found, step.epilogue):
-            yield i, f"does not compute what follows value {start!r}"
+            yield i, f"does not compute the nodes that follow value {start!r}"
         only_sent = step.source and not step.stored and not step.epilogue.covered
         if step.factors is not None and not only_sent:
-            yield i, "multiplies by factors what does not only become a message"
+            yield i, "multiplies by factors a value that does not only become a message"
 
 
 def exchanges_are_paired(program: Program) -> Broken:
@@ -195,7 +195,7 @@ def clear_messages_wait_for_checks(program: Program) -> Broken:
 
 
 def hidden_values_stay_hidden(program: Program) -> Broken:
-    """What an exchange hides, no other exchange and no segment sends in the clear."""
+    """No exchange and no segment sends in the clear a value that another exchange hides."""
     exchanges = [step for step in program.steps if isinstance(step, Exchange)]
     hidden = {program.linear[s.node].inputs[0] for s in exchanges if s.protection.hidden}
     for i, step in enumerate(program.steps):
@@ -247,7 +247,7 @@ def messages_fit_their_nodes(program: Program) -> Broken:
 
 
 def slices_tile_their_whole(program: Program) -> Broken:
-    """The slices of a value are its concatenation's inputs, side by side, and nobody else's."""
+    """The slices of a value are its concatenation's inputs, side by side, and no other values."""
     stored = {step.epilogue.value: step for _, step in _each(program, Fused) if step.stored}
     makers = {value: node for node in program.plan.graph.nodes for value in node.outputs}
     for whole in dict.fromkeys(part.whole for part in program.slices.values()):

@@ -55,7 +55,7 @@ class Interpretation:
 class Interpreter:
     """Runs batches through a program, step by step.
 
-    checks   the coefficients of each checked linear node; one without is believed
+    checks   the coefficients of each checked linear node; answers of other nodes are not checked
     worker   what answers a message to a linear map
     watch    gets what crosses, in the order of the steps
     """
@@ -184,7 +184,7 @@ class _Batch:
         self._of.watch(Crossed(step.node, (message,), (answer,)))
 
     def segment(self, i: int, step: Segment) -> None:
-        """Nodes on the worker, in float32 and believed."""
+        """Nodes on the worker, in float32 and not checked."""
         sent = tuple(np.asarray(self.value(name), order="C") for name in step.inputs)
         self.local(i, step)
         received = tuple(self._values[name] for name in step.outputs)

@@ -28,14 +28,14 @@ def check_address(address: str) -> tuple[str, int]:
 def endpoints(address: str) -> frozenset[tuple[str, int]]:
     """The machines, and the port on them, that an address may lead to: IP addresses, or HERE.
 
-    Raises   InputError when it leads nowhere, and so cannot be told from another
+    Raises   InputError when it leads nowhere, and so cannot be compared with another
     """
     host, port = check_address(address)
     try:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         raise InputError(
-            f"worker {address}: the name does not resolve, so it cannot be told from the other "
+            f"worker {address}: the name does not resolve, so it cannot be compared with the other "
             "workers; give its IP address"
         ) from None
     return frozenset((_machine(str(place[4][0]), place[4][3:]), port) for place in found)

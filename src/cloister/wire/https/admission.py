@@ -187,7 +187,7 @@ class Shares:
 
 
 class QuietLog:
-    """One line for a fault, and not as many as somebody else likes."""
+    """One line for a fault, and a bounded number of lines, which callers cannot raise."""
 
     def __init__(self) -> None:
         self._since, self._lines, self._left_out = time.monotonic(), 0, 0

@@ -57,7 +57,7 @@ class Job:
 
 @dataclass(frozen=True, repr=False)
 class Route:
-    """What a caller may ask for, before anything but its head was read.
+    """An operation that a caller may ask for, before anything but its head was read.
 
     max_bytes   of the body
     handle      request -> job, without any work yet; raises CloisterError to refuse
@@ -87,7 +87,7 @@ _Answer = tuple[bytes, concurrent.futures.Future[None] | None]
 
 @dataclass(frozen=True, repr=False)
 class House:
-    """What the connections of a server have in common."""
+    """The common state of a server's connections."""
 
     admit: Admit
     limits: ServerLimits
@@ -117,7 +117,7 @@ class Connection:
         return self._task
 
     def end(self) -> None:
-        """Let go of the connection; its task is done, or was dropped before it began."""
+        """Release the connection; its task is done, or was dropped before it began."""
         self._house.crowd.left(self)
         if self._open:
             self._writer.transport.abort()
@@ -297,7 +297,7 @@ class Connection:
 
 
 def described(error: Exception) -> str:
-    """A fault in one line: what it is and where it was raised."""
+    """A fault in one line: its error and the place where it was raised."""
     place, trace = "", error.__traceback__
     while trace is not None:
         code = trace.tb_frame.f_code

@@ -20,7 +20,7 @@ _LENGTH = re.compile(r"[0-9]{1,20}")
 
 @dataclass(frozen=True)
 class RequestHead:
-    """What a request says before its body; nothing of it is trusted."""
+    """The head of a request; nothing of it is trusted."""
 
     method: str
     path: str
@@ -38,7 +38,7 @@ class RequestHead:
         return self.fields.get("connection", "").lower() == "close"
 
     def operation(self) -> str:
-        """What is asked for.
+        """The operation that is asked for.
 
         Raises   ProtocolError
         """

@@ -117,7 +117,7 @@ class HttpsServer:
         connection.end()
 
     def _note(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """What asyncio would log with a traceback."""
+        """Log, without a traceback, a fault that asyncio reports."""
         error = context.get("exception")
         fault = described(error) if isinstance(error, Exception) else str(context.get("message"))
         self._house.log.line(f"the server's event loop: {fault}")

@@ -406,8 +406,8 @@ def connect_local_worker(
 ) -> list[ShmLink]:
     """Start one worker process with several connections, all of one name; see start_local_worker.
 
-    poll_us   how long the worker looks for the next request before it sleeps, microseconds: it
-              takes a core for that time, and spares this side the waking
+    poll_us   microseconds of busy polling for the next request before the worker blocks: it takes a
+              core for that time, and this side need not wake the worker
 
     The process ends when its last link is closed. Each connection may be used by its own thread.
 
