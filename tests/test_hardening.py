@@ -82,7 +82,7 @@ def weak_symbols(folder, sources):
         subprocess.run(command, cwd=folder, check=True)
     subprocess.run(["ar", "qc", "planted.a", *objects], cwd=folder, check=True)
     return subprocess.run(
-        [sys.executable, str(WEAK_SYMBOLS), "nm", "planted.a"],
+        [sys.executable, "-P", str(WEAK_SYMBOLS), "nm", "planted.a"],
         cwd=folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
 

@@ -33,8 +33,9 @@ PARAMETERS = {
 
 def run(*arguments, code=0):
     """A benchmark in a process of its own: some set the instruction set, or fork."""
-    words = [sys.executable, "-m", "benchmarks", *map(str, arguments)]
+    words = [sys.executable, "-P", "-m", "benchmarks", *map(str, arguments)]
     environment = {name: value for name, value in os.environ.items() if name != "CLOISTER_DATA"}
+    environment["PYTHONPATH"] = str(ROOT)
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr

@@ -261,6 +261,6 @@ from cloister.graph.interpreter import evaluate_with_runtime
 graph = graph_file.from_bytes(sys.stdin.buffer.read())
 print(len(graph.nodes))
 """
-    ran = subprocess.run([sys.executable, "-c", script], input=data, capture_output=True)
+    ran = subprocess.run([sys.executable, "-P", "-c", script], input=data, capture_output=True)
     assert ran.returncode == 0, ran.stderr
     assert int(ran.stdout) == len(graph_of(nets.residual).nodes)

@@ -323,7 +323,7 @@ CPUS = {
 
 def on_another_machine(file, samples, isa, environment):
     ran = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", SCRIPT, FOLDER, file, samples, isa],
+        [sys.executable, "-P", "-W", "ignore", "-c", SCRIPT, FOLDER, file, samples, isa],
         env={**os.environ, **environment}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr

@@ -52,7 +52,13 @@ def test_local_nodes_and_segments_run_without_onnx_and_grpc(tmp_path, build, pol
     assert any(isinstance(step, kind) for step in compile_plan(plan).steps)
     plan.save(tmp_path / "a.plan")
     np.savez(tmp_path / "x.npz", **samples)
-    command = [sys.executable, "-c", SCRIPT, *(tmp_path / n for n in ("a.plan", "x.npz", "y.npz"))]
+    command = [
+        sys.executable,
+        "-P",
+        "-c",
+        SCRIPT,
+        *(tmp_path / n for n in ("a.plan", "x.npz", "y.npz")),
+    ]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip() == "no reader"
@@ -67,7 +73,7 @@ def test_local_nodes_and_segments_run_without_onnx_and_grpc(tmp_path, build, pol
 @pytest.mark.parametrize("name", ["load", "from_torch", "from_keras", "published"])
 def test_what_is_loaded_late_is_there(name):
     script = f"import cloister; assert cloister.{name} is not None and '{name}' in cloister.__all__"
-    subprocess.run([sys.executable, "-c", script], check=True)
+    subprocess.run([sys.executable, "-P", "-c", script], check=True)
 
 
 def test_nothing_that_reads_models_is_imported_with_the_package():
@@ -75,7 +81,9 @@ def test_nothing_that_reads_models_is_imported_with_the_package():
         "import sys, cloister; "
         "print(*{'onnx', 'grpc', 'google.protobuf', 'typer', 'PIL'} & set(sys.modules))"
     )
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True
+    )
     assert not ran.stdout.strip()
 
 
