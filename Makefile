@@ -13,7 +13,7 @@ JOBS ?= 2
 # ONNX Runtime must not report what it runs, whoever loads it first.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: demo demo-training test build dev lock fmt lint type arch native-test bench docs wheel clean
+.PHONY: demo demo-training test build dev lock fmt lint type arch tcb native-test bench docs wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/cloister demo
@@ -73,6 +73,10 @@ type: $(VENV)/.dev
 
 arch: $(VENV)/.dev
 	$(BIN)/lint-imports
+
+# What the trusted side and the authority load; fails above a budget of lines.
+tcb: $(VENV)/.dev
+	$(BIN)/python tools/tcb.py
 
 # The kernels' own tests, without Python, under the address and undefined-behaviour sanitizers.
 native-test: $(VENV)/.dev

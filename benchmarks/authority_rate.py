@@ -25,8 +25,7 @@ from cloister.base.identity import CERTIFICATE_FILE
 from cloister.data.encoding import Encoding
 from cloister.data.info import DatasetInfo
 from cloister.ring.linear import Geometry
-from cloister.wire.https.bodies import Body, encode
-from cloister.wire.https.https_client import CONTENT_TYPE
+from cloister.wire.https.bodies import CONTENT_TYPE, Body, encode
 
 SHAPE, SAMPLES, BUDGET = (28, 28, 1), 60_000, 196
 ROWS = 5

@@ -15,7 +15,7 @@ import typer
 from jaxtyping import Int16
 from onnx import helper, numpy_helper
 
-import cloister._native as native
+import cloister.base._native as native
 from benchmarks import options
 from cloister.base.rng import InsecureSeededRandom
 from cloister.cli.speed import OrtBaseline

@@ -17,7 +17,7 @@ import time
 
 import numpy as np
 
-import cloister._native as native
+import cloister.base._native as native
 from benchmarks import networks, options
 from benchmarks.environment import environment
 from cloister.base.rng import SystemRandom

@@ -97,7 +97,7 @@ def heart(folder: Path) -> Plain:
 
 
 class MemoryKeys:
-    """Every unmasking term at once, without ledger: a `KeyService` to time the server with.
+    """Every unblinding term at once, without ledger: a `KeyService` to time the server with.
 
     Waiting for the disk leaves the processor, and its caches, to others in the middle of a step.
     """

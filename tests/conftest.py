@@ -14,7 +14,7 @@ import shapes
 
 shapes.install()
 
-import cloister._native as native  # noqa: E402  (after the hook that checks its modules)
+import cloister.base._native as native  # noqa: E402  (after the hook that checks its modules)
 from instruction_sets import forced  # noqa: E402
 
 

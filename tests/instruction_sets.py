@@ -2,8 +2,8 @@
 
 from contextlib import contextmanager
 
-import cloister._native as native
-import cloister._published_native as published_native
+import cloister.base._native as native
+import cloister.published._published_native as published_native
 
 
 @contextmanager

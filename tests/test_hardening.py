@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import cloister
-import cloister._native as native
-import cloister._published_native as published_native
+import cloister.base._native as native
+import cloister.published._published_native as published_native
 
 WEAK_SYMBOLS = Path(__file__).parents[1] / "tools" / "weak_symbols.py"
 GENERATOR = bytes.fromhex("e2f2ae0a6abc4e71a884a961c500515f58e30b6aa582dd8db6a65945e08d2d76")

@@ -151,7 +151,7 @@ def test_nothing_is_made_of_terms_that_mean_nothing(kit, change):
 
 
 @pytest.mark.parametrize("wrong", [
-    {"samples": 0}, {"samples": -3}, {"samples": 2**40}, {"mask_key": bytes(31)},
+    {"samples": 0}, {"samples": -3}, {"samples": 2**40}, {"pad_key": bytes(31)},
     {"label_key": bytes(31)}, {"part": "x" * 32}, {"sha256": "b" * 63},
 ])  # fmt: skip
 def test_a_first_part_that_is_refused_makes_no_data_set(kit, wrong):

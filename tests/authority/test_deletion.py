@@ -106,15 +106,15 @@ def test_a_name_is_free_again_under_other_keys(two):
 
 
 @pytest.mark.parametrize("changed", [
-    {}, {"part": "c" * 32, "mask_key": bytes(32)}, {"part": "c" * 32, "sha256": "d" * 64},
-    {"sha256": "d" * 64, "mask_key": bytes(32)},
+    {}, {"part": "c" * 32, "pad_key": bytes(32)}, {"part": "c" * 32, "sha256": "d" * 64},
+    {"sha256": "d" * 64, "pad_key": bytes(32)},
 ])  # fmt: skip
 @pytest.mark.parametrize("to", ["other", "set"])
 def test_its_parts_do_not_come_back_with_a_fresh_budget(two, changed, to):
     """Not by the same request, which a client may send again, nor under another name or key."""
     label_key = two.authority.find("other").label_key
     deleted(two)
-    fields = {"part": "a" * 32, "sha256": "b" * 64, "mask_key": KEY} | changed
+    fields = {"part": "a" * 32, "sha256": "b" * 64, "pad_key": KEY} | changed
     if to == "set":
         register = join(two.authority, "set").register
     else:
@@ -126,7 +126,7 @@ def test_its_parts_do_not_come_back_with_a_fresh_budget(two, changed, to):
 
     for _ in range(2):
         with pytest.raises(EncryptionError, match="replay of a part that was deleted"):
-            register(fields["part"], 5, fields["sha256"], fields["mask_key"])
+            register(fields["part"], 5, fields["sha256"], fields["pad_key"])
         two.authority.close()
         two.authority = Authority(two.folder)
     assert two.authority.find("other") is None

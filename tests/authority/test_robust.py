@@ -13,7 +13,7 @@ from authority.conftest import ANY, add_part, join
 from authority.test_authority import dense, mixed
 from authority.test_disk import until_it_answers
 from authority.test_service import served  # noqa: F401  (a fixture)
-from cloister.authority import functions, ledger, states, unmasking
+from cloister.authority import functions, ledger, states, unblinding
 from cloister.authority.account import tabulate, tally
 from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
@@ -412,7 +412,7 @@ def test_a_key_is_the_same_in_pieces(kit, monkeypatch, at_once):
         )
 
     whole = keys()
-    monkeypatch.setattr(unmasking, "MASKS_AT_ONCE", at_once)
+    monkeypatch.setattr(unblinding, "PADS_AT_ONCE", at_once)
     for found, wanted in zip(keys(), whole, strict=True):
         np.testing.assert_array_equal(found, wanted)
 

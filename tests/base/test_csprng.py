@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-import cloister._native as native
+import cloister.base._native as native
 from cloister.base.rng import InsecureSeededRandom, SystemRandom, keystream
 from cloister.errors import RangeError
 

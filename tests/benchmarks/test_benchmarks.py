@@ -9,7 +9,7 @@ import sys
 import onnx
 import pytest
 
-import cloister._native as native
+import cloister.base._native as native
 from benchmarks import ROOT, pad_kills
 from benchmarks.__main__ import NAMES, main
 from benchmarks.networks import build

@@ -3,7 +3,7 @@
 import onnx
 import pytest
 
-import cloister._native as native
+import cloister.base._native as native
 import nets
 from benchmarks.networks import build
 from benchmarks.peak import measure_peak

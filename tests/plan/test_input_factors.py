@@ -10,13 +10,11 @@ from cloister.plan import input_factors as module
 from cloister.plan.input_factors import (
     HEADROOM,
     divisors,
-    factor_shape,
     input_factors,
-    multiplied,
     reads_raw,
 )
 from cloister.plan.quantise import calibrate, quantise_node
-from cloister.plan.quantised import Precision
+from cloister.plan.quantised import Precision, factor_shape, multiplied
 from cloister.ring.linear import Geometry
 
 QMAX = 2047

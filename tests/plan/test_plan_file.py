@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import cloister._native as native
+import cloister.base._native as native
 import nets
 import unequal
 from cloister.errors import CloisterError, InputError, PlanError
@@ -291,7 +291,7 @@ SCRIPT = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import numpy as np
-import cloister._native as native
+import cloister.base._native as native
 if sys.argv[4]:
     native.force_isa(sys.argv[4])
 import cloister

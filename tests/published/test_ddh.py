@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import cloister._native as native
+import cloister.base._native as native
 from cloister.base.rng import InsecureSeededRandom
 from cloister.errors import EncryptionError, InputError, RangeError, ShapeError
 from cloister.published import ddh

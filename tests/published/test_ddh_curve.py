@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import cloister._published_native as native
+import cloister.published._published_native as native
 from cloister.base.rng import InsecureSeededRandom
 from cloister.errors import EncryptionError
 from cloister.published.ddh.curve import Curve25519

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-import cloister._published_native as native
+import cloister.published._published_native as native
 from cloister.errors import RangeError
 from cloister.published.ddh.curve import Curve25519
 from cloister.published.dlog import (

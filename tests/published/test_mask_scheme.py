@@ -30,7 +30,7 @@ def test_a_key_opens_only_its_samples():
 def test_vectors_and_elements_have_different_pads():
     keys = mask.setup(2, x_bound=9, y_bound=9, rng=RNG)
     ids = np.array([5])
-    pads = {mask.masks(keys.master.key, ids, (4,), domain=domain).tobytes() for domain in range(4)}
+    pads = {mask.expand(keys.master.key, ids, (4,), domain=domain).tobytes() for domain in range(4)}
     assert len(pads) == 4
 
 

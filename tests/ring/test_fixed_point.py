@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-import cloister._native as native
+import cloister.base._native as native
 from cloister.errors import RangeError, ShapeError
 from cloister.ring.fixed_point import magnitudes, round_scaled
 from cloister.ring.transpose import transpose

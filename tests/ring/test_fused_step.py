@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-import cloister._native as native
+import cloister.base._native as native
 from cloister.base.rng import InsecureSeededRandom, keystream
 from cloister.ring import reference, rounding
 from cloister.ring.freivalds import P52, field_elements

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import cloister._native as native
+import cloister.base._native as native
 from cloister.errors import InputError, ShapeError
 from cloister.ring import reference
 from cloister.ring.linear import Geometry, LinearMap

@@ -39,7 +39,7 @@ class MemoryDataset:
 
 @dataclass
 class MemoryAuthority:
-    """Releases every unmasking term it is asked for, and remembers for whom."""
+    """Releases every unblinding term it is asked for, and remembers for whom."""
 
     dataset: MemoryDataset
     key: bytes = KEY

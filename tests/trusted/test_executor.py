@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-import cloister._native as native
+import cloister.base._native as native
 import nets
 from byzantine.test_session import mixed_plan, with_an_open_segment
 from cloister.trusted.session import Session

@@ -24,9 +24,9 @@ from cloister.errors import (
     ServiceUnavailable,
 )
 from cloister.wire.https import bodies
-from cloister.wire.https.bodies import Body
+from cloister.wire.https.bodies import CONTENT_TYPE, Body
 from cloister.wire.https.connection import QUICK_BYTES, Job, Pending, Principal, Route
-from cloister.wire.https.https_client import CONTENT_TYPE, HttpsClient
+from cloister.wire.https.https_client import HttpsClient
 from cloister.wire.https.server import HttpsServer
 
 MAX_BODY_BYTES = 1 << 20

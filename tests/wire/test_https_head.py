@@ -3,8 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloister.errors import ProtocolError
+from cloister.wire.https.bodies import CONTENT_TYPE
 from cloister.wire.https.head import parse_head
-from cloister.wire.https.https_client import CONTENT_TYPE
 
 GOOD = (
     b"POST /v1/forward HTTP/1.1\r\nHost: a:1\r\nContent-Type: application/octet-stream\r\n"

@@ -17,10 +17,10 @@ from cloister.base.rng import SystemRandom
 from cloister.errors import InputError, ProtocolError, ServiceUnavailable
 from cloister.wire.https import bodies
 from cloister.wire.https.admission import LOG_LINES_PER_MINUTE, ServerLimits
-from cloister.wire.https.bodies import Body
+from cloister.wire.https.bodies import CONTENT_TYPE, Body
 from cloister.wire.https.connection import Job, Principal, Route
 from cloister.wire.https.head import MAX_HEAD_BYTES
-from cloister.wire.https.https_client import CONTENT_TYPE, HttpsClient
+from cloister.wire.https.https_client import HttpsClient
 from cloister.wire.https.server import HttpsServer
 
 MIB = 1 << 20

@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import cloister
-import cloister._native as native
+import cloister.base._native as native
 from cloister.wire import process
 from cloister.wire.grpc.grpc_link import RpcLink
 from cloister.wire.messages import TensorSpec
@@ -179,8 +179,8 @@ def test_an_installation_by_its_path_works(tmp_path):
         Path(cloister.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__")
     )
     module = Path(native.__file__)
-    if not (package / module.name).exists():
-        shutil.copy(module, package)
+    if not (package / "base" / module.name).exists():
+        shutil.copy(module, package / "base")
     code = textwrap.dedent(
         """
         import cloister

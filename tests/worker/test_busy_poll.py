@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-import cloister._native as native
+import cloister.base._native as native
 import nets
 from cloister.errors import WorkerUnavailable
 from cloister.trusted import session as session_module
@@ -83,7 +83,7 @@ def test_the_option_reaches_the_process(monkeypatch):
 
 def test_the_process_looks_as_long_as_it_is_told(monkeypatch, pair):
     seen = []
-    monkeypatch.setattr(shm_server._native, "busy_poll", lambda *arguments: seen.append(arguments))
+    monkeypatch.setattr(shm_server.native, "busy_poll", lambda *arguments: seen.append(arguments))
     ours, theirs = pair
     ours.close()
     descriptor = theirs.detach()

@@ -1,4 +1,4 @@
-"""The key authority: holds mask keys, issues unmasking terms, counts their leakage.
+"""The key authority: holds pad keys, issues unblinding terms, counts their leakage.
 
 `connect` gives a client of an authority that is served over HTTPS; `Authority` is one in process.
 Names are loaded when they are first used.

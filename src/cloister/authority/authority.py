@@ -1,4 +1,4 @@
-"""The key authority: keeps the mask keys of data sets, and issues the keys that the ledger allows.
+"""The key authority: keeps the pad keys of data sets, and issues the keys that the ledger allows.
 
 In process here; `cloister.authority.service` serves one over HTTPS. An answer leaves only after the
 ledger's commit. So every key that another party holds is on record, whichever process is killed at
@@ -38,7 +38,7 @@ from cloister.authority.records import (
 )
 from cloister.authority.registration import Registration, Registry, new_dataset
 from cloister.authority.requests import Labels, Request
-from cloister.authority.unmasking import unmasking_term
+from cloister.authority.unblinding import unblinding_term
 from cloister.base.identity import Identity
 from cloister.base.rng import Csprng
 from cloister.data.info import DatasetInfo, PartInfo
@@ -124,7 +124,7 @@ class Authority:
         return None if found is None else Known(_agreement(found), found.label_key)
 
     def register(self, offered: Registration) -> int:
-        """Take a part's mask key; gives the id of its first sample. The same again is accepted.
+        """Take a part's pad key; gives the id of its first sample. The same again is accepted.
 
         Raises   EncryptionError for a part, a key or contents that were registered before, and for
                  a data set that is not as the client has seen it; InputError
@@ -191,7 +191,7 @@ class Authority:
     def issue(self, request: Request, receiver: Receiver, *, at_once: bool = False) -> Issued:
         """As `ask`, without waiting for the disk; `at_once` as in `Ledger`.
 
-        The one place that unmasking terms come from: charged, and noisy, for the server.
+        The one place that unblinding terms come from: charged, and noisy, for the server.
         """
         found = self._dataset(request.dataset)
         if receiver not in get_args(Receiver):
@@ -214,7 +214,7 @@ class Authority:
                 "owner decided"
             )
         noisy = receiver == "server"
-        return Issued(unmasking_term(found, request, noisy=noisy, threads=self._threads), ticket)
+        return Issued(unblinding_term(found, request, noisy=noisy, threads=self._threads), ticket)
 
     # ---- for the owner of the data
 

@@ -1,6 +1,6 @@
 """Deleting a data set: its keys are overwritten, and its parts stay refused for ever.
 
-Without its mask keys a data set's files cannot be unmasked any more. Its ledger goes with the keys,
+Without its pad keys a data set's files cannot be unblinded any more. Its ledger goes with the keys,
 and not before them: a data set made anew under the name has keys of its own. Digests of all
 registrations stay, so that old ciphertexts cannot come back with a fresh budget.
 """

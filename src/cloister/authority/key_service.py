@@ -1,6 +1,6 @@
 """The key authority as a training server or a trusted runtime sees it: it answers requests.
 
-The authority holds the mask keys K of the clients. It answers with *unmasking terms*: for a linear
+The authority holds the pad keys K of the clients. It answers with *unblinding terms*: for a linear
 map A and samples i, the term A M_i turns A P_i into A x_i (see `cloister.ring.pads`). The receiver
 of the term is the whole difference between functional encryption (the server) and Slalom (a trusted
 runtime).
@@ -15,7 +15,7 @@ from cloister.authority.requests import Request
 from cloister.data.info import DatasetInfo
 
 Receiver = Literal["server", "trusted"]
-"""Who gets the unmasking term. At a real authority the presented token decides it: a server's
+"""Who gets the unblinding term. At a real authority the presented token decides it: a server's
 token that asks as "trusted" is refused."""
 
 
@@ -34,7 +34,7 @@ class KeyService(Protocol):
         ...
 
     def ask(self, request: Request, receiver: Receiver) -> UInt32[np.ndarray, "..."]:
-        """The unmasking term: A M_i for each sample, the sum of delta_i M_i, or labels' masks.
+        """The unblinding term: A M_i for each sample, the sum of delta_i M_i, or labels' pads.
 
         Raises   BudgetError, FunctionError, EncryptionError (unknown id), AuthorityUnavailable
         """

@@ -1,10 +1,10 @@
 """Values with a bounded number of bits: the authority adds noise to the values that a server
-unmasks.
+unblinds.
 
 The answer of an inner product on dim elements has log2(dim) + 2 * 8 bits and more, and an element
 perhaps eight. So a few exact answers hold more than as many elements, whatever their rank: lattice
 reduction finds small integers from a quarter as many wide answers. The authority cannot round
-A x, which it does not know. But it can subtract noise from the unmasking term:
+A x, which it does not know. But it can subtract noise from the unblinding term:
 
     A P - (A M - e) = A x + e        e uniform on 2^s integers around zero
 
@@ -36,7 +36,7 @@ from cloister.data.info import DatasetInfo
 from cloister.ring import pads
 
 NOISE_DOMAIN = 2
-"""Beside `mask.DATA_DOMAIN` and `mask.LABEL_DOMAIN`, and under a key of its own."""
+"""Beside `pads.DATA_DOMAIN` and `pads.LABEL_DOMAIN`, and under a key of its own."""
 EXACT_BITS = 32
 """Bits of a value from which no noise is added: no answer has more."""
 

@@ -147,7 +147,7 @@ def read_retired(connection: sqlite3.Connection) -> Iterator[tuple[str, str, byt
 
 
 def key_digest(key: bytes) -> bytes:
-    """Name of a mask key: it has 256 random bits, so that its plain hash cannot be searched."""
+    """Name of a pad key: it has 256 random bits, so that its plain hash cannot be searched."""
     return hashlib.sha256(key).digest()
 
 

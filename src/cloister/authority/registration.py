@@ -29,13 +29,13 @@ class NewPart:
 
     label_key   of the data set that the client has seen, or makes
     is_first    the data set is made with this part
-    Secret      mask_key, label_key
+    Secret      pad_key, label_key
     """
 
     part: str
     samples: int
     sha256: str
-    mask_key: bytes
+    pad_key: bytes
     label_key: bytes
     is_first: bool
 
@@ -45,7 +45,7 @@ class Registration:
     """A part as its client hands it to the authority.
 
     agreement    digest of what the client has agreed to
-    sealed_keys  the part's mask key, then the label key of the data set that the client means
+    sealed_keys  the part's pad key, then the label key of the data set that the client means
     made         the data set, if it is to be made with this part: both, or neither
     """
 
@@ -72,12 +72,12 @@ class Registration:
         """
         name, digest = agreed.info.name, agreed.digest
         info = _bound_to(name, new.part, new.sha256, digest)
-        sealed = to.seal(new.mask_key + new.label_key, info=info)
+        sealed = to.seal(new.pad_key + new.label_key, info=info)
         made = agreed if new.is_first else None
         return Registration(name, new.part, new.samples, new.sha256, digest, sealed, made)
 
     def keys(self, identity: Identity) -> tuple[bytes, bytes]:
-        """The mask key and the label key.
+        """The pad key and the label key.
 
         Secret   result
         Raises   EncryptionError, InputError

@@ -38,7 +38,7 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 
 @dataclass(frozen=True, eq=False)
 class Release:
-    """A request of a run, and the integers that its answer unmasked.
+    """A request of a run, and the integers that its answer unblinded.
 
     values   forward (n, oh, ow, oc), gradient the weights' shape, labels (n, classes): P - Y, or Y
              itself; `UNREAD`: a party was asked that learned no value of it

@@ -1,7 +1,7 @@
 """Requests about the samples of a data set, as values: forward values, gradients and labels.
 
-A request goes to two sides: the ciphertext server computes a map of the masked samples, and the
-authority the same map of the masks, for which it charges. Every variant of either side (local,
+A request goes to two sides: the ciphertext server computes a map of the blinded samples, and the
+authority the same map of the pads, for which it charges. Every variant of either side (local,
 remote, recorded, timed) therefore has one method, `ask`. A request has one encoding: `fields` and
 `tensors` are those of an HTTPS message and of a record of the request log.
 
@@ -173,7 +173,7 @@ class Forward(_Asked):
         _check_range(info, self.function.norm, max(noises, default=0), what="an output's weights")
 
     def image(self, pieces: Pieces, *, threads: int) -> UInt32[np.ndarray, "n oh ow oc"]:
-        """The map of words: of masks the unmasking term, of ciphertexts the masked values."""
+        """The map of words: of pads the unblinding term, of ciphertexts the blinded values."""
         out = np.empty((len(self.ids), *self.geometry.out_shape), np.uint32)
         ring = RingMap(self.linear)
         for some, words in pieces:
@@ -186,7 +186,7 @@ class Forward(_Asked):
         places: Int64[np.ndarray, " m"],
         noise: UInt32[np.ndarray, "m oh ow oc"],
     ) -> None:
-        """Subtract the noise of some samples from the unmasking term, in place."""
+        """Subtract the noise of some samples from the unblinding term, in place."""
         term[places] -= noise
 
 

@@ -16,7 +16,7 @@ from cloister.authority.ledger import NotAtOnceError
 from cloister.authority.registration import Registration
 from cloister.authority.requests import Kind, read_request
 from cloister.authority.tokens import Caller, identify
-from cloister.authority.unmasking import MASKS_AT_ONCE
+from cloister.authority.unblinding import PADS_AT_ONCE
 from cloister.base.identity import CERTIFICATE_FILE, PRIVATE_KEY_FILE
 from cloister.errors import FunctionError, ProtocolError
 from cloister.ring.bounds import MAX_BODY_BYTES, MAX_IDS_BYTES
@@ -88,16 +88,16 @@ def _describe(authority: Authority, body: Body) -> Body:
 
 
 def _key(kind: Kind) -> Operation:
-    """An operation that is a request for an unmasking term."""
+    """An operation that is a request for an unblinding term."""
 
     def ask(authority: Authority, caller: Caller, body: Body) -> Job:
         request, receiver = read_request(kind, body), _receiver(caller, body)
         info, samples = authority.describe(request.dataset), len(request.ids)
         request.check(info)
         answer = math.prod(info.classes if size is None else size for size in request.answer_shape)
-        work, masks = answer, 0
+        work, pads = answer, 0
         if request.geometry is not None:
-            work, masks = functions.elements(request.geometry, samples), MASKS_AT_ONCE
+            work, pads = functions.elements(request.geometry, samples), PADS_AT_ONCE
 
         def issue(*, at_once: bool = False) -> Pending:
             issued = authority.issue(request, receiver, at_once=at_once)
@@ -111,7 +111,7 @@ def _key(kind: Kind) -> Operation:
 
         # A gradient has a function of each sample, each with a price to be worked out.
         quick = kind != "gradient" and work <= QUICK_ELEMENTS
-        nbytes = COPIES * (4 * answer + request.operand.nbytes) + 4 * masks
+        nbytes = COPIES * (4 * answer + request.operand.nbytes) + 4 * pads
         return Job(issue, attempt=attempt if quick else None, nbytes=nbytes)
 
     return ask

@@ -3,7 +3,7 @@
 A ciphertext server's clients have an access file, which holds a token: it is secret. The authority
 has an HPKE key pair besides, and hands out a public file.
 
-HPKE (RFC 9180, base mode) in its hybrid form: X25519 together with ML-KEM-768, so that mask keys
+HPKE (RFC 9180, base mode) in its hybrid form: X25519 together with ML-KEM-768, so that pad keys
 recorded today stay secret from a quantum computer of tomorrow. The `cryptography` library
 implements all of it.
 """

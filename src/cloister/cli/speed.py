@@ -19,7 +19,7 @@ import onnx
 import onnxruntime as ort
 from jaxtyping import Float32
 
-import cloister._native as native
+import cloister.base._native as native
 from cloister.base.rng import InsecureSeededRandom, SystemRandom
 from cloister.cli.timing import Timing, interleaved
 from cloister.errors import InputError, PadsExhausted

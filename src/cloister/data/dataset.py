@@ -1,4 +1,4 @@
-"""The encrypted data set: one file of masked samples, to which several clients append their parts.
+"""The encrypted data set: one file of blinded samples, to which several clients append their parts.
 
     block 0 (4096 B)  magic "CLODATA1", two commit slots, then the header: length u32, SHA-256, JSON
     each part         magic "CLOPART1", length u32 and SHA-256 of the description, its JSON; padding
@@ -11,7 +11,7 @@ whole or absent, whichever process is killed at which moment. Bytes after the co
 a client that died, and are overwritten. A file that is shorter than its commit has been cut, and
 that is an error.
 
-Everything here is public: samples and labels are masked (`cloister.published.mask`), and every
+Everything here is public: samples and labels are blinded (`cloister.ring.pads`), and every
 holder of the file sees their order, the split and the sizes.
 """
 
@@ -202,14 +202,14 @@ class EncryptedDataset:
         return {"train": self.train_ids, "test": self.test_ids}
 
     def data(self, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n h w c"]:
-        """The masked samples, in the order of `ids`.
+        """The blinded samples, in the order of `ids`.
 
         Raises   EncryptionError for an id that the file does not hold
         """
         return self._gather(ids, "data", self.shape)
 
     def labels(self, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n classes"]:
-        """The masked one-hot labels, in the order of `ids`.
+        """The blinded one-hot labels, in the order of `ids`.
 
         Raises   EncryptionError for an id that the file does not hold
         """

@@ -120,7 +120,7 @@ class PartInfo:
 
 
 Register = Callable[[str, int, str, bytes], int]
-"""(part, samples, sha256, mask key) -> first id, once the authority has recorded the part."""
+"""(part, samples, sha256, pad key) -> first id, once the authority has recorded the part."""
 
 
 def _from_fields(fields: dict[str, Any]) -> DatasetInfo:

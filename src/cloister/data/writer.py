@@ -1,4 +1,4 @@
-"""Appending a client's part to an encrypted data set: encode, mask, write, register, commit.
+"""Appending a client's part to an encrypted data set: encode, blind, write, register, commit.
 
 Memory is flat: samples come in chunks and leave as they come. The arrays of a part first go to
 temporary files, one for each, because their places depend on how many samples there are; then they
@@ -107,7 +107,7 @@ class EncryptedDatasetWriter:
     def append(self, chunks: Iterable[Chunk], *, rng: Csprng) -> PartInfo:
         """Encrypt and add one part; it is in the file when this returns, and absent if it raises.
 
-        Secret   the mask key, drawn here and given to the enrolment's `register` alone
+        Secret   the pad key, drawn here and given to the enrolment's `register` alone
         Raises   EncryptionError, InputError (no samples, no room), RangeError, ShapeError
         """
         part, key = rng.random_bytes(PART_ID_BYTES).hex(), rng.random_bytes(KEY_BYTES)

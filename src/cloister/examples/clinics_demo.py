@@ -89,7 +89,7 @@ def run(records: Records, folder: Path, *, say: Callable[[str], None]) -> dict[s
         trained = jsons.loads(_cloister(*train, *as_server, "--curve", folder / "curve.svg"))
         say("4  the server asks for more than the budget allows")
         refusal = _refused(*train, *as_server, "--first-layer", "trainable")
-        say("5  a trusted runtime gets the unmasking terms instead")
+        say("5  a trusted runtime gets the unblinding terms instead")
         trusted = jsons.loads(
             _cloister(*train, "--token", tokens["trusted"], "--unmask-to", "trusted")
         )

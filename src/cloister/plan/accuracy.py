@@ -13,9 +13,8 @@ from cloister.graph.graph import Graph, Node
 from cloister.graph.layout import from_channels_last, to_channels_last
 from cloister.graph.ops.linear_nodes import LAST_AXIS_OPS
 from cloister.graph.weights_as_inputs import WeightsAsInputs
-from cloister.plan.input_factors import multiplied
 from cloister.plan.plan import Plan
-from cloister.plan.quantised import QuantisedLinear
+from cloister.plan.quantised import QuantisedLinear, multiplied
 from cloister.ring.ring_map import RingMap
 from cloister.ring.rounding import dequantise, quantise
 

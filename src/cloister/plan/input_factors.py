@@ -26,13 +26,6 @@ HEADROOM = 4
 PART_ELEMENTS = 2**22
 
 
-def factor_shape(shape: Geometry) -> tuple[int, int, int]:
-    """(1, 1, c); (h, w, c) where one window covers the image: each element has its own weights."""
-    covers = shape.kernel == shape.in_size and shape.out_size == (1, 1) and shape.pad == (0, 0)
-    neighbours = shape.dilation == (1, 1) == shape.upsample
-    return shape.in_shape if covers and neighbours else (1, 1, shape.in_channels)
-
-
 def reads_raw(graph: Graph, node: Node, sent: frozenset[str]) -> bool:
     """Whether a node's input follows from the model's inputs through nodes inside alone.
 
@@ -90,17 +83,6 @@ def input_factors(
         return None
     factors = np.ldexp(np.float32(1), exponents).transpose(1, 2, 0, 3)
     return np.ascontiguousarray(factors.reshape(ranges.shape), np.float32)
-
-
-def multiplied(
-    x: Float32[np.ndarray, "n h w c"], factors: Float32[np.ndarray, "fh fw c"] | None
-) -> Float32[np.ndarray, "n h w c"]:
-    """The input as it becomes integers; beyond float32 it is infinite, and is clipped."""
-    if factors is None:
-        return x
-    with np.errstate(over="ignore"):
-        product: np.ndarray = np.multiply(x, factors, order="C")
-    return product
 
 
 def divisors(factors: Float32[np.ndarray, "fh fw c"], shape: Geometry, part: slice) -> np.ndarray:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import cloister._native as native
+import cloister.base._native as native
 from cloister.graph.graph import Graph, Node
 from cloister.graph.ops.linear_nodes import geometry, is_linear
 from cloister.plan.protection import OPEN, Protection

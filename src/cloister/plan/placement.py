@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-import cloister._native as native
+import cloister.base._native as native
 from cloister.base.rng import Csprng
 from cloister.graph.graph import Graph, Node
 from cloister.graph.ops.depthwise import depthwise_window

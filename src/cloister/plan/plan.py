@@ -1,11 +1,13 @@
 """A plan: the decision for every node of a model, checked against itself and the model."""
 
 import hashlib
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,9 +19,11 @@ from cloister.graph.graph import Graph, Node
 from cloister.graph.graph_file import absent
 from cloister.graph.ops.linear_nodes import geometry, is_linear
 from cloister.plan import plan_file
-from cloister.plan.claims import Claims, claims_of
 from cloister.plan.protection import Protection, protections_of
 from cloister.plan.quantised import WRAP_LIMIT, Precision, QuantisedLinear, Ranges, static_bound
+
+if TYPE_CHECKING:
+    from cloister.plan.claims import Claims
 
 SUFFIX = ".plan"
 """Of a plan's file."""
@@ -94,10 +98,15 @@ class Plan:
             i for i, node in enumerate(self.linear_nodes) if self.protection_of(node).hidden
         )
 
-    def claims(self) -> Claims:
-        """What every role learns and can do, as this plan implies it."""
+    def claims(self) -> "Claims":
+        """What every role learns and can do, as this plan implies it.
+
+        Their texts are loaded when they are first asked for: running a plan needs none of them.
+        """
         scaled = sum(node.x_factors is not None for node in self.linear_nodes)
-        return claims_of(self.policy, self.protections, scaled=scaled)
+        texts = importlib.import_module("cloister.plan.claims")
+        claims: Claims = texts.claims_of(self.policy, self.protections, scaled=scaled)
+        return claims
 
     def without_float_weights(self) -> "Plan":
         """The same plan, of the same digest, for running only: without weights that are integers.

@@ -19,7 +19,6 @@ from cloister.graph.graph import Graph, Node
 from cloister.graph.graph_file import graph_document, read_fields, read_graph
 from cloister.graph.legality import require_supported
 from cloister.graph.ops.linear_nodes import geometry, is_linear
-from cloister.plan.input_factors import factor_shape
 from cloister.plan.protection import BY_NAME, Protection
 from cloister.plan.quantised import (
     MAX_ACTIVATION_BITS,
@@ -27,6 +26,7 @@ from cloister.plan.quantised import (
     QuantisedLinear,
     Ranges,
     bound_and_bits,
+    factor_shape,
 )
 from cloister.ring.fixed_point import MAX_EXPONENT
 from cloister.ring.linear import LinearMap

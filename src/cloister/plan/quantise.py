@@ -23,13 +23,14 @@ from cloister.graph.layout import to_channels_last
 from cloister.graph.ops.linear_nodes import LAST_AXIS_OPS, float_weights, geometry
 from cloister.graph.ort_session import ORT_ERRORS
 from cloister.graph.weights_as_inputs import WeightsAsInputs
-from cloister.plan.input_factors import divisors, factor_shape, input_factors, largest
+from cloister.plan.input_factors import divisors, input_factors, largest
 from cloister.plan.quantised import (
     WRAP_LIMIT,
     Precision,
     QuantisedLinear,
     Ranges,
     bound_and_bits,
+    factor_shape,
     parts,
 )
 from cloister.ring.linear import LinearMap

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from cloister.errors import RangeError
-from cloister.ring.linear import LinearMap
+from cloister.ring.linear import Geometry, LinearMap
 
 WRAP_LIMIT = 2**31
 MAX_WEIGHT_BITS = 16
@@ -66,6 +66,24 @@ class QuantisedLinear:
     def activation_bits(self) -> int:
         """Signed bits of the activation."""
         return self.x_qmax.bit_length() + 1
+
+
+def factor_shape(shape: Geometry) -> tuple[int, int, int]:
+    """(1, 1, c); (h, w, c) where one window covers the image: each element has its own weights."""
+    covers = shape.kernel == shape.in_size and shape.out_size == (1, 1) and shape.pad == (0, 0)
+    neighbours = shape.dilation == (1, 1) == shape.upsample
+    return shape.in_shape if covers and neighbours else (1, 1, shape.in_channels)
+
+
+def multiplied(
+    x: Float32[np.ndarray, "n h w c"], factors: Float32[np.ndarray, "fh fw c"] | None
+) -> Float32[np.ndarray, "n h w c"]:
+    """The input as it becomes integers; beyond float32 it is infinite, and is clipped."""
+    if factors is None:
+        return x
+    with np.errstate(over="ignore"):
+        product: np.ndarray = np.multiply(x, factors, order="C")
+    return product
 
 
 def static_bound(node: QuantisedLinear) -> int:

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-import cloister._published_native as native
+import cloister.published._published_native as native
 from cloister.errors import RangeError
 
 MAX_CURVE_REACH = 2**40

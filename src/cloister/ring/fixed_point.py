@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Float64, Int16
 
-import cloister._native as native
+import cloister.base._native as native
 from cloister.errors import RangeError, ShapeError
 
 MAX_EXPONENT = 126

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import UInt64
 
-import cloister._native as native
+import cloister.base._native as native
 from cloister.base.rng import Csprng
 from cloister.ring.linear import Geometry, LinearMap
 

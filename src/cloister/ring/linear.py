@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int16
 
-import cloister._native as native
+import cloister.base._native as native
 from cloister.errors import ShapeError
 
 MAX_SPAN = 1 << 31

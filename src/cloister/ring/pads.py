@@ -30,7 +30,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Int, Int16, Int64, UInt32
 
-import cloister._native as native
+import cloister.base._native as native
 from cloister.base.rng import KEY_BYTES, keystream
 from cloister.errors import RangeError, ShapeError
 from cloister.ring.linear import Geometry, LinearMap

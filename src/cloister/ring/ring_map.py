@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int16, UInt32
 
-import cloister._native as native
+import cloister.base._native as native
 from cloister.errors import InputError, ShapeError
 from cloister.ring.linear import Geometry, LinearMap
 

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import UInt32
 
-import cloister._native as native
+import cloister.base._native as native
 from cloister.errors import ShapeError
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float32
 
-import cloister._native as native
+import cloister.base._native as native
 
 MAX_STARTS = 2**16
 

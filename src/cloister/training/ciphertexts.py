@@ -1,9 +1,9 @@
 """The ciphertext server: the side that holds the ciphertexts and computes on them.
 
-    forward   A P mod 2^32                          (P = X + M: the masked samples)
+    forward   A P mod 2^32                          (P = X + M: the blinded samples)
     gradient  sum over i, p of delta[i, p] P[i, p]  mod 2^32
 
-It has no key and no unmasking term, so all its data and answers are uniform over Z_2^32. The
+It has no key and no unblinding term, so all its data and answers are uniform over Z_2^32. The
 training process either is this server (`unmask_to="server"`) or asks it (`"trusted"`). Then it is
 *sent* weights, which are not uniform (`sent`), and its answers are not checked. So it is asked for
 products alone: ciphertexts and labels come from the asking side's own file, which is authenticated,
@@ -28,16 +28,16 @@ class Ciphertexts(Described, Protocol):
     """The parts of an encrypted data set that a server reads."""
 
     def data(self, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n h w c"]:
-        """Masked samples."""
+        """Blinded samples."""
         ...
 
     def labels(self, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n classes"]:
-        """Masked one-hot labels."""
+        """Blinded one-hot labels."""
         ...
 
 
 class CiphertextServer(Protocol):
-    """What training asks about ciphertexts: products with masked samples, and masked labels."""
+    """What training asks about ciphertexts: products with blinded samples, and blinded labels."""
 
     def ask(self, request: Request) -> UInt32[np.ndarray, "..."]:
         """A P or the sum of delta P modulo 2^32, which the caller may write into; or labels."""
@@ -61,11 +61,11 @@ class LocalCiphertextServer:
         """See CiphertextServer."""
         if isinstance(request, Labels):
             return self.dataset(request.dataset).labels(request.ids)
-        masked = self.data(request.dataset, request.ids)
-        return request.image([(slice(None), masked)], threads=self._threads)
+        blinded = self.data(request.dataset, request.ids)
+        return request.image([(slice(None), blinded)], threads=self._threads)
 
     def data(self, dataset: str, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n h w c"]:
-        """The masked samples themselves; not the caller's to write into."""
+        """The blinded samples themselves; not the caller's to write into."""
         key, last = ids.tobytes(), self._last
         if last is None or last[:2] != (dataset, key):
             # Other threads may ask at the same time: an answer is never read back from the cache.

@@ -1,7 +1,7 @@
 """A data owner's side: samples become a part of an encrypted data set, on terms that they accept.
 
-Nothing plain leaves this process. The part's mask key is sealed to the authority; the file holds
-masked samples and labels only.
+Nothing plain leaves this process. The part's pad key is sealed to the authority; the file holds
+blinded samples and labels only.
 """
 
 from collections.abc import Callable, Iterator

@@ -254,7 +254,7 @@ class Features:
             )
         with writing(path):
             self._folder.mkdir(parents=True, exist_ok=True)
-            # What the server may not see is in it where a trusted runtime unmasks.
+            # What the server may not see is in it where a trusted runtime unblinds.
             if not self.done:
                 path.unlink(missing_ok=True)
             descriptor = files.open_in_place(path, "old" if self.done else "new", private=True)

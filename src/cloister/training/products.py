@@ -1,4 +1,4 @@
-"""Products of the first layer, unmasked: a server's product minus the authority's unmasking term.
+"""Products of the first layer, unblinded: a server's product minus the authority's unblinding term.
 
     A x = A P - A M,      sum delta x = sum delta P - sum delta M      (mod 2^32, centred)
 
@@ -114,19 +114,19 @@ class Products:
         return np.asarray(values.argmax(axis=1), np.int64)
 
     def _ask(self, request: Request) -> tuple[UInt32[np.ndarray, "..."], UInt32[np.ndarray, "..."]]:
-        """The masked answer of the ciphertext server, and the authority's unmasking term."""
+        """The blinded answer of the ciphertext server, and the authority's unblinding term."""
         started = time.perf_counter()
         try:
-            masked = self._server.ask(request)
+            blinded = self._server.ask(request)
         finally:
             self.counters.server_s += time.perf_counter() - started
         if self._requests is not None and not isinstance(request, Labels):
             self._requests.append(asked(request, step=self.step))
         key = self._term(request)
         if self._recorder is not None:
-            values = pads.unblind(masked, key)
+            values = pads.unblind(blinded, key)
             self._recorder.append(Release(request, self.step, values, self.info.shape))
-        return masked, key
+        return blinded, key
 
     def _term(self, request: Request) -> UInt32[np.ndarray, "..."]:
         """One request to the authority, repeated while it is away and patience lasts."""
@@ -148,12 +148,12 @@ class Products:
 
 
 def _difference(
-    masked: UInt32[np.ndarray, "..."], key: UInt32[np.ndarray, "..."]
+    blinded: UInt32[np.ndarray, "..."], key: UInt32[np.ndarray, "..."]
 ) -> Int32[np.ndarray, "..."]:
-    """`mask.unmask` in 32 bits and in the product's memory: its traffic is what counts."""
-    if masked.shape != key.shape or masked.dtype != np.uint32 or key.dtype != np.uint32:
-        raise ShapeError(f"first layer: product {masked.shape} and key {key.shape} differ")
+    """`pads.unblind` in 32 bits and in the product's memory: its traffic is what counts."""
+    if blinded.shape != key.shape or blinded.dtype != np.uint32 or key.dtype != np.uint32:
+        raise ShapeError(f"first layer: product {blinded.shape} and key {key.shape} differ")
     # What came over a wire is read-only.
-    out = masked if masked.flags.writeable else None
-    difference: UInt32[np.ndarray, "..."] = np.subtract(masked, key, out=out)
+    out = blinded if blinded.flags.writeable else None
+    difference: UInt32[np.ndarray, "..."] = np.subtract(blinded, key, out=out)
     return difference.view(np.int32)

@@ -18,7 +18,7 @@ class Content(Enum):
     """The content of a message that is new to its receiver."""
 
     NAMES = "data set, sample numbers, order, batch and layer sizes, and when"
-    CIPHERTEXTS = "masked samples and labels"
+    CIPHERTEXTS = "blinded samples and labels"
     PROJECTION = "a public function, the same for every run"
     WEIGHTS = "the first layer's weights at every step"
     OUTPUT_GRADIENTS = "each sample's gradient of the first layer's output"
@@ -29,7 +29,7 @@ class Content(Enum):
     TRAINING = "the whole model, which it trains"
     MODEL = "the model when the run is over"
     RUN = "the model, its optimiser's state, the key of the noise and the losses, during the run"
-    FEATURES = "projected samples as they were unmasked"
+    FEATURES = "projected samples as they were unblinded"
     SIZES = "sizes and times of encrypted messages"
 
 
@@ -59,7 +59,7 @@ def sent(settings: Settings, *, hosted: bool) -> tuple[Message, ...]:
         Message(Role.CLIENT, "data set file", (Content.CIPHERTEXTS, Content.NAMES)),
         Message(Role.CLIENT, "summary", (Content.SPENT,)),
         Message(Role.NETWORK, "https", (Content.SIZES,)),
-        *_unmasked(settings),
+        *_unblinded(settings),
         *_kept(settings),
     ]
     if not frozen:
@@ -72,8 +72,8 @@ def sent(settings: Settings, *, hosted: bool) -> tuple[Message, ...]:
     return tuple(messages)
 
 
-def _unmasked(settings: Settings) -> Iterator[Message]:
-    """The process that trains holds the file, and receives the unmasking terms."""
+def _unblinded(settings: Settings) -> Iterator[Message]:
+    """The process that trains holds the file, and receives the unblinding terms."""
     frozen = settings.first_layer == "frozen"
     role = Role.SERVER if settings.unmask_to == "server" else Role.RUNTIME
     values = Content.FIXED_VALUES if frozen else Content.VALUES

@@ -17,7 +17,7 @@ class Settings:
     """The settings of a run, which decide who learns what.
 
     first_layer              frozen is the safe choice; trainable needs keys at every step. Default:
-                             frozen where the server unmasks within a budget, else trainable
+                             frozen where the server unblinds within a budget, else trainable
     unmask_to                server: the operator of this process learns the first layer's values;
                              trusted: this process is a trusted runtime. No server receives a value;
                              `sent` lists the requests to a host and to the authority
@@ -68,7 +68,7 @@ class Settings:
         noisy = self.noise is not None and self.noise.on == "gradients"
         if noisy and (self.first_layer, self.unmask_to) != ("trainable", "trusted"):
             raise InputError(
-                "noise on gradients must be added where they are unmasked, before the server sees "
+                "noise on gradients must be added where they are unblinded, before the server sees "
                 "them: use unmask_to='trusted' and first_layer='trainable'"
             )
         if self.noise is not None and not noisy:

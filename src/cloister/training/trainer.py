@@ -161,7 +161,7 @@ class Trainer:
         self.history: list[EpochResult] = []
 
     def prepare(self, update: Update = lambda done, total: None) -> None:
-        """Unmask labels and, for a frozen first layer, project every sample; done once."""
+        """Unblind labels and, for a frozen first layer, project every sample; done once."""
         if self._labels is None:
             step = min(LABEL_BATCH, most_at_once(self.info))
             parts = [

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-import cloister._native as native
+import cloister.base._native as native
 from cloister.base.reading import require_truths
 from cloister.errors import PlanError, ProtocolError, RangeError, UnsupportedError
 from cloister.graph.batch import bound_sizes, element_type

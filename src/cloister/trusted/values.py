@@ -8,7 +8,7 @@ import numpy as np
 from cloister.errors import RangeError
 from cloister.graph.graph import Graph
 from cloister.graph.layout import from_channels_last, to_channels_last
-from cloister.plan.input_factors import multiplied
+from cloister.plan.quantised import multiplied
 from cloister.trusted.program.memory_layout import ValueKey
 
 _FEW_CHANNELS = 4

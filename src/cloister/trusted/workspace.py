@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-import cloister._native as native
+import cloister.base._native as native
 from cloister.errors import PlanError
 from cloister.trusted.pads.maker import PadUse
 from cloister.trusted.program.memory_layout import ALIGNMENT, lay_out, padded

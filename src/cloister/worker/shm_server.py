@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-import cloister._native as native
+import cloister.base._native as native
 from cloister.errors import ProtocolError
 from cloister.wire.codec import Encoded, encode
 from cloister.wire.messages import Answer, Apply, Failure, Message, TensorSpec

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-import cloister._published_native as native
+import cloister.published._published_native as native
 from cloister.base.rng import Csprng
 from cloister.errors import EncryptionError
 from cloister.published.ddh.groups import Elements

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int16, UInt32, UInt64
 
-import cloister._native as native
+import cloister.base._native as native
 from cloister.base.rng import Csprng
 from cloister.errors import RangeError
 from cloister.ring.freivalds import CheckVectors, draw_dense

@@ -16,7 +16,7 @@ from cloister.graph.batch import row_count
 from cloister.graph.layout import from_channels_last, to_channels_last
 from cloister.graph.onnx.export import model_bytes
 from cloister.graph.ort_session import runtime_session
-from cloister.plan.input_factors import multiplied
+from cloister.plan.quantised import multiplied
 from cloister.ring import reference
 from cloister.ring.freivalds import CheckVectors
 from cloister.ring.linear import LinearMap

@@ -26,6 +26,11 @@ MAX_TENSORS = 16
 MAX_FIELDS_BYTES = 1 << 20
 PRELUDE = struct.Struct("<4sBBHIQ")
 _TENSOR = struct.Struct("<BBHI")
+CONTENT_TYPE = "application/octet-stream"
+PREFIX = "/v1/"
+"""Of the path that names an operation."""
+MAX_MESSAGE_CHARS = 600
+"""Of an error's text."""
 _CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
 
 

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 
 from cloister.errors import CloisterError, ProtocolError, ServiceUnavailable, printable
 from cloister.wire.https.admission import BusyError, Crowd, QuietLog, ServerLimits, Shares
-from cloister.wire.https.bodies import Body, decode, encode
+from cloister.wire.https.bodies import CONTENT_TYPE, MAX_MESSAGE_CHARS, Body, decode, encode
 from cloister.wire.https.head import END, MAX_HEAD_BYTES, RequestHead, parse_head
-from cloister.wire.https.https_client import CONTENT_TYPE, MAX_MESSAGE_CHARS
 
 QUICK_BYTES = 1 << 16
 """Requests up to this size are read by the event loop itself."""

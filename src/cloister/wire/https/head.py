@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cloister.errors import ProtocolError
-from cloister.wire.https.https_client import CONTENT_TYPE, PREFIX
+from cloister.wire.https.bodies import CONTENT_TYPE, PREFIX
 
 MAX_HEAD_BYTES = 1 << 14
 END = b"\r\n\r\n"

@@ -1,5 +1,4 @@
-"""Strict messages over HTTPS between parties that know each other's key: the rules of both sides,
-and the client; `server` is the other side.
+"""The client of strict messages over HTTPS between parties that know each other's key.
 
 The server shows one self-signed certificate; the client trusts this certificate and no other, by
 whatever name or address it is reached. A bearer token identifies the caller. Bodies are those of
@@ -32,15 +31,19 @@ from cloister.errors import (
     ServiceUnavailable,
     printable,
 )
-from cloister.wire.https.bodies import Body, decode, encode
+from cloister.wire.https.bodies import (
+    CONTENT_TYPE,
+    MAX_MESSAGE_CHARS,
+    PREFIX,
+    Body,
+    decode,
+    encode,
+)
 
-CONTENT_TYPE = "application/octet-stream"
-PREFIX = "/v1/"
 MAX_ANSWER_BYTES = 1 << 30
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 120.0
 RETRY_FOR_S = 20.0
-MAX_MESSAGE_CHARS = 600
 BUSY = 503
 BUSY_PAUSE_S = 1.0
 

@@ -1,4 +1,4 @@
-"""The unmasking term of a request, from the mask keys of a data set's parts; charges nothing."""
+"""The unblinding term of a request, from the pad keys of a data set's parts; charges nothing."""
 
 from collections.abc import Iterator
 
@@ -10,20 +10,20 @@ from cloister.authority.records import DatasetRecord
 from cloister.authority.requests import Labels, LinearRequest, Pieces, Request
 from cloister.ring import pads
 
-MASKS_AT_ONCE = 1 << 22
-"""Elements of masks that are expanded together, whatever the number of samples."""
+PADS_AT_ONCE = 1 << 22
+"""Elements of pads that are expanded together, whatever the number of samples."""
 
 
-def unmasking_term(
+def unblinding_term(
     found: DatasetRecord, request: Request, *, noisy: bool, threads: int
 ) -> UInt32[np.ndarray, "..."]:
-    """What unmasks the answer of a ciphertext server to the same request.
+    """What unblinds the answer of a ciphertext server to the same request.
 
     noisy    the receiver is the server: values keep the noise that the data set's terms say
     Secret   result
     """
     if isinstance(request, Labels):
-        return _masks(found, request.ids, (found.info.classes,), pads.LABEL_DOMAIN)
+        return _pads(found, request.ids, (found.info.classes,), pads.LABEL_DOMAIN)
     term = request.image(_pieces(found, request), threads=threads)
     if noisy:
         _subtract_noise(found, request, term)
@@ -31,15 +31,15 @@ def unmasking_term(
 
 
 def _pieces(found: DatasetRecord, request: LinearRequest) -> Pieces:
-    """The masks of samples, as many at a time as stay in bounded memory."""
-    step = max(1, MASKS_AT_ONCE // found.info.dim)
+    """The pads of samples, as many at a time as stay in bounded memory."""
+    step = max(1, PADS_AT_ONCE // found.info.dim)
     for start in range(0, len(request.ids), step):
         some = slice(start, start + step)
         shape = request.geometry.in_shape
-        yield some, _masks(found, request.ids[some], shape, pads.DATA_DOMAIN)
+        yield some, _pads(found, request.ids[some], shape, pads.DATA_DOMAIN)
 
 
-def _masks(
+def _pads(
     found: DatasetRecord, ids: Int64[np.ndarray, " n"], shape: tuple[int, ...], domain: int
 ) -> UInt32[np.ndarray, "n ..."]:
     out = np.empty((len(ids), *shape), np.uint32)
@@ -51,7 +51,7 @@ def _masks(
 def _subtract_noise(
     found: DatasetRecord, request: LinearRequest, term: UInt32[np.ndarray, "..."]
 ) -> None:
-    """Subtract the noise, in place, that the unmasked values must keep."""
+    """Subtract the noise, in place, that the unblinded values must keep."""
     bits = found.terms.limits(found.info).value_bits
     if bits == noise.EXACT_BITS:
         return
