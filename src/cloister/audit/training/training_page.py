@@ -20,8 +20,8 @@ from cloister.audit.training.truth import Truth
 
 SHOWN = 8
 LEAD = (
-    "The cryptography hides everything except the messages to a party: the function values that were "
-    "released to it, and the functions that it was asked for. These attacks use nothing else."
+    "The cryptography hides everything except the messages to a party: the function values that "
+    "were released to it, and the functions that it was asked for. These attacks use nothing else."
 )
 WORDS = {
     "recovered": "The messages to this party give the training data away.",
