@@ -64,10 +64,11 @@ def make(
 ) -> None:
     """Fill a store until it holds COUNT unused pad sets, one per future input.
 
-    Interrupted, it keeps what is made; run again, it goes on.
+    An interrupted command keeps the pads that it made; run again, it goes on.
 
-    Workers see one uniform share of each pad. All of them together, or whoever reads the traffic
-    to all of them, could compute the pads: choose workers of different owners, and encrypted ways.
+    A worker sees one uniform share of each pad. All workers together, or a listener on the traffic
+    to all of them, could compute the pads: choose workers of different owners, and encrypted
+    tunnels.
     """
     limit = None if rate is None else options.rate(rate)
     links = _links(worker or [], timeout_s=timeout, insecure_one_party=insecure_one_party)

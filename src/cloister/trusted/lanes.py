@@ -145,7 +145,7 @@ class Lanes:
         return tuple(worker.name for worker in self._workers)
 
     def require_idle(self) -> None:
-        """Make sure that no lane is still at work for a call that was interrupted.
+        """Make sure that no lane still computes for a call that was interrupted.
 
         Raises   WorkerUnavailable: an executor serves one thread at a time
         """

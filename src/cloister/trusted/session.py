@@ -32,7 +32,7 @@ DEFAULT_TIMEOUT_S = 60.0
 DEFAULT_BATCH = 8
 _LANE_ID_BITS = 40
 _POLL_US = 2000
-"""Longer than most passes take, which lie between an answer and the next request."""
+"""Longer than most fused steps, which run between an answer and the next request."""
 
 
 class Session:
