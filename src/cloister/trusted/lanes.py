@@ -163,11 +163,16 @@ class Lanes:
         self._queue, self._done, self._wanted = deque(jobs), [], len(jobs)
         self._failure = self._last = None
         ready = [lane for lane in self._lanes if self._usable(lane)]
-        if len(jobs) == 1 or len(ready) < 2:
-            for lane in ready:
-                self._serve(lane, done)
-        else:
-            self._run_threads(ready, done)
+        try:
+            if len(jobs) == 1 or len(ready) < 2:
+                for lane in ready:
+                    self._serve(lane, done)
+            else:
+                self._run_threads(ready, done)
+        except BaseException:
+            # It may have arrived between a lie and its record.
+            self.lied = True
+            raise
         # Nothing of this call is kept, least of all an error with the frames it passed through.
         failure, last = self._failure, self._last
         missing = len(self._done) < self._wanted
