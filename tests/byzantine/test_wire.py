@@ -6,19 +6,19 @@ import sys
 import numpy as np
 import pytest
 
-from cloister.errors import ProtocolError, WorkerTimeout, WorkerUnavailable
+from cloister.errors import ProtocolError, WorkerError, WorkerTimeout, WorkerUnavailable
 from cloister.wire.grpc.grpc_link import RpcLink
 from cloister.worker.byzantine import VALUE_LIES, Lie, twist
 from wire.loopback import ask, blinded, linear, slow
 
 TRANSPORTS = ("in-process", "shm", "rpc")
 FORM_LIES = {
-    Lie.SHIFT_32: ProtocolError,
-    Lie.WRONG_DTYPE: ProtocolError,
-    Lie.WRONG_SHAPE: ProtocolError,
-    Lie.TOO_FEW_BYTES: ProtocolError,
-    Lie.TOO_MANY_BYTES: ProtocolError,
-    Lie.STALE_ID: ProtocolError,
+    Lie.SHIFT_32: WorkerError,
+    Lie.WRONG_DTYPE: WorkerError,
+    Lie.WRONG_SHAPE: WorkerError,
+    Lie.TOO_FEW_BYTES: WorkerError,
+    Lie.TOO_MANY_BYTES: WorkerError,
+    Lie.STALE_ID: WorkerError,
     Lie.HANG: WorkerTimeout,
     Lie.DIE: WorkerUnavailable,
 }
