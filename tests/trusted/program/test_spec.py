@@ -31,6 +31,22 @@ def test_a_plan_of_several_protections_is_legal():
     check_program(compile_plan(mixed_plan()))
 
 
+def test_a_hidden_value_is_hidden_in_every_shape():
+    net = nets.Net()
+    x = net.input("image", 3, 4, 5)
+    hidden = net.conv(x, 3, 4)
+    clear = net.gemm(net.op("Flatten", x), 60, 2)
+    plan = plan_of(net.model(hidden, clear))
+    check_program(compile_plan(plan))
+    conv, gemm = (node.node for node in plan.linear_nodes)
+    for weaker, other in ((gemm, conv), (conv, gemm)):
+        protections = {**plan.protections, weaker: VERIFIED}
+        with pytest.raises(PlanError, match="in the clear, which another step hides"):
+            compile_plan(replace(plan, policy="own", protections=protections))
+        protections[other] = VERIFIED
+        check_program(compile_plan(replace(plan, policy="own", protections=protections)))
+
+
 # ---- programs with one fault
 
 

@@ -17,7 +17,7 @@ from cloister.graph.graph import Node
 from cloister.graph.layout import channels_last_shape
 from cloister.graph.ops.linear_nodes import LAST_AXIS_OPS
 from cloister.plan.protection import ENCLAVE, OPEN
-from cloister.trusted.program.epilogue import Epilogue, absorb
+from cloister.trusted.program.epilogue import RESHAPES, Epilogue, absorb
 from cloister.trusted.program.steps import Exchange, Fused, Local, Program, Segment, Step
 
 Broken = Iterator[tuple[int | None, str]]
@@ -195,9 +195,21 @@ def clear_messages_wait_for_checks(program: Program) -> Broken:
 
 
 def hidden_values_stay_hidden(program: Program) -> Broken:
-    """No exchange and no segment sends in the clear a value that another exchange hides."""
+    """No exchange and no segment sends in the clear a value that another exchange hides.
+
+    The same numbers in another shape are the same value.
+    """
+    makers = {value: node for node in program.plan.graph.nodes for value in node.outputs if value}
+
+    def origin(value: str) -> str:
+        node = makers.get(value)
+        while node is not None and node.op in RESHAPES:
+            value = node.inputs[0]
+            node = makers.get(value)
+        return value
+
     exchanges = [step for step in program.steps if isinstance(step, Exchange)]
-    hidden = {program.linear[s.node].inputs[0] for s in exchanges if s.protection.hidden}
+    hidden = {origin(program.linear[s.node].inputs[0]) for s in exchanges if s.protection.hidden}
     for i, step in enumerate(program.steps):
         sent: tuple[str, ...] = ()
         if isinstance(step, Segment):
@@ -205,7 +217,7 @@ def hidden_values_stay_hidden(program: Program) -> Broken:
         elif isinstance(step, Exchange) and not step.protection.hidden:
             sent = program.linear[step.node].inputs[:1]
         for value in sent:
-            if value in hidden:
+            if origin(value) in hidden:
                 yield i, f"sends value {value!r} in the clear, which another step hides"
 
 
