@@ -307,3 +307,10 @@ def test_an_archive_can_be_written_as_it_comes(tmp_path):
         np.savez(file, x=np.arange(3))
     with np.load(tmp_path / "x.npz") as found:
         np.testing.assert_array_equal(found["x"], np.arange(3))
+
+
+def test_an_error_names_the_file_and_not_its_unfinished_one(tmp_path):
+    path = tmp_path / "missing" / "page.html"
+    with pytest.raises(FileNotFoundError) as caught:
+        files.replace(path, b"", private=True)
+    assert caught.value.filename == str(path)
