@@ -256,7 +256,7 @@ ELSEWHERE = {
     ("data/sources.py", "TemporaryFile"),
     # In a folder that was made for this and is its owner's alone.
     ("graph/onnx/frontends.py", "TemporaryDirectory"),
-    ("cli/demo_training.py", "TemporaryDirectory"),
+    ("cli/demo_verbs.py", "TemporaryDirectory"),
 }
 """(module, call): writes that this test knows to be harmless."""
 TO_A_FILE = ("np.savez", "np.savez_compressed", "np.save", "torch.save", "image.save")
@@ -307,3 +307,10 @@ def test_an_archive_can_be_written_as_it_comes(tmp_path):
         np.savez(file, x=np.arange(3))
     with np.load(tmp_path / "x.npz") as found:
         np.testing.assert_array_equal(found["x"], np.arange(3))
+
+
+def test_an_error_names_the_file_and_not_its_unfinished_one(tmp_path):
+    path = tmp_path / "missing" / "page.html"
+    with pytest.raises(FileNotFoundError) as caught:
+        files.replace(path, b"", private=True)
+    assert caught.value.filename == str(path)

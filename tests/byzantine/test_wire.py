@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from cloister.errors import ProtocolError, WorkerError, WorkerTimeout, WorkerUnavailable
+from cloister.errors import WorkerError, WorkerTimeout, WorkerUnavailable
 from cloister.wire.grpc.grpc_link import RpcLink
 from cloister.worker.byzantine import VALUE_LIES, Lie, twist
 from wire.loopback import ask, blinded, linear, slow
@@ -52,7 +52,7 @@ def test_lies_about_form_are_refused(lying_link, transport, lie):
         link.load_linear(1, linear())
         x = blinded()
         assert (ask(link, 1, x) == slow(linear(), x)).all()
-        with pytest.raises(ProtocolError) as caught:
+        with pytest.raises(WorkerError) as caught:
             ask(link, 2, x, timeout_s=0.5 if lie is Lie.HANG else 30.0)
         assert type(caught.value) is FORM_LIES[lie]
         assert link.name in str(caught.value)

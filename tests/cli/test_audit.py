@@ -49,7 +49,7 @@ def guarded(tmp_path, digits):
 
 def test_paper_mode_is_broken(cloister, paper, tmp_path):
     ran = cloister("audit", "training", paper, "--truth", tmp_path / "truth.npz",
-                   "--public", tmp_path / "public.npz", "--range", "0", "16",
+                   "--public", tmp_path / "public.npz", "--range", "0,16",
                    "--out", tmp_path / "page.html")  # fmt: skip
     assert ran.code == 0
     for line in (
@@ -115,7 +115,7 @@ def test_a_truth_in_another_order_is_refused(cloister, refused, paper, digits, t
     # Row i of the plain data is sample order[i] of the log.
     np.savez(plain, x=images[:20][order] / 16 + 3, y=labels[:20][order], scale=1 / 16, offset=3)
     np.savez(note, ids=order, rows=np.arange(20), x=images[:20][order], y=labels[:20][order])
-    log = ("audit", "training", paper, "--range", 0, 16)
+    log = ("audit", "training", paper, "--range", "0,16")
     message = refused(*log, "--truth", plain)
     assert "not those of its truth" in message
     assert "cloister data encrypt --order" in message
@@ -186,7 +186,7 @@ def test_noise_that_was_not_told_is_named(cloister, refused, digits, tmp_path):
         log.append(replace(release, values=release.values + noise))
     np.savez(tmp_path / "truth.npz", x=images[:6])
     command = ("audit", "training", tmp_path / "log", "--truth", tmp_path / "truth.npz",
-               "--range", 0, 16, "--lattice", 0)  # fmt: skip
+               "--range", "0,16", "--lattice", 0)  # fmt: skip
     assert "--value-bits 9, if the authority added noise" in refused(*command)
     ran = cloister(*command, "--value-bits", 9)
     assert "verdict: " in ran.out
@@ -211,7 +211,7 @@ def test_bad_input(refused, paper, digits, tmp_path):
     assert "32 elements" in refused(*log, "--public", tmp_path / "bad.npz")
     (tmp_path / "bad.npz").write_bytes(b"PK broken")
     assert "not a readable" in refused(*log, "--truth", tmp_path / "bad.npz")
-    assert "empty" in refused(*log, "--range", "5", "5")
+    assert "empty" in refused(*log, "--range", "5,5")
     data = paper.read_bytes()
     paper.write_bytes(data[:-1])
     assert "cut off" in refused(*log)

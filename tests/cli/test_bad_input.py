@@ -224,3 +224,33 @@ def test_nan_weights(refused, tmp_path, array):
     model.graph.initializer[1].CopyFrom(numpy_helper.from_array(weights, name))
     message = refused("run", saved(tmp_path / "nan.onnx", model), array)
     assert "weights contain NaN" in message
+
+
+def test_a_path_that_cannot_be_written_is_named_with_its_option(refused, model_file, array):
+    for option in ("--out", "--transcript"):
+        message = refused("run", model_file, array, option, "/nowhere/x.npz")
+        assert message.startswith(f"error: {option} /nowhere/x.npz: name a .npz file")
+
+
+def test_samples_for_the_ranges_are_given_once(refused, tmp_path, model_file, array):
+    given = (model_file, array, "--calibration", array, "--out", tmp_path / "m.plan")
+    assert "give one of the two" in refused("plan", *given)
+    assert not (tmp_path / "m.plan").exists()
+
+
+def test_a_plan_cannot_be_measured(refused, tmp_path):
+    assert "is a plan; give the model" in refused("bench", "inference", tmp_path / "m.plan")
+
+
+@pytest.mark.parametrize("group", ["audit", "authority", "bench", "data", "pads", "worker"])
+def test_a_group_without_a_verb_lists_its_verbs(cloister, group):
+    ran = cloister(group)
+    assert ran.code == 2
+    assert "Commands" in ran.out + ran.err
+    assert "error" not in ran.out + ran.err
+
+
+def test_the_clip_of_no_noise(refused, tmp_path):
+    connection = ("--authority", "https://127.0.0.1:1", "--pin", tmp_path, "--token", "t")
+    message = refused("train", tmp_path / "d.cloister", *connection, "--noise-clip", 2)
+    assert "give --noise-sigma too" in message

@@ -218,6 +218,7 @@ def test_paper_mode_and_budgets_are_the_owner_s_words(cloister, refused, authori
     assert authority.datasets() == ()
     made = cloister("data", "encrypt", path, *to(out="paper.cloister"), *agreed)
     assert made.code == 0, made
+    assert "no budget (mode paper): a training server can learn every value" in made.out
     assert authority.describe("paper").mode == "paper"
     # Whoever adds to it has to agree as well.
     found = refused("data", "encrypt", path, *to(out="paper.cloister"))

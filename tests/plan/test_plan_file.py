@@ -152,6 +152,8 @@ def test_a_plan_is_pinned_by_its_digest_or_policy(tmp_path):
         Plan.load(path, policy="slalom")
     with pytest.raises(PlanError, match=r"a\.plan: is not the plan 0000"):
         Plan.load(path, digest=bytes(32))
+    with pytest.raises(PlanError, match=r"bytes\.fromhex"):
+        Plan.load(path, digest=plan.digest.hex())
 
 
 def test_nothing_of_another_plan_is_read_before_its_digest(tmp_path):

@@ -156,7 +156,11 @@ def _locked(path: Path, mode: int) -> tuple[int, str]:
     while True:
         random = os.urandom(8).hex()
         name = str(path.parent / f"{path.name[:_NAME_CHARACTERS]}.{random}.new")
-        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | _ONLY_FILES, mode)
+        try:
+            descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | _ONLY_FILES, mode)
+        except OSError as error:
+            error.filename = str(path)  # the caller knows no temporary name
+            raise
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         # Between creation and lock another process may have taken it for a leftover and deleted it.
         if os.fstat(descriptor).st_nlink == 1:

@@ -51,9 +51,10 @@ PublicFile = Annotated[
         "--public", metavar="FILE.npz", help="Similar data the attacker has: x, as in --truth."
     ),
 ]
+INTEGERS = ",".join(f"{end:g}" for end in DEFAULT_RANGE)
 ValueRange = Annotated[
-    tuple[float, float],
-    typer.Option("--range", metavar="LOW HIGH", help="Range of the encoded integers."),
+    str,
+    typer.Option("--range", metavar="LOW,HIGH", help="Range of the encoded integers."),
 ]
 Samples = Annotated[int, typer.Option("--samples", min=1, help="Samples to attack.")]
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Releases joined at most.")]
@@ -111,7 +112,7 @@ def training_log(
     truth: TruthFiles = None,
     order: OrderFiles = None,
     public: PublicFile = None,
-    value_range: ValueRange = DEFAULT_RANGE,
+    value_range: ValueRange = INTEGERS,
     samples: Samples = AttackSettings.samples,
     steps: Steps = AttackSettings.steps,
     lattice: Lattice = LARGEST_LATTICE,
@@ -123,9 +124,10 @@ def training_log(
     """Attack the messages of encrypted training to the server, a ciphertext host or the
     authority.
     """
+    ends = options.value_range(value_range)
     audit = training.audit_log(
         log, truth=truth or (), order=order or (), public=public, tail_ok=tail_ok,
-        settings=AttackSettings(value_range, samples, steps, lattice, value_bits),
+        settings=AttackSettings(ends, samples, steps, lattice, value_bits),
     )  # fmt: skip
     if page is not None:
         _write(page, audit.page())

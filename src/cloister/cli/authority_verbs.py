@@ -22,7 +22,10 @@ from cloister.cli.console import emit_json, err, out, table
 from cloister.cli.serving import serve_until_interrupted
 from cloister.errors import EncryptionError, InputError
 
-app = typer.Typer(help="Hold the keys of encrypted data sets and issue keys within their budgets.")
+app = typer.Typer(
+    help="Hold the keys of encrypted data sets and issue keys within their budgets.",
+    no_args_is_help=True,
+)
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The authority's folder.")]
 LISTED_SAMPLES = 20
@@ -111,7 +114,7 @@ def _token_file(path: Path) -> Iterator[BinaryIO]:
 
 
 @app.command(epilog="Example: cloister authority serve authority --listen 0.0.0.0:8443")
-def serve(folder: Folder, listen: options.Listen, threads: options.Threads = 1) -> None:
+def serve(folder: Folder, listen: options.Listen, threads: options.ProcessThreads = 1) -> None:
     """Answer clients, servers and trusted runtimes over HTTPS until interrupted."""
     with Authority(folder, threads=threads) as authority:
         fingerprint = f"fingerprint {authority.identity.public.fingerprint}"

@@ -11,8 +11,9 @@ from cloister.graph.onnx.export import model_bytes
 from cloister.graph.onnx.read import load
 from cloister.graph.passes.normalise import prepare
 from cloister.plan import policies
+from cloister.plan.plan_choice import DEFAULT_POLICY
 
-app = typer.Typer(help="Measure Cloister on your model.")
+app = typer.Typer(help="Measure Cloister on your model.", no_args_is_help=True)
 
 
 @app.callback()
@@ -23,7 +24,7 @@ def _group() -> None:
 @app.command(epilog="Example: cloister bench inference model.onnx --threads 4")
 def inference(
     model: options.ModelFile,
-    policy: options.PolicyName = "slalom",
+    policy: options.PolicyName = None,
     threads: options.Threads = 1,
     worker_threads: Annotated[
         int, typer.Option("--worker-threads", min=1, help="Threads of the worker's process.")
@@ -33,11 +34,12 @@ def inference(
     json: options.Json = False,
 ) -> None:
     """Compare trusted time per random input with the time of ONNX Runtime on the same cores."""
+    options.refuse_plan(model)
     whole = load(model)
     engine = OrtBaseline(model_bytes(whole), threads)
     graph = prepare(whole)
     feeds = random_input(graph, batch)
-    plan = policies.make(policy or "slalom", graph, calibration=feeds)
+    plan = policies.make(policy or DEFAULT_POLICY, graph, calibration=feeds)
     times = measure_session(
         plan,
         {"onnxruntime": lambda: engine.run(feeds)},

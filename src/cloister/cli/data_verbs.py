@@ -28,7 +28,10 @@ NEW = "A new data set"
 DETAILS = "Details of --privacy"
 INPUT = "Reading the data"
 
-app = typer.Typer(help="Encrypt samples, show data sets, and hold them for a trusted runtime.")
+app = typer.Typer(
+    help="Encrypt samples, show data sets, and hold them for a trusted runtime.",
+    no_args_is_help=True,
+)
 
 Sources = Annotated[
     list[Path],
@@ -185,13 +188,10 @@ class NewOptions:
 
         Raises   InputError naming the option
         """
-        ends = options.numbers(self.value_range, option="--range") if self.value_range else None
-        if ends is not None and len(ends) != 2:
-            raise InputError("--range: give LOW,HIGH")
         classes = self.classes.split(",") if self.classes else None
         return NewDataset(
             bits=self.bits,
-            value_range=ends,
+            value_range=options.value_range(self.value_range) if self.value_range else None,
             ranges=read_ranges(self.ranges) if self.ranges else None,
             classes=tuple(name.strip() for name in classes) if classes else None,
         )
@@ -302,7 +302,7 @@ def serve(
             "--log", metavar="FILE", help="Keep the requests to this host, for cloister audit."
         ),
     ] = None,
-    threads: options.Threads = 1,
+    threads: options.ProcessThreads = 1,
 ) -> None:
     """Compute on ciphertexts for a trusted runtime, over HTTPS, until interrupted; holds no key."""
     held = LocalCiphertextServer(*map(EncryptedDataset.open, datasets), threads=threads)
@@ -331,13 +331,15 @@ def _show_part(made: EncryptedPart, path: Path) -> None:
         exactness = "exact" if limits.value_bits == EXACT_BITS else f"of {limits.value_bits} bits"
         functions = "one function" if limits.one_function else "any functions"
         said = f": values {exactness} of {functions}, at most {limits.max_bits:,} bits of a sample"
+    budget = f"budget {info.budget_rank} of {info.dim} (mode {info.mode})"
+    if info.mode == "paper":
+        budget = "no budget (mode paper): a training server can learn every value"
     out().print(
         f"{part.samples:,} samples encrypted into {path}: data set {info.name}, part "
         f"{part.part[:8]}, ids {part.first} to {part.last - 1}"
     )
     out().print(
-        f"resolution {info.encoding.resolution:.4g}, budget {info.budget_rank} of {info.dim} "
-        f"(mode {info.mode}){said}",
+        f"resolution {info.encoding.resolution:.4g}, {budget}{said}",
         soft_wrap=True,
     )
     if made.noise is not None:

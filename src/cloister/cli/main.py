@@ -96,7 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CloisterError as error:
         return _fail(error, EXIT_ERROR)
     except typer.TyperException as error:
-        return _fail(error.format_message(), EXIT_ERROR)
+        # A group without a verb has printed its help, and there is nothing more to say.
+        message = error.format_message()
+        return _fail(message, EXIT_ERROR) if message else EXIT_ERROR
     except (KeyboardInterrupt, typer.Abort):
         return EXIT_INTERRUPTED
     except BrokenPipeError:

@@ -93,7 +93,9 @@ def plan(
     results, and without the model. The writer of the file chooses the plan: pin it by its digest,
     or state its policy when it is run.
     """
-    _require_place(to, SUFFIX)
+    _require_place("--out", to, SUFFIX)
+    if inputs and given.calibration:
+        raise InputError("--calibration: INPUT sets the ranges already; give one of the two")
     graph = options.load_model(model)
     made, origin = given.plan(graph, inputs=given.read(graph, inputs) if inputs else None)
     made.save(to)
@@ -127,9 +129,9 @@ def run(
     """Run a model on inputs: private, verified, or both, with an untrusted worker."""
     if (pads is None) != (key is None):
         raise InputError("--pads and --key belong together; give both or neither")
-    for path in (to, transcript):
+    for option, path in (("--out", to), ("--transcript", transcript)):
         if path is not None:
-            _require_place(path, ".npz")
+            _require_place(option, path, ".npz")
     names = read_labels(labels) if labels else ()
     planned, origin, read = _planned(model, inputs, given, digest, pads, key)
     check_labels(planned.graph, names, labels)
@@ -209,9 +211,9 @@ def _compute(
     return result
 
 
-def _require_place(path: Path, suffix: str) -> None:
+def _require_place(option: str, path: Path, suffix: str) -> None:
     if path.suffix != suffix or not path.parent.is_dir():
-        raise InputError(f"--out {path}: name a {suffix} file in an existing folder")
+        raise InputError(f"{option} {path}: name a {suffix} file in an existing folder")
 
 
 @options.grouped

@@ -124,6 +124,7 @@ Resize = Annotated[
     ),
 ]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of the trusted side.")]
+ProcessThreads = Annotated[int, typer.Option("--threads", min=1, help="Threads of this process.")]
 Workers = Annotated[
     list[str] | None,
     typer.Option(
@@ -200,9 +201,17 @@ def load_model(model: str) -> Graph:
 
     Raises   InputError, for a plan too: it holds no float32 weights to compare or plan with
     """
+    refuse_plan(model)
+    return cloister.load(model)
+
+
+def refuse_plan(model: str) -> None:
+    """Take a model's file only.
+
+    Raises   InputError for a plan
+    """
     if is_plan_file(model):
         raise InputError(f"{model}: is a plan; give the model that it was made from")
-    return cloister.load(model)
 
 
 @dataclass(frozen=True)
@@ -334,6 +343,17 @@ def numbers(text: str, *, option: str) -> tuple[float, ...]:
         return tuple(float(Fraction(part.strip())) for part in text.split(","))
     except (ValueError, ZeroDivisionError, OverflowError):
         raise InputError(f"{option} {text}: give numbers separated by commas") from None
+
+
+def value_range(text: str) -> tuple[float, float]:
+    """The ends of --range LOW,HIGH.
+
+    Raises   InputError
+    """
+    ends = numbers(text, option="--range")
+    if len(ends) != 2:
+        raise InputError("--range: give LOW,HIGH")
+    return ends[0], ends[1]
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from cloister.trusted.pads.store import PadStore
 from cloister.wire.grpc.connect import connect
 from cloister.wire.link import WorkerLink
 
-app = typer.Typer(help="Make one-time pads ahead of time, and count them.")
+app = typer.Typer(help="Make one-time pads ahead of time, and count them.", no_args_is_help=True)
 
 Count = Annotated[
     int, typer.Option("--count", min=1, help="Unused pad sets the store holds afterwards.")

@@ -100,9 +100,11 @@ NoiseSigma = Annotated[
     ),
 ]
 NoiseClip = Annotated[
-    float,
+    float | None,
     typer.Option(
-        "--noise-clip", help="Largest norm of a sample's gradient.", rich_help_panel=NOISE
+        "--noise-clip",
+        help="Largest norm of a sample's gradient. Default: 1.",
+        rich_help_panel=NOISE,
     ),
 ]
 CheckpointFolder = Annotated[
@@ -153,7 +155,7 @@ class RunOptions:
     release_log: ServerLog = None
     request_log: AuthorityLog = None
     patience: Patience = 60.0
-    threads: options.Threads = 1
+    threads: options.ProcessThreads = 1
 
     def kept(self) -> "RunFiles":
         """The files of the run."""
@@ -172,13 +174,16 @@ class DisclosureOptions:
     offload_gradients: OffloadGradients = False
     allow_unbounded_leakage: Consent = False
     noise_sigma: NoiseSigma = None
-    noise_clip: NoiseClip = 1.0
+    noise_clip: NoiseClip = None
 
     def settings(self, run: RunOptions) -> "Settings":
         """These options and those of the run, as values."""
         noise = None
         if self.noise_sigma is not None:
-            noise = training.GaussianNoise(self.noise_sigma, "gradients", clip=self.noise_clip)
+            clip = 1.0 if self.noise_clip is None else self.noise_clip
+            noise = training.GaussianNoise(self.noise_sigma, "gradients", clip=clip)
+        elif self.noise_clip is not None:
+            raise InputError("--noise-clip: adds no noise by itself; give --noise-sigma too")
         return training.Settings(
             self.first_layer, self.unmask_to, self.allow_unbounded_leakage, noise,
             self.offload_gradients, batch=run.batch, optimizer=run.optimizer,

@@ -7,7 +7,7 @@ import typer
 from cloister.cli import options
 from cloister.worker.serve import serve as serve_worker
 
-app = typer.Typer(help="Compute for trusted runtimes, as the untrusted side.")
+app = typer.Typer(help="Compute for trusted runtimes, as the untrusted side.", no_args_is_help=True)
 
 
 @app.callback()

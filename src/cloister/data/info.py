@@ -46,7 +46,8 @@ class DatasetInfo:
             )
         if not 0 <= self.budget_rank <= self.dim:
             raise InputError(
-                f"data set {self.name}: budget_rank must be 0 to {self.dim}, got {self.budget_rank}"
+                f"data set {self.name}: its budget is 0 to {self.dim} functions, "
+                f"not {self.budget_rank}"
             )
         if self.mode not in ("guarded", "paper"):
             raise InputError(f"data set {self.name}: mode must be guarded or paper: {self.mode!r}")

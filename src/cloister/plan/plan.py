@@ -166,6 +166,8 @@ class Plan:
         Raises   InputError, PlanError for a plan that contradicts itself or is another one
         """
         path = Path(path)
+        if not isinstance(digest, bytes | None):
+            raise PlanError("digest: give the 32 bytes of Plan.digest, or bytes.fromhex(text)")
         with parsing(f"{path}: not a plan that can be read"):
             data = read_file(path, plan_file.MAGIC, plan_file.VERSION)
         if digest is not None and hashlib.sha256(data.data).digest() != digest:
@@ -173,7 +175,8 @@ class Plan:
         plan = cls._of(data, f"{path}: not a plan that can be read")
         if policy is not None and plan.policy != policy:
             raise PlanError(
-                f"{path}: is a plan of policy {plan.policy!r}, and {policy!r} is wanted"
+                f"{path}: is a plan of policy {plan.policy!r}, and {policy!r} is wanted; "
+                f"ask for {plan.policy!r} if that is the protection you want"
             )
         return plan
 

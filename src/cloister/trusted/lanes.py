@@ -294,15 +294,15 @@ class Lanes:
                 self._changed.notify_all()
 
     def _watch(self, done: Callable[[MicroBatch], None]) -> None:
-        told = 0
+        reported = 0
         while True:
             with self._changed:
-                while self._serving and len(self._done) == told:
+                while self._serving and len(self._done) == reported:
                     self._changed.wait()
-                fresh, serving = self._done[told:], self._serving
+                fresh, serving = self._done[reported:], self._serving
             for job in fresh:
                 done(job)
-            told += len(fresh)
+            reported += len(fresh)
             if not serving:
                 return
 
