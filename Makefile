@@ -10,7 +10,7 @@ SELF := $(PIP) install --no-build-isolation --no-deps -e .
 NATIVE := $(shell find native bindings -type f 2>/dev/null) CMakeLists.txt
 JOBS ?= 2
 
-# ONNX Runtime must not report what it runs, whoever loads it first.
+# ONNX Runtime must not report what it runs, whichever program loads it first.
 export ORT_DISABLE_TELEMETRY := 1
 
 .PHONY: demo demo-training test build dev lock fmt lint type arch tcb native-test bench docs wheel clean

@@ -1,4 +1,4 @@
-"""An authority in a process of its own, with a data set of which nobody has the samples."""
+"""An authority in a process of its own, with a data set whose samples do not exist."""
 
 import multiprocessing
 import secrets

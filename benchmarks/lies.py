@@ -107,5 +107,5 @@ def _measure(path: Path, lies: int, policy: str) -> dict[str, object]:
 
 
 def faults(found: list[dict[str, object]]) -> int:
-    """Lies that were believed."""
+    """Lies that were accepted."""
     return sum(row["accepted"] for row in found)

@@ -128,7 +128,7 @@ void add_answers_arrays(Contiguous<const uint32_t> answers, Coefficients a, Coef
 }  // namespace
 
 NB_MODULE(_native, m) {
-  // An interpreter that exits on an error may leave objects behind; that is nobody's concern.
+  // An interpreter that exits on an error may leave objects behind; that is no leak to report.
   nb::set_leak_warnings(false);
 
   register_instruction_set(m);

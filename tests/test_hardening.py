@@ -113,7 +113,7 @@ def test_an_archive_with_nothing_to_check_is_refused(tmp_path):
 
 def importers(extension):
     source = Path(cloister.__file__).parent
-    pattern = rf"^(import cloister\.|from cloister import ){extension}\b"
+    pattern = rf"^(import cloister\.(\w+\.)*|from cloister\S* import ){extension}\b"
     return {
         path.relative_to(source).as_posix()
         for path in source.rglob("*.py")

@@ -1,7 +1,7 @@
 """Every error Cloister raises, and every warning it gives, on purpose.
 
     CloisterError
-    ├── InputError                what the user gave cannot be used: file, shape, type, value
+    ├── InputError                the user's input cannot be used: file, shape, type, value
     │   ├── ModelError            the model file is damaged, or not a model
     │   │   └── UnsupportedError  valid, but outside what Cloister runs; says what to do
     │   ├── ShapeError            an array has another shape or type than the model or message says
@@ -61,7 +61,7 @@ class CloisterError(Exception):
 
 
 class InputError(CloisterError):
-    """What the user gave cannot be used."""
+    """The user's input cannot be used."""
 
 
 class ModelError(InputError):

@@ -59,4 +59,4 @@ def test_a_signal_handler_ends_the_wait(lying_link):
             signal.signal(signal.SIGALRM, before)
         # The answer may still come: the link is left to those who read packets one by one.
         assert link.native_channel() is None
-        assert session._executor._next_request_id == 2
+        assert session._executor._next_request_id > 1

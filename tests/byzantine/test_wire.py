@@ -6,19 +6,19 @@ import sys
 import numpy as np
 import pytest
 
-from cloister.errors import ProtocolError, WorkerTimeout, WorkerUnavailable
+from cloister.errors import WorkerError, WorkerTimeout, WorkerUnavailable
 from cloister.wire.grpc.grpc_link import RpcLink
 from cloister.worker.byzantine import VALUE_LIES, Lie, twist
 from wire.loopback import ask, blinded, linear, slow
 
 TRANSPORTS = ("in-process", "shm", "rpc")
 FORM_LIES = {
-    Lie.SHIFT_32: ProtocolError,
-    Lie.WRONG_DTYPE: ProtocolError,
-    Lie.WRONG_SHAPE: ProtocolError,
-    Lie.TOO_FEW_BYTES: ProtocolError,
-    Lie.TOO_MANY_BYTES: ProtocolError,
-    Lie.STALE_ID: ProtocolError,
+    Lie.SHIFT_32: WorkerError,
+    Lie.WRONG_DTYPE: WorkerError,
+    Lie.WRONG_SHAPE: WorkerError,
+    Lie.TOO_FEW_BYTES: WorkerError,
+    Lie.TOO_MANY_BYTES: WorkerError,
+    Lie.STALE_ID: WorkerError,
     Lie.HANG: WorkerTimeout,
     Lie.DIE: WorkerUnavailable,
 }
@@ -52,7 +52,7 @@ def test_lies_about_form_are_refused(lying_link, transport, lie):
         link.load_linear(1, linear())
         x = blinded()
         assert (ask(link, 1, x) == slow(linear(), x)).all()
-        with pytest.raises(ProtocolError) as caught:
+        with pytest.raises(WorkerError) as caught:
             ask(link, 2, x, timeout_s=0.5 if lie is Lie.HANG else 30.0)
         assert type(caught.value) is FORM_LIES[lie]
         assert link.name in str(caught.value)

@@ -1,5 +1,6 @@
 """`cloister plan` and `run FILE.plan`: a plan's file decides nothing of protection by itself."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -108,3 +109,31 @@ def test_a_plan_runs_without_its_model(cloister, planned, pictures, tmp_path):
     ran = cloister("run", moved / "other.plan", *pictures, "--out", target)
     assert ran.code == 0 and "other.plan" in ran.out and "policy slalom" in ran.out
     assert all(len(array) == len(pictures) for array in np.load(target).values())
+
+
+def test_a_policy_of_the_file_s_own_has_to_be_pinned(
+    cloister, refused, planned, pictures, tmp_path
+):
+    """Its name says nothing about what is protected, whether or not the caller repeats it."""
+    path = planned("--policy", "open")
+    plan = dataclasses.replace(Plan.load(path), policy="slalom+")
+    plan.save(path)
+    given, digest = ("run", path, pictures[0]), plan.digest.hex()
+    for more in ((), ("--policy", "slalom+")):
+        message = refused(*given, *more)
+        assert "pin the plan with --digest" in message and "give --policy" not in message
+    _, found = outputs(cloister(*given, "--digest", digest, "--json"))
+    assert found["claims"]["subject"] == "policy slalom+"
+
+
+def test_pads_of_a_policy_of_the_file_s_own(cloister, refused, planned, tmp_path):
+    path = planned()
+    plan = dataclasses.replace(Plan.load(path), policy="own")
+    plan.save(path)
+    given = (
+        "pads", "make", path, tmp_path / "pads", "--key", tmp_path / "pads.key", "--count", 1,
+    )  # fmt: skip
+    assert "pin the plan with --digest" in refused(*given)
+    assert "the plan is" in refused(*given, "--digest", "00")
+    assert not (tmp_path / "pads.key").exists()
+    assert cloister(*given, "--digest", plan.digest.hex()).code == 0

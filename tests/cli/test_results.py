@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from cloister.cli.results import best, is_classifier, probabilities, read_labels
+from cloister.cli.results import best, is_classifier, probabilities, read_labels, summary
 from cloister.errors import InputError
+from cloister.trusted.report import LayerRow, Report
 
 
 @pytest.mark.parametrize(
@@ -45,3 +46,20 @@ def test_what_counts_as_a_classifier():
     assert is_classifier(np.zeros((2, 5, 1, 1), np.float32))
     assert not is_classifier(np.zeros((2, 3, 4), np.float32))
     assert not is_classifier(np.zeros((2, 5), np.int64))
+
+
+@pytest.mark.parametrize("unchecked", [0, 2])
+def test_a_report_does_not_count_unchecked_layers_as_checked(unchecked):
+    layers = [LayerRow("a", "blinded+verified", bytes_from_worker=8, soundness_bits=50.4)]
+    layers += [LayerRow(f"s{i}", "open", bytes_from_worker=8) for i in range(unchecked)]
+    layers.append(LayerRow("local b", "enclave"))
+    report = Report(
+        policy="own", inputs=1, soundness_bits=50.4, hardware_rooted=False, trusted_ms=1.0,
+        worker_ms=1.0, offline_ms=0.0, bytes_to_worker=8, bytes_from_worker=8, pads_used=1,
+        pads_from="inline", workers=("w",), workers_lost=(), inputs_beyond=(),
+        layers=tuple(layers),
+    )  # fmt: skip
+    text = "\n".join(summary(report))
+    assert "checked: a wrong answer of a layer passes" in text
+    assert ("not checked: 2 of the layers" in text) == bool(unchecked)
+    assert text.count("not checked") == bool(unchecked)

@@ -162,7 +162,7 @@ def test_the_papers_mode_needs_to_be_asked_for_everywhere(place, cloister, refus
     ran = cloister("train", data, *reach, *asked, "--optimizer", "sgd")
     assert ran.code == 0, ran
     assert "every value: no budget" in ran.out
-    assert "nothing bounds what the server learns" in ran.err
+    assert "no bound on the values that the server learns" in ran.err
 
 
 def test_a_trusted_runtime_and_a_remote_server(place, cloister, refused, tmp_path):

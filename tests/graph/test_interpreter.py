@@ -9,7 +9,8 @@ import nets
 from cloister.errors import ModelError, ShapeError, UnsupportedError
 from cloister.graph.interpreter import interpret
 from cloister.graph.onnx.read import from_model
-from cloister.graph.ops.table import OPS, is_linear
+from cloister.graph.ops.linear_nodes import is_linear
+from cloister.graph.ops.table import OPS
 from nets import Net
 
 

@@ -9,6 +9,7 @@ import pytest
 import cloister.base._native as native
 import nets
 from byzantine.test_session import mixed_plan, with_an_open_segment
+from cloister.trusted.executor import Executor
 from cloister.trusted.session import Session
 from cloister.wire.grpc.grpc_link import RpcLink
 from cloister.wire.inprocess import InProcessLink
@@ -174,6 +175,38 @@ def test_messages_and_answers_of_a_link_are_not_held_longer_than_needed(policy):
     with Session(plan_of(nets.chain(), policy), workers=[link]) as session:
         session.run(nets.samples(nets.chain(), 2))
     assert link.held == [1, 1, 1]
+
+
+class Counting(DirectLink):
+    """Keeps the ids of its requests; the user interrupts the first one."""
+
+    def __init__(self):
+        super().__init__()
+        self.ids = []
+
+    def receive(self, request_id, *, timeout_s):
+        self.ids.append(request_id)
+        if len(self.ids) == 1:
+            raise KeyboardInterrupt
+        return super().receive(request_id, timeout_s=timeout_s)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_no_request_id_is_used_twice_whatever_is_interrupted(monkeypatch, again):
+    link = Counting()
+    feeds = nets.samples(nets.chain(), 1)
+    with Session(plan_of(nets.chain()), workers=[link]) as session:
+        with monkeypatch.context() as patch:
+            if again:
+
+                def interrupted(*_):
+                    raise KeyboardInterrupt
+
+                patch.setattr(Executor, "_end", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                session.run(feeds)
+        session.run(feeds)
+    assert len(link.ids) == 4 == len(set(link.ids))
 
 
 # ---- the native executor

@@ -410,3 +410,15 @@ def test_an_interrupt_counts_as_a_possible_lie(error, redraws):
     with pytest.raises(error):
         lanes.run([MicroBatch({}, 1)], lambda job: None)
     assert lanes.lied is redraws
+
+
+def test_an_interrupt_between_a_lie_and_its_record_redraws(monkeypatch):
+    lanes = Lanes([Idle(VerificationError("a lie"))], [])
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lanes, "_finish", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        lanes.run([MicroBatch({}, 1)], lambda job: None)
+    assert lanes.lied

@@ -52,13 +52,8 @@ def test_local_nodes_and_segments_run_without_onnx_and_grpc(tmp_path, build, pol
     assert any(isinstance(step, kind) for step in compile_plan(plan).steps)
     plan.save(tmp_path / "a.plan")
     np.savez(tmp_path / "x.npz", **samples)
-    command = [
-        sys.executable,
-        "-P",
-        "-c",
-        SCRIPT,
-        *(tmp_path / n for n in ("a.plan", "x.npz", "y.npz")),
-    ]
+    files = [tmp_path / name for name in ("a.plan", "x.npz", "y.npz")]
+    command = [sys.executable, "-P", "-c", SCRIPT, *files]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip() == "no reader"

@@ -14,8 +14,8 @@ from cloister.wire.process import python
 from cloister.worker import cpu_maps, linear_target, torch_maps
 from cloister.worker.budget import (
     MAX_BUDGET_BYTES,
-    Loan,
     MemoryBudget,
+    Reservation,
     default_budget_bytes,
 )
 from cloister.worker.engine import Engine
@@ -130,15 +130,15 @@ def test_clients_of_one_map_share_its_scratch_memory():
     assert store.budget._left == map_bytes(8) + 2 * expected(8)[0].nbytes
 
 
-def test_loans():
+def test_reservations():
     budget = MemoryBudget(10)
-    loan = Loan(budget)
-    loan.take(4)
-    loan.take(6)
+    reservation = Reservation(budget)
+    reservation.take(4)
+    reservation.take(6)
     with pytest.raises(RangeError, match="worker memory"):
-        loan.take(1)
-    loan.end()
-    loan.end()
+        reservation.take(1)
+    reservation.end()
+    reservation.end()
     budget.take(10)
 
 

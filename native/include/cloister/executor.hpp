@@ -153,7 +153,7 @@ class Executor {
   std::vector<uint8_t> received_;
   std::array<uint8_t, kAesKeyBytes> key_{};
   bool has_pads_ = false;
-  bool answer_waits_ = false;  // an answer came that nobody has read
+  bool answer_waits_ = false;  // an answer came that no step has read
 };
 
 }  // namespace cloister

@@ -59,7 +59,7 @@ inline __attribute__((always_inline)) auto add_and_clamp(typename S::F f, const 
 
 template <class S, bool kUnblind, bool kResidual, bool kCheck>
 void reply(const ReplyRow& given, CheckLanes& lanes) {
-  const ReplyRow row = given;  // nobody else has its address: it stays in registers
+  const ReplyRow row = given;  // no other code has its address: it stays in registers
   const int64_t c = row.channels;
   const auto lo = S::set(row.lo);
   const auto hi = S::set(row.hi);

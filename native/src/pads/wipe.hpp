@@ -5,7 +5,7 @@
 
 namespace cloister {
 
-// The compiler may drop a plain memset of memory that nobody reads again.
+// The compiler may drop a plain memset of memory that is not read again.
 inline void wipe(void* memory, size_t bytes) {
   if (bytes == 0) return;  // then memory may be null
   std::memset(memory, 0, bytes);

@@ -54,7 +54,7 @@ struct Helper {
     }
   }
 
-  // Edge-triggered: an event wakes once, though nobody may read what came, or the peer be gone.
+  // Edge-triggered: an event wakes once, also if no thread reads the data or the peer is gone.
   bool attend(int descriptor) const {
     epoll_event event{EPOLLIN | EPOLLET, {}};
     return epoll_ctl(events, EPOLL_CTL_ADD, descriptor, &event) == 0;
@@ -94,7 +94,7 @@ class ThreadPool {
     job(0);
     {
       const std::lock_guard lock(mutex_);
-      job_ = nullptr;  // whoever has not woken by now is not waited for
+      job_ = nullptr;  // a thread that has not woken by now is not waited for
     }
     const auto finished = [&] { return active_ == 0; };
     if (soon(finished, kNext)) return;

@@ -22,7 +22,7 @@ from cloister.errors import CloisterError, EncryptionError, InputError
 
 FILE = "ledger.sqlite"
 LOCK_FILE = "authority.lock"
-FORMAT = 3
+FORMAT = 4
 APPLICATION_ID = 0x434C4155
 """'CLAU' in the database header: this file is an authority's ledger."""
 BUSY_TIMEOUT_S = 30.0

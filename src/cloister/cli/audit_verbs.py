@@ -1,4 +1,4 @@
-"""`cloister audit`: attacks on what an untrusted party received."""
+"""`cloister audit`: attacks on the messages that an untrusted party received."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +15,9 @@ from cloister.cli import options
 from cloister.cli.console import emit_json, err, out, table
 from cloister.wire.transcript import Transcript
 
-app = typer.Typer(help="Attack what an untrusted party received.", no_args_is_help=True)
+app = typer.Typer(
+    help="Attack the messages that an untrusted party received.", no_args_is_help=True
+)
 
 TranscriptFile = Annotated[
     Path, typer.Argument(metavar="FILE.npz", help="What `cloister run --transcript` wrote.")
@@ -33,7 +35,7 @@ TruthFiles = Annotated[
     typer.Option(
         "--truth",
         metavar="FILE.npz",
-        help="The data, for scoring: what `cloister data encrypt --order` wrote, once for each "
+        help="The data, for scoring: the file of `cloister data encrypt --order`, once for each "
         "part; or plain data with its scale and offset, and --order.",
     ),
 ]
@@ -83,7 +85,9 @@ TailOk = Annotated[bool, typer.Option("--tail-ok", help="Leave out a record that
 
 @app.command(epilog="Example: cloister audit transcript run.npz --out page.html")
 def transcript(path: TranscriptFile, page: Page = None, json: options.Json = False) -> None:
-    """Attack what workers were sent during inference: look for values, and for pads used twice."""
+    """Attack the messages to workers during inference: find values, and pads that were used
+    twice.
+    """
     recorded = Transcript.load(path)
     found = audit_requests(recorded)
     if page is not None:
@@ -117,7 +121,9 @@ def training_log(
     tail_ok: TailOk = False,
     json: options.Json = False,
 ) -> None:
-    """Attack what encrypted training sent to the server, a ciphertext host or the authority."""
+    """Attack the messages of encrypted training to the server, a ciphertext host or the
+    authority.
+    """
     ends = options.value_range(value_range)
     audit = training.audit_log(
         log, truth=truth or (), order=order or (), public=public, tail_ok=tail_ok,

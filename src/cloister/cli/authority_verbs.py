@@ -23,7 +23,7 @@ from cloister.cli.serving import serve_until_interrupted
 from cloister.errors import EncryptionError, InputError
 
 app = typer.Typer(
-    help="Hold the keys of encrypted data sets and issue what their budgets allow.",
+    help="Hold the keys of encrypted data sets and issue keys within their budgets.",
     no_args_is_help=True,
 )
 
@@ -35,7 +35,7 @@ LISTED_SAMPLES = 20
 def init(folder: Folder) -> None:
     """Make an authority: its keys, its certificate, an empty ledger.
 
-    DIR/authority.pub is for everyone: clients encrypt to it, and whoever connects pins it.
+    DIR/authority.pub is public: clients encrypt to it, and every connection pins it.
     """
     identity = records.init(folder, rng=SystemRandom())
     console = out()
@@ -47,7 +47,7 @@ def init(folder: Folder) -> None:
     )
     err().print(
         "note: keep the folder to yourself and never put back an old copy of it: its ledger would "
-        "forget what was given away",
+        "forget releases",
         style="yellow",
     )
 
@@ -124,7 +124,7 @@ def serve(folder: Folder, listen: options.Listen, threads: options.ProcessThread
 
 @app.command("list", epilog="Example: cloister authority list authority")
 def list_(folder: Folder, json: options.Json = False) -> None:
-    """List the data sets: samples, terms, and what was given away; also while it serves."""
+    """List the data sets: samples, terms and releases; also while the authority serves."""
     found, failed = read_stored(folder)
     listed = [_listed(stored) for stored in found]
     if json:
@@ -177,7 +177,7 @@ def budget(
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Show what has been given away to servers, as committed; also while the authority serves."""
+    """Show the releases to servers, as committed; also while the authority serves."""
     found, failed = read_stored(folder, dataset)
     if json:
         emit_json(
@@ -211,7 +211,7 @@ def _listed(stored: Stored) -> dict[str, object]:
 
 
 def _refuse_failed(failed: dict[str, str]) -> None:
-    """End with an error once the others are shown.
+    """End with an error after the other data sets are shown.
 
     Raises   EncryptionError
     """

@@ -200,7 +200,7 @@ class NewOptions:
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """Which samples of the sources are read, how, and what becomes of them."""
+    """How the samples of the sources are read."""
 
     split: Split = None
     test_fraction: TestFraction = 0.0
@@ -269,7 +269,7 @@ def show(
     path: Annotated[Path, typer.Argument(metavar="FILE.cloister", help="Encrypted data set.")],
     json: options.Json = False,
 ) -> None:
-    """Show what everybody can read in an encrypted data set; its parts are checked."""
+    """Show the public contents of an encrypted data set, and check its parts."""
     opened = EncryptedDataset.open(path)
     described = {
         "name": opened.name, "shape": opened.shape, "classes": opened.classes,
@@ -302,7 +302,7 @@ def serve(
     log: Annotated[
         Path | None,
         typer.Option(
-            "--log", metavar="FILE", help="Keep what this host is asked, for cloister audit."
+            "--log", metavar="FILE", help="Keep the requests to this host, for cloister audit."
         ),
     ] = None,
     threads: options.ProcessThreads = 1,

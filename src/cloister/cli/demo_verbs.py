@@ -23,7 +23,7 @@ Inputs = Annotated[
 ]
 WorkFolder = Annotated[
     Path | None,
-    typer.Option("--out", metavar="DIR", help="Keep everything here, for a closer look."),
+    typer.Option("--out", metavar="DIR", help="Keep all files here, for inspection."),
 ]
 
 
@@ -69,7 +69,7 @@ def _show_inference(outcome: digits_demo.Outcome, path: Path) -> None:
 
 @app.command("training", epilog="Example: cloister demo training --out clinics")
 def clinics(folder: WorkFolder = None, json: options.Json = False) -> None:
-    """Train on two clinics' encrypted records, then show what the server could learn."""
+    """Train on two clinics' encrypted records, then show the server's view."""
     _ = training.train  # raises where PyTorch is missing, before anything begins
     records = clinics_demo.load_records()
     with TemporaryDirectory() as temporary:

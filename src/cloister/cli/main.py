@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         return _fail(
             f"{type(error).__name__}: {error}; this is a fault of Cloister or of a library: please "
-            f"report it with what {TRACEBACK}=1 shows", EXIT_ERROR,
+            f"report it with the output of {TRACEBACK}=1", EXIT_ERROR,
         )  # fmt: skip
     return code if isinstance(code, int) else 0
 

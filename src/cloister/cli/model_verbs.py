@@ -68,7 +68,7 @@ TranscriptFile = Annotated[
     typer.Option(
         "--transcript",
         metavar="FILE.npz",
-        help="Keep what the workers were sent and said, for cloister audit.",
+        help="Keep the messages to and from the workers, for cloister audit.",
     ),
 ]
 MemoryBatch = Annotated[
@@ -87,11 +87,11 @@ def plan(
     inputs: OwnInputs = None,
     json: options.Json = False,
 ) -> None:
-    """Decide what happens to every node of a model, and save the decision with its integers.
+    """Make the plan of a model: decide for every node, and save the decision with its integers.
 
-    The file holds all that is computed and protected: it runs on another machine with the same
-    results, and without the model. Whoever can write it chooses the plan: pin it by its digest, or
-    state its policy when it is run.
+    The file decides all that is computed and protected. It runs on another machine with the same
+    results, and without the model. The writer of the file chooses the plan: pin it by its digest,
+    or state its policy when it is run.
     """
     _require_place("--out", to, SUFFIX)
     if inputs and given.calibration:
@@ -340,7 +340,7 @@ def _show_inspection(
 
 
 def _show_memory(console: Console, memory: MemoryCost) -> None:
-    """The phase that needs most, item by item, and the sums of the others."""
+    """The phase that needs most, item by item, and the sums of the other phases."""
     peak = memory.peak_phase
     items = sorted(memory.phases[peak].items(), key=lambda item: -item[1])
     rows = [(name, human_bytes(nbytes)) for name, nbytes in items if nbytes]

@@ -56,6 +56,7 @@ def make(
     key: options.PadKey,
     count: Count,
     given: options.ModelInputs,
+    digest: options.PinnedDigest = None,
     worker: Makers = None,
     insecure_one_party: OneParty = False,
     rate: RateLimit = None,
@@ -64,15 +65,16 @@ def make(
 ) -> None:
     """Fill a store until it holds COUNT unused pad sets, one per future input.
 
-    Interrupted, it keeps what is made; run again, it goes on.
+    An interrupted command keeps the pads that it made; run again, it goes on.
 
-    Workers see one uniform share of each pad. All of them together, or whoever reads the traffic
-    to all of them, could compute the pads: choose workers of different owners, and encrypted ways.
+    A worker sees one uniform share of each pad. All workers together, or a listener on the traffic
+    to all of them, could compute the pads: choose workers of different owners, and encrypted
+    tunnels.
     """
     limit = None if rate is None else options.rate(rate)
     links = _links(worker or [], timeout_s=timeout, insecure_one_party=insecure_one_party)
     stored_plan.refuse_planted(folder, key_file=key)
-    plan, origin, kept = _plan(model, folder, key, given)
+    plan, origin, kept = _plan(model, folder, key, given, digest)
     rng = SystemRandom()
     store = stored_plan.open_or_create(plan, folder, key_file=key, rng=rng)
     if not kept:
@@ -88,13 +90,14 @@ def make(
 
 
 def _plan(
-    model: str, folder: Path, key: Path, given: options.ModelInputs
+    model: str, folder: Path, key: Path, given: options.ModelInputs, digest: str | None
 ) -> tuple[Plan, str, bool]:
     """The plan, one line that says where it is from, and whether the store keeps it already."""
     if is_plan_file(model):
-        return *given.load_plan(model), False
+        return *given.load_plan(model, digest=digest), False
     stored = None if given.calibration else stored_plan.known_plan(folder, key_file=key)
-    return *given.plan(options.load_model(model), stored=stored), stored is not None
+    made = given.plan(options.load_model(model), stored=stored, digest=digest)
+    return *made, stored is not None
 
 
 def _links(workers: list[str], *, timeout_s: float, insecure_one_party: bool) -> list[WorkerLink]:

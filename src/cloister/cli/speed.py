@@ -38,7 +38,7 @@ FLAGS = (
     "avx2", "avx512f", "avx512_vnni", "avx512ifma", "avx_vnni", "amx_int8", "aes", "vaes",
     "vpclmulqdq", "neon", "asimd", "sve", "i8mm",
 )  # fmt: skip
-"""Processor flags that decide which kernels are used, here or in what is compared."""
+"""Processor flags that decide which kernels are used, here or in the other engines."""
 Images = Float32[np.ndarray, "n ..."]
 Engines = Mapping[str, Callable[[], object]]
 

@@ -40,8 +40,8 @@ def interleaved(
 ) -> dict[K, Timing]:
     """Time every callable `repeats` times, by turns, so that all meet the same conditions.
 
-    A first turn of each warms up and is not timed. `before` has what is called, untimed, before
-    every run of a callable.
+    A first turn of each warms up and is not timed. `before` has functions that are called, untimed,
+    before every run of a callable.
     """
     walls: dict[K, list[float]] = {name: [] for name in callables}
     cpus: dict[K, list[float]] = {name: [] for name in callables}

@@ -120,7 +120,9 @@ Curve = Annotated[
 ServerLog = Annotated[
     Path | None,
     typer.Option(
-        "--release-log", metavar="FILE", help="Keep what the server learns, for cloister audit."
+        "--release-log",
+        metavar="FILE",
+        help="Keep the values that the server learns, for cloister audit.",
     ),
 ]
 AuthorityLog = Annotated[
@@ -128,7 +130,7 @@ AuthorityLog = Annotated[
     typer.Option(
         "--request-log",
         metavar="FILE",
-        help="Keep what the authority is asked, for cloister audit.",
+        help="Keep the requests to the authority, for cloister audit.",
     ),
 ]
 Patience = Annotated[
@@ -141,7 +143,7 @@ Patience = Annotated[
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How it is trained, and what is kept."""
+    """The training, and the files that are kept."""
 
     batch: Batch = 64
     optimizer: Optimizer = "adam"
@@ -256,4 +258,4 @@ def _show(outcome: "TrainingOutcome") -> None:
             f"allowed and {spent.dim} in all; at most {spent.bits_max:,} bits"
         )
     if outcome.settings.mode == "paper":
-        err().print("mode paper: nothing bounds what the server learns", soft_wrap=True)
+        err().print("mode paper: no bound on the values that the server learns", soft_wrap=True)

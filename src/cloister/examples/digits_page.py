@@ -35,11 +35,11 @@ def _page(outcome: Outcome) -> str:
         "A small network reads handwritten digits. Its convolutions and its dense layer ran in "
         "another process that is not trusted; it saw noise, and every answer it gave was checked.",
         [
-            Section("What the worker saw", _pictures(outcome)),
+            Section("The worker's view", _pictures(outcome)),
             Section("The bytes it was sent", _histograms(outcome)),
             Section("The result", table(("", ""), facts(outcome))),
             Section("Where the time went", _times(outcome.report)),
-            Section("What is claimed, and under which assumption", _claims(outcome.claims)),
+            Section("Claims and their assumptions", _claims(outcome.claims)),
             Section("A worker that lies", _refused(outcome.refusal)),
         ],
     )
@@ -78,8 +78,8 @@ def _histograms(outcome: Outcome) -> str:
         + histogram(plain, f"{node} without pads: p {plain.uniformity.p_text}")
         + tested
         + paragraph(
-            "A uniform histogram is what hiding looks like, not what proves it: the request is "
-            "x + r modulo 2^32 with r uniform and used once, so it is independent of x.",
+            "A uniform histogram is a sign of hiding, not a proof. The proof: the request is x + r "
+            "modulo 2^32 with r uniform and used once, so it is independent of x.",
             kind="soft",
         )
     )
@@ -101,8 +101,8 @@ def _times(report: Report) -> str:
         ],
     )
     timed = table(("stage", "ms per input", ""), stages(report))
-    note = "A network this small costs less than the messages about it; the demo shows what is "
-    note += "hidden and checked, not a speed-up. All numbers are per input."
+    note = "A network this small costs less than the messages about it; the demo shows hiding and "
+    note += "checking, not a speed-up. All numbers are per input."
     return timed + layers + paragraph(note, kind="soft")
 
 

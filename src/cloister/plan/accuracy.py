@@ -70,7 +70,7 @@ def _in_fixed_point(
     channels_first = node.op not in LAST_AXIS_OPS
     last = to_channels_last(x, channels_first=channels_first)
     shaped = multiplied(last.reshape(len(x), *numbers.linear.geometry.in_shape), numbers.x_factors)
-    # Beyond float32 is infinite, as in the native pass.
+    # Values beyond float32 are infinite, as in the native step.
     with np.errstate(over="ignore"):
         request = quantise(np.ascontiguousarray(shaped), numbers.inv_x_scale, numbers.x_qmax)
         z = RingMap(numbers.linear).apply(request, threads=os.cpu_count() or 1)

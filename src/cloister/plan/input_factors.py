@@ -29,8 +29,8 @@ PART_ELEMENTS = 2**22
 def reads_raw(graph: Graph, node: Node, sent: frozenset[str]) -> bool:
     """Whether a node's input follows from the model's inputs through nodes inside alone.
 
-    Others read what layers on the worker made: their channels are left as they are, because a pass
-    writes the request for them from the answer.
+    Other nodes read results of layers on the worker: their channels are left as they are, because a
+    fused step writes their requests from the answer.
     """
     maker = {value: one for one in graph.nodes for value in one.outputs if value}
     open_values, seen = [node.inputs[0]], set[str]()

@@ -2,7 +2,7 @@
 
 The writer of a plan's file decides what is computed. The file decides what is protected only if its
 digest is pinned, by the caller or by the key file of a pad store. Otherwise its policy has to be
-the one that the caller names, or the default.
+one of Cloister's, and the one that the caller names, or the default.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from cloister.graph.graph import Graph
 from cloister.graph.input_files import Inputs
 from cloister.plan import policies
 from cloister.plan.plan import SUFFIX, Plan
-from cloister.plan.protection import EVERYWHERE, OUTSOURCED
+from cloister.plan.protection import EVERYWHERE, OUTSOURCED, protections_of
 from cloister.plan.quantised import Precision
 from cloister.plan.samples import Samples
 
@@ -53,6 +53,11 @@ class PlanChoice:
                 raise InputError(f"{option}: is decided by the plan; leave it out")
         plan = self._pinned(Plan.load(path))
         pinned = vouched or self.digest is not None
+        if not pinned and protections_of(plan.policy) is None:
+            raise InputError(
+                f"{path}: its policy {plan.policy} is the file's own, and its name says nothing "
+                "about what is protected; pin the plan with --digest"
+            )
         wanted = self.policy or (plan.policy if pinned else DEFAULT_POLICY)
         if plan.policy != wanted:
             raise InputError(

@@ -1,6 +1,6 @@
 """CryptoNN as published: functional encryption from `ddh`, `lwe` and masks, behind one interface.
 
-Nothing that Cloister runs by default needs it: it reproduces the paper, and measures against it.
+It reproduces the paper, for tests and benchmarks. No other package imports it.
 """
 
 from cloister.published import ddh, lwe, mask, matrix

@@ -1,9 +1,9 @@
 """Inner products and element-wise functions by one-time pads, as a scheme on plain matrices.
 
 It stands beside `ddh` and `lwe` (`scheme.InnerProduct`) and is the pads of `cloister.ring.pads`.
-Its element-wise functions are there for completeness: whoever knows the
-operand y of x + y, x - y, x * y or x / y computes x from the answer, so a key for a known operand
-is plain decryption, in this back end as in every other (the paper's labels P - Y included).
+Its element-wise functions are there for completeness: a party that knows the operand y of x + y, x
+- y, x * y or x / y computes x from the answer, so a key for a known operand is plain decryption, in
+this back end as in every other (the paper's labels P - Y included).
 """
 
 import operator

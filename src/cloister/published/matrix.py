@@ -43,7 +43,7 @@ def dot(
     """
     encrypted = scheme.encrypt(keys.encryption, np.ascontiguousarray(x), rng=rng)  # (client)
     functions = np.ascontiguousarray(y.T)
-    # (authority) It is told which samples when the back end binds keys to them.
+    # (authority) It receives the samples' numbers when the back end binds keys to them.
     key = scheme.keygen(keys.master, functions, ciphertexts_ids=_ids(encrypted))
     return scheme.decrypt(keys.public, key, encrypted)  # (server)
 

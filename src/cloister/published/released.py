@@ -1,15 +1,15 @@
-"""What a master key has given away, counted for back ends whose keys serve every ciphertext.
+"""The releases of a master key, counted for back ends whose keys serve every ciphertext.
 
 The key of y is a linear function of the master secret. With as many independent y as there are
 coordinates the secret is the solution of a linear system, and everything ever encrypted under it
 is open. So a master key carries the span of the functions it has made keys for, and `keygen`
-charges before it makes one. What lies in the span is free: its values follow from values that
-are out already. (Keys of `mask` are bound to samples; their ledger is `cloister.authority`.)
+charges before it makes one. A function in the span is free: its values follow from values that were
+released already. (Keys of `mask` are bound to samples; their ledger is `cloister.authority`.)
 
-What the count is not. It lives as long as the master key does, in memory. It is per master key,
-not per sample, and of equations, not of information: small integers may follow from fewer
-equations than unknowns (`cloister.authority.functions`), so an owner who fears that gives a
-smaller budget. Element-wise keys open the entries they name, by definition, and are not counted.
+Limits of the count. It lives as long as the master key does, in memory. It counts per master key,
+not per sample, and equations, not information: small integers may follow from fewer equations than
+unknowns (`cloister.authority.functions`), so an owner who fears that gives a smaller budget.
+Element-wise keys open the entries they name, by definition, and are not counted.
 """
 
 import os

@@ -1,8 +1,8 @@
 """The one interface of the three back ends of functional encryption.
 
 A back end is a module: `ddh`, `lwe` and `mask` are values of the protocols below, checked by the
-type checker where `cloister.published.matrix` takes them. What differs is stated by the types: a
-`mask` key is bound to the ciphertexts named by `ciphertexts_ids`, the others serve any ciphertext.
+type checker where `cloister.published.matrix` takes them. The types state the difference: a `mask`
+key is bound to the ciphertexts named by `ciphertexts_ids`, the other keys serve any ciphertext.
 """
 
 from dataclasses import dataclass
@@ -74,7 +74,7 @@ class Bounds:
 
 @runtime_checkable
 class InnerProduct(Protocol[MasterIn, EncryptionIn, PublicIn, CiphertextsT, KeyT]):
-    """FEIP: whoever holds the key of y and a ciphertext of x learns the product of x and y."""
+    """FEIP: the holder of the key of y and of a ciphertext of x learns the product of x and y."""
 
     def encrypt(
         self, encryption: EncryptionIn, x: Int64[np.ndarray, "n dim"], *, rng: Csprng

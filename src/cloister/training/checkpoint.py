@@ -1,4 +1,4 @@
-"""Checkpoints: a run that was killed goes on as if nothing had happened.
+"""Checkpoints: a run that was killed continues bit for bit.
 
 Everything the next step depends on is in the file: parameters, optimiser, the generator's state,
 the key of its noise, and the place in the epoch (its order follows from seed and epoch). A file is

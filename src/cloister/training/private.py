@@ -103,7 +103,7 @@ class PrivateStep:
         """
         room = (RING_LIMIT - 1) / self._layer.x_bound / (len(gradient) * self._limit)
         exponent = math.floor(math.log2(min(room, INT16_MAX / self._limit)))
-        # Truncated, they would pull the offset's part towards zero. The bound holds all the same:
+        # Truncated, they would pull the offset's part towards zero. The bound holds in both cases:
         # t q + offset with t from 0 to 1 is not larger than q + offset and offset both.
         self._outputs = gradient.double().sum(0) * 2.0**exponent
         integers = (gradient * 2.0**exponent).trunc().to(torch.int16).permute(0, 2, 3, 1)

@@ -39,7 +39,7 @@ class _Run:
         return f"({self.epsilon:.3g}, {delta:g})-differentially private, one sample replaced"
 
 
-class Told(NamedTuple):
+class Learned(NamedTuple):
     """What one content tells about one thing; `attacked` where only attacks show it."""
 
     about: str
@@ -48,7 +48,7 @@ class Told(NamedTuple):
     attacked: bool = False
 
 
-Tells = Callable[[_Run], Sequence[Told]]
+Describe = Callable[[_Run], Sequence[Learned]]
 """What one content tells."""
 
 
@@ -76,11 +76,11 @@ def claims(trainer: Trainer, *, epochs: int) -> Claims:
 
 
 def _of_role(role: Role, contents: Sequence[Content], run: _Run) -> Iterator[Statement]:
-    told: dict[str, list[Told]] = {VALUES: [], LABELS: []}
+    learned: dict[str, list[Learned]] = {VALUES: [], LABELS: []}
     for content in contents:
         for one in TELLS[content](run):
-            told.setdefault(one.about, []).append(one)
-    for about, parts in told.items():
+            learned.setdefault(one.about, []).append(one)
+    for about, parts in learned.items():
         worst = max([NOTHING, *(part.extent for part in parts)], key=EXTENTS.index)
         worst_parts = [part for part in parts if part.extent is worst]
         texts = dict.fromkeys(part.learns for part in worst_parts)
@@ -124,35 +124,35 @@ def _assumes(role: Role, about: str, extent: Extent) -> str:
     return "it pools nothing with the authority"
 
 
-def _frozen_values(run: _Run) -> Sequence[Told]:
+def _frozen_values(run: _Run) -> Sequence[Learned]:
     rank, dim = run.rank or 0, run.info.dim
     if run.settings.unmask_to == "trusted":
-        return [Told(VALUES, EVERYTHING, "any function that it asks for, exactly")]
+        return [Learned(VALUES, EVERYTHING, "any function that it asks for, exactly")]
     if run.settings.mode == "paper":
-        return [Told(VALUES, EVERYTHING, _unbounded(run))]
+        return [Learned(VALUES, EVERYTHING, _unbounded(run))]
     if rank >= dim:
-        return [Told(VALUES, EVERYTHING, _all_of(run))]
+        return [Learned(VALUES, EVERYTHING, _all_of(run))]
     text = (
         f"{rank} fixed linear functions of {dim} values ({rank / dim:.0%}), with noise as its "
         "owner decided, the same for any number of runs: enough for a likeness, and for more "
         "where the owner allowed exact values"
     )
-    return [Told(VALUES, BOUNDED, text)]
+    return [Learned(VALUES, BOUNDED, text)]
 
 
-def _values(run: _Run) -> Sequence[Told]:
+def _values(run: _Run) -> Sequence[Learned]:
     budget, dim = run.info.budget_rank, run.info.dim
     if run.settings.unmask_to == "trusted":
-        return [Told(VALUES, EVERYTHING, "any function that it asks for, exactly")]
+        return [Learned(VALUES, EVERYTHING, "any function that it asks for, exactly")]
     if run.settings.mode == "paper":
-        return [Told(VALUES, EVERYTHING, _unbounded(run))]
+        return [Learned(VALUES, EVERYTHING, _unbounded(run))]
     if budget >= dim:
-        return [Told(VALUES, EVERYTHING, _all_of(run))]
+        return [Learned(VALUES, EVERYTHING, _all_of(run))]
     text = (
         f"at most {budget} linear functions of {dim} values ({budget / dim:.0%}); beyond, the "
         "authority refuses"
     )
-    return [Told(VALUES, BOUNDED, text)]
+    return [Learned(VALUES, BOUNDED, text)]
 
 
 def _unbounded(run: _Run) -> str:
@@ -164,35 +164,35 @@ def _all_of(run: _Run) -> str:
     return f"no bound: {dim} independent functions of {dim} values determine a sample"
 
 
-def _weights(run: _Run) -> Sequence[Told]:
+def _weights(run: _Run) -> Sequence[Learned]:
     if run.private is not None:
         text = f"what weights at every step tell: they are {run.private}"
         return [
-            Told(VALUES, BOUNDED, text),
-            Told(LABELS, BOUNDED, text),
-            Told(MODEL, EVERYTHING, "the first layer's weights at every step"),
+            Learned(VALUES, BOUNDED, text),
+            Learned(LABELS, BOUNDED, text),
+            Learned(MODEL, EVERYTHING, "the first layer's weights at every step"),
         ]
     text = (
         "no bound: differences of the weights are gradients of batches; a batch of one is its "
         "sample, and answers that switch the units of all others off make any batch one"
     )
     return [
-        Told(VALUES, EVERYTHING, text, attacked=True),
-        Told(
+        Learned(VALUES, EVERYTHING, text, attacked=True),
+        Learned(
             LABELS, EVERYTHING, "no bound: gradients of batches tell their classes", attacked=True
         ),
-        Told(MODEL, EVERYTHING, "the first layer's weights at every step"),
+        Learned(MODEL, EVERYTHING, "the first layer's weights at every step"),
     ]
 
 
-def _output_gradients(_: _Run) -> Sequence[Told]:
+def _output_gradients(_: _Run) -> Sequence[Learned]:
     text = (
         "no bound, with noise or without: with the weights before and after, each sample's output "
         "gradient is a linear system for the batch, solved where the layer is as wide as that"
     )
     return [
-        Told(VALUES, EVERYTHING, text, attacked=True),
-        Told(
+        Learned(VALUES, EVERYTHING, text, attacked=True),
+        Learned(
             LABELS,
             EVERYTHING,
             "every label: the output gradients show them, and active units",
@@ -201,60 +201,60 @@ def _output_gradients(_: _Run) -> Sequence[Told]:
     ]
 
 
-def _model(run: _Run) -> Sequence[Told]:
-    weights = Told(MODEL, EVERYTHING, "all weights")
+def _model(run: _Run) -> Sequence[Learned]:
+    weights = Learned(MODEL, EVERYTHING, "all weights")
     if run.private is not None:
         text = f"the model is {run.private}; the printed losses and accuracies are not"
-        return [Told(VALUES, BOUNDED, text), Told(LABELS, BOUNDED, text), weights]
+        return [Learned(VALUES, BOUNDED, text), Learned(LABELS, BOUNDED, text), weights]
     unbounded = "no bound: a model tells of the samples that it was trained on"
-    labels = Told(LABELS, EVERYTHING, unbounded, attacked=True)
+    labels = Learned(LABELS, EVERYTHING, unbounded, attacked=True)
     if run.rank is not None and run.rank < run.info.dim:
         text = f"at most the {run.rank} functions of each sample that it was trained on"
-        return [Told(VALUES, BOUNDED, text), labels, weights]
-    return [Told(VALUES, EVERYTHING, unbounded, attacked=True), labels, weights]
+        return [Learned(VALUES, BOUNDED, text), labels, weights]
+    return [Learned(VALUES, EVERYTHING, unbounded, attacked=True), labels, weights]
 
 
-def _state(run: _Run) -> Sequence[Told]:
+def _state(run: _Run) -> Sequence[Learned]:
     """The state of a run is for its maker alone."""
-    weights = Told(MODEL, EVERYTHING, "all weights, at every checkpoint")
+    weights = Learned(MODEL, EVERYTHING, "all weights, at every checkpoint")
     if run.rank is not None:
         return [*_model(run)[:2], weights]
     text = (
         "no bound: neighbouring checkpoints and the optimiser's state hold gradients of batches, "
         "and the key of the noise that comes next takes it away"
     )
-    shown = [Told(about, EVERYTHING, text, attacked=True) for about in (VALUES, LABELS)]
+    shown = [Learned(about, EVERYTHING, text, attacked=True) for about in (VALUES, LABELS)]
     return [*shown, weights]
 
 
-def _classes(run: _Run) -> Sequence[Told]:
+def _classes(run: _Run) -> Sequence[Learned]:
     text = "the class of every sample, under names only the clients can translate"
-    return [Told(LABELS, EVERYTHING, text)]
+    return [Learned(LABELS, EVERYTHING, text)]
 
 
-def _features(run: _Run) -> Sequence[Told]:
+def _features(run: _Run) -> Sequence[Learned]:
     if run.settings.unmask_to == "server":
         return _frozen_values(run)
     if run.rank == run.info.dim:
-        return [Told(VALUES, EVERYTHING, _all_of(run))]
+        return [Learned(VALUES, EVERYTHING, _all_of(run))]
     text = f"{run.rank} linear functions of {run.info.dim} values, exactly"
-    return [Told(VALUES, BOUNDED, text)]
+    return [Learned(VALUES, BOUNDED, text)]
 
 
-def _names(_: _Run) -> Sequence[Told]:
+def _names(_: _Run) -> Sequence[Learned]:
     text = "sizes, the split, and which client each sample came from; clients shuffle their order"
-    return [Told(WHO, BOUNDED, text)]
+    return [Learned(WHO, BOUNDED, text)]
 
 
-def _projection(_: _Run) -> Sequence[Told]:
-    return [Told(MODEL, NOTHING, "only the fixed projection")]
+def _projection(_: _Run) -> Sequence[Learned]:
+    return [Learned(MODEL, NOTHING, "only the fixed projection")]
 
 
-TELLS: Mapping[Content, Tells] = {
+TELLS: Mapping[Content, Describe] = {
     Content.NAMES: _names,
     Content.CIPHERTEXTS: lambda _: [
-        Told(VALUES, NOTHING, "nothing: every ciphertext is uniformly random"),
-        Told(LABELS, NOTHING, "nothing: every ciphertext is uniformly random"),
+        Learned(VALUES, NOTHING, "nothing: every ciphertext is uniformly random"),
+        Learned(LABELS, NOTHING, "nothing: every ciphertext is uniformly random"),
     ],
     Content.PROJECTION: _projection,
     Content.WEIGHTS: _weights,
@@ -262,10 +262,12 @@ TELLS: Mapping[Content, Tells] = {
     Content.FIXED_VALUES: _frozen_values,
     Content.VALUES: _values,
     Content.CLASSES: _classes,
-    Content.SPENT: lambda _: [Told(WHO, BOUNDED, "how much of the budget is spent, and requests")],
-    Content.TRAINING: lambda _: [Told(MODEL, EVERYTHING, "all weights: it trains the model")],
+    Content.SPENT: lambda _: [
+        Learned(WHO, BOUNDED, "how much of the budget is spent, and requests")
+    ],
+    Content.TRAINING: lambda _: [Learned(MODEL, EVERYTHING, "all weights: it trains the model")],
     Content.MODEL: _model,
     Content.RUN: _state,
     Content.FEATURES: _features,
-    Content.SIZES: lambda _: [Told(WHO, BOUNDED, "sizes and times of encrypted messages")],
+    Content.SIZES: lambda _: [Learned(WHO, BOUNDED, "sizes and times of encrypted messages")],
 }

@@ -32,7 +32,7 @@ from cloister.training.training_claims import claims
 class RunFiles:
     """The files and results that a run leaves.
 
-    checkpoint    the folder that keeps the run, and from which it goes on
+    checkpoint    the folder that keeps the run, and from which it continues
     curve         the learning curve, .svg or .png
     release_log   what the training server learns, for an audit
     request_log   what the authority is asked, for an audit

@@ -105,6 +105,8 @@ class Executor:
         request = BatchRequest(
             link, pads, meter, feeds, values, space, timeout_s, self._next_request_id
         )
+        # Each step uses one at most. After a failure none of them is used again.
+        self._next_request_id += len(self._stages)
         # Not added: an attempt that was given up and repeated is counted once.
         meter.clipped = np.zeros_like(space.clipped)
         try:
@@ -112,12 +114,9 @@ class Executor:
             self._run_steps(request, -1 if channel is None else channel.descriptor)
             meter.clipped[...] = space.clipped
             # The next request uses this one's memory.
-            return {name: values.onnx(name).copy() for name in self.plan.graph.outputs}
-        except BaseException:
-            if space.native.outstanding is None:
-                # Ids that native code may have used are never used again.
-                request.next_id += len(self._stages)
-            raise
+            outputs = {name: values.onnx(name).copy() for name in self.plan.graph.outputs}
+            self._next_request_id = request.next_id
+            return outputs
         finally:
             self._end(request)
 
@@ -175,14 +174,12 @@ class Executor:
         try:
             if outstanding is not None:
                 step, request_id = outstanding
-                request.next_id = request_id + 1
                 exchange = request.space.exchanges[step]
                 if exchange is not None:
                     request.worker.abandon(request_id, exchange)
             for node in list(request.replies):
                 request.release(node)
         finally:
-            self._next_request_id = request.next_id
             if request.pads is not None:
                 request.pads.erase()
 

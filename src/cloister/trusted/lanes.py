@@ -145,7 +145,7 @@ class Lanes:
         return tuple(worker.name for worker in self._workers)
 
     def require_idle(self) -> None:
-        """Make sure that no lane is still at work for a call that was interrupted.
+        """Make sure that no lane still computes for a call that was interrupted.
 
         Raises   WorkerUnavailable: an executor serves one thread at a time
         """
@@ -163,11 +163,16 @@ class Lanes:
         self._queue, self._done, self._wanted = deque(jobs), [], len(jobs)
         self._failure = self._last = None
         ready = [lane for lane in self._lanes if self._usable(lane)]
-        if len(jobs) == 1 or len(ready) < 2:
-            for lane in ready:
-                self._serve(lane, done)
-        else:
-            self._run_threads(ready, done)
+        try:
+            if len(jobs) == 1 or len(ready) < 2:
+                for lane in ready:
+                    self._serve(lane, done)
+            else:
+                self._run_threads(ready, done)
+        except BaseException:
+            # It may have arrived between a lie and its record.
+            self.lied = True
+            raise
         # Nothing of this call is kept, least of all an error with the frames it passed through.
         failure, last = self._failure, self._last
         missing = len(self._done) < self._wanted
@@ -289,15 +294,15 @@ class Lanes:
                 self._changed.notify_all()
 
     def _watch(self, done: Callable[[MicroBatch], None]) -> None:
-        told = 0
+        reported = 0
         while True:
             with self._changed:
-                while self._serving and len(self._done) == told:
+                while self._serving and len(self._done) == reported:
                     self._changed.wait()
-                fresh, serving = self._done[told:], self._serving
+                fresh, serving = self._done[reported:], self._serving
             for job in fresh:
                 done(job)
-            told += len(fresh)
+            reported += len(fresh)
             if not serving:
                 return
 

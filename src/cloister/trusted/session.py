@@ -32,7 +32,7 @@ DEFAULT_TIMEOUT_S = 60.0
 DEFAULT_BATCH = 8
 _LANE_ID_BITS = 40
 _POLL_US = 2000
-"""Longer than most passes take, which lie between an answer and the next request."""
+"""Longer than most fused steps, which run between an answer and the next request."""
 
 
 class Session:
@@ -204,15 +204,15 @@ class Session:
         jobs = [
             MicroBatch(part, sample_count(graph, part)) for part in cut(graph, feeds, self._batch)
         ]
-        told = _Progress(progress, total)
-        self._lanes.run(jobs, told)
+        reported = _Progress(progress, total)
+        self._lanes.run(jobs, reported)
         outputs = joined(graph, [job.outputs for job in jobs])
         meter, transcript = jobs[0].meter, jobs[0].transcript
         for job in jobs[1:]:
             _add(meter, job.meter)
             transcript.follow(job.transcript)
         clipped = np.concatenate([job.meter.clipped for job in jobs], axis=1)
-        spent_ms = 1e3 * (time.process_time() - started - told.spent_s)
+        spent_ms = 1e3 * (time.process_time() - started - reported.spent_s)
         meter.trusted_ms = max(spent_ms - meter.offline_ms, 0.0)
         return Result(outputs, self._report(meter, total, clipped), transcript)
 

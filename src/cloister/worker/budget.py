@@ -46,7 +46,7 @@ class MemoryBudget:
             self._left += nbytes
 
 
-class Loan:
+class Reservation:
     """Memory that one thread takes from a budget bit by bit and gives back at once."""
 
     def __init__(self, budget: MemoryBudget) -> None:

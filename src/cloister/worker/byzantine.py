@@ -86,9 +86,9 @@ class ByzantineEngine:
             return reply
         self._answers += 1
         self._lying = self._answers > self._after and self._when(message)
-        told = self._tell(message, reply) if self._lying else reply
+        sent = self._tell(message, reply) if self._lying else reply
         self._previous[message.target_id] = tuple(tensor.copy() for tensor in reply.tensors)
-        return told
+        return sent
 
     def encode(self, message: Message) -> Encoded:
         """The bytes of a reply; where the lie is about bytes, not those of an honest worker."""

@@ -20,7 +20,7 @@ from cloister.wire.messages import (
     Message,
     Welcome,
 )
-from cloister.worker.budget import Loan, MemoryBudget
+from cloister.worker.budget import MemoryBudget, Reservation
 from cloister.worker.linear_target import LinearTarget, map_memory
 from cloister.worker.segment_process import HostedSegment, SegmentProcess
 from cloister.worker.segments import SegmentTarget
@@ -63,7 +63,7 @@ class Engine:
         self._segments = isolate(self._store.budget) if isolate else None
         self._targets: dict[int, tuple[Shared | None, Target]] = {}
         # Counted until the next message: then the last answer has been sent.
-        self._answer = Loan(self._store.budget)
+        self._answer = Reservation(self._store.budget)
 
     def handle(self, message: Message) -> Message | None:
         """The reply to a message; whatever goes wrong becomes a `Failure`."""

@@ -18,7 +18,7 @@ from cloister.wire.grpc.frames import Assembler, to_frames
 from cloister.wire.grpc.grpc_link import CHANNEL_OPTIONS, METHOD
 from cloister.wire.grpc.places import check_address
 from cloister.wire.messages import Loaded, LoadSegment, Message
-from cloister.worker.budget import Loan, MemoryBudget
+from cloister.worker.budget import MemoryBudget, Reservation
 
 DEFAULT_MAX_CLIENTS = 8
 DEFAULT_MAX_MESSAGE_BYTES = 1 << 30
@@ -145,9 +145,9 @@ class Server:
         client = self._new_client()
         if client.cut is not None:
             context.add_callback(client.cut)
-        loan = Loan(self._budget)
+        reservation = Reservation(self._budget)
         try:
-            yield from self._answers(frames, place, client, loan)
+            yield from self._answers(frames, place, client, reservation)
         except ProtocolError as error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except RangeError as error:
@@ -155,14 +155,14 @@ class Server:
         finally:
             self._leave(place)
             client.close()
-            loan.end()
+            reservation.end()
 
     def _answers(
-        self, frames: Iterator[bytes], place: _Place, client: Client, loan: Loan
+        self, frames: Iterator[bytes], place: _Place, client: Client, reservation: Reservation
     ) -> Iterator[bytes]:
         def admit(head: Head) -> None:
             # A segment is copied once more when it has arrived.
-            loan.take((2 if head.kind is LoadSegment else 1) * head.payload_bytes)
+            reservation.take((2 if head.kind is LoadSegment else 1) * head.payload_bytes)
 
         assembler = Assembler(admit, max_payload_bytes=self._limits.max_message_bytes)
         for frame in frames:
@@ -178,7 +178,7 @@ class Server:
                 yield part
                 self._hear(place, working=False)
             message = reply = None
-            loan.end()
+            reservation.end()
 
     # ---- places
 

@@ -24,7 +24,7 @@ from cloister.wire.codec import DEFAULT_MAX_PAYLOAD_BYTES, Head, encode
 from cloister.wire.grpc.frames import FRAME_BYTES, Assembler, to_frames
 from cloister.wire.messages import Answer, Apply, Failure, LoadSegment, Message
 from cloister.wire.process import python, start, thread_settings
-from cloister.worker.budget import Loan, MemoryBudget
+from cloister.worker.budget import MemoryBudget, Reservation
 from cloister.worker.targets import Cost
 
 LEAST_SHARE_BYTES = 512 << 20
@@ -44,7 +44,7 @@ class SegmentProcess:
     def __init__(
         self, budget: MemoryBudget, *, device: str, threads: int, share_bytes: int
     ) -> None:
-        self._loan = Loan(budget)
+        self._reservation = Reservation(budget)
         self._device = device
         self._threads = threads
         self._share = max(share_bytes, LEAST_SHARE_BYTES) + threads * THREAD_BYTES
@@ -94,7 +94,7 @@ class SegmentProcess:
 
     def _start(self) -> None:
         self._end()
-        self._loan.take(self._share)
+        self._reservation.take(self._share)
         self._granted = self._share
         ours, theirs = socket.socketpair()
         with theirs, self._lock:
@@ -114,7 +114,7 @@ class SegmentProcess:
         self._limit()
 
     def _grant(self, nbytes: int) -> None:
-        self._loan.take(nbytes)
+        self._reservation.take(nbytes)
         self._granted += nbytes
         self._limit()
 
@@ -154,7 +154,7 @@ class SegmentProcess:
                 self._process.kill()
                 self._process.wait()
             self._channel = self._process = None
-        self._loan.end()
+        self._reservation.end()
 
 
 class HostedSegment:

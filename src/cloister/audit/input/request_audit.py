@@ -116,7 +116,7 @@ def requests_page(transcript: Transcript, found: list[RequestAudit]) -> str:
         if one.dtype in ("uint32", "int16") and one.nbytes >= FEWEST_BYTES
     ]
     return page(
-        "What the workers were sent",
+        "Messages to the workers",
         "Every linear node's requests, as its worker saw them.",
         [
             Section("Requests", table(header, rows) + paragraph(_LIMITS, kind="soft")),

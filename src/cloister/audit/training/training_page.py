@@ -20,11 +20,11 @@ from cloister.audit.training.truth import Truth
 
 SHOWN = 8
 LEAD = (
-    "The cryptography hides everything except what a party is sent: the function values that were "
-    "released to it, and the functions that it was asked for. These attacks use nothing else."
+    "The cryptography hides everything except the messages to a party: the function values that "
+    "were released to it, and the functions that it was asked for. These attacks use nothing else."
 )
 WORDS = {
-    "recovered": "What this party was sent gives the training data away.",
+    "recovered": "The messages to this party give the training data away.",
     "approximated": "No attack was exact, but pictures or labels come out better than a guess. "
     "People may be recognisable.",
     "not scored": "The log does not determine the data by itself. Give --truth to learn how close "
@@ -36,12 +36,12 @@ WORDS = {
     "public. Weights that were trained before are not.",
 }
 LABELS_ONLY = (
-    "What this party was sent gives the labels away, up to the names of the classes. No attack "
+    "The messages to this party give the labels away, up to the names of the classes. No attack "
     "here recovered a sample's values."
 )
 EMPTY = (
-    "Nothing was released to the training server; nothing to attack. What a ciphertext host and "
-    "the authority were asked is in other logs: `cloister data serve --log`, "
+    "Nothing was released to the training server; nothing to attack. Other logs hold the requests "
+    "to a ciphertext host and to the authority: `cloister data serve --log`, "
     "`cloister train --request-log`."
 )
 ASSUMED = (
@@ -50,9 +50,9 @@ ASSUMED = (
 )
 LIMITS = (
     "A failed attack proves nothing: better priors (generative models of the same kind of data) "
-    "reconstruct from fewer values than these attacks need. What is proven is the ledger's bound "
-    "on how many independent values were released; what is tested is that these attacks stop "
-    "working below it."
+    "reconstruct from fewer values than these attacks need. Proven is the ledger's bound on the "
+    "number of independent values that were released; tested is that these attacks stop working "
+    "below it."
 )
 
 
@@ -122,8 +122,8 @@ def encrypted_page(
     ]
     shown = _pictures(judged, prior, truth)
     if shown:
-        sections.append(Section("What came out", shown))
-    sections.append(Section("What this does not show", paragraph(LIMITS)))
+        sections.append(Section("Reconstructions", shown))
+    sections.append(Section("Limits", paragraph(LIMITS)))
     return page("What encrypted training released", LEAD, sections)
 
 

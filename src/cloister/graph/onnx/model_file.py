@@ -47,7 +47,7 @@ _Rewrite = Callable[[int, int], bytes]
 
 
 class _OddError(Exception):
-    """The walker does not understand these bytes."""
+    """The scanner does not understand these bytes."""
 
 
 class _Field(NamedTuple):
@@ -76,21 +76,21 @@ def read_model(path: Path) -> ModelFile:
     """
     with open_regular(path) as file:
         try:
-            walker = _Walker(file)
-            skeleton = walker.model()
+            scanner = _ProtobufScanner(file)
+            skeleton = scanner.model()
         except _OddError:
             file.seek(0)
-            walker, skeleton = None, file.read()
+            scanner, skeleton = None, file.read()
         try:
             model = onnx.load_model_from_string(skeleton)
         except (DecodeError, ValueError) as error:
             line = " ".join(str(error).split())[:300]
             raise ModelError(f"{path}: not an ONNX model, or cut off ({line})") from None
-        constants = {} if walker is None else walker.constants(path)
+        constants = {} if scanner is None else scanner.constants(path)
     return ModelFile(model, constants)
 
 
-class _Walker:
+class _ProtobufScanner:
     """Reads a file's messages field by field, keeping its place in each."""
 
     def __init__(self, file: BinaryIO) -> None:

@@ -39,16 +39,16 @@ SMALL = 1024
 def fold_constants(graph: Graph) -> Graph:
     """Constant subgraphs and known shapes evaluated; nodes that change nothing removed."""
     rewrite = Rewrite(graph)
-    walk = _Walk(rewrite)
+    folder = _Folder(rewrite)
     for node in graph.nodes:
-        walk.visit(node)
+        folder.visit(node)
     # Only the finished graph knows all types, and with them which nodes keep theirs.
     known = Rewrite(rewrite.finish())
     _remove_identities(known)
     return known.finish()
 
 
-class _Walk:
+class _Folder:
     """One pass in topological order; `entries` holds shape vectors of which a part is known."""
 
     def __init__(self, rewrite: Rewrite) -> None:

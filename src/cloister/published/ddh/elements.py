@@ -4,10 +4,10 @@
     key          + : c^s g^-y    - : c^s g^y    * : (c^s)^y    / : (c^s)^(1/y)       c = g^r
     decryption   + - : value / key    * : value^y / key    / : value^(1/y) / key     = g^(x op y)
 
-Whoever holds the key of an entry, for whatever operation, can compute c^s from it and decrypt the
-entry: the operand is known to him. FEBO hides an entry from those without a key and nothing from
-those with one. Its keys are not counted (`cloister.published.released` counts inner products):
-whoever makes one has decided to release x.
+The holder of the key of an entry, for any operation, can compute c^s from it and decrypt the entry,
+because it knows the operand. FEBO hides an entry from parties without a key, and nothing from
+parties with one. Its keys are not counted (`cloister.published.released` counts inner products):
+making such a key is a decision to release x.
 
 Source   Xu, Joshi, Li, "CryptoNN" (arXiv:1904.07303), section III-B; deviation: a prime-order
          group in which DDH is hard, operands and results range-checked, r uniform modulo the order
@@ -63,7 +63,8 @@ def keygen_elements(
 
     Domain   |y| <= y_bound; for / no zero
     Secret   master.  Public: op, y, commitments: those of a registered ciphertext, which the caller
-             must see to. A key for c is c^s, so whoever chooses c freely asks for other entries.
+             must see to. A key for c is c^s, so a caller that chooses c freely asks for other
+             entries.
     Raises   InputError for another operation, ShapeError, RangeError, EncryptionError
     """
     # Private copies, of no subclass: the secret meets only elements that were checked.

@@ -63,7 +63,7 @@ def setup(
     scalars = g.random_scalars(public.secrets * dim + 1, rng=rng)
     bases = g.generator[None]
     if variant == "adaptive":
-        # Nobody keeps the logarithm of h; whoever holds the master key needs none.
+        # No party keeps the logarithm of h; the holder of the master key does not need it.
         bases = np.concatenate([bases, g.powers(bases, g.random_scalars(1, rng=rng))[0]])
     columns = scalars[:-1].reshape(public.secrets, dim, g.scalar_bytes).swapaxes(0, 1)
     points = np.broadcast_to(bases, (dim, *bases.shape))

@@ -1,7 +1,7 @@
 """A share of a pad as a worker may see it: digits whose products do not wrap, and their check.
 
-The product of a uniform 32-bit share wraps modulo 2^32, and no check modulo a prime sees through
-that. A balanced digit is as small as an activation: `|A d| < 2^31`, so that the answer is an
+The product of a uniform 32-bit share wraps modulo 2^32, and a check modulo a prime fails after
+wrapping. A balanced digit is as small as an activation: `|A d| < 2^31`, so that the answer is an
 integer and Freivalds' check applies as it stands. Proofs: docs/protocols/padfactory.md.
 """
 
@@ -91,7 +91,8 @@ class SharedNode:
     ) -> tuple[UInt32[np.ndarray, "h w c"], UInt64[np.ndarray, " digits"]]:
         """`out` with the digits' answers added, and `<s, answer> mod P52` of each, read as centred.
 
-        They may lie in memory that the worker still writes: what is summed is what is added.
+        They may lie in memory that the worker still writes: each word is read once, summed and
+        added.
         """
         sums = np.empty(len(answers), np.uint64)
         native.add_answers(answers, vectors.a, vectors.b, self.digits.widths, out, sums)
