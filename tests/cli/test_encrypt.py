@@ -197,6 +197,8 @@ def test_bad_input_adds_nothing(cloister, refused, authority, to, pixels, tmp_pa
         wrong = to(public=tmp_path / "other" / PUBLIC_FILE)
         assert "another certificate" in refused("data", "encrypt", path, *wrong)
     assert "--split" in refused("data", "encrypt", path, *to(), "--split", "half")
+    both = ("--split", "train", "--test-fraction", 0.5)
+    assert "leave out --test-fraction" in refused("data", "encrypt", path, *to(), *both)
     assert file.read_bytes() == before
     file.write_bytes(before[:-300])
     with pytest.raises(Exception, match="truncated"):

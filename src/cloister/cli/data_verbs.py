@@ -46,7 +46,8 @@ PrivacyLevel = Annotated[
     typer.Option(
         "--privacy",
         metavar=LEVELS,
-        help="strict: a quarter of the rank, of pictures 1/16. budget=N: rank N. paper: all of it.",
+        help="strict: a quarter of the rank, 1/16 of pictures from 16x16. budget=N: rank N. paper: "
+        "all of it.",
     ),
 ]
 Consent = Annotated[
@@ -216,6 +217,8 @@ class SampleOptions:
         """
         if self.split not in (None, "train", "test"):
             raise InputError(f"--split {self.split}: train or test")
+        if self.split is not None and self.test_fraction:
+            raise InputError("--split marks all samples: leave out --test-fraction")
         return {"train": 0.0, "test": 1.0, None: self.test_fraction}[self.split]
 
 

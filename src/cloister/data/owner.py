@@ -34,9 +34,10 @@ _LEVEL = re.compile(r"strict|paper|budget=([0-9]{1,9})")
 class Privacy:
     """The privacy of a data set: its first owner decides it for all samples.
 
-    level            strict: the default budget, a quarter of a sample's elements, of a picture one
-                     sixteenth (docs/adr/0007). budget=N: a server gets values of at most N
-                     independent functions of a sample. paper: CryptoNN as published, no limit.
+    level            strict: the default budget, a quarter of a sample's elements, of a picture from
+                     16x16 pixels one sixteenth (docs/adr/0007). budget=N: a server gets values of
+                     at most N independent functions of a sample. paper: CryptoNN as published, no
+                     limit.
     value_bits       bits that one value tells at most, by noise; 32: exact. None: 8
     max_bits         bits that all values of a sample tell. None: 8 for each function of the budget
     many_functions   a server gets values of several functions, and gradients, within the budget

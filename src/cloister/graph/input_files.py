@@ -102,7 +102,7 @@ def _files(paths: Sequence[Path], note: Callable[[str], None] | None) -> Iterato
         if path.is_dir():
             yield from _in_folder(path, note)
         elif has_magic(str(path)) and not path.exists():
-            found = sorted(map(Path, glob(str(path))))
+            found = sorted(one for one in map(Path, glob(str(path))) if not one.is_dir())
             if not found:
                 raise InputError(f"{path}: no file has such a name")
             yield from found
@@ -114,7 +114,10 @@ def _in_folder(path: Path, note: Callable[[str], None] | None) -> list[Path]:
     inside = sorted(path.iterdir())
     found = [p for p in inside if p.suffix.lower() in (*PICTURES, *ARRAYS)]
     if not found:
-        raise InputError(f"{path}: the folder holds no picture (PNG, JPEG) and no .npy or .npz")
+        raise InputError(
+            f"{path}: the folder holds no picture (PNG, JPEG) and no .npy or .npz; "
+            "folders in it are not read"
+        )
     if note is not None and len(found) < len(inside):
         note(f"{path}: {skipped_text([p.name for p in inside if p not in set(found)])}")
     return found

@@ -35,6 +35,10 @@ WORDS = {
     "nothing to attack": "Nothing in this log depends on a sample, if the one function in it is "
     "public. Weights that were trained before are not.",
 }
+LABELS_ONLY = (
+    "The messages to this party give the labels away, up to the names of the classes. No attack "
+    "here recovered a sample's values."
+)
 EMPTY = (
     "Nothing was released to the training server; nothing to attack. Other logs hold the requests "
     "to a ciphertext host and to the authority: `cloister data serve --log`, "
@@ -61,9 +65,13 @@ def conclusion(judged: Sequence[Judged], evidence: Evidence | None) -> str:
         assumed = f" {ASSUMED}"
     left = [one.finding.attack for one in judged if one.verdict == "not attempted"]
     verdict = overall(judged)
+    meaning, values = WORDS[verdict], [one for one in judged if one.finding.attack != "labels"]
+    if verdict == "recovered" and (verdict := overall(values)) != "recovered":
+        more = f" {WORDS[verdict]}" if verdict in ("approximated", "not scored") else ""
+        meaning = LABELS_ONLY + more
     if verdict == "recovered" or not left:
-        return WORDS[verdict] + assumed
-    return f"{WORDS[verdict]} Not attempted: {', '.join(left)}.{assumed}"
+        return meaning + assumed
+    return f"{meaning} Not attempted: {', '.join(left)}.{assumed}"
 
 
 def thresholds() -> str:
