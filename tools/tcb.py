@@ -113,8 +113,8 @@ class Budget:
 
 FRAMEWORKS = ("cloister.published", "cloister.cli", "grpc", "keras", "onnx", "sklearn", "torch")
 BUDGETS = {
-    "trusted side, pads made inline": Budget(8_800, FRAMEWORKS),
-    "trusted side, pads from a store": Budget(9_700, FRAMEWORKS),
+    "trusted side, pads made inline": Budget(8_900, FRAMEWORKS),
+    "trusted side, pads from a store": Budget(9_800, FRAMEWORKS),
     "authority": Budget(6_800, (*FRAMEWORKS, "onnxruntime")),
 }
 """Set just above what is reached: a process may grow only if this table says so."""
