@@ -8,7 +8,7 @@ from cloister.data.feature_noise import GaussianNoise
 from cloister.data.info import Mode
 from cloister.errors import InputError
 
-FirstLayer = Literal["trainable", "frozen"]
+FirstLayer = Literal["frozen", "trainable"]
 OptimizerName = Literal["adam", "sgd"]
 
 
@@ -54,7 +54,7 @@ class Settings:
         if self.first_layer is None:
             bounded = self.unmask_to == "server" and not self.allow_unbounded_leakage
             object.__setattr__(self, "first_layer", "frozen" if bounded else "trainable")
-        if self.first_layer not in ("trainable", "frozen"):
+        if self.first_layer not in ("frozen", "trainable"):
             raise InputError(f"first_layer must be trainable or frozen, got {self.first_layer!r}")
         if self.unmask_to not in ("server", "trusted"):
             raise InputError(f"unmask_to must be server or trusted, got {self.unmask_to!r}")
