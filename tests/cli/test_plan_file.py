@@ -76,6 +76,11 @@ def test_a_digest_pins_the_plan(cloister, refused, planned, model_file, pictures
     planned("--policy", "open", "--weight-bits", 8, "--policy", "verified")
     assert f"the plan is {Plan.load(path).digest.hex()}" in refused(*given, "--digest", digest)
     assert "the plan is" in refused(*given, "--digest", "nothing")
+    damaged = path.with_name("damaged.plan")
+    damaged.write_bytes(path.read_bytes()[:-1])
+    # Its digest is compared before anything of it is read.
+    message = refused("run", damaged, *given[2:], "--digest", Plan.load(path).digest.hex())
+    assert "is not the plan" in message and "cannot be read" not in message
     # A pinned plan still has to be of the policy that is asked for.
     pinned = Plan.load(path).digest.hex()
     assert "slalom is wanted" in refused(*given, "--digest", pinned, "--policy", "slalom")

@@ -170,8 +170,11 @@ class Plan:
             raise PlanError("digest: give the 32 bytes of Plan.digest, or bytes.fromhex(text)")
         with parsing(f"{path}: not a plan that can be read"):
             data = read_file(path, plan_file.MAGIC, plan_file.VERSION)
-        if digest is not None and hashlib.sha256(data.data).digest() != digest:
-            raise PlanError(f"{path}: is not the plan {digest.hex()[:16]} that is wanted")
+        if digest is not None and (found := hashlib.sha256(data.data).digest()) != digest:
+            raise PlanError(
+                f"{path}: is not the plan {digest.hex()[:16]} that is wanted; the plan is "
+                f"{found.hex()}"
+            )
         plan = cls._of(data, f"{path}: not a plan that can be read")
         if policy is not None and plan.policy != policy:
             raise PlanError(

@@ -51,7 +51,8 @@ class PlanChoice:
         ):  # fmt: skip
             if bits is not None:
                 raise InputError(f"{option}: is decided by the plan; leave it out")
-        plan = self._pinned(Plan.load(path))
+        # Nothing of a file is read before its digest was compared.
+        plan = Plan.load(path, digest=None if self.digest is None else _digest(self.digest))
         pinned = vouched or self.digest is not None
         if not pinned and protections_of(plan.policy) is None:
             raise InputError(
@@ -115,6 +116,16 @@ class PlanChoice:
         if self.digest is not None and plan.digest.hex() != self.digest.lower():
             raise InputError(f"--digest {self.digest}: the plan is {plan.digest.hex()}")
         return plan
+
+
+def _digest(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise InputError(
+            f"--digest {text}: the plan is named by 64 hexadecimal digits, which `cloister plan` "
+            "prints"
+        ) from None
 
 
 def _samples(calibration: Inputs | None, inputs: Inputs | None) -> tuple[Samples, str]:
