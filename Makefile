@@ -43,6 +43,10 @@ $(VENV)/.train: $(VENV)/.demo requirements/train.txt requirements/torch.txt
 	$(TORCH)
 	@touch $@
 
+$(VENV)/.hidden: $(VENV)/.demo requirements/hidden.txt
+	$(LOCKED) requirements/hidden.txt
+	@touch $@
+
 $(VENV)/.dev: $(VENV)/.demo requirements/dev.txt requirements/torch.txt
 	$(LOCKED) requirements/dev.txt
 	$(TORCH)
@@ -56,6 +60,8 @@ lock: $(VENV)/.dev
 	$(LOCK) $(UPGRADE) --extra dev -o requirements/dev.txt
 	$(LOCK) $(UPGRADE) -c requirements/dev.txt --extra build --extra demo --extra train \
 		-o requirements/train.txt
+	$(LOCK) $(UPGRADE) -c requirements/dev.txt --extra build --extra demo --extra compile \
+		-o requirements/hidden.txt
 	$(LOCK) $(UPGRADE) -c requirements/dev.txt --extra build --extra demo -o requirements/demo.txt
 
 fmt: $(VENV)/.dev

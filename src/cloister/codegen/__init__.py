@@ -1,0 +1,1 @@
+"""From the hidden part of a model to portable C, and from C to modules."""

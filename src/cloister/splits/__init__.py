@@ -1,0 +1,1 @@
+"""What every split of a model costs, and what it protects."""
