@@ -1,4 +1,4 @@
-"""The manifest of a compiled module: what it reads and makes, how large it is, what it was built by.
+"""The manifest of a compiled module: what it reads and makes, its sizes, and what built it.
 
 The manifest travels with the module's secrets: it names operators, shapes and sizes. Its digest is
 public, because a plan names the module by it; `salt` keeps the digest from confirming a guess at
@@ -130,7 +130,7 @@ class Manifest:
             for name, build in fields["builds"].items()
         }
         tensors = {
-            side: tuple(ModuleTensor(t["name"], t["dtype"], tuple(t["shape"])) for t in fields[side])
+            side: tuple(ModuleTensor(**{**t, "shape": tuple(t["shape"])}) for t in fields[side])
             for side in ("inputs", "outputs")
         }
         operators = tuple(fields["operators"])
