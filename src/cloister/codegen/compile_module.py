@@ -10,6 +10,7 @@ from cloister.bundle.compiled_module import CompiledModule
 from cloister.bundle.manifest import Build, Manifest, ModuleTensor
 from cloister.codegen import (
     lower_elementwise,
+    lower_largest,
     lower_linear,
     lower_pool,
     lower_reduce,
@@ -33,6 +34,7 @@ OPERATORS: dict[str, Callable[[Lowering, Node], None]] = {
     **lower_elementwise.TABLE,
     **lower_tensor.TABLE,
     **lower_reduce.TABLE,
+    **lower_largest.TABLE,
 }
 """What can be compiled."""
 INPUT_TYPES, OUTPUT_TYPES = ("float32", "int32", "int64"), ("float32", "int32", "int64")
