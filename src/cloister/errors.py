@@ -10,9 +10,10 @@
     │   └── FunctionError         a function key may not be asked for: unit vector, packed operand
     ├── PlanError                 the plan contradicts itself, the model or the session
     ├── ProtocolError             the other side broke the wire protocol
-    │   └── WorkerError           the other side is a worker; the text begins with its name
-    │       ├── WorkerUnavailable it cannot be reached, or died
-    │       └── WorkerTimeout     it did not answer within the stated time
+    │   ├── WorkerError           the other side is a worker; the text begins with its name
+    │   │   ├── WorkerUnavailable it cannot be reached, or died
+    │   │   └── WorkerTimeout     it did not answer within the stated time
+    │   └── EngineError           the other side is a hidden module's engine: it died, hung, failed
     ├── VerificationError         an answer was wrong: a check failed
     ├── PadError                  blinding is impossible
     │   ├── PadReusedError        a pad would have been used twice
@@ -106,6 +107,10 @@ class WorkerUnavailable(WorkerError):  # noqa: N818  (a state, not a mistake)
 
 class WorkerTimeout(WorkerError):  # noqa: N818  (a state, not a mistake)
     """The worker did not answer within the stated time."""
+
+
+class EngineError(ProtocolError):
+    """The engine of a hidden module died, hung, or refused its input; nothing was returned."""
 
 
 class VerificationError(CloisterError):
