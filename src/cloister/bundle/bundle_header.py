@@ -26,7 +26,8 @@ SUITE = "Ed25519, HKDF-SHA256, AES-256-GCM"
 ID_BYTES, DIGEST_BYTES, PUBLIC_KEY_BYTES, SIGNATURE_BYTES = 16, 32, 32, 64
 CHUNK_BYTES = 2**20
 """Bytes of the hidden part that one seal covers."""
-MAX_CHUNK_BYTES = 2**24
+MIN_CHUNK_BYTES, MAX_CHUNK_BYTES = 64, 2**24
+"""With MAX_PART_BYTES: at most 2^30 chunks, so their random nonces do not meet (base/aead.py)."""
 MAX_HEADER_BYTES = 4096
 MAX_PART_BYTES = 2**36
 """Neither a plan nor a hidden part is larger."""
@@ -115,7 +116,7 @@ class BundleHeader:
                 plan_bytes=whole(plan_bytes, least=1, most=MAX_PART_BYTES),
                 module_digest=_hexadecimal(module_digest, DIGEST_BYTES),
                 hidden_bytes=whole(hidden_bytes, least=1, most=MAX_PART_BYTES),
-                chunk_bytes=whole(chunk_bytes, least=1, most=MAX_CHUNK_BYTES),
+                chunk_bytes=whole(chunk_bytes, least=MIN_CHUNK_BYTES, most=MAX_CHUNK_BYTES),
                 sealed_digest=_hexadecimal(sealed_digest, DIGEST_BYTES),
             )
             reader.finish(header._written())
