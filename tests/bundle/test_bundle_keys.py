@@ -58,6 +58,13 @@ def test_a_lost_private_key_is_not_replaced(folder):
         create_keys(folder, rng=SystemRandom())
 
 
+def test_keys_of_two_pairs_are_refused(folder, tmp_path):
+    create_keys(tmp_path / "other", rng=InsecureSeededRandom(2))
+    (tmp_path / "other" / VENDOR_PUBLIC).rename(folder / VENDOR_PUBLIC)
+    with pytest.raises(InputError, match="is not the public key of"):
+        create_keys(folder, rng=SystemRandom())
+
+
 @pytest.mark.parametrize("load", [load_signer, load_vendor, load_content_key])
 def test_any_other_file_is_refused_and_not_quoted(folder, tmp_path, load):
     own = {load_signer: VENDOR_KEY, load_vendor: VENDOR_PUBLIC, load_content_key: CONTENT_KEY}

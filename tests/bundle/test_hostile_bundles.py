@@ -27,7 +27,7 @@ from bundle.bundles import (
 )
 from cloister.base.rng import InsecureSeededRandom
 from cloister.bundle.bundle_header import CONTEXT, MAX_CHUNK_BYTES, MAX_PART_BYTES, BundleHeader
-from cloister.bundle.sealed_bundle import SealedBundle, module_digest
+from cloister.bundle.sealed_bundle import SealedBundle, named_module
 from cloister.errors import BundleError, CloisterError, InputError
 from cloister.plan.plan import Plan
 from fuzz.mutate import mutated_bytes, mutated_document
@@ -169,7 +169,7 @@ def plan_changed_and_signed(good, rng):
         plan = mutated_document(good.file.plan, rng)
         with contextlib.suppress(CloisterError):
             # Another plan of this module is what the vendor may well sign.
-            if module_digest(Plan.from_bytes(plan)) == good.file.header.module_digest:
+            if named_module(Plan.from_bytes(plan)) == good.file.header.module_digest:
                 plan = good.other.plan
     return Call(dataclasses.replace(good.file, plan=plan).resigned().data())
 

@@ -31,8 +31,8 @@ from cloister.bundle.bundle_header import (
     MAX_VERSION,
     BundleHeader,
 )
-from cloister.bundle.sealed_bundle import SealedBundle, hidden_bytes, module_digest
-from cloister.errors import BundleError, InputError
+from cloister.bundle.sealed_bundle import SealedBundle, hidden_bytes, named_module
+from cloister.errors import BundleError, InputError, ModelError
 from cloister.graph.canonical import PRELUDE
 from cloister.graph.graph import Node
 from cloister.plan.plan import Plan
@@ -167,17 +167,17 @@ def test_a_plan_of_another_module_is_not_opened(tmp_path, path):
 
 def test_a_plan_has_one_module_with_a_digest():
     plan = plan_of(MODULE)
-    assert module_digest(plan) == MODULE.manifest.digest
+    assert named_module(plan) == MODULE.manifest.digest
     for nodes in (plan.graph.nodes[:1], (*plan.graph.nodes, dataclasses.replace(
             plan.graph.nodes[1], name="second", outputs=("more",)))):  # fmt: skip
         graph = dataclasses.replace(plan.graph, nodes=nodes)
         protections = {node.name: plan.protections["relu"] for node in nodes}
         with pytest.raises(BundleError, match="one hidden module"):
-            module_digest(Plan(graph, "own", protections, {}))
+            named_module(Plan(graph, "own", protections, {}))
     bad = Node("module", "Module", ("features",), ("scores",), {"digest": b"short"}, "cloister")
     graph = dataclasses.replace(plan.graph, nodes=(plan.graph.nodes[0], bad))
-    with pytest.raises(BundleError, match="names no module"):
-        module_digest(Plan(graph, "own", plan.protections, {}))
+    with pytest.raises(ModelError, match="names no module"):
+        named_module(Plan(graph, "own", plan.protections, {}))
 
 
 # ---- chunks that the vendor's signature does not protect: of a holder of the vendor's key
@@ -314,7 +314,6 @@ def test_large_modules_are_not_copied_more_than_once(tmp_path):
 SEAL_FOR_EVER = """
 import pathlib, sys
 from bundle import bundles
-from cloister.graph import legality
 path, made = pathlib.Path(sys.argv[1]), bundles.module(weights_bytes=2**20)
 version = int(sys.argv[2])
 print("ready", flush=True)

@@ -9,14 +9,8 @@ from cloister.base.rng import SystemRandom
 from cloister.bundle.bundle_keys import create_keys
 from cloister.bundle.sealed_bundle import SealedBundle
 from cloister.cli.bundle_verbs import PUBLIC_PLAN
-from cloister.graph import legality
 
 MODULE = module()
-
-
-@pytest.fixture(autouse=True)
-def _module_nodes(monkeypatch):
-    monkeypatch.setattr(legality, "RUNTIME_DOMAINS", (*legality.RUNTIME_DOMAINS, "cloister"))
 
 
 @pytest.fixture

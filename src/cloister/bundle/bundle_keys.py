@@ -33,27 +33,29 @@ MAX_FILE_BYTES = 4096
 def create_keys(folder: Path, *, rng: Csprng) -> tuple[Path, ...]:
     """Make the keys that a folder does not have yet; none is ever replaced. Gives the new files.
 
-    Raises   InputError for a public key without its private one, OSError
+    Raises   InputError for files that are not keys or not of one pair, OSError
     """
     key, public, content = (folder / name for name in (VENDOR_KEY, VENDOR_PUBLIC, CONTENT_KEY))
     if public.exists() and not key.exists():
         raise InputError(f"{public}: its private key is missing; restore {key} from a backup")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    made = []
-    if not key.exists():
+    made = tuple(path for path in (key, public, content) if not path.exists())
+    if key in made:
         fresh = Ed25519PrivateKey.from_private_bytes(rng.random_bytes(32))
         pem = fresh.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         files.create(key, pem, private=True)
-        made.append(key)
-    if not public.exists():
-        pair = load_signer(key).public_key()
-        pem = pair.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    vendor = load_signer(key).public_key()
+    if public in made:
+        pem = vendor.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         files.create(public, pem, private=False)
-        made.append(public)
-    if not content.exists():
+    if load_vendor(public) != vendor:
+        raise InputError(
+            f"{public}: is not the public key of {key}; delete it and run again"
+        )
+    if content in made:
         files.create(content, rng.random_bytes(CONTENT_KEY_BYTES), private=True)
-        made.append(content)
-    return tuple(made)
+    load_content_key(content)
+    return made
 
 
 def load_signer(path: Path) -> Ed25519PrivateKey:

@@ -50,13 +50,13 @@ from cloister.bundle.bundle_keys import CONTENT_KEY_BYTES
 from cloister.bundle.compiled_module import CompiledModule
 from cloister.bundle.manifest import Manifest
 from cloister.errors import BundleError, CloisterError, InputError, VerificationError
+from cloister.graph.module_node import is_module, module_digest
 from cloister.plan.plan import Plan
 
 SUFFIX = ".bundle"
 _LENGTHS = struct.Struct("<QQ")
 _PURPOSE = b"cloister bundle v1"
 _PIECE_BYTES = 2**20
-_MODULE = ("cloister", "Module")
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +120,7 @@ class SealedBundle:
         Secret   content_key, signer, module
         Raises   BundleError for a plan of another module, InputError for sizes, OSError
         """
-        if module_digest(plan) != module.manifest.digest:
+        if named_module(plan) != module.manifest.digest:
             raise BundleError("the plan names another module than the one to be sealed")
         if not 1 <= version <= MAX_VERSION:
             raise InputError(f"version {version}: is not between 1 and {MAX_VERSION}")
@@ -149,18 +149,15 @@ class SealedBundle:
         return header
 
 
-def module_digest(plan: Plan) -> bytes:
+def named_module(plan: Plan) -> bytes:
     """The digest of the one module that a plan names.
 
-    Raises   BundleError for a plan of none or several
+    Raises   BundleError for a plan of none or several, ModelError for a node that names none
     """
-    modules = [node for node in plan.graph.nodes if (node.domain, node.op) == _MODULE]
+    modules = [node for node in plan.graph.nodes if is_module(node)]
     if len(modules) != 1:
         raise BundleError(f"a bundle is of a plan with one hidden module, not {len(modules)}")
-    digest = modules[0].attributes.get("digest")
-    if not isinstance(digest, bytes) or len(digest) != DIGEST_BYTES:
-        raise BundleError(f"node {modules[0].name!r}: names no module; plan the model again")
-    return digest
+    return module_digest(modules[0])
 
 
 def hidden_bytes(module: CompiledModule) -> int:
@@ -211,7 +208,7 @@ def _verified(file: BinaryIO, *, vendor: Ed25519PublicKey, at_least: int) -> Sea
         plan = Plan.from_bytes(data)
     except CloisterError as error:
         raise BundleError(f"its plan is refused: {error}") from None
-    if module_digest(plan) != header.module_digest:
+    if named_module(plan) != header.module_digest:
         raise BundleError("its plan names another module than its header")
     file.seek(-header.sealed_bytes, os.SEEK_CUR)
     return SealedBundle(header, plan)
