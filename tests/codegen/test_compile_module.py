@@ -151,7 +151,7 @@ def test_every_unsupported_operator_is_named_at_once():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"builds": ("sgx",)}, "build 'sgx': choose native, wasm, onnx"),
+        ({"builds": ("sgx",)}, "build 'sgx': choose native, native-x86-64-v4"),
         ({"contraction": "maybe"}, "contraction 'maybe': choose fma or off"),
     ],
 )

@@ -7,7 +7,7 @@ import numpy as np
 
 from cloister.codegen.loop_nest import nest
 from cloister.codegen.lower_elementwise import clip_bounds, elementwise
-from cloister.codegen.lowering import Layer, Lowering, literal, of_type, words
+from cloister.codegen.lowering import Layer, Lowering, literal, of_type, reshaped, words
 from cloister.codegen.packing import (
     conv_scratch_floats,
     pack_conv,
@@ -86,12 +86,14 @@ def matmul(low: Lowering, node: Node) -> None:
     if is_linear(low.graph, node):
         _dense(low, node)
         return
-    a, b = (low.view(name) for name in node.inputs[:2])
-    if len(a.shape) == 1 or len(b.shape) == 1:
-        raise UnsupportedError(
-            f"node {node.name!r} (MatMul): has a vector as an input; use a matrix of one row"
-        )
-    _product(low, node, a, b, low.new(node.outputs[0]))
+    a, b = (of_type(node, low.view(name)) for name in node.inputs[:2])
+    # A vector is a matrix of one row on the left, of one column on the right.
+    a = reshaped(low, a, (1, *a.shape)) if len(a.shape) == 1 else a
+    b = reshaped(low, b, (*b.shape, 1)) if len(b.shape) == 1 else b
+    batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    product = dense(np.dtype(np.float32), (*batch, a.shape[-2], b.shape[-1]))
+    _product(low, node, a, b, product)
+    low.define(node.outputs[0], reshaped(low, product, low.shape(node.outputs[0])))
 
 
 def _tail(low: Lowering, node: Node, *, with_residual: bool) -> Tail:
