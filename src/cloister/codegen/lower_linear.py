@@ -10,6 +10,7 @@ from cloister.codegen.lower_elementwise import clip_bounds, elementwise
 from cloister.codegen.lowering import Layer, Lowering, literal, of_type, reshaped, words
 from cloister.codegen.packing import (
     conv_scratch_floats,
+    dense_scratch_floats,
     pack_conv,
     pack_dense,
     pack_depthwise,
@@ -126,10 +127,12 @@ def _conv2d(
         reads["residual"] = low.image(tail.residual)
     writes = {"y": low.new(tail.output, channels_last(rank))}
     floats = conv_scratch_floats(
-        size=shape.in_size, channels=shape.in_channels, out_size=shape.out_size, kernel=shape.kernel
+        channels=shape.in_channels,
+        groups=shape.groups,
+        out_size=shape.out_size,
+        kernel=shape.kernel,
     )
-    if floats:
-        writes["scratch"] = dense(np.dtype(np.float32), (floats,))
+    writes["scratch"] = dense(np.dtype(np.float32), (floats,))
     names = {
         "H": shape.in_size[0], "W": shape.in_size[1], "C": shape.in_channels,
         "OUT_H": shape.out_size[0], "OUT_W": shape.out_size[1], "OUT_C": shape.out_channels,
@@ -140,7 +143,7 @@ def _conv2d(
     }  # fmt: skip
     call = (
         f"conv2d(x{{x}}, packed, bias, {'residual{y}' if tail.residual else 'NULL'}, y{{y}}, "
-        f"{'scratch' if floats else 'NULL'}, {', '.join(names)}, {_limits(tail)});"
+        f"scratch, {', '.join(names)}, {_limits(tail)});"
     )
     images = low.shape(node.inputs[0])[0]
     body = _each(images, "IMAGES", call, x="H * W * C", y="OUT_H * OUT_W * OUT_C")
@@ -210,11 +213,16 @@ def _dense_layer(
     if bias is not None:
         reads["bias"] = low.weight(bias)
     names = {"ROWS": y.elements // columns, "IN": rows, "OUT": columns}
+    writes = {"y": y}
+    floats = dense_scratch_floats(rows=names["ROWS"], inputs=rows)
+    if floats:
+        writes["scratch"] = dense(np.dtype(np.float32), (floats,))
     call = (
         f"dense(x, packed, {'NULL' if bias is None else 'bias'}, "
-        f"{'residual' if tail.residual else 'NULL'}, y, ROWS, IN, OUT, {_limits(tail)});"
+        f"{'residual' if tail.residual else 'NULL'}, y, {'scratch' if floats else 'NULL'}, "
+        f"ROWS, IN, OUT, {_limits(tail)});"
     )
-    low.add(Layer(words(*tail.nodes), "dense", names, reads, {"y": y}, [call], ("dense.c",)))
+    low.add(Layer(words(*tail.nodes), "dense", names, reads, writes, [call], ("dense.c",)))
 
 
 def _product(low: Lowering, node: Node, a: View, b: View, y: View) -> None:

@@ -1,18 +1,30 @@
-/* Matrix product: x (m, k), packed (k, n), y (m, n). */
+#include "conv2d.c"
+/* Matrix product: x (m, k), y (m, n), packed by `pack_dense`. One row is a stream through the
+ * weights, several rows are an image one pixel high. */
+#if WIDTH > 4
+#define DENSE_COLUMNS 64
+#else
+#define DENSE_COLUMNS 32
+#endif
+
 KERNEL void dense(
     const float *restrict x, const float *restrict packed, const float *restrict bias,
-    const float *restrict residual, float *restrict y, int m, int k, int n, float lo, float hi)
+    const float *restrict residual, float *restrict y, float *restrict scratch, int m, int k, int n,
+    float lo, float hi)
 {
-    for (int row = 0; row < m; row++) {
-        float *out = y + (size_t)row * n;
-        for (int j = 0; j < n; j++)
-            out[j] = bias ? bias[j] : 0.0f;
-        for (int i = 0; i < k; i++) {
-            float value = x[(size_t)row * k + i];
-            for (int j = 0; j < n; j++)
-                out[j] = MADD(value, packed[(size_t)i * n + j], out[j]);
-        }
-        for (int j = 0; j < n; j++)
-            out[j] = clamp(residual ? out[j] + residual[(size_t)row * n + j] : out[j], lo, hi);
+    if (m > 1) {
+        conv2d(x, packed, bias, residual, y, scratch, 1, m, k, 1, m, n, 1, 1, 1, 1, 1, 1, 0, 0, 1,
+               lo, hi);
+        return;
+    }
+    for (int column = 0; column < n; column += DENSE_COLUMNS) {
+        const float *panels = packed + (ptrdiff_t)column * k;
+        const struct ends ends = {
+            bias ? bias + column : NULL, residual ? residual + column : NULL, lo, hi, 1, 1,
+        };
+        if (column + DENSE_COLUMNS <= n)
+            tile(x, k, panels, (ptrdiff_t)k * PANEL, y + column, n, k, 1, DENSE_COLUMNS, ends);
+        else
+            tile(x, k, panels, (ptrdiff_t)k * PANEL, y + column, n, k, 1, n % DENSE_COLUMNS, ends);
     }
 }
