@@ -177,7 +177,13 @@ def _tensor(low: Lowering, name: str, types: Sequence[str]) -> ModuleTensor:
             f"value {name!r}: is {dtype.name} at the border of the module, where only "
             f"{', '.join(types)} can be; convert it"
         )
-    return ModuleTensor(name, dtype.name, low.shape(name))
+    shape = low.shape(name)
+    if shape[:1] != (1,):
+        raise UnsupportedError(
+            f"value {name!r}: has shape {shape} at the border of the module, whose first axis has "
+            "to be the batch"
+        )
+    return ModuleTensor(name, dtype.name, shape[1:])
 
 
 def _output_buffer(low: Lowering, name: str, taken: set[Buffer]) -> Buffer:
