@@ -169,6 +169,15 @@ def _plan(build: Callable[[], onnx.ModelProto], samples: Callable) -> Callable[[
     return make
 
 
+def _module_plan(folder: Path) -> Path:
+    plan = policies.ennclave(
+        _graph(nets.residual), module_digest=bytes(32), last=2, outer="slalom", queries=9,
+        calibration=nets.samples(nets.residual(), 4),
+    )  # fmt: skip
+    plan.save(folder / "a.plan")
+    return folder / "a.plan"
+
+
 def _source(path: Path) -> None:
     found = open_source(path)
     found.read(np.arange(len(found.labels)))
@@ -218,6 +227,7 @@ LOADERS = {
         CANONICAL,
     ) for name, build in GRAPHS.items()},
     "plan": Loader(_plan(nets.residual, nets.samples), Plan.load, CANONICAL),
+    "plan with a module": Loader(_module_plan, Plan.load, CANONICAL),
     "plan with factors": Loader(_plan(unequal.table, unequal.samples), Plan.load, CANONICAL),
     "array": Loader(_array, lambda path: read_inputs(_takes(x=np.float32), [path])),
     "arrays": Loader(_arrays, lambda path: read_inputs(_takes(x=np.float32, y=np.int64), [path])),
