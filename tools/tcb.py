@@ -1,8 +1,8 @@
 """What the trusted side and the authority load: modules, lines, packages, and a budget of lines.
 
 Each is measured in a process of its own, which says at its end what it has loaded: a session runs
-one input through a saved plan on a local worker, with pads made inline or from a store, and an
-authority's service answers one client. So the figures hold what is really used, late imports too.
+one input through a saved plan on a local worker, with pads made inline or from a store, or with a
+hidden end in an engine, and an authority's service answers one client. So the figures hold what is really used, late imports too.
 
     python tools/tcb.py
 """
@@ -26,12 +26,19 @@ from cloister.base.rng import SystemRandom
 from cloister.trusted.pads.factory import fill
 from cloister.trusted.pads.maker import PadMaker
 from cloister.trusted.pads.store import PadStore
+from cloister.trusted.query_counter import QueryCounter
 model = cloister.load(sys.argv[1])
 samples = np.random.default_rng(1).random((4, 1, 8, 8), np.float32)
 plan = cloister.policies.slalom(model, calibration=samples)
 folder = Path(sys.argv[2])
 plan.save(folder / "digits.plan")
 rng, key_file = SystemRandom(), folder / "pads.key"
+split = hide(model, last=1)
+module = onnx_module(split)
+module.save(folder / "module")
+outer = split.named(module.manifest.digest, queries=9)
+cloister.policies.make("slalom+ennclave", outer, calibration=samples).save(folder / "hidden.plan")
+QueryCounter.create(folder / "counter")
 store = PadStore.create(folder / "pads", plan_digest=plan.digest, key_file=key_file, rng=rng)
 fill(store, PadMaker(plan), count=1)
 """

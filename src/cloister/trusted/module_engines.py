@@ -87,9 +87,11 @@ class ModuleEngines:
 
     def left(self) -> int | None:
         """How many samples the modules may still answer; None: any number."""
-        return min(
-            (one.queries or 0) - self._counting().used(one.digest) for one in self._limited()
-        ) if self._counter else None
+        return (
+            min((one.queries or 0) - self._counting().used(one.digest) for one in self._limited())
+            if self._counter
+            else None
+        )
 
     def close(self) -> None:
         """End all engines."""
@@ -117,9 +119,7 @@ def _check_names(planned: Mapping[str, PlannedModule], modules: Mapping[str, obj
         raise PlanError(f"modules=: the plan has no hidden part {odd[0]!r}")
 
 
-def _check_module(
-    graph: Graph, node: Node, planned: PlannedModule, module: CompiledModule
-) -> None:
+def _check_module(graph: Graph, node: Node, planned: PlannedModule, module: CompiledModule) -> None:
     found = module.manifest.digest
     if found != planned.digest:
         raise PlanError(

@@ -4,8 +4,8 @@ An SQLite database, because its commits are atomic and durable. Queries are char
 runs, in one transaction under the write lock: a process that is killed gives none back, and
 several processes together cannot charge more than the limit.
 
-SQLite notices only some damage to its own file, and a damaged counter would answer more queries
-than were agreed, so each row carries a checksum.
+SQLite notices only some damage to its own file, and a lost count would answer more queries than
+were agreed. So all counts are one row, which is always there and carries a checksum.
 
 No file can prevent rollback: whoever puts back an old copy of this file, or gives another one, has
 the queries again. The limit binds hosts that cannot do so.
@@ -13,6 +13,7 @@ the queries again. The limit binds hosts that cannot do so.
 
 import contextlib
 import hashlib
+import json
 import os
 import sqlite3
 from dataclasses import dataclass
@@ -28,11 +29,11 @@ APPLICATION_ID = 0x434C5351
 BUSY_TIMEOUT_S = 30.0
 WHAT = "query counter"
 _SCHEMA = """
-CREATE TABLE module (
-    digest BLOB PRIMARY KEY,
-    used INTEGER NOT NULL CHECK (used >= 0),
-    checksum BLOB NOT NULL
-) WITHOUT ROWID
+CREATE TABLE counter (
+    only_row INTEGER PRIMARY KEY CHECK (only_row = 1),
+    used TEXT NOT NULL,
+    checksum TEXT NOT NULL
+)
 """
 
 
@@ -57,6 +58,7 @@ class QueryCounter:
         with counter._transaction() as database:
             sqlite.mark(database, APPLICATION_ID, FORMAT)
             database.execute(_SCHEMA)
+            _write(database, {})
         return counter
 
     @classmethod
@@ -83,7 +85,7 @@ class QueryCounter:
         Raises   InputError
         """
         with self._transaction() as database:
-            return self._used(database, digest)
+            return self._read(database).get(digest.hex(), 0)
 
     def charge(self, digest: bytes, count: int, *, limit: int) -> int:
         """Count samples that a module is about to answer; how many it may answer after them.
@@ -92,24 +94,18 @@ class QueryCounter:
                  counted
         """
         with self._transaction() as database:
-            used = self._used(database, digest)
+            counts = self._read(database)
+            used = counts.get(digest.hex(), 0)
             require(digest, count, used=used, limit=limit)
-            database.execute(
-                "INSERT OR REPLACE INTO module VALUES (?, ?, ?)",
-                (digest, used + count, _checksum(digest, used + count)),
-            )
+            _write(database, {**counts, digest.hex(): used + count})
         return limit - used - count
 
-    def _used(self, database: sqlite3.Connection, digest: bytes) -> int:
-        row = database.execute(
-            "SELECT used, checksum FROM module WHERE digest = ?", (digest,)
-        ).fetchone()
-        if row is None:
-            return 0
-        used, checksum = row
-        if not isinstance(used, int) or checksum != _checksum(digest, used):
+    def _read(self, database: sqlite3.Connection) -> dict[str, int]:
+        row = database.execute("SELECT used, checksum FROM counter").fetchone()
+        if row is None or row[1] != _checksum(row[0]):
             raise InputError(f"{WHAT} {self.path}: is damaged")
-        return used
+        counts: dict[str, int] = json.loads(row[0])
+        return counts
 
     def _transaction(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
         return sqlite.transaction(
@@ -130,5 +126,10 @@ def require(digest: bytes, count: int, *, used: int, limit: int) -> None:
         )
 
 
-def _checksum(digest: bytes, used: int) -> bytes:
-    return hashlib.sha256(digest + used.to_bytes(8, "little")).digest()
+def _write(database: sqlite3.Connection, counts: dict[str, int]) -> None:
+    text = json.dumps(counts, sort_keys=True)
+    database.execute("INSERT OR REPLACE INTO counter VALUES (1, ?, ?)", (text, _checksum(text)))
+
+
+def _checksum(text: object) -> str:
+    return hashlib.sha256(str(text).encode()).hexdigest()

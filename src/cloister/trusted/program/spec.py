@@ -201,9 +201,7 @@ def clear_messages_wait_for_checks(program: Program) -> Broken:
     Otherwise the worker would read what its own wrong answer did to a value it may not know.
     """
     for i, step, waits in _before_checks(program):
-        if isinstance(step, Segment) or (
-            isinstance(step, Exchange) and not step.protection.hidden
-        ):
+        if isinstance(step, Segment) or (isinstance(step, Exchange) and not step.protection.hidden):
             yield i, f"sends in the clear before step {waits} is checked"
 
 
@@ -358,7 +356,6 @@ RULES: tuple[Callable[[Program], Broken], ...] = (
     values_are_made_once,
     values_are_there_when_read,
     borders_are_complete,
-    modules_take_what_their_node_takes,
     fused_steps_compute_their_nodes,
     exchanges_are_paired,
     clear_messages_wait_for_checks,
@@ -369,6 +366,7 @@ RULES: tuple[Callable[[Program], Broken], ...] = (
     messages_fit_their_nodes,
     slices_tile_their_whole,
     targets_are_distinct,
+    modules_take_what_their_node_takes,
 )
 
 
