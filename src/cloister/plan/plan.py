@@ -139,7 +139,11 @@ class Plan:
         """
         scaled = sum(node.x_factors is not None for node in self.linear_nodes)
         texts = importlib.import_module("cloister.plan.claims")
-        claims: Claims = texts.claims_of(self.policy, self.protections, scaled=scaled)
+        limits = [module.queries for module in self.modules]
+        queries = None if None in limits else max(filter(None, limits), default=None)
+        claims: Claims = texts.claims_of(
+            self.policy, self.protections, scaled=scaled, queries=queries
+        )
         return claims
 
     def without_float_weights(self) -> "Plan":
