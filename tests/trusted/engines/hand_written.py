@@ -137,9 +137,9 @@ def dense_onnx(d=4, k=3, *, seed=1):
     bias = rng.standard_normal(k).astype(np.float32)
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
-        [helper.make_node("Gemm", ["x", "w", "b"], ["y"], transB=1)], "g",
-        [value("x", TensorProto.FLOAT, (1, d))], [value("y", TensorProto.FLOAT, (1, k))],
-        [numpy_helper.from_array(matrix, "w"), numpy_helper.from_array(bias, "b")],
+        [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Add", ["m", "b"], ["y"])],
+        "g", [value("x", TensorProto.FLOAT, (d,))], [value("y", TensorProto.FLOAT, (k,))],
+        [numpy_helper.from_array(matrix.T.copy(), "w"), numpy_helper.from_array(bias, "b")],
     )  # fmt: skip
     opsets = [helper.make_opsetid("", 17)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
