@@ -30,7 +30,7 @@ from cloister.trusted.engines.engine_messages import (
     receive,
     receive_into,
 )
-from cloister.trusted.engines.sandbox import Stage, end_with, isolate, lock
+from cloister.trusted.engines.sandbox import AllowedCalls, end_with, isolate, lock
 
 _KINDS = {"native": "native_module", "wasm": "wasm_module", "onnxruntime": "onnx_module"}
 _FAILURES = (
@@ -89,7 +89,10 @@ def main(arguments: Sequence[str]) -> int:
         end_with(lifeline)
         isolate(settings.memory_bytes, reserved_bytes=runtime.RESERVED_BYTES)
         threads = settings.threads > 1
-        lock(Stage.LOADING_WITH_THREADS if threads else Stage.LOADING, descriptor=control)
+        lock(
+            AllowedCalls.LOADING_WITH_THREADS if threads else AllowedCalls.LOADING,
+            descriptor=control,
+        )
         channel.sendall(EngineAnswer().to_bytes())
         try:
             _serve(channel, settings, memory, runtime.load)
@@ -132,7 +135,7 @@ def _load(
     code[:] = bytes(len(code))
     receive_into(channel, module.weights)
     module.complete()
-    lock(Stage.RUNNING, descriptor=channel.fileno())
+    lock(AllowedCalls.RUNNING, descriptor=channel.fileno())
     for which, nbytes in enumerate(settings.sizes):
         if module.size(which) != nbytes:
             return module, EngineAnswer(Status.SIZE, which)
