@@ -32,6 +32,7 @@ from cloister.trusted.engines.engine_messages import (
     receive,
 )
 from cloister.trusted.engines.processor import best_build
+from cloister.trusted.engines.sandbox import forbid_core_dumps
 from cloister.wire.messages import TensorSpec
 from cloister.wire.process import python, start, thread_settings
 from cloister.wire.shm.arena import Arena
@@ -189,19 +190,14 @@ class ModuleEngine:
         self._channel.settimeout(DEFAULT_START_TIMEOUT_S)
         head = settings.to_bytes()
         self._send(LENGTH.pack(len(head)) + head)
-        self._receive()
+        self._receive_ready()
         self._close_errors()
         return time.perf_counter()
 
     def _load(self, code: bytes, weights: bytes) -> None:
         for part in (code, weights):
             self._send(part)
-        self._receive()
-
-    def _send(self, data: bytes) -> None:
-        # The process may have said why it takes no more; the answer is read next.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._channel.sendall(data)
+        self._receive_ready()
 
     def _call(self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> EngineAnswer:
         rows = len(inputs[0])
@@ -210,33 +206,39 @@ class ModuleEngine:
         self._channel.settimeout(rows * self._timeout_s)
         self._send(ROWS.pack(rows))
         answer = self._receive()
+        if answer.status == Status.FAILED:
+            raise EngineError(f"{self._name}: the module ended with status {answer.detail}")
+        if answer.status != Status.DONE:
+            raise EngineError(f"{self._name}: its process answered with an unknown status")
         for view, array in zip(self._outputs, outputs, strict=True):
             array[...] = view[:rows]
         return answer
 
-    def _receive(self) -> EngineAnswer:
-        """The next answer, which says that all is well.
+    def _send(self, data: bytes) -> None:
+        # The process may have said why it takes no more; the answer is read next.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._channel.sendall(data)
 
-        Raises   InputError when the module is refused, EngineError
-        """
-        try:
-            answer = EngineAnswer.from_bytes(receive(self._channel, ANSWER_BYTES))
-        except TimeoutError as error:
-            raise EngineError(f"{self._name}: did not answer in time, and was ended") from error
-        except (EOFError, OSError) as error:
-            raise EngineError(f"{self._name}: {self._how_it_ended()}") from error
+    def _receive_ready(self) -> None:
+        answer = self._receive()
         match answer.status:
             case Status.DONE:
-                return answer
+                return
             case Status.REFUSED:
                 raise InputError(f"{self._name}: {printable(answer.text)}")
-            case Status.FAILED:
-                raise EngineError(f"{self._name}: the module ended with status {answer.detail}")
             case Status.SIZE:
                 raise InputError(
                     f"{self._name}: the module's size {answer.detail} is not its manifest's"
                 )
         raise EngineError(f"{self._name}: its process answered with an unknown status")
+
+    def _receive(self) -> EngineAnswer:
+        try:
+            return EngineAnswer.from_bytes(receive(self._channel, ANSWER_BYTES))
+        except TimeoutError as error:
+            raise EngineError(f"{self._name}: did not answer in time, and was ended") from error
+        except (EOFError, OSError) as error:
+            raise EngineError(f"{self._name}: {self._how_it_ended()}") from error
 
     def _how_it_ended(self) -> str:
         try:
@@ -317,6 +319,7 @@ def start_engine(
 
     Raises   InputError for a module that cannot be loaded, EngineError
     """
+    forbid_core_dumps()  # this process has the module too
     manifest = module.manifest
     chosen = _build(manifest, kind, build)
     if fuel and kind != "wasm":

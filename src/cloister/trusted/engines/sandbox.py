@@ -160,6 +160,12 @@ def end_with(descriptor: int) -> None:
     fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_ASYNC)
 
 
+def forbid_core_dumps() -> None:
+    """Have the kernel write no core dump of this process, and of those that it starts."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+
+
 def isolate(memory_bytes: int, *, reserved_bytes: int = 0) -> None:
     """Give up everything that the filter does not need: dumps, privileges, files, network, memory.
 
