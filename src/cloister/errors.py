@@ -20,7 +20,8 @@
     │   ├── PadsExhausted         the store has no unused pad left
     │   └── PadStoreError         the store is damaged, full, locked or belongs to another plan
     ├── EncryptionError           a ciphertext, key or data set is damaged, replayed or another's
-    │   └── UnknownDatasetError   the authority or server has no data set of this name
+    │   ├── UnknownDatasetError   the authority or server has no data set of this name
+    │   └── BundleError           a bundle is changed, stale, or of another vendor, key or plan
     ├── BudgetError               issuing the key would exceed a sample's leakage budget
     └── ServiceUnavailable        a service cannot be reached, or is busy
         ├── AuthorityUnavailable  the key authority
@@ -139,6 +140,10 @@ class EncryptionError(CloisterError):
 
 class UnknownDatasetError(EncryptionError):
     """The authority or ciphertext server has no data set of this name."""
+
+
+class BundleError(EncryptionError):
+    """A bundle is changed, stale, or of another vendor, content key or plan."""
 
 
 class BudgetError(CloisterError):
