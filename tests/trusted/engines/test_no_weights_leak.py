@@ -124,8 +124,8 @@ def test_the_settings_that_come_first_say_sizes_and_shapes_only():
     settings = _settings(module, "native", "native-x86-64", 1, False)
     assert EngineSettings.from_bytes(settings.to_bytes()) == settings
     assert set(json.loads(settings.to_bytes())) == {
-        "kind", "sizes", "code_bytes", "rows", "memory_bytes", "threads", "fuel", "inputs",
-        "outputs",
+        "kind", "sizes", "code_bytes", "rows", "memory_bytes", "padding_bytes", "grid_ns",
+        "threads", "fuel", "inputs", "outputs",
     }  # fmt: skip
 
 

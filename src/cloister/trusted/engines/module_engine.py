@@ -13,7 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Literal
 
@@ -31,6 +31,7 @@ from cloister.trusted.engines.engine_messages import (
     Status,
     receive,
 )
+from cloister.trusted.engines.padding_profile import PaddingProfile
 from cloister.trusted.engines.processor import best_build
 from cloister.trusted.engines.sandbox import forbid_core_dumps
 from cloister.wire.messages import TensorSpec
@@ -195,7 +196,7 @@ class ModuleEngine:
         return time.perf_counter()
 
     def _load(self, code: bytes, weights: bytes) -> None:
-        for part in (code, weights):
+        for part in (code, weights, bytes(self._settings.padding_bytes)):
             self._send(part)
         self._receive_ready()
 
@@ -307,6 +308,7 @@ def start_engine(
     build: str | None = None,
     threads: int = 1,
     fuel: bool = False,
+    padding: PaddingProfile | None = None,
     timeout_s: float = DEFAULT_CALL_TIMEOUT_S,
 ) -> ModuleEngine:
     """Start the process of an engine, locked and with the module loaded.
@@ -315,6 +317,8 @@ def start_engine(
     threads     of ONNX Runtime; other engines have one
     fuel        count what WebAssembly executes: a constant for each module if its control flow
                 does not depend on data
+    padding     hides the module's own sizes and times from the owner of the machine; not of ONNX
+                Runtime, whose memory is its own
     timeout_s   for one sample
 
     Raises   InputError for a module that cannot be loaded, EngineError
@@ -324,9 +328,12 @@ def start_engine(
     chosen = _build(manifest, kind, build)
     if fuel and kind != "wasm":
         raise InputError(f"module {manifest.name!r}: only the engine wasm counts fuel")
-    return ModuleEngine(
-        module, kind, chosen, _settings(module, kind, chosen, threads, fuel), timeout_s=timeout_s
-    )
+    if padding and kind == "onnxruntime":
+        raise InputError(f"module {manifest.name!r}: the engine onnxruntime cannot be padded")
+    settings = _settings(module, kind, chosen, threads, fuel)
+    if padding:
+        settings = _padded(settings, padding)
+    return ModuleEngine(module, kind, chosen, settings, timeout_s=timeout_s)
 
 
 def _build(manifest: Manifest, kind: EngineKind, build: str | None) -> str:
@@ -362,10 +369,23 @@ def _settings(
         code_bytes=code,
         rows=1 if fuel else max(1, min(_MAX_ROWS, _SHARED_BYTES // max(1, inputs + outputs))),
         memory_bytes=taken + weights + inputs + outputs + manifest.arena_bytes,
+        padding_bytes=0,
+        grid_ns=1,
         threads=threads,
         fuel=fuel,
         inputs=tuple((one.dtype, one.shape) for one in manifest.inputs),
         outputs=tuple((one.dtype, one.shape) for one in manifest.outputs),
+    )
+
+
+def _padded(settings: EngineSettings, padding: PaddingProfile) -> EngineSettings:
+    taken = settings.code_bytes + settings.weights_bytes + settings.arena_bytes
+    added = padding.added_bytes(taken)
+    return replace(
+        settings,
+        padding_bytes=added,
+        grid_ns=padding.grid_ns,
+        memory_bytes=settings.memory_bytes + added,
     )
 
 
