@@ -102,9 +102,7 @@ def finished(call, buffers, scratch, total, size, count, *, bias, residual, limi
     more = own_residual.astype(np.float64) if residual else np.zeros_like(total)
     expected = np.clip(total + terms + more, *limits)
     margin = (count + 3) * ROUNDING * (size + np.abs(terms) + np.abs(more))
-    return Case(
-        call, x, packed, own_bias, own_residual, scratch, expected.ravel(), margin.ravel()
-    )
+    return Case(call, x, packed, own_bias, own_residual, scratch, expected.ravel(), margin.ravel())
 
 
 def conv_case(window, channels, groups=1, *, bias=True, residual=False, limits=(-INFINITY, 6.0)):
