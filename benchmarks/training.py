@@ -45,7 +45,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "paper": {
         "first_layer": "trainable", "allow_unbounded_leakage": True,
     },
-    "trusted": {"first_layer": "trainable", "unmask_to": "trusted"},
+    "trusted": {"first_layer": "trainable", "unblind_to": "trusted"},
     "frozen": {"first_layer": "frozen"},
 }  # fmt: skip
 

@@ -23,7 +23,7 @@ ANY = {"one_function": False, "value_bits": 32, "max_bits": 2**40}
 class Rogue:
     """The server's view of one data set of encoded integers `x`; labels are all one."""
 
-    def __init__(self, folder, x, *, budget=None, terms=None, mode="guarded", bits=8, parts=1):
+    def __init__(self, folder, x, *, budget=None, terms=None, mode="budgeted", bits=8, parts=1):
         self.authority = Authority.create(folder, rng=InsecureSeededRandom(1))
         self.shape = tuple(int(size) for size in x.shape[1:])
         dim = int(np.prod(self.shape))

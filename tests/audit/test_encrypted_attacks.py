@@ -360,7 +360,7 @@ def test_mixed_logs_and_wrong_shapes_are_refused(digits, rng):
         run_attacks([one], prior, samples=0)
 
 
-# ---- guarded mode
+# ---- budgeted mode
 
 
 def test_nothing_released_is_nothing_recovered(digits):

@@ -1,6 +1,6 @@
 """A curious server against the real authority: what the default budget refuses, and what it allows.
 
-Every request goes through `Authority`, every answer is unmasked as a server would. The second half
+Every request goes through `Authority`, every answer is unblinded as a server would. The second half
 states what stays possible within a budget of rank: those tests are the reason for the advice in
 docs/tutorials/what-encrypted-training-leaks.md.
 """

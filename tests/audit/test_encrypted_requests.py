@@ -72,10 +72,10 @@ def requests(
     torch.manual_seed(0)
     made = Trainer(
         nn.Sequential(nn.Flatten(), nn.Linear(64, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 10)),
-        dataset, keys=MemoryAuthority(dataset, mode="guarded"), rng=InsecureSeededRandom(0),
+        dataset, keys=MemoryAuthority(dataset, mode="budgeted"), rng=InsecureSeededRandom(0),
         server=RecordingServer(host(dataset), seen), request_log=asked_for,
         optimizer=optimizer or sgd(momentum),
-        settings=Settings(unmask_to="trusted", batch=batch, **settings),
+        settings=Settings(unblind_to="trusted", batch=batch, **settings),
     )  # fmt: skip
     made.prepare()
     order = np.random.default_rng(0).permutation(made._train_ids)

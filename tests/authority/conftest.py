@@ -58,7 +58,7 @@ def add_part(authority, dataset, x, labels, *, seed=1, classes=3, part=None, enr
 
 
 def make_kit(
-    folder, *, shape=(4, 4, 2), samples=10, budget=None, mode="guarded", terms=None, name="set",
+    folder, *, shape=(4, 4, 2), samples=10, budget=None, mode="budgeted", terms=None, name="set",
     bits=8,
 ):  # fmt: skip
     generator = np.random.default_rng(5)

@@ -43,7 +43,7 @@ def flat(values):
     return values.reshape(len(values), 1, 1, -1)
 
 
-def test_keys_unmask_exactly_what_they_name(kit):
+def test_keys_unblind_exactly_what_they_name(kit):
     linear = mixed(4)
     ids = np.array([7, 2, 2], np.int64)
     key = kit.authority.ask(Forward("set", ids, linear), receiver="server")
@@ -52,7 +52,7 @@ def test_keys_unmask_exactly_what_they_name(kit):
     np.testing.assert_array_equal(values.reshape(3, 4), expected)
 
 
-def test_gradients_and_labels_unmask(kit):
+def test_gradients_and_labels_unblind(kit):
     geometry = Geometry((4, 4), 2, (3, 3), 5, kernel=(2, 2))
     generator = np.random.default_rng(2)
     delta = generator.integers(-99, 100, (10, 3, 3, 5)).astype(np.int16)
@@ -318,7 +318,7 @@ def test_paper_mode_needs_the_word_of_every_client(kit):
     info = DatasetInfo("paper", (2, 2, 1), 3, Encoding(1.0, 0.0, 8), 0, 1, "paper")
     start(kit.authority, info).register("a" * 32, 1, "b" * 64, bytes(32))
     with pytest.raises(InputError, match=r"gives away more than was accepted: mode \(1 instead of"):
-        start(kit.authority, replace(info, mode="guarded"))
+        start(kit.authority, replace(info, mode="budgeted"))
     assert kit.authority.describe("paper").samples == 1
 
 

@@ -20,7 +20,7 @@ from cloister.ring.linear import Geometry
 
 
 @pytest.fixture
-def guarded(kits):
+def budgeted(kits):
     """300 samples under the terms that an owner gets who decides nothing."""
     return kits(samples=300, terms=Terms())
 
@@ -41,12 +41,12 @@ def signs(count, *, seed=0):
     return dense(np.random.default_rng(seed).choice([-1, 1], (count, DIM)))
 
 
-def test_the_server_s_values_are_off_by_uniform_noise(guarded):
+def test_the_server_s_values_are_off_by_uniform_noise(budgeted):
     linear = signs(8)
-    shift = noise.shift(guarded.authority.describe("set"), Rows(linear), 8)
+    shift = noise.shift(budgeted.authority.describe("set"), Rows(linear), 8)
     # 32 signs on [-127, 127]: a range of 8128, in 255 steps of 32 or fewer.
     assert shift == 5
-    error = values(guarded, linear) - exact(guarded, linear)
+    error = values(budgeted, linear) - exact(budgeted, linear)
     assert (error.min(), error.max()) == (-16, 15)
     counts = np.bincount(error.ravel() + 16, minlength=32)
     # Chi-square with 31 degrees of freedom: beyond 75 once in 10^5.
@@ -55,29 +55,29 @@ def test_the_server_s_values_are_off_by_uniform_noise(guarded):
     assert np.abs(correlation).max() < 5 / math.sqrt(300)
 
 
-def test_a_trusted_runtime_s_values_are_exact(guarded):
+def test_a_trusted_runtime_s_values_are_exact(budgeted):
     linear = signs(8)
     np.testing.assert_array_equal(
-        values(guarded, linear, receiver="trusted"), exact(guarded, linear)
+        values(budgeted, linear, receiver="trusted"), exact(budgeted, linear)
     )
 
 
-def test_asking_again_averages_nothing_out(guarded):
+def test_asking_again_averages_nothing_out(budgeted):
     linear = signs(8)
-    first = values(guarded, linear)
-    guarded.authority.close()
-    guarded.authority = Authority(guarded.folder)
-    np.testing.assert_array_equal(values(guarded, linear), first)
-    np.testing.assert_array_equal(values(guarded, linear, guarded.ids[::-1])[::-1], first)
-    assert guarded.authority.summary("set").bits_max == 8 * 8
+    first = values(budgeted, linear)
+    budgeted.authority.close()
+    budgeted.authority = Authority(budgeted.folder)
+    np.testing.assert_array_equal(values(budgeted, linear), first)
+    np.testing.assert_array_equal(values(budgeted, linear, budgeted.ids[::-1])[::-1], first)
+    assert budgeted.authority.summary("set").bits_max == 8 * 8
 
 
-def test_equal_samples_in_two_parts_have_other_noise(guarded):
+def test_equal_samples_in_two_parts_have_other_noise(budgeted):
     linear = signs(8)
-    p, _, first = add_part(guarded.authority, "set", guarded.x, guarded.labels, seed=9)
-    found = values(guarded, linear)
+    p, _, first = add_part(budgeted.authority, "set", budgeted.x, budgeted.labels, seed=9)
+    found = values(budgeted, linear)
     ids = np.arange(first, first + 300, dtype=np.int64)
-    key = guarded.authority.ask(Forward("set", ids, linear), receiver="server")
+    key = budgeted.authority.ask(Forward("set", ids, linear), receiver="server")
     other = pads.unblind(pads.forward(linear, flat(p)), key).reshape(300, -1)
     assert (found != other).mean() > 0.9
 
@@ -92,38 +92,38 @@ def test_equal_samples_in_two_parts_have_other_noise(guarded):
     ],
     ids=["permuted", "negated", "fewer", "others"],
 )
-def test_one_function_for_the_whole_data_set(guarded, change):
+def test_one_function_for_the_whole_data_set(budgeted, change):
     """Also for samples that nothing was asked about yet, and after a restart."""
     linear = signs(6)
-    values(guarded, linear, guarded.ids[:10])
+    values(budgeted, linear, budgeted.ids[:10])
     other = dense(change(linear.weights.reshape(6, -1)))
     for _ in range(2):
         with pytest.raises(BudgetError, match="one function only"):
-            values(guarded, other, guarded.ids[200:])
-        guarded.authority.close()
-        guarded.authority = Authority(guarded.folder)
-    values(guarded, linear, guarded.ids[200:])
-    values(guarded, other, receiver="trusted")
-    summary = guarded.authority.summary("set")
+            values(budgeted, other, budgeted.ids[200:])
+        budgeted.authority.close()
+        budgeted.authority = Authority(budgeted.folder)
+    values(budgeted, linear, budgeted.ids[200:])
+    values(budgeted, other, receiver="trusted")
+    summary = budgeted.authority.summary("set")
     assert (summary.rank_max, summary.bits_max, summary.bits_allowed) == (6, 48, 64)
     assert summary.counts["refusals"] >= 1
 
 
-def test_a_refused_function_is_not_the_chosen_one(guarded):
+def test_a_refused_function_is_not_the_chosen_one(budgeted):
     with pytest.raises(BudgetError, match="rank"):
-        values(guarded, signs(9))
+        values(budgeted, signs(9))
     with pytest.raises(FunctionError):
-        values(guarded, dense(np.eye(DIM)[:1]))
-    values(guarded, signs(8))
+        values(budgeted, dense(np.eye(DIM)[:1]))
+    values(budgeted, signs(8))
 
 
-def test_gradients_go_to_a_trusted_runtime_only(guarded):
+def test_gradients_go_to_a_trusted_runtime_only(budgeted):
     geometry = Geometry((4, 4), 2, (3, 3), 1, kernel=(2, 2))
     delta = np.random.default_rng(1).integers(-9, 10, (2, 3, 3, 1)).astype(np.int16)
-    request = Gradient("set", guarded.ids[:2], geometry, delta)
+    request = Gradient("set", budgeted.ids[:2], geometry, delta)
     with pytest.raises(BudgetError, match="no gradients"):
-        guarded.authority.ask(request, receiver="server")
-    guarded.authority.ask(request, receiver="trusted")
+        budgeted.authority.ask(request, receiver="server")
+    budgeted.authority.ask(request, receiver="trusted")
 
 
 def test_with_many_functions_each_is_charged_for_all_its_values(kits):

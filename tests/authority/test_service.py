@@ -135,6 +135,8 @@ def test_a_connection_takes_its_token_from_a_file(kit, served, tmp_path):
         cloister.authority.connect(url, pin=pin, token=file)
     with pytest.raises(InputError, match="can be read"):
         cloister.authority.connect(url, pin=pin, token=tmp_path / "none")
+    with pytest.raises(InputError, match=r"or Path\(\.\.\.\) of the file"):
+        cloister.authority.connect(url, pin=pin, token=str(file))
 
 
 def test_a_token_cannot_be_given_another_role_or_secret(kit, served):

@@ -41,8 +41,8 @@ def paper(tmp_path, digits):
 
 
 @pytest.fixture
-def guarded(tmp_path, digits):
-    """A log of the guarded mode whose answers went to the trusted runtime: it is empty."""
+def budgeted(tmp_path, digits):
+    """A log of the budgeted mode whose answers went to the trusted runtime: it is empty."""
     with ReleaseLog(tmp_path / "empty"):
         return tmp_path / "empty"
 
@@ -82,18 +82,18 @@ def test_without_truth_the_determined_is_recovered(cloister, paper):
     assert by_name["weight differences"]["verdict"] == "nothing to attack"
 
 
-def test_guarded_mode_gives_nothing(cloister, guarded, tmp_path, paper):
-    ran = cloister("audit", "training", guarded, "--out", tmp_path / "page.html")
+def test_guarded_mode_gives_nothing(cloister, budgeted, tmp_path, paper):
+    ran = cloister("audit", "training", budgeted, "--out", tmp_path / "page.html")
     assert ran.code == 0
     assert "verdict: nothing to attack" in ran.out
     assert "recovered " not in ran.out.split("verdict:")[0]
     assert "data:image" not in (tmp_path / "page.html").read_text()
     found = json.loads(
-        cloister("audit", "training", guarded, "--truth", tmp_path / "truth.npz", "--json").out
+        cloister("audit", "training", budgeted, "--truth", tmp_path / "truth.npz", "--json").out
     )
     assert found["verdict"] == "nothing to attack"
     assert found["samples"] == 0
-    assert cloister("audit", "training", guarded, "--public", tmp_path / "public.npz").code == 0
+    assert cloister("audit", "training", budgeted, "--public", tmp_path / "public.npz").code == 0
 
 
 def test_truth_in_its_own_units(cloister, paper, digits, tmp_path):

@@ -31,7 +31,7 @@ def test_kill_9_of_the_ciphertext_server(site, cloister, tmp_path, gates, monkey
 
     def train(of, url, server, *more):
         access = of.folder / "host" / "server.access"
-        where = ("--unmask-to", "trusted", "--server", server, "--access", access)
+        where = ("--unblind-to", "trusted", "--server", server, "--access", access)
         return of.train(url, *where, *more, role="trusted")
 
     with serving(place.authority) as (url, _), ciphertexts(control) as (server, _):

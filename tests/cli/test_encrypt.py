@@ -114,6 +114,26 @@ def test_several_sources_are_parts_of_one_data_set(cloister, refused, to, pixels
     assert "was altered" in refused("data", "show", tmp_path / "set.cloister")
 
 
+def test_a_source_that_does_not_fit_leaves_nothing_registered(
+    cloister, refused, authority, to, pixels, tmp_path
+):
+    path, x = pixels
+    np.savez(tmp_path / "wider.npz", x=np.concatenate([x, x], axis=2), y=np.arange(len(x)) % 3)
+    said = refused("data", "encrypt", path, tmp_path / "wider.npz", *to())
+    assert "wider.npz: holds pixels of shape" in said
+    assert "nothing was encrypted" in said
+    assert not (tmp_path / "set.cloister").exists()
+    assert cloister("data", "encrypt", path, *to()).code == 0
+
+
+def test_an_error_names_the_sources_that_were_added_before(cloister, to, pixels, tmp_path):
+    path, x = pixels
+    np.savez(tmp_path / "unknown.npz", x=x, y=np.arange(len(x)) % 3 + 5)
+    ran = cloister("data", "encrypt", path, tmp_path / "unknown.npz", *to())
+    assert ran.code == 2
+    assert f"{path}: in {tmp_path / 'set.cloister'} already, do not encrypt them again" in ran.err
+
+
 def test_tables_of_two_clinics(cloister, refused, authority, to, tmp_path):
     one, two, ranges = tmp_path / "1.csv", tmp_path / "2.csv", tmp_path / "ranges.json"
     one.write_text("age,pulse,label\n20,60,well\n40,90,sick\n")
@@ -132,7 +152,7 @@ def test_tables_of_two_clinics(cloister, refused, authority, to, tmp_path):
     ran = cloister("data", "encrypt", one, *to(), "--ranges", ranges, "--max-bits", 16)
     assert ran.code == 0, ran
     assert ran.err == (
-        "note: a budget of 0 gives a training server nothing: only `cloister train --unmask-to "
+        "note: a budget of 0 gives a training server nothing: only `cloister train --unblind-to "
         "trusted` trains on this data set; a new one may have a --privacy budget=N\n"
     )
     found = refused("data", "encrypt", two, *to())
@@ -213,7 +233,7 @@ def test_paper_mode_and_budgets_are_the_owner_s_words(cloister, refused, authori
         (agreed[2:], "privacy strict: privacy paper gives every sample away"),
         ((*agreed, "--value-bits", 8), "privacy paper has no limits"),
         (("--privacy", "budget=-1"), "privacy budget=-1: give strict|budget=N|paper"),
-        (("--privacy", "guarded"), "privacy guarded: give strict|budget=N|paper"),
+        (("--privacy", "budgeted"), "privacy budgeted: give strict|budget=N|paper"),
     )
     for options, message in wrong:
         assert message in refused("data", "encrypt", path, *to(out="paper.cloister"), *options)
@@ -224,7 +244,7 @@ def test_paper_mode_and_budgets_are_the_owner_s_words(cloister, refused, authori
     assert authority.describe("paper").mode == "paper"
     # Whoever adds to it has to agree as well.
     found = refused("data", "encrypt", path, *to(out="paper.cloister"))
-    assert f"mode paper instead of the default guarded ({' '.join(agreed)})" in found
+    assert f"mode paper instead of the default budgeted ({' '.join(agreed)})" in found
     assert cloister("data", "encrypt", path, *to(out="paper.cloister"), *agreed).code == 0
     made = cloister(
         "data",

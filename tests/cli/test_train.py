@@ -63,7 +63,7 @@ class Place:
         assert done.code == 0, done
         return path
 
-    def unmasked(self, path):
+    def unblinded(self, path):
         """What only the authority's keys can tell: the samples and classes of a file."""
         held = EncryptedDataset.open(path)
         ids = np.arange(held.samples, dtype=np.int64)
@@ -84,7 +84,7 @@ def place(tmp_path, cloister):
 
 
 def test_a_frozen_run_and_its_claims(place, cloister, tmp_path):
-    data = place.dataset("guarded")
+    data = place.dataset("budgeted")
     log, curve = tmp_path / "log", tmp_path / "curve.svg"
     ran = cloister(
         "train", data, *place.reach("server"), "--epochs", 15, "--batch", 16, "--json",
@@ -124,9 +124,11 @@ def said(found):
     return {(one["role"], one["about"]): one for one in statements if one["verb"] == "learns"}
 
 
-@pytest.mark.parametrize(("mode", "values"), [("paper", "recovered"), ("guarded", "not recovered")])
+@pytest.mark.parametrize(
+    ("mode", "values"), [("paper", "recovered"), ("budgeted", "not recovered")]
+)
 def test_the_release_log_feeds_the_audit(place, cloister, tmp_path, mode, values):
-    """In the paper's mode the attacks succeed; a guarded run gives away labels, as it says."""
+    """In the paper's mode the attacks succeed; a budgeted run gives away labels, as it says."""
     consent = ["--allow-unbounded-leakage"][: mode == "paper"]
     privacy = ("--privacy", "paper" if mode == "paper" else "strict")
     data, log = place.dataset("attacked", *privacy, *consent), tmp_path / "log"
@@ -135,7 +137,7 @@ def test_the_release_log_feeds_the_audit(place, cloister, tmp_path, mode, values
         "--release-log", log,
     )  # fmt: skip
     assert ran.code == 0, ran
-    np.savez(tmp_path / "truth.npz", **place.unmasked(data))
+    np.savez(tmp_path / "truth.npz", **place.unblinded(data))
     noise = ("--value-bits", 32 if mode == "paper" else 8)
     ran = cloister("audit", "training", log, "--truth", tmp_path / "truth.npz", *noise)
     assert re.search(rf"^linear solve +{values} ", ran.out, re.MULTILINE), ran
@@ -143,7 +145,7 @@ def test_the_release_log_feeds_the_audit(place, cloister, tmp_path, mode, values
 
 
 def test_beyond_the_budget_is_refused(place, refused):
-    data = place.dataset("guarded")
+    data = place.dataset("budgeted")
     message = refused(
         "train", data, *place.reach("server"), "--first-layer", "trainable", "--epochs", 1
     )
@@ -151,11 +153,11 @@ def test_beyond_the_budget_is_refused(place, refused):
 
 
 def test_the_papers_mode_needs_to_be_asked_for_everywhere(place, cloister, refused):
-    guarded = place.dataset("guarded")
+    budgeted = place.dataset("budgeted")
     data = place.dataset("open", "--privacy", "paper", "--allow-unbounded-leakage")
     reach = place.reach("server")
     asked = ("--allow-unbounded-leakage", "--epochs", 2, "--batch", 16)
-    assert "registered in mode 'guarded'" in refused("train", guarded, *reach, *asked)
+    assert "registered in mode 'budgeted'" in refused("train", budgeted, *reach, *asked)
     message = refused("train", data, *reach)
     assert "registered in mode 'paper'" in message
     assert "--allow-unbounded-leakage" in message
@@ -166,12 +168,12 @@ def test_the_papers_mode_needs_to_be_asked_for_everywhere(place, cloister, refus
 
 
 def test_a_trusted_runtime_and_a_remote_server(place, cloister, refused, tmp_path):
-    data = place.dataset("guarded")
+    data = place.dataset("budgeted")
     access = ciphertext_service.init(tmp_path / "host", rng=SystemRandom())
     held = LocalCiphertextServer(EncryptedDataset.open(data))
     server = ciphertext_service.serve(held, folder=tmp_path / "host", listen="127.0.0.1:0")
     try:
-        there = ("--unmask-to", "trusted", "--server", server.url, "--access", access)
+        there = ("--unblind-to", "trusted", "--server", server.url, "--access", access)
         results = []
         for where in (there, there[:2], (*there, "--offload-gradients")):
             ran = cloister(
@@ -204,10 +206,10 @@ def test_what_host_and_authority_are_asked_feeds_the_audit(
     place, cloister, tmp_path, first_layer, verdict
 ):
     """Trained on, the first layer's weights give samples away; a frozen one never changes."""
-    data, host, asked = place.dataset("guarded"), tmp_path / "host.log", tmp_path / "asked.log"
+    data, host, asked = place.dataset("budgeted"), tmp_path / "host.log", tmp_path / "asked.log"
     assert cloister("data", "init", tmp_path / "host").code == 0
     with ciphertexts(tmp_path / "host", data, "--log", host) as server:
-        there = ("--unmask-to", "trusted", "--server", server, "--access",
+        there = ("--unblind-to", "trusted", "--server", server, "--access",
                  tmp_path / "host" / "server.access")  # fmt: skip
         ran = cloister(
             "train", data, *place.reach("trusted"), *there, "--first-layer", first_layer,
@@ -215,7 +217,7 @@ def test_what_host_and_authority_are_asked_feeds_the_audit(
             "--release-log", tmp_path / "empty.log",
         )  # fmt: skip
         assert ran.code == 0, ran
-    np.savez(tmp_path / "truth.npz", **place.unmasked(data))
+    np.savez(tmp_path / "truth.npz", **place.unblinded(data))
     for log in (host, asked):
         assert log.stat().st_mode & 0o777 == 0o600
         ran = cloister("audit", "training", log, "--truth", tmp_path / "truth.npz")
@@ -236,16 +238,16 @@ def ciphertexts(*arguments):
 
 
 def test_noise_is_reported(place, cloister, refused):
-    data = place.dataset("guarded")
+    data = place.dataset("budgeted")
     noisy = ("--noise-sigma", 4, "--epochs", 1)
     ran = cloister(
-        "train", data, *place.reach("trusted"), "--unmask-to", "trusted", *noisy, "--json"
+        "train", data, *place.reach("trusted"), "--unblind-to", "trusted", *noisy, "--json"
     )
     assert ran.code == 0, ran
     claim = said(json.loads(ran.out))["holder of the model", "a sample's values"]
     assert claim["extent"] == "bounded"
     assert "differentially private" in claim["text"]
-    assert "unmask_to='trusted'" in refused("train", data, *place.reach("server"), *noisy)
+    assert "unblind_to='trusted'" in refused("train", data, *place.reach("server"), *noisy)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -256,12 +258,12 @@ def test_noise_is_reported(place, cloister, refused):
     (("--rank", "8"), "budget allows 1 to 7"),
 ])  # fmt: skip
 def test_options_that_cannot_be_met(place, refused, arguments, message):
-    data = place.dataset("guarded")
+    data = place.dataset("budgeted")
     assert message in refused("train", data, *place.reach("server"), *arguments)
 
 
 def test_an_authority_that_is_away(place, refused):
-    data = place.dataset("guarded")
+    data = place.dataset("budgeted")
     reach = list(place.reach("server"))
     reach[1] = "https://127.0.0.1:9"
     assert "127.0.0.1:9" in refused("train", data, *reach, "--patience", 0)

@@ -57,7 +57,7 @@ def test_a_description_survives_its_canonical_bytes():
         lambda b: b + b" ",
         lambda b: b.replace(b'"classes":10', b'"classes":1'),
         lambda b: b.replace(b'"classes":10', b'"classes":10.0'),
-        lambda b: b.replace(b'"mode":"guarded"', b'"mode":"open"'),
+        lambda b: b.replace(b'"mode":"budgeted"', b'"mode":"open"'),
         lambda b: b.replace(b'"shape":[28,28,1]', b'"shape":[28,28]'),
         lambda b: b.replace(b'"shape":[28,28,1]', b'"shape":7'),
         lambda b: b.replace(b'"scale":1.0', b'"scale":NaN'),

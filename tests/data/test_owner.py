@@ -13,7 +13,7 @@ INFO = DatasetInfo("set", (1, 1, 2), 3, Encoding(1.0, 0.0, 8), 0, 1)
 
 
 @pytest.mark.parametrize(("level", "mode", "rank"), [
-    ("strict", "guarded", None), ("budget=0", "guarded", 0), ("budget=16", "guarded", 16),
+    ("strict", "budgeted", None), ("budget=0", "budgeted", 0), ("budget=16", "budgeted", 16),
 ])  # fmt: skip
 def test_privacy_is_one_word(level, mode, rank):
     assert (Privacy(level).mode, Privacy(level).budget_rank) == (mode, rank)
@@ -35,7 +35,7 @@ def test_paper_needs_consent_and_only_paper_takes_it():
 
 @pytest.mark.parametrize("level", [
     "", "Strict", "budget", "budget=", "budget=-1", "budget=1.5", "budget=1 ", "budget=\u0661",
-    "budget=" + "9" * 10, "guarded", "strict\n",
+    "budget=" + "9" * 10, "budgeted", "strict\n",
 ])  # fmt: skip
 def test_other_words_are_refused(level):
     with pytest.raises(InputError, match=r"strict\|budget=N\|paper"):

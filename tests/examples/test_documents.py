@@ -73,7 +73,7 @@ def test_training_of_the_readme_runs(tmp_path):
     # What the text says of a trusted runtime.
     script += (
         "cloister authority token authority --role trusted --out trusted.token\n"
-        "cloister train digits.cloister $AUTHORITY --token @trusted.token --unmask-to trusted "
+        "cloister train digits.cloister $AUTHORITY --token @trusted.token --unblind-to trusted "
         "--epochs 20\n"
     )
     with socket.create_server(("127.0.0.1", 0)) as free:

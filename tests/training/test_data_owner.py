@@ -42,7 +42,7 @@ def test_arrays_become_a_part(authority, service, tmp_path):
     assert (len(opened.train_ids), len(opened.test_ids)) == (15, 5)
     assert opened.parts == (made.part,)
     info = authority.describe("set")
-    assert (info.budget_rank, info.mode, info.samples) == (12 // 4, "guarded", 20)
+    assert (info.budget_rank, info.mode, info.samples) == (12 // 4, "budgeted", 20)
 
 
 def test_a_path_is_read_as_the_command_reads_it(authority, service, tmp_path):
@@ -81,7 +81,7 @@ def test_paper_is_never_the_word_alone(authority, service, tmp_path):
     consent = Privacy("paper", allow_unbounded_leakage=True)
     encrypt(samples(), out, authority=service, privacy=consent)
     assert authority.describe("set").mode == "paper"
-    with pytest.raises(InputError, match="mode paper instead of the default guarded"):
+    with pytest.raises(InputError, match="mode paper instead of the default budgeted"):
         encrypt(samples(seed=1), out, authority=service)
 
 
@@ -135,3 +135,8 @@ def test_the_order_is_kept(service, tmp_path):
     with np.load(order) as kept:
         assert kept["ids"].tolist() == list(range(20))
         np.testing.assert_array_equal(kept["x"] + 128, source.read(kept["rows"]))
+
+
+def test_what_is_no_source_is_refused(service, tmp_path):
+    with pytest.raises(InputError, match=r"a ndarray is none; give a path, or ArraySource"):
+        encrypt(np.zeros((4, 3, 4, 1)), tmp_path / "set.cloister", authority=service)

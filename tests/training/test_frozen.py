@@ -48,7 +48,7 @@ def test_more_signs_than_can_be_independent_are_refused():
 
 def test_a_budget_of_nothing_says_who_can_train():
     for make in (random_projection, low_frequencies, default_projection):
-        with pytest.raises(FunctionError, match=r"budget of 0 .*--unmask-to trusted"):
+        with pytest.raises(FunctionError, match=r"budget of 0 .*--unblind-to trusted"):
             make(info(8, 8, 1, budget=0))
 
 

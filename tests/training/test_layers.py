@@ -281,7 +281,7 @@ def test_channels_must_fit():
 
 
 @pytest.mark.parametrize("receiver", RECEIVERS)
-def test_who_receives_the_unmasking_term(receiver):
+def test_who_receives_the_unblinding_term(receiver):
     x, y, encoding = blobs(6)
     dataset = MemoryDataset(x, y, encoding=encoding)
     authority = MemoryAuthority(dataset)

@@ -33,7 +33,7 @@ from cloister.training.trainer import Trainer, epoch_order
 from training.doubles import MemoryAuthority, MemoryDataset, blobs
 
 PAPER = Settings(first_layer="trainable", allow_unbounded_leakage=True, batch=16, patience_s=0.0)
-TRUSTED = Settings(first_layer="trainable", unmask_to="trusted", batch=16, patience_s=0.0)
+TRUSTED = Settings(first_layer="trainable", unblind_to="trusted", batch=16, patience_s=0.0)
 FROZEN = Settings(batch=16, patience_s=0.0)
 SHAPE = (6, 5, 1)
 
@@ -247,8 +247,8 @@ def test_features_of_another_projection_are_refused(tmp_path):
 @pytest.mark.parametrize(("wrong", "message"), [
     ({"batch": 0}, "batch"),
     ({"first_layer": "both"}, "first_layer"),
-    ({"unmask_to": "everyone"}, "unmask_to"),
-    ({"noise": GaussianNoise(1.0, "gradients")}, "unmask_to='trusted'"),
+    ({"unblind_to": "everyone"}, "unblind_to"),
+    ({"noise": GaussianNoise(1.0, "gradients")}, "unblind_to='trusted'"),
     ({"noise": GaussianNoise(1.0, "ciphertexts")}, "before they encrypt"),
 ])  # fmt: skip
 def test_settings_that_contradict(wrong, message):
@@ -258,18 +258,18 @@ def test_settings_that_contradict(wrong, message):
 
 def test_the_first_layer_is_trained_only_where_no_budget_binds():
     assert Settings().first_layer == "frozen"
-    assert Settings(unmask_to="trusted").first_layer == "trainable"
+    assert Settings(unblind_to="trusted").first_layer == "trainable"
     assert Settings(allow_unbounded_leakage=True).first_layer == "trainable"
-    assert Settings(first_layer="frozen", unmask_to="trusted").first_layer == "frozen"
+    assert Settings(first_layer="frozen", unblind_to="trusted").first_layer == "frozen"
 
 
 def test_the_defaults_give_away_the_least():
     x, y, encoding = blobs(20)
     dataset = MemoryDataset(x, y, encoding=encoding)
-    keys = MemoryAuthority(dataset, mode="guarded")
+    keys = MemoryAuthority(dataset, mode="budgeted")
     made = Trainer(small(), dataset, keys=keys, rng=InsecureSeededRandom(0))
     assert made.settings == Settings()
-    assert (made.settings.first_layer, made.settings.mode) == ("frozen", "guarded")
+    assert (made.settings.first_layer, made.settings.mode) == ("frozen", "budgeted")
     with pytest.raises(TypeError, match="batches"):
         Settings(batches=3)
 
@@ -277,7 +277,7 @@ def test_the_defaults_give_away_the_least():
 def test_the_mode_must_be_the_data_sets():
     x, y, encoding = blobs(20)
     dataset = MemoryDataset(x, y, encoding=encoding)
-    for settings, mode in ((FROZEN, "paper"), (PAPER, "guarded")):
+    for settings, mode in ((FROZEN, "paper"), (PAPER, "budgeted")):
         with pytest.raises(InputError, match="registered in mode"):
             Trainer(
                 small(), dataset, keys=MemoryAuthority(dataset, mode=mode),
@@ -369,7 +369,7 @@ def test_numbers_of_samples_that_others_only_claimed_take_no_memory():
     tracemalloc.start()
     try:
         Trainer(
-            small(), dataset, keys=MemoryAuthority(dataset, mode="guarded"),
+            small(), dataset, keys=MemoryAuthority(dataset, mode="budgeted"),
             rng=InsecureSeededRandom(0),
         )  # fmt: skip
         _, peak = tracemalloc.get_traced_memory()

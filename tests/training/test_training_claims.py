@@ -113,7 +113,7 @@ def test_whatever_is_sent_is_listed(settings, hosted, tmp_path):
             assert {Content.OUTPUT_GRADIENTS, Content.VALUES} & set(listed["gradient"]), role
     assert crossed[Role.AUTHORITY]
     assert bool(crossed[Role.CIPHERTEXT_HOST]) is hosted
-    assert bool(crossed[Role.SERVER]) is (settings.unmask_to == "server")
+    assert bool(crossed[Role.SERVER]) is (settings.unblind_to == "server")
     assert crossed[Role.FOLDER]
 
 
@@ -209,13 +209,13 @@ def test_inference_and_training_know_every_role():
 
 
 def test_claims_follow_the_settings():
-    paper, frozen, guarded = table(PAPER), table(FROZEN), table(GUARDED)
+    paper, frozen, budgeted = table(PAPER), table(FROZEN), table(GUARDED)
     server = ("training server", VALUES)
-    assert [t[server].extent for t in (paper, frozen, guarded)] == [
+    assert [t[server].extent for t in (paper, frozen, budgeted)] == [
         "everything", "bounded", "bounded",
     ]  # fmt: skip
     assert "7 fixed linear functions of 30 values" in frozen[server].text
-    assert "beyond, the authority refuses" in guarded[server].text
+    assert "beyond, the authority refuses" in budgeted[server].text
     for found in (paper, frozen):
         assert found["training server", LABELS].extent == "everything"
         assert found["training server", MODEL].extent == "everything"
@@ -226,12 +226,12 @@ def test_claims_follow_the_settings():
     assert table(TRUSTED)["trusted runtime", VALUES].extent == "everything"
 
 
-@pytest.mark.parametrize("settings", [FROZEN, GUARDED, CLEAN], ids=["frozen", "guarded", "clean"])
+@pytest.mark.parametrize("settings", [FROZEN, GUARDED, CLEAN], ids=["frozen", "budgeted", "clean"])
 def test_a_bound_that_binds_nothing_is_none(settings):
     """As many independent functions as a sample has values are the sample."""
     x, y, encoding = blobs(60, SHAPE)
     dataset = MemoryDataset(x, y, encoding=encoding)
-    authority = MemoryAuthority(dataset, mode="guarded", budget_rank=30)
+    authority = MemoryAuthority(dataset, mode="budgeted", budget_rank=30)
     made, _, _ = trainer(replace(settings, rank=None), model=dense(), n=60, authority=authority)
     found = learned(made)
     parties = ["holder of the model", "reader of --checkpoint"]

@@ -110,7 +110,7 @@ def test_the_same_seed_gives_the_bits_of_the_trainer(served):
 
 
 def test_who_learns_what_is_asked_for(served):
-    trusted = replace(RUN, first_layer=None, unmask_to="trusted")
+    trusted = replace(RUN, first_layer=None, unblind_to="trusted")
     with served.connect("trusted") as keys:
         found = train(served.path, authority=keys, epochs=2, settings=trusted)
         assert (found.settings.first_layer, found.rank, found.spent.rank_max) == (
@@ -118,7 +118,7 @@ def test_who_learns_what_is_asked_for(served):
             None,
             0,
         )
-        with pytest.raises(InputError, match="registered in mode 'guarded'"):
+        with pytest.raises(InputError, match="registered in mode 'budgeted'"):
             train(served.path, authority=keys, settings=Settings(allow_unbounded_leakage=True))
     with served.connect() as keys, pytest.raises(BudgetError, match="allowed are 7"):
         train(served.path, authority=keys, settings=Settings(first_layer="trainable"))

@@ -12,6 +12,7 @@ from cloister.authority.key_service import Receiver
 from cloister.authority.records import Summary, read_terms
 from cloister.authority.registration import NewPart, Registration
 from cloister.authority.requests import Request
+from cloister.authority.tokens import is_token
 from cloister.base import files
 from cloister.base.identity import PublicIdentity
 from cloister.base.rng import KEY_BYTES
@@ -124,6 +125,8 @@ def connect(
     token    a bearer token, or the `Path` of a file that holds one and that only its owner can read
     Raises   InputError, EncryptionError when a file cannot be used
     """
+    if isinstance(token, str) and not is_token(token):
+        raise InputError("token= takes a token, or Path(...) of the file that holds one")
     bearer = read_token(token) if isinstance(token, Path) else token
     return AuthorityClient(url, public=pin, token=bearer, retry_for_s=retry_for_s)
 

@@ -248,7 +248,7 @@ def _target(account: Account, source: int, charge: Charge, sample: int) -> int:
         raise BudgetError(
             f"data set {name}, sample {sample}: this key would bring the rank given away from "
             f"{state.spent} to at least {found.needed} of {account.info.dim}, allowed are "
-            f"{account.budget}; use a frozen first layer or unmask to a trusted runtime"
+            f"{account.budget}; use a frozen first layer or unblind to a trusted runtime"
         )
     raise BudgetError(
         f"data set {name}, sample {sample}: this key would bring the bits given away from "
@@ -270,7 +270,7 @@ def _price(account: Account, function: Function) -> Charge:
         raise BudgetError(
             f"data set {info.name}: this key has {values} values of {bits} bits each: of rank, "
             f"allowed are {account.budget} of {info.dim}, and {most} bits of a sample in all; use "
-            "a frozen first layer or unmask to a trusted runtime"
+            "a frozen first layer or unblind to a trusted runtime"
         )
     exact = account.budget is not None and counted_exactly(function.count, info.dim, account.budget)
     return Charge(
@@ -308,12 +308,12 @@ def _check_chosen(account: Account, request: LinearRequest, function: Function) 
     if request.kind == "gradient":
         raise BudgetError(
             f"data set {name}: gives the server values of one function and no gradients; "
-            "use a frozen first layer or unmask to a trusted runtime"
+            "use a frozen first layer or unblind to a trusted runtime"
         )
     chosen = {state.digest for state in account.states.all[1:]}
     if chosen and function.digest not in chosen:
         raise BudgetError(
             f"data set {name}: the server has values of another function already, and "
             f"this data set gives values of one function only (of rank {account.budget}: allowed "
-            f"are {account.budget}); use the same projection, or unmask to a trusted runtime"
+            f"are {account.budget}); use the same projection, or unblind to a trusted runtime"
         )

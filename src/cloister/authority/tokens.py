@@ -82,6 +82,11 @@ def revoke(path: Path, name: str) -> int:
     return int(count)
 
 
+def is_token(text: str) -> bool:
+    """Whether a text has the form of a token."""
+    return _PATTERN.fullmatch(text) is not None
+
+
 def identify(database: Database, token: str | None) -> Caller:
     """Who presents this token.
 

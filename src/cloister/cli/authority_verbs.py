@@ -147,7 +147,7 @@ def delete(
 ) -> None:
     """Delete a data set: its keys, its ledger and its tokens. The authority must not be serving.
 
-    Files of the data set cannot be unmasked any more. What servers were given stays with them.
+    Files of the data set cannot be unblinded any more. What servers were given stays with them.
     """
     if not yes:
         found, _ = read_stored(folder, dataset)

@@ -1,6 +1,7 @@
 """`cloister data`: encrypted data sets, as owners make them and an untrusted host holds them."""
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,8 @@ from cloister.cli.console import emit_json, note, out, stages, table
 from cloister.cli.serving import serve_until_interrupted
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.owner import LEVELS, NewDataset, Privacy, read_ranges
-from cloister.data.sources import open_source
-from cloister.errors import InputError
+from cloister.data.sources import Source, open_source
+from cloister.errors import CloisterError, InputError, ShapeError
 from cloister.training import ciphertext_service
 from cloister.training.ciphertexts import LocalCiphertextServer
 from cloister.training.data_owner import EncryptedPart
@@ -242,16 +243,16 @@ def encrypt(
 
     The first client makes the data set, with its samples, and decides its encoding and privacy.
     Others join it if it gives away no more than their own options, or the defaults, would allow.
-    The mask key is sealed to the authority; the file holds masked samples and labels only.
+    The pads' key is sealed to the authority; the file holds blinded samples and labels only.
     """
     if order is not None and len(sources) > 1:
         raise InputError("--order FILE.npz: keeps the order of one SOURCE; encrypt them one by one")
     allowed, described, tested = privacy.chosen(), new.dataset(), samples.tested()
     with access.connect() as service:
-        parts = []
-        for path in sources:
-            source = open_source(path, x=samples.x, y=samples.y, label=samples.label)
-            with stages() as update:
+        parts: list[EncryptedPart] = []
+        # All are opened first: a file that cannot be used stops the work before any is registered.
+        for source in _opened(sources, samples):
+            with stages() as update, _saying(sources[: len(parts)], out_file):
                 part = training.encrypt(
                     source, out_file, authority=service, privacy=allowed, new=described, name=name,
                     test_fraction=tested, noise=samples.noise, clip=samples.clip, order=order,
@@ -262,6 +263,38 @@ def encrypt(
                 _show_part(part, out_file)
     if json:
         emit_json(_document(parts))
+
+
+def _opened(paths: list[Path], samples: SampleOptions) -> list[Source]:
+    """The sources of a command.
+
+    Raises   InputError, ShapeError for one that cannot follow the first
+    """
+    opened = [open_source(p, x=samples.x, y=samples.y, label=samples.label) for p in paths]
+    for path, source in zip(paths, opened, strict=True):
+        if (source.shape, source.kind) != (opened[0].shape, opened[0].kind):
+            raise ShapeError(
+                f"{path}: holds {source.kind} of shape {source.shape}, but {paths[0]} holds "
+                f"{opened[0].kind} of shape {opened[0].shape}; nothing was encrypted"
+            )
+    return opened
+
+
+@contextmanager
+def _saying(done: list[Path], out_file: Path) -> Iterator[None]:
+    """A context whose errors say which sources were added before.
+
+    Raises   the error of the block, with more to its text
+    """
+    try:
+        yield
+    except CloisterError as error:
+        if not done:
+            raise
+        names = ", ".join(map(str, done))
+        raise type(error)(
+            f"{error}; {names}: in {out_file} already, do not encrypt them again"
+        ) from error
 
 
 @app.command(epilog="Example: cloister data show rows.cloister")

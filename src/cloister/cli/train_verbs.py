@@ -38,7 +38,7 @@ FirstLayerKind = Annotated[
     Literal["frozen", "trainable"] | None,
     typer.Option(
         "--first-layer",
-        help="Default: frozen where the server unmasks, else trainable.",
+        help="Default: frozen where the server unblinds, else trainable.",
         rich_help_panel=LEARNS,
     ),
 ]
@@ -51,11 +51,11 @@ Rank = Annotated[
         rich_help_panel=LEARNS,
     ),
 ]
-UnmaskTo = Annotated[
+UnblindTo = Annotated[
     Literal["server", "trusted"],
     typer.Option(
-        "--unmask-to",
-        help="Who receives the unmasking terms: trusted needs such a token.",
+        "--unblind-to",
+        help="Who receives the unblinding terms: trusted needs such a token.",
         rich_help_panel=LEARNS,
     ),
 ]
@@ -64,7 +64,7 @@ Host = Annotated[
     typer.Option(
         "--server",
         metavar="local|URL",
-        help="With --unmask-to trusted: who computes on the ciphertexts.",
+        help="With --unblind-to trusted: who computes on the ciphertexts.",
         rich_help_panel=LEARNS,
     ),
 ]
@@ -168,7 +168,7 @@ class DisclosureOptions:
 
     first_layer: FirstLayerKind = None
     rank: Rank = None
-    unmask_to: UnmaskTo = "server"
+    unblind_to: UnblindTo = "server"
     server: Host = "local"
     access: Access = None
     offload_gradients: OffloadGradients = False
@@ -185,7 +185,7 @@ class DisclosureOptions:
         elif self.noise_clip is not None:
             raise InputError("--noise-clip: adds no noise by itself; give --noise-sigma too")
         return training.Settings(
-            self.first_layer, self.unmask_to, self.allow_unbounded_leakage, noise,
+            self.first_layer, self.unblind_to, self.allow_unbounded_leakage, noise,
             self.offload_gradients, batch=run.batch, optimizer=run.optimizer,
             learning_rate=run.learning_rate, seed=run.seed, rank=self.rank,
             checkpoint_every=run.checkpoint_every, patience_s=run.patience, threads=run.threads,
@@ -196,8 +196,8 @@ class DisclosureOptions:
 
         Raises   InputError
         """
-        if self.server != "local" and (self.unmask_to != "trusted" or self.access is None):
-            raise InputError("--server URL needs --access FILE and --unmask-to trusted")
+        if self.server != "local" and (self.unblind_to != "trusted" or self.access is None):
+            raise InputError("--server URL needs --access FILE and --unblind-to trusted")
         if self.access is None:
             return None
         host = RemoteCiphertextServer(self.server, access=self.access, retry_for_s=patience)
@@ -234,7 +234,7 @@ def _document(outcome: "TrainingOutcome") -> dict[str, Any]:
     settings = outcome.settings
     return found | {
         "first_layer": settings.first_layer,
-        "unmask_to": settings.unmask_to,
+        "unblind_to": settings.unblind_to,
         "mode": settings.mode,
         "claims": outcome.claims.to_dict(),
         "test_accuracy": outcome.test_accuracy,

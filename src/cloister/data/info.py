@@ -11,8 +11,8 @@ from cloister.data.encoding import Encoding
 from cloister.errors import EncryptionError, InputError
 from cloister.ring.bounds import MAX_SAMPLES, check_sample
 
-Mode = Literal["guarded", "paper"]
-"""guarded: a request beyond a sample's budget is refused. paper: it is counted and answered."""
+Mode = Literal["budgeted", "paper"]
+"""budgeted: a request beyond a sample's budget is refused. paper: it is counted and answered."""
 
 RING_LIMIT = 2**31
 """Answers are centred modulo 2^32, so a released value must stay below this magnitude."""
@@ -32,7 +32,7 @@ class DatasetInfo:
     encoding: Encoding
     samples: int
     budget_rank: int
-    mode: Mode = "guarded"
+    mode: Mode = "budgeted"
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -49,8 +49,8 @@ class DatasetInfo:
                 f"data set {self.name}: its budget is 0 to {self.dim} functions, "
                 f"not {self.budget_rank}"
             )
-        if self.mode not in ("guarded", "paper"):
-            raise InputError(f"data set {self.name}: mode must be guarded or paper: {self.mode!r}")
+        if self.mode not in ("budgeted", "paper"):
+            raise InputError(f"data set {self.name}: mode must be budgeted or paper: {self.mode!r}")
 
     @property
     def dim(self) -> int:
@@ -131,8 +131,8 @@ def _from_fields(fields: dict[str, Any]) -> DatasetInfo:
     shape = tuple(_whole(size, "shape") for size in fields["shape"])
     if len(shape) != 3:
         raise ValueError("shape must hold three sizes")
-    if fields["mode"] not in ("guarded", "paper"):
-        raise ValueError("mode must be guarded or paper")
+    if fields["mode"] not in ("budgeted", "paper"):
+        raise ValueError("mode must be budgeted or paper")
     return DatasetInfo(
         name=str(fields["name"]),
         shape=shape,

@@ -72,7 +72,7 @@ class Privacy:
     @property
     def mode(self) -> Mode:
         """Whether a request beyond the budget is refused, or only counted."""
-        return "paper" if self.level == "paper" else "guarded"
+        return "paper" if self.level == "paper" else "budgeted"
 
     @property
     def budget_rank(self) -> int | None:

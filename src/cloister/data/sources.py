@@ -9,7 +9,7 @@ import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Literal, Protocol
+from typing import IO, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -32,6 +32,7 @@ FEW_CLASSES = 20
 Kind = Literal["pixels", "values", "table"]
 
 
+@runtime_checkable
 class Source(Protocol):
     """Samples by position; the labels are small enough to be kept."""
 

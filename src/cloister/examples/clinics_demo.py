@@ -91,7 +91,7 @@ def run(records: Records, folder: Path, *, say: Callable[[str], None]) -> dict[s
         refusal = _refused(*train, *as_server, "--first-layer", "trainable")
         say("5  a trusted runtime gets the unblinding terms instead")
         trusted = jsons.loads(
-            _cloister(*train, "--token", tokens["trusted"], "--unmask-to", "trusted")
+            _cloister(*train, "--token", tokens["trusted"], "--unblind-to", "trusted")
         )
         budget = jsons.loads(_cloister("authority", "budget", authority, "--json"))[0]
     say("6  the same model in the clear, for comparison")

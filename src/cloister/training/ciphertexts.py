@@ -4,7 +4,7 @@
     gradient  sum over i, p of delta[i, p] P[i, p]  mod 2^32
 
 It has no key and no unblinding term, so all its data and answers are uniform over Z_2^32. The
-training process either is this server (`unmask_to="server"`) or asks it (`"trusted"`). Then it is
+training process either is this server (`unblind_to="server"`) or asks it (`"trusted"`). Then it is
 *sent* weights, which are not uniform (`sent`), and its answers are not checked. So it is asked for
 products alone: ciphertexts and labels come from the asking side's own file, which is authenticated,
 and no answer can make a sample larger than its encoding allows.

@@ -87,6 +87,10 @@ def encrypt(
     """
     out, remarks = Path(out), _Remarks(note)
     samples = open_source(source) if isinstance(source, str | Path) else source
+    if not isinstance(samples, Source):
+        raise InputError(
+            f"source: a {type(samples).__name__} is none; give a path, or ArraySource(x, y)"
+        )
     privacy = Privacy(privacy) if isinstance(privacy, str) else privacy
     added = None if noise is None else GaussianNoise(noise, "ciphertexts")
     if not 0 <= test_fraction <= 1:
@@ -142,9 +146,9 @@ class _Remarks:
         self, agreed: Agreement, samples: Source, encoder: Encoder, order: Path | str | None
     ) -> None:
         info = agreed.info
-        if info.mode == "guarded" and info.budget_rank == 0:
+        if info.mode == "budgeted" and info.budget_rank == 0:
             self(
-                "a budget of 0 gives a training server nothing: only `cloister train --unmask-to "
+                "a budget of 0 gives a training server nothing: only `cloister train --unblind-to "
                 "trusted` trains on this data set; a new one may have a --privacy budget=N"
             )
         for remark in samples.remarks:

@@ -147,7 +147,7 @@ def _check_rank(info: DatasetInfo, rank: int) -> None:
     if info.budget_rank == 0:
         raise FunctionError(
             f"data set {info.name!r}: its budget of 0 functions gives the server nothing; train "
-            "with --unmask-to trusted, or encrypt with --privacy budget=N"
+            "with --unblind-to trusted, or encrypt with --privacy budget=N"
         )
     if not 1 <= rank <= info.budget_rank:
         raise FunctionError(

@@ -43,7 +43,7 @@ FIELDS = {
         lambda new, _: new.bits is not None,
     ),
     "mode": AgreementField(
-        "mode", lambda n: "paper" if n else "guarded",
+        "mode", lambda n: "paper" if n else "budgeted",
         lambda _: "--privacy paper --allow-unbounded-leakage",
     ),
     "labels_to_server": AgreementField(

@@ -75,7 +75,7 @@ def sent(settings: Settings, *, hosted: bool) -> tuple[Message, ...]:
 def _unblinded(settings: Settings) -> Iterator[Message]:
     """The process that trains holds the file, and receives the unblinding terms."""
     frozen = settings.first_layer == "frozen"
-    role = Role.SERVER if settings.unmask_to == "server" else Role.RUNTIME
+    role = Role.SERVER if settings.unblind_to == "server" else Role.RUNTIME
     values = Content.FIXED_VALUES if frozen else Content.VALUES
     yield Message(role, "data set file", (Content.CIPHERTEXTS, Content.NAMES))
     yield Message(role, "training", (Content.TRAINING,))

@@ -18,12 +18,12 @@ class Settings:
 
     first_layer              frozen is the safe choice; trainable needs keys at every step. Default:
                              frozen where the server unblinds within a budget, else trainable
-    unmask_to                server: the operator of this process learns the first layer's values;
+    unblind_to                server: the operator of this process learns the first layer's values;
                              trusted: this process is a trusted runtime. No server receives a value;
                              `sent` lists the requests to a host and to the authority
     allow_unbounded_leakage  the data set is one of mode paper: no budget, and the server can read
                              every sample
-    noise                    on gradients, with unmask_to='trusted' and first_layer='trainable'
+    noise                    on gradients, with unblind_to='trusted' and first_layer='trainable'
     offload_gradients        trusted only: the gradient's product runs at the server too, which
                              then sees each sample's output gradient
     rank                     of the frozen projection, default the samples' whole budget
@@ -35,7 +35,7 @@ class Settings:
     """
 
     first_layer: FirstLayer | None = None
-    unmask_to: Receiver = "server"
+    unblind_to: Receiver = "server"
     allow_unbounded_leakage: bool = False
     noise: GaussianNoise | None = None
     offload_gradients: bool = False
@@ -52,24 +52,24 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.first_layer is None:
-            bounded = self.unmask_to == "server" and not self.allow_unbounded_leakage
+            bounded = self.unblind_to == "server" and not self.allow_unbounded_leakage
             object.__setattr__(self, "first_layer", "frozen" if bounded else "trainable")
         if self.first_layer not in ("frozen", "trainable"):
             raise InputError(f"first_layer must be trainable or frozen, got {self.first_layer!r}")
-        if self.unmask_to not in ("server", "trusted"):
-            raise InputError(f"unmask_to must be server or trusted, got {self.unmask_to!r}")
+        if self.unblind_to not in ("server", "trusted"):
+            raise InputError(f"unblind_to must be server or trusted, got {self.unblind_to!r}")
         if self.optimizer not in ("adam", "sgd"):
             raise InputError(f"optimizer must be adam or sgd, got {self.optimizer!r}")
         for name in ("batch", "threads", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.offload_gradients and self.unmask_to != "trusted":
-            raise InputError("offload_gradients is only for unmask_to='trusted'")
+        if self.offload_gradients and self.unblind_to != "trusted":
+            raise InputError("offload_gradients is only for unblind_to='trusted'")
         noisy = self.noise is not None and self.noise.on == "gradients"
-        if noisy and (self.first_layer, self.unmask_to) != ("trainable", "trusted"):
+        if noisy and (self.first_layer, self.unblind_to) != ("trainable", "trusted"):
             raise InputError(
                 "noise on gradients must be added where they are unblinded, before the server sees "
-                "them: use unmask_to='trusted' and first_layer='trainable'"
+                "them: use unblind_to='trusted' and first_layer='trainable'"
             )
         if self.noise is not None and not noisy:
             raise InputError("noise on ciphertexts is added by clients, before they encrypt")
@@ -77,4 +77,4 @@ class Settings:
     @property
     def mode(self) -> Mode:
         """The mode of the data sets that the run may read."""
-        return "paper" if self.allow_unbounded_leakage else "guarded"
+        return "paper" if self.allow_unbounded_leakage else "budgeted"

@@ -130,7 +130,7 @@ class Trainer:
             self.info,
             self._witness or asked,
             keys=keys,
-            receiver=settings.unmask_to,
+            receiver=settings.unblind_to,
             recorder=release_log,
             requests=request_log,
             patience_s=settings.patience_s,
@@ -327,7 +327,7 @@ class Trainer:
             self._test_ids.tobytes(),
             self._described.encode(),
             f"{type(self.optimizer).__name__} {self.optimizer.defaults}".encode(),
-            repr((settings.first_layer, settings.unmask_to, settings.batch, settings.seed,
+            repr((settings.first_layer, settings.unblind_to, settings.batch, settings.seed,
                   settings.rank, settings.weight_bits, settings.noise)).encode(),
         )  # fmt: skip
         return hashlib.sha256(b"\0".join(parts)).hexdigest()
@@ -394,10 +394,10 @@ def _check(dataset: TrainingData, info: DatasetInfo, settings: Settings) -> None
         )
     if len(dataset.train_ids) == 0:
         raise InputError(f"data set {dataset.name!r}: it has no training samples")
-    if settings.unmask_to == "server" and info.mode != settings.mode:
+    if settings.unblind_to == "server" and info.mode != settings.mode:
         raise InputError(
             f"data set {dataset.name!r} is registered in mode {info.mode!r}, the run asks for "
             f"{settings.mode!r}; its first client chose that: run with allow_unbounded_leakage "
-            "(--allow-unbounded-leakage) in mode 'paper' and without it in mode 'guarded', or "
+            "(--allow-unbounded-leakage) in mode 'paper' and without it in mode 'budgeted', or "
             "encrypt the samples again"
         )

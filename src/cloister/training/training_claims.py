@@ -69,8 +69,8 @@ def claims(trainer: Trainer, *, epochs: int) -> Claims:
         if contents:
             found += _of_role(role, list(contents), run)
     subject = (
-        f"training on {trainer.info.name}, first layer {settings.first_layer}, unmasked to "
-        f"{settings.unmask_to}, mode {settings.mode}"
+        f"training on {trainer.info.name}, first layer {settings.first_layer}, unblinded to "
+        f"{settings.unblind_to}, mode {settings.mode}"
     )
     return Claims(subject, tuple(found))
 
@@ -126,7 +126,7 @@ def _assumes(role: Role, about: str, extent: Extent) -> str:
 
 def _frozen_values(run: _Run) -> Sequence[Learned]:
     rank, dim = run.rank or 0, run.info.dim
-    if run.settings.unmask_to == "trusted":
+    if run.settings.unblind_to == "trusted":
         return [Learned(VALUES, EVERYTHING, "any function that it asks for, exactly")]
     if run.settings.mode == "paper":
         return [Learned(VALUES, EVERYTHING, _unbounded(run))]
@@ -142,7 +142,7 @@ def _frozen_values(run: _Run) -> Sequence[Learned]:
 
 def _values(run: _Run) -> Sequence[Learned]:
     budget, dim = run.info.budget_rank, run.info.dim
-    if run.settings.unmask_to == "trusted":
+    if run.settings.unblind_to == "trusted":
         return [Learned(VALUES, EVERYTHING, "any function that it asks for, exactly")]
     if run.settings.mode == "paper":
         return [Learned(VALUES, EVERYTHING, _unbounded(run))]
@@ -233,7 +233,7 @@ def _classes(run: _Run) -> Sequence[Learned]:
 
 
 def _features(run: _Run) -> Sequence[Learned]:
-    if run.settings.unmask_to == "server":
+    if run.settings.unblind_to == "server":
         return _frozen_values(run)
     if run.rank == run.info.dim:
         return [Learned(VALUES, EVERYTHING, _all_of(run))]

@@ -104,7 +104,7 @@ def train(
     """Train a model on samples that stay encrypted.
 
     model          a model, or mlp, lenet5 or FILE.py; a model's own weights are where it begins
-    host           with unmask_to trusted: who makes the products on ciphertexts
+    host           with unblind_to trusted: who makes the products on ciphertexts
     note, update   are called with each remark as it arises, and with the progress of the run
 
     Raises   EncryptionError when the file is not the authority's, before any key is asked for;
