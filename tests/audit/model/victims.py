@@ -37,14 +37,19 @@ def network() -> onnx.ModelProto:
     x = net.op("Relu", net.conv(net.input("image", 1, 8, 8), 1, 8, pads=[1, 1, 1, 1]))
     x = net.op("Flatten", net.op("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2]))
     for before, after in ((128, 48), (48, 24), (24, 12)):
-        x = net.op("Relu", net.gemm(x, before, after))
+        x = net.op("LeakyRelu", net.gemm(x, before, after), alpha=0.2)
     return net.model(net.op("Softmax", net.gemm(x, 12, CLASSES)))
+
+
+def untrained() -> Graph:
+    """The network with random weights."""
+    return prepare(from_model(network(), name="digits"))
 
 
 @cache
 def classifier() -> Graph:
     """The network, trained."""
-    return trained(prepare(from_model(network(), name="digits")), digits()[0], steps=1500)
+    return trained(untrained(), digits()[0], steps=1500)
 
 
 def classifier_file(path) -> None:
