@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 import nets
+from bundle.bundles import module, sealed
 from cloister.authority import database, records
 from cloister.authority.request_log import ReleaseLog
 from cloister.base import identity
 from cloister.base.rng import InsecureSeededRandom, SystemRandom
+from cloister.bundle.bundle_keys import create_keys
 from cloister.cli.main import main
 from cloister.data.owner import OrderFile
 from cloister.errors import CloisterError, InputError
@@ -100,6 +102,10 @@ def ledger(path):
     PadLedger.create(path, plan_digest=DIGEST, rng=RNG)
 
 
+def bundle_key(path):
+    create_keys(path.parent, rng=RNG)
+
+
 REPLACE_PRIVATE = {
     "transcript.npz": lambda path: Transcript().save(path),
     "out.npz": run_output,
@@ -108,6 +114,7 @@ REPLACE_PRIVATE = {
 }
 REPLACE_PUBLIC = {
     "model.plan": lambda path: PLAN.save(path),
+    "model.bundle": lambda path: sealed(path, module()),
     "curve.svg": curve,
     "curve.png": curve,
 }
@@ -116,10 +123,12 @@ REFUSE_PRIVATE = {
     "client.token": token,
     "releases.log": log,
     "pads.key": ledger,
+    "vendor.key": bundle_key,
+    "content.key": bundle_key,
     "ledger.sqlite": lambda path: database.create(path, modulus=3),
     "lock": lambda path: os.close(database.hold(path)),
 }
-REFUSE_PUBLIC = {"set.cloister": data_set}
+REFUSE_PUBLIC = {"set.cloister": data_set, "vendor.pub": bundle_key}
 REPLACE = REPLACE_PRIVATE | REPLACE_PUBLIC
 REFUSE = REFUSE_PRIVATE | REFUSE_PUBLIC
 PRIVATE = REPLACE_PRIVATE | REFUSE_PRIVATE

@@ -10,16 +10,18 @@
     │   └── FunctionError         a function key may not be asked for: unit vector, packed operand
     ├── PlanError                 the plan contradicts itself, the model or the session
     ├── ProtocolError             the other side broke the wire protocol
-    │   └── WorkerError           the other side is a worker; the text begins with its name
-    │       ├── WorkerUnavailable it cannot be reached, or died
-    │       └── WorkerTimeout     it did not answer within the stated time
+    │   ├── WorkerError           the other side is a worker; the text begins with its name
+    │   │   ├── WorkerUnavailable it cannot be reached, or died
+    │   │   └── WorkerTimeout     it did not answer within the stated time
+    │   └── EngineError           the other side is a hidden module's engine: it died, hung, failed
     ├── VerificationError         an answer was wrong: a check failed
     ├── PadError                  blinding is impossible
     │   ├── PadReusedError        a pad would have been used twice
     │   ├── PadsExhausted         the store has no unused pad left
     │   └── PadStoreError         the store is damaged, full, locked or belongs to another plan
     ├── EncryptionError           a ciphertext, key or data set is damaged, replayed or another's
-    │   └── UnknownDatasetError   the authority or server has no data set of this name
+    │   ├── UnknownDatasetError   the authority or server has no data set of this name
+    │   └── BundleError           a bundle is changed, stale, or of another vendor, key or plan
     ├── BudgetError               issuing the key would exceed a sample's leakage budget
     └── ServiceUnavailable        a service cannot be reached, or is busy
         ├── AuthorityUnavailable  the key authority
@@ -108,6 +110,10 @@ class WorkerTimeout(WorkerError):  # noqa: N818  (a state, not a mistake)
     """The worker did not answer within the stated time."""
 
 
+class EngineError(ProtocolError):
+    """The engine of a hidden module died, hung, or refused its input; nothing was returned."""
+
+
 class VerificationError(CloisterError):
     """A worker's answer failed its check."""
 
@@ -134,6 +140,10 @@ class EncryptionError(CloisterError):
 
 class UnknownDatasetError(EncryptionError):
     """The authority or ciphertext server has no data set of this name."""
+
+
+class BundleError(EncryptionError):
+    """A bundle is changed, stale, or of another vendor, content key or plan."""
 
 
 class BudgetError(CloisterError):

@@ -12,6 +12,7 @@ from PIL import Image
 
 import nets
 import unequal
+from bundle.bundles import module, sealed
 from cloister.authority.agreement import Agreement
 from cloister.authority.enrolment import Enrolment
 from cloister.authority.records import Terms
@@ -19,6 +20,17 @@ from cloister.authority.request_log import Release, ReleaseLog, read_releases
 from cloister.authority.requests import Forward
 from cloister.base.identity import PUBLIC_FILE, Identity, PublicIdentity
 from cloister.base.rng import InsecureSeededRandom, SystemRandom
+from cloister.bundle.bundle_keys import (
+    CONTENT_KEY,
+    VENDOR_KEY,
+    VENDOR_PUBLIC,
+    create_keys,
+    load_content_key,
+    load_signer,
+    load_vendor,
+)
+from cloister.bundle.compiled_module import MANIFEST, CompiledModule
+from cloister.bundle.sealed_bundle import SealedBundle
 from cloister.cli.results import read_labels
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.encoding import Encoding
@@ -169,6 +181,34 @@ def _plan(build: Callable[[], onnx.ModelProto], samples: Callable) -> Callable[[
     return make
 
 
+def _bundle(folder: Path) -> Path:
+    create_keys(folder, rng=InsecureSeededRandom(1))
+    return sealed(
+        folder / "a.bundle",
+        module(),
+        content_key=load_content_key(folder / CONTENT_KEY),
+        signer=load_signer(folder / VENDOR_KEY),
+    )
+
+
+def _open_bundle(path: Path) -> None:
+    vendor = load_vendor(path.with_name(VENDOR_PUBLIC))
+    SealedBundle.open(path, load_content_key(path.with_name(CONTENT_KEY)), vendor=vendor)
+
+
+def _module(folder: Path) -> Path:
+    module().save(folder)
+    return folder / MANIFEST
+
+
+def _key(name: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        create_keys(folder, rng=InsecureSeededRandom(1))
+        return folder / name
+
+    return make
+
+
 def _source(path: Path) -> None:
     found = open_source(path)
     found.read(np.arange(len(found.labels)))
@@ -219,6 +259,12 @@ LOADERS = {
     ) for name, build in GRAPHS.items()},
     "plan": Loader(_plan(nets.residual, nets.samples), Plan.load, CANONICAL),
     "plan with factors": Loader(_plan(unequal.table, unequal.samples), Plan.load, CANONICAL),
+    "bundle": Loader(_bundle, _open_bundle, CANONICAL),
+    "bundle that is not opened": Loader(_bundle, SealedBundle.show, CANONICAL),
+    "manifest of a module": Loader(_module, lambda path: CompiledModule.load(path.parent), JSON),
+    "private key of a vendor": Loader(_key(VENDOR_KEY), load_signer),
+    "public key of a vendor": Loader(_key(VENDOR_PUBLIC), load_vendor),
+    "content key": Loader(_key(CONTENT_KEY), load_content_key),
     "array": Loader(_array, lambda path: read_inputs(_takes(x=np.float32), [path])),
     "arrays": Loader(_arrays, lambda path: read_inputs(_takes(x=np.float32, y=np.int64), [path])),
     "samples in arrays": Loader(_arrays, _source),

@@ -11,6 +11,7 @@ Nothing in the folder is encrypted; a bundle (`sealed_bundle`) is what leaves th
 """
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,7 +84,7 @@ def _sha256(data: bytes) -> str:
 
 def _read(path: Path) -> bytes:
     with open_regular(path) as file:
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise InputError(f"{path}: is larger than any module")
-    return data
+        # A read of at most so many bytes would allocate all of them.
+        if os.fstat(file.fileno()).st_size > MAX_BYTES:
+            raise InputError(f"{path}: is larger than any module")
+        return file.read()

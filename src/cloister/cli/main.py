@@ -14,6 +14,7 @@ from cloister.cli import (
     audit_verbs,
     authority_verbs,
     bench_verbs,
+    bundle_verbs,
     data_verbs,
     demo_verbs,
     model_verbs,
@@ -37,6 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 INFERENCE = "Inference on an untrusted worker"
+HIDDEN = "Hidden layers"
 TRAINING = "Training on encrypted data"
 TRYING = "Try, attack and measure"
 
@@ -51,6 +53,7 @@ _verb(model_verbs.compare, INFERENCE, "compare model.onnx photos --calibration t
 _verb(model_verbs.inspect, INFERENCE, "inspect model.onnx --policy verified")
 app.add_typer(pads_verbs.app, name="pads", rich_help_panel=INFERENCE)
 app.add_typer(worker_verbs.app, name="worker", rich_help_panel=INFERENCE)
+app.add_typer(bundle_verbs.app, name="bundle", rich_help_panel=HIDDEN)
 app.add_typer(data_verbs.app, name="data", rich_help_panel=TRAINING)
 app.add_typer(authority_verbs.app, name="authority", rich_help_panel=TRAINING)
 _verb(

@@ -178,6 +178,15 @@ PadKey = Annotated[
         help="The pads' key and use counter; keep it on trusted storage and never copy it back.",
     ),
 ]
+VendorKey = Annotated[
+    Path, typer.Option("--vendor", metavar="FILE", help="The vendor's public key, vendor.pub.")
+]
+ContentKey = Annotated[
+    Path | None, typer.Option("--key", metavar="FILE", help="The content key of the bundle.")
+]
+AtLeast = Annotated[
+    int, typer.Option("--at-least", min=1, help="Refuse bundles of older versions than this.")
+]
 AuthorityUrl = Annotated[
     str, typer.Option("--authority", metavar="URL", help="https://HOST:PORT of the authority.")
 ]

@@ -1,0 +1,169 @@
+"""The header of a bundle: what its vendor signs, and all that anyone can read besides the plan.
+
+    prelude     magic of 4 bytes, format u32, length of the header u64
+    header      JSON in ASCII in its canonical form (graph/canonical.py)
+    signature   Ed25519 over CONTEXT, prelude and header: 64 bytes
+
+The plan and the sealed part follow in the file (`sealed_bundle`); the header has their sizes and
+SHA-256, so one signature authenticates every byte of the file.
+"""
+
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from cloister.base.aead import NONCE_BYTES, TAG_BYTES
+from cloister.base.reading import parsing
+from cloister.errors import BundleError
+from cloister.graph.canonical import PRELUDE, Reader, Writer, as_array, text, whole
+from cloister.graph.graph_file import read_fields
+
+MAGIC, FORMAT = b"CLOB", 1
+CONTEXT = b"cloister bundle header\0"
+SUITE = "Ed25519, HKDF-SHA256, AES-256-GCM"
+ID_BYTES, DIGEST_BYTES, PUBLIC_KEY_BYTES, SIGNATURE_BYTES = 16, 32, 32, 64
+CHUNK_BYTES = 2**20
+"""Bytes of the hidden part that one seal covers."""
+MIN_CHUNK_BYTES, MAX_CHUNK_BYTES = 64, 2**24
+"""With MAX_PART_BYTES: at most 2^30 chunks, so their random nonces do not meet (base/aead.py)."""
+MAX_HEADER_BYTES = 4096
+MAX_PART_BYTES = 2**36
+"""Neither a plan nor a hidden part is larger."""
+MAX_VERSION = 2**53 - 1
+"""The largest whole number that every reader of JSON reads exactly."""
+
+
+@dataclass(frozen=True)
+class BundleHeader:
+    """What the vendor signs.
+
+    bundle_id       random, of this file alone: the key of its chunks is derived from it
+    version         of the vendor's, larger in every newer bundle
+    vendor          the public key that verifies the signature, 32 bytes
+    plan_digest     SHA-256 of the plan, which is the plan's own digest
+    module_digest   of the sealed manifest
+    hidden_bytes    of the hidden part with its padding, before encryption
+    chunk_bytes     of the hidden part in each chunk; the last one may have fewer
+    sealed_digest   SHA-256 of all chunks as they stand in the file
+    """
+
+    bundle_id: bytes
+    version: int
+    vendor: bytes
+    plan_digest: bytes
+    plan_bytes: int
+    module_digest: bytes
+    hidden_bytes: int
+    chunk_bytes: int
+    sealed_digest: bytes
+
+    @property
+    def chunks(self) -> int:
+        """How many there are."""
+        return -(-self.hidden_bytes // self.chunk_bytes)
+
+    @property
+    def sealed_bytes(self) -> int:
+        """Bytes of all chunks in the file."""
+        return self.hidden_bytes + self.chunks * (NONCE_BYTES + TAG_BYTES)
+
+    def chunk_size(self, index: int) -> int:
+        """Bytes of the hidden part in a chunk."""
+        return min(self.chunk_bytes, self.hidden_bytes - index * self.chunk_bytes)
+
+    def to_bytes(self) -> bytes:
+        """Prelude and header. The length depends on the numbers only, not on the digests."""
+        return self._written().to_bytes()
+
+    def _written(self) -> Writer:
+        return Writer(MAGIC, FORMAT).finish(
+            {
+                "suite": SUITE,
+                "bundle_id": self.bundle_id.hex(),
+                "version": self.version,
+                "vendor": self.vendor.hex(),
+                "plan_digest": self.plan_digest.hex(),
+                "plan_bytes": self.plan_bytes,
+                "module_digest": self.module_digest.hex(),
+                "hidden_bytes": self.hidden_bytes,
+                "chunk_bytes": self.chunk_bytes,
+                "sealed_digest": self.sealed_digest.hex(),
+            }
+        )
+
+    @classmethod
+    def from_bytes(cls, head: bytes) -> "BundleHeader":
+        """Inverse of `to_bytes`.
+
+        Raises   BundleError for anything else
+        """
+        with parsing("the header of the bundle cannot be read", kind=BundleError):
+            reader = Reader(as_array(head), MAGIC, FORMAT)
+            (suite, bundle_id, version, vendor, plan_digest, plan_bytes, module_digest,
+             hidden_bytes, chunk_bytes, sealed_digest) = read_fields(
+                reader.document, "suite", "bundle_id", "version", "vendor", "plan_digest",
+                "plan_bytes", "module_digest", "hidden_bytes", "chunk_bytes", "sealed_digest",
+            )  # fmt: skip
+            if suite != SUITE:
+                raise ValueError("it uses other algorithms than this version knows")
+            header = cls(
+                bundle_id=_hexadecimal(bundle_id, ID_BYTES),
+                version=whole(version, least=1, most=MAX_VERSION),
+                vendor=_hexadecimal(vendor, PUBLIC_KEY_BYTES),
+                plan_digest=_hexadecimal(plan_digest, DIGEST_BYTES),
+                plan_bytes=whole(plan_bytes, least=1, most=MAX_PART_BYTES),
+                module_digest=_hexadecimal(module_digest, DIGEST_BYTES),
+                hidden_bytes=whole(hidden_bytes, least=1, most=MAX_PART_BYTES),
+                chunk_bytes=whole(chunk_bytes, least=MIN_CHUNK_BYTES, most=MAX_CHUNK_BYTES),
+                sealed_digest=_hexadecimal(sealed_digest, DIGEST_BYTES),
+            )
+            reader.finish(header._written())
+            return header
+
+    def signed_by(self, signer: Ed25519PrivateKey) -> bytes:
+        """Prelude, header and signature."""
+        head = self.to_bytes()
+        return head + signer.sign(CONTEXT + head)
+
+
+def read_head(file: BinaryIO) -> tuple[bytes, bytes]:
+    """Prelude with header, and signature; no byte of them was authenticated or parsed.
+
+    Raises   BundleError for what is no bundle, OSError
+    """
+    start = file.read(PRELUDE.size)
+    if len(start) < PRELUDE.size or not start.startswith(MAGIC):
+        raise BundleError("is not a bundle")
+    _, found, length = PRELUDE.unpack(start)
+    if found != FORMAT:
+        raise BundleError(f"has format {found}, and this version of Cloister reads {FORMAT}")
+    if length > MAX_HEADER_BYTES:
+        raise BundleError(f"its header is longer than {MAX_HEADER_BYTES} B; the file is damaged")
+    header, signature = file.read(length), file.read(SIGNATURE_BYTES)
+    if len(header) < length or len(signature) < SIGNATURE_BYTES:
+        raise BundleError("is cut off within its header; get it again")
+    return start + header, signature
+
+
+def authenticate(head: bytes, signature: bytes, *, vendor: Ed25519PublicKey) -> BundleHeader:
+    """The header, which is parsed once its signature has been verified.
+
+    Raises   BundleError
+    """
+    try:
+        vendor.verify(signature, CONTEXT + head)
+    except InvalidSignature:
+        raise BundleError(
+            f"has no valid signature of vendor {vendor.public_bytes_raw().hex()[:16]}: it was "
+            "changed, or is another vendor's"
+        ) from None
+    return BundleHeader.from_bytes(head)
+
+
+def _hexadecimal(value: object, count: int) -> bytes:
+    found = bytes.fromhex(text(value))
+    if len(found) != count:
+        raise ValueError(f"{len(found)} B stand where {count} B belong")
+    return found
