@@ -1,5 +1,7 @@
 """`cloister splits`: what every split of a model costs, and what it protects."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -7,8 +9,11 @@ import typer
 
 from cloister.base import files
 from cloister.cli import options
-from cloister.cli.console import emit_json, err, out, plain_json, stages, table
-from cloister.splits.measure_splits import SplitRun, measure_splits
+from cloister.cli.console import emit_json, err, json_text, note, out, stages, table
+from cloister.errors import InputError
+from cloister.graph.input_files import read_inputs
+from cloister.splits.measure_splits import DEFAULT_REPEATS, DEFAULT_STARTS, measure_splits
+from cloister.splits.preset_model import SweptModel, preset_model
 from cloister.splits.presets import NAMES
 from cloister.splits.split_cost import COLUMNS, table_rows
 from cloister.splits.splits_page import write_page
@@ -50,9 +55,7 @@ Out = Annotated[
 ]
 
 
-@options.grouped
 def splits(
-    given: Pictures,
     model: Model = None,
     preset: Preset = None,
     inputs: Samples = None,
@@ -69,3 +72,44 @@ def splits(
     The part outside runs in ONNX Runtime on the host, the hidden layers in an engine. What SGX
     would add is modelled from published constants.
     """
+    with stages() as update:
+        swept = _subject(model, preset, inputs, cache, update)
+        found = measure_splits(
+            swept, engine=engine, repeats=repeats, starts=starts, theft=theft,
+            progress=partial(update, "splits"),
+        )  # fmt: skip
+    if to is not None:
+        page = write_page(found, to)
+        text = json_text(found.to_dict())
+        files.replace(to / JSON_NAME, text.encode(), private=False)
+        err().print(f"written to {page} and {to / JSON_NAME}", soft_wrap=True)
+    if json:
+        emit_json(found.to_dict())
+        return
+    console = out()
+    console.print(table(COLUMNS, table_rows(found), title=found.model))
+    console.print()
+    for note in found.notes():
+        console.print(note, soft_wrap=True)
+
+
+def _subject(
+    model: str | None,
+    preset: str | None,
+    inputs: list[Path] | None,
+    cache: Path | None,
+    update: Callable[[str, int, int], None],
+) -> SweptModel:
+    if (model is None) == (preset is None):
+        raise InputError("give a model, or the name of a network as --preset")
+    if preset is not None:
+        if inputs:
+            raise InputError("--input: a preset has samples of its own; leave it out")
+        return preset_model(preset, cache=cache, progress=update)
+    if cache is not None:
+        raise InputError("--cache: is for presets; leave it out")
+    if not inputs:
+        raise InputError("--input: name pictures or arrays that the model takes")
+    graph = options.load_model(str(model))
+    read = read_inputs(graph, inputs, note=note)
+    return SweptModel(graph, read.arrays, ", ".join(map(str, inputs)), str(model))

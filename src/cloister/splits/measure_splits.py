@@ -1,9 +1,9 @@
 """Measures the splits of a model with a real engine, and adds what a thief gains."""
 
 import hashlib
+import importlib
 from pathlib import Path
 
-from cloister.audit.model.theft_report import ModelTheftReport
 from cloister.errors import InputError
 from cloister.graph import graph_file
 from cloister.graph.graph import Graph
@@ -55,7 +55,11 @@ def _no_gain(_: int) -> None:
 
 
 def _gain(path: Path, graph: Graph) -> Gain:
-    report = ModelTheftReport.load(path)
+    try:
+        reports = importlib.import_module("cloister.audit.model.theft_report")
+    except ModuleNotFoundError as error:
+        raise InputError("--theft needs SciPy: pip install 'cloister[audit]'") from error
+    report = reports.ModelTheftReport.load(path)
     if report.model_sha256 != hashlib.sha256(graph_file.to_bytes(graph)).hexdigest():
         raise InputError(
             f"--theft {path}: is the report of another model, {report.model!r}; audit this one"
