@@ -58,8 +58,7 @@ def build(keras, name):
 
 def _separable(layers, filters, count):
     return [
-        layers.SeparableConv1D(filters, 3, activation="relu", padding="same")
-        for _ in range(count)
+        layers.SeparableConv1D(filters, 3, activation="relu", padding="same") for _ in range(count)
     ]
 
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-
 from cloister.errors import InputError
 from cloister.graph.hidden import layers
 from cloister.graph.interpreter import interpret

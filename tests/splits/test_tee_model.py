@@ -26,9 +26,7 @@ def test_beyond_the_page_cache_every_page_of_weights_is_paged():
     assert overhead(SGX1, compute_ms=0, memory_bytes=weights, weights_bytes=weights).paging_ms == 0
     found = overhead(SGX1, compute_ms=0, memory_bytes=weights + 1, weights_bytes=weights)
     assert found.paging_ms == pytest.approx(weights / 4096 * 40_000 / 3e6)
-    server = overhead(
-        TEES["sgx2"], compute_ms=0, memory_bytes=weights + 1, weights_bytes=weights
-    )
+    server = overhead(TEES["sgx2"], compute_ms=0, memory_bytes=weights + 1, weights_bytes=weights)
     assert server.paging_ms == 0
 
 

@@ -5,7 +5,8 @@ import pytest
 
 from cloister.splits.text_features import NgramVectorizer, WordSequences
 
-WORDS = "a the film plot was not good bad very dull fine it's one two scene end cat dog".split()
+TEXT = "a the film plot was not good bad very dull fine it's one two scene end cat dog"
+WORDS = tuple(TEXT.split())
 
 
 def corpus(count, seed):

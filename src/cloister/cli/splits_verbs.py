@@ -15,7 +15,7 @@ from cloister.graph.input_files import read_inputs
 from cloister.splits.measure_splits import DEFAULT_REPEATS, DEFAULT_STARTS, measure_splits
 from cloister.splits.preset_model import SweptModel, preset_model
 from cloister.splits.presets import NAMES
-from cloister.splits.split_cost import COLUMNS, table_rows
+from cloister.splits.split_cost import HIDDEN_COLUMNS, TIME_COLUMNS, hidden_rows, time_rows
 from cloister.splits.splits_page import write_page
 from cloister.trusted.engines.module_engine import EngineKind
 
@@ -35,11 +35,11 @@ Preset = Annotated[
 ]
 Samples = Annotated[
     list[Path] | None,
-    typer.Option("--input", metavar="FILE", help="Inputs of MODEL: pictures or arrays. Repeatable."),
+    typer.Option(
+        "--input", metavar="FILE", help="Inputs of MODEL: pictures or arrays. Repeatable."
+    ),
 ]
-Engine = Annotated[
-    EngineKind, typer.Option("--engine", help="What runs the hidden layers.")
-]
+Engine = Annotated[EngineKind, typer.Option("--engine", help="What runs the hidden layers.")]
 Repeats = Annotated[int, typer.Option("--repeats", min=2, help="Warm inferences of each split.")]
 Starts = Annotated[int, typer.Option("--starts", min=1, help="Starts of each split's engine.")]
 Theft = Annotated[
@@ -87,10 +87,12 @@ def splits(
         emit_json(found.to_dict())
         return
     console = out()
-    console.print(table(COLUMNS, table_rows(found), title=found.model))
+    console.print(table(HIDDEN_COLUMNS, hidden_rows(found), title=found.model))
     console.print()
-    for note in found.notes():
-        console.print(note, soft_wrap=True)
+    console.print(table(TIME_COLUMNS, time_rows(found), title="milliseconds of one inference"))
+    console.print()
+    for line in found.notes():
+        console.print(line, soft_wrap=True)
 
 
 def _subject(

@@ -58,8 +58,9 @@ def _plain_native(_: Graph, compiled: CompiledModule) -> PlainRun:
     module = NativeModule(_plain_settings(manifest, len(code)), memoryview(code))
     module.weights[:] = compiled.weights
     module.complete()
-    buffer = (ctypes.c_char * manifest.input_bytes).from_address(module.inputs)
-    memory = np.frombuffer(buffer, np.uint8)
+    memory = np.ctypeslib.as_array(
+        (ctypes.c_uint8 * manifest.input_bytes).from_address(module.inputs)
+    )
 
     def run(inputs: Sequence[np.ndarray]) -> float:
         taken = 0.0

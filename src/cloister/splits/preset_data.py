@@ -1,8 +1,8 @@
 """The data of the presets that are trained: read from the folder that CLOISTER_DATA names.
 
-    mnist/              the four original files, gzip
-    text/imdb50k.jsonl.gz       reviews: split, label and text, a JSON object on each line
-    text/rt-polarity.pos, .neg  sentences; every fifth of either class is held out
+mnist/              the four original files, gzip
+text/imdb50k.jsonl.gz       reviews: split, label and text, a JSON object on each line
+text/rt-polarity.pos, .neg  sentences; every fifth of either class is held out
 """
 
 import gzip
@@ -97,18 +97,18 @@ def _imdb(folder: Path) -> PresetData:
     path = folder / "text" / "imdb50k.jsonl.gz"
     with parsing(f"{path}: not the IMDB reviews"), open_regular(path) as file:
         reviews = [json.loads(line) for line in gzip.decompress(file.read()).splitlines()]
-        parts = {
-            split: [(one["text"], int(one["label"])) for one in reviews if one["split"] == split]
+        train, test = (
+            [(one["text"], int(one["label"])) for one in reviews if one["split"] == split]
             for split in ("train", "test")
-        }
-        return _vectorised(
-            *parts.values(),
-            lambda texts, labels: NgramVectorizer(texts, labels, features=WORDS),
         )
+    return _vectorised(
+        train, test, lambda texts, labels: NgramVectorizer(texts, labels, features=WORDS)
+    )
 
 
 def _rotten(folder: Path) -> PresetData:
-    train, test = [], []
+    train: list[tuple[str, int]] = []
+    test: list[tuple[str, int]] = []
     for label, name in enumerate(("rt-polarity.neg", "rt-polarity.pos")):
         path = folder / "text" / name
         with parsing(f"{path}: not sentences of text"), open_regular(path) as file:
@@ -134,7 +134,5 @@ def _vectorised(
     vectorizer = learn(texts, labels)
     return PresetData(
         Samples(vectorizer(texts), labels),
-        Samples(
-            vectorizer([text for text, _ in test]), np.array([label for _, label in test])
-        ),
+        Samples(vectorizer([text for text, _ in test]), np.array([label for _, label in test])),
     )

@@ -106,7 +106,9 @@ def _training() -> Any:  # noqa: ANN401  (a module that needs PyTorch)
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        raise InputError("training a preset needs PyTorch: pip install 'cloister[train]'") from error
+        raise InputError(
+            "training a preset needs PyTorch: pip install 'cloister[train]'"
+        ) from error
 
 
 def _random_inputs(graph: Graph) -> dict[str, np.ndarray]:

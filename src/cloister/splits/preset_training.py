@@ -54,7 +54,8 @@ def train(network: Network, data: PresetData, recipe: Recipe, progress: Progress
             which = order[i * recipe.batch : (i + 1) * recipe.batch]
             optimiser.zero_grad()
             logits = _logits(network, constants, data.train.rows(which), generator)
-            _loss(logits, torch.from_numpy(data.train.y[which])).backward()
+            loss = _loss(logits, torch.from_numpy(data.train.y[which]))
+            torch.autograd.backward(loss)
             optimiser.step()
             progress("training", epoch * batches + i + 1, recipe.epochs * batches)
     trained = {name: one.detach().numpy() for name, one in constants.items()}
@@ -108,12 +109,12 @@ def _dropped(x: Tensor, name: str, network: Network, generator: torch.Generator 
 
 
 def _conv(node: Node, inputs: list[Tensor]) -> Tensor:
-    x, weights = inputs[:2]
-    convolve = functional.conv2d if weights.dim() == 4 else functional.conv1d
-    pads = _integers(node, "pads")
-    return convolve(
-        x, weights, *inputs[2:], padding=pads[: weights.dim() - 2], groups=_integer(node, "group")
-    )
+    x, weights, *more = inputs
+    bias = more[0] if more else None
+    pads, groups = _integers(node, "pads")[: weights.dim() - 2], _integer(node, "group")
+    if weights.dim() == 4:
+        return functional.conv2d(x, weights, bias, 1, pads, 1, groups)
+    return functional.conv1d(x, weights, bias, 1, pads, 1, groups)
 
 
 def _gemm(_: Node, inputs: list[Tensor]) -> Tensor:

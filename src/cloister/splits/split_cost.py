@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from cloister.base.sizes import human_bytes
 from cloister.splits.median_interval import MedianInterval
-from cloister.splits.tee_model import ModelledOverhead, constants
+from cloister.splits.tee_model import TEES, ModelledOverhead, constants
 
 NO_THEFT = (
     "thief's gain: not measured where it is missing; run `cloister audit model MODEL --data ..` "
@@ -151,7 +152,8 @@ class SplitSweep:
             f"milliseconds of one inference, engine {self.engine}, one thread: medians of "
             f"{self.repeats} warm inferences and of {self.starts} starts; the intervals are 95 % "
             "percentile bootstraps",
-            "sgx1, sgx2: modelled from published constants, not measured; see docs/splits.md",
+            "+ sgx1, + sgx2: what SGX would add to a warm inference, modelled from published "
+            "constants, not measured",
         ]
         if self.accuracy is not None:
             lines.insert(0, f"test accuracy: {self.accuracy:.4f}")
@@ -160,37 +162,48 @@ class SplitSweep:
         return lines
 
 
-COLUMNS = (
-    "hidden layers", "first", "parameters", "flops", "open", "transition", "compute", "overhead",
-    "warm ms", "interval", "setup", "load", "cold ms", "memory", "resident", "sgx1 modelled",
-    "sgx2 modelled", "thief's gain",
+HIDDEN_COLUMNS = (
+    "hidden layers", "first", "parameters", "FLOPs", "entering", "memory", "resident",
+    "thief's gain",
+)  # fmt: skip
+TIME_COLUMNS = (
+    "hidden layers", "open", "compute", "overhead", "transition", "warm ms", "95 %", "set-up",
+    "load", "cold ms", "+ sgx1", "+ sgx2",
 )  # fmt: skip
 
 
-def table_rows(sweep: SplitSweep) -> list[tuple[object, ...]]:
-    """The rows under COLUMNS."""
-    return [_row(one) for one in sweep.splits]
+def hidden_rows(sweep: SplitSweep) -> list[tuple[object, ...]]:
+    """What each split hides, under HIDDEN_COLUMNS."""
+    rows: list[tuple[object, ...]] = []
+    for one in sweep.splits:
+        hidden, memory = one.hidden, one.memory
+        if hidden is None or memory is None:
+            rows.append((0, "", 0, 0, "", "", "", one.gain))
+            continue
+        resident = "" if memory.resident is None else human_bytes(memory.resident)
+        sizes = (human_bytes(hidden.entering), human_bytes(memory.module), resident)
+        work = (hidden.parameters, hidden.flops)
+        rows.append((hidden.layers, hidden.first, *work, *sizes, one.gain))
+    return rows
 
 
-def _row(one: SplitCost) -> tuple[object, ...]:
-    hidden, cold, memory, warm = one.hidden, one.cold, one.memory, one.warm
-    modelled = one.modelled or {}
+def time_rows(sweep: SplitSweep) -> list[tuple[object, ...]]:
+    """Where the time of each split goes, under TIME_COLUMNS."""
+    return [_times(one) for one in sweep.splits]
+
+
+def _times(one: SplitCost) -> tuple[object, ...]:
+    warm, cold, modelled = one.warm, one.cold, one.modelled or {}
     return (
         one.layers,
-        "" if hidden is None else hidden.first,
-        0 if hidden is None else hidden.parameters,
-        0 if hidden is None else hidden.flops,
         warm.open.median,
-        warm.transition.median,
         warm.compute.median,
         warm.overhead.median,
+        warm.transition.median,
         warm.total.median,
-        f"{warm.total.low:.3g}-{warm.total.high:.3g}",
-        None if cold is None else cold.setup.median,
-        None if cold is None else cold.load.median,
-        None if cold is None else cold.total.median,
-        None if memory is None else memory.module,
-        None if memory is None else memory.resident,
-        *(modelled[name].total_ms if name in modelled else None for name in ("sgx1", "sgx2")),
-        one.gain,
-    )
+        f"{warm.total.low:.3g} to {warm.total.high:.3g}",
+        *((None,) * 3 if cold is None else (
+            cold.setup.median, cold.load.median, cold.total.median
+        )),
+        *(modelled[tee].total_ms if tee in modelled else None for tee in TEES),
+    )  # fmt: skip

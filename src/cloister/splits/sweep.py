@@ -60,7 +60,7 @@ def sweep(
     deepest = len(layers(graph))
     if not deepest:
         raise InputError(f"model {graph.name!r}: has no layer with weights that could be hidden")
-    found = [_nothing_hidden(graph, samples, repeats)]
+    found = [_nothing_hidden(graph, samples, repeats, gain(0))]
     for hidden_layers in range(1, deepest + 1):
         progress(hidden_layers, deepest + 1)
         split = hide(graph, last=hidden_layers)
@@ -76,11 +76,13 @@ def work(graph: Graph) -> PlanCost:
     return estimate(graph, {node.name: ENCLAVE for node in graph.nodes})
 
 
-def _nothing_hidden(graph: Graph, samples: Sequence[Feeds], repeats: int) -> SplitCost:
+def _nothing_hidden(
+    graph: Graph, samples: Sequence[Feeds], repeats: int, gain: float | None
+) -> SplitCost:
     run = _runtime(model_bytes(graph), graph.outputs)
     walls = [_timed(run, feeds) for feeds in _turns(samples, repeats)][1:]
     whole = median_interval(walls)
-    return SplitCost(Phases(whole, ZERO, ZERO, ZERO, whole))
+    return SplitCost(Phases(whole, ZERO, ZERO, ZERO, whole), gain=gain)
 
 
 class _Measured:
@@ -149,9 +151,7 @@ class _SplitBench:
         engine.run(self._open(feeds))
         found.first.append(1e3 * (time.perf_counter() - begun))
 
-    def _turn(
-        self, engine: StartedEngine, plain: PlainRun, feeds: Feeds, found: _Measured
-    ) -> None:
+    def _turn(self, engine: StartedEngine, plain: PlainRun, feeds: Feeds, found: _Measured) -> None:
         begun = time.perf_counter()
         entering = self._open(feeds)
         found.open.append(1e3 * (time.perf_counter() - begun))

@@ -121,9 +121,7 @@ def _weighted(
     return SparseRows(starts, column, (values / lengths[row]).astype(np.float32), len(idf))
 
 
-def _f_values(
-    matrix: SparseRows, labels: Int64[np.ndarray, " n"]
-) -> Float64[np.ndarray, " k"]:
+def _f_values(matrix: SparseRows, labels: Int64[np.ndarray, " n"]) -> Float64[np.ndarray, " k"]:
     """Variance between two classes over that within them, for each column."""
     per_row = np.repeat(labels, np.diff(matrix.starts))
     counts = np.bincount(labels, minlength=2)
