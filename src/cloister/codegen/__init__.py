@@ -1,1 +1,1 @@
-"""From the hidden part of a model to portable C, and from C to modules."""
+"""The compiler: a hidden graph becomes one C file, packed weights and a manifest."""

@@ -81,13 +81,16 @@ def start(
 
 
 def run(
-    command: Sequence[str], *, timeout_s: float | None = None
+    command: Sequence[str],
+    *,
+    timeout_s: float | None = None,
+    more: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run a process to its end and keep what it printed.
+    """Run a process to its end and keep what it printed; `more` is added to its environment.
 
     Raises   OSError, subprocess.TimeoutExpired
     """
-    with start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, more=more) as process:
         try:
             stdout, stderr = process.communicate(timeout=timeout_s)
         except BaseException:

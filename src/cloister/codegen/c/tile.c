@@ -1,0 +1,65 @@
+#include "vectors.c"
+/* The product of a few rows and columns, whose sums stay in registers.
+ * A panel of weights is (k, 16) floats: 16 columns (output channels), the last panel's filled up
+ * with zeros. Each sum begins with its bias and runs over k in order, whatever the tile. */
+#define PANEL 16
+#if defined(__AVX512F__)
+#define TILE_ROWS 12
+#define TILE_COLUMNS 32
+#elif defined(__AVX__)
+#define TILE_ROWS 6
+#define TILE_COLUMNS 16
+#else
+#define TILE_ROWS 2
+#define TILE_COLUMNS 16
+#endif
+#define TILE_SUMS 24
+
+/* What happens to a sum before and after. `first`, `last`: whether k begins, ends here; between
+ * parts of k the sums lie in y. */
+struct ends {
+    const float *bias, *residual;
+    float lo, hi;
+    int first, last;
+};
+
+/* `rows`, `columns` and the strides are literals. */
+KERNEL void tile(
+    const float *restrict a, ptrdiff_t a_stride, const float *restrict panels,
+    ptrdiff_t panel_stride, float *restrict y, ptrdiff_t y_stride, int k, int rows, int columns,
+    struct ends ends)
+{
+    const int vecs = (columns + WIDTH - 1) / WIDTH;
+    vec sums[TILE_SUMS];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < vecs; v++) {
+            int lanes = columns - v * WIDTH;
+            vec begin = {0};
+            if (!ends.first)
+                begin = vec_load(y + r * y_stride + v * WIDTH, lanes);
+            else if (ends.bias)
+                begin = vec_load(ends.bias + v * WIDTH, lanes);
+            sums[r * vecs + v] = begin;
+        }
+    for (int i = 0; i < k; i++) {
+        vec b[TILE_SUMS];
+        UNROLL for (int v = 0; v < vecs; v++)
+            b[v] = vec_load(panels + v * WIDTH / PANEL * panel_stride + v * WIDTH % PANEL
+                            + (ptrdiff_t)i * PANEL, WIDTH);
+        UNROLL for (int r = 0; r < rows; r++) {
+            vec x = vec_splat(a[r * a_stride + i]);
+            UNROLL for (int v = 0; v < vecs; v++)
+                sums[r * vecs + v] = vec_madd(x, b[v], sums[r * vecs + v]);
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < vecs; v++) {
+            int lanes = columns - v * WIDTH;
+            vec sum = sums[r * vecs + v];
+            if (ends.last && ends.residual)
+                sum += vec_load(ends.residual + r * y_stride + v * WIDTH, lanes);
+            if (ends.last)
+                sum = vec_clamp(sum, ends.lo, ends.hi);
+            vec_store(y + r * y_stride + v * WIDTH, sum, lanes);
+        }
+}
