@@ -369,8 +369,6 @@ def _settings(
         code_bytes=code,
         rows=1 if fuel else max(1, min(_MAX_ROWS, _SHARED_BYTES // max(1, inputs + outputs))),
         memory_bytes=taken + weights + inputs + outputs + manifest.arena_bytes,
-        padding_bytes=0,
-        grid_ns=1,
         threads=threads,
         fuel=fuel,
         inputs=tuple((one.dtype, one.shape) for one in manifest.inputs),
