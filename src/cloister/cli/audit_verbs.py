@@ -255,7 +255,7 @@ def architecture(
     if json:
         emit_json(audit.to_dict())
         return
-    columns = ("what is seen", "accuracy (95 % interval)", "with padding")
+    columns = ("what is seen", "accuracy (95 % intervals)", "with padding")
     out().print(table(columns, audit.rows()))
     out().print(f"\na guess has {audit.chance:.2f}. {audit.conclusion}", soft_wrap=True)
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from cloister.audit.architecture.engine_observer import (
     CHANNELS,
+    FUEL,
     EngineObservation,
     observe,
     observe_fuel,
@@ -21,7 +22,6 @@ from cloister.trusted.engines.padding_profile import PaddingProfile
 
 DEFAULT_OBSERVATIONS = 30
 DEFAULT_CALLS = 20
-_INSTRUCTIONS = "instructions executed"
 
 
 @dataclass(frozen=True)
@@ -133,10 +133,12 @@ def _accuracies(
 ) -> dict[str, Accuracy]:
     classes = np.repeat(np.arange(len(observed)), [len(one) for one in observed])
     table = table_of([one for each in observed for one in each])
+    shown = {name: fields for name, fields in CHANNELS.items() if name != FUEL or engine == "wasm"}
     return {
-        name: tell_apart(np.stack([table[field] for field in fields], axis=1), classes)
-        for name, fields in CHANNELS.items()
-        if name != _INSTRUCTIONS or engine == "wasm"
+        name: tell_apart(
+            np.stack([table[field] for field in fields], axis=1), classes, comparisons=len(shown)
+        )
+        for name, fields in shown.items()
     }
 
 

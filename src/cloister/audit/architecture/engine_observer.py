@@ -16,6 +16,7 @@ from cloister.bundle.sealed_bundle import hidden_bytes
 from cloister.trusted.engines.module_engine import EngineKind, start_engine
 from cloister.trusted.engines.padding_profile import PaddingProfile
 
+FUEL = "instructions executed"
 CHANNELS: dict[str, tuple[str, ...]] = {
     "size of the bundle": ("bundle_bytes",),
     "memory of the process": ("memory_bytes",),
@@ -23,7 +24,7 @@ CHANNELS: dict[str, tuple[str, ...]] = {
     "time to answer": ("answer_ms",),
     "processor time": ("processor_ms",),
     "all of these": ("bundle_bytes", "memory_bytes", "load_ms", "answer_ms", "processor_ms"),
-    "instructions executed": ("fuel",),
+    FUEL: ("fuel",),
 }
 """What is learned from what: a name, and the fields of an observation."""
 

@@ -2,18 +2,19 @@
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
 NEIGHBOURS = 5
 FOLDS = 10
-_Z95 = 1.959963984540054
+ERROR_RATE = 0.05
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """The share of observations that were given to their class, with its 95 % interval.
+    """The share of observations that were given to their class, with its interval.
 
     chance   the share that a guess has
 
@@ -27,9 +28,13 @@ class Accuracy:
     chance: float
 
     @classmethod
-    def of(cls, right: int, count: int, *, classes: int) -> "Accuracy":
-        """So many right answers of `count`."""
-        share, spread = right / count, _Z95**2 / count
+    def of(cls, right: int, count: int, *, classes: int, comparisons: int = 1) -> "Accuracy":
+        """So many right answers of `count`.
+
+        comparisons   intervals that hold with 95 % confidence together (Bonferroni)
+        """
+        deviations = NormalDist().inv_cdf(1 - ERROR_RATE / 2 / comparisons)
+        share, spread = right / count, deviations**2 / count
         middle = (share + spread / 2) / (1 + spread)
         half = math.sqrt(share * (1 - share) * spread + spread**2 / 4) / (1 + spread)
         return cls(share, max(0.0, middle - half), min(1.0, middle + half), 1 / classes)
@@ -41,12 +46,17 @@ class Accuracy:
 
 
 def tell_apart(
-    features: Float64[np.ndarray, "count width"], classes: Int64[np.ndarray, " count"]
+    features: Float64[np.ndarray, "count width"],
+    classes: Int64[np.ndarray, " count"],
+    *,
+    comparisons: int = 1,
 ) -> Accuracy:
     """The accuracy of nearest neighbours, over folds.
 
     Features are measured in their spread within a class. Each fold has the same share of each
     class. A better classifier could be more accurate, so this is what an observer gets at least.
+
+    comparisons   see `Accuracy.of`
     """
     right = 0
     folds = _folds(classes)
@@ -57,7 +67,8 @@ def tell_apart(
         for row, own in zip(features[test] / scale, classes[test], strict=True):
             nearest = np.argsort(np.square(near - row).sum(axis=1), kind="stable")[:NEIGHBOURS]
             right += int(np.bincount(classes[train][nearest]).argmax() == own)
-    return Accuracy.of(right, len(classes), classes=len(np.unique(classes)))
+    kinds = len(np.unique(classes))
+    return Accuracy.of(right, len(classes), classes=kinds, comparisons=comparisons)
 
 
 def _folds(classes: Int64[np.ndarray, " count"]) -> Int64[np.ndarray, " count"]:
