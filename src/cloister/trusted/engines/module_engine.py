@@ -32,7 +32,7 @@ from cloister.trusted.engines.engine_messages import (
     receive,
 )
 from cloister.trusted.engines.padding_profile import PaddingProfile
-from cloister.trusted.engines.processor import best_build
+from cloister.trusted.engines.processor import best_build, require_x86_64
 from cloister.trusted.engines.sandbox import forbid_core_dumps
 from cloister.wire.messages import TensorSpec
 from cloister.wire.process import python, start, thread_settings
@@ -325,6 +325,7 @@ def start_engine(
     """
     forbid_core_dumps()  # this process has the module too
     manifest = module.manifest
+    require_x86_64(name=manifest.name)
     chosen = _build(manifest, kind, build)
     if fuel and kind != "wasm":
         raise InputError(f"module {manifest.name!r}: only the engine wasm counts fuel")
