@@ -19,11 +19,18 @@ from cloister.trusted.engines.padding_profile import PaddingProfile
 FUEL = "instructions executed"
 CHANNELS: dict[str, tuple[str, ...]] = {
     "size of the bundle": ("bundle_bytes",),
-    "memory of the process": ("memory_bytes",),
+    "memory of the process": ("memory_bytes", "peak_bytes"),
     "time to load": ("load_ms",),
     "time to answer": ("answer_ms",),
     "processor time": ("processor_ms",),
-    "all of these": ("bundle_bytes", "memory_bytes", "load_ms", "answer_ms", "processor_ms"),
+    "all of these": (
+        "bundle_bytes",
+        "memory_bytes",
+        "peak_bytes",
+        "load_ms",
+        "answer_ms",
+        "processor_ms",
+    ),
     FUEL: ("fuel",),
 }
 """What is learned from what: a name, and the fields of an observation."""
@@ -34,7 +41,7 @@ class EngineObservation:
     """One start of an engine and some calls.
 
     bundle_bytes   of the sealed hidden part
-    memory_bytes   that the process has in RAM after the calls
+    memory_bytes   that the process has in RAM after the calls; peak_bytes: at most until then
     answer_ms      median over the calls, and likewise what follows
     processor_ms   that the process ran, as the kernel counts it
     fuel           WebAssembly instructions; 0 for machine code, which an observer with the
@@ -43,6 +50,7 @@ class EngineObservation:
 
     bundle_bytes: int
     memory_bytes: int
+    peak_bytes: int
     load_ms: float
     answer_ms: float
     processor_ms: float
@@ -70,9 +78,10 @@ def observe(
             engine.run(inputs)
             answers.append(time.perf_counter_ns() - begun)
             processor.append(_processor_ns(engine.pid) - before)
-        memory = _resident_bytes(engine.pid)
+        memory, peak = _resident_bytes(engine.pid)
         load_ms = engine.measured.load_ms
-    return EngineObservation(bundle, memory, load_ms, _median_ms(answers), _median_ms(processor), 0)
+    answer_ms, processor_ms = _median_ms(answers), _median_ms(processor)
+    return EngineObservation(bundle, memory, peak, load_ms, answer_ms, processor_ms, 0)
 
 
 def observe_fuel(module: CompiledModule, *, count: int, rng: Csprng) -> tuple[int, ...]:
@@ -115,7 +124,8 @@ def _processor_ns(pid: int) -> int:
     return int(Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[0])
 
 
-def _resident_bytes(pid: int) -> int:
+def _resident_bytes(pid: int) -> tuple[int, int]:
+    """Of a process in RAM: now, and at most until now."""
     text = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
-    found = re.search(r"VmRSS:\s+(\d+) kB", text)
-    return int(found[1]) << 10 if found else 0
+    kib = dict(re.findall(r"(VmRSS|VmHWM):\s+(\d+) kB", text))
+    return int(kib["VmRSS"]) << 10, int(kib["VmHWM"]) << 10

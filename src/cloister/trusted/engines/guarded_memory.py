@@ -63,6 +63,11 @@ def pages(nbytes: int) -> int:
     return max(1, -(-nbytes // mmap.PAGESIZE)) * mmap.PAGESIZE
 
 
+def release_freed() -> None:
+    """Give the pages of freed memory back, with what was in them."""
+    _libc.malloc_trim(0)
+
+
 def _map(nbytes: int) -> int:
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     address = _libc.mmap(None, nbytes, NONE, flags, -1, 0)
