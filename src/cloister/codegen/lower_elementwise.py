@@ -7,7 +7,7 @@ import numpy as np
 
 from cloister.codegen.loop_nest import nest
 from cloister.codegen.lowering import Layer, Lowering, literal, of_type, words
-from cloister.codegen.views import View
+from cloister.codegen.views import View, dense
 from cloister.errors import UnsupportedError
 from cloister.graph.graph import Node
 from cloister.graph.ops.linear_nodes import STANDARD_DOMAINS, number
@@ -75,7 +75,7 @@ def variadic(expression: str, *uses: str, last: str = "{0}") -> Lower:
         operands = [of_type(node, low.view(name)) for name in node.inputs]
         whole = "{0}"
         for at in range(1, len(operands)):
-            whole = expression.replace("{0}", whole).replace("{1}", f"{{{at}}}")
+            whole = expression.replace("{1}", f"{{{at}}}").replace("{0}", whole)
         scale = literal(1 / len(operands))
         elementwise(low, node, operands, last.replace("{0}", whole).replace("SCALE", scale), uses)
 
@@ -116,21 +116,29 @@ def batch_normalization(low: Lowering, node: Node) -> None:
 
 def cast(low: Lowering, node: Node) -> None:
     """Another number type; floating point is cut towards zero, and limited to what fits."""
-    x = of_type(node, low.view(node.inputs[0]), "float32", "int32", "int64", "bool")
+    x = of_type(node, low.view(node.inputs[0]), "float32", "int32", "int64")
     target = low.dtype(node.outputs[0])
-    kinds = {"float32": "float", "int32": "int32_t", "int64": "int64_t"}
-    if target.name not in kinds:
+    if target.name not in ("float32", "int32", "int64"):
         raise UnsupportedError(
             f"node {node.name!r} (Cast): converts to {target.name}; only float32, int32 and int64 "
             "are compiled"
         )
+    low.define(node.outputs[0], cast_view(low, x, target, words(node)))
+
+
+def cast_view(low: Lowering, x: View, target: np.dtype, title: str) -> View:
+    """A value in another number type."""
     if target == x.buffer.dtype:
-        low.define(node.outputs[0], x)
-    elif x.buffer.dtype == np.float32:
-        name = "float_to_" + target.name
-        elementwise(low, node, [x], f"{name}({{0}})", ("cast.c",))
-    else:
-        elementwise(low, node, [x], f"({kinds[target.name]}){{0}}")
+        return x
+    y = dense(target, x.shape, x.order)
+    loops = nest({"y": y, "x": x})
+    function, uses = f"({y.c_type})", tuple[str, ...]()
+    if x.buffer.dtype == np.float32:
+        function, uses = f"float_to_{target.name}", ("cast.c",)
+    statement = f"y[{loops.index('y')}] = {function}(x[{loops.index('x')}]);"
+    body = loops.wrap([statement])
+    low.add(Layer(title, "cast", loops.constants(), {"x": x}, {"y": y}, body, uses))
+    return y
 
 
 def power(low: Lowering, node: Node) -> None:

@@ -134,18 +134,40 @@ class Lowering:
         self.add(copy_layer(title, [("x", source, target)], target.buffer))
 
 
-def copy_layer(title: str, parts: Sequence[tuple[str, View, View]], buffer: Buffer) -> Layer:
-    """Copy each part (parameter, from, to); all targets are parts of one buffer."""
+def copy_layer(
+    title: str,
+    parts: Sequence[tuple[str, View, View]],
+    buffer: Buffer,
+    *,
+    fill: float = 0.0,
+    filled: Sequence[View] = (),
+) -> Layer:
+    """Copy each part (parameter, from, to), and set others; all targets are parts of one buffer."""
     body: list[str] = []
     constants: dict[str, int] = {}
-    for at, (name, source, target) in enumerate(parts):
-        loops = nest({"y": target, name: source}, letter=f"i{at}_" if len(parts) > 1 else "i")
+    targets = [(target, name, source) for name, source, target in parts]
+    targets += [(target, "", target) for target in filled]
+    for at, (target, name, source) in enumerate(targets):
+        views = {"y": target, name: source}
+        loops = nest(views, letter=f"i{at}_" if len(targets) > 1 else "i")
         offset = f"{target.start} + " if target.start else ""
-        body += loops.wrap([f"y[{offset}{loops.index('y')}] = {name}[{loops.index(name)}];"])
+        number = literal(fill) if buffer.dtype == np.float32 else str(int(fill))
+        value = f"{name}[{loops.index(name)}]" if name else number
+        body += loops.wrap([f"y[{offset}{loops.index('y')}] = {value};"])
         constants |= loops.constants()
     whole = View(buffer, (buffer.elements,), (1,))
     reads = {name: source for name, source, _ in parts}
     return Layer(title, "copy", constants, reads, {"y": whole}, body)
+
+
+def reshaped(low: Lowering, view: View, shape: Shape) -> View:
+    """A view with another shape, of a copy where the view itself has none."""
+    found = view.reshaped(shape)
+    if found is None:
+        found = low.in_order(view).reshaped(shape)
+    if found is None:
+        raise UnsupportedError(f"{view.shape} cannot become {shape}; the model is damaged")
+    return found
 
 
 def literal(value: float) -> str:

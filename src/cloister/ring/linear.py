@@ -12,7 +12,7 @@ matrix product on (N, T, K) is a 1x1 kernel on a 1xT image, a 1-D convolution ha
 
 import struct
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -127,23 +127,27 @@ class Geometry:
         """
         if fields.keys() != _FIELDS.keys():
             raise ShapeError(f"linear map: a geometry has the fields {', '.join(_FIELDS)}")
+        described: dict[str, Any] = {}
         for name, count in _FIELDS.items():
-            numbers = fields[name] if count > 1 else [fields[name]]
+            value = fields[name]
+            numbers = value if count > 1 else [value]
             if (
                 not isinstance(numbers, list)
                 or len(numbers) != count
-                or not all(type(n) is int and abs(n) < MAX_SPAN for n in numbers)
+                or set(map(type, numbers)) != {int}
+                or max(map(abs, numbers)) >= MAX_SPAN
             ):
                 raise ShapeError(f"linear map: {name} takes {count} integers below 2^31")
-        described: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in fields.items()
-        }
+            described[name] = value if count == 1 else tuple(numbers)
         return Geometry(**described)
 
     def to_bytes(self) -> bytes:
         """Its form on the wire and in files: the integers of its fields in order."""
-        return _FORM.pack(*np.hstack(astuple(self)))
+        # An authority packs the geometry of every request: `astuple` would copy each part of it.
+        return _FORM.pack(
+            *self.in_size, self.in_channels, *self.out_size, self.out_channels, *self.kernel,
+            *self.stride, *self.dilation, *self.upsample, *self.pad, self.groups,
+        )  # fmt: skip
 
     @staticmethod
     def from_bytes(data: bytes | memoryview) -> "Geometry":

@@ -10,7 +10,7 @@ worker with a client that must not know which model is served.
 import hashlib
 import threading
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -107,7 +107,7 @@ class TargetStore:
 
 def key_of_linear(linear: LinearMap) -> bytes:
     """What two linear maps have in common exactly if they are the same map."""
-    digest = hashlib.sha256(repr(astuple(linear.geometry)).encode())
+    digest = hashlib.sha256(linear.geometry.to_bytes())
     digest.update(np.ascontiguousarray(linear.weights).data)
     return b"linear" + digest.digest()
 

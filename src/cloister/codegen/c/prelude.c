@@ -23,6 +23,13 @@ KERNEL float bits_float(uint32_t bits)
     return both.value;
 }
 
+/* The same mask, of which the compiler knows nothing: it cannot make a branch of it. */
+KERNEL uint32_t opaque(uint32_t mask)
+{
+    __asm__ volatile("" : "+r"(mask));
+    return mask;
+}
+
 /* a where a condition (0 or 1) holds, else b; without a branch. */
 KERNEL float choose(uint32_t condition, float a, float b)
 {
