@@ -7,7 +7,11 @@
 #define TILE_ROWS 12
 #define TILE_COLUMNS 32
 #elif defined(__AVX__)
+#if defined(__clang__)
 #define TILE_ROWS 6
+#else
+#define TILE_ROWS 5 /* GCC keeps the bounds of the clamp in three of the 16 registers. */
+#endif
 #define TILE_COLUMNS 16
 #else
 #define TILE_ROWS 2
