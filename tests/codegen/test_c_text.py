@@ -86,7 +86,8 @@ def test_sanitizers_would_find_a_read_beyond_the_weights(tmp_path):
 @pytest.mark.parametrize("compiler", ["zig", "gcc"])
 def test_all_kernels_compile_together_without_a_warning(compiler):
     assert {"-Wall", "-Wextra", "-Werror"} <= set(COMMON)
-    text = "#include <stddef.h>\n#include <stdint.h>\n" + "\n".join(kernel_texts(["prelude.c", *FILES]))
+    pieces = ["#include <stddef.h>", "#include <stdint.h>", *kernel_texts(["prelude.c", *FILES])]
+    text = "\n".join(pieces)
     builds = ["native-x86-64-v4", "native-x86-64-v3", "native-x86-64"]
     for build in builds + ["wasm"] * (compiler == "zig"):
         source = text
