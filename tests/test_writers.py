@@ -98,6 +98,16 @@ def audit_page(path):
     assert main(list(map(str, command))) == 0
 
 
+def theft(path):
+    pytest.importorskip("torch")
+    from audit.model import victims
+    from cloister.audit.model import TheftSettings, audit_data, audit_model
+
+    data = audit_data(victims.digits()[1], evaluated=20)
+    settings = TheftSettings(splits=(1,), queries=(5,), seeds=1, steps=1)
+    audit_model(victims.untrained(), data, folder=path.parent, settings=settings)
+
+
 def ledger(path):
     PadLedger.create(path, plan_digest=DIGEST, rng=RNG)
 
@@ -117,6 +127,8 @@ REPLACE_PUBLIC = {
     "model.bundle": lambda path: sealed(path, module()),
     "curve.svg": curve,
     "curve.png": curve,
+    "report.json": theft,
+    "report.html": theft,
 }
 REFUSE_PRIVATE = {
     "order.npz": order,
