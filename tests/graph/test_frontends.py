@@ -195,7 +195,9 @@ def test_a_keras_layer_of_unknown_configuration_is_named(keras, tmp_path, suffix
     path = tmp_path / f"model{suffix}"
     change, said = FAULTS[fault]
     with_config(keras, path, change)
-    with pytest.raises(UnsupportedError, match=rf"model{suffix}: layer 'second' \(.*{said}") as error:
+    with pytest.raises(
+        UnsupportedError, match=rf"model{suffix}: layer 'second' \(.*{said}"
+    ) as error:
         frontends.from_keras(path)
     assert "\n" not in str(error.value)
     assert "'first'" not in str(error.value)

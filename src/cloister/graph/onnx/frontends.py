@@ -99,7 +99,7 @@ def from_keras(model: object) -> Graph:
 
 
 def _from_keras_file(path: Path) -> Graph:
-    if path.suffix not in KERAS_SUFFIXES:
+    if path.suffix.lower() not in KERAS_SUFFIXES:
         raise ModelError(f"{path}: not a Keras file; its name must end in .keras or .h5")
     if not path.is_file():
         raise ModelError(f"{path}: no such file; check the path")
