@@ -10,7 +10,7 @@ import pytest
 from cloister.errors import InputError
 from cloister.graph.interpreter import interpret
 from cloister.splits import preset_model as home
-from cloister.splits.preset_data import VARIABLE, PresetData, Samples, read_data
+from cloister.splits.preset_data import VARIABLE, PresetData, PresetSamples, read_data
 from cloister.splits.preset_model import preset_model
 
 QUIET = {"progress": lambda *_: None}
@@ -21,7 +21,7 @@ def trained(monkeypatch):
     """Counts trainings, which change the last bias alone, on data of one colour."""
     calls = []
     rng = np.random.default_rng(0)
-    pictures = Samples(rng.random((40, 1, 28, 28), np.float32), np.arange(40) % 10)
+    pictures = PresetSamples(rng.random((40, 1, 28, 28), np.float32), np.arange(40) % 10)
 
     def train(network, data, recipe, progress):
         calls.append(recipe)

@@ -7,7 +7,7 @@ import pytest
 
 from cloister.graph.interpreter import interpret
 from cloister.splits.net_builder import NetBuilder
-from cloister.splits.preset_data import PresetData, Samples
+from cloister.splits.preset_data import PresetData, PresetSamples
 
 training = pytest.importorskip("cloister.splits.preset_training")
 
@@ -37,7 +37,7 @@ def samples(count, seed, classes):
     """The class is the first word's remainder."""
     rng = np.random.default_rng(seed)
     x = rng.integers(0, 30, (count, 12)).astype(np.int32)
-    return Samples(x, (x[:, 0] % classes).astype(np.int64))
+    return PresetSamples(x, (x[:, 0] % classes).astype(np.int64))
 
 
 @cache

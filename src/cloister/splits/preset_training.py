@@ -15,7 +15,7 @@ from torch.nn import functional
 from cloister.audit.model.torch_graph import operation
 from cloister.graph.graph import Graph
 from cloister.splits.net_builder import Network
-from cloister.splits.preset_data import PresetData, Samples
+from cloister.splits.preset_data import PresetData, PresetSamples
 
 SEED = 2020
 TEST_BATCH = 500
@@ -93,7 +93,7 @@ def train(network: Network, data: PresetData, recipe: Recipe, progress: Progress
     return replace(network.graph, constants=trained)
 
 
-def accuracy(network: Network, graph: Graph, samples: Samples, progress: Progress) -> float:
+def accuracy(network: Network, graph: Graph, samples: PresetSamples, progress: Progress) -> float:
     """Share of the samples to which the graph gives the right class."""
     trainable = _Trainable(network, graph)
     right = 0
