@@ -1,6 +1,7 @@
 """Real engines: a whole sweep of a small model, compiled."""
 
 import os
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from cloister.splits import measure_splits as home
 from cloister.splits.compiled_bench import BUILDS, engine_bench
 from cloister.splits.engine_bench import resident_bytes
 from cloister.splits.measure_splits import measure_splits
+from cloister.splits.net_builder import NetBuilder
 from cloister.splits.preset_model import SweptModel
 
 pytest.importorskip("ziglang")
@@ -97,3 +99,16 @@ def test_a_file_that_is_no_report(model, tmp_path):
     path.write_text("{}")
     with pytest.raises(InputError, match="not the report of an audit"):
         measure_splits(model, engine="native", theft=path)
+
+
+def test_an_embedding_and_convolutions_in_one_module():
+    net = NetBuilder("words", "words", (12,), np.int32)
+    x = net.max_pool(net.separable(net.embedding("words", 30, 8), 6), 2)
+    graph = prepare(net.network(net.dense(net.flatten(x), 36, 3), logits="").graph)
+    words = np.random.default_rng(0).integers(0, 30, (2, 12)).astype(np.int32)
+    bench = engine_bench("native")
+    split = hide(graph, last=len(layers(graph)))
+    with closing(bench.start(bench.compile(split.hidden))) as engine:
+        (found,) = engine.run([words])
+    (wanted,) = interpret(graph, {"words": words}).values()
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
