@@ -13,10 +13,15 @@ tcb = importlib.util.module_from_spec(_spec)
 sys.modules["tcb"] = tcb  # dataclasses look their module up
 _spec.loader.exec_module(tcb)
 
-INLINE, STORE, AUTHORITY = tcb.BUDGETS
+INLINE, STORE, HIDDEN, AUTHORITY = tcb.BUDGETS
+ONLY_HIDDEN = {
+    "cloister.trusted.module_engines", "cloister.trusted.query_counter",
+    "cloister.graph.module_node", "cloister.bundle.compiled_module",
+}  # fmt: skip
 USED = {
     INLINE: {"cloister.trusted.executor", "cloister.wire.shm.shm_link", "onnxruntime"},
     STORE: {"cloister.trusted.executor", "cloister.trusted.pads.pad_ledger"},
+    HIDDEN: {"cloister.trusted.engines.module_engine", *ONLY_HIDDEN},
     AUTHORITY: {"cloister.authority.ledger", "cloister.wire.https.server", "cryptography"},
 }
 
@@ -30,6 +35,11 @@ def measured():
 def test_a_process_keeps_to_its_budget(measured, process):
     assert USED[process] <= set(measured[process])
     assert tcb.excesses(measured[process], tcb.BUDGETS[process]) == []
+
+
+def test_what_runs_modules_is_loaded_for_plans_with_one(measured):
+    for process in (INLINE, STORE, AUTHORITY):
+        assert ONLY_HIDDEN.isdisjoint(measured[process])
 
 
 def planted(*names):

@@ -22,7 +22,7 @@
     ├── EncryptionError           a ciphertext, key or data set is damaged, replayed or another's
     │   ├── UnknownDatasetError   the authority or server has no data set of this name
     │   └── BundleError           a bundle is changed, stale, or of another vendor, key or plan
-    ├── BudgetError               issuing the key would exceed a sample's leakage budget
+    ├── BudgetError               a sample's leakage budget or a module's queries would be exceeded
     └── ServiceUnavailable        a service cannot be reached, or is busy
         ├── AuthorityUnavailable  the key authority
         └── CiphertextServerUnavailable
@@ -147,7 +147,7 @@ class BundleError(EncryptionError):
 
 
 class BudgetError(CloisterError):
-    """Issuing a function key would exceed a sample's leakage budget."""
+    """A sample's leakage budget, or the queries of a hidden module, would be exceeded."""
 
 
 class ServiceUnavailable(CloisterError):  # noqa: N818  (a state, not a mistake)

@@ -181,6 +181,15 @@ def _plan(build: Callable[[], onnx.ModelProto], samples: Callable) -> Callable[[
     return make
 
 
+def _module_plan(folder: Path) -> Path:
+    plan = policies.ennclave(
+        _graph(nets.residual), module_digest=bytes(32), last=2, outer="slalom", queries=9,
+        calibration=nets.samples(nets.residual(), 4),
+    )  # fmt: skip
+    plan.save(folder / "a.plan")
+    return folder / "a.plan"
+
+
 def _bundle(folder: Path) -> Path:
     create_keys(folder, rng=InsecureSeededRandom(1))
     return sealed(
@@ -258,6 +267,7 @@ LOADERS = {
         CANONICAL,
     ) for name, build in GRAPHS.items()},
     "plan": Loader(_plan(nets.residual, nets.samples), Plan.load, CANONICAL),
+    "plan with a module": Loader(_module_plan, Plan.load, CANONICAL),
     "plan with factors": Loader(_plan(unequal.table, unequal.samples), Plan.load, CANONICAL),
     "bundle": Loader(_bundle, _open_bundle, CANONICAL),
     "bundle that is not opened": Loader(_bundle, SealedBundle.show, CANONICAL),

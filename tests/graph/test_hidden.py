@@ -12,11 +12,11 @@ import nets
 from cloister.errors import InputError, ModelError, UnsupportedError
 from cloister.graph import graph_file
 from cloister.graph.batch import batch_axis
-from cloister.graph.graph import Graph, Node, TensorType
+from cloister.graph.graph import MODULE_DOMAIN, MODULE_OP, Graph, Node, TensorType
 from cloister.graph.hidden import HiddenSplit, hide, layers
 from cloister.graph.interpreter import interpret
 from cloister.graph.legality import require_supported, unsupported
-from cloister.graph.module_node import DOMAIN, OP, module_digest, module_queries
+from cloister.graph.module_node import check_module, module_digest, module_queries
 from cloister.graph.onnx.read import from_model
 from cloister.graph.passes.normalise import prepare
 
@@ -79,7 +79,7 @@ def test_both_parts_compute_the_model_wherever_it_is_split(name):
     for last in range(1, count + 1):
         split = hide(graph, last=last)
         module = split.outer.nodes[-1]
-        assert (module.domain, module.op, module.name) == (DOMAIN, OP, split.node)
+        assert (module.domain, module.op, module.name) == (MODULE_DOMAIN, MODULE_OP, split.node)
         assert len(layers(split.hidden)) == last
         assert len(split.outer.nodes) + len(split.hidden.nodes) == len(graph.nodes) + 1
         assert split.hidden.inputs == module.inputs
@@ -93,7 +93,7 @@ def test_both_parts_compute_the_model_wherever_it_is_split(name):
 def test_all_layers_are_all_nodes():
     graph = graph_of(vgg())
     split = hide(graph, last=5)
-    assert [node.op for node in split.outer.nodes] == [OP]
+    assert [node.op for node in split.outer.nodes] == [MODULE_OP]
     assert split.hidden.nodes == graph.nodes
     assert split.outer.constants == {}
 
@@ -283,7 +283,7 @@ def test_a_value_that_only_a_body_reads_enters():
 def test_a_node_names_its_module_and_its_queries():
     split = hide(graph_of(vgg()), last=2)
     with pytest.raises(ModelError, match="node 'module': names no module"):
-        require_supported(split.outer)
+        check_module(split.outer, split.outer.nodes[-1])
     for queries in (None, 500):
         outer = split.named(DIGEST, queries=queries)
         assert module_digest(outer.nodes[-1]) == DIGEST
@@ -307,7 +307,7 @@ def test_a_node_that_says_something_else_is_refused(attributes, message):
     outer = hide(graph_of(vgg()), last=2).outer
     nodes = (*outer.nodes[:-1], replace(outer.nodes[-1], attributes=attributes))
     with pytest.raises(ModelError, match=message):
-        require_supported(replace(outer, nodes=nodes))
+        check_module(replace(outer, nodes=nodes), nodes[-1])
 
 
 def test_a_module_of_other_values_is_refused():
@@ -316,17 +316,16 @@ def test_a_module_of_other_values_is_refused():
     for known in (TensorType(np.dtype(bool), (None, 10)), TensorType(np.dtype("f4"), (10,))):
         types = {**outer.types, module.inputs[0]: known}
         with pytest.raises(UnsupportedError, match="hidden part"):
-            require_supported(replace(outer, types=types))
-    nothing = (*outer.nodes[:-1], replace(module, inputs=()))
+            check_module(replace(outer, types=types), module)
     with pytest.raises(UnsupportedError, match="at least one input"):
-        require_supported(replace(outer, nodes=nothing))
+        check_module(outer, replace(module, inputs=()))
 
 
 def test_a_module_in_a_body_is_refused():
     graph = graph_of(nets.choosing())
     (choice,) = (node for node in graph.nodes if node.op == "If")
     body = choice.attributes["then_branch"]
-    module = Node("m", OP, ("v0",), ("y",), {"digest": DIGEST}, domain=DOMAIN)
+    module = Node("m", MODULE_OP, ("v0",), ("y",), {"digest": DIGEST}, domain=MODULE_DOMAIN)
     attributes = {**choice.attributes, "then_branch": replace(body, nodes=(module,))}
     nodes = [replace(n, attributes=attributes) if n is choice else n for n in graph.nodes]
     with pytest.raises(UnsupportedError, match="hidden part in a body"):
@@ -334,9 +333,9 @@ def test_a_module_in_a_body_is_refused():
 
 
 def test_another_operator_of_the_domain_has_no_implementation():
-    node = helper.make_node("Other", ["x"], ["y"], domain=DOMAIN, name="other")
+    node = helper.make_node("Other", ["x"], ["y"], domain=MODULE_DOMAIN, name="other")
     x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 2]) for n in "xy")
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(DOMAIN, 1)]
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(MODULE_DOMAIN, 1)]
     weights = numpy_helper.from_array(np.ones(2, np.float32), "w")
     graph = helper.make_graph([node], "g", [x], [y], [weights])
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8)

@@ -2,6 +2,7 @@
 
 import socket
 from collections import Counter
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,9 +12,12 @@ from cloister.base.rng import SystemRandom
 from cloister.errors import PlanError
 from cloister.plan import policies
 from cloister.plan.claims import (
+    CODE,
     FILES,
     INPUTS,
     MEMORY,
+    MODULES,
+    QUERIES,
     USE,
     WEIGHTS,
     Claims,
@@ -24,11 +28,13 @@ from cloister.plan.claims import (
     Verb,
     claims_of,
 )
-from cloister.plan.protection import BLINDED_VERIFIED, BY_NAME, ENCLAVE, MODULE, OPEN
+from cloister.plan.protection import BY_NAME, OPEN
+from cloister.trusted import module_engines
 from cloister.trusted.pads.maker import PadMaker
 from cloister.trusted.pads.store import PadStore
 from cloister.trusted.session import Session
 from trusted.links import DirectLink
+from trusted.modules import Started, planned_end
 from trusted.test_session import plan_of
 from trusted.test_transcript_is_uniform import p_value, seen
 
@@ -136,17 +142,87 @@ def test_a_host_is_trusted_with_memory_and_weights():
     assert said(claims, Role.HOST, WEIGHTS).extent is Extent.EVERYTHING
 
 
-def test_hidden_weights_are_claimed_with_what_they_need():
-    claims = claims_of("mixed", {"a": BLINDED_VERIFIED, "b": MODULE, "c": ENCLAVE})
-    hidden = said(claims, Role.HOST, f"{WEIGHTS} in modules")
-    assert hidden.extent is Extent.BOUNDED
-    assert "there is neither yet" in hidden.assumes
-    assert "but those in modules" in said(claims, Role.HOST, WEIGHTS).text
-    assert said(claims, Role.WORKER, "module").extent is Extent.NOTHING
-    alone = claims_of("module", {"b": MODULE})
-    assert [one.about for one in alone.of(Role.HOST, Verb.LEARNS)] == [
-        MEMORY, f"{WEIGHTS} in modules (1)",
-    ]  # fmt: skip
+OUTER = pytest.mark.parametrize("outer", policies.NAMES)
+
+
+@OUTER
+def test_every_role_of_a_plan_with_a_module_has_its_statements(outer):
+    claims = planned_end(nets.chain(), outer, queries=9).plan.claims()
+    roles = {Role.WORKER, Role.HOST, Role.VENDOR}
+    roles |= set() if outer == "enclave" else {Role.NETWORK}
+    assert {one.role for one in claims.statements} == roles
+    for role in roles:
+        assert claims.of(role, Verb.LEARNS)
+        assert claims.of(role, Verb.CAN)
+    assert Claims.from_dict(claims.to_dict()) == claims
+
+
+@OUTER
+@pytest.mark.parametrize("queries", [None, 500])
+def test_a_host_learns_of_a_module_what_answers_tell(outer, queries):
+    """That its memory is not read is assumed; what answers tell is what attacks show."""
+    claims = planned_end(nets.chain(), outer, queries=queries).plan.claims()
+    hidden = said(claims, Role.HOST, MODULES)
+    assert (hidden.extent, hidden.strength) == (Extent.BOUNDED, Strength.ASSUMED)
+    assert "does not read the memory of the engine's process" in hidden.assumes
+    assert "hardware_rooted: false" in hidden.assumes
+    assert "weights in modules" in said(claims, Role.HOST, MEMORY).text
+    learns, can = (said(claims, Role.HOST, QUERIES, verb) for verb in Verb)
+    bound = Extent.EVERYTHING if queries is None else Extent.BOUNDED
+    assert learns.extent is can.extent is bound
+    assert learns.strength is Strength.EMPIRICAL
+    assert ("what 500 pairs" in learns.text) == (queries is not None)
+    if queries is None:
+        assert can.text == "ask without limit"
+    else:
+        assert "at most 500 times in all" in can.text
+        assert "no old copy of its file is put back" in can.assumes
+    if len(planned_end(nets.chain(), outer).plan.graph.nodes) > 1:
+        assert said(claims, Role.HOST, WEIGHTS).text == "all, but those in modules"
+
+
+@OUTER
+def test_a_worker_learns_of_a_module_nothing_that_is_not_in_the_clear(outer):
+    claims = planned_end(nets.chain(), outer).plan.claims()
+    if outer == "enclave":
+        assert claims.worst(Role.WORKER) is Extent.NOTHING
+        return
+    module = said(claims, Role.WORKER, "module")
+    clear = outer in ("open", "verified")
+    assert module.extent is (Extent.BOUNDED if clear else Extent.NOTHING)
+    assert ("nothing of their weights" in module.text) == clear
+    own = said(claims, Role.WORKER, "module", Verb.CAN)
+    assert own.extent is (Extent.BOUNDED if outer in ("open", "blinded") else Extent.NOTHING)
+
+
+def test_a_vendor_of_a_module_runs_code():
+    claims = planned_end(nets.chain()).plan.claims()
+    code = said(claims, Role.VENDOR, CODE, Verb.CAN)
+    assert (code.extent, code.strength) == (Extent.BOUNDED, Strength.ASSUMED)
+    assert claims.worst(Role.VENDOR) is Extent.NOTHING
+    others = plan_of(nets.chain()).claims()
+    assert [one.about for one in others.of(Role.VENDOR, Verb.CAN)] == [INPUTS]
+    for role in (Role.HOST, Role.VENDOR):
+        for verb in Verb:
+            assert not any("module" in one.about for one in others.of(role, verb))
+
+
+@pytest.mark.parametrize("outer", ["slalom", "verified", "blinded"])
+def test_no_message_has_anything_of_a_module(outer):
+    """What a worker is sent has neither weights nor names of the hidden part."""
+    planned = planned_end(nets.residual(), outer, last=3)
+    link = DirectLink()
+    with (
+        mock.patch.object(module_engines, "start_engine", Started()),
+        Session(planned.plan, workers=[link], modules=planned.modules) as session,
+    ):
+        session.run(nets.samples(nets.residual(), 2))
+    assert len(link.linears) == len(planned.plan.linear_nodes)
+    sent = b"".join(linear.weights.tobytes() for linear in link.linears.values())
+    for array in planned.hidden.constants.values():
+        integers = np.round(array / max(np.abs(array).max(), 1e-9) * 2047).astype(np.int16)
+        assert array.tobytes()[:12] not in sent
+        assert integers.size < 8 or integers.tobytes()[:16] not in sent
 
 
 def test_every_protection_has_its_statements_about_workers():

@@ -3,13 +3,10 @@ from itertools import product
 
 import pytest
 
-import nets
-from cloister.errors import PlanError, UnsupportedError
+from cloister.errors import PlanError
 from cloister.plan import protection
 from cloister.plan.protection import BY_NAME, MODULE, Input, Protection, Weights
-from cloister.trusted.program.compile import compile_plan
-from cloister.trusted.session import Session
-from trusted.test_session import plan_of
+from plan.test_module_plan import module_plan
 
 
 def test_the_named_protections_are_all_that_can_be_made():
@@ -40,28 +37,8 @@ def test_a_protection_cannot_be_changed():
         MODULE.weights = Weights.PUBLIC
 
 
-def hidden_head(policy="slalom"):
-    """A plan that hides the weights of its last linear node."""
-    plan = plan_of(nets.chain(), policy)
-    last = plan.linear_nodes[-1].node
-    quantised = {name: node for name, node in plan.quantised.items() if name != last}
-    protections = {**plan.protections, last: MODULE}
-    own = dataclasses.replace(
-        plan, policy="hidden head", protections=protections, quantised=quantised
-    )
-    return own, last
-
-
-def test_hidden_weights_are_planned_and_not_run_yet():
-    plan, last = hidden_head()
-    assert plan.protections[last].weights is Weights.HIDDEN
-    for run in (compile_plan, Session):
-        with pytest.raises(UnsupportedError, match=f"node '{last}': .* cannot be built yet"):
-            run(plan)
-
-
-def test_hidden_weights_have_no_integers():
-    plan, _ = hidden_head()
-    with pytest.raises(PlanError, match="do not fit together"):
-        dataclasses.replace(plan, quantised=plan_of(nets.chain()).quantised)
-    assert plan.digest != plan_of(nets.chain()).digest
+def test_a_hidden_part_has_no_integers():
+    plan = module_plan()
+    numbers = next(iter(plan.quantised.values()))
+    with pytest.raises(PlanError, match="node 'module': integers and protection do not fit"):
+        dataclasses.replace(plan, quantised={**plan.quantised, "module": numbers})

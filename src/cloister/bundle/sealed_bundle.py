@@ -50,7 +50,7 @@ from cloister.bundle.bundle_keys import CONTENT_KEY_BYTES
 from cloister.bundle.compiled_module import CompiledModule
 from cloister.bundle.manifest import Manifest
 from cloister.errors import BundleError, CloisterError, InputError, VerificationError
-from cloister.graph.module_node import is_module, module_digest
+from cloister.graph.module_node import module_digest
 from cloister.plan.plan import Plan
 
 SUFFIX = ".bundle"
@@ -154,7 +154,7 @@ def named_module(plan: Plan) -> bytes:
 
     Raises   BundleError for a plan of none or several, ModelError for a node that names none
     """
-    modules = [node for node in plan.graph.nodes if is_module(node)]
+    modules = [node for node in plan.graph.nodes if node.is_module]
     if len(modules) != 1:
         raise BundleError(f"a bundle is of a plan with one hidden module, not {len(modules)}")
     return module_digest(modules[0])

@@ -35,7 +35,7 @@ def pack_depthwise(weights: Float32[np.ndarray, "c kh kw"]) -> Float32[np.ndarra
 
 def pack_dense(weights: Float32[np.ndarray, "k n"]) -> Float32[np.ndarray, "panels k 16"]:
     """A matrix for `dense`."""
-    return _panels(weights[None])[0]
+    return np.asarray(_panels(weights[None])[0])
 
 
 def conv_scratch_floats(

@@ -14,6 +14,8 @@ import numpy as np
 
 BATCH = "batch"
 """The symbol of a free batch in ONNX shapes; no other symbol of a graph has this name."""
+MODULE_DOMAIN, MODULE_OP = "cloister", "Module"
+"""The operator of a node that a compiled module computes (module_node.py)."""
 LINEAR_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 Size = int | str
@@ -55,6 +57,11 @@ class Node:
     outputs: tuple[str, ...]
     attributes: Mapping[str, object] = field(default_factory=dict)
     domain: str = ""
+
+    @property
+    def is_module(self) -> bool:
+        """Whether a compiled module computes the node."""
+        return (self.domain, self.op) == (MODULE_DOMAIN, MODULE_OP)
 
 
 @dataclass(frozen=True, eq=False)

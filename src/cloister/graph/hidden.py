@@ -9,17 +9,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from cloister.errors import InputError, UnsupportedError
+from cloister.graph.batch import computed_from
 from cloister.graph.captures import captured_values, every_node
-from cloister.graph.graph import LINEAR_OPS, Graph, Node
+from cloister.graph.graph import LINEAR_OPS, MODULE_DOMAIN, MODULE_OP, Graph, Node
 from cloister.graph.legality import check
 from cloister.graph.module_node import (
     DIGEST,
-    DOMAIN,
-    OP,
     QUERIES,
     check_border,
     check_module,
-    is_module,
 )
 
 WEIGHTED = frozenset(
@@ -84,7 +82,7 @@ def hide(graph: Graph, *, last: int | None = None, first: str | None = None) -> 
         )
     outside, inside = graph.nodes[:at], graph.nodes[at:]
     for node in every_node(inside):
-        if is_module(node):
+        if node.is_module:
             raise InputError(f"node {node.name!r}: is a hidden part already; give the whole model")
     read = dict.fromkeys(value for node in inside for value in _reads(node))
     made = _made(inside)
@@ -94,11 +92,22 @@ def hide(graph: Graph, *, last: int | None = None, first: str | None = None) -> 
     _refuse_public_weights(graph, outside, inside)
     hidden = _part(graph, inside, inputs, outputs)
     name = _free_name(outside)
-    module = Node(name, OP, inputs, outputs, domain=DOMAIN)
+    module = Node(name, MODULE_OP, inputs, outputs, domain=MODULE_DOMAIN)
     outer = _part(graph, (*outside, module), graph.inputs, graph.outputs)
     check(hidden)
     check(outer)
     return HiddenSplit(outer, hidden, name)
+
+
+def without_modules(graph: Graph) -> Graph:
+    """The graph without modules and what depends on them; itself where it has none."""
+    made = _made(node for node in graph.nodes if node.is_module)
+    if not made:
+        return graph
+    gone = computed_from(graph, made)
+    nodes = tuple(node for node in graph.nodes if gone.isdisjoint(node.outputs))
+    outputs = tuple(value for value in graph.outputs if value not in gone)
+    return _part(graph, nodes, graph.inputs, outputs)
 
 
 def _position(graph: Graph, last: int | None, first: str | None) -> int:

@@ -5,7 +5,6 @@ import math
 from cloister.errors import ModelError, UnsupportedError, printable
 from cloister.graph.captures import captured_values, every_node
 from cloister.graph.graph import Graph, Node
-from cloister.graph.module_node import check_module, is_module
 
 RUNTIME_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 """Domains whose operators ONNX Runtime implements."""
@@ -61,10 +60,7 @@ def _check_types(graph: Graph) -> None:
 
 
 def unsupported(graph: Graph) -> list[tuple[str, str, str]]:
-    """Nodes that Cloister cannot run: (node, why, what to do), all of them at once.
-
-    Raises   ModelError, UnsupportedError for a hidden part that no module can compute
-    """
+    """Nodes that Cloister cannot run: (node, why, what to do), all of them at once."""
     found = []
     for node in graph.nodes:
         reason = _reason(graph, node)
@@ -76,8 +72,7 @@ def unsupported(graph: Graph) -> list[tuple[str, str, str]]:
 def require_supported(graph: Graph) -> None:
     """Go on only with a model that something here can run.
 
-    Raises   UnsupportedError naming all the nodes that nothing can, ModelError for a hidden part
-             that names no module
+    Raises UnsupportedError naming all the nodes that nothing can
     """
     found = unsupported(graph)
     if found:
@@ -86,9 +81,8 @@ def require_supported(graph: Graph) -> None:
 
 
 def _reason(graph: Graph, node: Node) -> tuple[str, str] | None:
-    if is_module(node):
-        check_module(graph, node)
-        return None
+    if node.is_module:
+        return None  # the plan checks it: a module has to be named
     if node.domain.startswith("ai.onnx.preview.training") or node.domain == "ai.onnx.training":
         return f"{node.op} is a training operator", "export the model for inference"
     if node.domain not in RUNTIME_DOMAINS:
@@ -98,7 +92,7 @@ def _reason(graph: Graph, node: Node) -> tuple[str, str] | None:
         )
     if any(one.op in READS_A_FILE for one in every_node((node,))):
         return f"{node.op} reads a file", "export the model with standard operators"
-    if any(is_module(one) for one in every_node((node,))):
+    if any(one.is_module for one in every_node((node,))):
         return f"{node.op} has a hidden part in a body", "hide nodes of the model itself"
     training = node.attributes.get("training_mode", 0)
     if training and node.op == "BatchNormalization":

@@ -14,17 +14,11 @@ import numpy as np
 from cloister.errors import ModelError, UnsupportedError
 from cloister.graph.graph import Graph, Node, TensorType
 
-DOMAIN, OP = "cloister", "Module"
 DIGEST, QUERIES = "digest", "queries"
 DIGEST_BYTES = 32
 MAX_QUERIES = 2**62
 INPUT_TYPES = ("float32", "int32", "int64")
 OUTPUT_TYPES = ("float32", "int64")
-
-
-def is_module(node: Node) -> bool:
-    """Whether a compiled module computes a node."""
-    return (node.domain, node.op) == (DOMAIN, OP)
 
 
 def module_digest(node: Node) -> bytes:

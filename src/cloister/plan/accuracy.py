@@ -10,6 +10,7 @@ import numpy as np
 from cloister.errors import PrecisionWarning, UnsupportedError
 from cloister.graph.batch import cut
 from cloister.graph.graph import Graph, Node
+from cloister.graph.hidden import without_modules
 from cloister.graph.layout import from_channels_last, to_channels_last
 from cloister.graph.ops.linear_nodes import LAST_AXIS_OPS
 from cloister.graph.weights_as_inputs import WeightsAsInputs
@@ -43,7 +44,7 @@ def warn_of_errors(plan: Plan, samples: Mapping[str, np.ndarray]) -> None:
 
 def _errors(plan: Plan, samples: Mapping[str, np.ndarray]) -> Iterator[tuple[str, float]]:
     """Relative L2 error of every linear layer alone, on exact inputs."""
-    graph = plan.graph
+    graph = without_modules(plan.graph)
     nodes = [node for node in graph.nodes if node.name in plan.quantised]
     if not nodes:
         return

@@ -19,7 +19,6 @@ from cloister.plan.protection import (
     OPEN,
     VERIFIED,
     Protection,
-    Weights,
 )
 from cloister.ring.freivalds import SOUNDNESS_BITS
 
@@ -162,6 +161,7 @@ class Claims:
 
 
 USE, MEMORY, FILES = "the model and its use", "the trusted side's memory", "the pad store"
+MODULES, QUERIES, CODE = "weights in modules", "answers of modules", "code of modules"
 WEIGHTS, INPUTS = "weights", "inputs and results"
 
 SENT: Mapping[str, str] = {
@@ -218,15 +218,30 @@ _WORKER: Mapping[Protection, tuple[_Said, _Said]] = {
 """A worker's knowledge and abilities, where the whole plan has this protection."""
 
 
-def claims_of(policy: str, protections: Mapping[str, Protection], *, scaled: int = 0) -> Claims:
-    """The claims that follow from a plan's protections, `scaled` nodes having input factors."""
+def claims_of(
+    policy: str,
+    protections: Mapping[str, Protection],
+    *,
+    scaled: int = 0,
+    queries: int | None = None,
+) -> Claims:
+    """The claims that follow from a plan's protections.
+
+    scaled    how many nodes have input factors
+    queries   how many samples each module may answer; None: any number
+    """
     used = list(protections.values())
     outside = [protection for protection in used if protection.on_worker]
     checked = any(protection.checked for protection in outside)
     statements = tuple(_worker(used, outside, scaled))
     return Claims(
         f"policy {policy}",
-        (*statements, *_host(used, outside), *_vendor(), *_network(statements)),
+        (
+            *statements,
+            *_host(used, outside, queries),
+            *_vendor(hidden=MODULE in used),
+            *_network(statements),
+        ),
         SOUNDNESS_BITS if checked else None,
     )
 
@@ -256,13 +271,14 @@ def _worker(
 
 
 _RESULTS = "their results wherever a node it computes in the clear reads them"
+_ANSWERS = "nothing of their weights; of their answers, what a later node in the clear is sent"
 _BESIDE_CLEAR: Mapping[Protection, str] = {
     BLINDED_VERIFIED: "nothing from these nodes' messages; what later nodes send in the clear, it "
     "sees",
     BLINDED: "from later nodes in the clear, what they are sent, and how its own changes to these "
     "unchecked answers alter that",
     ENCLAVE: _RESULTS,
-    MODULE: _RESULTS,
+    MODULE: _ANSWERS,
 }
 """A worker's knowledge of hidden nodes in a plan that has nodes in the clear too."""
 
@@ -292,31 +308,63 @@ def _network(worker: Sequence[Statement]) -> Iterator[Statement]:
             yield state(Role.NETWORK, verb, "messages", extent, text, assumes)
 
 
-def _host(used: Sequence[Protection], outside: Sequence[Protection]) -> Iterator[Statement]:
+def _host(
+    used: Sequence[Protection], outside: Sequence[Protection], queries: int | None
+) -> Iterator[Statement]:
     """The operator of the trusted side's machine."""
     trusted = "it is trusted: every other line rests on that"
+    modules = used.count(MODULE)
     memory = (
-        "every input, value, result, pad and key: no attested hardware hides the memory of the "
-        "trusted side (hardware_rooted: false)"
+        f"every input, value, result, pad and key{' and the weights in modules' * bool(modules)}: "
+        "no attested hardware hides the memory of the trusted side (hardware_rooted: false)"
     )
     yield state(Role.HOST, Verb.LEARNS, MEMORY, Extent.EVERYTHING, memory, trusted)
     yield state(Role.HOST, Verb.CAN, MEMORY, Extent.EVERYTHING, "change every result", trusted)
-    modules = sum(protection.weights is Weights.HIDDEN for protection in used)
     if modules < len(used):
         text = "all, but those in modules" if modules else "all"
         yield state(Role.HOST, Verb.LEARNS, WEIGHTS, Extent.EVERYTHING, text)
     if modules:
-        about = f"{WEIGHTS} in modules ({modules})"
-        yield state(Role.HOST, Verb.LEARNS, about, Extent.BOUNDED, *_IN_MODULES)
+        yield from _host_of_modules(modules, queries)
     if any(protection.hidden for protection in outside):
         yield state(Role.HOST, Verb.LEARNS, FILES, Extent.BOUNDED, *_SEALED)
         yield state(Role.HOST, Verb.CAN, FILES, Extent.BOUNDED, *_ROLLED_BACK)
 
 
+def _host_of_modules(count: int, queries: int | None) -> Iterator[Statement]:
+    """The customer's machine, of which the vendor of a hidden part has other expectations."""
+    about, answers = f"{MODULES} ({count})", f"{QUERIES} ({count})"
+    yield state(Role.HOST, Verb.LEARNS, about, Extent.BOUNDED, *_IN_MODULES)
+    if queries is None:
+        yield state(
+            Role.HOST, Verb.LEARNS, answers, Extent.EVERYTHING, _ANY_NUMBER,
+            shown=Strength.EMPIRICAL,
+        )  # fmt: skip
+        yield state(Role.HOST, Verb.CAN, answers, Extent.EVERYTHING, "ask without limit")
+        return
+    yield state(
+        Role.HOST, Verb.LEARNS, answers, Extent.BOUNDED, _SO_MANY.format(queries=queries),
+        shown=Strength.EMPIRICAL,
+    )  # fmt: skip
+    text = f"ask at most {queries} times in all, about inputs of its choice"
+    yield state(Role.HOST, Verb.CAN, answers, Extent.BOUNDED, text, _COUNTED)
+
+
 _IN_MODULES = (
-    "their sizes, times, and what answers to inputs of its choice tell of them",
-    "a compiled module in hardware that the vendor has attested; there is neither yet, and the "
-    "plan is refused",
+    "the size of the compiled module, its time and memory, and what enters and leaves it",
+    "it does not read the memory of the engine's process, or the keys and files of the module, "
+    "which no attested hardware hides (hardware_rooted: false)",
+)
+_PAIRS = (
+    "pairs of inputs of its choice and answers tell of the hidden weights: a linear layer follows "
+    "from about as many probability vectors as it has inputs, and a surrogate from fewer answers"
+)
+_ANY_NUMBER = f"what any number of {_PAIRS}"
+_SO_MANY = f"what {{queries}} {_PAIRS}"
+_COUNTED = "the query counter is the only one, and no old copy of its file is put back"
+_SANDBOXED = (
+    "answer anything: its compiled code runs in the trusted side, without files, network or the "
+    "memory of other processes",
+    "the operating system enforces the limits of the engine's process",
 )
 _SEALED = (
     "how many pads of which plan were made and used, their sizes, and when; their contents are "
@@ -330,7 +378,7 @@ _ROLLED_BACK = (
 )
 
 
-def _vendor() -> Iterator[Statement]:
+def _vendor(*, hidden: bool) -> Iterator[Statement]:
     yield state(
         Role.VENDOR,
         Verb.LEARNS,
@@ -341,3 +389,5 @@ def _vendor() -> Iterator[Statement]:
     )
     text = "decide every result by the weights, and how much a result tells of its input"
     yield state(Role.VENDOR, Verb.CAN, INPUTS, Extent.EVERYTHING, text)
+    if hidden:
+        yield state(Role.VENDOR, Verb.CAN, CODE, Extent.BOUNDED, *_SANDBOXED)

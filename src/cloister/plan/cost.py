@@ -76,7 +76,7 @@ def _node_cost(graph: Graph, node: Node, protection: Protection) -> NodeCost:
     return NodeCost(
         node=node.name,
         op=node.op,
-        kind="linear" if linear else "local",
+        kind="linear" if linear else "module" if node.is_module else "local",
         protection=protection.name,
         output=" ".join(_shape_text(graph, value) for value in node.outputs if value),
         parameters=sum(graph.constants[v].size for v in set(node.inputs) if v in graph.constants),

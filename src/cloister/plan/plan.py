@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +20,7 @@ from cloister.graph.graph import Graph, Node
 from cloister.graph.graph_file import absent
 from cloister.graph.ops.linear_nodes import geometry, is_linear
 from cloister.plan import plan_file
-from cloister.plan.protection import Protection, protections_of
+from cloister.plan.protection import MODULE, Protection, outer_policy, protections_of
 from cloister.plan.quantised import WRAP_LIMIT, Precision, QuantisedLinear, Ranges, static_bound
 
 if TYPE_CHECKING:
@@ -27,6 +28,19 @@ if TYPE_CHECKING:
 
 SUFFIX = ".plan"
 """Of a plan's file."""
+
+
+@dataclass(frozen=True)
+class PlannedModule:
+    """A node that a compiled module computes.
+
+    digest    of the module (`Manifest.digest`)
+    queries   how many samples the module may answer in all; None: any number
+    """
+
+    node: str
+    digest: bytes
+    queries: int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +71,8 @@ class Plan:
             raise PlanError("a node that is not in the model has integers")
         for node in self.graph.nodes:
             self._check_node(node)
+        if outer_policy(self.policy) is not None and not self.modules:
+            raise PlanError(f"policy {self.policy!r} hides the end of a model, and no node is one")
 
     def _check_node(self, node: Node) -> None:
         protection = self.protections[node.name]
@@ -65,6 +81,13 @@ class Plan:
             raise PlanError(
                 f"node {node.name!r}: policy {self.policy!r} gives no node the protection "
                 f"{protection.name}"
+            )
+        if node.is_module:
+            _module_node().check_module(self.graph, node)
+        if node.is_module != (protection == MODULE):
+            raise PlanError(
+                f"node {node.name!r} ({node.op}) is planned as {protection.name}: a hidden part, "
+                f"and nothing else, is planned as {MODULE.name}"
             )
         outsourced = protection.on_integers
         if outsourced and not is_linear(self.graph, node):
@@ -98,6 +121,17 @@ class Plan:
             i for i, node in enumerate(self.linear_nodes) if self.protection_of(node).hidden
         )
 
+    @cached_property
+    def modules(self) -> tuple[PlannedModule, ...]:
+        """The nodes that compiled modules compute, in graph order."""
+        return tuple(
+            PlannedModule(
+                node.name, _module_node().module_digest(node), _module_node().module_queries(node)
+            )
+            for node in self.graph.nodes
+            if node.is_module
+        )
+
     def claims(self) -> "Claims":
         """What every role learns and can do, as this plan implies it.
 
@@ -105,7 +139,11 @@ class Plan:
         """
         scaled = sum(node.x_factors is not None for node in self.linear_nodes)
         texts = importlib.import_module("cloister.plan.claims")
-        claims: Claims = texts.claims_of(self.policy, self.protections, scaled=scaled)
+        limits = [module.queries for module in self.modules]
+        queries = None if None in limits else max(filter(None, limits), default=None)
+        claims: Claims = texts.claims_of(
+            self.policy, self.protections, scaled=scaled, queries=queries
+        )
         return claims
 
     def without_float_weights(self) -> "Plan":
@@ -209,3 +247,8 @@ class Plan:
         for part in self._written().parts():
             digest.update(part)
         return digest.digest()
+
+
+def _module_node() -> ModuleType:
+    """Loaded for plans with a module only."""
+    return importlib.import_module("cloister.graph.module_node")

@@ -6,6 +6,10 @@ blinded    linear nodes go to the worker blinded, answers are not checked
 enclave    everything stays inside the trusted runtime
 open       everything goes to the worker in the clear and no answer is checked: the baseline; only
            `make` gives it, by its name
+ennclave   the end of the model is hidden: a compiled module computes it, and a worker all nodes
+           before it, as in `open`
+
+Each of the first four may treat the nodes before a hidden end: `slalom+ennclave`, and so on.
 
 In the first three, depthwise convolutions stay inside where that is cheaper (placement.py), and raw
 channels of different scale get scales of their own (input_factors.py). A worker learns these, as
@@ -16,6 +20,7 @@ from collections.abc import Mapping
 
 from cloister.errors import PlanError, UnsupportedError
 from cloister.graph.graph import Graph, Node
+from cloister.graph.hidden import hide
 from cloister.graph.legality import require_supported
 from cloister.graph.ops.linear_nodes import is_linear
 from cloister.graph.ops.table import Kind, find
@@ -23,7 +28,16 @@ from cloister.plan.accuracy import warn_of_errors
 from cloister.plan.input_factors import reads_raw
 from cloister.plan.placement import keep_inside
 from cloister.plan.plan import Plan
-from cloister.plan.protection import ENCLAVE, EVERYWHERE, OUTSOURCED, Protection
+from cloister.plan.protection import (
+    ENCLAVE,
+    EVERYWHERE,
+    HIDING,
+    MODULE,
+    OUTSOURCED,
+    Protection,
+    hiding,
+    outer_policy,
+)
 from cloister.plan.quantise import calibrate, quantise_node
 from cloister.plan.quantised import Precision, Ranges
 from cloister.plan.samples import Samples, as_samples
@@ -33,14 +47,17 @@ __all__ = [
     "assign",
     "blinded",
     "enclave",
+    "ennclave",
     "from_ranges",
     "make",
     "measure_ranges",
+    "needs_ranges",
     "slalom",
     "verified",
 ]
 
 NAMES = (*OUTSOURCED, *EVERYWHERE)
+"""Policies for whole models; those of `HIDING` are for models with a hidden end."""
 SHOWN = 3
 """Nodes that a message names at most."""
 
@@ -50,17 +67,36 @@ def assign(model: Graph, policy: str) -> dict[str, Protection]:
 
     Raises PlanError for an unknown policy.
     """
+    modules = [node for node in model.nodes if node.is_module]
+    outer = outer_policy(policy)
+    if outer is not None:
+        if not modules:
+            raise PlanError(
+                f"policy {policy!r} hides the end of a model: say which (`policies.ennclave`)"
+            )
+        hidden = {node.name: MODULE for node in modules}
+        others = tuple(node for node in model.nodes if node.name not in hidden)
+        return {**_assigned(model, others, outer), **hidden}
+    if modules and policy in NAMES:
+        raise PlanError(
+            f"node {modules[0].name!r} is a hidden part, and policy {policy!r} has none; use "
+            f"policy {hiding(policy)!r}"
+        )
+    return _assigned(model, model.nodes, policy)
+
+
+def _assigned(model: Graph, nodes: tuple[Node, ...], policy: str) -> dict[str, Protection]:
     if policy in EVERYWHERE:
-        return {node.name: EVERYWHERE[policy] for node in model.nodes}
+        return {node.name: EVERYWHERE[policy] for node in nodes}
     if policy in OUTSOURCED:
         outside = OUTSOURCED[policy]
-        linear = [node for node in model.nodes if is_linear(model, node)]
+        linear = [node for node in nodes if is_linear(model, node)]
         kept = [node for node in linear if keep_inside(model, node, outside)]
         # Something has to go out, or there is nothing to protect.
         sent = {node.name for node in linear} - {node.name for node in kept}
         sent = sent or {node.name for node in linear}
-        return {node.name: outside if node.name in sent else ENCLAVE for node in model.nodes}
-    raise PlanError(f"unknown policy {policy!r}; choose one of {', '.join(NAMES)}")
+        return {node.name: outside if node.name in sent else ENCLAVE for node in nodes}
+    raise PlanError(f"unknown policy {policy!r}; choose one of {', '.join((*NAMES, *HIDING))}")
 
 
 def make(
@@ -107,6 +143,28 @@ def enclave(model: Graph) -> Plan:
     return make("enclave", model)
 
 
+def ennclave(
+    model: Graph,
+    *,
+    module_digest: bytes,
+    last: int | None = None,
+    first: str | None = None,
+    outer: str = "open",
+    queries: int | None = None,
+    calibration: Samples | None = None,
+    precision: Precision | None = None,
+) -> Plan:
+    """The end of the model in a compiled module, the nodes before it as policy `outer` has them.
+
+    module_digest   of the module that was compiled from `hide(model, ...).hidden`
+    last, first     which nodes are hidden (`graph.hidden.hide`)
+    queries         how many samples the module may answer in all; None: any number
+    """
+    split = hide(model, last=last, first=first)
+    named = split.named(module_digest, queries=queries)
+    return make(hiding(outer), named, calibration=calibration, precision=precision)
+
+
 def measure_ranges(
     policy: str, model: Graph, *, calibration: Samples | None, by_channel: bool = True
 ) -> dict[str, Ranges]:
@@ -116,9 +174,10 @@ def measure_ranges(
     Raises PlanError without inputs, UnsupportedError when there is nothing to send to a worker.
     """
     require_supported(model)
-    if policy in EVERYWHERE:
+    protections = assign(model, policy)
+    if not needs_ranges(policy):
         return {}
-    linear = _sent_out(model, assign(model, policy))
+    linear = _sent_out(model, protections)
     if calibration is None:
         raise PlanError(f"policy {policy!r} needs calibration=: a batch of typical inputs")
     samples = as_samples(model, calibration)
@@ -142,7 +201,7 @@ def from_ranges(
     precision = precision or Precision()
     protections = assign(model, policy)
     quantised = {}
-    for node in () if policy in EVERYWHERE else _sent_out(model, protections):
+    for node in _sent_out(model, protections) if needs_ranges(policy) else ():
         if node.name not in ranges:
             raise PlanError(
                 f"node {node.name!r} has no range: the calibration belongs to another model"
@@ -154,6 +213,11 @@ def from_ranges(
     return Plan(model, policy, protections, quantised, precision=precision, ranges=used)
 
 
+def needs_ranges(policy: str) -> bool:
+    """Whether nodes of a policy become integers, for which typical inputs set ranges."""
+    return (outer_policy(policy) or policy) not in EVERYWHERE
+
+
 def _sent_out(model: Graph, protections: Mapping[str, Protection]) -> list[Node]:
     linear = [node for node in model.nodes if protections[node.name].on_worker]
     if not linear:
@@ -163,6 +227,11 @@ def _sent_out(model: Graph, protections: Mapping[str, Protection]) -> list[Node]
 
 def _nothing_to_send(model: Graph) -> str:
     """Why no node goes out: a model may have products that workers do not compute."""
+    if any(node.is_module for node in model.nodes):
+        return (
+            "no linear node that a worker computes is left before the hidden end; hide fewer "
+            "layers, or use the enclave policy before it"
+        )
     inside = [
         f"{node.name!r} ({node.op})"
         for node in model.nodes

@@ -100,8 +100,29 @@ EVERYWHERE: Mapping[str, Protection] = {"enclave": ENCLAVE, "open": OPEN}
 """Policies that treat all nodes alike."""
 
 
+HIDDEN_END = "ennclave"
+"""Policy that hides the end of a model in a module and treats all other nodes as `open`."""
+
+
+def hiding(policy: str) -> str:
+    """The policy that hides the end of a model and treats all other nodes as this one does."""
+    return HIDDEN_END if policy == "open" else f"{policy}+{HIDDEN_END}"
+
+
+def outer_policy(policy: str) -> str | None:
+    """The policy of the nodes outside a hidden end; None for a policy that hides none."""
+    return _OUTER.get(policy)
+
+
+_OUTER = {hiding(policy): policy for policy in (*OUTSOURCED, *EVERYWHERE)}
+HIDING = tuple(_OUTER)
+"""Policies that hide the end of a model."""
+
+
 def protections_of(policy: str) -> frozenset[Protection] | None:
     """The protections that a policy gives to nodes; None for a policy that is not Cloister's."""
+    if policy in _OUTER:
+        return (protections_of(_OUTER[policy]) or frozenset()) | {MODULE}
     if policy in EVERYWHERE:
         return frozenset({EVERYWHERE[policy]})
     return frozenset({ENCLAVE, OUTSOURCED[policy]}) if policy in OUTSOURCED else None

@@ -19,6 +19,7 @@ from jaxtyping import Float32
 from cloister.errors import PlanError, RangeError
 from cloister.graph.batch import cut
 from cloister.graph.graph import Graph, Node
+from cloister.graph.hidden import without_modules
 from cloister.graph.layout import to_channels_last
 from cloister.graph.ops.linear_nodes import LAST_AXIS_OPS, float_weights, geometry
 from cloister.graph.ort_session import ORT_ERRORS
@@ -54,6 +55,13 @@ def calibrate(
     found: dict[str, np.ndarray] = {}
     values = sorted({node.inputs[0] for node in nodes})
     inner = [value for value in values if value not in graph.inputs]
+    graph = without_modules(graph)
+    for node in nodes:
+        if node.inputs[0] not in graph.types:
+            raise PlanError(
+                f"node {node.name!r} reads what a hidden part makes, which calibration cannot "
+                "compute; keep it inside"
+            )
     session = WeightsAsInputs(graph, outputs=(*graph.outputs, *inner), threads=0, optimised=True)
     for batch in cut(graph, samples, CALIBRATION_BATCH):
         arrays = {**batch, **dict(zip(inner, _run(session, inner, batch), strict=True))}

@@ -1,14 +1,14 @@
 """Runs a compiled program for one batch of inputs: the trusted side of every protection.
 
 One native executor runs the steps of every plan over every link, and stops at each step that Python
-performs: compute a local step, send an open segment, exchange a message over a link without a
-native channel (stages.py).
+performs: compute a local step, run a module, send an open segment, exchange a message over a link
+without a native channel (stages.py).
 
-The order of release: a node's answer is compared with its check before the next message is sent
-and before any output is returned. The one exception is harmless: the fused step that reads an
-answer writes the next *blinded* request while it reads, and such a request is uniform, whatever the
-worker has changed. A request in the clear is therefore written to private memory first whenever the
-plan hides anything, and copied out only after the checks.
+The order of release: a node's answer is compared with its check before the next message is sent,
+before a module runs and before any output is returned. The one exception is harmless: the fused
+step that reads an answer writes the next *blinded* request while it reads, and such a request is
+uniform, whatever the worker has changed. A request in the clear is therefore written to private
+memory first whenever the plan hides anything, and copied out only after the checks.
 """
 
 import weakref
@@ -26,7 +26,7 @@ from cloister.trusted.pads.maker import PadUse
 from cloister.trusted.program.compile import compile_plan
 from cloister.trusted.program.steps import Program
 from cloister.trusted.report import Meter
-from cloister.trusted.stages import STAGES, Setup, Stage
+from cloister.trusted.stages import STAGES, ModuleRunner, Setup, Stage
 from cloister.trusted.values import Values
 from cloister.trusted.workspace import BatchRequest, Workspace
 from cloister.wire.link import NativeChannel, WorkerLink
@@ -44,9 +44,16 @@ class Executor:
     """
 
     def __init__(
-        self, plan: Plan, *, rng: Csprng, threads: int = 1, first_request_id: int = 1
+        self,
+        plan: Plan,
+        *,
+        rng: Csprng,
+        threads: int = 1,
+        first_request_id: int = 1,
+        modules: ModuleRunner | None = None,
     ) -> None:
         self.plan = plan
+        self._modules = modules
         # A plan is not trusted; a contradiction that no check found raises an error here.
         with parsing("the plan cannot be run", kind=PlanError):
             self.program: Program = compile_plan(plan)
@@ -186,7 +193,7 @@ class Executor:
     # ---- set-up
 
     def _make_stages(self, checks: Checks) -> list[Stage]:
-        setup = Setup(self.program, checks, self._threads)
+        setup = Setup(self.program, checks, self._threads, self._modules)
         return [
             STAGES[type(step)](setup, number, step)
             for number, step in enumerate(self.program.steps)

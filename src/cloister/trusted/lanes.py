@@ -16,7 +16,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cloister.errors import ProtocolError, VerificationError, WorkerTimeout, WorkerUnavailable
+from cloister.errors import (
+    EngineError,
+    ProtocolError,
+    VerificationError,
+    WorkerTimeout,
+    WorkerUnavailable,
+)
 from cloister.graph.batch import row_count
 from cloister.trusted.executor import Executor
 from cloister.trusted.pads.maker import InlinePads, PadUse
@@ -25,10 +31,15 @@ from cloister.trusted.report import Meter
 from cloister.wire.link import WorkerLink
 from cloister.wire.transcript import RecordingLink, Transcript
 
-_LIES = (VerificationError, ProtocolError)
 _GONE = (WorkerTimeout, WorkerUnavailable)
 _GRACE_S = 2.0
 """How long an interrupted call lets its lanes finish before it cuts them off."""
+
+
+def _is_lie(error: BaseException) -> bool:
+    """Whether a worker answered what it may not; the engine of a module is no worker."""
+    lies = (VerificationError, ProtocolError)
+    return isinstance(error, lies) and not isinstance(error, EngineError)
 
 
 @dataclass(eq=False)
@@ -238,8 +249,8 @@ class Lanes:
             self._queue.appendleft(job)
             self._drop(lane.worker)
         else:
-            lie = isinstance(error, _LIES)
-            if self._failure is None or (lie and not isinstance(self._failure, _LIES)):
+            lie = _is_lie(error)
+            if self._failure is None or (lie and not _is_lie(self._failure)):
                 self._failure = error
             # An interrupt may have arrived in place of a lie: the coefficients are redrawn too.
             self.lied = self.lied or lie or not isinstance(error, Exception)

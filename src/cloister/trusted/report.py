@@ -12,6 +12,8 @@ from cloister.wire.transcript import Transcript
 class LayerRow:
     """One step of the program: CPU time inside, time waited, traffic; sums over all inputs.
 
+    Of a module, `module_ms` is the time until its process answered.
+
     Of a linear layer, `quantised` counts the activations that became integers, `clipped` those of
     them that lay beyond the calibrated range; `clipped_share` is the largest share of one input.
     """
@@ -20,6 +22,7 @@ class LayerRow:
     protection: str
     trusted_ms: float = 0.0
     worker_ms: float = 0.0
+    module_ms: float = 0.0
     bytes_to_worker: int = 0
     bytes_from_worker: int = 0
     soundness_bits: float | None = None
@@ -36,7 +39,9 @@ class Report:
     waits for workers, which overlap; `offline_ms` CPU time spent making pads (inline pads only).
     `soundness_bits` is the weakest checked layer's, None where nothing is checked. `workers_lost`
     lists workers that hung, died or lied since the session began. `inputs_beyond` has the numbers
-    of inputs outside the calibrated range (clips.py).
+    of inputs outside the calibrated range (clips.py). `module_ms` is time waited for the processes
+    of hidden modules, `queries_used` the samples that they answered; `queries_left` is how many
+    more they may, None where the plan sets no limit.
     """
 
     policy: str
@@ -45,6 +50,7 @@ class Report:
     hardware_rooted: bool
     trusted_ms: float
     worker_ms: float
+    module_ms: float
     offline_ms: float
     bytes_to_worker: int
     bytes_from_worker: int
@@ -53,6 +59,8 @@ class Report:
     workers: tuple[str, ...]
     workers_lost: tuple[str, ...]
     inputs_beyond: tuple[int, ...]
+    queries_used: int
+    queries_left: int | None
     layers: tuple[LayerRow, ...]
 
     @property
@@ -82,6 +90,7 @@ class Meter:
     trusted_ms: float = 0.0
     offline_ms: float = 0.0
     pads_used: int = 0
+    queries: int = 0
 
     def row(self, name: str, protection: str) -> LayerRow:
         """The row of a step, made on first use."""

@@ -1,5 +1,6 @@
 """A session: a plan, the workers that serve it and the pads that blind it."""
 
+import importlib
 import os
 import threading
 import time
@@ -7,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -27,6 +28,11 @@ from cloister.wire.grpc.connect import connect
 from cloister.wire.grpc.places import endpoints
 from cloister.wire.link import WorkerLink
 from cloister.wire.shm.shm_link import connect_local_worker
+
+if TYPE_CHECKING:
+    from cloister.bundle.compiled_module import CompiledModule
+    from cloister.trusted.module_engines import ModuleEngines
+    from cloister.trusted.query_counter import QueryCounter
 
 DEFAULT_TIMEOUT_S = 60.0
 DEFAULT_BATCH = 8
@@ -53,6 +59,11 @@ class Session:
     on_clip          what to do about inputs outside the calibrated range (clips.py): "warn" with a
                      ClipWarning, "raise" a ClipError, "ignore" them. The report counts clipped
                      values in any case. The request runs to its end first, and never again
+    modules          the compiled modules of the plan's hidden parts, by their nodes' names
+    engine           what runs them, each in a locked process of its own: "native" (default),
+                     "wasm" or "onnxruntime"
+    counter          where their queries are counted, if the plan limits them. A module runs, and
+                     is charged for, once all checks of what it reads have passed
     """
 
     def __init__(
@@ -68,6 +79,9 @@ class Session:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         record_payloads: bool = False,
         on_clip: str = OnClip.WARN,
+        modules: Mapping[str, "CompiledModule"] | None = None,
+        engine: str | None = None,
+        counter: "QueryCounter | None" = None,
         rng: Csprng | None = None,
     ) -> None:
         if not isinstance(plan, Plan):
@@ -92,11 +106,27 @@ class Session:
         self._pads = pads
         if plan.hidden_nodes and pads is None:
             self._pads = InlinePads(plan, rng=self._rng, threads=threads)
+        self._engines = _engines(plan, modules, engine, counter, threads=threads)
+        try:
+            self._open(workers, count, threads, worker_threads, record_payloads)
+        except BaseException:
+            if self._engines is not None:
+                self._engines.close()
+            raise
+
+    def _open(
+        self,
+        workers: Sequence[str | WorkerLink] | None,
+        count: int,
+        threads: int,
+        worker_threads: int,
+        record_payloads: bool,
+    ) -> None:
         self._made = [
             Lane(
                 partial(self._make_executor, i, threads),
                 pads=self._pads,
-                timeout_s=timeout_s,
+                timeout_s=self._timeout_s,
                 record_payloads=record_payloads,
                 # With several lanes a thread's own clock tells its work from that of the others.
                 clock=time.thread_time if count > 1 else time.process_time,
@@ -110,7 +140,13 @@ class Session:
     def _make_executor(self, lane: int, threads: int) -> Executor:
         # Ids of different lanes never meet in a transcript.
         first = 1 + (lane << _LANE_ID_BITS)
-        return Executor(self.plan, rng=self._rng, threads=threads, first_request_id=first)
+        return Executor(
+            self.plan,
+            rng=self._rng,
+            threads=threads,
+            first_request_id=first,
+            modules=self._engines,
+        )
 
     def _connect(
         self,
@@ -201,6 +237,8 @@ class Session:
         feeds = as_samples(graph, inputs)
         _check_finite(graph, feeds)
         total = sample_count(graph, feeds)
+        if self._engines is not None:
+            self._engines.require(total)
         jobs = [
             MicroBatch(part, sample_count(graph, part)) for part in cut(graph, feeds, self._batch)
         ]
@@ -225,6 +263,7 @@ class Session:
             hardware_rooted=False,
             trusted_ms=meter.trusted_ms,
             worker_ms=meter.total("worker_ms"),
+            module_ms=meter.total("module_ms"),
             offline_ms=meter.offline_ms,
             bytes_to_worker=int(meter.total("bytes_to_worker")),
             bytes_from_worker=int(meter.total("bytes_from_worker")),
@@ -233,11 +272,13 @@ class Session:
             workers=self._lanes.workers,
             workers_lost=tuple(self._lanes.lost),
             inputs_beyond=self._clips.enter(meter.rows, clipped),
+            queries_used=meter.queries,
+            queries_left=None if self._engines is None else self._engines.left(),
             layers=tuple(meter.rows.values()),
         )
 
     def close(self) -> None:
-        """Stop local workers, close links and overwrite what is left of spent pads."""
+        """Stop local workers and engines, close links, overwrite what is left of spent pads."""
         self._closed = True
         if os.getpid() != self._process:
             return  # a fork's copy: the workers are the parent's
@@ -245,6 +286,8 @@ class Session:
             self._lanes.close()
             if self._pads is not None:
                 self._pads.erase()
+            if self._engines is not None:
+                self._engines.close()
 
     def __enter__(self) -> Self:
         return self
@@ -256,6 +299,30 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _engines(
+    plan: Plan,
+    modules: Mapping[str, "CompiledModule"] | None,
+    engine: str | None,
+    counter: "QueryCounter | None",
+    *,
+    threads: int,
+) -> "ModuleEngines | None":
+    """The engines of the plan's modules; what runs them is loaded for such plans only.
+
+    Raises   PlanError for arguments that the plan does not use, and see `ModuleEngines`
+    """
+    if not plan.modules:
+        for name, given in (("modules", modules), ("engine", engine), ("counter", counter)):
+            if given is not None:
+                raise PlanError(f"the plan has no hidden part; leave out {name}=")
+        return None
+    loaded = importlib.import_module("cloister.trusted.module_engines")
+    engines: ModuleEngines = loaded.ModuleEngines(
+        plan, modules or {}, kind=engine or loaded.ENGINES[0], counter=counter, threads=threads
+    )
+    return engines
 
 
 def _check_pads(plan: Plan, pads: PadSource) -> None:
@@ -332,10 +399,12 @@ def _add(meter: Meter, other: Meter) -> None:
     """Add a micro-batch's costs."""
     meter.offline_ms += other.offline_ms
     meter.pads_used += other.pads_used
+    meter.queries += other.queries
     for row in other.rows.values():
         total = meter.row(row.name, row.protection)
         total.trusted_ms += row.trusted_ms
         total.worker_ms += row.worker_ms
+        total.module_ms += row.module_ms
         total.bytes_to_worker += row.bytes_to_worker
         total.bytes_from_worker += row.bytes_from_worker
         total.soundness_bits = row.soundness_bits

@@ -5,8 +5,9 @@ Python when it stops there. `STAGES` has one entry for every kind of step.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -17,14 +18,21 @@ from cloister.graph.batch import bound_sizes, element_type
 from cloister.graph.onnx.export import model_bytes
 from cloister.graph.ort_session import ORT_ERRORS, runtime_session
 from cloister.plan.plan import Plan
-from cloister.plan.protection import ENCLAVE, OPEN
+from cloister.plan.protection import ENCLAVE, MODULE, OPEN
 from cloister.plan.quantised import QuantisedLinear
 from cloister.ring.freivalds import CheckVectors
 from cloister.ring.pads import expand
 from cloister.trusted.checks import Checks, accept_unchecked, for_native
 from cloister.trusted.program.epilogue import Epilogue
 from cloister.trusted.program.memory_layout import value_key
-from cloister.trusted.program.steps import Exchange, Fused, Local, Program, Segment
+from cloister.trusted.program.steps import (
+    Exchange,
+    Fused,
+    Local,
+    Module,
+    Program,
+    Segment,
+)
 from cloister.trusted.report import LayerRow
 from cloister.trusted.workspace import BatchRequest, Workspace
 from cloister.wire.link import NativeChannel, WorkerLink
@@ -33,13 +41,22 @@ from cloister.wire.shm.exchange import make_exchange
 from cloister.wire.shm.packets import REQUEST_ID_OFFSET
 
 
+class ModuleRunner(Protocol):
+    """What runs the modules of a plan (module_engines.py)."""
+
+    def run(self, node: str, inputs: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        """The outputs of a node for a batch, which is charged before."""
+        ...
+
+
 @dataclass(frozen=True)
 class Setup:
-    """The common parts of all stages of an executor."""
+    """The common parts of all stages of an executor; `modules` for plans that have some."""
 
     program: Program
     checks: Checks
     threads: int
+    modules: ModuleRunner | None = None
 
 
 class Stage:
@@ -334,11 +351,38 @@ class LocalStage(Stage):
         self.row(request).trusted_ms += 1e-6 * (self._clock() - started)
 
 
+class ModuleStage(Stage):
+    """A hidden part, which a compiled module computes.
+
+    The native executor stops here only once every answer that was fetched is compared.
+    """
+
+    def __init__(self, setup: Setup, number: int, step: Module) -> None:
+        (node,) = step.nodes
+        self.name, self.protection = node.name, MODULE.name
+        self._step = step
+        if setup.modules is None:
+            raise PlanError(f"node {node.name!r}: is hidden, and no module was given that runs it")
+        self._modules = setup.modules
+
+    def perform(self, request: BatchRequest, stop: native.Stop) -> None:
+        """See Stage."""
+        step = self._step
+        inputs = [np.asarray(request.values.onnx(value), order="C") for value in step.inputs]
+        started = time.perf_counter()
+        found = self._modules.run(self.name, inputs)
+        self.row(request).module_ms += 1e3 * (time.perf_counter() - started)
+        request.meter.queries += len(inputs[0])
+        for value, array in zip(step.outputs, found, strict=True):
+            request.values.put(value, array)
+
+
 STAGES: Mapping[type, Callable[..., Stage]] = {
     Fused: FusedStage,
     Exchange: ExchangeStage,
     Segment: SegmentStage,
     Local: LocalStage,
+    Module: ModuleStage,
 }
 
 

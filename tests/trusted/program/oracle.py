@@ -1,6 +1,7 @@
 """The interpreter in the place of a session: the same inputs, pads and check coefficients."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -12,7 +13,12 @@ from cloister.ring import reference
 from cloister.ring.freivalds import draw
 from cloister.trusted.pads.maker import InlinePads
 from cloister.trusted.program.compile import compile_plan
-from cloister.trusted.program.step_interpreter import Crossed, Interpretation, Interpreter
+from cloister.trusted.program.step_interpreter import (
+    Crossed,
+    Interpretation,
+    Interpreter,
+    ModuleFunction,
+)
 from cloister.trusted.report import Result
 from cloister.trusted.session import Session
 
@@ -48,6 +54,7 @@ class Oracle:
 
     plan: Plan
     batch: int = 2
+    modules: Mapping[str, ModuleFunction] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.pads = KnownPads(self.plan) if self.plan.hidden_nodes else None
@@ -77,7 +84,11 @@ class Oracle:
         """The interpretation of each micro-batch of the session's last run."""
         self.crossed: list[Crossed] = []
         interpreter = Interpreter(
-            self.program, checks=self.checks, worker=worker, watch=self.crossed.append
+            self.program,
+            checks=self.checks,
+            worker=worker,
+            watch=self.crossed.append,
+            modules=self.modules,
         )
         found = []
         for part in cut(self.plan.graph, as_samples(self.plan.graph, feeds), self.batch):

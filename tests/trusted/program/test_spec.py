@@ -11,10 +11,19 @@ import unequal
 from byzantine.test_session import mixed_plan
 from cloister.errors import PlanError
 from cloister.plan import policies
-from cloister.plan.protection import BLINDED, OPEN, VERIFIED
+from cloister.plan.protection import BLINDED, OPEN, VERIFIED, outer_policy
 from cloister.trusted.program.compile import compile_plan
 from cloister.trusted.program.spec import RULES, check_program
-from cloister.trusted.program.steps import ChannelSlice, Exchange, Fused, Local, Program, Segment
+from cloister.trusted.program.steps import (
+    ChannelSlice,
+    Exchange,
+    Fused,
+    Local,
+    Module,
+    Program,
+    Segment,
+)
+from trusted.modules import planned_end
 from trusted.test_channel_scales import graph_of
 from trusted.test_session import plan_of
 
@@ -23,6 +32,16 @@ from trusted.test_session import plan_of
 @pytest.mark.parametrize("net", nets.ALL)
 def test_what_the_compiler_makes_is_legal(net, policy):
     program = compile_plan(plan_of(nets.ALL[net](), policy))
+    for rule in RULES:
+        assert list(rule(program)) == []
+
+
+@pytest.mark.parametrize("policy", policies.NAMES)
+@pytest.mark.parametrize("net", nets.ALL)
+def test_what_the_compiler_makes_of_a_hidden_end_is_legal(net, policy):
+    """The module is the last step: everything that is checked is checked before."""
+    program = compile_plan(planned_end(nets.ALL[net](), policy).plan)
+    assert places(program, Module) == [len(program.steps) - 1]
     for rule in RULES:
         assert list(rule(program)) == []
 
@@ -192,14 +211,21 @@ def backwards(program: Program) -> Program:
     return with_epilogue(program, at, covered=covered[::-1])
 
 
-class Module:
-    """A kind of step that has no meaning yet."""
+class Unknown:
+    """A kind of step that has no meaning."""
 
     inputs = outputs = ()
 
 
+def last_as(program: Program, kind: type) -> Program:
+    """The last step as one of another kind."""
+    *before, last = program.steps
+    step = kind(99, *within(last)) if kind is Segment else kind(*within(last))
+    return replace(program, steps=(*before, step))
+
+
 FAULTS = {
-    "a step of no known kind": Fault("steps_name_what_exists", lambda p: appended(p, Module())),
+    "a step of no known kind": Fault("steps_name_what_exists", lambda p: appended(p, Unknown())),
     "a linear node too many": Fault(
         "steps_name_what_exists", lambda p: with_step(p, first(p, Exchange), node=99)
     ),
@@ -248,6 +274,15 @@ FAULTS = {
         "nodes_run_where_planned",
         lambda p: replace(p, steps=tuple(Local(*within(s)) for s in p.steps)),
         policy="open",
+    ),
+    "a hidden part that ONNX Runtime runs": Fault(
+        "nodes_run_where_planned", lambda p: last_as(p, Local), policy="slalom+ennclave"
+    ),
+    "a hidden part that a worker runs": Fault(
+        "nodes_run_where_planned", lambda p: last_as(p, Segment), policy="ennclave"
+    ),
+    "an inner node that a module runs": Fault(
+        "nodes_run_where_planned", lambda p: last_as(p, Module), policy="enclave"
     ),
     "an open concatenation inside": Fault(
         "nodes_run_where_planned",
@@ -344,6 +379,32 @@ FAULTS = {
         "hidden_values_stay_hidden",
         lambda p: appended(p, Segment(99, (), ("image",), ())),
     ),
+    "a module before a check": Fault(
+        "modules_wait_for_checks",
+        lambda p: inserted(p, first(p, Exchange) + 1, Module((), ("image",), ())),
+        policy="slalom+ennclave",
+    ),
+    "a module's answer in a segment": Fault(
+        "modules_answer_inside",
+        lambda p: appended(p, Segment(99, (), p.plan.graph.outputs, ())),
+        policy="slalom+ennclave",
+    ),
+    "a value too many for a module": Fault(
+        "modules_take_what_their_node_takes",
+        lambda p: with_step(p, len(p.steps) - 1, inputs=(*p.steps[-1].inputs, "image")),
+        policy="slalom+ennclave",
+    ),
+    "a module's values in another order": Fault(
+        "modules_take_what_their_node_takes",
+        lambda p: with_step(p, len(p.steps) - 1, inputs=p.steps[-1].inputs[::-1]),
+        net="residual",
+        policy="slalom+ennclave",
+    ),
+    "a module of no node": Fault(
+        "modules_take_what_their_node_takes",
+        lambda p: appended(p, Module((), ("image",), ())),
+        policy="verified+ennclave",
+    ),
     "a source of another size": Fault(
         "sizes_agree", lambda p: with_step(p, 0, size=(10, 13, 3), out_size=(10, 13, 3))
     ),
@@ -418,6 +479,9 @@ def program_of(fault: Fault) -> Program:
         return compile_plan(
             policies.make("slalom", graph_of(model), calibration=unequal.samples(model, 16))
         )
+    outer = outer_policy(fault.policy)
+    if outer is not None:
+        return compile_plan(planned_end(nets.ALL[fault.net](), outer, last=2).plan)
     return compile_plan(plan_of(nets.ALL[fault.net](), fault.policy))
 
 

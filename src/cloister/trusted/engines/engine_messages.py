@@ -1,6 +1,6 @@
 """What an engine and its process say to each other, over a stream socket.
 
-    engine   length (u32), settings, and after the first answer the code and the weights
+    engine   length (u32), settings, and after the first answer the code, the weights and padding
              then, for each call: the rows to compute (u32); 0 ends the process
     process  an answer when it is locked, one when the module is loaded, and one to each call
 
@@ -67,6 +67,8 @@ class EngineSettings:
     sizes          what `cloister_module_size` must say: interface, weights, inputs, outputs, arena
     rows           samples that shared memory has room for
     memory_bytes   what the process may allocate from now on
+    padding_bytes  what it gets beside code and weights, and keeps
+    grid_ns        it answers at multiples of this; 1: at once
     inputs         type and shape of one sample, of each input; outputs likewise
     """
 
@@ -75,6 +77,8 @@ class EngineSettings:
     code_bytes: int
     rows: int
     memory_bytes: int
+    padding_bytes: int
+    grid_ns: int
     threads: int
     fuel: bool
     inputs: tuple[tuple[str, tuple[int, ...]], ...]

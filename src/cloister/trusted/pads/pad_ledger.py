@@ -35,6 +35,7 @@ DIGEST_BYTES = 32
 KEY_BYTES = 32
 ID_BYTES = 16
 BUSY_TIMEOUT_S = 30.0
+WHAT = "key file"
 
 MemoryLayout = tuple[tuple[int, tuple[int, ...]], ...]
 """Node index and shape of every array of a pad, by node index; the same for all pads of a store."""
@@ -206,34 +207,10 @@ def _check_kind(path: Path, database: sqlite3.Connection) -> None:
         raise PadStoreError(f"key file {path}: has format {version}, this version reads {FORMAT}")
 
 
-@contextlib.contextmanager
-def _transaction(path: Path, busy_timeout_s: float) -> Iterator[sqlite3.Connection]:
-    """One transaction under the write lock; rolled back when the block raises."""
-    try:
-        database = sqlite.connect(path, timeout_s=busy_timeout_s, synchronous="EXTRA")
-        with contextlib.closing(database):
-            database.execute("BEGIN IMMEDIATE")
-            # Closing the connection without a commit rolls back.
-            yield database
-            database.execute("COMMIT")
-    except sqlite3.Error as error:
-        raise PadStoreError(f"key file {path}: {_explain(error)}") from None
-    except UnicodeDecodeError:  # a message of SQLite that quotes the damage
-        raise PadStoreError(_damaged(path)) from None
-
-
-def _explain(error: sqlite3.Error) -> str:
-    # Errors that the sqlite3 module raises itself carry no code.
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return "is locked by another process; try again when that has finished"
-    if code == sqlite3.SQLITE_FULL:
-        return "the disk is full; free space, no pad was used"
-    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-        return "is damaged, or not the key file of a pad store"
-    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
-        return "cannot be opened for writing; its folder must be writable too"
-    return f"cannot be read or written ({error})"
+def _transaction(
+    path: Path, busy_timeout_s: float
+) -> contextlib.AbstractContextManager[sqlite3.Connection]:
+    return sqlite.transaction(path, what=WHAT, timeout_s=busy_timeout_s, kind=PadStoreError)
 
 
 def _refused(path: Path, error: OSError) -> str:

@@ -8,13 +8,13 @@ values that ONNX Runtime or the caller produced. Values that more than one step 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from cloister.errors import PlanError, UnsupportedError
+from cloister.errors import PlanError
 from cloister.graph.captures import captured_values
 from cloister.graph.graph import Graph, Node
 from cloister.graph.layout import channels_last_shape
 from cloister.graph.ops.linear_nodes import LAST_AXIS_OPS
 from cloister.plan.plan import Plan
-from cloister.plan.protection import OPEN, Weights
+from cloister.plan.protection import OPEN
 from cloister.trusted.program.epilogue import Epilogue, Matcher
 from cloister.trusted.program.spec import check_program
 from cloister.trusted.program.steps import (
@@ -22,6 +22,7 @@ from cloister.trusted.program.steps import (
     Exchange,
     Fused,
     Local,
+    Module,
     Program,
     Segment,
     Step,
@@ -29,16 +30,7 @@ from cloister.trusted.program.steps import (
 
 
 def compile_plan(plan: Plan) -> Program:
-    """Compile a plan to a program that `spec` holds for legal.
-
-    Raises   UnsupportedError for nodes whose weights are hidden: no module runs them yet
-    """
-    for node in plan.graph.nodes:
-        if plan.protections[node.name].weights is Weights.HIDDEN:
-            raise UnsupportedError(
-                f"node {node.name!r}: hidden weights need a compiled module, which cannot be built "
-                "yet; give the node another protection"
-            )
+    """Compile a plan to a program that `spec` holds for legal."""
     compiler = _Compiler(plan)
     program = Program(plan, tuple(compiler.compile()), compiler.slices)
     check_program(program)
@@ -70,6 +62,9 @@ class _Compiler:
             elif self.plan.protections[node.name] == OPEN:
                 steps.append(Segment(0, (node,), (), ()))
                 self._finish(node)
+            elif node.is_module:
+                steps.append(Module((node,), node.inputs, node.outputs))
+                self._finish(node)
             elif not self._concatenate(node):
                 steps.append(self._local(node))
         return list(self._with_edges(_merged(steps)))
@@ -81,13 +76,13 @@ class _Compiler:
         )
 
     def _schedule(self) -> Iterator[Node]:
-        """Nodes in a topological order that computes local values as early as it can."""
+        """A topological order: local values as early, modules as late as possible."""
         waiting = list(self.graph.nodes)
         while waiting:
             ready = [n for n in waiting if self.available.issuperset(_reads(n))]
             if not ready:
                 raise PlanError(f"node {waiting[0].name!r} waits for a value that no node computes")
-            yield next((n for n in ready if n.name not in self.index), ready[0])
+            yield min(ready, key=lambda n: 2 * n.is_module + (n.name in self.index))
             waiting = [n for n in waiting if n.name not in self.done]
 
     def _finish(self, node: Node) -> None:

@@ -16,9 +16,17 @@ from cloister.graph.captures import captured_values
 from cloister.graph.graph import Node
 from cloister.graph.layout import channels_last_shape
 from cloister.graph.ops.linear_nodes import LAST_AXIS_OPS
-from cloister.plan.protection import ENCLAVE, OPEN
+from cloister.plan.protection import ENCLAVE, MODULE, OPEN
 from cloister.trusted.program.epilogue import RESHAPES, Epilogue, absorb
-from cloister.trusted.program.steps import Exchange, Fused, Local, Program, Segment, Step
+from cloister.trusted.program.steps import (
+    Exchange,
+    Fused,
+    Local,
+    Module,
+    Program,
+    Segment,
+    Step,
+)
 
 Broken = Iterator[tuple[int | None, str]]
 AnyStep = TypeVar("AnyStep", bound=Step)
@@ -51,7 +59,7 @@ def steps_name_what_exists(program: Program) -> Broken:
         elif isinstance(step, Exchange):
             if step.node not in linear:
                 yield i, "names a linear node that the plan does not have"
-        elif isinstance(step, Local | Segment):
+        elif isinstance(step, Local | Segment | Module):
             if any(nodes.get(node.name) is not node for node in step.nodes):
                 yield i, "has a node that is not the model's"
         else:
@@ -72,7 +80,10 @@ def nodes_are_covered_once(program: Program) -> Broken:
 
 
 def nodes_run_where_planned(program: Program) -> Broken:
-    """Linear nodes go out under the plan's protection, open nodes in segments, all others stay."""
+    """Linear nodes go out under the plan's protection, open nodes in segments, all others stay.
+
+    Modules run hidden parts, and no step but a module does.
+    """
     plan = program.plan
     for i, step in enumerate(program.steps):
         if isinstance(step, Exchange):
@@ -80,7 +91,7 @@ def nodes_run_where_planned(program: Program) -> Broken:
             if step.protection != planned:
                 yield i, f"is {step.protection.name}, and planned as {planned.name}"
             continue
-        wanted = OPEN if isinstance(step, Segment) else ENCLAVE
+        wanted = {Segment: OPEN, Module: MODULE}.get(type(step), ENCLAVE)
         for name in _covered(program, step):
             if plan.protections[name] != wanted:
                 yield i, f"node {name!r} is planned as {plan.protections[name].name}"
@@ -119,7 +130,7 @@ def borders_are_complete(program: Program) -> Broken:
     """A step of several nodes names all that they read from outside and only what they make."""
     constants = program.plan.graph.constants
     for i, step in enumerate(program.steps):
-        if isinstance(step, Local | Segment):
+        if isinstance(step, Local | Segment | Module):
             made: set[str] = set()
             for node in step.nodes:
                 missing = {*node.inputs, *captured_values(node)} - made - {"", *constants}
@@ -129,6 +140,14 @@ def borders_are_complete(program: Program) -> Broken:
             for value in step.outputs:
                 if value not in made:
                     yield i, f"makes value {value!r}, which none of its nodes makes"
+
+
+def modules_take_what_their_node_takes(program: Program) -> Broken:
+    """A module runs one node, and its tensors are the node's in their order."""
+    for i, step in _each(program, Module):
+        borders = [(node.inputs, node.outputs) for node in step.nodes]
+        if borders != [(step.inputs, step.outputs)]:
+            yield i, "does not take and make what one node takes and makes"
 
 
 def fused_steps_compute_their_nodes(program: Program) -> Broken:
@@ -181,13 +200,27 @@ def clear_messages_wait_for_checks(program: Program) -> Broken:
 
     Otherwise the worker would read what its own wrong answer did to a value it may not know.
     """
+    for i, step, waits in _before_checks(program):
+        if isinstance(step, Segment) or (isinstance(step, Exchange) and not step.protection.hidden):
+            yield i, f"sends in the clear before step {waits} is checked"
+
+
+def modules_wait_for_checks(program: Program) -> Broken:
+    """While a checked answer is not compared yet, no module runs.
+
+    Otherwise a worker's wrong answer would be a query to the hidden part, and be charged.
+    """
+    for i, step, waits in _before_checks(program):
+        if isinstance(step, Module):
+            yield i, f"runs before step {waits} is checked"
+
+
+def _before_checks(program: Program) -> Iterator[tuple[int, Step, int]]:
+    """Steps that come while the answer of an earlier one is not compared, and that one's place."""
     unchecked: dict[int, int] = {}
     for i, step in enumerate(program.steps):
-        clear = isinstance(step, Segment) or (
-            isinstance(step, Exchange) and not step.protection.hidden
-        )
-        if clear and unchecked:
-            yield i, f"sends in the clear before step {min(unchecked.values())} is checked"
+        if unchecked:
+            yield i, step, min(unchecked.values())
         if isinstance(step, Exchange) and step.protection.checked:
             unchecked[step.node] = i
         elif isinstance(step, Fused) and step.node is not None:
@@ -199,6 +232,25 @@ def hidden_values_stay_hidden(program: Program) -> Broken:
 
     The same numbers in another shape are the same value.
     """
+    origin = _origins(program)
+    exchanges = [step for step in program.steps if isinstance(step, Exchange)]
+    hidden = {origin(program.linear[s.node].inputs[0]) for s in exchanges if s.protection.hidden}
+    for i, value in _sent_in_the_clear(program):
+        if origin(value) in hidden:
+            yield i, f"sends value {value!r} in the clear, which another step hides"
+
+
+def modules_answer_inside(program: Program) -> Broken:
+    """No worker gets a module's answer in the clear: its owner counts who gets answers."""
+    origin = _origins(program)
+    made = {value for _, step in _each(program, Module) for value in step.outputs}
+    for i, value in _sent_in_the_clear(program):
+        if origin(value) in made:
+            yield i, f"sends value {value!r} in the clear, which a module makes"
+
+
+def _origins(program: Program) -> Callable[[str], str]:
+    """From a value to the one that it is in another shape."""
     makers = {value: node for node in program.plan.graph.nodes for value in node.outputs if value}
 
     def origin(value: str) -> str:
@@ -208,17 +260,16 @@ def hidden_values_stay_hidden(program: Program) -> Broken:
             node = makers.get(value)
         return value
 
-    exchanges = [step for step in program.steps if isinstance(step, Exchange)]
-    hidden = {origin(program.linear[s.node].inputs[0]) for s in exchanges if s.protection.hidden}
+    return origin
+
+
+def _sent_in_the_clear(program: Program) -> Broken:
+    """Values that workers get in the clear, with the steps that send them."""
     for i, step in enumerate(program.steps):
-        sent: tuple[str, ...] = ()
         if isinstance(step, Segment):
-            sent = step.inputs
+            yield from ((i, value) for value in step.inputs)
         elif isinstance(step, Exchange) and not step.protection.hidden:
-            sent = program.linear[step.node].inputs[:1]
-        for value in sent:
-            if origin(value) in hidden:
-                yield i, f"sends value {value!r} in the clear, which another step hides"
+            yield i, program.linear[step.node].inputs[0]
 
 
 def sizes_agree(program: Program) -> Broken:
@@ -308,11 +359,14 @@ RULES: tuple[Callable[[Program], Broken], ...] = (
     fused_steps_compute_their_nodes,
     exchanges_are_paired,
     clear_messages_wait_for_checks,
+    modules_wait_for_checks,
     hidden_values_stay_hidden,
+    modules_answer_inside,
     sizes_agree,
     messages_fit_their_nodes,
     slices_tile_their_whole,
     targets_are_distinct,
+    modules_take_what_their_node_takes,
 )
 
 
@@ -324,7 +378,7 @@ def _named(program: Program, position: int) -> str:
         name = step.name
     elif isinstance(step, Exchange):
         name = "".join(node.name for i, node in enumerate(program.linear) if i == step.node)
-    elif isinstance(step, Local | Segment) and step.nodes:
+    elif isinstance(step, Local | Segment | Module) and step.nodes:
         name = step.nodes[0].name
     return f"{type(step).__name__} {name}".strip()
 

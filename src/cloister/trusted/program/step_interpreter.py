@@ -21,9 +21,17 @@ from cloister.ring import reference
 from cloister.ring.freivalds import CheckVectors
 from cloister.ring.linear import LinearMap
 from cloister.ring.pads import nonce
-from cloister.trusted.program.steps import Exchange, Fused, Local, Program, Segment
+from cloister.trusted.program.steps import (
+    Exchange,
+    Fused,
+    Local,
+    Module,
+    Program,
+    Segment,
+)
 
 Worker = Callable[[LinearMap, np.ndarray], np.ndarray]
+ModuleFunction = Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,7 @@ class Interpreter:
 
     checks   the coefficients of each checked linear node; answers of other nodes are not checked
     worker   what answers a message to a linear map
+    modules  from the inputs to the outputs of each hidden part, by its node's name
     watch    gets what crosses, in the order of the steps
     """
 
@@ -66,12 +75,14 @@ class Interpreter:
         *,
         checks: Mapping[int, CheckVectors] | None = None,
         worker: Worker = reference.linear_map,
+        modules: Mapping[str, ModuleFunction] | None = None,
         threads: int = 1,
         watch: Callable[[Crossed], None] = lambda _: None,
     ) -> None:
         self.program = program
         self.checks = checks or {}
         self.worker = worker
+        self.modules = modules or {}
         self.watch = watch
         self.protections = {
             step.node: step.protection for step in program.steps if isinstance(step, Exchange)
@@ -100,6 +111,8 @@ class Interpreter:
                     batch.segment(i, step)
                 elif isinstance(step, Local):
                     batch.local(i, step)
+                elif isinstance(step, Module):
+                    batch.module(step)
         batch.made.outputs = {name: batch.value(name) for name in self.program.plan.graph.outputs}
         return batch.made
 
@@ -194,6 +207,11 @@ class _Batch:
         """Nodes as ONNX Runtime computes them, all at once: it may fuse some of them."""
         feeds = {name: self.value(name) for name in step.inputs}
         found = self._of.sessions[i].run(step.outputs, feeds)
+        self._values.update(zip(step.outputs, found, strict=True))
+
+    def module(self, step: Module) -> None:
+        """A hidden part, as its module computes it."""
+        found = self._of.modules[step.nodes[0].name]([self.value(name) for name in step.inputs])
         self._values.update(zip(step.outputs, found, strict=True))
 
     def _image(self, name: str, step: Fused) -> np.ndarray:

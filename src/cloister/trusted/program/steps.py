@@ -5,10 +5,10 @@
     Exchange  one message to a worker and its answer: one linear node
     Segment   open nodes, run whole by a worker on plain float32 values
     Local     nodes ONNX Runtime computes inside the trusted runtime
+    Module    a hidden part, run inside by a compiled module in a process of its own
 
-A node whose weights are hidden will be part of a fifth kind, `Module`: nodes, inputs and outputs
-as of a `Local`, computed by compiled code inside. Code that runs steps names each kind and refuses
-others; a new kind gets a rule in the spec, a case in the interpreter and a stage in the executor.
+Code that runs steps names each kind and refuses others; a new kind gets a rule in the spec, a case
+in the interpreter and a stage in the executor.
 
 Concatenating channels is no step: fused steps write their results into slices of one value.
 
@@ -89,7 +89,16 @@ class Local:
     outputs: tuple[str, ...]
 
 
-Step = Fused | Exchange | Segment | Local
+@dataclass(frozen=True)
+class Module:
+    """One node, which a compiled module computes; inputs and outputs are the node's own."""
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+Step = Fused | Exchange | Segment | Local | Module
 
 
 @dataclass(frozen=True)
