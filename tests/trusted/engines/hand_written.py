@@ -142,16 +142,10 @@ def dense_onnx(d=4, k=3, *, seed=1, weights=None):
         matrix, bias = flat[: k * d].reshape(k, d), flat[k * d :]
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
-<<<<<<< HEAD
-        [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Add", ["m", "b"], ["y"])],
-        "g", [value("x", TensorProto.FLOAT, (d,))], [value("y", TensorProto.FLOAT, (k,))],
-        [numpy_helper.from_array(matrix.T.copy(), "w"), numpy_helper.from_array(bias, "b")],
-=======
         [helper.make_node("MatMul", ["w", "x"], ["z"]),
          helper.make_node("Add", ["z", "b"], ["y"])], "g",
         [value("x", TensorProto.FLOAT, (d,))], [value("y", TensorProto.FLOAT, (k,))],
         [numpy_helper.from_array(matrix, "w"), numpy_helper.from_array(bias, "b")],
->>>>>>> engines
     )  # fmt: skip
     opsets = [helper.make_opsetid("", 17)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
