@@ -89,13 +89,13 @@ def _show_hidden(outcome: hidden_demo.HiddenOutcome, path: Path) -> None:
         grid.add_row(name, value)
     console.print(grid)
     console.print()
-    columns = ("searched", "bytes", "hidden words found")
-    console.print(table(columns, hidden_page.search_rows(outcome)))
+    searched = ("searched", "bytes", "hidden words found")
+    console.print(table(searched, hidden_page.search_rows(outcome)))
     for refusal in outcome.refusals:
         console.print(f"{refusal.attempt}: {refusal.error}", soft_wrap=True)
     console.print()
-    columns = ("answers", "accuracy of a surrogate", "same answer as the vendor", "the thief")
-    console.print(table(columns, hidden_page.theft_rows(outcome)))
+    stolen = ("answers", "accuracy of a surrogate", "same answer as the vendor", "the thief")
+    console.print(table(stolen, hidden_page.theft_rows(outcome)))
     console.print(f"the next question: {outcome.stopped}\n", soft_wrap=True)
     for sentence in hidden_page.HONEST:
         console.print(sentence, soft_wrap=True)

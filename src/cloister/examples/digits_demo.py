@@ -130,7 +130,7 @@ def plain_logits(images: Float32[np.ndarray, "n 1 8 8"]) -> Float32[np.ndarray, 
     with model_file() as path:
         engine = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (logits,) = engine.run(None, {"image": images})
-    return logits
+    return np.asarray(logits, np.float32)
 
 
 def model_file() -> AbstractContextManager[Path]:

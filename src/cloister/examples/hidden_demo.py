@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from cloister.codegen.compile_module import compile_module
 from cloister.errors import BudgetError, BundleError, VerificationError
 from cloister.examples.digits_demo import AllDigits, model_file, plain_logits
 from cloister.examples.hidden_search import HiddenWords, Search
+from cloister.graph.answers import AnswerKind, with_answers
 from cloister.graph.graph import Graph
 from cloister.graph.hidden import hide
 from cloister.graph.onnx.load import load
@@ -160,7 +161,8 @@ def run(digits: AllDigits, folder: Path, *, say: Callable[[str], None]) -> Hidde
 def _sell(vendor: Path, customer: Path) -> tuple[Graph, BundleHeader]:
     """Everything up to the files that the customer gets; the model and the bundle's header."""
     with model_file() as path:
-        model = load(path)
+        # The module returns the digit alone: scores would give more of the weights away.
+        model = with_answers(load(path), AnswerKind.LABEL)
     rng = SystemRandom()
     module = compile_module(hide(model, last=LAYERS).hidden, salt=rng.random_bytes(32))
     module.save(vendor / MODULE_FOLDER)
@@ -175,7 +177,7 @@ def _sell(vendor: Path, customer: Path) -> tuple[Graph, BundleHeader]:
         header = SealedBundle.seal(
             customer / name,
             plan,
-            module,
+            replace(module, source=""),
             content_key=bundle_keys.load_content_key(vendor / bundle_keys.CONTENT_KEY),
             signer=bundle_keys.load_signer(vendor / bundle_keys.VENDOR_KEY),
             version=version,
@@ -204,7 +206,7 @@ def _one_of_each(digits: AllDigits) -> Int64[np.ndarray, " n"]:
 
 
 def _labels(plan: Plan, result: Result) -> Int64[np.ndarray, " n"]:
-    return np.asarray(result.outputs[plan.graph.outputs[0]].argmax(1), np.int64)
+    return np.asarray(result.outputs[plan.graph.outputs[0]], np.int64)
 
 
 def _searches(secret: HiddenWords, customer: Path, results: tuple[Result, ...]) -> Iterator[Search]:
