@@ -10,17 +10,17 @@ import onnx.version_converter
 from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from benchmarks.torch_graph import TorchGraph
 from cloister.cli.console import note
 from cloister.cli.speed import Engines, Images, OrtBaseline
 from cloister.cli.timing import interleaved
 from cloister.errors import CloisterError, InputError
 from cloister.graph.graph import Graph
-from cloister.graph.onnx.export import model_bytes
 from cloister.graph.ort_session import ORT_ERRORS
 
 try:
     import torch
+
+    from cloister.audit.model.torch_graph import TorchGraph
 except ImportError:
     torch = None
 
@@ -41,7 +41,7 @@ def float_engines(proto: onnx.ModelProto, graph: Graph, feeds: Images, threads: 
     found = {"onnxruntime": lambda: onnxruntime.run(feeds)}
     try:
         # Constants are folded for PyTorch, as ONNX Runtime folds them for itself.
-        other = TorchBaseline(onnx.ModelProto.FromString(model_bytes(graph)), threads)
+        other = TorchBaseline(graph, threads)
     except CloisterError as error:
         note(f"PyTorch is not measured: {error}")
         return found
@@ -118,11 +118,14 @@ class TorchBaseline:
 
     TRIALS = 3
 
-    def __init__(self, model: onnx.ModelProto, threads: int) -> None:
+    def __init__(self, graph: Graph, threads: int) -> None:
         if torch is None:
             raise InputError("PyTorch is not installed; pip install torch measures it too")
         self._threads = threads
-        self._graph = TorchGraph(torch, model)
+        self._graph = TorchGraph(graph)
+        first = self._graph.constants
+        last = {name: _channels_last(tensor) for name, tensor in first.items()}
+        self._constants = {False: first, True: last}
         self._layouts: dict[tuple[int, ...], bool] = {}
 
     def run(self, x: Images) -> list[np.ndarray]:
@@ -135,7 +138,9 @@ class TorchBaseline:
         # A setting of the process, so it is made for every run.
         torch.set_num_threads(self._threads)
         with torch.inference_mode():
-            outputs = self._graph.run(self._tensor(x), channels_last=channels_last)
+            given = self._tensor(x)
+            given = _channels_last(given) if channels_last else given
+            outputs = self._graph.run([given], self._constants[channels_last])
             return [np.asarray(y.contiguous().numpy()) for y in outputs]
 
     def _tensor(self, x: Images) -> object:
@@ -150,3 +155,9 @@ class TorchBaseline:
             run()
         times = interleaved(runs, repeats=self.TRIALS)
         return times[True].wall_s < times[False].wall_s
+
+
+def _channels_last(tensor):
+    if tensor.dim() != 4:
+        return tensor
+    return tensor.contiguous(memory_format=torch.channels_last)

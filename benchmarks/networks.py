@@ -3,7 +3,8 @@
 Batch normalisation is folded away, as every deployed model has it: a convolution with a bias.
 Weights are pseudorandom and scaled so that activations keep their size (He); the same in every
 run and on every machine. Speed does not depend on their values; accuracy cannot be measured here.
-Images are (N, 3, 224, 224), outputs 1000 classes; LeNet-5 takes (N, 1, 28, 28) and has 10.
+Images are (N, 3, 224, 224), outputs 1000 classes; LeNet-5 and the MNIST CNN
+take (N, 1, 28, 28) and have 10.
 """
 
 import hashlib
@@ -219,6 +220,16 @@ def _lenet5() -> onnx.ModelProto:
     return net.model(net.dense(x, 84, 10))
 
 
+def _mnist_cnn() -> onnx.ModelProto:
+    """The convolutional example of Keras, without its softmax."""
+    net = _Net("mnist_cnn", 1, 28)
+    x = net.relu(net.conv("image", 32, pad=0))
+    x = net.relu(net.conv(x, 64, pad=0))
+    x = net.flatten(net.pool(x, "MaxPool", 2, stride=2))
+    x = net.relu(net.dense(x, 9216, 128))
+    return net.model(net.dense(x, 128, 10))
+
+
 _BUILDERS: dict[str, Callable[[], onnx.ModelProto]] = {
     "vgg16": lambda: _vgg("vgg16", (2, 2, 3, 3, 3)),
     "vgg19": lambda: _vgg("vgg19", (2, 2, 4, 4, 4)),
@@ -228,6 +239,7 @@ _BUILDERS: dict[str, Callable[[], onnx.ModelProto]] = {
     "resnet50": lambda: _resnet("resnet50", (3, 4, 6, 3), bottleneck=True),
     "resnet152": lambda: _resnet("resnet152", (3, 8, 36, 3), bottleneck=True),
     "lenet5": _lenet5,
+    "mnist_cnn": _mnist_cnn,
 }
 NAMES = tuple(_BUILDERS)
 

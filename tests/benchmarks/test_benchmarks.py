@@ -28,6 +28,7 @@ PARAMETERS = {
     "mobilenet_v1": 4_231_976 - 10_944,
     "mobilenet_v2": 3_504_872 - 17_056,
     "lenet5": 61_706,
+    "mnist_cnn": 1_199_882,
 }
 
 
@@ -174,6 +175,17 @@ def test_inference():
         assert row["policy"] == "slalom"
         assert row["soundness_bits"] > 50
         assert set(row) >= ENVIRONMENT
+
+
+def test_compiled():
+    """That module and ONNX Runtime compute the same is checked before they are timed."""
+    found = measured("compiled", *SMALL, "--target", "wasm")
+    assert found["ratio"] == pytest.approx(found["compiled_ms"] / found["onnxruntime_ms"])
+    assert found["to_native"] == pytest.approx(found["compiled_ms"] / found["native_ms"])
+    assert (found["build"], found["contraction"]) == ("wasm", "off")
+    assert set(found) >= ENVIRONMENT
+    portable = measured("compiled", *SMALL, "--build", "native-x86-64")
+    assert (portable["build"], portable["contraction"]) == ("native-x86-64", "fma")
 
 
 def test_layers():

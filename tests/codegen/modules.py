@@ -27,7 +27,7 @@ def packed_inputs(module, arrays):
         module.manifest.inputs, offsets(module.manifest.inputs), arrays, strict=True
     ):
         data = np.ascontiguousarray(array, tensor.dtype)
-        assert data.shape == tensor.shape, (tensor, data.shape)
+        assert data.shape == (1, *tensor.shape), (tensor, data.shape)
         buffer[at : at + data.nbytes] = data.tobytes()
     return bytes(buffer)
 
@@ -35,7 +35,9 @@ def packed_inputs(module, arrays):
 def unpacked_outputs(module, buffer):
     tensors = module.manifest.outputs
     return tuple(
-        np.frombuffer(buffer, tensor.dtype, int(np.prod(tensor.shape)), at).reshape(tensor.shape)
+        np.frombuffer(buffer, tensor.dtype, int(np.prod(tensor.shape)), at).reshape(
+            1, *tensor.shape
+        )
         for tensor, at in zip(tensors, offsets(tensors), strict=True)
     )
 

@@ -1,22 +1,38 @@
-"""`cloister audit`: attacks on the messages that an untrusted party received."""
+"""`cloister audit`: attacks on the messages, or the part of a model, that a party received."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from cloister.audit import model as model_audit
 from cloister.audit import training
+from cloister.audit.architecture.architecture_audit import (
+    DEFAULT_CALLS,
+    DEFAULT_OBSERVATIONS,
+    audit_architectures,
+)
+from cloister.audit.architecture.tell_apart import FOLDS
 from cloister.audit.input.request_audit import audit_requests, requests_page
+from cloister.audit.model.theft_settings import Answers, TheftSettings
 from cloister.audit.training.attack_settings import DEFAULT_RANGE, AttackSettings
 from cloister.audit.training.lattice import LARGEST_LATTICE
 from cloister.authority.noise import EXACT_BITS
 from cloister.base import files
+from cloister.base.rng import SystemRandom
+from cloister.bundle.compiled_module import CompiledModule
 from cloister.cli import options
-from cloister.cli.console import emit_json, err, out, table
+from cloister.cli.bundle_verbs import POWER
+from cloister.cli.console import emit_json, err, note, out, progress, table
+from cloister.errors import InputError
+from cloister.trusted.engines.padding_profile import PaddingProfile
 from cloister.wire.transcript import Transcript
 
+if TYPE_CHECKING:
+    from cloister.audit.model.theft_data import LabelledSamples
+
 app = typer.Typer(
-    help="Attack the messages that an untrusted party received.", no_args_is_help=True
+    help="Attack what an untrusted party received: messages, or a model.", no_args_is_help=True
 )
 
 TranscriptFile = Annotated[
@@ -80,7 +96,81 @@ ValueBits = Annotated[
 Page = Annotated[
     Path | None, typer.Option("--out", metavar="FILE.html", help="Write a page with pictures.")
 ]
+Data = Annotated[
+    Path,
+    typer.Option(
+        "--data",
+        metavar="DIR|FILE",
+        help="Samples with classes that the model was not trained on: arrays x and y in an .npz, "
+        "a .csv, or a folder with one folder a class.",
+    ),
+]
+ThiefData = Annotated[
+    Path | None,
+    typer.Option(
+        "--thief-data",
+        metavar="DIR|FILE",
+        help="Samples that the thief has. Default: half of --data. Classes are not used.",
+    ),
+]
+Members = Annotated[
+    Path | None,
+    typer.Option(
+        "--members",
+        metavar="DIR|FILE",
+        help="The model's training data, to attack its membership.",
+    ),
+]
+Splits = Annotated[
+    str, typer.Option("--splits", metavar="all|1,2,3", help="Numbers of hidden last layers.")
+]
+Queries = Annotated[
+    str, typer.Option("--queries", metavar="N,..", help="Query budgets of the thief.")
+]
+Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Repetitions of every theft.")]
+AnswerKind = Annotated[
+    Answers, typer.Option("--answers", help="What the model answers a query with.")
+]
+TrainingSteps = Annotated[int, typer.Option("--steps", min=1, help="Of training one surrogate.")]
+Minutes = Annotated[
+    float | None,
+    typer.Option(
+        "--budget",
+        min=0,
+        metavar="MINUTES",
+        help="Begin no theft after this time; the same command goes on.",
+    ),
+]
+ReportFolder = Annotated[
+    Path,
+    typer.Option(
+        "--out", metavar="DIR", help="Folder for report.json, report.html and what is done."
+    ),
+]
 TailOk = Annotated[bool, typer.Option("--tail-ok", help="Leave out a record that was cut off.")]
+
+Modules = Annotated[
+    list[Path],
+    typer.Argument(metavar="MODULE MODULE...", help="Folders of `cloister compile --out`."),
+]
+WhichEngine = Annotated[
+    Literal["native", "wasm"], typer.Option("--engine", help="What runs the modules.")
+]
+Observations = Annotated[
+    int, typer.Option("--observations", min=FOLDS, help="Starts of each module's engine.")
+]
+Calls = Annotated[int, typer.Option("--calls", min=1, help="Calls at each start.")]
+PadTo = Annotated[
+    str,
+    typer.Option(
+        "--pad-to",
+        metavar=f"{POWER}|BYTES",
+        help="Size of a bundle, and of a module in memory, with padding.",
+    ),
+]
+GridMs = Annotated[
+    float, typer.Option("--grid-ms", help="With padding, answers come at multiples of this.")
+]
 
 
 @app.command(epilog="Example: cloister audit transcript run.npz --out page.html")
@@ -138,6 +228,87 @@ def training_log(
     out().print(table(columns, audit.rows()))
     out().print(f"\nverdict: {audit.verdict}. {audit.conclusion}", soft_wrap=True)
     out().print(audit.thresholds, soft_wrap=True)
+
+
+@app.command(epilog="Example: cloister audit architecture wide deep --grid-ms 5")
+def architecture(
+    modules: Modules,
+    engine: WhichEngine = "native",
+    observations: Observations = DEFAULT_OBSERVATIONS,
+    calls: Calls = DEFAULT_CALLS,
+    pad_to: PadTo = POWER,
+    grid_ms: GridMs = PaddingProfile.grid_ms,
+    json: options.Json = False,
+) -> None:
+    """Tell hidden modules apart by what the owner of a machine sees: sizes, times and fuel, with
+    and without padding.
+    """
+    if pad_to != POWER and not (pad_to.isascii() and pad_to.isdecimal()):
+        raise InputError(f"--pad-to {pad_to}: give {POWER} or a number of bytes")
+    padding = PaddingProfile(None if pad_to == POWER else int(pad_to), grid_ms)
+    loaded = {str(path): CompiledModule.load(path) for path in modules}
+    with progress("starts") as update:
+        audit = audit_architectures(
+            loaded, engine, padding=padding, rng=SystemRandom(), observations=observations,
+            calls=calls, progress=update,
+        )  # fmt: skip
+    if json:
+        emit_json(audit.to_dict())
+        return
+    columns = ("what is seen", "accuracy (95 % intervals)", "with padding")
+    out().print(table(columns, audit.rows()))
+    out().print(f"\na guess has {audit.chance:.2f}. {audit.conclusion}", soft_wrap=True)
+
+
+@app.command(
+    "model", epilog="Example: cloister audit model digits.onnx --data digits.npz --out report"
+)
+def theft(
+    model: options.ModelFile,
+    data: Data,
+    folder: ReportFolder,
+    thief_data: ThiefData = None,
+    members: Members = None,
+    splits: Splits = "all",
+    queries: Queries = "0,50,100,500",
+    seeds: Seeds = TheftSettings.seeds,
+    answers: AnswerKind = TheftSettings.answers,
+    steps: TrainingSteps = TheftSettings.steps,
+    minutes: Minutes = None,
+    mean: options.Mean = "0",
+    std: options.Std = "1",
+    scale: options.Scale = "1/255",
+    threads: options.ProcessThreads = 1,
+    json: options.Json = False,
+) -> None:
+    """Attack a model whose last layers are hidden: what a thief gets of every split."""
+    settings = TheftSettings(
+        None if splits == "all" else options.integers(splits, option="--splits"),
+        options.integers(queries, option="--queries"), seeds, answers, steps=steps,
+    )  # fmt: skip
+    pixels = options.ModelInputs(mean=mean, std=std, scale=scale).preprocessing()
+    graph = options.load_model(model)
+
+    def read(path: Path) -> "LabelledSamples":
+        return model_audit.read_samples(graph, path, pixels)
+
+    parts = model_audit.audit_data(
+        read(data), thief=None if thief_data is None else read(thief_data),
+        members=None if members is None else read(members), evaluated=settings.evaluated,
+    )  # fmt: skip
+    with progress("thefts") as update:
+        report = model_audit.audit_model(
+            graph, parts, folder=folder, settings=settings, minutes=minutes, threads=threads,
+            update=update,
+        )  # fmt: skip
+    err().print(f"report written to {folder}", soft_wrap=True)
+    if json:
+        emit_json(report.to_dict())
+        return
+    out().print(table(*report.accuracy_table()))
+    out().print(f"\n{report.verdict}", soft_wrap=True)
+    if report.seeds_done < seeds:
+        note(f"{report.seeds_done} of {seeds} seeds are done; the same command goes on")
 
 
 def _write(page: Path, text: str) -> None:

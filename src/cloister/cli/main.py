@@ -19,6 +19,7 @@ from cloister.cli import (
     demo_verbs,
     model_verbs,
     pads_verbs,
+    splits_verbs,
     train_verbs,
     worker_verbs,
 )
@@ -64,6 +65,7 @@ _verb(
 app.add_typer(demo_verbs.app, name="demo", rich_help_panel=TRYING)
 app.add_typer(audit_verbs.app, name="audit", rich_help_panel=TRYING)
 app.add_typer(bench_verbs.app, name="bench", rich_help_panel=TRYING)
+_verb(splits_verbs.splits, TRYING, "splits --preset mnist --cache presets --out page")
 
 
 def _show_version(wanted: bool) -> None:

@@ -391,6 +391,17 @@ def numbers(text: str, *, option: str) -> tuple[float, ...]:
         raise InputError(f"{option} {text}: give numbers separated by commas") from None
 
 
+def integers(text: str, *, option: str) -> tuple[int, ...]:
+    """Comma-separated integers.
+
+    Raises   InputError naming the option
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{option} {text}: give whole numbers separated by commas") from None
+
+
 def value_range(text: str) -> tuple[float, float]:
     """The ends of --range LOW,HIGH.
 

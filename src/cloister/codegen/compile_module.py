@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from cloister.bundle.compiled_module import CompiledModule
-from cloister.bundle.manifest import Build, Manifest, ModuleTensor
+from cloister.bundle.manifest import BUILDS, Build, Manifest, ModuleTensor
 from cloister.codegen import (
     lower_elementwise,
     lower_largest,
@@ -38,9 +38,7 @@ OPERATORS: dict[str, Callable[[Lowering, Node], None]] = {
 }
 """What can be compiled."""
 INPUT_TYPES, OUTPUT_TYPES = ("float32", "int32", "int64"), ("float32", "int32", "int64")
-BUILD_GROUPS: dict[str, tuple[str, ...]] = {
-    "native": tuple(LEVELS), "wasm": ("wasm",), "onnx": ("onnx",),
-}  # fmt: skip
+BUILD_GROUPS: dict[str, tuple[str, ...]] = {"native": tuple(LEVELS)} | {n: (n,) for n in BUILDS}
 CONTRACTIONS = ("fma", "off")
 
 
@@ -55,7 +53,8 @@ def compile_module(
     """Compile a graph for one sample: all layers, the weights, and the binaries asked for.
 
     salt          32 random bytes, which keep the module's digest from confirming a guess at it
-    builds        native (three instruction sets), wasm, onnx; none: the C file and the weights
+    builds        names of builds, or native for three instruction sets; none: the C file and the
+                  weights alone
     contraction   of native builds: fma rounds a product and its sum once, off rounds twice, which
                   makes native and wasm builds give the same bits
     compiler      zig or gcc
@@ -69,7 +68,7 @@ def compile_module(
     text = c_source(parts)
     binaries: dict[str, bytes] = {}
     entries: dict[str, Build] = {}
-    for build in (name for group in builds for name in BUILD_GROUPS[group]):
+    for build in dict.fromkeys(name for group in builds for name in BUILD_GROUPS[group]):
         if build == "onnx":
             binaries[build] = model_bytes(one_sample(hidden))
             sha256 = hashlib.sha256(binaries[build]).hexdigest()
@@ -178,7 +177,13 @@ def _tensor(low: Lowering, name: str, types: Sequence[str]) -> ModuleTensor:
             f"value {name!r}: is {dtype.name} at the border of the module, where only "
             f"{', '.join(types)} can be; convert it"
         )
-    return ModuleTensor(name, dtype.name, low.shape(name))
+    shape = low.shape(name)
+    if shape[:1] != (1,):
+        raise UnsupportedError(
+            f"value {name!r}: has shape {shape} at the border of the module, whose first axis has "
+            "to be the batch"
+        )
+    return ModuleTensor(name, dtype.name, shape[1:])
 
 
 def _output_buffer(low: Lowering, name: str, taken: set[Buffer]) -> Buffer:

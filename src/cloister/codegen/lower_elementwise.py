@@ -75,7 +75,7 @@ def variadic(expression: str, *uses: str, last: str = "{0}") -> Lower:
         operands = [of_type(node, low.view(name)) for name in node.inputs]
         whole = "{0}"
         for at in range(1, len(operands)):
-            whole = expression.replace("{0}", whole).replace("{1}", f"{{{at}}}")
+            whole = expression.replace("{1}", f"{{{at}}}").replace("{0}", whole)
         scale = literal(1 / len(operands))
         elementwise(low, node, operands, last.replace("{0}", whole).replace("SCALE", scale), uses)
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from cloister.codegen.loop_nest import nest
 from cloister.codegen.lower_elementwise import clip_bounds, elementwise
-from cloister.codegen.lowering import Layer, Lowering, literal, of_type, words
+from cloister.codegen.lowering import Layer, Lowering, literal, of_type, reshaped, words
 from cloister.codegen.packing import (
     conv_scratch_floats,
     dense_scratch_floats,
@@ -87,12 +87,14 @@ def matmul(low: Lowering, node: Node) -> None:
     if is_linear(low.graph, node):
         _dense(low, node)
         return
-    a, b = (low.view(name) for name in node.inputs[:2])
-    if len(a.shape) == 1 or len(b.shape) == 1:
-        raise UnsupportedError(
-            f"node {node.name!r} (MatMul): has a vector as an input; use a matrix of one row"
-        )
-    _product(low, node, a, b, low.new(node.outputs[0]))
+    a, b = (of_type(node, low.view(name)) for name in node.inputs[:2])
+    # A vector is a matrix of one row on the left, of one column on the right.
+    a = reshaped(low, a, (1, *a.shape)) if len(a.shape) == 1 else a
+    b = reshaped(low, b, (*b.shape, 1)) if len(b.shape) == 1 else b
+    batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    product = dense(np.dtype(np.float32), (*batch, a.shape[-2], b.shape[-1]))
+    _product(low, node, a, b, product)
+    low.define(node.outputs[0], reshaped(low, product, low.shape(node.outputs[0])))
 
 
 def _tail(low: Lowering, node: Node, *, with_residual: bool) -> Tail:
@@ -140,13 +142,10 @@ def _conv2d(
         "PAD_TOP": shape.pad[0], "PAD_LEFT": shape.pad[1], "GROUPS": shape.groups,
     }  # fmt: skip
     call = (
-        f"conv2d(x{{x}}, packed, bias, {'residual{y}' if tail.residual else 'NULL'}, y{{y}}, "
+        f"conv2d(x, packed, bias, {'residual' if tail.residual else 'NULL'}, y, "
         f"scratch, {', '.join(names)}, {_limits(tail)});"
     )
-    images = low.shape(node.inputs[0])[0]
-    body = _each(images, "IMAGES", call, x="H * W * C", y="OUT_H * OUT_W * OUT_C")
-    names |= {"IMAGES": images} if images > 1 else {}
-    low.add(Layer(words(*tail.nodes), "conv", names, reads, writes, body, ("conv2d.c",)))
+    low.add(Layer(words(*tail.nodes), "conv", names, reads, writes, [call], ("conv2d.c",)))
 
 
 def _depthwise(
@@ -168,11 +167,10 @@ def _depthwise(
         "DILATION_H": shape.dilation[0], "DILATION_W": shape.dilation[1],
         "PAD_TOP": shape.pad[0], "PAD_LEFT": shape.pad[1],
     }  # fmt: skip
-    call = f"depthwise2d(x{{x}}, packed, bias, y{{y}}, {', '.join(names)}, {_limits(tail)});"
-    images = low.shape(node.inputs[0])[0]
-    body = _each(images, "IMAGES", call, x="H * W * C", y="OUT_H * OUT_W * C")
-    names |= {"IMAGES": images} if images > 1 else {}
-    low.add(Layer(words(*tail.nodes), "depthwise", names, reads, writes, body, ("depthwise2d.c",)))
+    call = f"depthwise2d(x, packed, bias, y, {', '.join(names)}, {_limits(tail)});"
+    low.add(
+        Layer(words(*tail.nodes), "depthwise", names, reads, writes, [call], ("depthwise2d.c",))
+    )
 
 
 def _dense(low: Lowering, node: Node) -> None:
@@ -249,16 +247,6 @@ def _matrices(view: View, batch: Shape) -> View:
 
 def _limits(tail: Tail) -> str:
     return f"{literal(tail.lo)}, {literal(tail.hi)}"
-
-
-def _each(count: int, name: str, call: str, *, x: str, y: str) -> list[str]:
-    """The call for every image of a batch that is part of the model."""
-    if count == 1:
-        return [call.format(x="", y="")]
-    return [
-        f"for (int n = 0; n < {name}; n++)",
-        "    " + call.format(x=f" + n * ({x})", y=f" + n * ({y})"),
-    ]
 
 
 TABLE = {"Conv": convolution, "Gemm": gemm, "MatMul": matmul}

@@ -7,8 +7,8 @@ from itertools import pairwise
 import numpy as np
 
 from cloister.codegen.lower_elementwise import cast_view
-from cloister.codegen.lowering import Layer, Lowering, copy_layer, of_type, words
-from cloister.codegen.views import Shape, View, dense
+from cloister.codegen.lowering import Layer, Lowering, copy_layer, of_type, reshaped, words
+from cloister.codegen.views import View, dense
 from cloister.errors import UnsupportedError
 from cloister.graph.graph import Node
 from cloister.graph.ops.linear_nodes import integer, integers, number
@@ -28,16 +28,6 @@ def reshape(low: Lowering, node: Node) -> None:
     """The same elements in row-major order, with the shape that inference found."""
     view, shape = low.view(node.inputs[0]), low.shape(node.outputs[0])
     low.define(node.outputs[0], reshaped(low, view, shape))
-
-
-def reshaped(low: Lowering, view: View, shape: Shape) -> View:
-    """A view with another shape, of a copy where the view itself has none."""
-    found = view.reshaped(shape)
-    if found is None:
-        found = low.in_order(view).reshaped(shape)
-    if found is None:
-        raise UnsupportedError(f"{view.shape} cannot become {shape}; the model is damaged")
-    return found
 
 
 def transpose(low: Lowering, node: Node) -> None:
@@ -93,7 +83,7 @@ def concat(low: Lowering, node: Node) -> None:
 
 def pad(low: Lowering, node: Node) -> None:
     """Rows added (or, negative, removed) at both ends of axes."""
-    view = of_type(node, low.view(node.inputs[0]))
+    view = low.view(node.inputs[0])
     rank = len(view.shape)
     mode = node.attributes.get("mode", "constant")
     amounts, given = _numbers(low, node, 1, "pads"), low.constant(node, 3)
@@ -163,7 +153,7 @@ def gather(low: Lowering, node: Node) -> None:
         "OUTER": math.prod(view.shape[:axis]), "ROWS": view.shape[axis],
         "INNER": math.prod(view.shape[axis + 1 :]), "COUNT": index.elements,
     }  # fmt: skip
-    call = f"gather(table, index, y, {', '.join(names)});"
+    call = f"table_rows(table, index, y, {', '.join(names)});"
     reads, writes = {"table": table, "index": index}, {"y": low.new(node.outputs[0])}
     low.add(Layer(words(node), "gather", names, reads, writes, [call], ("gather.c",)))
 

@@ -151,12 +151,23 @@ def copy_layer(
         views = {"y": target, name: source}
         loops = nest(views, letter=f"i{at}_" if len(targets) > 1 else "i")
         offset = f"{target.start} + " if target.start else ""
-        value = f"{name}[{loops.index(name)}]" if name else literal(fill)
+        number = literal(fill) if buffer.dtype == np.float32 else str(int(fill))
+        value = f"{name}[{loops.index(name)}]" if name else number
         body += loops.wrap([f"y[{offset}{loops.index('y')}] = {value};"])
         constants |= loops.constants()
     whole = View(buffer, (buffer.elements,), (1,))
     reads = {name: source for name, source, _ in parts}
     return Layer(title, "copy", constants, reads, {"y": whole}, body)
+
+
+def reshaped(low: Lowering, view: View, shape: Shape) -> View:
+    """A view with another shape, of a copy where the view itself has none."""
+    found = view.reshaped(shape)
+    if found is None:
+        found = low.in_order(view).reshaped(shape)
+    if found is None:
+        raise UnsupportedError(f"{view.shape} cannot become {shape}; the model is damaged")
+    return found
 
 
 def literal(value: float) -> str:

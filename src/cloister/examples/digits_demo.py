@@ -2,12 +2,14 @@
 
 import importlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 
 from cloister.audit.input.exposure import Exposure, exposure
 from cloister.base.sizes import human_bytes
@@ -82,8 +84,17 @@ class Outcome:
         }
 
 
-def load_digits(count: int) -> Digits:
-    """The first `count` of the 360 digits that examples/train_digits.py never trained on.
+@dataclass(frozen=True, eq=False)
+class AllDigits:
+    """Every image of scikit-learn's digits; the model was not trained on the held-out ones."""
+
+    images: Float32[np.ndarray, "n 1 8 8"]
+    labels: Int64[np.ndarray, " n"]
+    held_out: Bool[np.ndarray, " n"]
+
+
+def all_digits() -> AllDigits:
+    """The images, with the split of examples/train_digits.py.
 
     Raises   InputError without scikit-learn, which brings the images
     """
@@ -96,22 +107,41 @@ def load_digits(count: int) -> Digits:
     data = datasets.load_digits()
     images = (data.images[:, None] / 16.0).astype(np.float32)
     held_out = np.arange(len(images)) % HELD_OUT_EVERY == 0
-    if count > held_out.sum():
-        raise InputError(f"--inputs {count}: there are {held_out.sum()} held-out digits")
+    return AllDigits(images, data.target.astype(np.int64), held_out)
+
+
+def load_digits(count: int) -> Digits:
+    """The first `count` of the 360 digits that examples/train_digits.py never trained on.
+
+    Raises   InputError without scikit-learn, or for more than there are
+    """
+    found = all_digits()
+    if count > found.held_out.sum():
+        raise InputError(f"--inputs {count}: there are {found.held_out.sum()} held-out digits")
     return Digits(
-        held_out=images[held_out][:count],
-        labels=data.target[held_out][:count].astype(np.int64),
-        calibration=images[~held_out][:CALIBRATION_IMAGES],
+        held_out=found.images[found.held_out][:count],
+        labels=found.labels[found.held_out][:count],
+        calibration=found.images[~found.held_out][:CALIBRATION_IMAGES],
     )
+
+
+def plain_logits(images: Float32[np.ndarray, "n 1 8 8"]) -> Float32[np.ndarray, "n 10"]:
+    """The model's own answers, from ONNX Runtime."""
+    with model_file() as path:
+        engine = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return np.asarray(engine.run(None, {"image": images})[0])
+
+
+def model_file() -> AbstractContextManager[Path]:
+    """The file of the digits model."""
+    return resources.as_file(resources.files("cloister.examples") / "digits.onnx")
 
 
 def run(digits: Digits, *, progress: Callable[[int, int], None] | None = None) -> Outcome:
     """Plain, private and attacked inference, in this order."""
-    resource = resources.files("cloister.examples") / "digits.onnx"
-    with resources.as_file(resource) as path:
+    with model_file() as path:
         graph = load(path)
-        engine = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    (plain,) = engine.run(None, {"image": digits.held_out})
+    plain = plain_logits(digits.held_out)
     plan = policies.slalom(graph, calibration=digits.calibration)
     result = _private(plan, digits, progress)
     logits = result.outputs[graph.outputs[0]]

@@ -20,10 +20,18 @@ def write_page(outcome: Outcome, folder: Path) -> Path:
 
     Raises   InputError when the folder cannot be written
     """
+    return save_page(_page(outcome), folder)
+
+
+def save_page(text: str, folder: Path) -> Path:
+    """Write a page; its path.
+
+    Raises   InputError when the folder cannot be written
+    """
     path = folder / PAGE_NAME
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        files.replace(path, _page(outcome).encode(), private=False)
+        files.replace(path, text.encode(), private=False)
     except OSError as error:
         raise InputError(f"--out {folder}: {error.strerror}; choose another folder") from error
     return path
@@ -39,7 +47,7 @@ def _page(outcome: Outcome) -> str:
             Section("The bytes it was sent", _histograms(outcome)),
             Section("The result", table(("", ""), facts(outcome))),
             Section("Where the time went", _times(outcome.report)),
-            Section("Claims and their assumptions", _claims(outcome.claims)),
+            Section("Claims and their assumptions", claims_table(outcome.claims)),
             Section("A worker that lies", _refused(outcome.refusal)),
         ],
     )
@@ -106,7 +114,8 @@ def _times(report: Report) -> str:
     return timed + layers + paragraph(note, kind="soft")
 
 
-def _claims(claims: Claims) -> str:
+def claims_table(claims: Claims) -> str:
+    """Who learns what, and can do what."""
     columns = ("role", "", "about", "extent", "", "strength", "assuming")
     rows = [tuple(map(str, asdict(statement).values())) for statement in claims.statements]
     return table(columns, rows)

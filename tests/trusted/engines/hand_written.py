@@ -16,7 +16,9 @@ from cloister.bundle.manifest import ABI, BUILDS, Build, Manifest, ModuleTensor,
 
 HEAD = """
 #include <stdint.h>
+#ifndef ABI
 #define ABI 1
+#endif
 typedef unsigned long size;
 uint64_t cloister_module_size(int32_t which) {
   static const uint64_t sizes[5] = {ABI, WEIGHTS, INPUTS, OUTPUTS, ARENA};
@@ -130,16 +132,20 @@ def dense(d=4, k=3, *, seed=1, builds=("native-x86-64",), **more):
     return module, reference
 
 
-def dense_onnx(d=4, k=3, *, seed=1):
+def dense_onnx(d=4, k=3, *, seed=1, weights=None):
     """The layer of `dense` for ONNX Runtime."""
     rng = np.random.default_rng(seed)
     matrix = rng.standard_normal((k, d)).astype(np.float32)
     bias = rng.standard_normal(k).astype(np.float32)
+    if weights is not None:
+        flat = np.frombuffer(weights, np.float32)
+        matrix, bias = flat[: k * d].reshape(k, d), flat[k * d :]
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Add", ["m", "b"], ["y"])],
-        "g", [value("x", TensorProto.FLOAT, (d,))], [value("y", TensorProto.FLOAT, (k,))],
-        [numpy_helper.from_array(matrix.T.copy(), "w"), numpy_helper.from_array(bias, "b")],
+        [helper.make_node("MatMul", ["w", "x"], ["z"]),
+         helper.make_node("Add", ["z", "b"], ["y"])], "g",
+        [value("x", TensorProto.FLOAT, (d,))], [value("y", TensorProto.FLOAT, (k,))],
+        [numpy_helper.from_array(matrix, "w"), numpy_helper.from_array(bias, "b")],
     )  # fmt: skip
     opsets = [helper.make_opsetid("", 17)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8)

@@ -1,6 +1,6 @@
 """What an engine and its process say to each other, over a stream socket.
 
-    engine   length (u32), settings, and after the first answer the code and the weights
+    engine   length (u32), settings, and after the first answer the code, the weights and padding
              then, for each call: the rows to compute (u32); 0 ends the process
     process  an answer when it is locked, one when the module is loaded, and one to each call
 
@@ -68,6 +68,8 @@ class EngineSettings:
     rows           samples that shared memory has room for
     memory_bytes   what the process may allocate from now on
     inputs         type and shape of one sample, of each input; outputs likewise
+    padding_bytes  what it gets beside code and weights, and keeps
+    grid_ns        it answers at multiples of this; 1: at once
     """
 
     kind: str
@@ -79,6 +81,8 @@ class EngineSettings:
     fuel: bool
     inputs: tuple[tuple[str, tuple[int, ...]], ...]
     outputs: tuple[tuple[str, tuple[int, ...]], ...]
+    padding_bytes: int = 0
+    grid_ns: int = 1
 
     @property
     def weights_bytes(self) -> int:

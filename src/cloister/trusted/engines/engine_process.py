@@ -30,7 +30,8 @@ from cloister.trusted.engines.engine_messages import (
     receive,
     receive_into,
 )
-from cloister.trusted.engines.sandbox import Stage, end_with, isolate, lock
+from cloister.trusted.engines.guarded_memory import GuardedMemory, release_freed
+from cloister.trusted.engines.sandbox import AllowedCalls, end_with, isolate, lock
 
 _KINDS = {"native": "native_module", "wasm": "wasm_module", "onnxruntime": "onnx_module"}
 _FAILURES = (
@@ -89,7 +90,10 @@ def main(arguments: Sequence[str]) -> int:
         end_with(lifeline)
         isolate(settings.memory_bytes, reserved_bytes=runtime.RESERVED_BYTES)
         threads = settings.threads > 1
-        lock(Stage.LOADING_WITH_THREADS if threads else Stage.LOADING, descriptor=control)
+        lock(
+            AllowedCalls.LOADING_WITH_THREADS if threads else AllowedCalls.LOADING,
+            descriptor=control,
+        )
         channel.sendall(EngineAnswer().to_bytes())
         try:
             _serve(channel, settings, memory, runtime.load)
@@ -105,7 +109,7 @@ def _serve(
     load: Callable[[EngineSettings, memoryview], LoadedModule],
 ) -> None:
     try:
-        module, answer = _load(channel, settings, load)
+        module, padding, answer = _load(channel, settings, load)
     except _FAILURES as error:
         # Text of our own errors; of others their class, for they may quote what they read.
         text = one_line(error) if isinstance(error, CloisterError) else type(error).__name__
@@ -117,26 +121,42 @@ def _serve(
         (rows,) = ROWS.unpack(receive(channel, ROWS.size))
         if not 0 < rows <= settings.rows:
             break
+        begun_ns = time.perf_counter_ns()
         answer = _run(module, settings, address, rows)
+        _wait_for_grid(begun_ns, settings.grid_ns)
         channel.sendall(answer.to_bytes())
     module.wipe()
+    padding.wipe()
 
 
 def _load(
     channel: socket.socket,
     settings: EngineSettings,
     load: Callable[[EngineSettings, memoryview], LoadedModule],
-) -> tuple[LoadedModule, EngineAnswer]:
+) -> tuple[LoadedModule, GuardedMemory, EngineAnswer]:
+    begun_ns = time.perf_counter_ns()
     code = receive(channel, settings.code_bytes)
     module = load(settings, memoryview(code))
     code[:] = bytes(len(code))
+    release_freed()  # a compiler's own copies and tables
     receive_into(channel, module.weights)
     module.complete()
-    lock(Stage.RUNNING, descriptor=channel.fileno())
+    padding = GuardedMemory(settings.padding_bytes)
+    receive_into(channel, padding.view)
+    lock(AllowedCalls.RUNNING, descriptor=channel.fileno())
     for which, nbytes in enumerate(settings.sizes):
         if module.size(which) != nbytes:
-            return module, EngineAnswer(Status.SIZE, which)
-    return module, EngineAnswer()
+            return module, padding, EngineAnswer(Status.SIZE, which)
+    _wait_for_grid(begun_ns, settings.grid_ns)
+    return module, padding, EngineAnswer()
+
+
+def _wait_for_grid(begun_ns: int, grid_ns: int) -> None:
+    """Compute until the next multiple of the grid: processor time is visible too."""
+    now_ns = time.perf_counter_ns()
+    end_ns = now_ns + (begun_ns - now_ns) % grid_ns
+    while time.perf_counter_ns() < end_ns:
+        pass
 
 
 def _run(module: LoadedModule, settings: EngineSettings, address: int, rows: int) -> EngineAnswer:

@@ -13,7 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Literal
 
@@ -31,7 +31,9 @@ from cloister.trusted.engines.engine_messages import (
     Status,
     receive,
 )
-from cloister.trusted.engines.processor import best_build
+from cloister.trusted.engines.padding_profile import PaddingProfile
+from cloister.trusted.engines.processor import best_build, require_x86_64
+from cloister.trusted.engines.sandbox import forbid_core_dumps
 from cloister.wire.messages import TensorSpec
 from cloister.wire.process import python, start, thread_settings
 from cloister.wire.shm.arena import Arena
@@ -189,19 +191,14 @@ class ModuleEngine:
         self._channel.settimeout(DEFAULT_START_TIMEOUT_S)
         head = settings.to_bytes()
         self._send(LENGTH.pack(len(head)) + head)
-        self._receive()
+        self._receive_ready()
         self._close_errors()
         return time.perf_counter()
 
     def _load(self, code: bytes, weights: bytes) -> None:
-        for part in (code, weights):
+        for part in (code, weights, bytes(self._settings.padding_bytes)):
             self._send(part)
-        self._receive()
-
-    def _send(self, data: bytes) -> None:
-        # The process may have said why it takes no more; the answer is read next.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._channel.sendall(data)
+        self._receive_ready()
 
     def _call(self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> EngineAnswer:
         rows = len(inputs[0])
@@ -210,33 +207,39 @@ class ModuleEngine:
         self._channel.settimeout(rows * self._timeout_s)
         self._send(ROWS.pack(rows))
         answer = self._receive()
+        if answer.status == Status.FAILED:
+            raise EngineError(f"{self._name}: the module ended with status {answer.detail}")
+        if answer.status != Status.DONE:
+            raise EngineError(f"{self._name}: its process answered with an unknown status")
         for view, array in zip(self._outputs, outputs, strict=True):
             array[...] = view[:rows]
         return answer
 
-    def _receive(self) -> EngineAnswer:
-        """The next answer, which says that all is well.
+    def _send(self, data: bytes) -> None:
+        # The process may have said why it takes no more; the answer is read next.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._channel.sendall(data)
 
-        Raises   InputError when the module is refused, EngineError
-        """
-        try:
-            answer = EngineAnswer.from_bytes(receive(self._channel, ANSWER_BYTES))
-        except TimeoutError as error:
-            raise EngineError(f"{self._name}: did not answer in time, and was ended") from error
-        except (EOFError, OSError) as error:
-            raise EngineError(f"{self._name}: {self._how_it_ended()}") from error
+    def _receive_ready(self) -> None:
+        answer = self._receive()
         match answer.status:
             case Status.DONE:
-                return answer
+                return
             case Status.REFUSED:
                 raise InputError(f"{self._name}: {printable(answer.text)}")
-            case Status.FAILED:
-                raise EngineError(f"{self._name}: the module ended with status {answer.detail}")
             case Status.SIZE:
                 raise InputError(
                     f"{self._name}: the module's size {answer.detail} is not its manifest's"
                 )
         raise EngineError(f"{self._name}: its process answered with an unknown status")
+
+    def _receive(self) -> EngineAnswer:
+        try:
+            return EngineAnswer.from_bytes(receive(self._channel, ANSWER_BYTES))
+        except TimeoutError as error:
+            raise EngineError(f"{self._name}: did not answer in time, and was ended") from error
+        except (EOFError, OSError) as error:
+            raise EngineError(f"{self._name}: {self._how_it_ended()}") from error
 
     def _how_it_ended(self) -> str:
         try:
@@ -305,6 +308,7 @@ def start_engine(
     build: str | None = None,
     threads: int = 1,
     fuel: bool = False,
+    padding: PaddingProfile | None = None,
     timeout_s: float = DEFAULT_CALL_TIMEOUT_S,
 ) -> ModuleEngine:
     """Start the process of an engine, locked and with the module loaded.
@@ -313,17 +317,24 @@ def start_engine(
     threads     of ONNX Runtime; other engines have one
     fuel        count what WebAssembly executes: a constant for each module if its control flow
                 does not depend on data
+    padding     hides the module's own sizes and times from the owner of the machine; not of ONNX
+                Runtime, whose memory is its own
     timeout_s   for one sample
 
     Raises   InputError for a module that cannot be loaded, EngineError
     """
+    forbid_core_dumps()  # this process has the module too
     manifest = module.manifest
+    require_x86_64(name=manifest.name)
     chosen = _build(manifest, kind, build)
     if fuel and kind != "wasm":
         raise InputError(f"module {manifest.name!r}: only the engine wasm counts fuel")
-    return ModuleEngine(
-        module, kind, chosen, _settings(module, kind, chosen, threads, fuel), timeout_s=timeout_s
-    )
+    if padding and kind == "onnxruntime":
+        raise InputError(f"module {manifest.name!r}: the engine onnxruntime cannot be padded")
+    settings = _settings(module, kind, chosen, threads, fuel)
+    if padding:
+        settings = _padded(settings, padding)
+    return ModuleEngine(module, kind, chosen, settings, timeout_s=timeout_s)
 
 
 def _build(manifest: Manifest, kind: EngineKind, build: str | None) -> str:
@@ -363,6 +374,17 @@ def _settings(
         fuel=fuel,
         inputs=tuple((one.dtype, one.shape) for one in manifest.inputs),
         outputs=tuple((one.dtype, one.shape) for one in manifest.outputs),
+    )
+
+
+def _padded(settings: EngineSettings, padding: PaddingProfile) -> EngineSettings:
+    taken = settings.code_bytes + settings.weights_bytes + settings.arena_bytes
+    added = padding.added_bytes(taken)
+    return replace(
+        settings,
+        padding_bytes=added,
+        grid_ns=padding.grid_ns,
+        memory_bytes=settings.memory_bytes + added,
     )
 
 

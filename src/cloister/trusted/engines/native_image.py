@@ -9,7 +9,7 @@ import ctypes
 import itertools
 import mmap
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from cloister.errors import InputError
@@ -59,25 +59,19 @@ class _Segment(NamedTuple):
 class NativeImage:
     """A shared library, mapped and linked.
 
+    functions   the addresses of those exports that `names` names
+
     Raises   InputError for one that is not as `cloister compile` makes them; MemoryError
     """
 
-    def __init__(self, code: memoryview) -> None:
+    def __init__(self, code: memoryview, names: Sequence[str]) -> None:
         try:
             segments = _segments(code)
             self._load(code, segments)
             self._link()
+            self.functions = {name: self.memory.start + self._find(name) for name in names}
+            # Last: what lies between the segments cannot be read afterwards.
             self._protect(segments)
-        except (struct.error, IndexError, ValueError, ArithmeticError) as error:
-            raise InputError("native build: is damaged") from error
-
-    def function(self, name: str) -> int:
-        """The address of a function that the library exports.
-
-        Raises   InputError
-        """
-        try:
-            return self.memory.start + self._find(name)
         except (struct.error, IndexError, ValueError, ArithmeticError) as error:
             raise InputError("native build: is damaged") from error
 

@@ -17,9 +17,9 @@ class NativeModule:
     fuel = 0
 
     def __init__(self, settings: EngineSettings, code: memoryview) -> None:
-        image = NativeImage(code)
-        self.size = _Size(image.function("cloister_module_size"))
-        self._run = _Run(image.function("cloister_module_run"))
+        image = NativeImage(code, ("cloister_module_size", "cloister_module_run"))
+        size, run = image.functions.values()
+        self.size, self._run = _Size(size), _Run(run)
         self._memory = [GuardedMemory(nbytes) for nbytes in settings.sizes[1:]]
         weights, inputs, outputs, _ = self._memory
         self.weights, self.inputs, self.outputs = weights.view, inputs.address, outputs.address

@@ -15,7 +15,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import platform
 import resource
 import signal
 import struct
@@ -60,7 +59,7 @@ _WHILE_LOADING = {"seccomp": 317, "mlock": 149}
 _IOCTL, _CLONE, _CLONE3 = 16, 56, 435
 
 
-class Stage(Enum):
+class AllowedCalls(Enum):
     """What a process may do."""
 
     LOADING = "loading"
@@ -90,7 +89,7 @@ def _when(call: int, *rule: _Instruction) -> list[_Instruction]:
 _PASS, _END = _Instruction(_RETURN, _ALLOW), _Instruction(_RETURN, _KILL_PROCESS)
 
 
-def _filter(stage: Stage, descriptor: int) -> Iterable[_Instruction]:
+def _filter(stage: AllowedCalls, descriptor: int) -> Iterable[_Instruction]:
     yield from (
         _Instruction(_LOAD, _ARCHITECTURE),
         _Instruction(_EQUAL, _AUDIT_ARCH_X86_64, 1, 0),
@@ -105,14 +104,16 @@ def _filter(stage: Stage, descriptor: int) -> Iterable[_Instruction]:
         yield from _when(call, _argument(0), same, _PASS, _END)
     for call in _MAPPINGS.values():
         executable = _Instruction(_ANY_BIT, _PROT_EXEC, 1, 0)
-        rule = (_argument(2), executable, _PASS, _END) if stage is Stage.RUNNING else (_PASS,)
+        rule = (
+            (_argument(2), executable, _PASS, _END) if stage is AllowedCalls.RUNNING else (_PASS,)
+        )
         yield from _when(call, *rule)
-    if stage is not Stage.RUNNING:
+    if stage is not AllowedCalls.RUNNING:
         for call in _WHILE_LOADING.values():
             yield from _when(call, _PASS)
         # wasmtime asks whether errors go to a terminal.
         yield from _when(_IOCTL, _Instruction(_RETURN, _ERRNO | errno.ENOTTY))
-    if stage is Stage.LOADING_WITH_THREADS:
+    if stage is AllowedCalls.LOADING_WITH_THREADS:
         # The arguments of clone3 lie in memory, out of a filter's sight; libraries fall back.
         yield from _when(_CLONE3, _Instruction(_RETURN, _ERRNO | errno.ENOSYS))
         yield from _when(
@@ -121,15 +122,13 @@ def _filter(stage: Stage, descriptor: int) -> Iterable[_Instruction]:
     yield _END
 
 
-def lock(stage: Stage, *, descriptor: int) -> None:
+def lock(stage: AllowedCalls, *, descriptor: int) -> None:
     """Allow all threads of this process only the system calls of a stage, for good.
 
     descriptor   the only one that can be read and written
 
     Raises   OSError
     """
-    if platform.machine() != "x86_64":
-        raise OSError(f"engines run on x86-64 only, and this machine is {platform.machine()}")
     packed = b"".join(one.pack() for one in _filter(stage, descriptor))
     instructions = ctypes.create_string_buffer(packed, len(packed))
     program = struct.pack("<HxxxxxxQ", len(packed) // 8, ctypes.addressof(instructions))
@@ -156,6 +155,12 @@ def end_with(descriptor: int) -> None:
     fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(descriptor, _F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_ASYNC)
+
+
+def forbid_core_dumps() -> None:
+    """Have the kernel write no core dump of this process, and of those that it starts."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
 
 
 def isolate(memory_bytes: int, *, reserved_bytes: int = 0) -> None:
