@@ -87,9 +87,11 @@ class Planned:
     def modules(self) -> dict[str, CompiledModule]:
         return {self.plan.modules[0].node: self.module}
 
-    def function(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-        """What the module computes."""
-        return InProcessEngine(self.module).run(inputs)
+    def function(
+        self, inputs: Sequence[np.ndarray], *, optimised: bool = False
+    ) -> tuple[np.ndarray, ...]:
+        """What the module computes for a batch."""
+        return InProcessEngine(self.module, optimised=optimised).run(inputs)
 
 
 def planned_end(
