@@ -139,7 +139,6 @@ def _check_module(graph: Graph, node: Node, planned: PlannedModule, module: Comp
 
 
 def _tensor(graph: Graph, value: str) -> ModuleTensor:
-    """One sample of a value, without the axis of the batch."""
     known = sample_type(graph, value)
     shape = tuple(size for size in known.shape if size is not None)
     return ModuleTensor(value, known.dtype.name, shape)
