@@ -91,7 +91,7 @@ def _measure(
 
 def _timed(engine: ModuleEngine, feeds: np.ndarray, computed: list[float]):
     def run() -> None:
-        engine.run([feeds[None]])
+        engine.run([feeds])
         computed.append(engine.measured.compute_ms)
 
     return run
@@ -102,8 +102,8 @@ def _error(engine: ModuleEngine, feeds: np.ndarray, expected: np.ndarray) -> flo
 
     Raises   InputError when the two do not compute the same model
     """
-    (found,) = engine.run([feeds[None]])
-    error = float(np.abs(found[0] - expected).max() / np.abs(expected).max())
+    (found,) = engine.run([feeds])
+    error = float(np.abs(found - expected).max() / np.abs(expected).max())
     if not error <= TOLERANCE:
         raise InputError(f"the {engine.build} build and ONNX Runtime do not compute the same model")
     return error

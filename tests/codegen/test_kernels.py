@@ -172,6 +172,16 @@ def dense_case(m, k, n, *, bias=True, residual=False, limits=(-INFINITY, INFINIT
     )
 
 
+def matmul_case(m, k, n):
+    rng = np.random.default_rng(k)
+    buffers = (drawn(rng, m, k), drawn(rng, k, n), drawn(rng, 1), drawn(rng, 1))
+    total = buffers[0].astype(np.float64) @ buffers[1]
+    size = abs(buffers[0]).astype(np.float64) @ abs(buffers[1])
+    call = f"matmul(x, packed, y, {m}, {k}, {n});"
+    limits = (-INFINITY, INFINITY)
+    return finished(call, buffers, 0, total, size, k, bias=False, residual=False, limits=limits)
+
+
 def pool_case(window, kind, *, counted=0, limits=(-INFINITY, INFINITY)):
     x = drawn(np.random.default_rng(window.channels), *window.x_shape)
     wide = x.astype(np.float64)
@@ -225,6 +235,10 @@ CASES = {
     "dense of more panels": dense_case(1, 65, 110, residual=True),
     "dense rows": dense_case(3, 50, 17, bias=False, residual=True),
     "dense blocks": dense_case(131, 700, 33, residual=True, limits=(-1.0, 20.0)),
+    "product": matmul_case(5, 9, 7),
+    "product of panels": matmul_case(13, 21, 64),
+    "product with a column of a panel": matmul_case(2, 16, 49),
+    "product of columns as wide as a panel": matmul_case(3, 4, 16),
     "depthwise": depthwise_case(Window((9, 14), 5, (3, 3), pads=(1, 1, 1, 1))),
     "depthwise of vectors": depthwise_case(
         Window((6, 31), 35, (3, 2), (2, 1), pads=(0, 1, 2, 0)), bias=False
@@ -248,7 +262,7 @@ CASES = {
     "average of an image": pool_case(Window((5, 9), 40, (5, 9)), "average", limits=(0.0, 6.0)),
 }
 HEADER = "#include <stddef.h>\n#include <stdint.h>\n"
-FILES = ("prelude.c", "memory.c", "conv2d.c", "depthwise2d.c", "dense.c", "pool2d.c")
+FILES = ("prelude.c", "memory.c", "conv2d.c", "depthwise2d.c", "dense.c", "matmul.c", "pool2d.c")
 FUNCTION = """\
 __attribute__((visibility("default"), used))
 #if defined(__wasm__)

@@ -159,9 +159,19 @@ def test_global_pooling(op, shape):
     agree(op, [normal(0, *shape)])
 
 
-@pytest.mark.parametrize("op", ["Relu", "Sigmoid", "Tanh", "HardSwish", "Neg", "Floor", "Ceil"])
+@pytest.mark.parametrize(
+    "op",
+    [
+        "Relu", "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "Erf", "Exp", "Abs", "Neg", "Floor",
+        "Ceil",
+    ],
+)  # fmt: skip
 def test_unary(op):
     agree(op, [normal(0, 3, 4, 5) * 5])
+
+
+def test_hard_sigmoid_with_its_own_slope():
+    agree("HardSigmoid", [normal(0, 3, 4, 5) * 5], {"alpha": 0.3, "beta": 0.4})
 
 
 @pytest.mark.parametrize("op", ["Add", "Sub", "Mul", "Div", "Min", "Max"])

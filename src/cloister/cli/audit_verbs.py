@@ -1,20 +1,31 @@
 """`cloister audit`: attacks on the messages, or the part of a model, that a party received."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from cloister.audit import model as model_audit
 from cloister.audit import training
+from cloister.audit.architecture.architecture_audit import (
+    DEFAULT_CALLS,
+    DEFAULT_OBSERVATIONS,
+    audit_architectures,
+)
+from cloister.audit.architecture.tell_apart import FOLDS
 from cloister.audit.input.request_audit import audit_requests, requests_page
 from cloister.audit.model.theft_settings import Answers, TheftSettings
 from cloister.audit.training.attack_settings import DEFAULT_RANGE, AttackSettings
 from cloister.audit.training.lattice import LARGEST_LATTICE
 from cloister.authority.noise import EXACT_BITS
 from cloister.base import files
+from cloister.base.rng import SystemRandom
+from cloister.bundle.compiled_module import CompiledModule
 from cloister.cli import options
+from cloister.cli.bundle_verbs import POWER
 from cloister.cli.console import emit_json, err, note, out, progress, table
+from cloister.errors import InputError
+from cloister.trusted.engines.padding_profile import PaddingProfile
 from cloister.wire.transcript import Transcript
 
 if TYPE_CHECKING:
@@ -138,6 +149,29 @@ ReportFolder = Annotated[
 ]
 TailOk = Annotated[bool, typer.Option("--tail-ok", help="Leave out a record that was cut off.")]
 
+Modules = Annotated[
+    list[Path],
+    typer.Argument(metavar="MODULE MODULE...", help="Folders of `cloister compile --out`."),
+]
+WhichEngine = Annotated[
+    Literal["native", "wasm"], typer.Option("--engine", help="What runs the modules.")
+]
+Observations = Annotated[
+    int, typer.Option("--observations", min=FOLDS, help="Starts of each module's engine.")
+]
+Calls = Annotated[int, typer.Option("--calls", min=1, help="Calls at each start.")]
+PadTo = Annotated[
+    str,
+    typer.Option(
+        "--pad-to",
+        metavar=f"{POWER}|BYTES",
+        help="Size of a bundle, and of a module in memory, with padding.",
+    ),
+]
+GridMs = Annotated[
+    float, typer.Option("--grid-ms", help="With padding, answers come at multiples of this.")
+]
+
 
 @app.command(epilog="Example: cloister audit transcript run.npz --out page.html")
 def transcript(path: TranscriptFile, page: Page = None, json: options.Json = False) -> None:
@@ -194,6 +228,36 @@ def training_log(
     out().print(table(columns, audit.rows()))
     out().print(f"\nverdict: {audit.verdict}. {audit.conclusion}", soft_wrap=True)
     out().print(audit.thresholds, soft_wrap=True)
+
+
+@app.command(epilog="Example: cloister audit architecture wide deep --grid-ms 5")
+def architecture(
+    modules: Modules,
+    engine: WhichEngine = "native",
+    observations: Observations = DEFAULT_OBSERVATIONS,
+    calls: Calls = DEFAULT_CALLS,
+    pad_to: PadTo = POWER,
+    grid_ms: GridMs = PaddingProfile.grid_ms,
+    json: options.Json = False,
+) -> None:
+    """Tell hidden modules apart by what the owner of a machine sees: sizes, times and fuel, with
+    and without padding.
+    """
+    if pad_to != POWER and not (pad_to.isascii() and pad_to.isdecimal()):
+        raise InputError(f"--pad-to {pad_to}: give {POWER} or a number of bytes")
+    padding = PaddingProfile(None if pad_to == POWER else int(pad_to), grid_ms)
+    loaded = {str(path): CompiledModule.load(path) for path in modules}
+    with progress("starts") as update:
+        audit = audit_architectures(
+            loaded, engine, padding=padding, rng=SystemRandom(), observations=observations,
+            calls=calls, progress=update,
+        )  # fmt: skip
+    if json:
+        emit_json(audit.to_dict())
+        return
+    columns = ("what is seen", "accuracy (95 % intervals)", "with padding")
+    out().print(table(columns, audit.rows()))
+    out().print(f"\na guess has {audit.chance:.2f}. {audit.conclusion}", soft_wrap=True)
 
 
 @app.command(

@@ -83,7 +83,9 @@ def layer_normalization(low: Lowering, node: Node) -> None:
     value = {name: _element(name, outer, inner) for name in reads}
     epsilon, size = literal(number(node, "epsilon", 1e-5)), math.prod(x.shape[a] for a in axes)
     normal = f"({value['x']} - centre) * factor"
-    last = f"MADD({normal}, {value['scale']}, {value['shift']})"
+    last = f"{normal} * {value['scale']}"
+    if "shift" in reads:
+        last = f"MADD({normal}, {value['scale']}, {value['shift']})"
     body = outer.wrap(
         [
             "float centre = 0.0f, square = 0.0f;",
@@ -93,12 +95,7 @@ def layer_normalization(low: Lowering, node: Node) -> None:
                 [f"float off = {value['x']} - centre;", "square = MADD(off, off, square);"]
             ),
             f"float factor = 1.0f / __builtin_sqrtf(square / {literal(size)} + {epsilon});",
-            *inner.wrap(
-                [
-                    f"{_element('y', outer, inner)} = "
-                    f"{last if 'shift' in reads else f'{normal} * ' + value['scale']};"
-                ]
-            ),
+            *inner.wrap([f"{_element('y', outer, inner)} = {last};"]),
             *(
                 f"{name}[{outer.index(name)}] = {made};"
                 for name, made in (("mean", "centre"), ("deviation", "factor"))

@@ -153,7 +153,7 @@ def gather(low: Lowering, node: Node) -> None:
         "OUTER": math.prod(view.shape[:axis]), "ROWS": view.shape[axis],
         "INNER": math.prod(view.shape[axis + 1 :]), "COUNT": index.elements,
     }  # fmt: skip
-    call = f"gather(table, index, y, {', '.join(names)});"
+    call = f"table_rows(table, index, y, {', '.join(names)});"
     reads, writes = {"table": table, "index": index}, {"y": low.new(node.outputs[0])}
     low.add(Layer(words(node), "gather", names, reads, writes, [call], ("gather.c",)))
 

@@ -23,9 +23,8 @@ def pack_conv(
     """Filters for `conv2d`."""
     channels, own, kh, kw = weights.shape
     columns = weights.reshape(groups, channels // groups, own, kh, kw).transpose(0, 3, 4, 2, 1)
-    return _panels(columns.reshape(groups, -1, channels // groups)).reshape(
-        groups, -1, kh, kw, own, PANEL
-    )
+    panels = _panels(columns.reshape(groups, -1, channels // groups))
+    return panels.reshape(groups, -1, kh, kw, own, PANEL)
 
 
 def pack_depthwise(weights: Float32[np.ndarray, "c kh kw"]) -> Float32[np.ndarray, "kh kw c"]:
@@ -35,7 +34,8 @@ def pack_depthwise(weights: Float32[np.ndarray, "c kh kw"]) -> Float32[np.ndarra
 
 def pack_dense(weights: Float32[np.ndarray, "k n"]) -> Float32[np.ndarray, "panels k 16"]:
     """A matrix for `dense`."""
-    return np.asarray(_panels(weights[None])[0])
+    panels: Float32[np.ndarray, "panels k 16"] = _panels(weights[None])[0]
+    return panels
 
 
 def conv_scratch_floats(

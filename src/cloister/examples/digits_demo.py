@@ -129,8 +129,7 @@ def plain_logits(images: Float32[np.ndarray, "n 1 8 8"]) -> Float32[np.ndarray, 
     """The model's own answers, from ONNX Runtime."""
     with model_file() as path:
         engine = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    (logits,) = engine.run(None, {"image": images})
-    return logits
+    return np.asarray(engine.run(None, {"image": images})[0])
 
 
 def model_file() -> AbstractContextManager[Path]:

@@ -89,6 +89,8 @@ def _plain_settings(manifest: Manifest, code_bytes: int) -> EngineSettings:
         code_bytes=code_bytes,
         rows=1,
         memory_bytes=0,
+        padding_bytes=0,
+        grid_ns=1,
         threads=1,
         fuel=False,
         inputs=tuple((one.dtype, one.shape) for one in manifest.inputs),

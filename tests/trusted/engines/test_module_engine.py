@@ -212,6 +212,11 @@ FAILURES = {
     "negative status": ("return -1;", "the module ended with status 4294967295"),
     "null": ("*(volatile float *)0 = 1;", f"was killed by signal {int(signal.SIGSEGV)}"),
     "illegal instruction": ("__builtin_trap();", "was killed by signal"),
+    "read before the weights": (
+        # They are of 64 bytes, which lie at the end of a page.
+        "*(float *)outputs = ((const volatile char *)weights)[-4096];",
+        f"was killed by signal {int(signal.SIGSEGV)}",
+    ),
     "read beyond the inputs": (
         "*(float *)outputs = ((const volatile char *)inputs)[INPUTS];",
         f"was killed by signal {int(signal.SIGSEGV)}",
@@ -327,8 +332,9 @@ def test_what_cannot_be_run_is_refused_before_a_process_starts(monkeypatch):
     with pytest.raises(InputError, match="has no native build for this processor"):
         start_engine(module, "native")
     monkeypatch.setattr(processor.platform, "machine", lambda: "aarch64")
-    with pytest.raises(InputError, match="engines run on x86-64 only, and this is aarch64"):
-        start_engine(module, "native")
+    for kind in KINDS:
+        with pytest.raises(InputError, match="engines run on x86-64 only, and this is aarch64"):
+            start_engine(module, kind)
 
 
 def test_a_process_that_does_not_start_says_why(monkeypatch):

@@ -30,7 +30,7 @@ def test_sizes_are_rounded_up_to_what_is_stated():
     with pytest.raises(InputError, match="padding to 5000 B: the module takes 5001 B; give more"):
         profile.added_bytes(5001)
     for grid_ms in (0, -1, 60_001, float("nan")):
-        with pytest.raises(InputError, match=r"a grid of .* ms; give 0 to 60000"):
+        with pytest.raises(InputError, match=r"a grid of .* ms; give 0.001 to 60000"):
             PaddingProfile(grid_ms=grid_ms)
 
 

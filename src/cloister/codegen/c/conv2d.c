@@ -99,16 +99,15 @@ KERNEL void multiply(
     const float *restrict scratch, const float *restrict panels, float *restrict y, int first,
     int end, int k, int columns, int oc, struct ends ends, struct division d)
 {
+    const struct columns b = {panels, d.panel_stride, PANEL};
     const float *residual = ends.residual;
     for (int t = first; t < end; t++, scratch += d.height * d.row_stride) {
         const ptrdiff_t at = (ptrdiff_t)t * d.height * oc;
         ends.residual = residual ? residual + at : NULL;
         if (t < d.tiles - 1)
-            tile(scratch, d.row_stride, panels, d.panel_stride, y + at, oc, k, d.height, columns,
-                 ends);
+            tile(scratch, d.row_stride, b, y + at, oc, k, d.height, columns, ends);
         else
-            tile(scratch, d.row_stride, panels, d.panel_stride, y + at, oc, k, d.rest, columns,
-                 ends);
+            tile(scratch, d.row_stride, b, y + at, oc, k, d.rest, columns, ends);
     }
 }
 

@@ -18,13 +18,15 @@ KERNEL void dense(
         return;
     }
     for (int column = 0; column < n; column += DENSE_COLUMNS) {
-        const float *panels = packed + (ptrdiff_t)column * k;
+        const struct columns b = {
+            packed + (ptrdiff_t)column * k, (ptrdiff_t)k * PANEL, PANEL,
+        };
         const struct ends ends = {
             bias ? bias + column : NULL, residual ? residual + column : NULL, lo, hi, 1, 1,
         };
         if (column + DENSE_COLUMNS <= n)
-            tile(x, k, panels, (ptrdiff_t)k * PANEL, y + column, n, k, 1, DENSE_COLUMNS, ends);
+            tile(x, k, b, y + column, n, k, 1, DENSE_COLUMNS, ends);
         else
-            tile(x, k, panels, (ptrdiff_t)k * PANEL, y + column, n, k, 1, n % DENSE_COLUMNS, ends);
+            tile(x, k, b, y + column, n, k, 1, n % DENSE_COLUMNS, ends);
     }
 }

@@ -1,7 +1,7 @@
 /* Rows of a table (outer, rows, inner) by their indices. Every row is read for every index, so that
  * no address depends on one. A negative index counts from the back; one outside the table gives
  * zeros. */
-KERNEL void gather(const float *restrict table, const int64_t *restrict index, float *restrict y,
+KERNEL void table_rows(const float *restrict table, const int64_t *restrict index, float *restrict y,
                    int outer, int rows, int inner, int count)
 {
     for (int o = 0; o < outer; o++)

@@ -1,13 +1,24 @@
+#include "tile.c"
 /* Product of two computed matrices: a (m, k), b (k, n), y (m, n). */
-KERNEL void matmul(const float *restrict a, const float *restrict b, float *restrict y,
-                   int m, int k, int n)
+KERNEL void matmul_columns(
+    const float *restrict a, const float *restrict b, float *restrict y, int m, int k, int n,
+    int columns)
 {
-    for (int row = 0; row < m; row++) {
-        float *out = y + (size_t)row * n;
-        for (int j = 0; j < n; j++)
-            out[j] = 0.0f;
-        for (int i = 0; i < k; i++)
-            for (int j = 0; j < n; j++)
-                out[j] = MADD(a[(size_t)row * k + i], b[(size_t)i * n + j], out[j]);
-    }
+    const struct columns from = {b, PANEL, n};
+    const struct ends ends = {NULL, NULL, -POSITIVE_INFINITY, POSITIVE_INFINITY, 1, 1};
+    ptrdiff_t row = 0;
+    for (; row + TILE_ROWS <= m; row += TILE_ROWS)
+        tile(a + row * k, k, from, y + row * n, n, k, TILE_ROWS, columns, ends);
+    if (m % TILE_ROWS)
+        tile(a + row * k, k, from, y + row * n, n, k, m % TILE_ROWS, columns, ends);
+}
+
+KERNEL void matmul(
+    const float *restrict a, const float *restrict b, float *restrict y, int m, int k, int n)
+{
+    int column = 0;
+    for (; column + TILE_COLUMNS <= n; column += TILE_COLUMNS)
+        matmul_columns(a, b + column, y + column, m, k, n, TILE_COLUMNS);
+    if (n % TILE_COLUMNS)
+        matmul_columns(a, b + column, y + column, m, k, n, n % TILE_COLUMNS);
 }

@@ -7,7 +7,11 @@
 #define TILE_ROWS 12
 #define TILE_COLUMNS 32
 #elif defined(__AVX__)
+#if defined(__clang__)
 #define TILE_ROWS 6
+#else
+#define TILE_ROWS 5 /* GCC keeps the bounds of the clamp in three of the 16 registers. */
+#endif
 #define TILE_COLUMNS 16
 #else
 #define TILE_ROWS 2
@@ -23,11 +27,17 @@ struct ends {
     int first, last;
 };
 
+/* What the rows are multiplied by: 16 columns of a row of `at`, the next 16 columns, the next row.
+ * Of packed panels, all 16 columns exist. */
+struct columns {
+    const float *at;
+    ptrdiff_t next_panel, next_row;
+};
+
 /* `rows`, `columns` and the strides are literals. */
 KERNEL void tile(
-    const float *restrict a, ptrdiff_t a_stride, const float *restrict panels,
-    ptrdiff_t panel_stride, float *restrict y, ptrdiff_t y_stride, int k, int rows, int columns,
-    struct ends ends)
+    const float *restrict a, ptrdiff_t a_stride, struct columns b, float *restrict y,
+    ptrdiff_t y_stride, int k, int rows, int columns, struct ends ends)
 {
     const int vecs = (columns + WIDTH - 1) / WIDTH;
     vec sums[TILE_SUMS];
@@ -42,14 +52,16 @@ KERNEL void tile(
             sums[r * vecs + v] = begin;
         }
     for (int i = 0; i < k; i++) {
-        vec b[TILE_SUMS];
-        UNROLL for (int v = 0; v < vecs; v++)
-            b[v] = vec_load(panels + v * WIDTH / PANEL * panel_stride + v * WIDTH % PANEL
-                            + (ptrdiff_t)i * PANEL, WIDTH);
+        vec row[TILE_SUMS];
+        UNROLL for (int v = 0; v < vecs; v++) {
+            int lanes = b.next_row == PANEL ? WIDTH : columns - v * WIDTH;
+            row[v] = vec_load(b.at + v * WIDTH / PANEL * b.next_panel + v * WIDTH % PANEL
+                              + i * b.next_row, lanes);
+        }
         UNROLL for (int r = 0; r < rows; r++) {
             vec x = vec_splat(a[r * a_stride + i]);
             UNROLL for (int v = 0; v < vecs; v++)
-                sums[r * vecs + v] = vec_madd(x, b[v], sums[r * vecs + v]);
+                sums[r * vecs + v] = vec_madd(x, row[v], sums[r * vecs + v]);
         }
     }
     UNROLL for (int r = 0; r < rows; r++)

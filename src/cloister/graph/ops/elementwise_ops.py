@@ -76,13 +76,24 @@ def clip(call: Call) -> np.ndarray:
     return x
 
 
+def hard_sigmoid(call: Call) -> np.ndarray:
+    """clip(alpha x + beta, 0, 1)."""
+    alpha, beta = call.number("alpha", 0.2), call.number("beta", 0.5)
+    of_type = call.x.dtype.type
+    return np.asarray(np.clip(call.x * of_type(alpha) + of_type(beta), 0, 1))
+
+
+def erf(x: np.ndarray) -> np.ndarray:
+    """The error function, in float64."""
+    return np.asarray(np.vectorize(math.erf, otypes=[np.float64])(x))
+
+
 def gelu(call: Call) -> np.ndarray:
     """x Phi(x), exactly or with the tanh approximation."""
     x = call.x.astype(np.float64)
     if call.text("approximate", "none") == "tanh":
         y = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     else:
-        erf = np.vectorize(math.erf, otypes=[np.float64])
         y = 0.5 * x * (1 + erf(x / math.sqrt(2)))
     return np.asarray(y, call.x.dtype)
 

@@ -67,9 +67,9 @@ class EngineSettings:
     sizes          what `cloister_module_size` must say: interface, weights, inputs, outputs, arena
     rows           samples that shared memory has room for
     memory_bytes   what the process may allocate from now on
+    inputs         type and shape of one sample, of each input; outputs likewise
     padding_bytes  what it gets beside code and weights, and keeps
     grid_ns        it answers at multiples of this; 1: at once
-    inputs         type and shape of one sample, of each input; outputs likewise
     """
 
     kind: str
@@ -77,12 +77,12 @@ class EngineSettings:
     code_bytes: int
     rows: int
     memory_bytes: int
-    padding_bytes: int
-    grid_ns: int
     threads: int
     fuel: bool
     inputs: tuple[tuple[str, tuple[int, ...]], ...]
     outputs: tuple[tuple[str, tuple[int, ...]], ...]
+    padding_bytes: int = 0
+    grid_ns: int = 1
 
     @property
     def weights_bytes(self) -> int:

@@ -30,7 +30,7 @@ from cloister.trusted.engines.engine_messages import (
     receive,
     receive_into,
 )
-from cloister.trusted.engines.guarded_memory import GuardedMemory
+from cloister.trusted.engines.guarded_memory import GuardedMemory, release_freed
 from cloister.trusted.engines.sandbox import AllowedCalls, end_with, isolate, lock
 
 _KINDS = {"native": "native_module", "wasm": "wasm_module", "onnxruntime": "onnx_module"}
@@ -138,6 +138,7 @@ def _load(
     code = receive(channel, settings.code_bytes)
     module = load(settings, memoryview(code))
     code[:] = bytes(len(code))
+    release_freed()  # a compiler's own copies and tables
     receive_into(channel, module.weights)
     module.complete()
     padding = GuardedMemory(settings.padding_bytes)

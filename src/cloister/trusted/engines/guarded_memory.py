@@ -21,8 +21,8 @@ class GuardedMemory:
     """Zeroed memory, aligned to 64 bytes.
 
     It ends where a page begins that cannot be read: a module that reads or writes beyond the end
-    dies. At most 63 bytes of padding lie between. It is not in core dumps, and locked in RAM as
-    far as the process's limit allows.
+    dies. At most 63 bytes of padding lie between. Before the first page lies another such page. The
+    memory is not in core dumps, and locked in RAM as far as the process's limit allows.
 
     Raises   MemoryError
     """
@@ -30,7 +30,7 @@ class GuardedMemory:
     def __init__(self, nbytes: int) -> None:
         rounded = -(-nbytes // _ALIGNMENT) * _ALIGNMENT
         self.span = pages(rounded)
-        self.start = _map(self.span + mmap.PAGESIZE)
+        self.start = _map(self.span + 2 * mmap.PAGESIZE) + mmap.PAGESIZE
         self.protect(0, self.span, READ | WRITE)
         self.address = self.start + self.span - rounded
         self.nbytes = nbytes
@@ -61,6 +61,11 @@ class GuardedMemory:
 def pages(nbytes: int) -> int:
     """Bytes of the pages that so many bytes take, one at least."""
     return max(1, -(-nbytes // mmap.PAGESIZE)) * mmap.PAGESIZE
+
+
+def release_freed() -> None:
+    """Give the pages of freed memory back, with what was in them."""
+    _libc.malloc_trim(0)
 
 
 def _map(nbytes: int) -> int:

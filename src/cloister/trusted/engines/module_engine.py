@@ -32,7 +32,7 @@ from cloister.trusted.engines.engine_messages import (
     receive,
 )
 from cloister.trusted.engines.padding_profile import PaddingProfile
-from cloister.trusted.engines.processor import best_build
+from cloister.trusted.engines.processor import best_build, require_x86_64
 from cloister.trusted.engines.sandbox import forbid_core_dumps
 from cloister.wire.messages import TensorSpec
 from cloister.wire.process import python, start, thread_settings
@@ -325,6 +325,7 @@ def start_engine(
     """
     forbid_core_dumps()  # this process has the module too
     manifest = module.manifest
+    require_x86_64(name=manifest.name)
     chosen = _build(manifest, kind, build)
     if fuel and kind != "wasm":
         raise InputError(f"module {manifest.name!r}: only the engine wasm counts fuel")
@@ -369,8 +370,6 @@ def _settings(
         code_bytes=code,
         rows=1 if fuel else max(1, min(_MAX_ROWS, _SHARED_BYTES // max(1, inputs + outputs))),
         memory_bytes=taken + weights + inputs + outputs + manifest.arena_bytes,
-        padding_bytes=0,
-        grid_ns=1,
         threads=threads,
         fuel=fuel,
         inputs=tuple((one.dtype, one.shape) for one in manifest.inputs),

@@ -21,13 +21,13 @@ class PaddingProfile:
     grid_ms: float = 10.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.grid_ms <= 60_000:
-            raise InputError(f"padding: a grid of {self.grid_ms:g} ms; give 0 to 60000")
+        if not 0.001 <= self.grid_ms <= 60_000:
+            raise InputError(f"padding: a grid of {self.grid_ms:g} ms; give 0.001 to 60000")
 
     @property
     def grid_ns(self) -> int:
         """The grid in nanoseconds."""
-        return max(1, round(self.grid_ms * 1e6))
+        return round(self.grid_ms * 1e6)
 
     def added_bytes(self, nbytes: int) -> int:
         """The padding of so many bytes.

@@ -24,8 +24,8 @@ def _runnable(flags: set[str]) -> tuple[str, ...]:
     return tuple(build for build, needed in _NEEDS.items() if needed <= flags)
 
 
-def best_build(builds: Iterable[str], *, name: str) -> str:
-    """The fastest native build of a module that this processor runs.
+def require_x86_64(*, name: str) -> None:
+    """Refuse to start an engine elsewhere: the filter of system calls is that of one machine.
 
     Raises   InputError
     """
@@ -33,6 +33,13 @@ def best_build(builds: Iterable[str], *, name: str) -> str:
         raise InputError(
             f"module {name!r}: engines run on x86-64 only, and this is {platform.machine()}"
         )
+
+
+def best_build(builds: Iterable[str], *, name: str) -> str:
+    """The fastest native build of a module that this processor runs.
+
+    Raises   InputError
+    """
     found = [build for build in runnable_builds() if build in set(builds)]
     if not found:
         raise InputError(

@@ -15,7 +15,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import platform
 import resource
 import signal
 import struct
@@ -130,8 +129,6 @@ def lock(stage: AllowedCalls, *, descriptor: int) -> None:
 
     Raises   OSError
     """
-    if platform.machine() != "x86_64":
-        raise OSError(f"engines run on x86-64 only, and this machine is {platform.machine()}")
     packed = b"".join(one.pack() for one in _filter(stage, descriptor))
     instructions = ctypes.create_string_buffer(packed, len(packed))
     program = struct.pack("<HxxxxxxQ", len(packed) // 8, ctypes.addressof(instructions))

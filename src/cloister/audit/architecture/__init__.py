@@ -1,0 +1,1 @@
+"""What the owner of a machine learns of a hidden module's architecture, from outside its engine."""
