@@ -52,7 +52,7 @@ class ModuleEngines:
         for name, module in modules.items():
             _check_module(plan.graph, nodes[name], planned[name], module)
         self._planned = planned
-        self._outputs = {name: module.manifest.outputs for name, module in modules.items()}
+        self._manifests = {name: module.manifest for name, module in modules.items()}
         self._counter = counter
         self._engines: dict[str, ModuleEngine] = {}
         try:
