@@ -10,7 +10,6 @@ import onnx
 import nets
 from cloister.bundle.compiled_module import CompiledModule
 from cloister.bundle.manifest import Build, Manifest, ModuleTensor
-from cloister.codegen.compile_module import one_sample
 from cloister.graph.graph import Graph
 from cloister.graph.hidden import hide
 from cloister.graph.onnx.export import model_bytes
@@ -23,12 +22,9 @@ from graph.test_hidden import graph_of
 
 def onnx_module(hidden: Graph, *, salt: bytes = bytes(32)) -> CompiledModule:
     """A hidden part as a module for ONNX Runtime."""
-    data = model_bytes(one_sample(hidden))
+    data = model_bytes(hidden)
     sides = [
-        tuple(
-            ModuleTensor(v, hidden.types[v].dtype.name, (1, *hidden.types[v].shape[1:]))
-            for v in side
-        )
+        tuple(ModuleTensor(v, hidden.types[v].dtype.name, hidden.types[v].shape[1:]) for v in side)
         for side in (hidden.inputs, hidden.outputs)
     ]
     manifest = Manifest(
@@ -53,10 +49,10 @@ class InProcessEngine:
         self.calls.append(len(inputs[0]))
         names = [one.name for one in self._session.get_inputs()]
         rows = [
-            self._session.run(None, {n: x[i] for n, x in zip(names, inputs, strict=True)})
+            self._session.run(None, {n: x[i : i + 1] for n, x in zip(names, inputs, strict=True)})
             for i in range(len(inputs[0]))
         ]
-        return tuple(np.stack(parts) for parts in zip(*rows, strict=True))
+        return tuple(np.concatenate(parts) for parts in zip(*rows, strict=True))
 
     def close(self) -> None:
         self.closed = True
@@ -91,13 +87,9 @@ class Planned:
     def modules(self) -> dict[str, CompiledModule]:
         return {self.plan.modules[0].node: self.module}
 
-    def function(
-        self, inputs: Sequence[np.ndarray], *, optimised: bool = False
-    ) -> tuple[np.ndarray, ...]:
-        """What the module computes for a batch."""
-        engine = InProcessEngine(self.module, optimised=optimised)
-        found = engine.run([array[:, None] for array in inputs])
-        return tuple(array[:, 0] for array in found)
+    def function(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        """What the module computes."""
+        return InProcessEngine(self.module).run(inputs)
 
 
 def planned_end(
