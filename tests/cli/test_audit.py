@@ -236,3 +236,18 @@ def test_without_scipy_the_other_verbs_work_and_this_one_says_what_to_install(pa
     ran = subprocess.run([*command, "audit", "training", paper], capture_output=True, text=True)
     assert ran.returncode == 2
     assert "cloister[audit]" in ran.stderr
+
+
+@pytest.mark.parametrize("absent", ["scipy", "torch"])
+def test_the_audit_of_a_model_says_what_to_install(absent, model_file, tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.zeros((4, 8, 6, 3), np.uint8), y=np.arange(4))
+    code = (
+        f"import sys; sys.modules['{absent}'] = None; "
+        "from cloister.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-P", "-c", code, "audit", "model", model_file]
+    command += ["--data", tmp_path / "x.npz", "--out", tmp_path / "out"]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 2
+    assert ran.stderr.strip().endswith("pip install 'cloister[audit]'")
+    assert not (tmp_path / "out").exists()

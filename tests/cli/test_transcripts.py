@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 
+import numpy as np
 import pytest
 
 from cli.help_texts import verbs
@@ -98,6 +99,9 @@ def folder(tmp_path, monkeypatch):
         shutil.copy(picture, tmp_path / "digits")
     (tmp_path / "pets.csv").write_text(TABLE)
     (tmp_path / "notes.txt").write_text("no model\n")
+    rng = np.random.default_rng(0)
+    pictures, classes = rng.integers(0, 256, (40, 8, 8), dtype=np.uint8), np.arange(40) % 10
+    np.savez(tmp_path / "pictures.npz", x=pictures, y=classes)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CLOISTER_TOKEN", raising=False)
 
@@ -115,7 +119,7 @@ def serve(command: list[str], stack: ExitStack) -> str:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_transcript(cloister, folder, path):
-    if "$ cloister train " in path.read_text(encoding="utf-8"):
+    if re.search(r"\$ cloister (train|audit model) ", path.read_text(encoding="utf-8")):
         pytest.importorskip("torch")
     known: dict[str, str] = {}
     with ExitStack() as stack:

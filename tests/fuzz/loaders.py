@@ -13,6 +13,10 @@ from PIL import Image
 import nets
 import unequal
 from bundle.bundles import module, sealed
+from cloister.audit.model.interval import Interval
+from cloister.audit.model.theft_progress import Stolen, TheftJob, TheftProgress
+from cloister.audit.model.theft_report import BlackBox, ModelTheftReport, SplitTheft, Theft
+from cloister.audit.model.theft_settings import TheftSettings
 from cloister.authority.agreement import Agreement
 from cloister.authority.enrolment import Enrolment
 from cloister.authority.records import Terms
@@ -227,6 +231,25 @@ def _host(folder: Path) -> Path:
     return ciphertext_service.init(folder / "host", rng=InsecureSeededRandom(1))
 
 
+def _thefts(folder: Path) -> Path:
+    made = TheftProgress(folder, "audit")
+    made.add(TheftJob(1, 50, 0), (Stolen("trained", 0.5, 0.25, None),))
+    return made.path
+
+
+def _theft_report(folder: Path) -> Path:
+    one = Interval(0.5, 0.25, 0.75, 3)
+    thefts = (Theft(50, "trained", one, one, None),)
+    ModelTheftReport(
+        model="net", model_sha256="0", data_sha256="1", versions={"torch": "2"},
+        settings=TheftSettings(queries=(50,)), layers=2, parameters=9, classes=3,
+        thief_samples=60, own=False, evaluated=60, seeds_done=3, victim_accuracy=0.75,
+        black_boxes=(BlackBox("a small architecture", thefts),),
+        splits=(SplitTheft(1, "gemm", 4, thefts, None),), membership=(),
+    ).save(folder)  # fmt: skip
+    return folder / "report.json"
+
+
 def _checkpoint(folder: Path) -> Path:
     state = checkpoint.Checkpoint(
         "run", checkpoint.Position(1, 2), [], {"weight": torch.ones(2, 3)}, {}, torch.arange(4)
@@ -258,6 +281,12 @@ LOADERS = {
         _host,
         lambda path: ciphertext_service.RemoteCiphertextServer("https://127.0.0.1:1", access=path),
         JSON,
+    ),
+    "report of a theft": Loader(
+        _theft_report, lambda path: ModelTheftReport.load(path).gain(1), JSON
+    ),
+    "thefts that are done": Loader(
+        _thefts, lambda path: TheftProgress(path.parent, "audit"), JSON
     ),
     "checkpoint": Loader(_checkpoint, lambda path: checkpoint.load(path.parent, run="run")),
     "key file of pads": Loader(_pad_key, _open_pads),

@@ -15,6 +15,8 @@ from cloister.base.reading import parsing
 from cloister.errors import InputError
 
 FORMAT = 1
+DERIVED = ("gain", "sweet_spot", "verdict")
+"""Parts of the file that follow from the others."""
 NAME = "report.json"
 SWEET = 1.1
 """A surrogate up to so many times as accurate as the best black-box one is called no better."""
@@ -201,13 +203,16 @@ class ModelTheftReport:
         """Plain values, with the verdict and the gains for readers of the file."""
         found = dataclasses.asdict(self)
         gains = {str(one.hidden_layers): self.gain(one.hidden_layers) for one in self.splits}
-        return {"format": FORMAT, **found, "gain": gains, "sweet_spot": self.sweet_spot,
-                "verdict": self.verdict}  # fmt: skip
+        derived = dict(zip(DERIVED, (gains, self.sweet_spot, self.verdict), strict=True))
+        return {"format": FORMAT, **found, **derived}
 
     def save(self, folder: Path) -> None:
         """Write report.json."""
-        text = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
-        files.replace(folder / NAME, text.encode(), private=False)
+        files.replace(folder / NAME, self.to_json().encode(), private=False)
+
+    def to_json(self) -> str:
+        """The content of report.json."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def load(cls, path: Path) -> "ModelTheftReport":
@@ -217,16 +222,17 @@ class ModelTheftReport:
         """
         path = path / NAME if path.is_dir() else path
         with parsing(f"{path}: not the report of an audit of a model"):
-            found = json.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            found = json.loads(text)
             if found.pop("format") != FORMAT:
                 raise InputError(f"{path}: of another version; make the audit again")
-            for derived in ("gain", "sweet_spot", "verdict"):
+            for derived in DERIVED:
                 del found[derived]
             settings: dict[str, Any] = {
                 name: tuple(value) if isinstance(value, list) else value
                 for name, value in found.pop("settings").items()
             }
-            return cls(
+            made = cls(
                 settings=TheftSettings(**settings),
                 black_boxes=tuple(
                     BlackBox(one["architecture"], _thefts(one["thefts"]))
@@ -236,6 +242,9 @@ class ModelTheftReport:
                 membership=tuple(Membership(**one) for one in found.pop("membership")),
                 **found,
             )
+            if json.loads(made.to_json()) != json.loads(text):
+                raise ValueError("what follows from its figures is not what it says")
+            return made
 
 
 def _at(thefts: tuple[Theft, ...], queries: int) -> Theft:
