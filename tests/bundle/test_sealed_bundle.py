@@ -35,6 +35,7 @@ from cloister.bundle.sealed_bundle import SealedBundle, hidden_bytes, named_modu
 from cloister.errors import BundleError, InputError, ModelError
 from cloister.graph.canonical import PRELUDE
 from cloister.graph.graph import Node
+from cloister.plan import protection
 from cloister.plan.plan import Plan
 
 MODULE = module()
@@ -170,14 +171,17 @@ def test_a_plan_has_one_module_with_a_digest():
     assert named_module(plan) == MODULE.manifest.digest
     for nodes in (plan.graph.nodes[:1], (*plan.graph.nodes, dataclasses.replace(
             plan.graph.nodes[1], name="second", outputs=("more",)))):  # fmt: skip
-        graph = dataclasses.replace(plan.graph, nodes=nodes)
-        protections = {node.name: plan.protections["relu"] for node in nodes}
+        types = {**plan.graph.types, "more": plan.graph.types["scores"]}
+        graph = dataclasses.replace(plan.graph, nodes=nodes, types=types)
+        protections = {
+            node.name: protection.MODULE if node.is_module else protection.ENCLAVE for node in nodes
+        }
         with pytest.raises(BundleError, match="one hidden module"):
             named_module(Plan(graph, "own", protections, {}))
     bad = Node("module", "Module", ("features",), ("scores",), {"digest": b"short"}, "cloister")
     graph = dataclasses.replace(plan.graph, nodes=(plan.graph.nodes[0], bad))
     with pytest.raises(ModelError, match="names no module"):
-        named_module(Plan(graph, "own", plan.protections, {}))
+        Plan(graph, "own", plan.protections, {})
 
 
 # ---- chunks that the vendor's signature does not protect: of a holder of the vendor's key

@@ -83,7 +83,7 @@ def test_labels_name_what_a_module_answers(cloister, model_file, pictures, tmp_p
     shown = [line.split() for line in ran.out.splitlines()[:4]]
     assert shown[1][0].endswith("a.png") and shown[1][1] in names.read_text()
     assert shown[1][2] == "-"
-    assert "hidden part: 1 queries answered" in ran.out
+    assert "hidden part: 1 query answered" in ran.out
 
 
 def test_from_a_node_on(run, refused, model_file, pictures):
@@ -103,7 +103,7 @@ def test_queries_are_counted_in_a_file(cloister, run, refused, model_file, pictu
     assert "1 of its 3 queries are left, and 2 are asked for; give fewer inputs" in message
     ran = cloister("run", model_file, pictures[0], *given)
     assert (ran.code, ran.err) == (0, "")
-    assert "1 queries answered, 0 left" in ran.out
+    assert "1 query answered, 0 left" in ran.out
 
 
 # ---- plans and their modules in files
