@@ -13,7 +13,7 @@ JOBS ?= 2
 # ONNX Runtime must not report what it runs, whichever program loads it first.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: demo demo-training test build dev lock fmt lint type arch tcb native-test bench docs wheel clean
+.PHONY: demo demo-hidden demo-training test build dev lock fmt lint type arch tcb native-test bench docs wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/cloister demo
@@ -21,6 +21,10 @@ demo: $(VENV)/.demo
 # Two clinics, an authority and a training server, each a process.
 demo-training: $(VENV)/.train
 	$(BIN)/cloister demo training
+
+# A vendor and a customer: hidden layers, a sealed bundle, and a thief.
+demo-hidden: $(VENV)/.hidden
+	$(BIN)/cloister demo hidden
 
 test: $(VENV)/.dev native-test
 	$(BIN)/pytest -n $(JOBS) --dist worksteal

@@ -20,6 +20,10 @@ from cloister.errors import CloisterError, InputError
 from cloister.graph.onnx.read import from_model
 from cloister.graph.passes.normalise import prepare
 from cloister.plan import policies
+from cloister.splits import preset_model
+from cloister.splits.median_interval import ZERO
+from cloister.splits.split_cost import Phases, SplitCost, SplitSweep
+from cloister.splits.splits_page import write_page
 from cloister.trusted.pads.pad_ledger import PadLedger
 from cloister.trusted.pads.store import PadStore
 from cloister.wire.transcript import Transcript
@@ -116,6 +120,17 @@ def bundle_key(path):
     create_keys(path.parent, rng=RNG)
 
 
+def splits(path):
+    nothing = SplitCost(Phases(*[ZERO] * 5))
+    write_page(SplitSweep("m", 1, 1, "native", 1, 1, "", "", (nothing,)), path.parent)
+
+
+def kept_preset(path):
+    pytest.importorskip("torch")
+    x, y = np.zeros((1, 1, 13, 10), np.float32), np.zeros(1, np.int64)
+    preset_model._keep(path.parent, "mnist", preset_model._Trained(PLAN.graph, x, y, 0.5))
+
+
 REPLACE_PRIVATE = {
     "transcript.npz": lambda path: Transcript().save(path),
     "out.npz": run_output,
@@ -125,6 +140,10 @@ REPLACE_PRIVATE = {
 REPLACE_PUBLIC = {
     "model.plan": lambda path: PLAN.save(path),
     "model.bundle": lambda path: sealed(path, module()),
+    "index.html": splits,
+    "mnist.onnx": kept_preset,
+    "mnist.npz": kept_preset,
+    "mnist.json": kept_preset,
     "curve.svg": curve,
     "curve.png": curve,
     "report.json": theft,

@@ -100,6 +100,13 @@ def test_a_plan_of_another_module_is_refused(refused, folder):
     assert not (folder / "model.bundle").exists()
 
 
+def test_a_plan_of_another_place_is_sealed(cloister, folder):
+    (folder / "head" / PUBLIC_PLAN).rename(folder / "own.plan")
+    assert cloister(*SEAL, "--plan", "own.plan").code == 0
+    found = SealedBundle.show(folder / "model.bundle")
+    assert found.plan_digest == plan_of(MODULE).digest
+
+
 @pytest.mark.parametrize(
     ("given", "size"), [("power-of-two", 4096), ("5000", 5000), ("x", None), ("10", None)]
 )

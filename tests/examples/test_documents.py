@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -78,16 +79,10 @@ def test_training_of_the_readme_runs(tmp_path):
     )
     with socket.create_server(("127.0.0.1", 0)) as free:
         script = script.replace(":8443", f":{free.getsockname()[1]}")
-    (tmp_path / "bin").mkdir()
-    python = f"{shlex.quote(sys.executable)} -P"
-    for name, command in (("python", python), ("cloister", f"{python} -m cloister")):
-        wrapper = tmp_path / "bin" / name
-        wrapper.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
-        wrapper.chmod(0o755)
     done = subprocess.run(
         ["/bin/sh", "-c", f"set -e; trap 'kill $!; wait' EXIT; {script}"],
         cwd=tmp_path, capture_output=True, text=True, timeout=300,
-        env={**os.environ, "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"},
+        env=_with_commands(tmp_path),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     frozen, trusted = (
@@ -156,6 +151,27 @@ def test_the_tutorial_of_model_theft_runs(tmp_path):
     assert "queries" in (tmp_path / "theft" / "report.html").read_text()
 
 
+def test_the_tutorial_of_hidden_layers_runs(tmp_path):
+    """The blocks as they stand, one after the other."""
+    pytest.importorskip("ziglang")
+    text = (ROOT / "docs/tutorials/hidden-layers.md").read_text()
+    blocks = re.findall(r"```(sh|python)\n(.*?)```", text, re.DOTALL)
+    assert [kind for kind, _ in blocks] == ["sh", "sh", "sh", "sh", "python", "sh"]
+    shutil.copy(ROOT / "src/cloister/examples/digits.onnx", tmp_path)
+    shutil.copytree(ROOT / "examples/digits", tmp_path / "digits")
+    (tmp_path / "tutorial.py").write_text(next(code for kind, code in blocks if kind == "python"))
+    lines = [code if kind == "sh" else "python -W error tutorial.py" for kind, code in blocks]
+    done = subprocess.run(
+        ["/bin/sh", "-c", "set -e\n" + "\n".join(lines)],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300, env=_with_commands(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "verified: the vendor signed every byte of the file" in done.stdout
+    assert "verified: the version is at least 2" in done.stdout
+    # Two answers of the command, and ten from Python.
+    assert "0 1 2 3 4 5 6 7 8 9 in all 12" in done.stdout
+
+
 def test_the_readme_is_short():
     assert len(_readme().split()) <= 900
 
@@ -200,6 +216,17 @@ def commands(text):
         for line in lines
         if (found := re.match(r"(?:\.venv/bin/)?cloister (\w.*)", line.strip()))
     ]
+
+
+def _with_commands(folder):
+    """The environment in which `python` and `cloister` are those of this interpreter."""
+    (folder / "bin").mkdir()
+    python = f"{shlex.quote(sys.executable)} -P"
+    for name, command in (("python", python), ("cloister", f"{python} -m cloister")):
+        wrapper = folder / "bin" / name
+        wrapper.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        wrapper.chmod(0o755)
+    return {**os.environ, "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
 
 
 def _readme():

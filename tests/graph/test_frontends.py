@@ -1,7 +1,9 @@
 """Models straight from PyTorch and Keras."""
 
 import importlib
+import json
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -151,6 +153,78 @@ def test_damaged_keras_files(keras, tmp_path):
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(ModelError):
         frontends.from_keras(path)
+
+
+def two_layers(keras):
+    layers = keras.layers
+    named = [layers.Dense(3, name="first"), layers.Dense(2, name="second")]
+    return keras.Sequential([keras.Input((4,)), *named])
+
+
+def with_config(keras, path, change):
+    """The file of two layers, the second of them changed."""
+    two_layers(keras).save(path)
+    if path.suffix == ".h5":
+        h5py = importlib.import_module("h5py")
+        with h5py.File(path, "r+") as file:
+            config = json.loads(file.attrs["model_config"])
+            change(config["config"]["layers"][2])
+            file.attrs["model_config"] = json.dumps(config)
+        return
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(parts["config.json"])
+    change(config["config"]["layers"][2])
+    parts["config.json"] = json.dumps(config).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in parts.items():
+            archive.writestr(name, data)
+
+
+FAULTS = {
+    "option": (lambda layer: layer["config"].update(sparsity=3), "sparsity"),
+    "activation": (lambda layer: layer["config"].update(activation="swirl"), "swirl"),
+    "class": (lambda layer: layer.update(class_name="Dance"), "class"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_a_keras_layer_of_unknown_configuration_is_named(keras, tmp_path, suffix, fault):
+    path = tmp_path / f"model{suffix}"
+    change, said = FAULTS[fault]
+    with_config(keras, path, change)
+    with pytest.raises(
+        UnsupportedError, match=rf"model{suffix}: layer 'second' \(.*{said}"
+    ) as error:
+        frontends.from_keras(path)
+    assert "\n" not in str(error.value)
+    assert "'first'" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_keras_layer_of_ones_own_is_named_in_a_model_in_a_model(keras, tmp_path):
+    class Doubled(keras.layers.Layer):
+        def call(self, x):
+            return 2 * x
+
+    inner = keras.Sequential([keras.Input((4,)), Doubled(name="deep")], name="inner")
+    path = tmp_path / "model.keras"
+    keras.Sequential([keras.Input((4,)), inner]).save(path)
+    with pytest.raises(UnsupportedError, match=r"layer 'deep' \(Doubled\): .*replace the layer"):
+        frontends.from_keras(path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_keras_inputs_keep_their_types(keras):
+    layers = keras.layers
+    model = keras.Sequential([keras.Input((5,), dtype="int32"), layers.Embedding(7, 3)])
+    graph = prepare(frontends.from_keras(model))
+    assert graph.types[graph.inputs[0]].dtype == np.int32
+    x = np.array([[0, 6, 1, 2, 3]], np.int32)
+    (found,) = interpret(graph, {graph.inputs[0]: x}).values()
+    np.testing.assert_array_equal(found[0], model.get_weights()[0][x[0]])
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "missing.keras"])

@@ -25,10 +25,7 @@ def onnx_module(hidden: Graph, *, salt: bytes = bytes(32)) -> CompiledModule:
     """A hidden part as a module for ONNX Runtime."""
     data = model_bytes(one_sample(hidden))
     sides = [
-        tuple(
-            ModuleTensor(v, hidden.types[v].dtype.name, (1, *hidden.types[v].shape[1:]))
-            for v in side
-        )
+        tuple(ModuleTensor(v, hidden.types[v].dtype.name, hidden.types[v].shape[1:]) for v in side)
         for side in (hidden.inputs, hidden.outputs)
     ]
     manifest = Manifest(
@@ -53,10 +50,10 @@ class InProcessEngine:
         self.calls.append(len(inputs[0]))
         names = [one.name for one in self._session.get_inputs()]
         rows = [
-            self._session.run(None, {n: x[i] for n, x in zip(names, inputs, strict=True)})
+            self._session.run(None, {n: x[i : i + 1] for n, x in zip(names, inputs, strict=True)})
             for i in range(len(inputs[0]))
         ]
-        return tuple(np.stack(parts) for parts in zip(*rows, strict=True))
+        return tuple(np.concatenate(parts) for parts in zip(*rows, strict=True))
 
     def close(self) -> None:
         self.closed = True
@@ -95,9 +92,7 @@ class Planned:
         self, inputs: Sequence[np.ndarray], *, optimised: bool = False
     ) -> tuple[np.ndarray, ...]:
         """What the module computes for a batch."""
-        engine = InProcessEngine(self.module, optimised=optimised)
-        found = engine.run([array[:, None] for array in inputs])
-        return tuple(array[:, 0] for array in found)
+        return InProcessEngine(self.module, optimised=optimised).run(inputs)
 
 
 def planned_end(

@@ -56,6 +56,14 @@ PadTo = Annotated[
         help="Size of the hidden part as others see it. Default: its own.",
     ),
 ]
+PlanOfModule = Annotated[
+    Path | None,
+    typer.Option(
+        "--plan",
+        metavar="FILE.plan",
+        help=f"The plan that names the module. Default: {PUBLIC_PLAN} in DIR.",
+    ),
+]
 WithSource = Annotated[
     bool, typer.Option("--with-source", help="Seal the module's C source too; no engine reads it.")
 ]
@@ -86,6 +94,7 @@ def seal(
     key: SealKey,
     signer: Signer,
     to: Out,
+    plan: PlanOfModule = None,
     version: Version = None,
     pad_to: PadTo = None,
     with_source: WithSource = False,
@@ -100,12 +109,12 @@ def seal(
     private = bundle_keys.load_signer(signer)
     content_key = bundle_keys.load_content_key(key)
     number = _next_version(to, private.public_key().public_bytes_raw(), version)
-    plan, module = Plan.load(folder / PUBLIC_PLAN), CompiledModule.load(folder)
+    module = CompiledModule.load(folder)
     if not with_source:
         module = replace(module, source="")
     header = SealedBundle.seal(
         to,
-        plan,
+        Plan.load(plan or folder / PUBLIC_PLAN),
         module,
         content_key=content_key,
         signer=private,

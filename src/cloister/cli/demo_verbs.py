@@ -1,4 +1,4 @@
-"""`cloister demo`: both halves of Cloister on data that come with scikit-learn."""
+"""`cloister demo`: the parts of Cloister on data that come with scikit-learn."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,10 +11,12 @@ from cloister import training
 from cloister.cli import options
 from cloister.cli.console import emit_json, err, out, progress, table
 from cloister.errors import InputError
-from cloister.examples import clinics_demo, digits_demo, digits_page
+from cloister.examples import clinics_demo, digits_demo, digits_page, hidden_demo, hidden_page
 from cloister.plan.claims import Claims
 
-app = typer.Typer(help="See inference on digits, or training of two clinics, from end to end.")
+HELP = "See inference on digits, hidden layers, or training of two clinics, from end to end."
+
+app = typer.Typer(help=HELP)
 
 PageFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where to write the page.")]
 Inputs = Annotated[
@@ -29,7 +31,7 @@ WorkFolder = Annotated[
 
 @app.callback(invoke_without_command=True)
 def _default(context: typer.Context) -> None:
-    """See inference on digits, or training of two clinics, from end to end. Default: inference."""
+    """See inference, hidden layers, or training, from end to end. Default: inference."""
     if context.invoked_subcommand is None:
         inference()
 
@@ -64,6 +66,40 @@ def _show_inference(outcome: digits_demo.Outcome, path: Path) -> None:
     console.print(f"\n{outcome.claims}\n", soft_wrap=True)
     console.print("A worker that changes one number of one answer:")
     console.print(f"  refused: {outcome.refusal}\n", soft_wrap=True)
+    console.print(f"page: {path}", soft_wrap=True)
+
+
+@app.command(epilog="Example: cloister demo hidden --out page")
+def hidden(folder: PageFolder = Path("demo-hidden-output"), json: options.Json = False) -> None:
+    """Sell a classifier with hidden layers, run it, search for its weights, and try to steal it."""
+    digits = digits_demo.all_digits()
+    with TemporaryDirectory() as temporary:
+        outcome = hidden_demo.run(digits, Path(temporary), say=err().print)
+    path = hidden_page.write_hidden_page(outcome, folder)
+    if json:
+        emit_json({**outcome.to_dict(), "page": path})
+    else:
+        _show_hidden(outcome, path)
+
+
+def _show_hidden(outcome: hidden_demo.HiddenOutcome, path: Path) -> None:
+    console = out()
+    grid = Table.grid(padding=(0, 2))
+    for name, value in hidden_page.facts(outcome):
+        grid.add_row(name, value)
+    console.print(grid)
+    console.print()
+    searched = ("searched", "bytes", "hidden words found")
+    console.print(table(searched, hidden_page.search_rows(outcome)))
+    for refusal in outcome.refusals:
+        console.print(f"{refusal.attempt}: {refusal.error}", soft_wrap=True)
+    console.print()
+    stolen = ("answers", "accuracy of a surrogate", "same answer as the vendor", "the thief")
+    console.print(table(stolen, hidden_page.theft_rows(outcome)))
+    console.print(f"the next question: {outcome.stopped}\n", soft_wrap=True)
+    for sentence in hidden_page.HONEST:
+        console.print(sentence, soft_wrap=True)
+    console.print(f"\n{outcome.claims}\n", soft_wrap=True)
     console.print(f"page: {path}", soft_wrap=True)
 
 

@@ -129,7 +129,8 @@ def plain_logits(images: Float32[np.ndarray, "n 1 8 8"]) -> Float32[np.ndarray, 
     """The model's own answers, from ONNX Runtime."""
     with model_file() as path:
         engine = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return np.asarray(engine.run(None, {"image": images})[0])
+    (logits,) = engine.run(None, {"image": images})
+    return np.asarray(logits, np.float32)
 
 
 def model_file() -> AbstractContextManager[Path]:

@@ -50,6 +50,11 @@ def measure_splits(
     )  # fmt: skip
 
 
+def digest(graph: Graph) -> str:
+    """The model's digest as reports of `cloister audit model` have it."""
+    return hashlib.sha256(graph_file.to_bytes(graph)).hexdigest()
+
+
 def _no_gain(_: int) -> None:
     return None
 
@@ -60,7 +65,7 @@ def _gain(path: Path, graph: Graph) -> Gain:
     except ModuleNotFoundError as error:
         raise InputError("--theft needs SciPy: pip install 'cloister[audit]'") from error
     report = reports.ModelTheftReport.load(path)
-    if report.model_sha256 != hashlib.sha256(graph_file.to_bytes(graph)).hexdigest():
+    if report.model_sha256 != digest(graph):
         raise InputError(
             f"--theft {path}: is the report of another model, {report.model!r}; audit this one"
         )

@@ -27,7 +27,7 @@ IDX_HEADER = {1: 8, 3: 16}
 
 
 @dataclass(frozen=True, eq=False)
-class Samples:
+class PresetSamples:
     """Inputs of a network with their classes."""
 
     x: np.ndarray | SparseRows
@@ -45,8 +45,8 @@ class Samples:
 class PresetData:
     """Training and test samples of a preset."""
 
-    train: Samples
-    test: Samples
+    train: PresetSamples
+    test: PresetSamples
 
 
 def data_folder() -> Path:
@@ -78,12 +78,12 @@ def _mnist(folder: Path) -> PresetData:
     return PresetData(_digits(folder / "mnist", "train"), _digits(folder / "mnist", "t10k"))
 
 
-def _digits(folder: Path, part: str) -> Samples:
+def _digits(folder: Path, part: str) -> PresetSamples:
     images = _idx(folder / f"{part}-images-idx3-ubyte.gz", axes=3)
     labels = _idx(folder / f"{part}-labels-idx1-ubyte.gz", axes=1).astype(np.int64)
     if len(images) != len(labels):
         raise InputError(f"{folder}: {len(images)} {part} images for {len(labels)} labels")
-    return Samples(images[:, None] / np.float32(255), labels)
+    return PresetSamples(images[:, None] / np.float32(255), labels)
 
 
 def _idx(path: Path, *, axes: int) -> np.ndarray:
@@ -133,6 +133,8 @@ def _vectorised(
     labels = np.array([label for _, label in train])
     vectorizer = learn(texts, labels)
     return PresetData(
-        Samples(vectorizer(texts), labels),
-        Samples(vectorizer([text for text, _ in test]), np.array([label for _, label in test])),
+        PresetSamples(vectorizer(texts), labels),
+        PresetSamples(
+            vectorizer([text for text, _ in test]), np.array([label for _, label in test])
+        ),
     )

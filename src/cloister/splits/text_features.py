@@ -21,6 +21,7 @@ TOKEN = re.compile(r"\b\w\w+\b")
 WORD = re.compile(r"[\w']+")
 """A word of sequences."""
 FEWEST_TEXTS = 2
+FEWEST_WITHIN = 1e-12
 UNKNOWN = -1
 
 
@@ -134,7 +135,8 @@ def _f_values(matrix: SparseRows, labels: Int64[np.ndarray, " n"]) -> Float64[np
     squares = np.bincount(matrix.columns, matrix.values.astype(np.float64) ** 2, matrix.width)
     by_class = (sums**2 / counts[:, None]).sum(axis=0)
     between = by_class - sums.sum(axis=0) ** 2 / counts.sum()
-    within = np.maximum(squares - by_class, np.finfo(np.float64).tiny)
+    # An n-gram that tells the classes apart without fail has no variance within them.
+    within = np.maximum(squares - by_class, FEWEST_WITHIN)
     return np.asarray(between * (counts.sum() - 2) / within)
 
 

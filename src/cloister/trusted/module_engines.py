@@ -80,15 +80,11 @@ class ModuleEngines:
         if planned.queries is not None:
             self._counting().charge(planned.digest, rows, limit=planned.queries)
         manifest = self._manifests[node]
-        samples = [
-            array.reshape(rows, *one.shape)
-            for array, one in zip(inputs, manifest.inputs, strict=True)
-        ]
-        found = tuple(self._engines[node].run(samples))
+        found = tuple(self._engines[node].run(inputs))
         wanted = [((rows, *one.shape), np.dtype(one.dtype)) for one in manifest.outputs]
         if [(array.shape, array.dtype) for array in found] != wanted:
             raise EngineError(f"node {node!r}: its module's answers are not of its manifest's form")
-        return tuple(array.reshape(rows, *array.shape[2:]) for array in found)
+        return found
 
     def left(self) -> int | None:
         """How many samples the modules may still answer; None: any number."""
@@ -144,7 +140,6 @@ def _check_module(graph: Graph, node: Node, planned: PlannedModule, module: Comp
 
 
 def _tensor(graph: Graph, value: str) -> ModuleTensor:
-    """One sample of a value, with the axis of a batch of one."""
     known = sample_type(graph, value)
     shape = tuple(size for size in known.shape if size is not None)
-    return ModuleTensor(value, known.dtype.name, (1, *shape))
+    return ModuleTensor(value, known.dtype.name, shape)

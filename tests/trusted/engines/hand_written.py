@@ -142,9 +142,8 @@ def dense_onnx(d=4, k=3, *, seed=1, weights=None):
         matrix, bias = flat[: k * d].reshape(k, d), flat[k * d :]
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
-        [helper.make_node("MatMul", ["w", "x"], ["z"]),
-         helper.make_node("Add", ["z", "b"], ["y"])], "g",
-        [value("x", TensorProto.FLOAT, (d,))], [value("y", TensorProto.FLOAT, (k,))],
+        [helper.make_node("Gemm", ["x", "w", "b"], ["y"], transB=1)], "g",
+        [value("x", TensorProto.FLOAT, (1, d))], [value("y", TensorProto.FLOAT, (1, k))],
         [numpy_helper.from_array(matrix, "w"), numpy_helper.from_array(bias, "b")],
     )  # fmt: skip
     opsets = [helper.make_opsetid("", 17)]

@@ -14,6 +14,7 @@ from typing import Any
 from cloister.errors import ModelError, UnsupportedError, one_line
 from cloister.graph.graph import BATCH, Graph
 from cloister.graph.onnx import read
+from cloister.graph.onnx.keras_layers import faulty_layer
 
 OPSET = 17
 KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
@@ -86,7 +87,7 @@ def from_keras(model: object) -> Graph:
     """A Keras 3 model, or one in a .keras or .h5 file, by way of Keras on PyTorch.
 
     Raises ModelError when the file is no Keras model, UnsupportedError when Keras is missing, runs
-    on another backend, or cannot export the model.
+    on another backend, cannot make a layer (which is named), or cannot export the model.
     """
     if isinstance(model, str | os.PathLike):
         return _from_keras_file(Path(model))
@@ -98,17 +99,26 @@ def from_keras(model: object) -> Graph:
 
 
 def _from_keras_file(path: Path) -> Graph:
-    if path.suffix not in KERAS_SUFFIXES:
+    if path.suffix.lower() not in KERAS_SUFFIXES:
         raise ModelError(f"{path}: not a Keras file; its name must end in .keras or .h5")
     if not path.is_file():
         raise ModelError(f"{path}: no such file; check the path")
     keras = _keras()
+    fault: Exception | None = None
     try:
         # Safe mode refuses files that carry Python code.
         model = keras.models.load_model(str(path), compile=False, safe_mode=True)
-    except Exception as error:
-        raise ModelError(f"{path}: Keras cannot load it: {one_line(error)}") from error
-    return _exported(model, path)
+    except Exception as error:  # noqa: BLE001  (whatever a layer's own code raises)
+        fault = error
+    if fault is None:
+        return _exported(model, path)
+    layer = faulty_layer(keras, path)
+    if layer is None:
+        raise ModelError(f"{path}: Keras cannot load it: {one_line(fault)}") from fault
+    raise UnsupportedError(
+        f"{path}: {layer}; replace the layer by one of this version of Keras, or export the model "
+        "to ONNX yourself"
+    ) from fault
 
 
 def _exported(model: Any, path: Path) -> Graph:  # noqa: ANN401  (Keras has no types)
@@ -122,7 +132,10 @@ def _exported(model: Any, path: Path) -> Graph:  # noqa: ANN401  (Keras has no t
                 "fixed size there (only the first axis, the batch, may vary)"
             )
     names = [tensor.name for tensor in model.inputs]
-    examples = tuple(torch.zeros(2, *shape[1:]) for shape in shapes)
+    examples = tuple(
+        torch.zeros(2, *shape[1:], dtype=getattr(torch, tensor.dtype))
+        for tensor, shape in zip(model.inputs, shapes, strict=True)
+    )
     # Keras takes several inputs as one list; the exporter names its parts in order.
     taken = (list(examples),) if len(examples) > 1 else examples
     return _traced(torch, model, taken, names, names, name=path.stem, outputs=None)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from os import PathLike, fspath
+from pathlib import Path
 
 from cloister.graph.graph import Graph
 from cloister.graph.onnx import frontends, read
@@ -9,10 +10,12 @@ from cloister.graph.passes.normalise import prepare
 
 
 def load(path: str | PathLike[str]) -> Graph:
-    """The model in an ONNX file.
+    """The model in an ONNX file, or in a Keras file by its suffix (which needs Keras and PyTorch).
 
     Raises ModelError, UnsupportedError naming the file or node and what to do.
     """
+    if Path(path).suffix.lower() in frontends.KERAS_SUFFIXES:
+        return from_keras(path)
     return prepare(read.load(fspath(path)))
 
 

@@ -62,10 +62,10 @@ class OnnxModule:
 def _arrays(
     memory: GuardedMemory, tensors: tuple[tuple[str, tuple[int, ...]], ...]
 ) -> list[np.ndarray]:
-    """The tensors of one sample in their memory."""
+    """The tensors of one sample in their memory: batches of one, as the model takes them."""
     described = tuple(ModuleTensor("", dtype, shape) for dtype, shape in tensors)
     return [
-        np.ndarray(one.shape, one.dtype, buffer=memory.view, offset=at)
+        np.ndarray((1, *one.shape), one.dtype, buffer=memory.view, offset=at)
         for one, at in zip(described, offsets(described), strict=True)
     ]
 
