@@ -49,9 +49,7 @@ def create_keys(folder: Path, *, rng: Csprng) -> tuple[Path, ...]:
         pem = vendor.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         files.create(public, pem, private=False)
     if load_vendor(public) != vendor:
-        raise InputError(
-            f"{public}: is not the public key of {key}; delete it and run again"
-        )
+        raise InputError(f"{public}: is not the public key of {key}; delete it and run again")
     if content in made:
         files.create(content, rng.random_bytes(CONTENT_KEY_BYTES), private=True)
     load_content_key(content)
