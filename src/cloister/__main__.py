@@ -2,7 +2,7 @@
 
 import sys
 
-from cloister.cli.main import main
+from cloister.cli.command import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

@@ -5,7 +5,9 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from cloister.cli.main import main
 from cloister.errors import VerificationError
 from cloister.trusted.session import Session
 
+ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-P", "-m", "cloister"]
 
 
@@ -128,3 +131,43 @@ def test_a_lone_worker_that_dies_is_named(refused, model_file, pictures, worker)
     process.wait()
     message = refused("run", model_file, "--worker", address, "--timeout", 3, pictures[0])
     assert address in message
+
+
+HOOK = """
+import os, runpy, signal, sys
+wanted, handler = sys.argv[1:]
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name == wanted:
+            os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, getattr(signal, handler))
+sys.meta_path.insert(0, Interrupted())
+sys.argv[1:] = ["--version"]
+runpy.run_module("cloister", run_name="__main__")
+"""
+
+
+def loaded_with_interrupt(module, handler):
+    return subprocess.run(
+        [sys.executable, "-P", "-c", HOOK, module, handler], capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("module", [
+    "cloister.cli.main", "cloister.cli.model_verbs", "typer", "numpy", "onnx",
+    "cloister.cli.train_verbs",
+])  # fmt: skip
+def test_an_interrupt_while_the_command_is_loaded(module):
+    ended = loaded_with_interrupt(module, "default_int_handler")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
+def test_an_interrupt_that_is_ignored_stays_ignored():
+    ended = loaded_with_interrupt("cloister.cli.model_verbs", "SIG_IGN")
+    assert ended.returncode == 0
+    assert ended.stdout.startswith("cloister ")
+
+
+def test_the_installed_command_is_the_one_that_is_tested():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"cloister": "cloister.cli.command:run"}

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from cloister.plan.plan import Plan
 from cloister.plan.protection import EVERYWHERE, OUTSOURCED
 from cloister.plan.quantised import Precision
 from cloister.trusted.pads.stored_plan import PLAN_FILE, load_plan
@@ -214,9 +215,8 @@ def test_the_policy_that_a_store_was_made_for_is_its_default(make, use, cloister
 def plan_file(cloister, model_file, pictures, tmp_path):
     def run(*more, name="m.plan"):
         path = tmp_path / name
-        ran = cloister(
-            "plan", model_file, "--out", path, "--calibration", pictures[0].parent, *more
-        )
+        ranges = () if more[-1:] in (("open",), ("enclave",)) else (pictures[0].parent,)
+        ran = cloister("plan", model_file, "--out", path, *more, *ranges)
         assert ran.code == 0, ran
         return path
 
@@ -240,9 +240,23 @@ def test_pads_of_another_plan_s_file_are_refused(make, use, refused, plan_file):
     assert make(model=plan_file(), calibration=None).code == 0
     for policy in ("verified", "open", "enclave"):
         other = plan_file("--policy", policy, name="other.plan")
-        assert "blinds nothing" in refused("run", other, *use[2:])
+        assert "is not the plan" in refused("run", other, *use[2:])
+        digest = Plan.load(other).digest.hex()
+        assert "blinds nothing" in refused("run", other, *use[2:], "--digest", digest)
     for more in (("--policy", "blinded"), ("--weight-bits", 8)):
-        assert "holds pads of plan" in refused("run", plan_file(*more), *use[2:])
+        other = plan_file(*more)
+        assert "is not the plan" in refused("run", other, *use[2:])
+        digest = Plan.load(other).digest.hex()
+        assert "holds pads of plan" in refused("run", other, *use[2:], "--digest", digest)
+
+
+def test_nothing_is_read_of_a_plan_that_the_key_file_does_not_pin(make, use, refused, plan_file):
+    """Its digest is compared before its bytes are parsed."""
+    path = plan_file()
+    assert make(model=path, calibration=None).code == 0
+    path.write_bytes(path.read_bytes()[:-1])
+    message = refused("run", path, *use[2:])
+    assert "is not the plan" in message and "cannot be read" not in message
 
 
 def test_pads_are_made_only_for_a_policy_that_was_asked_for(make, plan_file):

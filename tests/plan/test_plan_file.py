@@ -148,7 +148,7 @@ def test_a_plan_is_pinned_by_its_digest_or_policy(tmp_path):
     plan, _ = planned(nets.chain, "verified")
     plan.save(path)
     assert Plan.load(path, policy="verified", digest=plan.digest).digest == plan.digest
-    with pytest.raises(PlanError, match="policy 'verified', and 'slalom' is wanted"):
+    with pytest.raises(PlanError, match="policy verified, and slalom is wanted"):
         Plan.load(path, policy="slalom")
     with pytest.raises(PlanError, match=r"a\.plan: is not the plan 0000"):
         Plan.load(path, digest=bytes(32))

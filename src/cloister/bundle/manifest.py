@@ -29,7 +29,7 @@ BUILDS = ("native-x86-64-v4", "native-x86-64-v3", "native-x86-64", "wasm", "onnx
 
 @dataclass(frozen=True)
 class ModuleTensor:
-    """An input or output of a module: one sample, of fixed shape, without the batch axis.
+    """An input or output of a module: one sample's, of fixed shape, without the batch's axis.
 
     name    the value's name in the plan's graph
     dtype   NumPy's name of the element type: float32, int32, int64

@@ -23,13 +23,13 @@ from cloister.cli import (
     train_verbs,
     worker_verbs,
 )
+from cloister.cli.command import EXIT_INTERRUPTED
 from cloister.cli.console import err, out
 from cloister.errors import CloisterError, VerificationError
 
 EXIT_PIPE = 1
 EXIT_ERROR = 2
 EXIT_NOT_VERIFIED = 3
-EXIT_INTERRUPTED = 130
 TRACEBACK = "CLOISTER_TRACEBACK"
 """Environment variable that shows where an unexpected exception comes from."""
 

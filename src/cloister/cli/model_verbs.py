@@ -1,7 +1,7 @@
 """`cloister plan`, `run`, `compare` and `inspect`: a model, and its plan under a policy."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +12,10 @@ from rich.console import Console
 from cloister.base import files
 from cloister.base.rng import SystemRandom
 from cloister.base.sizes import human_bytes
-from cloister.cli import options
+from cloister.bundle.compiled_module import CompiledModule
+from cloister.cli import hidden_end, options
 from cloister.cli.console import emit_json, err, out, progress, table
+from cloister.cli.hidden_end import HiddenCost
 from cloister.cli.results import Answers, check_labels, read_labels
 from cloister.errors import InputError
 from cloister.graph.batch import element_type
@@ -28,14 +30,14 @@ from cloister.plan.placement import measure as measure_costs
 from cloister.plan.plan import SUFFIX, Plan
 from cloister.plan.plan_choice import DEFAULT_POLICY, is_plan_file
 from cloister.plan.policies import assign
-from cloister.plan.protection import OUTSOURCED, Protection
+from cloister.plan.protection import OUTSOURCED, Protection, hiding, outer_policy
 from cloister.trusted.clips import OnClip, clip_text
 from cloister.trusted.compare import Comparison
 from cloister.trusted.compare import compare as measure_errors
+from cloister.trusted.pads.pad_ledger import PadLedger
 from cloister.trusted.pads.store import PadStore
 from cloister.trusted.pads.stored_plan import load_plan
-from cloister.trusted.report import Result
-from cloister.trusted.session import Session
+from cloister.trusted.session import DEFAULT_TIMEOUT_S, Session
 
 COLUMNS = (
     "node", "op", "kind", "protection", "output", "parameters", "flops",
@@ -50,6 +52,16 @@ OwnInputs = Annotated[
     list[Path] | None,
     typer.Argument(metavar="INPUT...", help="Inputs to calibrate on, without --calibration."),
 ]
+NewModule = Annotated[
+    Path | None,
+    typer.Option(
+        "--module",
+        metavar="DIR",
+        help="Where the compiled module is written. Default: beside the plan.",
+        rich_help_panel=hidden_end.HIDING,
+    ),
+]
+SALT_BYTES = 32
 LabelFile = Annotated[
     Path | None,
     typer.Option("--labels", metavar="FILE", help="Class names, one per line or index,name."),
@@ -84,7 +96,10 @@ def plan(
     model: options.ModelFile,
     to: PlanFile,
     given: options.ModelInputs,
+    end: hidden_end.HiddenEnd,
     inputs: OwnInputs = None,
+    engine: hidden_end.Engine = None,
+    module: NewModule = None,
     json: options.Json = False,
 ) -> None:
     """Make the plan of a model: decide for every node, and save the decision with its integers.
@@ -92,22 +107,52 @@ def plan(
     The file decides all that is computed and protected. It runs on another machine with the same
     results, and without the model. The writer of the file chooses the plan: pin it by its digest,
     or state its policy when it is run.
+
+    Layers that are hidden (--last, --from) are compiled into a module, which the plan names by its
+    digest. The folder of the module has their weights; the plan has not.
     """
     _require_place("--out", to, SUFFIX)
     if inputs and given.calibration:
         raise InputError("--calibration: INPUT sets the ranges already; give one of the two")
-    graph = options.load_model(model)
+    whole = options.load_model(model)
+    split = end.split(whole, given.policy)
+    graph, compiled = whole, None
+    if split is None:
+        options.refuse_given(
+            "is about a hidden end; give --last N or --from NODE",
+            {"--engine": engine, "--module": module},
+        )
+    else:
+        salt = SystemRandom().random_bytes(SALT_BYTES)
+        compiled = hidden_end.compile_end(split, engine, salt=salt)
+        graph = split.named(compiled.manifest.digest, queries=end.queries)
     made, origin = given.plan(graph, inputs=given.read(graph, inputs) if inputs else None)
+    found: dict[str, object] = {"plan": to, "plan_digest": made.digest, "calibration": origin}
+    if compiled is not None:
+        folder = module or to.with_suffix(".module")
+        compiled.save(folder)
+        found |= {"module": folder, "module_digest": compiled.manifest.digest}
     made.save(to)
     claims = made.claims()
     if json:
-        found = {"plan": to, "plan_digest": made.digest, "calibration": origin}
         emit_json({**found, "claims": claims.to_dict()})
         return
     console = out()
     console.print(f"{to}: plan {made.digest.hex()}, {to.stat().st_size} bytes; {origin}")
+    if compiled is not None:
+        console.print(f"{found['module']}: module {compiled.manifest.digest.hex()}", soft_wrap=True)
     console.print()
     console.print(str(claims), soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """What a run needs: a plan, where it is from, inputs, and the modules of its hidden parts."""
+
+    plan: Plan
+    origin: str
+    read: Inputs
+    modules: Mapping[str, CompiledModule]
 
 
 @options.grouped
@@ -116,26 +161,64 @@ def run(
     inputs: options.InputFiles,
     given: options.ModelInputs,
     execution: options.Execution,
+    end: hidden_end.HiddenEnd,
     digest: options.PinnedDigest = None,
+    engine: hidden_end.Engine = None,
+    module: hidden_end.ModuleFolder = None,
+    counter: hidden_end.CounterFile = None,
     pads: Pads = None,
     key: PadsKey = None,
     labels: LabelFile = None,
     top: Top = 5,
     to: OutputFile = None,
     transcript: TranscriptFile = None,
-    on_clip: options.OnClipChoice = OnClip.WARN,
+    on_clip: options.OnClipChoice = None,
     json: options.Json = False,
 ) -> None:
-    """Run a model on inputs: private, verified, or both, with an untrusted worker."""
+    """Run a model on inputs: private, verified, or both, with an untrusted worker.
+
+    Its last layers may be hidden (--last, --from): a compiled module runs them in a process of its
+    own.
+    """
     if (pads is None) != (key is None):
         raise InputError("--pads and --key belong together; give both or neither")
     for option, path in (("--out", to), ("--transcript", transcript)):
         if path is not None:
             _require_place(option, path, ".npz")
     names = read_labels(labels) if labels else ()
-    planned, origin, read = _planned(model, inputs, given, digest, pads, key)
+    if is_plan_file(model):
+        end.refuse_any("is decided by the plan; leave it out")
+        found = _planned_in_file(model, inputs, given, digest, module, key)
+    else:
+        options.refuse_given("goes with a plan; leave it out", {"--module": module})
+        found = _planned_now(model, inputs, given, end, engine, digest, pads, key)
+    planned = found.plan
+    execution.refuse_unused(planned)
+    _refuse_unused(planned, engine=engine, transcript=transcript, on_clip=on_clip)
     check_labels(planned.graph, names, labels)
-    result = _compute(planned, read, execution, _pad_store(planned, pads, key), on_clip, transcript)
+    on_clip = on_clip or OnClip.WARN
+    with (
+        Session(
+            planned,
+            workers=execution.worker or None,
+            pads=_pad_store(planned, pads, key),
+            threads=execution.threads,
+            worker_threads=execution.worker_threads or 1,
+            batch=execution.batch,
+            lanes=execution.lanes,
+            timeout_s=execution.timeout or DEFAULT_TIMEOUT_S,
+            record_payloads=transcript is not None,
+            # A warning is printed by the verb, without the place in the code that Python adds.
+            on_clip=OnClip.RAISE if on_clip is OnClip.RAISE else OnClip.IGNORE,
+            modules=found.modules or None,
+            engine=engine,
+            counter=hidden_end.open_counter(planned, counter),
+        ) as session,
+        progress("inputs") as update,
+    ):
+        result = session.run(found.read.arrays, progress=update)
+    if transcript is not None:
+        result.transcript.save(transcript)
     if to is not None:
         # Results tell about inputs, and the worker may be another user of this machine.
         with files.replacing(to, private=True) as file:
@@ -143,32 +226,73 @@ def run(
     beyond = clip_text(result.report) if on_clip is OnClip.WARN else None
     if beyond is not None:
         err().print(f"warning: {beyond}", style="yellow", soft_wrap=True)
-    answers = Answers(planned, result, read.names, origin, names, top)
+    answers = Answers(planned, result, found.read.names, found.origin, names, top)
     if json:
         emit_json({**answers.to_dict(), "warning": beyond})
     else:
         answers.show()
 
 
-def _planned(
-    model: str,
+def _planned_in_file(
+    path: str,
     inputs: list[Path],
     given: options.ModelInputs,
     digest: str | None,
+    module: Path | None,
+    key: Path | None,
+) -> PlannedRun:
+    """The plan in a file; the key file of pads pins it where the caller does not."""
+    if digest is None and key is not None:
+        digest = PadLedger.open(key).plan_digest.hex()
+    made, origin = given.load_plan(path, digest=digest)
+    modules = hidden_end.load_module(made, module, path=path)
+    return PlannedRun(made, origin, given.read(made.graph, inputs), modules)
+
+
+def _planned_now(
+    model: str,
+    inputs: list[Path],
+    given: options.ModelInputs,
+    end: hidden_end.HiddenEnd,
+    engine: hidden_end.EngineName | None,
+    digest: str | None,
     pads: Path | None,
     key: Path | None,
-) -> tuple[Plan, str, Inputs]:
-    """The plan to run, where it comes from, and the inputs."""
-    if is_plan_file(model):
-        # A store's key file vouches for its plan: another one is refused with the store.
-        made, origin = given.load_plan(model, digest=digest, vouched=pads is not None)
-        return made, origin, given.read(made.graph, inputs)
+) -> PlannedRun:
+    """The plan of a model, and the modules that are compiled for it."""
     stored = load_plan(pads, key_file=key) if pads and key and not given.calibration else None
     graph = options.load_model(model)
+    split = end.split(graph, given.policy or (stored.policy if stored else None))
+    modules: dict[str, CompiledModule] = {}
+    if split is not None:
+        modules[split.node] = hidden_end.compile_end(split, engine)
+        graph = split.named(modules[split.node].manifest.digest, queries=end.queries)
     read = given.read(graph, inputs)
     made, origin = given.plan(graph, inputs=read, stored=stored, digest=digest)
     # Only the integers are needed from here on; the model's float32 weights go with the graph.
-    return made.without_float_weights(), origin, read
+    return PlannedRun(made.without_float_weights(), origin, read, modules)
+
+
+def _refuse_unused(
+    planned: Plan,
+    *,
+    engine: hidden_end.EngineName | None,
+    transcript: Path | None,
+    on_clip: OnClip | None,
+) -> None:
+    """Refuse options that mean nothing for a plan.
+
+    Raises   InputError naming the option
+    """
+    why = f"policy {planned.policy} "
+    if not planned.modules:
+        options.refuse_given(why + "hides no layers; leave it out", {"--engine": engine})
+    if not planned.quantised:
+        options.refuse_given(why + "clips nothing; leave it out", {"--on-clip": on_clip})
+    if not any(protection.on_worker for protection in planned.protections.values()):
+        options.refuse_given(
+            why + "sends nothing to a worker; leave it out", {"--transcript": transcript}
+        )
 
 
 def _pad_store(planned: Plan, pads: Path | None, key: Path | None) -> PadStore | None:
@@ -181,36 +305,6 @@ def _pad_store(planned: Plan, pads: Path | None, key: Path | None) -> PadStore |
     return PadStore.open(pads, plan_digest=planned.digest, key_file=key)
 
 
-def _compute(
-    planned: Plan,
-    read: Inputs,
-    execution: options.Execution,
-    store: PadStore | None,
-    on_clip: OnClip,
-    transcript: Path | None,
-) -> Result:
-    with (
-        Session(
-            planned,
-            workers=execution.worker or None,
-            pads=store,
-            threads=execution.threads,
-            worker_threads=execution.worker_threads,
-            batch=execution.batch,
-            lanes=execution.lanes,
-            timeout_s=execution.timeout,
-            record_payloads=transcript is not None,
-            # A warning is printed by the verb, without the place in the code that Python adds.
-            on_clip=OnClip.RAISE if on_clip is OnClip.RAISE else OnClip.IGNORE,
-        ) as session,
-        progress("inputs") as update,
-    ):
-        result = session.run(read.arrays, progress=update)
-    if transcript is not None:
-        result.transcript.save(transcript)
-    return result
-
-
 def _require_place(option: str, path: Path, suffix: str) -> None:
     if path.suffix != suffix or not path.parent.is_dir():
         raise InputError(f"{option} {path}: name a {suffix} file in an existing folder")
@@ -221,15 +315,28 @@ def compare(
     model: options.ModelFile,
     inputs: options.InputFiles,
     given: options.ModelInputs,
+    end: hidden_end.HiddenEnd,
+    engine: hidden_end.Engine = None,
     threads: options.Threads = 1,
     json: options.Json = False,
 ) -> None:
     """Compare every linear layer under a plan with plain float32, without a worker."""
+    options.refuse_given("no query is counted here; leave it out", {"--queries": end.queries})
     graph = options.load_model(model)
     read = given.read(graph, inputs)
-    made, origin = given.plan(graph, inputs=read)
+    split = end.split(graph, given.policy)
     with progress("inputs") as update:
-        found = measure_errors(made, read.arrays, threads=threads, progress=update)
+        if split is None:
+            options.refuse_given("goes with --last or --from", {"--engine": engine})
+            made, origin = given.plan(graph, inputs=read)
+            found = measure_errors(made, read.arrays, threads=threads, progress=update)
+        else:
+            compiled = hidden_end.compile_end(split, engine)
+            made, origin = given.plan(split.named(compiled.manifest.digest), inputs=read)
+            with hidden_end.running(made, split, compiled, engine, threads) as hidden:
+                found = measure_errors(
+                    made, read.arrays, threads=threads, progress=update, hidden=hidden
+                )
     if json:
         emit_json({**found.to_dict(), "calibration": origin})
     else:
@@ -238,39 +345,53 @@ def compare(
 
 def _show_comparison(found: Comparison, origin: str) -> None:
     console = out()
-    rows = [tuple(asdict(layer).values()) for layer in found.layers]
-    headings = tuple(name.replace("_", " ") for name in asdict(found.layers[0]))
-    console.print(table(headings, rows, title=f"against float32, {found.inputs} inputs"))
-    console.print()
+    if found.layers:
+        rows = [tuple(asdict(layer).values()) for layer in found.layers]
+        headings = tuple(name.replace("_", " ") for name in asdict(found.layers[0]))
+        console.print(table(headings, rows, title=f"against float32, {found.inputs} inputs"))
+        console.print()
+    if found.hidden is not None:
+        console.print(
+            f"hidden part {found.hidden.node}, on exact inputs: largest error "
+            f"{found.hidden.max_error:.4g}, relative error {found.hidden.relative_error:.4g}"
+        )
     console.print(f"largest difference of an output: {found.max_difference:.4g}")
     if found.top1_agreement is not None:
         console.print(f"top-1 agreement: {100 * found.top1_agreement:.2f} %")
     console.print(origin)
 
 
+@options.grouped
 def inspect(
     model: options.ModelOrPlan,
+    end: hidden_end.HiddenEnd,
     policy: options.PolicyName = None,
     batch: MemoryBatch = 1,
     measure: Measure = False,
     json: options.Json = False,
 ) -> None:
     """List every node with its protection and costs, the totals and the claims."""
+    hidden: tuple[HiddenCost, ...]
     if is_plan_file(model):
+        end.refuse_any("is decided by the plan; leave it out")
         made = Plan.load(model, policy=policy)
         graph, policy, protections = made.graph, made.policy, made.protections
-        claims = made.claims()
+        problems, claims = unsupported(graph), made.claims()
+        hidden = tuple(HiddenCost.planned(module) for module in made.modules)
     else:
-        graph, policy = options.load_model(model), policy or DEFAULT_POLICY
+        whole, policy = options.load_model(model), policy or DEFAULT_POLICY
+        problems, split = unsupported(whole), end.split(whole, policy)
+        graph = whole if split is None else split.outer
+        policy = policy if split is None else hiding(outer_policy(policy) or policy)
         protections = assign(graph, policy)
-        claims = claims_of(policy, protections)
-    problems = unsupported(graph)
+        claims = claims_of(policy, protections, queries=end.queries)
+        hidden = () if split is None else (HiddenCost.of_split(split, end.queries),)
     cost = estimate(graph, protections, batch=batch)
     placed = _placements(graph, policy, protections, measure=measure)
     if json:
-        emit_json(_inspection(graph, policy, cost, claims, problems, placed))
+        emit_json(_inspection(graph, policy, cost, claims, problems, placed, hidden))
     else:
-        _show_inspection(graph, cost, claims, problems, placed)
+        _show_inspection(graph, cost, claims, problems, placed, hidden)
     if problems:
         raise typer.Exit(2)
 
@@ -279,8 +400,10 @@ def _placements(
     graph: Graph, policy: str, protections: Mapping[str, Protection], *, measure: bool
 ) -> tuple[Placement, ...]:
     """Depthwise layers of policies that have a choice."""
-    outside = OUTSOURCED.get(policy)
+    outside = OUTSOURCED.get(outer_policy(policy) or policy)
     if outside is None:
+        if measure:
+            raise InputError(f"--measure: policy {policy} does not choose where layers run")
         return ()
     costs = measure_costs(outside, rng=SystemRandom()) if measure else default_costs(outside)
     return placements(graph, protections, costs)
@@ -293,6 +416,7 @@ def _inspection(
     claims: Claims,
     problems: list[tuple[str, str, str]],
     placed: tuple[Placement, ...],
+    hidden: tuple[HiddenCost, ...],
 ) -> dict[str, object]:
     return {
         "model": graph.name,
@@ -302,6 +426,7 @@ def _inspection(
         },
         "outputs": list(graph.outputs),
         **cost.to_dict(),
+        "hidden": [asdict(part) for part in hidden],
         "claims": claims.to_dict(),
         "depthwise": [asdict(placement) for placement in placed],
         "unsupported": [
@@ -316,12 +441,15 @@ def _show_inspection(
     claims: Claims,
     problems: list[tuple[str, str, str]],
     placed: tuple[Placement, ...],
+    hidden: tuple[HiddenCost, ...],
 ) -> None:
     console = out()
     rows = [tuple(getattr(node, column) for column in COLUMNS) for node in cost.nodes]
     total = ("total", "", "", "", "", *(cost.total(column) for column in SUMS))
     headings = tuple(column.replace("_", " ") for column in COLUMNS)
     console.print(table(headings, [*rows, total], title=f"{graph.name}, for one input"))
+    for part in hidden:
+        console.print(str(part), soft_wrap=True)
     console.print()
     if placed:
         rows = [

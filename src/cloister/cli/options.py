@@ -5,7 +5,7 @@ Options that belong together are the fields of a dataclass, which `grouped` verb
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from fractions import Fraction
 from functools import wraps
@@ -24,9 +24,10 @@ from cloister.graph.input_files import Inputs, read_inputs
 from cloister.plan.plan import Plan
 from cloister.plan.plan_choice import PlanChoice, is_plan_file
 from cloister.plan.policies import NAMES
+from cloister.plan.protection import HIDDEN_END
 from cloister.trusted.clips import OnClip
 from cloister.trusted.pads.factory import Rate
-from cloister.trusted.session import DEFAULT_BATCH, DEFAULT_TIMEOUT_S
+from cloister.trusted.session import DEFAULT_BATCH
 
 if TYPE_CHECKING:
     from cloister.authority import AuthorityClient
@@ -50,7 +51,11 @@ InputFiles = Annotated[
 ]
 PolicyName = Annotated[
     str | None,
-    typer.Option("--policy", metavar="|".join(NAMES), help="Who computes what. Default: slalom."),
+    typer.Option(
+        "--policy",
+        metavar="|".join((*NAMES, HIDDEN_END)),
+        help="Who computes what. Default: slalom. A hidden end adds +ennclave.",
+    ),
 ]
 PinnedDigest = Annotated[
     str | None,
@@ -135,9 +140,12 @@ Workers = Annotated[
     ),
 ]
 WorkerThreads = Annotated[
-    int,
+    int | None,
     typer.Option(
-        "--worker-threads", min=1, help="Threads of the local worker.", rich_help_panel=WORKING
+        "--worker-threads",
+        min=1,
+        help="Threads of the local worker. Default: 1.",
+        rich_help_panel=WORKING,
     ),
 ]
 Batch = Annotated[
@@ -153,19 +161,20 @@ Lanes = Annotated[
     ),
 ]
 Timeout = Annotated[
-    float,
+    float | None,
     typer.Option(
         "--timeout",
         min=0.001,
-        help="Seconds a worker may take per layer.",
+        help="Seconds a worker may take per layer. Default: 60.",
         rich_help_panel=WORKING,
     ),
 ]
 OnClipChoice = Annotated[
-    OnClip,
+    OnClip | None,
     typer.Option(
         "--on-clip",
-        help="About inputs outside the calibrated range: warn, give no outputs, or say nothing.",
+        help="About inputs outside the calibrated range: warn, give no outputs, or say nothing. "
+        "Default: warn.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
@@ -274,13 +283,11 @@ class ModelInputs:
         typical = self.read(graph, self.calibration) if self.calibration else None
         return self._choice(digest).make(graph, calibration=typical, inputs=inputs, stored=stored)
 
-    def load_plan(
-        self, path: str, *, digest: str | None = None, vouched: bool = False
-    ) -> tuple[Plan, str]:
+    def load_plan(self, path: str, *, digest: str | None = None) -> tuple[Plan, str]:
         """See `PlanChoice.load`."""
         if self.calibration:
             raise InputError("--calibration: is decided by the plan; leave it out")
-        return self._choice(digest).load(Path(path), vouched=vouched)
+        return self._choice(digest).load(Path(path))
 
     def _choice(self, digest: str | None) -> PlanChoice:
         return PlanChoice(self.policy, self.weight_bits, self.activation_bits, digest)
@@ -292,10 +299,30 @@ class Execution:
 
     worker: Workers = None
     threads: Threads = 1
-    worker_threads: WorkerThreads = 1
+    worker_threads: WorkerThreads = None
     batch: Batch = DEFAULT_BATCH
     lanes: Lanes = None
-    timeout: Timeout = DEFAULT_TIMEOUT_S
+    timeout: Timeout = None
+
+    def refuse_unused(self, plan: Plan) -> None:
+        """Refuse options about workers that the plan does not have, or that are not started here.
+
+        Raises   InputError naming the option
+        """
+        if not any(protection.on_worker for protection in plan.protections.values()):
+            refuse_given(
+                f"policy {plan.policy} sends nothing to a worker; leave it out",
+                {
+                    "--worker": self.worker,
+                    "--worker-threads": self.worker_threads,
+                    "--timeout": self.timeout,
+                },
+            )
+        if self.worker:
+            refuse_given(
+                "is about the local worker, and --worker names others; leave it out",
+                {"--worker-threads": self.worker_threads},
+            )
 
 
 @dataclass(frozen=True)
@@ -341,6 +368,16 @@ def grouped(verb: Callable[..., None]) -> Callable[..., None]:
     vars(command)["__signature__"] = signature.replace(parameters=parameters)
     command.__annotations__ = {one.name: one.annotation for one in parameters}
     return command
+
+
+def refuse_given(why: str, options: Mapping[str, object]) -> None:
+    """Refuse options that were given and have no meaning here.
+
+    Raises   InputError naming the first
+    """
+    for name, given in options.items():
+        if given is not None:
+            raise InputError(f"{name}: {why}")
 
 
 def numbers(text: str, *, option: str) -> tuple[float, ...]:

@@ -38,6 +38,10 @@ OneParty = Annotated[
         help="For tests: let workers of one machine make the pads; its owner can compute them.",
     ),
 ]
+MakerTimeout = Annotated[
+    float | None,
+    typer.Option("--timeout", min=0.001, help="Seconds a worker may take per layer. Default: 120."),
+]
 RateLimit = Annotated[
     str | None,
     typer.Option(
@@ -60,7 +64,7 @@ def make(
     worker: Makers = None,
     insecure_one_party: OneParty = False,
     rate: RateLimit = None,
-    timeout: options.Timeout = factory.DEFAULT_TIMEOUT_S,
+    timeout: MakerTimeout = None,
     threads: options.Threads = 1,
 ) -> None:
     """Fill a store until it holds COUNT unused pad sets, one per future input.
@@ -72,7 +76,10 @@ def make(
     tunnels.
     """
     limit = None if rate is None else options.rate(rate)
-    links = _links(worker or [], timeout_s=timeout, insecure_one_party=insecure_one_party)
+    if not worker:
+        options.refuse_given("goes with --worker", {"--timeout": timeout})
+    timeout_s = timeout or factory.DEFAULT_TIMEOUT_S
+    links = _links(worker or [], timeout_s=timeout_s, insecure_one_party=insecure_one_party)
     stored_plan.refuse_planted(folder, key_file=key)
     plan, origin, kept = _plan(model, folder, key, given, digest)
     rng = SystemRandom()
@@ -81,7 +88,7 @@ def make(
         stored_plan.save_plan(plan, folder, key_file=key, rng=rng)
     with (
         factory.open_maker(
-            plan, links, threads=threads, timeout_s=timeout, insecure_one_party=insecure_one_party
+            plan, links, threads=threads, timeout_s=timeout_s, insecure_one_party=insecure_one_party
         ) as maker,
         progress("pads") as update,
     ):

@@ -20,11 +20,11 @@ from cloister.trusted.report import Report, Result
 
 @dataclass(frozen=True)
 class Guess:
-    """One class of a classifier's answer."""
+    """One class of a classifier's answer; no probability where the model returns labels alone."""
 
     index: int
     label: str
-    probability: float
+    probability: float | None
 
 
 def read_labels(path: Path) -> list[str]:
@@ -77,12 +77,24 @@ def best(scores: np.ndarray, *, top: int, labels: Sequence[str]) -> list[list[Gu
     rows = probabilities(scores)
     order = np.argsort(-rows, axis=1, kind="stable")[:, :top]
     return [
-        [
-            Guess(int(i), labels[i] if i < len(labels) else f"class {i}", float(row[i]))
-            for i in indices
-        ]
+        [Guess(int(i), _named(i, labels), float(row[i])) for i in indices]
         for row, indices in zip(rows, order, strict=True)
     ]
+
+
+def is_labels(output: np.ndarray) -> bool:
+    """Whether an output is one class per sample, or a few, the best first."""
+    return output.dtype == np.int64 and output.ndim in (1, 2)
+
+
+def stated(classes: np.ndarray, *, top: int, labels: Sequence[str]) -> list[list[Guess]]:
+    """The classes that a model returns of every sample."""
+    rows = classes.reshape(len(classes), -1)[:, :top]
+    return [[Guess(int(i), _named(i, labels), None) for i in row] for row in rows]
+
+
+def _named(index: int, labels: Sequence[str]) -> str:
+    return labels[index] if 0 <= index < len(labels) else f"class {index}"
 
 
 def summary(report: Report) -> list[str]:
@@ -100,6 +112,12 @@ def summary(report: Report) -> list[str]:
             f", made in {report.offline_ms / count:.2f} ms per input" if report.offline_ms else ""
         )
         lines.append(f"pads used {report.pads_used} ({report.pads_from}{made})")
+    if report.queries_used:
+        left = "" if report.queries_left is None else f", {report.queries_left} left"
+        lines.append(
+            f"hidden part: {report.queries_used} queries answered{left}, "
+            f"{report.module_ms / count:.2f} ms per input"
+        )
     if report.workers_lost:
         lines.append(f"workers lost on the way: {', '.join(report.workers_lost)}")
     if report.soundness_bits is not None:
@@ -161,7 +179,7 @@ class Answers:
         guesses = self._guesses(name)
         if guesses is not None:
             rows = [
-                (source if rank == 0 else "", guess.label, f"{100 * guess.probability:6.2f} %")
+                (source if rank == 0 else "", guess.label, _percent(guess.probability))
                 for source, found in zip(self.sources, guesses, strict=True)
                 for rank, guess in enumerate(found)
             ]
@@ -176,6 +194,8 @@ class Answers:
 
     def _guesses(self, name: str) -> list[list[Guess]] | None:
         scores = self._by_sample(name)
+        if scores is not None and is_labels(scores):
+            return stated(scores, top=self.top, labels=self.labels)
         if scores is None or not is_classifier(scores):
             return None
         return best(scores, top=self.top, labels=self.labels)
@@ -186,3 +206,7 @@ class Answers:
         if axis is None or value.shape[axis] != len(self.sources):
             return None
         return np.moveaxis(value, axis, 0)
+
+
+def _percent(probability: float | None) -> str | None:
+    return None if probability is None else f"{100 * probability:6.2f} %"

@@ -37,11 +37,13 @@ SHOWN = 8
 class HiddenSplit:
     """A model in two parts.
 
+    whole    the model itself
     outer    the model with its hidden part as one node, `node`, that names no module yet (`named`);
              of the hidden part, it has nothing but the types of what enters and leaves
     hidden   the hidden part: its inputs are the values that enter, its outputs those that leave
     """
 
+    whole: Graph
     outer: Graph
     hidden: Graph
     node: str
@@ -96,7 +98,7 @@ def hide(graph: Graph, *, last: int | None = None, first: str | None = None) -> 
     outer = _part(graph, (*outside, module), graph.inputs, graph.outputs)
     check(hidden)
     check(outer)
-    return HiddenSplit(outer, hidden, name)
+    return HiddenSplit(graph, outer, hidden, name)
 
 
 def without_modules(graph: Graph) -> Graph:

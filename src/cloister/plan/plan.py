@@ -214,12 +214,20 @@ class Plan:
                 f"{found.hex()}"
             )
         plan = cls._of(data, f"{path}: not a plan that can be read")
-        if policy is not None and plan.policy != policy:
-            raise PlanError(
-                f"{path}: is a plan of policy {plan.policy!r}, and {policy!r} is wanted; "
-                f"ask for {plan.policy!r} if that is the protection you want"
-            )
+        if policy is not None:
+            plan.require_policy(policy, what=str(path))
         return plan
+
+    def require_policy(self, policy: str, *, what: str) -> None:
+        """Go on only with a plan of this policy; `what` begins the message.
+
+        Raises   PlanError
+        """
+        if self.policy != policy:
+            raise PlanError(
+                f"{what}: is a plan of policy {self.policy}, and {policy} is wanted; give --policy "
+                f"{self.policy} (policy={self.policy!r}) if that is the protection you want"
+            )
 
     def _written(self) -> Writer:
         return plan_file.written(

@@ -13,7 +13,7 @@ from cloister.graph.graph import Graph
 from cloister.graph.input_files import Inputs
 from cloister.plan import policies
 from cloister.plan.plan import SUFFIX, Plan
-from cloister.plan.protection import EVERYWHERE, OUTSOURCED, protections_of
+from cloister.plan.protection import OUTSOURCED, hiding, outer_policy, protections_of
 from cloister.plan.quantised import Precision
 from cloister.plan.samples import Samples
 
@@ -39,12 +39,10 @@ class PlanChoice:
     activation_bits: int | None = None
     digest: str | None = None
 
-    def load(self, path: Path, *, vouched: bool = False) -> tuple[Plan, str]:
+    def load(self, path: Path) -> tuple[Plan, str]:
         """The plan in a file, and one line that says which.
 
-        vouched   whether the caller compares its digest with one that it trusts
-
-        Raises   InputError when it is not of the policy or not the one that is wanted
+        Raises   InputError, PlanError when it is not of the policy or not the one that is wanted
         """
         for option, bits in (
             ("--weight-bits", self.weight_bits), ("--activation-bits", self.activation_bits),
@@ -53,18 +51,15 @@ class PlanChoice:
                 raise InputError(f"{option}: is decided by the plan; leave it out")
         # Nothing of a file is read before its digest was compared.
         plan = Plan.load(path, digest=None if self.digest is None else _digest(self.digest))
-        pinned = vouched or self.digest is not None
+        pinned = self.digest is not None
         if not pinned and protections_of(plan.policy) is None:
             raise InputError(
                 f"{path}: its policy {plan.policy} is the file's own, and its name says nothing "
                 "about what is protected; pin the plan with --digest"
             )
-        wanted = self.policy or (plan.policy if pinned else DEFAULT_POLICY)
-        if plan.policy != wanted:
-            raise InputError(
-                f"{path}: is a plan of policy {plan.policy}, and {wanted} is wanted; give --policy "
-                f"{plan.policy} if that is the protection you want"
-            )
+        plan.require_policy(
+            self.policy or (plan.policy if pinned else DEFAULT_POLICY), what=str(path)
+        )
         return plan, f"plan {plan.digest.hex()} from {path}"
 
     def make(
@@ -77,6 +72,8 @@ class PlanChoice:
     ) -> tuple[Plan, str]:
         """The plan of a model, and one line that says where its ranges come from.
 
+        If the model has a hidden part, the policy is that of the nodes before it.
+
         calibration   typical inputs that set the ranges
         inputs        the inputs of this run: they set the ranges where nothing else does
         stored        the plan of a pad store, for which its key file vouches: without
@@ -85,7 +82,8 @@ class PlanChoice:
         Warns (PrecisionWarning) when a layer's error on the samples exceeds a bound; there are no
         samples when the ranges are those of a stored plan.
 
-        Raises   InputError without samples where they are needed
+        Raises   InputError without samples where they are needed, and for what the policy does not
+                 use
         """
         if calibration is not None:
             stored = None
@@ -95,14 +93,19 @@ class PlanChoice:
             given.activation_bits if self.activation_bits is None else self.activation_bits,
         )
         wanted = self.policy or (stored.policy if stored else DEFAULT_POLICY)
+        outer = outer_policy(wanted) or wanted
+        if any(node.is_module for node in graph.nodes):
+            wanted = hiding(outer)
+        if not policies.needs_ranges(wanted):
+            self._refuse_fixed_point(wanted, calibration)
         if stored is not None:
             plan = policies.from_ranges(wanted, graph, ranges=stored.ranges, precision=precision)
             return self._pinned(plan), "calibration of the pad store"
         samples, origin = None, "no calibration needed: everything is computed in float32"
-        if wanted not in EVERYWHERE:
+        if policies.needs_ranges(wanted):
             samples, origin = _samples(calibration, inputs)
         # A worker learns channel scales as powers of two: never those of inputs to be hidden.
-        hidden = wanted in OUTSOURCED and OUTSOURCED[wanted].hidden
+        hidden = outer in OUTSOURCED and OUTSOURCED[outer].hidden
         plan = policies.make(
             wanted,
             graph,
@@ -111,6 +114,17 @@ class PlanChoice:
             by_channel=calibration is not None or not hidden,
         )
         return self._pinned(plan), origin
+
+    def _refuse_fixed_point(self, policy: str, calibration: Inputs | None) -> None:
+        for option, given in (
+            ("--calibration", calibration),
+            ("--weight-bits", self.weight_bits),
+            ("--activation-bits", self.activation_bits),
+        ):
+            if given is not None:
+                raise InputError(
+                    f"{option}: policy {policy} computes everything in float32; leave it out"
+                )
 
     def _pinned(self, plan: Plan) -> Plan:
         if self.digest is not None and plan.digest.hex() != self.digest.lower():

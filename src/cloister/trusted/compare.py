@@ -24,7 +24,7 @@ from cloister.ring.linear import LinearMap
 from cloister.ring.ring_map import RingMap
 from cloister.ring.rounding import dequantise
 from cloister.trusted.program.compile import compile_plan
-from cloister.trusted.program.step_interpreter import Crossed, Interpreter
+from cloister.trusted.program.step_interpreter import Crossed, Interpreter, ModuleFunction
 
 BATCH = 8
 
@@ -49,12 +49,34 @@ class LayerComparison:
     activations: int = 0
 
 
+@dataclass
+class HiddenComparison:
+    """A hidden part: how far its module's outputs are from float32, on exact inputs."""
+
+    node: str
+    max_error: float = 0.0
+    relative_error: float = 0.0
+
+
+@dataclass(frozen=True)
+class HiddenReference:
+    """The hidden part of a plan as it was before it was hidden, and what computes it now.
+
+    whole   the model that has it
+    module  from a batch's inputs of the hidden part to its outputs
+    """
+
+    whole: Graph
+    module: ModuleFunction
+
+
 @dataclass(frozen=True)
 class Comparison:
-    """All layers and the end result; `top1_agreement` is None when no output is a class vector."""
+    """All layers and the end result; `top1_agreement` is None when no output tells a class."""
 
     inputs: int
     layers: tuple[LayerComparison, ...]
+    hidden: HiddenComparison | None
     max_difference: float
     top1_agreement: float | None
     outputs: Mapping[str, np.ndarray] = field(repr=False)
@@ -64,6 +86,7 @@ class Comparison:
         return {
             "inputs": self.inputs,
             "layers": [asdict(layer) for layer in self.layers],
+            "hidden": None if self.hidden is None else asdict(self.hidden),
             "max_difference": self.max_difference,
             "top1_agreement": self.top1_agreement,
         }
@@ -75,12 +98,18 @@ def compare(
     *,
     threads: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    hidden: HiddenReference | None = None,
 ) -> Comparison:
     """Run inputs under the plan's arithmetic and in float32, and measure every linear layer.
 
-    Raises PlanError when the plan has no fixed-point layer, or no float32 weights any more.
+    hidden   for a plan with a hidden part, which is measured too
+
+    Raises PlanError when the plan has no fixed-point layer and no hidden part, or no float32
+    weights any more.
     """
-    if not plan.linear_nodes:
+    if (hidden is None) != (not plan.modules):
+        raise PlanError("hidden=: give the hidden part of a plan that has one, and of no other")
+    if not plan.linear_nodes and hidden is None:
         raise PlanError(
             f"policy {plan.policy!r} computes everything in float32: nothing to compare"
         )
@@ -88,25 +117,71 @@ def compare(
         raise PlanError("the plan has dropped its float32 weights; make it again to compare")
     feeds = as_samples(plan.graph, samples)
     total = sample_count(plan.graph, feeds)
-    reference = _Reference(plan, threads)
+    reference = _Reference(plan, threads, hidden)
     tallies = {node.node: _Tally(node) for node in plan.linear_nodes}
-    simulation = _Simulation(plan, tallies, threads)
+    end = None if hidden is None else _HiddenTally(plan, hidden)
+    simulation = _Simulation(plan, tallies, threads, hidden)
     pairs: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = []
     done = 0
     for part in cut(plan.graph, feeds, BATCH):
         exact = reference.run(part)
         found = simulation.run(part, exact)
+        if end is not None:
+            end.enter(part, exact)
         pairs.append((found, {name: exact[name] for name in plan.graph.outputs}))
         done += sample_count(plan.graph, part)
         if progress is not None:
             progress(done, total)
-    return _summarise(plan.graph, total, tallies, pairs)
+    layers = tuple(tally.layer for tally in tallies.values())
+    return _summarise(plan.graph, total, layers, None if end is None else end.part, pairs)
+
+
+class _Errors:
+    """Largest and relative error of an output, over the batches."""
+
+    def __init__(self) -> None:
+        self.largest = 0.0
+        self._error = 0.0
+        self._size = 0.0
+
+    def enter(self, found: np.ndarray, exact: np.ndarray) -> None:
+        """Add one batch of outputs."""
+        difference = found.astype(np.float64) - exact
+        self.largest = max(self.largest, float(np.max(np.abs(difference), initial=0.0)))
+        self._error += float(np.sum(difference**2))
+        self._size += float(np.sum(exact.astype(np.float64) ** 2))
+
+    @property
+    def relative(self) -> float:
+        """Euclidean norm of the error over that of the exact output."""
+        return float(np.sqrt(self._error / self._size)) if self._size else 0.0
+
+
+class _HiddenTally:
+    """The module of a hidden part on the exact values that enter it."""
+
+    def __init__(self, plan: Plan, hidden: HiddenReference) -> None:
+        (self._node,) = (node for node in plan.graph.nodes if node.is_module)
+        self._module = hidden.module
+        self._errors = _Errors()
+        self.part = HiddenComparison(self._node.name)
+
+    def enter(self, feeds: Mapping[str, np.ndarray], exact: Mapping[str, np.ndarray]) -> None:
+        """Add one batch."""
+        known = {**feeds, **exact}
+        found = self._module([known[name] for name in self._node.inputs])
+        for name, array in zip(self._node.outputs, found, strict=True):
+            if array.dtype.kind == "f":
+                self._errors.enter(array, exact[name])
+        self.part.max_error = self._errors.largest
+        self.part.relative_error = self._errors.relative
 
 
 class _Tally:
     """Sums over the batches for one layer."""
 
     def __init__(self, node: QuantisedLinear) -> None:
+        self._errors = _Errors()
         self.layer = LayerComparison(
             node=node.node,
             weight_bits=node.weight_bits,
@@ -114,30 +189,24 @@ class _Tally:
             bound=node.bound,
             headroom_bits=node.headroom_bits,
         )
-        self._error = 0.0
-        self._size = 0.0
 
     def output(self, found: np.ndarray, exact: np.ndarray) -> None:
         """Add one batch of outputs."""
-        difference = found.astype(np.float64) - exact
-        peak = float(np.max(np.abs(difference), initial=0.0))
-        self.layer.max_error = max(self.layer.max_error, peak)
-        self._error += float(np.sum(difference**2))
-        self._size += float(np.sum(exact.astype(np.float64) ** 2))
-        self.layer.relative_error = float(np.sqrt(self._error / self._size)) if self._size else 0.0
+        self._errors.enter(found, exact)
+        self.layer.max_error = self._errors.largest
+        self.layer.relative_error = self._errors.relative
 
 
 class _Reference:
-    """The model in float32 with the linear layers' outputs exposed."""
+    """The model in float32, with the outputs of linear layers and what enters a hidden part."""
 
-    def __init__(self, plan: Plan, threads: int) -> None:
-        inner = [
-            node.outputs[0]
-            for node in plan.graph.nodes
-            if node.name in plan.quantised and node.outputs[0] not in plan.graph.outputs
-        ]
-        self._wanted = [*plan.graph.outputs, *inner]
-        model = model_bytes(plan.graph, outputs=tuple(self._wanted))
+    def __init__(self, plan: Plan, threads: int, hidden: HiddenReference | None) -> None:
+        graph = plan.graph if hidden is None else hidden.whole
+        inner = [node.outputs[0] for node in plan.graph.nodes if node.name in plan.quantised]
+        inner += [value for node in plan.graph.nodes if node.is_module for value in node.inputs]
+        given = {*graph.inputs, *graph.outputs}
+        self._wanted = [*graph.outputs, *dict.fromkeys(v for v in inner if v not in given)]
+        model = model_bytes(graph, outputs=tuple(self._wanted))
         self._session = runtime_session(model, threads=threads, optimised=True)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -147,7 +216,13 @@ class _Reference:
 class _Simulation:
     """The plan's own arithmetic: its program without pads and checks, which change no number."""
 
-    def __init__(self, plan: Plan, tallies: Mapping[str, _Tally], threads: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        tallies: Mapping[str, _Tally],
+        threads: int,
+        hidden: HiddenReference | None,
+    ) -> None:
         clear = {node.node: VERIFIED for node in plan.linear_nodes}
         protections = {**plan.protections, **clear}
         program = compile_plan(replace(plan, policy="simulated", protections=protections))
@@ -158,7 +233,13 @@ class _Simulation:
         self._nodes = program.linear
         self._maps = {id(node.linear): RingMap(node.linear) for node in plan.linear_nodes}
         self._interpreter = Interpreter(
-            program, worker=self._apply, threads=threads, watch=self._enter
+            program,
+            worker=self._apply,
+            modules={}
+            if hidden is None
+            else {module.node: hidden.module for module in plan.modules},
+            threads=threads,
+            watch=self._enter,
         )
         self._exact: Mapping[str, np.ndarray] = {}
 
@@ -192,7 +273,8 @@ class _Simulation:
 def _summarise(
     graph: Graph,
     total: int,
-    tallies: Mapping[str, _Tally],
+    layers: tuple[LayerComparison, ...],
+    hidden: HiddenComparison | None,
     pairs: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]],
 ) -> Comparison:
     outputs = joined(graph, [pair[0] for pair in pairs])
@@ -200,6 +282,9 @@ def _summarise(
     largest, agreement = 0.0, None
     for name, found in outputs.items():
         exact = exactly[name]
+        if agreement is None and found.dtype.kind == "i" and batch_axis(graph, name) == 0:
+            labels = [array.reshape(len(array), -1)[:, 0] for array in (found, exact)]
+            agreement = float(np.mean(labels[0] == labels[1]))
         if found.dtype.kind != "f":
             continue
         difference = np.abs(found.astype(np.float64) - exact)
@@ -209,5 +294,4 @@ def _summarise(
         if agreement is None and len(wide) == 1 and rows:
             best = [array.reshape(len(array), -1).argmax(axis=1) for array in (found, exact)]
             agreement = float(np.mean(best[0] == best[1]))
-    layers = tuple(tally.layer for tally in tallies.values())
-    return Comparison(total, layers, largest, agreement, outputs)
+    return Comparison(total, layers, hidden, largest, agreement, outputs)

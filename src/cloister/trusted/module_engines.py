@@ -52,7 +52,7 @@ class ModuleEngines:
         for name, module in modules.items():
             _check_module(plan.graph, nodes[name], planned[name], module)
         self._planned = planned
-        self._outputs = {name: module.manifest.outputs for name, module in modules.items()}
+        self._manifests = {name: module.manifest for name, module in modules.items()}
         self._counter = counter
         self._engines: dict[str, ModuleEngine] = {}
         try:
@@ -79,8 +79,9 @@ class ModuleEngines:
         planned, rows = self._planned[node], len(inputs[0])
         if planned.queries is not None:
             self._counting().charge(planned.digest, rows, limit=planned.queries)
+        manifest = self._manifests[node]
         found = tuple(self._engines[node].run(inputs))
-        wanted = [((rows, *one.shape), np.dtype(one.dtype)) for one in self._outputs[node]]
+        wanted = [((rows, *one.shape), np.dtype(one.dtype)) for one in manifest.outputs]
         if [(array.shape, array.dtype) for array in found] != wanted:
             raise EngineError(f"node {node!r}: its module's answers are not of its manifest's form")
         return found
