@@ -13,6 +13,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -127,13 +128,15 @@ def _random_inputs(graph: Graph) -> dict[str, np.ndarray]:
 
 def _recipe(name: str) -> dict[str, object]:
     """What a kept model must have been trained with."""
-    network, training = preset(name).build(), _training()
-    return {
-        "structure": hashlib.sha256(model_bytes(network.graph)).hexdigest(),
-        "dropouts": network.dropouts,
-        "seed": training.SEED,
-        **vars(training.RECIPES[name]),
-    }
+    training = _training()
+    return {**_structure(name), "seed": training.SEED, **vars(training.RECIPES[name])}
+
+
+@cache
+def _structure(name: str) -> dict[str, object]:
+    network = preset(name).build()
+    digest = hashlib.sha256(model_bytes(network.graph)).hexdigest()
+    return {"structure": digest, "dropouts": network.dropouts}
 
 
 def _keep(folder: Path, name: str, found: _Trained) -> _Trained:
