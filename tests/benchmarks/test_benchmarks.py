@@ -182,6 +182,9 @@ def test_compiled():
     found = measured("compiled", *SMALL, "--target", "wasm")
     assert found["ratio"] == pytest.approx(found["compiled_ms"] / found["onnxruntime_ms"])
     assert found["to_native"] == pytest.approx(found["compiled_ms"] / found["native_ms"])
+    assert found["cpu_ratio"] == pytest.approx(
+        found["compiled_cpu_ms"] / found["onnxruntime_cpu_ms"]
+    )
     assert (found["build"], found["contraction"]) == ("wasm", "off")
     assert set(found) >= ENVIRONMENT
     portable = measured("compiled", *SMALL, "--build", "native-x86-64")

@@ -149,6 +149,28 @@ def test_every_unsupported_operator_is_named_at_once():
         compiled(graph)
 
 
+def test_the_reasons_of_all_nodes_are_told_at_once():
+    net = nets.Net()
+    x = net.input("x", 3, 5, 4)
+    x = net.op("Pow", x, net.constant(np.float32(3)))
+    x = net.op("Relu", net.conv(x, 3, 2, (2, 2)))
+    x = net.op("Pad", x, net.constant(np.array([0] * 4 + [9] * 4)), mode="reflect")
+    graph = from_model(net.model(net.op("Relu", x)), name="net")
+    with pytest.raises(UnsupportedError) as refused:
+        compiled(graph)
+    assert "'Pow_0' (Pow): only powers" in str(refused.value)
+    assert "(Pad): adds more rows" in str(refused.value)
+
+
+def test_a_shape_that_depends_on_data_is_refused_with_its_node():
+    net = nets.Net()
+    x = net.input("x", 3)
+    shape = net.op("Cast", net.op("Identity", x), to=7)
+    graph = from_model(net.model(net.op("Reshape", x, net.op("Squeeze", shape))), name="net")
+    with pytest.raises(UnsupportedError, match=r"shapes depend on data.*\(Reshape\)"):
+        compiled(graph)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -64,7 +64,7 @@ def c_source(parts: ModuleParts) -> str:
     used = ["prelude.c", "memory.c", *(name for layer in parts.layers for name in layer.uses)]
     names = [f"layer_{at}_{layer.name}" for at, layer in enumerate(parts.layers)]
     layers = [_function(n, layer) for n, layer in zip(names, parts.layers, strict=True)]
-    pieces = [_header(parts), _constants(parts), *_kernels(used), INTERFACE, *layers]
+    pieces = [_header(parts), _constants(parts), *kernel_texts(used), INTERFACE, *layers]
     pieces += [SIZES, _run(parts, names)]
     return "\n".join(piece.rstrip("\n") + "\n" for piece in pieces)
 
@@ -80,8 +80,9 @@ def _header(parts: ModuleParts) -> str:
         f"{parts.places.arena_bytes} bytes of arena",
         "",
         "Needs no libc, allocates nothing, and has no branch or index that depends on values or",
-        "weights. Images are (height, width, channels) in memory. Compile with -std=c11",
-        "-ffp-contract=off; with -DCONTRACT, a product and its sum are rounded once.",
+        "weights. Images are (height, width, channels) in memory. Compile with -std=c11 and",
+        "-ffp-contract=off. CONTRACT: a product and its sum are rounded once. HOSTED: there is a",
+        "libc, which has memcpy.",
     ]
     wrapped = [piece for line in lines for piece in _wrap(line)]
     return "/*\n" + "\n".join(f" * {line}".rstrip() for line in wrapped) + "\n */\n"
@@ -119,7 +120,7 @@ def _constants(parts: ModuleParts) -> str:
     return includes + "".join(f"#define {name} UINT64_C({size})\n" for name, size in sizes.items())
 
 
-def _kernels(names: Iterable[str]) -> list[str]:
+def kernel_texts(names: Iterable[str]) -> list[str]:
     """The text of these files and of those they include, each once."""
     found: dict[str, str] = {}
 

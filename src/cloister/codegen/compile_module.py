@@ -130,9 +130,7 @@ def _lowered(graph: Graph) -> tuple[ModuleParts, bytes]:
         view = dense(low.dtype(name), low.shape(name))
         low.define(name, view)
         inputs[view.buffer] = _tensor(low, name, INPUT_TYPES)
-    for node in graph.nodes:
-        if not low.is_absorbed(node):
-            OPERATORS[node.op](low, node)
+    _lower_nodes(low)
     outputs: dict[Buffer, ModuleTensor] = {}
     for name in graph.outputs:
         buffer = _output_buffer(low, name, taken={*inputs, *outputs, *low.weights})
@@ -155,19 +153,43 @@ def _refuse_unsupported(graph: Graph) -> None:
             f"cannot be compiled: {', '.join(unknown)}; leave them outside of the hidden part, or "
             "replace them"
         )
+    open_shapes = [node for node in graph.nodes if not all(map(graph.types.get, _made(node)))]
+    if open_shapes:
+        named = ", ".join(f"{node.name!r} ({node.op})" for node in open_shapes)
+        raise UnsupportedError(
+            f"shapes depend on data: of what {named} make; only fixed shapes are compiled"
+        )
     for node in graph.nodes:
-        for value in (name for name in node.outputs if name):
-            known = graph.types.get(value)
-            if known is None or None in known.shape:
-                raise UnsupportedError(
-                    f"node {node.name!r} ({node.op}): the shape of its output depends on data; "
-                    "only fixed shapes are compiled"
-                )
+        for known in (graph.types[value] for value in _made(node)):
             if 0 in known.shape or known.dtype.name not in C_TYPES:
                 raise UnsupportedError(
                     f"node {node.name!r} ({node.op}): its output is {known.dtype.name} of shape "
                     f"{known.shape}; only float32 and integers with elements are compiled"
                 )
+
+
+def _lower_nodes(low: Lowering) -> None:
+    """Add the layers of all nodes.
+
+    Raises   UnsupportedError with the reasons of all nodes that have one
+    """
+    problems = []
+    for node in low.graph.nodes:
+        try:
+            if not low.is_absorbed(node):
+                OPERATORS[node.op](low, node)
+        except UnsupportedError as error:
+            problems.append(str(error))
+        if problems:
+            # What cannot be made is there for later nodes, so that they are looked at too.
+            for value in (one for one in _made(node) if not low.has(one)):
+                low.new(value)
+    if problems:
+        raise UnsupportedError("; ".join(problems))
+
+
+def _made(node: Node) -> list[str]:
+    return [value for value in node.outputs if value]
 
 
 def _tensor(low: Lowering, name: str, types: Sequence[str]) -> ModuleTensor:

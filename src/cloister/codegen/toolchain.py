@@ -31,6 +31,8 @@ WASM = (
     "-Wl,--export=cloister_module_size", "-Wl,--export=cloister_module_run",
     "-Wl,--export=__heap_base", "-s",
 )  # fmt: skip
+SELECTS = ("-mllvm", "-x86-cmov-converter=false")
+"""Clang must not make a branch of a comparison that selects."""
 COMPILE_LIMIT_S = 1800.0
 
 
@@ -59,7 +61,7 @@ class Compiler:
         level = LEVELS[build]
         machine: tuple[str, ...]
         if self.is_zig:
-            machine = ("-target", "x86_64-linux-none", f"-mcpu={level.replace('-', '_')}")
+            machine = ("-target", "x86_64-linux-none", f"-mcpu={level.replace('-', '_')}", *SELECTS)
         else:
             machine = (f"-march={level}",)
         return (*COMMON, *machine, *contract, *SHARED)

@@ -53,7 +53,7 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class Theft:
+class SurrogateTheft:
     """A surrogate that was trained on answers.
 
     accuracy   on held-out digits
@@ -88,7 +88,7 @@ class HiddenOutcome:
     searches: tuple[Search, ...]
     control: Search
     refusals: tuple[Refusal, ...]
-    thefts: tuple[Theft, ...]
+    thefts: tuple[SurrogateTheft, ...]
     stopped: str
     claims: Claims
 
@@ -257,7 +257,7 @@ def _stopped(session: Session, image: Float32[np.ndarray, "1 1 8 8"]) -> str:
 
 def _thefts(
     digits: AllDigits, stolen: Int64[np.ndarray, " n"], answers: Int64[np.ndarray, " k"]
-) -> Iterator[Theft]:
+) -> Iterator[SurrogateTheft]:
     """Surrogates from the answers that were collected, and from those that no counter stopped."""
     plain = plain_logits(digits.images).argmax(1)
     flat = digits.images.reshape(len(digits.images), -1)
@@ -268,7 +268,7 @@ def _thefts(
         machine = importlib.import_module("sklearn.svm").SVC(C=10.0)
         machine.fit(flat[taken], answers[:queries] if allowed else plain[taken])
         guesses = machine.predict(flat[held_out])
-        yield Theft(
+        yield SurrogateTheft(
             queries,
             accuracy=float((guesses == digits.labels[held_out]).mean()),
             fidelity=float((guesses == plain[held_out]).mean()),

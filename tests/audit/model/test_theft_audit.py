@@ -148,6 +148,18 @@ def test_an_audit_that_was_killed_goes_on_and_comes_to_the_same(tmp_path, data, 
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_more_seeds_and_budgets_are_added_to_those_that_are_done(tmp_path, data, monkeypatch):
+    model, few = victims.classifier(), TheftSettings(splits=(1,), queries=(20,), seeds=1, steps=5)
+    more = TheftSettings(splits=(1, 2), queries=(10, 20), seeds=2, steps=5)
+    anew = audit_model(model, data, folder=tmp_path / "anew", settings=more)
+    audit_model(model, data, folder=tmp_path / "on", settings=few)
+    stolen = []
+    real = Thief.steal
+    monkeypatch.setattr(Thief, "steal", lambda self, job: stolen.append(job) or real(self, job))
+    assert audit_model(model, data, folder=tmp_path / "on", settings=more) == anew
+    assert len(stolen) == 2 * 2 * 4 - 3
+
+
 def test_when_the_time_is_used_up_there_are_fewer_seeds(tmp_path, data, monkeypatch):
     settings = TheftSettings(splits=(1,), queries=(0, 20), seeds=2, steps=5)
     model, clock = victims.classifier(), iter(range(1000))

@@ -28,7 +28,10 @@ def _windows(data):
 
 def found(secret, data):
     """How many runs of eight bytes of `secret` are in `data`, in any order."""
-    return int(np.isin(_windows(data), _windows(secret)).sum())
+    wanted = _windows(secret)
+    # Where packed weights are padded, bytes of a weight lie among zeros, as elsewhere.
+    many = (wanted.view(np.uint8).reshape(-1, WINDOW) == 0).sum(axis=1) < WINDOW // 2
+    return int(np.isin(_windows(data), wanted[many]).sum())
 
 
 def leaks(secret, places):

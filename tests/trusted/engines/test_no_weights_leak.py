@@ -9,8 +9,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import nets
+from cloister.graph.hidden import hide
+from cloister.graph.onnx.export import model_bytes
+from cloister.graph.onnx.read import from_model
+from cloister.plan import policies
+from cloister.plan.protection import hiding
+from cloister.trusted.engines.engine_messages import EngineSettings
+from cloister.trusted.engines.module_engine import _settings
+from cloister.trusted.session import Session
+from codegen.modules import compiled
 from trusted.engines import hand_written
 from trusted.engines.planted_weights import files, found, leaks, of_process, planted
 
@@ -117,9 +128,6 @@ def _with_cores():
 
 def test_the_settings_that_come_first_say_sizes_and_shapes_only():
     """They arrive before the process is locked."""
-    from cloister.trusted.engines.engine_messages import EngineSettings
-    from cloister.trusted.engines.module_engine import _settings
-
     module, _ = hand_written.dense()
     settings = _settings(module, "native", "native-x86-64", 1, False)
     assert EngineSettings.from_bytes(settings.to_bytes()) == settings
@@ -127,6 +135,49 @@ def test_the_settings_that_come_first_say_sizes_and_shapes_only():
         "kind", "sizes", "code_bytes", "rows", "memory_bytes", "padding_bytes", "grid_ns",
         "threads", "fuel", "inputs", "outputs",
     }  # fmt: skip
+
+
+# ---- a whole session
+
+
+def hidden_words(hidden, module):
+    """The weights in the orders in which they may be copied: the model's, turned, and packed."""
+    arrays = [array for array in hidden.constants.values() if array.dtype == np.float32]
+    assert sum(array.size for array in arrays) > 500
+    turned = (np.ascontiguousarray(array.T) for array in arrays)
+    return b"".join(array.tobytes() for array in (*arrays, *turned)) + module.weights
+
+
+@pytest.mark.parametrize("outer", policies.NAMES)
+def test_no_message_of_a_session_has_a_part_of_the_hidden_weights(outer):
+    """Messages to the worker and from it, the plan, its claims, the report and the outer model."""
+    pytest.importorskip("ziglang")
+    model = nets.chain()
+    split = hide(from_model(model, name="chain"), last=2)
+    module = compiled(split.hidden, builds=("native",), contraction="off")
+    named = split.named(module.manifest.digest)
+    plan = policies.make(hiding(outer), named, calibration=nets.samples(model, 6))
+    secret = hidden_words(split.hidden, module)
+    with Session(
+        plan, modules={split.node: module}, record_payloads=True,
+        on_clip="ignore",
+    ) as session:  # fmt: skip
+        result = session.run(nets.samples(model, 3, seed=2))
+    payloads = [entry.payload for entry in result.transcript.entries]
+    places = [
+        ("plan", plan.to_bytes()),
+        ("claims", str(plan.claims).encode()),
+        ("report", json.dumps(result.report.to_dict(), default=str).encode()),
+        ("outer model", model_bytes(split.outer)),
+        *((f"message {at}", payload.tobytes()) for at, payload in enumerate(payloads)),
+    ]
+    assert len(payloads) > 0 or outer == "enclave"
+    assert leaks(secret, places) == []
+    # The model that is not split has them, and so does a plan that hides nothing.
+    assert leaks(secret, [("model", model.SerializeToString())]) != []
+
+
+# ---- core dumps
 
 
 ABORTS = """

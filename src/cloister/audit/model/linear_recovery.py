@@ -5,8 +5,10 @@
 with A' and b' centred over the classes: softmax forgets what all logits of a sample have in common,
 so centred weights are all that an answer depends on, and all that can be recovered. The features f
 come from the exposed layers. d + 1 queries with independent (f, 1) determine d features' weights;
-twice as many make the equations well conditioned. A label alone gives no equation but inequalities:
-its thief has to search for boundaries between classes, with many queries for each.
+twice as many make the equations well conditioned. Features of samples may depend on each other, or
+be zero for all of them; a thief who chooses the features has no such trouble. A label alone gives
+no equation but inequalities: its thief has to search for boundaries between classes, with many
+queries for each.
 """
 
 from dataclasses import dataclass

@@ -40,7 +40,8 @@ def audit_model(
 ) -> ModelTheftReport:
     """Attack every split of a model, and write report.json and report.html.
 
-    folder    keeps every theft that was made: the same call goes on with them
+    folder    keeps every theft that was made: the same call, or one for more splits, budgets or
+              seeds, goes on with them
     update    is called with how many thefts of how many are done
     minutes   after which no theft is begun; the report then has fewer seeds
 
@@ -50,8 +51,7 @@ def audit_model(
     torch.set_num_threads(threads)
     thief = Thief(victim(graph, threads=threads), data, settings)
     model_sha256 = hashlib.sha256(graph_file.to_bytes(graph)).hexdigest()
-    parts = (model_sha256, data.sha256, json.dumps(asdict(settings)))
-    progress = TheftProgress(folder, hashlib.sha256("\0".join(parts).encode()).hexdigest())
+    progress = TheftProgress(folder, _identity(model_sha256, data, settings))
     jobs = list(_jobs(thief.victim.layers, settings))
     end = None if minutes is None else time.monotonic() + SECONDS * minutes
     for count, job in enumerate(jobs):
@@ -65,6 +65,13 @@ def audit_model(
     report.save(folder)
     files.replace(folder / PAGE, theft_page(report).encode(), private=False)
     return report
+
+
+def _identity(model_sha256: str, data: TheftData, settings: TheftSettings) -> str:
+    """What one theft depends on; more splits, budgets or seeds are added to those that are done."""
+    chosen = {k: v for k, v in asdict(settings).items() if k not in ("splits", "queries", "seeds")}
+    parts = (model_sha256, data.sha256, json.dumps(chosen))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def _splits(layers: int, settings: TheftSettings) -> tuple[int, ...]:

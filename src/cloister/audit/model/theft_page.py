@@ -25,6 +25,8 @@ LIMITS = (
     "a small one proves no protection."
 )
 SHIFT = (
+    "The thief chooses the values that enter the hidden part, as a host can that runs the exposed "
+    "layers, unless a plan has them checked. "
     "Softmax forgets what all logits of a sample have in common, so weights are recovered up to a "
     "vector that is added to those of all classes: the answers are the same."
 )

@@ -45,7 +45,10 @@ class Theft:
 class HeadRecovery:
     """The exact attack on a hidden part that is linear up to its softmax.
 
-    queries        about two for each feature, half of them samples with noise on them
+    The queries are values of the thief's own at the border, not samples: a host that runs the
+    exposed layers, unchecked, decides what enters the hidden ones.
+
+    queries        two for each feature and for the bias
     rank           of the equations; features + 1 where everything is determined
     weights_error  of the centred weights, relative; None where they are not determined
     logits_error   of the centred logits on the evaluated samples, relative

@@ -58,24 +58,29 @@ class Thief:
             generator = job.generator()
             surrogate.fit(one, values, targets, self._settings, generator=generator)
         found = [self._trained(attack, one, split) for attack, one in networks.items()]
-        solvable = job.hidden_layers and len(x) > split.exposed.features
-        head = self._head(split.exposed, x) if solvable else None
-        if head is not None:
-            found.append(self._solved(head, split))
+        part = split.exposed
+        equations = part.is_linear and self._settings.answers == "probabilities"
+        if job.hidden_layers and equations and len(x) > part.features:
+            head = linear_recovery.recover(_flat(part.values(x)), targets.numpy())
+            found += [] if head is None else [self._solved(head, split)]
         return tuple(found)
 
     def recover(self, hidden_layers: int) -> HeadRecovery | None:
         """The exact attack with as many queries as it needs; None where it has no equations."""
         split = self._split(hidden_layers)
-        x = self._recovery_queries(2 * (split.exposed.features + 1))
-        head = self._head(split.exposed, x)
+        part = split.exposed
+        if not part.is_linear or self._settings.answers == "label":
+            return None
+        chosen = self._chosen_values(split, 2 * (part.features + 1))
+        answers = probabilities(part.logits(chosen))
+        head = linear_recovery.recover(_flat([chosen]), answers)
         if head is None:
             return None
         found, exact = head.logits(_flat(split.evaluated)), _centred(self.true)
-        weights = _centred(split.exposed.weights()) if head.is_determined else None
+        weights = _centred(part.weights()) if head.is_determined else None
         return HeadRecovery(
-            split.exposed.features,
-            len(x),
+            part.features,
+            len(chosen),
             head.rank,
             None if weights is None else _relative(head.weights[:-1], weights),
             _relative(found, exact),
@@ -129,12 +134,6 @@ class Thief:
         part = self.part(job.hidden_layers)
         return surrogate.HiddenLayers(part.hidden, part.known, generator=job.generator())
 
-    def _head(self, part: ExposedPart, x: Samples) -> linear_recovery.LinearHead | None:
-        solvable = part.is_linear and self._settings.answers == "probabilities"
-        return (
-            linear_recovery.recover(_flat(part.values(x)), self._answers(x)) if solvable else None
-        )
-
     def _trained(self, attack: str, network: surrogate.Surrogate, split: "_Split") -> Stolen:
         members = self._data.members
         inside = None
@@ -182,15 +181,16 @@ class Thief:
         order = torch.randperm(len(self._data.thief), generator=generator)
         return np.asarray(self._data.thief[order.numpy()[: job.queries]])
 
-    def _recovery_queries(self, count: int) -> Samples:
-        """Samples, and samples with noise of their own size, which activate more of the units."""
-        pool, generator = self._data.thief, seeded("recovery")
-        chosen = torch.randint(len(pool), (count,), generator=generator).numpy()
-        x: np.ndarray = np.array(pool[chosen])
-        if x.dtype.kind == "f":
-            noise = torch.randn((count - count // 2, *x.shape[1:]), generator=generator).numpy()
-            x[count // 2 :] += noise * pool.std()
-        return x
+    def _chosen_values(self, split: "_Split", count: int) -> Float32[np.ndarray, "n ..."]:
+        """Random values of ordinary size to enter the hidden part, some smaller.
+
+        Small ones have answers far from 0 and 1, whatever the weights are.
+        """
+        (like,) = split.evaluated
+        noise = torch.randn((count, *like.shape[1:]), generator=seeded("recovery")).numpy()
+        size = np.sqrt(np.mean(np.square(like), dtype=np.float64))
+        sizes = size * 0.25 ** (np.arange(count) % 4)
+        return np.asarray(noise * sizes.reshape(-1, *(1,) * (like.ndim - 1)), np.float32)
 
     def _answers(self, x: Samples) -> Logits:
         """What the victim answers: probabilities, or ones at its labels."""

@@ -64,12 +64,16 @@ class ExposedPart:
         """The values that enter the hidden part."""
         return [x] if self._session is None else in_parts(self._session, [x])
 
+    def logits(self, values: Shaped[np.ndarray, "n ..."]) -> Float32[np.ndarray, "n c"]:
+        """The outputs of a hidden part of one input, for values that a thief chooses."""
+        (found,) = in_parts(runtime_session(model_bytes(self.hidden)), [values])
+        return found
+
     def weights(self) -> Float64[np.ndarray, "d c"]:
         """The matrix of a linear hidden part, from its values at the unit vectors and at zero."""
         shape = self.hidden.types[self.hidden.inputs[0]].shape[1:]
         units = np.eye(self.features + 1, self.features, dtype=np.float32)
-        inputs = units.reshape(-1, *(size or 1 for size in shape))
-        (found,) = in_parts(runtime_session(model_bytes(self.hidden)), [inputs])
+        found = self.logits(units.reshape(-1, *(size or 1 for size in shape)))
         return np.asarray(found[:-1].astype(np.float64) - found[-1])
 
 

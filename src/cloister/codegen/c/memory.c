@@ -1,4 +1,5 @@
-/* The compiler may call these for copies, and there is no libc. */
+/* The compiler may call these for copies, and there is no libc; HOSTED: there is one. */
+#if !defined(HOSTED)
 void *memcpy(void *restrict target, const void *restrict source, size_t bytes);
 void *memmove(void *target, const void *source, size_t bytes);
 void *memset(void *target, int value, size_t bytes);
@@ -32,3 +33,4 @@ __attribute__((used)) void *memset(void *target, int value, size_t bytes)
         to[i] = (unsigned char)value;
     return target;
 }
+#endif
