@@ -1,6 +1,7 @@
 """Bundles: what comes back, what the host sees, what a reader refuses, and what it tells."""
 
 import dataclasses
+import itertools
 import os
 import signal
 import subprocess
@@ -325,7 +326,9 @@ while True:
 
 def test_a_process_that_is_killed_leaves_a_whole_bundle_or_none(tmp_path):
     path, version = tmp_path / "model.bundle", 0
-    for round_ in range(12):
+    for round_ in itertools.count():
+        if version and round_ >= 12:
+            break
         child = subprocess.Popen(
             [sys.executable, "-c", SEAL_FOR_EVER, path, str(version)],
             stdout=subprocess.PIPE,
@@ -339,7 +342,6 @@ def test_a_process_that_is_killed_leaves_a_whole_bundle_or_none(tmp_path):
         if path.exists():
             version = SealedBundle.verify(path, vendor=VENDOR, at_least=version or 1).header.version
             opened(path)
-    assert version > 0
     # The next one removes what killed ones have left.
     sealed(path, MODULE, signer=SIGNER)
     assert os.listdir(tmp_path) == ["model.bundle"]
