@@ -62,7 +62,7 @@ class OnnxModule:
 def _arrays(
     memory: GuardedMemory, tensors: tuple[tuple[str, tuple[int, ...]], ...]
 ) -> list[np.ndarray]:
-    """The tensors of a batch of one in their memory."""
+    """The tensors of one sample in their memory: batches of one, as the model takes them."""
     described = tuple(ModuleTensor("", dtype, shape) for dtype, shape in tensors)
     return [
         np.ndarray((1, *one.shape), one.dtype, buffer=memory.view, offset=at)
