@@ -10,6 +10,7 @@ import onnx
 import nets
 from cloister.bundle.compiled_module import CompiledModule
 from cloister.bundle.manifest import Build, Manifest, ModuleTensor
+from cloister.codegen.compile_module import one_sample
 from cloister.graph.graph import Graph
 from cloister.graph.hidden import hide
 from cloister.graph.onnx.export import model_bytes
@@ -22,7 +23,7 @@ from graph.test_hidden import graph_of
 
 def onnx_module(hidden: Graph, *, salt: bytes = bytes(32)) -> CompiledModule:
     """A hidden part as a module for ONNX Runtime."""
-    data = model_bytes(hidden)
+    data = model_bytes(one_sample(hidden))
     sides = [
         tuple(ModuleTensor(v, hidden.types[v].dtype.name, hidden.types[v].shape[1:]) for v in side)
         for side in (hidden.inputs, hidden.outputs)
