@@ -163,6 +163,31 @@ def test_a_plan_is_shown_with_its_module(cloister, model_file, pictures, tmp_pat
     assert "weights in modules" in ran.out
 
 
+def test_pads_are_made_for_the_plan(cloister, planned, refused, model_file, pictures, tmp_path):
+    path, _ = planned("--last", 1, *ORT)
+    store = (tmp_path / "pads", "--key", tmp_path / "key")
+    made = cloister(
+        "pads", "make", path, *store, "--count", 3, "--digest", Plan.load(path).digest.hex()
+    )
+    assert made.code == 0, made
+    given = ("--module", tmp_path / "m.module", "--pads", *store, *ORT)
+    ran = cloister("run", path, *pictures[:2], *given)
+    assert ran.code == 0, ran
+    assert "pads used 2 (store" in ran.out
+    message = refused(
+        "pads", "make", model_file, *store, "--count", 3, "--policy", "slalom+ennclave"
+    )
+    assert "make its plan with `cloister plan --last N`" in message
+
+
+@pytest.mark.parametrize("engine", ["native", "wasm"])
+def test_compiled_engines(run, exact, engine):
+    if engine == "wasm":
+        pytest.importorskip("wasmtime")
+    found, _ = run("--policy", "enclave", "--last", 2, "--engine", engine)
+    np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5)
+
+
 # ---- inspect and compare
 
 

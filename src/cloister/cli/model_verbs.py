@@ -37,6 +37,8 @@ from cloister.trusted.compare import compare as measure_errors
 from cloister.trusted.pads.pad_ledger import PadLedger
 from cloister.trusted.pads.store import PadStore
 from cloister.trusted.pads.stored_plan import load_plan
+from cloister.trusted.query_counter import QueryCounter
+from cloister.trusted.report import Result
 from cloister.trusted.session import DEFAULT_TIMEOUT_S, Session
 
 COLUMNS = (
@@ -197,28 +199,15 @@ def run(
     _refuse_unused(planned, engine=engine, transcript=transcript, on_clip=on_clip)
     check_labels(planned.graph, names, labels)
     on_clip = on_clip or OnClip.WARN
-    with (
-        Session(
-            planned,
-            workers=execution.worker or None,
-            pads=_pad_store(planned, pads, key),
-            threads=execution.threads,
-            worker_threads=execution.worker_threads or 1,
-            batch=execution.batch,
-            lanes=execution.lanes,
-            timeout_s=execution.timeout or DEFAULT_TIMEOUT_S,
-            record_payloads=transcript is not None,
-            # A warning is printed by the verb, without the place in the code that Python adds.
-            on_clip=OnClip.RAISE if on_clip is OnClip.RAISE else OnClip.IGNORE,
-            modules=found.modules or None,
-            engine=engine,
-            counter=hidden_end.open_counter(planned, counter),
-        ) as session,
-        progress("inputs") as update,
-    ):
-        result = session.run(found.read.arrays, progress=update)
-    if transcript is not None:
-        result.transcript.save(transcript)
+    result = _compute(
+        found,
+        execution,
+        store=_pad_store(planned, pads, key),
+        engine=engine,
+        counter=hidden_end.open_counter(planned, counter),
+        on_clip=on_clip,
+        transcript=transcript,
+    )
     if to is not None:
         # Results tell about inputs, and the worker may be another user of this machine.
         with files.replacing(to, private=True) as file:
@@ -231,6 +220,41 @@ def run(
         emit_json({**answers.to_dict(), "warning": beyond})
     else:
         answers.show()
+
+
+def _compute(
+    found: PlannedRun,
+    execution: options.Execution,
+    *,
+    store: PadStore | None,
+    engine: hidden_end.EngineName | None,
+    counter: QueryCounter | None,
+    on_clip: OnClip,
+    transcript: Path | None,
+) -> Result:
+    with (
+        Session(
+            found.plan,
+            workers=execution.worker or None,
+            pads=store,
+            threads=execution.threads,
+            worker_threads=execution.worker_threads or 1,
+            batch=execution.batch,
+            lanes=execution.lanes,
+            timeout_s=execution.timeout or DEFAULT_TIMEOUT_S,
+            record_payloads=transcript is not None,
+            # A warning is printed by the verb, without the place in the code that Python adds.
+            on_clip=OnClip.RAISE if on_clip is OnClip.RAISE else OnClip.IGNORE,
+            modules=found.modules or None,
+            engine=engine,
+            counter=counter,
+        ) as session,
+        progress("inputs") as update,
+    ):
+        result = session.run(found.read.arrays, progress=update)
+    if transcript is not None:
+        result.transcript.save(transcript)
+    return result
 
 
 def _planned_in_file(
