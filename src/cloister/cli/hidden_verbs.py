@@ -14,7 +14,7 @@ from cloister.cli import hidden_end, options
 from cloister.cli.bundle_verbs import PUBLIC_PLAN
 from cloister.cli.console import emit_json, out, table
 from cloister.codegen.compile_module import compile_module
-from cloister.codegen.gramine import FOLDER, write_gramine
+from cloister.codegen.gramine import write_gramine
 from cloister.codegen.measured_module import ModuleMeasure, measure_module
 from cloister.errors import InputError
 from cloister.graph.graph import Graph
@@ -23,6 +23,8 @@ from cloister.plan.protection import HIDDEN_END
 from cloister.trusted.engines.module_engine import EngineKind
 
 SALT_BYTES = 32
+GRAMINE = "gramine"
+"""Its files' folder, in that of the module."""
 
 
 class Target(StrEnum):
@@ -122,7 +124,7 @@ def compile(
     module.save(to)
     plan.save(to / PUBLIC_PLAN)
     if Target.GRAMINE in targets:
-        write_gramine(module, to)
+        write_gramine(module, to / GRAMINE)
     made = Compilation(to, split.hidden, module, plan, origin, targets, measured)
     if json:
         emit_json(made.to_dict())
@@ -207,5 +209,5 @@ class Compilation:
             )
             console.print(f"a call takes {self.measured.call_ms:.4g} ms ({self.measured.engine})")
         if Target.GRAMINE in self.targets:
-            console.print(f"{self.folder / FOLDER}: files for Gramine-SGX, which were not run")
+            console.print(f"{self.folder / GRAMINE}: files for Gramine-SGX, which were not run")
         console.print(f"{self.folder / PUBLIC_PLAN}: plan {self.plan.digest.hex()}; {self.origin}")
