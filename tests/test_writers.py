@@ -26,6 +26,7 @@ from cloister.splits.split_cost import Phases, SplitCost, SplitSweep
 from cloister.splits.splits_page import write_page
 from cloister.trusted.pads.pad_ledger import PadLedger
 from cloister.trusted.pads.store import PadStore
+from cloister.trusted.query_counter import QueryCounter
 from cloister.wire.transcript import Transcript
 
 RNG = InsecureSeededRandom(1)
@@ -154,6 +155,7 @@ REFUSE_PRIVATE = {
     "client.token": token,
     "releases.log": log,
     "pads.key": ledger,
+    "queries": QueryCounter.create,
     "vendor.key": bundle_key,
     "content.key": bundle_key,
     "ledger.sqlite": lambda path: database.create(path, modulus=3),

@@ -83,7 +83,7 @@ def test_labels_name_what_a_module_answers(cloister, model_file, pictures, tmp_p
     shown = [line.split() for line in ran.out.splitlines()[:4]]
     assert shown[1][0].endswith("a.png") and shown[1][1] in names.read_text()
     assert shown[1][2] == "-"
-    assert "hidden part: 1 queries answered" in ran.out
+    assert "hidden part: 1 query answered" in ran.out
 
 
 def test_from_a_node_on(run, refused, model_file, pictures):
@@ -103,7 +103,7 @@ def test_queries_are_counted_in_a_file(cloister, run, refused, model_file, pictu
     assert "1 of its 3 queries are left, and 2 are asked for; give fewer inputs" in message
     ran = cloister("run", model_file, pictures[0], *given)
     assert (ran.code, ran.err) == (0, "")
-    assert "1 queries answered, 0 left" in ran.out
+    assert "1 query answered, 0 left" in ran.out
 
 
 # ---- plans and their modules in files
@@ -161,6 +161,31 @@ def test_a_plan_is_shown_with_its_module(cloister, model_file, pictures, tmp_pat
     assert ran.code == 0, ran
     assert f"{tmp_path / 'a.module'}: module " in ran.out
     assert "weights in modules" in ran.out
+
+
+def test_pads_are_made_for_the_plan(cloister, planned, refused, model_file, pictures, tmp_path):
+    path, _ = planned("--last", 1, *ORT)
+    store = (tmp_path / "pads", "--key", tmp_path / "key")
+    made = cloister(
+        "pads", "make", path, *store, "--count", 3, "--digest", Plan.load(path).digest.hex()
+    )
+    assert made.code == 0, made
+    given = ("--module", tmp_path / "m.module", "--pads", *store, *ORT)
+    ran = cloister("run", path, *pictures[:2], *given)
+    assert ran.code == 0, ran
+    assert "pads used 2 (store" in ran.out
+    message = refused(
+        "pads", "make", model_file, *store, "--count", 3, "--policy", "slalom+ennclave"
+    )
+    assert "make its plan with `cloister plan --last N`" in message
+
+
+@pytest.mark.parametrize("engine", ["native", "wasm"])
+def test_compiled_engines(run, exact, engine):
+    if engine == "wasm":
+        pytest.importorskip("wasmtime")
+    found, _ = run("--policy", "enclave", "--last", 2, "--engine", engine)
+    np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5)
 
 
 # ---- inspect and compare

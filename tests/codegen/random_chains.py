@@ -50,7 +50,7 @@ class Chain:
     def positive(self, *shape):
         return self.constant(self.rng.uniform(0.5, 2, shape).astype(np.float32))
 
-    def window(self):
+    def window(self, ceil=0):
         """(kernel, stride, dilation, pads, output sizes) of a window that fits, for each axis."""
         found = []
         for size in self.shape[2:]:
@@ -59,12 +59,16 @@ class Chain:
             reach = (kernel - 1) * dilation + 1
             before, behind = (self.pick(range(min(kernel, 3))) for _ in range(2))
             stride = self.pick([1, 1, 2, 3])
-            out = (size + before + behind - reach) // stride + 1
+            rest = size + before + behind - reach
+            out = rest // stride + 1
+            # In ceil mode one more window begins, unless it would begin behind the image.
+            out += ceil and rest % stride > 0 and out * stride < size + before
             found.append((kernel, stride, dilation, before, behind, out))
         kernels, strides, dilations, befores, behinds, outs = (
             list(v) for v in zip(*found, strict=True)
         )
         attributes = {"kernel_shape": kernels, "strides": strides, "dilations": dilations}
+        attributes |= {"ceil_mode": 1} if ceil else {}
         return attributes | {"pads": [*befores, *behinds]}, outs
 
     # ---- steps: each returns False where the shape does not fit
@@ -86,7 +90,7 @@ class Chain:
     def pool(self):
         if len(self.shape) not in (3, 4):
             return False
-        window, outs = self.window()
+        window, outs = self.window(ceil=self.pick([0, 0, 1]))
         op = self.pick(["MaxPool", "AveragePool"])
         if op == "AveragePool":
             window["count_include_pad"] = self.pick([0, 1])

@@ -19,19 +19,27 @@ from cloister.graph.inference import with_types
 from cloister.graph.onnx.read import from_model
 from codegen.modules import Native, Wasm, compiled
 
-NUMBERS = (onnx.TensorProto.FLOAT, onnx.TensorProto.INT32, onnx.TensorProto.INT64)
+NUMBERS = (
+    onnx.TensorProto.FLOAT, onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.BOOL,
+)  # fmt: skip
 EVERY_INPUT = {
-    "Add", "Sub", "Mul", "Div", "Max", "Min", "Sum", "Mean", "MatMul", "Concat", "Gather",
+    "Add", "Sub", "Mul", "Div", "Max", "Min", "Sum", "Mean", "MatMul", "Concat", "Gather", "Where",
+    "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And", "Or",
 }  # fmt: skip
 """All inputs of these may be computed; of the others only the first, and the rest are weights."""
 NOT_COMPILED = {
     "pooling over three axes": ("averagepool_3d", "maxpool_3d"),
     "indices of a maximum": ("maxpool_with_argmax",),
-    "training": ("batchnorm_example_training", "batchnorm_epsilon_training"),
+    "training": (
+        "batchnorm_example_training", "batchnorm_epsilon_training", "training_dropout",
+        "dropout_default_mask",
+    ),
     "integers": (
         "div_int32_trunc", "max_int32", "max_int64", "min_int32", "min_int64", "pow_types_int",
         "top_k_same_values",
     ),
+    "maxima of truth values": ("max_bool_inputs", "min_bool_inputs"),
+    "operator set 1": ("test_not_",),
     "powers other than 2 and 1/2": (
         "pow_example", "pow_bcast_array", "pow_types_float32_int64", "pow_types_float32_int32",
     ),
@@ -100,13 +108,20 @@ def with_batch(graph, results):
     before, behind = [], []
     for name in graph.inputs:
         dtype, shape = types[name].dtype, types[name].shape
-        types[f"{name}_sample"] = TensorType(dtype, (1, *shape))
+        truth = dtype.kind == "b"
+        types[f"{name}_sample"] = TensorType(np.dtype(np.int32) if truth else dtype, (1, *shape))
         constants[f"{name}_shape"] = np.array(shape, np.int64)
-        inputs = (f"{name}_sample", f"{name}_shape")
-        before.append(Node(f"{name}_from_sample", "Reshape", inputs, (name,)))
+        inputs, made = (f"{name}_sample", f"{name}_shape"), f"{name}_int" if truth else name
+        before.append(Node(f"{name}_from_sample", "Reshape", inputs, (made,)))
+        if truth:
+            before.append(Node(f"{name}_truth", "Cast", (made,), (name,), {"to": 9}))
     for name, result in zip(graph.outputs, results, strict=True):
         constants[f"{name}_shape"] = np.array((1, *np.shape(result)), np.int64)
-        inputs, outputs = (name, f"{name}_shape"), (f"{name}_sample",)
+        found = name
+        if np.asarray(result).dtype.kind == "b":
+            found = f"{name}_int"
+            behind.append(Node(f"{name}_number", "Cast", (name,), (found,), {"to": 6}))
+        inputs, outputs = (found, f"{name}_shape"), (f"{name}_sample",)
         behind.append(Node(f"{name}_to_sample", "Reshape", inputs, outputs))
     wrapped = replace(
         graph,
@@ -182,8 +197,8 @@ def test_exactly_the_listed_tests_are_refused(cases):
     assert [name for name in refused if not is_refused(name)] == []
     assert [case.name for case in made if is_refused(case.name)] == []
     tested = {node.op for case in made for node in case.graph.nodes}
-    # ONNX has no test of these with float32 weights alone.
-    assert set(OPERATORS) - tested <= {"Cast", "GlobalMaxPool"}
+    # ONNX has no test of these with types that are compiled.
+    assert set(OPERATORS) - tested <= {"Cast", "GlobalMaxPool", "Not"}
     assert len(made) > FEWEST
 
 

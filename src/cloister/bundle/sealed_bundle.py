@@ -50,10 +50,8 @@ from cloister.bundle.bundle_keys import CONTENT_KEY_BYTES
 from cloister.bundle.compiled_module import CompiledModule
 from cloister.bundle.manifest import Manifest
 from cloister.errors import BundleError, CloisterError, InputError, VerificationError
-from cloister.graph.module_node import module_digest
 from cloister.plan.plan import Plan
 
-SUFFIX = ".bundle"
 _LENGTHS = struct.Struct("<QQ")
 _PURPOSE = b"cloister bundle v1"
 _PIECE_BYTES = 2**20
@@ -152,12 +150,11 @@ class SealedBundle:
 def named_module(plan: Plan) -> bytes:
     """The digest of the one module that a plan names.
 
-    Raises   BundleError for a plan of none or several, ModelError for a node that names none
+    Raises   BundleError for a plan of none or several
     """
-    modules = [node for node in plan.graph.nodes if node.is_module]
-    if len(modules) != 1:
-        raise BundleError(f"a bundle is of a plan with one hidden module, not {len(modules)}")
-    return module_digest(modules[0])
+    if len(plan.modules) != 1:
+        raise BundleError(f"a bundle is of a plan with one hidden part, not {len(plan.modules)}")
+    return plan.modules[0].digest
 
 
 def hidden_bytes(module: CompiledModule) -> int:

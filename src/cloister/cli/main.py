@@ -17,6 +17,7 @@ from cloister.cli import (
     bundle_verbs,
     data_verbs,
     demo_verbs,
+    hidden_verbs,
     model_verbs,
     pads_verbs,
     splits_verbs,
@@ -54,6 +55,7 @@ _verb(model_verbs.compare, INFERENCE, "compare model.onnx photos --calibration t
 _verb(model_verbs.inspect, INFERENCE, "inspect model.onnx --policy verified")
 app.add_typer(pads_verbs.app, name="pads", rich_help_panel=INFERENCE)
 app.add_typer(worker_verbs.app, name="worker", rich_help_panel=INFERENCE)
+_verb(hidden_verbs.compile, HIDDEN, "compile model.onnx --last 2 --answers label --out head")
 app.add_typer(bundle_verbs.app, name="bundle", rich_help_panel=HIDDEN)
 app.add_typer(data_verbs.app, name="data", rich_help_panel=TRAINING)
 app.add_typer(authority_verbs.app, name="authority", rich_help_panel=TRAINING)

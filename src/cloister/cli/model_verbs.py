@@ -12,6 +12,7 @@ from rich.console import Console
 from cloister.base import files
 from cloister.base.rng import SystemRandom
 from cloister.base.sizes import human_bytes
+from cloister.bundle.bundle_header import is_bundle_file
 from cloister.bundle.compiled_module import CompiledModule
 from cloister.cli import hidden_end, options
 from cloister.cli.console import emit_json, err, out, progress, table
@@ -37,6 +38,8 @@ from cloister.trusted.compare import compare as measure_errors
 from cloister.trusted.pads.pad_ledger import PadLedger
 from cloister.trusted.pads.store import PadStore
 from cloister.trusted.pads.stored_plan import load_plan
+from cloister.trusted.query_counter import QueryCounter
+from cloister.trusted.report import Result
 from cloister.trusted.session import DEFAULT_TIMEOUT_S, Session
 
 COLUMNS = (
@@ -71,7 +74,12 @@ Pads = Annotated[
     Path | None,
     typer.Option("--pads", metavar="DIR", help="A store filled by `cloister pads make`."),
 ]
-PadsKey = Annotated[Path | None, typer.Option("--key", metavar="FILE", help="The pads' key file.")]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--key", metavar="FILE", help="The key file of --pads, or the content key of a bundle."
+    ),
+]
 OutputFile = Annotated[
     Path | None, typer.Option("--out", metavar="FILE.npz", help="Write the raw outputs here.")
 ]
@@ -157,17 +165,18 @@ class PlannedRun:
 
 @options.grouped
 def run(
-    model: options.ModelOrPlan,
+    model: options.ModelPlanOrBundle,
     inputs: options.InputFiles,
     given: options.ModelInputs,
     execution: options.Execution,
     end: hidden_end.HiddenEnd,
+    trust: hidden_end.BundleTrust,
     digest: options.PinnedDigest = None,
     engine: hidden_end.Engine = None,
     module: hidden_end.ModuleFolder = None,
     counter: hidden_end.CounterFile = None,
     pads: Pads = None,
-    key: PadsKey = None,
+    key: KeyFile = None,
     labels: LabelFile = None,
     top: Top = 5,
     to: OutputFile = None,
@@ -178,18 +187,25 @@ def run(
     """Run a model on inputs: private, verified, or both, with an untrusted worker.
 
     Its last layers may be hidden (--last, --from): a compiled module runs them in a process of its
-    own.
+    own. A bundle has the plan and the module of a vendor, whose signature pins the plan: name the
+    policy or the digest as well to choose how your inputs are protected.
     """
-    if (pads is None) != (key is None):
+    if (pads is None) != (key is None) and not is_bundle_file(model):
         raise InputError("--pads and --key belong together; give both or neither")
     for option, path in (("--out", to), ("--transcript", transcript)):
         if path is not None:
             _require_place(option, path, ".npz")
     names = read_labels(labels) if labels else ()
-    if is_plan_file(model):
+    if is_bundle_file(model):
+        end.refuse_any("is decided by the bundle; leave it out")
+        options.refuse_given("goes with a plan, not a bundle", {"--module": module, "--pads": pads})
+        found = _planned_in_bundle(model, inputs, given, digest, trust, key)
+    elif is_plan_file(model):
+        trust.refuse_any()
         end.refuse_any("is decided by the plan; leave it out")
         found = _planned_in_file(model, inputs, given, digest, module, key)
     else:
+        trust.refuse_any()
         options.refuse_given("goes with a plan; leave it out", {"--module": module})
         found = _planned_now(model, inputs, given, end, engine, digest, pads, key)
     planned = found.plan
@@ -197,28 +213,15 @@ def run(
     _refuse_unused(planned, engine=engine, transcript=transcript, on_clip=on_clip)
     check_labels(planned.graph, names, labels)
     on_clip = on_clip or OnClip.WARN
-    with (
-        Session(
-            planned,
-            workers=execution.worker or None,
-            pads=_pad_store(planned, pads, key),
-            threads=execution.threads,
-            worker_threads=execution.worker_threads or 1,
-            batch=execution.batch,
-            lanes=execution.lanes,
-            timeout_s=execution.timeout or DEFAULT_TIMEOUT_S,
-            record_payloads=transcript is not None,
-            # A warning is printed by the verb, without the place in the code that Python adds.
-            on_clip=OnClip.RAISE if on_clip is OnClip.RAISE else OnClip.IGNORE,
-            modules=found.modules or None,
-            engine=engine,
-            counter=hidden_end.open_counter(planned, counter),
-        ) as session,
-        progress("inputs") as update,
-    ):
-        result = session.run(found.read.arrays, progress=update)
-    if transcript is not None:
-        result.transcript.save(transcript)
+    result = _compute(
+        found,
+        execution,
+        store=_pad_store(planned, pads, key),
+        engine=engine,
+        counter=hidden_end.open_counter(planned, counter),
+        on_clip=on_clip,
+        transcript=transcript,
+    )
     if to is not None:
         # Results tell about inputs, and the worker may be another user of this machine.
         with files.replacing(to, private=True) as file:
@@ -231,6 +234,56 @@ def run(
         emit_json({**answers.to_dict(), "warning": beyond})
     else:
         answers.show()
+
+
+def _compute(
+    found: PlannedRun,
+    execution: options.Execution,
+    *,
+    store: PadStore | None,
+    engine: hidden_end.EngineName | None,
+    counter: QueryCounter | None,
+    on_clip: OnClip,
+    transcript: Path | None,
+) -> Result:
+    with (
+        Session(
+            found.plan,
+            workers=execution.worker or None,
+            pads=store,
+            threads=execution.threads,
+            worker_threads=execution.worker_threads or 1,
+            batch=execution.batch,
+            lanes=execution.lanes,
+            timeout_s=execution.timeout or DEFAULT_TIMEOUT_S,
+            record_payloads=transcript is not None,
+            # A warning is printed by the verb, without the place in the code that Python adds.
+            on_clip=OnClip.RAISE if on_clip is OnClip.RAISE else OnClip.IGNORE,
+            modules=found.modules or None,
+            engine=engine,
+            counter=counter,
+        ) as session,
+        progress("inputs") as update,
+    ):
+        result = session.run(found.read.arrays, progress=update)
+    if transcript is not None:
+        result.transcript.save(transcript)
+    return result
+
+
+def _planned_in_bundle(
+    path: str,
+    inputs: list[Path],
+    given: options.ModelInputs,
+    digest: str | None,
+    trust: hidden_end.BundleTrust,
+    key: Path | None,
+) -> PlannedRun:
+    """The plan and the module of a bundle; the vendor's signature pins the plan."""
+    sealed, module = trust.open(path, key)
+    made, origin = given.accept_plan(sealed, path, digest=digest)
+    modules = {made.modules[0].node: module}
+    return PlannedRun(made, origin, given.read(made.graph, inputs), modules)
 
 
 def _planned_in_file(

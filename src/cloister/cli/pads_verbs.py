@@ -13,6 +13,7 @@ from cloister.cli.console import emit_json, err, note, out, progress
 from cloister.errors import InputError
 from cloister.plan.plan import Plan
 from cloister.plan.plan_choice import is_plan_file
+from cloister.plan.protection import outer_policy
 from cloister.trusted.pads import factory, stored_plan
 from cloister.trusted.pads.store import PadStore
 from cloister.wire.grpc.connect import connect
@@ -102,6 +103,11 @@ def _plan(
     """The plan, one line that says where it is from, and whether the store keeps it already."""
     if is_plan_file(model):
         return *given.load_plan(model, digest=digest), False
+    if given.policy is not None and outer_policy(given.policy) is not None:
+        raise InputError(
+            f"--policy {given.policy}: hides the end of a model; make its plan with `cloister plan "
+            "--last N`, and give that"
+        )
     stored = None if given.calibration else stored_plan.known_plan(folder, key_file=key)
     made = given.plan(options.load_model(model), stored=stored, digest=digest)
     return *made, stored is not None

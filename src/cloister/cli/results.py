@@ -115,7 +115,8 @@ def summary(report: Report) -> list[str]:
     if report.queries_used:
         left = "" if report.queries_left is None else f", {report.queries_left} left"
         lines.append(
-            f"hidden part: {report.queries_used} queries answered{left}, "
+            f"hidden part: {report.queries_used} "
+            f"quer{'y' if report.queries_used == 1 else 'ies'} answered{left}, "
             f"{report.module_ms / count:.2f} ms per input"
         )
     if report.workers_lost:

@@ -18,6 +18,7 @@ from cloister.codegen import (
 )
 from cloister.codegen.buffer_places import BufferPlaces, place
 from cloister.codegen.c_source import ModuleParts, c_source
+from cloister.codegen.counted_pads import with_counted_pads
 from cloister.codegen.lowering import Lowering
 from cloister.codegen.toolchain import LEVELS, compile_c, described, find_compiler
 from cloister.codegen.views import C_TYPES, Buffer, dense
@@ -63,7 +64,7 @@ def compile_module(
              that does not exist and for a missing compiler
     """
     _check_options(builds, contraction, salt)
-    graph = prepare(one_sample(hidden))
+    graph = with_counted_pads(prepare(one_sample(hidden)))
     parts, weights = _lowered(graph)
     text = c_source(parts)
     binaries: dict[str, bytes] = {}

@@ -29,7 +29,7 @@ fs.mounts = [
   {{ path = "{{{{ arch_libdir }}}}", uri = "file:{{{{ arch_libdir }}}}" }},
   {{ path = "/usr{{{{ arch_libdir }}}}", uri = "file:/usr{{{{ arch_libdir }}}}" }},
   {{ path = "{{{{ venv }}}}", uri = "file:{{{{ venv }}}}" }},
-  {{ path = "/bundle", uri = "file:{{{{ bundle }}}}" }},
+  {{ path = "/model.bundle", uri = "file:{{{{ bundle }}}}" }},
   {{ path = "/tmp", type = "tmpfs" }},
 ]
 
@@ -61,7 +61,7 @@ shift 4
 gramine-manifest -Dvenv="$venv" -Dbundle="$bundle" -Darch_libdir=/lib/x86_64-linux-gnu \\
   cloister.manifest.template cloister.manifest
 gramine-sgx-sign --key "$key" --manifest cloister.manifest --output cloister.manifest.sgx
-exec gramine-sgx cloister -P -m cloister run /bundle "$@"
+exec gramine-sgx cloister -P -m cloister run /model.bundle "$@"
 """
 README_TEXT = """\
 # Gramine-SGX

@@ -7,12 +7,13 @@ import numpy as np
 
 from cloister.codegen.loop_nest import nest
 from cloister.codegen.lowering import Layer, Lowering, literal, of_type, words
-from cloister.codegen.views import View, dense
+from cloister.codegen.views import C_TYPES, View, dense
 from cloister.errors import UnsupportedError
 from cloister.graph.graph import Node
 from cloister.graph.ops.linear_nodes import STANDARD_DOMAINS, number
 
 Lower = Callable[[Lowering, Node], None]
+INDICES = ("int32", "int64")
 
 
 def elementwise(
@@ -82,6 +83,52 @@ def variadic(expression: str, *uses: str, last: str = "{0}") -> Lower:
     return lower
 
 
+def arithmetic(sign: str) -> Lower:
+    """A sum, difference or product from left to right; that of integers wraps around."""
+    of_floats = variadic(f"({{0}} {sign} {{1}})")
+
+    def lower(low: Lowering, node: Node) -> None:
+        operands = [low.view(name) for name in node.inputs]
+        if operands[0].buffer.dtype == np.float32 or len(operands) != 2:
+            of_floats(low, node)
+            return
+        kind = of_type(node, operands[0], *INDICES).c_type
+        expression = f"({kind})((u{kind}){{0}} {sign} (u{kind}){{1}})"
+        elementwise(low, node, operands, expression)
+
+    return lower
+
+
+def comparison(sign: str) -> Lower:
+    """Whether a relation between two values holds."""
+
+    def lower(low: Lowering, node: Node) -> None:
+        operands = [of_type(node, low.view(name), "float32", *INDICES) for name in node.inputs]
+        elementwise(low, node, operands, f"(uint8_t)({{0}} {sign} {{1}})")
+
+    return lower
+
+
+def logical(expression: str) -> Lower:
+    """An expression of truth values, which are 0 or 1."""
+
+    def lower(low: Lowering, node: Node) -> None:
+        operands = [of_type(node, low.view(name), "bool") for name in node.inputs]
+        elementwise(low, node, operands, f"(uint8_t)({expression})")
+
+    return lower
+
+
+def where(low: Lowering, node: Node) -> None:
+    """The second value where the first is true, else the third; both are read."""
+    condition, *values = (low.view(name) for name in node.inputs)
+    of_type(node, condition, "bool")
+    kind = of_type(node, values[0], "float32", *INDICES).buffer.dtype
+    function = "choose" if kind == np.float32 else f"choose_{kind.name}"
+    expression = f"{function}({{0}}, {{1}}, {{2}})"
+    elementwise(low, node, [condition, *values], expression, ("choose.c",))
+
+
 def clip(low: Lowering, node: Node) -> None:
     """min(max(x, lo), hi)."""
     x = of_type(node, low.view(node.inputs[0]))
@@ -116,12 +163,12 @@ def batch_normalization(low: Lowering, node: Node) -> None:
 
 def cast(low: Lowering, node: Node) -> None:
     """Another number type; floating point is cut towards zero, and limited to what fits."""
-    x = of_type(node, low.view(node.inputs[0]), "float32", "int32", "int64")
+    x = of_type(node, low.view(node.inputs[0]), "float32", "bool", *INDICES)
     target = low.dtype(node.outputs[0])
-    if target.name not in ("float32", "int32", "int64"):
+    if target.name not in C_TYPES:
         raise UnsupportedError(
-            f"node {node.name!r} (Cast): converts to {target.name}; only float32, int32 and int64 "
-            "are compiled"
+            f"node {node.name!r} (Cast): converts to {target.name}; only {', '.join(C_TYPES)} are "
+            "compiled"
         )
     low.define(node.outputs[0], cast_view(low, x, target, words(node)))
 
@@ -133,9 +180,12 @@ def cast_view(low: Lowering, x: View, target: np.dtype, title: str) -> View:
     y = dense(target, x.shape, x.order)
     loops = nest({"y": y, "x": x})
     function, uses = f"({y.c_type})", tuple[str, ...]()
-    if x.buffer.dtype == np.float32:
+    if target == np.bool_:
+        function = "(uint8_t)(0 != "
+    elif x.buffer.dtype == np.float32:
         function, uses = f"float_to_{target.name}", ("cast.c",)
-    statement = f"y[{loops.index('y')}] = {function}(x[{loops.index('x')}]);"
+    value = f"{function}(x[{loops.index('x')}]){')' if target == np.bool_ else ''}"
+    statement = f"y[{loops.index('y')}] = {value};"
     body = loops.wrap([statement])
     low.add(Layer(title, "cast", loops.constants(), {"x": x}, {"y": y}, body, uses))
     return y
@@ -190,14 +240,23 @@ TABLE: dict[str, Lower] = {
     "Sqrt": unary("__builtin_sqrtf({0})"),
     "Reciprocal": unary("1.0f / {0}"),
     "Pow": power,
-    "Add": variadic("({0} + {1})"),
+    "Add": arithmetic("+"),
     "Sum": variadic("({0} + {1})"),
     "Mean": variadic("({0} + {1})", last="{0} * SCALE"),
-    "Sub": variadic("({0} - {1})"),
-    "Mul": variadic("({0} * {1})"),
+    "Sub": arithmetic("-"),
+    "Mul": arithmetic("*"),
     "Div": variadic("({0} / {1})"),
     "Max": variadic("larger({0}, {1})"),
     "Min": variadic("smaller({0}, {1})"),
     "BatchNormalization": batch_normalization,
     "Cast": cast,
+    "Equal": comparison("=="),
+    "Less": comparison("<"),
+    "LessOrEqual": comparison("<="),
+    "Greater": comparison(">"),
+    "GreaterOrEqual": comparison(">="),
+    "Not": logical("1 - {0}"),
+    "And": logical("{0} & {1}"),
+    "Or": logical("{0} | {1}"),
+    "Where": where,
 }

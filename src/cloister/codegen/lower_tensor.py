@@ -19,8 +19,13 @@ Lower = Callable[[Lowering, Node], None]
 
 def identity(low: Lowering, node: Node) -> None:
     """The input; dropout is this at inference."""
-    if len([name for name in node.outputs if name]) > 1:
-        raise UnsupportedError(f"node {node.name!r} ({node.op}): its mask is not compiled")
+    training = low.constant(node, 2)
+    is_training = training is not None and bool(training.any())
+    if is_training or len([name for name in node.outputs if name]) > 1:
+        raise UnsupportedError(
+            f"node {node.name!r} ({node.op}): is in training mode or gives its mask; export for "
+            "inference"
+        )
     low.define(node.outputs[0], low.view(node.inputs[0]))
 
 

@@ -79,8 +79,8 @@ def hide(graph: Graph, *, last: int | None = None, first: str | None = None) -> 
     at = _position(graph, last, first)
     if graph.batch is None and not graph.separable:
         raise UnsupportedError(
-            "the model does not compute each sample of a batch by itself, and a hidden part takes "
-            "one sample at a time; export the model so that it does"
+            "the model does not compute each sample of a batch by itself, and a hidden part "
+            "takes one sample at a time; export the model so that it does"
         )
     outside, inside = graph.nodes[:at], graph.nodes[at:]
     for node in every_node(inside):

@@ -65,7 +65,7 @@ def estimate(graph: Graph, protections: Mapping[str, Protection], *, batch: int 
 def _node_cost(graph: Graph, node: Node, protection: Protection) -> NodeCost:
     linear = is_linear(graph, node)
     to_worker = from_worker = pads = 0
-    flops = _local_flops(graph, node)
+    flops = 0 if node.is_module else _local_flops(graph, node)
     if linear:
         shape = geometry(graph, node)
         flops = 2 * shape.macs

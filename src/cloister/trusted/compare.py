@@ -282,7 +282,8 @@ def _summarise(
     largest, agreement = 0.0, None
     for name, found in outputs.items():
         exact = exactly[name]
-        if agreement is None and found.dtype.kind == "i" and batch_axis(graph, name) == 0:
+        stated = found.dtype == np.int64 and found.ndim in (1, 2) and found.size > 0
+        if agreement is None and stated and batch_axis(graph, name) == 0:
             labels = [array.reshape(len(array), -1)[:, 0] for array in (found, exact)]
             agreement = float(np.mean(labels[0] == labels[1]))
         if found.dtype.kind != "f":

@@ -11,6 +11,7 @@ from cloister.graph.graph import Graph, Node
 from cloister.graph.module_node import sample_type
 from cloister.plan.plan import Plan, PlannedModule
 from cloister.trusted.engines.module_engine import EngineKind, ModuleEngine, start_engine
+from cloister.trusted.engines.padding_profile import PaddingProfile
 from cloister.trusted.query_counter import QueryCounter, require
 
 ENGINES: tuple[EngineKind, ...] = ("native", "wasm", "onnxruntime")
@@ -22,6 +23,7 @@ class ModuleEngines:
 
     modules   by the names of the nodes that they compute
     counter   counts the queries of modules whose number the plan limits
+    padding   see `start_engine`
 
     Raises   PlanError for a module that is not the plan's, InputError for one that cannot be
              loaded, EngineError
@@ -35,6 +37,7 @@ class ModuleEngines:
         kind: EngineKind,
         counter: QueryCounter | None,
         threads: int,
+        padding: PaddingProfile | None = None,
     ) -> None:
         if kind not in ENGINES:
             raise PlanError(f"engine= takes {', '.join(ENGINES)}, not {kind!r}")
@@ -57,7 +60,7 @@ class ModuleEngines:
         self._engines: dict[str, ModuleEngine] = {}
         try:
             for name, module in modules.items():
-                self._engines[name] = start_engine(module, kind, threads=threads)
+                self._engines[name] = start_engine(module, kind, threads=threads, padding=padding)
         except BaseException:
             self.close()
             raise

@@ -1,21 +1,25 @@
 """Every policy, model, batch and link against the slow interpreter, bit for bit."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
-from hypothesis import event, given, note, reject, settings
+from hypothesis import assume, event, given, note, reject, settings
 from hypothesis import strategies as st
 
 import nets
 import unequal
 from byzantine.test_session import mixed_plan
-from cloister.errors import CloisterError, RangeError, VerificationError
+from cloister.errors import CloisterError, InputError, RangeError, VerificationError
+from cloister.graph.hidden import hide, layers
 from cloister.graph.onnx import read
 from cloister.graph.ort_session import ORT_ERRORS
 from cloister.graph.passes import normalise
 from cloister.plan import policies
-from cloister.plan.protection import OUTSOURCED
+from cloister.plan.protection import OUTSOURCED, hiding
 from cloister.ring import reference
 from cloister.ring.freivalds import P52
+from cloister.trusted import module_engines
 from cloister.trusted.program.steps import Fused
 from cloister.wire.grpc.grpc_link import RpcLink
 from cloister.wire.inprocess import InProcessLink
@@ -23,6 +27,7 @@ from cloister.wire.shm.shm_link import connect_local_worker
 from cloister.worker.engine import Engine
 from cloister.worker.serve import start_server
 from trusted.links import DirectLink
+from trusted.modules import Planned, Started, onnx_module
 from trusted.program.oracle import Oracle
 from trusted.random_models import models, runtime
 from trusted.test_channel_scales import graph_of
@@ -170,6 +175,54 @@ def test_random_models(policy, data):
 @given(st.data())
 def test_random_models_over_shared_memory(data):
     check(data, data.draw(st.sampled_from(policies.NAMES)), None)
+
+
+@pytest.mark.parametrize("outer", policies.NAMES)
+@random_models
+@given(st.data())
+def test_random_models_with_a_hidden_end(outer, data):
+    """Wherever the model can be split, and whatever of it is hidden."""
+    net = data.draw(models())
+    feeds = net.feeds(N=data.draw(st.integers(1, 5)), D=data.draw(st.integers(1, 4)))
+    note(str(net))
+    model = net.model()
+    try:
+        runtime(model).run(None, feeds)
+    except ORT_ERRORS:
+        reject()  # its own shape inference contradicts its own kernels
+    graph = normalise.prepare(read.from_model(model, name="random"))
+    count = len(layers(graph))
+    assume(count > 0)
+    try:
+        split = hide(graph, last=data.draw(st.integers(1, count)))
+    except InputError as error:
+        known = ("takes one sample at a time", "a hidden part cannot", "would not be hidden")
+        assert any(why in str(error) for why in known)
+        event("not hidden")
+        return
+    module = onnx_module(split.hidden)
+    try:
+        named = split.named(module.manifest.digest)
+        plan = policies.make(hiding(outer), named, calibration=feeds)
+        planned = Planned(plan, module, split.hidden, graph)
+        name = split.node
+        oracle = Oracle(plan, batch=data.draw(st.integers(1, 3)), modules={name: planned.function})
+        link = InProcessLink(Engine().handle)
+        with (
+            mock.patch.object(module_engines, "start_engine", Started()),
+            oracle.session(link, modules=planned.modules) as session,
+        ):
+            result = session.run(feeds)
+    except CloisterError as error:
+        if "no linear node that a worker computes is left" in str(error):
+            event("nothing outside")
+            return
+        if not is_listed(error, net, graph):
+            raise
+        event(f"refused: {error}"[:40])
+        return
+    event("compared")
+    oracle.assert_explains(result, feeds)
 
 
 # ---- wrong answers
