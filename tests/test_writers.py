@@ -15,6 +15,7 @@ from cloister.base import identity
 from cloister.base.rng import InsecureSeededRandom, SystemRandom
 from cloister.bundle.bundle_keys import create_keys
 from cloister.cli.main import main
+from cloister.codegen.gramine import write_gramine
 from cloister.data.owner import OrderFile
 from cloister.errors import CloisterError, InputError
 from cloister.graph.onnx.read import from_model
@@ -137,6 +138,8 @@ REPLACE_PRIVATE = {
     "out.npz": run_output,
     "0.pad": pad,
     "page.html": audit_page,
+    "weights.bin": lambda path: module().save(path.parent),
+    "launch.sh": lambda path: write_gramine(module(), path.parent),
 }
 REPLACE_PUBLIC = {
     "model.plan": lambda path: PLAN.save(path),

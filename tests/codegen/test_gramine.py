@@ -18,7 +18,7 @@ def module():
 
 def test_the_enclave_is_no_debug_enclave_and_everything_in_it_is_measured(module, tmp_path):
     write_gramine(module, tmp_path)
-    text = (tmp_path / "gramine/cloister.manifest.template").read_text()
+    text = (tmp_path / "cloister.manifest.template").read_text()
     settings = dict(line.split(" = ", 1) for line in text.splitlines() if line.startswith("sgx."))
     assert settings["sgx.debug"] == "false"
     assert settings["sgx.remote_attestation"] == '"dcap"'
@@ -30,17 +30,17 @@ def test_the_enclave_is_no_debug_enclave_and_everything_in_it_is_measured(module
 
 def test_no_signing_key_comes_with_the_files(module, tmp_path):
     write_gramine(module, tmp_path)
-    files = sorted(path.name for path in (tmp_path / "gramine").iterdir())
+    files = sorted(path.name for path in tmp_path.iterdir())
     assert files == ["README.md", "cloister.manifest.template", "launch.sh"]
-    for path in (tmp_path / "gramine").iterdir():
+    for path in tmp_path.iterdir():
         assert "PRIVATE KEY" not in path.read_text()
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
-    assert '--key "$key"' in (tmp_path / "gramine/launch.sh").read_text()
+    assert '--key "$key"' in (tmp_path / "launch.sh").read_text()
 
 
 def test_the_files_say_that_they_were_not_run(module, tmp_path):
     write_gramine(module, tmp_path)
-    assert "They were not run" in (tmp_path / "gramine/README.md").read_text()
+    assert "They were not run" in (tmp_path / "README.md").read_text()
 
 
 @pytest.mark.parametrize("weights", [0, 10**6, 10**9])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import wasmtime
 
-from cloister.codegen.c_source import _kernels
+from cloister.codegen.c_source import kernel_texts
 from cloister.codegen.packing import (
     conv_scratch_floats,
     dense_scratch_floats,
@@ -290,7 +290,7 @@ EXPORT void multiply_add(const float *a, const float *b, const float *c, float *
 @functools.cache
 def binary(build, contraction, compiler="zig"):
     calls = [FUNCTION.format(at=at, call=case.call) for at, case in enumerate(CASES.values())]
-    source = "\n".join((HEADER, *_kernels(FILES), INTERFACE, *calls))
+    source = "\n".join((HEADER, *kernel_texts(FILES), INTERFACE, *calls))
     return compile_c(source, build, compiler=find_compiler(compiler), contraction=contraction)
 
 

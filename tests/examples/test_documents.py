@@ -65,6 +65,21 @@ def test_commands_of_the_readme_run():
         assert done.returncode == 0, f"{command}: {done.stderr}"
 
 
+def test_hidden_layers_of_the_readme_run(tmp_path):
+    """The commands as they stand."""
+    pytest.importorskip("ziglang")
+    section = _readme().split("## Hide the last layers")[1].split("\n## ")[0]
+    (script,) = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    for name in ("src", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"set -e; {script}"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300, env=_with_commands(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "10 queries answered, 990 left" in done.stdout
+
+
 def test_training_of_the_readme_runs(tmp_path):
     """The commands as they stand, with a free port."""
     pytest.importorskip("torch")

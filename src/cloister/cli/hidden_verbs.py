@@ -14,7 +14,7 @@ from cloister.cli import hidden_end, options
 from cloister.cli.bundle_verbs import PUBLIC_PLAN
 from cloister.cli.console import emit_json, out, table
 from cloister.codegen.compile_module import compile_module
-from cloister.codegen.gramine import FOLDER, write_gramine
+from cloister.codegen.gramine import write_gramine
 from cloister.codegen.measured_module import ModuleMeasure, measure_module
 from cloister.errors import InputError
 from cloister.graph.graph import Graph
@@ -23,6 +23,8 @@ from cloister.plan.protection import HIDDEN_END
 from cloister.trusted.engines.module_engine import EngineKind
 
 SALT_BYTES = 32
+GRAMINE = "gramine"
+"""Its files' folder, in that of the module."""
 
 
 class Target(StrEnum):
@@ -71,14 +73,15 @@ Targets = Annotated[
     typer.Option("--target", help="What it is compiled for. Repeatable. Default: native."),
 ]
 ContractionChoice = Annotated[
-    Contraction,
+    Contraction | None,
     typer.Option(
         "--contraction",
-        help="off: native builds give the bits of WebAssembly; fma: they are faster.",
+        help="off: native builds give the bits of WebAssembly; fma: they are faster. Default: fma.",
     ),
 ]
 CompilerChoice = Annotated[
-    CompilerName, typer.Option("--compiler", help="gcc makes native builds alone.")
+    CompilerName | None,
+    typer.Option("--compiler", help="gcc makes native builds alone. Default: zig."),
 ]
 
 
@@ -89,8 +92,8 @@ def compile(
     given: options.ModelInputs,
     end: hidden_end.HiddenEnd,
     target: Targets = None,
-    contraction: ContractionChoice = Contraction.FMA,
-    compiler: CompilerChoice = CompilerName.ZIG,
+    contraction: ContractionChoice = None,
+    compiler: CompilerChoice = None,
     json: options.Json = False,
 ) -> None:
     """Compile the last layers of a model to a module that hides them, and make the plan around it.
@@ -105,13 +108,14 @@ def compile(
         raise InputError("say which layers are hidden: --last N or --from NODE")
     targets = tuple(dict.fromkeys(target or [Target.NATIVE]))
     builds = tuple(dict.fromkeys(build for one in targets for build in BUILDS[one]))
+    _refuse_unused(builds, contraction, compiler)
     rng = SystemRandom()
     module = compile_module(
         split.hidden,
         salt=rng.random_bytes(SALT_BYTES),
         builds=builds,
-        contraction=contraction.value,
-        compiler=compiler.value,
+        contraction=(contraction or Contraction.FMA).value,
+        compiler=(compiler or CompilerName.ZIG).value,
     )
     kind = next((engine for build, engine in ENGINES.items() if build in builds), None)
     measured = None if kind is None else measure_module(module, split.hidden, kind=kind, rng=rng)
@@ -120,12 +124,30 @@ def compile(
     module.save(to)
     plan.save(to / PUBLIC_PLAN)
     if Target.GRAMINE in targets:
-        write_gramine(module, to)
+        write_gramine(module, to / GRAMINE)
     made = Compilation(to, split.hidden, module, plan, origin, targets, measured)
     if json:
         emit_json(made.to_dict())
     else:
         made.show()
+
+
+def _refuse_unused(
+    builds: Sequence[str], contraction: Contraction | None, compiler: CompilerName | None
+) -> None:
+    """Refuse options about builds that are not made.
+
+    Raises   InputError naming the option
+    """
+    if "native" not in builds:
+        options.refuse_given(
+            "is about native builds; give --target native too", {"--contraction": contraction}
+        )
+    if not {"native", "wasm"} & set(builds):
+        options.refuse_given(
+            "nothing is compiled for --target c and onnxruntime; leave it out",
+            {"--compiler": compiler},
+        )
 
 
 @dataclass(frozen=True)
@@ -187,5 +209,5 @@ class Compilation:
             )
             console.print(f"a call takes {self.measured.call_ms:.4g} ms ({self.measured.engine})")
         if Target.GRAMINE in self.targets:
-            console.print(f"{self.folder / FOLDER}: files for Gramine-SGX, which were not run")
+            console.print(f"{self.folder / GRAMINE}: files for Gramine-SGX, which were not run")
         console.print(f"{self.folder / PUBLIC_PLAN}: plan {self.plan.digest.hex()}; {self.origin}")

@@ -106,7 +106,8 @@ def one_sample(graph: Graph) -> Graph:
         )
     types = dict(graph.types)
     for name in graph.inputs:
-        types[name] = TensorType(types[name].dtype, tuple(s or 1 for s in types[name].shape))
+        shape = tuple(1 if size is None else size for size in types[name].shape)
+        types[name] = TensorType(types[name].dtype, shape)
     if all(types[name] == graph.types[name] for name in graph.inputs):
         return graph
     return with_types(replace(graph, types=types))
@@ -201,10 +202,10 @@ def _tensor(low: Lowering, name: str, types: Sequence[str]) -> ModuleTensor:
             f"{', '.join(types)} can be; convert it"
         )
     shape = low.shape(name)
-    if shape[:1] != (1,):
+    if shape[:1] != (1,) or 0 in shape:
         raise UnsupportedError(
             f"value {name!r}: has shape {shape} at the border of the module, whose first axis has "
-            "to be the batch"
+            "to be the batch, and the others not empty"
         )
     return ModuleTensor(name, dtype.name, shape[1:])
 

@@ -23,8 +23,8 @@ def with_counted_pads(graph: Graph) -> Graph:
     for node in graph.nodes:
         if node.op != "AveragePool" or not node.attributes.get("count_include_pad", 0):
             continue
-        rank = len(graph.types[node.inputs[0]].shape)
-        pads = stated_pads(node, rank - 2)
+        known = graph.types.get(node.inputs[0])
+        pads = None if known is None else stated_pads(node, len(known.shape) - 2)
         if pads is not None and pool_geometry(graph, node) is None:
             rewrite.swap([node], _padded(rewrite, node, pads))
     return rewrite.finish()

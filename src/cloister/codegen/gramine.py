@@ -13,7 +13,7 @@ BASE_BYTES = 1 << 30
 """Of an enclave, for Python, NumPy and Gramine itself."""
 COPIES = 3
 """Of the weights: sealed, opened, and as the module reads them."""
-FOLDER, TEMPLATE, LAUNCH, README = "gramine", "cloister.manifest.template", "launch.sh", "README.md"
+TEMPLATE, LAUNCH, README = "cloister.manifest.template", "launch.sh", "README.md"
 MANIFEST_TEXT = """\
 # The trusted runtime of a hidden module under Gramine-SGX. Rendered by launch.sh.
 # Not run where it was written: see README.md.
@@ -52,7 +52,7 @@ sgx.trusted_files = [
 """
 LAUNCH_TEXT = """\
 #!/bin/sh
-# Sign and start: ./launch.sh SIGNING_KEY VENV BUNDLE -- ARGUMENTS OF cloister run
+# Sign and start: sh launch.sh SIGNING_KEY VENV BUNDLE -- ARGUMENTS OF cloister run
 # The signing key is the caller's own; none comes with these files.
 set -eu
 test "$#" -ge 4 || { echo "usage: $0 SIGNING_KEY VENV BUNDLE -- ARGUMENTS" >&2; exit 2; }
@@ -68,7 +68,7 @@ README_TEXT = """\
 
 `cloister.manifest.template` describes an enclave of {enclave_mib} MiB, which holds Python, Cloister
 and one sealed bundle ({weights_bytes} bytes of weights, {arena_bytes} bytes of arena).
-`launch.sh` renders, signs and starts it on a machine with SGX and Gramine.
+`sh launch.sh` renders, signs and starts it on a machine with SGX and Gramine.
 
 These files were checked as text. They were not run: the machine that wrote them was not asked for
 SGX. Before you rely on them, run them on yours, compare the measurement that `gramine-sgx-sign`
@@ -92,8 +92,7 @@ def write_gramine(module: CompiledModule, folder: Path) -> None:
 
     Raises   OSError
     """
-    target = folder / FOLDER
-    target.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     manifest = module.manifest
     known = {
         "enclave_mib": enclave_mib(manifest),
@@ -106,5 +105,4 @@ def write_gramine(module: CompiledModule, folder: Path) -> None:
         README: README_TEXT.format(**known),
     }
     for name, text in texts.items():
-        files.replace(target / name, text.encode(), private=True)
-    (target / LAUNCH).chmod(0o700)
+        files.replace(folder / name, text.encode(), private=True)

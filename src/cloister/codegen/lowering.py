@@ -47,7 +47,7 @@ class Lowering:
 
     def shape(self, value: str) -> Shape:
         """Sizes of a value."""
-        return tuple(size or 1 for size in self.graph.types[value].shape)
+        return tuple(1 if size is None else size for size in self.graph.types[value].shape)
 
     def dtype(self, value: str) -> np.dtype:
         """Element type of a value."""

@@ -55,6 +55,7 @@ class ModuleEngines:
         for name, module in modules.items():
             _check_module(plan.graph, nodes[name], planned[name], module)
         self._planned = planned
+        self._limits = {m.digest: m.queries for m in plan.modules if m.queries is not None}
         self._manifests = {name: module.manifest for name, module in modules.items()}
         self._counter = counter
         self._engines: dict[str, ModuleEngine] = {}
@@ -70,9 +71,8 @@ class ModuleEngines:
 
         Raises   BudgetError
         """
-        for one in self._limited():
-            used = self._counting().used(one.digest)
-            require(one.digest, samples, used=used, limit=one.queries or 0)
+        for digest, limit in self._limits.items():
+            require(digest, samples, used=self._counting().used(digest), limit=limit)
 
     def run(self, node: str, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
         """A module's outputs for a batch, whose samples are charged before it runs.
@@ -91,20 +91,14 @@ class ModuleEngines:
 
     def left(self) -> int | None:
         """How many samples the modules may still answer; None: any number."""
-        return (
-            min((one.queries or 0) - self._counting().used(one.digest) for one in self._limited())
-            if self._counter
-            else None
-        )
+        left = [n - self._counting().used(digest) for digest, n in self._limits.items()]
+        return min(left, default=None)
 
     def close(self) -> None:
         """End all engines."""
         engines, self._engines = self._engines, {}
         for engine in engines.values():
             engine.close()
-
-    def _limited(self) -> list[PlannedModule]:
-        return [one for one in self._planned.values() if one.queries is not None]
 
     def _counting(self) -> QueryCounter:
         if self._counter is None:
