@@ -15,7 +15,6 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from cloister.base.rng import keystream
 from cloister.cli.speed import random_input
 from cloister.errors import InputError
 from cloister.graph.onnx.export import model_bytes
@@ -23,11 +22,11 @@ from cloister.graph.onnx.read import from_model, load
 from cloister.graph.passes.normalise import prepare
 from cloister.plan import policies
 from cloister.plan.plan import Plan
+from cloister.splits.net_builder import uniform
 
 OPSET, IR_VERSION = 17, 9
 CLASSES = 1000
 BIAS = 0.05
-CHUNK_WORDS = 1 << 20
 _SEED = hashlib.sha256(b"cloister benchmark weights").digest()
 
 
@@ -121,22 +120,13 @@ class _Net:
     def _uniform(self, shape: tuple[int, ...], bound: float) -> str:
         """Weights uniform in (-bound, bound), all different streams of one generator."""
         stream = len(self._constants).to_bytes(12, "big")
-        return self._constant(_uniform(math.prod(shape), bound, stream).reshape(shape))
+        values = uniform(math.prod(shape), bound, key=_SEED, nonce=stream)
+        return self._constant(values.reshape(shape))
 
     def _constant(self, array: np.ndarray) -> str:
         name = f"constant_{len(self._constants)}"
         self._constants.append(numpy_helper.from_array(array, name))
         return name
-
-
-def _uniform(count: int, bound: float, stream: bytes) -> np.ndarray:
-    words = keystream(_SEED, stream, -(-count // 2))
-    out = np.empty(count, np.float32)
-    for start in range(0, len(words), CHUNK_WORDS):
-        halves = words[start : start + CHUNK_WORDS].view(np.int16)
-        part = out[2 * start : 2 * start + len(halves)]
-        np.multiply(halves[: len(part)], np.float32(bound / 2**15), out=part)
-    return out
 
 
 def _vgg(name: str, blocks: tuple[int, ...]) -> onnx.ModelProto:

@@ -100,6 +100,31 @@ def test_a_plan_of_another_module_is_refused(refused, folder):
     assert not (folder / "model.bundle").exists()
 
 
+RUN = ("run", "model.bundle", "x.npy", "--vendor", "keys/vendor.pub", "--key", "keys/content.key")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--digest", 64 * "0"), "the plan is "),
+        (("--digest", "five"), "the plan is "),
+        (("--policy", "slalom"), "is a plan of policy hidden head, and slalom is wanted"),
+        (("--weight-bits", 8), "--weight-bits: is decided by the plan"),
+        (("--calibration", "head"), "--calibration: is decided by the plan"),
+        (("--last", 1), "--last: is decided by the bundle"),
+        (("--queries", 1), "--queries: is decided by the bundle"),
+        (("--module", "head"), "--module: goes with a plan, not a bundle"),
+        (("--pads", "head"), "--pads: goes with a plan, not a bundle"),
+        (("--vendor", "foreign/vendor.pub"), "no valid signature"),
+        (("--key", "foreign/content.key"), "the content key is another bundle's"),
+        (("--at-least", 2), "is stale"),
+    ],
+)
+def test_a_run_takes_the_plan_that_the_vendor_signed(cloister, refused, folder, given, message):
+    cloister(*SEAL)
+    assert message in refused(*RUN, *given)
+
+
 def test_a_plan_of_another_place_is_sealed(cloister, folder):
     (folder / "head" / PUBLIC_PLAN).rename(folder / "own.plan")
     assert cloister(*SEAL, "--plan", "own.plan").code == 0

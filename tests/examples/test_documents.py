@@ -65,6 +65,21 @@ def test_commands_of_the_readme_run():
         assert done.returncode == 0, f"{command}: {done.stderr}"
 
 
+def test_hidden_layers_of_the_readme_run(tmp_path):
+    """The commands as they stand."""
+    pytest.importorskip("ziglang")
+    section = _readme().split("## Hide the last layers")[1].split("\n## ")[0]
+    (script,) = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    for name in ("src", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"set -e; {script}"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300, env=_with_commands(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "10 queries answered, 990 left" in done.stdout
+
+
 def test_training_of_the_readme_runs(tmp_path):
     """The commands as they stand, with a free port."""
     pytest.importorskip("torch")
@@ -128,6 +143,29 @@ def test_python_of_the_training_tutorial_runs(tmp_path):
     assert "  training server" in claims
 
 
+def test_the_tutorial_of_model_theft_runs(tmp_path):
+    """Python, command and Python, as they stand."""
+    pytest.importorskip("torch")
+    pytest.importorskip("sklearn")
+    text = (ROOT / "docs/tutorials/what-a-model-thief-gets.md").read_text()
+    first, last = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (command,) = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    python = [sys.executable, "-P", "-W", "error", "-W", "ignore::DeprecationWarning:torch"]
+    subprocess.run([*python, "-c", first], cwd=tmp_path, check=True)
+    words = shlex.split(command.replace("\\\n", " "))
+    assert words[0] == "cloister"
+    subprocess.run([*python, "-m", *words], cwd=tmp_path, check=True, capture_output=True)
+    done = subprocess.run(
+        [*python, "-c", last], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    gains, head, verdict = done.stdout.splitlines()
+    one, everything = map(float, gains.split())
+    assert everything <= 1.0 <= one
+    assert head == "1026 True True"
+    assert "100 queries alone give a thief without any layer" in verdict
+    assert "queries" in (tmp_path / "theft" / "report.html").read_text()
+
+
 def test_the_tutorial_of_hidden_layers_runs(tmp_path):
     """The blocks as they stand, one after the other."""
     pytest.importorskip("ziglang")
@@ -145,8 +183,8 @@ def test_the_tutorial_of_hidden_layers_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "verified: the vendor signed every byte of the file" in done.stdout
     assert "verified: the version is at least 2" in done.stdout
-    # Two answers of the command, and ten from Python.
-    assert "0 1 2 3 4 5 6 7 8 9 in all 12" in done.stdout
+    # Two answers of the command, and ten from Python; the model misreads a five in the clear too.
+    assert "0 1 2 3 4 9 6 7 8 9 in all 12" in done.stdout
 
 
 def test_the_readme_is_short():

@@ -1,5 +1,6 @@
 """Everything that reads a file: how to make a good one, and how to read it whole."""
 
+import gzip
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ from cloister.graph.passes.normalise import prepare
 from cloister.plan import policies
 from cloister.plan.plan import Plan
 from cloister.ring.linear import Geometry, LinearMap
+from cloister.splits import preset_data, preset_model
 from cloister.training import checkpoint, ciphertext_service
 from cloister.trusted.pads.store import PadStore
 from cloister.wire.https import bodies
@@ -265,6 +267,17 @@ GRAPHS = {"residual": nets.residual, "a branch": nets.choosing}
 RANGES = json.dumps({"age": [0, 120], "bp": [60, 250]}).encode()
 TABLE = b"age,bp,label\n61,120.5,sick\n35,1e2,well\n"
 
+
+def _kept_preset(folder: Path) -> Path:
+    x, y = np.zeros((1, 1, 13, 10), np.float32), np.zeros(1, np.int64)
+    trained = preset_model._Trained(_graph(nets.chain), x, y, 0.5)
+    preset_model._keep(folder, "mnist", trained)
+    return folder / "mnist.json"
+
+
+IDX = gzip.compress(bytes([0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 3]) + bytes(12))
+
+
 LOADERS = {
     **{f"model {name}": Loader(_model(build), models.load, MODEL)
        for name, build in nets.ALL.items()},
@@ -304,6 +317,12 @@ LOADERS = {
     "private key of a vendor": Loader(_key(VENDOR_KEY), load_signer),
     "public key of a vendor": Loader(_key(VENDOR_PUBLIC), load_vendor),
     "content key": Loader(_key(CONTENT_KEY), load_content_key),
+    "preset that is kept": Loader(
+        _kept_preset, lambda path: preset_model._kept(path.parent, "mnist"), JSON
+    ),
+    "digits of MNIST": Loader(
+        _written("a.gz", IDX), lambda path: preset_data._idx(path, axes=3)
+    ),
     "array": Loader(_array, lambda path: read_inputs(_takes(x=np.float32), [path])),
     "arrays": Loader(_arrays, lambda path: read_inputs(_takes(x=np.float32, y=np.int64), [path])),
     "samples in arrays": Loader(_arrays, _source),

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from cloister.graph.interpreter import interpret
 from cloister.splits import preset_model as home
 from cloister.splits.preset_data import VARIABLE, PresetData, PresetSamples, read_data
 from cloister.splits.preset_model import preset_model
+from cloister.splits.presets import PRESETS, Recipe
 
 QUIET = {"progress": lambda *_: None}
 
@@ -28,11 +30,10 @@ def trained(monkeypatch):
         network.graph.constants["constant_7"][:] = np.arange(10)
         return network.graph
 
-    recipes = {"mnist": SimpleNamespace(epochs=1)}
-    fake = SimpleNamespace(SEED=1, RECIPES=recipes, train=train, accuracy=lambda *_: 0.5)
+    fake = SimpleNamespace(train=train, accuracy=lambda *_: 0.5)
     monkeypatch.setattr(home, "_training", lambda: fake)
     monkeypatch.setattr(home, "read_data", lambda _: PresetData(pictures, pictures))
-    return SimpleNamespace(calls=calls, recipes=recipes)
+    return calls
 
 
 def test_a_trained_preset_is_kept(trained, tmp_path):
@@ -43,7 +44,7 @@ def test_a_trained_preset_is_kept(trained, tmp_path):
         "mnist.json", "mnist.npz", "mnist.onnx",
     ]  # fmt: skip
     again = preset_model("mnist", cache=tmp_path / "kept", **QUIET)
-    assert len(trained.calls) == 1
+    assert len(trained) == 1
     assert again.accuracy == 0.5
     np.testing.assert_array_equal(again.inputs["image"], first.inputs["image"])
     x = {"image": first.inputs["image"][:2]}
@@ -56,11 +57,12 @@ def test_a_trained_preset_is_kept(trained, tmp_path):
         assert arrays["y"].shape == (40,)
 
 
-def test_another_recipe_is_trained_anew(trained, tmp_path):
+def test_another_recipe_is_trained_anew(trained, tmp_path, monkeypatch):
     preset_model("mnist", cache=tmp_path, **QUIET)
-    trained.recipes["mnist"] = SimpleNamespace(epochs=2)
+    other = replace(PRESETS["mnist"], recipe=Recipe("MNIST", epochs=2))
+    monkeypatch.setattr(home, "preset", lambda _: other)
     preset_model("mnist", cache=tmp_path, **QUIET)
-    assert len(trained.calls) == 2
+    assert [recipe.epochs for recipe in trained] == [1, 2]
 
 
 def test_without_a_folder_nothing_is_written(trained, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 from cloister.graph.interpreter import interpret
 from cloister.splits.net_builder import NetBuilder
 from cloister.splits.preset_data import PresetData, PresetSamples
+from cloister.splits.presets import Recipe
 
 training = pytest.importorskip("cloister.splits.preset_training")
 
@@ -44,7 +45,7 @@ def samples(count, seed, classes):
 def run(classes):
     data = PresetData(samples(600, 0, classes), samples(200, 1, classes))
     net, seen = network(1 if classes == 2 else classes), []
-    recipe = training.Recipe(epochs=12, batch=50, rate=1e-2)
+    recipe = Recipe("words", epochs=12, batch=50, rate=1e-2)
     graph = training.train(net, data, recipe, lambda *at: seen.append(at))
     return net, data, graph, seen
 

@@ -38,7 +38,7 @@ def test_shapes(name):
 
 
 def test_the_first_three_are_trained():
-    assert [name for name, one in PRESETS.items() if one.data] == ["mnist", "imdb", "rotten"]
+    assert [name for name, one in PRESETS.items() if one.recipe] == ["mnist", "imdb", "rotten"]
 
 
 def test_another_name():

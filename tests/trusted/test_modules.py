@@ -19,6 +19,7 @@ from cloister.plan import policies
 from cloister.plan.plan import Plan
 from cloister.plan.protection import MODULE
 from cloister.trusted import module_engines
+from cloister.trusted.engines.padding_profile import PaddingProfile
 from cloister.trusted.executor import Executor
 from cloister.trusted.program.steps import Module
 from cloister.trusted.query_counter import QueryCounter
@@ -314,9 +315,9 @@ def test_a_limit_needs_a_counter_and_a_counter_a_limit(started, counter):
     refused(planned_end(vgg(), last=2), "limits no module's queries", counter=counter)
 
 
-@pytest.mark.parametrize("option", ["modules", "engine", "counter"])
+@pytest.mark.parametrize("option", ["modules", "engine", "counter", "padding"])
 def test_a_plan_without_a_hidden_part_takes_none_of_it(option, counter):
-    values = {"modules": {}, "engine": "native", "counter": counter}
+    values = {"modules": {}, "engine": "native", "counter": counter, "padding": PaddingProfile()}
     plan = policies.enclave(planned_end(vgg()).whole)
     with pytest.raises(PlanError, match=f"has no hidden part; leave out {option}="):
         Session(plan, **{option: values[option]})

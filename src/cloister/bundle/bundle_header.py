@@ -20,6 +20,8 @@ from cloister.errors import BundleError
 from cloister.graph.canonical import PRELUDE, Reader, Writer, as_array, text, whole
 from cloister.graph.graph_file import read_fields
 
+SUFFIX = ".bundle"
+"""Of a bundle's file."""
 MAGIC, FORMAT = b"CLOB", 1
 CONTEXT = b"cloister bundle header\0"
 SUITE = "Ed25519, HKDF-SHA256, AES-256-GCM"
@@ -126,6 +128,11 @@ class BundleHeader:
         """Prelude, header and signature."""
         head = self.to_bytes()
         return head + signer.sign(CONTEXT + head)
+
+
+def is_bundle_file(path: str) -> bool:
+    """Whether an argument names a bundle."""
+    return path.endswith(SUFFIX)
 
 
 def read_head(file: BinaryIO) -> tuple[bytes, bytes]:

@@ -52,7 +52,6 @@ from cloister.bundle.manifest import Manifest
 from cloister.errors import BundleError, CloisterError, InputError, VerificationError
 from cloister.plan.plan import Plan
 
-SUFFIX = ".bundle"
 _LENGTHS = struct.Struct("<QQ")
 _PURPOSE = b"cloister bundle v1"
 _PIECE_BYTES = 2**20
@@ -154,7 +153,7 @@ def named_module(plan: Plan) -> bytes:
     Raises   BundleError for a plan of none or several
     """
     if len(plan.modules) != 1:
-        raise BundleError(f"a bundle is of a plan with one hidden module, not {len(plan.modules)}")
+        raise BundleError(f"a bundle is of a plan with one hidden part, not {len(plan.modules)}")
     return plan.modules[0].digest
 
 

@@ -9,9 +9,9 @@ import typer
 from cloister.base.rng import SystemRandom
 from cloister.base.sizes import human_bytes
 from cloister.bundle import bundle_keys
-from cloister.bundle.bundle_header import BundleHeader
+from cloister.bundle.bundle_header import SUFFIX, BundleHeader
 from cloister.bundle.compiled_module import CompiledModule
-from cloister.bundle.sealed_bundle import SUFFIX, SealedBundle, hidden_bytes
+from cloister.bundle.sealed_bundle import SealedBundle, hidden_bytes
 from cloister.cli import options
 from cloister.cli.console import emit_json, out
 from cloister.errors import InputError
@@ -66,6 +66,16 @@ PlanOfModule = Annotated[
 ]
 WithSource = Annotated[
     bool, typer.Option("--with-source", help="Seal the module's C source too; no engine reads it.")
+]
+
+VendorKey = Annotated[
+    Path, typer.Option("--vendor", metavar="FILE", help="The vendor's public key, vendor.pub.")
+]
+ContentKey = Annotated[
+    Path | None, typer.Option("--key", metavar="FILE", help="The content key of the bundle.")
+]
+AtLeast = Annotated[
+    int, typer.Option("--at-least", min=1, help="Refuse bundles of older versions than this.")
 ]
 
 
@@ -135,9 +145,9 @@ def seal(
 )
 def verify(
     bundle: BundleFile,
-    vendor: options.VendorKey,
-    key: options.ContentKey = None,
-    at_least: options.AtLeast = 1,
+    vendor: VendorKey,
+    key: ContentKey = None,
+    at_least: AtLeast = 1,
     json: options.Json = False,
 ) -> None:
     """Verify a bundle, without the content key or with it, and say exactly what was verified."""
@@ -208,7 +218,7 @@ def _show_header(header: BundleHeader) -> None:
         ("vendor", header.vendor.hex()),
         ("plan", f"{header.plan_digest.hex()}, {header.plan_bytes} B in the clear"),
         ("module", header.module_digest.hex()),
-        ("sealed", f"{header.hidden_bytes} B in {header.chunks} chunks"),
+        ("sealed", f"{header.hidden_bytes} B in chunks of {header.chunk_bytes} B"),
     ):
         console.print(f"{name:8} {value}", soft_wrap=True)
 

@@ -12,7 +12,9 @@ from typing import Annotated
 
 import typer
 
+from cloister.bundle.bundle_keys import load_content_key, load_vendor
 from cloister.bundle.compiled_module import CompiledModule
+from cloister.bundle.sealed_bundle import SealedBundle
 from cloister.cli import options
 from cloister.cli.console import note
 from cloister.codegen.compile_module import compile_module
@@ -91,6 +93,57 @@ CounterFile = Annotated[
         rich_help_panel=HIDING,
     ),
 ]
+PinnedVendor = Annotated[
+    Path | None,
+    typer.Option(
+        "--vendor",
+        metavar="FILE",
+        help="Of a bundle: the vendor's public key, vendor.pub.",
+        rich_help_panel=HIDING,
+    ),
+]
+OldestVersion = Annotated[
+    int | None,
+    typer.Option(
+        "--at-least",
+        min=1,
+        help="Refuse bundles of older versions than this.",
+        rich_help_panel=HIDING,
+    ),
+]
+
+
+@dataclass(frozen=True)
+class BundleTrust:
+    """Which bundles a run accepts."""
+
+    vendor: PinnedVendor = None
+    at_least: OldestVersion = None
+
+    def open(self, path: str, key: Path | None) -> tuple[Plan, CompiledModule]:
+        """The plan and the module of a bundle.
+
+        Raises   InputError for keys that are missing, BundleError
+        """
+        if self.vendor is None or key is None:
+            raise InputError(
+                f"{path}: is a bundle; give --vendor FILE, whose key signed it, and --key FILE, "
+                "which opens it"
+            )
+        return SealedBundle.open(
+            Path(path),
+            load_content_key(key),
+            vendor=load_vendor(self.vendor),
+            at_least=self.at_least or 1,
+        )
+
+    def refuse_any(self) -> None:
+        """Refuse both options.
+
+        Raises   InputError
+        """
+        given = {"--vendor": self.vendor, "--at-least": self.at_least}
+        options.refuse_given("goes with a bundle; leave it out", given)
 
 
 @dataclass(frozen=True)

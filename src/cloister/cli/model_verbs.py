@@ -12,6 +12,7 @@ from rich.console import Console
 from cloister.base import files
 from cloister.base.rng import SystemRandom
 from cloister.base.sizes import human_bytes
+from cloister.bundle.bundle_header import is_bundle_file
 from cloister.bundle.compiled_module import CompiledModule
 from cloister.cli import hidden_end, options
 from cloister.cli.console import emit_json, err, out, progress, table
@@ -73,7 +74,12 @@ Pads = Annotated[
     Path | None,
     typer.Option("--pads", metavar="DIR", help="A store filled by `cloister pads make`."),
 ]
-PadsKey = Annotated[Path | None, typer.Option("--key", metavar="FILE", help="The pads' key file.")]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--key", metavar="FILE", help="The key file of --pads, or the content key of a bundle."
+    ),
+]
 OutputFile = Annotated[
     Path | None, typer.Option("--out", metavar="FILE.npz", help="Write the raw outputs here.")
 ]
@@ -159,17 +165,18 @@ class PlannedRun:
 
 @options.grouped
 def run(
-    model: options.ModelOrPlan,
+    model: options.ModelPlanOrBundle,
     inputs: options.InputFiles,
     given: options.ModelInputs,
     execution: options.Execution,
     end: hidden_end.HiddenEnd,
+    trust: hidden_end.BundleTrust,
     digest: options.PinnedDigest = None,
     engine: hidden_end.Engine = None,
     module: hidden_end.ModuleFolder = None,
     counter: hidden_end.CounterFile = None,
     pads: Pads = None,
-    key: PadsKey = None,
+    key: KeyFile = None,
     labels: LabelFile = None,
     top: Top = 5,
     to: OutputFile = None,
@@ -180,18 +187,25 @@ def run(
     """Run a model on inputs: private, verified, or both, with an untrusted worker.
 
     Its last layers may be hidden (--last, --from): a compiled module runs them in a process of its
-    own.
+    own. A bundle has the plan and the module of a vendor, whose signature pins the plan: name the
+    policy or the digest as well to choose how your inputs are protected.
     """
-    if (pads is None) != (key is None):
+    if (pads is None) != (key is None) and not is_bundle_file(model):
         raise InputError("--pads and --key belong together; give both or neither")
     for option, path in (("--out", to), ("--transcript", transcript)):
         if path is not None:
             _require_place(option, path, ".npz")
     names = read_labels(labels) if labels else ()
-    if is_plan_file(model):
+    if is_bundle_file(model):
+        end.refuse_any("is decided by the bundle; leave it out")
+        options.refuse_given("goes with a plan, not a bundle", {"--module": module, "--pads": pads})
+        found = _planned_in_bundle(model, inputs, given, digest, trust, key)
+    elif is_plan_file(model):
+        trust.refuse_any()
         end.refuse_any("is decided by the plan; leave it out")
         found = _planned_in_file(model, inputs, given, digest, module, key)
     else:
+        trust.refuse_any()
         options.refuse_given("goes with a plan; leave it out", {"--module": module})
         found = _planned_now(model, inputs, given, end, engine, digest, pads, key)
     planned = found.plan
@@ -255,6 +269,21 @@ def _compute(
     if transcript is not None:
         result.transcript.save(transcript)
     return result
+
+
+def _planned_in_bundle(
+    path: str,
+    inputs: list[Path],
+    given: options.ModelInputs,
+    digest: str | None,
+    trust: hidden_end.BundleTrust,
+    key: Path | None,
+) -> PlannedRun:
+    """The plan and the module of a bundle; the vendor's signature pins the plan."""
+    sealed, module = trust.open(path, key)
+    made, origin = given.accept_plan(sealed, path, digest=digest)
+    modules = {made.modules[0].node: module}
+    return PlannedRun(made, origin, given.read(made.graph, inputs), modules)
 
 
 def _planned_in_file(

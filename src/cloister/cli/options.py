@@ -16,6 +16,7 @@ import typer
 
 import cloister
 from cloister import authority
+from cloister.bundle.bundle_header import is_bundle_file
 from cloister.cli.console import note
 from cloister.data.preprocessing import Channels, Layout, Preprocessing
 from cloister.errors import InputError
@@ -37,6 +38,13 @@ PLANNING = "The plan of a model"
 WORKING = "How it is computed"
 
 ModelFile = Annotated[str, typer.Argument(metavar="MODEL", help="The model, such as model.onnx.")]
+ModelPlanOrBundle = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL|FILE.plan|FILE.bundle",
+        help="The model, a plan that `cloister plan` wrote, or a bundle that a vendor sealed.",
+    ),
+]
 ModelOrPlan = Annotated[
     str,
     typer.Argument(
@@ -187,15 +195,6 @@ PadKey = Annotated[
         help="The pads' key and use counter; keep it on trusted storage and never copy it back.",
     ),
 ]
-VendorKey = Annotated[
-    Path, typer.Option("--vendor", metavar="FILE", help="The vendor's public key, vendor.pub.")
-]
-ContentKey = Annotated[
-    Path | None, typer.Option("--key", metavar="FILE", help="The content key of the bundle.")
-]
-AtLeast = Annotated[
-    int, typer.Option("--at-least", min=1, help="Refuse bundles of older versions than this.")
-]
 AuthorityUrl = Annotated[
     str, typer.Option("--authority", metavar="URL", help="https://HOST:PORT of the authority.")
 ]
@@ -226,10 +225,14 @@ def load_model(model: str) -> Graph:
 def refuse_plan(model: str) -> None:
     """Take a model's file only.
 
-    Raises   InputError for a plan
+    Raises   InputError for a plan and for a bundle
     """
     if is_plan_file(model):
         raise InputError(f"{model}: is a plan; give the model that it was made from")
+    if is_bundle_file(model):
+        raise InputError(
+            f"{model}: is a bundle; `cloister run` runs it, and `cloister bundle show` shows it"
+        )
 
 
 @dataclass(frozen=True)
@@ -288,6 +291,12 @@ class ModelInputs:
         if self.calibration:
             raise InputError("--calibration: is decided by the plan; leave it out")
         return self._choice(digest).load(Path(path))
+
+    def accept_plan(self, plan: Plan, path: str, *, digest: str | None) -> tuple[Plan, str]:
+        """See `PlanChoice.accept`."""
+        if self.calibration:
+            raise InputError("--calibration: is decided by the plan; leave it out")
+        return self._choice(digest).accept(plan, Path(path))
 
     def _choice(self, digest: str | None) -> PlanChoice:
         return PlanChoice(self.policy, self.weight_bits, self.activation_bits, digest)

@@ -44,14 +44,29 @@ class PlanChoice:
 
         Raises   InputError, PlanError when it is not of the policy or not the one that is wanted
         """
+        self._refuse_bits()
+        # Nothing of a file is read before its digest was compared.
+        plan = Plan.load(path, digest=None if self.digest is None else _digest(self.digest))
+        return self._accepted(plan, path, pinned=self.digest is not None)
+
+    def accept(self, plan: Plan, path: Path) -> tuple[Plan, str]:
+        """A plan of which a signature in its file was verified, and one line that says which.
+
+        The signature pins the plan: its policy is the one of the file, unless the caller names one.
+
+        Raises   InputError, PlanError when it is not of the policy or not the one that is wanted
+        """
+        self._refuse_bits()
+        return self._accepted(self._pinned(plan), path, pinned=True)
+
+    def _refuse_bits(self) -> None:
         for option, bits in (
             ("--weight-bits", self.weight_bits), ("--activation-bits", self.activation_bits),
         ):  # fmt: skip
             if bits is not None:
                 raise InputError(f"{option}: is decided by the plan; leave it out")
-        # Nothing of a file is read before its digest was compared.
-        plan = Plan.load(path, digest=None if self.digest is None else _digest(self.digest))
-        pinned = self.digest is not None
+
+    def _accepted(self, plan: Plan, path: Path, *, pinned: bool) -> tuple[Plan, str]:
         if not pinned and protections_of(plan.policy) is None:
             raise InputError(
                 f"{path}: its policy {plan.policy} is the file's own, and its name says nothing "

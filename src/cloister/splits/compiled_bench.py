@@ -5,19 +5,19 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import UInt8
 
 from cloister.base.rng import SystemRandom
 from cloister.bundle.compiled_module import CompiledModule
-from cloister.bundle.manifest import Manifest, offsets
+from cloister.bundle.manifest import ALIGNMENT, offsets
 from cloister.codegen.compile_module import compile_module
 from cloister.errors import EngineError
 from cloister.graph.graph import Graph
 from cloister.graph.onnx.export import model_bytes
 from cloister.graph.ort_session import runtime_session
 from cloister.splits.engine_bench import EngineBench, PlainRun
-from cloister.trusted.engines.engine_messages import EngineSettings
 from cloister.trusted.engines.module_engine import EngineKind, start_engine
-from cloister.trusted.engines.native_module import NativeModule
+from cloister.trusted.engines.native_image import NativeImage
 from cloister.trusted.engines.processor import best_build
 
 BUILDS: dict[EngineKind, tuple[str, ...]] = {
@@ -27,6 +27,8 @@ BUILDS: dict[EngineKind, tuple[str, ...]] = {
 }
 """What is compiled for an engine: WebAssembly is compared with machine code."""
 SALT_BYTES = 32
+ENTRY = "cloister_module_run"
+ENTRY_TYPE = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_void_p, ctypes.c_uint64] * 4)
 
 
 def engine_bench(kind: EngineKind) -> EngineBench:
@@ -37,7 +39,7 @@ def engine_bench(kind: EngineKind) -> EngineBench:
             hidden, builds=BUILDS[kind], salt=SystemRandom().random_bytes(SALT_BYTES)
         ),
         start=lambda module: start_engine(module, kind),
-        plain=_plain_runtime if kind == "onnxruntime" else _plain_native,
+        plain=_plain_runtime if kind == "onnxruntime" else _PlainModule,
     )
 
 
@@ -52,47 +54,38 @@ def _plain_runtime(hidden: Graph, _: CompiledModule) -> PlainRun:
     return run
 
 
-def _plain_native(_: Graph, compiled: CompiledModule) -> PlainRun:
-    manifest = compiled.manifest
-    code = compiled.builds[best_build(manifest.builds, name=manifest.name)]
-    module = NativeModule(_plain_settings(manifest, len(code)), memoryview(code))
-    module.weights[:] = compiled.weights
-    module.complete()
-    memory = np.ctypeslib.as_array(
-        (ctypes.c_uint8 * manifest.input_bytes).from_address(module.inputs)
-    )
+class _PlainModule:
+    """A module's machine code in this process: without sandbox, guards or a second copy."""
 
-    def run(inputs: Sequence[np.ndarray]) -> float:
+    def __init__(self, _: Graph, compiled: CompiledModule) -> None:
+        self._manifest = manifest = compiled.manifest
+        code = compiled.builds[best_build(manifest.builds, name=manifest.name)]
+        self._image = NativeImage(memoryview(code), (ENTRY,))
+        self._run = ENTRY_TYPE(self._image.functions[ENTRY])
+        sizes = (
+            manifest.weights_bytes, manifest.input_bytes, manifest.output_bytes,
+            manifest.arena_bytes,
+        )  # fmt: skip
+        self._memory = [_aligned(nbytes) for nbytes in sizes]
+        self._memory[0][:] = np.frombuffer(compiled.weights, np.uint8)
+
+    def __call__(self, samples: Sequence[np.ndarray]) -> float:
+        inputs, tensors = self._memory[1], self._manifest.inputs
+        words = [word for one in self._memory for word in (one.ctypes.data, one.nbytes)]
         taken = 0.0
-        for row in range(len(inputs[0])):
-            for at, one, array in zip(
-                offsets(manifest.inputs), manifest.inputs, inputs, strict=True
-            ):
-                memory[at : at + one.nbytes] = np.frombuffer(array[row].tobytes(), np.uint8)
+        for row in range(len(samples[0])):
+            for at, one, array in zip(offsets(tensors), tensors, samples, strict=True):
+                inputs[at : at + one.nbytes] = np.frombuffer(array[row].tobytes(), np.uint8)
             begun = time.perf_counter()
-            status = module.run()
+            status = self._run(*words)
             taken += time.perf_counter() - begun
             if status:
-                raise EngineError(f"module {manifest.name!r}: ended with status {status}")
+                raise EngineError(f"module {self._manifest.name!r}: ended with status {status}")
         return 1e3 * taken
 
-    return run
 
-
-def _plain_settings(manifest: Manifest, code_bytes: int) -> EngineSettings:
-    return EngineSettings(
-        kind="native",
-        sizes=(
-            manifest.abi, manifest.weights_bytes, manifest.input_bytes, manifest.output_bytes,
-            manifest.arena_bytes,
-        ),
-        code_bytes=code_bytes,
-        rows=1,
-        memory_bytes=0,
-        padding_bytes=0,
-        grid_ns=1,
-        threads=1,
-        fuel=False,
-        inputs=tuple((one.dtype, one.shape) for one in manifest.inputs),
-        outputs=tuple((one.dtype, one.shape) for one in manifest.outputs),
-    )  # fmt: skip
+def _aligned(nbytes: int) -> UInt8[np.ndarray, " n"]:
+    """Memory as a module wants it."""
+    raw = np.zeros(nbytes + ALIGNMENT, np.uint8)
+    first = -raw.ctypes.data % ALIGNMENT
+    return raw[first : first + nbytes]

@@ -128,13 +128,14 @@ class NetBuilder:
 
     def _uniform(self, shape: tuple[int, ...], fan_in: int, *, gain: float = 2.0) -> str:
         nonce = len(self._constants).to_bytes(12, "big")
-        values = _uniform(math.prod(shape), math.sqrt(3 * gain / fan_in), nonce)
+        bound = math.sqrt(3 * gain / fan_in)
+        values = uniform(math.prod(shape), bound, key=_SEED, nonce=nonce)
         return self._constant(values.reshape(shape))
 
 
-def _uniform(count: int, bound: float, nonce: bytes) -> Float32[np.ndarray, " count"]:
+def uniform(count: int, bound: float, *, key: bytes, nonce: bytes) -> Float32[np.ndarray, " count"]:
     """Uniform in (-bound, bound); each nonce is a stream of its own."""
-    words = keystream(_SEED, nonce, -(-count // 2))
+    words = keystream(key, nonce, -(-count // 2))
     out = np.empty(count, np.float32)
     for start in range(0, len(words), CHUNK_WORDS):
         halves = words[start : start + CHUNK_WORDS].view(np.int16)

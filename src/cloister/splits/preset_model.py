@@ -12,7 +12,8 @@ import importlib
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from cloister.graph.onnx.load import load
 from cloister.graph.passes.normalise import prepare
 from cloister.splits.net_builder import Network
 from cloister.splits.preset_data import PresetData, read_data
-from cloister.splits.presets import WORDS, preset
+from cloister.splits.presets import WORDS, Recipe, preset
 
 Progress = Callable[[str, int, int], None]
 KEPT_SAMPLES = 2000
@@ -67,27 +68,29 @@ def preset_model(name: str, *, cache: Path | None, progress: Progress) -> SweptM
     """
     chosen = preset(name)
     network = chosen.build()
-    if not chosen.data:
+    if chosen.recipe is None:
         graph = prepare(network.graph)
         inputs = _random_inputs(graph)
         return SweptModel(graph, inputs, "random", "random, never trained")
     if cache is None:
-        found = _train(name, network, progress)
+        found = _train(name, network, chosen.recipe, progress)
     else:
-        found = _kept(cache, name) or _keep(cache, name, _train(name, network, progress))
+        found = _kept(cache, name) or _keep(
+            cache, name, _train(name, network, chosen.recipe, progress)
+        )
     return SweptModel(
         found.graph,
         {found.graph.inputs[0]: found.x},
-        f"test samples of {chosen.data}",
-        f"trained on {chosen.data}",
+        f"test samples of {chosen.recipe.data}",
+        f"trained on {chosen.recipe.data}",
         found.accuracy,
     )
 
 
-def _train(name: str, network: Network, progress: Progress) -> _Trained:
+def _train(name: str, network: Network, recipe: Recipe, progress: Progress) -> _Trained:
     training = _training()
     data = read_data(name)
-    graph = training.train(network, data, training.RECIPES[name], progress)
+    graph = training.train(network, data, recipe, progress)
     accuracy = training.accuracy(network, graph, data.test, progress)
     x, y = _spread(data)
     return _Trained(prepare(graph), x, y, accuracy)
@@ -127,13 +130,15 @@ def _random_inputs(graph: Graph) -> dict[str, np.ndarray]:
 
 def _recipe(name: str) -> dict[str, object]:
     """What a kept model must have been trained with."""
-    network, training = preset(name).build(), _training()
-    return {
-        "structure": hashlib.sha256(model_bytes(network.graph)).hexdigest(),
-        "dropouts": network.dropouts,
-        "seed": training.SEED,
-        **vars(training.RECIPES[name]),
-    }
+    chosen = preset(name)
+    return {**_structure(name), "recipe": None if chosen.recipe is None else asdict(chosen.recipe)}
+
+
+@cache
+def _structure(name: str) -> dict[str, object]:
+    network = preset(name).build()
+    digest = hashlib.sha256(model_bytes(network.graph)).hexdigest()
+    return {"structure": digest, "dropouts": network.dropouts}
 
 
 def _keep(folder: Path, name: str, found: _Trained) -> _Trained:

@@ -4,8 +4,8 @@ The training network is the graph itself: its constants of floating-point number
 parameters, so that the trained model is the graph with other constants.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,25 +16,11 @@ from cloister.audit.model.torch_graph import operation
 from cloister.graph.graph import Graph
 from cloister.splits.net_builder import Network
 from cloister.splits.preset_data import PresetData, PresetSamples
+from cloister.splits.presets import Recipe
 
-SEED = 2020
 TEST_BATCH = 500
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a preset is trained: Adam on the cross-entropy."""
-
-    epochs: int
-    batch: int = 128
-    rate: float = 1e-3
-
-
-RECIPES: Mapping[str, Recipe] = {
-    "mnist": Recipe(epochs=1),
-    "imdb": Recipe(epochs=4),
-    "rotten": Recipe(epochs=6),
-}
 Progress = Callable[[str, int, int], None]
 
 
@@ -73,7 +59,7 @@ def train(network: Network, data: PresetData, recipe: Recipe, progress: Progress
 
     progress   called with the stage, the batches done and all of them
     """
-    generator = torch.Generator().manual_seed(SEED)
+    generator = torch.Generator().manual_seed(recipe.seed)
     trainable = _Trainable(network, network.graph)
     constants = trainable.constants
     learnt = [one.requires_grad_() for one in constants.values() if one.is_floating_point()]

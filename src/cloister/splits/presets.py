@@ -23,18 +23,32 @@ MIT_CLASSES, FLOWERS = 67, 5
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """How a preset is trained: Adam on the cross-entropy of the data's classes.
+
+    data   their name, for people
+    """
+
+    data: str
+    epochs: int
+    batch: int = 128
+    rate: float = 1e-3
+    seed: int = 2020
+
+
+@dataclass(frozen=True)
 class Preset:
     """A network by its name.
 
-    data   what it is trained and tested on; empty: random weights
+    recipe   None: its weights stay random
     """
 
-    title: str
     build: Callable[[], Network]
-    data: str = ""
+    recipe: Recipe | None = None
 
 
 def _mnist() -> Network:
+    """MNIST: two convolutions and two dense layers."""
     net = NetBuilder("mnist", "image", (1, 28, 28), np.float32)
     x = net.relu(net.conv("image", 32, (3, 3)))
     x = net.max_pool(net.relu(net.conv(x, 64, (3, 3))), 2, 2)
@@ -45,6 +59,7 @@ def _mnist() -> Network:
 
 
 def _imdb() -> Network:
+    """IMDB: two dense layers on n-grams."""
     net = NetBuilder("imdb", "tf_idf", (WORDS,), np.float32)
     x = net.relu(net.dense(net.dropout("tf_idf", 0.2), WORDS, 64))
     logits = net.dense(net.dropout(x, 0.2), 64, 1)
@@ -52,6 +67,7 @@ def _imdb() -> Network:
 
 
 def _rotten() -> Network:
+    """Rotten Tomatoes: four separable convolutions on words."""
     net = NetBuilder("rotten", "words", (ROTTEN_LENGTH,), np.int32)
     x = net.dropout(net.embedding("words", WORDS, 200), 0.2)
     x = net.max_pool(net.separable(net.separable(x, 64), 64), 3)
@@ -61,7 +77,7 @@ def _rotten() -> Network:
 
 
 def _amazon() -> Network:
-    """Its one output is a rating, without an activation."""
+    """Amazon reviews: separable convolutions on words; its output is a rating, as it is."""
     net = NetBuilder("amazon", "words", (AMAZON_LENGTH,), np.int32)
     x = net.embedding("words", WORDS, 32)
     for channels in (64, 128, 256, 256):
@@ -83,6 +99,7 @@ def _vgg(net: NetBuilder, blocks: tuple[int, ...]) -> str:
 
 
 def _mit() -> Network:
+    """MIT indoor scenes: VGG16 with the head 2048-2048-67."""
     net = NetBuilder("mit", "image", (3, 224, 224), np.float32)
     x = net.average(_vgg(net, (2, 2, 3, 3, 3)))
     x = net.dropout(net.relu(net.dense(x, 512, 2048)), 0.4)
@@ -92,6 +109,7 @@ def _mit() -> Network:
 
 
 def _flowers() -> Network:
+    """Flowers: VGG19 with the head 800-800-600-5."""
     net = NetBuilder("flowers", "image", (3, 224, 224), np.float32)
     x = net.flatten(_vgg(net, (2, 2, 4, 4, 4)))
     for inputs, outputs in ((512 * 7 * 7, 800), (800, 800), (800, 600)):
@@ -101,12 +119,12 @@ def _flowers() -> Network:
 
 
 PRESETS: Mapping[str, Preset] = {
-    "mnist": Preset("MNIST CNN", _mnist, "MNIST"),
-    "imdb": Preset("IMDB MLP", _imdb, "IMDB reviews"),
-    "rotten": Preset("Rotten Tomatoes separable CNN", _rotten, "sentence polarity"),
-    "amazon": Preset("Amazon separable CNN", _amazon),
-    "mit": Preset("VGG16 with the head 2048-2048-67", _mit),
-    "flowers": Preset("VGG19 with the head 800-800-600-5", _flowers),
+    "mnist": Preset(_mnist, Recipe("MNIST", epochs=1)),
+    "imdb": Preset(_imdb, Recipe("IMDB reviews", epochs=4)),
+    "rotten": Preset(_rotten, Recipe("sentence polarity", epochs=6)),
+    "amazon": Preset(_amazon),
+    "mit": Preset(_mit),
+    "flowers": Preset(_flowers),
 }
 NAMES = tuple(PRESETS)
 

@@ -11,6 +11,7 @@ from cloister.graph.graph import Graph, Node
 from cloister.graph.module_node import sample_type
 from cloister.plan.plan import Plan, PlannedModule
 from cloister.trusted.engines.module_engine import EngineKind, ModuleEngine, start_engine
+from cloister.trusted.engines.padding_profile import PaddingProfile
 from cloister.trusted.query_counter import QueryCounter, require
 
 ENGINES: tuple[EngineKind, ...] = ("native", "wasm", "onnxruntime")
@@ -22,6 +23,7 @@ class ModuleEngines:
 
     modules   by the names of the nodes that they compute
     counter   counts the queries of modules whose number the plan limits
+    padding   see `start_engine`
 
     Raises   PlanError for a module that is not the plan's, InputError for one that cannot be
              loaded, EngineError
@@ -35,6 +37,7 @@ class ModuleEngines:
         kind: EngineKind,
         counter: QueryCounter | None,
         threads: int,
+        padding: PaddingProfile | None = None,
     ) -> None:
         if kind not in ENGINES:
             raise PlanError(f"engine= takes {', '.join(ENGINES)}, not {kind!r}")
@@ -52,12 +55,13 @@ class ModuleEngines:
         for name, module in modules.items():
             _check_module(plan.graph, nodes[name], planned[name], module)
         self._planned = planned
+        self._limits = {m.digest: m.queries for m in plan.modules if m.queries is not None}
         self._manifests = {name: module.manifest for name, module in modules.items()}
         self._counter = counter
         self._engines: dict[str, ModuleEngine] = {}
         try:
             for name, module in modules.items():
-                self._engines[name] = start_engine(module, kind, threads=threads)
+                self._engines[name] = start_engine(module, kind, threads=threads, padding=padding)
         except BaseException:
             self.close()
             raise
@@ -67,9 +71,8 @@ class ModuleEngines:
 
         Raises   BudgetError
         """
-        for one in self._limited():
-            used = self._counting().used(one.digest)
-            require(one.digest, samples, used=used, limit=one.queries or 0)
+        for digest, limit in self._limits.items():
+            require(digest, samples, used=self._counting().used(digest), limit=limit)
 
     def run(self, node: str, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
         """A module's outputs for a batch, whose samples are charged before it runs.
@@ -88,20 +91,14 @@ class ModuleEngines:
 
     def left(self) -> int | None:
         """How many samples the modules may still answer; None: any number."""
-        return (
-            min((one.queries or 0) - self._counting().used(one.digest) for one in self._limited())
-            if self._counter
-            else None
-        )
+        left = [n - self._counting().used(digest) for digest, n in self._limits.items()]
+        return min(left, default=None)
 
     def close(self) -> None:
         """End all engines."""
         engines, self._engines = self._engines, {}
         for engine in engines.values():
             engine.close()
-
-    def _limited(self) -> list[PlannedModule]:
-        return [one for one in self._planned.values() if one.queries is not None]
 
     def _counting(self) -> QueryCounter:
         if self._counter is None:

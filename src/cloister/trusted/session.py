@@ -31,6 +31,7 @@ from cloister.wire.shm.shm_link import connect_local_worker
 
 if TYPE_CHECKING:
     from cloister.bundle.compiled_module import CompiledModule
+    from cloister.trusted.engines.padding_profile import PaddingProfile
     from cloister.trusted.module_engines import ModuleEngines
     from cloister.trusted.query_counter import QueryCounter
 
@@ -64,6 +65,7 @@ class Session:
                      "wasm" or "onnxruntime"
     counter          where their queries are counted, if the plan limits them. A module runs, and
                      is charged for, once all checks of what it reads have passed
+    padding          what their engines show of sizes and times, in place of the modules' own
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Session:
         modules: Mapping[str, "CompiledModule"] | None = None,
         engine: str | None = None,
         counter: "QueryCounter | None" = None,
+        padding: "PaddingProfile | None" = None,
         rng: Csprng | None = None,
     ) -> None:
         if not isinstance(plan, Plan):
@@ -106,7 +109,7 @@ class Session:
         self._pads = pads
         if plan.hidden_nodes and pads is None:
             self._pads = InlinePads(plan, rng=self._rng, threads=threads)
-        self._engines = _engines(plan, modules, engine, counter, threads=threads)
+        self._engines = _engines(plan, modules, engine, counter, padding, threads=threads)
         try:
             self._open(workers, count, threads, worker_threads, record_payloads)
         except BaseException:
@@ -306,6 +309,7 @@ def _engines(
     modules: Mapping[str, "CompiledModule"] | None,
     engine: str | None,
     counter: "QueryCounter | None",
+    padding: "PaddingProfile | None",
     *,
     threads: int,
 ) -> "ModuleEngines | None":
@@ -314,14 +318,16 @@ def _engines(
     Raises   PlanError for arguments that the plan does not use, and see `ModuleEngines`
     """
     if not plan.modules:
-        for name, given in (("modules", modules), ("engine", engine), ("counter", counter)):
+        options = {"modules": modules, "engine": engine, "counter": counter, "padding": padding}
+        for name, given in options.items():
             if given is not None:
                 raise PlanError(f"the plan has no hidden part; leave out {name}=")
         return None
     loaded = importlib.import_module("cloister.trusted.module_engines")
     engines: ModuleEngines = loaded.ModuleEngines(
-        plan, modules or {}, kind=engine or loaded.ENGINES[0], counter=counter, threads=threads
-    )
+        plan, modules or {}, kind=engine or loaded.ENGINES[0], counter=counter, padding=padding,
+        threads=threads,
+    )  # fmt: skip
     return engines
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -296,6 +297,10 @@ def test_every_number_of_the_figure_is_a_number(report):
     from cloister.audit.model.theft_page import figure
 
     drawn = figure(report)
+    tree = ElementTree.fromstring(drawn)
+    texts = [one.text for one in tree.iter("text")]
+    assert [one for one in texts if one.isdigit()] == ["1", "2", "3", "4", "5"]
+    assert {"the model itself", "0 queries", "25 queries"} <= set(texts)
     assert len(re.findall(r"<circle", drawn)) == 10
     assert "nan" not in drawn
     assert "inf" not in drawn

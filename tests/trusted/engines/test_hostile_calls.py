@@ -1,4 +1,8 @@
-"""Lengths, messages and builds that are not what they should be: nothing hidden is returned."""
+"""Lengths, messages and builds that are not what they should be: nothing hidden is returned.
+
+Two thousand hostile calls: 1,000 at the C interface, 600 at the engine, 400 builds. Then garbled
+loads of the process, and answers of a process that lies.
+"""
 
 import contextlib
 import ctypes
@@ -39,7 +43,7 @@ def hostile_target():
     )  # fmt: skip
 
 
-def test_a_thousand_calls_with_wrong_lengths_write_nothing(hostile_target):
+def test_calls_with_wrong_lengths_write_nothing(hostile_target):
     """Straight at the C interface: 1 to 4 is returned, and no buffer is touched."""
     name = "cloister_module_run"
     image = NativeImage(memoryview(hostile_target.builds["native-x86-64"]), [name])
@@ -73,13 +77,13 @@ def test_a_thousand_calls_with_wrong_lengths_write_nothing(hostile_target):
         assert set(buffer.raw) == {FILL}
 
 
-def test_five_hundred_calls_with_wrong_inputs_return_nothing(hostile_target):
+def test_calls_with_wrong_inputs_return_nothing(hostile_target):
     rng = np.random.default_rng(6)
     types = ["f4", "f8", "f2", "i4", "i8", "u1", "c8", "?", ">f4", "S4", "O"]
     x = rng.standard_normal((3, D)).astype(np.float32)
     with start_engine(hostile_target, "native") as engine:
         (before,) = engine.run([x])
-        for _ in range(500):
+        for _ in range(600):
             shape = tuple(rng.integers(0, 40, rng.integers(0, 5)))
             dtype = np.dtype(types[rng.integers(len(types))])
             if dtype == np.float32 and shape[1:] == (D,):
@@ -89,12 +93,12 @@ def test_five_hundred_calls_with_wrong_inputs_return_nothing(hostile_target):
         np.testing.assert_array_equal(engine.run([x])[0], before)
 
 
-def test_three_hundred_damaged_builds_are_refused_or_load_as_they_are(hostile_target):
+def test_damaged_builds_are_refused_or_load_as_they_are(hostile_target):
     """Nothing of them runs: the loader reads a library that anybody may have made."""
     code = hostile_target.builds["native-x86-64"]
     names = ("cloister_module_size", "cloister_module_run")
     rng, refused = np.random.default_rng(7), 0
-    for i in range(300):
+    for i in range(400):
         damaged = bytearray(code)
         if i % 3 == 0:
             damaged = damaged[: rng.integers(len(code))]
@@ -106,7 +110,7 @@ def test_three_hundred_damaged_builds_are_refused_or_load_as_they_are(hostile_ta
             NativeImage(memoryview(damaged), names)
         except (InputError, MemoryError):
             refused += 1
-    assert 100 < refused < 300
+    assert 130 < refused < 400
 
 
 # ---- the process, spoken to by somebody who knows its protocol
@@ -138,7 +142,7 @@ def answers(channel):
     return bytes(came)
 
 
-def test_a_hundred_garbled_loads_return_nothing(hostile_target):
+def test_garbled_loads_return_nothing(hostile_target):
     """Truncated, exchanged and surplus bytes of code and weights, in chunks of any size."""
     code, secret = hostile_target.builds["native-x86-64"], hostile_target.weights
     rng = np.random.default_rng(8)

@@ -354,6 +354,19 @@ def test_a_process_that_does_not_start_says_why(monkeypatch):
         start_engine(module, "native")
 
 
+@pytest.mark.parametrize("read", ["0", "1 << 20"])
+def test_a_process_that_hangs_while_it_starts_is_ended(monkeypatch, read):
+    """It reads nothing, or settings only."""
+    module, _ = hand_written.dense(300, 300)
+    code = f"import socket, sys, time; s = socket.socket(fileno=int(sys.argv[2])); s.recv({read}); "
+    code += "time.sleep(600)"
+    real = module_engine.python
+    monkeypatch.setattr(module_engine, "python", lambda *given: real("-c", code, *given[2:]))
+    monkeypatch.setattr(module_engine, "DEFAULT_START_TIMEOUT_S", 0.5)
+    with pytest.raises(EngineError, match="did not answer in time, and was ended"):
+        start_engine(module, "native")
+
+
 def test_the_manifest_decides_and_not_a_copy_of_it():
     module, _ = hand_written.dense()
     other = dataclasses.replace(module.manifest, outputs=module.manifest.outputs * 2)

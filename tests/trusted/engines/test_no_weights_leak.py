@@ -101,7 +101,7 @@ def test_a_run_leaves_nothing_of_the_weights(tmp_path, kind, crash):
     shared = {name for name, _ in files("/dev/shm")}
     environment = {
         "PATH": os.environ["PATH"], "TMPDIR": str(folders[1]), "HOME": str(folders[2]),
-        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
     }  # fmt: skip
     command = [sys.executable, "-P", "-c", HOST, str(vendor), kind, crash]
     with subprocess.Popen(

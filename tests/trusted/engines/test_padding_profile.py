@@ -7,10 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import nets
 from cloister.errors import InputError
+from cloister.graph.hidden import hide
+from cloister.graph.onnx.read import from_model
+from cloister.plan import policies
+from cloister.plan.protection import hiding
 from cloister.trusted.engines import engine_process, module_engine
 from cloister.trusted.engines.module_engine import start_engine
 from cloister.trusted.engines.padding_profile import PaddingProfile
+from cloister.trusted.session import Session
+from codegen.modules import compiled
 from trusted.engines import hand_written
 
 KINDS = {"native": "native-x86-64", "wasm": "wasm"}
@@ -103,3 +110,22 @@ def test_what_cannot_be_padded_is_refused():
     module, _ = hand_written.dense()
     with pytest.raises(InputError, match="padding to 100 B: the module takes"):
         start_engine(module, "native", padding=PaddingProfile(memory_bytes=100))
+
+
+def test_a_session_pads_its_engines():
+    pytest.importorskip("ziglang")
+    model = nets.chain()
+    split = hide(from_model(model, name="chain"), last=2)
+    module = compiled(split.hidden, builds=("native",))
+    plan = policies.make(hiding("enclave"), split.named(module.manifest.digest))
+    samples, modules = nets.samples(model, 2), {split.node: module}
+    with Session(plan, modules=modules) as session:
+        plain = session.run(samples)
+    with Session(plan, modules=modules, padding=PaddingProfile(grid_ms=30.0)) as session:
+        padded = session.run(samples)
+    for name, value in plain.outputs.items():
+        np.testing.assert_array_equal(padded.outputs[name], value)
+    assert padded.report.module_ms >= 30.0
+    tight = PaddingProfile(memory_bytes=100)
+    with pytest.raises(InputError, match="padding to 100 B: the module takes"):
+        Session(plan, modules=modules, padding=tight)

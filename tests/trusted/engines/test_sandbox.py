@@ -181,6 +181,14 @@ def test_the_list_of_allowed_calls_is_reviewed():
     assert numbers == set(names)
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look into any process")
+@pytest.mark.parametrize("name", ["mem", "maps", "fd", "environ"])
+def test_other_processes_of_the_user_cannot_look_into_an_engine(any_call, name):
+    with start_engine(any_call, "native") as engine, pytest.raises(PermissionError):
+        path = Path(f"/proc/{engine.pid}/{name}")
+        next(path.iterdir()) if name == "fd" else path.read_bytes()
+
+
 # ---- before the module is loaded
 
 

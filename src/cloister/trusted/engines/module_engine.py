@@ -216,8 +216,8 @@ class ModuleEngine:
         return answer
 
     def _send(self, data: bytes) -> None:
-        # The process may have said why it takes no more; the answer is read next.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        # The process may have said why it takes no more, or hang; the answer is read next.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError, TimeoutError):
             self._channel.sendall(data)
 
     def _receive_ready(self) -> None:
