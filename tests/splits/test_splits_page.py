@@ -33,9 +33,7 @@ HIDDEN = SplitCost(
     {"sgx1": ModelledOverhead(0.1, 0.2, 0.3)},
     1.25,
 )
-SWEEP = SplitSweep(
-    "net & more", 2580, 5140, "native", 30, 5, "random", "random", (OPEN, HIDDEN), None
-)
+SWEEP = SplitSweep("net & more", 2580, 5140, "native", 30, 5, "random", "random", (OPEN, HIDDEN))
 
 
 class Balanced(HTMLParser):

@@ -1,10 +1,12 @@
 """Every split of a model, with an engine of which all times are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import nets
-from cloister.errors import InputError
+from cloister.errors import InputError, UnsupportedError
 from cloister.graph.hidden import layers
 from cloister.graph.interpreter import interpret
 from cloister.graph.onnx.read import from_model
@@ -39,7 +41,9 @@ def engines():
 
 
 def run(graph, inputs, engines, **more):
-    return sweep(graph, inputs, engines.bench(), repeats=REPEATS, starts=STARTS, **more)
+    found, missing = sweep(graph, inputs, engines.bench(), repeats=REPEATS, starts=STARTS, **more)
+    assert missing is None
+    return found
 
 
 def test_every_split_is_measured(graph, inputs, engines):
@@ -108,6 +112,26 @@ def test_memory_is_the_modules_and_the_process(graph, inputs, engines):
 def test_the_thiefs_gain_or_a_gap(graph, inputs, engines):
     found = run(graph, inputs, engines, gain={0: 4.0, 2: 1.5}.get)
     assert [one.gain for one in found] == [4.0, None, 1.5, None]
+
+
+@pytest.mark.parametrize("compiled", [0, 2])
+def test_what_cannot_be_compiled_ends_the_sweep(graph, inputs, engines, compiled):
+    bench = engines.bench()
+
+    def some(hidden):
+        if len(engines.compiled) == compiled:
+            raise UnsupportedError("node 'x' (Odd): cannot be compiled")
+        return bench.compile(hidden)
+
+    options = {"repeats": REPEATS, "starts": STARTS}
+    if not compiled:
+        with pytest.raises(UnsupportedError, match="Odd"):
+            sweep(graph, inputs, replace(bench, compile=some), **options)
+        return
+    found, missing = sweep(graph, inputs, replace(bench, compile=some), **options)
+    assert [one.layers for one in found] == [0, 1, 2]
+    assert missing == "3 and more layers cannot be hidden: node 'x' (Odd): cannot be compiled"
+    assert missing in made(graph, inputs, engines, splits=found, missing=missing).notes()
 
 
 def test_progress_ends(graph, inputs, engines):

@@ -33,6 +33,15 @@ def measure_splits(
     """
     gain = _no_gain if theft is None else _gain(theft, model.graph)
     costs = work(model.graph)
+    splits, missing = sweep(
+        model.graph,
+        model.inputs,
+        engine_bench(engine),
+        repeats=repeats,
+        starts=starts,
+        gain=gain,
+        progress=progress,
+    )
     return SplitSweep(
         model=model.graph.name,
         parameters=costs.total("parameters"),
@@ -42,10 +51,8 @@ def measure_splits(
         starts=starts,
         inputs=model.origin,
         weights=model.weights,
-        splits=sweep(
-            model.graph, model.inputs, engine_bench(engine), repeats=repeats, starts=starts,
-            gain=gain, progress=progress,
-        ),
+        splits=splits,
+        missing=missing,
         accuracy=model.accuracy,
     )  # fmt: skip
 

@@ -122,6 +122,7 @@ class SplitSweep:
     engine       what ran the hidden parts
     inputs       what they computed on
     weights      where the parameters come from
+    missing      why there are no deeper splits; None: there are all
     accuracy     of the model on its test samples; None: not measured
     """
 
@@ -134,6 +135,7 @@ class SplitSweep:
     inputs: str
     weights: str
     splits: tuple[SplitCost, ...]
+    missing: str | None = None
     accuracy: float | None = None
 
     def to_dict(self) -> dict[str, object]:
@@ -155,6 +157,8 @@ class SplitSweep:
             "+ sgx1, + sgx2: what SGX would add to a warm inference, modelled from published "
             "constants, not measured",
         ]
+        if self.missing is not None:
+            lines.append(self.missing)
         if self.accuracy is not None:
             lines.insert(0, f"test accuracy: {self.accuracy:.4f}")
         if any(one.gain is None for one in self.splits if one.hidden is not None):

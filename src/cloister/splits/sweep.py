@@ -13,7 +13,7 @@ from itertools import cycle, islice
 import numpy as np
 
 from cloister.bundle.compiled_module import CompiledModule
-from cloister.errors import InputError
+from cloister.errors import InputError, UnsupportedError
 from cloister.graph.batch import Feeds, cut
 from cloister.graph.graph import Graph, Node
 from cloister.graph.hidden import HiddenSplit, hide, layers
@@ -48,8 +48,10 @@ def sweep(
     starts: int,
     gain: Gain = lambda _: None,
     progress: Progress = lambda _, __: None,
-) -> tuple[SplitCost, ...]:
-    """The cost of every split, from nothing hidden to all of it.
+) -> tuple[tuple[SplitCost, ...], str | None]:
+    """The cost of every split, from nothing hidden to all of it, and why deeper ones are missing.
+
+    A node that cannot be compiled ends the sweep: every deeper split hides it too.
 
     inputs     some samples, which are computed one at a time
     progress   called with the splits that are done and all of them
@@ -63,12 +65,18 @@ def sweep(
     found = [_nothing_hidden(graph, samples, repeats, gain(0))]
     for hidden_layers in range(1, deepest + 1):
         progress(hidden_layers, deepest + 1)
-        split = hide(graph, last=hidden_layers)
-        measured = _SplitBench(graph, split, bench).measure(samples, repeats, starts)
+        try:
+            split = hide(graph, last=hidden_layers)
+            compiled = _SplitBench(graph, split, bench)
+        except UnsupportedError as error:
+            if hidden_layers == 1:
+                raise
+            return tuple(found), f"{hidden_layers} and more layers cannot be hidden: {error}"
+        measured = compiled.measure(samples, repeats, starts)
         first = layers(graph)[-hidden_layers]
         found.append(_cost(split, first, measured, gain(hidden_layers)))
     progress(deepest + 1, deepest + 1)
-    return tuple(found)
+    return tuple(found), None
 
 
 def work(graph: Graph) -> PlanCost:
