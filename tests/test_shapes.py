@@ -15,7 +15,7 @@ from cloister.errors import ShapeError
 from cloister.ring import pads
 from cloister.ring.rounding import dequantise, quantise
 
-WITHOUT_SHAPES = {"wire"}
+WITHOUT_SHAPES = {"bundle", "wire"}  # they carry bytes
 """Packages whose arrays have the types and shapes that their messages say."""
 
 

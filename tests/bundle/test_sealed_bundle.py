@@ -330,7 +330,7 @@ def test_a_process_that_is_killed_leaves_a_whole_bundle_or_none(tmp_path):
         if version and round_ >= 12:
             break
         child = subprocess.Popen(
-            [sys.executable, "-c", SEAL_FOR_EVER, path, str(version)],
+            [sys.executable, "-P", "-c", SEAL_FOR_EVER, path, str(version)],
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )

@@ -12,6 +12,7 @@ import wasmtime
 from cloister.bundle.compiled_module import CompiledModule
 from cloister.bundle.manifest import ALIGNMENT, offsets, span
 from cloister.codegen.compile_module import compile_module
+from cloister.graph.graph import Graph, Subgraph
 
 SALT = bytes(32)
 PAGE = 65536
@@ -143,11 +144,37 @@ def saved(module, folder: Path):
     return CompiledModule.load(folder)
 
 
-def constants_from_inputs(graph, arrays, *, free):
-    """The graph with all inputs but `free` as constants of these values."""
-    fixed = {name: array for name, array in arrays.items() if name not in free}
-    return replace(
-        graph,
-        inputs=tuple(name for name in graph.inputs if name in free),
-        constants={**graph.constants, **fixed},
+def joined(parts):
+    """One graph of several, whose values and nodes begin with their numbers."""
+
+    def renamed(at, name):
+        return f"{at}_{name}" if name else ""
+
+    nodes, constants, types, opaque = [], {}, {}, {}
+    for at, graph in enumerate(parts):
+        for node in graph.nodes:
+            assert not any(isinstance(value, Subgraph) for value in node.attributes.values())
+            nodes.append(
+                replace(
+                    node,
+                    name=renamed(at, node.name),
+                    inputs=tuple(renamed(at, name) for name in node.inputs),
+                    outputs=tuple(renamed(at, name) for name in node.outputs),
+                )
+            )
+        for target, source in (
+            (constants, graph.constants),
+            (types, graph.types),
+            (opaque, graph.opaque),
+        ):
+            target.update({renamed(at, name): value for name, value in source.items()})
+    return Graph(
+        name="joined",
+        nodes=tuple(nodes),
+        inputs=tuple(renamed(at, name) for at, g in enumerate(parts) for name in g.inputs),
+        outputs=tuple(renamed(at, name) for at, g in enumerate(parts) for name in g.outputs),
+        constants=constants,
+        types=types,
+        opset=parts[0].opset,
+        opaque=opaque,
     )

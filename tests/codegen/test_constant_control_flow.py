@@ -4,6 +4,8 @@ wasmtime counts an instruction of WebAssembly as one unit of fuel when it is exe
 fuel for different values means that no branch was taken differently, up to branches of equal cost.
 """
 
+import re
+import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +16,7 @@ from cloister.bundle.compiled_module import CompiledModule
 from cloister.codegen.compile_module import OPERATORS
 from cloister.codegen.toolchain import compile_c, described, find_compiler
 from cloister.graph.onnx.read import from_model
-from codegen.modules import Wasm, compiled
+from codegen.modules import Wasm, compiled, joined
 
 IMAGE, VECTOR, SEQUENCE = (1, 6, 7, 5), (1, 9), (1, 5, 6)
 
@@ -89,7 +91,7 @@ CASES = {
 OUTPUTS = {"Split": 2, "TopK": 2}
 
 
-def compiled_case(case):
+def graph_of_case(case):
     op, shape, constants, attributes = CASES[case]
     names = [f"c{at}" for at in range(len(constants))]
     outputs = [f"y{at}" for at in range(OUTPUTS.get(op, 1))]
@@ -105,8 +107,11 @@ def compiled_case(case):
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", *shape[1:]])
     graph = helper.make_graph([node], "one", [x], infos, tensors)
     opsets = [helper.make_opsetid("", 20)]
-    made = from_model(helper.make_model(graph, opset_imports=opsets, ir_version=9), name="one")
-    return compiled(made, builds=("wasm",))
+    return from_model(helper.make_model(graph, opset_imports=opsets, ir_version=9), name="one")
+
+
+def compiled_case(case):
+    return compiled(graph_of_case(case), builds=("wasm",))
 
 
 def extremes(count, seed):
@@ -150,6 +155,40 @@ def test_a_branch_on_a_value_would_be_found():
     wasm = Wasm(CompiledModule(manifest, {"wasm": binary}, module.weights))
     low, high = (wasm.run(np.full(IMAGE, value, np.float32)).fuel for value in (-1, 5))
     assert low < high
+
+
+COMPARES = re.compile(r"v?u?comis|v?ptest|v?testp|kortest|ktest|v?p?movmsk")
+JUMPS = re.compile(r"j(?!mp)")
+
+
+def jumps_on_values(binary, folder):
+    """Conditional jumps of machine code just behind a comparison of floating-point numbers."""
+    (folder / "build").write_bytes(binary)
+    command = ["objdump", "-d", "--no-show-raw-insn", str(folder / "build")]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    names = [line.split("\t")[-1].split()[0] for line in listing.splitlines() if "\t" in line]
+    assert len(names) > 5
+    return [
+        name
+        for at, name in enumerate(names)
+        if COMPARES.match(name) and any(map(JUMPS.match, names[at + 1 : at + 4]))
+    ]
+
+
+def test_no_native_build_jumps_on_a_comparison_of_numbers(tmp_path):
+    module = compiled(joined([graph_of_case(case) for case in CASES]))
+    for binary in module.builds.values():
+        assert jumps_on_values(binary, tmp_path) == []
+
+
+def test_a_native_jump_on_a_comparison_would_be_found(tmp_path):
+    source = (
+        'void act(void); void f(float x); void act(void) { __asm__ volatile("nop"); }\n'
+        '__attribute__((visibility("default"))) void f(float x) { if (x > 0.5f) act(); }\n'
+    )
+    compiler = find_compiler("zig")
+    binary = compile_c(source, "native-x86-64", compiler=compiler, contraction="off")
+    assert jumps_on_values(binary, tmp_path) != []
 
 
 def test_every_operator_has_a_case():

@@ -14,10 +14,10 @@ from onnx import numpy_helper
 
 from cloister.codegen.compile_module import OPERATORS
 from cloister.errors import ModelError
-from cloister.graph.graph import Graph, Node, Subgraph, TensorType
+from cloister.graph.graph import Graph, Node, TensorType
 from cloister.graph.inference import with_types
 from cloister.graph.onnx.read import from_model
-from codegen.modules import Native, Wasm, compiled
+from codegen.modules import Native, Wasm, compiled, joined
 
 NUMBERS = (
     onnx.TensorProto.FLOAT, onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.BOOL,
@@ -154,42 +154,6 @@ def cases():
             continue
         made.append(Case(test.name, graph, inputs, outputs, test.rtol, test.atol))
     return made, refused
-
-
-def joined(parts):
-    """One graph of several, whose values and nodes begin with their numbers."""
-
-    def renamed(at, name):
-        return f"{at}_{name}" if name else ""
-
-    nodes, constants, types, opaque = [], {}, {}, {}
-    for at, graph in enumerate(parts):
-        for node in graph.nodes:
-            assert not any(isinstance(value, Subgraph) for value in node.attributes.values())
-            nodes.append(
-                replace(
-                    node,
-                    name=renamed(at, node.name),
-                    inputs=tuple(renamed(at, name) for name in node.inputs),
-                    outputs=tuple(renamed(at, name) for name in node.outputs),
-                )
-            )
-        for target, source in (
-            (constants, graph.constants),
-            (types, graph.types),
-            (opaque, graph.opaque),
-        ):
-            target.update({renamed(at, name): value for name, value in source.items()})
-    return Graph(
-        name="joined",
-        nodes=tuple(nodes),
-        inputs=tuple(renamed(at, name) for at, g in enumerate(parts) for name in g.inputs),
-        outputs=tuple(renamed(at, name) for at, g in enumerate(parts) for name in g.outputs),
-        constants=constants,
-        types=types,
-        opset=parts[0].opset,
-        opaque=opaque,
-    )
 
 
 def test_exactly_the_listed_tests_are_refused(cases):

@@ -11,7 +11,7 @@ from cloister.codegen.float64_check import check_module
 from codegen.modules import Native, Wasm, compiled
 from codegen.random_chains import chain, graph_of
 
-EXAMPLES = int(os.environ.get("CLOISTER_EXAMPLES", "12"))
+EXAMPLES = int(os.environ.get("CLOISTER_EXAMPLES", "8"))
 """Each has CHAINS chains in one module. CLOISTER_EXAMPLES=5000 searches with other ones."""
 CHAINS = 4
 

@@ -107,6 +107,12 @@ def test_a_process_starts_in_the_root_folder_without_input(tmp_path, monkeypatch
     assert run(python("-c", code)).stdout == b"True\n"
 
 
+def test_a_process_that_is_run_has_more_in_its_environment():
+    code = "import os; print(os.environ['CLOISTER_OF_A_TEST'])"
+    done = run(python("-c", code), more={"CLOISTER_OF_A_TEST": "given"})
+    assert done.stdout == b"given\n"
+
+
 def test_a_process_that_takes_too_long_is_ended():
     with pytest.raises(subprocess.TimeoutExpired):
         run(python("-c", "import time; time.sleep(600)"), timeout_s=0.5)

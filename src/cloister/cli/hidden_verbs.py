@@ -27,7 +27,7 @@ GRAMINE = "gramine"
 """Its files' folder, in that of the module."""
 
 
-class Target(StrEnum):
+class CompileTarget(StrEnum):
     """What a module is compiled for.
 
     C         the C file and the weights alone
@@ -55,12 +55,12 @@ class CompilerName(StrEnum):
     GCC = "gcc"
 
 
-BUILDS: dict[Target, tuple[str, ...]] = {
-    Target.NATIVE: ("native",),
-    Target.WASM: ("wasm",),
-    Target.ONNXRUNTIME: ("onnx",),
-    Target.GRAMINE: ("native",),
-    Target.C: (),
+BUILDS: dict[CompileTarget, tuple[str, ...]] = {
+    CompileTarget.NATIVE: ("native",),
+    CompileTarget.WASM: ("wasm",),
+    CompileTarget.ONNXRUNTIME: ("onnx",),
+    CompileTarget.GRAMINE: ("native",),
+    CompileTarget.C: (),
 }
 ENGINES: dict[str, EngineKind] = {"native": "native", "wasm": "wasm", "onnx": "onnxruntime"}
 """What tries a build, the first that there is."""
@@ -69,7 +69,7 @@ ModuleFolder = Annotated[
     Path, typer.Option("--out", metavar="DIR", help="Folder for the module and its plan.")
 ]
 Targets = Annotated[
-    list[Target] | None,
+    list[CompileTarget] | None,
     typer.Option("--target", help="What it is compiled for. Repeatable. Default: native."),
 ]
 ContractionChoice = Annotated[
@@ -106,7 +106,7 @@ def compile(
     split = end.split(options.load_model(model), policy)
     if split is None:
         raise InputError("say which layers are hidden: --last N or --from NODE")
-    targets = tuple(dict.fromkeys(target or [Target.NATIVE]))
+    targets = tuple(dict.fromkeys(target or [CompileTarget.NATIVE]))
     builds = tuple(dict.fromkeys(build for one in targets for build in BUILDS[one]))
     _refuse_unused(builds, contraction, compiler)
     rng = SystemRandom()
@@ -123,7 +123,7 @@ def compile(
     plan, origin = replace(given, policy=policy).plan(named)
     module.save(to)
     plan.save(to / PUBLIC_PLAN)
-    if Target.GRAMINE in targets:
+    if CompileTarget.GRAMINE in targets:
         write_gramine(module, to / GRAMINE)
     made = Compilation(to, split.hidden, module, plan, origin, targets, measured)
     if json:
@@ -159,7 +159,7 @@ class Compilation:
     module: CompiledModule
     plan: Plan
     origin: str
-    targets: Sequence[Target]
+    targets: Sequence[CompileTarget]
     measured: ModuleMeasure | None
 
     def to_dict(self) -> dict[str, object]:
@@ -208,6 +208,6 @@ class Compilation:
                 f"{check.bound:.3g} explained by rounding"
             )
             console.print(f"a call takes {self.measured.call_ms:.4g} ms ({self.measured.engine})")
-        if Target.GRAMINE in self.targets:
+        if CompileTarget.GRAMINE in self.targets:
             console.print(f"{self.folder / GRAMINE}: files for Gramine-SGX, which were not run")
         console.print(f"{self.folder / PUBLIC_PLAN}: plan {self.plan.digest.hex()}; {self.origin}")

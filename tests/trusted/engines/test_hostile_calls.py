@@ -13,6 +13,7 @@ import struct
 import numpy as np
 import pytest
 
+from cloister.bundle.manifest import ModuleTensor
 from cloister.errors import EngineError, InputError, ShapeError
 from cloister.trusted.engines import module_engine
 from cloister.trusted.engines.engine_messages import (
@@ -111,6 +112,36 @@ def test_damaged_builds_are_refused_or_load_as_they_are(hostile_target):
         except (InputError, MemoryError):
             refused += 1
     assert 130 < refused < 400
+
+
+WAT = """
+(module (memory (export "memory") 2) BASE
+  (func (export "cloister_module_size") (param i32) (result i64) (i64.const 64))
+  (func (export "cloister_module_run") (param i32 i64 i32 i64 i32 i64 i32 i64) (result i32)
+    (i32.const 0))
+  (func $first (i32.store (i32.const 0) (i32.const 1))) START)
+"""
+PLACE = "__heap_base is no place in its memory"
+
+
+@pytest.mark.parametrize(("kind", "base", "start", "message"), [
+    ("i32", 1024, "(start $first)", "has a function that runs at its start"),
+    ("i32", -1, "", PLACE),
+    ("i32", -4096, "", PLACE),
+    ("i32", -(2**31), "", PLACE),
+    ("i64", 2**32, "", PLACE),
+    ("f32", 1024.5, "", PLACE),
+])  # fmt: skip
+def test_hostile_webassembly_is_refused_before_it_runs(kind, base, start, message):
+    """Its start function would run before the second lock, and a place before its memory is
+    wasmtime's."""
+    wasmtime = pytest.importorskip("wasmtime")
+    exported = f'(global (export "__heap_base") {kind} ({kind}.const {base}))'
+    code = wasmtime.wat2wasm(WAT.replace("BASE", exported).replace("START", start))
+    tensors = (ModuleTensor("x", "float32", (4,)),), (ModuleTensor("y", "float32", (3,)),)
+    module = hand_written.of_parts(*tensors, bytes(16), 64, {"wasm": bytes(code)})
+    with pytest.raises(InputError, match=message):
+        start_engine(module, "wasm")
 
 
 # ---- the process, spoken to by somebody who knows its protocol

@@ -42,7 +42,7 @@ _LOAD, _EQUAL, _ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
 """Offsets in seccomp_data. Arguments are 64 bits, the low word first."""
 
-_MEMORY = {"munmap": 11, "brk": 12, "mremap": 25, "madvise": 28}
+_MEMORY = {"munmap": 11, "brk": 12, "mremap": 25}
 _SIGNALS = {"rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigreturn": 15, "sigaltstack": 131}
 _TIME = {"clock_gettime": 228, "clock_nanosleep": 230, "sched_yield": 24, "restart_syscall": 219}
 _OTHERS = {"futex": 202, "getrandom": 318, "gettid": 186, "exit": 60, "exit_group": 231}
@@ -56,7 +56,11 @@ _ALLOWED = tuple(
 _MESSAGES = {"read": 0, "write": 1, "sendto": 44, "recvfrom": 45}
 _MAPPINGS = {"mmap": 9, "mprotect": 10}
 _WHILE_LOADING = {"seccomp": 317, "mlock": 149}
-_IOCTL, _CLONE, _CLONE3 = 16, 56, 435
+_MADVISE, _IOCTL, _CLONE, _CLONE3 = 28, 16, 56, 435
+_ADVICE = (4, 8, 14, 16)
+"""DONTNEED, FREE, HUGEPAGE, DONTDUMP: what allocators and GuardedMemory give. Others concern more
+than this process: HWPOISON and SOFT_OFFLINE, of root, take pages of the machine, and the time that
+pages of MERGEABLE take tells whether another process has the same."""
 
 
 class AllowedCalls(Enum):
@@ -108,6 +112,8 @@ def _filter(stage: AllowedCalls, descriptor: int) -> Iterable[_Instruction]:
             (_argument(2), executable, _PASS, _END) if stage is AllowedCalls.RUNNING else (_PASS,)
         )
         yield from _when(call, *rule)
+    advice = (_Instruction(_EQUAL, one, len(_ADVICE) - at) for at, one in enumerate(_ADVICE))
+    yield from _when(_MADVISE, _argument(2), *advice, _END, _PASS)
     if stage is not AllowedCalls.RUNNING:
         for call in _WHILE_LOADING.values():
             yield from _when(call, _PASS)
@@ -158,9 +164,12 @@ def end_with(descriptor: int) -> None:
 
 
 def forbid_core_dumps() -> None:
-    """Have the kernel write no core dump of this process, and of those that it starts."""
+    """Have the kernel make no core dump of this process, and of those that it starts."""
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+    # Of no byte if a program gets the dumps (core_pattern): then 0 is ignored, and 1 means none.
+    # No file has one byte either.
+    most = 1 if hard == resource.RLIM_INFINITY else min(1, hard)
+    resource.setrlimit(resource.RLIMIT_CORE, (most, hard))
 
 
 def isolate(memory_bytes: int, *, reserved_bytes: int = 0) -> None:

@@ -1,7 +1,7 @@
 """A module as WebAssembly, in the process of an engine: compiled by wasmtime, without imports."""
 
 import ctypes
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 import wasmtime
@@ -14,6 +14,8 @@ RESERVED_BYTES = (4 << 30) + (256 << 20)
 """Addresses of the whole 32-bit memory: no access needs a comparison of its own."""
 _PAGE = 65536
 _ALIGNMENT = 64
+_HEADER = b"\0asm\1\0\0\0"
+_START_SECTION = 8
 _FUEL = 1 << 62
 _SIZE_TYPE = (["i32"], ["i64"])
 _RUN_TYPE = (["i32", "i64"] * 4, ["i32"])
@@ -33,10 +35,10 @@ class WasmModule:
         self.fuel = 0
         exports = wasmtime.Instance(self._store, module, []).exports(self._store)
         memory = _export(exports, "memory", wasmtime.Memory)
-        base = _export(exports, "__heap_base", wasmtime.Global)
+        base = _base(self._store, exports)
         self._size = _function(self._store, exports, "cloister_module_size", _SIZE_TYPE)
         run = _function(self._store, exports, "cloister_module_run", _RUN_TYPE)
-        places, end = _places(base.value(self._store), settings.sizes[1:])
+        places, end = _places(base, settings.sizes[1:])
         missing = -(-end // _PAGE) - memory.size(self._store)
         if missing > 0:
             memory.grow(self._store, missing)
@@ -115,13 +117,42 @@ def _checked(engine: wasmtime.Engine, code: memoryview) -> wasmtime.Module:
     if module.imports:
         first = module.imports[0]
         raise InputError(f"wasm build: imports {first.module}.{first.name}; modules import nothing")
+    # It would run as soon as there is an instance, which is before the process is locked for it.
+    if _START_SECTION in _sections(code):
+        raise InputError("wasm build: has a function that runs at its start; modules have none")
     return module
+
+
+def _sections(code: memoryview) -> Iterator[int]:
+    """The kinds of a module's sections; wasmtime has found their lengths to be right."""
+    if code[: len(_HEADER)] != _HEADER:
+        raise InputError("wasm build: is not WebAssembly in its binary form")
+    at = len(_HEADER)
+    while at < len(code):
+        yield code[at]
+        nbytes = shift = 0
+        while True:  # seven bits in each byte, the lowest first
+            at += 1
+            nbytes |= (code[at] & 0x7F) << shift
+            shift += 7
+            if code[at] < 0x80:
+                break
+        at += 1 + nbytes
 
 
 def _export(exports: Mapping[str, object], name: str, kind: type[_Item]) -> _Item:
     found = exports.get(name)
     if not isinstance(found, kind):
         raise InputError(f"wasm build: has no export {name}")
+    return found
+
+
+def _base(store: wasmtime.Store, exports: Mapping[str, object]) -> int:
+    """Where the module's own data end, and its buffers begin."""
+    found = _export(exports, "__heap_base", wasmtime.Global).value(store)
+    # A module decides it; before the memory lies what is wasmtime's.
+    if type(found) is not int or not 0 <= found < 1 << 32:
+        raise InputError("wasm build: __heap_base is no place in its memory")
     return found
 
 
