@@ -77,7 +77,9 @@ def test_a_run_leaves_no_weight_behind(cloister, customer):
 def test_an_engine_without_a_build_is_refused_and_not_charged(cloister, customer, engine, build):
     ran = cloister(*RUN, "--engine", engine)
     assert ran.code == 2
-    assert f"has no build {build}" in ran.err.splitlines()[-1]
+    message = ran.err.splitlines()[-1]
+    assert f"has no build {build}" in message
+    assert "choose another engine, or ask its vendor for that build" in message
     found = json.loads(cloister(*RUN).out)
     assert found["report"]["inputs"] == 10
     digest = CompiledModule.load(Path("vendor/digits.module")).manifest.digest

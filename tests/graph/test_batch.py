@@ -124,6 +124,18 @@ def test_not_a_number_is_found_on_the_axis_of_the_batch():
                 session.run(wrong)
 
 
+def test_a_batch_that_cannot_be_freed_says_how_many_to_give():
+    net = Net()
+    given(net, "x", 2, 3)
+    graph = graph_of(net.model(net.op("Softmax", "x", axis=0)))
+    assert graph.batch == 2
+    remedy = r"got \(5, 3\); give 2 at a time, or export the model with a first axis of any size"
+    with pytest.raises(ShapeError, match=remedy):
+        policies.as_samples(graph, normal(5, 3))
+    with pytest.raises(ShapeError, match=r"got \(2, 4\)$"):
+        policies.as_samples(graph, normal(2, 4))
+
+
 # ---- several free sizes
 
 

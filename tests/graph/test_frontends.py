@@ -11,6 +11,7 @@ import pytest
 from cloister.errors import ModelError, UnsupportedError
 from cloister.graph.interpreter import interpret
 from cloister.graph.onnx import frontends
+from cloister.graph.onnx.load import load
 from cloister.graph.passes.normalise import prepare
 from cloister.plan import policies
 from cloister.trusted.session import Session
@@ -232,6 +233,13 @@ def test_other_files_are_refused_before_keras_is_imported(monkeypatch, tmp_path,
     monkeypatch.setattr(importlib, "import_module", None)
     with pytest.raises(ModelError, match=name):
         frontends.from_keras(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.PT2", "state.pth"])
+def test_a_file_of_pytorch_is_refused_with_what_to_do(tmp_path, name):
+    (tmp_path / name).write_bytes(b"PK\3\4")
+    with pytest.raises(UnsupportedError, match=rf"{name}: is a PyTorch file.*torch\.onnx\.export"):
+        load(tmp_path / name)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

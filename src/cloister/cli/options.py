@@ -62,7 +62,7 @@ PolicyName = Annotated[
     typer.Option(
         "--policy",
         metavar="|".join((*NAMES, HIDDEN_END)),
-        help="Who computes what. Default: slalom. A hidden end adds +ennclave.",
+        help="Who computes what. Default: slalom; of compile: open. A hidden end adds +ennclave.",
     ),
 ]
 PinnedDigest = Annotated[

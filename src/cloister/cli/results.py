@@ -180,11 +180,12 @@ class Answers:
         guesses = self._guesses(name)
         if guesses is not None:
             rows = [
-                (source if rank == 0 else "", guess.label, _percent(guess.probability))
+                (source if rank == 0 else "", guess.label, *_percent(guess.probability))
                 for source, found in zip(self.sources, guesses, strict=True)
                 for rank, guess in enumerate(found)
             ]
-            console.print(table(("input", "label", "softmax"), rows))
+            columns = ("input", "label", "softmax")
+            console.print(table(columns[: len(rows[0])] if rows else columns, rows))
         else:
             console.print(f"output {name!r}: {scores.dtype} {scores.shape}; --out keeps the values")
         console.print()
@@ -209,5 +210,5 @@ class Answers:
         return np.moveaxis(value, axis, 0)
 
 
-def _percent(probability: float | None) -> str | None:
-    return None if probability is None else f"{100 * probability:6.2f} %"
+def _percent(probability: float | None) -> tuple[str, ...]:
+    return () if probability is None else (f"{100 * probability:6.2f} %",)

@@ -7,7 +7,7 @@ import numpy as np
 from cloister.base.reading import require_truths
 from cloister.errors import RangeError, ShapeError
 from cloister.graph.batch import bound_sizes, element_type
-from cloister.graph.graph import Graph
+from cloister.graph.graph import Graph, Size
 
 Samples = np.ndarray | Mapping[str, np.ndarray]
 
@@ -50,4 +50,14 @@ def _check_sample(model: Graph, name: str, array: np.ndarray) -> None:
         isinstance(want, str) or want == got for want, got in zip(sizes, array.shape, strict=True)
     )
     if not fits:
-        raise ShapeError(f"input {name!r}: the model takes shape {sizes}, got {array.shape}")
+        raise ShapeError(
+            f"input {name!r}: the model takes shape {sizes}, got {array.shape}"
+            + _fixed_batch_remedy(model, sizes, array.shape)
+        )
+
+
+def _fixed_batch_remedy(model: Graph, sizes: tuple[Size, ...], shape: tuple[int, ...]) -> str:
+    """What to do about samples that are more or fewer than a model of fixed batch takes."""
+    if model.batch is None or not sizes or sizes[1:] != shape[1:]:
+        return ""
+    return f"; give {model.batch} at a time, or export the model with a first axis of any size"

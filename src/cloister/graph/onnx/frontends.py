@@ -18,6 +18,7 @@ from cloister.graph.onnx.keras_layers import faulty_layer
 
 OPSET = 17
 KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
+PYTORCH_SUFFIXES = (".pt", ".pt2", ".pth")
 
 
 def from_torch(module: Callable[..., object], example: object) -> Graph:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from os import PathLike, fspath
 from pathlib import Path
 
+from cloister.errors import UnsupportedError
 from cloister.graph.graph import Graph
 from cloister.graph.onnx import frontends, read
 from cloister.graph.passes.normalise import prepare
@@ -14,8 +15,14 @@ def load(path: str | PathLike[str]) -> Graph:
 
     Raises ModelError, UnsupportedError naming the file or node and what to do.
     """
-    if Path(path).suffix.lower() in frontends.KERAS_SUFFIXES:
+    suffix = Path(path).suffix.lower()
+    if suffix in frontends.KERAS_SUFFIXES:
         return from_keras(path)
+    if suffix in frontends.PYTORCH_SUFFIXES:
+        raise UnsupportedError(
+            f"{fspath(path)}: is a PyTorch file, by its name; export the module with "
+            "torch.onnx.export, or pass it to cloister.from_torch"
+        )
     return prepare(read.load(fspath(path)))
 
 

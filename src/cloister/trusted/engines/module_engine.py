@@ -354,7 +354,8 @@ def _build(manifest: Manifest, kind: EngineKind, build: str | None) -> str:
         raise InputError(f"engine {kind!r} is not one of native, wasm, onnxruntime")
     if chosen not in manifest.builds:
         raise InputError(
-            f"module {manifest.name!r}: has no build {chosen}, only {', '.join(manifest.builds)}"
+            f"module {manifest.name!r}: has no build {chosen}, only {', '.join(manifest.builds)}; "
+            "choose another engine, or ask its vendor for that build"
         )
     return chosen
 
