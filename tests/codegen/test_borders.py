@@ -109,3 +109,38 @@ def test_an_arena_is_never_shared_by_values_that_live_at_once(size):
     for value in values[1:]:
         total = net.op("Add", total, value)
     agrees(from_model(net.model(total), name="net"), image(size))
+
+
+@pytest.mark.parametrize("fill", [2**53 + 1, 2**63 - 1, -(2**63), -1])
+def test_integers_that_padding_adds_are_exact(fill):
+    """A float64 between has no 2^53 + 1; in C, -2^63 is an operation on a constant too large."""
+    node = helper.make_node("Pad", ["x", "pads", "fill"], ["y"])
+    value = helper.make_tensor_value_info
+    constants = [
+        numpy_helper.from_array(np.array([0, 1, 0, 2]), "pads"),
+        numpy_helper.from_array(np.array(fill), "fill"),
+    ]
+    x, y = value("x", TensorProto.INT64, ["N", 2]), value("y", TensorProto.INT64, ["N", 5])
+    graph = helper.make_graph([node], "g", [x], [y], constants)
+    opsets = [helper.make_opsetid("", 17)]
+    made = from_model(helper.make_model(graph, opset_imports=opsets, ir_version=9), name="g")
+    (found,) = Native(compiled(made, builds=(BUILD,)), BUILD).run(np.array([[3, 4]]))
+    np.testing.assert_array_equal(found, [[fill, 3, 4, fill, fill]])
+
+
+@pytest.mark.parametrize("before", [(), ("Conv",)])
+def test_moments_of_each_pixel_are_refused(before):
+    """Operator set 8 has them; taken for moments of channels, they give other numbers."""
+    value = helper.make_tensor_value_info
+    nodes = [helper.make_node(op, ["x", "w"], ["c"], name=op) for op in before]
+    read = ["c" if before else "x", *"sbmv"]
+    nodes.append(helper.make_node("BatchNormalization", read, ["y"], name="bn", spatial=0))
+    moments = np.arange(1, 7, dtype=np.float32).reshape(2, 3)
+    constants = [numpy_helper.from_array(moments, name) for name in "sbmv"]
+    constants.append(numpy_helper.from_array(np.ones((2, 2, 1), np.float32), "w"))
+    x, y = (value(name, TensorProto.FLOAT, ["N", 2, 3]) for name in "xy")
+    graph = helper.make_graph(nodes, "g", [x], [y], constants)
+    opsets = [helper.make_opsetid("", 8)]
+    made = from_model(helper.make_model(graph, opset_imports=opsets, ir_version=8), name="g")
+    with pytest.raises(UnsupportedError, match="has moments of each pixel"):
+        compiled(made, builds=())

@@ -153,6 +153,11 @@ def batch_normalization(low: Lowering, node: Node) -> None:
         )
     x = of_type(node, low.view(node.inputs[0]))
     found = [low.constant(node, at) for at in range(1, 5)]
+    if any(one is None or one.ndim != 1 for one in found):  # spatial=0 of operator set 8
+        raise UnsupportedError(
+            f"node {node.name!r} (BatchNormalization): has moments of each pixel; only those "
+            "of each channel are compiled"
+        )
     scale, shift, mean, variance = (np.float64(one) for one in found if one is not None)
     factor = scale / np.sqrt(variance + number(node, "epsilon", 1e-5))
     per_channel = (-1, *(1,) * (len(x.shape) - 2))

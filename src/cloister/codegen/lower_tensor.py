@@ -96,7 +96,7 @@ def pad(low: Lowering, node: Node) -> None:
     if mode not in ("constant", "reflect", "edge", "wrap") or len(amounts) != 2 * len(axes):
         raise UnsupportedError(f"node {node.name!r} (Pad): mode {mode!r} is not compiled")
     fill = low.constant(node, 2)
-    value = number(node, "value", 0.0) if fill is None else float(fill.reshape(-1)[0])
+    value = number(node, "value", 0.0) if fill is None else fill.reshape(-1)[0].item()
     for at, axis in enumerate(axes):
         begin, end = amounts[at], amounts[at + len(axes)]
         kept = view.shape[axis] + min(begin, 0) + min(end, 0)

@@ -151,7 +151,7 @@ def copy_layer(
         views = {"y": target, name: source}
         loops = nest(views, letter=f"i{at}_" if len(targets) > 1 else "i")
         offset = f"{target.start} + " if target.start else ""
-        number = literal(fill) if buffer.dtype == np.float32 else str(int(fill))
+        number = literal(fill) if buffer.dtype == np.float32 else integer_literal(int(fill))
         value = f"{name}[{loops.index(name)}]" if name else number
         body += loops.wrap([f"y[{offset}{loops.index('y')}] = {value};"])
         constants |= loops.constants()
@@ -178,6 +178,11 @@ def literal(value: float) -> str:
     if np.isinf(number):
         return "POSITIVE_INFINITY" if number > 0 else "-POSITIVE_INFINITY"
     return f"{float(number)!r}f"
+
+
+def integer_literal(value: int) -> str:
+    """A 64-bit integer as a C expression: a constant of C has no sign, so -2^63 is none."""
+    return "INT64_MIN" if value == -(2**63) else f"INT64_C({value})"
 
 
 def of_type(node: Node, view: View, *names: str) -> View:

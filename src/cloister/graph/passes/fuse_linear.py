@@ -85,7 +85,7 @@ def _batch_norm(graph: Graph, node: Node, value: str) -> tuple[np.ndarray, np.nd
     if node.inputs[0] != value or node.attributes.get("training_mode", 0):
         return None
     found = [graph.constants.get(name) for name in node.inputs[1:5]]
-    if any(array is None or array.dtype != np.float32 for array in found):
+    if any(array is None or array.dtype != np.float32 or array.ndim != 1 for array in found):
         return None
     scale, shift, mean, variance = (np.float64(array) for array in found if array is not None)
     factor = scale / np.sqrt(variance + number(node, "epsilon", 1e-5))
