@@ -1,7 +1,10 @@
 """Bundles: what comes back, what the host sees, what a reader refuses, and what it tells."""
 
 import dataclasses
+import hashlib
 import itertools
+import json
+import math
 import os
 import signal
 import subprocess
@@ -35,6 +38,7 @@ from cloister.bundle.bundle_header import (
 from cloister.bundle.sealed_bundle import SealedBundle, hidden_bytes, named_module
 from cloister.errors import BundleError, InputError
 from cloister.graph.canonical import PRELUDE
+from cloister.graph.graph import Node
 from cloister.plan.plan import Plan
 from cloister.plan.protection import ENCLAVE
 from cloister.plan.protection import MODULE as HIDDEN
@@ -233,6 +237,66 @@ def test_an_error_in_the_hidden_part_names_nothing_hidden(tmp_path, monkeypatch)
     assert "contradicts itself" in str(caught.value)
     assert "head" not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+class Stated:
+    """A manifest that says what no compiler does, in its canonical form."""
+
+    def __init__(self, manifest, place, value):
+        self.fields = json.loads(manifest.to_bytes())
+        *path, last = place
+        part = self.fields
+        for step in path:
+            part = part[step]
+        part[last] = value
+        self.builds = manifest.builds
+
+    def to_bytes(self):
+        return json.dumps(self.fields, sort_keys=True, separators=(",", ":")).encode()
+
+    @property
+    def digest(self):
+        return hashlib.sha256(self.to_bytes()).digest()
+
+
+@pytest.mark.parametrize(("place", "value"), [
+    (("builds", "wasm", "nbytes"), -5),
+    (("builds", "wasm", "nbytes"), 300.0),
+    (("builds", "wasm", "nbytes"), "300"),
+    (("builds", "wasm", "nbytes"), True),
+    (("builds", "wasm", "nbytes"), None),
+    (("builds", "wasm", "flags"), [[]]),
+    (("builds", "wasm", "more"), 1),
+    (("weights_bytes",), 1500.0),
+    (("weights_bytes",), -1),
+    (("weights_bytes",), math.nan),
+    (("arena_bytes",), 64.0),
+    (("abi",), True),
+    (("name",), 5),
+    (("inputs", 0, "shape"), [4.0]),
+    (("inputs", 0, "shape"), [-2, -2]),
+    (("inputs", 0, "shape"), [0]),
+    (("inputs", 0, "shape"), "4"),
+    (("inputs", 0, "shape"), [2**40]),
+    (("inputs", 0, "dtype"), "O"),
+    (("inputs", 0, "dtype"), "V4"),
+    (("inputs", 0, "dtype"), ">f4"),
+    (("inputs",), {}),
+])  # fmt: skip
+def test_a_manifest_that_its_vendor_made_up_is_refused(tmp_path, place, value):
+    """The vendor signs it, so that only its parser is left to refuse it."""
+    stated = Stated(MODULE.manifest, place, value)
+    broken = object.__new__(type(MODULE))
+    for name, kept in (vars(MODULE) | {"manifest": stated}).items():
+        object.__setattr__(broken, name, kept)
+    node = Node("module", "Module", ("features",), ("scores",), {"digest": stated.digest},
+                "cloister")  # fmt: skip
+    plan = plan_of(MODULE)
+    graph = dataclasses.replace(plan.graph, nodes=(*plan.graph.nodes[:-1], node))
+    plan = Plan(graph, "hidden head", plan.protections, {})
+    path = sealed(tmp_path / "a.bundle", broken, plan=plan)
+    with pytest.raises(BundleError, match="contradicts itself"):
+        opened(path)
 
 
 # ---- files

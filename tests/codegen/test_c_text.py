@@ -139,3 +139,12 @@ def test_a_name_of_the_model_cannot_leave_its_comment():
     assert "*/ int evil" not in module.source
     assert "*/ #error" not in module.source
     assert "injected" in module.source
+
+
+@pytest.mark.parametrize("length", [90, 97, 200, 1000])
+def test_names_of_any_length_stand_in_the_comment(length):
+    """Exporters join the names of nested layers."""
+    net = nets.Net()
+    x = net.input("x" * length, 4)
+    module = compiled(from_model(net.model(net.gemm(x, 4, 3)), name="long"), builds=())
+    assert x[:90] in module.source

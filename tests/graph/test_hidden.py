@@ -217,6 +217,24 @@ def test_weights_that_an_open_node_reads_too_are_refused():
     assert hide(graph, last=2).outer.constants == {}
 
 
+@pytest.mark.parametrize("number", [0.0, 1.0])
+def test_one_number_that_layers_share_is_no_secret(number):
+    net = nets.Net()
+    shared = net.constant(np.full(6, number, np.float32))
+    y = net.op("Relu", net.op("Gemm", net.input("x", 6), net.weights(6, 6), shared))
+    graph = graph_of(net.model(net.op("Gemm", y, net.weights(6, 6), shared)))
+    assert hide(graph, last=1).hidden.nodes[0].op == "Gemm"
+
+
+def test_a_bias_that_an_open_node_reads_too_is_refused():
+    net = nets.Net()
+    shared = net.constant(np.arange(6, dtype=np.float32))
+    y = net.op("Relu", net.op("Gemm", net.input("x", 6), net.weights(6, 6), shared))
+    graph = graph_of(net.model(net.op("Gemm", y, net.weights(6, 6), shared)))
+    with pytest.raises(InputError, match="'Gemm_2': node 'Gemm_0' shows its weights"):
+        hide(graph, last=1)
+
+
 def test_a_batch_that_is_not_separable_is_refused():
     graph = replace(graph_of(vgg()), separable=False)
     with pytest.raises(UnsupportedError, match="takes one sample at a time"):

@@ -177,6 +177,7 @@ def test_a_host_learns_of_a_module_what_answers_tell(outer, queries):
     else:
         assert "at most 500 times in all" in can.text
         assert "no old copy of its file is put back" in can.assumes
+        assert "in unchanged code of Cloister" in can.assumes
     if len(planned_end(nets.chain(), outer).plan.graph.nodes) > 1:
         assert said(claims, Role.HOST, WEIGHTS).text == "all, but those in modules"
 

@@ -10,12 +10,13 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
 from cloister.base.reading import parsing
 from cloister.errors import InputError
+from cloister.graph.canonical import entries, mapping, size, text, texts, whole
+from cloister.graph.graph_file import read_fields
 
 ABI = 1
 """Version of the C interface (codegen) that builds have."""
@@ -23,6 +24,8 @@ ALIGNMENT = 64
 """Bytes; each input and output of a module begins at a multiple of it."""
 MAX_BYTES = 2**32
 """No module has more weights, and no input, output or arena is larger."""
+ELEMENT_TYPES = ("float32", "int32", "int64")
+"""What can enter or leave a module."""
 BUILDS = ("native-x86-64-v4", "native-x86-64-v3", "native-x86-64", "wasm", "onnx")
 """Kinds of machine, the fastest native one first; `onnx` is for ONNX Runtime."""
 
@@ -124,22 +127,43 @@ class Manifest:
             return made
 
     @classmethod
-    def _of(cls, fields: dict[str, Any]) -> "Manifest":
-        builds = {
-            name: Build(**{**build, "flags": tuple(build["flags"])})
-            for name, build in fields["builds"].items()
-        }
-        tensors = {
-            side: tuple(ModuleTensor(**{**t, "shape": tuple(t["shape"])}) for t in fields[side])
-            for side in ("inputs", "outputs")
-        }
-        operators = tuple(fields["operators"])
-        return cls(**{**fields, **tensors, "builds": builds, "operators": operators})
+    def _of(cls, fields: dict[str, object]) -> "Manifest":
+        return cls(
+            name=text(fields["name"]),
+            inputs=_tensors(fields["inputs"]),
+            outputs=_tensors(fields["outputs"]),
+            arena_bytes=size(fields["arena_bytes"]),
+            weights_bytes=size(fields["weights_bytes"]),
+            weights_sha256=text(fields["weights_sha256"]),
+            source_sha256=text(fields["source_sha256"]),
+            builds=mapping(fields["builds"], _build),
+            contraction=text(fields["contraction"]),
+            operators=texts(fields["operators"]),
+            salt=text(fields["salt"]),
+            abi=size(fields["abi"]),
+        )
 
     @property
     def digest(self) -> bytes:
         """SHA-256 of the bytes: the module's name in a plan."""
         return hashlib.sha256(self.to_bytes()).digest()
+
+
+def _tensors(value: object) -> tuple[ModuleTensor, ...]:
+    return tuple(_tensor(one) for one in entries(value))
+
+
+def _tensor(value: object) -> ModuleTensor:
+    name, dtype, shape = read_fields(value, "name", "dtype", "shape")
+    if dtype not in ELEMENT_TYPES:
+        raise ValueError(f"elements are {', '.join(ELEMENT_TYPES)}")
+    sizes = (whole(one, least=1, most=MAX_BYTES) for one in entries(shape))
+    return ModuleTensor(text(name), text(dtype), tuple(sizes))
+
+
+def _build(value: object) -> Build:
+    compiler, flags, sha256, nbytes = read_fields(value, "compiler", "flags", "sha256", "nbytes")
+    return Build(text(compiler), texts(flags), text(sha256), size(nbytes))
 
 
 def offsets(tensors: tuple[ModuleTensor, ...]) -> tuple[int, ...]:

@@ -89,13 +89,14 @@ def _header(parts: ModuleParts) -> str:
 
 
 def _wrap(line: str) -> list[str]:
-    pieces = []
+    """A long line in several; a word that is too long stays whole."""
+    pieces, indent = [], "    "
     while len(line) > LINE - 3:
-        at = line.rfind(" ", 0, LINE - 3)
-        if at <= 0:
+        at = line.rfind(" ", len(indent), LINE - 3)
+        if at < 0:
             break
         pieces.append(line[:at])
-        line = "    " + line[at + 1 :]
+        line = indent + line[at + 1 :]
     return [*pieces, line]
 
 

@@ -8,6 +8,8 @@ order: since no node reads a value of a later one, only outputs of the model lea
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from cloister.errors import InputError, UnsupportedError
 from cloister.graph.batch import computed_from
 from cloister.graph.captures import captured_values, every_node
@@ -150,7 +152,8 @@ def _refuse_public_weights(
 ) -> None:
     """Weights that a node outside reads too would be public.
 
-    A constant of one axis may be a bias of zeros that a tool has stored once for all layers.
+    A constant of one number, repeated, may be a bias of zeros that a tool has stored once for all
+    layers.
 
     Raises   InputError naming the nodes
     """
@@ -158,12 +161,17 @@ def _refuse_public_weights(
     for node in inside:
         for value in _weights(graph, node):
             public = value in graph.outputs or value in readers
-            if public and len(graph.types[value].shape) > 1:
+            if public and not _repeats(graph.constants[value]):
                 where = f"node {readers[value]!r}" if value in readers else "the model's output"
                 raise InputError(
                     f"node {node.name!r}: {where} shows its weights {value!r}, so they would not "
                     "be hidden; let the hidden part begin there, or store them twice"
                 )
+
+
+def _repeats(array: np.ndarray) -> bool:
+    """Whether a constant of one axis has one number only."""
+    return array.ndim == 1 and bool((array == array[:1]).all())
 
 
 def _part(

@@ -360,7 +360,10 @@ _PAIRS = (
 )
 _ANY_NUMBER = f"what any number of {_PAIRS}"
 _SO_MANY = f"what {{queries}} {_PAIRS}"
-_COUNTED = "the query counter is the only one, and no old copy of its file is put back"
+_COUNTED = (
+    "the module runs in unchanged code of Cloister with one query counter, and no old copy of its "
+    "file is put back"
+)
 _SANDBOXED = (
     "answer anything: its compiled code runs in the trusted side, without files, network or the "
     "memory of other processes",

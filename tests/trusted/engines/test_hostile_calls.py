@@ -9,6 +9,7 @@ import ctypes
 import os
 import socket
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -252,6 +253,32 @@ def test_answers_that_mean_nothing_are_errors(hostile_target):
                     engine.run([x])
             with pytest.raises(EngineError, match="cannot be used any more"):
                 engine.run([x])
+
+
+DRIP = (
+    hand_written.SYSTEM_CALLS
+    + """
+RUN {
+  static char nothing[1];
+  long tenth[2] = {0, 100000000};
+  for (;;) {
+    call(230, 1, 0, (long)tenth, 0, 0, 0);
+    call(44, (int)*(const float *)inputs, (long)nothing, 1, 0, 0, 0);
+  }
+}
+"""
+)
+
+
+def test_a_module_that_answers_byte_by_byte_gets_no_more_time():
+    """Each byte comes in time; all of them would take a hundred times as long."""
+    with start_engine(hand_written.made(DRIP), "native", timeout_s=20.0) as engine:
+        command = Path(f"/proc/{engine.pid}/cmdline").read_bytes().split(b"\0")
+        control = int(command[command.index(b"native") + 1])
+        with pytest.raises(EngineError, match="sent a part of an answer"):
+            engine.run([np.full((1, 4), control, np.float32)])
+        with pytest.raises(EngineError, match="cannot be used any more"):
+            engine.run([np.zeros((1, 4), np.float32)])
 
 
 def test_an_answer_is_read_as_it_was_written():

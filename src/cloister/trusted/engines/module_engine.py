@@ -29,7 +29,6 @@ from cloister.trusted.engines.engine_messages import (
     EngineAnswer,
     EngineSettings,
     Status,
-    receive,
 )
 from cloister.trusted.engines.padding_profile import PaddingProfile
 from cloister.trusted.engines.processor import best_build, require_x86_64
@@ -235,7 +234,12 @@ class ModuleEngine:
 
     def _receive(self) -> EngineAnswer:
         try:
-            return EngineAnswer.from_bytes(receive(self._channel, ANSWER_BYTES))
+            # An answer is sent at once and comes at once. One that comes in parts is the module's,
+            # and each part would begin the time that it may take anew.
+            answer = self._channel.recv(ANSWER_BYTES)
+            if len(answer) < ANSWER_BYTES:
+                raise EOFError
+            return EngineAnswer.from_bytes(answer)
         except TimeoutError as error:
             raise EngineError(f"{self._name}: did not answer in time, and was ended") from error
         except (EOFError, OSError) as error:
@@ -245,7 +249,7 @@ class ModuleEngine:
         try:
             code = self._process.wait(_EXIT_WAIT_S)
         except subprocess.TimeoutExpired:
-            return "its process closed its socket"
+            return "its process closed its socket, or sent a part of an answer"
         if code == -signal.SIGSYS:
             return "its process was killed: it made a system call that engines may not make"
         if code < 0:
