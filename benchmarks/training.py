@@ -64,7 +64,7 @@ class Bench:
 
     def dataset(self, plain: Plain, mode: str) -> EncryptedDataset:
         """The encrypted data set, made once for each mode."""
-        registered: Mode = "paper" if mode == "paper" else "guarded"
+        registered: Mode = "paper" if mode == "paper" else "budgeted"
         key = (plain.name, registered)
         if key not in self._datasets:
             self._datasets[key] = data.encrypt(

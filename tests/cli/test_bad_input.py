@@ -144,7 +144,7 @@ def test_worker_addresses(refused, model_file, array, address):
 
 
 def test_unknown_policy(refused, model_file, array):
-    for verb, *more in (("inspect",), ("run", array)):
+    for verb, *more in (("inspect",), ("run", array), ("plan", "--out", "never.plan")):
         message = refused(verb, model_file, *more, "--policy", "slalomm")
         assert "unknown policy 'slalomm'; choose one of slalom" in message
 

@@ -1,6 +1,7 @@
 """`cloister bundle`: what a vendor and a customer read."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -141,6 +142,15 @@ def test_padding(cloister, refused, folder, given, size):
         return
     assert cloister(*SEAL, "--pad-to", given).code == 0
     assert SealedBundle.show(folder / "model.bundle").hidden_bytes == size
+
+
+def test_a_module_without_builds_is_sealed_with_its_source_alone(cloister, refused, folder):
+    bare = replace(MODULE, manifest=replace(MODULE.manifest, builds={}), builds={})
+    bare.save(folder / "head")
+    plan_of(bare).save(folder / "head" / PUBLIC_PLAN)
+    assert "head: has no build that a customer could run; compile it with" in refused(*SEAL)
+    assert not (folder / "model.bundle").exists()
+    assert cloister(*SEAL, "--with-source").code == 0
 
 
 def test_the_source_is_sealed_only_if_wanted(cloister, folder):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from cloister.base import files
 from cloister.base.reading import open_regular, parsing
-from cloister.bundle.manifest import MAX_BYTES, Manifest
+from cloister.bundle.manifest import BUILDS, MAX_BYTES, Manifest
 from cloister.errors import InputError
 
 MANIFEST, SOURCE, WEIGHTS = "manifest.json", "module.c", "weights.bin"
@@ -53,7 +53,7 @@ class CompiledModule:
             raise InputError(f"module {name!r}: its source is not the manifest's")
 
     def save(self, folder: Path) -> None:
-        """Write the folder, which is for its owner alone.
+        """Write the folder, which is for its owner alone; builds of a module before are deleted.
 
         Raises   OSError
         """
@@ -64,6 +64,8 @@ class CompiledModule:
             files.replace(folder / name, content, private=True)
         # Last: a folder with a manifest is complete.
         files.replace(folder / MANIFEST, self.manifest.to_bytes(), private=True)
+        for build in set(BUILDS) - set(self.builds):
+            (folder / f"{build}.bin").unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: Path) -> "CompiledModule":

@@ -120,6 +120,11 @@ def seal(
     content_key = bundle_keys.load_content_key(key)
     number = _next_version(to, private.public_key().public_bytes_raw(), version)
     module = CompiledModule.load(folder)
+    if not (module.builds or with_source):
+        raise InputError(
+            f"{folder}: has no build that a customer could run; compile it with --target native, "
+            "or seal its source with --with-source"
+        )
     if not with_source:
         module = replace(module, source="")
     header = SealedBundle.seal(

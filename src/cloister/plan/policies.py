@@ -96,7 +96,11 @@ def _assigned(model: Graph, nodes: tuple[Node, ...], policy: str) -> dict[str, P
         sent = {node.name for node in linear} - {node.name for node in kept}
         sent = sent or {node.name for node in linear}
         return {node.name: outside if node.name in sent else ENCLAVE for node in nodes}
-    raise PlanError(f"unknown policy {policy!r}; choose one of {', '.join((*NAMES, *HIDING))}")
+    raise _unknown(policy)
+
+
+def _unknown(policy: str) -> PlanError:
+    return PlanError(f"unknown policy {policy!r}; choose one of {', '.join((*NAMES, *HIDING))}")
 
 
 def make(
@@ -214,8 +218,14 @@ def from_ranges(
 
 
 def needs_ranges(policy: str) -> bool:
-    """Whether nodes of a policy become integers, for which typical inputs set ranges."""
-    return (outer_policy(policy) or policy) not in EVERYWHERE
+    """Whether nodes of a policy become integers, for which typical inputs set ranges.
+
+    Raises PlanError for an unknown policy.
+    """
+    outer = outer_policy(policy) or policy
+    if outer not in NAMES:
+        raise _unknown(policy)
+    return outer not in EVERYWHERE
 
 
 def _sent_out(model: Graph, protections: Mapping[str, Protection]) -> list[Node]:
