@@ -2,6 +2,7 @@
 
 import pytest
 
+from cloister.cli import hidden_end, hidden_verbs
 from cloister.plan.protection import EVERYWHERE
 
 INSIDE = ("--policy", "enclave")
@@ -76,3 +77,33 @@ def test_costs_of_a_choice_that_there_is_not(refused, model_file, policy):
     more = ("--last", 1) if policy == "ennclave" else ()
     message = refused("inspect", model_file, "--policy", policy, "--measure", *more)
     assert message == f"error: --measure: policy {policy} does not choose where layers run"
+
+
+@pytest.mark.parametrize("verb", ["plan", "compile"])
+@pytest.mark.parametrize(
+    "option", [("--resize", "8x8"), ("--mean", "0.5"), ("--layout", "nhwc")], ids=lambda o: o[0]
+)
+def test_how_to_read_samples_that_are_not_named(refused, model_file, verb, option, tmp_path):
+    given = (
+        "--last",
+        1,
+        *INSIDE,
+        *option,
+        "--out",
+        tmp_path / ("a.plan" * (verb == "plan") or "a"),
+    )
+    message = refused(verb, model_file, *given)
+    assert message.startswith(f"error: {option[0]}: is about reading inputs, and none are named")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("verb", ["plan", "compile"])
+def test_missing_samples_are_said_before_the_compiler_works(
+    refused, model_file, verb, tmp_path, monkeypatch
+):
+    monkeypatch.delattr(hidden_verbs, "compile_module")
+    monkeypatch.delattr(hidden_end, "compile_end")
+    given = ("--last", 1, "--policy", "slalom", "--out", tmp_path / "a.plan")
+    message = refused(verb, model_file, *given)
+    assert message.startswith("error: --calibration: name typical inputs")
+    assert list(tmp_path.iterdir()) == []

@@ -103,6 +103,7 @@ def compile(
     `cloister bundle seal`. The module is compared with float64 on random inputs.
     """
     policy = given.policy or HIDDEN_END
+    given.check_samples(policy)
     split = end.split(options.load_model(model), policy)
     if split is None:
         raise InputError("say which layers are hidden: --last N or --from NODE")

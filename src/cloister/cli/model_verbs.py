@@ -122,6 +122,7 @@ def plan(
     _require_place("--out", to, SUFFIX)
     if inputs and given.calibration:
         raise InputError("--calibration: INPUT sets the ranges already; give one of the two")
+    given.check_samples(given.policy or DEFAULT_POLICY, given=bool(inputs))
     whole = options.load_model(model)
     split = end.split(whole, given.policy)
     graph, compiled = whole, None

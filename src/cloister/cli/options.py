@@ -24,7 +24,7 @@ from cloister.graph.graph import Graph
 from cloister.graph.input_files import Inputs, read_inputs
 from cloister.plan.plan import Plan
 from cloister.plan.plan_choice import PlanChoice, is_plan_file
-from cloister.plan.policies import NAMES
+from cloister.plan.policies import NAMES, needs_ranges
 from cloister.plan.protection import HIDDEN_END
 from cloister.trusted.clips import OnClip
 from cloister.trusted.pads.factory import Rate
@@ -269,6 +269,28 @@ class ModelInputs:
             channels=self.channels,
             resize=None if self.resize is None else _size(self.resize),
         )
+
+    def check_samples(self, policy: str, *, given: bool = False) -> None:
+        """Refuse a command that lacks typical inputs, or says how to read some that it lacks.
+
+        given   whether it names inputs besides --calibration
+
+        Raises   InputError naming the option
+        """
+        if given or self.calibration:
+            return
+        if needs_ranges(policy):
+            raise InputError("--calibration: name typical inputs")
+        usual = ModelInputs()
+        texts = {"--mean": "mean", "--std": "std", "--scale": "scale"}
+        said = {option: getattr(self, field) for option, field in texts.items()}
+        refuse_given(
+            "is about reading inputs, and none are named; leave it out",
+            {
+                **{o: t for o, t in said.items() if t != getattr(usual, texts[o])},
+                "--layout": self.layout, "--channels": self.channels, "--resize": self.resize,
+            },
+        )  # fmt: skip
 
     def read(self, graph: Graph, paths: Sequence[Path]) -> Inputs:
         """The inputs in files."""
