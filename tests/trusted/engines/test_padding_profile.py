@@ -98,10 +98,9 @@ def test_no_answer_comes_before_the_grid():
     module, _ = hand_written.dense()
     with start_engine(module, "native", padding=PaddingProfile(grid_ms=20.0)) as engine:
         engine.run([np.zeros((1, 4), np.float32)])
-        # The module takes microseconds. The process's clock starts a little after the caller's, or
-        # before it: loading begins while the caller still writes.
+        # The module takes microseconds.
         assert engine.measured.compute_ms + engine.measured.transition_ms >= 20.0
-        assert engine.measured.load_ms >= 18.0
+        assert engine.measured.load_ms >= 20.0
 
 
 def test_what_cannot_be_padded_is_refused():

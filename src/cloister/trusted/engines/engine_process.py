@@ -134,6 +134,8 @@ def _load(
     settings: EngineSettings,
     load: Callable[[EngineSettings, memoryview], LoadedModule],
 ) -> tuple[LoadedModule, GuardedMemory, EngineAnswer]:
+    # The grid begins with the request, as in `_serve`: not while the caller has sent nothing yet.
+    channel.recv(1, socket.MSG_PEEK)
     begun_ns = time.perf_counter_ns()
     code = receive(channel, settings.code_bytes)
     module = load(settings, memoryview(code))
