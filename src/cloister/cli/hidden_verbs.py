@@ -20,7 +20,7 @@ from cloister.errors import InputError
 from cloister.graph.graph import Graph
 from cloister.plan.plan import Plan
 from cloister.plan.protection import HIDDEN_END
-from cloister.trusted.engines.module_engine import EngineKind
+from cloister.trusted.module_engines import ENGINES
 
 SALT_BYTES = 32
 GRAMINE = "gramine"
@@ -62,8 +62,6 @@ BUILDS: dict[CompileTarget, tuple[str, ...]] = {
     CompileTarget.GRAMINE: ("native",),
     CompileTarget.C: (),
 }
-ENGINES: dict[str, EngineKind] = {"native": "native", "wasm": "wasm", "onnx": "onnxruntime"}
-"""What tries a build, the first that there is."""
 
 ModuleFolder = Annotated[
     Path, typer.Option("--out", metavar="DIR", help="Folder for the module and its plan.")
@@ -118,7 +116,8 @@ def compile(
         contraction=(contraction or Contraction.FMA).value,
         compiler=(compiler or CompilerName.ZIG).value,
     )
-    kind = next((engine for build, engine in ENGINES.items() if build in builds), None)
+    # The module is tried in the first engine that it has a build for.
+    kind = next((one for one in ENGINES if hidden_end.EngineName(one).build in builds), None)
     measured = None if kind is None else measure_module(module, split.hidden, kind=kind, rng=rng)
     named = split.named(module.manifest.digest, queries=end.queries)
     plan, origin = replace(given, policy=policy).plan(named)
