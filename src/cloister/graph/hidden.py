@@ -5,14 +5,13 @@ to the next such node. Nodes before the first layer belong to it. The hidden par
 order: since no node reads a value of a later one, only outputs of the model leave it.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from cloister.errors import InputError, UnsupportedError
 from cloister.graph.batch import computed_from
-from cloister.graph.captures import captured_values, every_node
+from cloister.graph.captures import every_node
 from cloister.graph.graph import LINEAR_OPS, MODULE_DOMAIN, MODULE_OP, Graph, Node
 from cloister.graph.legality import check
 from cloister.graph.module_node import (
@@ -21,6 +20,7 @@ from cloister.graph.module_node import (
     check_border,
     check_module,
 )
+from cloister.graph.part import made_by, part, reads
 
 WEIGHTED = frozenset(
     (
@@ -88,16 +88,16 @@ def hide(graph: Graph, *, last: int | None = None, first: str | None = None) -> 
     for node in every_node(inside):
         if node.is_module:
             raise InputError(f"node {node.name!r}: is a hidden part already; give the whole model")
-    read = dict.fromkeys(value for node in inside for value in _reads(node))
-    made = _made(inside)
+    read = dict.fromkeys(value for node in inside for value in reads(node))
+    made = made_by(inside)
     inputs = tuple(v for v in read if v not in made and v not in graph.constants)
     outputs = tuple(value for value in graph.outputs if value in made)
     check_border(graph, inputs, outputs)
     _refuse_public_weights(graph, outside, inside)
-    hidden = _part(graph, inside, inputs, outputs)
+    hidden = part(graph, inside, inputs, outputs)
     name = _free_name(outside)
     module = Node(name, MODULE_OP, inputs, outputs, domain=MODULE_DOMAIN)
-    outer = _part(graph, (*outside, module), graph.inputs, graph.outputs)
+    outer = part(graph, (*outside, module), graph.inputs, graph.outputs)
     check(hidden)
     check(outer)
     return HiddenSplit(graph, outer, hidden, name)
@@ -105,13 +105,13 @@ def hide(graph: Graph, *, last: int | None = None, first: str | None = None) -> 
 
 def without_modules(graph: Graph) -> Graph:
     """The graph without modules and what depends on them; itself where it has none."""
-    made = _made(node for node in graph.nodes if node.is_module)
+    made = made_by(node for node in graph.nodes if node.is_module)
     if not made:
         return graph
     gone = computed_from(graph, made)
     nodes = tuple(node for node in graph.nodes if gone.isdisjoint(node.outputs))
     outputs = tuple(value for value in graph.outputs if value not in gone)
-    return _part(graph, nodes, graph.inputs, outputs)
+    return part(graph, nodes, graph.inputs, outputs)
 
 
 def _position(graph: Graph, last: int | None, first: str | None) -> int:
@@ -157,7 +157,7 @@ def _refuse_public_weights(
 
     Raises   InputError naming the nodes
     """
-    readers = {value: node.name for node in outside for value in _reads(node)}
+    readers = {value: node.name for node in outside for value in reads(node)}
     for node in inside:
         for value in _weights(graph, node):
             public = value in graph.outputs or value in readers
@@ -172,35 +172,6 @@ def _refuse_public_weights(
 def _repeats(array: np.ndarray) -> bool:
     """Whether a constant of one axis has one number only."""
     return array.ndim == 1 and bool((array == array[:1]).all())
-
-
-def _part(
-    graph: Graph, nodes: tuple[Node, ...], inputs: tuple[str, ...], outputs: tuple[str, ...]
-) -> Graph:
-    """Some nodes as a graph, which has nothing of the others."""
-    read = {*outputs, *(value for node in nodes for value in _reads(node))}
-    constants = {name: array for name, array in graph.constants.items() if name in read}
-    there = {*inputs, *constants, *_made(nodes)}
-    used = {one.domain for one in every_node(nodes)}
-    return replace(
-        graph,
-        nodes=nodes,
-        inputs=inputs,
-        outputs=outputs,
-        constants=constants,
-        types={name: known for name, known in graph.types.items() if name in there},
-        opaque={name: known for name, known in graph.opaque.items() if name in there},
-        domains={name: version for name, version in graph.domains.items() if name in used},
-        joins={name: axis for name, axis in graph.joins.items() if name in outputs},
-    )
-
-
-def _reads(node: Node) -> tuple[str, ...]:
-    return tuple(value for value in (*node.inputs, *sorted(captured_values(node))) if value)
-
-
-def _made(nodes: Iterable[Node]) -> frozenset[str]:
-    return frozenset(value for node in nodes for value in node.outputs if value)
 
 
 def _free_name(nodes: tuple[Node, ...]) -> str:

@@ -1,0 +1,125 @@
+"""Where a model may be split: the nodes before, and the values that cross.
+
+A split is named by the last nodes before it. Before it is everything that these nodes depend on.
+What crosses is every value that a node before the split makes and a node after it reads.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from cloister.errors import InputError
+from cloister.graph.batch import computed_from
+from cloister.graph.graph import Graph, Node
+from cloister.graph.ops.linear_nodes import is_linear
+from cloister.graph.part import part, reads
+
+SHOWN = 8
+"""Nodes that a message names at most."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """A model in two parts.
+
+    until    the last nodes before the split, by name; none: the split is at the model's inputs
+    before   the names of all nodes before the split
+    values   what crosses, in the order in which it is made
+    """
+
+    until: tuple[str, ...]
+    before: frozenset[str]
+    values: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Its name for people, and for `--until`."""
+        return ",".join(self.until) or "input"
+
+
+def split_at(graph: Graph, until: Sequence[str]) -> Split:
+    """The split after some nodes.
+
+    until   names of nodes; what they depend on is before the split as well
+
+    Raises   InputError for a node that the model does not have, for one around which an input of
+             the model gets past the split, and where nothing is left after it
+    """
+    if not until:
+        raise InputError("the split: name the last nodes before it")
+    makers = {value: node for node in graph.nodes for value in node.outputs if value}
+    before = _ancestors(makers, [_named(graph, name) for name in until])
+    after = [node for node in graph.nodes if node.name not in before]
+    depends = computed_from(graph, frozenset(graph.inputs))
+    for node in after:
+        for value in reads(node):
+            if value in graph.inputs:
+                raise InputError(
+                    f"the split after {', '.join(map(repr, until))}: node {node.name!r} reads the "
+                    f"input {value!r} around it; name a node on that path as well"
+                )
+    if not any(is_linear(graph, node) for node in after):
+        raise InputError(
+            f"the split after {', '.join(map(repr, until))}: no linear node is left after it; use "
+            "policy slalom"
+        )
+    read = {value for node in after for value in reads(node)}
+    crossing = tuple(
+        value
+        for node in graph.nodes
+        if node.name in before
+        for value in node.outputs
+        if value in read and value in depends
+    )
+    last = {value for node in graph.nodes if node.name in before for value in reads(node)}
+    ends = tuple(name for name in dict.fromkeys(until) if last.isdisjoint(_outputs(graph, name)))
+    return Split(ends, before, crossing)
+
+
+def split_points(graph: Graph) -> tuple[Split, ...]:
+    """Every place where one value crosses, from the input on, as late as the next linear node lets.
+
+    What follows a linear node up to the next one is before the split: it tells less, and the
+    trusted side computes it in passing.
+    """
+    depends = computed_from(graph, frozenset(graph.inputs))
+    last_read = {value: i for i, node in enumerate(graph.nodes) for value in reads(node)}
+    linear = [i for i, node in enumerate(graph.nodes) if is_linear(graph, node)]
+    found: dict[int, Split] = {}
+    live: set[str] = set(graph.inputs)
+    for i, node in enumerate(graph.nodes):
+        live |= {value for value in node.outputs if value in depends}
+        live = {value for value in live if last_read.get(value, -1) > i}
+        passed = sum(at <= i for at in linear)
+        if len(live) == 1 and live <= set(node.outputs) and 0 < passed < len(linear):
+            found[passed] = split_at(graph, (node.name,))
+    return tuple(found.values())
+
+
+def part_before(graph: Graph, split: Split) -> Graph:
+    """The nodes before a split as a graph, whose outputs are what crosses."""
+    nodes = tuple(node for node in graph.nodes if node.name in split.before)
+    return part(graph, nodes, graph.inputs, split.values)
+
+
+def _named(graph: Graph, name: str) -> Node:
+    for node in graph.nodes:
+        if node.name == name:
+            return node
+    known = [split.name for split in split_points(graph)]
+    shown = ", ".join(known[:SHOWN]) + (", ..." if len(known) > SHOWN else "")
+    raise InputError(f"node {name!r}: the model has none of that name; it can be split at {shown}")
+
+
+def _ancestors(makers: dict[str, Node], ends: Iterable[Node]) -> frozenset[str]:
+    found: set[str] = set()
+    waiting = list(ends)
+    while waiting:
+        node = waiting.pop()
+        if node.name not in found:
+            found.add(node.name)
+            waiting += [makers[value] for value in reads(node) if value in makers]
+    return frozenset(found)
+
+
+def _outputs(graph: Graph, name: str) -> tuple[str, ...]:
+    return next(node.outputs for node in graph.nodes if node.name == name)
