@@ -13,7 +13,7 @@ from typing import Any
 
 from cloister.base import files
 from cloister.base.reading import parsing
-from cloister.errors import InputError
+from cloister.errors import InputError, PlanError
 from cloister.graph import graph_file
 from cloister.graph.graph import Graph
 
@@ -130,8 +130,32 @@ class SplitReport:
         """How often a guess picks the true image."""
         return 1 / self.candidates
 
-    # The auditor adds: verdicts (per split: accepted, or the reasons why not), broken attacks,
-    # `accepted_split()`, `to_dict`, `save`, `load`, `digest`, `require_model(graph)`.
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the report."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).digest()
+
+    def require_model(self, graph: Graph) -> None:
+        """Go on only with the model that was audited.
+
+        Raises   PlanError
+        """
+        if model_sha256(graph) != self.model_sha256:
+            raise PlanError(
+                f"the audit is of model {self.model} ({self.model_sha256[:16]}), and this is "
+                "another one; audit this model"
+            )
+
+    def accepted_split(self) -> SplitScores | None:
+        """The shallowest split that the rule accepts; None where it accepts none."""
+        raise NotImplementedError
+
+    def require_accepted(self, until: tuple[str, ...]) -> SplitScores:
+        """The scores of a split that the rule accepts.
+
+        Raises   PlanError for a split that was not audited or that the rule does not accept
+        """
+        raise NotImplementedError
 
 
 def model_sha256(graph: Graph) -> str:
