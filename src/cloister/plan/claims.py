@@ -11,14 +11,17 @@ from itertools import groupby
 from typing import Any
 
 from cloister.errors import PlanError
+from cloister.plan.planned_split import PlannedSplit
 from cloister.plan.protection import (
     BLINDED,
     BLINDED_VERIFIED,
     ENCLAVE,
     MODULE,
     OPEN,
+    UNCHECKED_SPLIT,
     VERIFIED,
     Protection,
+    outer_policy,
 )
 from cloister.ring.freivalds import SOUNDNESS_BITS
 
@@ -162,7 +165,7 @@ class Claims:
 
 USE, MEMORY, FILES = "the model and its use", "the trusted side's memory", "the pad store"
 MODULES, QUERIES, CODE = "weights in modules", "answers of modules", "code of modules"
-WEIGHTS, INPUTS = "weights", "inputs and results"
+WEIGHTS, INPUTS, ORIGINAL = "weights", "inputs and results", "the input, from the split"
 
 SENT: Mapping[str, str] = {
     "Hello": "the protocol's version",
@@ -224,16 +227,20 @@ def claims_of(
     *,
     scaled: int = 0,
     queries: int | None = None,
+    split: PlannedSplit | None = None,
 ) -> Claims:
     """The claims that follow from a plan's protections.
 
     scaled    how many nodes have input factors
     queries   how many samples each module may answer; None: any number
+    split     where the plan stops to hide values
     """
     used = list(protections.values())
     outside = [protection for protection in used if protection.on_worker]
     checked = any(protection.checked for protection in outside)
-    statements = tuple(_worker(used, outside, scaled))
+    statements = tuple(_worker(used, outside, scaled, split))
+    if split is not None:
+        statements += tuple(_of_split(split, outer_policy(policy) or policy))
     return Claims(
         f"policy {policy}",
         (
@@ -247,7 +254,10 @@ def claims_of(
 
 
 def _worker(
-    used: Sequence[Protection], outside: Sequence[Protection], scaled: int
+    used: Sequence[Protection],
+    outside: Sequence[Protection],
+    scaled: int,
+    split: PlannedSplit | None,
 ) -> Iterator[Statement]:
     if not outside:
         for verb in Verb:
@@ -260,6 +270,8 @@ def _worker(
             count = used.count(protection)
             about = f"{protection.name} ({count} node{'' if count == 1 else 's'})"
             learns, can = _WORKER[protection]
+            if split is not None and protection == OPEN:
+                learns = (Extent.EVERYTHING, f"{_CROSSING.format(name=_name(split))}, exactly", "")
             if not hidden and protection.hidden:
                 learns = (Extent.BOUNDED, _BESIDE_CLEAR[protection], learns[2])
             if not checked and not protection.on_worker:
@@ -270,6 +282,40 @@ def _worker(
     yield state(Role.WORKER, Verb.LEARNS, USE, Extent.BOUNDED, _visible(outside, scaled))
 
 
+def _of_split(split: PlannedSplit, policy: str) -> Iterator[Statement]:
+    """What the values that cross a split tell of an input, and how far that was measured."""
+    name, found = _name(split), split.evidence
+    assumes = "the worker follows the protocol" if policy == UNCHECKED_SPLIT else ""
+    if found is None:
+        text = f"all that {_CROSSING.format(name=name)}, tell of it; no audit has measured it"
+        yield state(Role.WORKER, Verb.LEARNS, ORIGINAL, Extent.EVERYTHING, text, assumes)
+    else:
+        chance = 1 / found.candidates
+        text = (
+            f"what {_CROSSING.format(name=name)}, tell of it: the attacks "
+            f"{', '.join(found.attacks)} picked the true image among {found.candidates} in at most "
+            f"{found.identification:.1%} (chance {chance:.1%}), with at most {found.explained:.1%} "
+            f"of the variance and an SSIM of {found.ssim:.2f} above a blind guess; on "
+            f"{found.images} images of {found.data} (SHA-256 {found.data_sha256[:16]}), says "
+            f"report {found.report.hex()[:16]}; other attacks may find more"
+        )
+        yield state(
+            Role.WORKER, Verb.LEARNS, ORIGINAL, Extent.BOUNDED, text, assumes,
+            shown=Strength.EMPIRICAL,
+        )  # fmt: skip
+    if policy == UNCHECKED_SPLIT:
+        text = (
+            "add errors to its unchecked answers and read what becomes of them after the split: "
+            "the policy assumes that the worker follows the protocol"
+        )
+        yield state(Role.WORKER, Verb.CAN, ORIGINAL, Extent.EVERYTHING, text)
+
+
+def _name(split: PlannedSplit) -> str:
+    return ",".join(split.until)
+
+
+_CROSSING = "the values that cross the split after {name}, and what is computed from them"
 _RESULTS = "their results wherever a node it computes in the clear reads them"
 _ANSWERS = "nothing of their weights; of their answers, what a later node in the clear is sent"
 _BESIDE_CLEAR: Mapping[Protection, str] = {

@@ -20,6 +20,7 @@ from cloister.graph.graph import Graph, Node
 from cloister.graph.graph_file import absent
 from cloister.graph.ops.linear_nodes import geometry, is_linear
 from cloister.plan import plan_file
+from cloister.plan.planned_split import PlannedSplit, check_order, check_split
 from cloister.plan.protection import MODULE, Protection, outer_policy, protections_of
 from cloister.plan.quantised import WRAP_LIMIT, Precision, QuantisedLinear, Ranges, static_bound
 
@@ -48,6 +49,7 @@ class Plan:
     """Every node's protection and, for linear nodes that leave the runtime, their integers.
 
     precision, ranges   what the integers were made from
+    split               where the policy stops to hide values; None: nowhere
     float_weights       whether those nodes' float32 weights are still there
                         (`without_float_weights`)
     """
@@ -58,6 +60,7 @@ class Plan:
     quantised: Mapping[str, QuantisedLinear]
     precision: Precision = field(default_factory=Precision)
     ranges: Mapping[str, Ranges] = field(default_factory=dict)
+    split: PlannedSplit | None = None
     float_weights: bool = True
 
     def __post_init__(self) -> None:
@@ -73,6 +76,8 @@ class Plan:
             self._check_node(node)
         if outer_policy(self.policy) is not None and not self.modules:
             raise PlanError(f"policy {self.policy!r} hides the end of a model, and no node is one")
+        check_split(self.graph, self.policy, self.protections, self.split)
+        check_order(self.graph, self.policy, self.protections)
 
     def _check_node(self, node: Node) -> None:
         protection = self.protections[node.name]
@@ -142,7 +147,7 @@ class Plan:
         limits = [module.queries for module in self.modules]
         queries = None if None in limits else max(filter(None, limits), default=None)
         claims: Claims = texts.claims_of(
-            self.policy, self.protections, scaled=scaled, queries=queries
+            self.policy, self.protections, scaled=scaled, queries=queries, split=self.split
         )
         return claims
 
@@ -238,6 +243,7 @@ class Plan:
             protections=self.protections,
             ranges=self.ranges,
             quantised=self.quantised,
+            split=self.split,
         )
 
     @classmethod

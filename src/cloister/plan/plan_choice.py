@@ -13,7 +13,7 @@ from cloister.graph.graph import Graph
 from cloister.graph.input_files import Inputs
 from cloister.plan import policies
 from cloister.plan.plan import SUFFIX, Plan
-from cloister.plan.protection import OUTSOURCED, hiding, outer_policy, protections_of
+from cloister.plan.protection import OUTSOURCED, SPLITTING, hiding, outer_policy, protections_of
 from cloister.plan.quantised import Precision
 from cloister.plan.samples import Samples
 
@@ -120,7 +120,7 @@ class PlanChoice:
         if policies.needs_ranges(wanted):
             samples, origin = _samples(calibration, inputs)
         # A worker learns channel scales as powers of two: never those of inputs to be hidden.
-        hidden = outer in OUTSOURCED and OUTSOURCED[outer].hidden
+        hidden = outer in SPLITTING or (outer in OUTSOURCED and OUTSOURCED[outer].hidden)
         plan = policies.make(
             wanted,
             graph,

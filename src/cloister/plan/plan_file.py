@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from cloister.graph.canonical import Reader, Writer, entries, mapping, real, text, whole
+from cloister.graph.canonical import Reader, Writer, entries, mapping, real, text, texts, whole
 from cloister.graph.graph import Graph, Node
 from cloister.graph.graph_file import graph_document, read_fields, read_graph
 from cloister.graph.legality import require_supported
 from cloister.graph.ops.linear_nodes import geometry, is_linear
+from cloister.plan.planned_split import PlannedSplit, SplitEvidence
 from cloister.plan.protection import BY_NAME, Protection
 from cloister.plan.quantised import (
     MAX_ACTIVATION_BITS,
@@ -31,9 +32,10 @@ from cloister.plan.quantised import (
 from cloister.ring.fixed_point import MAX_EXPONENT
 from cloister.ring.linear import LinearMap
 
-MAGIC, VERSION = b"CLOP", 1
+MAGIC, VERSION = b"CLOP", 2
 MODEL_NAME = "model"
 """The name of the graph in a plan: the name of the model's file decides nothing."""
+DIGEST_BYTES = 32
 _LARGEST_QMAX = 2 ** (MAX_ACTIVATION_BITS - 1) - 1
 
 
@@ -46,6 +48,7 @@ def written(
     protections: Mapping[str, Protection],
     ranges: Mapping[str, Ranges],
     quantised: Mapping[str, QuantisedLinear],
+    split: PlannedSplit | None,
 ) -> Writer:
     """A plan's fields as they are written, without the constants that are not needed.
 
@@ -60,6 +63,7 @@ def written(
             "protections": {name: _protection(one) for name, one in protections.items()},
             "ranges": {name: list(tops) for name, tops in ranges.items()},
             "quantised": {name: _quantised(quantised[name], writer) for name in sorted(quantised)},
+            "split": None if split is None else _split(split),
         }
     )
 
@@ -70,9 +74,10 @@ def read(data: np.ndarray) -> tuple[Reader, dict[str, Any]]:
     Raises   InputError for what contradicts itself, and what damage makes Python raise
     """
     reader = Reader(data, MAGIC, VERSION)
-    document, policy, bits, protections, ranges, quantised = read_fields(
-        reader.document, "graph", "policy", "precision", "protections", "ranges", "quantised"
-    )
+    document, policy, bits, protections, ranges, quantised, split = read_fields(
+        reader.document,
+        "graph", "policy", "precision", "protections", "ranges", "quantised", "split",
+    )  # fmt: skip
     graph = read_graph(document, reader)
     require_supported(graph)
     weight_bits, activation_bits = map(whole, entries(bits))
@@ -88,6 +93,7 @@ def read(data: np.ndarray) -> tuple[Reader, dict[str, Any]]:
         },
         "precision": precision,
         "ranges": mapping(ranges, _read_ranges),
+        "split": None if split is None else _read_split(split),
         "float_weights": not quantised,
     }
 
@@ -102,6 +108,42 @@ def _read_protection(document: object) -> Protection:
         if document == _protection(protection):
             return protection
     raise ValueError("a protection is none that this version knows")
+
+
+_EVIDENCE = tuple(one.name for one in fields(SplitEvidence))
+
+
+def _split(split: PlannedSplit) -> dict[str, object]:
+    found = split.evidence
+    if found is None:
+        return {"until": list(split.until), "evidence": None}
+    evidence = {name: getattr(found, name) for name in _EVIDENCE}
+    evidence |= {"report": found.report.hex(), "attacks": list(found.attacks)}
+    return {"until": list(split.until), "evidence": evidence}
+
+
+def _read_split(document: object) -> PlannedSplit:
+    until, evidence = read_fields(document, "until", "evidence")
+    names = texts(until)
+    if evidence is None:
+        return PlannedSplit(names)
+    report, attacks, data, digest, images, candidates, found, ssim, explained = read_fields(
+        evidence, *_EVIDENCE
+    )
+    read = SplitEvidence(
+        bytes.fromhex(text(report)),
+        texts(attacks),
+        text(data),
+        text(digest),
+        whole(images, least=1),
+        whole(candidates, least=2),
+        real(found),
+        real(ssim),
+        real(explained),
+    )
+    if len(read.report) != DIGEST_BYTES or not (read.data + read.data_sha256).isprintable():
+        raise ValueError("the evidence of its split names no report")
+    return PlannedSplit(names, read)
 
 
 def _read_ranges(document: object) -> Ranges:

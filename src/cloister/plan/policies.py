@@ -9,14 +9,20 @@ open       everything goes to the worker in the clear and no answer is checked: 
 ennclave   the end of the model is hidden: a compiled module computes it, and a worker all nodes
            before it, as in `open`
 
-Each of the first four may treat the nodes before a hidden end: `slalom+ennclave`, and so on.
+origami    linear nodes before a split go to the worker blinded and verified, those after it in the
+           clear and verified; `origami-prefix` runs everything after the split on the worker, in
+           one message; `origami-none` is that without any check, as published
+
+All but `ennclave` may treat the nodes before a hidden end: `slalom+ennclave`, and so on.
 
 In the first three, depthwise convolutions stay inside where that is cheaper (placement.py), and raw
 channels of different scale get scales of their own (input_factors.py). A worker learns these, as
 powers of two, from the weights: calibrate on other samples than the inputs to be hidden.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
 
 from cloister.errors import PlanError, UnsupportedError
 from cloister.graph.graph import Graph, Node
@@ -24,16 +30,21 @@ from cloister.graph.hidden import hide
 from cloister.graph.legality import require_supported
 from cloister.graph.ops.linear_nodes import is_linear
 from cloister.graph.ops.table import Kind, find
+from cloister.graph.split import split_at
 from cloister.plan.accuracy import warn_of_errors
 from cloister.plan.input_factors import reads_raw
 from cloister.plan.placement import keep_inside
 from cloister.plan.plan import Plan
+from cloister.plan.planned_split import PlannedSplit
 from cloister.plan.protection import (
     ENCLAVE,
     EVERYWHERE,
     HIDING,
+    INTEGRITY,
     MODULE,
+    OPEN,
     OUTSOURCED,
+    SPLITTING,
     Protection,
     hiding,
     outer_policy,
@@ -41,6 +52,9 @@ from cloister.plan.protection import (
 from cloister.plan.quantise import calibrate, quantise_node
 from cloister.plan.quantised import Precision, Ranges
 from cloister.plan.samples import Samples, as_samples
+from cloister.plan.split_choice import AUTO, choose_split
+from cloister.plan.split_report import SplitReport
+from cloister.plan.split_report import load as load_report
 
 __all__ = [
     "NAMES",
@@ -52,6 +66,7 @@ __all__ = [
     "make",
     "measure_ranges",
     "needs_ranges",
+    "origami",
     "slalom",
     "verified",
 ]
@@ -62,10 +77,14 @@ SHOWN = 3
 """Nodes that a message names at most."""
 
 
-def assign(model: Graph, policy: str) -> dict[str, Protection]:
+def assign(
+    model: Graph, policy: str, *, split: PlannedSplit | None = None
+) -> dict[str, Protection]:
     """The protection a policy gives to every node, by node name.
 
-    Raises PlanError for an unknown policy.
+    split   where a policy of SPLITTING stops to hide values; None: nowhere
+
+    Raises   PlanError for an unknown policy, InputError for a split that the model does not have
     """
     modules = [node for node in model.nodes if node.is_module]
     outer = outer_policy(policy)
@@ -76,31 +95,51 @@ def assign(model: Graph, policy: str) -> dict[str, Protection]:
             )
         hidden = {node.name: MODULE for node in modules}
         others = tuple(node for node in model.nodes if node.name not in hidden)
-        return {**_assigned(model, others, outer), **hidden}
-    if modules and policy in NAMES:
+        return {**_assigned(model, others, outer, split), **hidden}
+    if modules and policy in (*NAMES, *SPLITTING):
         raise PlanError(
             f"node {modules[0].name!r} is a hidden part, and policy {policy!r} has none; use "
             f"policy {hiding(policy)!r}"
         )
-    return _assigned(model, model.nodes, policy)
+    return _assigned(model, model.nodes, policy, split)
 
 
-def _assigned(model: Graph, nodes: tuple[Node, ...], policy: str) -> dict[str, Protection]:
+def _assigned(
+    model: Graph, nodes: tuple[Node, ...], policy: str, split: PlannedSplit | None
+) -> dict[str, Protection]:
+    if policy in SPLITTING:
+        halves = SPLITTING[policy]
+        names = {node.name for node in nodes}
+        if split is not None:
+            names &= split_at(model, split.until).before
+        before = [node for node in nodes if node.name in names]
+        after = [node for node in nodes if node.name not in names]
+        opened = {node.name: OPEN for node in after}
+        return {
+            **_sent(model, before, halves.before),
+            **(opened if halves.after == OPEN else _sent(model, after, halves.after)),
+        }
     if policy in EVERYWHERE:
         return {node.name: EVERYWHERE[policy] for node in nodes}
     if policy in OUTSOURCED:
-        outside = OUTSOURCED[policy]
-        linear = [node for node in nodes if is_linear(model, node)]
-        kept = [node for node in linear if keep_inside(model, node, outside)]
-        # Something has to go out, or there is nothing to protect.
-        sent = {node.name for node in linear} - {node.name for node in kept}
-        sent = sent or {node.name for node in linear}
-        return {node.name: outside if node.name in sent else ENCLAVE for node in nodes}
+        return _sent(model, nodes, OUTSOURCED[policy])
     raise _unknown(policy)
 
 
+def _sent(model: Graph, nodes: Sequence[Node], outside: Protection) -> dict[str, Protection]:
+    """Linear nodes on the worker, and those inside that are cheaper there."""
+    linear = [node for node in nodes if is_linear(model, node)]
+    kept = [node for node in linear if keep_inside(model, node, outside)]
+    # Something has to go out, or there is nothing to protect.
+    sent = {node.name for node in linear} - {node.name for node in kept}
+    sent = sent or {node.name for node in linear}
+    return {node.name: outside if node.name in sent else ENCLAVE for node in nodes}
+
+
 def _unknown(policy: str) -> PlanError:
-    return PlanError(f"unknown policy {policy!r}; choose one of {', '.join((*NAMES, *HIDING))}")
+    return PlanError(
+        f"unknown policy {policy!r}; choose one of {', '.join((*NAMES, *SPLITTING, *HIDING))}"
+    )
 
 
 def make(
@@ -110,6 +149,7 @@ def make(
     calibration: Samples | None = None,
     precision: Precision | None = None,
     by_channel: bool = True,
+    split: PlannedSplit | None = None,
 ) -> Plan:
     """A plan by the policy's name; see the functions below.
 
@@ -117,8 +157,10 @@ def make(
     two: turn it off where the samples are the very inputs to be hidden.
     Warns (PrecisionWarning) when a layer's error on the first samples exceeds a bound.
     """
-    ranges = measure_ranges(policy, model, calibration=calibration, by_channel=by_channel)
-    plan = from_ranges(policy, model, ranges=ranges, precision=precision)
+    ranges = measure_ranges(
+        policy, model, calibration=calibration, by_channel=by_channel, split=split
+    )
+    plan = from_ranges(policy, model, ranges=ranges, precision=precision, split=split)
     if calibration is not None:
         warn_of_errors(plan, as_samples(model, calibration))
     return plan
@@ -169,8 +211,46 @@ def ennclave(
     return make(hiding(outer), named, calibration=calibration, precision=precision)
 
 
+def origami(
+    model: Graph,
+    *,
+    until: str | Sequence[str] = AUTO,
+    integrity: str = "full",
+    audit: SplitReport | str | PathLike[str] | None = None,
+    calibration: Samples | None = None,
+    precision: Precision | None = None,
+) -> Plan:
+    """Linear nodes before a split blinded and verified; what comes after it in the clear.
+
+    until         the last nodes before the split; "auto": the shallowest split that the audit
+                  accepts, and if it accepts none, every linear node is blinded
+    integrity     "full": all answers are checked; "prefix": those before the split, and the rest
+                  runs on the worker in one message; "none": no answer, which hides the input only
+                  from a worker that follows the protocol
+    audit         a report of `cloister audit input`, or its file; "auto" needs one
+    calibration   a batch of typical inputs; without it the report's ranges are used
+
+    Raises   PlanError for a report of another model, or one that does not accept the split,
+             InputError for a split that the model does not have, UnsupportedError
+    """
+    if integrity not in INTEGRITY:
+        raise PlanError(f"integrity {integrity!r}: choose one of {', '.join(INTEGRITY)}")
+    policy = INTEGRITY[integrity]
+    names = until if isinstance(until, str) else tuple(until)
+    report = audit if isinstance(audit, SplitReport | None) else load_report(Path(audit))
+    split = choose_split(model, names, report)
+    if calibration is None and report is not None:
+        return from_ranges(policy, model, ranges=report.ranges, precision=precision, split=split)
+    return make(policy, model, calibration=calibration, precision=precision, split=split)
+
+
 def measure_ranges(
-    policy: str, model: Graph, *, calibration: Samples | None, by_channel: bool = True
+    policy: str,
+    model: Graph,
+    *,
+    calibration: Samples | None,
+    by_channel: bool = True,
+    split: PlannedSplit | None = None,
 ) -> dict[str, Ranges]:
     """Largest magnitude, over typical inputs, of what every node reads that the policy sends out.
 
@@ -178,7 +258,7 @@ def measure_ranges(
     Raises PlanError without inputs, UnsupportedError when there is nothing to send to a worker.
     """
     require_supported(model)
-    protections = assign(model, policy)
+    protections = assign(model, policy, split=split)
     if not needs_ranges(policy):
         return {}
     linear = _sent_out(model, protections)
@@ -196,6 +276,7 @@ def from_ranges(
     *,
     ranges: Mapping[str, Ranges],
     precision: Precision | None = None,
+    split: PlannedSplit | None = None,
 ) -> Plan:
     """A plan from ranges measured before.
 
@@ -203,7 +284,7 @@ def from_ranges(
     """
     require_supported(model)
     precision = precision or Precision()
-    protections = assign(model, policy)
+    protections = assign(model, policy, split=split)
     quantised = {}
     for node in _sent_out(model, protections) if needs_ranges(policy) else ():
         if node.name not in ranges:
@@ -214,7 +295,9 @@ def from_ranges(
             model, node, ranges=ranges[node.name], precision=precision
         )
     used = {name: tuple(ranges[name]) for name in quantised}
-    return Plan(model, policy, protections, quantised, precision=precision, ranges=used)
+    return Plan(
+        model, policy, protections, quantised, precision=precision, ranges=used, split=split
+    )
 
 
 def needs_ranges(policy: str) -> bool:
@@ -223,13 +306,13 @@ def needs_ranges(policy: str) -> bool:
     Raises PlanError for an unknown policy.
     """
     outer = outer_policy(policy) or policy
-    if outer not in NAMES:
+    if outer not in (*NAMES, *SPLITTING):
         raise _unknown(policy)
     return outer not in EVERYWHERE
 
 
 def _sent_out(model: Graph, protections: Mapping[str, Protection]) -> list[Node]:
-    linear = [node for node in model.nodes if protections[node.name].on_worker]
+    linear = [node for node in model.nodes if protections[node.name].on_integers]
     if not linear:
         raise UnsupportedError(_nothing_to_send(model))
     return linear

@@ -100,6 +100,31 @@ EVERYWHERE: Mapping[str, Protection] = {"enclave": ENCLAVE, "open": OPEN}
 """Policies that treat all nodes alike."""
 
 
+@dataclass(frozen=True)
+class Halves:
+    """How a policy protects linear nodes before and after a split."""
+
+    before: Protection
+    after: Protection
+
+
+SPLITTING: Mapping[str, Halves] = {
+    "origami": Halves(BLINDED_VERIFIED, VERIFIED),
+    "origami-prefix": Halves(BLINDED_VERIFIED, OPEN),
+    "origami-none": Halves(BLINDED, OPEN),
+}
+"""Policies that hide what comes before a split, and how. Nodes that are not linear stay inside,
+except after a split where the linear ones are open."""
+INTEGRITY: Mapping[str, str] = {
+    "full": "origami",
+    "prefix": "origami-prefix",
+    "none": "origami-none",
+}
+"""What is checked, and the policy of that name."""
+UNCHECKED_SPLIT = INTEGRITY["none"]
+"""The one policy that sends in the clear what follows from unchecked answers."""
+
+
 HIDDEN_END = "ennclave"
 """Policy that hides the end of a model in a module and treats all other nodes as `open`."""
 
@@ -114,7 +139,7 @@ def outer_policy(policy: str) -> str | None:
     return _OUTER.get(policy)
 
 
-_OUTER = {hiding(policy): policy for policy in (*OUTSOURCED, *EVERYWHERE)}
+_OUTER = {hiding(policy): policy for policy in (*OUTSOURCED, *EVERYWHERE, *SPLITTING)}
 HIDING = tuple(_OUTER)
 """Policies that hide the end of a model."""
 
@@ -125,4 +150,6 @@ def protections_of(policy: str) -> frozenset[Protection] | None:
         return (protections_of(_OUTER[policy]) or frozenset()) | {MODULE}
     if policy in EVERYWHERE:
         return frozenset({EVERYWHERE[policy]})
+    if policy in SPLITTING:
+        return frozenset({ENCLAVE, SPLITTING[policy].before, SPLITTING[policy].after})
     return frozenset({ENCLAVE, OUTSOURCED[policy]}) if policy in OUTSOURCED else None
