@@ -48,6 +48,9 @@ SHOWN = 8
 CALIBRATED = 256
 """Public images that set the ranges of plans."""
 
+KEPT_BYTES = 1 << 30
+"""Of views, before those that were made first are made again for the next seed."""
+
 Said = Callable[[int, int, str], None]
 
 
@@ -115,7 +118,7 @@ class _Audit:
         self._ranges = _ranges(graph, images)
         self._blind_guess = np.asarray(images.public.mean(axis=0, dtype=np.float64), np.float32)
         self._blind = blind_scores(images.attacked, blind_guess=self._blind_guess)
-        self._viewed: tuple[str, ViewedSplit] | None = None
+        self._viewed: dict[str, ViewedSplit] = {}
         self.done: dict[SplitJob, JobResult] = {}
 
     @property
@@ -211,11 +214,12 @@ class _Audit:
         return png(as_pixels(image, reverse=self._images.channels is Channels.BGR))
 
     def _view(self, place: str) -> ViewedSplit:
-        """The views of one place; those of the last one are kept."""
-        if self._viewed is None or self._viewed[0] != place:
-            self._viewed = None
-            self._viewed = place, self._new_view(place)
-        return self._viewed[1]
+        """The views of one place: made once, unless there is too little memory for all."""
+        if place not in self._viewed:
+            while self._viewed and sum(v.nbytes for v in self._viewed.values()) > KEPT_BYTES:
+                del self._viewed[next(iter(self._viewed))]
+            self._viewed[place] = self._new_view(place)
+        return self._viewed[place]
 
     def _new_view(self, place: str) -> ViewedSplit:
         graph, images, ranges = self._graph, self._images, self._ranges

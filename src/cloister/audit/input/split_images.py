@@ -60,7 +60,7 @@ class SplitImages:
 
     name: str
     attacked: Images
-    public: Images
+    public: Float32[np.ndarray, "m c h w"]
     pixels: PixelMap
     channels: Channels
     repeated: int

@@ -34,6 +34,11 @@ class ViewedSplit:
     public: SplitView
     before: PartBefore
 
+    @property
+    def nbytes(self) -> int:
+        """Of both views."""
+        return sum(value.nbytes for view in (self.attacked, self.public) for value in view.values)
+
 
 def split_view(
     graph: Graph, images: SplitImages, *, split: Split, ranges: Mapping[str, Ranges]
@@ -66,10 +71,10 @@ def blinded_view(
     first = part_before(graph, shallowest)
     plan = policies.from_ranges("slalom", first, ranges=ranges)
     before = PartBefore(_before_first(first, plan), images.pixels)
-    attacked, public = (
-        _watched(plan, images.inputs(some), _blinded) for some in (images.attacked, images.public)
-    )
-    return ViewedSplit(attacked, public, before)
+    both = _watched(plan, images.inputs(np.concatenate([images.attacked, images.public])), _blinded)
+    places = np.arange(both.count)
+    attacked, public = np.split(places, [len(images.attacked)])
+    return ViewedSplit(both.of(attacked), both.of(public), before)
 
 
 def _before_first(graph: Graph, plan: Plan) -> Graph:
