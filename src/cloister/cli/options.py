@@ -6,7 +6,7 @@ Options that belong together are the fields of a dataclass, which `grouped` verb
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from enum import StrEnum
 from fractions import Fraction
 from functools import wraps
@@ -379,10 +379,11 @@ class ModelInputs(ChosenPolicy):
         stored: Plan | None = None,
         whole: Graph | None = None,
         digest: str | None = None,
+        inside: frozenset[str] | None = None,
     ) -> tuple[Plan, str]:
         """See `PlanChoice.make`."""
         typical = self.read(graph, self.calibration) if self.calibration else None
-        return self._choice(digest).make(
+        return replace(self._choice(digest), inside=inside).make(
             graph, calibration=typical, inputs=inputs, stored=stored, whole=whole
         )
 

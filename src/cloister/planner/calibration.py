@@ -7,7 +7,7 @@ contain the steps of almost every plan that the search may visit:
     a protection  all linear nodes on the worker under it, and where depthwise layers may stay
                   inside, both ways
     alternating   linear nodes blinded and in the clear by turns: steps at the border of a split
-    segment       an open segment after the first and after the last split
+    segment       an open segment after the first and after the last split, or everything in one
 """
 
 import statistics
@@ -80,13 +80,16 @@ def calibrate(
     segments: bool = False,
     batch: int = 1,
     module_ms: float = 0.0,
+    workers: Sequence[str] | None = None,
     repeats: int = DEFAULT_REPEATS,
     progress: Progress | None = None,
 ) -> CostTable:
     """Measure what plans cost whose linear nodes are on the worker under these protections.
 
-    splits     where such plans may be split; segments: whether all is open after a split
+    splits     where such plans may be split
+    segments   whether plans have open segments
     module_ms  of the hidden end, which `graph` does not have
+    workers    addresses of the workers to measure with; None: a local process
 
     Raises   UnsupportedError for a model whose inputs have open sizes
     """
@@ -96,7 +99,7 @@ def calibrate(
     for i, plan in enumerate(plans):
         if progress is not None:
             progress(i, len(plans))
-        found.append(measure_program(plan, feeds, repeats=repeats))
+        found.append(measure_program(plan, feeds, workers=workers, repeats=repeats))
     if progress is not None:
         progress(len(plans), len(plans))
     return cost_table(graph, found, batch=batch, module_ms=module_ms)
@@ -120,6 +123,8 @@ def _stand_ins(
     if splits and {BLINDED_VERIFIED, VERIFIED} <= set(protections):
         for parity in (0, 1):
             yield stand_in(graph, ALTERNATING, _alternating(graph, parity), maps)
+    if segments and not splits:
+        yield Plan(graph, "open", assign(graph, "open"), {})
     if splits and segments:
         for split in dict.fromkeys((splits[0], splits[-1])):
             given = assign(graph, "origami-prefix", split=split)
@@ -139,16 +144,20 @@ def _alternating(graph: Graph, parity: int) -> dict[str, Protection]:
 
 
 def measure_program(
-    plan: Plan, feeds: Mapping[str, np.ndarray], *, repeats: int
+    plan: Plan,
+    feeds: Mapping[str, np.ndarray],
+    *,
+    workers: Sequence[str] | None = None,
+    repeats: int = DEFAULT_REPEATS,
 ) -> MeasuredProgram:
     """Medians over the runs of a session; the first run warms up."""
     inputs = sample_count(plan.graph, feeds)
     pads = StandInPads(plan) if plan.hidden_nodes else None
     totals: list[float] = []
     reports = []
-    with Session(plan, pads=pads, batch=inputs, on_clip="ignore") as session:
+    used = workers if any(p.on_worker for p in plan.protections.values()) else None
+    with Session(plan, workers=used, pads=pads, batch=inputs, on_clip="ignore") as session:
         for _ in range(1 + repeats):
-            session.run(feeds)
             started = time.process_time()
             report = session.run(feeds).report
             totals.append(1e3 * (time.process_time() - started) / inputs)
@@ -224,9 +233,7 @@ def _python_ms(found: Sequence[MeasuredProgram]) -> tuple[float, float]:
     return max(float(np.median(times - step_ms * counts)), 0.0), step_ms
 
 
-def _segment_cost(
-    graph: Graph, found: Sequence[MeasuredProgram], floats: FloatCost
-) -> SegmentCost:
+def _segment_cost(graph: Graph, found: Sequence[MeasuredProgram], floats: FloatCost) -> SegmentCost:
     points = [
         (segment_bytes(graph, step), one.rows[step.name], floats.ms(graph, step.nodes))
         for one in found

@@ -32,9 +32,7 @@ class MeasuredLocals:
         return self.known[names]
 
     def _measured(self, step: Local) -> float:
-        model = model_bytes(
-            self.graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs
-        )
+        model = model_bytes(self.graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs)
         session = runtime_session(model, threads=1, optimised=True)
         feeds = {value: filled(self.graph, value, self.batch) for value in step.inputs}
         found = []
