@@ -90,8 +90,8 @@ Integrity = Annotated[
     IntegrityName | None,
     typer.Option(
         "--integrity",
-        help="Of policy origami: which answers are checked: all, those before the split, or none, "
-        "which trusts the worker. Default: full.",
+        help="Of policy origami, and a goal of plan: which answers are checked: all, those before "
+        "the split, or none, which trusts the worker. Without a value, and by default: full.",
         rich_help_panel=PLANNING,
     ),
 ]

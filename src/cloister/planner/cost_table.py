@@ -184,9 +184,9 @@ class CostTable:
                 part = program.slices.get(step.epilogue.value)
                 name = part.whole if part else step.epilogue.value
                 stored.add((name, step.channels_first))
-            nodes = () if step.node is None else (plan.linear_nodes[step.node].node,)
+            own = () if step.node is None else (plan.linear_nodes[step.node].node,)
             return StepCost(
-                (*nodes, *step.epilogue.covered),
+                (*own, *step.epilogue.covered),
                 shape.answer or ENCLAVE,
                 self.fused_ms(shape),
                 measured=shape in self.steps,

@@ -8,7 +8,7 @@ tried.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, pairwise
 
 from cloister.errors import PlanError, UnsupportedError
 from cloister.graph.graph import Graph, Node
@@ -161,7 +161,7 @@ class PlanSearch:
     ) -> CostedPlan | None:
         """Move nodes, one or two neighbours at a time, until no such move helps."""
         moves = [{name} for name in movable]
-        moves += [set(pair) for pair in zip(movable, movable[1:], strict=False)]
+        moves += [set(pair) for pair in pairwise(movable)]
         improved = best is not None
         while best is not None and improved:
             improved = False
