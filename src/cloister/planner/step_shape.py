@@ -42,8 +42,8 @@ DEFAULT_RATES: Mapping[str, float] = {
     pooled      a position of a pooling window; tap: of a depthwise one
     check term  a number of a checked request, for each column of its kernel
 """
-PRIOR_WEIGHT = 0.2
-"""How much a measurement of a shape weighs against its rate's default."""
+PRIOR_WEIGHT = 0.05
+"""How much a rate's deviation from its default weighs, against that of a shape's time: relative."""
 LEAST_MS = 0.02
 """Times below are not weighed more than this one: they are mostly noise."""
 LEAST_RATE = 0.05
