@@ -135,11 +135,11 @@ def test_fewer_candidates_than_the_rule_needs_refuse_all():
 @pytest.mark.parametrize("place", ["input_control", "blinded_control"])
 def test_an_attack_that_fails_a_control_is_broken(attack, place):
     base = split_report([("a", HARMLESS, {})])
-    # Behind pads 12 hits of 200 are beyond chance with p < 0.001, 11 are not.
+    # Behind pads 14 hits of 200 are beyond chance with p < 0.0001, 13 are not.
     for rate, broken in (
         ((LEAST_FOUND - 0.005, True), (LEAST_FOUND, False))
         if place == "input_control"
-        else ((12 / IMAGES, True), (11 / IMAGES, False))
+        else ((14 / IMAGES, True), (13 / IMAGES, False))
     ):
         scores = getattr(base, place)
         attacks = tuple(

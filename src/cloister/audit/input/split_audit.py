@@ -23,6 +23,7 @@ from cloister.audit.job_results import JobResults, begin_in_time
 from cloister.audit.page import png
 from cloister.base import files
 from cloister.base.reading import parsing
+from cloister.base.rng import Csprng, SystemRandom
 from cloister.data.preprocessing import Channels
 from cloister.errors import InputError
 from cloister.graph.graph import Graph
@@ -62,6 +63,7 @@ def audit_splits(
     settings: SplitSettings | None = None,
     minutes: float | None = None,
     threads: int = 1,
+    rng: Csprng | None = None,
     said: Said = lambda done, total, text: None,
 ) -> SplitReport:
     """Attack the splits of a model, and write report.json and report.html.
@@ -69,13 +71,14 @@ def audit_splits(
     folder    keeps the result of every job: the same call, or one for more splits, attacks or
               seeds, goes on with them
     minutes   after which no job is begun; the report then says what is missing
+    rng       of the one-time pads of the sessions whose messages are attacked
     said      is called with how many jobs of how many are done, and what the last one gave
 
     Raises    InputError, UnsupportedError
     """
     settings = settings or SplitSettings()
     torch.set_num_threads(threads)
-    audit = _Audit(graph, images, settings)
+    audit = _Audit(graph, images, settings, rng or SystemRandom())
     results = JobResults(folder, audit.identity)
     audit.read(results)
     last = ""
@@ -103,7 +106,10 @@ def audit_splits(
 class _Audit:
     """The jobs of one audit and what is known of them."""
 
-    def __init__(self, graph: Graph, images: SplitImages, settings: SplitSettings) -> None:
+    def __init__(
+        self, graph: Graph, images: SplitImages, settings: SplitSettings, rng: Csprng
+    ) -> None:
+        self._rng = rng
         self._graph, self._images, self._settings = graph, images, settings
         self._points = split_points(graph)
         if not self._points:
@@ -222,13 +228,14 @@ class _Audit:
         return self._viewed[place]
 
     def _new_view(self, place: str) -> ViewedSplit:
-        graph, images, ranges = self._graph, self._images, self._ranges
+        graph, images, ranges, rng = self._graph, self._images, self._ranges, self._rng
         if place == INPUT:
-            return input_view(graph, images, ranges=ranges)
+            return input_view(graph, images, ranges=ranges, rng=rng)
         if place == BLINDED:
-            return blinded_view(graph, images, shallowest=self._points[0], ranges=ranges)
+            first = self._points[0]
+            return blinded_view(graph, images, shallowest=first, ranges=ranges, rng=rng)
         split = next(split for split in self._splits if split.name == place)
-        return split_view(graph, images, split=split, ranges=ranges)
+        return split_view(graph, images, split=split, ranges=ranges, rng=rng)
 
     def _scores(self, place: str, split: Split | None) -> SplitScores:
         values, before = (split.values, split.before) if split is not None else ((), frozenset())
