@@ -1,6 +1,7 @@
 """`cloister plan` with goals: the planner measures, chooses, shows, and writes what it chose."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -8,6 +9,7 @@ from cloister.cli.main import with_integrity
 from cloister.graph.onnx.load import load
 from cloister.plan.plan import Plan
 from cloister.plan.split_report import save
+from cloister.planner.frontier import PlanFrontier
 from plan.split_reports import report_of
 
 PROVEN = ("--hide-input", "proven", "--integrity")
@@ -78,6 +80,41 @@ def test_splits_need_an_audit(cloister, refused, model_file, audit, tmp_path):
     assert {one["policy"] for one in split} == {"origami", "origami-prefix"}
     assert {tuple(one["until"]) for one in split} == {("MaxPool_2",)}
     assert Plan.load(path).policy == found["chosen"]["policy"]
+
+
+@pytest.mark.parametrize("policy", ["slalom", "enclave", "origami", "origami-prefix"])
+def test_an_audit_has_the_ranges_of_any_chosen_plan(
+    cloister, model_file, audit, tmp_path, monkeypatch, policy
+):
+    path = tmp_path / "m.plan"
+
+    def chosen(frontier):
+        return next(one for one in frontier.plans if one.policy == policy)
+
+    monkeypatch.setattr(PlanFrontier, "chosen", property(chosen))
+    ran = cloister(
+        "plan", model_file, "--hide-input", "empirical", "--audit", audit, "--out", path,
+        "--weight-bits", 11, "--json",
+    )  # fmt: skip
+    assert ran.code == 0, ran
+    made = Plan.load(path)
+    assert made.policy == policy
+    assert (made.split is not None) == policy.startswith("origami")
+
+
+def test_another_plan_than_the_chosen_one_is_not_written(
+    refused, model_file, pictures, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        PlanFrontier, "chosen",
+        property(lambda frontier: replace(frontier.plans[0], protections={})),
+    )  # fmt: skip
+    message = refused(
+        "plan", model_file, *PROVEN, "--calibration", pictures[0].parent,
+        "--out", tmp_path / "m.plan",
+    )  # fmt: skip
+    assert "is not the one that was chosen" in message
+    assert list(tmp_path.glob("*.plan")) == []
 
 
 def test_hidden_weights_are_compiled(cloister, model_file, pictures, tmp_path):
