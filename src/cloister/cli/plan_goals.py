@@ -190,8 +190,10 @@ class GoalOptions:
 def show_search(found: PlanFrontier) -> None:
     """The plans on the frontier as a table, and the chosen one as a drawing."""
     console = out()
-    shown = [one for one in found.best if one is not found.chosen][: SHOWN - 1]
-    shown = [one for one in found.plans if one is found.chosen or one in shown]
+    # The best plan of each policy first: many splits of one policy would hide the others.
+    heads = {one.policy: one for one in reversed(found.best)}.values()
+    first = dict.fromkeys((found.chosen, *heads, *found.best))
+    shown = sorted(list(first)[:SHOWN], key=found.plans.index)
     console.print(table(COLUMNS, found.rows(shown), title=f"plans of {found.model}, for one input"))
     if (rest := len(found.best) - len(shown)) > 0:
         console.print(f"{rest} more on the frontier: --page and --json have all")
