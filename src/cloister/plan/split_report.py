@@ -32,6 +32,8 @@ CANDIDATES = 50
 """Images among which the true one is sought: among fewer, a multiple of chance says less."""
 LEAST_FOUND = 0.95
 """Share of the images that every attack has to identify where it reads them."""
+ROUNDING = 1e-9
+"""By which the formulas of an interval may miss the mean where both are at the end of a scale."""
 SIGNIFICANCE = 1e-3
 """Of the test whether an attack finds more than chance in a blinded transcript."""
 
@@ -65,7 +67,7 @@ class Estimate:
     def __post_init__(self) -> None:
         if not all(map(math.isfinite, (self.mean, self.low, self.high))):
             raise InputError("an estimate holds NaN or infinity")
-        if not self.low <= self.mean <= self.high:
+        if not self.low - ROUNDING <= self.mean <= self.high + ROUNDING:
             raise InputError(
                 f"an estimate of {self.mean} lies outside its interval {self.low} to {self.high}"
             )
@@ -95,11 +97,11 @@ class AttackScores:
         if self.attack not in ATTACKS:
             raise InputError(f"attack {self.attack!r}: the battery has {', '.join(ATTACKS)}")
         for name, given, low, high in (
-            ("ssim", self.ssim, -1.0, 1.0),
-            ("explained", self.explained, -math.inf, 1.0),
-            ("identification", self.identification, 0.0, 1.0),
+            ("ssim", self.ssim.mean, -1.0, 1.0),
+            ("explained", self.explained.mean, -math.inf, 1.0),
+            ("identification", self.identification.mean, 0.0, 1.0),
         ):
-            if not low <= given.low or not given.high <= high:
+            if not low - ROUNDING <= given <= high + ROUNDING:
                 raise InputError(f"attack {self.attack}: {name} lies outside {low:g} to {high:g}")
         if self.seeds < 1 or not 0 <= self.cpu_s < math.inf:
             raise InputError(f"attack {self.attack}: was run {self.seeds} times")
@@ -189,7 +191,7 @@ class SplitReport:
     points         every split point of the model (`split_points`), audited or not
     data_sha256    of the images, in their order
     images         attacked images; public: those that the attacks learned from
-    blind_ssim     of the blind guess
+    blind_ssim     of the blind guess, as blind_psnr
     candidates     images among which the true one is sought
     splits         from the shallowest to the deepest
     controls       what the battery made of the input itself and of a blinded transcript
@@ -206,6 +208,7 @@ class SplitReport:
     public: int
     candidates: int
     blind_ssim: float
+    blind_psnr: float
     splits: tuple[SplitScores, ...]
     input_control: SplitScores
     blinded_control: SplitScores
@@ -227,7 +230,7 @@ class SplitReport:
                 f"a report of {self.images} attacked images, {self.public} public ones and "
                 f"{self.candidates} candidates"
             )
-        if not -1 <= self.blind_ssim <= 1:
+        if not -1 <= self.blind_ssim <= 1 or not math.isfinite(self.blind_psnr):
             raise InputError(f"a report whose blind guess has an SSIM of {self.blind_ssim}")
 
     @property
@@ -331,44 +334,58 @@ class SplitReport:
             f"{deepest.excesses[0]}. A plan keeps every linear layer blinded."
         )
 
+    def judgement(self) -> dict[str, Any]:
+        """What the rule makes of the figures, as plain values."""
+        accepted = self.accepted_split()
+        return {
+            "accepted": None if accepted is None else list(accepted.until),
+            "conclusion": self.conclusion,
+            "verdicts": {one.split.name: list(one.reasons) for one in self.verdicts},
+            "broken": dict(self.broken),
+        }
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows: what the strongest attack reaches at every split, and the verdict."""
+        header = ["split after", "ssim", "explained", "identification", "verdict"]
+        rows = []
+        for one in self.verdicts:
+            row = [one.split.name]
+            for figure in ("ssim", "explained", "identification"):
+                best, attack = max((_high(s, figure), s.attack) for s in one.split.attacks)
+                row.append(f"{best:.3f} ({attack})")
+            rows.append([*row, "accepted" if one.accepted else "not accepted"])
+        return header, rows
+
     def _excesses(self, split: SplitScores) -> list[Excess]:
-        limits = self.limits
-        found = []
-        for scores in split.attacks:
-            highs = {
-                "ssim": scores.ssim.high,
-                "explained": scores.explained.high,
-                "identification": scores.identification.high,
-            }
-            found += [
-                Excess(scores.attack, figure, high, limits[figure])
-                for figure, high in highs.items()
-                if not high < limits[figure]
-            ]
-        return found
+        return [
+            Excess(scores.attack, figure, _high(scores, figure), limit)
+            for scores in split.attacks
+            for figure, limit in self.limits.items()
+            if not _high(scores, figure) < limit
+        ]
 
     def _missing(self) -> list[str]:
         missing = []
         if self.candidates < CANDIDATES:
             missing.append(f"the true image is sought among {self.candidates}, not {CANDIDATES}")
         made = {split.until for split in self.splits}
-        if absent := [",".join(until) for until in self.points if until not in made]:
-            missing.append(f"{len(absent)} splits were not attacked, such as {absent[0]!r}")
+        if undone := [f"split {','.join(one)!r}" for one in self.points if one not in made]:
+            missing.append(f"no attack was run at {_places(undone)}")
         places = [(f"split {split.name!r}", split) for split in self.splits]
         places += [
             ("the control at the input", self.input_control),
             ("the blinded control", self.blinded_control),
         ]
-        for place, split in places:
-            for attack in ATTACKS:
-                scores = split.attack(attack)
-                if scores is None:
-                    missing.append(f"{place}: attack {attack} was not run")
-                elif scores.seeds < LEAST_SEEDS:
-                    missing.append(
-                        f"{place}: attack {attack} was run with {scores.seeds} seeds, and "
-                        f"{LEAST_SEEDS} are needed"
-                    )
+        for attack in ATTACKS:
+            runs = {place: split.attack(attack) for place, split in places}
+            absent = [place for place, scores in runs.items() if scores is None]
+            few = [p for p, scores in runs.items() if scores and scores.seeds < LEAST_SEEDS]
+            if absent:
+                missing.append(f"attack {attack} was not run at {_places(absent)}")
+            if few:
+                missing.append(
+                    f"attack {attack} was run with fewer than {LEAST_SEEDS} seeds at {_places(few)}"
+                )
         return missing
 
     def _failed_control(self, attack: str) -> str | None:
@@ -412,6 +429,16 @@ class SplitReport:
         """Plain values, as the file has them, without the digest."""
         plain: dict[str, Any] = json.loads(_canonical(asdict(self)))
         return {"format": FORMAT, **{name: plain[name] for name in asdict(self)}}
+
+
+def _high(scores: AttackScores, figure: str) -> float:
+    """The unfavourable end of a figure's interval."""
+    estimate: Estimate = getattr(scores, figure)
+    return estimate.high
+
+
+def _places(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def binomial_tail(hits: int, trials: int, chance: float) -> float:

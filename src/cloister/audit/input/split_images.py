@@ -5,7 +5,7 @@ input. One seed parts them, so that every audit of a data set attacks the same o
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -122,17 +122,17 @@ def read_split_images(
             f"{RULE.identification / CANDIDATES:.0%} in more than {CONFIDENCE:.1%} of audits"
         )
     form = _form(graph, path, preprocessing)
-    pool, own = _items(path)
+    found, own = _items(path)
     if public is not None:
         own = [one for part in _items(public) for one in part or ()]
-    taken = _Taken(form, public or path)
+    taken, pool = _Taken(form), _shuffled(found)
     chosen = taken.take(pool, attacked, path)
     if len(chosen) < attacked:
         raise InputError(
             f"{path}: holds {len(chosen)} different images, and {attacked} are to be attacked; "
             f"give more, or --attacked {least} or more"
         )
-    learned = taken.take(pool if own is None else own, most_public, public or path)
+    learned = taken.take(pool if own is None else _shuffled(own), most_public, public or path)
     if len(learned) < LEAST_PUBLIC:
         raise InputError(
             f"{public or path}: holds {len(learned)} images that are not attacked, and the attacks "
@@ -148,28 +148,26 @@ def read_split_images(
 class _Taken:
     """Different images from several sources: an image that was taken is not taken again."""
 
-    def __init__(self, form: PictureForm, path: Path) -> None:
+    def __init__(self, form: PictureForm) -> None:
         self._form, self._seen = form, set[bytes]()
-        self._done = set[int]()
         self.repeated = 0
 
-    def take(self, items: Sequence[Item], most: int, path: Path) -> list[np.ndarray]:
-        """So many images in a random order; those that were taken from the same items are left."""
-        generator = torch.Generator().manual_seed(SEED)
+    def take(self, items: Iterator[Item], most: int, path: Path) -> list[np.ndarray]:
+        """So many images; those that equal an earlier one are left out and counted."""
         found: list[np.ndarray] = []
-        for i in torch.randperm(len(items), generator=generator).tolist():
-            if len(found) == most:
-                break
-            if id(items[i]) in self._done:
-                continue
-            self._done.add(id(items[i]))
-            image = _prepared(items[i], self._form, path)
+        while len(found) < most and (item := next(items, None)) is not None:
+            image = _prepared(item, self._form, path)
             if (key := image.tobytes()) in self._seen:
                 self.repeated += 1
                 continue
             self._seen.add(key)
             found.append(image)
         return found
+
+
+def _shuffled(items: Sequence[Item]) -> Iterator[Item]:
+    generator = torch.Generator().manual_seed(SEED)
+    return (items[i] for i in torch.randperm(len(items), generator=generator).tolist())
 
 
 # ---- what a model takes
@@ -183,8 +181,10 @@ def _form(graph: Graph, path: Path, preprocessing: Preprocessing) -> PictureForm
         raise UnsupportedError(
             f"{graph.name}: an audit of splits needs a model of one input and a free batch"
         )
-    if len(sizes) != 4 or not all(isinstance(size, int) for size in sizes[1:]) or not (
-        {1, 3} & {sizes[1], sizes[3]}
+    if (
+        len(sizes) != 4
+        or not all(isinstance(size, int) for size in sizes[1:])
+        or not ({1, 3} & {sizes[1], sizes[3]})
     ):
         raise UnsupportedError(
             f"input {name!r} takes shape ({', '.join(map(str, sizes))}): an audit of splits needs "
@@ -242,7 +242,9 @@ def _pictures(array: np.ndarray, path: Path) -> list[Item]:
             f"{path}: holds {array.dtype} numbers; give pixels as uint8, or floating-point numbers "
             "in 0..1"
         )
-    if array.dtype != np.uint8 and not (array.min(initial=0.0) >= 0 and array.max(initial=1.0) <= 1):
+    if array.dtype != np.uint8 and not (
+        array.min(initial=0.0) >= 0 and array.max(initial=1.0) <= 1
+    ):
         raise RangeError(
             f"{path}: holds values from {array.min():.4g} to {array.max():.4g}; give pixels as "
             "uint8, or as floating-point numbers in 0..1: --scale, --mean and --std say what the "
