@@ -18,7 +18,7 @@ from cloister.cli.options import Json
 from cloister.errors import CloisterError
 
 NAMES = (
-    "accuracy", "authority_kills", "authority_rate", "compiled", "fe", "figure", "floor",
+    "accuracy", "audit_models", "authority_kills", "authority_rate", "compiled", "fe", "figure", "floor",
     "fuzz_loaders", "inference", "layers", "lies", "memory", "pad_kills", "pads", "passes",
     "roundtrip", "training", "transport",
 )  # fmt: skip
