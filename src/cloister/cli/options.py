@@ -6,7 +6,7 @@ Options that belong together are the fields of a dataclass, which `grouped` verb
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from enum import StrEnum
 from fractions import Fraction
 from functools import wraps
@@ -90,8 +90,8 @@ Integrity = Annotated[
     IntegrityName | None,
     typer.Option(
         "--integrity",
-        help="Of policy origami: which answers are checked: all, those before the split, or none, "
-        "which trusts the worker. Default: full.",
+        help="Of policy origami, and a goal of plan: which answers are checked: all, those before "
+        "the split, or none, which trusts the worker. Without a value, and by default: full.",
         rich_help_panel=PLANNING,
     ),
 ]
@@ -379,10 +379,11 @@ class ModelInputs(ChosenPolicy):
         stored: Plan | None = None,
         whole: Graph | None = None,
         digest: str | None = None,
+        inside: frozenset[str] | None = None,
     ) -> tuple[Plan, str]:
         """See `PlanChoice.make`."""
         typical = self.read(graph, self.calibration) if self.calibration else None
-        return self._choice(digest).make(
+        return replace(self._choice(digest), inside=inside).make(
             graph, calibration=typical, inputs=inputs, stored=stored, whole=whole
         )
 

@@ -36,6 +36,7 @@ class PlanChoice:
 
     digest   the plan must have this digest, in hexadecimal digits
     split    where a policy that has a split stops to hide values
+    inside   the linear nodes that stay inside; None: those that are cheaper there
     """
 
     policy: str | None = None
@@ -43,6 +44,7 @@ class PlanChoice:
     activation_bits: int | None = None
     digest: str | None = None
     split: SplitRequest = field(default_factory=SplitRequest)
+    inside: frozenset[str] | None = None
 
     def load(self, path: Path) -> tuple[Plan, str]:
         """The plan in a file, and one line that says which.
@@ -126,7 +128,7 @@ class PlanChoice:
         ranges, origin = _ranges(stored, chosen.report if calibration is None else None)
         if ranges is not None:
             plan = policies.from_ranges(
-                wanted, graph, ranges=ranges, precision=precision, split=split
+                wanted, graph, ranges=ranges, precision=precision, split=split, inside=self.inside
             )
             return self._pinned(plan), said + origin
         samples = None
@@ -141,6 +143,7 @@ class PlanChoice:
             precision=precision,
             by_channel=calibration is not None or not hidden,
             split=split,
+            inside=self.inside,
         )
         return self._pinned(plan), said + origin
 

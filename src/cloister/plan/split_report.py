@@ -34,7 +34,7 @@ LEAST_FOUND = 0.95
 """Share of the images that every attack has to identify where it reads them."""
 ROUNDING = 1e-9
 """By which the formulas of an interval may miss the mean where both are at the end of a scale."""
-SIGNIFICANCE = 1e-3
+SIGNIFICANCE = 1e-4
 """Of the test whether an attack finds more than chance in a blinded transcript."""
 
 

@@ -9,17 +9,19 @@ from cloister.audit.input.feature_scale import FeatureScale
 from cloister.audit.input.split_attack import Images
 from cloister.audit.input.split_view import SplitView
 
-PENALTIES = tuple(10.0**power for power in range(-6, 4))
+PENALTIES = tuple(10.0**power for power in range(-6, 5))
 """Relative to the mean square of a feature, times the number of images."""
-HELD_OUT = 5
-"""One image of so many chooses the penalty."""
+SMALLEST = 1e-7
+"""Eigenvalues below this share of the largest are rounding errors of the products."""
+VALIDATED = 500
+"""Public images whose errors choose the penalty."""
 
 
 class RidgeDecoder:
     """The linear map from values to pixels of the least penalised squared error, in closed form.
 
-    The penalty is chosen on held-out public images. The seed chooses which are held out; the effort
-    changes nothing.
+    The penalty is chosen by cross-validation that leaves one image out at a time, in closed form as
+    well. Neither seed nor effort changes anything.
     """
 
     name = "ridge"
@@ -27,62 +29,66 @@ class RidgeDecoder:
     def fit(self, knowledge: AttackKnowledge, *, seed: int, effort: float) -> "RidgeMap":
         """See SplitAttack."""
         scale = FeatureScale(knowledge.view)
-        x = scale.rows(knowledge.view)
-        y = torch.from_numpy(knowledge.images).flatten(1)
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(x), generator=generator)
-        held, kept = order[: -(-len(x) // HELD_OUT)], order[-(-len(x) // HELD_OUT) :]
-        partial = _Normal(x[kept], y[kept])
-        errors = [
-            float((partial.solution(penalty)(x[held]) - y[held]).square().mean())
-            for penalty in PENALTIES
-        ]
-        penalty = PENALTIES[int(np.argmin(errors))]
-        return RidgeMap(scale, _Normal(x, y).solution(penalty), knowledge.image_shape)
+        fitted = _Ridge(scale.rows(knowledge.view), torch.from_numpy(knowledge.images).flatten(1))
+        penalty = min(PENALTIES, key=fitted.left_out_error)
+        return RidgeMap(scale, fitted, penalty, knowledge.image_shape)
 
 
 class RidgeMap:
     """A fitted map."""
 
-    def __init__(self, scale: FeatureScale, affine: "_Affine", shape: tuple[int, int, int]) -> None:
-        self._scale, self._affine, self._shape = scale, affine, shape
+    def __init__(
+        self, scale: FeatureScale, fitted: "_Ridge", penalty: float, shape: tuple[int, int, int]
+    ) -> None:
+        self._scale, self._fitted, self._penalty, self._shape = scale, fitted, penalty, shape
 
     def reconstruct(self, view: SplitView) -> Images:
         """See FittedAttack."""
-        pixels = self._affine(self._scale.rows(view)).clamp(0, 1)
-        return pixels.reshape(-1, *self._shape).numpy()
+        pixels = self._fitted.predict(self._scale.rows(view), self._penalty)
+        return np.asarray(pixels.clamp(0, 1).reshape(-1, *self._shape).numpy(), np.float32)
 
 
-class _Affine:
-    def __init__(self, weights: Tensor, x_mean: Tensor, y_mean: Tensor) -> None:
-        self._weights, self._x_mean, self._y_mean = weights, x_mean, y_mean
+class _Ridge:
+    """Ridge regression for every penalty at once, by one decomposition X = U S V^T, X centred.
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return (x - self._x_mean) @ self._weights + self._y_mean
-
-
-class _Normal:
-    """The normal equations: of the features, or of the images where these are fewer (dual form)."""
+    V and S come from X^T X for few features, and from X X^T for few images (dual form).
+    """
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
         self._x_mean, self._y_mean = x.mean(0), y.mean(0)
-        self._x, self._y = x - self._x_mean, y - self._y_mean
-        self._dual = x.shape[1] > x.shape[0]
-        gram = self._x @ self._x.T if self._dual else self._x.T @ self._x
-        # Double precision: small penalties leave little of the diagonal.
-        self._gram = gram.double()
-        self._right = (self._y if self._dual else self._x.T @ self._y).double()
-        self._unit = float(self._x.square().mean()) * len(x)
+        x, y = x - self._x_mean, y - self._y_mean
+        self._count = len(x)
+        self._unit = self._count * float(x.square().mean())
+        dual = x.shape[1] > x.shape[0]
+        squares, vectors = torch.linalg.eigh((x @ x.T if dual else x.T @ x).double())
+        kept = squares > SMALLEST * squares.max().clamp_min(1e-30)
+        self._squares, vectors = squares[kept], vectors[:, kept].float()
+        # In the dual form V = X^T U / S; a product with it is two, without a large matrix kept.
+        self._right = (x, vectors / self._squares.sqrt().float()) if dual else (None, vectors)
+        self._left = self._along(x).T @ y
+        self._validated = x[:VALIDATED], y[:VALIDATED]
 
-    def solution(self, penalty: float) -> _Affine:
-        """The map of least error under a penalty."""
-        ridge = self._gram.clone()
-        ridge.diagonal().add_(max(penalty * self._unit, 1e-12))
-        factor, failed = torch.linalg.cholesky_ex(ridge)
-        if failed:
-            # Rounding made the matrix indefinite: this penalty is too small to be one.
-            return _Affine(
-                torch.zeros(self._x.shape[1], self._y.shape[1]), self._x_mean, self._y_mean
-            )
-        found = torch.cholesky_solve(self._right, factor).float()
-        return _Affine(self._x.T @ found if self._dual else found, self._x_mean, self._y_mean)
+    def predict(self, x: Tensor, penalty: float) -> Tensor:
+        """The pixels for rows of features."""
+        return self._y_mean + self._pixels(self._along(x - self._x_mean), penalty)
+
+    def left_out_error(self, penalty: float) -> float:
+        """The mean squared error of public images, each predicted from all others."""
+        x, y = self._validated
+        along = self._along(x)
+        leverage = (along.square() / self._divisors(penalty)).sum(1) + 1 / self._count
+        errors = (self._pixels(along, penalty) - y) / (1 - leverage).clamp_min(1e-6)[:, None]
+        return float(errors.square().mean())
+
+    def _along(self, x: Tensor) -> Tensor:
+        """Rows x V."""
+        images, vectors = self._right
+        along: Tensor = (x if images is None else x @ images.T) @ vectors
+        return along
+
+    def _pixels(self, along: Tensor, penalty: float) -> Tensor:
+        return (along / self._divisors(penalty)) @ self._left
+
+    def _divisors(self, penalty: float) -> Tensor:
+        divisors: Tensor = (self._squares + penalty * self._unit).float()
+        return divisors

@@ -24,6 +24,7 @@ from cloister.audit.job_results import JobResults, begin_in_time
 from cloister.audit.page import png
 from cloister.base import files
 from cloister.base.reading import parsing
+from cloister.base.rng import Csprng, SystemRandom
 from cloister.data.preprocessing import Channels
 from cloister.errors import InputError
 from cloister.graph.graph import Graph
@@ -49,6 +50,9 @@ SHOWN = 8
 CALIBRATED = 256
 """Public images that set the ranges of plans."""
 
+KEPT_BYTES = 1 << 30
+"""Of views, before those that were made first are made again for the next seed."""
+
 Said = Callable[[int, int, str], None]
 
 
@@ -68,6 +72,7 @@ def audit_splits(
     settings: SplitSettings | None = None,
     minutes: float | None = None,
     threads: int = 1,
+    rng: Csprng | None = None,
     said: Said = lambda done, total, text: None,
 ) -> SplitReport:
     """Attack the splits of a model as `attack_splits` does, and write report.json and report.html.
@@ -99,13 +104,14 @@ def attack_splits(
     folder    keeps the result of every job: the same call, or one for more splits, attacks or
               seeds, goes on with them
     minutes   after which no job is begun; the report then says what is missing
+    rng       of the one-time pads of the sessions whose messages are attacked
     said      is called with how many jobs of how many are done, and what the last one gave
 
     Raises    InputError, UnsupportedError
     """
     settings = settings or SplitSettings()
     torch.set_num_threads(threads)
-    audit = _Audit(graph, images, settings)
+    audit = _Audit(graph, images, settings, rng or SystemRandom())
     results = JobResults(folder, audit.identity)
     audit.read(results)
     last = ""
@@ -128,7 +134,10 @@ def attack_splits(
 class _Audit:
     """The jobs of one audit and what is known of them."""
 
-    def __init__(self, graph: Graph, images: SplitImages, settings: SplitSettings) -> None:
+    def __init__(
+        self, graph: Graph, images: SplitImages, settings: SplitSettings, rng: Csprng
+    ) -> None:
+        self._rng = rng
         self._graph, self._images, self._settings = graph, images, settings
         self._points = split_points(graph)
         if not self._points:
@@ -143,7 +152,7 @@ class _Audit:
         self._ranges = _ranges(graph, images)
         self._blind_guess = np.asarray(images.public.mean(axis=0, dtype=np.float64), np.float32)
         self._blind = blind_scores(images.attacked, blind_guess=self._blind_guess)
-        self._viewed: tuple[str, ViewedSplit] | None = None
+        self._viewed: dict[str, ViewedSplit] = {}
         self.done: dict[SplitJob, JobResult] = {}
 
     @property
@@ -239,20 +248,22 @@ class _Audit:
         return png(as_pixels(image, reverse=self._images.channels is Channels.BGR))
 
     def _view(self, place: str) -> ViewedSplit:
-        """The views of one place; those of the last one are kept."""
-        if self._viewed is None or self._viewed[0] != place:
-            self._viewed = None
-            self._viewed = place, self._new_view(place)
-        return self._viewed[1]
+        """The views of one place: made once, unless there is too little memory for all."""
+        if place not in self._viewed:
+            while self._viewed and sum(v.nbytes for v in self._viewed.values()) > KEPT_BYTES:
+                del self._viewed[next(iter(self._viewed))]
+            self._viewed[place] = self._new_view(place)
+        return self._viewed[place]
 
     def _new_view(self, place: str) -> ViewedSplit:
-        graph, images, ranges = self._graph, self._images, self._ranges
+        graph, images, ranges, rng = self._graph, self._images, self._ranges, self._rng
         if place == INPUT:
-            return input_view(graph, images, ranges=ranges)
+            return input_view(graph, images, ranges=ranges, rng=rng)
         if place == BLINDED:
-            return blinded_view(graph, images, shallowest=self._points[0], ranges=ranges)
+            first = self._points[0]
+            return blinded_view(graph, images, shallowest=first, ranges=ranges, rng=rng)
         split = next(split for split in self._splits if split.name == place)
-        return split_view(graph, images, split=split, ranges=ranges)
+        return split_view(graph, images, split=split, ranges=ranges, rng=rng)
 
     def _scores(self, place: str, split: Split | None) -> SplitScores:
         values, before = (split.values, split.before) if split is not None else ((), frozenset())

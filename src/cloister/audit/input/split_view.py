@@ -45,7 +45,7 @@ def observe(transcript: Transcript, *, inputs: int) -> SplitView:
     Raises   InputError when the transcript has no payloads, several segments, or other inputs
     """
     sent = [one for one in transcript.messages(direction="to_worker") if _in_the_clear(one)]
-    return _view(sent, inputs, what="values in the clear")
+    return SplitView(_values(sent, inputs, what="values in the clear"))
 
 
 def observe_blinded(transcript: Transcript, *, target_id: int, inputs: int) -> SplitView:
@@ -60,15 +60,15 @@ def observe_blinded(transcript: Transcript, *, target_id: int, inputs: int) -> S
         for one in transcript.messages(target_id=target_id, direction="to_worker")
         if one.dtype == np.uint32
     ]
-    words = _view(sent, inputs, what=f"blinded requests of node {target_id}")
-    return SplitView(tuple(_as_numbers(value) for value in words.values))
+    words = _values(sent, inputs, what=f"blinded requests of node {target_id}")
+    return SplitView(tuple(map(_as_numbers, words)))
 
 
 def _in_the_clear(entry: Entry) -> bool:
     return entry.dtype == np.float32
 
 
-def _view(sent: Sequence[Entry], inputs: int, *, what: str) -> "SplitView":
+def _values(sent: Sequence[Entry], inputs: int, *, what: str) -> tuple[np.ndarray, ...]:
     if len({entry.target_id for entry in sent}) > 1:
         raise InputError(f"transcript: {what} of several targets; observe a plan with one segment")
     requests: dict[tuple[str, int], list[np.ndarray]] = {}
@@ -80,7 +80,7 @@ def _view(sent: Sequence[Entry], inputs: int, *, what: str) -> "SplitView":
     if seen != inputs:
         raise InputError(f"transcript: {what} of {seen} inputs, of {inputs} that were run")
     parts = zip(*requests.values(), strict=True)
-    return SplitView(tuple(np.concatenate(part) for part in parts))
+    return tuple(np.concatenate(part) for part in parts)
 
 
 def _as_numbers(words: np.ndarray) -> Float32[np.ndarray, "n ..."]:

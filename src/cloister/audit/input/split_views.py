@@ -10,6 +10,7 @@ import numpy as np
 from cloister.audit.input.attack_knowledge import PartBefore
 from cloister.audit.input.split_images import SplitImages
 from cloister.audit.input.split_view import SplitView, observe, observe_blinded
+from cloister.base.rng import Csprng
 from cloister.graph.graph import Graph
 from cloister.graph.part import part
 from cloister.graph.passes.rewrite import without_unused
@@ -34,31 +35,41 @@ class ViewedSplit:
     public: SplitView
     before: PartBefore
 
+    @property
+    def nbytes(self) -> int:
+        """Of both views."""
+        return sum(value.nbytes for view in (self.attacked, self.public) for value in view.values)
+
 
 def split_view(
-    graph: Graph, images: SplitImages, *, split: Split, ranges: Mapping[str, Ranges]
+    graph: Graph, images: SplitImages, *, split: Split, ranges: Mapping[str, Ranges], rng: Csprng
 ) -> ViewedSplit:
     """The values that cross a split: blinded, checked and unblinded by a session before it."""
     plan = policies.from_ranges(
         "origami-prefix", graph, ranges=ranges, split=PlannedSplit(split.until)
     )
     before = PartBefore(part_before(graph, split), images.pixels)
-    return ViewedSplit(
-        _watched(plan, images.inputs(images.attacked), _clear), before.view(images.public), before
-    )
+    attacked = _watched(plan, images.inputs(images.attacked), _clear, rng)
+    return ViewedSplit(attacked, before.view(images.public), before)
 
 
-def input_view(graph: Graph, images: SplitImages, *, ranges: Mapping[str, Ranges]) -> ViewedSplit:
+def input_view(
+    graph: Graph, images: SplitImages, *, ranges: Mapping[str, Ranges], rng: Csprng
+) -> ViewedSplit:
     """The inputs themselves: the control where every attack has to succeed."""
     plan = policies.from_ranges("open", graph, ranges=ranges)
     before = PartBefore(part(graph, (), graph.inputs, graph.inputs), images.pixels)
-    return ViewedSplit(
-        _watched(plan, images.inputs(images.attacked), _clear), before.view(images.public), before
-    )
+    attacked = _watched(plan, images.inputs(images.attacked), _clear, rng)
+    return ViewedSplit(attacked, before.view(images.public), before)
 
 
 def blinded_view(
-    graph: Graph, images: SplitImages, *, shallowest: Split, ranges: Mapping[str, Ranges]
+    graph: Graph,
+    images: SplitImages,
+    *,
+    shallowest: Split,
+    ranges: Mapping[str, Ranges],
+    rng: Csprng,
 ) -> ViewedSplit:
     """What the first linear node's worker is sent under one-time pads: the control where every
     attack has to fail. Public images are blinded by pads of their own.
@@ -66,10 +77,11 @@ def blinded_view(
     first = part_before(graph, shallowest)
     plan = policies.from_ranges("slalom", first, ranges=ranges)
     before = PartBefore(_before_first(first, plan), images.pixels)
-    attacked, public = (
-        _watched(plan, images.inputs(some), _blinded) for some in (images.attacked, images.public)
-    )
-    return ViewedSplit(attacked, public, before)
+    inputs = images.inputs(np.concatenate([images.attacked, images.public]))
+    both = _watched(plan, inputs, _blinded, rng)
+    places = np.arange(both.count)
+    attacked, public = np.split(places, [len(images.attacked)])
+    return ViewedSplit(both.of(attacked), both.of(public), before)
 
 
 def _before_first(graph: Graph, plan: Plan) -> Graph:
@@ -81,10 +93,10 @@ def _before_first(graph: Graph, plan: Plan) -> Graph:
 
 
 def _watched(
-    plan: Plan, inputs: np.ndarray, seen: Callable[[Transcript, int], SplitView]
+    plan: Plan, inputs: np.ndarray, seen: Callable[[Transcript, int], SplitView], rng: Csprng
 ) -> SplitView:
     views = []
-    with Session(plan, record_payloads=True, on_clip=OnClip.IGNORE) as session:
+    with Session(plan, record_payloads=True, on_clip=OnClip.IGNORE, rng=rng) as session:
         for start in range(0, len(inputs), AT_ONCE):
             some = inputs[start : start + AT_ONCE]
             views.append(seen(session.run(some).transcript, len(some)))
