@@ -80,8 +80,9 @@ def audit_splits(
     Raises    InputError, UnsupportedError
     """
     audit = attack_splits(
-        graph, images, folder=folder, settings=settings, minutes=minutes, threads=threads, said=said
-    )
+        graph, images, folder=folder, settings=settings, minutes=minutes, threads=threads, rng=rng,
+        said=said,
+    )  # fmt: skip
     save(audit.report, folder)
     plan = policies.origami(graph, audit=audit.report)
     page = split_page(audit.report, plan.claims(), audit.gallery)
@@ -97,6 +98,7 @@ def attack_splits(
     settings: SplitSettings | None = None,
     minutes: float | None = None,
     threads: int = 1,
+    rng: Csprng | None = None,
     said: Said = lambda done, total, text: None,
 ) -> SplitAudit:
     """Attack the splits of a model.
