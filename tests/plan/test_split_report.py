@@ -56,7 +56,7 @@ def test_the_shallowest_split_that_is_harmless_with_all_deeper_ones_is_accepted(
 def test_a_harmless_split_before_one_that_is_not_is_refused():
     report = split_report([("a", HARMLESS, {}), ("b", EXPOSED, {}), ("c", HARMLESS, {})])
     assert names(report) == ["c"]
-    assert report.verdicts[0].excesses == ()
+    assert report.verdicts[0].exceedances == ()
     assert report.verdicts[0].deeper == ("b",)
     with pytest.raises(PlanError, match=r"'a': .*the deeper split 'b' fails"):
         report.require_accepted(("a",))
@@ -91,11 +91,11 @@ def test_each_attack_and_each_figure_alone_refuses_a_split(attack, figure):
         assert report.flaws == ()
         assert (report.accepted_split() is not None) == accepted
         if not accepted:
-            (excess,) = report.verdicts[0].excesses
-            assert (excess.attack, excess.figure) == (attack, figure)
-            assert excess.found == pytest.approx(excess.threshold) == LIMITS[figure]
-            assert attack in str(excess)
-            assert figure in str(excess)
+            (exceedance,) = report.verdicts[0].exceedances
+            assert (exceedance.attack, exceedance.figure) == (attack, figure)
+            assert exceedance.found == pytest.approx(exceedance.threshold) == LIMITS[figure]
+            assert attack in str(exceedance)
+            assert figure in str(exceedance)
 
 
 @pytest.mark.parametrize("attack", ATTACKS)

@@ -75,7 +75,7 @@ def test_a_leaking_split_is_refused_and_a_plan_follows_the_report(tmp_path):
     report = audit(tmp_path, attacks=LEAKING)
     assert report.flaws == ()
     assert [one.accepted for one in report.verdicts] == [False, True, True]
-    assert {one.attack for one in report.verdicts[0].excesses} == {"gan"}
+    assert {one.attack for one in report.verdicts[0].exceedances} == {"gan"}
     plan = policies.origami(graph(), audit=tmp_path)
     assert plan.split.until == (POINTS[1],)
     assert plan.split.evidence.report == report.digest
