@@ -219,15 +219,17 @@ def test_its_audit_is_told_only_where_it_is_pinned(run, cloister, stored):
     plan = Plan.load(stored)
     name = plan.split.evidence.report.hex()[:16]
     told = run(*ORIGAMI, model=stored)[1]
-    assert not any("picked the true image" in text for text in texts(told))
-    assert any(f"the plan names report {name}, and is not pinned" in t for t in texts(told))
+    assert not any("pick the true image" in text for text in texts(told))
+    assert any(
+        f"the plan names report {name}, and no digest pins the plan" in t for t in texts(told)
+    )
     digest = ("--digest", plan.digest.hex())
     pinned = run(*digest, model=stored)[1]
-    assert any("picked the true image" in text for text in texts(pinned))
+    assert any("pick the true image" in text for text in texts(pinned))
     shown = cloister("inspect", stored)
-    assert "picked the true image" not in shown.out
+    assert "pick the true image" not in shown.out
     shown = cloister("inspect", stored, *digest)
-    assert "picked the true image" in shown.out
+    assert "pick the true image" in shown.out
 
 
 @pytest.mark.parametrize(("more", "said"), [
