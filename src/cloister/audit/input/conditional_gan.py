@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cloister.audit.input.attack_knowledge import AttackKnowledge
-from cloister.audit.input.feature_decoder import TrainedGenerator, batches, set_pace
+from cloister.audit.input.trained_generator import TrainedGenerator, descend, set_pace
 from cloister.audit.input.value_entry import ValueEntry, initialise, pyramid
 
 STEPS = 600
@@ -42,19 +42,18 @@ class ConditionalGan:
         trained = TrainedGenerator(knowledge, generator=generator)
         critic = Discriminator(trained.shapes, knowledge.image_shape, generator=generator)
         steps = max(round(STEPS * effort), 1)
+        # The discriminator's own gradients of the last step of a pair are dropped by its next one.
         drawing = torch.optim.Adam(trained.network.parameters(), PACE, BETAS)
         judging = torch.optim.Adam(critic.parameters(), DISCRIMINATOR_PACE, BETAS)
-        for step, (values, images) in enumerate(
-            batches(trained.public, knowledge.images, steps, generator=generator)
-        ):
+        for step, batch in enumerate(trained.batches(steps)):
             set_pace(drawing, PACE, step / steps)
             set_pace(judging, DISCRIMINATOR_PACE, step / steps)
-            drawn = trained.network(values)
-            judged = functional.relu(1 - critic(values, images)).mean()
-            judged = judged + functional.relu(1 + critic(values, drawn.detach())).mean()
-            _descend(judging, judged)
-            loss = FIDELITY * functional.l1_loss(drawn, images) - critic(values, drawn).mean()
-            _descend(drawing, loss)
+            drawn = trained.network(batch.values, batch.estimate)
+            told_true = functional.relu(1 - critic(batch.values, batch.images)).mean()
+            told_drawn = functional.relu(1 + critic(batch.values, drawn.detach())).mean()
+            descend(judging, told_true + told_drawn)
+            apart = functional.l1_loss(drawn, batch.images)
+            descend(drawing, FIDELITY * apart - critic(batch.values, drawn).mean())
         return trained
 
 
@@ -93,9 +92,3 @@ class Discriminator(nn.Module):
         x = functional.leaky_relu(torch.cat([x, condition], dim=1), SLOPE)
         judged: Tensor = self.judged(functional.leaky_relu(self.joined(x), SLOPE))
         return judged
-
-
-def _descend(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimiser.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimiser.step()

@@ -21,20 +21,22 @@ DEPTHS = (1, 2, 2, 2, 2)
 
 
 class ImageGenerator(nn.Module):
-    """Crossing values, as `FeatureScale` gives them, to images near 0..1.
+    """What has to be added to an estimate of an image.
 
-    shapes       of the values of one input
-    blind_guess  the image to start from
+    shapes       of the crossing values of one input
+    image_shape  (c, h, w)
     generator    draws the weights
     """
 
-    guess: Tensor
-
     def __init__(
-        self, shapes: Sequence[tuple[int, ...]], blind_guess: Tensor, *, generator: torch.Generator
+        self,
+        shapes: Sequence[tuple[int, ...]],
+        image_shape: tuple[int, int, int],
+        *,
+        generator: torch.Generator,
     ) -> None:
         super().__init__()
-        channels, height, width = blind_guess.shape
+        channels, height, width = image_shape
         self._sizes = pyramid(height, width)
         own = [level_of(shape, self._sizes) for shape in shapes]
         self._levels = [max(level, 1) for level in own]
@@ -57,12 +59,11 @@ class ImageGenerator(nn.Module):
         )
         initialise(self, generator)
         for last in (self.pixels, *self.linear):
-            # The network starts at the blind guess.
+            # The network starts at the estimate.
             last.weight.data.zero_()
-        self.register_buffer("guess", blind_guess.clone())
 
-    def forward(self, values: Sequence[Tensor]) -> Tensor:
-        """The images."""
+    def forward(self, values: Sequence[Tensor], estimate: Tensor) -> Tensor:
+        """The images near 0..1, from values as `FeatureScale` gives them."""
         entered: dict[int, Tensor] = {}
         for level, entry, value in zip(self._levels, self.entries, values, strict=True):
             found = entry(value)
@@ -72,7 +73,7 @@ class ImageGenerator(nn.Module):
             x = functional.interpolate(self.rises[level - 1](x), size=self._sizes[level])
             x = self.blocks[level - 1](x + entered[level] if level in entered else x)
         height, width = self._sizes[0]
-        image = functional.pixel_shuffle(self.pixels(x), 2)[:, :, :height, :width] + self.guess
+        image = estimate + functional.pixel_shuffle(self.pixels(x), 2)[:, :, :height, :width]
         for i, linear in zip(self._large, self.linear, strict=True):
             image = image + linear(resized(values[i], (height, width)))
         return image

@@ -23,6 +23,7 @@ from cloister.audit.input.image_priors import (
     PublicCovariance,
     TotalVariation,
 )
+from cloister.audit.input.linear_estimate import LinearEstimate
 from cloister.audit.input.split_attack import Images
 from cloister.audit.input.split_view import SplitView
 from cloister.errors import ShapeError
@@ -34,7 +35,8 @@ FIRST_STEPS = 40
 TRIALS = 16
 """Public images on which the prior is chosen."""
 NEAREST = 2
-"""Starts at public images of similar values; one more is the blind guess, another one noise."""
+"""Starts at public images of similar values; others are the linear estimate, the blind guess and
+noise."""
 TOTAL_VARIATIONS = (0.003, 0.03, 0.3)
 COVARIANCES = (0.01, 0.1)
 AT_ONCE = 128
@@ -61,26 +63,25 @@ class InputOptimisation:
         ]
         errors = []
         for prior in priors:
-            found = search.run(prior, knowledge.view.of(trials.numpy()))
+            view = knowledge.view.of(trials.numpy())
+            found = search.run(prior, view, knowledge.linear_estimate.left_out[trials])
             errors.append(float((found - public[trials]).square().mean()))
-        return InputSearch(search, priors[int(np.argmin(errors))])
+        return InputSearch(search, priors[int(np.argmin(errors))], knowledge.linear_estimate)
 
 
 class InputSearch:
     """A search with the prior that was best on public images."""
 
-    def __init__(self, search: "_Search", prior: ImagePrior) -> None:
-        self._search, self.prior = search, prior
+    def __init__(self, search: "_Search", prior: ImagePrior, estimate: LinearEstimate) -> None:
+        self._search, self.prior, self._estimate = search, prior, estimate
 
     def reconstruct(self, view: SplitView) -> Images:
         """See FittedAttack."""
-        parts = [
-            self._search.run(
-                self.prior, view.of(np.arange(start, min(start + AT_ONCE, view.count)))
-            )
-            for start in range(0, view.count, AT_ONCE)
-        ]
-        return np.asarray(torch.cat(parts).numpy())
+        parts = []
+        for start in range(0, view.count, AT_ONCE):
+            part = view.of(np.arange(start, min(start + AT_ONCE, view.count)))
+            parts.append(self._search.run(self.prior, part, self._estimate(part)))
+        return np.asarray(torch.cat(parts).numpy(), np.float32)
 
 
 class _Search:
@@ -103,27 +104,28 @@ class _Search:
         self._neighbours = torch.from_numpy(knowledge.images)[neighbours]
         self._neighbour_rows = self._seen_scale.rows(knowledge.view)[neighbours]
 
-    def run(self, prior: ImagePrior, view: SplitView) -> Tensor:
-        """The images of a view."""
+    def run(self, prior: ImagePrior, view: SplitView, estimate: Tensor) -> Tensor:
+        """The images of a view, of which there are estimates."""
         seen = self._seen_scale.rows(view)
         states = [
             self._descend(
                 prior, prior.begin(start, generator=self._generator), seen, self._first_steps
             )
-            for start in self._starts(seen)
+            for start in self._starts(estimate, seen)
         ]
         best = functools.reduce(_State.better, states)
         last = self._descend(prior, best.searched, seen, self._steps)
         with torch.no_grad():
             return prior.images(last.searched).clamp(0, 1)
 
-    def _starts(self, seen: Tensor) -> list[Tensor]:
+    def _starts(self, estimate: Tensor, seen: Tensor) -> list[Tensor]:
         apart = torch.cdist(seen, self._neighbour_rows)
         count = min(NEAREST, len(self._neighbours))
         nearest = apart.topk(count, dim=1, largest=False).indices
         guess = self._guess.expand(len(seen), -1, -1, -1)
         noise = torch.rand(guess.shape, generator=self._generator)
-        return [guess, noise, *(self._neighbours[nearest[:, i]] for i in range(count))]
+        near = [self._neighbours[nearest[:, i]] for i in range(count)]
+        return [estimate.clamp(0, 1), guess, noise, *near]
 
     def _descend(
         self, prior: ImagePrior, searched: Sequence[Tensor], seen: Tensor, steps: int
