@@ -20,7 +20,7 @@ from cloister.graph.ort_session import ORT_ERRORS
 try:
     import torch
 
-    from cloister.audit.model.torch_graph import TorchGraph
+    from cloister.audit.torch_graph import TorchGraph
 except ImportError:
     torch = None
 

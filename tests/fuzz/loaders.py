@@ -39,6 +39,7 @@ from cloister.bundle.sealed_bundle import SealedBundle
 from cloister.cli.results import read_labels
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.encoding import Encoding
+from cloister.data.idx_file import read_idx
 from cloister.data.info import DatasetInfo
 from cloister.data.owner import read_ranges
 from cloister.data.pictures import read_picture
@@ -53,7 +54,7 @@ from cloister.graph.passes.normalise import prepare
 from cloister.plan import policies
 from cloister.plan.plan import Plan
 from cloister.ring.linear import Geometry, LinearMap
-from cloister.splits import preset_data, preset_model
+from cloister.splits import preset_model
 from cloister.training import checkpoint, ciphertext_service
 from cloister.trusted.pads.store import PadStore
 from cloister.wire.https import bodies
@@ -321,7 +322,7 @@ LOADERS = {
         _kept_preset, lambda path: preset_model._kept(path.parent, "mnist"), JSON
     ),
     "digits of MNIST": Loader(
-        _written("a.gz", IDX), lambda path: preset_data._idx(path, axes=3)
+        _written("a.gz", IDX), lambda path: read_idx(path, axes=3)
     ),
     "array": Loader(_array, lambda path: read_inputs(_takes(x=np.float32), [path])),
     "arrays": Loader(_arrays, lambda path: read_inputs(_takes(x=np.float32, y=np.int64), [path])),

@@ -18,9 +18,11 @@ from cloister.audit.input.exposure import Exposure
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2329; --soft: #5c6670; --line: #d9dee3;
-  --paper: #fbfbf9; --card: #ffffff; --accent: #2f6f5e; --warn: #a2402f; }
+  --paper: #fbfbf9; --card: #ffffff; --accent: #2f6f5e; --warn: #a2402f;
+  --line-1: #1f6fb4; --line-2: #c8501e; --line-3: #2f8f5e; --line-4: #8a4fb0; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e7ea; --soft: #98a2ac; --line: #333a41;
-  --paper: #16191c; --card: #1d2125; --accent: #7cc4ac; --warn: #e58d7b; } }
+  --paper: #16191c; --card: #1d2125; --accent: #7cc4ac; --warn: #e58d7b;
+  --line-1: #6fb3ee; --line-2: #f0955f; --line-3: #6fcf97; --line-4: #c79be6; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 62rem; color: var(--ink);
   background: var(--paper); font: 16px/1.55 system-ui, sans-serif; }
@@ -30,6 +32,14 @@ p { max-width: 46rem; margin: .5rem 0; }
 .soft { color: var(--soft); }
 .warn { border-left: 3px solid var(--warn); padding: .5rem .9rem; background: var(--card);
   font-family: ui-monospace, monospace; font-size: .85rem; }
+.good { border-left: 3px solid var(--accent); padding: .5rem .9rem; background: var(--card); }
+h3 { font-size: .95rem; margin: 1.25rem 0 .25rem; overflow-wrap: anywhere; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr));
+  gap: .5rem 1.5rem; }
+.figures figure { margin: 0; width: auto; }
+.legend span { display: inline-block; margin-right: 1.25rem; }
+.legend i { display: inline-block; width: 1.4rem; height: 0; border-top: 3px solid;
+  vertical-align: middle; margin-right: .4rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .875rem; margin: .75rem 0; }
 td, th { padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--line); text-align: left;
@@ -78,6 +88,21 @@ def paragraph(text: str, *, kind: str = "") -> str:
     """A paragraph of plain text; `kind` is a class of the style sheet."""
     style = f' class="{html.escape(kind)}"' if kind else ""
     return f"<p{style}>{html.escape(text)}</p>\n"
+
+
+def subtitle(text: str) -> str:
+    """A heading within a section."""
+    return f"<h3>{html.escape(text)}</h3>\n"
+
+
+def legend(lines: Iterable[tuple[str, str, bool]]) -> str:
+    """The lines of figures: text, colour and whether they are dashed."""
+    shown = "".join(
+        f'<span><i style="border-color:{html.escape(colour)};'
+        f'border-top-style:{"dashed" if dashed else "solid"}"></i>{html.escape(text)}</span>'
+        for text, colour, dashed in lines
+    )
+    return f'<p class="legend">{shown}</p>\n'
 
 
 def preformatted(text: str) -> str:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from cloister.audit import input as input_audit
 from cloister.audit import model as model_audit
 from cloister.audit import training
 from cloister.audit.architecture.architecture_audit import (
@@ -14,6 +15,7 @@ from cloister.audit.architecture.architecture_audit import (
 )
 from cloister.audit.architecture.tell_apart import FOLDS
 from cloister.audit.input.request_audit import audit_requests, requests_page
+from cloister.audit.input.split_settings import DEFAULT_ATTACKED, SplitSettings
 from cloister.audit.model.theft_settings import Answers, TheftSettings
 from cloister.audit.training.attack_settings import DEFAULT_RANGE, AttackSettings
 from cloister.audit.training.lattice import LARGEST_LATTICE
@@ -25,6 +27,7 @@ from cloister.cli import options
 from cloister.cli.bundle_verbs import POWER
 from cloister.cli.console import emit_json, err, note, out, progress, table
 from cloister.errors import InputError
+from cloister.plan.split_report import ATTACKS
 from cloister.trusted.engines.padding_profile import PaddingProfile
 from cloister.wire.transcript import Transcript
 
@@ -148,6 +151,50 @@ ReportFolder = Annotated[
     ),
 ]
 TailOk = Annotated[bool, typer.Option("--tail-ok", help="Leave out a record that was cut off.")]
+
+Images = Annotated[
+    Path,
+    typer.Option(
+        "--data",
+        metavar="DIR|FILE.npz",
+        help="Images that the model was not trained on: a folder of pictures, or an .npz with x, "
+        "images, or test_images and train_images.",
+    ),
+]
+PublicImages = Annotated[
+    Path | None,
+    typer.Option(
+        "--public",
+        metavar="DIR|FILE.npz",
+        help="Images that the attacker has. Default: those of --data that are not attacked.",
+    ),
+]
+SplitNodes = Annotated[
+    str,
+    typer.Option(
+        "--splits",
+        metavar="all|NODE,..;NODE",
+        help="Last nodes before each split, the splits separated by semicolons.",
+    ),
+]
+AttackNames = Annotated[
+    str, typer.Option("--attacks", metavar="NAME,..", help="Attacks of the battery to make.")
+]
+BATTERY = ",".join(ATTACKS)
+Attacked = Annotated[int, typer.Option("--attacked", min=1, help="Images to attack.")]
+RunSeeds = Annotated[int, typer.Option("--seeds", min=1, help="Repetitions of every attack.")]
+Effort = Annotated[
+    float, typer.Option("--effort", help="Factor for the steps of the attacks' searches.")
+]
+AttackMinutes = Annotated[
+    float | None,
+    typer.Option(
+        "--budget",
+        min=0,
+        metavar="MINUTES",
+        help="Begin no attack after this time; the same command goes on.",
+    ),
+]
 
 Modules = Annotated[
     list[Path],
@@ -309,6 +356,61 @@ def theft(
     out().print(f"\n{report.verdict}", soft_wrap=True)
     if report.seeds_done < seeds:
         note(f"{report.seeds_done} of {seeds} seeds are done; the same command goes on")
+
+
+@app.command(
+    "input", epilog="Example: cloister audit input resnet.onnx --data cifar10.npz --out report"
+)
+def splits_of_inputs(
+    model: options.ModelFile,
+    data: Images,
+    folder: ReportFolder,
+    public: PublicImages = None,
+    splits: SplitNodes = "all",
+    attacks: AttackNames = BATTERY,
+    seeds: RunSeeds = SplitSettings.seeds,
+    attacked: Attacked = DEFAULT_ATTACKED,
+    effort: Effort = SplitSettings.effort,
+    minutes: AttackMinutes = None,
+    mean: options.Mean = "0",
+    std: options.Std = "1",
+    scale: options.Scale = "1/255",
+    layout: options.ModelLayout = None,
+    channels: options.ChannelOrder = None,
+    threads: options.ProcessThreads = 1,
+    json: options.Json = False,
+) -> None:
+    """Attack the splits of a model: what the values that cross one tell of the input."""
+    named = None
+    if splits != "all":
+        named = tuple(tuple(filter(None, one.split(","))) for one in splits.split(";") if one)
+    settings = SplitSettings(named, tuple(attacks.split(",")), seeds, effort)
+    pixels = options.ModelInputs(
+        mean=mean, std=std, scale=scale, layout=layout, channels=channels
+    ).preprocessing()
+    graph = options.load_model(model)
+    images = input_audit.read_split_images(graph, data, pixels, public=public, attacked=attacked)
+    if images.repeated:
+        note(f"{images.repeated} images were left out: each equals another one of the data")
+    with progress("attacks") as update:
+
+        def said(done: int, total: int, text: str) -> None:
+            update(done, total)
+            if text and not err().is_terminal:
+                err().print(f"{done} of {total}: {text}", soft_wrap=True)
+
+        report = input_audit.audit_splits(
+            graph, images, folder=folder, settings=settings, minutes=minutes, threads=threads,
+            said=said,
+        )  # fmt: skip
+    err().print(f"report written to {folder}", soft_wrap=True)
+    if json:
+        emit_json({**report.to_dict(), "digest": report.digest, **report.judgement()})
+        return
+    out().print(table(*report.table()))
+    out().print(f"\n{report.conclusion}", soft_wrap=True)
+    for flaw in report.flaws[1:]:
+        note(flaw)
 
 
 def _write(page: Path, text: str) -> None:

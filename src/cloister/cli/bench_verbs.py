@@ -11,7 +11,6 @@ from cloister.graph.onnx.export import model_bytes
 from cloister.graph.onnx.read import load
 from cloister.graph.passes.normalise import prepare
 from cloister.plan import policies
-from cloister.plan.plan_choice import DEFAULT_POLICY
 
 app = typer.Typer(help="Measure Cloister on your model.", no_args_is_help=True)
 
@@ -22,9 +21,10 @@ def _group() -> None:
 
 
 @app.command(epilog="Example: cloister bench inference model.onnx --threads 4")
+@options.grouped
 def inference(
     model: options.ModelFile,
-    policy: options.PolicyName = None,
+    given: options.ChosenPolicy,
     threads: options.Threads = 1,
     worker_threads: Annotated[
         int, typer.Option("--worker-threads", min=1, help="Threads of the worker's process.")
@@ -39,7 +39,8 @@ def inference(
     engine = OrtBaseline(model_bytes(whole), threads)
     graph = prepare(whole)
     feeds = random_input(graph, batch)
-    plan = policies.make(policy or DEFAULT_POLICY, graph, calibration=feeds)
+    chosen = given.split.choose(given.named, graph)
+    plan = policies.make(given.named, graph, calibration=feeds, split=chosen.split)
     times = measure_session(
         plan,
         {"onnxruntime": lambda: engine.run(feeds)},
@@ -51,6 +52,7 @@ def inference(
     found = {
         "model": model,
         "policy": plan.policy,
+        "split": chosen.line or None,
         "threads": threads,
         "worker_threads": worker_threads,
         "batch": batch,
@@ -65,6 +67,8 @@ def inference(
     console.print(
         f"{model}, policy {plan.policy}, {threads} threads, batch {batch}, {repeats} runs"
     )
+    if chosen.line:
+        console.print(chosen.line)
     console.print(f"{found['cpu']}, {found['isa']}")
     rows = [
         ("plain, ONNX Runtime", found["baseline_ms"]),

@@ -102,7 +102,8 @@ def compile(
     """
     policy = given.policy or HIDDEN_END
     given.check_samples(policy)
-    split = end.split(options.load_model(model), policy)
+    whole = options.load_model(model)
+    split = end.split(whole, policy)
     if split is None:
         raise InputError("say which layers are hidden: --last N or --from NODE")
     targets = tuple(dict.fromkeys(target or [CompileTarget.NATIVE]))
@@ -120,7 +121,7 @@ def compile(
     kind = next((one for one in ENGINES if hidden_end.EngineName(one).build in builds), None)
     measured = None if kind is None else measure_module(module, split.hidden, kind=kind, rng=rng)
     named = split.named(module.manifest.digest, queries=end.queries)
-    plan, origin = replace(given, policy=policy).plan(named)
+    plan, origin = replace(given, policy=policy).plan(named, whole=whole)
     module.save(to)
     plan.save(to / PUBLIC_PLAN)
     if CompileTarget.GRAMINE in targets:

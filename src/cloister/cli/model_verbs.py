@@ -122,6 +122,8 @@ def plan(
     _require_place("--out", to, SUFFIX)
     if inputs and given.calibration:
         raise InputError("--calibration: INPUT sets the ranges already; give one of the two")
+    if inputs and given.audit:
+        raise InputError("--audit: has the ranges of its data; give other samples as --calibration")
     given.check_samples(given.policy or DEFAULT_POLICY, given=bool(inputs))
     whole = options.load_model(model)
     split = end.split(whole, given.policy)
@@ -135,7 +137,8 @@ def plan(
         salt = SystemRandom().random_bytes(SALT_BYTES)
         compiled = hidden_end.compile_end(split, engine, salt=salt)
         graph = split.named(compiled.manifest.digest, queries=end.queries)
-    made, origin = given.plan(graph, inputs=given.read(graph, inputs) if inputs else None)
+    read = given.read(graph, inputs) if inputs else None
+    made, origin = given.plan(graph, inputs=read, whole=whole)
     found: dict[str, object] = {"plan": to, "plan_digest": made.digest, "calibration": origin}
     if compiled is not None:
         folder = module or to.with_suffix(".module")
@@ -156,12 +159,16 @@ def plan(
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """What a run needs: a plan, where it is from, inputs, and the modules of its hidden parts."""
+    """What a run needs: a plan, where it is from, inputs, and the modules of its hidden parts.
+
+    pinned   whether the caller has made or named exactly this plan
+    """
 
     plan: Plan
     origin: str
     read: Inputs
     modules: Mapping[str, CompiledModule]
+    pinned: bool = True
 
 
 @options.grouped
@@ -230,7 +237,8 @@ def run(
     beyond = clip_text(result.report) if on_clip is OnClip.WARN else None
     if beyond is not None:
         err().print(f"warning: {beyond}", style="yellow", soft_wrap=True)
-    answers = Answers(planned, result, found.read.names, found.origin, names, top)
+    claims = planned.claims(pinned=found.pinned)
+    answers = Answers(planned, claims, result, found.read.names, found.origin, names, top)
     if json:
         emit_json({**answers.to_dict(), "warning": beyond})
     else:
@@ -300,7 +308,8 @@ def _planned_in_file(
         digest = PadLedger.open(key).plan_digest.hex()
     made, origin = given.load_plan(path, digest=digest)
     modules = hidden_end.load_module(made, module, path=path)
-    return PlannedRun(made, origin, given.read(made.graph, inputs), modules)
+    read = given.read(made.graph, inputs)
+    return PlannedRun(made, origin, read, modules, pinned=digest is not None)
 
 
 def _planned_now(
@@ -315,14 +324,14 @@ def _planned_now(
 ) -> PlannedRun:
     """The plan of a model, and the modules that are compiled for it."""
     stored = load_plan(pads, key_file=key) if pads and key and not given.calibration else None
-    graph = options.load_model(model)
-    split = end.split(graph, given.policy or (stored.policy if stored else None))
+    graph = whole = options.load_model(model)
+    split = end.split(whole, given.policy or (stored.policy if stored else None))
     modules: dict[str, CompiledModule] = {}
     if split is not None:
         modules[split.node] = hidden_end.compile_end(split, engine)
         graph = split.named(modules[split.node].manifest.digest, queries=end.queries)
     read = given.read(graph, inputs)
-    made, origin = given.plan(graph, inputs=read, stored=stored, digest=digest)
+    made, origin = given.plan(graph, inputs=read, stored=stored, whole=whole, digest=digest)
     # Only the integers are needed from here on; the model's float32 weights go with the graph.
     return PlannedRun(made.without_float_weights(), origin, read, modules)
 
@@ -386,7 +395,8 @@ def compare(
             found = measure_errors(made, read.arrays, threads=threads, progress=update)
         else:
             compiled = hidden_end.compile_end(split, engine)
-            made, origin = given.plan(split.named(compiled.manifest.digest), inputs=read)
+            outer = split.named(compiled.manifest.digest)
+            made, origin = given.plan(outer, inputs=read, whole=graph)
             with hidden_end.running(made, split, compiled, engine, threads) as hidden:
                 found = measure_errors(
                     made, read.arrays, threads=threads, progress=update, hidden=hidden
@@ -419,7 +429,8 @@ def _show_comparison(found: Comparison, origin: str) -> None:
 def inspect(
     model: options.ModelOrPlan,
     end: hidden_end.HiddenEnd,
-    policy: options.PolicyName = None,
+    given: options.ChosenPolicy,
+    digest: options.PinnedDigest = None,
     batch: MemoryBatch = 1,
     measure: Measure = False,
     json: options.Json = False,
@@ -428,23 +439,28 @@ def inspect(
     hidden: tuple[HiddenCost, ...]
     if is_plan_file(model):
         end.refuse_any("is decided by the plan; leave it out")
-        made = Plan.load(model, policy=policy)
+        made, line = given.inspected(model, digest=digest), ""
         graph, policy, protections = made.graph, made.policy, made.protections
-        problems, claims = unsupported(graph), made.claims()
+        problems, claims = unsupported(graph), made.claims(pinned=digest is not None)
         hidden = tuple(HiddenCost.planned(module) for module in made.modules)
     else:
-        whole, policy = options.load_model(model), policy or DEFAULT_POLICY
+        options.refuse_given("goes with a plan; leave it out", {"--digest": digest})
+        whole, policy = options.load_model(model), given.named
         problems, split = unsupported(whole), end.split(whole, policy)
         graph = whole if split is None else split.outer
         policy = policy if split is None else hiding(outer_policy(policy) or policy)
-        protections = assign(graph, policy)
-        claims = claims_of(policy, protections, queries=end.queries)
+        chosen = given.split.choose(policy, graph, audited=whole)
+        protections, line = assign(graph, policy, split=chosen.split), chosen.line
+        claims = claims_of(policy, protections, queries=end.queries, split=chosen.split)
         hidden = () if split is None else (HiddenCost.of_split(split, end.queries),)
     cost = estimate(graph, protections, batch=batch)
     placed = _placements(graph, policy, protections, measure=measure)
     if json:
-        emit_json(_inspection(graph, policy, cost, claims, problems, placed, hidden))
+        found = _inspection(graph, policy, cost, claims, problems, placed, hidden)
+        emit_json({**found, "split": line or None})
     else:
+        if line:
+            out().print(line)
         _show_inspection(graph, cost, claims, problems, placed, hidden)
     if problems:
         raise typer.Exit(2)

@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from enum import StrEnum
 from fractions import Fraction
 from functools import wraps
 from pathlib import Path
@@ -23,9 +24,10 @@ from cloister.errors import InputError
 from cloister.graph.graph import Graph
 from cloister.graph.input_files import Inputs, read_inputs
 from cloister.plan.plan import Plan
-from cloister.plan.plan_choice import PlanChoice, is_plan_file
+from cloister.plan.plan_choice import DEFAULT_POLICY, PlanChoice, is_plan_file, read_digest
 from cloister.plan.policies import NAMES, needs_ranges
 from cloister.plan.protection import HIDDEN_END
+from cloister.plan.split_choice import AUTO, FAMILY, SplitRequest
 from cloister.trusted.clips import OnClip
 from cloister.trusted.pads.factory import Rate
 from cloister.trusted.session import DEFAULT_BATCH
@@ -36,6 +38,15 @@ if TYPE_CHECKING:
 PREPROCESSING = "Preprocessing of pictures: (pixel * scale - mean) / std"
 PLANNING = "The plan of a model"
 WORKING = "How it is computed"
+
+
+class IntegrityName(StrEnum):
+    """What a plan with a split checks: the names in `protection.INTEGRITY`."""
+
+    FULL = "full"
+    PREFIX = "prefix"
+    NONE = "none"
+
 
 ModelFile = Annotated[str, typer.Argument(metavar="MODEL", help="The model, such as model.onnx.")]
 ModelPlanOrBundle = Annotated[
@@ -61,8 +72,36 @@ PolicyName = Annotated[
     str | None,
     typer.Option(
         "--policy",
-        metavar="|".join((*NAMES, HIDDEN_END)),
+        metavar="|".join((*NAMES, FAMILY, HIDDEN_END)),
         help="Who computes what. Default: slalom; of compile: open. A hidden end adds +ennclave.",
+    ),
+]
+Until = Annotated[
+    str | None,
+    typer.Option(
+        "--until",
+        metavar=f"NODE[,NODE]|{AUTO}",
+        help="Of policy origami: the last nodes before the split, up to which values are hidden, "
+        f"or the first that --audit accepts. Default: {AUTO}.",
+        rich_help_panel=PLANNING,
+    ),
+]
+Integrity = Annotated[
+    IntegrityName | None,
+    typer.Option(
+        "--integrity",
+        help="Of policy origami: which answers are checked: all, those before the split, or none, "
+        "which trusts the worker. Default: full.",
+        rich_help_panel=PLANNING,
+    ),
+]
+SplitAudit = Annotated[
+    Path | None,
+    typer.Option(
+        "--audit",
+        metavar="FILE|DIR",
+        help="A report of `cloister audit input`, which has to accept the split.",
+        rich_help_panel=PLANNING,
     ),
 ]
 PinnedDigest = Annotated[
@@ -236,10 +275,46 @@ def refuse_plan(model: str) -> None:
 
 
 @dataclass(frozen=True)
-class ModelInputs:
-    """How files become inputs of a model, and how the model becomes a plan."""
+class ChosenPolicy:
+    """A policy, and where it stops to hide values."""
 
     policy: PolicyName = None
+    until: Until = None
+    integrity: Integrity = None
+    audit: SplitAudit = None
+
+    @property
+    def split(self) -> SplitRequest:
+        """The options about a split."""
+        integrity = None if self.integrity is None else self.integrity.value
+        return SplitRequest(self.until, integrity, self.audit)
+
+    @property
+    def named(self) -> str:
+        """The policy's name, or the default's.
+
+        Raises   InputError for options that contradict it
+        """
+        return self.split.policy(self.policy) or DEFAULT_POLICY
+
+    def inspected(self, path: str, *, digest: str | None) -> Plan:
+        """The plan in a file, of any policy if none is named: it is shown, and not run.
+
+        Raises   InputError, PlanError
+        """
+        plan = Plan.load(
+            path,
+            policy=self.split.policy(self.policy),
+            digest=None if digest is None else read_digest(digest),
+        )
+        self.split.confirm(plan, what=path)
+        return plan
+
+
+@dataclass(frozen=True)
+class ModelInputs(ChosenPolicy):
+    """How files become inputs of a model, and how the model becomes a plan."""
+
     calibration: CalibrationFiles = None
     weight_bits: WeightBits = None
     activation_bits: ActivationBits = None
@@ -279,7 +354,7 @@ class ModelInputs:
         """
         if given or self.calibration:
             return
-        if needs_ranges(policy):
+        if self.audit is None and needs_ranges(policy):
             raise InputError("--calibration: name typical inputs")
         usual = ModelInputs()
         texts = {"--mean": "mean", "--std": "std", "--scale": "scale"}
@@ -302,11 +377,14 @@ class ModelInputs:
         *,
         inputs: Inputs | None = None,
         stored: Plan | None = None,
+        whole: Graph | None = None,
         digest: str | None = None,
     ) -> tuple[Plan, str]:
         """See `PlanChoice.make`."""
         typical = self.read(graph, self.calibration) if self.calibration else None
-        return self._choice(digest).make(graph, calibration=typical, inputs=inputs, stored=stored)
+        return self._choice(digest).make(
+            graph, calibration=typical, inputs=inputs, stored=stored, whole=whole
+        )
 
     def load_plan(self, path: str, *, digest: str | None = None) -> tuple[Plan, str]:
         """See `PlanChoice.load`."""
@@ -321,7 +399,8 @@ class ModelInputs:
         return self._choice(digest).accept(plan, Path(path))
 
     def _choice(self, digest: str | None) -> PlanChoice:
-        return PlanChoice(self.policy, self.weight_bits, self.activation_bits, digest)
+        bits = self.weight_bits, self.activation_bits
+        return PlanChoice(self.policy, *bits, digest, self.split)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from cloister.cli.console import out, table
 from cloister.errors import InputError
 from cloister.graph.batch import batch_axis
 from cloister.graph.graph import Graph
+from cloister.plan.claims import Claims
 from cloister.plan.plan import Plan
 from cloister.trusted.report import Report, Result
 
@@ -139,11 +140,13 @@ def summary(report: Report) -> list[str]:
 class Answers:
     """What a run found out about inputs.
 
+    claims    what the plan protects
     sources   where every input came from
     origin    where the plan came from
     """
 
     plan: Plan
+    claims: Claims
     result: Result
     sources: Sequence[str]
     origin: str
@@ -168,7 +171,7 @@ class Answers:
                 for i, source in enumerate(self.sources)
             ],
             "report": self.result.report.to_dict(),
-            "claims": self.plan.claims().to_dict(),
+            "claims": self.claims.to_dict(),
             "calibration": self.origin,
             "plan_digest": self.plan.digest,
         }
@@ -192,7 +195,7 @@ class Answers:
         for line in (*summary(self.result.report), self.origin):
             console.print(line)
         console.print()
-        console.print(str(self.plan.claims()), soft_wrap=True)
+        console.print(str(self.claims), soft_wrap=True)
 
     def _guesses(self, name: str) -> list[list[Guess]] | None:
         scores = self._by_sample(name)

@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Shaped, UInt8
 from PIL import Image
 
 from cloister.data.pictures import read_picture
@@ -114,7 +114,7 @@ def _per_channel(values: Sequence[float], channels: int, option: str) -> Float32
     return np.array(values, np.float32)
 
 
-def split_pixels(array: UInt8[np.ndarray, "..."], path: Path) -> Iterator[np.ndarray]:
+def split_pixels(array: Shaped[np.ndarray, "..."], path: Path) -> Iterator[np.ndarray]:
     """Single pictures (h, w, c) of an array (h, w), (h, w, c), (n, h, w), (n, h, w, c).
 
     Raises   InputError naming the file and what to do
@@ -133,7 +133,7 @@ def split_pixels(array: UInt8[np.ndarray, "..."], path: Path) -> Iterator[np.nda
         array = array[None, :, :, None]
     if array.ndim != 4 or not array.size:
         raise InputError(
-            f"{path}: uint8 arrays hold pixels (height, width), (height, width, channels) or a "
+            f"{path}: arrays of pixels are (height, width), (height, width, channels) or a "
             f"batch of these, got shape {array.shape}"
         )
     yield from array

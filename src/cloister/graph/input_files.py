@@ -138,7 +138,7 @@ def _read(graph: Graph, path: Path, preprocessing: Preprocessing) -> dict[str, n
         )
     else:
         (name,) = graph.inputs
-        form = _form(graph, name, path, preprocessing)
+        form = picture_form(graph, name, path, preprocessing)
         batch = {name: prepare_picture(open_picture(path, form), form, preprocessing, path)[None]}
     for name, array in batch.items():
         _require_finite(array, batch_axis(graph, name), path)
@@ -157,8 +157,11 @@ def _require_finite(array: np.ndarray, axis: int | None, path: Path) -> None:
     raise RangeError(f"{path}: {which} contains NaN or infinity; repair or leave it out")
 
 
-def _form(graph: Graph, name: str, path: Path, preprocessing: Preprocessing) -> PictureForm:
-    """What kind of image an input wants."""
+def picture_form(graph: Graph, name: str, path: Path, preprocessing: Preprocessing) -> PictureForm:
+    """What kind of image an input wants; `path` begins the message.
+
+    Raises   InputError for an input that takes no picture
+    """
     known, dtype = graph.sizes(name) or (), element_type(graph, name)
     sizes = [size if isinstance(size, int) else 0 for size in known]
     if len(sizes) != 4 or 0 in sizes[1:] or dtype.kind != "f":
@@ -190,7 +193,7 @@ def _from_array(
     expected = element_type(graph, name)
     is_batch = batch_axis(graph, name) is not None
     if array.dtype == np.uint8 and expected.kind == "f" and is_batch:
-        form = _form(graph, name, path, preprocessing)
+        form = picture_form(graph, name, path, preprocessing)
         pictures = [as_picture(one, form, path) for one in split_pixels(array, path)]
         return np.stack([prepare_picture(one, form, preprocessing, path) for one in pictures])
     return _as_input(graph, name, array, path)

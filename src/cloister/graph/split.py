@@ -21,7 +21,8 @@ SHOWN = 8
 class Split:
     """A model in two parts.
 
-    until    the last nodes before the split, by name; none: the split is at the model's inputs
+    until    the last nodes before the split, by name and in the model's order; none: the split
+             is at the model's inputs
     before   the names of all nodes before the split
     values   what crosses, in the order in which it is made
     """
@@ -46,8 +47,7 @@ def split_at(graph: Graph, until: Sequence[str]) -> Split:
     """
     if not until:
         raise InputError("the split: name the last nodes before it")
-    makers = {value: node for node in graph.nodes for value in node.outputs if value}
-    before = _ancestors(makers, [_named(graph, name) for name in until])
+    before = nodes_before(graph, until)
     after = [node for node in graph.nodes if node.name not in before]
     depends = computed_from(graph, frozenset(graph.inputs))
     for node in after:
@@ -71,8 +71,17 @@ def split_at(graph: Graph, until: Sequence[str]) -> Split:
         if value in read and value in depends
     )
     last = {value for node in graph.nodes if node.name in before for value in reads(node)}
-    ends = tuple(name for name in dict.fromkeys(until) if last.isdisjoint(_outputs(graph, name)))
-    return Split(ends, before, crossing)
+    ends = (node for node in graph.nodes if node.name in until and last.isdisjoint(node.outputs))
+    return Split(tuple(node.name for node in ends), before, crossing)
+
+
+def nodes_before(graph: Graph, until: Sequence[str]) -> frozenset[str]:
+    """The names of some nodes and of all that they depend on.
+
+    Raises   InputError for a node that the model does not have
+    """
+    makers = {value: node for node in graph.nodes for value in node.outputs if value}
+    return _ancestors(makers, [_named(graph, name) for name in until])
 
 
 def split_points(graph: Graph) -> tuple[Split, ...]:
@@ -119,7 +128,3 @@ def _ancestors(makers: dict[str, Node], ends: Iterable[Node]) -> frozenset[str]:
             found.add(node.name)
             waiting += [makers[value] for value in reads(node) if value in makers]
     return frozenset(found)
-
-
-def _outputs(graph: Graph, name: str) -> tuple[str, ...]:
-    return next(node.outputs for node in graph.nodes if node.name == name)

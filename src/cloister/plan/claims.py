@@ -228,19 +228,21 @@ def claims_of(
     scaled: int = 0,
     queries: int | None = None,
     split: PlannedSplit | None = None,
+    pinned: bool = True,
 ) -> Claims:
     """The claims that follow from a plan's protections.
 
     scaled    how many nodes have input factors
     queries   how many samples each module may answer; None: any number
     split     where the plan stops to hide values
+    pinned    whether the caller relies on what the plan tells of an audit
     """
     used = list(protections.values())
     outside = [protection for protection in used if protection.on_worker]
     checked = any(protection.checked for protection in outside)
     statements = tuple(_worker(used, outside, scaled, split))
     if split is not None:
-        statements += tuple(_of_split(split, outer_policy(policy) or policy))
+        statements += tuple(_of_split(split, outer_policy(policy) or policy, pinned=pinned))
     return Claims(
         f"policy {policy}",
         (
@@ -282,12 +284,15 @@ def _worker(
     yield state(Role.WORKER, Verb.LEARNS, USE, Extent.BOUNDED, _visible(outside, scaled))
 
 
-def _of_split(split: PlannedSplit, policy: str) -> Iterator[Statement]:
+def _of_split(split: PlannedSplit, policy: str, *, pinned: bool) -> Iterator[Statement]:
     """What the values that cross a split tell of an input, and how far that was measured."""
     name, found = _name(split), split.evidence
     assumes = "the worker follows the protocol" if policy == UNCHECKED_SPLIT else ""
-    if found is None:
-        text = f"all that {_CROSSING.format(name=name)}, tell of it; no audit has measured it"
+    if found is None or not pinned:
+        audit = "no audit has measured it"
+        if found is not None:
+            audit = f"whoever made the plan names report {found.report.hex()[:16]}"
+        text = f"all that {_CROSSING.format(name=name)}, tell of it; {audit}"
         yield state(Role.WORKER, Verb.LEARNS, ORIGINAL, Extent.EVERYTHING, text, assumes)
     else:
         chance = 1 / found.candidates

@@ -137,8 +137,11 @@ class Plan:
             if node.is_module
         )
 
-    def claims(self) -> "Claims":
+    def claims(self, *, pinned: bool = True) -> "Claims":
         """What every role learns and can do, as this plan implies it.
+
+        pinned   off for a plan of a file that the caller does not trust: what it tells of an audit
+                 is not stated then
 
         Their texts are loaded when they are first asked for: running a plan needs none of them.
         """
@@ -147,7 +150,12 @@ class Plan:
         limits = [module.queries for module in self.modules]
         queries = None if None in limits else max(filter(None, limits), default=None)
         claims: Claims = texts.claims_of(
-            self.policy, self.protections, scaled=scaled, queries=queries, split=self.split
+            self.policy,
+            self.protections,
+            scaled=scaled,
+            queries=queries,
+            split=self.split,
+            pinned=pinned,
         )
         return claims
 

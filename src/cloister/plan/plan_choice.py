@@ -5,7 +5,8 @@ digest is pinned, by the caller or by the key file of a pad store. Otherwise its
 one of Cloister's, and the one that the caller names, or the default.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cloister.errors import InputError
@@ -14,8 +15,10 @@ from cloister.graph.input_files import Inputs
 from cloister.plan import policies
 from cloister.plan.plan import SUFFIX, Plan
 from cloister.plan.protection import OUTSOURCED, SPLITTING, hiding, outer_policy, protections_of
-from cloister.plan.quantised import Precision
+from cloister.plan.quantised import Precision, Ranges
 from cloister.plan.samples import Samples
+from cloister.plan.split_choice import SplitChoice, SplitRequest
+from cloister.plan.split_report import SplitReport
 
 DEFAULT_POLICY = "slalom"
 SELF_CALIBRATION = 64
@@ -32,12 +35,14 @@ class PlanChoice:
     """The caller's decisions; None leaves one to a stored plan, or else to the default.
 
     digest   the plan must have this digest, in hexadecimal digits
+    split    where a policy that has a split stops to hide values
     """
 
     policy: str | None = None
     weight_bits: int | None = None
     activation_bits: int | None = None
     digest: str | None = None
+    split: SplitRequest = field(default_factory=SplitRequest)
 
     def load(self, path: Path) -> tuple[Plan, str]:
         """The plan in a file, and one line that says which.
@@ -46,7 +51,7 @@ class PlanChoice:
         """
         self._refuse_bits()
         # Nothing of a file is read before its digest was compared.
-        plan = Plan.load(path, digest=None if self.digest is None else _digest(self.digest))
+        plan = Plan.load(path, digest=None if self.digest is None else read_digest(self.digest))
         return self._accepted(plan, path, pinned=self.digest is not None)
 
     def accept(self, plan: Plan, path: Path) -> tuple[Plan, str]:
@@ -72,9 +77,9 @@ class PlanChoice:
                 f"{path}: its policy {plan.policy} is the file's own, and its name says nothing "
                 "about what is protected; pin the plan with --digest"
             )
-        plan.require_policy(
-            self.policy or (plan.policy if pinned else DEFAULT_POLICY), what=str(path)
-        )
+        named = self.split.policy(self.policy)
+        plan.require_policy(named or (plan.policy if pinned else DEFAULT_POLICY), what=str(path))
+        self.split.confirm(plan, what=str(path))
         return plan, f"plan {plan.digest.hex()} from {path}"
 
     def make(
@@ -84,6 +89,7 @@ class PlanChoice:
         calibration: Inputs | None = None,
         inputs: Inputs | None = None,
         stored: Plan | None = None,
+        whole: Graph | None = None,
     ) -> tuple[Plan, str]:
         """The plan of a model, and one line that says where its ranges come from.
 
@@ -92,13 +98,14 @@ class PlanChoice:
         calibration   typical inputs that set the ranges
         inputs        the inputs of this run: they set the ranges where nothing else does
         stored        the plan of a pad store, for which its key file vouches: without
-                      `calibration`, it gives the ranges and what the caller leaves open
+                      `calibration`, it gives the ranges, the split and what the caller leaves open
+        whole         of a model with a hidden part, the model itself, which an audit names
 
         Warns (PrecisionWarning) when a layer's error on the samples exceeds a bound; there are no
         samples when the ranges are those of a stored plan.
 
         Raises   InputError without samples where they are needed, and for what the policy does not
-                 use
+                 use; PlanError for a split that its audit does not accept
         """
         if calibration is not None:
             stored = None
@@ -107,16 +114,22 @@ class PlanChoice:
             given.weight_bits if self.weight_bits is None else self.weight_bits,
             given.activation_bits if self.activation_bits is None else self.activation_bits,
         )
-        wanted = self.policy or (stored.policy if stored else DEFAULT_POLICY)
+        named = self.split.policy(self.policy)
+        wanted = named or (stored.policy if stored else DEFAULT_POLICY)
         outer = outer_policy(wanted) or wanted
         if any(node.is_module for node in graph.nodes):
             wanted = hiding(outer)
         if not policies.needs_ranges(wanted):
             self._refuse_fixed_point(wanted, calibration)
-        if stored is not None:
-            plan = policies.from_ranges(wanted, graph, ranges=stored.ranges, precision=precision)
-            return self._pinned(plan), "calibration of the pad store"
-        samples, origin = None, "no calibration needed: everything is computed in float32"
+        chosen = self._split(graph, wanted, stored, whole)
+        split, said = chosen.split, f"{chosen.line}; " if chosen.line else ""
+        ranges, origin = _ranges(stored, chosen.report if calibration is None else None)
+        if ranges is not None:
+            plan = policies.from_ranges(
+                wanted, graph, ranges=ranges, precision=precision, split=split
+            )
+            return self._pinned(plan), said + origin
+        samples = None
         if policies.needs_ranges(wanted):
             samples, origin = _samples(calibration, inputs)
         # A worker learns channel scales as powers of two: never those of inputs to be hidden.
@@ -127,8 +140,20 @@ class PlanChoice:
             calibration=samples,
             precision=precision,
             by_channel=calibration is not None or not hidden,
+            split=split,
         )
-        return self._pinned(plan), origin
+        return self._pinned(plan), said + origin
+
+    def _split(
+        self, graph: Graph, policy: str, stored: Plan | None, whole: Graph | None
+    ) -> SplitChoice:
+        """Where the plan is split: where that of a pad store is, or as the caller chooses."""
+        splits = (outer_policy(policy) or policy) in SPLITTING
+        if stored is None or not (splits or stored.split):
+            return self.split.choose(policy, graph, audited=whole)
+        stored.require_policy(policy, what="the pad store")
+        self.split.confirm(stored, what="the pad store")
+        return SplitChoice(stored.split, None, "")
 
     def _refuse_fixed_point(self, policy: str, calibration: Inputs | None) -> None:
         for option, given in (
@@ -147,7 +172,11 @@ class PlanChoice:
         return plan
 
 
-def _digest(text: str) -> bytes:
+def read_digest(text: str) -> bytes:
+    """A plan's digest as `cloister plan` prints it.
+
+    Raises   InputError
+    """
     try:
         return bytes.fromhex(text)
     except ValueError:
@@ -155,6 +184,17 @@ def _digest(text: str) -> bytes:
             f"--digest {text}: the plan is named by 64 hexadecimal digits, which `cloister plan` "
             "prints"
         ) from None
+
+
+def _ranges(
+    stored: Plan | None, report: SplitReport | None
+) -> tuple[Mapping[str, Ranges] | None, str]:
+    """Ranges measured before, and where."""
+    if stored is not None:
+        return stored.ranges, "calibration of the pad store"
+    if report is not None:
+        return report.ranges, f"calibrated by the audit on {report.data}"
+    return None, "no calibration needed: everything is computed in float32"
 
 
 def _samples(calibration: Inputs | None, inputs: Inputs | None) -> tuple[Samples, str]:

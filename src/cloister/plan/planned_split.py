@@ -17,9 +17,9 @@ from cloister.plan.protection import (
     BLINDED,
     OPEN,
     SPLITTING,
-    UNCHECKED_SPLIT,
     Input,
     Protection,
+    assumes_honest_worker,
     outer_policy,
 )
 
@@ -114,7 +114,7 @@ def check_order(graph: Graph, policy: str, protections: Mapping[str, Protection]
 
     Raises   PlanError naming both nodes
     """
-    if (outer_policy(policy) or policy) == UNCHECKED_SPLIT:
+    if assumes_honest_worker(policy):
         return
     opened: dict[str, str] = {}  # values of open nodes: the worker has them anyway
     unchecked: dict[str, str] = {}

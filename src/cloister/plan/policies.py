@@ -197,6 +197,8 @@ def ennclave(
     first: str | None = None,
     outer: str = "open",
     queries: int | None = None,
+    until: str | Sequence[str] = AUTO,
+    audit: SplitReport | str | PathLike[str] | None = None,
     calibration: Samples | None = None,
     precision: Precision | None = None,
 ) -> Plan:
@@ -205,9 +207,16 @@ def ennclave(
     module_digest   of the module that was compiled from `hide(model, ...).hidden`
     last, first     which nodes are hidden (`graph.hidden.hide`)
     queries         how many samples the module may answer in all; None: any number
+    until, audit    of a policy with a split, as of `origami`; the audit is of the whole model
     """
-    split = hide(model, last=last, first=first)
-    named = split.named(module_digest, queries=queries)
+    named = hide(model, last=last, first=first).named(module_digest, queries=queries)
+    if outer in SPLITTING:
+        return _split(
+            hiding(outer), named, until, audit,
+            audited=model, calibration=calibration, precision=precision,
+        )  # fmt: skip
+    if until != AUTO or audit is not None:
+        raise PlanError(f"policy {outer!r} has no split; leave out until= and audit=")
     return make(hiding(outer), named, calibration=calibration, precision=precision)
 
 
@@ -235,10 +244,25 @@ def origami(
     """
     if integrity not in INTEGRITY:
         raise PlanError(f"integrity {integrity!r}: choose one of {', '.join(INTEGRITY)}")
-    policy = INTEGRITY[integrity]
-    names = until if isinstance(until, str) else tuple(until)
+    return _split(
+        INTEGRITY[integrity], model, until, audit,
+        audited=model, calibration=calibration, precision=precision,
+    )  # fmt: skip
+
+
+def _split(
+    policy: str,
+    model: Graph,
+    until: str | Sequence[str],
+    audit: SplitReport | str | PathLike[str] | None,
+    *,
+    audited: Graph,
+    calibration: Samples | None,
+    precision: Precision | None,
+) -> Plan:
+    """A plan of a policy that has a split; `audited` is the model that the audit has to name."""
     report = audit if isinstance(audit, SplitReport | None) else load_report(Path(audit))
-    split = choose_split(model, names, report)
+    split = choose_split(model, until, report, audited=audited)
     if calibration is None and report is not None:
         return from_ranges(policy, model, ranges=report.ranges, precision=precision, split=split)
     return make(policy, model, calibration=calibration, precision=precision, split=split)

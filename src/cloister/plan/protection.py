@@ -139,6 +139,11 @@ def outer_policy(policy: str) -> str | None:
     return _OUTER.get(policy)
 
 
+def assumes_honest_worker(policy: str) -> bool:
+    """Whether a policy hides values only from a worker that follows the protocol."""
+    return (outer_policy(policy) or policy) == UNCHECKED_SPLIT
+
+
 _OUTER = {hiding(policy): policy for policy in (*OUTSOURCED, *EVERYWHERE, *SPLITTING)}
 HIDING = tuple(_OUTER)
 """Policies that hide the end of a model."""

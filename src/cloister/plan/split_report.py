@@ -6,24 +6,36 @@ split if it and every deeper one stay below every threshold, for every attack of
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from cloister.base import files
-from cloister.base.reading import parsing
+from cloister.base.reading import open_regular, parsing
+from cloister.base.typed_json import from_json
 from cloister.errors import InputError, PlanError
 from cloister.graph import graph_file
 from cloister.graph.graph import Graph
+from cloister.graph.split import split_points
 
 FORMAT = 1
 NAME = "report.json"
 ATTACKS = ("gan", "decoder", "optimise", "ridge")
 """The battery. A split is accepted only if all of them were run on it."""
 FLOOR = "ridge"
-"""The attack that every trained one has to beat somewhere, or it is broken."""
+"""The attack that every other one has to beat somewhere, or it is broken."""
 LEAST_SEEDS = 3
+CANDIDATES = 50
+"""Images among which the true one is sought: among fewer, a multiple of chance says less."""
+LEAST_FOUND = 0.95
+"""Share of the images that every attack has to identify where it reads them."""
+ROUNDING = 1e-9
+"""By which the formulas of an interval may miss the mean where both are at the end of a scale."""
+SIGNIFICANCE = 1e-3
+"""Of the test whether an attack finds more than chance in a blinded transcript."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,14 @@ class Estimate:
     low: float
     high: float
 
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, (self.mean, self.low, self.high))):
+            raise InputError("an estimate holds NaN or infinity")
+        if not self.low - ROUNDING <= self.mean <= self.high + ROUNDING:
+            raise InputError(
+                f"an estimate of {self.mean} lies outside its interval {self.low} to {self.high}"
+            )
+
 
 @dataclass(frozen=True)
 class AttackScores:
@@ -73,6 +93,19 @@ class AttackScores:
     seeds: int
     cpu_s: float
 
+    def __post_init__(self) -> None:
+        if self.attack not in ATTACKS:
+            raise InputError(f"attack {self.attack!r}: the battery has {', '.join(ATTACKS)}")
+        for name, given, low, high in (
+            ("ssim", self.ssim.mean, -1.0, 1.0),
+            ("explained", self.explained.mean, -math.inf, 1.0),
+            ("identification", self.identification.mean, 0.0, 1.0),
+        ):
+            if not low - ROUNDING <= given <= high + ROUNDING:
+                raise InputError(f"attack {self.attack}: {name} lies outside {low:g} to {high:g}")
+        if self.seeds < 1 or not 0 <= self.cpu_s < math.inf:
+            raise InputError(f"attack {self.attack}: was run {self.seeds} times")
+
 
 @dataclass(frozen=True)
 class SplitScores:
@@ -90,9 +123,64 @@ class SplitScores:
     depth: int
     attacks: tuple[AttackScores, ...]
 
+    def __post_init__(self) -> None:
+        names = [scores.attack for scores in self.attacks]
+        if len(set(names)) < len(names):
+            raise InputError(f"split {self.name!r}: has scores of one attack twice")
+        if self.elements < 0 or self.depth < 0:
+            raise InputError(f"split {self.name!r}: has a size below 0")
+
+    @property
+    def name(self) -> str:
+        """Its name for people."""
+        return ",".join(self.until) or "input"
+
     def attack(self, name: str) -> AttackScores | None:
         """The scores of one attack; None where it was not run."""
         return next((scores for scores in self.attacks if scores.attack == name), None)
+
+
+@dataclass(frozen=True)
+class Excess:
+    """A figure of an attack that is not below its threshold, both at the scale of the figure."""
+
+    attack: str
+    figure: str
+    found: float
+    threshold: float
+
+    def __str__(self) -> str:
+        form = ".3f" if self.figure == "ssim" else ".1%"
+        return (
+            f"{self.attack} reaches {self.figure} {self.found:{form}}, and the threshold is "
+            f"{self.threshold:{form}}"
+        )
+
+
+@dataclass(frozen=True)
+class SplitVerdict:
+    """What the rule says about one split.
+
+    excesses   the figures of this split that are too high
+    deeper     names of deeper splits where some are
+    flaws      why the rule accepts no split of this report
+    """
+
+    split: SplitScores
+    excesses: tuple[Excess, ...]
+    deeper: tuple[str, ...]
+    flaws: tuple[str, ...]
+
+    @property
+    def accepted(self) -> bool:
+        """Whether nothing speaks against it."""
+        return not (self.excesses or self.deeper or self.flaws)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it is not accepted."""
+        deeper = (f"the deeper split {self.deeper[-1]!r} fails",) if self.deeper else ()
+        return (*map(str, self.excesses), *deeper, *self.flaws)
 
 
 @dataclass(frozen=True)
@@ -100,24 +188,27 @@ class SplitReport:
     """Everything that an audit measured; all figures hold for its attacks and its data.
 
     model_sha256   of the graph's canonical bytes
+    points         every split point of the model (`split_points`), audited or not
     data_sha256    of the images, in their order
     images         attacked images; public: those that the attacks learned from
-    blind_ssim     of the blind guess
+    blind_ssim     of the blind guess, as blind_psnr
     candidates     images among which the true one is sought
-    controls       what the battery made of the input itself and of a blinded transcript; the
-                   latter's scores have the name `blinded`
+    splits         from the shallowest to the deepest
+    controls       what the battery made of the input itself and of a blinded transcript
     ranges         largest magnitudes of what the linear nodes read, for plans (`policies.origami`)
     settings       everything that decides the figures, for people
     """
 
     model: str
     model_sha256: str
+    points: tuple[tuple[str, ...], ...]
     data: str
     data_sha256: str
     images: int
     public: int
     candidates: int
     blind_ssim: float
+    blind_psnr: float
     splits: tuple[SplitScores, ...]
     input_control: SplitScores
     blinded_control: SplitScores
@@ -125,37 +216,241 @@ class SplitReport:
     settings: Mapping[str, object]
     versions: Mapping[str, str]
 
+    def __post_init__(self) -> None:
+        if not self.splits:
+            raise InputError("a report of no split")
+        named = [frozenset(split.until) for split in self.splits]
+        if len(set(named)) < len(named) or frozenset() in named:
+            raise InputError("a report that names a split twice, or none")
+        depths = [split.depth for split in self.splits]
+        if depths != sorted(depths):
+            raise InputError("a report whose splits are not in the order of their depth")
+        if not 1 < self.candidates <= self.images or self.public < 1:
+            raise InputError(
+                f"a report of {self.images} attacked images, {self.public} public ones and "
+                f"{self.candidates} candidates"
+            )
+        if not -1 <= self.blind_ssim <= 1 or not math.isfinite(self.blind_psnr):
+            raise InputError(f"a report whose blind guess has an SSIM of {self.blind_ssim}")
+
     @property
     def chance(self) -> float:
         """How often a guess picks the true image."""
         return 1 / self.candidates
 
     @property
-    def digest(self) -> bytes:
-        """SHA-256 of the report."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).digest()
+    def limits(self) -> Mapping[str, float]:
+        """The rule's thresholds at the scale of this report's figures."""
+        return {
+            "ssim": self.blind_ssim + RULE.ssim,
+            "explained": RULE.explained,
+            "identification": RULE.identification * self.chance,
+        }
+
+    # ---- the rule
+
+    @cached_property
+    def verdicts(self) -> tuple[SplitVerdict, ...]:
+        """The rule's answer for every split, in their order."""
+        excesses = [tuple(self._excesses(split)) for split in self.splits]
+        flaws = self.flaws
+        return tuple(
+            SplitVerdict(
+                split,
+                excesses[i],
+                tuple(self.splits[k].name for k in range(i + 1, len(self.splits)) if excesses[k]),
+                flaws,
+            )
+            for i, split in enumerate(self.splits)
+        )
+
+    def accepted_split(self) -> SplitScores | None:
+        """The shallowest split that is accepted; None is a valid answer."""
+        return next((one.split for one in self.verdicts if one.accepted), None)
+
+    def require_accepted(self, until: Sequence[str]) -> SplitScores:
+        """The scores of a split that the rule accepts.
+
+        Raises   PlanError when the report does not have it, or the rule does not accept it
+        """
+        for one in self.verdicts:
+            if frozenset(one.split.until) == frozenset(until):
+                if one.accepted:
+                    return one.split
+                raise PlanError(
+                    f"the split at {one.split.name!r}: the audit does not accept it: "
+                    f"{one.reasons[0]}"
+                )
+        made = ", ".join(split.name for split in self.splits)
+        raise PlanError(
+            f"the split at {','.join(until)!r}: the audit has not attacked it; it has {made}; "
+            "audit it with --splits"
+        )
 
     def require_model(self, graph: Graph) -> None:
-        """Go on only with the model that was audited.
+        """Go on only with a report of this model.
 
         Raises   PlanError
         """
         if model_sha256(graph) != self.model_sha256:
             raise PlanError(
-                f"the audit is of model {self.model} ({self.model_sha256[:16]}), and this is "
-                "another one; audit this model"
+                f"the audit is of the model {self.model!r} with SHA-256 {self.model_sha256[:16]}, "
+                f"and not of {graph.name!r}; audit this model"
             )
+        if tuple(split.until for split in split_points(graph)) != self.points:
+            raise PlanError("the audit knows other split points of the model; make it again")
 
-    def accepted_split(self) -> SplitScores | None:
-        """The shallowest split that the rule accepts; None where it accepts none."""
-        raise NotImplementedError
+    @property
+    def flaws(self) -> tuple[str, ...]:
+        """What is missing for a verdict, and what is wrong with the attacks."""
+        return tuple(self._missing()) + tuple(
+            f"attack {attack} is broken: {why}" for attack, why in self.broken.items()
+        )
 
-    def require_accepted(self, until: tuple[str, ...]) -> SplitScores:
-        """The scores of a split that the rule accepts.
+    @cached_property
+    def broken(self) -> Mapping[str, str]:
+        """The attacks that fail a control or never beat the floor, each with the reason."""
+        found = {}
+        for attack in ATTACKS:
+            reason = self._failed_control(attack) or self._below_floor(attack)
+            if reason is not None:
+                found[attack] = reason
+        return found
 
-        Raises   PlanError for a split that was not audited or that the rule does not accept
-        """
-        raise NotImplementedError
+    @property
+    def conclusion(self) -> str:
+        """One sentence or two, for people."""
+        split = self.accepted_split()
+        if split is not None:
+            return (
+                f"The split at {split.name!r} is accepted: there and at every deeper split each "
+                f"attack stays below every threshold, on {self.images} images of {self.data}."
+            )
+        if self.flaws:
+            return f"No split is accepted, as the audit allows no verdict: {self.flaws[0]}."
+        deepest = self.verdicts[-1]
+        return (
+            f"No split is accepted: at the deepest one, {deepest.split.name!r}, "
+            f"{deepest.excesses[0]}. A plan keeps every linear layer blinded."
+        )
+
+    def judgement(self) -> dict[str, Any]:
+        """What the rule makes of the figures, as plain values."""
+        accepted = self.accepted_split()
+        return {
+            "accepted": None if accepted is None else list(accepted.until),
+            "conclusion": self.conclusion,
+            "verdicts": {one.split.name: list(one.reasons) for one in self.verdicts},
+            "broken": dict(self.broken),
+        }
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows: what the strongest attack reaches at every split, and the verdict."""
+        header = ["split after", "ssim", "explained", "identification", "verdict"]
+        rows = []
+        for one in self.verdicts:
+            row = [one.split.name]
+            for figure in ("ssim", "explained", "identification"):
+                best, attack = max((_high(s, figure), s.attack) for s in one.split.attacks)
+                row.append(f"{best:.3f} ({attack})")
+            rows.append([*row, "accepted" if one.accepted else "not accepted"])
+        return header, rows
+
+    def _excesses(self, split: SplitScores) -> list[Excess]:
+        return [
+            Excess(scores.attack, figure, _high(scores, figure), limit)
+            for scores in split.attacks
+            for figure, limit in self.limits.items()
+            if not _high(scores, figure) < limit
+        ]
+
+    def _missing(self) -> list[str]:
+        missing = []
+        if self.candidates < CANDIDATES:
+            missing.append(f"the true image is sought among {self.candidates}, not {CANDIDATES}")
+        made = {split.until for split in self.splits}
+        if undone := [f"split {','.join(one)!r}" for one in self.points if one not in made]:
+            missing.append(f"no attack was run at {_places(undone)}")
+        places = [(f"split {split.name!r}", split) for split in self.splits]
+        places += [
+            ("the control at the input", self.input_control),
+            ("the blinded control", self.blinded_control),
+        ]
+        for attack in ATTACKS:
+            runs = {place: split.attack(attack) for place, split in places}
+            absent = [place for place, scores in runs.items() if scores is None]
+            few = [p for p, scores in runs.items() if scores and scores.seeds < LEAST_SEEDS]
+            if absent:
+                missing.append(f"attack {attack} was not run at {_places(absent)}")
+            if few:
+                missing.append(
+                    f"attack {attack} was run with fewer than {LEAST_SEEDS} seeds at {_places(few)}"
+                )
+        return missing
+
+    def _failed_control(self, attack: str) -> str | None:
+        """Why an attack's figures mean nothing; an attack that was not run has none."""
+        at_input, blinded = self.input_control.attack(attack), self.blinded_control.attack(attack)
+        if at_input is not None and not at_input.identification.mean >= LEAST_FOUND:
+            return (
+                f"it identifies {at_input.identification.mean:.1%} of the images where it reads "
+                f"them, and has to identify {LEAST_FOUND:.0%}"
+            )
+        if blinded is not None:
+            # Images are the independent units: the seeds of an image share its transcript.
+            hits = round(blinded.identification.mean * self.images)
+            if binomial_tail(hits, self.images, self.chance) < SIGNIFICANCE:
+                return (
+                    f"it identifies {blinded.identification.mean:.1%} of the images behind "
+                    f"one-time pads, where chance is {self.chance:.1%}"
+                )
+        return None
+
+    def _below_floor(self, attack: str) -> str | None:
+        pairs = [(split.attack(attack), split.attack(FLOOR)) for split in self.splits]
+        both = [(a, b) for a, b in pairs if a is not None and b is not None]
+        if attack == FLOOR or not both:
+            return None
+        if any(
+            a.explained.mean > b.explained.mean or a.identification.mean > b.identification.mean
+            for a, b in both
+        ):
+            return None
+        return f"it beats {FLOOR} on no split"
+
+    # ---- the file
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of the canonical JSON of everything that was measured."""
+        return _digest(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as the file has them, without the digest."""
+        plain: dict[str, Any] = json.loads(_canonical(asdict(self)))
+        return {"format": FORMAT, **{name: plain[name] for name in asdict(self)}}
+
+
+def _high(scores: AttackScores, figure: str) -> float:
+    """The unfavourable end of a figure's interval."""
+    estimate: Estimate = getattr(scores, figure)
+    return estimate.high
+
+
+def _places(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def binomial_tail(hits: int, trials: int, chance: float) -> float:
+    """How likely so many hits, or more, are by chance."""
+    below = (
+        math.exp(
+            math.lgamma(trials + 1) - math.lgamma(i + 1) - math.lgamma(trials - i + 1)
+            + i * math.log(chance) + (trials - i) * math.log1p(-chance)
+        )
+        for i in range(hits)
+    )  # fmt: skip
+    return max(0.0, 1.0 - math.fsum(below))
 
 
 def model_sha256(graph: Graph) -> str:
@@ -165,11 +460,39 @@ def model_sha256(graph: Graph) -> str:
 
 def save(report: SplitReport, folder: Path) -> None:
     """Write report.json."""
-    document: dict[str, Any] = {"format": FORMAT, **asdict(report)}
-    files.replace(folder / NAME, json.dumps(document).encode(), private=False)
+    document = {**report.to_dict(), "digest": report.digest.hex()}
+    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+    files.replace(folder / NAME, text.encode(), private=False)
 
 
 def load(path: Path) -> SplitReport:
-    """Read report.json, or the one in a folder."""
+    """The report in a file, or in the folder that the audit wrote.
+
+    Its digest finds damage and slips, not a forger, who can compute it anew.
+
+    Raises   InputError for a file that is none, or that was changed since the audit
+    """
+    path = path / NAME if path.is_dir() else path
     with parsing(f"{path}: not a report of `cloister audit input`"):
-        raise InputError(f"{path}: not read yet")
+        with open_regular(path) as file:
+            found = json.loads(file.read().decode())
+        if found.pop("format") != FORMAT:
+            raise InputError(f"{path}: of another version; make the audit again")
+        stored = found.pop("digest")
+        if _digest({"format": FORMAT, **found}).hex() != stored:
+            raise InputError(
+                f"{path}: its content does not match its digest: it was damaged or edited; make "
+                "the audit again"
+            )
+        try:
+            return from_json(SplitReport, found)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+
+
+def _canonical(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _digest(document: Mapping[str, Any]) -> bytes:
+    return hashlib.sha256(_canonical(document).encode()).digest()

@@ -16,14 +16,13 @@ import numpy as np
 from jaxtyping import Int64
 
 from cloister.base.reading import open_regular, parsing
+from cloister.data.idx_file import read_idx
 from cloister.errors import InputError
 from cloister.splits.presets import ROTTEN_LENGTH, WORDS
 from cloister.splits.text_features import NgramVectorizer, SparseRows, WordSequences
 
 VARIABLE = "CLOISTER_DATA"
 HELD_OUT_EVERY = 5
-IDX_HEADER = {1: 8, 3: 16}
-"""Bytes before the values of MNIST's files, by the number of their axes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,18 +78,11 @@ def _mnist(folder: Path) -> PresetData:
 
 
 def _digits(folder: Path, part: str) -> PresetSamples:
-    images = _idx(folder / f"{part}-images-idx3-ubyte.gz", axes=3)
-    labels = _idx(folder / f"{part}-labels-idx1-ubyte.gz", axes=1).astype(np.int64)
+    images = read_idx(folder / f"{part}-images-idx3-ubyte.gz", axes=3)
+    labels = read_idx(folder / f"{part}-labels-idx1-ubyte.gz", axes=1).astype(np.int64)
     if len(images) != len(labels):
         raise InputError(f"{folder}: {len(images)} {part} images for {len(labels)} labels")
     return PresetSamples(images[:, None] / np.float32(255), labels)
-
-
-def _idx(path: Path, *, axes: int) -> np.ndarray:
-    with parsing(f"{path}: not a file of MNIST"), open_regular(path) as file:
-        data = gzip.decompress(file.read())
-        sizes = np.frombuffer(data, ">u4", axes, 4).tolist()
-        return np.frombuffer(data, np.uint8, offset=IDX_HEADER[axes]).reshape(sizes)
 
 
 def _imdb(folder: Path) -> PresetData:

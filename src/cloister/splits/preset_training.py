@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cloister.audit.model.torch_graph import operation
+from cloister.audit.torch_graph import operation
 from cloister.graph.graph import Graph
 from cloister.splits.net_builder import Network
 from cloister.splits.preset_data import PresetData, PresetSamples

@@ -11,14 +11,14 @@ pytest.importorskip("torch")
 pytest.importorskip("scipy")
 
 from audit.model import victims
+from cloister.audit import job_results
+from cloister.audit.job_results import PROGRESS
 from cloister.audit.model import (
     ModelTheftReport,
     TheftSettings,
     audit_data,
     audit_model,
-    theft_audit,
 )
-from cloister.audit.model.theft_progress import PROGRESS
 from cloister.audit.model.thief import Thief
 from cloister.errors import InputError, UnsupportedError
 
@@ -164,7 +164,7 @@ def test_more_seeds_and_budgets_are_added_to_those_that_are_done(tmp_path, data,
 def test_when_the_time_is_used_up_there_are_fewer_seeds(tmp_path, data, monkeypatch):
     settings = TheftSettings(splits=(1,), queries=(0, 20), seeds=2, steps=5)
     model, clock = victims.classifier(), iter(range(1000))
-    monkeypatch.setattr(theft_audit.time, "monotonic", lambda: 60.0 * next(clock))
+    monkeypatch.setattr(job_results.time, "monotonic", lambda: 60.0 * next(clock))
     with pytest.raises(InputError, match="run the same command again"):
         audit_model(model, data, folder=tmp_path, settings=settings, minutes=3.5)
     report = audit_model(model, data, folder=tmp_path, settings=settings, minutes=7.5)

@@ -8,10 +8,13 @@ import pytest
 
 import nets
 import unequal
-from byzantine.test_session import mixed_plan
+from byzantine.test_session import mixed_plan, with_an_open_segment
 from cloister.errors import PlanError
+from cloister.graph.batch import computed_from
+from cloister.graph.split import split_at
 from cloister.plan import policies
-from cloister.plan.protection import BLINDED, OPEN, VERIFIED, outer_policy
+from cloister.plan.plan import Plan
+from cloister.plan.protection import BLINDED, OPEN, SPLITTING, VERIFIED, outer_policy
 from cloister.trusted.program.compile import compile_plan
 from cloister.trusted.program.spec import RULES, check_program
 from cloister.trusted.program.steps import (
@@ -24,6 +27,7 @@ from cloister.trusted.program.steps import (
     Segment,
 )
 from trusted.modules import planned_end
+from trusted.split_plans import split_plans
 from trusted.test_channel_scales import graph_of
 from trusted.test_session import plan_of
 
@@ -44,6 +48,39 @@ def test_what_the_compiler_makes_of_a_hidden_end_is_legal(net, policy):
     assert places(program, Module) == [len(program.steps) - 1]
     for rule in RULES:
         assert list(rule(program)) == []
+
+
+@pytest.mark.parametrize("policy", SPLITTING)
+@pytest.mark.parametrize("net", nets.ALL)
+def test_what_the_compiler_makes_of_a_split_is_legal(net, policy):
+    for plan in split_plans(nets.ALL[net](), policy):
+        program = compile_plan(plan)
+        for rule in RULES:
+            assert list(rule(program)) == []
+
+
+@pytest.mark.parametrize("policy", ["origami-prefix", "origami-none"])
+@pytest.mark.parametrize("net", nets.ALL)
+def test_what_follows_a_split_is_one_segment(net, policy):
+    """One message with all that crosses, wherever the model's order has the nodes."""
+    for plan in split_plans(nets.ALL[net](), policy):
+        program = compile_plan(plan)
+        (at,) = places(program, Segment)
+        opened = {name for name, one in plan.protections.items() if one == OPEN}
+        assert {node.name for node in program.steps[at].nodes} == opened
+        crossing = split_at(plan.graph, plan.split.until).values
+        constant = set(program.steps[at].inputs) - set(crossing)
+        assert set(crossing) <= set(program.steps[at].inputs)
+        assert not constant & computed_from(plan.graph, frozenset(plan.graph.inputs))
+
+
+@pytest.mark.parametrize("net", nets.ALL)
+def test_only_the_policy_of_that_name_sends_what_follows_from_unchecked_answers(net):
+    for plan in split_plans(nets.ALL[net](), "origami-none"):
+        program = compile_plan(plan)
+        object.__setattr__(plan, "policy", "mixed")  # a plan refuses it
+        with pytest.raises(PlanError, match=r"\(rule clear_messages_follow_checked_answers\)"):
+            check_program(program)
 
 
 def test_a_plan_of_several_protections_is_legal():
@@ -148,6 +185,34 @@ def later_check(program: Program) -> Program:
     return replace(program, steps=steps)
 
 
+def two_layers() -> Plan:
+    """Two dense layers of two inputs: one hidden and unchecked, the other in the clear."""
+    net = nets.Net()
+    outputs = [net.gemm(net.input(name, 6), 6, 6) for name in ("secret", "public")]
+    plan = plan_of(net.model(*outputs))
+    hidden, clear = (node.node for node in plan.linear_nodes)
+    protections = {**plan.protections, hidden: BLINDED, clear: VERIFIED}
+    return replace(plan, policy="mixed", protections=protections)
+
+
+def other_writer(program: Program) -> Program:
+    """The step that reads the hidden layer's answer writes the message in the clear."""
+    answer = first(program, Fused, lambda step: step.node == 0)
+    writer = first(program, Fused, lambda step: step.sinks == (1,))
+    assert writer > answer
+    program = with_step(program, answer, sinks=(1,))
+    return without(program, writer)
+
+
+def local_output(program: Program) -> str:
+    """A value that ONNX Runtime computes inside from values of layers."""
+    makers = {value: i for i, step in enumerate(program.steps) for value in step.outputs}
+    for step in program.steps:
+        if isinstance(step, Local) and any(value in makers for value in step.inputs):
+            return step.outputs[0]
+    raise AssertionError("no step is local")
+
+
 def with_outputs(program: Program, outputs: tuple[str, ...]) -> Program:
     graph = replace(program.plan.graph, outputs=outputs)
     return replace(program, plan=replace(program.plan, graph=graph))
@@ -161,6 +226,7 @@ class Fault:
     change: Callable[[Program], Program]
     net: str = "chain"
     policy: str = "slalom"
+    plan: Callable[[], Plan] | None = None
 
 
 def is_windowed(step: Fused) -> bool:
@@ -363,7 +429,32 @@ FAULTS = {
         net="sequence",
     ),
     "a clear message before a check": Fault(
-        "clear_messages_wait_for_checks", later_check, policy="mixed"
+        "clear_messages_wait_for_checks", later_check, plan=mixed_plan
+    ),
+    "a segment behind an unchecked answer": Fault(
+        "clear_messages_follow_checked_answers",
+        lambda p: appended(p, Segment(99, (), p.plan.graph.outputs, ())),
+        policy="blinded",
+    ),
+    "a segment behind a part of a concatenation": Fault(
+        "clear_messages_follow_checked_answers",
+        lambda p: appended(p, Segment(99, (), (next(iter(p.slices.values())).whole,), ())),
+        net="branches",
+        policy="blinded",
+    ),
+    "a segment behind what is computed inside": Fault(
+        "clear_messages_follow_checked_answers",
+        lambda p: appended(p, Segment(99, (), (local_output(p),), ())),
+        net="several",
+        policy="blinded",
+    ),
+    "a segment behind a layer behind a segment": Fault(
+        "clear_messages_follow_checked_answers",
+        lambda p: appended(p, Segment(99, (), p.plan.graph.outputs, ())),
+        plan=with_an_open_segment,
+    ),
+    "a clear message behind an unchecked answer": Fault(
+        "clear_messages_follow_checked_answers", other_writer, plan=two_layers
     ),
     "a segment before a check": Fault(
         "clear_messages_wait_for_checks",
@@ -472,8 +563,8 @@ FAULTS = {
 
 
 def program_of(fault: Fault) -> Program:
-    if fault.policy == "mixed":
-        return compile_plan(mixed_plan())
+    if fault.plan is not None:
+        return compile_plan(fault.plan())
     if fault.net == "unequal":
         model = unequal.table()
         return compile_plan(

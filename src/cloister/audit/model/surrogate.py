@@ -15,8 +15,8 @@ from jaxtyping import Float32, Shaped
 from torch import Tensor, nn
 
 from cloister.audit.model.theft_settings import TheftSettings
-from cloister.audit.model.torch_graph import TorchGraph
 from cloister.audit.model.victim import AT_ONCE
+from cloister.audit.torch_graph import TorchGraph
 from cloister.graph.graph import Graph, Node
 
 

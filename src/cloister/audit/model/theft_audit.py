@@ -2,14 +2,14 @@
 
 import hashlib
 import json
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
+from cloister.audit.job_results import Update, begin_in_time
 from cloister.audit.model.interval import Interval
 from cloister.audit.model.surrogate import secret
 from cloister.audit.model.theft_data import TheftData
@@ -25,7 +25,6 @@ from cloister.graph import graph_file
 from cloister.graph.graph import Graph
 
 PAGE = "report.html"
-SECONDS = 60.0
 
 
 def audit_model(
@@ -36,7 +35,7 @@ def audit_model(
     settings: TheftSettings | None = None,
     minutes: float | None = None,
     threads: int = 1,
-    update: Callable[[int, int], None] = lambda done, total: None,
+    update: Update = lambda done, total: None,
 ) -> ModelTheftReport:
     """Attack every split of a model, and write report.json and report.html.
 
@@ -53,14 +52,9 @@ def audit_model(
     model_sha256 = hashlib.sha256(graph_file.to_bytes(graph)).hexdigest()
     progress = TheftProgress(folder, _identity(model_sha256, data, settings))
     jobs = list(_jobs(thief.victim.layers, settings))
-    end = None if minutes is None else time.monotonic() + SECONDS * minutes
-    for count, job in enumerate(jobs):
-        update(count, len(jobs))
-        if end is not None and time.monotonic() > end:
-            break
+    for job in begin_in_time(jobs, minutes=minutes, update=update):
         if job not in progress.done:
             progress.add(job, thief.steal(job))
-    update(len(jobs), len(jobs))
     report = _report(graph, model_sha256, data, settings, thief, progress, jobs)
     report.save(folder)
     files.replace(folder / PAGE, theft_page(report).encode(), private=False)

@@ -1,8 +1,8 @@
 """The page of `cloister audit model`: a figure, a table for every split, settings and limits."""
 
-import html
 from collections.abc import Sequence
 
+from cloister.audit import svg
 from cloister.audit.model.theft_report import (
     SWEET,
     HeadRecovery,
@@ -11,6 +11,7 @@ from cloister.audit.model.theft_report import (
     Theft,
 )
 from cloister.audit.page import Section, page, paragraph, table
+from cloister.audit.svg import dot, label, polyline
 
 LEAD = (
     "A thief has the exposed layers in the clear, knows the architecture of the hidden ones, asks "
@@ -69,38 +70,36 @@ def theft_page(report: ModelTheftReport) -> str:
 def figure(report: ModelTheftReport) -> str:
     """Accuracy by hidden layers, a line for each query budget, between the two bounds."""
     places = [one.hidden_layers for one in report.splits]
-    parts = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" style="height:auto;font:12px sans-serif" role="img" '
-        'aria-label="accuracy of the surrogates by hidden layers">'
-    ]
+    parts: list[str] = []
     for share in (0, 25, 50, 75, 100):
         y = _y(share / 100)
-        parts.append(_line([(LEFT, y), (WIDTH - RIGHT, y)], "currentColor", opacity=0.2))
-        parts.append(_text(LEFT - 8, y + 4, f"{share} %", anchor="end"))
+        parts.append(polyline([(LEFT, y), (WIDTH - RIGHT, y)], "currentColor", opacity=0.2))
+        parts.append(label(LEFT - 8, y + 4, f"{share} %", anchor="end"))
     for place in places:
-        parts.append(_text(_x(place, places), HEIGHT - BOTTOM + 18, str(place), anchor="middle"))
-    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, "hidden layers", anchor="middle"))
+        parts.append(label(_x(place, places), HEIGHT - BOTTOM + 18, str(place), anchor="middle"))
+    parts.append(label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, "hidden layers", anchor="middle"))
     y = _y(report.victim_accuracy)
-    parts.append(_line([(LEFT, y), (WIDTH - RIGHT, y)], "currentColor", dashed=True))
+    parts.append(polyline([(LEFT, y), (WIDTH - RIGHT, y)], "currentColor", dashed=True))
     labels = [(y, "the model itself", "currentColor")]
     for i, queries in enumerate(report.settings.queries):
         colour = COLOURS[i % len(COLOURS)]
         thefts = [(one.hidden_layers, one.thefts[i]) for one in report.splits]
         points = [(_x(place, places), _y(theft.accuracy.mean)) for place, theft in thefts]
-        parts.append(_line(points, colour))
+        parts.append(polyline(points, colour))
         parts += [_bar(_x(place, places), theft, colour) for place, theft in thefts]
         bound = _y(report.black_box(queries))
-        parts.append(_line([(LEFT, bound), (WIDTH - RIGHT, bound)], colour, dashed=True))
+        parts.append(polyline([(LEFT, bound), (WIDTH - RIGHT, bound)], colour, dashed=True))
         labels.append((bound, f"{queries} queries", colour))
     parts += _labels(labels)
     caption = (
         "Accuracy of the surrogates on the evaluated samples. Dashed: the best black-box "
         "surrogate with as many queries, and the model itself."
     )
-    return (
-        f'<figure style="width:46rem">{"".join(parts)}</svg>'
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>\n"
-    )
+    title = "accuracy of the surrogates by hidden layers"
+    return svg.figure(
+        "".join(parts), width=WIDTH, height=HEIGHT, title=title, caption=caption,
+        style="width:46rem",
+    )  # fmt: skip
 
 
 def _x(place: int, places: Sequence[int]) -> float:
@@ -113,24 +112,13 @@ def _y(accuracy: float) -> float:
     return HEIGHT - BOTTOM - min(max(accuracy, 0.0), 1.0) * (HEIGHT - TOP - BOTTOM)
 
 
-def _line(
-    points: Sequence[tuple[float, float]], colour: str, *, dashed: bool = False, opacity: float = 1
-) -> str:
-    text = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    dashes = ' stroke-dasharray="5 4"' if dashed else ""
-    return (
-        f'<polyline points="{text}" fill="none" stroke="{colour}" opacity="{opacity}" '
-        f'stroke-width="1.6"{dashes}/>'
-    )
-
-
 def _bar(x: float, theft: Theft, colour: str) -> str:
     """A dot with its interval."""
     found = theft.accuracy
-    dot = f'<circle cx="{x:.1f}" cy="{_y(found.mean):.1f}" r="3" fill="{colour}"/>'
+    point = dot(x, _y(found.mean), colour)
     if found.low is None or found.high is None:
-        return dot
-    return dot + _line([(x, _y(found.low)), (x, _y(found.high))], colour)
+        return point
+    return point + polyline([(x, _y(found.low)), (x, _y(found.high))], colour)
 
 
 def _labels(labels: Sequence[tuple[float, str, str]]) -> list[str]:
@@ -138,17 +126,8 @@ def _labels(labels: Sequence[tuple[float, str, str]]) -> list[str]:
     placed, last = [], -100.0
     for y, text, colour in sorted(labels):
         last = max(y + 4, last + 14)
-        placed.append(_text(WIDTH - RIGHT + 6, last, text, colour=colour))
+        placed.append(label(WIDTH - RIGHT + 6, last, text, colour=colour))
     return placed
-
-
-def _text(
-    x: float, y: float, text: str, *, anchor: str = "start", colour: str = "currentColor"
-) -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">'
-        f"{html.escape(text)}</text>"
-    )
 
 
 def _unfinished(report: ModelTheftReport) -> str:

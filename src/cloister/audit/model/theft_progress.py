@@ -1,17 +1,13 @@
 """The thefts of an audit that are done, kept in a file: an audit that was killed goes on."""
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from cloister.base import files
+from cloister.audit.job_results import JobResults
 from cloister.base.reading import parsing
-from cloister.errors import InputError
-
-PROGRESS = "progress.json"
 
 
 @dataclass(frozen=True)
@@ -49,20 +45,11 @@ class TheftProgress:
     """
 
     def __init__(self, folder: Path, identity: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        files.remove_leftovers(folder, name=PROGRESS)
-        self.path, self._identity = folder / PROGRESS, identity
+        self._results = JobResults(folder, identity)
+        self.path = self._results.path
         self.done: dict[TheftJob, tuple[Stolen, ...]] = {}
-        if not self.path.exists():
-            return
         with parsing(f"{self.path}: damaged; remove it to start anew"):
-            found = json.loads(self.path.read_text(encoding="utf-8"))
-            if found["audit"] != identity:
-                raise InputError(
-                    f"{self.path}: of another audit (model, data or settings differ); choose "
-                    "another --out"
-                )
-            for key, surrogates in found["done"].items():
+            for key, surrogates in self._results.done.items():
                 hidden, queries, seed = map(int, key.split("/"))
                 made = tuple(Stolen(**one) for one in surrogates)
                 self.done[TheftJob(hidden, queries, seed)] = made
@@ -70,9 +57,7 @@ class TheftProgress:
     def add(self, job: TheftJob, stolen: tuple[Stolen, ...]) -> None:
         """Keep one more theft."""
         self.done[job] = stolen
-        done = {one.key: [asdict(s) for s in made] for one, made in self.done.items()}
-        text = json.dumps({"audit": self._identity, "done": done})
-        files.replace(self.path, text.encode(), private=False)
+        self._results.add(job.key, [asdict(one) for one in stolen])
 
 
 def seeded(purpose: str) -> torch.Generator:

@@ -76,13 +76,24 @@ class _Compiler:
         )
 
     def _schedule(self) -> Iterator[Node]:
-        """A topological order: local values as early, modules as late as possible."""
-        waiting = list(self.graph.nodes)
+        """A topological order: local values as early, modules as late as possible.
+
+        Open nodes wait until no other node is ready, and then all of them follow that can: what a
+        worker runs whole is one message, wherever the model's order has its nodes.
+        """
+        waiting, in_segment = list(self.graph.nodes), False
+
+        def rank(node: Node) -> tuple[bool, bool, bool]:
+            is_open = self.plan.protections[node.name] == OPEN
+            return node.is_module, is_open != in_segment, node.name in self.index
+
         while waiting:
             ready = [n for n in waiting if self.available.issuperset(_reads(n))]
             if not ready:
                 raise PlanError(f"node {waiting[0].name!r} waits for a value that no node computes")
-            yield min(ready, key=lambda n: 2 * n.is_module + (n.name in self.index))
+            node = min(ready, key=rank)
+            in_segment = self.plan.protections[node.name] == OPEN
+            yield node
             waiting = [n for n in waiting if n.name not in self.done]
 
     def _finish(self, node: Node) -> None:

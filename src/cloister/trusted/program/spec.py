@@ -16,7 +16,7 @@ from cloister.graph.captures import captured_values
 from cloister.graph.graph import Node
 from cloister.graph.layout import channels_last_shape
 from cloister.graph.ops.linear_nodes import LAST_AXIS_OPS
-from cloister.plan.protection import ENCLAVE, MODULE, OPEN
+from cloister.plan.protection import ENCLAVE, MODULE, OPEN, assumes_honest_worker
 from cloister.trusted.program.epilogue import RESHAPES, Epilogue, absorb
 from cloister.trusted.program.steps import (
     Exchange,
@@ -201,8 +201,40 @@ def clear_messages_wait_for_checks(program: Program) -> Broken:
     Otherwise the worker would read what its own wrong answer did to a value it may not know.
     """
     for i, step, waits in _before_checks(program):
-        if isinstance(step, Segment) or (isinstance(step, Exchange) and not step.protection.hidden):
+        if _is_clear(step):
             yield i, f"sends in the clear before step {waits} is checked"
+
+
+def clear_messages_follow_checked_answers(program: Program) -> Broken:
+    """Nothing is sent in the clear that follows from an answer which no check covers.
+
+    Otherwise the worker adds an error of its choice to that answer and reads what becomes of it.
+    A segment may read what an earlier one made: the worker has it anyway. The policy that assumes
+    a worker which follows the protocol is exempt.
+    """
+    if assumes_honest_worker(program.plan.policy):
+        return
+    # By value, or by the linear node whose message or answer it is: the step it follows from.
+    sources: dict[str | int, int] = {}
+    opened: dict[str, int] = {}
+    for i, step in enumerate(program.steps):
+        read: tuple[str | int | None, ...] = step.inputs
+        if isinstance(step, Exchange | Fused):
+            read = (*read, step.node)
+        followed = [sources[one] for one in read if one is not None and one in sources]
+        if not isinstance(step, Segment):
+            followed += [opened[value] for value in step.inputs if value in opened]
+        if followed and _is_clear(step):
+            yield i, f"sends in the clear what follows from step {followed[0]}, which is unchecked"
+        if isinstance(step, Segment):
+            opened.update(dict.fromkeys(step.outputs, i))
+        elif isinstance(step, Exchange):
+            if not step.protection.checked:
+                sources[step.node] = i
+        elif followed:
+            wholes = [program.slices[v].whole for v in step.outputs if v in program.slices]
+            sinks = step.sinks if isinstance(step, Fused) else ()
+            sources.update(dict.fromkeys((*step.outputs, *wholes, *sinks), followed[0]))
 
 
 def modules_wait_for_checks(program: Program) -> Broken:
@@ -261,6 +293,11 @@ def _origins(program: Program) -> Callable[[str], str]:
         return value
 
     return origin
+
+
+def _is_clear(step: Step) -> bool:
+    """Whether a step sends a worker something that is not blinded."""
+    return isinstance(step, Segment) or (isinstance(step, Exchange) and not step.protection.hidden)
 
 
 def _sent_in_the_clear(program: Program) -> Broken:
@@ -359,6 +396,7 @@ RULES: tuple[Callable[[Program], Broken], ...] = (
     fused_steps_compute_their_nodes,
     exchanges_are_paired,
     clear_messages_wait_for_checks,
+    clear_messages_follow_checked_answers,
     modules_wait_for_checks,
     hidden_values_stay_hidden,
     modules_answer_inside,

@@ -11,7 +11,7 @@ from cloister.graph.passes.normalise import prepare
 
 torch = pytest.importorskip("torch")
 
-from cloister.audit.model.torch_graph import TorchGraph  # noqa: E402
+from cloister.audit.torch_graph import TorchGraph  # noqa: E402
 
 UNKNOWN = {"transposed": "ConvTranspose"}
 

@@ -1,0 +1,105 @@
+"""The views that attacks are given: of attacked images what a session's worker was sent, and of
+public ones what the attacker computes itself.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cloister.audit.input.attack_knowledge import PartBefore
+from cloister.audit.input.split_images import SplitImages
+from cloister.audit.input.split_view import SplitView, observe, observe_blinded
+from cloister.graph.graph import Graph
+from cloister.graph.part import part
+from cloister.graph.passes.rewrite import without_unused
+from cloister.graph.split import Split, part_before
+from cloister.plan import policies
+from cloister.plan.plan import Plan
+from cloister.plan.planned_split import PlannedSplit
+from cloister.plan.quantised import Ranges
+from cloister.trusted.clips import OnClip
+from cloister.trusted.session import Session
+from cloister.wire.transcript import Transcript
+
+AT_ONCE = 16
+"""Images of one run: a transcript has every message, and only what is attacked is kept."""
+
+
+@dataclass(frozen=True, eq=False)
+class ViewedSplit:
+    """What a worker sees of attacked and of public images, and the part of the model before."""
+
+    attacked: SplitView
+    public: SplitView
+    before: PartBefore
+
+    @property
+    def nbytes(self) -> int:
+        """Of both views."""
+        return sum(value.nbytes for view in (self.attacked, self.public) for value in view.values)
+
+
+def split_view(
+    graph: Graph, images: SplitImages, *, split: Split, ranges: Mapping[str, Ranges]
+) -> ViewedSplit:
+    """The values that cross a split: blinded, checked and unblinded by a session before it."""
+    plan = policies.from_ranges(
+        "origami-prefix", graph, ranges=ranges, split=PlannedSplit(split.until)
+    )
+    before = PartBefore(part_before(graph, split), images.pixels)
+    return ViewedSplit(
+        _watched(plan, images.inputs(images.attacked), _clear), before.view(images.public), before
+    )
+
+
+def input_view(graph: Graph, images: SplitImages, *, ranges: Mapping[str, Ranges]) -> ViewedSplit:
+    """The inputs themselves: the control where every attack has to succeed."""
+    plan = policies.from_ranges("open", graph, ranges=ranges)
+    before = PartBefore(part(graph, (), graph.inputs, graph.inputs), images.pixels)
+    return ViewedSplit(
+        _watched(plan, images.inputs(images.attacked), _clear), before.view(images.public), before
+    )
+
+
+def blinded_view(
+    graph: Graph, images: SplitImages, *, shallowest: Split, ranges: Mapping[str, Ranges]
+) -> ViewedSplit:
+    """What the first linear node's worker is sent under one-time pads: the control where every
+    attack has to fail. Public images are blinded by pads of their own.
+    """
+    first = part_before(graph, shallowest)
+    plan = policies.from_ranges("slalom", first, ranges=ranges)
+    before = PartBefore(_before_first(first, plan), images.pixels)
+    both = _watched(plan, images.inputs(np.concatenate([images.attacked, images.public])), _blinded)
+    places = np.arange(both.count)
+    attacked, public = np.split(places, [len(images.attacked)])
+    return ViewedSplit(both.of(attacked), both.of(public), before)
+
+
+def _before_first(graph: Graph, plan: Plan) -> Graph:
+    """The nodes up to what the first linear node on the worker reads."""
+    name = plan.linear_nodes[0].node
+    place = next(i for i, node in enumerate(graph.nodes) if node.name == name)
+    read = graph.nodes[place].inputs[0]
+    return without_unused(replace(graph, nodes=graph.nodes[:place], outputs=(read,), joins={}))
+
+
+def _watched(
+    plan: Plan, inputs: np.ndarray, seen: Callable[[Transcript, int], SplitView]
+) -> SplitView:
+    views = []
+    with Session(plan, record_payloads=True, on_clip=OnClip.IGNORE) as session:
+        for start in range(0, len(inputs), AT_ONCE):
+            some = inputs[start : start + AT_ONCE]
+            views.append(seen(session.run(some).transcript, len(some)))
+    parts = zip(*(view.values for view in views), strict=True)
+    return SplitView(tuple(np.concatenate(values) for values in parts))
+
+
+def _clear(transcript: Transcript, inputs: int) -> SplitView:
+    return observe(transcript, inputs=inputs)
+
+
+def _blinded(transcript: Transcript, inputs: int) -> SplitView:
+    return observe_blinded(transcript, target_id=0, inputs=inputs)
