@@ -333,9 +333,7 @@ class SegmentStage(Stage):
         link.release(request_id)
         self._enter_traffic(self.row(request), wait_ns, tensors, expect)
 
-    def _enter_reply(
-        self, request: BatchRequest, value: str, reply: Unchecked[np.ndarray]
-    ) -> None:
+    def _enter_reply(self, request: BatchRequest, value: str, reply: Unchecked[np.ndarray]) -> None:
         # The plan promises neither privacy nor correctness here.
         answer = accept_unchecked(reply, protection=OPEN, node=self.name)
         found = np.array(answer.values)
