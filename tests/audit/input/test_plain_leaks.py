@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("scipy")
+
+import torch
 
 from cloister.audit.input.attack_knowledge import AttackKnowledge
 from cloister.audit.input.feature_scale import FeatureScale
