@@ -2,7 +2,8 @@
 
 The writer of a plan's file decides what is computed. The file decides what is protected only if its
 digest is pinned, by the caller or by the key file of a pad store. Otherwise its policy has to be
-one of Cloister's, and the one that the caller names, or the default.
+one of Cloister's, and the one that the caller names, or the default; and where it is split, the
+caller has to name the split too, or an audit's report that does.
 """
 
 from collections.abc import Mapping
@@ -81,7 +82,7 @@ class PlanChoice:
             )
         named = self.split.policy(self.policy)
         plan.require_policy(named or (plan.policy if pinned else DEFAULT_POLICY), what=str(path))
-        self.split.confirm(plan, what=str(path))
+        self.split.confirm(plan, what=str(path), pinned=pinned)
         return plan, f"plan {plan.digest.hex()} from {path}"
 
     def make(
@@ -158,7 +159,7 @@ class PlanChoice:
         if stored is None or not (splits or stored.split):
             return self.split.choose(policy, graph, audited=whole)
         stored.require_policy(policy, what="the pad store")
-        self.split.confirm(stored, what="the pad store")
+        self.split.confirm(stored, what="the pad store", pinned=True)
         return SplitChoice(stored.split, None, "")
 
     def _refuse_fixed_point(self, policy: str, calibration: Inputs | None) -> None:
