@@ -269,6 +269,30 @@ def test_roundtrip():
     assert set(found) >= ENVIRONMENT
 
 
+def test_split():
+    pytest.importorskip("torch")
+    given = ("--until", "pool1", "--until", "averagepool_5", "--batch", 1, "--batch", 2)
+    found = measured("split", *SMALL, *given, "--integrity", "all")
+    assert [(row["batch"], row["node"], row["integrity"]) for row in found["results"]] == [
+        (batch, node, integrity)
+        for batch in (1, 2)
+        for node in ("averagepool_2", "averagepool_5")
+        for integrity in ("full", "prefix", "none")
+    ]
+    for row in found["results"]:
+        assert row["ratio"] == pytest.approx(row["baseline_ms"] / row["origami_ms"])
+        assert row["gain"] == pytest.approx(row["slalom_ms"] / row["origami_ms"])
+        assert (row["soundness_bits"] is None) == (row["integrity"] == "none")
+    assert set(found) >= ENVIRONMENT
+    one = measured("split", *SMALL, "--until", "pool1")
+    assert (one["until"], one["integrity"], one["batch"]) == ("pool1", "full", 1)
+    assert set(one) >= ENVIRONMENT
+    few = run("split", "--model", "lenet5", "--until", "pool3", code=1).stderr
+    assert "the model has 2 pooling layers" in few
+    other = run("split", "--model", "lenet5", "--integrity", "some", code=1).stderr
+    assert "choose full, prefix, none, all" in other
+
+
 def test_training():
     pytest.importorskip("torch")
     found = measured("training", "--quick", "--steps", 2, "--epochs", 1, "--only", "mlp")

@@ -353,8 +353,8 @@ class SplitReport:
         for one in self.verdicts:
             row = [one.split.name]
             for figure in ("ssim", "explained", "identification"):
-                best, attack = max((_high(s, figure), s.attack) for s in one.split.attacks)
-                row.append(f"{best:.3f} ({attack})")
+                found = [(_high(scores, figure), scores.attack) for scores in one.split.attacks]
+                row.append("{:.3f} ({})".format(*max(found)) if found else "-")
             rows.append([*row, "accepted" if one.accepted else "not accepted"])
         return header, rows
 

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from cloister.audit.input.attack_battery import BATTERY
-from cloister.audit.input.attack_knowledge import AttackKnowledge
 from cloister.audit.input.image_score import ImageScores, blind_scores, score_images, summarise
 from cloister.audit.input.split_attack import run_attack
 from cloister.audit.input.split_images import SplitImages
@@ -184,9 +183,8 @@ class _Audit:
     def run(self, job: SplitJob) -> JobResult:
         """Make one attack."""
         viewed = self._view(job.place)
-        knowledge = AttackKnowledge(self._images.public, viewed.public, viewed.before)
         found = run_attack(
-            BATTERY[job.attack], knowledge, viewed.attacked, seed=job.seed,
+            BATTERY[job.attack], viewed.knowledge, viewed.attacked, seed=job.seed,
             effort=self._settings.effort,
         )  # fmt: skip
         scores = score_images(
