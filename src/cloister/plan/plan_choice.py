@@ -2,8 +2,8 @@
 
 The writer of a plan's file decides what is computed. The file decides what is protected only if its
 digest is pinned, by the caller or by the key file of a pad store. Otherwise its policy has to be
-one of Cloister's, and the one that the caller names, or the default. Where such a plan is split, and
-what an audit found there, is what the writer of the file says.
+one of Cloister's, and the one that the caller names, or the default. Then the writer of the file
+has chosen where the plan is split, and says what an audit found there.
 """
 
 from collections.abc import Mapping
