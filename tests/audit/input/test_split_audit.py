@@ -99,7 +99,7 @@ def test_named_splits_are_attacked_from_the_shallowest_on(tmp_path):
     [
         ((("Conv_99",),), "Conv_99"),
         (((POINTS[0],), (POINTS[0],)), "twice"),
-        ((("Gemm_8",),), "no linear node is left"),
+        ((("Gemm_8",),), "no linear node is after it"),
     ],
 )
 def test_a_split_that_is_none_is_refused_before_anything_is_done(tmp_path, splits, said):
