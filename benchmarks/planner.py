@@ -46,6 +46,7 @@ def measure(
     until: Annotated[
         str, typer.Option("--until", metavar="NODE", help="Default: a third of all splits.")
     ] = "",
+    bar: Annotated[float, typer.Option("--bar", help="The error that is a fault.")] = BAR,
 ) -> dict[str, object]:
     """Milliseconds for one input, and by how much the prediction is off."""
     graph = prepare(from_model(networks.build(model), name=model))
@@ -73,7 +74,7 @@ def measure(
         "until": ",".join(split.until),
         "plans": rows,
         "worst_error": max(abs(row["error"]) for row in rows),
-        "bar": BAR,
+        "bar": bar,
         **environment(),
     }
 

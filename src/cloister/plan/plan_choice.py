@@ -92,6 +92,7 @@ class PlanChoice:
         inputs: Inputs | None = None,
         stored: Plan | None = None,
         whole: Graph | None = None,
+        audit: SplitReport | None = None,
     ) -> tuple[Plan, str]:
         """The plan of a model, and one line that says where its ranges come from.
 
@@ -102,6 +103,8 @@ class PlanChoice:
         stored        the plan of a pad store, for which its key file vouches: without
                       `calibration`, it gives the ranges, the split and what the caller leaves open
         whole         of a model with a hidden part, the model itself, which an audit names
+        audit         of this model's splits: without `calibration` it gives the ranges of a plan
+                      that has no split either
 
         Warns (PrecisionWarning) when a layer's error on the samples exceeds a bound; there are no
         samples when the ranges are those of a stored plan.
@@ -125,7 +128,7 @@ class PlanChoice:
             self._refuse_fixed_point(wanted, calibration)
         chosen = self._split(graph, wanted, stored, whole)
         split, said = chosen.split, f"{chosen.line}; " if chosen.line else ""
-        ranges, origin = _ranges(stored, chosen.report if calibration is None else None)
+        ranges, origin = _ranges(stored, (chosen.report or audit) if calibration is None else None)
         if ranges is not None:
             plan = policies.from_ranges(
                 wanted, graph, ranges=ranges, precision=precision, split=split, inside=self.inside

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -54,6 +55,14 @@ KEPT_BYTES = 1 << 30
 Said = Callable[[int, int, str], None]
 
 
+@dataclass(frozen=True, eq=False)
+class SplitAudit:
+    """An audit's report, and pictures of what its attacks made."""
+
+    report: SplitReport
+    gallery: Gallery
+
+
 def audit_splits(
     graph: Graph,
     images: SplitImages,
@@ -65,7 +74,33 @@ def audit_splits(
     rng: Csprng | None = None,
     said: Said = lambda done, total, text: None,
 ) -> SplitReport:
-    """Attack the splits of a model, and write report.json and report.html.
+    """Attack the splits of a model as `attack_splits` does, and write report.json and report.html.
+
+    Raises    InputError, UnsupportedError
+    """
+    audit = attack_splits(
+        graph, images, folder=folder, settings=settings, minutes=minutes, threads=threads, rng=rng,
+        said=said,
+    )  # fmt: skip
+    save(audit.report, folder)
+    plan = policies.origami(graph, audit=audit.report)
+    page = split_page(audit.report, plan.claims(), audit.gallery)
+    files.replace(folder / PAGE, page.encode(), private=False)
+    return audit.report
+
+
+def attack_splits(
+    graph: Graph,
+    images: SplitImages,
+    *,
+    folder: Path,
+    settings: SplitSettings | None = None,
+    minutes: float | None = None,
+    threads: int = 1,
+    rng: Csprng | None = None,
+    said: Said = lambda done, total, text: None,
+) -> SplitAudit:
+    """Attack the splits of a model.
 
     folder    keeps the result of every job: the same call, or one for more splits, attacks or
               seeds, goes on with them
@@ -94,12 +129,7 @@ def audit_splits(
         results.add(job.name, result.to_json())
         audit.done[job] = result
         last = audit.text(job)
-    report = audit.report(results.path)
-    save(report, folder)
-    plan = policies.origami(graph, audit=report)
-    page = split_page(report, plan.claims(), audit.gallery())
-    files.replace(folder / PAGE, page.encode(), private=False)
-    return report
+    return SplitAudit(audit.report(results.path), audit.gallery())
 
 
 class _Audit:

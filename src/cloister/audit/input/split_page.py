@@ -86,7 +86,13 @@ class Gallery:
 
 def split_page(report: SplitReport, claims: Claims, gallery: Gallery) -> str:
     """The whole document; `claims` are those of the plan that follows from the report."""
-    sections = [
+    sections = split_sections(report, claims, gallery)
+    return page(f"What the splits of {report.model} give away", LEAD, sections)
+
+
+def split_sections(report: SplitReport, claims: Claims, gallery: Gallery) -> list[Section]:
+    """Verdict, curves, pictures, figures, controls, settings and limits."""
+    return [
         Section("Verdict", _verdict(report, claims)),
         Section("Curves", curves(report)),
         Section("Verdict of every split", _verdicts(report)),
@@ -97,7 +103,6 @@ def split_page(report: SplitReport, claims: Claims, gallery: Gallery) -> str:
         Section("Settings", _settings(report)),
         Section("Limits", paragraph(LIMITS)),
     ]
-    return page(f"What the splits of {report.model} give away", LEAD, sections)
 
 
 # ---- verdict
