@@ -11,15 +11,14 @@ from cloister.graph.onnx.read import from_model
 from cloister.graph.passes.normalise import prepare
 from cloister.graph.split import split_points
 from cloister.plan.split_report import (
-    ATTACKS,
     LEAST_FOUND,
     NAME,
     RULE,
-    Estimate,
     binomial_tail,
     load,
     save,
 )
+from cloister.plan.split_scores import ATTACKS, Estimate
 from plan.split_reports import (
     BLIND_SSIM,
     EXPOSED,

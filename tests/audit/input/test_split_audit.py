@@ -25,7 +25,8 @@ from cloister.errors import InputError, PlanError
 from cloister.graph.split import split_points
 from cloister.plan import policies
 from cloister.plan.protection import BLINDED_VERIFIED, VERIFIED
-from cloister.plan.split_report import ATTACKS, NAME, load
+from cloister.plan.split_report import NAME, load
+from cloister.plan.split_scores import ATTACKS
 
 POINTS = [split.name for split in split_points(graph())]
 JOBS = 3 * 4 * (len(POINTS) + 2)

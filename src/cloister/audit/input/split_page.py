@@ -9,17 +9,14 @@ from cloister.audit.input.split_jobs import BLINDED, INPUT
 from cloister.audit.page import Section, legend, page, paragraph, subtitle, table
 from cloister.plan.claims import Claims, Role, Strength, Verb
 from cloister.plan.split_report import (
-    ATTACKS,
     CANDIDATES,
     LEAST_FOUND,
     RULE,
     SIGNIFICANCE,
-    AttackScores,
-    Estimate,
     SplitReport,
-    SplitScores,
     SplitVerdict,
 )
+from cloister.plan.split_scores import ATTACKS, AttackScores, Estimate, SplitScores
 
 LEAD = (
     "A worker that computes the end of a model in the clear sees the values that cross the split. "
