@@ -243,6 +243,21 @@ def test_passes():
     assert set(found) >= ENVIRONMENT
 
 
+def test_planner():
+    found = measured("planner", *SMALL, "--rounds", 1, "--bar", 1e6)
+    assert [row["plan"] for row in found["plans"]] == [
+        "slalom", "verified", "blinded", "enclave", "origami", "origami-prefix", "origami-none",
+        "slalom, placed by the planner",
+    ]  # fmt: skip
+    for row in found["plans"]:
+        assert row["error"] == pytest.approx(row["predicted_ms"] / row["measured_ms"] - 1)
+        assert row["error"] == row["worst_round"]
+    assert found["worst_error"] == max(abs(row["error"]) for row in found["plans"])
+    wrong = run("planner", *SMALL, "--until", "conv_99", code=1).stderr
+    assert "--until conv_99: choose one of" in wrong
+    assert set(found) >= ENVIRONMENT
+
+
 def test_roundtrip():
     found = measured("roundtrip", *SMALL, "--batch", 3)
     assert [(row["lanes"], row["workers"], row["micro_batch"]) for row in found["calls"]] == [

@@ -102,6 +102,7 @@ def folder(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     pictures, classes = rng.integers(0, 256, (40, 8, 8), dtype=np.uint8), np.arange(40) % 10
     np.savez(tmp_path / "pictures.npz", x=pictures, y=classes)
+    np.savez(tmp_path / "many.npz", x=rng.integers(0, 256, (300, 8, 8), dtype=np.uint8))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CLOISTER_TOKEN", raising=False)
 
@@ -119,7 +120,7 @@ def serve(command: list[str], stack: ExitStack) -> str:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_transcript(cloister, folder, path):
-    if re.search(r"\$ cloister (train|audit model) ", path.read_text(encoding="utf-8")):
+    if re.search(r"\$ cloister (train|audit model|audit input) ", path.read_text(encoding="utf-8")):
         pytest.importorskip("torch")
     known: dict[str, str] = {}
     with ExitStack() as stack:

@@ -56,7 +56,7 @@ def test_the_shallowest_split_that_is_harmless_with_all_deeper_ones_is_accepted(
 def test_a_harmless_split_before_one_that_is_not_is_refused():
     report = split_report([("a", HARMLESS, {}), ("b", EXPOSED, {}), ("c", HARMLESS, {})])
     assert names(report) == ["c"]
-    assert report.verdicts[0].excesses == ()
+    assert report.verdicts[0].exceedances == ()
     assert report.verdicts[0].deeper == ("b",)
     with pytest.raises(PlanError, match=r"'a': .*the deeper split 'b' fails"):
         report.require_accepted(("a",))
@@ -91,11 +91,11 @@ def test_each_attack_and_each_figure_alone_refuses_a_split(attack, figure):
         assert report.flaws == ()
         assert (report.accepted_split() is not None) == accepted
         if not accepted:
-            (excess,) = report.verdicts[0].excesses
-            assert (excess.attack, excess.figure) == (attack, figure)
-            assert excess.found == pytest.approx(excess.threshold) == LIMITS[figure]
-            assert attack in str(excess)
-            assert figure in str(excess)
+            (exceedance,) = report.verdicts[0].exceedances
+            assert (exceedance.attack, exceedance.figure) == (attack, figure)
+            assert exceedance.found == pytest.approx(exceedance.threshold) == LIMITS[figure]
+            assert attack in str(exceedance)
+            assert figure in str(exceedance)
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -135,11 +135,11 @@ def test_fewer_candidates_than_the_rule_needs_refuse_all():
 @pytest.mark.parametrize("place", ["input_control", "blinded_control"])
 def test_an_attack_that_fails_a_control_is_broken(attack, place):
     base = split_report([("a", HARMLESS, {})])
-    # Behind pads 12 hits of 200 are beyond chance with p < 0.001, 11 are not.
+    # Behind pads 14 hits of 200 are beyond chance with p < 0.0001, 13 are not.
     for rate, broken in (
         ((LEAST_FOUND - 0.005, True), (LEAST_FOUND, False))
         if place == "input_control"
-        else ((12 / IMAGES, True), (11 / IMAGES, False))
+        else ((14 / IMAGES, True), (13 / IMAGES, False))
     ):
         scores = getattr(base, place)
         attacks = tuple(

@@ -19,6 +19,7 @@ from cloister.cli import (
     demo_verbs,
     hidden_verbs,
     model_verbs,
+    options,
     pads_verbs,
     splits_verbs,
     train_verbs,
@@ -70,6 +71,17 @@ app.add_typer(bench_verbs.app, name="bench", rich_help_panel=TRYING)
 _verb(splits_verbs.splits, TRYING, "splits --preset mnist --cache presets --out page")
 
 
+def with_integrity(arguments: Sequence[str]) -> list[str]:
+    """The arguments, in which an --integrity without a value stands for all integrity there is."""
+    known = tuple(options.IntegrityName)
+    return [
+        f"--integrity={options.IntegrityName.FULL}"
+        if one == "--integrity" and (i + 1 == len(arguments) or arguments[i + 1] not in known)
+        else one
+        for i, one in enumerate(arguments)
+    ]
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         out().print(f"cloister {version('cloister')}")
@@ -92,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 done, 1 the reader of a pipe has left, 2 an error the message explains, 3 a worker's answer
     was wrong, 130 interrupted.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = with_integrity(sys.argv[1:] if arguments is None else arguments)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning

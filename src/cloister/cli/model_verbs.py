@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -14,15 +14,17 @@ from cloister.base.rng import SystemRandom
 from cloister.base.sizes import human_bytes
 from cloister.bundle.bundle_header import is_bundle_file
 from cloister.bundle.compiled_module import CompiledModule
-from cloister.cli import hidden_end, options
+from cloister.cli import hidden_end, options, plan_goals
 from cloister.cli.console import emit_json, err, out, progress, table
 from cloister.cli.hidden_end import HiddenCost
 from cloister.cli.results import Answers, check_labels, read_labels
-from cloister.errors import InputError
+from cloister.errors import InputError, PlanError
 from cloister.graph.batch import element_type
 from cloister.graph.graph import Graph
+from cloister.graph.hidden import HiddenSplit
 from cloister.graph.input_files import Inputs
 from cloister.graph.legality import unsupported
+from cloister.plan import split_report
 from cloister.plan.claims import Claims, claims_of
 from cloister.plan.cost import PlanCost, estimate
 from cloister.plan.memory import MemoryCost
@@ -30,8 +32,10 @@ from cloister.plan.placement import Placement, default_costs, placements
 from cloister.plan.placement import measure as measure_costs
 from cloister.plan.plan import SUFFIX, Plan
 from cloister.plan.plan_choice import DEFAULT_POLICY, is_plan_file
-from cloister.plan.policies import assign
+from cloister.plan.policies import assign, needs_ranges
 from cloister.plan.protection import OUTSOURCED, Protection, hiding, outer_policy
+from cloister.plan.split_report import SplitReport
+from cloister.planner.plan_search import CostedPlan
 from cloister.trusted.clips import OnClip, clip_text
 from cloister.trusted.compare import Comparison
 from cloister.trusted.compare import compare as measure_errors
@@ -49,7 +53,12 @@ COLUMNS = (
 SUMS = COLUMNS[5:]
 
 PlanFile = Annotated[
-    Path, typer.Option("--out", metavar=f"FILE{SUFFIX}", help="Where the plan is written.")
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar=f"FILE{SUFFIX}",
+        help="Where the plan is written. With goals, it may be left out.",
+    ),
 ]
 OwnInputs = Annotated[
     list[Path] | None,
@@ -102,10 +111,11 @@ Measure = Annotated[
 @options.grouped
 def plan(
     model: options.ModelFile,
-    to: PlanFile,
     given: options.ModelInputs,
     end: hidden_end.HiddenEnd,
+    goals: plan_goals.GoalOptions,
     inputs: OwnInputs = None,
+    to: PlanFile = None,
     engine: hidden_end.Engine = None,
     module: NewModule = None,
     json: options.Json = False,
@@ -118,43 +128,140 @@ def plan(
 
     Layers that are hidden (--last, --from) are compiled into a module, which the plan names by its
     digest. The folder of the module has their weights; the plan has not.
+
+    With goals, the planner measures what plans of the model cost on this machine, shows those that
+    no other one beats in every respect, and chooses one.
     """
-    _require_place("--out", to, SUFFIX)
-    if inputs and given.calibration:
-        raise InputError("--calibration: INPUT sets the ranges already; give one of the two")
-    if inputs and given.audit:
-        raise InputError("--audit: has the ranges of its data; give other samples as --calibration")
-    given.check_samples(given.policy or DEFAULT_POLICY, given=bool(inputs))
+    if to is not None:
+        _require_place("--out", to, SUFFIX)
+    if goals.given:
+        _plan_by_goals(model, given, end, goals, inputs, engine, module, to=to, json=json)
+        return
+    goals.refuse_any()
+    if to is None:
+        raise InputError(f"--out: name a {SUFFIX} file, or give goals, such as --hide-input proven")
+    _check_samples(given, inputs)
     whole = options.load_model(model)
     split = end.split(whole, given.policy)
-    graph, compiled = whole, None
     if split is None:
         options.refuse_given(
             "is about a hidden end; give --last N or --from NODE",
             {"--engine": engine, "--module": module},
         )
+    found, claims = _write_plan(whole, split, given, end, inputs, engine, module, to=to)
+    if json:
+        emit_json({**found, "claims": claims.to_dict()})
     else:
+        _show_plan(found, claims)
+
+
+def _check_samples(given: options.ModelInputs, inputs: list[Path] | None) -> None:
+    """Refuse two sources of ranges, and none where the policy needs one.
+
+    Raises   InputError
+    """
+    if inputs and given.calibration:
+        raise InputError("--calibration: INPUT sets the ranges already; give one of the two")
+    if inputs and given.audit:
+        raise InputError("--audit: has the ranges of its data; give other samples as --calibration")
+    given.check_samples(given.policy or DEFAULT_POLICY, given=bool(inputs))
+
+
+def _write_plan(
+    whole: Graph,
+    split: HiddenSplit | None,
+    given: options.ModelInputs,
+    end: hidden_end.HiddenEnd,
+    inputs: list[Path] | None,
+    engine: hidden_end.EngineName | None,
+    module: Path | None,
+    *,
+    to: Path,
+    chosen: CostedPlan | None = None,
+    audit: SplitReport | None = None,
+) -> tuple[dict[str, object], Claims]:
+    """Compile the hidden end, make the plan, and write both; what was written, and the claims.
+
+    chosen   the planner's plan, which this one has to be
+
+    Raises   PlanError if it is another one
+    """
+    graph, compiled = whole, None
+    if split is not None:
         salt = SystemRandom().random_bytes(SALT_BYTES)
         compiled = hidden_end.compile_end(split, engine, salt=salt)
         graph = split.named(compiled.manifest.digest, queries=end.queries)
     read = given.read(graph, inputs) if inputs else None
-    made, origin = given.plan(graph, inputs=read, whole=whole)
+    inside = chosen.inside if chosen is not None and needs_ranges(chosen.policy) else None
+    made, origin = given.plan(graph, inputs=read, whole=whole, inside=inside, audit=audit)
+    if chosen is not None and made.protections != chosen.protections:
+        raise PlanError(f"{to}: the plan that was made is not the one that was chosen")
     found: dict[str, object] = {"plan": to, "plan_digest": made.digest, "calibration": origin}
     if compiled is not None:
         folder = module or to.with_suffix(".module")
         compiled.save(folder)
         found |= {"module": folder, "module_digest": compiled.manifest.digest}
     made.save(to)
-    claims = made.claims()
-    if json:
-        emit_json({**found, "claims": claims.to_dict()})
-        return
-    console = out()
-    console.print(f"{to}: plan {made.digest.hex()}, {to.stat().st_size} bytes; {origin}")
-    if compiled is not None:
-        console.print(f"{found['module']}: module {compiled.manifest.digest.hex()}", soft_wrap=True)
+    return found, made.claims()
+
+
+def _show_plan(found: Mapping[str, Any], claims: Claims) -> None:
+    console, to = out(), found["plan"]
+    digest, origin = found["plan_digest"].hex(), found["calibration"]
+    console.print(f"{to}: plan {digest}, {to.stat().st_size} bytes; {origin}")
+    if "module" in found:
+        console.print(f"{found['module']}: module {found['module_digest'].hex()}", soft_wrap=True)
     console.print()
     console.print(str(claims), soft_wrap=True)
+
+
+def _plan_by_goals(
+    model: str,
+    given: options.ModelInputs,
+    end: hidden_end.HiddenEnd,
+    goals: plan_goals.GoalOptions,
+    inputs: list[Path] | None,
+    engine: hidden_end.EngineName | None,
+    module: Path | None,
+    *,
+    to: Path | None,
+    json: bool,
+) -> None:
+    """Let the planner choose, and write the plan if there is a place for it."""
+    if to is None:
+        why = "is for a plan that is written; give --out as well"
+        calibration = given.calibration or None
+        options.refuse_given(
+            why, {"INPUT": inputs or None, "--calibration": calibration, "--module": module}
+        )
+    else:
+        _check_samples(given, inputs)
+    whole = options.load_model(model)
+    end = goals.hidden_end(end)
+    split = end.split(whole, None)
+    if split is None:
+        options.refuse_given(
+            "is about a hidden end; give --hide-weights last=N",
+            {"--engine": engine, "--module": module},
+        )
+    audit = None if given.audit is None else split_report.load(given.audit)
+    searched = goals.search(whole, given, split, audit)
+    found: dict[str, object] = {}
+    claims = None
+    if to is not None:
+        chosen = searched.chosen
+        found, claims = _write_plan(
+            whole, split, goals.decided(given, chosen), end, inputs, engine, module, to=to,
+            chosen=chosen, audit=audit,
+        )  # fmt: skip
+    if json:
+        written = {} if claims is None else {**found, "claims": claims.to_dict()}
+        emit_json({**searched.to_dict(), **written})
+        return
+    plan_goals.show_search(searched)
+    if claims is not None:
+        out().print()
+        _show_plan(found, claims)
 
 
 @dataclass(frozen=True)

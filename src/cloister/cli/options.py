@@ -6,7 +6,7 @@ Options that belong together are the fields of a dataclass, which `grouped` verb
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from enum import StrEnum
 from fractions import Fraction
 from functools import wraps
@@ -28,6 +28,7 @@ from cloister.plan.plan_choice import DEFAULT_POLICY, PlanChoice, is_plan_file, 
 from cloister.plan.policies import NAMES, needs_ranges
 from cloister.plan.protection import HIDDEN_END
 from cloister.plan.split_choice import AUTO, FAMILY, SplitRequest
+from cloister.plan.split_report import SplitReport
 from cloister.trusted.clips import OnClip
 from cloister.trusted.pads.factory import Rate
 from cloister.trusted.session import DEFAULT_BATCH
@@ -90,8 +91,8 @@ Integrity = Annotated[
     IntegrityName | None,
     typer.Option(
         "--integrity",
-        help="Of policy origami: which answers are checked: all, those before the split, or none, "
-        "which trusts the worker. Default: full.",
+        help="Of policy origami, and a goal of plan: which answers are checked: all, those before "
+        "the split, or none, which trusts the worker. Without a value, and by default: full.",
         rich_help_panel=PLANNING,
     ),
 ]
@@ -379,11 +380,13 @@ class ModelInputs(ChosenPolicy):
         stored: Plan | None = None,
         whole: Graph | None = None,
         digest: str | None = None,
+        inside: frozenset[str] | None = None,
+        audit: SplitReport | None = None,
     ) -> tuple[Plan, str]:
         """See `PlanChoice.make`."""
         typical = self.read(graph, self.calibration) if self.calibration else None
-        return self._choice(digest).make(
-            graph, calibration=typical, inputs=inputs, stored=stored, whole=whole
+        return replace(self._choice(digest), inside=inside).make(
+            graph, calibration=typical, inputs=inputs, stored=stored, whole=whole, audit=audit
         )
 
     def load_plan(self, path: str, *, digest: str | None = None) -> tuple[Plan, str]:

@@ -43,7 +43,7 @@ def split_at(graph: Graph, until: Sequence[str]) -> Split:
     until   names of nodes; what they depend on is before the split as well
 
     Raises   InputError for a node that the model does not have, for one around which an input of
-             the model gets past the split, and where nothing is left after it
+             the model gets past the split, and where no linear node is before it or after it
     """
     if not until:
         raise InputError("the split: name the last nodes before it")
@@ -57,11 +57,15 @@ def split_at(graph: Graph, until: Sequence[str]) -> Split:
                     f"the split after {', '.join(map(repr, until))}: node {node.name!r} reads the "
                     f"input {value!r} around it; name a node on that path as well"
                 )
-    if not any(is_linear(graph, node) for node in after):
-        raise InputError(
-            f"the split after {', '.join(map(repr, until))}: no linear node is left after it; use "
-            "policy slalom"
-        )
+    for nodes, where, policy in (
+        ((node for node in graph.nodes if node.name in before), "before", "verified"),
+        (after, "after", "slalom"),
+    ):
+        if not any(is_linear(graph, node) for node in nodes):
+            raise InputError(
+                f"the split after {', '.join(map(repr, until))}: no linear node is {where} it; use "
+                f"policy {policy}"
+            )
     read = {value for node in after for value in reads(node)}
     crossing = tuple(
         value

@@ -36,6 +36,7 @@ class PlanChoice:
 
     digest   the plan must have this digest, in hexadecimal digits
     split    where a policy that has a split stops to hide values
+    inside   the linear nodes that stay inside; None: those that are cheaper there
     """
 
     policy: str | None = None
@@ -43,6 +44,7 @@ class PlanChoice:
     activation_bits: int | None = None
     digest: str | None = None
     split: SplitRequest = field(default_factory=SplitRequest)
+    inside: frozenset[str] | None = None
 
     def load(self, path: Path) -> tuple[Plan, str]:
         """The plan in a file, and one line that says which.
@@ -90,6 +92,7 @@ class PlanChoice:
         inputs: Inputs | None = None,
         stored: Plan | None = None,
         whole: Graph | None = None,
+        audit: SplitReport | None = None,
     ) -> tuple[Plan, str]:
         """The plan of a model, and one line that says where its ranges come from.
 
@@ -100,6 +103,8 @@ class PlanChoice:
         stored        the plan of a pad store, for which its key file vouches: without
                       `calibration`, it gives the ranges, the split and what the caller leaves open
         whole         of a model with a hidden part, the model itself, which an audit names
+        audit         of this model's splits: without `calibration` it gives the ranges of a plan
+                      that has no split either
 
         Warns (PrecisionWarning) when a layer's error on the samples exceeds a bound; there are no
         samples when the ranges are those of a stored plan.
@@ -123,10 +128,10 @@ class PlanChoice:
             self._refuse_fixed_point(wanted, calibration)
         chosen = self._split(graph, wanted, stored, whole)
         split, said = chosen.split, f"{chosen.line}; " if chosen.line else ""
-        ranges, origin = _ranges(stored, chosen.report if calibration is None else None)
+        ranges, origin = _ranges(stored, (chosen.report or audit) if calibration is None else None)
         if ranges is not None:
             plan = policies.from_ranges(
-                wanted, graph, ranges=ranges, precision=precision, split=split
+                wanted, graph, ranges=ranges, precision=precision, split=split, inside=self.inside
             )
             return self._pinned(plan), said + origin
         samples = None
@@ -141,6 +146,7 @@ class PlanChoice:
             precision=precision,
             by_channel=calibration is not None or not hidden,
             split=split,
+            inside=self.inside,
         )
         return self._pinned(plan), said + origin
 

@@ -20,7 +20,7 @@ channels of different scale get scales of their own (input_factors.py). A worker
 powers of two, from the weights: calibrate on other samples than the inputs to be hidden.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -78,13 +78,20 @@ SHOWN = 3
 
 
 def assign(
-    model: Graph, policy: str, *, split: PlannedSplit | None = None
+    model: Graph,
+    policy: str,
+    *,
+    split: PlannedSplit | None = None,
+    inside: Collection[str] | None = None,
 ) -> dict[str, Protection]:
     """The protection a policy gives to every node, by node name.
 
-    split   where a policy of SPLITTING stops to hide values; None: nowhere
+    split    where a policy of SPLITTING stops to hide values; None: nowhere
+    inside   the linear nodes that stay inside although the policy could send them out; None: those
+             that are cheaper there (placement.py)
 
-    Raises   PlanError for an unknown policy, InputError for a split that the model does not have
+    Raises   PlanError for an unknown policy or a node inside that is not linear, InputError for a
+             split that the model does not have
     """
     modules = [node for node in model.nodes if node.is_module]
     outer = outer_policy(policy)
@@ -95,18 +102,26 @@ def assign(
             )
         hidden = {node.name: MODULE for node in modules}
         others = tuple(node for node in model.nodes if node.name not in hidden)
-        return {**_assigned(model, others, outer, split), **hidden}
+        return {**_assigned(model, others, outer, split, inside), **hidden}
     if modules and policy in (*NAMES, *SPLITTING):
         raise PlanError(
             f"node {modules[0].name!r} is a hidden part, and policy {policy!r} has none; use "
             f"policy {hiding(policy)!r}"
         )
-    return _assigned(model, model.nodes, policy, split)
+    return _assigned(model, model.nodes, policy, split, inside)
 
 
 def _assigned(
-    model: Graph, nodes: tuple[Node, ...], policy: str, split: PlannedSplit | None
+    model: Graph,
+    nodes: tuple[Node, ...],
+    policy: str,
+    split: PlannedSplit | None,
+    inside: Collection[str] | None,
 ) -> dict[str, Protection]:
+    if inside is not None:
+        linear = {node.name for node in nodes if is_linear(model, node)}
+        for name in sorted(set(inside) - linear):
+            raise PlanError(f"node {name!r}: is no linear node that could stay inside")
     if policy in SPLITTING:
         halves = SPLITTING[policy]
         names = {node.name for node in nodes}
@@ -116,19 +131,24 @@ def _assigned(
         after = [node for node in nodes if node.name not in names]
         opened = {node.name: OPEN for node in after}
         return {
-            **_sent(model, before, halves.before),
-            **(opened if halves.after == OPEN else _sent(model, after, halves.after)),
+            **_sent(model, before, halves.before, inside),
+            **(opened if halves.after == OPEN else _sent(model, after, halves.after, inside)),
         }
     if policy in EVERYWHERE:
         return {node.name: EVERYWHERE[policy] for node in nodes}
     if policy in OUTSOURCED:
-        return _sent(model, nodes, OUTSOURCED[policy])
+        return _sent(model, nodes, OUTSOURCED[policy], inside)
     raise _unknown(policy)
 
 
-def _sent(model: Graph, nodes: Sequence[Node], outside: Protection) -> dict[str, Protection]:
-    """Linear nodes on the worker, and those inside that are cheaper there."""
+def _sent(
+    model: Graph, nodes: Sequence[Node], outside: Protection, inside: Collection[str] | None
+) -> dict[str, Protection]:
+    """Linear nodes on the worker, but for those that stay inside."""
     linear = [node for node in nodes if is_linear(model, node)]
+    if inside is not None:
+        sent = {node.name for node in linear} - set(inside)
+        return {node.name: outside if node.name in sent else ENCLAVE for node in nodes}
     kept = [node for node in linear if keep_inside(model, node, outside)]
     # Something has to go out, or there is nothing to protect.
     sent = {node.name for node in linear} - {node.name for node in kept}
@@ -150,17 +170,20 @@ def make(
     precision: Precision | None = None,
     by_channel: bool = True,
     split: PlannedSplit | None = None,
+    inside: Collection[str] | None = None,
 ) -> Plan:
-    """A plan by the policy's name; see the functions below.
+    """A plan by the policy's name; see the functions below, and `assign`.
 
     `by_channel` gives raw input channels scales of their own, which the worker learns as powers of
     two: turn it off where the samples are the very inputs to be hidden.
     Warns (PrecisionWarning) when a layer's error on the first samples exceeds a bound.
     """
     ranges = measure_ranges(
-        policy, model, calibration=calibration, by_channel=by_channel, split=split
+        policy, model, calibration=calibration, by_channel=by_channel, split=split, inside=inside
     )
-    plan = from_ranges(policy, model, ranges=ranges, precision=precision, split=split)
+    plan = from_ranges(
+        policy, model, ranges=ranges, precision=precision, split=split, inside=inside
+    )
     if calibration is not None:
         warn_of_errors(plan, as_samples(model, calibration))
     return plan
@@ -275,6 +298,7 @@ def measure_ranges(
     calibration: Samples | None,
     by_channel: bool = True,
     split: PlannedSplit | None = None,
+    inside: Collection[str] | None = None,
 ) -> dict[str, Ranges]:
     """Largest magnitude, over typical inputs, of what every node reads that the policy sends out.
 
@@ -282,7 +306,7 @@ def measure_ranges(
     Raises PlanError without inputs, UnsupportedError when there is nothing to send to a worker.
     """
     require_supported(model)
-    protections = assign(model, policy, split=split)
+    protections = assign(model, policy, split=split, inside=inside)
     if not needs_ranges(policy):
         return {}
     linear = _sent_out(model, protections)
@@ -301,6 +325,7 @@ def from_ranges(
     ranges: Mapping[str, Ranges],
     precision: Precision | None = None,
     split: PlannedSplit | None = None,
+    inside: Collection[str] | None = None,
 ) -> Plan:
     """A plan from ranges measured before.
 
@@ -308,7 +333,7 @@ def from_ranges(
     """
     require_supported(model)
     precision = precision or Precision()
-    protections = assign(model, policy, split=split)
+    protections = assign(model, policy, split=split, inside=inside)
     quantised = {}
     for node in _sent_out(model, protections) if needs_ranges(policy) else ():
         if node.name not in ranges:

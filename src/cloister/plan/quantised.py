@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float32
@@ -52,6 +53,11 @@ class QuantisedLinear:
     weight_bits: float
     x_factors: Float32[np.ndarray, "fh fw c"] | None = None
 
+    @cached_property
+    def largest_result(self) -> int:
+        """See `static_bound`; computed once, so that many plans of one model share it."""
+        return _bound(self.linear.weights, self.x_qmax)
+
     @property
     def inv_x_scale(self) -> float:
         """The float32 factor the runtime multiplies activations by."""
@@ -88,7 +94,7 @@ def multiplied(
 
 def static_bound(node: QuantisedLinear) -> int:
     """Largest magnitude any result can have, computed from the integers themselves."""
-    return _bound(node.linear.weights, node.x_qmax)
+    return node.largest_result
 
 
 def bound_and_bits(weights: np.ndarray, x_qmax: int, precision: Precision) -> tuple[int, float]:

@@ -122,7 +122,8 @@ class SplitRequest:
         if (outer_policy(policy) or policy) not in SPLITTING:
             return SplitChoice(None, None, "")
         report = None if self.audit is None else split_report.load(self.audit)
-        split = choose_split(model, self.until or AUTO, report, audited=audited)
+        until = AUTO if self.until is None else self.until
+        split = choose_split(model, until, report, audited=audited)
         if split is None:
             return SplitChoice(
                 None, report, "the audit accepts no split, so all layers are blinded"

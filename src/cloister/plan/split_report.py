@@ -34,7 +34,7 @@ LEAST_FOUND = 0.95
 """Share of the images that every attack has to identify where it reads them."""
 ROUNDING = 1e-9
 """By which the formulas of an interval may miss the mean where both are at the end of a scale."""
-SIGNIFICANCE = 1e-3
+SIGNIFICANCE = 1e-4
 """Of the test whether an attack finds more than chance in a blinded transcript."""
 
 
@@ -141,7 +141,7 @@ class SplitScores:
 
 
 @dataclass(frozen=True)
-class Excess:
+class Exceedance:
     """A figure of an attack that is not below its threshold, both at the scale of the figure."""
 
     attack: str
@@ -161,26 +161,26 @@ class Excess:
 class SplitVerdict:
     """What the rule says about one split.
 
-    excesses   the figures of this split that are too high
+    exceedances   the figures of this split that are too high
     deeper     names of deeper splits where some are
     flaws      why the rule accepts no split of this report
     """
 
     split: SplitScores
-    excesses: tuple[Excess, ...]
+    exceedances: tuple[Exceedance, ...]
     deeper: tuple[str, ...]
     flaws: tuple[str, ...]
 
     @property
     def accepted(self) -> bool:
         """Whether nothing speaks against it."""
-        return not (self.excesses or self.deeper or self.flaws)
+        return not (self.exceedances or self.deeper or self.flaws)
 
     @property
     def reasons(self) -> tuple[str, ...]:
         """Why it is not accepted."""
         deeper = (f"the deeper split {self.deeper[-1]!r} fails",) if self.deeper else ()
-        return (*map(str, self.excesses), *deeper, *self.flaws)
+        return (*map(str, self.exceedances), *deeper, *self.flaws)
 
 
 @dataclass(frozen=True)
@@ -252,13 +252,15 @@ class SplitReport:
     @cached_property
     def verdicts(self) -> tuple[SplitVerdict, ...]:
         """The rule's answer for every split, in their order."""
-        excesses = [tuple(self._excesses(split)) for split in self.splits]
+        exceedances = [tuple(self._exceedances(split)) for split in self.splits]
         flaws = self.flaws
         return tuple(
             SplitVerdict(
                 split,
-                excesses[i],
-                tuple(self.splits[k].name for k in range(i + 1, len(self.splits)) if excesses[k]),
+                exceedances[i],
+                tuple(
+                    self.splits[k].name for k in range(i + 1, len(self.splits)) if exceedances[k]
+                ),
                 flaws,
             )
             for i, split in enumerate(self.splits)
@@ -331,7 +333,7 @@ class SplitReport:
         deepest = self.verdicts[-1]
         return (
             f"No split is accepted: at the deepest one, {deepest.split.name!r}, "
-            f"{deepest.excesses[0]}. A plan keeps every linear layer blinded."
+            f"{deepest.exceedances[0]}. A plan keeps every linear layer blinded."
         )
 
     def judgement(self) -> dict[str, Any]:
@@ -351,14 +353,14 @@ class SplitReport:
         for one in self.verdicts:
             row = [one.split.name]
             for figure in ("ssim", "explained", "identification"):
-                best, attack = max((_high(s, figure), s.attack) for s in one.split.attacks)
-                row.append(f"{best:.3f} ({attack})")
+                found = [(_high(scores, figure), scores.attack) for scores in one.split.attacks]
+                row.append("{:.3f} ({})".format(*max(found)) if found else "-")
             rows.append([*row, "accepted" if one.accepted else "not accepted"])
         return header, rows
 
-    def _excesses(self, split: SplitScores) -> list[Excess]:
+    def _exceedances(self, split: SplitScores) -> list[Exceedance]:
         return [
-            Excess(scores.attack, figure, _high(scores, figure), limit)
+            Exceedance(scores.attack, figure, _high(scores, figure), limit)
             for scores in split.attacks
             for figure, limit in self.limits.items()
             if not _high(scores, figure) < limit

@@ -11,6 +11,7 @@ uniform, whatever the worker has changed. A request in the clear is therefore wr
 memory first whenever the plan hides anything, and copied out only after the checks.
 """
 
+import time
 import weakref
 from collections.abc import Mapping
 
@@ -59,6 +60,8 @@ class Executor:
             self.program: Program = compile_plan(plan)
         self._rng = rng
         self._threads = threads
+        # Other lanes may run in other threads; helper threads are only seen by the process's clock.
+        self._clock = time.thread_time_ns if threads == 1 else time.process_time_ns
         self._hidden = sorted(plan.hidden_nodes)
         self._next_request_id = first_request_id
         # Memory by batch size: reserved at native channels, which it does not keep alive, and
@@ -158,7 +161,9 @@ class Executor:
             stage = self._stages[stop.step]
             if stop.why == "mismatch":
                 raise wrong_answer(stage.name)
+            started = self._clock()
             stage.perform(request, stop)
+            stage.row(request).trusted_ms += 1e-6 * (self._clock() - started)
             first = stop.step + (stop.why != "unbound")
 
     def _account(self, first: int, end: int, request: BatchRequest) -> None:

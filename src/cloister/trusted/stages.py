@@ -241,6 +241,7 @@ class ExchangeStage(Stage):
         """See Stage."""
         layout = request.space.layout
         row = self.row(request)
+        row.trusted_ms += 1e-6 * cpu_ns
         row.worker_ms += 1e-6 * wait_ns
         row.bytes_to_worker += layout.messages[self._node].nbytes
         row.bytes_from_worker += layout.answers[self._node].nbytes
@@ -264,7 +265,7 @@ class SegmentStage(Stage):
     """Open nodes, run whole by a worker on float32 values."""
 
     def __init__(self, setup: Setup, number: int, step: Segment) -> None:
-        self.name, self.protection = f"open segment {step.nodes[0].name}", OPEN.name
+        self.name, self.protection = step.name, OPEN.name
         self._graph = setup.program.plan.graph
         self._number = number
         self._step = step
@@ -367,10 +368,8 @@ class LocalStage(Stage):
     """Nodes that ONNX Runtime computes inside."""
 
     def __init__(self, setup: Setup, number: int, step: Local) -> None:
-        self.name, self.protection = f"local {step.nodes[0].name}", ENCLAVE.name
+        self.name, self.protection = step.name, ENCLAVE.name
         self._step = step
-        # Other lanes may run in other threads; helper threads are only seen by the process's clock.
-        self._clock = time.thread_time_ns if setup.threads == 1 else time.process_time_ns
         model = model_bytes(
             setup.program.plan.graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs
         )
@@ -379,7 +378,6 @@ class LocalStage(Stage):
     def perform(self, request: BatchRequest, stop: native.Stop) -> None:
         """See Stage."""
         step = self._step
-        started = self._clock()
         feeds = {value: request.values.onnx(value) for value in step.inputs}
         try:
             found = self._session.run(step.outputs, feeds)
@@ -391,7 +389,6 @@ class LocalStage(Stage):
             ) from None
         for value, array in zip(step.outputs, found, strict=True):
             request.values.put(value, array)
-        self.row(request).trusted_ms += 1e-6 * (self._clock() - started)
 
 
 class ModuleStage(Stage):

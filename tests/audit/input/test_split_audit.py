@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -73,7 +75,7 @@ def test_a_leaking_split_is_refused_and_a_plan_follows_the_report(tmp_path):
     report = audit(tmp_path, attacks=LEAKING)
     assert report.flaws == ()
     assert [one.accepted for one in report.verdicts] == [False, True, True]
-    assert {one.attack for one in report.verdicts[0].excesses} == {"gan"}
+    assert {one.attack for one in report.verdicts[0].exceedances} == {"gan"}
     plan = policies.origami(graph(), audit=tmp_path)
     assert plan.split.until == (POINTS[1],)
     assert plan.split.evidence.report == report.digest
@@ -109,7 +111,7 @@ def test_a_split_that_is_none_is_refused_before_anything_is_done(tmp_path, split
 # ---- interruption
 
 
-def test_an_audit_killed_at_any_time_goes_on_and_comes_to_the_same(whole, tmp_path, monkeypatch):
+def test_an_audit_killed_at_any_time_goes_on_and_comes_to_the_same(whole, tmp_path):
     tests = Path(__file__).parents[2]
     child = subprocess.Popen(
         [sys.executable, small_audits.__file__, str(tmp_path)],
@@ -144,7 +146,8 @@ def test_more_seeds_and_attacks_are_added_to_those_that_are_done(whole, tmp_path
 
 def test_when_the_time_is_used_up_the_report_says_what_is_missing(tmp_path, monkeypatch):
     clock = iter(range(1000))
-    monkeypatch.setattr(job_results.time, "monotonic", lambda: 60.0 * next(clock))
+    watch = SimpleNamespace(monotonic=lambda: 60.0 * next(clock))
+    monkeypatch.setattr(job_results, "time", watch)
     with pytest.raises(InputError, match="run the same command again"):
         audit(tmp_path, minutes=3.5)
     report = audit(tmp_path, minutes=8.5)
@@ -154,13 +157,11 @@ def test_when_the_time_is_used_up_the_report_says_what_is_missing(tmp_path, monk
     assert audit(tmp_path).accepted_split() is not None
 
 
-def test_a_folder_of_another_audit_is_refused_and_nothing_of_it_is_lost(tmp_path):
-    settings = SplitSettings(attacks=("ridge",), seeds=1)
-    audit(tmp_path, settings=settings)
-    before = (tmp_path / PROGRESS).read_bytes()
+def test_a_folder_of_another_audit_is_refused_and_nothing_of_it_is_lost(whole, tmp_path):
+    shutil.copy(whole[1] / PROGRESS, tmp_path)
     with pytest.raises(InputError, match="of another audit"):
-        audit(tmp_path, settings=replace(settings, effort=2.0))
-    assert (tmp_path / PROGRESS).read_bytes() == before
+        audit(tmp_path, settings=SplitSettings(effort=2.0))
+    assert (tmp_path / PROGRESS).read_bytes() == (whole[1] / PROGRESS).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -172,14 +173,12 @@ def test_a_folder_of_another_audit_is_refused_and_nothing_of_it_is_lost(tmp_path
         lambda d: d.pop("done"),
     ],
 )
-def test_damaged_results_are_refused(tmp_path, damage):
-    settings = SplitSettings(attacks=("ridge",), seeds=1)
-    audit(tmp_path, settings=settings)
-    document = json.loads((tmp_path / PROGRESS).read_text())
+def test_damaged_results_are_refused(whole, tmp_path, damage):
+    document = json.loads((whole[1] / PROGRESS).read_text())
     damage(document)
     (tmp_path / PROGRESS).write_text(json.dumps(document))
     with pytest.raises(InputError, match=r"remove it to start anew|results of|no picture|not one"):
-        audit(tmp_path, settings=settings)
+        audit(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from jaxtyping import Float32
 from torch import Tensor
 
+from cloister.audit.input.linear_estimate import LinearEstimate
 from cloister.audit.input.split_view import SplitView
 from cloister.audit.torch_graph import TorchGraph
 from cloister.errors import InputError, ShapeError
@@ -97,6 +99,11 @@ class AttackKnowledge:
         """(c, h, w)."""
         c, h, w = self.images.shape[1:]
         return c, h, w
+
+    @cached_property
+    def linear_estimate(self) -> LinearEstimate:
+        """The best linear estimate, made once for all attacks and seeds."""
+        return LinearEstimate(self.view, torch.from_numpy(self.images))
 
     @property
     def blind_guess(self) -> Float32[np.ndarray, "c h w"]:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from cloister.audit.input.split_view import SplitView
 
-SMALLEST = 1e-3
+SMALLEST = 1e-2
 """Deviations below this share of a value's own are raised to it: nearly constant channels."""
 
 

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int64
 from scipy.special import stdtrit
 from torch import Tensor
-from torch.nn import functional
 
 from cloister.errors import InputError, ShapeError
 from cloister.plan.split_report import Estimate
@@ -119,13 +118,9 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     Source   Wang et al., "Image quality assessment: from error visibility to structural
              similarity" (2004): Gaussian window 11x11 of deviation 1.5, wherever it fits whole
     """
-    height, width = x.shape[2:]
-    down, across = (_window(size).to(x.dtype) for size in (height, width))
-    n, c = x.shape[:2]
-    planes = torch.stack([x, y, x * x, y * y, x * y]).reshape(5 * n * c, 1, height, width)
-    blurred = functional.conv2d(planes, down.view(1, 1, -1, 1))
-    blurred = functional.conv2d(blurred, across.view(1, 1, 1, -1))
-    mx, my, xx, yy, xy = blurred.reshape(5, n, c, *blurred.shape[2:])
+    down, across = (_windows(size).to(x.dtype) for size in x.shape[2:])
+    planes = torch.stack([x, y, x * x, y * y, x * y])
+    mx, my, xx, yy, xy = down @ planes @ across.T
     c1, c2 = K1**2, K2**2
     structure = (2 * (xy - mx * my) + c2) / (xx - mx * mx + yy - my * my + c2)
     luminance = (2 * mx * my + c1) / (mx * mx + my * my + c1)
@@ -133,11 +128,16 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     return similarity
 
 
-def _window(size: int) -> Tensor:
+def _windows(size: int) -> Tensor:
+    """The Gaussian window at each place of an axis where it fits, one place a row."""
     length = min(WINDOW, size - 1 + size % 2)
     places = torch.arange(length, dtype=torch.float64) - (length - 1) / 2
     weights = torch.exp(-places.square() / (2 * DEVIATION**2))
-    return weights / weights.sum()
+    weights /= weights.sum()
+    rows = torch.zeros((size - length + 1, size), dtype=torch.float64)
+    for place, row in enumerate(rows):
+        row[place : place + length] = weights
+    return rows
 
 
 # ---- identification

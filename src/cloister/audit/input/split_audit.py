@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,7 +12,6 @@ import numpy as np
 import torch
 
 from cloister.audit.input.attack_battery import BATTERY
-from cloister.audit.input.attack_knowledge import AttackKnowledge
 from cloister.audit.input.image_score import ImageScores, blind_scores, score_images, summarise
 from cloister.audit.input.split_attack import run_attack
 from cloister.audit.input.split_images import SplitImages
@@ -23,6 +23,7 @@ from cloister.audit.job_results import JobResults, begin_in_time
 from cloister.audit.page import png
 from cloister.base import files
 from cloister.base.reading import parsing
+from cloister.base.rng import Csprng, SystemRandom
 from cloister.data.preprocessing import Channels
 from cloister.errors import InputError
 from cloister.graph.graph import Graph
@@ -54,6 +55,14 @@ KEPT_BYTES = 1 << 30
 Said = Callable[[int, int, str], None]
 
 
+@dataclass(frozen=True, eq=False)
+class SplitAudit:
+    """An audit's report, and pictures of what its attacks made."""
+
+    report: SplitReport
+    gallery: Gallery
+
+
 def audit_splits(
     graph: Graph,
     images: SplitImages,
@@ -62,20 +71,48 @@ def audit_splits(
     settings: SplitSettings | None = None,
     minutes: float | None = None,
     threads: int = 1,
+    rng: Csprng | None = None,
     said: Said = lambda done, total, text: None,
 ) -> SplitReport:
-    """Attack the splits of a model, and write report.json and report.html.
+    """Attack the splits of a model as `attack_splits` does, and write report.json and report.html.
+
+    Raises    InputError, UnsupportedError
+    """
+    audit = attack_splits(
+        graph, images, folder=folder, settings=settings, minutes=minutes, threads=threads, rng=rng,
+        said=said,
+    )  # fmt: skip
+    save(audit.report, folder)
+    plan = policies.origami(graph, audit=audit.report)
+    page = split_page(audit.report, plan.claims(), audit.gallery)
+    files.replace(folder / PAGE, page.encode(), private=False)
+    return audit.report
+
+
+def attack_splits(
+    graph: Graph,
+    images: SplitImages,
+    *,
+    folder: Path,
+    settings: SplitSettings | None = None,
+    minutes: float | None = None,
+    threads: int = 1,
+    rng: Csprng | None = None,
+    said: Said = lambda done, total, text: None,
+) -> SplitAudit:
+    """Attack the splits of a model.
 
     folder    keeps the result of every job: the same call, or one for more splits, attacks or
               seeds, goes on with them
     minutes   after which no job is begun; the report then says what is missing
+    rng       of the one-time pads of the sessions whose messages are attacked
     said      is called with how many jobs of how many are done, and what the last one gave
 
     Raises    InputError, UnsupportedError
     """
     settings = settings or SplitSettings()
     torch.set_num_threads(threads)
-    audit = _Audit(graph, images, settings)
+    audit = _Audit(graph, images, settings, rng or SystemRandom())
     results = JobResults(folder, audit.identity)
     audit.read(results)
     last = ""
@@ -92,18 +129,16 @@ def audit_splits(
         results.add(job.name, result.to_json())
         audit.done[job] = result
         last = audit.text(job)
-    report = audit.report(results.path)
-    save(report, folder)
-    plan = policies.origami(graph, audit=report)
-    page = split_page(report, plan.claims(), audit.gallery())
-    files.replace(folder / PAGE, page.encode(), private=False)
-    return report
+    return SplitAudit(audit.report(results.path), audit.gallery())
 
 
 class _Audit:
     """The jobs of one audit and what is known of them."""
 
-    def __init__(self, graph: Graph, images: SplitImages, settings: SplitSettings) -> None:
+    def __init__(
+        self, graph: Graph, images: SplitImages, settings: SplitSettings, rng: Csprng
+    ) -> None:
+        self._rng = rng
         self._graph, self._images, self._settings = graph, images, settings
         self._points = split_points(graph)
         if not self._points:
@@ -148,9 +183,8 @@ class _Audit:
     def run(self, job: SplitJob) -> JobResult:
         """Make one attack."""
         viewed = self._view(job.place)
-        knowledge = AttackKnowledge(self._images.public, viewed.public, viewed.before)
         found = run_attack(
-            BATTERY[job.attack], knowledge, viewed.attacked, seed=job.seed,
+            BATTERY[job.attack], viewed.knowledge, viewed.attacked, seed=job.seed,
             effort=self._settings.effort,
         )  # fmt: skip
         scores = score_images(
@@ -222,13 +256,14 @@ class _Audit:
         return self._viewed[place]
 
     def _new_view(self, place: str) -> ViewedSplit:
-        graph, images, ranges = self._graph, self._images, self._ranges
+        graph, images, ranges, rng = self._graph, self._images, self._ranges, self._rng
         if place == INPUT:
-            return input_view(graph, images, ranges=ranges)
+            return input_view(graph, images, ranges=ranges, rng=rng)
         if place == BLINDED:
-            return blinded_view(graph, images, shallowest=self._points[0], ranges=ranges)
+            first = self._points[0]
+            return blinded_view(graph, images, shallowest=first, ranges=ranges, rng=rng)
         split = next(split for split in self._splits if split.name == place)
-        return split_view(graph, images, split=split, ranges=ranges)
+        return split_view(graph, images, split=split, ranges=ranges, rng=rng)
 
     def _scores(self, place: str, split: Split | None) -> SplitScores:
         values, before = (split.values, split.before) if split is not None else ((), frozenset())

@@ -215,7 +215,8 @@ def _items(path: Path) -> tuple[list[Item], list[Item] | None]:
     if path.is_dir():
         test, train = (path / name for name in MNIST)
         if test.is_file() and train.is_file():
-            return list(read_idx(test, axes=3)), list(read_idx(train, axes=3))
+            attackable, known = (_pictures(read_idx(one, axes=3), one) for one in (test, train))
+            return attackable, known
         found = sorted(one for one in path.rglob("*") if one.suffix.lower() in PICTURES)
         if not found:
             raise InputError(f"{path}: the folder holds no picture (PNG, JPEG), nor do its folders")

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cloister.audit.input.attack_knowledge import PartBefore
+from cloister.audit.input.attack_knowledge import AttackKnowledge, PartBefore
 from cloister.audit.input.split_images import SplitImages
 from cloister.audit.input.split_view import SplitView, observe, observe_blinded
+from cloister.base.rng import Csprng
 from cloister.graph.graph import Graph
 from cloister.graph.part import part
 from cloister.graph.passes.rewrite import without_unused
@@ -28,42 +29,47 @@ AT_ONCE = 16
 
 @dataclass(frozen=True, eq=False)
 class ViewedSplit:
-    """What a worker sees of attacked and of public images, and the part of the model before."""
+    """What a worker sees of attacked images, and what its attacks know beforehand."""
 
     attacked: SplitView
-    public: SplitView
-    before: PartBefore
+    knowledge: AttackKnowledge
 
     @property
     def nbytes(self) -> int:
-        """Of both views."""
-        return sum(value.nbytes for view in (self.attacked, self.public) for value in view.values)
+        """Of both views; what attacks derive from public images once is about as large as these."""
+        known = sum(value.nbytes for value in self.knowledge.view.values)
+        return sum(value.nbytes for value in self.attacked.values) + 2 * known
 
 
 def split_view(
-    graph: Graph, images: SplitImages, *, split: Split, ranges: Mapping[str, Ranges]
+    graph: Graph, images: SplitImages, *, split: Split, ranges: Mapping[str, Ranges], rng: Csprng
 ) -> ViewedSplit:
     """The values that cross a split: blinded, checked and unblinded by a session before it."""
     plan = policies.from_ranges(
         "origami-prefix", graph, ranges=ranges, split=PlannedSplit(split.until)
     )
     before = PartBefore(part_before(graph, split), images.pixels)
-    return ViewedSplit(
-        _watched(plan, images.inputs(images.attacked), _clear), before.view(images.public), before
-    )
+    attacked = _watched(plan, images.inputs(images.attacked), _clear, rng)
+    return ViewedSplit(attacked, AttackKnowledge(images.public, before.view(images.public), before))
 
 
-def input_view(graph: Graph, images: SplitImages, *, ranges: Mapping[str, Ranges]) -> ViewedSplit:
+def input_view(
+    graph: Graph, images: SplitImages, *, ranges: Mapping[str, Ranges], rng: Csprng
+) -> ViewedSplit:
     """The inputs themselves: the control where every attack has to succeed."""
     plan = policies.from_ranges("open", graph, ranges=ranges)
     before = PartBefore(part(graph, (), graph.inputs, graph.inputs), images.pixels)
-    return ViewedSplit(
-        _watched(plan, images.inputs(images.attacked), _clear), before.view(images.public), before
-    )
+    attacked = _watched(plan, images.inputs(images.attacked), _clear, rng)
+    return ViewedSplit(attacked, AttackKnowledge(images.public, before.view(images.public), before))
 
 
 def blinded_view(
-    graph: Graph, images: SplitImages, *, shallowest: Split, ranges: Mapping[str, Ranges]
+    graph: Graph,
+    images: SplitImages,
+    *,
+    shallowest: Split,
+    ranges: Mapping[str, Ranges],
+    rng: Csprng,
 ) -> ViewedSplit:
     """What the first linear node's worker is sent under one-time pads: the control where every
     attack has to fail. Public images are blinded by pads of their own.
@@ -71,10 +77,10 @@ def blinded_view(
     first = part_before(graph, shallowest)
     plan = policies.from_ranges("slalom", first, ranges=ranges)
     before = PartBefore(_before_first(first, plan), images.pixels)
-    both = _watched(plan, images.inputs(np.concatenate([images.attacked, images.public])), _blinded)
-    places = np.arange(both.count)
-    attacked, public = np.split(places, [len(images.attacked)])
-    return ViewedSplit(both.of(attacked), both.of(public), before)
+    inputs = images.inputs(np.concatenate([images.attacked, images.public]))
+    both = _watched(plan, inputs, _blinded, rng)
+    attacked, public = np.split(np.arange(both.count), [len(images.attacked)])
+    return ViewedSplit(both.of(attacked), AttackKnowledge(images.public, both.of(public), before))
 
 
 def _before_first(graph: Graph, plan: Plan) -> Graph:
@@ -86,10 +92,10 @@ def _before_first(graph: Graph, plan: Plan) -> Graph:
 
 
 def _watched(
-    plan: Plan, inputs: np.ndarray, seen: Callable[[Transcript, int], SplitView]
+    plan: Plan, inputs: np.ndarray, seen: Callable[[Transcript, int], SplitView], rng: Csprng
 ) -> SplitView:
     views = []
-    with Session(plan, record_payloads=True, on_clip=OnClip.IGNORE) as session:
+    with Session(plan, record_payloads=True, on_clip=OnClip.IGNORE, rng=rng) as session:
         for start in range(0, len(inputs), AT_ONCE):
             some = inputs[start : start + AT_ONCE]
             views.append(seen(session.run(some).transcript, len(some)))

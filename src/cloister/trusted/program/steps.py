@@ -79,6 +79,11 @@ class Segment:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        """Its name in reports."""
+        return f"open segment {self.nodes[0].name}"
+
 
 @dataclass(frozen=True)
 class Local:
@@ -87,6 +92,11 @@ class Local:
     nodes: tuple[Node, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Its name in reports."""
+        return f"local {self.nodes[0].name}"
 
 
 @dataclass(frozen=True)

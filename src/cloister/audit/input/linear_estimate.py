@@ -1,0 +1,76 @@
+"""The best linear estimate of images from their crossing values: ridge regression, in closed form.
+
+The penalty is chosen by cross-validation that leaves out one image at a time, in closed form too.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cloister.audit.input.feature_scale import FeatureScale
+from cloister.audit.input.split_view import SplitView
+
+PENALTIES = tuple(10.0**power for power in range(-6, 5))
+"""Relative to the mean square of a feature, times the number of images."""
+SMALLEST = 1e-7
+"""Eigenvalues below this share of the largest are rounding errors of the products."""
+VALIDATED = 500
+"""Public images whose errors choose the penalty."""
+LEAST_FREE = 1e-6
+"""Of 1 - leverage: an image that decides its own estimate alone says nothing of others."""
+
+
+class LinearEstimate:
+    """Ridge regression by the decomposition X = U S V^T of the centred public values X.
+
+    V and S come from X^T X for few values, and from X X^T for few images (dual form). With them
+    an estimate is (x V) (S^2 + penalty)^-1 (V^T X^T Y) for every penalty.
+
+    left_out   the estimates of the public images, each from all others
+    """
+
+    def __init__(self, view: SplitView, images: Tensor) -> None:
+        self._scale, self._shape = FeatureScale(view), images.shape[1:]
+        x, y = self._scale.rows(view), images.flatten(1)
+        self._x_mean, self._y_mean = x.mean(0), y.mean(0)
+        x, y = x - self._x_mean, y - self._y_mean
+        self._count = len(x)
+        dual = x.shape[1] > x.shape[0]
+        squares, vectors = torch.linalg.eigh(x @ x.T if dual else x.T @ x)
+        kept = squares > SMALLEST * squares.max().clamp_min(1e-30)
+        self._squares, vectors = squares[kept], vectors[:, kept]
+        # In the dual form V = X^T U / S; a product with it is two, without a large matrix kept.
+        self._right = (x, vectors / self._squares.sqrt()) if dual else (None, vectors)
+        along = self._along(x)
+        self._left = along.T @ y
+        unit = len(x) * float(x.square().mean())
+        tried = along[:VALIDATED], y[:VALIDATED]
+        errors = []
+        for penalty in PENALTIES:
+            self._divisors = self._squares + penalty * unit
+            errors.append(float(self._left_out_errors(*tried).square().mean()))
+        self._divisors = self._squares + PENALTIES[int(np.argmin(errors))] * unit
+        left_out = self._y_mean + y - self._left_out_errors(along, y)
+        self.left_out = left_out.reshape(images.shape)
+
+    def __call__(self, view: SplitView) -> Tensor:
+        """The images of a view, near 0..1."""
+        along = self._along(self._scale.rows(view) - self._x_mean)
+        images: Tensor = (self._y_mean + self._pixels(along)).reshape(-1, *self._shape)
+        return images
+
+    def _left_out_errors(self, along: Tensor, y: Tensor) -> Tensor:
+        leverage = (along.square() / self._divisors).sum(1) + 1 / self._count
+        free = (1 - leverage).clamp_min(LEAST_FREE)
+        errors: Tensor = (y - self._pixels(along)) / free[:, None]
+        return errors
+
+    def _along(self, x: Tensor) -> Tensor:
+        """Rows x V."""
+        images, vectors = self._right
+        along: Tensor = (x if images is None else x @ images.T) @ vectors
+        return along
+
+    def _pixels(self, along: Tensor) -> Tensor:
+        pixels: Tensor = (along / self._divisors) @ self._left
+        return pixels
