@@ -5,9 +5,10 @@ import signal
 import pytest
 
 import nets
-from byzantine.test_session import mixed_plan
+from byzantine.test_session import mixed_plan, with_an_open_segment
 from cloister.base.rng import SystemRandom
-from cloister.errors import VerificationError
+from cloister.errors import ProtocolError, VerificationError
+from cloister.graph.layout import from_channels_last
 from cloister.trusted.executor import Executor
 from cloister.trusted.pads.maker import InlinePads, PadUse
 from cloister.trusted.report import Meter
@@ -37,6 +38,29 @@ def test_a_lie_keeps_the_clear_message_out_of_shared_memory(lying_link):
         assert clear.any()
         shared = link._arena._segments[space.region.segment].memory
         assert bytes(clear)[:64] not in bytes(shared[: space.region.offset + space.region.size])
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_segment_s_message_comes_to_shared_memory_after_the_checks(lying_link, after):
+    """`after` is the honest answers; with one, the worker lies about the segment itself."""
+    plan = with_an_open_segment()
+    executor = Executor(plan, rng=SystemRandom())
+    with lying_link("shm", Lie.WRONG_SHAPE if after else Lie.FLIP_ONE, after=after) as link:
+        executor.load(link)
+        pads = PadUse(InlinePads(plan, rng=SystemRandom()), 1)
+        feeds = nets.samples(nets.chain(), 1)
+        with pytest.raises(ProtocolError if after else VerificationError):
+            executor.run(feeds, link=link, pads=pads, meter=Meter(), timeout_s=20.0)
+        space = executor._workspace(link, 1)
+        ((name, channels_first),) = space.layout.crossing.values()
+        assert channels_first
+        message = from_channels_last(
+            space.values[name, True], plan.graph.types[name].shape, channels_first=True
+        )
+        assert message.any()
+        shared = link._arena._segments[space.region.segment].memory
+        there = message.tobytes() in bytes(shared[: space.region.offset + space.region.size])
+        assert there == (after == 1)
 
 
 def test_a_signal_handler_ends_the_wait(lying_link):
