@@ -1,19 +1,24 @@
 """The executor against workers that lie or hang: what the memory they share shows them."""
 
 import signal
+from contextlib import nullcontext
 
+import numpy as np
 import pytest
 
 import nets
-from byzantine.test_session import mixed_plan, with_an_open_segment
+from byzantine.test_session import mixed_plan
 from cloister.base.rng import SystemRandom
-from cloister.errors import ProtocolError, VerificationError
-from cloister.graph.layout import from_channels_last
+from cloister.errors import VerificationError
 from cloister.trusted.executor import Executor
 from cloister.trusted.pads.maker import InlinePads, PadUse
+from cloister.trusted.program.steps import Segment
 from cloister.trusted.report import Meter
 from cloister.trusted.session import Session
+from cloister.wire.process import python
+from cloister.wire.shm.shm_link import start_local_worker
 from cloister.worker.byzantine import Lie
+from trusted.split_plans import split_plans
 from trusted.test_session import plan_of
 
 
@@ -40,27 +45,31 @@ def test_a_lie_keeps_the_clear_message_out_of_shared_memory(lying_link):
         assert bytes(clear)[:64] not in bytes(shared[: space.region.offset + space.region.size])
 
 
-@pytest.mark.parametrize("after", [0, 1])
-def test_a_segment_s_message_comes_to_shared_memory_after_the_checks(lying_link, after):
-    """`after` is the honest answers; with one, the worker lies about the segment itself."""
-    plan = with_an_open_segment()
+@pytest.mark.parametrize("lie", [None, Lie.FLIP_ONE])
+def test_a_lie_keeps_what_crosses_a_split_out_of_shared_memory(lie):
+    """A segment's request is written where a worker reads it once all checks have passed."""
+    plan = next(split_plans(nets.chain(), "origami-prefix", ends=1))
     executor = Executor(plan, rng=SystemRandom())
-    with lying_link("shm", Lie.WRONG_SHAPE if after else Lie.FLIP_ONE, after=after) as link:
+    (segment,) = [step for step in executor.program.steps if isinstance(step, Segment)]
+    liar = () if lie is None else ("--lie", lie)
+    command = python("-m", "cloister.worker", *liar)
+    link = start_local_worker(command=command)
+    try:
         executor.load(link)
         pads = PadUse(InlinePads(plan, rng=SystemRandom()), 1)
-        feeds = nets.samples(nets.chain(), 1)
-        with pytest.raises(ProtocolError if after else VerificationError):
-            executor.run(feeds, link=link, pads=pads, meter=Meter(), timeout_s=20.0)
+        with nullcontext() if lie is None else pytest.raises(VerificationError):
+            executor.run(
+                nets.samples(nets.chain(), 1), link=link, pads=pads, meter=Meter(), timeout_s=20.0
+            )
         space = executor._workspace(link, 1)
-        ((name, channels_first),) = space.layout.crossing.values()
-        assert channels_first
-        message = from_channels_last(
-            space.values[name, True], plan.graph.types[name].shape, channels_first=True
-        )
-        assert message.any()
-        shared = link._arena._segments[space.region.segment].memory
-        there = message.tobytes() in bytes(shared[: space.region.offset + space.region.size])
-        assert there == (after == 1)
+        crossing = space.values[space.layout.crossing[segment.target]]
+        assert crossing.any()
+        written = np.moveaxis(crossing, -1, 1).tobytes()[:64]
+        shared = bytes(link._arena._segments[space.region.segment].memory)
+        assert (written in shared) is (lie is None)
+        assert (crossing.tobytes()[:64] in shared) is False
+    finally:
+        link.close()
 
 
 def test_a_signal_handler_ends_the_wait(lying_link):
