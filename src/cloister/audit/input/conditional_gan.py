@@ -71,15 +71,16 @@ class Discriminator(nn.Module):
         channels, height, width = image_shape
         sizes = pyramid(height, width)
         first, middle, last = WIDTHS
-        self.entries = nn.ModuleList(
-            ValueEntry(shape, sizes, level=CONDITION_LEVEL, channels=middle) for shape in shapes
-        )
-        self.down = nn.ModuleList(
-            nn.Conv2d(before, after, 3, stride=2, padding=1)
-            for before, after in ((channels, first), (first, middle))
-        )
-        self.joined = nn.Conv2d(2 * middle, last, 3, padding=1)
-        self.judged = nn.Conv2d(last, 1, 3, padding=1)
+        with torch.device("meta"):
+            self.entries = nn.ModuleList(
+                ValueEntry(shape, sizes, level=CONDITION_LEVEL, channels=middle) for shape in shapes
+            )
+            self.down = nn.ModuleList(
+                nn.Conv2d(before, after, 3, stride=2, padding=1)
+                for before, after in ((channels, first), (first, middle))
+            )
+            self.joined = nn.Conv2d(2 * middle, last, 3, padding=1)
+            self.judged = nn.Conv2d(last, 1, 3, padding=1)
         initialise(self, generator)
 
     def forward(self, values: Sequence[Tensor], images: Tensor) -> Tensor:

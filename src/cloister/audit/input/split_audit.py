@@ -125,6 +125,7 @@ class _Audit:
         self._blind_guess = np.asarray(images.public.mean(axis=0, dtype=np.float64), np.float32)
         self._blind = blind_scores(images.attacked, blind_guess=self._blind_guess)
         self._viewed: dict[str, ViewedSplit] = {}
+        self._known: tuple[str, AttackKnowledge] | None = None
         self.done: dict[SplitJob, JobResult] = {}
 
     @property
@@ -154,9 +155,8 @@ class _Audit:
     def run(self, job: SplitJob) -> JobResult:
         """Make one attack."""
         viewed = self._view(job.place)
-        knowledge = AttackKnowledge(self._images.public, viewed.public, viewed.before)
         found = run_attack(
-            BATTERY[job.attack], knowledge, viewed.attacked, seed=job.seed,
+            BATTERY[job.attack], self._knowledge(job.place), viewed.attacked, seed=job.seed,
             effort=self._settings.effort,
         )  # fmt: skip
         scores = score_images(
@@ -226,6 +226,16 @@ class _Audit:
                 del self._viewed[next(iter(self._viewed))]
             self._viewed[place] = self._new_view(place)
         return self._viewed[place]
+
+    def _knowledge(self, place: str) -> AttackKnowledge:
+        """The attacker's knowledge of one place, kept while the place's attacks are made: its
+        linear estimate serves them all.
+        """
+        if self._known is None or self._known[0] != place:
+            viewed = self._view(place)
+            knowledge = AttackKnowledge(self._images.public, viewed.public, viewed.before)
+            self._known = place, knowledge
+        return self._known[1]
 
     def _new_view(self, place: str) -> ViewedSplit:
         graph, images, ranges, rng = self._graph, self._images, self._ranges, self._rng
