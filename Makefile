@@ -13,7 +13,7 @@ JOBS ?= 2
 # ONNX Runtime must not report what it runs, whichever program loads it first.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: demo demo-hidden demo-training test build dev lock fmt lint type arch tcb native-test bench docs wheel clean
+.PHONY: demo demo-hidden demo-origami demo-training test build dev lock fmt lint type arch tcb native-test bench docs wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/cloister demo
@@ -25,6 +25,10 @@ demo-training: $(VENV)/.train
 # A vendor and a customer: hidden layers, a sealed bundle, and a thief.
 demo-hidden: $(VENV)/.hidden
 	$(BIN)/cloister demo hidden
+
+# What a worker reconstructs at every split of a model, and the three ways to run it split.
+demo-origami: $(VENV)/.origami
+	$(BIN)/cloister demo split
 
 test: $(VENV)/.dev native-test
 	$(BIN)/pytest -n $(JOBS) --dist worksteal
@@ -51,6 +55,11 @@ $(VENV)/.hidden: $(VENV)/.demo requirements/hidden.txt
 	$(LOCKED) requirements/hidden.txt
 	@touch $@
 
+$(VENV)/.origami: $(VENV)/.demo requirements/origami.txt requirements/torch.txt
+	$(LOCKED) requirements/origami.txt
+	$(TORCH)
+	@touch $@
+
 $(VENV)/.dev: $(VENV)/.demo requirements/dev.txt requirements/torch.txt
 	$(LOCKED) requirements/dev.txt
 	$(TORCH)
@@ -66,6 +75,8 @@ lock: $(VENV)/.dev
 		-o requirements/train.txt
 	$(LOCK) $(UPGRADE) -c requirements/dev.txt --extra build --extra demo --extra compile \
 		-o requirements/hidden.txt
+	$(LOCK) $(UPGRADE) -c requirements/dev.txt --extra build --extra demo --extra audit \
+		-o requirements/origami.txt
 	$(LOCK) $(UPGRADE) -c requirements/dev.txt --extra build --extra demo -o requirements/demo.txt
 
 fmt: $(VENV)/.dev

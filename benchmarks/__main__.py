@@ -18,9 +18,9 @@ from cloister.cli.options import Json
 from cloister.errors import CloisterError
 
 NAMES = (
-    "accuracy", "authority_kills", "authority_rate", "compiled", "fe", "figure", "floor",
-    "fuzz_loaders", "inference", "layers", "lies", "memory", "pad_kills", "pads", "passes",
-    "planner", "roundtrip", "training", "transport",
+    "accuracy", "audit_models", "audits", "authority_kills", "authority_rate", "compiled", "fe",
+    "figure", "floor", "fuzz_loaders", "inference", "layers", "lies", "memory", "pad_kills", "pads",
+    "passes", "planner", "roundtrip", "split", "training", "transport",
 )  # fmt: skip
 
 

@@ -84,12 +84,14 @@ def _measure(options: argparse.Namespace) -> dict[str, object]:
     stages = Stages()
     stages.note("modules imported")
     stored = Plan.load(options.plan)
-    policy, ranges, precision = stored.policy, stored.ranges, stored.precision
+    policy, ranges, precision, split = (
+        stored.policy, stored.ranges, stored.precision, stored.split,
+    )  # fmt: skip
     del stored
     graph = load(options.model)
     stages.note("model read")
     feeds = random_input(graph, options.batch)
-    made = policies.from_ranges(policy, graph, ranges=ranges, precision=precision)
+    made = policies.from_ranges(policy, graph, ranges=ranges, precision=precision, split=split)
     plan = made.without_float_weights()
     del made
     stages.note("planned")

@@ -21,6 +21,7 @@ class BoundExecutor {
   using Clear = Contiguous<int16_t>;
   using Staged = Contiguous<const int16_t>;
   using Words = Contiguous<const uint32_t>;
+  using Image = nb::ndarray<const float, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
 
   BoundExecutor(std::vector<bool> checked, int64_t batch, int threads)
       : executor_(std::move(checked), batch, threads), answer_elements_(executor_.nodes()) {}
@@ -60,11 +61,8 @@ class BoundExecutor {
   void add_exchange(int64_t node, const nb::bytes& packet, const nb::bytes& answer,
                     size_t id_offset, const std::optional<Staged>& staged,
                     const std::optional<Clear>& place) {
-    Exchange step;
+    Exchange step = exchange(packet, answer, id_offset);
     step.node = node;
-    step.packet = copied(packet);
-    step.answer = copied(answer);
-    step.packet_id = step.answer_id = id_offset;
     require(staged.has_value() == place.has_value(), "a staged message needs its place");
     if (staged) {
       require(staged->size() == place->size(), "a staged message must fit its place");
@@ -73,6 +71,22 @@ class BoundExecutor {
       step.staged_bytes = staged->size() * sizeof(int16_t);
       staged_.emplace_back(*staged, *place);
     }
+    executor_.add(std::move(step));
+  }
+
+  // A value, channels last, goes out as it lies or, `channels_first`, image by image transposed.
+  void add_segment(const nb::bytes& packet, const nb::bytes& answer, size_t id_offset,
+                   const Image& value, const Contiguous<float>& place, bool channels_first) {
+    Exchange step = exchange(packet, answer, id_offset);
+    require(value.size() == place.size(), "a value must fit its place");
+    step.staged = reinterpret_cast<const uint8_t*>(value.data());
+    step.place = reinterpret_cast<uint8_t*>(place.data());
+    step.staged_bytes = value.size() * sizeof(float);
+    if (channels_first) {
+      step.rows = static_cast<int64_t>(value.shape(1) * value.shape(2));
+      step.columns = static_cast<int64_t>(value.shape(3));
+    }
+    values_.emplace_back(value, place);
     executor_.add(std::move(step));
   }
 
@@ -181,6 +195,14 @@ class BoundExecutor {
   }
 
  private:
+  static Exchange exchange(const nb::bytes& packet, const nb::bytes& answer, size_t id_offset) {
+    Exchange step;
+    step.packet = copied(packet);
+    step.answer = copied(answer);
+    step.packet_id = step.answer_id = id_offset;
+    return step;
+  }
+
   static std::vector<uint8_t> copied(const nb::bytes& bytes) {
     const auto* data = reinterpret_cast<const uint8_t*>(bytes.c_str());
     return {data, data + bytes.size()};
@@ -216,6 +238,7 @@ class BoundExecutor {
   std::vector<std::pair<int64_t, Input>> answers_;  // of this request, by node
   std::vector<Contiguous<uint64_t>> counts_;
   std::vector<std::pair<Staged, Clear>> staged_;
+  std::vector<std::pair<Image, Contiguous<float>>> values_;
   std::vector<std::vector<Words>> unblinding_;
   std::optional<std::pair<size_t, uint64_t>> outstanding_;
 };
@@ -253,6 +276,9 @@ inline void register_executor(nb::module_& m) {
       .def("add_exchange", &BoundExecutor::add_exchange, nb::kw_only(), nb::arg("node"),
            nb::arg("packet"), nb::arg("answer"), nb::arg("id_offset"),
            nb::arg("staged").noconvert().none(), nb::arg("place").noconvert().none())
+      .def("add_segment", &BoundExecutor::add_segment, nb::kw_only(), nb::arg("packet"),
+           nb::arg("answer"), nb::arg("id_offset"), nb::arg("value").noconvert(),
+           nb::arg("place").noconvert(), nb::arg("channels_first"))
       .def("add_outside", &BoundExecutor::add_outside, nb::kw_only(),
            nb::arg("node").none() = nb::none())
       .def("begin", &BoundExecutor::begin, nb::kw_only(), nb::arg("key").none(), nb::arg("pad_ids"),

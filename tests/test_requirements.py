@@ -11,6 +11,8 @@ ROOT = Path(__file__).parents[1]
 LOCKED = {
     "demo.txt": ("build", "demo"),
     "train.txt": ("build", "demo", "train"),
+    "hidden.txt": ("build", "demo", "compile"),
+    "origami.txt": ("build", "demo", "audit"),
     "dev.txt": ("dev",),
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

@@ -141,10 +141,16 @@ FRAMEWORKS = (
     "cloister.published", "cloister.cli", "cloister.codegen", "grpc", "keras", "onnx", "sklearn",
     "torch",
 )  # fmt: skip
+MAKING = (
+    "cloister.plan.policies", "cloister.plan.split_choice", "cloister.plan.split_report",
+    "cloister.planner",
+)  # fmt: skip
+"""What makes plans and chooses their split; a saved plan needs none of it."""
 BUDGETS = {
-    "trusted side, pads made inline": Budget(9_150, FRAMEWORKS),
-    "trusted side, pads from a store": Budget(10_050, FRAMEWORKS),
-    "trusted side with a module": Budget(10_750, FRAMEWORKS),
+    # Of these, 430 lines hold every plan and program to the order of checks and clear messages.
+    "trusted side, pads made inline": Budget(9_800, (*FRAMEWORKS, *MAKING)),
+    "trusted side, pads from a store": Budget(10_700, (*FRAMEWORKS, *MAKING)),
+    "trusted side with a module": Budget(11_400, (*FRAMEWORKS, *MAKING)),
     "authority": Budget(6_800, (*FRAMEWORKS, "onnxruntime")),
 }
 """Set just above what is reached: a process may grow only if this table says so."""

@@ -243,6 +243,21 @@ def test_passes():
     assert set(found) >= ENVIRONMENT
 
 
+def test_planner():
+    found = measured("planner", *SMALL, "--rounds", 1, "--bar", 1e6)
+    assert [row["plan"] for row in found["plans"]] == [
+        "slalom", "verified", "blinded", "enclave", "origami", "origami-prefix", "origami-none",
+        "slalom, placed by the planner",
+    ]  # fmt: skip
+    for row in found["plans"]:
+        assert row["error"] == pytest.approx(row["predicted_ms"] / row["measured_ms"] - 1)
+        assert row["error"] == row["worst_round"]
+    assert found["worst_error"] == max(abs(row["error"]) for row in found["plans"])
+    wrong = run("planner", *SMALL, "--until", "conv_99", code=1).stderr
+    assert "--until conv_99: choose one of" in wrong
+    assert set(found) >= ENVIRONMENT
+
+
 def test_roundtrip():
     found = measured("roundtrip", *SMALL, "--batch", 3)
     assert [(row["lanes"], row["workers"], row["micro_batch"]) for row in found["calls"]] == [
@@ -252,6 +267,30 @@ def test_roundtrip():
         assert row["ratio"] == pytest.approx(row["call_ms"] / row["worker_alone_ms"])
         assert row["images_per_s"] == pytest.approx(3e3 / row["call_ms"])
     assert set(found) >= ENVIRONMENT
+
+
+def test_split():
+    pytest.importorskip("torch")
+    given = ("--until", "pool1", "--until", "averagepool_5", "--batch", 1, "--batch", 2)
+    found = measured("split", *SMALL, *given, "--integrity", "all")
+    assert [(row["batch"], row["node"], row["integrity"]) for row in found["results"]] == [
+        (batch, node, integrity)
+        for batch in (1, 2)
+        for node in ("averagepool_2", "averagepool_5")
+        for integrity in ("full", "prefix", "none")
+    ]
+    for row in found["results"]:
+        assert row["ratio"] == pytest.approx(row["baseline_ms"] / row["origami_ms"])
+        assert row["gain"] == pytest.approx(row["slalom_ms"] / row["origami_ms"])
+        assert (row["soundness_bits"] is None) == (row["integrity"] == "none")
+    assert set(found) >= ENVIRONMENT
+    one = measured("split", *SMALL, "--until", "pool1")
+    assert (one["until"], one["integrity"], one["batch"]) == ("pool1", "full", 1)
+    assert set(one) >= ENVIRONMENT
+    few = run("split", "--model", "lenet5", "--until", "pool3", code=1).stderr
+    assert "the model has 2 pooling layers" in few
+    other = run("split", "--model", "lenet5", "--integrity", "some", code=1).stderr
+    assert "choose full, prefix, none, all" in other
 
 
 def test_training():

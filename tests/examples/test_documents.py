@@ -187,6 +187,34 @@ def test_the_tutorial_of_hidden_layers_runs(tmp_path):
     assert "0 1 2 3 4 9 6 7 8 9 in all 12" in done.stdout
 
 
+def test_the_tutorial_of_splits_runs(tmp_path):
+    """The blocks as they stand, one after the other, with a sketch of an audit."""
+    pytest.importorskip("torch")
+    pytest.importorskip("sklearn")
+    text = (ROOT / "docs/tutorials/split.md").read_text()
+    blocks = re.findall(r"```(sh|python)\n(.*?)```", text, re.DOTALL)
+    assert [kind for kind, _ in blocks] == ["python", "sh", "sh", "sh", "sh", "python"]
+    shutil.copy(ROOT / "src/cloister/examples/parity.onnx", tmp_path)
+    shutil.copytree(ROOT / "examples/digits", tmp_path / "digits")
+    lines = []
+    for i, (kind, code) in enumerate(blocks):
+        (tmp_path / f"{i}.py").write_text(code)
+        lines.append(code if kind == "sh" else f"python -W error {i}.py")
+    script = "\n".join(lines).replace("--out audit", "--out audit --effort 0.02 --attacked 192")
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"set -e\n{script}"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300, env=_with_commands(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "No split is accepted: at the deepest one, 'relu_10'" in done.stdout
+    assert "the audit accepts no split, so all layers are blinded" in done.stdout
+    assert "the split at 'relu_8': the audit does not accept it" in done.stderr
+    assert "refused\n" in done.stdout
+    assert "split after relu_8" in done.stdout
+    assert "origami not split\n" in done.stdout
+    assert "Originals and reconstructions" in (tmp_path / "audit" / "report.html").read_text()
+
+
 def test_the_readme_is_short():
     assert len(_readme().split()) <= 900
 

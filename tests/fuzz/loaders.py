@@ -3,7 +3,9 @@
 import gzip
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +53,8 @@ from cloister.graph.input_files import read_inputs
 from cloister.graph.onnx import load as models
 from cloister.graph.onnx.read import from_model
 from cloister.graph.passes.normalise import prepare
-from cloister.plan import policies
+from cloister.graph.split import split_points
+from cloister.plan import policies, split_report
 from cloister.plan.plan import Plan
 from cloister.ring.linear import Geometry, LinearMap
 from cloister.splits import preset_model
@@ -60,6 +63,7 @@ from cloister.trusted.pads.store import PadStore
 from cloister.wire.https import bodies
 from cloister.wire.transcript import Entry, Transcript
 from fuzz.mutate import Mutator, mutated_bytes, mutated_document, mutated_json, mutated_message
+from plan import split_reports
 
 
 @dataclass(frozen=True)
@@ -188,6 +192,15 @@ def _plan(build: Callable[[], onnx.ModelProto], samples: Callable) -> Callable[[
     return make
 
 
+def _split_plan(folder: Path) -> Path:
+    graph = _graph(nets.chain)
+    ranges = policies.measure_ranges("slalom", graph, calibration=nets.samples(nets.chain(), 2))
+    until = split_points(graph)[0].name
+    report = split_reports.report_of(graph, accepted=until, ranges=ranges)
+    policies.origami(graph, audit=report).save(folder / "a.plan")
+    return folder / "a.plan"
+
+
 def _module_plan(folder: Path) -> Path:
     plan = policies.ennclave(
         _graph(nets.residual), module_digest=bytes(32), last=2, outer="slalom", queries=9,
@@ -238,6 +251,26 @@ def _thefts(folder: Path) -> Path:
     made = TheftProgress(folder, "audit")
     made.add(TheftJob(1, 50, 0), (Stolen("trained", 0.5, 0.25, None),))
     return made.path
+
+
+def _split_report(folder: Path) -> Path:
+    harmless = split_reports.HARMLESS
+    report = split_reports.split_report([("a", split_reports.EXPOSED, {}), ("b", harmless, {})])
+    split_report.save(report, folder)
+    return folder / split_report.NAME
+
+
+def _read_signed(path: Path) -> None:
+    """As an attacker's file: of any content, with the digest of that content."""
+    with suppress(ValueError, RecursionError):
+        document = json.loads(path.read_text())
+        if isinstance(document, dict):
+            document.pop("digest", None)
+            text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+            path.write_text(json.dumps({**document, "digest": sha256(text.encode()).hexdigest()}))
+    report = split_report.load(path)
+    assert report.conclusion
+    assert len(report.table()[1]) == len(report.verdicts)
 
 
 def _theft_report(folder: Path) -> Path:
@@ -299,6 +332,8 @@ LOADERS = {
     "report of a theft": Loader(
         _theft_report, lambda path: ModelTheftReport.load(path).gain(1), JSON
     ),
+    "report of splits": Loader(_split_report, lambda path: split_report.load(path), JSON),
+    "report of splits, with a digest of its own": Loader(_split_report, _read_signed, JSON),
     "thefts that are done": Loader(
         _thefts, lambda path: TheftProgress(path.parent, "audit"), JSON
     ),
@@ -311,6 +346,7 @@ LOADERS = {
     ) for name, build in GRAPHS.items()},
     "plan": Loader(_plan(nets.residual, nets.samples), Plan.load, CANONICAL),
     "plan with a module": Loader(_module_plan, Plan.load, CANONICAL),
+    "plan with a split": Loader(_split_plan, Plan.load, CANONICAL),
     "plan with factors": Loader(_plan(unequal.table, unequal.samples), Plan.load, CANONICAL),
     "bundle": Loader(_bundle, _open_bundle, CANONICAL),
     "bundle that is not opened": Loader(_bundle, SealedBundle.show, CANONICAL),

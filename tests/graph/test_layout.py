@@ -5,6 +5,7 @@ from cloister.errors import ShapeError
 from cloister.graph.layout import channels_last_shape, from_channels_last, to_channels_last
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
     ("shape", "channels_first", "expected"),
     [
@@ -17,10 +18,10 @@ from cloister.graph.layout import channels_last_shape, from_channels_last, to_ch
         ((None, 2, 5, 3), False, (1, 10, 3)),
     ],
 )
-def test_there_and_back(shape, channels_first, expected):
+def test_there_and_back(shape, channels_first, expected, dtype):
     assert channels_last_shape(shape, channels_first=channels_first) == expected
     concrete = (4, *shape[1:])
-    array = np.random.default_rng(0).standard_normal(concrete)
+    array = np.random.default_rng(0).standard_normal(concrete).astype(dtype)
     last = to_channels_last(array, channels_first=channels_first)
     assert last.shape == (4, *expected)
     back = from_channels_last(last, (None, *shape[1:]), channels_first=channels_first)

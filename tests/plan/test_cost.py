@@ -12,8 +12,16 @@ from cloister.errors import CloisterError
 from cloister.graph.onnx.load import load
 from cloister.graph.onnx.read import from_model
 from cloister.graph.passes.normalise import prepare
+from cloister.graph.split import split_points
 from cloister.plan.cost import estimate
+from cloister.plan.planned_split import PlannedSplit
 from cloister.plan.policies import NAMES, assign, make
+from cloister.plan.protection import SPLITTING
+from cloister.trusted.session import Session
+from cloister.wire.inprocess import InProcessLink
+from cloister.worker.engine import Engine
+from trusted.split_plans import split_plans
+from trusted.test_session import plan_of
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +50,30 @@ def test_the_stated_memory_is_within_15_percent_of_the_measured_peak(place, batc
 def test_the_child_s_own_error_is_passed_on(place, tmp_path):
     with pytest.raises(CloisterError, match=r"none\.plan: no such file"):
         measure_peak(place[1], tmp_path / "none.plan")
+
+
+@pytest.mark.parametrize("policy", ["origami-prefix", "origami-none"])
+def test_the_memory_of_a_split_is_stated_as_well(place, policy, tmp_path):
+    graph, model, _ = place
+    split = PlannedSplit(split_points(graph)[4].until)
+    plan = make(policy, graph, calibration=random_input(graph, 1), split=split)
+    plan.save(tmp_path / "split.plan")
+    stated = estimate(graph, plan.protections).trusted_memory_bytes
+    measured = measure_peak(model, tmp_path / "split.plan")["trusted_peak_bytes"]
+    assert stated == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize("policy", [*SPLITTING, "open"])
+@pytest.mark.parametrize("net", nets.ALL)
+def test_the_stated_traffic_is_what_crosses(net, policy):
+    model = nets.ALL[net]()
+    plans = [plan_of(model, policy)] if policy == "open" else split_plans(model, policy, ends=1)
+    for plan in plans:
+        cost = estimate(plan.graph, plan.protections)
+        with Session(plan, workers=[InProcessLink(Engine().handle)]) as session:
+            transcript = session.run(nets.samples(model, 1)).transcript
+        assert cost.total("bytes_to_worker") == transcript.nbytes("to_worker")
+        assert cost.total("bytes_from_worker") == transcript.nbytes("from_worker")
 
 
 @pytest.mark.parametrize("policy", NAMES)

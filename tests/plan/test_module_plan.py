@@ -18,6 +18,7 @@ from cloister.plan.protection import (
     HIDING,
     MODULE,
     OPEN,
+    SPLITTING,
     VERIFIED,
     hiding,
     outer_policy,
@@ -44,8 +45,9 @@ def module_plan(build=vgg, outer: str = "slalom", last: int = 2, **named: object
 def test_policies_that_hide_an_end():
     assert HIDING == (
         "slalom+ennclave", "verified+ennclave", "blinded+ennclave", "enclave+ennclave", "ennclave",
+        "origami+ennclave", "origami-prefix+ennclave", "origami-none+ennclave",
     )  # fmt: skip
-    for outer in policies.NAMES:
+    for outer in (*policies.NAMES, *SPLITTING):
         assert outer_policy(hiding(outer)) == outer
         assert outer_policy(outer) is None
         assert protections_of(hiding(outer)) == protections_of(outer) | {MODULE}

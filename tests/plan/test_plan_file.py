@@ -16,8 +16,10 @@ import unequal
 from cloister.errors import CloisterError, InputError, PlanError
 from cloister.graph.onnx.read import from_model
 from cloister.graph.passes.normalise import prepare
+from cloister.graph.split import split_points
 from cloister.plan import plan_file, policies
 from cloister.plan.plan import Plan
+from cloister.plan.planned_split import PlannedSplit, SplitEvidence
 from cloister.plan.protection import BLINDED_VERIFIED, BY_NAME, ENCLAVE, OPEN, VERIFIED, Protection
 from cloister.plan.quantised import Precision
 from cloister.trusted.session import Session
@@ -248,6 +250,74 @@ def test_what_no_plan_says_is_refused(data, path, value):
         with pytest.raises(PlanError, match="wrap"):
             Plan.from_bytes(wrapping)
         return
+    with pytest.raises(CloisterError):
+        Plan.from_bytes(with_document(data, canonical(document)))
+
+
+SPLIT_EVIDENCE = SplitEvidence(
+    bytes(range(32)), ("gan", "ridge"), "faces", "ab" * 32, 200, 50, 0.03, 0.05, -0.25
+)
+
+
+def split_plan(evidence=SPLIT_EVIDENCE):
+    graph = prepare(from_model(nets.residual(), name="net"))
+    (first, *_) = split_points(graph)
+    samples = nets.samples(nets.residual(), 4)
+    split = PlannedSplit(first.until, evidence)
+    return policies.make("origami", graph, calibration=samples, split=split)
+
+
+def test_a_split_comes_back_whole():
+    """Its evidence is part of the digest."""
+    plans = [split_plan(), split_plan(None)]
+    plans += [
+        split_plan(dataclasses.replace(SPLIT_EVIDENCE, **change))
+        for change in ({"report": bytes(32)}, {"images": 201}, {"ssim": 0.06}, {"data": "digits"})
+    ]
+    for plan in plans:
+        again = Plan.from_bytes(plan.to_bytes())
+        assert again.split == plan.split
+        assert again.digest == plan.digest
+        assert again.claims() == plan.claims()
+    assert len({plan.digest for plan in plans}) == len(plans)
+
+
+EVIDENCE = ("split", "evidence")
+ODD_SPLITS = {
+    "no split": (("split",), None),
+    "a split without nodes": (("split", "until"), []),
+    "a split at no node": (("split", "until"), ["nobody"]),
+    "a split that is a text": (("split", "until"), "Relu_1"),
+    "a split behind the last layer": (("split", "until"), ["Gemm_17"]),
+    "evidence that is a text": (EVIDENCE, "all is well"),
+    "half a report": ((*EVIDENCE, "report"), "00" * 16),
+    "a report with a space": ((*EVIDENCE, "report"), " ".join(["00" * 16] * 2)),
+    "capital digits": ((*EVIDENCE, "report"), "AB" * 32),
+    "no attack": ((*EVIDENCE, "attacks"), []),
+    "attacks as one text": ((*EVIDENCE, "attacks"), "gan"),
+    "an attack that does not print": ((*EVIDENCE, "attacks"), ["\x1b[2J"]),
+    "data that do not print": ((*EVIDENCE, "data"), "faces\n"),
+    "no data": ((*EVIDENCE, "data"), ""),
+    "fewer images than candidates": ((*EVIDENCE, "images"), 49),
+    "one candidate": ((*EVIDENCE, "candidates"), 1),
+    "no candidates": ((*EVIDENCE, "candidates"), 0),
+    "candidates as a fraction": ((*EVIDENCE, "candidates"), 50.0),
+    "more than all": ((*EVIDENCE, "identification"), 1.5),
+    "less than none": ((*EVIDENCE, "identification"), -0.1),
+    "no number": ((*EVIDENCE, "ssim"), float("nan")),
+    "a whole number": ((*EVIDENCE, "ssim"), 0),
+    "endlessly little": ((*EVIDENCE, "explained"), float("-inf")),
+    "more than everything": ((*EVIDENCE, "explained"), 1.1),
+    "another policy": (("policy",), "origami-none"),
+    "a policy without a split": (("policy",), "verified"),
+}
+
+
+@pytest.mark.parametrize(("path", "value"), ODD_SPLITS.values(), ids=ODD_SPLITS)
+def test_what_no_split_says_is_refused(path, value):
+    data = split_plan().to_bytes()
+    document = document_of(data)
+    changed(document, path, value)
     with pytest.raises(CloisterError):
         Plan.from_bytes(with_document(data, canonical(document)))
 

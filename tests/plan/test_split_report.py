@@ -11,15 +11,14 @@ from cloister.graph.onnx.read import from_model
 from cloister.graph.passes.normalise import prepare
 from cloister.graph.split import split_points
 from cloister.plan.split_report import (
-    ATTACKS,
     LEAST_FOUND,
     NAME,
     RULE,
-    Estimate,
     binomial_tail,
     load,
     save,
 )
+from cloister.plan.split_scores import ATTACKS, Estimate
 from plan.split_reports import (
     BLIND_SSIM,
     EXPOSED,
@@ -56,7 +55,7 @@ def test_the_shallowest_split_that_is_harmless_with_all_deeper_ones_is_accepted(
 def test_a_harmless_split_before_one_that_is_not_is_refused():
     report = split_report([("a", HARMLESS, {}), ("b", EXPOSED, {}), ("c", HARMLESS, {})])
     assert names(report) == ["c"]
-    assert report.verdicts[0].excesses == ()
+    assert report.verdicts[0].exceedances == ()
     assert report.verdicts[0].deeper == ("b",)
     with pytest.raises(PlanError, match=r"'a': .*the deeper split 'b' fails"):
         report.require_accepted(("a",))
@@ -68,6 +67,21 @@ def test_no_accepted_split_is_an_answer():
     assert report.flaws == ()
     assert "No split is accepted" in report.conclusion
     assert "blinded" in report.conclusion
+
+
+def test_programs_get_the_rules_answer_as_plain_values():
+    report = split_report([("a", EXPOSED, {}), (("b", "c"), HARMLESS, {})])
+    answer = json.loads(json.dumps(report.judgement()))
+    assert answer["accepted"] == ["b", "c"]
+    assert answer["verdicts"]["b,c"] == []
+    assert len(answer["verdicts"]["a"]) == 3 * len(ATTACKS)
+    assert answer["conclusion"] == report.conclusion
+    none = split_report([("a", EXPOSED, {"gan": HARMLESS})])
+    assert none.judgement()["accepted"] is None
+    header, rows = none.table()
+    assert rows[0][0] == "a"
+    assert rows[0][-1] == "not accepted"
+    assert len(rows[0]) == len(header)
 
 
 LIMITS = {
@@ -91,11 +105,11 @@ def test_each_attack_and_each_figure_alone_refuses_a_split(attack, figure):
         assert report.flaws == ()
         assert (report.accepted_split() is not None) == accepted
         if not accepted:
-            (excess,) = report.verdicts[0].excesses
-            assert (excess.attack, excess.figure) == (attack, figure)
-            assert excess.found == pytest.approx(excess.threshold) == LIMITS[figure]
-            assert attack in str(excess)
-            assert figure in str(excess)
+            (exceedance,) = report.verdicts[0].exceedances
+            assert (exceedance.attack, exceedance.figure) == (attack, figure)
+            assert exceedance.found == pytest.approx(exceedance.threshold) == LIMITS[figure]
+            assert attack in str(exceedance)
+            assert figure in str(exceedance)
 
 
 @pytest.mark.parametrize("attack", ATTACKS)

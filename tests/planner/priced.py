@@ -12,7 +12,7 @@ from cloister.trusted.program.steps import Local
 
 
 def graph_of(build):
-    return normalise.prepare(read.from_model(build(), name=build.__name__))
+    return normalise.prepare(read.from_model(build(), name=getattr(build, "__name__", "net")))
 
 
 def linear_names(graph):

@@ -41,9 +41,9 @@ def by_brute_force(search, policy, split, objective):
 @pytest.mark.parametrize("build", [nets.chain, nets.residual, nets.branches])
 def test_the_placement_is_the_best_there_is(build, seed):
     graph = graph_of(build)
-    search = search_of(graph, Goals(PROVEN, "full"), seed=seed)
-    found = [one for one in search.plans() if one.policy == "slalom"]
     for objective in Objective:
+        search = search_of(graph, Goals(PROVEN, "full", objective=objective), seed=seed)
+        found = [one for one in search.plans() if one.policy == "slalom"]
         least = min(one.objective_ms(objective) for one in found)
         assert least == pytest.approx(by_brute_force(search, "slalom", None, objective))
 
@@ -59,6 +59,26 @@ def test_descent_finds_the_optimum_of_a_chain(seed, monkeypatch):
     assert 0 < len(found.inside) < len(linear_names(graph))
     best = by_brute_force(search, "slalom", None, Objective.THROUGHPUT)
     assert found.cost.trusted_ms == pytest.approx(best, rel=0.01)
+
+
+@pytest.mark.parametrize("policy", list(SPLITTING))
+def test_the_placement_around_a_split_is_close_to_the_best(policy):
+    graph = graph_of(lambda: deep(layers=5))
+    splits = audited_splits(graph, graph.nodes[1].name)
+    search = search_of(graph, Goals(EMPIRICAL, "none"), splits=splits)
+    for split in splits:
+        found = search._best(policy, split, Objective.THROUGHPUT)
+        best = by_brute_force(search, policy, split, Objective.THROUGHPUT)
+        assert found.cost.trusted_ms == pytest.approx(best, rel=0.02)
+
+
+def test_with_a_limit_the_least_trusted_time_is_among_the_plans():
+    graph = graph_of(deep)
+    slow = Goals(PROVEN, "full", objective=Objective.LATENCY)
+    limited = Goals(PROVEN, "full", 1e6, Objective.LATENCY)
+    least = by_brute_force(search_of(graph, slow), "slalom", None, Objective.THROUGHPUT)
+    found = search_of(graph, limited).plans()
+    assert min(one.cost.trusted_ms for one in found) == pytest.approx(least, rel=0.01)
 
 
 def test_nodes_with_much_work_never_move():

@@ -8,7 +8,7 @@ import pytest
 import cloister.base._native as native
 from cloister.errors import RangeError, ShapeError
 from cloister.ring.fixed_point import magnitudes, round_scaled
-from cloister.ring.transpose import transpose
+from cloister.ring.transpose import transpose, transpose_each
 from instruction_sets import forced
 
 SHAPES = [(1, 1, 1), (1, 5, 784), (3, 1, 7), (7, 130, 1), (4, 6, 33), (2, 35, 64), (5, 33, 129)]
@@ -76,6 +76,10 @@ def test_transpose(isa, shape):
     np.testing.assert_array_equal(found, matrix.T)
     assert found.flags.c_contiguous
     np.testing.assert_array_equal(transpose(found.T), found.T.T)
+    words = np.stack([matrix, ~matrix])
+    each = transpose_each(words.view(np.float32))
+    np.testing.assert_array_equal(each.view(np.uint32), words.transpose(0, 2, 1))
+    assert each.flags.c_contiguous
 
 
 def test_what_is_refused():
@@ -91,6 +95,9 @@ def test_what_is_refused():
     for matrix in (np.ones(3, np.uint32), np.ones((2, 2), np.int32)):
         with pytest.raises(ShapeError):
             transpose(matrix)
+    for matrices in (values[0], values.astype(np.float64)):
+        with pytest.raises(ShapeError):
+            transpose_each(matrices)
     with pytest.raises(ValueError, match="does not fit"):
         native.round_scaled(values, 0, np.empty((2, 3, 4), np.int16))
     with pytest.raises(ValueError, match="does not fit"):

@@ -17,6 +17,8 @@ from cloister.wire.shm.shm_link import start_local_worker
 from cloister.worker.engine import Engine
 from cloister.worker.serve import start_server
 from trusted.links import DirectLink
+from trusted.program.oracle import Oracle
+from trusted.split_plans import split_plans
 from trusted.test_session import POLICIES, plan_of
 
 
@@ -139,14 +141,41 @@ def test_every_link_gives_the_same_bits_and_the_same_transcript(links, name):
         assert rows(other) == rows(shared)
 
 
-def test_a_plan_with_an_open_segment_has_its_layers_run_natively(links):
+def test_a_plan_with_an_open_segment_is_exchanged_natively(links):
     plan = with_an_open_segment()
     session = Session(plan, workers=[links["shm"]])
     session.run(nets.samples(nets.chain(), 1))
     exchanges = session._executor._at_channels[links["shm"]][1].exchanges
-    assert sum(exchange is not None for exchange in exchanges) == 2
+    assert sum(exchange is not None for exchange in exchanges) == 3
     kinds = [type(step).__name__ for step in session._executor.program.steps]
     assert kinds.count("Segment") == 1
+
+
+@pytest.mark.parametrize("policy", ["origami-prefix", "origami-none"])
+@pytest.mark.parametrize("net", nets.ALL)
+def test_at_every_split_every_link_does_what_the_interpreter_says(links, net, policy):
+    """The native executor exchanges the segments of one value, a link those of several."""
+    model = nets.ALL[net]()
+    for plan in split_plans(model, policy):
+        for link in links.values():
+            oracle = Oracle(plan)
+            # Not closed, because that would close the link.
+            session = oracle.session(link, record=False)
+            for count in (3, 1):
+                feeds = nets.samples(model, count, seed=count)
+                result = session.run(feeds)
+                oracle.assert_explains(result, feeds)
+            (sent,) = [row for row in result.report.layers if row.name.startswith("open segment")]
+            crossed = result.transcript.messages(target_id=len(plan.linear_nodes))
+            assert sent.bytes_to_worker + sent.bytes_from_worker == sum(e.nbytes for e in crossed)
+
+
+def test_a_segment_gets_the_same_bits_on_every_instruction_set(links, isa):
+    model = nets.chain()
+    for plan in split_plans(model, "origami-prefix"):
+        oracle = Oracle(plan)
+        feeds = nets.samples(model, 3)
+        oracle.assert_explains(oracle.session(links["shm"], record=False).run(feeds), feeds)
 
 
 class Tracking(DirectLink):

@@ -6,12 +6,16 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
+import cloister
+import nets
 from cloister.errors import ModelError, UnsupportedError
-from cloister.wire.messages import Answer, Apply, Failure, Loaded, LoadSegment
-from cloister.worker import segments
+from cloister.wire.inprocess import InProcessLink
+from cloister.wire.messages import Answer, Apply, Failure, Hello, Loaded, LoadSegment
+from cloister.worker import engine, segments
 from cloister.worker.engine import Engine
-from cloister.worker.segments import SegmentTarget, checked
+from cloister.worker.segments import CUDA, SegmentTarget, checked, segment_device
 from graph.test_external_data import PLACES, at, outside
+from trusted.split_plans import split_plans
 
 X = np.array([[-1, 2]], np.float32)
 
@@ -76,6 +80,87 @@ def test_only_known_operators_run(domain, operator, holder):
         model.graph.node[0].attribute.add(name="body").g.node.append(node)
     with pytest.raises(UnsupportedError, match=rf"'odd': .*{operator}"):
         checked(model.SerializeToString())
+
+
+# ---- devices
+
+
+class Session:
+    """ONNX Runtime's, of which only the providers count."""
+
+    def __init__(self, model, options, *, providers):
+        self.asked = providers
+
+    def get_providers(self):
+        return [one if isinstance(one, str) else one[0] for one in self.asked]
+
+    def get_inputs(self):
+        return []
+
+    get_outputs = get_inputs
+
+
+class Forgetful(Session):
+    """One that goes on without CUDA, as ONNX Runtime does where its libraries are absent."""
+
+    def get_providers(self):
+        return ["CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize(("device", "index"), [("cuda", "0"), ("cuda:1", "1")])
+def test_a_segment_runs_on_the_workers_device(monkeypatch, device, index):
+    monkeypatch.setattr(segments.ort, "get_available_providers", lambda: [CUDA, "CPU"])
+    monkeypatch.setattr(segments.ort, "InferenceSession", Session)
+    target = SegmentTarget(segment().SerializeToString(), device=device, threads=1)
+    assert target._session.asked == [(CUDA, {"device_id": index}), "CPUExecutionProvider"]
+    assert segment_device(device) == device
+    monkeypatch.setattr(segments.ort, "InferenceSession", Forgetful)
+    with pytest.raises(UnsupportedError, match=f"has CUDA and cannot use {device}; install"):
+        SegmentTarget(segment().SerializeToString(), device=device, threads=1)
+
+
+def test_a_worker_says_where_its_segments_run(monkeypatch):
+    """PyTorch may have CUDA where ONNX Runtime has none: its clients learn of it."""
+    monkeypatch.setattr(engine, "check_device", lambda device: None)
+    for known, said in (([CUDA], "cuda:1"), ([], "cuda:1, open segments on cpu")):
+        monkeypatch.setattr(segments.ort, "get_available_providers", lambda known=known: known)
+        assert Engine(device="cuda:1").handle(Hello()).device == said
+    assert Engine().handle(Hello()).device == "cpu"
+
+
+def after_a_split():
+    """The segment that a session of a plan with a split loads."""
+    loaded = []
+    worker = Engine()
+
+    def handle(message):
+        if isinstance(message, LoadSegment):
+            loaded.append(message.model)
+        return worker.handle(message)
+
+    plan = next(split_plans(nets.chain(), "origami-prefix", ends=1))
+    with cloister.Session(plan, workers=[InProcessLink(handle)]) as session:
+        session.run(nets.samples(nets.chain(), 1))
+    (model,) = loaded
+    return model
+
+
+def test_a_segment_after_a_split_is_refused_with_anything_more():
+    """Whatever a client adds: data in files, wherever they are named, and other operators."""
+    model = after_a_split()
+    assert Engine().handle(LoadSegment(1, model)) == Loaded(1)
+    for path in PLACES.values():
+        found = onnx.ModelProto.FromString(model)
+        found.MergeFrom(at(path, outside("../../../etc/passwd")))
+        reply = Engine().handle(LoadSegment(1, found.SerializeToString()))
+        assert isinstance(reply, Failure)
+        assert "lies in another file" in reply.message
+    for domain in ("com.example", "com.microsoft"):
+        found = onnx.ModelProto.FromString(model)
+        found.graph.node.add(op_type="EPContext", domain=domain, name="odd")
+        reply = Engine().handle(LoadSegment(1, found.SerializeToString()))
+        assert isinstance(reply, Failure)
+        assert "a worker runs no operator" in reply.message
 
 
 def test_what_onnx_runtime_s_own_tools_write_runs():

@@ -1,8 +1,8 @@
 // Runs the steps of one compiled program for one batch size, whatever carries its messages.
 //
 // A step is a fused step, an exchange over a socket and shared memory, or the caller's: at a step
-// of the caller (a local computation, an open segment, an exchange over another link) the run
-// stops, and the caller does it and goes on with the next one.
+// of the caller (a local computation, an exchange over another link) the run stops, and the caller
+// does it and goes on with the next one.
 //
 // The executor enforces the order of release. An answer is compared by the fused step that reads it
 // before anything else is sent; a node that the plan checks is written and read by steps that have
@@ -34,12 +34,14 @@ struct Fused {
 
 // One request and its answer. The packets lack the request id only: 8 bytes, little endian.
 struct Exchange {
-  int64_t node = -1;
+  int64_t node = -1;  // -1: an open segment, whose answer no step reads and nothing compares
   std::vector<uint8_t> packet, answer;
   size_t packet_id = 0, answer_id = 0;  // where the request id goes
   const uint8_t* staged = nullptr;      // a message that waited in private memory, or nullptr
   uint8_t* place = nullptr;             // where the worker reads it
   size_t staged_bytes = 0;
+  // Not 0: `staged` is one matrix of words after the other, and the worker reads their transposes.
+  int64_t rows = 0, columns = 0;
 };
 
 // The caller's step; node >= 0: an exchange of that node's message, over a link of the caller's.
@@ -92,8 +94,9 @@ class Executor {
   size_t nodes() const { return nodes_.size(); }
   size_t size() const { return steps_.size(); }
 
-  // Throw std::invalid_argument for a node that does not exist, and for a fused step that reads or
-  // writes messages of a checked node without coefficients, or of an unchecked one with them.
+  // Throw std::invalid_argument for a node that does not exist, for a fused step that reads or
+  // writes messages of a checked node without coefficients, or of an unchecked one with them, and
+  // for a staged message that is no whole number of matrices.
   void add(Fused step);
   void add(Exchange step);
   void add(Outside step);
@@ -152,6 +155,7 @@ class Executor {
   std::vector<uint64_t> answer_sums_;
   std::vector<uint8_t> received_;
   std::array<uint8_t, kAesKeyBytes> key_{};
+  bool begun_ = false;  // and no comparison has failed
   bool has_pads_ = false;
   bool answer_waits_ = false;  // an answer came that no step has read
 };

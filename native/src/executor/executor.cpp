@@ -12,6 +12,7 @@
 #include <utility>
 #include <variant>
 
+#include "cloister/transpose.hpp"
 #include "pads/wipe.hpp"
 #include "threads/thread_pool.hpp"
 
@@ -45,6 +46,19 @@ void limit_waiting(int descriptor, int64_t left_ns) {
   const timeval patience{static_cast<time_t>(us / 1'000'000),
                          static_cast<suseconds_t>(us % 1'000'000)};
   setsockopt(descriptor, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+}
+
+void copy_staged(const Exchange& step) {
+  if (step.rows == 0) {
+    std::memcpy(step.place, step.staged, step.staged_bytes);
+    return;
+  }
+  const auto words = static_cast<size_t>(step.rows * step.columns);
+  const auto* from = reinterpret_cast<const uint32_t*>(step.staged);
+  auto* to = reinterpret_cast<uint32_t*>(step.place);
+  for (size_t i = 0; i < step.staged_bytes / sizeof(uint32_t); i += words) {
+    transpose(from + i, step.rows, step.columns, to + i);
+  }
 }
 
 }  // namespace
@@ -91,9 +105,16 @@ void Executor::add(Fused step) {
 }
 
 void Executor::add(Exchange step) {
-  node(step.node);
+  if (step.node >= 0) node(step.node);
   if (step.packet_id + 8 > step.packet.size() || step.answer_id + 8 > step.answer.size()) {
     throw std::invalid_argument("executor: a packet has no room for its request id");
+  }
+  if (step.rows < 0 || step.columns < 0 || (step.rows > 0) != (step.columns > 0)) {
+    throw std::invalid_argument("executor: a matrix has rows and columns");
+  }
+  const auto matrix = sizeof(uint32_t) * static_cast<size_t>(step.rows * step.columns);
+  if (matrix != 0 && step.staged_bytes % matrix != 0) {
+    throw std::invalid_argument("executor: a staged message is a whole number of matrices");
   }
   steps_.emplace_back(std::move(step));
   bound_.emplace_back();
@@ -117,7 +138,8 @@ const FusedStep& Executor::fused(size_t step) const {
 
 int64_t Executor::node_of(size_t step) const {
   if (step < steps_.size()) {
-    if (const auto* found = std::get_if<Exchange>(&steps_[step])) return found->node;
+    const auto* found = std::get_if<Exchange>(&steps_[step]);
+    if (found != nullptr && found->node >= 0) return found->node;
     const auto* outside = std::get_if<Outside>(&steps_[step]);
     if (outside != nullptr && outside->node >= 0) return outside->node;
   }
@@ -126,6 +148,7 @@ int64_t Executor::node_of(size_t step) const {
 
 void Executor::begin() {
   end();
+  begun_ = true;
   for (Node& node : nodes_) node.state = State::open;
 }
 
@@ -160,6 +183,7 @@ FusedRun& Executor::bind(size_t step) {
 }
 
 void Executor::close() {
+  begun_ = false;
   for (Node& node : nodes_) node.state = State::closed;
 }
 
@@ -266,10 +290,10 @@ int Executor::threads_of(size_t step) const {
 }
 
 Stop::Why Executor::exchange(Exchange& step, const Channel& channel, int threads, Stop& stop) {
-  Node& of = node(step.node);
+  Node* of = step.node >= 0 ? &node(step.node) : nullptr;
   require_compared();
-  ordered(of.state == State::written, "a request is not there");
-  if (step.staged != nullptr) std::memcpy(step.place, step.staged, step.staged_bytes);
+  ordered(of == nullptr ? begun_ : of->state == State::written, "a request is not there");
+  if (step.staged != nullptr) copy_staged(step);
   put_little_endian(step.packet.data() + step.packet_id, stop.request_id);
   put_little_endian(step.answer.data() + step.answer_id, stop.request_id);
   ssize_t size =
@@ -292,8 +316,10 @@ Stop::Why Executor::exchange(Exchange& step, const Channel& channel, int threads
     stop.packet.assign(received_.begin(), received_.begin() + size);
     return Stop::Why::unexpected;
   }
-  of.state = State::answered;
-  answer_waits_ = true;
+  if (of != nullptr) {
+    of->state = State::answered;
+    answer_waits_ = true;
+  }
   return Stop::Why::done;
 }
 

@@ -223,6 +223,54 @@ void the_callers_steps() {
   expect(throws([&] { executor.run(4, id, none); }), "nothing follows a wrong answer");
 }
 
+// A segment's message waits in private memory for every comparison before it.
+void segments() {
+  const Sockets sockets;
+  uint64_t id = 1;
+  Checked of;
+  Executor& executor = of.executor;
+  const std::vector<uint32_t> waiting{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12};
+  std::vector<uint32_t> place(waiting.size());
+  Exchange segment = Subject().exchange(-1);
+  segment.staged = reinterpret_cast<const uint8_t*>(waiting.data());
+  segment.place = reinterpret_cast<uint8_t*>(place.data());
+  segment.staged_bytes = waiting.size() * sizeof(uint32_t);
+  segment.rows = 3;
+  segment.columns = 2;
+  executor.add(Checked::writing(of.asks, 0, of.value, of.first));  // 0
+  executor.add(Outside{0});
+  executor.add(segment);  // 2: what a wrong program would do
+  executor.add(of.reading(of.reads, 0));
+  executor.add(segment);  // 4
+  const Channel channel = channel_of(sockets);
+  const auto unsent = [&] {
+    return heard(sockets).empty() && std::ranges::all_of(place, [](uint32_t v) { return v == 0; });
+  };
+  expect(throws([&] { executor.run(4, id, channel); }) && unsent(), "a run that did not begin");
+  executor.begin();
+  executor.run(0, id, channel);
+  executor.answered(1, &of.answer);
+  expect(throws([&] { executor.run(2, id, channel); }) && unsent(), "before the comparison");
+  of.answer = 6;
+  expect(executor.run(3, id, channel).why == Why::mismatch, "a wrong answer");
+  expect(throws([&] { executor.run(4, id, channel); }) && unsent(), "after a wrong answer");
+
+  of.answer = 5;
+  executor.begin();
+  executor.run(0, id, channel);
+  executor.answered(1, &of.answer);
+  say(sockets, packet_of(2, 16, id));
+  const uint64_t sent = id;
+  expect(executor.run(3, id, channel).why == Why::done && id == sent + 1, "after the comparison");
+  expect(heard(sockets) == packet_of(1, 20, sent), "the request");
+  expect(place == std::vector<uint32_t>{1, 3, 5, 2, 4, 6, 7, 9, 11, 8, 10, 12}, "two transposes");
+  expect(throws([&] { executor.answered(4); }), "no step reads its answer");
+  executor.end();
+  expect(throws([&] { executor.run(4, id, channel); }), "a request that is over");
+  segment.rows = 5;
+  expect(throws([&] { executor.add(segment); }), "no whole number of matrices");
+}
+
 void arrays_of_one_request() {
   const Channel none{-1, 1, kMaxPacket, [](void*) { return true; }, nullptr};
   uint64_t id = 1;
@@ -297,6 +345,7 @@ int main() {
   order();
   steps_without_coefficients();
   the_callers_steps();
+  segments();
   arrays_of_one_request();
   threads();
   std::puts("executor: ok");

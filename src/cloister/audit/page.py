@@ -32,7 +32,9 @@ p { max-width: 46rem; margin: .5rem 0; }
 .soft { color: var(--soft); }
 .warn { border-left: 3px solid var(--warn); padding: .5rem .9rem; background: var(--card);
   font-family: ui-monospace, monospace; font-size: .85rem; }
-.good { border-left: 3px solid var(--accent); padding: .5rem .9rem; background: var(--card); }
+.good, .bad { border-left: 3px solid var(--accent); padding: .5rem .9rem;
+  background: var(--card); }
+.bad { border-color: var(--warn); }
 h3 { font-size: .95rem; margin: 1.25rem 0 .25rem; overflow-wrap: anywhere; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr));
   gap: .5rem 1.5rem; }

@@ -230,6 +230,16 @@ class Executor:
         staged: Int16[np.ndarray, "n h w c"] | None,
         place: Int16[np.ndarray, "n h w c"] | None,
     ) -> None: ...
+    def add_segment(
+        self,
+        *,
+        packet: bytes,
+        answer: bytes,
+        id_offset: int,
+        value: Float32[np.ndarray, "n h w c"],
+        place: Float32[np.ndarray, "n ..."],
+        channels_first: bool,
+    ) -> None: ...
     def add_outside(self, *, node: int | None = None) -> None: ...
     def begin(
         self,

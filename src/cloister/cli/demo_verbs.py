@@ -11,10 +11,18 @@ from cloister import training
 from cloister.cli import options
 from cloister.cli.console import emit_json, err, out, progress, table
 from cloister.errors import InputError
-from cloister.examples import clinics_demo, digits_demo, digits_page, hidden_demo, hidden_page
+from cloister.examples import (
+    clinics_demo,
+    digits_demo,
+    digits_page,
+    hidden_demo,
+    hidden_page,
+    split_demo,
+    split_demo_page,
+)
 from cloister.plan.claims import Claims
 
-HELP = "See inference on digits, hidden layers, or training of two clinics, from end to end."
+HELP = "See inference, hidden layers, a split model, or training of two clinics, from end to end."
 
 app = typer.Typer(help=HELP)
 
@@ -31,7 +39,7 @@ WorkFolder = Annotated[
 
 @app.callback(invoke_without_command=True)
 def _default(context: typer.Context) -> None:
-    """See inference, hidden layers, or training, from end to end. Default: inference."""
+    """See inference, hidden layers, a split model, or training. Default: inference."""
     if context.invoked_subcommand is None:
         inference()
 
@@ -100,6 +108,33 @@ def _show_hidden(outcome: hidden_demo.HiddenOutcome, path: Path) -> None:
     for sentence in hidden_page.HONEST:
         console.print(sentence, soft_wrap=True)
     console.print(f"\n{outcome.claims}\n", soft_wrap=True)
+    console.print(f"page: {path}", soft_wrap=True)
+
+
+@app.command(epilog="Example: cloister demo split --out page")
+def split(folder: PageFolder = Path("demo-origami-output"), json: options.Json = False) -> None:
+    """Attack every split of a small network, then run it at the split that the audit accepts."""
+    digits = digits_demo.all_digits()
+    with TemporaryDirectory() as temporary, progress("attacks") as update:
+        outcome = split_demo.run(
+            digits, Path(temporary), said=lambda done, total, _: update(done, total)
+        )
+    path = split_demo_page.write_split_page(outcome, folder)
+    if json:
+        emit_json({**outcome.to_dict(), "page": path})
+    else:
+        _show_split(outcome, path)
+
+
+def _show_split(outcome: split_demo.SplitOutcome, path: Path) -> None:
+    console = out()
+    console.print(table(*outcome.audit.report.table()))
+    console.print()
+    for name, value in split_demo_page.facts(outcome):
+        console.print(f"{name}: {value}", soft_wrap=True)
+    console.print()
+    console.print(table(split_demo_page.COLUMNS, split_demo_page.run_rows(outcome)))
+    console.print(f"\n{outcome.runs[1].claims}\n", soft_wrap=True)
     console.print(f"page: {path}", soft_wrap=True)
 
 

@@ -1,7 +1,7 @@
 """`cloister plan`, `run`, `compare` and `inspect`: a model, and its plan under a policy."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,12 +18,13 @@ from cloister.cli import hidden_end, options, plan_goals
 from cloister.cli.console import emit_json, err, out, progress, table
 from cloister.cli.hidden_end import HiddenCost
 from cloister.cli.results import Answers, check_labels, read_labels
-from cloister.errors import InputError
+from cloister.errors import InputError, PlanError
 from cloister.graph.batch import element_type
 from cloister.graph.graph import Graph
 from cloister.graph.hidden import HiddenSplit
 from cloister.graph.input_files import Inputs
 from cloister.graph.legality import unsupported
+from cloister.plan import split_report
 from cloister.plan.claims import Claims, claims_of
 from cloister.plan.cost import PlanCost, estimate
 from cloister.plan.memory import MemoryCost
@@ -33,6 +34,8 @@ from cloister.plan.plan import SUFFIX, Plan
 from cloister.plan.plan_choice import DEFAULT_POLICY, is_plan_file
 from cloister.plan.policies import assign, needs_ranges
 from cloister.plan.protection import OUTSOURCED, Protection, hiding, outer_policy
+from cloister.plan.split_report import SplitReport
+from cloister.planner.plan_search import CostedPlan
 from cloister.trusted.clips import OnClip, clip_text
 from cloister.trusted.compare import Comparison
 from cloister.trusted.compare import compare as measure_errors
@@ -174,16 +177,25 @@ def _write_plan(
     module: Path | None,
     *,
     to: Path,
-    inside: frozenset[str] | None = None,
+    chosen: CostedPlan | None = None,
+    audit: SplitReport | None = None,
 ) -> tuple[dict[str, object], Claims]:
-    """Compile the hidden end, make the plan, and write both; what was written, and the claims."""
+    """Compile the hidden end, make the plan, and write both; what was written, and the claims.
+
+    chosen   the planner's plan, which this one has to be
+
+    Raises   PlanError if it is another one
+    """
     graph, compiled = whole, None
     if split is not None:
         salt = SystemRandom().random_bytes(SALT_BYTES)
         compiled = hidden_end.compile_end(split, engine, salt=salt)
         graph = split.named(compiled.manifest.digest, queries=end.queries)
     read = given.read(graph, inputs) if inputs else None
-    made, origin = given.plan(graph, inputs=read, whole=whole, inside=inside)
+    inside = chosen.inside if chosen is not None and needs_ranges(chosen.policy) else None
+    made, origin = given.plan(graph, inputs=read, whole=whole, inside=inside, audit=audit)
+    if chosen is not None and made.protections != chosen.protections:
+        raise PlanError(f"{to}: the plan that was made is not the one that was chosen")
     found: dict[str, object] = {"plan": to, "plan_digest": made.digest, "calibration": origin}
     if compiled is not None:
         folder = module or to.with_suffix(".module")
@@ -232,23 +244,15 @@ def _plan_by_goals(
             "is about a hidden end; give --hide-weights last=N",
             {"--engine": engine, "--module": module},
         )
-    searched = goals.search(whole, given, split)
+    audit = None if given.audit is None else split_report.load(given.audit)
+    searched = goals.search(whole, given, split, audit)
     found: dict[str, object] = {}
     claims = None
     if to is not None:
         chosen = searched.chosen
-        until = None if chosen.split is None else ",".join(chosen.split.until)
-        decided = replace(
-            given,
-            policy=chosen.policy,
-            until=until,
-            integrity=None,
-            audit=given.audit if chosen.split else None,
-            calibration=given.calibration if needs_ranges(chosen.policy) else None,
-        )
         found, claims = _write_plan(
-            whole, split, decided, end, inputs, engine, module, to=to,
-            inside=chosen.inside if needs_ranges(chosen.policy) else None,
+            whole, split, goals.decided(given, chosen), end, inputs, engine, module, to=to,
+            chosen=chosen, audit=audit,
         )  # fmt: skip
     if json:
         written = {} if claims is None else {**found, "claims": claims.to_dict()}

@@ -28,6 +28,7 @@ from cloister.plan.plan_choice import DEFAULT_POLICY, PlanChoice, is_plan_file, 
 from cloister.plan.policies import NAMES, needs_ranges
 from cloister.plan.protection import HIDDEN_END
 from cloister.plan.split_choice import AUTO, FAMILY, SplitRequest
+from cloister.plan.split_report import SplitReport
 from cloister.trusted.clips import OnClip
 from cloister.trusted.pads.factory import Rate
 from cloister.trusted.session import DEFAULT_BATCH
@@ -380,11 +381,12 @@ class ModelInputs(ChosenPolicy):
         whole: Graph | None = None,
         digest: str | None = None,
         inside: frozenset[str] | None = None,
+        audit: SplitReport | None = None,
     ) -> tuple[Plan, str]:
         """See `PlanChoice.make`."""
         typical = self.read(graph, self.calibration) if self.calibration else None
         return replace(self._choice(digest), inside=inside).make(
-            graph, calibration=typical, inputs=inputs, stored=stored, whole=whole
+            graph, calibration=typical, inputs=inputs, stored=stored, whole=whole, audit=audit
         )
 
     def load_plan(self, path: str, *, digest: str | None = None) -> tuple[Plan, str]:

@@ -13,11 +13,13 @@ from cloister.cli.hidden_end import HiddenEnd
 from cloister.errors import InputError, printable
 from cloister.graph.graph import Graph
 from cloister.graph.hidden import HiddenSplit
-from cloister.plan import split_report
+from cloister.plan.policies import needs_ranges
+from cloister.plan.split_report import SplitReport
 from cloister.planner.chosen_parts import plan_parts
 from cloister.planner.find_plan import find_plan
 from cloister.planner.frontier import COLUMNS, PlanFrontier
 from cloister.planner.goals import Goals, InputHiding, Objective
+from cloister.planner.plan_search import CostedPlan
 from cloister.planner.planner_page import write_planner_page
 
 GOALS = "Goals, for which the planner chooses the policy"
@@ -135,7 +137,11 @@ class GoalOptions:
         return replace(end, last=self.last)
 
     def search(
-        self, model: Graph, given: options.ModelInputs, hidden: HiddenSplit | None
+        self,
+        model: Graph,
+        given: options.ModelInputs,
+        hidden: HiddenSplit | None,
+        audit: SplitReport | None,
     ) -> PlanFrontier:
         """Measure and search; the page is written here.
 
@@ -159,7 +165,7 @@ class GoalOptions:
                 model,
                 goals,
                 hidden=hidden,
-                audit=None if given.audit is None else split_report.load(given.audit),
+                audit=audit,
                 batch=self.batch or 1,
                 workers=self.worker or None,
                 progress=update,
@@ -168,12 +174,26 @@ class GoalOptions:
             write_planner_page(found, self.page)
         return found
 
+    def decided(self, given: options.ModelInputs, chosen: CostedPlan) -> options.ModelInputs:
+        """The options that make the chosen plan; those about integers go where it has none."""
+        if not needs_ranges(chosen.policy):
+            given = replace(given, calibration=None, weight_bits=None, activation_bits=None)
+        return replace(
+            given,
+            policy=chosen.policy,
+            until=None if chosen.split is None else ",".join(chosen.split.until),
+            integrity=None,
+            audit=None if chosen.split is None else given.audit,
+        )
+
 
 def show_search(found: PlanFrontier) -> None:
     """The plans on the frontier as a table, and the chosen one as a drawing."""
     console = out()
-    shown = [one for one in found.best if one is not found.chosen][: SHOWN - 1]
-    shown = [one for one in found.plans if one is found.chosen or one in shown]
+    # The best plan of each policy first: many splits of one policy would hide the others.
+    heads = {one.policy: one for one in reversed(found.best)}.values()
+    first = dict.fromkeys((found.chosen, *heads, *found.best))
+    shown = sorted(list(first)[:SHOWN], key=found.plans.index)
     console.print(table(COLUMNS, found.rows(shown), title=f"plans of {found.model}, for one input"))
     if (rest := len(found.best) - len(shown)) > 0:
         console.print(f"{rest} more on the frontier: --page and --json have all")

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import onnx
@@ -43,6 +44,36 @@ Images = Float32[np.ndarray, "n ..."]
 Engines = Mapping[str, Callable[[], object]]
 
 
+class TimedSession:
+    """A session with pads made before each call, and the reports of its calls."""
+
+    def __init__(
+        self, plan: Plan, feeds: Images, *, threads: int = 1, worker_threads: int = 1
+    ) -> None:
+        self.reports: list[Report] = []
+        self.pads = PreparedPads(plan) if plan.hidden_nodes else None
+        self._feeds = feeds
+        self._session = Session(
+            plan, threads=threads, worker_threads=worker_threads, batch=len(feeds), pads=self.pads
+        )
+
+    def before(self) -> None:
+        """Make pads for two calls, and make one of the calls, which is not timed."""
+        if self.pads is not None:
+            self.pads.fill(2 * len(self._feeds))
+        self._session.run(self._feeds)
+
+    def run(self) -> None:
+        """The call that is timed."""
+        self.reports.append(self._session.run(self._feeds).report)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._session.close()
+
+
 def measure_session(
     plan: Plan,
     engines: Engines,
@@ -57,24 +88,12 @@ def measure_session(
 
     beside   engines that are timed too, but are no baseline
     """
-    reports: list[Report] = []
     others = {**engines, **(beside or {})}
-    pads = PreparedPads(plan) if plan.hidden_nodes else None
-    with Session(
-        plan, threads=threads, worker_threads=worker_threads, batch=len(feeds), pads=pads
-    ) as session:
-
-        def run_before() -> None:
-            if pads is not None:
-                pads.fill(2 * len(feeds))
-            session.run(feeds)
-
-        runs: Engines = {**others, PRIVATE: lambda: reports.append(session.run(feeds).report)}
-        timings = interleaved(runs, repeats=repeats, before={**others, PRIVATE: run_before})
-    reports = reports[-repeats:]
-    found = {name: _per_input(timing, reports[0].inputs) for name, timing in timings.items()}
+    with TimedSession(plan, feeds, threads=threads, worker_threads=worker_threads) as session:
+        found = by_turns(others, {PRIVATE: session}, len(feeds), repeats=repeats)
+    reports = session.reports[-repeats:]
     trusted = found.pop(PRIVATE)
-    fastest = min(engines, key=lambda name: found[name]["ms"])
+    fastest = fastest_of(engines, found)
     return {
         "baseline_engine": fastest,
         "baseline_ms": found[fastest]["ms"],
@@ -83,9 +102,26 @@ def measure_session(
         "ratio": found[fastest]["ms"] / trusted["ms"],
         "worker_ms": statistics.median(report.worker_ms / report.inputs for report in reports),
         "private_wall_ms": trusted["wall_ms"],
-        "offline_ms": statistics.median(pads.made_ms) if pads is not None else 0.0,
+        "offline_ms": statistics.median(session.pads.made_ms) if session.pads is not None else 0.0,
         "soundness_bits": reports[-1].soundness_bits,
     }
+
+
+def by_turns(
+    engines: Engines, sessions: Mapping[str, TimedSession], inputs: int, *, repeats: int
+) -> dict[str, dict[str, float]]:
+    """What engines and sessions take for each of a batch's inputs, by name."""
+    timings = interleaved(
+        {**engines, **{name: session.run for name, session in sessions.items()}},
+        repeats=repeats,
+        before={**engines, **{name: session.before for name, session in sessions.items()}},
+    )
+    return {name: _per_input(timing, inputs) for name, timing in timings.items()}
+
+
+def fastest_of(engines: Engines, times: Mapping[str, Mapping[str, float]]) -> str:
+    """The name of the engine that takes the least CPU time."""
+    return min(engines, key=lambda name: times[name]["ms"])
 
 
 def _per_input(timing: Timing, inputs: int) -> dict[str, float]:

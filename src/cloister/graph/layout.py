@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cloister.errors import ShapeError
+from cloister.ring.transpose import transpose_each
 
 
 def channels_last_shape(
@@ -53,6 +54,10 @@ def from_channels_last(
     target = channels_last_shape(shape, channels_first=channels_first)
     if target != (h, w, c) or shape[0] not in (None, n):
         raise ShapeError(f"an array of shape {array.shape} is no value of shape {tuple(shape)}")
-    ordered = array.transpose(0, 3, 1, 2) if channels_first else array
+    pixels = array.reshape(n, h * w, c)
+    if channels_first and array.dtype == np.float32:
+        pixels = transpose_each(pixels)
+    elif channels_first:
+        pixels = pixels.transpose(0, 2, 1)
     sizes = [size for size in shape[1:] if size is not None]
-    return np.ascontiguousarray(ordered).reshape(n, *sizes)
+    return np.ascontiguousarray(pixels).reshape(n, *sizes)

@@ -11,17 +11,16 @@ from itertools import groupby
 from typing import Any
 
 from cloister.errors import PlanError
-from cloister.plan.planned_split import PlannedSplit
+from cloister.plan.planned_split import PlannedSplit, SplitEvidence
 from cloister.plan.protection import (
     BLINDED,
     BLINDED_VERIFIED,
     ENCLAVE,
     MODULE,
     OPEN,
-    UNCHECKED_SPLIT,
     VERIFIED,
     Protection,
-    outer_policy,
+    assumes_honest_worker,
 )
 from cloister.ring.freivalds import SOUNDNESS_BITS
 
@@ -165,7 +164,8 @@ class Claims:
 
 USE, MEMORY, FILES = "the model and its use", "the trusted side's memory", "the pad store"
 MODULES, QUERIES, CODE = "weights in modules", "answers of modules", "code of modules"
-WEIGHTS, INPUTS, ORIGINAL = "weights", "inputs and results", "the input, from the split"
+WEIGHTS, INPUTS = "weights", "inputs and results"
+THE_INPUT, FROM_SPLIT = "the input", "the input, from the split"
 
 SENT: Mapping[str, str] = {
     "Hello": "the protocol's version",
@@ -186,6 +186,7 @@ _Said = tuple[Extent, str, str]
 """How much, in words, and under which assumption."""
 _PADS = "AES-256-CTR is a pseudorandom generator"
 _COEFFICIENTS = "check coefficients stay secret"
+_HONEST = "the worker follows the protocol"
 _MACHINE = "the machine of the trusted runtime is trustworthy"
 _NOTHING = "nothing about this input or the values computed from it"
 _CHEAT: _Said = (
@@ -209,7 +210,7 @@ _WORKER: Mapping[Protection, tuple[_Said, _Said]] = {
             Extent.NOTHING,
             f"{_NOTHING}, from the messages it is sent; it may learn from what the caller does "
             "with results it has changed",
-            f"{_PADS}; the worker answers honestly",
+            f"{_PADS}; {_HONEST}",
         ),
         _BELIEVED,
     ),
@@ -219,6 +220,11 @@ _WORKER: Mapping[Protection, tuple[_Said, _Said]] = {
     MODULE: (_INSIDE, _INSIDE),
 }
 """A worker's knowledge and abilities, where the whole plan has this protection."""
+_AFTER_SPLIT: tuple[_Said, _Said] = (
+    (Extent.EVERYTHING, "the values that cross the split, and every value after it, exactly", ""),
+    (Extent.EVERYTHING, "decide what these nodes compute: its answer is believed", ""),
+)
+"""The same of open nodes after a split."""
 
 
 def claims_of(
@@ -240,9 +246,10 @@ def claims_of(
     used = list(protections.values())
     outside = [protection for protection in used if protection.on_worker]
     checked = any(protection.checked for protection in outside)
-    statements = tuple(_worker(used, outside, scaled, split))
+    trusts = assumes_honest_worker(policy)
+    statements = tuple(_worker(used, outside, scaled, split, trusts=trusts))
     if split is not None:
-        statements += tuple(_of_split(split, outer_policy(policy) or policy, pinned=pinned))
+        statements += tuple(_of_split(split, trusts=trusts, pinned=pinned))
     return Claims(
         f"policy {policy}",
         (
@@ -260,6 +267,8 @@ def _worker(
     outside: Sequence[Protection],
     scaled: int,
     split: PlannedSplit | None,
+    *,
+    trusts: bool,
 ) -> Iterator[Statement]:
     if not outside:
         for verb in Verb:
@@ -273,9 +282,9 @@ def _worker(
             about = f"{protection.name} ({count} node{'' if count == 1 else 's'})"
             learns, can = _WORKER[protection]
             if split is not None and protection == OPEN:
-                learns = (Extent.EVERYTHING, f"{_CROSSING.format(name=_name(split))}, exactly", "")
+                learns, can = _AFTER_SPLIT
             if not hidden and protection.hidden:
-                learns = (Extent.BOUNDED, _BESIDE_CLEAR[protection], learns[2])
+                learns = (Extent.BOUNDED, *_beside_clear(protection, learns, trusts=trusts))
             if not checked and not protection.on_worker:
                 text = "change their inputs, where these follow from unchecked answers"
                 can = (Extent.BOUNDED, text, _MACHINE)
@@ -284,43 +293,50 @@ def _worker(
     yield state(Role.WORKER, Verb.LEARNS, USE, Extent.BOUNDED, _visible(outside, scaled))
 
 
-def _of_split(split: PlannedSplit, policy: str, *, pinned: bool) -> Iterator[Statement]:
-    """What the values that cross a split tell of an input, and how far that was measured."""
-    name, found = _name(split), split.evidence
-    assumes = "the worker follows the protocol" if policy == UNCHECKED_SPLIT else ""
-    if found is None or not pinned:
-        audit = "no audit has measured it"
-        if found is not None:
-            audit = f"whoever made the plan names report {found.report.hex()[:16]}"
-        text = f"all that {_CROSSING.format(name=name)}, tell of it; {audit}"
-        yield state(Role.WORKER, Verb.LEARNS, ORIGINAL, Extent.EVERYTHING, text, assumes)
-    else:
-        chance = 1 / found.candidates
+def _of_split(split: PlannedSplit, *, trusts: bool, pinned: bool) -> Iterator[Statement]:
+    """What a worker learns of an input at most, and how far it was measured what that tells."""
+    rests_on = _HONEST if trusts else ""
+    text = f"no more than the values that cross the split after {_name(split)}, {_COMPUTED}"
+    assumes = f"{_PADS}; {_HONEST if trusts else _COEFFICIENTS}"
+    yield state(Role.WORKER, Verb.LEARNS, THE_INPUT, Extent.BOUNDED, text, assumes)
+    found = split.evidence if pinned else None
+    extent = Extent.EVERYTHING if found is None else Extent.BOUNDED
+    shown = Strength.PROVED if found is None else Strength.EMPIRICAL
+    text = _measured(found) if found else f"all that these values tell of it{_unmeasured(split)}"
+    yield state(Role.WORKER, Verb.LEARNS, FROM_SPLIT, extent, text, rests_on, shown=shown)
+    if trusts:
         text = (
-            f"what {_CROSSING.format(name=name)}, tell of it: the attacks "
-            f"{', '.join(found.attacks)} picked the true image among {found.candidates} in at most "
-            f"{found.identification:.1%} (chance {chance:.1%}), with at most {found.explained:.1%} "
-            f"of the variance and an SSIM of {found.ssim:.2f} above a blind guess; on "
-            f"{found.images} images of {found.data} (SHA-256 {found.data_sha256[:16]}), says "
-            f"report {found.report.hex()[:16]}; other attacks may find more"
+            "find more: an error that it adds to an unchecked answer shows in what crosses; the "
+            "policy assumes that the worker follows the protocol"
         )
-        yield state(
-            Role.WORKER, Verb.LEARNS, ORIGINAL, Extent.BOUNDED, text, assumes,
-            shown=Strength.EMPIRICAL,
-        )  # fmt: skip
-    if policy == UNCHECKED_SPLIT:
-        text = (
-            "add errors to its unchecked answers and read what becomes of them after the split: "
-            "the policy assumes that the worker follows the protocol"
-        )
-        yield state(Role.WORKER, Verb.CAN, ORIGINAL, Extent.EVERYTHING, text)
+        yield state(Role.WORKER, Verb.CAN, THE_INPUT, Extent.EVERYTHING, text)
+
+
+def _measured(found: SplitEvidence) -> str:
+    """What an audit found, which is what its report says; other attacks may find more."""
+    *attacks, last = found.attacks
+    return (
+        f"{', '.join(attacks)} and {last} pick the true image of {found.candidates} in at most "
+        f"{found.identification:.1%} (chance {1 / found.candidates:.1%}) and find at most "
+        f"{max(found.explained, 0):.1%} of its variance and {max(found.ssim, 0):.2f} SSIM above a "
+        f"blind guess, on {found.images} images of {found.data} (SHA-256 "
+        f"{found.data_sha256[:16]}), says report {found.report.hex()[:16]}; other attacks may find "
+        "more"
+    )
+
+
+def _unmeasured(split: PlannedSplit) -> str:
+    if split.evidence is None:
+        return "; no audit has measured it"
+    report = split.evidence.report.hex()[:16]
+    return f"; the plan names report {report}, and no digest pins the plan"
 
 
 def _name(split: PlannedSplit) -> str:
     return ",".join(split.until)
 
 
-_CROSSING = "the values that cross the split after {name}, and what is computed from them"
+_COMPUTED = "and what is computed from them"
 _RESULTS = "their results wherever a node it computes in the clear reads them"
 _ANSWERS = "nothing of their weights; of their answers, what a later node in the clear is sent"
 _BESIDE_CLEAR: Mapping[Protection, str] = {
@@ -332,6 +348,19 @@ _BESIDE_CLEAR: Mapping[Protection, str] = {
     MODULE: _ANSWERS,
 }
 """A worker's knowledge of hidden nodes in a plan that has nodes in the clear too."""
+
+
+def _beside_clear(protection: Protection, said: _Said, *, trusts: bool) -> tuple[str, str]:
+    """What a worker learns of hidden nodes in a plan that has others in the clear, in words.
+
+    trusts   whether the policy assumes a worker that follows the protocol
+    """
+    _, _, assumes = said
+    if not trusts:
+        return _BESIDE_CLEAR[protection], assumes
+    if protection == BLINDED:
+        return _BESIDE_CLEAR[BLINDED_VERIFIED], assumes
+    return _BESIDE_CLEAR[protection], f"{assumes}; {_HONEST}"
 
 
 def _visible(outside: Sequence[Protection], scaled: int) -> str:

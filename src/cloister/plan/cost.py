@@ -8,6 +8,7 @@ from cloister.graph.graph import Graph, Node
 from cloister.graph.ops.linear_nodes import geometry, is_linear
 from cloister.plan.memory import MemoryCost, memory
 from cloister.plan.protection import Protection
+from cloister.plan.segment_traffic import Traffic, segment_traffic
 
 RING_BYTES = 4
 PLAIN_BYTES = 2
@@ -58,13 +59,17 @@ class PlanCost:
 
 def estimate(graph: Graph, protections: Mapping[str, Protection], *, batch: int = 1) -> PlanCost:
     """Costs of running a model under these protections; `batch` inputs at a time need memory."""
-    nodes = tuple(_node_cost(graph, node, protections[node.name]) for node in graph.nodes)
+    sent = segment_traffic(graph, protections)
+    nodes = tuple(
+        _node_cost(graph, node, protections[node.name], sent.get(node.name)) for node in graph.nodes
+    )
     return PlanCost(nodes, memory(graph, protections, batch=batch))
 
 
-def _node_cost(graph: Graph, node: Node, protection: Protection) -> NodeCost:
+def _node_cost(graph: Graph, node: Node, protection: Protection, sent: Traffic | None) -> NodeCost:
     linear = is_linear(graph, node)
-    to_worker = from_worker = pads = 0
+    to_worker, from_worker = sent or Traffic(0, 0)
+    pads = 0
     flops = 0 if node.is_module else _local_flops(graph, node)
     if linear:
         shape = geometry(graph, node)

@@ -7,13 +7,14 @@ are of a process that reads its calibration from a file, opens the session with
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import cloister.base._native as native
 from cloister.graph.graph import Graph, Node
 from cloister.graph.ops.linear_nodes import geometry, is_linear
 from cloister.plan.protection import OPEN, Protection
+from cloister.plan.segment_traffic import segment_traffic
 from cloister.ring.freivalds import coefficient_count, keeps_factors
 from cloister.ring.linear import Geometry
 
@@ -30,8 +31,8 @@ QUANTISING_BYTES = 32
 """Temporary arrays, per element, of the part of a layer's weights made integers at a time."""
 LOCAL_COPIES = 5
 """Of a local segment's constants: as a message, as bytes, and ONNX Runtime's own three."""
-SENT_COPIES = 4
-"""Of an open segment's constants: as a message, as bytes, encoded, and in shared memory."""
+SENT_COPIES = 2
+"""Of an open segment's constants while a worker gets them: as a message, and in shared memory."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,21 @@ def memory(graph: Graph, protections: Mapping[str, Protection], *, batch: int = 
         "kept by the allocator": KEPT_BYTES,
         **integers,
         "float32 constants kept inside": floats - gone,
-        "their copies in ONNX Runtime": _segments(graph, protections),
+        "their copies in ONNX Runtime": LOCAL_COPIES
+        * _constant_bytes(graph, [n for n in graph.nodes if not protections[n.name].on_worker]),
         "weights packed for making pads": WEIGHT_BYTES * packed,
         "check vectors": CHECK_BYTES * sum(_coefficients(s) for s, p in shapes if p.checked),
     }
-    loading = {"largest layer on its way to the worker": WEIGHT_BYTES * max(weights, default=0)}
+    opened = [node for node in graph.nodes if protections[node.name] == OPEN]
+    segment = segment_traffic(graph, protections).values()
+    loading = {
+        "largest layer on its way to the worker": WEIGHT_BYTES * max(weights, default=0),
+        "open layers on their way to the worker": SENT_COPIES * _constant_bytes(graph, opened),
+    }
     running = {
         "unblinding terms": RING_BYTES * batch * sum(s.out_elements for s in hidden),
-        "messages and answers": batch * max((_traffic(s, p) for s, p in shapes), default=0),
+        "messages and answers": batch
+        * max([sum(map(sum, segment)), *(_traffic(s, p) for s, p in shapes)]),
         "values between layers": batch * _values(graph, protections),
     }
     part = min(QUANTISING_ELEMENTS, max(weights, default=0))
@@ -106,15 +114,9 @@ def _only_read_by(graph: Graph, nodes: list[Node]) -> Iterator[str]:
     return (name for name in inner if name in graph.constants)
 
 
-def _segments(graph: Graph, protections: Mapping[str, Protection]) -> int:
-    """Copies of constants while the segments are made that use them."""
-    total = 0
-    inside = [node for node in graph.nodes if not protections[node.name].on_worker]
-    sent = [node for node in graph.nodes if protections[node.name] == OPEN]
-    for nodes, copies in ((inside, LOCAL_COPIES), (sent, SENT_COPIES)):
-        read = {value for node in nodes for value in node.inputs}
-        total += copies * sum(graph.constants[v].nbytes for v in read if v in graph.constants)
-    return total
+def _constant_bytes(graph: Graph, nodes: Iterable[Node]) -> int:
+    read = {value for node in nodes for value in node.inputs}
+    return sum(graph.constants[value].nbytes for value in read if value in graph.constants)
 
 
 def _coefficients(shape: Geometry) -> int:

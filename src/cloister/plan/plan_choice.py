@@ -2,7 +2,8 @@
 
 The writer of a plan's file decides what is computed. The file decides what is protected only if its
 digest is pinned, by the caller or by the key file of a pad store. Otherwise its policy has to be
-one of Cloister's, and the one that the caller names, or the default.
+one of Cloister's, and the one that the caller names, or the default. Then the writer of the file
+has chosen where the plan is split, and says what an audit found there.
 """
 
 from collections.abc import Mapping
@@ -82,7 +83,11 @@ class PlanChoice:
         named = self.split.policy(self.policy)
         plan.require_policy(named or (plan.policy if pinned else DEFAULT_POLICY), what=str(path))
         self.split.confirm(plan, what=str(path))
-        return plan, f"plan {plan.digest.hex()} from {path}"
+        line = f"plan {plan.digest.hex()} from {path}"
+        if plan.split is not None:
+            line += f", split after {','.join(plan.split.until)}"
+            line += "" if pinned else " by the writer of the file; pin it with --digest"
+        return plan, line
 
     def make(
         self,
@@ -92,6 +97,7 @@ class PlanChoice:
         inputs: Inputs | None = None,
         stored: Plan | None = None,
         whole: Graph | None = None,
+        audit: SplitReport | None = None,
     ) -> tuple[Plan, str]:
         """The plan of a model, and one line that says where its ranges come from.
 
@@ -102,6 +108,8 @@ class PlanChoice:
         stored        the plan of a pad store, for which its key file vouches: without
                       `calibration`, it gives the ranges, the split and what the caller leaves open
         whole         of a model with a hidden part, the model itself, which an audit names
+        audit         of this model's splits: without `calibration` it gives the ranges of a plan
+                      that has no split either
 
         Warns (PrecisionWarning) when a layer's error on the samples exceeds a bound; there are no
         samples when the ranges are those of a stored plan.
@@ -125,7 +133,7 @@ class PlanChoice:
             self._refuse_fixed_point(wanted, calibration)
         chosen = self._split(graph, wanted, stored, whole)
         split, said = chosen.split, f"{chosen.line}; " if chosen.line else ""
-        ranges, origin = _ranges(stored, chosen.report if calibration is None else None)
+        ranges, origin = _ranges(stored, (chosen.report or audit) if calibration is None else None)
         if ranges is not None:
             plan = policies.from_ranges(
                 wanted, graph, ranges=ranges, precision=precision, split=split, inside=self.inside

@@ -35,7 +35,6 @@ from cloister.ring.linear import LinearMap
 MAGIC, VERSION = b"CLOP", 2
 MODEL_NAME = "model"
 """The name of the graph in a plan: the name of the model's file decides nothing."""
-DIGEST_BYTES = 32
 _LARGEST_QMAX = 2 ** (MAX_ACTIVATION_BITS - 1) - 1
 
 
@@ -127,23 +126,21 @@ def _read_split(document: object) -> PlannedSplit:
     names = texts(until)
     if evidence is None:
         return PlannedSplit(names)
-    report, attacks, data, digest, images, candidates, found, ssim, explained = read_fields(
+    report, attacks, data, digest, images, candidates, rate, ssim, explained = read_fields(
         evidence, *_EVIDENCE
     )
-    read = SplitEvidence(
+    found = SplitEvidence(
         bytes.fromhex(text(report)),
         texts(attacks),
         text(data),
         text(digest),
-        whole(images, least=1),
-        whole(candidates, least=2),
-        real(found),
+        whole(images),
+        whole(candidates),
+        real(rate),
         real(ssim),
         real(explained),
     )
-    if len(read.report) != DIGEST_BYTES or not (read.data + read.data_sha256).isprintable():
-        raise ValueError("the evidence of its split names no report")
-    return PlannedSplit(names, read)
+    return PlannedSplit(names, found)
 
 
 def _read_ranges(document: object) -> Ranges:

@@ -6,6 +6,7 @@ of it. So nothing is sent in the clear that follows from an unchecked answer, un
 the one that assumes a worker which follows the protocol.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ from cloister.plan.protection import (
     outer_policy,
 )
 
+DIGEST_BYTES = 32
+
 
 @dataclass(frozen=True)
 class SplitEvidence:
@@ -33,6 +36,8 @@ class SplitEvidence:
     candidates       images among which the true one was sought
     identification   how often it was found, ssim and explained: the upper ends of the 95 %
                      intervals of the strongest attack
+
+    Raises   PlanError for what no audit finds
     """
 
     report: bytes
@@ -44,6 +49,18 @@ class SplitEvidence:
     identification: float
     ssim: float
     explained: float
+
+    def __post_init__(self) -> None:
+        texts = (*self.attacks, self.data, self.data_sha256)
+        if len(self.report) != DIGEST_BYTES or not self.attacks or not all(texts):
+            raise PlanError("the evidence of a split names no report, attack or data")
+        if not "".join(texts).isprintable():
+            raise PlanError("the evidence of a split has a name that is not printable")
+        figures = (self.identification, self.ssim, self.explained)
+        if not (1 < self.candidates <= self.images and all(map(math.isfinite, figures))):
+            raise PlanError("the evidence of a split has figures that no audit finds")
+        if not (0 <= self.identification <= 1 and abs(self.ssim) <= 2 and self.explained <= 1):
+            raise PlanError("the evidence of a split has figures that no audit finds")
 
 
 @dataclass(frozen=True)

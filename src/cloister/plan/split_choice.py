@@ -12,7 +12,8 @@ from cloister.plan import split_report
 from cloister.plan.plan import Plan
 from cloister.plan.planned_split import PlannedSplit, SplitEvidence
 from cloister.plan.protection import INTEGRITY, SPLITTING, hiding, outer_policy
-from cloister.plan.split_report import SplitReport, SplitScores
+from cloister.plan.split_report import SplitReport
+from cloister.plan.split_scores import SplitScores
 
 AUTO = "auto"
 FAMILY = INTEGRITY["full"]
@@ -122,7 +123,8 @@ class SplitRequest:
         if (outer_policy(policy) or policy) not in SPLITTING:
             return SplitChoice(None, None, "")
         report = None if self.audit is None else split_report.load(self.audit)
-        split = choose_split(model, self.until or AUTO, report, audited=audited)
+        until = AUTO if self.until is None else self.until
+        split = choose_split(model, until, report, audited=audited)
         if split is None:
             return SplitChoice(
                 None, report, "the audit accepts no split, so all layers are blinded"

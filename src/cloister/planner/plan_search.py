@@ -3,7 +3,7 @@
 For every policy and split, nodes move inside and back as long as that makes the plan cheaper. Each
 such plan is compiled to its program, whose steps have measured costs: a node that stays inside
 saves an exchange, and may break a fused step in two. With few nodes that can move, every choice is
-tried.
+tried. A split changes what is cheaper for the nodes next to it alone.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,11 +14,19 @@ from cloister.errors import PlanError, UnsupportedError
 from cloister.graph.graph import Graph, Node
 from cloister.graph.ops.depthwise import depthwise_window
 from cloister.graph.ops.linear_nodes import geometry, is_linear
+from cloister.graph.split import split_at
 from cloister.plan.cost import estimate
 from cloister.plan.plan import Plan
 from cloister.plan.planned_split import PlannedSplit
 from cloister.plan.policies import assign
-from cloister.plan.protection import ENCLAVE, EVERYWHERE, SPLITTING, Protection, hiding
+from cloister.plan.protection import (
+    ENCLAVE,
+    EVERYWHERE,
+    OUTSOURCED,
+    SPLITTING,
+    Protection,
+    hiding,
+)
 from cloister.plan.quantised import QuantisedLinear
 from cloister.planner.cost_table import ProgramCost, segment_bytes
 from cloister.planner.goals import Goals, Objective
@@ -30,6 +38,10 @@ EXACT = 6
 """Nodes that can move, up to which every choice of them is tried."""
 FASTER = 3.0
 """By how much one node in ONNX Runtime may be faster than the model's average, at most."""
+
+BORDER = 2
+"""Nodes that can move, on each side of a split, for which the split may change what is cheaper."""
+_POLICY_OF = {protection: policy for policy, protection in OUTSOURCED.items()}
 
 Predict = Callable[[Program], ProgramCost]
 
@@ -100,19 +112,30 @@ class PlanSearch:
         init=False, default_factory=dict
     )
 
+    _found: dict[tuple[str, PlannedSplit | None, Objective], CostedPlan | None] = field(
+        init=False, default_factory=dict
+    )
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "_maps", zero_maps(self.graph))
 
     def plans(self, progress: Callable[[int, int], None] | None = None) -> list[CostedPlan]:
-        """The cheapest plan of every policy and split that meets the goals but for the time."""
+        """The cheapest plan of every policy and split that meets the goals but for the time.
+
+        With a limit of the trusted time, the plan of least trusted time is among them as well.
+        """
+        wanted = [self.goals.objective]
+        if self.goals.max_trusted_ms is not None:
+            wanted.append(Objective.THROUGHPUT)
         pairs = list(self._choices())
         found: list[CostedPlan] = []
         for i, (policy, split) in enumerate(pairs):
             if progress is not None:
                 progress(i, len(pairs))
-            for objective in Objective:
+            for objective in dict.fromkeys(wanted):
                 best = self._best(policy, split, objective)
                 if best is not None and best not in found:
+                    self.goals.require_met(self.graph, best.protections, split)
                     found.append(best)
         if progress is not None:
             progress(len(pairs), len(pairs))
@@ -121,7 +144,7 @@ class PlanSearch:
     def costed(
         self, policy: str, split: PlannedSplit | None, inside: frozenset[str] | None
     ) -> CostedPlan | None:
-        """A plan with its costs; None where no such plan is legal, or it does not meet the goals.
+        """A plan with its costs, whether it meets the goals or not; None where none is legal.
 
         inside   None: as the policy places nodes without a search
         """
@@ -145,6 +168,15 @@ class PlanSearch:
     def _best(
         self, policy: str, split: PlannedSplit | None, objective: Objective
     ) -> CostedPlan | None:
+        key = (policy, split, objective)
+        if key not in self._found:
+            placed = self._placed if split is None else self._placed_around
+            self._found[key] = placed(policy, split, objective)
+        return self._found[key]
+
+    def _placed(
+        self, policy: str, split: PlannedSplit | None, objective: Objective
+    ) -> CostedPlan | None:
         movable = self._movable(policy, split)
         if len(movable) <= EXACT:
             choices = (
@@ -155,6 +187,32 @@ class PlanSearch:
             return _least((self.costed(policy, split, one) for one in choices), objective)
         starts = (self.costed(policy, split, one) for one in (None, frozenset[str]()))
         return _least((self._descended(one, movable, objective) for one in starts), objective)
+
+    def _placed_around(
+        self, policy: str, split: PlannedSplit | None, objective: Objective
+    ) -> CostedPlan | None:
+        """Each half as a plan without a split places it, and nodes next to the split anew."""
+        if split is None or policy not in SPLITTING:
+            return self._placed(policy, split, objective)
+        halves, before = SPLITTING[policy], split_at(self.graph, split.until).before
+        inside = {
+            name
+            for half, first in ((halves.before, True), (halves.after, False))
+            if half in _POLICY_OF
+            for name in self._inside(_POLICY_OF[half], objective)
+            if (name in before) == first
+        }
+        movable = self._movable(policy, split)
+        near = [name for name in movable if name in before][-BORDER:]
+        near += [name for name in movable if name not in before][:BORDER]
+        start = self.costed(policy, split, frozenset(inside))
+        if start is None:  # all nodes of it would stay inside
+            return self._placed(policy, split, objective)
+        return self._descended(start, near, objective)
+
+    def _inside(self, policy: str, objective: Objective) -> frozenset[str]:
+        best = self._best(policy, None, objective)
+        return frozenset() if best is None else best.inside
 
     def _descended(
         self, best: CostedPlan | None, movable: Sequence[str], objective: Objective
@@ -226,7 +284,6 @@ class PlanSearch:
         )
         if not everywhere and not any(p.on_integers for p in protections.values()):
             return None
-        self.goals.require_met(self.graph, protections, split)
         program = self._compiled(policy, split, protections)
         sizes = estimate(self.graph, protections, batch=self.batch)
         segments = [step for step in program.steps if isinstance(step, Segment)]

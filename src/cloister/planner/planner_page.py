@@ -4,6 +4,7 @@ The page holds no script and loads nothing.
 """
 
 import html
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -82,8 +83,8 @@ def _picture(marks: str, height: int) -> str:
 
 
 def _scatter_marks(found: PlanFrontier) -> str:
-    top_x = 1.08 * max(one.cost.trusted_ms for one in found.plans)
-    top_y = 1.08 * max(one.cost.latency_ms for one in found.plans)
+    top_x = _round_top(max(one.cost.trusted_ms for one in found.plans))
+    top_y = _round_top(max(one.cost.latency_ms for one in found.plans))
 
     def place(one: CostedPlan) -> tuple[float, float]:
         x = LEFT + one.cost.trusted_ms / top_x * (WIDTH - LEFT - RIGHT)
@@ -119,6 +120,12 @@ def _scatter_marks(found: PlanFrontier) -> str:
     policies = list(dict.fromkeys(one.policy for one in found.plans))
     marks.append(_legend(policies, POLICY_COLOURS, HEIGHT - 6))
     return "".join(marks)
+
+
+def _round_top(most: float) -> float:
+    """The end of an axis whose ticks are round numbers."""
+    tick = 10.0 ** math.floor(math.log10(max(most, 1e-6) / TICKS))
+    return TICKS * next(tick * step for step in (1, 2, 3, 4, 5, 10) if TICKS * tick * step >= most)
 
 
 def _axes(top_x: float, top_y: float) -> str:

@@ -68,12 +68,16 @@ def read_data(name: str) -> PresetData:
     Raises   InputError naming the file
     """
     readers: dict[str, Callable[[Path], PresetData]] = {
-        "mnist": _mnist, "imdb": _imdb, "rotten": _rotten,
+        "mnist": read_mnist, "imdb": _imdb, "rotten": _rotten,
     }  # fmt: skip
     return readers[name](data_folder())
 
 
-def _mnist(folder: Path) -> PresetData:
+def read_mnist(folder: Path) -> PresetData:
+    """MNIST, in the folder of all data.
+
+    Raises   InputError naming the file
+    """
     return PresetData(_digits(folder / "mnist", "train"), _digits(folder / "mnist", "t10k"))
 
 

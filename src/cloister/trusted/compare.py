@@ -225,7 +225,8 @@ class _Simulation:
     ) -> None:
         clear = {node.node: VERIFIED for node in plan.linear_nodes}
         protections = {**plan.protections, **clear}
-        program = compile_plan(replace(plan, policy="simulated", protections=protections))
+        simulated = replace(plan, policy="simulated", protections=protections, split=None)
+        program = compile_plan(simulated)
         self._graph = plan.graph
         self._tallies = tallies
         self._threads = threads

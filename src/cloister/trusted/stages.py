@@ -36,8 +36,8 @@ from cloister.trusted.program.steps import (
 from cloister.trusted.report import LayerRow
 from cloister.trusted.workspace import BatchRequest, Workspace
 from cloister.wire.link import NativeChannel, WorkerLink
-from cloister.wire.messages import TensorSpec
-from cloister.wire.shm.exchange import make_exchange
+from cloister.wire.messages import TensorSpec, Unchecked
+from cloister.wire.shm.exchange import PreparedRequest, make_exchange
 from cloister.wire.shm.packets import REQUEST_ID_OFFSET
 
 
@@ -232,17 +232,7 @@ class ExchangeStage(Stage):
         if exchange is None:
             self._exchange(request)
             return
-        # The link finds out what is wrong and raises; what came may also be a late answer to an
-        # earlier request, and then this one's is still to come.
-        request.next_id = stop.request_id + 1
-        request.worker.complete(
-            stop.request_id,
-            exchange,
-            sent=stop.why != "unsent",
-            came=stop.packet,
-            deadline_s=stop.deadline_s,
-            timeout_s=request.timeout_s,
-        )
+        _complete(request, exchange, stop)
         space.native.answered(self._number)
         ((cpu_ns, wait_ns),) = space.native.costs(self._number, self._number + 1)
         self.account(request, cpu_ns, wait_ns)
@@ -277,6 +267,7 @@ class SegmentStage(Stage):
     def __init__(self, setup: Setup, number: int, step: Segment) -> None:
         self.name, self.protection = step.name, OPEN.name
         self._graph = setup.program.plan.graph
+        self._number = number
         self._step = step
         if any(setup.program.plan.protections[node.name] != OPEN for node in step.nodes):
             raise PlanError(f"{self.name}: the plan protects one of its nodes")
@@ -287,27 +278,79 @@ class SegmentStage(Stage):
         model = model_bytes(self._graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs)
         link.load_segment(step.target, model)
 
+    def enter(self, space: Workspace, channel: NativeChannel | None) -> None:
+        """See Stage; over a native channel, one stored value goes out without Python."""
+        target = self._step.target
+        key = space.layout.crossing.get(target)
+        if channel is None or key is None:
+            space.native.add_outside()
+            return
+        place, room = space.shared("message", target), space.shared("answer", target)
+        spec, expect = space.layout.messages[target], space.layout.answers[target]
+        exchange = make_exchange(target, place, spec, room, expect)
+        _, channels_first = key
+        space.native.add_segment(
+            packet=exchange.packet,
+            answer=exchange.answer,
+            id_offset=REQUEST_ID_OFFSET,
+            value=space.values[key],
+            place=channel.request_view(place, spec),
+            channels_first=channels_first,
+        )
+        space.exchanges[self._number] = exchange
+        space.answers[target] = channel.answer_view(room, expect)
+
     def perform(self, request: BatchRequest, stop: native.Stop) -> None:
         """See Stage."""
-        step, link = self._step, request.worker
+        exchange = request.space.exchanges[self._number]
+        if exchange is None:
+            self._exchange(request)
+            return
+        _complete(request, exchange, stop)
+        ((cpu_ns, wait_ns),) = request.space.native.costs(self._number, self._number + 1)
+        self.account(request, cpu_ns, wait_ns)
+
+    def account(self, request: BatchRequest, cpu_ns: int, wait_ns: int) -> None:
+        """See Stage; no native step reads the answer."""
+        target, layout = self._step.target, request.space.layout
+        self._enter_reply(request, self._step.outputs[0], request.space.answers[target])
         row = self.row(request)
+        row.trusted_ms += 1e-6 * cpu_ns
+        self._enter_traffic(row, wait_ns, (layout.messages[target],), (layout.answers[target],))
+
+    def _exchange(self, request: BatchRequest) -> None:
+        step, link = self._step, request.worker
         tensors = tuple(np.asarray(request.values.onnx(v), order="C") for v in step.inputs)
         sizes = bound_sizes(self._graph, request.feeds)
         expect = tuple(self._spec(value, sizes) for value in step.outputs)
-        started = time.perf_counter()
+        started = time.perf_counter_ns()
         request_id = request.new_id()
         replies = link.exchange(
             request_id, step.target, tensors, expect, timeout_s=request.timeout_s
         )
-        row.worker_ms += 1e3 * (time.perf_counter() - started)
+        wait_ns = time.perf_counter_ns() - started
         for value, reply in zip(step.outputs, replies, strict=True):
-            # The plan promises neither privacy nor correctness here.
-            answer = accept_unchecked(reply, protection=OPEN, node=self.name)
-            found = np.array(answer.values)
-            require_truths(found, f"worker {link.name}: value {value!r}", kind=ProtocolError)
-            request.values.put(value, found)
+            self._enter_reply(request, value, reply)
         link.release(request_id)
-        row.bytes_to_worker += sum(tensor.nbytes for tensor in tensors)
+        self._enter_traffic(self.row(request), wait_ns, tensors, expect)
+
+    def _enter_reply(self, request: BatchRequest, value: str, reply: Unchecked[np.ndarray]) -> None:
+        # The plan promises neither privacy nor correctness here.
+        answer = accept_unchecked(reply, protection=OPEN, node=self.name)
+        found = np.array(answer.values)
+        what = f"worker {request.worker.name}: value {value!r}"
+        require_truths(found, what, kind=ProtocolError)
+        request.values.put(value, found)
+
+    def _enter_traffic(
+        self,
+        row: LayerRow,
+        wait_ns: int,
+        sent: Sequence[np.ndarray | TensorSpec],
+        expect: Sequence[TensorSpec],
+    ) -> None:
+        row.worker_ms += 1e-6 * wait_ns
+        row.bytes_to_worker += sum(tensor.nbytes for tensor in sent)
         row.bytes_from_worker += sum(spec.nbytes for spec in expect)
 
     def _spec(self, value: str, sizes: Mapping[str, int]) -> TensorSpec:
@@ -381,6 +424,23 @@ STAGES: Mapping[type, Callable[..., Stage]] = {
     Local: LocalStage,
     Module: ModuleStage,
 }
+
+
+def _complete(request: BatchRequest, exchange: PreparedRequest, stop: native.Stop) -> None:
+    """Have the link end an exchange that did not go as the native executor expects.
+
+    The link finds out what is wrong and raises; what came may also be a late answer to an earlier
+    request, and then this one's is still to come.
+    """
+    request.next_id = stop.request_id + 1
+    request.worker.complete(
+        stop.request_id,
+        exchange,
+        sent=stop.why != "unsent",
+        came=stop.packet,
+        deadline_s=stop.deadline_s,
+        timeout_s=request.timeout_s,
+    )
 
 
 def _fused_shape(plan: Plan, step: Fused, checks: Checks) -> native.FusedShape:

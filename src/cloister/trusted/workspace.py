@@ -13,7 +13,7 @@ from cloister.trusted.program.steps import Program
 from cloister.trusted.report import Meter
 from cloister.trusted.values import Values
 from cloister.wire.link import NativeChannel, WorkerLink
-from cloister.wire.messages import TensorSpec
+from cloister.wire.messages import TensorSpec, Unchecked
 from cloister.wire.shm.arena import Region
 from cloister.wire.shm.exchange import PreparedRequest
 
@@ -21,6 +21,7 @@ from cloister.wire.shm.exchange import PreparedRequest
 class Workspace:
     """The memory of a program for one batch size, and the native executor that works in it.
 
+    answers   of segments by target, where the native executor exchanges their messages
     channel   over which the native executor exchanges messages itself; None: links do. It is not
               kept, only the memory reserved there (`region`)
     """
@@ -44,11 +45,12 @@ class Workspace:
         }
         self.clipped = np.zeros((len(plan.linear_nodes), batch), np.uint64)
         self.exchanges: list[PreparedRequest | None] = [None] * len(program.steps)
+        self.answers: dict[int, Unchecked[np.ndarray]] = {}
         checked = [plan.protection_of(node).checked for node in plan.linear_nodes]
         self.native = native.Executor(checked=checked, batch=batch, threads=threads)
 
     def shared(self, kind: str, index: int) -> Region:
-        """Where in the reserved memory the message or the answer of a linear node lies."""
+        """Where in the reserved memory the message or the answer of an exchange lies."""
         if self.region is None:
             raise PlanError("the workspace has no shared memory")
         specs = self.layout.messages if kind == "message" else self.layout.answers

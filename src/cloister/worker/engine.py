@@ -23,7 +23,7 @@ from cloister.wire.messages import (
 from cloister.worker.budget import MemoryBudget, Reservation
 from cloister.worker.linear_target import LinearTarget, map_memory
 from cloister.worker.segment_process import HostedSegment, SegmentProcess
-from cloister.worker.segments import SegmentTarget
+from cloister.worker.segments import SegmentTarget, segment_device
 from cloister.worker.targets import Shared, Target, TargetStore, key_of_linear, key_of_segment
 from cloister.worker.torch_maps import check_device
 
@@ -94,7 +94,7 @@ class Engine:
             case Hello(version):
                 if version != PROTOCOL_VERSION:
                     raise InputError(f"protocol {version} is not {PROTOCOL_VERSION}")
-                return Welcome(PROTOCOL_VERSION, self._name, self._device)
+                return Welcome(PROTOCOL_VERSION, self._name, described(self._device))
             case LoadLinear(target_id):
                 self._make_room(target_id)
                 self._targets[target_id] = self._linear(message)
@@ -149,3 +149,9 @@ class Engine:
             2 * len(message.model),
             lambda: SegmentTarget(message.model, device=self._device, threads=self._threads),
         )
+
+
+def described(device: str) -> str:
+    """A device for people; segments may run on another one."""
+    where = segment_device(device)
+    return device if where == device else f"{device}, open segments on {where}"

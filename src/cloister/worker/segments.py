@@ -16,6 +16,7 @@ from cloister.wire.codec import DTYPES
 from cloister.worker.targets import Cost
 
 NAME = "segment"
+CUDA = "CUDAExecutionProvider"
 OPEN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 MICROSOFT_DOMAIN = "com.microsoft"
 MICROSOFT_OPERATORS = frozenset(
@@ -35,10 +36,20 @@ MICROSOFT_OPERATORS = frozenset(
 operators of that domain are refused, such as `EPContext`, whose attribute names a file."""
 
 
+def segment_device(device: str) -> str:
+    """Where the segments of a worker run: on its CUDA device, if ONNX Runtime was built for that.
+
+    PyTorch, which computes linear layers, may know devices that ONNX Runtime does not.
+    """
+    known = device.startswith("cuda") and CUDA in ort.get_available_providers()
+    return device if known else "cpu"
+
+
 class SegmentTarget:
     """A segment in ONNX Runtime; open segments promise nothing.
 
-    Raises   ModelError, and what ONNX Runtime raises for a model that it does not take
+    Raises   ModelError, UnsupportedError for a device that ONNX Runtime cannot use, and what it
+             raises for a model that it does not take
     """
 
     def __init__(self, model: bytes, *, device: str, threads: int) -> None:
@@ -50,10 +61,17 @@ class SegmentTarget:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # Bytes can be a message of ONNX and a file of ONNX Runtime's own format at once.
         options.add_session_config_entry("session.load_model_format", "ONNX")
-        providers = ["CPUExecutionProvider"]
-        if device.startswith("cuda") and "CUDAExecutionProvider" in ort.get_available_providers():
-            providers.insert(0, "CUDAExecutionProvider")
+        providers: list[object] = ["CPUExecutionProvider"]
+        on_cuda = segment_device(device) != "cpu"
+        if on_cuda:
+            providers.insert(0, (CUDA, {"device_id": device.partition(":")[2] or "0"}))
         self._session = ort.InferenceSession(checked(model), options, providers=providers)
+        if on_cuda and CUDA not in self._session.get_providers():
+            # ONNX Runtime goes on without a provider whose libraries do not load.
+            raise UnsupportedError(
+                f"{NAME}: this worker's ONNX Runtime has CUDA and cannot use {device}; install the "
+                "CUDA libraries that it needs, or use --device cpu"
+            )
         self._inputs = [value.name for value in self._session.get_inputs()]
         self._outputs = [value.name for value in self._session.get_outputs()]
 

@@ -4,12 +4,13 @@ import argparse
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from cloister.errors import CloisterError, InputError, ProtocolError
 from cloister.wire.messages import Failure
 from cloister.worker.budget import MemoryBudget
 from cloister.worker.byzantine import ByzantineEngine, Lie
-from cloister.worker.engine import Engine
+from cloister.worker.engine import Engine, described
 from cloister.worker.grpc_server import Client, Server, WorkerLimits
 from cloister.worker.segment_process import SegmentProcess, serve_segments
 from cloister.worker.shm_server import serve_descriptor
@@ -81,7 +82,7 @@ def serve(
         insecure_lie_after=insecure_lie_after,
     )
     try:
-        (ready or _say_ready)(server.address)
+        (ready or partial(_say_ready, device=device))(server.address)
         server.wait()
     except KeyboardInterrupt:
         pass
@@ -194,6 +195,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _say_ready(address: str) -> None:
-    sys.stdout.write(f"worker: serving on {address}\n")
+def _say_ready(address: str, *, device: str) -> None:
+    where = "" if device == "cpu" else f", device {described(device)}"
+    sys.stdout.write(f"worker: serving on {address}{where}\n")
     sys.stdout.flush()

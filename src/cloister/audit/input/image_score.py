@@ -11,7 +11,8 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from cloister.errors import InputError, ShapeError
-from cloister.plan.split_report import CANDIDATES, Estimate
+from cloister.plan.split_report import CANDIDATES
+from cloister.plan.split_scores import Estimate
 
 Images = Float32[np.ndarray, "n c h w"]
 

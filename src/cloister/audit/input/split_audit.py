@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,7 +12,6 @@ import numpy as np
 import torch
 
 from cloister.audit.input.attack_battery import BATTERY
-from cloister.audit.input.attack_knowledge import AttackKnowledge
 from cloister.audit.input.image_score import ImageScores, blind_scores, score_images, summarise
 from cloister.audit.input.split_attack import run_attack
 from cloister.audit.input.split_images import SplitImages
@@ -33,15 +33,8 @@ from cloister.plan import policies
 from cloister.plan.input_factors import reads_raw
 from cloister.plan.quantise import calibrate
 from cloister.plan.quantised import Ranges
-from cloister.plan.split_report import (
-    CANDIDATES,
-    RULE,
-    AttackScores,
-    SplitReport,
-    SplitScores,
-    model_sha256,
-    save,
-)
+from cloister.plan.split_report import CANDIDATES, RULE, SplitReport, model_sha256, save
+from cloister.plan.split_scores import AttackScores, SplitScores
 
 PAGE = "report.html"
 SHOWN = 8
@@ -55,6 +48,14 @@ KEPT_BYTES = 1 << 30
 Said = Callable[[int, int, str], None]
 
 
+@dataclass(frozen=True, eq=False)
+class SplitAudit:
+    """An audit's report, and pictures of what its attacks made."""
+
+    report: SplitReport
+    gallery: Gallery
+
+
 def audit_splits(
     graph: Graph,
     images: SplitImages,
@@ -66,7 +67,33 @@ def audit_splits(
     rng: Csprng | None = None,
     said: Said = lambda done, total, text: None,
 ) -> SplitReport:
-    """Attack the splits of a model, and write report.json and report.html.
+    """Attack the splits of a model as `attack_splits` does, and write report.json and report.html.
+
+    Raises    InputError, UnsupportedError
+    """
+    audit = attack_splits(
+        graph, images, folder=folder, settings=settings, minutes=minutes, threads=threads, rng=rng,
+        said=said,
+    )  # fmt: skip
+    save(audit.report, folder)
+    plan = policies.origami(graph, audit=audit.report)
+    page = split_page(audit.report, plan.claims(), audit.gallery)
+    files.replace(folder / PAGE, page.encode(), private=False)
+    return audit.report
+
+
+def attack_splits(
+    graph: Graph,
+    images: SplitImages,
+    *,
+    folder: Path,
+    settings: SplitSettings | None = None,
+    minutes: float | None = None,
+    threads: int = 1,
+    rng: Csprng | None = None,
+    said: Said = lambda done, total, text: None,
+) -> SplitAudit:
+    """Attack the splits of a model.
 
     folder    keeps the result of every job: the same call, or one for more splits, attacks or
               seeds, goes on with them
@@ -95,12 +122,7 @@ def audit_splits(
         results.add(job.name, result.to_json())
         audit.done[job] = result
         last = audit.text(job)
-    report = audit.report(results.path)
-    save(report, folder)
-    plan = policies.origami(graph, audit=report)
-    page = split_page(report, plan.claims(), audit.gallery())
-    files.replace(folder / PAGE, page.encode(), private=False)
-    return report
+    return SplitAudit(audit.report(results.path), audit.gallery())
 
 
 class _Audit:
@@ -125,7 +147,6 @@ class _Audit:
         self._blind_guess = np.asarray(images.public.mean(axis=0, dtype=np.float64), np.float32)
         self._blind = blind_scores(images.attacked, blind_guess=self._blind_guess)
         self._viewed: dict[str, ViewedSplit] = {}
-        self._known: tuple[str, AttackKnowledge] | None = None
         self.done: dict[SplitJob, JobResult] = {}
 
     @property
@@ -156,7 +177,7 @@ class _Audit:
         """Make one attack."""
         viewed = self._view(job.place)
         found = run_attack(
-            BATTERY[job.attack], self._knowledge(job.place), viewed.attacked, seed=job.seed,
+            BATTERY[job.attack], viewed.knowledge, viewed.attacked, seed=job.seed,
             effort=self._settings.effort,
         )  # fmt: skip
         scores = score_images(
@@ -226,16 +247,6 @@ class _Audit:
                 del self._viewed[next(iter(self._viewed))]
             self._viewed[place] = self._new_view(place)
         return self._viewed[place]
-
-    def _knowledge(self, place: str) -> AttackKnowledge:
-        """The attacker's knowledge of one place, kept while the place's attacks are made: its
-        linear estimate serves them all.
-        """
-        if self._known is None or self._known[0] != place:
-            viewed = self._view(place)
-            knowledge = AttackKnowledge(self._images.public, viewed.public, viewed.before)
-            self._known = place, knowledge
-        return self._known[1]
 
     def _new_view(self, place: str) -> ViewedSplit:
         graph, images, ranges, rng = self._graph, self._images, self._ranges, self._rng

@@ -1,23 +1,22 @@
 """The page of `cloister audit input`: verdict, curves, reconstructions, figures and settings."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cloister.audit import svg
 from cloister.audit.input.split_jobs import BLINDED, INPUT
 from cloister.audit.page import Section, legend, page, paragraph, subtitle, table
-from cloister.plan.claims import Claims, Role, Verb
+from cloister.plan.claims import Claims, Role, Strength, Verb
 from cloister.plan.split_report import (
-    ATTACKS,
     CANDIDATES,
     LEAST_FOUND,
     RULE,
     SIGNIFICANCE,
-    AttackScores,
-    Estimate,
     SplitReport,
-    SplitScores,
+    SplitVerdict,
 )
+from cloister.plan.split_scores import ATTACKS, AttackScores, Estimate, SplitScores
 
 LEAD = (
     "A worker that computes the end of a model in the clear sees the values that cross the split. "
@@ -43,13 +42,31 @@ FIGURES = (
 TITLES: Mapping[str, str] = {
     "gan": "conditional GAN",
     "decoder": "decoder",
-    "optimise": "optimisation of the input",
-    "ridge": "ridge regression (the floor)",
+    "optimise": "input optimisation",
+    "ridge": "ridge regression",
 }
 COLOURS: Mapping[str, str] = {name: f"var(--line-{i})" for i, name in enumerate(ATTACKS, start=1)}
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 420, 270, 48, 12, 12, 40
 SHIFT = 3.0
 """Between the attacks' intervals at one split."""
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """The ends of an axis; what lies beyond is drawn at the end."""
+
+    low: float
+    high: float
+    step: float
+
+    def marks(self) -> list[float]:
+        """The values that are written beside it."""
+        return [
+            self.low + i * self.step for i in range(round((self.high - self.low) / self.step) + 1)
+        ]
+
+
+SHARE = _Axis(0, 1, 0.25)
 
 
 @dataclass(frozen=True)
@@ -66,7 +83,13 @@ class Gallery:
 
 def split_page(report: SplitReport, claims: Claims, gallery: Gallery) -> str:
     """The whole document; `claims` are those of the plan that follows from the report."""
-    sections = [
+    sections = split_sections(report, claims, gallery)
+    return page(f"What the splits of {report.model} give away", LEAD, sections)
+
+
+def split_sections(report: SplitReport, claims: Claims, gallery: Gallery) -> list[Section]:
+    """Verdict, curves, pictures, figures, controls, settings and limits."""
+    return [
         Section("Verdict", _verdict(report, claims)),
         Section("Curves", curves(report)),
         Section("Verdict of every split", _verdicts(report)),
@@ -77,7 +100,6 @@ def split_page(report: SplitReport, claims: Claims, gallery: Gallery) -> str:
         Section("Settings", _settings(report)),
         Section("Limits", paragraph(LIMITS)),
     ]
-    return page(f"What the splits of {report.model} give away", LEAD, sections)
 
 
 # ---- verdict
@@ -85,9 +107,10 @@ def split_page(report: SplitReport, claims: Claims, gallery: Gallery) -> str:
 
 def _verdict(report: SplitReport, claims: Claims) -> str:
     accepted = report.accepted_split() is not None
-    parts = [paragraph(report.conclusion, kind="good" if accepted else "warn")]
-    for flaw in report.flaws[1:]:
-        parts.append(paragraph(flaw, kind="warn"))
+    parts = [paragraph(report.conclusion, kind="good" if accepted else "bad")]
+    if report.flaws[1:]:
+        more = "; ".join(report.flaws[1:])
+        parts.append(paragraph(f"Moreover: {more}.", kind="bad"))
     parts.append(
         paragraph(
             f"The rule accepts the shallowest split for which it and every deeper one stay below "
@@ -98,27 +121,35 @@ def _verdict(report: SplitReport, claims: Claims) -> str:
         )
     )
     parts.append(paragraph("What a plan that follows this report claims about its worker:"))
-    for one in claims.of(Role.WORKER, Verb.LEARNS):
+    # What the audit is about comes first: it is the only statement that attacks show.
+    learned = claims.of(Role.WORKER, Verb.LEARNS)
+    for one in sorted(learned, key=lambda one: one.strength is not Strength.EMPIRICAL):
         why = f"assuming: {one.assumes}" if one.assumes else str(one.strength)
         parts.append(paragraph(f"{one.about}: {one.text} ({why})", kind="good"))
     return "".join(parts)
 
 
 def _verdicts(report: SplitReport) -> str:
+    header = ("split", "after", "linear layers", "numbers that cross", "verdict", "why")
     rows = [
         (
             str(i), one.split.name, f"{one.split.depth}", f"{one.split.elements:,}",
-            "accepted" if one.accepted else "not accepted", "; ".join(_short(one.reasons)),
+            "accepted" if one.accepted else "not accepted", _why(one),
         )
         for i, one in enumerate(report.verdicts, start=1)
     ]  # fmt: skip
-    header = ("split", "after", "linear layers", "numbers that cross", "verdict", "why")
     return table(header, rows)
 
 
-def _short(reasons: Sequence[str], most: int = 4) -> list[str]:
-    more = len(reasons) - most
-    return [*reasons[:most], *([f"and {more} more reasons"] if more > 0 else [])]
+def _why(verdict: SplitVerdict) -> str:
+    """The attacks that find too much at a split; what holds for all splits is said above."""
+    by_figure: dict[str, list[str]] = {}
+    for one in verdict.exceedances:
+        by_figure.setdefault(one.figure, []).append(TITLES[one.attack])
+    parts = [f"{figure} of {', '.join(names)}" for figure, names in by_figure.items()]
+    if verdict.deeper:
+        parts.append(f"the deeper split {verdict.deeper[-1]} fails")
+    return "; ".join(parts) or ("" if verdict.accepted else "the audit allows no verdict")
 
 
 def original_criterion(report: SplitReport) -> str:
@@ -162,16 +193,22 @@ def curves(report: SplitReport) -> str:
     limits = report.limits
     lines = [(TITLES[name], COLOURS[name], False) for name in _attacks(report)]
     lines += [("blind guess or chance", "var(--soft)", True), ("threshold", "var(--warn)", True)]
+    scores = [one for place in _places(report) for one in place.attacks]
+    decibels = 20 * math.ceil(max([40.0, *(one.psnr.high for one in scores)]) / 20)
+    worst = min((one.explained.low for one in scores), default=0.0)
     drawn = [
-        _curve(report, "SSIM", lambda s: s.ssim, report.blind_ssim, limits["ssim"], (0.0, 1.0)),
-        _curve(report, "PSNR in dB", lambda s: s.psnr, report.blind_psnr, None, (0.0, 40.0)),
+        _curve(report, "SSIM", lambda s: s.ssim, report.blind_ssim, limits["ssim"], SHARE),
+        _curve(
+            report, "PSNR in dB", lambda s: s.psnr, report.blind_psnr, None,
+            _Axis(0, decibels, 10 if decibels <= 60 else 20),
+        ),
         _curve(
             report, f"Identification, 1 in {report.candidates}", lambda s: s.identification,
-            report.chance, limits["identification"], (0.0, 1.0),
+            report.chance, limits["identification"], SHARE,
         ),
         _curve(
             report, "Explained share of the variance", lambda s: s.explained, 0.0,
-            limits["explained"], (0.0, 1.0),
+            limits["explained"], SHARE if worst >= 0 else _Axis(-1, 1, 0.5),
         ),
     ]  # fmt: skip
     said = FIGURES.format(candidates=report.candidates)
@@ -189,29 +226,22 @@ def _curve(
     figure: Callable[[AttackScores], Estimate],
     guess: float,
     limit: float | None,
-    ends: tuple[float, float],
+    axis: "_Axis",
 ) -> str:
-    places = (report.input_control, *report.splits)
-    found = [figure(one) for place in places for one in place.attacks]
-    low, high = _range([*(e.low for e in found), guess], [*(e.high for e in found), guess], ends)
+    places = _places(report)
 
     def y(value: float) -> float:
-        return (
-            HEIGHT
-            - BOTTOM
-            - (min(max(value, low), high) - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
-        )
+        share = (min(max(value, axis.low), axis.high) - axis.low) / (axis.high - axis.low)
+        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
 
     def x(place: int) -> float:
         return LEFT + 18 + place * (WIDTH - LEFT - RIGHT - 36) / max(len(places) - 1, 1)
 
     parts = []
-    for step in range(5):
-        value = low + step * (high - low) / 4
+    for value in axis.marks():
         parts.append(_across(y(value), "currentColor", opacity=0.2))
-        parts.append(svg.label(LEFT - 6, y(value) + 4, f"{value:.3g}", anchor="end"))
-    every = -(-len(places) // 16)
-    for place in range(0, len(places), every):
+        parts.append(svg.label(LEFT - 6, y(value) + 4, f"{value:g}", anchor="end"))
+    for place in range(0, len(places), -(-len(places) // 16)):
         text = "input" if place == 0 else str(place)
         parts.append(svg.label(x(place), HEIGHT - BOTTOM + 16, text, anchor="middle"))
     parts.append(svg.label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, "split", anchor="middle"))
@@ -248,14 +278,6 @@ def _line(
 
 def _across(y: float, colour: str, *, dashed: bool = False, opacity: float = 1) -> str:
     return svg.polyline([(LEFT, y), (WIDTH - RIGHT, y)], colour, dashed=dashed, opacity=opacity)
-
-
-def _range(
-    lows: Sequence[float], highs: Sequence[float], ends: tuple[float, float]
-) -> tuple[float, float]:
-    """The ends of an axis: wider than usual only where a figure needs it."""
-    low = ends[0] if min(lows) >= ends[0] else max(min(lows), -1.0)
-    return low, max(ends[1], max(highs)) if ends[1] > 1 else ends[1]
 
 
 # ---- pictures and tables
@@ -353,8 +375,13 @@ def _plain(value: object) -> str:
 
 
 def _attacks(report: SplitReport) -> list[str]:
-    places = (report.input_control, *report.splits)
+    places = _places(report)
     return [name for name in ATTACKS if any(place.attack(name) for place in places)]
+
+
+def _places(report: SplitReport) -> tuple[SplitScores, ...]:
+    """Where the curves have points."""
+    return (report.input_control, *report.splits)
 
 
 def _interval(found: Estimate, form: str = ".3f") -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cloister.audit.input.attack_knowledge import PartBefore
+from cloister.audit.input.attack_knowledge import AttackKnowledge, PartBefore
 from cloister.audit.input.split_images import SplitImages
 from cloister.audit.input.split_view import SplitView, observe, observe_blinded
 from cloister.base.rng import Csprng
@@ -29,16 +29,16 @@ AT_ONCE = 16
 
 @dataclass(frozen=True, eq=False)
 class ViewedSplit:
-    """What a worker sees of attacked and of public images, and the part of the model before."""
+    """What a worker sees of attacked images, and what its attacks know beforehand."""
 
     attacked: SplitView
-    public: SplitView
-    before: PartBefore
+    knowledge: AttackKnowledge
 
     @property
     def nbytes(self) -> int:
-        """Of both views."""
-        return sum(value.nbytes for view in (self.attacked, self.public) for value in view.values)
+        """Of both views; what attacks derive from public images once is about as large as these."""
+        known = sum(value.nbytes for value in self.knowledge.view.values)
+        return sum(value.nbytes for value in self.attacked.values) + 2 * known
 
 
 def split_view(
@@ -50,7 +50,7 @@ def split_view(
     )
     before = PartBefore(part_before(graph, split), images.pixels)
     attacked = _watched(plan, images.inputs(images.attacked), _clear, rng)
-    return ViewedSplit(attacked, before.view(images.public), before)
+    return ViewedSplit(attacked, AttackKnowledge(images.public, before.view(images.public), before))
 
 
 def input_view(
@@ -60,7 +60,7 @@ def input_view(
     plan = policies.from_ranges("open", graph, ranges=ranges)
     before = PartBefore(part(graph, (), graph.inputs, graph.inputs), images.pixels)
     attacked = _watched(plan, images.inputs(images.attacked), _clear, rng)
-    return ViewedSplit(attacked, before.view(images.public), before)
+    return ViewedSplit(attacked, AttackKnowledge(images.public, before.view(images.public), before))
 
 
 def blinded_view(
@@ -79,9 +79,8 @@ def blinded_view(
     before = PartBefore(_before_first(first, plan), images.pixels)
     inputs = images.inputs(np.concatenate([images.attacked, images.public]))
     both = _watched(plan, inputs, _blinded, rng)
-    places = np.arange(both.count)
-    attacked, public = np.split(places, [len(images.attacked)])
-    return ViewedSplit(both.of(attacked), both.of(public), before)
+    attacked, public = np.split(np.arange(both.count), [len(images.attacked)])
+    return ViewedSplit(both.of(attacked), AttackKnowledge(images.public, both.of(public), before))
 
 
 def _before_first(graph: Graph, plan: Plan) -> Graph:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from cloister.graph.graph import Graph
 from cloister.plan.plan import Plan
-from cloister.trusted.program.steps import Exchange, Fused, Program
+from cloister.trusted.program.steps import Exchange, Fused, Program, Segment
 from cloister.wire.messages import TensorSpec
 
 # Of a page: the worker maps shared memory by pages, and vector loads stay within cache lines.
@@ -73,9 +74,10 @@ class Lifetimes:
 class MemoryLayout:
     """The memory of a program for one batch size.
 
-    `shared` has the key ("message", node) and ("answer", node) of every exchange, for links whose
-    worker reads shared memory; `private` the values, and ("staged", node) of messages that wait for
-    a check in private memory.
+    `shared` has the key ("message", target) and ("answer", target) of every exchange, for links
+    whose worker reads shared memory; `private` the values, and ("staged", node) of messages that
+    wait for a check in private memory. The message of a segment waits as the value that it is;
+    `crossing` has its key, for every segment that sends one such value and gets one of known size.
     """
 
     shared: Block
@@ -84,6 +86,7 @@ class MemoryLayout:
     messages: Mapping[int, TensorSpec]
     answers: Mapping[int, TensorSpec]
     staged: frozenset[int]
+    crossing: Mapping[int, ValueKey]
 
 
 def padded(nbytes: int) -> int:
@@ -106,6 +109,7 @@ def lay_out(program: Program, batch: int) -> MemoryLayout:
     messages: dict[int, TensorSpec] = {}
     answers: dict[int, TensorSpec] = {}
     staged: set[int] = set()
+    crossing: dict[int, ValueKey] = {}
     for i, step in enumerate(program.steps):
         if isinstance(step, Fused):
             if step.stored:
@@ -128,12 +132,23 @@ def lay_out(program: Program, batch: int) -> MemoryLayout:
             shared.extend(("answer", step.node), i, answers[step.node].nbytes)
             if step.node in staged:
                 private.extend(("staged", step.node), i)
+        elif isinstance(step, Segment):
+            stored = _crossing(program, step, shapes)
+            if stored is not None:
+                target = step.target
+                crossing[target] = stored
+                messages[target] = _plain(plan.graph, step.inputs[0], batch)
+                answers[target] = _plain(plan.graph, step.outputs[0], batch)
+                shared.extend(("message", target), i, messages[target].nbytes)
+                # It is read after the native executor has stopped, which may be in the end.
+                shared.extend(("answer", target), i, answers[target].nbytes)
+                shared.extend(("answer", target), len(program.steps))
         for name in step.inputs:
             _read(program, private, name, i)
     for name in plan.graph.outputs:
         _read(program, private, name, len(program.steps))
     return MemoryLayout(
-        shared.place(), private.place(), shapes, messages, answers, frozenset(staged)
+        shared.place(), private.place(), shapes, messages, answers, frozenset(staged), crossing
     )
 
 
@@ -141,6 +156,24 @@ def _message(plan: Plan, index: int, batch: int) -> TensorSpec:
     node = plan.linear_nodes[index]
     dtype = np.uint32 if plan.protection_of(node).hidden else np.int16
     return TensorSpec(np.dtype(dtype), (batch, *node.linear.geometry.in_shape))
+
+
+def _crossing(
+    program: Program, step: Segment, shapes: Mapping[ValueKey, tuple[int, ...]]
+) -> ValueKey | None:
+    """The one stored value that a segment takes, if it makes one float32 value of known size."""
+    if len(step.inputs) != 1 or len(step.outputs) != 1:
+        return None
+    made = program.plan.graph.types.get(step.outputs[0])
+    if made is None or made.dtype != np.float32:
+        return None
+    keys = [value_key(program, step.inputs[0], first) for first in (True, False)]
+    return next((key for key in keys if key in shapes), None)
+
+
+def _plain(graph: Graph, value: str, batch: int) -> TensorSpec:
+    known = graph.types[value]
+    return TensorSpec(known.dtype, tuple(batch if size is None else size for size in known.shape))
 
 
 def _whole_size(program: Program, step: Fused) -> tuple[int, ...]:
