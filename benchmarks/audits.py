@@ -17,7 +17,8 @@ from cloister.audit.input.split_page import TITLES, original_criterion
 from cloister.base import files
 from cloister.errors import InputError
 from cloister.plan import split_report
-from cloister.plan.split_report import ATTACKS, SplitReport, SplitScores
+from cloister.plan.split_report import SplitReport
+from cloister.plan.split_scores import ATTACKS, SplitScores
 
 PAGE, REPORT, PICTURES = "README.md", "report.html", "pictures.png"
 BEGIN, END = "<!-- From report.json, by `python -m benchmarks audits`: -->\n", "<!-- end -->\n"

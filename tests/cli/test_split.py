@@ -214,7 +214,7 @@ def test_a_plan_in_a_file_has_its_split(run, stored, until, report):
         assert run(*ORIGAMI, *more, model=stored)[1]["plan_digest"] == wanted
 
 
-def test_its_audit_is_told_only_where_it_is_pinned(run, cloister, stored):
+def test_its_audit_is_told_only_where_it_is_pinned(run, cloister, stored, until):
     """Whoever writes a plan's file can name any report."""
     plan = Plan.load(stored)
     name = plan.split.evidence.report.hex()[:16]
@@ -224,7 +224,10 @@ def test_its_audit_is_told_only_where_it_is_pinned(run, cloister, stored):
         f"the plan names report {name}, and no digest pins the plan" in t for t in texts(told)
     )
     digest = ("--digest", plan.digest.hex())
+    chose = "by the writer of the file; pin it with --digest"
+    assert told["calibration"].endswith(f", split after {until} {chose}")
     pinned = run(*digest, model=stored)[1]
+    assert pinned["calibration"].endswith(f", split after {until}")
     assert any("pick the true image" in text for text in texts(pinned))
     shown = cloister("inspect", stored)
     assert "pick the true image" not in shown.out

@@ -2,7 +2,8 @@
 
 The writer of a plan's file decides what is computed. The file decides what is protected only if its
 digest is pinned, by the caller or by the key file of a pad store. Otherwise its policy has to be
-one of Cloister's, and the one that the caller names, or the default.
+one of Cloister's, and the one that the caller names, or the default. Then the writer of the file
+has chosen where the plan is split, and says what an audit found there.
 """
 
 from collections.abc import Mapping
@@ -82,7 +83,11 @@ class PlanChoice:
         named = self.split.policy(self.policy)
         plan.require_policy(named or (plan.policy if pinned else DEFAULT_POLICY), what=str(path))
         self.split.confirm(plan, what=str(path))
-        return plan, f"plan {plan.digest.hex()} from {path}"
+        line = f"plan {plan.digest.hex()} from {path}"
+        if plan.split is not None:
+            line += f", split after {','.join(plan.split.until)}"
+            line += "" if pinned else " by the writer of the file; pin it with --digest"
+        return plan, line
 
     def make(
         self,
