@@ -61,9 +61,14 @@ def filled(page: str, text: str) -> str:
 
 
 def summary(reports: Mapping[str, SplitReport]) -> str:
-    """The table of all audits."""
+    """The table of all audits, and what each says of the published criterion."""
     rows = [_row(name, report) for name, report in reports.items()]
-    return _table([{**row, "audit": f"[{row['audit']}]({row['audit']}/{PAGE})"} for row in rows])
+    said = [
+        textwrap.fill(f"- **{name}**: {original_criterion(report)}", WRAP, subsequent_indent="  ")
+        for name, report in reports.items()
+    ]
+    linked = [{**row, "audit": f"[{row['audit']}]({row['audit']}/{PAGE})"} for row in rows]
+    return "\n".join([_table(linked), "## The published claim", "", *said, ""])
 
 
 def figures(report: SplitReport) -> str:
