@@ -286,6 +286,10 @@ def test_a_damaged_byte_is_found(tmp_path):
         (lambda d: d["splits"][0]["attacks"][0]["ssim"].update(mean=2.0, high=3.0), "ssim lies"),
         (lambda d: d["splits"][0]["attacks"][0]["psnr"].update(low=20.0), "outside its interval"),
         (lambda d: d.update(candidates=201), "201"),
+        # Hits of so many images would be counted for years.
+        (lambda d: d.update(images=10**15), "1000000000000000 attacked images"),
+        (lambda d: d.update(ranges={"a": [-1.0]}), "range of 'a' that no float32 value has"),
+        (lambda d: d.update(ranges={"a": [1e39]}), "range of 'a' that no float32 value has"),
         (lambda d: d.update(ranges={"a": 1.0}), "ranges.a: must be a list"),
     ],
 )

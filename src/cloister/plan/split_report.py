@@ -29,6 +29,10 @@ FLOOR = "ridge"
 LEAST_SEEDS = 3
 CANDIDATES = 50
 """Images among which the true one is sought: among fewer, a multiple of chance says less."""
+MOST_IMAGES = 1_000_000
+"""So many can be attacked: tests of a control count its hits one by one."""
+LARGEST_TOP = 3.4028234663852886e38
+"""Of a range: the largest float32 number."""
 LEAST_FOUND = 0.95
 """Share of the images that every attack has to identify where it reads them."""
 SIGNIFICANCE = 1e-4
@@ -138,13 +142,16 @@ class SplitReport:
         depths = [split.depth for split in self.splits]
         if depths != sorted(depths):
             raise InputError("a report whose splits are not in the order of their depth")
-        if not 1 < self.candidates <= self.images or self.public < 1:
+        if not 1 < self.candidates <= self.images <= MOST_IMAGES or self.public < 1:
             raise InputError(
                 f"a report of {self.images} attacked images, {self.public} public ones and "
                 f"{self.candidates} candidates"
             )
         if not -1 <= self.blind_ssim <= 1 or not math.isfinite(self.blind_psnr):
             raise InputError(f"a report whose blind guess has an SSIM of {self.blind_ssim}")
+        for node, tops in self.ranges.items():
+            if not all(0 <= top <= LARGEST_TOP for top in tops):
+                raise InputError(f"a report with a range of {node!r} that no float32 value has")
 
     @property
     def chance(self) -> float:
