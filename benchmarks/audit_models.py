@@ -32,6 +32,7 @@ FACES_OF_EACH, TRAINED_FACES = 10, 5
 """Pictures of each person, and those of them that the face network is trained on."""
 
 Folder = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where to write the models.")]
+Quick = Annotated[bool, typer.Option("--quick", help="One epoch, to see that it runs.")]
 
 
 def lenet() -> Network:
@@ -57,7 +58,9 @@ def faces() -> Network:
 
 
 def measure(
-    folder: Folder = Path("build/audit-models"), data: options.Data = None
+    folder: Folder = Path("build/audit-models"),
+    data: options.Data = None,
+    quick: Quick = False,
 ) -> list[dict[str, object]]:
     """Accuracy on held-out images, and digests, of each model."""
     if data is None:
@@ -65,11 +68,15 @@ def measure(
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     folder.mkdir(parents=True, exist_ok=True)
+
+    def recipe(name: str, *, epochs: int, batch: int) -> Recipe:
+        return Recipe(name, 1 if quick else epochs, batch)
+
     pictures, people = _faces(data)
     files.replace(folder / "faces.npz", _images(people), private=False)
     return [
-        _train(folder, lenet(), read_mnist(data), Recipe("MNIST", epochs=10, batch=128)),
-        _train(folder, faces(), pictures, Recipe("ORL faces", epochs=80, batch=20)),
+        _train(folder, lenet(), read_mnist(data), recipe("MNIST", epochs=10, batch=128)),
+        _train(folder, faces(), pictures, recipe("ORL faces", epochs=80, batch=20)),
     ]
 
 

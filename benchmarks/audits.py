@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import re
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
@@ -16,10 +17,12 @@ from cloister.audit.input.split_page import TITLES, original_criterion
 from cloister.base import files
 from cloister.errors import InputError
 from cloister.plan import split_report
-from cloister.plan.split_report import ATTACKS, SplitReport, SplitScores
+from cloister.plan.split_report import SplitReport
+from cloister.plan.split_scores import ATTACKS, SplitScores
 
 PAGE, REPORT, PICTURES = "README.md", "report.html", "pictures.png"
 BEGIN, END = "<!-- From report.json, by `python -m benchmarks audits`: -->\n", "<!-- end -->\n"
+WRAP = 100
 SHOWN, SIDE, LABEL, TITLE, GAP = 3, 64, 110, 18, 10
 """Images of each attack in a picture, the length of their longer side, and room for texts."""
 
@@ -58,9 +61,14 @@ def filled(page: str, text: str) -> str:
 
 
 def summary(reports: Mapping[str, SplitReport]) -> str:
-    """The table of all audits."""
+    """The table of all audits, and what each says of the published criterion."""
     rows = [_row(name, report) for name, report in reports.items()]
-    return _table([{**row, "audit": f"[{row['audit']}]({row['audit']}/{PAGE})"} for row in rows])
+    said = [
+        textwrap.fill(f"- **{name}**: {original_criterion(report)}", WRAP, subsequent_indent="  ")
+        for name, report in reports.items()
+    ]
+    linked = [{**row, "audit": f"[{row['audit']}]({row['audit']}/{PAGE})"} for row in rows]
+    return "\n".join([_table(linked), "## The published claim", "", *said, ""])
 
 
 def figures(report: SplitReport) -> str:
@@ -75,19 +83,26 @@ def figures(report: SplitReport) -> str:
     ]  # fmt: skip
     return "\n".join(
         [
+            f"[report.html]({REPORT}) has curves, intervals and the gallery; "
+            f"[report.json]({split_report.NAME}) every figure.",
+            "",
+            f"![A row for each split: originals and the first reconstructions]({PICTURES})",
+            "",
             _table(settings),
-            report.conclusion,
+            *textwrap.wrap(report.conclusion, WRAP),
             "",
-            "One conditional GAN, judged by SSIM alone as published: "
-            + original_criterion(report),
+            *textwrap.wrap(original_criterion(report), WRAP),
             "",
-            f"Means of the three figures SSIM / explained / identified, by attack. A blind guess "
-            f"has SSIM {report.blind_ssim:.3f}, explains 0 % and identifies {report.chance:.0%}; "
-            f"the thresholds are {report.limits['ssim']:.3f}, {report.limits['explained']:.0%} and "
-            f"{report.limits['identification']:.0%}, for the upper ends of the intervals.",
+            *textwrap.wrap(
+                f"Means of SSIM / explained / identified, by attack. A blind guess has SSIM "
+                f"{report.blind_ssim:.3f}, explains 0% and identifies {report.chance:.0%}; the "
+                f"thresholds are {report.limits['ssim']:.3f}, {report.limits['explained']:.0%} and "
+                f"{report.limits['identification']:.0%}, for the upper ends of the intervals.",
+                WRAP,
+            ),
             "",
             _table([_scores(name, split) for name, split in _places(report)]),
-            f"Processor seconds, of {_seeds(report)} runs each:",
+            f"Processor seconds of {_seeds(report)} seeds:",
             "",
             _table([_spent(name, split) for name, split in _places(report)]),
         ]

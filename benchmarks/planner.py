@@ -54,7 +54,7 @@ def measure(
     splits = [PlannedSplit(split.until) for split in split_points(graph)]
     split = _split(splits, until)
     whole = _all_outside(graph, feeds)
-    found: dict[str, list[tuple[float, float]]] = {}
+    found: dict[str, list[tuple[float, ...]]] = {}
     for number in range(rounds):
         err().print(f"round {number + 1} of {rounds} ...")
         table = calibrate(
@@ -62,9 +62,11 @@ def measure(
             repeats=repeats,
         )  # fmt: skip
         for name, plan in _plans(whole, table, split, batch):
-            predicted = table.predict(compile_plan(plan)).trusted_ms
+            cost = table.predict(compile_plan(plan))
             times = measure_session(plan, NOTHING, feeds, repeats=repeats)
-            found.setdefault(name, []).append((predicted, times["trusted_ms"]))
+            found.setdefault(name, []).append(
+                (cost.trusted_ms, times["trusted_ms"], cost.worker_ms, times["worker_ms"])
+            )
     rows = [_row(name, pairs) for name, pairs in found.items()]
     return {
         "model": model,
@@ -84,14 +86,16 @@ def faults(found: Mapping[str, object]) -> int:
     return sum(abs(row["error"]) > found["bar"] for row in found["plans"])
 
 
-def _row(name: str, pairs: list[tuple[float, float]]) -> dict[str, object]:
-    predicted, measured = (statistics.median(times) for times in zip(*pairs, strict=True))
+def _row(name: str, rounds: list[tuple[float, ...]]) -> dict[str, object]:
+    predicted, measured, *waits = (statistics.median(ms) for ms in zip(*rounds, strict=True))
     return {
         "plan": name,
         "predicted_ms": predicted,
         "measured_ms": measured,
         "error": predicted / measured - 1,
-        "worst_round": max((p / m - 1 for p, m in pairs), key=abs),
+        "worst_round": max((p / m - 1 for p, m, *_ in rounds), key=abs),
+        "predicted_worker_ms": waits[0],
+        "measured_worker_ms": waits[1],
     }
 
 

@@ -21,6 +21,7 @@ from cloister.errors import CloisterError, InputError
 from cloister.graph.onnx.read import from_model
 from cloister.graph.passes.normalise import prepare
 from cloister.plan import policies
+from cloister.planner.planner_page import write_planner_page
 from cloister.splits import preset_model
 from cloister.splits.median_interval import ZERO
 from cloister.splits.split_cost import Phases, SplitCost, SplitSweep
@@ -29,6 +30,7 @@ from cloister.trusted.pads.pad_ledger import PadLedger
 from cloister.trusted.pads.store import PadStore
 from cloister.trusted.query_counter import QueryCounter
 from cloister.wire.transcript import Transcript
+from planner.test_frontier import SLALOM, frontier
 
 RNG = InsecureSeededRandom(1)
 DIGEST = bytes(32)
@@ -133,6 +135,10 @@ def kept_preset(path):
     preset_model._keep(path.parent, "mnist", preset_model._Trained(PLAN.graph, x, y, 0.5))
 
 
+def plans(path):
+    write_planner_page(frontier(SLALOM), path)
+
+
 REPLACE_PRIVATE = {
     "transcript.npz": lambda path: Transcript().save(path),
     "out.npz": run_output,
@@ -149,6 +155,8 @@ REPLACE_PUBLIC = {
     "mnist.npz": kept_preset,
     "mnist.json": kept_preset,
     "curve.svg": curve,
+    "plans.html": plans,
+    "plans.svg": plans,
     "curve.png": curve,
     "report.json": theft,
     "report.html": theft,

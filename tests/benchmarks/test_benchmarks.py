@@ -1,11 +1,14 @@
 """Every benchmark runs, on little, and what its JSON claims about Cloister is true."""
 
+import hashlib
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 
+import numpy as np
 import onnx
 import pytest
 
@@ -87,6 +90,28 @@ def test_accuracy(data):
     assert row["agreement"] >= 0.95
     assert abs(row["plain_top1"] - row["private_top1"]) <= 0.05
     assert row["soundness_bits"] > 50
+
+
+def test_audit_models(data, tmp_path):
+    rows = measured("audit_models", "--data", data, "--out", tmp_path, "--quick")
+    assert [row["model"] for row in rows] == ["lenet", "faces"]
+    assert rows[0]["accuracy"] > 0.9
+    for row in rows:
+        content = (tmp_path / f"{row['model']}.onnx").read_bytes()
+        assert row["sha256 of the file"] == hashlib.sha256(content).hexdigest()
+    with np.load(tmp_path / "faces.npz") as found:
+        assert {name: found[name].shape for name in found} == dict.fromkeys(
+            ("train_images", "test_images"), (200, 56, 46)
+        )
+
+
+def test_audits(tmp_path):
+    kept = ROOT / "docs" / "audits"
+    shutil.copytree(kept, tmp_path / "audits")
+    rows = measured("audits", "--out", tmp_path / "audits")
+    assert [row["audit"] for row in rows] == sorted(p.parent.name for p in kept.glob("*/README.md"))
+    for page in kept.rglob("README.md"):
+        assert (tmp_path / "audits" / page.relative_to(kept)).read_text() == page.read_text()
 
 
 def test_authority_kills():

@@ -231,7 +231,9 @@ def test_its_audit_is_told_only_where_it_is_pinned(run, cloister, stored, until)
         f"the plan names report {name}, and no digest pins the plan" in t for t in texts(told)
     )
     digest = ("--digest", plan.digest.hex())
+    assert told["calibration"].endswith(f", split after {until}")
     pinned = run(*digest, model=stored)[1]
+    assert pinned["calibration"].endswith(f", split after {until}")
     assert any("pick the true image" in text for text in texts(pinned))
     shown = cloister("inspect", stored)
     assert "pick the true image" not in shown.out

@@ -25,7 +25,11 @@ from string import Template
 import numpy as np
 import pytest
 
+import cloister as cl
 from cli.help_texts import verbs
+from cloister.graph.split import split_points
+from cloister.plan import policies, split_report
+from plan.split_reports import report_of
 
 FILES = sorted(Path(__file__).with_name("transcripts").glob("*.txt"))
 ROOT = Path(__file__).parents[2]
@@ -102,9 +106,21 @@ def folder(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     pictures, classes = rng.integers(0, 256, (40, 8, 8), dtype=np.uint8), np.arange(40) % 10
     np.savez(tmp_path / "pictures.npz", x=pictures, y=classes)
+    save_reports(tmp_path)
     np.savez(tmp_path / "many.npz", x=rng.integers(0, 256, (300, 8, 8), dtype=np.uint8))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CLOISTER_TOKEN", raising=False)
+
+
+def save_reports(folder: Path) -> None:
+    """Reports of audits of the digits model: one accepts its later split, the other none."""
+    graph = cl.load(folder / "digits.onnx")
+    samples = {name: np.ones((2, 1, 8, 8), np.float32) for name in graph.inputs}
+    ranges = policies.measure_ranges("slalom", graph, calibration=samples)
+    *_, last = split_points(graph)
+    for name, accepted in (("report", last.name), ("refusing", None)):
+        (folder / name).mkdir()
+        split_report.save(report_of(graph, accepted=accepted, ranges=ranges), folder / name)
 
 
 def serve(command: list[str], stack: ExitStack) -> str:

@@ -53,6 +53,7 @@ from cloister.graph.input_files import read_inputs
 from cloister.graph.onnx import load as models
 from cloister.graph.onnx.read import from_model
 from cloister.graph.passes.normalise import prepare
+from cloister.graph.split import split_points
 from cloister.plan import policies, split_report
 from cloister.plan.plan import Plan
 from cloister.ring.linear import Geometry, LinearMap
@@ -189,6 +190,15 @@ def _plan(build: Callable[[], onnx.ModelProto], samples: Callable) -> Callable[[
         return folder / "a.plan"
 
     return make
+
+
+def _split_plan(folder: Path) -> Path:
+    graph = _graph(nets.chain)
+    ranges = policies.measure_ranges("slalom", graph, calibration=nets.samples(nets.chain(), 2))
+    until = split_points(graph)[0].name
+    report = split_reports.report_of(graph, accepted=until, ranges=ranges)
+    policies.origami(graph, audit=report).save(folder / "a.plan")
+    return folder / "a.plan"
 
 
 def _module_plan(folder: Path) -> Path:
@@ -336,6 +346,7 @@ LOADERS = {
     ) for name, build in GRAPHS.items()},
     "plan": Loader(_plan(nets.residual, nets.samples), Plan.load, CANONICAL),
     "plan with a module": Loader(_module_plan, Plan.load, CANONICAL),
+    "plan with a split": Loader(_split_plan, Plan.load, CANONICAL),
     "plan with factors": Loader(_plan(unequal.table, unequal.samples), Plan.load, CANONICAL),
     "bundle": Loader(_bundle, _open_bundle, CANONICAL),
     "bundle that is not opened": Loader(_bundle, SealedBundle.show, CANONICAL),

@@ -3,14 +3,8 @@
 from dataclasses import replace
 
 from cloister.graph.split import split_points
-from cloister.plan.split_report import (
-    ATTACKS,
-    AttackScores,
-    Estimate,
-    SplitReport,
-    SplitScores,
-    model_sha256,
-)
+from cloister.plan.split_report import SplitReport, model_sha256
+from cloister.plan.split_scores import ATTACKS, AttackScores, Estimate, SplitScores
 
 IMAGES, CANDIDATES, BLIND_SSIM = 200, 50, 0.1
 HARMLESS = {"ssim": 0.12, "explained": 0.05, "identification": 0.02}

@@ -11,15 +11,14 @@ from cloister.graph.onnx.read import from_model
 from cloister.graph.passes.normalise import prepare
 from cloister.graph.split import split_points
 from cloister.plan.split_report import (
-    ATTACKS,
     LEAST_FOUND,
     NAME,
     RULE,
-    Estimate,
     binomial_tail,
     load,
     save,
 )
+from cloister.plan.split_scores import ATTACKS, Estimate
 from plan.split_reports import (
     BLIND_SSIM,
     EXPOSED,
@@ -68,6 +67,21 @@ def test_no_accepted_split_is_an_answer():
     assert report.flaws == ()
     assert "No split is accepted" in report.conclusion
     assert "blinded" in report.conclusion
+
+
+def test_programs_get_the_rules_answer_as_plain_values():
+    report = split_report([("a", EXPOSED, {}), (("b", "c"), HARMLESS, {})])
+    answer = json.loads(json.dumps(report.judgement()))
+    assert answer["accepted"] == ["b", "c"]
+    assert answer["verdicts"]["b,c"] == []
+    assert len(answer["verdicts"]["a"]) == 3 * len(ATTACKS)
+    assert answer["conclusion"] == report.conclusion
+    none = split_report([("a", EXPOSED, {"gan": HARMLESS})])
+    assert none.judgement()["accepted"] is None
+    header, rows = none.table()
+    assert rows[0][0] == "a"
+    assert rows[0][-1] == "not accepted"
+    assert len(rows[0]) == len(header)
 
 
 LIMITS = {

@@ -1,10 +1,13 @@
 from dataclasses import replace
 
 import pytest
+from onnx import TensorProto, helper
 
 import nets
 from cloister.errors import InputError, PlanError, UnsupportedError
 from cloister.graph.hidden import hide
+from cloister.graph.onnx import read
+from cloister.graph.passes import normalise
 from cloister.planner.find_plan import accepted_splits, find_plan
 from cloister.planner.goals import Goals, InputHiding, Objective
 from plan.split_reports import report_of
@@ -64,6 +67,17 @@ def test_an_audit_of_another_model_is_refused():
     report = report_of(graph, accepted=graph.nodes[3].name)
     with pytest.raises(PlanError, match="audit this model"):
         find_plan(graph, Goals(EMPIRICAL), audit=replace(report, model_sha256="0" * 64))
+
+
+def test_a_model_of_fixed_batch_takes_its_own():
+    net = nets.Net()
+    net.inputs.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, 6]))
+    mean = net.op("ReduceMean", "x", axes=[0], keepdims=1)
+    y = net.gemm(net.op("Sub", "x", mean), 6, 4)
+    graph = normalise.prepare(read.from_model(net.model(y), name="mixed"))
+    assert graph.batch == 3
+    found = find_plan(graph, Goals(PROVEN, "full"), repeats=1, batch=5)
+    assert {one.policy for one in found.plans} == {"enclave", "slalom"}
 
 
 def test_goals_and_audit_belong_together():

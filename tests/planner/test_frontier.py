@@ -50,7 +50,9 @@ def test_of_equally_fast_plans_the_one_that_protects_most_is_chosen():
     assert found.why(BLIND) == "equally fast; checks 4 nodes less"
     assert frontier(replace(BLIND, cost=CLEAR.cost), SLALOM).chosen.policy == "blinded"
     fewer = replace(SLALOM, pad_bytes=10)
-    assert frontier(SLALOM, fewer).chosen is fewer
+    found = frontier(SLALOM, fewer)
+    assert found.chosen is fewer
+    assert found.why(SLALOM) == "equally fast; protects no more and needs more pads"
 
 
 def test_a_limit_is_kept_though_another_plan_has_less_latency():

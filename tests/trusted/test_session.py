@@ -230,6 +230,18 @@ def test_bad_inputs_are_named(inputs, error, text):
         session.run(inputs)
 
 
+@pytest.mark.parametrize("policy", ["slalom", "verified", "enclave", "open"])
+def test_every_row_has_processor_time_and_all_rows_at_most_the_whole(policy):
+    graph = normalise.prepare(read.from_model(nets.residual(), name="net"))
+    feeds = nets.samples(nets.residual(), 2)
+    needed = feeds if policies.needs_ranges(policy) else None
+    with Session(policies.make(policy, graph, calibration=needed)) as session:
+        report = session.run(feeds).report
+    # Segments and exchanges as well: their messages take the trusted side's time.
+    assert all(row.trusted_ms > 0 for row in report.layers)
+    assert sum(row.trusted_ms for row in report.layers) <= report.trusted_ms + report.offline_ms
+
+
 def test_policies_say_what_they_need():
     graph = normalise.prepare(read.from_model(nets.chain(), name="net"))
     with pytest.raises(PlanError, match="calibration"):

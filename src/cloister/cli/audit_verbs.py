@@ -27,7 +27,7 @@ from cloister.cli import options
 from cloister.cli.bundle_verbs import POWER
 from cloister.cli.console import emit_json, err, note, out, progress, table
 from cloister.errors import InputError
-from cloister.plan.split_report import ATTACKS
+from cloister.plan.split_scores import ATTACKS
 from cloister.trusted.engines.padding_profile import PaddingProfile
 from cloister.wire.transcript import Transcript
 

@@ -113,7 +113,7 @@ def _show_hidden(outcome: hidden_demo.HiddenOutcome, path: Path) -> None:
 
 @app.command(epilog="Example: cloister demo split --out page")
 def split(folder: PageFolder = Path("demo-origami-output"), json: options.Json = False) -> None:
-    """Attack every split of a small network, then run it at the split that the audit accepts."""
+    """Attack every split of a small network, then run it at each of them."""
     digits = digits_demo.all_digits()
     with TemporaryDirectory() as temporary, progress("attacks") as update:
         outcome = split_demo.run(
@@ -134,7 +134,7 @@ def _show_split(outcome: split_demo.SplitOutcome, path: Path) -> None:
         console.print(f"{name}: {value}", soft_wrap=True)
     console.print()
     console.print(table(split_demo_page.COLUMNS, split_demo_page.run_rows(outcome)))
-    console.print(f"\n{outcome.runs[1].claims}\n", soft_wrap=True)
+    console.print(f"\n{outcome.claims}\n", soft_wrap=True)
     console.print(f"page: {path}", soft_wrap=True)
 
 

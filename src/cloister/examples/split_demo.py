@@ -1,4 +1,4 @@
-"""Where may a small network be split? An audit decides, and the network then runs split there."""
+"""Where may a small network be split? An audit of every split, and a run at each of them."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -28,63 +28,60 @@ if TYPE_CHECKING:
     from cloister.audit.input import SplitAudit
 
 DATA = "digits.npz"
-SETTINGS = SplitSettings(effort=0.4)
+SETTINGS = SplitSettings(effort=0.15)
 """Of the attacks: an audit's steps would take too long for a demonstration."""
 
 
 @dataclass(frozen=True, eq=False)
 class SplitRun:
-    """One way to run the model with a worker, on all held-out digits.
+    """The model run with a worker, on all held-out digits.
 
-    same   answers that are those of the model in the clear
+    until       the last nodes before the split; None: every linear layer is blinded
+    integrity   what is checked
+    same        answers that are those of the model in the clear
     """
 
-    name: str
+    until: str | None
+    integrity: str
     plan: Plan
     report: Report
     same: int
 
     @property
-    def claims(self) -> Claims:
-        """Who learns what, and can do what."""
-        return self.plan.claims()
+    def hidden_layers(self) -> int:
+        """Linear layers whose inputs the worker does not read."""
+        return sum(self.plan.protections[node.node].hidden for node in self.plan.linear_nodes)
 
 
 @dataclass(frozen=True, eq=False)
 class SplitOutcome:
     """Everything the demo found out.
 
-    until      the last nodes before the split at which the model ran
-    accuracy   of the model in the clear
-    runs       blinded up to its end, and split with each integrity
+    claims     of the plan that follows from the audit
+    accuracy   of the model in the clear, on `inputs` digits
+    runs       blinded up to its end, and at every split with each integrity
     """
 
     audit: "SplitAudit"
-    until: tuple[str, ...]
+    claims: Claims
     inputs: int
     accuracy: float
     runs: tuple[SplitRun, ...]
-
-    @property
-    def accepted(self) -> bool:
-        """Whether the audit's rule accepts the split."""
-        return self.audit.report.accepted_split() is not None
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
         report = self.audit.report
         return {
             "audit": {**report.to_dict(), "digest": report.digest, **report.judgement()},
-            "until": self.until,
-            "accepted": self.accepted,
+            "claims": self.claims.to_dict(),
             "inputs": self.inputs,
             "accuracy": self.accuracy,
             "runs": [
                 {
-                    "name": run.name,
+                    "until": run.until,
+                    "integrity": run.integrity,
                     "same_answers": run.same,
                     "report": run.report.to_dict(),
-                    "claims": run.claims.to_dict(),
                 }
                 for run in self.runs
             ],
@@ -103,7 +100,7 @@ def run(
     settings: SplitSettings = SETTINGS,
     said: Callable[[int, int, str], None] = lambda done, total, text: None,
 ) -> SplitOutcome:
-    """Audit the splits, then run the model at the one that the audit accepts.
+    """Audit the splits of the network, and run it at each of them.
 
     folder   keeps the attacks that were made
     said     is called with how many attacks of how many are done, and what the last one gave
@@ -116,23 +113,26 @@ def run(
 
 
 def run_split(graph: Graph, digits: AllDigits, audit: "SplitAudit") -> SplitOutcome:
-    """Run the model at the split that an audit accepts; at the deepest one if it accepts none."""
-    accepted = audit.report.accepted_split()
-    until = split_points(graph)[-1].until if accepted is None else accepted.until
-    report = None if accepted is None else audit.report
-    calibration = digits.images[~digits.held_out][:CALIBRATION_IMAGES]
-    plans = {"slalom": policies.slalom(graph, calibration=calibration)}
-    plans |= {
-        f"origami, integrity {name}": policies.origami(
-            graph, until=until, integrity=name, audit=report, calibration=calibration
-        )
-        for name in INTEGRITY
-    }
+    """Run the model blinded up to its end, and at every split with each integrity."""
     images, labels = digits.images[digits.held_out], digits.labels[digits.held_out]
     with model_file() as path:
         plain = _plain(path, images)
-    runs = tuple(_run(name, plan, images, plain) for name, plan in plans.items())
-    return SplitOutcome(audit, until, len(plain), float((plain == labels % 2).mean()), runs)
+    calibration = digits.images[~digits.held_out][:CALIBRATION_IMAGES]
+    plans: dict[tuple[str | None, str], Plan] = {
+        (None, "full"): policies.slalom(graph, calibration=calibration)
+    }
+    for point in split_points(graph):
+        for integrity in INTEGRITY:
+            plans[point.name, integrity] = policies.origami(
+                graph, until=point.until, integrity=integrity, calibration=calibration
+            )
+    return SplitOutcome(
+        audit,
+        policies.origami(graph, audit=audit.report).claims(),
+        len(plain),
+        float((plain == labels % 2).mean()),
+        tuple(_run(*way, plan, images, plain) for way, plan in plans.items()),
+    )
 
 
 def _plain(path: Path, images: Float32[np.ndarray, "n 1 8 8"]) -> Int64[np.ndarray, " n"]:
@@ -162,7 +162,8 @@ def _audit(
 
 
 def _run(
-    name: str,
+    until: str | None,
+    integrity: str,
     plan: Plan,
     images: Float32[np.ndarray, "n 1 8 8"],
     plain: Int64[np.ndarray, " n"],
@@ -170,4 +171,4 @@ def _run(
     with Session(plan) as session:
         result = session.run(images)
     answers = result.outputs[plan.graph.outputs[0]].argmax(1)
-    return SplitRun(name, plan, result.report, int((answers == plain).sum()))
+    return SplitRun(until, integrity, plan, result.report, int((answers == plain).sum()))

@@ -83,7 +83,10 @@ class PlanChoice:
         named = self.split.policy(self.policy)
         plan.require_policy(named or (plan.policy if pinned else DEFAULT_POLICY), what=str(path))
         self.split.confirm(plan, what=str(path), pinned=pinned)
-        return plan, f"plan {plan.digest.hex()} from {path}"
+        line = f"plan {plan.digest.hex()} from {path}"
+        if plan.split is not None:
+            line += f", split after {','.join(plan.split.until)}"
+        return plan, line
 
     def make(
         self,

@@ -12,7 +12,8 @@ from cloister.plan import split_report
 from cloister.plan.plan import Plan
 from cloister.plan.planned_split import PlannedSplit, SplitEvidence
 from cloister.plan.protection import INTEGRITY, SPLITTING, hiding, outer_policy
-from cloister.plan.split_report import SplitReport, SplitScores
+from cloister.plan.split_report import SplitReport
+from cloister.plan.split_scores import SplitScores
 
 AUTO = "auto"
 FAMILY = INTEGRITY["full"]

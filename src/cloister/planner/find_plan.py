@@ -38,6 +38,7 @@ def find_plan(
 
     hidden    the model in two parts, if its end is to be hidden
     audit     of its splits; goals that hide inputs empirically need one
+    batch     inputs for each message; a model of fixed batch takes its own
     workers   addresses of the workers that the plan is for; None: a local one
 
     Raises   InputError for goals without what they need, PlanError for an audit of another model
@@ -51,6 +52,7 @@ def find_plan(
             if empirical
             else "--audit: goes with --hide-input empirical; leave it out"
         )
+    batch = batch if model.batch is None else model.batch
     graph = model if hidden is None else hidden.named(bytes(32))
     outside = model if hidden is None else _before(hidden)
     splits = () if audit is None else accepted_splits(graph, audit, audited=model)

@@ -87,7 +87,8 @@ class PlanFrontier:
         more = self._ms(one) - self._ms(self.chosen)
         trade = _difference(one, self.chosen)
         if self._ms(one) <= (1 + TIE) * least:
-            return f"equally fast; {trade or 'needs more pads'}"
+            pads = " and needs more pads" if one.pad_bytes > self.chosen.pad_bytes else ""
+            return f"equally fast; {trade or f'protects no more{pads}'}"
         return f"{more:.2f} ms more {what}" + (f"; {trade}" if trade else "")
 
     def rows(self, shown: Sequence[CostedPlan]) -> list[tuple[object, ...]]:

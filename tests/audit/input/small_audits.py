@@ -20,7 +20,7 @@ from cloister.base.rng import InsecureSeededRandom
 from cloister.graph.graph import Graph
 from cloister.graph.onnx.read import from_model
 from cloister.graph.passes.normalise import prepare
-from cloister.plan.split_report import ATTACKS
+from cloister.plan.split_scores import ATTACKS
 
 IMAGES, PUBLIC = 200, 100
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from audit.input.small_audits import HARMLESS, audit
 from cloister.audit.page import STYLE
-from cloister.plan.split_report import ATTACKS
+from cloister.plan.split_scores import ATTACKS
 
 BROWSER = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium: apt-get install chromium")

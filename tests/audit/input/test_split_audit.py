@@ -37,7 +37,8 @@ from cloister.graph.passes.normalise import prepare
 from cloister.graph.split import split_points
 from cloister.plan import policies
 from cloister.plan.protection import BLINDED_VERIFIED, VERIFIED
-from cloister.plan.split_report import ATTACKS, NAME, load
+from cloister.plan.split_report import NAME, load
+from cloister.plan.split_scores import ATTACKS
 
 POINTS = [split.name for split in split_points(graph())]
 JOBS = 3 * 4 * (len(POINTS) + 2)
@@ -131,7 +132,7 @@ def test_splits_beside_each_other_are_in_order_of_their_linear_nodes(tmp_path):
     [
         ((("Conv_99",),), "Conv_99"),
         (((POINTS[0],), (POINTS[0],)), "twice"),
-        ((("Gemm_8",),), "no linear node is left"),
+        ((("Gemm_8",),), "no linear node is after it"),
     ],
 )
 def test_a_split_that_is_none_is_refused_before_anything_is_done(tmp_path, splits, said):

@@ -15,14 +15,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cloister.audit.input.attack_knowledge import AttackKnowledge
-from cloister.audit.input.trained_generator import TrainedGenerator, descend, set_pace
+from cloister.audit.input.trained_generator import Batch, TrainedGenerator, descend, set_pace
 from cloister.audit.input.value_entry import ValueEntry, initialise, pyramid
 
 STEPS = 600
 PACE, DISCRIMINATOR_PACE = 2e-3, 5e-4
-BETAS = (0.5, 0.99)
-FIDELITY = 50.0
+BETAS = (0.9, 0.99)
+FIDELITY = 100.0
 """Weight of the L1 loss against the adversarial one."""
+ALONE = 0.5
+"""Of the steps, in which the generator learns by the L1 loss before it has an adversary: an
+adversary of a generator that knows nothing yet teaches it little.
+"""
 WIDTHS = (24, 48, 96)
 """Channels of the discriminator at levels 1, 2 and 3."""
 CONDITION_LEVEL = 2
@@ -32,7 +36,7 @@ SLOPE = 0.2
 
 
 class ConditionalGan:
-    """Trains generator and discriminator in turn."""
+    """Trains a generator, then generator and discriminator in turn."""
 
     name = "gan"
 
@@ -42,19 +46,25 @@ class ConditionalGan:
         trained = TrainedGenerator(knowledge, generator=generator)
         critic = Discriminator(trained.shapes, knowledge.image_shape, generator=generator)
         steps = max(round(STEPS * effort), 1)
-        # The discriminator's own gradients of the last step of a pair are dropped by its next one.
         drawing = torch.optim.Adam(trained.network.parameters(), PACE, BETAS)
         judging = torch.optim.Adam(critic.parameters(), DISCRIMINATOR_PACE, BETAS)
         for step, batch in enumerate(trained.batches(steps)):
             set_pace(drawing, PACE, step / steps)
-            set_pace(judging, DISCRIMINATOR_PACE, step / steps)
             drawn = trained.network(batch.values, batch.estimate)
-            told_true = functional.relu(1 - critic(batch.values, batch.images)).mean()
-            told_drawn = functional.relu(1 + critic(batch.values, drawn.detach())).mean()
-            descend(judging, told_true + told_drawn)
-            apart = functional.l1_loss(drawn, batch.images)
-            descend(drawing, FIDELITY * apart - critic(batch.values, drawn).mean())
+            loss = FIDELITY * functional.l1_loss(drawn, batch.images)
+            if step >= ALONE * steps:
+                self._judge(critic, judging, batch, drawn.detach())
+                loss = loss - critic(batch.values, drawn).mean()
+            descend(drawing, loss)
         return trained
+
+    def _judge(
+        self, critic: "Discriminator", judging: torch.optim.Optimizer, batch: Batch, drawn: Tensor
+    ) -> None:
+        """One step of the discriminator; it drops what a generator's step left in its gradients."""
+        true = functional.relu(1 - critic(batch.values, batch.images)).mean()
+        false = functional.relu(1 + critic(batch.values, drawn)).mean()
+        descend(judging, true + false)
 
 
 class Discriminator(nn.Module):
@@ -71,15 +81,16 @@ class Discriminator(nn.Module):
         channels, height, width = image_shape
         sizes = pyramid(height, width)
         first, middle, last = WIDTHS
-        self.entries = nn.ModuleList(
-            ValueEntry(shape, sizes, level=CONDITION_LEVEL, channels=middle) for shape in shapes
-        )
-        self.down = nn.ModuleList(
-            nn.Conv2d(before, after, 3, stride=2, padding=1)
-            for before, after in ((channels, first), (first, middle))
-        )
-        self.joined = nn.Conv2d(2 * middle, last, 3, padding=1)
-        self.judged = nn.Conv2d(last, 1, 3, padding=1)
+        with torch.device("meta"):
+            self.entries = nn.ModuleList(
+                ValueEntry(shape, sizes, level=CONDITION_LEVEL, channels=middle) for shape in shapes
+            )
+            self.down = nn.ModuleList(
+                nn.Conv2d(before, after, 3, stride=2, padding=1)
+                for before, after in ((channels, first), (first, middle))
+            )
+            self.joined = nn.Conv2d(2 * middle, last, 3, padding=1)
+            self.judged = nn.Conv2d(last, 1, 3, padding=1)
         initialise(self, generator)
 
     def forward(self, values: Sequence[Tensor], images: Tensor) -> Tensor:

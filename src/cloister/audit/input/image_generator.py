@@ -41,22 +41,25 @@ class ImageGenerator(nn.Module):
         own = [level_of(shape, self._sizes) for shape in shapes]
         self._levels = [max(level, 1) for level in own]
         self._deepest = max(self._levels)
-        widths = WIDTHS[: self._deepest]
-        self.entries = nn.ModuleList(
-            ValueEntry(shape, self._sizes, level=level, channels=widths[level - 1])
-            for shape, level in zip(shapes, self._levels, strict=True)
-        )
-        self.blocks = nn.ModuleList(
-            nn.Sequential(*(_Block(width) for _ in range(depth)))
-            for width, depth in zip(widths, DEPTHS[: self._deepest], strict=True)
-        )
-        self.rises = nn.ModuleList(nn.Conv2d(lower, upper, 1) for upper, lower in pairwise(widths))
-        self.pixels = nn.Conv2d(widths[0], 4 * channels, 3, padding=1)
         # What crosses with all its places may be close to a linear function of the image.
         self._large = [i for i, level in enumerate(own) if level == 0]
-        self.linear = nn.ModuleList(
-            nn.Conv2d(shapes[i][0], channels, 5, padding=2) for i in self._large
-        )
+        widths = WIDTHS[: self._deepest]
+        with torch.device("meta"):
+            self.entries = nn.ModuleList(
+                ValueEntry(shape, self._sizes, level=level, channels=widths[level - 1])
+                for shape, level in zip(shapes, self._levels, strict=True)
+            )
+            self.blocks = nn.ModuleList(
+                nn.Sequential(*(_Block(width) for _ in range(depth)))
+                for width, depth in zip(widths, DEPTHS[: self._deepest], strict=True)
+            )
+            self.rises = nn.ModuleList(
+                nn.Conv2d(lower, upper, 1) for upper, lower in pairwise(widths)
+            )
+            self.pixels = nn.Conv2d(widths[0], 4 * channels, 3, padding=1)
+            self.linear = nn.ModuleList(
+                nn.Conv2d(shapes[i][0], channels, 5, padding=2) for i in self._large
+            )
         initialise(self, generator)
         for last in (self.pixels, *self.linear):
             # The network starts at the estimate.

@@ -49,7 +49,7 @@ class ImagePrior(Protocol):
 class TotalVariation:
     """Neighbouring pixels are alike. The search is for the pixels themselves."""
 
-    pace = 0.05
+    pace = 0.02
 
     def __init__(self, weight: float) -> None:
         self._weight = weight
@@ -80,7 +80,7 @@ class PublicCovariance:
     their deviation there.
     """
 
-    pace = 0.1
+    pace = 0.07
 
     def __init__(self, variation: "ImageVariation", weight: float) -> None:
         self._variation, self._weight = variation, weight

@@ -11,7 +11,8 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from cloister.errors import InputError, ShapeError
-from cloister.plan.split_report import Estimate
+from cloister.plan.split_report import CANDIDATES
+from cloister.plan.split_scores import Estimate
 
 Images = Float32[np.ndarray, "n c h w"]
 
@@ -21,7 +22,6 @@ K1, K2 = 0.01, 0.03
 MOST_DB = 100.0
 """PSNR of equal images, whose error has no logarithm."""
 LEVEL = 0.95
-CANDIDATES = 50
 CANDIDATES_SEED = 0
 """Of the candidates of every audit: attacks and splits are compared on the same ones."""
 

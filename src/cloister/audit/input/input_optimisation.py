@@ -28,17 +28,17 @@ from cloister.audit.input.split_attack import Images
 from cloister.audit.input.split_view import SplitView
 from cloister.errors import ShapeError
 
-STEPS = 160
+STEPS = 240
 """Of the search that is continued for each image, after those from all its starts."""
-FIRST_STEPS = 40
+FIRST_STEPS = 30
 """Of the search from each start."""
 TRIALS = 16
 """Public images on which the prior is chosen."""
-NEAREST = 2
+NEAREST = 1
 """Starts at public images of similar values; others are the linear estimate, the blind guess and
 noise."""
-TOTAL_VARIATIONS = (0.003, 0.03, 0.3)
-COVARIANCES = (0.01, 0.1)
+TOTAL_VARIATIONS = (0.003, 0.1)
+COVARIANCES = (0.001, 0.03)
 AT_ONCE = 128
 
 

@@ -33,15 +33,8 @@ from cloister.plan import policies
 from cloister.plan.input_factors import reads_raw
 from cloister.plan.quantise import calibrate
 from cloister.plan.quantised import Ranges
-from cloister.plan.split_report import (
-    CANDIDATES,
-    RULE,
-    AttackScores,
-    SplitReport,
-    SplitScores,
-    model_sha256,
-    save,
-)
+from cloister.plan.split_report import CANDIDATES, RULE, SplitReport, model_sha256, save
+from cloister.plan.split_scores import AttackScores, SplitScores
 
 PAGE = "report.html"
 SHOWN = 8

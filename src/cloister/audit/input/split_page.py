@@ -7,19 +7,16 @@ from dataclasses import dataclass
 from cloister.audit import svg
 from cloister.audit.input.split_jobs import BLINDED, INPUT
 from cloister.audit.page import Section, legend, page, paragraph, subtitle, table
-from cloister.plan.claims import Claims, Role, Verb
+from cloister.plan.claims import Claims, Role, Strength, Verb
 from cloister.plan.split_report import (
-    ATTACKS,
     CANDIDATES,
     LEAST_FOUND,
     RULE,
     SIGNIFICANCE,
-    AttackScores,
-    Estimate,
     SplitReport,
-    SplitScores,
     SplitVerdict,
 )
+from cloister.plan.split_scores import ATTACKS, AttackScores, Estimate, SplitScores
 
 LEAD = (
     "A worker that computes the end of a model in the clear sees the values that cross the split. "
@@ -124,7 +121,9 @@ def _verdict(report: SplitReport, claims: Claims) -> str:
         )
     )
     parts.append(paragraph("What a plan that follows this report claims about its worker:"))
-    for one in claims.of(Role.WORKER, Verb.LEARNS):
+    # What the audit is about comes first: it is the only statement that attacks show.
+    learned = claims.of(Role.WORKER, Verb.LEARNS)
+    for one in sorted(learned, key=lambda one: one.strength is not Strength.EMPIRICAL):
         why = f"assuming: {one.assumes}" if one.assumes else str(one.strength)
         parts.append(paragraph(f"{one.about}: {one.text} ({why})", kind="good"))
     return "".join(parts)
@@ -195,13 +194,13 @@ def curves(report: SplitReport) -> str:
     lines = [(TITLES[name], COLOURS[name], False) for name in _attacks(report)]
     lines += [("blind guess or chance", "var(--soft)", True), ("threshold", "var(--warn)", True)]
     scores = [one for place in _places(report) for one in place.attacks]
-    decibels = 10 * math.ceil(max([40.0, *(one.psnr.high for one in scores)]) / 10)
+    decibels = 20 * math.ceil(max([40.0, *(one.psnr.high for one in scores)]) / 20)
     worst = min((one.explained.low for one in scores), default=0.0)
     drawn = [
         _curve(report, "SSIM", lambda s: s.ssim, report.blind_ssim, limits["ssim"], SHARE),
         _curve(
             report, "PSNR in dB", lambda s: s.psnr, report.blind_psnr, None,
-            _Axis(0, decibels, 10),
+            _Axis(0, decibels, 10 if decibels <= 60 else 20),
         ),
         _curve(
             report, f"Identification, 1 in {report.candidates}", lambda s: s.identification,

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from cloister.errors import InputError
-from cloister.plan.split_report import ATTACKS, LEAST_SEEDS
+from cloister.plan.split_report import LEAST_SEEDS
+from cloister.plan.split_scores import ATTACKS
 
 DEFAULT_ATTACKED = 200
 

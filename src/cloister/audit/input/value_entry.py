@@ -80,7 +80,12 @@ def resized(x: Tensor, size: Size) -> Tensor:
 
 
 def initialise(network: nn.Module, generator: torch.Generator) -> None:
-    """Weights as He et al. draw them, from a generator of one's own; biases 0."""
+    """Weights as He et al. draw them, from a generator of one's own; biases 0.
+
+    The network is built on the device `meta`: elsewhere its layers would draw first weights from
+    PyTorch's global generator.
+    """
+    network.to_empty(device="cpu")
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.dim() == 1:
