@@ -139,6 +139,26 @@ def test_a_split_point_that_was_not_attacked_refuses_all():
     assert report.flaws == ("no attack was run at split 'b'",)
 
 
+@pytest.mark.parametrize(("weak", "said"), [
+    ({"effort": 0.99}, "searched with effort 0.99, and 1 is needed"),
+    ({"public": 499}, "learned from 499 images, and 500 are needed"),
+])  # fmt: skip
+def test_attacks_that_were_held_back_accept_nothing(weak, said):
+    report = split_report([("a", HARMLESS, {}), ("b", HARMLESS, {})])
+    assert names(report) == ["a", "b"]
+    held_back = replace(report, **weak)
+    assert names(held_back) == []
+    assert said in held_back.conclusion
+    with pytest.raises(PlanError, match=said):
+        held_back.require_accepted(("b",))
+
+
+def test_what_weak_attacks_find_is_found():
+    """More effort finds more: a figure above its threshold needs no other reason."""
+    report = replace(split_report([("a", EXPOSED, {})]), effort=0.1)
+    assert report.conclusion.startswith("No split is accepted: at the deepest one, 'a', ")
+
+
 def test_fewer_candidates_than_the_rule_needs_refuse_all():
     report = replace(split_report([("a", HARMLESS, {})]), candidates=49)
     assert report.accepted_split() is None

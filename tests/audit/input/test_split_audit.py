@@ -76,7 +76,7 @@ def test_controls_and_splits_come_out_as_the_attacks_are(whole):
     assert [split.depth for split in report.splits] == [1, 2, 3]
     assert [split.elements for split in report.splits] == [256, 64, 12]
     assert (report.input_control.depth, report.input_control.elements) == (0, 64)
-    assert (report.images, report.public, report.candidates) == (IMAGES, 100, 50)
+    assert (report.images, report.public, report.candidates) == (IMAGES, 500, 50)
     for name in ATTACKS:
         assert report.input_control.attack(name).identification.mean == 1.0
         # Bytes under one-time pads are no image, although this attack takes them for one.
@@ -269,7 +269,7 @@ def test_the_page_is_self_contained_and_says_what_it_holds_for(whole):
         report.model_sha256, report.data_sha256, report.digest.hex(),
         report.conclusion.split(":")[0],
         "These figures are empirical", "other attacks may find more", "conditional GAN",
-        "One GAN, judged by SSIM alone", "No attack is broken.", "200 attacked, 100 public",
+        "One GAN, judged by SSIM alone", "No attack is broken.", "200 attacked, 500 public",
         *POINTS,
     ):  # fmt: skip
         assert text in page or text.replace("'", "&#x27;") in page, text

@@ -218,6 +218,7 @@ class _Audit:
             images=len(self._images.attacked),
             public=len(self._images.public),
             candidates=CANDIDATES,
+            effort=self._settings.effort,
             blind_ssim=float(self._blind.ssim.mean()),
             blind_psnr=float(self._blind.psnr.mean()),
             splits=splits,
@@ -283,7 +284,6 @@ class _Audit:
             "seeds": self._settings.seeds,
             "attacks": list(self._settings.attacks),
             "splits": [split.name for split in self._splits],
-            "effort": self._settings.effort,
             "pixels": self._pixels(),
             "repeated images left out": self._images.repeated,
             "thresholds": {
