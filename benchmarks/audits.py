@@ -137,7 +137,7 @@ def _row(name: str, report: SplitReport) -> dict[str, object]:
         "splits": len(report.splits),
         "attacked / public": f"{report.images} / {report.public}",
         "seeds": _seeds(report),
-        "effort": report.settings["effort"],
+        "effort": report.effort,
         "processor minutes": f"{_cpu_s(report) / 60:.0f}",
         "identified at the deepest split": f"{strongest.identification.mean:.1%} "
                                            f"({strongest.attack})",

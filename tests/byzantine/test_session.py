@@ -83,6 +83,23 @@ def test_a_worker_that_stops_is_replaced_under_fresh_pads(lying_link, plan, lie)
         np.testing.assert_array_equal(result.outputs[name], value)
 
 
+@pytest.mark.parametrize("lie", [Lie.HANG, Lie.DIE])
+def test_a_worker_that_stops_in_a_segment_is_replaced(lying_link, lie):
+    plan, feeds = with_an_open_segment(), nets.samples(nets.chain(), 2)
+    with Session(plan, workers=[InProcessLink(Engine().handle)]) as session:
+        expected = session.run(feeds).outputs
+    with (
+        lying_link("shm", lie, after=1) as link,
+        Session(
+            plan, workers=[link, InProcessLink(Engine().handle, name="spare")], timeout_s=1.0
+        ) as session,
+    ):
+        result = session.run(feeds)
+    assert result.report.pads_used == 4
+    for name, value in expected.items():
+        np.testing.assert_array_equal(result.outputs[name], value)
+
+
 @pytest.mark.parametrize(
     ("lie", "error"), [(Lie.HANG, WorkerTimeout), (Lie.DIE, WorkerUnavailable)]
 )

@@ -210,22 +210,28 @@ def stored(cloister, model_file, report, tmp_path):
 
 def test_a_plan_in_a_file_has_its_split(run, stored, until, report):
     wanted = Plan.load(stored).digest.hex()
-    for more in ((), ("--until", until), ("--audit", report), ("--integrity", "full")):
+    named = ("--until", until)
+    for more in (named, ("--audit", report), (*named, "--integrity", "full"), ("--digest", wanted)):
         assert run(*ORIGAMI, *more, model=stored)[1]["plan_digest"] == wanted
+
+
+def test_a_file_that_nothing_pins_does_not_choose_the_split(refused, stored, pictures, until):
+    """Its writer could show everything after the first layer, under the policy's name."""
+    message = refused("run", stored, pictures[0], *ORIGAMI)
+    assert f"is split at '{until}', which is its writer's choice; say --until {until}" in message
 
 
 def test_its_audit_is_told_only_where_it_is_pinned(run, cloister, stored, until):
     """Whoever writes a plan's file can name any report."""
     plan = Plan.load(stored)
     name = plan.split.evidence.report.hex()[:16]
-    told = run(*ORIGAMI, model=stored)[1]
+    told = run(*ORIGAMI, "--until", until, model=stored)[1]
     assert not any("pick the true image" in text for text in texts(told))
     assert any(
         f"the plan names report {name}, and no digest pins the plan" in t for t in texts(told)
     )
     digest = ("--digest", plan.digest.hex())
-    chose = "by the writer of the file; pin it with --digest"
-    assert told["calibration"].endswith(f", split after {until} {chose}")
+    assert told["calibration"].endswith(f", split after {until}")
     pinned = run(*digest, model=stored)[1]
     assert pinned["calibration"].endswith(f", split after {until}")
     assert any("pick the true image" in text for text in texts(pinned))

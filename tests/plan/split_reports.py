@@ -40,8 +40,8 @@ def split_report(splits, *, model="net", sha256="0" * 64, points=None, ranges=No
     )
     return SplitReport(
         model=model, model_sha256=sha256, points=points or tuple(split.until for split in made),
-        data="images", data_sha256="1" * 64, images=IMAGES, public=400, candidates=CANDIDATES,
-        blind_ssim=BLIND_SSIM, blind_psnr=12.0, splits=made,
+        data="images", data_sha256="1" * 64, images=IMAGES, public=500, candidates=CANDIDATES,
+        effort=1.0, blind_ssim=BLIND_SSIM, blind_psnr=12.0, splits=made,
         input_control=split_scores((), EXPOSED, depth=0),
         blinded_control=split_scores((), HARMLESS, depth=0),
         ranges=ranges or {}, settings={"seeds": 3}, versions={"cloister": "0.1.0"},

@@ -249,14 +249,22 @@ def stored(graph, names, ranges, tmp_path):
 def test_a_stored_plan_has_its_split(stored, names):
     plan, path, folder = stored
     for split in (
-        SplitRequest(),
         SplitRequest(until=names[0]),
         SplitRequest(audit=folder),
-        SplitRequest(integrity="full"),
+        SplitRequest(until=names[0], integrity="full"),
         SplitRequest(until=names[0], integrity="full", audit=folder),
     ):
         found, _ = PlanChoice("origami", split=split).load(path)
         assert found.digest == plan.digest
+
+
+def test_who_names_no_split_takes_that_of_a_pinned_plan_only(stored):
+    plan, path, _ = stored
+    found, _ = PlanChoice("origami", digest=plan.digest.hex()).load(path)
+    assert found.digest == plan.digest
+    for split in (SplitRequest(), SplitRequest(integrity="full")):
+        with pytest.raises(InputError, match="which is its writer's choice; say --until"):
+            PlanChoice("origami", split=split).load(path)
 
 
 @pytest.mark.parametrize(("split", "said"), [

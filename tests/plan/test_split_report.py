@@ -139,6 +139,26 @@ def test_a_split_point_that_was_not_attacked_refuses_all():
     assert report.flaws == ("no attack was run at split 'b'",)
 
 
+@pytest.mark.parametrize(("weak", "said"), [
+    ({"effort": 0.99}, "searched with effort 0.99, and 1 is needed"),
+    ({"public": 499}, "learned from 499 images, and 500 are needed"),
+])  # fmt: skip
+def test_attacks_that_were_held_back_accept_nothing(weak, said):
+    report = split_report([("a", HARMLESS, {}), ("b", HARMLESS, {})])
+    assert names(report) == ["a", "b"]
+    held_back = replace(report, **weak)
+    assert names(held_back) == []
+    assert said in held_back.conclusion
+    with pytest.raises(PlanError, match=said):
+        held_back.require_accepted(("b",))
+
+
+def test_what_weak_attacks_find_is_found():
+    """More effort finds more: a figure above its threshold needs no other reason."""
+    report = replace(split_report([("a", EXPOSED, {})]), effort=0.1)
+    assert report.conclusion.startswith("No split is accepted: at the deepest one, 'a', ")
+
+
 def test_fewer_candidates_than_the_rule_needs_refuse_all():
     report = replace(split_report([("a", HARMLESS, {})]), candidates=49)
     assert report.accepted_split() is None
@@ -286,6 +306,10 @@ def test_a_damaged_byte_is_found(tmp_path):
         (lambda d: d["splits"][0]["attacks"][0]["ssim"].update(mean=2.0, high=3.0), "ssim lies"),
         (lambda d: d["splits"][0]["attacks"][0]["psnr"].update(low=20.0), "outside its interval"),
         (lambda d: d.update(candidates=201), "201"),
+        # Hits of so many images would be counted for years.
+        (lambda d: d.update(images=10**15), "1000000000000000 attacked images"),
+        (lambda d: d.update(ranges={"a": [-1.0]}), "range of 'a' that no float32 value has"),
+        (lambda d: d.update(ranges={"a": [1e39]}), "range of 'a' that no float32 value has"),
         (lambda d: d.update(ranges={"a": 1.0}), "ranges.a: must be a list"),
     ],
 )

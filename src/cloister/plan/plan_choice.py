@@ -2,8 +2,8 @@
 
 The writer of a plan's file decides what is computed. The file decides what is protected only if its
 digest is pinned, by the caller or by the key file of a pad store. Otherwise its policy has to be
-one of Cloister's, and the one that the caller names, or the default. Then the writer of the file
-has chosen where the plan is split, and says what an audit found there.
+one of Cloister's, and the one that the caller names, or the default; and where it is split, the
+caller has to name the split too, or an audit's report that does.
 """
 
 from collections.abc import Mapping
@@ -82,11 +82,10 @@ class PlanChoice:
             )
         named = self.split.policy(self.policy)
         plan.require_policy(named or (plan.policy if pinned else DEFAULT_POLICY), what=str(path))
-        self.split.confirm(plan, what=str(path))
+        self.split.confirm(plan, what=str(path), pinned=pinned)
         line = f"plan {plan.digest.hex()} from {path}"
         if plan.split is not None:
             line += f", split after {','.join(plan.split.until)}"
-            line += "" if pinned else " by the writer of the file; pin it with --digest"
         return plan, line
 
     def make(
@@ -163,7 +162,7 @@ class PlanChoice:
         if stored is None or not (splits or stored.split):
             return self.split.choose(policy, graph, audited=whole)
         stored.require_policy(policy, what="the pad store")
-        self.split.confirm(stored, what="the pad store")
+        self.split.confirm(stored, what="the pad store", pinned=True)
         return SplitChoice(stored.split, None, "")
 
     def _refuse_fixed_point(self, policy: str, calibration: Inputs | None) -> None:

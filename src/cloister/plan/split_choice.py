@@ -131,14 +131,22 @@ class SplitRequest:
             )
         return SplitChoice(split, report, f"split after {','.join(split.until)}")
 
-    def confirm(self, plan: Plan, *, what: str) -> None:
+    def confirm(self, plan: Plan, *, what: str, pinned: bool) -> None:
         """Go on only with a plan of this split and this audit; `what` begins the message.
+
+        A plan that nothing pins chooses no split for the caller, who has to name it.
 
         The float32 weights that a report names are not in a plan, so its model is not compared.
 
         Raises   InputError, PlanError
         """
         split = plan.split
+        if not pinned and split is not None and self.until is None and self.audit is None:
+            named = ",".join(split.until)
+            raise InputError(
+                f"{what}: is split at {named!r}, which is its writer's choice; say --until "
+                f"{named}, or pin the plan with --digest"
+            )
         if self.until == AUTO:
             raise InputError("--until auto: the plan has its split already; leave it out")
         if self.until is not None:

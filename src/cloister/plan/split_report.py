@@ -27,8 +27,16 @@ NAME = "report.json"
 FLOOR = "ridge"
 """The attack that every other one has to beat somewhere, or it is broken."""
 LEAST_SEEDS = 3
+FULL_EFFORT = 1.0
+"""Of an audit's searches: an attack that was stopped early finds nothing."""
+ENOUGH_PUBLIC = 500
+"""Images that the attacks learn from: those that learned from few find little."""
 CANDIDATES = 50
 """Images among which the true one is sought: among fewer, a multiple of chance says less."""
+MOST_IMAGES = 1_000_000
+"""So many can be attacked: tests of a control count its hits one by one."""
+LARGEST_TOP = 3.4028234663852886e38
+"""Of a range: the largest float32 number."""
 LEAST_FOUND = 0.95
 """Share of the images that every attack has to identify where it reads them."""
 SIGNIFICANCE = 1e-4
@@ -96,6 +104,16 @@ class SplitVerdict:
         return (*map(str, self.exceedances), *deeper, *self.flaws)
 
 
+def weaknesses(*, effort: float, public: int) -> tuple[str, ...]:
+    """Why an audit of this effort, whose attacks learn from so many images, accepts no split."""
+    found = []
+    if effort < FULL_EFFORT:
+        found.append(f"the attacks searched with effort {effort:g}, and {FULL_EFFORT:g} is needed")
+    if public < ENOUGH_PUBLIC:
+        found.append(f"the attacks learned from {public} images, and {ENOUGH_PUBLIC} are needed")
+    return tuple(found)
+
+
 @dataclass(frozen=True)
 class SplitReport:
     """Everything that an audit measured; all figures hold for its attacks and its data.
@@ -106,6 +124,7 @@ class SplitReport:
     images         attacked images; public: those that the attacks learned from
     blind_ssim     of the blind guess, as blind_psnr
     candidates     images among which the true one is sought
+    effort         of the attacks' searches, as a factor
     splits         from the shallowest to the deepest
     controls       what the battery made of the input itself and of a blinded transcript
     ranges         largest magnitudes of what the linear nodes read, for plans (`policies.origami`)
@@ -120,6 +139,7 @@ class SplitReport:
     images: int
     public: int
     candidates: int
+    effort: float
     blind_ssim: float
     blind_psnr: float
     splits: tuple[SplitScores, ...]
@@ -138,13 +158,18 @@ class SplitReport:
         depths = [split.depth for split in self.splits]
         if depths != sorted(depths):
             raise InputError("a report whose splits are not in the order of their depth")
-        if not 1 < self.candidates <= self.images or self.public < 1:
+        if not 1 < self.candidates <= self.images <= MOST_IMAGES or self.public < 1:
             raise InputError(
                 f"a report of {self.images} attacked images, {self.public} public ones and "
                 f"{self.candidates} candidates"
             )
+        if not 0 < self.effort < math.inf:
+            raise InputError(f"a report of attacks with effort {self.effort}")
         if not -1 <= self.blind_ssim <= 1 or not math.isfinite(self.blind_psnr):
             raise InputError(f"a report whose blind guess has an SSIM of {self.blind_ssim}")
+        for node, tops in self.ranges.items():
+            if not all(0 <= top <= LARGEST_TOP for top in tops):
+                raise InputError(f"a report with a range of {node!r} that no float32 value has")
 
     @property
     def chance(self) -> float:
@@ -241,9 +266,9 @@ class SplitReport:
                 f"The split at {split.name!r} is accepted: there and at every deeper split each "
                 f"attack stays below every threshold, on {self.images} images of {self.data}."
             )
-        if self.flaws:
-            return f"No split is accepted, as the audit allows no verdict: {self.flaws[0]}."
         deepest = self.verdicts[-1]
+        if not deepest.exceedances:
+            return f"No split is accepted, as the audit allows no verdict: {self.flaws[0]}."
         return (
             f"No split is accepted: at the deepest one, {deepest.split.name!r}, "
             f"{deepest.exceedances[0]}. A plan keeps every linear layer blinded."
@@ -279,8 +304,13 @@ class SplitReport:
             if not _high(scores, figure) < limit
         ]
 
+    @property
+    def weaknesses(self) -> tuple[str, ...]:
+        """Why attacks like these find too little for a verdict."""
+        return weaknesses(effort=self.effort, public=self.public)
+
     def _missing(self) -> list[str]:
-        missing = []
+        missing = list(self.weaknesses)
         if self.candidates < CANDIDATES:
             missing.append(f"the true image is sought among {self.candidates}, not {CANDIDATES}")
         made = {split.until for split in self.splits}

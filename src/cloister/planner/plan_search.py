@@ -28,11 +28,11 @@ from cloister.plan.protection import (
     hiding,
 )
 from cloister.plan.quantised import QuantisedLinear
-from cloister.planner.cost_table import ProgramCost, segment_bytes
+from cloister.planner.cost_table import ProgramCost
 from cloister.planner.goals import Goals, Objective
 from cloister.planner.stand_in import stand_in, zero_maps
 from cloister.trusted.program.compile import compile_plan
-from cloister.trusted.program.steps import Program, Segment
+from cloister.trusted.program.steps import Program
 
 EXACT = 6
 """Nodes that can move, up to which every choice of them is tried."""
@@ -286,8 +286,6 @@ class PlanSearch:
             return None
         program = self._compiled(policy, split, protections)
         sizes = estimate(self.graph, protections, batch=self.batch)
-        segments = [step for step in program.steps if isinstance(step, Segment)]
-        traffic = sum(segment_bytes(self.graph, step) for step in segments)
         return CostedPlan(
             policy=policy,
             split=split,
@@ -295,9 +293,7 @@ class PlanSearch:
             protections=protections,
             cost=self.predict(program),
             pad_bytes=sizes.total("pad_bytes"),
-            traffic_bytes=traffic
-            + sizes.total("bytes_to_worker")
-            + sizes.total("bytes_from_worker"),
+            traffic_bytes=sizes.total("bytes_to_worker") + sizes.total("bytes_from_worker"),
             memory_bytes=sizes.trusted_memory_bytes,
         )
 

@@ -1,8 +1,8 @@
 """Runs a compiled program for one batch of inputs: the trusted side of every protection.
 
 One native executor runs the steps of every plan over every link, and stops at each step that Python
-performs: compute a local step, run a module, send an open segment, exchange a message over a link
-without a native channel (stages.py).
+performs: compute a local step, run a module, send several values to an open segment, exchange a
+message over a link without a native channel (stages.py).
 
 The order of release: a node's answer is compared with its check before the next message is sent,
 before a module runs and before any output is returned. The one exception is harmless: the fused

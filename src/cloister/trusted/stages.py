@@ -242,9 +242,7 @@ class ExchangeStage(Stage):
         layout = request.space.layout
         row = self.row(request)
         row.trusted_ms += 1e-6 * cpu_ns
-        row.worker_ms += 1e-6 * wait_ns
-        row.bytes_to_worker += layout.messages[self._node].nbytes
-        row.bytes_from_worker += layout.answers[self._node].nbytes
+        _enter_traffic(row, wait_ns, (layout.messages[self._node],), (layout.answers[self._node],))
         row.soundness_bits = self._soundness_bits
 
     def _exchange(self, request: BatchRequest) -> None:
@@ -316,7 +314,7 @@ class SegmentStage(Stage):
         self._enter_reply(request, self._step.outputs[0], request.space.answers[target])
         row = self.row(request)
         row.trusted_ms += 1e-6 * cpu_ns
-        self._enter_traffic(row, wait_ns, (layout.messages[target],), (layout.answers[target],))
+        _enter_traffic(row, wait_ns, (layout.messages[target],), (layout.answers[target],))
 
     def _exchange(self, request: BatchRequest) -> None:
         step, link = self._step, request.worker
@@ -332,7 +330,7 @@ class SegmentStage(Stage):
         for value, reply in zip(step.outputs, replies, strict=True):
             self._enter_reply(request, value, reply)
         link.release(request_id)
-        self._enter_traffic(self.row(request), wait_ns, tensors, expect)
+        _enter_traffic(self.row(request), wait_ns, tensors, expect)
 
     def _enter_reply(self, request: BatchRequest, value: str, reply: Unchecked[np.ndarray]) -> None:
         # The plan promises neither privacy nor correctness here.
@@ -341,17 +339,6 @@ class SegmentStage(Stage):
         what = f"worker {request.worker.name}: value {value!r}"
         require_truths(found, what, kind=ProtocolError)
         request.values.put(value, found)
-
-    def _enter_traffic(
-        self,
-        row: LayerRow,
-        wait_ns: int,
-        sent: Sequence[np.ndarray | TensorSpec],
-        expect: Sequence[TensorSpec],
-    ) -> None:
-        row.worker_ms += 1e-6 * wait_ns
-        row.bytes_to_worker += sum(tensor.nbytes for tensor in sent)
-        row.bytes_from_worker += sum(spec.nbytes for spec in expect)
 
     def _spec(self, value: str, sizes: Mapping[str, int]) -> TensorSpec:
         known = self._graph.sizes(value)
@@ -424,6 +411,17 @@ STAGES: Mapping[type, Callable[..., Stage]] = {
     Local: LocalStage,
     Module: ModuleStage,
 }
+
+
+def _enter_traffic(
+    row: LayerRow,
+    wait_ns: int,
+    sent: Sequence[np.ndarray | TensorSpec],
+    expect: Sequence[TensorSpec],
+) -> None:
+    row.worker_ms += 1e-6 * wait_ns
+    row.bytes_to_worker += sum(tensor.nbytes for tensor in sent)
+    row.bytes_from_worker += sum(spec.nbytes for spec in expect)
 
 
 def _complete(request: BatchRequest, exchange: PreparedRequest, stop: native.Stop) -> None:

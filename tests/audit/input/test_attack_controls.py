@@ -92,7 +92,7 @@ def ranges():
 @cache
 def at_the_input():
     viewed = input_view(small_net(), images(), ranges=ranges(), rng=InsecureSeededRandom(1))
-    return AttackKnowledge(images().public, viewed.public, viewed.before), viewed.attacked
+    return viewed.knowledge, viewed.attacked
 
 
 @cache
@@ -101,7 +101,7 @@ def blinded():
         small_net(), images(), shallowest=split_points(small_net())[0], ranges=ranges(),
         rng=InsecureSeededRandom(2),
     )  # fmt: skip
-    return AttackKnowledge(images().public, viewed.public, viewed.before), viewed.attacked
+    return viewed.knowledge, viewed.attacked
 
 
 def scores_of(attack, control):

@@ -16,12 +16,24 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("scipy")
 
+import nets
 from audit.input import small_audits
-from audit.input.small_audits import FIRST, HARMLESS, IMAGES, KnownAttack, audit, graph
+from audit.input.small_audits import (
+    FIRST,
+    HARMLESS,
+    IMAGES,
+    KnownAttack,
+    audit,
+    graph,
+    write_images,
+)
 from cloister.audit import job_results
-from cloister.audit.input import SplitSettings
+from cloister.audit.input import SplitSettings, audit_splits, read_split_images
 from cloister.audit.job_results import PROGRESS
+from cloister.data.preprocessing import Preprocessing
 from cloister.errors import InputError, PlanError
+from cloister.graph.onnx.read import from_model
+from cloister.graph.passes.normalise import prepare
 from cloister.graph.split import split_points
 from cloister.plan import policies
 from cloister.plan.protection import BLINDED_VERIFIED, VERIFIED
@@ -62,7 +74,7 @@ def test_controls_and_splits_come_out_as_the_attacks_are(whole):
     assert [split.depth for split in report.splits] == [1, 2, 3]
     assert [split.elements for split in report.splits] == [256, 64, 12]
     assert (report.input_control.depth, report.input_control.elements) == (0, 64)
-    assert (report.images, report.public, report.candidates) == (IMAGES, 100, 50)
+    assert (report.images, report.public, report.candidates) == (IMAGES, 500, 50)
     for name in ATTACKS:
         assert report.input_control.attack(name).identification.mean == 1.0
         # Bytes under one-time pads are no image, although this attack takes them for one.
@@ -93,6 +105,26 @@ def test_named_splits_are_attacked_from_the_shallowest_on(tmp_path):
     assert [split.name for split in report.splits] == [POINTS[0], POINTS[2]]
     assert report.accepted_split() is None
     assert f"no attack was run at split '{POINTS[1]}'" in report.flaws
+
+
+def test_splits_beside_each_other_are_in_order_of_their_linear_nodes(tmp_path):
+    """The one with more nodes before it has fewer linear ones."""
+    net = nets.Net(3)
+    stem = net.op("Relu", net.conv(net.input("image", 1, 8, 8), 1, 4))
+    left, right = net.op("Sigmoid", stem), net.op("Tanh", stem)
+    deep = net.conv(left, 4, 4)
+    wide = right
+    for _ in range(4):
+        wide = net.op("Sigmoid", wide)
+    join = net.op("Flatten", net.op("Add", net.op("Relu", deep), net.conv(wide, 4, 4)))
+    model = prepare(from_model(net.model(net.gemm(join, 64, 5)), name="wide"))
+    names = {v: node.name for node in model.nodes for v in node.outputs}
+    splits = tuple((names[a], names[b]) for a, b in ((deep, right), (left, wide)))
+    images = read_split_images(model, write_images(tmp_path / "images.npz"), attacked=IMAGES)
+    settings = SplitSettings(splits=splits, attacks=("ridge",), seeds=1)
+    with small_audits.battery(HARMLESS):
+        report = audit_splits(model, images, folder=tmp_path, settings=settings)
+    assert [split.depth for split in report.splits] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -165,6 +197,16 @@ def test_a_folder_of_another_audit_is_refused_and_nothing_of_it_is_lost(whole, t
     assert (tmp_path / PROGRESS).read_bytes() == (whole[1] / PROGRESS).read_bytes()
 
 
+def test_results_of_another_preprocessing_are_no_part_of_an_audit(whole, tmp_path):
+    """Inputs that are scaled to nothing tell nothing, whatever the report says of its own."""
+    shutil.copy(whole[1] / PROGRESS, tmp_path)
+    path = write_images(tmp_path / "images.npz")
+    for changed in (Preprocessing(std=(1e9,)), Preprocessing(mean=(0.5,)), Preprocessing(scale=1)):
+        images = read_split_images(graph(), path, changed, attacked=IMAGES)
+        with small_audits.battery(HARMLESS), pytest.raises(InputError, match="of another audit"):
+            audit_splits(graph(), images, folder=tmp_path)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -211,7 +253,7 @@ def test_the_page_is_self_contained_and_says_what_it_holds_for(whole):
         report.model_sha256, report.data_sha256, report.digest.hex(),
         report.conclusion.split(":")[0],
         "These figures are empirical", "other attacks may find more", "conditional GAN",
-        "One GAN, judged by SSIM alone", "No attack is broken.", "200 attacked, 100 public",
+        "One GAN, judged by SSIM alone", "No attack is broken.", "200 attacked, 500 public",
         *POINTS,
     ):  # fmt: skip
         assert text in page or text.replace("'", "&#x27;") in page, text

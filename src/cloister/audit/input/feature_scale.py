@@ -25,8 +25,8 @@ class FeatureScale:
     def scaled(self, values: list[Tensor]) -> list[Tensor]:
         """The values of a model, with their gradients."""
         return [
-            (_as_features(value) - mean) / deviation
-            for value, (mean, deviation) in zip(values, self._moments, strict=True)
+            (_as_features(value) / top - mean) / deviation
+            for value, (top, mean, deviation) in zip(values, self._moments, strict=True)
         ]
 
     def rows(self, view: SplitView) -> Tensor:
@@ -34,13 +34,20 @@ class FeatureScale:
         return torch.cat([value.flatten(1) for value in self(view)], dim=1)
 
 
-def _moments(value: Tensor) -> tuple[Tensor, Tensor]:
+def _moments(value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest magnitude, and the mean and deviation of a value that is divided by it.
+
+    Divided, values of any scale have squares that neither overflow nor vanish in float32.
+    """
     value = _as_features(value)
+    top = value.abs().max()
+    top = torch.where(top > 0, top, torch.ones_like(top))
+    value = value / top
     axes = (0, 2, 3) if value.dim() == 4 else (0,)
     mean = value.mean(axes, keepdim=True)
     deviation = (value - mean).square().mean(axes, keepdim=True).sqrt()
     least = SMALLEST * deviation.square().mean().sqrt()
-    return mean, torch.maximum(deviation, least.clamp_min(1e-12))
+    return top, mean, torch.maximum(deviation, least.clamp_min(1e-12))
 
 
 def _as_features(value: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The best linear estimate of images from their crossing values: ridge regression, in closed form.
 
 The penalty is chosen by cross-validation that leaves out one image at a time, in closed form too.
+Products are in float64: what a model hides in the low digits of its values is found too.
 """
 
 import numpy as np
@@ -10,12 +11,14 @@ from torch import Tensor
 from cloister.audit.input.feature_scale import FeatureScale
 from cloister.audit.input.split_view import SplitView
 
-PENALTIES = tuple(10.0**power for power in range(-6, 5))
+PENALTIES = tuple(10.0**power for power in range(-14, 5))
 """Relative to the mean square of a feature, times the number of images."""
-SMALLEST = 1e-7
-"""Eigenvalues below this share of the largest are rounding errors of the products."""
+SMALLEST = 1e-15
+"""Eigenvalues below this share of the largest are rounding errors of float32 values."""
 VALIDATED = 500
 """Public images whose errors choose the penalty."""
+COLUMNS = 1 << 14
+"""Features of which a float64 copy is made at once."""
 LEAST_FREE = 1e-6
 """Of 1 - leverage: an image that decides its own estimate alone says nothing of others."""
 
@@ -32,11 +35,11 @@ class LinearEstimate:
     def __init__(self, view: SplitView, images: Tensor) -> None:
         self._scale, self._shape = FeatureScale(view), images.shape[1:]
         x, y = self._scale.rows(view), images.flatten(1)
-        self._x_mean, self._y_mean = x.mean(0), y.mean(0)
-        x, y = x - self._x_mean, y - self._y_mean
+        self._x_mean, self._y_mean = x.mean(0), y.double().mean(0)
+        x, y = x - self._x_mean, y.double() - self._y_mean
         self._count = len(x)
         dual = x.shape[1] > x.shape[0]
-        squares, vectors = torch.linalg.eigh(x @ x.T if dual else x.T @ x)
+        squares, vectors = torch.linalg.eigh(_products(x, x) if dual else _products(x.T, x.T))
         kept = squares > SMALLEST * squares.max().clamp_min(1e-30)
         self._squares, vectors = squares[kept], vectors[:, kept]
         # In the dual form V = X^T U / S; a product with it is two, without a large matrix kept.
@@ -51,13 +54,13 @@ class LinearEstimate:
             errors.append(float(self._left_out_errors(*tried).square().mean()))
         self._divisors = self._squares + PENALTIES[int(np.argmin(errors))] * unit
         left_out = self._y_mean + y - self._left_out_errors(along, y)
-        self.left_out = left_out.reshape(images.shape)
+        self.left_out = left_out.reshape(images.shape).to(images.dtype)
 
     def __call__(self, view: SplitView) -> Tensor:
         """The images of a view, near 0..1."""
         along = self._along(self._scale.rows(view) - self._x_mean)
-        images: Tensor = (self._y_mean + self._pixels(along)).reshape(-1, *self._shape)
-        return images
+        images = (self._y_mean + self._pixels(along)).reshape(-1, *self._shape)
+        return images.float()
 
     def _left_out_errors(self, along: Tensor, y: Tensor) -> Tensor:
         leverage = (along.square() / self._divisors).sum(1) + 1 / self._count
@@ -68,9 +71,18 @@ class LinearEstimate:
     def _along(self, x: Tensor) -> Tensor:
         """Rows x V."""
         images, vectors = self._right
-        along: Tensor = (x if images is None else x @ images.T) @ vectors
+        along: Tensor = (x.double() if images is None else _products(x, images)) @ vectors
         return along
 
     def _pixels(self, along: Tensor) -> Tensor:
         pixels: Tensor = (along / self._divisors) @ self._left
         return pixels
+
+
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """a b^T in float64, of float32 rows."""
+    found = torch.zeros((len(a), len(b)), dtype=torch.float64)
+    for start in range(0, a.shape[1], COLUMNS):
+        columns = slice(start, start + COLUMNS)
+        found += a[:, columns].double() @ b[:, columns].double().T
+    return found

@@ -152,7 +152,8 @@ class _Audit:
     @property
     def identity(self) -> str:
         """What one job depends on; more splits, attacks or seeds are added to those done."""
-        parts = (self._model, self._data, f"{self._settings.effort}", json.dumps(self._versions))
+        settings = {"effort": self._settings.effort, "pixels": self._pixels()}
+        parts = (self._model, self._data, json.dumps(settings), json.dumps(self._versions))
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def jobs(self) -> list[SplitJob]:
@@ -217,6 +218,7 @@ class _Audit:
             images=len(self._images.attacked),
             public=len(self._images.public),
             candidates=CANDIDATES,
+            effort=self._settings.effort,
             blind_ssim=float(self._blind.ssim.mean()),
             blind_psnr=float(self._blind.psnr.mean()),
             splits=splits,
@@ -259,7 +261,7 @@ class _Audit:
         return split_view(graph, images, split=split, ranges=ranges, rng=rng)
 
     def _scores(self, place: str, split: Split | None) -> SplitScores:
-        values, before = (split.values, split.before) if split is not None else ((), frozenset())
+        values = () if split is None else split.values
         attacks = []
         for attack in self._settings.attacks:
             runs = [
@@ -269,12 +271,11 @@ class _Audit:
             ]
             if runs:
                 attacks.append(_attack_scores(attack, runs, self._blind))
-        linear = sum(is_linear(self._graph, n) for n in self._graph.nodes if n.name in before)
         return SplitScores(
             () if split is None else split.until,
             values,
             sum(_elements(self._graph, value) for value in values or self._graph.inputs),
-            linear,
+            0 if split is None else _depth(self._graph, split),
             tuple(attacks),
         )
 
@@ -283,18 +284,21 @@ class _Audit:
             "seeds": self._settings.seeds,
             "attacks": list(self._settings.attacks),
             "splits": [split.name for split in self._splits],
-            "effort": self._settings.effort,
-            "pixels": {
-                "mean": list(self._images.pixels.mean),
-                "std": list(self._images.pixels.std),
-                "channels": str(self._images.channels),
-            },
+            "pixels": self._pixels(),
             "repeated images left out": self._images.repeated,
             "thresholds": {
                 "ssim": RULE.ssim,
                 "explained": RULE.explained,
                 "identification": RULE.identification,
             },
+        }
+
+    def _pixels(self) -> dict[str, object]:
+        """What the model takes in place of pixels."""
+        return {
+            "mean": list(self._images.pixels.mean),
+            "std": list(self._images.pixels.std),
+            "channels": str(self._images.channels),
         }
 
 
@@ -322,7 +326,12 @@ def _ordered(
     splits = [split_at(graph, until) for until in named]
     if len({split.before for split in splits}) < len(splits):
         raise InputError("--splits: names a split twice")
-    return tuple(sorted(splits, key=lambda split: len(split.before)))
+    return tuple(sorted(splits, key=lambda split: (_depth(graph, split), len(split.before))))
+
+
+def _depth(graph: Graph, split: Split) -> int:
+    """Linear nodes before a split."""
+    return sum(is_linear(graph, node) for node in graph.nodes if node.name in split.before)
 
 
 def _ranges(graph: Graph, images: SplitImages) -> dict[str, Ranges]:
