@@ -196,6 +196,15 @@ def test_samples_beside_an_audit(refused, model_file, pictures, report, tmp_path
     assert message.startswith("error: --audit: has the ranges of its data")
 
 
+@pytest.mark.parametrize("more", [("--mean", "0.4"), ("--std", "0.5"), ("--scale", "1"),
+                                  ("--channels", "bgr")])  # fmt: skip
+def test_pictures_that_become_other_inputs_than_the_audits_are_refused(
+    refused, model_file, pictures, report, more
+):
+    message = refused("run", model_file, pictures[0], *ORIGAMI, "--audit", report, *more)
+    assert "the audit's inputs were made with mean 0 and std 1 of pixels in 0..1, rgb" in message
+
+
 # ---- plans in files
 
 

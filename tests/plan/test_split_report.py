@@ -1,6 +1,7 @@
 """The rule of an audit of splits, and the file of its report."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from cloister.plan.split_report import (
     LEAST_FOUND,
     NAME,
     RULE,
+    AuditedPixels,
     binomial_tail,
     load,
     save,
@@ -229,6 +231,27 @@ def test_a_report_that_leaves_out_a_split_point_is_not_of_the_model():
     assert report.accepted_split() is None
     with pytest.raises(PlanError, match="other split points"):
         replace(report, points=report.points[1:]).require_model(model)
+
+
+@pytest.mark.parametrize(("other", "same"), [
+    (AuditedPixels((0.0,), (1.0,), "gray"), True),
+    (AuditedPixels((0.0, 1e-9), (1.0 + 1e-9,), "gray"), True),
+    (AuditedPixels((0.0,), (1.0,), "rgb"), False),
+    (AuditedPixels((0.1,), (1.0,), "gray"), False),
+    (AuditedPixels((0.0, 0.1), (1.0,), "gray"), False),
+    (AuditedPixels((0.0,), (255.0,), "gray"), False),
+])  # fmt: skip
+def test_inputs_that_are_made_otherwise_are_not_those_of_the_audit(other, same):
+    report = split_report([("a", HARMLESS, {})])
+    assert report.pixels == AuditedPixels((0.0,), (1.0,), "gray")
+    with nullcontext() if same else pytest.raises(PlanError, match="give the options of the audit"):
+        report.require_pixels(other)
+
+
+def test_means_for_other_numbers_of_channels_differ():
+    three, two = (AuditedPixels((0.0,) * n, (1.0,), "rgb") for n in (3, 2))
+    assert not three.equals(two)
+    assert three.equals(AuditedPixels((0.0,), (1.0,), "rgb"))
 
 
 def test_a_split_that_was_not_audited_is_refused():

@@ -104,6 +104,42 @@ class SplitVerdict:
         return (*map(str, self.exceedances), *deeper, *self.flaws)
 
 
+@dataclass(frozen=True)
+class AuditedPixels:
+    """How pixels in 0..1 became inputs: (pixel - mean) / std.
+
+    mean, std   one number, or one per channel in the model's order
+    channels    that order: rgb, bgr or gray
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    channels: str
+
+    def __post_init__(self) -> None:
+        if not self.mean or not self.std:
+            raise InputError("audited pixels: without a mean or a std")
+
+    def equals(self, other: "AuditedPixels") -> bool:
+        """Whether both make the same inputs, up to rounding."""
+
+        def close(one: tuple[float, ...], two: tuple[float, ...]) -> bool:
+            count = max(len(one), len(two))
+            if {len(one), len(two)} - {1, count}:
+                return False
+            pairs = zip(one * (count // len(one)), two * (count // len(two)), strict=True)
+            return all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-6) for a, b in pairs)
+
+        same = close(self.mean, other.mean) and close(self.std, other.std)
+        return same and self.channels == other.channels
+
+    def __str__(self) -> str:
+        mean, std = (
+            ",".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std)
+        )
+        return f"mean {mean} and std {std} of pixels in 0..1, {self.channels}"
+
+
 def weaknesses(*, effort: float, public: int) -> tuple[str, ...]:
     """Why an audit of this effort, whose attacks learn from so many images, accepts no split."""
     found = []
@@ -121,6 +157,7 @@ class SplitReport:
     model_sha256   of the graph's canonical bytes
     points         every split point of the model (`split_points`), audited or not
     data_sha256    of the images, in their order
+    pixels         how the images became inputs of the model
     images         attacked images; public: those that the attacks learned from
     blind_ssim     of the blind guess, as blind_psnr
     candidates     images among which the true one is sought
@@ -136,6 +173,7 @@ class SplitReport:
     points: tuple[tuple[str, ...], ...]
     data: str
     data_sha256: str
+    pixels: AuditedPixels
     images: int
     public: int
     candidates: int
@@ -239,6 +277,17 @@ class SplitReport:
             )
         if tuple(split.until for split in split_points(graph)) != self.points:
             raise PlanError("the audit knows other split points of the model; make it again")
+
+    def require_pixels(self, pixels: AuditedPixels) -> None:
+        """Go on only with inputs that are made of pixels as those of the audit.
+
+        Raises   PlanError
+        """
+        if not self.pixels.equals(pixels):
+            raise PlanError(
+                f"the audit's inputs were made with {self.pixels}, and these with {pixels}; what "
+                "crosses a split tells more of other inputs, so give the options of the audit"
+            )
 
     @property
     def flaws(self) -> tuple[str, ...]:

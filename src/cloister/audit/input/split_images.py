@@ -204,8 +204,7 @@ def _pixel_map(graph: Graph, form: PictureForm, preprocessing: Preprocessing) ->
             raise InputError(f"{option}: give one number or {count}, one per channel")
     unit = 255 * preprocessing.scale
     shape = tuple(int(size) for size in (graph.sizes(graph.inputs[0]) or ())[1:])
-    mean, std = (tuple(v / unit for v in values) for values in (preprocessing.mean,
-                                                                 preprocessing.std))  # fmt: skip
+    mean, std = preprocessing.of_unit_pixels
     if not all(FARTHEST[0] <= value <= FARTHEST[1] for value in mean):
         raise InputError(
             f"--mean: pixels are from 0 to {unit:g} with this --scale, and the mean lies far from "
