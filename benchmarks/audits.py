@@ -77,7 +77,7 @@ def figures(report: SplitReport) -> str:
         {"": "model", " ": f"`{report.model}`, SHA-256 `{report.model_sha256}`"},
         {"": "images", " ": f"{report.images:,} attacked, {report.public:,} public, SHA-256 "
                             f"`{report.data_sha256}`"},
-        {"": "seeds, effort", " ": f"{_seeds(report)}, {report.settings['effort']}"},
+        {"": "seeds, effort", " ": f"{_seeds(report)}, {report.effort:g}"},
         {"": "processor time of the attacks", " ": f"{_cpu_s(report) / 60:,.0f} minutes"},
         {"": "report", " ": f"SHA-256 `{report.digest.hex()}`"},
     ]  # fmt: skip
@@ -137,7 +137,7 @@ def _row(name: str, report: SplitReport) -> dict[str, object]:
         "splits": len(report.splits),
         "attacked / public": f"{report.images} / {report.public}",
         "seeds": _seeds(report),
-        "effort": report.settings["effort"],
+        "effort": report.effort,
         "processor minutes": f"{_cpu_s(report) / 60:.0f}",
         "identified at the deepest split": f"{strongest.identification.mean:.1%} "
                                            f"({strongest.attack})",

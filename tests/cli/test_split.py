@@ -196,6 +196,15 @@ def test_samples_beside_an_audit(refused, model_file, pictures, report, tmp_path
     assert message.startswith("error: --audit: has the ranges of its data")
 
 
+@pytest.mark.parametrize("more", [("--mean", "0.4"), ("--std", "0.5"), ("--scale", "1"),
+                                  ("--channels", "bgr")])  # fmt: skip
+def test_pictures_that_become_other_inputs_than_the_audits_are_refused(
+    refused, model_file, pictures, report, more
+):
+    message = refused("run", model_file, pictures[0], *ORIGAMI, "--audit", report, *more)
+    assert "the audit's inputs were made with mean 0 and std 1 of pixels in 0..1, rgb" in message
+
+
 # ---- plans in files
 
 
@@ -231,8 +240,7 @@ def test_its_audit_is_told_only_where_it_is_pinned(run, cloister, stored, until)
         f"the plan names report {name}, and no digest pins the plan" in t for t in texts(told)
     )
     digest = ("--digest", plan.digest.hex())
-    chose = "by the writer of the file; pin it with --digest"
-    assert told["calibration"].endswith(f", split after {until} {chose}")
+    assert told["calibration"].endswith(f", split after {until}")
     pinned = run(*digest, model=stored)[1]
     assert pinned["calibration"].endswith(f", split after {until}")
     assert any("pick the true image" in text for text in texts(pinned))

@@ -200,7 +200,7 @@ def test_the_tutorial_of_splits_runs(tmp_path):
     for i, (kind, code) in enumerate(blocks):
         (tmp_path / f"{i}.py").write_text(code)
         lines.append(code if kind == "sh" else f"python -W error {i}.py")
-    script = "\n".join(lines).replace("--out audit", "--out audit --effort 0.02 --attacked 192")
+    script = "\n".join(lines).replace("--out audit", "--out audit --effort 0.05 --attacked 192")
     done = subprocess.run(
         ["/bin/sh", "-c", f"set -e\n{script}"],
         cwd=tmp_path, capture_output=True, text=True, timeout=300, env=_with_commands(tmp_path),

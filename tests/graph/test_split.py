@@ -16,6 +16,8 @@ from cloister.graph.ops.linear_nodes import is_linear
 from cloister.graph.part import reads
 from cloister.graph.passes import normalise
 from cloister.graph.split import nodes_before, part_before, split_at, split_points
+from cloister.plan import policies
+from cloister.plan.planned_split import PlannedSplit
 from trusted.random_models import models
 from trusted.split_plans import every_split
 from trusted.test_random_models import random_models
@@ -177,6 +179,48 @@ def test_an_input_that_gets_past():
     with pytest.raises(InputError, match=said):
         split_at(graph, (relu,))
     assert split_at(graph, (add,)).values
+
+
+def test_an_input_that_gets_past_in_another_form():
+    """What follows from an input without a linear node tells what the input tells."""
+    net = nets.Net()
+    x = net.op("Sigmoid", net.input("x", 6))
+    y = net.op("Relu", net.gemm(net.op("Tanh", x), 6, 6))
+    z = net.op("Relu", net.gemm(net.op("Neg", x), 6, 6))
+    model = net.model(net.gemm(net.op("Add", y, z), 6, 2))
+    graph = normalise.prepare(read.from_model(model, name="net"))
+    one, other = (n.name for n in graph.nodes if {y, z} & set(n.outputs))
+    said = f"split after '{one}': node '.*' reads the input as '{x}' around it"
+    with pytest.raises(InputError, match=said):
+        split_at(graph, (one,))
+    assert split_at(graph, (one, other)).values == (y, z)
+
+
+def test_no_split_point_is_before_every_linear_node_of_its_path():
+    """The first linear node's answer is an output of the model, and no node reads it."""
+    net = nets.Net()
+    x = net.input("x", 6)
+    early = net.gemm(x, 6, 2)
+    y = net.op("Relu", net.gemm(net.op("Sigmoid", x), 6, 6))
+    model = net.model(net.gemm(y, 6, 2), early)
+    graph = normalise.prepare(read.from_model(model, name="net"))
+    (split,) = split_points(graph)
+    assert split.values == (y,)
+    assert {value for n in graph.nodes if n.name in split.before for value in n.outputs} >= {early}
+
+
+def test_a_head_that_reads_an_early_value_is_before_later_split_points():
+    net = nets.Net()
+    x = net.op("Relu", net.gemm(net.input("x", 6), 6, 6))
+    head = net.gemm(x, 6, 2)
+    y = net.op("Relu", net.gemm(x, 6, 6))
+    model = net.model(net.gemm(y, 6, 2), head)
+    graph = normalise.prepare(read.from_model(model, name="net"))
+    assert [split.values for split in split_points(graph)] == [(x,), (y,)]
+    samples = nets.samples(model, 4)
+    for split in split_points(graph):
+        at = PlannedSplit(split.until)
+        policies.make("origami-prefix", graph, calibration=samples, split=at)
 
 
 def test_a_second_input_counts_too():

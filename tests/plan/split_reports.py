@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from cloister.graph.split import split_points
-from cloister.plan.split_report import SplitReport, model_sha256
+from cloister.plan.split_report import AuditedPixels, SplitReport, model_sha256
 from cloister.plan.split_scores import ATTACKS, AttackScores, Estimate, SplitScores
 
 IMAGES, CANDIDATES, BLIND_SSIM = 200, 50, 0.1
@@ -32,7 +32,10 @@ def split_scores(until, figures, *, depth, **changed):
     return SplitScores(tuple(until), tuple(f"{name}_out" for name in until), 64, depth, attacks)
 
 
-def split_report(splits, *, model="net", sha256="0" * 64, points=None, ranges=None):
+PIXELS = AuditedPixels((0.0,), (1.0,), "gray")
+
+
+def split_report(splits, *, model="net", sha256="0" * 64, points=None, ranges=None, pixels=PIXELS):
     """A report of splits (until, figures, changed), the shallowest first."""
     made = tuple(
         split_scores(until, figures, depth=i + 1, **changed)
@@ -40,8 +43,9 @@ def split_report(splits, *, model="net", sha256="0" * 64, points=None, ranges=No
     )
     return SplitReport(
         model=model, model_sha256=sha256, points=points or tuple(split.until for split in made),
-        data="images", data_sha256="1" * 64, images=IMAGES, public=400, candidates=CANDIDATES,
-        blind_ssim=BLIND_SSIM, blind_psnr=12.0, splits=made,
+        data="images", data_sha256="1" * 64,
+        pixels=pixels, images=IMAGES, public=500, candidates=CANDIDATES,
+        effort=1.0, blind_ssim=BLIND_SSIM, blind_psnr=12.0, splits=made,
         input_control=split_scores((), EXPOSED, depth=0),
         blinded_control=split_scores((), HARMLESS, depth=0),
         ranges=ranges or {}, settings={"seeds": 3}, versions={"cloister": "0.1.0"},
@@ -55,5 +59,9 @@ def report_of(graph, *, accepted, ranges=None):
     first = len(names) if accepted is None else names.index(accepted)
     splits = [(split.until, HARMLESS if i >= first else EXPOSED, {})
               for i, split in enumerate(points)]  # fmt: skip
-    made = split_report(splits, model=graph.name, sha256=model_sha256(graph), ranges=ranges)
+    channels = graph.types[graph.inputs[0]].shape[1]
+    pixels = replace(PIXELS, channels="rgb") if channels == 3 else PIXELS
+    made = split_report(
+        splits, model=graph.name, sha256=model_sha256(graph), ranges=ranges, pixels=pixels
+    )
     return replace(made, points=tuple(split.until for split in points))

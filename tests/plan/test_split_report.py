@@ -1,6 +1,7 @@
 """The rule of an audit of splits, and the file of its report."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from cloister.plan.split_report import (
     LEAST_FOUND,
     NAME,
     RULE,
+    AuditedPixels,
     binomial_tail,
     load,
     save,
@@ -140,6 +142,26 @@ def test_a_split_point_that_was_not_attacked_refuses_all():
     assert report.flaws == ("no attack was run at split 'b'",)
 
 
+@pytest.mark.parametrize(("weak", "said"), [
+    ({"effort": 0.99}, "searched with effort 0.99, and 1 is needed"),
+    ({"public": 499}, "learned from 499 images, and 500 are needed"),
+])  # fmt: skip
+def test_attacks_that_were_held_back_accept_nothing(weak, said):
+    report = split_report([("a", HARMLESS, {}), ("b", HARMLESS, {})])
+    assert names(report) == ["a", "b"]
+    held_back = replace(report, **weak)
+    assert names(held_back) == []
+    assert said in held_back.conclusion
+    with pytest.raises(PlanError, match=said):
+        held_back.require_accepted(("b",))
+
+
+def test_what_weak_attacks_find_is_found():
+    """More effort finds more: a figure above its threshold needs no other reason."""
+    report = replace(split_report([("a", EXPOSED, {})]), effort=0.1)
+    assert report.conclusion.startswith("No split is accepted: at the deepest one, 'a', ")
+
+
 def test_fewer_candidates_than_the_rule_needs_refuse_all():
     report = replace(split_report([("a", HARMLESS, {})]), candidates=49)
     assert report.accepted_split() is None
@@ -210,6 +232,27 @@ def test_a_report_that_leaves_out_a_split_point_is_not_of_the_model():
     assert report.accepted_split() is None
     with pytest.raises(PlanError, match="other split points"):
         replace(report, points=report.points[1:]).require_model(model)
+
+
+@pytest.mark.parametrize(("other", "same"), [
+    (AuditedPixels((0.0,), (1.0,), "gray"), True),
+    (AuditedPixels((0.0, 1e-9), (1.0 + 1e-9,), "gray"), True),
+    (AuditedPixels((0.0,), (1.0,), "rgb"), False),
+    (AuditedPixels((0.1,), (1.0,), "gray"), False),
+    (AuditedPixels((0.0, 0.1), (1.0,), "gray"), False),
+    (AuditedPixels((0.0,), (255.0,), "gray"), False),
+])  # fmt: skip
+def test_inputs_that_are_made_otherwise_are_not_those_of_the_audit(other, same):
+    report = split_report([("a", HARMLESS, {})])
+    assert report.pixels == AuditedPixels((0.0,), (1.0,), "gray")
+    with nullcontext() if same else pytest.raises(PlanError, match="give the options of the audit"):
+        report.require_pixels(other)
+
+
+def test_means_for_other_numbers_of_channels_differ():
+    three, two = (AuditedPixels((0.0,) * n, (1.0,), "rgb") for n in (3, 2))
+    assert not three.equals(two)
+    assert three.equals(AuditedPixels((0.0,), (1.0,), "rgb"))
 
 
 def test_a_split_that_was_not_audited_is_refused():

@@ -27,6 +27,7 @@ from cloister.cli import options
 from cloister.cli.bundle_verbs import POWER
 from cloister.cli.console import emit_json, err, note, out, progress, table
 from cloister.errors import InputError
+from cloister.plan.split_report import weaknesses
 from cloister.plan.split_scores import ATTACKS
 from cloister.trusted.engines.padding_profile import PaddingProfile
 from cloister.wire.transcript import Transcript
@@ -392,6 +393,8 @@ def splits_of_inputs(
     images = input_audit.read_split_images(graph, data, pixels, public=public, attacked=attacked)
     if images.repeated:
         note(f"{images.repeated} images were left out: each equals another one of the data")
+    for weakness in weaknesses(effort=effort, public=len(images.public)):
+        note(f"the audit will accept no split: {weakness}")
     with progress("attacks") as update:
 
         def said(done: int, total: int, text: str) -> None:
@@ -409,8 +412,9 @@ def splits_of_inputs(
         return
     out().print(table(*report.table()))
     out().print(f"\n{report.conclusion}", soft_wrap=True)
-    for flaw in report.flaws[1:]:
-        note(flaw)
+    for flaw in report.flaws:
+        if flaw not in report.weaknesses and flaw not in report.conclusion:
+            note(flaw)
 
 
 def _write(page: Path, text: str) -> None:

@@ -22,13 +22,14 @@ from cloister.cli.console import note
 from cloister.data.preprocessing import Channels, Layout, Preprocessing
 from cloister.errors import InputError
 from cloister.graph.graph import Graph
-from cloister.graph.input_files import Inputs, read_inputs
+from cloister.graph.input_files import ARRAYS, Inputs, picture_form, read_inputs
+from cloister.plan import split_report
 from cloister.plan.plan import Plan
 from cloister.plan.plan_choice import DEFAULT_POLICY, PlanChoice, is_plan_file, read_digest
 from cloister.plan.policies import NAMES, needs_ranges
 from cloister.plan.protection import HIDDEN_END
 from cloister.plan.split_choice import AUTO, FAMILY, SplitRequest
-from cloister.plan.split_report import SplitReport
+from cloister.plan.split_report import AuditedPixels, SplitReport
 from cloister.trusted.clips import OnClip
 from cloister.trusted.pads.factory import Rate
 from cloister.trusted.session import DEFAULT_BATCH
@@ -370,7 +371,15 @@ class ModelInputs(ChosenPolicy):
         )  # fmt: skip
 
     def read(self, graph: Graph, paths: Sequence[Path]) -> Inputs:
-        """The inputs in files."""
+        """The inputs in files.
+
+        Raises   InputError, PlanError for pictures that become other inputs than those of --audit
+        """
+        if self.audit is not None and any(p.suffix.lower() not in ARRAYS for p in paths):
+            pixels = self.preprocessing()
+            form = picture_form(graph, graph.inputs[0], paths[0], pixels)
+            made = AuditedPixels(*pixels.of_unit_pixels, str(form.channels))
+            split_report.load(self.audit).require_pixels(made)
         return read_inputs(graph, paths, self.preprocessing(), note=note)
 
     def plan(

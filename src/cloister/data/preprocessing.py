@@ -48,6 +48,12 @@ class Preprocessing:
     channels: Channels | None = None
     resize: tuple[int, int] | None = None
 
+    @property
+    def of_unit_pixels(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and std that make the same inputs of pixels in 0..1, without a scale."""
+        unit = 255 * self.scale
+        return tuple(m / unit for m in self.mean), tuple(s / unit for s in self.std)
+
 
 @dataclass(frozen=True)
 class PictureForm:

@@ -27,6 +27,10 @@ NAME = "report.json"
 FLOOR = "ridge"
 """The attack that every other one has to beat somewhere, or it is broken."""
 LEAST_SEEDS = 3
+FULL_EFFORT = 1.0
+"""Of an audit's searches: an attack that was stopped early finds nothing."""
+ENOUGH_PUBLIC = 500
+"""Images that the attacks learn from: those that learned from few find little."""
 CANDIDATES = 50
 """Images among which the true one is sought: among fewer, a multiple of chance says less."""
 MOST_IMAGES = 1_000_000
@@ -101,15 +105,63 @@ class SplitVerdict:
 
 
 @dataclass(frozen=True)
+class AuditedPixels:
+    """How pixels in 0..1 became inputs: (pixel - mean) / std.
+
+    mean, std   one number, or one per channel in the model's order
+    channels    that order: rgb, bgr or gray
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    channels: str
+
+    def __post_init__(self) -> None:
+        if not self.mean or not self.std:
+            raise InputError("audited pixels: without a mean or a std")
+
+    def equals(self, other: "AuditedPixels") -> bool:
+        """Whether both make the same inputs, up to rounding."""
+
+        def close(one: tuple[float, ...], two: tuple[float, ...]) -> bool:
+            count = max(len(one), len(two))
+            if {len(one), len(two)} - {1, count}:
+                return False
+            pairs = zip(one * (count // len(one)), two * (count // len(two)), strict=True)
+            return all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-6) for a, b in pairs)
+
+        same = close(self.mean, other.mean) and close(self.std, other.std)
+        return same and self.channels == other.channels
+
+    def __str__(self) -> str:
+        mean, std = (
+            ",".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std)
+        )
+        return f"mean {mean} and std {std} of pixels in 0..1, {self.channels}"
+
+
+def weaknesses(*, effort: float, public: int) -> tuple[str, ...]:
+    """Why an audit of this effort, whose attacks learn from so many images, accepts no split."""
+    found = []
+    if effort < FULL_EFFORT:
+        found.append(f"the attacks searched with effort {effort:g}, and {FULL_EFFORT:g} is needed")
+    if public < ENOUGH_PUBLIC:
+        found.append(f"the attacks learned from {public} images, and {ENOUGH_PUBLIC} are needed")
+    return tuple(found)
+
+
+@dataclass(frozen=True)
 class SplitReport:
     """Everything that an audit measured; all figures hold for its attacks and its data.
 
     model_sha256   of the graph's canonical bytes
     points         every split point of the model (`split_points`), audited or not
     data_sha256    of the images, in their order
+    pixels         how the images became inputs of the model
     images         attacked images; public: those that the attacks learned from
     blind_ssim     of the blind guess, as blind_psnr
     candidates     images among which the true one is sought
+    effort         of the attacks' searches, as a factor
     splits         from the shallowest to the deepest
     controls       what the battery made of the input itself and of a blinded transcript
     ranges         largest magnitudes of what the linear nodes read, for plans (`policies.origami`)
@@ -121,9 +173,11 @@ class SplitReport:
     points: tuple[tuple[str, ...], ...]
     data: str
     data_sha256: str
+    pixels: AuditedPixels
     images: int
     public: int
     candidates: int
+    effort: float
     blind_ssim: float
     blind_psnr: float
     splits: tuple[SplitScores, ...]
@@ -147,6 +201,8 @@ class SplitReport:
                 f"a report of {self.images} attacked images, {self.public} public ones and "
                 f"{self.candidates} candidates"
             )
+        if not 0 < self.effort < math.inf:
+            raise InputError(f"a report of attacks with effort {self.effort}")
         if not -1 <= self.blind_ssim <= 1 or not math.isfinite(self.blind_psnr):
             raise InputError(f"a report whose blind guess has an SSIM of {self.blind_ssim}")
         for node, tops in self.ranges.items():
@@ -222,6 +278,17 @@ class SplitReport:
         if tuple(split.until for split in split_points(graph)) != self.points:
             raise PlanError("the audit knows other split points of the model; make it again")
 
+    def require_pixels(self, pixels: AuditedPixels) -> None:
+        """Go on only with inputs that are made of pixels as those of the audit.
+
+        Raises   PlanError
+        """
+        if not self.pixels.equals(pixels):
+            raise PlanError(
+                f"the audit's inputs were made with {self.pixels}, and these with {pixels}; what "
+                "crosses a split tells more of other inputs, so give the options of the audit"
+            )
+
     @property
     def flaws(self) -> tuple[str, ...]:
         """What is missing for a verdict, and what is wrong with the attacks."""
@@ -248,9 +315,9 @@ class SplitReport:
                 f"The split at {split.name!r} is accepted: there and at every deeper split each "
                 f"attack stays below every threshold, on {self.images} images of {self.data}."
             )
-        if self.flaws:
-            return f"No split is accepted, as the audit allows no verdict: {self.flaws[0]}."
         deepest = self.verdicts[-1]
+        if not deepest.exceedances:
+            return f"No split is accepted, as the audit allows no verdict: {self.flaws[0]}."
         return (
             f"No split is accepted: at the deepest one, {deepest.split.name!r}, "
             f"{deepest.exceedances[0]}. A plan keeps every linear layer blinded."
@@ -290,8 +357,13 @@ class SplitReport:
             if not _high(scores, figure) < limit
         ]
 
+    @property
+    def weaknesses(self) -> tuple[str, ...]:
+        """Why attacks like these find too little for a verdict."""
+        return weaknesses(effort=self.effort, public=self.public)
+
     def _missing(self) -> list[str]:
-        missing = []
+        missing = list(self.weaknesses)
         if self.candidates < CANDIDATES:
             missing.append(f"the true image is sought among {self.candidates}, not {CANDIDATES}")
         made = {split.until for split in self.splits}

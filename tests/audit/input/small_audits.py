@@ -22,7 +22,7 @@ from cloister.graph.onnx.read import from_model
 from cloister.graph.passes.normalise import prepare
 from cloister.plan.split_scores import ATTACKS
 
-IMAGES, PUBLIC = 200, 100
+IMAGES, PUBLIC = 200, 500
 
 
 @cache

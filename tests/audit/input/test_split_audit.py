@@ -29,7 +29,9 @@ from audit.input.small_audits import (
 )
 from cloister.audit import job_results
 from cloister.audit.input import SplitSettings, audit_splits, read_split_images
+from cloister.audit.input.split_views import split_view
 from cloister.audit.job_results import PROGRESS
+from cloister.base.rng import InsecureSeededRandom
 from cloister.data.preprocessing import Preprocessing
 from cloister.errors import InputError, PlanError
 from cloister.graph.onnx.read import from_model
@@ -74,7 +76,7 @@ def test_controls_and_splits_come_out_as_the_attacks_are(whole):
     assert [split.depth for split in report.splits] == [1, 2, 3]
     assert [split.elements for split in report.splits] == [256, 64, 12]
     assert (report.input_control.depth, report.input_control.elements) == (0, 64)
-    assert (report.images, report.public, report.candidates) == (IMAGES, 100, 50)
+    assert (report.images, report.public, report.candidates) == (IMAGES, 500, 50)
     for name in ATTACKS:
         assert report.input_control.attack(name).identification.mean == 1.0
         # Bytes under one-time pads are no image, although this attack takes them for one.
@@ -105,6 +107,20 @@ def test_named_splits_are_attacked_from_the_shallowest_on(tmp_path):
     assert [split.name for split in report.splits] == [POINTS[0], POINTS[2]]
     assert report.accepted_split() is None
     assert f"no attack was run at split '{POINTS[1]}'" in report.flaws
+
+
+def test_public_images_are_seen_with_the_rounding_errors_of_attacked_ones(tmp_path):
+    """A worker knows the plan. Attacks that learn from exact values fail where they could win."""
+    model, seen = graph(), small_audits.images(tmp_path)
+    both = replace(seen, public=seen.attacked)
+    ranges = policies.measure_ranges("slalom", model, calibration=seen.inputs(seen.public))
+    split, rng = split_points(model)[0], InsecureSeededRandom(1)
+    viewed = split_view(model, both, split=split, ranges=ranges, rng=rng)
+    (attacked,), (public,) = viewed.attacked.values, viewed.knowledge.view.values
+    assert np.array_equal(attacked, public)
+    (exact,) = viewed.knowledge.before.view(both.public).values
+    assert not np.array_equal(exact, public)
+    np.testing.assert_allclose(exact, public, atol=1e-2)
 
 
 def test_splits_beside_each_other_are_in_order_of_their_linear_nodes(tmp_path):
@@ -253,7 +269,7 @@ def test_the_page_is_self_contained_and_says_what_it_holds_for(whole):
         report.model_sha256, report.data_sha256, report.digest.hex(),
         report.conclusion.split(":")[0],
         "These figures are empirical", "other attacks may find more", "conditional GAN",
-        "One GAN, judged by SSIM alone", "No attack is broken.", "200 attacked, 100 public",
+        "One GAN, judged by SSIM alone", "No attack is broken.", "200 attacked, 500 public",
         *POINTS,
     ):  # fmt: skip
         assert text in page or text.replace("'", "&#x27;") in page, text

@@ -233,3 +233,22 @@ def test_files_that_hold_no_images_are_refused(tmp_path):
 def test_preprocessing_of_another_number_of_channels_is_refused(tmp_path, option):
     with pytest.raises(InputError, match=f"--{option}: give one number$"):
         read(write_images(tmp_path / "x.npz"), graph(), Preprocessing(**{option: (0.5, 0.5, 0.5)}))
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "refused"),
+    [
+        (Preprocessing(mean=(0.5,)), False),
+        (Preprocessing(scale=1.0, mean=(123.7,)), False),
+        (Preprocessing(mean=(123.7,)), True),
+        (Preprocessing(mean=(-1e4,)), True),
+    ],
+)
+def test_a_mean_far_from_all_pixels_is_refused(tmp_path, preprocessing, refused):
+    """A plan rounds to 12 bits of the largest value: beside a mean of 10,000 no pixel is left."""
+    path = write_images(tmp_path / "x.npz")
+    if not refused:
+        assert read(path, graph(), preprocessing)
+        return
+    with pytest.raises(InputError, match="--mean: pixels are from 0 to 1 with this --scale"):
+        read(path, graph(), preprocessing)

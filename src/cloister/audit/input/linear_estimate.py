@@ -13,13 +13,14 @@ from cloister.audit.input.split_view import SplitView
 
 PENALTIES = tuple(10.0**power for power in range(-14, 5))
 """Relative to the mean square of a feature, times the number of images."""
-SMALLEST = 1e-15
-"""Eigenvalues below this share of the largest are rounding errors of float32 values."""
+SMALLEST = 1e-13
+"""Eigenvalues below this share of the largest are rounding errors: of float32 values, and of their
+mean, which leaves an eigenvalue that would be 0."""
 VALIDATED = 500
 """Public images whose errors choose the penalty."""
 COLUMNS = 1 << 14
 """Features of which a float64 copy is made at once."""
-LEAST_FREE = 1e-6
+LEAST_FREE = 1e-20
 """Of 1 - leverage: an image that decides its own estimate alone says nothing of others."""
 
 
@@ -50,9 +51,9 @@ class LinearEstimate:
         tried = along[:VALIDATED], y[:VALIDATED]
         errors = []
         for penalty in PENALTIES:
-            self._divisors = self._squares + penalty * unit
+            self._penalty = penalty * unit
             errors.append(float(self._left_out_errors(*tried).square().mean()))
-        self._divisors = self._squares + PENALTIES[int(np.argmin(errors))] * unit
+        self._penalty = PENALTIES[int(np.argmin(errors))] * unit
         left_out = self._y_mean + y - self._left_out_errors(along, y)
         self.left_out = left_out.reshape(images.shape).to(images.dtype)
 
@@ -63,10 +64,20 @@ class LinearEstimate:
         return images.float()
 
     def _left_out_errors(self, along: Tensor, y: Tensor) -> Tensor:
-        leverage = (along.square() / self._divisors).sum(1) + 1 / self._count
-        free = (1 - leverage).clamp_min(LEAST_FREE)
-        errors: Tensor = (y - self._pixels(along)) / free[:, None]
-        return errors
+        """What each estimate misses that is made from all other images.
+
+        That is the residual over 1 - leverage. Both are sums over what the penalty holds back, and
+        no differences of nearly equal numbers, which a small penalty makes of them.
+        """
+        roots = self._squares.sqrt()
+        unit, along_y = along / roots, self._left / roots[:, None]
+        held = unit * (self._penalty / (self._squares + self._penalty))
+        free, errors = (held * unit).sum(1), held @ along_y
+        if len(roots) < self._count - 1:
+            free += (1 - 1 / self._count - unit.square().sum(1)).clamp_min(0)
+            errors += y - unit @ along_y
+        left_out: Tensor = errors / free.clamp_min(LEAST_FREE)[:, None]
+        return left_out
 
     def _along(self, x: Tensor) -> Tensor:
         """Rows x V."""
@@ -75,7 +86,7 @@ class LinearEstimate:
         return along
 
     def _pixels(self, along: Tensor) -> Tensor:
-        pixels: Tensor = (along / self._divisors) @ self._left
+        pixels: Tensor = (along / (self._squares + self._penalty)) @ self._left
         return pixels
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -33,7 +33,14 @@ from cloister.plan import policies
 from cloister.plan.input_factors import reads_raw
 from cloister.plan.quantise import calibrate
 from cloister.plan.quantised import Ranges
-from cloister.plan.split_report import CANDIDATES, RULE, SplitReport, model_sha256, save
+from cloister.plan.split_report import (
+    CANDIDATES,
+    RULE,
+    AuditedPixels,
+    SplitReport,
+    model_sha256,
+    save,
+)
 from cloister.plan.split_scores import AttackScores, SplitScores
 
 PAGE = "report.html"
@@ -152,7 +159,7 @@ class _Audit:
     @property
     def identity(self) -> str:
         """What one job depends on; more splits, attacks or seeds are added to those done."""
-        settings = {"effort": self._settings.effort, "pixels": self._pixels()}
+        settings = {"effort": self._settings.effort, "pixels": asdict(self._pixels())}
         parts = (self._model, self._data, json.dumps(settings), json.dumps(self._versions))
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -215,9 +222,11 @@ class _Audit:
             points=tuple(split.until for split in self._points),
             data=self._images.name,
             data_sha256=self._data,
+            pixels=self._pixels(),
             images=len(self._images.attacked),
             public=len(self._images.public),
             candidates=CANDIDATES,
+            effort=self._settings.effort,
             blind_ssim=float(self._blind.ssim.mean()),
             blind_psnr=float(self._blind.psnr.mean()),
             splits=splits,
@@ -283,8 +292,6 @@ class _Audit:
             "seeds": self._settings.seeds,
             "attacks": list(self._settings.attacks),
             "splits": [split.name for split in self._splits],
-            "effort": self._settings.effort,
-            "pixels": self._pixels(),
             "repeated images left out": self._images.repeated,
             "thresholds": {
                 "ssim": RULE.ssim,
@@ -293,13 +300,9 @@ class _Audit:
             },
         }
 
-    def _pixels(self) -> dict[str, object]:
-        """What the model takes in place of pixels."""
-        return {
-            "mean": list(self._images.pixels.mean),
-            "std": list(self._images.pixels.std),
-            "channels": str(self._images.channels),
-        }
+    def _pixels(self) -> AuditedPixels:
+        pixels = self._images.pixels
+        return AuditedPixels(pixels.mean, pixels.std, str(self._images.channels))
 
 
 def _attack_scores(attack: str, runs: Sequence[JobResult], blind: ImageScores) -> AttackScores:

@@ -36,6 +36,8 @@ LEAST_PUBLIC = 100
 MOST_PUBLIC = 2000
 CONFIDENCE = 1e-3
 """How often an attack at chance level may miss the threshold for its few images alone."""
+FARTHEST = (-1.0, 2.0)
+"""Of a mean, in units in which pixels are from 0 to 1."""
 SEED = 0
 MNIST = ("t10k-images-idx3-ubyte.gz", "train-images-idx3-ubyte.gz")
 HALVES = ("test_images", "train_images")
@@ -217,8 +219,12 @@ def _pixel_map(graph: Graph, form: PictureForm, preprocessing: Preprocessing) ->
             raise InputError(f"{option}: {wanted}")
     unit = 255 * preprocessing.scale
     shape = tuple(int(size) for size in (graph.sizes(graph.inputs[0]) or ())[1:])
-    mean, std = (tuple(v / unit for v in values) for values in (preprocessing.mean,
-                                                                 preprocessing.std))  # fmt: skip
+    mean, std = preprocessing.of_unit_pixels
+    if not all(FARTHEST[0] <= value <= FARTHEST[1] for value in mean):
+        raise InputError(
+            f"--mean: pixels are from 0 to {unit:g} with this --scale, and the mean lies far from "
+            "them; the integers of a plan would round pixels away, and no attack would find them"
+        )
     return PixelMap(shape, mean, std)
 
 

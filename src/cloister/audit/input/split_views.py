@@ -1,5 +1,6 @@
-"""The views that attacks are given: of attacked images what a session's worker was sent, and of
-public ones what the attacker computes itself.
+"""The views that attacks are given: what a session's worker was sent, of attacked and of public
+images. A worker knows the plan, so what it makes of public images has the same rounding errors: an
+attack that learned from exact values would take these for parts of the image.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,6 +27,9 @@ from cloister.wire.transcript import Transcript
 AT_ONCE = 16
 """Images of one run: a transcript has every message, and only what is attacked is kept."""
 
+Seen = Callable[[Transcript, int], SplitView]
+"""From what a worker was sent of so many inputs to its view."""
+
 
 @dataclass(frozen=True, eq=False)
 class ViewedSplit:
@@ -49,8 +53,7 @@ def split_view(
         "origami-prefix", graph, ranges=ranges, split=PlannedSplit(split.until)
     )
     before = PartBefore(part_before(graph, split), images.pixels)
-    attacked = _watched(plan, images.inputs(images.attacked), _clear, rng)
-    return ViewedSplit(attacked, AttackKnowledge(images.public, before.view(images.public), before))
+    return _viewed(plan, images, before, _clear, rng)
 
 
 def input_view(
@@ -59,8 +62,7 @@ def input_view(
     """The inputs themselves: the control where every attack has to succeed."""
     plan = policies.from_ranges("open", graph, ranges=ranges)
     before = PartBefore(part(graph, (), graph.inputs, graph.inputs), images.pixels)
-    attacked = _watched(plan, images.inputs(images.attacked), _clear, rng)
-    return ViewedSplit(attacked, AttackKnowledge(images.public, before.view(images.public), before))
+    return _viewed(plan, images, before, _clear, rng)
 
 
 def blinded_view(
@@ -77,10 +79,7 @@ def blinded_view(
     first = part_before(graph, shallowest)
     plan = policies.from_ranges("slalom", first, ranges=ranges)
     before = PartBefore(_before_first(first, plan), images.pixels)
-    inputs = images.inputs(np.concatenate([images.attacked, images.public]))
-    both = _watched(plan, inputs, _blinded, rng)
-    attacked, public = np.split(np.arange(both.count), [len(images.attacked)])
-    return ViewedSplit(both.of(attacked), AttackKnowledge(images.public, both.of(public), before))
+    return _viewed(plan, images, before, _blinded, rng)
 
 
 def _before_first(graph: Graph, plan: Plan) -> Graph:
@@ -91,9 +90,16 @@ def _before_first(graph: Graph, plan: Plan) -> Graph:
     return without_unused(replace(graph, nodes=graph.nodes[:place], outputs=(read,), joins={}))
 
 
-def _watched(
-    plan: Plan, inputs: np.ndarray, seen: Callable[[Transcript, int], SplitView], rng: Csprng
-) -> SplitView:
+def _viewed(
+    plan: Plan, images: SplitImages, before: PartBefore, seen: Seen, rng: Csprng
+) -> ViewedSplit:
+    inputs = images.inputs(np.concatenate([images.attacked, images.public]))
+    both = _watched(plan, inputs, seen, rng)
+    attacked, public = np.split(np.arange(both.count), [len(images.attacked)])
+    return ViewedSplit(both.of(attacked), AttackKnowledge(images.public, both.of(public), before))
+
+
+def _watched(plan: Plan, inputs: np.ndarray, seen: Seen, rng: Csprng) -> SplitView:
     views = []
     with Session(plan, record_payloads=True, on_clip=OnClip.IGNORE, rng=rng) as session:
         for start in range(0, len(inputs), AT_ONCE):
