@@ -189,10 +189,10 @@ def test_a_model_of_a_fixed_batch_or_of_two_inputs_is_refused(tmp_path):
     with pytest.raises(UnsupportedError, match="one input, and it has a, b"):
         read(write_images(tmp_path / "x.npz"), two)
     net = nets.Net()
-    flat = net.op("Reshape", net.input("image", 1, 8, 8), net.constant(np.array([1, 64])))
-    fixed = net.gemm(flat, 64, 5)
-    net.inputs[0].type.tensor_type.shape.dim[0].dim_value = 1
-    with pytest.raises(UnsupportedError, match="fixed: takes 1 images at a time"):
+    joined = net.op("Softmax", net.op("Flatten", net.input("image", 1, 8, 8)), axis=0)
+    fixed = net.gemm(joined, 64, 5)
+    net.inputs[0].type.tensor_type.shape.dim[0].dim_value = 4
+    with pytest.raises(UnsupportedError, match="fixed: takes batches of 4 only"):
         read(write_images(tmp_path / "x.npz"), prepare(from_model(net.model(fixed), name="fixed")))
 
 

@@ -194,7 +194,7 @@ def _form(graph: Graph, path: Path, preprocessing: Preprocessing) -> PictureForm
         )
     if graph.batch is not None:
         raise UnsupportedError(
-            f"{graph.name}: takes {graph.batch} images at a time; export it with a first axis of "
+            f"{graph.name}: takes batches of {graph.batch} only; export it with a first axis of "
             "any size"
         )
     if (
