@@ -248,6 +248,9 @@ def test_its_audit_is_told_only_where_it_is_pinned(run, cloister, stored, until)
     assert "pick the true image" not in shown.out
     shown = cloister("inspect", stored, *digest)
     assert "pick the true image" in shown.out
+    assert shown.out.startswith(f"split after {until}\n")
+    told = json.loads(cloister("inspect", stored, "--json").out)
+    assert told["split"] == f"split after {until}"
 
 
 @pytest.mark.parametrize(("more", "said"), [

@@ -84,6 +84,7 @@ def test_programs_get_the_rules_answer_as_plain_values():
     assert rows[0][0] == "a"
     assert rows[0][-1] == "not accepted"
     assert len(rows[0]) == len(header)
+    assert header[2:4] == ["explained (< 0.250)", "identification (< 0.100)"]
 
 
 LIMITS = {

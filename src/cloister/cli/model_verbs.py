@@ -34,6 +34,7 @@ from cloister.plan.plan import SUFFIX, Plan
 from cloister.plan.plan_choice import DEFAULT_POLICY, is_plan_file
 from cloister.plan.policies import assign, needs_ranges
 from cloister.plan.protection import OUTSOURCED, Protection, hiding, outer_policy
+from cloister.plan.split_choice import split_line
 from cloister.plan.split_report import SplitReport
 from cloister.planner.plan_search import CostedPlan
 from cloister.trusted.clips import OnClip, clip_text
@@ -163,7 +164,9 @@ def _check_samples(given: options.ModelInputs, inputs: list[Path] | None) -> Non
     if inputs and given.calibration:
         raise InputError("--calibration: INPUT sets the ranges already; give one of the two")
     if inputs and given.audit:
-        raise InputError("--audit: has the ranges of its data; give other samples as --calibration")
+        raise InputError(
+            "--audit: has the ranges of its data; leave INPUT out, or give it as --calibration"
+        )
     given.check_samples(given.policy or DEFAULT_POLICY, given=bool(inputs))
 
 
@@ -546,7 +549,8 @@ def inspect(
     hidden: tuple[HiddenCost, ...]
     if is_plan_file(model):
         end.refuse_any("is decided by the plan; leave it out")
-        made, line = given.inspected(model, digest=digest), ""
+        made = given.inspected(model, digest=digest)
+        line = "" if made.split is None else split_line(made.split)
         graph, policy, protections = made.graph, made.policy, made.protections
         problems, claims = unsupported(graph), made.claims(pinned=digest is not None)
         hidden = tuple(HiddenCost.planned(module) for module in made.modules)

@@ -72,7 +72,8 @@ def open_picture(path: Path, form: PictureForm) -> Image.Image:
     picture = read_picture(path, formats=FORMATS)
     if picture.mode not in ("L", "RGB"):
         raise InputError(
-            f"{path}: pictures of more than 8 bits are not read; save it as .npy float32"
+            f"{path}: pictures of more than 8 bits are not read; save it with 8 bits, or as a "
+            "float32 array"
         )
     return picture.convert("L" if form.channels is Channels.GRAY else "RGB")
 

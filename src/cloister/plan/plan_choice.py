@@ -18,7 +18,7 @@ from cloister.plan.plan import SUFFIX, Plan
 from cloister.plan.protection import OUTSOURCED, SPLITTING, hiding, outer_policy, protections_of
 from cloister.plan.quantised import Precision, Ranges
 from cloister.plan.samples import Samples
-from cloister.plan.split_choice import SplitChoice, SplitRequest
+from cloister.plan.split_choice import SplitChoice, SplitRequest, split_line
 from cloister.plan.split_report import SplitReport
 
 DEFAULT_POLICY = "slalom"
@@ -85,7 +85,7 @@ class PlanChoice:
         self.split.confirm(plan, what=str(path), pinned=pinned)
         line = f"plan {plan.digest.hex()} from {path}"
         if plan.split is not None:
-            line += f", split after {','.join(plan.split.until)}"
+            line += f", {split_line(plan.split)}"
         return plan, line
 
     def make(

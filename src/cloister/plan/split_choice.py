@@ -73,6 +73,11 @@ def planned(scores: SplitScores, report: SplitReport) -> PlannedSplit:
     )
 
 
+def split_line(split: PlannedSplit) -> str:
+    """Where a plan is split, for people."""
+    return f"split after {','.join(split.until)}"
+
+
 @dataclass(frozen=True)
 class SplitChoice:
     """Where a plan is split (None: nowhere), the audit that accepts it, and a line that says so."""
@@ -129,7 +134,7 @@ class SplitRequest:
             return SplitChoice(
                 None, report, "the audit accepts no split, so all layers are blinded"
             )
-        return SplitChoice(split, report, f"split after {','.join(split.until)}")
+        return SplitChoice(split, report, split_line(split))
 
     def confirm(self, plan: Plan, *, what: str, pinned: bool) -> None:
         """Go on only with a plan of this split and this audit; `what` begins the message.

@@ -334,12 +334,16 @@ class SplitReport:
         }
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Header and rows: what the strongest attack reaches at every split, and the verdict."""
-        header = ["split after", "ssim", "explained", "identification", "verdict"]
+        """Header with the thresholds, and rows: what the strongest attack reaches at every split
+        (the unfavourable end of its interval), and the verdict.
+        """
+        limits = self.limits
+        bounds = [f"{figure} (< {limit:.3f})" for figure, limit in limits.items()]
+        header = ["split after", *bounds, "verdict"]
         rows = []
         for one in self.verdicts:
             row = [one.split.name]
-            for figure in ("ssim", "explained", "identification"):
+            for figure in limits:
                 found = [(_high(scores, figure), scores.attack) for scores in one.split.attacks]
                 row.append("{:.3f} ({})".format(*max(found)) if found else "-")
             rows.append([*row, "accepted" if one.accepted else "not accepted"])

@@ -134,7 +134,7 @@ def read_split_images(
     if len(chosen) < attacked:
         raise InputError(
             f"{path}: holds {len(chosen)} different images, and {attacked} are to be attacked; "
-            f"give more, or --attacked {least} or more"
+            f"{_missing(len(chosen), attacked, least, own)}"
         )
     learned = taken.take(pool if own is None else _shuffled(own), most_public, public or path)
     if len(learned) < LEAST_PUBLIC:
@@ -147,6 +147,14 @@ def read_split_images(
         path.name, np.stack(chosen), np.stack(learned), _pixel_map(graph, form, preprocessing),
         form.channels, taken.repeated,
     )  # fmt: skip
+
+
+def _missing(held: int, attacked: int, least: int, own: list[Item] | None) -> str:
+    """How many more images are needed, those that the attacker learns from among them."""
+    public = LEAST_PUBLIC if own is None else 0
+    fewer = f", or {least + public - held} more and --attacked {least}" if attacked > least else ""
+    counted = f", as the attacks learn from {public} others" if public else ""
+    return f"give {attacked + public - held} more{fewer}{counted}"
 
 
 class _Taken:
@@ -181,9 +189,15 @@ def _form(graph: Graph, path: Path, preprocessing: Preprocessing) -> PictureForm
     """The images that a model takes, with their channels first."""
     name = graph.inputs[0] if graph.inputs else ""
     sizes = graph.sizes(name) or ()
-    if len(graph.inputs) != 1 or graph.batch is not None:
+    if len(graph.inputs) != 1:
         raise UnsupportedError(
-            f"{graph.name}: an audit of splits needs a model of one input and a free batch"
+            f"{graph.name}: an audit of splits needs a model of one input, and it has "
+            f"{', '.join(graph.inputs) or 'none'}"
+        )
+    if graph.batch is not None:
+        raise UnsupportedError(
+            f"{graph.name}: takes batches of {graph.batch} only; export it with a first axis of "
+            "any size"
         )
     if (
         len(sizes) != 4
@@ -209,7 +223,8 @@ def _pixel_map(graph: Graph, form: PictureForm, preprocessing: Preprocessing) ->
     count = 1 if form.channels is Channels.GRAY else 3
     for option, values in (("--mean", preprocessing.mean), ("--std", preprocessing.std)):
         if len(values) not in (1, count):
-            raise InputError(f"{option}: give one number or {count}, one per channel")
+            wanted = "give one number" + (f" or {count}, one per channel" if count > 1 else "")
+            raise InputError(f"{option}: {wanted}")
     unit = 255 * preprocessing.scale
     shape = tuple(int(size) for size in (graph.sizes(graph.inputs[0]) or ())[1:])
     mean, std = preprocessing.of_unit_pixels
@@ -235,6 +250,8 @@ def _items(path: Path) -> tuple[list[Item], list[Item] | None]:
         if not found:
             raise InputError(f"{path}: the folder holds no picture (PNG, JPEG), nor do its folders")
         return list(found), None
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
     if path.suffix.lower() != ".npz":
         raise InputError(f"{path}: give a folder of pictures (PNG, JPEG), or an .npz of arrays")
     with parsing(f"{path}: not a readable .npz file"), open_regular(path) as file:
@@ -254,9 +271,11 @@ def _items(path: Path) -> tuple[list[Item], list[Item] | None]:
 def _pictures(array: np.ndarray, path: Path) -> list[Item]:
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise InputError(
-            f"{path}: holds {array.dtype} numbers; give pixels as uint8, or floating-point numbers "
-            "in 0..1"
+            f"{path}: holds values of type {array.dtype}; give pixels as uint8, or floating-point "
+            "numbers in 0..1"
         )
+    if array.dtype != np.uint8 and np.isnan(array).any():
+        raise RangeError(f"{path}: holds NaN; leave out the images that have it")
     if array.dtype != np.uint8 and not (
         array.min(initial=0.0) >= 0 and array.max(initial=1.0) <= 1
     ):
@@ -278,7 +297,7 @@ def _prepared(item: Item, form: PictureForm, path: Path) -> Float32[np.ndarray, 
     if item.shape != wanted:
         raise ShapeError(
             f"{path}: images of shape {item.shape} (height, width, channels), the model takes "
-            f"{wanted}; images of another size are fitted from uint8 pixels only"
+            f"{wanted}; images of another size or other channels are fitted from uint8 pixels only"
         )
     ordered = item[:, :, ::-1] if form.channels is Channels.BGR else item
     return np.ascontiguousarray(ordered.transpose(2, 0, 1), np.float32)
