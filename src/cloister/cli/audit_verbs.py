@@ -25,7 +25,7 @@ from cloister.base.rng import SystemRandom
 from cloister.bundle.compiled_module import CompiledModule
 from cloister.cli import options
 from cloister.cli.bundle_verbs import POWER
-from cloister.cli.console import emit_json, err, note, out, progress, table
+from cloister.cli.console import emit_json, err, note, out, progress, steps, table
 from cloister.errors import InputError
 from cloister.plan.split_report import weaknesses
 from cloister.plan.split_scores import ATTACKS
@@ -395,13 +395,7 @@ def splits_of_inputs(
         note(f"{images.repeated} images were left out: each equals another one of the data")
     for weakness in weaknesses(effort=effort, public=len(images.public)):
         note(f"the audit will accept no split: {weakness}")
-    with progress("attacks") as update:
-
-        def said(done: int, total: int, text: str) -> None:
-            update(done, total)
-            if text and not err().is_terminal:
-                err().print(f"{done} of {total}: {text}", soft_wrap=True)
-
+    with steps("attacks") as said:
         report = input_audit.audit_splits(
             graph, images, folder=folder, settings=settings, minutes=minutes, threads=threads,
             said=said,

@@ -120,6 +120,22 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
+def steps(label: str) -> Iterator[Callable[[int, int, str], None]]:
+    """As `progress`, for work of which each step has a result; a line for each without a terminal.
+
+    Gives `update(done, total, text)`.
+    """
+    with progress(label) as bar:
+
+        def update(done: int, total: int, text: str) -> None:
+            bar(done, total)
+            if text and not err().is_terminal:
+                err().print(f"{done} of {total}: {text}", soft_wrap=True)
+
+        yield update
+
+
+@contextmanager
 def stages() -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar for each stage of some work; gives `update(stage, done, total)`."""
     columns = (

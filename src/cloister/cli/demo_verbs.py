@@ -9,7 +9,7 @@ from rich.table import Table
 
 from cloister import training
 from cloister.cli import options
-from cloister.cli.console import emit_json, err, out, progress, table
+from cloister.cli.console import emit_json, err, out, progress, steps, table
 from cloister.errors import InputError
 from cloister.examples import (
     clinics_demo,
@@ -115,10 +115,8 @@ def _show_hidden(outcome: hidden_demo.HiddenOutcome, path: Path) -> None:
 def split(folder: PageFolder = Path("demo-origami-output"), json: options.Json = False) -> None:
     """Attack every split of a small network, then run it at each of them."""
     digits = digits_demo.all_digits()
-    with TemporaryDirectory() as temporary, progress("attacks") as update:
-        outcome = split_demo.run(
-            digits, Path(temporary), said=lambda done, total, _: update(done, total)
-        )
+    with TemporaryDirectory() as temporary, steps("attacks") as said:
+        outcome = split_demo.run(digits, Path(temporary), said=said)
     path = split_demo_page.write_split_page(outcome, folder)
     if json:
         emit_json({**outcome.to_dict(), "page": path})

@@ -127,11 +127,10 @@ def summary(report: Report) -> list[str]:
             f"checked: a wrong answer of a layer passes with probability at most "
             f"2^-{report.soundness_bits:.1f}"
         )
-        believed = sum(
-            row.bytes_from_worker > 0 and row.soundness_bits is None for row in report.layers
-        )
+        answers = [row for row in report.layers if row.bytes_from_worker > 0]
+        believed = sum(row.soundness_bits is None for row in answers)
         if believed:
-            lines.append(f"not checked: {believed} of the layers that a worker computes")
+            lines.append(f"not checked: {believed} of {len(answers)} answers of workers")
     lines.append(f"hardware rooted: {'yes' if report.hardware_rooted else 'no'}")
     return lines
 

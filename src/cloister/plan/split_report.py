@@ -414,7 +414,8 @@ class SplitReport:
             for a, b in both
         ):
             return None
-        return f"it beats {FLOOR} on no split"
+        more = "; give it more effort" if self.effort < FULL_EFFORT else ""
+        return f"it beats {FLOOR} on no split{more}"
 
     # ---- the file
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from cloister.audit import svg
 from cloister.audit.input.split_jobs import BLINDED, INPUT
 from cloister.audit.page import Section, legend, page, paragraph, subtitle, table
-from cloister.plan.claims import Claims, Role, Strength, Verb
+from cloister.plan.claims import Claims, Extent, Role, Strength, Verb
 from cloister.plan.split_report import (
     CANDIDATES,
     LEAST_FOUND,
@@ -66,6 +66,12 @@ class _Axis:
         ]
 
 
+KINDS = {Extent.NOTHING: "good", Extent.BOUNDED: "", Extent.EVERYTHING: "bad"}
+"""How a claim is drawn, by how much it gives away."""
+NEXT = {
+    True: "Next: cloister run MODEL INPUT --policy origami --until auto --audit with this report.",
+    False: "Next: cloister run MODEL INPUT --policy slalom, which blinds every linear layer.",
+}
 SHARE = _Axis(0, 1, 0.25)
 
 
@@ -120,12 +126,13 @@ def _verdict(report: SplitReport, claims: Claims) -> str:
             f"true image."
         )
     )
+    parts.append(paragraph(NEXT[accepted]))
     parts.append(paragraph("What a plan that follows this report claims about its worker:"))
     # What the audit is about comes first: it is the only statement that attacks show.
     learned = claims.of(Role.WORKER, Verb.LEARNS)
     for one in sorted(learned, key=lambda one: one.strength is not Strength.EMPIRICAL):
         why = f"assuming: {one.assumes}" if one.assumes else str(one.strength)
-        parts.append(paragraph(f"{one.about}: {one.text} ({why})", kind="good"))
+        parts.append(paragraph(f"{one.about}: {one.text} ({why})", kind=KINDS[one.extent]))
     return "".join(parts)
 
 
