@@ -15,8 +15,8 @@ from cloister.errors import ShapeError
 from cloister.ring import pads
 from cloister.ring.rounding import dequantise, quantise
 
-WITHOUT_SHAPES = {"bundle", "wire"}  # they carry bytes
-"""Packages whose arrays have the types and shapes that their messages say."""
+WITHOUT_SHAPES = {"bundle", "planner", "wire"}
+"""Packages that carry bytes, whose arrays are as their messages say, or that have no arrays."""
 
 
 def functions(holder, module):

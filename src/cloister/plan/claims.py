@@ -317,11 +317,11 @@ def _measured(found: SplitEvidence) -> str:
     *attacks, last = found.attacks
     return (
         f"{', '.join(attacks)} and {last} pick the true image of {found.candidates} in at most "
-        f"{found.identification:.1%} (chance {1 / found.candidates:.1%}) and find at most "
-        f"{max(found.explained, 0):.1%} of its variance and {max(found.ssim, 0):.2f} SSIM above a "
-        f"blind guess, on {found.images} images of {found.data} (SHA-256 "
-        f"{found.data_sha256[:16]}), says report {found.report.hex()[:16]}; other attacks may find "
-        "more"
+        f"{found.identification:.1%} (chance {1 / found.candidates:.1%}) and find, on "
+        f"average, at most {max(found.explained, 0):.1%} of its variance and "
+        f"{max(found.ssim, 0):.2f} SSIM above a blind guess, on {found.images} images of "
+        f"{found.data} (SHA-256 {found.data_sha256[:16]}), says report "
+        f"{found.report.hex()[:16]}; other attacks may find more"
     )
 
 

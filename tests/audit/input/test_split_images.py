@@ -182,6 +182,14 @@ def test_a_model_that_takes_no_images_is_refused(tmp_path, shape):
         read(write_images(tmp_path / "x.npz"), model_of(*shape))
 
 
+def test_images_too_small_for_a_structure_are_refused(tmp_path):
+    net = nets.Net()
+    x = net.op("Flatten", net.op("Relu", net.conv(net.input("image", 1, 3, 8), 1, 2)))
+    model = prepare(from_model(net.model(net.gemm(x, 12, 5)), name="flat"))
+    with pytest.raises(UnsupportedError, match=r"images of 3 x 8 pixels: .* 4 x 4 at least"):
+        read(write_images(tmp_path / "x.npz"), model)
+
+
 def test_a_model_of_a_fixed_batch_or_of_two_inputs_is_refused(tmp_path):
     net = nets.Net()
     x = net.op("Add", net.input("a", 1, 8, 8), net.input("b", 1, 8, 8))

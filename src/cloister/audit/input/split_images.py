@@ -32,6 +32,8 @@ from cloister.graph.graph import Graph
 from cloister.graph.input_files import PICTURES, picture_form
 from cloister.plan.split_report import CANDIDATES, RULE, binomial_tail
 
+LEAST_SIZE = 4
+"""Of the images' sides: similarity of structure needs some."""
 LEAST_PUBLIC = 100
 MOST_PUBLIC = 2000
 CONFIDENCE = 1e-3
@@ -207,7 +209,13 @@ def _form(graph: Graph, path: Path, preprocessing: Preprocessing) -> PictureForm
             "images, (n, channels, height, width) or (n, height, width, channels) with 1 or 3 "
             "channels"
         )
-    return replace(picture_form(graph, name, path, preprocessing), layout=Layout.NCHW)
+    form = picture_form(graph, name, path, preprocessing)
+    if min(form.size) < LEAST_SIZE:
+        raise UnsupportedError(
+            f"input {name!r} takes images of {form.size[0]} x {form.size[1]} pixels: an audit of "
+            f"splits needs {LEAST_SIZE} x {LEAST_SIZE} at least"
+        )
+    return replace(form, layout=Layout.NCHW)
 
 
 def _pixel_map(graph: Graph, form: PictureForm, preprocessing: Preprocessing) -> PixelMap:

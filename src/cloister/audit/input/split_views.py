@@ -12,6 +12,7 @@ from cloister.audit.input.attack_knowledge import AttackKnowledge, PartBefore
 from cloister.audit.input.split_images import SplitImages
 from cloister.audit.input.split_view import SplitView, observe, observe_blinded
 from cloister.base.rng import Csprng
+from cloister.errors import RangeError
 from cloister.graph.graph import Graph
 from cloister.graph.part import part
 from cloister.graph.passes.rewrite import without_unused
@@ -105,8 +106,14 @@ def _watched(plan: Plan, inputs: np.ndarray, seen: Seen, rng: Csprng) -> SplitVi
         for start in range(0, len(inputs), AT_ONCE):
             some = inputs[start : start + AT_ONCE]
             views.append(seen(session.run(some).transcript, len(some)))
-    parts = zip(*(view.values for view in views), strict=True)
-    return SplitView(tuple(np.concatenate(values) for values in parts))
+    parts = [np.concatenate(one) for one in zip(*(view.values for view in views), strict=True)]
+    if not all(np.isfinite(one).all() for one in parts):
+        names = () if plan.split is None else plan.split.until
+        raise RangeError(
+            f"the split at {','.join(names) or 'the input'!r}: NaN or infinity crosses, "
+            "which no attack takes; leave out the images or the split that give it"
+        )
+    return SplitView(tuple(parts))
 
 
 def _clear(transcript: Transcript, inputs: int) -> SplitView:
