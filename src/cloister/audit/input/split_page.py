@@ -153,7 +153,11 @@ def _why(verdict: SplitVerdict) -> str:
     by_figure: dict[str, list[str]] = {}
     for one in verdict.exceedances:
         by_figure.setdefault(one.figure, []).append(TITLES[one.attack])
-    parts = [f"{figure} of {', '.join(names)}" for figure, names in by_figure.items()]
+    made = len(verdict.split.attacks)
+    parts = [
+        f"{figure} of {'every attack' if len(names) == made > 1 else ', '.join(names)}"
+        for figure, names in by_figure.items()
+    ]
     if verdict.deeper:
         parts.append(f"the deeper split {verdict.deeper[-1]} fails")
     return "; ".join(parts) or ("" if verdict.accepted else "the audit allows no verdict")
