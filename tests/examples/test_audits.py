@@ -46,6 +46,16 @@ def test_the_page_of_all_has_every_report():
     assert page == audits.filled(page, audits.summary(reports))
 
 
+def test_every_split_was_attacked_by_everything_and_no_attack_is_broken(audit):
+    report = split_report.load(audit)
+    assert tuple(split.until for split in report.splits) == report.points
+    for place in (report.input_control, *report.splits, report.blinded_control):
+        assert tuple(one.attack for one in place.attacks) == split_report.ATTACKS
+        assert {one.seeds for one in place.attacks} == {split_report.LEAST_SEEDS}
+    assert report.broken == {}
+    assert report.images >= 192
+
+
 def test_the_pictures_are_those_of_the_page(audit):
     page = audit / audits.REPORT
     assert len(page.read_bytes()) < LARGEST_BYTES
