@@ -9,6 +9,8 @@ from PIL import Image
 
 import cloister as cl
 from cloister.errors import ClipWarning, VerificationError
+from cloister.graph.split import split_points
+from cloister.plan.protection import INTEGRITY
 from cloister.trusted.compare import compare
 from trusted.links import DirectLink
 
@@ -70,6 +72,27 @@ def test_pictures_that_calibration_has_not_seen_give_no_warning_until_they_are_s
     with cl.Session(plan) as session, pytest.warns(ClipWarning):
         report = session.run(2 * inputs[8:]).report
     assert len(report.inputs_beyond) >= 12
+
+
+@pytest.mark.parametrize("integrity", INTEGRITY)
+@pytest.mark.parametrize(("name", "places"), [
+    ("resnet20_cifar10", (0, 5, -1)), ("squeezenet_v1.0_227", (3, -1)),
+    ("mobilenet_v2_1.0_224", (1, -1)),
+])  # fmt: skip
+def test_split_models_agree_with_float32(data, name, places, integrity):
+    path = data / "models" / f"{name}.onnx"
+    inputs = inputs_of(data, name, 50 if name in CIFAR_MODELS else 8)
+    model, plain = cl.load(path), ort.InferenceSession(path)
+    feed = plain.get_inputs()[0].name
+    expected = np.concatenate([plain.run(None, {feed: x[None]})[0] for x in inputs])
+    points = split_points(model)
+    for place in places:
+        until = points[place].until
+        plan = cl.policies.origami(model, until=until, integrity=integrity, calibration=inputs)
+        with cl.Session(plan) as session:
+            (output,) = session.run(inputs).outputs.values()
+        wanted = expected.reshape(output.shape).argmax(axis=1)
+        assert (output.argmax(axis=1) == wanted).mean() >= 1 - 1 / len(inputs)
 
 
 @pytest.mark.parametrize("name", ["resnet20_cifar10", "squeezenet_v1.0_227"])
