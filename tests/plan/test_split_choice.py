@@ -138,6 +138,12 @@ def test_a_report_may_be_a_file(graph, names, ranges, tmp_path):
         assert policies.origami(graph, audit=place).digest == wanted.digest
 
 
+@pytest.mark.parametrize("audit", [3, b"report", {}])
+def test_what_is_no_report_and_no_file(graph, audit):
+    with pytest.raises(PlanError, match="audit: give a report of `cloister audit input`"):
+        policies.origami(graph, audit=audit)
+
+
 def test_other_samples_than_the_audits(graph, names, ranges):
     report = audited(graph, names[0], dict.fromkeys(ranges, (9.0,)))
     plan = policies.origami(graph, audit=report, calibration=SAMPLES)

@@ -35,8 +35,8 @@ class JobResults:
             found = json.loads(self.path.read_text(encoding="utf-8"))
             if found["audit"] != identity:
                 raise InputError(
-                    f"{self.path}: of another audit (model, data or settings differ); choose "
-                    "another --out"
+                    f"{self.path}: of another audit (model, data, settings or versions differ); "
+                    "choose another --out"
                 )
             self.done = dict(found["done"])
 

@@ -284,6 +284,8 @@ def _split(
     precision: Precision | None,
 ) -> Plan:
     """A plan of a policy that has a split; `audited` is the model that the audit has to name."""
+    if not isinstance(audit, SplitReport | str | PathLike | None):
+        raise PlanError("audit: give a report of `cloister audit input`, or its file or folder")
     report = audit if isinstance(audit, SplitReport | None) else load_report(Path(audit))
     split = choose_split(model, until, report, audited=audited)
     if calibration is None and report is not None:
