@@ -114,6 +114,8 @@ def _show_hidden(outcome: hidden_demo.HiddenOutcome, path: Path) -> None:
 @app.command(epilog="Example: cloister demo split --out page")
 def split(folder: PageFolder = Path("demo-origami-output"), json: options.Json = False) -> None:
     """Attack every split of a small network, then run it at each of them."""
+    if folder.is_file():
+        raise InputError(f"--out {folder}: is a file; name a folder")
     digits = digits_demo.all_digits()
     with TemporaryDirectory() as temporary, steps("attacks") as said:
         outcome = split_demo.run(digits, Path(temporary), said=said)

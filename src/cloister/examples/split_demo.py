@@ -13,6 +13,7 @@ from jaxtyping import Float32, Int64
 
 from cloister.audit import input as input_audit
 from cloister.audit.input.split_settings import SplitSettings
+from cloister.base import files
 from cloister.examples.digits_demo import CALIBRATION_IMAGES, AllDigits
 from cloister.graph.graph import Graph
 from cloister.graph.onnx.load import load
@@ -151,11 +152,12 @@ def _audit(
 ) -> "SplitAudit":
     """Held-out digits are attacked; the attacker has those that the model was trained on."""
     path = folder / DATA
-    np.savez(
-        path,
-        test_images=digits.images[digits.held_out].transpose(0, 2, 3, 1),
-        train_images=digits.images[~digits.held_out].transpose(0, 2, 3, 1),
-    )
+    with files.replacing(path, private=False) as file:
+        np.savez(
+            file,
+            test_images=digits.images[digits.held_out].transpose(0, 2, 3, 1),
+            train_images=digits.images[~digits.held_out].transpose(0, 2, 3, 1),
+        )
     attacked = int(digits.held_out.sum())
     images = input_audit.read_split_images(graph, path, attacked=attacked)
     return input_audit.attack_splits(graph, images, folder=folder, settings=settings, said=said)

@@ -163,7 +163,7 @@ def test_a_split_that_is_none_is_refused_before_anything_is_done(tmp_path, split
 def test_an_audit_killed_at_any_time_goes_on_and_comes_to_the_same(whole, tmp_path):
     tests = Path(__file__).parents[2]
     child = subprocess.Popen(
-        [sys.executable, small_audits.__file__, str(tmp_path)],
+        [sys.executable, "-P", small_audits.__file__, str(tmp_path)],
         stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": f"{tests}"},
     )  # fmt: skip
