@@ -13,7 +13,8 @@ pytest.importorskip("scipy")
 
 from benchmarks import audits
 from cloister.errors import InputError
-from cloister.plan import split_report
+from cloister.graph.onnx.load import load
+from cloister.plan import policies, split_report
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "audits"
@@ -65,6 +66,14 @@ def test_the_pictures_are_those_of_the_page(audit):
     np.testing.assert_array_equal(
         *(np.asarray(Image.open(io.BytesIO(one))) for one in (made, kept))
     )
+
+
+@pytest.mark.data
+def test_resnet_is_the_model_of_its_report(data):
+    report = split_report.load(FOLDER / "resnet20-cifar10")
+    model = load(data / "models" / "resnet20_cifar10.onnx")
+    plan = policies.origami(model, audit=report)
+    assert (plan.split is None) == (report.accepted_split() is None)
 
 
 def test_a_page_without_marks_is_refused():
