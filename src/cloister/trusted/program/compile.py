@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from cloister.errors import PlanError
-from cloister.graph.captures import captured_values
 from cloister.graph.graph import Graph, Node
 from cloister.graph.layout import channels_last_shape
 from cloister.graph.ops.linear_nodes import LAST_AXIS_OPS
+from cloister.graph.part import made_by, reads
 from cloister.plan.plan import Plan
 from cloister.plan.protection import OPEN
 from cloister.trusted.program.epilogue import Epilogue, Matcher
@@ -88,7 +88,7 @@ class _Compiler:
             return node.is_module, is_open != in_segment, node.name in self.index
 
         while waiting:
-            ready = [n for n in waiting if self.available.issuperset(_reads(n))]
+            ready = [n for n in waiting if self.available.issuperset(reads(n))]
             if not ready:
                 raise PlanError(f"node {waiting[0].name!r} waits for a value that no node computes")
             node = min(ready, key=rank)
@@ -230,21 +230,11 @@ def _merged(steps: list[Step]) -> list[Step]:
     return merged
 
 
-def _reads(node: Node) -> set[str]:
-    """Values a node needs; those its subgraphs capture from outside included."""
-    return {*node.inputs, *captured_values(node)}
-
-
 def _edges(graph: Graph, nodes: tuple[Node, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    made = {value for node in nodes for value in node.outputs if value}
+    made = made_by(nodes)
     names = {node.name for node in nodes}
-    reads = dict.fromkeys(v for node in nodes for v in (*node.inputs, *captured_values(node)))
-    inputs = tuple(v for v in reads if v and v not in made and v not in graph.constants)
-    outside = {
-        v
-        for node in graph.nodes
-        if node.name not in names
-        for v in (*node.inputs, *captured_values(node))
-    }
+    read = dict.fromkeys(value for node in nodes for value in reads(node))
+    inputs = tuple(v for v in read if v not in made and v not in graph.constants)
+    outside = {v for node in graph.nodes if node.name not in names for v in reads(node)}
     needed = outside | set(graph.outputs)
     return inputs, tuple(sorted(made & needed))
