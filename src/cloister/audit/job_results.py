@@ -44,7 +44,7 @@ class JobResults:
         """Keep one more result."""
         self.done[name] = result
         text = json.dumps({"audit": self._identity, "done": self.done}, allow_nan=False)
-        files.replace(self.path, text.encode(), private=False)
+        files.replace(self.path, text.encode(), private=True)
 
 
 def begin_in_time(jobs: Sequence[Job], *, minutes: float | None, update: Update) -> Iterator[Job]:

@@ -86,6 +86,12 @@ def test_controls_and_splits_come_out_as_the_attacks_are(whole):
     assert report.accepted_split() == report.splits[0]
 
 
+def test_what_shows_images_is_its_owners_alone(whole):
+    _, folder = whole
+    for name in ("report.html", PROGRESS):
+        assert (folder / name).stat().st_mode & 0o777 == 0o600
+
+
 def test_a_leaking_split_is_refused_and_a_plan_follows_the_report(tmp_path):
     report = audit(tmp_path, attacks=LEAKING)
     assert report.flaws == ()

@@ -85,7 +85,8 @@ def audit_splits(
     save(audit.report, folder)
     plan = policies.origami(graph, audit=audit.report)
     page = split_page(audit.report, plan.claims(), audit.gallery)
-    files.replace(folder / PAGE, page.encode(), private=False)
+    # It shows images, as kept results show reconstructions of them.
+    files.replace(folder / PAGE, page.encode(), private=True)
     return audit.report
 
 
