@@ -7,6 +7,7 @@ graph without a free batch runs whole.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -114,23 +115,30 @@ def part(array: np.ndarray, axis: int, start: int, stop: int) -> np.ndarray:
     return np.asarray(array[(slice(None),) * axis + (slice(start, stop),)], order="C")
 
 
-def joined(graph: Graph, parts: Sequence[Feeds]) -> dict[str, np.ndarray]:
+def where_not_finite(graph: Graph, feeds: Feeds) -> str:
+    """The first input that has NaN or infinity, to end an error that it may be the cause of."""
+    for name, array in feeds.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            axis = batch_axis(graph, name)
+            bad = np.argwhere(~np.isfinite(array))
+            which = "it" if axis is None else f"sample {bad[:, axis].min()}"
+            return f" (input {name!r}: {which} contains NaN or infinity)"
+    return ""
+
+
+def joined(graph: Graph, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The outputs of a batch from those of its parts, in order.
 
-    An output without the batch is the same for every part, or the graph would not be separable.
-
-    Raises   UnsupportedError for an output that is no tensor
+    An output without the batch is the same for every part, or the graph would not be separable. One
+    that has an entry by sample, such as the maps of a classifier, is a list.
     """
-    outputs = {}
+    outputs: dict[str, Any] = {}
     for name in graph.outputs:
-        if not isinstance(parts[0][name], np.ndarray):
-            raise UnsupportedError(
-                f"output {name!r} is no tensor but a sequence or a map; export the model with "
-                "tensors as outputs"
-            )
-        axis = batch_axis(graph, name)
-        whole = axis is None or len(parts) == 1
-        outputs[name] = (
-            np.array(parts[0][name]) if whole else np.concatenate([p[name] for p in parts], axis)
-        )
+        found, axis = [part[name] for part in parts], batch_axis(graph, name)
+        if axis is None or len(found) == 1:
+            outputs[name] = found[0]
+        elif isinstance(found[0], np.ndarray):
+            outputs[name] = np.concatenate(found, axis)
+        else:
+            outputs[name] = [entry for one in found for entry in one]
     return outputs

@@ -28,7 +28,7 @@ from cloister.errors import PlanError, UnsupportedError
 from cloister.graph.graph import Graph, Node
 from cloister.graph.hidden import hide
 from cloister.graph.legality import require_supported
-from cloister.graph.ops.linear_nodes import is_linear
+from cloister.graph.ops.linear_nodes import has_finite_bias, is_linear
 from cloister.graph.ops.table import Kind, find
 from cloister.graph.split import split_at
 from cloister.plan.accuracy import warn_of_errors
@@ -145,7 +145,7 @@ def _sent(
     model: Graph, nodes: Sequence[Node], outside: Protection, inside: Collection[str] | None
 ) -> dict[str, Protection]:
     """Linear nodes on the worker, but for those that stay inside."""
-    linear = [node for node in nodes if is_linear(model, node)]
+    linear = [node for node in nodes if is_linear(model, node) and has_finite_bias(model, node)]
     if inside is not None:
         sent = {node.name for node in linear} - set(inside)
         return {node.name: outside if node.name in sent else ENCLAVE for node in nodes}

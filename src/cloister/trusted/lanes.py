@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -58,7 +59,7 @@ class MicroBatch:
     size: int
     meter: Meter = field(default_factory=Meter)
     transcript: Transcript = field(default_factory=Transcript)
-    outputs: dict[str, np.ndarray] = field(default_factory=dict)
+    outputs: dict[str, Any] = field(default_factory=dict)
 
 
 class Lane:
@@ -96,7 +97,7 @@ class Lane:
             self.made = self._make()
         return self.made
 
-    def compute(self, job: MicroBatch) -> dict[str, np.ndarray]:
+    def compute(self, job: MicroBatch) -> dict[str, Any]:
         """The outputs of a micro-batch, under fresh pads; in the lane's thread."""
         link, executor = self.link, self.executor
         if link is not None and link is not self._loaded:

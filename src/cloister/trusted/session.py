@@ -14,8 +14,7 @@ import numpy as np
 
 from cloister.base.rng import Csprng, SystemRandom
 from cloister.errors import ClipError, ClipWarning, PlanError, RangeError
-from cloister.graph.batch import batch_axis, cut, joined, sample_count
-from cloister.graph.graph import Graph
+from cloister.graph.batch import cut, joined, sample_count, where_not_finite
 from cloister.plan.plan import Plan
 from cloister.plan.samples import Samples, as_samples
 from cloister.trusted.clips import ClipRule, OnClip, clip_text
@@ -238,7 +237,6 @@ class Session:
         started = time.process_time()
         graph = self.plan.graph
         feeds = as_samples(graph, inputs)
-        _check_finite(graph, feeds)
         total = sample_count(graph, feeds)
         if self._engines is not None:
             self._engines.require(total)
@@ -246,7 +244,10 @@ class Session:
             MicroBatch(part, sample_count(graph, part)) for part in cut(graph, feeds, self._batch)
         ]
         reported = _Progress(progress, total)
-        self._lanes.run(jobs, reported)
+        try:
+            self._lanes.run(jobs, reported)
+        except RangeError as error:
+            raise RangeError(f"{error}{where_not_finite(graph, feeds)}") from None
         outputs = joined(graph, [job.outputs for job in jobs])
         meter, transcript = jobs[0].meter, jobs[0].transcript
         for job in jobs[1:]:
@@ -414,12 +415,3 @@ def _add(meter: Meter, other: Meter) -> None:
         total.bytes_to_worker += row.bytes_to_worker
         total.bytes_from_worker += row.bytes_from_worker
         total.soundness_bits = row.soundness_bits
-
-
-def _check_finite(graph: Graph, feeds: Mapping[str, np.ndarray]) -> None:
-    for name, array in feeds.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            axis = batch_axis(graph, name)
-            bad = np.argwhere(~np.isfinite(array))
-            which = "it" if axis is None else f"sample {bad[:, axis].min()}"
-            raise RangeError(f"input {name!r}: {which} contains NaN or infinity")

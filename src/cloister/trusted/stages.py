@@ -15,6 +15,7 @@ import cloister.base._native as native
 from cloister.base.reading import require_truths
 from cloister.errors import PlanError, ProtocolError, RangeError, UnsupportedError
 from cloister.graph.batch import bound_sizes, element_type
+from cloister.graph.layout import to_channels_last
 from cloister.graph.onnx.export import model_bytes
 from cloister.graph.ort_session import ORT_ERRORS, runtime_session
 from cloister.plan.plan import Plan
@@ -25,6 +26,12 @@ from cloister.ring.pads import expand
 from cloister.trusted.checks import Checks, accept_unchecked, for_native
 from cloister.trusted.program.epilogue import Epilogue
 from cloister.trusted.program.memory_layout import value_key
+from cloister.trusted.program.not_finite import (
+    is_pooled,
+    refused,
+    require_messages,
+    runtime_model,
+)
 from cloister.trusted.program.steps import (
     Exchange,
     Fused,
@@ -100,6 +107,13 @@ class FusedStage(Stage):
             self._stored = value_key(setup.program, step.epilogue.value, step.channels_first)
         if step.epilogue.residual is not None:
             self._residual = (step.epilogue.residual, step.channels_first)
+        self._added = any(
+            isinstance(later, Fused)
+            and later.node is not None
+            and later.epilogue.residual == step.epilogue.value
+            for later in setup.program.steps
+        )
+        self._program, self._threads = setup.program, setup.threads
         self._hidden = [plan.protection_of(plan.linear_nodes[i]).hidden for i in step.sinks]
         shape = _fused_shape(plan, step, checks)
         if node is None or step.node is None:
@@ -155,6 +169,9 @@ class FusedStage(Stage):
         if self._residual is not None and self._residual not in space.values:
             name, channels_first = self._residual
             residual = request.values.channels_last(name, step.size, channels_first)
+        for name in step.inputs:
+            if not request.values.is_finite((name, step.channels_first)):
+                self._compute_not_finite(request, name, source, residual)
         space.native.bind(
             self._number,
             source=source,
@@ -172,7 +189,50 @@ class FusedStage(Stage):
         if request.replies and self._step.node is not None:
             request.release(self._step.node)
         if self._stored is not None:
-            request.values.put_channels_last(self._stored, request.space.values[self._stored])
+            finite = self._number not in request.replaced
+            if not finite:
+                self._replace(request, *request.replaced.pop(self._number))
+            kept = request.space.values[self._stored]
+            request.values.put_channels_last(self._stored, kept, finite=finite)
+
+    def _compute_not_finite(
+        self,
+        request: BatchRequest,
+        name: str,
+        source: np.ndarray | None,
+        residual: np.ndarray | None,
+    ) -> None:
+        """Have NaN and infinity give what ONNX Runtime makes of them (not_finite.py).
+
+        Raises   RangeError
+        """
+        step = self._step
+        if self._residual is not None and residual is None:
+            residual = request.space.values[self._residual]
+        read = [array for array in (source, residual) if array is not None]
+        with np.errstate(invalid="ignore", over="ignore"):
+            added = np.asarray(sum(read[1:], read[0]))
+        require_messages(step, name, added)
+        if self._stored is None:
+            return
+        if self._added:
+            # The native executor adds it without Python, which is to treat its NaN.
+            raise refused(step.epilogue.value)
+        where, values = np.isnan(added), np.full_like(added, np.nan)
+        if is_pooled(step):
+            session = runtime_session(
+                runtime_model(self._program, step), threads=self._threads, optimised=True
+            )
+            feeds = {value: request.values.onnx(value) for value in step.inputs}
+            (found,) = session.run(step.outputs, feeds)
+            values = to_channels_last(found, channels_first=step.channels_first)
+            where = np.ones_like(values, np.bool_)
+        request.replaced[self._number] = (where, values)
+
+    def _replace(self, request: BatchRequest, where: np.ndarray, values: np.ndarray) -> None:
+        kept = self._kept(request.space)
+        if kept is not None and where.any():
+            np.copyto(kept, values, where=where)
 
     def _kept(self, space: Workspace) -> np.ndarray | None:
         """Where the step stores its value, if anything reads it as float32."""
