@@ -178,14 +178,15 @@ def make(
     two: turn it off where the samples are the very inputs to be hidden.
     Warns (PrecisionWarning) when a layer's error on the first samples exceeds a bound.
     """
+    samples = None if calibration is None else as_samples(model, calibration)
     ranges = measure_ranges(
-        policy, model, calibration=calibration, by_channel=by_channel, split=split, inside=inside
+        policy, model, calibration=samples, by_channel=by_channel, split=split, inside=inside
     )
     plan = from_ranges(
         policy, model, ranges=ranges, precision=precision, split=split, inside=inside
     )
-    if calibration is not None:
-        warn_of_errors(plan, as_samples(model, calibration))
+    if samples is not None:
+        warn_of_errors(plan, samples)
     return plan
 
 
