@@ -17,7 +17,7 @@ from nets import Net
 from trusted.program.oracle import Oracle
 from trusted.random_models import runtime
 
-POLICIES = ("enclave", "slalom", "verified")
+POLICIES = ("enclave", "open", "slalom", "verified")
 ML = "ai.onnx.ml"
 
 

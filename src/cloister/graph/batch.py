@@ -19,9 +19,9 @@ Feeds = Mapping[str, np.ndarray]
 
 
 def element_type(graph: Graph, value: str) -> np.dtype:
-    """Element type of an input.
+    """Element type of a tensor.
 
-    Raises   UnsupportedError for what is no tensor
+    Raises   UnsupportedError for what is none
     """
     known = graph.types.get(value)
     if known is not None:
@@ -64,7 +64,9 @@ def bound_sizes(graph: Graph, feeds: Feeds) -> dict[str, int]:
     """
     bound: dict[str, tuple[int, str]] = {}
     for name in graph.inputs:
-        known = graph.sizes(name) or ()
+        known = graph.sizes(name)
+        if known is None:
+            continue
         for axis, (size, given) in enumerate(zip(known, feeds[name].shape, strict=True)):
             if not isinstance(size, str):
                 continue
@@ -128,7 +130,11 @@ def part(array: np.ndarray, axis: int, start: int, stop: int) -> np.ndarray:
 def where_not_finite(graph: Graph, feeds: Feeds) -> str:
     """The first input that has NaN or infinity, to end an error that it may be the cause of."""
     for name, array in feeds.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+        if (
+            isinstance(array, np.ndarray)
+            and array.dtype.kind == "f"
+            and not np.isfinite(array).all()
+        ):
             axis = batch_axis(graph, name)
             bad = np.argwhere(~np.isfinite(array))
             which = "it" if axis is None else f"sample {bad[:, axis].min()}"
@@ -141,6 +147,8 @@ def joined(graph: Graph, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     An output without the batch is the same for every part, or the graph would not be separable. One
     that has an entry by sample, such as the maps of a classifier, is a list.
+
+    Raises   ShapeError when the parts of an output do not fit together
     """
     outputs: dict[str, Any] = {}
     for name in graph.outputs:
@@ -148,6 +156,11 @@ def joined(graph: Graph, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if axis is None or len(found) == 1:
             outputs[name] = found[0]
         elif isinstance(found[0], np.ndarray):
+            if len({(*a.shape[:axis], *a.shape[axis + 1 :]) for a in found}) > 1:
+                raise ShapeError(
+                    f"output {name!r}: the parts of the batch have different sizes; run one sample "
+                    "at a time"
+                )
             outputs[name] = np.concatenate(found, axis)
         else:
             outputs[name] = [entry for one in found for entry in one]

@@ -5,7 +5,7 @@ verified   linear nodes go to the worker in the clear, every answer is checked
 blinded    linear nodes go to the worker blinded, answers are not checked
 enclave    everything stays inside the trusted runtime
 open       everything goes to the worker in the clear and no answer is checked: the baseline; only
-           `make` gives it, by its name
+           `make` gives it, by its name. Nodes that no worker can run stay inside (openable.py)
 ennclave   the end of the model is hidden: a compiled module computes it, and a worker all nodes
            before it, as in `open`
 
@@ -37,6 +37,7 @@ from cloister.graph.split import split_at
 from cloister.plan.accuracy import warn_of_errors
 from cloister.plan.bound_sizes import bound_parts, largest, require_bound
 from cloister.plan.input_factors import reads_raw
+from cloister.plan.openable import kept_inside
 from cloister.plan.placement import keep_inside
 from cloister.plan.plan import Plan
 from cloister.plan.planned_split import PlannedSplit
@@ -134,16 +135,23 @@ def _assigned(
             names &= split_at(model, split.until).before
         before = [node for node in nodes if node.name in names]
         after = [node for node in nodes if node.name not in names]
-        opened = {node.name: OPEN for node in after}
+        opened = _opened(model, after)
         return {
             **_sent(model, before, halves.before, inside),
             **(opened if halves.after == OPEN else _sent(model, after, halves.after, inside)),
         }
     if policy in EVERYWHERE:
-        return {node.name: EVERYWHERE[policy] for node in nodes}
+        alike = EVERYWHERE[policy]
+        return _opened(model, nodes) if alike == OPEN else {node.name: alike for node in nodes}
     if policy in OUTSOURCED:
         return _sent(model, nodes, OUTSOURCED[policy], inside)
     raise _unknown(policy)
+
+
+def _opened(model: Graph, nodes: Sequence[Node]) -> dict[str, Protection]:
+    """Nodes on the worker in the clear, but for those that no worker can run."""
+    kept = kept_inside(model)
+    return {node.name: ENCLAVE if node.name in kept else OPEN for node in nodes}
 
 
 def _sent(

@@ -13,8 +13,9 @@ import numpy as np
 
 import cloister.base._native as native
 from cloister.base.reading import require_truths
-from cloister.errors import PlanError, ProtocolError, RangeError, UnsupportedError
+from cloister.errors import PlanError, ProtocolError, RangeError
 from cloister.graph.batch import bound_sizes, element_type
+from cloister.graph.graph import Size
 from cloister.graph.layout import to_channels_last
 from cloister.graph.onnx.export import model_bytes
 from cloister.graph.ort_session import ORT_ERRORS, runtime_session
@@ -43,9 +44,12 @@ from cloister.trusted.program.steps import (
 from cloister.trusted.report import LayerRow
 from cloister.trusted.workspace import BatchRequest, Workspace
 from cloister.wire.link import NativeChannel, WorkerLink
-from cloister.wire.messages import TensorSpec, Unchecked
+from cloister.wire.messages import Expected, TensorSpec, Unchecked, UnsizedSpec
 from cloister.wire.shm.exchange import PreparedRequest, make_exchange
 from cloister.wire.shm.packets import REQUEST_ID_OFFSET
+
+UNSIZED_BYTES = 1 << 30
+"""What the values of an answer take at most, together, whose sizes only the worker knows."""
 
 
 class ModuleRunner(Protocol):
@@ -379,36 +383,53 @@ class SegmentStage(Stage):
     def _exchange(self, request: BatchRequest) -> None:
         step, link = self._step, request.worker
         tensors = tuple(np.asarray(request.values.onnx(v), order="C") for v in step.inputs)
-        sizes = bound_sizes(self._graph, request.feeds)
-        expect = tuple(self._spec(value, sizes) for value in step.outputs)
+        expect = self._expected(bound_sizes(self._graph, request.feeds))
         started = time.perf_counter_ns()
         request_id = request.new_id()
         replies = link.exchange(
             request_id, step.target, tensors, expect, timeout_s=request.timeout_s
         )
         wait_ns = time.perf_counter_ns() - started
-        for value, reply in zip(step.outputs, replies, strict=True):
-            self._enter_reply(request, value, reply)
+        pairs = zip(step.outputs, replies, strict=True)
+        found = [self._enter_reply(request, value, reply) for value, reply in pairs]
         link.release(request_id)
-        _enter_traffic(self.row(request), wait_ns, tensors, expect)
+        _enter_traffic(self.row(request), wait_ns, tensors, found)
 
-    def _enter_reply(self, request: BatchRequest, value: str, reply: Unchecked[np.ndarray]) -> None:
+    def _enter_reply(
+        self, request: BatchRequest, value: str, reply: Unchecked[np.ndarray]
+    ) -> np.ndarray:
         # The plan promises neither privacy nor correctness here.
         answer = accept_unchecked(reply, protection=OPEN, node=self.name)
         found = np.array(answer.values)
         what = f"worker {request.worker.name}: value {value!r}"
         require_truths(found, what, kind=ProtocolError)
         request.values.put(value, found)
+        return found
 
-    def _spec(self, value: str, sizes: Mapping[str, int]) -> TensorSpec:
-        known = self._graph.sizes(value)
-        if known is None or any(isinstance(size, str) and size not in sizes for size in known):
-            raise UnsupportedError(
-                f"value {value!r}: its shape is not known, so a worker's answer could not be "
-                "bounded; use the enclave policy"
-            )
-        shape = tuple(sizes[size] if isinstance(size, str) else size for size in known)
-        return TensorSpec(element_type(self._graph, value), shape)
+    def _expected(self, bound: Mapping[str, int]) -> tuple[Expected, ...]:
+        """What the answer must look like, given the sizes of the request's inputs.
+
+        Values whose sizes only the worker knows share UNSIZED_BYTES.
+        """
+        forms = [_bound(self._graph.sizes(value), bound) for value in self._step.outputs]
+        unsized = sum(sizes is None or None in sizes for sizes in forms)
+        expected: list[Expected] = []
+        for value, sizes in zip(self._step.outputs, forms, strict=True):
+            dtype = element_type(self._graph, value)
+            if sizes is None or None in sizes:
+                expected.append(UnsizedSpec(dtype, sizes, UNSIZED_BYTES // unsized))
+            else:
+                expected.append(TensorSpec(dtype, tuple(size or 0 for size in sizes)))
+        return tuple(expected)
+
+
+def _bound(
+    sizes: tuple[Size, ...] | None, bound: Mapping[str, int]
+) -> tuple[int | None, ...] | None:
+    """Sizes with numbers in the place of symbols, None where there is no number."""
+    if sizes is None:
+        return None
+    return tuple(bound.get(size) if isinstance(size, str) else size for size in sizes)
 
 
 class LocalStage(Stage):
@@ -477,11 +498,11 @@ def _enter_traffic(
     row: LayerRow,
     wait_ns: int,
     sent: Sequence[np.ndarray | TensorSpec],
-    expect: Sequence[TensorSpec],
+    received: Sequence[np.ndarray | TensorSpec],
 ) -> None:
     row.worker_ms += 1e-6 * wait_ns
     row.bytes_to_worker += sum(tensor.nbytes for tensor in sent)
-    row.bytes_from_worker += sum(spec.nbytes for spec in expect)
+    row.bytes_from_worker += sum(tensor.nbytes for tensor in received)
 
 
 def _complete(request: BatchRequest, exchange: PreparedRequest, stop: native.Stop) -> None:
