@@ -44,7 +44,7 @@ def with_dynamic_batch(graph: Graph) -> Graph:
 def _freed(graph: Graph, batch: int) -> Graph:
     inputs = {name: graph.types[name] for name in graph.inputs}
     types = {n: replace(t, shape=(None, *t.shape[1:])) for n, t in inputs.items() if t.shape}
-    graph = with_types(replace(graph, types={**inputs, **types}))
+    graph = with_types(replace(graph, types={**inputs, **types}, opaque={}))
     while True:
         changed = _reshape_freed(graph, batch)
         if changed is None:

@@ -11,10 +11,11 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from cloister.graph.batch import computed_from
+from cloister.graph.batch import batch_factor, computed_from
 from cloister.graph.graph import BATCH, LINEAR_OPS, Graph, OpaqueType
 from cloister.graph.inference import tensor_type, with_types
 from cloister.graph.onnx.batching import runs
+from cloister.graph.ops.linear_nodes import rows_per_sample
 
 
 def batch_choices(graph: Graph) -> Iterator[Graph]:
@@ -32,14 +33,15 @@ def batch_choices(graph: Graph) -> Iterator[Graph]:
 
 
 def linear_weights(graph: Graph) -> int:
-    """How many constant weights multiply values that have the batch first."""
+    """How many constant weights multiply rows of the batch."""
     given = computed_from(graph, graph.inputs)
     total = 0
     for node in graph.nodes:
         if node.op not in LINEAR_OPS or len(node.inputs) < 2 or node.inputs[1] in given:
             continue
         sizes = graph.sizes(node.inputs[1]) or ()
-        if (graph.sizes(node.inputs[0]) or ())[:1] == (BATCH,):
+        first = (graph.sizes(node.inputs[0]) or ())[:1]
+        if first == (BATCH,) or rows_per_sample(graph, node) is not None:
             total += math.prod(size for size in sizes if isinstance(size, int))
     return total
 
@@ -66,9 +68,9 @@ def _typed(graph: Graph, batch: set[str]) -> Graph:
     types, opaque = {}, {}
     for name in graph.inputs:
         given = graph.opaque[name]
-        other = {BATCH: f"{BATCH}_", **dict.fromkeys(batch, BATCH)}
         sizes = tuple(
-            other.get(size, size) if isinstance(size, str) else size for size in given.sizes or ()
+            BATCH if size in batch else size if batch_factor(size) is None else f"{size}_"
+            for size in given.sizes or ()
         )
         one = OpaqueType(given.dtype, sizes)
         known = tensor_type(one)

@@ -9,6 +9,7 @@ from cloister.graph.passes.folding import fold_constants
 from cloister.graph.passes.fuse_linear import fold_batch_norm, fold_pads
 from cloister.graph.passes.pool_means import fold_means
 from cloister.graph.passes.rewrite import without_unused
+from cloister.graph.passes.split_rows import split_rows
 from cloister.graph.passes.transposes import fold_transposes
 
 Pass = Callable[[Graph], Graph]
@@ -26,6 +27,7 @@ standard_passes: tuple[Pass, ...] = (
     fold_batch_norm,
     fold_flatten,
     fold_means,
+    split_rows,
     remove_unused,
 )
 
