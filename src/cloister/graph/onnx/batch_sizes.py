@@ -12,7 +12,7 @@ from dataclasses import replace
 from cloister.errors import ModelError
 from cloister.graph.batch import times_batch
 from cloister.graph.graph import BATCH, Graph, OpaqueType, Size, TensorType
-from cloister.graph.inference import is_known, with_types
+from cloister.graph.inference import is_known, with_input_sizes, with_types
 from cloister.graph.passes.folding import folded_types
 
 BATCHES = (2, 3, 5)
@@ -41,17 +41,14 @@ def with_batch_sizes(graph: Graph) -> Graph:
 
 def _with_batch(graph: Graph, batch: int) -> Graph:
     """The graph for one number of samples, typed anew."""
-    types, opaque = {}, {}
-    for name in graph.inputs:
-        known = graph.types.get(name)
-        if known is None:
-            sizes = graph.sizes(name)
-            bound = sizes and tuple(batch if size == BATCH else size for size in sizes)
-            opaque[name] = replace(graph.opaque[name], sizes=bound)
-        else:
-            shape = tuple(batch if size is None else size for size in known.shape)
-            types[name] = replace(known, shape=shape)
-    return with_types(replace(graph, types=types, opaque=opaque))
+    sizes = {name: graph.sizes(name) or () for name in graph.inputs}
+    return with_input_sizes(
+        graph,
+        {
+            name: tuple(batch if size == BATCH else size for size in known)
+            for name, known in sizes.items()
+        },
+    )
 
 
 def _sizes(types: Sequence[TensorType], batches: Sequence[int]) -> tuple[Size, ...] | None:
