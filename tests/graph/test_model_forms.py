@@ -286,6 +286,10 @@ OLD = {
         ),
         np.maximum(SQUARE, 0) * S[:, None] - S[:, None, None],
     ),
+    "an axis that is the last": (
+        along_the_second_axis(node("Add", "x,s", "y", broadcast=1, axis=3)),
+        SQUARE + S,
+    ),
     "the last axes": (
         along_the_second_axis(node("Div", "x,s", "y", broadcast=1)), SQUARE / S
     ),

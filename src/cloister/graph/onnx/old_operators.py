@@ -70,10 +70,11 @@ def _state_operands(model: onnx.ModelProto, name: str) -> None:
             first, second = (ranks.get(value) for value in node.input)
             if first is None or second is None or not 0 <= axis <= first - second:
                 raise _unplaced(node, name)
-            operand = f"{node.output[0]}_operand_{i}"
             axes = list(range(second, first - axis))
-            stated.append(helper.make_node("Unsqueeze", [node.input[1]], [operand], axes=axes))
-            node.input[1] = operand
+            if axes:
+                operand = f"{node.output[0]}_operand_{i}"
+                stated.append(helper.make_node("Unsqueeze", [node.input[1]], [operand], axes=axes))
+                node.input[1] = operand
             _remove(node, "axis")
         stated.append(node)
     kept = [copy.deepcopy(node) for node in stated]

@@ -26,17 +26,20 @@ from cloister.graph.onnx.node_order import sorted_nodes
 from cloister.graph.onnx.old_operators import with_standard_operators
 from cloister.graph.onnx.opsets import standard_domain, state_opsets
 from cloister.graph.onnx.separability import with_separability
-from cloister.graph.onnx.symbols import batch_choices, first_symbols, linear_weights
+from cloister.graph.onnx.symbols import batch_choices, linear_weights, require_free
 from cloister.graph.ort_session import ORT_ERRORS, runtime_session
 from cloister.graph.passes.padding import with_explicit_padding
 
+NO_DIMS: Mapping[str, int] = {}
 FLOAT = onnx.TensorProto.FLOAT
 MAX_DENSE = 2**24
 """Elements of a sparse constant, with its zeros."""
 
 
-def load(path: str | Path) -> Graph:
+def load(path: str | Path, *, dims: Mapping[str, int] = NO_DIMS) -> Graph:
     """The model in an ONNX file, with a dynamic batch axis wherever that is possible.
+
+    `dims` has numbers for free sizes, by the names that the file gives them.
 
     Raises ModelError for a file that is unreadable, damaged or no ONNX model, UnsupportedError for
     one that Cloister cannot run as it is.
@@ -54,7 +57,7 @@ def load(path: str | Path) -> Graph:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ModelError(f"{path}: cannot be read ({reason}); check the path") from None
-    return _import(file.skeleton, file.constants, name=path.stem, folder=path.parent)
+    return _import(file.skeleton, file.constants, name=path.stem, folder=path.parent, dims=dims)
 
 
 def from_model(model: onnx.ModelProto, *, name: str, folder: Path | None = None) -> Graph:
@@ -68,15 +71,25 @@ def from_model(model: onnx.ModelProto, *, name: str, folder: Path | None = None)
 
 
 def _import(
-    own: onnx.ModelProto, constants: dict[int, np.ndarray], *, name: str, folder: Path | None
+    own: onnx.ModelProto,
+    constants: dict[int, np.ndarray],
+    *,
+    name: str,
+    folder: Path | None,
+    dims: Mapping[str, int] = NO_DIMS,
 ) -> Graph:
     """The graph of a message that may be changed; `constants` were read from the file already."""
     with parsing(f"{name}: not a model that can be read", kind=ModelError):
-        return _import_message(own, constants, name=name, folder=folder)
+        return _import_message(own, constants, name=name, folder=folder, dims=dims)
 
 
 def _import_message(
-    own: onnx.ModelProto, constants: dict[int, np.ndarray], *, name: str, folder: Path | None
+    own: onnx.ModelProto,
+    constants: dict[int, np.ndarray],
+    *,
+    name: str,
+    folder: Path | None,
+    dims: Mapping[str, int],
 ) -> Graph:
     read_external_data(own, folder=folder, name=name)
     # The invariant that everything behind these lines relies on: nothing else opens a file that a
@@ -88,7 +101,10 @@ def _import_message(
     _check_sizes(own, name)
     large = _taken_out(own, constants)
     given = {tensor.name for tensor in own.graph.initializer} | set(large)
-    _name_free_sizes([value for value in own.graph.input if value.name not in given])
+    given.update(sparse.values.name for sparse in own.graph.sparse_initializer)
+    inputs = [value for value in own.graph.input if value.name not in given]
+    _name_free_sizes(inputs)
+    _bind_sizes(inputs, dims)
     state_opsets(own, name=name)
     _require_valid(own, name)
     own = inlined(with_standard_operators(own, name=name))
@@ -217,20 +233,21 @@ def _name_free_sizes(inputs: Sequence[onnx.ValueInfoProto]) -> None:
         if not proto.elem_type:
             raise ModelError(f"input {value.name!r} has no element type; export the model again")
         for axis, dim in enumerate(proto.shape.dim):
-            if dim.HasField("dim_value") and dim.dim_value == 0:
-                raise ModelError(f"input {value.name!r}: axis {axis} has size 0; export it again")
             # Some exporters write -1 for a size they do not know.
             if dim.dim_value < 0 or not (dim.HasField("dim_value") or dim.dim_param):
                 dim.dim_param = f"{value.name}[{axis}]"
-    batches = first_symbols(opaque_type(value.type) for value in inputs)
-    for value in inputs:
-        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if not dim.HasField("dim_value") and dim.dim_param not in batches:
-                raise UnsupportedError(
-                    f"input {value.name!r}: axis {axis} ({dim.dim_param!r}) has no fixed size; "
-                    "export the model with a fixed size there (only the first axis, the batch, may "
-                    "vary)"
-                )
+
+
+def _bind_sizes(inputs: Sequence[onnx.ValueInfoProto], dims: Mapping[str, int]) -> None:
+    """Write numbers in the place of free sizes.
+
+    Raises   InputError for a size that is not free
+    """
+    free = [dim for value in inputs for dim in value.type.tensor_type.shape.dim if dim.dim_param]
+    require_free(dims, dict.fromkeys(dim.dim_param for dim in free))
+    for dim in free:
+        if dim.dim_param in dims:
+            dim.dim_value = dims[dim.dim_param]
 
 
 def _named(protos: Iterable[onnx.NodeProto]) -> Iterator[Node]:
