@@ -14,13 +14,13 @@ import numpy as np
 
 from cloister.graph.graph import Node
 from cloister.graph.ops.linear_nodes import integers, stated_pads
-from cloister.graph.passes.chain import Chain
+from cloister.graph.passes.node_sequence import NodeSequence
 
 PADS_ARE_AN_INPUT = 11
 """The first operator set whose Pad reads its widths as an input."""
 
 
-def stack_images(chain: Chain, node: Node, each: int) -> None:
+def stack_images(chain: NodeSequence, node: Node, each: int) -> None:
     """A convolution over (k N, C, H, W), or (k N, C, L) as images of one row, up to its sizes."""
     graph = chain.graph
     before, after = (
@@ -64,7 +64,7 @@ def stack_images(chain: Chain, node: Node, each: int) -> None:
     chain.then("Transpose", perm=(0, 2, 1, 3, 4))
 
 
-def _pad_rows(chain: Chain, zeros: tuple[int, int]) -> None:
+def _pad_rows(chain: NodeSequence, zeros: tuple[int, int]) -> None:
     """Rows of zeros before and behind the images (N, k, C, H, W)."""
     widths = (0, 0, 0, zeros[0], 0, 0, 0, 0, zeros[1], 0)
     if not any(zeros):
