@@ -17,7 +17,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from cloister.graph.graph import Graph, Node
-from cloister.graph.ops.linear_nodes import STANDARD_DOMAINS, integer, is_linear, number
+from cloister.graph.ops.linear_nodes import (
+    LAST_AXIS_OPS,
+    STANDARD_DOMAINS,
+    integer,
+    is_linear,
+    number,
+    rows_per_sample,
+)
 from cloister.graph.passes.chain import Chain
 from cloister.graph.passes.rewrite import Rewrite
 
@@ -50,9 +57,19 @@ def lower_products(graph: Graph) -> Graph:
             continue
         if node.inputs[1 - at] in graph.constants or not weights.size:
             continue
+        if _multiplies_rows(graph, node):
+            continue
         alpha = np.float32(number(node, "alpha", 1.0))
         _lower(rewrite, node, factors, at, weights if alpha == 1 else weights * alpha)
     return rewrite.finish()
+
+
+def _multiplies_rows(graph: Graph, node: Node) -> bool:
+    """Whether only the number of rows keeps a node from being linear (split_rows.py)."""
+    weights = graph.constants.get(node.inputs[1])
+    if node.op not in LAST_AXIS_OPS or weights is None or weights.ndim != 2:
+        return False
+    return not integer(node, "transA", 0) and rows_per_sample(graph, node) is not None
 
 
 def _shapes(graph: Graph, values: Sequence[str]) -> list[tuple[int | None, ...]] | None:
