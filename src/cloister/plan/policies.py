@@ -33,6 +33,8 @@ from cloister.graph.legality import require_sizes, require_supported
 from cloister.graph.onnx.specialise import specialise
 from cloister.graph.ops.linear_nodes import geometry, is_linear, why_inside
 from cloister.graph.ops.table import Kind, find
+from cloister.graph.passes.float32_products import narrow_doubles
+from cloister.graph.passes.normalise import prepare
 from cloister.graph.split import split_at
 from cloister.plan.accuracy import warn_of_errors
 from cloister.plan.bound_sizes import bound_parts, largest
@@ -356,6 +358,7 @@ def measure_ranges(
     Raises PlanError without inputs, UnsupportedError when there is nothing to send to a worker.
     """
     require_supported(model)
+    model = _in_float32(policy, model)
     protections = assign(model, policy, split=split, inside=inside)
     if not needs_ranges(policy):
         return {}
@@ -383,6 +386,7 @@ def from_ranges(
     Raises PlanError when a node's ranges are missing: they were measured with another model.
     """
     require_supported(model)
+    model = _in_float32(policy, model)
     precision = precision or Precision()
     if needs_ranges(policy):
         _require_sizes(policy, model)
@@ -400,6 +404,12 @@ def from_ranges(
     return Plan(
         model, policy, protections, quantised, precision=precision, ranges=used, split=split
     )
+
+
+def _in_float32(policy: str, model: Graph) -> Graph:
+    """The model with float64 products in float32, if nodes of the policy become integers."""
+    narrow = narrow_doubles(model) if needs_ranges(policy) else model
+    return model if narrow is model else prepare(narrow)
 
 
 def needs_ranges(policy: str) -> bool:
