@@ -145,7 +145,7 @@ def assumes_honest_worker(policy: str) -> bool:
 
 
 def shows_inputs(policy: str) -> bool:
-    """Whether a policy shows the inputs to a worker, and so hides nothing that follows."""
+    """Whether a policy shows the inputs to a worker, and so all that follows from them."""
     return (outer_policy(policy) or policy) == "open"
 
 
