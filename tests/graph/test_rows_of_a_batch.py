@@ -296,3 +296,37 @@ def test_sizes_that_depend_on_values_stay_unknown():
     model = net.model(net.op("MatMul", value, net.weights(2, 4)))
     graph = prepare(read.from_model(model, name="net"))
     assert not any(name in graph.types for name in graph.outputs)
+
+
+@pytest.mark.parametrize("most", [1, 2, 8])
+def test_the_first_samples_are_no_batch(most):
+    net = Net()
+    first = net.op("Slice", net.input("x", 3), integers(net, 0), integers(net, most))
+    model = net.model(net.op("MatMul", first, net.weights(3, 4)))
+    graph = prepare(read.from_model(model, name="net"))
+    assert not graph.separable
+    feeds = {"x": normal(9, 3)}
+    for policy in POLICIES[2:]:
+        plan = policies.make(policy, graph, calibration=feeds)
+        with Session(plan, workers=[InProcessLink(Engine().handle)]) as session:
+            (found,) = session.run(feeds).outputs.values()
+        np.testing.assert_allclose(found, plain(model, feeds)[0], atol=0.02)
+
+
+def test_a_layer_on_every_step_of_sequences_of_any_length():
+    net = Net()
+    net.inputs.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", "T", 3]))
+    value = net.op("Relu", net.gemm(computed_target(net, "x"), 3, 4))
+    shape = net.op("Concat", net.op("Slice", net.op("Shape", "x"), integers(net, 0),
+                                    integers(net, 2)), integers(net, 4), axis=0)  # fmt: skip
+    model = net.model(net.op("Reshape", value, shape))
+    graph = prepare(read.from_model(model, name="net"))
+    plan = policies.slalom(graph, calibration=normal(4, 5, 3))
+    assert (plan.graph.batch, len(plan.quantised)) == (None, 1)
+    with Session(plan, workers=[InProcessLink(Engine().handle)], batch=2) as session:
+        for steps in (5, 7):
+            feeds = {"x": np.clip(normal(3, steps, 3), -2, 2)}
+            result = session.run(feeds)
+            (found,) = result.outputs.values()
+            np.testing.assert_allclose(found, plain(model, feeds)[0], atol=0.02)
+            assert sent(result.report) == 1

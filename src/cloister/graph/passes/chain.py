@@ -17,7 +17,7 @@ SLICE_TAKES_INPUTS, PAD_TAKES_INPUTS = 10, 11
 class Chain:
     """Grows from a value of known shape to the output of the node it replaces.
 
-    The first axis may be free: targets of Reshape keep it as it is.
+    The first axis may be free: targets of Reshape keep it as it is, but for those of `regroup`.
     """
 
     def __init__(self, rewrite: Rewrite, node: Node, value: str, shape: Sequence[Size]) -> None:
@@ -33,6 +33,11 @@ class Chain:
         if shape != self.shape:
             target = self._constant("target", np.array([0, *sizes], np.int64))
             self._append("Reshape", shape, [target])
+
+    def regroup(self, *sizes: int) -> None:
+        """All elements on other axes, of which one has the size -1: what is left."""
+        shape = tuple(None if size == -1 else size for size in sizes)
+        self._append("Reshape", shape, [self._constant("target", np.array(sizes, np.int64))])
 
     def transpose(self, order: Sequence[int]) -> None:
         """Axes in another order."""
@@ -83,10 +88,15 @@ class Chain:
             inputs.append(self._constant("bias", np.asarray(bias, np.float32)))
         self._append(op, shape, inputs, attributes, name=self._node.name)
 
-    def finish(self) -> None:
-        """Replace the node."""
-        last = replace(self._nodes[-1], outputs=self._node.outputs)
-        self._rewrite.swap([self._node], [*self._nodes[:-1], last])
+    def add(self, shift: np.ndarray) -> None:
+        """An addition of numbers that ONNX broadcasts."""
+        self._append("Add", self.shape, [self._constant("shift", shift)])
+
+    def finish(self) -> list[Node]:
+        """Replace the node by these."""
+        nodes = [*self._nodes[:-1], replace(self._nodes[-1], outputs=self._node.outputs)]
+        self._rewrite.swap([self._node], nodes)
+        return nodes
 
     def known(self, axis: int) -> int:
         """The size of an axis that is not free."""
