@@ -43,13 +43,14 @@ def split_rows(graph: Graph) -> Graph:
         each = _rows(graph, node)
         if each is None:
             continue
-        chain = Chain(rewrite, node, node.inputs[0], ())
+        chain = Chain(rewrite, node)
         if node.op in LAST_AXIS_OPS:
-            _multiply(chain, graph, node, each)
+            _product(chain, node, each)
         else:
-            stack_images(chain, graph, node, each)
-        chain.regroup(*_target(graph.sizes(node.outputs[0]) or ()))
-        reshapes.update(one.name for one in chain.finish() if one.op == "Reshape")
+            stack_images(chain, node, each)
+        after = graph.sizes(node.outputs[0]) or ()
+        chain.reshape([size if isinstance(size, int) else -1 for size in after])
+        reshapes.update(one.name for one in chain.replace() if one.op == "Reshape")
     return _with_less_reshapes(rewrite.finish(), reshapes) if reshapes else graph
 
 
@@ -83,24 +84,19 @@ def _rows(graph: Graph, node: Node) -> int | None:
     return rows_per_sample(graph, node) if fits else None
 
 
-def _multiply(chain: Chain, graph: Graph, node: Node, each: int) -> None:
+def _product(chain: Chain, node: Node, each: int) -> None:
     """A matrix product on (N, k, C), with what a Gemm does besides."""
-    weights, bias = graph.constants[node.inputs[1]], None
-    if node.op == "Gemm":
+    constants = chain.graph.constants
+    weights, name = constants[node.inputs[1]], node.inputs[1]
+    if node.op == "Gemm" and (integer(node, "transB", 0) or number(node, "alpha", 1.0) != 1):
         turned = weights.T if integer(node, "transB", 0) else weights
-        weights = turned * np.float32(number(node, "alpha", 1.0))
-        if len(node.inputs) > 2 and node.inputs[2]:
-            bias = graph.constants[node.inputs[2]].reshape(-1)
-            bias = bias * np.float32(number(node, "beta", 1.0))
-    chain.regroup(-1, each, weights.shape[0])
-    chain.linear("MatMul", (None, each, weights.shape[1]), weights)
-    if bias is not None:
-        chain.add(bias)
-
-
-def _target(sizes: Sequence[Size]) -> list[int]:
-    """A Reshape target for sizes of which one at most is no number."""
-    return [size if isinstance(size, int) else -1 for size in sizes]
+        weights = np.ascontiguousarray(turned * np.float32(number(node, "alpha", 1.0)))
+        name = chain.rewrite.constant(f"{node.name}_weights", weights)
+    chain.reshape([-1, each, len(weights)])
+    chain.linear("MatMul", name)
+    if node.op == "Gemm" and len(node.inputs) > 2 and node.inputs[2]:
+        bias = constants[node.inputs[2]].reshape(-1) * np.float32(number(node, "beta", 1.0))
+        chain.then("Add", bias)
 
 
 def _with_less_reshapes(graph: Graph, ours: set[str]) -> Graph:
@@ -170,7 +166,7 @@ def _skipped(rewrite: Rewrite, node: Node, ours: set[str]) -> bool:
         return True
     if source == node.inputs[0]:
         return False
-    target = np.array(_target(sizes), np.int64)
+    target = np.array([size if isinstance(size, int) else -1 for size in sizes], np.int64)
     constant = rewrite.constant(f"{node.name}_target", target)
     rewrite.swap([node], [replace(node, inputs=(source, constant), attributes={})])
     ours.add(node.name)

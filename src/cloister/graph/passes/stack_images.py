@@ -10,56 +10,52 @@ transposed convolution: of its result). Of the result, the rows of each image ar
                     its result begins behind the padding that the node cuts off
 """
 
-from cloister.graph.graph import Graph, Node
-from cloister.graph.ops.linear_nodes import integer, integers, stated_pads
+from cloister.graph.graph import Node
+from cloister.graph.ops.linear_nodes import integers, stated_pads
 from cloister.graph.passes.chain import Chain
 
 
-def stack_images(chain: Chain, graph: Graph, node: Node, each: int) -> None:
+def stack_images(chain: Chain, node: Node, each: int) -> None:
     """A convolution over (k N, C, H, W), or (k N, C, L) as images of one row, up to its sizes."""
-    (channels, height, width), (made, rows, columns) = (
-        _image(graph, value) for value in (node.inputs[0], node.outputs[0])
+    graph = chain.graph
+    before, after = (
+        [size for size in (graph.sizes(value) or ())[1:] if isinstance(size, int)]
+        for value in (node.inputs[0], node.outputs[0])
     )
+    channels, height, width = before[0], before[1] if len(before) == 3 else 1, before[-1]
+    made, rows, columns = after[0], after[1] if len(after) == 3 else 1, after[-1]
     weights = graph.constants[node.inputs[1]]
-    bias = graph.constants[node.inputs[2]] if len(node.inputs) > 2 and node.inputs[2] else None
-    flat = weights[:, :, None] if weights.ndim == 3 else weights
-    kernel = flat.shape[2:]
+    names = node.inputs[1:]
+    if weights.ndim == 3:
+        flat = chain.rewrite.constant(f"{node.name}_weights", weights[:, :, None])
+        names = (flat, *names[1:])
+    kernel = weights.shape[2] if weights.ndim == 4 else 1
     stride, dilation, extra = (
         _two(node, name, default)
         for name, default in (("strides", 1), ("dilations", 1), ("output_padding", 0))
     )
     top, left, bottom, right = _pads(node, weights.ndim - 2)
-    reach = dilation[0] * (kernel[0] - 1) + 1
-    attributes: dict[str, object] = {"group": integer(node, "group", 1)}
+    reach = dilation[0] * (kernel - 1) + 1
     if node.op == "Conv":
-        step, before, first = -(-(top + height + bottom) // stride[0]), top, 0
-        pitch = step * stride[0]
+        step = -(-(top + height + bottom) // stride[0])
+        zeros, first, spaced = (top, step * stride[0] - top - height), 0, step * stride[0]
     else:
-        pitch, before, first = (
-            -(-((height - 1) * stride[0] + reach + extra[0]) // stride[0]),
-            0,
-            top,
-        )
-        step = pitch * stride[0]
-        attributes["output_padding"] = (max(stride[0] - reach, 0), extra[1])
-    chain.regroup(-1, each, channels, height, width)
-    chain.pad(3, before, pitch - before - height)
+        step = -(-((height - 1) * stride[0] + reach + extra[0]) // stride[0])
+        zeros, first, spaced, step = (0, step - height), top, step, step * stride[0]
+    chain.reshape([-1, each, channels, height, width])
+    chain.pad(3, *zeros)
     chain.transpose((0, 2, 1, 3, 4))
-    chain.reshape(channels, each * pitch, width)
+    chain.reshape([-1, channels, each * spaced, width])
+    kept = {name: value for name, value in node.attributes.items() if name == "group"}
+    if node.op == "ConvTranspose":
+        kept["output_padding"] = (max(stride[0] - reach, 0), extra[1])
     chain.linear(
-        node.op, (None, made, each * step, columns), flat, bias, kernel_shape=kernel,
-        strides=stride, dilations=dilation, pads=(0, left, max(reach - stride[0], 0), right),
-        **attributes,
+        node.op, *names, kernel_shape=(kernel, weights.shape[-1]), strides=stride,
+        dilations=dilation, pads=(0, left, max(reach - stride[0], 0), right), **kept,
     )  # fmt: skip
-    chain.reshape(made, each, step, columns)
+    chain.reshape([-1, made, each, step, columns])
     chain.slice(3, first, first + rows)
     chain.transpose((0, 2, 1, 3, 4))
-
-
-def _image(graph: Graph, value: str) -> tuple[int, int, int]:
-    """Channels, height and width; a value with one axis behind its channels has one row."""
-    sizes = [size for size in (graph.sizes(value) or ())[1:] if isinstance(size, int)]
-    return sizes[0], sizes[1] if len(sizes) == 3 else 1, sizes[-1]
 
 
 def _two(node: Node, name: str, default: int) -> tuple[int, int]:
