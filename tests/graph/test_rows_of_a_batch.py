@@ -28,10 +28,10 @@ def sent(report):
     return sum(row.bytes_to_worker > 0 for row in report.layers)
 
 
-def assert_goes_out(model, feeds, nodes, *, batch=2):
+def assert_goes_out(model, feeds, nodes, *, batch=2, policies_=POLICIES):
     """Every policy gives what ONNX Runtime does; under slalom this many nodes go to the worker."""
     graph = prepare(read.from_model(model, name="net"))
-    for policy in POLICIES:
+    for policy in policies_:
         plan = policies.make(policy, graph, calibration=feeds)
         with Session(plan, workers=[InProcessLink(Engine().handle)], batch=batch) as session:
             result = session.run(feeds)
@@ -242,6 +242,48 @@ def test_attention_over_all_heads_as_one_batch():
     mixed = net.op("Transpose", net.op("Reshape", mixed, rows), perm=[0, 2, 1, 3])
     model = net.model(net.op("MatMul", reshaped(net, mixed, 0, 5, 6), net.weights(6, 2)))
     assert_goes_out(model, {"x": normal(5, 5, 6)}, 5)
+
+
+# ---- branches
+
+
+def without_axis_of_one(net, value, axis):
+    """PyTorch's x.squeeze(axis), which asks for the size; both branches read x."""
+    size = net.op("Gather", net.op("Shape", value), net.constant(np.array(axis)))
+    one = net.op("Equal", size, net.constant(np.array(1)))
+    bodies = {}
+    for name, op, attributes in (
+        ("then_branch", "ReduceMax", {"axes": [axis], "keepdims": 0}),
+        ("else_branch", "Mul", {}),
+    ):
+        made = helper.make_tensor_value_info("made", TensorProto.FLOAT, None)
+        reads = ["read"] if attributes else ["read", "factor"]
+        nodes = [helper.make_node("Relu", [value], ["read"], name="first")]
+        nodes.append(helper.make_node(op, reads, ["made"], name="second", **attributes))
+        factor = helper.make_tensor("factor", TensorProto.FLOAT, [], [1])
+        bodies[name] = helper.make_graph(nodes, name, [], [made], [factor])
+    return net.op("If", one, **bodies)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_branch_that_every_batch_takes(size):
+    net = Net()
+    value = without_axis_of_one(net, net.input("x", size, 3), 1)
+    value = without_axis_of_one(net, net.op("MatMul", value, net.weights(3, 4)), 1)
+    model = net.model(net.op("MatMul", value, net.weights(4, 2)))
+    graph = assert_goes_out(model, {"x": normal(5, size, 3)}, 2)
+    assert "If" not in ops(graph)
+
+
+@pytest.mark.parametrize(("samples", "nodes"), [(1, 1), (3, 2)])
+def test_a_branch_of_one_sample_is_taken_by_one_sample_alone(samples, nodes):
+    net = Net()
+    hidden = net.op("MatMul", net.input("x", 3), net.weights(3, 4))
+    value = without_axis_of_one(net, hidden, 0)
+    model = net.model(net.op("MatMul", value, net.weights(4, 2)))
+    inside = tuple(policy for policy in POLICIES if policy != "open")
+    graph = assert_goes_out(model, {"x": normal(samples, 3)}, nodes, policies_=inside)
+    assert not graph.separable
 
 
 # ---- fixed sizes
