@@ -6,17 +6,28 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import onnx
 from onnx import shape_inference
 
 from cloister.errors import ModelError, one_line
 from cloister.graph.batch import batch_factor, times_batch
+from cloister.graph.captures import every_node
 from cloister.graph.element_types import ELEMENT_TYPES
 from cloister.graph.graph import BATCH, Graph, Node, OpaqueType, Size, TensorType
-from cloister.graph.legality import MAX_ELEMENTS
+from cloister.graph.legality import MAX_ELEMENTS, READS_A_FILE
 from cloister.graph.onnx.export import known_type, model_bytes, type_bytes
+from cloister.graph.ort_session import ORT_ERRORS, runtime_operators, runtime_session
 
 Sizes = tuple[Size, ...]
+RUNTIME_TYPES = {
+    f"tensor({name})": np.dtype(kind)
+    for name, kind in {
+        "float": np.float32, "double": np.float64, "float16": np.float16, "int8": np.int8,
+        "uint8": np.uint8, "int32": np.int32, "int64": np.int64, "bool": np.bool_,
+    }.items()
+}  # fmt: skip
+"""Element types as ONNX Runtime writes them."""
 SMALL = 1024
 """Constants up to this many elements may be shapes; larger ones only matter by their own shape."""
 
@@ -43,9 +54,12 @@ def with_types(graph: Graph) -> Graph:
     )
     model = onnx.ModelProto.FromString(model_bytes(skeleton))
     stated: set[str] = set()
+    asked = False
     while True:
         found = _infer(model)
         proved = _proved(graph, found, stated)
+        if not proved and not asked:
+            asked, proved = True, _known_to_runtime(graph, model, found)
         if not proved:
             break
         _state(model, proved)
@@ -105,6 +119,35 @@ def _proved(
             if sizes is not None and dtype is not None:
                 proved[value] = OpaqueType(dtype, sizes)
     return proved
+
+
+def _known_to_runtime(
+    graph: Graph, model: onnx.ModelProto, found: Mapping[str, OpaqueType]
+) -> dict[str, OpaqueType]:
+    """Types of what operators outside ONNX's own make, which ONNX Runtime infers."""
+    wanted = {
+        value
+        for node in graph.nodes
+        for value in node.outputs
+        if value and (node.domain, node.op) in runtime_operators() and node.domain
+        if not is_known(found.get(value, OpaqueType()).sizes)
+    }
+    if not wanted or any(node.op in READS_A_FILE for node in every_node(graph.nodes)):
+        return {}
+    asking = onnx.ModelProto()
+    asking.CopyFrom(model)
+    listed = {info.name for info in asking.graph.output}
+    asking.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(wanted - listed))
+    try:
+        outputs = runtime_session(asking.SerializeToString()).get_outputs()
+    except ORT_ERRORS:
+        return {}
+    types = {}
+    for one in outputs:
+        sizes = tuple(size if isinstance(size, int | str) else "" for size in one.shape or ())
+        if one.name in wanted and one.type in RUNTIME_TYPES and is_known(sizes):
+            types[one.name] = OpaqueType(RUNTIME_TYPES[one.type], sizes)
+    return types
 
 
 def _state(model: onnx.ModelProto, proved: Mapping[str, OpaqueType]) -> None:
