@@ -15,6 +15,7 @@ UNARY = (
     "Sin", "Cos", "Round", "Sign", "IsNaN", "IsInf", "Mish", "Shrink", "ThresholdedRelu", "Atan",
     "Log", "Sqrt", "Reciprocal",
 )  # fmt: skip
+MOST_TURNS = 6
 PAIRWISE = (
     "Add", "Sub", "Mul", "Div", "Min", "Max", "Pow", "PRelu", "Equal", "Greater", "Less", "Mod",
     "And", "Or", "Xor", "GreaterOrEqual", "Sum", "Mean",
@@ -543,7 +544,9 @@ def add_loop(scope: Scope) -> None:
     ))  # fmt: skip
     after = after or body.add("Tanh", [names[2]])
     extra = own(body, last(body))
-    times = scope.value(lambda array: array.dtype == np.int64 and array.size == 1)
+    times = scope.value(
+        lambda array: array.dtype == np.int64 and array.size == 1 and array.max() < MOST_TURNS
+    )
     if times is None or scope.chance():
         times = scope.constant(np.int64(scope.pick([0, 1, 3])))
     if None in (kept, after, extra):
