@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from cloister.graph.graph import Graph
 from cloister.graph.legality import check
 from cloister.graph.passes.flatten import fold_flatten
-from cloister.graph.passes.folding import fold_constants
+from cloister.graph.passes.folding import fold_constants, remove_identities
 from cloister.graph.passes.fuse_linear import fold_batch_norm, fold_pads
+from cloister.graph.passes.integer_products import integer_products
 from cloister.graph.passes.pool_means import fold_means
 from cloister.graph.passes.rewrite import without_unused
 from cloister.graph.passes.transposes import fold_transposes
@@ -21,6 +22,8 @@ def remove_unused(graph: Graph) -> Graph:
 
 standard_passes: tuple[Pass, ...] = (
     fold_constants,
+    integer_products,
+    remove_identities,
     fold_transposes,
     fold_pads,
     fold_batch_norm,
