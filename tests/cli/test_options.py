@@ -13,7 +13,8 @@ from cloister.trusted.pads.factory import Rate
 
 def test_numbers():
     assert numbers("0.5, 1/4,2e1", option="--mean") == (0.5, 0.25, 20.0)
-    for text in ("", "a", "1,,2", "1/0"):
+    assert numbers("1/127.5,-1.5/2, 1e2 / 0.5", option="--mean") == (1 / 127.5, -0.75, 200.0)
+    for text in ("", "a", "1,,2", "1/0", "1/", "/2", "1/2/4", "1e999", "nan"):
         with pytest.raises(InputError, match="--mean"):
             numbers(text, option="--mean")
 
@@ -21,6 +22,7 @@ def test_numbers():
 def test_preprocessing():
     assert ModelInputs().preprocessing() == Preprocessing()
     assert ModelInputs(resize="4,6").preprocessing().resize == (4, 6)
+    assert ModelInputs(scale="1/127.5").preprocessing().scale == 1 / 127.5
     for changes in ({"std": "0"}, {"scale": "1,2"}, {"scale": "-1"}, {"resize": "4"}):
         with pytest.raises(InputError, match="--"):
             ModelInputs(**changes).preprocessing()

@@ -66,7 +66,7 @@ def test_several_files_share_what_holds_for_all(cloister, refused, tmp_path, mod
 def test_inputs_that_do_not_fit_are_named(refused, tmp_path, model):
     arguments = ("run", model, "--policy", "enclave")
     wrong = saved(tmp_path, x=normal(2, 3), gain=normal(2))
-    assert "array of 1 axes (2,), input 'gain' takes ()" in refused(*arguments, wrong)
+    assert "input 'gain': the model takes shape (), got (2,)" in refused(*arguments, wrong)
     wrong = saved(tmp_path, x=normal(2, 3), gain=np.float32(np.nan))
     assert "an array contains NaN" in refused(*arguments, wrong)
     bad = normal(2, 3)

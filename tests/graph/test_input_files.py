@@ -175,8 +175,9 @@ def _save(path, array):
     [
         (np.zeros((2, 3, 5, 7), np.int64), "holds int64 numbers, input 'x' takes float32"),
         (np.array([object()]), "holds Python objects"),
-        (np.zeros((5,), np.float32), r"array of 1 axes \(5,\)"),
-        (np.zeros((1, 4, 5, 7), np.float32), r"array of shape \(1, 4, 5, 7\)"),
+        (np.zeros((5,), np.float32), r"takes shape \(batch, 3, 5, 7\), got \(5,\)"),
+        (np.zeros((1, 4, 5, 7), np.float32), r"\(batch, 3, 5, 7\), got \(1, 4, 5, 7\)"),
+        (np.full((1, 3, 5, 7), 1e40), "sample 0 has a number beyond the largest float32"),
         (np.zeros((2, 5, 7, 4), np.uint8), "pictures with 4 channels, the model takes 3"),
         (np.zeros((5, 7), np.uint8), "pictures with 1 channels, the model takes 3"),
         (np.zeros((2,), np.uint8), "arrays of pixels are"),

@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import nets
 from cloister.errors import ModelError, UnsupportedError
+from cloister.graph.graph import BATCH
 from cloister.graph.onnx.export import model_bytes
 from cloister.graph.onnx.read import from_model, load
 from cloister.graph.passes.normalise import prepare
@@ -193,10 +194,13 @@ def one_input(*shape: str | int | None) -> onnx.ModelProto:
     return net.model(net.op("Relu", "image"))
 
 
-@pytest.mark.parametrize("size", ["height", None])
-def test_a_free_axis_besides_the_batch_is_named(size):
-    with pytest.raises(UnsupportedError, match=r"'image': axis 2.*fixed size"):
-        from_model(one_input("N", 3, size, 8), name="net")
+@pytest.mark.parametrize(
+    ("size", "name"), [("height", "height"), (None, "image[2]"), (-1, "image[2]")]
+)
+def test_a_free_axis_besides_the_batch_has_a_name(size, name):
+    graph = from_model(one_input("N", 3, size, 8), name="net")
+    assert graph.free_sizes == (name,)
+    assert graph.sizes("image") == graph.sizes(graph.outputs[0]) == (BATCH, 3, name, 8)
 
 
 def test_a_model_of_other_operators_alone_is_refused_by_what_it_lacks():

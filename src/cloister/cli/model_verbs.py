@@ -442,8 +442,10 @@ def _planned_now(
         graph = split.named(modules[split.node].manifest.digest, queries=end.queries)
     read = given.read(graph, inputs)
     made, origin = given.plan(graph, inputs=read, stored=stored, whole=whole, digest=digest)
-    # Only the integers are needed from here on; the model's float32 weights go with the graph.
-    return PlannedRun(made.without_float_weights(), origin, read, modules)
+    if made.template is None:
+        # Only the integers are needed from here on; the model's float32 weights go with the graph.
+        made = made.without_float_weights()
+    return PlannedRun(made, origin, read, modules)
 
 
 def _refuse_unused(

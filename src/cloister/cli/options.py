@@ -149,7 +149,9 @@ Std = Annotated[
 Scale = Annotated[
     str,
     typer.Option(
-        "--scale", help="Factor for pixels of 0..255, as 1/255 or 1.", rich_help_panel=PREPROCESSING
+        "--scale",
+        help="Factor for pixels of 0..255, as 1/255 or 1/127.5.",
+        rich_help_panel=PREPROCESSING,
     ),
 ]
 ModelLayout = Annotated[
@@ -504,14 +506,21 @@ def refuse_given(why: str, options: Mapping[str, object]) -> None:
 
 
 def numbers(text: str, *, option: str) -> tuple[float, ...]:
-    """Comma-separated numbers; fractions such as 1/255 are allowed.
+    """Comma-separated numbers; fractions such as 1/255 and 1/127.5 are allowed.
 
     Raises InputError naming the option.
     """
     try:
-        return tuple(float(Fraction(part.strip())) for part in text.split(","))
+        return tuple(_number(part) for part in text.split(","))
     except (ValueError, ZeroDivisionError, OverflowError):
         raise InputError(f"{option} {text}: give numbers separated by commas") from None
+
+
+def _number(text: str) -> float:
+    above, *below = (Fraction(part.strip()) for part in text.split("/"))
+    if len(below) > 1:
+        raise ValueError("a fraction has one numerator and one denominator")
+    return float(above / below[0] if below else above)
 
 
 def integers(text: str, *, option: str) -> tuple[int, ...]:

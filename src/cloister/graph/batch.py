@@ -76,6 +76,16 @@ def bound_sizes(graph: Graph, feeds: Feeds) -> dict[str, int]:
     return {symbol: size for symbol, (size, _) in bound.items()}
 
 
+def stated_sizes(free: Graph, bound: Graph) -> dict[str, int]:
+    """The numbers that a graph's inputs have in the place of another one's symbols."""
+    return {
+        symbol: size
+        for name in free.inputs
+        for symbol, size in zip(free.sizes(name) or (), bound.sizes(name) or (), strict=True)
+        if isinstance(symbol, str) and isinstance(size, int)
+    }
+
+
 def sample_count(graph: Graph, feeds: Feeds) -> int:
     """How many samples a request holds; one when no input carries a batch."""
     for name in graph.inputs:

@@ -107,6 +107,12 @@ class Graph:
         return None if opaque is None else opaque.sizes
 
     @cached_property
+    def free_sizes(self) -> tuple[str, ...]:
+        """The symbols in the inputs' shapes besides the batch, in their order."""
+        sizes = (size for name in self.inputs for size in self.sizes(name) or ())
+        return tuple(dict.fromkeys(s for s in sizes if isinstance(s, str) and s != BATCH))
+
+    @cached_property
     def shared_size(self) -> Size | None:
         """First size of all inputs that have axes, where it is the same."""
         first = {known[0] for name in self.inputs if (known := self.sizes(name))}

@@ -62,6 +62,23 @@ def with_types(graph: Graph) -> Graph:
     return replace(graph, types={**types, **constants, **given}, opaque=opaque)
 
 
+def with_input_sizes(graph: Graph, sizes: Mapping[str, tuple[Size, ...]]) -> Graph:
+    """The graph with these sizes of its inputs; the types of all values are inferred anew.
+
+    Raises ModelError when the shapes contradict each other.
+    """
+    types, opaque = {}, {}
+    for name in graph.inputs:
+        stated = graph.types.get(name) or graph.opaque[name]
+        known = OpaqueType(stated.dtype, sizes[name]) if name in sizes else graph.opaque.get(name)
+        typed = graph.types[name] if known is None else tensor_type(known)
+        if typed is not None:
+            types[name] = typed
+        elif known is not None:
+            opaque[name] = known
+    return with_types(replace(graph, types=types, opaque=opaque))
+
+
 def _infer(model: onnx.ModelProto) -> dict[str, OpaqueType]:
     try:
         inferred = shape_inference.infer_shapes(model, strict_mode=False, data_prop=True)

@@ -26,11 +26,14 @@ from cloister.data.preprocessing import (
     split_pixels,
 )
 from cloister.errors import InputError, RangeError, ShapeError
+from cloister.graph.array_conversion import as_input
 from cloister.graph.batch import batch_axis, bound_sizes, element_type, part, sample_count
 from cloister.graph.graph import Graph
 
 PICTURES = (".png", ".jpg", ".jpeg")
 ARRAYS = (".npy", ".npz")
+_TABLE_AXES = 2
+"""Integers on more axes may be pixels, of which only uint8 says so."""
 AS_UNIT = Preprocessing()
 """Pixels from 0 to 1."""
 
@@ -196,7 +199,12 @@ def _from_array(
         form = picture_form(graph, name, path, preprocessing)
         pictures = [as_picture(one, form, path) for one in split_pixels(array, path)]
         return np.stack([prepare_picture(one, form, preprocessing, path) for one in pictures])
-    return _as_input(graph, name, array, path)
+    if array.dtype.kind in "iu" and expected.kind == "f" and array.ndim > _TABLE_AXES:
+        raise InputError(
+            f"{path}: holds {array.dtype} numbers, input {name!r} takes {expected}; convert pixels "
+            f"to uint8, and other numbers with array.astype({str(expected)!r})"
+        )
+    return as_input(graph, name, array, f"{path}: input {name!r}", whole=False)
 
 
 def _read_arrays(path: Path, *, wanted: Sequence[str]) -> dict[str, np.ndarray]:
@@ -256,27 +264,3 @@ def _header(file: IO[bytes]) -> np.dtype:
         else (np.lib.format.read_array_header_2_0)
     )
     return read(file)[2]
-
-
-def _as_input(graph: Graph, name: str, array: np.ndarray, path: Path) -> np.ndarray:
-    """An array as an input of the model; a single sample gets its batch axis."""
-    expected = element_type(graph, name)
-    if expected.kind == "f" and array.dtype.kind == "f":
-        array = array.astype(expected)
-    elif array.dtype != expected:
-        raise InputError(
-            f"{path}: holds {array.dtype} numbers, input {name!r} takes {expected}; "
-            f"convert with array.astype({str(expected)!r})"
-        )
-    sizes, axis = graph.sizes(name) or (), batch_axis(graph, name)
-    if array.ndim == len(sizes) - 1:
-        array = np.expand_dims(array, axis or 0)
-    wanted = ", ".join(map(str, sizes))
-    if array.ndim != len(sizes):
-        raise InputError(
-            f"{path}: array of {array.ndim} axes {array.shape}, input {name!r} takes ({wanted})"
-        )
-    pairs = enumerate(zip(sizes, array.shape, strict=True))
-    if any(want != got for i, (want, got) in pairs if isinstance(want, int) and i != axis):
-        raise InputError(f"{path}: array of shape {array.shape}, input {name!r} takes ({wanted})")
-    return array

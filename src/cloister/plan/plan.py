@@ -14,6 +14,7 @@ import numpy as np
 
 from cloister.base.reading import parsing
 from cloister.errors import PlanError
+from cloister.graph.batch import stated_sizes
 from cloister.graph.canonical import Writer, as_array, read_file
 from cloister.graph.captures import captured_values
 from cloister.graph.graph import Graph, Node
@@ -52,6 +53,8 @@ class Plan:
     split               where the policy stops to hide values; None: nowhere
     float_weights       whether those nodes' float32 weights are still there
                         (`without_float_weights`)
+    template            the model whose free sizes are numbers in `graph`, with which plans for
+                        other sizes are made; it is in no file
     """
 
     graph: Graph
@@ -62,6 +65,7 @@ class Plan:
     ranges: Mapping[str, Ranges] = field(default_factory=dict)
     split: PlannedSplit | None = None
     float_weights: bool = True
+    template: Graph | None = None
 
     def __post_init__(self) -> None:
         names = {node.name for node in self.graph.nodes}
@@ -115,6 +119,11 @@ class Plan:
             self.quantised[node.name] for node in self.graph.nodes if node.name in self.quantised
         )
 
+    @cached_property
+    def sizes(self) -> Mapping[str, int]:
+        """The numbers in the place of the template's free sizes; none without a template."""
+        return {} if self.template is None else stated_sizes(self.template, self.graph)
+
     def protection_of(self, node: QuantisedLinear) -> Protection:
         """The protection of an outsourced linear node."""
         return self.protections[node.node]
@@ -162,14 +171,16 @@ class Plan:
     def without_float_weights(self) -> "Plan":
         """The same plan, of the same digest, for running only: without weights that are integers.
 
-        The float32 weights of outsourced nodes are replaced by NaN that takes no memory. They are
-        freed once no object holds this plan or its model any more.
+        It is for the sizes it was made for only: no plan for others can be made. The float32
+        weights of outsourced nodes are replaced by NaN that takes no memory. They are freed once no
+        object holds this plan or its model any more.
         """
         constants = {
             name: absent(array.shape) if name in self.not_needed else array
             for name, array in self.graph.constants.items()
         }
-        return replace(self, graph=replace(self.graph, constants=constants), float_weights=False)
+        graph = replace(self.graph, constants=constants)
+        return replace(self, graph=graph, float_weights=False, template=None)
 
     @cached_property
     def not_needed(self) -> frozenset[str]:

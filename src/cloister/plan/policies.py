@@ -20,18 +20,22 @@ channels of different scale get scales of their own (input_factors.py). A worker
 powers of two, from the weights: calibrate on other samples than the inputs to be hidden.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
 from cloister.errors import PlanError, UnsupportedError
-from cloister.graph.graph import Graph, Node
+from cloister.graph.graph import LINEAR_OPS, Graph, Node
 from cloister.graph.hidden import hide
 from cloister.graph.legality import require_supported
-from cloister.graph.ops.linear_nodes import is_linear
+from cloister.graph.onnx.specialise import specialise
+from cloister.graph.ops.linear_nodes import geometry, is_linear, why_inside
 from cloister.graph.ops.table import Kind, find
 from cloister.graph.split import split_at
 from cloister.plan.accuracy import warn_of_errors
+from cloister.plan.bound_sizes import bound_parts, largest, require_bound
 from cloister.plan.input_factors import reads_raw
 from cloister.plan.placement import keep_inside
 from cloister.plan.plan import Plan
@@ -50,7 +54,7 @@ from cloister.plan.protection import (
     outer_policy,
 )
 from cloister.plan.quantise import calibrate, quantise_node
-from cloister.plan.quantised import Precision, Ranges
+from cloister.plan.quantised import Precision, Ranges, factor_shape
 from cloister.plan.samples import Samples, as_samples
 from cloister.plan.split_choice import AUTO, choose_split
 from cloister.plan.split_report import SplitReport
@@ -62,6 +66,7 @@ __all__ = [
     "blinded",
     "enclave",
     "ennclave",
+    "for_sizes",
     "from_ranges",
     "make",
     "measure_ranges",
@@ -175,18 +180,59 @@ def make(
     """A plan by the policy's name; see the functions below, and `assign`.
 
     `by_channel` gives raw input channels scales of their own, which the worker learns as powers of
-    two: turn it off where the samples are the very inputs to be hidden.
+    two: turn it off where the samples are the very inputs to be hidden. Where nodes become
+    integers, the model's free sizes are those of the samples (bound_sizes.py); a session makes
+    plans for other sizes when it needs them.
     Warns (PrecisionWarning) when a layer's error on the first samples exceeds a bound.
     """
-    ranges = measure_ranges(
-        policy, model, calibration=calibration, by_channel=by_channel, split=split, inside=inside
-    )
+    if calibration is None or not needs_ranges(policy):
+        ranges = measure_ranges(policy, model, calibration=calibration, split=split, inside=inside)
+        return from_ranges(
+            policy, model, ranges=ranges, precision=precision, split=split, inside=inside
+        )
+    parts = bound_parts(model, as_samples(model, calibration))
+    measured = [
+        measure_ranges(
+            policy, graph, calibration=part, by_channel=by_channel, split=split, inside=inside
+        )
+        for graph, part in parts
+    ]
+    graph, samples = parts[0]
     plan = from_ranges(
-        policy, model, ranges=ranges, precision=precision, split=split, inside=inside
+        policy, graph, ranges=largest(measured), precision=precision, split=split, inside=inside
     )
-    if calibration is not None:
-        warn_of_errors(plan, as_samples(model, calibration))
-    return plan
+    warn_of_errors(plan, samples)
+    return plan if graph is model else replace(plan, template=model)
+
+
+def for_sizes(plan: Plan, sizes: Mapping[str, int]) -> Plan:
+    """The plan for other sizes of its template's inputs: the same ranges, and what goes out.
+
+    Raises   PlanError for a plan without a template
+    """
+    if plan.template is None:
+        raise PlanError("the plan has no model with free sizes; make it from one")
+    graph = specialise(plan.template, sizes)
+    inside = {n.name for n in graph.nodes if is_linear(graph, n) and n.name not in plan.quantised}
+    made = from_ranges(
+        plan.policy,
+        graph,
+        ranges={**plan.ranges, **_whole_ranges(graph, plan)},
+        precision=plan.precision,
+        split=plan.split,
+        inside=inside,
+    )
+    return replace(made, template=plan.template)
+
+
+def _whole_ranges(graph: Graph, plan: Plan) -> dict[str, Ranges]:
+    """One range for nodes that have one for each element of an image of another size."""
+    return {
+        node.name: (max(plan.ranges[node.name]),)
+        for node in graph.nodes
+        if node.name in plan.ranges and is_linear(graph, node)
+        if len(plan.ranges[node.name]) != math.prod(factor_shape(geometry(graph, node)))
+    }
 
 
 def slalom(model: Graph, *, calibration: Samples, precision: Precision | None = None) -> Plan:
@@ -311,6 +357,7 @@ def measure_ranges(
     protections = assign(model, policy, split=split, inside=inside)
     if not needs_ranges(policy):
         return {}
+    require_bound(policy, model)
     linear = _sent_out(model, protections)
     if calibration is None:
         raise PlanError(f"policy {policy!r} needs calibration=: a batch of typical inputs")
@@ -335,6 +382,8 @@ def from_ranges(
     """
     require_supported(model)
     precision = precision or Precision()
+    if needs_ranges(policy):
+        require_bound(policy, model)
     protections = assign(model, policy, split=split, inside=inside)
     quantised = {}
     for node in _sent_out(model, protections) if needs_ranges(policy) else ():
@@ -376,19 +425,24 @@ def _nothing_to_send(model: Graph) -> str:
             "no linear node that a worker computes is left before the hidden end; hide fewer "
             "layers, or use the enclave policy before it"
         )
-    inside = [
-        f"{node.name!r} ({node.op})"
-        for node in model.nodes
-        if (spec := find(node)) is None or spec.kind is Kind.LINEAR
-    ]
+    inside = [node for node in model.nodes if _is_product(node)]
+    inside.sort(key=lambda node: node.op not in LINEAR_OPS)
     if not inside:
         return (
             "the model has no linear node with constant weights, so there is nothing to send to a "
             "worker; use the enclave policy"
         )
-    shown = ", ".join(inside[:SHOWN]) + (", ..." if len(inside) > SHOWN else "")
-    return (
-        "the model has no linear node with constant weights that a worker computes: float32 Conv "
-        "and ConvTranspose of one or two dimensions, Gemm and MatMul with a matrix, on each input "
-        f"of a batch alone; kept inside: {shown}; use the enclave policy"
+    listed = "; ".join(
+        f"node {node.name!r} ({node.op}): {why_inside(model, node)}" for node in inside[:SHOWN]
     )
+    more = f"; and {len(inside) - SHOWN} more" if len(inside) > SHOWN else ""
+    return (
+        "the model has no linear node with constant weights that a worker computes: "
+        f"{listed}{more}; use the enclave policy"
+    )
+
+
+def _is_product(node: Node) -> bool:
+    """Whether a node may multiply by weights: what ONNX Runtime alone knows may, too."""
+    spec = find(node)
+    return spec is None or spec.kind is Kind.LINEAR

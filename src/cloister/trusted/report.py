@@ -1,11 +1,16 @@
 """The costs and the results of a run."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
 from cloister.wire.transcript import Transcript
+
+_SUMS = (
+    "inputs", "trusted_ms", "worker_ms", "module_ms", "offline_ms",
+    "bytes_to_worker", "bytes_from_worker", "pads_used", "queries_used",
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -29,6 +34,18 @@ class LayerRow:
     clipped: int = 0
     quantised: int = 0
     clipped_share: float = 0.0
+
+    def add(self, other: "LayerRow") -> None:
+        """Add what the same step cost for other inputs."""
+        self.trusted_ms += other.trusted_ms
+        self.worker_ms += other.worker_ms
+        self.module_ms += other.module_ms
+        self.bytes_to_worker += other.bytes_to_worker
+        self.bytes_from_worker += other.bytes_from_worker
+        self.soundness_bits = other.soundness_bits
+        self.clipped += other.clipped
+        self.quantised += other.quantised
+        self.clipped_share = max(self.clipped_share, other.clipped_share)
 
 
 @dataclass(frozen=True)
@@ -72,6 +89,22 @@ class Report:
     def quantised(self) -> int:
         """Activations that became integers, in all layers."""
         return sum(row.quantised for row in self.layers)
+
+    def followed_by(self, other: "Report") -> "Report":
+        """The report of these inputs and of those that the same session ran next."""
+        rows = {row.name: replace(row) for row in self.layers}
+        for row in other.layers:
+            rows.setdefault(row.name, LayerRow(row.name, row.protection)).add(row)
+        bits = [b for b in (self.soundness_bits, other.soundness_bits) if b is not None]
+        sums = {name: getattr(self, name) + getattr(other, name) for name in _SUMS}
+        beyond = (*self.inputs_beyond, *(self.inputs + i for i in other.inputs_beyond))
+        return replace(
+            other,
+            soundness_bits=min(bits, default=None),
+            inputs_beyond=beyond,
+            layers=tuple(rows.values()),
+            **sums,
+        )
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""

@@ -17,8 +17,9 @@ from cloister.errors import ClipError, ClipWarning, PlanError, RangeError
 from cloister.graph.batch import batch_axis, cut, joined, sample_count
 from cloister.graph.graph import Graph
 from cloister.plan.plan import Plan
-from cloister.plan.samples import Samples, as_samples
+from cloister.plan.samples import Samples, sample_groups
 from cloister.trusted.clips import ClipRule, OnClip, clip_text
+from cloister.trusted.empty_batch import empty_outputs
 from cloister.trusted.executor import Executor
 from cloister.trusted.lanes import Lane, Lanes, MicroBatch, Worker
 from cloister.trusted.pads.maker import InlinePads
@@ -28,6 +29,7 @@ from cloister.wire.grpc.connect import connect
 from cloister.wire.grpc.places import endpoints
 from cloister.wire.link import WorkerLink
 from cloister.wire.shm.shm_link import connect_local_worker
+from cloister.wire.transcript import Transcript
 
 if TYPE_CHECKING:
     from cloister.bundle.compiled_module import CompiledModule
@@ -206,15 +208,18 @@ class Session:
         *,
         progress: Callable[[int, int], None] | None = None,
     ) -> Result:
-        """Outputs for a batch of inputs of any size.
+        """Outputs for a batch of inputs of any size; see `plan/samples.py` for what may be given.
 
-        `progress(done, total)` is called after every micro-batch. All checks of an input have
-        passed before its outputs are returned.
+        The items of an iterator are read while the model runs, a micro-batch for each lane at a
+        time, and are not kept. Their outputs are returned together: call `run` once for each item
+        where these would not fit in memory.
+
+        `progress(done, total)` is called after every micro-batch; the total of an iterator counts
+        what was read so far. All checks of all inputs have passed before outputs are returned.
 
         Raises   VerificationError, ProtocolError, PadError, InputError; then nothing was released
         """
-        with self._lock:
-            result = self._run(inputs, progress)
+        result = self._run_groups(inputs, progress)
         beyond = None if self._on_clip is OnClip.IGNORE else clip_text(result.report)
         if beyond is None:
             return result
@@ -224,7 +229,18 @@ class Session:
         warnings.warn(beyond, ClipWarning, stacklevel=2)
         return result
 
-    def _run(self, inputs: Samples, progress: Callable[[int, int], None] | None) -> Result:
+    def _run_groups(self, inputs: Samples, progress: Callable[[int, int], None] | None) -> Result:
+        results: list[Result] = []
+        done = 0
+        for feeds in sample_groups(self.plan.graph, inputs, self._batch * len(self._made)):
+            with self._lock:
+                results.append(self._run(feeds, _later(progress, done)))
+            done += results[-1].report.inputs
+        return self._together(results)
+
+    def _run(
+        self, feeds: Mapping[str, np.ndarray], progress: Callable[[int, int], None] | None
+    ) -> Result:
         if os.getpid() != self._process:
             raise PlanError("the session belongs to another process; open one in each process")
         if self._closed:
@@ -237,9 +253,10 @@ class Session:
             self._lanes.lied = False
         started = time.process_time()
         graph = self.plan.graph
-        feeds = as_samples(graph, inputs)
         _check_finite(graph, feeds)
         total = sample_count(graph, feeds)
+        if total == 0:
+            return self._empty(feeds)
         if self._engines is not None:
             self._engines.require(total)
         jobs = [
@@ -256,6 +273,27 @@ class Session:
         spent_ms = 1e3 * (time.process_time() - started - reported.spent_s)
         meter.trusted_ms = max(spent_ms - meter.offline_ms, 0.0)
         return Result(outputs, self._report(meter, total, clipped), transcript)
+
+    def _empty(self, feeds: Mapping[str, np.ndarray]) -> Result:
+        """The result of no sample."""
+        meter, nodes = Meter(), self.plan.linear_nodes
+        for node in nodes:
+            meter.row(node.node, self.plan.protections[node.node].name)
+        clipped = np.zeros((len(nodes), 0), np.uint64)
+        outputs = empty_outputs(self.plan, feeds)
+        return Result(outputs, self._report(meter, 0, clipped), Transcript())
+
+    def _together(self, results: Sequence[Result]) -> Result:
+        """The results of inputs that were run one after the other."""
+        first, *others = results
+        if not others:
+            return first
+        report, transcript = first.report, first.transcript
+        for other in others:
+            report = report.followed_by(other.report)
+            transcript.follow(other.transcript)
+        outputs = joined(self.plan.graph, [result.outputs for result in results])
+        return Result(outputs, report, transcript)
 
     def _report(self, meter: Meter, inputs: int, clipped: np.ndarray) -> Report:
         bits = [row.soundness_bits for row in meter.rows.values() if row.soundness_bits is not None]
@@ -345,6 +383,13 @@ def _check_pads(plan: Plan, pads: PadSource) -> None:
         raise PlanError(f"policy {plan.policy!r} blinds nothing; leave out pads=")
 
 
+def _later(tell: Callable[[int, int], None] | None, done: int) -> Callable[[int, int], None] | None:
+    """Progress of inputs that follow others."""
+    if tell is None or done == 0:
+        return tell
+    return lambda more, total: tell(done + more, done + total)
+
+
 class _Progress:
     """Tells a caller how far a call is, and keeps the time that takes the caller."""
 
@@ -407,13 +452,7 @@ def _add(meter: Meter, other: Meter) -> None:
     meter.pads_used += other.pads_used
     meter.queries += other.queries
     for row in other.rows.values():
-        total = meter.row(row.name, row.protection)
-        total.trusted_ms += row.trusted_ms
-        total.worker_ms += row.worker_ms
-        total.module_ms += row.module_ms
-        total.bytes_to_worker += row.bytes_to_worker
-        total.bytes_from_worker += row.bytes_from_worker
-        total.soundness_bits = row.soundness_bits
+        meter.row(row.name, row.protection).add(row)
 
 
 def _check_finite(graph: Graph, feeds: Mapping[str, np.ndarray]) -> None:

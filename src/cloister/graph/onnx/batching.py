@@ -17,7 +17,7 @@ from cloister.errors import ModelError
 from cloister.graph.batch import batch_axis, batched_values, element_type, part
 from cloister.graph.captures import every_node
 from cloister.graph.graph import BATCH, Graph
-from cloister.graph.inference import with_types
+from cloister.graph.inference import with_input_sizes, with_types
 from cloister.graph.ort_session import ORT_ERRORS
 from cloister.graph.weights_as_inputs import WeightsAsInputs
 
@@ -26,8 +26,9 @@ MAX_TRIED_ELEMENTS = 1 << 26
 """Of one value: 256 MiB in float32."""
 MIXING = ("DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul")
 """Operators that take one scale from the whole batch, so that a run may differ by little."""
-FREE_SIZE = 3
-"""A sample's size where only the caller knows it; unlike those of one and of two samples."""
+FREE_SIZES = (3, 64)
+"""Sizes that are tried where only the caller knows them; unlike those of one and of two samples.
+The second is for models whose windows do not fit into the first."""
 
 
 def with_dynamic_batch(graph: Graph) -> Graph:
@@ -45,9 +46,8 @@ def with_dynamic_batch(graph: Graph) -> Graph:
 
 
 def _freed(graph: Graph, batch: int) -> Graph:
-    inputs = {name: graph.types[name] for name in graph.inputs}
-    types = {n: replace(t, shape=(None, *t.shape[1:])) for n, t in inputs.items() if t.shape}
-    graph = with_types(replace(graph, types={**inputs, **types}))
+    sizes = {name: known for name in graph.inputs if (known := graph.sizes(name))}
+    graph = with_input_sizes(graph, {name: (BATCH, *known[1:]) for name, known in sizes.items()})
     while True:
         changed = _reshape_freed(graph, batch)
         if changed is None:
@@ -65,8 +65,7 @@ def _reshape_freed(graph: Graph, batch: int) -> Graph | None:
         if target is None and node.inputs[1] in made:
             value = made[node.inputs[1]].attributes.get("value")
             target = value if isinstance(value, np.ndarray) else None
-        known = graph.types.get(node.inputs[0])
-        takes_batch = known is not None and known.shape[:1] == (None,)
+        takes_batch = (graph.sizes(node.inputs[0]) or ())[:1] == (BATCH,)
         if target is None or not takes_batch or target.size == 0 or target[0] != batch:
             continue
         # In a Reshape target 0 means: as in the input.
@@ -83,10 +82,12 @@ def _reshape_freed(graph: Graph, batch: int) -> Graph | None:
 def _proved(graph: Graph, freed: Graph) -> bool:
     batched = batched_values(freed)
     for name in graph.outputs:
-        before, after = graph.types.get(name), freed.types.get(name)
-        if before is None or after is None or before.shape[1:] != after.shape[1:]:
+        before, after = graph.sizes(name), freed.sizes(name)
+        if before is None or after is None or before[1:] != after[1:]:
             return False
-        if after.shape[:1] != ((None,) if name in batched else before.shape[:1]):
+        if after[:1] != ((BATCH,) if name in batched else before[:1]):
+            return False
+        if any(isinstance(size, str) and size not in graph.free_sizes for size in before[1:]):
             return False
     return True
 
@@ -100,13 +101,34 @@ def joining_axes(graph: Graph, freed: Graph) -> dict[str, int] | None:
     if any(node.op in MIXING for node in every_node(graph.nodes)):
         return None
     _require_tryable(graph)
+    fixed, dynamic = (WeightsAsInputs(one) for one in (graph, freed))
+    *small, largest = _tried(graph)
+    for size in small:
+        try:
+            return _joining_axes(graph, freed, fixed, dynamic, size)
+        except ORT_ERRORS:
+            continue
+    return _joining_axes(graph, freed, fixed, dynamic, largest)
+
+
+def _tried(graph: Graph) -> tuple[int, ...]:
+    """The sizes to try for a graph's free sizes; any one where it has none."""
+    return FREE_SIZES if graph.free_sizes else FREE_SIZES[:1]
+
+
+def _joining_axes(
+    graph: Graph, freed: Graph, fixed: WeightsAsInputs, dynamic: WeightsAsInputs, size: int
+) -> dict[str, int] | None:
+    """See `joining_axes`; `size` is that of the other free sizes."""
     axes = {name: batch_axis(freed, name) for name in graph.inputs}
-    rng = default_rng(0)
-    first = {name: _sample(graph, name, rng) for name in graph.inputs}
-    other = {n: first[n] if axes[n] is None else _sample(graph, n, rng) for n in graph.inputs}
+    rng, sizes = default_rng(0), {BATCH: 1, **dict.fromkeys(graph.free_sizes, size)}
+    first = {name: _sample(graph, name, rng, sizes) for name in graph.inputs}
+    other = {
+        name: first[name] if axes[name] is None else _sample(graph, name, rng, sizes)
+        for name in graph.inputs
+    }
     pairs = {name: [first[name], other[name]] for name in graph.inputs}
     begin = {n: a if (axis := axes[n]) is None else part(a, axis, 0, 1) for n, a in first.items()}
-    fixed, dynamic = (WeightsAsInputs(one) for one in (graph, freed))
     alone = [fixed.run(None, feeds) for feeds in (first, other)]
     both = dynamic.run(None, {name: _joined(pairs[name], axes[name]) for name in graph.inputs})
     one = dynamic.run(None, begin)
@@ -130,10 +152,19 @@ def runs(graph: Graph, numbers: Mapping[str, int]) -> bool:
     """Whether ONNX Runtime computes a graph with these numbers for its inputs' symbols."""
     try:
         _require_tryable(graph)
-        feeds = {name: _sample(graph, name, default_rng(0), numbers) for name in graph.inputs}
-        WeightsAsInputs(graph).run(None, feeds)
+        session = WeightsAsInputs(graph)
+        return any(_runs(graph, session, numbers, size) for size in _tried(graph))
     except ModelError:
         return False
+    except ORT_ERRORS:
+        return False
+
+
+def _runs(graph: Graph, session: WeightsAsInputs, numbers: Mapping[str, int], size: int) -> bool:
+    sizes = {**dict.fromkeys(graph.free_sizes, size), **numbers}
+    feeds = {name: _sample(graph, name, default_rng(0), sizes) for name in graph.inputs}
+    try:
+        session.run(None, feeds)
     except ORT_ERRORS:
         return False
     return True
@@ -178,12 +209,9 @@ def _agree(alone: list[np.ndarray], both: np.ndarray, one: np.ndarray, axis: int
     return _close(both, np.concatenate(alone, axis)) and _close(one, begin)
 
 
-def _sample(
-    graph: Graph, name: str, rng: Generator, numbers: Mapping[str, int] | None = None
-) -> np.ndarray:
-    known = numbers or {BATCH: 1}
+def _sample(graph: Graph, name: str, rng: Generator, numbers: Mapping[str, int]) -> np.ndarray:
     sizes = graph.sizes(name) or ()
-    shape = [known.get(size, FREE_SIZE) if isinstance(size, str) else size for size in sizes]
+    shape = [numbers[size] if isinstance(size, str) else size for size in sizes]
     dtype = element_type(graph, name)
     if dtype.kind == "f":
         return np.asarray(rng.standard_normal(shape), dtype)

@@ -1,29 +1,36 @@
 """Models from files and frameworks, ready for planning."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from os import PathLike, fspath
 from pathlib import Path
 
 from cloister.errors import UnsupportedError
-from cloister.graph.graph import Graph
+from cloister.graph.graph import BATCH, Graph
 from cloister.graph.onnx import frontends, read
+from cloister.graph.onnx.specialise import specialise
 from cloister.graph.passes.normalise import prepare
 
 
-def load(path: str | PathLike[str]) -> Graph:
+def load(path: str | PathLike[str], *, dims: Mapping[str, int] | None = None) -> Graph:
     """The model in an ONNX file, or in a Keras file by its suffix (which needs Keras and PyTorch).
 
-    Raises ModelError, UnsupportedError naming the file or node and what to do.
+    `dims` has numbers for free sizes, by the names that the file gives them, or "batch" for the
+    batch. A free size that gets none has that of the inputs.
+
+    Raises ModelError, UnsupportedError naming the file or node and what to do, InputError for
+    numbers of sizes that are not free.
     """
     suffix = Path(path).suffix.lower()
     if suffix in frontends.KERAS_SUFFIXES:
-        return from_keras(path)
+        return specialise(from_keras(path), dims or {})
     if suffix in frontends.PYTORCH_SUFFIXES:
         raise UnsupportedError(
             f"{fspath(path)}: is a PyTorch file, by its name; export the module with "
             "torch.onnx.export, or pass it to cloister.from_torch"
         )
-    return prepare(read.load(fspath(path)))
+    own = dict(dims or {})
+    batch = {BATCH: own.pop(BATCH)} if BATCH in own else {}
+    return specialise(prepare(read.load(fspath(path), dims=own)), batch)
 
 
 def from_torch(module: Callable[..., object], example: object) -> Graph:

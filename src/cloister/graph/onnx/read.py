@@ -21,17 +21,20 @@ from cloister.graph.onnx.external_data import (
 )
 from cloister.graph.onnx.model_file import MAX_FILE_BYTES, read_model
 from cloister.graph.onnx.separability import with_separability
-from cloister.graph.onnx.symbols import batch_choices, first_symbols, linear_weights
+from cloister.graph.onnx.symbols import batch_choices, linear_weights, require_free
 from cloister.graph.passes.padding import with_explicit_padding
 
 MIN_OPSET = 7
+NO_DIMS: Mapping[str, int] = {}
 FLOAT = onnx.TensorProto.FLOAT
 MAX_DENSE = 2**24
 """Elements of a sparse constant, with its zeros."""
 
 
-def load(path: str | Path) -> Graph:
+def load(path: str | Path, *, dims: Mapping[str, int] = NO_DIMS) -> Graph:
     """The model in an ONNX file, with a dynamic batch axis wherever that is possible.
+
+    `dims` has numbers for free sizes, by the names that the file gives them.
 
     Raises ModelError for a file that is unreadable, damaged or no ONNX model, UnsupportedError for
     one that Cloister cannot run as it is.
@@ -49,7 +52,7 @@ def load(path: str | Path) -> Graph:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ModelError(f"{path}: cannot be read ({reason}); check the path") from None
-    return _import(file.skeleton, file.constants, name=path.stem, folder=path.parent)
+    return _import(file.skeleton, file.constants, name=path.stem, folder=path.parent, dims=dims)
 
 
 def from_model(model: onnx.ModelProto, *, name: str, folder: Path | None = None) -> Graph:
@@ -63,19 +66,29 @@ def from_model(model: onnx.ModelProto, *, name: str, folder: Path | None = None)
 
 
 def _import(
-    own: onnx.ModelProto, constants: dict[int, np.ndarray], *, name: str, folder: Path | None
+    own: onnx.ModelProto,
+    constants: dict[int, np.ndarray],
+    *,
+    name: str,
+    folder: Path | None,
+    dims: Mapping[str, int] = NO_DIMS,
 ) -> Graph:
     """The graph of a message that may be changed; `constants` were read from the file already."""
     with parsing(f"{name}: not a model that can be read", kind=ModelError):
-        return _import_message(own, constants, name=name, folder=folder)
+        return _import_message(own, constants, name=name, folder=folder, dims=dims)
 
 
 def _import_message(
-    own: onnx.ModelProto, constants: dict[int, np.ndarray], *, name: str, folder: Path | None
+    own: onnx.ModelProto,
+    constants: dict[int, np.ndarray],
+    *,
+    name: str,
+    folder: Path | None,
+    dims: Mapping[str, int],
 ) -> Graph:
     read_external_data(own, folder=folder, name=name)
     large = {own.graph.initializer[i].name: array for i, array in constants.items()}
-    _check(own, name, constants)
+    _check(own, name, constants, dims)
     if own.functions:
         own = inliner.inline_local_functions(own)
     if own.graph.sparse_initializer:
@@ -96,12 +109,19 @@ def _import_message(
     return max(choices, key=lambda choice: (linear_weights(choice), choice.separable))
 
 
-def _check(model: onnx.ModelProto, name: str, elsewhere: Mapping[int, np.ndarray]) -> None:
+def _check(
+    model: onnx.ModelProto,
+    name: str,
+    elsewhere: Mapping[int, np.ndarray],
+    dims: Mapping[str, int],
+) -> None:
     if not model.graph.node and not model.graph.output:
         raise ModelError(f"{name}: not an ONNX model, or an empty one; export it again")
     _check_sizes(model, name)
     constants = {tensor.name for tensor in model.graph.initializer}
-    _name_free_sizes([value for value in model.graph.input if value.name not in constants])
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    _name_free_sizes(inputs)
+    _bind_sizes(inputs, dims)
     # Shapes of inner values and outputs are claims; they are inferred anew, so none is needed.
     del model.graph.value_info[:]
     for value in model.graph.output:
@@ -202,20 +222,21 @@ def _name_free_sizes(inputs: Sequence[onnx.ValueInfoProto]) -> None:
         if not proto.elem_type:
             raise ModelError(f"input {value.name!r} has no element type; export the model again")
         for axis, dim in enumerate(proto.shape.dim):
-            if dim.HasField("dim_value") and dim.dim_value == 0:
-                raise ModelError(f"input {value.name!r}: axis {axis} has size 0; export it again")
             # Some exporters write -1 for a size they do not know.
             if dim.dim_value < 0 or not (dim.HasField("dim_value") or dim.dim_param):
                 dim.dim_param = f"{value.name}[{axis}]"
-    batches = first_symbols(opaque_type(value.type) for value in inputs)
-    for value in inputs:
-        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if not dim.HasField("dim_value") and dim.dim_param not in batches:
-                raise UnsupportedError(
-                    f"input {value.name!r}: axis {axis} ({dim.dim_param!r}) has no fixed size; "
-                    "export the model with a fixed size there (only the first axis, the batch, may "
-                    "vary)"
-                )
+
+
+def _bind_sizes(inputs: Sequence[onnx.ValueInfoProto], dims: Mapping[str, int]) -> None:
+    """Write numbers in the place of free sizes.
+
+    Raises   InputError for a size that is not free
+    """
+    free = [dim for value in inputs for dim in value.type.tensor_type.shape.dim if dim.dim_param]
+    require_free(dims, dict.fromkeys(dim.dim_param for dim in free))
+    for dim in free:
+        if dim.dim_param in dims:
+            dim.dim_value = dims[dim.dim_param]
 
 
 def _named(protos: Iterable[onnx.NodeProto]) -> Iterator[Node]:

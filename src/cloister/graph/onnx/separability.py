@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from cloister.errors import ModelError
 from cloister.graph.captures import captured_values
-from cloister.graph.graph import BATCH, Graph, Node
+from cloister.graph.graph import BATCH, Graph, Node, Size
 from cloister.graph.onnx.batching import joining_axes
 from cloister.graph.ops.linear_nodes import is_linear
 from cloister.graph.ort_session import ORT_ERRORS
@@ -63,10 +63,10 @@ def _is_separate(graph: Graph, node: Node) -> bool:
         return False
     if node.domain:
         return False
-    rank = len(graph.types[node.outputs[0]].shape)
+    rank = len(graph.sizes(node.outputs[0]) or ())
     if node.op in SEPARATE or is_linear(graph, node):
         return carrying == [0]
-    if any(len(graph.types[read[i]].shape) != rank for i in carrying):
+    if any(len(graph.sizes(read[i]) or ()) != rank for i in carrying):
         return False
     if node.op in SEPARATE_OFF_AXIS_0:
         axis = node.attributes.get("axis", SEPARATE_OFF_AXIS_0[node.op])
@@ -75,10 +75,18 @@ def _is_separate(graph: Graph, node: Node) -> bool:
 
 
 def _has_batch_first(graph: Graph, value: str) -> bool:
-    return (graph.sizes(value) or ())[:1] == (BATCH,) and value in graph.types
+    """Whether a value has the batch first, and nowhere else."""
+    first, *others = graph.sizes(value) or ("",)
+    return first == BATCH and not any(_may_be_batch(graph, size) for size in others)
 
 
 def _carries_batch(graph: Graph, value: str) -> bool:
-    """Whether a value may have an axis whose size is not fixed."""
-    known = graph.types.get(value)
-    return bool(value) and value not in graph.constants and (known is None or None in known.shape)
+    """Whether a value may have an axis whose size follows from the batch."""
+    if not value or value in graph.constants:
+        return False
+    sizes = graph.sizes(value)
+    return sizes is None or any(_may_be_batch(graph, size) for size in sizes)
+
+
+def _may_be_batch(graph: Graph, size: Size) -> bool:
+    return isinstance(size, str) and size not in graph.free_sizes

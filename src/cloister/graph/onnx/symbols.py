@@ -8,12 +8,12 @@ Values with another free size are passed whole to every part of a batch.
 """
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
+from cloister.errors import InputError
 from cloister.graph.batch import computed_from
 from cloister.graph.graph import BATCH, LINEAR_OPS, Graph, OpaqueType
-from cloister.graph.inference import tensor_type, with_types
+from cloister.graph.inference import with_input_sizes
 from cloister.graph.onnx.batching import runs
 
 
@@ -29,6 +29,19 @@ def batch_choices(graph: Graph) -> Iterator[Graph]:
         symbols = [symbol for symbol in symbols if symbol not in batch]
         if not symbols:
             return
+
+
+def require_free(dims: Mapping[str, int], free: Collection[str]) -> None:
+    """Go on only with numbers for sizes that are free.
+
+    Raises   InputError naming the free sizes
+    """
+    for name, size in dims.items():
+        if name not in free:
+            names = ", ".join(map(repr, free)) or "none"
+            raise InputError(f"size {name!r}: the model's free sizes are {names}; name one of them")
+        if not isinstance(size, int) or size < 0:
+            raise InputError(f"size {name!r}: {size} is no number of elements; give 0 or more")
 
 
 def linear_weights(graph: Graph) -> int:
@@ -63,17 +76,9 @@ def _one_size(graph: Graph, symbols: list[str]) -> set[str]:
 
 def _typed(graph: Graph, batch: set[str]) -> Graph:
     """The graph with the symbols of the batch as such; inputs with others stay opaque."""
-    types, opaque = {}, {}
+    named = {BATCH: f"{BATCH}_", **dict.fromkeys(batch, BATCH)}
+    sizes = {}
     for name in graph.inputs:
-        given = graph.opaque[name]
-        other = {BATCH: f"{BATCH}_", **dict.fromkeys(batch, BATCH)}
-        sizes = tuple(
-            other.get(size, size) if isinstance(size, str) else size for size in given.sizes or ()
-        )
-        one = OpaqueType(given.dtype, sizes)
-        known = tensor_type(one)
-        if known is None:
-            opaque[name] = one
-        else:
-            types[name] = known
-    return with_types(replace(graph, types=types, opaque=opaque))
+        given = graph.opaque[name].sizes or ()
+        sizes[name] = tuple(named.get(s, s) if isinstance(s, str) else s for s in given)
+    return with_input_sizes(graph, sizes)

@@ -1,0 +1,62 @@
+"""A model under each policy against ONNX Runtime."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnx
+
+import cloister
+from cloister.errors import PrecisionWarning
+from cloister.graph.graph import Graph
+from cloister.plan import policies
+from cloister.wire.inprocess import InProcessLink
+from cloister.worker.engine import Engine
+from conformance.differences import difference
+
+EXACT, FIXED_POINT = 1e-4, 2e-2
+"""Stated errors of float outputs, |found - wanted| / |wanted| in L2 norms; others are equal."""
+LIMITS = {"enclave": EXACT, "open": EXACT, "slalom": FIXED_POINT, "verified": FIXED_POINT}
+
+
+def loaded(model: onnx.ModelProto, folder: Path) -> Graph:
+    """The model as a user loads it, from a file."""
+    path = folder / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return cloister.load(path)
+
+
+def compared(
+    policy: str,
+    graph: Graph,
+    feeds: Mapping[str, object],
+    wanted: Mapping[str, object],
+    *,
+    values: bool = True,
+    sends: bool = False,
+    calibration: Sequence[object] | None = None,
+    **options: object,
+) -> str:
+    """What is wrong under a policy, in words; empty where nothing is.
+
+    values   compare them, not only types and shapes
+    sends    something has to go to a worker
+
+    Raises   what Cloister raises
+    """
+    on_integers = policies.needs_ranges(policy)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PrecisionWarning)
+        plan = policies.make(policy, graph, calibration=feeds if on_integers else None)
+    links = options.pop("workers", None) or [InProcessLink(Engine().handle)]
+    with cloister.Session(plan, workers=links, **options) as session:
+        result = session.run(feeds)
+    if list(result.outputs) != list(wanted):
+        return f"outputs {list(result.outputs)}, not {list(wanted)}"
+    for name, value in wanted.items():
+        wrong = difference(result.outputs[name], value, LIMITS[policy], values=values)
+        if wrong:
+            return f"output {name!r} {wrong}"
+    if sends and not any(row.bytes_to_worker for row in result.report.layers):
+        return "nothing was sent to the worker"
+    return ""
