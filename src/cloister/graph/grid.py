@@ -9,11 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cloister.graph.graph import Graph, Node
+from cloister.graph.graph import MICROSOFT, Graph, Node
 from cloister.graph.ops.linear_nodes import STANDARD_DOMAINS
 
-MICROSOFT = "com.microsoft"
-"""The domain of ONNX Runtime's own operators."""
 LIMITS: Mapping[str, tuple[int, int]] = {
     **{f"uint{bits}": (0, 2**bits - 1) for bits in (2, 4, 8)},
     **{f"int{bits}": (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (2, 4, 8)},

@@ -14,6 +14,7 @@ from cloister.graph.element_types import ELEMENT_TYPES
 from cloister.graph.graph import BATCH, Graph, Node, OpaqueType, Size, TensorType
 from cloister.graph.legality import MAX_ELEMENTS
 from cloister.graph.onnx.export import model_bytes, type_bytes
+from cloister.graph.runtime_types import runtime_types, unknown_values
 
 Shape = tuple[int | None, ...]
 SMALL = 1024
@@ -42,14 +43,19 @@ def with_types(graph: Graph) -> Graph:
     while True:
         found = _infer(model)
         proved = {
-            node.outputs[0]: shape
+            node.outputs[0]: OpaqueType(
+                found[node.outputs[0]].dtype, tuple(BATCH if n is None else n for n in shape)
+            )
             for node in graph.nodes
             if node.op == "Reshape" and (shape := _reshaped(graph, node, found)) is not None
             if node.outputs[0] not in stated
         }
+        asked = [name for name in unknown_values(graph, found) if name not in stated]
+        if not proved and asked:
+            proved = runtime_types(model, asked)
         if not proved:
             break
-        _state(model, found, proved)
+        _state(model, proved)
         stated.update(proved)
     known = {name: tensor_type(one) for name, one in found.items()}
     types = {name: one for name, one in known.items() if one is not None}
@@ -88,16 +94,13 @@ def _infer(model: onnx.ModelProto) -> dict[str, OpaqueType]:
     return {info.name: opaque_type(info.type) for info in infos if info.type.WhichOneof("value")}
 
 
-def _state(
-    model: onnx.ModelProto, found: Mapping[str, OpaqueType], proved: Mapping[str, Shape]
-) -> None:
-    """Write shapes into a model for the next round of inference."""
-    outputs = {info.name: info for info in model.graph.output}
-    for name, shape in proved.items():
-        info = outputs[name] if name in outputs else model.graph.value_info.add()
-        sizes = tuple(BATCH if size is None else size for size in shape)
+def _state(model: onnx.ModelProto, proved: Mapping[str, OpaqueType]) -> None:
+    """Write types into a model for the next round of inference."""
+    infos = {info.name: info for info in (*model.graph.output, *model.graph.value_info)}
+    for name, known in proved.items():
+        info = infos[name] if name in infos else model.graph.value_info.add()
         info.name = name
-        info.type.ParseFromString(type_bytes(OpaqueType(found[name].dtype, sizes)))
+        info.type.ParseFromString(type_bytes(known))
 
 
 def opaque_type(proto: onnx.TypeProto) -> OpaqueType:

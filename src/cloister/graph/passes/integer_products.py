@@ -10,12 +10,13 @@ sums exactly. Nodes whose weights are not constants stay as they are.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from onnx import TensorProto
 
-from cloister.graph.graph import Graph, Node
-from cloister.graph.grid import LIMITS, MICROSOFT, reach
+from cloister.graph.graph import MICROSOFT, Graph, Node
+from cloister.graph.grid import LIMITS, reach
 from cloister.graph.ops.call import NotCovered
 from cloister.graph.ops.linear_nodes import integer, number
 from cloister.graph.passes.padding import with_explicit_padding
@@ -68,6 +69,10 @@ class _Product:
     def given(self, i: int) -> str:
         """The name of an input; empty where it is absent."""
         return self.node.inputs[i] if i < len(self.node.inputs) else ""
+
+    def is_constant(self, i: int) -> bool:
+        """Whether an input is a constant."""
+        return self.given(i) in self._graph.constants
 
     def optional(self, i: int) -> np.ndarray | None:
         """A constant input; None where it is absent."""
@@ -172,12 +177,14 @@ class _Product:
         x: str,
         weights: np.ndarray,
         *,
+        first: bool = False,
         bias: np.ndarray | None = None,
         output: str = "",
         attributes: Mapping[str, object] | None = None,
     ) -> str:
         """The linear node, which has the name of the whole; its output."""
-        inputs = [x, self.constant("weights", weights)]
+        factors = x, self.constant("weights", weights)
+        inputs = [*(reversed(factors) if first else factors)]
         if bias is not None:
             inputs.append(self.constant("bias", bias.astype(np.float32)))
         return self.add(op, inputs, name=self.node.name, output=output, attributes=attributes)
@@ -201,20 +208,24 @@ class _Product:
         whole = self.add("Floor", (sums,))
         return self.add("Mul", (whole, self.constant("scales", scales)), output=output)
 
-    def integers(self, op: str, x: int, weights: np.ndarray, *, zero: int, axis: int) -> None:
+    def integers(self, op: str, factors: "_Factors") -> None:
         """Sums as the int32 values that the node makes, or as float32 if only that is read."""
-        sums = np.abs(np.moveaxis(weights, axis, -1)).reshape(-1, weights.shape[axis]).sum(axis=0)
-        most = self.reach(x, zero=zero) * int(sums.max(initial=0))
-        value, attributes = self.node.outputs[0], self.node.attributes
-        if self._only_as_float(value):
-            self.linear(
-                op, self.centred(x, zero=zero), weights, output=value, attributes=attributes
-            )
-        elif most <= EXACT:
-            found = self.linear(op, self.centred(x, zero=zero), weights, attributes=attributes)
-            self.add("Cast", (found,), output=value, attributes={"to": TensorProto.INT32})
-        else:
+        sums = np.abs(factors.weights).sum(axis=factors.summed)
+        most = self.reach(factors.x, zero=factors.zero) * int(sums.max(initial=0))
+        value = self.node.outputs[0]
+        as_float = self._only_as_float(value)
+        if most > EXACT and not as_float:
             raise NotCovered("sums that float32 may round, and that are read as integers")
+        found = self.linear(
+            op,
+            self.centred(factors.x, zero=factors.zero),
+            factors.weights,
+            first=factors.first,
+            output=value if as_float else "",
+            attributes=self.node.attributes,
+        )
+        if not as_float:
+            self.add("Cast", (found,), output=value, attributes={"to": TensorProto.INT32})
 
     def _only_as_float(self, value: str) -> bool:
         """Whether all that reads a value takes it for float32."""
@@ -226,12 +237,34 @@ class _Product:
         )
 
 
+class _Factors(NamedTuple):
+    """The computed input of a product and its zero point, by number; the weights less theirs.
+
+    `summed` are the axes of the weights over which sums are taken; `first`: they come first.
+    """
+
+    x: int
+    zero: int
+    weights: np.ndarray
+    summed: tuple[int, ...]
+    first: bool = False
+
+
+def _matrices(p: _Product, a: int, b: int, *, a_zero: int, b_zero: int) -> _Factors:
+    """The factors of a matrix product, of which either may be the constant."""
+    if p.is_constant(a):
+        return _Factors(b, b_zero, p.weights(a, zero=a_zero, axis=-2), (-1,), first=True)
+    weights = p.weights(b, zero=b_zero, axis=-1)
+    return _Factors(a, a_zero, weights, (max(-2, -weights.ndim),))
+
+
 def _conv_integer(p: _Product) -> None:
-    p.integers("Conv", 0, p.weights(1, zero=3, axis=0), zero=2, axis=0)
+    weights = p.weights(1, zero=3, axis=0)
+    p.integers("Conv", _Factors(0, 2, weights, tuple(range(1, weights.ndim))))
 
 
 def _matmul_integer(p: _Product) -> None:
-    p.integers("MatMul", 0, p.weights(1, zero=3, axis=-1), zero=2, axis=-1)
+    p.integers("MatMul", _matrices(p, 0, 1, a_zero=2, b_zero=3))
 
 
 def _qlinear_conv(p: _Product) -> None:
@@ -243,9 +276,12 @@ def _qlinear_conv(p: _Product) -> None:
 
 
 def _qlinear_matmul(p: _Product) -> None:
-    weights = p.weights(3, zero=5, axis=-1)
+    factors = _matrices(p, 0, 3, a_zero=2, b_zero=5)
     scales = p.scales(1) * p.scales(4) / p.scales(6)
-    p.requantised(p.linear("MatMul", p.centred(0, zero=2), weights), scales, zero=7)
+    if factors.first and scales.size > 1:
+        raise NotCovered("scales of a constant's rows")
+    x = p.centred(factors.x, zero=factors.zero)
+    p.requantised(p.linear("MatMul", x, factors.weights, first=factors.first), scales, zero=7)
 
 
 def _qgemm(p: _Product) -> None:
