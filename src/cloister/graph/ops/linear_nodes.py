@@ -9,12 +9,14 @@
 Callers ask `is_linear` first.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float32
 
 from cloister.errors import ShapeError, UnsupportedError
+from cloister.graph.batch import batch_factor
 from cloister.graph.graph import LINEAR_OPS, Graph, Node
 from cloister.graph.layout import channels_last_shape
 from cloister.ring.linear import Geometry
@@ -154,6 +156,18 @@ def _pair(node: Node, name: str, default: int) -> Pair:
         return default, default
     # One-dimensional attributes act on the width; the height is 1 and its default is neutral.
     return (default, values[0]) if len(values) == 1 else (values[0], values[1])
+
+
+def rows_per_sample(graph: Graph, node: Node) -> int | None:
+    """How many rows a linear operator takes for each row of the batch; None: no fixed number."""
+    sizes = graph.sizes(node.inputs[0]) or ()
+    rows = sizes[:-1] if node.op in LAST_AXIS_OPS else sizes[:1]
+    total = math.prod(size if isinstance(size, int) else batch_factor(size) or 0 for size in rows)
+    batches = sum(isinstance(size, str) for size in rows)
+    each = graph.batch or 1
+    if not total or total % each or batches != (graph.batch is None):
+        return None
+    return total // each
 
 
 def is_linear(graph: Graph, node: Node) -> bool:

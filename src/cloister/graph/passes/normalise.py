@@ -13,6 +13,7 @@ from cloister.graph.passes.integer_products import integer_products
 from cloister.graph.passes.matrix_products import lower_products
 from cloister.graph.passes.pool_means import fold_means
 from cloister.graph.passes.rewrite import without_unused
+from cloister.graph.passes.split_rows import split_rows
 from cloister.graph.passes.transposes import fold_transposes
 from cloister.graph.passes.volumes import lower_volumes
 
@@ -37,6 +38,7 @@ standard_passes: tuple[Pass, ...] = (
     lower_volumes,
     fold_flatten,
     fold_means,
+    split_rows,
     remove_unused,
 )
 
