@@ -18,6 +18,9 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
     ort_types.RuntimeException,
 )
 
+WEIGHTS_AS_THEY_ARE = ("session.disable_quant_qdq", "1")
+"""Between dequantised and quantised values ONNX Runtime would round float32 weights to 8 bits."""
+
 
 def runtime_session(
     model: bytes, *, threads: int = 1, optimised: bool = False
@@ -28,8 +31,7 @@ def runtime_session(
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Between dequantised and quantised values it would round float32 weights to 8 bits again.
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    options.add_session_config_entry(*WEIGHTS_AS_THEY_ARE)
     if not optimised:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return ort.InferenceSession(model, options, ["CPUExecutionProvider"])

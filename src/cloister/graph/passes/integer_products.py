@@ -24,13 +24,13 @@ from cloister.graph.passes.rewrite import Rewrite
 
 EXACT = 2**24
 """Integers up to this magnitude are float32 values."""
-MIN_OPSET = 11
-"""The first with all the operators that are put in."""
+OPSET, DYNAMIC_OPSET = 10, 11
+"""The first that have DequantizeLinear and DynamicQuantizeLinear."""
 
 
 def integer_products(graph: Graph) -> Graph:
     """Products of integers with constant weights as linear nodes over float32 values."""
-    if graph.opset < MIN_OPSET:
+    if graph.opset < OPSET:
         return graph
     rewrite = Rewrite(graph)
     centred: dict[tuple[str, str], str] = {}
@@ -58,6 +58,7 @@ class _Product:
         self, rewrite: Rewrite, node: Node, centred: Mapping[tuple[str, str], str]
     ) -> None:
         self.node = node
+        self.opset = rewrite.graph.opset
         self.nodes: list[Node] = []
         self.centred_here: dict[tuple[str, str], str] = {}
         self._rewrite = rewrite
@@ -89,11 +90,11 @@ class _Product:
         return found
 
     def scales(self, i: int) -> np.ndarray:
-        """A constant float32 scale, or one for each output channel."""
+        """A constant scale, or one for each output channel, in float32."""
         found = self.array(i)
-        if found.dtype != np.float32 or (found.ndim > 1 and found.size > 1):
-            raise NotCovered(f"input {i} is no row of float32 scales")
-        return found.reshape(-1) if found.size > 1 else found.reshape(())
+        if found.dtype not in (np.float32, np.float16) or (found.ndim > 1 and found.size > 1):
+            raise NotCovered(f"input {i} is no row of scales that float32 holds")
+        return found.reshape(-1 if found.size > 1 else ()).astype(np.float32)
 
     def weights(self, i: int, *, zero: int, axis: int) -> np.ndarray:
         """Constant weights less their zero point, or that of each entry of an axis."""
@@ -157,14 +158,21 @@ class _Product:
 
     def _dequantised(self, value: str, zero: str, constant: np.ndarray | None) -> str:
         if constant is None:
-            known = self._graph.types.get(zero)
-            if known is None or known.shape != ():
-                raise NotCovered("a zero point that is computed and no scalar")
+            zero = self._scalar(zero)
         elif constant.size != 1:
             raise NotCovered("several zero points of the input")
         elif zero:
             zero = self.constant("zero", constant.reshape(()))
         return self.less(value, zero)
+
+    def _scalar(self, value: str) -> str:
+        """A computed value of one element, without axes."""
+        known = self._graph.types.get(value)
+        if known is None or known.shape not in ((), (1,)):
+            raise NotCovered("a zero point that is computed and of no known size")
+        if not known.shape:
+            return value
+        return self.add("Reshape", (value, self.constant("scalar", np.zeros(0, np.int64))))
 
     def less(self, value: str, zero: str) -> str:
         """An integer value less a zero point, in float32; without one if its name is empty."""
@@ -309,6 +317,8 @@ def _matmul_to_float(p: _Product) -> None:
 def _dynamic_matmul(p: _Product) -> None:
     """DynamicQuantizeMatMul of com.microsoft."""
     weights = p.weights(1, zero=3, axis=-1)
+    if p.opset < DYNAMIC_OPSET:
+        raise NotCovered("an operator set without DynamicQuantizeLinear")
     made = tuple(p.value(what) for what in ("integers", "step", "zero"))
     p.place(Node(p.value("quantised"), "DynamicQuantizeLinear", (p.given(0),), made))
     _scaled(
