@@ -51,25 +51,27 @@ def test_nothing_is_compared_with_weights_that_are_gone():
     assert compare(plan, samples).inputs == 2
 
 
-def alone(op: str, shape: list[int], weights: np.ndarray):
+def alone(op: str, shape: list[int], weights: np.ndarray, **attributes: object):
     """One node that reads an input `x` and constant weights."""
     kind = helper.np_dtype_to_tensor_dtype(weights.dtype)
     x = helper.make_tensor_value_info("x", kind, ["N", *shape])
     y = helper.make_tensor_value_info("y", kind, None)
-    node = helper.make_node(op, ["x", "w"], ["y"], name="cube")
+    node = helper.make_node(op, ["x", "w"], ["y"], name="cube", **attributes)
     graph = helper.make_graph([node], "g", [x], [y], [numpy_helper.from_array(weights, "w")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     return prepare(from_model(model, name="net"))
 
 
-@pytest.mark.parametrize(("op", "shape", "weights"), [
-    ("Conv", [2, 4, 4, 4], np.ones((3, 2, 3, 3, 3), np.float32)),
-    ("MatMul", [3, 4], np.ones((2, 4, 5), np.float32)),
-    ("Conv", [2, 4, 4], np.ones((3, 2, 3, 3), np.float16)),
+@pytest.mark.parametrize(("op", "shape", "weights", "attributes", "why"), [
+    ("Conv", [1, 8, 8, 8], np.ones((1, 1, 17, 17, 17), np.float32), {"pads": [8] * 6},
+     "it convolves 3 axes, and workers at most 2"),
+    ("MatMul", [3, 4], np.ones((4, 5), np.float64), {}, "'w' has elements of type float64"),
+    ("Einsum", [3, 4], np.ones((3, 4), np.float32), {"equation": "nij,ij->nij"},
+     "it is none of the operators that workers compute"),
 ])  # fmt: skip
-def test_products_that_no_worker_computes_are_named(op, shape, weights):
-    graph = alone(op, shape, weights)
-    with pytest.raises(UnsupportedError, match=rf"kept inside: 'cube' \({op}\); use the enclave"):
+def test_products_that_no_worker_computes_are_named(op, shape, weights, attributes, why):
+    graph = alone(op, shape, weights, **attributes)
+    with pytest.raises(UnsupportedError, match=rf"node 'cube' \({op}\): {why}; use the enclave"):
         policies.make("slalom", graph, calibration=np.ones((2, *shape), weights.dtype))
 
 

@@ -44,7 +44,9 @@ def evaluate(graph: Graph, node: Node, values: Mapping[str, np.ndarray]) -> dict
         inputs = [values[name] if name else None for name in node.inputs]
         outputs = sum(1 for name in node.outputs if name)
         try:
-            result = spec.evaluate(Call(inputs, node.attributes, outputs, graph.opset))
+            # As in ONNX Runtime, a result may be NaN or infinite.
+            with np.errstate(all="ignore"):
+                result = spec.evaluate(Call(inputs, node.attributes, outputs, graph.opset))
         except NotCovered:
             pass
         except (ValueError, TypeError, IndexError, np.exceptions.AxisError) as error:

@@ -27,11 +27,11 @@ from os import PathLike
 from pathlib import Path
 
 from cloister.errors import PlanError, UnsupportedError
-from cloister.graph.graph import Graph, Node
+from cloister.graph.graph import LINEAR_OPS, Graph, Node
 from cloister.graph.hidden import hide
 from cloister.graph.legality import require_supported
 from cloister.graph.onnx.specialise import specialise
-from cloister.graph.ops.linear_nodes import geometry, is_linear
+from cloister.graph.ops.linear_nodes import geometry, is_linear, why_inside
 from cloister.graph.ops.table import Kind, find
 from cloister.graph.split import split_at
 from cloister.plan.accuracy import warn_of_errors
@@ -425,19 +425,24 @@ def _nothing_to_send(model: Graph) -> str:
             "no linear node that a worker computes is left before the hidden end; hide fewer "
             "layers, or use the enclave policy before it"
         )
-    inside = [
-        f"{node.name!r} ({node.op})"
-        for node in model.nodes
-        if (spec := find(node)) is None or spec.kind is Kind.LINEAR
-    ]
+    inside = [node for node in model.nodes if _is_product(node)]
+    inside.sort(key=lambda node: node.op not in LINEAR_OPS)
     if not inside:
         return (
             "the model has no linear node with constant weights, so there is nothing to send to a "
             "worker; use the enclave policy"
         )
-    shown = ", ".join(inside[:SHOWN]) + (", ..." if len(inside) > SHOWN else "")
-    return (
-        "the model has no linear node with constant weights that a worker computes: float32 Conv "
-        "and ConvTranspose of one or two dimensions, Gemm and MatMul with a matrix, on each input "
-        f"of a batch alone; kept inside: {shown}; use the enclave policy"
+    listed = "; ".join(
+        f"node {node.name!r} ({node.op}): {why_inside(model, node)}" for node in inside[:SHOWN]
     )
+    more = f"; and {len(inside) - SHOWN} more" if len(inside) > SHOWN else ""
+    return (
+        "the model has no linear node with constant weights that a worker computes: "
+        f"{listed}{more}; use the enclave policy"
+    )
+
+
+def _is_product(node: Node) -> bool:
+    """Whether a node may multiply by weights: what ONNX Runtime alone knows may, too."""
+    spec = find(node)
+    return spec is None or spec.kind is Kind.LINEAR

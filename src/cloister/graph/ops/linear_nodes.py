@@ -158,34 +158,65 @@ def _pair(node: Node, name: str, default: int) -> Pair:
 
 def is_linear(graph: Graph, node: Node) -> bool:
     """Whether a node computes a linear map with constant float32 weights over the batch."""
+    return not why_inside(graph, node)
+
+
+def why_inside(graph: Graph, node: Node) -> str:
+    """The first reason why no worker can compute a node; empty for a linear node."""
+    return why_not_weighted(graph, node) or _why_not_mapped(graph, node)
+
+
+def why_not_weighted(graph: Graph, node: Node) -> str:
+    """Why a node is no linear operator with constant float32 weights and bias; empty if it is."""
     if node.domain not in STANDARD_DOMAINS or node.op not in LINEAR_OPS or len(node.inputs) < 2:
-        return False
-    weights = graph.constants.get(node.inputs[1])
-    if weights is None or weights.dtype != np.float32 or not weights.size:
-        return False
-    bias = node.inputs[2] if len(node.inputs) > 2 else ""
-    if bias and (bias not in graph.constants or graph.constants[bias].dtype != np.float32):
-        return False
-    if not all(_is_batch(graph, value) for value in (node.inputs[0], node.outputs[0])):
-        return False
+        return "it is none of the operators that workers compute"
+    for value in filter(None, node.inputs[1:3]):
+        array = graph.constants.get(value)
+        if array is None:
+            return f"{value!r} is computed, not a constant"
+        if array.dtype != np.float32:
+            return f"{value!r} has elements of type {array.dtype}"
+        if not array.size:
+            return f"{value!r} is empty"
+    return ""
+
+
+def _why_not_mapped(graph: Graph, node: Node) -> str:
+    """Why a node's shapes and attributes are not those of one linear map for each input."""
+    why = _why_not_batch(graph, node.inputs[0]) or _why_not_batch(graph, node.outputs[0])
+    if why:
+        return why
     rank = len(graph.types[node.inputs[0]].shape)
+    weights = graph.constants[node.inputs[1]]
     if node.op in ("Conv", "ConvTranspose"):
-        return rank in (3, 4) and weights.ndim == rank and stated_pads(node, rank - 2) is not None
+        if rank not in (3, 4) or weights.ndim != rank:
+            return f"it convolves {rank - 2} axes, and workers at most 2"
+        return "" if stated_pads(node, rank - 2) else "its padding is not stated in numbers"
+    if weights.ndim != 2:
+        return f"its weights have {weights.ndim} axes, and workers multiply a matrix"
     if node.op == "MatMul":
-        return rank >= 2 and weights.ndim == 2
-    if rank != 2 or weights.ndim != 2 or integer(node, "transA", 0):
-        return False
+        return ""
+    if rank != 2 or integer(node, "transA", 0):
+        return "it multiplies transposed inputs"
     columns = weights.shape[0 if integer(node, "transB", 0) else 1]
-    return not bias or _is_row(graph.constants[bias].shape, columns)
+    bias = node.inputs[2] if len(node.inputs) > 2 else ""
+    if bias and not _is_row(graph.constants[bias].shape, columns):
+        return f"its bias has shape {graph.constants[bias].shape}, not one number per column"
+    return ""
 
 
-def _is_batch(graph: Graph, value: str) -> bool:
-    """Whether a computed value holds one float32 array of known shape per input of the batch."""
+def _why_not_batch(graph: Graph, value: str) -> str:
+    """Why a computed value is not one float32 array of known shape per input of the batch."""
+    if value in graph.constants:
+        return f"{value!r} is a constant"
     known = graph.types.get(value)
-    if known is None or value in graph.constants or known.dtype != np.float32:
-        return False
-    shape = known.shape
-    return len(shape) >= 2 and shape[0] == graph.batch and all(shape[1:])
+    if known is None:
+        return f"the shape of {value!r} is not known"
+    if known.dtype != np.float32:
+        return f"{value!r} has elements of type {known.dtype}"
+    if len(known.shape) < 2 or known.shape[0] != graph.batch:
+        return f"the first axis of {value!r} is not the batch"
+    return "" if all(known.shape[1:]) else f"{value!r} has another free or empty axis"
 
 
 def _is_row(shape: tuple[int, ...], columns: int) -> bool:

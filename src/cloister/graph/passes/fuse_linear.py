@@ -6,7 +6,13 @@ from dataclasses import replace
 import numpy as np
 
 from cloister.graph.graph import Graph, Node
-from cloister.graph.ops.linear_nodes import integers, is_linear, number, stated_pads
+from cloister.graph.ops.linear_nodes import (
+    integers,
+    is_linear,
+    number,
+    stated_pads,
+    why_not_weighted,
+)
 from cloister.graph.passes.rewrite import Rewrite
 
 CHANNELS_FIRST = ("Conv", "ConvTranspose")
@@ -15,10 +21,13 @@ CHANNELS_FIRST = ("Conv", "ConvTranspose")
 def fold_batch_norm(graph: Graph) -> Graph:
     """Batch normalisation, and Mul, Div, Add, Sub by one number per channel, into linear nodes.
 
+    Nothing is folded where a weight or bias would become NaN or infinite.
+
     Error   weights are multiplied in float64 and rounded to float32 once
     """
     while True:
-        folded = _fold_one_scale(graph)
+        with np.errstate(all="ignore"):
+            folded = _fold_one_scale(graph)
         if folded is None:
             return graph
         graph = folded
@@ -33,7 +42,7 @@ def _fold_one_scale(graph: Graph) -> Graph | None:
             node = rewrite.maker(value)
             if node is None or not rewrite.is_untouched(node):
                 continue
-            if not is_linear(graph, node) or not rewrite.read_once(value):
+            if not _scales(graph, node) or not rewrite.read_once(value):
                 continue
             affine = _affine(graph, follower, value, node)
             if affine is not None and _absorb(rewrite, node, follower, *affine):
@@ -42,11 +51,22 @@ def _fold_one_scale(graph: Graph) -> Graph | None:
     return rewrite.finish() if folded else None
 
 
+def _scales(graph: Graph, node: Node) -> bool:
+    """Whether a node's weights and bias are constants that a scale can be moved into."""
+    if is_linear(graph, node):
+        return True
+    # Convolutions over three axes become linear nodes later (volumes.py).
+    return node.op in CHANNELS_FIRST and not why_not_weighted(graph, node)
+
+
 def _affine(
     graph: Graph, follower: Node, value: str, linear: Node
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """(scale, shift) per output channel in float64 that a node applies to `value`."""
-    shape = graph.types[value].shape
+    known = graph.types.get(value)
+    if known is None or len(known.shape) < 2:
+        return None
+    shape = known.shape
     axis = 1 if linear.op in CHANNELS_FIRST or len(shape) == 2 else len(shape) - 1
     channels = shape[axis] or 1
     if follower.domain not in ("", "ai.onnx") or len([o for o in follower.outputs if o]) != 1:
@@ -57,7 +77,7 @@ def _affine(
         return None
     first = follower.inputs[0] == value
     other = graph.constants.get(follower.inputs[1 if first else 0])
-    if other is None or graph.types.get(follower.outputs[0]) != graph.types[value]:
+    if other is None or graph.types.get(follower.outputs[0]) != known:
         return None
     per_channel = _per_channel(other, len(shape), axis, channels)
     if per_channel is None or (not first and follower.op == "Div"):
@@ -116,10 +136,13 @@ def _absorb(
         weights = weights * scale.reshape(-1, *(1,) * (weights.ndim - 1))
     else:
         weights = _scale_transposed(weights, scale)
-    inputs = [node.inputs[0], _constant(rewrite, node, "weights", weights)]
+    total = shift + (scale * bias if bias is not None else 0.0)
+    folded = _in_float32(weights, np.broadcast_to(total, scale.shape))
+    if folded is None:
+        return False
+    inputs = [node.inputs[0], rewrite.constant(f"{node.name}_weights", folded[0])]
     if op != "MatMul":
-        total = shift + (scale * bias if bias is not None else 0.0)
-        inputs.append(_constant(rewrite, node, "bias", np.broadcast_to(total, scale.shape)))
+        inputs.append(rewrite.constant(f"{node.name}_bias", folded[1]))
     merged = replace(
         node, op=op, inputs=tuple(inputs), outputs=follower.outputs, attributes=attributes
     )
@@ -136,8 +159,10 @@ def _scale_transposed(weights: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return scaled
 
 
-def _constant(rewrite: Rewrite, node: Node, what: str, array: np.ndarray) -> str:
-    return rewrite.constant(f"{node.name}_{what}", array.astype(np.float32))
+def _in_float32(*arrays: np.ndarray) -> list[np.ndarray] | None:
+    """The arrays rounded; None where one of their numbers is NaN or infinite then."""
+    rounded = [array.astype(np.float32) for array in arrays]
+    return rounded if all(np.isfinite(array).all() for array in rounded) else None
 
 
 def fold_pads(graph: Graph) -> Graph:

@@ -4,12 +4,16 @@ from collections.abc import Callable, Sequence
 
 from cloister.graph.graph import Graph
 from cloister.graph.legality import check
+from cloister.graph.passes.biases import detach_biases
 from cloister.graph.passes.flatten import fold_flatten
 from cloister.graph.passes.folding import fold_constants
 from cloister.graph.passes.fuse_linear import fold_batch_norm, fold_pads
+from cloister.graph.passes.half_precision import widen_halves
+from cloister.graph.passes.matrix_products import lower_products
 from cloister.graph.passes.pool_means import fold_means
 from cloister.graph.passes.rewrite import without_unused
 from cloister.graph.passes.transposes import fold_transposes
+from cloister.graph.passes.volumes import lower_volumes
 
 Pass = Callable[[Graph], Graph]
 
@@ -21,9 +25,13 @@ def remove_unused(graph: Graph) -> Graph:
 
 standard_passes: tuple[Pass, ...] = (
     fold_constants,
+    widen_halves,
+    detach_biases,
+    lower_products,
     fold_transposes,
     fold_pads,
     fold_batch_norm,
+    lower_volumes,
     fold_flatten,
     fold_means,
     remove_unused,
