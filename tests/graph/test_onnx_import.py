@@ -6,10 +6,10 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 import nets
-from cloister.errors import ModelError, UnsupportedError
+from cloister.errors import ModelError
 from cloister.graph.graph import BATCH
 from cloister.graph.onnx.export import model_bytes
 from cloister.graph.onnx.read import from_model, load
@@ -203,17 +203,6 @@ def test_a_free_axis_besides_the_batch_has_a_name(size, name):
     assert graph.sizes("image") == graph.sizes(graph.outputs[0]) == (BATCH, 3, name, 8)
 
 
-def test_a_model_of_other_operators_alone_is_refused_by_what_it_lacks():
-    scaler = helper.make_node(
-        "Scaler", ["x"], ["y"], domain="ai.onnx.ml", offset=[0.1], scale=[2.0]
-    )
-    values = [helper.make_tensor_value_info(v, TensorProto.FLOAT, ["N", 3]) for v in "xy"]
-    graph = helper.make_graph([scaler], "g", values[:1], values[1:])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("ai.onnx.ml", 1)])
-    with pytest.raises(UnsupportedError, match="states no opset of ONNX's own operators"):
-        from_model(model, name="trees")
-
-
 def test_an_input_without_a_shape_is_named():
     model = one_input("N", 3)
     model.graph.input[0].type.tensor_type.ClearField("shape")
@@ -294,13 +283,3 @@ def test_subgraphs_and_functions_run(tmp_path):
     graph = from_model(model, name="net")
     for one in (graph, prepare(graph)):
         np.testing.assert_array_equal(run(model_bytes(one), feeds)[0], -2 * feeds["x"])
-
-
-def test_sparse_weights_are_refused_by_name():
-    net = Net()
-    model = net.model(net.op("MatMul", net.input("x", 5), "w"))
-    values = numpy_helper.from_array(np.ones(1, np.float32), "w")
-    indices = numpy_helper.from_array(np.zeros(1, np.int64), "i")
-    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [5, 4]))
-    with pytest.raises(ModelError):
-        from_model(model, name="net")

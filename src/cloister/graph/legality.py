@@ -5,9 +5,8 @@ import math
 from cloister.errors import ModelError, UnsupportedError, printable
 from cloister.graph.captures import captured_values, every_node
 from cloister.graph.graph import Graph, Node
+from cloister.graph.ort_session import runtime_operators
 
-RUNTIME_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
-"""Domains whose operators ONNX Runtime implements."""
 READS_A_FILE = ("EPContext",)
 """Operators of ONNX Runtime's that open a file which an attribute names."""
 MAX_ELEMENTS = 2**33
@@ -80,21 +79,38 @@ def require_supported(graph: Graph) -> None:
         raise UnsupportedError(listed)
 
 
+def require_sizes(graph: Graph, what: str, *, remedy: str = "") -> None:
+    """Go on only with a model without free sizes besides the batch.
+
+    what     needs their numbers; it begins the message
+    remedy   another one than to load the model with numbers
+
+    Raises   UnsupportedError naming the first of them
+    """
+    if graph.free_sizes:
+        name = graph.free_sizes[0]
+        raise UnsupportedError(
+            f"{what} needs a number for the model's free size {name!r}: {remedy}load the model "
+            f"with dims={{{name!r}: SIZE}} (--dim {name}=SIZE)"
+        )
+
+
 def _reason(graph: Graph, node: Node) -> tuple[str, str] | None:
     if node.is_module:
         return None  # the plan checks it: a module has to be named
-    if node.domain.startswith("ai.onnx.preview.training") or node.domain == "ai.onnx.training":
-        return f"{node.op} is a training operator", "export the model for inference"
-    if node.domain not in RUNTIME_DOMAINS:
+    unknown = [one for one in every_node((node,)) if not _is_known(one)]
+    if unknown:
         return (
-            f"operator {node.domain}.{node.op} has no implementation",
+            f"operator {unknown[0].domain or 'ai.onnx'}.{unknown[0].op} has no implementation",
             "replace it with standard ONNX operators before exporting",
         )
     if any(one.op in READS_A_FILE for one in every_node((node,))):
         return f"{node.op} reads a file", "export the model with standard operators"
     if any(one.is_module for one in every_node((node,))):
         return f"{node.op} has a hidden part in a body", "hide nodes of the model itself"
-    training = node.attributes.get("training_mode", 0)
-    if training and node.op == "BatchNormalization":
-        return "batch normalisation in training mode", "export the model in evaluation mode"
     return None
+
+
+def _is_known(node: Node) -> bool:
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    return node.is_module or (domain, node.op) in runtime_operators()

@@ -1,19 +1,21 @@
-"""Sessions of ONNX Runtime on the CPU, and the errors that they raise."""
+"""Sessions of ONNX Runtime on the CPU, the errors that they raise, and what they can run."""
+
+from functools import cache
 
 import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_types
 
 # For programs that loaded ONNX Runtime before Cloister (see cloister/__init__.py).
 ort.disable_telemetry_events()
 
 ORT_ERRORS: tuple[type[Exception], ...] = (
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NoSuchFile,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
+    ort_types.Fail,
+    ort_types.InvalidArgument,
+    ort_types.InvalidGraph,
+    ort_types.InvalidProtobuf,
+    ort_types.NoSuchFile,
+    ort_types.NotImplemented,
+    ort_types.RuntimeException,
 )
 
 
@@ -29,3 +31,9 @@ def runtime_session(
     if not optimised:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return ort.InferenceSession(model, options, ["CPUExecutionProvider"])
+
+
+@cache
+def runtime_operators() -> frozenset[tuple[str, str]]:
+    """Domain and name of every operator that ONNX Runtime knows; its own domain is ''."""
+    return frozenset((one.domain, one.name) for one in ort_types.get_all_operator_schema())

@@ -6,25 +6,31 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import checker, helper, inliner, numpy_helper
+from onnx import checker, helper, numpy_helper
 
 from cloister.base.reading import parsing
 from cloister.errors import ModelError, UnsupportedError, one_line, printable
 from cloister.graph.graph import Graph, Node, Subgraph
 from cloister.graph.inference import opaque_type, with_types
-from cloister.graph.legality import check
+from cloister.graph.legality import READS_A_FILE, check
+from cloister.graph.onnx.batch_sizes import with_batch_sizes
 from cloister.graph.onnx.batching import with_dynamic_batch
 from cloister.graph.onnx.external_data import (
+    messages,
     read_external_data,
     require_inside,
     require_stored_truths,
 )
+from cloister.graph.onnx.functions import inlined
 from cloister.graph.onnx.model_file import MAX_FILE_BYTES, read_model
+from cloister.graph.onnx.node_order import sorted_nodes
+from cloister.graph.onnx.old_operators import with_standard_operators
+from cloister.graph.onnx.opsets import standard_domain, state_opsets
 from cloister.graph.onnx.separability import with_separability
 from cloister.graph.onnx.symbols import batch_choices, linear_weights, require_free
+from cloister.graph.ort_session import ORT_ERRORS, runtime_session
 from cloister.graph.passes.padding import with_explicit_padding
 
-MIN_OPSET = 7
 NO_DIMS: Mapping[str, int] = {}
 FLOAT = onnx.TensorProto.FLOAT
 MAX_DENSE = 2**24
@@ -87,82 +93,90 @@ def _import_message(
     dims: Mapping[str, int],
 ) -> Graph:
     read_external_data(own, folder=folder, name=name)
-    large = {own.graph.initializer[i].name: array for i, array in constants.items()}
-    _check(own, name, constants, dims)
-    if own.functions:
-        own = inliner.inline_local_functions(own)
-    if own.graph.sparse_initializer:
-        first = own.graph.sparse_initializer[0].values.name
-        raise UnsupportedError(
-            f"{name}: constant {first!r} is sparse; export the model with dense weights"
-        )
-    # The invariant that everything behind this line relies on: nothing else opens a file that a
+    # The invariant that everything behind these lines relies on: nothing else opens a file that a
     # model names, and neither do the libraries that are given parts of it.
     require_inside(own, name=name)
     require_stored_truths(own, name=name)
+    if not own.graph.node and not own.graph.output:
+        raise ModelError(f"{name}: not an ONNX model, or an empty one; export it again")
+    _check_sizes(own, name)
+    large = _taken_out(own, constants)
+    given = {tensor.name for tensor in own.graph.initializer} | set(large)
+    given.update(sparse.values.name for sparse in own.graph.sparse_initializer)
+    inputs = [value for value in own.graph.input if value.name not in given]
+    _name_free_sizes(inputs)
+    _bind_sizes(inputs, dims)
+    state_opsets(own, name=name)
+    _require_valid(own, name)
+    own = inlined(with_standard_operators(own, name=name))
     graph = _graph(own, name, large)
     check(graph)
     choices = [
-        with_separability(with_dynamic_batch(with_explicit_padding(choice)))
-        for choice in batch_choices(graph)
+        with_separability(with_batch_sizes(with_dynamic_batch(with_explicit_padding(sized))))
+        for sized in map(with_batch_sizes, batch_choices(graph))
     ]
     return max(choices, key=lambda choice: (linear_weights(choice), choice.separable))
 
 
-def _check(
-    model: onnx.ModelProto,
-    name: str,
-    elsewhere: Mapping[int, np.ndarray],
-    dims: Mapping[str, int],
-) -> None:
-    if not model.graph.node and not model.graph.output:
-        raise ModelError(f"{name}: not an ONNX model, or an empty one; export it again")
-    _check_sizes(model, name)
-    constants = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in constants]
-    _name_free_sizes(inputs)
-    _bind_sizes(inputs, dims)
+def _taken_out(own: onnx.ModelProto, constants: Mapping[int, np.ndarray]) -> dict[str, np.ndarray]:
+    """Constants that were read already, by name; in the message, inputs take their place.
+
+    ONNX's tools would miss their data, and would copy them if they had them.
+    """
+    listed = {value.name for value in own.graph.input}
+    taken: dict[str, np.ndarray] = {}
+    for i in sorted(constants, reverse=True):
+        tensor = own.graph.initializer[i]
+        taken[tensor.name] = constants[i]
+        if tensor.name not in listed:
+            own.graph.input.append(
+                helper.make_tensor_value_info(tensor.name, tensor.data_type, tuple(tensor.dims))
+            )
+        del own.graph.initializer[i]
+    return taken
+
+
+def _require_valid(model: onnx.ModelProto, name: str) -> None:
+    """Go on with a model that ONNX's checker or ONNX Runtime takes for one.
+
+    ONNX Runtime runs models that are not as ONNX demands: nodes in any order, a graph without a
+    name, operators of its own.
+
+    Raises   ModelError
+    """
     # Shapes of inner values and outputs are claims; they are inferred anew, so none is needed.
     del model.graph.value_info[:]
     for value in model.graph.output:
         if value.type.HasField("tensor_type") or not value.type.WhichOneof("value"):
             value.type.tensor_type.elem_type = value.type.tensor_type.elem_type or FLOAT
             value.type.tensor_type.shape.SetInParent()
+    # Before the fourth version of the format, constants had to be inputs too.
+    if 0 < model.ir_version < onnx.IR_VERSION_2019_1_22:
+        model.ir_version = onnx.IR_VERSION_2019_1_22
     try:
-        checker.check_model(_checkable(model, elsewhere))
+        checker.check_model(model)
     except (checker.ValidationError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{name}: not a valid ONNX model: {one_line(error)}") from None
-    versions = {entry.domain: entry.version for entry in model.opset_import}
-    opset = versions.get("", versions.get("ai.onnx"))
-    if opset is None:
-        raise UnsupportedError(
-            f"{name}: states no opset of ONNX's own operators; export it with opset 17 of ai.onnx"
-        )
-    if not MIN_OPSET <= opset <= onnx.defs.onnx_opset_version():
-        raise UnsupportedError(
-            f"{name}: opset {opset} is outside {MIN_OPSET} to {onnx.defs.onnx_opset_version()}; "
-            "export the model with opset 17"
-        )
+        if not _runs(model):
+            raise ModelError(f"{name}: not a valid ONNX model: {one_line(error)}") from None
 
 
-def _checkable(model: onnx.ModelProto, elsewhere: Mapping[int, np.ndarray]) -> onnx.ModelProto:
-    """The model with inputs in place of the constants that are elsewhere.
-
-    The checker would miss their data, and would copy it twice if it had it.
-    """
-    if not elsewhere:
-        return model
-    stated = onnx.ModelProto()
-    stated.CopyFrom(model)
-    given = {value.name for value in model.graph.input}
-    for i in sorted(elsewhere, reverse=True):
-        tensor = model.graph.initializer[i]
-        if tensor.name not in given:
-            stated.graph.input.append(
-                helper.make_tensor_value_info(tensor.name, tensor.data_type, tuple(tensor.dims))
-            )
-        del stated.graph.initializer[i]
-    return stated
+def _runs(model: onnx.ModelProto) -> bool:
+    """Whether ONNX Runtime takes a model, which reads no file."""
+    if any(isinstance(m, onnx.NodeProto) and m.op_type in READS_A_FILE for m in messages(model)):
+        return False
+    own = onnx.ModelProto()
+    own.CopyFrom(model)
+    # ONNX Runtime's parser may know fields that this one does not, and reads settings of its own
+    # from the metadata.
+    own.DiscardUnknownFields()
+    own.ClearField("metadata_props")
+    for value in own.graph.output:
+        value.ClearField("type")
+    try:
+        runtime_session(own.SerializeToString())
+    except ORT_ERRORS:
+        return False
+    return True
 
 
 def _check_sizes(model: onnx.ModelProto, name: str) -> None:
@@ -180,22 +194,20 @@ def _check_sizes(model: onnx.ModelProto, name: str) -> None:
 
 
 def _graph(model: onnx.ModelProto, name: str, large: Mapping[str, np.ndarray]) -> Graph:
-    constants = {
-        tensor.name: large[tensor.name] if tensor.name in large else _array(tensor)
-        for tensor in model.graph.initializer
-    }
+    constants = {**_constants(model.graph), **large}
     inputs = [value for value in model.graph.input if value.name not in constants]
     versions = {entry.domain: entry.version for entry in model.opset_import}
+    opset = versions.pop("")
     graph = Graph(
         name=name,
-        nodes=tuple(_named(model.graph.node)),
+        nodes=sorted_nodes(tuple(_named(model.graph.node))),
         inputs=tuple(value.name for value in inputs),
         outputs=tuple(value.name for value in model.graph.output),
         constants=constants,
         types={},
-        opset=versions.get("", versions.get("ai.onnx", 0)),
+        opset=opset,
         opaque={value.name: opaque_type(value.type) for value in inputs},
-        domains={domain: v for domain, v in versions.items() if domain not in ("", "ai.onnx")},
+        domains=versions,
     )
     return with_types(graph)
 
@@ -262,7 +274,7 @@ def _node(proto: onnx.NodeProto, name: str) -> Node:
         inputs=tuple(proto.input),
         outputs=tuple(proto.output),
         attributes=dict(_attribute(one, name) for one in proto.attribute),
-        domain="" if proto.domain == "ai.onnx" else proto.domain,
+        domain=standard_domain(proto.domain),
     )
 
 
@@ -311,20 +323,23 @@ def _texts(values: Iterable[bytes]) -> tuple[str, ...] | tuple[bytes, ...]:
 
 
 def _subgraph(proto: onnx.GraphProto) -> Subgraph:
-    if proto.sparse_initializer:
-        first = proto.sparse_initializer[0].values.name
-        raise UnsupportedError(f"constant {first!r} is sparse; export the model with dense weights")
     return Subgraph(
         name=proto.name,
         nodes=tuple(_node(node, printable(node.name)) for node in proto.node),
         inputs=tuple((value.name, opaque_type(value.type)) for value in proto.input),
         outputs=tuple((value.name, opaque_type(value.type)) for value in proto.output),
-        constants={tensor.name: _array(tensor) for tensor in proto.initializer},
+        constants=_constants(proto),
     )
 
 
+def _constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
+    """The constants of a graph, sparse ones with their zeros."""
+    dense = {tensor.name: _array(tensor) for tensor in graph.initializer}
+    return dense | {sparse.values.name: _dense(sparse) for sparse in graph.sparse_initializer}
+
+
 def _dense(sparse: onnx.SparseTensorProto) -> np.ndarray:
-    """A sparse tensor with its zeros; ONNX's checker has seen that its indices lie inside."""
+    """A sparse tensor with its zeros."""
     values, indices, shape = _array(sparse.values), _array(sparse.indices), tuple(sparse.dims)
     if math.prod(shape) > MAX_DENSE:
         raise UnsupportedError(
@@ -333,5 +348,10 @@ def _dense(sparse: onnx.SparseTensorProto) -> np.ndarray:
         )
     array = np.zeros(shape, values.dtype)
     at = indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), shape)
+    if at.min(initial=0) < 0 or at.max(initial=-1) >= array.size or len(at) != len(values):
+        raise ModelError(
+            f"constant {sparse.values.name!r} is sparse, with values outside of it; export again"
+        )
     array.reshape(-1)[at] = values
+    array.setflags(write=False)
     return array

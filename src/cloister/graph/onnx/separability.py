@@ -61,7 +61,8 @@ def _is_separate(graph: Graph, node: Node) -> bool:
     values = [read[i] for i in carrying] + [value for value in node.outputs if value]
     if not all(_has_batch_first(graph, value) for value in values):
         return False
-    if node.domain:
+    # In training, batch normalisation has the mean and variance of the batch.
+    if node.domain or node.attributes.get("training_mode", 0):
         return False
     rank = len(graph.sizes(node.outputs[0]) or ())
     if node.op in SEPARATE or is_linear(graph, node):
