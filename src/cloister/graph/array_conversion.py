@@ -129,6 +129,11 @@ def convert(array: np.ndarray, wanted: np.dtype, what: str, axis: int | None) ->
     given = array.dtype if array.dtype.isnative else array.dtype.newbyteorder("=")
     if wanted.kind == "O":
         return _texts(array, what, axis)
+    if given.kind == "O":
+        # Rows of a table with columns of several types: its numbers are Python's own.
+        with parsing(f"{what}: the entries cannot be read as numbers", kind=ShapeError):
+            array = np.asarray(array.tolist())
+        given = array.dtype
     array = array.astype(given, copy=False)
     if given == wanted:
         require_truths(array, what, kind=RangeError)
