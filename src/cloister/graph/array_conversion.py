@@ -58,8 +58,8 @@ def _read(given: object) -> np.ndarray:
     if isinstance(given, list | tuple) and any(hasattr(one, "__dlpack__") for one in given):
         return np.stack([_read(one) for one in given])
     detach = getattr(given, "detach", None)
-    if callable(detach):  # a PyTorch tensor
-        given = detach()
+    if callable(detach):  # a PyTorch tensor; DLPack exports those of the current device alone
+        given = detach().cpu()
     device = getattr(given, "__dlpack_device__", None)
     if device is not None and (device()[0] != _HOST or not hasattr(given, "__array__")):
         return np.from_dlpack(given, device="cpu")  # type: ignore[arg-type]
