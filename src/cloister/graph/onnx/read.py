@@ -20,7 +20,7 @@ from cloister.graph.onnx.external_data import (
     require_inside,
     require_stored_truths,
 )
-from cloister.graph.onnx.functions import inlined
+from cloister.graph.onnx.local_functions import inlined
 from cloister.graph.onnx.model_file import MAX_FILE_BYTES, read_model
 from cloister.graph.onnx.node_order import sorted_nodes
 from cloister.graph.onnx.old_operators import with_standard_operators
