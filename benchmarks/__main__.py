@@ -20,7 +20,7 @@ from cloister.errors import CloisterError
 NAMES = (
     "accuracy", "audit_models", "audits", "authority_kills", "authority_rate", "compiled", "fe",
     "figure", "floor", "fuzz_loaders", "inference", "layers", "lies", "memory", "pad_kills", "pads",
-    "passes", "planner", "roundtrip", "split", "training", "transport",
+    "passes", "planner", "random_graphs", "roundtrip", "split", "training", "transport",
 )  # fmt: skip
 
 

@@ -79,9 +79,9 @@ def test_a_signal_handler_ends_the_wait(lying_link):
     model = nets.chain()
     with lying_link("shm", Lie.HANG) as link:
         session = Session(plan_of(model), workers=[link], timeout_s=60.0)
-        lane = session._made[0]
-        lane.executor.load(link)
-        lane._loaded = link
+        lane, own = session._made[0], session._executor
+        own.load(link)
+        lane._loaded = link, own
         before = signal.signal(signal.SIGALRM, ring)
         try:
             signal.setitimer(signal.ITIMER_REAL, 0.3)
@@ -92,4 +92,4 @@ def test_a_signal_handler_ends_the_wait(lying_link):
             signal.signal(signal.SIGALRM, before)
         # The answer may still come: the link is left to those who read packets one by one.
         assert link.native_channel() is None
-        assert session._executor._next_request_id > 1
+        assert session._executor.next_request_id > 1

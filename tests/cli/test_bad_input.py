@@ -73,8 +73,9 @@ def test_dynamic_shapes(refused, tmp_path):
     net = nets.Net()
     model = net.model(net.conv(net.input("image", 3, 8, 6), 3, 4))
     model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
-    message = refused("inspect", saved(tmp_path / "dynamic.onnx", model))
-    assert "image" in message
+    message = refused("bench", "inference", saved(tmp_path / "dynamic.onnx", model))
+    assert "free size 'height'" in message
+    assert "--dim height=SIZE" in message
 
 
 def test_unknown_operator_is_listed_with_a_remedy(cloister, tmp_path):

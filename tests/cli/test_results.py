@@ -58,7 +58,7 @@ def test_a_report_does_not_count_unchecked_layers_as_checked(unchecked):
         worker_ms=1.0, module_ms=0.0, offline_ms=0.0, bytes_to_worker=8, bytes_from_worker=8,
         pads_used=1,
         pads_from="inline", workers=("w",), workers_lost=(), inputs_beyond=(),
-        queries_used=0, queries_left=None, layers=tuple(layers),
+        queries_used=0, queries_left=None, plans_made=1, layers=tuple(layers),
     )  # fmt: skip
     text = "\n".join(summary(report))
     assert "checked: a wrong answer of a layer passes" in text

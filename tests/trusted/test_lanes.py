@@ -247,7 +247,7 @@ def test_a_liar_among_two_stops_everything_and_is_never_used_again(plan):
     feeds = nets.samples(CHAIN, 8)
     told = []
     with Session(plan, workers=[liar, honest], batch=1) as session:
-        executors = [lane.executor for lane in session._made]
+        executors = [lane.executor(session._plans.own) for lane in session._made]
         before = [executor.checks.vectors(0) for executor in executors]
         with pytest.raises(VerificationError, match="quarantined"):
             session.run(feeds, progress=lambda *at: told.append(at))
@@ -348,7 +348,7 @@ def test_pads_are_never_given_twice_to_threads(plan):
 def test_spent_pads_are_erased_at_the_end(plan):
     session = Session(plan, workers=[DirectLink()])
     session.run(nets.samples(CHAIN, 2))
-    memory = [array for arrays in session._pads._spare for array in arrays.values()]
+    memory = [array for arrays in session._plans.own.pads._spare for array in arrays.values()]
     assert any(array.any() for array in memory)
     session.close()
     assert memory
@@ -380,9 +380,7 @@ class Idle(Lane):
     """A lane that does nothing, or fails."""
 
     def __init__(self, error=None):
-        super().__init__(
-            object, pads=None, timeout_s=TIMEOUT_S, record_payloads=False, clock=time.thread_time
-        )
+        super().__init__(object, timeout_s=TIMEOUT_S, record_payloads=False, clock=time.thread_time)
         self._error = error
 
     def compute(self, job):
@@ -408,7 +406,7 @@ def test_an_interrupted_call_must_have_ended_before_the_next():
 def test_an_interrupt_counts_as_a_possible_lie(error, redraws):
     lanes = Lanes([Idle(error())], [])
     with pytest.raises(error):
-        lanes.run([MicroBatch({}, 1)], lambda job: None)
+        lanes.run([MicroBatch({}, 1, None)], lambda job: None)
     assert lanes.lied is redraws
 
 
@@ -420,5 +418,5 @@ def test_an_interrupt_between_a_lie_and_its_record_redraws(monkeypatch):
 
     monkeypatch.setattr(lanes, "_finish", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        lanes.run([MicroBatch({}, 1)], lambda job: None)
+        lanes.run([MicroBatch({}, 1, None)], lambda job: None)
     assert lanes.lied

@@ -23,7 +23,7 @@ from cloister.graph.batch import element_type
 from cloister.graph.graph import Graph
 from cloister.graph.hidden import HiddenSplit
 from cloister.graph.input_files import Inputs
-from cloister.graph.legality import unsupported
+from cloister.graph.legality import require_sizes, unsupported
 from cloister.plan import split_report
 from cloister.plan.claims import Claims, claims_of
 from cloister.plan.cost import PlanCost, estimate
@@ -142,7 +142,7 @@ def plan(
     if to is None:
         raise InputError(f"--out: name a {SUFFIX} file, or give goals, such as --hide-input proven")
     _check_samples(given, inputs)
-    whole = options.load_model(model)
+    whole = given.load(model)
     split = end.split(whole, given.policy)
     if split is None:
         options.refuse_given(
@@ -239,7 +239,7 @@ def _plan_by_goals(
         )
     else:
         _check_samples(given, inputs)
-    whole = options.load_model(model)
+    whole = given.load(model)
     end = goals.hidden_end(end)
     split = end.split(whole, None)
     if split is None:
@@ -247,6 +247,7 @@ def _plan_by_goals(
             "is about a hidden end; give --hide-weights last=N",
             {"--engine": engine, "--module": module},
         )
+    require_sizes(whole, "the planner")
     audit = None if given.audit is None else split_report.load(given.audit)
     searched = goals.search(whole, given, split, audit)
     found: dict[str, object] = {}
@@ -434,7 +435,7 @@ def _planned_now(
 ) -> PlannedRun:
     """The plan of a model, and the modules that are compiled for it."""
     stored = load_plan(pads, key_file=key) if pads and key and not given.calibration else None
-    graph = whole = options.load_model(model)
+    graph = whole = given.load(model)
     split = end.split(whole, given.policy or (stored.policy if stored else None))
     modules: dict[str, CompiledModule] = {}
     if split is not None:
@@ -497,7 +498,7 @@ def compare(
 ) -> None:
     """Compare every linear layer under a plan with plain float32, without a worker."""
     options.refuse_given("no query is counted here; leave it out", {"--queries": end.queries})
-    graph = options.load_model(model)
+    graph = given.load(model)
     read = given.read(graph, inputs)
     split = end.split(graph, given.policy)
     with progress("inputs") as update:
@@ -558,7 +559,7 @@ def inspect(
         hidden = tuple(HiddenCost.planned(module) for module in made.modules)
     else:
         options.refuse_given("goes with a plan; leave it out", {"--digest": digest})
-        whole, policy = options.load_model(model), given.named
+        whole, policy = given.load(model), given.named
         problems, split = unsupported(whole), end.split(whole, policy)
         graph = whole if split is None else split.outer
         policy = policy if split is None else hiding(outer_policy(policy) or policy)
@@ -607,6 +608,7 @@ def _inspection(
         "inputs": {
             name: [str(element_type(graph, name)), graph.sizes(name)] for name in graph.inputs
         },
+        "free_sizes": list(graph.free_sizes),
         "outputs": list(graph.outputs),
         **cost.to_dict(),
         "hidden": [asdict(part) for part in hidden],
@@ -631,6 +633,11 @@ def _show_inspection(
     total = ("total", "", "", "", "", *(cost.total(column) for column in SUMS))
     headings = tuple(column.replace("_", " ") for column in COLUMNS)
     console.print(table(headings, [*rows, total], title=f"{graph.name}, for one input"))
+    for name in graph.free_sizes:
+        console.print(
+            f"free size {name!r}: nodes behind it are listed without their shapes, and a plan has "
+            f"that of its calibration; give --dim {name}=SIZE to see them"
+        )
     for part in hidden:
         console.print(str(part), soft_wrap=True)
     console.print()

@@ -179,6 +179,15 @@ Resize = Annotated[
         rich_help_panel=PREPROCESSING,
     ),
 ]
+Dims = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dim",
+        metavar="NAME=SIZE",
+        help="A number for a free size of the model's inputs, by its name in the file, or batch. "
+        "Repeatable. Default: that of the inputs.",
+    ),
+]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of the trusted side.")]
 ProcessThreads = Annotated[int, typer.Option("--threads", min=1, help="Threads of this process.")]
 Workers = Annotated[
@@ -256,13 +265,28 @@ Token = Annotated[
 Listen = Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="Where to listen.")]
 
 
-def load_model(model: str) -> Graph:
-    """The model in a file.
+def load_model(model: str, dim: Sequence[str] | None = None) -> Graph:
+    """The model in a file, with the numbers of --dim for free sizes.
 
     Raises   InputError, for a plan too: it holds no float32 weights to compare or plan with
     """
     refuse_plan(model)
-    return cloister.load(model)
+    return cloister.load(model, dims=sizes(dim))
+
+
+def sizes(dim: Sequence[str] | None) -> dict[str, int]:
+    """The sizes of --dim by name.
+
+    Raises   InputError
+    """
+    dims: dict[str, int] = {}
+    for text in dim or ():
+        name, _, size = text.rpartition("=")
+        if not name or not (size.isascii() and size.isdigit()):
+            raise InputError(f"--dim {text}: give NAME=SIZE, such as T=128")
+        if dims.setdefault(name, int(size)) != int(size):
+            raise InputError(f"--dim {text}: {name} is {dims[name]} already; give it once")
+    return dims
 
 
 def refuse_plan(model: str) -> None:
@@ -280,18 +304,26 @@ def refuse_plan(model: str) -> None:
 
 @dataclass(frozen=True)
 class ChosenPolicy:
-    """A policy, and where it stops to hide values."""
+    """A policy, where it stops to hide values, and numbers for the model's free sizes."""
 
     policy: PolicyName = None
     until: Until = None
     integrity: Integrity = None
     audit: SplitAudit = None
+    dim: Dims = None
 
     @property
     def split(self) -> SplitRequest:
         """The options about a split."""
         integrity = None if self.integrity is None else self.integrity.value
         return SplitRequest(self.until, integrity, self.audit)
+
+    def load(self, model: str) -> Graph:
+        """The model in a file; see `load_model`."""
+        return load_model(model, self.dim)
+
+    def _refuse_dims(self, decided_by: str) -> None:
+        refuse_given(f"is decided by the {decided_by}; leave it out", {"--dim": self.dim})
 
     @property
     def named(self) -> str:
@@ -306,6 +338,7 @@ class ChosenPolicy:
 
         Raises   InputError, PlanError
         """
+        self._refuse_dims("plan")
         plan = Plan.load(
             path,
             policy=self.split.policy(self.policy),
@@ -403,12 +436,14 @@ class ModelInputs(ChosenPolicy):
 
     def load_plan(self, path: str, *, digest: str | None = None) -> tuple[Plan, str]:
         """See `PlanChoice.load`."""
+        self._refuse_dims("plan")
         if self.calibration:
             raise InputError("--calibration: is decided by the plan; leave it out")
         return self._choice(digest).load(Path(path))
 
     def accept_plan(self, plan: Plan, path: str, *, digest: str | None) -> tuple[Plan, str]:
         """See `PlanChoice.accept`."""
+        self._refuse_dims("bundle")
         if self.calibration:
             raise InputError("--calibration: is decided by the plan; leave it out")
         return self._choice(digest).accept(plan, Path(path))

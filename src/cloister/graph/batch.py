@@ -4,17 +4,45 @@ A batch is free where the first axis of an input has no fixed size; all sizes of
 number of samples (symbols.py). Values without that symbol - scalars, states, masks of one, tables,
 constants - are the same for all samples, and so they are passed whole to every part of a batch. A
 graph without a free batch runs whole.
+
+An inner value may have a multiple of the batch on an axis: the rows of all time steps, or of all
+heads. The symbol of that size is "7*batch".
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from cloister.errors import RangeError, ShapeError, UnsupportedError
 from cloister.graph.captures import captured_values
-from cloister.graph.graph import BATCH, Graph
+from cloister.graph.graph import BATCH, Graph, Size
 
 Feeds = Mapping[str, np.ndarray]
+_MULTIPLE = re.compile(rf"([1-9][0-9]{{0,9}})\*{BATCH}")
+
+
+def times_batch(factor: int) -> Size:
+    """The size that is a multiple of the batch."""
+    return BATCH if factor == 1 else f"{factor}*{BATCH}"
+
+
+def batch_factor(size: Size) -> int | None:
+    """How many times the batch a size is; None for a number and for other symbols."""
+    if size == BATCH:
+        return 1
+    found = _MULTIPLE.fullmatch(size) if isinstance(size, str) else None
+    return None if found is None else int(found[1])
+
+
+def bound_size(size: Size, sizes: Mapping[str, int]) -> int | None:
+    """The number that a size is for a request; None where the request's inputs do not tell."""
+    if isinstance(size, int):
+        return size
+    factor = batch_factor(size)
+    if factor is not None and BATCH in sizes:
+        return factor * sizes[BATCH]
+    return sizes.get(size)
 
 
 def element_type(graph: Graph, value: str) -> np.dtype:

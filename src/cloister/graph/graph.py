@@ -5,7 +5,7 @@ means is defined in ops/, how a file becomes a Graph in onnx/read.py, how a Grap
 graph_file.py.
 """
 
-from collections import Counter
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -122,16 +122,14 @@ class Graph:
     def batch(self) -> int | None:
         """First size of the values that linear nodes take: `None` when the batch is free.
 
-        Otherwise it is the one that the inputs share or, where theirs differ, that of most weights.
+        Otherwise the largest number of which every first size of theirs, and the one that the
+        inputs share, is a multiple.
         """
         if any(BATCH in (self.sizes(name) or ()) for name in self.inputs):
             return None
-        if isinstance(self.shared_size, int):
-            return self.shared_size
-        weights: Counter[int] = Counter()
+        first = [self.shared_size] if isinstance(self.shared_size, int) else []
         for node in self.nodes:
             if node.op in LINEAR_OPS and len(node.inputs) > 1 and node.inputs[1] in self.constants:
-                first = (self.sizes(node.inputs[0]) or ("",))[0]
-                if isinstance(first, int):
-                    weights[first] += self.constants[node.inputs[1]].size
-        return weights.most_common(1)[0][0] if weights else 1
+                sizes = self.sizes(node.inputs[0]) or ()
+                first += [size for size in sizes[:1] if isinstance(size, int) and len(sizes) > 1]
+        return math.gcd(*first) or 1

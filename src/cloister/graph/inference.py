@@ -3,25 +3,29 @@ prove.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import onnx
 from onnx import shape_inference
 
 from cloister.errors import ModelError, one_line
+from cloister.graph.batch import batch_factor, times_batch
 from cloister.graph.element_types import ELEMENT_TYPES
 from cloister.graph.graph import BATCH, Graph, Node, OpaqueType, Size, TensorType
 from cloister.graph.legality import MAX_ELEMENTS
-from cloister.graph.onnx.export import model_bytes, type_bytes
+from cloister.graph.onnx.export import known_type, model_bytes, type_bytes
 
-Shape = tuple[int | None, ...]
+Sizes = tuple[Size, ...]
 SMALL = 1024
 """Constants up to this many elements may be shapes; larger ones only matter by their own shape."""
 
 
 def with_types(graph: Graph) -> Graph:
     """The graph with the types of all values inferred anew from its inputs and constants.
+
+    A shape of an inner value that inference does not find stays as the graph has it: a node keeps
+    what it computes.
 
     Raises ModelError when the shapes contradict each other.
     """
@@ -41,15 +45,10 @@ def with_types(graph: Graph) -> Graph:
     stated: set[str] = set()
     while True:
         found = _infer(model)
-        proved = {
-            node.outputs[0]: shape
-            for node in graph.nodes
-            if node.op == "Reshape" and (shape := _reshaped(graph, node, found)) is not None
-            if node.outputs[0] not in stated
-        }
+        proved = _proved(graph, found, stated)
         if not proved:
             break
-        _state(model, found, proved)
+        _state(model, proved)
         stated.update(proved)
     known = {name: tensor_type(one) for name, one in found.items()}
     types = {name: one for name, one in known.items() if one is not None}
@@ -88,16 +87,33 @@ def _infer(model: onnx.ModelProto) -> dict[str, OpaqueType]:
     return {info.name: opaque_type(info.type) for info in infos if info.type.WhichOneof("value")}
 
 
-def _state(
-    model: onnx.ModelProto, found: Mapping[str, OpaqueType], proved: Mapping[str, Shape]
-) -> None:
-    """Write shapes into a model for the next round of inference."""
-    outputs = {info.name: info for info in model.graph.output}
-    for name, shape in proved.items():
-        info = outputs[name] if name in outputs else model.graph.value_info.add()
-        sizes = tuple(BATCH if size is None else size for size in shape)
+def _proved(
+    graph: Graph, found: Mapping[str, OpaqueType], stated: Collection[str]
+) -> dict[str, OpaqueType]:
+    """Types that inference did not find: of a Reshape, or those that the graph has already."""
+    proved = {}
+    for node in graph.nodes:
+        for value in node.outputs:
+            known = found.get(value, OpaqueType())
+            if not value or value in stated or known.proto or is_known(known.sizes):
+                continue
+            sizes = _reshaped(graph, node, found) if node.op == "Reshape" else None
+            before = known_type(graph, value)
+            if sizes is None and is_known(before.sizes):
+                sizes = before.sizes
+            dtype = known.dtype or before.dtype
+            if sizes is not None and dtype is not None:
+                proved[value] = OpaqueType(dtype, sizes)
+    return proved
+
+
+def _state(model: onnx.ModelProto, proved: Mapping[str, OpaqueType]) -> None:
+    """Write types into a model for the next round of inference."""
+    infos = {info.name: info for info in (*model.graph.output, *model.graph.value_info)}
+    for name, known in proved.items():
+        info = infos[name] if name in infos else model.graph.value_info.add()
         info.name = name
-        info.type.ParseFromString(type_bytes(OpaqueType(found[name].dtype, sizes)))
+        info.type.ParseFromString(type_bytes(known))
 
 
 def opaque_type(proto: onnx.TypeProto) -> OpaqueType:
@@ -126,15 +142,34 @@ def tensor_type(known: OpaqueType) -> TensorType | None:
     return TensorType(known.dtype, tuple(sizes))
 
 
-def _reshaped(graph: Graph, node: Node, found: Mapping[str, OpaqueType]) -> Shape | None:
-    """The shape of a Reshape that keeps the batch axis, where only that was left unproved."""
-    before = tensor_type(found.get(node.inputs[0], OpaqueType()))
-    after = tensor_type(found.get(node.outputs[0], OpaqueType()))
+def is_known(sizes: Sequence[Size] | None) -> bool:
+    """Whether a shape has nothing but numbers and multiples of the batch."""
+    return sizes is not None and all(
+        isinstance(size, int) or batch_factor(size) is not None for size in sizes
+    )
+
+
+def _reshaped(graph: Graph, node: Node, found: Mapping[str, OpaqueType]) -> Sizes | None:
+    """The sizes that a Reshape to a constant target gives to a known number of elements."""
     target = graph.constants.get(node.inputs[1]) if len(node.inputs) > 1 else None
-    if before is None or after is not None or target is None or before.shape[:1] != (None,):
+    before = found.get(node.inputs[0], OpaqueType()).sizes
+    if target is None or target.ndim != 1 or before is None or not is_known(before):
         return None
-    rest = [int(size) for size in target[1:]]
-    if target.size == 0 or target[0] not in (-1, 0) or min(rest, default=1) < 1:
+    if 0 in target and (node.attributes.get("allowzero", 0) or len(target) > len(before)):
         return None
-    same = math.prod(rest) == math.prod(size or 1 for size in before.shape[1:])
-    return (None, *rest) if same else None
+    sizes = [before[i] if size == 0 else int(size) for i, size in enumerate(target)]
+    total, rest = _elements(before), _elements([size for size in sizes if size != -1])
+    if total is None or rest is None or sizes.count(-1) != 1:
+        return None
+    factor, batches = total[0] // rest[0], total[1] - rest[1]
+    if factor * rest[0] != total[0] or batches not in (0, 1):
+        return None
+    open_size = times_batch(factor) if batches else factor
+    return tuple(open_size if size == -1 else size for size in sizes)
+
+
+def _elements(sizes: Sequence[Size]) -> tuple[int, int] | None:
+    """(n, p) of known sizes whose product is n * batch**p; None for a size of 0."""
+    factors = [size if isinstance(size, int) else batch_factor(size) or 0 for size in sizes]
+    n = math.prod(factors)
+    return (n, sum(isinstance(size, str) for size in sizes)) if n else None

@@ -90,6 +90,13 @@ def _together(
     first, _ = batches[0]
     arrays = [batch[name] for _, batch in batches]
     if axis is not None:
+        shapes = [array.shape[:axis] + array.shape[axis + 1 :] for array in arrays]
+        for (path, _), shape in zip(batches, shapes, strict=True):
+            if shape != shapes[0]:
+                raise InputError(
+                    f"{path}: input {name!r} has samples of shape {shape}, and those of {first} "
+                    f"have {shapes[0]}; run them apart, or resize them alike"
+                )
         return np.concatenate(arrays, axis)
     for path, batch in batches[1:]:
         if not np.array_equal(batch[name], arrays[0]):
@@ -167,7 +174,8 @@ def picture_form(graph: Graph, name: str, path: Path, preprocessing: Preprocessi
     """
     known, dtype = graph.sizes(name) or (), element_type(graph, name)
     sizes = [size if isinstance(size, int) else 0 for size in known]
-    if len(sizes) != 4 or 0 in sizes[1:] or dtype.kind != "f":
+    # A free height or width is that of the picture; the channels have to be stated.
+    if len(sizes) != 4 or 0 in known or not (sizes[1] or sizes[3]) or dtype.kind != "f":
         raise InputError(
             f"{path}: input {name!r} takes {dtype} of shape ({', '.join(map(str, known))}), which "
             "is no picture; give a .npy or .npz array"

@@ -79,6 +79,22 @@ def require_supported(graph: Graph) -> None:
         raise UnsupportedError(listed)
 
 
+def require_sizes(graph: Graph, what: str, *, remedy: str = "") -> None:
+    """Go on only with a model without free sizes besides the batch.
+
+    what     needs their numbers; it begins the message
+    remedy   another one than to load the model with numbers
+
+    Raises   UnsupportedError naming the first of them
+    """
+    if graph.free_sizes:
+        name = graph.free_sizes[0]
+        raise UnsupportedError(
+            f"{what} needs a number for the model's free size {name!r}: {remedy}load the model "
+            f"with dims={{{name!r}: SIZE}} (--dim {name}=SIZE)"
+        )
+
+
 def _reason(graph: Graph, node: Node) -> tuple[str, str] | None:
     if node.is_module:
         return None  # the plan checks it: a module has to be named

@@ -29,13 +29,15 @@ from pathlib import Path
 from cloister.errors import PlanError, UnsupportedError
 from cloister.graph.graph import LINEAR_OPS, Graph, Node
 from cloister.graph.hidden import hide
-from cloister.graph.legality import require_supported
+from cloister.graph.legality import require_sizes, require_supported
 from cloister.graph.onnx.specialise import specialise
 from cloister.graph.ops.linear_nodes import geometry, is_linear, why_inside
 from cloister.graph.ops.table import Kind, find
+from cloister.graph.passes.float32_products import narrow_doubles
+from cloister.graph.passes.normalise import prepare
 from cloister.graph.split import split_at
 from cloister.plan.accuracy import warn_of_errors
-from cloister.plan.bound_sizes import bound_parts, largest, require_bound
+from cloister.plan.bound_sizes import bound_parts, largest
 from cloister.plan.input_factors import reads_raw
 from cloister.plan.placement import keep_inside
 from cloister.plan.plan import Plan
@@ -208,11 +210,13 @@ def make(
 def for_sizes(plan: Plan, sizes: Mapping[str, int]) -> Plan:
     """The plan for other sizes of its template's inputs: the same ranges, and what goes out.
 
+    `sizes` has a number for each of `plan.sizes`, at least.
+
     Raises   PlanError for a plan without a template
     """
     if plan.template is None:
         raise PlanError("the plan has no model with free sizes; make it from one")
-    graph = specialise(plan.template, sizes)
+    graph = specialise(plan.template, {name: sizes[name] for name in plan.sizes})
     inside = {n.name for n in graph.nodes if is_linear(graph, n) and n.name not in plan.quantised}
     made = from_ranges(
         plan.policy,
@@ -354,10 +358,11 @@ def measure_ranges(
     Raises PlanError without inputs, UnsupportedError when there is nothing to send to a worker.
     """
     require_supported(model)
+    model = _in_float32(policy, model)
     protections = assign(model, policy, split=split, inside=inside)
     if not needs_ranges(policy):
         return {}
-    require_bound(policy, model)
+    _require_sizes(policy, model)
     linear = _sent_out(model, protections)
     if calibration is None:
         raise PlanError(f"policy {policy!r} needs calibration=: a batch of typical inputs")
@@ -381,9 +386,10 @@ def from_ranges(
     Raises PlanError when a node's ranges are missing: they were measured with another model.
     """
     require_supported(model)
+    model = _in_float32(policy, model)
     precision = precision or Precision()
     if needs_ranges(policy):
-        require_bound(policy, model)
+        _require_sizes(policy, model)
     protections = assign(model, policy, split=split, inside=inside)
     quantised = {}
     for node in _sent_out(model, protections) if needs_ranges(policy) else ():
@@ -400,6 +406,12 @@ def from_ranges(
     )
 
 
+def _in_float32(policy: str, model: Graph) -> Graph:
+    """The model with float64 products in float32, if nodes of the policy become integers."""
+    narrow = narrow_doubles(model) if needs_ranges(policy) else model
+    return model if narrow is model else prepare(narrow)
+
+
 def needs_ranges(policy: str) -> bool:
     """Whether nodes of a policy become integers, for which typical inputs set ranges.
 
@@ -409,6 +421,11 @@ def needs_ranges(policy: str) -> bool:
     if outer not in (*NAMES, *SPLITTING):
         raise _unknown(policy)
     return outer not in EVERYWHERE
+
+
+def _require_sizes(policy: str, model: Graph) -> None:
+    what, remedy = f"policy {policy!r}", "give typical inputs (calibration=), or "
+    require_sizes(model, what, remedy=remedy)
 
 
 def _sent_out(model: Graph, protections: Mapping[str, Protection]) -> list[Node]:

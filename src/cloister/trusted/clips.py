@@ -48,16 +48,16 @@ class ClipRule:
     def enter(
         self, rows: dict[str, LayerRow], clipped: UInt64[np.ndarray, "nodes inputs"]
     ) -> tuple[int, ...]:
-        """Enter counts into the rows of the layers; the inputs outside the calibrated range."""
+        """Add counts to the rows of the layers; the inputs outside the calibrated range."""
         clipped = clipped.astype(np.int64)
         inputs = clipped.shape[1]
         totals, worst = clipped.sum(axis=1), clipped.max(axis=1, initial=0)
         shares = worst / self._elements
         for i, name in enumerate(self._names):
             row = rows[name]
-            row.quantised = inputs * int(self._elements[i])
-            row.clipped = int(totals[i])
-            row.clipped_share = float(shares[i])
+            row.quantised += inputs * int(self._elements[i])
+            row.clipped += int(totals[i])
+            row.clipped_share = max(row.clipped_share, float(shares[i]))
         beyond = (clipped >= self._limits[:, None]).any(axis=0)
         return tuple(int(i) for i in np.flatnonzero(beyond))
 

@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 
 from cloister.errors import PlanError
-from cloister.graph.batch import batch_axis, cut, joined, sample_count
+from cloister.graph.batch import batch_axis, bound_sizes, cut, joined, sample_count
 from cloister.graph.graph import Graph
 from cloister.graph.layout import from_channels_last
 from cloister.graph.onnx.export import model_bytes
 from cloister.graph.ops.linear_nodes import LAST_AXIS_OPS
 from cloister.graph.ort_session import runtime_session
+from cloister.plan import policies
 from cloister.plan.plan import Plan
 from cloister.plan.protection import VERIFIED
 from cloister.plan.quantised import QuantisedLinear
@@ -115,7 +116,9 @@ def compare(
         )
     if not plan.float_weights:
         raise PlanError("the plan has dropped its float32 weights; make it again to compare")
-    feeds = as_samples(plan.graph, samples)
+    feeds = as_samples(plan.template or plan.graph, samples)
+    if plan.template is not None:
+        plan = policies.for_sizes(plan, bound_sizes(plan.template, feeds))
     total = sample_count(plan.graph, feeds)
     reference = _Reference(plan, threads, hidden)
     tallies = {node.node: _Tally(node) for node in plan.linear_nodes}

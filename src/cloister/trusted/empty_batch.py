@@ -17,17 +17,18 @@ def empty_outputs(plan: Plan, feeds: Feeds) -> dict[str, np.ndarray]:
 
     Raises   RangeError if that is not possible
     """
-    stated = _stated(plan.graph, feeds)
+    graph = plan.template or plan.graph
+    stated = _stated(graph, feeds)
     if stated is not None:
         return stated
     unknown = "no inputs: the batch is empty, and this model needs a sample to tell its outputs"
     if plan.modules or not plan.float_weights:
         raise RangeError(unknown)
     try:
-        found = WeightsAsInputs(plan.graph).run(None, feeds)
+        found = WeightsAsInputs(graph).run(None, feeds)
     except ORT_ERRORS:
         raise RangeError(unknown) from None
-    return dict(zip(plan.graph.outputs, found, strict=True))
+    return dict(zip(graph.outputs, found, strict=True))
 
 
 def _stated(graph: Graph, feeds: Feeds) -> dict[str, np.ndarray] | None:

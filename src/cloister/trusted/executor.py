@@ -63,7 +63,7 @@ class Executor:
         # Other lanes may run in other threads; helper threads are only seen by the process's clock.
         self._clock = time.thread_time_ns if threads == 1 else time.process_time_ns
         self._hidden = sorted(plan.hidden_nodes)
-        self._next_request_id = first_request_id
+        self.next_request_id = first_request_id
         # Memory by batch size: reserved at native channels, which it does not keep alive, and
         # private memory for links without one.
         self._at_channels: weakref.WeakKeyDictionary[NativeChannel, dict[int, Workspace]]
@@ -90,6 +90,14 @@ class Executor:
             if channel is link:
                 self._let_go(channel)
 
+    def close(self) -> None:
+        """Give shared memory back, and overwrite the coefficients; nothing is run any more."""
+        for channel in list(self._at_channels):
+            self._let_go(channel)
+        self._private.clear()
+        self._stages = []
+        self.checks.erase()
+
     def load(self, link: WorkerLink) -> None:
         """Give a worker the linear maps and open segments it will be asked for."""
         for stage in self._stages:
@@ -113,10 +121,10 @@ class Executor:
         space = self._workspace(channel, rows)
         values = Values(self.plan.graph, feeds, rows=rows)
         request = BatchRequest(
-            link, pads, meter, feeds, values, space, timeout_s, self._next_request_id
+            link, pads, meter, feeds, values, space, timeout_s, self.next_request_id
         )
         # Each step uses one at most. After a failure none of them is used again.
-        self._next_request_id += len(self._stages)
+        self.next_request_id += len(self._stages)
         # Not added: an attempt that was given up and repeated is counted once.
         meter.clipped = np.zeros_like(space.clipped)
         try:
@@ -125,7 +133,7 @@ class Executor:
             meter.clipped[...] = space.clipped
             # The next request uses this one's memory.
             outputs = {name: values.onnx(name).copy() for name in self.plan.graph.outputs}
-            self._next_request_id = request.next_id
+            self.next_request_id = request.next_id
             return outputs
         finally:
             self._end(request)

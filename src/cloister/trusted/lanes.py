@@ -11,7 +11,7 @@ finish their micro-batch; after a lie its outputs are dropped.
 
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,10 +24,11 @@ from cloister.errors import (
     WorkerUnavailable,
 )
 from cloister.graph.batch import row_count
+from cloister.plan.plan import Plan
 from cloister.trusted.executor import Executor
 from cloister.trusted.pads.maker import InlinePads, PadUse
-from cloister.trusted.pads.source import PadSource
 from cloister.trusted.report import Meter
+from cloister.trusted.sized_plans import SizedPlan
 from cloister.wire.link import WorkerLink
 from cloister.wire.transcript import RecordingLink, Transcript
 
@@ -52,63 +53,70 @@ class Worker:
 
 @dataclass(eq=False)
 class MicroBatch:
-    """A micro-batch; `outputs` is there once all of its checks have passed."""
+    """A micro-batch and its plan; `outputs` is there once all of its checks have passed."""
 
     feeds: Mapping[str, np.ndarray]
     size: int
+    sized: SizedPlan
     meter: Meter = field(default_factory=Meter)
     transcript: Transcript = field(default_factory=Transcript)
     outputs: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class Lane:
-    """An executor, made when first needed, and the connection that it uses now.
+    """An executor for each plan, made when first needed, and the connection that it uses now.
 
-    pads               where pads come from; None where the plan blinds nothing
+    make               makes the executor of a plan
     record_payloads    keep a copy of every message in the transcript
     clock              CPU seconds of what works for this lane
     """
 
     def __init__(
         self,
-        make: Callable[[], Executor],
+        make: Callable[[Plan], Executor],
         *,
-        pads: PadSource | None,
         timeout_s: float,
         record_payloads: bool,
         clock: Callable[[], float],
     ) -> None:
         self._make = make
-        self._pads = pads
         self._timeout_s = timeout_s
         self._record_payloads = record_payloads
         self._clock = clock
-        self._loaded: WorkerLink | None = None
-        self.made: Executor | None = None
+        self._loaded: tuple[WorkerLink, Executor] | None = None
+        self._used: Executor | None = None
+        self.made: dict[SizedPlan, Executor] = {}
         self.worker: Worker | None = None
         self.link: WorkerLink | None = None
         self.busy = False
 
-    @property
-    def executor(self) -> Executor:
-        """The lane's own executor."""
-        if self.made is None:
-            self.made = self._make()
-        return self.made
+    def executor(self, sized: SizedPlan) -> Executor:
+        """The lane's own executor of a plan."""
+        if sized not in self.made:
+            self.made[sized] = self._make(sized.plan)
+        return self.made[sized]
+
+    def keep(self, plans: Collection[SizedPlan]) -> None:
+        """Close the executors of all other plans."""
+        for sized in [one for one in self.made if one not in plans]:
+            gone = self.made.pop(sized)
+            gone.close()
+            if self._loaded is not None and self._loaded[1] is gone:
+                self._loaded = None
 
     def compute(self, job: MicroBatch) -> dict[str, np.ndarray]:
         """The outputs of a micro-batch, under fresh pads; in the lane's thread."""
-        link, executor = self.link, self.executor
-        if link is not None and link is not self._loaded:
+        link, executor = self.link, self._next_executor(job.sized)
+        if link is not None and self._loaded != (link, executor):
             executor.load(link)
-            self._loaded = link
-        pads = None
-        if self._pads is not None:
+            self._loaded = link, executor
+        pads, source = None, job.sized.pads
+        if source is not None:
             started = self._clock()
             rows = row_count(executor.plan.graph, job.feeds)
-            pads = PadUse(self._pads, rows)
+            pads = PadUse(source, rows)
             # Unsealing stored pads is part of the request; making pads is not.
-            if self._pads.kind == InlinePads.kind:
+            if source.kind == InlinePads.kind:
                 job.meter.offline_ms += 1e3 * (self._clock() - started)
             job.meter.pads_used += rows
         if link is not None:
@@ -117,11 +125,19 @@ class Lane:
             job.feeds, link=link, pads=pads, meter=job.meter, timeout_s=self._timeout_s
         )
 
+    def _next_executor(self, sized: SizedPlan) -> Executor:
+        """The executor of a plan, which goes on with the request ids of the one before."""
+        executor, before = self.executor(sized), self._used
+        if before is not None and before is not executor:
+            executor.next_request_id = before.next_request_id
+        self._used = executor
+        return executor
+
     def disconnect(self) -> None:
         """Close the connection and keep nothing of it."""
         if self.link is not None:
-            if self.made is not None:
-                self.made.forget(self.link)
+            for executor in self.made.values():
+                executor.forget(self.link)
             self.link.close()
         self.worker = self.link = self._loaded = None
 
@@ -179,7 +195,7 @@ class Lanes:
                 for lane in ready:
                     self._serve(lane, done)
             else:
-                self._run_threads(ready, done)
+                self._run_threads(ready, done, list(dict.fromkeys(job.sized for job in jobs)))
         except BaseException:
             # It may have arrived between a lie and its record.
             self.lied = True
@@ -261,10 +277,16 @@ class Lanes:
 
     # ---- the caller's thread, when lanes have their own
 
-    def _run_threads(self, ready: Sequence[Lane], done: Callable[[MicroBatch], None]) -> None:
+    def _run_threads(
+        self,
+        ready: Sequence[Lane],
+        done: Callable[[MicroBatch], None],
+        plans: Sequence[SizedPlan],
+    ) -> None:
         for lane in ready:
-            # Made here, one after the other: they draw from one generator.
-            _ = lane.executor
+            for sized in plans:
+                # Made here, one after the other: they draw from one generator.
+                lane.executor(sized)
         threads = [
             threading.Thread(target=self._thread, args=(lane,), name=f"lane {i}", daemon=True)
             for i, lane in enumerate(ready)

@@ -58,7 +58,8 @@ class Report:
     lists workers that hung, died or lied since the session began. `inputs_beyond` has the numbers
     of inputs outside the calibrated range (clips.py). `module_ms` is time waited for the processes
     of hidden modules, `queries_used` the samples that they answered; `queries_left` is how many
-    more they may, None where the plan sets no limit.
+    more they may, None where the plan sets no limit. `plans_made` counts the session's plans for
+    inputs of different sizes, its own included.
     """
 
     policy: str
@@ -78,6 +79,7 @@ class Report:
     inputs_beyond: tuple[int, ...]
     queries_used: int
     queries_left: int | None
+    plans_made: int
     layers: tuple[LayerRow, ...]
 
     @property

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import groupby
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -18,13 +19,14 @@ from cloister.graph.batch import batch_axis, cut, joined, sample_count
 from cloister.graph.graph import Graph
 from cloister.plan.plan import Plan
 from cloister.plan.samples import Samples, sample_groups
-from cloister.trusted.clips import ClipRule, OnClip, clip_text
+from cloister.trusted.clips import OnClip, clip_text
 from cloister.trusted.empty_batch import empty_outputs
 from cloister.trusted.executor import Executor
 from cloister.trusted.lanes import Lane, Lanes, MicroBatch, Worker
 from cloister.trusted.pads.maker import InlinePads
 from cloister.trusted.pads.source import PadSource
-from cloister.trusted.report import Meter, Report, Result
+from cloister.trusted.report import LayerRow, Meter, Report, Result
+from cloister.trusted.sized_plans import SizedPlans
 from cloister.wire.grpc.connect import connect
 from cloister.wire.grpc.places import endpoints
 from cloister.wire.link import WorkerLink
@@ -52,7 +54,9 @@ class Session:
                      blocks, if no other thread needs its cores. The session replaces a worker that
                      hangs or dies by another one and repeats the micro-batch under fresh pads. It
                      never uses a worker again that lied, and raises the lie.
-    pads             where pads come from; default: made inline, in memory
+    pads             where pads come from; default: made inline, in memory. Pads are for the sizes
+                     of the plan's inputs; without them, a plan that was made from a model with
+                     free sizes takes inputs of all sizes (sized_plans.py)
     threads          threads of the trusted side, within one lane
     batch            inputs per micro-batch; a lane computes one micro-batch at a time
     lanes            micro-batches that are computed at once (lanes.py), spread over the workers;
@@ -99,7 +103,6 @@ class Session:
             _check_pads(plan, pads)
         self.plan = plan
         self._on_clip = OnClip(on_clip)
-        self._clips = ClipRule(plan)
         self._rng = rng or SystemRandom()
         self._timeout_s = timeout_s
         self._batch = batch
@@ -108,9 +111,11 @@ class Session:
         self._closed = False
         self._needs_worker = any(p.on_worker for p in plan.protections.values())
         count = _lane_count(lanes, workers if self._needs_worker else (), threads=threads)
-        self._pads = pads
-        if plan.hidden_nodes and pads is None:
-            self._pads = InlinePads(plan, rng=self._rng, threads=threads)
+        self._plans = SizedPlans(
+            plan,
+            lambda one: self._inline_pads(one, threads) if pads is None else pads,
+            alone=None if pads is None else "the pads are for those of",
+        )
         self._engines = _engines(plan, modules, engine, counter, padding, threads=threads)
         try:
             self._open(workers, count, threads, worker_threads, record_payloads)
@@ -130,7 +135,6 @@ class Session:
         self._made = [
             Lane(
                 partial(self._make_executor, i, threads),
-                pads=self._pads,
                 timeout_s=self._timeout_s,
                 record_payloads=record_payloads,
                 # With several lanes a thread's own clock tells its work from that of the others.
@@ -138,15 +142,19 @@ class Session:
             )
             for i in range(count)
         ]
-        self._executor = self._made[0].executor
+        self._executor = self._made[0].executor(self._plans.own)
         found = self._connect(workers, count, threads=threads, worker_threads=worker_threads)
         self._lanes = Lanes(self._made, found)
 
-    def _make_executor(self, lane: int, threads: int) -> Executor:
+    def _inline_pads(self, plan: Plan, threads: int) -> PadSource | None:
+        """Pads made in memory, if the plan blinds anything."""
+        return InlinePads(plan, rng=self._rng, threads=threads) if plan.hidden_nodes else None
+
+    def _make_executor(self, lane: int, threads: int, plan: Plan) -> Executor:
         # Ids of different lanes never meet in a transcript.
         first = 1 + (lane << _LANE_ID_BITS)
         return Executor(
-            self.plan,
+            plan,
             rng=self._rng,
             threads=threads,
             first_request_id=first,
@@ -232,7 +240,7 @@ class Session:
     def _run_groups(self, inputs: Samples, progress: Callable[[int, int], None] | None) -> Result:
         results: list[Result] = []
         done = 0
-        for feeds in sample_groups(self.plan.graph, inputs, self._batch * len(self._made)):
+        for feeds in sample_groups(self._plans.inputs, inputs, self._batch * len(self._made)):
             with self._lock:
                 results.append(self._run(feeds, _later(progress, done)))
             done += results[-1].report.inputs
@@ -248,11 +256,11 @@ class Session:
         self._lanes.require_idle()
         if self._lanes.lied:
             for lane in self._made:
-                if lane.made is not None:
-                    lane.made.redraw_checks()
+                for executor in lane.made.values():
+                    executor.redraw_checks()
             self._lanes.lied = False
         started = time.process_time()
-        graph = self.plan.graph
+        graph = self._plans.batches
         _check_finite(graph, feeds)
         total = sample_count(graph, feeds)
         if total == 0:
@@ -260,8 +268,11 @@ class Session:
         if self._engines is not None:
             self._engines.require(total)
         jobs = [
-            MicroBatch(part, sample_count(graph, part)) for part in cut(graph, feeds, self._batch)
+            MicroBatch(part, sample_count(graph, part), self._plans.plan_for(part))
+            for part in cut(graph, feeds, self._batch)
         ]
+        for lane in self._made:
+            lane.keep(self._plans.kept)
         reported = _Progress(progress, total)
         self._lanes.run(jobs, reported)
         outputs = joined(graph, [job.outputs for job in jobs])
@@ -269,19 +280,18 @@ class Session:
         for job in jobs[1:]:
             _add(meter, job.meter)
             transcript.follow(job.transcript)
-        clipped = np.concatenate([job.meter.clipped for job in jobs], axis=1)
+        beyond = _enter_clips(meter.rows, jobs)
         spent_ms = 1e3 * (time.process_time() - started - reported.spent_s)
         meter.trusted_ms = max(spent_ms - meter.offline_ms, 0.0)
-        return Result(outputs, self._report(meter, total, clipped), transcript)
+        return Result(outputs, self._report(meter, total, beyond), transcript)
 
     def _empty(self, feeds: Mapping[str, np.ndarray]) -> Result:
         """The result of no sample."""
-        meter, nodes = Meter(), self.plan.linear_nodes
-        for node in nodes:
+        meter = Meter()
+        for node in self.plan.linear_nodes:
             meter.row(node.node, self.plan.protections[node.node].name)
-        clipped = np.zeros((len(nodes), 0), np.uint64)
         outputs = empty_outputs(self.plan, feeds)
-        return Result(outputs, self._report(meter, 0, clipped), Transcript())
+        return Result(outputs, self._report(meter, 0, ()), Transcript())
 
     def _together(self, results: Sequence[Result]) -> Result:
         """The results of inputs that were run one after the other."""
@@ -292,10 +302,10 @@ class Session:
         for other in others:
             report = report.followed_by(other.report)
             transcript.follow(other.transcript)
-        outputs = joined(self.plan.graph, [result.outputs for result in results])
+        outputs = joined(self._plans.batches, [result.outputs for result in results])
         return Result(outputs, report, transcript)
 
-    def _report(self, meter: Meter, inputs: int, clipped: np.ndarray) -> Report:
+    def _report(self, meter: Meter, inputs: int, beyond: tuple[int, ...]) -> Report:
         bits = [row.soundness_bits for row in meter.rows.values() if row.soundness_bits is not None]
         return Report(
             policy=self.plan.policy,
@@ -309,12 +319,13 @@ class Session:
             bytes_to_worker=int(meter.total("bytes_to_worker")),
             bytes_from_worker=int(meter.total("bytes_from_worker")),
             pads_used=meter.pads_used,
-            pads_from=self._pads.kind if self._pads is not None else "none",
+            pads_from="none" if self._plans.own.pads is None else self._plans.own.pads.kind,
             workers=self._lanes.workers,
             workers_lost=tuple(self._lanes.lost),
-            inputs_beyond=self._clips.enter(meter.rows, clipped),
+            inputs_beyond=beyond,
             queries_used=meter.queries,
             queries_left=None if self._engines is None else self._engines.left(),
+            plans_made=self._plans.made,
             layers=tuple(meter.rows.values()),
         )
 
@@ -325,8 +336,7 @@ class Session:
             return  # a fork's copy: the workers are the parent's
         with self._lock:
             self._lanes.close()
-            if self._pads is not None:
-                self._pads.erase()
+            self._plans.close()
             if self._engines is not None:
                 self._engines.close()
 
@@ -453,6 +463,17 @@ def _add(meter: Meter, other: Meter) -> None:
     meter.queries += other.queries
     for row in other.rows.values():
         meter.row(row.name, row.protection).add(row)
+
+
+def _enter_clips(rows: dict[str, LayerRow], jobs: Sequence[MicroBatch]) -> tuple[int, ...]:
+    """Enter the clipped values of all micro-batches; the inputs outside the calibrated range."""
+    beyond: list[int] = []
+    first = 0
+    for sized, some in groupby(jobs, key=lambda job: job.sized):
+        clipped = np.concatenate([job.meter.clipped for job in some], axis=1)
+        beyond += [first + i for i in sized.clips.enter(rows, clipped)]
+        first += clipped.shape[1]
+    return tuple(beyond)
 
 
 def _check_finite(graph: Graph, feeds: Mapping[str, np.ndarray]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import cloister.base._native as native
 from cloister.base.reading import require_truths
 from cloister.errors import PlanError, ProtocolError, RangeError, UnsupportedError
-from cloister.graph.batch import bound_sizes, element_type
+from cloister.graph.batch import bound_size, bound_sizes, element_type
 from cloister.graph.onnx.export import model_bytes
 from cloister.graph.ort_session import ORT_ERRORS, runtime_session
 from cloister.plan.plan import Plan
@@ -342,13 +342,13 @@ class SegmentStage(Stage):
 
     def _spec(self, value: str, sizes: Mapping[str, int]) -> TensorSpec:
         known = self._graph.sizes(value)
-        if known is None or any(isinstance(size, str) and size not in sizes for size in known):
+        shape = None if known is None else [bound_size(size, sizes) for size in known]
+        if shape is None or None in shape:
             raise UnsupportedError(
                 f"value {value!r}: its shape is not known, so a worker's answer could not be "
                 "bounded; use the enclave policy"
             )
-        shape = tuple(sizes[size] if isinstance(size, str) else size for size in known)
-        return TensorSpec(element_type(self._graph, value), shape)
+        return TensorSpec(element_type(self._graph, value), tuple(size or 0 for size in shape))
 
 
 class LocalStage(Stage):

@@ -13,6 +13,7 @@ from cloister.errors import ModelError, UnsupportedError, one_line, printable
 from cloister.graph.graph import Graph, Node, Subgraph
 from cloister.graph.inference import opaque_type, with_types
 from cloister.graph.legality import READS_A_FILE, check
+from cloister.graph.onnx.batch_sizes import with_batch_sizes
 from cloister.graph.onnx.batching import with_dynamic_batch
 from cloister.graph.onnx.external_data import (
     messages,
@@ -111,8 +112,8 @@ def _import_message(
     graph = _graph(own, name, large)
     check(graph)
     choices = [
-        with_separability(with_dynamic_batch(with_explicit_padding(choice)))
-        for choice in batch_choices(graph)
+        with_separability(with_batch_sizes(with_dynamic_batch(with_explicit_padding(sized))))
+        for sized in map(with_batch_sizes, batch_choices(graph))
     ]
     return max(choices, key=lambda choice: (linear_weights(choice), choice.separable))
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from cloister.graph.graph import BATCH, Graph
 from cloister.graph.inference import with_input_sizes
+from cloister.graph.onnx.batch_sizes import with_batch_sizes
 from cloister.graph.onnx.separability import with_separability
 from cloister.graph.onnx.symbols import require_free
 from cloister.graph.passes.normalise import prepare
@@ -31,6 +32,7 @@ def specialise(graph: Graph, sizes: Mapping[str, int]) -> Graph:
             for name, known in inputs.items()
         },
     )
+    bound = with_batch_sizes(bound)
     if bound.batch is not None:
         bound = replace(bound, separable=True, joins={})
     elif not bound.separable:

@@ -11,10 +11,11 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from cloister.errors import InputError
-from cloister.graph.batch import computed_from
+from cloister.graph.batch import batch_factor, computed_from
 from cloister.graph.graph import BATCH, LINEAR_OPS, Graph, OpaqueType
 from cloister.graph.inference import with_input_sizes
 from cloister.graph.onnx.batching import runs
+from cloister.graph.ops.linear_nodes import rows_per_sample
 
 
 def batch_choices(graph: Graph) -> Iterator[Graph]:
@@ -45,14 +46,15 @@ def require_free(dims: Mapping[str, int], free: Collection[str]) -> None:
 
 
 def linear_weights(graph: Graph) -> int:
-    """How many constant weights multiply values that have the batch first."""
+    """How many constant weights multiply rows of the batch."""
     given = computed_from(graph, graph.inputs)
     total = 0
     for node in graph.nodes:
         if node.op not in LINEAR_OPS or len(node.inputs) < 2 or node.inputs[1] in given:
             continue
         sizes = graph.sizes(node.inputs[1]) or ()
-        if (graph.sizes(node.inputs[0]) or ())[:1] == (BATCH,):
+        first = (graph.sizes(node.inputs[0]) or ())[:1]
+        if first == (BATCH,) or rows_per_sample(graph, node) is not None:
             total += math.prod(size for size in sizes if isinstance(size, int))
     return total
 
@@ -76,9 +78,10 @@ def _one_size(graph: Graph, symbols: list[str]) -> set[str]:
 
 def _typed(graph: Graph, batch: set[str]) -> Graph:
     """The graph with the symbols of the batch as such; inputs with others stay opaque."""
-    named = {BATCH: f"{BATCH}_", **dict.fromkeys(batch, BATCH)}
     sizes = {}
     for name in graph.inputs:
-        given = graph.opaque[name].sizes or ()
-        sizes[name] = tuple(named.get(s, s) if isinstance(s, str) else s for s in given)
+        sizes[name] = tuple(
+            BATCH if size in batch else size if batch_factor(size) is None else f"{size}_"
+            for size in graph.opaque[name].sizes or ()
+        )
     return with_input_sizes(graph, sizes)

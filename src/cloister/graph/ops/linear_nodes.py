@@ -9,12 +9,14 @@
 Callers ask `is_linear` first.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float32
 
 from cloister.errors import ShapeError, UnsupportedError
+from cloister.graph.batch import batch_factor
 from cloister.graph.graph import LINEAR_OPS, Graph, Node
 from cloister.graph.layout import channels_last_shape
 from cloister.ring.linear import Geometry
@@ -156,6 +158,18 @@ def _pair(node: Node, name: str, default: int) -> Pair:
     return (default, values[0]) if len(values) == 1 else (values[0], values[1])
 
 
+def rows_per_sample(graph: Graph, node: Node) -> int | None:
+    """How many rows a linear operator takes for each row of the batch; None: no fixed number."""
+    sizes = graph.sizes(node.inputs[0]) or ()
+    rows = sizes[:-1] if node.op in LAST_AXIS_OPS else sizes[:1]
+    total = math.prod(size if isinstance(size, int) else batch_factor(size) or 0 for size in rows)
+    batches = sum(isinstance(size, str) for size in rows)
+    each = graph.batch or 1
+    if not total or total % each or batches != (graph.batch is None):
+        return None
+    return total // each
+
+
 def is_linear(graph: Graph, node: Node) -> bool:
     """Whether a node computes a linear map with constant float32 weights over the batch."""
     return not why_inside(graph, node)
@@ -200,7 +214,7 @@ def _why_not_mapped(graph: Graph, node: Node) -> str:
         return "it multiplies transposed inputs"
     columns = weights.shape[0 if integer(node, "transB", 0) else 1]
     bias = node.inputs[2] if len(node.inputs) > 2 else ""
-    if bias and not _is_row(graph.constants[bias].shape, columns):
+    if bias and not is_row(graph.constants[bias].shape, columns):
         return f"its bias has shape {graph.constants[bias].shape}, not one number per column"
     return ""
 
@@ -219,5 +233,6 @@ def _why_not_batch(graph: Graph, value: str) -> str:
     return "" if all(known.shape[1:]) else f"{value!r} has another free or empty axis"
 
 
-def _is_row(shape: tuple[int, ...], columns: int) -> bool:
+def is_row(shape: tuple[int, ...], columns: int) -> bool:
+    """Whether a Gemm's bias of this shape adds one number to each column."""
     return shape in ((), (1,), (columns,), (1, 1), (1, columns))

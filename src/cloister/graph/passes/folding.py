@@ -15,7 +15,7 @@ from onnx import helper, shape_inference
 from cloister.errors import ModelError
 from cloister.graph.captures import captured_values
 from cloister.graph.graph import Graph, Node, TensorType
-from cloister.graph.inference import opaque_type, tensor_type
+from cloister.graph.inference import is_known, opaque_type, tensor_type
 from cloister.graph.interpreter import evaluate
 from cloister.graph.onnx.export import known_type, node_bytes, tensor_bytes, type_bytes
 from cloister.graph.ops.linear_nodes import integer
@@ -48,13 +48,21 @@ def fold_constants(graph: Graph) -> Graph:
     return known.finish()
 
 
+def folded_types(graph: Graph) -> dict[str, TensorType]:
+    """Types of values; more of them than inference finds, since it evaluates no shapes."""
+    folder = _Folder(Rewrite(graph))
+    for node in graph.nodes:
+        folder.visit(node)
+    return folder.types
+
+
 class _Folder:
     """One pass in topological order; `entries` holds shape vectors of which a part is known."""
 
     def __init__(self, rewrite: Rewrite) -> None:
         self._rewrite = rewrite
         self._graph = rewrite.graph
-        self._types = dict(rewrite.graph.types)
+        self.types = dict(rewrite.graph.types)
         self._entries: dict[str, Entries | Entry] = {}
 
     def visit(self, node: Node) -> None:
@@ -78,12 +86,12 @@ class _Folder:
             self._evaluate(node)
 
     def _is_int64(self, value: str) -> bool:
-        known = self._types.get(value)
+        known = self.types.get(value)
         return known is None or known.dtype == np.int64
 
     def _fix(self, value: str, array: np.ndarray) -> None:
         self._rewrite.set_constant(value, array)
-        self._types[value] = TensorType(array.dtype, array.shape)
+        self.types[value] = TensorType(array.dtype, array.shape)
 
     def _constant(self, node: Node) -> None:
         value = node.attributes.get("value")
@@ -97,7 +105,7 @@ class _Folder:
         read = [value for value in (*node.inputs, *captured_values(node)) if value]
         if not read or node.op in RANDOM or any(value not in constants for value in read):
             return False
-        sizes = [self._types[v].shape for v in node.outputs if v in self._types]
+        sizes = [self.types[v].shape for v in node.outputs if v in self.types]
         largest = max((math.prod(s or 1 for s in shape) for shape in sizes), default=0)
         return largest <= MAX_GROWTH + sum(constants[value].size for value in read)
 
@@ -113,12 +121,12 @@ class _Folder:
 
     def _learn_type(self, node: Node) -> None:
         """Infer a node's output type now that more of its inputs are constants."""
-        if all(value in self._types for value in node.outputs if value):
+        if all(value in self.types for value in node.outputs if value):
             return
         read = [value for value in node.inputs if value]
-        if captured_values(node) or any(value not in self._types for value in read):
+        if captured_values(node) or any(value not in self.types for value in read):
             return
-        typed = replace(self._graph, types=self._types)
+        typed = replace(self._graph, types=self.types)
         try:
             schema = onnx.defs.get_schema(node.op, self._graph.opset, "")
             found = shape_inference.infer_node_outputs(
@@ -132,8 +140,8 @@ class _Folder:
             return
         for value, proto in found.items():
             known = tensor_type(opaque_type(proto))
-            if known is not None and value not in self._types:
-                self._types[value] = known
+            if known is not None and value not in self.types:
+                self.types[value] = known
 
     def _small_constants(self, read: list[str]) -> dict[str, onnx.TensorProto]:
         constants = self._rewrite.constants
@@ -148,7 +156,7 @@ class _Folder:
     def _symbolic(self, node: Node) -> Entries | Entry | None:
         """A shape vector or one of its entries that a node computes; None if it computes none."""
         if node.op == "Shape":
-            known = self._types.get(node.inputs[0])
+            known = self.types.get(node.inputs[0])
             if known is None:
                 return None
             return known.shape[integer(node, "start", 0) : integer(node, "end", len(known.shape))]
@@ -208,18 +216,30 @@ class _Folder:
         return [int(entry) for entry in array.reshape(-1)]
 
     def _free_batch(self, node: Node) -> None:
-        """Reshape to (batch, known sizes...) as a constant target; 0 means: as in the input."""
-        target = self._entries.get(node.inputs[1])
-        known = self._types.get(node.inputs[0])
-        if known is None or known.shape[:1] != (None,) or node.attributes.get("allowzero", 0):
+        """Reshape to sizes that are known but for the batch as one to a constant target."""
+        target = self._freed_target(node)
+        if target is None:
             return
-        if not isinstance(target, tuple) or target[:1] != (None,) or None in target[1:]:
-            return
-        constant = self._rewrite.constant(f"{node.name}_target", np.array([0, *target[1:]]))
+        constant = self._rewrite.constant(f"{node.name}_target", np.array(target, np.int64))
         freed = replace(node, inputs=(node.inputs[0], constant))
         self._rewrite.swap([node], [freed])
-        self._types[constant] = TensorType(np.dtype(np.int64), (len(target),))
+        self.types[constant] = TensorType(np.dtype(np.int64), (len(target),))
         self._learn_type(freed)
+
+    def _freed_target(self, node: Node) -> list[int] | None:
+        """In a Reshape target 0 means: as in the input, and -1 what is left of the elements."""
+        target = self._entries.get(node.inputs[1])
+        known = self.types.get(node.inputs[0])
+        if known is not None and known.shape[:1] == (None,) and isinstance(target, tuple):
+            rest = [size for size in target[1:] if size is not None]
+            if target[:1] == (None,) and len(rest) == len(target) - 1:
+                return None if node.attributes.get("allowzero", 0) else [0, *rest]
+        sizes = self._graph.sizes(node.outputs[0])
+        if sizes is None or not is_known(sizes) or 0 in sizes:
+            return None
+        if node.inputs[1] in self._rewrite.constants or sum(isinstance(s, str) for s in sizes) > 1:
+            return None
+        return [size if isinstance(size, int) else -1 for size in sizes]
 
 
 def _evaluate_wide(

@@ -6,12 +6,13 @@ from cloister.graph.graph import Graph
 from cloister.graph.legality import check
 from cloister.graph.passes.biases import detach_biases
 from cloister.graph.passes.flatten import fold_flatten
+from cloister.graph.passes.float32_products import widen_halves
 from cloister.graph.passes.folding import fold_constants
 from cloister.graph.passes.fuse_linear import fold_batch_norm, fold_pads
-from cloister.graph.passes.half_precision import widen_halves
 from cloister.graph.passes.matrix_products import lower_products
 from cloister.graph.passes.pool_means import fold_means
 from cloister.graph.passes.rewrite import without_unused
+from cloister.graph.passes.split_rows import split_rows
 from cloister.graph.passes.transposes import fold_transposes
 from cloister.graph.passes.volumes import lower_volumes
 
@@ -34,6 +35,7 @@ standard_passes: tuple[Pass, ...] = (
     lower_volumes,
     fold_flatten,
     fold_means,
+    split_rows,
     remove_unused,
 )
 
