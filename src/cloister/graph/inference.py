@@ -15,6 +15,7 @@ from cloister.graph.element_types import ELEMENT_TYPES
 from cloister.graph.graph import BATCH, Graph, Node, OpaqueType, Size, TensorType
 from cloister.graph.legality import MAX_ELEMENTS
 from cloister.graph.onnx.export import known_type, model_bytes, type_bytes
+from cloister.graph.runtime_types import runtime_types
 
 Sizes = tuple[Size, ...]
 SMALL = 1024
@@ -43,9 +44,13 @@ def with_types(graph: Graph) -> Graph:
     )
     model = onnx.ModelProto.FromString(model_bytes(skeleton))
     stated: set[str] = set()
+    asked = False
     while True:
         found = _infer(model)
         proved = _proved(graph, found, stated)
+        if not proved and not asked:
+            asked = True
+            proved = _computed(graph, found)
         if not proved:
             break
         _state(model, proved)
@@ -69,7 +74,9 @@ def with_input_sizes(graph: Graph, sizes: Mapping[str, tuple[Size, ...]]) -> Gra
     types, opaque = {}, {}
     for name in graph.inputs:
         stated = graph.types.get(name) or graph.opaque[name]
-        known = OpaqueType(stated.dtype, sizes[name]) if name in sizes else graph.opaque.get(name)
+        known = graph.opaque.get(name)
+        if name in sizes and graph.sizes(name) is not None:
+            known = OpaqueType(stated.dtype, sizes[name])
         typed = graph.types[name] if known is None else tensor_type(known)
         if typed is not None:
             types[name] = typed
@@ -102,9 +109,20 @@ def _proved(
             if sizes is None and is_known(before.sizes):
                 sizes = before.sizes
             dtype = known.dtype or before.dtype
-            if sizes is not None and dtype is not None:
+            if dtype is not None and (sizes is not None or known.dtype is None):
                 proved[value] = OpaqueType(dtype, sizes)
     return proved
+
+
+def _computed(graph: Graph, found: Mapping[str, OpaqueType]) -> dict[str, OpaqueType]:
+    """Types of values that ONNX knows nothing of, as of ONNX Runtime's own operators."""
+    unknown = [
+        value
+        for node in graph.nodes
+        for value in node.outputs
+        if value and found.get(value, OpaqueType()) == OpaqueType()
+    ]
+    return runtime_types(graph, unknown) if unknown else {}
 
 
 def _state(model: onnx.ModelProto, proved: Mapping[str, OpaqueType]) -> None:
