@@ -37,10 +37,12 @@ def as_samples(model: Graph, samples: Samples) -> dict[str, np.ndarray]:
         (only,) = sample_groups(model, samples, sys.maxsize)
         return only
     named = _by_name(model, samples)
+    named = {**model.defaults, **named}
     if set(named) != set(model.inputs):
         odd = sorted(set(named) ^ set(model.inputs), key=str)[0]
         names = ", ".join(map(repr, model.inputs))
-        raise ShapeError(f"input {odd!r}: the model's inputs are {names}, all of them needed")
+        needed = ", ".join(map(repr, model.required_inputs)) if model.defaults else "all of them"
+        raise ShapeError(f"input {odd!r}: the model's inputs are {names}, {needed} needed")
     arrays = {name: _input(model, name, named[name]) for name in model.inputs}
     bound_sizes(model, arrays)
     return arrays
@@ -50,10 +52,11 @@ def sample_groups(model: Graph, samples: Samples, size: int) -> Iterator[dict[st
     """Samples by input name, in parts that a caller need not hold together in memory.
 
     An array or a mapping is one part. The items of an iterator are read as they are needed, and
-    gathered to parts of at least `size` samples, except for the last.
+    gathered to parts of at least `size` samples, except for the last. Where outputs depend on all
+    samples of a batch, all items are one part.
 
-    Raises   see `as_samples`; RangeError when an iterator gives nothing, InputError for a second
-             item where samples depend on each other
+    Raises   see `as_samples`; RangeError when an iterator gives nothing, InputError for items that
+             cannot be one batch
     """
     if not _is_stream(samples):
         yield as_samples(model, samples)
@@ -67,7 +70,7 @@ def sample_groups(model: Graph, samples: Samples, size: int) -> Iterator[dict[st
         _require_joinable(model, item, whole, number)
         group.append(item)
         count += sample_count(model, item)
-        if count >= size:
+        if model.separable and count >= size:
             yield _together(model, group)
             group, count = [], 0
     if group:
@@ -98,10 +101,10 @@ def _items(model: Graph, samples: Samples) -> Iterator[dict[str, np.ndarray]]:
 def _require_joinable(
     model: Graph, item: Mapping[str, np.ndarray], whole: Mapping[str, np.ndarray], number: int
 ) -> None:
-    if number and (model.batch is not None or not model.separable):
+    if number and model.batch is not None:
         raise InputError(
-            "the model computes a batch of its own size, or its outputs depend on all samples of "
-            "one; give one array, or call run once for each item"
+            f"item {number}: the model takes {model.batch} samples at a time; call run once for "
+            "each item"
         )
     for name, first in whole.items():
         if item[name] is not first and not _equal(item[name], first):
@@ -141,12 +144,14 @@ def _by_name(model: Graph, samples: Samples) -> Mapping[str, object]:
     if isinstance(samples, Mapping):
         return samples
     columns = _columns(samples)
-    if columns is not None and (len(model.inputs) > 1 or set(columns) == set(model.inputs)):
+    if columns is not None and (
+        len(model.required_inputs) > 1 or set(columns) >= set(model.required_inputs)
+    ):
         return columns
-    if len(model.inputs) != 1:
+    if len(model.required_inputs) != 1:
         names = ", ".join(model.inputs) or "none"
         raise ShapeError(f"the model has inputs {names}; pass a mapping by name")
-    (name,) = model.inputs
+    (name,) = model.required_inputs
     return {name: samples if columns is None else _features(model, name, columns)}
 
 
@@ -154,7 +159,8 @@ def _columns(samples: Samples) -> dict[str, object] | None:
     """The columns of a data frame or structured array; None for what is no table."""
     if isinstance(samples, np.ndarray):
         return {name: samples[name] for name in samples.dtype.names or ()} or None
-    names = getattr(samples, "columns", None)
+    # PyArrow's `columns` are the columns themselves.
+    names = getattr(samples, "column_names", getattr(samples, "columns", None))
     if names is None or callable(names):
         return None
     names = list(names)
