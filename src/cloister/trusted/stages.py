@@ -111,10 +111,12 @@ class FusedStage(Stage):
             self._stored = value_key(setup.program, step.epilogue.value, step.channels_first)
         if step.epilogue.residual is not None:
             self._residual = (step.epilogue.residual, step.channels_first)
-        self._added = any(
+        self._added = self._stored is not None and any(
             isinstance(later, Fused)
             and later.node is not None
-            and later.epilogue.residual == step.epilogue.value
+            and later.epilogue.residual is not None
+            and value_key(setup.program, later.epilogue.residual, step.channels_first)
+            == self._stored
             for later in setup.program.steps
         )
         self._program, self._threads = setup.program, setup.threads
