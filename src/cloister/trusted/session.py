@@ -467,11 +467,18 @@ def _add(meter: Meter, other: Meter) -> None:
 
 
 def _enter_clips(rows: dict[str, LayerRow], jobs: Sequence[MicroBatch]) -> tuple[int, ...]:
-    """Enter the clipped values of all micro-batches; the inputs outside the calibrated range."""
-    beyond: list[int] = []
+    """Enter the clipped values of all micro-batches; the inputs outside the calibrated range.
+
+    A row of the counts is an input, or several where linear nodes take fewer rows.
+    """
+    beyond: dict[int, None] = {}
     first = 0
-    for sized, some in groupby(jobs, key=lambda job: job.sized):
+    for sized, group in groupby(jobs, key=lambda job: job.sized):
+        some = list(group)
         clipped = np.concatenate([job.meter.clipped for job in some], axis=1)
-        beyond += [first + i for i in sized.clips.enter(rows, clipped)]
-        first += clipped.shape[1]
+        inputs, count = sum(job.size for job in some), clipped.shape[1]
+        for row in sized.clips.enter(rows, clipped):
+            start, stop = row * inputs // count, -(-(row + 1) * inputs // count)
+            beyond.update(dict.fromkeys(range(first + start, first + stop)))
+        first += inputs
     return tuple(beyond)

@@ -25,6 +25,7 @@ from cloister.graph.weights_as_inputs import WeightsAsInputs
 TOLERANCE = 1e-3
 MAX_TRIED_ELEMENTS = 1 << 26
 """Of one value: 256 MiB in float32."""
+MOST_DRAWS, MOST_DRAWN_ELEMENTS = 16, 1 << 24
 FREE_SIZES = (3, 64)
 """Sizes that are tried where only the caller knows them; unlike those of one and of two samples.
 The second is for models whose windows do not fit into the first."""
@@ -98,13 +99,28 @@ def joining_axes(graph: Graph, freed: Graph) -> dict[str, int] | None:
     """
     _require_tryable(graph)
     fixed, dynamic = (WeightsAsInputs(one) for one in (graph, freed))
+    rng = default_rng(0)
+    found = [_joins(graph, freed, fixed, dynamic, rng) for _ in range(_draws(graph))]
+    return found[0] if all(joins == found[0] for joins in found) else None
+
+
+def _draws(graph: Graph) -> int:
+    """How often a model is run: outputs that are truths or positions may agree by chance."""
+    made = (math.prod(size or 1 for size in known.shape) for known in graph.types.values())
+    return max(1, min(MOST_DRAWS, MOST_DRAWN_ELEMENTS // max(sum(made), 1)))
+
+
+def _joins(
+    graph: Graph, freed: Graph, fixed: WeightsAsInputs, dynamic: WeightsAsInputs, rng: Generator
+) -> dict[str, int] | None:
+    """See `joining_axes`, for one draw of inputs."""
     *small, largest = _tried(graph)
     for size in small:
         try:
-            return _joining_axes(graph, freed, fixed, dynamic, size)
+            return _joining_axes(graph, freed, fixed, dynamic, size, rng)
         except ORT_ERRORS:
             continue
-    return _joining_axes(graph, freed, fixed, dynamic, largest)
+    return _joining_axes(graph, freed, fixed, dynamic, largest, rng)
 
 
 def _tried(graph: Graph) -> tuple[int, ...]:
@@ -113,11 +129,16 @@ def _tried(graph: Graph) -> tuple[int, ...]:
 
 
 def _joining_axes(
-    graph: Graph, freed: Graph, fixed: WeightsAsInputs, dynamic: WeightsAsInputs, size: int
+    graph: Graph,
+    freed: Graph,
+    fixed: WeightsAsInputs,
+    dynamic: WeightsAsInputs,
+    size: int,
+    rng: Generator,
 ) -> dict[str, int] | None:
     """See `joining_axes`; `size` is that of the other free sizes."""
     axes = {name: batch_axis(freed, name) for name in graph.inputs}
-    rng, sizes = default_rng(0), {BATCH: 1, **dict.fromkeys(graph.free_sizes, size)}
+    sizes = {BATCH: 1, **dict.fromkeys(graph.free_sizes, size)}
     first = {name: _sample(graph, name, rng, sizes) for name in graph.inputs}
     other = {
         name: first[name] if axes[name] is None else _sample(graph, name, rng, sizes)
