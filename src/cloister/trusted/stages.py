@@ -7,9 +7,11 @@ Python when it stops there. `STAGES` has one entry for every kind of step.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
+from onnxruntime import InferenceSession
 
 import cloister.base._native as native
 from cloister.base.reading import require_truths
@@ -226,14 +228,17 @@ class FusedStage(Stage):
             raise refused(step.epilogue.value)
         where, values = np.isnan(added), np.full_like(added, np.nan)
         if is_pooled(step):
-            session = runtime_session(
-                runtime_model(self._program, step), threads=self._threads, optimised=True
-            )
             feeds = {value: request.values.onnx(value) for value in step.inputs}
-            (found,) = session.run(step.outputs, feeds)
+            (found,) = self._runtime.run(step.outputs, feeds)
             values = to_channels_last(found, channels_first=step.channels_first)
             where = np.ones_like(values, np.bool_)
         request.replaced[self._number] = (where, values)
+
+    @cached_property
+    def _runtime(self) -> InferenceSession:
+        """ONNX Runtime for a step that only makes a value of values."""
+        model = runtime_model(self._program, self._step)
+        return runtime_session(model, threads=self._threads, optimised=True)
 
     def _replace(self, request: BatchRequest, where: np.ndarray, values: np.ndarray) -> None:
         kept = self._kept(request.space)
