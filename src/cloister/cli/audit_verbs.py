@@ -27,6 +27,7 @@ from cloister.cli import options
 from cloister.cli.bundle_verbs import POWER
 from cloister.cli.console import emit_json, err, note, out, progress, steps, table
 from cloister.errors import InputError
+from cloister.graph.legality import require_sizes
 from cloister.plan.split_report import weaknesses
 from cloister.plan.split_scores import ATTACKS
 from cloister.trusted.engines.padding_profile import PaddingProfile
@@ -326,6 +327,7 @@ def theft(
     mean: options.Mean = "0",
     std: options.Std = "1",
     scale: options.Scale = "1/255",
+    dim: options.Dims = None,
     threads: options.ProcessThreads = 1,
     json: options.Json = False,
 ) -> None:
@@ -335,7 +337,7 @@ def theft(
         options.integers(queries, option="--queries"), seeds, answers, steps=steps,
     )  # fmt: skip
     pixels = options.ModelInputs(mean=mean, std=std, scale=scale).preprocessing()
-    graph = options.load_model(model)
+    graph = options.load_model(model, dim)
 
     def read(path: Path) -> "LabelledSamples":
         return model_audit.read_samples(graph, path, pixels)
@@ -378,6 +380,7 @@ def splits_of_inputs(
     scale: options.Scale = "1/255",
     layout: options.ModelLayout = None,
     channels: options.ChannelOrder = None,
+    dim: options.Dims = None,
     threads: options.ProcessThreads = 1,
     json: options.Json = False,
 ) -> None:
@@ -389,7 +392,8 @@ def splits_of_inputs(
     pixels = options.ModelInputs(
         mean=mean, std=std, scale=scale, layout=layout, channels=channels
     ).preprocessing()
-    graph = options.load_model(model)
+    graph = options.load_model(model, dim)
+    require_sizes(graph, "an audit")
     images = input_audit.read_split_images(graph, data, pixels, public=public, attacked=attacked)
     if images.repeated:
         note(f"{images.repeated} images were left out: each equals another one of the data")

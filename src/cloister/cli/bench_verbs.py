@@ -35,7 +35,7 @@ def inference(
 ) -> None:
     """Compare trusted time per random input with the time of ONNX Runtime on the same cores."""
     options.refuse_plan(model)
-    whole = load(model)
+    whole = load(model, dims=options.sizes(given.dim))
     engine = OrtBaseline(model_bytes(whole), threads)
     graph = prepare(whole)
     feeds = random_input(graph, batch)

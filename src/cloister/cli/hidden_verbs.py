@@ -102,7 +102,7 @@ def compile(
     """
     policy = given.policy or HIDDEN_END
     given.check_samples(policy)
-    whole = options.load_model(model)
+    whole = given.load(model)
     split = end.split(whole, policy)
     if split is None:
         raise InputError("say which layers are hidden: --last N or --from NODE")

@@ -19,23 +19,33 @@ from cloister.cli.console import emit_json, err, out, progress, table
 from cloister.cli.hidden_end import HiddenCost
 from cloister.cli.results import Answers, check_labels, read_labels
 from cloister.errors import InputError, PlanError
-from cloister.graph.batch import element_type
+from cloister.graph.batch import element_type, is_other
 from cloister.graph.graph import Graph
 from cloister.graph.hidden import HiddenSplit
 from cloister.graph.input_files import Inputs
-from cloister.graph.legality import unsupported
+from cloister.graph.legality import require_sizes, unsupported
+from cloister.graph.output_values import flat_arrays
 from cloister.plan import split_report
 from cloister.plan.claims import Claims, claims_of
 from cloister.plan.cost import PlanCost, estimate
 from cloister.plan.memory import MemoryCost
+from cloister.plan.openable import kept_inside
 from cloister.plan.placement import Placement, default_costs, placements
 from cloister.plan.placement import measure as measure_costs
 from cloister.plan.plan import SUFFIX, Plan
 from cloister.plan.plan_choice import DEFAULT_POLICY, is_plan_file
 from cloister.plan.policies import assign, needs_ranges
-from cloister.plan.protection import OUTSOURCED, Protection, hiding, outer_policy
+from cloister.plan.protection import (
+    OPEN,
+    OUTSOURCED,
+    Protection,
+    hiding,
+    outer_policy,
+    protections_of,
+)
 from cloister.plan.split_choice import split_line
 from cloister.plan.split_report import SplitReport
+from cloister.planner.expected_gain import expected_gain
 from cloister.planner.plan_search import CostedPlan
 from cloister.trusted.clips import OnClip, clip_text
 from cloister.trusted.compare import Comparison
@@ -142,7 +152,7 @@ def plan(
     if to is None:
         raise InputError(f"--out: name a {SUFFIX} file, or give goals, such as --hide-input proven")
     _check_samples(given, inputs)
-    whole = options.load_model(model)
+    whole = given.load(model)
     split = end.split(whole, given.policy)
     if split is None:
         options.refuse_given(
@@ -239,7 +249,7 @@ def _plan_by_goals(
         )
     else:
         _check_samples(given, inputs)
-    whole = options.load_model(model)
+    whole = given.load(model)
     end = goals.hidden_end(end)
     split = end.split(whole, None)
     if split is None:
@@ -247,6 +257,7 @@ def _plan_by_goals(
             "is about a hidden end; give --hide-weights last=N",
             {"--engine": engine, "--module": module},
         )
+    require_sizes(whole, "the planner")
     audit = None if given.audit is None else split_report.load(given.audit)
     searched = goals.search(whole, given, split, audit)
     found: dict[str, object] = {}
@@ -343,7 +354,7 @@ def run(
     if to is not None:
         # Results tell about inputs, and the worker may be another user of this machine.
         with files.replacing(to, private=True) as file:
-            np.savez(file, **result.outputs)  # type: ignore[arg-type]
+            np.savez(file, allow_pickle=False, **flat_arrays(result.outputs))
     beyond = clip_text(result.report) if on_clip is OnClip.WARN else None
     if beyond is not None:
         err().print(f"warning: {beyond}", style="yellow", soft_wrap=True)
@@ -434,7 +445,7 @@ def _planned_now(
 ) -> PlannedRun:
     """The plan of a model, and the modules that are compiled for it."""
     stored = load_plan(pads, key_file=key) if pads and key and not given.calibration else None
-    graph = whole = options.load_model(model)
+    graph = whole = given.load(model)
     split = end.split(whole, given.policy or (stored.policy if stored else None))
     modules: dict[str, CompiledModule] = {}
     if split is not None:
@@ -497,7 +508,7 @@ def compare(
 ) -> None:
     """Compare every linear layer under a plan with plain float32, without a worker."""
     options.refuse_given("no query is counted here; leave it out", {"--queries": end.queries})
-    graph = options.load_model(model)
+    graph = given.load(model)
     read = given.read(graph, inputs)
     split = end.split(graph, given.policy)
     with progress("inputs") as update:
@@ -547,7 +558,10 @@ def inspect(
     measure: Measure = False,
     json: options.Json = False,
 ) -> None:
-    """List every node with its protection and costs, the totals and the claims."""
+    """List every node with its protection and costs, the totals and the claims.
+
+    The last line says what goes out, what stays and why, and what the plan is likely to gain.
+    """
     hidden: tuple[HiddenCost, ...]
     if is_plan_file(model):
         end.refuse_any("is decided by the plan; leave it out")
@@ -556,9 +570,10 @@ def inspect(
         graph, policy, protections = made.graph, made.policy, made.protections
         problems, claims = unsupported(graph), made.claims(pinned=digest is not None)
         hidden = tuple(HiddenCost.planned(module) for module in made.modules)
+        planned = made.split
     else:
         options.refuse_given("goes with a plan; leave it out", {"--digest": digest})
-        whole, policy = options.load_model(model), given.named
+        whole, policy = given.load(model), given.named
         problems, split = unsupported(whole), end.split(whole, policy)
         graph = whole if split is None else split.outer
         policy = policy if split is None else hiding(outer_policy(policy) or policy)
@@ -566,15 +581,26 @@ def inspect(
         protections, line = assign(graph, policy, split=chosen.split), chosen.line
         claims = claims_of(policy, protections, queries=end.queries, split=chosen.split)
         hidden = () if split is None else (HiddenCost.of_split(split, end.queries),)
+        planned = chosen.split
     cost = estimate(graph, protections, batch=batch)
     placed = _placements(graph, policy, protections, measure=measure)
+    opened = OPEN in (protections_of(policy) or ())
+    kept = {name: why for name, why in kept_inside(graph).items() if opened}
+    gain = None
+    if not problems:
+        gain = expected_gain(graph, policy, protections, cost, split=planned)
     if json:
         found = _inspection(graph, policy, cost, claims, problems, placed, hidden)
-        emit_json({**found, "split": line or None})
+        summary = None if gain is None else gain.to_dict()
+        emit_json({**found, "split": line or None, "kept_inside": kept, "summary": summary})
     else:
         if line:
             out().print(line)
+        for node, why in kept.items():
+            out().print(f"node {node!r} stays inside: {why}", soft_wrap=True)
         _show_inspection(graph, cost, claims, problems, placed, hidden)
+        if gain is not None:
+            out().print(f"\n{gain}", soft_wrap=True)
     if problems:
         raise typer.Exit(2)
 
@@ -604,9 +630,8 @@ def _inspection(
     return {
         "model": graph.name,
         "policy": policy,
-        "inputs": {
-            name: [str(element_type(graph, name)), graph.sizes(name)] for name in graph.inputs
-        },
+        "inputs": {name: [_type_text(graph, name), graph.sizes(name)] for name in graph.inputs},
+        "free_sizes": list(graph.free_sizes),
         "outputs": list(graph.outputs),
         **cost.to_dict(),
         "hidden": [asdict(part) for part in hidden],
@@ -616,6 +641,10 @@ def _inspection(
             {"node": node, "reason": reason, "remedy": remedy} for node, reason, remedy in problems
         ],
     }
+
+
+def _type_text(graph: Graph, name: str) -> str:
+    return "no tensor" if is_other(graph, name) else str(element_type(graph, name))
 
 
 def _show_inspection(
@@ -631,6 +660,11 @@ def _show_inspection(
     total = ("total", "", "", "", "", *(cost.total(column) for column in SUMS))
     headings = tuple(column.replace("_", " ") for column in COLUMNS)
     console.print(table(headings, [*rows, total], title=f"{graph.name}, for one input"))
+    for name in graph.free_sizes:
+        console.print(
+            f"free size {name!r}: nodes behind it are listed without their shapes, and a plan has "
+            f"that of its calibration; give --dim {name}=SIZE to see them"
+        )
     for part in hidden:
         console.print(str(part), soft_wrap=True)
     console.print()

@@ -22,7 +22,7 @@ from cloister.cli.console import note
 from cloister.data.preprocessing import Channels, Layout, Preprocessing
 from cloister.errors import InputError
 from cloister.graph.graph import Graph
-from cloister.graph.input_files import ARRAYS, Inputs, picture_form, read_inputs
+from cloister.graph.input_files import ARRAYS, TABLE, Inputs, picture_form, read_inputs
 from cloister.plan import split_report
 from cloister.plan.plan import Plan
 from cloister.plan.plan_choice import DEFAULT_POLICY, PlanChoice, is_plan_file, read_digest
@@ -67,7 +67,8 @@ ModelOrPlan = Annotated[
 InputFiles = Annotated[
     list[Path],
     typer.Argument(
-        metavar="INPUT...", help="Pictures (PNG, JPEG), arrays (.npy, .npz) or folders of them."
+        metavar="INPUT...",
+        help="Pictures (PNG, JPEG), arrays (.npy, .npz), tables (.csv) or folders.",
     ),
 ]
 PolicyName = Annotated[
@@ -179,6 +180,23 @@ Resize = Annotated[
         rich_help_panel=PREPROCESSING,
     ),
 ]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        "--columns",
+        metavar="NAME,NAME,...",
+        help="Columns of a CSV file that are the features, in the model's order. Default: all.",
+    ),
+]
+Dims = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dim",
+        metavar="NAME=SIZE",
+        help="A number for a free size of the model's inputs, by its name in the file, or batch. "
+        "Repeatable. Default: that of the inputs.",
+    ),
+]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of the trusted side.")]
 ProcessThreads = Annotated[int, typer.Option("--threads", min=1, help="Threads of this process.")]
 Workers = Annotated[
@@ -256,13 +274,28 @@ Token = Annotated[
 Listen = Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="Where to listen.")]
 
 
-def load_model(model: str) -> Graph:
-    """The model in a file.
+def load_model(model: str, dim: Sequence[str] | None = None) -> Graph:
+    """The model in a file, with the numbers of --dim for free sizes.
 
     Raises   InputError, for a plan too: it holds no float32 weights to compare or plan with
     """
     refuse_plan(model)
-    return cloister.load(model)
+    return cloister.load(model, dims=sizes(dim))
+
+
+def sizes(dim: Sequence[str] | None) -> dict[str, int]:
+    """The sizes of --dim by name.
+
+    Raises   InputError
+    """
+    dims: dict[str, int] = {}
+    for text in dim or ():
+        name, _, size = text.rpartition("=")
+        if not name or not (size.isascii() and size.isdigit()):
+            raise InputError(f"--dim {text}: give NAME=SIZE, such as T=128")
+        if dims.setdefault(name, int(size)) != int(size):
+            raise InputError(f"--dim {text}: {name} is {dims[name]} already; give it once")
+    return dims
 
 
 def refuse_plan(model: str) -> None:
@@ -280,18 +313,26 @@ def refuse_plan(model: str) -> None:
 
 @dataclass(frozen=True)
 class ChosenPolicy:
-    """A policy, and where it stops to hide values."""
+    """A policy, where it stops to hide values, and numbers for the model's free sizes."""
 
     policy: PolicyName = None
     until: Until = None
     integrity: Integrity = None
     audit: SplitAudit = None
+    dim: Dims = None
 
     @property
     def split(self) -> SplitRequest:
         """The options about a split."""
         integrity = None if self.integrity is None else self.integrity.value
         return SplitRequest(self.until, integrity, self.audit)
+
+    def load(self, model: str) -> Graph:
+        """The model in a file; see `load_model`."""
+        return load_model(model, self.dim)
+
+    def _refuse_dims(self, decided_by: str) -> None:
+        refuse_given(f"is decided by the {decided_by}; leave it out", {"--dim": self.dim})
 
     @property
     def named(self) -> str:
@@ -306,6 +347,7 @@ class ChosenPolicy:
 
         Raises   InputError, PlanError
         """
+        self._refuse_dims("plan")
         plan = Plan.load(
             path,
             policy=self.split.policy(self.policy),
@@ -329,6 +371,7 @@ class ModelInputs(ChosenPolicy):
     layout: ModelLayout = None
     channels: ChannelOrder = None
     resize: Resize = None
+    columns: Columns = None
 
     def preprocessing(self) -> Preprocessing:
         """The options' texts as values.
@@ -369,6 +412,7 @@ class ModelInputs(ChosenPolicy):
             {
                 **{o: t for o, t in said.items() if t != getattr(usual, texts[o])},
                 "--layout": self.layout, "--channels": self.channels, "--resize": self.resize,
+                "--columns": self.columns,
             },
         )  # fmt: skip
 
@@ -377,12 +421,14 @@ class ModelInputs(ChosenPolicy):
 
         Raises   InputError, PlanError for pictures that become other inputs than those of --audit
         """
-        if self.audit is not None and any(p.suffix.lower() not in ARRAYS for p in paths):
+        pictured = [p for p in paths if p.suffix.lower() not in (*ARRAYS, TABLE)]
+        if self.audit is not None and pictured:
             pixels = self.preprocessing()
-            form = picture_form(graph, graph.inputs[0], paths[0], pixels)
+            form = picture_form(graph, graph.inputs[0], pictured[0], pixels)
             made = AuditedPixels(*pixels.of_unit_pixels, str(form.channels))
             split_report.load(self.audit).require_pixels(made)
-        return read_inputs(graph, paths, self.preprocessing(), note=note)
+        columns = None if self.columns is None else self.columns.split(",")
+        return read_inputs(graph, paths, self.preprocessing(), columns=columns, note=note)
 
     def plan(
         self,
@@ -403,12 +449,14 @@ class ModelInputs(ChosenPolicy):
 
     def load_plan(self, path: str, *, digest: str | None = None) -> tuple[Plan, str]:
         """See `PlanChoice.load`."""
+        self._refuse_dims("plan")
         if self.calibration:
             raise InputError("--calibration: is decided by the plan; leave it out")
         return self._choice(digest).load(Path(path))
 
     def accept_plan(self, plan: Plan, path: str, *, digest: str | None) -> tuple[Plan, str]:
         """See `PlanChoice.accept`."""
+        self._refuse_dims("bundle")
         if self.calibration:
             raise InputError("--calibration: is decided by the plan; leave it out")
         return self._choice(digest).accept(plan, Path(path))

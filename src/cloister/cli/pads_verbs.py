@@ -109,7 +109,7 @@ def _plan(
             "--last N`, and give that"
         )
     stored = None if given.calibration else stored_plan.known_plan(folder, key_file=key)
-    made = given.plan(options.load_model(model), stored=stored, digest=digest)
+    made = given.plan(given.load(model), stored=stored, digest=digest)
     return *made, stored is not None
 
 

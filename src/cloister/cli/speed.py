@@ -25,6 +25,7 @@ from cloister.base.rng import InsecureSeededRandom, SystemRandom
 from cloister.cli.timing import Timing, interleaved
 from cloister.errors import InputError, PadsExhausted
 from cloister.graph.graph import Graph
+from cloister.graph.legality import require_sizes
 from cloister.graph.ort_session import ORT_ERRORS
 from cloister.plan.plan import Plan
 from cloister.trusted.pads.maker import InlinePads
@@ -137,10 +138,11 @@ def _per_input(timing: Timing, inputs: int) -> dict[str, float]:
 def random_input(graph: Graph, batch: int) -> np.ndarray:
     """Inputs uniform in [0, 1), the same in every run: times do not depend on values.
 
-    Raises   InputError for a model with several inputs
+    Raises   InputError for a model with several inputs, or a free size besides the batch
     """
     if len(graph.inputs) != 1:
         raise InputError("only models with one input are measured")
+    require_sizes(graph, "a measurement")
     known = graph.types[graph.inputs[0]]
     shape = tuple(batch if size is None else size for size in known.shape)
     data = InsecureSeededRandom(INPUT_SEED).random_bytes(int(np.prod(shape)))

@@ -64,6 +64,7 @@ def splits(
     starts: Starts = DEFAULT_STARTS,
     theft: Theft = None,
     cache: Cache = None,
+    dim: options.Dims = None,
     json: options.Json = False,
     to: Out = None,
 ) -> None:
@@ -73,7 +74,7 @@ def splits(
     would add is modelled from published constants.
     """
     with stages() as update:
-        swept = _subject(model, preset, inputs, cache, update)
+        swept = _subject(model, preset, inputs, cache, dim, update)
         found = measure_splits(
             swept, engine=engine, repeats=repeats, starts=starts, theft=theft,
             progress=partial(update, "splits"),
@@ -100,6 +101,7 @@ def _subject(
     preset: str | None,
     inputs: list[Path] | None,
     cache: Path | None,
+    dim: list[str] | None,
     update: Callable[[str, int, int], None],
 ) -> SweptModel:
     if (model is None) == (preset is None):
@@ -107,11 +109,12 @@ def _subject(
     if preset is not None:
         if inputs:
             raise InputError("--input: a preset has samples of its own; leave it out")
+        options.refuse_given("is for a model; leave it out", {"--dim": dim})
         return preset_model(preset, cache=cache, progress=update)
     if cache is not None:
         raise InputError("--cache: is for presets; leave it out")
     if not inputs:
         raise InputError("--input: name pictures or arrays that the model takes")
-    graph = options.load_model(str(model))
+    graph = options.load_model(str(model), dim)
     read = read_inputs(graph, inputs, note=note)
     return SweptModel(graph, read.arrays, ", ".join(map(str, inputs)), str(model))

@@ -57,7 +57,10 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class PictureForm:
-    """The picture that a model takes: (height, width), channels and the order of its axes."""
+    """The picture that a model takes: (height, width), channels and the order of its axes.
+
+    A height or width of 0 is any: that of --resize, or of the picture.
+    """
 
     size: tuple[int, int]
     channels: Channels
@@ -103,7 +106,8 @@ def _fit(
     picture: Image.Image, size: tuple[int, int], resize: tuple[int, int] | None, path: Path
 ) -> Image.Image:
     """Bilinear resize; a `resize` larger than the model's input is cut to its centre."""
-    height, width = resize or size
+    height, width = resize or (size[0] or picture.height, size[1] or picture.width)
+    size = size[0] or height, size[1] or width
     if height < size[0] or width < size[1]:
         raise InputError(
             f"{path}: --resize {height},{width} is smaller than the model's input "

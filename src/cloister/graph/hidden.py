@@ -13,7 +13,7 @@ from cloister.errors import InputError, UnsupportedError
 from cloister.graph.batch import computed_from
 from cloister.graph.captures import every_node
 from cloister.graph.graph import LINEAR_OPS, MODULE_DOMAIN, MODULE_OP, Graph, Node
-from cloister.graph.legality import check
+from cloister.graph.legality import check, require_sizes
 from cloister.graph.module_node import (
     DIGEST,
     QUERIES,
@@ -78,6 +78,7 @@ def hide(graph: Graph, *, last: int | None = None, first: str | None = None) -> 
     Raises   InputError for an end that the model does not have, UnsupportedError for a hidden part
              that no module can compute
     """
+    require_sizes(graph, "a hidden part")
     at = _position(graph, last, first)
     if graph.batch is None and not graph.separable:
         raise UnsupportedError(

@@ -1,51 +1,36 @@
-"""Types of what ONNX Runtime's own operators make, which ONNX's shape inference does not know."""
+"""The types that ONNX Runtime infers: it knows operators of its own, which ONNX does not."""
 
-from collections.abc import Collection
-
-import onnx
+import re
+from collections.abc import Sequence
 
 from cloister.graph.element_types import ELEMENT_TYPES
-from cloister.graph.graph import MICROSOFT, Graph, OpaqueType, Size
-from cloister.graph.ort_session import ORT_ERRORS, runtime_session
+from cloister.graph.graph import Graph, OpaqueType, Size
+from cloister.graph.ort_session import ORT_ERRORS
+from cloister.graph.weights_as_inputs import WeightsAsInputs
+
+_ELEMENTS = {
+    "float": 1, "uint8": 2, "int8": 3, "uint16": 4, "int16": 5, "int32": 6, "int64": 7,
+    "string": 8, "bool": 9, "float16": 10, "double": 11, "uint32": 12, "uint64": 13,
+    "bfloat16": 16,
+}  # fmt: skip
+"""ONNX's numbers of element types by ONNX Runtime's names."""
+_TENSOR = re.compile(r"tensor\((\w+)\)")
 
 
-def runtime_types(model: onnx.ModelProto, values: Collection[str]) -> dict[str, OpaqueType]:
-    """The types of these values of a model; without those that ONNX Runtime does not know.
-
-    The model is loaded and never run: its large constants may be inputs.
-    """
-    asked = onnx.ModelProto()
-    asked.CopyFrom(model)
-    del asked.graph.output[:]
-    asked.graph.output.extend(onnx.ValueInfoProto(name=value) for value in values)
+def runtime_types(graph: Graph, values: Sequence[str]) -> dict[str, OpaqueType]:
+    """What ONNX Runtime knows of these values; nothing of a graph that it does not take."""
     try:
-        session = runtime_session(asked.SerializeToString())
+        session = WeightsAsInputs(graph, outputs=values)
     except ORT_ERRORS:
         return {}
-    found = ((one.name, _type(one.type, one.shape)) for one in session.get_outputs())
-    return {name: known for name, known in found if known is not None}
+    found = {}
+    for name, kind, shape in session.output_types():
+        tensor = _TENSOR.fullmatch(kind)
+        if tensor is not None and tensor[1] in _ELEMENTS:
+            found[name] = OpaqueType(ELEMENT_TYPES[_ELEMENTS[tensor[1]]], _sizes(shape))
+    return found
 
 
-def unknown_values(graph: Graph, found: dict[str, OpaqueType]) -> list[str]:
-    """Values of ONNX Runtime's own operators whose shapes are not found."""
-    return [
-        value
-        for node in graph.nodes
-        if node.domain == MICROSOFT
-        for value in node.outputs
-        if value and found.get(value, OpaqueType()).sizes is None
-    ]
-
-
-def _type(text: str, shape: list[int | str | None]) -> OpaqueType | None:
-    """A type as a session states it: tensor(float) and [2, 'batch', None]."""
-    dtype = _BY_NAME.get(text)
-    sizes: list[Size] = ["" if size is None else size for size in shape]
-    return None if dtype is None else OpaqueType(dtype, tuple(sizes))
-
-
-_BY_NAME = {
-    f"tensor({onnx.TensorProto.DataType.Name(number).lower()})": dtype
-    for number, dtype in ELEMENT_TYPES.items()
-    if number in onnx.TensorProto.DataType.values()
-}
+def _sizes(shape: Sequence[int | str | None]) -> tuple[Size, ...] | None:
+    """Sizes as ONNX Runtime states them: none for a scalar, and none for an unknown rank."""
+    return tuple("" if size is None else size for size in shape) if shape else None

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from cloister.errors import PlanError
 from cloister.graph.batch import bound_sizes, cut
 from cloister.graph.graph import BATCH, LINEAR_OPS, Graph, Node
 from cloister.graph.onnx.specialise import specialise
@@ -53,20 +52,6 @@ def largest(measured: list[dict[str, Ranges]]) -> dict[str, Ranges]:
             pairs = zip(before, part, strict=True) if same else [(*before, *part)]
             found[name] = tuple(map(max, pairs))
     return found
-
-
-def require_bound(policy: str, model: Graph) -> None:
-    """Go on only with a model without free sizes besides the batch.
-
-    Raises   PlanError naming the first of them
-    """
-    if model.free_sizes:
-        name = model.free_sizes[0]
-        raise PlanError(
-            f"policy {policy!r} needs a number for the model's free size {name!r}: give typical "
-            f"inputs (calibration=), or load the model with dims={{{name!r}: SIZE}} "
-            f"(--dim {name}=SIZE)"
-        )
 
 
 def _stays_inside(graph: Graph, node: Node) -> bool:

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cloister.errors import InputError
+from cloister.graph.batch import stated_sizes
 from cloister.graph.graph import Graph
 from cloister.graph.input_files import Inputs
+from cloister.graph.onnx.specialise import specialise
 from cloister.plan import policies
 from cloister.plan.plan import SUFFIX, Plan
 from cloister.plan.protection import OUTSOURCED, SPLITTING, hiding, outer_policy, protections_of
@@ -118,6 +120,8 @@ class PlanChoice:
         """
         if calibration is not None:
             stored = None
+        if stored is not None:
+            graph = _sized_as(graph, stored.graph)
         given = stored.precision if stored else Precision()
         precision = Precision(
             given.weight_bits if self.weight_bits is None else self.weight_bits,
@@ -194,6 +198,14 @@ def read_digest(text: str) -> bytes:
             f"--digest {text}: the plan is named by 64 hexadecimal digits, which `cloister plan` "
             "prints"
         ) from None
+
+
+def _sized_as(graph: Graph, stored: Graph) -> Graph:
+    """The model with the sizes that a stored plan's inputs have; itself if that is another's."""
+    ranks = [[len(one.sizes(name) or ()) for name in graph.inputs] for one in (graph, stored)]
+    if graph.inputs != stored.inputs or ranks[0] != ranks[1]:
+        return graph
+    return specialise(graph, stated_sizes(graph, stored))
 
 
 def _ranges(
