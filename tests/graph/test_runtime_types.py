@@ -1,5 +1,7 @@
 """ONNX Runtime tells the types of what its own operators make."""
 
+from dataclasses import replace
+
 import numpy as np
 from onnx import TensorProto
 
@@ -29,14 +31,16 @@ def test_types_behind_them_are_found_as_well():
 
 
 def test_a_model_that_onnx_runtime_does_not_load_has_no_types():
-    model, _ = added().model(TensorProto.UINT8)
-    model.graph.node[0].op_type = "NoSuchOperator"
-    assert runtime_types(model, ["y"]) == {}
+    graph = from_model(added().model(TensorProto.UINT8)[0], name="net")
+    assert runtime_types(graph, ["y"])["y"].dtype == np.uint8
+    (node,) = graph.nodes
+    other = replace(graph, nodes=(replace(node, op="NoSuchOperator"),))
+    assert runtime_types(other, ["y"]) == {}
 
 
 def test_half_precision_and_truth_values_have_types():
     net = Integers(TensorProto.FLOAT, 4)
     net.op("Cast", net.op("Cast", "x", to=TensorProto.FLOAT16), to=TensorProto.BOOL)
-    model, _ = net.model(TensorProto.BOOL)
-    found = runtime_types(model, [node.output[0] for node in model.graph.node])
+    graph = from_model(net.model(TensorProto.BOOL)[0], name="net")
+    found = runtime_types(graph, [node.outputs[0] for node in graph.nodes])
     assert [one.dtype for one in found.values()] == [np.float16, np.bool_]
