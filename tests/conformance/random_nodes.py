@@ -13,10 +13,11 @@ UNARY = (
     "Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "Erf", "Exp", "Abs", "Gelu",
     "Neg", "Floor", "Ceil", "Identity", "Dropout", "Softplus", "Elu", "Selu", "Celu", "Softsign",
     "Sin", "Cos", "Round", "Sign", "IsNaN", "IsInf", "Mish", "Shrink", "ThresholdedRelu", "Atan",
-    "Log", "Sqrt", "Reciprocal",
+    "Log", "Sqrt", "Reciprocal", "PRelu",
 )  # fmt: skip
+MOST_TURNS, LAST = 6, 2**63 - 1
 PAIRWISE = (
-    "Add", "Sub", "Mul", "Div", "Min", "Max", "Pow", "PRelu", "Equal", "Greater", "Less", "Mod",
+    "Add", "Sub", "Mul", "Div", "Min", "Max", "Pow", "Equal", "Greater", "Less", "Mod",
     "And", "Or", "Xor", "GreaterOrEqual", "Sum", "Mean",
 )  # fmt: skip
 REDUCTIONS = (
@@ -162,7 +163,8 @@ def linear_half(scope: Scope) -> None:
 def add_unary(scope: Scope) -> None:
     x = scope.floats()
     if x is not None:
-        scope.add(scope.pick(UNARY), [x])
+        op = scope.pick(UNARY)
+        scope.add(op, [x, scope.constant(np.array([0.2], np.float32))] if op == "PRelu" else [x])
 
 
 def add_pairwise(scope: Scope) -> None:
@@ -369,10 +371,10 @@ def add_slice(scope: Scope) -> None:
     if x is None:
         return
     axis = axis_of(scope, scope.known(x))
-    numbers = [
-        scope.pick([0, 1, -2, -1]), scope.pick([2, -1, 2**31 - 1, 2**63 - 1]), axis,
-        scope.pick([1, 1, 2, -1]),
-    ]  # fmt: skip
+    # Backwards to the largest end, ONNX Runtime and ONNX disagree about the size.
+    steps = [(1, LAST), (1, 2**31 - 1), (2, LAST), (1, -1), (2, 2), (-1, 0), (-1, -LAST)]
+    step, end = scope.pick(steps)
+    numbers = [scope.pick([0, 1, -2, -1]), end, axis, step]
     scope.add("Slice", [x, *(scope.constant(np.array([number])) for number in numbers)])
 
 
@@ -543,7 +545,9 @@ def add_loop(scope: Scope) -> None:
     ))  # fmt: skip
     after = after or body.add("Tanh", [names[2]])
     extra = own(body, last(body))
-    times = scope.value(lambda array: array.dtype == np.int64 and array.size == 1)
+    times = scope.value(
+        lambda array: array.dtype == np.int64 and array.size == 1 and array.max() < MOST_TURNS
+    )
     if times is None or scope.chance():
         times = scope.constant(np.int64(scope.pick([0, 1, 3])))
     if None in (kept, after, extra):

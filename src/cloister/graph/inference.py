@@ -11,9 +11,10 @@ from onnx import shape_inference
 
 from cloister.errors import ModelError, one_line
 from cloister.graph.batch import batch_factor, times_batch
+from cloister.graph.captures import every_node
 from cloister.graph.element_types import ELEMENT_TYPES
 from cloister.graph.graph import BATCH, Graph, Node, OpaqueType, Size, TensorType
-from cloister.graph.legality import MAX_ELEMENTS
+from cloister.graph.legality import MAX_ELEMENTS, READS_A_FILE
 from cloister.graph.onnx.export import known_type, model_bytes, type_bytes
 from cloister.graph.runtime_types import runtime_types
 
@@ -116,13 +117,19 @@ def _proved(
 
 def _computed(graph: Graph, found: Mapping[str, OpaqueType]) -> dict[str, OpaqueType]:
     """Types of values that ONNX knows nothing of, as of ONNX Runtime's own operators."""
+    if any(node.op in READS_A_FILE for node in every_node(graph.nodes)):
+        return {}
     unknown = [
         value
         for node in graph.nodes
         for value in node.outputs
-        if value and found.get(value, OpaqueType()) == OpaqueType()
+        if value and _is_unknown(node, found.get(value, OpaqueType()))
     ]
     return runtime_types(graph, unknown) if unknown else {}
+
+
+def _is_unknown(node: Node, found: OpaqueType) -> bool:
+    return found == OpaqueType() or (node.domain != "" and not is_known(found.sizes))
 
 
 def _state(model: onnx.ModelProto, proved: Mapping[str, OpaqueType]) -> None:

@@ -467,11 +467,18 @@ def _add(meter: Meter, other: Meter) -> None:
 
 
 def _enter_clips(rows: dict[str, LayerRow], jobs: Sequence[MicroBatch]) -> tuple[int, ...]:
-    """Enter the clipped values of all micro-batches; the inputs outside the calibrated range."""
+    """Enter the clipped values of all micro-batches; the inputs outside the calibrated range.
+
+    Rows of a batch that is bound need not be its inputs: then any of these may lie outside.
+    """
     beyond: list[int] = []
     first = 0
-    for sized, some in groupby(jobs, key=lambda job: job.sized):
+    for sized, group in groupby(jobs, key=lambda job: job.sized):
+        some = list(group)
         clipped = np.concatenate([job.meter.clipped for job in some], axis=1)
-        beyond += [first + i for i in sized.clips.enter(rows, clipped)]
-        first += clipped.shape[1]
+        found, inputs = sized.clips.enter(rows, clipped), sum(job.size for job in some)
+        if found and clipped.shape[1] != inputs:
+            found = tuple(range(inputs))
+        beyond += [first + i for i in found]
+        first += inputs
     return tuple(beyond)
