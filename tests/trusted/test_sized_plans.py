@@ -178,7 +178,16 @@ def test_inputs_beyond_the_range_are_counted_at_every_size():
     x[3] *= 100
     with Session(plan, workers=[DirectLink()], on_clip="ignore", batch=2) as session:
         report = session.run(x).report
-    assert report.inputs_beyond == (3,)
+    # A worker is sent one row for all five: the size that both layers have in common.
+    assert report.inputs_beyond == (0, 1, 2, 3, 4)
+
+
+def test_inputs_beyond_the_range_are_counted_in_every_part():
+    plan = policies.slalom(graph_of(tokens()), calibration=typical(2, 7, 4))
+    x = values((5, 5, 4))
+    x[3] *= 100
+    with Session(plan, workers=[DirectLink()], on_clip="ignore", batch=2) as session:
+        assert session.run(x).report.inputs_beyond == (3,)
 
 
 def test_given_pads_are_for_the_sizes_of_the_plan():

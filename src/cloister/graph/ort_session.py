@@ -17,6 +17,8 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
     ort_types.NotImplemented,
     ort_types.RuntimeException,
 )
+RUN_ERRORS: tuple[type[Exception], ...] = (*ORT_ERRORS, RuntimeError)
+"""The errors of a run: where a sequence, map or optional value does not fit, Python's own too."""
 
 
 def runtime_session(

@@ -7,17 +7,20 @@ A caller may give
     a mapping     of arrays by the inputs' names, in any order
     a table       a data frame or a structured array; its columns are the inputs of the same names,
                   or, for a model with one input, the features in the table's order
+    anything      for an input that is a sequence (a list of arrays), a map or an optional value,
+                  which go to ONNX Runtime as they are
     an iterator   of any of these, or a list of mappings: each item is one sample or one batch
 """
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from cloister.errors import InputError, RangeError, ShapeError
-from cloister.graph.array_conversion import as_array, as_input, convert
-from cloister.graph.batch import batch_axis, bound_sizes, element_type, sample_count
+from cloister.graph.array_conversion import as_array, as_input, as_other, convert
+from cloister.graph.batch import batch_axis, bound_sizes, element_type, is_other, sample_count
 from cloister.graph.graph import Graph
 
 Samples = object
@@ -109,9 +112,13 @@ def _require_joinable(
             )
 
 
-def _equal(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two arrays hold the same; NaN is NaN."""
-    return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+def _equal(one: object, other: object) -> bool:
+    """Whether two values hold the same; NaN is NaN."""
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return type(one) is type(other) and one == other
 
 
 def _together(model: Graph, items: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -177,6 +184,8 @@ def _features(model: Graph, name: str, columns: Mapping[str, object]) -> np.ndar
     return np.stack(arrays, axis=1)
 
 
-def _input(model: Graph, name: str, given: object) -> np.ndarray:
+def _input(model: Graph, name: str, given: object) -> Any:  # noqa: ANN401  (an array, or other)
     what = f"input {name!r}"
+    if is_other(model, name):
+        return as_other(given, what)
     return as_input(model, name, as_array(given, what), what)
