@@ -584,14 +584,15 @@ def inspect(
         planned = chosen.split
     cost = estimate(graph, protections, batch=batch)
     placed = _placements(graph, policy, protections, measure=measure)
-    gain = None if problems else expected_gain(graph, policy, protections, cost, split=planned)
     opened = OPEN in (protections_of(policy) or ())
     kept = {name: why for name, why in kept_inside(graph).items() if opened}
+    gain = None
+    if not problems:
+        gain = expected_gain(graph, policy, protections, cost, split=planned)
     if json:
         found = _inspection(graph, policy, cost, claims, problems, placed, hidden)
         summary = None if gain is None else gain.to_dict()
-        notes = {"split": line or None, "kept_inside": kept, "summary": summary}
-        emit_json({**found, **notes})
+        emit_json({**found, "split": line or None, "kept_inside": kept, "summary": summary})
     else:
         if line:
             out().print(line)

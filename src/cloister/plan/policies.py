@@ -226,14 +226,9 @@ def for_sizes(plan: Plan, sizes: Mapping[str, int]) -> Plan:
         raise PlanError("the plan has no model with free sizes; make it from one")
     graph = specialise(plan.template, {name: sizes[name] for name in plan.sizes})
     inside = {n.name for n in graph.nodes if is_linear(graph, n) and n.name not in plan.quantised}
-    made = from_ranges(
-        plan.policy,
-        graph,
-        ranges={**plan.ranges, **_whole_ranges(graph, plan)},
-        precision=plan.precision,
-        split=plan.split,
-        inside=inside,
-    )
+    protections = assign(graph, plan.policy, split=plan.split, inside=inside)
+    ranges = {**plan.ranges, **_whole_ranges(graph, plan)}
+    made = _planned(plan.policy, graph, protections, ranges, plan.precision, plan.split)
     return replace(made, template=plan.template)
 
 
@@ -395,12 +390,24 @@ def from_ranges(
     """
     require_supported(model)
     model = _in_float32(policy, model)
-    precision = precision or Precision()
+    protections = assign(model, policy, split=split, inside=inside)
     if needs_ranges(policy):
         _require_sizes(policy, model)
-    protections = assign(model, policy, split=split, inside=inside)
+        _sent_out(model, protections)
+    return _planned(policy, model, protections, ranges, precision or Precision(), split)
+
+
+def _planned(
+    policy: str,
+    model: Graph,
+    protections: Mapping[str, Protection],
+    ranges: Mapping[str, Ranges],
+    precision: Precision,
+    split: PlannedSplit | None,
+) -> Plan:
+    """The plan with these protections; one that sends nothing to a worker is a plan too."""
     quantised = {}
-    for node in _sent_out(model, protections) if needs_ranges(policy) else ():
+    for node in (one for one in model.nodes if protections[one.name].on_integers):
         if node.name not in ranges:
             raise PlanError(
                 f"node {node.name!r} has no range: the calibration belongs to another model"

@@ -45,9 +45,21 @@ def fold_constants(graph: Graph) -> Graph:
     for node in graph.nodes:
         folder.visit(node)
     # Only the finished graph knows all types, and with them which nodes keep theirs.
-    known = Rewrite(rewrite.finish())
-    _remove_identities(known)
-    return known.finish()
+    return remove_identities(rewrite.finish())
+
+
+def remove_identities(graph: Graph) -> Graph:
+    """The graph without nodes that change nothing."""
+    rewrite = Rewrite(graph)
+    for i in range(len(rewrite.nodes)):
+        node = rewrite.nodes[i]
+        if not _is_identity(rewrite, node) or node.outputs[0] in rewrite.constants:
+            continue
+        source, result = node.inputs[0], node.outputs[0]
+        # The name of an output, or of a value a subgraph reads, has to stay.
+        if result not in graph.outputs and result not in rewrite.captured:
+            rewrite.rename_input(result, source)
+    return rewrite.finish()
 
 
 def folded_types(graph: Graph) -> dict[str, TensorType]:
@@ -297,17 +309,6 @@ def _evaluate_wide(
                 for value, array in found.items()
             }
     return evaluate(replace(graph, constants=constants), node, constants)
-
-
-def _remove_identities(rewrite: Rewrite) -> None:
-    for i in range(len(rewrite.nodes)):
-        node = rewrite.nodes[i]
-        if not _is_identity(rewrite, node) or node.outputs[0] in rewrite.constants:
-            continue
-        source, result = node.inputs[0], node.outputs[0]
-        # The name of an output, or of a value a subgraph reads, has to stay.
-        if result not in rewrite.graph.outputs and result not in rewrite.captured:
-            rewrite.rename_input(result, source)
 
 
 def _is_identity(rewrite: Rewrite, node: Node) -> bool:
