@@ -65,7 +65,7 @@ def alone(op: str, shape: list[int], weights: np.ndarray, **attributes: object):
 @pytest.mark.parametrize(("op", "shape", "weights", "attributes", "why"), [
     ("Conv", [1, 8, 8, 8], np.ones((1, 1, 17, 17, 17), np.float32), {"pads": [8] * 6},
      "it convolves 3 axes, and workers at most 2"),
-    ("MatMul", [3, 4], np.ones((4, 5), np.float64), {}, "'w' has elements of type float64"),
+    ("MatMul", [3, 4], np.ones((4, 5), np.int32), {}, "'w' has elements of type int32"),
     ("Einsum", [3, 4], np.ones((3, 4), np.float32), {"equation": "nij,ij->nij"},
      "it is none of the operators that workers compute"),
 ])  # fmt: skip

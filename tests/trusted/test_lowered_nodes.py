@@ -289,6 +289,22 @@ def test_a_mask_is_not_folded_into_weights_or_a_bias(mask):
     assert all(np.isfinite(graph.constants[value]).all() for value in node.inputs[1:])
 
 
+@pytest.mark.parametrize("op", ["MatMul", "Gemm", "Einsum"])
+def test_float64_is_sent_as_float32_and_stays_itself_inside(op):
+    attributes = {"equation": "ni,ij->nj"} if op == "Einsum" else {}
+    node = helper.make_node(op, ["x", "w"], ["y"], name="cube", **attributes)
+    weights, x = (values(*s).astype(np.float64) for s in ((4, 3), (SAMPLES, 4)))
+    proto = model([node], ["N", 4], {"w": weights}, dtype=np.float64)
+    check(proto, x + 1e-12, sent=0, exact=1e-15)
+    graph = prepare(from_model(proto, name="net"))
+    for policy in ("slalom", "verified"):
+        plan = policies.make(policy, graph, calibration=x)
+        with Session(plan, workers=[InProcessLink(Engine().handle)], batch=2) as session:
+            result = session.run(x)
+        assert_near(result.outputs["y"], runtime(proto).run(None, {"x": x})[0], FIXED_POINT)
+        assert sum(1 for row in result.report.layers if row.bytes_to_worker) == 1
+
+
 # ---- half precision
 
 

@@ -24,6 +24,7 @@ from cloister.graph.graph import Graph
 from cloister.graph.hidden import HiddenSplit
 from cloister.graph.input_files import Inputs
 from cloister.graph.legality import require_sizes, unsupported
+from cloister.graph.output_values import flat_arrays
 from cloister.plan import split_report
 from cloister.plan.claims import Claims, claims_of
 from cloister.plan.cost import PlanCost, estimate
@@ -344,7 +345,7 @@ def run(
     if to is not None:
         # Results tell about inputs, and the worker may be another user of this machine.
         with files.replacing(to, private=True) as file:
-            np.savez(file, **result.outputs)  # type: ignore[arg-type]
+            np.savez(file, allow_pickle=False, **flat_arrays(result.outputs))
     beyond = clip_text(result.report) if on_clip is OnClip.WARN else None
     if beyond is not None:
         err().print(f"warning: {beyond}", style="yellow", soft_wrap=True)

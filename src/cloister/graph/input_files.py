@@ -25,7 +25,7 @@ from cloister.data.preprocessing import (
     prepare_picture,
     split_pixels,
 )
-from cloister.errors import InputError, RangeError, ShapeError
+from cloister.errors import InputError, ShapeError
 from cloister.graph.array_conversion import as_input
 from cloister.graph.batch import batch_axis, bound_sizes, element_type, part, sample_count
 from cloister.graph.graph import Graph
@@ -150,21 +150,11 @@ def _read(graph: Graph, path: Path, preprocessing: Preprocessing) -> dict[str, n
         (name,) = graph.inputs
         form = picture_form(graph, name, path, preprocessing)
         batch = {name: prepare_picture(open_picture(path, form), form, preprocessing, path)[None]}
-    for name, array in batch.items():
-        _require_finite(array, batch_axis(graph, name), path)
     try:
         bound_sizes(graph, batch)
     except ShapeError as error:
         raise InputError(f"{path}: {error}") from None
     return batch
-
-
-def _require_finite(array: np.ndarray, axis: int | None, path: Path) -> None:
-    if array.dtype.kind != "f" or np.isfinite(array).all():
-        return
-    bad = np.argwhere(~np.isfinite(array))
-    which = "an array" if axis is None else f"sample {bad[:, axis].min()}"
-    raise RangeError(f"{path}: {which} contains NaN or infinity; repair or leave it out")
 
 
 def picture_form(graph: Graph, name: str, path: Path, preprocessing: Preprocessing) -> PictureForm:

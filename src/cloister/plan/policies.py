@@ -5,7 +5,7 @@ verified   linear nodes go to the worker in the clear, every answer is checked
 blinded    linear nodes go to the worker blinded, answers are not checked
 enclave    everything stays inside the trusted runtime
 open       everything goes to the worker in the clear and no answer is checked: the baseline; only
-           `make` gives it, by its name
+           `make` gives it, by its name. Nodes that no worker can run stay inside (openable.py)
 ennclave   the end of the model is hidden: a compiled module computes it, and a worker all nodes
            before it, as in `open`
 
@@ -31,12 +31,15 @@ from cloister.graph.graph import LINEAR_OPS, Graph, Node
 from cloister.graph.hidden import hide
 from cloister.graph.legality import require_sizes, require_supported
 from cloister.graph.onnx.specialise import specialise
-from cloister.graph.ops.linear_nodes import geometry, is_linear, why_inside
+from cloister.graph.ops.linear_nodes import geometry, has_finite_bias, is_linear, why_inside
 from cloister.graph.ops.table import Kind, find
+from cloister.graph.passes.float32_products import narrow_doubles
+from cloister.graph.passes.normalise import prepare
 from cloister.graph.split import split_at
 from cloister.plan.accuracy import warn_of_errors
 from cloister.plan.bound_sizes import bound_parts, largest
 from cloister.plan.input_factors import reads_raw
+from cloister.plan.openable import kept_inside
 from cloister.plan.placement import keep_inside
 from cloister.plan.plan import Plan
 from cloister.plan.planned_split import PlannedSplit
@@ -134,23 +137,30 @@ def _assigned(
             names &= split_at(model, split.until).before
         before = [node for node in nodes if node.name in names]
         after = [node for node in nodes if node.name not in names]
-        opened = {node.name: OPEN for node in after}
+        opened = _opened(model, after)
         return {
             **_sent(model, before, halves.before, inside),
             **(opened if halves.after == OPEN else _sent(model, after, halves.after, inside)),
         }
     if policy in EVERYWHERE:
-        return {node.name: EVERYWHERE[policy] for node in nodes}
+        alike = EVERYWHERE[policy]
+        return _opened(model, nodes) if alike == OPEN else {node.name: alike for node in nodes}
     if policy in OUTSOURCED:
         return _sent(model, nodes, OUTSOURCED[policy], inside)
     raise _unknown(policy)
+
+
+def _opened(model: Graph, nodes: Sequence[Node]) -> dict[str, Protection]:
+    """Nodes on the worker in the clear, but for those that no worker can run."""
+    kept = kept_inside(model)
+    return {node.name: ENCLAVE if node.name in kept else OPEN for node in nodes}
 
 
 def _sent(
     model: Graph, nodes: Sequence[Node], outside: Protection, inside: Collection[str] | None
 ) -> dict[str, Protection]:
     """Linear nodes on the worker, but for those that stay inside."""
-    linear = [node for node in nodes if is_linear(model, node)]
+    linear = [node for node in nodes if is_linear(model, node) and has_finite_bias(model, node)]
     if inside is not None:
         sent = {node.name for node in linear} - set(inside)
         return {node.name: outside if node.name in sent else ENCLAVE for node in nodes}
@@ -215,6 +225,7 @@ def for_sizes(plan: Plan, sizes: Mapping[str, int]) -> Plan:
     if plan.template is None:
         raise PlanError("the plan has no model with free sizes; make it from one")
     graph = specialise(plan.template, {name: sizes[name] for name in plan.sizes})
+    graph = _in_float32(plan.policy, graph)
     inside = {n.name for n in graph.nodes if is_linear(graph, n) and n.name not in plan.quantised}
     protections = assign(graph, plan.policy, split=plan.split, inside=inside)
     ranges = {**plan.ranges, **_whole_ranges(graph, plan)}
@@ -351,6 +362,7 @@ def measure_ranges(
     Raises PlanError without inputs, UnsupportedError when there is nothing to send to a worker.
     """
     require_supported(model)
+    model = _in_float32(policy, model)
     protections = assign(model, policy, split=split, inside=inside)
     if not needs_ranges(policy):
         return {}
@@ -378,6 +390,7 @@ def from_ranges(
     Raises PlanError when a node's ranges are missing: they were measured with another model.
     """
     require_supported(model)
+    model = _in_float32(policy, model)
     protections = assign(model, policy, split=split, inside=inside)
     if needs_ranges(policy):
         _require_sizes(policy, model)
@@ -407,6 +420,12 @@ def _planned(
     return Plan(
         model, policy, protections, quantised, precision=precision, ranges=used, split=split
     )
+
+
+def _in_float32(policy: str, model: Graph) -> Graph:
+    """The model with float64 products in float32, if nodes of the policy become integers."""
+    narrow = narrow_doubles(model) if needs_ranges(policy) else model
+    return model if narrow is model else prepare(narrow)
 
 
 def needs_ranges(policy: str) -> bool:

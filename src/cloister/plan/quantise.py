@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from cloister.errors import PlanError, RangeError
-from cloister.graph.batch import cut
+from cloister.graph.batch import cut, where_not_finite
 from cloister.graph.graph import Graph, Node
 from cloister.graph.hidden import without_modules
 from cloister.graph.layout import to_channels_last
@@ -70,6 +70,7 @@ def calibrate(
             if not np.isfinite(peaks).all():
                 raise RangeError(
                     f"calibration: value {node.inputs[0]!r} is NaN or infinite; check the samples"
+                    f"{where_not_finite(graph, samples)}"
                 )
             found[node.name] = np.maximum(found.get(node.name, peaks), peaks)
     return {name: tuple(map(float, peaks.reshape(-1))) for name, peaks in found.items()}

@@ -9,6 +9,7 @@ model keeps its fixed batch.
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 from numpy.random import Generator, default_rng  # noqa: TID251  (sample inputs, no secrets)
@@ -18,6 +19,7 @@ from cloister.graph.batch import batch_axis, batched_values, element_type, part
 from cloister.graph.graph import BATCH, Graph
 from cloister.graph.inference import with_input_sizes, with_types
 from cloister.graph.ort_session import ORT_ERRORS
+from cloister.graph.output_values import are_maps
 from cloister.graph.weights_as_inputs import WeightsAsInputs
 
 TOLERANCE = 1e-3
@@ -181,6 +183,8 @@ def _joined(arrays: list[np.ndarray], axis: int | None) -> np.ndarray:
 
 def _growing_axis(alone: list[np.ndarray], both: np.ndarray) -> int | None:
     """The one axis that is twice as long for both as for each alone."""
+    if are_maps(both):
+        return 0 if len(both) == sum(map(len, alone)) else None
     if not isinstance(both, np.ndarray) or alone[0].shape != alone[1].shape:
         return None
     if both.ndim != alone[0].ndim:
@@ -193,6 +197,10 @@ def _growing_axis(alone: list[np.ndarray], both: np.ndarray) -> int | None:
 
 def _agree(alone: list[np.ndarray], both: np.ndarray, one: np.ndarray, axis: int | None) -> bool:
     """Whether two batches are in `both` what they are alone, and `one` is the first's beginning."""
+    if axis == 0 and all(map(are_maps, (*alone, both, one))):
+        maps = list(chain.from_iterable(alone))
+        pairs = [*zip(both, maps, strict=True), *zip(one, alone[0], strict=False)]
+        return all(_close_maps(found, wanted) for found, wanted in pairs)
     if not all(isinstance(array, np.ndarray) for array in (*alone, both, one)):
         return False
     if axis is None:
@@ -212,6 +220,12 @@ def _sample(graph: Graph, name: str, rng: Generator, numbers: Mapping[str, int])
     if dtype.kind in "iub":
         return np.asarray(rng.integers(0, 2, shape), dtype)
     raise ModelError(f"no sample values of type {dtype}")
+
+
+def _close_maps(found: Mapping[object, object], wanted: Mapping[object, object]) -> bool:
+    return found.keys() == wanted.keys() and all(
+        _close(np.asarray(found[key]), np.asarray(wanted[key])) for key in wanted
+    )
 
 
 def _close(found: np.ndarray, wanted: np.ndarray) -> bool:

@@ -68,6 +68,12 @@ def float_weights(
     return np.asarray(ordered, np.float32), _bias(graph, node, shape[0])
 
 
+def has_finite_bias(graph: Graph, node: Node) -> bool:
+    """Whether the bias of a linear node, if it has one, is all numbers: some are masks of -inf."""
+    bias = graph.constants.get(node.inputs[2]) if len(node.inputs) > 2 else None
+    return bias is None or bool(np.isfinite(bias).all())
+
+
 def stated_pads(node: Node, axes: int) -> tuple[int, ...] | None:
     """Padding (before..., behind...) of a window; None where padding.py could not state it."""
     mode = node.attributes.get("auto_pad", "NOTSET")
@@ -214,7 +220,7 @@ def _why_not_mapped(graph: Graph, node: Node) -> str:
         return "it multiplies transposed inputs"
     columns = weights.shape[0 if integer(node, "transB", 0) else 1]
     bias = node.inputs[2] if len(node.inputs) > 2 else ""
-    if bias and not _is_row(graph.constants[bias].shape, columns):
+    if bias and not is_row(graph.constants[bias].shape, columns):
         return f"its bias has shape {graph.constants[bias].shape}, not one number per column"
     return ""
 
@@ -233,5 +239,6 @@ def _why_not_batch(graph: Graph, value: str) -> str:
     return "" if all(known.shape[1:]) else f"{value!r} has another free or empty axis"
 
 
-def _is_row(shape: tuple[int, ...], columns: int) -> bool:
+def is_row(shape: tuple[int, ...], columns: int) -> bool:
+    """Whether a Gemm's bias of this shape adds one number to each column."""
     return shape in ((), (1,), (columns,), (1, 1), (1, columns))

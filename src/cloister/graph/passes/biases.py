@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from cloister.graph.graph import Graph, Node
-from cloister.graph.ops.linear_nodes import STANDARD_DOMAINS, is_linear, number
+from cloister.graph.ops.linear_nodes import STANDARD_DOMAINS, integer, is_row, number
 from cloister.graph.passes.rewrite import Rewrite
 
 BIASED = ("Conv", "ConvTranspose", "Gemm")
@@ -35,7 +35,10 @@ def _has_odd_bias(graph: Graph, node: Node) -> bool:
     bias = graph.constants.get(node.inputs[2])
     if bias is None or not np.isfinite(bias).all():
         return True
-    return node.op == "Gemm" and not is_linear(graph, node)
+    if node.op != "Gemm":
+        return False
+    turned = node.inputs[0] in graph.constants or bool(integer(node, "transA", 0))
+    return turned or not is_row(bias.shape, known.shape[-1] or 0)
 
 
 def _detach(rewrite: Rewrite, node: Node) -> None:

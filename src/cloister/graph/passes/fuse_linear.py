@@ -45,7 +45,9 @@ def _fold_one_scale(graph: Graph) -> Graph | None:
             if not _scales(graph, node) or not rewrite.read_once(value):
                 continue
             affine = _affine(graph, follower, value, node)
-            if affine is not None and _absorb(rewrite, node, follower, *affine):
+            if affine is None or not all(np.isfinite(numbers).all() for numbers in affine):
+                continue  # a mask of -inf has no place among fixed-point numbers
+            if _absorb(rewrite, node, follower, *affine):
                 folded = True
                 break
     return rewrite.finish() if folded else None

@@ -17,11 +17,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from cloister.graph.graph import Graph, Node
-from cloister.graph.ops.linear_nodes import STANDARD_DOMAINS, integer, is_linear, number
+from cloister.graph.ops.linear_nodes import (
+    LAST_AXIS_OPS,
+    STANDARD_DOMAINS,
+    integer,
+    is_linear,
+    number,
+    rows_per_sample,
+)
 from cloister.graph.passes.chain import Chain
 from cloister.graph.passes.rewrite import Rewrite
 
 Labels = tuple[str, ...]
+ALONE = "alone"
+"""The axis of the batch of a value that has none."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +57,19 @@ def lower_products(graph: Graph) -> Graph:
             continue
         if node.inputs[1 - at] in graph.constants or not weights.size:
             continue
+        if _multiplies_rows(graph, node):
+            continue
         alpha = np.float32(number(node, "alpha", 1.0))
         _lower(rewrite, node, factors, at, weights if alpha == 1 else weights * alpha)
     return rewrite.finish()
+
+
+def _multiplies_rows(graph: Graph, node: Node) -> bool:
+    """Whether only the number of rows keeps a node from being linear (split_rows.py)."""
+    weights = graph.constants.get(node.inputs[1])
+    if node.op not in LAST_AXIS_OPS or weights is None or weights.ndim != 2:
+        return False
+    return not integer(node, "transA", 0) and rows_per_sample(graph, node) is not None
 
 
 def _shapes(graph: Graph, values: Sequence[str]) -> list[tuple[int | None, ...]] | None:
@@ -64,36 +83,41 @@ def _lower(rewrite: Rewrite, node: Node, factors: Factors, at: int, weights: np.
     """Replace a node by the product, if its axes are those of one."""
     graph = rewrite.graph
     x, given = factors.labels[1 - at], factors.labels[at]
-    shape = graph.types[node.inputs[1 - at]].shape
-    result = graph.types.get(node.outputs[0])
-    if any(len(set(names)) < len(names) for names in (x, given)) or result is None:
+    if any(len(set(names)) < len(names) for names in (x, given)):
         return
-    size = dict(zip(x, shape, strict=True))
+    sizes = dict(zip(x, graph.types[node.inputs[1 - at]].shape, strict=True))
     rows = [name for name in x if name not in given and name in factors.result]
-    batch = next((name for name in rows if size[name] == graph.batch), None)
-    if batch is None or not all(size[name] for name in x if name != batch):
-        return
-    rows.remove(batch)
     terms = [name for name in given if name in x and name not in factors.result]
+    batch = next((name for name in rows if sizes[name] == graph.batch), None)
+    if batch is None and graph.batch is not None:
+        # A value without the batch has one row, for which an axis costs nothing.
+        batch, x, sizes = ALONE, (ALONE, *x), {ALONE: 1, **sizes}
+    if batch is None or not terms or not all(sizes[name] for name in x if name != batch):
+        return
     # An axis of x alone that the product sums has one row, or summing is another operation.
-    dropped = [name for name in x if name not in given and name not in factors.result]
-    if not terms or any(size[name] != 1 for name in dropped):
+    dropped = [name for name in x if name not in (batch, *given, *factors.result)]
+    if any(sizes[name] != 1 for name in dropped):
         return
     summed = tuple(i for i, name in enumerate(given) if name not in (*x, *factors.result))
     if summed:
         weights = weights.sum(summed, dtype=np.float64).astype(np.float32)
         given = tuple(name for i, name in enumerate(given) if i not in summed)
-    groups = [name for name in x if name in given and name in factors.result]
-    columns = [name for name in given if name not in x]
-    sizes = {**dict(zip(given, weights.shape, strict=True)), **size}
-    order = [given.index(name) for name in (*groups, *columns, *terms)]
-    product = _Product(batch, rows, terms, groups, columns, dropped, sizes)
-    chain = Chain(rewrite, node, node.inputs[1 - at], shape)
+    product = _Product(
+        batch=batch,
+        rows=[name for name in rows if name != batch],
+        terms=terms,
+        groups=[name for name in x if name in given and name in factors.result],
+        columns=[name for name in given if name not in x],
+        dropped=dropped,
+        sizes={**dict(zip(given, weights.shape, strict=True)), **sizes},
+    )
+    order = [given.index(name) for name in (*product.groups, *product.columns, *terms)]
+    chain = Chain(rewrite, node, node.inputs[1 - at], graph.types[node.inputs[1 - at]].shape)
     product.apply(chain, x, weights.transpose(order), factors.result)
-    chain.finish()
+    chain.replace()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Product:
     """The names of a product's axes by what the product does with them."""
 
@@ -105,36 +129,44 @@ class _Product:
     dropped: list[str]
     sizes: Mapping[str, int | None]
 
-    def count(self, names: Sequence[str]) -> int:
-        return math.prod(self.sizes[name] or 1 for name in names)
+    def each(self, names: Sequence[str]) -> list[int]:
+        """The sizes of these axes; 0, in a target of Reshape the size there was, of the batch."""
+        return [0 if name == self.batch else self.sizes[name] or 0 for name in names]
 
     def apply(self, chain: Chain, x: Labels, weights: np.ndarray, result: Labels) -> None:
         """The nodes; `weights` has its axes in the order groups, columns, terms."""
-        groups, columns, terms = map(self.count, (self.groups, self.columns, self.terms))
-        rows = self.count(self.rows)
+        groups, columns, terms = (
+            math.prod(self.each(names)) for names in (self.groups, self.columns, self.terms)
+        )
+        if self.batch == ALONE:
+            chain.reshape([1, *self.each(x[1:])])
+        wanted = (ALONE, *result) if self.batch == ALONE else result
         first = [self.batch, *self.groups, *self.terms, *self.rows]
         last = [self.batch, *self.groups, *self.columns, *self.rows]
-        in_place = self.rows and (first, last) == (list(x), list(result))
+        in_place = self.rows and (first, last) == (list(x), list(wanted))
         if groups > 1 or in_place:
-            self._arrange(chain, x, [*first, *self.dropped], (groups * terms, rows))
+            rows = math.prod(self.each(self.rows))
+            self._arrange(chain, x, first, (groups * terms, rows))
             kernel = weights.reshape(groups * columns, terms, 1)
-            shape = (chain.shape[0], groups * columns, rows)
-            chain.linear("Conv", shape, kernel, group=groups, kernel_shape=(1,))
+            chain.linear("Conv", chain.constant("weights", kernel), group=groups, kernel_shape=(1,))
+            chain.shape = (chain.shape[0], groups * columns, rows)
         else:
             first = [self.batch, *self.groups, *self.rows, *self.terms]
             last = [self.batch, *self.groups, *self.rows, *self.columns]
-            flat = tuple(self.count([name]) for name in (*self.groups, *self.rows))
-            self._arrange(chain, x, [*first, *self.dropped], (*flat, terms))
+            self._arrange(chain, x, first, (*self.each([*self.groups, *self.rows]), terms))
             matrix = weights.reshape(columns, terms).T
-            chain.linear("MatMul", (*chain.shape[:-1], columns), matrix)
-        chain.reshape(*(self.count([name]) for name in last[1:]))
-        chain.transpose([last.index(name) for name in result])
+            chain.linear("MatMul", chain.constant("weights", matrix))
+            chain.shape = (*chain.shape[:-1], columns)
+        chain.reshape(self.each(last))
+        chain.transpose([last.index(name) for name in wanted])
+        if self.batch == ALONE:
+            chain.reshape(self.each(result))
 
     def _arrange(
         self, chain: Chain, x: Labels, order: Sequence[str], sizes: tuple[int, ...]
     ) -> None:
-        chain.transpose([x.index(name) for name in order])
-        chain.reshape(*sizes)
+        chain.transpose([x.index(name) for name in (*order, *self.dropped)])
+        chain.reshape((0, *sizes))
 
 
 def _of_matmul(_: Node, a: Sequence[int | None], b: Sequence[int | None]) -> Factors | None:

@@ -6,9 +6,9 @@ from cloister.graph.graph import Graph
 from cloister.graph.legality import check
 from cloister.graph.passes.biases import detach_biases
 from cloister.graph.passes.flatten import fold_flatten
+from cloister.graph.passes.float32_products import widen_halves
 from cloister.graph.passes.folding import fold_constants
 from cloister.graph.passes.fuse_linear import fold_batch_norm, fold_pads
-from cloister.graph.passes.half_precision import widen_halves
 from cloister.graph.passes.matrix_products import lower_products
 from cloister.graph.passes.pool_means import fold_means
 from cloister.graph.passes.rewrite import without_unused

@@ -29,7 +29,7 @@ from cloister.graph.ops.linear_nodes import (
     rows_per_sample,
     stated_pads,
 )
-from cloister.graph.passes.node_sequence import NodeSequence
+from cloister.graph.passes.chain import Chain
 from cloister.graph.passes.rewrite import Rewrite
 from cloister.graph.passes.stack_images import stack_images
 from cloister.graph.passes.transposes import BINARY, UNARY
@@ -43,7 +43,7 @@ def split_rows(graph: Graph) -> Graph:
         each = _rows(graph, node)
         if each is None:
             continue
-        chain = NodeSequence(rewrite, node)
+        chain = Chain(rewrite, node)
         if node.op in LAST_AXIS_OPS:
             _product(chain, node, each)
         else:
@@ -84,7 +84,7 @@ def _rows(graph: Graph, node: Node) -> int | None:
     return rows_per_sample(graph, node) if fits else None
 
 
-def _product(chain: NodeSequence, node: Node, each: int) -> None:
+def _product(chain: Chain, node: Node, each: int) -> None:
     """A matrix product on (N, k, C), with what a Gemm does besides."""
     constants = chain.graph.constants
     weights, name = constants[node.inputs[1]], node.inputs[1]

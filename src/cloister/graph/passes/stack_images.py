@@ -10,17 +10,12 @@ transposed convolution: of its result). Of the result, the rows of each image ar
                     its result begins behind the padding that the node cuts off
 """
 
-import numpy as np
-
 from cloister.graph.graph import Node
 from cloister.graph.ops.linear_nodes import integers, stated_pads
-from cloister.graph.passes.node_sequence import NodeSequence
-
-PADS_ARE_AN_INPUT = 11
-"""The first operator set whose Pad reads its widths as an input."""
+from cloister.graph.passes.chain import Chain
 
 
-def stack_images(chain: NodeSequence, node: Node, each: int) -> None:
+def stack_images(chain: Chain, node: Node, each: int) -> None:
     """A convolution over (k N, C, H, W), or (k N, C, L) as images of one row, up to its sizes."""
     graph = chain.graph
     before, after = (
@@ -48,8 +43,8 @@ def stack_images(chain: NodeSequence, node: Node, each: int) -> None:
         step = -(-((height - 1) * stride[0] + reach + extra[0]) // stride[0])
         zeros, first, spaced, step = (0, step - height), top, step, step * stride[0]
     chain.reshape([-1, each, channels, height, width])
-    _pad_rows(chain, zeros)
-    chain.then("Transpose", perm=(0, 2, 1, 3, 4))
+    chain.pad(3, *zeros)
+    chain.transpose((0, 2, 1, 3, 4))
     chain.reshape([-1, channels, each * spaced, width])
     kept = {name: value for name, value in node.attributes.items() if name == "group"}
     if node.op == "ConvTranspose":
@@ -59,20 +54,8 @@ def stack_images(chain: NodeSequence, node: Node, each: int) -> None:
         dilations=dilation, pads=(0, left, max(reach - stride[0], 0), right), **kept,
     )  # fmt: skip
     chain.reshape([-1, made, each, step, columns])
-    if step != rows:
-        chain.then("Gather", np.arange(first, first + rows), axis=3)
-    chain.then("Transpose", perm=(0, 2, 1, 3, 4))
-
-
-def _pad_rows(chain: NodeSequence, zeros: tuple[int, int]) -> None:
-    """Rows of zeros before and behind the images (N, k, C, H, W)."""
-    widths = (0, 0, 0, zeros[0], 0, 0, 0, 0, zeros[1], 0)
-    if not any(zeros):
-        return
-    if chain.graph.opset < PADS_ARE_AN_INPUT:
-        chain.then("Pad", pads=widths)
-    else:
-        chain.then("Pad", np.array(widths, np.int64))
+    chain.slice(3, first, first + rows)
+    chain.transpose((0, 2, 1, 3, 4))
 
 
 def _two(node: Node, name: str, default: int) -> tuple[int, int]:

@@ -176,7 +176,7 @@ def _lower(rewrite: Rewrite, node: Node, stack: Stack) -> None:
     chain.pad(3, 0, stack.pitch - stack.height.size)
     if not np.array_equal(stack.rows, np.arange(chain.known(2))[None]):
         chain.gather(2, stack.rows)
-    chain.reshape(channels * taps, depths * stack.pitch, stack.width.size)
+    chain.reshape((0, channels * taps, depths * stack.pitch, stack.width.size))
 
     weights = graph.constants[node.inputs[1]].transpose(order)
     bias = graph.constants[node.inputs[2]] if len(node.inputs) > 2 and node.inputs[2] else None
@@ -193,21 +193,22 @@ def _lower(rewrite: Rewrite, node: Node, stack: Stack) -> None:
     }
     if node.op == "ConvTranspose":
         attributes["output_padding"] = (high.extra, wide.extra)
-    size = (depths * stack.out_pitch, wide.out)
     kernel = weights.reshape(channels * taps, -1, high.kernel, wide.kernel)
     if node.op == "Conv":
         kernel = weights.reshape(out_channels, -1, high.kernel, wide.kernel)
-    made = (shape[0], out_channels * stack.phases, *size)
-    chain.linear(node.op, made, kernel, bias, **attributes)
+    inputs = [chain.constant("weights", kernel)]
+    if bias is not None:
+        inputs.append(chain.constant("bias", bias))
+    chain.linear(node.op, *inputs, **attributes)
 
-    chain.reshape(out_channels, stack.phases, depths, stack.out_pitch, wide.out)
+    chain.reshape((0, out_channels, stack.phases, depths, stack.out_pitch, wide.out))
     chain.slice(4, stack.first, stack.first + stack.height.out)
     chain.transpose((0, 1, 3, 2, 4, 5))
-    chain.reshape(out_channels, depths * stack.phases, stack.height.out, wide.out)
+    chain.reshape((0, out_channels, depths * stack.phases, stack.height.out, wide.out))
     before = stack.depth.before % stack.phases if node.op == "ConvTranspose" else 0
     chain.slice(2, before, before + stack.depth.out)
     chain.transpose(np.argsort(order).tolist())
-    chain.finish()
+    chain.replace()
 
 
 def _by_phase(weights: np.ndarray, stack: Stack) -> np.ndarray:
