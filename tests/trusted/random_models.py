@@ -221,6 +221,41 @@ def add_product(net: RandomModel) -> str | None:
     return net.node("MatMul", [x, net.weights(terms, out, terms=terms)], (*shape[:-1], out))
 
 
+def add_other_product(net: RandomModel) -> str | None:
+    """A constant on the left, a vector, one matrix for each head, and the same in Einsum."""
+    x = net.value(lambda shape: len(shape) >= 2 and is_fixed(shape[1:]))
+    if x is None:
+        return None
+    shape, out = net.shapes[x], net.pick(range(1, 4))
+    *axes, terms = shape[1:]
+    choice = net.pick(["left", "vector", "heads", "einsum"])
+    if choice == "vector":
+        return net.node("MatMul", [x, net.weights(terms, terms=terms)], shape[:-1])
+    if choice == "left" and axes:
+        left = net.weights(out, axes[-1], terms=axes[-1])
+        return net.node("MatMul", [left, x], (*shape[:-2], out, terms))
+    if choice == "heads" and len(axes) == 2:
+        heads = net.weights(axes[0], terms, out, terms=terms)
+        return net.node("MatMul", [x, heads], (*shape[:-1], out))
+    names = "abc"[: len(axes)]
+    equation = f"n{names}t,to->no{names}"
+    matrix = net.weights(terms, out, terms=terms)
+    return net.node("Einsum", [x, matrix], (shape[0], out, *axes), equation=equation)
+
+
+def add_volume(net: RandomModel) -> str | None:
+    """A convolution over three axes, of which the first is new."""
+    x = net.value(lambda shape: len(shape) == 4 and is_fixed(shape[1:]))
+    if x is None:
+        return None
+    channels, *image = net.shapes[x][1:]
+    new = net.constant(np.array([0, channels, 1, *image]))
+    volume = net.node("Reshape", [x, new], (net.shapes[x][0], channels, 1, *image))
+    out, kernel = net.pick([1, 2]), [1, net.pick([1, 2]), net.pick([1, 2])]
+    weights = net.weights(out, channels, *kernel, terms=channels)
+    return net.windowed("Conv", [volume, weights], out, pads=[net.pick([0, 1])] * 6)
+
+
 def add_pairwise(net: RandomModel) -> str | None:
     """Two values of one shape, or one that is broadcast to the other."""
     values = list(net.shapes)
@@ -301,8 +336,8 @@ def add_unary(net: RandomModel) -> str | None:
 
 
 GROW = (
-    add_convolution, add_convolution, add_pool, add_product, add_product, add_pairwise,
-    add_pairwise, add_scores, add_shaping, add_reduction, add_unary,
+    add_convolution, add_convolution, add_pool, add_product, add_product, add_other_product,
+    add_volume, add_pairwise, add_pairwise, add_scores, add_shaping, add_reduction, add_unary,
 )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ EXAMPLES = int(os.environ.get("CLOISTER_EXAMPLES", "40"))
 EXACT, FIXED_POINT = 1e-5, 0.01
 """Largest differences from ONNX Runtime, of the largest value: in float32, and of sent nodes."""
 SAMPLES = 3
+RUNTIME = "com.microsoft"
 
 random_nodes = settings(
     max_examples=EXAMPLES,
@@ -44,7 +45,7 @@ def model(
     dtype: type = np.float32,
     opset: int = 17,
 ) -> onnx.ModelProto:
-    """A model from `x` to `y`."""
+    """A model from `x` to `y`, which may have operators of ONNX Runtime's own."""
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     graph = helper.make_graph(
         nodes,
@@ -53,7 +54,8 @@ def model(
         [helper.make_tensor_value_info("y", kind, None)],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid(RUNTIME, 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
 
 def values(*shape: int, seed: int = 0) -> np.ndarray:
@@ -333,3 +335,58 @@ def test_a_result_that_half_precision_cannot_hold_is_infinite():
     node = helper.make_node("MatMul", ["x", "w"], ["y"], name="cube")
     proto = model([node], ["N", 2], {"w": weights}, dtype=np.float16)
     check(proto, np.array([[200, 200], [-200, -200], [90, 110]], np.float16), exact=HALF)
+
+
+# ---- operators of ONNX Runtime's own
+
+ACTIVATIONS = {
+    "Relu": [], "Tanh": [], "Sigmoid": [], "LeakyRelu": [0.1], "HardSigmoid": [0.3, 0.4],
+    "Clip": [-0.5, 0.5],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("opset", [10, 17])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_fused_convolution(activation, opset):
+    numbers = {"activation_params": ACTIVATIONS[activation]} if ACTIVATIONS[activation] else {}
+    node = helper.make_node(
+        "FusedConv", ["x", "w", "b", "z"], ["y"], name="cube", domain=RUNTIME, strides=[2, 1],
+        auto_pad="SAME_UPPER", activation=activation, **numbers,
+    )  # fmt: skip
+    constants = {"w": values(3, 2, 3, 3), "b": values(3, seed=1), "z": values(1, 3, 3, 4, seed=2)}
+    constants["z"] = np.repeat(constants["z"], SAMPLES, axis=0)
+    proto = model([node], [SAMPLES, 2, 5, 4], constants, opset=opset)
+    check(proto, values(SAMPLES, 2, 5, 4))
+
+
+@pytest.mark.parametrize("flags", [{}, {"transA": 1}, {"transB": 1}, {"transA": 1, "transB": 1}])
+@pytest.mark.parametrize("first", [False, True])
+def test_a_fused_product(flags, first):
+    factors = {"x": (4, 3) if flags.get("transB" if first else "transA") else (3, 4)}
+    factors["w"] = (5, 4) if flags.get("transA" if first else "transB") else (4, 5)
+    if first:
+        factors = {name: shape[::-1] for name, shape in factors.items()}
+    names = ["w", "x"] if first else ["x", "w"]
+    node = helper.make_node("FusedMatMul", names, ["y"], "cube", domain=RUNTIME, alpha=0.5, **flags)
+    proto = model([node], ["N", *factors["x"]], {"w": values(*factors["w"])})
+    check(proto, values(SAMPLES, *factors["x"]))
+
+
+def test_a_fused_gemm():
+    node = helper.make_node(
+        "FusedGemm", ["x", "w", "b"], ["y"], "cube", domain=RUNTIME, transB=1, alpha=0.5,
+        activation="LeakyRelu", activation_alpha=0.2,
+    )  # fmt: skip
+    check(model([node], ["N", 4], {"w": values(3, 4), "b": values(3)}), values(SAMPLES, 4))
+
+
+def test_linear_nodes_behind_operators_whose_shapes_onnx_does_not_infer():
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="first"),
+        helper.make_node("BiasGelu", ["a", "b"], ["c"], name="gelu", domain=RUNTIME),
+        helper.make_node("MatMul", ["c", "v"], ["d"], name="second"),
+        helper.make_node("QuickGelu", ["d"], ["e"], name="quick", domain=RUNTIME),
+        helper.make_node("MatMul", ["e", "w"], ["y"], name="third"),
+    ]
+    constants = {"w": values(4, 6), "b": values(6), "v": values(6, 4)}
+    check(model(nodes, ["N", 5, 4], constants), values(SAMPLES, 5, 4), sent=3)

@@ -19,7 +19,7 @@ from cloister.cli.console import emit_json, err, out, progress, table
 from cloister.cli.hidden_end import HiddenCost
 from cloister.cli.results import Answers, check_labels, read_labels
 from cloister.errors import InputError, PlanError
-from cloister.graph.batch import element_type
+from cloister.graph.batch import element_type, is_other
 from cloister.graph.graph import Graph
 from cloister.graph.hidden import HiddenSplit
 from cloister.graph.input_files import Inputs
@@ -29,12 +29,20 @@ from cloister.plan import split_report
 from cloister.plan.claims import Claims, claims_of
 from cloister.plan.cost import PlanCost, estimate
 from cloister.plan.memory import MemoryCost
+from cloister.plan.openable import kept_inside
 from cloister.plan.placement import Placement, default_costs, placements
 from cloister.plan.placement import measure as measure_costs
 from cloister.plan.plan import SUFFIX, Plan
 from cloister.plan.plan_choice import DEFAULT_POLICY, is_plan_file
 from cloister.plan.policies import assign, needs_ranges
-from cloister.plan.protection import OUTSOURCED, Protection, hiding, outer_policy
+from cloister.plan.protection import (
+    OPEN,
+    OUTSOURCED,
+    Protection,
+    hiding,
+    outer_policy,
+    protections_of,
+)
 from cloister.plan.split_choice import split_line
 from cloister.plan.split_report import SplitReport
 from cloister.planner.plan_search import CostedPlan
@@ -570,12 +578,16 @@ def inspect(
         hidden = () if split is None else (HiddenCost.of_split(split, end.queries),)
     cost = estimate(graph, protections, batch=batch)
     placed = _placements(graph, policy, protections, measure=measure)
+    opened = OPEN in (protections_of(policy) or ())
+    kept = {name: why for name, why in kept_inside(graph).items() if opened}
     if json:
         found = _inspection(graph, policy, cost, claims, problems, placed, hidden)
-        emit_json({**found, "split": line or None})
+        emit_json({**found, "split": line or None, "kept_inside": kept})
     else:
         if line:
             out().print(line)
+        for node, why in kept.items():
+            out().print(f"node {node!r} stays inside: {why}", soft_wrap=True)
         _show_inspection(graph, cost, claims, problems, placed, hidden)
     if problems:
         raise typer.Exit(2)
@@ -606,9 +618,7 @@ def _inspection(
     return {
         "model": graph.name,
         "policy": policy,
-        "inputs": {
-            name: [str(element_type(graph, name)), graph.sizes(name)] for name in graph.inputs
-        },
+        "inputs": {name: [_type_text(graph, name), graph.sizes(name)] for name in graph.inputs},
         "free_sizes": list(graph.free_sizes),
         "outputs": list(graph.outputs),
         **cost.to_dict(),
@@ -619,6 +629,10 @@ def _inspection(
             {"node": node, "reason": reason, "remedy": remedy} for node, reason, remedy in problems
         ],
     }
+
+
+def _type_text(graph: Graph, name: str) -> str:
+    return "no tensor" if is_other(graph, name) else str(element_type(graph, name))
 
 
 def _show_inspection(

@@ -12,7 +12,7 @@ that library. Its numbers become the model's type under these rules.
 No message contains a value: inputs are secret.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import ml_dtypes
 import numpy as np
@@ -54,6 +54,20 @@ def as_array(given: object, what: str) -> np.ndarray:
     return array
 
 
+def as_other(given: object, what: str) -> object:
+    """A sequence, map or optional value, for an input that is no tensor.
+
+    Raises   ShapeError beginning with `what`
+    """
+    if given is None:
+        return None
+    if isinstance(given, Mapping):
+        return dict(given)
+    if isinstance(given, list | tuple):
+        return [as_array(entry, f"{what}, entry {i}") for i, entry in enumerate(given)]
+    return as_array(given, what)
+
+
 def _read(given: object) -> np.ndarray:
     if isinstance(given, list | tuple) and any(hasattr(one, "__dlpack__") for one in given):
         return np.stack([_read(one) for one in given])
@@ -84,7 +98,9 @@ def as_input(
 
 
 def _shaped(graph: Graph, name: str, array: np.ndarray, what: str, *, whole: bool) -> np.ndarray:
-    sizes, axis = graph.sizes(name) or (), batch_axis(graph, name)
+    sizes, axis = graph.sizes(name), batch_axis(graph, name)
+    if sizes is None:
+        return array  # of any rank
 
     def fits(shape: tuple[int, ...]) -> bool:
         return len(shape) == len(sizes) and all(

@@ -60,6 +60,11 @@ def element_type(graph: Graph, value: str) -> np.dtype:
     return dtype
 
 
+def is_other(graph: Graph, value: str) -> bool:
+    """Whether a value is a sequence, a map or optional, and no tensor."""
+    return bool(value in graph.opaque and graph.opaque[value].proto)
+
+
 def batch_axis(graph: Graph, value: str) -> int | None:
     """Axis on which an input or output carries the batch; None where it does not.
 

@@ -11,10 +11,12 @@ from onnx import shape_inference
 
 from cloister.errors import ModelError, one_line
 from cloister.graph.batch import batch_factor, times_batch
+from cloister.graph.captures import every_node
 from cloister.graph.element_types import ELEMENT_TYPES
 from cloister.graph.graph import BATCH, Graph, Node, OpaqueType, Size, TensorType
-from cloister.graph.legality import MAX_ELEMENTS
+from cloister.graph.legality import MAX_ELEMENTS, READS_A_FILE
 from cloister.graph.onnx.export import known_type, model_bytes, type_bytes
+from cloister.graph.runtime_types import runtime_types
 
 Sizes = tuple[Size, ...]
 SMALL = 1024
@@ -43,9 +45,13 @@ def with_types(graph: Graph) -> Graph:
     )
     model = onnx.ModelProto.FromString(model_bytes(skeleton))
     stated: set[str] = set()
+    asked = False
     while True:
         found = _infer(model)
         proved = _proved(graph, found, stated)
+        if not proved and not asked:
+            asked = True
+            proved = _computed(graph, found)
         if not proved:
             break
         _state(model, proved)
@@ -69,7 +75,9 @@ def with_input_sizes(graph: Graph, sizes: Mapping[str, tuple[Size, ...]]) -> Gra
     types, opaque = {}, {}
     for name in graph.inputs:
         stated = graph.types.get(name) or graph.opaque[name]
-        known = OpaqueType(stated.dtype, sizes[name]) if name in sizes else graph.opaque.get(name)
+        known = graph.opaque.get(name)
+        if name in sizes and graph.sizes(name) is not None:
+            known = OpaqueType(stated.dtype, sizes[name])
         typed = graph.types[name] if known is None else tensor_type(known)
         if typed is not None:
             types[name] = typed
@@ -102,9 +110,26 @@ def _proved(
             if sizes is None and is_known(before.sizes):
                 sizes = before.sizes
             dtype = known.dtype or before.dtype
-            if sizes is not None and dtype is not None:
+            if dtype is not None and (sizes is not None or known.dtype is None):
                 proved[value] = OpaqueType(dtype, sizes)
     return proved
+
+
+def _computed(graph: Graph, found: Mapping[str, OpaqueType]) -> dict[str, OpaqueType]:
+    """Types of values that ONNX knows nothing of, as of ONNX Runtime's own operators."""
+    if any(node.op in READS_A_FILE for node in every_node(graph.nodes)):
+        return {}
+    unknown = [
+        value
+        for node in graph.nodes
+        for value in node.outputs
+        if value and _is_unknown(node, found.get(value, OpaqueType()))
+    ]
+    return runtime_types(graph, unknown) if unknown else {}
+
+
+def _is_unknown(node: Node, found: OpaqueType) -> bool:
+    return found == OpaqueType() or (node.domain != "" and not is_known(found.sizes))
 
 
 def _state(model: onnx.ModelProto, proved: Mapping[str, OpaqueType]) -> None:

@@ -7,17 +7,20 @@ A caller may give
     a mapping     of arrays by the inputs' names, in any order
     a table       a data frame or a structured array; its columns are the inputs of the same names,
                   or, for a model with one input, the features in the table's order
+    anything      for an input that is a sequence (a list of arrays), a map or an optional value,
+                  which go to ONNX Runtime as they are
     an iterator   of any of these, or a list of mappings: each item is one sample or one batch
 """
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from cloister.errors import InputError, RangeError, ShapeError
-from cloister.graph.array_conversion import as_array, as_input, convert
-from cloister.graph.batch import batch_axis, bound_sizes, element_type, sample_count
+from cloister.graph.array_conversion import as_array, as_input, as_other, convert
+from cloister.graph.batch import batch_axis, bound_sizes, element_type, is_other, sample_count
 from cloister.graph.graph import Graph
 
 Samples = object
@@ -175,6 +178,8 @@ def _features(model: Graph, name: str, columns: Mapping[str, object]) -> np.ndar
     return np.stack(arrays, axis=1)
 
 
-def _input(model: Graph, name: str, given: object) -> np.ndarray:
+def _input(model: Graph, name: str, given: object) -> Any:  # noqa: ANN401  (an array, or other)
     what = f"input {name!r}"
+    if is_other(model, name):
+        return as_other(given, what)
     return as_input(model, name, as_array(given, what), what)

@@ -18,7 +18,7 @@ from cloister.graph.batch import bound_size, bound_sizes, element_type
 from cloister.graph.graph import Size
 from cloister.graph.layout import to_channels_last
 from cloister.graph.onnx.export import model_bytes
-from cloister.graph.ort_session import ORT_ERRORS, runtime_session
+from cloister.graph.ort_session import RUN_ERRORS, runtime_session
 from cloister.plan.plan import Plan
 from cloister.plan.protection import ENCLAVE, MODULE, OPEN
 from cloister.plan.quantised import QuantisedLinear
@@ -449,7 +449,7 @@ class LocalStage(Stage):
         feeds = {value: request.values.onnx(value) for value in step.inputs}
         try:
             found = self._session.run(step.outputs, feeds)
-        except ORT_ERRORS as error:
+        except RUN_ERRORS as error:
             # Its text may contain values, so only its kind is repeated.
             raise RangeError(
                 f"node {step.nodes[0].name!r} and those after it: ONNX Runtime cannot compute them "
