@@ -45,6 +45,7 @@ from cloister.plan.protection import (
 )
 from cloister.plan.split_choice import split_line
 from cloister.plan.split_report import SplitReport
+from cloister.planner.expected_gain import expected_gain
 from cloister.planner.plan_search import CostedPlan
 from cloister.trusted.clips import OnClip, clip_text
 from cloister.trusted.compare import Comparison
@@ -557,7 +558,10 @@ def inspect(
     measure: Measure = False,
     json: options.Json = False,
 ) -> None:
-    """List every node with its protection and costs, the totals and the claims."""
+    """List every node with its protection and costs, the totals and the claims.
+
+    The last line says what goes out, what stays and why, and what the plan is likely to gain.
+    """
     hidden: tuple[HiddenCost, ...]
     if is_plan_file(model):
         end.refuse_any("is decided by the plan; leave it out")
@@ -566,6 +570,7 @@ def inspect(
         graph, policy, protections = made.graph, made.policy, made.protections
         problems, claims = unsupported(graph), made.claims(pinned=digest is not None)
         hidden = tuple(HiddenCost.planned(module) for module in made.modules)
+        planned = made.split
     else:
         options.refuse_given("goes with a plan; leave it out", {"--digest": digest})
         whole, policy = given.load(model), given.named
@@ -576,19 +581,26 @@ def inspect(
         protections, line = assign(graph, policy, split=chosen.split), chosen.line
         claims = claims_of(policy, protections, queries=end.queries, split=chosen.split)
         hidden = () if split is None else (HiddenCost.of_split(split, end.queries),)
+        planned = chosen.split
     cost = estimate(graph, protections, batch=batch)
     placed = _placements(graph, policy, protections, measure=measure)
     opened = OPEN in (protections_of(policy) or ())
     kept = {name: why for name, why in kept_inside(graph).items() if opened}
+    gain = None
+    if not problems:
+        gain = expected_gain(graph, policy, protections, cost, split=planned)
     if json:
         found = _inspection(graph, policy, cost, claims, problems, placed, hidden)
-        emit_json({**found, "split": line or None, "kept_inside": kept})
+        summary = None if gain is None else gain.to_dict()
+        emit_json({**found, "split": line or None, "kept_inside": kept, "summary": summary})
     else:
         if line:
             out().print(line)
         for node, why in kept.items():
             out().print(f"node {node!r} stays inside: {why}", soft_wrap=True)
         _show_inspection(graph, cost, claims, problems, placed, hidden)
+        if gain is not None:
+            out().print(f"\n{gain}", soft_wrap=True)
     if problems:
         raise typer.Exit(2)
 

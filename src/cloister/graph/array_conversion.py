@@ -72,8 +72,8 @@ def _read(given: object) -> np.ndarray:
     if isinstance(given, list | tuple) and any(hasattr(one, "__dlpack__") for one in given):
         return np.stack([_read(one) for one in given])
     detach = getattr(given, "detach", None)
-    if callable(detach):  # a PyTorch tensor
-        given = detach()
+    if callable(detach):  # a PyTorch tensor; DLPack exports those of the current device alone
+        given = detach().cpu()
     device = getattr(given, "__dlpack_device__", None)
     if device is not None and (device()[0] != _HOST or not hasattr(given, "__array__")):
         return np.from_dlpack(given, device="cpu")  # type: ignore[arg-type]
@@ -145,6 +145,11 @@ def convert(array: np.ndarray, wanted: np.dtype, what: str, axis: int | None) ->
     given = array.dtype if array.dtype.isnative else array.dtype.newbyteorder("=")
     if wanted.kind == "O":
         return _texts(array, what, axis)
+    if given.kind == "O":
+        # Rows of a table with columns of several types: its numbers are Python's own.
+        with parsing(f"{what}: the entries cannot be read as numbers", kind=ShapeError):
+            array = np.asarray(array.tolist())
+        given = array.dtype
     array = array.astype(given, copy=False)
     if given == wanted:
         require_truths(array, what, kind=RangeError)

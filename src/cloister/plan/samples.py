@@ -50,10 +50,11 @@ def sample_groups(model: Graph, samples: Samples, size: int) -> Iterator[dict[st
     """Samples by input name, in parts that a caller need not hold together in memory.
 
     An array or a mapping is one part. The items of an iterator are read as they are needed, and
-    gathered to parts of at least `size` samples, except for the last.
+    gathered to parts of at least `size` samples, except for the last. Where outputs depend on all
+    samples of a batch, all items are one part.
 
-    Raises   see `as_samples`; RangeError when an iterator gives nothing, InputError for a second
-             item where samples depend on each other
+    Raises   see `as_samples`; RangeError when an iterator gives nothing, InputError for items that
+             cannot be one batch
     """
     if not _is_stream(samples):
         yield as_samples(model, samples)
@@ -67,7 +68,7 @@ def sample_groups(model: Graph, samples: Samples, size: int) -> Iterator[dict[st
         _require_joinable(model, item, whole, number)
         group.append(item)
         count += sample_count(model, item)
-        if count >= size:
+        if model.separable and count >= size:
             yield _together(model, group)
             group, count = [], 0
     if group:
@@ -98,10 +99,10 @@ def _items(model: Graph, samples: Samples) -> Iterator[dict[str, np.ndarray]]:
 def _require_joinable(
     model: Graph, item: Mapping[str, np.ndarray], whole: Mapping[str, np.ndarray], number: int
 ) -> None:
-    if number and (model.batch is not None or not model.separable):
+    if number and model.batch is not None:
         raise InputError(
-            "the model computes a batch of its own size, or its outputs depend on all samples of "
-            "one; give one array, or call run once for each item"
+            f"item {number}: the model takes {model.batch} samples at a time; call run once for "
+            "each item"
         )
     for name, first in whole.items():
         if item[name] is not first and not _equal(item[name], first):
@@ -154,7 +155,8 @@ def _columns(samples: Samples) -> dict[str, object] | None:
     """The columns of a data frame or structured array; None for what is no table."""
     if isinstance(samples, np.ndarray):
         return {name: samples[name] for name in samples.dtype.names or ()} or None
-    names = getattr(samples, "columns", None)
+    # PyArrow's `columns` are the columns themselves.
+    names = getattr(samples, "column_names", getattr(samples, "columns", None))
     if names is None or callable(names):
         return None
     names = list(names)
