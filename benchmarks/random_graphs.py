@@ -1,7 +1,7 @@
 """Random models with bodies, free sizes and operators of every kind: all policies, ONNX Runtime.
 
 Faults are foreign errors, differences, and refusals of policies that run everything. A model with a
-fault is kept.
+fault is kept, with its inputs, calibration and options.
 """
 
 import sys
@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import onnx
 import typer
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -38,13 +39,15 @@ def measure(
     models = 0
 
     def enter(found: Outcome) -> None:
-        operators.update({node.op_type for node in found.model.model.graph.node})
+        operators.update({node.op_type for node in found.net.model.graph.node})
         computed.update(found.compared)
         refused.update(f"{policy}: {text}" for policy, text in found.refused.items())
         for policy, text in {**found.faults, **found.broken}.items():
             keep.mkdir(parents=True, exist_ok=True)
             path = keep / f"{len(faults) + 1}.onnx"
-            onnx.save(found.model.model, path)
+            onnx.save(found.net.model, path)
+            given = {f"calibration {name}": array for name, array in found.calibration.items()}
+            np.savez(path.with_suffix(".npz"), **found.feeds, **given, **found.options)
             faults.append(f"{policy}: {text}; {path}")
             err().print(faults[-1])
 

@@ -18,6 +18,7 @@ FORM_LIES = {
     Lie.WRONG_SHAPE: WorkerError,
     Lie.TOO_FEW_BYTES: WorkerError,
     Lie.TOO_MANY_BYTES: WorkerError,
+    Lie.HUGE: WorkerError,
     Lie.STALE_ID: WorkerError,
     Lie.HANG: WorkerTimeout,
     Lie.DIE: WorkerUnavailable,

@@ -103,9 +103,11 @@ def test_integers_where_floats_are_expected(refused, model_file, tmp_path):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_non_finite_inputs(refused, model_file, tmp_path, value):
     np.save(tmp_path / "bad.npy", np.full((1, 3, 8, 6), value, np.float32))
-    assert "bad.npy: sample 0 contains NaN" in refused(
-        "run", model_file, tmp_path / "bad.npy"
-    )  # fmt: skip
+    np.save(tmp_path / "good.npy", np.zeros((1, 3, 8, 6), np.float32))
+    message = refused(
+        "run", model_file, tmp_path / "bad.npy", "--calibration", tmp_path / "good.npy"
+    )
+    assert "(input 'image': sample 0 contains NaN or infinity)" in message
 
 
 def test_wrong_channel_count(refused, model_file, tmp_path):

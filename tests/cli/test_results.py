@@ -1,7 +1,16 @@
 import numpy as np
 import pytest
 
-from cloister.cli.results import best, is_classifier, probabilities, read_labels, summary
+from cloister.cli.results import (
+    best,
+    is_classifier,
+    is_labels,
+    likeliest,
+    probabilities,
+    read_labels,
+    stated,
+    summary,
+)
 from cloister.errors import InputError
 from cloister.trusted.report import LayerRow, Report
 
@@ -64,3 +73,19 @@ def test_a_report_does_not_count_unchecked_layers_as_checked(unchecked):
     assert "checked: a wrong answer of a layer passes" in text
     assert ("not checked: 2 of 3 answers of workers" in text) == bool(unchecked)
     assert text.count("not checked") == bool(unchecked)
+
+
+def test_maps_and_text_are_guesses_too():
+    maps = [{"ant": 0.25, "bee": 0.75}, {"ant": np.float32(0.5), "bee": 0.125}]
+    guesses = likeliest(maps, top=1)
+    assert [(g.index, g.label, g.probability) for (g,) in guesses] == [
+        (1, "bee", 0.75), (0, "ant", 0.5),
+    ]  # fmt: skip
+    names = np.array(["ant", "bee"], object)
+    assert is_labels(names)
+    assert [g.label for (g,) in stated(names, top=1, labels=())] == ["ant", "bee"]
+
+
+def test_scores_that_are_no_numbers_are_shown_as_such():
+    found = probabilities(np.float32([[np.inf, 0], [np.nan, 1]]))
+    assert np.isnan(found).any(axis=1).all()

@@ -8,6 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import nets
+from trusted import test_output_kinds as output_kinds
 
 
 def normal(*shape, seed=0):
@@ -63,17 +64,16 @@ def test_several_files_share_what_holds_for_all(cloister, refused, tmp_path, mod
     assert f"{other}: input 'gain' holds for all samples" in message
 
 
-def test_inputs_that_do_not_fit_are_named(refused, tmp_path, model):
+def test_inputs_that_do_not_fit_are_named(cloister, refused, tmp_path, model):
     arguments = ("run", model, "--policy", "enclave")
     wrong = saved(tmp_path, x=normal(2, 3), gain=normal(2))
     assert "input 'gain': the model takes shape (), got (2,)" in refused(*arguments, wrong)
-    wrong = saved(tmp_path, x=normal(2, 3), gain=np.float32(np.nan))
-    assert "an array contains NaN" in refused(*arguments, wrong)
-    bad = normal(2, 3)
-    bad[1, 0] = np.inf
-    assert "sample 1 contains NaN" in refused(
-        *arguments, saved(tmp_path, x=bad, gain=np.float32(1))
-    )
+    bad = normal(12, 3)
+    bad[10, 0] = np.inf
+    odd = saved(tmp_path, x=bad, gain=np.float32(1))
+    assert "(input 'x': sample 10 contains NaN or infinity)" in refused("run", model, odd)
+    outputs = json.loads(cloister(*arguments, "--json", odd).out)["outputs"]
+    assert [None in one["values"]["v1"] for one in outputs].index(True) == 10
 
 
 def test_inspect_and_compare_take_such_a_model(cloister, tmp_path, model):
@@ -106,3 +106,44 @@ def test_a_model_without_inputs_is_refused(refused, tmp_path):
     inputs = saved(tmp_path, x=normal(2))
     message = refused("run", path, inputs, "--policy", "enclave")
     assert "the model has no inputs" in message
+
+
+@pytest.fixture
+def classifier(tmp_path):
+    """Labels as text and a map of probabilities for each sample, as scikit-learn models have."""
+    net = output_kinds.maps_of_names()
+    best = net.outputs[0].name
+    named = net.op(
+        "LabelEncoder", best, domain=output_kinds.ML, keys_int64s=[0, 1, 2, 3],
+        values_strings=["ant", "bee", "cat", "dog"],
+    )  # fmt: skip
+    net.outputs[0] = helper.make_tensor_value_info(named, TensorProto.STRING, None)
+    path = tmp_path / "classifier.onnx"
+    onnx.save(net.model(), path)
+    return path
+
+
+@pytest.mark.parametrize("policy", ["enclave", "open", "slalom"])
+def test_text_and_maps_by_sample(cloister, tmp_path, classifier, policy):
+    path, out = saved(tmp_path, x=normal(11, 3)), tmp_path / "out.npz"
+    ran = cloister("run", classifier, path, "--policy", policy, "--json", "--out", out)
+    assert ran.code == 0, ran
+    found = json.loads(ran.out)["outputs"]
+    assert len(found) == 11
+    with np.load(out, allow_pickle=False) as kept:
+        labels, *columns = (kept[name] for name in kept.files)
+    assert [array.shape for array in (labels, *columns)] == [(11,)] * 5
+    for i, one in enumerate(found):
+        text, maps = one["values"].values()
+        assert text == labels[i] == max(maps, key=maps.get)
+        assert one["top"][0]["label"] == text
+        assert list(maps.values()) == pytest.approx([float(column[i]) for column in columns])
+    assert cloister("run", classifier, path, "--policy", policy).out.count(labels[0]) >= 1
+
+
+def test_inspect_says_what_no_worker_runs(cloister, classifier):
+    ran = cloister("inspect", classifier, "--policy", "open")
+    assert ran.out.count("stays inside: no message carries value") == 2
+    kept = json.loads(cloister("inspect", classifier, "--policy", "open", "--json").out)
+    assert len(kept["kept_inside"]) == 2
+    assert json.loads(cloister("inspect", classifier, "--json").out)["kept_inside"] == {}

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 
 import cloister
-from cloister.errors import PrecisionWarning
+from cloister.errors import ClipError, PrecisionWarning
 from cloister.graph.graph import Graph
 from cloister.plan import policies
 from cloister.wire.inprocess import InProcessLink
@@ -49,7 +49,7 @@ def compared(
     calibration   default: the feeds
     limits        of outputs for which the policy's own is not right; infinity: no values compared
 
-    Raises   what Cloister raises
+    Raises   what Cloister raises; ClipError where a value lies outside the calibrated range
     """
     samples = None
     if policies.needs_ranges(policy):
@@ -58,8 +58,10 @@ def compared(
         warnings.simplefilter("ignore", PrecisionWarning)
         plan = policies.make(policy, graph, calibration=samples)
     links = options.pop("workers", None) or [InProcessLink(Engine().handle)]
-    with cloister.Session(plan, workers=links, **options) as session:
+    with cloister.Session(plan, workers=links, on_clip="ignore", **options) as session:
         result = session.run(feeds)
+    if any(row.clipped for row in result.report.layers):
+        raise ClipError("values were clipped, so nothing can be compared")
     if list(result.outputs) != list(wanted):
         return f"outputs {list(result.outputs)}, not {list(wanted)}"
     for name, value in wanted.items():

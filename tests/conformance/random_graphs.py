@@ -232,16 +232,18 @@ class RandomGraph:
     def __str__(self) -> str:
         return onnx.printer.to_text(self.model)
 
-    def feeds(self, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+    def feeds(self, sizes: Mapping[str, int], scale: float = 1) -> dict[str, np.ndarray]:
         return {
-            name: sample(self.rng, [sizes.get(size, size) for size in shape], dtype)
+            name: sample(self.rng, [sizes.get(size, size) for size in shape], dtype, scale)
             for name, (shape, dtype) in self.inputs.items()
         }
 
 
-def sample(rng: np.random.Generator, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+def sample(
+    rng: np.random.Generator, shape: Sequence[int], dtype: np.dtype, scale: float = 1
+) -> np.ndarray:
     if dtype.kind == "f":
-        return np.asarray(rng.standard_normal(shape), dtype)
+        return np.asarray(scale * rng.standard_normal(shape), dtype)
     return np.asarray(rng.integers(0, 2 if dtype.kind == "b" else 3, shape), dtype)
 
 
@@ -272,7 +274,7 @@ def finished(scope: Scope, inputs, written, outputs: Sequence[str]) -> RandomGra
     halves = {n for n, value in scope.values.items() if element_type(value[0]) == np.float16}
     kept = frozenset(outputs)
     starts = [
-        lambda node: node.name in linear,
+        lambda node: node.op_type in LINEAR,
         lambda node: not halves.isdisjoint((*reads(node), *node.output)),
     ]
     followed = []

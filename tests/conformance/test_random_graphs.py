@@ -33,5 +33,5 @@ def test_every_policy_computes_what_onnx_runtime_does(folder, data):
     found = data.draw(outcomes(folder))
     if found is None:
         reject()
-    note(str(found.model))
+    note(str(found.net))
     assert {**found.faults, **found.broken} == {}

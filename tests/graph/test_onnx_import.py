@@ -203,9 +203,17 @@ def test_a_free_axis_besides_the_batch_has_a_name(size, name):
     assert graph.sizes("image") == graph.sizes(graph.outputs[0]) == (BATCH, 3, name, 8)
 
 
-def test_an_input_without_a_shape_is_named():
+def test_an_input_without_a_shape_has_any_rank():
     model = one_input("N", 3)
     model.graph.input[0].type.tensor_type.ClearField("shape")
+    graph = from_model(model, name="net")
+    assert graph.sizes("image") is None
+    assert graph.batch == 1  # it runs whole
+
+
+def test_an_input_without_a_type_is_named():
+    model = one_input("N", 3)
+    model.graph.input[0].type.tensor_type.elem_type = 0
     with pytest.raises(ModelError, match="image"):
         from_model(model, name="net")
 

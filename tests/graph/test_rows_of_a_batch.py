@@ -28,10 +28,10 @@ def sent(report):
     return sum(row.bytes_to_worker > 0 for row in report.layers)
 
 
-def assert_goes_out(model, feeds, nodes, *, batch=2):
+def assert_goes_out(model, feeds, nodes, *, batch=2, policies_=POLICIES):
     """Every policy gives what ONNX Runtime does; under slalom this many nodes go to the worker."""
     graph = prepare(read.from_model(model, name="net"))
-    for policy in POLICIES:
+    for policy in policies_:
         plan = policies.make(policy, graph, calibration=feeds)
         with Session(plan, workers=[InProcessLink(Engine().handle)], batch=batch) as session:
             result = session.run(feeds)
@@ -244,6 +244,48 @@ def test_attention_over_all_heads_as_one_batch():
     assert_goes_out(model, {"x": normal(5, 5, 6)}, 5)
 
 
+# ---- branches
+
+
+def without_axis_of_one(net, value, axis):
+    """PyTorch's x.squeeze(axis), which asks for the size; both branches read x."""
+    size = net.op("Gather", net.op("Shape", value), net.constant(np.array(axis)))
+    one = net.op("Equal", size, net.constant(np.array(1)))
+    bodies = {}
+    for name, op, attributes in (
+        ("then_branch", "ReduceMax", {"axes": [axis], "keepdims": 0}),
+        ("else_branch", "Mul", {}),
+    ):
+        made = helper.make_tensor_value_info("made", TensorProto.FLOAT, None)
+        reads = ["read"] if attributes else ["read", "factor"]
+        nodes = [helper.make_node("Relu", [value], ["read"], name="first")]
+        nodes.append(helper.make_node(op, reads, ["made"], name="second", **attributes))
+        factor = helper.make_tensor("factor", TensorProto.FLOAT, [], [1])
+        bodies[name] = helper.make_graph(nodes, name, [], [made], [factor])
+    return net.op("If", one, **bodies)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_branch_that_every_batch_takes(size):
+    net = Net()
+    value = without_axis_of_one(net, net.input("x", size, 3), 1)
+    value = without_axis_of_one(net, net.op("MatMul", value, net.weights(3, 4)), 1)
+    model = net.model(net.op("MatMul", value, net.weights(4, 2)))
+    graph = assert_goes_out(model, {"x": normal(5, size, 3)}, 2)
+    assert "If" not in ops(graph)
+
+
+@pytest.mark.parametrize(("samples", "nodes"), [(1, 1), (3, 2)])
+def test_a_branch_of_one_sample_is_taken_by_one_sample_alone(samples, nodes):
+    net = Net()
+    hidden = net.op("MatMul", net.input("x", 3), net.weights(3, 4))
+    value = without_axis_of_one(net, hidden, 0)
+    model = net.model(net.op("MatMul", value, net.weights(4, 2)))
+    inside = tuple(policy for policy in POLICIES if policy != "open")
+    graph = assert_goes_out(model, {"x": normal(samples, 3)}, nodes, policies_=inside)
+    assert not graph.separable
+
+
 # ---- fixed sizes
 
 
@@ -296,3 +338,37 @@ def test_sizes_that_depend_on_values_stay_unknown():
     model = net.model(net.op("MatMul", value, net.weights(2, 4)))
     graph = prepare(read.from_model(model, name="net"))
     assert not any(name in graph.types for name in graph.outputs)
+
+
+@pytest.mark.parametrize("most", [1, 2, 8])
+def test_the_first_samples_are_no_batch(most):
+    net = Net()
+    first = net.op("Slice", net.input("x", 3), integers(net, 0), integers(net, most))
+    model = net.model(net.op("MatMul", first, net.weights(3, 4)))
+    graph = prepare(read.from_model(model, name="net"))
+    assert not graph.separable
+    feeds = {"x": normal(9, 3)}
+    for policy in POLICIES[2:]:
+        plan = policies.make(policy, graph, calibration=feeds)
+        with Session(plan, workers=[InProcessLink(Engine().handle)]) as session:
+            (found,) = session.run(feeds).outputs.values()
+        np.testing.assert_allclose(found, plain(model, feeds)[0], atol=0.02)
+
+
+def test_a_layer_on_every_step_of_sequences_of_any_length():
+    net = Net()
+    net.inputs.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", "T", 3]))
+    value = net.op("Relu", net.gemm(computed_target(net, "x"), 3, 4))
+    shape = net.op("Concat", net.op("Slice", net.op("Shape", "x"), integers(net, 0),
+                                    integers(net, 2)), integers(net, 4), axis=0)  # fmt: skip
+    model = net.model(net.op("Reshape", value, shape))
+    graph = prepare(read.from_model(model, name="net"))
+    plan = policies.slalom(graph, calibration=normal(4, 5, 3))
+    assert (plan.graph.batch, len(plan.quantised)) == (None, 1)
+    with Session(plan, workers=[InProcessLink(Engine().handle)], batch=2) as session:
+        for steps in (5, 7):
+            feeds = {"x": np.clip(normal(3, steps, 3), -2, 2)}
+            result = session.run(feeds)
+            (found,) = result.outputs.values()
+            np.testing.assert_allclose(found, plain(model, feeds)[0], atol=0.02)
+            assert sent(result.report) == 1

@@ -71,3 +71,11 @@ def test_networks_that_mix_samples_are_run_whole(build):
     with Session(policies.enclave(graph), batch=2) as session:
         (found,) = session.run(feeds).outputs.values()
     np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_truths_that_agree_by_chance_prove_nothing():
+    """A column twice, one below the other: two samples with one truth are so in either order."""
+    net = nets.Net()
+    net.inputs.append(onnx.helper.make_tensor_value_info("x", onnx.TensorProto.BOOL, ["N", 1]))
+    model = net.model(net.op("Concat", "x", "x", axis=0))
+    assert not read.from_model(model, name="net").separable

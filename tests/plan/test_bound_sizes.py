@@ -87,6 +87,8 @@ def test_a_batch_is_bound_too_where_more_goes_out():
     # A worker is sent rows of what five samples and two have in common.
     other = policies.for_sizes(plan, {BATCH: 5})
     assert (other.graph.batch, len(other.quantised)) == (1, 2)
+    other = policies.for_sizes(plan, {BATCH: 6})
+    assert (other.graph.batch, len(other.quantised)) == (2, 2)
 
 
 @pytest.mark.parametrize("policy", ["enclave", "open"])

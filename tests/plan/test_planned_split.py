@@ -85,6 +85,21 @@ def test_what_is_open_may_follow_what_is_open():
     assert "follows from node 'a'" in refused(CHAIN, a=OPEN, b=BLINDED_VERIFIED, c=OPEN)
 
 
+def test_what_stays_inside_of_a_policy_that_shows_the_inputs_may_be_followed():
+    """Of an open plan, the nodes that no worker can run; what a module answers is no such value."""
+    stays = {"a": OPEN, "b": ENCLAVE, "c": OPEN}
+    for policy in ("open", hiding("open")):
+        check_order(CHAIN, policy, stays)
+        with pytest.raises(PlanError, match="follows from node 'a'"):
+            check_order(CHAIN, policy, {**stays, "b": MODULE})
+        graph = wired(("a", "x"), ("m", "a"), ("b", "m"), ("c", "b"))
+        with pytest.raises(PlanError, match="follows from node 'a'"):
+            check_order(graph, policy, {**stays, "m": MODULE})
+    for policy in ("origami-prefix", "slalom", "own"):
+        with pytest.raises(PlanError, match="follows from node 'a'"):
+            check_order(CHAIN, policy, stays)
+
+
 def test_hidden_layers_may_follow_anything():
     for last in (ENCLAVE, MODULE, BLINDED, BLINDED_VERIFIED):
         for first in BY_NAME.values():

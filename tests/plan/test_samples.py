@@ -36,6 +36,14 @@ class Frame:
         raise AssertionError("the columns lose their types and names")
 
 
+class Arrow(Frame):
+    """A table as PyArrow has it."""
+
+    def __init__(self, **columns):
+        super().__init__(**columns)
+        self.columns, self.column_names = list(columns.values()), list(columns)
+
+
 COLUMNS = {
     "job": np.array(["cook", "smith"], object), "children": np.array([2, 0]),
     "age": np.array([41.5, 30.0]),
@@ -50,8 +58,8 @@ def structured():
 @pytest.mark.parametrize(
     "given",
     [COLUMNS, {name: array[:, None] for name, array in COLUMNS.items()}, Frame(**COLUMNS),
-     {name: array.tolist() for name, array in COLUMNS.items()}],
-    ids=["columns", "arrays", "frame", "lists"],
+     Arrow(**COLUMNS), {name: array.tolist() for name, array in COLUMNS.items()}],
+    ids=["columns", "arrays", "frame", "arrow", "lists"],
 )  # fmt: skip
 def test_columns_by_name_in_any_order(given):
     found = as_samples(PEOPLE, given)
@@ -182,12 +190,17 @@ def test_what_holds_for_all_samples_is_the_same_in_every_item():
         groups(IMAGE, ({"x": x, "gain": i // 2} for i in range(3)), 2)
 
 
-def test_samples_that_depend_on_each_other_are_not_joined():
-    for model in (graph(False, x=("f4", (None, 3))), graph(x=("f4", (2, 3)))):
-        batch = np.zeros((2, 3))
-        assert len(groups(model, iter([batch]), 1)) == 1
-        with pytest.raises(InputError, match="call run once for each item"):
-            groups(model, iter([batch, batch]), 1)
+def test_samples_that_depend_on_each_other_are_one_part():
+    rows = np.arange(12, dtype=np.float32).reshape(4, 3)
+    model = graph(separable=False, x=("f4", (None, 3)))
+    assert groups(model, iter(rows), 1) == [{"x": rows.tolist()}]
+
+
+def test_items_of_a_fixed_batch_are_not_joined():
+    model, batch = graph(x=("f4", (2, 3))), np.zeros((2, 3))
+    assert len(groups(model, iter([batch]), 1)) == 1
+    with pytest.raises(InputError, match="item 1: the model takes 2 samples at a time"):
+        groups(model, iter([batch, batch]), 1)
 
 
 def test_items_of_different_sizes_are_not_joined():

@@ -172,13 +172,18 @@ def test_pads_of_plans_of_several_sizes_have_keys_of_their_own():
         assert first.plan_digest != second.plan_digest
 
 
-def test_inputs_beyond_the_range_are_counted_at_every_size():
-    plan = policies.slalom(graph_of(mixing()), calibration=typical(1, 4))
-    x = values((5, 4))
+@pytest.mark.parametrize(("net", "shape", "beyond"), [
+    # Of a batch that is a number in the plan, no row is known to be an input.
+    ("mixing", (5, 4), (0, 1, 2, 3, 4)), ("tokens", (5, 3, 4), (3,)),
+])  # fmt: skip
+def test_inputs_beyond_the_range_are_counted_at_every_size(net, shape, beyond):
+    build, shapes = SIZES[net]
+    plan = policies.slalom(graph_of(build()), calibration=typical(*shapes[0]))
+    x = values(shape)
     x[3] *= 100
     with Session(plan, workers=[DirectLink()], on_clip="ignore", batch=2) as session:
         report = session.run(x).report
-    assert report.inputs_beyond == (3,)
+    assert report.inputs_beyond == beyond
 
 
 def test_given_pads_are_for_the_sizes_of_the_plan():

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cloister.base.tensor_limits import DTYPES
 from cloister.errors import ProtocolError
 from cloister.ring.linear import Geometry, LinearMap
-from cloister.wire.codec import DTYPES, MAX_TENSORS, PRELUDE, decode, decode_head, encode
+from cloister.wire.codec import MAX_TENSORS, PRELUDE, decode, decode_head, encode
 from cloister.wire.messages import (
     MAX_FAILURE_CHARS,
     Answer,

@@ -19,23 +19,33 @@ from cloister.cli.console import emit_json, err, out, progress, table
 from cloister.cli.hidden_end import HiddenCost
 from cloister.cli.results import Answers, check_labels, read_labels
 from cloister.errors import InputError, PlanError
-from cloister.graph.batch import element_type
+from cloister.graph.batch import element_type, is_other
 from cloister.graph.graph import Graph
 from cloister.graph.hidden import HiddenSplit
 from cloister.graph.input_files import Inputs
 from cloister.graph.legality import require_sizes, unsupported
+from cloister.graph.output_values import flat_arrays
 from cloister.plan import split_report
 from cloister.plan.claims import Claims, claims_of
 from cloister.plan.cost import PlanCost, estimate
 from cloister.plan.memory import MemoryCost
+from cloister.plan.openable import kept_inside
 from cloister.plan.placement import Placement, default_costs, placements
 from cloister.plan.placement import measure as measure_costs
 from cloister.plan.plan import SUFFIX, Plan
 from cloister.plan.plan_choice import DEFAULT_POLICY, is_plan_file
 from cloister.plan.policies import assign, needs_ranges
-from cloister.plan.protection import OUTSOURCED, Protection, hiding, outer_policy
+from cloister.plan.protection import (
+    OPEN,
+    OUTSOURCED,
+    Protection,
+    hiding,
+    outer_policy,
+    protections_of,
+)
 from cloister.plan.split_choice import split_line
 from cloister.plan.split_report import SplitReport
+from cloister.planner.expected_gain import expected_gain
 from cloister.planner.plan_search import CostedPlan
 from cloister.trusted.clips import OnClip, clip_text
 from cloister.trusted.compare import Comparison
@@ -344,7 +354,7 @@ def run(
     if to is not None:
         # Results tell about inputs, and the worker may be another user of this machine.
         with files.replacing(to, private=True) as file:
-            np.savez(file, **result.outputs)  # type: ignore[arg-type]
+            np.savez(file, allow_pickle=False, **flat_arrays(result.outputs))
     beyond = clip_text(result.report) if on_clip is OnClip.WARN else None
     if beyond is not None:
         err().print(f"warning: {beyond}", style="yellow", soft_wrap=True)
@@ -548,7 +558,10 @@ def inspect(
     measure: Measure = False,
     json: options.Json = False,
 ) -> None:
-    """List every node with its protection and costs, the totals and the claims."""
+    """List every node with its protection and costs, the totals and the claims.
+
+    The last line says what goes out, what stays and why, and what the plan is likely to gain.
+    """
     hidden: tuple[HiddenCost, ...]
     if is_plan_file(model):
         end.refuse_any("is decided by the plan; leave it out")
@@ -557,6 +570,7 @@ def inspect(
         graph, policy, protections = made.graph, made.policy, made.protections
         problems, claims = unsupported(graph), made.claims(pinned=digest is not None)
         hidden = tuple(HiddenCost.planned(module) for module in made.modules)
+        planned = made.split
     else:
         options.refuse_given("goes with a plan; leave it out", {"--digest": digest})
         whole, policy = given.load(model), given.named
@@ -567,15 +581,26 @@ def inspect(
         protections, line = assign(graph, policy, split=chosen.split), chosen.line
         claims = claims_of(policy, protections, queries=end.queries, split=chosen.split)
         hidden = () if split is None else (HiddenCost.of_split(split, end.queries),)
+        planned = chosen.split
     cost = estimate(graph, protections, batch=batch)
     placed = _placements(graph, policy, protections, measure=measure)
+    opened = OPEN in (protections_of(policy) or ())
+    kept = {name: why for name, why in kept_inside(graph).items() if opened}
+    gain = None
+    if not problems:
+        gain = expected_gain(graph, policy, protections, cost, split=planned)
     if json:
         found = _inspection(graph, policy, cost, claims, problems, placed, hidden)
-        emit_json({**found, "split": line or None})
+        summary = None if gain is None else gain.to_dict()
+        emit_json({**found, "split": line or None, "kept_inside": kept, "summary": summary})
     else:
         if line:
             out().print(line)
+        for node, why in kept.items():
+            out().print(f"node {node!r} stays inside: {why}", soft_wrap=True)
         _show_inspection(graph, cost, claims, problems, placed, hidden)
+        if gain is not None:
+            out().print(f"\n{gain}", soft_wrap=True)
     if problems:
         raise typer.Exit(2)
 
@@ -605,9 +630,7 @@ def _inspection(
     return {
         "model": graph.name,
         "policy": policy,
-        "inputs": {
-            name: [str(element_type(graph, name)), graph.sizes(name)] for name in graph.inputs
-        },
+        "inputs": {name: [_type_text(graph, name), graph.sizes(name)] for name in graph.inputs},
         "free_sizes": list(graph.free_sizes),
         "outputs": list(graph.outputs),
         **cost.to_dict(),
@@ -618,6 +641,10 @@ def _inspection(
             {"node": node, "reason": reason, "remedy": remedy} for node, reason, remedy in problems
         ],
     }
+
+
+def _type_text(graph: Graph, name: str) -> str:
+    return "no tensor" if is_other(graph, name) else str(element_type(graph, name))
 
 
 def _show_inspection(

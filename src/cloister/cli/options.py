@@ -22,7 +22,7 @@ from cloister.cli.console import note
 from cloister.data.preprocessing import Channels, Layout, Preprocessing
 from cloister.errors import InputError
 from cloister.graph.graph import Graph
-from cloister.graph.input_files import ARRAYS, Inputs, picture_form, read_inputs
+from cloister.graph.input_files import ARRAYS, TABLE, Inputs, picture_form, read_inputs
 from cloister.plan import split_report
 from cloister.plan.plan import Plan
 from cloister.plan.plan_choice import DEFAULT_POLICY, PlanChoice, is_plan_file, read_digest
@@ -67,7 +67,8 @@ ModelOrPlan = Annotated[
 InputFiles = Annotated[
     list[Path],
     typer.Argument(
-        metavar="INPUT...", help="Pictures (PNG, JPEG), arrays (.npy, .npz) or folders of them."
+        metavar="INPUT...",
+        help="Pictures (PNG, JPEG), arrays (.npy, .npz), tables (.csv) or folders.",
     ),
 ]
 PolicyName = Annotated[
@@ -177,6 +178,14 @@ Resize = Annotated[
         metavar="H,W",
         help="Bilinear, then cut the centre. Default: the model's input size.",
         rich_help_panel=PREPROCESSING,
+    ),
+]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        "--columns",
+        metavar="NAME,NAME,...",
+        help="Columns of a CSV file that are the features, in the model's order. Default: all.",
     ),
 ]
 Dims = Annotated[
@@ -362,6 +371,7 @@ class ModelInputs(ChosenPolicy):
     layout: ModelLayout = None
     channels: ChannelOrder = None
     resize: Resize = None
+    columns: Columns = None
 
     def preprocessing(self) -> Preprocessing:
         """The options' texts as values.
@@ -402,6 +412,7 @@ class ModelInputs(ChosenPolicy):
             {
                 **{o: t for o, t in said.items() if t != getattr(usual, texts[o])},
                 "--layout": self.layout, "--channels": self.channels, "--resize": self.resize,
+                "--columns": self.columns,
             },
         )  # fmt: skip
 
@@ -410,12 +421,14 @@ class ModelInputs(ChosenPolicy):
 
         Raises   InputError, PlanError for pictures that become other inputs than those of --audit
         """
-        if self.audit is not None and any(p.suffix.lower() not in ARRAYS for p in paths):
+        pictured = [p for p in paths if p.suffix.lower() not in (*ARRAYS, TABLE)]
+        if self.audit is not None and pictured:
             pixels = self.preprocessing()
-            form = picture_form(graph, graph.inputs[0], paths[0], pixels)
+            form = picture_form(graph, graph.inputs[0], pictured[0], pixels)
             made = AuditedPixels(*pixels.of_unit_pixels, str(form.channels))
             split_report.load(self.audit).require_pixels(made)
-        return read_inputs(graph, paths, self.preprocessing(), note=note)
+        columns = None if self.columns is None else self.columns.split(",")
+        return read_inputs(graph, paths, self.preprocessing(), columns=columns, note=note)
 
     def plan(
         self,

@@ -1,7 +1,7 @@
 """Answers of a run: labels, probabilities and the report, for people and as a document."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from cloister.cli.console import out, table
 from cloister.errors import InputError
 from cloister.graph.batch import batch_axis
 from cloister.graph.graph import Graph
+from cloister.graph.output_values import are_maps, described
 from cloister.plan.claims import Claims
 from cloister.plan.plan import Plan
 from cloister.trusted.report import Report, Result
@@ -69,8 +70,9 @@ def probabilities(scores: np.ndarray) -> Float[np.ndarray, "n k"]:
     rows = scores.reshape(len(scores), -1).astype(np.float64)
     if (rows >= 0).all() and np.allclose(rows.sum(axis=1), 1.0, atol=1e-3):
         return rows
-    powers: np.ndarray = np.exp(rows - rows.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float64)
+    with np.errstate(invalid="ignore"):  # scores may be NaN or infinite, as the model makes them
+        powers: np.ndarray = np.exp(rows - rows.max(axis=1, keepdims=True))
+        return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float64)
 
 
 def best(scores: np.ndarray, *, top: int, labels: Sequence[str]) -> list[list[Guess]]:
@@ -83,14 +85,22 @@ def best(scores: np.ndarray, *, top: int, labels: Sequence[str]) -> list[list[Gu
     ]
 
 
+def likeliest(maps: Sequence[Mapping[object, float]], *, top: int) -> list[list[Guess]]:
+    """The likeliest classes of every sample, of a model that returns a map from class to number."""
+    rows = [sorted(enumerate(one.items()), key=lambda entry: -entry[1][1]) for one in maps]
+    return [[Guess(i, str(key), float(p)) for i, (key, p) in row[:top]] for row in rows]
+
+
 def is_labels(output: np.ndarray) -> bool:
     """Whether an output is one class per sample, or a few, the best first."""
-    return output.dtype == np.int64 and output.ndim in (1, 2)
+    return output.dtype in (np.int64, np.object_) and output.ndim in (1, 2)
 
 
 def stated(classes: np.ndarray, *, top: int, labels: Sequence[str]) -> list[list[Guess]]:
     """The classes that a model returns of every sample."""
     rows = classes.reshape(len(classes), -1)[:, :top]
+    if classes.dtype == np.object_:
+        return [[Guess(rank, str(text), None) for rank, text in enumerate(row)] for row in rows]
     return [[Guess(int(i), _named(i, labels), None) for i in row] for row in rows]
 
 
@@ -189,7 +199,7 @@ class Answers:
             columns = ("input", "label", "softmax")
             console.print(table(columns[: len(rows[0])] if rows else columns, rows))
         else:
-            console.print(f"output {name!r}: {scores.dtype} {scores.shape}; --out keeps the values")
+            console.print(f"output {name!r}: {described(scores)}; --out keeps the values")
         console.print()
         for line in (*summary(self.result.report), self.origin):
             console.print(line)
@@ -198,18 +208,24 @@ class Answers:
 
     def _guesses(self, name: str) -> list[list[Guess]] | None:
         scores = self._by_sample(name)
-        if scores is not None and is_labels(scores):
+        if isinstance(scores, list):
+            return likeliest(scores, top=self.top)
+        if scores is None:
+            return None
+        if is_labels(scores):
             return stated(scores, top=self.top, labels=self.labels)
-        if scores is None or not is_classifier(scores):
+        if not is_classifier(scores):
             return None
         return best(scores, top=self.top, labels=self.labels)
 
-    def _by_sample(self, name: str) -> np.ndarray | None:
+    def _by_sample(self, name: str) -> np.ndarray | list[dict[object, float]] | None:
         """An output with the samples as its first axis; None where it has no such axis."""
         value, axis = self.result.outputs[name], batch_axis(self.plan.graph, name)
-        if axis is None or value.shape[axis] != len(self.sources):
+        if are_maps(value):
+            return list(value) if len(value) == len(self.sources) else None
+        if axis is None or not isinstance(value, np.ndarray):
             return None
-        return np.moveaxis(value, axis, 0)
+        return np.moveaxis(value, axis, 0) if value.shape[axis] == len(self.sources) else None
 
 
 def _percent(probability: float | None) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ that library. Its numbers become the model's type under these rules.
 No message contains a value: inputs are secret.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import ml_dtypes
 import numpy as np
@@ -54,12 +54,26 @@ def as_array(given: object, what: str) -> np.ndarray:
     return array
 
 
+def as_other(given: object, what: str) -> object:
+    """A sequence, map or optional value, for an input that is no tensor.
+
+    Raises   ShapeError beginning with `what`
+    """
+    if given is None:
+        return None
+    if isinstance(given, Mapping):
+        return dict(given)
+    if isinstance(given, list | tuple):
+        return [as_array(entry, f"{what}, entry {i}") for i, entry in enumerate(given)]
+    return as_array(given, what)
+
+
 def _read(given: object) -> np.ndarray:
     if isinstance(given, list | tuple) and any(hasattr(one, "__dlpack__") for one in given):
         return np.stack([_read(one) for one in given])
     detach = getattr(given, "detach", None)
-    if callable(detach):  # a PyTorch tensor
-        given = detach()
+    if callable(detach):  # a PyTorch tensor; DLPack exports those of the current device alone
+        given = detach().cpu()
     device = getattr(given, "__dlpack_device__", None)
     if device is not None and (device()[0] != _HOST or not hasattr(given, "__array__")):
         return np.from_dlpack(given, device="cpu")  # type: ignore[arg-type]
@@ -84,7 +98,9 @@ def as_input(
 
 
 def _shaped(graph: Graph, name: str, array: np.ndarray, what: str, *, whole: bool) -> np.ndarray:
-    sizes, axis = graph.sizes(name) or (), batch_axis(graph, name)
+    sizes, axis = graph.sizes(name), batch_axis(graph, name)
+    if sizes is None:
+        return array  # of any rank
 
     def fits(shape: tuple[int, ...]) -> bool:
         return len(shape) == len(sizes) and all(
@@ -129,6 +145,11 @@ def convert(array: np.ndarray, wanted: np.dtype, what: str, axis: int | None) ->
     given = array.dtype if array.dtype.isnative else array.dtype.newbyteorder("=")
     if wanted.kind == "O":
         return _texts(array, what, axis)
+    if given.kind == "O":
+        # Rows of a table with columns of several types: its numbers are Python's own.
+        with parsing(f"{what}: the entries cannot be read as numbers", kind=ShapeError):
+            array = np.asarray(array.tolist())
+        given = array.dtype
     array = array.astype(given, copy=False)
     if given == wanted:
         require_truths(array, what, kind=RangeError)

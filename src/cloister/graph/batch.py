@@ -11,6 +11,7 @@ heads. The symbol of that size is "7*batch".
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -46,9 +47,9 @@ def bound_size(size: Size, sizes: Mapping[str, int]) -> int | None:
 
 
 def element_type(graph: Graph, value: str) -> np.dtype:
-    """Element type of an input.
+    """Element type of a tensor.
 
-    Raises   UnsupportedError for what is no tensor
+    Raises   UnsupportedError for what is none
     """
     known = graph.types.get(value)
     if known is not None:
@@ -57,6 +58,11 @@ def element_type(graph: Graph, value: str) -> np.dtype:
     if dtype is None:
         raise UnsupportedError(f"value {value!r}: is no tensor of a known element type")
     return dtype
+
+
+def is_other(graph: Graph, value: str) -> bool:
+    """Whether a value is a sequence, a map or optional, and no tensor."""
+    return bool(value in graph.opaque and graph.opaque[value].proto)
 
 
 def batch_axis(graph: Graph, value: str) -> int | None:
@@ -91,7 +97,9 @@ def bound_sizes(graph: Graph, feeds: Feeds) -> dict[str, int]:
     """
     bound: dict[str, tuple[int, str]] = {}
     for name in graph.inputs:
-        known = graph.sizes(name) or ()
+        known = graph.sizes(name)
+        if known is None:
+            continue
         for axis, (size, given) in enumerate(zip(known, feeds[name].shape, strict=True)):
             if not isinstance(size, str):
                 continue
@@ -152,23 +160,41 @@ def part(array: np.ndarray, axis: int, start: int, stop: int) -> np.ndarray:
     return np.asarray(array[(slice(None),) * axis + (slice(start, stop),)], order="C")
 
 
-def joined(graph: Graph, parts: Sequence[Feeds]) -> dict[str, np.ndarray]:
+def where_not_finite(graph: Graph, feeds: Feeds) -> str:
+    """The first input that has NaN or infinity, to end an error that it may be the cause of."""
+    for name, array in feeds.items():
+        if (
+            isinstance(array, np.ndarray)
+            and array.dtype.kind == "f"
+            and not np.isfinite(array).all()
+        ):
+            axis = batch_axis(graph, name)
+            bad = np.argwhere(~np.isfinite(array))
+            which = "it" if axis is None else f"sample {bad[:, axis].min()}"
+            return f" (input {name!r}: {which} contains NaN or infinity)"
+    return ""
+
+
+def joined(graph: Graph, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The outputs of a batch from those of its parts, in order.
 
-    An output without the batch is the same for every part, or the graph would not be separable.
+    An output without the batch is the same for every part, or the graph would not be separable. One
+    that has an entry by sample, such as the maps of a classifier, is a list.
 
-    Raises   UnsupportedError for an output that is no tensor
+    Raises   ShapeError when the parts of an output do not fit together
     """
-    outputs = {}
+    outputs: dict[str, Any] = {}
     for name in graph.outputs:
-        if not isinstance(parts[0][name], np.ndarray):
-            raise UnsupportedError(
-                f"output {name!r} is no tensor but a sequence or a map; export the model with "
-                "tensors as outputs"
-            )
-        axis = batch_axis(graph, name)
-        whole = axis is None or len(parts) == 1
-        outputs[name] = (
-            np.array(parts[0][name]) if whole else np.concatenate([p[name] for p in parts], axis)
-        )
+        found, axis = [part[name] for part in parts], batch_axis(graph, name)
+        if axis is None or len(found) == 1:
+            outputs[name] = found[0]
+        elif isinstance(found[0], np.ndarray):
+            if len({(*a.shape[:axis], *a.shape[axis + 1 :]) for a in found}) > 1:
+                raise ShapeError(
+                    f"output {name!r}: the parts of the batch have different sizes; run one sample "
+                    "at a time"
+                )
+            outputs[name] = np.concatenate(found, axis)
+        else:
+            outputs[name] = [entry for one in found for entry in one]
     return outputs

@@ -16,6 +16,8 @@ BATCH = "batch"
 """The symbol of a free batch in ONNX shapes; no other symbol of a graph has this name."""
 MODULE_DOMAIN, MODULE_OP = "cloister", "Module"
 """The operator of a node that a compiled module computes (module_node.py)."""
+MICROSOFT = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
 LINEAR_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 Size = int | str

@@ -6,7 +6,6 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
 import onnx
 from onnx import shape_inference
 
@@ -17,17 +16,9 @@ from cloister.graph.element_types import ELEMENT_TYPES
 from cloister.graph.graph import BATCH, Graph, Node, OpaqueType, Size, TensorType
 from cloister.graph.legality import MAX_ELEMENTS, READS_A_FILE
 from cloister.graph.onnx.export import known_type, model_bytes, type_bytes
-from cloister.graph.ort_session import ORT_ERRORS, runtime_operators, runtime_session
+from cloister.graph.runtime_types import runtime_types
 
 Sizes = tuple[Size, ...]
-RUNTIME_TYPES = {
-    f"tensor({name})": np.dtype(kind)
-    for name, kind in {
-        "float": np.float32, "double": np.float64, "float16": np.float16, "int8": np.int8,
-        "uint8": np.uint8, "int32": np.int32, "int64": np.int64, "bool": np.bool_,
-    }.items()
-}  # fmt: skip
-"""Element types as ONNX Runtime writes them."""
 SMALL = 1024
 """Constants up to this many elements may be shapes; larger ones only matter by their own shape."""
 
@@ -59,7 +50,8 @@ def with_types(graph: Graph) -> Graph:
         found = _infer(model)
         proved = _proved(graph, found, stated)
         if not proved and not asked:
-            asked, proved = True, _known_to_runtime(graph, model, found)
+            asked = True
+            proved = _computed(graph, found)
         if not proved:
             break
         _state(model, proved)
@@ -83,7 +75,9 @@ def with_input_sizes(graph: Graph, sizes: Mapping[str, tuple[Size, ...]]) -> Gra
     types, opaque = {}, {}
     for name in graph.inputs:
         stated = graph.types.get(name) or graph.opaque[name]
-        known = OpaqueType(stated.dtype, sizes[name]) if name in sizes else graph.opaque.get(name)
+        known = graph.opaque.get(name)
+        if name in sizes and graph.sizes(name) is not None:
+            known = OpaqueType(stated.dtype, sizes[name])
         typed = graph.types[name] if known is None else tensor_type(known)
         if typed is not None:
             types[name] = typed
@@ -116,38 +110,26 @@ def _proved(
             if sizes is None and is_known(before.sizes):
                 sizes = before.sizes
             dtype = known.dtype or before.dtype
-            if sizes is not None and dtype is not None:
+            if dtype is not None and (sizes is not None or known.dtype is None):
                 proved[value] = OpaqueType(dtype, sizes)
     return proved
 
 
-def _known_to_runtime(
-    graph: Graph, model: onnx.ModelProto, found: Mapping[str, OpaqueType]
-) -> dict[str, OpaqueType]:
-    """Types of what operators outside ONNX's own make, which ONNX Runtime infers."""
-    wanted = {
+def _computed(graph: Graph, found: Mapping[str, OpaqueType]) -> dict[str, OpaqueType]:
+    """Types of values that ONNX knows nothing of, as of ONNX Runtime's own operators."""
+    if any(node.op in READS_A_FILE for node in every_node(graph.nodes)):
+        return {}
+    unknown = [
         value
         for node in graph.nodes
         for value in node.outputs
-        if value and (node.domain, node.op) in runtime_operators() and node.domain
-        if not is_known(found.get(value, OpaqueType()).sizes)
-    }
-    if not wanted or any(node.op in READS_A_FILE for node in every_node(graph.nodes)):
-        return {}
-    asking = onnx.ModelProto()
-    asking.CopyFrom(model)
-    listed = {info.name for info in asking.graph.output}
-    asking.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(wanted - listed))
-    try:
-        outputs = runtime_session(asking.SerializeToString()).get_outputs()
-    except ORT_ERRORS:
-        return {}
-    types = {}
-    for one in outputs:
-        sizes = tuple(size if isinstance(size, int | str) else "" for size in one.shape or ())
-        if one.name in wanted and one.type in RUNTIME_TYPES and is_known(sizes):
-            types[one.name] = OpaqueType(RUNTIME_TYPES[one.type], sizes)
-    return types
+        if value and _is_unknown(node, found.get(value, OpaqueType()))
+    ]
+    return runtime_types(graph, unknown) if unknown else {}
+
+
+def _is_unknown(node: Node, found: OpaqueType) -> bool:
+    return found == OpaqueType() or (node.domain != "" and not is_known(found.sizes))
 
 
 def _state(model: onnx.ModelProto, proved: Mapping[str, OpaqueType]) -> None:

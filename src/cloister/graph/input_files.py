@@ -1,4 +1,4 @@
-"""Inputs for a model from files: pictures, and arrays that are never unpickled, as one batch.
+"""Inputs for a model from files: pictures, arrays that are never unpickled, tables; as one batch.
 
 Pictures and uint8 arrays are preprocessed (data/preprocessing.py). Arrays of floating-point numbers
 are taken as they are: they are model inputs already.
@@ -25,13 +25,15 @@ from cloister.data.preprocessing import (
     prepare_picture,
     split_pixels,
 )
-from cloister.errors import InputError, RangeError, ShapeError
+from cloister.errors import InputError, ShapeError
 from cloister.graph.array_conversion import as_input
 from cloister.graph.batch import batch_axis, bound_sizes, element_type, part, sample_count
+from cloister.graph.csv_inputs import read_csv
 from cloister.graph.graph import Graph
 
 PICTURES = (".png", ".jpg", ".jpeg")
 ARRAYS = (".npy", ".npz")
+TABLE = ".csv"
 _TABLE_AXES = 2
 """Integers on more axes may be pixels, of which only uint8 says so."""
 AS_UNIT = Preprocessing()
@@ -59,11 +61,13 @@ def read_inputs(
     paths: Sequence[Path],
     preprocessing: Preprocessing = AS_UNIT,
     *,
+    columns: Sequence[str] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Inputs:
     """Read files, folders of files, and patterns (`*.png`) as one batch for a model.
 
-    note   called with what is left out of a folder
+    columns   of CSV files, that are the model's features (csv_inputs.py)
+    note      called with what is left out of a folder
 
     Raises   InputError naming the file and what to do
     """
@@ -72,12 +76,14 @@ def read_inputs(
     batches: list[tuple[Path, dict[str, np.ndarray]]] = []
     names: list[str] = []
     for path in _files(paths, note):
-        batch = _read(graph, path, preprocessing)
+        batch = _read(graph, path, preprocessing, columns)
         count = sample_count(graph, batch)
         batches.append((path, batch))
         names += [str(path)] if count == 1 else [f"{path}[{i}]" for i in range(count)]
     if not names:
-        raise InputError("no inputs given; name pictures (PNG, JPEG) or arrays (.npy, .npz)")
+        raise InputError(
+            "no inputs given; name pictures (PNG, JPEG), arrays (.npy, .npz) or a .csv"
+        )
     axes = {name: batch_axis(graph, name) for name in graph.inputs}
     arrays = {name: _together(name, axes[name], batches) for name in graph.inputs}
     return Inputs(arrays, tuple(names), axes)
@@ -122,10 +128,10 @@ def _files(paths: Sequence[Path], note: Callable[[str], None] | None) -> Iterato
 
 def _in_folder(path: Path, note: Callable[[str], None] | None) -> list[Path]:
     inside = sorted(path.iterdir())
-    found = [p for p in inside if p.suffix.lower() in (*PICTURES, *ARRAYS)]
+    found = [p for p in inside if p.suffix.lower() in (*PICTURES, *ARRAYS, TABLE)]
     if not found:
         raise InputError(
-            f"{path}: the folder holds no picture (PNG, JPEG) and no .npy or .npz; "
+            f"{path}: the folder holds no picture (PNG, JPEG) and no .npy, .npz or .csv; "
             "folders in it are not read"
         )
     if note is not None and len(found) < len(inside):
@@ -133,10 +139,14 @@ def _in_folder(path: Path, note: Callable[[str], None] | None) -> list[Path]:
     return found
 
 
-def _read(graph: Graph, path: Path, preprocessing: Preprocessing) -> dict[str, np.ndarray]:
+def _read(
+    graph: Graph, path: Path, preprocessing: Preprocessing, columns: Sequence[str] | None
+) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    if path.suffix.lower() in ARRAYS:
+    if path.suffix.lower() == TABLE:
+        batch = read_csv(graph, path, columns)
+    elif path.suffix.lower() in ARRAYS:
         found = _read_arrays(path, wanted=graph.inputs)
         batch = {
             name: _from_array(graph, name, array, path, preprocessing)
@@ -144,27 +154,18 @@ def _read(graph: Graph, path: Path, preprocessing: Preprocessing) -> dict[str, n
         }
     elif len(graph.inputs) != 1:
         raise InputError(
-            f"{path}: the model takes {', '.join(graph.inputs)}; give one .npz that holds them all"
+            f"{path}: the model takes {', '.join(graph.inputs)}; give one .npz that holds them "
+            "all, or a .csv with a column for each"
         )
     else:
         (name,) = graph.inputs
         form = picture_form(graph, name, path, preprocessing)
         batch = {name: prepare_picture(open_picture(path, form), form, preprocessing, path)[None]}
-    for name, array in batch.items():
-        _require_finite(array, batch_axis(graph, name), path)
     try:
         bound_sizes(graph, batch)
     except ShapeError as error:
         raise InputError(f"{path}: {error}") from None
     return batch
-
-
-def _require_finite(array: np.ndarray, axis: int | None, path: Path) -> None:
-    if array.dtype.kind != "f" or np.isfinite(array).all():
-        return
-    bad = np.argwhere(~np.isfinite(array))
-    which = "an array" if axis is None else f"sample {bad[:, axis].min()}"
-    raise RangeError(f"{path}: {which} contains NaN or infinity; repair or leave it out")
 
 
 def picture_form(graph: Graph, name: str, path: Path, preprocessing: Preprocessing) -> PictureForm:

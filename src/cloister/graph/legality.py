@@ -9,8 +9,30 @@ from cloister.graph.ort_session import runtime_operators
 
 READS_A_FILE = ("EPContext",)
 """Operators of ONNX Runtime's that open a file which an attribute names."""
+OPEN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
+MICROSOFT_DOMAIN = "com.microsoft"
+MICROSOFT_OPERATORS = frozenset(
+    {
+        "Attention", "BiasGelu", "DequantizeLinear", "DynamicQuantizeMatMul",
+        "EmbedLayerNormalization", "FastGelu", "FusedConv", "FusedGemm", "FusedMatMul", "Gelu",
+        "GroupQueryAttention", "MatMulBnb4", "MatMulFpQ4", "MatMulInteger16",
+        "MatMulIntegerToFloat", "MatMulNBits", "MultiHeadAttention", "NhwcMaxPool", "QAttention",
+        "QGemm", "QLinearAdd",
+        "QLinearAveragePool", "QLinearConcat", "QLinearConv", "QLinearGlobalAveragePool",
+        "QLinearLeakyRelu", "QLinearMul", "QLinearReduceMean", "QLinearSigmoid", "QLinearSoftmax",
+        "QLinearWhere", "QuantizeLinear", "QuickGelu", "RotaryEmbedding", "SkipLayerNormalization",
+        "SkipSimplifiedLayerNormalization", "TransposeMatMul",
+    }
+)  # fmt: skip
+"""The operators that ONNX Runtime's own quantiser and optimiser write: arithmetic on inputs. Other
+operators of that domain are refused, such as `EPContext`, whose attribute names a file."""
 MAX_ELEMENTS = 2**33
 """No value of one input is larger: such a size is a damaged or hostile file."""
+
+
+def runs_on_worker(domain: str, op: str) -> bool:
+    """Whether a worker runs an operator of a segment: those that only compute."""
+    return domain in OPEN_DOMAINS or (domain == MICROSOFT_DOMAIN and op in MICROSOFT_OPERATORS)
 
 
 def check(graph: Graph) -> None:

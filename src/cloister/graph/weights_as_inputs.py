@@ -53,3 +53,7 @@ class WeightsAsInputs:
         """The values named, default all outputs."""
         names = None if wanted is None else list(wanted)
         return list(self._session.run(names, {**self._large, **feeds}))
+
+    def output_types(self) -> list[tuple[str, str, list[int | str | None]]]:
+        """Name, type and shape of each output, as ONNX Runtime states them."""
+        return [(one.name, one.type, one.shape) for one in self._session.get_outputs()]

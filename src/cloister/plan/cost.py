@@ -5,13 +5,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from cloister.graph.graph import Graph, Node
-from cloister.graph.ops.linear_nodes import geometry, is_linear
+from cloister.graph.ops.linear_nodes import geometry, integer, is_linear
 from cloister.plan.memory import MemoryCost, memory
 from cloister.plan.protection import Protection
 from cloister.plan.segment_traffic import Traffic, segment_traffic
 
 RING_BYTES = 4
 PLAIN_BYTES = 2
+_WEIGHTS = {"Conv": 1, "ConvInteger": 1, "ConvTranspose": 1, "QLinearConv": 3}
+"""Which input of a convolution has its weights."""
+_MATRIX_PRODUCTS = ("MatMul", "MatMulInteger", "QLinearMatMul", "Gemm")
+_RECURRENT = ("LSTM", "GRU", "RNN")
 
 
 @dataclass(frozen=True)
@@ -100,5 +104,30 @@ def _shape_text(graph: Graph, value: str) -> str:
 
 
 def _local_flops(graph: Graph, node: Node) -> int:
-    known = [graph.types[value] for value in node.outputs if value in graph.types]
-    return sum(math.prod(size or 1 for size in one.shape) for one in known)
+    elements = sum(math.prod(_shape(graph, value)) for value in node.outputs if value)
+    return max(elements, 2 * _macs(graph, node))
+
+
+def _macs(graph: Graph, node: Node) -> int:
+    """Multiplications of a product that is computed inside; 0 for any other node."""
+    first, *others = [_shape(graph, value) for value in node.inputs] or [()]
+    outputs = math.prod(_shape(graph, node.outputs[0]))
+    at = _WEIGHTS.get(node.op)
+    if at is not None and len(others) >= at:
+        weights = others[at - 1]
+        return (math.prod(first) if node.op == "ConvTranspose" else outputs) * math.prod(
+            weights[1:]
+        )
+    if node.op in _MATRIX_PRODUCTS and first:
+        return outputs * first[-2 if integer(node, "transA", 0) else -1]
+    if node.op in _RECURRENT and len(others) >= 2:
+        return math.prod(first[:2]) * (math.prod(others[0]) + math.prod(others[1]))
+    return 0
+
+
+def _shape(graph: Graph, value: str) -> tuple[int, ...]:
+    """A shape for one input, as far as it is known."""
+    if value in graph.constants:
+        return graph.constants[value].shape
+    known = graph.sizes(value)
+    return (0,) if known is None else tuple(n if isinstance(n, int) else 1 for n in known)

@@ -16,12 +16,14 @@ from cloister.graph.part import reads
 from cloister.graph.split import Split, split_at
 from cloister.plan.protection import (
     BLINDED,
+    ENCLAVE,
     OPEN,
     SPLITTING,
     Input,
     Protection,
     assumes_honest_worker,
     outer_policy,
+    shows_inputs,
 )
 
 DIGEST_BYTES = 32
@@ -129,6 +131,8 @@ def check_hidden(graph: Graph, split: Split, protections: Mapping[str, Protectio
 def check_order(graph: Graph, policy: str, protections: Mapping[str, Protection]) -> None:
     """Refuse what is sent in the clear and follows from an unchecked answer.
 
+    Where the policy shows the inputs, what follows from them inside is shown already.
+
     Raises   PlanError naming both nodes
     """
     if assumes_honest_worker(policy):
@@ -139,7 +143,8 @@ def check_order(graph: Graph, policy: str, protections: Mapping[str, Protection]
         protection = protections[node.name]
         read = reads(node)
         source = next((unchecked[value] for value in read if value in unchecked), None)
-        if protection != OPEN:
+        shown = protection == ENCLAVE and shows_inputs(policy)
+        if protection != OPEN and not shown:
             source = source or next((opened[value] for value in read if value in opened), None)
         if source is not None and protection.input is Input.CLEAR:
             raise PlanError(
@@ -147,7 +152,7 @@ def check_order(graph: Graph, policy: str, protections: Mapping[str, Protection]
                 f"node {source!r}, whose answers are not checked; a worker that changes these "
                 "would read what becomes of hidden values"
             )
-        if protection == OPEN:
+        if protection == OPEN or (shown and source is None):
             opened.update(dict.fromkeys(node.outputs, node.name))
         elif protection == BLINDED:
             unchecked.update(dict.fromkeys(node.outputs, node.name))

@@ -5,7 +5,7 @@ verified   linear nodes go to the worker in the clear, every answer is checked
 blinded    linear nodes go to the worker blinded, answers are not checked
 enclave    everything stays inside the trusted runtime
 open       everything goes to the worker in the clear and no answer is checked: the baseline; only
-           `make` gives it, by its name
+           `make` gives it, by its name. Nodes that no worker can run stay inside (openable.py)
 ennclave   the end of the model is hidden: a compiled module computes it, and a worker all nodes
            before it, as in `open`
 
@@ -31,7 +31,7 @@ from cloister.graph.graph import LINEAR_OPS, Graph, Node
 from cloister.graph.hidden import hide
 from cloister.graph.legality import require_sizes, require_supported
 from cloister.graph.onnx.specialise import specialise
-from cloister.graph.ops.linear_nodes import geometry, is_linear, why_inside
+from cloister.graph.ops.linear_nodes import geometry, has_finite_bias, is_linear, why_inside
 from cloister.graph.ops.table import Kind, find
 from cloister.graph.passes.float32_products import narrow_doubles
 from cloister.graph.passes.normalise import prepare
@@ -39,6 +39,7 @@ from cloister.graph.split import split_at
 from cloister.plan.accuracy import warn_of_errors
 from cloister.plan.bound_sizes import bound_parts, largest
 from cloister.plan.input_factors import reads_raw
+from cloister.plan.openable import kept_inside
 from cloister.plan.placement import keep_inside
 from cloister.plan.plan import Plan
 from cloister.plan.planned_split import PlannedSplit
@@ -136,23 +137,30 @@ def _assigned(
             names &= split_at(model, split.until).before
         before = [node for node in nodes if node.name in names]
         after = [node for node in nodes if node.name not in names]
-        opened = {node.name: OPEN for node in after}
+        opened = _opened(model, after)
         return {
             **_sent(model, before, halves.before, inside),
             **(opened if halves.after == OPEN else _sent(model, after, halves.after, inside)),
         }
     if policy in EVERYWHERE:
-        return {node.name: EVERYWHERE[policy] for node in nodes}
+        alike = EVERYWHERE[policy]
+        return _opened(model, nodes) if alike == OPEN else {node.name: alike for node in nodes}
     if policy in OUTSOURCED:
         return _sent(model, nodes, OUTSOURCED[policy], inside)
     raise _unknown(policy)
+
+
+def _opened(model: Graph, nodes: Sequence[Node]) -> dict[str, Protection]:
+    """Nodes on the worker in the clear, but for those that no worker can run."""
+    kept = kept_inside(model)
+    return {node.name: ENCLAVE if node.name in kept else OPEN for node in nodes}
 
 
 def _sent(
     model: Graph, nodes: Sequence[Node], outside: Protection, inside: Collection[str] | None
 ) -> dict[str, Protection]:
     """Linear nodes on the worker, but for those that stay inside."""
-    linear = [node for node in nodes if is_linear(model, node)]
+    linear = [node for node in nodes if is_linear(model, node) and has_finite_bias(model, node)]
     if inside is not None:
         sent = {node.name for node in linear} - set(inside)
         return {node.name: outside if node.name in sent else ENCLAVE for node in nodes}
@@ -218,14 +226,9 @@ def for_sizes(plan: Plan, sizes: Mapping[str, int]) -> Plan:
         raise PlanError("the plan has no model with free sizes; make it from one")
     graph = specialise(plan.template, {name: sizes[name] for name in plan.sizes})
     inside = {n.name for n in graph.nodes if is_linear(graph, n) and n.name not in plan.quantised}
-    made = from_ranges(
-        plan.policy,
-        graph,
-        ranges={**plan.ranges, **_whole_ranges(graph, plan)},
-        precision=plan.precision,
-        split=plan.split,
-        inside=inside,
-    )
+    protections = assign(graph, plan.policy, split=plan.split, inside=inside)
+    ranges = {**plan.ranges, **_whole_ranges(graph, plan)}
+    made = _planned(plan.policy, graph, protections, ranges, plan.precision, plan.split)
     return replace(made, template=plan.template)
 
 
@@ -387,12 +390,24 @@ def from_ranges(
     """
     require_supported(model)
     model = _in_float32(policy, model)
-    precision = precision or Precision()
+    protections = assign(model, policy, split=split, inside=inside)
     if needs_ranges(policy):
         _require_sizes(policy, model)
-    protections = assign(model, policy, split=split, inside=inside)
+        _sent_out(model, protections)
+    return _planned(policy, model, protections, ranges, precision or Precision(), split)
+
+
+def _planned(
+    policy: str,
+    model: Graph,
+    protections: Mapping[str, Protection],
+    ranges: Mapping[str, Ranges],
+    precision: Precision,
+    split: PlannedSplit | None,
+) -> Plan:
+    """The plan with these protections; one that sends nothing to a worker is a plan too."""
     quantised = {}
-    for node in _sent_out(model, protections) if needs_ranges(policy) else ():
+    for node in (one for one in model.nodes if protections[one.name].on_integers):
         if node.name not in ranges:
             raise PlanError(
                 f"node {node.name!r} has no range: the calibration belongs to another model"

@@ -97,7 +97,7 @@ OUTSOURCED: Mapping[str, Protection] = {
 }
 """Policies that send linear nodes to the worker, and how; all other nodes stay inside."""
 EVERYWHERE: Mapping[str, Protection] = {"enclave": ENCLAVE, "open": OPEN}
-"""Policies that treat all nodes alike."""
+"""Policies that treat all nodes alike, but for those that no worker can run (openable.py)."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,11 @@ def assumes_honest_worker(policy: str) -> bool:
     return (outer_policy(policy) or policy) == UNCHECKED_SPLIT
 
 
+def shows_inputs(policy: str) -> bool:
+    """Whether a policy shows the inputs to a worker, and so all that follows from them."""
+    return (outer_policy(policy) or policy) == "open"
+
+
 _OUTER = {hiding(policy): policy for policy in (*OUTSOURCED, *EVERYWHERE, *SPLITTING)}
 HIDING = tuple(_OUTER)
 """Policies that hide the end of a model."""
@@ -154,7 +159,7 @@ def protections_of(policy: str) -> frozenset[Protection] | None:
     if policy in _OUTER:
         return (protections_of(_OUTER[policy]) or frozenset()) | {MODULE}
     if policy in EVERYWHERE:
-        return frozenset({EVERYWHERE[policy]})
+        return frozenset({ENCLAVE, EVERYWHERE[policy]})
     if policy in SPLITTING:
         return frozenset({ENCLAVE, SPLITTING[policy].before, SPLITTING[policy].after})
     return frozenset({ENCLAVE, OUTSOURCED[policy]}) if policy in OUTSOURCED else None

@@ -8,6 +8,9 @@ scale (input_factors.py). True results must fit the centred range of Z_2^32, so 
 
 Rounding adds at most 1/2 per weight, so a weight scale of at least `l1 * qmax_x / (2^31 - 1 -
 qmax_x * terms / 2)` proves it; only channels that need it are made coarser.
+
+A node whose input is a dequantised integer (graph/grid.py), and whose weights are some as well, has
+integers of its own: it gets these, and nothing is rounded or clipped (docs/adr/0020).
 """
 
 import math
@@ -17,8 +20,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from cloister.errors import PlanError, RangeError
-from cloister.graph.batch import cut
+from cloister.graph.batch import cut, where_not_finite
 from cloister.graph.graph import Graph, Node
+from cloister.graph.grid import grid_of
 from cloister.graph.hidden import without_modules
 from cloister.graph.layout import to_channels_last
 from cloister.graph.ops.linear_nodes import LAST_AXIS_OPS, float_weights, geometry
@@ -34,7 +38,9 @@ from cloister.plan.quantised import (
     factor_shape,
     parts,
 )
+from cloister.plan.weight_steps import steps_of
 from cloister.ring.linear import LinearMap
+from cloister.ring.rounding import MAX_QMAX
 
 CALIBRATION_BATCH = 8
 MIN_ACTIVATION_BITS = 8
@@ -70,6 +76,7 @@ def calibrate(
             if not np.isfinite(peaks).all():
                 raise RangeError(
                     f"calibration: value {node.inputs[0]!r} is NaN or infinite; check the samples"
+                    f"{where_not_finite(graph, samples)}"
                 )
             found[node.name] = np.maximum(found.get(node.name, peaks), peaks)
     return {name: tuple(map(float, peaks.reshape(-1))) for name, peaks in found.items()}
@@ -100,7 +107,8 @@ def quantise_node(
 ) -> QuantisedLinear:
     """Integer weights and scales of one linear node, whose input has these ranges.
 
-    Error    weights round to half a step, activations to half a step and clip at the largest range
+    Error    weights round to half a step, activations to half a step and clip at the largest range;
+             none where the node has integers of its own
     Raises   RangeError when no activation width of at least 8 bits admits a proof, PlanError when
              there are neither one range nor as many as channels
     """
@@ -108,6 +116,9 @@ def quantise_node(
     finite = all(np.isfinite(weights[part]).all() for part in parts(weights))
     if not (finite and np.isfinite(bias).all()):
         raise RangeError(f"node {node.name!r}: weights contain NaN or infinity; repair the model")
+    own = _own_integers(graph, node, weights, bias, precision)
+    if own is not None:
+        return own
     factors = _factors(graph, node, weights, ranges)
     activation_bits = precision.activation_bits
     while True:
@@ -127,6 +138,37 @@ def quantise_node(
             "keep it inside the trusted runtime"
         )
     return quantised
+
+
+def _own_integers(
+    graph: Graph, node: Node, weights: np.ndarray, bias: np.ndarray, precision: Precision
+) -> QuantisedLinear | None:
+    """The integers of a node in a quantised model; None where there are none that fit 32 bits."""
+    grid = grid_of(graph, node.inputs[0])
+    if grid is None or grid.most > MAX_QMAX:
+        return None
+    integers = np.empty(weights.shape, np.int16)
+    steps = np.empty(len(weights))
+    for part in parts(weights):
+        rows = weights[part].reshape(len(weights[part]), -1)
+        found = steps_of(rows)
+        if found is None:
+            return None
+        steps[part] = found
+        integers[part] = np.rint(rows / found[:, None]).reshape(weights[part].shape)
+    bound, weight_bits = bound_and_bits(integers, grid.most, precision)
+    if bound >= WRAP_LIMIT:
+        return None
+    return QuantisedLinear(
+        node=node.name,
+        linear=LinearMap(geometry(graph, node), integers),
+        scale=(steps * np.float64(grid.step)).astype(np.float32),
+        bias=bias.astype(np.float32),
+        x_scale=grid.step,
+        x_qmax=grid.most,
+        bound=bound,
+        weight_bits=weight_bits,
+    )
 
 
 def _factors(

@@ -7,17 +7,20 @@ A caller may give
     a mapping     of arrays by the inputs' names, in any order
     a table       a data frame or a structured array; its columns are the inputs of the same names,
                   or, for a model with one input, the features in the table's order
+    anything      for an input that is a sequence (a list of arrays), a map or an optional value,
+                  which go to ONNX Runtime as they are
     an iterator   of any of these, or a list of mappings: each item is one sample or one batch
 """
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from cloister.errors import InputError, RangeError, ShapeError
-from cloister.graph.array_conversion import as_array, as_input, convert
-from cloister.graph.batch import batch_axis, bound_sizes, element_type, sample_count
+from cloister.graph.array_conversion import as_array, as_input, as_other, convert
+from cloister.graph.batch import batch_axis, bound_sizes, element_type, is_other, sample_count
 from cloister.graph.graph import Graph
 
 Samples = object
@@ -47,10 +50,11 @@ def sample_groups(model: Graph, samples: Samples, size: int) -> Iterator[dict[st
     """Samples by input name, in parts that a caller need not hold together in memory.
 
     An array or a mapping is one part. The items of an iterator are read as they are needed, and
-    gathered to parts of at least `size` samples, except for the last.
+    gathered to parts of at least `size` samples, except for the last. Where outputs depend on all
+    samples of a batch, all items are one part.
 
-    Raises   see `as_samples`; RangeError when an iterator gives nothing, InputError for a second
-             item where samples depend on each other
+    Raises   see `as_samples`; RangeError when an iterator gives nothing, InputError for items that
+             cannot be one batch
     """
     if not _is_stream(samples):
         yield as_samples(model, samples)
@@ -64,7 +68,7 @@ def sample_groups(model: Graph, samples: Samples, size: int) -> Iterator[dict[st
         _require_joinable(model, item, whole, number)
         group.append(item)
         count += sample_count(model, item)
-        if count >= size:
+        if model.separable and count >= size:
             yield _together(model, group)
             group, count = [], 0
     if group:
@@ -95,10 +99,10 @@ def _items(model: Graph, samples: Samples) -> Iterator[dict[str, np.ndarray]]:
 def _require_joinable(
     model: Graph, item: Mapping[str, np.ndarray], whole: Mapping[str, np.ndarray], number: int
 ) -> None:
-    if number and (model.batch is not None or not model.separable):
+    if number and model.batch is not None:
         raise InputError(
-            "the model computes a batch of its own size, or its outputs depend on all samples of "
-            "one; give one array, or call run once for each item"
+            f"item {number}: the model takes {model.batch} samples at a time; call run once for "
+            "each item"
         )
     for name, first in whole.items():
         if item[name] is not first and not _equal(item[name], first):
@@ -151,7 +155,8 @@ def _columns(samples: Samples) -> dict[str, object] | None:
     """The columns of a data frame or structured array; None for what is no table."""
     if isinstance(samples, np.ndarray):
         return {name: samples[name] for name in samples.dtype.names or ()} or None
-    names = getattr(samples, "columns", None)
+    # PyArrow's `columns` are the columns themselves.
+    names = getattr(samples, "column_names", getattr(samples, "columns", None))
     if names is None or callable(names):
         return None
     names = list(names)
@@ -175,6 +180,8 @@ def _features(model: Graph, name: str, columns: Mapping[str, object]) -> np.ndar
     return np.stack(arrays, axis=1)
 
 
-def _input(model: Graph, name: str, given: object) -> np.ndarray:
+def _input(model: Graph, name: str, given: object) -> Any:  # noqa: ANN401  (an array, or other)
     what = f"input {name!r}"
+    if is_other(model, name):
+        return as_other(given, what)
     return as_input(model, name, as_array(given, what), what)

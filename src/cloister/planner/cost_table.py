@@ -215,16 +215,17 @@ class CostTable:
 
 def segment_bytes(graph: Graph, step: Segment) -> int:
     """What a segment's message and answer hold for one input."""
-    return FLOAT_BYTES * sum(_elements(graph, value) for value in (*step.inputs, *step.outputs))
+    return FLOAT_BYTES * sum(elements(graph, value) for value in (*step.inputs, *step.outputs))
 
 
 def _float_work(graph: Graph, nodes: Sequence[Node]) -> tuple[int, int]:
     linear = [node for node in nodes if is_linear(graph, node)]
     macs = sum(geometry(graph, node).macs for node in linear)
     others = [node for node in nodes if node not in linear]
-    return macs, sum(_elements(graph, value) for node in others for value in node.outputs)
+    return macs, sum(elements(graph, value) for node in others for value in node.outputs)
 
 
-def _elements(graph: Graph, value: str) -> int:
+def elements(graph: Graph, value: str) -> int:
+    """Numbers of a value for one input; 0 where its shape is not known."""
     known = graph.types.get(value)
     return 0 if known is None else math.prod(size or 1 for size in known.shape)

@@ -6,6 +6,7 @@ program is interpreted here without them.
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from cloister.graph.layout import from_channels_last
 from cloister.graph.onnx.export import model_bytes
 from cloister.graph.ops.linear_nodes import LAST_AXIS_OPS
 from cloister.graph.ort_session import runtime_session
+from cloister.graph.output_values import flat_arrays
 from cloister.plan import policies
 from cloister.plan.plan import Plan
 from cloister.plan.protection import VERIFIED
@@ -73,14 +75,17 @@ class HiddenReference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All layers and the end result; `top1_agreement` is None when no output tells a class."""
+    """All layers and the end result; `top1_agreement` is None when no output tells a class.
+
+    `max_difference` is infinite where an output has another shape than in float32.
+    """
 
     inputs: int
     layers: tuple[LayerComparison, ...]
     hidden: HiddenComparison | None
     max_difference: float
     top1_agreement: float | None
-    outputs: Mapping[str, np.ndarray] = field(repr=False)
+    outputs: Mapping[str, Any] = field(repr=False)
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON, without the outputs."""
@@ -124,7 +129,7 @@ def compare(
     tallies = {node.node: _Tally(node) for node in plan.linear_nodes}
     end = None if hidden is None else _HiddenTally(plan, hidden)
     simulation = _Simulation(plan, tallies, threads, hidden)
-    pairs: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = []
+    pairs: list[tuple[dict[str, Any], dict[str, Any]]] = []
     done = 0
     for part in cut(plan.graph, feeds, BATCH):
         exact = reference.run(part)
@@ -279,23 +284,29 @@ def _summarise(
     total: int,
     layers: tuple[LayerComparison, ...],
     hidden: HiddenComparison | None,
-    pairs: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]],
+    pairs: list[tuple[dict[str, Any], dict[str, Any]]],
 ) -> Comparison:
     outputs = joined(graph, [pair[0] for pair in pairs])
     exactly = joined(graph, [pair[1] for pair in pairs])
     largest, agreement = 0.0, None
-    for name, found in outputs.items():
-        exact = exactly[name]
+    axes = {name: batch_axis(graph, name) for name in graph.outputs}
+    exact_arrays = flat_arrays(exactly)
+    for name, found in flat_arrays(outputs).items():
+        exact = exact_arrays.get(name)
+        if exact is None or exact.shape != found.shape:
+            largest = np.inf  # how many values there are depends on the values
+            continue
         stated = found.dtype == np.int64 and found.ndim in (1, 2) and found.size > 0
-        if agreement is None and stated and batch_axis(graph, name) == 0:
+        if agreement is None and stated and axes.get(name) == 0:
             labels = [array.reshape(len(array), -1)[:, 0] for array in (found, exact)]
             agreement = float(np.mean(labels[0] == labels[1]))
         if found.dtype.kind != "f":
             continue
-        difference = np.abs(found.astype(np.float64) - exact)
+        differs = (found != exact) & ~(np.isnan(found) & np.isnan(exact))
+        difference = np.abs(found[differs].astype(np.float64) - exact[differs])
         largest = max(largest, float(np.max(difference, initial=0.0)))
         wide = [size for size in found.shape[1:] if size != 1]
-        rows = batch_axis(graph, name) == 0 and found.ndim > 1
+        rows = axes.get(name) == 0 and found.ndim > 1
         if agreement is None and len(wide) == 1 and rows:
             best = [array.reshape(len(array), -1).argmax(axis=1) for array in (found, exact)]
             agreement = float(np.mean(best[0] == best[1]))

@@ -3,7 +3,7 @@
 import numpy as np
 
 from cloister.errors import RangeError
-from cloister.graph.batch import Feeds, batch_axis, bound_sizes, element_type
+from cloister.graph.batch import Feeds, batch_axis, bound_size, bound_sizes, element_type
 from cloister.graph.graph import Graph
 from cloister.graph.ort_session import ORT_ERRORS
 from cloister.graph.weights_as_inputs import WeightsAsInputs
@@ -45,7 +45,7 @@ def _stated(graph: Graph, feeds: Feeds) -> dict[str, np.ndarray] | None:
         known, axis = graph.sizes(name), batch_axis(graph, name)
         if known is None or axis is None:
             return None
-        sizes = [bound.get(size) if isinstance(size, str) else size for size in known]
+        sizes = [bound_size(size, bound) for size in known]
         sizes[axis] = 0
         if None in sizes:
             return None

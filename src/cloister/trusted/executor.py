@@ -14,6 +14,7 @@ memory first whenever the plan hides anything, and copied out only after the che
 import time
 import weakref
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from cloister.base.reading import parsing
 from cloister.base.rng import Csprng
 from cloister.errors import PlanError
 from cloister.graph.batch import row_count
+from cloister.graph.output_values import owned
 from cloister.plan.plan import Plan
 from cloister.trusted.checks import Checks, wrong_answer
 from cloister.trusted.pads.maker import PadUse
@@ -111,7 +113,7 @@ class Executor:
         pads: PadUse | None,
         meter: Meter,
         timeout_s: float,
-    ) -> dict[str, np.ndarray]:
+    ) -> dict[str, Any]:
         """Run one batch; the outputs by name.
 
         Raises   VerificationError, ProtocolError, PadError, RangeError; then nothing was released
@@ -132,7 +134,7 @@ class Executor:
             self._run_steps(request, -1 if channel is None else channel.descriptor)
             meter.clipped[...] = space.clipped
             # The next request uses this one's memory.
-            outputs = {name: values.onnx(name).copy() for name in self.plan.graph.outputs}
+            outputs = {name: owned(values.onnx(name)) for name in self.plan.graph.outputs}
             self.next_request_id = request.next_id
             return outputs
         finally:

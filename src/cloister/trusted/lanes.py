@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -60,7 +61,7 @@ class MicroBatch:
     sized: SizedPlan
     meter: Meter = field(default_factory=Meter)
     transcript: Transcript = field(default_factory=Transcript)
-    outputs: dict[str, np.ndarray] = field(default_factory=dict)
+    outputs: dict[str, Any] = field(default_factory=dict)
 
 
 class Lane:
@@ -104,7 +105,7 @@ class Lane:
             if self._loaded is not None and self._loaded[1] is gone:
                 self._loaded = None
 
-    def compute(self, job: MicroBatch) -> dict[str, np.ndarray]:
+    def compute(self, job: MicroBatch) -> dict[str, Any]:
         """The outputs of a micro-batch, under fresh pads; in the lane's thread."""
         link, executor = self.link, self._next_executor(job.sized)
         if link is not None and self._loaded != (link, executor):

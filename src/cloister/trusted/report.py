@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -138,8 +139,12 @@ class Meter:
 
 @dataclass(frozen=True)
 class Result:
-    """Outputs by name, the report, and the transcript of what the workers saw."""
+    """Outputs by name, the report, and the transcript of what the workers saw.
 
-    outputs: Mapping[str, np.ndarray]
+    An output is an array or what else ONNX Runtime returns: a list for a sequence, a dictionary for
+    a map, None for an optional value that is not there.
+    """
+
+    outputs: Mapping[str, Any]
     report: Report
     transcript: Transcript

@@ -15,8 +15,7 @@ import numpy as np
 
 from cloister.base.rng import Csprng, SystemRandom
 from cloister.errors import ClipError, ClipWarning, PlanError, RangeError
-from cloister.graph.batch import batch_axis, cut, joined, sample_count
-from cloister.graph.graph import Graph
+from cloister.graph.batch import cut, joined, sample_count, where_not_finite
 from cloister.plan.plan import Plan
 from cloister.plan.samples import Samples, sample_groups
 from cloister.trusted.clips import OnClip, clip_text
@@ -261,7 +260,6 @@ class Session:
             self._lanes.lied = False
         started = time.process_time()
         graph = self._plans.batches
-        _check_finite(graph, feeds)
         total = sample_count(graph, feeds)
         if total == 0:
             return self._empty(feeds)
@@ -274,7 +272,10 @@ class Session:
         for lane in self._made:
             lane.keep(self._plans.kept)
         reported = _Progress(progress, total)
-        self._lanes.run(jobs, reported)
+        try:
+            self._lanes.run(jobs, reported)
+        except RangeError as error:
+            raise RangeError(f"{error}{where_not_finite(graph, feeds)}") from None
         outputs = joined(graph, [job.outputs for job in jobs])
         meter, transcript = jobs[0].meter, jobs[0].transcript
         for job in jobs[1:]:
@@ -466,20 +467,18 @@ def _add(meter: Meter, other: Meter) -> None:
 
 
 def _enter_clips(rows: dict[str, LayerRow], jobs: Sequence[MicroBatch]) -> tuple[int, ...]:
-    """Enter the clipped values of all micro-batches; the inputs outside the calibrated range."""
+    """Enter the clipped values of all micro-batches; the inputs outside the calibrated range.
+
+    Rows of a batch that is bound need not be its inputs: then any of these may lie outside.
+    """
     beyond: list[int] = []
     first = 0
-    for sized, some in groupby(jobs, key=lambda job: job.sized):
+    for sized, group in groupby(jobs, key=lambda job: job.sized):
+        some = list(group)
         clipped = np.concatenate([job.meter.clipped for job in some], axis=1)
-        beyond += [first + i for i in sized.clips.enter(rows, clipped)]
-        first += clipped.shape[1]
+        found, inputs = sized.clips.enter(rows, clipped), sum(job.size for job in some)
+        if found and clipped.shape[1] != inputs:
+            found = tuple(range(inputs))
+        beyond += [first + i for i in found]
+        first += inputs
     return tuple(beyond)
-
-
-def _check_finite(graph: Graph, feeds: Mapping[str, np.ndarray]) -> None:
-    for name, array in feeds.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            axis = batch_axis(graph, name)
-            bad = np.argwhere(~np.isfinite(array))
-            which = "it" if axis is None else f"sample {bad[:, axis].min()}"
-            raise RangeError(f"input {name!r}: {which} contains NaN or infinity")

@@ -13,10 +13,12 @@ import numpy as np
 
 import cloister.base._native as native
 from cloister.base.reading import require_truths
-from cloister.errors import PlanError, ProtocolError, RangeError, UnsupportedError
+from cloister.errors import PlanError, ProtocolError, RangeError
 from cloister.graph.batch import bound_size, bound_sizes, element_type
+from cloister.graph.graph import Size
+from cloister.graph.layout import to_channels_last
 from cloister.graph.onnx.export import model_bytes
-from cloister.graph.ort_session import ORT_ERRORS, runtime_session
+from cloister.graph.ort_session import RUN_ERRORS, runtime_session
 from cloister.plan.plan import Plan
 from cloister.plan.protection import ENCLAVE, MODULE, OPEN
 from cloister.plan.quantised import QuantisedLinear
@@ -25,6 +27,12 @@ from cloister.ring.pads import expand
 from cloister.trusted.checks import Checks, accept_unchecked, for_native
 from cloister.trusted.program.epilogue import Epilogue
 from cloister.trusted.program.memory_layout import value_key
+from cloister.trusted.program.not_finite import (
+    is_pooled,
+    refused,
+    require_messages,
+    runtime_model,
+)
 from cloister.trusted.program.steps import (
     Exchange,
     Fused,
@@ -36,9 +44,12 @@ from cloister.trusted.program.steps import (
 from cloister.trusted.report import LayerRow
 from cloister.trusted.workspace import BatchRequest, Workspace
 from cloister.wire.link import NativeChannel, WorkerLink
-from cloister.wire.messages import TensorSpec, Unchecked
+from cloister.wire.messages import Expected, TensorSpec, Unchecked, UnsizedSpec
 from cloister.wire.shm.exchange import PreparedRequest, make_exchange
 from cloister.wire.shm.packets import REQUEST_ID_OFFSET
+
+UNSIZED_BYTES = 1 << 30
+"""What the values of an answer take at most, together, whose sizes only the worker knows."""
 
 
 class ModuleRunner(Protocol):
@@ -100,6 +111,13 @@ class FusedStage(Stage):
             self._stored = value_key(setup.program, step.epilogue.value, step.channels_first)
         if step.epilogue.residual is not None:
             self._residual = (step.epilogue.residual, step.channels_first)
+        self._added = any(
+            isinstance(later, Fused)
+            and later.node is not None
+            and later.epilogue.residual == step.epilogue.value
+            for later in setup.program.steps
+        )
+        self._program, self._threads = setup.program, setup.threads
         self._hidden = [plan.protection_of(plan.linear_nodes[i]).hidden for i in step.sinks]
         shape = _fused_shape(plan, step, checks)
         if node is None or step.node is None:
@@ -155,6 +173,9 @@ class FusedStage(Stage):
         if self._residual is not None and self._residual not in space.values:
             name, channels_first = self._residual
             residual = request.values.channels_last(name, step.size, channels_first)
+        for name in step.inputs:
+            if not request.values.is_finite((name, step.channels_first)):
+                self._compute_not_finite(request, name, source, residual)
         space.native.bind(
             self._number,
             source=source,
@@ -172,7 +193,50 @@ class FusedStage(Stage):
         if request.replies and self._step.node is not None:
             request.release(self._step.node)
         if self._stored is not None:
-            request.values.put_channels_last(self._stored, request.space.values[self._stored])
+            finite = self._number not in request.replaced
+            if not finite:
+                self._replace(request, *request.replaced.pop(self._number))
+            kept = request.space.values[self._stored]
+            request.values.put_channels_last(self._stored, kept, finite=finite)
+
+    def _compute_not_finite(
+        self,
+        request: BatchRequest,
+        name: str,
+        source: np.ndarray | None,
+        residual: np.ndarray | None,
+    ) -> None:
+        """Have NaN and infinity give what ONNX Runtime makes of them (not_finite.py).
+
+        Raises   RangeError
+        """
+        step = self._step
+        if self._residual is not None and residual is None:
+            residual = request.space.values[self._residual]
+        read = [array for array in (source, residual) if array is not None]
+        with np.errstate(invalid="ignore", over="ignore"):
+            added = np.asarray(sum(read[1:], read[0]))
+        require_messages(step, name, added)
+        if self._stored is None:
+            return
+        if self._added:
+            # The native executor adds it without Python, which is to treat its NaN.
+            raise refused(step.epilogue.value)
+        where, values = np.isnan(added), np.full_like(added, np.nan)
+        if is_pooled(step):
+            session = runtime_session(
+                runtime_model(self._program, step), threads=self._threads, optimised=True
+            )
+            feeds = {value: request.values.onnx(value) for value in step.inputs}
+            (found,) = session.run(step.outputs, feeds)
+            values = to_channels_last(found, channels_first=step.channels_first)
+            where = np.ones_like(values, np.bool_)
+        request.replaced[self._number] = (where, values)
+
+    def _replace(self, request: BatchRequest, where: np.ndarray, values: np.ndarray) -> None:
+        kept = self._kept(request.space)
+        if kept is not None and where.any():
+            np.copyto(kept, values, where=where)
 
     def _kept(self, space: Workspace) -> np.ndarray | None:
         """Where the step stores its value, if anything reads it as float32."""
@@ -319,36 +383,53 @@ class SegmentStage(Stage):
     def _exchange(self, request: BatchRequest) -> None:
         step, link = self._step, request.worker
         tensors = tuple(np.asarray(request.values.onnx(v), order="C") for v in step.inputs)
-        sizes = bound_sizes(self._graph, request.feeds)
-        expect = tuple(self._spec(value, sizes) for value in step.outputs)
+        expect = self._expected(bound_sizes(self._graph, request.feeds))
         started = time.perf_counter_ns()
         request_id = request.new_id()
         replies = link.exchange(
             request_id, step.target, tensors, expect, timeout_s=request.timeout_s
         )
         wait_ns = time.perf_counter_ns() - started
-        for value, reply in zip(step.outputs, replies, strict=True):
-            self._enter_reply(request, value, reply)
+        pairs = zip(step.outputs, replies, strict=True)
+        found = [self._enter_reply(request, value, reply) for value, reply in pairs]
         link.release(request_id)
-        _enter_traffic(self.row(request), wait_ns, tensors, expect)
+        _enter_traffic(self.row(request), wait_ns, tensors, found)
 
-    def _enter_reply(self, request: BatchRequest, value: str, reply: Unchecked[np.ndarray]) -> None:
+    def _enter_reply(
+        self, request: BatchRequest, value: str, reply: Unchecked[np.ndarray]
+    ) -> np.ndarray:
         # The plan promises neither privacy nor correctness here.
         answer = accept_unchecked(reply, protection=OPEN, node=self.name)
         found = np.array(answer.values)
         what = f"worker {request.worker.name}: value {value!r}"
         require_truths(found, what, kind=ProtocolError)
         request.values.put(value, found)
+        return found
 
-    def _spec(self, value: str, sizes: Mapping[str, int]) -> TensorSpec:
-        known = self._graph.sizes(value)
-        shape = None if known is None else [bound_size(size, sizes) for size in known]
-        if shape is None or None in shape:
-            raise UnsupportedError(
-                f"value {value!r}: its shape is not known, so a worker's answer could not be "
-                "bounded; use the enclave policy"
-            )
-        return TensorSpec(element_type(self._graph, value), tuple(size or 0 for size in shape))
+    def _expected(self, bound: Mapping[str, int]) -> tuple[Expected, ...]:
+        """What the answer must look like, given the sizes of the request's inputs.
+
+        Values whose sizes only the worker knows share UNSIZED_BYTES.
+        """
+        forms = [_bound(self._graph.sizes(value), bound) for value in self._step.outputs]
+        unsized = sum(sizes is None or None in sizes for sizes in forms)
+        expected: list[Expected] = []
+        for value, sizes in zip(self._step.outputs, forms, strict=True):
+            dtype = element_type(self._graph, value)
+            if sizes is None or None in sizes:
+                expected.append(UnsizedSpec(dtype, sizes, UNSIZED_BYTES // unsized))
+            else:
+                expected.append(TensorSpec(dtype, tuple(size or 0 for size in sizes)))
+        return tuple(expected)
+
+
+def _bound(
+    sizes: tuple[Size, ...] | None, bound: Mapping[str, int]
+) -> tuple[int | None, ...] | None:
+    """Sizes with numbers in the place of symbols, None where there is no number."""
+    if sizes is None:
+        return None
+    return tuple(bound_size(size, bound) for size in sizes)
 
 
 class LocalStage(Stage):
@@ -368,7 +449,7 @@ class LocalStage(Stage):
         feeds = {value: request.values.onnx(value) for value in step.inputs}
         try:
             found = self._session.run(step.outputs, feeds)
-        except ORT_ERRORS as error:
+        except RUN_ERRORS as error:
             # Its text may contain values, so only its kind is repeated.
             raise RangeError(
                 f"node {step.nodes[0].name!r} and those after it: ONNX Runtime cannot compute them "
@@ -417,11 +498,11 @@ def _enter_traffic(
     row: LayerRow,
     wait_ns: int,
     sent: Sequence[np.ndarray | TensorSpec],
-    expect: Sequence[TensorSpec],
+    received: Sequence[np.ndarray | TensorSpec],
 ) -> None:
     row.worker_ms += 1e-6 * wait_ns
     row.bytes_to_worker += sum(tensor.nbytes for tensor in sent)
-    row.bytes_from_worker += sum(spec.nbytes for spec in expect)
+    row.bytes_from_worker += sum(tensor.nbytes for tensor in received)
 
 
 def _complete(request: BatchRequest, exchange: PreparedRequest, stop: native.Stop) -> None:

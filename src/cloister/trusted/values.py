@@ -21,15 +21,22 @@ class Values:
         self._graph = graph
         self._onnx: dict[str, np.ndarray] = dict(feeds)
         self._last: dict[ValueKey, np.ndarray] = {}
+        self._not_finite: set[ValueKey] = set()
         self._rows = rows
 
     def put(self, name: str, array: np.ndarray) -> None:
         """Keep a value in ONNX's layout."""
         self._onnx[name] = array
 
-    def put_channels_last(self, key: ValueKey, array: np.ndarray) -> None:
+    def put_channels_last(self, key: ValueKey, array: np.ndarray, *, finite: bool = True) -> None:
         """Keep a value that a fused step has written, channels-last."""
         self._last[key] = array
+        if not finite:
+            self._not_finite.add(key)
+
+    def is_finite(self, key: ValueKey) -> bool:
+        """Whether a value that a fused step has read or written has neither NaN nor infinity."""
+        return key not in self._not_finite
 
     def onnx(self, name: str) -> np.ndarray:
         """A value in ONNX's layout."""
@@ -52,16 +59,13 @@ class Values:
     ) -> np.ndarray:
         """A value, times factors if there are any, as float32 (n, h, w, c), for a fused step.
 
-        Raises   RangeError when it is NaN or infinite: it has no fixed-point form
+        Raises   RangeError when it has another shape than the model implies
         """
         key = (name, channels_first)
         if key not in self._last:
             value = self.onnx(name)
             if not np.isfinite(value).all():
-                raise RangeError(
-                    f"value {name!r} is NaN or infinite for this input, so it has no fixed-point "
-                    "form; check the input, or use the enclave policy"
-                )
+                self._not_finite.add(key)
             array = _packed(to_channels_last(value, channels_first=channels_first))
             fits = array.size == self._rows * math.prod(size)
             self._last[key] = array.reshape(-1, *size) if fits else array

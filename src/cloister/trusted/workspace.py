@@ -75,7 +75,8 @@ class BatchRequest:
     """One batch in flight.
 
     `messages` are buffers of the link that wait to be sent, by linear node; `replies` the ids of
-    requests whose answers are still to be read.
+    requests whose answers are still to be read; `replaced`, by fused step, what is stored in place
+    of its own values, and where (not_finite.py).
     """
 
     link: WorkerLink | None
@@ -89,6 +90,7 @@ class BatchRequest:
     pad_ids: list[int] = field(default_factory=list)
     messages: dict[int, np.ndarray] = field(default_factory=dict)
     replies: dict[int, int] = field(default_factory=dict)
+    replaced: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     @property
     def worker(self) -> WorkerLink:

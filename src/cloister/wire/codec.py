@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from cloister.base.tensor_limits import DTYPES, MAX_RANK
 from cloister.errors import ProtocolError, ShapeError
 from cloister.ring.linear import GEOMETRY_BYTES, Geometry, LinearMap
 from cloister.wire.messages import (
@@ -36,8 +37,7 @@ from cloister.wire.messages import (
 
 MAGIC = b"CLOW"
 FORMAT_VERSION = 1
-MAX_RANK = 8
-MAX_TENSORS = 64
+MAX_TENSORS = 256
 MAX_HEAD_BYTES = 16384
 MAX_TEXT_BYTES = 4 * MAX_FAILURE_CHARS
 DEFAULT_MAX_PAYLOAD_BYTES = 1 << 32
@@ -47,12 +47,6 @@ _TENSOR = struct.Struct("<BBHQ")
 _SIZE = struct.Struct("<Q")
 _TEXT = struct.Struct("<H")
 
-DTYPES = tuple(
-    np.dtype(name)
-    for name in (
-        "<u4", "<i2", "<f4", "<i8", "|u1", "|i1", "<i4", "<u8", "<f8", "<f2", "<u2", "|b1",
-    )
-)  # fmt: skip
 _DTYPE_CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
 
 _KINDS: tuple[type[Message], ...] = (

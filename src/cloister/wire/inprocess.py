@@ -10,7 +10,14 @@ import numpy as np
 from cloister.errors import ProtocolError, WorkerTimeout, WorkerUnavailable
 from cloister.wire.codec import Encoded, decode, decode_head, encode
 from cloister.wire.link import MessageLink
-from cloister.wire.messages import Apply, LoadLinear, LoadSegment, Message, TensorSpec, Unchecked
+from cloister.wire.messages import (
+    Apply,
+    Expected,
+    LoadLinear,
+    LoadSegment,
+    Message,
+    Unchecked,
+)
 from cloister.wire.replies import named
 
 Handler = Callable[[Message], Message | None]
@@ -47,7 +54,7 @@ class InProcessLink(MessageLink):
         request_id: int,
         target_id: int,
         tensors: tuple[np.ndarray, ...],
-        expect: tuple[TensorSpec, ...],
+        expect: tuple[Expected, ...],
     ) -> None:
         """See WorkerLink; the handler runs before this returns."""
         self._check_open()

@@ -8,7 +8,13 @@ import numpy as np
 
 from cloister.errors import PlanError, ProtocolError
 from cloister.ring.linear import LinearMap
-from cloister.wire.messages import LoadLinear, LoadSegment, TensorSpec, Unchecked
+from cloister.wire.messages import (
+    Expected,
+    LoadLinear,
+    LoadSegment,
+    TensorSpec,
+    Unchecked,
+)
 from cloister.wire.replies import PendingReplies
 from cloister.wire.shm.arena import Region
 from cloister.wire.shm.exchange import PreparedRequest
@@ -91,7 +97,7 @@ class WorkerLink(ABC):
         request_id: int,
         target_id: int,
         tensors: tuple[np.ndarray, ...],
-        expect: tuple[TensorSpec, ...],
+        expect: tuple[Expected, ...],
         *,
         timeout_s: float,
     ) -> tuple[Unchecked[np.ndarray], ...]:
@@ -105,7 +111,7 @@ class WorkerLink(ABC):
         request_id: int,
         target_id: int,
         tensors: tuple[np.ndarray, ...],
-        expect: tuple[TensorSpec, ...],
+        expect: tuple[Expected, ...],
     ) -> None:
         """Send a request and state what its answer must look like.
 

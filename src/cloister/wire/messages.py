@@ -42,8 +42,47 @@ class TensorSpec:
         """Exact size of the tensor's bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    def admits(self, spec: "TensorSpec") -> bool:
+        """Whether a tensor of this spec is what is expected."""
+        return spec == self
+
     def __str__(self) -> str:
         return f"{self.dtype.name} {self.shape}"
+
+
+@dataclass(frozen=True)
+class UnsizedSpec:
+    """Type of a tensor that is expected, and of which the sender decides the size.
+
+    sizes    those that are known, None for each other one; None: of any rank
+    nbytes   what it takes at most
+    """
+
+    dtype: np.dtype
+    sizes: tuple[int | None, ...] | None
+    nbytes: int
+
+    def admits(self, spec: TensorSpec) -> bool:
+        """Whether a tensor of this spec is what is expected."""
+        sizes = (None,) * len(spec.shape) if self.sizes is None else self.sizes
+        fits = len(sizes) == len(spec.shape) and all(
+            known in (None, size) for known, size in zip(sizes, spec.shape, strict=True)
+        )
+        # Of an empty tensor too, the other sizes have to be ones that an array can have.
+        room = math.prod(max(size, 1) for size in spec.shape) * spec.dtype.itemsize
+        return fits and spec.dtype == self.dtype and room <= self.nbytes
+
+    def __str__(self) -> str:
+        sizes = "any shape" if self.sizes is None else f"({', '.join(map(_size, self.sizes))})"
+        return f"{self.dtype.name} {sizes} of at most {self.nbytes} B"
+
+
+def _size(size: int | None) -> str:
+    return "?" if size is None else str(size)
+
+
+Expected = TensorSpec | UnsizedSpec
+"""What an answer must look like."""
 
 
 class Unchecked(Generic[T]):

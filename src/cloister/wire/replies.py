@@ -7,6 +7,7 @@ from cloister.wire.codec import Head
 from cloister.wire.messages import (
     PROTOCOL_VERSION,
     Answer,
+    Expected,
     Failure,
     Loaded,
     Message,
@@ -28,7 +29,7 @@ class PendingReplies:
 
     def __init__(self, worker: str) -> None:
         self._worker = worker
-        self._expected: dict[int, tuple[TensorSpec, ...]] = {}
+        self._expected: dict[int, tuple[Expected, ...]] = {}
         self._abandoned: set[int] = set()
         self._answers: dict[int, tuple[np.ndarray, ...]] = {}
         self._refusals: dict[int, str] = {}
@@ -44,7 +45,7 @@ class PendingReplies:
         """A `Loaded` is due."""
         self._loading = target_id
 
-    def open(self, request_id: int, expect: tuple[TensorSpec, ...]) -> None:
+    def open(self, request_id: int, expect: tuple[Expected, ...]) -> None:
         """An `Answer` is due.
 
         Raises   ProtocolError when the id is not new
@@ -157,7 +158,7 @@ class PendingReplies:
         if len(specs) != len(expect):
             raise self._error(f"answers with {len(specs)} tensors, expected {len(expect)}")
         for spec, wanted in zip(specs, expect, strict=True):
-            if spec != wanted:
+            if not wanted.admits(spec):
                 raise self._error(f"answers with {spec}, expected {wanted}")
 
     def _settle(self, request_id: int) -> None:

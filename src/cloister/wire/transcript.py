@@ -10,7 +10,13 @@ import numpy as np
 from cloister.base import files
 from cloister.base.reading import open_regular, parsing
 from cloister.wire.link import NativeChannel, WorkerLink
-from cloister.wire.messages import LoadLinear, LoadSegment, TensorSpec, Unchecked
+from cloister.wire.messages import (
+    Expected,
+    LoadLinear,
+    LoadSegment,
+    TensorSpec,
+    Unchecked,
+)
 from cloister.wire.shm.exchange import PreparedRequest
 
 Direction = Literal["to_worker", "from_worker"]
@@ -155,7 +161,7 @@ class RecordingLink(WorkerLink):
         request_id: int,
         target_id: int,
         tensors: tuple[np.ndarray, ...],
-        expect: tuple[TensorSpec, ...],
+        expect: tuple[Expected, ...],
     ) -> None:
         """See WorkerLink."""
         for tensor in tensors:

@@ -12,8 +12,8 @@ from enum import StrEnum
 
 import numpy as np
 
-from cloister.wire.codec import PRELUDE, Encoded, as_bytes, encode
-from cloister.wire.messages import Answer, Apply, Message
+from cloister.wire.codec import PRELUDE, Encoded, as_bytes, encode, encode_head
+from cloister.wire.messages import Answer, Apply, Message, TensorSpec
 from cloister.worker.engine import Engine
 
 _EXIT_STATUS = 9
@@ -34,6 +34,7 @@ class Lie(StrEnum):
     WRONG_SHAPE = "wrong-shape"
     TOO_FEW_BYTES = "too-few-bytes"
     TOO_MANY_BYTES = "too-many-bytes"
+    HUGE = "huge"  # a head that states 2 GiB
     STALE_CONTENT = "stale-content"  # the target's previous answer, if any, under the new id
     STALE_ID = "stale-id"  # the answer under an id that was answered before
     HANG = "hang"
@@ -99,6 +100,8 @@ class ByzantineEngine:
             return _resized(encoded, -4)
         if self._lie is Lie.TOO_MANY_BYTES:
             return _resized(encoded, 4)
+        if self._lie is Lie.HUGE:
+            return Encoded(_huge(message), encoded.payload)
         if self._lie is Lie.DIE:
             return Encoded(encoded.head, _half_and_exit(encoded))
         return encoded
@@ -155,6 +158,14 @@ def _resized(encoded: Encoded, difference: int) -> Encoded:
     code, rank, zero, nbytes = _TENSOR.unpack_from(head, position)
     _TENSOR.pack_into(head, position, code, rank, zero, nbytes + difference)
     return Encoded(bytes(head), (memoryview(data),))
+
+
+def _huge(message: Answer) -> bytes:
+    """A head whose first tensor has so many rows that it takes 2 GiB."""
+    first, *others = (TensorSpec.of(tensor) for tensor in message.tensors)
+    row = TensorSpec(first.dtype, first.shape[1:])
+    huge = TensorSpec(first.dtype, (2**31 // max(row.nbytes, 1), *row.shape))
+    return encode_head(Answer, (message.request_id,), (huge, *others))
 
 
 def _half_and_exit(encoded: Encoded) -> Iterator[memoryview]:

@@ -6,34 +6,19 @@ import onnxruntime as ort
 from google.protobuf.message import DecodeError
 
 from cloister.base.reading import require_truths
+from cloister.base.tensor_limits import DTYPES
 from cloister.errors import ModelError, ShapeError, UnsupportedError
+from cloister.graph.legality import runs_on_worker
 from cloister.graph.onnx.external_data import (
     messages,
     require_inside,
     require_stored_truths,
 )
-from cloister.wire.codec import DTYPES
+from cloister.graph.ort_session import WEIGHTS_AS_THEY_ARE
 from cloister.worker.targets import Cost
 
 NAME = "segment"
 CUDA = "CUDAExecutionProvider"
-OPEN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
-MICROSOFT_DOMAIN = "com.microsoft"
-MICROSOFT_OPERATORS = frozenset(
-    {
-        "Attention", "BiasGelu", "DequantizeLinear", "DynamicQuantizeMatMul",
-        "EmbedLayerNormalization", "FastGelu", "FusedConv", "FusedGemm", "FusedMatMul", "Gelu",
-        "GroupQueryAttention", "MatMulBnb4", "MatMulFpQ4", "MatMulInteger16",
-        "MatMulIntegerToFloat", "MatMulNBits", "MultiHeadAttention", "NhwcMaxPool", "QAttention",
-        "QGemm", "QLinearAdd",
-        "QLinearAveragePool", "QLinearConcat", "QLinearConv", "QLinearGlobalAveragePool",
-        "QLinearLeakyRelu", "QLinearMul", "QLinearReduceMean", "QLinearSigmoid", "QLinearSoftmax",
-        "QLinearWhere", "QuantizeLinear", "QuickGelu", "RotaryEmbedding", "SkipLayerNormalization",
-        "SkipSimplifiedLayerNormalization", "TransposeMatMul",
-    }
-)  # fmt: skip
-"""The operators that ONNX Runtime's own quantiser and optimiser write: arithmetic on inputs. Other
-operators of that domain are refused, such as `EPContext`, whose attribute names a file."""
 
 
 def segment_device(device: str) -> str:
@@ -59,6 +44,7 @@ class SegmentTarget:
         # It would write the names in a client's model to the terminal or log of this machine.
         options.log_severity_level = 4
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry(*WEIGHTS_AS_THEY_ARE)
         # Bytes can be a message of ONNX and a file of ONNX Runtime's own format at once.
         options.add_session_config_entry("session.load_model_format", "ONNX")
         providers: list[object] = ["CPUExecutionProvider"]
@@ -131,9 +117,7 @@ def checked(model: bytes) -> bytes:
 
 
 def _require_known(node: onnx.NodeProto) -> None:
-    if node.domain in OPEN_DOMAINS:
-        return
-    if node.domain == MICROSOFT_DOMAIN and node.op_type in MICROSOFT_OPERATORS:
+    if runs_on_worker(node.domain, node.op_type):
         return
     raise UnsupportedError(
         f"{NAME}: node {node.name!r}: a worker runs no operator {node.domain}.{node.op_type}; "

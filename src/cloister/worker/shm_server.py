@@ -97,7 +97,7 @@ def _answer(
         return None
     if isinstance(reply, Answer) and not _fits(reply, placed.rooms):
         request_id = message.request_id if isinstance(message, Apply) else 0
-        reply = Failure(request_id, "the answer has another size than the request expects")
+        reply = Failure(request_id, "the answer takes more memory than the request gives it")
     encoded = encoder(reply)
     for data, room in zip(encoded.payload, placed.rooms, strict=False):
         # A lying encoder may have more or less than the room takes; an honest one fits.

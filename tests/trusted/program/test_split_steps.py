@@ -106,7 +106,7 @@ def check(data, policy, link):
         event("one value would be hidden and shown")
         return
     except CloisterError as error:
-        if not is_listed(error, net, graph):
+        if not is_listed(error, net):
             raise
         event(f"refused: {error}"[:40])
         return
@@ -116,7 +116,7 @@ def check(data, policy, link):
         with oracle.session(link) as session:
             result = session.run(feeds)
     except CloisterError as error:
-        if not is_listed(error, net, graph):
+        if not is_listed(error, net):
             raise
         event(f"refused: {error}"[:40])
         return

@@ -156,7 +156,7 @@ def check(data, policy, link):
         with oracle.session(link) as session:
             result = session.run(feeds)
     except CloisterError as error:
-        if not is_listed(error, net, graph):
+        if not is_listed(error, net):
             raise
         event(f"refused: {error}"[:40])
         return
@@ -217,7 +217,7 @@ def test_random_models_with_a_hidden_end(outer, data):
         if "no linear node that a worker computes is left" in str(error):
             event("nothing outside")
             return
-        if not is_listed(error, net, graph):
+        if not is_listed(error, net):
             raise
         event(f"refused: {error}"[:40])
         return

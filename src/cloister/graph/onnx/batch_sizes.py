@@ -2,8 +2,11 @@
 
 Exporters compute shapes with nodes: the batch times the number of steps, the end of a slice that
 takes all samples. For a batch of a given number these nodes are constants. So the sizes are found
-for three numbers, and an axis that has k times each of them has k times the batch. A value that has
+for a few numbers, and an axis that has k times each of them has k times the batch. A value that has
 other sizes for another batch stops the request that meets it (trusted/values.py).
+
+A value whose size follows from the batch in another way - the first eight samples, all pairs -
+keeps the batch whole.
 """
 
 from collections.abc import Sequence
@@ -15,12 +18,15 @@ from cloister.graph.graph import BATCH, Graph, OpaqueType, Size, TensorType
 from cloister.graph.inference import is_known, with_input_sizes, with_types
 from cloister.graph.passes.folding import folded_types
 
-BATCHES = (2, 3, 5)
-"""Without a common factor, and none is the 1 that ONNX broadcasts."""
+BATCHES = (1, 2, 3, 67)
+"""One sample, which a model may treat apart; a prime above the bounds that models set."""
 
 
 def with_batch_sizes(graph: Graph) -> Graph:
-    """The graph with the shapes of more values, in numbers and multiples of the batch."""
+    """The graph with the shapes of more values, in numbers and multiples of the batch.
+
+    It is not separable where a shape is found that is neither.
+    """
     made = (value for node in graph.nodes for value in node.outputs if value)
     unknown = [value for value in made if not is_known(graph.sizes(value))]
     if not unknown:
@@ -30,13 +36,16 @@ def with_batch_sizes(graph: Graph) -> Graph:
         found = [folded_types(_with_batch(graph, batch)) for batch in batches]
     except ModelError:
         return graph  # a batch that the model does not take
-    stated = {}
+    stated, separable = {}, graph.separable
     for value in unknown:
         types = [one[value] for one in found if value in one]
-        sizes = _sizes(types, batches) if len(types) == len(batches) else None
-        if sizes is not None:
-            stated[value] = OpaqueType(types[0].dtype, sizes)
-    return with_types(replace(graph, opaque={**graph.opaque, **stated})) if stated else graph
+        if len(types) == len(batches):
+            sizes = _sizes(types, batches)
+            separable = separable and sizes is not None
+            if sizes is not None:
+                stated[value] = OpaqueType(types[0].dtype, sizes)
+    graph = replace(graph, separable=separable, opaque={**graph.opaque, **stated})
+    return with_types(graph) if stated else graph
 
 
 def _with_batch(graph: Graph, batch: int) -> Graph:

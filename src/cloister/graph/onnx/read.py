@@ -226,13 +226,15 @@ def _name_free_sizes(inputs: Sequence[onnx.ValueInfoProto]) -> None:
     """Give every free size a name, and refuse inputs that nothing here can take."""
     for value in inputs:
         proto = value.type.tensor_type
-        if not value.type.HasField("tensor_type") or not proto.HasField("shape"):
-            raise UnsupportedError(
-                f"input {value.name!r} is not a tensor of known rank; export the model with tensor "
-                "inputs of a fixed rank"
-            )
-        if not proto.elem_type:
+        kind = value.type.WhichOneof("value")
+        if kind is None or (kind == "tensor_type" and not proto.elem_type):
             raise ModelError(f"input {value.name!r} has no element type; export the model again")
+        if kind == "sparse_tensor_type":
+            raise UnsupportedError(
+                f"input {value.name!r} is sparse; export the model with a dense input"
+            )
+        if kind != "tensor_type":
+            continue
         for axis, dim in enumerate(proto.shape.dim):
             # Some exporters write -1 for a size they do not know.
             if dim.dim_value < 0 or not (dim.HasField("dim_value") or dim.dim_param):

@@ -31,10 +31,12 @@ SEPARATE_OFF_AXIS_0 = {"Concat": 0, "Softmax": -1, "LogSoftmax": -1}
 def with_separability(graph: Graph) -> Graph:
     """The graph with `separable` and `joins` set: by its operators, or else by running two samples.
 
+    A graph that is known not to be separable stays so.
+
     The run compares two samples together with each alone; where it cannot be made, the batch is
     kept whole.
     """
-    if graph.batch is not None:
+    if graph.batch is not None or not graph.separable:
         return graph
     if any((graph.sizes(name) or ()).count(BATCH) > 1 for name in graph.inputs):
         return replace(graph, separable=False)

@@ -32,10 +32,11 @@ def specialise(graph: Graph, sizes: Mapping[str, int]) -> Graph:
             for name, known in inputs.items()
         },
     )
-    bound = with_batch_sizes(bound)
-    if bound.batch is not None:
-        bound = replace(bound, separable=True, joins={})
-    elif not bound.separable:
+    tried = bound.separable and bound.batch is None
+    if not tried:
         # Sizes that were tried may not have fitted, or operators not have been known to be linear.
-        bound = with_separability(replace(bound, separable=True, joins={}))
+        bound = replace(bound, separable=True, joins={})
+    bound = with_batch_sizes(bound)
+    if not tried:
+        bound = with_separability(bound)
     return prepare(with_explicit_padding(bound))

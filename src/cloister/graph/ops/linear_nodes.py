@@ -68,6 +68,12 @@ def float_weights(
     return np.asarray(ordered, np.float32), _bias(graph, node, shape[0])
 
 
+def has_finite_bias(graph: Graph, node: Node) -> bool:
+    """Whether the bias of a linear node, if it has one, is all numbers: some are masks of -inf."""
+    bias = graph.constants.get(node.inputs[2]) if len(node.inputs) > 2 else None
+    return bias is None or bool(np.isfinite(bias).all())
+
+
 def stated_pads(node: Node, axes: int) -> tuple[int, ...] | None:
     """Padding (before..., behind...) of a window; None where padding.py could not state it."""
     mode = node.attributes.get("auto_pad", "NOTSET")

@@ -1,7 +1,8 @@
 """The pass that evaluates every node that does not depend on the inputs' values.
 
-Shapes are followed symbolically: a model exported for any batch computes its Reshape targets and
-Pad widths from shapes of which only the first entry, the batch, is unknown.
+An If of a known condition becomes the branch it takes. Shapes are followed symbolically: a model
+exported for any batch computes its Reshape targets and Pad widths from shapes of which only the
+first entry, the batch, is unknown.
 """
 
 import math
@@ -14,12 +15,13 @@ from onnx import helper, shape_inference
 
 from cloister.errors import ModelError
 from cloister.graph.captures import captured_values
-from cloister.graph.graph import Graph, Node, TensorType
+from cloister.graph.graph import Graph, Node, Subgraph, TensorType
 from cloister.graph.inference import is_known, opaque_type, tensor_type
 from cloister.graph.interpreter import evaluate
 from cloister.graph.onnx.export import known_type, node_bytes, tensor_bytes, type_bytes
 from cloister.graph.ops.linear_nodes import integer
 from cloister.graph.ops.table import Kind, find
+from cloister.graph.passes.branches import inlined
 from cloister.graph.passes.rewrite import Rewrite
 
 Entry = int | None
@@ -43,9 +45,21 @@ def fold_constants(graph: Graph) -> Graph:
     for node in graph.nodes:
         folder.visit(node)
     # Only the finished graph knows all types, and with them which nodes keep theirs.
-    known = Rewrite(rewrite.finish())
-    _remove_identities(known)
-    return known.finish()
+    return remove_identities(rewrite.finish())
+
+
+def remove_identities(graph: Graph) -> Graph:
+    """The graph without nodes that change nothing."""
+    rewrite = Rewrite(graph)
+    for i in range(len(rewrite.nodes)):
+        node = rewrite.nodes[i]
+        if not _is_identity(rewrite, node) or node.outputs[0] in rewrite.constants:
+            continue
+        source, result = node.inputs[0], node.outputs[0]
+        # The name of an output, or of a value a subgraph reads, has to stay.
+        if result not in graph.outputs and result not in rewrite.captured:
+            rewrite.rename_input(result, source)
+    return rewrite.finish()
 
 
 def folded_types(graph: Graph) -> dict[str, TensorType]:
@@ -69,6 +83,10 @@ class _Folder:
         """Fold one node if everything it reads is known."""
         if node.domain not in ("", "ai.onnx"):
             return
+        branch = self._branch(node)
+        if branch is not None:
+            self._inline(node, branch)
+            return
         self._learn_type(node)
         found = self._symbolic(node)
         output = node.outputs[0]
@@ -84,6 +102,24 @@ class _Folder:
             self._free_batch(node)
         if output not in self._rewrite.constants and self._is_foldable(node):
             self._evaluate(node)
+
+    def _branch(self, node: Node) -> Subgraph | None:
+        """The branch that an If takes whatever the inputs are."""
+        condition = self._rewrite.constants.get(node.inputs[0]) if node.op == "If" else None
+        if condition is None or condition.size != 1:
+            return None
+        branch = node.attributes.get("then_branch" if condition.all() else "else_branch")
+        return branch if isinstance(branch, Subgraph) else None
+
+    def _inline(self, node: Node, branch: Subgraph) -> None:
+        nodes = inlined(self._rewrite, node, branch)
+        self._rewrite.swap([node], nodes)
+        for one in nodes:
+            for value in one.inputs:
+                constant = self._rewrite.constants.get(value)
+                if constant is not None:
+                    self.types[value] = TensorType(constant.dtype, constant.shape)
+            self.visit(one)
 
     def _is_int64(self, value: str) -> bool:
         known = self.types.get(value)
@@ -273,17 +309,6 @@ def _evaluate_wide(
                 for value, array in found.items()
             }
     return evaluate(replace(graph, constants=constants), node, constants)
-
-
-def _remove_identities(rewrite: Rewrite) -> None:
-    for i in range(len(rewrite.nodes)):
-        node = rewrite.nodes[i]
-        if not _is_identity(rewrite, node) or node.outputs[0] in rewrite.constants:
-            continue
-        source, result = node.inputs[0], node.outputs[0]
-        # The name of an output, or of a value a subgraph reads, has to stay.
-        if result not in rewrite.graph.outputs and result not in rewrite.captured:
-            rewrite.rename_input(result, source)
 
 
 def _is_identity(rewrite: Rewrite, node: Node) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from cloister.graph.graph import Graph, Node
+from cloister.graph.grid import holds_integers
 from cloister.graph.ops.linear_nodes import (
     integers,
     is_linear,
@@ -44,8 +45,12 @@ def _fold_one_scale(graph: Graph) -> Graph | None:
                 continue
             if not _scales(graph, node) or not rewrite.read_once(value):
                 continue
+            if holds_integers(graph, node):
+                continue  # its sums are exact, and products of its weights would be rounded
             affine = _affine(graph, follower, value, node)
-            if affine is not None and _absorb(rewrite, node, follower, *affine):
+            if affine is None or not all(np.isfinite(numbers).all() for numbers in affine):
+                continue  # a mask of -inf has no place among fixed-point numbers
+            if _absorb(rewrite, node, follower, *affine):
                 folded = True
                 break
     return rewrite.finish() if folded else None

@@ -7,9 +7,10 @@ from cloister.graph.legality import check
 from cloister.graph.passes.biases import detach_biases
 from cloister.graph.passes.flatten import fold_flatten
 from cloister.graph.passes.float32_products import widen_halves
-from cloister.graph.passes.folding import fold_constants
+from cloister.graph.passes.folding import fold_constants, remove_identities
 from cloister.graph.passes.fuse_linear import fold_batch_norm, fold_pads
 from cloister.graph.passes.fused_operators import expand_fused
+from cloister.graph.passes.integer_products import integer_products
 from cloister.graph.passes.matrix_products import lower_products
 from cloister.graph.passes.pool_means import fold_means
 from cloister.graph.passes.rewrite import without_unused
@@ -27,6 +28,8 @@ def remove_unused(graph: Graph) -> Graph:
 
 standard_passes: tuple[Pass, ...] = (
     fold_constants,
+    integer_products,
+    remove_identities,
     expand_fused,
     widen_halves,
     detach_biases,

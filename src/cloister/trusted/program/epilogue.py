@@ -13,6 +13,7 @@ from cloister.graph.graph import Graph, Node
 from cloister.graph.layout import channels_last_shape
 from cloister.graph.ops.depthwise import Depthwise, depthwise
 from cloister.graph.ops.windows import pool_geometry
+from cloister.graph.part import reads
 from cloister.ring.window_geometry import WindowGeometry
 
 RESHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
@@ -41,12 +42,12 @@ class Epilogue:
 
 
 class Consumers:
-    """Who reads each value."""
+    """Who reads each value, in subgraphs too."""
 
     def __init__(self, graph: Graph) -> None:
         self._readers: dict[str, list[Node]] = {}
         for node in graph.nodes:
-            for value in dict.fromkeys(node.inputs):
+            for value in dict.fromkeys(reads(node)):
                 self._readers.setdefault(value, []).append(node)
         self._outputs = frozenset(graph.outputs)
 

@@ -16,7 +16,13 @@ from cloister.graph.captures import captured_values
 from cloister.graph.graph import Node
 from cloister.graph.layout import channels_last_shape
 from cloister.graph.ops.linear_nodes import LAST_AXIS_OPS
-from cloister.plan.protection import ENCLAVE, MODULE, OPEN, assumes_honest_worker
+from cloister.plan.protection import (
+    ENCLAVE,
+    MODULE,
+    OPEN,
+    assumes_honest_worker,
+    shows_inputs,
+)
 from cloister.trusted.program.epilogue import RESHAPES, Epilogue, absorb
 from cloister.trusted.program.steps import (
     Exchange,
@@ -209,8 +215,9 @@ def clear_messages_follow_checked_answers(program: Program) -> Broken:
     """Nothing is sent in the clear that follows from an answer which no check covers.
 
     Otherwise the worker adds an error of its choice to that answer and reads what becomes of it.
-    A segment may read what an earlier one made: the worker has it anyway. The policy that assumes
-    a worker which follows the protocol is exempt.
+    A segment may read what an earlier one made: the worker has it anyway. So it has what follows
+    inside from the inputs, where the policy shows these. The policy that assumes a worker which
+    follows the protocol is exempt.
     """
     if assumes_honest_worker(program.plan.policy):
         return
@@ -222,11 +229,12 @@ def clear_messages_follow_checked_answers(program: Program) -> Broken:
         if isinstance(step, Exchange | Fused):
             read = (*read, step.node)
         followed = [sources[one] for one in read if one is not None and one in sources]
-        if not isinstance(step, Segment):
+        shown = isinstance(step, Local) and shows_inputs(program.plan.policy)
+        if not isinstance(step, Segment) and not shown:
             followed += [opened[value] for value in step.inputs if value in opened]
         if followed and _is_clear(step):
             yield i, f"sends in the clear what follows from step {followed[0]}, which is unchecked"
-        if isinstance(step, Segment):
+        if isinstance(step, Segment) or (shown and not followed):
             opened.update(dict.fromkeys(step.outputs, i))
         elif isinstance(step, Exchange):
             if not step.protection.checked:

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from cloister.base.rng import keystream
-from cloister.errors import RangeError, VerificationError
+from cloister.errors import VerificationError
 from cloister.graph.batch import row_count
 from cloister.graph.layout import from_channels_last, to_channels_last
 from cloister.graph.onnx.export import model_bytes
@@ -21,6 +21,7 @@ from cloister.ring import reference
 from cloister.ring.freivalds import CheckVectors
 from cloister.ring.linear import LinearMap
 from cloister.ring.pads import nonce
+from cloister.trusted.program.not_finite import is_pooled, require_messages, runtime_model
 from cloister.trusted.program.steps import (
     Exchange,
     Fused,
@@ -136,6 +137,7 @@ class _Batch:
         self._values = dict(feeds)
         self._rows = row_count(self._graph, feeds)
         self._stored: set[tuple[str, bool]] = set()
+        self._not_finite: set[tuple[str, bool]] = set()
         self._messages: dict[int, np.ndarray] = {}
         self._answers: dict[int, np.ndarray] = {}
         self._request_sums: dict[int, np.ndarray] = {}
@@ -152,8 +154,16 @@ class _Batch:
     def fused(self, step: Fused) -> None:
         """An answer or a value becomes a value and the messages of its sinks."""
         epilogue, filters = step.epilogue, step.epilogue.depthwise
-        made = self._on_source(step)(
-            residual=None if epilogue.residual is None else self._image(epilogue.residual, step),
+        read = {name: self._image(name, step) for name in step.inputs}
+        missing = None
+        if not self._not_finite.isdisjoint((name, step.channels_first) for name in read):
+            missing = sum(read.values(), np.zeros(1, np.float32))
+            require_messages(step, step.inputs[-1], missing)
+            if is_pooled(step):
+                self._pooled(step)
+                return
+        made = self._on_source(step, read)(
+            residual=None if epilogue.residual is None else read[epilogue.residual],
             bounds=(epilogue.lo, epilogue.hi),
             window=epilogue.window,
             filters=None
@@ -169,14 +179,26 @@ class _Batch:
             self._messages[index] = made.requests[i]
             self._request_sums[index] = made.request_sums[i]
             self.made.clipped[index] = made.clipped[i]
+        kept = made.value
+        if missing is not None and np.isnan(missing).any():
+            kept = np.where(np.isnan(missing), np.float32(np.nan), kept)
         for name in step.outputs:
-            self._keep(name, made.value, channels_first=step.channels_first)
+            self._keep(step, name, kept, finite=missing is None)
 
-    def _on_source(self, step: Fused) -> Callable[..., reference.FusedResult]:
+    def _pooled(self, step: Fused) -> None:
+        """A step that only makes a value of values, as ONNX Runtime computes it."""
+        session = runtime_session(runtime_model(self._program, step), optimised=True)
+        (found,) = session.run(step.outputs, {name: self.value(name) for name in step.inputs})
+        image = to_channels_last(found, channels_first=step.channels_first)
+        for name in step.outputs:
+            self._keep(step, name, image, finite=False)
+
+    def _on_source(
+        self, step: Fused, read: Mapping[str, np.ndarray]
+    ) -> Callable[..., reference.FusedResult]:
         """The definition of a fused step on this one's source."""
         if step.node is None:
-            values = multiplied(self._image(step.source or "", step), step.factors)
-            return partial(reference.fused_step, values)
+            return partial(reference.fused_step, multiplied(read[step.source or ""], step.factors))
         numbers, vectors = self._plan.linear_nodes[step.node], self._vectors(step.node)
         unblinding = None
         if self._of.protections[step.node].hidden:
@@ -215,21 +237,21 @@ class _Batch:
         self._values.update(zip(step.outputs, found, strict=True))
 
     def _image(self, name: str, step: Fused) -> np.ndarray:
-        """A value as float32 (n, h, w, c).
-
-        Raises   RangeError for a NaN or infinity that no fused step made
-        """
-        value = self.value(name)
-        if (name, step.channels_first) not in self._stored and not np.isfinite(value).all():
-            raise RangeError(f"value {name!r} is NaN or infinite, so it has no fixed-point form")
+        """A value as float32 (n, h, w, c)."""
+        value, key = self.value(name), (name, step.channels_first)
+        if key not in self._stored and not np.isfinite(value).all():
+            self._not_finite.add(key)
         array = to_channels_last(value, channels_first=step.channels_first)
         return np.ascontiguousarray(array, np.float32).reshape(self._rows, *step.size)
 
-    def _keep(self, name: str, image: np.ndarray, *, channels_first: bool) -> None:
+    def _keep(self, step: Fused, name: str, image: np.ndarray, *, finite: bool) -> None:
         shape = self._graph.types[name].shape
-        self._values[name] = from_channels_last(image, shape, channels_first=channels_first)
+        self._values[name] = from_channels_last(image, shape, channels_first=step.channels_first)
         part = self._program.slices.get(name)
-        self._stored.add((part.whole if part else name, channels_first))
+        key = (part.whole if part else name, step.channels_first)
+        self._stored.add(key)
+        if not finite:
+            self._not_finite.add(key)
 
     def _sink(self, index: int) -> reference.Sink:
         numbers, vectors = self._plan.linear_nodes[index], self._vectors(index)

@@ -24,6 +24,7 @@ from cloister.wire.messages import (
     MAX_FAILURE_CHARS,
     Answer,
     Apply,
+    Expected,
     Hello,
     LoadLinear,
     LoadSegment,
@@ -106,7 +107,7 @@ class RpcLink(MessageLink):
         request_id: int,
         target_id: int,
         tensors: tuple[np.ndarray, ...],
-        expect: tuple[TensorSpec, ...],
+        expect: tuple[Expected, ...],
     ) -> None:
         """See WorkerLink; returns before everything is sent."""
         self.connect()

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from cloister.base.tensor_limits import DTYPES, MAX_RANK
 from cloister.errors import ProtocolError
-from cloister.wire.codec import DTYPES, MAX_RANK
 
 MAGIC = b"CLOH"
 FORMAT_VERSION = 2

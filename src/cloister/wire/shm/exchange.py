@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cloister.wire.codec import encode_head
-from cloister.wire.messages import Answer, Apply, TensorSpec
+from cloister.wire.messages import Answer, Apply, Expected, TensorSpec
 from cloister.wire.shm.arena import Region
 from cloister.wire.shm.packets import REQUEST_ID_OFFSET, pack_answer, pack_message
 
@@ -20,12 +20,15 @@ class SendBuffer(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """A request under way: its regions, those of the answer, and the answer's only valid form."""
+    """A request under way: its regions, those of the answer, and the answer's only valid form.
+
+    `answer` is None where the worker decides a size of the answer.
+    """
 
     regions: tuple[Region, ...]
     rooms: tuple[Region, ...]
-    expect: tuple[TensorSpec, ...]
-    answer: bytes
+    expect: tuple[Expected, ...]
+    answer: bytes | None
 
 
 class PreparedRequest(NamedTuple):

@@ -23,6 +23,7 @@ from cloister.wire.link import MessageLink, NativeChannel
 from cloister.wire.messages import (
     Answer,
     Apply,
+    Expected,
     Failure,
     Hello,
     LoadLinear,
@@ -123,18 +124,22 @@ class ShmLink(MessageLink):
         request_id: int,
         target_id: int,
         tensors: tuple[np.ndarray, ...],
-        expect: tuple[TensorSpec, ...],
+        expect: tuple[Expected, ...],
     ) -> None:
         """See WorkerLink."""
         self._check_open()
-        answer = pack_answer(encode_head(Answer, (request_id,), expect))
+        specs = tuple(spec for spec in expect if isinstance(spec, TensorSpec))
+        answer = None
+        if len(specs) == len(expect):
+            answer = pack_answer(encode_head(Answer, (request_id,), specs))
         self._replies.open(request_id, expect)
         placed = [self._place(tensor) for tensor in tensors]
         head = encode_head(Apply, (request_id, target_id), tuple(found.spec for found in placed))
         places = tuple(found.region for found in placed)
         rooms = tuple(self._arena.allocate(spec.nbytes) for spec in expect)
         self._sent[request_id] = Sent((*places, *rooms), rooms, expect, answer)
-        self._due[answer] = request_id
+        if answer is not None:
+            self._due[answer] = request_id
         self._send(head, places, rooms, wait=False)
         self._bytes_sent += sum(found.spec.nbytes for found in placed)
 
@@ -213,7 +218,8 @@ class ShmLink(MessageLink):
     def _adopt(self, request_id: int, exchange: PreparedRequest, *, sent: bool) -> None:
         self._replies.open(request_id, (exchange.expect,))
         self._sent[request_id] = entry = exchange.sent(request_id)
-        self._due[entry.answer] = request_id
+        if entry.answer is not None:
+            self._due[entry.answer] = request_id
         if not sent:
             self._transmit(with_request_id(exchange.packet, request_id), wait=False)
         self._bytes_sent += len(exchange.packet) + exchange.message_bytes
@@ -253,7 +259,7 @@ class ShmLink(MessageLink):
             raise self._break(ProtocolError(f"worker {self.name}: packet too long"))
         self._bytes_received += len(packet)
         # A head has one encoding, so the answers that are due are known byte for byte; only what is
-        # none of them is decoded, to be a control message or an error.
+        # none of them is decoded: a control message, an answer of a size of its own, or an error.
         request_id = self._due.get(packet)
         if request_id is not None:
             self._settle(Answer(request_id, self._arrays(request_id)))
@@ -261,7 +267,8 @@ class ShmLink(MessageLink):
         try:
             head = parse_answer(packet)
             self._replies.admit(head)
-            self._settle(head.message(()))
+            tensors = self._arrays(head.numbers[0], head.specs) if head.kind is Answer else ()
+            self._settle(head.message(tensors))
         except ProtocolError as error:
             raise self._break(named(error, self.name)) from error
 
@@ -270,17 +277,22 @@ class ShmLink(MessageLink):
         if not isinstance(message, Answer | Failure) or message.request_id not in self._sent:
             return
         sent = self._sent[message.request_id]
-        del self._due[sent.answer]
+        if sent.answer is not None:
+            del self._due[sent.answer]
         if not self._replies.known(message.request_id):
             self._free(self._sent.pop(message.request_id))
 
     # ---- regions
 
-    def _arrays(self, request_id: int) -> tuple[np.ndarray, ...]:
+    def _arrays(
+        self, request_id: int, specs: tuple[TensorSpec, ...] | None = None
+    ) -> tuple[np.ndarray, ...]:
+        """The tensors of an answer in their rooms; `specs` are those that the worker has stated."""
         sent = self._sent[request_id]
-        arrays = map(self._arena.array, sent.rooms, sent.expect)
-        self._bytes_received += sum(spec.nbytes for spec in sent.expect)
-        return tuple(arrays)
+        if specs is None:
+            specs = tuple(spec for spec in sent.expect if isinstance(spec, TensorSpec))
+        self._bytes_received += sum(spec.nbytes for spec in specs)
+        return tuple(map(self._arena.array, sent.rooms, specs))
 
     def _place(self, tensor: np.ndarray) -> SendBuffer:
         found = self._lent.get(id(tensor))

@@ -1,0 +1,88 @@
+"""Rows of a CSV file as inputs: columns by name in any order, or features in a named one."""
+
+import numpy as np
+import pytest
+
+from cloister.errors import InputError, RangeError
+from cloister.graph.graph import Graph, TensorType
+from cloister.graph.input_files import read_inputs
+
+
+def graph(**inputs):
+    types = {name: TensorType(np.dtype(dtype), shape) for name, (dtype, shape) in inputs.items()}
+    return Graph("g", (), tuple(inputs), (), {}, types, 17)
+
+
+PEOPLE = graph(age=("f4", (None, 1)), job=("O", (None, 1)), children=("i8", (None, 1)))
+FEATURES = graph(x=("f4", (None, 2)))
+
+
+@pytest.fixture
+def read(tmp_path):
+    def read_text(model, text, columns=None):
+        path = tmp_path / "rows.csv"
+        path.write_text(text)
+        return read_inputs(model, [path], columns=columns)
+
+    return read_text
+
+
+def test_columns_by_name_in_any_order(read):
+    found = read(PEOPLE, "label,job,children,age\nyes,cook,2,41.5\nno, tinker ,0,3e1\n")
+    assert list(found.arrays) == ["age", "job", "children"]
+    assert found.arrays["job"].tolist() == [["cook"], ["tinker"]]
+    assert found.arrays["children"].dtype == np.int64
+    assert found.arrays["age"].dtype == np.float32
+    np.testing.assert_array_equal(found.arrays["age"], [[41.5], [30]])
+    assert [name.rsplit("/", 1)[1] for name in found.names] == ["rows.csv[0]", "rows.csv[1]"]
+
+
+def test_the_features_of_one_input(read):
+    text = "\ufeffb, a ,label\r\n1,2.5,9\r\n\r\n3,-4e-1,8\r\n"
+    assert read(FEATURES, text, ["a", "b"]).arrays["x"].tolist() == [
+        [2.5, 1],
+        [np.float32(-0.4), 3],
+    ]
+    assert read(FEATURES, text, ["b", "label"]).arrays["x"].tolist() == [[1, 9], [3, 8]]
+    assert read(FEATURES, "b,a\n1,2\n").arrays["x"].tolist() == [[1, 2]]
+    single = graph(age=("f8", (None, 1)))
+    assert read(single, "age\n1e300\n").arrays["age"].tolist() == [[1e300]]
+
+
+def test_whole_numbers_are_read_exactly(read):
+    large = 2**62 + 1
+    assert read(graph(x=("i8", (None, 1))), f"x\n{large}\n").arrays["x"].tolist() == [[large]]
+    with pytest.raises(RangeError, match="column 'x': sample 0 has an integer that float32"):
+        read(graph(x=("f4", (None, 1))), "x\n16777217\n")
+
+
+@pytest.mark.parametrize(
+    ("model", "text", "columns", "message"),
+    [
+        (PEOPLE, "age,job\n1,a\n", None, "no column 'children'; its columns are age, job"),
+        (FEATURES, "a,b\n1,2\n", ["a", "c"], "no column 'c'"),
+        (PEOPLE, "age,job,children\n1,a,2\n", ["age"], "--columns: the model takes columns by"),
+        (FEATURES, "a,b,c\n1,2,3\n", None, r"input 'x': the model takes shape \(batch, 2\)"),
+        (FEATURES, "a,b\n1,\n", None, "column 'b': the value of row 1 is missing"),
+        (FEATURES, "a,b\n1,2\nx,2\n", None, "column 'a': the value of row 2 is no number"),
+        (FEATURES, "a,b\n1\n", None, "row 1 has 1 cells, and the header 2"),
+        (FEATURES, "a,a\n1,2\n", None, "needs a first line with a different name"),
+        (FEATURES, "a,\n1,2\n", None, "needs a first line"),
+        (FEATURES, "", None, "needs a first line"),
+        (FEATURES, "a,b\n", None, "holds no rows"),
+        (FEATURES, "a,b\n1,1e39\n", None, "column 'b': sample 0 has a number beyond"),
+        (PEOPLE, "age,job,children\n1,a,2.5\n", None, "column 'children': sample 0 .* not whole"),
+        (FEATURES, 'a,b\n1,"2\n', None, "not a readable CSV file"),
+    ],
+)
+def test_what_is_refused(read, model, text, columns, message):
+    with pytest.raises(InputError, match=message) as caught:
+        read(model, text, columns)
+    assert "rows.csv" in str(caught.value) or "--columns" in str(caught.value)
+
+
+def test_a_table_is_found_in_a_folder(tmp_path):
+    (tmp_path / "one.csv").write_text("a,b\n1,2\n")
+    np.save(tmp_path / "two.npy", np.array([[3, 4]]))
+    found = read_inputs(FEATURES, [tmp_path])
+    assert found.arrays["x"].tolist() == [[1, 2], [3, 4]]
