@@ -44,10 +44,7 @@ class WeightsAsInputs:
             graph,
             inputs=(*graph.inputs, *self._large),
             constants={n: a for n, a in graph.constants.items() if n not in self._large},
-            types={
-                **graph.types,
-                **{n: TensorType(a.dtype, a.shape) for n, a in self._large.items()},
-            },
+            types={**graph.types, **types},
         )
         model = model_bytes(skeleton, outputs=wanted)
         self._session = runtime_session(model, threads=threads, optimised=optimised)
