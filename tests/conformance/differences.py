@@ -2,6 +2,9 @@
 
 import numpy as np
 
+LEAST = 1e-7
+"""Differences of float values that are none."""
+
 
 def difference(found: object, wanted: object, tolerance: float, *, values: bool = True) -> str:
     """How two outputs differ, in words; empty where they do not.
@@ -45,8 +48,9 @@ def _array_difference(found: object, wanted: np.ndarray, tolerance: float, value
     finite = np.isfinite(b)
     if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
         return "non-finite values differ"
-    a, b = a[finite], b[finite]
+    size = np.abs(b[finite]).max(initial=1e-30)  # squares of the largest numbers overflow
+    a, b = a[finite] / size, b[finite] / size
     error, norm = np.linalg.norm(a - b), np.linalg.norm(b)
-    return (
-        f"relative error {error / max(norm, 1e-30):.2g}" if error > tolerance * norm + 1e-7 else ""
-    )
+    if error > tolerance * norm and error * size > LEAST:
+        return f"relative error {error / max(norm, 1e-30):.2g}"
+    return ""

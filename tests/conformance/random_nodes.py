@@ -212,7 +212,167 @@ def add_not(scope: Scope) -> None:
 def add_clip(scope: Scope) -> None:
     x = scope.floats()
     if x is not None:
-        steps = [(1, LAST), (1, 2**31 - 1), (2, LAST), (1, -1), (2, 2), (-1, 0), (-1, -LAST)]
+        ends = [scope.constant(np.float32(-0.5)), scope.constant(np.float32(1.5))]
+        scope.add("Clip", [x, *scope.pick([ends, ends[:1], ["", ends[1]]])])
+
+
+# ---- windows and normalisation
+
+
+def add_pool(scope: Scope) -> None:
+    x = scope.floats(lambda array: array.ndim in (3, 4, 5))
+    if x is None:
+        return
+    if scope.chance(3):
+        scope.add(scope.pick(["GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"]), [x])
+        return
+    op = scope.pick(["MaxPool", "AveragePool"])
+    outputs = 2 if op == "MaxPool" and scope.chance(5) else 1
+    scope.add(op, [x], outputs, **window(scope, scope.known(x).ndim - 2, op))
+
+
+def add_normalisation(scope: Scope) -> None:
+    x = scope.floats(lambda array: array.ndim >= 2)
+    if x is None:
+        return
+    shape = scope.known(x).shape
+    channels = shape[1]
+    op = scope.pick(NORMALISATIONS)
+    if op == "BatchNormalization":
+        inputs = [scope.weights(channels) for _ in range(3)]
+        scope.add(op, [x, *inputs, scope.constant(np.full(channels, 0.5, np.float32))])
+    elif op == "InstanceNormalization":
+        scope.add(op, [x, scope.weights(channels), scope.weights(channels)])
+    elif op == "LayerNormalization":
+        scope.add(op, [x, scope.weights(shape[-1]), scope.weights(shape[-1])], axis=-1)
+    elif op == "GroupNormalization":
+        scope.add(op, [x, scope.weights(channels), scope.weights(channels)], num_groups=channels)
+    elif op == "LRN":
+        scope.add(op, [x], size=3)
+    else:
+        scope.add(op, [x])
+
+
+def add_softmax(scope: Scope) -> None:
+    x = scope.floats(lambda array: array.ndim >= 1)
+    if x is not None:
+        op = scope.pick(["Softmax", "Softmax", "LogSoftmax", "Hardmax"])
+        scope.add(op, [x], axis=axis_of(scope, scope.known(x)))
+
+
+def add_reduction(scope: Scope) -> None:
+    x = scope.floats(lambda array: array.ndim >= 1)
+    if x is None:
+        return
+    array, keep = scope.known(x), scope.pick([0, 1])
+    op = scope.pick([*REDUCTIONS, "ArgMax", "CumSum"])
+    if op == "ArgMax":
+        scope.add(op, [x], axis=axis_of(scope, array), keepdims=keep)
+    elif op == "CumSum":
+        scope.add(op, [x, scope.constant(np.int64(axis_of(scope, array)))])
+    else:
+        axes = sorted(scope.some(range(array.ndim), 1, array.ndim))
+        if scope.opset >= (13 if op == "ReduceSum" else 18):
+            scope.add(op, [x, scope.constant(np.array(axes))], keepdims=keep)
+        else:
+            scope.add(op, [x], axes=axes, keepdims=keep)
+
+
+# ---- shapes
+
+
+def add_reshape(scope: Scope) -> None:
+    x = scope.value(lambda array: array.ndim >= 1 and array.size > 0)
+    if x is None:
+        return
+    shape = scope.known(x).shape
+    tail = int(np.prod(shape[1:]))
+    target = scope.pick(
+        [[0, -1], [-1, tail], [-1, shape[-1]], [0, *shape[1:], 1], [-1], list(shape), [1, -1],
+         [-1, 1, tail], [0, 0, -1], [shape[0], -1]]
+    )  # fmt: skip
+    scope.add("Reshape", [x, scope.constant(np.array(target, np.int64))])
+
+
+def add_computed_reshape(scope: Scope) -> None:
+    """Reshape, Expand or Slice to sizes that nodes compute, as exporters write them."""
+    x = scope.value(lambda array: array.ndim >= 2 and array.size > 0)
+    if x is None:
+        return
+    sizes = scope.add("Shape", [x])
+    first = scope.add("Gather", [sizes, scope.constant(np.array([0]))], axis=0)
+    if first is None:
+        return
+    kind = scope.pick(["reshape", "expand", "slice", "range", "fill", "tile"])
+    if kind == "reshape":
+        rest = scope.pick([[-1], [1, -1], [scope.known(x).shape[-1], -1]])
+        target = scope.add("Concat", [first, scope.constant(np.array(rest))], axis=0)
+        scope.add("Reshape", [x, target])
+    elif kind == "expand":
+        one = scope.weights(1, scope.known(x).shape[-1])
+        shape = scope.add("Concat", [first, scope.constant(np.array([1]))], axis=0)
+        scope.add("Expand", [one, shape])
+    elif kind == "slice":
+        zero, one = scope.constant(np.array([0])), scope.constant(np.array([1]))
+        scope.add("Slice", [x, zero, first, zero, scope.pick([one, one])])
+    elif kind == "range":
+        axes = scope.constant(np.array([0]))
+        end = scope.add("Squeeze", [first, axes]) if scope.opset >= 13 else None
+        if end is not None:
+            scope.add("Range", [scope.constant(np.int64(0)), end, scope.constant(np.int64(1))])
+    elif kind == "fill":
+        scope.add("ConstantOfShape", [sizes])
+    else:
+        scope.add("Tile", [x, scope.constant(np.array([1] * (scope.known(x).ndim - 1) + [2]))])
+
+
+def add_axes(scope: Scope) -> None:
+    x = scope.value()
+    if x is None:
+        return
+    array = scope.known(x)
+    op = scope.pick(["Unsqueeze", "Squeeze", "Transpose", "Flatten"])
+    if op in ("Transpose", "Flatten") and array.ndim == 0:
+        return
+    if op == "Transpose":
+        scope.add(op, [x], perm=scope.some(range(array.ndim), array.ndim, array.ndim))
+    elif op == "Flatten":
+        scope.add(op, [x], axis=scope.pick(range(array.ndim + 1)))
+    else:
+        at = scope.pick(range(array.ndim + 1))
+        if scope.opset >= 13:
+            scope.add(op, [x, scope.constant(np.array([at]))])
+        else:
+            scope.add(op, [x], axes=[at])
+
+
+def add_concat(scope: Scope) -> None:
+    a = scope.value(lambda array: array.ndim >= 1)
+    if a is None:
+        return
+    array = scope.known(a)
+    b = scope.value(lambda other: other.ndim == array.ndim and other.dtype == array.dtype)
+    scope.add("Concat", scope.pick([[a, a], [a, b], [b, a]]), axis=axis_of(scope, array))
+
+
+def add_split(scope: Scope) -> None:
+    x = scope.value(lambda array: array.ndim >= 2 and array.shape[-1] >= 2)
+    if x is None:
+        return
+    size = scope.known(x).shape[-1]
+    if scope.opset >= 13:
+        scope.add("Split", [x, scope.constant(np.array([1, size - 1]))], 2, axis=-1)
+    else:
+        scope.add("Split", [x], 2, axis=-1, split=[1, size - 1])
+
+
+def add_slice(scope: Scope) -> None:
+    x = scope.value(lambda array: array.ndim >= 1)
+    if x is None:
+        return
+    axis = axis_of(scope, scope.known(x))
+    # Backwards to the largest end, ONNX Runtime and ONNX disagree about the size.
+    steps = [(1, LAST), (1, 2**31 - 1), (2, LAST), (1, -1), (2, 2), (-1, 0), (-1, -LAST)]
     step, end = scope.pick(steps)
     numbers = [scope.pick([0, 1, -2, -1]), end, axis, step]
     scope.add("Slice", [x, *(scope.constant(np.array([number])) for number in numbers)])

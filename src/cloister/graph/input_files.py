@@ -5,7 +5,7 @@ are taken as they are: they are model inputs already.
 """
 
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
@@ -27,7 +27,7 @@ from cloister.data.preprocessing import (
 )
 from cloister.errors import InputError, ShapeError
 from cloister.graph.array_conversion import as_input
-from cloister.graph.batch import batch_axis, bound_sizes, element_type, part, sample_count
+from cloister.graph.batch import batch_axis, bound_sizes, element_type, is_other, part, sample_count
 from cloister.graph.csv_inputs import read_csv
 from cloister.graph.graph import Graph
 
@@ -73,6 +73,12 @@ def read_inputs(
     """
     if not graph.inputs:
         raise InputError("the model has no inputs, so there is nothing to give to it")
+    other = next((name for name in graph.inputs if is_other(graph, name)), None)
+    if other is not None:
+        raise InputError(
+            f"input {other!r} is a sequence, a map or optional, which no file holds; call "
+            "Session.run"
+        )
     batches: list[tuple[Path, dict[str, np.ndarray]]] = []
     names: list[str] = []
     for path in _files(paths, note):
@@ -147,20 +153,21 @@ def _read(
     if path.suffix.lower() == TABLE:
         batch = read_csv(graph, path, columns)
     elif path.suffix.lower() in ARRAYS:
-        found = _read_arrays(path, wanted=graph.inputs)
+        found = _read_arrays(path, wanted=graph.required_inputs, optional=graph.defaults)
         batch = {
             name: _from_array(graph, name, array, path, preprocessing)
             for name, array in found.items()
         }
-    elif len(graph.inputs) != 1:
+    elif len(graph.required_inputs) != 1:
         raise InputError(
             f"{path}: the model takes {', '.join(graph.inputs)}; give one .npz that holds them "
             "all, or a .csv with a column for each"
         )
     else:
-        (name,) = graph.inputs
+        (name,) = graph.required_inputs
         form = picture_form(graph, name, path, preprocessing)
         batch = {name: prepare_picture(open_picture(path, form), form, preprocessing, path)[None]}
+    batch = {**graph.defaults, **batch}
     try:
         bound_sizes(graph, batch)
     except ShapeError as error:
@@ -216,21 +223,23 @@ def _from_array(
     return as_input(graph, name, array, f"{path}: input {name!r}", whole=False)
 
 
-def _read_arrays(path: Path, *, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+def _read_arrays(
+    path: Path, *, wanted: Sequence[str], optional: Collection[str]
+) -> dict[str, np.ndarray]:
     """Arrays by input name: those an .npz names like the inputs, or the only one.
 
     Raises InputError naming the file.
     """
     with parsing(f"{path}: not a readable .npy or .npz file"), open_regular(path) as file:
         try:
-            found = _load(file, wanted)
+            found = _load(file, (*wanted, *optional))
         except ValueError:
             if not _holds_objects(file):
                 raise
             raise InputError(
                 f"{path}: holds Python objects, which are never loaded; save plain numbers"
             ) from None
-    if len(wanted) == 1 and len(found) == 1:
+    if len(wanted) == 1 and len(found) == 1 and set(optional).isdisjoint(found):
         return {wanted[0]: next(iter(found.values()))}
     if "" in found:
         raise InputError(
