@@ -135,7 +135,7 @@ class RandomModel:
         """Whether a worker could be sent something: constant weights, and a row per sample."""
         return any(
             node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
-            and self.shapes[node.input[0]][:1] == ("N",)
+            and self.shapes.get(node.input[0], ())[:1] == ("N",)
             and is_fixed(self.shapes[node.input[0]][1:])
             and node.input[1] in self.constants
             for node in self.nodes
