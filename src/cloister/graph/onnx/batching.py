@@ -29,9 +29,11 @@ MAX_TRIED_ELEMENTS = 1 << 26
 MOST_DRAWS, MOST_DRAWN_ELEMENTS = 16, 1 << 24
 MIXING = ("DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul")
 """Operators that take one scale from the whole batch, so that a run may differ by little."""
-FREE_SIZES = (3, 64)
+FREE_SIZES = (3, 64, 1024, 16384)
 """Sizes that are tried where only the caller knows them; unlike those of one and of two samples.
-The second is for models whose windows do not fit into the first."""
+The larger ones are for models whose windows do not fit into the smaller."""
+MAX_SAMPLE_ELEMENTS = 1 << 20
+"""Of one input with a size that is tried."""
 
 
 def with_dynamic_batch(graph: Graph) -> Graph:
@@ -131,7 +133,16 @@ def _joins(
 
 def _tried(graph: Graph) -> tuple[int, ...]:
     """The sizes to try for a graph's free sizes; any one where it has none."""
-    return FREE_SIZES if graph.free_sizes else FREE_SIZES[:1]
+    shapes = [graph.sizes(name) or () for name in graph.inputs]
+
+    def largest(size: int) -> int:
+        return max(math.prod(size if isinstance(s, str) else s for s in shape) for shape in shapes)
+
+    if not graph.free_sizes:
+        return FREE_SIZES[:1]
+    return tuple(
+        size for size in FREE_SIZES if size == FREE_SIZES[0] or largest(size) <= MAX_SAMPLE_ELEMENTS
+    )
 
 
 def _joining_axes(
