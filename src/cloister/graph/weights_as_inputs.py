@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from cloister.graph.graph import Graph
+from cloister.graph.graph import Graph, TensorType
 from cloister.graph.onnx.export import model_bytes
 from cloister.graph.ort_session import runtime_session
 
@@ -39,10 +39,12 @@ class WeightsAsInputs:
             # An output cannot be an input, and only numbers are known to be shared, not copied.
             if array.nbytes > LARGE_BYTES and array.dtype.kind in "fiu" and name not in wanted
         }
+        types = {name: TensorType(array.dtype, array.shape) for name, array in self._large.items()}
         skeleton = replace(
             graph,
             inputs=(*graph.inputs, *self._large),
             constants={n: a for n, a in graph.constants.items() if n not in self._large},
+            types={**graph.types, **types},
         )
         model = model_bytes(skeleton, outputs=wanted)
         self._session = runtime_session(model, threads=threads, optimised=optimised)
