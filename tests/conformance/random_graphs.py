@@ -7,7 +7,7 @@ a failing model shrinks to its first nodes.
 """
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -197,6 +197,14 @@ def reads(node: onnx.NodeProto) -> set[str]:
     return found - {""}
 
 
+def every_node(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """The nodes and those of their bodies."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            yield from every_node(attribute.g.node)
+
+
 def info(name: str, value: object) -> onnx.ValueInfoProto | None:
     """A value's type, of any shape of its rank."""
     if isinstance(value, list):
@@ -274,7 +282,7 @@ def finished(scope: Scope, inputs, written, outputs: Sequence[str]) -> RandomGra
     halves = {n for n, value in scope.values.items() if element_type(value[0]) == np.float16}
     kept = frozenset(outputs)
     starts = [
-        lambda node: node.op_type in LINEAR,
+        lambda node: any(one.op_type in LINEAR for one in every_node([node])),
         lambda node: not halves.isdisjoint((*reads(node), *node.output)),
     ]
     followed = []

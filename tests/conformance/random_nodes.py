@@ -10,10 +10,10 @@ from onnx import TensorProto, helper
 from conformance.random_graphs import Scope, info
 
 UNARY = (
-    "Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "Erf", "Exp", "Abs", "Gelu",
-    "Neg", "Floor", "Ceil", "Identity", "Dropout", "Softplus", "Elu", "Selu", "Celu", "Softsign",
+    "PRelu", "Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "Erf", "Exp",
+    "Abs", "Gelu", "Neg", "Floor", "Ceil", "Identity", "Dropout", "Softplus", "Elu", "Selu", "Celu", "Softsign",
     "Sin", "Cos", "Round", "Sign", "IsNaN", "IsInf", "Mish", "Shrink", "ThresholdedRelu", "Atan",
-    "Log", "Sqrt", "Reciprocal", "PRelu",
+    "Log", "Sqrt", "Reciprocal",
 )  # fmt: skip
 MOST_TURNS, LAST = 6, 2**63 - 1
 PAIRWISE = (
@@ -163,7 +163,7 @@ def linear_half(scope: Scope) -> None:
 def add_unary(scope: Scope) -> None:
     x = scope.floats()
     if x is not None:
-        op = scope.pick(UNARY)
+        op = scope.pick(UNARY[scope.known(x).ndim == 0 :])
         scope.add(op, [x, scope.constant(np.array([0.2], np.float32))] if op == "PRelu" else [x])
 
 
@@ -556,8 +556,8 @@ def add_loop(scope: Scope) -> None:
 
 
 def add_scan(scope: Scope) -> None:
-    x = scope.floats(lambda array: array.ndim >= 1 and array.shape[0] > 0)
-    if x is None:
+    x = scope.floats(lambda array: array.ndim >= 1)
+    if x is None or not all(len(array) for array in scope.visible()[x]):
         return
     body = scope.body()
     state, row = body.fresh("s"), body.fresh("r")

@@ -9,7 +9,7 @@ model keeps its fixed batch.
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, cycle, islice
 
 import numpy as np
 from numpy.random import Generator, default_rng  # noqa: TID251  (sample inputs, no secrets)
@@ -29,6 +29,8 @@ MAX_TRIED_ELEMENTS = 1 << 26
 MOST_DRAWS, MOST_DRAWN_ELEMENTS = 16, 1 << 24
 MIXING = ("DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul")
 """Operators that take one scale from the whole batch, so that a run may differ by little."""
+COUNTS = (3, 1, 20, 2)
+"""Samples of a batch that is tried: of few, the last ones may be all."""
 FREE_SIZES = (3, 64)
 """Sizes that are tried where only the caller knows them; unlike those of one and of two samples.
 The second is for models whose windows do not fit into the first."""
@@ -106,7 +108,8 @@ def joining_axes(graph: Graph, freed: Graph) -> dict[str, int] | None:
     _require_tryable(graph)
     fixed, dynamic = (WeightsAsInputs(one) for one in (graph, freed))
     rng = default_rng(0)
-    found = [_joins(graph, freed, fixed, dynamic, rng) for _ in range(_draws(graph))]
+    counts = islice(cycle(COUNTS), _draws(graph))
+    found = [_joins(graph, freed, fixed, dynamic, count, rng) for count in counts]
     return found[0] if all(joins == found[0] for joins in found) else None
 
 
@@ -117,16 +120,25 @@ def _draws(graph: Graph) -> int:
 
 
 def _joins(
-    graph: Graph, freed: Graph, fixed: WeightsAsInputs, dynamic: WeightsAsInputs, rng: Generator
+    graph: Graph,
+    freed: Graph,
+    fixed: WeightsAsInputs,
+    dynamic: WeightsAsInputs,
+    count: int,
+    rng: Generator,
 ) -> dict[str, int] | None:
-    """See `joining_axes`, for one draw of inputs."""
+    """See `joining_axes`, for one draw of inputs: two batches of `count` samples if it is free."""
     *small, largest = _tried(graph)
+
+    def sizes(size: int) -> dict[str, int]:
+        return {BATCH: count, **dict.fromkeys(graph.free_sizes, size)}
+
     for size in small:
         try:
-            return _joining_axes(graph, freed, fixed, dynamic, size, rng)
+            return _joining_axes(graph, freed, fixed, dynamic, sizes(size), rng)
         except ORT_ERRORS:
             continue
-    return _joining_axes(graph, freed, fixed, dynamic, largest, rng)
+    return _joining_axes(graph, freed, fixed, dynamic, sizes(largest), rng)
 
 
 def _tried(graph: Graph) -> tuple[int, ...]:
@@ -139,12 +151,11 @@ def _joining_axes(
     freed: Graph,
     fixed: WeightsAsInputs,
     dynamic: WeightsAsInputs,
-    size: int,
+    sizes: Mapping[str, int],
     rng: Generator,
 ) -> dict[str, int] | None:
-    """See `joining_axes`; `size` is that of the other free sizes."""
+    """See `joining_axes`; `sizes` are those of free axes."""
     axes = {name: batch_axis(freed, name) for name in graph.inputs}
-    sizes = {BATCH: 1, **dict.fromkeys(graph.free_sizes, size)}
     first = {name: _sample(graph, name, rng, sizes) for name in graph.inputs}
     other = {
         name: first[name] if axes[name] is None else _sample(graph, name, rng, sizes)
