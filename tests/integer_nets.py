@@ -74,9 +74,23 @@ def conv_integer(weights: str = "i8", **attributes: object) -> tuple[onnx.ModelP
     return net.model(TensorProto.INT32)
 
 
+def conv_integer_of_old() -> tuple[onnx.ModelProto, Feeds]:
+    """In the first operator set that has it."""
+    net = Integers(TensorProto.UINT8, 8, 9, 11)
+    net.op("ConvInteger", "x", net.i8(12, 8, 3, 3), net.constant(np.uint8(5)))
+    return net.model(TensorProto.INT32, opset=10)
+
+
 def matmul_integer() -> tuple[onnx.ModelProto, Feeds]:
     net = Integers(TensorProto.UINT8, 7, 40)
     net.op("MatMulInteger", "x", net.i8(40, 24), net.constant(np.uint8(3)), net.i8(24))
+    return net.model(TensorProto.INT32)
+
+
+def matmul_integer_first() -> tuple[onnx.ModelProto, Feeds]:
+    """The constant is the first factor."""
+    net = Integers(TensorProto.INT8, 7, 40)
+    net.op("MatMulInteger", net.u8(24, 7), "x", net.constant(np.uint8(9)), net.constant(np.int8(3)))
     return net.model(TensorProto.INT32)
 
 
@@ -105,6 +119,15 @@ def qlinear_matmul() -> tuple[onnx.ModelProto, Feeds]:
     return net.model(TensorProto.UINT8)
 
 
+def qlinear_matmul_heads() -> tuple[onnx.ModelProto, Feeds]:
+    """A matrix of weights for each of two heads, and scales of half precision."""
+    net = Integers(TensorProto.INT8, 2, 7, 40)
+    half = [net.constant(np.float16(scale)) for scale in (0.02, 0.005, 0.3)]
+    zero = net.constant(np.int8(-9))
+    net.op("QLinearMatMul", "x", half[0], zero, net.i8(2, 40, 24), half[1], zero, half[2], zero)
+    return net.model(TensorProto.INT8, opset=21)
+
+
 def qgemm(*, transposed: bool, dequantised: bool) -> tuple[onnx.ModelProto, Feeds]:
     net = Integers(TensorProto.UINT8, 40)
     w = net.i8(24, 40) if transposed else net.i8(40, 24)
@@ -118,10 +141,12 @@ def qgemm(*, transposed: bool, dequantised: bool) -> tuple[onnx.ModelProto, Feed
 
 
 def dynamic(*, biased: bool = False) -> tuple[onnx.ModelProto, Feeds]:
-    """A dense layer as `quantize_dynamic` leaves it."""
+    """A dense layer as `quantize_dynamic` leaves it; with a bias, its zero point has an axis."""
     net = Integers(TensorProto.FLOAT, 7, 40)
-    q = net.op("DynamicQuantizeLinear", "x", outputs=("q", "s", "z"))
-    sums = net.op("Cast", net.op("MatMulInteger", q, net.i8(40, 24), "z", net.i8(24)), to=1)
+    q, zero = net.op("DynamicQuantizeLinear", "x", outputs=("q", "s", "z")), "z"
+    if biased:
+        zero = net.op("Reshape", zero, net.constant(np.ones(1, np.int64)))
+    sums = net.op("Cast", net.op("MatMulInteger", q, net.i8(40, 24), zero, net.i8(24)), to=1)
     y = net.op("Mul", sums, net.op("Mul", "s", net.scales(24)))
     if biased:
         net.op("Add", y, net.scales(24))
@@ -156,11 +181,14 @@ def block_matmul(bits: int, *, zeros: bool) -> tuple[onnx.ModelProto, Feeds]:
 EXACT: Mapping[str, Callable[[], tuple[onnx.ModelProto, Feeds]]] = {
     "conv_integer": lambda: conv_integer(pads=[1, 0, 1, 2], dilations=[2, 1]),
     "conv_integer_groups": lambda: conv_integer("u8", auto_pad="SAME_UPPER", group=4),
+    "conv_integer_of_old": conv_integer_of_old,
     "matmul_integer": matmul_integer,
+    "matmul_integer_first": matmul_integer_first,
     "qlinear_conv": lambda: qlinear_conv(pads=[1, 1, 1, 1], strides=[2, 1]),
     "qlinear_conv_signed": lambda: qlinear_conv(TensorProto.INT8, pads=[0, 1, 2, 1]),
     "qlinear_conv_asymmetric": lambda: qlinear_conv(asymmetric=True, auto_pad="SAME_LOWER"),
     "qlinear_matmul": qlinear_matmul,
+    "qlinear_matmul_heads": qlinear_matmul_heads,
     "qgemm": lambda: qgemm(transposed=False, dequantised=False),
     "qgemm_transposed": lambda: qgemm(transposed=True, dequantised=False),
     "qgemm_dequantised": lambda: qgemm(transposed=True, dequantised=True),

@@ -29,6 +29,7 @@
 
     CloisterWarning
     ├── PrecisionWarning          a layer of a plan is far from float32 on its calibration samples
+    ├── TracingWarning            an exported PyTorch module decides as it did for its example
     └── ClipWarning               inputs lay outside the calibrated range (on_clip="warn")
 
 Messages are one line, name the node, file or field and the remedy, and never contain a secret.
@@ -171,6 +172,10 @@ class CloisterWarning(UserWarning):
 
 class PrecisionWarning(CloisterWarning):
     """A layer's fixed-point error on the calibration samples exceeds its bound."""
+
+
+class TracingWarning(CloisterWarning):
+    """A PyTorch module decides on values or sizes; its export decides as for the example."""
 
 
 class ClipWarning(CloisterWarning):

@@ -8,10 +8,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from cloister.errors import ModelError, UnsupportedError
+from cloister.errors import InputError, ModelError, TracingWarning, UnsupportedError
 from cloister.graph.interpreter import interpret
 from cloister.graph.onnx import frontends
-from cloister.graph.onnx.load import load
+from cloister.graph.onnx.load import from_keras, from_torch, load
 from cloister.graph.passes.normalise import prepare
 from cloister.plan import policies
 from cloister.trusted.session import Session
@@ -72,6 +72,82 @@ def test_pytorch_dilated_padding_of_the_same_size():
     with Session(policies.enclave(graph)) as session:
         (inside,) = session.run(x.numpy()).outputs.values()
     np.testing.assert_allclose(inside, found, rtol=1e-4, atol=1e-5)
+
+
+def two_parts(torch):
+    class TwoParts(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(3, 2)
+
+        def forward(self, x, scale=None, *, parts=None):
+            x = self.layer(x if scale is None else x * scale)
+            return x if parts is None else x + parts["a"] + parts["b"][0]
+
+    torch.manual_seed(0)
+    return TwoParts()
+
+
+EXAMPLES = {
+    "one": (lambda x, y: x, ["input"]),
+    "an array": (lambda x, y: x.numpy(), ["input"]),
+    "two": (lambda x, y: (x, 2 * x), ["input_0", "input_1"]),
+    "one and nothing": (lambda x, y: (x, None), ["input_0"]),
+    "by keyword": (lambda x, y: {"scale": 2 * x, "x": x}, ["scale", "x"]),
+    "nested": (
+        lambda x, y: {"x": x, "parts": {"a": y, "b": [2 * y]}},
+        ["x", "parts_a", "parts_b_0"],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", EXAMPLES)
+def test_pytorch_inputs_of_any_form(kind):
+    torch = pytest.importorskip("torch")
+    module, (example, names) = two_parts(torch), EXAMPLES[kind]
+    given = example(torch.randn(2, 3), torch.randn(2, 2))
+    graph = from_torch(module, given)
+    assert list(graph.inputs) == names
+    assert module.training
+    x, y = torch.randn(5, 3), torch.randn(5, 2)
+    given = example(x, y)
+    keywords = given if isinstance(given, dict) else {}
+    places = () if keywords else given if isinstance(given, tuple) else (given,)
+    wanted = module(*map(as_tensor, places), **keywords).detach().numpy()
+    arrays = {"x": x, "y": y, "scale": 2 * x, "input": x, "input_0": x, "input_1": 2 * x,
+              "parts_a": y, "parts_b_0": 2 * y}  # fmt: skip
+    feeds = {name: arrays[name].numpy() for name in names}
+    with Session(policies.slalom(graph, calibration=feeds)) as session:
+        (found,) = session.run(feeds).outputs.values()
+    np.testing.assert_allclose(found, wanted, atol=0.02)
+
+
+def as_tensor(value):
+    torch = pytest.importorskip("torch")
+    return torch.as_tensor(value) if isinstance(value, np.ndarray) else value
+
+
+def test_an_example_without_a_tensor_is_refused():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(UnsupportedError, match="no tensor"):
+        from_torch(two_parts(torch), (3, None))
+
+
+def test_a_decision_of_a_pytorch_module_is_named():
+    torch = pytest.importorskip("torch")
+
+    class Branches(torch.nn.Module):
+        def forward(self, x):
+            if x.sum() > 0:
+                x = 2 * x
+            return x[: int(x.max())]
+
+    with pytest.warns(
+        TracingWarning, match=r"Branches: .*test_frontends\.py:\d+ and 1 more"
+    ) as noted:
+        from_torch(Branches(), torch.ones(1, 3))
+    assert noted[0].filename == __file__
+    assert len(noted) == 1
 
 
 def test_something_else_than_a_module():
@@ -147,6 +223,78 @@ def test_keras_with_two_inputs(keras, tmp_path):
     found = interpret(graph, dict(zip(graph.inputs, inputs, strict=True)))[graph.outputs[0]]
     np.testing.assert_allclose(found, model(inputs).detach().cpu().numpy(), rtol=1e-4, atol=1e-5)
     assert graph.batch is None
+
+
+STRUCTURES = {
+    "list": lambda a, b: [a, b],
+    "tuple": lambda a, b: (a, b),
+    "mapping": lambda a, b: {"b": b, "a": a},
+    "nested": lambda a, b: [b, [a]],
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", STRUCTURES)
+@pytest.mark.parametrize("saved", [False, True])
+def test_keras_inputs_of_any_form(keras, tmp_path, kind, saved):
+    layers, form = keras.layers, STRUCTURES[kind]
+    a, b = keras.Input((4,), name="a"), keras.Input((6,), name="b")
+    both = layers.Concatenate()([layers.Dense(5, "relu")(a), layers.Dense(5, "tanh")(b)])
+    model = keras.Model(form(a, b), layers.Dense(2)(both))
+    path = tmp_path / "model.keras"
+    model.save(path)
+    graph = from_keras(path if saved else model)
+    rng = np.random.default_rng(0)
+    x, y = (rng.standard_normal((3, size)).astype(np.float32) for size in (4, 6))
+    wanted = model(form(x, y)).detach().cpu().numpy()
+    with Session(policies.slalom(graph, calibration={"a": x, "b": y})) as session:
+        (found,) = session.run({"a": x, "b": y}).outputs.values()
+    np.testing.assert_allclose(found, wanted, atol=0.02)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_keras_model_that_states_no_inputs_takes_an_example(keras):
+    class Subclass(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.layer = keras.layers.Dense(3)
+
+        def call(self, inputs):
+            return self.layer(inputs["x"]) + inputs["y"]
+
+    model = Subclass()
+    with pytest.raises(UnsupportedError, match=r"from_keras\(model, example\)"):
+        from_keras(model)
+    x, y = np.ones((2, 4), np.float32), np.ones((2, 3), np.float32)
+    graph = from_keras(model, ({"x": x, "y": y},))
+    wanted = model({"x": x, "y": y}).detach().cpu().numpy()
+    (found,) = interpret(graph, dict(zip(graph.inputs, (x, y), strict=True))).values()
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    with pytest.raises(UnsupportedError, match="does not take the example"):
+        from_keras(model, x)
+    sequential = keras.Sequential([keras.layers.Dense(3)])
+    with pytest.raises(UnsupportedError, match="does not state its inputs"):
+        from_keras(sequential)
+    assert from_keras(sequential, x).sizes("input") == ("batch", 4)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_free_sizes_of_a_keras_model_take_numbers(keras, tmp_path):
+    layers = keras.layers
+    model = keras.Sequential(
+        [keras.Input((None, 4), name="x"), layers.Conv1D(3, 3, padding="same")]
+    )
+    path = tmp_path / "model.keras"
+    model.save(path)
+    with pytest.raises(UnsupportedError, match=r'--dim "x\[1\]=SIZE"'):
+        load(path)
+    with pytest.raises(InputError, match="no_size"):
+        load(path, dims={"no_size": 3})
+    graph = load(path, dims={"x[1]": 7, "batch": 2})
+    x = np.random.default_rng(0).standard_normal((2, 7, 4)).astype(np.float32)
+    assert graph.sizes("x") == (2, 7, 4)
+    (found,) = interpret(graph, {"x": x}).values()
+    np.testing.assert_allclose(found, model(x).detach().cpu().numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_damaged_keras_files(keras, tmp_path):

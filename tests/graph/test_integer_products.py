@@ -13,7 +13,7 @@ from cloister.graph.ops.linear_nodes import is_linear
 from cloister.graph.passes.normalise import prepare
 from integer_nets import Integers
 
-OTHERS = ("DynamicQuantizeLinear", "Cast", "Mul", "Add")
+OTHERS = ("DynamicQuantizeLinear", "Cast", "Mul", "Add", "Reshape")
 NETS = {**integer_nets.EXACT, **integer_nets.CLOSE, **integer_nets.BLOCKS}
 
 

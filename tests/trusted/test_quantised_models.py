@@ -7,6 +7,7 @@ from onnx import numpy_helper
 from onnxruntime.quantization import QuantFormat, QuantType
 
 import integer_nets
+import nets
 from cloister.graph.ops.linear_nodes import is_linear
 from cloister.plan import policies
 from cloister.plan.plan import Plan
@@ -84,6 +85,10 @@ def test_statically_quantised_networks_stay_within_one_step(
         net, tmp_path, kind=kind, per_channel=per_channel, weights=weights
     )
     exact = integer_nets.exact_outputs(model, feeds)
+    before = graph_of(nets.ALL[net]())
+    assert len(planned(model, "slalom", feeds).linear_nodes) == sum(
+        is_linear(before, node) for node in before.nodes
+    )
     for plan in (planned(model, "slalom", feeds), policies.make("enclave", graph_of(model))):
         found = outputs(plan, feeds)
         for name, wanted in exact.items():

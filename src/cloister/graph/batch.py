@@ -70,6 +70,8 @@ def batch_axis(graph: Graph, value: str) -> int | None:
 
     In a graph of fixed sizes the batch is the first size that all inputs share.
     """
+    if value in graph.defaults:
+        return None
     known = graph.sizes(value) or ()
     if graph.batch is None:
         return known.index(BATCH) if known.count(BATCH) == 1 else graph.joins.get(value)

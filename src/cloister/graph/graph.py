@@ -85,7 +85,8 @@ class Graph:
     entry in `types`; `opaque` keeps what ONNX knows of it. `opset` is the version of ONNX's own
     operators, `domains` the versions of the others in use. `separable`: each sample's outputs
     depend on that sample alone, so a free batch may be run in parts; `joins` has the axis on which
-    the parts of an output are joined that shape inference did not find (batch.py).
+    the parts of an output are joined that shape inference did not find (batch.py). `defaults` has
+    inputs that a caller may leave out, with their values then; they carry no batch.
     """
 
     name: str
@@ -99,6 +100,12 @@ class Graph:
     domains: Mapping[str, int] = field(default_factory=dict)
     separable: bool = True
     joins: Mapping[str, int] = field(default_factory=dict)
+    defaults: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def required_inputs(self) -> tuple[str, ...]:
+        """The inputs without a default."""
+        return tuple(name for name in self.inputs if name not in self.defaults)
 
     def sizes(self, value: str) -> tuple[Size, ...] | None:
         """A shape: numbers, BATCH, other symbols, "" for unknown sizes; None: of unknown rank."""
@@ -116,8 +123,8 @@ class Graph:
 
     @cached_property
     def shared_size(self) -> Size | None:
-        """First size of all inputs that have axes, where it is the same."""
-        first = {known[0] for name in self.inputs if (known := self.sizes(name))}
+        """First size of all required inputs that have axes, where it is the same."""
+        first = {known[0] for name in self.required_inputs if (known := self.sizes(name))}
         return first.pop() if len(first) == 1 else None
 
     @cached_property

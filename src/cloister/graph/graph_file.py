@@ -56,7 +56,7 @@ def graph_document(
         "name": graph.name if name is None else name,
         "opset": graph.opset,
         "domains": dict(graph.domains),
-        "inputs": list(graph.inputs),
+        "inputs": [_input(graph, name, writer) for name in graph.inputs],
         "outputs": list(graph.outputs),
         "nodes": [_node_document(node, writer) for node in graph.nodes],
         "types": {name: _tensor_type(known) for name, known in graph.types.items()},
@@ -76,12 +76,13 @@ def read_graph(document: object, reader: Reader) -> Graph:
         read_fields(document, "name", "opset", "domains", "inputs", "outputs", "nodes", "types",
                 "opaque", "separable", "joins", "constants")
     )  # fmt: skip
+    given = [_read_input(one, reader) for one in entries(inputs)]
     made = tuple(_read_node(one, reader) for one in entries(nodes))
     known = mapping(types, _read_tensor_type)
     graph = Graph(
         name=text(name),
         nodes=made,
-        inputs=texts(inputs),
+        inputs=tuple(one for one, _ in given),
         outputs=texts(outputs),
         constants={
             one: _absent(known[one]) if described is None else reader.tensor(described)
@@ -93,9 +94,22 @@ def read_graph(document: object, reader: Reader) -> Graph:
         domains=mapping(domains, lambda version: whole(version, least=1, most=MAX_OPSET)),
         separable=truth(separable),
         joins=mapping(joins, lambda axis: whole(axis, least=0, most=canonical.MAX_RANK)),
+        defaults={one: default for one, default in given if default is not None},
     )
     check(graph)
     return graph
+
+
+def _input(graph: Graph, name: str, writer: Writer) -> object:
+    """An input's name, with its default if it has one."""
+    return [name, writer.tensor(graph.defaults[name])] if name in graph.defaults else name
+
+
+def _read_input(document: object, reader: Reader) -> tuple[str, np.ndarray | None]:
+    if isinstance(document, str):
+        return text(document), None
+    name, default = entries(document)
+    return text(name), reader.tensor(default)
 
 
 def absent(shape: tuple[int, ...]) -> np.ndarray:

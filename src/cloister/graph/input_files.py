@@ -5,7 +5,7 @@ are taken as they are: they are model inputs already.
 """
 
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
@@ -147,20 +147,21 @@ def _read(
     if path.suffix.lower() == TABLE:
         batch = read_csv(graph, path, columns)
     elif path.suffix.lower() in ARRAYS:
-        found = _read_arrays(path, wanted=graph.inputs)
+        found = _read_arrays(path, wanted=graph.required_inputs, optional=graph.defaults)
         batch = {
             name: _from_array(graph, name, array, path, preprocessing)
             for name, array in found.items()
         }
-    elif len(graph.inputs) != 1:
+    elif len(graph.required_inputs) != 1:
         raise InputError(
             f"{path}: the model takes {', '.join(graph.inputs)}; give one .npz that holds them "
             "all, or a .csv with a column for each"
         )
     else:
-        (name,) = graph.inputs
+        (name,) = graph.required_inputs
         form = picture_form(graph, name, path, preprocessing)
         batch = {name: prepare_picture(open_picture(path, form), form, preprocessing, path)[None]}
+    batch = {**graph.defaults, **batch}
     try:
         bound_sizes(graph, batch)
     except ShapeError as error:
@@ -216,21 +217,23 @@ def _from_array(
     return as_input(graph, name, array, f"{path}: input {name!r}", whole=False)
 
 
-def _read_arrays(path: Path, *, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+def _read_arrays(
+    path: Path, *, wanted: Sequence[str], optional: Collection[str]
+) -> dict[str, np.ndarray]:
     """Arrays by input name: those an .npz names like the inputs, or the only one.
 
     Raises InputError naming the file.
     """
     with parsing(f"{path}: not a readable .npy or .npz file"), open_regular(path) as file:
         try:
-            found = _load(file, wanted)
+            found = _load(file, (*wanted, *optional))
         except ValueError:
             if not _holds_objects(file):
                 raise
             raise InputError(
                 f"{path}: holds Python objects, which are never loaded; save plain numbers"
             ) from None
-    if len(wanted) == 1 and len(found) == 1:
+    if len(wanted) == 1 and len(found) == 1 and set(optional).isdisjoint(found):
         return {wanted[0]: next(iter(found.values()))}
     if "" in found:
         raise InputError(

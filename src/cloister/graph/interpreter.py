@@ -25,10 +25,10 @@ def interpret(
     Raises ShapeError for missing inputs, ModelError when a node's inputs do not fit together,
     UnsupportedError for a node that cannot be evaluated.
     """
-    missing = [name for name in graph.inputs if name not in feeds]
+    missing = [name for name in graph.required_inputs if name not in feeds]
     if missing:
         raise ShapeError(f"input {missing[0]!r}: no value given")
-    values: dict[str, np.ndarray] = {**graph.constants, **feeds}
+    values: dict[str, np.ndarray] = {**graph.constants, **graph.defaults, **feeds}
     for node in graph.nodes:
         values.update(evaluate(graph, node, values))
     unknown = [name for name in wanted if name not in values]

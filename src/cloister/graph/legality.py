@@ -62,6 +62,9 @@ def check(graph: Graph) -> None:
         if value not in made:
             raise ModelError(f"output {value!r} is made by no node")
     _check_types(graph)
+    for value, array in graph.defaults.items():
+        if value not in graph.inputs or graph.sizes(value) != array.shape:
+            raise ModelError(f"input {value!r}: its default is not of its shape")
 
 
 def _check_types(graph: Graph) -> None:

@@ -20,8 +20,12 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
 RUN_ERRORS: tuple[type[Exception], ...] = (*ORT_ERRORS, RuntimeError)
 """The errors of a run: where a sequence, map or optional value does not fit, Python's own too."""
 
-WEIGHTS_AS_THEY_ARE = ("session.disable_quant_qdq", "1")
-"""Between dequantised and quantised values ONNX Runtime would round float32 weights to 8 bits."""
+UNWANTED = ["WeightBiasQuantization", "QDQS8ToU8Transformer"]
+"""Optimisers that are left out.
+
+The first rounds float32 weights to 8 bits where they multiply dequantised values. The second makes
+int8 values uint8 and forgets some attributes, and the model is then refused.
+"""
 
 
 def runtime_session(
@@ -33,10 +37,10 @@ def runtime_session(
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry(*WEIGHTS_AS_THEY_ARE)
     if not optimised:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return ort.InferenceSession(model, options, ["CPUExecutionProvider"])
+    providers = ["CPUExecutionProvider"]
+    return ort.InferenceSession(model, options, providers, disabled_optimizers=UNWANTED)
 
 
 @cache

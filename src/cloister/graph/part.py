@@ -25,6 +25,7 @@ def part(
         opaque={name: known for name, known in graph.opaque.items() if name in there},
         domains={name: version for name, version in graph.domains.items() if name in used},
         joins={name: axis for name, axis in graph.joins.items() if name in outputs},
+        defaults={name: array for name, array in graph.defaults.items() if name in inputs},
     )
 
 

@@ -37,10 +37,12 @@ def as_samples(model: Graph, samples: Samples) -> dict[str, np.ndarray]:
         (only,) = sample_groups(model, samples, sys.maxsize)
         return only
     named = _by_name(model, samples)
+    named = {**model.defaults, **named}
     if set(named) != set(model.inputs):
         odd = sorted(set(named) ^ set(model.inputs), key=str)[0]
         names = ", ".join(map(repr, model.inputs))
-        raise ShapeError(f"input {odd!r}: the model's inputs are {names}, all of them needed")
+        needed = ", ".join(map(repr, model.required_inputs)) if model.defaults else "all of them"
+        raise ShapeError(f"input {odd!r}: the model's inputs are {names}, {needed} needed")
     arrays = {name: _input(model, name, named[name]) for name in model.inputs}
     bound_sizes(model, arrays)
     return arrays
@@ -142,12 +144,14 @@ def _by_name(model: Graph, samples: Samples) -> Mapping[str, object]:
     if isinstance(samples, Mapping):
         return samples
     columns = _columns(samples)
-    if columns is not None and (len(model.inputs) > 1 or set(columns) == set(model.inputs)):
+    if columns is not None and (
+        len(model.required_inputs) > 1 or set(columns) >= set(model.required_inputs)
+    ):
         return columns
-    if len(model.inputs) != 1:
+    if len(model.required_inputs) != 1:
         names = ", ".join(model.inputs) or "none"
         raise ShapeError(f"the model has inputs {names}; pass a mapping by name")
-    (name,) = model.inputs
+    (name,) = model.required_inputs
     return {name: samples if columns is None else _features(model, name, columns)}
 
 

@@ -14,7 +14,7 @@ from cloister.graph.onnx.external_data import (
     require_inside,
     require_stored_truths,
 )
-from cloister.graph.ort_session import WEIGHTS_AS_THEY_ARE
+from cloister.graph.ort_session import UNWANTED
 from cloister.worker.targets import Cost
 
 NAME = "segment"
@@ -44,14 +44,15 @@ class SegmentTarget:
         # It would write the names in a client's model to the terminal or log of this machine.
         options.log_severity_level = 4
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry(*WEIGHTS_AS_THEY_ARE)
         # Bytes can be a message of ONNX and a file of ONNX Runtime's own format at once.
         options.add_session_config_entry("session.load_model_format", "ONNX")
         providers: list[object] = ["CPUExecutionProvider"]
         on_cuda = segment_device(device) != "cpu"
         if on_cuda:
             providers.insert(0, (CUDA, {"device_id": device.partition(":")[2] or "0"}))
-        self._session = ort.InferenceSession(checked(model), options, providers=providers)
+        self._session = ort.InferenceSession(
+            checked(model), options, providers=providers, disabled_optimizers=UNWANTED
+        )
         if on_cuda and CUDA not in self._session.get_providers():
             # ONNX Runtime goes on without a provider whose libraries do not load.
             raise UnsupportedError(

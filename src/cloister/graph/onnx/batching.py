@@ -51,7 +51,7 @@ def with_dynamic_batch(graph: Graph) -> Graph:
 
 
 def _freed(graph: Graph, batch: int) -> Graph:
-    sizes = {name: known for name in graph.inputs if (known := graph.sizes(name))}
+    sizes = {name: known for name in graph.required_inputs if (known := graph.sizes(name))}
     graph = with_input_sizes(graph, {name: (BATCH, *known[1:]) for name, known in sizes.items()})
     while True:
         changed = _reshape_freed(graph, batch)
@@ -250,6 +250,8 @@ def _agree(alone: list[np.ndarray], both: np.ndarray, one: np.ndarray, axis: int
 
 
 def _sample(graph: Graph, name: str, rng: Generator, numbers: Mapping[str, int]) -> np.ndarray:
+    if name in graph.defaults:
+        return graph.defaults[name]
     sizes = graph.sizes(name) or ()
     shape = [numbers[size] if isinstance(size, str) else size for size in sizes]
     dtype = element_type(graph, name)

@@ -15,13 +15,14 @@ from cloister.graph.inference import opaque_type, with_types
 from cloister.graph.legality import READS_A_FILE, check
 from cloister.graph.onnx.batch_sizes import with_batch_sizes
 from cloister.graph.onnx.batching import with_dynamic_batch
+from cloister.graph.onnx.default_inputs import with_default_inputs
 from cloister.graph.onnx.external_data import (
     messages,
     read_external_data,
     require_inside,
     require_stored_truths,
 )
-from cloister.graph.onnx.functions import inlined
+from cloister.graph.onnx.local_functions import inlined
 from cloister.graph.onnx.model_file import MAX_FILE_BYTES, read_model
 from cloister.graph.onnx.node_order import sorted_nodes
 from cloister.graph.onnx.old_operators import with_standard_operators
@@ -100,6 +101,8 @@ def _import_message(
     if not own.graph.node and not own.graph.output:
         raise ModelError(f"{name}: not an ONNX model, or an empty one; export it again")
     _check_sizes(own, name)
+    optional = own.ir_version >= onnx.IR_VERSION_2019_1_22
+    listed = [value.name for value in own.graph.input] if optional else []
     large = _taken_out(own, constants)
     given = {tensor.name for tensor in own.graph.initializer} | set(large)
     given.update(sparse.values.name for sparse in own.graph.sparse_initializer)
@@ -109,7 +112,7 @@ def _import_message(
     state_opsets(own, name=name)
     _require_valid(own, name)
     own = inlined(with_standard_operators(own, name=name))
-    graph = _graph(own, name, large)
+    graph = with_default_inputs(_graph(own, name, large), listed)
     check(graph)
     choices = [
         with_separability(with_batch_sizes(with_dynamic_batch(with_explicit_padding(sized))))

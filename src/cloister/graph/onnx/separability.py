@@ -42,6 +42,9 @@ def with_separability(graph: Graph) -> Graph:
         return replace(graph, separable=False)
     if all(_is_separate(graph, node) for node in graph.nodes):
         return graph
+    if any(array.dtype.kind != "f" for array in graph.defaults.values()):
+        # Another axis or size than that of the default might mix samples.
+        return replace(graph, separable=False)
     joins = _joins(graph)
     return replace(graph, separable=joins is not None, joins=joins or {})
 
