@@ -8,6 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import nets
+from trusted import test_input_kinds as input_kinds
 from trusted import test_output_kinds as output_kinds
 
 
@@ -147,3 +148,12 @@ def test_inspect_says_what_no_worker_runs(cloister, classifier):
     kept = json.loads(cloister("inspect", classifier, "--policy", "open", "--json").out)
     assert len(kept["kept_inside"]) == 2
     assert json.loads(cloister("inspect", classifier, "--json").out)["kept_inside"] == {}
+
+
+def test_an_input_that_no_file_holds(refused, cloister, tmp_path):
+    path = tmp_path / "sequence.onnx"
+    onnx.save(input_kinds.sequence().model(), path)
+    message = refused("run", path, saved(tmp_path, s=normal(2, 3)), "--policy", "enclave")
+    assert "input 's' is a sequence, a map or optional, which no file holds" in message
+    shown = json.loads(cloister("inspect", path, "--json").out)
+    assert shown["inputs"] == {"s": ["no tensor", None]}

@@ -282,7 +282,11 @@ def finished(scope: Scope, inputs, written, outputs: Sequence[str]) -> RandomGra
     halves = {n for n, value in scope.values.items() if element_type(value[0]) == np.float16}
     kept = frozenset(outputs)
     starts = [
+<<<<<<< HEAD
         lambda node: any(one.op_type in LINEAR for one in every_node([node])),
+=======
+        holds_linear,
+>>>>>>> main
         lambda node: not halves.isdisjoint((*reads(node), *node.output)),
     ]
     followed = []
@@ -290,6 +294,12 @@ def finished(scope: Scope, inputs, written, outputs: Sequence[str]) -> RandomGra
         rough = follows(scope.nodes, start)
         followed += [kept & rough, kept & follows(scope.nodes, _jumps(rough))]
     return RandomGraph(stamped(graph, scope.opset), inputs, scope.rng, bool(linear), *followed)
+
+
+def holds_linear(node: onnx.NodeProto) -> bool:
+    """Whether a node or one in its bodies is linear: a body may become a part of the graph."""
+    bodies = (a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH)
+    return node.op_type in LINEAR or any(holds_linear(one) for body in bodies for one in body.node)
 
 
 def _jumps(rough: set[str]) -> Callable[[onnx.NodeProto], bool]:

@@ -11,10 +11,11 @@ from conformance.random_graphs import Scope, info
 
 UNARY = (
     "PRelu", "Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "Erf", "Exp",
-    "Abs", "Gelu", "Neg", "Floor", "Ceil", "Identity", "Dropout", "Softplus", "Elu", "Selu", "Celu", "Softsign",
-    "Sin", "Cos", "Round", "Sign", "IsNaN", "IsInf", "Mish", "Shrink", "ThresholdedRelu", "Atan",
-    "Log", "Sqrt", "Reciprocal",
+    "Abs", "Gelu", "Neg", "Floor", "Ceil", "Identity", "Dropout", "Softplus", "Elu", "Selu", "Celu",
+    "Softsign", "Sin", "Cos", "Round", "Sign", "IsNaN", "IsInf", "Mish", "Shrink",
+    "ThresholdedRelu", "Atan", "Log", "Sqrt", "Reciprocal",
 )  # fmt: skip
+"""The first one takes no scalar: ONNX and ONNX Runtime disagree about the size."""
 MOST_TURNS, LAST = 6, 2**63 - 1
 PAIRWISE = (
     "Add", "Sub", "Mul", "Div", "Min", "Max", "Pow", "Equal", "Greater", "Less", "Mod",

@@ -9,9 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 from typer.main import get_command
 
+import nets
 from benchmarks.__main__ import NAMES
 from cloister.cli.main import app
 
@@ -54,6 +58,32 @@ def test_python_of_the_readme_runs():
     assert done.returncode == 0, done.stderr
     assert "50.4 bits" in done.stdout
     assert "blinded+verified" in done.stdout
+
+
+def test_python_and_commands_of_the_page_on_free_sizes_run(tmp_path):
+    """The blocks as they stand, with a model of tokens."""
+    net = nets.Net()
+    net.inputs.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", "T", 4]))
+    x = net.op("Relu", net.op("MatMul", "x", net.weights(4, 6)))
+    model = net.model(net.gemm(net.op("ReduceMean", x, axes=[1], keepdims=0), 6, 3))
+    onnx.save(model, tmp_path / "tokens.onnx")
+    np.save(tmp_path / "typical.npy", np.ones((4, 7, 4), np.float32))
+    text = (ROOT / "docs/free-sizes.md").read_text()
+    code = "".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    (script,) = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    told = subprocess.run(
+        [sys.executable, "-P", "-W", "error", "-c", code],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    lines = told.stdout.splitlines()
+    assert lines == ["('T',)", "{'T': 7}", "7 1", "5 2", "9 3", "5 3", "()"]
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"set -e; {script}"],
+        cwd=tmp_path, capture_output=True, text=True, env=_with_commands(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "tokens.plan").exists()
 
 
 def test_commands_of_the_readme_run():

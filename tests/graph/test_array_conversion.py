@@ -208,6 +208,18 @@ def test_an_accelerators_tensor_is_copied_by_its_library():
     assert given_.copied
 
 
+def test_a_library_s_own_copy_is_preferred():
+    """TensorFlow's DLPack does not copy from an accelerator, and its `__array__` does."""
+
+    class Both(Exported):
+        def __array__(self, dtype=None, copy=None):
+            return self.array
+
+    given_ = Both(X, device=2)
+    np.testing.assert_array_equal(as_array(given_, "input 'x'"), X)
+    assert not given_.copied
+
+
 @pytest.mark.parametrize(
     ("given_", "text"),
     [

@@ -281,6 +281,7 @@ def test_a_value_that_only_a_body_reads_enters():
     gemm, *_, choice, tanh = graph.nodes
     graph = replace(
         graph,
+        separable=True,  # which it is not; only what enters is looked at
         nodes=(gemm, *graph.nodes[1:-1], Node("end", "MatMul", (tanh.inputs[0], "w"), ("v4",))),
         constants={**graph.constants, "w": np.eye(4, dtype=np.float32)},
         types={

@@ -108,6 +108,7 @@ def test_a_constant_that_is_also_a_node_s_output_is_refused(tmp_path):
 
 def test_old_models_name_their_constants_as_inputs_too(tmp_path):
     built = model()
+    built.ir_version = 3
     built.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [LARGE]))
     graph = load(write(tmp_path, built))
     assert graph.inputs == ("x",)

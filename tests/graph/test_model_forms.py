@@ -412,3 +412,11 @@ def test_names_of_a_graph_do_not_depend_on_the_file_s_format():
     built.graph.input.append(helper.make_tensor_value_info("w", FLOAT, W.shape))
     built.ir_version = 3
     assert from_model(built, name="net").inputs == ("x",)
+
+
+def test_a_type_that_onnx_runtime_lacks_is_refused_when_the_model_is_planned():
+    built = model(*PRODUCT, constants={"w": W, "k": np.ones(3, np.complex64)})
+    built.graph.output.append(helper.make_tensor_value_info("k", TensorProto.COMPLEX64, [3]))
+    graph = prepare(from_model(built, name="net"))
+    with pytest.raises(UnsupportedError, match="ONNX Runtime does not run the model"):
+        policies.slalom(graph, calibration=X)

@@ -14,6 +14,8 @@ from cloister.graph.onnx.read import from_model
 from cloister.graph.onnx.specialise import specialise
 from cloister.graph.ops.linear_nodes import is_linear
 from cloister.graph.passes.normalise import prepare
+from cloister.plan import policies
+from cloister.trusted.session import Session
 from nets import Net
 
 
@@ -112,3 +114,33 @@ def test_sizes_are_bound_while_a_file_is_read(tmp_path):
     assert load(path, dims={"N": 2}).sizes("x") == (BATCH, "T", 4)
     with pytest.raises(InputError, match="size 'S': the model's free sizes are 'N', 'T'"):
         load(path, dims={"S": 3})
+
+
+@pytest.mark.parametrize("window", [2, 50, 400])
+def test_samples_are_tried_at_sizes_that_windows_fit_into(window):
+    net = Net()
+    net.conv(taking(net, "x", "N", 1, "T"), 1, 4, (window,), strides=[window])
+    # Of a sum over the samples' values, only a run tells that it does not mix samples.
+    total = net.op("ReduceSum", "v0", net.constant(np.array([1, 2])), keepdims=0)
+    model = net.model(net.op("Reshape", total, net.constant(np.array([-1]))))
+    assert from_model(model, name="net").separable
+
+
+def test_first_sizes_that_no_run_tells_apart_are_not_taken_for_one():
+    net = Net()
+    image, boxes = taking(net, "image", "N", 3, "H", "W"), taking(net, "boxes", "M", 4)
+    large = net.conv(image, 3, 2, (70, 70), strides=[70, 70])
+    model = net.model(large, net.op("Relu", net.gemm(boxes, 4, 3)))
+    graph = prepare(from_model(model, name="net"))
+    assert not graph.separable
+    feeds = {
+        "image": np.ones((2, 3, 70, 140), np.float32),
+        "boxes": np.ones((5, 4), np.float32),
+    }
+    wanted = ort.InferenceSession(model.SerializeToString()).run(None, feeds)
+    plan = policies.slalom(graph, calibration=feeds)
+    assert len(plan.quantised) == 2
+    with Session(plan) as session:
+        found = session.run(feeds).outputs
+    for got, right in zip(found.values(), wanted, strict=True):
+        assert np.linalg.norm(got - right) <= 0.02 * np.linalg.norm(right)

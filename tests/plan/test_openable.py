@@ -6,6 +6,7 @@ from onnx import TensorProto, helper
 
 from cloister.base.tensor_limits import DTYPES, MAX_RANK
 from cloister.errors import PlanError
+from cloister.graph.hidden import hide
 from cloister.graph.legality import MICROSOFT_DOMAIN, runs_on_worker
 from cloister.graph.onnx import read
 from cloister.graph.passes import normalise
@@ -74,6 +75,14 @@ def test_operators_that_workers_refuse_stay_inside():
     assert why == "a worker runs no operator com.microsoft.Inverse"
     # ONNX knows nothing of these operators; ONNX Runtime does.
     assert graph.types[y].shape == (None, 4)
+
+
+def test_a_hidden_part_has_its_own_protection():
+    net = Net()
+    graph = graph_of(net, net.gemm(net.op("Relu", net.input("x", 4)), 4, 3))
+    hidden = hide(graph, last=1).named(bytes(32), queries=None)
+    assert any(node.is_module for node in hidden.nodes)
+    assert kept_inside(hidden) == {}
 
 
 @pytest.mark.parametrize(

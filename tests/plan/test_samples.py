@@ -6,6 +6,7 @@ import torch
 
 from cloister.errors import InputError, RangeError, ShapeError
 from cloister.graph.graph import Graph, OpaqueType, TensorType
+from cloister.plan import samples
 from cloister.plan.samples import as_samples, sample_groups
 
 TEXT = np.dtype(object)
@@ -188,6 +189,16 @@ def test_what_holds_for_all_samples_is_the_same_in_every_item():
     assert len(groups(IMAGE, ({"x": x, "gain": nan.copy()} for _ in range(3)), 1)) == 3
     with pytest.raises(InputError, match="item 2: input 'gain' holds for all samples"):
         groups(IMAGE, ({"x": x, "gain": i // 2} for i in range(3)), 2)
+
+
+def test_values_that_are_no_tensors_are_compared_too():
+    one = [np.array([1.0, np.nan]), np.array([2])]
+    assert samples._equal(one, [array.copy() for array in one])
+    assert not samples._equal(one, one[:1])
+    assert not samples._equal(one, [one[0], np.array([3])])
+    assert samples._equal({"a": 1}, {"a": 1})
+    assert not samples._equal(None, {"a": 1})
+    assert samples._equal(None, None)
 
 
 def test_samples_that_depend_on_each_other_are_one_part():

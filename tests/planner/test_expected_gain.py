@@ -8,6 +8,7 @@ from benchmarks.networks import build
 from cloister.errors import UnsupportedError
 from cloister.graph.hidden import hide
 from cloister.graph.onnx import read
+from cloister.graph.onnx.specialise import specialise
 from cloister.graph.passes import normalise
 from cloister.plan import policies
 from cloister.plan.cost import estimate
@@ -105,6 +106,22 @@ def test_nothing_to_send(policy):
         assert str(found).endswith("It is as fast as running the model yourself")
     else:
         assert "There is nothing to send; the enclave policy runs the model inside" in str(found)
+
+
+def test_free_sizes_have_to_be_numbers_first():
+    net = nets.Net()
+    net.inputs.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", "T", 8]))
+    hidden = net.op("MatMul", "x", net.weights(8, 8))
+    graph = normalise.prepare(read.from_model(net.model(hidden), name="net"))
+    found = gain_of(graph, "slalom")
+    assert found.trusted_ms is None
+    assert str(found) == (
+        "slalom: what a worker computes follows from the model's free sizes (T); give "
+        "--dim T=SIZE to see it"
+    )
+    assert "It is as fast as running the model yourself" in str(gain_of(graph, "enclave"))
+    bound = specialise(graph, {"T": 4})
+    assert "of the arithmetic" in str(gain_of(bound, "slalom"))
 
 
 def test_a_split_and_a_hidden_end():

@@ -135,7 +135,7 @@ class RandomModel:
         """Whether a worker could be sent something: constant weights, and a row per sample."""
         return any(
             node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
-            and self.shapes[node.input[0]][:1] == ("N",)
+            and self.shapes.get(node.input[0], ())[:1] == ("N",)
             and is_fixed(self.shapes[node.input[0]][1:])
             and node.input[1] in self.constants
             for node in self.nodes
@@ -243,6 +243,29 @@ def add_other_product(net: RandomModel) -> str | None:
     return net.node("Einsum", [x, matrix], (shape[0], out, *axes), equation=equation)
 
 
+def add_rows(net: RandomModel) -> str | None:
+    """A layer on every row of the second axis: samples and rows share one axis before it."""
+    x = net.value(lambda shape: len(shape) >= 3 and is_fixed(shape[1:]))
+    if x is None:
+        return None
+    first, each, *rest = net.shapes[x]
+    merged = net.node("Reshape", [x, net.constant(np.array([-1, *rest]))], ("rows", *rest))
+    out = net.pick([1, 2, 3])
+    if len(rest) == 1:
+        weights = net.weights(rest[0], out, terms=rest[0])
+        inputs = [merged, weights, *([net.weights(out, terms=4)] if net.chance() else [])]
+        made, sizes = net.node("MatMul" if len(inputs) == 2 else "Gemm", inputs, ("rows", out)), []
+    else:
+        kernel = [1] * (len(rest) - 2) + [net.pick([1, min(2, rest[-1])])]
+        weights = net.weights(out, rest[0], *kernel, terms=rest[0])
+        sizes = [*rest[1:-1], rest[-1] - kernel[-1] + 1]
+        made = net.node("Conv", [merged, weights], ("rows", out, *sizes))
+    if net.chance():
+        made = net.node("Relu", [made], ("rows", out, *sizes))
+    back = net.constant(np.array([-1, each, out, *sizes]))
+    return net.node("Reshape", [made, back], (first, each, out, *sizes))
+
+
 def add_volume(net: RandomModel) -> str | None:
     """A convolution over three axes, of which the first is new."""
     x = net.value(lambda shape: len(shape) == 4 and is_fixed(shape[1:]))
@@ -337,7 +360,8 @@ def add_unary(net: RandomModel) -> str | None:
 
 GROW = (
     add_convolution, add_convolution, add_pool, add_product, add_product, add_other_product,
-    add_volume, add_pairwise, add_pairwise, add_scores, add_shaping, add_reduction, add_unary,
+    add_rows, add_volume, add_pairwise, add_pairwise, add_scores, add_shaping, add_reduction,
+    add_unary,
 )  # fmt: skip
 
 

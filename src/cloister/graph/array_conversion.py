@@ -22,8 +22,6 @@ from cloister.errors import RangeError, ShapeError
 from cloister.graph.batch import batch_axis, element_type
 from cloister.graph.graph import BATCH, Graph, Size
 
-_HOST = 1
-"""DLPack's number for memory that this process reads (kDLCPU)."""
 _FLOATS = {
     np.dtype(np.float64): 53,
     np.dtype(np.float32): 24,
@@ -74,10 +72,14 @@ def _read(given: object) -> np.ndarray:
     detach = getattr(given, "detach", None)
     if callable(detach):  # a PyTorch tensor; DLPack exports those of the current device alone
         given = detach().cpu()
-    device = getattr(given, "__dlpack_device__", None)
-    if device is not None and (device()[0] != _HOST or not hasattr(given, "__array__")):
-        return np.from_dlpack(given, device="cpu")  # type: ignore[arg-type]
-    return np.asarray(given)
+    if not hasattr(given, "__dlpack__"):
+        return np.asarray(given)
+    try:
+        if hasattr(given, "__array__"):
+            return np.asarray(given)
+    except TypeError:
+        pass  # as CuPy, which refuses to leave its device unless it is asked to
+    return np.from_dlpack(given, device="cpu")
 
 
 def as_input(

@@ -27,7 +27,7 @@ from cloister.data.preprocessing import (
 )
 from cloister.errors import InputError, ShapeError
 from cloister.graph.array_conversion import as_input
-from cloister.graph.batch import batch_axis, bound_sizes, element_type, part, sample_count
+from cloister.graph.batch import batch_axis, bound_sizes, element_type, is_other, part, sample_count
 from cloister.graph.csv_inputs import read_csv
 from cloister.graph.graph import Graph
 
@@ -73,6 +73,12 @@ def read_inputs(
     """
     if not graph.inputs:
         raise InputError("the model has no inputs, so there is nothing to give to it")
+    other = next((name for name in graph.inputs if is_other(graph, name)), None)
+    if other is not None:
+        raise InputError(
+            f"input {other!r} is a sequence, a map or optional, which no file holds; call "
+            "Session.run"
+        )
     batches: list[tuple[Path, dict[str, np.ndarray]]] = []
     names: list[str] = []
     for path in _files(paths, note):

@@ -58,8 +58,8 @@ def _stays_inside(graph: Graph, node: Node) -> bool:
     """Whether a product with a constant matrix is not known to be linear over the batch."""
     if node.domain or node.op not in PRODUCTS or is_linear(graph, node):
         return False
-    constants = [graph.constants[value] for value in node.inputs if value in graph.constants]
-    return any(array.dtype.kind == "f" and array.ndim >= 2 for array in constants)
+    constants = [graph.constants[value] for value in node.inputs[:2] if value in graph.constants]
+    return any(array.dtype.kind == "f" for array in constants)
 
 
 def _weights_sent(graph: Graph) -> int:

@@ -14,7 +14,8 @@ from cloister.graph.part import reads
 
 def kept_inside(graph: Graph) -> dict[str, str]:
     """Why nodes stay inside that a policy would have in the clear on a worker, by their names."""
-    found = ((node.name, _why(graph, node)) for node in graph.nodes)
+    others = (node for node in graph.nodes if not node.is_module)
+    found = ((node.name, _why(graph, node)) for node in others)
     return {name: why for name, why in found if why is not None}
 
 

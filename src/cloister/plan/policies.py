@@ -57,11 +57,12 @@ from cloister.plan.protection import (
     outer_policy,
 )
 from cloister.plan.quantise import calibrate, quantise_node
-from cloister.plan.quantised import Precision, Ranges, factor_shape
+from cloister.plan.quantised import Precision, QuantisedLinear, Ranges, factor_shape
 from cloister.plan.samples import Samples, as_samples
 from cloister.plan.split_choice import AUTO, choose_split
 from cloister.plan.split_report import SplitReport
 from cloister.plan.split_report import load as load_report
+from cloister.ring.linear import LinearMap
 
 __all__ = [
     "NAMES",
@@ -225,11 +226,29 @@ def for_sizes(plan: Plan, sizes: Mapping[str, int]) -> Plan:
     if plan.template is None:
         raise PlanError("the plan has no model with free sizes; make it from one")
     graph = specialise(plan.template, {name: sizes[name] for name in plan.sizes})
+    graph = _in_float32(plan.policy, graph)
     inside = {n.name for n in graph.nodes if is_linear(graph, n) and n.name not in plan.quantised}
     protections = assign(graph, plan.policy, split=plan.split, inside=inside)
-    ranges = {**plan.ranges, **_whole_ranges(graph, plan)}
-    made = _planned(plan.policy, graph, protections, ranges, plan.precision, plan.split)
+    whole = _whole_ranges(graph, plan)
+    known = {name: n for name, n in _kept_integers(graph, plan).items() if name not in whole}
+    ranges = {**plan.ranges, **whole}
+    made = _planned(plan.policy, graph, protections, ranges, plan.precision, plan.split, known)
     return replace(made, template=plan.template)
+
+
+def _kept_integers(graph: Graph, plan: Plan) -> dict[str, QuantisedLinear]:
+    """The integers of nodes that have the weights of the plan's: they depend on no size."""
+    before = {node.name: node for node in plan.graph.nodes if node.name in plan.quantised}
+    found = {}
+    for node in graph.nodes:
+        if before.get(node.name) is not node or not is_linear(graph, node):
+            continue
+        read = [value for value in node.inputs[1:] if value]
+        if all(graph.constants.get(v) is plan.graph.constants.get(v) for v in read):
+            numbers = plan.quantised[node.name]
+            linear = LinearMap(geometry(graph, node), numbers.linear.weights)
+            found[node.name] = replace(numbers, linear=linear)
+    return found
 
 
 def _whole_ranges(graph: Graph, plan: Plan) -> dict[str, Ranges]:
@@ -238,7 +257,7 @@ def _whole_ranges(graph: Graph, plan: Plan) -> dict[str, Ranges]:
         node.name: (max(plan.ranges[node.name]),)
         for node in graph.nodes
         if node.name in plan.ranges and is_linear(graph, node)
-        if len(plan.ranges[node.name]) != math.prod(factor_shape(geometry(graph, node)))
+        if len(plan.ranges[node.name]) not in (1, math.prod(factor_shape(geometry(graph, node))))
     }
 
 
@@ -394,7 +413,7 @@ def from_ranges(
     if needs_ranges(policy):
         _require_sizes(policy, model)
         _sent_out(model, protections)
-    return _planned(policy, model, protections, ranges, precision or Precision(), split)
+    return _planned(policy, model, protections, ranges, precision or Precision(), split, {})
 
 
 def _planned(
@@ -404,15 +423,19 @@ def _planned(
     ranges: Mapping[str, Ranges],
     precision: Precision,
     split: PlannedSplit | None,
+    known: Mapping[str, QuantisedLinear],
 ) -> Plan:
-    """The plan with these protections; one that sends nothing to a worker is a plan too."""
+    """The plan with these protections; one that sends nothing to a worker is a plan too.
+
+    known   integers that some nodes have already
+    """
     quantised = {}
     for node in (one for one in model.nodes if protections[one.name].on_integers):
         if node.name not in ranges:
             raise PlanError(
                 f"node {node.name!r} has no range: the calibration belongs to another model"
             )
-        quantised[node.name] = quantise_node(
+        quantised[node.name] = known.get(node.name) or quantise_node(
             model, node, ranges=ranges[node.name], precision=precision
         )
     used = {name: tuple(ranges[name]) for name in quantised}

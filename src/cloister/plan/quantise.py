@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float32
 
-from cloister.errors import PlanError, RangeError
+from cloister.errors import PlanError, RangeError, UnsupportedError, one_line
 from cloister.graph.batch import cut, where_not_finite
 from cloister.graph.graph import Graph, Node
 from cloister.graph.grid import grid_of
@@ -68,7 +68,7 @@ def calibrate(
                 f"node {node.name!r} reads what a hidden part makes, which calibration cannot "
                 "compute; keep it inside"
             )
-    session = WeightsAsInputs(graph, outputs=(*graph.outputs, *inner), threads=0, optimised=True)
+    session = _session(graph, inner)
     for batch in cut(graph, samples, CALIBRATION_BATCH):
         arrays = {**batch, **dict(zip(inner, _run(session, inner, batch), strict=True))}
         for node in nodes:
@@ -88,6 +88,13 @@ def _peaks(graph: Graph, node: Node, x: np.ndarray, *, by_channel: bool) -> np.n
     shape = geometry(graph, node)
     ordered = to_channels_last(x, channels_first=node.op not in LAST_AXIS_OPS)
     return largest(ordered.reshape(len(x), *shape.in_shape), factor_shape(shape))
+
+
+def _session(graph: Graph, inner: Sequence[str]) -> WeightsAsInputs:
+    try:
+        return WeightsAsInputs(graph, outputs=(*graph.outputs, *inner), threads=0, optimised=True)
+    except ORT_ERRORS as error:
+        raise UnsupportedError(f"ONNX Runtime does not run the model: {one_line(error)}") from None
 
 
 def _run(

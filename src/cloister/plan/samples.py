@@ -114,9 +114,13 @@ def _require_joinable(
             )
 
 
-def _equal(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two arrays hold the same; NaN is NaN."""
-    return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+def _equal(one: object, other: object) -> bool:
+    """Whether two values hold the same; NaN is NaN."""
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return type(one) is type(other) and one == other
 
 
 def _together(model: Graph, items: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

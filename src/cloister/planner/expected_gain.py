@@ -70,6 +70,8 @@ class ExpectedGain:
     own_ms       what one core takes for the model as it is, one input at a time; None: no estimate
     trusted_ms   what the trusted core takes under the plan
     from_batch   the smallest batch from which on the plan takes less; None: no batch
+    pads         whether it needs pads
+    free_sizes   of the model's inputs, besides the batch: they count as 1 until they are numbers
     """
 
     policy: str
@@ -80,8 +82,15 @@ class ExpectedGain:
     trusted_ms: float | None = None
     from_batch: int | None = None
     pads: bool = False
+    free_sizes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        if self.free_sizes and self.policy not in EVERYWHERE:
+            name = self.free_sizes[0]
+            return (
+                f"{self.policy}: what a worker computes follows from the model's free sizes "
+                f"({', '.join(self.free_sizes)}); give --dim {name}=SIZE to see it"
+            )
         return f"{self.policy}: {self._sent()}{self._staying()}. {self._speed()}"
 
     def to_dict(self) -> dict[str, object]:
@@ -156,8 +165,9 @@ def expected_gain(
         flops,
         _inside(graph, protections, cost, flops),
         pads=any(p.on_worker and p.hidden for p in protections.values()),
+        free_sizes=graph.free_sizes,
     )
-    if not sent or any(node.is_module for node in graph.nodes):
+    if not sent or graph.free_sizes or any(node.is_module for node in graph.nodes):
         return found
     try:
         times = _Times(graph, policy, protections, cost, split)

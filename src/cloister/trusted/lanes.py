@@ -109,6 +109,8 @@ class Lane:
         """The outputs of a micro-batch, under fresh pads; in the lane's thread."""
         link, executor = self.link, self._next_executor(job.sized)
         if link is not None and self._loaded != (link, executor):
+            # Half loaded, the worker would apply maps of another plan.
+            self._loaded = None
             executor.load(link)
             self._loaded = link, executor
         pads, source = None, job.sized.pads

@@ -7,9 +7,11 @@ Python when it stops there. `STAGES` has one entry for every kind of step.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
+from onnxruntime import InferenceSession
 
 import cloister.base._native as native
 from cloister.base.reading import require_truths
@@ -111,10 +113,12 @@ class FusedStage(Stage):
             self._stored = value_key(setup.program, step.epilogue.value, step.channels_first)
         if step.epilogue.residual is not None:
             self._residual = (step.epilogue.residual, step.channels_first)
-        self._added = any(
+        self._added = self._stored is not None and any(
             isinstance(later, Fused)
             and later.node is not None
-            and later.epilogue.residual == step.epilogue.value
+            and later.epilogue.residual is not None
+            and value_key(setup.program, later.epilogue.residual, step.channels_first)
+            == self._stored
             for later in setup.program.steps
         )
         self._program, self._threads = setup.program, setup.threads
@@ -224,14 +228,17 @@ class FusedStage(Stage):
             raise refused(step.epilogue.value)
         where, values = np.isnan(added), np.full_like(added, np.nan)
         if is_pooled(step):
-            session = runtime_session(
-                runtime_model(self._program, step), threads=self._threads, optimised=True
-            )
             feeds = {value: request.values.onnx(value) for value in step.inputs}
-            (found,) = session.run(step.outputs, feeds)
+            (found,) = self._runtime.run(step.outputs, feeds)
             values = to_channels_last(found, channels_first=step.channels_first)
             where = np.ones_like(values, np.bool_)
         request.replaced[self._number] = (where, values)
+
+    @cached_property
+    def _runtime(self) -> InferenceSession:
+        """ONNX Runtime for a step that only makes a value of values."""
+        model = runtime_model(self._program, self._step)
+        return runtime_session(model, threads=self._threads, optimised=True)
 
     def _replace(self, request: BatchRequest, where: np.ndarray, values: np.ndarray) -> None:
         kept = self._kept(request.space)

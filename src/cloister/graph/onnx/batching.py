@@ -31,9 +31,11 @@ MIXING = ("DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul
 """Operators that take one scale from the whole batch, so that a run may differ by little."""
 COUNTS = (3, 1, 20, 2)
 """Samples of a batch that is tried: of few, the last ones may be all."""
-FREE_SIZES = (3, 64)
+FREE_SIZES = (3, 64, 1024, 16384)
 """Sizes that are tried where only the caller knows them; unlike those of one and of two samples.
-The second is for models whose windows do not fit into the first."""
+The larger ones are for models whose windows do not fit into the smaller."""
+MAX_SAMPLE_ELEMENTS = 1 << 20
+"""Of one input with a size that is tried."""
 
 
 def with_dynamic_batch(graph: Graph) -> Graph:
@@ -107,43 +109,48 @@ def joining_axes(graph: Graph, freed: Graph) -> dict[str, int] | None:
         return None
     _require_tryable(graph)
     fixed, dynamic = (WeightsAsInputs(one) for one in (graph, freed))
+    *small, largest = _tried(graph)
+    for size in small:
+        try:
+            return _joins(graph, freed, fixed, dynamic, size)
+        except ORT_ERRORS:
+            continue
+    return _joins(graph, freed, fixed, dynamic, largest)
+
+
+def _joins(
+    graph: Graph, freed: Graph, fixed: WeightsAsInputs, dynamic: WeightsAsInputs, size: int
+) -> dict[str, int] | None:
+    """See `joining_axes`; `size` is that of the other free sizes."""
     rng = default_rng(0)
-    counts = islice(cycle(COUNTS), _draws(graph))
-    found = [_joins(graph, freed, fixed, dynamic, count, rng) for count in counts]
+    free = dict.fromkeys(graph.free_sizes, size)
+    found = [
+        _joining_axes(graph, freed, fixed, dynamic, {BATCH: count, **free}, rng)
+        for count in islice(cycle(COUNTS), _draws(graph, size))
+    ]
     return found[0] if all(joins == found[0] for joins in found) else None
 
 
-def _draws(graph: Graph) -> int:
+def _draws(graph: Graph, size: int) -> int:
     """How often a model is run: outputs that are truths or positions may agree by chance."""
+    if graph.free_sizes and size > FREE_SIZES[1]:
+        return 1
     made = (math.prod(size or 1 for size in known.shape) for known in graph.types.values())
     return max(1, min(MOST_DRAWS, MOST_DRAWN_ELEMENTS // max(sum(made), 1)))
 
 
-def _joins(
-    graph: Graph,
-    freed: Graph,
-    fixed: WeightsAsInputs,
-    dynamic: WeightsAsInputs,
-    count: int,
-    rng: Generator,
-) -> dict[str, int] | None:
-    """See `joining_axes`, for one draw of inputs: two batches of `count` samples if it is free."""
-    *small, largest = _tried(graph)
-
-    def sizes(size: int) -> dict[str, int]:
-        return {BATCH: count, **dict.fromkeys(graph.free_sizes, size)}
-
-    for size in small:
-        try:
-            return _joining_axes(graph, freed, fixed, dynamic, sizes(size), rng)
-        except ORT_ERRORS:
-            continue
-    return _joining_axes(graph, freed, fixed, dynamic, sizes(largest), rng)
-
-
 def _tried(graph: Graph) -> tuple[int, ...]:
     """The sizes to try for a graph's free sizes; any one where it has none."""
-    return FREE_SIZES if graph.free_sizes else FREE_SIZES[:1]
+    shapes = [graph.sizes(name) or () for name in graph.inputs]
+
+    def largest(size: int) -> int:
+        return max(math.prod(size if isinstance(s, str) else s for s in shape) for shape in shapes)
+
+    if not graph.free_sizes:
+        return FREE_SIZES[:1]
+    return tuple(
+        size for size in FREE_SIZES if size == FREE_SIZES[0] or largest(size) <= MAX_SAMPLE_ELEMENTS
+    )
 
 
 def _joining_axes(

@@ -95,4 +95,6 @@ def _carries_batch(graph: Graph, value: str) -> bool:
 
 
 def _may_be_batch(graph: Graph, size: Size) -> bool:
-    return isinstance(size, str) and size not in graph.free_sizes
+    """Whether a size may follow from the batch; another free first size may be the same number."""
+    first = [(graph.sizes(name) or ("",))[0] for name in graph.inputs]
+    return isinstance(size, str) and (size not in graph.free_sizes or size in first)

@@ -66,12 +66,15 @@ def first_symbols(inputs: Iterable[OpaqueType]) -> list[str]:
 
 
 def _one_size(graph: Graph, symbols: list[str]) -> set[str]:
-    """The first symbol and those that must have its size."""
+    """The first symbol and those that must have its size.
+
+    Of a model that does not run on samples nothing is known: its batch stays whole.
+    """
     others = symbols[1:]
     numbers = dict.fromkeys(first_symbols([graph.opaque[name] for name in graph.inputs]), 2)
-    if not others or not runs(graph, numbers):
+    if not others:
         return set(symbols)
-    if runs(graph, {**numbers, symbols[0]: 3}):
+    if not runs(graph, numbers) or runs(graph, {**numbers, symbols[0]: 3}):
         return {symbols[0]}
     return {symbols[0], *(name for name in others if not runs(graph, {**numbers, name: 3}))}
 

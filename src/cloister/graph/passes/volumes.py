@@ -201,11 +201,14 @@ def _lower(rewrite: Rewrite, node: Node, stack: Stack) -> None:
         inputs.append(chain.constant("bias", bias))
     chain.linear(node.op, *inputs, **attributes)
 
-    chain.reshape((0, out_channels, stack.phases, depths, stack.out_pitch, wide.out))
-    chain.slice(4, stack.first, stack.first + stack.height.out)
-    chain.transpose((0, 1, 3, 2, 4, 5))
-    chain.reshape((0, out_channels, depths * stack.phases, stack.height.out, wide.out))
-    before = stack.depth.before % stack.phases if node.op == "ConvTranspose" else 0
+    rows = stack.height.out
+    chain.reshape((0, out_channels * stack.phases, depths, stack.out_pitch, wide.out))
+    chain.slice(3, stack.first, stack.first + rows)
+    if stack.phases > 1:
+        chain.reshape((0, out_channels, stack.phases, depths, rows, wide.out))
+        chain.transpose((0, 1, 3, 2, 4, 5))
+        chain.reshape((0, out_channels, depths * stack.phases, rows, wide.out))
+    before = stack.depth.before % stack.phases
     chain.slice(2, before, before + stack.depth.out)
     chain.transpose(np.argsort(order).tolist())
     chain.replace()
