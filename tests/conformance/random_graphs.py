@@ -282,11 +282,7 @@ def finished(scope: Scope, inputs, written, outputs: Sequence[str]) -> RandomGra
     halves = {n for n, value in scope.values.items() if element_type(value[0]) == np.float16}
     kept = frozenset(outputs)
     starts = [
-<<<<<<< HEAD
-        lambda node: any(one.op_type in LINEAR for one in every_node([node])),
-=======
         holds_linear,
->>>>>>> main
         lambda node: not halves.isdisjoint((*reads(node), *node.output)),
     ]
     followed = []

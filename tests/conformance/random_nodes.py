@@ -36,7 +36,10 @@ TYPES = (
 
 
 def window(scope: Scope, axes: int, op: str) -> dict[str, object]:
-    """Kernel, strides and padding of every kind ONNX knows, valid or not."""
+    """Kernel, strides and padding of every kind ONNX knows, valid or not.
+
+    Where ONNX and ONNX Runtime disagree about a size, nothing is proposed.
+    """
     several = lambda values: [scope.pick(values) for _ in range(axes)]  # noqa: E731
     found: dict[str, object] = {
         "kernel_shape": several(range(1, 4)), "strides": several(range(1, 4)),
@@ -49,10 +52,10 @@ def window(scope: Scope, axes: int, op: str) -> dict[str, object]:
     elif scope.chance():
         found["pads"] = [scope.pick(range(3)) for _ in range(2 * axes)]
     if op in ("MaxPool", "AveragePool"):
-        found["ceil_mode"] = scope.pick([0, 1])
+        found["ceil_mode"] = scope.pick([0, 1]) if axes < 3 else 0
     if op == "AveragePool":
         found["count_include_pad"] = scope.pick([0, 1])
-    if op == "ConvTranspose" and scope.chance():
+    if op == "ConvTranspose" and mode == "NOTSET" and scope.chance():
         found["output_padding"] = several(range(2))
     return found
 
