@@ -79,3 +79,11 @@ def test_truths_that_agree_by_chance_prove_nothing():
     net.inputs.append(onnx.helper.make_tensor_value_info("x", onnx.TensorProto.BOOL, ["N", 1]))
     model = net.model(net.op("Concat", "x", "x", axis=0))
     assert not read.from_model(model, name="net").separable
+
+
+@pytest.mark.parametrize("last", [1, 2, 5, 30])
+def test_the_last_samples_depend_on_how_many_there_are(last):
+    net = nets.Net()
+    bounds = [net.constant(np.array([i], np.int64)) for i in (-last, 2**62, 0)]
+    model = net.model(net.op("Slice", net.input("x", 4), *bounds))
+    assert not read.from_model(model, name="net").separable

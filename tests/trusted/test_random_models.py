@@ -8,10 +8,12 @@ from hypothesis import Phase, assume, event, given, note, reject, settings
 from hypothesis import strategies as st
 
 from cloister.errors import CloisterError
+from cloister.graph.graph import BATCH
 from cloister.graph.onnx import read
 from cloister.graph.ort_session import ORT_ERRORS
 from cloister.graph.passes import normalise
 from cloister.plan import policies
+from cloister.plan.plan import Plan
 from cloister.plan.protection import EVERYWHERE, OUTSOURCED
 from cloister.trusted.session import Session
 from cloister.wire.inprocess import InProcessLink
@@ -36,6 +38,11 @@ def is_listed(error: CloisterError, net: RandomModel) -> bool:
     if "no linear node with constant weights" in str(error):
         return not net.has_linear_node
     return False
+
+
+def batches(plan: Plan) -> st.SearchStrategy[int]:
+    """Samples for each micro-batch; pads of a plan with a bound batch are for that many alone."""
+    return st.just(plan.sizes[BATCH]) if BATCH in plan.sizes else st.integers(1, 3)
 
 
 def check(net: RandomModel, policy: str, feeds, *, workers=None, **options) -> None:

@@ -13,7 +13,7 @@ from cloister.errors import ModelError, one_line
 from cloister.graph.batch import batch_factor, times_batch
 from cloister.graph.captures import every_node
 from cloister.graph.element_types import ELEMENT_TYPES
-from cloister.graph.graph import BATCH, Graph, Node, OpaqueType, Size, TensorType
+from cloister.graph.graph import BATCH, MODULE_DOMAIN, Graph, Node, OpaqueType, Size, TensorType
 from cloister.graph.legality import MAX_ELEMENTS, READS_A_FILE
 from cloister.graph.onnx.export import known_type, model_bytes, type_bytes
 from cloister.graph.runtime_types import runtime_types
@@ -46,6 +46,8 @@ def with_types(graph: Graph) -> Graph:
         # Of a constant that is an output, inference would believe that nothing is known.
         types={**given, **constants},
         opaque=open_inputs,
+        # Inference passes by an operator that it does not know, but not by a domain.
+        domains={**graph.domains, MODULE_DOMAIN: 1},
     )
     model = onnx.ModelProto.FromString(model_bytes(skeleton))
     stated: set[str] = set()

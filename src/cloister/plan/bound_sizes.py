@@ -27,7 +27,9 @@ def bound_parts(model: Graph, samples: Feeds) -> list[tuple[Graph, Feeds]]:
     """
     others = {name: n for name, n in bound_sizes(model, samples).items() if name != BATCH}
     graph = specialise(model, others)
-    if graph.batch is not None or not any(_stays_inside(graph, node) for node in graph.nodes):
+    # A hidden end takes one sample after the other.
+    stays = graph.batch is not None or any(node.is_module for node in graph.nodes)
+    if stays or not any(_stays_inside(graph, node) for node in graph.nodes):
         return [(graph, samples)]
     known: dict[int, Graph] = {}
     parts: list[tuple[Graph, Feeds]] = []

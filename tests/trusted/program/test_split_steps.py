@@ -23,7 +23,7 @@ from trusted.program.oracle import Oracle
 from trusted.program.test_step_interpreter import inputs
 from trusted.random_models import models, runtime
 from trusted.split_plans import every_split, split_plans
-from trusted.test_random_models import EXAMPLES, FIXED_POINT, is_listed, random_models
+from trusted.test_random_models import EXAMPLES, FIXED_POINT, batches, is_listed, random_models
 from trusted.test_session import plain
 
 
@@ -111,7 +111,7 @@ def check(data, policy, link):
         event(f"refused: {error}"[:40])
         return
     try:
-        oracle = Oracle(plan, batch=data.draw(st.integers(1, 3)))
+        oracle = Oracle(plan, batch=data.draw(batches(plan)))
         assert one_message(oracle.program)
         with oracle.session(link) as session:
             result = session.run(feeds)

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
-from onnx import helper, shape_inference
+from onnx import checker, helper, shape_inference
 
 from cloister.errors import ModelError
 from cloister.graph.captures import captured_values
@@ -172,7 +172,14 @@ class _Folder:
                 self._small_constants(read),
                 opset_imports=[helper.make_opsetid("", self._graph.opset)],
             )
-        except (onnx.defs.SchemaError, shape_inference.InferenceError, ValueError, RuntimeError):
+        except (
+            # ONNX calls an operator deprecated that ONNX Runtime runs: GroupNormalization of 18.
+            checker.ValidationError,
+            onnx.defs.SchemaError,
+            shape_inference.InferenceError,
+            ValueError,
+            RuntimeError,
+        ):
             return
         for value, proto in found.items():
             known = tensor_type(opaque_type(proto))

@@ -55,6 +55,7 @@ class Stack:
     rows                    (taps, depths): the depths of x that are read; x.size: one of zeros
     pitch, out_pitch        rows of the image, and of its result, for each depth
     window                  of the convolution of the image along its height
+    lead                    rows of zeros before each depth, which belong to its pitch
     first                   the row of a depth's result that is kept as its first
     """
 
@@ -66,6 +67,7 @@ class Stack:
     pitch: int
     out_pitch: int
     window: Axis
+    lead: int = 0
     phases: int = 1
     first: int = 0
 
@@ -90,11 +92,11 @@ def lower_volumes(graph: Graph) -> Graph:
         x, y = (graph.types[value].shape for value in (node.inputs[0], node.outputs[0]))
         channels, out_channels = x[1] or 0, y[1] or 0
         arrange = _stacked if node.op == "Conv" else _spread
-        found = [one for depth in range(AXES) if (one := arrange(axes, depth)) is not None]
-        stack = min(found, key=lambda one: one.crossing(channels, out_channels), default=None)
+        found = (arrange(axes, depth) for depth in range(AXES))
+        stack = min(found, key=lambda one: one.crossing(channels, out_channels))
         given = channels * math.prod(one.size for one in axes)
         given += out_channels * math.prod(one.out for one in axes)
-        if stack and stack.crossing(channels, out_channels) <= MAX_GROWTH * given:
+        if stack.crossing(channels, out_channels) <= MAX_GROWTH * given:
             _lower(rewrite, node, stack)
     return rewrite.finish()
 
@@ -126,7 +128,7 @@ def _in_order(axes: Sequence[Axis], depth: int) -> tuple[tuple[int, ...], list[A
     return order, [axes[axis] for axis in order]
 
 
-def _stacked(axes: Sequence[Axis], at: int) -> Stack | None:
+def _stacked(axes: Sequence[Axis], at: int) -> Stack:
     """A convolution; a window begins at a multiple of its stride in the rows of every depth."""
     order, (depth, height, width) = _in_order(axes, at)
     taps, depths = np.arange(depth.kernel)[:, None], np.arange(depth.out)
@@ -134,14 +136,15 @@ def _stacked(axes: Sequence[Axis], at: int) -> Stack | None:
     rows = np.where((rows < 0) | (rows >= depth.size), depth.size, rows)
     if depth.out == 1:
         return Stack(order, depth, height, width, rows, height.size, height.out, height)
-    if height.before >= height.reach:
-        return None  # whole windows of padding
-    last = (height.out - 1) * height.stride + height.reach - height.before
-    out_pitch = -(-max(height.size + height.before, last) // height.stride)
-    behind = max(height.reach - height.stride - height.before, 0)
+    # The padding before a depth also lies behind the one above it, unless whole windows are in it.
+    lead = height.before if height.before >= height.reach else 0
+    before = height.before - lead
+    last = (height.out - 1) * height.stride + height.reach - before
+    out_pitch = -(-max(height.size + lead + before, last) // height.stride)
+    behind = max(height.reach - height.stride - before, 0)
     return Stack(
         order, depth, height, width, rows, out_pitch * height.stride, out_pitch,
-        replace(height, behind=behind),
+        replace(height, before=before, behind=behind), lead=lead,
     )  # fmt: skip
 
 
@@ -173,7 +176,7 @@ def _lower(rewrite: Rewrite, node: Node, stack: Stack) -> None:
     chain.transpose(order)
     if (stack.rows == stack.depth.size).any():
         chain.pad(2, 0, 1)
-    chain.pad(3, 0, stack.pitch - stack.height.size)
+    chain.pad(3, stack.lead, stack.pitch - stack.lead - stack.height.size)
     if not np.array_equal(stack.rows, np.arange(chain.known(2))[None]):
         chain.gather(2, stack.rows)
     chain.reshape((0, channels * taps, depths * stack.pitch, stack.width.size))
