@@ -163,3 +163,19 @@ def test_the_spectrum_of_a_sound_has_the_half_that_onnx_runtime_computes():
     assert [row.bytes_to_worker > 0 for row in result.report.layers].count(True) == 1
     assert found.shape == right.shape
     assert np.linalg.norm(found - right) < 1e-2 * np.linalg.norm(right)
+
+
+def test_a_layer_behind_an_operator_of_scikit_learn_goes_out():
+    net = Net()
+    net.input("x", 4)
+    model = net.model(net.gemm("scaled", 4, 3))
+    attributes = {"domain": "ai.onnx.ml", "offset": [0.5] * 4, "scale": [2.0] * 4}
+    model.graph.node.insert(0, helper.make_node("Scaler", ["x"], ["scaled"], **attributes))
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    x = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
+    graph = prepare(from_model(model, name="net"))
+    assert graph.sizes(graph.nodes[0].outputs[0]) == (BATCH, 4)
+    with Session(policies.slalom(graph, calibration={"x": x})) as session:
+        (found,) = session.run({"x": x}).outputs.values()
+    (right,) = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})
+    np.testing.assert_allclose(found, right, atol=0.02)

@@ -19,6 +19,10 @@ from cloister.graph.onnx.export import known_type, model_bytes, type_bytes
 from cloister.graph.runtime_types import runtime_types
 
 Sizes = tuple[Size, ...]
+KEEPING_SIZES = {
+    ("ai.onnx.ml", op) for op in ("Binarizer", "Imputer", "LabelEncoder", "Normalizer", "Scaler")
+}
+"""Operators whose output has the sizes of their first input."""
 SMALL = 1024
 """Constants up to this many elements may be shapes; larger ones only matter by their own shape."""
 
@@ -51,13 +55,13 @@ def with_types(graph: Graph) -> Graph:
     while True:
         found = _infer(model)
         proved = _proved(graph, found, stated)
+        stated.update(proved)
         if not proved and not asked:
             asked = True
             proved = _computed(graph, found)
         if not proved:
             break
         _state(model, proved)
-        stated.update(proved)
     known = {name: tensor_type(one) for name, one in found.items()}
     types = {name: one for name, one in known.items() if one is not None}
     for name, one in types.items():
@@ -107,7 +111,7 @@ def _proved(
             known = found.get(value, OpaqueType())
             if not value or value in stated or known.proto or is_known(known.sizes):
                 continue
-            sizes = _reshaped(graph, node, found) if node.op == "Reshape" else None
+            sizes = _stated_sizes(graph, node, found)
             before = known_type(graph, value)
             if sizes is None and is_known(before.sizes):
                 sizes = before.sizes
@@ -174,6 +178,16 @@ def is_known(sizes: Sequence[Size] | None) -> bool:
     return sizes is not None and all(
         isinstance(size, int) or batch_factor(size) is not None for size in sizes
     )
+
+
+def _stated_sizes(graph: Graph, node: Node, found: Mapping[str, OpaqueType]) -> Sizes | None:
+    """The sizes of a node's outputs that follow from its operator, where ONNX has no rule."""
+    if node.op == "Reshape":
+        return _reshaped(graph, node, found)
+    if (node.domain, node.op) not in KEEPING_SIZES:
+        return None
+    before = found.get(node.inputs[0], OpaqueType()).sizes
+    return before if is_known(before) else None
 
 
 def _reshaped(graph: Graph, node: Node, found: Mapping[str, OpaqueType]) -> Sizes | None:
