@@ -203,6 +203,10 @@ class _Folder:
             if known is None:
                 return None
             return known.shape[integer(node, "start", 0) : integer(node, "end", len(known.shape))]
+        if node.op == "Size":
+            known = self.types.get(node.inputs[0])
+            sizes = [None] if known is None else known.shape
+            return None if None in sizes else math.prod(size or 0 for size in sizes)
         if node.op not in ("Gather", "Slice", "Concat", "Squeeze", "Unsqueeze", "Cast"):
             return None
         if not any(value in self._entries for value in node.inputs):
