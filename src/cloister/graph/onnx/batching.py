@@ -122,11 +122,13 @@ def _joins(
     """See `joining_axes`; `size` is that of the other free sizes."""
     rng = default_rng(0)
     free = dict.fromkeys(graph.free_sizes, size)
-    found = [
-        _joining_axes(graph, freed, fixed, dynamic, {BATCH: count, **free}, rng)
-        for count in islice(cycle(COUNTS), _draws(graph, size))
-    ]
-    return found[0] if all(joins == found[0] for joins in found) else None
+    found = []
+    for count in islice(cycle(COUNTS), _draws(graph, size)):
+        found.append(_joining_axes(graph, freed, fixed, dynamic, {BATCH: count, **free}, rng))
+        # One draw that mixes samples is enough, and runs of a model may take long.
+        if found[-1] is None or found[-1] != found[0]:
+            return None
+    return found[0]
 
 
 def _draws(graph: Graph, size: int) -> int:
