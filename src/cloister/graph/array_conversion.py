@@ -72,8 +72,13 @@ def _read(given: object) -> np.ndarray:
     detach = getattr(given, "detach", None)
     if callable(detach):  # a PyTorch tensor; DLPack exports those of the current device alone
         given = detach().cpu()
+        if str(getattr(given, "dtype", "")) == "torch.bfloat16":
+            given = given.float()  # NumPy has no bfloat16; float32 represents all of its numbers
     if not hasattr(given, "__dlpack__"):
-        return np.asarray(given)
+        array = np.asarray(given)
+        # Among texts, NumPy would turn a number, or a NaN for a missing entry, into a text.
+        mixed = array.dtype.kind == "U" and isinstance(given, list | tuple)
+        return np.asarray(given, object) if mixed else array
     try:
         if hasattr(given, "__array__"):
             return np.asarray(given)
@@ -203,7 +208,7 @@ def _to_integer(array: np.ndarray, wanted: np.dtype, what: str, axis: int | None
 
 
 def _texts(array: np.ndarray, what: str, axis: int | None) -> np.ndarray:
-    if array.dtype.kind not in "OUT":
+    if array.dtype.kind not in "OUT" and array.size:
         raise ShapeError(f"{what}: the model takes texts, got {array.dtype}; convert it")
     texts = array.astype(object)
     if array.dtype.kind == "O":

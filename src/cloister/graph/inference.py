@@ -3,7 +3,7 @@ prove.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import onnx
@@ -19,6 +19,8 @@ from cloister.graph.onnx.export import known_type, model_bytes, type_bytes
 from cloister.graph.runtime_types import runtime_types
 
 Sizes = tuple[Size, ...]
+SHAPED_AS_THEIR_INPUT = ("Binarizer", "Imputer", "LabelEncoder", "Normalizer", "Scaler")
+"""Operators of ai.onnx.ml for which ONNX's inference gives no shape."""
 SMALL = 1024
 """Constants up to this many elements may be shapes; larger ones only matter by their own shape."""
 
@@ -46,7 +48,7 @@ def with_types(graph: Graph) -> Graph:
         domains={**graph.domains, MODULE_DOMAIN: 1},
     )
     model = onnx.ModelProto.FromString(model_bytes(skeleton))
-    stated: set[str] = set()
+    stated: dict[str, OpaqueType] = {}
     asked = False
     while True:
         found = _infer(model)
@@ -98,19 +100,21 @@ def _infer(model: onnx.ModelProto) -> dict[str, OpaqueType]:
 
 
 def _proved(
-    graph: Graph, found: Mapping[str, OpaqueType], stated: Collection[str]
+    graph: Graph, found: Mapping[str, OpaqueType], stated: Mapping[str, OpaqueType]
 ) -> dict[str, OpaqueType]:
-    """Types that inference did not find: of a Reshape, or those that the graph has already."""
+    """Types that inference did not find, by rules of its own or as the graph has them already."""
     proved = {}
     for node in graph.nodes:
         for value in node.outputs:
             known = found.get(value, OpaqueType())
-            if not value or value in stated or known.proto or is_known(known.sizes):
+            if not value or known.proto or is_known(known.sizes):
                 continue
-            sizes = _reshaped(graph, node, found) if node.op == "Reshape" else None
+            sizes = _ruled(graph, node, found)
             before = known_type(graph, value)
             if sizes is None and is_known(before.sizes):
                 sizes = before.sizes
+            if value in stated and (sizes is None or is_known(stated[value].sizes)):
+                continue
             dtype = known.dtype or before.dtype
             if dtype is not None and (sizes is not None or known.dtype is None):
                 proved[value] = OpaqueType(dtype, sizes)
@@ -174,6 +178,16 @@ def is_known(sizes: Sequence[Size] | None) -> bool:
     return sizes is not None and all(
         isinstance(size, int) or batch_factor(size) is not None for size in sizes
     )
+
+
+def _ruled(graph: Graph, node: Node, found: Mapping[str, OpaqueType]) -> Sizes | None:
+    """The sizes of a node's first output, where a rule gives them that inference lacks."""
+    if node.op == "Reshape":
+        return _reshaped(graph, node, found)
+    if node.domain != "ai.onnx.ml" or node.op not in SHAPED_AS_THEIR_INPUT:
+        return None
+    sizes = found.get(node.inputs[0], OpaqueType()).sizes
+    return sizes if is_known(sizes) else None
 
 
 def _reshaped(graph: Graph, node: Node, found: Mapping[str, OpaqueType]) -> Sizes | None:

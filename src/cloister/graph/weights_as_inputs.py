@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from cloister.graph.graph import Graph
+from cloister.graph.graph import Graph, TensorType
 from cloister.graph.onnx.export import model_bytes
 from cloister.graph.ort_session import runtime_session
 
@@ -42,6 +42,10 @@ class WeightsAsInputs:
         skeleton = replace(
             graph,
             inputs=(*graph.inputs, *self._large),
+            types={
+                **graph.types,
+                **{name: TensorType(a.dtype, a.shape) for name, a in self._large.items()},
+            },
             constants={n: a for n, a in graph.constants.items() if n not in self._large},
         )
         model = model_bytes(skeleton, outputs=wanted)
