@@ -71,9 +71,9 @@ def _read(given: object) -> np.ndarray:
         return np.stack([_read(one) for one in given])
     detach = getattr(given, "detach", None)
     if callable(detach):  # a PyTorch tensor; DLPack exports those of the current device alone
-        given = detach().cpu()
-        if str(getattr(given, "dtype", "")) == "torch.bfloat16":
-            given = given.float()  # NumPy has no bfloat16; float32 represents all of its numbers
+        tensor = detach().cpu()
+        # NumPy has no bfloat16; float32 represents all of its numbers.
+        given = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
     if not hasattr(given, "__dlpack__"):
         array = np.asarray(given)
         # Among texts, NumPy would turn a number, or a NaN for a missing entry, into a text.

@@ -47,7 +47,7 @@ def with_types(graph: Graph) -> Graph:
         # Inference passes by an operator that it does not know, but not by a domain.
         domains={**graph.domains, MODULE_DOMAIN: 1},
     )
-    model = onnx.ModelProto.FromString(model_bytes(skeleton))
+    model = onnx.ModelProto.FromString(model_bytes(skeleton, inferred=True))
     stated: dict[str, OpaqueType] = {}
     asked = False
     while True:
