@@ -1,6 +1,8 @@
 import json
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 
 @pytest.mark.parametrize("policy", ["slalom", "verified", "open", "enclave"])
@@ -23,3 +25,13 @@ def test_a_plan_is_summarised_as_its_model_is(cloister, model_file, pictures, tm
     assert cloister("plan", model_file, *pictures, "--out", plan).code == 0
     lines = [cloister("inspect", path).out.splitlines()[-1] for path in (model_file, plan)]
     assert lines[0] == lines[1]
+
+
+def test_a_model_without_arithmetic_is_summarised(cloister, tmp_path):
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "net", [x], [y])
+    versions = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=versions, ir_version=8), tmp_path / "m.onnx")
+    ran = cloister("inspect", tmp_path / "m.onnx")
+    assert ran.code == 0, ran
+    assert "none of the arithmetic" in ran.out.splitlines()[-1]

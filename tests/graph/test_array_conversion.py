@@ -116,6 +116,16 @@ def test_texts():
         assert made.tolist() == ["a", "bc"]
 
 
+@pytest.mark.parametrize("odd", [3, float("nan"), None, b"c"])
+def test_a_list_of_texts_with_another_entry_is_refused(odd):
+    with pytest.raises(RangeError, match="sample 1 has an entry that is no text"):
+        to(object, as_array(["a", odd], "input 'x'"))
+
+
+def test_an_empty_list_is_no_text_too():
+    assert to(object, as_array([], "input 'x'")).dtype == object
+
+
 def test_the_models_own_type_is_not_copied():
     x = np.zeros((3, 4), np.float32)
     assert np.shares_memory(to(np.float32, x), x)
@@ -186,6 +196,7 @@ X = np.arange(6, dtype=np.float32).reshape(2, 3)
         torch.from_numpy(X), torch.from_numpy(X).requires_grad_(), list(torch.from_numpy(X)),
         [Exported(row) for row in X], [torch.from_numpy(row).requires_grad_() for row in X],
         torch.nn.Parameter(torch.from_numpy(X)), memoryview(X), np.ma.array(X),
+        torch.from_numpy(X).to(torch.bfloat16), [torch.from_numpy(X[0]).to(torch.bfloat16), X[1]],
     ],
     ids=lambda given_: type(given_).__name__,
 )  # fmt: skip
@@ -228,7 +239,6 @@ def test_a_library_s_own_copy_is_preferred():
         ([[1.0], [1.0, 2.0]], "the list cannot be read as an array .*inhomogeneous"),
         ([X, X[:, :1]], "the list cannot be read as an array"),
         (torch.zeros(2, device="meta"), "the Tensor cannot be read as an array"),
-        (torch.zeros(2, dtype=torch.bfloat16), "the Tensor cannot be read as an array"),
         (np.ma.array(X, mask=X > 4), "entries are masked; fill them"),
     ],
 )

@@ -14,6 +14,8 @@ from cloister.graph.onnx import read
 from cloister.graph.onnx.export import model_bytes
 from cloister.graph.onnx.opsets import newest_version
 from cloister.graph.onnx.read import from_model
+from cloister.graph.onnx.specialise import specialise
+from cloister.graph.ops.linear_nodes import is_linear
 from cloister.graph.passes.normalise import prepare
 from cloister.plan import policies
 from cloister.trusted.session import Session
@@ -475,3 +477,77 @@ def test_sparse_constants_that_are_large_together_are_refused():
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
     with pytest.raises(UnsupportedError, match="sparse"):
         read.from_model(model, name="net")
+
+
+# ---- types that ONNX's inference lacks
+
+
+def test_a_model_for_one_size_has_large_weights_behind_an_unknown_operator():
+    wide = np.ones((4, 1 << 13), np.float32)
+    graph = prepare(
+        from_model(
+            model(
+                node("QuickGelu", "x", "h", MICROSOFT), node("MatMul", "h,w", "y"),
+                constants={"w": wide}, shape=("N", "T", 4),
+            ),
+            name="net",
+        )
+    )  # fmt: skip
+    bound = specialise(graph, {"T": 5})
+    assert bound.types["y"].shape == (None, 5, 1 << 13)
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes"),
+    [
+        ("Scaler", {"offset": [0.1], "scale": [2.0]}),
+        ("Normalizer", {"norm": "L2"}),
+        ("Binarizer", {"threshold": 0.5}),
+        ("Imputer", {"imputed_value_floats": [0.5]}),
+    ],
+)
+def test_a_worker_computes_layers_behind_an_operator_that_prepares_features(op, attributes):
+    both = [
+        node(op, "x", "h", LEARNING, **attributes),
+        node("Concat", "h,h", "hh", axis=1),
+        node(op, "hh", "again", LEARNING, **attributes),
+        node("MatMul", "again,w", "y"),
+    ]
+    weights = np.concatenate([W, W])
+    graph = prepare(
+        from_model(model(*both, constants={"w": weights}, versions={LEARNING: 3}), name="net")
+    )
+    assert graph.types["again"].shape == (None, 8)
+    assert [is_linear(graph, one) for one in graph.nodes] == [False, False, False, True]
+
+
+def test_columns_of_unnamed_sizes_are_one_batch_with_texts_too():
+    column = helper.make_tensor_value_info("city", TensorProto.STRING, [None, 1])
+    file = model(
+        node("OneHotEncoder", "city", "c", LEARNING, cats_strings=["Bern", "Graz"]),
+        node("Reshape", "c,s", "cc"),
+        node("Concat", "x,cc", "y", axis=1),
+        constants={"s": np.array([-1, 2])},
+        shape=(None, 4),
+    )
+    file.graph.input.append(column)
+    graph = from_model(file, name="net")
+    assert graph.free_sizes == ()
+    assert [graph.types[name].shape for name in graph.inputs] == [(None, 4), (None, 1)]
+
+
+def test_sizes_may_contradict_a_branch_that_is_not_taken():
+    positive = [node("ReduceMax", "x", "m", keepdims=0), node("Greater", "m,zero", "c")]
+    branches = {
+        "then_branch": body(node("Neg", "x", "r")),
+        "else_branch": body(
+            node("Squeeze", "x,one", "r2"), output="r2", constants={"one": np.array([1])}
+        ),
+    }
+    file = model(
+        *positive, node("If", "c", "y", **branches),
+        constants={"zero": np.float32(0)}, shape=(2, "T"),
+    )  # fmt: skip
+    graph = specialise(prepare(from_model(file, name="net")), {"T": 4})
+    with Session(policies.enclave(graph)) as session:
+        np.testing.assert_array_equal(session.run(np.abs(X)).outputs["y"], -np.abs(X))

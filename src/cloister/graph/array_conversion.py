@@ -71,9 +71,14 @@ def _read(given: object) -> np.ndarray:
         return np.stack([_read(one) for one in given])
     detach = getattr(given, "detach", None)
     if callable(detach):  # a PyTorch tensor; DLPack exports those of the current device alone
-        given = detach().cpu()
+        tensor = detach().cpu()
+        # NumPy has no bfloat16; float32 represents all of its numbers.
+        given = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
     if not hasattr(given, "__dlpack__"):
-        return np.asarray(given)
+        array = np.asarray(given)
+        # Among texts, NumPy would turn a number, or a NaN for a missing entry, into a text.
+        mixed = array.dtype.kind == "U" and isinstance(given, list | tuple)
+        return np.asarray(given, object) if mixed else array
     try:
         if hasattr(given, "__array__"):
             return np.asarray(given)
@@ -203,7 +208,7 @@ def _to_integer(array: np.ndarray, wanted: np.dtype, what: str, axis: int | None
 
 
 def _texts(array: np.ndarray, what: str, axis: int | None) -> np.ndarray:
-    if array.dtype.kind not in "OUT":
+    if array.dtype.kind not in "OUT" and array.size:
         raise ShapeError(f"{what}: the model takes texts, got {array.dtype}; convert it")
     texts = array.astype(object)
     if array.dtype.kind == "O":

@@ -20,7 +20,7 @@ _TENSOR = re.compile(r"tensor\((\w+)\)")
 def runtime_types(graph: Graph, values: Sequence[str]) -> dict[str, OpaqueType]:
     """What ONNX Runtime knows of these values; nothing of a graph that it does not take."""
     try:
-        session = WeightsAsInputs(graph, outputs=values)
+        session = WeightsAsInputs(graph, outputs=values, inferred=True)
     except ORT_ERRORS:
         return {}
     found = {}

@@ -21,6 +21,8 @@ LARGE_BYTES = 1 << 16
 class WeightsAsInputs:
     """Runs a graph's outputs, or the ones named, in float32.
 
+    inferred   see model_bytes
+
     Raises   one of ORT_ERRORS when ONNX Runtime does not take the graph
     """
 
@@ -31,6 +33,7 @@ class WeightsAsInputs:
         outputs: Sequence[str] | None = None,
         threads: int = 1,
         optimised: bool = False,
+        inferred: bool = False,
     ) -> None:
         wanted = graph.outputs if outputs is None else tuple(outputs)
         self._large = {
@@ -43,10 +46,14 @@ class WeightsAsInputs:
         skeleton = replace(
             graph,
             inputs=(*graph.inputs, *self._large),
+            types={
+                **graph.types,
+                **{name: TensorType(a.dtype, a.shape) for name, a in self._large.items()},
+            },
             constants={n: a for n, a in graph.constants.items() if n not in self._large},
             types={**graph.types, **types},
         )
-        model = model_bytes(skeleton, outputs=wanted)
+        model = model_bytes(skeleton, outputs=wanted, inferred=inferred)
         self._session = runtime_session(model, threads=threads, optimised=optimised)
 
     def run(

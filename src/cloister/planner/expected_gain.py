@@ -192,7 +192,7 @@ def _inside(
     work = {one.node: one.flops for one in cost.nodes}
     largest = max(others, key=lambda node: work[node.name], default=None)
     named = None
-    if largest is not None and work[largest.name] >= LEAST_SHARE * flops:
+    if largest is not None and work[largest.name] > LEAST_SHARE * flops:
         name = f"{largest.name!r} ({largest.op})"
         named = name, work[largest.name] / flops, why_inside(graph, largest)
     operators = tuple(op for op, _ in Counter(node.op for node in others).most_common())

@@ -266,7 +266,16 @@ def _sample(graph: Graph, name: str, rng: Generator, numbers: Mapping[str, int])
         return np.asarray(rng.standard_normal(shape), dtype)
     if dtype.kind in "iub":
         return np.asarray(rng.integers(0, 2, shape), dtype)
+    if dtype.kind == "O":
+        return np.asarray(rng.choice(_words(graph), shape), dtype)
     raise ModelError(f"no sample values of type {dtype}")
+
+
+def _words(graph: Graph) -> list[str]:
+    """Texts that a model tells apart: others would all have one output."""
+    lists = (value for node in graph.nodes for value in node.attributes.values())
+    words = (one for value in lists if isinstance(value, tuple) for one in value)
+    return [word for word in words if isinstance(word, str)] or ["a", "b"]
 
 
 def _close_maps(found: Mapping[object, object], wanted: Mapping[object, object]) -> bool:

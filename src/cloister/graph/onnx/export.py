@@ -6,11 +6,12 @@ numbers of onnx.proto. Fields stand in the order of their numbers, as protobuf i
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from cloister.errors import ModelError, UnsupportedError
-from cloister.graph.captures import captured_values
+from cloister.graph.captures import captured_values, every_node
 from cloister.graph.element_types import TEXT, element_number, raw_bytes
 from cloister.graph.graph import BATCH, Graph, Node, OpaqueType, Subgraph
 
@@ -70,8 +71,12 @@ def model_bytes(
     nodes: Sequence[Node] | None = None,
     inputs: Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
+    inferred: bool = False,
 ) -> bytes:
     """The nodes (default: all) as a valid model with the constants they need; free batch kept.
+
+    inferred   types are inferred from the model. Otherwise it runs, and an If of it gets no sizes:
+               ONNX Runtime refuses sizes that contradict a branch, taken or not
 
     Raises ModelError for a value of unknown type at the border, UnsupportedError beyond 2 GiB.
     """
@@ -83,6 +88,11 @@ def model_bytes(
         raise UnsupportedError(
             f"model {graph.name!r}: its weights exceed ONNX's 2 GiB limit; use a smaller model"
         )
+    unsized = not inferred and any(node.op == "If" for node in every_node(nodes))
+
+    def stated(known: OpaqueType) -> OpaqueType:
+        return replace(known, sizes=None) if unsized and known.dtype is not None else known
+
     model = _Message()
     model.integer(1, max([IR_VERSION, *(ir for opset, ir in IR_OF_OPSET if graph.opset >= opset)]))
     model.text(2, "cloister")
@@ -91,8 +101,8 @@ def model_bytes(
         _graph(
             graph.name,
             nodes,
-            [(name, _input_type(graph, name)) for name in inputs],
-            [(name, known_type(graph, name)) for name in outputs],
+            [(name, stated(_input_type(graph, name))) for name in inputs],
+            [(name, stated(known_type(graph, name))) for name in outputs],
             constants,
         ),
     )
