@@ -46,10 +46,6 @@ class WeightsAsInputs:
         skeleton = replace(
             graph,
             inputs=(*graph.inputs, *self._large),
-            types={
-                **graph.types,
-                **{name: TensorType(a.dtype, a.shape) for name, a in self._large.items()},
-            },
             constants={n: a for n, a in graph.constants.items() if n not in self._large},
             types={**graph.types, **types},
         )
