@@ -36,10 +36,11 @@ JUMPS = frozenset(
 """Operators whose outputs may change much where their inputs change little."""
 
 
-def runtime(model: onnx.ModelProto) -> ort.InferenceSession:
-    """ONNX Runtime's kernels as they are."""
+def runtime(model: onnx.ModelProto, *, optimised: bool = False) -> ort.InferenceSession:
+    """ONNX Runtime's kernels as they are, or as it fuses them."""
     options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not optimised:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     return ort.InferenceSession(model.SerializeToString(), options)

@@ -52,7 +52,7 @@ def window(scope: Scope, axes: int, op: str) -> dict[str, object]:
     elif scope.chance():
         found["pads"] = [scope.pick(range(3)) for _ in range(2 * axes)]
     if op in ("MaxPool", "AveragePool"):
-        found["ceil_mode"] = scope.pick([0, 1]) if axes < 3 else 0
+        found["ceil_mode"] = scope.pick([0, 1]) if axes < 3 and mode == "NOTSET" else 0
     if op == "AveragePool":
         found["count_include_pad"] = scope.pick([0, 1])
     if op == "ConvTranspose" and mode == "NOTSET" and scope.chance():
