@@ -138,9 +138,28 @@ def small(build):
     return model
 
 
+def rare(combined):
+    """Adds what the batch has beyond a limit that few samples reach, `combined` along the batch."""
+    net = nets.Net()
+    hidden = net.gemm(net.input("row", 4), 4, 4)
+    large = net.op("Greater", "row", net.constant(np.array(1e6, np.float32)))
+    added = combined(net, net.op("Cast", large, to=onnx.TensorProto.FLOAT), hidden)
+    return net.model(net.op("Add", hidden, added))
+
+
+def along_the_batch(net, large, _):
+    return net.op("CumSum", large, net.constant(np.array(0, np.int64)))
+
+
+def across_the_batch(net, large, hidden):
+    return net.op("MatMul", net.op("MatMul", large, net.op("Transpose", large)), hidden)
+
+
 @pytest.mark.parametrize(
     "build",
     [
+        lambda: rare(along_the_batch),
+        lambda: rare(across_the_batch),
         lambda: counted(more_than_four),
         lambda: counted(more_elements_than_sixteen),
         lambda: counted(a_large_maximum),
@@ -149,13 +168,24 @@ def small(build):
         lambda: small(centred),
         lambda: small(normalised),
     ],
-    ids=["shape", "size", "maximum", "branch", "fourths", "small_mean", "small_softmax"],
+    ids=[
+        "along",
+        "across",
+        "shape",
+        "size",
+        "maximum",
+        "branch",
+        "fourths",
+        "small_mean",
+        "small_softmax",
+    ],
 )
 def test_what_two_samples_do_not_show_keeps_the_batch_whole(build):
     model = build()
     graph = normalise.prepare(read.from_model(model, name="net"))
     assert not graph.separable
     feeds = nets.samples(model, 5)
+    feeds["row"][[0, 3]] += np.float32([[4e9], [3e9]])
     (wanted,) = ort.InferenceSession(model.SerializeToString()).run(None, feeds)
     with Session(policies.enclave(graph), batch=2) as session:
         (found,) = session.run(feeds).outputs.values()
