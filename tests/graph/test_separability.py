@@ -4,7 +4,7 @@ import onnxruntime as ort
 import pytest
 
 import nets
-from cloister.graph.onnx import read
+from cloister.graph.onnx import batching, read
 from cloister.graph.passes import normalise
 from cloister.plan import policies
 from cloister.trusted.session import Session
@@ -206,3 +206,19 @@ def test_numbers_that_are_multiples_of_the_batch_leave_it_free():
     numbers = net.op("Range", zero, net.op("Squeeze", count), one)
     model = net.model(net.op("Mul", net.op("Gather", hidden, numbers, axis=0), mask))
     assert read.from_model(model, name="net").separable
+
+
+def test_a_loop_without_an_end_is_tried_for_a_limited_time(monkeypatch):
+    monkeypatch.setattr(batching, "TRIED_S", 0.2)
+    net = nets.Net()
+    value, kinds = onnx.helper.make_tensor_value_info, onnx.TensorProto
+    begins = [value("i", kinds.INT64, []), value("go", kinds.BOOL, [])]
+    begins.append(value("sum", kinds.FLOAT, [1]))
+    ends = [value("go_on", kinds.BOOL, []), value("twice", kinds.FLOAT, [1])]
+    nodes = [onnx.helper.make_node("Identity", ["go"], ["go_on"])]
+    nodes.append(onnx.helper.make_node("Add", ["sum", "sum"], ["twice"]))
+    body = onnx.helper.make_graph(nodes, "body", begins, ends)
+    count, go = net.constant(np.array(2**62, np.int64)), net.constant(np.array(True))
+    found = net.op("Loop", count, go, net.constant(np.float32([1])), body=body)
+    model = net.model(net.op("Mul", net.gemm(net.input("row", 4), 4, 4), found))
+    assert not read.from_model(model, name="net").separable
