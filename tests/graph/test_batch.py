@@ -329,3 +329,14 @@ def test_what_a_small_file_makes_large_is_not_tried(monkeypatch):
         ir_version=8,
     )
     assert not read.from_model(wide, name="wide").separable
+
+
+def test_parts_of_different_ranks_are_not_joined():
+    net = Net()
+    graph = read.from_model(net.model(net.op("Relu", net.input("row", 4))), name="net")
+    (name,) = graph.outputs
+    parts = [{name: np.zeros((3, 4), np.float32)}, {name: np.zeros(4, np.float32)}]
+    scalars = [{name: np.zeros((), np.float32)} for _ in range(2)]
+    for found in (parts, scalars):
+        with pytest.raises(ShapeError, match="different sizes"):
+            joined(graph, found)

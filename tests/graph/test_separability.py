@@ -4,7 +4,7 @@ import onnxruntime as ort
 import pytest
 
 import nets
-from cloister.graph.onnx import read
+from cloister.graph.onnx import batching, read
 from cloister.graph.passes import normalise
 from cloister.plan import policies
 from cloister.trusted.session import Session
@@ -146,9 +146,28 @@ def small(build):
     return model
 
 
+def rare(combined):
+    """Adds what the batch has beyond a limit that few samples reach, `combined` along the batch."""
+    net = nets.Net()
+    hidden = net.gemm(net.input("row", 4), 4, 4)
+    large = net.op("Greater", "row", net.constant(np.array(1e6, np.float32)))
+    added = combined(net, net.op("Cast", large, to=onnx.TensorProto.FLOAT), hidden)
+    return net.model(net.op("Add", hidden, added))
+
+
+def along_the_batch(net, large, _):
+    return net.op("CumSum", large, net.constant(np.array(0, np.int64)))
+
+
+def across_the_batch(net, large, hidden):
+    return net.op("MatMul", net.op("MatMul", large, net.op("Transpose", large)), hidden)
+
+
 @pytest.mark.parametrize(
     "build",
     [
+        lambda: rare(along_the_batch),
+        lambda: rare(across_the_batch),
         lambda: counted(more_than_four),
         lambda: counted(more_elements_than_sixteen),
         lambda: counted(a_large_maximum),
@@ -157,13 +176,24 @@ def small(build):
         lambda: small(centred),
         lambda: small(normalised),
     ],
-    ids=["shape", "size", "maximum", "branch", "fourths", "small_mean", "small_softmax"],
+    ids=[
+        "along",
+        "across",
+        "shape",
+        "size",
+        "maximum",
+        "branch",
+        "fourths",
+        "small_mean",
+        "small_softmax",
+    ],
 )
 def test_what_two_samples_do_not_show_keeps_the_batch_whole(build):
     model = build()
     graph = normalise.prepare(read.from_model(model, name="net"))
     assert not graph.separable
     feeds = nets.samples(model, 5)
+    feeds["row"][[0, 3]] += np.float32([[4e9], [3e9]])
     (wanted,) = ort.InferenceSession(model.SerializeToString()).run(None, feeds)
     with Session(policies.enclave(graph), batch=2) as session:
         (found,) = session.run(feeds).outputs.values()
@@ -184,3 +214,19 @@ def test_numbers_that_are_multiples_of_the_batch_leave_it_free():
     numbers = net.op("Range", zero, net.op("Squeeze", count), one)
     model = net.model(net.op("Mul", net.op("Gather", hidden, numbers, axis=0), mask))
     assert read.from_model(model, name="net").separable
+
+
+def test_a_loop_without_an_end_is_tried_for_a_limited_time(monkeypatch):
+    monkeypatch.setattr(batching, "TRIED_S", 0.2)
+    net = nets.Net()
+    value, kinds = onnx.helper.make_tensor_value_info, onnx.TensorProto
+    begins = [value("i", kinds.INT64, []), value("go", kinds.BOOL, [])]
+    begins.append(value("sum", kinds.FLOAT, [1]))
+    ends = [value("go_on", kinds.BOOL, []), value("twice", kinds.FLOAT, [1])]
+    nodes = [onnx.helper.make_node("Identity", ["go"], ["go_on"])]
+    nodes.append(onnx.helper.make_node("Add", ["sum", "sum"], ["twice"]))
+    body = onnx.helper.make_graph(nodes, "body", begins, ends)
+    count, go = net.constant(np.array(2**62, np.int64)), net.constant(np.array(True))
+    found = net.op("Loop", count, go, net.constant(np.float32([1])), body=body)
+    model = net.model(net.op("Mul", net.gemm(net.input("row", 4), 4, 4), found))
+    assert not read.from_model(model, name="net").separable

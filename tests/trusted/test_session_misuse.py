@@ -281,3 +281,13 @@ def test_replies_under_blinding_are_uniform_too():
         # A linear map of a uniform vector is uniform where it has full rank: the last layer has.
         if index == len(plan.linear_nodes) - 1 or node.linear.geometry.kernel == (3, 3):
             assert p_value(answers) > 1e-6, node.node
+
+
+@pytest.mark.parametrize("again", ["run", "close"])
+def test_a_progress_callback_cannot_wait_for_its_own_run(again):
+    model = nets.chain()
+    feeds = nets.samples(model, 2)
+    with Session(plan_of(model), workers=[DirectLink()]) as session:
+        calls = {"run": lambda: session.run(feeds), "close": session.close}
+        with pytest.raises(PlanError, match="progress callback"):
+            session.run(feeds, progress=lambda done, total: calls[again]())

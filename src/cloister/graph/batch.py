@@ -191,7 +191,8 @@ def joined(graph: Graph, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if axis is None or len(found) == 1:
             outputs[name] = found[0]
         elif isinstance(found[0], np.ndarray):
-            if len({(*a.shape[:axis], *a.shape[axis + 1 :]) for a in found}) > 1:
+            rests = {(a.ndim, *a.shape[:axis], *a.shape[axis + 1 :]) for a in found}
+            if len(rests) > 1 or found[0].ndim <= axis:
                 raise ShapeError(
                     f"output {name!r}: the parts of the batch have different sizes; run one sample "
                     "at a time"

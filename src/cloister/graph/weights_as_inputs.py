@@ -13,7 +13,7 @@ import numpy as np
 
 from cloister.graph.graph import Graph, TensorType
 from cloister.graph.onnx.export import model_bytes
-from cloister.graph.ort_session import runtime_session
+from cloister.graph.ort_session import runtime_session, time_limit
 
 LARGE_BYTES = 1 << 16
 
@@ -53,11 +53,19 @@ class WeightsAsInputs:
         self._session = runtime_session(model, threads=threads, optimised=optimised)
 
     def run(
-        self, wanted: Sequence[str] | None, feeds: Mapping[str, np.ndarray]
+        self,
+        wanted: Sequence[str] | None,
+        feeds: Mapping[str, np.ndarray],
+        *,
+        limit_s: float | None = None,
     ) -> list[np.ndarray]:
         """The values named, default all outputs."""
         names = None if wanted is None else list(wanted)
-        return list(self._session.run(names, {**self._large, **feeds}))
+        given = {**self._large, **feeds}
+        if limit_s is None:
+            return list(self._session.run(names, given))
+        with time_limit(limit_s) as options:
+            return list(self._session.run(names, given, options))
 
     def output_types(self) -> list[tuple[str, str, list[int | str | None]]]:
         """Name, type and shape of each output, as ONNX Runtime states them."""

@@ -5,7 +5,8 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
 from types import TracebackType
@@ -107,6 +108,7 @@ class Session:
         self._batch = batch
         self._process = os.getpid()
         self._lock = threading.Lock()
+        self._holder: int | None = None
         self._closed = False
         self._needs_worker = any(p.on_worker for p in plan.protections.values())
         count = _lane_count(lanes, workers if self._needs_worker else (), threads=threads)
@@ -240,10 +242,26 @@ class Session:
         results: list[Result] = []
         done = 0
         for feeds in sample_groups(self._plans.inputs, inputs, self._batch * len(self._made)):
-            with self._lock:
+            with self._turn():
                 results.append(self._run(feeds, _later(progress, done)))
             done += results[-1].report.inputs
         return self._together(results)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """The turn of this thread.
+
+        Raises   PlanError inside the thread's own turn, which it would wait for without an end
+        """
+        own = threading.get_ident()
+        if self._holder == own:
+            raise PlanError("run or close was called from the progress callback of run; return")
+        with self._lock:
+            self._holder = own
+            try:
+                yield
+            finally:
+                self._holder = None
 
     def _run(
         self, feeds: Mapping[str, np.ndarray], progress: Callable[[int, int], None] | None
@@ -335,7 +353,7 @@ class Session:
         self._closed = True
         if os.getpid() != self._process:
             return  # a fork's copy: the workers are the parent's
-        with self._lock:
+        with self._turn():
             self._lanes.close()
             self._plans.close()
             if self._engines is not None:

@@ -26,6 +26,8 @@ from cloister.graph.weights_as_inputs import WeightsAsInputs
 TOLERANCE = 1e-3
 MAX_TRIED_ELEMENTS = 1 << 26
 """Of one value: 256 MiB in float32."""
+TRIED_S = 60.0
+"""Of one run, after which a model's batch stays as it is; a Loop may have no end."""
 MOST_DRAWS, MOST_DRAWN_ELEMENTS = 16, 1 << 24
 COUNTS = (3, 1, 20, 2)
 """Samples of a batch that is tried: of few, the last ones may be all."""
@@ -170,9 +172,10 @@ def _joining_axes(
     }
     pairs = {name: [first[name], other[name]] for name in graph.inputs}
     begin = {n: a if (axis := axes[n]) is None else part(a, axis, 0, 1) for n, a in first.items()}
-    alone = [fixed.run(None, feeds) for feeds in (first, other)]
-    both = dynamic.run(None, {name: _joined(pairs[name], axes[name]) for name in graph.inputs})
-    one = dynamic.run(None, begin)
+    alone = [fixed.run(None, feeds, limit_s=TRIED_S) for feeds in (first, other)]
+    together = {name: _joined(pairs[name], axes[name]) for name in graph.inputs}
+    both = dynamic.run(None, together, limit_s=TRIED_S)
+    one = dynamic.run(None, begin, limit_s=TRIED_S)
     batched = batched_values(freed)
     joins: dict[str, int] = {}
     for i, name in enumerate(graph.outputs):
@@ -205,7 +208,7 @@ def _runs(graph: Graph, session: WeightsAsInputs, numbers: Mapping[str, int], si
     sizes = {**dict.fromkeys(graph.free_sizes, size), **numbers}
     feeds = {name: _sample(graph, name, default_rng(0), sizes) for name in graph.inputs}
     try:
-        session.run(None, feeds)
+        session.run(None, feeds, limit_s=TRIED_S)
     except ORT_ERRORS:
         return False
     return True

@@ -18,8 +18,14 @@ from cloister.graph.passes.folding import fold_constants
 
 MIXING = ("DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul")
 """Operators that take one scale from the whole batch, so that a run may differ by little."""
+FLATTENING = ("Hardmax", "LogSoftmax", "Softmax")
+ALONG_AN_AXIS = (*FLATTENING, "LayerNormalization", "LpNormalization", "TopK")
+"""Operators that combine what is along an axis; the first ones, in old operator sets, what is along
+all later axes too."""
 SIZES = ("Shape", "Size")
 BATCHES = (2, 3, 67)
+SOFTMAX_OF_ONE_AXIS = 13
+"""The first operator set whose Softmax does not take all later axes too."""
 
 
 def mixes_samples(graph: Graph) -> bool:
@@ -27,7 +33,7 @@ def mixes_samples(graph: Graph) -> bool:
     if any(node.op in MIXING for node in every_node(graph.nodes)):
         return True
     data = _data(graph)
-    if any(_gathers(graph, node, data) for node in graph.nodes):
+    if any(_gathers(graph, node, data) or _sums(graph, node, data) for node in graph.nodes):
         return True
     if not any(node.op in (*SIZES, "If", "Loop") for node in every_node(graph.nodes)):
         return False
@@ -85,6 +91,39 @@ def _gathers(graph: Graph, node: Node, data: frozenset[str]) -> bool:
     if node.op in SIZES or not any(v in data and carries_batch(graph, v) for v in _read(node)):
         return False
     return any(value and not carries_batch(graph, value) for value in node.outputs)
+
+
+def _sums(graph: Graph, node: Node, data: frozenset[str]) -> bool:
+    """Whether a node combines what different samples have, and its result has the batch still."""
+    if node.domain or data.isdisjoint(node.inputs):
+        return False
+    return any(may_be_batch(graph, size) for size in _combined(graph, node))
+
+
+def _combined(graph: Graph, node: Node) -> Sequence[Size]:
+    """Sizes of the axes along which a node combines entries, as far as they are known."""
+    first, *others = ((graph.sizes(value) or ()) if value else () for value in node.inputs)
+    if node.op == "MatMul":
+        return (*first[-1:], *(others[0][-2:-1]))
+    if node.op == "Gemm":
+        across = bool(node.attributes.get("transA", 0)), not node.attributes.get("transB", 0)
+        return tuple(
+            sizes[0 if turned else -1]
+            for sizes, turned in zip((first, others[0]), across, strict=True)
+            if sizes
+        )
+    if node.op == "CumSum":
+        given = graph.constants.get(node.inputs[1])
+        number = int(given.item()) if given is not None and given.size == 1 else len(first)
+        return (first[number],) if -len(first) <= number < len(first) else first
+    if node.op in ALONG_AN_AXIS:
+        old = graph.opset < SOFTMAX_OF_ONE_AXIS
+        standard = 1 if old and node.op in FLATTENING else -1
+        axis = node.attributes.get("axis", standard)
+        later = node.op == "LayerNormalization" or (old and node.op in FLATTENING)
+        if isinstance(axis, int) and -len(first) <= axis < len(first):
+            return first[axis % len(first) :] if later else (first[axis],)
+    return ()
 
 
 def _chooses(node: Node, data: frozenset[str]) -> bool:
