@@ -283,7 +283,6 @@ def test_planner():
     assert set(found) >= ENVIRONMENT
 
 
-@pytest.mark.xfail(strict=False, reason="as in tests/conformance/test_random_graphs.py")
 def test_random_graphs(tmp_path):
     found = measured("random_graphs", "--examples", 3, "--keep", tmp_path)
     assert 0 < found["models"] <= 3

@@ -17,7 +17,7 @@ from cloister.plan.protection import EVERYWHERE
 from cloister.wire.inprocess import InProcessLink
 from cloister.worker.engine import Engine
 from conformance.policies_compared import EXACT, LIMITS, compared, loaded
-from conformance.random_graphs import LINEAR, SIZES, RandomGraph, graphs, runtime
+from conformance.random_graphs import LINEAR, SIZES, RandomGraph, every_node, graphs, runtime
 
 STEP = 2.0**-9
 """Half a step of twelve bits, twice: what becomes an integer may be that far off."""
@@ -127,10 +127,10 @@ def _change(value: object, other: object) -> float:
 def _moved(model: onnx.ModelProto, rng: np.random.Generator) -> onnx.ModelProto:
     """The model with other weights, each beside its own."""
     moved = onnx.ModelProto.FromString(model.SerializeToString())
-    weights = {
-        name for node in moved.graph.node if node.op_type in LINEAR for name in node.input[:2]
-    }
-    for tensor in moved.graph.initializer:
+    nodes = list(every_node(moved.graph.node))
+    weights = {name for node in nodes if node.op_type in LINEAR for name in node.input[:2]}
+    bodies = [attribute.g for node in nodes for attribute in node.attribute]
+    for tensor in (tensor for graph in (moved.graph, *bodies) for tensor in graph.initializer):
         if tensor.name in weights:
             array = _beside(numpy_helper.to_array(tensor), rng)
             tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))

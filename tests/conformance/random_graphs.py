@@ -7,7 +7,7 @@ a failing model shrinks to its first nodes.
 """
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -195,6 +195,14 @@ def reads(node: onnx.NodeProto) -> set[str]:
                 found |= reads(inner)
             found |= {value.name for value in attribute.g.output}
     return found - {""}
+
+
+def every_node(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """The nodes and those of their bodies."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            yield from every_node(attribute.g.node)
 
 
 def info(name: str, value: object) -> onnx.ValueInfoProto | None:

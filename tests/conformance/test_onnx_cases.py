@@ -1,7 +1,6 @@
 """Every test of ONNX that ONNX Runtime passes, under every policy that applies."""
 
 from functools import cache
-from pathlib import Path
 
 import pytest
 
@@ -13,8 +12,6 @@ SHARDS = 8
 FEWEST, FEWEST_LINEAR = 1_700, 85
 """Tests that ONNX Runtime runs, and those of them that have a linear node with constant weights."""
 MOST_EXCEPTIONS = 20
-PENDING = frozenset(Path(__file__).with_name("pending.txt").read_text().split())
-"""Tests that fail and will pass; no exceptions, and none of them may be one."""
 
 pytestmark = pytest.mark.conformance
 
@@ -53,8 +50,6 @@ def _text(error: Exception) -> str:
 def test_what_onnx_runtime_runs_is_computed_under_every_policy(shard, tmp_path):
     wrong = []
     for case in judged()[shard::SHARDS]:
-        if case.name in PENDING:
-            continue
         found = failures(case, tmp_path)
         if case.name not in EXCEPTIONS:
             wrong += [f"{case.name} {policy}: {what}" for policy, what in found.items()]

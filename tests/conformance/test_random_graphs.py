@@ -19,7 +19,6 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("models")
 
 
-@pytest.mark.xfail(strict=False, reason="bodies that read a linear node's values, other sizes")
 @settings(
     max_examples=EXAMPLES,
     deadline=None,

@@ -80,3 +80,12 @@ def test_rows_that_a_stride_beyond_the_kernel_skips_are_those_of_onnx_runtime(mo
     x = np.random.default_rng(0).standard_normal((2, 3, 9, 7)).astype(np.float32)
     (found,) = interpret(graph, {"x": x}).values()
     np.testing.assert_array_equal(found, plain(model, x))
+
+
+def test_pooling_to_no_elements_is_left_to_onnx_runtime():
+    net = Net()
+    x = net.input("x", 2, 3, 4)
+    pooled = net.op("MaxPool", x, kernel_shape=[2, 3], dilations=[1, 2], ceil_mode=1)
+    graph = from_model(net.model(pooled), name="pool")
+    assert graph.types[pooled].shape == (None, 2, 2, 0)
+    assert pool_geometry(graph, graph.nodes[-1]) is None

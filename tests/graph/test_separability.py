@@ -79,3 +79,108 @@ def test_truths_that_agree_by_chance_prove_nothing():
     net.inputs.append(onnx.helper.make_tensor_value_info("x", onnx.TensorProto.BOOL, ["N", 1]))
     model = net.model(net.op("Concat", "x", "x", axis=0))
     assert not read.from_model(model, name="net").separable
+
+
+@pytest.mark.parametrize("last", [1, 2, 5, 30])
+def test_the_last_samples_depend_on_how_many_there_are(last):
+    net = nets.Net()
+    bounds = [net.constant(np.array([i], np.int64)) for i in (-last, 2**62, 0)]
+    model = net.model(net.op("Slice", net.input("x", 4), *bounds))
+    assert not read.from_model(model, name="net").separable
+
+
+def counted(compare):
+    """Its sign depends on how many samples there are; `compare` makes a truth of their number."""
+    net = nets.Net()
+    hidden = net.gemm(net.input("row", 4), 4, 4)
+    return net.model(net.op("Where", compare(net), net.op("Neg", hidden), hidden))
+
+
+def more_than_four(net):
+    shape = net.op("Shape", "row")
+    first = net.op("Gather", shape, net.constant(np.array(0, np.int64)))
+    return net.op("Greater", first, net.constant(np.array(4, np.int64)))
+
+
+def more_elements_than_sixteen(net):
+    return net.op("Greater", net.op("Size", "row"), net.constant(np.array(16, np.int64)))
+
+
+def a_large_maximum(net):
+    return net.op(
+        "Greater",
+        net.op("ReduceMax", "row", keepdims=0),
+        net.constant(np.array(2e9, np.float32)),
+    )
+
+
+def chosen_by_count():
+    """An If that takes one branch for up to four samples, and another for more."""
+    net = nets.Net()
+    hidden = net.gemm(net.input("row", 4), 4, 4)
+    branches = {}
+    for branch, op in (("then_branch", "Neg"), ("else_branch", "Identity")):
+        node = onnx.helper.make_node(op, [hidden], [branch])
+        info = onnx.helper.make_tensor_value_info(branch, onnx.TensorProto.FLOAT, None)
+        branches[branch] = onnx.helper.make_graph([node], branch, [], [info])
+    return net.model(net.op("If", more_than_four(net), **branches))
+
+
+def fourths_of_the_count():
+    """Adds how many times four samples there are."""
+    net = nets.Net()
+    hidden = net.gemm(net.input("row", 4), 4, 4)
+    first = net.op("Gather", net.op("Shape", "row"), net.constant(np.array(0, np.int64)))
+    fourths = net.op("Div", first, net.constant(np.array(4, np.int64)))
+    return net.model(net.op("Add", hidden, net.op("Cast", fourths, to=onnx.TensorProto.FLOAT)))
+
+
+def small(build):
+    """The model, with outputs smaller than the errors of others."""
+    model = build()
+    node, scale = model.graph.node[-1], np.array(1e-5, np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(scale, "small"))
+    wanted = node.output[0]
+    node.output[0] = "large"
+    model.graph.node.append(onnx.helper.make_node("Mul", ["large", "small"], [wanted]))
+    return model
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: counted(more_than_four),
+        lambda: counted(more_elements_than_sixteen),
+        lambda: counted(a_large_maximum),
+        chosen_by_count,
+        fourths_of_the_count,
+        lambda: small(centred),
+        lambda: small(normalised),
+    ],
+    ids=["shape", "size", "maximum", "branch", "fourths", "small_mean", "small_softmax"],
+)
+def test_what_two_samples_do_not_show_keeps_the_batch_whole(build):
+    model = build()
+    graph = normalise.prepare(read.from_model(model, name="net"))
+    assert not graph.separable
+    feeds = nets.samples(model, 5)
+    (wanted,) = ort.InferenceSession(model.SerializeToString()).run(None, feeds)
+    with Session(policies.enclave(graph), batch=2) as session:
+        (found,) = session.run(feeds).outputs.values()
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_numbers_that_are_multiples_of_the_batch_leave_it_free():
+    """Sizes, a mask that is the same for all, and the number of each sample."""
+    net = nets.Net()
+    hidden = net.gemm(net.input("row", 4), 4, 4)
+    count = net.op("Shape", "row", start=0, end=1)
+    mask = net.op(
+        "Expand",
+        net.constant(np.float32([[1, 0, 2, 0]])),
+        net.op("Concat", count, net.constant(np.array([4], np.int64)), axis=0),
+    )
+    zero, one = (net.constant(np.array(i, np.int64)) for i in (0, 1))
+    numbers = net.op("Range", zero, net.op("Squeeze", count), one)
+    model = net.model(net.op("Mul", net.op("Gather", hidden, numbers, axis=0), mask))
+    assert read.from_model(model, name="net").separable

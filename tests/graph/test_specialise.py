@@ -144,3 +144,38 @@ def test_first_sizes_that_no_run_tells_apart_are_not_taken_for_one():
         found = session.run(feeds).outputs
     for got, right in zip(found.values(), wanted, strict=True):
         assert np.linalg.norm(got - right) <= 0.02 * np.linalg.norm(right)
+
+
+def test_the_spectrum_of_a_sound_has_the_half_that_onnx_runtime_computes():
+    net = Net()
+    rng = np.random.default_rng(3)
+    read = net.constant(np.int64(160)), net.constant(np.hanning(320).astype(np.float32))
+    spectrum = net.op("STFT", taking(net, "x", "N", "samples"), *read)
+    power = net.op("ReduceSumSquare", spectrum, axes=[-1], keepdims=0)
+    mel = net.op("MatMul", power, net.constant(rng.random((161, 120), np.float32)))
+    model = net.model(net.op("Log", net.op("Add", mel, net.constant(np.float32(1)))))
+    x = rng.standard_normal((2, 800)).astype(np.float32)
+    plan = policies.slalom(prepare(from_model(model, name="net")), calibration={"x": x})
+    with Session(plan) as session:
+        result = session.run({"x": x})
+    (found,) = result.outputs.values()
+    (right,) = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})
+    assert [row.bytes_to_worker > 0 for row in result.report.layers].count(True) == 1
+    assert found.shape == right.shape
+    assert np.linalg.norm(found - right) < 1e-2 * np.linalg.norm(right)
+
+
+def test_a_layer_behind_an_operator_of_scikit_learn_goes_out():
+    net = Net()
+    net.input("x", 4)
+    model = net.model(net.gemm("scaled", 4, 3))
+    attributes = {"domain": "ai.onnx.ml", "offset": [0.5] * 4, "scale": [2.0] * 4}
+    model.graph.node.insert(0, helper.make_node("Scaler", ["x"], ["scaled"], **attributes))
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    x = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
+    graph = prepare(from_model(model, name="net"))
+    assert graph.sizes(graph.nodes[0].outputs[0]) == (BATCH, 4)
+    with Session(policies.slalom(graph, calibration={"x": x})) as session:
+        (found,) = session.run({"x": x}).outputs.values()
+    (right,) = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})
+    np.testing.assert_allclose(found, right, atol=0.02)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import onnxruntime as ort
 import pytest
@@ -29,3 +31,11 @@ def test_inner_values_by_name():
     found = session.run([inner], nets.samples(model, 2))
     assert len(found) == 1
     assert found[0].shape == (2, *graph.types[inner].shape[1:])
+
+
+def test_weights_need_no_types_in_the_graph(monkeypatch):
+    monkeypatch.setattr(weights_as_inputs, "LARGE_BYTES", 256)
+    model = nets.chain()
+    graph = from_model(model, name="net")
+    bare = replace(graph, types={name: graph.types[name] for name in graph.inputs})
+    assert WeightsAsInputs(bare)._large

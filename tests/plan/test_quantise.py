@@ -1,10 +1,16 @@
 """Integers follow from the model and the ranges, not from the machine that computes them."""
 
-import numpy as np
+from dataclasses import replace
 
+import numpy as np
+import pytest
+
+import nets
+from cloister.errors import ModelError
+from cloister.graph.graph import TensorType
 from cloister.graph.onnx.read import from_model
 from cloister.graph.passes import normalise
-from cloister.plan.quantise import quantise_node
+from cloister.plan.quantise import calibrate, quantise_node
 from cloister.plan.quantised import Precision
 from nets import Net
 
@@ -24,3 +30,13 @@ def test_the_width_of_activations_does_not_follow_from_a_rounded_logarithm(monke
     again = quantise_node(graph, graph.nodes[0], ranges=(1.0,), precision=Precision(16, 12))
     assert again.x_qmax == wanted.x_qmax
     np.testing.assert_array_equal(again.linear.weights, wanted.linear.weights)
+
+
+def test_a_value_of_another_shape_than_inference_found_is_refused():
+    graph = from_model(nets.chain(), name="net")
+    node = next(node for node in graph.nodes if node.inputs[0] not in graph.inputs)
+    known = graph.types[node.inputs[0]]
+    other = TensorType(known.dtype, (*known.shape[:-1], (known.shape[-1] or 0) + 1))
+    graph = replace(graph, types={**graph.types, node.inputs[0]: other})
+    with pytest.raises(ModelError, match=f"value '{node.inputs[0]}': shape inference says"):
+        calibrate(graph, [node], nets.samples(nets.chain(), 2))

@@ -3,7 +3,7 @@ prove.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import onnx
@@ -19,8 +19,10 @@ from cloister.graph.onnx.export import known_type, model_bytes, type_bytes
 from cloister.graph.runtime_types import runtime_types
 
 Sizes = tuple[Size, ...]
-SHAPED_AS_THEIR_INPUT = ("Binarizer", "Imputer", "LabelEncoder", "Normalizer", "Scaler")
-"""Operators of ai.onnx.ml for which ONNX's inference gives no shape."""
+KEEPING_SIZES = {
+    ("ai.onnx.ml", op) for op in ("Binarizer", "Imputer", "LabelEncoder", "Normalizer", "Scaler")
+}
+"""Operators whose output has the sizes of their first input."""
 SMALL = 1024
 """Constants up to this many elements may be shapes; larger ones only matter by their own shape."""
 
@@ -48,18 +50,18 @@ def with_types(graph: Graph) -> Graph:
         domains={**graph.domains, MODULE_DOMAIN: 1},
     )
     model = onnx.ModelProto.FromString(model_bytes(skeleton, inferred=True))
-    stated: dict[str, OpaqueType] = {}
+    stated: set[str] = set()
     asked = False
     while True:
         found = _infer(model)
         proved = _proved(graph, found, stated)
+        stated.update(proved)
         if not proved and not asked:
             asked = True
             proved = _computed(graph, found)
         if not proved:
             break
         _state(model, proved)
-        stated.update(proved)
     known = {name: tensor_type(one) for name, one in found.items()}
     types = {name: one for name, one in known.items() if one is not None}
     for name, one in types.items():
@@ -100,21 +102,19 @@ def _infer(model: onnx.ModelProto) -> dict[str, OpaqueType]:
 
 
 def _proved(
-    graph: Graph, found: Mapping[str, OpaqueType], stated: Mapping[str, OpaqueType]
+    graph: Graph, found: Mapping[str, OpaqueType], stated: Collection[str]
 ) -> dict[str, OpaqueType]:
-    """Types that inference did not find, by rules of its own or as the graph has them already."""
+    """Types that inference did not find: of a Reshape, or those that the graph has already."""
     proved = {}
     for node in graph.nodes:
         for value in node.outputs:
             known = found.get(value, OpaqueType())
-            if not value or known.proto or is_known(known.sizes):
+            if not value or value in stated or known.proto or is_known(known.sizes):
                 continue
-            sizes = _ruled(graph, node, found)
+            sizes = _stated_sizes(graph, node, found)
             before = known_type(graph, value)
             if sizes is None and is_known(before.sizes):
                 sizes = before.sizes
-            if value in stated and (sizes is None or is_known(stated[value].sizes)):
-                continue
             dtype = known.dtype or before.dtype
             if dtype is not None and (sizes is not None or known.dtype is None):
                 proved[value] = OpaqueType(dtype, sizes)
@@ -180,14 +180,14 @@ def is_known(sizes: Sequence[Size] | None) -> bool:
     )
 
 
-def _ruled(graph: Graph, node: Node, found: Mapping[str, OpaqueType]) -> Sizes | None:
-    """The sizes of a node's first output, where a rule gives them that inference lacks."""
+def _stated_sizes(graph: Graph, node: Node, found: Mapping[str, OpaqueType]) -> Sizes | None:
+    """The sizes of a node's outputs that follow from its operator, where ONNX has no rule."""
     if node.op == "Reshape":
         return _reshaped(graph, node, found)
-    if node.domain != "ai.onnx.ml" or node.op not in SHAPED_AS_THEIR_INPUT:
+    if (node.domain, node.op) not in KEEPING_SIZES:
         return None
-    sizes = found.get(node.inputs[0], OpaqueType()).sizes
-    return sizes if is_known(sizes) else None
+    before = found.get(node.inputs[0], OpaqueType()).sizes
+    return before if is_known(before) else None
 
 
 def _reshaped(graph: Graph, node: Node, found: Mapping[str, OpaqueType]) -> Sizes | None:

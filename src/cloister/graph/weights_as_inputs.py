@@ -42,14 +42,12 @@ class WeightsAsInputs:
             # An output cannot be an input, and only numbers are known to be shared, not copied.
             if array.nbytes > LARGE_BYTES and array.dtype.kind in "fiu" and name not in wanted
         }
+        types = {name: TensorType(array.dtype, array.shape) for name, array in self._large.items()}
         skeleton = replace(
             graph,
             inputs=(*graph.inputs, *self._large),
-            types={
-                **graph.types,
-                **{name: TensorType(a.dtype, a.shape) for name, a in self._large.items()},
-            },
             constants={n: a for n, a in graph.constants.items() if n not in self._large},
+            types={**graph.types, **types},
         )
         model = model_bytes(skeleton, outputs=wanted, inferred=inferred)
         self._session = runtime_session(model, threads=threads, optimised=optimised)

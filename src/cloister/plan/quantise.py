@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float32
 
-from cloister.errors import PlanError, RangeError, UnsupportedError, one_line
+from cloister.errors import ModelError, PlanError, RangeError, UnsupportedError, one_line
 from cloister.graph.batch import cut, where_not_finite
 from cloister.graph.graph import Graph, Node
 from cloister.graph.grid import grid_of
@@ -71,6 +71,7 @@ def calibrate(
     session = _session(graph, inner)
     for batch in cut(graph, samples, CALIBRATION_BATCH):
         arrays = {**batch, **dict(zip(inner, _run(session, inner, batch), strict=True))}
+        _require_shapes(graph, values, arrays)
         for node in nodes:
             peaks = _peaks(graph, node, arrays[node.inputs[0]], by_channel=node.name in by_channel)
             if not np.isfinite(peaks).all():
@@ -80,6 +81,18 @@ def calibrate(
                 )
             found[node.name] = np.maximum(found.get(node.name, peaks), peaks)
     return {name: tuple(map(float, peaks.reshape(-1))) for name, peaks in found.items()}
+
+
+def _require_shapes(graph: Graph, values: Sequence[str], arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise ModelError where a value has another shape than shape inference found."""
+    for value in values:
+        stated, found = graph.types[value].shape, arrays[value].shape
+        sizes = zip(stated, found, strict=False)
+        if len(stated) != len(found) or any(a not in (None, b) for a, b in sizes):
+            raise ModelError(
+                f"value {value!r}: shape inference says {stated}, but it has the shape {found}; "
+                "keep the nodes that read it inside"
+            )
 
 
 def _peaks(graph: Graph, node: Node, x: np.ndarray, *, by_channel: bool) -> np.ndarray:

@@ -469,16 +469,16 @@ def _add(meter: Meter, other: Meter) -> None:
 def _enter_clips(rows: dict[str, LayerRow], jobs: Sequence[MicroBatch]) -> tuple[int, ...]:
     """Enter the clipped values of all micro-batches; the inputs outside the calibrated range.
 
-    A row of the counts is an input, or several where linear nodes take fewer rows.
+    Rows of a batch that is bound need not be its inputs: then any of these may lie outside.
     """
-    beyond: dict[int, None] = {}
+    beyond: list[int] = []
     first = 0
     for sized, group in groupby(jobs, key=lambda job: job.sized):
         some = list(group)
         clipped = np.concatenate([job.meter.clipped for job in some], axis=1)
-        inputs, count = sum(job.size for job in some), clipped.shape[1]
-        for row in sized.clips.enter(rows, clipped):
-            start, stop = row * inputs // count, -(-(row + 1) * inputs // count)
-            beyond.update(dict.fromkeys(range(first + start, first + stop)))
+        found, inputs = sized.clips.enter(rows, clipped), sum(job.size for job in some)
+        if found and clipped.shape[1] != inputs:
+            found = tuple(range(inputs))
+        beyond += [first + i for i in found]
         first += inputs
     return tuple(beyond)

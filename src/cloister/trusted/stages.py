@@ -177,9 +177,10 @@ class FusedStage(Stage):
         if self._residual is not None and self._residual not in space.values:
             name, channels_first = self._residual
             residual = request.values.channels_last(name, step.size, channels_first)
-        for name in step.inputs:
-            if not request.values.is_finite((name, step.channels_first)):
-                self._compute_not_finite(request, name, source, residual)
+        if not request.values.all_finite:
+            for name in step.inputs:
+                if not request.values.is_finite((name, step.channels_first)):
+                    self._compute_not_finite(request, name, source, residual)
         space.native.bind(
             self._number,
             source=source,

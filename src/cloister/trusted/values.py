@@ -34,6 +34,11 @@ class Values:
         if not finite:
             self._not_finite.add(key)
 
+    @property
+    def all_finite(self) -> bool:
+        """Whether no value that a fused step has read or written has NaN or infinity."""
+        return not self._not_finite
+
     def is_finite(self, key: ValueKey) -> bool:
         """Whether a value that a fused step has read or written has neither NaN nor infinity."""
         return key not in self._not_finite

@@ -14,8 +14,9 @@ from dataclasses import replace
 
 from cloister.errors import ModelError
 from cloister.graph.batch import times_batch
-from cloister.graph.graph import BATCH, Graph, OpaqueType, Size, TensorType
-from cloister.graph.inference import is_known, with_input_sizes, with_types
+from cloister.graph.graph import Graph, OpaqueType, Size, TensorType
+from cloister.graph.inference import is_known, with_types
+from cloister.graph.onnx.mixing import with_batch
 from cloister.graph.passes.folding import folded_types
 
 BATCHES = (1, 2, 3, 67)
@@ -33,7 +34,7 @@ def with_batch_sizes(graph: Graph) -> Graph:
         return graph
     batches = BATCHES if graph.batch is None else BATCHES[:1]
     try:
-        found = [folded_types(_with_batch(graph, batch)) for batch in batches]
+        found = [folded_types(with_batch(graph, batch)) for batch in batches]
     except ModelError:
         return graph  # a batch that the model does not take
     stated, separable = {}, graph.separable
@@ -46,18 +47,6 @@ def with_batch_sizes(graph: Graph) -> Graph:
                 stated[value] = OpaqueType(types[0].dtype, sizes)
     graph = replace(graph, separable=separable, opaque={**graph.opaque, **stated})
     return with_types(graph) if stated else graph
-
-
-def _with_batch(graph: Graph, batch: int) -> Graph:
-    """The graph for one number of samples, typed anew."""
-    sizes = {name: graph.sizes(name) or () for name in graph.inputs}
-    return with_input_sizes(
-        graph,
-        {
-            name: tuple(batch if size == BATCH else size for size in known)
-            for name, known in sizes.items()
-        },
-    )
 
 
 def _sizes(types: Sequence[TensorType], batches: Sequence[int]) -> tuple[Size, ...] | None:

@@ -36,6 +36,8 @@ NO_DIMS: Mapping[str, int] = {}
 FLOAT = onnx.TensorProto.FLOAT
 MAX_DENSE = 2**24
 """Elements of a sparse constant, with its zeros."""
+STATED: Mapping[str, Mapping[str, int]] = {"STFT": {"onesided": 1}}
+"""Defaults of attributes that ONNX's shape inference takes for others."""
 
 
 def load(path: str | Path, *, dims: Mapping[str, int] = NO_DIMS) -> Graph:
@@ -278,7 +280,10 @@ def _node(proto: onnx.NodeProto, name: str) -> Node:
         op=proto.op_type,
         inputs=tuple(proto.input),
         outputs=tuple(proto.output),
-        attributes=dict(_attribute(one, name) for one in proto.attribute),
+        attributes={
+            **STATED.get(proto.op_type, {}),
+            **dict(_attribute(one, name) for one in proto.attribute),
+        },
         domain=standard_domain(proto.domain),
     )
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from cloister.errors import ModelError
 from cloister.graph.captures import captured_values
-from cloister.graph.graph import BATCH, Graph, Node, Size
+from cloister.graph.graph import BATCH, Graph, Node
 from cloister.graph.onnx.batching import joining_axes
+from cloister.graph.onnx.mixing import carries_batch, may_be_batch
 from cloister.graph.ops.linear_nodes import is_linear
 from cloister.graph.ort_session import ORT_ERRORS
 
@@ -60,7 +61,7 @@ def _joins(graph: Graph) -> dict[str, int] | None:
 
 def _is_separate(graph: Graph, node: Node) -> bool:
     read = (*node.inputs, *captured_values(node))
-    carrying = [i for i, value in enumerate(read) if _carries_batch(graph, value)]
+    carrying = [i for i, value in enumerate(read) if carries_batch(graph, value)]
     if not carrying:
         return True
     values = [read[i] for i in carrying] + [value for value in node.outputs if value]
@@ -83,18 +84,4 @@ def _is_separate(graph: Graph, node: Node) -> bool:
 def _has_batch_first(graph: Graph, value: str) -> bool:
     """Whether a value has the batch first, and nowhere else."""
     first, *others = graph.sizes(value) or ("",)
-    return first == BATCH and not any(_may_be_batch(graph, size) for size in others)
-
-
-def _carries_batch(graph: Graph, value: str) -> bool:
-    """Whether a value may have an axis whose size follows from the batch."""
-    if not value or value in graph.constants:
-        return False
-    sizes = graph.sizes(value)
-    return sizes is None or any(_may_be_batch(graph, size) for size in sizes)
-
-
-def _may_be_batch(graph: Graph, size: Size) -> bool:
-    """Whether a size may follow from the batch; another free first size may be the same number."""
-    first = [(graph.sizes(name) or ("",))[0] for name in graph.inputs]
-    return isinstance(size, str) and (size not in graph.free_sizes or size in first)
+    return first == BATCH and not any(may_be_batch(graph, size) for size in others)

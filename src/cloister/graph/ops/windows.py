@@ -10,13 +10,13 @@ from cloister.ring.window_geometry import WindowGeometry
 def pool_geometry(graph: Graph, node: Node) -> WindowGeometry | None:
     """The window of a pooling node on (N, C, H, W) or (N, C, L); None where it has none.
 
-    That is any other rank, or windows that only ONNX Runtime defines.
+    That is any other rank, no elements, or windows that only ONNX Runtime defines.
     """
     before, after = graph.types.get(node.inputs[0]), graph.types.get(node.outputs[0])
     if before is None or after is None or len(before.shape) not in (3, 4):
         return None
     size, out_size = _pair(before.shape[2:]), _pair(after.shape[2:])
-    if size is None or out_size is None:
+    if size is None or out_size is None or 0 in (*size, *out_size):
         return None
     kind: Literal["max", "average"] = "max" if "Max" in node.op else "average"
     if node.op.startswith("Global"):

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
-from onnx import helper, shape_inference
+from onnx import checker, helper, shape_inference
 
 from cloister.errors import ModelError
 from cloister.graph.captures import captured_values
@@ -172,7 +172,14 @@ class _Folder:
                 self._small_constants(read),
                 opset_imports=[helper.make_opsetid("", self._graph.opset)],
             )
-        except (onnx.defs.SchemaError, shape_inference.InferenceError, ValueError, RuntimeError):
+        except (
+            # ONNX calls an operator deprecated that ONNX Runtime runs: GroupNormalization of 18.
+            checker.ValidationError,
+            onnx.defs.SchemaError,
+            shape_inference.InferenceError,
+            ValueError,
+            RuntimeError,
+        ):
             return
         for value, proto in found.items():
             known = tensor_type(opaque_type(proto))
@@ -196,6 +203,10 @@ class _Folder:
             if known is None:
                 return None
             return known.shape[integer(node, "start", 0) : integer(node, "end", len(known.shape))]
+        if node.op == "Size":
+            known = self.types.get(node.inputs[0])
+            sizes = [None] if known is None else known.shape
+            return None if None in sizes else math.prod(size or 0 for size in sizes)
         if node.op not in ("Gather", "Slice", "Concat", "Squeeze", "Unsqueeze", "Cast"):
             return None
         if not any(value in self._entries for value in node.inputs):
