@@ -426,6 +426,64 @@ def test_a_type_that_onnx_runtime_lacks_is_refused_when_the_model_is_planned():
 # ---- sizes
 
 
+def _doubling(count):
+    """Functions of which each calls the next one twice."""
+    made = []
+    for i in range(count):
+        op, domain = ("Identity", "") if i == count - 1 else (f"f{i + 1}", "own")
+        nodes = [helper.make_node(op, [f"a{k}"], [f"a{k + 1}"], domain=domain) for k in range(2)]
+        sets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+        made.append(helper.make_function("own", f"f{i}", ["a0"], ["a2"], nodes, sets))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("functions", "words"),
+    [
+        (_doubling(40), "stand for"),
+        (
+            [
+                helper.make_function(
+                    "own",
+                    "f0",
+                    ["a"],
+                    ["b"],
+                    [helper.make_node("f0", ["a"], ["b"], domain="own")],
+                    [helper.make_opsetid("own", 1)],
+                )
+            ],
+            "calls itself",
+        ),
+    ],
+    ids=["many", "endless"],
+)
+def test_functions_that_no_memory_holds_are_refused(functions, words):
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 2]) for name in "xy"]
+    node = helper.make_node("f0", ["x"], ["y"], domain="own")
+    graph = helper.make_graph([node], "g", values[:1], values[1:])
+    sets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    model = helper.make_model(graph, opset_imports=sets, functions=functions)
+    with pytest.raises(ModelError, match=words):
+        read.from_model(model, name="net")
+
+
+def test_sparse_constants_that_are_large_together_are_refused():
+    sparse = []
+    for i in range(17):
+        values = numpy_helper.from_array(np.float32([1]), f"s{i}")
+        place = numpy_helper.from_array(np.array([3]), f"i{i}")
+        sparse.append(helper.make_sparse_tensor(values, place, [2**24]))
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    node = helper.make_node("Add", ["x", "s0"], ["y"])
+    graph = helper.make_graph([node], "g", values[:1], values[1:], sparse_initializer=sparse)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    with pytest.raises(UnsupportedError, match="sparse"):
+        read.from_model(model, name="net")
+
+
+# ---- sizes
+
+
 def test_columns_of_unnamed_sizes_are_one_batch_with_texts_too():
     column = helper.make_tensor_value_info("city", TensorProto.STRING, [None, 1])
     file = model(

@@ -367,3 +367,30 @@ def test_unused_nodes_and_constants_go():
     after = prepared(net, net.op("Relu", x))
     assert ops(after) == ["Relu"]
     assert not after.constants
+
+
+def test_small_constants_that_make_a_large_value_are_not_evaluated():
+    net = Net()
+    start, end, step = (net.constant(np.array(i, np.int64)) for i in (0, 2**30, 1))
+    largest = net.op("ReduceMax", net.op("Range", start, end, step), keepdims=0)
+    scale = net.op("Cast", largest, to=onnx.TensorProto.FLOAT)
+    graph = prepared(net, net.op("Mul", net.input("row", 4), scale))
+    assert "Range" in ops(graph)
+
+
+def test_a_loop_is_never_evaluated():
+    net = Net()
+    value = onnx.helper.make_tensor_value_info
+    names = [value("i", onnx.TensorProto.INT64, []), value("go", onnx.TensorProto.BOOL, [])]
+    names += [value("sum", onnx.TensorProto.FLOAT, [1])]
+    ends = [
+        value("go_on", onnx.TensorProto.BOOL, []),
+        value("twice", names[2].type.tensor_type.elem_type, [1]),
+    ]
+    nodes = [onnx.helper.make_node("Identity", ["go"], ["go_on"])]
+    nodes += [onnx.helper.make_node("Add", ["sum", "sum"], ["twice"])]
+    body = onnx.helper.make_graph(nodes, "body", names, ends)
+    count, go = net.constant(np.array(2, np.int64)), net.constant(np.array(True))
+    found = net.op("Loop", count, go, net.constant(np.float32([1])), body=body)
+    graph = prepared(net, net.op("Mul", net.input("row", 4), found))
+    assert "Loop" in ops(graph)

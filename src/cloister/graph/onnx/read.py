@@ -22,7 +22,7 @@ from cloister.graph.onnx.external_data import (
     require_inside,
     require_stored_truths,
 )
-from cloister.graph.onnx.local_functions import inlined
+from cloister.graph.onnx.local_functions import inlined, require_few_nodes
 from cloister.graph.onnx.model_file import MAX_FILE_BYTES, read_model
 from cloister.graph.onnx.node_order import sorted_nodes
 from cloister.graph.onnx.old_operators import with_standard_operators
@@ -34,8 +34,8 @@ from cloister.graph.passes.padding import with_explicit_padding
 
 NO_DIMS: Mapping[str, int] = {}
 FLOAT = onnx.TensorProto.FLOAT
-MAX_DENSE = 2**24
-"""Elements of a sparse constant, with its zeros."""
+MAX_DENSE, MAX_ALL_DENSE = 2**24, 2**28
+"""Elements of a sparse constant, with its zeros, and of all of a model's."""
 STATED: Mapping[str, Mapping[str, int]] = {"STFT": {"onesided": 1}}
 """Defaults of attributes that ONNX's shape inference takes for others."""
 
@@ -103,6 +103,7 @@ def _import_message(
     if not own.graph.node and not own.graph.output:
         raise ModelError(f"{name}: not an ONNX model, or an empty one; export it again")
     _check_sizes(own, name)
+    require_few_nodes(own, name=name)
     optional = own.ir_version >= onnx.IR_VERSION_2019_1_22
     listed = [value.name for value in own.graph.input] if optional else []
     large = _taken_out(own, constants)
@@ -196,6 +197,13 @@ def _check_sizes(model: onnx.ModelProto, name: str) -> None:
             elements *= size
         if min(tensor.dims, default=0) < 0 or elements > MAX_FILE_BYTES:
             raise ModelError(f"{name}: constant {tensor.name!r} has an absurd shape; export again")
+    sparse = (one for one in messages(model) if isinstance(one, onnx.SparseTensorProto))
+    total = sum(abs(math.prod(one.dims)) for one in sparse)
+    if total > MAX_ALL_DENSE:
+        raise UnsupportedError(
+            f"{name}: its sparse constants have {total} elements; export the model with dense "
+            "weights"
+        )
 
 
 def _graph(model: onnx.ModelProto, name: str, large: Mapping[str, np.ndarray]) -> Graph:

@@ -14,7 +14,7 @@ import onnx
 from onnx import checker, helper, shape_inference
 
 from cloister.errors import ModelError
-from cloister.graph.captures import captured_values
+from cloister.graph.captures import captured_values, every_node
 from cloister.graph.graph import Graph, Node, Subgraph, TensorType
 from cloister.graph.inference import is_known, opaque_type, tensor_type
 from cloister.graph.interpreter import evaluate
@@ -31,6 +31,11 @@ RANDOM = (
     "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli",
     "Multinomial",
 )  # fmt: skip
+GROWING = (
+    "Expand", "OneHot", "Pad", "Range", "Resize", "SequenceAt", "SplitToSequence", "Tile",
+    "Upsample",
+)  # fmt: skip
+"""Operators that may make a large value of a small one."""
 SHAPING = ("Cast", "Expand", "Flatten", "Reshape", "Squeeze", "Unsqueeze")
 """Operators that change nothing where they keep the type."""
 MAX_GROWTH = 2**20
@@ -141,7 +146,11 @@ class _Folder:
         read = [value for value in (*node.inputs, *captured_values(node)) if value]
         if not read or node.op in RANDOM or any(value not in constants for value in read):
             return False
+        if any(one.op == "Loop" for one in every_node((node,))):
+            return False  # it may never end
         sizes = [self.types[v].shape for v in node.outputs if v in self.types]
+        if node.op in GROWING and any(None in shape for shape in sizes or [(None,)]):
+            return False
         largest = max((math.prod(s or 1 for s in shape) for shape in sizes), default=0)
         return largest <= MAX_GROWTH + sum(constants[value].size for value in read)
 
@@ -157,9 +166,10 @@ class _Folder:
 
     def _learn_type(self, node: Node) -> None:
         """Infer a node's output type now that more of its inputs are constants."""
-        if all(value in self.types for value in node.outputs if value):
-            return
         read = [value for value in node.inputs if value]
+        grows = node.op in GROWING and all(value in self._rewrite.constants for value in read)
+        if not grows and all(value in self.types for value in node.outputs if value):
+            return
         if captured_values(node) or any(value not in self.types for value in read):
             return
         typed = replace(self._graph, types=self.types)
@@ -183,7 +193,7 @@ class _Folder:
             return
         for value, proto in found.items():
             known = tensor_type(opaque_type(proto))
-            if known is not None and value not in self.types:
+            if known is not None and (grows or value not in self.types):
                 self.types[value] = known
 
     def _small_constants(self, read: list[str]) -> dict[str, onnx.TensorProto]:
