@@ -3,7 +3,7 @@ prove.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import onnx
@@ -50,7 +50,7 @@ def with_types(graph: Graph) -> Graph:
         domains={**graph.domains, MODULE_DOMAIN: 1},
     )
     model = onnx.ModelProto.FromString(model_bytes(skeleton, inferred=True))
-    stated: dict[str, OpaqueType] = {}
+    stated: set[str] = set()
     asked = False
     while True:
         found = _infer(model)
@@ -102,21 +102,19 @@ def _infer(model: onnx.ModelProto) -> dict[str, OpaqueType]:
 
 
 def _proved(
-    graph: Graph, found: Mapping[str, OpaqueType], stated: Mapping[str, OpaqueType]
+    graph: Graph, found: Mapping[str, OpaqueType], stated: Collection[str]
 ) -> dict[str, OpaqueType]:
-    """Types that inference did not find, by rules of its own or as the graph has them already."""
+    """Types that inference did not find: of a Reshape, or those that the graph has already."""
     proved = {}
     for node in graph.nodes:
         for value in node.outputs:
             known = found.get(value, OpaqueType())
-            if not value or known.proto or is_known(known.sizes):
+            if not value or value in stated or known.proto or is_known(known.sizes):
                 continue
             sizes = _stated_sizes(graph, node, found)
             before = known_type(graph, value)
             if sizes is None and is_known(before.sizes):
                 sizes = before.sizes
-            if value in stated and (sizes is None or is_known(stated[value].sizes)):
-                continue
             dtype = known.dtype or before.dtype
             if dtype is not None and (sizes is not None or known.dtype is None):
                 proved[value] = OpaqueType(dtype, sizes)
