@@ -15,6 +15,7 @@ from cloister.graph.onnx.export import model_bytes
 from cloister.graph.onnx.opsets import newest_version
 from cloister.graph.onnx.read import from_model
 from cloister.graph.onnx.specialise import specialise
+from cloister.graph.ops.linear_nodes import is_linear
 from cloister.graph.passes.normalise import prepare
 from cloister.plan import policies
 from cloister.trusted.session import Session
@@ -423,9 +424,6 @@ def test_a_type_that_onnx_runtime_lacks_is_refused_when_the_model_is_planned():
         policies.slalom(graph, calibration=X)
 
 
-# ---- sizes
-
-
 def _doubling(count):
     """Functions of which each calls the next one twice."""
     made = []
@@ -481,7 +479,46 @@ def test_sparse_constants_that_are_large_together_are_refused():
         read.from_model(model, name="net")
 
 
-# ---- sizes
+# ---- types and sizes
+
+
+def test_a_model_for_one_size_has_large_weights_behind_an_unknown_operator():
+    wide = np.ones((4, 1 << 13), np.float32)
+    graph = prepare(
+        from_model(
+            model(
+                node("QuickGelu", "x", "h", MICROSOFT), node("MatMul", "h,w", "y"),
+                constants={"w": wide}, shape=("N", "T", 4),
+            ),
+            name="net",
+        )
+    )  # fmt: skip
+    bound = specialise(graph, {"T": 5})
+    assert bound.types["y"].shape == (None, 5, 1 << 13)
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes"),
+    [
+        ("Scaler", {"offset": [0.1], "scale": [2.0]}),
+        ("Normalizer", {"norm": "L2"}),
+        ("Binarizer", {"threshold": 0.5}),
+        ("Imputer", {"imputed_value_floats": [0.5]}),
+    ],
+)
+def test_a_worker_computes_layers_behind_an_operator_that_prepares_features(op, attributes):
+    both = [
+        node(op, "x", "h", LEARNING, **attributes),
+        node("Concat", "h,h", "hh", axis=1),
+        node(op, "hh", "again", LEARNING, **attributes),
+        node("MatMul", "again,w", "y"),
+    ]
+    weights = np.concatenate([W, W])
+    graph = prepare(
+        from_model(model(*both, constants={"w": weights}, versions={LEARNING: 3}), name="net")
+    )
+    assert graph.types["again"].shape == (None, 8)
+    assert [is_linear(graph, one) for one in graph.nodes] == [False, False, False, True]
 
 
 def test_columns_of_unnamed_sizes_are_one_batch_with_texts_too():
