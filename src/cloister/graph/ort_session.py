@@ -1,8 +1,5 @@
 """Sessions of ONNX Runtime on the CPU, the errors that they raise, and what they can run."""
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 
 import onnxruntime as ort
@@ -44,19 +41,6 @@ def runtime_session(
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     providers = ["CPUExecutionProvider"]
     return ort.InferenceSession(model, options, providers, disabled_optimizers=UNWANTED)
-
-
-@contextmanager
-def time_limit(seconds: float) -> Iterator[ort.RunOptions]:
-    """Options for a run that ends with one of ORT_ERRORS after a time, though a Loop has no end."""
-    options = ort.RunOptions()
-    timer = threading.Timer(seconds, setattr, (options, "terminate", True))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield options
-    finally:
-        timer.cancel()
 
 
 @cache

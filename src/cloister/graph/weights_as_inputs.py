@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+from onnxruntime import RunOptions
 
 from cloister.graph.graph import Graph, TensorType
 from cloister.graph.onnx.export import model_bytes
-from cloister.graph.ort_session import runtime_session, time_limit
+from cloister.graph.ort_session import runtime_session
 
 LARGE_BYTES = 1 << 16
 
@@ -57,15 +58,11 @@ class WeightsAsInputs:
         wanted: Sequence[str] | None,
         feeds: Mapping[str, np.ndarray],
         *,
-        limit_s: float | None = None,
+        options: RunOptions | None = None,
     ) -> list[np.ndarray]:
         """The values named, default all outputs."""
         names = None if wanted is None else list(wanted)
-        given = {**self._large, **feeds}
-        if limit_s is None:
-            return list(self._session.run(names, given))
-        with time_limit(limit_s) as options:
-            return list(self._session.run(names, given, options))
+        return list(self._session.run(names, {**self._large, **feeds}, options))
 
     def output_types(self) -> list[tuple[str, str, list[int | str | None]]]:
         """Name, type and shape of each output, as ONNX Runtime states them."""

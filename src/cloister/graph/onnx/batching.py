@@ -7,11 +7,13 @@ model keeps its fixed batch.
 """
 
 import math
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import chain, cycle, islice
 
 import numpy as np
+import onnxruntime as ort
 from numpy.random import Generator, default_rng  # noqa: TID251  (sample inputs, no secrets)
 
 from cloister.errors import ModelError
@@ -172,10 +174,10 @@ def _joining_axes(
     }
     pairs = {name: [first[name], other[name]] for name in graph.inputs}
     begin = {n: a if (axis := axes[n]) is None else part(a, axis, 0, 1) for n, a in first.items()}
-    alone = [fixed.run(None, feeds, limit_s=TRIED_S) for feeds in (first, other)]
+    alone = [_run(fixed, feeds) for feeds in (first, other)]
     together = {name: _joined(pairs[name], axes[name]) for name in graph.inputs}
-    both = dynamic.run(None, together, limit_s=TRIED_S)
-    one = dynamic.run(None, begin, limit_s=TRIED_S)
+    both = _run(dynamic, together)
+    one = _run(dynamic, begin)
     batched = batched_values(freed)
     joins: dict[str, int] = {}
     for i, name in enumerate(graph.outputs):
@@ -208,7 +210,7 @@ def _runs(graph: Graph, session: WeightsAsInputs, numbers: Mapping[str, int], si
     sizes = {**dict.fromkeys(graph.free_sizes, size), **numbers}
     feeds = {name: _sample(graph, name, default_rng(0), sizes) for name in graph.inputs}
     try:
-        session.run(None, feeds, limit_s=TRIED_S)
+        _run(session, feeds)
     except ORT_ERRORS:
         return False
     return True
@@ -296,3 +298,15 @@ def _close(found: np.ndarray, wanted: np.ndarray) -> bool:
     finite = np.abs(wanted[np.isfinite(wanted)].astype(np.float64))
     small = TOLERANCE * min(1.0, float(finite.mean()) if finite.size else 1.0)
     return bool(np.allclose(found, wanted, rtol=TOLERANCE, atol=small, equal_nan=True))
+
+
+def _run(session: WeightsAsInputs, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """The outputs, or one of ORT_ERRORS after a time, though a Loop has no end."""
+    options = ort.RunOptions()
+    timer = threading.Timer(TRIED_S, setattr, (options, "terminate", True))
+    timer.daemon = True
+    timer.start()
+    try:
+        return session.run(None, feeds, options=options)
+    finally:
+        timer.cancel()
