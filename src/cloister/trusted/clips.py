@@ -52,14 +52,16 @@ class ClipRule:
         clipped = clipped.astype(np.int64)
         inputs = clipped.shape[1]
         totals, worst = clipped.sum(axis=1), clipped.max(axis=1, initial=0)
-        shares = worst / self._elements
-        for i, name in enumerate(self._names):
+        quantised, shares = inputs * self._elements, worst / self._elements
+        counts = zip(quantised.tolist(), totals.tolist(), shares.tolist(), strict=True)
+        for name, (seen, cut, share) in zip(self._names, counts, strict=True):
             row = rows[name]
-            row.quantised += inputs * int(self._elements[i])
-            row.clipped += int(totals[i])
-            row.clipped_share = max(row.clipped_share, float(shares[i]))
+            row.quantised += seen
+            row.clipped += cut
+            if share > row.clipped_share:
+                row.clipped_share = share
         beyond = (clipped >= self._limits[:, None]).any(axis=0)
-        return tuple(int(i) for i in np.flatnonzero(beyond))
+        return tuple(np.flatnonzero(beyond).tolist())
 
 
 def _first_layers(plan: Plan) -> set[str]:

@@ -493,7 +493,8 @@ def _enter_clips(rows: dict[str, LayerRow], jobs: Sequence[MicroBatch]) -> tuple
     first = 0
     for sized, group in groupby(jobs, key=lambda job: job.sized):
         some = list(group)
-        clipped = np.concatenate([job.meter.clipped for job in some], axis=1)
+        counts = [job.meter.clipped for job in some]
+        clipped = counts[0] if len(counts) == 1 else np.concatenate(counts, axis=1)
         found, inputs = sized.clips.enter(rows, clipped), sum(job.size for job in some)
         if found and clipped.shape[1] != inputs:
             found = tuple(range(inputs))
