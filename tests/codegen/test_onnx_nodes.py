@@ -39,7 +39,6 @@ NOT_COMPILED = {
         "top_k_same_values",
     ),
     "maxima of truth values": ("max_bool_inputs", "min_bool_inputs"),
-    "operator set 1": ("test_not_",),
     "powers other than 2 and 1/2": (
         "pow_example", "pow_bcast_array", "pow_types_float32_int64", "pow_types_float32_int32",
     ),

@@ -88,7 +88,7 @@ def test_only_known_operators_run(domain, operator, holder):
 class Session:
     """ONNX Runtime's, of which only the providers count."""
 
-    def __init__(self, model, options, *, providers):
+    def __init__(self, model, options, *, providers, disabled_optimizers):
         self.asked = providers
 
     def get_providers(self):

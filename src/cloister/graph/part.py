@@ -1,10 +1,12 @@
 """Some nodes of a graph as a graph of their own."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from cloister.graph.captures import captured_values, every_node
 from cloister.graph.graph import Graph, Node
+
+RESHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 
 
 def part(
@@ -37,3 +39,17 @@ def reads(node: Node) -> tuple[str, ...]:
 def made_by(nodes: Iterable[Node]) -> frozenset[str]:
     """The values that these nodes make."""
     return frozenset(value for node in nodes for value in node.outputs if value)
+
+
+def origins(graph: Graph) -> Callable[[str], str]:
+    """From a value to the one that it is in another shape."""
+    makers = {value: node for node in graph.nodes for value in node.outputs if value}
+
+    def origin(value: str) -> str:
+        node = makers.get(value)
+        while node is not None and node.op in RESHAPES:
+            value = node.inputs[0]
+            node = makers.get(value)
+        return value
+
+    return origin

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from cloister.errors import PlanError
 from cloister.graph.graph import Graph
-from cloister.graph.part import reads
+from cloister.graph.part import origins, reads
 from cloister.graph.split import Split, split_at
 from cloister.plan.protection import (
     BLINDED,
@@ -110,16 +110,17 @@ def check_hidden(graph: Graph, split: Split, protections: Mapping[str, Protectio
 
     Raises   PlanError naming the value, and where to split instead
     """
+    origin = origins(graph)
     hidden = {
         value: node.name
         for node in graph.nodes
         if protections[node.name].on_worker and protections[node.name].hidden
-        for value in node.inputs
+        for value in map(origin, node.inputs)
         if value not in graph.constants
     }
     for node in graph.nodes:
         if protections[node.name].input is Input.CLEAR:
-            for value in reads(node):
+            for value in map(origin, reads(node)):
                 if value in hidden:
                     raise PlanError(
                         f"the split at {split.name!r}: node {node.name!r} would show value "

@@ -6,7 +6,7 @@ from hypothesis import event, given, note, reject, settings
 from hypothesis import strategies as st
 
 import nets
-from cloister.errors import CloisterError, PlanError
+from cloister.errors import CloisterError, InputError, PlanError
 from cloister.graph.onnx import read
 from cloister.graph.ort_session import ORT_ERRORS
 from cloister.graph.passes import normalise
@@ -104,6 +104,12 @@ def check(data, policy, link):
         if "split where" not in str(error):
             raise
         event("one value would be hidden and shown")
+        return
+    except InputError as error:
+        # A pass adds a Reshape that the model with numbers in the place of its sizes needs not.
+        if "the model has none of that name" not in str(error) or "_reshape" not in split.name:
+            raise
+        event("the split is at a node of a pass")
         return
     except CloisterError as error:
         if not is_listed(error, net):

@@ -13,6 +13,7 @@ from cloister.graph.passes.fused_operators import expand_fused
 from cloister.graph.passes.integer_products import integer_products
 from cloister.graph.passes.matrix_products import lower_products
 from cloister.graph.passes.pool_means import fold_means
+from cloister.graph.passes.range_scalars import scalar_ranges
 from cloister.graph.passes.rewrite import without_unused
 from cloister.graph.passes.split_rows import split_rows
 from cloister.graph.passes.transposes import fold_transposes
@@ -28,6 +29,7 @@ def remove_unused(graph: Graph) -> Graph:
 
 standard_passes: tuple[Pass, ...] = (
     fold_constants,
+    scalar_ranges,
     integer_products,
     remove_identities,
     expand_fused,

@@ -13,10 +13,9 @@ from cloister.graph.graph import Graph, Node
 from cloister.graph.layout import channels_last_shape
 from cloister.graph.ops.depthwise import Depthwise, depthwise
 from cloister.graph.ops.windows import pool_geometry
-from cloister.graph.part import reads
+from cloister.graph.part import RESHAPES, reads
 from cloister.ring.window_geometry import WindowGeometry
 
-RESHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
 
 

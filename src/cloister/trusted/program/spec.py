@@ -16,6 +16,7 @@ from cloister.graph.captures import captured_values
 from cloister.graph.graph import Node
 from cloister.graph.layout import channels_last_shape
 from cloister.graph.ops.linear_nodes import LAST_AXIS_OPS
+from cloister.graph.part import origins
 from cloister.plan.protection import (
     ENCLAVE,
     MODULE,
@@ -23,7 +24,7 @@ from cloister.plan.protection import (
     assumes_honest_worker,
     shows_inputs,
 )
-from cloister.trusted.program.epilogue import RESHAPES, Epilogue, absorb
+from cloister.trusted.program.epilogue import Epilogue, absorb
 from cloister.trusted.program.steps import (
     Exchange,
     Fused,
@@ -272,7 +273,7 @@ def hidden_values_stay_hidden(program: Program) -> Broken:
 
     The same numbers in another shape are the same value.
     """
-    origin = _origins(program)
+    origin = origins(program.plan.graph)
     exchanges = [step for step in program.steps if isinstance(step, Exchange)]
     hidden = {origin(program.linear[s.node].inputs[0]) for s in exchanges if s.protection.hidden}
     for i, value in _sent_in_the_clear(program):
@@ -282,25 +283,11 @@ def hidden_values_stay_hidden(program: Program) -> Broken:
 
 def modules_answer_inside(program: Program) -> Broken:
     """No worker gets a module's answer in the clear: its owner counts who gets answers."""
-    origin = _origins(program)
+    origin = origins(program.plan.graph)
     made = {value for _, step in _each(program, Module) for value in step.outputs}
     for i, value in _sent_in_the_clear(program):
         if origin(value) in made:
             yield i, f"sends value {value!r} in the clear, which a module makes"
-
-
-def _origins(program: Program) -> Callable[[str], str]:
-    """From a value to the one that it is in another shape."""
-    makers = {value: node for node in program.plan.graph.nodes for value in node.outputs if value}
-
-    def origin(value: str) -> str:
-        node = makers.get(value)
-        while node is not None and node.op in RESHAPES:
-            value = node.inputs[0]
-            node = makers.get(value)
-        return value
-
-    return origin
 
 
 def _is_clear(step: Step) -> bool:
