@@ -325,10 +325,11 @@ def _evaluate_wide(
         except ModelError:
             pass  # no kernel for float64
         else:
-            return {
-                value: array.astype(np.float32) if array.dtype == np.float64 else array
-                for value, array in found.items()
-            }
+            with np.errstate(over="ignore"):  # a result beyond float32 is infinite, as inside
+                return {
+                    value: array.astype(np.float32) if array.dtype == np.float64 else array
+                    for value, array in found.items()
+                }
     return evaluate(replace(graph, constants=constants), node, constants)
 
 
