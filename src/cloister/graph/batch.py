@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from cloister.errors import RangeError, ShapeError, UnsupportedError
-from cloister.graph.captures import captured_values
 from cloister.graph.graph import BATCH, Graph, Size
+from cloister.graph.part import reads
 
 Feeds = Mapping[str, np.ndarray]
 _MULTIPLE = re.compile(rf"([1-9][0-9]{{0,9}})\*{BATCH}")
@@ -87,7 +87,7 @@ def computed_from(graph: Graph, sources: Iterable[str]) -> frozenset[str]:
     """These values, and every value that depends on one of them."""
     found = set(sources)
     for node in graph.nodes:
-        if not found.isdisjoint((*node.inputs, *captured_values(node))):
+        if not found.isdisjoint(reads(node)):
             found.update(value for value in node.outputs if value)
     return frozenset(found)
 

@@ -3,9 +3,10 @@
 import math
 
 from cloister.errors import ModelError, UnsupportedError, printable
-from cloister.graph.captures import captured_values, every_node
+from cloister.graph.captures import every_node
 from cloister.graph.graph import Graph, Node
 from cloister.graph.ort_session import runtime_operators
+from cloister.graph.part import reads
 
 READS_A_FILE = ("EPContext",)
 """Operators of ONNX Runtime's that open a file which an attribute names."""
@@ -50,8 +51,8 @@ def check(graph: Graph) -> None:
         if not node.name or node.name in names:
             raise ModelError(f"node {node.name!r} ({node.op}): its name is not unique")
         names.add(node.name)
-        for value in (*node.inputs, *captured_values(node)):
-            if value and value not in made:
+        for value in reads(node):
+            if value not in made:
                 raise ModelError(f"node {node.name!r} reads {value!r}, which no earlier node makes")
         for value in node.outputs:
             if value in made:

@@ -16,10 +16,10 @@ from cloister.base.reading import parsing
 from cloister.errors import PlanError
 from cloister.graph.batch import stated_sizes
 from cloister.graph.canonical import Writer, as_array, read_file
-from cloister.graph.captures import captured_values
 from cloister.graph.graph import Graph, Node
 from cloister.graph.graph_file import absent
 from cloister.graph.ops.linear_nodes import geometry, is_linear
+from cloister.graph.part import reads
 from cloister.plan import plan_file
 from cloister.plan.planned_split import PlannedSplit, check_order, check_split
 from cloister.plan.protection import MODULE, Protection, outer_policy, protections_of
@@ -186,7 +186,7 @@ class Plan:
     def not_needed(self) -> frozenset[str]:
         """The float32 constants that became integers, and that nothing else reads."""
         inside = [node for node in self.graph.nodes if node.name not in self.quantised]
-        kept = {name for node in inside for name in (*node.inputs, *captured_values(node))}
+        kept = {name for node in inside for name in reads(node)}
         kept |= set(self.graph.outputs)
         sent = {n for node in self.graph.nodes if node.name in self.quantised for n in node.inputs}
         constants = self.graph.constants

@@ -16,7 +16,7 @@ from enum import StrEnum
 import numpy as np
 from jaxtyping import UInt64
 
-from cloister.graph.captures import captured_values
+from cloister.graph.part import reads
 from cloister.plan.plan import Plan
 from cloister.trusted.report import LayerRow, Report
 
@@ -69,7 +69,7 @@ def _first_layers(plan: Plan) -> set[str]:
     computed: set[str] = set()
     first: set[str] = set()
     for node in plan.graph.nodes:
-        follows = not computed.isdisjoint((*node.inputs, *captured_values(node)))
+        follows = not computed.isdisjoint(reads(node))
         if node.name in plan.quantised and not follows:
             first.add(node.name)
         if node.name in plan.quantised or follows:

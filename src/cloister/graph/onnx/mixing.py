@@ -6,14 +6,15 @@ model mixes samples, as far as is known, if a node makes a value without the bat
 it, or if numbers that follow from the number of samples are no multiples of it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from cloister.errors import ModelError
-from cloister.graph.captures import captured_values, every_node, subgraphs
+from cloister.graph.captures import every_node, subgraphs
 from cloister.graph.graph import BATCH, Graph, Node, Size, Subgraph
 from cloister.graph.inference import with_input_sizes
+from cloister.graph.part import reads
 from cloister.graph.passes.folding import fold_constants
 
 MIXING = ("DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul")
@@ -73,22 +74,18 @@ def may_be_batch(graph: Graph, size: Size) -> bool:
     return isinstance(size, str) and (size not in graph.free_sizes or size in first)
 
 
-def _read(node: Node) -> Iterable[str]:
-    return (*node.inputs, *captured_values(node))
-
-
 def _data(graph: Graph) -> frozenset[str]:
     """Values that depend on what is in the batch, and not only on how many samples it has."""
     found = {name for name in graph.inputs if BATCH in (graph.sizes(name) or ())}
     for node in graph.nodes:
-        if node.op not in SIZES and not found.isdisjoint(_read(node)):
+        if node.op not in SIZES and not found.isdisjoint(reads(node)):
             found.update(value for value in node.outputs if value)
     return frozenset(found)
 
 
 def _gathers(graph: Graph, node: Node, data: frozenset[str]) -> bool:
     """Whether a node makes a value without the batch of one that has it."""
-    if node.op in SIZES or not any(v in data and carries_batch(graph, v) for v in _read(node)):
+    if node.op in SIZES or not any(v in data and carries_batch(graph, v) for v in reads(node)):
         return False
     return any(value and not carries_batch(graph, value) for value in node.outputs)
 
@@ -128,7 +125,7 @@ def _combined(graph: Graph, node: Node) -> Sequence[Size]:
 
 def _chooses(node: Node, data: frozenset[str]) -> bool:
     """Whether a node computes the samples in one of several ways, which a run may not take."""
-    if node.op not in ("If", "Loop") or data.isdisjoint(_read(node)):
+    if node.op not in ("If", "Loop") or data.isdisjoint(reads(node)):
         return False
     inner = [one for body in subgraphs(node) for one in every_node(body.nodes)]
     return (

@@ -21,6 +21,7 @@ from cloister.graph.interpreter import evaluate
 from cloister.graph.onnx.export import known_type, node_bytes, tensor_bytes, type_bytes
 from cloister.graph.ops.linear_nodes import integer
 from cloister.graph.ops.table import Kind, find
+from cloister.graph.part import reads
 from cloister.graph.passes.branches import inlined
 from cloister.graph.passes.rewrite import Rewrite
 
@@ -143,7 +144,7 @@ class _Folder:
 
     def _is_foldable(self, node: Node) -> bool:
         constants = self._rewrite.constants
-        read = [value for value in (*node.inputs, *captured_values(node)) if value]
+        read = reads(node)
         if not read or node.op in RANDOM or any(value not in constants for value in read):
             return False
         if any(one.op == "Loop" for one in every_node((node,))):
@@ -307,7 +308,7 @@ def _evaluate_wide(
     Folded constants become integer weights. In float32 the last place of sums and of functions
     such as exp depends on the machine's kernels; an error of float64 hardly ever reaches it.
     """
-    read = {value: constants[value] for value in (*node.inputs, *captured_values(node)) if value}
+    read = {value: constants[value] for value in reads(node)}
     wide = {
         value: array.astype(np.float64)
         for value, array in read.items()
