@@ -71,7 +71,7 @@ LOCK := $(BIN)/uv pip compile pyproject.toml -q --universal --python-version 3.1
 	--generate-hashes --no-annotate --no-header --no-emit-package torch -c requirements/torch.txt
 lock: $(VENV)/.dev
 	$(LOCK) $(UPGRADE) --extra dev -o requirements/dev.txt
-	$(LOCK) $(UPGRADE) -c requirements/dev.txt --extra build --extra demo --extra train \
+	$(LOCK) $(UPGRADE) -c requirements/dev.txt --extra build --extra demo --extra train --extra tables \
 		-o requirements/train.txt
 	$(LOCK) $(UPGRADE) -c requirements/dev.txt --extra build --extra demo --extra compile \
 		-o requirements/hidden.txt
