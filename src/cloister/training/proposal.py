@@ -4,8 +4,10 @@ The first owner decides, and the notes of the terms carry its decisions to later
 owner accepts only terms that its own options, or the defaults, would have proposed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from cloister.authority.agreement import Agreement, Excess, excesses
 from cloister.authority.records import Terms
@@ -18,6 +20,7 @@ from cloister.data.sources import (
     require_fewer_classes_than_samples,
     value_range,
 )
+from cloister.data.target_encoding import Ranges, check_target_ranges
 from cloister.errors import InputError
 
 DEFAULT_BITS = 8
@@ -82,9 +85,11 @@ def propose(
     classes = tuple(new.classes or source.names)
     if len(set(classes)) != len(classes):
         raise InputError(f"--classes {','.join(classes)}: give every name once")
+    target_ranges = _target_ranges(source, classes, new, note)
     encoding = _encoding(source, new, note)
-    info = DatasetInfo(name, source.shape, len(classes), encoding, 0, 0)
-    return _agreement(info, privacy, notes=Notes(source.kind, classes, ranges).to_json())
+    info = DatasetInfo(name, source.shape, len(classes), encoding, 0, 0, targets=source.targets)
+    notes = Notes(source.kind, classes, ranges, target_ranges)
+    return _agreement(info, privacy, notes=notes.to_json())
 
 
 def accept(found: Agreement, source: Source, new: NewDataset, privacy: Privacy) -> Agreement:
@@ -98,6 +103,11 @@ def accept(found: Agreement, source: Source, new: NewDataset, privacy: Privacy) 
         raise InputError(
             f"data set {info.name} holds samples {info.shape}, these are {source.shape}; "
             "bring them to one size, or choose another --name"
+        )
+    if info.targets != source.targets:
+        raise InputError(
+            f"data set {info.name} has {info.targets} to learn, these samples have "
+            f"{source.targets}: read them with --targets {info.targets}, or choose another --name"
         )
     if notes.kind != source.kind:
         raise InputError(f"data set {info.name} holds {notes.kind}, this is {source.kind}")
@@ -115,6 +125,8 @@ def accept(found: Agreement, source: Source, new: NewDataset, privacy: Privacy) 
 def _difference(info: DatasetInfo, notes: Notes, new: NewDataset) -> str | None:
     if new.classes is not None and sorted(new.classes) != sorted(notes.classes):
         return f"has the classes {', '.join(notes.classes)}; drop --classes"
+    if new.target_ranges is not None and dict(new.target_ranges) != notes.target_ranges:
+        return "has other ranges of its numbers; drop --target-ranges"
     if notes.kind == "pixels" and info.encoding != PIXELS:
         return "encodes pixels otherwise than this program does"
     if notes.kind == "values" and new.value_range is not None:
@@ -186,6 +198,30 @@ def _table_ranges(
     if missing:
         raise InputError(f"--ranges: column {missing[0]} is missing")
     return {column: found[column] for column in source.columns}
+
+
+def _target_ranges(
+    source: Source, names: Sequence[str], new: NewDataset, note: Callable[[str], None]
+) -> Ranges:
+    """Public ranges of the numbers to be predicted."""
+    if source.targets != "numbers":
+        if new.target_ranges is not None:
+            raise InputError(
+                f"--target-ranges: is for numbers, these samples have {source.targets}"
+            )
+        return {}
+    ranges = new.target_ranges
+    if ranges is None and source.labels is not None:
+        both = np.stack([source.labels.min(axis=0), source.labels.max(axis=0)], axis=1)
+        ranges = {
+            name: (low, high) for name, (low, high) in zip(source.names, both.tolist(), strict=True)
+        }
+        note(
+            "the smallest and largest value of every number that is to be predicted becomes known "
+            "to the other clients and the authority; give public --target-ranges to avoid it"
+        )
+    check_target_ranges(tuple(names), ranges or {})
+    return ranges or {}
 
 
 def _encoding(source: Source, new: NewDataset, note: Callable[[str], None]) -> Encoding:
