@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import UInt8
 
-from cloister.audit.page import Section, page, paragraph, png, table
 from cloister.audit.training.evidence import Evidence
 from cloister.audit.training.judge import Judged, overall
 from cloister.audit.training.prior import Prior
@@ -17,6 +16,7 @@ from cloister.audit.training.score import (
     RECOVERED_LABELS,
 )
 from cloister.audit.training.truth import Truth
+from cloister.pages.page import Section, page, paragraph, png, table
 
 SHOWN = 8
 LEAD = (

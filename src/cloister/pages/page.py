@@ -12,9 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int64
 from PIL import Image
-
-from cloister.audit.input.exposure import Exposure
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2329; --soft: #5c6670; --line: #d9dee3;
@@ -135,13 +134,13 @@ def table(
     return f'<div class="scroll"><table{style}>{head}{lines}</table></div>\n'
 
 
-def histogram(shown: Exposure, caption: str) -> str:
-    """The byte histogram of a node's requests, each value relative to the most frequent one."""
-    top = max(int(shown.histogram.max()), 1)
+def histogram(counts: Int64[np.ndarray, "256"], caption: str) -> str:
+    """How often each byte occurs, relative to the most frequent one."""
+    top = max(int(counts.max()), 1)
     bars = "".join(
         f'<rect x="{value}" y="{100 - 100 * int(count) / top:.2f}" width="1" '
         f'height="{100 * int(count) / top:.2f}"/>'
-        for value, count in enumerate(shown.histogram)
+        for value, count in enumerate(counts)
         if count
     )
     return (
