@@ -19,6 +19,7 @@ from jaxtyping import Int64
 from cloister.base import files
 from cloister.base.reading import open_regular, parsing
 from cloister.base.rng import Csprng
+from cloister.data.columns import Column, PublicRange, public_column
 from cloister.data.encoding import Encoding
 from cloister.data.feature_noise import GaussianNoise, epsilon, perturb
 from cloister.data.info import DatasetInfo, Mode, PartInfo, Targets
@@ -34,6 +35,10 @@ from cloister.errors import EncryptionError, InputError
 
 MAX_RANGES_BYTES = 1 << 24
 LEVELS = "strict|budget=N|paper"
+_UNREADABLE = (
+    ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, InputError,
+)  # fmt: skip
+"""What reading the notes of another program raises."""
 _LEVEL = re.compile(r"strict|paper|budget=([0-9]{1,9})")
 
 
@@ -99,14 +104,14 @@ class NewDataset:
 
     bits          signed bits of a value
     value_range   smallest and largest value of all, public
-    ranges        the same for each column of a table
+    ranges        what is public of each column of a table: see `PublicRange`
     classes       names of all classes, labels or numbers
     target_ranges smallest and largest value of each number to be predicted, public
     """
 
     bits: int | None = None
     value_range: tuple[float, float] | None = None
-    ranges: Mapping[str, tuple[float, float]] | None = None
+    ranges: Mapping[str, PublicRange] | None = None
     classes: Sequence[str] | None = None
     target_ranges: Ranges | None = None
 
@@ -121,14 +126,14 @@ class Notes:
 
     kind: str
     classes: tuple[str, ...]
-    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    columns: tuple[Column, ...] = ()
     target_ranges: Ranges = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The text."""
         fields: dict[str, Any] = {"kind": self.kind}
-        if self.ranges:
-            fields["ranges"] = {column: list(ends) for column, ends in self.ranges.items()}
+        if self.columns:
+            fields["columns"] = [column.to_fields() for column in self.columns]
         if self.target_ranges:
             fields["target_ranges"] = {n: list(ends) for n, ends in self.target_ranges.items()}
         return json.dumps(fields | {"classes": list(self.classes)})
@@ -144,10 +149,10 @@ class Notes:
             notes = Notes(
                 str(fields["kind"]),
                 tuple(str(name) for name in fields["classes"]),
-                _ranges(fields.get("ranges") or {}),
-                _ranges(fields.get("target_ranges") or {}),
+                tuple(Column.from_fields(one) for one in fields.get("columns") or ()),
+                _target_ranges(fields.get("target_ranges") or {}),
             )
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        except _UNREADABLE:
             raise EncryptionError(
                 f"data set {info.name}: was not made by `cloister data encrypt`"
             ) from None
@@ -155,6 +160,12 @@ class Notes:
             raise EncryptionError(
                 f"data set {info.name}: names {len(notes.classes)} {info.targets}, but has other "
                 "ones"
+            )
+        elements = sum(column.elements for column in notes.columns)
+        if (notes.kind == "table") != bool(elements) or elements not in (0, info.dim):
+            raise EncryptionError(
+                f"data set {info.name}: describes columns of {elements} elements, but has "
+                f"{info.dim}"
             )
         if info.targets == "numbers":
             try:
@@ -207,17 +218,35 @@ class Notes:
         )
 
 
-def read_ranges(path: Path) -> dict[str, tuple[float, float]]:
+def read_ranges(path: Path) -> dict[str, PublicRange]:
     """A file of public ranges.
 
     Raises   InputError
     """
-    described = f'{path}: not a file of ranges {{"column": [low, high]}}'
+    described = (
+        f'{path}: not a file of ranges {{"column": [low, high]}}, of dates {{"column": '
+        '["2000-01-01", "2030-12-31"]}, or of categories {"column": ["a", "b", "c"]}'
+    )
     with parsing(described), open_regular(path) as file:
-        return _ranges(json.loads(file.read(MAX_RANGES_BYTES)))
+        found = {str(k): tuple(v) for k, v in json.loads(file.read(MAX_RANGES_BYTES)).items()}
+        for name, given in found.items():
+            public_column(name, given)
+    return found
 
 
-def _ranges(fields: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+def read_target_ranges(path: Path) -> dict[str, tuple[float, float]]:
+    """A file of public ranges of numbers.
+
+    Raises   InputError
+    """
+    with (
+        parsing(f'{path}: not a file of ranges {{"number": [low, high]}}'),
+        open_regular(path) as file,
+    ):
+        return _target_ranges(json.loads(file.read(MAX_RANGES_BYTES)))
+
+
+def _target_ranges(fields: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     return {str(name): (float(low), float(high)) for name, (low, high) in fields.items()}
 
 
