@@ -12,6 +12,7 @@ from cloister.data.sources import (
     require_fewer_classes_than_samples,
     value_range,
 )
+from cloister.data.target_encoding import TargetEncoder
 from cloister.errors import InputError, RangeError, ShapeError
 
 RNG = InsecureSeededRandom(3)
@@ -29,19 +30,21 @@ def table(tmp_path):
 
 
 def everything(found, encoder, *, test_fraction=0.0):
-    classes = np.arange(len(found.names))
+    positions = np.arange(len(found.names))
+    targets = TargetEncoder(found.targets, len(positions), found.labels, positions)
     got = list(
         chunks(
             found,
             encoder,
-            classes=classes,
+            targets=targets,
             test_fraction=test_fraction,
-            order=random_order(len(found.labels), rng=RNG),
+            order=random_order(found.samples, rng=RNG),
         )
     )
-    return tuple(
+    x, labels, test = (
         np.concatenate([getattr(chunk, name) for chunk in got]) for name in ("x", "labels", "test")
     )
+    return x, labels.argmax(axis=1), test
 
 
 def test_pixels_are_exact_and_their_order_is_forgotten(tmp_path):
@@ -156,7 +159,7 @@ def test_unusable_inputs(tmp_path):
     data = good.read_bytes()
     (tmp_path / "cut.npz").write_bytes(data[: len(data) // 2])
     np.savez(tmp_path / "names.npz", a=np.zeros(3))
-    np.savez(tmp_path / "float_labels.npz", x=np.zeros((3, 2)), y=np.zeros(3))
+    np.savez(tmp_path / "nan_labels.npz", x=np.zeros((3, 2)), y=np.array([0, 1, np.nan]))
     np.savez(tmp_path / "few.npz", x=np.zeros((3, 2)), y=np.zeros(2, int))
     np.savez(tmp_path / "no_rows.npz", x=np.zeros((0, 2)), y=np.zeros(0, int))
     np.savez(tmp_path / "objects.npz", x=np.array([{}, {}]), y=np.zeros(2, int))
@@ -166,8 +169,8 @@ def test_unusable_inputs(tmp_path):
     for name, error, message in (
         ("cut.npz", InputError, "readable"),
         ("names.npz", InputError, "holds no array 'x' but a"),
-        ("float_labels.npz", ShapeError, "class number"),
-        ("few.npz", ShapeError, r"an integer, .* got int64 \(2,\)"),
+        ("nan_labels.npz", RangeError, "sample 2 is NaN"),
+        ("few.npz", ShapeError, r"one class number, .* got int64 \(2,\)"),
         ("no_rows.npz", ShapeError, "holds no samples"),
         ("objects.npz", InputError, "plain"),
         ("negative.npz", RangeError, "begin at 0"),

@@ -12,6 +12,7 @@ from cloister.base.rng import Csprng
 from cloister.data.columns import Column, column_of, encode_columns
 from cloister.data.encoding import Encoding
 from cloister.data.sources import CHUNK_BYTES, Source, TableSource
+from cloister.data.target_encoding import TargetEncoder
 from cloister.data.writer import Chunk
 from cloister.errors import InputError, RangeError
 
@@ -97,20 +98,15 @@ def chunks(
     source: Source,
     encoder: Encoder,
     *,
-    classes: Int64[np.ndarray, " names"],
+    targets: TargetEncoder,
     test_fraction: float,
     order: Int64[np.ndarray, " n"],
 ) -> Iterator[Chunk]:
-    """All samples in a given order, of which the last ones are the test split.
-
-    `classes` are the data set's numbers of the source's classes.
-    """
-    n = len(source.labels)
+    """All samples in a given order, of which the last ones are the test split."""
+    n = source.samples
     tested = round(test_fraction * n)
     size = max(1, CHUNK_BYTES // (8 * int(np.prod(source.shape))))
     for start in range(0, n, size):
         positions = order[start : start + size]
         places = np.arange(start, start + len(positions))
-        yield Chunk(
-            encoder.encode(positions), classes[source.labels[positions]], places >= n - tested
-        )
+        yield Chunk(encoder.encode(positions), targets.encode(positions), places >= n - tested)
