@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from cloister.base.rng import InsecureSeededRandom
+from cloister.data.columns import public_column
 from cloister.data.encoder import Encoder, chunks, random_order
 from cloister.data.encoding import PIXELS, Encoding
 from cloister.data.sources import (
@@ -83,16 +84,21 @@ def test_tables_are_scaled_by_column(table):
     assert found.names == ("sick", "well")
     assert found.ranges() == {"age": (10.0, 30.0), "height": (1.5, 1.7)}
     encoding = Encoding.for_range(-1, 1)
-    x, labels, _ = everything(found, Encoder(found, encoding, ranges=found.ranges()))
+    ranges = found.ranges()
+
+    def encoder(**given):
+        columns = [public_column(name, ends) for name, ends in (ranges | given).items()]
+        return Encoder(found, encoding, columns=columns)
+
+    x, labels, _ = everything(found, encoder())
     rows = {(*row, int(label)) for row, label in zip(x[:, 0, 0].tolist(), labels, strict=True)}
     assert rows == {(-127, -127, 0), (127, 127, 1), (0, 0, 0)}
-    narrow = {"age": (10.0, 25.0), "height": (1.5, 1.7)}
     with pytest.raises(RangeError, match="sample 1, column age"):
-        everything(found, Encoder(found, encoding, ranges=narrow))
+        everything(found, encoder(age=(10.0, 25.0)))
     with pytest.raises(InputError, match="same names"):
-        Encoder(found, encoding, ranges={"age": (0.0, 1.0)})
+        Encoder(found, encoding, columns=[public_column("age", (0.0, 1.0))])
     with pytest.raises(InputError, match="column height"):
-        Encoder(found, encoding, ranges=narrow | {"height": (2.0, 1.0)})
+        encoder(height=(2.0, 1.0))
 
 
 @pytest.mark.parametrize(

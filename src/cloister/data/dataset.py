@@ -27,6 +27,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import Bool, Int64, UInt32
 
+from cloister.base.notebook import html_table
 from cloister.base.reading import open_regular, parsing
 from cloister.data.encoding import Encoding
 from cloister.data.info import PartInfo
@@ -200,6 +201,16 @@ class EncryptedDataset:
     def split(self) -> dict[str, Int64[np.ndarray, " n"]]:
         """Ids by split: "train" and "test"."""
         return {"train": self.train_ids, "test": self.test_ids}
+
+    def _repr_html_(self) -> str:
+        encoding = self.encoding
+        rows = (
+            ("samples", f"{self.samples:,}, {len(self.test_ids):,} of them for testing"),
+            ("shape", self.shape), ("classes", self.classes),
+            ("values", f"{encoding.low:g} to {encoding.high:g} in {encoding.bits} bits"),
+            ("parts", len(self.parts)), ("authority", self.authority_fingerprint),
+        )  # fmt: skip
+        return html_table(f"encrypted data set {self.name}", rows)
 
     def data(self, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n h w c"]:
         """The blinded samples, in the order of `ids`.

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from jaxtyping import Int64
 from cloister.base import files
 from cloister.base.reading import open_regular, parsing
 from cloister.base.rng import Csprng
+from cloister.data.columns import Column, PublicRange, public_column
 from cloister.data.encoding import Encoding
 from cloister.data.feature_noise import GaussianNoise, epsilon, perturb
 from cloister.data.info import DatasetInfo, Mode, PartInfo
@@ -27,6 +28,10 @@ from cloister.errors import EncryptionError, InputError
 
 MAX_RANGES_BYTES = 1 << 24
 LEVELS = "strict|budget=N|paper"
+_UNREADABLE = (
+    ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, InputError,
+)  # fmt: skip
+"""What reading the notes of another program raises."""
 _LEVEL = re.compile(r"strict|paper|budget=([0-9]{1,9})")
 
 
@@ -92,13 +97,13 @@ class NewDataset:
 
     bits          signed bits of a value
     value_range   smallest and largest value of all, public
-    ranges        the same for each column of a table
+    ranges        what is public of each column of a table: see `PublicRange`
     classes       names of all classes
     """
 
     bits: int | None = None
     value_range: tuple[float, float] | None = None
-    ranges: Mapping[str, tuple[float, float]] | None = None
+    ranges: Mapping[str, PublicRange] | None = None
     classes: Sequence[str] | None = None
 
 
@@ -108,13 +113,13 @@ class Notes:
 
     kind: str
     classes: tuple[str, ...]
-    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    columns: tuple[Column, ...] = ()
 
     def to_json(self) -> str:
         """The text."""
         fields: dict[str, Any] = {"kind": self.kind}
-        if self.ranges:
-            fields["ranges"] = {column: list(ends) for column, ends in self.ranges.items()}
+        if self.columns:
+            fields["columns"] = [column.to_fields() for column in self.columns]
         return json.dumps(fields | {"classes": list(self.classes)})
 
     @staticmethod
@@ -128,15 +133,21 @@ class Notes:
             notes = Notes(
                 str(fields["kind"]),
                 tuple(str(name) for name in fields["classes"]),
-                _ranges(fields.get("ranges") or {}),
+                tuple(Column.from_fields(one) for one in fields.get("columns") or ()),
             )
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        except _UNREADABLE:
             raise EncryptionError(
                 f"data set {info.name}: was not made by `cloister data encrypt`"
             ) from None
         if len(set(notes.classes)) != info.classes:
             raise EncryptionError(
                 f"data set {info.name}: names {len(notes.classes)} classes, but has other ones"
+            )
+        elements = sum(column.elements for column in notes.columns)
+        if (notes.kind == "table") != bool(elements) or elements not in (0, info.dim):
+            raise EncryptionError(
+                f"data set {info.name}: describes columns of {elements} elements, but has "
+                f"{info.dim}"
             )
         return notes
 
@@ -154,18 +165,20 @@ class Notes:
         return np.array([self.classes.index(name) for name in names], np.int64)
 
 
-def read_ranges(path: Path) -> dict[str, tuple[float, float]]:
+def read_ranges(path: Path) -> dict[str, PublicRange]:
     """A file of public ranges.
 
     Raises   InputError
     """
-    described = f'{path}: not a file of ranges {{"column": [low, high]}}'
+    described = (
+        f'{path}: not a file of ranges {{"column": [low, high]}}, of dates {{"column": '
+        '["2000-01-01", "2030-12-31"]}, or of categories {"column": ["a", "b", "c"]}'
+    )
     with parsing(described), open_regular(path) as file:
-        return _ranges(json.loads(file.read(MAX_RANGES_BYTES)))
-
-
-def _ranges(fields: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    return {str(name): (float(low), float(high)) for name, (low, high) in fields.items()}
+        found = {str(k): tuple(v) for k, v in json.loads(file.read(MAX_RANGES_BYTES)).items()}
+        for name, given in found.items():
+            public_column(name, given)
+    return found
 
 
 class OrderFile:

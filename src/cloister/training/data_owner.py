@@ -104,7 +104,7 @@ def encrypt(
     agreed, info = enrolment.agreement, enrolment.info
     notes = Notes.read(agreed.terms.notes, info)
     statement = None if added is None else noise_statement(added, info)
-    encoder = Encoder(samples, info.encoding, ranges=notes.ranges, clip=clip)
+    encoder = Encoder(samples, info.encoding, columns=notes.columns, clip=clip)
     made: Iterator[Chunk] = chunks(
         samples,
         encoder,
