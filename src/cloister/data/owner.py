@@ -150,7 +150,7 @@ class Notes:
                 str(fields["kind"]),
                 tuple(str(name) for name in fields["classes"]),
                 tuple(Column.from_fields(one) for one in fields.get("columns") or ()),
-                _target_ranges(fields.get("target_ranges") or {}),
+                _ends(fields.get("target_ranges") or {}),
             )
         except _UNREADABLE:
             raise EncryptionError(
@@ -243,10 +243,10 @@ def read_target_ranges(path: Path) -> dict[str, tuple[float, float]]:
         parsing(f'{path}: not a file of ranges {{"number": [low, high]}}'),
         open_regular(path) as file,
     ):
-        return _target_ranges(json.loads(file.read(MAX_RANGES_BYTES)))
+        return _ends(json.loads(file.read(MAX_RANGES_BYTES)))
 
 
-def _target_ranges(fields: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+def _ends(fields: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     return {str(name): (float(low), float(high)) for name, (low, high) in fields.items()}
 
 

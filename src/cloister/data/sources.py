@@ -9,27 +9,25 @@ import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import IO, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
 from cloister.base.reading import parsing
 from cloister.data.array_targets import FEW_CLASSES, read_targets
-from cloister.data.encoding import require_no_outlier
+from cloister.data.encoding import Kind, require_no_outlier
+from cloister.data.folder_source import FolderSource, PictureOptions
 from cloister.data.info import Targets
-from cloister.data.pictures import picture_kind, read_picture, skipped_text
 from cloister.errors import InputError, RangeError, ShapeError
 
 CHUNK_BYTES = 1 << 22
 READ_AT_ONCE = 1024
 SAMPLED_VALUES = 1 << 16
 """Of so many samples, to see what most values are like."""
-PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".tif", ".tiff"})
 FEW_CHANNELS = 4
 """A last axis of more, behind a first one of at most as many, is a width: channels come first."""
 
-Kind = Literal["pixels", "values", "table"]
 Labels: TypeAlias = Int64[np.ndarray, "n ..."] | Float64[np.ndarray, "n k"]
 
 
@@ -193,68 +191,6 @@ class TableSource:
         return np.asarray(self._samples[positions]).reshape(len(positions), *self.shape)
 
 
-class FolderSource:
-    """Pictures of one size, in one folder for each class.
-
-    Those of 8 bits are pixels; those of more are values, in the units of their author.
-    """
-
-    targets: Targets = "classes"
-    labels: Labels | None
-    names: Sequence[str]
-    remarks: Sequence[str]
-
-    def __init__(self, path: Path) -> None:
-        """List the pictures and compare what their headers say.
-
-        Raises   InputError, ShapeError naming the file
-        """
-        inside = sorted(path.iterdir())
-        folders = [child for child in inside if child.is_dir()]
-        self.names = tuple(folder.name for folder in folders)
-        self._paths: list[Path] = []
-        skipped = [child.name for child in inside if not child.is_dir()]
-        labels = []
-        for number, folder in enumerate(folders):
-            for child in sorted(folder.iterdir()):
-                if child.suffix.lower() in PICTURES and child.is_file():
-                    self._paths.append(child)
-                    labels.append(number)
-                else:
-                    skipped.append(f"{folder.name}/{child.name}")
-        if not labels:
-            raise InputError(f"{path}: holds no pictures in folders, one for each class")
-        self.labels = np.array(labels, np.int64)
-        self.samples = len(labels)
-        self._kind = picture_kind(self._paths[0])
-        self.shape = self._kind.shape
-        self.kind: Kind = "values" if self._kind.wide else "pixels"
-        for child in self._paths[1:]:
-            self._require_same(child)
-        empty = sorted(set(range(len(folders))) - set(labels))
-        self.remarks = (
-            *([f"files: {skipped_text(skipped)}"] if skipped else []),
-            *(f"class {self.names[number]}: its folder holds no pictures" for number in empty),
-        )
-
-    def read(self, positions: Int64[np.ndarray, " m"]) -> np.ndarray:
-        """See `Source`."""
-        pictures = [np.asarray(read_picture(self._paths[i])) for i in positions.tolist()]
-        return np.stack(pictures).reshape(len(pictures), *self.shape)
-
-    def _require_same(self, path: Path) -> None:
-        kind = picture_kind(path)
-        if kind.shape != self.shape:
-            raise ShapeError(
-                f"{path}: is a picture {kind.shape}, the other ones are {self.shape}; "
-                "bring them to one size and to one number of channels first"
-            )
-        if kind.wide != self._kind.wide:
-            raise ShapeError(
-                f"{path}: some pictures have 8 bits and some more; bring them to one kind first"
-            )
-
-
 def open_source(
     path: Path | str,
     *,
@@ -262,6 +198,7 @@ def open_source(
     y: str = "y",
     label: str = "label",
     targets: Targets | None = None,
+    pictures: PictureOptions | None = None,
 ) -> Source:
     """The source that a path stands for; the options name arrays and the column of the classes.
 
@@ -272,7 +209,12 @@ def open_source(
     if targets not in (None, "classes") and path.suffix.lower() != ".npz":
         raise InputError(f"{path}: holds classes; {targets} are read from .npz")
     if path.is_dir():
-        return FolderSource(path)
+        return FolderSource(path, pictures)
+    if pictures not in (None, PictureOptions()):
+        raise InputError(
+            f"{path}: --background, --channels and --resize are about pictures, and this is no "
+            "folder of pictures; leave them out"
+        )
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     if path.suffix.lower() == ".npz":
