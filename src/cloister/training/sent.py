@@ -6,10 +6,11 @@ here, and a new content adds its information to the claims; a test records the m
 interface in runs of every mode and compares.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from cloister.data.info import Targets
 from cloister.plan.claims import Role
 from cloister.training.settings import Settings
 
@@ -25,12 +26,21 @@ class Content(Enum):
     FIXED_VALUES = "values of one fixed function of each sample"
     VALUES = "values of new functions of each sample at every step"
     CLASSES = "the class of each sample, under secret names"
+    LABELS = "the labels of each sample, under secret names"
+    NUMBERS = "the numbers of each sample, as parts of ranges that are secret to it"
     SPENT = "how much of the budget is spent"
     TRAINING = "the whole model, which it trains"
     MODEL = "the model when the run is over"
     RUN = "the model, its optimiser's state, the key of the noise and the losses, during the run"
     FEATURES = "projected samples as they were unblinded"
     SIZES = "sizes and times of encrypted messages"
+
+
+TARGETS: Mapping[Targets, Content] = {
+    "classes": Content.CLASSES,
+    "labels": Content.LABELS,
+    "numbers": Content.NUMBERS,
+}
 
 
 @dataclass(frozen=True)
@@ -42,9 +52,10 @@ class Message:
     carries: tuple[Content, ...]
 
 
-def sent(settings: Settings, *, hosted: bool) -> tuple[Message, ...]:
+def sent(settings: Settings, *, hosted: bool, targets: Targets = "classes") -> tuple[Message, ...]:
     """Every kind of message of a run.
 
+    targets  what the samples of the data set have to learn
     hosted   products on ciphertexts are made by another machine (`Trainer(server=)`)
     """
     frozen = settings.first_layer == "frozen"
@@ -59,7 +70,7 @@ def sent(settings: Settings, *, hosted: bool) -> tuple[Message, ...]:
         Message(Role.CLIENT, "data set file", (Content.CIPHERTEXTS, Content.NAMES)),
         Message(Role.CLIENT, "summary", (Content.SPENT,)),
         Message(Role.NETWORK, "https", (Content.SIZES,)),
-        *_unblinded(settings),
+        *_unblinded(settings, TARGETS[targets]),
         *_kept(settings),
     ]
     if not frozen:
@@ -72,14 +83,14 @@ def sent(settings: Settings, *, hosted: bool) -> tuple[Message, ...]:
     return tuple(messages)
 
 
-def _unblinded(settings: Settings) -> Iterator[Message]:
+def _unblinded(settings: Settings, targets: Content) -> Iterator[Message]:
     """The process that trains holds the file, and receives the unblinding terms."""
     frozen = settings.first_layer == "frozen"
     role = Role.SERVER if settings.unblind_to == "server" else Role.RUNTIME
     values = Content.FIXED_VALUES if frozen else Content.VALUES
     yield Message(role, "data set file", (Content.CIPHERTEXTS, Content.NAMES))
     yield Message(role, "training", (Content.TRAINING,))
-    yield Message(role, "labels", (Content.CLASSES,))
+    yield Message(role, "labels", (targets,))
     yield Message(role, "forward", (values,))
     if not frozen:
         yield Message(role, "gradient", (values,))
