@@ -234,6 +234,18 @@ def read_ranges(path: Path) -> dict[str, PublicRange]:
     return found
 
 
+def read_target_ranges(path: Path) -> dict[str, tuple[float, float]]:
+    """A file of public ranges of numbers.
+
+    Raises   InputError
+    """
+    with (
+        parsing(f'{path}: not a file of ranges {{"number": [low, high]}}'),
+        open_regular(path) as file,
+    ):
+        return _ends(json.loads(file.read(MAX_RANGES_BYTES)))
+
+
 def _ends(fields: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     return {str(name): (float(low), float(high)) for name, (low, high) in fields.items()}
 

@@ -7,8 +7,6 @@ owner accepts only terms that its own options, or the defaults, would have propo
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from cloister.authority.agreement import Agreement, Excess, excesses
 from cloister.authority.records import Terms
 from cloister.data.columns import Column, PublicRange, public_column
@@ -220,10 +218,9 @@ def _target_ranges(
         return {}
     ranges = new.target_ranges
     if ranges is None and source.labels is not None:
-        both = np.stack([source.labels.min(axis=0), source.labels.max(axis=0)], axis=1)
-        ranges = {
-            name: (low, high) for name, (low, high) in zip(source.names, both.tolist(), strict=True)
-        }
+        lows, highs = source.labels.min(axis=0), source.labels.max(axis=0)
+        ends = zip(lows.tolist(), highs.tolist(), strict=True)
+        ranges = dict(zip(source.names, ends, strict=True))
         note(
             "the smallest and largest value of every number that is to be predicted becomes known "
             "to the other clients and the authority; give public --target-ranges to avoid it"
