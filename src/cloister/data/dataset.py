@@ -30,6 +30,7 @@ from jaxtyping import Bool, Int64, UInt32
 from cloister.base.notebook import html_table
 from cloister.base.reading import open_regular, parsing
 from cloister.data.encoding import Encoding
+from cloister.data.id_spans import NO_IDS, IdSpans
 from cloister.data.info import PartInfo, Targets, check_described, targets_field
 from cloister.errors import EncryptionError, InputError
 from cloister.ring.bounds import MAX_PARTS, MAX_SAMPLES
@@ -100,8 +101,10 @@ class _Part:
 class EncryptedDataset:
     """An encrypted data set, mapped into memory and read where it is asked for."""
 
-    def __init__(self, path: Path, header: Header, parts: Sequence[_Part]) -> None:
-        self._path, self._header = path, header
+    def __init__(
+        self, path: Path, header: Header, parts: Sequence[_Part], *, left_out: IdSpans = NO_IDS
+    ) -> None:
+        self._path, self._header, self._left_out = path, header, left_out
         self._parts = sorted(parts, key=lambda part: part.info.first)
         self._firsts = np.array([part.info.first for part in self._parts], np.int64)
         self._lasts = np.array([part.info.last for part in self._parts], np.int64)
@@ -128,6 +131,11 @@ class EncryptedDataset:
         except OSError as error:
             raise InputError(f"{path}: {error.strerror or error}") from None
         return cls(path, header, parts)
+
+    def without(self, ids: IdSpans) -> "EncryptedDataset":
+        """The same, whose ids and splits leave some out: those that were withdrawn."""
+        left_out = self._left_out | ids
+        return EncryptedDataset(self._path, self._header, self._parts, left_out=left_out)
 
     @property
     def path(self) -> Path:
@@ -261,7 +269,8 @@ class EncryptedDataset:
             ids = np.arange(part.info.first, part.info.last, dtype=np.int64)
             flags: Bool[np.ndarray, " n"] = part.test != 0
             found.append(ids if test is None else ids[flags == test])
-        return np.concatenate(found)
+        chosen = np.concatenate(found)
+        return np.asarray(chosen[~self._left_out.holds(chosen)])
 
 
 def encode_slot(commit: Commit) -> bytes:

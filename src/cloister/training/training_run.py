@@ -15,6 +15,7 @@ from cloister.authority.request_log import ReleaseLog
 from cloister.base import files
 from cloister.base.rng import SystemRandom
 from cloister.data.dataset import EncryptedDataset
+from cloister.data.id_spans import IdSpans
 from cloister.data.info import PartInfo
 from cloister.data.writer import check_registered
 from cloister.errors import AuthorityUnavailable, EncryptionError, InputError, ServiceUnavailable
@@ -94,6 +95,10 @@ class TrainingAuthority(KeyService, Protocol):
         """The registered parts of a data set."""
         ...
 
+    def withdrawn(self, dataset: str) -> IdSpans:
+        """The samples for which it issues no key."""
+        ...
+
     def summary(self, dataset: str) -> Summary:
         """The budget of a data set in figures."""
         ...
@@ -133,6 +138,13 @@ def train(
         note(text)
 
     _check_origin(opened, authority, remark)
+    withdrawn = authority.withdrawn(opened.name)
+    if withdrawn.holds(opened.ids).any():
+        opened = opened.without(withdrawn)
+        remark(
+            f"{withdrawn.count:,} samples of data set {opened.name} were withdrawn and are left "
+            "out; a run that began with one of them does not go on: give a new --checkpoint"
+        )
     with ExitStack() as stack:
         log, requests = (
             None if path is None else stack.enter_context(closing(ReleaseLog(path)))
@@ -147,6 +159,11 @@ def train(
             trainer.prepare(lambda done, total: update("samples", done, total))
             history = trainer.fit(epochs, update=lambda done, total: update("steps", done, total))
         spent = _spent(authority, opened.name, remark)
+    if spent is not None and spent.withdrawn > withdrawn.count:
+        remark(
+            f"{spent.withdrawn - withdrawn.count:,} samples were withdrawn during this run, and "
+            "its model may have learned from them: train again, with a new --checkpoint"
+        )
     name = model if isinstance(model, str) else type(model).__name__
     if keep.curve is not None:
         write_curve(history, keep.curve, title=f"{name} on {opened.name}, encrypted")
