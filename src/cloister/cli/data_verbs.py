@@ -5,7 +5,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,7 +18,7 @@ from cloister.cli.console import emit_json, note, out, stages, table
 from cloister.cli.serving import serve_until_interrupted
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.folder_source import PictureOptions
-from cloister.data.owner import LEVELS, NewDataset, Privacy, read_ranges
+from cloister.data.owner import LEVELS, NewDataset, Privacy, read_ranges, read_target_ranges
 from cloister.data.preprocessing import Channels
 from cloister.data.sources import Source, open_source
 from cloister.errors import CloisterError, InputError, ShapeError
@@ -137,7 +137,30 @@ Ranges = Annotated[
 ]
 Classes = Annotated[
     str | None,
-    typer.Option("--classes", metavar="A,B,...", help="All class names.", rich_help_panel=NEW),
+    typer.Option(
+        "--classes",
+        metavar="A,B,...",
+        help="Names of all classes, labels or numbers; of those of an array in their order.",
+        rich_help_panel=NEW,
+    ),
+]
+TargetRanges = Annotated[
+    Path | None,
+    typer.Option(
+        "--target-ranges",
+        metavar="FILE",
+        help='Public range of each number to be predicted: {"pressure": [50, 250], ...}.',
+        rich_help_panel=NEW,
+    ),
+]
+TargetKind = Annotated[
+    Literal["classes", "labels", "numbers"] | None,
+    typer.Option(
+        "--targets",
+        help="classes: one of several. labels: any of several, 0 and 1. numbers: to be predicted. "
+        "Default: as the data suggest.",
+        rich_help_panel=INPUT,
+    ),
 ]
 Clip = Annotated[
     bool,
@@ -146,9 +169,7 @@ Clip = Annotated[
     ),
 ]
 X = Annotated[str, typer.Option("--x", help="Array of samples in .npz.", rich_help_panel=INPUT)]
-Y = Annotated[
-    str, typer.Option("--y", help="Array of class numbers in .npz.", rich_help_panel=INPUT)
-]
+Y = Annotated[str, typer.Option("--y", help="Array of targets in .npz.", rich_help_panel=INPUT)]
 Label = Annotated[
     str, typer.Option("--label", help="Column of the class in .csv.", rich_help_panel=INPUT)
 ]
@@ -213,6 +234,7 @@ class NewOptions:
     value_range: Range = None
     ranges: Ranges = None
     classes: Classes = None
+    target_ranges: TargetRanges = None
 
     def dataset(self) -> NewDataset:
         """The options' texts as values.
@@ -225,6 +247,7 @@ class NewOptions:
             value_range=options.value_range(self.value_range) if self.value_range else None,
             ranges=read_ranges(self.ranges) if self.ranges else None,
             classes=tuple(name.strip() for name in classes) if classes else None,
+            target_ranges=read_target_ranges(self.target_ranges) if self.target_ranges else None,
         )
 
 
@@ -239,6 +262,7 @@ class SampleOptions:
     x: X = "x"
     y: Y = "y"
     label: Label = "label"
+    targets: TargetKind = None
     background: Background = None
     channels: PictureChannels = None
     resize: Resize = None
@@ -250,7 +274,9 @@ class SampleOptions:
         """
         size = None if self.resize is None else options.picture_size(self.resize)
         pictures = PictureOptions(self.background, self.channels, size)
-        return open_source(path, x=self.x, y=self.y, label=self.label, pictures=pictures)
+        return open_source(
+            path, x=self.x, y=self.y, label=self.label, targets=self.targets, pictures=pictures
+        )
 
     def tested(self) -> float:
         """The part that is kept for testing.
@@ -313,6 +339,11 @@ def _opened(paths: list[Path], samples: SampleOptions) -> list[Source]:
     """
     opened = [samples.open(path) for path in paths]
     for path, source in zip(paths, opened, strict=True):
+        if source.targets != opened[0].targets:
+            raise ShapeError(
+                f"{path}: has {source.targets} to learn, but {paths[0]} has {opened[0].targets}; "
+                "say which with --targets; nothing was encrypted"
+            )
         if (source.shape, source.kind) != (opened[0].shape, opened[0].kind):
             raise ShapeError(
                 f"{path}: holds {source.kind} of shape {source.shape}, but {paths[0]} holds "
@@ -346,7 +377,8 @@ def show(
     """Show the public contents of an encrypted data set, and check its parts."""
     opened = EncryptedDataset.open(path)
     described = {
-        "name": opened.name, "shape": opened.shape, "classes": opened.classes,
+        "name": opened.name, "shape": opened.shape, "targets": opened.targets,
+        "classes": opened.classes,
         "bits": opened.encoding.bits, "low": opened.encoding.low, "high": opened.encoding.high,
         "samples": opened.samples, "test_samples": len(opened.test_ids),
         "authority": opened.authority_fingerprint,

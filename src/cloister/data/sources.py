@@ -4,6 +4,7 @@ Tables and compressed arrays are first spooled to an unnamed temporary file, so 
 read in any order while memory stays flat: they are encrypted in a random order (`encoder`).
 """
 
+import copy
 import csv
 import tempfile
 import zipfile
@@ -102,6 +103,26 @@ class ArraySource:
             *(() if read is None else read.remarks),
         )
         self._samples = x
+
+    def named(self, names: Sequence[str]) -> "ArraySource":
+        """The same samples with names of the classes, labels or numbers, in their order.
+
+        Names that hold all numbers of the classes name nothing anew.
+
+        Raises   InputError when there are too few
+        """
+        if self.labels is None or set(self.names) <= set(names):
+            return self
+        if len(names) < len(self.names) or (
+            len(names) > len(self.names) and self.targets != "classes"
+        ):
+            raise InputError(
+                f"--classes: gives {len(names)} names, but the samples have {len(self.names)} "
+                f"{self.targets}"
+            )
+        found = copy.copy(self)
+        found.names = tuple(names)
+        return found
 
     @classmethod
     def read_file(
