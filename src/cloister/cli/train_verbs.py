@@ -23,11 +23,27 @@ RETRY_FOR_S = 5.0
 """On one connection; beyond, the trainer waits, and keeps a checkpoint when it gives up."""
 
 Dataset = Annotated[Path, typer.Argument(metavar="DATA.cloister", help="Encrypted data set.")]
-Model = Annotated[str, typer.Option("--model", metavar="lenet5|mlp|FILE.py", help="What to train.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        metavar="NAME|FILE.py",
+        help="lenet5, mlp, logistic, lenet5-sigmoid, mlp-sigmoid, or your own.",
+    ),
+]
 Epochs = Annotated[int, typer.Option("--epochs", min=1, help="Passes over the data.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Samples per step.")]
 Optimizer = Annotated[
-    Literal["adam", "sgd"], typer.Option("--optimizer", help="sgd has momentum 0.9.")
+    Literal["adam", "sgd"] | None,
+    typer.Option("--optimizer", help="sgd has momentum 0.9. Default: adam."),
+]
+Loss = Annotated[
+    Literal["cross-entropy", "mse"] | None,
+    typer.Option("--loss", help="mse: squared errors of sigmoid outputs. Default: cross-entropy."),
+]
+Weights = Annotated[
+    Literal["balanced"] | None,
+    typer.Option("--class-weights", help="balanced: rare classes weigh more."),
 ]
 LearningRate = Annotated[
     float | None,
@@ -146,7 +162,9 @@ class RunOptions:
     """The training, and the files that are kept."""
 
     batch: Batch = 64
-    optimizer: Optimizer = "adam"
+    loss: Loss = None
+    class_weights: Weights = None
+    optimizer: Optimizer = None
     learning_rate: LearningRate = None
     seed: Seed = 0
     checkpoint: CheckpointFolder = None
@@ -186,7 +204,8 @@ class DisclosureOptions:
             raise InputError("--noise-clip: adds no noise by itself; give --noise-sigma too")
         return training.Settings(
             self.first_layer, self.unblind_to, self.allow_unbounded_leakage, noise,
-            self.offload_gradients, batch=run.batch, optimizer=run.optimizer,
+            self.offload_gradients, batch=run.batch, loss=run.loss,
+            class_weights=run.class_weights, optimizer=run.optimizer,
             learning_rate=run.learning_rate, seed=run.seed, rank=self.rank,
             checkpoint_every=run.checkpoint_every, patience_s=run.patience, threads=run.threads,
         )  # fmt: skip

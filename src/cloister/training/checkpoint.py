@@ -1,8 +1,9 @@
 """Checkpoints: a run that was killed continues bit for bit.
 
-Everything the next step depends on is in the file: parameters, optimiser, the generator's state,
-the key of its noise, and the place in the epoch (its order follows from seed and epoch). A file is
-written beside the old one, brought to the disk and renamed over it, so there is always a whole one.
+Everything the next step depends on is in the file: parameters, optimiser, scheduler, callbacks, the
+generator's state, the key of its noise, and the place in the epoch (its order follows from seed and
+epoch). A file is written beside the old one, brought to the disk and renamed over it, so there is
+always a whole one.
 """
 
 import io
@@ -15,9 +16,10 @@ from typing import Any
 import torch
 
 from cloister.base import files
+from cloister.base.reading import parsing
 from cloister.errors import EncryptionError, InputError
 
-FORMAT = 3
+FORMAT = 4
 NAME = "checkpoint.pt"
 
 
@@ -47,6 +49,7 @@ class Position:
 class Checkpoint:
     """A run's whole state; `run` says which run it is.
 
+    callbacks   the class and the state of each, in order
     noise_key   of the noise in the steps that follow, new in every checkpoint. Secret: a party that
                 has it can test guesses at the sums that these steps hide.
     """
@@ -56,6 +59,8 @@ class Checkpoint:
     history: list[EpochResult]
     model: dict[str, Any]
     optimizer: dict[str, Any]
+    scheduler: dict[str, Any]
+    callbacks: list[tuple[str, dict[str, Any]]]
     generator: torch.Tensor
     noise_key: bytes = b""
 
@@ -74,6 +79,8 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
         "history": [asdict(result) for result in checkpoint.history],
         "model": checkpoint.model,
         "optimizer": checkpoint.optimizer,
+        "scheduler": checkpoint.scheduler,
+        "callbacks": checkpoint.callbacks,
         "generator": checkpoint.generator,
         "noise_key": checkpoint.noise_key.hex(),
     }
@@ -101,6 +108,8 @@ def load(folder: Path, *, run: str) -> Checkpoint | None:
             [EpochResult(**result) for result in state["history"]],
             state["model"],
             state["optimizer"],
+            state["scheduler"],
+            state["callbacks"],
             state["generator"],
             bytes.fromhex(state["noise_key"]),
         )
@@ -113,6 +122,18 @@ def load(folder: Path, *, run: str) -> Checkpoint | None:
             f"{path}: of another run (data set, model or settings differ); use another --checkpoint"
         )
     return checkpoint
+
+
+def check_state(what: str, state: object) -> None:
+    """Refuse a state that a checkpoint could not give back, before a run depends on it.
+
+    Raises   InputError
+    """
+    buffer = io.BytesIO()
+    with parsing(f"{what}: its state_dict must hold numbers, texts, tensors, lists and dicts"):
+        torch.save(state, buffer)
+        buffer.seek(0)
+        torch.load(buffer, weights_only=True)
 
 
 def replace(path: Path, content: bytes) -> None:
