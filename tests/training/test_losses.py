@@ -112,8 +112,15 @@ def test_weights_from_counts_do_not_go_with_noise():
     noise = GaussianNoise(1.0, "gradients")
     with pytest.raises(InputError, match="how often classes occur"):
         replace(TRUSTED, noise=noise, class_weights="balanced")
-    with pytest.raises(InputError, match="counts have no noise"):
+    with pytest.raises(InputError, match="how often classes occur"):
         trainer(replace(TRUSTED, noise=noise), class_weights="balanced")
+    with pytest.raises(InputError, match="counts have no noise"):
+        trainer(replace(TRUSTED, noise=noise), class_weights=lambda counts: 1 / counts)
+
+
+def test_names_become_part_of_the_settings():
+    made, _, _ = trainer(FROZEN, loss="mse", class_weights="balanced")
+    assert (made.settings.loss, made.settings.class_weights) == ("mse", "balanced")
 
 
 @pytest.mark.parametrize("named", [{"loss": "mse"}, {"optimizer": "adam"}, {"learning_rate": 0.1},

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cloister.data.sources import ArraySource
     from cloister.training.callbacks import Callback, EarlyStopping
     from cloister.training.data_owner import encrypt
+    from cloister.training.encrypted_model import EncryptedModel
     from cloister.training.layers import EncryptedConv2d, EncryptedLinear
     from cloister.training.model_file import ModelDefinition
     from cloister.training.settings import Settings
@@ -30,6 +31,7 @@ __all__ = [
     "EncryptedConv2d",
     "EncryptedDataset",
     "EncryptedLinear",
+    "EncryptedModel",
     "GaussianNoise",
     "ModelDefinition",
     "NewDataset",
@@ -48,6 +50,7 @@ _HOMES = {
     "EncryptedConv2d": "training.layers",
     "EncryptedDataset": "data.dataset",
     "EncryptedLinear": "training.layers",
+    "EncryptedModel": "training.encrypted_model",
     "GaussianNoise": "data.feature_noise",
     "ModelDefinition": "training.model_file",
     "NewDataset": "data.owner",
