@@ -15,20 +15,25 @@ if TYPE_CHECKING:
     from cloister.data.feature_noise import GaussianNoise
     from cloister.data.owner import NewDataset, Privacy
     from cloister.data.sources import ArraySource
+    from cloister.training.callbacks import Callback, EarlyStopping
     from cloister.training.data_owner import encrypt
     from cloister.training.encrypted_model import EncryptedModel
     from cloister.training.layers import EncryptedConv2d, EncryptedLinear
+    from cloister.training.model_file import ModelDefinition
     from cloister.training.settings import Settings
     from cloister.training.trainer import Trainer
     from cloister.training.training_run import RunFiles, train
 
 __all__ = [
     "ArraySource",
+    "Callback",
+    "EarlyStopping",
     "EncryptedConv2d",
     "EncryptedDataset",
     "EncryptedLinear",
     "EncryptedModel",
     "GaussianNoise",
+    "ModelDefinition",
     "NewDataset",
     "Privacy",
     "RunFiles",
@@ -40,11 +45,14 @@ __all__ = [
 
 _HOMES = {
     "ArraySource": "data.sources",
+    "Callback": "training.callbacks",
+    "EarlyStopping": "training.callbacks",
     "EncryptedConv2d": "training.layers",
     "EncryptedDataset": "data.dataset",
     "EncryptedLinear": "training.layers",
     "EncryptedModel": "training.encrypted_model",
     "GaussianNoise": "data.feature_noise",
+    "ModelDefinition": "training.model_file",
     "NewDataset": "data.owner",
     "Privacy": "data.owner",
     "RunFiles": "training.training_run",
