@@ -21,9 +21,9 @@ class Stored:
     @property
     def summary(self) -> records.Summary:
         """Its budget in figures."""
-        account, info = self.account, self.held.info
-        figures = tally(account.words, info.samples, account.states.all, account.counts)
-        return records.summarise(info, self.held.terms, figures)
+        account = self.account
+        figures = tally(account.words, self.held.info.samples, account.states.all, account.counts)
+        return records.summarise(self.held, figures)
 
     @property
     def spent(self) -> Spent:
@@ -61,7 +61,7 @@ def _read_one(
     stored: records.StoredDataset,
     parts: list[tuple[PartInfo, bytes]],
 ) -> Stored:
-    held = records.DatasetRecord(*records.read_dataset(stored)).with_parts(*parts)
+    held = records.read_dataset(stored).with_parts(*parts)
     limits = held.terms.limits(held.info)
     (modulus,) = connection.execute("SELECT modulus FROM authority").fetchone()
     return Stored(held, read_account(connection, held.info, limits=limits, modulus=modulus))

@@ -28,7 +28,7 @@ from cloister.authority.request_log import Recorder
 from cloister.base.rng import KEY_BYTES, Csprng
 from cloister.data.encoding import Encoding
 from cloister.data.feature_noise import StepNoise
-from cloister.data.info import DatasetInfo
+from cloister.data.info import DatasetInfo, Targets
 from cloister.errors import CloisterError, EncryptionError, InputError
 from cloister.ring.bounds import most_at_once
 from cloister.training import checkpoint, models
@@ -63,7 +63,12 @@ class TrainingData(Ciphertexts, Protocol):
 
     @property
     def classes(self) -> int:
-        """Number of classes."""
+        """Width of a target: its classes, labels or numbers."""
+        ...
+
+    @property
+    def targets(self) -> Targets:
+        """What a sample has to learn."""
         ...
 
     @property
@@ -393,8 +398,9 @@ def epoch_order(count: int, *, seed: int, epoch: int) -> Int64[np.ndarray, " cou
 
 
 def _check(dataset: TrainingData, info: DatasetInfo, settings: Settings) -> None:
-    described = (info.name, info.shape, info.classes, info.encoding)
-    if described != (dataset.name, dataset.shape, dataset.classes, dataset.encoding):
+    described = (info.name, info.shape, info.classes, info.targets, info.encoding)
+    held = (dataset.name, dataset.shape, dataset.classes, dataset.targets, dataset.encoding)
+    if described != held:
         raise EncryptionError(
             f"data set {dataset.name!r}: the file and the authority describe it differently; use "
             "the authority it was made with"
