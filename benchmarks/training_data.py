@@ -178,7 +178,11 @@ def encrypt(
     plainly = replace(enrolment, permutation=np.arange(plain.classes), register=register)
     writer = EncryptedDatasetWriter(path, plainly)
     chunks = (
-        Chunk(plain.x[i : i + CHUNK], plain.y[i : i + CHUNK], plain.test[i : i + CHUNK])
+        Chunk(
+            plain.x[i : i + CHUNK],
+            plain.y[i : i + CHUNK],
+            plain.test[i : i + CHUNK].astype(np.uint8),
+        )
         for i in range(0, len(plain.x), CHUNK)
     )
     writer.append(chunks, rng=rng)

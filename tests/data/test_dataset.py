@@ -45,7 +45,7 @@ class Authority:
 def samples(n, *, seed=0, shape=SHAPE):
     generator = np.random.default_rng(seed)
     x = generator.integers(-127, 128, (n, *shape)).astype(np.int16)
-    return Chunk(x, generator.integers(0, 3, n), generator.random(n) < 0.3)
+    return Chunk(x, generator.integers(0, 3, n), (generator.random(n) < 0.3).astype(np.uint8))
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_what_was_encrypted_comes_back_with_the_keys(path, authority):
     assert [part.samples for part in opened.parts] == [9, 7]
     plain = np.concatenate([c.x for c in (first, second, third)])
     labels = np.concatenate([c.labels for c in (first, second, third)])
-    test = np.concatenate([c.test for c in (first, second, third)])
+    test = np.concatenate([c.flags for c in (first, second, third)]) == 1
     ids = np.array([15, 0, 8, 9, 0], np.int64)
     for part, key in zip(opened.parts, authority.keys, strict=True):
         mine = ids[(ids >= part.first) & (ids < part.last)]
@@ -126,7 +126,7 @@ def test_its_identity_is_of_the_authority_and_of_every_sample(path, authority):
 
 
 def test_ciphertexts_look_uniform_and_repeat_nothing(path, authority):
-    zeros = Chunk(np.zeros((500, *SHAPE), np.int16), np.zeros(500, int), np.zeros(500, bool))
+    zeros = Chunk(np.zeros((500, *SHAPE), np.int16), np.zeros(500, int), np.zeros(500, np.uint8))
     append(path, authority, zeros)
     append(path, authority, zeros)
     words = EncryptedDataset.open(path).data(np.arange(1000)).reshape(-1)
@@ -319,13 +319,15 @@ def test_a_file_that_was_removed_while_waiting_for_it_is_not_written(path, autho
 def test_bad_samples_are_named(path, authority):
     good = samples(3)
 
-    def refused(kind, text, x=good.x, labels=good.labels, test=good.test):
+    def refused(kind, text, x=good.x, labels=good.labels, flags=good.flags):
         with pytest.raises(kind, match=text):
-            append(path, authority, good, Chunk(x, labels, test))
+            append(path, authority, good, Chunk(x, labels, flags))
 
     refused(ShapeError, "samples 3 to 6", x=good.x[:, :2])
     refused(ShapeError, "int64", x=good.x.astype(np.int64))
     refused(ShapeError, "one label", labels=good.labels[:2])
+    refused(RangeError, "a flag is 0, 1 or 2", flags=good.flags.astype(np.int64))
+    refused(RangeError, "a flag is 0, 1 or 2", flags=np.array([0, 3, 0], np.uint8))
     refused(RangeError, "sample 5: class 3", labels=np.array([0, 1, 3]))
     refused(RangeError, "sample 3: class -1", labels=np.array([-1, 1, 3]))
     high = good.x.copy()

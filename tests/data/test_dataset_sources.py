@@ -39,7 +39,7 @@ def everything(found, encoder, *, test_fraction=0.0):
         )
     )
     return tuple(
-        np.concatenate([getattr(chunk, name) for chunk in got]) for name in ("x", "labels", "test")
+        np.concatenate([getattr(chunk, name) for chunk in got]) for name in ("x", "labels", "flags")
     )
 
 

@@ -102,7 +102,9 @@ def write_dataset(path: Path) -> None:
     permutation = np.arange(3, dtype=np.int64)
     enrolment = Enrolment(Agreement(info, Terms()), "f" * 64, permutation, lambda *_: 0)
     samples = Chunk(
-        rng.integers(-9, 9, (5, 4, 3, 1)).astype(np.int16), np.arange(5) % 3, np.arange(5) > 3
+        rng.integers(-9, 9, (5, 4, 3, 1)).astype(np.int16),
+        np.arange(5) % 3,
+        (np.arange(5) > 3).astype(np.uint8),
     )
     EncryptedDatasetWriter(path, enrolment).append([samples], rng=InsecureSeededRandom(1))
 

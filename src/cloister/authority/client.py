@@ -89,6 +89,10 @@ class AuthorityClient:
         listed = self._https.call("parts", {"dataset": dataset}).mapping("parts")
         return tuple(_made(PartInfo, fields) for fields in listed.values())
 
+    def answer_key(self, dataset: str) -> bytes:
+        """The public key to which predictions are sealed for the clients of a data set."""
+        return self._https.call("answer_key", {"dataset": dataset}).array(0, np.uint8, 1).tobytes()
+
     def find(self, dataset: str) -> Known | None:
         """A data set as its clients may know it; None: the authority has none of this name.
 

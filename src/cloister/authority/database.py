@@ -22,7 +22,7 @@ from cloister.errors import CloisterError, EncryptionError, InputError
 
 FILE = "ledger.sqlite"
 LOCK_FILE = "authority.lock"
-FORMAT = 4
+FORMAT = 5
 APPLICATION_ID = 0x434C4155
 """'CLAU' in the database header: this file is an authority's ledger."""
 BUSY_TIMEOUT_S = 30.0
@@ -65,6 +65,9 @@ CREATE TABLE journal (
 );
 CREATE TABLE counters (
     dataset TEXT NOT NULL, what TEXT NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (dataset, what)
+) WITHOUT ROWID;
+CREATE TABLE evaluations (
+    dataset TEXT NOT NULL, digest BLOB NOT NULL, PRIMARY KEY (dataset, digest)
 ) WITHOUT ROWID;
 """
 

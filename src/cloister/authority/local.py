@@ -36,6 +36,10 @@ class LocalClient:
         """See `AuthorityClient.summary`."""
         return self._authority.summary(dataset)
 
+    def answer_key(self, dataset: str) -> bytes:
+        """See `AuthorityClient.answer_key`."""
+        return self._authority.answer_key(dataset)
+
     def find(self, dataset: str) -> Known | None:
         """See `AuthorityClient.find`."""
         return self._authority.find(dataset)

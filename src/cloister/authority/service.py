@@ -95,7 +95,7 @@ def _key(kind: Kind) -> Operation:
         info, samples = authority.describe(request.dataset), len(request.ids)
         request.check(info)
         answer = math.prod(info.classes if size is None else size for size in request.answer_shape)
-        work, pads = answer, 0
+        work = pads = answer + request.operand.size
         if request.geometry is not None:
             work, pads = functions.elements(request.geometry, samples), PADS_AT_ONCE
 
@@ -126,6 +126,10 @@ def _parts(authority: Authority, body: Body) -> Body:
     return Body({"parts": {part.part: asdict(part) for part in parts}})
 
 
+def _answer_key(authority: Authority, body: Body) -> Body:
+    return Body({}, (np.frombuffer(authority.answer_key(body.text("dataset")), np.uint8),))
+
+
 def _find(authority: Authority, body: Body) -> Body:
     known = authority.find(body.text("dataset"))
     if known is None:
@@ -146,9 +150,11 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], int, Operation]] = {
     "describe": (EVERYONE, NAME_BYTES, _later(_describe)),
     "summary": (EVERYONE, NAME_BYTES, _later(_summary)),
     "parts": (EVERYONE, NAME_BYTES, _later(_parts)),
+    "answer_key": (EVERYONE, NAME_BYTES, _later(_answer_key)),
     "forward": (SERVERS, MAX_BODY_BYTES, _key("forward")),
     "gradient": (SERVERS, MAX_BODY_BYTES, _key("gradient")),
     "labels": (SERVERS, MAX_IDS_BYTES, _key("labels")),
+    "evaluation": (SERVERS, MAX_BODY_BYTES, _key("evaluation")),
     # The label permutation is the clients' secret.
     "find": (("client",), NAME_BYTES, _later(_find)),
     "register": (("client",), REGISTER_BYTES, _later(_register)),

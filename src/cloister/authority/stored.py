@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cloister.authority import database, records
-from cloister.authority.account import Account, Spent, read_account, tabulate, tally
+from cloister.authority.account import Account, Spent, read_account, tabulate
 from cloister.data.info import PartInfo
 from cloister.errors import UnknownDatasetError, one_line
 
@@ -22,8 +22,7 @@ class Stored:
     def summary(self) -> records.Summary:
         """Its budget in figures."""
         account, info = self.account, self.held.info
-        figures = tally(account.words, info.samples, account.states.all, account.counts)
-        return records.summarise(info, self.held.terms, figures)
+        return records.summarise(info, self.held.terms, account.tally(info.samples))
 
     @property
     def spent(self) -> Spent:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from cloister.base.rng import Csprng
+from cloister.data.dataset import TEST, TRAIN
 from cloister.data.encoding import Encoding
 from cloister.data.sources import CHUNK_BYTES, Source, TableSource
 from cloister.data.writer import Chunk
@@ -120,6 +121,5 @@ def chunks(
     for start in range(0, n, size):
         positions = order[start : start + size]
         places = np.arange(start, start + len(positions))
-        yield Chunk(
-            encoder.encode(positions), classes[source.labels[positions]], places >= n - tested
-        )
+        flags = np.where(places >= n - tested, TEST, TRAIN).astype(np.uint8)
+        yield Chunk(encoder.encode(positions), classes[source.labels[positions]], flags)

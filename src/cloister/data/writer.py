@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import IO, BinaryIO, Protocol
 
 import numpy as np
-from jaxtyping import Bool, Int, Int16, Int64
+from jaxtyping import Int, Int16, Int64, UInt8
 
 from cloister.base import files
 from cloister.base.rng import KEY_BYTES, Csprng
 from cloister.data.dataset import (
     ALIGNMENT,
     SLOT_OFFSETS,
+    UNLABELLED,
     Commit,
     EncryptedDataset,
     Header,
@@ -45,14 +46,15 @@ COPY_BYTES = 1 << 20
 class Chunk:
     """Some samples of a client, in plain.
 
-    Shapes   x: (n, h, w, c), encoded; labels: (n,), class numbers; test: (n,). What is appended is
+    flags    what each sample is for (`dataset.TRAIN` and its like)
+    Shapes   x: (n, h, w, c), encoded; labels: (n,), class numbers; flags: (n,). What is appended is
              checked by the writer (ShapeError)
     Secret   x, labels
     """
 
     x: Int16[np.ndarray, "n h w c"]
     labels: Int[np.ndarray, " n"]
-    test: Bool[np.ndarray, " n"]
+    flags: UInt8[np.ndarray, " n"]
 
 
 class Registrar(Protocol):
@@ -167,7 +169,7 @@ class EncryptedDatasetWriter:
             arrays = (
                 pads.blind(key, chunk.x, ids, domain=pads.DATA_DOMAIN).astype("<u4", copy=False),
                 pads.blind(key, one_hot, ids, domain=pads.LABEL_DOMAIN).astype("<u4", copy=False),
-                chunk.test.astype(np.uint8),
+                chunk.flags,
             )
             for piece, array in zip(pieces, arrays, strict=True):
                 piece.write(np.ascontiguousarray(array).tobytes())
@@ -187,8 +189,10 @@ class EncryptedDatasetWriter:
                 f"samples {done} to {done + n}: {chunk.x.dtype} {chunk.x.shape[1:]}, but data set "
                 f"{header.name} holds encoded int16 samples of shape {header.shape}"
             )
-        if chunk.labels.shape != (n,) or chunk.test.shape != (n,):
-            raise ShapeError(f"samples {done} to {done + n}: one label and split for each sample")
+        if chunk.labels.shape != (n,) or chunk.flags.shape != (n,):
+            raise ShapeError(f"samples {done} to {done + n}: one label and flag for each sample")
+        if chunk.flags.dtype != np.uint8 or chunk.flags.max(initial=0) > UNLABELLED:
+            raise RangeError(f"samples {done} to {done + n}: a flag is 0, 1 or 2, in uint8")
         bad = np.abs(chunk.x.astype(np.int32)).reshape(n, -1).max(axis=1) > header.encoding.bound
         if bad.any():
             where = done + int(np.flatnonzero(bad)[0])
