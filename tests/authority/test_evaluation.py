@@ -1,6 +1,7 @@
 """Sums over labels: exact or with noise, counted, and what a server could read from them."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,10 +15,13 @@ from cloister.authority.label_sums import ANSWER_BITS, LEAST_SAMPLES
 from cloister.authority.records import Terms
 from cloister.authority.requests import Evaluation, Labels
 from cloister.base import sealing
+from cloister.data.encoding import Encoding
+from cloister.data.info import DatasetInfo
 from cloister.errors import BudgetError, FunctionError, InputError, ShapeError
 from cloister.ring import pads
 
 CLASSES = 3
+INFO = DatasetInfo("set", (4, 4, 2), CLASSES, Encoding(1.0, 0.0, 8), 0, 8)
 MANY = 100
 
 
@@ -109,7 +113,7 @@ def test_a_sum_tells_no_more_than_its_bits(secretive):
     for _ in range(300):
         weights = generator.integers(0, 20_000, (MANY, CLASSES)).astype(np.int16)
         request = Evaluation("set", kit.ids, weights)
-        s, spread = label_sums.shift(request), int(label_sums.spreads(request).sum())
+        s, spread = label_sums.shift(INFO, request), int(label_sums.spreads(INFO, request).sum())
         assert math.log2(spread / 2**s + 1) <= ANSWER_BITS < math.log2(spread / 2 ** (s - 1) + 1)
         errors.append((asked(kit, weights) - truth(kit, weights)) / 2**s)
     errors = np.array(errors)
@@ -129,11 +133,11 @@ def test_labels_packed_into_one_sum_are_not_read(secretive):
     weights[packed:] = [0, 0, 3**9]  # these make the rule for few samples hold
     weights[:9] = np.arange(CLASSES)[None] * 3 ** np.arange(9)[:, None]
     request = Evaluation("set", kit.ids, weights)
-    assert label_sums.shift(request) >= 1
+    assert label_sums.shift(INFO, request) >= 1
     found = asked(kit, weights) - truth(kit, weights)
     # What is left of the lowest digits is noise of their size.
-    assert abs(found) <= 2 ** (label_sums.shift(request) - 1)
-    assert 2 ** label_sums.shift(request) > 3**5
+    assert abs(found) <= 2 ** (label_sums.shift(INFO, request) - 1)
+    assert 2 ** label_sums.shift(INFO, request) > 3**5
 
 
 @pytest.mark.parametrize("named", [1, LEAST_SAMPLES - 1])
@@ -194,8 +198,8 @@ def test_noise_takes_the_keys_of_all_parts(secretive):
     weights = generator.integers(0, 20_000, (len(ids), CLASSES)).astype(np.int16)
     request = Evaluation("set", ids, weights)
     record = kit.authority._datasets["set"]
-    both = label_sums.sum_noise(request, b"".join(record.keys))
-    assert both != label_sums.sum_noise(request, record.keys[1])
+    both = label_sums.sum_noise(INFO, request, b"".join(record.keys))
+    assert both != label_sums.sum_noise(INFO, request, record.keys[1])
     assert asked(kit, weights, ids=ids) == asked(kit, weights, ids=ids)
 
 
@@ -205,3 +209,14 @@ def test_clients_share_the_answer_key_and_servers_get_its_public_half(kit, serve
     sealed = sealing.seal(public, b"answers", info=b"a")
     keys = answer_keys(kit.authority.find("set").label_key)
     assert keys.open_sealed(sealed, info=b"a") == b"answers"
+
+
+def test_sums_over_labels_and_numbers():
+    """Each of several labels is there or not; of numbers there are no sums."""
+    weights = np.array([[1, -2, 3], [0, 0, 0]], np.int16)
+    request = Evaluation("set", np.arange(2), weights)
+    for targets, wanted in (("classes", 5), ("labels", 6)):
+        found = label_sums.spreads(replace(INFO, targets=targets), request)
+        assert found.tolist() == [wanted, 0]
+    with pytest.raises(FunctionError, match="its targets are numbers"):
+        label_sums.check(replace(INFO, targets="numbers"), request)

@@ -480,9 +480,23 @@ def test_noise_on_samples_is_added_and_stated(cloister, refused, authority, to, 
 
 @pytest.mark.parametrize("notes", [
     "", "[" * 60000, "7", '{"kind":"table"}', '{"classes":7,"kind":"table"}',
-    '{"classes":["a","b","c"],"kind":"table","ranges":7}',
-    '{"classes":["a","b","c"],"kind":"table","ranges":{"age":[0]}}',
-    '{"classes":["a","b","c"],"kind":"table","ranges":{"age":[0,1' + 400 * "0" + "]}}",
+    *('{"classes":["a","b","c"],"kind":"table","columns":' + columns + "}" for columns in (
+        "7", "[7]", '["age"]', "[{}]", '[{"name":"age","kind":"number"}]',
+        '[{"name":"age","kind":"text","low":0,"high":1}]',
+        '[{"name":7,"kind":"number","low":0,"high":1}]',
+        '[{"name":"","kind":"number","low":0,"high":1}]',
+        '[{"name":"age","kind":"number","low":1,"high":0}]',
+        '[{"name":"age","kind":"number","low":NaN,"high":0}]',
+        '[{"name":"age","kind":"number","low":0,"high":1' + 400 * "0" + "}]",
+        '[{"name":"age","kind":"number","low":0,"high":1,"fill":2}]',
+        '[{"name":"age","kind":"number","low":0,"high":1,"fill":"0"}]',
+        '[{"name":"sex","kind":"category","values":[]}]',
+        '[{"name":"sex","kind":"category","values":["f","f"]}]',
+        '[{"name":"sex","kind":"category","values":["f",""]}]',
+        '[{"name":"sex","kind":"category","values":["f",1]}]',
+        '[{"name":"sex","kind":"category","values":["f"],"fill":"m"}]',
+        '[{"name":"sex","kind":"category","values":["f"],"fill":0}]',
+    )),
 ])  # fmt: skip
 def test_notes_of_another_client_are_read_or_refused(notes):
     info = DatasetInfo("set", (1, 1, 4), 3, Encoding(1.0, 0.0, 8), 0, 1)

@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from cloister.base.rng import InsecureSeededRandom
+from cloister.data.columns import public_column
 from cloister.data.encoder import Encoder, chunks, random_order
 from cloister.data.encoding import PIXELS, Encoding
 from cloister.data.sources import (
@@ -11,6 +12,7 @@ from cloister.data.sources import (
     require_fewer_classes_than_samples,
     value_range,
 )
+from cloister.data.target_encoding import TargetEncoder
 from cloister.errors import InputError, RangeError, ShapeError
 
 RNG = InsecureSeededRandom(3)
@@ -28,19 +30,21 @@ def table(tmp_path):
 
 
 def everything(found, encoder, *, test_fraction=0.0):
-    classes = np.arange(len(found.names))
+    positions = np.arange(len(found.names))
+    targets = TargetEncoder(found.targets, len(positions), found.labels, positions)
     got = list(
         chunks(
             found,
             encoder,
-            classes=classes,
+            targets=targets,
             test_fraction=test_fraction,
-            order=random_order(len(found.labels), rng=RNG),
+            order=random_order(found.samples, rng=RNG),
         )
     )
-    return tuple(
+    x, labels, test = (
         np.concatenate([getattr(chunk, name) for chunk in got]) for name in ("x", "labels", "flags")
     )
+    return x, labels.argmax(axis=1), test
 
 
 def test_pixels_are_exact_and_their_order_is_forgotten(tmp_path):
@@ -83,16 +87,21 @@ def test_tables_are_scaled_by_column(table):
     assert found.names == ("sick", "well")
     assert found.ranges() == {"age": (10.0, 30.0), "height": (1.5, 1.7)}
     encoding = Encoding.for_range(-1, 1)
-    x, labels, _ = everything(found, Encoder(found, encoding, ranges=found.ranges()))
+    ranges = found.ranges()
+
+    def encoder(**given):
+        columns = [public_column(name, ends) for name, ends in (ranges | given).items()]
+        return Encoder(found, encoding, columns=columns)
+
+    x, labels, _ = everything(found, encoder())
     rows = {(*row, int(label)) for row, label in zip(x[:, 0, 0].tolist(), labels, strict=True)}
     assert rows == {(-127, -127, 0), (127, 127, 1), (0, 0, 0)}
-    narrow = {"age": (10.0, 25.0), "height": (1.5, 1.7)}
     with pytest.raises(RangeError, match="sample 1, column age"):
-        everything(found, Encoder(found, encoding, ranges=narrow))
+        everything(found, encoder(age=(10.0, 25.0)))
     with pytest.raises(InputError, match="same names"):
-        Encoder(found, encoding, ranges={"age": (0.0, 1.0)})
+        Encoder(found, encoding, columns=[public_column("age", (0.0, 1.0))])
     with pytest.raises(InputError, match="column height"):
-        Encoder(found, encoding, ranges=narrow | {"height": (2.0, 1.0)})
+        encoder(height=(2.0, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -137,7 +146,7 @@ def test_pictures_in_folders(tmp_path):
     for sample, label in zip(x, labels, strict=True):
         assert plain[(sample + 128).astype(np.uint8).tobytes()] == found.names[label]
     Image.fromarray(np.zeros((5, 4, 3), np.uint8)).save(tmp_path / "dog" / "odd.png")
-    with pytest.raises(ShapeError, match=r"odd\.png.* one number of channels"):
+    with pytest.raises(ShapeError, match=r"1 of 5x4 colour \(dog/odd\.png\).* of channels"):
         open_source(tmp_path)
     (tmp_path / "dog" / "odd.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"odd\.png"):
@@ -150,7 +159,7 @@ def test_unusable_inputs(tmp_path):
     data = good.read_bytes()
     (tmp_path / "cut.npz").write_bytes(data[: len(data) // 2])
     np.savez(tmp_path / "names.npz", a=np.zeros(3))
-    np.savez(tmp_path / "float_labels.npz", x=np.zeros((3, 2)), y=np.zeros(3))
+    np.savez(tmp_path / "nan_labels.npz", x=np.zeros((3, 2)), y=np.array([0, 1, np.nan]))
     np.savez(tmp_path / "few.npz", x=np.zeros((3, 2)), y=np.zeros(2, int))
     np.savez(tmp_path / "no_rows.npz", x=np.zeros((0, 2)), y=np.zeros(0, int))
     np.savez(tmp_path / "objects.npz", x=np.array([{}, {}]), y=np.zeros(2, int))
@@ -160,8 +169,8 @@ def test_unusable_inputs(tmp_path):
     for name, error, message in (
         ("cut.npz", InputError, "readable"),
         ("names.npz", InputError, "holds no array 'x' but a"),
-        ("float_labels.npz", ShapeError, "class number"),
-        ("few.npz", ShapeError, r"an integer, .* got int64 \(2,\)"),
+        ("nan_labels.npz", RangeError, "sample 2 is NaN"),
+        ("few.npz", ShapeError, r"one class number, .* got int64 \(2,\)"),
         ("no_rows.npz", ShapeError, "holds no samples"),
         ("objects.npz", InputError, "plain"),
         ("negative.npz", RangeError, "begin at 0"),
@@ -194,20 +203,20 @@ def test_pictures_of_more_than_eight_bits_are_values(tmp_path):
     x, _, _ = everything(found, Encoder(found, encoding))
     assert len(np.unique(x)) == 4096
     Image.fromarray(gray(32, 32)).save(tmp_path / "well" / "eight.png")
-    with pytest.raises(ShapeError, match=r"eight\.png: some pictures have 8 bits and some more"):
+    with pytest.raises(ShapeError, match=r"1 of 32x32 gray \(well/eight\.png\); .*of bits"):
         open_source(tmp_path)
 
 
 def test_files_that_are_not_read_are_counted(tmp_path):
     folders(tmp_path, sick=[gray(4, 5)], well=[gray(4, 5)])
-    for name in ("Thumbs.db", "sick/notes.txt", "sick/scan.dcm", "well/.DS_Store"):
+    for name in ("Thumbs.db", "sick/notes.txt", "well/.DS_Store"):
         (tmp_path / name).write_bytes(b"x")
-    (tmp_path / "sick" / "first visit").mkdir()
     (tmp_path / "unknown").mkdir()
     found = open_source(tmp_path)
     assert found.remarks == (
-        "files: 5 skipped (Thumbs.db, sick/first visit, sick/notes.txt, ...)",
-        "class unknown: its folder holds no pictures",
+        "files: 3 skipped (Thumbs.db, sick/notes.txt, well/.DS_Store)",
+        "folder unknown: holds no pictures and is no class; name it with --classes if others "
+        "have it",
     )
 
 

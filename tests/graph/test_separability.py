@@ -4,7 +4,8 @@ import onnxruntime as ort
 import pytest
 
 import nets
-from cloister.graph.onnx import batching, read
+from cloister.errors import ModelError
+from cloister.graph.onnx import batching, mixing, read
 from cloister.graph.passes import normalise
 from cloister.plan import policies
 from cloister.trusted.session import Session
@@ -133,6 +134,25 @@ def fourths_of_the_count():
     first = net.op("Gather", net.op("Shape", "row"), net.constant(np.array(0, np.int64)))
     fourths = net.op("Div", first, net.constant(np.array(4, np.int64)))
     return net.model(net.op("Add", hidden, net.op("Cast", fourths, to=onnx.TensorProto.FLOAT)))
+
+
+def reshaped_by_count():
+    """Reshapes to as many rows as there are samples."""
+    net = nets.Net()
+    hidden = net.gemm(net.input("row", 4), 4, 4)
+    return net.model(net.op("Reshape", net.op("Exp", hidden), net.op("Shape", hidden)))
+
+
+@pytest.mark.parametrize("refused", [(), (67,), mixing.BATCHES])
+def test_a_model_that_does_not_take_a_tried_batch_is_run_whole(refused, monkeypatch):
+    def with_batch(graph, batch):
+        if batch in refused:
+            raise ModelError("these shapes contradict each other")
+        return typed(graph, batch)
+
+    typed = mixing.with_batch
+    monkeypatch.setattr(mixing, "with_batch", with_batch)
+    assert read.from_model(reshaped_by_count(), name="net").separable is not bool(refused)
 
 
 def small(build):

@@ -36,7 +36,7 @@ MODES = pytest.mark.parametrize("settings", [
 HOSTED = pytest.mark.parametrize("hosted", [False, True], ids=["local", "hosted"])
 VALUES, LABELS, MODEL = "a sample's values", "labels", "the model"
 # The interfaces' methods that a client or a command calls, not a run.
-OF_CLIENTS = {"find", "register", "close"}
+OF_CLIENTS = {"find", "register", "withdraw", "close"}
 
 
 class Watched:

@@ -1,6 +1,8 @@
 """`cloister.training.train`: a run from Python, with an authority that is served."""
 
 import contextlib
+import html
+import re
 import shutil
 from dataclasses import replace
 
@@ -15,6 +17,7 @@ from cloister.authority.local import LocalClient
 from cloister.base.identity import PUBLIC_FILE
 from cloister.base.rng import SystemRandom
 from cloister.data.dataset import EncryptedDataset
+from cloister.data.id_spans import IdSpans
 from cloister.errors import BudgetError, EncryptionError, InputError
 from cloister.plan.claims import Extent, Role
 from cloister.training import (
@@ -162,6 +165,45 @@ def test_a_curve_of_another_kind_is_refused_before_the_run(served):
     assert served.authority.summary("set").counts["requests"] == 0
 
 
+def cells(page):
+    return [html.unescape(cell) for cell in re.findall(r"<td[^>]*>([^<]*)</td>", page)]
+
+
+def test_a_page_shows_curves_budget_and_what_the_server_could_learn(served, tmp_path):
+    path = tmp_path / "run.html"
+    with served.connect() as keys:
+        found = train(served.path, authority=keys, epochs=3, settings=RUN, keep=RunFiles(page=path))
+    page = path.read_text()
+    assert page.count("<circle") == 3 * 3  # losses, and two lines of accuracies
+    for axis in ("epoch", "loss", "accuracy"):
+        assert f">{axis}</text>" in page
+    shown = cells(page)
+    spent = shown.index("independent functions")
+    assert shown[spent : spent + 4] == ["independent functions", "7", "7", "30"]
+    for one in found.claims.statements:
+        assert one.text in shown
+        if one.role is Role.SERVER:
+            assert f"of {html.escape(one.about)}: {one.extent}" in page
+    assert '<p class="bad">It learns, of labels: everything' in page
+    assert "http" not in page
+    assert "<script" not in page
+
+
+def test_a_page_says_where_there_is_no_server_and_where_there_is_no_bound(served, tmp_path):
+    trusted = replace(RUN, first_layer=None, unblind_to="trusted")
+    path = tmp_path / "run.html"
+    with served.connect("trusted") as keys:
+        train(served.path, authority=keys, epochs=1, settings=trusted, keep=RunFiles(page=path))
+    assert "There is none: this process was a trusted runtime" in path.read_text()
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_the_run(served):
+    path = served.folder / "absent" / "run.html"
+    with served.connect() as keys, pytest.raises(InputError, match="there is no folder"):
+        train(served.path, authority=keys, epochs=2, settings=RUN, keep=RunFiles(page=path))
+    assert served.authority.summary("set").counts["requests"] == 0
+
+
 def test_a_run_goes_on_from_its_checkpoint(served, tmp_path):
     kept = RunFiles(checkpoint=tmp_path / "run")
     with served.connect() as keys:
@@ -169,3 +211,62 @@ def test_a_run_goes_on_from_its_checkpoint(served, tmp_path):
         train(served.path, authority=keys, epochs=1, settings=RUN, keep=kept)
         resumed = train(served.path, authority=keys, epochs=2, settings=RUN, keep=kept)
     assert losses(resumed) == losses(whole)
+
+
+def ids_of(dataset):
+    return set(EncryptedDataset.open(dataset).train_ids.tolist())
+
+
+def test_a_run_leaves_withdrawn_samples_out_and_asks_for_none_of_them(served):
+    kept = EncryptedDataset.open(served.path)
+    lost = IdSpans.of([(int(i), int(i) + 1) for i in (*kept.train_ids[:5], *kept.test_ids[:2])])
+    served.authority.withdraw("set", lost)
+    with served.connect() as keys:
+        found = train(served.path, authority=keys, epochs=1, settings=RUN)
+    assert len(found.remarks) == 1
+    assert "7 samples of data set set were withdrawn and are left out" in found.remarks[0]
+    spent = served.authority.spent("set")
+    gone = lost.holds(kept.ids)
+    assert (spent.rank[gone] == 0).all()
+    assert (spent.labels[gone] == 0).all()
+    assert (spent.rank[~gone] == 7).all()
+    assert found.spent.withdrawn == 7
+    left = kept.without(lost)
+    assert (len(left.train_ids), len(left.test_ids)) == (85, 28)
+    assert len(left.split["test"]) == 28
+    assert len(left.without(IdSpans.of([(0, 120)])).ids) == 0
+
+
+@pytest.mark.parametrize("first_layer", ["frozen", "trainable"])
+def test_a_run_that_began_with_a_withdrawn_sample_says_what_to_do(served, tmp_path, first_layer):
+    settings = replace(RUN, first_layer=first_layer, unblind_to="trusted")
+    keep = RunFiles(checkpoint=tmp_path / "run")
+    with served.connect("trusted") as keys:
+        train(served.path, authority=keys, epochs=1, settings=settings, keep=keep)
+        served.authority.withdraw("set", IdSpans.of([(0, 3)]))
+        noted = []
+        with pytest.raises(EncryptionError, match="use another --checkpoint"):
+            train(
+                served.path, authority=keys, epochs=2, settings=settings, keep=keep,
+                note=noted.append,
+            )  # fmt: skip
+        assert "3 samples of data set set were withdrawn and are left out; a run that" in noted[0]
+        again = replace(keep, checkpoint=tmp_path / "other")
+        assert train(served.path, authority=keys, epochs=1, settings=settings, keep=again).spent
+
+
+def test_a_withdrawal_during_a_run_is_said_at_its_end(served):
+    def update(what, done, total):
+        if (what, done) == ("steps", 2):
+            served.authority.withdraw("set", IdSpans.of([(4, 6)]))
+
+    with served.connect() as keys:
+        found = train(served.path, authority=keys, epochs=1, settings=RUN, update=update)
+        assert "2 samples were withdrawn during this run" in found.remarks[0]
+    asking = replace(RUN, unblind_to="trusted", first_layer="trainable")
+    wanted = pytest.raises(EncryptionError, match=r"was withdrawn.*a new run .* leaves it out")
+    with served.connect("trusted") as keys, wanted:
+        train(
+                served.path, authority=keys, epochs=1, settings=asking,
+                update=lambda *_: served.authority.withdraw("set", IdSpans.of([(6, 40)])),
+            )  # fmt: skip

@@ -41,11 +41,12 @@ CREATE TABLE tokens (
     dataset TEXT
 );
 CREATE TABLE datasets (
-    name TEXT PRIMARY KEY, info BLOB NOT NULL, extra BLOB NOT NULL, label_key BLOB NOT NULL
+    name TEXT PRIMARY KEY, info BLOB NOT NULL, extra BLOB NOT NULL, label_key BLOB NOT NULL,
+    withdrawn BLOB NOT NULL
 );
 CREATE TABLE parts (
     part TEXT PRIMARY KEY, dataset TEXT NOT NULL, first INTEGER NOT NULL, samples INTEGER NOT NULL,
-    sha256 TEXT NOT NULL, mask_key BLOB NOT NULL
+    sha256 TEXT NOT NULL, mask_key BLOB NOT NULL, token_id TEXT NOT NULL
 );
 CREATE TABLE retired (
     part TEXT PRIMARY KEY, dataset TEXT NOT NULL, sha256 TEXT NOT NULL, key_sha256 BLOB NOT NULL

@@ -142,7 +142,7 @@ class Ledger:
             name, allowed = account.info.name, account.limits.evaluations
             is_new = request.digest not in account.evaluations
             if allowed is not None:
-                label_sums.check(request)
+                label_sums.check(account.info, request)
             if is_new and allowed is not None and len(account.evaluations) >= allowed:
                 raise BudgetError(
                     f"data set {name}: its labels go to a trusted runtime only, and of the "

@@ -17,6 +17,7 @@ from cloister.authority.account import LedgerLimits, Tally
 from cloister.authority.noise import EXACT_BITS
 from cloister.base.identity import Identity, new_folder
 from cloister.base.rng import KEY_BYTES, Csprng
+from cloister.data.id_spans import NO_IDS, IdSpans
 from cloister.data.info import DatasetInfo, PartInfo
 from cloister.errors import EncryptionError, InputError
 from cloister.ring.bounds import MAX_PARTS, MAX_SAMPLES
@@ -72,6 +73,7 @@ class Summary:
     name: str
     mode: str
     samples: int
+    withdrawn: int
     dim: int
     rank_allowed: int
     rank_min: int
@@ -97,49 +99,52 @@ def init(folder: Path | str, *, rng: Csprng) -> Identity:
     return Identity.create(folder, rng=rng)
 
 
-def summarise(info: DatasetInfo, terms: Terms, tally: Tally) -> Summary:
+def summarise(found: "DatasetRecord", tally: Tally) -> Summary:
     """A data set's description and what the ledger says, together."""
+    info = found.info
     return Summary(
         name=info.name,
         mode=info.mode,
         samples=info.samples,
+        withdrawn=found.withdrawn.count,
         dim=info.dim,
         rank_allowed=info.dim if info.mode == "paper" else info.budget_rank,
         rank_min=tally.rank_min,
         rank_median=tally.rank_median,
         rank_max=tally.rank_max,
         bits_max=tally.bits_max,
-        bits_allowed=terms.limits(info).max_bits,
+        bits_allowed=found.terms.limits(info).max_bits,
         operand_max=tally.operand_max,
         labels_released=tally.labels,
         evaluations=tally.evaluations,
-        evaluations_allowed=terms.limits(info).evaluations,
+        evaluations_allowed=found.terms.limits(info).evaluations,
         counts=tally.counts,
     )
 
 
-StoredDataset = tuple[str, bytes, bytes, bytes]
-"""Name, description, terms and label key, as they are stored."""
+StoredDataset = tuple[str, bytes, bytes, bytes, bytes]
+"""Name, description, terms, label key and withdrawn ids, as they are stored."""
 
 
 def stored_datasets(connection: sqlite3.Connection) -> list[StoredDataset]:
     """The stored data sets, by name; their samples are counted by `read_parts`."""
     return connection.execute(
-        "SELECT name, info, extra, label_key FROM datasets ORDER BY name"
+        "SELECT name, info, extra, label_key, withdrawn FROM datasets ORDER BY name"
     ).fetchall()
 
 
-def read_dataset(stored: StoredDataset) -> tuple[DatasetInfo, Terms, bytes]:
-    """One data set.
+def read_dataset(stored: StoredDataset) -> "DatasetRecord":
+    """One data set, without its parts.
 
     Raises   EncryptionError, InputError
     """
-    _, info, fields, label_key = stored
+    _, info, fields, label_key, withdrawn = stored
     try:
         terms = read_terms(json.loads(fields))
+        ids = IdSpans(np.frombuffer(withdrawn, "<i8").astype(np.int64))
     except ValueError:
         raise EncryptionError("ledger: a data set's terms are damaged; use a backup") from None
-    return DatasetInfo.from_json(info), terms, label_key
+    return DatasetRecord(DatasetInfo.from_json(info), terms, label_key, withdrawn=ids)
 
 
 def read_parts(connection: sqlite3.Connection) -> Iterator[tuple[PartInfo, str, bytes]]:
@@ -175,7 +180,8 @@ def read_terms(fields: Mapping[str, Any]) -> Terms:
 class DatasetRecord:
     """A data set's description, its parts and their keys, by first id.
 
-    Secret   label_key, keys
+    withdrawn   ids for which no key is issued
+    Secret      label_key, keys
     """
 
     info: DatasetInfo
@@ -183,6 +189,7 @@ class DatasetRecord:
     label_key: bytes
     parts: tuple[PartInfo, ...] = ()
     keys: tuple[bytes, ...] = ()
+    withdrawn: IdSpans = NO_IDS
 
     @cached_property
     def firsts(self) -> Int64[np.ndarray, " parts"]:

@@ -21,8 +21,8 @@ class Stored:
     @property
     def summary(self) -> records.Summary:
         """Its budget in figures."""
-        account, info = self.account, self.held.info
-        return records.summarise(info, self.held.terms, account.tally(info.samples))
+        account = self.account
+        return records.summarise(self.held, account.tally(self.held.info.samples))
 
     @property
     def spent(self) -> Spent:
@@ -60,7 +60,7 @@ def _read_one(
     stored: records.StoredDataset,
     parts: list[tuple[PartInfo, bytes]],
 ) -> Stored:
-    held = records.DatasetRecord(*records.read_dataset(stored)).with_parts(*parts)
+    held = records.read_dataset(stored).with_parts(*parts)
     limits = held.terms.limits(held.info)
     (modulus,) = connection.execute("SELECT modulus FROM authority").fetchone()
     return Stored(held, read_account(connection, held.info, limits=limits, modulus=modulus))

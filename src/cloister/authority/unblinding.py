@@ -40,7 +40,7 @@ def _of_labels(
     term = request.image(_pads(found, request.ids, (found.info.classes,), pads.LABEL_DOMAIN))
     if noisy and not found.terms.labels_to_server:
         keys = b"".join(key for *_, key in _by_part(found, request.ids))
-        term -= sum_noise(request, keys)
+        term -= sum_noise(found.info, request, keys)
     return term
 
 

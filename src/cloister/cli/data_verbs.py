@@ -17,7 +17,9 @@ from cloister.cli import options
 from cloister.cli.console import emit_json, note, out, stages, table
 from cloister.cli.serving import serve_until_interrupted
 from cloister.data.dataset import EncryptedDataset
+from cloister.data.folder_source import PictureOptions
 from cloister.data.owner import LEVELS, NewDataset, Privacy, read_ranges
+from cloister.data.preprocessing import Channels
 from cloister.data.sources import Source, open_source
 from cloister.errors import CloisterError, InputError, ShapeError
 from cloister.training import ciphertext_service
@@ -159,6 +161,33 @@ Y = Annotated[
 Label = Annotated[
     str, typer.Option("--label", help="Column of the class in .csv.", rich_help_panel=INPUT)
 ]
+Background = Annotated[
+    str | None,
+    typer.Option(
+        "--background",
+        metavar="COLOUR",
+        help="Behind transparent pixels of pictures, as white or #rrggbb. Default: refused.",
+        rich_help_panel=INPUT,
+    ),
+]
+PictureChannels = Annotated[
+    Channels | None,
+    typer.Option(
+        "--channels",
+        metavar="gray|rgb",
+        help="Of all pictures. Default: as they are, if these are alike.",
+        rich_help_panel=INPUT,
+    ),
+]
+Resize = Annotated[
+    str | None,
+    typer.Option(
+        "--resize",
+        metavar="H,W",
+        help="Size of all pictures, bilinear. Default: as they are, if these are alike.",
+        rich_help_panel=INPUT,
+    ),
+]
 HostFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The host's folder.")]
 
 
@@ -221,6 +250,18 @@ class SampleOptions:
     x: X = "x"
     y: Y = "y"
     label: Label = "label"
+    background: Background = None
+    channels: PictureChannels = None
+    resize: Resize = None
+
+    def open(self, path: Path) -> Source:
+        """The samples in a file or folder.
+
+        Raises   InputError, RangeError, ShapeError
+        """
+        size = None if self.resize is None else options.picture_size(self.resize)
+        pictures = PictureOptions(self.background, self.channels, size)
+        return open_source(path, x=self.x, y=self.y, label=self.label, pictures=pictures)
 
     def tested(self) -> float:
         """The part that is kept for testing.
@@ -281,7 +322,7 @@ def _opened(paths: list[Path], samples: SampleOptions) -> list[Source]:
 
     Raises   InputError, ShapeError for one that cannot follow the first
     """
-    opened = [open_source(p, x=samples.x, y=samples.y, label=samples.label) for p in paths]
+    opened = [samples.open(path) for path in paths]
     for path, source in zip(paths, opened, strict=True):
         if (source.shape, source.kind) != (opened[0].shape, opened[0].kind):
             raise ShapeError(

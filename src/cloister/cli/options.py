@@ -390,7 +390,7 @@ class ModelInputs(ChosenPolicy):
             std=deviations,
             layout=self.layout,
             channels=self.channels,
-            resize=None if self.resize is None else _size(self.resize),
+            resize=None if self.resize is None else picture_size(self.resize),
         )
 
     def check_samples(self, policy: str, *, given: bool = False) -> None:
@@ -593,7 +593,11 @@ def value_range(text: str) -> tuple[float, float]:
     return ends[0], ends[1]
 
 
-def _size(text: str) -> tuple[int, int]:
+def picture_size(text: str) -> tuple[int, int]:
+    """The height and width of --resize H,W.
+
+    Raises   InputError
+    """
     parts = text.split(",")
     if len(parts) != 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
         raise InputError(f"--resize {text}: give height,width in pixels")

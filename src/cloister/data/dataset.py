@@ -30,11 +30,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import Int64, UInt32
 
+from cloister.base.notebook import html_table
 from cloister.base.reading import open_regular, parsing
 from cloister.data.encoding import Encoding
-from cloister.data.info import PartInfo
+from cloister.data.id_spans import NO_IDS, IdSpans
+from cloister.data.info import PartInfo, Targets, check_described, targets_field
 from cloister.errors import EncryptionError, InputError
-from cloister.ring.bounds import MAX_PARTS, MAX_SAMPLES, check_sample
+from cloister.ring.bounds import MAX_PARTS, MAX_SAMPLES
 
 MAGIC = b"CLODATA1"
 PART_MAGIC = b"CLOPART1"
@@ -59,13 +61,14 @@ class Header:
     classes: int
     encoding: Encoding
     authority_fingerprint: str
+    targets: Targets = "classes"
 
     def __post_init__(self) -> None:
-        check_sample(self.name, self.shape, self.classes)
+        check_described(self.name, self.shape, self.classes, self.targets)
 
     @property
     def sample_bytes(self) -> int:
-        """Bytes of one sample with its label and flag."""
+        """Bytes of one sample with its target and flag."""
         h, w, c = self.shape
         return 4 * h * w * c + 4 * self.classes + 1
 
@@ -103,8 +106,10 @@ class _Part:
 class EncryptedDataset:
     """An encrypted data set, mapped into memory and read where it is asked for."""
 
-    def __init__(self, path: Path, header: Header, parts: Sequence[_Part]) -> None:
-        self._path, self._header = path, header
+    def __init__(
+        self, path: Path, header: Header, parts: Sequence[_Part], *, left_out: IdSpans = NO_IDS
+    ) -> None:
+        self._path, self._header, self._left_out = path, header, left_out
         self._parts = sorted(parts, key=lambda part: part.info.first)
         self._firsts = np.array([part.info.first for part in self._parts], np.int64)
         self._lasts = np.array([part.info.last for part in self._parts], np.int64)
@@ -137,6 +142,11 @@ class EncryptedDataset:
             raise InputError(f"{path}: {error.strerror or error}") from None
         return cls(path, header, parts)
 
+    def without(self, ids: IdSpans) -> "EncryptedDataset":
+        """The same, whose ids and splits leave some out: those that were withdrawn."""
+        left_out = self._left_out | ids
+        return EncryptedDataset(self._path, self._header, self._parts, left_out=left_out)
+
     @property
     def path(self) -> Path:
         """Where the file is."""
@@ -154,8 +164,13 @@ class EncryptedDataset:
 
     @property
     def classes(self) -> int:
-        """Number of classes."""
+        """Width of a target: its classes, labels or numbers."""
         return self._header.classes
+
+    @property
+    def targets(self) -> Targets:
+        """What a sample has to learn."""
+        return self._header.targets
 
     @property
     def encoding(self) -> Encoding:
@@ -216,6 +231,16 @@ class EncryptedDataset:
         """Ids by split: "train", "test" and "unlabelled"."""
         return {"train": self.train_ids, "test": self.test_ids, "unlabelled": self.unlabelled_ids}
 
+    def _repr_html_(self) -> str:
+        encoding = self.encoding
+        rows = (
+            ("samples", f"{self.samples:,}, {len(self.test_ids):,} of them for testing"),
+            ("shape", self.shape), ("classes", self.classes),
+            ("values", f"{encoding.low:g} to {encoding.high:g} in {encoding.bits} bits"),
+            ("parts", len(self.parts)), ("authority", self.authority_fingerprint),
+        )  # fmt: skip
+        return html_table(f"encrypted data set {self.name}", rows)
+
     def data(self, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n h w c"]:
         """The blinded samples, in the order of `ids`.
 
@@ -224,7 +249,7 @@ class EncryptedDataset:
         return self._gather(ids, "data", self.shape)
 
     def labels(self, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n classes"]:
-        """The blinded one-hot labels, in the order of `ids`.
+        """The blinded targets, in the order of `ids`: one-hot classes, labels or numbers.
 
         Raises   EncryptionError for an id that the file does not hold
         """
@@ -258,7 +283,8 @@ class EncryptedDataset:
         for part in self._parts:
             ids = np.arange(part.info.first, part.info.last, dtype=np.int64)
             found.append(ids if flag is None else ids[part.flags == flag])
-        return np.concatenate(found)
+        chosen = np.concatenate(found)
+        return np.asarray(chosen[~self._left_out.holds(chosen)])
 
 
 def encode_slot(commit: Commit) -> bytes:
@@ -272,7 +298,9 @@ def encode_block(header: Header) -> bytes:
 
     Raises   InputError when the header is too long
     """
-    described = json.dumps(asdict(header), sort_keys=True, separators=(",", ":")).encode()
+    fields = {name: value for name, value in asdict(header).items() if name != "targets"}
+    fields |= targets_field(header.targets)
+    described = json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
     if len(described) > MAX_DESCRIPTION_BYTES:
         raise InputError(f"data set {header.name}: its description is too long")
     block = bytearray(BLOCK_BYTES)
@@ -310,6 +338,7 @@ def read_block(path: Path, file: BinaryIO) -> tuple[Header, Commit]:
             classes=int(fields["classes"]),
             encoding=Encoding(**fields["encoding"]),
             authority_fingerprint=str(fields["authority_fingerprint"]),
+            targets=fields.get("targets", "classes"),
         )
     except (KeyError, TypeError, ValueError, InputError) as error:
         raise EncryptionError(f"{path}: its header is not understood ({error})") from None

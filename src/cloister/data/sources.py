@@ -9,27 +9,26 @@ import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Literal, Protocol, runtime_checkable
+from typing import IO, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
 from cloister.base.reading import parsing
-from cloister.data.encoding import require_no_outlier
-from cloister.data.pictures import picture_kind, read_picture, skipped_text
+from cloister.data.array_targets import FEW_CLASSES, read_targets
+from cloister.data.encoding import Kind, require_no_outlier
+from cloister.data.folder_source import FolderSource, PictureOptions
+from cloister.data.info import Targets
 from cloister.errors import InputError, RangeError, ShapeError
 
 CHUNK_BYTES = 1 << 22
 READ_AT_ONCE = 1024
 SAMPLED_VALUES = 1 << 16
 """Of so many samples, to see what most values are like."""
-PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".tif", ".tiff"})
 FEW_CHANNELS = 4
 """A last axis of more, behind a first one of at most as many, is a width: channels come first."""
-MAX_CLASS = 1 << 16
-FEW_CLASSES = 20
 
-Kind = Literal["pixels", "values", "table"]
+Labels: TypeAlias = Int64[np.ndarray, "n ..."] | Float64[np.ndarray, "n k"]
 
 
 @runtime_checkable
@@ -38,9 +37,13 @@ class Source(Protocol):
 
     kind: Kind
     shape: tuple[int, int, int]
-    labels: Int64[np.ndarray, " n"]
+    samples: int
+    targets: Targets
+    labels: Labels | None
+    """classes: class numbers (n,). labels: 0 and 1 (n, k). numbers: in their own units (n, k).
+    None: unlabelled samples, to be predicted."""
     names: Sequence[str]
-    """Class names in the order of the labels' numbers."""
+    """Names of the classes, labels or numbers, in the order of the labels."""
     remarks: Sequence[str]
     """Assumptions and omissions, a sentence each, for the samples' owner."""
 
@@ -50,19 +53,28 @@ class Source(Protocol):
 
 
 class ArraySource:
-    """Arrays of samples and of class numbers; pictures have their channels last."""
+    """Arrays of samples and of targets; pictures have their channels last."""
 
     names: Sequence[str]
     remarks: Sequence[str]
 
     def __init__(
-        self, x: np.ndarray, y: np.ndarray, *, titles: tuple[str, str] = ("array x", "array y")
+        self,
+        x: np.ndarray,
+        y: np.ndarray | None,
+        *,
+        targets: Targets | None = None,
+        titles: tuple[str, str] = ("array x", "array y"),
     ) -> None:
-        """Take the arrays as they are, mapped ones unread; `titles` are their names in errors.
+        """Take the arrays as they are, mapped ones unread.
 
-        Raises   ShapeError, RangeError naming the array
+        y         class numbers, labels of 0 and 1, or numbers; None: unlabelled samples
+        targets   which of them; None: as type and shape suggest
+        titles    names of the arrays in errors
+
+        Raises   ShapeError, RangeError, InputError naming the array
         """
-        samples, labels = titles
+        samples, title = titles
         if x.ndim and len(x) == 0:
             raise ShapeError(f"{samples} holds no samples")
         if x.ndim < 2 or x.ndim > 4:
@@ -70,20 +82,11 @@ class ArraySource:
                 f"{samples} must be (samples, features), (samples, h, w) or "
                 f"(samples, h, w, channels), got {x.shape}"
             )
-        if y.shape not in ((len(x),), (len(x), 1)) or y.dtype.kind not in "iu":
-            raise ShapeError(
-                f"{labels} must hold one class number, an integer, for each of the "
-                f"{len(x)} samples, got {y.dtype} {y.shape}"
-            )
-        self.labels = y.reshape(-1).astype(np.int64)
-        if int(self.labels.min()) < 0:
-            raise RangeError(f"{labels}: class numbers begin at 0")
-        if int(self.labels.max()) >= MAX_CLASS:
-            raise RangeError(
-                f"{labels}: class number {int(self.labels.max())} is beyond "
-                f"{MAX_CLASS - 1}; number the classes from 0"
-            )
-        self.names = tuple(str(i) for i in range(int(self.labels.max()) + 1))
+        read = None if y is None else read_targets(y, len(x), targets=targets, title=title)
+        self.samples = len(x)
+        self.targets: Targets = (targets or "classes") if read is None else read.targets
+        self.labels: Labels | None = None if read is None else read.labels
+        self.names = () if read is None else read.names
         self.kind: Kind = "pixels" if x.dtype == np.uint8 else "values"
         if x.dtype.kind not in "fiu":
             raise ShapeError(f"{samples} must hold numbers, got {x.dtype}")
@@ -94,17 +97,22 @@ class ArraySource:
             )
         self.shape = _image_shape(x.shape[1:])
         many = x.ndim == 4 and self.shape[2] > FEW_CHANNELS
-        self.remarks = ("the last axis of the samples is read as channels",) if many else ()
+        self.remarks = (
+            *(("the last axis of the samples is read as channels",) if many else ()),
+            *(() if read is None else read.remarks),
+        )
         self._samples = x
 
     @classmethod
-    def read_file(cls, path: Path, *, x: str = "x", y: str = "y") -> "ArraySource":
+    def read_file(
+        cls, path: Path, *, x: str = "x", y: str = "y", targets: Targets | None = None
+    ) -> "ArraySource":
         """Spool two arrays of an .npz file.
 
         Raises   InputError, ShapeError naming file and array
         """
         titles = (f"{path}: array {x!r}", f"{path}: array {y!r}")
-        return cls(_spool(path, x), _spool(path, y), titles=titles)
+        return cls(_spool(path, x), _spool(path, y), targets=targets, titles=titles)
 
     def read(self, positions: Int64[np.ndarray, " m"]) -> np.ndarray:
         """See `Source`."""
@@ -115,6 +123,8 @@ class TableSource:
     """A CSV file with a header; one column holds the class."""
 
     kind: Kind = "table"
+    targets: Targets = "classes"
+    labels: Labels | None
     names: Sequence[str]
     remarks: Sequence[str] = ()
 
@@ -156,6 +166,7 @@ class TableSource:
         self.names = tuple(sorted(names))
         renumbered = np.array([self.names.index(name) for name in names], np.int64)
         self.labels = renumbered[np.array(labels, np.int64)]
+        self.samples = len(labels)
         self.shape = (1, 1, len(self.columns))
 
     def ranges(self) -> dict[str, tuple[float, float]]:
@@ -180,77 +191,34 @@ class TableSource:
         return np.asarray(self._samples[positions]).reshape(len(positions), *self.shape)
 
 
-class FolderSource:
-    """Pictures of one size, in one folder for each class.
-
-    Those of 8 bits are pixels; those of more are values, in the units of their author.
-    """
-
-    names: Sequence[str]
-    remarks: Sequence[str]
-
-    def __init__(self, path: Path) -> None:
-        """List the pictures and compare what their headers say.
-
-        Raises   InputError, ShapeError naming the file
-        """
-        inside = sorted(path.iterdir())
-        folders = [child for child in inside if child.is_dir()]
-        self.names = tuple(folder.name for folder in folders)
-        self._paths: list[Path] = []
-        skipped = [child.name for child in inside if not child.is_dir()]
-        labels = []
-        for number, folder in enumerate(folders):
-            for child in sorted(folder.iterdir()):
-                if child.suffix.lower() in PICTURES and child.is_file():
-                    self._paths.append(child)
-                    labels.append(number)
-                else:
-                    skipped.append(f"{folder.name}/{child.name}")
-        if not labels:
-            raise InputError(f"{path}: holds no pictures in folders, one for each class")
-        self.labels = np.array(labels, np.int64)
-        self._kind = picture_kind(self._paths[0])
-        self.shape = self._kind.shape
-        self.kind: Kind = "values" if self._kind.wide else "pixels"
-        for child in self._paths[1:]:
-            self._require_same(child)
-        empty = sorted(set(range(len(folders))) - set(labels))
-        self.remarks = (
-            *([f"files: {skipped_text(skipped)}"] if skipped else []),
-            *(f"class {self.names[number]}: its folder holds no pictures" for number in empty),
-        )
-
-    def read(self, positions: Int64[np.ndarray, " m"]) -> np.ndarray:
-        """See `Source`."""
-        pictures = [np.asarray(read_picture(self._paths[i])) for i in positions.tolist()]
-        return np.stack(pictures).reshape(len(pictures), *self.shape)
-
-    def _require_same(self, path: Path) -> None:
-        kind = picture_kind(path)
-        if kind.shape != self.shape:
-            raise ShapeError(
-                f"{path}: is a picture {kind.shape}, the other ones are {self.shape}; "
-                "bring them to one size and to one number of channels first"
-            )
-        if kind.wide != self._kind.wide:
-            raise ShapeError(
-                f"{path}: some pictures have 8 bits and some more; bring them to one kind first"
-            )
-
-
-def open_source(path: Path | str, *, x: str = "x", y: str = "y", label: str = "label") -> Source:
+def open_source(
+    path: Path | str,
+    *,
+    x: str = "x",
+    y: str = "y",
+    label: str = "label",
+    targets: Targets | None = None,
+    pictures: PictureOptions | None = None,
+) -> Source:
     """The source that a path stands for; the options name arrays and the column of the classes.
 
-    Raises   InputError
+    targets   what the samples have to learn; None: as the file suggests
+    Raises    InputError
     """
     path = Path(path)
+    if targets not in (None, "classes") and path.suffix.lower() != ".npz":
+        raise InputError(f"{path}: holds classes; {targets} are read from .npz")
     if path.is_dir():
-        return FolderSource(path)
+        return FolderSource(path, pictures)
+    if pictures not in (None, PictureOptions()):
+        raise InputError(
+            f"{path}: --background, --channels and --resize are about pictures, and this is no "
+            "folder of pictures; leave them out"
+        )
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     if path.suffix.lower() == ".npz":
-        return ArraySource.read_file(path, x=x, y=y)
+        return ArraySource.read_file(path, x=x, y=y, targets=targets)
     if path.suffix.lower() == ".csv":
         return TableSource(path, label=label)
     raise InputError(f"{path}: give an .npz or .csv file, or a folder with one folder a class")
@@ -263,8 +231,8 @@ def value_range(source: Source) -> tuple[float, float]:
     """
     low, high = np.inf, -np.inf
     some: list[np.ndarray] = []
-    for start in range(0, len(source.labels), READ_AT_ONCE):
-        stop = min(start + READ_AT_ONCE, len(source.labels))
+    for start in range(0, source.samples, READ_AT_ONCE):
+        stop = min(start + READ_AT_ONCE, source.samples)
         piece = source.read(np.arange(start, stop, dtype=np.int64))
         finite = np.isfinite(piece).reshape(len(piece), -1).all(axis=1)
         if not finite.all():
@@ -357,14 +325,25 @@ def _require_classes(path: Path, label: str, names: Sequence[str] | Mapping[str,
 
 
 def require_fewer_classes_than_samples(source: Source) -> None:
-    """Refuse classes that the caller did not name if nearly every sample has one of its own.
+    """Refuse classes that the caller did not name if nearly every sample has one of its own, or if
+    most of them have no sample.
 
     Raises   InputError
     """
-    found = len(np.unique(source.labels))
-    if found > FEW_CLASSES and 2 * found > len(source.labels):
+    if source.targets != "classes" or source.labels is None:
+        return
+    occurring = np.unique(source.labels)
+    found = len(occurring)
+    if found > FEW_CLASSES and 2 * found > source.samples:
         raise InputError(
-            f"the {len(source.labels)} samples have {found} different classes: these may be "
-            "numbers to be predicted, or names of samples; if they are classes, name all of them "
-            "with --classes"
+            f"the {source.samples} samples have {found} different classes: these may be numbers to "
+            "be predicted (--targets numbers), or names of samples; if they are classes, name all "
+            "of them with --classes"
+        )
+    if 2 * found < len(source.names):
+        absent = np.setdiff1d(np.arange(len(source.names)), occurring)
+        raise InputError(
+            f"{len(absent)} of {len(source.names)} classes, such as {source.names[absent[0]]}, "
+            "have no sample; number the classes from 0 without gaps, or name all of them with "
+            "--classes"
         )

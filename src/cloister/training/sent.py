@@ -60,6 +60,7 @@ def sent(settings: Settings, *, hosted: bool) -> tuple[Message, ...]:
     messages = [
         Message(Role.AUTHORITY, "describe", (Content.NAMES,)),
         Message(Role.AUTHORITY, "parts", (Content.NAMES,)),
+        Message(Role.AUTHORITY, "withdrawn", (Content.NAMES,)),
         Message(Role.AUTHORITY, "summary", (Content.NAMES,)),
         Message(Role.AUTHORITY, "labels", (Content.NAMES,)),
         Message(Role.AUTHORITY, "forward", function),

@@ -12,17 +12,20 @@ from torch import nn
 from cloister.authority.key_service import KeyService
 from cloister.authority.records import Summary
 from cloister.authority.request_log import ReleaseLog
+from cloister.base import files
 from cloister.base.rng import SystemRandom
 from cloister.data.dataset import EncryptedDataset
+from cloister.data.id_spans import IdSpans
 from cloister.data.info import PartInfo
 from cloister.data.writer import check_registered
-from cloister.errors import AuthorityUnavailable, EncryptionError, ServiceUnavailable
+from cloister.errors import AuthorityUnavailable, EncryptionError, InputError, ServiceUnavailable
 from cloister.plan.claims import Claims
 from cloister.training import models
 from cloister.training.accuracy_plot import check_name, write_curve
 from cloister.training.checkpoint import EpochResult
 from cloister.training.ciphertexts import CiphertextServer
 from cloister.training.data_owner import Note, Update, absence
+from cloister.training.run_page import run_page
 from cloister.training.settings import Settings
 from cloister.training.trainer import Trainer
 from cloister.training.training_claims import claims
@@ -34,12 +37,14 @@ class RunFiles:
 
     checkpoint    the folder that keeps the run, and from which it continues
     curve         the learning curve, .svg or .png
+    page          an HTML page: curves, budget, and what every party could learn
     release_log   what the training server learns, for an audit
     request_log   what the authority is asked, for an audit
     """
 
     checkpoint: Path | None = None
     curve: Path | None = None
+    page: Path | None = None
     release_log: Path | None = None
     request_log: Path | None = None
 
@@ -84,6 +89,10 @@ class TrainingAuthority(KeyService, Protocol):
         """The registered parts of a data set."""
         ...
 
+    def withdrawn(self, dataset: str) -> IdSpans:
+        """The samples for which it issues no key."""
+        ...
+
     def summary(self, dataset: str) -> Summary:
         """The budget of a data set in figures."""
         ...
@@ -114,6 +123,8 @@ def train(
     opened = dataset if isinstance(dataset, EncryptedDataset) else EncryptedDataset.open(dataset)
     if keep.curve is not None:
         check_name(keep.curve)
+    if keep.page is not None and not keep.page.parent.is_dir():
+        raise InputError(f"{keep.page}: there is no folder {keep.page.parent}; make it first")
     remarks: list[str] = []
 
     def remark(text: str) -> None:
@@ -121,6 +132,13 @@ def train(
         note(text)
 
     _check_origin(opened, authority, remark)
+    withdrawn = authority.withdrawn(opened.name)
+    if withdrawn.holds(opened.ids).any():
+        opened = opened.without(withdrawn)
+        remark(
+            f"{withdrawn.count:,} samples of data set {opened.name} were withdrawn and are left "
+            "out; a run that began with one of them does not go on: give a new --checkpoint"
+        )
     with ExitStack() as stack:
         log, requests = (
             None if path is None else stack.enter_context(closing(ReleaseLog(path)))
@@ -135,10 +153,18 @@ def train(
             trainer.prepare(lambda done, total: update("samples", done, total))
             history = trainer.fit(epochs, update=lambda done, total: update("steps", done, total))
         spent = _spent(authority, opened.name, remark)
+    if spent is not None and spent.withdrawn > withdrawn.count:
+        remark(
+            f"{spent.withdrawn - withdrawn.count:,} samples were withdrawn during this run, and "
+            "its model may have learned from them: train again, with a new --checkpoint"
+        )
     name = model if isinstance(model, str) else type(model).__name__
     if keep.curve is not None:
         write_curve(history, keep.curve, title=f"{name} on {opened.name}, encrypted")
-    return _outcome(trainer, history, name=name, spent=spent, remarks=remarks)
+    outcome = _outcome(trainer, history, name=name, spent=spent, remarks=remarks)
+    if keep.page is not None:
+        files.replace(keep.page, run_page(outcome).encode(), private=False)
+    return outcome
 
 
 def _model(model: nn.Module | str, dataset: EncryptedDataset, settings: Settings) -> nn.Module:

@@ -16,11 +16,11 @@ from cloister.errors import ModelError
 from cloister.graph.batch import times_batch
 from cloister.graph.graph import Graph, OpaqueType, Size, TensorType
 from cloister.graph.inference import is_known, with_types
-from cloister.graph.onnx.mixing import with_batch
+from cloister.graph.onnx.mixing import BATCHES, with_batch
 from cloister.graph.passes.folding import folded_types
 
-BATCHES = (1, 2, 3, 67)
-"""One sample, which a model may treat apart; a prime above the bounds that models set."""
+ONE_AND_MORE = (1, *BATCHES)
+"""Of one sample too, which a model may treat apart."""
 
 
 def with_batch_sizes(graph: Graph) -> Graph:
@@ -32,7 +32,7 @@ def with_batch_sizes(graph: Graph) -> Graph:
     unknown = [value for value in made if not is_known(graph.sizes(value))]
     if not unknown:
         return graph
-    batches = BATCHES if graph.batch is None else BATCHES[:1]
+    batches = ONE_AND_MORE if graph.batch is None else ONE_AND_MORE[:1]
     try:
         found = [folded_types(with_batch(graph, batch)) for batch in batches]
     except ModelError:

@@ -25,6 +25,8 @@ ALONG_AN_AXIS = (*FLATTENING, "LayerNormalization", "LpNormalization", "TopK")
 all later axes too."""
 SIZES = ("Shape", "Size")
 BATCHES = (2, 3, 67)
+"""Numbers of samples that a graph is typed for; the last is a prime above the bounds that models
+set."""
 SOFTMAX_OF_ONE_AXIS = 13
 """The first operator set whose Softmax does not take all later axes too."""
 
@@ -41,7 +43,7 @@ def mixes_samples(graph: Graph) -> bool:
     try:
         found = [fold_constants(with_batch(graph, batch)) for batch in BATCHES]
     except ModelError:
-        return False  # a batch that the model does not take
+        return True  # it does not take these batches, so nothing is known of what it counts
     # A branch of known condition is one for these samples; another may be taken for more.
     if len({tuple((node.op, node.outputs) for node in one.nodes) for one in found}) > 1:
         return True
