@@ -1,6 +1,7 @@
 """Claims against what is really sent: every interface is watched in runs of every mode."""
 
 import inspect
+import re
 from dataclasses import replace
 from typing import get_args
 
@@ -18,6 +19,7 @@ from cloister.plan.protection import BLINDED_VERIFIED
 from cloister.training import ciphertext_service
 from cloister.training.ciphertext_service import RemoteCiphertextServer
 from cloister.training.ciphertexts import CiphertextServer, LocalCiphertextServer
+from cloister.training.kept_model import kept_model
 from cloister.training.sent import Content, sent, sent_by_prediction
 from cloister.training.training_claims import CAN, TELLS, claims
 from training.doubles import MemoryAuthority, MemoryDataset, blobs
@@ -85,11 +87,15 @@ def watched_run(settings, folder, *, hosted, epochs=2):
         release_log=log,
     )  # fmt: skip
     made.fit(epochs)
+    kept_model(made, name="dense", authority="f" * 64).save(folder / "model")
     return made, {
         Role.AUTHORITY: authority.calls,
         Role.CIPHERTEXT_HOST: [] if host is None else host.calls,
         Role.SERVER: [(release.kind, (release.request,)) for release in log.kept],
-        Role.FOLDER: [(path.name, ()) for path in folder.iterdir()],
+        Role.FOLDER: [(path.name, ()) for path in folder.iterdir() if path.is_file()],
+        Role.HOLDER: [
+            (re.sub("-[0-9a-f]{16}", "-*", path.name), ()) for path in (folder / "model").iterdir()
+        ],
     }
 
 
@@ -115,6 +121,7 @@ def test_whatever_is_sent_is_listed(settings, hosted, tmp_path):
     assert bool(crossed[Role.CIPHERTEXT_HOST]) is hosted
     assert bool(crossed[Role.SERVER]) is (settings.unblind_to == "server")
     assert crossed[Role.FOLDER]
+    assert len(crossed[Role.HOLDER]) == 4
 
 
 def methods(interface):

@@ -28,7 +28,7 @@ class Content(Enum):
     CLASSES = "the class of each sample, under secret names"
     SPENT = "how much of the budget is spent"
     TRAINING = "the whole model, which it trains"
-    MODEL = "the model when the run is over"
+    MODEL = "the model when the run is over, with its losses and accuracies"
     RUN = "the model, its optimiser's state, the key of the noise and the losses, during the run"
     FEATURES = "projected samples as they were unblinded"
     SIZES = "sizes and times of encrypted messages"
@@ -139,7 +139,9 @@ def _unblinded(settings: Settings) -> Iterator[Message]:
 
 def _kept(settings: Settings) -> Iterator[Message]:
     """The model that is handed on in the end, and the files that a disk keeps until then."""
-    yield Message(Role.HOLDER, "model", (Content.MODEL,))
+    yield Message(Role.HOLDER, "model.json", (Content.MODEL, Content.NAMES))
+    for kind in ("first-*.npz", "rest-*.onnx", "state-*.pt"):
+        yield Message(Role.HOLDER, kind, (Content.MODEL,))
     yield Message(Role.FOLDER, "checkpoint.pt", (Content.RUN,))
     if settings.first_layer == "frozen":
         yield Message(Role.FOLDER, "features.f32", (Content.FEATURES,))
