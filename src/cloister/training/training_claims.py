@@ -73,7 +73,7 @@ def claims(trainer: Trainer, *, epochs: int) -> Claims:
         f"training on {trainer.info.name}, first layer {settings.first_layer}, unblinded to "
         f"{settings.unblind_to}, mode {settings.mode}"
     )
-    messages = sent(settings, hosted=trainer.hosted)
+    messages = sent(settings, hosted=trainer.hosted, targets=trainer.info.targets)
     return Claims(
         subject, tuple(_statements(messages, run, {role: (RUN, CAN[role]) for role in CAN}))
     )
@@ -288,6 +288,19 @@ def _classes(run: _Run) -> Sequence[Learned]:
     return [Learned(LABELS, EVERYTHING, text)]
 
 
+def _labels(_: _Run) -> Sequence[Learned]:
+    text = "which labels every sample has, under names only the clients can translate"
+    return [Learned(LABELS, EVERYTHING, text)]
+
+
+def _numbers(_: _Run) -> Sequence[Learned]:
+    text = (
+        "the numbers of every sample, as parts of a range from -1 to 1; only the clients and the "
+        "authority know the range and the unit, which a number that is known otherwise can tell"
+    )
+    return [Learned(LABELS, EVERYTHING, text)]
+
+
 def _features(run: _Run) -> Sequence[Learned]:
     if run.settings.unblind_to == "server":
         return _frozen_values(run)
@@ -344,6 +357,8 @@ TELLS: Mapping[Content, Describe] = {
     Content.FIXED_VALUES: _frozen_values,
     Content.VALUES: _values,
     Content.CLASSES: _classes,
+    Content.LABELS: _labels,
+    Content.NUMBERS: _numbers,
     Content.SPENT: lambda _: [
         Learned(WHO, BOUNDED, "how much of the budget is spent, and requests")
     ],

@@ -33,6 +33,7 @@ from cloister.training.ciphertexts import CiphertextServer
 from cloister.training.data_owner import Note, Update, absence
 from cloister.training.encrypted_model import EncryptedModel
 from cloister.training.kept_model import kept_model, require_room
+from cloister.training.metrics import GoodnessOfFit
 from cloister.training.run_page import run_page
 from cloister.training.settings import Settings
 from cloister.training.trainer import Trainer
@@ -85,8 +86,13 @@ class TrainingOutcome:
 
     @property
     def test_accuracy(self) -> float | None:
-        """Of the last epoch, on the encrypted test part."""
+        """Of the last epoch, on the encrypted test part; None for numbers."""
         return self.epochs[-1].test_accuracy if self.epochs else None
+
+    @property
+    def test_fit(self) -> GoodnessOfFit | None:
+        """The same of numbers."""
+        return self.epochs[-1].test_fit if self.epochs else None
 
 
 class TrainingAuthority(KeyService, Protocol):
