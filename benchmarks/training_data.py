@@ -22,6 +22,7 @@ from cloister.base.rng import InsecureSeededRandom, SystemRandom
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.encoding import Encoding
 from cloister.data.info import DatasetInfo, Mode
+from cloister.data.target_encoding import one_hot
 from cloister.data.writer import Chunk, EncryptedDatasetWriter
 from cloister.errors import InputError
 from cloister.ring import pads
@@ -178,7 +179,11 @@ def encrypt(
     plainly = replace(enrolment, permutation=np.arange(plain.classes), register=register)
     writer = EncryptedDatasetWriter(path, plainly)
     chunks = (
-        Chunk(plain.x[i : i + CHUNK], plain.y[i : i + CHUNK], plain.test[i : i + CHUNK])
+        Chunk(
+            plain.x[i : i + CHUNK],
+            one_hot(plain.y[i : i + CHUNK], plain.classes),
+            plain.test[i : i + CHUNK],
+        )
         for i in range(0, len(plain.x), CHUNK)
     )
     writer.append(chunks, rng=rng)

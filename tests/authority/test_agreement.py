@@ -75,9 +75,15 @@ def test_mode_paper_has_no_limits_to_compare():
     assert excesses(paper, other(mode="paper")) == excesses(OURS, paper) == ()
 
 
+CHANGED = {
+    "name": "third", "shape": (2, 4, 4), "classes": 4, "targets": "labels", "samples": 5,
+    "notes": "text",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("field", IDENTITY)
 def test_another_data_set_is_no_matter_of_more_or_less(field):
-    change = {"name": "third", "shape": (2, 4, 4), "classes": 4}[field]
+    change = CHANGED[field]
     with pytest.raises(InputError, match=f"data set .*: its {field} is"):
         excesses(other(**{field: change}), OURS)
 
@@ -91,8 +97,7 @@ def test_what_says_nothing_is_not_compared(field):
 @pytest.mark.parametrize("field", [*EXPOSURE, *SILENT, *IDENTITY])
 def test_an_agreement_is_named_by_all_of_it(field):
     """But for the samples, which come and go."""
-    change = {"name": "third", "shape": (2, 4, 4), "classes": 4, "samples": 5, "notes": "text"}
-    changed = other(**(WEAKER.get(field) or {field: change[field]}))
+    changed = other(**(WEAKER.get(field) or {field: CHANGED[field]}))
     assert (changed.digest == OURS.digest) == (field == "samples")
 
 

@@ -14,6 +14,7 @@ from cloister.data import dataset as datasets
 from cloister.data.dataset import EncryptedDataset, Header
 from cloister.data.encoding import Encoding
 from cloister.data.info import DatasetInfo, PartInfo
+from cloister.data.target_encoding import one_hot
 from cloister.data.writer import Chunk, EncryptedDatasetWriter, check_registered
 from cloister.errors import (
     AuthorityUnavailable,
@@ -45,7 +46,8 @@ class Authority:
 def samples(n, *, seed=0, shape=SHAPE):
     generator = np.random.default_rng(seed)
     x = generator.integers(-127, 128, (n, *shape)).astype(np.int16)
-    return Chunk(x, generator.integers(0, 3, n), generator.random(n) < 0.3)
+    labels = one_hot(generator.integers(0, 3, n), 3)
+    return Chunk(x, labels, generator.random(n) < 0.3)
 
 
 @pytest.fixture
@@ -93,8 +95,9 @@ def test_what_was_encrypted_comes_back_with_the_keys(path, authority):
         masks = pads.expand(key, local, SHAPE, domain=pads.DATA_DOMAIN)
         np.testing.assert_array_equal(pads.unblind(opened.data(mine), masks), plain[mine])
         masks = pads.expand(key, local, (3,), domain=pads.LABEL_DOMAIN)
-        one_hot = pads.unblind(opened.labels(mine), masks)
-        np.testing.assert_array_equal(one_hot, np.eye(3)[PERMUTATION[labels[mine]]])
+        targets = pads.unblind(opened.labels(mine), masks)
+        classes = labels[mine].argmax(axis=1)
+        np.testing.assert_array_equal(targets, np.eye(3)[PERMUTATION[classes]])
     np.testing.assert_array_equal(opened.data(ids)[1], opened.data(ids)[4])
     np.testing.assert_array_equal(opened.test_ids, np.flatnonzero(test))
     np.testing.assert_array_equal(opened.train_ids, np.flatnonzero(~test))
@@ -126,7 +129,9 @@ def test_its_identity_is_of_the_authority_and_of_every_sample(path, authority):
 
 
 def test_ciphertexts_look_uniform_and_repeat_nothing(path, authority):
-    zeros = Chunk(np.zeros((500, *SHAPE), np.int16), np.zeros(500, int), np.zeros(500, bool))
+    zeros = Chunk(
+        np.zeros((500, *SHAPE), np.int16), one_hot(np.zeros(500, int), 3), np.zeros(500, bool)
+    )
     append(path, authority, zeros)
     append(path, authority, zeros)
     words = EncryptedDataset.open(path).data(np.arange(1000)).reshape(-1)
@@ -325,9 +330,12 @@ def test_bad_samples_are_named(path, authority):
 
     refused(ShapeError, "samples 3 to 6", x=good.x[:, :2])
     refused(ShapeError, "int64", x=good.x.astype(np.int64))
-    refused(ShapeError, "one label", labels=good.labels[:2])
-    refused(RangeError, "sample 5: class 3", labels=np.array([0, 1, 3]))
-    refused(RangeError, "sample 3: class -1", labels=np.array([-1, 1, 3]))
+    refused(ShapeError, "one target of 3 integers", labels=good.labels[:2])
+    for row, sample in (([0, 0, 0], 5), ([1, 1, 0], 4), ([0, 2, -1], 3), ([0, -1, 2], 4)):
+        labels = good.labels.copy()
+        labels[sample - 3] = row
+        message = f"sample {sample}: its target is not one of 3 classes"
+        refused(RangeError, message, labels=labels)
     high = good.x.copy()
     high[1, 0, 0, 0] = 128
     refused(RangeError, "sample 4", x=high)

@@ -12,6 +12,7 @@ from cloister.data.sources import (
     require_fewer_classes_than_samples,
     value_range,
 )
+from cloister.data.target_encoding import TargetEncoder
 from cloister.errors import InputError, RangeError, ShapeError
 
 RNG = InsecureSeededRandom(3)
@@ -29,19 +30,21 @@ def table(tmp_path):
 
 
 def everything(found, encoder, *, test_fraction=0.0):
-    classes = np.arange(len(found.names))
+    positions = np.arange(len(found.names))
+    targets = TargetEncoder(found.targets, len(positions), found.labels, positions)
     got = list(
         chunks(
             found,
             encoder,
-            classes=classes,
+            targets=targets,
             test_fraction=test_fraction,
-            order=random_order(len(found.labels), rng=RNG),
+            order=random_order(found.samples, rng=RNG),
         )
     )
-    return tuple(
+    x, labels, test = (
         np.concatenate([getattr(chunk, name) for chunk in got]) for name in ("x", "labels", "test")
     )
+    return x, labels.argmax(axis=1), test
 
 
 def test_pixels_are_exact_and_their_order_is_forgotten(tmp_path):
@@ -69,12 +72,14 @@ def test_values_outside_the_range_are_named_or_clipped(tmp_path):
         everything(found, Encoder(found, encoding))
     x, _, _ = everything(found, Encoder(found, encoding, clip=True))
     assert x.max() == 127
+    in_memory = ArraySource(values, np.zeros(6, int))
     values[3, 2] = np.nan
-    np.savez(tmp_path / "b.npz", x=values, y=np.zeros(6, int))
-    found = open_source(tmp_path / "b.npz")
     for clip in (False, True):
         with pytest.raises(RangeError, match="missing"):
-            everything(found, Encoder(found, encoding, clip=clip))
+            everything(in_memory, Encoder(in_memory, encoding, clip=clip))
+    np.savez(tmp_path / "b.npz", x=values, y=np.zeros(6, int))
+    with pytest.raises(RangeError, match=r"1 of 6 samples hold NaN.*fill or drop"):
+        open_source(tmp_path / "b.npz")
 
 
 def test_tables_are_scaled_by_column(table):
@@ -156,7 +161,7 @@ def test_unusable_inputs(tmp_path):
     data = good.read_bytes()
     (tmp_path / "cut.npz").write_bytes(data[: len(data) // 2])
     np.savez(tmp_path / "names.npz", a=np.zeros(3))
-    np.savez(tmp_path / "float_labels.npz", x=np.zeros((3, 2)), y=np.zeros(3))
+    np.savez(tmp_path / "nan_labels.npz", x=np.zeros((3, 2)), y=np.array([0, 1, np.nan]))
     np.savez(tmp_path / "few.npz", x=np.zeros((3, 2)), y=np.zeros(2, int))
     np.savez(tmp_path / "no_rows.npz", x=np.zeros((0, 2)), y=np.zeros(0, int))
     np.savez(tmp_path / "objects.npz", x=np.array([{}, {}]), y=np.zeros(2, int))
@@ -166,8 +171,8 @@ def test_unusable_inputs(tmp_path):
     for name, error, message in (
         ("cut.npz", InputError, "readable"),
         ("names.npz", InputError, "holds no array 'x' but a"),
-        ("float_labels.npz", ShapeError, "class number"),
-        ("few.npz", ShapeError, r"an integer, .* got int64 \(2,\)"),
+        ("nan_labels.npz", RangeError, "sample 2 is NaN"),
+        ("few.npz", ShapeError, r"one class number, .* got int64 \(2,\)"),
         ("no_rows.npz", ShapeError, "holds no samples"),
         ("objects.npz", InputError, "plain"),
         ("negative.npz", RangeError, "begin at 0"),
@@ -219,7 +224,7 @@ def test_files_that_are_not_read_are_counted(tmp_path):
 
 def test_channels_that_come_first_are_refused(tmp_path):
     np.savez(tmp_path / "first.npz", x=np.zeros((5, 3, 16, 20)), y=np.arange(5))
-    with pytest.raises(ShapeError, match=r"channels first.*transpose"):
+    with pytest.raises(ShapeError, match=r"channels first.*--layout nchw"):
         open_source(tmp_path / "first.npz")
     np.savez(tmp_path / "last.npz", x=np.zeros((5, 16, 20, 3)), y=np.arange(5))
     assert open_source(tmp_path / "last.npz").remarks == ()
@@ -286,9 +291,10 @@ def test_arrays_in_memory_are_a_source_too():
 def test_the_range_of_values_is_that_of_all_finite_ones():
     values = np.linspace(-3, 5, 4000).reshape(2000, 2)
     assert value_range(ArraySource(values, np.arange(2000) % 2)) == (-3.0, 5.0)
+    found = ArraySource(values, np.arange(2000) % 2)
     values[1500, 1] = np.nan
     with pytest.raises(RangeError, match="sample 1500: holds NaN"):
-        value_range(ArraySource(values, np.arange(2000) % 2))
+        value_range(found)
     values[1500, 1] = 1e6
     with pytest.raises(RangeError, match="samples: the value 1e\\+06 would make all others alike"):
         value_range(ArraySource(values, np.arange(2000) % 2))

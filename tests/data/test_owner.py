@@ -1,6 +1,7 @@
 """What an owner decides: privacy in one word, and the notes for those who add samples."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -68,9 +69,10 @@ def test_notes_come_back():
 
 def test_classes_are_numbered_as_the_data_set_does():
     notes = Notes("values", ("well", "sick"))
-    assert notes.numbers(("sick", "well", "sick"), dataset="set").tolist() == [1, 0, 1]
+    info = replace(INFO, classes=2)
+    assert notes.positions(("sick", "well", "sick"), info).tolist() == [1, 0, 1]
     with pytest.raises(InputError, match="class 'cured' is not one of data set set"):
-        notes.numbers(("cured",), dataset="set")
+        notes.positions(("cured",), info)
 
 
 def test_a_file_of_ranges(tmp_path):

@@ -46,6 +46,7 @@ from cloister.data.info import DatasetInfo
 from cloister.data.owner import read_ranges
 from cloister.data.pictures import read_picture
 from cloister.data.sources import open_source
+from cloister.data.target_encoding import one_hot
 from cloister.data.writer import Chunk, EncryptedDatasetWriter
 from cloister.graph import graph_file
 from cloister.graph.graph import Graph, TensorType
@@ -102,7 +103,9 @@ def write_dataset(path: Path) -> None:
     permutation = np.arange(3, dtype=np.int64)
     enrolment = Enrolment(Agreement(info, Terms()), "f" * 64, permutation, lambda *_: 0)
     samples = Chunk(
-        rng.integers(-9, 9, (5, 4, 3, 1)).astype(np.int16), np.arange(5) % 3, np.arange(5) > 3
+        rng.integers(-9, 9, (5, 4, 3, 1)).astype(np.int16),
+        one_hot(np.arange(5) % 3, 3),
+        np.arange(5) > 3,
     )
     EncryptedDatasetWriter(path, enrolment).append([samples], rng=InsecureSeededRandom(1))
 
@@ -240,7 +243,7 @@ def _key(name: str) -> Callable[[Path], Path]:
 
 def _source(path: Path) -> None:
     found = open_source(path)
-    found.read(np.arange(len(found.labels)))
+    found.read(np.arange(found.samples))
 
 
 def _host(folder: Path) -> Path:

@@ -1,6 +1,8 @@
 """`cloister.training.train`: a run from Python, with an authority that is served."""
 
 import contextlib
+import html
+import re
 import shutil
 from dataclasses import replace
 
@@ -159,6 +161,45 @@ def test_a_curve_of_another_kind_is_refused_before_the_run(served):
             served.path, authority=keys, epochs=2, settings=RUN,
             keep=RunFiles(curve=served.folder / "curve.gif"),
         )  # fmt: skip
+    assert served.authority.summary("set").counts["requests"] == 0
+
+
+def cells(page):
+    return [html.unescape(cell) for cell in re.findall(r"<td[^>]*>([^<]*)</td>", page)]
+
+
+def test_a_page_shows_curves_budget_and_what_the_server_could_learn(served, tmp_path):
+    path = tmp_path / "run.html"
+    with served.connect() as keys:
+        found = train(served.path, authority=keys, epochs=3, settings=RUN, keep=RunFiles(page=path))
+    page = path.read_text()
+    assert page.count("<circle") == 3 * 3  # losses, and two lines of accuracies
+    for axis in ("epoch", "loss", "accuracy"):
+        assert f">{axis}</text>" in page
+    shown = cells(page)
+    spent = shown.index("independent functions")
+    assert shown[spent : spent + 4] == ["independent functions", "7", "7", "30"]
+    for one in found.claims.statements:
+        assert one.text in shown
+        if one.role is Role.SERVER:
+            assert f"of {html.escape(one.about)}: {one.extent}" in page
+    assert '<p class="bad">It learns, of labels: everything' in page
+    assert "http" not in page
+    assert "<script" not in page
+
+
+def test_a_page_says_where_there_is_no_server_and_where_there_is_no_bound(served, tmp_path):
+    trusted = replace(RUN, first_layer=None, unblind_to="trusted")
+    path = tmp_path / "run.html"
+    with served.connect("trusted") as keys:
+        train(served.path, authority=keys, epochs=1, settings=trusted, keep=RunFiles(page=path))
+    assert "There is none: this process was a trusted runtime" in path.read_text()
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_the_run(served):
+    path = served.folder / "absent" / "run.html"
+    with served.connect() as keys, pytest.raises(InputError, match="there is no folder"):
+        train(served.path, authority=keys, epochs=2, settings=RUN, keep=RunFiles(page=path))
     assert served.authority.summary("set").counts["requests"] == 0
 
 

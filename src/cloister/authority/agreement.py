@@ -16,7 +16,7 @@ from cloister.authority.records import Terms
 from cloister.data.info import DatasetInfo
 from cloister.errors import InputError
 
-IDENTITY = ("name", "shape", "classes")
+IDENTITY = ("name", "shape", "classes", "targets")
 """Fields of description and terms by which a data set is the one that is meant."""
 SILENT = ("samples", "notes")
 """Fields that give nothing away."""

@@ -117,6 +117,12 @@ CheckpointEvery = Annotated[
 Curve = Annotated[
     Path | None, typer.Option("--curve", metavar="FILE", help="Learning curve, .svg or .png.")
 ]
+RunPage = Annotated[
+    Path | None,
+    typer.Option(
+        "--page", metavar="FILE.html", help="Curves, budget and what every party could learn."
+    ),
+]
 ServerLog = Annotated[
     Path | None,
     typer.Option(
@@ -152,6 +158,7 @@ class RunOptions:
     checkpoint: CheckpointFolder = None
     checkpoint_every: CheckpointEvery = 200
     curve: Curve = None
+    page: RunPage = None
     release_log: ServerLog = None
     request_log: AuthorityLog = None
     patience: Patience = 60.0
@@ -159,7 +166,9 @@ class RunOptions:
 
     def kept(self) -> "RunFiles":
         """The files of the run."""
-        return training.RunFiles(self.checkpoint, self.curve, self.release_log, self.request_log)
+        return training.RunFiles(
+            self.checkpoint, self.curve, self.page, self.release_log, self.request_log
+        )
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ from jaxtyping import Bool, Int64, UInt32
 from cloister.base.notebook import html_table
 from cloister.base.reading import open_regular, parsing
 from cloister.data.encoding import Encoding
-from cloister.data.info import PartInfo
+from cloister.data.info import PartInfo, Targets, check_described, targets_field
 from cloister.errors import EncryptionError, InputError
-from cloister.ring.bounds import MAX_PARTS, MAX_SAMPLES, check_sample
+from cloister.ring.bounds import MAX_PARTS, MAX_SAMPLES
 
 MAGIC = b"CLODATA1"
 PART_MAGIC = b"CLOPART1"
@@ -55,13 +55,14 @@ class Header:
     classes: int
     encoding: Encoding
     authority_fingerprint: str
+    targets: Targets = "classes"
 
     def __post_init__(self) -> None:
-        check_sample(self.name, self.shape, self.classes)
+        check_described(self.name, self.shape, self.classes, self.targets)
 
     @property
     def sample_bytes(self) -> int:
-        """Bytes of one sample with its label and flag."""
+        """Bytes of one sample with its target and flag."""
         h, w, c = self.shape
         return 4 * h * w * c + 4 * self.classes + 1
 
@@ -145,8 +146,13 @@ class EncryptedDataset:
 
     @property
     def classes(self) -> int:
-        """Number of classes."""
+        """Width of a target: its classes, labels or numbers."""
         return self._header.classes
+
+    @property
+    def targets(self) -> Targets:
+        """What a sample has to learn."""
+        return self._header.targets
 
     @property
     def encoding(self) -> Encoding:
@@ -220,7 +226,7 @@ class EncryptedDataset:
         return self._gather(ids, "data", self.shape)
 
     def labels(self, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n classes"]:
-        """The blinded one-hot labels, in the order of `ids`.
+        """The blinded targets, in the order of `ids`: one-hot classes, labels or numbers.
 
         Raises   EncryptionError for an id that the file does not hold
         """
@@ -269,7 +275,9 @@ def encode_block(header: Header) -> bytes:
 
     Raises   InputError when the header is too long
     """
-    described = json.dumps(asdict(header), sort_keys=True, separators=(",", ":")).encode()
+    fields = {name: value for name, value in asdict(header).items() if name != "targets"}
+    fields |= targets_field(header.targets)
+    described = json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
     if len(described) > MAX_DESCRIPTION_BYTES:
         raise InputError(f"data set {header.name}: its description is too long")
     block = bytearray(BLOCK_BYTES)
@@ -307,6 +315,7 @@ def read_block(path: Path, file: BinaryIO) -> tuple[Header, Commit]:
             classes=int(fields["classes"]),
             encoding=Encoding(**fields["encoding"]),
             authority_fingerprint=str(fields["authority_fingerprint"]),
+            targets=fields.get("targets", "classes"),
         )
     except (KeyError, TypeError, ValueError, InputError) as error:
         raise EncryptionError(f"{path}: its header is not understood ({error})") from None

@@ -12,6 +12,7 @@ from cloister.base.rng import Csprng
 from cloister.data.columns import Column, column_of, encode_columns
 from cloister.data.encoding import Encoding
 from cloister.data.sources import CHUNK_BYTES, Source, TableSource
+from cloister.data.target_encoding import TargetEncoder
 from cloister.data.writer import Chunk
 from cloister.errors import InputError, RangeError
 
@@ -70,7 +71,7 @@ class Encoder:
         self, positions: np.ndarray, values: np.ndarray, bad: Bool[np.ndarray, "..."]
     ) -> None:
         place = tuple(int(i) for i in np.argwhere(bad)[0])
-        sample = int(positions[place[0]])
+        sample = self._source.where(int(positions[place[0]]))
         if self._columns:
             field, option = f"column {column_of(self._columns, place[-1]).name}", "--ranges"
         else:
@@ -80,7 +81,7 @@ class Encoder:
             what, remedy = "the value is missing (NaN)", "fill or drop it"
         else:
             what = "the value is outside the data set's range"
-        raise RangeError(f"sample {sample}, {field}: {what}; {remedy}")
+        raise RangeError(f"{sample}, {field}: {what}; {remedy}")
 
 
 def random_order(count: int, *, rng: Csprng) -> Int64[np.ndarray, " count"]:
@@ -97,20 +98,15 @@ def chunks(
     source: Source,
     encoder: Encoder,
     *,
-    classes: Int64[np.ndarray, " names"],
+    targets: TargetEncoder,
     test_fraction: float,
     order: Int64[np.ndarray, " n"],
 ) -> Iterator[Chunk]:
-    """All samples in a given order, of which the last ones are the test split.
-
-    `classes` are the data set's numbers of the source's classes.
-    """
-    n = len(source.labels)
+    """All samples in a given order, of which the last ones are the test split."""
+    n = source.samples
     tested = round(test_fraction * n)
     size = max(1, CHUNK_BYTES // (8 * int(np.prod(source.shape))))
     for start in range(0, n, size):
         positions = order[start : start + size]
         places = np.arange(start, start + len(positions))
-        yield Chunk(
-            encoder.encode(positions), classes[source.labels[positions]], places >= n - tested
-        )
+        yield Chunk(encoder.encode(positions), targets.encode(positions), places >= n - tested)

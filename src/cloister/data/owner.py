@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,14 @@ from cloister.base.rng import Csprng
 from cloister.data.columns import Column, PublicRange, public_column
 from cloister.data.encoding import Encoding
 from cloister.data.feature_noise import GaussianNoise, epsilon, perturb
-from cloister.data.info import DatasetInfo, Mode, PartInfo
+from cloister.data.info import DatasetInfo, Mode, PartInfo, Targets
+from cloister.data.sources import Source
+from cloister.data.target_encoding import (
+    Ranges,
+    TargetEncoder,
+    check_target_ranges,
+    number_encoding,
+)
 from cloister.data.writer import Chunk
 from cloister.errors import EncryptionError, InputError
 
@@ -98,28 +105,37 @@ class NewDataset:
     bits          signed bits of a value
     value_range   smallest and largest value of all, public
     ranges        what is public of each column of a table: see `PublicRange`
-    classes       names of all classes
+    classes       names of all classes, labels or numbers
+    target_ranges smallest and largest value of each number to be predicted, public
     """
 
     bits: int | None = None
     value_range: tuple[float, float] | None = None
     ranges: Mapping[str, PublicRange] | None = None
     classes: Sequence[str] | None = None
+    target_ranges: Ranges | None = None
 
 
 @dataclass(frozen=True)
 class Notes:
-    """The notes of a data set's first owner for later owners: public text in its terms."""
+    """The notes of a data set's first owner for later owners: public text in its terms.
+
+    classes         names of the classes, labels or numbers
+    target_ranges   smallest and largest value of each number
+    """
 
     kind: str
     classes: tuple[str, ...]
     columns: tuple[Column, ...] = ()
+    target_ranges: Ranges = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The text."""
         fields: dict[str, Any] = {"kind": self.kind}
         if self.columns:
             fields["columns"] = [column.to_fields() for column in self.columns]
+        if self.target_ranges:
+            fields["target_ranges"] = {n: list(ends) for n, ends in self.target_ranges.items()}
         return json.dumps(fields | {"classes": list(self.classes)})
 
     @staticmethod
@@ -134,6 +150,7 @@ class Notes:
                 str(fields["kind"]),
                 tuple(str(name) for name in fields["classes"]),
                 tuple(Column.from_fields(one) for one in fields.get("columns") or ()),
+                _ends(fields.get("target_ranges") or {}),
             )
         except _UNREADABLE:
             raise EncryptionError(
@@ -141,7 +158,8 @@ class Notes:
             ) from None
         if len(set(notes.classes)) != info.classes:
             raise EncryptionError(
-                f"data set {info.name}: names {len(notes.classes)} classes, but has other ones"
+                f"data set {info.name}: names {len(notes.classes)} {info.targets}, but has other "
+                "ones"
             )
         elements = sum(column.elements for column in notes.columns)
         if (notes.kind == "table") != bool(elements) or elements not in (0, info.dim):
@@ -149,20 +167,55 @@ class Notes:
                 f"data set {info.name}: describes columns of {elements} elements, but has "
                 f"{info.dim}"
             )
+        if info.targets == "numbers":
+            try:
+                check_target_ranges(notes.classes, notes.target_ranges)
+            except InputError as error:
+                raise EncryptionError(f"data set {info.name}: {error}") from None
+        elif notes.target_ranges:
+            raise EncryptionError(f"data set {info.name}: has ranges of numbers, but no numbers")
         return notes
 
-    def numbers(self, names: Sequence[str], *, dataset: str) -> Int64[np.ndarray, " names"]:
-        """The data set's numbers of an owner's classes.
+    @property
+    def number_encodings(self) -> tuple[Encoding, ...]:
+        """The encodings of the numbers to be predicted, in their order."""
+        return tuple(number_encoding(*self.target_ranges[name]) for name in self.classes)
 
-        Raises   InputError naming a class the data set does not have
+    def positions(self, names: Sequence[str], info: DatasetInfo) -> Int64[np.ndarray, " names"]:
+        """The data set's positions of an owner's classes, labels or numbers.
+
+        Raises   InputError naming one the data set does not have, or a label or number of it that
+                 the owner's samples lack
         """
+        kind = info.targets.removesuffix("es" if info.targets == "classes" else "s")
+        listed = ", ".join(self.classes)
         for name in names:
             if name not in self.classes:
                 raise InputError(
-                    f"class {name!r} is not one of data set {dataset} ({', '.join(self.classes)}); "
-                    "its first client names all of them with --classes"
+                    f"{kind} {name!r} is not one of data set {info.name} ({listed}); its first "
+                    "client names all of them with --classes"
                 )
+        missing = [name for name in self.classes if name not in names]
+        if missing and info.targets != "classes":
+            raise InputError(
+                f"{kind} {missing[0]!r} of data set {info.name} is missing: every sample needs a "
+                f"value for each of {listed}"
+            )
         return np.array([self.classes.index(name) for name in names], np.int64)
+
+    def target_encoder(self, source: Source, info: DatasetInfo) -> TargetEncoder:
+        """The encoder of a source's labels.
+
+        Raises   InputError, as `positions`
+        """
+        return TargetEncoder(
+            info.targets,
+            info.classes,
+            source.labels,
+            self.positions(source.names if source.labels is not None else self.classes, info),
+            self.classes,
+            self.number_encodings if info.targets == "numbers" else (),
+        )
 
 
 def read_ranges(path: Path) -> dict[str, PublicRange]:
@@ -181,13 +234,19 @@ def read_ranges(path: Path) -> dict[str, PublicRange]:
     return found
 
 
+def _ends(fields: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    return {str(name): (float(low), float(high)) for name, (low, high) in fields.items()}
+
+
 class OrderFile:
     """Which sample of the file is which of the owner's, with the integers that were encoded.
 
     Secret   all of it: it is the data. In memory until it is written.
     """
 
-    def __init__(self, path: Path | str, rows: Int64[np.ndarray, " n"]) -> None:
+    def __init__(
+        self, path: Path | str, rows: Int64[np.ndarray, " n"], *, targets: Targets
+    ) -> None:
         """Prepare a new file.
 
         Raises   InputError when it exists
@@ -197,7 +256,7 @@ class OrderFile:
             raise InputError(f"--order {path}: give a file .npz")
         if path.exists():
             raise InputError(f"--order {path}: exists; choose another file")
-        self._path, self._rows = path, rows
+        self._path, self._rows, self._targets = path, rows, targets
         self._chunks: list[Chunk] = []
 
     def watch(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
@@ -207,10 +266,12 @@ class OrderFile:
             yield chunk
 
     def write(self, part: PartInfo) -> None:
-        """Write ids, rows (numbers in the owner's data), x and y.
+        """Write ids, rows (numbers in the owner's data), x and y: class numbers of the data set,
+        or rows of labels or encoded numbers.
 
         Raises   InputError
         """
+        y = np.concatenate([chunk.labels for chunk in self._chunks])
         try:
             with files.creating(self._path, private=True) as file:
                 np.savez(
@@ -218,7 +279,7 @@ class OrderFile:
                     ids=np.arange(part.first, part.last, dtype=np.int64),
                     rows=self._rows,
                     x=np.concatenate([chunk.x for chunk in self._chunks]),
-                    y=np.concatenate([chunk.labels for chunk in self._chunks]),
+                    y=y.argmax(axis=1) if self._targets == "classes" else y,
                 )
         except OSError as error:
             raise InputError(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, BinaryIO, Protocol
 
 import numpy as np
-from jaxtyping import Bool, Int, Int16, Int64
+from jaxtyping import Bool, Int16, Int32, Int64
 
 from cloister.base import files
 from cloister.base.rng import KEY_BYTES, Csprng
@@ -33,6 +33,7 @@ from cloister.data.dataset import (
     read_block,
 )
 from cloister.data.info import DatasetInfo, PartInfo, Register
+from cloister.data.target_encoding import are_targets
 from cloister.errors import EncryptionError, InputError, RangeError, ShapeError
 from cloister.ring import pads
 from cloister.ring.bounds import MAX_SAMPLES
@@ -45,13 +46,14 @@ COPY_BYTES = 1 << 20
 class Chunk:
     """Some samples of a client, in plain.
 
-    Shapes   x: (n, h, w, c), encoded; labels: (n,), class numbers; test: (n,). What is appended is
-             checked by the writer (ShapeError)
+    Shapes   x: (n, h, w, c), encoded; labels: (n, classes), the integers of targets
+             (`target_encoding`): one-hot, 0 and 1, or numbers; test: (n,). The writer checks what
+             is appended (ShapeError)
     Secret   x, labels
     """
 
     x: Int16[np.ndarray, "n h w c"]
-    labels: Int[np.ndarray, " n"]
+    labels: Int32[np.ndarray, "n classes"]
     test: Bool[np.ndarray, " n"]
 
 
@@ -75,7 +77,7 @@ class Registrar(Protocol):
 
     @property
     def permutation(self) -> Int64[np.ndarray, " classes"]:
-        """The position of each class in the encrypted labels."""
+        """The position of each class, label or number in the encrypted targets."""
         ...
 
     @property
@@ -95,7 +97,7 @@ class EncryptedDatasetWriter:
         info = enrolment.info
         self._path, self._register = Path(path), enrolment.register
         self._header = Header(
-            info.name, info.shape, info.classes, info.encoding, enrolment.fingerprint
+            info.name, info.shape, info.classes, info.encoding, enrolment.fingerprint, info.targets
         )
         if sorted(np.asarray(enrolment.permutation).tolist()) != list(range(info.classes)):
             raise InputError("the label permutation must name every class once")
@@ -157,16 +159,16 @@ class EncryptedDatasetWriter:
 
     def _encrypt(self, chunks: Iterable[Chunk], key: bytes, pieces: tuple[IO[bytes], ...]) -> int:
         done = 0
-        identity = np.eye(self._header.classes, dtype=np.int16)
         for chunk in chunks:
             n = len(chunk.x)
             self._check(chunk, done)
             # Numbered within the part: its key is its own, so is its numbering.
             ids = np.arange(done, done + n, dtype=np.int64)
-            one_hot = identity[self._permutation[chunk.labels]]
+            targets = np.empty_like(chunk.labels)
+            targets[:, self._permutation] = chunk.labels
             arrays = (
                 pads.blind(key, chunk.x, ids, domain=pads.DATA_DOMAIN).astype("<u4", copy=False),
-                pads.blind(key, one_hot, ids, domain=pads.LABEL_DOMAIN).astype("<u4", copy=False),
+                pads.blind(key, targets, ids, domain=pads.LABEL_DOMAIN).astype("<u4", copy=False),
                 chunk.test.astype(np.uint8),
             )
             for piece, array in zip(pieces, arrays, strict=True):
@@ -187,18 +189,21 @@ class EncryptedDatasetWriter:
                 f"samples {done} to {done + n}: {chunk.x.dtype} {chunk.x.shape[1:]}, but data set "
                 f"{header.name} holds encoded int16 samples of shape {header.shape}"
             )
-        if chunk.labels.shape != (n,) or chunk.test.shape != (n,):
-            raise ShapeError(f"samples {done} to {done + n}: one label and split for each sample")
+        if chunk.labels.shape != (n, header.classes) or chunk.test.shape != (n,):
+            raise ShapeError(
+                f"samples {done} to {done + n}: one target of {header.classes} integers and one "
+                "split for each sample"
+            )
         bad = np.abs(chunk.x.astype(np.int32)).reshape(n, -1).max(axis=1) > header.encoding.bound
         if bad.any():
             where = done + int(np.flatnonzero(bad)[0])
             raise RangeError(f"sample {where}: a value exceeds {header.encoding.bits} bits")
-        wrong = (chunk.labels < 0) | (chunk.labels >= header.classes)
+        wrong = ~are_targets(chunk.labels, header.targets)
         if wrong.any():
             where = int(np.flatnonzero(wrong)[0])
             raise RangeError(
-                f"sample {done + where}: class {int(chunk.labels[where])}, but data set "
-                f"{header.name} has {header.classes} classes"
+                f"sample {done + where}: its target is not one of {header.classes} "
+                f"{header.targets}, as data set {header.name} holds"
             )
 
     def _join(self, file: BinaryIO, info: PartInfo, pieces: tuple[IO[bytes], ...]) -> None:
@@ -294,10 +299,11 @@ def _difference(found: Header, wanted: Header) -> str:
         )
     if found.name != wanted.name:
         return f"is data set {found.name}, not {wanted.name}"
-    if found.shape != wanted.shape or found.classes != wanted.classes:
+    targets = [(header.shape, header.classes, header.targets) for header in (found, wanted)]
+    if targets[0] != targets[1]:
         return (
-            f"holds samples {found.shape} of {found.classes} classes, "
-            f"not {wanted.shape} of {wanted.classes}"
+            f"holds samples {found.shape} of {found.classes} {found.targets}, "
+            f"not {wanted.shape} of {wanted.classes} {wanted.targets}"
         )
     return "has another encoding"
 

@@ -55,9 +55,10 @@ class Described(Protocol):
         ...
 
 
-def check_sample(name: str, shape: tuple[int, ...], classes: int) -> None:
+def check_sample(name: str, shape: tuple[int, ...], classes: int, *, least: int = 2) -> None:
     """Refuse samples that no data set may hold.
 
+    least    fewest classes, labels or numbers that a target may have
     Raises   InputError
     """
     if len(shape) != 3 or min(shape) < 1:
@@ -70,10 +71,11 @@ def check_sample(name: str, shape: tuple[int, ...], classes: int) -> None:
             f"data set {name}: a sample of {h} x {w} x {c} has {h * w * c} elements, at most "
             f"{MAX_DIM} are possible; {advice}, or use fewer columns"
         )
-    if not 2 <= classes <= MAX_CLASSES:
+    if not least <= classes <= MAX_CLASSES:
+        kind = "classes" if least > 1 else "classes, labels or numbers"
         raise InputError(
-            f"data set {name}: needs 2 to {MAX_CLASSES} classes, not {classes}; name all of them "
-            "(--classes), also those that your own samples lack"
+            f"data set {name}: needs {least} to {MAX_CLASSES} {kind}, not {classes}; name all of "
+            "them (--classes), also those that your own samples lack"
         )
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cloister.data.owner import NewDataset, Privacy
     from cloister.data.sources import ArraySource
     from cloister.training.data_owner import encrypt
+    from cloister.training.encrypted_model import EncryptedModel
     from cloister.training.layers import EncryptedConv2d, EncryptedLinear
     from cloister.training.settings import Settings
     from cloister.training.trainer import Trainer
@@ -26,6 +27,7 @@ __all__ = [
     "EncryptedConv2d",
     "EncryptedDataset",
     "EncryptedLinear",
+    "EncryptedModel",
     "GaussianNoise",
     "NewDataset",
     "Privacy",
@@ -41,6 +43,7 @@ _HOMES = {
     "EncryptedConv2d": "training.layers",
     "EncryptedDataset": "data.dataset",
     "EncryptedLinear": "training.layers",
+    "EncryptedModel": "training.encrypted_model",
     "GaussianNoise": "data.feature_noise",
     "NewDataset": "data.owner",
     "Privacy": "data.owner",

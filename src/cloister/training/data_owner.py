@@ -95,8 +95,10 @@ def encrypt(
     added = None if noise is None else GaussianNoise(noise, "ciphertexts")
     if not 0 <= test_fraction <= 1:
         raise InputError(f"test_fraction must be 0 to 1, got {test_fraction}")
-    rows = random_order(len(samples.labels), rng=SystemRandom())
-    kept = None if order is None else OrderFile(order, rows)
+    if samples.labels is None:
+        raise InputError("source: its samples have no labels to learn from")
+    rows = random_order(samples.samples, rng=SystemRandom())
+    kept = None if order is None else OrderFile(order, rows, targets=samples.targets)
     accepted = _accepted(
         authority, name or out.stem, out, samples, new or NewDataset(), privacy, remarks
     )
@@ -108,7 +110,7 @@ def encrypt(
     made: Iterator[Chunk] = chunks(
         samples,
         encoder,
-        classes=notes.numbers(samples.names, dataset=info.name),
+        targets=notes.target_encoder(samples, info),
         test_fraction=test_fraction,
         order=rows,
     )

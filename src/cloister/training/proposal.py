@@ -7,6 +7,8 @@ owner accepts only terms that its own options, or the defaults, would have propo
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from cloister.authority.agreement import Agreement, Excess, excesses
 from cloister.authority.records import Terms
 from cloister.data.columns import Column, PublicRange, public_column
@@ -19,6 +21,7 @@ from cloister.data.sources import (
     require_fewer_classes_than_samples,
     value_range,
 )
+from cloister.data.target_encoding import Ranges, check_target_ranges
 from cloister.errors import InputError
 
 DEFAULT_BITS = 8
@@ -83,10 +86,12 @@ def propose(
     classes = tuple(new.classes or source.names)
     if len(set(classes)) != len(classes):
         raise InputError(f"--classes {','.join(classes)}: give every name once")
+    target_ranges = _target_ranges(source, classes, new, note)
     encoding = _encoding(source, new, note)
     shape = (1, 1, sum(column.elements for column in columns)) if columns else source.shape
-    info = DatasetInfo(name, shape, len(classes), encoding, 0, 0)
-    return _agreement(info, privacy, notes=Notes(source.kind, classes, columns).to_json())
+    info = DatasetInfo(name, shape, len(classes), encoding, 0, 0, targets=source.targets)
+    notes = Notes(source.kind, classes, columns, target_ranges)
+    return _agreement(info, privacy, notes=notes.to_json())
 
 
 def accept(found: Agreement, source: Source, new: NewDataset, privacy: Privacy) -> Agreement:
@@ -104,6 +109,11 @@ def accept(found: Agreement, source: Source, new: NewDataset, privacy: Privacy) 
             f"data set {info.name} holds samples {info.shape}, these are {source.shape}; "
             "bring them to one size, or choose another --name"
         )
+    if info.targets != source.targets:
+        raise InputError(
+            f"data set {info.name} has {info.targets} to learn, these samples have "
+            f"{source.targets}: read them with --targets {info.targets}, or choose another --name"
+        )
     different = _difference(info, notes, new)
     if different is not None:
         raise InputError(f"data set {info.name} {different}, or choose another --name")
@@ -118,6 +128,8 @@ def accept(found: Agreement, source: Source, new: NewDataset, privacy: Privacy) 
 def _difference(info: DatasetInfo, notes: Notes, new: NewDataset) -> str | None:
     if new.classes is not None and sorted(new.classes) != sorted(notes.classes):
         return f"has the classes {', '.join(notes.classes)}; drop --classes"
+    if new.target_ranges is not None and dict(new.target_ranges) != notes.target_ranges:
+        return "has other ranges of its numbers; drop --target-ranges"
     if notes.kind == "pixels" and info.encoding != PIXELS:
         return "encodes pixels otherwise than this program does"
     if notes.kind == "values" and new.value_range is not None:
@@ -194,6 +206,30 @@ def _columns(
     if missing:
         raise InputError(f"--ranges: column {missing[0]} is missing")
     return tuple(public_column(column, found[column]) for column in source.columns)
+
+
+def _target_ranges(
+    source: Source, names: Sequence[str], new: NewDataset, note: Callable[[str], None]
+) -> Ranges:
+    """Public ranges of the numbers to be predicted."""
+    if source.targets != "numbers":
+        if new.target_ranges is not None:
+            raise InputError(
+                f"--target-ranges: is for numbers, these samples have {source.targets}"
+            )
+        return {}
+    ranges = new.target_ranges
+    if ranges is None and source.labels is not None:
+        both = np.stack([source.labels.min(axis=0), source.labels.max(axis=0)], axis=1)
+        ranges = {
+            name: (low, high) for name, (low, high) in zip(source.names, both.tolist(), strict=True)
+        }
+        note(
+            "the smallest and largest value of every number that is to be predicted becomes known "
+            "to the other clients and the authority; give public --target-ranges to avoid it"
+        )
+    check_target_ranges(tuple(names), ranges or {})
+    return ranges or {}
 
 
 def _encoding(source: Source, new: NewDataset, note: Callable[[str], None]) -> Encoding:

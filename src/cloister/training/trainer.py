@@ -28,7 +28,7 @@ from cloister.authority.request_log import Recorder
 from cloister.base.rng import KEY_BYTES, Csprng
 from cloister.data.encoding import Encoding
 from cloister.data.feature_noise import StepNoise
-from cloister.data.info import DatasetInfo
+from cloister.data.info import DatasetInfo, Targets
 from cloister.errors import CloisterError, EncryptionError, InputError
 from cloister.ring.bounds import most_at_once
 from cloister.training import checkpoint, models
@@ -63,7 +63,12 @@ class TrainingData(Ciphertexts, Protocol):
 
     @property
     def classes(self) -> int:
-        """Number of classes."""
+        """Width of a target: its classes, labels or numbers."""
+        ...
+
+    @property
+    def targets(self) -> Targets:
+        """What a sample has to learn."""
         ...
 
     @property
@@ -138,11 +143,12 @@ class Trainer:
         self.projection: Projection | None = None
         self._folder = checkpoint_dir
         self._train_ids, self._test_ids = dataset.train_ids, dataset.test_ids
-        self._described, self._identity = repr(model), dataset.identity
+        self._described, self.identity = repr(model), dataset.identity
         self._features: tuple[Features, Tensor] | None = None
         self._samples = Samples(self.info.shape)
         self._private: PrivateStep | None = None
         self._rng, self._noise_key = rng, rng.random_bytes(KEY_BYTES)
+        self.own_model = model
         if settings.first_layer == "frozen":
             # Independent of the run's seed: a data set gives values of one function, to every run.
             self.projection = projection or default_projection(self.info, rank=settings.rank)
@@ -171,7 +177,7 @@ class Trainer:
             self._labels = torch.from_numpy(np.concatenate(parts))
         if self.projection is not None and self._features is None:
             features = Features(
-                self.projection, self._ids, info=self.info, identity=self._identity,
+                self.projection, self._ids, info=self.info, identity=self.identity,
                 folder=self._folder,
             )  # fmt: skip
             features.complete(self.products, update=update)
@@ -313,8 +319,9 @@ class Trainer:
         """Rows of the named samples; indexing by an array would take three times as long."""
         return rows.index_select(0, torch.from_numpy(np.searchsorted(self._ids, ids)))
 
-    def _run(self) -> str:
-        """Which run a checkpoint belongs to.
+    @property
+    def run_digest(self) -> str:
+        """Which run a checkpoint or a kept model belongs to.
 
         Samples count that are in the file, each by its part's digest: the authority's number also
         grows by those of a client that was killed, and that must not orphan a checkpoint.
@@ -322,7 +329,7 @@ class Trainer:
         settings = self.settings
         parts = (
             replace(self.info, samples=0).to_json(),
-            self._identity.encode(),
+            self.identity.encode(),
             self._train_ids.tobytes(),
             self._test_ids.tobytes(),
             self._described.encode(),
@@ -333,7 +340,7 @@ class Trainer:
         return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
     def _resume(self) -> bool:
-        found = None if self._folder is None else checkpoint.load(self._folder, run=self._run())
+        found = None if self._folder is None else checkpoint.load(self._folder, run=self.run_digest)
         if found is None:
             return self.position != Position() or bool(self.history)
         try:
@@ -351,7 +358,7 @@ class Trainer:
             # Steps before this file and behind it share no key: it tells nothing of what is done.
             fresh = self._rng.random_bytes(KEY_BYTES)
             state = Checkpoint(
-                self._run(),
+                self.run_digest,
                 self.position,
                 self.history,
                 self.model.state_dict(),
@@ -386,8 +393,9 @@ def epoch_order(count: int, *, seed: int, epoch: int) -> Int64[np.ndarray, " cou
 
 
 def _check(dataset: TrainingData, info: DatasetInfo, settings: Settings) -> None:
-    described = (info.name, info.shape, info.classes, info.encoding)
-    if described != (dataset.name, dataset.shape, dataset.classes, dataset.encoding):
+    described = (info.name, info.shape, info.classes, info.targets, info.encoding)
+    held = (dataset.name, dataset.shape, dataset.classes, dataset.targets, dataset.encoding)
+    if described != held:
         raise EncryptionError(
             f"data set {dataset.name!r}: the file and the authority describe it differently; use "
             "the authority it was made with"

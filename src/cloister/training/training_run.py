@@ -12,17 +12,19 @@ from torch import nn
 from cloister.authority.key_service import KeyService
 from cloister.authority.records import Summary
 from cloister.authority.request_log import ReleaseLog
+from cloister.base import files
 from cloister.base.rng import SystemRandom
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.info import PartInfo
 from cloister.data.writer import check_registered
-from cloister.errors import AuthorityUnavailable, EncryptionError, ServiceUnavailable
+from cloister.errors import AuthorityUnavailable, EncryptionError, InputError, ServiceUnavailable
 from cloister.plan.claims import Claims
 from cloister.training import models
 from cloister.training.accuracy_plot import check_name, write_curve
 from cloister.training.checkpoint import EpochResult
 from cloister.training.ciphertexts import CiphertextServer
 from cloister.training.data_owner import Note, Update, absence
+from cloister.training.run_page import run_page
 from cloister.training.settings import Settings
 from cloister.training.trainer import Trainer
 from cloister.training.training_claims import claims
@@ -34,12 +36,14 @@ class RunFiles:
 
     checkpoint    the folder that keeps the run, and from which it continues
     curve         the learning curve, .svg or .png
+    page          an HTML page: curves, budget, and what every party could learn
     release_log   what the training server learns, for an audit
     request_log   what the authority is asked, for an audit
     """
 
     checkpoint: Path | None = None
     curve: Path | None = None
+    page: Path | None = None
     release_log: Path | None = None
     request_log: Path | None = None
 
@@ -114,6 +118,8 @@ def train(
     opened = dataset if isinstance(dataset, EncryptedDataset) else EncryptedDataset.open(dataset)
     if keep.curve is not None:
         check_name(keep.curve)
+    if keep.page is not None and not keep.page.parent.is_dir():
+        raise InputError(f"{keep.page}: there is no folder {keep.page.parent}; make it first")
     remarks: list[str] = []
 
     def remark(text: str) -> None:
@@ -138,7 +144,10 @@ def train(
     name = model if isinstance(model, str) else type(model).__name__
     if keep.curve is not None:
         write_curve(history, keep.curve, title=f"{name} on {opened.name}, encrypted")
-    return _outcome(trainer, history, name=name, spent=spent, remarks=remarks)
+    outcome = _outcome(trainer, history, name=name, spent=spent, remarks=remarks)
+    if keep.page is not None:
+        files.replace(keep.page, run_page(outcome).encode(), private=False)
+    return outcome
 
 
 def _model(model: nn.Module | str, dataset: EncryptedDataset, settings: Settings) -> nn.Module:

@@ -63,7 +63,8 @@ def read_samples(
 
     Raises   InputError, ShapeError naming the file
     """
-    return from_source(graph, open_source(path), preprocessing, title=str(path))
+    source = open_source(path, targets="classes")
+    return from_source(graph, source, preprocessing, title=str(path))
 
 
 def from_source(
@@ -74,7 +75,9 @@ def from_source(
     Raises   ShapeError
     """
     (name,) = graph.inputs
-    x = source.read(np.arange(len(source.labels), dtype=np.int64))
+    if source.targets != "classes" or source.labels is None:
+        raise InputError(f"{title}: an audit needs the class of every sample")
+    x = source.read(np.arange(source.samples, dtype=np.int64))
     if source.kind == "pixels":
         mean, std = (np.array(v, np.float32) for v in (preprocessing.mean, preprocessing.std))
         if any(v.size not in (1, x.shape[-1]) for v in (mean, std)):
