@@ -22,7 +22,7 @@ from cloister.errors import CloisterError, EncryptionError, InputError
 
 FILE = "ledger.sqlite"
 LOCK_FILE = "authority.lock"
-FORMAT = 4
+FORMAT = 5
 APPLICATION_ID = 0x434C4155
 """'CLAU' in the database header: this file is an authority's ledger."""
 BUSY_TIMEOUT_S = 30.0
@@ -41,11 +41,12 @@ CREATE TABLE tokens (
     dataset TEXT
 );
 CREATE TABLE datasets (
-    name TEXT PRIMARY KEY, info BLOB NOT NULL, extra BLOB NOT NULL, label_key BLOB NOT NULL
+    name TEXT PRIMARY KEY, info BLOB NOT NULL, extra BLOB NOT NULL, label_key BLOB NOT NULL,
+    withdrawn BLOB NOT NULL
 );
 CREATE TABLE parts (
     part TEXT PRIMARY KEY, dataset TEXT NOT NULL, first INTEGER NOT NULL, samples INTEGER NOT NULL,
-    sha256 TEXT NOT NULL, mask_key BLOB NOT NULL
+    sha256 TEXT NOT NULL, mask_key BLOB NOT NULL, token_id TEXT NOT NULL
 );
 CREATE TABLE retired (
     part TEXT PRIMARY KEY, dataset TEXT NOT NULL, sha256 TEXT NOT NULL, key_sha256 BLOB NOT NULL
@@ -65,6 +66,9 @@ CREATE TABLE journal (
 );
 CREATE TABLE counters (
     dataset TEXT NOT NULL, what TEXT NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (dataset, what)
+) WITHOUT ROWID;
+CREATE TABLE evaluations (
+    dataset TEXT NOT NULL, digest BLOB NOT NULL, PRIMARY KEY (dataset, digest)
 ) WITHOUT ROWID;
 """
 

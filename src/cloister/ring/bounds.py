@@ -17,6 +17,8 @@ MAX_CLASSES = 1 << 16
 MAX_SAMPLES = 1 << 26
 MAX_PARTS = 1 << 12
 """Parts of a data set: their list has to fit into one message."""
+MAX_ID_SPANS = 1 << 16
+"""Separate spans of sample ids in one set of them, such as that of the withdrawn ones."""
 
 MAX_REQUEST_SAMPLES = 1 << 16
 MAX_REQUEST_ELEMENTS = 1 << 26
@@ -24,6 +26,7 @@ MAX_REQUEST_ELEMENTS = 1 << 26
 MAX_FIELDS_BYTES = 1 << 13
 """Of a request for a key or a product: a name, a receiver, a geometry, and the tensors' sizes."""
 MAX_IDS_BYTES = MAX_FIELDS_BYTES + 8 * MAX_REQUEST_SAMPLES
+MAX_SPANS_BYTES = MAX_FIELDS_BYTES + 16 * MAX_ID_SPANS
 MAX_BODY_BYTES = MAX_IDS_BYTES + 2 * MAX_REQUEST_ELEMENTS
 """Sample ids and 16-bit weights or deltas."""
 MAX_PRODUCTS = 1 << 34
