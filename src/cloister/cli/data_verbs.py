@@ -7,20 +7,22 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import typer
 
 from cloister import training
 from cloister.authority.noise import EXACT_BITS
 from cloister.authority.request_log import ReleaseLog
 from cloister.base.rng import SystemRandom
-from cloister.cli import options
+from cloister.cli import clinic_verbs, options
 from cloister.cli.console import emit_json, note, out, stages, table
 from cloister.cli.serving import serve_until_interrupted
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.folder_source import PictureOptions
 from cloister.data.owner import LEVELS, NewDataset, Privacy, read_ranges, read_target_ranges
-from cloister.data.preprocessing import Channels
+from cloister.data.preprocessing import Channels, Layout
 from cloister.data.sources import Source, open_source
+from cloister.data.writer import PATIENCE_S
 from cloister.errors import CloisterError, InputError, ShapeError
 from cloister.training import ciphertext_service
 from cloister.training.ciphertexts import LocalCiphertextServer
@@ -38,7 +40,7 @@ app = typer.Typer(
 
 Sources = Annotated[
     list[Path],
-    typer.Argument(metavar="SOURCE...", help=".npz, .csv or folders of class folders."),
+    typer.Argument(metavar="SOURCE...", help=".npz, .npy, .csv or folders of class folders."),
 ]
 Out = Annotated[
     Path, typer.Option("--out", metavar="FILE", help="Data set file; added to if it exists.")
@@ -78,6 +80,10 @@ Order = Annotated[
         help="Keep which sample is which: the --truth of `cloister audit`. Keep it secret.",
     ),
 ]
+Patience = Annotated[
+    float,
+    typer.Option("--patience", min=0, help="Seconds to wait for other clients that append."),
+]
 ValueBits = Annotated[
     int | None,
     typer.Option(
@@ -111,6 +117,15 @@ LabelsTo = Annotated[
         "--labels-to",
         metavar="server|trusted",
         help="Who may get (permuted) labels.",
+        rich_help_panel=DETAILS,
+    ),
+]
+Evaluations = Annotated[
+    int,
+    typer.Option(
+        "--evaluations",
+        min=0,
+        help="With --labels-to trusted: sums over labels that a server gets, for accuracies.",
         rich_help_panel=DETAILS,
     ),
 ]
@@ -169,9 +184,20 @@ Clip = Annotated[
     ),
 ]
 X = Annotated[str, typer.Option("--x", help="Array of samples in .npz.", rich_help_panel=INPUT)]
-Y = Annotated[str, typer.Option("--y", help="Array of targets in .npz.", rich_help_panel=INPUT)]
+Y = Annotated[
+    str,
+    typer.Option("--y", help="Array of targets in .npz, or a file .npy.", rich_help_panel=INPUT),
+]
 Label = Annotated[
     str, typer.Option("--label", help="Column of the class in .csv.", rich_help_panel=INPUT)
+]
+ArrayLayout = Annotated[
+    Layout | None,
+    typer.Option(
+        "--layout",
+        help="Axes of arrays of pictures. Default: nhwc, refused if the channels seem to be first.",
+        rich_help_panel=INPUT,
+    ),
 ]
 Background = Annotated[
     str | None,
@@ -213,6 +239,7 @@ class PrivacyOptions:
     max_bits: MaxBits = None
     many_functions: ManyFunctions = False
     labels_to: LabelsTo = "server"
+    evaluations: Evaluations = 0
 
     def chosen(self) -> Privacy:
         """The options as a value."""
@@ -222,6 +249,7 @@ class PrivacyOptions:
             max_bits=self.max_bits,
             many_functions=self.many_functions,
             labels_to=self.labels_to,
+            evaluations=self.evaluations,
             allow_unbounded_leakage=self.allow_unbounded_leakage,
         )
 
@@ -263,6 +291,7 @@ class SampleOptions:
     y: Y = "y"
     label: Label = "label"
     targets: TargetKind = None
+    layout: ArrayLayout = None
     background: Background = None
     channels: PictureChannels = None
     resize: Resize = None
@@ -275,7 +304,13 @@ class SampleOptions:
         size = None if self.resize is None else options.picture_size(self.resize)
         pictures = PictureOptions(self.background, self.channels, size)
         return open_source(
-            path, x=self.x, y=self.y, label=self.label, targets=self.targets, pictures=pictures
+            path,
+            x=self.x,
+            y=self.y,
+            label=self.label,
+            targets=self.targets,
+            layout=self.layout,
+            pictures=pictures,
         )
 
     def tested(self) -> float:
@@ -304,6 +339,7 @@ def encrypt(
     new: NewOptions,
     name: Name = None,
     order: Order = None,
+    patience: Patience = PATIENCE_S,
     json: options.Json = False,
 ) -> None:
     """Encrypt samples and add them to a data set. Nothing plain leaves this process.
@@ -323,7 +359,7 @@ def encrypt(
                 part = training.encrypt(
                     source, out_file, authority=service, privacy=allowed, new=described, name=name,
                     test_fraction=tested, noise=samples.noise, clip=samples.clip, order=order,
-                    note=note, update=update,
+                    patience_s=patience, note=note, update=update,
                 )  # fmt: skip
             parts.append(part)
             if not json:
@@ -369,13 +405,28 @@ def _saying(done: list[Path], out_file: Path) -> Iterator[None]:
         ) from error
 
 
+app.command(epilog="Example: cloister data merge north.cloister south.cloister --out all.cloister")(
+    clinic_verbs.merge
+)
+app.command(
+    epilog="Example: cloister data withdraw biopsies --part 3f9a02c1 --authority "
+    "https://key.example:8443 --pin authority.pub --token @client.token"
+)(clinic_verbs.withdraw)
+
+
 @app.command(epilog="Example: cloister data show rows.cloister")
+@options.grouped
 def show(
     path: Annotated[Path, typer.Argument(metavar="FILE.cloister", help="Encrypted data set.")],
+    access: options.OptionalAuthority,
     json: options.Json = False,
 ) -> None:
-    """Show the public contents of an encrypted data set, and check its parts."""
+    """Show the public contents of an encrypted data set, and check its parts.
+
+    Given an authority, compare the parts with its list, and show which samples were withdrawn.
+    """
     opened = EncryptedDataset.open(path)
+    withdrawn = clinic_verbs.withdrawn_samples(opened, access)
     described = {
         "name": opened.name, "shape": opened.shape, "targets": opened.targets,
         "classes": opened.classes,
@@ -383,12 +434,22 @@ def show(
         "samples": opened.samples, "test_samples": len(opened.test_ids),
         "authority": opened.authority_fingerprint,
     }  # fmt: skip
+    if withdrawn is not None:
+        described["withdrawn"] = int(withdrawn.holds(opened.ids).sum())
     if json:
-        emit_json(described | {"parts": opened.parts})
+        spans = {} if withdrawn is None else {"withdrawn_spans": withdrawn.spans}
+        emit_json(described | {"parts": opened.parts} | spans)
         return
     out().print(table(("", ""), [(k.replace("_", " "), v) for k, v in described.items()]))
-    rows = [(part.part, part.first, part.samples, part.sha256) for part in opened.parts]
-    out().print(table(("part", "first id", "samples", "SHA-256"), rows))
+    columns = ["part", "first id", "samples", "SHA-256"]
+    rows: list[list[object]] = [
+        [part.part, part.first, part.samples, part.sha256] for part in opened.parts
+    ]
+    if withdrawn is not None:
+        columns.insert(3, "withdrawn")
+        for part, row in zip(opened.parts, rows, strict=True):
+            row.insert(3, int(withdrawn.holds(np.arange(part.first, part.last)).sum()))
+    out().print(table(columns, rows))
 
 
 @app.command(epilog="Example: cloister data init host")

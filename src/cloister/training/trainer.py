@@ -204,6 +204,11 @@ class Trainer:
         self.position = Position()
         self.history: list[EpochResult] = []
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether any step has changed the model."""
+        return bool(self.history) or self.position.step > 0
+
     def prepare(self, update: Update = lambda done, total: None) -> None:
         """Check the model, unblind labels and, for a frozen first layer, project every sample.
 

@@ -17,14 +17,20 @@ from cloister.base.rng import SystemRandom
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.id_spans import IdSpans
 from cloister.data.info import PartInfo
-from cloister.data.writer import check_registered
-from cloister.errors import AuthorityUnavailable, EncryptionError, InputError, ServiceUnavailable
+from cloister.errors import (
+    AuthorityUnavailable,
+    CloisterError,
+    InputError,
+    ServiceUnavailable,
+)
 from cloister.plan.claims import Claims
 from cloister.training.accuracy_plot import check_name, write_curve
 from cloister.training.callbacks import Callback
 from cloister.training.checkpoint import EpochResult
 from cloister.training.ciphertexts import CiphertextServer
-from cloister.training.data_owner import Note, Update, absence
+from cloister.training.data_owner import Note, Update, absence, check_origin
+from cloister.training.encrypted_model import EncryptedModel
+from cloister.training.kept_model import kept_model, require_room
 from cloister.training.metrics import GoodnessOfFit
 from cloister.training.model_file import ModelDefinition, define
 from cloister.training.run_page import run_page
@@ -37,6 +43,7 @@ from cloister.training.training_claims import claims
 class RunFiles:
     """The files and results that a run leaves.
 
+    model         the folder that keeps the trained `EncryptedModel`, also that of a run that stops
     checkpoint    the folder that keeps the run, and from which it continues
     curve         the learning curve, .svg or .png
     page          an HTML page: curves, budget, and what every party could learn
@@ -44,6 +51,7 @@ class RunFiles:
     request_log   what the authority is asked, for an audit
     """
 
+    model: Path | None = None
     checkpoint: Path | None = None
     curve: Path | None = None
     page: Path | None = None
@@ -56,10 +64,12 @@ class TrainingOutcome:
     """Everything that a run found out.
 
     trained   the model, with what stands for its first layer
+    kept      the model as `keep` kept it
     spent     the data set's budget; None: the authority was away at the end
     """
 
     trained: nn.Module
+    kept: EncryptedModel | None
     dataset: str
     model: str
     settings: Settings
@@ -149,7 +159,9 @@ def train(
         remarks.append(text)
         note(text)
 
-    _check_origin(opened, authority, remark)
+    absent = check_origin(opened, authority)
+    if absent:
+        remark(absence(opened.path, absent))
     withdrawn = authority.withdrawn(opened.name)
     if withdrawn.holds(opened.ids).any():
         opened = opened.without(withdrawn)
@@ -169,7 +181,9 @@ def train(
             class_weights=defined.class_weights, callbacks=callbacks, source=defined.digest,
             checkpoint_dir=keep.checkpoint, release_log=log, request_log=requests,
         )  # fmt: skip
-        with _kept(keep.checkpoint):
+        if keep.model is not None:
+            require_room(keep.model, trainer)
+        with _kept(trainer, keep, name=defined.name, authority=authority.fingerprint) as made:
             trainer.prepare(lambda done, total: update("samples", done, total))
             history = trainer.fit(epochs, update=lambda done, total: update("steps", done, total))
         spent = _spent(authority, opened.name, remark)
@@ -180,7 +194,7 @@ def train(
         )
     if keep.curve is not None:
         write_curve(history, keep.curve, title=f"{defined.name} on {opened.name}, encrypted")
-    outcome = _outcome(trainer, history, name=defined.name, spent=spent, remarks=remarks)
+    outcome = _outcome(trainer, history, name=defined.name, kept=made, spent=spent, remarks=remarks)
     if keep.page is not None:
         files.replace(keep.page, run_page(outcome).encode(), private=False)
     return outcome
@@ -194,31 +208,36 @@ def _defined(model: nn.Module | ModelDefinition | str) -> ModelDefinition:
     return ModelDefinition(lambda shape, classes: model, name=type(model).__name__)
 
 
-def _check_origin(dataset: EncryptedDataset, authority: TrainingAuthority, note: Note) -> None:
-    """Refuse a file of another authority, or with parts that this one has not registered so.
-
-    Raises   EncryptionError naming file and part
-    """
-    if dataset.authority_fingerprint != authority.fingerprint:
-        raise EncryptionError(
-            f"{dataset.path}: belongs to authority {dataset.authority_fingerprint[:16]}, not "
-            f"{authority.fingerprint[:16]}; give that one's --authority and --pin"
-        )
-    absent = check_registered(dataset, authority.parts(dataset.name))
-    if absent:
-        note(absence(dataset.path, absent))
-
-
 @contextmanager
-def _kept(checkpoint: Path | None) -> Iterator[None]:
-    """Say what is left of a run whose authority stays away."""
+def _kept(
+    trainer: Trainer, keep: RunFiles, *, name: str, authority: str
+) -> Iterator[list[EncryptedModel]]:
+    """A context that trains, and keeps the model at its end; gives a list that holds it then.
+
+    Where the run stops before its end, the error says what is left of it.
+    """
+    made: list[EncryptedModel] = []
+
+    def save(folder: Path) -> None:
+        made.append(kept_model(trainer, name=name, authority=authority))
+        made[0].save(folder)
+
     try:
-        yield
-    except ServiceUnavailable as error:
-        left = "nothing of the run is kept: name a --checkpoint FOLDER"
-        if checkpoint is not None:
-            left = f"the run is kept in {checkpoint}: the same command goes on with it"
-        raise type(error)(f"{error}; {left}") from None
+        yield made
+    except CloisterError as error:
+        left = []
+        if keep.model is not None and trainer.has_begun:
+            save(keep.model)
+            left.append(f"the model as it is by now is kept in {keep.model}")
+        if keep.checkpoint is not None and isinstance(error, ServiceUnavailable):
+            left.append(f"the run is kept in {keep.checkpoint}: the same command goes on with it")
+        elif isinstance(error, ServiceUnavailable):
+            left.append("nothing of the run is kept: name a --checkpoint FOLDER")
+        if not left:
+            raise
+        raise type(error)("; ".join([str(error), *left])) from None
+    if keep.model is not None:
+        save(keep.model)
 
 
 def _outcome(
@@ -226,12 +245,14 @@ def _outcome(
     history: Sequence[EpochResult],
     *,
     name: str,
+    kept: Sequence[EncryptedModel],
     spent: Summary | None,
     remarks: Sequence[str],
 ) -> TrainingOutcome:
     counters = trainer.products.counters
     return TrainingOutcome(
         trained=trainer.model,
+        kept=kept[0] if kept else None,
         dataset=trainer.info.name,
         model=name,
         settings=trainer.settings,
