@@ -214,7 +214,10 @@ def test_bad_input_adds_nothing(cloister, refused, authority, to, pixels, tmp_pa
         "data", "encrypt", tmp_path / "wide.npz", *to()
     )
     assert "class '3'" in refused("data", "encrypt", tmp_path / "class.npz", *to())
-    assert "holds pixels, this is values" in refused("data", "encrypt", tmp_path / "nan.npz", *to())
+    np.savez(tmp_path / "values.npz", x=np.ones((3, 3, 2, 1)), y=np.zeros(3, int))
+    message = refused("data", "encrypt", tmp_path / "values.npz", *to())
+    assert "holds pixels, this is values" in message
+    assert "3 of 3 samples hold NaN" in refused("data", "encrypt", tmp_path / "nan.npz", *to())
     assert "NaN" in refused("data", "encrypt", tmp_path / "nan.npz", *to(out="new.cloister"))
     assert "role client" in refused("data", "encrypt", path, *to(role="server"))
     assert "token" in refused("data", "encrypt", path, *to()[:-4], "--token", "x", "--out", file)
@@ -292,6 +295,7 @@ WEAK = {
     "one_function": ("--many-functions",),
     "mode": PAPER,
     "labels_to_server": ("--labels-to", "server"),
+    "evaluations": ("--labels-to", "trusted", "--evaluations", 5),
 }
 """The option by which a first client gives away more, for every term."""
 
@@ -310,7 +314,8 @@ def test_a_first_client_decides_no_term_for_those_who_did_not_ask_for_it(
 ):
     weak = WEAK[term]
     # Labels go to the server by default: that is beyond what a client asks for who says otherwise.
-    ours = ("--labels-to", "trusted") if term == "labels_to_server" else ()
+    of_labels = term in ("labels_to_server", "evaluations")
+    ours = ("--labels-to", "trusted") if of_labels else ()
     assert cloister("data", "encrypt", values, *to(), "--range", "0,1", *weak).code == 0
     before = (tmp_path / "set.cloister").read_bytes()
     found = refused("data", "encrypt", values, *to(), *ours)

@@ -21,7 +21,7 @@ from cloister.data.csv_source import TableSource
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.folder_source import PictureOptions
 from cloister.data.owner import LEVELS, NewDataset, Privacy, read_ranges
-from cloister.data.preprocessing import Channels
+from cloister.data.preprocessing import Channels, Layout
 from cloister.data.sources import Source, open_source
 from cloister.data.table_options import TableOptions
 from cloister.errors import CloisterError, InputError, ShapeError
@@ -42,7 +42,7 @@ app = typer.Typer(
 
 Sources = Annotated[
     list[Path],
-    typer.Argument(metavar="SOURCE...", help=".npz, .csv or folders of class folders."),
+    typer.Argument(metavar="SOURCE...", help=".npz, .npy, .csv or folders of class folders."),
 ]
 Out = Annotated[
     Path, typer.Option("--out", metavar="FILE", help="Data set file; added to if it exists.")
@@ -118,6 +118,15 @@ LabelsTo = Annotated[
         rich_help_panel=DETAILS,
     ),
 ]
+Evaluations = Annotated[
+    int,
+    typer.Option(
+        "--evaluations",
+        min=0,
+        help="With --labels-to trusted: sums over labels that a server gets, for accuracies.",
+        rich_help_panel=DETAILS,
+    ),
+]
 Bits = Annotated[
     int | None,
     typer.Option(
@@ -151,7 +160,8 @@ Clip = Annotated[
 ]
 X = Annotated[str, typer.Option("--x", help="Array of samples in .npz.", rich_help_panel=INPUT)]
 Y = Annotated[
-    str, typer.Option("--y", help="Array of class numbers in .npz.", rich_help_panel=INPUT)
+    str,
+    typer.Option("--y", help="Array of targets in .npz, or a file .npy.", rich_help_panel=INPUT),
 ]
 Label = Annotated[
     str,
@@ -232,6 +242,14 @@ TextEncoding = Annotated[
         "--encoding", help="Of the text, as latin-1. Default: found.", rich_help_panel=TABLES
     ),
 ]
+ArrayLayout = Annotated[
+    Layout | None,
+    typer.Option(
+        "--layout",
+        help="Axes of arrays of pictures. Default: nhwc, refused if the channels seem to be first.",
+        rich_help_panel=INPUT,
+    ),
+]
 Background = Annotated[
     str | None,
     typer.Option(
@@ -272,6 +290,7 @@ class PrivacyOptions:
     max_bits: MaxBits = None
     many_functions: ManyFunctions = False
     labels_to: LabelsTo = "server"
+    evaluations: Evaluations = 0
 
     def chosen(self) -> Privacy:
         """The options as a value."""
@@ -281,6 +300,7 @@ class PrivacyOptions:
             max_bits=self.max_bits,
             many_functions=self.many_functions,
             labels_to=self.labels_to,
+            evaluations=self.evaluations,
             allow_unbounded_leakage=self.allow_unbounded_leakage,
         )
 
@@ -317,6 +337,7 @@ class SampleOptions:
     clip: Clip = False
     x: X = "x"
     y: Y = "y"
+    layout: ArrayLayout = None
     background: Background = None
     channels: PictureChannels = None
     resize: Resize = None
@@ -328,7 +349,9 @@ class SampleOptions:
         """
         size = None if self.resize is None else options.picture_size(self.resize)
         pictures = PictureOptions(self.background, self.channels, size)
-        return open_source(path, x=self.x, y=self.y, table=table, pictures=pictures)
+        return open_source(
+            path, x=self.x, y=self.y, table=table, layout=self.layout, pictures=pictures
+        )
 
     def tested(self) -> float:
         """The part that is kept for testing.

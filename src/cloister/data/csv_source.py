@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from cloister.data.bad_cells import BadCells
+from cloister.data.bad_cells import BadCells, lines_of
 from cloister.data.cells import BadCell, CellFormat
 from cloister.data.column_kinds import ColumnEvidence, Reading, as_cells, file_format
 from cloister.data.columns import EPOCH, Column, PublicRange, public_column
@@ -155,6 +155,11 @@ class TableSource:
         if not self._readings:
             self.columns()
         return np.asarray(self._cells[positions]).reshape(len(positions), *self.shape)
+
+    def where(self, position: int) -> str:
+        """The line of a sample, for errors."""
+        row = int(self.row_numbers[position])
+        return f"{self._path}: line {lines_of(self._dialect, [row])[row]}"
 
     # ---- the first reading
 

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int64
 from cloister.base.rng import Csprng
 from cloister.data.columns import Column, column_of, encode_columns
 from cloister.data.csv_source import TableSource
+from cloister.data.dataset import TEST, TRAIN
 from cloister.data.encoding import Encoding
 from cloister.data.sources import CHUNK_BYTES, Source
 from cloister.data.target_encoding import TargetEncoder
@@ -67,7 +68,7 @@ class Encoder:
         self, positions: np.ndarray, values: np.ndarray, bad: Bool[np.ndarray, "..."]
     ) -> None:
         place = tuple(int(i) for i in np.argwhere(bad)[0])
-        sample = int(positions[place[0]])
+        sample = self._source.where(int(positions[place[0]]))
         if self._columns:
             field, option = f"column {column_of(self._columns, place[-1]).name}", "--ranges"
         else:
@@ -77,7 +78,7 @@ class Encoder:
             what, remedy = "the value is missing (NaN)", "fill or drop it"
         else:
             what = "the value is outside the data set's range"
-        raise RangeError(f"sample {sample}, {field}: {what}; {remedy}")
+        raise RangeError(f"{sample}, {field}: {what}; {remedy}")
 
 
 def random_order(count: int, *, rng: Csprng) -> Int64[np.ndarray, " count"]:
@@ -105,4 +106,5 @@ def chunks(
     for start in range(0, n, size):
         positions = order[start : start + size]
         places = np.arange(start, start + len(positions))
-        yield Chunk(encoder.encode(positions), targets.encode(positions), places >= n - tested)
+        flags = np.where(places >= n - tested, TEST, TRAIN).astype(np.uint8)
+        yield Chunk(encoder.encode(positions), targets.encode(positions), flags)
