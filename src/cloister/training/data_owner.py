@@ -12,6 +12,7 @@ from typing import Protocol
 from cloister.authority.agreement import Agreement
 from cloister.authority.enrolment import ClientService, Enrolment, enrol
 from cloister.base.rng import SystemRandom
+from cloister.data.csv_source import TableSource
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.encoder import Encoder, chunks, random_order
 from cloister.data.feature_noise import GaussianNoise
@@ -101,7 +102,8 @@ def encrypt(
     if samples.labels is None:
         raise InputError("source: its samples have no labels to learn from")
     rows = random_order(samples.samples, rng=SystemRandom())
-    kept = None if order is None else OrderFile(order, rows, targets=samples.targets)
+    own = samples.row_numbers[rows] if isinstance(samples, TableSource) else rows
+    kept = None if order is None else OrderFile(order, own, targets=samples.targets)
     accepted = _accepted(
         authority, name or out.stem, out, samples, new or NewDataset(), privacy, remarks
     )
