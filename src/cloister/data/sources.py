@@ -105,14 +105,15 @@ class ArraySource:
 
     @classmethod
     def read_file(
-        cls, path: Path, *, x: str = "x", y: str = "y", targets: Targets | None = None
+        cls, path: Path, *, x: str = "x", y: str | None = "y", targets: Targets | None = None
     ) -> "ArraySource":
         """Spool two arrays of an .npz file.
 
         Raises   InputError, ShapeError naming file and array
         """
         titles = (f"{path}: array {x!r}", f"{path}: array {y!r}")
-        return cls(_spool(path, x), _spool(path, y), targets=targets, titles=titles)
+        found = None if y is None else _spool(path, y)
+        return cls(_spool(path, x), found, targets=targets, titles=titles)
 
     def read(self, positions: Int64[np.ndarray, " m"]) -> np.ndarray:
         """See `Source`."""
@@ -199,10 +200,12 @@ def open_source(
     label: str = "label",
     targets: Targets | None = None,
     pictures: PictureOptions | None = None,
+    unlabelled: bool = False,
 ) -> Source:
     """The source that a path stands for; the options name arrays and the column of the classes.
 
     targets   what the samples have to learn; None: as the file suggests
+    unlabelled   the samples are to be predicted: targets are not read
     Raises    InputError
     """
     path = Path(path)
@@ -218,7 +221,7 @@ def open_source(
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     if path.suffix.lower() == ".npz":
-        return ArraySource.read_file(path, x=x, y=y, targets=targets)
+        return ArraySource.read_file(path, x=x, y=None if unlabelled else y, targets=targets)
     if path.suffix.lower() == ".csv":
         return TableSource(path, label=label)
     raise InputError(f"{path}: give an .npz or .csv file, or a folder with one folder a class")

@@ -7,6 +7,7 @@ blinded samples and labels only.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from cloister.authority.agreement import Agreement
 from cloister.authority.enrolment import ClientService, Enrolment, enrol
@@ -25,7 +26,7 @@ from cloister.data.owner import (
 )
 from cloister.data.sources import Source, open_source
 from cloister.data.writer import Chunk, EncryptedDatasetWriter, check_registered
-from cloister.errors import InputError, UnknownDatasetError
+from cloister.errors import EncryptionError, InputError, UnknownDatasetError
 from cloister.training.proposal import accept, propose
 
 Note = Callable[[str], None]
@@ -62,6 +63,7 @@ def encrypt(
     new: NewDataset | None = None,
     name: str | None = None,
     test_fraction: float = 0.0,
+    unlabelled: bool = False,
     noise: float | None = None,
     clip: bool = False,
     order: Path | str | None = None,
@@ -77,6 +79,7 @@ def encrypt(
     out             the data set's file, which is added to if it exists
     name            the data set's id; default: the file's name
     test_fraction   the random part that is kept for testing
+    unlabelled      the samples have no labels, and wait for predictions
     noise           deviation of Gaussian noise on every value, in multiples of the range
     clip            bring values outside the range to its ends instead of refusing them
     order           a new file .npz that keeps which sample is which: secret, it holds the samples
@@ -86,7 +89,9 @@ def encrypt(
              error says so
     """
     out, remarks = Path(out), _Remarks(note)
-    samples = open_source(source) if isinstance(source, str | Path) else source
+    samples = source
+    if isinstance(source, str | Path):
+        samples = open_source(source, unlabelled=unlabelled)
     if not isinstance(samples, Source):
         raise InputError(
             f"source: a {type(samples).__name__} is none; give a path, or ArraySource(x, y)"
@@ -95,8 +100,7 @@ def encrypt(
     added = None if noise is None else GaussianNoise(noise, "ciphertexts")
     if not 0 <= test_fraction <= 1:
         raise InputError(f"test_fraction must be 0 to 1, got {test_fraction}")
-    if samples.labels is None:
-        raise InputError("source: its samples have no labels to learn from")
+    _check_unlabelled(samples, unlabelled, test_fraction)
     rows = random_order(samples.samples, rng=SystemRandom())
     kept = None if order is None else OrderFile(order, rows, targets=samples.targets)
     accepted = _accepted(
@@ -165,6 +169,53 @@ class _Remarks:
             )
         if order is not None:
             self(f"{order} holds your samples in plain; keep it to yourself")
+
+
+class PartsService(Protocol):
+    """The authority as a holder of a data set file sees it."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the authority."""
+        ...
+
+    def parts(self, dataset: str) -> tuple[PartInfo, ...]:
+        """The registered parts of a data set."""
+        ...
+
+
+def check_origin(dataset: EncryptedDataset, authority: PartsService) -> list[PartInfo]:
+    """Refuse a file of another authority, or with parts that this one has not registered so.
+
+    Gives the parts on record that the file does not hold.
+
+    Raises   EncryptionError naming file and part
+    """
+    if dataset.authority_fingerprint != authority.fingerprint:
+        raise EncryptionError(
+            f"{dataset.path}: belongs to authority {dataset.authority_fingerprint[:16]}, not "
+            f"{authority.fingerprint[:16]}; give that one's --authority and --pin"
+        )
+    return check_registered(dataset, authority.parts(dataset.name))
+
+
+def _check_unlabelled(samples: Source, unlabelled: bool, test_fraction: float) -> None:
+    """Labels are neither missed nor thrown away unasked.
+
+    Raises   InputError
+    """
+    if samples.labels is None and not unlabelled:
+        raise InputError(
+            "source: its samples have no labels to learn from; to have predictions for them, give "
+            "unlabelled=True (--unlabelled)"
+        )
+    if samples.labels is not None and unlabelled:
+        raise InputError(
+            "source: its samples have labels, and unlabelled ones were to be encrypted; leave "
+            "either out"
+        )
+    if unlabelled and test_fraction:
+        raise InputError("unlabelled samples cannot test: leave out test_fraction")
 
 
 def absence(path: Path, absent: list[PartInfo]) -> str:
