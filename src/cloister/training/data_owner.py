@@ -12,6 +12,7 @@ from typing import Protocol
 from cloister.authority.agreement import Agreement
 from cloister.authority.enrolment import ClientService, Enrolment, enrol
 from cloister.base.rng import SystemRandom
+from cloister.data.csv_source import TableSource
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.encoder import Encoder, chunks, random_order
 from cloister.data.feature_noise import GaussianNoise
@@ -104,7 +105,8 @@ def encrypt(
         raise InputError(f"test_fraction must be 0 to 1, got {test_fraction}")
     _check_unlabelled(samples, unlabelled, test_fraction)
     rows = random_order(samples.samples, rng=SystemRandom())
-    kept = None if order is None else OrderFile(order, rows, targets=samples.targets)
+    own = samples.row_numbers[rows] if isinstance(samples, TableSource) else rows
+    kept = None if order is None else OrderFile(order, own, targets=samples.targets)
     accepted = _accepted(
         authority, name or out.stem, out, samples, new or NewDataset(), privacy, remarks
     )
