@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64, Int64
+from numpy.typing import ArrayLike
 
 from cloister.base.reading import parsing
 from cloister.data.array_files import NPY, NPZ, array_title, read_array
@@ -61,11 +62,11 @@ class ArraySource:
 
     def __init__(
         self,
-        x: np.ndarray,
-        y: np.ndarray | None,
+        x: ArrayLike,
+        y: ArrayLike | None,
         *,
         targets: Targets | None = None,
-        layout: Layout | None = None,
+        layout: Layout | str | None = None,
         titles: tuple[str, str] = ("array x", "array y"),
     ) -> None:
         """Take the arrays as they are; mapped ones are looked at piece by piece.
@@ -100,7 +101,7 @@ class ArraySource:
         x: str = "x",
         y: str | None = "y",
         targets: Targets | None = None,
-        layout: Layout | None = None,
+        layout: Layout | str | None = None,
     ) -> "ArraySource":
         """Spool the arrays of files.
 
@@ -217,7 +218,7 @@ def open_source(
     y: str = "y",
     label: str = "label",
     targets: Targets | None = None,
-    layout: Layout | None = None,
+    layout: Layout | str | None = None,
     pictures: PictureOptions | None = None,
     unlabelled: bool = False,
 ) -> Source:
