@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from cloister import training
 from cloister.authority.noise import EXACT_BITS
 from cloister.authority.request_log import ReleaseLog
 from cloister.base.rng import SystemRandom
-from cloister.cli import options
+from cloister.cli import clinic_verbs, options
 from cloister.cli.console import emit_json, note, out, stages, table
 from cloister.cli.serving import serve_until_interrupted
 from cloister.data.dataset import EncryptedDataset
@@ -21,6 +22,7 @@ from cloister.data.folder_source import PictureOptions
 from cloister.data.owner import LEVELS, NewDataset, Privacy, read_ranges
 from cloister.data.preprocessing import Channels, Layout
 from cloister.data.sources import Source, open_source
+from cloister.data.writer import PATIENCE_S
 from cloister.errors import CloisterError, InputError, ShapeError
 from cloister.training import ciphertext_service
 from cloister.training.ciphertexts import LocalCiphertextServer
@@ -77,6 +79,10 @@ Order = Annotated[
         metavar="FILE.npz",
         help="Keep which sample is which: the --truth of `cloister audit`. Keep it secret.",
     ),
+]
+Patience = Annotated[
+    float,
+    typer.Option("--patience", min=0, help="Seconds to wait for other clients that append."),
 ]
 ValueBits = Annotated[
     int | None,
@@ -301,6 +307,7 @@ def encrypt(
     new: NewOptions,
     name: Name = None,
     order: Order = None,
+    patience: Patience = PATIENCE_S,
     json: options.Json = False,
 ) -> None:
     """Encrypt samples and add them to a data set. Nothing plain leaves this process.
@@ -320,7 +327,7 @@ def encrypt(
                 part = training.encrypt(
                     source, out_file, authority=service, privacy=allowed, new=described, name=name,
                     test_fraction=tested, noise=samples.noise, clip=samples.clip, order=order,
-                    note=note, update=update,
+                    patience_s=patience, note=note, update=update,
                 )  # fmt: skip
             parts.append(part)
             if not json:
@@ -361,25 +368,50 @@ def _saying(done: list[Path], out_file: Path) -> Iterator[None]:
         ) from error
 
 
+app.command(epilog="Example: cloister data merge north.cloister south.cloister --out all.cloister")(
+    clinic_verbs.merge
+)
+app.command(
+    epilog="Example: cloister data withdraw biopsies --part 3f9a02c1 --authority "
+    "https://key.example:8443 --pin authority.pub --token @client.token"
+)(clinic_verbs.withdraw)
+
+
 @app.command(epilog="Example: cloister data show rows.cloister")
+@options.grouped
 def show(
     path: Annotated[Path, typer.Argument(metavar="FILE.cloister", help="Encrypted data set.")],
+    access: options.OptionalAuthority,
     json: options.Json = False,
 ) -> None:
-    """Show the public contents of an encrypted data set, and check its parts."""
+    """Show the public contents of an encrypted data set, and check its parts.
+
+    Given an authority, compare the parts with its list, and show which samples were withdrawn.
+    """
     opened = EncryptedDataset.open(path)
+    withdrawn = clinic_verbs.withdrawn_samples(opened, access)
     described = {
         "name": opened.name, "shape": opened.shape, "classes": opened.classes,
         "bits": opened.encoding.bits, "low": opened.encoding.low, "high": opened.encoding.high,
         "samples": opened.samples, "test_samples": len(opened.test_ids),
         "authority": opened.authority_fingerprint,
     }  # fmt: skip
+    if withdrawn is not None:
+        described["withdrawn"] = int(withdrawn.holds(opened.ids).sum())
     if json:
-        emit_json(described | {"parts": opened.parts})
+        spans = {} if withdrawn is None else {"withdrawn_spans": withdrawn.spans}
+        emit_json(described | {"parts": opened.parts} | spans)
         return
     out().print(table(("", ""), [(k.replace("_", " "), v) for k, v in described.items()]))
-    rows = [(part.part, part.first, part.samples, part.sha256) for part in opened.parts]
-    out().print(table(("part", "first id", "samples", "SHA-256"), rows))
+    columns = ["part", "first id", "samples", "SHA-256"]
+    rows: list[list[object]] = [
+        [part.part, part.first, part.samples, part.sha256] for part in opened.parts
+    ]
+    if withdrawn is not None:
+        columns.insert(3, "withdrawn")
+        for part, row in zip(opened.parts, rows, strict=True):
+            row.insert(3, int(withdrawn.holds(np.arange(part.first, part.last)).sum()))
+    out().print(table(columns, rows))
 
 
 @app.command(epilog="Example: cloister data init host")

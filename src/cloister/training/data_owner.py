@@ -7,6 +7,7 @@ blinded samples and labels only.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from cloister.authority.agreement import Agreement
 from cloister.authority.enrolment import ClientService, Enrolment, enrol
@@ -24,8 +25,8 @@ from cloister.data.owner import (
     noise_statement,
 )
 from cloister.data.sources import Source, open_source
-from cloister.data.writer import Chunk, EncryptedDatasetWriter, check_registered
-from cloister.errors import InputError, UnknownDatasetError
+from cloister.data.writer import PATIENCE_S, Chunk, EncryptedDatasetWriter, check_registered
+from cloister.errors import EncryptionError, InputError, UnknownDatasetError
 from cloister.training.proposal import accept, propose
 
 Note = Callable[[str], None]
@@ -65,6 +66,7 @@ def encrypt(
     noise: float | None = None,
     clip: bool = False,
     order: Path | str | None = None,
+    patience_s: float = PATIENCE_S,
     note: Note = lambda text: None,
     update: Update = lambda what, done, total: None,
 ) -> EncryptedPart:
@@ -80,6 +82,7 @@ def encrypt(
     noise           deviation of Gaussian noise on every value, in multiples of the range
     clip            bring values outside the range to its ends instead of refusing them
     order           a new file .npz that keeps which sample is which: secret, it holds the samples
+    patience_s      how long to wait for other clients that are adding to the same file
     note, update    are called with each remark as it arises, and with the progress of the work
 
     Raises   InputError, RangeError, ShapeError, EncryptionError; then nothing was added, unless the
@@ -118,9 +121,21 @@ def encrypt(
         made = kept.watch(made)
     if added is not None:
         made = add_noise(made, added, encoding=info.encoding, rng=SystemRandom())
-    writer = EncryptedDatasetWriter(out, enrolment)
+    writer = EncryptedDatasetWriter(out, enrolment, patience_s=patience_s)
     remarks.absent(out, _absent(authority, out, enrolment))
-    part = writer.append(_watched(made, len(rows), update), rng=SystemRandom())
+    try:
+        part = writer.append(_watched(made, len(rows), update), rng=SystemRandom())
+    except EncryptionError:
+        if info.samples or authority.find(info.name) is None:
+            raise
+        part = None
+    if part is None:
+        # Another client has made the data set meanwhile: join that one, if its terms are accepted.
+        return encrypt(
+            samples, out, authority=authority, privacy=privacy, new=new, name=name,
+            test_fraction=test_fraction, noise=noise, clip=clip, order=order,
+            patience_s=patience_s, note=note, update=update,
+        )  # fmt: skip
     if kept is not None:
         _write_order(kept, part, out)
     remarks.after(agreed, samples, encoder, order)
@@ -165,6 +180,34 @@ class _Remarks:
             )
         if order is not None:
             self(f"{order} holds your samples in plain; keep it to yourself")
+
+
+class PartsService(Protocol):
+    """The authority as a holder of a data set file sees it."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the authority."""
+        ...
+
+    def parts(self, dataset: str) -> tuple[PartInfo, ...]:
+        """The registered parts of a data set."""
+        ...
+
+
+def check_origin(dataset: EncryptedDataset, authority: PartsService) -> list[PartInfo]:
+    """Refuse a file of another authority, or with parts that this one has not registered so.
+
+    Gives the parts on record that the file does not hold.
+
+    Raises   EncryptionError naming file and part
+    """
+    if dataset.authority_fingerprint != authority.fingerprint:
+        raise EncryptionError(
+            f"{dataset.path}: belongs to authority {dataset.authority_fingerprint[:16]}, not "
+            f"{authority.fingerprint[:16]}; give that one's --authority and --pin"
+        )
+    return check_registered(dataset, authority.parts(dataset.name))
 
 
 def absence(path: Path, absent: list[PartInfo]) -> str:
