@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
+from numpy.typing import ArrayLike
 
 from cloister.data.array_files import NPY, NPZ, array_title, read_array
 from cloister.data.array_samples import read_samples
@@ -63,11 +64,11 @@ class ArraySource:
 
     def __init__(
         self,
-        x: np.ndarray,
-        y: np.ndarray | None,
+        x: ArrayLike,
+        y: ArrayLike | None,
         *,
         targets: Targets | None = None,
-        layout: Layout | None = None,
+        layout: Layout | str | None = None,
         titles: tuple[str, str] = ("array x", "array y"),
     ) -> None:
         """Take the arrays as they are; mapped ones are looked at piece by piece.
@@ -102,7 +103,7 @@ class ArraySource:
         x: str = "x",
         y: str | None = "y",
         targets: Targets | None = None,
-        layout: Layout | None = None,
+        layout: Layout | str | None = None,
     ) -> "ArraySource":
         """Spool the arrays of files.
 
@@ -143,7 +144,7 @@ def open_source(
     y: str = "y",
     table: TableOptions | None = None,
     targets: Targets | None = None,
-    layout: Layout | None = None,
+    layout: Layout | str | None = None,
     pictures: PictureOptions | None = None,
     unlabelled: bool = False,
 ) -> Source:
