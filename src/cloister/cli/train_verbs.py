@@ -107,6 +107,12 @@ NoiseClip = Annotated[
         rich_help_panel=NOISE,
     ),
 ]
+ModelFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="FOLDER", help="Where to keep the model, to predict with it and export it."
+    ),
+]
 CheckpointFolder = Annotated[
     Path | None,
     typer.Option("--checkpoint", metavar="FOLDER", help="Where to keep the run; resumes it."),
@@ -155,6 +161,7 @@ class RunOptions:
     optimizer: Optimizer = "adam"
     learning_rate: LearningRate = None
     seed: Seed = 0
+    out_folder: ModelFolder = None
     checkpoint: CheckpointFolder = None
     checkpoint_every: CheckpointEvery = 200
     curve: Curve = None
@@ -167,7 +174,12 @@ class RunOptions:
     def kept(self) -> "RunFiles":
         """The files of the run."""
         return training.RunFiles(
-            self.checkpoint, self.curve, self.page, self.release_log, self.request_log
+            self.out_folder,
+            self.checkpoint,
+            self.curve,
+            self.page,
+            self.release_log,
+            self.request_log,
         )
 
 
@@ -223,7 +235,7 @@ def train(
     epochs: Epochs = 5,
     json: options.Json = False,
 ) -> None:
-    """Train on samples that stay encrypted."""
+    """Train on samples that stay encrypted, and keep the model for predict and export."""
     settings = disclosure.settings(run)
     with ExitStack() as stack:
         host = disclosure.host(run.patience, stack)
@@ -233,13 +245,26 @@ def train(
             keep=run.kept(), note=note, update=stack.enter_context(stages()),
         )  # fmt: skip
     if json:
-        emit_json(_document(outcome) | {"curve": run.curve})
+        emit_json(_document(outcome) | {"curve": run.curve, "out": run.out_folder})
+        return
+    _show(outcome)
+    if run.out_folder is None:
+        note(_unkept(run.checkpoint))
     else:
-        _show(outcome)
+        out().print(f"model kept in {run.out_folder}", soft_wrap=True)
+
+
+def _unkept(checkpoint: Path | None) -> str:
+    if checkpoint is None:
+        return "the model was not kept: the same command with --out FOLDER trains and keeps it"
+    return (
+        f"{checkpoint} keeps the run, and no model for use: the same command with --out FOLDER "
+        "makes that from it"
+    )
 
 
 def _document(outcome: "TrainingOutcome") -> dict[str, Any]:
-    found = {k: v for k, v in vars(outcome).items() if k not in ("trained", "settings")}
+    found = {k: v for k, v in vars(outcome).items() if k not in ("trained", "kept", "settings")}
     settings = outcome.settings
     return found | {
         "first_layer": settings.first_layer,

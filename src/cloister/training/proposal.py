@@ -7,8 +7,6 @@ owner accepts only terms that its own options, or the defaults, would have propo
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from cloister.authority.agreement import Agreement, Excess, excesses
 from cloister.authority.records import Terms
 from cloister.data.columns import Column, PublicRange, public_column
@@ -68,6 +66,10 @@ FIELDS = {
     ),
     "one_function": AgreementField(
         "functions", lambda n: "many" if n else "one", lambda _: "--many-functions"
+    ),
+    "evaluations": AgreementField(
+        "sums over labels", _number, lambda n: f"--labels-to trusted --evaluations {n:.0f}",
+        lambda _, privacy: privacy.labels_to != "server",
     ),
 }  # fmt: skip
 """For every field of `agreement.EXPOSURE`."""
@@ -186,6 +188,7 @@ def _agreement(info: DatasetInfo, privacy: Privacy, *, notes: str) -> Agreement:
         max_bits=privacy.max_bits,
         value_bits=privacy.value_bits,
         one_function=not privacy.many_functions,
+        evaluations=privacy.evaluations,
         notes=notes,
     )
     return Agreement(info, terms)
@@ -220,10 +223,9 @@ def _target_ranges(
         return {}
     ranges = new.target_ranges
     if ranges is None and source.labels is not None:
-        both = np.stack([source.labels.min(axis=0), source.labels.max(axis=0)], axis=1)
-        ranges = {
-            name: (low, high) for name, (low, high) in zip(source.names, both.tolist(), strict=True)
-        }
+        lows, highs = source.labels.min(axis=0), source.labels.max(axis=0)
+        ends = zip(lows.tolist(), highs.tolist(), strict=True)
+        ranges = dict(zip(source.names, ends, strict=True))
         note(
             "the smallest and largest value of every number that is to be predicted becomes known "
             "to the other clients and the authority; give public --target-ranges to avoid it"

@@ -17,13 +17,21 @@ from cloister.base.rng import SystemRandom
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.id_spans import IdSpans
 from cloister.data.info import PartInfo
-from cloister.errors import AuthorityUnavailable, InputError, ServiceUnavailable
+from cloister.errors import (
+    AuthorityUnavailable,
+    CloisterError,
+    InputError,
+    ServiceUnavailable,
+)
 from cloister.plan.claims import Claims
 from cloister.training import models
 from cloister.training.accuracy_plot import check_name, write_curve
 from cloister.training.checkpoint import EpochResult
 from cloister.training.ciphertexts import CiphertextServer
 from cloister.training.data_owner import Note, Update, absence, check_origin
+from cloister.training.encrypted_model import EncryptedModel
+from cloister.training.kept_model import kept_model, require_room
+from cloister.training.metrics import GoodnessOfFit
 from cloister.training.run_page import run_page
 from cloister.training.settings import Settings
 from cloister.training.trainer import Trainer
@@ -34,6 +42,7 @@ from cloister.training.training_claims import claims
 class RunFiles:
     """The files and results that a run leaves.
 
+    model         the folder that keeps the trained `EncryptedModel`, also that of a run that stops
     checkpoint    the folder that keeps the run, and from which it continues
     curve         the learning curve, .svg or .png
     page          an HTML page: curves, budget, and what every party could learn
@@ -41,6 +50,7 @@ class RunFiles:
     request_log   what the authority is asked, for an audit
     """
 
+    model: Path | None = None
     checkpoint: Path | None = None
     curve: Path | None = None
     page: Path | None = None
@@ -53,10 +63,12 @@ class TrainingOutcome:
     """Everything that a run found out.
 
     trained   the model, with what stands for its first layer
+    kept      the model as `keep` kept it
     spent     the data set's budget; None: the authority was away at the end
     """
 
     trained: nn.Module
+    kept: EncryptedModel | None
     dataset: str
     model: str
     settings: Settings
@@ -72,8 +84,13 @@ class TrainingOutcome:
 
     @property
     def test_accuracy(self) -> float | None:
-        """Of the last epoch, on the encrypted test part."""
+        """Of the last epoch, on the encrypted test part; None for numbers."""
         return self.epochs[-1].test_accuracy if self.epochs else None
+
+    @property
+    def test_fit(self) -> GoodnessOfFit | None:
+        """The same of numbers."""
+        return self.epochs[-1].test_fit if self.epochs else None
 
 
 class TrainingAuthority(KeyService, Protocol):
@@ -150,7 +167,10 @@ def train(
             settings=settings, server=host, checkpoint_dir=keep.checkpoint, release_log=log,
             request_log=requests,
         )  # fmt: skip
-        with _kept(keep.checkpoint):
+        if keep.model is not None:
+            require_room(keep.model, trainer)
+        name = model if isinstance(model, str) else type(model).__name__
+        with _kept(trainer, keep, name=name, authority=authority.fingerprint) as made:
             trainer.prepare(lambda done, total: update("samples", done, total))
             history = trainer.fit(epochs, update=lambda done, total: update("steps", done, total))
         spent = _spent(authority, opened.name, remark)
@@ -159,10 +179,9 @@ def train(
             f"{spent.withdrawn - withdrawn.count:,} samples were withdrawn during this run, and "
             "its model may have learned from them: train again, with a new --checkpoint"
         )
-    name = model if isinstance(model, str) else type(model).__name__
     if keep.curve is not None:
         write_curve(history, keep.curve, title=f"{name} on {opened.name}, encrypted")
-    outcome = _outcome(trainer, history, name=name, spent=spent, remarks=remarks)
+    outcome = _outcome(trainer, history, name=name, kept=made, spent=spent, remarks=remarks)
     if keep.page is not None:
         files.replace(keep.page, run_page(outcome).encode(), private=False)
     return outcome
@@ -176,15 +195,35 @@ def _model(model: nn.Module | str, dataset: EncryptedDataset, settings: Settings
 
 
 @contextmanager
-def _kept(checkpoint: Path | None) -> Iterator[None]:
-    """Say what is left of a run whose authority stays away."""
+def _kept(
+    trainer: Trainer, keep: RunFiles, *, name: str, authority: str
+) -> Iterator[list[EncryptedModel]]:
+    """A context that trains, and keeps the model at its end; gives a list that holds it then.
+
+    Where the run stops before its end, the error says what is left of it.
+    """
+    made: list[EncryptedModel] = []
+
+    def save(folder: Path) -> None:
+        made.append(kept_model(trainer, name=name, authority=authority))
+        made[0].save(folder)
+
     try:
-        yield
-    except ServiceUnavailable as error:
-        left = "nothing of the run is kept: name a --checkpoint FOLDER"
-        if checkpoint is not None:
-            left = f"the run is kept in {checkpoint}: the same command goes on with it"
-        raise type(error)(f"{error}; {left}") from None
+        yield made
+    except CloisterError as error:
+        left = []
+        if keep.model is not None and trainer.has_begun:
+            save(keep.model)
+            left.append(f"the model as it is by now is kept in {keep.model}")
+        if keep.checkpoint is not None and isinstance(error, ServiceUnavailable):
+            left.append(f"the run is kept in {keep.checkpoint}: the same command goes on with it")
+        elif isinstance(error, ServiceUnavailable):
+            left.append("nothing of the run is kept: name a --checkpoint FOLDER")
+        if not left:
+            raise
+        raise type(error)("; ".join([str(error), *left])) from None
+    if keep.model is not None:
+        save(keep.model)
 
 
 def _outcome(
@@ -192,12 +231,14 @@ def _outcome(
     history: Sequence[EpochResult],
     *,
     name: str,
+    kept: Sequence[EncryptedModel],
     spent: Summary | None,
     remarks: Sequence[str],
 ) -> TrainingOutcome:
     counters = trainer.products.counters
     return TrainingOutcome(
         trained=trainer.model,
+        kept=kept[0] if kept else None,
         dataset=trainer.info.name,
         model=name,
         settings=trainer.settings,
