@@ -284,6 +284,7 @@ WEAK = {
     "one_function": ("--many-functions",),
     "mode": PAPER,
     "labels_to_server": ("--labels-to", "server"),
+    "evaluations": ("--labels-to", "trusted", "--evaluations", 5),
 }
 """The option by which a first client gives away more, for every term."""
 
@@ -302,7 +303,8 @@ def test_a_first_client_decides_no_term_for_those_who_did_not_ask_for_it(
 ):
     weak = WEAK[term]
     # Labels go to the server by default: that is beyond what a client asks for who says otherwise.
-    ours = ("--labels-to", "trusted") if term == "labels_to_server" else ()
+    of_labels = term in ("labels_to_server", "evaluations")
+    ours = ("--labels-to", "trusted") if of_labels else ()
     assert cloister("data", "encrypt", values, *to(), "--range", "0,1", *weak).code == 0
     before = (tmp_path / "set.cloister").read_bytes()
     found = refused("data", "encrypt", values, *to(), *ours)

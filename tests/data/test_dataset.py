@@ -47,7 +47,7 @@ def samples(n, *, seed=0, shape=SHAPE):
     generator = np.random.default_rng(seed)
     x = generator.integers(-127, 128, (n, *shape)).astype(np.int16)
     labels = one_hot(generator.integers(0, 3, n), 3)
-    return Chunk(x, labels, generator.random(n) < 0.3)
+    return Chunk(x, labels, (generator.random(n) < 0.3).astype(np.uint8))
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_what_was_encrypted_comes_back_with_the_keys(path, authority):
     assert [part.samples for part in opened.parts] == [9, 7]
     plain = np.concatenate([c.x for c in (first, second, third)])
     labels = np.concatenate([c.labels for c in (first, second, third)])
-    test = np.concatenate([c.test for c in (first, second, third)])
+    test = np.concatenate([c.flags for c in (first, second, third)]) == 1
     ids = np.array([15, 0, 8, 9, 0], np.int64)
     for part, key in zip(opened.parts, authority.keys, strict=True):
         mine = ids[(ids >= part.first) & (ids < part.last)]
@@ -130,7 +130,9 @@ def test_its_identity_is_of_the_authority_and_of_every_sample(path, authority):
 
 def test_ciphertexts_look_uniform_and_repeat_nothing(path, authority):
     zeros = Chunk(
-        np.zeros((500, *SHAPE), np.int16), one_hot(np.zeros(500, int), 3), np.zeros(500, bool)
+        np.zeros((500, *SHAPE), np.int16),
+        one_hot(np.zeros(500, int), 3),
+        np.zeros(500, np.uint8),
     )
     append(path, authority, zeros)
     append(path, authority, zeros)
@@ -324,13 +326,16 @@ def test_a_file_that_was_removed_while_waiting_for_it_is_not_written(path, autho
 def test_bad_samples_are_named(path, authority):
     good = samples(3)
 
-    def refused(kind, text, x=good.x, labels=good.labels, test=good.test):
+    def refused(kind, text, x=good.x, labels=good.labels, flags=good.flags):
         with pytest.raises(kind, match=text):
-            append(path, authority, good, Chunk(x, labels, test))
+            append(path, authority, good, Chunk(x, labels, flags))
 
     refused(ShapeError, "samples 3 to 6", x=good.x[:, :2])
     refused(ShapeError, "int64", x=good.x.astype(np.int64))
     refused(ShapeError, "one target of 3 integers", labels=good.labels[:2])
+    refused(RangeError, "a flag is 0, 1 or 2", flags=good.flags.astype(np.int64))
+    refused(RangeError, "a flag is 0, 1 or 2", flags=np.array([0, 3, 0], np.uint8))
+    refused(RangeError, "sample 4: has a target", flags=np.array([0, 2, 0], np.uint8))
     for row, sample in (([0, 0, 0], 5), ([1, 1, 0], 4), ([0, 2, -1], 3), ([0, -1, 2], 4)):
         labels = good.labels.copy()
         labels[sample - 3] = row

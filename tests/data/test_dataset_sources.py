@@ -42,7 +42,7 @@ def everything(found, encoder, *, test_fraction=0.0):
         )
     )
     x, labels, test = (
-        np.concatenate([getattr(chunk, name) for chunk in got]) for name in ("x", "labels", "test")
+        np.concatenate([getattr(chunk, name) for chunk in got]) for name in ("x", "labels", "flags")
     )
     return x, labels.argmax(axis=1), test
 

@@ -105,7 +105,7 @@ def write_dataset(path: Path) -> None:
     samples = Chunk(
         rng.integers(-9, 9, (5, 4, 3, 1)).astype(np.int16),
         one_hot(np.arange(5) % 3, 3),
-        np.arange(5) > 3,
+        (np.arange(5) > 3).astype(np.uint8),
     )
     EncryptedDatasetWriter(path, enrolment).append([samples], rng=InsecureSeededRandom(1))
 

@@ -5,9 +5,11 @@ import html
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
 import cloister
 from cloister.authority import service, tokens
@@ -22,6 +24,7 @@ from cloister.errors import BudgetError, EncryptionError, InputError
 from cloister.plan.claims import Extent, Role
 from cloister.training import (
     ArraySource,
+    EncryptedModel,
     NewDataset,
     Privacy,
     RunFiles,
@@ -211,6 +214,81 @@ def test_a_run_goes_on_from_its_checkpoint(served, tmp_path):
         train(served.path, authority=keys, epochs=1, settings=RUN, keep=kept)
         resumed = train(served.path, authority=keys, epochs=2, settings=RUN, keep=kept)
     assert losses(resumed) == losses(whole)
+
+
+def test_the_model_of_a_run_is_kept(served, tmp_path):
+    folder = tmp_path / "model"
+    with served.connect() as keys:
+        found = train(
+            served.path, authority=keys, epochs=2, settings=RUN, keep=RunFiles(model=folder)
+        )
+        # The same run again has its place; only another one is refused.
+        train(served.path, authority=keys, epochs=3, settings=RUN, keep=RunFiles(model=folder))
+    opened = EncryptedModel.open(folder)
+    assert len(found.kept.history) == 2
+    assert [epoch["epoch"] for epoch in opened.history] == [1, 2, 3]
+    assert opened.claims == found.claims
+    assert (opened.name, opened.identity) == ("mlp", EncryptedDataset.open(served.path).identity)
+    assert opened.authority == found.kept.authority == keys.fingerprint
+
+
+def requests(served):
+    return served.authority.summary("set").counts["requests"]
+
+
+def test_what_cannot_be_kept_is_refused_before_the_first_key(served, tmp_path):
+    (tmp_path / "file").touch()
+    with served.connect() as keys:
+        run = partial(train, served.path, authority=keys, epochs=1)
+        run(settings=RUN, keep=RunFiles(model=tmp_path / "model"))
+        asked = requests(served)
+        other = replace(RUN, seed=4)
+        for model, settings, folder, told in (
+            ("mlp", other, "model", "holds the model of another run, mlp on set"),
+            ("mlp", other, "file", "the model cannot be kept there"),
+            (nn.Sequential(nn.Flatten(), nn.Linear(30, 3), Unwritable()), other, "new", "export"),
+        ):
+            with pytest.raises(InputError, match=told):
+                run(model=model, settings=settings, keep=RunFiles(model=tmp_path / folder))
+    assert requests(served) == asked
+
+
+class Unwritable(nn.Module):
+    """ONNX has no operator for it."""
+
+    def forward(self, x):
+        return torch.linalg.eigvalsh(x.unsqueeze(2) @ x.unsqueeze(1))
+
+
+class Stops:
+    """An authority that refuses after some requests."""
+
+    def __init__(self, of, *, after):
+        self._of, self._left = of, after
+
+    def __getattr__(self, name):
+        return getattr(self._of, name)
+
+    def ask(self, request, receiver):
+        self._left -= 1
+        if self._left < 0:
+            raise BudgetError("sample 0: its budget is spent")
+        return self._of.ask(request, receiver)
+
+
+@pytest.mark.parametrize(("after", "kept"), [(9, True), (1, False)])
+def test_the_model_of_a_run_that_stops_is_kept_once_it_has_begun(served, tmp_path, after, kept):
+    path, folder = served.folder / "open.cloister", tmp_path / "model"
+    consent = {"allow_unbounded_leakage": True}
+    served.encrypt(path, privacy=Privacy("paper", **consent))
+    keys = Stops(LocalClient(served.authority), after=after)
+    settings = replace(RUN, first_layer="trainable", **consent)
+    with pytest.raises(BudgetError, match="its budget is spent") as told:
+        train(path, authority=keys, settings=settings, keep=RunFiles(model=folder))
+    assert ("the model as it is by now is kept in" in str(told.value)) is kept
+    assert (folder / "model.json").exists() is kept
+    if kept:
+        assert EncryptedModel.open(folder).history == ()
 
 
 def ids_of(dataset):

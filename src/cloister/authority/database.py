@@ -67,6 +67,9 @@ CREATE TABLE journal (
 CREATE TABLE counters (
     dataset TEXT NOT NULL, what TEXT NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (dataset, what)
 ) WITHOUT ROWID;
+CREATE TABLE evaluations (
+    dataset TEXT NOT NULL, digest BLOB NOT NULL, PRIMARY KEY (dataset, digest)
+) WITHOUT ROWID;
 """
 
 

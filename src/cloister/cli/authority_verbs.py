@@ -15,8 +15,9 @@ from cloister.authority.account import Spent
 from cloister.authority.authority import Authority
 from cloister.authority.stored import Stored, read_stored
 from cloister.base import files
-from cloister.base.identity import PUBLIC_FILE, SUITE
+from cloister.base.identity import PUBLIC_FILE
 from cloister.base.rng import SystemRandom
+from cloister.base.sealing import SUITE
 from cloister.cli import options
 from cloister.cli.console import emit_json, err, out, table
 from cloister.cli.serving import serve_until_interrupted
@@ -132,7 +133,7 @@ def list_(folder: Folder, json: options.Json = False) -> None:
     else:
         titles = (
             "data set", "mode", "samples", "parts", "rank spent", "of", "bits spent", "of",
-            "bits a value", "functions", "labels to",
+            "bits a value", "functions", "labels to", "sums", "of",
         )  # fmt: skip
         rows = [tuple("-" if cell is None else cell for cell in row.values()) for row in listed]
         out().print(table(titles, rows) if rows else "no data sets")
@@ -207,6 +208,8 @@ def _listed(stored: Stored) -> dict[str, object]:
         "value_bits": limits.value_bits,
         "functions": "one" if limits.one_function else "many",
         "labels_to": "server" if terms.labels_to_server else "trusted",
+        "evaluations": summary.evaluations,
+        "evaluations_allowed": summary.evaluations_allowed,
     }
 
 
@@ -223,12 +226,12 @@ def _refuse_failed(failed: dict[str, str]) -> None:
 def _show(summaries: list[records.Summary]) -> None:
     columns = (
         "data set", "mode", "samples", "dim", "rank allowed", "spent min", "median", "max",
-        "bits", "labels", "requests", "refused", "trusted",
+        "bits", "labels", "sums", "requests", "refused", "trusted",
     )  # fmt: skip
     rows = [
         (
             s.name, s.mode, s.samples, s.dim, s.rank_allowed, s.rank_min, s.rank_median,
-            s.rank_max, s.bits_max, s.labels_released, s.counts["requests"],
+            s.rank_max, s.bits_max, s.labels_released, s.evaluations, s.counts["requests"],
             s.counts["refusals"], s.counts["trusted"],
         )
         for s in summaries
@@ -237,7 +240,8 @@ def _show(summaries: list[records.Summary]) -> None:
     console.print(table(columns, rows) if rows else "no data sets")
     console.print(
         "rank: independent functions of one sample given to the server, at most (rank = dim: the "
-        "sample itself); bits: largest total size of their values",
+        "sample itself); bits: largest total size of their values; sums: over the labels of many "
+        "samples",
         style="dim",
     )
 

@@ -114,6 +114,15 @@ LabelsTo = Annotated[
         rich_help_panel=DETAILS,
     ),
 ]
+Evaluations = Annotated[
+    int,
+    typer.Option(
+        "--evaluations",
+        min=0,
+        help="With --labels-to trusted: sums over labels that a server gets, for accuracies.",
+        rich_help_panel=DETAILS,
+    ),
+]
 Bits = Annotated[
     int | None,
     typer.Option(
@@ -192,6 +201,7 @@ class PrivacyOptions:
     max_bits: MaxBits = None
     many_functions: ManyFunctions = False
     labels_to: LabelsTo = "server"
+    evaluations: Evaluations = 0
 
     def chosen(self) -> Privacy:
         """The options as a value."""
@@ -201,6 +211,7 @@ class PrivacyOptions:
             max_bits=self.max_bits,
             many_functions=self.many_functions,
             labels_to=self.labels_to,
+            evaluations=self.evaluations,
             allow_unbounded_leakage=self.allow_unbounded_leakage,
         )
 

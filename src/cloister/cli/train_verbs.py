@@ -14,6 +14,7 @@ from cloister.errors import InputError
 from cloister.training.ciphertext_service import RemoteCiphertextServer
 
 if TYPE_CHECKING:
+    from cloister.training.callbacks import Callback
     from cloister.training.settings import Settings
     from cloister.training.training_run import RunFiles, TrainingOutcome
 
@@ -123,6 +124,21 @@ NoiseClip = Annotated[
         rich_help_panel=NOISE,
     ),
 ]
+ModelFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="FOLDER", help="Where to keep the model, to predict with it and export it."
+    ),
+]
+StopEarly = Annotated[
+    int | None,
+    typer.Option(
+        "--early-stopping",
+        metavar="EPOCHS",
+        min=1,
+        help="End when the encrypted test accuracy has not improved for so many.",
+    ),
+]
 CheckpointFolder = Annotated[
     Path | None,
     typer.Option("--checkpoint", metavar="FOLDER", help="Where to keep the run; resumes it."),
@@ -173,6 +189,8 @@ class RunOptions:
     optimizer: Optimizer = None
     learning_rate: LearningRate = None
     seed: Seed = 0
+    early_stopping: StopEarly = None
+    out_folder: ModelFolder = None
     checkpoint: CheckpointFolder = None
     checkpoint_every: CheckpointEvery = 200
     curve: Curve = None
@@ -182,10 +200,20 @@ class RunOptions:
     patience: Patience = 60.0
     threads: options.ProcessThreads = 1
 
+    def callbacks(self) -> "list[Callback]":
+        """What is called after each epoch."""
+        wait = self.early_stopping
+        return [] if wait is None else [training.EarlyStopping(wait)]
+
     def kept(self) -> "RunFiles":
         """The files of the run."""
         return training.RunFiles(
-            self.checkpoint, self.curve, self.page, self.release_log, self.request_log
+            self.out_folder,
+            self.checkpoint,
+            self.curve,
+            self.page,
+            self.release_log,
+            self.request_log,
         )
 
 
@@ -242,23 +270,37 @@ def train(
     epochs: Epochs = 5,
     json: options.Json = False,
 ) -> None:
-    """Train on samples that stay encrypted."""
+    """Train on samples that stay encrypted, and keep the model for predict and export."""
     settings = disclosure.settings(run)
     with ExitStack() as stack:
         host = disclosure.host(run.patience, stack)
         service = stack.enter_context(keys.connect(retry_for_s=min(run.patience, RETRY_FOR_S)))
         outcome = training.train(
             dataset, authority=service, model=model, epochs=epochs, settings=settings, host=host,
+            callbacks=run.callbacks(),
             keep=run.kept(), note=note, update=stack.enter_context(stages()),
         )  # fmt: skip
     if json:
-        emit_json(_document(outcome) | {"curve": run.curve})
+        emit_json(_document(outcome) | {"curve": run.curve, "out": run.out_folder})
+        return
+    _show(outcome)
+    if run.out_folder is None:
+        note(_unkept(run.checkpoint))
     else:
-        _show(outcome)
+        out().print(f"model kept in {run.out_folder}", soft_wrap=True)
+
+
+def _unkept(checkpoint: Path | None) -> str:
+    if checkpoint is None:
+        return "the model was not kept: the same command with --out FOLDER trains and keeps it"
+    return (
+        f"{checkpoint} keeps the run, and no model for use: the same command with --out FOLDER "
+        "makes that from it"
+    )
 
 
 def _document(outcome: "TrainingOutcome") -> dict[str, Any]:
-    found = {k: v for k, v in vars(outcome).items() if k not in ("trained", "settings")}
+    found = {k: v for k, v in vars(outcome).items() if k not in ("trained", "kept", "settings")}
     settings = outcome.settings
     return found | {
         "first_layer": settings.first_layer,

@@ -2,8 +2,11 @@
 
     block 0 (4096 B)  magic "CLODATA1", two commit slots, then the header: length u32, SHA-256, JSON
     each part         magic "CLOPART1", length u32 and SHA-256 of the description, its JSON; padding
-                      to 64 B; samples uint32 (n,h,w,c), labels uint32 (n,classes), test flags u8 n;
+                      to 64 B; samples uint32 (n,h,w,c), labels uint32 (n,classes), flags u8 n;
                       padding to 64 B
+
+A flag says what a sample is for: 0 to train, 1 to test, 2 to predict. The labels of the last are
+blinded zeros.
 
 A commit slot says up to which byte, and how many parts, the file is valid. The slots take turns
 and carry a checksum, and a part's bytes are on stable storage before its slot is written: a part is
@@ -25,7 +28,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from jaxtyping import Bool, Int64, UInt32
+from jaxtyping import Int64, UInt32
 
 from cloister.base.notebook import html_table
 from cloister.base.reading import open_regular, parsing
@@ -44,6 +47,8 @@ SLOT = struct.Struct("<QQQ")
 SLOT_OFFSETS = (64, 128)
 HEADER_OFFSET = 192
 SIZED = struct.Struct("<I32s")
+TRAIN, TEST, UNLABELLED = range(3)
+"""What a sample is for."""
 MAX_DESCRIPTION_BYTES = BLOCK_BYTES - HEADER_OFFSET - SIZED.size
 
 
@@ -95,7 +100,7 @@ class _Part:
         self.labels = np.frombuffer(
             buffer, "<u4", n * self._header.classes, labels_at
         ).reshape(n, self._header.classes)  # fmt: skip
-        self.test = np.frombuffer(buffer, np.uint8, n, flags_at)
+        self.flags = np.frombuffer(buffer, np.uint8, n, flags_at)
 
 
 class EncryptedDataset:
@@ -128,6 +133,11 @@ class EncryptedDataset:
                     mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
                     for part in parts:
                         part.map(mapped)
+                        if part.flags.max(initial=0) > UNLABELLED:
+                            raise EncryptionError(
+                                f"{path}: part {part.info.part} flags a sample as no version of "
+                                "Cloister does; get the file again"
+                            )
         except OSError as error:
             raise InputError(f"{path}: {error.strerror or error}") from None
         return cls(path, header, parts)
@@ -204,17 +214,22 @@ class EncryptedDataset:
     @property
     def train_ids(self) -> Int64[np.ndarray, " n"]:
         """Ids of the training split, ascending."""
-        return self._select(False)
+        return self._select(TRAIN)
 
     @property
     def test_ids(self) -> Int64[np.ndarray, " n"]:
         """Ids of the test split, ascending."""
-        return self._select(True)
+        return self._select(TEST)
+
+    @property
+    def unlabelled_ids(self) -> Int64[np.ndarray, " n"]:
+        """Ids of the samples without a label, which wait for a prediction, ascending."""
+        return self._select(UNLABELLED)
 
     @property
     def split(self) -> dict[str, Int64[np.ndarray, " n"]]:
-        """Ids by split: "train" and "test"."""
-        return {"train": self.train_ids, "test": self.test_ids}
+        """Ids by split: "train", "test" and "unlabelled"."""
+        return {"train": self.train_ids, "test": self.test_ids, "unlabelled": self.unlabelled_ids}
 
     def _repr_html_(self) -> str:
         encoding = self.encoding
@@ -263,12 +278,11 @@ class EncryptedDataset:
             out[mine] = getattr(part, array)[wanted[mine] - part.info.first]
         return out
 
-    def _select(self, test: bool | None) -> Int64[np.ndarray, " n"]:
+    def _select(self, flag: int | None) -> Int64[np.ndarray, " n"]:
         found = [np.empty(0, np.int64)]
         for part in self._parts:
             ids = np.arange(part.info.first, part.info.last, dtype=np.int64)
-            flags: Bool[np.ndarray, " n"] = part.test != 0
-            found.append(ids if test is None else ids[flags == test])
+            found.append(ids if flag is None else ids[part.flags == flag])
         chosen = np.concatenate(found)
         return np.asarray(chosen[~self._left_out.holds(chosen)])
 

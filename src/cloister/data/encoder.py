@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int64
 
 from cloister.base.rng import Csprng
 from cloister.data.columns import Column, column_of, encode_columns
+from cloister.data.dataset import TEST, TRAIN
 from cloister.data.encoding import Encoding
 from cloister.data.sources import CHUNK_BYTES, Source, TableSource
 from cloister.data.target_encoding import TargetEncoder
@@ -109,4 +110,5 @@ def chunks(
     for start in range(0, n, size):
         positions = order[start : start + size]
         places = np.arange(start, start + len(positions))
-        yield Chunk(encoder.encode(positions), targets.encode(positions), places >= n - tested)
+        flags = np.where(places >= n - tested, TEST, TRAIN).astype(np.uint8)
+        yield Chunk(encoder.encode(positions), targets.encode(positions), flags)

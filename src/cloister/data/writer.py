@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import IO, BinaryIO, Protocol
 
 import numpy as np
-from jaxtyping import Bool, Int16, Int32, Int64
+from jaxtyping import Int16, Int32, Int64, UInt8
 
 from cloister.base import files
 from cloister.base.rng import KEY_BYTES, Csprng
 from cloister.data.dataset import (
     ALIGNMENT,
     SLOT_OFFSETS,
+    UNLABELLED,
     Commit,
     EncryptedDataset,
     Header,
@@ -46,15 +47,16 @@ COPY_BYTES = 1 << 20
 class Chunk:
     """Some samples of a client, in plain.
 
+    flags    what each sample is for, `dataset.TRAIN` and its like
     Shapes   x: (n, h, w, c), encoded; labels: (n, classes), the integers of targets
-             (`target_encoding`): one-hot, 0 and 1, or numbers; test: (n,). The writer checks what
-             is appended (ShapeError)
+             (`target_encoding`): one-hot, 0 and 1, or numbers; zeros of an unlabelled sample;
+             flags: (n,). The writer checks what is appended (ShapeError, RangeError)
     Secret   x, labels
     """
 
     x: Int16[np.ndarray, "n h w c"]
     labels: Int32[np.ndarray, "n classes"]
-    test: Bool[np.ndarray, " n"]
+    flags: UInt8[np.ndarray, " n"]
 
 
 class Registrar(Protocol):
@@ -169,7 +171,7 @@ class EncryptedDatasetWriter:
             arrays = (
                 pads.blind(key, chunk.x, ids, domain=pads.DATA_DOMAIN).astype("<u4", copy=False),
                 pads.blind(key, targets, ids, domain=pads.LABEL_DOMAIN).astype("<u4", copy=False),
-                chunk.test.astype(np.uint8),
+                chunk.flags,
             )
             for piece, array in zip(pieces, arrays, strict=True):
                 piece.write(np.ascontiguousarray(array).tobytes())
@@ -189,16 +191,23 @@ class EncryptedDatasetWriter:
                 f"samples {done} to {done + n}: {chunk.x.dtype} {chunk.x.shape[1:]}, but data set "
                 f"{header.name} holds encoded int16 samples of shape {header.shape}"
             )
-        if chunk.labels.shape != (n, header.classes) or chunk.test.shape != (n,):
+        if chunk.labels.shape != (n, header.classes) or chunk.flags.shape != (n,):
             raise ShapeError(
                 f"samples {done} to {done + n}: one target of {header.classes} integers and one "
-                "split for each sample"
+                "flag for each sample"
             )
+        if chunk.flags.dtype != np.uint8 or chunk.flags.max(initial=0) > UNLABELLED:
+            raise RangeError(f"samples {done} to {done + n}: a flag is 0, 1 or 2, in uint8")
         bad = np.abs(chunk.x.astype(np.int32)).reshape(n, -1).max(axis=1) > header.encoding.bound
         if bad.any():
             where = done + int(np.flatnonzero(bad)[0])
             raise RangeError(f"sample {where}: a value exceeds {header.encoding.bits} bits")
-        wrong = ~are_targets(chunk.labels, header.targets)
+        unlabelled = chunk.flags == UNLABELLED
+        told = unlabelled & chunk.labels.any(axis=1)
+        if told.any():
+            where = done + int(np.flatnonzero(told)[0])
+            raise RangeError(f"sample {where}: has a target, and the flag of an unlabelled one")
+        wrong = ~are_targets(chunk.labels, header.targets) & ~unlabelled
         if wrong.any():
             where = int(np.flatnonzero(wrong)[0])
             raise RangeError(

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int64, UInt32
 
 from cloister.authority.request_log import Recorder, asked
-from cloister.authority.requests import Kind, Labels, Request
+from cloister.authority.requests import Evaluation, Forward, Gradient, Kind, Labels, Request
 from cloister.errors import InputError, UnknownDatasetError
 from cloister.ring.bounds import Described
 
@@ -61,6 +61,8 @@ class LocalCiphertextServer:
         """See CiphertextServer."""
         if isinstance(request, Labels):
             return self.dataset(request.dataset).labels(request.ids)
+        if isinstance(request, Evaluation):
+            return request.image(self.dataset(request.dataset).labels(request.ids))
         blinded = self.data(request.dataset, request.ids)
         return request.image([(slice(None), blinded)], threads=self._threads)
 
@@ -110,7 +112,7 @@ class RecordingServer:
 
     def ask(self, request: Request) -> UInt32[np.ndarray, "..."]:
         """See CiphertextServer."""
-        if not isinstance(request, Labels):
+        if isinstance(request, Forward | Gradient):
             self._log.append(asked(request))
         return self._server.ask(request)
 

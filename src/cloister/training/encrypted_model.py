@@ -18,7 +18,8 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +45,7 @@ from cloister.training.settings import Settings
 
 FORMAT = 1
 NAME = "model.json"
+_PROBE = ".writable"
 MAX_DOCUMENT_BYTES = 1 << 24
 _SUFFIXES = {"first": "npz", "rest": "onnx", "state": "pt"}
 _MEMBER = re.compile(r"first-[0-9a-f]{16}\.npz|rest-[0-9a-f]{16}\.onnx|state-[0-9a-f]{16}\.pt")
@@ -128,17 +130,12 @@ class EncryptedModel:
             "history": self.history, "claims": self.claims.to_dict(),
             "first": self.first.to_fields(), "files": digests,
         }  # fmt: skip
-        try:
+        with _writing(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             for kind, content in contents.items():
                 files.replace(folder / _file_name(kind, digests[kind]), content, private=True)
             files.replace(folder / NAME, json.dumps(document, indent=1).encode(), private=True)
             _remove_others(folder, {_file_name(kind, digests[kind]) for kind in contents})
-        except OSError as error:
-            raise InputError(
-                f"{folder}: the model cannot be kept there ({error.strerror or error}); make room "
-                "or choose another --out"
-            ) from None
 
     def scores(self, values: Float32[np.ndarray, "n ..."]) -> Float32[np.ndarray, "n classes"]:
         """Scores from the first layer's values, in the order of the data set file's classes.
@@ -155,6 +152,29 @@ class EncryptedModel:
         return runtime_session(
             model_bytes(self.rest), threads=self.settings.threads, optimised=True
         )
+
+
+def require_writable(folder: Path) -> None:
+    """Make the folder, and see that a file can be written there.
+
+    Raises   InputError
+    """
+    with _writing(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with files.replacing(folder / _PROBE, private=True):
+            pass
+        (folder / _PROBE).unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{folder}: the model cannot be kept there ({error.strerror or error}); make room or "
+            "choose another --out"
+        ) from None
 
 
 _CANONICAL: dict[str, Any] = {"sort_keys": True, "separators": (",", ":")}

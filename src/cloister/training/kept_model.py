@@ -4,15 +4,17 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cloister.errors import InputError
 from cloister.graph.graph import Graph
 from cloister.graph.onnx.frontends import from_torch
 from cloister.ring.linear import LinearMap
-from cloister.training.encrypted_model import EncryptedModel
+from cloister.training.encrypted_model import NAME, EncryptedModel, require_writable
 from cloister.training.frozen import Projection
 from cloister.training.layers import Encrypted
 from cloister.training.scaled_map import ScaledMap
@@ -45,6 +47,23 @@ def kept_model(trainer: Trainer, *, name: str, authority: str) -> EncryptedModel
         rest=rest,
         state=state.getvalue(),
     )
+
+
+def require_room(folder: Path, trainer: Trainer) -> None:
+    """Refuse, before the first key is asked for, what could not be kept when the run is over.
+
+    Raises   UnsupportedError when a layer behind the first cannot be written as ONNX, InputError
+             when the folder cannot be written or holds the model of another run
+    """
+    if (folder / NAME).exists():
+        kept = EncryptedModel.open(folder)
+        if kept.run != trainer.run_digest:
+            raise InputError(
+                f"{folder}: holds the model of another run, {kept.name} on {kept.info.name} (data "
+                "set, model or settings differ); choose another --out"
+            )
+    require_writable(folder)
+    _parts(trainer)
 
 
 def _parts(trainer: Trainer) -> tuple[ScaledMap, Graph]:

@@ -67,6 +67,10 @@ FIELDS = {
     "one_function": AgreementField(
         "functions", lambda n: "many" if n else "one", lambda _: "--many-functions"
     ),
+    "evaluations": AgreementField(
+        "sums over labels", _number, lambda n: f"--labels-to trusted --evaluations {n:.0f}",
+        lambda _, privacy: privacy.labels_to != "server",
+    ),
 }  # fmt: skip
 """For every field of `agreement.EXPOSURE`."""
 
@@ -184,6 +188,7 @@ def _agreement(info: DatasetInfo, privacy: Privacy, *, notes: str) -> Agreement:
         max_bits=privacy.max_bits,
         value_bits=privacy.value_bits,
         one_function=not privacy.many_functions,
+        evaluations=privacy.evaluations,
         notes=notes,
     )
     return Agreement(info, terms)

@@ -18,13 +18,21 @@ from cloister.data.dataset import EncryptedDataset
 from cloister.data.id_spans import IdSpans
 from cloister.data.info import PartInfo
 from cloister.data.writer import check_registered
-from cloister.errors import AuthorityUnavailable, EncryptionError, InputError, ServiceUnavailable
+from cloister.errors import (
+    AuthorityUnavailable,
+    CloisterError,
+    EncryptionError,
+    InputError,
+    ServiceUnavailable,
+)
 from cloister.plan.claims import Claims
 from cloister.training.accuracy_plot import check_name, write_curve
 from cloister.training.callbacks import Callback
 from cloister.training.checkpoint import EpochResult
 from cloister.training.ciphertexts import CiphertextServer
 from cloister.training.data_owner import Note, Update, absence
+from cloister.training.encrypted_model import EncryptedModel
+from cloister.training.kept_model import kept_model, require_room
 from cloister.training.model_file import ModelDefinition, define
 from cloister.training.run_page import run_page
 from cloister.training.settings import Settings
@@ -36,6 +44,7 @@ from cloister.training.training_claims import claims
 class RunFiles:
     """The files and results that a run leaves.
 
+    model         the folder that keeps the trained `EncryptedModel`, also that of a run that stops
     checkpoint    the folder that keeps the run, and from which it continues
     curve         the learning curve, .svg or .png
     page          an HTML page: curves, budget, and what every party could learn
@@ -43,6 +52,7 @@ class RunFiles:
     request_log   what the authority is asked, for an audit
     """
 
+    model: Path | None = None
     checkpoint: Path | None = None
     curve: Path | None = None
     page: Path | None = None
@@ -55,10 +65,12 @@ class TrainingOutcome:
     """Everything that a run found out.
 
     trained   the model, with what stands for its first layer
+    kept      the model as `keep` kept it
     spent     the data set's budget; None: the authority was away at the end
     """
 
     trained: nn.Module
+    kept: EncryptedModel | None
     dataset: str
     model: str
     settings: Settings
@@ -158,7 +170,10 @@ def train(
             class_weights=defined.class_weights, callbacks=callbacks, source=defined.digest,
             checkpoint_dir=keep.checkpoint, release_log=log, request_log=requests,
         )  # fmt: skip
-        with _kept(keep.checkpoint):
+        if keep.model is not None:
+            require_room(keep.model, trainer)
+        name = defined.name
+        with _kept(trainer, keep, name=name, authority=authority.fingerprint) as made:
             trainer.prepare(lambda done, total: update("samples", done, total))
             history = trainer.fit(epochs, update=lambda done, total: update("steps", done, total))
         spent = _spent(authority, opened.name, remark)
@@ -168,8 +183,8 @@ def train(
             "its model may have learned from them: train again, with a new --checkpoint"
         )
     if keep.curve is not None:
-        write_curve(history, keep.curve, title=f"{defined.name} on {opened.name}, encrypted")
-    outcome = _outcome(trainer, history, name=defined.name, spent=spent, remarks=remarks)
+        write_curve(history, keep.curve, title=f"{name} on {opened.name}, encrypted")
+    outcome = _outcome(trainer, history, name=name, kept=made, spent=spent, remarks=remarks)
     if keep.page is not None:
         files.replace(keep.page, run_page(outcome).encode(), private=False)
     return outcome
@@ -199,15 +214,35 @@ def _check_origin(dataset: EncryptedDataset, authority: TrainingAuthority, note:
 
 
 @contextmanager
-def _kept(checkpoint: Path | None) -> Iterator[None]:
-    """Say what is left of a run whose authority stays away."""
+def _kept(
+    trainer: Trainer, keep: RunFiles, *, name: str, authority: str
+) -> Iterator[list[EncryptedModel]]:
+    """A context that trains, and keeps the model at its end; gives a list that holds it then.
+
+    Where the run stops before its end, the error says what is left of it.
+    """
+    made: list[EncryptedModel] = []
+
+    def save(folder: Path) -> None:
+        made.append(kept_model(trainer, name=name, authority=authority))
+        made[0].save(folder)
+
     try:
-        yield
-    except ServiceUnavailable as error:
-        left = "nothing of the run is kept: name a --checkpoint FOLDER"
-        if checkpoint is not None:
-            left = f"the run is kept in {checkpoint}: the same command goes on with it"
-        raise type(error)(f"{error}; {left}") from None
+        yield made
+    except CloisterError as error:
+        left = []
+        if keep.model is not None and trainer.has_begun:
+            save(keep.model)
+            left.append(f"the model as it is by now is kept in {keep.model}")
+        if keep.checkpoint is not None and isinstance(error, ServiceUnavailable):
+            left.append(f"the run is kept in {keep.checkpoint}: the same command goes on with it")
+        elif isinstance(error, ServiceUnavailable):
+            left.append("nothing of the run is kept: name a --checkpoint FOLDER")
+        if not left:
+            raise
+        raise type(error)("; ".join([str(error), *left])) from None
+    if keep.model is not None:
+        save(keep.model)
 
 
 def _outcome(
@@ -215,12 +250,14 @@ def _outcome(
     history: Sequence[EpochResult],
     *,
     name: str,
+    kept: Sequence[EncryptedModel],
     spent: Summary | None,
     remarks: Sequence[str],
 ) -> TrainingOutcome:
     counters = trainer.products.counters
     return TrainingOutcome(
         trained=trainer.model,
+        kept=kept[0] if kept else None,
         dataset=trainer.info.name,
         model=name,
         settings=trainer.settings,
