@@ -77,14 +77,14 @@ class Position:
 
 @dataclass
 class Checkpoint:
-    """A run's whole state; `run` says which run it is.
+    """A run's whole state; `run` says which run it is: a digest of each thing that decides it.
 
     callbacks   the class and the state of each, in order
     noise_key   of the noise in the steps that follow, new in every checkpoint. Secret: a party that
                 has it can test guesses at the sums that these steps hide.
     """
 
-    run: str
+    run: dict[str, str]
     position: Position
     history: list[EpochResult]
     model: dict[str, Any]
@@ -119,7 +119,7 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
     replace(folder / NAME, buffer.getvalue())
 
 
-def load(folder: Path, *, run: str) -> Checkpoint | None:
+def load(folder: Path, *, run: dict[str, str]) -> Checkpoint | None:
     """The folder's checkpoint, None when it has none; nothing in it is executed.
 
     Raises   EncryptionError when the file is damaged or belongs to another run
@@ -147,9 +147,11 @@ def load(folder: Path, *, run: str) -> Checkpoint | None:
         raise
     except Exception as error:  # PyTorch's reader fails in many ways
         raise EncryptionError(f"{path}: damaged; remove it to start anew") from error
-    if checkpoint.run != run:
+    others = [name for name, digest in run.items() if checkpoint.run.get(name) != digest]
+    if others:
         raise EncryptionError(
-            f"{path}: of another run (data set, model or settings differ); use another --checkpoint"
+            f"{path}: of another run, with another {' and another '.join(others)}; use another "
+            "--checkpoint, or give what it began with"
         )
     return checkpoint
 
