@@ -192,7 +192,7 @@ def encrypt(
         Chunk(
             plain.x[i : i + CHUNK],
             one_hot(plain.y[i : i + CHUNK], plain.classes),
-            plain.test[i : i + CHUNK],
+            plain.test[i : i + CHUNK].astype(np.uint8),
         )
         for i in range(0, len(plain.x), CHUNK)
     )

@@ -38,6 +38,7 @@ WEAKER = {
     "max_bits": {"max_bits": 65},
     "value_bits": {"value_bits": 9},
     "one_function": {"one_function": False},
+    "evaluations": {"evaluations": 1},
 }
 STRICTER = {
     "encoding": {"encoding": Encoding(3.0, 1.0, 7)},
@@ -47,6 +48,7 @@ STRICTER = {
     "max_bits": {"max_bits": 0},
     "value_bits": {"value_bits": 1},
     "one_function": {},
+    "evaluations": {},
 }
 """For every field that can give something away; an empty change where ours is the strictest."""
 

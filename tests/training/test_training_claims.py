@@ -20,7 +20,7 @@ from cloister.training import ciphertext_service
 from cloister.training.ciphertext_service import RemoteCiphertextServer
 from cloister.training.ciphertexts import CiphertextServer, LocalCiphertextServer
 from cloister.training.kept_model import kept_model
-from cloister.training.sent import Content, sent
+from cloister.training.sent import Content, sent, sent_by_prediction
 from cloister.training.training_claims import CAN, TELLS, claims
 from training.doubles import MemoryAuthority, MemoryDataset, blobs
 from training.test_trainer import FROZEN, PAPER, SHAPE, TRUSTED, trainer
@@ -135,7 +135,10 @@ def test_every_method_of_an_interface_is_listed():
     rows = [
         row
         for settings in (PAPER, FROZEN, TRUSTED, CLEAN, OFFLOADING)
-        for row in sent(settings, hosted=True)
+        for row in (
+            *sent(settings, hosted=True),
+            *sent_by_prediction(settings, hosted=True, answers_to="client", evaluates=True),
+        )
     ]
     kinds = {role: {row.kind for row in rows if row.role is role} for role in Role}
     requests = {kind.kind for kind in get_args(Request)}
@@ -212,7 +215,8 @@ def test_whoever_holds_ciphertexts_alone_holds_uniform_words():
 def test_inference_and_training_know_every_role():
     inference = claims_of("slalom", {"a": BLINDED_VERIFIED}).statements
     training = (row for settings in (PAPER, TRUSTED) for row in sent(settings, hosted=True))
-    assert {one.role for one in (*inference, *training)} == set(Role)
+    using = sent_by_prediction(PAPER, hosted=True, answers_to="client", evaluates=True)
+    assert {one.role for one in (*inference, *training, *using)} == set(Role)
 
 
 def test_claims_follow_the_settings():

@@ -22,6 +22,7 @@ from jaxtyping import Int64, UInt32
 from cloister.authority import database
 from cloister.authority.account import Spent
 from cloister.authority.agreement import Agreement, Known
+from cloister.authority.answer_keys import answer_keys
 from cloister.authority.key_service import Receiver
 from cloister.authority.ledger import Ledger
 from cloister.authority.records import (
@@ -37,7 +38,7 @@ from cloister.authority.records import (
     summarise,
 )
 from cloister.authority.registration import Registration, Registry, new_dataset
-from cloister.authority.requests import Labels, Request
+from cloister.authority.requests import Evaluation, Forward, Gradient, Request
 from cloister.authority.unblinding import unblinding_term
 from cloister.base.identity import Identity
 from cloister.base.rng import Csprng
@@ -212,6 +213,10 @@ class Authority:
         """The registered parts of a data set."""
         return tuple(self._dataset(dataset).parts)
 
+    def answer_key(self, dataset: str) -> bytes:
+        """The public key to which predictions are sealed for the clients of a data set."""
+        return answer_keys(self._dataset(dataset).label_key).public
+
     def terms(self, dataset: str) -> Terms:
         """The terms that its owner decided."""
         return self._dataset(dataset).terms
@@ -239,12 +244,14 @@ class Authority:
         request.check(found.info)
         _check_ids(found, request.ids)
         _check_not_withdrawn(found, request.ids)
-        if not isinstance(request, Labels):
+        if isinstance(request, Forward | Gradient):
             request.check_range(found.info)
         if receiver == "trusted":
             ticket = self._ledger.count_trusted(request.dataset, at_once=at_once)
-        elif not isinstance(request, Labels):
+        elif isinstance(request, Forward | Gradient):
             ticket = self._ledger.charge(request, at_once=at_once)
+        elif isinstance(request, Evaluation):
+            ticket = self._ledger.charge_evaluation(request, at_once=at_once)
         elif found.terms.labels_to_server:
             ticket = self._ledger.charge_labels(request, at_once=at_once)
         else:

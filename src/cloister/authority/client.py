@@ -90,6 +90,10 @@ class AuthorityClient:
         listed = self._https.call("parts", {"dataset": dataset}).mapping("parts")
         return tuple(_made(PartInfo, fields) for fields in listed.values())
 
+    def answer_key(self, dataset: str) -> bytes:
+        """The public key to which predictions are sealed for the clients of a data set."""
+        return self._https.call("answer_key", {"dataset": dataset}).array(0, np.uint8, 1).tobytes()
+
     def withdrawn(self, dataset: str) -> IdSpans:
         """The samples for which the authority issues no key."""
         return IdSpans(self._https.call("withdrawn", {"dataset": dataset}).array(0, np.int64, 1))

@@ -37,6 +37,10 @@ class LocalClient:
         """See `AuthorityClient.summary`."""
         return self._authority.summary(dataset)
 
+    def answer_key(self, dataset: str) -> bytes:
+        """See `AuthorityClient.answer_key`."""
+        return self._authority.answer_key(dataset)
+
     def withdrawn(self, dataset: str) -> IdSpans:
         """See `AuthorityClient.withdrawn`."""
         return self._authority.withdrawn(dataset)

@@ -28,6 +28,7 @@ DEFAULT_VALUE_BITS = 8
 MOST_BITS = 1 << 48
 """No data set's samples have as many bits; every party can say and compare such a number."""
 MAX_NOTES_BYTES = 1 << 16
+MAX_EVALUATIONS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Terms:
                    32: values are exact
     one_function   the server gets values of one and the same function for all samples, and no
                    gradients
+    evaluations    sums over labels (`label_sums`) that the server gets, if it may not get labels
     notes          public text, as the ranges of a table's columns, for later clients
     """
 
@@ -47,17 +49,20 @@ class Terms:
     max_bits: int | None = None
     value_bits: int | None = None
     one_function: bool = True
+    evaluations: int = 0
     notes: str = ""
 
     def limits(self, info: DatasetInfo) -> LedgerLimits:
         """The limits of the ledger, with the defaults filled in."""
+        sums = None if self.labels_to_server else self.evaluations
         if info.mode == "paper":
-            return LedgerLimits(max_bits=None, value_bits=EXACT_BITS, one_function=False)
+            return LedgerLimits(None, EXACT_BITS, one_function=False, evaluations=sums)
         bits = min(info.encoding.bits, DEFAULT_VALUE_BITS)
         return LedgerLimits(
             max_bits=info.budget_rank * bits if self.max_bits is None else self.max_bits,
             value_bits=bits if self.value_bits is None else self.value_bits,
             one_function=self.one_function,
+            evaluations=sums,
         )
 
 
@@ -78,6 +83,8 @@ class Summary:
     bits_allowed: int | None
     operand_max: int
     labels_released: int
+    evaluations: int
+    evaluations_allowed: int | None
     counts: dict[str, int]
 
 
@@ -109,6 +116,8 @@ def summarise(found: "DatasetRecord", tally: Tally) -> Summary:
         bits_allowed=found.terms.limits(info).max_bits,
         operand_max=tally.operand_max,
         labels_released=tally.labels,
+        evaluations=tally.evaluations,
+        evaluations_allowed=found.terms.limits(info).evaluations,
         counts=tally.counts,
     )
 
@@ -222,5 +231,8 @@ def check_terms(info: DatasetInfo, terms: Terms) -> None:
     bits = terms.value_bits
     if bits is not None and (type(bits) is not int or not 1 <= bits <= EXACT_BITS):
         raise InputError(f"data set {info.name}: value_bits must be 1 to {EXACT_BITS}")
+    sums = terms.evaluations
+    if type(sums) is not int or not 0 <= sums <= MAX_EVALUATIONS:
+        raise InputError(f"data set {info.name}: evaluations must be 0 to {MAX_EVALUATIONS}")
     if type(terms.notes) is not str or len(terms.notes) > MAX_NOTES_BYTES:
         raise InputError(f"data set {info.name}: its notes are too long")

@@ -96,7 +96,7 @@ def _key(kind: Kind) -> Operation:
         info, samples = authority.describe(request.dataset), len(request.ids)
         request.check(info)
         answer = math.prod(info.classes if size is None else size for size in request.answer_shape)
-        work, pads = answer, 0
+        work = pads = answer + request.operand.size
         if request.geometry is not None:
             work, pads = functions.elements(request.geometry, samples), PADS_AT_ONCE
 
@@ -125,6 +125,10 @@ def _summary(authority: Authority, body: Body) -> Body:
 def _parts(authority: Authority, body: Body) -> Body:
     parts = authority.parts(body.text("dataset"))
     return Body({"parts": {part.part: asdict(part) for part in parts}})
+
+
+def _answer_key(authority: Authority, body: Body) -> Body:
+    return Body({}, (np.frombuffer(authority.answer_key(body.text("dataset")), np.uint8),))
 
 
 def _find(authority: Authority, body: Body) -> Body:
@@ -157,10 +161,12 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], int, Operation]] = {
     "describe": (EVERYONE, NAME_BYTES, _later(_describe)),
     "summary": (EVERYONE, NAME_BYTES, _later(_summary)),
     "parts": (EVERYONE, NAME_BYTES, _later(_parts)),
+    "answer_key": (EVERYONE, NAME_BYTES, _later(_answer_key)),
     "withdrawn": (EVERYONE, NAME_BYTES, _later(_withdrawn)),
     "forward": (SERVERS, MAX_BODY_BYTES, _key("forward")),
     "gradient": (SERVERS, MAX_BODY_BYTES, _key("gradient")),
     "labels": (SERVERS, MAX_IDS_BYTES, _key("labels")),
+    "evaluation": (SERVERS, MAX_BODY_BYTES, _key("evaluation")),
     # The label permutation is the clients' secret.
     "find": (("client",), NAME_BYTES, _later(_find)),
     "register": (("client",), REGISTER_BYTES, _register),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cloister.authority import database, records
-from cloister.authority.account import Account, Spent, read_account, tabulate, tally
+from cloister.authority.account import Account, Spent, read_account, tabulate
 from cloister.data.info import PartInfo
 from cloister.errors import UnknownDatasetError, one_line
 
@@ -22,8 +22,7 @@ class Stored:
     def summary(self) -> records.Summary:
         """Its budget in figures."""
         account = self.account
-        figures = tally(account.words, self.held.info.samples, account.states.all, account.counts)
-        return records.summarise(self.held, figures)
+        return records.summarise(self.held, account.tally(self.held.info.samples))
 
     @property
     def spent(self) -> Spent:

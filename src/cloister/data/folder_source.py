@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 from PIL import Image
 
+from cloister.data.array_targets import Labels
 from cloister.data.encoding import Kind
 from cloister.data.info import Targets
 from cloister.data.picture_folder import list_pictures
@@ -20,7 +21,7 @@ from cloister.data.preprocessing import Channels
 from cloister.data.spool import Spool
 from cloister.errors import InputError, ShapeError
 
-_MODES = {Channels.GRAY: "L", Channels.RGB: "RGB"}
+_MODES: Mapping[str, str] = {Channels.GRAY: "L", Channels.RGB: "RGB"}
 _NAMES = {"L": "gray", "RGB": "colour", "F": "gray of more than 8 bits"}
 _FEW = 3
 
@@ -37,7 +38,7 @@ class PictureOptions:
     """
 
     background: str | None = None
-    channels: Channels | None = None
+    channels: Channels | str | None = None
     resize: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
@@ -58,7 +59,7 @@ class PictureOptions:
             raise InputError(f"{path}: holds NaN or infinity; write numbers in their place")
         if self.channels is not None and found.mode != "F":
             made = made.convert(_MODES[self.channels])
-        elif self.channels is Channels.RGB:
+        elif self.channels == Channels.RGB:
             raise InputError(f"{path}: has more than 8 bits, which only --channels gray keeps")
         if self.resize is not None and made.size != self.resize[::-1]:
             made = made.resize(self.resize[::-1], Image.Resampling.BILINEAR)
@@ -72,20 +73,23 @@ class FolderSource:
     """
 
     targets: Targets = "classes"
-    labels: Int64[np.ndarray, " n"] | None
     names: Sequence[str]
     remarks: Sequence[str]
 
-    def __init__(self, path: Path, options: PictureOptions | None = None) -> None:
-        """Decode the pictures.
+    def __init__(
+        self, path: Path, options: PictureOptions | None = None, *, labelled: bool = True
+    ) -> None:
+        """Decode the pictures; unlabelled ones may lie in any folder, or in none.
 
         Raises   InputError, ShapeError naming the files that cannot be used
         """
         options = options or PictureOptions()
-        folder = list_pictures(path)
+        folder = list_pictures(path, labelled=labelled)
         self.names, self._paths = folder.names, folder.paths
-        self.labels = np.array(folder.labels, np.int64)
         self.samples = len(folder.paths)
+        self.labels: Labels | None = None
+        if folder.labels is not None:
+            self.labels = np.array(folder.labels, np.int64)
         bad: dict[str, list[str]] = defaultdict(list)
         kinds: dict[_PictureKind, list[str]] = defaultdict(list)
         changed: dict[str, int] = defaultdict(int)

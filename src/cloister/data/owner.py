@@ -54,6 +54,7 @@ class Privacy:
     max_bits         bits that all values of a sample tell. None: 8 for each function of the budget
     many_functions   a server gets values of several functions, and gradients, within the budget
     labels_to        who may get (permuted) labels: server or trusted
+    evaluations      sums over labels, for accuracies and losses, that a server gets all the same
     allow_unbounded_leakage   the consent that level paper needs, and only it takes
 
     Raises   InputError
@@ -64,6 +65,7 @@ class Privacy:
     max_bits: int | None = None
     many_functions: bool = False
     labels_to: str = "server"
+    evaluations: int = 0
     allow_unbounded_leakage: bool = False
 
     def __post_init__(self) -> None:
@@ -71,6 +73,10 @@ class Privacy:
             raise InputError(f"privacy {self.level}: give {LEVELS}")
         if self.labels_to not in ("server", "trusted"):
             raise InputError(f"labels_to {self.labels_to}: server or trusted")
+        if self.evaluations and self.labels_to != "trusted":
+            raise InputError(
+                "evaluations are for labels_to trusted: a server that gets the labels needs none"
+            )
         if (self.mode == "paper") != self.allow_unbounded_leakage:
             raise InputError(
                 f"privacy {self.level}: privacy paper gives every sample away; it needs, and only "
@@ -305,7 +311,7 @@ def add_noise(
     """Chunks with noise on every value, cut to the encoding's range."""
     for chunk in chunks:
         noisy = perturb(encoding.decode(chunk.x), noise, encoding=encoding, rng=rng)
-        yield Chunk(encoding.encode(noisy), chunk.labels, chunk.test)
+        yield Chunk(encoding.encode(noisy), chunk.labels, chunk.flags)
 
 
 def noise_statement(noise: GaussianNoise, info: DatasetInfo) -> str:

@@ -39,6 +39,7 @@ class Role(StrEnum):
     CLIENT = "another client"
     HOLDER = "holder of the model"
     FOLDER = "reader of --checkpoint"
+    ANSWERS_READER = "reader of the answers"
     NETWORK = "network"
 
 

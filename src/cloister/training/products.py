@@ -16,7 +16,7 @@ from jaxtyping import Float32, Int16, Int32, Int64, UInt32
 
 from cloister.authority.key_service import KeyService, Receiver
 from cloister.authority.request_log import Recorder, Release, asked
-from cloister.authority.requests import Forward, Gradient, Labels, Request
+from cloister.authority.requests import Evaluation, Forward, Gradient, Labels, Request
 from cloister.data.info import DatasetInfo
 from cloister.data.target_encoding import NUMBER_BOUND, are_targets
 from cloister.errors import AuthorityUnavailable, EncryptionError, InputError, ShapeError
@@ -119,6 +119,15 @@ class Products:
         unit = NUMBER_BOUND if self.info.targets == "numbers" else 1
         return np.asarray(values / unit, np.float32)
 
+    def evaluation(
+        self, ids: Int64[np.ndarray, " n"], weights: Int16[np.ndarray, "n classes"]
+    ) -> int:
+        """The sum over samples of <w_i, y_i>, with the noise of a server that may have no labels.
+
+        Domain   |sum| < 2^31, which the caller's scale has to guarantee
+        """
+        return int(pads.unblind(*self._ask(Evaluation(self.info.name, ids, weights)))[0])
+
     def _ask(self, request: Request) -> tuple[UInt32[np.ndarray, "..."], UInt32[np.ndarray, "..."]]:
         """The blinded answer of the ciphertext server, and the authority's unblinding term."""
         started = time.perf_counter()
@@ -126,7 +135,7 @@ class Products:
             blinded = self._server.ask(request)
         finally:
             self.counters.server_s += time.perf_counter() - started
-        if self._requests is not None and not isinstance(request, Labels):
+        if self._requests is not None and isinstance(request, Forward | Gradient):
             self._requests.append(asked(request, step=self.step))
         key = self._term(request)
         if self._recorder is not None:

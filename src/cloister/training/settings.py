@@ -1,7 +1,7 @@
 """The settings of a run, which decide who learns what; checked before the first request is sent."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from cloister.authority.key_service import Receiver
 from cloister.data.feature_noise import GaussianNoise
@@ -9,6 +9,7 @@ from cloister.data.info import Mode
 from cloister.errors import InputError
 
 FirstLayer = Literal["frozen", "trainable"]
+LossName = Literal["cross-entropy", "binary-cross-entropy", "mse", "l1"]
 OptimizerName = Literal["adam", "sgd"]
 
 
@@ -27,6 +28,9 @@ class Settings:
     offload_gradients        trusted only: the gradient's product runs at the server too, which
                              then sees each sample's output gradient
     rank                     of the frozen projection, default the samples' whole budget
+    loss                     default: cross-entropy for classes, binary-cross-entropy for labels,
+                             mse for numbers. mse of classes and labels is CryptoNN's: squared
+                             errors of sigmoid outputs
     optimizer                sgd has momentum 0.9
     learning_rate            default: 0.001 for adam, 0.05 for sgd
     seed                     of weights and order
@@ -40,6 +44,7 @@ class Settings:
     noise: GaussianNoise | None = None
     offload_gradients: bool = False
     batch: int = 64
+    loss: LossName | None = None
     optimizer: OptimizerName = "adam"
     learning_rate: float | None = None
     seed: int = 0
@@ -58,6 +63,8 @@ class Settings:
             raise InputError(f"first_layer must be trainable or frozen, got {self.first_layer!r}")
         if self.unblind_to not in ("server", "trusted"):
             raise InputError(f"unblind_to must be server or trusted, got {self.unblind_to!r}")
+        if self.loss not in (None, *get_args(LossName)):
+            raise InputError(f"loss must be {', '.join(get_args(LossName))}, got {self.loss!r}")
         if self.optimizer not in ("adam", "sgd"):
             raise InputError(f"optimizer must be adam or sgd, got {self.optimizer!r}")
         for name in ("batch", "threads", "checkpoint_every"):

@@ -3,8 +3,8 @@
     trainable   the first layer is encrypted (`layers`): every step asks for new keys
     frozen      the first layer is a fixed projection (`frozen`): keys once per sample
 
-Either way the loss is ordinary cross-entropy of ordinary tensors; the rest of the model, the
-optimiser and the order of the samples are those of plain training with the same seed.
+Either way the loss is an ordinary one of ordinary tensors (`target_losses`); the rest of the model,
+the optimiser and the order of the samples are those of plain training with the same seed.
 """
 
 import hashlib
@@ -42,9 +42,11 @@ from cloister.training.ciphertexts import (
 )
 from cloister.training.frozen import Features, Lift, Projection, default_projection
 from cloister.training.layers import Encrypted, Samples
+from cloister.training.metrics import Measured, added, batch_sums, measured
 from cloister.training.private import PrivateStep
 from cloister.training.products import Products
 from cloister.training.settings import Settings
+from cloister.training.target_losses import loss_of
 
 __all__ = ["Trainer", "TrainingData", "epoch_order"]
 
@@ -125,6 +127,7 @@ class Trainer:
         settings = self.settings = settings or Settings()
         self.info = keys.describe(dataset.name)
         _check(dataset, self.info, settings)
+        self._loss = loss_of(self.info.targets, settings.loss, dataset=self.info.name)
         self.hosted = server is not None
         own = LocalCiphertextServer(dataset, threads=settings.threads)
         asked: CiphertextServer = own
@@ -214,19 +217,24 @@ class Trainer:
             self._finish_epoch(last=self.position.epoch + 1 == epochs)
         return self.history
 
-    def evaluate(self, ids: Int64[np.ndarray, " n"] | None = None) -> float:
-        """Accuracy on the encrypted test split; an encrypted first layer asks for keys here too."""
+    def evaluate(self, ids: Int64[np.ndarray, " n"] | None = None) -> Measured:
+        """Figures of the encrypted test split, or of some samples; an encrypted first layer asks
+        for keys here too.
+        """
         self.prepare()
         ids = self._test_ids if ids is None else ids
         self.model.eval()
-        correct = 0
+        sums: list[float] = []
         with torch.no_grad():
             step = min(EVALUATION_BATCH, most_at_once(self.info))
             for i in range(0, len(ids), step):
                 part = ids[i : i + step]
-                correct += int((self._scores(part).argmax(1) == self._targets(part)).sum())
+                sums = added(sums, self._sums(self._scores(part), self._targets(part)))
         self.model.train()
-        return correct / max(1, len(ids))
+        return measured(self.info.targets, sums, self._targets(ids))
+
+    def _sums(self, scores: Tensor, wanted: Tensor) -> list[float]:
+        return batch_sums(self.info.targets, scores, wanted)
 
     def _encrypt(self) -> None:
         layer: Encrypted = models.encrypt_first(
@@ -238,7 +246,9 @@ class Trainer:
             weight_bits=self.settings.weight_bits,
         )
         if self.settings.noise is not None:
-            self._private = PrivateStep(self.model, layer, noise=self.settings.noise)
+            self._private = PrivateStep(
+                self.model, layer, noise=self.settings.noise, loss=self._loss
+            )
 
     def _batches(self) -> Iterator[Int64[np.ndarray, " n"]]:
         """The rest of the current epoch; its order follows from seed and epoch."""
@@ -271,7 +281,7 @@ class Trainer:
         targets = self._targets(batch)
         if self._private is None or self._witness is None:
             scores = self._scores(batch)
-            loss = nn.functional.cross_entropy(scores, targets)
+            loss = self._loss(scores, targets).mean()
             loss.backward()  # type: ignore[no-untyped-call]
         else:
             seen = self._witness
@@ -283,7 +293,7 @@ class Trainer:
         self.optimizer.step()
         position.step += 1
         position.loss_sum += float(loss.detach()) * len(batch)
-        position.correct += int((scores.detach().argmax(1) == targets).sum())
+        position.sums = added(position.sums, self._sums(scores, targets))
 
     def _finish_epoch(self, *, last: bool) -> None:
         self._generator = torch.get_rng_state()
@@ -291,15 +301,18 @@ class Trainer:
         due = len(self._test_ids) > 0 and every > 0
         due = due and (last or (position.epoch + 1) % every == 0)
         try:
-            accuracy = self.evaluate() if due else None
+            tested = self.evaluate() if due else Measured()
         except CloisterError:
             self._save()
             raise
         count = len(self._train_ids)
-        loss, correct = position.loss_sum / count, position.correct / count
+        trained = measured(self.info.targets, position.sums, self._targets(self._train_ids))
         self.history.append(
-            EpochResult(position.epoch + 1, loss, correct, accuracy, position.seconds)
-        )
+            EpochResult(
+                position.epoch + 1, position.loss_sum / count, trained.accuracy, tested.accuracy,
+                position.seconds, trained.fit, tested.fit,
+            )
+        )  # fmt: skip
         self.position = Position(epoch=position.epoch + 1)
         self._save()
 
@@ -311,7 +324,7 @@ class Trainer:
         if scores.shape != (len(ids), self.info.classes):
             raise InputError(
                 f"model: gives {tuple(scores.shape)} for {len(ids)} samples of "
-                f"{self.info.classes} classes"
+                f"{self.info.classes} {self.info.targets}"
             )
         return scores
 
@@ -340,7 +353,8 @@ class Trainer:
             self._described.encode(),
             f"{type(self.optimizer).__name__} {self.optimizer.defaults}".encode(),
             repr((settings.first_layer, settings.unblind_to, settings.batch, settings.seed,
-                  settings.rank, settings.weight_bits, settings.noise)).encode(),
+                  settings.rank, settings.weight_bits, settings.noise,
+                  self._loss.__name__)).encode(),
         )  # fmt: skip
         return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
