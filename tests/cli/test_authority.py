@@ -188,8 +188,8 @@ def test_the_data_sets_are_listed(cloister, folder, samples):
             cloister("authority", "list", folder, "--json").out
         )}  # fmt: skip
     assert re.search(r"plain +budgeted +12 +0 +1 +2 +4 +16 +32 +8 +one +server", shown)
-    assert re.search(r"weak +budgeted +24 +2 +0 +3 +0 +24 +12 +many +trusted", shown)
-    assert re.search(r"paper +paper +12 +1 +0 +16 +0 +- +32 +many +server", shown)
+    assert re.search(r"weak +budgeted +24 +0 +2 +0 +3 +0 +24 +12 +many +trusted", shown)
+    assert re.search(r"paper +paper +12 +0 +1 +0 +16 +0 +- +32 +many +server", shown)
     assert list(found) == ["paper", "plain", "weak"]
     assert found["paper"]["bits_allowed"] is None
     assert (found["weak"]["samples"], found["weak"]["functions"]) == (24, "many")

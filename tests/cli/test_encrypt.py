@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cloister.authority import service, tokens
 from cloister.authority.agreement import EXPOSURE
@@ -515,3 +516,58 @@ def test_notes_of_another_client_are_read_or_refused(notes):
         EncryptionError, match="data set set: was not made by `cloister data encrypt`"
     ):
         Notes.read(notes, info)
+
+
+def folder(root, **classes):
+    for name, arrays in classes.items():
+        (root / name).mkdir(parents=True)
+        for i, array in enumerate(arrays):
+            Image.fromarray(array).save(root / name / f"{i}.png")
+    return root
+
+
+def test_pictures_of_several_kinds_are_brought_to_one(cloister, refused, authority, to, tmp_path):
+    generator = np.random.default_rng(4)
+    sizes = [generator.integers(0, 256, (20 + i, 18), dtype=np.uint8) for i in range(4)]
+    colour = generator.integers(0, 256, (20, 18, 3), dtype=np.uint8)
+    glass = generator.integers(0, 256, (20, 18, 4), dtype=np.uint8)
+    root = folder(tmp_path / "scans", sick=[*sizes, glass], well=[*sizes[:2], colour])
+    (root / "sick" / "notes.txt").write_text("x")
+    message = refused("data", "encrypt", root, *to())
+    assert "sick/4.png: has transparent pixels" in message
+    assert "--background COLOUR" in message
+    assert "--resize HEIGHT,WIDTH" in message
+    assert "--channels gray or rgb" in message
+    options = ("--resize", "16,16", "--channels", "gray", "--background", "black")
+    ran = cloister("data", "encrypt", root, *to(), *options, "--json")
+    assert ran.code == 0
+    (part,) = json.loads(ran.out)["parts"]
+    assert part["remarks"] == [
+        "files: 1 skipped (sick/notes.txt)", "pictures that --resize changed: 8",
+        "pictures that --channels changed: 2",
+    ]  # fmt: skip
+    assert EncryptedDataset.open(tmp_path / "set.cloister").shape == (16, 16, 1)
+    assert "--channels bgr" in refused("data", "encrypt", root, *to(), "--channels", "bgr")
+    assert "give height,width" in refused("data", "encrypt", root, *to(), "--resize", "16")
+
+
+def test_a_value_beyond_the_range_names_its_picture(cloister, refused, to, tmp_path):
+    scans = np.full((4, 4, 5), 1000, np.uint16)
+    root = folder(tmp_path / "scans", sick=scans[:2], well=scans[2:])
+    options = ("--range", "0,4095", "--bits", "12")
+    assert cloister("data", "encrypt", root, *to(), *options).code == 0
+    scans[3, 2, 4] = 5000
+    other = folder(tmp_path / "others", sick=scans[:2], well=scans[2:])
+    message = refused("data", "encrypt", other, *to(), "--bits", "12")
+    assert "well/1.png, element (2, 4, 0): the value is outside" in message
+    single = folder(tmp_path / "one", sick=np.zeros((2, 4, 4), np.uint8))
+    assert "name all of them (--classes)" in refused(
+        "data", "encrypt", single, *to(out="new.cloister")
+    )
+
+
+def test_options_about_other_files_are_refused(refused, to, pixels, tmp_path):
+    path, _ = pixels
+    assert "are about pictures" in refused("data", "encrypt", path, *to(), "--resize", "4,4")
+    root = folder(tmp_path / "scans", sick=[np.zeros((4, 4), np.uint8)])
+    assert "is about arrays" in refused("data", "encrypt", root, *to(), "--layout", "nchw")

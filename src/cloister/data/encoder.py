@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int64
 from cloister.base.rng import Csprng
 from cloister.data.columns import Column, column_of, encode_columns
 from cloister.data.csv_source import TableSource
-from cloister.data.dataset import TEST, TRAIN
+from cloister.data.dataset import TEST, TRAIN, UNLABELLED
 from cloister.data.encoding import Encoding
 from cloister.data.sources import CHUNK_BYTES, Source
 from cloister.data.target_encoding import TargetEncoder
@@ -99,7 +99,10 @@ def chunks(
     test_fraction: float,
     order: Int64[np.ndarray, " n"],
 ) -> Iterator[Chunk]:
-    """All samples in a given order, of which the last ones are the test split."""
+    """All samples in a given order, of which the last ones are the test split.
+
+    Unlabelled samples are in neither split.
+    """
     n = source.samples
     tested = round(test_fraction * n)
     size = max(1, CHUNK_BYTES // (8 * int(np.prod(source.shape))))
@@ -107,4 +110,6 @@ def chunks(
         positions = order[start : start + size]
         places = np.arange(start, start + len(positions))
         flags = np.where(places >= n - tested, TEST, TRAIN).astype(np.uint8)
+        if targets.labels is None:
+            flags[:] = UNLABELLED
         yield Chunk(encoder.encode(positions), targets.encode(positions), flags)

@@ -5,13 +5,15 @@ read in any order while memory stays flat: they are encrypted in a random order 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
+from numpy.typing import ArrayLike
 
-from cloister.data.array_files import NPY, NPZ, read_array
+from cloister.data.array_files import NPY, NPZ, array_title, read_array
 from cloister.data.array_samples import read_samples
 from cloister.data.array_targets import FEW_CLASSES, Labels, read_targets
 from cloister.data.csv_source import TableSource
@@ -62,11 +64,11 @@ class ArraySource:
 
     def __init__(
         self,
-        x: np.ndarray,
-        y: np.ndarray | None,
+        x: ArrayLike,
+        y: ArrayLike | None,
         *,
         targets: Targets | None = None,
-        layout: Layout | None = None,
+        layout: Layout | str | None = None,
         titles: tuple[str, str] = ("array x", "array y"),
     ) -> None:
         """Take the arrays as they are; mapped ones are looked at piece by piece.
@@ -99,25 +101,32 @@ class ArraySource:
         path: Path,
         *,
         x: str = "x",
-        y: str = "y",
+        y: str | None = "y",
         targets: Targets | None = None,
-        layout: Layout | None = None,
+        layout: Layout | str | None = None,
     ) -> "ArraySource":
-        """Spool two arrays of an .npz file, or of two .npy files: y names the other one.
+        """Spool the arrays of files.
+
+        x   name in an .npz file; the one array of an .npy file has none
+        y   the same, or the name of an .npy file; None: unlabelled samples
 
         Raises   InputError, RangeError, ShapeError naming file and array
         """
-        if path.suffix.lower() == NPY:
-            if not y.lower().endswith(NPY):
-                raise InputError(
-                    f"{path}: holds one array, that of the samples; give the file of their targets "
-                    "with --y FILE.npy"
-                )
-            arrays, titles = (read_array(path), read_array(Path(y))), (str(path), y)
-        else:
-            arrays = read_array(path, x), read_array(path, y)
-            titles = f"{path}: array {x!r}", f"{path}: array {y!r}"
-        return cls(*arrays, targets=targets, layout=layout, titles=titles)
+        alone, beside = path.suffix.lower() == NPY, (y or "").lower().endswith(NPY)
+        if alone and y is not None and not beside:
+            raise InputError(
+                f"{path}: holds one array, that of the samples; give the file of their targets "
+                "with --y FILE.npy"
+            )
+        samples = path, None if alone else x
+        found = (Path(y or ""), None) if beside else (path, y)
+        return cls(
+            read_array(*samples),
+            None if y is None else read_array(*found),
+            targets=targets,
+            layout=layout,
+            titles=(array_title(*samples), array_title(*found)),
+        )
 
     def read(self, positions: Int64[np.ndarray, " m"]) -> np.ndarray:
         """See `Source`."""
@@ -135,8 +144,9 @@ def open_source(
     y: str = "y",
     table: TableOptions | None = None,
     targets: Targets | None = None,
-    layout: Layout | None = None,
+    layout: Layout | str | None = None,
     pictures: PictureOptions | None = None,
+    unlabelled: bool = False,
 ) -> Source:
     """The source that a path stands for.
 
@@ -145,6 +155,8 @@ def open_source(
     targets    what the samples have to learn; None: as the file suggests
     layout     where the channels of an array of four axes are
     pictures   how the pictures of a folder are brought to one kind
+    unlabelled whether the samples are to be predicted: targets are not read, a folder's pictures
+               may lie anywhere in it
     Raises     InputError, RangeError, ShapeError naming the file
     """
     path, suffix = Path(path), Path(path).suffix.lower()
@@ -166,11 +178,14 @@ def open_source(
             "folder of pictures; leave them out"
         )
     if is_folder:
-        return FolderSource(path, pictures)
+        return FolderSource(path, pictures, labelled=not unlabelled)
     if is_array:
-        return ArraySource.read_file(path, x=x, y=y, targets=targets, layout=layout)
+        y_name = None if unlabelled else y
+        return ArraySource.read_file(path, x=x, y=y_name, targets=targets, layout=layout)
     if suffix in TABLES:
-        return TableSource(path, table, targets=targets)
+        options = table or TableOptions()
+        told = replace(options, label=()) if unlabelled else options
+        return TableSource(path, told, targets=targets)
     if suffix in SPREADSHEETS:
         raise InputError(f"{path}: spreadsheets are not read; save the sheet as CSV (UTF-8)")
     raise InputError(

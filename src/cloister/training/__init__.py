@@ -13,6 +13,7 @@ from cloister.errors import InputError
 if TYPE_CHECKING:
     from cloister.data.dataset import EncryptedDataset
     from cloister.data.feature_noise import GaussianNoise
+    from cloister.data.folder_source import FolderSource, PictureOptions
     from cloister.data.owner import NewDataset, Privacy
     from cloister.data.sources import ArraySource
     from cloister.training.data_owner import encrypt
@@ -28,8 +29,10 @@ __all__ = [
     "EncryptedDataset",
     "EncryptedLinear",
     "EncryptedModel",
+    "FolderSource",
     "GaussianNoise",
     "NewDataset",
+    "PictureOptions",
     "Privacy",
     "RunFiles",
     "Settings",
@@ -44,8 +47,10 @@ _HOMES = {
     "EncryptedDataset": "data.dataset",
     "EncryptedLinear": "training.layers",
     "EncryptedModel": "training.encrypted_model",
+    "FolderSource": "data.folder_source",
     "GaussianNoise": "data.feature_noise",
     "NewDataset": "data.owner",
+    "PictureOptions": "data.folder_source",
     "Privacy": "data.owner",
     "RunFiles": "training.training_run",
     "Settings": "training.settings",

@@ -111,7 +111,7 @@ def accept(found: Agreement, source: Source, new: NewDataset, privacy: Privacy) 
             f"data set {info.name} holds samples {info.shape}, these are {source.shape}; "
             "bring them to one size, or choose another --name"
         )
-    if info.targets != source.targets:
+    if source.labels is not None and info.targets != source.targets:
         raise InputError(
             f"data set {info.name} has {info.targets} to learn, these samples have "
             f"{source.targets}: read them with --targets {info.targets}, or choose another --name"
