@@ -16,6 +16,7 @@ from cloister.authority.request_log import ReleaseLog
 from cloister.base.rng import SystemRandom
 from cloister.cli import clinic_verbs, options
 from cloister.cli.console import emit_json, note, out, stages, table
+from cloister.cli.reading_options import ReadingOptions, names
 from cloister.cli.serving import serve_until_interrupted
 from cloister.data.columns import PublicRange
 from cloister.data.csv_source import TableSource
@@ -35,7 +36,6 @@ from cloister.training.proposal import DEFAULT_BITS
 NEW = "A new data set"
 DETAILS = "Details of --privacy"
 INPUT = "Reading the data"
-TABLES = "Reading tables (.csv)"
 
 app = typer.Typer(
     help="Encrypt samples, show data sets, and hold them for a trusted runtime.",
@@ -192,85 +192,6 @@ Y = Annotated[
     str,
     typer.Option("--y", help="Array of targets in .npz, or a file .npy.", rich_help_panel=INPUT),
 ]
-Label = Annotated[
-    str,
-    typer.Option("--label", metavar="COLUMN", help="Column of the class.", rich_help_panel=TABLES),
-]
-Without = Annotated[
-    str | None,
-    typer.Option(
-        "--without", metavar="A,B,...", help="Columns that are left out.", rich_help_panel=TABLES
-    ),
-]
-Categories = Annotated[
-    str | None,
-    typer.Option(
-        "--categories",
-        metavar="A,B,...",
-        help="Columns of numbers that stand for categories.",
-        rich_help_panel=TABLES,
-    ),
-]
-Fill = Annotated[
-    str | None,
-    typer.Option(
-        "--fill",
-        metavar="RULE",
-        help="Fill missing cells: median, mean, VALUE or COLUMN=VALUE,...",
-        rich_help_panel=TABLES,
-    ),
-]
-Drop = Annotated[
-    bool, typer.Option("--drop", help="Leave out rows with missing cells.", rich_help_panel=TABLES)
-]
-Missing = Annotated[
-    str | None,
-    typer.Option(
-        "--missing",
-        metavar="A,B,...",
-        help="More texts that mean a missing cell, as -999.",
-        rich_help_panel=TABLES,
-    ),
-]
-Separator = Annotated[
-    str | None,
-    typer.Option(
-        "--separator",
-        metavar="CHARACTER",
-        help="Between cells, or tab. Default: found.",
-        rich_help_panel=TABLES,
-    ),
-]
-Decimal = Annotated[
-    str | None,
-    typer.Option(
-        "--decimal", metavar=".|,", help="Mark of numbers. Default: found.", rich_help_panel=TABLES
-    ),
-]
-Thousands = Annotated[
-    str,
-    typer.Option(
-        "--thousands",
-        metavar=".|,|'|space",
-        help="Groups the digits of numbers.",
-        rich_help_panel=TABLES,
-    ),
-]
-DateFormat = Annotated[
-    str | None,
-    typer.Option(
-        "--date-format",
-        metavar="FORMAT",
-        help="Of dates, as %d/%m/%Y. Default: found.",
-        rich_help_panel=TABLES,
-    ),
-]
-TextEncoding = Annotated[
-    str | None,
-    typer.Option(
-        "--encoding", help="Of the text, as latin-1. Default: found.", rich_help_panel=TABLES
-    ),
-]
 ArrayLayout = Annotated[
     Layout | None,
     typer.Option(
@@ -353,7 +274,7 @@ class NewOptions:
             bits=self.bits,
             value_range=options.value_range(self.value_range) if self.value_range else None,
             ranges=read_ranges(self.ranges) if self.ranges else None,
-            classes=_names(self.classes) or None,
+            classes=names(self.classes) or None,
             target_ranges=read_target_ranges(self.target_ranges) if self.target_ranges else None,
         )
 
@@ -401,44 +322,6 @@ class SampleOptions:
         if self.split is not None and self.test_fraction:
             raise InputError("--split marks all samples: leave out --test-fraction")
         return {"train": 0.0, "test": 1.0, None: self.test_fraction}[self.split]
-
-
-@dataclass(frozen=True)
-class ReadingOptions:
-    """How tables are read."""
-
-    label: Label = "label"
-    without: Without = None
-    categories: Categories = None
-    fill: Fill = None
-    drop: Drop = False
-    missing: Missing = None
-    separator: Separator = None
-    decimal: Decimal = None
-    thousands: Thousands = ""
-    date_format: DateFormat = None
-    encoding: TextEncoding = None
-
-    def table(self) -> TableOptions:
-        """The options' texts as values."""
-        return TableOptions(
-            label=_names(self.label),
-            without=_names(self.without),
-            categories=_names(self.categories),
-            separator=self.separator,
-            encoding=self.encoding,
-            decimal=self.decimal,
-            thousands=" " if self.thousands == "space" else self.thousands,
-            date_format=self.date_format,
-            missing=_names(self.missing),
-            fill=self.fill,
-            drop=self.drop,
-        )
-
-
-def _names(text: str | None) -> tuple[str, ...]:
-    """The names of a list with commas."""
-    return tuple(name.strip() for name in text.split(",")) if text else ()
 
 
 @app.command(
