@@ -175,12 +175,20 @@ def test_tables_of_two_clinics(cloister, refused, authority, to, tmp_path):
     found = sorted((plain[:, 0, 0] * [50, 25] + [50, 75]).tolist())
     np.testing.assert_allclose(found, [[20, 60], [40, 90], [70, 75], [70, 75]], atol=0.4)
     two.write_text("age,pulse,label\n170,75,sick\n")
-    assert "sample 0, column age" in refused("data", "encrypt", two, *to(), *agreed)
+    assert "line 2, column age: 170 is outside the range 0 to 100" in refused(
+        "data", "encrypt", two, *to(), *agreed
+    )
     assert cloister("data", "encrypt", two, *to(), *agreed, "--clip").code == 0
     two.write_text("age,pulse,label\n70,75,cured\n")
     assert "class 'cured'" in refused("data", "encrypt", two, *to(), *agreed)
+    two.write_text("height,age,label\n70,75,sick\n")
+    found = refused("data", "encrypt", two, *to(), *agreed)
+    assert "has no column pulse, which the data set has: its columns are age, pulse" in found
+    # The data set's order counts, not that of the file.
     two.write_text("pulse,age,label\n70,75,sick\n")
-    assert "same names and order" in refused("data", "encrypt", two, *to(), *agreed)
+    assert cloister("data", "encrypt", two, *to(), *agreed).code == 0
+    _, plain, _ = decrypted(authority, tmp_path / "set.cloister")
+    np.testing.assert_allclose(plain[-1, 0, 0] * [50, 25] + [50, 75], [75, 70], atol=0.4)
 
 
 def test_own_ranges_are_used_and_said_to_be_public(cloister, to, tmp_path):
