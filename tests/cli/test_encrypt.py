@@ -92,6 +92,40 @@ def test_pixels_of_two_clients_in_one_file(cloister, authority, to, pixels, tmp_
     assert len({true for true, _ in seen}) == len({place for _, place in seen}) == 3
 
 
+def test_numbers_and_labels_by_their_names(cloister, refused, authority, to, tmp_path):
+    """The first client's ranges and names hold for the second, whose columns are permuted."""
+    path, ranges = tmp_path / "numbers.npz", tmp_path / "ranges.json"
+    rng = np.random.default_rng(5)
+    x, y = rng.uniform(-1, 1, (30, 6)), rng.uniform(0, 10, (30, 2))
+    np.savez(path, x=x, y=y)
+    np.savez(tmp_path / "other.npz", x=x, y=y[:, ::-1])
+    ranges.write_text('{"age": [0, 10], "weight": [-10, 10]}')
+    public = ("--range", "-1,1", "--target-ranges", ranges)
+    ran = cloister("data", "encrypt", path, *to(), *public, "--classes", "age,weight")
+    assert ran.code == 0, ran
+    assert ran.err == ""
+    ran = cloister("data", "encrypt", tmp_path / "other.npz", *to(), "--classes", "weight,age")
+    assert ran.code == 0, ran
+    opened, plain, integers = decrypted(authority, tmp_path / "set.cloister")
+    assert (opened.targets, opened.classes) == ("numbers", 2)
+    values = integers / 32767 * [5, 10] + [5, 0]
+    for sample, target in zip(plain.reshape(60, 6), values, strict=True):
+        nearest = int(np.abs(x - sample).sum(axis=1).argmin())
+        np.testing.assert_allclose(target, y[nearest], atol=1e-3)
+    shown = json.loads(cloister("data", "show", tmp_path / "set.cloister", "--json").out)
+    assert (shown["targets"], shown["classes"]) == ("numbers", 2)
+    np.savez(path, x=x, y=(y > 5).astype(int))
+    said = refused("data", "encrypt", path, *to(), "--classes", "age,weight")
+    assert "data set set has numbers to learn, these samples have labels" in said
+    said = refused("data", "encrypt", path, *to(out="other.cloister"), *public)
+    assert "--target-ranges: is for numbers" in said
+    said = refused("data", "encrypt", path, *to(), "--targets", "classes")
+    assert "has not exactly one class" in said
+    wider = ("--targets", "numbers", "--classes", "age,weight", "--target-ranges", ranges)
+    ranges.write_text('{"age": [0, 11], "weight": [-10, 10]}')
+    assert "drop --target-ranges" in refused("data", "encrypt", path, *to(), *wider)
+
+
 def test_several_sources_are_parts_of_one_data_set(cloister, refused, to, pixels, tmp_path):
     path, x = pixels
     np.savez(tmp_path / "more.npz", x=x[:9], y=np.arange(9) % 3)
