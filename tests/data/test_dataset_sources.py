@@ -72,12 +72,14 @@ def test_values_outside_the_range_are_named_or_clipped(tmp_path):
         everything(found, Encoder(found, encoding))
     x, _, _ = everything(found, Encoder(found, encoding, clip=True))
     assert x.max() == 127
+    in_memory = ArraySource(values, np.zeros(6, int))
     values[3, 2] = np.nan
-    np.savez(tmp_path / "b.npz", x=values, y=np.zeros(6, int))
-    found = open_source(tmp_path / "b.npz")
     for clip in (False, True):
         with pytest.raises(RangeError, match="missing"):
-            everything(found, Encoder(found, encoding, clip=clip))
+            everything(in_memory, Encoder(in_memory, encoding, clip=clip))
+    np.savez(tmp_path / "b.npz", x=values, y=np.zeros(6, int))
+    with pytest.raises(RangeError, match=r"1 of 6 samples hold NaN.*fill or drop"):
+        open_source(tmp_path / "b.npz")
 
 
 def test_tables_are_scaled_by_column(table):
@@ -222,7 +224,7 @@ def test_files_that_are_not_read_are_counted(tmp_path):
 
 def test_channels_that_come_first_are_refused(tmp_path):
     np.savez(tmp_path / "first.npz", x=np.zeros((5, 3, 16, 20)), y=np.arange(5))
-    with pytest.raises(ShapeError, match=r"channels first.*transpose"):
+    with pytest.raises(ShapeError, match=r"channels first.*--layout nchw"):
         open_source(tmp_path / "first.npz")
     np.savez(tmp_path / "last.npz", x=np.zeros((5, 16, 20, 3)), y=np.arange(5))
     assert open_source(tmp_path / "last.npz").remarks == ()
@@ -289,9 +291,10 @@ def test_arrays_in_memory_are_a_source_too():
 def test_the_range_of_values_is_that_of_all_finite_ones():
     values = np.linspace(-3, 5, 4000).reshape(2000, 2)
     assert value_range(ArraySource(values, np.arange(2000) % 2)) == (-3.0, 5.0)
+    found = ArraySource(values, np.arange(2000) % 2)
     values[1500, 1] = np.nan
     with pytest.raises(RangeError, match="sample 1500: holds NaN"):
-        value_range(ArraySource(values, np.arange(2000) % 2))
+        value_range(found)
     values[1500, 1] = 1e6
     with pytest.raises(RangeError, match="samples: the value 1e\\+06 would make all others alike"):
         value_range(ArraySource(values, np.arange(2000) % 2))

@@ -20,7 +20,7 @@ from cloister.cli.serving import serve_until_interrupted
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.folder_source import PictureOptions
 from cloister.data.owner import LEVELS, NewDataset, Privacy, read_ranges
-from cloister.data.preprocessing import Channels
+from cloister.data.preprocessing import Channels, Layout
 from cloister.data.sources import Source, open_source
 from cloister.data.writer import PATIENCE_S
 from cloister.errors import CloisterError, InputError, ShapeError
@@ -40,7 +40,7 @@ app = typer.Typer(
 
 Sources = Annotated[
     list[Path],
-    typer.Argument(metavar="SOURCE...", help=".npz, .csv or folders of class folders."),
+    typer.Argument(metavar="SOURCE...", help=".npz, .npy, .csv or folders of class folders."),
 ]
 Out = Annotated[
     Path, typer.Option("--out", metavar="FILE", help="Data set file; added to if it exists.")
@@ -162,10 +162,19 @@ Clip = Annotated[
 ]
 X = Annotated[str, typer.Option("--x", help="Array of samples in .npz.", rich_help_panel=INPUT)]
 Y = Annotated[
-    str, typer.Option("--y", help="Array of class numbers in .npz.", rich_help_panel=INPUT)
+    str,
+    typer.Option("--y", help="Array of targets in .npz, or a file .npy.", rich_help_panel=INPUT),
 ]
 Label = Annotated[
     str, typer.Option("--label", help="Column of the class in .csv.", rich_help_panel=INPUT)
+]
+ArrayLayout = Annotated[
+    Layout | None,
+    typer.Option(
+        "--layout",
+        help="Axes of arrays of pictures. Default: nhwc, refused if the channels seem to be first.",
+        rich_help_panel=INPUT,
+    ),
 ]
 Background = Annotated[
     str | None,
@@ -256,6 +265,7 @@ class SampleOptions:
     x: X = "x"
     y: Y = "y"
     label: Label = "label"
+    layout: ArrayLayout = None
     background: Background = None
     channels: PictureChannels = None
     resize: Resize = None
@@ -267,7 +277,9 @@ class SampleOptions:
         """
         size = None if self.resize is None else options.picture_size(self.resize)
         pictures = PictureOptions(self.background, self.channels, size)
-        return open_source(path, x=self.x, y=self.y, label=self.label, pictures=pictures)
+        return open_source(
+            path, x=self.x, y=self.y, label=self.label, layout=self.layout, pictures=pictures
+        )
 
     def tested(self) -> float:
         """The part that is kept for testing.

@@ -47,10 +47,10 @@ SLOT = struct.Struct("<QQQ")
 SLOT_OFFSETS = (64, 128)
 HEADER_OFFSET = 192
 SIZED = struct.Struct("<I32s")
-PIECE_BYTES = 1 << 20
-"""Of a part that is read once, from one end to the other."""
 TRAIN, TEST, UNLABELLED = range(3)
 """What a sample is for."""
+PIECE_BYTES = 1 << 20
+"""Of a part that is read once, from one end to the other."""
 MAX_DESCRIPTION_BYTES = BLOCK_BYTES - HEADER_OFFSET - SIZED.size
 
 

@@ -72,7 +72,7 @@ class Encoder:
         self, positions: np.ndarray, values: np.ndarray, bad: Bool[np.ndarray, "..."]
     ) -> None:
         place = tuple(int(i) for i in np.argwhere(bad)[0])
-        sample = int(positions[place[0]])
+        sample = self._source.where(int(positions[place[0]]))
         if self._columns:
             field, option = f"column {column_of(self._columns, place[-1]).name}", "--ranges"
         else:
@@ -82,7 +82,7 @@ class Encoder:
             what, remedy = "the value is missing (NaN)", "fill or drop it"
         else:
             what = "the value is outside the data set's range"
-        raise RangeError(f"sample {sample}, {field}: {what}; {remedy}")
+        raise RangeError(f"{sample}, {field}: {what}; {remedy}")
 
 
 def random_order(count: int, *, rng: Csprng) -> Int64[np.ndarray, " count"]:

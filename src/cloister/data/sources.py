@@ -6,29 +6,26 @@ read in any order while memory stays flat: they are encrypted in a random order 
 
 import csv
 import tempfile
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
 from cloister.base.reading import parsing
-from cloister.data.array_targets import FEW_CLASSES, read_targets
+from cloister.data.array_files import NPY, NPZ, read_array
+from cloister.data.array_samples import read_samples
+from cloister.data.array_targets import FEW_CLASSES, Labels, read_targets
 from cloister.data.encoding import Kind, require_no_outlier
 from cloister.data.folder_source import FolderSource, PictureOptions
 from cloister.data.info import Targets
+from cloister.data.preprocessing import Layout
 from cloister.errors import InputError, RangeError, ShapeError
 
 CHUNK_BYTES = 1 << 22
-READ_AT_ONCE = 1024
-SAMPLED_VALUES = 1 << 16
-"""Of so many samples, to see what most values are like."""
-FEW_CHANNELS = 4
-"""A last axis of more, behind a first one of at most as many, is a width: channels come first."""
-
-Labels: TypeAlias = Int64[np.ndarray, "n ..."] | Float64[np.ndarray, "n k"]
+SAMPLED_VALUES = 1 << 20
+"""Of all samples, to see what most values are like."""
 
 
 @runtime_checkable
@@ -51,9 +48,13 @@ class Source(Protocol):
         """Samples (m, h, w, c): pixels as 0..255, values and columns as they are."""
         ...
 
+    def where(self, position: int) -> str:
+        """The name of a sample in errors, such as its file."""
+        ...
+
 
 class ArraySource:
-    """Arrays of samples and of targets; pictures have their channels last."""
+    """Arrays of samples and of targets."""
 
     names: Sequence[str]
     remarks: Sequence[str]
@@ -64,59 +65,66 @@ class ArraySource:
         y: np.ndarray | None,
         *,
         targets: Targets | None = None,
+        layout: Layout | None = None,
         titles: tuple[str, str] = ("array x", "array y"),
     ) -> None:
-        """Take the arrays as they are, mapped ones unread.
+        """Take the arrays as they are; mapped ones are looked at piece by piece.
 
-        y         class numbers, labels of 0 and 1, or numbers; None: unlabelled samples
+        y         class numbers or names, labels of 0 and 1, or numbers; None: unlabelled samples
         targets   which of them; None: as type and shape suggest
+        layout    where the channels of four axes are; None: last, if they cannot be first
         titles    names of the arrays in errors
 
         Raises   ShapeError, RangeError, InputError naming the array
         """
-        samples, title = titles
-        if x.ndim and len(x) == 0:
-            raise ShapeError(f"{samples} holds no samples")
-        if x.ndim < 2 or x.ndim > 4:
-            raise ShapeError(
-                f"{samples} must be (samples, features), (samples, h, w) or "
-                f"(samples, h, w, channels), got {x.shape}"
-            )
-        read = None if y is None else read_targets(y, len(x), targets=targets, title=title)
-        self.samples = len(x)
-        self.targets: Targets = (targets or "classes") if read is None else read.targets
-        self.labels: Labels | None = None if read is None else read.labels
-        self.names = () if read is None else read.names
-        self.kind: Kind = "pixels" if x.dtype == np.uint8 else "values"
-        if x.dtype.kind not in "fiu":
-            raise ShapeError(f"{samples} must hold numbers, got {x.dtype}")
-        if x.ndim == 4 and x.shape[1] <= FEW_CHANNELS < x.shape[3]:
-            raise ShapeError(
-                f"{samples} of shape {x.shape} has its channels first; samples are "
-                "(height, width, channels): save x.transpose(0, 2, 3, 1)"
-            )
-        self.shape = _image_shape(x.shape[1:])
-        many = x.ndim == 4 and self.shape[2] > FEW_CHANNELS
-        self.remarks = (
-            *(("the last axis of the samples is read as channels",) if many else ()),
-            *(() if read is None else read.remarks),
-        )
-        self._samples = x
+        read = read_samples(x, title=titles[0], layout=layout)
+        self.samples = len(read.values)
+        self.kind: Kind = read.kind
+        self.shape = read.shape
+        self._values = read.values
+        said: tuple[str, ...] = ()
+        self.targets: Targets = targets or "classes"
+        self.labels: Labels | None = None
+        self.names = ()
+        if y is not None:
+            found = read_targets(y, self.samples, targets=targets, title=titles[1])
+            self.targets, self.labels = found.targets, found.labels
+            self.names, said = found.names, found.remarks
+        self.remarks = (*read.remarks, *said)
 
     @classmethod
     def read_file(
-        cls, path: Path, *, x: str = "x", y: str = "y", targets: Targets | None = None
+        cls,
+        path: Path,
+        *,
+        x: str = "x",
+        y: str = "y",
+        targets: Targets | None = None,
+        layout: Layout | None = None,
     ) -> "ArraySource":
-        """Spool two arrays of an .npz file.
+        """Spool two arrays of an .npz file, or of two .npy files: y names the other one.
 
-        Raises   InputError, ShapeError naming file and array
+        Raises   InputError, RangeError, ShapeError naming file and array
         """
-        titles = (f"{path}: array {x!r}", f"{path}: array {y!r}")
-        return cls(_spool(path, x), _spool(path, y), targets=targets, titles=titles)
+        if path.suffix.lower() == NPY:
+            if not y.lower().endswith(NPY):
+                raise InputError(
+                    f"{path}: holds one array, that of the samples; give the file of their targets "
+                    "with --y FILE.npy"
+                )
+            arrays, titles = (read_array(path), read_array(Path(y))), (str(path), y)
+        else:
+            arrays = read_array(path, x), read_array(path, y)
+            titles = f"{path}: array {x!r}", f"{path}: array {y!r}"
+        return cls(*arrays, targets=targets, layout=layout, titles=titles)
 
     def read(self, positions: Int64[np.ndarray, " m"]) -> np.ndarray:
         """See `Source`."""
-        return np.asarray(self._samples[positions]).reshape(len(positions), *self.shape)
+        return np.asarray(self._values[positions]).reshape(len(positions), *self.shape)
+
+    def where(self, position: int) -> str:
+        """See `Source`."""
+        return f"sample {position}"
 
 
 class TableSource:
@@ -190,6 +198,10 @@ class TableSource:
         """See `Source`."""
         return np.asarray(self._samples[positions]).reshape(len(positions), *self.shape)
 
+    def where(self, position: int) -> str:
+        """See `Source`."""
+        return f"sample {position}"
+
 
 def open_source(
     path: Path | str,
@@ -198,30 +210,41 @@ def open_source(
     y: str = "y",
     label: str = "label",
     targets: Targets | None = None,
+    layout: Layout | None = None,
     pictures: PictureOptions | None = None,
 ) -> Source:
-    """The source that a path stands for; the options name arrays and the column of the classes.
+    """The source that a path stands for.
 
-    targets   what the samples have to learn; None: as the file suggests
-    Raises    InputError
+    x, y       names of arrays in an .npz file; y may be an .npy file beside another one
+    label      the column of the classes in a .csv file
+    targets    what the samples have to learn; None: as the file suggests
+    layout     where the channels of an array of four axes are
+    pictures   how the pictures of a folder are brought to one kind
+    Raises     InputError, RangeError, ShapeError naming the file
     """
-    path = Path(path)
-    if targets not in (None, "classes") and path.suffix.lower() != ".npz":
+    path, suffix = Path(path), Path(path).suffix.lower()
+    is_folder, is_array = path.is_dir(), suffix in (NPY, NPZ)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    if targets not in (None, "classes") and not is_array:
         raise InputError(f"{path}: holds classes; {targets} are read from .npz")
-    if path.is_dir():
-        return FolderSource(path, pictures)
-    if pictures not in (None, PictureOptions()):
+    if layout is not None and not is_array:
+        raise InputError(f"{path}: --layout is about arrays, and this is none; leave it out")
+    if pictures not in (None, PictureOptions()) and not is_folder:
         raise InputError(
             f"{path}: --background, --channels and --resize are about pictures, and this is no "
             "folder of pictures; leave them out"
         )
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
-    if path.suffix.lower() == ".npz":
-        return ArraySource.read_file(path, x=x, y=y, targets=targets)
-    if path.suffix.lower() == ".csv":
+    if is_folder:
+        return FolderSource(path, pictures)
+    if is_array:
+        return ArraySource.read_file(path, x=x, y=y, targets=targets, layout=layout)
+    if suffix == ".csv":
         return TableSource(path, label=label)
-    raise InputError(f"{path}: give an .npz or .csv file, or a folder with one folder a class")
+    raise InputError(
+        f"{path}: give an .npz, .npy or .csv file, or a folder with a folder of pictures for each "
+        "class"
+    )
 
 
 def value_range(source: Source) -> tuple[float, float]:
@@ -231,54 +254,24 @@ def value_range(source: Source) -> tuple[float, float]:
     """
     low, high = np.inf, -np.inf
     some: list[np.ndarray] = []
-    for start in range(0, source.samples, READ_AT_ONCE):
-        stop = min(start + READ_AT_ONCE, source.samples)
+    size = int(np.prod(source.shape))
+    rows = max(1, CHUNK_BYTES // (8 * size))
+    stride = -(-source.samples * size // SAMPLED_VALUES)
+    while np.gcd(stride, size) > 1:  # so that all elements of a sample are looked at
+        stride += 1
+    for start in range(0, source.samples, rows):
+        stop = min(start + rows, source.samples)
         piece = source.read(np.arange(start, stop, dtype=np.int64))
         finite = np.isfinite(piece).reshape(len(piece), -1).all(axis=1)
         if not finite.all():
             raise RangeError(
-                f"sample {start + int(np.argmin(finite))}: holds NaN or infinity; fill or drop it"
+                f"{source.where(start + int(np.argmin(finite)))}: holds NaN or infinity; fill or "
+                "drop it"
             )
         low, high = min(low, float(piece.min())), max(high, float(piece.max()))
-        some.append(piece.reshape(-1)[:: -(-piece.size // SAMPLED_VALUES)].astype(np.float64))
+        some.append(piece.reshape(-1)[-start * size % stride :: stride].astype(np.float64))
     require_no_outlier(np.concatenate(some), (low, high), what="samples", option="--range")
     return low, high
-
-
-def _spool(path: Path, name: str) -> np.ndarray:
-    with parsing(f"{path}: not a readable .npz file"), zipfile.ZipFile(path) as archive:
-        known = [member.removesuffix(".npy") for member in archive.namelist()]
-        if name not in known:
-            raise InputError(
-                f"{path}: holds no array {name!r} but {', '.join(known) or 'nothing'}; "
-                "name them with --x and --y"
-            )
-        with archive.open(f"{name}.npy") as member, tempfile.TemporaryFile() as file:
-            shape, fortran, dtype = _array_header(member)
-            if dtype.hasobject or fortran:
-                raise InputError(f"{path}: array {name!r} must be plain, in C order")
-            while piece := member.read(CHUNK_BYTES):
-                file.write(piece)
-            file.flush()
-            if file.tell() != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
-                raise InputError(f"{path}: array {name!r} is truncated")
-            if 0 in shape:
-                return np.empty(shape, dtype)
-            # The mapping outlives the file, which has no name.
-            return np.memmap(file, dtype, "r", shape=shape)
-
-
-def _array_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(member)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(member)
-    return np.lib.format.read_array_header_2_0(member)
-
-
-def _image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    if len(shape) == 1:
-        return (1, 1, shape[0])
-    return (shape[0], shape[1], shape[2] if len(shape) == 3 else 1)
 
 
 def _table_row(

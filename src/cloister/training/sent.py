@@ -110,6 +110,7 @@ def sent_by_prediction(
     messages = [
         Message(Role.AUTHORITY, "describe", (Content.NAMES,)),
         Message(Role.AUTHORITY, "parts", (Content.NAMES,)),
+        Message(Role.AUTHORITY, "withdrawn", (Content.NAMES,)),
         Message(Role.AUTHORITY, "summary", (Content.NAMES,)),
         Message(Role.AUTHORITY, "forward", function),
         Message(Role.CLIENT, "data set file", (Content.CIPHERTEXTS, Content.NAMES)),
