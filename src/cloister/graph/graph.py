@@ -102,7 +102,7 @@ class Graph:
     joins: Mapping[str, int] = field(default_factory=dict)
     defaults: Mapping[str, np.ndarray] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def required_inputs(self) -> tuple[str, ...]:
         """The inputs without a default."""
         return tuple(name for name in self.inputs if name not in self.defaults)

@@ -287,8 +287,9 @@ class Session:
             MicroBatch(part, sample_count(graph, part), self._plans.plan_for(part))
             for part in cut(graph, feeds, self._batch)
         ]
-        for lane in self._made:
-            lane.keep(self._plans.kept)
+        if self._plans.made > 1:
+            for lane in self._made:
+                lane.keep(self._plans.kept)
         reported = _Progress(progress, total)
         try:
             self._lanes.run(jobs, reported)
