@@ -16,7 +16,7 @@ import numpy as np
 
 from cloister.base.rng import Csprng, SystemRandom
 from cloister.errors import ClipError, ClipWarning, PlanError, RangeError
-from cloister.graph.batch import cut, joined, sample_count, where_not_finite
+from cloister.graph.batch import cut, joined, sample_count, sizes_remedy, where_not_finite
 from cloister.plan.plan import Plan
 from cloister.plan.samples import Samples, sample_groups
 from cloister.trusted.clips import OnClip, clip_text
@@ -294,7 +294,8 @@ class Session:
         try:
             self._lanes.run(jobs, reported)
         except RangeError as error:
-            raise RangeError(f"{error}{where_not_finite(graph, feeds)}") from None
+            why = where_not_finite(graph, feeds) or sizes_remedy(self._plans.inputs, feeds)
+            raise RangeError(f"{error}{why}") from None
         outputs = joined(graph, [job.outputs for job in jobs])
         meter, transcript = jobs[0].meter, jobs[0].transcript
         for job in jobs[1:]:
