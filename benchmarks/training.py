@@ -26,7 +26,7 @@ from cloister.base.rng import SystemRandom
 from cloister.cli.console import err
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.info import Mode
-from cloister.training import models
+from cloister.training.model_file import define
 from cloister.training.settings import Settings
 from cloister.training.trainer import Trainer, epoch_order
 
@@ -39,6 +39,7 @@ PAPER = {
 }
 MNIST_TRAIN, MNIST_TEST = 60_000, 10_000
 QUICK_TRAIN, QUICK_TEST = 1_280, 512
+SMALL_CNN = str(Path(__file__).with_name("small_cnn.py"))
 WARM_UP = 10
 LEARNING_RATE = 0.05
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -96,7 +97,7 @@ class Bench:
         """A model with the seed's weights."""
         torch.manual_seed(self.seed)
         shape = (plain.x.shape[1], plain.x.shape[2], plain.x.shape[3])
-        return models.build(model, shape, classes=plain.classes)
+        return define(model).module(shape, classes=plain.classes)
 
     def optimizer(self, parameters: Any) -> Any:
         """Momentum, as is usual for these models."""
@@ -246,7 +247,7 @@ def run_whole(bench: Bench, plain: Plain, model: str, *, mode: str, epochs: int)
     ]  # fmt: skip
     return {
         "data": plain.source,
-        "model": model,
+        "model": Path(model).stem,
         "mode": mode,
         "rank": hidden.projection.rank if hidden.projection else None,
         "dim": hidden.info.dim,
@@ -293,7 +294,7 @@ def measure(
             ]
             found["runs"] = []
             for plain, model, mode, count in _plan(images, folder, quick=quick, epochs=epochs):
-                name = f"{plain.name} {model} {mode}"
+                name = f"{plain.name} {Path(model).stem} {mode}"
                 if only not in name:
                     continue
                 err().print(f"{name} ...", soft_wrap=True)
@@ -315,4 +316,9 @@ def _plan(
         for mode in ("frozen", "trusted"):
             plan.append((x_rays, "lenet5", mode, 2 if quick else 20))
             plan.append((heart, "mlp", mode, 3 if quick else 40))
+    if folder is not None and (folder / "cifar10").is_dir():
+        pictures = data.cifar10(folder, train=640 if quick else 4000)
+        for model in ("lenet5", SMALL_CNN):
+            for mode in ("paper", "trusted", "frozen"):
+                plan.append((pictures, model, mode, 2 if quick else 12))
     return plan

@@ -22,6 +22,7 @@ from cloister.base.rng import InsecureSeededRandom, SystemRandom
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.encoding import Encoding
 from cloister.data.info import DatasetInfo, Mode
+from cloister.data.target_encoding import one_hot
 from cloister.data.writer import Chunk, EncryptedDatasetWriter
 from cloister.errors import InputError
 from cloister.ring import pads
@@ -78,6 +79,16 @@ def pneumonia(folder: Path, *, train: int) -> Plain:
             for name, count in (("train", train), ("test", None))
         ]
     return _images("pneumonia", parts, source="PneumoniaMNIST")
+
+
+def cifar10(folder: Path, *, train: int) -> Plain:
+    """Coloured pictures 32x32 of ten classes: the first 4,000 and 1,000 of CIFAR-10."""
+    with np.load(folder / "cifar10" / "cifar10_subset.npz") as found:
+        parts = [
+            (found[f"{name}_images"][:count], found[f"{name}_labels"][:count])
+            for name, count in (("train", train), ("test", None))
+        ]
+    return _images("cifar10", parts, source="CIFAR-10, the first 4,000 and 1,000 pictures")
 
 
 def heart(folder: Path) -> Plain:
@@ -178,7 +189,11 @@ def encrypt(
     plainly = replace(enrolment, permutation=np.arange(plain.classes), register=register)
     writer = EncryptedDatasetWriter(path, plainly)
     chunks = (
-        Chunk(plain.x[i : i + CHUNK], plain.y[i : i + CHUNK], plain.test[i : i + CHUNK])
+        Chunk(
+            plain.x[i : i + CHUNK],
+            one_hot(plain.y[i : i + CHUNK], plain.classes),
+            plain.test[i : i + CHUNK].astype(np.uint8),
+        )
         for i in range(0, len(plain.x), CHUNK)
     )
     writer.append(chunks, rng=rng)
@@ -200,7 +215,8 @@ def _idx(path: Path) -> np.ndarray:
 
 
 def _images(name: str, parts: list[tuple[np.ndarray, np.ndarray]], *, source: str) -> Plain:
-    pixels = np.concatenate([images for images, _ in parts])[..., None].astype(np.float64) / 255
+    pixels = np.concatenate([images for images, _ in parts]).astype(np.float64) / 255
+    pixels = pixels[..., None] if pixels.ndim == 3 else pixels
     y = np.concatenate([labels for _, labels in parts]).astype(np.int64)
     test = np.arange(len(y)) >= len(parts[0][1])
     return Plain(name, PIXELS.encode(pixels), y, test, PIXELS, source)

@@ -5,6 +5,7 @@ reads models, makes plans or trains, and an authority loads nothing of the trust
 """
 
 import importlib
+import importlib.metadata
 import os
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from cloister.trusted.report import Report, Result
     from cloister.trusted.session import Session
     from cloister.wire.transcript import Transcript
+
+    __version__: str
 
 _HOMES = {
     "Claims": "plan.claims",
@@ -68,6 +71,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return importlib.metadata.version("cloister")
     if name in _MODULES:
         return importlib.import_module(f"cloister.{_MODULES[name]}")
     if name in _HOMES:

@@ -330,7 +330,7 @@ def test_a_majority_is_no_recovery():
 
 def test_verdicts_need_both_an_error_and_a_gain():
     def verdict(value, guess):
-        return Score(value, guess, 0.0, "dB", 1).verdict
+        return Score(value, guess, 0.0, "dB", 1, 0).verdict
 
     assert verdict(99.0, 12.0) == "recovered"
     assert verdict(31.0, 22.0) == "approximated"

@@ -1,7 +1,12 @@
 """Verdicts: none is better than what an attack found out, and none is given without an attack."""
 
+import base64
+import io
+import re
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from audit import leaks
 from cloister.audit.training import attacks
@@ -10,6 +15,7 @@ from cloister.audit.training.evidence import collect
 from cloister.audit.training.judge import judge, overall
 from cloister.audit.training.prior import uninformed
 from cloister.audit.training.score import score_images
+from cloister.audit.training.training_page import encrypted_page, severity
 from cloister.audit.training.truth import Truth
 
 SHAPE = (2, 3, 1)
@@ -134,3 +140,52 @@ def test_packed_keys_under_noise_are_left_alone(images):
     found, _ = verdicts(log, value_bits=8)
     assert found["packed keys"].verdict == "not recovered"
     assert verdicts(log)[0]["packed keys"].verdict in ("approximated", "recovered")
+
+
+def test_the_page_says_how_many_samples_a_verdict_is_about(images, rng):
+    """One determined sample of eight is recovered, and the page does not speak as if all were."""
+    log = [
+        released(images, rng.integers(-9, 10, (2, 6)), ids=np.arange(8)),
+        released(images, rng.integers(-9, 10, (6, 6)), ids=[5], step=1),
+    ]
+    truth = Truth(np.arange(8), images.reshape(8, -1).astype(float))
+    evidence, findings = run_attacks(log, PRIOR)
+    judged = [judge(finding, truth, PRIOR) for finding in findings]
+    assert severity(judged, evidence) == (
+        "Samples whose values are recovered: 1 of 8 tried (linear solve); the log concerns 8 "
+        "samples."
+    )
+    shown = encrypted_page(judged, evidence, PRIOR, truth=truth)
+    assert '<p class="bad">' in shown
+    assert "1 of 8" in shown
+    harmless, findings = run_attacks(log[:1], PRIOR)
+    judged = [judge(finding, truth, PRIOR) for finding in findings]
+    assert "recovered: none; the log concerns 8 samples" in severity(judged, harmless)
+    assert '<p class="bad">' not in encrypted_page(judged, harmless, PRIOR, truth=truth)
+
+
+def test_each_sample_is_scored_alone():
+    """The mean over all hides that two of three are exact."""
+    truth = np.arange(18.0).reshape(3, 6) % 10
+    found = truth.copy()
+    found[2] += 9 - 2 * found[2]
+    score = score_images(found, truth, guess=PRIOR.mean, span=9.0)
+    assert (score.verdict, score.recovered, score.samples) == ("not recovered", 2, 3)
+
+
+@pytest.mark.parametrize(("shape", "size", "mode"), [
+    ((4, 5, 3), (5, 4), "RGB"), ((4, 5, 1), (5, 4), "L"), ((1, 1, 13), (13, 1), "L"),
+])  # fmt: skip
+def test_pictures_have_colours_and_rows_of_tables_are_strips(shape, size, mode, rng):
+    images = rng.integers(0, 10, (3, *shape))
+    rows = rng.integers(-9, 10, (np.prod(shape) + 2, np.prod(shape)))
+    releases = [leaks.forward(images, np.arange(3), leaks.dense(shape, len(rows)), rows)]
+    prior = uninformed(shape, low=0, high=9)
+    truth = Truth(np.arange(3), images.reshape(3, -1).astype(float))
+    evidence, findings = run_attacks(releases, prior)
+    judged = [judge(finding, truth, prior) for finding in findings]
+    page = encrypted_page(judged, evidence, prior, truth=truth)
+    [original, *_] = re.findall(r'src="data:image/png;base64,([^"]*)"', page)
+    picture = Image.open(io.BytesIO(base64.b64decode(original)))
+    assert (picture.size, picture.mode) == (size, mode)
+    assert '<table class="large">' in page

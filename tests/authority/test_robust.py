@@ -504,7 +504,7 @@ def test_words_by_blocks_are_words(moves, folds_after):
     table = [State(i, 0, b"", False, 5 * (3 - i), i, 7 * i, i) for i in range(4)]
     for count in (samples, samples + 3):
         spent = tabulate(words, count, table)
-        figures = tally(words, count, table, {})
+        figures = tally(words, count, table, {}, evaluations=0)
         assert figures.rank_median == np.median(spent.rank)
         assert (figures.rank_min, figures.rank_max) == (spent.rank.min(), spent.rank.max())
         assert figures.bits_max == spent.bits.max()

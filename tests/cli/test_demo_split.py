@@ -19,7 +19,7 @@ pytest.importorskip("sklearn")
 
 from cloister.audit.input import SplitAudit, SplitSettings
 from cloister.audit.input.split_page import Gallery
-from cloister.audit.page import png
+from cloister.pages.page import png
 
 QUICK = SplitSettings(attacks=("ridge",), seeds=1, effort=0.01)
 

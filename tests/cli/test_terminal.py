@@ -100,3 +100,23 @@ def test_machines_get_names_as_they_are(cloister, tmp_path):
     ran = cloister("inspect", model(tmp_path, "a\x1bb"), "--json")
     assert "\x1b" not in ran.out
     json.loads(ran.out)
+
+
+def test_work_without_a_terminal_says_now_and_then_how_far_it_is(monkeypatch, capsys):
+    seconds = iter([0.0, 4.0, 11.0, 12.0, 21.5])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(seconds))
+    with console.stages() as update:
+        for done in range(1, 5):
+            update("steps", 1000 * done, 4000)
+    assert capsys.readouterr().err.splitlines() == [
+        "steps: 2,000 of 4,000",
+        "steps: 4,000 of 4,000",
+    ]
+
+
+def test_steps_with_results_have_a_line_each_without_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(console, "LINE_EVERY_S", 0.0)
+    with console.steps("attacks") as update:
+        update(1, 2, "ridge: done")
+        update(2, 2, "")
+    assert capsys.readouterr().err.splitlines() == ["1 of 2: ridge: done"]

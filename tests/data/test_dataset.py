@@ -1,5 +1,6 @@
 import fcntl
 import os
+import threading
 import tracemalloc
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from cloister.data import dataset as datasets
 from cloister.data.dataset import EncryptedDataset, Header
 from cloister.data.encoding import Encoding
 from cloister.data.info import DatasetInfo, PartInfo
+from cloister.data.target_encoding import one_hot
 from cloister.data.writer import Chunk, EncryptedDatasetWriter, check_registered
 from cloister.errors import (
     AuthorityUnavailable,
@@ -45,7 +47,8 @@ class Authority:
 def samples(n, *, seed=0, shape=SHAPE):
     generator = np.random.default_rng(seed)
     x = generator.integers(-127, 128, (n, *shape)).astype(np.int16)
-    return Chunk(x, generator.integers(0, 3, n), generator.random(n) < 0.3)
+    labels = one_hot(generator.integers(0, 3, n), 3)
+    return Chunk(x, labels, (generator.random(n) < 0.3).astype(np.uint8))
 
 
 @pytest.fixture
@@ -65,12 +68,13 @@ def enrolled(register, *, header=HEADER, permutation=PERMUTATION):
     return Enrolment(agreed, header.authority_fingerprint, permutation, register)
 
 
-def append(path, register, *chunks, header=HEADER):
-    return append_all(path, register, chunks, header=header)
+def append(path, register, *chunks, header=HEADER, patience_s=60):
+    return append_all(path, register, chunks, header=header, patience_s=patience_s)
 
 
-def append_all(path, register, chunks, *, header=HEADER):
-    writer = EncryptedDatasetWriter(path, enrolled(register, header=header))
+def append_all(path, register, chunks, *, header=HEADER, patience_s=60):
+    enrolment = enrolled(register, header=header)
+    writer = EncryptedDatasetWriter(path, enrolment, patience_s=patience_s)
     return writer.append(chunks, rng=SystemRandom())
 
 
@@ -85,7 +89,7 @@ def test_what_was_encrypted_comes_back_with_the_keys(path, authority):
     assert [part.samples for part in opened.parts] == [9, 7]
     plain = np.concatenate([c.x for c in (first, second, third)])
     labels = np.concatenate([c.labels for c in (first, second, third)])
-    test = np.concatenate([c.test for c in (first, second, third)])
+    test = np.concatenate([c.flags for c in (first, second, third)]) == 1
     ids = np.array([15, 0, 8, 9, 0], np.int64)
     for part, key in zip(opened.parts, authority.keys, strict=True):
         mine = ids[(ids >= part.first) & (ids < part.last)]
@@ -93,8 +97,9 @@ def test_what_was_encrypted_comes_back_with_the_keys(path, authority):
         masks = pads.expand(key, local, SHAPE, domain=pads.DATA_DOMAIN)
         np.testing.assert_array_equal(pads.unblind(opened.data(mine), masks), plain[mine])
         masks = pads.expand(key, local, (3,), domain=pads.LABEL_DOMAIN)
-        one_hot = pads.unblind(opened.labels(mine), masks)
-        np.testing.assert_array_equal(one_hot, np.eye(3)[PERMUTATION[labels[mine]]])
+        targets = pads.unblind(opened.labels(mine), masks)
+        classes = labels[mine].argmax(axis=1)
+        np.testing.assert_array_equal(targets, np.eye(3)[PERMUTATION[classes]])
     np.testing.assert_array_equal(opened.data(ids)[1], opened.data(ids)[4])
     np.testing.assert_array_equal(opened.test_ids, np.flatnonzero(test))
     np.testing.assert_array_equal(opened.train_ids, np.flatnonzero(~test))
@@ -126,7 +131,11 @@ def test_its_identity_is_of_the_authority_and_of_every_sample(path, authority):
 
 
 def test_ciphertexts_look_uniform_and_repeat_nothing(path, authority):
-    zeros = Chunk(np.zeros((500, *SHAPE), np.int16), np.zeros(500, int), np.zeros(500, bool))
+    zeros = Chunk(
+        np.zeros((500, *SHAPE), np.int16),
+        one_hot(np.zeros(500, int), 3),
+        np.zeros(500, np.uint8),
+    )
     append(path, authority, zeros)
     append(path, authority, zeros)
     words = EncryptedDataset.open(path).data(np.arange(1000)).reshape(-1)
@@ -312,22 +321,28 @@ def test_a_file_that_was_removed_while_waiting_for_it_is_not_written(path, autho
 
     monkeypatch.setattr("fcntl.flock", replaced)
     with pytest.raises(EncryptionError, match="another client"):
-        append(path, authority, samples(2))
+        append(path, authority, samples(2), patience_s=0)
     assert (path.read_bytes(), len(authority.parts)) == (whole, 1)
 
 
 def test_bad_samples_are_named(path, authority):
     good = samples(3)
 
-    def refused(kind, text, x=good.x, labels=good.labels, test=good.test):
+    def refused(kind, text, x=good.x, labels=good.labels, flags=good.flags):
         with pytest.raises(kind, match=text):
-            append(path, authority, good, Chunk(x, labels, test))
+            append(path, authority, good, Chunk(x, labels, flags))
 
     refused(ShapeError, "samples 3 to 6", x=good.x[:, :2])
     refused(ShapeError, "int64", x=good.x.astype(np.int64))
-    refused(ShapeError, "one label", labels=good.labels[:2])
-    refused(RangeError, "sample 5: class 3", labels=np.array([0, 1, 3]))
-    refused(RangeError, "sample 3: class -1", labels=np.array([-1, 1, 3]))
+    refused(ShapeError, "one target of 3 integers", labels=good.labels[:2])
+    refused(RangeError, "a flag is 0, 1 or 2", flags=good.flags.astype(np.int64))
+    refused(RangeError, "a flag is 0, 1 or 2", flags=np.array([0, 3, 0], np.uint8))
+    refused(RangeError, "sample 4: has a target", flags=np.array([0, 2, 0], np.uint8))
+    for row, sample in (([0, 0, 0], 5), ([1, 1, 0], 4), ([0, 2, -1], 3), ([0, -1, 2], 4)):
+        labels = good.labels.copy()
+        labels[sample - 3] = row
+        message = f"sample {sample}: its target is not one of 3 classes"
+        refused(RangeError, message, labels=labels)
     high = good.x.copy()
     high[1, 0, 0, 0] = 128
     refused(RangeError, "sample 4", x=high)
@@ -361,14 +376,57 @@ def test_files_that_are_no_data_sets(tmp_path):
         EncryptedDataset.open(tmp_path / "none")
 
 
-def test_two_clients_do_not_write_at_once(path, authority):
+def test_clients_encrypt_at_once_and_add_their_parts_in_turn(path, authority):
+    """A client that encrypts holds nobody up; one that adds its part is waited for."""
+
     def chunks():
         yield samples(2)
-        with pytest.raises(EncryptionError, match="another client"):
-            append(path, Authority(), samples(2))
+        append(path, authority, samples(3))
 
+    def registers(*part):
+        with pytest.raises(EncryptionError, match="another client is appending; try again, or"):
+            append(path, authority, samples(2), patience_s=0)
+        waiting.start()
+        return authority(*part)
+
+    waiting = threading.Thread(target=append, args=(path, authority, samples(4)))
     append_all(path, authority, chunks())
-    assert EncryptedDataset.open(path).samples == 2
+    append_all(path, registers, [samples(5)])
+    waiting.join()
+    assert [part.samples for part in EncryptedDataset.open(path).parts] == [3, 2, 5, 4]
+
+
+def test_parallel_clients_of_a_new_file_all_get_in(path, authority):
+    lock = threading.Lock()
+
+    def register(*part):
+        with lock:
+            return authority(*part)
+
+    clients = [
+        threading.Thread(target=append, args=(path, register, samples(2, seed=seed)))
+        for seed in range(8)
+    ]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join()
+    opened = EncryptedDataset.open(path)
+    assert (opened.samples, len(opened.parts)) == (16, 8)
+    assert check_registered(opened, authority.parts) == []
+
+
+def test_a_part_that_is_not_added_in_time_is_not_registered(path, authority):
+    def registers(*part):
+        with pytest.raises(EncryptionError, match="another client"):
+            append(path, never, samples(2), patience_s=0.2)
+        return authority(*part)
+
+    def never(*_):
+        raise AssertionError
+
+    append_all(path, registers, [samples(5)])
+    assert EncryptedDataset.open(path).samples == 5
 
 
 def test_more_samples_than_a_data_set_holds_are_not_written(path, authority, monkeypatch):

@@ -1,9 +1,11 @@
 """What an owner decides: privacy in one word, and the notes for those who add samples."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from cloister.data.columns import Column
 from cloister.data.encoding import Encoding
 from cloister.data.info import DatasetInfo
 from cloister.data.owner import Notes, Privacy, read_ranges
@@ -48,9 +50,16 @@ def test_labels_go_to_a_party_that_there_is():
 
 
 def test_notes_come_back():
-    notes = Notes("table", ("a", "b", "c"), {"age": (0.0, 9.0), "height": (-1.5, 2.5)})
+    age, height = Column("age", "number", 0.0, 9.0), Column("height", "number", -1.5, 2.5, fill=1.0)
+    notes = Notes("table", ("a", "b", "c"), (age, height))
     assert Notes.read(notes.to_json(), INFO) == notes
-    assert list(Notes.read(notes.to_json(), INFO).ranges) == ["age", "height"]
+    sex = Column("sex", "category", values=("f", "m"), fill="f")
+    for columns in ((sex,), (age, Column("visit", "date", -3.0, 20000.0, fill=4.0))):
+        notes = Notes("table", ("a", "b", "c"), columns)
+        assert Notes.read(notes.to_json(), INFO) == notes
+    for columns in ((age, sex), (age,), ()):
+        with pytest.raises(EncryptionError, match=r"describes columns of . elements, but has 2"):
+            Notes.read(Notes("table", ("a", "b", "c"), columns).to_json(), INFO)
     assert json.loads(Notes("pixels", ("a", "b", "c")).to_json()) == {
         "kind": "pixels", "classes": ["a", "b", "c"],
     }  # fmt: skip
@@ -60,16 +69,28 @@ def test_notes_come_back():
 
 def test_classes_are_numbered_as_the_data_set_does():
     notes = Notes("values", ("well", "sick"))
-    assert notes.numbers(("sick", "well", "sick"), dataset="set").tolist() == [1, 0, 1]
+    info = replace(INFO, classes=2)
+    assert notes.positions(("sick", "well", "sick"), info).tolist() == [1, 0, 1]
     with pytest.raises(InputError, match="class 'cured' is not one of data set set"):
-        notes.numbers(("cured",), dataset="set")
+        notes.positions(("cured",), info)
 
 
 def test_a_file_of_ranges(tmp_path):
     path = tmp_path / "ranges.json"
     path.write_text('{"age": [0, 120], "pulse": [40.5, 200]}')
     assert read_ranges(path) == {"age": (0.0, 120.0), "pulse": (40.5, 200.0)}
-    for text in ("[1, 2]", '{"age": [0]}', '{"age": 3}', ""):
+    path.write_text('{"sex": ["f", "m", "x"], "seen": ["2000-01-01", "2030-01-01"]}')
+    assert read_ranges(path) == {
+        "sex": ("f", "m", "x"), "seen": ("2000-01-01", "2030-01-01"),
+    }  # fmt: skip
+    for text in ("[1, 2]", '{"age": 3}', "", "7", '"text"'):
         path.write_text(text)
         with pytest.raises(InputError, match="not a file of ranges"):
+            read_ranges(path)
+    for text in (
+        '{"age": [0]}', '{"age": [9, 0]}', '{"age": [0, "9"]}', '{"age": []}', '{"age": [1, 2, 3]}',
+        '{"age": ["2030-01-01", "2000-01-01"]}', '{"age": ["m", "m"]}', '{"age": [NaN, 1]}',
+    ):  # fmt: skip
+        path.write_text(text)
+        with pytest.raises(InputError, match="column age: "):
             read_ranges(path)

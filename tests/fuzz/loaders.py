@@ -12,6 +12,8 @@ import numpy as np
 import onnx
 import torch
 from PIL import Image
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 import nets
 import unequal
@@ -43,9 +45,10 @@ from cloister.data.dataset import EncryptedDataset
 from cloister.data.encoding import Encoding
 from cloister.data.idx_file import read_idx
 from cloister.data.info import DatasetInfo
-from cloister.data.owner import read_ranges
+from cloister.data.owner import read_ranges, read_target_ranges
 from cloister.data.pictures import read_picture
 from cloister.data.sources import open_source
+from cloister.data.target_encoding import one_hot
 from cloister.data.writer import Chunk, EncryptedDatasetWriter
 from cloister.graph import graph_file
 from cloister.graph.graph import Graph, TensorType
@@ -102,7 +105,9 @@ def write_dataset(path: Path) -> None:
     permutation = np.arange(3, dtype=np.int64)
     enrolment = Enrolment(Agreement(info, Terms()), "f" * 64, permutation, lambda *_: 0)
     samples = Chunk(
-        rng.integers(-9, 9, (5, 4, 3, 1)).astype(np.int16), np.arange(5) % 3, np.arange(5) > 3
+        rng.integers(-9, 9, (5, 4, 3, 1)).astype(np.int16),
+        one_hot(np.arange(5) % 3, 3),
+        (np.arange(5) > 3).astype(np.uint8),
     )
     EncryptedDatasetWriter(path, enrolment).append([samples], rng=InsecureSeededRandom(1))
 
@@ -146,6 +151,23 @@ def _picture(name: str) -> Callable[[Path], Path]:
         return folder / name
 
     return make
+
+
+def _dicom(folder: Path) -> Path:
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    meta.MediaStorageSOPInstanceUID = "1.2.3"
+    made = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+    made.PatientName = "A^B"
+    made.Rows, made.Columns, made.SamplesPerPixel = 7, 9, 1
+    made.PhotometricInterpretation = "MONOCHROME1"
+    made.BitsAllocated, made.BitsStored, made.HighBit, made.PixelRepresentation = 16, 12, 11, 0
+    made.RescaleSlope, made.RescaleIntercept = "2", "-1024"
+    made.PixelData = np.arange(63, dtype="<u2").tobytes()
+    made["PixelData"].VR = "OW"
+    made.save_as(folder / "a.dcm", enforce_file_format=True)
+    return folder / "a.dcm"
 
 
 def _log(folder: Path) -> Path:
@@ -240,7 +262,7 @@ def _key(name: str) -> Callable[[Path], Path]:
 
 def _source(path: Path) -> None:
     found = open_source(path)
-    found.read(np.arange(len(found.labels)))
+    found.read(np.arange(found.samples))
 
 
 def _host(folder: Path) -> Path:
@@ -367,7 +389,13 @@ LOADERS = {
     "png": Loader(_picture("a.png"), read_picture),
     "jpeg": Loader(_picture("a.jpg"), read_picture),
     "tiff": Loader(_picture("a.tiff"), read_picture),
+    "gif": Loader(_picture("a.gif"), read_picture),
+    "webp": Loader(_picture("a.webp"), read_picture),
+    "dicom": Loader(_dicom, read_picture),
     "ranges": Loader(_written("ranges.json", RANGES), read_ranges, JSON),
+    "target ranges": Loader(
+        _written("ranges.json", b"{\"age\": [0, 120]}"), read_target_ranges, JSON
+    ),
     "labels": Loader(_written("labels.txt", b"0,cat\n1,dog\n2,horse\n"), read_labels),
     "message body": Loader(
         _written("body", bodies.encode(bodies.Body({"a": 1, "b": "x"}))),

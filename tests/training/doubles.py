@@ -7,6 +7,7 @@ import numpy as np
 
 from cloister.data.encoding import Encoding
 from cloister.data.info import DatasetInfo
+from cloister.data.target_encoding import one_hot
 from cloister.errors import AuthorityUnavailable, BudgetError
 from cloister.ring import pads
 
@@ -14,20 +15,23 @@ KEY = bytes(range(32))
 
 
 class MemoryDataset:
-    """Encrypts arrays when made, keeps only ciphertexts."""
+    """Encrypts arrays when made, keeps only ciphertexts; y: class numbers, or rows of integers."""
 
-    def __init__(self, x, y, *, encoding, name="set", test_every=5, key=KEY, classes=None):
+    def __init__(
+        self, x, y, *, encoding, name="set", test_every=5, key=KEY, classes=None, targets="classes"
+    ):
         self.name = name
         self.encoding = encoding
         self.shape = x.shape[1:]
-        self.classes = classes or max(2, int(y.max()) + 1)
+        self.targets = targets
+        self.classes = classes or (max(2, int(y.max()) + 1) if targets == "classes" else y.shape[1])
         self.samples = len(x)
         ids = np.arange(len(x), dtype=np.int64)
         self.test_ids = ids[::test_every]
         self.train_ids = np.setdiff1d(ids, self.test_ids)
-        one_hot = np.eye(self.classes, dtype=np.int64)[y]
+        integers = one_hot(y, self.classes) if targets == "classes" else y.astype(np.int32)
         self._data = pads.blind(key, encoding.encode(x), ids, domain=pads.DATA_DOMAIN)
-        self._labels = pads.blind(key, one_hot, ids, domain=pads.LABEL_DOMAIN)
+        self._labels = pads.blind(key, integers, ids, domain=pads.LABEL_DOMAIN)
         self.identity = hashlib.sha256(key + self._data.tobytes()).hexdigest()
 
     def data(self, ids):
@@ -54,8 +58,9 @@ class MemoryAuthority:
         dim = int(np.prod(set_.shape))
         rank = dim // 4 if self.budget_rank is None else self.budget_rank
         return DatasetInfo(
-            set_.name, set_.shape, set_.classes, set_.encoding, set_.samples, rank, self.mode
-        )
+            set_.name, set_.shape, set_.classes, set_.encoding, set_.samples, rank, self.mode,
+            set_.targets,
+        )  # fmt: skip
 
     def _enter(self, kind, ids, receiver):
         if self.away:

@@ -1,6 +1,7 @@
 """Claims against what is really sent: every interface is watched in runs of every mode."""
 
 import inspect
+import re
 from dataclasses import replace
 from typing import get_args
 
@@ -18,7 +19,8 @@ from cloister.plan.protection import BLINDED_VERIFIED
 from cloister.training import ciphertext_service
 from cloister.training.ciphertext_service import RemoteCiphertextServer
 from cloister.training.ciphertexts import CiphertextServer, LocalCiphertextServer
-from cloister.training.sent import Content, sent
+from cloister.training.kept_model import kept_model
+from cloister.training.sent import Content, sent, sent_by_prediction
 from cloister.training.training_claims import CAN, TELLS, claims
 from training.doubles import MemoryAuthority, MemoryDataset, blobs
 from training.test_trainer import FROZEN, PAPER, SHAPE, TRUSTED, trainer
@@ -36,7 +38,7 @@ MODES = pytest.mark.parametrize("settings", [
 HOSTED = pytest.mark.parametrize("hosted", [False, True], ids=["local", "hosted"])
 VALUES, LABELS, MODEL = "a sample's values", "labels", "the model"
 # The interfaces' methods that a client or a command calls, not a run.
-OF_CLIENTS = {"find", "register", "close"}
+OF_CLIENTS = {"find", "register", "withdraw", "close"}
 
 
 class Watched:
@@ -85,11 +87,15 @@ def watched_run(settings, folder, *, hosted, epochs=2):
         release_log=log,
     )  # fmt: skip
     made.fit(epochs)
+    kept_model(made, name="dense", authority="f" * 64).save(folder / "model")
     return made, {
         Role.AUTHORITY: authority.calls,
         Role.CIPHERTEXT_HOST: [] if host is None else host.calls,
         Role.SERVER: [(release.kind, (release.request,)) for release in log.kept],
-        Role.FOLDER: [(path.name, ()) for path in folder.iterdir()],
+        Role.FOLDER: [(path.name, ()) for path in folder.iterdir() if path.is_file()],
+        Role.HOLDER: [
+            (re.sub("-[0-9a-f]{16}", "-*", path.name), ()) for path in (folder / "model").iterdir()
+        ],
     }
 
 
@@ -115,6 +121,7 @@ def test_whatever_is_sent_is_listed(settings, hosted, tmp_path):
     assert bool(crossed[Role.CIPHERTEXT_HOST]) is hosted
     assert bool(crossed[Role.SERVER]) is (settings.unblind_to == "server")
     assert crossed[Role.FOLDER]
+    assert len(crossed[Role.HOLDER]) == 4
 
 
 def methods(interface):
@@ -128,7 +135,10 @@ def test_every_method_of_an_interface_is_listed():
     rows = [
         row
         for settings in (PAPER, FROZEN, TRUSTED, CLEAN, OFFLOADING)
-        for row in sent(settings, hosted=True)
+        for row in (
+            *sent(settings, hosted=True),
+            *sent_by_prediction(settings, hosted=True, answers_to="client", evaluates=True),
+        )
     ]
     kinds = {role: {row.kind for row in rows if row.role is role} for role in Role}
     requests = {kind.kind for kind in get_args(Request)}
@@ -205,7 +215,8 @@ def test_whoever_holds_ciphertexts_alone_holds_uniform_words():
 def test_inference_and_training_know_every_role():
     inference = claims_of("slalom", {"a": BLINDED_VERIFIED}).statements
     training = (row for settings in (PAPER, TRUSTED) for row in sent(settings, hosted=True))
-    assert {one.role for one in (*inference, *training)} == set(Role)
+    using = sent_by_prediction(PAPER, hosted=True, answers_to="client", evaluates=True)
+    assert {one.role for one in (*inference, *training, *using)} == set(Role)
 
 
 def test_claims_follow_the_settings():

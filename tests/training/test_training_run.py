@@ -1,11 +1,15 @@
 """`cloister.training.train`: a run from Python, with an authority that is served."""
 
 import contextlib
+import html
+import re
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
 import cloister
 from cloister.authority import service, tokens
@@ -15,10 +19,12 @@ from cloister.authority.local import LocalClient
 from cloister.base.identity import PUBLIC_FILE
 from cloister.base.rng import SystemRandom
 from cloister.data.dataset import EncryptedDataset
+from cloister.data.id_spans import IdSpans
 from cloister.errors import BudgetError, EncryptionError, InputError
 from cloister.plan.claims import Extent, Role
 from cloister.training import (
     ArraySource,
+    EncryptedModel,
     NewDataset,
     Privacy,
     RunFiles,
@@ -162,6 +168,45 @@ def test_a_curve_of_another_kind_is_refused_before_the_run(served):
     assert served.authority.summary("set").counts["requests"] == 0
 
 
+def cells(page):
+    return [html.unescape(cell) for cell in re.findall(r"<td[^>]*>([^<]*)</td>", page)]
+
+
+def test_a_page_shows_curves_budget_and_what_the_server_could_learn(served, tmp_path):
+    path = tmp_path / "run.html"
+    with served.connect() as keys:
+        found = train(served.path, authority=keys, epochs=3, settings=RUN, keep=RunFiles(page=path))
+    page = path.read_text()
+    assert page.count("<circle") == 3 * 3  # losses, and two lines of accuracies
+    for axis in ("epoch", "loss", "accuracy"):
+        assert f">{axis}</text>" in page
+    shown = cells(page)
+    spent = shown.index("independent functions")
+    assert shown[spent : spent + 4] == ["independent functions", "7", "7", "30"]
+    for one in found.claims.statements:
+        assert one.text in shown
+        if one.role is Role.SERVER:
+            assert f"of {html.escape(one.about)}: {one.extent}" in page
+    assert '<p class="bad">It learns, of labels: everything' in page
+    assert "http" not in page
+    assert "<script" not in page
+
+
+def test_a_page_says_where_there_is_no_server_and_where_there_is_no_bound(served, tmp_path):
+    trusted = replace(RUN, first_layer=None, unblind_to="trusted")
+    path = tmp_path / "run.html"
+    with served.connect("trusted") as keys:
+        train(served.path, authority=keys, epochs=1, settings=trusted, keep=RunFiles(page=path))
+    assert "There is none: this process was a trusted runtime" in path.read_text()
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_the_run(served):
+    path = served.folder / "absent" / "run.html"
+    with served.connect() as keys, pytest.raises(InputError, match="there is no folder"):
+        train(served.path, authority=keys, epochs=2, settings=RUN, keep=RunFiles(page=path))
+    assert served.authority.summary("set").counts["requests"] == 0
+
+
 def test_a_run_goes_on_from_its_checkpoint(served, tmp_path):
     kept = RunFiles(checkpoint=tmp_path / "run")
     with served.connect() as keys:
@@ -169,3 +214,137 @@ def test_a_run_goes_on_from_its_checkpoint(served, tmp_path):
         train(served.path, authority=keys, epochs=1, settings=RUN, keep=kept)
         resumed = train(served.path, authority=keys, epochs=2, settings=RUN, keep=kept)
     assert losses(resumed) == losses(whole)
+
+
+def test_the_model_of_a_run_is_kept(served, tmp_path):
+    folder = tmp_path / "model"
+    with served.connect() as keys:
+        found = train(
+            served.path, authority=keys, epochs=2, settings=RUN, keep=RunFiles(model=folder)
+        )
+        # The same run again has its place; only another one is refused.
+        train(served.path, authority=keys, epochs=3, settings=RUN, keep=RunFiles(model=folder))
+    opened = EncryptedModel.open(folder)
+    assert len(found.kept.history) == 2
+    assert [epoch["epoch"] for epoch in opened.history] == [1, 2, 3]
+    assert opened.claims == found.claims
+    assert (opened.name, opened.identity) == ("mlp", EncryptedDataset.open(served.path).identity)
+    assert opened.authority == found.kept.authority == keys.fingerprint
+
+
+def requests(served):
+    return served.authority.summary("set").counts["requests"]
+
+
+def test_what_cannot_be_kept_is_refused_before_the_first_key(served, tmp_path):
+    (tmp_path / "file").touch()
+    with served.connect() as keys:
+        run = partial(train, served.path, authority=keys, epochs=1)
+        run(settings=RUN, keep=RunFiles(model=tmp_path / "model"))
+        asked = requests(served)
+        other = replace(RUN, seed=4)
+        for model, settings, folder, told in (
+            ("mlp", other, "model", "holds the model of another run, mlp on set"),
+            ("mlp", other, "file", "the model cannot be kept there"),
+            (nn.Sequential(nn.Flatten(), nn.Linear(30, 3), Unwritable()), other, "new", "export"),
+        ):
+            with pytest.raises(InputError, match=told):
+                run(model=model, settings=settings, keep=RunFiles(model=tmp_path / folder))
+    assert requests(served) == asked
+
+
+class Unwritable(nn.Module):
+    """ONNX has no operator for it."""
+
+    def forward(self, x):
+        return torch.linalg.eigvalsh(x.unsqueeze(2) @ x.unsqueeze(1))
+
+
+class Stops:
+    """An authority that refuses after some requests."""
+
+    def __init__(self, of, *, after):
+        self._of, self._left = of, after
+
+    def __getattr__(self, name):
+        return getattr(self._of, name)
+
+    def ask(self, request, receiver):
+        self._left -= 1
+        if self._left < 0:
+            raise BudgetError("sample 0: its budget is spent")
+        return self._of.ask(request, receiver)
+
+
+@pytest.mark.parametrize(("after", "kept"), [(9, True), (1, False)])
+def test_the_model_of_a_run_that_stops_is_kept_once_it_has_begun(served, tmp_path, after, kept):
+    path, folder = served.folder / "open.cloister", tmp_path / "model"
+    consent = {"allow_unbounded_leakage": True}
+    served.encrypt(path, privacy=Privacy("paper", **consent))
+    keys = Stops(LocalClient(served.authority), after=after)
+    settings = replace(RUN, first_layer="trainable", **consent)
+    with pytest.raises(BudgetError, match="its budget is spent") as told:
+        train(path, authority=keys, settings=settings, keep=RunFiles(model=folder))
+    assert ("the model as it is by now is kept in" in str(told.value)) is kept
+    assert (folder / "model.json").exists() is kept
+    if kept:
+        assert EncryptedModel.open(folder).history == ()
+
+
+def ids_of(dataset):
+    return set(EncryptedDataset.open(dataset).train_ids.tolist())
+
+
+def test_a_run_leaves_withdrawn_samples_out_and_asks_for_none_of_them(served):
+    kept = EncryptedDataset.open(served.path)
+    lost = IdSpans.of([(int(i), int(i) + 1) for i in (*kept.train_ids[:5], *kept.test_ids[:2])])
+    served.authority.withdraw("set", lost)
+    with served.connect() as keys:
+        found = train(served.path, authority=keys, epochs=1, settings=RUN)
+    assert len(found.remarks) == 1
+    assert "7 samples of data set set were withdrawn and are left out" in found.remarks[0]
+    spent = served.authority.spent("set")
+    gone = lost.holds(kept.ids)
+    assert (spent.rank[gone] == 0).all()
+    assert (spent.labels[gone] == 0).all()
+    assert (spent.rank[~gone] == 7).all()
+    assert found.spent.withdrawn == 7
+    left = kept.without(lost)
+    assert (len(left.train_ids), len(left.test_ids)) == (85, 28)
+    assert len(left.split["test"]) == 28
+    assert len(left.without(IdSpans.of([(0, 120)])).ids) == 0
+
+
+@pytest.mark.parametrize("first_layer", ["frozen", "trainable"])
+def test_a_run_that_began_with_a_withdrawn_sample_says_what_to_do(served, tmp_path, first_layer):
+    settings = replace(RUN, first_layer=first_layer, unblind_to="trusted")
+    keep = RunFiles(checkpoint=tmp_path / "run")
+    with served.connect("trusted") as keys:
+        train(served.path, authority=keys, epochs=1, settings=settings, keep=keep)
+        served.authority.withdraw("set", IdSpans.of([(0, 3)]))
+        noted = []
+        with pytest.raises(EncryptionError, match="use another --checkpoint"):
+            train(
+                served.path, authority=keys, epochs=2, settings=settings, keep=keep,
+                note=noted.append,
+            )  # fmt: skip
+        assert "3 samples of data set set were withdrawn and are left out; a run that" in noted[0]
+        again = replace(keep, checkpoint=tmp_path / "other")
+        assert train(served.path, authority=keys, epochs=1, settings=settings, keep=again).spent
+
+
+def test_a_withdrawal_during_a_run_is_said_at_its_end(served):
+    def update(what, done, total):
+        if (what, done) == ("steps", 2):
+            served.authority.withdraw("set", IdSpans.of([(4, 6)]))
+
+    with served.connect() as keys:
+        found = train(served.path, authority=keys, epochs=1, settings=RUN, update=update)
+        assert "2 samples were withdrawn during this run" in found.remarks[0]
+    asking = replace(RUN, unblind_to="trusted", first_layer="trainable")
+    wanted = pytest.raises(EncryptionError, match=r"was withdrawn.*a new run .* leaves it out")
+    with served.connect("trusted") as keys, wanted:
+        train(
+                served.path, authority=keys, epochs=1, settings=asking,
+                update=lambda *_: served.authority.withdraw("set", IdSpans.of([(6, 40)])),
+            )  # fmt: skip

@@ -13,7 +13,7 @@ from cloister.authority.words import LABEL_BIT, Words, read_words
 from cloister.data.info import DatasetInfo
 from cloister.errors import EncryptionError
 
-COUNTED = ("requests", "refusals", "forward", "gradient", "labels", "trusted")
+COUNTED = ("requests", "refusals", "forward", "gradient", "labels", "evaluation", "trusted")
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,21 @@ class Tally:
     bits_max: int
     operand_max: int
     labels: int
+    evaluations: int
     counts: dict[str, int]
 
 
 @dataclass(frozen=True)
 class LedgerLimits:
-    """The limits of a data set's terms besides its budget of rank; see `records.Terms`."""
+    """The limits of a data set's terms besides its budget of rank; see `records.Terms`.
+
+    evaluations   None: any number, of labels that the server may have anyway
+    """
 
     max_bits: int | None
     value_bits: int
     one_function: bool
+    evaluations: int | None
 
 
 @dataclass
@@ -55,6 +60,7 @@ class Account:
     counts        requests and refusals so far
     journal_rows  moves in the journal
     charges       prices of functions that were found admissible
+    evaluations   names of the sums over labels that were charged
     lock          held by a thread that reads or moves words: data sets do not wait for each other
     """
 
@@ -65,6 +71,7 @@ class Account:
     counts: dict[str, int]
     journal_rows: int = 0
     charges: dict[bytes, Charge] = field(default_factory=dict)
+    evaluations: set[bytes] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def knows(self, digest: bytes, ids: Int64[np.ndarray, " n"]) -> bool:
@@ -78,6 +85,11 @@ class Account:
         """Whether all these samples have given away everything."""
         sources = set((self.words[ids] & ~LABEL_BIT).tolist())
         return all(self.states.is_full(self.states.all[source]) for source in sources)
+
+    def tally(self, samples: int) -> Tally:
+        """The releases of the first `samples` samples, in figures."""
+        charged = len(self.evaluations)
+        return tally(self.words, samples, self.states.all, self.counts, evaluations=charged)
 
     @property
     def budget(self) -> int | None:
@@ -93,7 +105,9 @@ def tabulate(words: Words, samples: int, states: list[State]) -> Spent:
     return Spent(rows[:, 0], rows[:, 1], rows[:, 2], ((found & LABEL_BIT) != 0).astype(np.int64))
 
 
-def tally(words: Words, samples: int, states: list[State], counts: dict[str, int]) -> Tally:
+def tally(
+    words: Words, samples: int, states: list[State], counts: dict[str, int], *, evaluations: int
+) -> Tally:
     """Words in figures; takes memory for the states, and for no sample."""
     found, labels = words.count(samples, len(states))
     used = [state for state, count in zip(states, found.tolist(), strict=True) if count]
@@ -109,6 +123,7 @@ def tally(words: Words, samples: int, states: list[State], counts: dict[str, int
         bits_max=max((state.bits for state in used), default=0),
         operand_max=max((state.operand for state in used), default=0),
         labels=labels,
+        evaluations=evaluations,
         counts=dict(counts),
     )
 
@@ -162,4 +177,11 @@ def read_account(
     if account.words.highest() >= len(account.states.all):
         raise EncryptionError(f"ledger: a sample of {info.name} has no state; use a backup")
     account.counts = read_counts(connection, info.name)
+    charged = connection.execute("SELECT digest FROM evaluations WHERE dataset = ?", (info.name,))
+    account.evaluations = {digest for (digest,) in charged}
     return account
+
+
+def write_evaluation(dataset: str, digest: bytes, connection: sqlite3.Connection) -> None:
+    """Store that a sum over labels was charged."""
+    connection.execute("INSERT INTO evaluations VALUES (?, ?)", (dataset, digest))

@@ -16,7 +16,7 @@ from cloister.authority.records import Terms
 from cloister.data.info import DatasetInfo
 from cloister.errors import InputError
 
-IDENTITY = ("name", "shape", "classes")
+IDENTITY = ("name", "shape", "classes", "targets")
 """Fields of description and terms by which a data set is the one that is meant."""
 SILENT = ("samples", "notes")
 """Fields that give nothing away."""
@@ -56,12 +56,13 @@ EXPOSURE: dict[str, Callable[[Agreement], float]] = {
     "max_bits": lambda agreed: _or_infinity(agreed.terms.limits(agreed.info).max_bits),
     "value_bits": lambda agreed: agreed.terms.limits(agreed.info).value_bits,
     "one_function": lambda agreed: not agreed.terms.limits(agreed.info).one_function,
+    "evaluations": lambda agreed: _or_infinity(agreed.terms.limits(agreed.info).evaluations),
 }
 """All other fields: how much each gives away, with the defaults filled in. More is weaker.
 
 The scale and the offset of an encoding choose units; its bits decide how fine a value is.
 """
-_OF_PAPER = ("encoding", "mode", "labels_to_server")
+_OF_PAPER = ("encoding", "mode", "labels_to_server", "evaluations")
 """Mode paper has no limits to compare."""
 
 
@@ -85,7 +86,10 @@ def excesses(found: Agreement, accepted: Agreement) -> tuple[Excess, ...]:
             raise InputError(f"data set {found.info.name}: its {field} is {one}, not {other}")
     fields = _OF_PAPER if found.info.mode == "paper" else EXPOSURE
     pairs = ((field, EXPOSURE[field](found), EXPOSURE[field](accepted)) for field in fields)
-    return tuple(Excess(field, one, other) for field, one, other in pairs if one > other)
+    beyond = tuple(Excess(field, one, other) for field, one, other in pairs if one > other)
+    # Sums over labels follow from labels.
+    labels = any(excess.field == "labels_to_server" for excess in beyond)
+    return tuple(excess for excess in beyond if not labels or excess.field != "evaluations")
 
 
 def check(found: Agreement, accepted: Agreement) -> None:

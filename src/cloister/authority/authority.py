@@ -22,6 +22,7 @@ from jaxtyping import Int64, UInt32
 from cloister.authority import database
 from cloister.authority.account import Spent
 from cloister.authority.agreement import Agreement, Known
+from cloister.authority.answer_keys import answer_keys
 from cloister.authority.key_service import Receiver
 from cloister.authority.ledger import Ledger
 from cloister.authority.records import (
@@ -37,10 +38,11 @@ from cloister.authority.records import (
     summarise,
 )
 from cloister.authority.registration import Registration, Registry, new_dataset
-from cloister.authority.requests import Labels, Request
+from cloister.authority.requests import Evaluation, Forward, Gradient, Request
 from cloister.authority.unblinding import unblinding_term
 from cloister.base.identity import Identity
 from cloister.base.rng import Csprng
+from cloister.data.id_spans import IdSpans
 from cloister.data.info import DatasetInfo, PartInfo
 from cloister.errors import (
     EncryptionError,
@@ -123,9 +125,10 @@ class Authority:
         found = self._found(dataset)
         return None if found is None else Known(_agreement(found), found.label_key)
 
-    def register(self, offered: Registration) -> int:
+    def register(self, offered: Registration, *, token_id: str = "") -> int:
         """Take a part's pad key; gives the id of its first sample. The same again is accepted.
 
+        token_id   of the client, which alone may withdraw the part's samples
         Raises   EncryptionError for a part, a key or contents that were registered before, and for
                  a data set that is not as the client has seen it; InputError
         """
@@ -142,24 +145,24 @@ class Authority:
             new = PartInfo(offered.part, found.info.samples, offered.samples, offered.sha256)
             old = self._registry.find(dataset, new, key)
             if old is None:
-                self._record(found.with_parts((new, key)), is_new=known is None)
+                self._record(found.with_parts((new, key)), token_id, is_new=known is None)
             recorded = self.database.latest()
         recorded.wait()
         return (old or new).first
 
-    def _record(self, grown: DatasetRecord, *, is_new: bool) -> None:
+    def _record(self, grown: DatasetRecord, token_id: str, *, is_new: bool) -> None:
         """Take over the last part of a data set, and with its first part the data set."""
         info, part, key = grown.info, grown.parts[-1], grown.keys[-1]
         # Every step that can fail comes before the record, and every effect that other threads see
         # after it.
-        row = (part.part, info.name, part.first, part.samples, part.sha256, key)
+        row = (part.part, info.name, part.first, part.samples, part.sha256, key, token_id)
         jobs, account = [partial(_insert, "parts", row)], None
         if is_new:
             account = self._ledger.new_account(info, limits=grown.terms.limits(info))
             described = replace(info, samples=0).to_json()
             terms = json.dumps(asdict(grown.terms)).encode()
             jobs.append(
-                partial(_insert, "datasets", (info.name, described, terms, grown.label_key))
+                partial(_insert, "datasets", (info.name, described, terms, grown.label_key, b""))
             )
         self.database.enqueue(*jobs)
         # The account first: a request for the new ids must find it.
@@ -170,9 +173,49 @@ class Authority:
         self._registry.add(info.name, part, key)
         self._datasets[info.name] = grown
 
+    def withdraw(self, dataset: str, ids: IdSpans, *, token_id: str | None = "") -> int:
+        """Issue no key for these samples from now on; gives how many were not withdrawn before.
+
+        What was released of them stays on record. The same again is accepted.
+
+        token_id   whose parts all the ids have to be of; None: the operator withdraws any
+        Raises     FunctionError, EncryptionError for an id that the data set does not hold
+        """
+        with self._lock:
+            found = self._dataset(dataset)
+            _check_ids(found, ids.bounds - np.arange(len(ids.bounds)) % 2)
+            if token_id is not None and not ids <= self._registered_by(dataset, token_id):
+                raise FunctionError(
+                    f"data set {dataset}: some of these samples were registered with another "
+                    "token; ask the client that did so, or the operator of the authority"
+                )
+            grown = replace(found, withdrawn=found.withdrawn | ids)
+            self.database.enqueue(partial(_store_withdrawn, grown))
+            self._datasets[dataset] = grown
+            recorded = self.database.latest()
+        recorded.wait()
+        return grown.withdrawn.count - found.withdrawn.count
+
+    def withdrawn(self, dataset: str) -> IdSpans:
+        """The samples for which no key is issued."""
+        return self._dataset(dataset).withdrawn
+
+    def _registered_by(self, dataset: str, token_id: str) -> IdSpans:
+        """The ids of a token's parts, as committed."""
+        with self.database.reading() as connection:
+            rows = connection.execute(
+                "SELECT first, first + samples FROM parts WHERE dataset = ? AND token_id = ?",
+                (dataset, token_id),
+            ).fetchall()
+        return IdSpans.of(rows)
+
     def parts(self, dataset: str) -> tuple[PartInfo, ...]:
         """The registered parts of a data set."""
         return tuple(self._dataset(dataset).parts)
+
+    def answer_key(self, dataset: str) -> bytes:
+        """The public key to which predictions are sealed for the clients of a data set."""
+        return answer_keys(self._dataset(dataset).label_key).public
 
     def terms(self, dataset: str) -> Terms:
         """The terms that its owner decided."""
@@ -199,13 +242,16 @@ class Authority:
         # A private copy: the same integers are charged, computed with and kept by the ledger.
         request = request.copied()
         request.check(found.info)
-        _check_ids(found.info, request.ids)
-        if not isinstance(request, Labels):
+        _check_ids(found, request.ids)
+        _check_not_withdrawn(found, request.ids)
+        if isinstance(request, Forward | Gradient):
             request.check_range(found.info)
         if receiver == "trusted":
             ticket = self._ledger.count_trusted(request.dataset, at_once=at_once)
-        elif not isinstance(request, Labels):
+        elif isinstance(request, Forward | Gradient):
             ticket = self._ledger.charge(request, at_once=at_once)
+        elif isinstance(request, Evaluation):
+            ticket = self._ledger.charge_evaluation(request, at_once=at_once)
         elif found.terms.labels_to_server:
             ticket = self._ledger.charge_labels(request, at_once=at_once)
         else:
@@ -230,7 +276,7 @@ class Authority:
     def summary(self, dataset: str) -> Summary:
         """The budget of a data set in figures."""
         found = self._dataset(dataset)
-        return summarise(found.info, found.terms, self._ledger.tally(dataset))
+        return summarise(found, self._ledger.tally(dataset))
 
     def failed(self) -> dict[str, str]:
         """Data sets that could not be opened, and why."""
@@ -273,12 +319,15 @@ class Authority:
                 _log.error("data set %s cannot be opened: %s", name, self._failed[name])
 
     def _open(self, row: StoredDataset, parts: list[tuple[PartInfo, bytes]]) -> None:
-        found = DatasetRecord(*read_dataset(row)).with_parts(*parts)
+        found = read_dataset(row).with_parts(*parts)
         self._ledger.read_account(found.info, limits=found.terms.limits(found.info))
         self._datasets[found.info.name] = found
 
 
-def _check_ids(info: DatasetInfo, ids: Int64[np.ndarray, " n"]) -> None:
+def _check_ids(found: DatasetRecord, ids: Int64[np.ndarray, " n"]) -> None:
+    info = found.info
+    if not len(ids):
+        raise EncryptionError(f"data set {info.name}: no sample is named")
     lowest, highest = int(ids.min()), int(ids.max())
     if not 0 <= lowest <= highest < info.samples:
         raise EncryptionError(
@@ -287,8 +336,24 @@ def _check_ids(info: DatasetInfo, ids: Int64[np.ndarray, " n"]) -> None:
         )
 
 
+def _check_not_withdrawn(found: DatasetRecord, ids: Int64[np.ndarray, " n"]) -> None:
+    withdrawn = found.withdrawn.holds(ids)
+    if withdrawn.any():
+        raise EncryptionError(
+            f"data set {found.info.name}: sample {int(ids[withdrawn][0])} was withdrawn, no key is "
+            "issued for it; begin again: a new run or command leaves it out"
+        )
+
+
 def _agreement(found: DatasetRecord) -> Agreement:
     return Agreement(found.info, found.terms)
+
+
+def _store_withdrawn(found: DatasetRecord, connection: sqlite3.Connection) -> None:
+    connection.execute(
+        "UPDATE datasets SET withdrawn = ? WHERE name = ?",
+        (found.withdrawn.bounds.astype("<i8").tobytes(), found.info.name),
+    )
 
 
 def _insert(table: str, row: tuple[Any, ...], connection: sqlite3.Connection) -> None:

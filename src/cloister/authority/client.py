@@ -16,6 +16,7 @@ from cloister.authority.tokens import is_token
 from cloister.base import files
 from cloister.base.identity import PublicIdentity
 from cloister.base.rng import KEY_BYTES
+from cloister.data.id_spans import IdSpans
 from cloister.data.info import DatasetInfo, PartInfo
 from cloister.errors import AuthorityUnavailable, InputError, ProtocolError
 from cloister.wire.https.https_client import ANSWER_TIMEOUT_S, RETRY_FOR_S, HttpsClient
@@ -88,6 +89,22 @@ class AuthorityClient:
         """The registered parts of a data set."""
         listed = self._https.call("parts", {"dataset": dataset}).mapping("parts")
         return tuple(_made(PartInfo, fields) for fields in listed.values())
+
+    def answer_key(self, dataset: str) -> bytes:
+        """The public key to which predictions are sealed for the clients of a data set."""
+        return self._https.call("answer_key", {"dataset": dataset}).array(0, np.uint8, 1).tobytes()
+
+    def withdrawn(self, dataset: str) -> IdSpans:
+        """The samples for which the authority issues no key."""
+        return IdSpans(self._https.call("withdrawn", {"dataset": dataset}).array(0, np.int64, 1))
+
+    def withdraw(self, dataset: str, ids: IdSpans) -> int:
+        """Have no key issued for these samples; gives how many were not withdrawn before.
+
+        Raises   FunctionError where another token registered one of them
+        """
+        answer = self._https.call("withdraw", {"dataset": dataset}, (ids.bounds,))
+        return answer.number("fresh")
 
     def find(self, dataset: str) -> Known | None:
         """A data set as its clients may know it; None: the authority has none of this name.

@@ -15,7 +15,7 @@ from cloister.authority import database
 from cloister.authority.records import key_digest
 from cloister.errors import EncryptionError, UnknownDatasetError
 
-_OWN_TABLES = ("parts", "states", "words", "journal", "counters", "tokens")
+_OWN_TABLES = ("parts", "states", "words", "journal", "counters", "evaluations", "tokens")
 """Tables whose rows belong to one data set, beside `datasets` itself."""
 
 

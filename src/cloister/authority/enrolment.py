@@ -17,7 +17,7 @@ from jaxtyping import Int64
 
 from cloister.authority import agreement as agreements
 from cloister.authority.agreement import Agreement, Known
-from cloister.authority.permutation import label_permutation
+from cloister.authority.permutation import target_permutation
 from cloister.authority.records import check_terms
 from cloister.authority.registration import NewPart
 from cloister.base.rng import KEY_BYTES, Csprng
@@ -84,5 +84,5 @@ def enrol(service: ClientService, accepted: Agreement, *, rng: Csprng) -> Enrolm
     def register(part: str, samples: int, sha256: str, key: bytes) -> int:
         return service.register(agreed, NewPart(part, samples, sha256, key, label_key, is_first))
 
-    permutation = label_permutation(label_key, agreed.info.classes)
+    permutation = target_permutation(label_key, agreed.info)
     return Enrolment(agreed, service.fingerprint, permutation, register)

@@ -34,7 +34,8 @@ class KeyService(Protocol):
         ...
 
     def ask(self, request: Request, receiver: Receiver) -> UInt32[np.ndarray, "..."]:
-        """The unblinding term: A M_i for each sample, the sum of delta_i M_i, or labels' pads.
+        """The unblinding term: A M_i for each sample, the sum of delta_i M_i, or labels' pads or
+        their sum with weights.
 
         Raises   BudgetError, FunctionError, EncryptionError (unknown id), AuthorityUnavailable
         """

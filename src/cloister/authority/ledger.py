@@ -19,7 +19,7 @@ from functools import partial
 import numpy as np
 from jaxtyping import Int64, UInt32
 
-from cloister.authority import functions, noise
+from cloister.authority import functions, label_sums, noise
 from cloister.authority.account import (
     Account,
     LedgerLimits,
@@ -28,12 +28,12 @@ from cloister.authority.account import (
     new_account,
     read_account,
     tabulate,
-    tally,
     write_counts,
+    write_evaluation,
 )
 from cloister.authority.database import Database, Ticket
 from cloister.authority.functions import Function
-from cloister.authority.requests import Labels, LinearRequest
+from cloister.authority.requests import Evaluation, Labels, LinearRequest
 from cloister.authority.states import (
     NOTHING,
     Charge,
@@ -130,6 +130,36 @@ class Ledger:
             before = account.words[request.ids]
             return self._commit(account, "labels", request.ids, before, before | LABEL_BIT)
 
+    def charge_evaluation(self, request: Evaluation, *, at_once: bool = False) -> Ticket:
+        """Charge a sum over labels, each once; see `charge`.
+
+        Raises   BudgetError, FunctionError
+        """
+        with (
+            self._turn(request.dataset, at_once=at_once) as account,
+            self._refusals_counted(account),
+        ):
+            name, allowed = account.info.name, account.limits.evaluations
+            is_new = request.digest not in account.evaluations
+            if allowed is not None:
+                label_sums.check(account.info, request)
+            if is_new and allowed is not None and len(account.evaluations) >= allowed:
+                raise BudgetError(
+                    f"data set {name}: its labels go to a trusted runtime only, and of the "
+                    f"{allowed} sums over labels that its owner allows a server (--evaluations) "
+                    "none is left"
+                )
+            account.counts["requests"] += 1
+            account.counts["evaluation"] += 1
+            if not is_new or allowed is None:
+                return self._database.latest()
+            ticket = self._database.enqueue(
+                partial(write_evaluation, name, request.digest),
+                last={name: partial(write_counts, name, dict(account.counts))},
+            )
+            account.evaluations.add(request.digest)
+            return ticket
+
     def count_trusted(self, dataset: str, *, at_once: bool = False) -> Ticket:
         """Record a release to the trusted runtime; see `charge`."""
         with self._turn(dataset, at_once=at_once) as account:
@@ -155,7 +185,7 @@ class Ledger:
     def tally(self, dataset: str) -> Tally:
         """The releases of the samples, in figures."""
         with self._turn(dataset) as account:
-            return tally(account.words, account.info.samples, account.states.all, account.counts)
+            return account.tally(account.info.samples)
 
     def _move(
         self,

@@ -9,6 +9,7 @@ from cloister.authority.key_service import Receiver
 from cloister.authority.records import Summary
 from cloister.authority.registration import NewPart, Registration
 from cloister.authority.requests import Request
+from cloister.data.id_spans import IdSpans
 from cloister.data.info import DatasetInfo, PartInfo
 
 
@@ -35,6 +36,18 @@ class LocalClient:
     def summary(self, dataset: str) -> Summary:
         """See `AuthorityClient.summary`."""
         return self._authority.summary(dataset)
+
+    def answer_key(self, dataset: str) -> bytes:
+        """See `AuthorityClient.answer_key`."""
+        return self._authority.answer_key(dataset)
+
+    def withdrawn(self, dataset: str) -> IdSpans:
+        """See `AuthorityClient.withdrawn`."""
+        return self._authority.withdrawn(dataset)
+
+    def withdraw(self, dataset: str, ids: IdSpans) -> int:
+        """See `AuthorityClient.withdraw`."""
+        return self._authority.withdraw(dataset, ids)
 
     def find(self, dataset: str) -> Known | None:
         """See `AuthorityClient.find`."""

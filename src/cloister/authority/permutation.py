@@ -5,8 +5,19 @@ from jaxtyping import Int64
 
 from cloister.base.hkdf import derive
 from cloister.base.rng import keystream
+from cloister.data.info import DatasetInfo
 
 WORDS_PER_DRAW = 4
+
+
+def target_permutation(label_key: bytes, info: DatasetInfo) -> Int64[np.ndarray, " classes"]:
+    """Where each class or label of a data set goes. Numbers stay in their order.
+
+    Secret   label_key, result
+    """
+    if info.targets == "numbers":
+        return np.arange(info.classes, dtype=np.int64)
+    return label_permutation(label_key, info.classes)
 
 
 def label_permutation(label_key: bytes, classes: int) -> Int64[np.ndarray, " classes"]:

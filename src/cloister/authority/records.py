@@ -17,6 +17,7 @@ from cloister.authority.account import LedgerLimits, Tally
 from cloister.authority.noise import EXACT_BITS
 from cloister.base.identity import Identity, new_folder
 from cloister.base.rng import KEY_BYTES, Csprng
+from cloister.data.id_spans import NO_IDS, IdSpans
 from cloister.data.info import DatasetInfo, PartInfo
 from cloister.errors import EncryptionError, InputError
 from cloister.ring.bounds import MAX_PARTS, MAX_SAMPLES
@@ -27,6 +28,7 @@ DEFAULT_VALUE_BITS = 8
 MOST_BITS = 1 << 48
 """No data set's samples have as many bits; every party can say and compare such a number."""
 MAX_NOTES_BYTES = 1 << 16
+MAX_EVALUATIONS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Terms:
                    32: values are exact
     one_function   the server gets values of one and the same function for all samples, and no
                    gradients
+    evaluations    sums over labels (`label_sums`) that the server gets, if it may not get labels
     notes          public text, as the ranges of a table's columns, for later clients
     """
 
@@ -46,17 +49,20 @@ class Terms:
     max_bits: int | None = None
     value_bits: int | None = None
     one_function: bool = True
+    evaluations: int = 0
     notes: str = ""
 
     def limits(self, info: DatasetInfo) -> LedgerLimits:
         """The limits of the ledger, with the defaults filled in."""
+        sums = None if self.labels_to_server else self.evaluations
         if info.mode == "paper":
-            return LedgerLimits(max_bits=None, value_bits=EXACT_BITS, one_function=False)
+            return LedgerLimits(None, EXACT_BITS, one_function=False, evaluations=sums)
         bits = min(info.encoding.bits, DEFAULT_VALUE_BITS)
         return LedgerLimits(
             max_bits=info.budget_rank * bits if self.max_bits is None else self.max_bits,
             value_bits=bits if self.value_bits is None else self.value_bits,
             one_function=self.one_function,
+            evaluations=sums,
         )
 
 
@@ -67,6 +73,7 @@ class Summary:
     name: str
     mode: str
     samples: int
+    withdrawn: int
     dim: int
     rank_allowed: int
     rank_min: int
@@ -76,6 +83,8 @@ class Summary:
     bits_allowed: int | None
     operand_max: int
     labels_released: int
+    evaluations: int
+    evaluations_allowed: int | None
     counts: dict[str, int]
 
 
@@ -90,47 +99,52 @@ def init(folder: Path | str, *, rng: Csprng) -> Identity:
     return Identity.create(folder, rng=rng)
 
 
-def summarise(info: DatasetInfo, terms: Terms, tally: Tally) -> Summary:
+def summarise(found: "DatasetRecord", tally: Tally) -> Summary:
     """A data set's description and what the ledger says, together."""
+    info = found.info
     return Summary(
         name=info.name,
         mode=info.mode,
         samples=info.samples,
+        withdrawn=found.withdrawn.count,
         dim=info.dim,
         rank_allowed=info.dim if info.mode == "paper" else info.budget_rank,
         rank_min=tally.rank_min,
         rank_median=tally.rank_median,
         rank_max=tally.rank_max,
         bits_max=tally.bits_max,
-        bits_allowed=terms.limits(info).max_bits,
+        bits_allowed=found.terms.limits(info).max_bits,
         operand_max=tally.operand_max,
         labels_released=tally.labels,
+        evaluations=tally.evaluations,
+        evaluations_allowed=found.terms.limits(info).evaluations,
         counts=tally.counts,
     )
 
 
-StoredDataset = tuple[str, bytes, bytes, bytes]
-"""Name, description, terms and label key, as they are stored."""
+StoredDataset = tuple[str, bytes, bytes, bytes, bytes]
+"""Name, description, terms, label key and withdrawn ids, as they are stored."""
 
 
 def stored_datasets(connection: sqlite3.Connection) -> list[StoredDataset]:
     """The stored data sets, by name; their samples are counted by `read_parts`."""
     return connection.execute(
-        "SELECT name, info, extra, label_key FROM datasets ORDER BY name"
+        "SELECT name, info, extra, label_key, withdrawn FROM datasets ORDER BY name"
     ).fetchall()
 
 
-def read_dataset(stored: StoredDataset) -> tuple[DatasetInfo, Terms, bytes]:
-    """One data set.
+def read_dataset(stored: StoredDataset) -> "DatasetRecord":
+    """One data set, without its parts.
 
     Raises   EncryptionError, InputError
     """
-    _, info, fields, label_key = stored
+    _, info, fields, label_key, withdrawn = stored
     try:
         terms = read_terms(json.loads(fields))
+        ids = IdSpans(np.frombuffer(withdrawn, "<i8").astype(np.int64))
     except ValueError:
         raise EncryptionError("ledger: a data set's terms are damaged; use a backup") from None
-    return DatasetInfo.from_json(info), terms, label_key
+    return DatasetRecord(DatasetInfo.from_json(info), terms, label_key, withdrawn=ids)
 
 
 def read_parts(connection: sqlite3.Connection) -> Iterator[tuple[PartInfo, str, bytes]]:
@@ -166,7 +180,8 @@ def read_terms(fields: Mapping[str, Any]) -> Terms:
 class DatasetRecord:
     """A data set's description, its parts and their keys, by first id.
 
-    Secret   label_key, keys
+    withdrawn   ids for which no key is issued
+    Secret      label_key, keys
     """
 
     info: DatasetInfo
@@ -174,6 +189,7 @@ class DatasetRecord:
     label_key: bytes
     parts: tuple[PartInfo, ...] = ()
     keys: tuple[bytes, ...] = ()
+    withdrawn: IdSpans = NO_IDS
 
     @cached_property
     def firsts(self) -> Int64[np.ndarray, " parts"]:
@@ -215,5 +231,8 @@ def check_terms(info: DatasetInfo, terms: Terms) -> None:
     bits = terms.value_bits
     if bits is not None and (type(bits) is not int or not 1 <= bits <= EXACT_BITS):
         raise InputError(f"data set {info.name}: value_bits must be 1 to {EXACT_BITS}")
+    sums = terms.evaluations
+    if type(sums) is not int or not 0 <= sums <= MAX_EVALUATIONS:
+        raise InputError(f"data set {info.name}: evaluations must be 0 to {MAX_EVALUATIONS}")
     if type(terms.notes) is not str or len(terms.notes) > MAX_NOTES_BYTES:
         raise InputError(f"data set {info.name}: its notes are too long")

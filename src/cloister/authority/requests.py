@@ -1,4 +1,5 @@
-"""Requests about the samples of a data set, as values: forward values, gradients and labels.
+"""Requests about the samples of a data set, as values: forward values, gradients, labels, and sums
+over labels.
 
 A request goes to two sides: the ciphertext server computes a map of the blinded samples, and the
 authority the same map of the pads, for which it charges. Every variant of either side (local,
@@ -7,9 +8,10 @@ remote, recorded, timed) therefore has one method, `ask`. A request has one enco
 
 `Forward` and `Gradient` name the function of each of their samples that an answer gives away, and
 the rows of weights that their functions are made of. Rules, price and noise receive only these, so
-no kind of request has rules of its own.
+neither kind has rules of its own. The rules of an `Evaluation` are in `label_sums`.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,7 +29,7 @@ from cloister.ring.linear import Geometry, LinearMap
 from cloister.ring.ring_map import RingMap
 from cloister.wire.https.bodies import Body
 
-Kind = Literal["forward", "gradient", "labels"]
+Kind = Literal["forward", "gradient", "labels", "evaluation"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Functions: TypeAlias = Iterator[tuple[Function, Int64[np.ndarray, " m"]]]
 Pieces: TypeAlias = Iterable[tuple[slice, UInt32[np.ndarray, "m h w c"]]]
@@ -39,7 +41,7 @@ class _Asked:
 
     kind           also the operation of a service
     geometry       of the linear map that is asked for; None: of none
-    operand        integers that are sent: weights or deltas
+    operand        integers that are sent: weights or deltas; none where it is empty
     answer_shape   of the array that either side gives; None: the number of classes
     """
 
@@ -59,7 +61,7 @@ class _Asked:
     @property
     def tensors(self) -> tuple[np.ndarray, ...]:
         """The request's arrays in a message or record."""
-        return (self.ids, self.operand) if self.geometry else (self.ids,)
+        return (self.ids, self.operand) if self.operand.size else (self.ids,)
 
     def check(self, described: Described) -> None:
         """Refuse a request for other samples, or for too much at once.
@@ -272,8 +274,59 @@ class Gradient(_Asked):
         term -= noise.sum(axis=0, dtype=np.uint32)
 
 
+@dataclass(frozen=True, eq=False)
+class Evaluation(_Asked):
+    """The sum over samples of <w_i, y_i>: one value of the labels y of all of them.
+
+    With w_i the one-hot predicted class it counts right answers, with w_i = -log p_i the loss.
+
+    Raises   ShapeError for ids that are no int64 vector, or arrays that do not fit them
+    """
+
+    dataset: str
+    ids: Int64[np.ndarray, " n"]
+    weights: Int16[np.ndarray, "n classes"]
+
+    kind: ClassVar[Kind] = "evaluation"
+
+    def __post_init__(self) -> None:
+        found = self.weights
+        if found.ndim != 2 or len(found) != len(self.ids) or found.dtype != np.int16:
+            raise ShapeError(
+                f"weights must be int16 ({len(self.ids)}, classes), got {found.dtype} {found.shape}"
+            )
+        self._set(geometry=None, operand=found, answer_shape=(1,))
+
+    def check(self, described: Described) -> None:
+        """See `_Asked`; no sample counts twice."""
+        super().check(described)
+        if self.weights.shape[1] != described.classes:
+            raise FunctionError(
+                f"data set {self.dataset}: labels have {described.classes} elements, the weights "
+                f"{self.weights.shape[1]}"
+            )
+        if len(np.unique(self.ids)) != len(self.ids):
+            raise FunctionError(f"data set {self.dataset}: an evaluation names a sample twice")
+
+    def copied(self) -> "Evaluation":
+        """See `Forward`."""
+        return Evaluation(self.dataset, np.array(self.ids, order="C"), np.array(self.weights))
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Its name: the same weights for the same samples in the same order have the same."""
+        digest = hashlib.sha256(b"evaluation" + self.ids.astype("<i8").tobytes())
+        digest.update(np.ascontiguousarray(self.weights, "<i2").tobytes())
+        return digest.digest()
+
+    def image(self, labels: UInt32[np.ndarray, "n classes"]) -> UInt32[np.ndarray, " 1"]:
+        """The sum of words: of pads the unblinding term, of ciphertexts the blinded value."""
+        weights = self.weights.astype(np.int32).view(np.uint32)
+        return np.array([np.sum(weights * labels, dtype=np.uint32)])  # modulo 2^32
+
+
 LinearRequest: TypeAlias = Forward | Gradient
-Request: TypeAlias = Forward | Gradient | Labels
+Request: TypeAlias = Forward | Gradient | Labels | Evaluation
 
 
 def read_request(kind: Kind, message: Body) -> Request:
@@ -284,6 +337,8 @@ def read_request(kind: Kind, message: Body) -> Request:
     dataset, ids = message.text("dataset"), message.array(0, np.int64, 1)
     if kind == "labels":
         return Labels(dataset, ids)
+    if kind == "evaluation":
+        return Evaluation(dataset, ids, message.array(1, np.int16, 2))
     geometry = Geometry.from_fields(message.mapping("geometry"))
     operand = message.array(1, np.int16, 4)
     if kind == "forward":

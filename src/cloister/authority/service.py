@@ -18,8 +18,9 @@ from cloister.authority.requests import Kind, read_request
 from cloister.authority.tokens import Caller, identify
 from cloister.authority.unblinding import PADS_AT_ONCE
 from cloister.base.identity import CERTIFICATE_FILE, PRIVATE_KEY_FILE
+from cloister.data.id_spans import IdSpans
 from cloister.errors import FunctionError, ProtocolError
-from cloister.ring.bounds import MAX_BODY_BYTES, MAX_IDS_BYTES
+from cloister.ring.bounds import MAX_BODY_BYTES, MAX_IDS_BYTES, MAX_SPANS_BYTES
 from cloister.wire.https.admission import ServerLimits
 from cloister.wire.https.bodies import Body
 from cloister.wire.https.connection import Job, Pending, Principal, Route
@@ -95,7 +96,7 @@ def _key(kind: Kind) -> Operation:
         info, samples = authority.describe(request.dataset), len(request.ids)
         request.check(info)
         answer = math.prod(info.classes if size is None else size for size in request.answer_shape)
-        work, pads = answer, 0
+        work = pads = answer + request.operand.size
         if request.geometry is not None:
             work, pads = functions.elements(request.geometry, samples), PADS_AT_ONCE
 
@@ -126,6 +127,10 @@ def _parts(authority: Authority, body: Body) -> Body:
     return Body({"parts": {part.part: asdict(part) for part in parts}})
 
 
+def _answer_key(authority: Authority, body: Body) -> Body:
+    return Body({}, (np.frombuffer(authority.answer_key(body.text("dataset")), np.uint8),))
+
+
 def _find(authority: Authority, body: Body) -> Body:
     known = authority.find(body.text("dataset"))
     if known is None:
@@ -135,8 +140,18 @@ def _find(authority: Authority, body: Body) -> Body:
     return Body({"info": info.to_json().decode(), "terms": asdict(terms)}, (key,))
 
 
-def _register(authority: Authority, body: Body) -> Body:
-    return Body({"first": authority.register(Registration.read(body))})
+def _withdrawn(authority: Authority, body: Body) -> Body:
+    return Body({}, (authority.withdrawn(body.text("dataset")).bounds,))
+
+
+def _register(authority: Authority, caller: Caller, body: Body) -> Job:
+    offered = Registration.read(body)
+    return Job(lambda: Body({"first": authority.register(offered, token_id=caller.token_id)}))
+
+
+def _withdraw(authority: Authority, caller: Caller, body: Body) -> Job:
+    dataset, ids = body.text("dataset"), IdSpans(body.array(0, np.int64, 1))
+    return Job(lambda: Body({"fresh": authority.withdraw(dataset, ids, token_id=caller.token_id)}))
 
 
 SERVERS = ("server", "trusted")
@@ -146,12 +161,16 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], int, Operation]] = {
     "describe": (EVERYONE, NAME_BYTES, _later(_describe)),
     "summary": (EVERYONE, NAME_BYTES, _later(_summary)),
     "parts": (EVERYONE, NAME_BYTES, _later(_parts)),
+    "answer_key": (EVERYONE, NAME_BYTES, _later(_answer_key)),
+    "withdrawn": (EVERYONE, NAME_BYTES, _later(_withdrawn)),
     "forward": (SERVERS, MAX_BODY_BYTES, _key("forward")),
     "gradient": (SERVERS, MAX_BODY_BYTES, _key("gradient")),
     "labels": (SERVERS, MAX_IDS_BYTES, _key("labels")),
+    "evaluation": (SERVERS, MAX_BODY_BYTES, _key("evaluation")),
     # The label permutation is the clients' secret.
     "find": (("client",), NAME_BYTES, _later(_find)),
-    "register": (("client",), REGISTER_BYTES, _later(_register)),
+    "register": (("client",), REGISTER_BYTES, _register),
+    "withdraw": (("client",), MAX_SPANS_BYTES, _withdraw),
 }
 """Who may ask for it, with how large a body, and what is done."""
 

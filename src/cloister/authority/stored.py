@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cloister.authority import database, records
-from cloister.authority.account import Account, Spent, read_account, tabulate, tally
+from cloister.authority.account import Account, Spent, read_account, tabulate
 from cloister.data.info import PartInfo
 from cloister.errors import UnknownDatasetError, one_line
 
@@ -21,9 +21,8 @@ class Stored:
     @property
     def summary(self) -> records.Summary:
         """Its budget in figures."""
-        account, info = self.account, self.held.info
-        figures = tally(account.words, info.samples, account.states.all, account.counts)
-        return records.summarise(info, self.held.terms, figures)
+        account = self.account
+        return records.summarise(self.held, account.tally(self.held.info.samples))
 
     @property
     def spent(self) -> Spent:
@@ -61,7 +60,7 @@ def _read_one(
     stored: records.StoredDataset,
     parts: list[tuple[PartInfo, bytes]],
 ) -> Stored:
-    held = records.DatasetRecord(*records.read_dataset(stored)).with_parts(*parts)
+    held = records.read_dataset(stored).with_parts(*parts)
     limits = held.terms.limits(held.info)
     (modulus,) = connection.execute("SELECT modulus FROM authority").fetchone()
     return Stored(held, read_account(connection, held.info, limits=limits, modulus=modulus))

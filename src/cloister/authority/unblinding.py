@@ -6,8 +6,9 @@ import numpy as np
 from jaxtyping import Bool, Int64, UInt32
 
 from cloister.authority import noise
+from cloister.authority.label_sums import sum_noise
 from cloister.authority.records import DatasetRecord
-from cloister.authority.requests import Labels, LinearRequest, Pieces, Request
+from cloister.authority.requests import Evaluation, Labels, LinearRequest, Pieces, Request
 from cloister.ring import pads
 
 PADS_AT_ONCE = 1 << 22
@@ -24,9 +25,22 @@ def unblinding_term(
     """
     if isinstance(request, Labels):
         return _pads(found, request.ids, (found.info.classes,), pads.LABEL_DOMAIN)
+    if isinstance(request, Evaluation):
+        return _of_labels(found, request, noisy=noisy)
     term = request.image(_pieces(found, request), threads=threads)
     if noisy:
         _subtract_noise(found, request, term)
+    return term
+
+
+def _of_labels(
+    found: DatasetRecord, request: Evaluation, *, noisy: bool
+) -> UInt32[np.ndarray, " 1"]:
+    """A server that may have the labels gets their sum exactly."""
+    term = request.image(_pads(found, request.ids, (found.info.classes,), pads.LABEL_DOMAIN))
+    if noisy and not found.terms.labels_to_server:
+        keys = b"".join(key for *_, key in _by_part(found, request.ids))
+        term -= sum_noise(found.info, request, keys)
     return term
 
 

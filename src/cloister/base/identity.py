@@ -1,11 +1,7 @@
 """The identity of a service: its certificate, and the file by which its clients know it.
 
 A ciphertext server's clients have an access file, which holds a token: it is secret. The authority
-has an HPKE key pair besides, and hands out a public file.
-
-HPKE (RFC 9180, base mode) in its hybrid form: X25519 together with ML-KEM-768, so that pad keys
-recorded today stay secret from a quantum computer of tomorrow. The `cryptography` library
-implements all of it.
+has a key pair besides, to which pad keys are sealed (`sealing`), and hands out a public file.
 """
 
 import base64
@@ -17,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives import hashes, hpke, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, mlkem, x25519
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from cloister.base import files
+from cloister.base import files, sealing
 from cloister.base.reading import open_regular, parsing
 from cloister.base.rng import Csprng
+from cloister.base.sealing import KeyPair
 from cloister.errors import EncryptionError, InputError
 
 PUBLIC_FILE = "authority.pub"
@@ -35,14 +31,8 @@ HPKE_FILE = "hpke.key"
 FORMAT = "cloister-authority-1"
 ACCESS_FORMAT = "cloister-access-1"
 TOKEN_BYTES = 32
-SUITE = "MLKEM768-X25519, HKDF-SHA256, AES-256-GCM"
-SEED_BYTES = 64
-X25519_BYTES = 32
-MLKEM_PUBLIC_BYTES = 1184
 VALID_DAYS = 3650
 MAX_FILE_BYTES = 65536
-
-_HPKE = hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
 
 
 @dataclass(frozen=True)
@@ -64,21 +54,14 @@ class PublicIdentity:
         Secret   plaintext.  Public: info, which must be the same at `Identity.open_sealed`
         Source   RFC 9180, base mode: the sender is not authenticated, its token is
         """
-        mlkem_public = mlkem.MLKEM768PublicKey.from_public_bytes(
-            self.hpke_public[:MLKEM_PUBLIC_BYTES]
-        )
-        x25519_public = x25519.X25519PublicKey.from_public_bytes(
-            self.hpke_public[MLKEM_PUBLIC_BYTES:]
-        )
-        key = hpke.MLKEM768X25519PublicKey(mlkem_public, x25519_public)
-        return _HPKE.encrypt(plaintext, key, info)
+        return sealing.seal(self.hpke_public, plaintext, info=info)
 
     def to_json(self) -> str:
         """The contents of the public file."""
         fields = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,
-            "suite": SUITE,
+            "suite": sealing.SUITE,
             "hpke_public": base64.b64encode(self.hpke_public).decode(),
             "certificate": base64.b64encode(self.certificate).decode(),
         }
@@ -99,7 +82,7 @@ class PublicIdentity:
         damaged = f"{path}: is not an authority's public file, or is damaged; get it again"
         with parsing(damaged, kind=EncryptionError):
             fields: dict[str, Any] = json.loads(data)
-            if fields["format"] != FORMAT or fields["suite"] != SUITE:
+            if fields["format"] != FORMAT or fields["suite"] != sealing.SUITE:
                 raise EncryptionError(f"{path}: is of another version of Cloister")
             public = PublicIdentity(
                 base64.b64decode(fields["certificate"], validate=True),
@@ -107,8 +90,8 @@ class PublicIdentity:
             )
             x509.load_der_x509_certificate(public.certificate)
             stated = fields["fingerprint"]
-        sizes = len(public.hpke_public) == MLKEM_PUBLIC_BYTES + X25519_BYTES
-        if not sizes or stated != public.fingerprint:
+        sized = len(public.hpke_public) == sealing.PUBLIC_BYTES
+        if not sized or stated != public.fingerprint:
             raise EncryptionError(damaged)
         return public
 
@@ -165,24 +148,15 @@ class Access:
 class Identity:
     """The authority's private side; never leaves its folder."""
 
-    def __init__(self, public: PublicIdentity, hpke_seed: bytes) -> None:
-        self.public = public
-        self._key = hpke.MLKEM768X25519PrivateKey(
-            mlkem.MLKEM768PrivateKey.from_seed_bytes(hpke_seed[:SEED_BYTES]),
-            x25519.X25519PrivateKey.from_private_bytes(hpke_seed[SEED_BYTES:]),
-        )
+    def __init__(self, public: PublicIdentity, keys: KeyPair) -> None:
+        self.public, self._keys = public, keys
 
     def open_sealed(self, sealed: bytes, *, info: bytes) -> bytes:
         """The plaintext of `PublicIdentity.seal`.
 
         Raises   EncryptionError when it was changed or sealed to another authority or purpose
         """
-        try:
-            return _HPKE.decrypt(sealed, self._key, info)
-        except (InvalidTag, ValueError):
-            raise EncryptionError(
-                "a sealed key was changed, or sealed to another authority or purpose"
-            ) from None
+        return self._keys.open_sealed(sealed, info=info)
 
     @classmethod
     def create(cls, folder: Path, *, rng: Csprng) -> "Identity":
@@ -190,12 +164,13 @@ class Identity:
 
         Raises   InputError when the folder holds an authority already
         """
-        seed = rng.random_bytes(SEED_BYTES + X25519_BYTES)
+        seed = rng.random_bytes(sealing.SEED_BYTES)
         _write(folder / HPKE_FILE, seed, private=True)
         certificate = create_certificate(folder, "cloister authority")
-        public = PublicIdentity(certificate, _hpke_public(seed))
+        keys = KeyPair(seed)
+        public = PublicIdentity(certificate, keys.public)
         _write(folder / PUBLIC_FILE, public.to_json().encode(), private=False)
-        return cls(public, seed)
+        return cls(public, keys)
 
     @classmethod
     def open(cls, folder: Path) -> "Identity":
@@ -206,25 +181,20 @@ class Identity:
         path = folder / HPKE_FILE
         try:
             # More than it should have, to notice it.
-            seed = files.read_private(path, most=2 * SEED_BYTES)
+            seed = files.read_private(path, most=2 * sealing.SEED_BYTES)
             private_key = folder / PRIVATE_KEY_FILE
             files.check_private(private_key, private_key.stat())
         except OSError as error:
             raise InputError(
                 f"{folder}: holds no authority ({error.strerror}); run `cloister authority init`"
             ) from None
-        if len(seed) != SEED_BYTES + X25519_BYTES:
+        if len(seed) != sealing.SEED_BYTES:
             raise EncryptionError(f"{path}: is damaged; restore the folder from a backup")
         public = PublicIdentity.load(folder / PUBLIC_FILE)
-        if public.hpke_public != _hpke_public(seed):
+        keys = KeyPair(seed)
+        if public.hpke_public != keys.public:
             raise EncryptionError(f"{path}: belongs to another {PUBLIC_FILE}")
-        return cls(public, seed)
-
-
-def _hpke_public(seed: bytes) -> bytes:
-    mlkem_key = mlkem.MLKEM768PrivateKey.from_seed_bytes(seed[:SEED_BYTES])
-    x25519_key = x25519.X25519PrivateKey.from_private_bytes(seed[SEED_BYTES:])
-    return mlkem_key.public_key().public_bytes_raw() + x25519_key.public_key().public_bytes_raw()
+        return cls(public, keys)
 
 
 def create_certificate(folder: Path, name: str) -> bytes:

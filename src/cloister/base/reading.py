@@ -53,13 +53,16 @@ def require_truths(array: np.ndarray, what: str, *, kind: type[CloisterError] = 
 
 
 @contextmanager
-def parsing(what: str, *, kind: type[CloisterError] = InputError) -> Iterator[None]:
+def parsing(
+    what: str, *, kind: type[CloisterError] = InputError, quoted: bool = True
+) -> Iterator[None]:
     """A context for code that parses a file or message: its exceptions become an error of `kind`.
 
     The parsers of Python and of its libraries raise whatever a damaged file makes them stumble
     over, from KeyError to RecursionError; a list of these is never complete.
 
     what     begins the message: the file, and what it is not
+    quoted   whether the message has the exception's own text, which may quote the file
     Raises   `kind`; the library's own errors pass through
     """
     try:
@@ -69,7 +72,8 @@ def parsing(what: str, *, kind: type[CloisterError] = InputError) -> Iterator[No
     except Exception as error:
         if isinstance(error, FileNotFoundError) and error.filename is not None:
             raise kind(f"{error.filename}: no such file") from None
-        raise kind(f"{what} ({_reason(error)})") from error
+        reason = _reason(error) if quoted else type(error).__name__
+        raise kind(f"{what} ({reason})") from error
 
 
 def _reason(error: Exception) -> str:

@@ -273,9 +273,9 @@ def training_log(
     if json:
         emit_json(audit.to_dict())
         return
-    columns = ("attack", "verdict", "score", "best guess", "exact", "worked with")
-    out().print(table(columns, audit.rows()))
+    out().print(table(audit.columns, audit.rows()))
     out().print(f"\nverdict: {audit.verdict}. {audit.conclusion}", soft_wrap=True)
+    out().print(audit.severity, soft_wrap=True)
     out().print(audit.thresholds, soft_wrap=True)
 
 

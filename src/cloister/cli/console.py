@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
@@ -24,6 +25,8 @@ from cloister.errors import printable
 
 FILE_WIDTH = 200
 """Columns when the output is a file or a pipe, where nothing must be cut off."""
+LINE_EVERY_S = 10.0
+"""Between lines of progress where there is no terminal for a bar."""
 
 
 def out() -> Console:
@@ -125,26 +128,32 @@ def steps(label: str) -> Iterator[Callable[[int, int, str], None]]:
 
     Gives `update(done, total, text)`.
     """
+    if not err().is_terminal:
+        yield _say_step
+        return
     with progress(label) as bar:
+        yield lambda done, total, text: bar(done, total)
 
-        def update(done: int, total: int, text: str) -> None:
-            bar(done, total)
-            if text and not err().is_terminal:
-                err().print(f"{done} of {total}: {text}", soft_wrap=True)
 
-        yield update
+def _say_step(done: int, total: int, text: str) -> None:
+    if text:
+        err().print(f"{done} of {total}: {text}", soft_wrap=True)
 
 
 @contextmanager
 def stages() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar for each stage of some work; gives `update(stage, done, total)`."""
+    """A progress bar for each stage of some work; gives `update(stage, done, total)`.
+
+    Without a terminal, a line now and then: none for work that is done in less time.
+    """
+    console = err()
+    if not console.is_terminal:
+        yield _lines_of_stages()
+        return
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
     )  # fmt: skip
-    console = err()
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         tasks: dict[str, TaskID] = {}
 
         def update(stage: str, done: int, total: int) -> None:
@@ -153,3 +162,16 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
             bar.update(tasks[stage], completed=done, total=total)
 
         yield update
+
+
+def _lines_of_stages() -> Callable[[str, int, int], None]:
+    said = time.monotonic()
+
+    def update(stage: str, done: int, total: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said >= LINE_EVERY_S:
+            said = now
+            err().print(f"{stage}: {done:,} of {total:,}", soft_wrap=True)
+
+    return update

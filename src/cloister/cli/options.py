@@ -23,6 +23,7 @@ from cloister.data.preprocessing import Channels, Layout, Preprocessing
 from cloister.errors import InputError
 from cloister.graph.graph import Graph
 from cloister.graph.input_files import ARRAYS, TABLE, Inputs, picture_form, read_inputs
+from cloister.graph.sample_form import own_pixels
 from cloister.plan import split_report
 from cloister.plan.plan import Plan
 from cloister.plan.plan_choice import DEFAULT_POLICY, PlanChoice, is_plan_file, read_digest
@@ -256,21 +257,19 @@ PadKey = Annotated[
         help="The pads' key and use counter; keep it on trusted storage and never copy it back.",
     ),
 ]
-AuthorityUrl = Annotated[
-    str, typer.Option("--authority", metavar="URL", help="https://HOST:PORT of the authority.")
-]
-Pin = Annotated[
-    Path, typer.Option("--pin", metavar="FILE", help="The authority's public file, authority.pub.")
-]
-Token = Annotated[
-    str,
-    typer.Option(
-        "--token",
-        envvar="CLOISTER_TOKEN",
-        metavar="TOKEN",
-        help="Bearer token, or @FILE that holds it.",
-    ),
-]
+_AUTHORITY_URL = typer.Option(
+    "--authority", metavar="URL", help="https://HOST:PORT of the authority."
+)
+_PIN = typer.Option("--pin", metavar="FILE", help="The authority's public file, authority.pub.")
+_TOKEN = typer.Option(
+    "--token",
+    envvar="CLOISTER_TOKEN",
+    metavar="TOKEN",
+    help="Bearer token, or @FILE that holds it.",
+)
+AuthorityUrl = Annotated[str, _AUTHORITY_URL]
+Pin = Annotated[Path, _PIN]
+Token = Annotated[str, _TOKEN]
 Listen = Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="Where to listen.")]
 
 
@@ -390,7 +389,7 @@ class ModelInputs(ChosenPolicy):
             std=deviations,
             layout=self.layout,
             channels=self.channels,
-            resize=None if self.resize is None else _size(self.resize),
+            resize=None if self.resize is None else picture_size(self.resize),
         )
 
     def check_samples(self, policy: str, *, given: bool = False) -> None:
@@ -423,7 +422,7 @@ class ModelInputs(ChosenPolicy):
         """
         pictured = [p for p in paths if p.suffix.lower() not in (*ARRAYS, TABLE)]
         if self.audit is not None and pictured:
-            pixels = self.preprocessing()
+            pixels = own_pixels(graph, self.preprocessing())
             form = picture_form(graph, graph.inputs[0], pictured[0], pixels)
             made = AuditedPixels(*pixels.of_unit_pixels, str(form.channels))
             split_report.load(self.audit).require_pixels(made)
@@ -511,6 +510,26 @@ class AuthorityAccess:
         return authority.connect(self.url, pin=self.pin, token=token(self.token), **more)
 
 
+@dataclass(frozen=True)
+class OptionalAuthority:
+    """As `AuthorityAccess`, for a verb that says more where it may ask an authority."""
+
+    url: Annotated[str | None, _AUTHORITY_URL] = None
+    pin: Annotated[Path | None, _PIN] = None
+    token: Annotated[str | None, _TOKEN] = None
+
+    def connect(self) -> "AuthorityClient | None":
+        """A client; None: no authority is named.
+
+        Raises   InputError when only some of the options are given
+        """
+        if self.url is None and self.pin is None:
+            return None
+        if self.url is None or self.pin is None or self.token is None:
+            raise InputError("an authority is asked with --authority, --pin and --token")
+        return AuthorityAccess(self.url, self.pin, self.token).connect()
+
+
 def grouped(verb: Callable[..., None]) -> Callable[..., None]:
     """A verb of which every dataclass parameter is given as one option for each of its fields."""
     signature = inspect.signature(verb)
@@ -593,7 +612,11 @@ def value_range(text: str) -> tuple[float, float]:
     return ends[0], ends[1]
 
 
-def _size(text: str) -> tuple[int, int]:
+def picture_size(text: str) -> tuple[int, int]:
+    """The height and width of --resize H,W.
+
+    Raises   InputError
+    """
     parts = text.split(",")
     if len(parts) != 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
         raise InputError(f"--resize {text}: give height,width in pixels")

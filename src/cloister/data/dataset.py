@@ -2,8 +2,11 @@
 
     block 0 (4096 B)  magic "CLODATA1", two commit slots, then the header: length u32, SHA-256, JSON
     each part         magic "CLOPART1", length u32 and SHA-256 of the description, its JSON; padding
-                      to 64 B; samples uint32 (n,h,w,c), labels uint32 (n,classes), test flags u8 n;
+                      to 64 B; samples uint32 (n,h,w,c), labels uint32 (n,classes), flags u8 n;
                       padding to 64 B
+
+A flag says what a sample is for: 0 to train, 1 to test, 2 to predict. The labels of the last are
+blinded zeros.
 
 A commit slot says up to which byte, and how many parts, the file is valid. The slots take turns
 and carry a checksum, and a part's bytes are on stable storage before its slot is written: a part is
@@ -19,19 +22,21 @@ import hashlib
 import json
 import mmap
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from jaxtyping import Bool, Int64, UInt32
+from jaxtyping import Int64, UInt32
 
+from cloister.base.notebook import html_table
 from cloister.base.reading import open_regular, parsing
 from cloister.data.encoding import Encoding
-from cloister.data.info import PartInfo
+from cloister.data.id_spans import NO_IDS, IdSpans
+from cloister.data.info import PartInfo, Targets, check_described, targets_field
 from cloister.errors import EncryptionError, InputError
-from cloister.ring.bounds import MAX_PARTS, MAX_SAMPLES, check_sample
+from cloister.ring.bounds import MAX_PARTS, MAX_SAMPLES
 
 MAGIC = b"CLODATA1"
 PART_MAGIC = b"CLOPART1"
@@ -42,6 +47,10 @@ SLOT = struct.Struct("<QQQ")
 SLOT_OFFSETS = (64, 128)
 HEADER_OFFSET = 192
 SIZED = struct.Struct("<I32s")
+TRAIN, TEST, UNLABELLED = range(3)
+"""What a sample is for."""
+PIECE_BYTES = 1 << 20
+"""Of a part that is read once, from one end to the other."""
 MAX_DESCRIPTION_BYTES = BLOCK_BYTES - HEADER_OFFSET - SIZED.size
 
 
@@ -54,13 +63,14 @@ class Header:
     classes: int
     encoding: Encoding
     authority_fingerprint: str
+    targets: Targets = "classes"
 
     def __post_init__(self) -> None:
-        check_sample(self.name, self.shape, self.classes)
+        check_described(self.name, self.shape, self.classes, self.targets)
 
     @property
     def sample_bytes(self) -> int:
-        """Bytes of one sample with its label and flag."""
+        """Bytes of one sample with its target and flag."""
         h, w, c = self.shape
         return 4 * h * w * c + 4 * self.classes + 1
 
@@ -83,6 +93,7 @@ class _Part:
 
     def map(self, buffer: mmap.mmap) -> None:
         """Point the arrays into the mapped file."""
+        self.content = memoryview(buffer)[self.offset : self.offset + self.nbytes]
         n, shape = self.info.samples, self._header.shape
         labels_at = self.offset + 4 * n * shape[0] * shape[1] * shape[2]
         flags_at = labels_at + 4 * n * self._header.classes
@@ -92,14 +103,16 @@ class _Part:
         self.labels = np.frombuffer(
             buffer, "<u4", n * self._header.classes, labels_at
         ).reshape(n, self._header.classes)  # fmt: skip
-        self.test = np.frombuffer(buffer, np.uint8, n, flags_at)
+        self.flags = np.frombuffer(buffer, np.uint8, n, flags_at)
 
 
 class EncryptedDataset:
     """An encrypted data set, mapped into memory and read where it is asked for."""
 
-    def __init__(self, path: Path, header: Header, parts: Sequence[_Part]) -> None:
-        self._path, self._header = path, header
+    def __init__(
+        self, path: Path, header: Header, parts: Sequence[_Part], *, left_out: IdSpans = NO_IDS
+    ) -> None:
+        self._path, self._header, self._left_out = path, header, left_out
         self._parts = sorted(parts, key=lambda part: part.info.first)
         self._firsts = np.array([part.info.first for part in self._parts], np.int64)
         self._lasts = np.array([part.info.last for part in self._parts], np.int64)
@@ -123,9 +136,19 @@ class EncryptedDataset:
                     mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
                     for part in parts:
                         part.map(mapped)
+                        if part.flags.max(initial=0) > UNLABELLED:
+                            raise EncryptionError(
+                                f"{path}: part {part.info.part} flags a sample as no version of "
+                                "Cloister does; get the file again"
+                            )
         except OSError as error:
             raise InputError(f"{path}: {error.strerror or error}") from None
         return cls(path, header, parts)
+
+    def without(self, ids: IdSpans) -> "EncryptedDataset":
+        """The same, whose ids and splits leave some out: those that were withdrawn."""
+        left_out = self._left_out | ids
+        return EncryptedDataset(self._path, self._header, self._parts, left_out=left_out)
 
     @property
     def path(self) -> Path:
@@ -144,8 +167,13 @@ class EncryptedDataset:
 
     @property
     def classes(self) -> int:
-        """Number of classes."""
+        """Width of a target: its classes, labels or numbers."""
         return self._header.classes
+
+    @property
+    def targets(self) -> Targets:
+        """What a sample has to learn."""
+        return self._header.targets
 
     @property
     def encoding(self) -> Encoding:
@@ -189,17 +217,46 @@ class EncryptedDataset:
     @property
     def train_ids(self) -> Int64[np.ndarray, " n"]:
         """Ids of the training split, ascending."""
-        return self._select(False)
+        return self._select(TRAIN)
 
     @property
     def test_ids(self) -> Int64[np.ndarray, " n"]:
         """Ids of the test split, ascending."""
-        return self._select(True)
+        return self._select(TEST)
+
+    @property
+    def unlabelled_ids(self) -> Int64[np.ndarray, " n"]:
+        """Ids of the samples without a label, which wait for a prediction, ascending."""
+        return self._select(UNLABELLED)
 
     @property
     def split(self) -> dict[str, Int64[np.ndarray, " n"]]:
-        """Ids by split: "train" and "test"."""
-        return {"train": self.train_ids, "test": self.test_ids}
+        """Ids by split: "train", "test" and "unlabelled"."""
+        return {"train": self.train_ids, "test": self.test_ids, "unlabelled": self.unlabelled_ids}
+
+    def _repr_html_(self) -> str:
+        encoding = self.encoding
+        rows = (
+            ("samples", f"{self.samples:,}, {len(self.test_ids):,} of them for testing"),
+            ("shape", self.shape), ("classes", self.classes),
+            ("values", f"{encoding.low:g} to {encoding.high:g} in {encoding.bits} bits"),
+            ("parts", len(self.parts)), ("authority", self.authority_fingerprint),
+        )  # fmt: skip
+        return html_table(f"encrypted data set {self.name}", rows)
+
+    def contents(self, part: PartInfo) -> Iterator[memoryview]:
+        """The bytes of one of its parts, in pieces.
+
+        Raises   EncryptionError behind the last one, when they are not those of its SHA-256
+        """
+        (found,) = (held for held in self._parts if held.info == part)
+        digest = hashlib.sha256()
+        for start in range(0, found.nbytes, PIECE_BYTES):
+            piece = found.content[start : start + PIECE_BYTES]
+            digest.update(piece)
+            yield piece
+        if digest.hexdigest() != part.sha256:
+            raise _altered(self._path, part)
 
     def data(self, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n h w c"]:
         """The blinded samples, in the order of `ids`.
@@ -209,7 +266,7 @@ class EncryptedDataset:
         return self._gather(ids, "data", self.shape)
 
     def labels(self, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n classes"]:
-        """The blinded one-hot labels, in the order of `ids`.
+        """The blinded targets, in the order of `ids`: one-hot classes, labels or numbers.
 
         Raises   EncryptionError for an id that the file does not hold
         """
@@ -238,13 +295,13 @@ class EncryptedDataset:
             out[mine] = getattr(part, array)[wanted[mine] - part.info.first]
         return out
 
-    def _select(self, test: bool | None) -> Int64[np.ndarray, " n"]:
+    def _select(self, flag: int | None) -> Int64[np.ndarray, " n"]:
         found = [np.empty(0, np.int64)]
         for part in self._parts:
             ids = np.arange(part.info.first, part.info.last, dtype=np.int64)
-            flags: Bool[np.ndarray, " n"] = part.test != 0
-            found.append(ids if test is None else ids[flags == test])
-        return np.concatenate(found)
+            found.append(ids if flag is None else ids[part.flags == flag])
+        chosen = np.concatenate(found)
+        return np.asarray(chosen[~self._left_out.holds(chosen)])
 
 
 def encode_slot(commit: Commit) -> bytes:
@@ -258,7 +315,9 @@ def encode_block(header: Header) -> bytes:
 
     Raises   InputError when the header is too long
     """
-    described = json.dumps(asdict(header), sort_keys=True, separators=(",", ":")).encode()
+    fields = {name: value for name, value in asdict(header).items() if name != "targets"}
+    fields |= targets_field(header.targets)
+    described = json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
     if len(described) > MAX_DESCRIPTION_BYTES:
         raise InputError(f"data set {header.name}: its description is too long")
     block = bytearray(BLOCK_BYTES)
@@ -296,6 +355,7 @@ def read_block(path: Path, file: BinaryIO) -> tuple[Header, Commit]:
             classes=int(fields["classes"]),
             encoding=Encoding(**fields["encoding"]),
             authority_fingerprint=str(fields["authority_fingerprint"]),
+            targets=fields.get("targets", "classes"),
         )
     except (KeyError, TypeError, ValueError, InputError) as error:
         raise EncryptionError(f"{path}: its header is not understood ({error})") from None
@@ -331,16 +391,24 @@ def _read_parts(path: Path, file: BinaryIO, header: Header, commit: Commit) -> l
         end = part.offset + part.nbytes
         if end > size:
             raise EncryptionError(f"{where} ({info.part}) is truncated; get the file again")
-        for other in parts:
-            if other.info.part == info.part or other.info.sha256 == info.sha256:
-                raise EncryptionError(f"{where} ({info.part}) is a replay of an earlier part")
-            if info.first < other.info.last and other.info.first < info.last:
-                raise EncryptionError(f"{where} ({info.part}) holds ids of {other.info.part}")
+        check_apart(info, (other.info for other in parts), where)
         parts.append(part)
         offset = end + -end % ALIGNMENT
     if offset != commit.nbytes:
         raise EncryptionError(f"{path}: its parts end at byte {offset}, committed {commit.nbytes}")
     return parts
+
+
+def check_apart(info: PartInfo, others: Iterable[PartInfo], where: str) -> None:
+    """Refuse a part that repeats another one, or its ids: one pad would hide two samples.
+
+    Raises   EncryptionError
+    """
+    for other in others:
+        if other.part == info.part or other.sha256 == info.sha256:
+            raise EncryptionError(f"{where} ({info.part}) is a replay of part {other.part}")
+        if info.first < other.last and other.first < info.last:
+            raise EncryptionError(f"{where} ({info.part}) holds ids of {other.part}")
 
 
 def _part_info(fields: dict[str, Any], where: str) -> PartInfo:
@@ -378,10 +446,14 @@ def _verify(path: Path, file: BinaryIO, part: _Part) -> None:
     file.seek(part.offset)
     rest = part.nbytes
     while rest:
-        chunk = file.read(min(rest, 1 << 20))
+        chunk = file.read(min(rest, PIECE_BYTES))
         if not chunk:
             raise EncryptionError(f"{path}: part {part.info.part} is truncated; get the file again")
         digest.update(chunk)
         rest -= len(chunk)
     if digest.hexdigest() != part.info.sha256:
-        raise EncryptionError(f"{path}: part {part.info.part} was altered; get the file again")
+        raise _altered(path, part.info)
+
+
+def _altered(path: Path, part: PartInfo) -> EncryptionError:
+    return EncryptionError(f"{path}: part {part.part} was altered; get the file again")

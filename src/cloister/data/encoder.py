@@ -3,16 +3,20 @@
 A file sorted by class would give the labels away.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Int64
 
 from cloister.base.rng import Csprng
+from cloister.data.columns import Column, column_of, encode_columns
+from cloister.data.csv_source import TableSource
+from cloister.data.dataset import TEST, TRAIN, UNLABELLED
 from cloister.data.encoding import Encoding
-from cloister.data.sources import CHUNK_BYTES, Source, TableSource
+from cloister.data.sources import CHUNK_BYTES, Source
+from cloister.data.target_encoding import TargetEncoder
 from cloister.data.writer import Chunk
-from cloister.errors import InputError, RangeError
+from cloister.errors import RangeError
 
 
 class Encoder:
@@ -23,34 +27,19 @@ class Encoder:
         source: Source,
         encoding: Encoding,
         *,
-        ranges: Mapping[str, tuple[float, float]] | None = None,
+        columns: Sequence[Column] = (),
         clip: bool = False,
     ) -> None:
-        """Columns of a table are mapped from their `ranges` to [-1, 1] first.
+        """The elements of a table are those of its data set's `columns`.
 
-        Raises   InputError naming a column without a usable range
+        Raises   InputError, RangeError where a table cannot be read as these columns
         """
         self._source, self._encoding, self._clip = source, encoding, clip
         self.clipped = 0
         """Values that `encode` brought to the ends of the range so far."""
-        self._middle: Float64[np.ndarray, " c"] | None = None
-        self._half: Float64[np.ndarray, " c"] = np.ones(source.shape[-1])
+        self._columns = tuple(columns)
         if isinstance(source, TableSource):
-            given = ranges or {}
-            wrong = set(source.columns) ^ set(given)
-            if wrong or tuple(source.columns) != tuple(given):
-                raise InputError(
-                    f"the columns are {', '.join(source.columns)}, but the data set has "
-                    f"{', '.join(given)}; bring them to the same names and order"
-                )
-            low, high = np.array(list(given.values()), np.float64).T
-            bad = ~((low <= high) & np.isfinite(low) & np.isfinite(high))
-            if bad.any():
-                column = source.columns[int(np.flatnonzero(bad)[0])]
-                raise InputError(f"column {column}: its range needs low <= high")
-            self._middle = (low + high) / 2
-            # A constant column says nothing and becomes zero.
-            self._half = np.where(high > low, (high - low) / 2, 1.0)
+            source.use(self._columns, clip=clip)
 
     def encode(self, positions: Int64[np.ndarray, " m"]) -> np.ndarray:
         """Encoded samples.
@@ -61,8 +50,9 @@ class Encoder:
         values = np.asarray(raw, np.float64)
         if self._source.kind == "pixels":
             values = values / 255
-        if self._middle is not None:
-            values = (values - self._middle) / self._half
+        if self._columns:
+            cells = values.reshape(len(values), -1)
+            values = encode_columns(self._columns, cells)[:, None, None]
         low, high = self._encoding.low, self._encoding.high
         slack = self._encoding.resolution
         bad = ~((values >= low - slack) & (values <= high + slack))
@@ -78,10 +68,9 @@ class Encoder:
         self, positions: np.ndarray, values: np.ndarray, bad: Bool[np.ndarray, "..."]
     ) -> None:
         place = tuple(int(i) for i in np.argwhere(bad)[0])
-        sample = int(positions[place[0]])
-        source = self._source
-        if isinstance(source, TableSource):
-            field, option = f"column {source.columns[place[-1]]}", "--ranges"
+        sample = self._source.where(int(positions[place[0]]))
+        if self._columns:
+            field, option = f"column {column_of(self._columns, place[-1]).name}", "--ranges"
         else:
             field, option = f"element {place[1:]}", "--range"
         remedy = f"allow --clip, or make the data set with a wider {option}"
@@ -89,7 +78,7 @@ class Encoder:
             what, remedy = "the value is missing (NaN)", "fill or drop it"
         else:
             what = "the value is outside the data set's range"
-        raise RangeError(f"sample {sample}, {field}: {what}; {remedy}")
+        raise RangeError(f"{sample}, {field}: {what}; {remedy}")
 
 
 def random_order(count: int, *, rng: Csprng) -> Int64[np.ndarray, " count"]:
@@ -106,20 +95,21 @@ def chunks(
     source: Source,
     encoder: Encoder,
     *,
-    classes: Int64[np.ndarray, " names"],
+    targets: TargetEncoder,
     test_fraction: float,
     order: Int64[np.ndarray, " n"],
 ) -> Iterator[Chunk]:
     """All samples in a given order, of which the last ones are the test split.
 
-    `classes` are the data set's numbers of the source's classes.
+    Unlabelled samples are in neither split.
     """
-    n = len(source.labels)
+    n = source.samples
     tested = round(test_fraction * n)
     size = max(1, CHUNK_BYTES // (8 * int(np.prod(source.shape))))
     for start in range(0, n, size):
         positions = order[start : start + size]
         places = np.arange(start, start + len(positions))
-        yield Chunk(
-            encoder.encode(positions), classes[source.labels[positions]], places >= n - tested
-        )
+        flags = np.where(places >= n - tested, TEST, TRAIN).astype(np.uint8)
+        if targets.labels is None:
+            flags[:] = UNLABELLED
+        yield Chunk(encoder.encode(positions), targets.encode(positions), flags)

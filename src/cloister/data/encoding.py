@@ -8,11 +8,15 @@ because a silently clipped value would train a silently wrong model.
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Float64, Int, Int16
 
 from cloister.errors import RangeError
+
+Kind = Literal["pixels", "values", "table"]
+"""Elements of samples. pixels: whole, 0 to 255. values: in one range. table: a range a column."""
 
 MIN_BITS = 2
 MAX_BITS = 16

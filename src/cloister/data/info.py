@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from cloister.base.reading import parsing
 from cloister.data.encoding import Encoding
@@ -13,6 +13,11 @@ from cloister.ring.bounds import MAX_SAMPLES, check_sample
 
 Mode = Literal["budgeted", "paper"]
 """budgeted: a request beyond a sample's budget is refused. paper: it is counted and answered."""
+
+Targets = Literal["classes", "labels", "numbers"]
+"""What a sample has to learn. classes: one of several. labels: any of several (multi-label).
+numbers: measured values (regression)."""
+TARGETS: tuple[Targets, ...] = get_args(Targets)
 
 RING_LIMIT = 2**31
 """Answers are centred modulo 2^32, so a released value must stay below this magnitude."""
@@ -24,7 +29,10 @@ _FIELDS = ("budget_rank", "classes", "encoding", "mode", "name", "samples", "sha
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """The public description of one encrypted data set; everyone sees the same bytes."""
+    """The public description of one encrypted data set; everyone sees the same bytes.
+
+    classes   width of a target: its classes, labels or numbers
+    """
 
     name: str
     shape: tuple[int, int, int]
@@ -33,13 +41,14 @@ class DatasetInfo:
     samples: int
     budget_rank: int
     mode: Mode = "budgeted"
+    targets: Targets = "classes"
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
             raise InputError(
                 f"data set {self.name!r}: a name is 1 to 64 letters, digits, '.', '_' or '-'"
             )
-        check_sample(self.name, self.shape, self.classes)
+        check_described(self.name, self.shape, self.classes, self.targets)
         if not 0 <= self.samples <= MAX_SAMPLES:
             raise InputError(
                 f"data set {self.name}: holds 0 to {MAX_SAMPLES} samples, not {self.samples}"
@@ -74,7 +83,7 @@ class DatasetInfo:
 
     def to_json(self) -> bytes:
         """Canonical bytes: sorted keys, no spaces, ASCII; equal descriptions are equal bytes."""
-        fields = {
+        fields: dict[str, Any] = {
             "budget_rank": self.budget_rank,
             "classes": self.classes,
             "encoding": {
@@ -86,6 +95,7 @@ class DatasetInfo:
             "name": self.name,
             "samples": self.samples,
             "shape": list(self.shape),
+            **targets_field(self.targets),
         }
         return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode("ascii")
 
@@ -103,6 +113,21 @@ class DatasetInfo:
         if info.to_json() != data:
             raise EncryptionError("data set description: not in canonical form; export it again")
         return info
+
+
+def check_described(name: str, shape: tuple[int, int, int], classes: int, targets: Targets) -> None:
+    """Refuse samples and targets that no data set may hold.
+
+    Raises   InputError
+    """
+    if targets not in TARGETS:
+        raise InputError(f"data set {name}: targets must be {', '.join(TARGETS)}: {targets!r}")
+    check_sample(name, shape, classes, least=2 if targets == "classes" else 1)
+
+
+def targets_field(targets: Targets) -> dict[str, Targets]:
+    """The field of a description in JSON; classes are what a description without it means."""
+    return {} if targets == "classes" else {"targets": targets}
 
 
 @dataclass(frozen=True)
@@ -125,7 +150,7 @@ Register = Callable[[str, int, str, bytes], int]
 
 
 def _from_fields(fields: dict[str, Any]) -> DatasetInfo:
-    if not isinstance(fields, dict) or tuple(sorted(fields)) != _FIELDS:
+    if not isinstance(fields, dict) or tuple(sorted(fields.keys() - {"targets"})) != _FIELDS:
         raise ValueError(f"needs exactly the fields {', '.join(_FIELDS)}")
     encoding = fields["encoding"]
     shape = tuple(_whole(size, "shape") for size in fields["shape"])
@@ -143,6 +168,7 @@ def _from_fields(fields: dict[str, Any]) -> DatasetInfo:
         samples=_whole(fields["samples"], "samples"),
         budget_rank=_whole(fields["budget_rank"], "budget_rank"),
         mode=fields["mode"],
+        targets=fields.get("targets", "classes"),
     )
 
 

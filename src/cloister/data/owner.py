@@ -19,14 +19,26 @@ from jaxtyping import Int64
 from cloister.base import files
 from cloister.base.reading import open_regular, parsing
 from cloister.base.rng import Csprng
+from cloister.data.columns import Column, PublicRange, public_column
 from cloister.data.encoding import Encoding
 from cloister.data.feature_noise import GaussianNoise, epsilon, perturb
-from cloister.data.info import DatasetInfo, Mode, PartInfo
+from cloister.data.info import DatasetInfo, Mode, PartInfo, Targets
+from cloister.data.sources import Source
+from cloister.data.target_encoding import (
+    Ranges,
+    TargetEncoder,
+    check_target_ranges,
+    number_encoding,
+)
 from cloister.data.writer import Chunk
 from cloister.errors import EncryptionError, InputError
 
 MAX_RANGES_BYTES = 1 << 24
 LEVELS = "strict|budget=N|paper"
+_UNREADABLE = (
+    ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, InputError,
+)  # fmt: skip
+"""What reading the notes of another program raises."""
 _LEVEL = re.compile(r"strict|paper|budget=([0-9]{1,9})")
 
 
@@ -42,6 +54,7 @@ class Privacy:
     max_bits         bits that all values of a sample tell. None: 8 for each function of the budget
     many_functions   a server gets values of several functions, and gradients, within the budget
     labels_to        who may get (permuted) labels: server or trusted
+    evaluations      sums over labels, for accuracies and losses, that a server gets all the same
     allow_unbounded_leakage   the consent that level paper needs, and only it takes
 
     Raises   InputError
@@ -52,6 +65,7 @@ class Privacy:
     max_bits: int | None = None
     many_functions: bool = False
     labels_to: str = "server"
+    evaluations: int = 0
     allow_unbounded_leakage: bool = False
 
     def __post_init__(self) -> None:
@@ -59,6 +73,10 @@ class Privacy:
             raise InputError(f"privacy {self.level}: give {LEVELS}")
         if self.labels_to not in ("server", "trusted"):
             raise InputError(f"labels_to {self.labels_to}: server or trusted")
+        if self.evaluations and self.labels_to != "trusted":
+            raise InputError(
+                "evaluations are for labels_to trusted: a server that gets the labels needs none"
+            )
         if (self.mode == "paper") != self.allow_unbounded_leakage:
             raise InputError(
                 f"privacy {self.level}: privacy paper gives every sample away; it needs, and only "
@@ -92,29 +110,38 @@ class NewDataset:
 
     bits          signed bits of a value
     value_range   smallest and largest value of all, public
-    ranges        the same for each column of a table
-    classes       names of all classes
+    ranges        what is public of each column of a table: see `PublicRange`
+    classes       names of all classes, labels or numbers
+    target_ranges smallest and largest value of each number to be predicted, public
     """
 
     bits: int | None = None
     value_range: tuple[float, float] | None = None
-    ranges: Mapping[str, tuple[float, float]] | None = None
+    ranges: Mapping[str, PublicRange] | None = None
     classes: Sequence[str] | None = None
+    target_ranges: Ranges | None = None
 
 
 @dataclass(frozen=True)
 class Notes:
-    """The notes of a data set's first owner for later owners: public text in its terms."""
+    """The notes of a data set's first owner for later owners: public text in its terms.
+
+    classes         names of the classes, labels or numbers
+    target_ranges   smallest and largest value of each number
+    """
 
     kind: str
     classes: tuple[str, ...]
-    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    columns: tuple[Column, ...] = ()
+    target_ranges: Ranges = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The text."""
         fields: dict[str, Any] = {"kind": self.kind}
-        if self.ranges:
-            fields["ranges"] = {column: list(ends) for column, ends in self.ranges.items()}
+        if self.columns:
+            fields["columns"] = [column.to_fields() for column in self.columns]
+        if self.target_ranges:
+            fields["target_ranges"] = {n: list(ends) for n, ends in self.target_ranges.items()}
         return json.dumps(fields | {"classes": list(self.classes)})
 
     @staticmethod
@@ -128,43 +155,104 @@ class Notes:
             notes = Notes(
                 str(fields["kind"]),
                 tuple(str(name) for name in fields["classes"]),
-                _ranges(fields.get("ranges") or {}),
+                tuple(Column.from_fields(one) for one in fields.get("columns") or ()),
+                _ends(fields.get("target_ranges") or {}),
             )
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        except _UNREADABLE:
             raise EncryptionError(
                 f"data set {info.name}: was not made by `cloister data encrypt`"
             ) from None
         if len(set(notes.classes)) != info.classes:
             raise EncryptionError(
-                f"data set {info.name}: names {len(notes.classes)} classes, but has other ones"
+                f"data set {info.name}: names {len(notes.classes)} {info.targets}, but has other "
+                "ones"
             )
+        elements = sum(column.elements for column in notes.columns)
+        if (notes.kind == "table") != bool(elements) or elements not in (0, info.dim):
+            raise EncryptionError(
+                f"data set {info.name}: describes columns of {elements} elements, but has "
+                f"{info.dim}"
+            )
+        if info.targets == "numbers":
+            try:
+                check_target_ranges(notes.classes, notes.target_ranges)
+            except InputError as error:
+                raise EncryptionError(f"data set {info.name}: {error}") from None
+        elif notes.target_ranges:
+            raise EncryptionError(f"data set {info.name}: has ranges of numbers, but no numbers")
         return notes
 
-    def numbers(self, names: Sequence[str], *, dataset: str) -> Int64[np.ndarray, " names"]:
-        """The data set's numbers of an owner's classes.
+    @property
+    def number_encodings(self) -> tuple[Encoding, ...]:
+        """The encodings of the numbers to be predicted, in their order."""
+        return tuple(number_encoding(*self.target_ranges[name]) for name in self.classes)
 
-        Raises   InputError naming a class the data set does not have
+    def positions(self, names: Sequence[str], info: DatasetInfo) -> Int64[np.ndarray, " names"]:
+        """The data set's positions of an owner's classes, labels or numbers.
+
+        Raises   InputError naming one the data set does not have, or a label or number of it that
+                 the owner's samples lack
         """
+        kind = info.targets.removesuffix("es" if info.targets == "classes" else "s")
+        listed = ", ".join(self.classes)
         for name in names:
             if name not in self.classes:
                 raise InputError(
-                    f"class {name!r} is not one of data set {dataset} ({', '.join(self.classes)}); "
-                    "its first client names all of them with --classes"
+                    f"{kind} {name!r} is not one of data set {info.name} ({listed}); its first "
+                    "client names all of them with --classes"
                 )
+        missing = [name for name in self.classes if name not in names]
+        if missing and info.targets != "classes":
+            raise InputError(
+                f"{kind} {missing[0]!r} of data set {info.name} is missing: every sample needs a "
+                f"value for each of {listed}"
+            )
         return np.array([self.classes.index(name) for name in names], np.int64)
 
+    def target_encoder(self, source: Source, info: DatasetInfo) -> TargetEncoder:
+        """The encoder of a source's labels.
 
-def read_ranges(path: Path) -> dict[str, tuple[float, float]]:
+        Raises   InputError, as `positions`
+        """
+        return TargetEncoder(
+            info.targets,
+            info.classes,
+            source.labels,
+            self.positions(source.names if source.labels is not None else self.classes, info),
+            self.classes,
+            self.number_encodings if info.targets == "numbers" else (),
+        )
+
+
+def read_ranges(path: Path) -> dict[str, PublicRange]:
     """A file of public ranges.
 
     Raises   InputError
     """
-    described = f'{path}: not a file of ranges {{"column": [low, high]}}'
+    described = (
+        f'{path}: not a file of ranges {{"column": [low, high]}}, of dates {{"column": '
+        '["2000-01-01", "2030-12-31"]}, or of categories {"column": ["a", "b", "c"]}'
+    )
     with parsing(described), open_regular(path) as file:
-        return _ranges(json.loads(file.read(MAX_RANGES_BYTES)))
+        found = {str(k): tuple(v) for k, v in json.loads(file.read(MAX_RANGES_BYTES)).items()}
+        for name, given in found.items():
+            public_column(name, given)
+    return found
 
 
-def _ranges(fields: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+def read_target_ranges(path: Path) -> dict[str, tuple[float, float]]:
+    """A file of public ranges of numbers.
+
+    Raises   InputError
+    """
+    with (
+        parsing(f'{path}: not a file of ranges {{"number": [low, high]}}'),
+        open_regular(path) as file,
+    ):
+        return _ends(json.loads(file.read(MAX_RANGES_BYTES)))
+
+
+def _ends(fields: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     return {str(name): (float(low), float(high)) for name, (low, high) in fields.items()}
 
 
@@ -174,7 +262,9 @@ class OrderFile:
     Secret   all of it: it is the data. In memory until it is written.
     """
 
-    def __init__(self, path: Path | str, rows: Int64[np.ndarray, " n"]) -> None:
+    def __init__(
+        self, path: Path | str, rows: Int64[np.ndarray, " n"], *, targets: Targets
+    ) -> None:
         """Prepare a new file.
 
         Raises   InputError when it exists
@@ -184,7 +274,7 @@ class OrderFile:
             raise InputError(f"--order {path}: give a file .npz")
         if path.exists():
             raise InputError(f"--order {path}: exists; choose another file")
-        self._path, self._rows = path, rows
+        self._path, self._rows, self._targets = path, rows, targets
         self._chunks: list[Chunk] = []
 
     def watch(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
@@ -194,10 +284,12 @@ class OrderFile:
             yield chunk
 
     def write(self, part: PartInfo) -> None:
-        """Write ids, rows (numbers in the owner's data), x and y.
+        """Write ids, rows (numbers in the owner's data), x and y: class numbers of the data set,
+        or rows of labels or encoded numbers.
 
         Raises   InputError
         """
+        y = np.concatenate([chunk.labels for chunk in self._chunks])
         try:
             with files.creating(self._path, private=True) as file:
                 np.savez(
@@ -205,7 +297,7 @@ class OrderFile:
                     ids=np.arange(part.first, part.last, dtype=np.int64),
                     rows=self._rows,
                     x=np.concatenate([chunk.x for chunk in self._chunks]),
-                    y=np.concatenate([chunk.labels for chunk in self._chunks]),
+                    y=y.argmax(axis=1) if self._targets == "classes" else y,
                 )
         except OSError as error:
             raise InputError(
@@ -219,7 +311,7 @@ def add_noise(
     """Chunks with noise on every value, cut to the encoding's range."""
     for chunk in chunks:
         noisy = perturb(encoding.decode(chunk.x), noise, encoding=encoding, rng=rng)
-        yield Chunk(encoding.encode(noisy), chunk.labels, chunk.test)
+        yield Chunk(encoding.encode(noisy), chunk.labels, chunk.flags)
 
 
 def noise_statement(noise: GaussianNoise, info: DatasetInfo) -> str:

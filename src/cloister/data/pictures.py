@@ -1,95 +1,98 @@
 """Pictures from files: upright, opaque, and with all the bits that the file has.
 
 Pillow turns 16-bit colours into 8 bits, saturates 16-bit grays, leaves photographs lying on their
-side and drops transparency, all without a warning. Here a picture is read whole or refused.
+side and drops transparency, all without a warning. Here a picture is read whole or refused. A gamma
+or a colour profile changes no pixel, as in every framework for training.
 """
 
+import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from cloister.base.reading import open_regular, parsing
+from cloister.data.dicom import is_dicom, read_dicom
 from cloister.errors import InputError
 
 MAX_PIXELS = 50_000_000
 """Larger pictures are refused before they are decoded: a small file can unpack to gigabytes."""
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "DIB", "PPM", "GIF", "WEBP")
+"""Formats of Pillow that are read: others lose bits, or start programs (EPS)."""
+READ = "PNG, JPEG, TIFF, BMP, GIF, PGM, WebP or DICOM"
 
-_ORIENTATION = 0x0112
-_TURNED = (5, 6, 7, 8)
-"""EXIF orientations that exchange height and width."""
 _GRAY = ("1", "L", "LA", "La")
 _COLOUR = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX")
 _WIDE = ("I", "F")
-_SHOWN = 3
-_FRAMED = ("PNG", "TIFF")
+_SHOWN = 20
+_FRAMED = ("PNG", "TIFF", "GIF", "WEBP")
 """Formats whose further frames are pictures of their own, unlike the previews in a JPEG."""
+_PHOTOMETRIC, _SAMPLE_FORMAT, _BITS_PER_SAMPLE = 262, 339, 258
+_WHITE_IS_ZERO, _UNSIGNED, _SIGNED = 0, 1, 2
+"""Tags of TIFF and their values."""
 
 
-@dataclass(frozen=True)
-class PictureKind:
-    """The description of a file's picture: (height, width, channels) once it is upright.
+def read_picture(path: Path, *, background: str | None = None) -> Image.Image:
+    """A picture, upright: mode L or RGB, or F with the numbers of one that has more than 8 bits.
 
-    wide   more than 8 bits: its numbers are values in the maker's units, not pixels of 0 to 255
-    """
-
-    shape: tuple[int, int, int]
-    wide: bool
-
-
-def picture_kind(path: Path, *, formats: Sequence[str] | None = None) -> PictureKind:
-    """Look at a picture's header; nothing is decoded.
+    background   the colour behind transparent pixels; None: a picture that has any is refused
 
     Raises   InputError naming the file and what to do
     """
-    with _opened(path, formats) as image:
-        return _kind(image)
-
-
-def read_picture(path: Path, *, formats: Sequence[str] | None = None) -> Image.Image:
-    """A picture, upright: mode L or RGB, or one of more than 8 bits (I;16, I, F).
-
-    Raises   InputError naming the file and what to do
-    """
-    with _opened(path, formats) as image:
-        kind = _kind(image)
-        image.load()
-        # Pillow turns a TIFF picture itself when it loads it, and its header says so beforehand.
-        upright = image if image.format == "TIFF" else ImageOps.exif_transpose(image)
-        if kind.wide:
-            return upright.copy()
-        if "A" in upright.getbands() or "a" in upright.getbands() or "transparency" in image.info:
-            _require_opaque(upright, path)
-        return upright.convert("L" if kind.shape[2] == 1 else "RGB")
-
-
-@contextmanager
-def _opened(path: Path, formats: Sequence[str] | None) -> Iterator[Image.Image]:
-    # From an open file: by name, Pillow maps a TIFF into memory and turns it the wrong way.
     with (
-        parsing(f"{path}: the picture cannot be decoded"),
-        _known(path, formats),
+        parsing(f"{path}: the picture cannot be decoded; copy it again, or leave it out"),
+        _known(path),
+        # From an open file: by name, Pillow maps a TIFF into memory and turns it the wrong way.
         open_regular(path) as file,
         warnings.catch_warnings(),
     ):
-        # Pillow's own, higher limit only warns; ours is checked before any pixel is decoded.
+        if not os.fstat(file.fileno()).st_size:
+            raise InputError(f"{path}: the file is empty; copy it again, or remove it")
+        if is_dicom(file):
+            return read_dicom(file, path, max_pixels=MAX_PIXELS)
+        # About metadata, and of a limit of Pillow that only warns; ours is checked first.
+        warnings.simplefilter("ignore", UserWarning)
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with Image.open(file, formats=None if formats is None else tuple(formats)) as image:
+        with Image.open(file, formats=FORMATS) as image:
             _require_plain(image, path)
-            yield image
+            most = max(map(_ppm_maximum, getattr(image, "tile", ())), default=0)
+            image.load()
+            # Pillow turns a TIFF picture itself when it loads it.
+            upright = image if image.format == "TIFF" else ImageOps.exif_transpose(image)
+            if _base(image) in _WIDE:
+                return _numbers(upright, image, most, path)
+            if upright.has_transparency_data:
+                upright = _opaque(upright, background, path)
+            return upright.convert("L" if _base(image) in _GRAY else "RGB")
+
+
+def as_colour(text: str) -> tuple[int, int, int]:
+    """The red, green and blue of a colour, such as white or #ffffff.
+
+    Raises   InputError
+    """
+    colour: tuple[int, ...] = ()
+    with suppress(ValueError):
+        colour = ImageColor.getrgb(text)
+    if len(colour) != 3:
+        raise InputError(f"background {text}: not a colour; give a name, as white, or #rrggbb")
+    return colour
 
 
 @contextmanager
-def _known(path: Path, formats: Sequence[str] | None) -> Iterator[None]:
+def _known(path: Path) -> Iterator[None]:
     try:
         yield
     except UnidentifiedImageError:
-        named = "picture" if formats is None else " or ".join(formats) + " picture"
-        raise InputError(f"{path}: not a {named}") from None
+        raise InputError(f"{path}: not a picture that can be read; save it as {READ}") from None
+
+
+def _base(image: Image.Image) -> str:
+    return image.mode.split(";")[0]
 
 
 def _require_plain(image: Image.Image, path: Path) -> None:
@@ -98,36 +101,75 @@ def _require_plain(image: Image.Image, path: Path) -> None:
             f"{path}: {image.width}x{image.height} pixels are more than the limit of "
             f"{MAX_PIXELS:,}; make it smaller"
         )
-    base = image.mode.split(";")[0]
+    base = _base(image)
     if base not in (*_GRAY, *_COLOUR, *_WIDE):
         raise InputError(f"{path}: its colours are {image.mode}; convert it to RGB or gray")
-    if base not in _WIDE and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
+    if base not in _WIDE and any(map(_is_narrowed, getattr(image, "tile", ()))):
         raise InputError(
             f"{path}: has 16 bits a channel, of which 8 would be lost; convert it to 8 bits, or "
             "to an array of floating-point numbers"
+        )
+    if image.format == "TIFF" and _misread(image):
+        raise InputError(
+            f"{path}: a TIFF of signed 8-bit numbers, or of more than 8 bits where 0 is white; "
+            "convert it to 8 bits, or to an array of numbers"
         )
     frames = getattr(image, "n_frames", 1) if image.format in _FRAMED else 1
     if frames > 1:
         raise InputError(f"{path}: holds {frames} pictures; save each in a file of its own")
 
 
-def _kind(image: Image.Image) -> PictureKind:
-    base = image.mode.split(";")[0]
-    height, width = image.height, image.width
-    if image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _TURNED:
-        height, width = width, height
-    return PictureKind((height, width, 3 if base in _COLOUR else 1), base in _WIDE)
+def _is_narrowed(tile: Sequence[Any]) -> bool:
+    """Whether Pillow's decoder makes 8 bits of more: its raw mode or PPM's maximum says so."""
+    return ";16" in str(tile[3]) or _ppm_maximum(tile) > 255
 
 
-def _require_opaque(image: Image.Image, path: Path) -> None:
-    alpha = np.asarray(image.convert("RGBA"))[..., 3]
-    if (alpha < 255).any():
+def _ppm_maximum(tile: Sequence[Any]) -> int:
+    """The largest number of a PPM or PGM that Pillow scales to its own; 0: of another file."""
+    scaled = str(tile[0]).startswith("ppm") and isinstance(tile[3], tuple)
+    return int(tile[3][1]) if scaled else 0
+
+
+def _misread(image: Image.Image) -> bool:
+    """Whether Pillow takes the numbers of a TIFF for others than they are."""
+    tags = getattr(image, "tag_v2", {})
+    signed_bytes = _base(image) not in _WIDE and _SIGNED in tags.get(_SAMPLE_FORMAT, ())
+    return signed_bytes or (_base(image) in _WIDE and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO)
+
+
+def _numbers(upright: Image.Image, image: Image.Image, most: int, path: Path) -> Image.Image:
+    """The numbers of a file; `most` is what Pillow has scaled to 65535."""
+    if "transparency" in image.info:
+        raise InputError(f"{path}: has a transparent gray; save it without one")
+    numbers = np.asarray(upright)
+    if most:
+        numbers = np.rint(numbers * (most / 65535))
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(_BITS_PER_SAMPLE) == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (_UNSIGNED,):
+        # Pillow takes these for signed ones.
+        numbers = numbers.view(np.uint32)
+    return Image.fromarray(numbers.astype(np.float32))
+
+
+def _opaque(image: Image.Image, background: str | None, path: Path) -> Image.Image:
+    shown = image.convert("RGBA")
+    if background is not None:
+        behind = Image.new("RGBA", shown.size, (*as_colour(background), 255))
+        return Image.alpha_composite(behind, shown)
+    if (np.asarray(shown)[..., 3] < 255).any():
         raise InputError(
-            f"{path}: has transparent pixels, whose colour depends on a background; put it on one"
+            f"{path}: has transparent pixels, whose colour depends on a background; give one with "
+            "--background COLOUR"
         )
+    return image
 
 
 def skipped_text(names: Sequence[str]) -> str:
     """One clause that counts and names files that were not read."""
-    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-    return f"{len(names)} skipped ({shown})"
+    return f"{len(names):,} skipped ({listed(names)})"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence: the first of them, and how many more there are."""
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f", and {more:,} more" if more > 0 else "")

@@ -19,8 +19,6 @@ from PIL import Image
 from cloister.data.pictures import read_picture
 from cloister.errors import InputError
 
-FORMATS = ("PNG", "JPEG")
-
 
 class Layout(StrEnum):
     """Order of an image model's axes."""
@@ -72,8 +70,8 @@ def open_picture(path: Path, form: PictureForm) -> Image.Image:
 
     Raises   InputError naming the file and what to do
     """
-    picture = read_picture(path, formats=FORMATS)
-    if picture.mode not in ("L", "RGB"):
+    picture = read_picture(path)
+    if picture.mode == "F":
         raise InputError(
             f"{path}: pictures of more than 8 bits are not read; save it with 8 bits, or as a "
             "float32 array"

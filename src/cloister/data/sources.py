@@ -4,32 +4,32 @@ Tables and compressed arrays are first spooled to an unnamed temporary file, so 
 read in any order while memory stays flat: they are encrypted in a random order (`encoder`).
 """
 
-import csv
-import tempfile
-import zipfile
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Int64
+from numpy.typing import ArrayLike
 
-from cloister.base.reading import parsing
-from cloister.data.encoding import require_no_outlier
-from cloister.data.pictures import picture_kind, read_picture, skipped_text
-from cloister.errors import InputError, RangeError, ShapeError
+from cloister.data.array_files import NPY, NPZ, array_title, read_array
+from cloister.data.array_samples import read_samples
+from cloister.data.array_targets import FEW_CLASSES, Labels, read_targets
+from cloister.data.csv_source import TableSource
+from cloister.data.encoding import Kind, require_no_outlier
+from cloister.data.folder_source import FolderSource, PictureOptions
+from cloister.data.info import Targets
+from cloister.data.preprocessing import Layout
+from cloister.data.table_options import TableOptions
+from cloister.errors import InputError, RangeError
 
+TABLES = frozenset({".csv", ".tsv"})
+SPREADSHEETS = frozenset({".xlsx", ".xls", ".xlsm", ".ods", ".numbers"})
 CHUNK_BYTES = 1 << 22
-READ_AT_ONCE = 1024
-SAMPLED_VALUES = 1 << 16
-"""Of so many samples, to see what most values are like."""
-PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".tif", ".tiff"})
-FEW_CHANNELS = 4
-"""A last axis of more, behind a first one of at most as many, is a width: channels come first."""
-MAX_CLASS = 1 << 16
-FEW_CLASSES = 20
-
-Kind = Literal["pixels", "values", "table"]
+SAMPLED_VALUES = 1 << 20
+"""Of all samples, to see what most values are like."""
 
 
 @runtime_checkable
@@ -38,9 +38,13 @@ class Source(Protocol):
 
     kind: Kind
     shape: tuple[int, int, int]
-    labels: Int64[np.ndarray, " n"]
+    samples: int
+    targets: Targets
+    labels: Labels | None
+    """classes: class numbers (n,). labels: 0 and 1 (n, k). numbers: in their own units (n, k).
+    None: unlabelled samples, to be predicted."""
     names: Sequence[str]
-    """Class names in the order of the labels' numbers."""
+    """Names of the classes, labels or numbers, in the order of the labels."""
     remarks: Sequence[str]
     """Assumptions and omissions, a sentence each, for the samples' owner."""
 
@@ -48,212 +52,167 @@ class Source(Protocol):
         """Samples (m, h, w, c): pixels as 0..255, values and columns as they are."""
         ...
 
+    def where(self, position: int) -> str:
+        """The name of a sample in errors, such as its file."""
+        ...
+
 
 class ArraySource:
-    """Arrays of samples and of class numbers; pictures have their channels last."""
+    """Arrays of samples and of targets."""
 
     names: Sequence[str]
     remarks: Sequence[str]
 
     def __init__(
-        self, x: np.ndarray, y: np.ndarray, *, titles: tuple[str, str] = ("array x", "array y")
+        self,
+        x: ArrayLike,
+        y: ArrayLike | None,
+        *,
+        targets: Targets | None = None,
+        layout: Layout | str | None = None,
+        titles: tuple[str, str] = ("array x", "array y"),
     ) -> None:
-        """Take the arrays as they are, mapped ones unread; `titles` are their names in errors.
+        """Take the arrays as they are; mapped ones are looked at piece by piece.
 
-        Raises   ShapeError, RangeError naming the array
+        y         class numbers or names, labels of 0 and 1, or numbers; None: unlabelled samples
+        targets   which of them; None: as type and shape suggest
+        layout    where the channels of four axes are; None: last, if they cannot be first
+        titles    names of the arrays in errors
+
+        Raises   ShapeError, RangeError, InputError naming the array
         """
-        samples, labels = titles
-        if x.ndim and len(x) == 0:
-            raise ShapeError(f"{samples} holds no samples")
-        if x.ndim < 2 or x.ndim > 4:
-            raise ShapeError(
-                f"{samples} must be (samples, features), (samples, h, w) or "
-                f"(samples, h, w, channels), got {x.shape}"
+        read = read_samples(x, title=titles[0], layout=layout)
+        self.samples = len(read.values)
+        self.kind: Kind = read.kind
+        self.shape = read.shape
+        self._values = read.values
+        said: tuple[str, ...] = ()
+        self.targets: Targets = targets or "classes"
+        self.labels: Labels | None = None
+        self.names = ()
+        if y is not None:
+            found = read_targets(y, self.samples, targets=targets, title=titles[1])
+            self.targets, self.labels = found.targets, found.labels
+            self.names, said = found.names, found.remarks
+        self.remarks = (*read.remarks, *said)
+
+    def named(self, names: Sequence[str]) -> "ArraySource":
+        """The same samples with names of the classes, labels or numbers, in their order.
+
+        Names that hold all numbers of the classes name nothing anew.
+
+        Raises   InputError when there are too few
+        """
+        if self.labels is None or set(self.names) <= set(names):
+            return self
+        if len(names) < len(self.names) or (
+            len(names) > len(self.names) and self.targets != "classes"
+        ):
+            raise InputError(
+                f"--classes: gives {len(names)} names, but the samples have {len(self.names)} "
+                f"{self.targets}"
             )
-        if y.shape not in ((len(x),), (len(x), 1)) or y.dtype.kind not in "iu":
-            raise ShapeError(
-                f"{labels} must hold one class number, an integer, for each of the "
-                f"{len(x)} samples, got {y.dtype} {y.shape}"
-            )
-        self.labels = y.reshape(-1).astype(np.int64)
-        if int(self.labels.min()) < 0:
-            raise RangeError(f"{labels}: class numbers begin at 0")
-        if int(self.labels.max()) >= MAX_CLASS:
-            raise RangeError(
-                f"{labels}: class number {int(self.labels.max())} is beyond "
-                f"{MAX_CLASS - 1}; number the classes from 0"
-            )
-        self.names = tuple(str(i) for i in range(int(self.labels.max()) + 1))
-        self.kind: Kind = "pixels" if x.dtype == np.uint8 else "values"
-        if x.dtype.kind not in "fiu":
-            raise ShapeError(f"{samples} must hold numbers, got {x.dtype}")
-        if x.ndim == 4 and x.shape[1] <= FEW_CHANNELS < x.shape[3]:
-            raise ShapeError(
-                f"{samples} of shape {x.shape} has its channels first; samples are "
-                "(height, width, channels): save x.transpose(0, 2, 3, 1)"
-            )
-        self.shape = _image_shape(x.shape[1:])
-        many = x.ndim == 4 and self.shape[2] > FEW_CHANNELS
-        self.remarks = ("the last axis of the samples is read as channels",) if many else ()
-        self._samples = x
+        found = copy.copy(self)
+        found.names = tuple(names)
+        return found
 
     @classmethod
-    def read_file(cls, path: Path, *, x: str = "x", y: str = "y") -> "ArraySource":
-        """Spool two arrays of an .npz file.
+    def read_file(
+        cls,
+        path: Path,
+        *,
+        x: str = "x",
+        y: str | None = "y",
+        targets: Targets | None = None,
+        layout: Layout | str | None = None,
+    ) -> "ArraySource":
+        """Spool the arrays of files.
 
-        Raises   InputError, ShapeError naming file and array
+        x   name in an .npz file; the one array of an .npy file has none
+        y   the same, or the name of an .npy file; None: unlabelled samples
+
+        Raises   InputError, RangeError, ShapeError naming file and array
         """
-        titles = (f"{path}: array {x!r}", f"{path}: array {y!r}")
-        return cls(_spool(path, x), _spool(path, y), titles=titles)
-
-    def read(self, positions: Int64[np.ndarray, " m"]) -> np.ndarray:
-        """See `Source`."""
-        return np.asarray(self._samples[positions]).reshape(len(positions), *self.shape)
-
-
-class TableSource:
-    """A CSV file with a header; one column holds the class."""
-
-    kind: Kind = "table"
-    names: Sequence[str]
-    remarks: Sequence[str] = ()
-
-    def __init__(self, path: Path, *, label: str) -> None:
-        """Spool the numbers.
-
-        Raises   InputError, RangeError naming file, line and column
-        """
-        labels: list[int] = []
-        names: dict[str, int] = {}
-        with (
-            parsing(f"{path}: not a readable CSV file; save it as UTF-8"),
-            path.open(newline="", encoding="utf-8-sig") as file,
-        ):
-            rows = csv.reader(file)
-            header = [cell.strip() for cell in next(rows, [])]
-            if label not in header or len(header) < 2 or len(set(header)) != len(header):
-                raise InputError(
-                    f"{path}: needs a header with different names and a column {label!r}, cells "
-                    "separated by commas; name the column of the classes with --label"
-                )
-            self.columns = tuple(name for name in header if name != label)
-            with tempfile.TemporaryFile() as spooled:
-                for row in rows:
-                    if not row:
-                        continue
-                    where = f"{path}: line {rows.line_num}"
-                    values, name = _table_row(row, header.index(label), header, where)
-                    labels.append(names.setdefault(name, len(names)))
-                    spooled.write(values.tobytes())
-                if not labels:
-                    raise InputError(f"{path}: holds no samples")
-                spooled.flush()
-                shape = (len(labels), len(self.columns))
-                # The mapping outlives the file, which has no name.
-                self._samples = np.memmap(spooled, np.float64, "r", shape=shape)
-        _require_classes(path, label, names)
-        # Numbered by name, so that the order of the lines is forgotten.
-        self.names = tuple(sorted(names))
-        renumbered = np.array([self.names.index(name) for name in names], np.int64)
-        self.labels = renumbered[np.array(labels, np.int64)]
-        self.shape = (1, 1, len(self.columns))
-
-    def ranges(self) -> dict[str, tuple[float, float]]:
-        """Smallest and largest value of each column: secret until they are made public.
-
-        Raises   RangeError naming a column that a single value would flatten
-        """
-        lows = np.full(len(self.columns), np.inf)
-        highs = -lows
-        rows = max(1, CHUNK_BYTES // (8 * len(self.columns)))
-        for start in range(0, len(self._samples), rows):
-            piece = self._samples[start : start + rows]
-            lows, highs = np.minimum(lows, piece.min(axis=0)), np.maximum(highs, piece.max(axis=0))
-        both = list(zip(lows.tolist(), highs.tolist(), strict=True))
-        for place, column in enumerate(self.columns):
-            values = np.array(self._samples[:, place])
-            require_no_outlier(values, both[place], what=f"column {column}", option="--ranges")
-        return dict(zip(self.columns, both, strict=True))
-
-    def read(self, positions: Int64[np.ndarray, " m"]) -> np.ndarray:
-        """See `Source`."""
-        return np.asarray(self._samples[positions]).reshape(len(positions), *self.shape)
-
-
-class FolderSource:
-    """Pictures of one size, in one folder for each class.
-
-    Those of 8 bits are pixels; those of more are values, in the units of their author.
-    """
-
-    names: Sequence[str]
-    remarks: Sequence[str]
-
-    def __init__(self, path: Path) -> None:
-        """List the pictures and compare what their headers say.
-
-        Raises   InputError, ShapeError naming the file
-        """
-        inside = sorted(path.iterdir())
-        folders = [child for child in inside if child.is_dir()]
-        self.names = tuple(folder.name for folder in folders)
-        self._paths: list[Path] = []
-        skipped = [child.name for child in inside if not child.is_dir()]
-        labels = []
-        for number, folder in enumerate(folders):
-            for child in sorted(folder.iterdir()):
-                if child.suffix.lower() in PICTURES and child.is_file():
-                    self._paths.append(child)
-                    labels.append(number)
-                else:
-                    skipped.append(f"{folder.name}/{child.name}")
-        if not labels:
-            raise InputError(f"{path}: holds no pictures in folders, one for each class")
-        self.labels = np.array(labels, np.int64)
-        self._kind = picture_kind(self._paths[0])
-        self.shape = self._kind.shape
-        self.kind: Kind = "values" if self._kind.wide else "pixels"
-        for child in self._paths[1:]:
-            self._require_same(child)
-        empty = sorted(set(range(len(folders))) - set(labels))
-        self.remarks = (
-            *([f"files: {skipped_text(skipped)}"] if skipped else []),
-            *(f"class {self.names[number]}: its folder holds no pictures" for number in empty),
+        alone, beside = path.suffix.lower() == NPY, (y or "").lower().endswith(NPY)
+        if alone and y is not None and not beside:
+            raise InputError(
+                f"{path}: holds one array, that of the samples; give the file of their targets "
+                "with --y FILE.npy"
+            )
+        samples = path, None if alone else x
+        found = (Path(y or ""), None) if beside else (path, y)
+        return cls(
+            read_array(*samples),
+            None if y is None else read_array(*found),
+            targets=targets,
+            layout=layout,
+            titles=(array_title(*samples), array_title(*found)),
         )
 
     def read(self, positions: Int64[np.ndarray, " m"]) -> np.ndarray:
         """See `Source`."""
-        pictures = [np.asarray(read_picture(self._paths[i])) for i in positions.tolist()]
-        return np.stack(pictures).reshape(len(pictures), *self.shape)
+        return np.asarray(self._values[positions]).reshape(len(positions), *self.shape)
 
-    def _require_same(self, path: Path) -> None:
-        kind = picture_kind(path)
-        if kind.shape != self.shape:
-            raise ShapeError(
-                f"{path}: is a picture {kind.shape}, the other ones are {self.shape}; "
-                "bring them to one size and to one number of channels first"
-            )
-        if kind.wide != self._kind.wide:
-            raise ShapeError(
-                f"{path}: some pictures have 8 bits and some more; bring them to one kind first"
-            )
+    def where(self, position: int) -> str:
+        """See `Source`."""
+        return f"sample {position}"
 
 
-def open_source(path: Path | str, *, x: str = "x", y: str = "y", label: str = "label") -> Source:
-    """The source that a path stands for; the options name arrays and the column of the classes.
+def open_source(
+    path: Path | str,
+    *,
+    x: str = "x",
+    y: str = "y",
+    table: TableOptions | None = None,
+    targets: Targets | None = None,
+    layout: Layout | str | None = None,
+    pictures: PictureOptions | None = None,
+    unlabelled: bool = False,
+) -> Source:
+    """The source that a path stands for.
 
-    Raises   InputError
+    x, y       names of arrays in an .npz file; y may be an .npy file beside another one
+    table      how a .csv file is read
+    targets    what the samples have to learn; None: as the file suggests
+    layout     where the channels of an array of four axes are
+    pictures   how the pictures of a folder are brought to one kind
+    unlabelled whether the samples are to be predicted: targets are not read, a folder's pictures
+               may lie anywhere in it
+    Raises     InputError, RangeError, ShapeError naming the file
     """
-    path = Path(path)
-    if path.is_dir():
-        return FolderSource(path)
+    path, suffix = Path(path), Path(path).suffix.lower()
+    is_folder, is_array = path.is_dir(), suffix in (NPY, NPZ)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
-    if path.suffix.lower() == ".npz":
-        return ArraySource.read_file(path, x=x, y=y)
-    if path.suffix.lower() == ".csv":
-        return TableSource(path, label=label)
-    raise InputError(f"{path}: give an .npz or .csv file, or a folder with one folder a class")
+    if targets not in (None, "classes") and is_folder:
+        raise InputError(f"{path}: holds classes; {targets} are read from .npz and .csv")
+    if table not in (None, TableOptions()) and suffix not in TABLES:
+        raise InputError(
+            f"{path}: the options that say how to read tables, such as --label, are about .csv; "
+            "leave them out"
+        )
+    if layout is not None and not is_array:
+        raise InputError(f"{path}: --layout is about arrays, and this is none; leave it out")
+    if pictures not in (None, PictureOptions()) and not is_folder:
+        raise InputError(
+            f"{path}: --background, --channels and --resize are about pictures, and this is no "
+            "folder of pictures; leave them out"
+        )
+    if is_folder:
+        return FolderSource(path, pictures, labelled=not unlabelled)
+    if is_array:
+        y_name = None if unlabelled else y
+        return ArraySource.read_file(path, x=x, y=y_name, targets=targets, layout=layout)
+    if suffix in TABLES:
+        options = table or TableOptions()
+        told = replace(options, label=()) if unlabelled else options
+        return TableSource(path, told, targets=targets)
+    if suffix in SPREADSHEETS:
+        raise InputError(f"{path}: spreadsheets are not read; save the sheet as CSV (UTF-8)")
+    raise InputError(
+        f"{path}: give an .npz, .npy or .csv file, or a folder with a folder of pictures for each "
+        "class"
+    )
 
 
 def value_range(source: Source) -> tuple[float, float]:
@@ -263,108 +222,46 @@ def value_range(source: Source) -> tuple[float, float]:
     """
     low, high = np.inf, -np.inf
     some: list[np.ndarray] = []
-    for start in range(0, len(source.labels), READ_AT_ONCE):
-        stop = min(start + READ_AT_ONCE, len(source.labels))
+    size = int(np.prod(source.shape))
+    rows = max(1, CHUNK_BYTES // (8 * size))
+    stride = -(-source.samples * size // SAMPLED_VALUES)
+    while np.gcd(stride, size) > 1:  # so that all elements of a sample are looked at
+        stride += 1
+    for start in range(0, source.samples, rows):
+        stop = min(start + rows, source.samples)
         piece = source.read(np.arange(start, stop, dtype=np.int64))
         finite = np.isfinite(piece).reshape(len(piece), -1).all(axis=1)
         if not finite.all():
             raise RangeError(
-                f"sample {start + int(np.argmin(finite))}: holds NaN or infinity; fill or drop it"
+                f"{source.where(start + int(np.argmin(finite)))}: holds NaN or infinity; fill or "
+                "drop it"
             )
         low, high = min(low, float(piece.min())), max(high, float(piece.max()))
-        some.append(piece.reshape(-1)[:: -(-piece.size // SAMPLED_VALUES)].astype(np.float64))
+        some.append(piece.reshape(-1)[-start * size % stride :: stride].astype(np.float64))
     require_no_outlier(np.concatenate(some), (low, high), what="samples", option="--range")
     return low, high
 
 
-def _spool(path: Path, name: str) -> np.ndarray:
-    with parsing(f"{path}: not a readable .npz file"), zipfile.ZipFile(path) as archive:
-        known = [member.removesuffix(".npy") for member in archive.namelist()]
-        if name not in known:
-            raise InputError(
-                f"{path}: holds no array {name!r} but {', '.join(known) or 'nothing'}; "
-                "name them with --x and --y"
-            )
-        with archive.open(f"{name}.npy") as member, tempfile.TemporaryFile() as file:
-            shape, fortran, dtype = _array_header(member)
-            if dtype.hasobject or fortran:
-                raise InputError(f"{path}: array {name!r} must be plain, in C order")
-            while piece := member.read(CHUNK_BYTES):
-                file.write(piece)
-            file.flush()
-            if file.tell() != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
-                raise InputError(f"{path}: array {name!r} is truncated")
-            if 0 in shape:
-                return np.empty(shape, dtype)
-            # The mapping outlives the file, which has no name.
-            return np.memmap(file, dtype, "r", shape=shape)
-
-
-def _array_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(member)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(member)
-    return np.lib.format.read_array_header_2_0(member)
-
-
-def _image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    if len(shape) == 1:
-        return (1, 1, shape[0])
-    return (shape[0], shape[1], shape[2] if len(shape) == 3 else 1)
-
-
-def _table_row(
-    row: Sequence[str], place: int, header: Sequence[str], where: str
-) -> tuple[Float64[np.ndarray, " c"], str]:
-    if len(row) != len(header):
-        raise ShapeError(f"{where}: {len(row)} cells, but the header has {len(header)}")
-    values = np.empty(len(header) - 1)
-    position = 0
-    for column, cell in zip(header, row, strict=True):
-        if column == header[place]:
-            continue
-        try:
-            values[position] = float(cell)
-        except ValueError:
-            if not cell.strip():
-                raise RangeError(
-                    f"{where}, column {column}: the value is missing; fill or drop it"
-                ) from None
-            raise RangeError(
-                f"{where}, column {column}: not a number such as 1234.5; write one, or drop it"
-            ) from None
-        if not np.isfinite(values[position]):
-            raise RangeError(f"{where}, column {column}: not a finite number; fill or drop it")
-        position += 1
-    name = row[place].strip()
-    if not name:
-        raise RangeError(f"{where}, column {header[place]}: the class is missing")
-    return values, name
-
-
-def _require_classes(path: Path, label: str, names: Sequence[str] | Mapping[str, int]) -> None:
-    """Refuse a column of measured numbers: each would become a class."""
-    for name in names:
-        try:
-            number = float(name)
-        except ValueError:
-            return
-        if not number.is_integer():
-            raise InputError(
-                f"{path}: column {label} holds numbers such as {name}, which are no classes; "
-                "group them, or name the column of the classes with --label"
-            )
-
-
 def require_fewer_classes_than_samples(source: Source) -> None:
-    """Refuse classes that the caller did not name if nearly every sample has one of its own.
+    """Refuse classes that the caller did not name if nearly every sample has one of its own, or if
+    most of them have no sample.
 
     Raises   InputError
     """
-    found = len(np.unique(source.labels))
-    if found > FEW_CLASSES and 2 * found > len(source.labels):
+    if source.targets != "classes" or source.labels is None:
+        return
+    occurring = np.unique(source.labels)
+    found = len(occurring)
+    if found > FEW_CLASSES and 2 * found > source.samples:
         raise InputError(
-            f"the {len(source.labels)} samples have {found} different classes: these may be "
-            "numbers to be predicted, or names of samples; if they are classes, name all of them "
-            "with --classes"
+            f"the {source.samples} samples have {found} different classes: these may be numbers to "
+            "be predicted (--targets numbers), or names of samples; if they are classes, name all "
+            "of them with --classes"
+        )
+    if 2 * found < len(source.names):
+        absent = np.setdiff1d(np.arange(len(source.names)), occurring)
+        raise InputError(
+            f"{len(absent)} of {len(source.names)} classes, such as {source.names[absent[0]]}, "
+            "have no sample; number the classes from 0 without gaps, or name all of them with "
+            "--classes"
         )

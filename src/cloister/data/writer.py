@@ -8,22 +8,25 @@ are joined behind the last commit of the data set file.
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import os
-import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO, Protocol
 
 import numpy as np
-from jaxtyping import Bool, Int, Int16, Int64
+from jaxtyping import Int16, Int32, Int64, UInt8
 
 from cloister.base import files
 from cloister.base.rng import KEY_BYTES, Csprng
 from cloister.data.dataset import (
     ALIGNMENT,
+    PIECE_BYTES,
     SLOT_OFFSETS,
+    UNLABELLED,
     Commit,
     EncryptedDataset,
     Header,
@@ -33,26 +36,30 @@ from cloister.data.dataset import (
     read_block,
 )
 from cloister.data.info import DatasetInfo, PartInfo, Register
+from cloister.data.target_encoding import are_targets
 from cloister.errors import EncryptionError, InputError, RangeError, ShapeError
 from cloister.ring import pads
 from cloister.ring.bounds import MAX_SAMPLES
 
 PART_ID_BYTES = 16
-COPY_BYTES = 1 << 20
+PATIENCE_S = 60.0
+POLL_S = 0.05
 
 
 @dataclass(frozen=True)
 class Chunk:
     """Some samples of a client, in plain.
 
-    Shapes   x: (n, h, w, c), encoded; labels: (n,), class numbers; test: (n,). What is appended is
-             checked by the writer (ShapeError)
+    flags    what each sample is for, `dataset.TRAIN` and its like
+    Shapes   x: (n, h, w, c), encoded; labels: (n, classes), the integers of targets
+             (`target_encoding`): one-hot, 0 and 1, or numbers; zeros of an unlabelled sample;
+             flags: (n,). The writer checks what is appended (ShapeError, RangeError)
     Secret   x, labels
     """
 
     x: Int16[np.ndarray, "n h w c"]
-    labels: Int[np.ndarray, " n"]
-    test: Bool[np.ndarray, " n"]
+    labels: Int32[np.ndarray, "n classes"]
+    flags: UInt8[np.ndarray, " n"]
 
 
 class Registrar(Protocol):
@@ -75,7 +82,7 @@ class Registrar(Protocol):
 
     @property
     def permutation(self) -> Int64[np.ndarray, " classes"]:
-        """The position of each class in the encrypted labels."""
+        """The position of each class, label or number in the encrypted targets."""
         ...
 
     @property
@@ -87,15 +94,20 @@ class Registrar(Protocol):
 class EncryptedDatasetWriter:
     """Adds parts to a data set file, which is made if there is none."""
 
-    def __init__(self, path: Path | str, enrolment: Registrar) -> None:
+    def __init__(
+        self, path: Path | str, enrolment: Registrar, *, patience_s: float = PATIENCE_S
+    ) -> None:
         """Prepare to append as the enrolment says: a file's header decides nothing.
+
+        patience_s   how long to wait for other clients that are adding their parts
 
         Raises   EncryptionError when the file belongs to another data set or authority
         """
         info = enrolment.info
         self._path, self._register = Path(path), enrolment.register
+        self._patience_s = patience_s
         self._header = Header(
-            info.name, info.shape, info.classes, info.encoding, enrolment.fingerprint
+            info.name, info.shape, info.classes, info.encoding, enrolment.fingerprint, info.targets
         )
         if sorted(np.asarray(enrolment.permutation).tolist()) != list(range(info.classes)):
             raise InputError("the label permutation must name every class once")
@@ -111,7 +123,7 @@ class EncryptedDatasetWriter:
         Raises   EncryptionError, InputError (no samples, no room), RangeError, ShapeError
         """
         part, key = rng.random_bytes(PART_ID_BYTES).hex(), rng.random_bytes(KEY_BYTES)
-        with _writable(self._path), self._exclusive() as file, contextlib.ExitStack() as stack:
+        with _writable(self._path), contextlib.ExitStack() as stack:
             pieces = tuple(
                 stack.enter_context(tempfile.TemporaryFile(dir=self._path.parent)) for _ in range(3)
             )
@@ -119,23 +131,37 @@ class EncryptedDatasetWriter:
             if not samples:
                 raise InputError("there are no samples to encrypt")
             digest = _digest(pieces)
-            first = self._register(part, samples, digest, key)
-            info = PartInfo(part, first, samples, digest)
-            self._join(file, info, pieces)
+            # Clients encrypt at the same time, and add their parts one after the other.
+            with self._exclusive() as file:
+                first = self._register(part, samples, digest, key)
+                info = PartInfo(part, first, samples, digest)
+                self._join(file, info, pieces)
         return info
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[BinaryIO]:
-        """The file, held by this client alone; a file without a part is made anew."""
+        """The file, held by this client alone; a file without a part is made anew.
+
+        Raises   EncryptionError when other clients hold it for longer than patience lasts
+        """
+        deadline = time.monotonic() + self._patience_s
         with contextlib.ExitStack() as stack:
             while True:
                 if not self._path.exists():
                     _create(self._path, self._header)
-                file = stack.enter_context(_locked(self._path))
-                if self._is_ours(file):
+                file = _locked(self._path, stack)
+                if file is not None and self._is_ours(file):
                     break
-                self._path.unlink()
-                stack.close()
+                if file is not None:
+                    self._path.unlink()
+                    stack.close()
+                elif time.monotonic() > deadline:
+                    raise EncryptionError(
+                        f"{self._path}: another client is appending; try again, or wait longer "
+                        "(--patience)"
+                    )
+                else:
+                    time.sleep(POLL_S)
             try:
                 yield file
             except BaseException:
@@ -151,23 +177,23 @@ class EncryptedDatasetWriter:
         """
         found, commit = read_block(self._path, file)
         if found != self._header and commit.parts:
-            difference = _difference(found, self._header)
+            difference = header_difference(found, self._header)
             raise EncryptionError(f"{self._path}: {difference}; choose another file")
         return found == self._header
 
     def _encrypt(self, chunks: Iterable[Chunk], key: bytes, pieces: tuple[IO[bytes], ...]) -> int:
         done = 0
-        identity = np.eye(self._header.classes, dtype=np.int16)
         for chunk in chunks:
             n = len(chunk.x)
             self._check(chunk, done)
             # Numbered within the part: its key is its own, so is its numbering.
             ids = np.arange(done, done + n, dtype=np.int64)
-            one_hot = identity[self._permutation[chunk.labels]]
+            targets = np.empty_like(chunk.labels)
+            targets[:, self._permutation] = chunk.labels
             arrays = (
                 pads.blind(key, chunk.x, ids, domain=pads.DATA_DOMAIN).astype("<u4", copy=False),
-                pads.blind(key, one_hot, ids, domain=pads.LABEL_DOMAIN).astype("<u4", copy=False),
-                chunk.test.astype(np.uint8),
+                pads.blind(key, targets, ids, domain=pads.LABEL_DOMAIN).astype("<u4", copy=False),
+                chunk.flags,
             )
             for piece, array in zip(pieces, arrays, strict=True):
                 piece.write(np.ascontiguousarray(array).tobytes())
@@ -187,36 +213,56 @@ class EncryptedDatasetWriter:
                 f"samples {done} to {done + n}: {chunk.x.dtype} {chunk.x.shape[1:]}, but data set "
                 f"{header.name} holds encoded int16 samples of shape {header.shape}"
             )
-        if chunk.labels.shape != (n,) or chunk.test.shape != (n,):
-            raise ShapeError(f"samples {done} to {done + n}: one label and split for each sample")
+        if chunk.labels.shape != (n, header.classes) or chunk.flags.shape != (n,):
+            raise ShapeError(
+                f"samples {done} to {done + n}: one target of {header.classes} integers and one "
+                "flag for each sample"
+            )
+        if chunk.flags.dtype != np.uint8 or chunk.flags.max(initial=0) > UNLABELLED:
+            raise RangeError(f"samples {done} to {done + n}: a flag is 0, 1 or 2, in uint8")
         bad = np.abs(chunk.x.astype(np.int32)).reshape(n, -1).max(axis=1) > header.encoding.bound
         if bad.any():
             where = done + int(np.flatnonzero(bad)[0])
             raise RangeError(f"sample {where}: a value exceeds {header.encoding.bits} bits")
-        wrong = (chunk.labels < 0) | (chunk.labels >= header.classes)
+        unlabelled = chunk.flags == UNLABELLED
+        told = unlabelled & chunk.labels.any(axis=1)
+        if told.any():
+            where = done + int(np.flatnonzero(told)[0])
+            raise RangeError(f"sample {where}: has a target, and the flag of an unlabelled one")
+        wrong = ~are_targets(chunk.labels, header.targets) & ~unlabelled
         if wrong.any():
             where = int(np.flatnonzero(wrong)[0])
             raise RangeError(
-                f"sample {done + where}: class {int(chunk.labels[where])}, but data set "
-                f"{header.name} has {header.classes} classes"
+                f"sample {done + where}: its target is not one of {header.classes} "
+                f"{header.targets}, as data set {header.name} holds"
             )
 
     def _join(self, file: BinaryIO, info: PartInfo, pieces: tuple[IO[bytes], ...]) -> None:
         _, commit = read_block(self._path, file)
         # What lies behind the commit was written by a client that died.
         file.truncate(commit.nbytes)
-        file.seek(commit.nbytes)
-        file.write(encode_part_head(info, at=commit.nbytes))
-        for piece in pieces:
-            piece.seek(0)
-            shutil.copyfileobj(piece, file, COPY_BYTES)
-        file.write(bytes(-file.tell() % ALIGNMENT))
-        end = file.tell()
+        following = write_part(file, commit, info, itertools.chain(*map(_contents, pieces)))
         _sync(file)
-        following = Commit(commit.sequence + 1, end, commit.parts + 1)
-        file.seek(SLOT_OFFSETS[following.sequence % 2])
-        file.write(encode_slot(following))
+        write_slot(file, following)
         _sync(file)
+
+
+def write_part(
+    file: BinaryIO, commit: Commit, info: PartInfo, contents: Iterable[bytes | memoryview]
+) -> Commit:
+    """Write a part behind a commit; gives the commit that counts it, for `write_slot`."""
+    file.seek(commit.nbytes)
+    file.write(encode_part_head(info, at=commit.nbytes))
+    for content in contents:
+        file.write(content)
+    file.write(bytes(-file.tell() % ALIGNMENT))
+    return Commit(commit.sequence + 1, file.tell(), commit.parts + 1)
+
+
+def write_slot(file: BinaryIO, commit: Commit) -> None:
+    """Write a commit, once all that it counts is on stable storage."""
+    file.seek(SLOT_OFFSETS[commit.sequence % 2])
+    file.write(encode_slot(commit))
 
 
 def check_registered(dataset: EncryptedDataset, registered: Iterable[PartInfo]) -> list[PartInfo]:
@@ -261,32 +307,37 @@ def _writable(path: Path) -> Iterator[None]:
         ) from None
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[BinaryIO]:
-    busy = EncryptionError(f"{path}: another client is appending; try again later")
-    with contextlib.ExitStack() as stack:
-        try:
-            descriptor = files.open_in_place(path, "old", private=False)
-            file = stack.enter_context(os.fdopen(descriptor, "r+b"))
+def _locked(path: Path, stack: contextlib.ExitStack) -> BinaryIO | None:
+    """The file, held until the stack is closed; None: another client holds it or has removed it."""
+    try:
+        descriptor = files.open_in_place(path, "old", private=False)
+        with contextlib.ExitStack() as opened:
+            file = opened.enter_context(os.fdopen(descriptor, "r+b"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Who held the lock before may have removed the file, or put another in its place.
             if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                raise busy
-        except (BlockingIOError, FileNotFoundError):
-            raise busy from None
-        yield file
+                return None
+            stack.push(opened.pop_all())
+    except (BlockingIOError, FileNotFoundError):
+        return None
+    return file
+
+
+def _contents(piece: IO[bytes]) -> Iterator[bytes]:
+    piece.seek(0)
+    while chunk := piece.read(PIECE_BYTES):
+        yield chunk
 
 
 def _digest(pieces: tuple[IO[bytes], ...]) -> str:
     digest = hashlib.sha256()
-    for piece in pieces:
-        piece.seek(0)
-        while chunk := piece.read(COPY_BYTES):
-            digest.update(chunk)
+    for chunk in itertools.chain(*map(_contents, pieces)):
+        digest.update(chunk)
     return digest.hexdigest()
 
 
-def _difference(found: Header, wanted: Header) -> str:
+def header_difference(found: Header, wanted: Header) -> str:
+    """How the header of a file is not the one that is wanted."""
     if found.authority_fingerprint != wanted.authority_fingerprint:
         return (
             f"belongs to authority {found.authority_fingerprint[:16]}, "
@@ -294,10 +345,11 @@ def _difference(found: Header, wanted: Header) -> str:
         )
     if found.name != wanted.name:
         return f"is data set {found.name}, not {wanted.name}"
-    if found.shape != wanted.shape or found.classes != wanted.classes:
+    targets = [(header.shape, header.classes, header.targets) for header in (found, wanted)]
+    if targets[0] != targets[1]:
         return (
-            f"holds samples {found.shape} of {found.classes} classes, "
-            f"not {wanted.shape} of {wanted.classes}"
+            f"holds samples {found.shape} of {found.classes} {found.targets}, "
+            f"not {wanted.shape} of {wanted.classes} {wanted.targets}"
         )
     return "has another encoding"
 

@@ -4,10 +4,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cloister.audit.input.exposure import stretched
-from cloister.audit.page import Section, histogram, page, paragraph, png, preformatted, table
 from cloister.base import files
 from cloister.errors import InputError
 from cloister.examples.digits_demo import FEWEST, Outcome, facts, stages
+from cloister.pages.page import Section, histogram, page, paragraph, png, preformatted, table
 from cloister.plan.claims import Claims
 from cloister.trusted.report import Report
 
@@ -82,8 +82,8 @@ def _histograms(outcome: Outcome) -> str:
         ),
     )
     return (
-        histogram(blinded, f"{node}, blinded: p {blinded.uniformity.p_text}")
-        + histogram(plain, f"{node} without pads: p {plain.uniformity.p_text}")
+        histogram(blinded.histogram, f"{node}, blinded: p {blinded.uniformity.p_text}")
+        + histogram(plain.histogram, f"{node} without pads: p {plain.uniformity.p_text}")
         + tested
         + paragraph(
             "A uniform histogram is a sign of hiding, not a proof. The proof: the request is x + r "

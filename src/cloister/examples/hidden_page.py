@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from cloister.audit.input.exposure import stretched
-from cloister.audit.page import Section, page, paragraph, png, table
 from cloister.base.sizes import human_bytes
 from cloister.examples.digits_page import claims_table, save_page
 from cloister.examples.hidden_demo import SOLD_QUERIES, HiddenOutcome
+from cloister.pages.page import Section, page, paragraph, png, table
 
 HONEST = (
     "In this version the content key is a file on the customer's machine, and whoever reads it "

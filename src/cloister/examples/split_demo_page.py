@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from cloister.audit import input as input_audit
-from cloister.audit.page import Section, page, paragraph, table
 from cloister.base.sizes import human_bytes
 from cloister.examples.digits_page import claims_table, save_page
 from cloister.examples.split_demo import SplitOutcome
+from cloister.pages.page import Section, page, paragraph, table
 
 LEAD = (
     "A small network tells odd digits from even ones. Its first layers run under one-time pads; "

@@ -10,6 +10,7 @@ from enum import StrEnum
 from itertools import groupby
 from typing import Any
 
+from cloister.base.notebook import html_table
 from cloister.errors import PlanError
 from cloister.plan.planned_split import PlannedSplit, SplitEvidence
 from cloister.plan.protection import (
@@ -38,6 +39,7 @@ class Role(StrEnum):
     CLIENT = "another client"
     HOLDER = "holder of the model"
     FOLDER = "reader of --checkpoint"
+    ANSWERS_READER = "reader of the answers"
     NETWORK = "network"
 
 
@@ -154,6 +156,11 @@ class Claims:
             for s in fields["statements"]
         )  # fmt: skip
         return Claims(fields["subject"], tuple(statements), fields["soundness_bits"])
+
+    def _repr_html_(self) -> str:
+        rows = ((s.role, s.verb, s.about, s.extent, s.text, s.assumes) for s in self.statements)
+        header = ("who", "", "about", "how much", "in words", "assuming")
+        return html_table(self.subject, rows, header=header)
 
     def __str__(self) -> str:
         lines = [f"{self.subject}: who learns what, and can do what"]

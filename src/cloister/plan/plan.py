@@ -168,6 +168,15 @@ class Plan:
         )
         return claims
 
+    def _repr_html_(self) -> str:
+        texts = importlib.import_module("cloister.plan.claims")
+        nodes = texts.html_table(
+            f"plan of policy {self.policy}",
+            ((node.name, node.op, self.protections[node.name].name) for node in self.graph.nodes),
+            header=("node", "operator", "protection"),
+        )
+        return f"{self.claims()._repr_html_()}\n{nodes}"
+
     def without_float_weights(self) -> "Plan":
         """The same plan, of the same digest, for running only: without weights that are integers.
 

@@ -8,9 +8,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from cloister.audit.page import Section, page, paragraph, table
 from cloister.base import files
 from cloister.errors import printable
+from cloister.pages.page import Section, page, paragraph, table
 from cloister.plan.protection import BY_NAME
 from cloister.planner.frontier import COLUMNS, PlanFrontier
 from cloister.planner.goals import Objective

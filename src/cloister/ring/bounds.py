@@ -17,6 +17,8 @@ MAX_CLASSES = 1 << 16
 MAX_SAMPLES = 1 << 26
 MAX_PARTS = 1 << 12
 """Parts of a data set: their list has to fit into one message."""
+MAX_ID_SPANS = 1 << 16
+"""Separate spans of sample ids in one set of them, such as that of the withdrawn ones."""
 
 MAX_REQUEST_SAMPLES = 1 << 16
 MAX_REQUEST_ELEMENTS = 1 << 26
@@ -24,6 +26,7 @@ MAX_REQUEST_ELEMENTS = 1 << 26
 MAX_FIELDS_BYTES = 1 << 13
 """Of a request for a key or a product: a name, a receiver, a geometry, and the tensors' sizes."""
 MAX_IDS_BYTES = MAX_FIELDS_BYTES + 8 * MAX_REQUEST_SAMPLES
+MAX_SPANS_BYTES = MAX_FIELDS_BYTES + 16 * MAX_ID_SPANS
 MAX_BODY_BYTES = MAX_IDS_BYTES + 2 * MAX_REQUEST_ELEMENTS
 """Sample ids and 16-bit weights or deltas."""
 MAX_PRODUCTS = 1 << 34
@@ -55,9 +58,10 @@ class Described(Protocol):
         ...
 
 
-def check_sample(name: str, shape: tuple[int, ...], classes: int) -> None:
+def check_sample(name: str, shape: tuple[int, ...], classes: int, *, least: int = 2) -> None:
     """Refuse samples that no data set may hold.
 
+    least    fewest classes, labels or numbers that a target may have
     Raises   InputError
     """
     if len(shape) != 3 or min(shape) < 1:
@@ -70,10 +74,11 @@ def check_sample(name: str, shape: tuple[int, ...], classes: int) -> None:
             f"data set {name}: a sample of {h} x {w} x {c} has {h * w * c} elements, at most "
             f"{MAX_DIM} are possible; {advice}, or use fewer columns"
         )
-    if not 2 <= classes <= MAX_CLASSES:
+    if not least <= classes <= MAX_CLASSES:
+        kind = "classes" if least > 1 else "classes, labels or numbers"
         raise InputError(
-            f"data set {name}: needs 2 to {MAX_CLASSES} classes, not {classes}; name all of them "
-            "(--classes), also those that your own samples lack"
+            f"data set {name}: needs {least} to {MAX_CLASSES} {kind}, not {classes}; name all of "
+            "them (--classes), also those that your own samples lack"
         )
 
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cloister.audit.page import Section, page, paragraph, table
 from cloister.base import files
 from cloister.base.sizes import human_bytes
 from cloister.errors import InputError
+from cloister.pages.page import Section, page, paragraph, table
 from cloister.splits.split_cost import SplitCost, SplitSweep
 from cloister.splits.tee_model import TEES, constants
 

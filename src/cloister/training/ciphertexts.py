@@ -16,10 +16,10 @@ import hashlib
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import Int64, UInt32
+from jaxtyping import Float32, Int64, UInt32
 
 from cloister.authority.request_log import Recorder, asked
-from cloister.authority.requests import Kind, Labels, Request
+from cloister.authority.requests import Evaluation, Forward, Gradient, Kind, Labels, Request
 from cloister.errors import InputError, UnknownDatasetError
 from cloister.ring.bounds import Described
 
@@ -61,6 +61,8 @@ class LocalCiphertextServer:
         """See CiphertextServer."""
         if isinstance(request, Labels):
             return self.dataset(request.dataset).labels(request.ids)
+        if isinstance(request, Evaluation):
+            return request.image(self.dataset(request.dataset).labels(request.ids))
         blinded = self.data(request.dataset, request.ids)
         return request.image([(slice(None), blinded)], threads=self._threads)
 
@@ -110,7 +112,7 @@ class RecordingServer:
 
     def ask(self, request: Request) -> UInt32[np.ndarray, "..."]:
         """See CiphertextServer."""
-        if not isinstance(request, Labels):
+        if isinstance(request, Forward | Gradient):
             self._log.append(asked(request))
         return self._server.ask(request)
 
@@ -122,7 +124,7 @@ class WitnessedServer:
         self._server = server
         self._seen = hashlib.sha256()
 
-    def begin(self, labels: Int64[np.ndarray, " n"]) -> None:
+    def begin(self, labels: Int64[np.ndarray, " n"] | Float32[np.ndarray, "n classes"]) -> None:
         """A new step, on samples whose labels it has answered before."""
         self._seen = hashlib.sha256(np.ascontiguousarray(labels).data)
 

@@ -236,6 +236,17 @@ class Encrypted(nn.Module):
         )  # fmt: skip
         return FixedPoint(fixed.integers.reshape(g.weight_shape), fixed.exponent)
 
+    def weight_of_constant(self) -> Tensor:
+        """The weight that multiplies the offset.
+
+        An evaluation is one of the model that is kept, whose weight is what the integers stand for.
+        """
+        if self.training:
+            return self.weight
+        fixed = self.fixed_weight()
+        integers = fixed.integers.transpose(0, 3, 1, 2).reshape(self.weight.shape)
+        return _real(integers, 1.0, fixed.exponent).to(self.weight.dtype)
+
     def weight_gradient(self, ids: Int64[np.ndarray, " n"], delta: Tensor) -> Tensor:
         """scale 2^-f (G q^T) for an output gradient (n, o, oh, ow); asks for a key."""
         private, (o, oh, ow) = self.private, self.map_shape
@@ -280,7 +291,8 @@ class EncryptedConv2d(Encrypted):
         """The layer's output (n, o, oh, ow)."""
         if not self.encoding.offset:
             return self._product(x, self.bias)
-        constant = nn.functional.conv2d(self._offset, self.weight, self.bias, *self._settings)
+        weight = self.weight_of_constant()
+        constant = nn.functional.conv2d(self._offset, weight, self.bias, *self._settings)
         return self._product(x, None) + constant
 
 
@@ -309,7 +321,8 @@ class EncryptedLinear(Encrypted):
         """The layer's output (n, o)."""
         if not self.encoding.offset:
             return self._product(x, self.bias)
-        constant = nn.functional.linear(self._offset.flatten(1), self.weight, self.bias)
+        weight = self.weight_of_constant()
+        constant = nn.functional.linear(self._offset.flatten(1), weight, self.bias)
         return self._product(x, None) + constant
 
 

@@ -39,6 +39,7 @@ from cloister.data.feature_noise import GaussianNoise, StepNoise, gaussian
 from cloister.data.info import RING_LIMIT
 from cloister.errors import InputError, UnsupportedError
 from cloister.training.layers import INT16_MAX, Encrypted, FixedPoint
+from cloister.training.losses import Objective
 
 MARGIN = 2.0**-10
 GRID_BITS = 12
@@ -50,8 +51,11 @@ class PrivateStep:
     Raises   UnsupportedError for models it cannot take apart, and for batch normalisation
     """
 
-    def __init__(self, model: nn.Module, layer: Encrypted, *, noise: GaussianNoise) -> None:
+    def __init__(
+        self, model: nn.Module, layer: Encrypted, *, noise: GaussianNoise, objective: Objective
+    ) -> None:
         self._front, self._rest = _split(model, layer)
+        self._objective = objective
         self._layer, self._noise = layer, noise
         self._step: StepNoise | None = None
         self._outputs: Tensor | None = None  # summed over the batch, in steps of the last exponent
@@ -66,7 +70,7 @@ class PrivateStep:
     def backward(self, x: Tensor, targets: Tensor, *, step: StepNoise) -> tuple[Tensor, Tensor]:
         """Set the gradients of all parameters; gives the mean loss and the scores.
 
-        Shapes   x: the batch's placeholder; targets: (n,)
+        Shapes   x: the batch's placeholder; targets: (n,), or (n, classes) of labels and numbers
         Secret   everything but the noisy gradients
         """
         self._step = step
@@ -160,7 +164,7 @@ class PrivateStep:
 
         def loss(parameters: dict[str, Tensor], h: Tensor, target: Tensor) -> Any:  # noqa: ANN401
             scores = functional_call(self._rest, parameters, (h.unsqueeze(0),))
-            value = nn.functional.cross_entropy(scores, target.unsqueeze(0))
+            value = self._objective(scores, target.unsqueeze(0))
             return value, (value, scores.squeeze(0))
 
         parameters = {name: value.detach() for name, value in self._rest.named_parameters()}

@@ -12,12 +12,13 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int16, Int32, Int64, UInt32
+from jaxtyping import Float32, Int16, Int32, Int64, UInt32
 
 from cloister.authority.key_service import KeyService, Receiver
 from cloister.authority.request_log import Recorder, Release, asked
-from cloister.authority.requests import Forward, Gradient, Labels, Request
+from cloister.authority.requests import Evaluation, Forward, Gradient, Labels, Request
 from cloister.data.info import DatasetInfo
+from cloister.data.target_encoding import NUMBER_BOUND, are_targets
 from cloister.errors import AuthorityUnavailable, EncryptionError, InputError, ShapeError
 from cloister.ring import pads
 from cloister.ring.linear import Geometry, LinearMap
@@ -95,23 +96,37 @@ class Products:
         """
         return _difference(*self._ask(Gradient(self.info.name, ids, geometry, delta)))
 
-    def labels(self, ids: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-        """The (permuted) class of every sample.
+    def labels(
+        self, ids: Int64[np.ndarray, " n"]
+    ) -> Int64[np.ndarray, " n"] | Float32[np.ndarray, "n classes"]:
+        """What every sample has to learn: its (permuted) class (n,), its (permuted) labels 0 and 1,
+        or its numbers from -1 to 1, as parts of their half ranges.
 
         The loss needs P - Y and <log P, Y>; both, with P known, are Y. So Y is asked for once.
 
-        Raises   EncryptionError when a decrypted label is not one-hot
+        Raises   EncryptionError when a decrypted target is none of the data set's kind
         """
         values = pads.unblind(*self._ask(Labels(self.info.name, ids)))
-        one_hot = (values == 1).sum(axis=1) == 1
-        one_hot &= (values == 0).sum(axis=1) == values.shape[1] - 1
-        if not one_hot.all():
-            sample = int(ids[int(np.argmin(one_hot))])
+        possible = are_targets(values, self.info.targets)
+        if not possible.all():
+            sample = int(ids[int(np.argmin(possible))])
             raise EncryptionError(
                 f"data set {self.info.name!r}: the label of sample {sample} does not decrypt; "
                 "the file and the authority's keys do not belong together"
             )
-        return np.asarray(values.argmax(axis=1), np.int64)
+        if self.info.targets == "classes":
+            return np.asarray(values.argmax(axis=1), np.int64)
+        unit = NUMBER_BOUND if self.info.targets == "numbers" else 1
+        return np.asarray(values / unit, np.float32)
+
+    def evaluation(
+        self, ids: Int64[np.ndarray, " n"], weights: Int16[np.ndarray, "n classes"]
+    ) -> int:
+        """The sum over samples of <w_i, y_i>, with the noise of a server that may have no labels.
+
+        Domain   |sum| < 2^31, which the caller's scale has to guarantee
+        """
+        return int(pads.unblind(*self._ask(Evaluation(self.info.name, ids, weights)))[0])
 
     def _ask(self, request: Request) -> tuple[UInt32[np.ndarray, "..."], UInt32[np.ndarray, "..."]]:
         """The blinded answer of the ciphertext server, and the authority's unblinding term."""
@@ -120,7 +135,7 @@ class Products:
             blinded = self._server.ask(request)
         finally:
             self.counters.server_s += time.perf_counter() - started
-        if self._requests is not None and not isinstance(request, Labels):
+        if self._requests is not None and isinstance(request, Forward | Gradient):
             self._requests.append(asked(request, step=self.step))
         key = self._term(request)
         if self._recorder is not None:

@@ -4,20 +4,22 @@ The first owner decides, and the notes of the terms carry its decisions to later
 owner accepts only terms that its own options, or the defaults, would have proposed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cloister.authority.agreement import Agreement, Excess, excesses
 from cloister.authority.records import Terms
+from cloister.data.columns import Column, PublicRange, public_column
+from cloister.data.csv_source import TableSource
 from cloister.data.encoding import PIXELS, Encoding
 from cloister.data.info import DatasetInfo
 from cloister.data.owner import NewDataset, Notes, Privacy
 from cloister.data.sources import (
     Source,
-    TableSource,
     require_fewer_classes_than_samples,
     value_range,
 )
+from cloister.data.target_encoding import Ranges, check_target_ranges
 from cloister.errors import InputError
 
 DEFAULT_BITS = 8
@@ -65,6 +67,10 @@ FIELDS = {
     "one_function": AgreementField(
         "functions", lambda n: "many" if n else "one", lambda _: "--many-functions"
     ),
+    "evaluations": AgreementField(
+        "sums over labels", _number, lambda n: f"--labels-to trusted --evaluations {n:.0f}",
+        lambda _, privacy: privacy.labels_to != "server",
+    ),
 }  # fmt: skip
 """For every field of `agreement.EXPOSURE`."""
 
@@ -76,15 +82,18 @@ def propose(
 
     Raises   InputError, RangeError
     """
-    ranges = _table_ranges(source, new, note) if isinstance(source, TableSource) else {}
+    columns = _columns(source, new, note) if isinstance(source, TableSource) else ()
     if new.classes is None:
         require_fewer_classes_than_samples(source)
     classes = tuple(new.classes or source.names)
     if len(set(classes)) != len(classes):
         raise InputError(f"--classes {','.join(classes)}: give every name once")
+    target_ranges = _target_ranges(source, classes, new, note)
     encoding = _encoding(source, new, note)
-    info = DatasetInfo(name, source.shape, len(classes), encoding, 0, 0)
-    return _agreement(info, privacy, notes=Notes(source.kind, classes, ranges).to_json())
+    shape = (1, 1, sum(column.elements for column in columns)) if columns else source.shape
+    info = DatasetInfo(name, shape, len(classes), encoding, 0, 0, targets=source.targets)
+    notes = Notes(source.kind, classes, columns, target_ranges)
+    return _agreement(info, privacy, notes=notes.to_json())
 
 
 def accept(found: Agreement, source: Source, new: NewDataset, privacy: Privacy) -> Agreement:
@@ -94,13 +103,19 @@ def accept(found: Agreement, source: Source, new: NewDataset, privacy: Privacy) 
              options allow, naming each term and the option that allows it
     """
     info, notes = found.info, Notes.read(found.terms.notes, found.info)
-    if info.shape != source.shape:
+    if notes.kind != source.kind:
+        raise InputError(f"data set {info.name} holds {notes.kind}, this is {source.kind}")
+    # The shape of a table is that of its columns, which the data set decides.
+    if not isinstance(source, TableSource) and info.shape != source.shape:
         raise InputError(
             f"data set {info.name} holds samples {info.shape}, these are {source.shape}; "
             "bring them to one size, or choose another --name"
         )
-    if notes.kind != source.kind:
-        raise InputError(f"data set {info.name} holds {notes.kind}, this is {source.kind}")
+    if source.labels is not None and info.targets != source.targets:
+        raise InputError(
+            f"data set {info.name} has {info.targets} to learn, these samples have "
+            f"{source.targets}: read them with --targets {info.targets}, or choose another --name"
+        )
     different = _difference(info, notes, new)
     if different is not None:
         raise InputError(f"data set {info.name} {different}, or choose another --name")
@@ -115,14 +130,21 @@ def accept(found: Agreement, source: Source, new: NewDataset, privacy: Privacy) 
 def _difference(info: DatasetInfo, notes: Notes, new: NewDataset) -> str | None:
     if new.classes is not None and sorted(new.classes) != sorted(notes.classes):
         return f"has the classes {', '.join(notes.classes)}; drop --classes"
+    if new.target_ranges is not None and dict(new.target_ranges) != notes.target_ranges:
+        return "has other ranges of its numbers; drop --target-ranges"
     if notes.kind == "pixels" and info.encoding != PIXELS:
         return "encodes pixels otherwise than this program does"
     if notes.kind == "values" and new.value_range is not None:
         if info.encoding != Encoding.for_range(*new.value_range, bits=info.encoding.bits):
             return f"holds {info.encoding.low:g} to {info.encoding.high:g}; drop --range"
-    elif new.ranges is not None and {c: tuple(r) for c, r in new.ranges.items()} != notes.ranges:
+    elif new.ranges is not None and not _same_ranges(new.ranges, notes.columns):
         return "has other ranges; drop --ranges to take those of its first client"
     return None
+
+
+def _same_ranges(given: Mapping[str, PublicRange], columns: Sequence[Column]) -> bool:
+    public = {name: public_column(name, ends) for name, ends in given.items()}
+    return public == {column.name: replace(column, fill=None) for column in columns}
 
 
 def _require_no_excess(
@@ -166,26 +188,54 @@ def _agreement(info: DatasetInfo, privacy: Privacy, *, notes: str) -> Agreement:
         max_bits=privacy.max_bits,
         value_bits=privacy.value_bits,
         one_function=not privacy.many_functions,
+        evaluations=privacy.evaluations,
         notes=notes,
     )
     return Agreement(info, terms)
 
 
-def _table_ranges(
+def _columns(
     source: TableSource, new: NewDataset, note: Callable[[str], None]
-) -> dict[str, tuple[float, float]]:
-    if new.ranges is None:
-        found: Mapping[str, tuple[float, float]] = source.ranges()
-        note(
-            "every column's smallest and largest value of your data becomes known to the other "
-            "clients and the authority; give public --ranges to avoid it"
+) -> tuple[Column, ...]:
+    columns = source.columns(new.ranges)
+    kinds = {column.kind for column in columns} if new.ranges is None else set()
+    told = [
+        *(["smallest and largest value"] if kinds - {"category"} else []),
+        *(["values, if it is a category"] if "category" in kinds else []),
+        *(["fill of missing cells"] if any(column.fill is not None for column in columns) else []),
+    ]
+    if told:
+        remedy = (
+            "give public --ranges to avoid it" if kinds else "give values to --fill to avoid it"
         )
-    else:
-        found = new.ranges
-    missing = [column for column in source.columns if column not in found]
-    if missing:
-        raise InputError(f"--ranges: column {missing[0]} is missing")
-    return {column: found[column] for column in source.columns}
+        note(
+            f"every column's {' and '.join(told)} of your data becomes known to the other clients "
+            f"and the authority; {remedy}"
+        )
+    return columns
+
+
+def _target_ranges(
+    source: Source, names: Sequence[str], new: NewDataset, note: Callable[[str], None]
+) -> Ranges:
+    """Public ranges of the numbers to be predicted."""
+    if source.targets != "numbers":
+        if new.target_ranges is not None:
+            raise InputError(
+                f"--target-ranges: is for numbers, these samples have {source.targets}"
+            )
+        return {}
+    ranges = new.target_ranges
+    if ranges is None and source.labels is not None:
+        lows, highs = source.labels.min(axis=0), source.labels.max(axis=0)
+        ends = zip(lows.tolist(), highs.tolist(), strict=True)
+        ranges = dict(zip(source.names, ends, strict=True))
+        note(
+            "the smallest and largest value of every number that is to be predicted becomes known "
+            "to the other clients and the authority; give public --target-ranges to avoid it"
+        )
+    check_target_ranges(tuple(names), ranges or {})
+    return ranges or {}
 
 
 def _encoding(source: Source, new: NewDataset, note: Callable[[str], None]) -> Encoding:

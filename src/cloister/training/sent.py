@@ -1,15 +1,17 @@
-"""The messages of a training run and their receivers: one row for each kind, the claims' only
-source.
+"""The messages of a training run, and of a prediction, and their receivers: one row for each kind,
+the claims' only source.
 
 A role learns from what it is *sent*, not from what it stores. A new kind of message adds its row
 here, and a new content adds its information to the claims; a test records the messages at each
 interface in runs of every mode and compares.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Literal
 
+from cloister.data.info import Targets
 from cloister.plan.claims import Role
 from cloister.training.settings import Settings
 
@@ -25,12 +27,27 @@ class Content(Enum):
     FIXED_VALUES = "values of one fixed function of each sample"
     VALUES = "values of new functions of each sample at every step"
     CLASSES = "the class of each sample, under secret names"
+    LABELS = "the labels of each sample, under secret names"
+    NUMBERS = "the numbers of each sample, as parts of ranges that are secret to it"
     SPENT = "how much of the budget is spent"
     TRAINING = "the whole model, which it trains"
-    MODEL = "the model when the run is over"
+    MODEL = "the model when the run is over, with its losses and accuracies"
     RUN = "the model, its optimiser's state, the key of the noise and the losses, during the run"
     FEATURES = "projected samples as they were unblinded"
     SIZES = "sizes and times of encrypted messages"
+    KEPT_MODEL = "a model, as its training left it"
+    FIRST_LAYER = "the first layer of that model, the same for every sample"
+    ANSWERS = "the prediction of each sample"
+    SEALED_ANSWERS = "predictions, sealed to the data set's clients"
+    GUESSES = "the predicted class of each sample, and its loss for each class"
+    SUMS = "sums over the labels of many samples"
+
+
+TARGETS: Mapping[Targets, Content] = {
+    "classes": Content.CLASSES,
+    "labels": Content.LABELS,
+    "numbers": Content.NUMBERS,
+}
 
 
 @dataclass(frozen=True)
@@ -42,9 +59,10 @@ class Message:
     carries: tuple[Content, ...]
 
 
-def sent(settings: Settings, *, hosted: bool) -> tuple[Message, ...]:
+def sent(settings: Settings, *, hosted: bool, targets: Targets = "classes") -> tuple[Message, ...]:
     """Every kind of message of a run.
 
+    targets  what the samples of the data set have to learn
     hosted   products on ciphertexts are made by another machine (`Trainer(server=)`)
     """
     frozen = settings.first_layer == "frozen"
@@ -53,13 +71,14 @@ def sent(settings: Settings, *, hosted: bool) -> tuple[Message, ...]:
     messages = [
         Message(Role.AUTHORITY, "describe", (Content.NAMES,)),
         Message(Role.AUTHORITY, "parts", (Content.NAMES,)),
+        Message(Role.AUTHORITY, "withdrawn", (Content.NAMES,)),
         Message(Role.AUTHORITY, "summary", (Content.NAMES,)),
         Message(Role.AUTHORITY, "labels", (Content.NAMES,)),
         Message(Role.AUTHORITY, "forward", function),
         Message(Role.CLIENT, "data set file", (Content.CIPHERTEXTS, Content.NAMES)),
         Message(Role.CLIENT, "summary", (Content.SPENT,)),
         Message(Role.NETWORK, "https", (Content.SIZES,)),
-        *_unblinded(settings),
+        *_unblinded(settings, TARGETS[targets]),
         *_kept(settings),
     ]
     if not frozen:
@@ -72,14 +91,59 @@ def sent(settings: Settings, *, hosted: bool) -> tuple[Message, ...]:
     return tuple(messages)
 
 
-def _unblinded(settings: Settings) -> Iterator[Message]:
+AnswersTo = Literal["server", "client"]
+"""Who can read the answers of a prediction."""
+
+
+def sent_by_prediction(
+    settings: Settings, *, hosted: bool, answers_to: AnswersTo, evaluates: bool
+) -> tuple[Message, ...]:
+    """Every kind of message of a prediction.
+
+    settings     those of the model, and who unblinds
+    hosted       as in `sent`
+    evaluates    sums over labels are asked for
+    """
+    frozen = settings.first_layer == "frozen"
+    function = (Content.PROJECTION if frozen else Content.FIRST_LAYER, Content.NAMES)
+    readable = Content.ANSWERS if answers_to == "server" else Content.SEALED_ANSWERS
+    messages = [
+        Message(Role.AUTHORITY, "describe", (Content.NAMES,)),
+        Message(Role.AUTHORITY, "parts", (Content.NAMES,)),
+        Message(Role.AUTHORITY, "withdrawn", (Content.NAMES,)),
+        Message(Role.AUTHORITY, "summary", (Content.NAMES,)),
+        Message(Role.AUTHORITY, "forward", function),
+        Message(Role.CLIENT, "data set file", (Content.CIPHERTEXTS, Content.NAMES)),
+        Message(Role.CLIENT, "summary", (Content.SPENT,)),
+        Message(Role.CLIENT, "answers", (Content.ANSWERS,)),
+        Message(Role.ANSWERS_READER, "answers", (readable, Content.NAMES)),
+        Message(Role.NETWORK, "https", (Content.SIZES,)),
+    ]
+    role = Role.SERVER if settings.unblind_to == "server" else Role.RUNTIME
+    values = Content.FIXED_VALUES if frozen else Content.VALUES
+    messages.append(Message(role, "data set file", (Content.CIPHERTEXTS, Content.NAMES)))
+    messages.append(Message(role, "model", (Content.KEPT_MODEL,)))
+    # Whoever has the model and these values has the answers, wherever the answers go.
+    messages.append(Message(role, "forward", (values, Content.ANSWERS)))
+    if answers_to == "client":
+        messages.append(Message(Role.AUTHORITY, "answer_key", (Content.NAMES,)))
+    if evaluates:
+        messages.append(Message(Role.AUTHORITY, "evaluation", (Content.GUESSES, Content.NAMES)))
+        messages.append(Message(role, "evaluation", (Content.SUMS,)))
+    if hosted:
+        messages.append(Message(Role.CIPHERTEXT_HOST, "data set file", (Content.CIPHERTEXTS,)))
+        messages.append(Message(Role.CIPHERTEXT_HOST, "forward", function))
+    return tuple(messages)
+
+
+def _unblinded(settings: Settings, targets: Content) -> Iterator[Message]:
     """The process that trains holds the file, and receives the unblinding terms."""
     frozen = settings.first_layer == "frozen"
     role = Role.SERVER if settings.unblind_to == "server" else Role.RUNTIME
     values = Content.FIXED_VALUES if frozen else Content.VALUES
     yield Message(role, "data set file", (Content.CIPHERTEXTS, Content.NAMES))
     yield Message(role, "training", (Content.TRAINING,))
-    yield Message(role, "labels", (Content.CLASSES,))
+    yield Message(role, "labels", (targets,))
     yield Message(role, "forward", (values,))
     if not frozen:
         yield Message(role, "gradient", (values,))
@@ -87,7 +151,9 @@ def _unblinded(settings: Settings) -> Iterator[Message]:
 
 def _kept(settings: Settings) -> Iterator[Message]:
     """The model that is handed on in the end, and the files that a disk keeps until then."""
-    yield Message(Role.HOLDER, "model", (Content.MODEL,))
+    yield Message(Role.HOLDER, "model.json", (Content.MODEL, Content.NAMES))
+    for kind in ("first-*.npz", "rest-*.onnx", "state-*.pt"):
+        yield Message(Role.HOLDER, kind, (Content.MODEL,))
     yield Message(Role.FOLDER, "checkpoint.pt", (Content.RUN,))
     if settings.first_layer == "frozen":
         yield Message(Role.FOLDER, "features.f32", (Content.FEATURES,))

@@ -1,4 +1,5 @@
-"""The claims of a training run, derived from the messages that it sends (`sent`) and nothing else.
+"""The claims of a training run, and of a prediction, derived from the messages that it sends
+(`sent`) and nothing else.
 
 The claims follow from the algorithm, not from measurements; `cloister audit training` attacks logs
 of the messages to a role, and so tests them.
@@ -6,29 +7,38 @@ of the messages to a role, and so tests them.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from cloister.authority.label_sums import ANSWER_BITS
 from cloister.data.feature_noise import epsilon
 from cloister.data.info import DatasetInfo
 from cloister.plan.claims import EXTENTS, Claims, Extent, Role, Statement, Strength, Verb, state
-from cloister.training.sent import Content, sent
+from cloister.training.sent import AnswersTo, Content, Message, sent, sent_by_prediction
 from cloister.training.settings import Settings
-from cloister.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    # A prediction has claims too, and needs no PyTorch.
+    from cloister.training.trainer import Trainer
 
 NOTHING, BOUNDED, EVERYTHING = Extent
 
 VALUES, LABELS, MODEL = "a sample's values", "labels", "the model"
 WHO, RUN = "who trains with what", "the run"
+ANSWERS, PREDICTION = "a sample's prediction", "the prediction"
 
 
 @dataclass(frozen=True)
 class _Run:
-    """The facts besides the messages that the claims of a run depend on."""
+    """The facts besides the messages that the claims of a run depend on.
+
+    sums   sums over labels that a server gets; None: any number, as it may have the labels
+    """
 
     settings: Settings
     info: DatasetInfo
     rank: int | None
     epsilon: float | None
+    sums: int | None = None
 
     @property
     def private(self) -> str | None:
@@ -52,7 +62,7 @@ Describe = Callable[[_Run], Sequence[Learned]]
 """What one content tells."""
 
 
-def claims(trainer: Trainer, *, epochs: int) -> Claims:
+def claims(trainer: "Trainer", *, epochs: int) -> Claims:
     """What every role could know after `epochs` epochs, and what it can do."""
     settings = trainer.settings
     noise = settings.noise
@@ -62,17 +72,57 @@ def claims(trainer: Trainer, *, epochs: int) -> Claims:
         None if trainer.projection is None else trainer.projection.rank,
         None if noise is None else epsilon(noise, epochs=epochs),
     )
-    messages = sent(settings, hosted=trainer.hosted)
-    found: list[Statement] = []
-    for role in Role:
-        contents = dict.fromkeys(c for m in messages if m.role is role for c in m.carries)
-        if contents:
-            found += _of_role(role, list(contents), run)
     subject = (
         f"training on {trainer.info.name}, first layer {settings.first_layer}, unblinded to "
         f"{settings.unblind_to}, mode {settings.mode}"
     )
-    return Claims(subject, tuple(found))
+    messages = sent(settings, hosted=trainer.hosted, targets=trainer.info.targets)
+    return Claims(
+        subject, tuple(_statements(messages, run, {role: (RUN, CAN[role]) for role in CAN}))
+    )
+
+
+def prediction_claims(
+    settings: Settings,
+    info: DatasetInfo,
+    *,
+    rank: int | None,
+    hosted: bool,
+    answers_to: AnswersTo,
+    evaluates: bool,
+    sums: int | None,
+) -> Claims:
+    """What every role could know of encrypted samples that a model answers for.
+
+    settings   those of the model, and who unblinds; the others are as in `sent_by_prediction`
+    rank       of the model's frozen first layer, if it has one
+    sums       sums over labels that the data set's owner allows a server; None: it may have labels
+    """
+    run = _Run(settings, info, rank, None, sums)
+    subject = (
+        f"prediction on {info.name}, first layer {settings.first_layer}, unblinded to "
+        f"{settings.unblind_to}, answers to the {answers_to}, mode {info.mode}"
+    )
+    messages = sent_by_prediction(
+        settings, hosted=hosted, answers_to=answers_to, evaluates=evaluates
+    )
+    can = {role: (PREDICTION, what) for role, what in CAN_PREDICTING.items()}
+    return Claims(subject, tuple(_statements(messages, run, can)))
+
+
+_Can = tuple[Extent, str, str]
+
+
+def _statements(
+    messages: Sequence[Message], run: _Run, can: Mapping[Role, tuple[str, _Can]]
+) -> Iterator[Statement]:
+    for role in Role:
+        contents = dict.fromkeys(c for m in messages if m.role is role for c in m.carries)
+        if contents:
+            yield from _of_role(role, list(contents), run)
+        if contents and role in can:
+            about, what = can[role]
+            yield state(role, Verb.CAN, about, *what)
 
 
 def _of_role(role: Role, contents: Sequence[Content], run: _Run) -> Iterator[Statement]:
@@ -90,11 +140,9 @@ def _of_role(role: Role, contents: Sequence[Content], run: _Run) -> Iterator[Sta
             _assumes(role, about, worst),
             shown=Strength.EMPIRICAL if attacked else Strength.PROVED,
         )  # fmt: skip
-    if role in CAN:
-        yield state(role, Verb.CAN, RUN, *CAN[role])
 
 
-CAN: Mapping[Role, tuple[Extent, str, str]] = {
+CAN: Mapping[Role, _Can] = {
     Role.SERVER: (EVERYTHING, "train wrongly, and keep or sell the model", ""),
     Role.RUNTIME: (EVERYTHING, "train wrongly, and keep or sell the model", ""),
     Role.CIPHERTEXT_HOST: (EVERYTHING, "change every product unnoticed, or answer none", ""),
@@ -103,6 +151,15 @@ CAN: Mapping[Role, tuple[Extent, str, str]] = {
     Role.NETWORK: (BOUNDED, "delay and cut connections", "TLS 1.3"),
 }
 """What a role can do to a run (docs/threat-model.md)."""
+CAN_PREDICTING: Mapping[Role, _Can] = {
+    Role.SERVER: (EVERYTHING, "answer wrongly, and keep or sell the answers", ""),
+    Role.RUNTIME: (EVERYTHING, "answer wrongly, and keep or sell the answers", ""),
+    Role.CIPHERTEXT_HOST: (EVERYTHING, "change every answer unnoticed, or give none", ""),
+    Role.AUTHORITY: (EVERYTHING, "issue keys beyond every budget, or none", ""),
+    Role.CLIENT: (BOUNDED, "tell the server the classes' names, and others the answers", ""),
+    Role.NETWORK: (BOUNDED, "delay and cut connections", "TLS 1.3"),
+}
+"""What a role can do to a prediction."""
 
 
 def _assumes(role: Role, about: str, extent: Extent) -> str:
@@ -119,7 +176,9 @@ def _assumes(role: Role, about: str, extent: Extent) -> str:
         return "nothing of its answers; each time that it kills the run counts as one more epoch"
     if role is Role.CIPHERTEXT_HOST:
         return "nothing of its answers; it pools nothing with the authority"
-    if role in (Role.HOLDER, Role.FOLDER):
+    if role is Role.ANSWERS_READER and extent is NOTHING:
+        return "X25519 or ML-KEM-768 holds, and AES-256-GCM"
+    if role in (Role.HOLDER, Role.FOLDER, Role.ANSWERS_READER):
         return ""
     return "it pools nothing with the authority"
 
@@ -232,6 +291,19 @@ def _classes(run: _Run) -> Sequence[Learned]:
     return [Learned(LABELS, EVERYTHING, text)]
 
 
+def _labels(_: _Run) -> Sequence[Learned]:
+    text = "which labels every sample has, under names only the clients can translate"
+    return [Learned(LABELS, EVERYTHING, text)]
+
+
+def _numbers(_: _Run) -> Sequence[Learned]:
+    text = (
+        "the numbers of every sample, as parts of a range from -1 to 1; only the clients and the "
+        "authority know the range and the unit, which a number that is known otherwise can tell"
+    )
+    return [Learned(LABELS, EVERYTHING, text)]
+
+
 def _features(run: _Run) -> Sequence[Learned]:
     if run.settings.unblind_to == "server":
         return _frozen_values(run)
@@ -250,6 +322,32 @@ def _projection(_: _Run) -> Sequence[Learned]:
     return [Learned(MODEL, NOTHING, "only the fixed projection")]
 
 
+_TOLD = "what its prediction tells of it"
+
+
+def _answers(_: _Run) -> Sequence[Learned]:
+    text = (
+        "the prediction of every sample: it follows from the model and the first layer's values; "
+        "sealing protects answers at rest and on the way, not from who computes them"
+    )
+    return [Learned(ANSWERS, EVERYTHING, text), Learned(VALUES, BOUNDED, _TOLD)]
+
+
+def _guesses(_: _Run) -> Sequence[Learned]:
+    text = "the prediction of every sample that is evaluated, by name: it holds the label key"
+    return [Learned(ANSWERS, EVERYTHING, text), Learned(VALUES, BOUNDED, _TOLD)]
+
+
+def _sums(run: _Run) -> Sequence[Learned]:
+    if run.settings.unblind_to == "trusted" or run.sums is None:
+        return [Learned(LABELS, EVERYTHING, "sums over labels, exactly: it may have every label")]
+    text = (
+        f"at most {ANSWER_BITS} bits of all labels together in each of {run.sums} sums, whatever "
+        "it asks: enough for an accuracy, or for a few labels of its choice"
+    )
+    return [Learned(LABELS, BOUNDED, text)]
+
+
 TELLS: Mapping[Content, Describe] = {
     Content.NAMES: _names,
     Content.CIPHERTEXTS: lambda _: [
@@ -262,6 +360,8 @@ TELLS: Mapping[Content, Describe] = {
     Content.FIXED_VALUES: _frozen_values,
     Content.VALUES: _values,
     Content.CLASSES: _classes,
+    Content.LABELS: _labels,
+    Content.NUMBERS: _numbers,
     Content.SPENT: lambda _: [
         Learned(WHO, BOUNDED, "how much of the budget is spent, and requests")
     ],
@@ -269,5 +369,18 @@ TELLS: Mapping[Content, Describe] = {
     Content.MODEL: _model,
     Content.RUN: _state,
     Content.FEATURES: _features,
+    Content.KEPT_MODEL: lambda _: [
+        Learned(MODEL, EVERYTHING, "all weights; the model's own claims say what they tell")
+    ],
+    Content.FIRST_LAYER: lambda _: [
+        Learned(MODEL, EVERYTHING, "its first layer; the model's own claims say what it tells"),
+        Learned(VALUES, NOTHING, "nothing of the samples that are predicted"),
+    ],
+    Content.ANSWERS: _answers,
+    Content.SEALED_ANSWERS: lambda _: [
+        Learned(ANSWERS, NOTHING, "nothing: only a client of the data set can open them")
+    ],
+    Content.GUESSES: _guesses,
+    Content.SUMS: _sums,
     Content.SIZES: lambda _: [Learned(WHO, BOUNDED, "sizes and times of encrypted messages")],
 }

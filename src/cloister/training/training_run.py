@@ -12,17 +12,28 @@ from torch import nn
 from cloister.authority.key_service import KeyService
 from cloister.authority.records import Summary
 from cloister.authority.request_log import ReleaseLog
+from cloister.base import files
 from cloister.base.rng import SystemRandom
 from cloister.data.dataset import EncryptedDataset
+from cloister.data.id_spans import IdSpans
 from cloister.data.info import PartInfo
-from cloister.data.writer import check_registered
-from cloister.errors import AuthorityUnavailable, EncryptionError, ServiceUnavailable
+from cloister.errors import (
+    AuthorityUnavailable,
+    CloisterError,
+    InputError,
+    ServiceUnavailable,
+)
 from cloister.plan.claims import Claims
-from cloister.training import models
 from cloister.training.accuracy_plot import check_name, write_curve
+from cloister.training.callbacks import Callback
 from cloister.training.checkpoint import EpochResult
 from cloister.training.ciphertexts import CiphertextServer
-from cloister.training.data_owner import Note, Update, absence
+from cloister.training.data_owner import Note, Update, absence, check_origin
+from cloister.training.encrypted_model import EncryptedModel
+from cloister.training.kept_model import kept_model, require_room
+from cloister.training.metrics import GoodnessOfFit
+from cloister.training.model_file import ModelDefinition, define
+from cloister.training.run_page import run_page
 from cloister.training.settings import Settings
 from cloister.training.trainer import Trainer
 from cloister.training.training_claims import claims
@@ -32,14 +43,18 @@ from cloister.training.training_claims import claims
 class RunFiles:
     """The files and results that a run leaves.
 
+    model         the folder that keeps the trained `EncryptedModel`, also that of a run that stops
     checkpoint    the folder that keeps the run, and from which it continues
     curve         the learning curve, .svg or .png
+    page          an HTML page: curves, budget, and what every party could learn
     release_log   what the training server learns, for an audit
     request_log   what the authority is asked, for an audit
     """
 
+    model: Path | None = None
     checkpoint: Path | None = None
     curve: Path | None = None
+    page: Path | None = None
     release_log: Path | None = None
     request_log: Path | None = None
 
@@ -49,10 +64,12 @@ class TrainingOutcome:
     """Everything that a run found out.
 
     trained   the model, with what stands for its first layer
+    kept      the model as `keep` kept it
     spent     the data set's budget; None: the authority was away at the end
     """
 
     trained: nn.Module
+    kept: EncryptedModel | None
     dataset: str
     model: str
     settings: Settings
@@ -68,8 +85,18 @@ class TrainingOutcome:
 
     @property
     def test_accuracy(self) -> float | None:
-        """Of the last epoch, on the encrypted test part."""
+        """Of the last epoch, on the encrypted test part; None for numbers."""
         return self.epochs[-1].test_accuracy if self.epochs else None
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether the samples have numbers to learn."""
+        return any(one.train_fit is not None for one in self.epochs)
+
+    @property
+    def test_fit(self) -> GoodnessOfFit | None:
+        """The same of numbers."""
+        return self.epochs[-1].test_fit if self.epochs else None
 
 
 class TrainingAuthority(KeyService, Protocol):
@@ -84,6 +111,10 @@ class TrainingAuthority(KeyService, Protocol):
         """The registered parts of a data set."""
         ...
 
+    def withdrawn(self, dataset: str) -> IdSpans:
+        """The samples for which it issues no key."""
+        ...
+
     def summary(self, dataset: str) -> Summary:
         """The budget of a data set in figures."""
         ...
@@ -93,9 +124,10 @@ def train(
     dataset: EncryptedDataset | Path | str,
     *,
     authority: TrainingAuthority,
-    model: nn.Module | str = "mlp",
+    model: nn.Module | ModelDefinition | str = "mlp",
     epochs: int = 5,
     settings: Settings | None = None,
+    callbacks: Sequence[Callback] = (),
     host: CiphertextServer | None = None,
     keep: RunFiles | None = None,
     note: Note = lambda text: None,
@@ -103,7 +135,10 @@ def train(
 ) -> TrainingOutcome:
     """Train a model on samples that stay encrypted.
 
-    model          a model, or mlp, lenet5 or FILE.py; a model's own weights are where it begins
+    model          a model, or the name of one (`models.MODELS`), or FILE.py, or a definition with
+                   loss, optimizer, scheduler or class weights of its own; a model's own weights are
+                   where it begins
+    callbacks      are called after each step and epoch
     host           with unblind_to trusted: who makes the products on ciphertexts
     note, update   are called with each remark as it arises, and with the progress of the run
 
@@ -114,65 +149,95 @@ def train(
     opened = dataset if isinstance(dataset, EncryptedDataset) else EncryptedDataset.open(dataset)
     if keep.curve is not None:
         check_name(keep.curve)
+    if keep.page is not None and not keep.page.parent.is_dir():
+        raise InputError(f"{keep.page}: there is no folder {keep.page.parent}; make it first")
+    torch.manual_seed(settings.seed)
+    defined = _defined(model)
     remarks: list[str] = []
 
     def remark(text: str) -> None:
         remarks.append(text)
         note(text)
 
-    _check_origin(opened, authority, remark)
+    absent = check_origin(opened, authority)
+    if absent:
+        remark(absence(opened.path, absent))
+    withdrawn = authority.withdrawn(opened.name)
+    if withdrawn.holds(opened.ids).any():
+        opened = opened.without(withdrawn)
+        remark(
+            f"{withdrawn.count:,} samples of data set {opened.name} were withdrawn and are left "
+            "out; a run that began with one of them does not go on: give a new --checkpoint"
+        )
     with ExitStack() as stack:
         log, requests = (
             None if path is None else stack.enter_context(closing(ReleaseLog(path)))
             for path in (keep.release_log, keep.request_log)
         )
         trainer = Trainer(
-            _model(model, opened, settings), opened, keys=authority, rng=SystemRandom(),
-            settings=settings, server=host, checkpoint_dir=keep.checkpoint, release_log=log,
-            request_log=requests,
+            defined.module(opened.shape, classes=opened.classes), opened, keys=authority,
+            rng=SystemRandom(), settings=settings, server=host, loss=defined.loss,
+            optimizer=defined.optimizer, scheduler=defined.scheduler,
+            class_weights=defined.class_weights, callbacks=callbacks, source=defined.digest,
+            checkpoint_dir=keep.checkpoint, release_log=log, request_log=requests,
         )  # fmt: skip
-        with _kept(keep.checkpoint):
+        if keep.model is not None:
+            require_room(keep.model, trainer)
+        with _kept(trainer, keep, name=defined.name, authority=authority.fingerprint) as made:
             trainer.prepare(lambda done, total: update("samples", done, total))
             history = trainer.fit(epochs, update=lambda done, total: update("steps", done, total))
         spent = _spent(authority, opened.name, remark)
-    name = model if isinstance(model, str) else type(model).__name__
-    if keep.curve is not None:
-        write_curve(history, keep.curve, title=f"{name} on {opened.name}, encrypted")
-    return _outcome(trainer, history, name=name, spent=spent, remarks=remarks)
-
-
-def _model(model: nn.Module | str, dataset: EncryptedDataset, settings: Settings) -> nn.Module:
-    torch.manual_seed(settings.seed)
-    if isinstance(model, str):
-        return models.build(model, dataset.shape, classes=dataset.classes)
-    return model
-
-
-def _check_origin(dataset: EncryptedDataset, authority: TrainingAuthority, note: Note) -> None:
-    """Refuse a file of another authority, or with parts that this one has not registered so.
-
-    Raises   EncryptionError naming file and part
-    """
-    if dataset.authority_fingerprint != authority.fingerprint:
-        raise EncryptionError(
-            f"{dataset.path}: belongs to authority {dataset.authority_fingerprint[:16]}, not "
-            f"{authority.fingerprint[:16]}; give that one's --authority and --pin"
+    if spent is not None and spent.withdrawn > withdrawn.count:
+        remark(
+            f"{spent.withdrawn - withdrawn.count:,} samples were withdrawn during this run, and "
+            "its model may have learned from them: train again, with a new --checkpoint"
         )
-    absent = check_registered(dataset, authority.parts(dataset.name))
-    if absent:
-        note(absence(dataset.path, absent))
+    if keep.curve is not None:
+        write_curve(history, keep.curve, title=f"{defined.name} on {opened.name}, encrypted")
+    outcome = _outcome(trainer, history, name=defined.name, kept=made, spent=spent, remarks=remarks)
+    if keep.page is not None:
+        files.replace(keep.page, run_page(outcome).encode(), private=False)
+    return outcome
+
+
+def _defined(model: nn.Module | ModelDefinition | str) -> ModelDefinition:
+    if isinstance(model, ModelDefinition):
+        return model
+    if isinstance(model, str):
+        return define(model)
+    return ModelDefinition(lambda shape, classes: model, name=type(model).__name__)
 
 
 @contextmanager
-def _kept(checkpoint: Path | None) -> Iterator[None]:
-    """Say what is left of a run whose authority stays away."""
+def _kept(
+    trainer: Trainer, keep: RunFiles, *, name: str, authority: str
+) -> Iterator[list[EncryptedModel]]:
+    """A context that trains, and keeps the model at its end; gives a list that holds it then.
+
+    Where the run stops before its end, the error says what is left of it.
+    """
+    made: list[EncryptedModel] = []
+
+    def save(folder: Path) -> None:
+        made.append(kept_model(trainer, name=name, authority=authority))
+        made[0].save(folder)
+
     try:
-        yield
-    except ServiceUnavailable as error:
-        left = "nothing of the run is kept: name a --checkpoint FOLDER"
-        if checkpoint is not None:
-            left = f"the run is kept in {checkpoint}: the same command goes on with it"
-        raise type(error)(f"{error}; {left}") from None
+        yield made
+    except CloisterError as error:
+        left = []
+        if keep.model is not None and trainer.has_begun:
+            save(keep.model)
+            left.append(f"the model as it is by now is kept in {keep.model}")
+        if keep.checkpoint is not None and isinstance(error, ServiceUnavailable):
+            left.append(f"the run is kept in {keep.checkpoint}: the same command goes on with it")
+        elif isinstance(error, ServiceUnavailable):
+            left.append("nothing of the run is kept: name a --checkpoint FOLDER")
+        if not left:
+            raise
+        raise type(error)("; ".join([str(error), *left])) from None
+    if keep.model is not None:
+        save(keep.model)
 
 
 def _outcome(
@@ -180,12 +245,14 @@ def _outcome(
     history: Sequence[EpochResult],
     *,
     name: str,
+    kept: Sequence[EncryptedModel],
     spent: Summary | None,
     remarks: Sequence[str],
 ) -> TrainingOutcome:
     counters = trainer.products.counters
     return TrainingOutcome(
         trained=trainer.model,
+        kept=kept[0] if kept else None,
         dataset=trainer.info.name,
         model=name,
         settings=trainer.settings,

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from cloister.base.notebook import html_table
 from cloister.wire.transcript import Transcript
 
 _SUMS = (
@@ -108,6 +109,10 @@ class Report:
             layers=tuple(rows.values()),
             **sums,
         )
+
+    def _repr_html_(self) -> str:
+        shown = {name: value for name, value in self.to_dict().items() if name != "layers"}
+        return html_table("run", ((name.replace("_", " "), shown[name]) for name in shown))
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""

@@ -19,7 +19,7 @@ pytest.importorskip("scipy")
 from PIL import Image
 
 from audit.input.small_audits import HARMLESS, audit
-from cloister.audit.page import STYLE
+from cloister.pages.page import STYLE
 from cloister.plan.split_scores import ATTACKS
 
 BROWSER = shutil.which("chromium")

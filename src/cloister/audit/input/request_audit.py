@@ -18,8 +18,8 @@ from cloister.audit.input.exposure import (
     chi_square_uniform,
     exposure,
 )
-from cloister.audit.page import Section, histogram, page, paragraph, png, table
 from cloister.errors import InputError
+from cloister.pages.page import Section, histogram, page, paragraph, png, table
 from cloister.wire.transcript import Transcript
 
 COMPARED = 256
@@ -135,4 +135,6 @@ def _seen(shown: Exposure) -> str:
     pictures = shown.pictures[:SHOWN]
     kind = "the top byte of each word" if shown.hidden else "the values"
     rows: list[tuple[str | bytes, ...]] = [("first channel", *(png(one) for one in pictures))]
-    return table([""] * (len(pictures) + 1), rows) + histogram(shown, f"bytes sent; above, {kind}")
+    return table([""] * (len(pictures) + 1), rows) + histogram(
+        shown.histogram, f"bytes sent; above, {kind}"
+    )

@@ -20,7 +20,6 @@ from cloister.audit.input.split_page import Gallery, split_page
 from cloister.audit.input.split_settings import SplitSettings
 from cloister.audit.input.split_views import ViewedSplit, blinded_view, input_view, split_view
 from cloister.audit.job_results import JobResults, begin_in_time
-from cloister.audit.page import png
 from cloister.base import files
 from cloister.base.reading import parsing
 from cloister.base.rng import Csprng, SystemRandom
@@ -29,6 +28,7 @@ from cloister.errors import InputError
 from cloister.graph.graph import Graph
 from cloister.graph.ops.linear_nodes import is_linear
 from cloister.graph.split import Split, split_at, split_points
+from cloister.pages.page import png
 from cloister.plan import policies
 from cloister.plan.input_factors import reads_raw
 from cloister.plan.quantise import calibrate

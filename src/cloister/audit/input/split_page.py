@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cloister.audit import svg
 from cloister.audit.input.split_jobs import BLINDED, INPUT
-from cloister.audit.page import Section, legend, page, paragraph, subtitle, table
+from cloister.pages import svg
+from cloister.pages.page import Section, legend, page, paragraph, subtitle, table
 from cloister.plan.claims import Claims, Extent, Role, Strength, Verb
 from cloister.plan.split_report import (
     CANDIDATES,

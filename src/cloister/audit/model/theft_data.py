@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64, Shaped
 
+from cloister.data.csv_source import TableSource
 from cloister.data.preprocessing import Preprocessing
 from cloister.data.sources import Source, open_source
 from cloister.errors import InputError, ShapeError
@@ -63,7 +64,8 @@ def read_samples(
 
     Raises   InputError, ShapeError naming the file
     """
-    return from_source(graph, open_source(path), preprocessing, title=str(path))
+    source = open_source(path, targets="classes")
+    return from_source(graph, source, preprocessing, title=str(path))
 
 
 def from_source(
@@ -74,7 +76,16 @@ def from_source(
     Raises   ShapeError
     """
     (name,) = graph.inputs
-    x = source.read(np.arange(len(source.labels), dtype=np.int64))
+    if source.targets != "classes" or source.labels is None:
+        raise InputError(f"{title}: an audit needs the class of every sample")
+    if isinstance(source, TableSource):
+        other = [column for column in source.columns() if column.kind != "number"]
+        if other:
+            raise InputError(
+                f"{title}: column {other[0].name} is a {other[0].kind}, and the model's input "
+                f"{name!r} takes numbers; give them as an .npz"
+            )
+    x = source.read(np.arange(source.samples, dtype=np.int64))
     if source.kind == "pixels":
         mean, std = (np.array(v, np.float32) for v in (preprocessing.mean, preprocessing.std))
         if any(v.size not in (1, x.shape[-1]) for v in (mean, std)):

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from cloister.audit import svg
 from cloister.audit.model.theft_report import (
     SWEET,
     HeadRecovery,
@@ -10,8 +9,9 @@ from cloister.audit.model.theft_report import (
     SplitTheft,
     Theft,
 )
-from cloister.audit.page import Section, page, paragraph, table
-from cloister.audit.svg import dot, label, polyline
+from cloister.pages import svg
+from cloister.pages.page import Section, page, paragraph, table
+from cloister.pages.svg import dot, label, polyline
 
 LEAD = (
     "A thief has the exposed layers in the clear, knows the architecture of the hidden ones, asks "

@@ -11,9 +11,11 @@ from cloister.audit.training.evidence import Evidence
 from cloister.audit.training.judge import Judged, judge, overall
 from cloister.audit.training.prior import Prior
 from cloister.audit.training.training_page import (
+    COLUMNS,
     conclusion,
     encrypted_page,
     score_rows,
+    severity,
     thresholds,
 )
 from cloister.audit.training.truth import Truth, check_truth
@@ -46,8 +48,18 @@ class LogAudit:
         """The stated rule of every verdict."""
         return thresholds()
 
-    def rows(self) -> list[tuple[str, str, str, str, str, str]]:
-        """Attack, verdict, score, best guess, share of exact elements, basis."""
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Headings of `rows`."""
+        return COLUMNS
+
+    @property
+    def severity(self) -> str:
+        """How many samples the verdict is about."""
+        return severity(self.judged, self.evidence)
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """A row for each attack."""
         return score_rows(self.judged)
 
     def page(self) -> str:
@@ -72,6 +84,7 @@ class LogAudit:
             "verdict": self.verdict,
             "releases": {} if evidence is None else evidence.counts,
             "samples": 0 if evidence is None else len(evidence.seen),
+            "severity": self.severity,
             "shape": None if evidence is None else evidence.shape,
             "attacks": attacks,
         }

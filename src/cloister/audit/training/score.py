@@ -27,13 +27,18 @@ HIGHEST_DB = 99.0
 
 @dataclass(frozen=True)
 class Score:
-    """How an attack did; `unit` says in what `value` and `guess` are."""
+    """How an attack did; `unit` says in what `value` and `guess` are.
+
+    recovered   of `samples`, those that are recovered by the same rule when each is judged alone;
+                of labels, those that are right under the best renaming
+    """
 
     value: float
     guess: float
     exact: float
     unit: Literal["dB", "labels"]
     samples: int
+    recovered: int
 
     @property
     def verdict(self) -> Verdict:
@@ -43,10 +48,15 @@ class Score:
             if gain >= RECOVERED_LABELS:
                 return "recovered"
             return "approximated" if gain >= APPROXIMATED_LABELS else "not recovered"
-        gain = self.value - self.guess
-        if self.value >= RECOVERED_DB and gain >= RECOVERED_GAIN_DB:
+        if is_recovered(self.value, self.guess):
             return "recovered"
+        gain = self.value - self.guess
         return "approximated" if gain >= APPROXIMATED_GAIN_DB else "not recovered"
+
+
+def is_recovered(value_db: float, guess_db: float) -> bool:
+    """Whether a picture is the truth for all purposes, and the guess was not."""
+    return value_db >= RECOVERED_DB and value_db - guess_db >= RECOVERED_GAIN_DB
 
 
 def psnr_db(guess: np.ndarray, truth: np.ndarray, *, span: float) -> float:
@@ -79,12 +89,24 @@ def score_images(
         guesses.append((truth.sum(axis=0) - truth) / (len(truth) - 1))
     if loose:
         found, *guesses = (fitted(one, truth) for one in (found, *guesses))
+
+    def decibels(one: np.ndarray, mask: np.ndarray) -> float:
+        return psnr_db(one[mask], truth[mask], span=span)
+
+    each = np.zeros_like(used)
+    recovered = 0
+    for i in np.flatnonzero(used.all(axis=1)):
+        each[i] = True
+        best = max(decibels(one, each) for one in guesses)
+        recovered += is_recovered(decibels(found, each), best)
+        each[i] = False
     return Score(
-        value=psnr_db(found[used], truth[used], span=span),
-        guess=max(psnr_db(one[used], truth[used], span=span) for one in guesses),
+        value=decibels(found, used),
+        guess=max(decibels(one, used) for one in guesses),
         exact=float(np.mean(np.abs(found - truth)[used] < 0.5)),
         unit="dB",
         samples=len(truth),
+        recovered=recovered,
     )
 
 
@@ -116,4 +138,21 @@ def score_labels(found: Int64[np.ndarray, " n"], truth: Int64[np.ndarray, " n"])
         exact=float(np.mean(found == truth)),
         unit="labels",
         samples=len(truth),
+        recovered=hits,
+    )
+
+
+def score_targets(found: Int64[np.ndarray, "n k"], truth: Int64[np.ndarray, "n k"]) -> Score:
+    """Rows of labels or numbers up to their order, against always saying each one's commonest."""
+    equal = (found[:, :, None] == truth[:, None, :]).sum(axis=0)
+    rows, columns = linear_sum_assignment(-equal)
+    hits, cells = int(equal[rows, columns].sum()), truth.size
+    commonest = sum(int(np.unique(column, return_counts=True)[1].max()) for column in truth.T)
+    return Score(
+        value=hits / cells,
+        guess=commonest / cells,
+        exact=float(np.mean(found == truth)),
+        unit="labels",
+        samples=cells,
+        recovered=hits,
     )

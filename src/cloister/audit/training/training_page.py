@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import UInt8
 
-from cloister.audit.page import Section, page, paragraph, png, table
 from cloister.audit.training.evidence import Evidence
 from cloister.audit.training.judge import Judged, overall
 from cloister.audit.training.prior import Prior
@@ -17,6 +16,7 @@ from cloister.audit.training.score import (
     RECOVERED_LABELS,
 )
 from cloister.audit.training.truth import Truth
+from cloister.pages.page import Section, page, paragraph, png, table
 
 SHOWN = 8
 LEAD = (
@@ -35,6 +35,13 @@ WORDS = {
     "nothing to attack": "Nothing in this log depends on a sample, if the one function in it is "
     "public. Weights that were trained before are not.",
 }
+KINDS = {
+    "recovered": "bad", "approximated": "caution", "not scored": "caution",
+    "not attempted": "caution",
+    "not recovered": "good", "nothing to attack": "good",
+}  # fmt: skip
+"""How loud the page says a verdict: a class of the style sheet."""
+COLUMNS = ("attack", "verdict", "samples", "score", "best guess", "exact", "worked with")
 LABELS_ONLY = (
     "The messages to this party give the labels away, up to the names of the classes. No attack "
     "here recovered a sample's values."
@@ -85,11 +92,35 @@ def thresholds() -> str:
     )
 
 
-def score_rows(judged: Sequence[Judged]) -> list[tuple[str, str, str, str, str, str]]:
-    """Attack, verdict, score, best guess, share of exact elements, basis: one row per attack."""
-    rows: list[tuple[str, str, str, str, str, str]] = []
+def severity(judged: Sequence[Judged], evidence: Evidence | None) -> str:
+    """How many samples the verdict is about: those of the attack that recovered most."""
+    if evidence is None:
+        return ""
+    counts = [(_recovered(one), len(one.finding.ids), one.finding.attack) for one in judged]
+    values = [c for c, one in zip(counts, judged, strict=True) if not one.finding.labels]
+    recovered, tried, attack = max(values, default=(0, 0, ""))
+    seen = f"the log concerns {len(evidence.seen):,} samples"
+    if not recovered:
+        return f"Samples whose values are recovered: none; {seen}."
+    return (
+        f"Samples whose values are recovered: {recovered:,} of {tried:,} tried ({attack}); {seen}."
+    )
+
+
+def _recovered(one: Judged) -> int:
+    """Samples that an attack recovered: by the truth, or because the log admits no others."""
+    certain = one.finding.certain
+    sure = 0 if certain is None else int(certain.all(axis=1).sum())
+    return max(sure, 0 if one.score is None else one.score.recovered)
+
+
+def score_rows(judged: Sequence[Judged]) -> list[tuple[str, ...]]:
+    """Attack, verdict, recovered samples, score, best guess, share of exact elements, basis."""
+    rows: list[tuple[str, ...]] = []
     for one in judged:
-        value = guess = exact = ""
+        value = guess = exact = count = ""
+        if len(one.finding.ids) and (one.score is not None or one.finding.certain is not None):
+            count = f"{_recovered(one):,} of {len(one.finding.ids):,}"
         if one.score is not None:
             decibels = one.score.unit == "dB"
             value, guess = (
@@ -97,7 +128,7 @@ def score_rows(judged: Sequence[Judged]) -> list[tuple[str, str, str, str, str, 
                 for number in (one.score.value, one.score.guess)
             )
             exact = f"{one.score.exact:.1%}"
-        rows.append((one.finding.attack, one.verdict, value, guess, exact, one.finding.note))
+        rows.append((one.finding.attack, one.verdict, count, value, guess, exact, one.finding.note))
     return rows
 
 
@@ -109,15 +140,15 @@ def encrypted_page(
     counts = {} if evidence is None else evidence.counts
     seen = 0 if evidence is None else len(evidence.seen)
     released = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "none"
-    header = ("attack", "verdict", "score", "best guess", "exact", "worked with")
     sections = [
         Section(
             f"Verdict: {verdict}",
-            paragraph(conclusion(judged, evidence), kind="warn" if verdict == "recovered" else "")
+            paragraph(conclusion(judged, evidence), kind=KINDS[verdict])
+            + paragraph(severity(judged, evidence))
             + paragraph(f"In the log: {released}; samples concerned: {seen}."),
         ),
         Section(
-            "Attacks", table(header, score_rows(judged)) + paragraph(thresholds(), kind="soft")
+            "Attacks", table(COLUMNS, score_rows(judged)) + paragraph(thresholds(), kind="soft")
         ),
     ]
     shown = _pictures(judged, prior, truth)
@@ -145,11 +176,17 @@ def _pictures(judged: Sequence[Judged], prior: Prior, truth: Truth | None) -> st
             found = one.finding.x[where[0]] if len(where) else None
             row.append("" if found is None else png(_picture(found, prior)))
         rows.append(row)
-    return table(header, rows)
+    return table(header, rows, large=True)
 
 
-def _picture(x: np.ndarray, prior: Prior) -> UInt8[np.ndarray, "h w"]:
-    """A flattened sample as a grey image of its first channel, over the range of the encoding."""
-    first = x.reshape(prior.shape)[..., 0]
-    scaled = (first - prior.low) * (255.0 / (prior.high - prior.low))
+def _picture(x: np.ndarray, prior: Prior) -> UInt8[np.ndarray, "h w ..."]:
+    """A flattened sample over the range of the encoding: in colour, or grey of its first channel.
+
+    A row of a table is a strip with a cell for each column.
+    """
+    values = x.reshape(prior.shape)
+    if prior.shape[:2] == (1, 1):
+        values = values.reshape(1, -1, 1)
+    shown = values if values.shape[2] == 3 else values[..., 0]
+    scaled = (shown - prior.low) * (255.0 / (prior.high - prior.low))
     return np.asarray(np.clip(np.rint(scaled), 0, 255), np.uint8)

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from cloister.audit.input.exposure import Exposure, byte_histogram, chi_square_uniform
-from cloister.audit.page import Section, histogram, page, paragraph, png, preformatted, table
+from cloister.pages.page import Section, histogram, page, paragraph, png, preformatted, table
 
 
 def shown(messages):
@@ -57,5 +57,5 @@ def test_table_without_rows():
 
 def test_histogram_has_a_bar_per_occurring_value():
     messages = np.random.default_rng(0).integers(0, 2**32, 4096, dtype=np.uint32)
-    assert histogram(shown(messages), "bytes").count("<rect") == 256
-    assert histogram(shown(np.zeros(4096, np.uint32)), "bytes").count("<rect") == 1
+    assert histogram(shown(messages).histogram, "bytes").count("<rect") == 256
+    assert histogram(shown(np.zeros(4096, np.uint32)).histogram, "bytes").count("<rect") == 1

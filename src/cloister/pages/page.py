@@ -12,9 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int64
 from PIL import Image
-
-from cloister.audit.input.exposure import Exposure
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2329; --soft: #5c6670; --line: #d9dee3;
@@ -32,9 +31,10 @@ p { max-width: 46rem; margin: .5rem 0; }
 .soft { color: var(--soft); }
 .warn { border-left: 3px solid var(--warn); padding: .5rem .9rem; background: var(--card);
   font-family: ui-monospace, monospace; font-size: .85rem; }
-.good, .bad { border-left: 3px solid var(--accent); padding: .5rem .9rem;
+.good, .bad, .caution { border-left: 3px solid var(--accent); padding: .5rem .9rem;
   background: var(--card); }
 .bad { border-color: var(--warn); }
+.caution { border-color: var(--line-2); }
 h3 { font-size: .95rem; margin: 1.25rem 0 .25rem; overflow-wrap: anywhere; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr));
   gap: .5rem 1.5rem; }
@@ -51,6 +51,7 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 td.picture { padding: .3rem .5rem .3rem 0; }
 img { display: block; width: 3.5rem; height: 3.5rem; image-rendering: pixelated;
   border: 1px solid var(--line); }
+table.large img { width: 9rem; height: auto; min-height: 1.5rem; }
 figure { display: inline-block; margin: .5rem 1.5rem .5rem 0; width: 27rem; max-width: 100%; }
 figcaption { font-size: .85rem; color: var(--soft); }
 svg { display: block; width: 100%; height: 7rem; background: var(--card);
@@ -112,8 +113,12 @@ def preformatted(text: str) -> str:
     return f"<pre>{html.escape(text)}</pre>\n"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str | bytes]]) -> str:
+def table(
+    header: Sequence[str], rows: Iterable[Sequence[str | bytes]], *, large: bool = False
+) -> str:
     """A table; `bytes` cells are PNG pictures, other cells text, right-aligned when numeric.
+
+    large   show pictures large enough to judge them
 
     A row's first cell describes its pictures to readers who cannot see them. A header of empty
     texts is left out.
@@ -125,16 +130,17 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str | bytes]]) -> str:
         cells = zip(header, numeric, strict=True)
         head = f"<tr>{''.join(_cell('th', text, right=right) for text, right in cells)}</tr>\n"
     lines = "\n".join(_row(row) for row in body)
-    return f'<div class="scroll"><table>{head}{lines}</table></div>\n'
+    style = ' class="large"' if large else ""
+    return f'<div class="scroll"><table{style}>{head}{lines}</table></div>\n'
 
 
-def histogram(shown: Exposure, caption: str) -> str:
-    """The byte histogram of a node's requests, each value relative to the most frequent one."""
-    top = max(int(shown.histogram.max()), 1)
+def histogram(counts: Int64[np.ndarray, "256"], caption: str) -> str:
+    """How often each byte occurs, relative to the most frequent one."""
+    top = max(int(counts.max()), 1)
     bars = "".join(
         f'<rect x="{value}" y="{100 - 100 * int(count) / top:.2f}" width="1" '
         f'height="{100 * int(count) / top:.2f}"/>'
-        for value, count in enumerate(shown.histogram)
+        for value, count in enumerate(counts)
         if count
     )
     return (
@@ -145,7 +151,7 @@ def histogram(shown: Exposure, caption: str) -> str:
 
 
 def png(picture: np.ndarray) -> bytes:
-    """A grey uint8 image (h, w) as a PNG file."""
+    """A uint8 image, grey (h, w) or in colour (h, w, 3), as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
