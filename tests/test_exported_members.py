@@ -28,8 +28,8 @@ def test_exported_members_of_functional_encryption_and_training():
         assert getattr(cloister.published, name).__doc__
     wanted = {
         "ArraySource", "EncryptedConv2d", "EncryptedDataset", "EncryptedLinear",
-        "EncryptedModel", "GaussianNoise", "NewDataset", "Privacy", "RunFiles", "Settings",
-        "Trainer", "encrypt", "train",
+        "EncryptedModel", "GaussianNoise", "NewDataset", "PredictionOptions", "Privacy",
+        "RunFiles", "Settings", "Trainer", "encrypt", "open_answers", "train", "write_answers",
     }  # fmt: skip
     assert set(cloister.training.__all__) == wanted <= set(dir(cloister.training))
     for name in wanted:

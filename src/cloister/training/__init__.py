@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from cloister.data.feature_noise import GaussianNoise
     from cloister.data.owner import NewDataset, Privacy
     from cloister.data.sources import ArraySource
+    from cloister.training.answers import open_answers, write_answers
     from cloister.training.data_owner import encrypt
     from cloister.training.encrypted_model import EncryptedModel
     from cloister.training.layers import EncryptedConv2d, EncryptedLinear
+    from cloister.training.predictions import PredictionOptions
     from cloister.training.settings import Settings
     from cloister.training.trainer import Trainer
     from cloister.training.training_run import RunFiles, train
@@ -30,12 +32,15 @@ __all__ = [
     "EncryptedModel",
     "GaussianNoise",
     "NewDataset",
+    "PredictionOptions",
     "Privacy",
     "RunFiles",
     "Settings",
     "Trainer",
     "encrypt",
+    "open_answers",
     "train",
+    "write_answers",
 ]
 
 _HOMES = {
@@ -46,12 +51,15 @@ _HOMES = {
     "EncryptedModel": "training.encrypted_model",
     "GaussianNoise": "data.feature_noise",
     "NewDataset": "data.owner",
+    "PredictionOptions": "training.predictions",
     "Privacy": "data.owner",
     "RunFiles": "training.training_run",
     "Settings": "training.settings",
     "Trainer": "training.trainer",
     "encrypt": "training.data_owner",
+    "open_answers": "training.answers",
     "train": "training.training_run",
+    "write_answers": "training.answers",
 }
 
 
