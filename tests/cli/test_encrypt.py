@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cloister.authority import service, tokens
 from cloister.authority.agreement import EXPOSURE
@@ -89,6 +90,40 @@ def test_pixels_of_two_clients_in_one_file(cloister, authority, to, pixels, tmp_
     # Every class has one place, the same for both clients.
     assert len(seen) == 3
     assert len({true for true, _ in seen}) == len({place for _, place in seen}) == 3
+
+
+def test_numbers_and_labels_by_their_names(cloister, refused, authority, to, tmp_path):
+    """The first client's ranges and names hold for the second, whose columns are permuted."""
+    path, ranges = tmp_path / "numbers.npz", tmp_path / "ranges.json"
+    rng = np.random.default_rng(5)
+    x, y = rng.uniform(-1, 1, (30, 6)), rng.uniform(0, 10, (30, 2))
+    np.savez(path, x=x, y=y)
+    np.savez(tmp_path / "other.npz", x=x, y=y[:, ::-1])
+    ranges.write_text('{"age": [0, 10], "weight": [-10, 10]}')
+    public = ("--range", "-1,1", "--target-ranges", ranges)
+    ran = cloister("data", "encrypt", path, *to(), *public, "--classes", "age,weight")
+    assert ran.code == 0, ran
+    assert ran.err == ""
+    ran = cloister("data", "encrypt", tmp_path / "other.npz", *to(), "--classes", "weight,age")
+    assert ran.code == 0, ran
+    opened, plain, integers = decrypted(authority, tmp_path / "set.cloister")
+    assert (opened.targets, opened.classes) == ("numbers", 2)
+    values = integers / 32767 * [5, 10] + [5, 0]
+    for sample, target in zip(plain.reshape(60, 6), values, strict=True):
+        nearest = int(np.abs(x - sample).sum(axis=1).argmin())
+        np.testing.assert_allclose(target, y[nearest], atol=1e-3)
+    shown = json.loads(cloister("data", "show", tmp_path / "set.cloister", "--json").out)
+    assert (shown["targets"], shown["classes"]) == ("numbers", 2)
+    np.savez(path, x=x, y=(y > 5).astype(int))
+    said = refused("data", "encrypt", path, *to(), "--classes", "age,weight")
+    assert "data set set has numbers to learn, these samples have labels" in said
+    said = refused("data", "encrypt", path, *to(out="other.cloister"), *public)
+    assert "--target-ranges: is for numbers" in said
+    said = refused("data", "encrypt", path, *to(), "--targets", "classes")
+    assert "has not exactly one class" in said
+    wider = ("--targets", "numbers", "--classes", "age,weight", "--target-ranges", ranges)
+    ranges.write_text('{"age": [0, 11], "weight": [-10, 10]}')
+    assert "drop --target-ranges" in refused("data", "encrypt", path, *to(), *wider)
 
 
 def test_several_sources_are_parts_of_one_data_set(cloister, refused, to, pixels, tmp_path):
@@ -515,3 +550,58 @@ def test_notes_of_another_client_are_read_or_refused(notes):
         EncryptionError, match="data set set: was not made by `cloister data encrypt`"
     ):
         Notes.read(notes, info)
+
+
+def folder(root, **classes):
+    for name, arrays in classes.items():
+        (root / name).mkdir(parents=True)
+        for i, array in enumerate(arrays):
+            Image.fromarray(array).save(root / name / f"{i}.png")
+    return root
+
+
+def test_pictures_of_several_kinds_are_brought_to_one(cloister, refused, authority, to, tmp_path):
+    generator = np.random.default_rng(4)
+    sizes = [generator.integers(0, 256, (20 + i, 18), dtype=np.uint8) for i in range(4)]
+    colour = generator.integers(0, 256, (20, 18, 3), dtype=np.uint8)
+    glass = generator.integers(0, 256, (20, 18, 4), dtype=np.uint8)
+    root = folder(tmp_path / "scans", sick=[*sizes, glass], well=[*sizes[:2], colour])
+    (root / "sick" / "notes.txt").write_text("x")
+    message = refused("data", "encrypt", root, *to())
+    assert "sick/4.png: has transparent pixels" in message
+    assert "--background COLOUR" in message
+    assert "--resize HEIGHT,WIDTH" in message
+    assert "--channels gray or rgb" in message
+    options = ("--resize", "16,16", "--channels", "gray", "--background", "black")
+    ran = cloister("data", "encrypt", root, *to(), *options, "--json")
+    assert ran.code == 0
+    (part,) = json.loads(ran.out)["parts"]
+    assert part["remarks"] == [
+        "files: 1 skipped (sick/notes.txt)", "pictures that --resize changed: 8",
+        "pictures that --channels changed: 2",
+    ]  # fmt: skip
+    assert EncryptedDataset.open(tmp_path / "set.cloister").shape == (16, 16, 1)
+    assert "--channels bgr" in refused("data", "encrypt", root, *to(), "--channels", "bgr")
+    assert "give height,width" in refused("data", "encrypt", root, *to(), "--resize", "16")
+
+
+def test_a_value_beyond_the_range_names_its_picture(cloister, refused, to, tmp_path):
+    scans = np.full((4, 4, 5), 1000, np.uint16)
+    root = folder(tmp_path / "scans", sick=scans[:2], well=scans[2:])
+    options = ("--range", "0,4095", "--bits", "12")
+    assert cloister("data", "encrypt", root, *to(), *options).code == 0
+    scans[3, 2, 4] = 5000
+    other = folder(tmp_path / "others", sick=scans[:2], well=scans[2:])
+    message = refused("data", "encrypt", other, *to(), "--bits", "12")
+    assert "well/1.png, element (2, 4, 0): the value is outside" in message
+    single = folder(tmp_path / "one", sick=np.zeros((2, 4, 4), np.uint8))
+    assert "name all of them (--classes)" in refused(
+        "data", "encrypt", single, *to(out="new.cloister")
+    )
+
+
+def test_options_about_other_files_are_refused(refused, to, pixels, tmp_path):
+    path, _ = pixels
+    assert "are about pictures" in refused("data", "encrypt", path, *to(), "--resize", "4,4")
+    root = folder(tmp_path / "scans", sick=[np.zeros((4, 4), np.uint8)])
+    assert "is about arrays" in refused("data", "encrypt", root, *to(), "--layout", "nchw")

@@ -45,7 +45,7 @@ from cloister.data.dataset import EncryptedDataset
 from cloister.data.encoding import Encoding
 from cloister.data.idx_file import read_idx
 from cloister.data.info import DatasetInfo
-from cloister.data.owner import read_ranges
+from cloister.data.owner import read_ranges, read_target_ranges
 from cloister.data.pictures import read_picture
 from cloister.data.sources import open_source
 from cloister.data.target_encoding import one_hot
@@ -393,6 +393,9 @@ LOADERS = {
     "webp": Loader(_picture("a.webp"), read_picture),
     "dicom": Loader(_dicom, read_picture),
     "ranges": Loader(_written("ranges.json", RANGES), read_ranges, JSON),
+    "target ranges": Loader(
+        _written("ranges.json", b"{\"age\": [0, 120]}"), read_target_ranges, JSON
+    ),
     "labels": Loader(_written("labels.txt", b"0,cat\n1,dog\n2,horse\n"), read_labels),
     "message body": Loader(
         _written("body", bodies.encode(bodies.Body({"a": 1, "b": "x"}))),

@@ -23,6 +23,7 @@ from cloister.data.preprocessing import Channels, Layout, Preprocessing
 from cloister.errors import InputError
 from cloister.graph.graph import Graph
 from cloister.graph.input_files import ARRAYS, TABLE, Inputs, picture_form, read_inputs
+from cloister.graph.sample_form import own_pixels
 from cloister.plan import split_report
 from cloister.plan.plan import Plan
 from cloister.plan.plan_choice import DEFAULT_POLICY, PlanChoice, is_plan_file, read_digest
@@ -421,7 +422,7 @@ class ModelInputs(ChosenPolicy):
         """
         pictured = [p for p in paths if p.suffix.lower() not in (*ARRAYS, TABLE)]
         if self.audit is not None and pictured:
-            pixels = self.preprocessing()
+            pixels = own_pixels(graph, self.preprocessing())
             form = picture_form(graph, graph.inputs[0], pictured[0], pixels)
             made = AuditedPixels(*pixels.of_unit_pixels, str(form.channels))
             split_report.load(self.audit).require_pixels(made)

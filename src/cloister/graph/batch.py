@@ -70,12 +70,7 @@ def batch_axis(graph: Graph, value: str) -> int | None:
 
     In a graph of fixed sizes the batch is the first size that all inputs share.
     """
-    if value in graph.defaults:
-        return None
-    known = graph.sizes(value) or ()
-    if graph.batch is None:
-        return known.index(BATCH) if known.count(BATCH) == 1 else graph.joins.get(value)
-    return 0 if known and known[0] == graph.shared_size else None
+    return graph.batch_axes[value]
 
 
 def batched_values(graph: Graph) -> frozenset[str]:

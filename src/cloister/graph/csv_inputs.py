@@ -6,16 +6,21 @@ the caller names.
 """
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from cloister.base.reading import open_regular, parsing
+from cloister.data.columns import Column, days
 from cloister.errors import InputError
 from cloister.graph.array_conversion import as_input, convert
 from cloister.graph.batch import element_type
 from cloister.graph.graph import Graph
+from cloister.graph.sample_form import sample_form
+
+MAX_BAD = 20
 
 
 def read_csv(
@@ -28,6 +33,9 @@ def read_csv(
     Raises   InputError naming the file, line and column
     """
     table = _table(path)
+    form = sample_form(graph)
+    if form is not None and form.columns:
+        return _encoded(graph, form.columns, table, path, columns)
     several = len(graph.inputs) > 1
     if several and columns is not None:
         raise InputError("--columns: the model takes columns by their names; leave it out")
@@ -45,6 +53,60 @@ def read_csv(
         name: as_input(graph, name, array, f"{path}: input {name!r}", whole=False)
         for name, array in made.items()
     }
+
+
+def _encoded(
+    graph: Graph,
+    described: Sequence[Column],
+    table: Mapping[str, Sequence[str]],
+    path: Path,
+    columns: Sequence[str] | None,
+) -> dict[str, np.ndarray]:
+    """The columns that an exported model describes; all bad cells are named at once."""
+    if columns is not None:
+        raise InputError("--columns: the model takes columns by their names; leave it out")
+    missing = [column.name for column in described if column.name not in table]
+    if missing:
+        raise InputError(f"{path}: no column {missing[0]!r}; its columns are {', '.join(table)}")
+    bad: list[str] = []
+    made: dict[str, np.ndarray] = {}
+    for column in described:
+        cells: list[float | str] = []
+        for row, text in enumerate(table[column.name], 1):
+            try:
+                cells.append(_cell(column, text))
+            except InputError as error:
+                cells.append(math.nan)
+                bad.append(f"row {row}, column {column.name}: {error}")
+        dtype = element_type(graph, column.name)
+        made[column.name] = np.array(cells, dtype).reshape(-1, 1)
+    if bad:
+        more = f"; and {len(bad) - MAX_BAD:,} more" if len(bad) > MAX_BAD else ""
+        raise InputError(f"{path}: {'; '.join(bad[:MAX_BAD])}{more}")
+    return made
+
+
+def _cell(column: Column, text: str) -> float | str:
+    """What a cell is for its column's input.
+
+    Raises   InputError
+    """
+    if not text and column.fill is None:
+        raise InputError("the value is missing; fill it")
+    if column.kind == "category":
+        if text and text not in column.values:
+            raise InputError(f"{text!r} is none of {', '.join(column.values)}")
+        return text
+    if not text:
+        return math.nan
+    try:
+        value = days(text) if column.kind == "date" else float(text)
+    except ValueError:
+        wanted = "a date YYYY-MM-DD" if column.kind == "date" else "a number such as 1234.5"
+        raise InputError(f"{text!r} is not {wanted}") from None
+    if not math.isfinite(value):
+        raise InputError(f"{text!r} is not finite")
+    return value
 
 
 def _features(

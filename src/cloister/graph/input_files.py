@@ -31,6 +31,7 @@ from cloister.graph.array_conversion import as_input
 from cloister.graph.batch import batch_axis, bound_sizes, element_type, is_other, part, sample_count
 from cloister.graph.csv_inputs import read_csv
 from cloister.graph.graph import Graph
+from cloister.graph.sample_form import own_pixels, sample_form
 
 PICTURES = (".png", ".jpg", ".jpeg")
 ARRAYS = (".npy", ".npz")
@@ -80,6 +81,7 @@ def read_inputs(
             f"input {other!r} is a sequence, a map or optional, which no file holds; call "
             "Session.run"
         )
+    preprocessing = own_pixels(graph, preprocessing)
     batches: list[tuple[Path, dict[str, np.ndarray]]] = []
     names: list[str] = []
     for path in _files(paths, note):
@@ -212,16 +214,33 @@ def _from_array(
 ) -> np.ndarray:
     expected = element_type(graph, name)
     is_batch = batch_axis(graph, name) is not None
+    form = sample_form(graph)
+    if form is not None and form.kind == "values":
+        array = _own_values(graph, name, array)
     if array.dtype == np.uint8 and expected.kind == "f" and is_batch:
-        form = picture_form(graph, name, path, preprocessing)
-        pictures = [as_picture(one, form, path) for one in split_pixels(array, path)]
-        return np.stack([prepare_picture(one, form, preprocessing, path) for one in pictures])
+        shown = picture_form(graph, name, path, preprocessing)
+        pictures = [as_picture(one, shown, path) for one in split_pixels(array, path)]
+        return np.stack([prepare_picture(one, shown, preprocessing, path) for one in pictures])
     if array.dtype.kind in "iu" and expected.kind == "f" and array.ndim > _TABLE_AXES:
         raise InputError(
             f"{path}: holds {array.dtype} numbers, input {name!r} takes {expected}; convert pixels "
             f"to uint8, and other numbers with array.astype({str(expected)!r})"
         )
     return as_input(graph, name, array, f"{path}: input {name!r}", whole=False)
+
+
+def _own_values(graph: Graph, name: str, array: np.ndarray) -> np.ndarray:
+    """Samples as their owner encrypted them: whole numbers too, and without an axis of one channel.
+
+    Domain   numbers that float32 does not hold exactly are rounded, as other values are
+    """
+    sizes = graph.sizes(name) or ()
+    if array.dtype.kind in "iu":
+        array = array.astype(np.float64)
+    lacks_channel = (
+        array.ndim == len(sizes) - 1 and sizes[-1] == 1 and array.shape[1:] == sizes[1:-1]
+    )
+    return array[..., None] if lacks_channel else array
 
 
 def _read_arrays(

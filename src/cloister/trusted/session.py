@@ -326,17 +326,18 @@ class Session:
 
     def _report(self, meter: Meter, inputs: int, beyond: tuple[int, ...]) -> Report:
         bits = [row.soundness_bits for row in meter.rows.values() if row.soundness_bits is not None]
+        total = meter.total()
         return Report(
             policy=self.plan.policy,
             inputs=inputs,
             soundness_bits=min(bits) if bits else None,
             hardware_rooted=False,
             trusted_ms=meter.trusted_ms,
-            worker_ms=meter.total("worker_ms"),
-            module_ms=meter.total("module_ms"),
+            worker_ms=total.worker_ms,
+            module_ms=total.module_ms,
             offline_ms=meter.offline_ms,
-            bytes_to_worker=int(meter.total("bytes_to_worker")),
-            bytes_from_worker=int(meter.total("bytes_from_worker")),
+            bytes_to_worker=total.bytes_to_worker,
+            bytes_from_worker=total.bytes_from_worker,
             pads_used=meter.pads_used,
             pads_from="none" if self._plans.own.pads is None else self._plans.own.pads.kind,
             workers=self._lanes.workers,
