@@ -68,6 +68,9 @@ Split = Annotated[
 TestFraction = Annotated[
     float, typer.Option("--test-fraction", min=0.0, max=1.0, help="Random part kept for testing.")
 ]
+Unlabelled = Annotated[
+    bool, typer.Option("--unlabelled", help="The samples have no labels: they are to be predicted.")
+]
 Noise = Annotated[
     float | None,
     typer.Option(
@@ -285,6 +288,7 @@ class SampleOptions:
 
     split: Split = None
     test_fraction: TestFraction = 0.0
+    unlabelled: Unlabelled = False
     noise: Noise = None
     clip: Clip = False
     x: X = "x"
@@ -303,20 +307,17 @@ class SampleOptions:
         size = None if self.resize is None else options.picture_size(self.resize)
         pictures = PictureOptions(self.background, self.channels, size)
         return open_source(
-            path,
-            x=self.x,
-            y=self.y,
-            table=table,
-            targets=self.targets,
-            layout=self.layout,
-            pictures=pictures,
-        )
+            path, x=self.x, y=self.y, table=table, targets=self.targets, layout=self.layout,
+            pictures=pictures, unlabelled=self.unlabelled,
+        )  # fmt: skip
 
     def tested(self) -> float:
         """The part that is kept for testing.
 
         Raises   InputError
         """
+        if self.unlabelled and (self.split is not None or self.test_fraction):
+            raise InputError("--unlabelled samples train and test nothing: leave out the split")
         if self.split not in (None, "train", "test"):
             raise InputError(f"--split {self.split}: train or test")
         if self.split is not None and self.test_fraction:
@@ -358,8 +359,8 @@ def encrypt(
             with stages() as update, _saying(sources[: len(parts)], out_file):
                 part = training.encrypt(
                     source, out_file, authority=service, privacy=allowed, new=described, name=name,
-                    test_fraction=tested, noise=samples.noise, clip=samples.clip, order=order,
-                    patience_s=patience, note=note, update=update,
+                    test_fraction=tested, unlabelled=samples.unlabelled, noise=samples.noise,
+                    clip=samples.clip, order=order, patience_s=patience, note=note, update=update,
                 )  # fmt: skip
             parts.append(part)
             if not json:
@@ -440,6 +441,7 @@ def show(
         "classes": opened.classes,
         "bits": opened.encoding.bits, "low": opened.encoding.low, "high": opened.encoding.high,
         "samples": opened.samples, "test_samples": len(opened.test_ids),
+        "unlabelled_samples": len(opened.unlabelled_ids),
         "authority": opened.authority_fingerprint,
     }  # fmt: skip
     if withdrawn is not None:
