@@ -5,7 +5,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import typer
@@ -22,7 +22,7 @@ from cloister.data.columns import PublicRange
 from cloister.data.csv_source import TableSource
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.folder_source import PictureOptions
-from cloister.data.owner import LEVELS, NewDataset, Privacy, read_ranges
+from cloister.data.owner import LEVELS, NewDataset, Privacy, read_ranges, read_target_ranges
 from cloister.data.preprocessing import Channels, Layout
 from cloister.data.sources import Source, open_source
 from cloister.data.table_options import TableOptions
@@ -156,7 +156,30 @@ Ranges = Annotated[
 ]
 Classes = Annotated[
     str | None,
-    typer.Option("--classes", metavar="A,B,...", help="All class names.", rich_help_panel=NEW),
+    typer.Option(
+        "--classes",
+        metavar="A,B,...",
+        help="Names of all classes, labels or numbers; of those of an array in their order.",
+        rich_help_panel=NEW,
+    ),
+]
+TargetRanges = Annotated[
+    Path | None,
+    typer.Option(
+        "--target-ranges",
+        metavar="FILE",
+        help='Public range of each number to be predicted: {"pressure": [50, 250], ...}.',
+        rich_help_panel=NEW,
+    ),
+]
+TargetKind = Annotated[
+    Literal["classes", "labels", "numbers"] | None,
+    typer.Option(
+        "--targets",
+        help="classes: one of several. labels: any of several, 0 and 1. numbers: to be predicted. "
+        "Default: as the data suggest.",
+        rich_help_panel=INPUT,
+    ),
 ]
 Clip = Annotated[
     bool,
@@ -240,6 +263,7 @@ class NewOptions:
     value_range: Range = None
     ranges: Ranges = None
     classes: Classes = None
+    target_ranges: TargetRanges = None
 
     def dataset(self) -> NewDataset:
         """The options' texts as values.
@@ -251,6 +275,7 @@ class NewOptions:
             value_range=options.value_range(self.value_range) if self.value_range else None,
             ranges=read_ranges(self.ranges) if self.ranges else None,
             classes=names(self.classes) or None,
+            target_ranges=read_target_ranges(self.target_ranges) if self.target_ranges else None,
         )
 
 
@@ -264,6 +289,7 @@ class SampleOptions:
     clip: Clip = False
     x: X = "x"
     y: Y = "y"
+    targets: TargetKind = None
     layout: ArrayLayout = None
     background: Background = None
     channels: PictureChannels = None
@@ -277,7 +303,13 @@ class SampleOptions:
         size = None if self.resize is None else options.picture_size(self.resize)
         pictures = PictureOptions(self.background, self.channels, size)
         return open_source(
-            path, x=self.x, y=self.y, table=table, layout=self.layout, pictures=pictures
+            path,
+            x=self.x,
+            y=self.y,
+            table=table,
+            targets=self.targets,
+            layout=self.layout,
+            pictures=pictures,
         )
 
     def tested(self) -> float:
@@ -351,6 +383,11 @@ def _opened(
         if isinstance(source, TableSource):
             source.columns(ranges)
     for path, source in zip(paths, opened, strict=True):
+        if source.targets != opened[0].targets:
+            raise ShapeError(
+                f"{path}: has {source.targets} to learn, but {paths[0]} has {opened[0].targets}; "
+                "say which with --targets; nothing was encrypted"
+            )
         if (source.shape, source.kind) != (opened[0].shape, opened[0].kind):
             raise ShapeError(
                 f"{path}: holds {source.kind} of shape {source.shape}, but {paths[0]} holds "
@@ -399,7 +436,8 @@ def show(
     opened = EncryptedDataset.open(path)
     withdrawn = clinic_verbs.withdrawn_samples(opened, access)
     described = {
-        "name": opened.name, "shape": opened.shape, "classes": opened.classes,
+        "name": opened.name, "shape": opened.shape, "targets": opened.targets,
+        "classes": opened.classes,
         "bits": opened.encoding.bits, "low": opened.encoding.low, "high": opened.encoding.high,
         "samples": opened.samples, "test_samples": len(opened.test_ids),
         "authority": opened.authority_fingerprint,

@@ -16,21 +16,28 @@ if TYPE_CHECKING:
     from cloister.data.folder_source import FolderSource, PictureOptions
     from cloister.data.owner import NewDataset, Privacy
     from cloister.data.sources import ArraySource
+    from cloister.training.callbacks import Callback, EarlyStopping
+    from cloister.training.classifier import EncryptedClassifier
     from cloister.training.data_owner import encrypt
     from cloister.training.encrypted_model import EncryptedModel
     from cloister.training.layers import EncryptedConv2d, EncryptedLinear
+    from cloister.training.model_file import ModelDefinition
     from cloister.training.settings import Settings
     from cloister.training.trainer import Trainer
     from cloister.training.training_run import RunFiles, train
 
 __all__ = [
     "ArraySource",
+    "Callback",
+    "EarlyStopping",
+    "EncryptedClassifier",
     "EncryptedConv2d",
     "EncryptedDataset",
     "EncryptedLinear",
     "EncryptedModel",
     "FolderSource",
     "GaussianNoise",
+    "ModelDefinition",
     "NewDataset",
     "PictureOptions",
     "Privacy",
@@ -43,12 +50,16 @@ __all__ = [
 
 _HOMES = {
     "ArraySource": "data.sources",
+    "Callback": "training.callbacks",
+    "EarlyStopping": "training.callbacks",
+    "EncryptedClassifier": "training.classifier",
     "EncryptedConv2d": "training.layers",
     "EncryptedDataset": "data.dataset",
     "EncryptedLinear": "training.layers",
     "EncryptedModel": "training.encrypted_model",
     "FolderSource": "data.folder_source",
     "GaussianNoise": "data.feature_noise",
+    "ModelDefinition": "training.model_file",
     "NewDataset": "data.owner",
     "PictureOptions": "data.folder_source",
     "Privacy": "data.owner",
