@@ -204,7 +204,9 @@ def test_python_and_commands_of_the_page_on_own_training_run(tmp_path):
     assert [one[2] for one in scalars if one[0] == "accuracy/test"][-1] == accuracy
     assert int(epochs) < 60
     assert float(accuracy) > 0.65
-    assert re.fullmatch(r"\d+ epochs, 0\.[6-9]\d right", printed[1])
+    assert re.fullmatch(r"\['\d'\]", printed[1])
+    assert printed[2].startswith("['0' '1' '2' '3' '4' '5' '6' '7' '8' '9'] 0.")
+    assert re.fullmatch(r"\d+ epochs, 0\.[6-9]\d right", printed[3])
 
 
 def _blocks(document, language):

@@ -14,6 +14,7 @@ from cloister.errors import InputError
 from cloister.training.ciphertext_service import RemoteCiphertextServer
 
 if TYPE_CHECKING:
+    from cloister.training.callbacks import Callback
     from cloister.training.settings import Settings
     from cloister.training.training_run import RunFiles, TrainingOutcome
 
@@ -133,6 +134,15 @@ ModelFolder = Annotated[
         "--out", metavar="FOLDER", help="Where to keep the model, to predict with it and export it."
     ),
 ]
+StopEarly = Annotated[
+    int | None,
+    typer.Option(
+        "--early-stopping",
+        metavar="EPOCHS",
+        min=1,
+        help="End when accuracy or R2 on the encrypted test samples has not improved for so many.",
+    ),
+]
 CheckpointFolder = Annotated[
     Path | None,
     typer.Option("--checkpoint", metavar="FOLDER", help="Where to keep the run; resumes it."),
@@ -183,6 +193,7 @@ class RunOptions:
     optimizer: Optimizer = None
     learning_rate: LearningRate = None
     seed: Seed = 0
+    early_stopping: StopEarly = None
     out_folder: ModelFolder = None
     checkpoint: CheckpointFolder = None
     checkpoint_every: CheckpointEvery = 200
@@ -192,6 +203,11 @@ class RunOptions:
     request_log: AuthorityLog = None
     patience: Patience = 60.0
     threads: options.ProcessThreads = 1
+
+    def callbacks(self) -> "list[Callback]":
+        """What is called after each epoch."""
+        wait = self.early_stopping
+        return [] if wait is None else [training.EarlyStopping(wait)]
 
     def kept(self) -> "RunFiles":
         """The files of the run."""
@@ -265,6 +281,7 @@ def train(
         service = stack.enter_context(keys.connect(retry_for_s=min(run.patience, RETRY_FOR_S)))
         outcome = training.train(
             dataset, authority=service, model=model, epochs=epochs, settings=settings, host=host,
+            callbacks=run.callbacks(),
             keep=run.kept(), note=note, update=stack.enter_context(stages()),
         )  # fmt: skip
     if json:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cloister.data.owner import NewDataset, Privacy
     from cloister.data.sources import ArraySource
     from cloister.training.callbacks import Callback, EarlyStopping
+    from cloister.training.classifier import EncryptedClassifier
     from cloister.training.data_owner import encrypt
     from cloister.training.encrypted_model import EncryptedModel
     from cloister.training.layers import EncryptedConv2d, EncryptedLinear
@@ -29,6 +30,7 @@ __all__ = [
     "ArraySource",
     "Callback",
     "EarlyStopping",
+    "EncryptedClassifier",
     "EncryptedConv2d",
     "EncryptedDataset",
     "EncryptedLinear",
@@ -50,6 +52,7 @@ _HOMES = {
     "ArraySource": "data.sources",
     "Callback": "training.callbacks",
     "EarlyStopping": "training.callbacks",
+    "EncryptedClassifier": "training.classifier",
     "EncryptedConv2d": "training.layers",
     "EncryptedDataset": "data.dataset",
     "EncryptedLinear": "training.layers",

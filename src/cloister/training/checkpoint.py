@@ -41,24 +41,14 @@ class EpochResult:
     test_fit: GoodnessOfFit | None = None
 
     @property
-    def train_r2(self) -> float | None:
-        """Mean coefficient of determination of all numbers."""
-        return None if self.train_fit is None else self.train_fit.mean_r2
-
-    @property
-    def test_r2(self) -> float | None:
-        """The same on the encrypted test split."""
-        return None if self.test_fit is None else self.test_fit.mean_r2
-
-    @property
     def train_quality(self) -> float | None:
-        """Accuracy, or of numbers `train_r2`: more is better."""
-        return self.train_accuracy if self.train_fit is None else self.train_r2
+        """Accuracy, or of numbers the mean coefficient of determination: more is better."""
+        return self.train_accuracy if self.train_fit is None else self.train_fit.mean_r2
 
     @property
     def test_quality(self) -> float | None:
         """The same on the encrypted test split."""
-        return self.test_accuracy if self.test_fit is None else self.test_r2
+        return self.test_accuracy if self.test_fit is None else self.test_fit.mean_r2
 
 
 @dataclass
@@ -77,14 +67,14 @@ class Position:
 
 @dataclass
 class Checkpoint:
-    """A run's whole state; `run` says which run it is.
+    """A run's whole state; `run` says which run it is: a digest of each thing that decides it.
 
     callbacks   the class and the state of each, in order
     noise_key   of the noise in the steps that follow, new in every checkpoint. Secret: a party that
                 has it can test guesses at the sums that these steps hide.
     """
 
-    run: str
+    run: dict[str, str]
     position: Position
     history: list[EpochResult]
     model: dict[str, Any]
@@ -119,7 +109,7 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
     replace(folder / NAME, buffer.getvalue())
 
 
-def load(folder: Path, *, run: str) -> Checkpoint | None:
+def load(folder: Path, *, run: dict[str, str]) -> Checkpoint | None:
     """The folder's checkpoint, None when it has none; nothing in it is executed.
 
     Raises   EncryptionError when the file is damaged or belongs to another run
@@ -147,9 +137,11 @@ def load(folder: Path, *, run: str) -> Checkpoint | None:
         raise
     except Exception as error:  # PyTorch's reader fails in many ways
         raise EncryptionError(f"{path}: damaged; remove it to start anew") from error
-    if checkpoint.run != run:
+    others = [name for name, digest in run.items() if checkpoint.run.get(name) != digest]
+    if others:
         raise EncryptionError(
-            f"{path}: of another run (data set, model or settings differ); use another --checkpoint"
+            f"{path}: of another run, with another {' and another '.join(others)}; use another "
+            "--checkpoint, or give what it began with"
         )
     return checkpoint
 

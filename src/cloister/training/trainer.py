@@ -411,27 +411,38 @@ class Trainer:
 
     @property
     def run_digest(self) -> str:
-        """Which run a checkpoint or a kept model belongs to.
+        """Which run a kept model belongs to."""
+        return hashlib.sha256("".join(self._run_digests().values()).encode()).hexdigest()
+
+    def _run_digests(self) -> dict[str, str]:
+        """Which run a checkpoint belongs to: a digest of each thing that decides it.
 
         Samples count that are in the file, each by its part's digest: the authority's number also
         grows by those of a client that was killed, and that must not orphan a checkpoint.
         """
         settings = self.settings
-        parts = (
+        data = (
             replace(self.info, samples=0).to_json(),
             self.identity.encode(),
             self._train_ids.tobytes(),
             self._test_ids.tobytes(),
-            self._described.encode(),
-            f"{type(self.optimizer).__name__} {self.optimizer.defaults}".encode(),
-            f"{self._objective.description} {self._schedule.description}".encode(),
-            repr((settings.first_layer, settings.unblind_to, settings.batch, settings.seed,
-                  settings.rank, settings.weight_bits, settings.noise)).encode(),
-        )  # fmt: skip
-        return hashlib.sha256(b"\0".join(parts)).hexdigest()
+        )
+        parts = {
+            "data set": b"\0".join(data),
+            "model": self._described.encode(),
+            "optimizer": f"{type(self.optimizer).__name__} {self.optimizer.defaults}".encode(),
+            "loss": self._objective.description.encode(),
+            "scheduler": self._schedule.description.encode(),
+            "settings": repr((
+                settings.first_layer, settings.unblind_to, settings.batch, settings.seed,
+                settings.rank, settings.weight_bits, settings.noise,
+            )).encode(),
+        }  # fmt: skip
+        return {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}
 
     def _resume(self) -> bool:
-        found = None if self._folder is None else checkpoint.load(self._folder, run=self.run_digest)
+        run = self._run_digests()
+        found = None if self._folder is None else checkpoint.load(self._folder, run=run)
         if found is None:
             return self.position != Position() or bool(self.history)
         try:
@@ -465,7 +476,7 @@ class Trainer:
             # Steps before this file and behind it share no key: it tells nothing of what is done.
             fresh = self._rng.random_bytes(KEY_BYTES)
             state = Checkpoint(
-                self.run_digest,
+                self._run_digests(),
                 self.position,
                 self.history,
                 self.model.state_dict(),
