@@ -29,7 +29,7 @@ def test_exported_members_of_functional_encryption_and_training():
     wanted = {
         "ArraySource", "EncryptedConv2d", "EncryptedDataset", "EncryptedLinear",
         "EncryptedModel", "FolderSource", "GaussianNoise", "NewDataset", "PictureOptions",
-        "Privacy", "RunFiles", "Settings", "Trainer", "encrypt", "train",
+        "Privacy", "RunFiles", "Settings", "Trainer", "encrypt", "export", "train",
     }  # fmt: skip
     assert set(cloister.training.__all__) == wanted <= set(dir(cloister.training))
     for name in wanted:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cloister.data.sources import ArraySource
     from cloister.training.data_owner import encrypt
     from cloister.training.encrypted_model import EncryptedModel
+    from cloister.training.exported_model import export
     from cloister.training.layers import EncryptedConv2d, EncryptedLinear
     from cloister.training.settings import Settings
     from cloister.training.trainer import Trainer
@@ -38,6 +39,7 @@ __all__ = [
     "Settings",
     "Trainer",
     "encrypt",
+    "export",
     "train",
 ]
 
@@ -56,6 +58,7 @@ _HOMES = {
     "Settings": "training.settings",
     "Trainer": "training.trainer",
     "encrypt": "training.data_owner",
+    "export": "training.exported_model",
     "train": "training.training_run",
 }
 
