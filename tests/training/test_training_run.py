@@ -151,7 +151,7 @@ def test_a_file_is_compared_with_the_authority_before_any_key(served, tmp_path):
         train(served.path, authority=keys, epochs=2, settings=RUN)
     before = tmp_path / "before.cloister"
     shutil.copy(served.path, before)
-    served.encrypt()
+    served.encrypt(again=True)
     noted = []
     with served.connect() as keys:
         found = train(before, authority=keys, epochs=2, settings=RUN, note=noted.append)
