@@ -260,7 +260,7 @@ def test_a_liar_among_two_stops_everything_and_is_never_used_again(plan, caplog)
         same(result, one_lane(plan, feeds, batch=1))
         assert len(liar.seen) == said == 1
         assert result.report.workers_lost == ("liar",)
-    assert "worker liar hung, died or lied" in caplog.text
+        assert "worker liar hung, died or lied" in caplog.text
         # Coefficients of every lane are redrawn, and the old ones erased.
         assert not any(vectors.b.any() for vectors in before)
 
