@@ -69,7 +69,7 @@ InputFiles = Annotated[
     list[Path],
     typer.Argument(
         metavar="INPUT...",
-        help="Pictures (PNG, JPEG), arrays (.npy, .npz), tables (.csv) or folders.",
+        help="Pictures, arrays (.npy, .npz), tables (.csv) or folders.",
     ),
 ]
 PolicyName = Annotated[
@@ -178,6 +178,15 @@ Resize = Annotated[
         "--resize",
         metavar="H,W",
         help="Bilinear, then cut the centre. Default: the model's input size.",
+        rich_help_panel=PREPROCESSING,
+    ),
+]
+Background = Annotated[
+    str | None,
+    typer.Option(
+        "--background",
+        metavar="COLOUR",
+        help="Behind transparent pixels, as white or #rrggbb. Default: refused.",
         rich_help_panel=PREPROCESSING,
     ),
 ]
@@ -370,6 +379,7 @@ class ModelInputs(ChosenPolicy):
     layout: ModelLayout = None
     channels: ChannelOrder = None
     resize: Resize = None
+    background: Background = None
     columns: Columns = None
 
     def preprocessing(self) -> Preprocessing:
@@ -390,6 +400,7 @@ class ModelInputs(ChosenPolicy):
             layout=self.layout,
             channels=self.channels,
             resize=None if self.resize is None else picture_size(self.resize),
+            background=self.background,
         )
 
     def check_samples(self, policy: str, *, given: bool = False) -> None:
@@ -411,7 +422,7 @@ class ModelInputs(ChosenPolicy):
             {
                 **{o: t for o, t in said.items() if t != getattr(usual, texts[o])},
                 "--layout": self.layout, "--channels": self.channels, "--resize": self.resize,
-                "--columns": self.columns,
+                "--background": self.background, "--columns": self.columns,
             },
         )  # fmt: skip
 

@@ -4,6 +4,7 @@ Tables and compressed arrays are first spooled to an unnamed temporary file, so 
 read in any order while memory stays flat: they are encrypted in a random order (`encoder`).
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -94,6 +95,26 @@ class ArraySource:
             self.targets, self.labels = found.targets, found.labels
             self.names, said = found.names, found.remarks
         self.remarks = (*read.remarks, *said)
+
+    def named(self, names: Sequence[str]) -> "ArraySource":
+        """The same samples with names of the classes, labels or numbers, in their order.
+
+        Names that hold all numbers of the classes name nothing anew.
+
+        Raises   InputError when there are too few
+        """
+        if self.labels is None or set(self.names) <= set(names):
+            return self
+        if len(names) < len(self.names) or (
+            len(names) > len(self.names) and self.targets != "classes"
+        ):
+            raise InputError(
+                f"--classes: gives {len(names)} names, but the samples have {len(self.names)} "
+                f"{self.targets}"
+            )
+        found = copy.copy(self)
+        found.names = tuple(names)
+        return found
 
     @classmethod
     def read_file(

@@ -104,7 +104,7 @@ class Graph:
     defaults: Mapping[str, np.ndarray] = field(default_factory=dict)
     samples: str = ""
 
-    @property
+    @cached_property
     def required_inputs(self) -> tuple[str, ...]:
         """The inputs without a default."""
         return tuple(name for name in self.inputs if name not in self.defaults)

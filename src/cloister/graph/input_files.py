@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from jaxtyping import Float32
 
 from cloister.base.reading import open_regular, parsing
 from cloister.data.array_files import array_header
+from cloister.data.picture_folder import is_picture_file
 from cloister.data.pictures import skipped_text
 from cloister.data.preprocessing import (
     Channels,
@@ -33,7 +35,6 @@ from cloister.graph.csv_inputs import read_csv
 from cloister.graph.graph import Graph
 from cloister.graph.sample_form import own_pixels, sample_form
 
-PICTURES = (".png", ".jpg", ".jpeg")
 ARRAYS = (".npy", ".npz")
 TABLE = ".csv"
 _TABLE_AXES = 2
@@ -90,9 +91,7 @@ def read_inputs(
         batches.append((path, batch))
         names += [str(path)] if count == 1 else [f"{path}[{i}]" for i in range(count)]
     if not names:
-        raise InputError(
-            "no inputs given; name pictures (PNG, JPEG), arrays (.npy, .npz) or a .csv"
-        )
+        raise InputError("no inputs given; name pictures, arrays (.npy, .npz) or a .csv")
     axes = {name: batch_axis(graph, name) for name in graph.inputs}
     arrays = {name: _together(name, axes[name], batches) for name in graph.inputs}
     return Inputs(arrays, tuple(names), axes)
@@ -137,10 +136,10 @@ def _files(paths: Sequence[Path], note: Callable[[str], None] | None) -> Iterato
 
 def _in_folder(path: Path, note: Callable[[str], None] | None) -> list[Path]:
     inside = sorted(path.iterdir())
-    found = [p for p in inside if p.suffix.lower() in (*PICTURES, *ARRAYS, TABLE)]
+    found = [p for p in inside if p.suffix.lower() in (*ARRAYS, TABLE) or is_picture_file(p)]
     if not found:
         raise InputError(
-            f"{path}: the folder holds no picture (PNG, JPEG) and no .npy, .npz or .csv; "
+            f"{path}: the folder holds no picture and no .npy, .npz or .csv; "
             "folders in it are not read"
         )
     if note is not None and len(found) < len(inside):
@@ -169,13 +168,20 @@ def _read(
     else:
         (name,) = graph.required_inputs
         form = picture_form(graph, name, path, preprocessing)
-        batch = {name: prepare_picture(open_picture(path, form), form, preprocessing, path)[None]}
+        batch = {name: _as_input(path, form, preprocessing)[None]}
     batch = {**graph.defaults, **batch}
     try:
         bound_sizes(graph, batch)
     except ShapeError as error:
         raise InputError(f"{path}: {error}") from None
     return batch
+
+
+def _as_input(
+    path: Path, form: PictureForm, preprocessing: Preprocessing
+) -> Float32[np.ndarray, "a b c"]:
+    picture = open_picture(path, form, preprocessing)
+    return prepare_picture(picture, form, preprocessing, path)
 
 
 def picture_form(graph: Graph, name: str, path: Path, preprocessing: Preprocessing) -> PictureForm:
