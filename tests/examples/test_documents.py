@@ -197,6 +197,7 @@ def test_python_of_the_training_tutorial_runs(tmp_path):
         printed = _run_python(blocks, url, tmp_path)
     encrypted, accuracy, *claims, classes = printed
     assert encrypted == "1797 samples"
+    # The first ten of these digits are 0 to 9, and a budget of 16 functions misreads some.
     right = [said == str(digit) for digit, said in enumerate(classes.split())]
     assert len(right) == 10
     assert sum(right) >= 7
