@@ -26,7 +26,7 @@ from cloister.base.rng import SystemRandom
 from cloister.cli.console import err
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.info import Mode
-from cloister.training import models
+from cloister.training.model_file import define
 from cloister.training.settings import Settings
 from cloister.training.trainer import Trainer, epoch_order
 
@@ -97,7 +97,7 @@ class Bench:
         """A model with the seed's weights."""
         torch.manual_seed(self.seed)
         shape = (plain.x.shape[1], plain.x.shape[2], plain.x.shape[3])
-        return models.build(model, shape, classes=plain.classes)
+        return define(model).module(shape, classes=plain.classes)
 
     def optimizer(self, parameters: Any) -> Any:
         """Momentum, as is usual for these models."""

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cloister.authority import service, tokens
 from cloister.authority.agreement import EXPOSURE
@@ -91,6 +92,40 @@ def test_pixels_of_two_clients_in_one_file(cloister, authority, to, pixels, tmp_
     assert len({true for true, _ in seen}) == len({place for _, place in seen}) == 3
 
 
+def test_numbers_and_labels_by_their_names(cloister, refused, authority, to, tmp_path):
+    """The first client's ranges and names hold for the second, whose columns are permuted."""
+    path, ranges = tmp_path / "numbers.npz", tmp_path / "ranges.json"
+    rng = np.random.default_rng(5)
+    x, y = rng.uniform(-1, 1, (30, 6)), rng.uniform(0, 10, (30, 2))
+    np.savez(path, x=x, y=y)
+    np.savez(tmp_path / "other.npz", x=x, y=y[:, ::-1])
+    ranges.write_text('{"age": [0, 10], "weight": [-10, 10]}')
+    public = ("--range", "-1,1", "--target-ranges", ranges)
+    ran = cloister("data", "encrypt", path, *to(), *public, "--classes", "age,weight")
+    assert ran.code == 0, ran
+    assert ran.err == ""
+    ran = cloister("data", "encrypt", tmp_path / "other.npz", *to(), "--classes", "weight,age")
+    assert ran.code == 0, ran
+    opened, plain, integers = decrypted(authority, tmp_path / "set.cloister")
+    assert (opened.targets, opened.classes) == ("numbers", 2)
+    values = integers / 32767 * [5, 10] + [5, 0]
+    for sample, target in zip(plain.reshape(60, 6), values, strict=True):
+        nearest = int(np.abs(x - sample).sum(axis=1).argmin())
+        np.testing.assert_allclose(target, y[nearest], atol=1e-3)
+    shown = json.loads(cloister("data", "show", tmp_path / "set.cloister", "--json").out)
+    assert (shown["targets"], shown["classes"]) == ("numbers", 2)
+    np.savez(path, x=x, y=(y > 5).astype(int))
+    said = refused("data", "encrypt", path, *to(), "--classes", "age,weight")
+    assert "data set set has numbers to learn, these samples have labels" in said
+    said = refused("data", "encrypt", path, *to(out="other.cloister"), *public)
+    assert "--target-ranges: is for numbers" in said
+    said = refused("data", "encrypt", path, *to(), "--targets", "classes")
+    assert "has not exactly one class" in said
+    wider = ("--targets", "numbers", "--classes", "age,weight", "--target-ranges", ranges)
+    ranges.write_text('{"age": [0, 11], "weight": [-10, 10]}')
+    assert "drop --target-ranges" in refused("data", "encrypt", path, *to(), *wider)
+
+
 def test_several_sources_are_parts_of_one_data_set(cloister, refused, to, pixels, tmp_path):
     path, x = pixels
     np.savez(tmp_path / "more.npz", x=255 - x[:9], y=np.arange(9) % 3)
@@ -176,12 +211,70 @@ def test_tables_of_two_clinics(cloister, refused, authority, to, tmp_path):
     found = sorted((plain[:, 0, 0] * [50, 25] + [50, 75]).tolist())
     np.testing.assert_allclose(found, [[20, 60], [40, 90], [70, 75], [70, 75]], atol=0.4)
     two.write_text("age,pulse,label\n170,75,sick\n")
-    assert "sample 0, column age" in refused("data", "encrypt", two, *to(), *agreed)
+    assert "line 2, column age: 170 is outside the range 0 to 100" in refused(
+        "data", "encrypt", two, *to(), *agreed
+    )
     assert cloister("data", "encrypt", two, *to(), *agreed, "--clip").code == 0
     two.write_text("age,pulse,label\n70,75,cured\n")
     assert "class 'cured'" in refused("data", "encrypt", two, *to(), *agreed)
+    two.write_text("height,age,label\n70,75,sick\n")
+    found = refused("data", "encrypt", two, *to(), *agreed)
+    assert "has no column pulse, which the data set has: its columns are age, pulse" in found
+    # The data set's order counts, not that of the file.
     two.write_text("pulse,age,label\n70,75,sick\n")
-    assert "same names and order" in refused("data", "encrypt", two, *to(), *agreed)
+    assert cloister("data", "encrypt", two, *to(), *agreed).code == 0
+    _, plain, _ = decrypted(authority, tmp_path / "set.cloister")
+    np.testing.assert_allclose(plain[-1, 0, 0] * [50, 25] + [50, 75], [75, 70], atol=0.4)
+
+
+def test_clinics_with_other_tables_encode_alike(cloister, refused, authority, to, tmp_path):
+    one, two = tmp_path / "1.csv", tmp_path / "2.csv"
+    one.write_text(
+        "id,seen,age,sex,label\n"
+        "1,2024-01-01,20,f,well\n2,2024-01-11,NA,m,sick\n3,2024-01-06,40,,well\n"
+    )
+    found = refused("data", "encrypt", one, *to(), "--without", "id")
+    assert "2 cells cannot be used: line 3, column age: the value is missing; line 4, " in found
+    assert authority.datasets() == ()
+    options = ("--without", "id", "--fill", "median,sex=other", "--test-fraction", 0)
+    ran = cloister("data", "encrypt", one, *to(), *options)
+    assert ran.code == 0, ran
+    for said in (
+        "note: every column's smallest and largest value, every value of a category, every fill of "
+        "missing cells of your data becomes known to the other clients and the authority; give "
+        "public --ranges to avoid it",
+        "note: column seen: dates are read as %Y-%m-%d",
+        "note: column age: 1 missing cells are filled by 30",
+        "note: column sex: a category of f, m, other",
+        "note: column sex: 1 missing cells are filled by other",
+    ):
+        assert said in ran.err
+    two.write_bytes(
+        "größe;label;sex;age;seen\n170;sick;m;25,5;03.01.2024\n180;well;;;11.01.2024\n".encode(
+            "latin-1"
+        )
+    )
+    assert "column größe is not in the data set; leave it out with --without größe" in refused(
+        "data", "encrypt", two, *to()
+    )
+    ran = cloister("data", "encrypt", two, *to(), "--without", "größe")
+    assert ran.code == 0, ran
+    assert "note: numbers have decimal commas" in ran.err
+    opened, plain, _ = decrypted(authority, tmp_path / "set.cloister")
+    assert opened.shape == (1, 1, 5)
+    rows = sorted(plain[:, 0, 0].tolist())
+    np.testing.assert_allclose(
+        rows,
+        [[-1, -1, 1, 0, 0], [-0.6, -0.45, 0, 1, 0], [0, 1, 0, 0, 1], [1, 0, 0, 0, 1],
+         [1, 0, 0, 1, 0]],
+        atol=0.005,
+    )  # fmt: skip
+    two.write_text("seen,age,sex,label\n2024-01-05,30,x,well\n2025-01-05,30,f,well\n")
+    found = refused("data", "encrypt", two, *to())
+    assert "line 2, column sex: 'x' is none of the column's values (f, m, other)" in found
+    two.write_text("seen,age,sex,label\n2025-01-05,30,f,well\n")
+    found = refused("data", "encrypt", two, *to())
+    assert "column seen: 2025-01-05 is outside the range 2024-01-01 to 2024-01-11" in found
 
 
 def test_own_ranges_are_used_and_said_to_be_public(cloister, to, tmp_path):
@@ -510,3 +603,58 @@ def test_notes_of_another_client_are_read_or_refused(notes):
         EncryptionError, match="data set set: was not made by `cloister data encrypt`"
     ):
         Notes.read(notes, info)
+
+
+def folder(root, **classes):
+    for name, arrays in classes.items():
+        (root / name).mkdir(parents=True)
+        for i, array in enumerate(arrays):
+            Image.fromarray(array).save(root / name / f"{i}.png")
+    return root
+
+
+def test_pictures_of_several_kinds_are_brought_to_one(cloister, refused, authority, to, tmp_path):
+    generator = np.random.default_rng(4)
+    sizes = [generator.integers(0, 256, (20 + i, 18), dtype=np.uint8) for i in range(4)]
+    colour = generator.integers(0, 256, (20, 18, 3), dtype=np.uint8)
+    glass = generator.integers(0, 256, (20, 18, 4), dtype=np.uint8)
+    root = folder(tmp_path / "scans", sick=[*sizes, glass], well=[*sizes[:2], colour])
+    (root / "sick" / "notes.txt").write_text("x")
+    message = refused("data", "encrypt", root, *to())
+    assert "sick/4.png: has transparent pixels" in message
+    assert "--background COLOUR" in message
+    assert "--resize HEIGHT,WIDTH" in message
+    assert "--channels gray or rgb" in message
+    options = ("--resize", "16,16", "--channels", "gray", "--background", "black")
+    ran = cloister("data", "encrypt", root, *to(), *options, "--json")
+    assert ran.code == 0
+    (part,) = json.loads(ran.out)["parts"]
+    assert part["remarks"] == [
+        "files: 1 skipped (sick/notes.txt)", "pictures that --resize changed: 8",
+        "pictures that --channels changed: 2",
+    ]  # fmt: skip
+    assert EncryptedDataset.open(tmp_path / "set.cloister").shape == (16, 16, 1)
+    assert "--channels bgr" in refused("data", "encrypt", root, *to(), "--channels", "bgr")
+    assert "give height,width" in refused("data", "encrypt", root, *to(), "--resize", "16")
+
+
+def test_a_value_beyond_the_range_names_its_picture(cloister, refused, to, tmp_path):
+    scans = np.full((4, 4, 5), 1000, np.uint16)
+    root = folder(tmp_path / "scans", sick=scans[:2], well=scans[2:])
+    options = ("--range", "0,4095", "--bits", "12")
+    assert cloister("data", "encrypt", root, *to(), *options).code == 0
+    scans[3, 2, 4] = 5000
+    other = folder(tmp_path / "others", sick=scans[:2], well=scans[2:])
+    message = refused("data", "encrypt", other, *to(), "--bits", "12")
+    assert "well/1.png, element (2, 4, 0): the value is outside" in message
+    single = folder(tmp_path / "one", sick=np.zeros((2, 4, 4), np.uint8))
+    assert "name all of them (--classes)" in refused(
+        "data", "encrypt", single, *to(out="new.cloister")
+    )
+
+
+def test_options_about_other_files_are_refused(refused, to, pixels, tmp_path):
+    path, _ = pixels
+    assert "are about pictures" in refused("data", "encrypt", path, *to(), "--resize", "4,4")
+    root = folder(tmp_path / "scans", sick=[np.zeros((4, 4), np.uint8)])
+    assert "is about arrays" in refused("data", "encrypt", root, *to(), "--layout", "nchw")

@@ -30,7 +30,7 @@ GIVEN_REFUSED = {
     "wrongname": ({"data": X, "target": Y}, r"no array 'x' but data, target; give --x data --y t"),
     "obj": (
         {"x": np.array([[1, "a"], [2, "b"]], dtype=object), "y": np.array([0, 1])},
-        r"array 'x': holds Python objects, which are never loaded; save plain numbers",
+        r"array 'x': holds Python objects, which are never loaded; save it as numbers",
     ),
     "len": ({"x": X, "y": Y[:29]}, r"array 'y' must hold one class number.*30 samples.*\(29,\)"),
     "nan": (
@@ -103,6 +103,22 @@ def test_given_samples_in_a_file_of_their_own(tmp_path):
     np.save(tmp_path / "labels.npy", Y[:9])
     with pytest.raises(ShapeError, match=r"labels.npy must hold one class number"):
         open_source(tmp_path / "x.npy", y=str(tmp_path / "labels.npy"))
+
+
+def test_targets_beside_an_archive(tmp_path):
+    np.savez(tmp_path / "a.npz", x=X)
+    np.save(tmp_path / "y.NPY", Y)
+    (tmp_path / "y.NPY.npy").rename(tmp_path / "y.NPY")
+    found = open_source(tmp_path / "a.npz", y=str(tmp_path / "y.NPY"))
+    np.testing.assert_array_equal(found.labels, Y)
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.npy"])
+def test_unlabelled_samples_need_no_targets(tmp_path, name):
+    (np.save if name.endswith("npy") else lambda path, x: np.savez(path, x=x))(tmp_path / name, X)
+    found = open_source(tmp_path / name, unlabelled=True)
+    assert (found.labels, found.samples, found.names) == (None, 30, ())
+    np.testing.assert_array_equal(found.read(np.arange(30))[:, 0, 0], X)
 
 
 FIRST = GENERATOR.integers(0, 256, (6, 3, 16, 20), dtype=np.uint8)
@@ -213,6 +229,7 @@ NAMED = {
     "unicode": np.array([" well", "sick", "well"]),
     "bytes": np.array(["well", "sick", "well"]).astype("S"),
     "column": np.array([["well"], ["sick"], ["well"]]),
+    "objects": np.array(["well", "sick", "well"], object),
 }
 
 

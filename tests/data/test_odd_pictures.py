@@ -455,6 +455,17 @@ def test_skipped_files_are_all_counted(tmp_path):
     assert remark.endswith("sick/19.txt, and 10 more)")
 
 
+def test_names_that_are_not_printable(tmp_path):
+    plain(tmp_path)
+    (tmp_path / "sick/a\nb.txt").write_text("x")
+    (tmp_path / os.fsdecode(b"sick/\xff.txt")).write_text("x")
+    (tmp_path / os.fsdecode(b"sick/\xff.png")).write_bytes(b"")
+    with pytest.raises(InputError, match=r"sick/\\udcff.png: the file is empty"):
+        open_source(tmp_path)
+    (tmp_path / os.fsdecode(b"sick/\xff.png")).unlink()
+    assert open_source(tmp_path).remarks == ("files: 2 skipped (sick/a\\nb.txt, sick/\\udcff.txt)",)
+
+
 def test_links(tmp_path):
     elsewhere = tmp_path / "elsewhere"
     save(elsewhere, "a.png", gray(4, 6))
@@ -529,6 +540,18 @@ def test_an_empty_folder(tmp_path):
     (tmp_path / "a/notes.txt").write_text("x")
     with pytest.raises(InputError, match=r"holds no pictures .*1 skipped \(a/notes.txt\)"):
         open_source(tmp_path)
+
+
+def test_unlabelled_pictures_may_lie_anywhere(tmp_path):
+    for name in ("b.png", "p2/a.png", "p1/deep/c.png", ".hidden.png"):
+        save(tmp_path, name, gray(4, 6))
+    found = open_source(tmp_path, unlabelled=True)
+    assert (found.labels, found.names, found.samples) == (None, (), 3)
+    assert [found.where(i) for i in range(3)] == ["b.png", "p1/deep/c.png", "p2/a.png"]
+    assert found.remarks == ("files: 1 skipped (.hidden.png)",)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no pictures; give a folder that does"):
+        open_source(tmp_path / "empty", unlabelled=True)
 
 
 def test_all_that_cannot_be_used_is_in_one_message(tmp_path):

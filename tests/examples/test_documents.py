@@ -1,5 +1,6 @@
 """The documents: links lead somewhere, named files exist, the README's Python runs."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -13,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from PIL import Image
 from typer.main import get_command
 
 import nets
@@ -84,6 +86,28 @@ def test_python_and_commands_of_the_page_on_free_sizes_run(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "tokens.plan").exists()
+
+
+def test_python_of_the_page_on_pictures_runs(tmp_path):
+    """The block as it stands, with pictures of several kinds."""
+    for i, (name, mode) in enumerate(
+        [("sick/a.png", "L"), ("sick/b.jpg", "RGB"), ("well/c.bmp", "1")]
+    ):
+        (tmp_path / "scans" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new(mode, (70 + i, 80)).save(tmp_path / "scans" / name)
+    (tmp_path / "scans" / "notes.txt").write_text("x")
+    text = (ROOT / "docs/training-pictures.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    told = subprocess.run(
+        [sys.executable, "-P", "-W", "error", "-c", code],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.splitlines() == [
+        "3 (64, 64, 1) pixels sick well", "files: 1 skipped (notes.txt)",
+        "pictures that --resize changed: 3", "pictures that --channels changed: 1",
+        "(64, 64, 3) sick well",
+    ]  # fmt: skip
 
 
 def test_commands_of_the_readme_run():
@@ -167,33 +191,79 @@ def test_python_of_the_training_tutorial_runs(tmp_path):
     """The blocks as they stand, one after the other, with an authority at a free port."""
     pytest.importorskip("torch")
     pytest.importorskip("sklearn")
+    blocks = _blocks("docs/tutorials/encrypted-training.md", "python")
+    assert len(blocks) == 3
+    with _authority(tmp_path) as url:
+        printed = _run_python(blocks, url, tmp_path)
+    encrypted, accuracy, *claims = printed
+    assert encrypted == "1797 samples"
+    assert 0.65 < float(accuracy.split()[0]) < 0.92
+    assert accuracy.split()[1] == "16"
+    assert "  training server" in claims
+
+
+def test_python_and_commands_of_the_page_on_own_training_run(tmp_path):
+    """The model file, the command and the programs, on the tutorial's digits."""
+    pytest.importorskip("torch")
+    pytest.importorskip("sklearn")
+    net, *programs = _blocks("docs/own-training.md", "python")
+    (command,) = _blocks("docs/own-training.md", "sh")
+    (tmp_path / "net.py").write_text(net)
+    digits = _blocks("docs/tutorials/encrypted-training.md", "python")[:2]
+    with _authority(tmp_path) as url:
+        _run_python(digits, url, tmp_path)
+        command = command.replace("https://HOST:8443", url)
+        command = command.replace("--pin authority.pub", "--pin authority/authority.pub")
+        done = subprocess.run(
+            ["/bin/sh", "-c", f"set -e\n{command}"],
+            cwd=tmp_path, capture_output=True, text=True, timeout=300, env=_with_commands(tmp_path),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        printed = _run_python(programs, url, tmp_path)
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+    epochs, accuracy = re.fullmatch(r"(\d+) epochs: (\S+)", printed[0]).groups()
+    scalars = [line.split(",") for line in (tmp_path / "scalars.csv").read_text().splitlines()]
+    assert [one[1] for one in scalars if one[0] == "accuracy/test"][-1] == epochs
+    assert [one[2] for one in scalars if one[0] == "accuracy/test"][-1] == accuracy
+    assert int(epochs) < 60
+    assert float(accuracy) > 0.65
+    assert re.fullmatch(r"\['\d'\]", printed[1])
+    assert printed[2].startswith("['0' '1' '2' '3' '4' '5' '6' '7' '8' '9'] 0.")
+    assert re.fullmatch(r"\d+ epochs, 0\.[6-9]\d right", printed[3])
+
+
+def _blocks(document, language):
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+
+
+@contextlib.contextmanager
+def _authority(folder):
+    """The URL of an authority, whose tokens are in the folder."""
     from cloister.authority import database, service, tokens
     from cloister.authority.authority import Authority
     from cloister.base import files
     from cloister.base.rng import SystemRandom
 
-    text = (ROOT / "docs/tutorials/encrypted-training.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 3
-    folder = tmp_path / "authority"
-    with Authority.create(folder, rng=SystemRandom()) as authority:
-        server = service.serve(folder, authority, listen="127.0.0.1:0")
+    place = folder / "authority"
+    with Authority.create(place, rng=SystemRandom()) as authority:
+        server = service.serve(place, authority, listen="127.0.0.1:0")
         for role in ("client", "server"):
-            token = tokens.issue(folder / database.FILE, role, name="", rng=SystemRandom())
-            files.create(tmp_path / f"{role}.token", token.encode(), private=True)
-        code = "\n".join(blocks).replace("https://127.0.0.1:8443", server.url)
-        done = subprocess.run(
-            [sys.executable, "-P", "-W", "error", "-W", "ignore::DeprecationWarning:torch", "-c",
-             code],
-            cwd=tmp_path, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
+            token = tokens.issue(place / database.FILE, role, name="", rng=SystemRandom())
+            files.create(folder / f"{role}.token", token.encode(), private=True)
+        yield server.url
         server.close()
+
+
+def _run_python(blocks, url, folder):
+    """The lines that blocks print, one after the other."""
+    code = "\n".join(blocks).replace("https://127.0.0.1:8443", url)
+    warn = ("-W", "error", "-W", "ignore::DeprecationWarning:torch")
+    done = subprocess.run(
+        [sys.executable, "-P", *warn, "-c", code],
+        cwd=folder, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    encrypted, accuracy, *claims = done.stdout.splitlines()
-    assert encrypted == "1797 samples"
-    assert 0.65 < float(accuracy.split()[0]) < 0.92
-    assert accuracy.split()[1] == "16"
-    assert "  training server" in claims
+    return done.stdout.splitlines()
 
 
 def test_the_tutorial_of_model_theft_runs(tmp_path):

@@ -43,7 +43,7 @@ from cloister.data.dataset import EncryptedDataset
 from cloister.data.encoding import Encoding
 from cloister.data.idx_file import read_idx
 from cloister.data.info import DatasetInfo
-from cloister.data.owner import read_ranges
+from cloister.data.owner import read_ranges, read_target_ranges
 from cloister.data.pictures import read_picture
 from cloister.data.sources import open_source
 from cloister.data.target_encoding import one_hot
@@ -63,6 +63,7 @@ from cloister.training import checkpoint, ciphertext_service
 from cloister.trusted.pads.store import PadStore
 from cloister.wire.https import bodies
 from cloister.wire.transcript import Entry, Transcript
+from dicom_files import dicom
 from fuzz.mutate import Mutator, mutated_bytes, mutated_document, mutated_json, mutated_message
 from plan import split_reports
 
@@ -149,6 +150,14 @@ def _picture(name: str) -> Callable[[Path], Path]:
         return folder / name
 
     return make
+
+
+def _dicom(folder: Path) -> Path:
+    stored = np.arange(63, dtype=np.uint16).reshape(7, 9)
+    elements = {"PhotometricInterpretation": "MONOCHROME1", "RescaleSlope": "2"}
+    made = dicom(stored, BitsStored=12, **elements)
+    made.save_as(folder / "a.dcm", enforce_file_format=True)
+    return folder / "a.dcm"
 
 
 def _log(folder: Path) -> Path:
@@ -370,7 +379,13 @@ LOADERS = {
     "png": Loader(_picture("a.png"), read_picture),
     "jpeg": Loader(_picture("a.jpg"), read_picture),
     "tiff": Loader(_picture("a.tiff"), read_picture),
+    "gif": Loader(_picture("a.gif"), read_picture),
+    "webp": Loader(_picture("a.webp"), read_picture),
+    "dicom": Loader(_dicom, read_picture),
     "ranges": Loader(_written("ranges.json", RANGES), read_ranges, JSON),
+    "target ranges": Loader(
+        _written("ranges.json", b"{\"age\": [0, 120]}"), read_target_ranges, JSON
+    ),
     "labels": Loader(_written("labels.txt", b"0,cat\n1,dog\n2,horse\n"), read_labels),
     "message body": Loader(
         _written("body", bodies.encode(bodies.Body({"a": 1, "b": "x"}))),

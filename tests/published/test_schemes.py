@@ -129,6 +129,29 @@ def test_a_weight_gradient_is_a_product_over_the_batch(scheme, rng):
     np.testing.assert_array_equal(found, x.T @ delta)
 
 
+def test_label_errors_are_outputs_less_labels(scheme, rng):
+    labels = 100 * np.eye(3, dtype=np.int64)[[2, 0, 1, 2]]
+    outputs = np.random.default_rng(9).integers(0, 101, (4, 3))
+    outputs[0], outputs[1] = 100, 0
+    keys = scheme.setup(4, x_bound=100, y_bound=100, rng=rng)
+    encrypted = scheme.encrypt_elements(keys.encryption, labels, rng=rng)
+    found = matrix.label_errors(scheme, keys, encrypted, outputs=outputs)
+    np.testing.assert_array_equal(found, outputs - labels)
+    # Samples are encrypted once, and serve every function.
+    again = matrix.label_errors(scheme, keys, encrypted, outputs=outputs // 2)
+    np.testing.assert_array_equal(again, outputs // 2 - labels)
+
+
+def test_products_of_what_was_encrypted_once(scheme, rng):
+    draw = np.random.default_rng(10)
+    x, y = draw.integers(-15, 16, (6, 5)), draw.integers(-9, 10, (5, 2))
+    keys = scheme.setup(5, x_bound=15, y_bound=9, rng=rng)
+    encrypted = scheme.encrypt(keys.encryption, x, rng=rng)
+    for functions in (y, -y):
+        found = matrix.evaluate(scheme, keys, encrypted, y=functions)
+        np.testing.assert_array_equal(found, x @ functions)
+
+
 def test_losses_of_encrypted_labels(fast, rng):
     labels = np.eye(4, dtype=np.int64)[[2, 0, 3]]
     costs = np.random.default_rng(7).integers(0, 1000, (3, 4))

@@ -9,6 +9,10 @@ import pytest
 
 pytest.importorskip("torch")
 
+from torch import nn
+from torch.optim import Adam
+from torch.optim.lr_scheduler import StepLR
+
 from cloister.base.rng import InsecureSeededRandom
 from cloister.errors import EncryptionError, InputError
 from cloister.training import checkpoint, frozen
@@ -38,9 +42,33 @@ OTHERS = pytest.mark.parametrize("other", [{"key": bytes(range(1, 33))}, {"repla
 @OTHERS
 def test_a_checkpoint_of_other_samples_is_refused(other, tmp_path):
     made_with(PAPER, tmp_path).fit(1)
-    with pytest.raises(EncryptionError, match="another run"):
+    with pytest.raises(EncryptionError, match="another run, with another data set; use another --"):
         made_with(PAPER, tmp_path, **other).fit(2)
     assert len(made_with(PAPER, tmp_path).fit(2)) == 2
+
+
+@pytest.mark.parametrize(("given", "named"), [
+    ({"settings": replace(PAPER, batch=8)}, "settings"),
+    ({"model": nn.Sequential(nn.Flatten(), nn.Linear(30, 3))}, "model"),
+    ({"source": "a file that was edited"}, "model"),
+    ({"loss": "mse"}, "loss"),
+    ({"scheduler": lambda made: StepLR(made, 1)}, "scheduler"),
+    ({"optimizer": Adam, "loss": "mse"}, "optimizer and another loss"),
+])  # fmt: skip
+def test_a_checkpoint_of_another_run_says_what_differs(given, named, tmp_path):
+    x, y, encoding = blobs(60, SHAPE)
+    dataset = MemoryDataset(x, y, encoding=encoding)
+
+    def made(**more):
+        options = {"settings": PAPER, "model": small(), "optimizer": sgd} | more
+        return Trainer(
+            options.pop("model"), dataset, keys=MemoryAuthority(dataset), checkpoint_dir=tmp_path,
+            rng=InsecureSeededRandom(0), **options,
+        )  # fmt: skip
+
+    made().fit(1)
+    with pytest.raises(EncryptionError, match=f"of another run, with another {named}; use another"):
+        made(**given).fit(2)
 
 
 @OTHERS

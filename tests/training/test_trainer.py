@@ -26,7 +26,6 @@ from cloister.errors import (
     UnsupportedError,
 )
 from cloister.ring.bounds import MAX_SAMPLES
-from cloister.training import models
 from cloister.training.frozen import Lift, projection, random_projection
 from cloister.training.settings import Settings
 from cloister.training.trainer import Trainer, epoch_order
@@ -283,29 +282,6 @@ def test_the_mode_must_be_the_data_sets():
                 small(), dataset, keys=MemoryAuthority(dataset, mode=mode),
                 rng=InsecureSeededRandom(0), settings=settings,
             )  # fmt: skip
-
-
-def test_models_by_name_and_by_file(tmp_path):
-    for name, shape in (("lenet5", (28, 28, 1)), ("lenet5", (32, 20, 3)), ("mlp", (4, 3, 2))):
-        model = models.build(name, shape, classes=5)
-        assert model(torch.zeros(2, shape[2], *shape[:2])).shape == (2, 5)
-    path = tmp_path / "net.py"
-    path.write_text(
-        "from torch import nn\n"
-        "def build(shape, classes):\n    return nn.Sequential(nn.Conv2d(shape[2], 2, 3))\n"
-    )
-    assert isinstance(models.build(str(path), (4, 4, 1), classes=2), nn.Sequential)
-    for text, message in (("x = 1", "no function"), ("def build(", "SyntaxError"),
-                          ("def build(shape): return 3", r"build\(shape, classes\) fails"),
-                          ("def build(s, c): raise SystemError('no')", "SystemError: no"),
-                          ("def build(s, c): return 3", "not a torch.nn.Module")):  # fmt: skip
-        path.write_text(text)
-        with pytest.raises(InputError, match=message):
-            models.build(str(path), (4, 4, 1), classes=2)
-    with pytest.raises(InputError, match="choose lenet5, mlp"):
-        models.build("resnet", (4, 4, 1), classes=2)
-    with pytest.raises(UnsupportedError, match="12x12"):
-        models.build("lenet5", (6, 6, 1), classes=2)
 
 
 @pytest.mark.parametrize("model", [

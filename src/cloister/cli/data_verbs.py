@@ -1,11 +1,11 @@
 """`cloister data`: encrypted data sets, as owners make them and an untrusted host holds them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import typer
@@ -16,12 +16,16 @@ from cloister.authority.request_log import ReleaseLog
 from cloister.base.rng import SystemRandom
 from cloister.cli import clinic_verbs, options
 from cloister.cli.console import emit_json, note, out, stages, table
+from cloister.cli.reading_options import ReadingOptions, names
 from cloister.cli.serving import serve_until_interrupted
+from cloister.data.columns import PublicRange
+from cloister.data.csv_source import TableSource
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.folder_source import PictureOptions
-from cloister.data.owner import LEVELS, NewDataset, Privacy, read_ranges
+from cloister.data.owner import LEVELS, NewDataset, Privacy, read_ranges, read_target_ranges
 from cloister.data.preprocessing import Channels, Layout
 from cloister.data.sources import Source, open_source
+from cloister.data.table_options import TableOptions
 from cloister.data.writer import PATIENCE_S
 from cloister.errors import CloisterError, InputError, ShapeError
 from cloister.training import ciphertext_service
@@ -63,6 +67,9 @@ Split = Annotated[
 ]
 TestFraction = Annotated[
     float, typer.Option("--test-fraction", min=0.0, max=1.0, help="Random part kept for testing.")
+]
+Unlabelled = Annotated[
+    bool, typer.Option("--unlabelled", help="The samples have no labels: they are to be predicted.")
 ]
 Noise = Annotated[
     float | None,
@@ -157,13 +164,36 @@ Ranges = Annotated[
     typer.Option(
         "--ranges",
         metavar="FILE",
-        help='Public range of each column: {"age": [0, 120], ...}.',
+        help='Public range of each column: {"age": [0, 120], "sex": ["f", "m"], ...}.',
         rich_help_panel=NEW,
     ),
 ]
 Classes = Annotated[
     str | None,
-    typer.Option("--classes", metavar="A,B,...", help="All class names.", rich_help_panel=NEW),
+    typer.Option(
+        "--classes",
+        metavar="A,B,...",
+        help="Names of all classes, labels or numbers; of those of an array in their order.",
+        rich_help_panel=NEW,
+    ),
+]
+TargetRanges = Annotated[
+    Path | None,
+    typer.Option(
+        "--target-ranges",
+        metavar="FILE",
+        help='Public range of each number to be predicted: {"pressure": [50, 250], ...}.',
+        rich_help_panel=NEW,
+    ),
+]
+TargetKind = Annotated[
+    Literal["classes", "labels", "numbers"] | None,
+    typer.Option(
+        "--targets",
+        help="classes: one of several. labels: any of several, 0 and 1. numbers: to be predicted. "
+        "Default: as the data suggest.",
+        rich_help_panel=INPUT,
+    ),
 ]
 Clip = Annotated[
     bool,
@@ -175,9 +205,6 @@ X = Annotated[str, typer.Option("--x", help="Array of samples in .npz.", rich_he
 Y = Annotated[
     str,
     typer.Option("--y", help="Array of targets in .npz, or a file .npy.", rich_help_panel=INPUT),
-]
-Label = Annotated[
-    str, typer.Option("--label", help="Column of the class in .csv.", rich_help_panel=INPUT)
 ]
 ArrayLayout = Annotated[
     Layout | None,
@@ -250,18 +277,19 @@ class NewOptions:
     value_range: Range = None
     ranges: Ranges = None
     classes: Classes = None
+    target_ranges: TargetRanges = None
 
     def dataset(self) -> NewDataset:
         """The options' texts as values.
 
         Raises   InputError naming the option
         """
-        classes = self.classes.split(",") if self.classes else None
         return NewDataset(
             bits=self.bits,
             value_range=options.value_range(self.value_range) if self.value_range else None,
             ranges=read_ranges(self.ranges) if self.ranges else None,
-            classes=tuple(name.strip() for name in classes) if classes else None,
+            classes=names(self.classes) or None,
+            target_ranges=read_target_ranges(self.target_ranges) if self.target_ranges else None,
         )
 
 
@@ -271,17 +299,18 @@ class SampleOptions:
 
     split: Split = None
     test_fraction: TestFraction = 0.0
+    unlabelled: Unlabelled = False
     noise: Noise = None
     clip: Clip = False
     x: X = "x"
     y: Y = "y"
-    label: Label = "label"
+    targets: TargetKind = None
     layout: ArrayLayout = None
     background: Background = None
     channels: PictureChannels = None
     resize: Resize = None
 
-    def open(self, path: Path) -> Source:
+    def open(self, path: Path, table: TableOptions) -> Source:
         """The samples in a file or folder.
 
         Raises   InputError, RangeError, ShapeError
@@ -289,14 +318,17 @@ class SampleOptions:
         size = None if self.resize is None else options.picture_size(self.resize)
         pictures = PictureOptions(self.background, self.channels, size)
         return open_source(
-            path, x=self.x, y=self.y, label=self.label, layout=self.layout, pictures=pictures
-        )
+            path, x=self.x, y=self.y, table=table, targets=self.targets, layout=self.layout,
+            pictures=pictures, unlabelled=self.unlabelled,
+        )  # fmt: skip
 
     def tested(self) -> float:
         """The part that is kept for testing.
 
         Raises   InputError
         """
+        if self.unlabelled and (self.split is not None or self.test_fraction):
+            raise InputError("--unlabelled samples train and test nothing: leave out the split")
         if self.split not in (None, "train", "test"):
             raise InputError(f"--split {self.split}: train or test")
         if self.split is not None and self.test_fraction:
@@ -315,6 +347,7 @@ def encrypt(
     out_file: Out,
     privacy: PrivacyOptions,
     samples: SampleOptions,
+    reading: ReadingOptions,
     new: NewOptions,
     name: Name = None,
     order: Order = None,
@@ -335,12 +368,13 @@ def encrypt(
     with access.connect() as service:
         parts: list[EncryptedPart] = []
         # All are opened first: a file that cannot be used stops the work before any is registered.
-        for source in _opened(sources, samples):
+        for source in _opened(sources, samples, reading.table(), described.ranges):
             with stages() as update, _saying(sources[: len(parts)], out_file):
                 part = training.encrypt(
                     source, out_file, authority=service, privacy=allowed, new=described, name=name,
-                    test_fraction=tested, noise=samples.noise, clip=samples.clip, order=order,
-                    digests=digests, again=again, patience_s=patience, note=note, update=update,
+                    test_fraction=tested, unlabelled=samples.unlabelled, noise=samples.noise,
+                    clip=samples.clip, order=order, digests=digests, again=again,
+                    patience_s=patience, note=note, update=update,
                 )  # fmt: skip
             parts.append(part)
             if not json:
@@ -349,13 +383,26 @@ def encrypt(
         emit_json(_document(parts))
 
 
-def _opened(paths: list[Path], samples: SampleOptions) -> list[Source]:
+def _opened(
+    paths: list[Path],
+    samples: SampleOptions,
+    table: TableOptions,
+    ranges: Mapping[str, PublicRange] | None,
+) -> list[Source]:
     """The sources of a command.
 
     Raises   InputError, ShapeError for one that cannot follow the first
     """
-    opened = [samples.open(path) for path in paths]
+    opened = [samples.open(path, table) for path in paths]
+    for source in opened if len(opened) > 1 else []:
+        if isinstance(source, TableSource):
+            source.columns(ranges)
     for path, source in zip(paths, opened, strict=True):
+        if source.targets != opened[0].targets:
+            raise ShapeError(
+                f"{path}: has {source.targets} to learn, but {paths[0]} has {opened[0].targets}; "
+                "say which with --targets; nothing was encrypted"
+            )
         if (source.shape, source.kind) != (opened[0].shape, opened[0].kind):
             raise ShapeError(
                 f"{path}: holds {source.kind} of shape {source.shape}, but {paths[0]} holds "
@@ -404,9 +451,11 @@ def show(
     opened = EncryptedDataset.open(path)
     withdrawn = clinic_verbs.withdrawn_samples(opened, access)
     described = {
-        "name": opened.name, "shape": opened.shape, "classes": opened.classes,
+        "name": opened.name, "shape": opened.shape, "targets": opened.targets,
+        "classes": opened.classes,
         "bits": opened.encoding.bits, "low": opened.encoding.low, "high": opened.encoding.high,
         "samples": opened.samples, "test_samples": len(opened.test_ids),
+        "unlabelled_samples": len(opened.unlabelled_ids),
         "authority": opened.authority_fingerprint,
     }  # fmt: skip
     if withdrawn is not None:

@@ -14,6 +14,7 @@ from cloister.errors import InputError
 from cloister.training.ciphertext_service import RemoteCiphertextServer
 
 if TYPE_CHECKING:
+    from cloister.training.callbacks import Callback
     from cloister.training.settings import Settings
     from cloister.training.training_run import RunFiles, TrainingOutcome
 
@@ -23,11 +24,31 @@ RETRY_FOR_S = 5.0
 """On one connection; beyond, the trainer waits, and keeps a checkpoint when it gives up."""
 
 Dataset = Annotated[Path, typer.Argument(metavar="DATA.cloister", help="Encrypted data set.")]
-Model = Annotated[str, typer.Option("--model", metavar="lenet5|mlp|FILE.py", help="What to train.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        metavar="NAME|FILE.py",
+        help="lenet5, mlp, logistic, lenet5-sigmoid, mlp-sigmoid, or your own.",
+    ),
+]
 Epochs = Annotated[int, typer.Option("--epochs", min=1, help="Passes over the data.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Samples per step.")]
 Optimizer = Annotated[
-    Literal["adam", "sgd"], typer.Option("--optimizer", help="sgd has momentum 0.9.")
+    Literal["adam", "sgd"] | None,
+    typer.Option("--optimizer", help="sgd has momentum 0.9. Default: adam."),
+]
+Loss = Annotated[
+    Literal["cross-entropy", "binary-cross-entropy", "mse", "l1"] | None,
+    typer.Option(
+        "--loss",
+        help="Default: cross-entropy, of labels binary-cross-entropy, of numbers mse. mse of "
+        "classes and labels: squared errors of sigmoid outputs.",
+    ),
+]
+Weights = Annotated[
+    Literal["balanced"] | None,
+    typer.Option("--class-weights", help="balanced: rare classes weigh more."),
 ]
 LearningRate = Annotated[
     float | None,
@@ -113,6 +134,15 @@ ModelFolder = Annotated[
         "--out", metavar="FOLDER", help="Where to keep the model, to predict with it and export it."
     ),
 ]
+StopEarly = Annotated[
+    int | None,
+    typer.Option(
+        "--early-stopping",
+        metavar="EPOCHS",
+        min=1,
+        help="End when accuracy or R2 on the encrypted test samples has not improved for so many.",
+    ),
+]
 CheckpointFolder = Annotated[
     Path | None,
     typer.Option("--checkpoint", metavar="FOLDER", help="Where to keep the run; resumes it."),
@@ -158,9 +188,12 @@ class RunOptions:
     """The training, and the files that are kept."""
 
     batch: Batch = 64
-    optimizer: Optimizer = "adam"
+    loss: Loss = None
+    class_weights: Weights = None
+    optimizer: Optimizer = None
     learning_rate: LearningRate = None
     seed: Seed = 0
+    early_stopping: StopEarly = None
     out_folder: ModelFolder = None
     checkpoint: CheckpointFolder = None
     checkpoint_every: CheckpointEvery = 200
@@ -170,6 +203,11 @@ class RunOptions:
     request_log: AuthorityLog = None
     patience: Patience = 60.0
     threads: options.ProcessThreads = 1
+
+    def callbacks(self) -> "list[Callback]":
+        """What is called after each epoch."""
+        wait = self.early_stopping
+        return [] if wait is None else [training.EarlyStopping(wait)]
 
     def kept(self) -> "RunFiles":
         """The files of the run."""
@@ -207,7 +245,8 @@ class DisclosureOptions:
             raise InputError("--noise-clip: adds no noise by itself; give --noise-sigma too")
         return training.Settings(
             self.first_layer, self.unblind_to, self.allow_unbounded_leakage, noise,
-            self.offload_gradients, batch=run.batch, optimizer=run.optimizer,
+            self.offload_gradients, batch=run.batch, loss=run.loss,
+            class_weights=run.class_weights, optimizer=run.optimizer,
             learning_rate=run.learning_rate, seed=run.seed, rank=self.rank,
             checkpoint_every=run.checkpoint_every, patience_s=run.patience, threads=run.threads,
         )  # fmt: skip
@@ -242,6 +281,7 @@ def train(
         service = stack.enter_context(keys.connect(retry_for_s=min(run.patience, RETRY_FOR_S)))
         outcome = training.train(
             dataset, authority=service, model=model, epochs=epochs, settings=settings, host=host,
+            callbacks=run.callbacks(),
             keep=run.kept(), note=note, update=stack.enter_context(stages()),
         )  # fmt: skip
     if json:
@@ -272,13 +312,22 @@ def _document(outcome: "TrainingOutcome") -> dict[str, Any]:
         "mode": settings.mode,
         "claims": outcome.claims.to_dict(),
         "test_accuracy": outcome.test_accuracy,
+        "test_fit": outcome.test_fit,
     }
 
 
 def _show(outcome: "TrainingOutcome") -> None:
     console = out()
-    columns = ("epoch", "loss", "training", "encrypted test", "seconds")
-    console.print(table(columns, [tuple(vars(result).values()) for result in outcome.epochs]))
+    figure = "R2" if outcome.has_numbers else "accuracy"
+    columns = ("epoch", "loss", f"training {figure}", f"encrypted test {figure}", "seconds")
+    rows = [(o.epoch, o.loss, o.train_quality, o.test_quality, o.seconds) for o in outcome.epochs]
+    console.print(table(columns, rows))
+    if outcome.test_fit is not None:
+        errors = ", ".join(f"{error:.4g}" for error in outcome.test_fit.rmse)
+        console.print(
+            f"encrypted test: root of the mean squared error, in halves of the ranges: {errors}",
+            soft_wrap=True,
+        )
     console.print()
     console.print(f"{outcome.claims}\n", soft_wrap=True)
     console.print(

@@ -24,7 +24,7 @@ def read_array(path: Path, name: str | None = None) -> np.ndarray:
     described = f"{path}: not a readable {NPY if name is None else NPZ} file"
     with parsing(described), open_regular(path) as file:
         if name is None:
-            return _spooled(file, str(path))
+            return _spooled(file, array_title(path, None))
         with zipfile.ZipFile(file) as archive:
             known = [member.removesuffix(NPY) for member in archive.namelist()]
             if name not in known:
@@ -33,7 +33,12 @@ def read_array(path: Path, name: str | None = None) -> np.ndarray:
                     f"{_remedy(archive, known)}"
                 )
             with archive.open(name + NPY) as member:
-                return _spooled(member, f"{path}: array {name!r}")
+                return _spooled(member, array_title(path, name))
+
+
+def array_title(path: Path, name: str | None) -> str:
+    """The name of an array in errors."""
+    return str(path) if name is None else f"{path}: array {name!r}"
 
 
 def array_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -51,7 +56,8 @@ def _spooled(file: IO[bytes], what: str) -> np.ndarray:
     shape, fortran, dtype = array_header(file)
     if dtype.hasobject:
         raise InputError(
-            f"{what}: holds Python objects, which are never loaded; save plain numbers"
+            f"{what}: holds Python objects, which are never loaded; save it as numbers, or as "
+            "texts by astype(str)"
         )
     left = dtype.itemsize * math.prod(shape)
     with Spool(what) as spool:

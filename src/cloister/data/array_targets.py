@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float64, Int64, Shaped
+from numpy.typing import ArrayLike
 
 from cloister.data.info import TARGETS, Targets
 from cloister.errors import InputError, RangeError, ShapeError
@@ -28,7 +29,7 @@ class ArrayTargets:
 
 
 def read_targets(
-    y: np.ndarray, samples: int, *, targets: Targets | None = None, title: str = "array y"
+    y: ArrayLike, samples: int, *, targets: Targets | None = None, title: str = "array y"
 ) -> ArrayTargets:
     """The targets of an array; without `targets`, of the kind that its type and shape suggest.
 
@@ -37,6 +38,8 @@ def read_targets(
     if targets is not None and targets not in TARGETS:
         raise InputError(f"targets {targets!r}: give {', '.join(TARGETS)}")
     y = np.asarray(y)
+    if y.dtype.kind == "O" and all(isinstance(one, str) for one in y.flat):
+        y = y.astype(str)
     if y.dtype.kind in "US" and y.size == samples and targets in (None, "classes"):
         return _named_classes(y.reshape(-1), title)
     if y.dtype.kind not in "biuf" or y.ndim not in (1, 2) or len(y) != samples or not y.size:

@@ -4,25 +4,29 @@ Tables and compressed arrays are first spooled to an unnamed temporary file, so 
 read in any order while memory stays flat: they are encrypted in a random order (`encoder`).
 """
 
-import csv
-import tempfile
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Int64
+from numpy.typing import ArrayLike
 
-from cloister.base.reading import parsing
-from cloister.data.array_files import NPY, NPZ, read_array
+from cloister.data.array_files import NPY, NPZ, array_title, read_array
 from cloister.data.array_samples import read_samples
 from cloister.data.array_targets import FEW_CLASSES, Labels, read_targets
+from cloister.data.csv_source import TableSource
 from cloister.data.encoding import Kind, require_no_outlier
 from cloister.data.folder_source import FolderSource, PictureOptions
 from cloister.data.info import Targets
 from cloister.data.preprocessing import Layout
-from cloister.errors import InputError, RangeError, ShapeError
+from cloister.data.table_options import TableOptions
+from cloister.errors import InputError, RangeError
 
+TABLES = frozenset({".csv", ".tsv"})
+SPREADSHEETS = frozenset({".xlsx", ".xls", ".xlsm", ".ods", ".numbers"})
 CHUNK_BYTES = 1 << 22
 SAMPLED_VALUES = 1 << 20
 """Of all samples, to see what most values are like."""
@@ -61,11 +65,11 @@ class ArraySource:
 
     def __init__(
         self,
-        x: np.ndarray,
-        y: np.ndarray | None,
+        x: ArrayLike,
+        y: ArrayLike | None,
         *,
         targets: Targets | None = None,
-        layout: Layout | None = None,
+        layout: Layout | str | None = None,
         titles: tuple[str, str] = ("array x", "array y"),
     ) -> None:
         """Take the arrays as they are; mapped ones are looked at piece by piece.
@@ -92,111 +96,62 @@ class ArraySource:
             self.names, said = found.names, found.remarks
         self.remarks = (*read.remarks, *said)
 
+    def named(self, names: Sequence[str]) -> "ArraySource":
+        """The same samples with names of the classes, labels or numbers, in their order.
+
+        Names that hold all numbers of the classes name nothing anew.
+
+        Raises   InputError when there are too few
+        """
+        if self.labels is None or set(self.names) <= set(names):
+            return self
+        if len(names) < len(self.names) or (
+            len(names) > len(self.names) and self.targets != "classes"
+        ):
+            raise InputError(
+                f"--classes: gives {len(names)} names, but the samples have {len(self.names)} "
+                f"{self.targets}"
+            )
+        found = copy.copy(self)
+        found.names = tuple(names)
+        return found
+
     @classmethod
     def read_file(
         cls,
         path: Path,
         *,
         x: str = "x",
-        y: str = "y",
+        y: str | None = "y",
         targets: Targets | None = None,
-        layout: Layout | None = None,
+        layout: Layout | str | None = None,
     ) -> "ArraySource":
-        """Spool two arrays of an .npz file, or of two .npy files: y names the other one.
+        """Spool the arrays of files.
+
+        x   name in an .npz file; the one array of an .npy file has none
+        y   the same, or the name of an .npy file; None: unlabelled samples
 
         Raises   InputError, RangeError, ShapeError naming file and array
         """
-        if path.suffix.lower() == NPY:
-            if not y.lower().endswith(NPY):
-                raise InputError(
-                    f"{path}: holds one array, that of the samples; give the file of their targets "
-                    "with --y FILE.npy"
-                )
-            arrays, titles = (read_array(path), read_array(Path(y))), (str(path), y)
-        else:
-            arrays = read_array(path, x), read_array(path, y)
-            titles = f"{path}: array {x!r}", f"{path}: array {y!r}"
-        return cls(*arrays, targets=targets, layout=layout, titles=titles)
+        alone, beside = path.suffix.lower() == NPY, (y or "").lower().endswith(NPY)
+        if alone and y is not None and not beside:
+            raise InputError(
+                f"{path}: holds one array, that of the samples; give the file of their targets "
+                "with --y FILE.npy"
+            )
+        samples = path, None if alone else x
+        found = (Path(y or ""), None) if beside else (path, y)
+        return cls(
+            read_array(*samples),
+            None if y is None else read_array(*found),
+            targets=targets,
+            layout=layout,
+            titles=(array_title(*samples), array_title(*found)),
+        )
 
     def read(self, positions: Int64[np.ndarray, " m"]) -> np.ndarray:
         """See `Source`."""
         return np.asarray(self._values[positions]).reshape(len(positions), *self.shape)
-
-    def where(self, position: int) -> str:
-        """See `Source`."""
-        return f"sample {position}"
-
-
-class TableSource:
-    """A CSV file with a header; one column holds the class."""
-
-    kind: Kind = "table"
-    targets: Targets = "classes"
-    labels: Labels | None
-    names: Sequence[str]
-    remarks: Sequence[str] = ()
-
-    def __init__(self, path: Path, *, label: str) -> None:
-        """Spool the numbers.
-
-        Raises   InputError, RangeError naming file, line and column
-        """
-        labels: list[int] = []
-        names: dict[str, int] = {}
-        with (
-            parsing(f"{path}: not a readable CSV file; save it as UTF-8"),
-            path.open(newline="", encoding="utf-8-sig") as file,
-        ):
-            rows = csv.reader(file)
-            header = [cell.strip() for cell in next(rows, [])]
-            if label not in header or len(header) < 2 or len(set(header)) != len(header):
-                raise InputError(
-                    f"{path}: needs a header with different names and a column {label!r}, cells "
-                    "separated by commas; name the column of the classes with --label"
-                )
-            self.columns = tuple(name for name in header if name != label)
-            with tempfile.TemporaryFile() as spooled:
-                for row in rows:
-                    if not row:
-                        continue
-                    where = f"{path}: line {rows.line_num}"
-                    values, name = _table_row(row, header.index(label), header, where)
-                    labels.append(names.setdefault(name, len(names)))
-                    spooled.write(values.tobytes())
-                if not labels:
-                    raise InputError(f"{path}: holds no samples")
-                spooled.flush()
-                shape = (len(labels), len(self.columns))
-                # The mapping outlives the file, which has no name.
-                self._samples = np.memmap(spooled, np.float64, "r", shape=shape)
-        _require_classes(path, label, names)
-        # Numbered by name, so that the order of the lines is forgotten.
-        self.names = tuple(sorted(names))
-        renumbered = np.array([self.names.index(name) for name in names], np.int64)
-        self.labels = renumbered[np.array(labels, np.int64)]
-        self.samples = len(labels)
-        self.shape = (1, 1, len(self.columns))
-
-    def ranges(self) -> dict[str, tuple[float, float]]:
-        """Smallest and largest value of each column: secret until they are made public.
-
-        Raises   RangeError naming a column that a single value would flatten
-        """
-        lows = np.full(len(self.columns), np.inf)
-        highs = -lows
-        rows = max(1, CHUNK_BYTES // (8 * len(self.columns)))
-        for start in range(0, len(self._samples), rows):
-            piece = self._samples[start : start + rows]
-            lows, highs = np.minimum(lows, piece.min(axis=0)), np.maximum(highs, piece.max(axis=0))
-        both = list(zip(lows.tolist(), highs.tolist(), strict=True))
-        for place, column in enumerate(self.columns):
-            values = np.array(self._samples[:, place])
-            require_no_outlier(values, both[place], what=f"column {column}", option="--ranges")
-        return dict(zip(self.columns, both, strict=True))
-
-    def read(self, positions: Int64[np.ndarray, " m"]) -> np.ndarray:
-        """See `Source`."""
-        return np.asarray(self._samples[positions]).reshape(len(positions), *self.shape)
 
     def where(self, position: int) -> str:
         """See `Source`."""
@@ -208,26 +163,34 @@ def open_source(
     *,
     x: str = "x",
     y: str = "y",
-    label: str = "label",
+    table: TableOptions | None = None,
     targets: Targets | None = None,
-    layout: Layout | None = None,
+    layout: Layout | str | None = None,
     pictures: PictureOptions | None = None,
+    unlabelled: bool = False,
 ) -> Source:
     """The source that a path stands for.
 
     x, y       names of arrays in an .npz file; y may be an .npy file beside another one
-    label      the column of the classes in a .csv file
+    table      how a .csv file is read
     targets    what the samples have to learn; None: as the file suggests
     layout     where the channels of an array of four axes are
     pictures   how the pictures of a folder are brought to one kind
+    unlabelled whether the samples are to be predicted: targets are not read, a folder's pictures
+               may lie anywhere in it
     Raises     InputError, RangeError, ShapeError naming the file
     """
     path, suffix = Path(path), Path(path).suffix.lower()
     is_folder, is_array = path.is_dir(), suffix in (NPY, NPZ)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
-    if targets not in (None, "classes") and not is_array:
-        raise InputError(f"{path}: holds classes; {targets} are read from .npz")
+    if targets not in (None, "classes") and is_folder:
+        raise InputError(f"{path}: holds classes; {targets} are read from .npz and .csv")
+    if table not in (None, TableOptions()) and suffix not in TABLES:
+        raise InputError(
+            f"{path}: the options that say how to read tables, such as --label, are about .csv; "
+            "leave them out"
+        )
     if layout is not None and not is_array:
         raise InputError(f"{path}: --layout is about arrays, and this is none; leave it out")
     if pictures not in (None, PictureOptions()) and not is_folder:
@@ -236,11 +199,16 @@ def open_source(
             "folder of pictures; leave them out"
         )
     if is_folder:
-        return FolderSource(path, pictures)
+        return FolderSource(path, pictures, labelled=not unlabelled)
     if is_array:
-        return ArraySource.read_file(path, x=x, y=y, targets=targets, layout=layout)
-    if suffix == ".csv":
-        return TableSource(path, label=label)
+        y_name = None if unlabelled else y
+        return ArraySource.read_file(path, x=x, y=y_name, targets=targets, layout=layout)
+    if suffix in TABLES:
+        options = table or TableOptions()
+        told = replace(options, label=()) if unlabelled else options
+        return TableSource(path, told, targets=targets)
+    if suffix in SPREADSHEETS:
+        raise InputError(f"{path}: spreadsheets are not read; save the sheet as CSV (UTF-8)")
     raise InputError(
         f"{path}: give an .npz, .npy or .csv file, or a folder with a folder of pictures for each "
         "class"
@@ -272,49 +240,6 @@ def value_range(source: Source) -> tuple[float, float]:
         some.append(piece.reshape(-1)[-start * size % stride :: stride].astype(np.float64))
     require_no_outlier(np.concatenate(some), (low, high), what="samples", option="--range")
     return low, high
-
-
-def _table_row(
-    row: Sequence[str], place: int, header: Sequence[str], where: str
-) -> tuple[Float64[np.ndarray, " c"], str]:
-    if len(row) != len(header):
-        raise ShapeError(f"{where}: {len(row)} cells, but the header has {len(header)}")
-    values = np.empty(len(header) - 1)
-    position = 0
-    for column, cell in zip(header, row, strict=True):
-        if column == header[place]:
-            continue
-        try:
-            values[position] = float(cell)
-        except ValueError:
-            if not cell.strip():
-                raise RangeError(
-                    f"{where}, column {column}: the value is missing; fill or drop it"
-                ) from None
-            raise RangeError(
-                f"{where}, column {column}: not a number such as 1234.5; write one, or drop it"
-            ) from None
-        if not np.isfinite(values[position]):
-            raise RangeError(f"{where}, column {column}: not a finite number; fill or drop it")
-        position += 1
-    name = row[place].strip()
-    if not name:
-        raise RangeError(f"{where}, column {header[place]}: the class is missing")
-    return values, name
-
-
-def _require_classes(path: Path, label: str, names: Sequence[str] | Mapping[str, int]) -> None:
-    """Refuse a column of measured numbers: each would become a class."""
-    for name in names:
-        try:
-            number = float(name)
-        except ValueError:
-            return
-        if not number.is_integer():
-            raise InputError(
-                f"{path}: column {label} holds numbers such as {name}, which are no classes; "
-                "group them, or name the column of the classes with --label"
-            )
 
 
 def require_fewer_classes_than_samples(source: Source) -> None:

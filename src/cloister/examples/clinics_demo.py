@@ -122,7 +122,7 @@ def plain_accuracy(records: Records) -> float:
     x = torch.from_numpy(values.astype(np.float32).reshape(len(values), 1, 1, -1))
     y = torch.from_numpy(records.y)
     torch.manual_seed(SEED)
-    model = models.build("mlp", (1, 1, len(records.columns)), classes=2)
+    model = models.mlp((1, 1, len(records.columns)), 2)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     for epoch in range(EPOCHS):
         order = trainer.epoch_order(len(train), seed=SEED, epoch=epoch)

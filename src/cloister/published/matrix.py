@@ -42,6 +42,20 @@ def dot(
     Raises ShapeError, RangeError, and what the back end refuses.
     """
     encrypted = scheme.encrypt(keys.encryption, np.ascontiguousarray(x), rng=rng)  # (client)
+    return evaluate(scheme, keys, encrypted, y=y)
+
+
+def evaluate(
+    scheme: InnerProduct[MasterT, EncryptionT, PublicT, CiphertextsT, KeyT],
+    keys: KeySet[MasterT, EncryptionT, PublicT],
+    encrypted: CiphertextsT,
+    *,
+    y: Int64[np.ndarray, "dim k"],
+) -> Int64[np.ndarray, "n k"]:
+    """X Y with an X that was encrypted before.
+
+    Raises as `dot`.
+    """
     functions = np.ascontiguousarray(y.T)
     # (authority) It receives the samples' numbers when the back end binds keys to them.
     key = scheme.keygen(keys.master, functions, ciphertexts_ids=_ids(encrypted))
@@ -64,6 +78,21 @@ def elementwise(
     if x.shape != y.shape:
         raise ShapeError(f"element-wise: x is {x.shape} and y {y.shape}")
     encrypted = scheme.encrypt_elements(keys.encryption, x, rng=rng)  # (client)
+    return evaluate_elements(scheme, keys, op, encrypted, y=y)
+
+
+def evaluate_elements(
+    scheme: ElementWise[MasterT, EncryptionT, PublicT, ElementsT, KeyT],
+    keys: KeySet[MasterT, EncryptionT, PublicT],
+    op: Op,
+    encrypted: ElementsT,
+    *,
+    y: Int64[np.ndarray, "a b"],
+) -> Int64[np.ndarray, "a b"]:
+    """X op Y with an X that was encrypted before.
+
+    Raises what the back end refuses.
+    """
     # (authority)
     key = scheme.keygen_elements(keys.master, op, y, commitments=encrypted.commitments)
     return scheme.decrypt_elements(keys.public, key, encrypted)  # (server)
@@ -84,6 +113,22 @@ def weight_gradient(
     Raises as `dot`.
     """
     return dot(scheme, keys, x=x.T, y=delta, rng=rng)
+
+
+def label_errors(
+    scheme: ElementWise[MasterT, EncryptionT, PublicT, ElementsT, KeyT],
+    keys: KeySet[MasterT, EncryptionT, PublicT],
+    labels: ElementsT,
+    *,
+    outputs: Int64[np.ndarray, "n classes"],
+) -> Int64[np.ndarray, "n classes"]:
+    """P - Y with encrypted labels Y and known outputs P: the derivative of squared errors.
+
+    The server knows P, so that it learns every label, whatever the back end.
+
+    Raises as `evaluate_elements`.
+    """
+    return -evaluate_elements(scheme, keys, "-", labels, y=outputs)
 
 
 def losses(

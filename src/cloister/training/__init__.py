@@ -13,45 +13,69 @@ from cloister.errors import InputError
 if TYPE_CHECKING:
     from cloister.data.dataset import EncryptedDataset
     from cloister.data.feature_noise import GaussianNoise
+    from cloister.data.folder_source import FolderSource, PictureOptions
     from cloister.data.owner import NewDataset, Privacy
     from cloister.data.sources import ArraySource
+    from cloister.training.answers import open_answers, write_answers
+    from cloister.training.callbacks import Callback, EarlyStopping
+    from cloister.training.classifier import EncryptedClassifier
     from cloister.training.data_owner import encrypt
     from cloister.training.encrypted_model import EncryptedModel
     from cloister.training.layers import EncryptedConv2d, EncryptedLinear
+    from cloister.training.model_file import ModelDefinition
+    from cloister.training.predictions import PredictionOptions
     from cloister.training.settings import Settings
     from cloister.training.trainer import Trainer
     from cloister.training.training_run import RunFiles, train
 
 __all__ = [
     "ArraySource",
+    "Callback",
+    "EarlyStopping",
+    "EncryptedClassifier",
     "EncryptedConv2d",
     "EncryptedDataset",
     "EncryptedLinear",
     "EncryptedModel",
+    "FolderSource",
     "GaussianNoise",
+    "ModelDefinition",
     "NewDataset",
+    "PictureOptions",
+    "PredictionOptions",
     "Privacy",
     "RunFiles",
     "Settings",
     "Trainer",
     "encrypt",
+    "open_answers",
     "train",
+    "write_answers",
 ]
 
 _HOMES = {
     "ArraySource": "data.sources",
+    "Callback": "training.callbacks",
+    "EarlyStopping": "training.callbacks",
+    "EncryptedClassifier": "training.classifier",
     "EncryptedConv2d": "training.layers",
     "EncryptedDataset": "data.dataset",
     "EncryptedLinear": "training.layers",
     "EncryptedModel": "training.encrypted_model",
+    "FolderSource": "data.folder_source",
     "GaussianNoise": "data.feature_noise",
+    "ModelDefinition": "training.model_file",
     "NewDataset": "data.owner",
+    "PictureOptions": "data.folder_source",
+    "PredictionOptions": "training.predictions",
     "Privacy": "data.owner",
     "RunFiles": "training.training_run",
     "Settings": "training.settings",
     "Trainer": "training.trainer",
     "encrypt": "training.data_owner",
+    "open_answers": "training.answers",
     "train": "training.training_run",
+    "write_answers": "training.answers",
 }
 
 

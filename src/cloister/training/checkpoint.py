@@ -1,8 +1,9 @@
 """Checkpoints: a run that was killed continues bit for bit.
 
-Everything the next step depends on is in the file: parameters, optimiser, the generator's state,
-the key of its noise, and the place in the epoch (its order follows from seed and epoch). A file is
-written beside the old one, brought to the disk and renamed over it, so there is always a whole one.
+Everything the next step depends on is in the file: parameters, optimiser, scheduler, callbacks, the
+generator's state, the key of its noise, and the place in the epoch (its order follows from seed and
+epoch). A file is written beside the old one, brought to the disk and renamed over it, so there is
+always a whole one.
 """
 
 import io
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from cloister.base import files
+from cloister.base.reading import parsing
 from cloister.errors import EncryptionError, InputError
 from cloister.training.metrics import GoodnessOfFit
 
@@ -40,7 +42,7 @@ class EpochResult:
 
     @property
     def train_quality(self) -> float | None:
-        """Accuracy, or the mean coefficient of determination of numbers: more is better."""
+        """Accuracy, or of numbers the mean coefficient of determination: more is better."""
         return self.train_accuracy if self.train_fit is None else self.train_fit.mean_r2
 
     @property
@@ -65,17 +67,20 @@ class Position:
 
 @dataclass
 class Checkpoint:
-    """A run's whole state; `run` says which run it is.
+    """A run's whole state; `run` says which run it is: a digest of each thing that decides it.
 
+    callbacks   the class and the state of each, in order
     noise_key   of the noise in the steps that follow, new in every checkpoint. Secret: a party that
                 has it can test guesses at the sums that these steps hide.
     """
 
-    run: str
+    run: dict[str, str]
     position: Position
     history: list[EpochResult]
     model: dict[str, Any]
     optimizer: dict[str, Any]
+    scheduler: dict[str, Any]
+    callbacks: list[tuple[str, dict[str, Any]]]
     generator: torch.Tensor
     noise_key: bytes = b""
 
@@ -94,6 +99,8 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
         "history": [asdict(result) for result in checkpoint.history],
         "model": checkpoint.model,
         "optimizer": checkpoint.optimizer,
+        "scheduler": checkpoint.scheduler,
+        "callbacks": checkpoint.callbacks,
         "generator": checkpoint.generator,
         "noise_key": checkpoint.noise_key.hex(),
     }
@@ -102,7 +109,7 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
     replace(folder / NAME, buffer.getvalue())
 
 
-def load(folder: Path, *, run: str) -> Checkpoint | None:
+def load(folder: Path, *, run: dict[str, str]) -> Checkpoint | None:
     """The folder's checkpoint, None when it has none; nothing in it is executed.
 
     Raises   EncryptionError when the file is damaged or belongs to another run
@@ -121,6 +128,8 @@ def load(folder: Path, *, run: str) -> Checkpoint | None:
             [_result(result) for result in state["history"]],
             state["model"],
             state["optimizer"],
+            state["scheduler"],
+            state["callbacks"],
             state["generator"],
             bytes.fromhex(state["noise_key"]),
         )
@@ -128,9 +137,11 @@ def load(folder: Path, *, run: str) -> Checkpoint | None:
         raise
     except Exception as error:  # PyTorch's reader fails in many ways
         raise EncryptionError(f"{path}: damaged; remove it to start anew") from error
-    if checkpoint.run != run:
+    others = [name for name, digest in run.items() if checkpoint.run.get(name) != digest]
+    if others:
         raise EncryptionError(
-            f"{path}: of another run (data set, model or settings differ); use another --checkpoint"
+            f"{path}: of another run, with another {' and another '.join(others)}; use another "
+            "--checkpoint, or give what it began with"
         )
     return checkpoint
 
@@ -142,6 +153,18 @@ def _result(fields: dict[str, Any]) -> EpochResult:
         if fields[name] is not None
     }
     return EpochResult(**fields | fits)
+
+
+def check_state(what: str, state: object) -> None:
+    """Refuse a state that a checkpoint could not give back, before a run depends on it.
+
+    Raises   InputError
+    """
+    buffer = io.BytesIO()
+    with parsing(f"{what}: its state_dict must hold numbers, texts, tensors, lists and dicts"):
+        torch.save(state, buffer)
+        buffer.seek(0)
+        torch.load(buffer, weights_only=True)
 
 
 def replace(path: Path, content: bytes) -> None:

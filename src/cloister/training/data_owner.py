@@ -16,6 +16,7 @@ from jaxtyping import UInt64
 from cloister.authority.agreement import Agreement
 from cloister.authority.enrolment import ClientService, Enrolment, enrol
 from cloister.base.rng import SystemRandom
+from cloister.data.csv_source import TableSource
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.encoder import Encoder, chunks, random_order
 from cloister.data.feature_noise import GaussianNoise
@@ -30,7 +31,7 @@ from cloister.data.owner import (
     noise_statement,
 )
 from cloister.data.sample_digests import SampleDigests, default_folder
-from cloister.data.sources import Source, open_source
+from cloister.data.sources import ArraySource, Source, open_source
 from cloister.data.writer import PATIENCE_S, Chunk, EncryptedDatasetWriter, check_registered
 from cloister.errors import EncryptionError, InputError, UnknownDatasetError
 from cloister.training.proposal import accept, propose
@@ -69,6 +70,7 @@ def encrypt(
     new: NewDataset | None = None,
     name: str | None = None,
     test_fraction: float = 0.0,
+    unlabelled: bool = False,
     noise: float | None = None,
     clip: bool = False,
     order: Path | str | None = None,
@@ -87,6 +89,7 @@ def encrypt(
     out             the data set's file, which is added to if it exists
     name            the data set's id; default: the file's name
     test_fraction   the random part that is kept for testing
+    unlabelled      the samples have no labels, and wait for predictions
     noise           deviation of Gaussian noise on every value, in multiples of the range
     clip            bring values outside the range to its ends instead of refusing them
     order           a new file .npz that keeps which sample is which: secret, it holds the samples
@@ -100,19 +103,23 @@ def encrypt(
              error says so
     """
     out, remarks = Path(out), _Remarks(note)
-    samples = open_source(source) if isinstance(source, str | Path) else source
+    samples = source
+    if isinstance(source, str | Path):
+        samples = open_source(source, unlabelled=unlabelled)
     if not isinstance(samples, Source):
         raise InputError(
             f"source: a {type(samples).__name__} is none; give a path, or ArraySource(x, y)"
         )
+    if isinstance(samples, ArraySource) and new is not None and new.classes is not None:
+        samples = samples.named(new.classes)
     privacy = Privacy(privacy) if isinstance(privacy, str) else privacy
     added = None if noise is None else GaussianNoise(noise, "ciphertexts")
     if not 0 <= test_fraction <= 1:
         raise InputError(f"test_fraction must be 0 to 1, got {test_fraction}")
-    if samples.labels is None:
-        raise InputError("source: its samples have no labels to learn from")
+    _check_unlabelled(samples, unlabelled, test_fraction)
     rows = random_order(samples.samples, rng=SystemRandom())
-    kept = None if order is None else OrderFile(order, rows, targets=samples.targets)
+    own = samples.row_numbers[rows] if isinstance(samples, TableSource) else rows
+    kept = None if order is None else OrderFile(order, own, targets=samples.targets)
     accepted = _accepted(
         authority, name or out.stem, out, samples, new or NewDataset(), privacy, remarks
     )
@@ -130,7 +137,7 @@ def encrypt(
     )
     seen = SampleDigests(
         default_folder() if digests is None else Path(digests),
-        fingerprint=enrolment.fingerprint, dataset=info.name, key=enrolment.digest_key, rows=rows,
+        fingerprint=enrolment.fingerprint, dataset=info.name, key=enrolment.digest_key, rows=own,
     )  # fmt: skip
     made = seen.watch(made, known=_known(seen, authority, info), again=again)
     if kept is not None:
@@ -149,7 +156,7 @@ def encrypt(
         # Another client has made the data set meanwhile: join that one, if its terms are accepted.
         return encrypt(
             samples, out, authority=authority, privacy=privacy, new=new, name=name,
-            test_fraction=test_fraction, noise=noise, clip=clip, order=order,
+            test_fraction=test_fraction, unlabelled=unlabelled, noise=noise, clip=clip, order=order,
             digests=digests, again=again, patience_s=patience_s, note=note, update=update,
         )  # fmt: skip
     with _added(out):
@@ -228,6 +235,25 @@ def check_origin(dataset: EncryptedDataset, authority: PartsService) -> list[Par
             f"{authority.fingerprint[:16]}; give that one's --authority and --pin"
         )
     return check_registered(dataset, authority.parts(dataset.name))
+
+
+def _check_unlabelled(samples: Source, unlabelled: bool, test_fraction: float) -> None:
+    """Labels are neither missed nor thrown away unasked.
+
+    Raises   InputError
+    """
+    if samples.labels is None and not unlabelled:
+        raise InputError(
+            "source: its samples have no labels to learn from; to have predictions for them, give "
+            "unlabelled=True (--unlabelled)"
+        )
+    if samples.labels is not None and unlabelled:
+        raise InputError(
+            "source: its samples have labels, and unlabelled ones were to be encrypted; leave "
+            "either out"
+        )
+    if unlabelled and test_fraction:
+        raise InputError("unlabelled samples cannot test: leave out test_fraction")
 
 
 def absence(path: Path, absent: list[PartInfo]) -> str:

@@ -39,7 +39,7 @@ from cloister.data.feature_noise import GaussianNoise, StepNoise, gaussian
 from cloister.data.info import RING_LIMIT
 from cloister.errors import InputError, UnsupportedError
 from cloister.training.layers import INT16_MAX, Encrypted, FixedPoint
-from cloister.training.target_losses import Loss
+from cloister.training.losses import Objective
 
 MARGIN = 2.0**-10
 GRID_BITS = 12
@@ -52,10 +52,11 @@ class PrivateStep:
     """
 
     def __init__(
-        self, model: nn.Module, layer: Encrypted, *, noise: GaussianNoise, loss: Loss
+        self, model: nn.Module, layer: Encrypted, *, noise: GaussianNoise, objective: Objective
     ) -> None:
         self._front, self._rest = _split(model, layer)
-        self._layer, self._noise, self._loss = layer, noise, loss
+        self._objective = objective
+        self._layer, self._noise = layer, noise
         self._step: StepNoise | None = None
         self._outputs: Tensor | None = None  # summed over the batch, in steps of the last exponent
         self._clip = noise.clip * (1 - MARGIN)
@@ -163,7 +164,7 @@ class PrivateStep:
 
         def loss(parameters: dict[str, Tensor], h: Tensor, target: Tensor) -> Any:  # noqa: ANN401
             scores = functional_call(self._rest, parameters, (h.unsqueeze(0),))
-            value = self._loss(scores, target.unsqueeze(0)).squeeze(0)
+            value = self._objective(scores, target.unsqueeze(0))
             return value, (value, scores.squeeze(0))
 
         parameters = {name: value.detach() for name, value in self._rest.named_parameters()}

@@ -31,7 +31,8 @@ class Settings:
     loss                     default: cross-entropy for classes, binary-cross-entropy for labels,
                              mse for numbers. mse of classes and labels is CryptoNN's: squared
                              errors of sigmoid outputs
-    optimizer                sgd has momentum 0.9
+    class_weights            balanced: in inverse proportion to a class's training samples
+    optimizer                sgd has momentum 0.9. Default: adam
     learning_rate            default: 0.001 for adam, 0.05 for sgd
     seed                     of weights and order
     checkpoint_every         steps; a checkpoint is also written after every epoch
@@ -45,7 +46,8 @@ class Settings:
     offload_gradients: bool = False
     batch: int = 64
     loss: LossName | None = None
-    optimizer: OptimizerName = "adam"
+    class_weights: Literal["balanced"] | None = None
+    optimizer: OptimizerName | None = None
     learning_rate: float | None = None
     seed: int = 0
     rank: int | None = None
@@ -65,7 +67,9 @@ class Settings:
             raise InputError(f"unblind_to must be server or trusted, got {self.unblind_to!r}")
         if self.loss not in (None, *get_args(LossName)):
             raise InputError(f"loss must be {', '.join(get_args(LossName))}, got {self.loss!r}")
-        if self.optimizer not in ("adam", "sgd"):
+        if self.class_weights not in (None, "balanced"):
+            raise InputError(f"class_weights must be balanced, got {self.class_weights!r}")
+        if self.optimizer not in (None, "adam", "sgd"):
             raise InputError(f"optimizer must be adam or sgd, got {self.optimizer!r}")
         for name in ("batch", "threads", "checkpoint_every"):
             if getattr(self, name) < 1:
@@ -77,6 +81,11 @@ class Settings:
             raise InputError(
                 "noise on gradients must be added where they are unblinded, before the server sees "
                 "them: use unblind_to='trusted' and first_layer='trainable'"
+            )
+        if noisy and self.class_weights is not None:
+            raise InputError(
+                "class_weights: how often classes occur would be told without noise; train "
+                "without them, or without noise"
             )
         if self.noise is not None and not noisy:
             raise InputError("noise on ciphertexts is added by clients, before they encrypt")

@@ -7,7 +7,7 @@ of the messages to a role, and so tests them.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cloister.authority.label_sums import ANSWER_BITS
 from cloister.data.feature_noise import epsilon
@@ -15,7 +15,10 @@ from cloister.data.info import DatasetInfo
 from cloister.plan.claims import EXTENTS, Claims, Extent, Role, Statement, Strength, Verb, state
 from cloister.training.sent import AnswersTo, Content, Message, sent, sent_by_prediction
 from cloister.training.settings import Settings
-from cloister.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    # A prediction has claims too, and needs no PyTorch.
+    from cloister.training.trainer import Trainer
 
 NOTHING, BOUNDED, EVERYTHING = Extent
 
@@ -59,7 +62,7 @@ Describe = Callable[[_Run], Sequence[Learned]]
 """What one content tells."""
 
 
-def claims(trainer: Trainer, *, epochs: int) -> Claims:
+def claims(trainer: "Trainer", *, epochs: int) -> Claims:
     """What every role could know after `epochs` epochs, and what it can do."""
     settings = trainer.settings
     noise = settings.noise

@@ -24,14 +24,15 @@ from cloister.errors import (
     ServiceUnavailable,
 )
 from cloister.plan.claims import Claims
-from cloister.training import models
 from cloister.training.accuracy_plot import check_name, write_curve
+from cloister.training.callbacks import Callback
 from cloister.training.checkpoint import EpochResult
 from cloister.training.ciphertexts import CiphertextServer
 from cloister.training.data_owner import Note, Update, absence, check_origin
 from cloister.training.encrypted_model import EncryptedModel
 from cloister.training.kept_model import kept_model, require_room
 from cloister.training.metrics import GoodnessOfFit
+from cloister.training.model_file import ModelDefinition, define
 from cloister.training.run_page import run_page
 from cloister.training.settings import Settings
 from cloister.training.trainer import Trainer
@@ -88,6 +89,11 @@ class TrainingOutcome:
         return self.epochs[-1].test_accuracy if self.epochs else None
 
     @property
+    def has_numbers(self) -> bool:
+        """Whether the samples have numbers to learn."""
+        return any(one.train_fit is not None for one in self.epochs)
+
+    @property
     def test_fit(self) -> GoodnessOfFit | None:
         """The same of numbers."""
         return self.epochs[-1].test_fit if self.epochs else None
@@ -118,9 +124,10 @@ def train(
     dataset: EncryptedDataset | Path | str,
     *,
     authority: TrainingAuthority,
-    model: nn.Module | str = "mlp",
+    model: nn.Module | ModelDefinition | str = "mlp",
     epochs: int = 5,
     settings: Settings | None = None,
+    callbacks: Sequence[Callback] = (),
     host: CiphertextServer | None = None,
     keep: RunFiles | None = None,
     note: Note = lambda text: None,
@@ -128,7 +135,10 @@ def train(
 ) -> TrainingOutcome:
     """Train a model on samples that stay encrypted.
 
-    model          a model, or mlp, lenet5 or FILE.py; a model's own weights are where it begins
+    model          a model, or the name of one (`models.MODELS`), or FILE.py, or a definition with
+                   loss, optimizer, scheduler or class weights of its own; a model's own weights are
+                   where it begins
+    callbacks      are called after each step and epoch
     host           with unblind_to trusted: who makes the products on ciphertexts
     note, update   are called with each remark as it arises, and with the progress of the run
 
@@ -141,6 +151,8 @@ def train(
         check_name(keep.curve)
     if keep.page is not None and not keep.page.parent.is_dir():
         raise InputError(f"{keep.page}: there is no folder {keep.page.parent}; make it first")
+    torch.manual_seed(settings.seed)
+    defined = _defined(model)
     remarks: list[str] = []
 
     def remark(text: str) -> None:
@@ -163,14 +175,15 @@ def train(
             for path in (keep.release_log, keep.request_log)
         )
         trainer = Trainer(
-            _model(model, opened, settings), opened, keys=authority, rng=SystemRandom(),
-            settings=settings, server=host, checkpoint_dir=keep.checkpoint, release_log=log,
-            request_log=requests,
+            defined.module(opened.shape, classes=opened.classes), opened, keys=authority,
+            rng=SystemRandom(), settings=settings, server=host, loss=defined.loss,
+            optimizer=defined.optimizer, scheduler=defined.scheduler,
+            class_weights=defined.class_weights, callbacks=callbacks, source=defined.digest,
+            checkpoint_dir=keep.checkpoint, release_log=log, request_log=requests,
         )  # fmt: skip
         if keep.model is not None:
             require_room(keep.model, trainer)
-        name = model if isinstance(model, str) else type(model).__name__
-        with _kept(trainer, keep, name=name, authority=authority.fingerprint) as made:
+        with _kept(trainer, keep, name=defined.name, authority=authority.fingerprint) as made:
             trainer.prepare(lambda done, total: update("samples", done, total))
             history = trainer.fit(epochs, update=lambda done, total: update("steps", done, total))
         spent = _spent(authority, opened.name, remark)
@@ -180,18 +193,19 @@ def train(
             "its model may have learned from them: train again, with a new --checkpoint"
         )
     if keep.curve is not None:
-        write_curve(history, keep.curve, title=f"{name} on {opened.name}, encrypted")
-    outcome = _outcome(trainer, history, name=name, kept=made, spent=spent, remarks=remarks)
+        write_curve(history, keep.curve, title=f"{defined.name} on {opened.name}, encrypted")
+    outcome = _outcome(trainer, history, name=defined.name, kept=made, spent=spent, remarks=remarks)
     if keep.page is not None:
         files.replace(keep.page, run_page(outcome).encode(), private=False)
     return outcome
 
 
-def _model(model: nn.Module | str, dataset: EncryptedDataset, settings: Settings) -> nn.Module:
-    torch.manual_seed(settings.seed)
+def _defined(model: nn.Module | ModelDefinition | str) -> ModelDefinition:
+    if isinstance(model, ModelDefinition):
+        return model
     if isinstance(model, str):
-        return models.build(model, dataset.shape, classes=dataset.classes)
-    return model
+        return define(model)
+    return ModelDefinition(lambda shape, classes: model, name=type(model).__name__)
 
 
 @contextmanager

@@ -1,0 +1,196 @@
+"""Training on encrypted samples in the style of scikit-learn: fit, predict, score.
+
+The two sides of an estimator belong to two parties here. `fit` is the trainer's: it reads an
+encrypted data set, under a trainer's token. `predict` and `score` take plain samples, which a
+client has: the terms that a client's token reads say how to encode them, and what the classes are
+called.
+"""
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol, Self
+
+import numpy as np
+from jaxtyping import Float64, Int16, Shaped
+from torch import nn
+
+from cloister.authority.agreement import Known
+from cloister.authority.permutation import target_permutation
+from cloister.data.dataset import EncryptedDataset
+from cloister.data.encoder import Encoder
+from cloister.data.info import DatasetInfo
+from cloister.data.owner import Notes
+from cloister.data.sources import ArraySource
+from cloister.errors import InputError, UnsupportedError
+from cloister.ring.ring_map import RingMap
+from cloister.training.callbacks import Callback
+from cloister.training.encrypted_model import EncryptedModel
+from cloister.training.model_file import ModelDefinition
+from cloister.training.probabilities import probabilities
+from cloister.training.settings import Settings
+from cloister.training.training_run import RunFiles, TrainingAuthority, TrainingOutcome, train
+
+
+class ClientAuthority(Protocol):
+    """The authority as a client sees it."""
+
+    def find(self, dataset: str) -> Known | None:
+        """A data set's terms and label key."""
+        ...
+
+
+class EncryptedClassifier:
+    """A classifier that is trained on an encrypted data set.
+
+    authority   a connection with a trainer's token
+    client      a connection with a client's token; without it there are no names and no `predict`
+    model       as in `train`
+    keep        files that the run keeps, such as its checkpoint and its model
+
+    Attributes after `fit`: `model_` (the `EncryptedModel`), `outcome_` (accuracies and claims), and
+    `classes_` (own names in the order of `predict_proba`; class numbers of the data set file where
+    no client's connection is given).
+    """
+
+    _estimator_type = "classifier"
+
+    def __init__(
+        self,
+        authority: TrainingAuthority,
+        *,
+        client: ClientAuthority | None = None,
+        model: nn.Module | ModelDefinition | str = "mlp",
+        epochs: int = 5,
+        settings: Settings | None = None,
+        callbacks: Sequence[Callback] = (),
+        keep: RunFiles | None = None,
+    ) -> None:
+        self.authority, self.client = authority, client
+        self.model, self.epochs, self.settings = model, epochs, settings
+        self.callbacks, self.keep = callbacks, keep
+
+    def fit(self, dataset: EncryptedDataset | Path | str, y: None = None) -> Self:
+        """Train on a data set; its labels are in it.
+
+        Raises   InputError for plain samples or labels, UnsupportedError for a data set without
+                 classes, and what `train` raises
+        """
+        if y is not None or isinstance(dataset, np.ndarray):
+            raise InputError(
+                "fit: takes an encrypted data set, which holds its labels; make one with "
+                "training.encrypt"
+            )
+        opened = (
+            dataset if isinstance(dataset, EncryptedDataset) else EncryptedDataset.open(dataset)
+        )
+        if opened.targets != "classes":
+            raise UnsupportedError(
+                f"data set {opened.name!r}: has {opened.targets} to learn, and a classifier needs "
+                "classes; use training.train"
+            )
+        with TemporaryDirectory() as folder:
+            keep = self.keep or RunFiles(model=Path(folder) / "model")
+            if keep.model is None:
+                raise InputError("keep: name the folder of the model, RunFiles(model=...)")
+            self.outcome_: TrainingOutcome = train(
+                opened, authority=self.authority, model=self.model, epochs=self.epochs,
+                settings=self.settings, callbacks=self.callbacks, keep=keep,
+            )  # fmt: skip
+            self.model_ = EncryptedModel.open(keep.model)
+        named = self.client is not None
+        numbers = np.arange(self.model_.info.classes)
+        self.classes_ = np.array(self._terms()[1].classes) if named else numbers
+        return self
+
+    def predict_proba(self, x: Shaped[np.ndarray, "n ..."]) -> Float64[np.ndarray, "n classes"]:
+        """Probabilities of plain samples, in the order of `classes_`.
+
+        x   as the owner's arrays: pixels of 0 to 255 as uint8, else values in own units; rows of a
+            table in the order of its columns
+
+        Raises   InputError without a client's connection or before `fit`; RangeError, ShapeError
+        """
+        self._require_fitted()
+        model, (known, notes) = self.model_, self._terms()
+        values = _encoded(np.asarray(x), model.info, notes)
+        products = RingMap(model.first.linear).apply(values).view(np.int32)
+        scores = model.scores(model.first.values(products, model.info.encoding))
+        order = target_permutation(known.label_key, model.info)
+        return probabilities(scores, loss=model.settings.loss)[:, order]
+
+    def predict(self, x: Shaped[np.ndarray, "n ..."]) -> Shaped[np.ndarray, " n"]:
+        """The own name of each plain sample's class.
+
+        Raises   as `predict_proba`
+        """
+        chosen = self.predict_proba(x).argmax(axis=1)
+        return np.asarray(self.classes_[chosen])
+
+    def score(self, x: Shaped[np.ndarray, "n ..."], y: Shaped[np.ndarray, " n"]) -> float:
+        """Accuracy on plain samples, whose classes are given by their own names.
+
+        Raises   as `predict_proba`, InputError for a name that is none of the classes
+        """
+        self._require_fitted()
+        wanted = np.asarray(y).astype(str)
+        unknown = sorted(set(wanted) - set(self.classes_.astype(str)))
+        if unknown:
+            raise InputError(
+                f"score: {unknown[0]!r} is none of the classes {', '.join(self.classes_)}"
+            )
+        return float((self.predict(x).astype(str) == wanted).mean())
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The constructor's arguments by name."""
+        return {name: getattr(self, name) for name in _parameters()}
+
+    def set_params(self, **given: object) -> Self:
+        """Change arguments of the constructor.
+
+        Raises   InputError naming one that it does not take
+        """
+        for name, value in given.items():
+            if name not in _parameters():
+                raise InputError(f"EncryptedClassifier takes no {name}")
+            setattr(self, name, value)
+        return self
+
+    def _require_fitted(self) -> None:
+        if not hasattr(self, "model_"):
+            raise InputError("EncryptedClassifier: call fit first")
+
+    def _terms(self) -> tuple[Known, Notes]:
+        if self.client is None:
+            raise InputError(
+                "predict: plain samples are encoded by the data set's terms, which its clients may "
+                "read; give client=, a connection with a client's token"
+            )
+        name = self.model_.info.name
+        known = self.client.find(name)
+        if known is None:
+            raise InputError(f"data set {name!r}: the client's authority does not have it")
+        return known, Notes.read(known.agreement.terms.notes, known.agreement.info)
+
+
+def _encoded(
+    x: Shaped[np.ndarray, "n ..."], info: DatasetInfo, notes: Notes
+) -> Int16[np.ndarray, "n h w c"]:
+    """Plain samples as the integers of a data set.
+
+    Raises   InputError, RangeError, ShapeError
+    """
+    source = ArraySource(x, None)
+    if (source.kind == "pixels") != (notes.kind == "pixels"):
+        wanted = "pixels as uint8" if notes.kind == "pixels" else "values as floats"
+        raise InputError(f"predict: data set {info.name!r} is of {wanted}, not {x.dtype}")
+    encoder = Encoder(source, info.encoding, columns=notes.columns)
+    encoded: Int16[np.ndarray, "n h w c"] = encoder.encode(np.arange(len(x)))
+    if encoded.shape[1:] != info.shape:
+        raise InputError(f"predict: a sample is {info.shape}, not {encoded.shape[1:]}")
+    return encoded
+
+
+def _parameters() -> tuple[str, ...]:
+    return tuple(inspect.signature(EncryptedClassifier).parameters)
