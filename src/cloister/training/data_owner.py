@@ -4,6 +4,7 @@ Nothing plain leaves this process. The part's pad key is sealed to the authority
 blinded samples and labels only.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from cloister.data.writer import PATIENCE_S, Chunk, EncryptedDatasetWriter, chec
 from cloister.errors import EncryptionError, InputError, UnknownDatasetError
 from cloister.training.proposal import accept, propose
 
+_log = logging.getLogger("cloister.training")
 Note = Callable[[str], None]
 """Receives a remark for its user, one sentence."""
 Update = Callable[[str, int, int], None]
@@ -159,6 +161,9 @@ def encrypt(
             test_fraction=test_fraction, unlabelled=unlabelled, noise=noise, clip=clip, order=order,
             digests=digests, again=again, patience_s=patience_s, note=note, update=update,
         )  # fmt: skip
+    _log.info(
+        "data set %s: part %s with %d samples is in %s", info.name, part.part, part.samples, out
+    )
     with _added(out):
         seen.keep(part)
         if kept is not None:
