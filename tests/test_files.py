@@ -254,6 +254,7 @@ ELSEWHERE = {
     ("base/reading.py", "os.open"),  # to read
     ("data/writer.py", "TemporaryFile"),  # without a name
     ("data/sources.py", "TemporaryFile"),
+    ("data/spool.py", "TemporaryFile"),
     # In a folder that was made for this and is its owner's alone.
     ("graph/onnx/frontends.py", "TemporaryDirectory"),
     ("cli/demo_verbs.py", "TemporaryDirectory"),

@@ -134,7 +134,7 @@ def test_the_whole_life_of_an_authority(cloister, refused, folder, tmp_path):
         ):
             keys.describe("demo")
     table = cloister("authority", "budget", folder, "demo", "--samples").out
-    assert re.search(r"demo +budgeted +40 +16 +4 +0 +0 +3", table)
+    assert re.search(r"demo +budgeted +40 +0 +16 +4 +0 +0 +3", table)
     assert "rank spent" in table
     [shown] = json.loads(cloister("authority", "budget", folder, "--json", "--samples").out)
     assert shown["by_sample"]["rank"] == [3] * 10 + [0] * 30
@@ -187,9 +187,9 @@ def test_the_data_sets_are_listed(cloister, folder, samples):
         found = {one["name"]: one for one in json.loads(
             cloister("authority", "list", folder, "--json").out
         )}  # fmt: skip
-    assert re.search(r"plain +budgeted +12 +1 +2 +4 +16 +32 +8 +one +server", shown)
-    assert re.search(r"weak +budgeted +24 +2 +0 +3 +0 +24 +12 +many +trusted", shown)
-    assert re.search(r"paper +paper +12 +1 +0 +16 +0 +- +32 +many +server", shown)
+    assert re.search(r"plain +budgeted +12 +0 +1 +2 +4 +16 +32 +8 +one +server", shown)
+    assert re.search(r"weak +budgeted +24 +0 +2 +0 +3 +0 +24 +12 +many +trusted", shown)
+    assert re.search(r"paper +paper +12 +0 +1 +0 +16 +0 +- +32 +many +server", shown)
     assert list(found) == ["paper", "plain", "weak"]
     assert found["paper"]["bits_allowed"] is None
     assert (found["weak"]["samples"], found["weak"]["functions"]) == (24, "many")

@@ -174,12 +174,20 @@ def test_tables_of_two_clinics(cloister, refused, authority, to, tmp_path):
     found = sorted((plain[:, 0, 0] * [50, 25] + [50, 75]).tolist())
     np.testing.assert_allclose(found, [[20, 60], [40, 90], [70, 75], [70, 75]], atol=0.4)
     two.write_text("age,pulse,label\n170,75,sick\n")
-    assert "sample 0, column age" in refused("data", "encrypt", two, *to(), *agreed)
+    assert "line 2, column age: 170 is outside the range 0 to 100" in refused(
+        "data", "encrypt", two, *to(), *agreed
+    )
     assert cloister("data", "encrypt", two, *to(), *agreed, "--clip").code == 0
     two.write_text("age,pulse,label\n70,75,cured\n")
     assert "class 'cured'" in refused("data", "encrypt", two, *to(), *agreed)
+    two.write_text("height,age,label\n70,75,sick\n")
+    found = refused("data", "encrypt", two, *to(), *agreed)
+    assert "has no column pulse, which the data set has: its columns are age, pulse" in found
+    # The data set's order counts, not that of the file.
     two.write_text("pulse,age,label\n70,75,sick\n")
-    assert "same names and order" in refused("data", "encrypt", two, *to(), *agreed)
+    assert cloister("data", "encrypt", two, *to(), *agreed).code == 0
+    _, plain, _ = decrypted(authority, tmp_path / "set.cloister")
+    np.testing.assert_allclose(plain[-1, 0, 0] * [50, 25] + [50, 75], [75, 70], atol=0.4)
 
 
 def test_own_ranges_are_used_and_said_to_be_public(cloister, to, tmp_path):
@@ -206,7 +214,10 @@ def test_bad_input_adds_nothing(cloister, refused, authority, to, pixels, tmp_pa
         "data", "encrypt", tmp_path / "wide.npz", *to()
     )
     assert "class '3'" in refused("data", "encrypt", tmp_path / "class.npz", *to())
-    assert "holds pixels, this is values" in refused("data", "encrypt", tmp_path / "nan.npz", *to())
+    np.savez(tmp_path / "values.npz", x=np.ones((3, 3, 2, 1)), y=np.zeros(3, int))
+    message = refused("data", "encrypt", tmp_path / "values.npz", *to())
+    assert "holds pixels, this is values" in message
+    assert "3 of 3 samples hold NaN" in refused("data", "encrypt", tmp_path / "nan.npz", *to())
     assert "NaN" in refused("data", "encrypt", tmp_path / "nan.npz", *to(out="new.cloister"))
     assert "role client" in refused("data", "encrypt", path, *to(role="server"))
     assert "token" in refused("data", "encrypt", path, *to()[:-4], "--token", "x", "--out", file)

@@ -1,5 +1,6 @@
 import fcntl
 import os
+import threading
 import tracemalloc
 from dataclasses import replace
 
@@ -67,12 +68,13 @@ def enrolled(register, *, header=HEADER, permutation=PERMUTATION):
     return Enrolment(agreed, header.authority_fingerprint, permutation, register)
 
 
-def append(path, register, *chunks, header=HEADER):
-    return append_all(path, register, chunks, header=header)
+def append(path, register, *chunks, header=HEADER, patience_s=60):
+    return append_all(path, register, chunks, header=header, patience_s=patience_s)
 
 
-def append_all(path, register, chunks, *, header=HEADER):
-    writer = EncryptedDatasetWriter(path, enrolled(register, header=header))
+def append_all(path, register, chunks, *, header=HEADER, patience_s=60):
+    enrolment = enrolled(register, header=header)
+    writer = EncryptedDatasetWriter(path, enrolment, patience_s=patience_s)
     return writer.append(chunks, rng=SystemRandom())
 
 
@@ -319,7 +321,7 @@ def test_a_file_that_was_removed_while_waiting_for_it_is_not_written(path, autho
 
     monkeypatch.setattr("fcntl.flock", replaced)
     with pytest.raises(EncryptionError, match="another client"):
-        append(path, authority, samples(2))
+        append(path, authority, samples(2), patience_s=0)
     assert (path.read_bytes(), len(authority.parts)) == (whole, 1)
 
 
@@ -374,14 +376,57 @@ def test_files_that_are_no_data_sets(tmp_path):
         EncryptedDataset.open(tmp_path / "none")
 
 
-def test_two_clients_do_not_write_at_once(path, authority):
+def test_clients_encrypt_at_once_and_add_their_parts_in_turn(path, authority):
+    """A client that encrypts holds nobody up; one that adds its part is waited for."""
+
     def chunks():
         yield samples(2)
-        with pytest.raises(EncryptionError, match="another client"):
-            append(path, Authority(), samples(2))
+        append(path, authority, samples(3))
 
+    def registers(*part):
+        with pytest.raises(EncryptionError, match="another client is appending; try again, or"):
+            append(path, authority, samples(2), patience_s=0)
+        waiting.start()
+        return authority(*part)
+
+    waiting = threading.Thread(target=append, args=(path, authority, samples(4)))
     append_all(path, authority, chunks())
-    assert EncryptedDataset.open(path).samples == 2
+    append_all(path, registers, [samples(5)])
+    waiting.join()
+    assert [part.samples for part in EncryptedDataset.open(path).parts] == [3, 2, 5, 4]
+
+
+def test_parallel_clients_of_a_new_file_all_get_in(path, authority):
+    lock = threading.Lock()
+
+    def register(*part):
+        with lock:
+            return authority(*part)
+
+    clients = [
+        threading.Thread(target=append, args=(path, register, samples(2, seed=seed)))
+        for seed in range(8)
+    ]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join()
+    opened = EncryptedDataset.open(path)
+    assert (opened.samples, len(opened.parts)) == (16, 8)
+    assert check_registered(opened, authority.parts) == []
+
+
+def test_a_part_that_is_not_added_in_time_is_not_registered(path, authority):
+    def registers(*part):
+        with pytest.raises(EncryptionError, match="another client"):
+            append(path, never, samples(2), patience_s=0.2)
+        return authority(*part)
+
+    def never(*_):
+        raise AssertionError
+
+    append_all(path, registers, [samples(5)])
+    assert EncryptedDataset.open(path).samples == 5
 
 
 def test_more_samples_than_a_data_set_holds_are_not_written(path, authority, monkeypatch):

@@ -531,6 +531,18 @@ def test_an_empty_folder(tmp_path):
         open_source(tmp_path)
 
 
+def test_unlabelled_pictures_may_lie_anywhere(tmp_path):
+    for name in ("b.png", "p2/a.png", "p1/deep/c.png", ".hidden.png"):
+        save(tmp_path, name, gray(4, 6))
+    found = open_source(tmp_path, unlabelled=True)
+    assert (found.labels, found.names, found.samples) == (None, (), 3)
+    assert [found.where(i) for i in range(3)] == ["b.png", "p1/deep/c.png", "p2/a.png"]
+    assert found.remarks == ("files: 1 skipped (.hidden.png)",)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no pictures; give a folder that does"):
+        open_source(tmp_path / "empty", unlabelled=True)
+
+
 def test_all_that_cannot_be_used_is_in_one_message(tmp_path):
     plain(tmp_path)
     written(b"")(tmp_path / "sick/zero.png")

@@ -12,6 +12,8 @@ import numpy as np
 import onnx
 import torch
 from PIL import Image
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 import nets
 import unequal
@@ -149,6 +151,23 @@ def _picture(name: str) -> Callable[[Path], Path]:
         return folder / name
 
     return make
+
+
+def _dicom(folder: Path) -> Path:
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    meta.MediaStorageSOPInstanceUID = "1.2.3"
+    made = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+    made.PatientName = "A^B"
+    made.Rows, made.Columns, made.SamplesPerPixel = 7, 9, 1
+    made.PhotometricInterpretation = "MONOCHROME1"
+    made.BitsAllocated, made.BitsStored, made.HighBit, made.PixelRepresentation = 16, 12, 11, 0
+    made.RescaleSlope, made.RescaleIntercept = "2", "-1024"
+    made.PixelData = np.arange(63, dtype="<u2").tobytes()
+    made["PixelData"].VR = "OW"
+    made.save_as(folder / "a.dcm", enforce_file_format=True)
+    return folder / "a.dcm"
 
 
 def _log(folder: Path) -> Path:
@@ -370,6 +389,9 @@ LOADERS = {
     "png": Loader(_picture("a.png"), read_picture),
     "jpeg": Loader(_picture("a.jpg"), read_picture),
     "tiff": Loader(_picture("a.tiff"), read_picture),
+    "gif": Loader(_picture("a.gif"), read_picture),
+    "webp": Loader(_picture("a.webp"), read_picture),
+    "dicom": Loader(_dicom, read_picture),
     "ranges": Loader(_written("ranges.json", RANGES), read_ranges, JSON),
     "labels": Loader(_written("labels.txt", b"0,cat\n1,dog\n2,horse\n"), read_labels),
     "message body": Loader(

@@ -181,7 +181,7 @@ def test_what_follows_the_samples_does_not_go_with_noise():
     made, _, _ = trainer(
         noisy, model=mlp((6, 5, 1), 3), callbacks=[EarlyStopping(monitor="loss")]
     )  # fmt: skip
-    with pytest.raises(InputError, match="without noise; use monitor='test_accuracy'"):
+    with pytest.raises(InputError, match="without noise; use monitor='test'"):
         made.fit(1)
 
 

@@ -35,41 +35,42 @@ _log = logging.getLogger("cloister.authority")
 _SCHEMA = """
 CREATE TABLE authority (
     only_row INTEGER PRIMARY KEY CHECK (only_row = 1), modulus INTEGER NOT NULL
-);
+) STRICT;
 CREATE TABLE tokens (
     token_id TEXT PRIMARY KEY, role TEXT NOT NULL, name TEXT NOT NULL, hash BLOB NOT NULL,
     dataset TEXT
-);
+) STRICT;
 CREATE TABLE datasets (
     name TEXT PRIMARY KEY, info BLOB NOT NULL, extra BLOB NOT NULL, label_key BLOB NOT NULL,
     withdrawn BLOB NOT NULL
-);
+) STRICT;
 CREATE TABLE parts (
     part TEXT PRIMARY KEY, dataset TEXT NOT NULL, first INTEGER NOT NULL, samples INTEGER NOT NULL,
     sha256 TEXT NOT NULL, mask_key BLOB NOT NULL, token_id TEXT NOT NULL
-);
+) STRICT;
 CREATE TABLE retired (
     part TEXT PRIMARY KEY, dataset TEXT NOT NULL, sha256 TEXT NOT NULL, key_sha256 BLOB NOT NULL
-);
-CREATE TABLE functionals (digest BLOB PRIMARY KEY, geometry BLOB NOT NULL, weights BLOB NOT NULL);
+) STRICT;
+CREATE TABLE functionals (digest BLOB PRIMARY KEY, geometry BLOB NOT NULL, weights BLOB NOT NULL)
+    STRICT;
 CREATE TABLE states (
     dataset TEXT NOT NULL, id INTEGER NOT NULL, parent INTEGER NOT NULL, digest BLOB NOT NULL,
     exact INTEGER NOT NULL, rank INTEGER NOT NULL, opaque INTEGER NOT NULL, bits INTEGER NOT NULL,
     operand INTEGER NOT NULL, PRIMARY KEY (dataset, id)
-) WITHOUT ROWID;
+) WITHOUT ROWID, STRICT;
 CREATE TABLE words (
     dataset TEXT NOT NULL, block INTEGER NOT NULL, words BLOB NOT NULL,
     PRIMARY KEY (dataset, block)
-) WITHOUT ROWID;
+) WITHOUT ROWID, STRICT;
 CREATE TABLE journal (
     seq INTEGER PRIMARY KEY, dataset TEXT NOT NULL, ids BLOB NOT NULL, words BLOB NOT NULL
-);
+) STRICT;
 CREATE TABLE counters (
     dataset TEXT NOT NULL, what TEXT NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (dataset, what)
-) WITHOUT ROWID;
+) WITHOUT ROWID, STRICT;
 CREATE TABLE evaluations (
     dataset TEXT NOT NULL, digest BLOB NOT NULL, PRIMARY KEY (dataset, digest)
-) WITHOUT ROWID;
+) WITHOUT ROWID, STRICT;
 """
 
 
@@ -295,6 +296,8 @@ def faults(path: Path) -> Iterator[None]:
 
 def check(connection: sqlite3.Connection) -> None:
     """Read the file once: a ledger with holes in it would have forgotten something.
+
+    The tables are strict, so that a value whose kind has changed is found here as well.
 
     Raises   sqlite3.DatabaseError, for `faults`
     """

@@ -19,6 +19,7 @@ from cloister.base.identity import PUBLIC_FILE
 from cloister.base.rng import SystemRandom
 from cloister.base.sealing import SUITE
 from cloister.cli import options
+from cloister.cli.clinic_verbs import ChosenSamples, show_withdrawn
 from cloister.cli.console import emit_json, err, out, table
 from cloister.cli.serving import serve_until_interrupted
 from cloister.errors import EncryptionError, InputError
@@ -132,8 +133,8 @@ def list_(folder: Folder, json: options.Json = False) -> None:
         emit_json(listed)
     else:
         titles = (
-            "data set", "mode", "samples", "parts", "rank spent", "of", "bits spent", "of",
-            "bits a value", "functions", "labels to", "sums", "of",
+            "data set", "mode", "samples", "withdrawn", "parts", "rank spent", "of",
+            "bits spent", "of", "bits a value", "functions", "labels to", "sums", "of",
         )  # fmt: skip
         rows = [tuple("-" if cell is None else cell for cell in row.values()) for row in listed]
         out().print(table(titles, rows) if rows else "no data sets")
@@ -165,6 +166,24 @@ def delete(
         "note: backups of the folder still hold the keys, and put back they forget the deletion",
         style="yellow",
     )
+
+
+@app.command(epilog="Example: cloister authority withdraw authority biopsies --part 3f9a02c1")
+@options.grouped
+def withdraw(
+    folder: Folder,
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="The data set's name.")],
+    chosen: ChosenSamples,
+) -> None:
+    """Withdraw samples of any client. The authority must not be serving.
+
+    No key is issued for them any more; the ledger keeps what was given away.
+    """
+    with Authority(folder) as authority:
+        ids = chosen.spans(authority.parts(dataset))
+        fresh = authority.withdraw(dataset, ids, token_id=None)
+        summary = authority.summary(dataset)
+    show_withdrawn(dataset, fresh, summary.samples - summary.withdrawn)
 
 
 @app.command(epilog="Example: cloister authority budget authority biopsies --samples")
@@ -200,6 +219,7 @@ def _listed(stored: Stored) -> dict[str, object]:
         "name": summary.name,
         "mode": summary.mode,
         "samples": summary.samples,
+        "withdrawn": summary.withdrawn,
         "parts": len(stored.held.parts),
         "rank_max": summary.rank_max,
         "rank_allowed": summary.rank_allowed,
@@ -225,13 +245,14 @@ def _refuse_failed(failed: dict[str, str]) -> None:
 
 def _show(summaries: list[records.Summary]) -> None:
     columns = (
-        "data set", "mode", "samples", "dim", "rank allowed", "spent min", "median", "max",
-        "bits", "labels", "sums", "requests", "refused", "trusted",
+        "data set", "mode", "samples", "withdrawn", "dim", "rank allowed", "spent min", "median",
+        "max", "bits", "labels", "sums", "requests", "refused", "trusted",
     )  # fmt: skip
     rows = [
         (
-            s.name, s.mode, s.samples, s.dim, s.rank_allowed, s.rank_min, s.rank_median,
-            s.rank_max, s.bits_max, s.labels_released, s.evaluations, s.counts["requests"],
+            s.name, s.mode, s.samples, s.withdrawn, s.dim, s.rank_allowed, s.rank_min,
+            s.rank_median, s.rank_max, s.bits_max, s.labels_released, s.evaluations,
+            s.counts["requests"],
             s.counts["refusals"], s.counts["trusted"],
         )
         for s in summaries

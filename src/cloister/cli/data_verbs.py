@@ -1,26 +1,31 @@
 """`cloister data`: encrypted data sets, as owners make them and an untrusted host holds them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from cloister import training
 from cloister.authority.noise import EXACT_BITS
 from cloister.authority.request_log import ReleaseLog
 from cloister.base.rng import SystemRandom
-from cloister.cli import options
+from cloister.cli import clinic_verbs, options
 from cloister.cli.console import emit_json, note, out, stages, table
 from cloister.cli.serving import serve_until_interrupted
+from cloister.data.columns import PublicRange
+from cloister.data.csv_source import TableSource
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.folder_source import PictureOptions
 from cloister.data.owner import LEVELS, NewDataset, Privacy, read_ranges
-from cloister.data.preprocessing import Channels
+from cloister.data.preprocessing import Channels, Layout
 from cloister.data.sources import Source, open_source
+from cloister.data.table_options import TableOptions
+from cloister.data.writer import PATIENCE_S
 from cloister.errors import CloisterError, InputError, ShapeError
 from cloister.training import ciphertext_service
 from cloister.training.ciphertexts import LocalCiphertextServer
@@ -30,6 +35,7 @@ from cloister.training.proposal import DEFAULT_BITS
 NEW = "A new data set"
 DETAILS = "Details of --privacy"
 INPUT = "Reading the data"
+TABLES = "Reading tables (.csv)"
 
 app = typer.Typer(
     help="Encrypt samples, show data sets, and hold them for a trusted runtime.",
@@ -38,7 +44,7 @@ app = typer.Typer(
 
 Sources = Annotated[
     list[Path],
-    typer.Argument(metavar="SOURCE...", help=".npz, .csv or folders of class folders."),
+    typer.Argument(metavar="SOURCE...", help=".npz, .npy, .csv or folders of class folders."),
 ]
 Out = Annotated[
     Path, typer.Option("--out", metavar="FILE", help="Data set file; added to if it exists.")
@@ -77,6 +83,10 @@ Order = Annotated[
         metavar="FILE.npz",
         help="Keep which sample is which: the --truth of `cloister audit`. Keep it secret.",
     ),
+]
+Patience = Annotated[
+    float,
+    typer.Option("--patience", min=0, help="Seconds to wait for other clients that append."),
 ]
 ValueBits = Annotated[
     int | None,
@@ -140,7 +150,7 @@ Ranges = Annotated[
     typer.Option(
         "--ranges",
         metavar="FILE",
-        help='Public range of each column: {"age": [0, 120], ...}.',
+        help='Public range of each column: {"age": [0, 120], "sex": ["f", "m"], ...}.',
         rich_help_panel=NEW,
     ),
 ]
@@ -156,10 +166,95 @@ Clip = Annotated[
 ]
 X = Annotated[str, typer.Option("--x", help="Array of samples in .npz.", rich_help_panel=INPUT)]
 Y = Annotated[
-    str, typer.Option("--y", help="Array of class numbers in .npz.", rich_help_panel=INPUT)
+    str,
+    typer.Option("--y", help="Array of targets in .npz, or a file .npy.", rich_help_panel=INPUT),
 ]
 Label = Annotated[
-    str, typer.Option("--label", help="Column of the class in .csv.", rich_help_panel=INPUT)
+    str,
+    typer.Option("--label", metavar="COLUMN", help="Column of the class.", rich_help_panel=TABLES),
+]
+Without = Annotated[
+    str | None,
+    typer.Option(
+        "--without", metavar="A,B,...", help="Columns that are left out.", rich_help_panel=TABLES
+    ),
+]
+Categories = Annotated[
+    str | None,
+    typer.Option(
+        "--categories",
+        metavar="A,B,...",
+        help="Columns of numbers that stand for categories.",
+        rich_help_panel=TABLES,
+    ),
+]
+Fill = Annotated[
+    str | None,
+    typer.Option(
+        "--fill",
+        metavar="RULE",
+        help="Fill missing cells: median, mean, VALUE or COLUMN=VALUE,...",
+        rich_help_panel=TABLES,
+    ),
+]
+Drop = Annotated[
+    bool, typer.Option("--drop", help="Leave out rows with missing cells.", rich_help_panel=TABLES)
+]
+Missing = Annotated[
+    str | None,
+    typer.Option(
+        "--missing",
+        metavar="A,B,...",
+        help="More texts that mean a missing cell, as -999.",
+        rich_help_panel=TABLES,
+    ),
+]
+Separator = Annotated[
+    str | None,
+    typer.Option(
+        "--separator",
+        metavar="CHARACTER",
+        help="Between cells, or tab. Default: found.",
+        rich_help_panel=TABLES,
+    ),
+]
+Decimal = Annotated[
+    str | None,
+    typer.Option(
+        "--decimal", metavar=".|,", help="Mark of numbers. Default: found.", rich_help_panel=TABLES
+    ),
+]
+Thousands = Annotated[
+    str,
+    typer.Option(
+        "--thousands",
+        metavar=".|,|'|space",
+        help="Groups the digits of numbers.",
+        rich_help_panel=TABLES,
+    ),
+]
+DateFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--date-format",
+        metavar="FORMAT",
+        help="Of dates, as %d/%m/%Y. Default: found.",
+        rich_help_panel=TABLES,
+    ),
+]
+TextEncoding = Annotated[
+    str | None,
+    typer.Option(
+        "--encoding", help="Of the text, as latin-1. Default: found.", rich_help_panel=TABLES
+    ),
+]
+ArrayLayout = Annotated[
+    Layout | None,
+    typer.Option(
+        "--layout",
+        help="Axes of arrays of pictures. Default: nhwc, refused if the channels seem to be first.",
+        rich_help_panel=INPUT,
+    ),
 ]
 Background = Annotated[
     str | None,
@@ -230,12 +325,11 @@ class NewOptions:
 
         Raises   InputError naming the option
         """
-        classes = self.classes.split(",") if self.classes else None
         return NewDataset(
             bits=self.bits,
             value_range=options.value_range(self.value_range) if self.value_range else None,
             ranges=read_ranges(self.ranges) if self.ranges else None,
-            classes=tuple(name.strip() for name in classes) if classes else None,
+            classes=_names(self.classes) or None,
         )
 
 
@@ -249,19 +343,21 @@ class SampleOptions:
     clip: Clip = False
     x: X = "x"
     y: Y = "y"
-    label: Label = "label"
+    layout: ArrayLayout = None
     background: Background = None
     channels: PictureChannels = None
     resize: Resize = None
 
-    def open(self, path: Path) -> Source:
+    def open(self, path: Path, table: TableOptions) -> Source:
         """The samples in a file or folder.
 
         Raises   InputError, RangeError, ShapeError
         """
         size = None if self.resize is None else options.picture_size(self.resize)
         pictures = PictureOptions(self.background, self.channels, size)
-        return open_source(path, x=self.x, y=self.y, label=self.label, pictures=pictures)
+        return open_source(
+            path, x=self.x, y=self.y, table=table, layout=self.layout, pictures=pictures
+        )
 
     def tested(self) -> float:
         """The part that is kept for testing.
@@ -275,6 +371,44 @@ class SampleOptions:
         return {"train": 0.0, "test": 1.0, None: self.test_fraction}[self.split]
 
 
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How tables are read."""
+
+    label: Label = "label"
+    without: Without = None
+    categories: Categories = None
+    fill: Fill = None
+    drop: Drop = False
+    missing: Missing = None
+    separator: Separator = None
+    decimal: Decimal = None
+    thousands: Thousands = ""
+    date_format: DateFormat = None
+    encoding: TextEncoding = None
+
+    def table(self) -> TableOptions:
+        """The options' texts as values."""
+        return TableOptions(
+            label=_names(self.label),
+            without=_names(self.without),
+            categories=_names(self.categories),
+            separator=self.separator,
+            encoding=self.encoding,
+            decimal=self.decimal,
+            thousands=" " if self.thousands == "space" else self.thousands,
+            date_format=self.date_format,
+            missing=_names(self.missing),
+            fill=self.fill,
+            drop=self.drop,
+        )
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    """The names of a list with commas."""
+    return tuple(name.strip() for name in text.split(",")) if text else ()
+
+
 @app.command(
     epilog="Example: cloister data encrypt rows.csv --out rows.cloister --authority "
     "https://key.example:8443 --pin authority.pub --token @client.token"
@@ -286,9 +420,11 @@ def encrypt(
     out_file: Out,
     privacy: PrivacyOptions,
     samples: SampleOptions,
+    reading: ReadingOptions,
     new: NewOptions,
     name: Name = None,
     order: Order = None,
+    patience: Patience = PATIENCE_S,
     json: options.Json = False,
 ) -> None:
     """Encrypt samples and add them to a data set. Nothing plain leaves this process.
@@ -303,12 +439,12 @@ def encrypt(
     with access.connect() as service:
         parts: list[EncryptedPart] = []
         # All are opened first: a file that cannot be used stops the work before any is registered.
-        for source in _opened(sources, samples):
+        for source in _opened(sources, samples, reading.table(), described.ranges):
             with stages() as update, _saying(sources[: len(parts)], out_file):
                 part = training.encrypt(
                     source, out_file, authority=service, privacy=allowed, new=described, name=name,
                     test_fraction=tested, noise=samples.noise, clip=samples.clip, order=order,
-                    note=note, update=update,
+                    patience_s=patience, note=note, update=update,
                 )  # fmt: skip
             parts.append(part)
             if not json:
@@ -317,12 +453,20 @@ def encrypt(
         emit_json(_document(parts))
 
 
-def _opened(paths: list[Path], samples: SampleOptions) -> list[Source]:
+def _opened(
+    paths: list[Path],
+    samples: SampleOptions,
+    table: TableOptions,
+    ranges: Mapping[str, PublicRange] | None,
+) -> list[Source]:
     """The sources of a command.
 
     Raises   InputError, ShapeError for one that cannot follow the first
     """
-    opened = [samples.open(path) for path in paths]
+    opened = [samples.open(path, table) for path in paths]
+    for source in opened if len(opened) > 1 else []:
+        if isinstance(source, TableSource):
+            source.columns(ranges)
     for path, source in zip(paths, opened, strict=True):
         if (source.shape, source.kind) != (opened[0].shape, opened[0].kind):
             raise ShapeError(
@@ -349,25 +493,50 @@ def _saying(done: list[Path], out_file: Path) -> Iterator[None]:
         ) from error
 
 
+app.command(epilog="Example: cloister data merge north.cloister south.cloister --out all.cloister")(
+    clinic_verbs.merge
+)
+app.command(
+    epilog="Example: cloister data withdraw biopsies --part 3f9a02c1 --authority "
+    "https://key.example:8443 --pin authority.pub --token @client.token"
+)(clinic_verbs.withdraw)
+
+
 @app.command(epilog="Example: cloister data show rows.cloister")
+@options.grouped
 def show(
     path: Annotated[Path, typer.Argument(metavar="FILE.cloister", help="Encrypted data set.")],
+    access: options.OptionalAuthority,
     json: options.Json = False,
 ) -> None:
-    """Show the public contents of an encrypted data set, and check its parts."""
+    """Show the public contents of an encrypted data set, and check its parts.
+
+    Given an authority, compare the parts with its list, and show which samples were withdrawn.
+    """
     opened = EncryptedDataset.open(path)
+    withdrawn = clinic_verbs.withdrawn_samples(opened, access)
     described = {
         "name": opened.name, "shape": opened.shape, "classes": opened.classes,
         "bits": opened.encoding.bits, "low": opened.encoding.low, "high": opened.encoding.high,
         "samples": opened.samples, "test_samples": len(opened.test_ids),
         "authority": opened.authority_fingerprint,
     }  # fmt: skip
+    if withdrawn is not None:
+        described["withdrawn"] = int(withdrawn.holds(opened.ids).sum())
     if json:
-        emit_json(described | {"parts": opened.parts})
+        spans = {} if withdrawn is None else {"withdrawn_spans": withdrawn.spans}
+        emit_json(described | {"parts": opened.parts} | spans)
         return
     out().print(table(("", ""), [(k.replace("_", " "), v) for k, v in described.items()]))
-    rows = [(part.part, part.first, part.samples, part.sha256) for part in opened.parts]
-    out().print(table(("part", "first id", "samples", "SHA-256"), rows))
+    columns = ["part", "first id", "samples", "SHA-256"]
+    rows: list[list[object]] = [
+        [part.part, part.first, part.samples, part.sha256] for part in opened.parts
+    ]
+    if withdrawn is not None:
+        columns.insert(3, "withdrawn")
+        for part, row in zip(opened.parts, rows, strict=True):
+            row.insert(3, int(withdrawn.holds(np.arange(part.first, part.last)).sum()))
+    out().print(table(columns, rows))
 
 
 @app.command(epilog="Example: cloister data init host")

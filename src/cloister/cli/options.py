@@ -256,21 +256,19 @@ PadKey = Annotated[
         help="The pads' key and use counter; keep it on trusted storage and never copy it back.",
     ),
 ]
-AuthorityUrl = Annotated[
-    str, typer.Option("--authority", metavar="URL", help="https://HOST:PORT of the authority.")
-]
-Pin = Annotated[
-    Path, typer.Option("--pin", metavar="FILE", help="The authority's public file, authority.pub.")
-]
-Token = Annotated[
-    str,
-    typer.Option(
-        "--token",
-        envvar="CLOISTER_TOKEN",
-        metavar="TOKEN",
-        help="Bearer token, or @FILE that holds it.",
-    ),
-]
+_AUTHORITY_URL = typer.Option(
+    "--authority", metavar="URL", help="https://HOST:PORT of the authority."
+)
+_PIN = typer.Option("--pin", metavar="FILE", help="The authority's public file, authority.pub.")
+_TOKEN = typer.Option(
+    "--token",
+    envvar="CLOISTER_TOKEN",
+    metavar="TOKEN",
+    help="Bearer token, or @FILE that holds it.",
+)
+AuthorityUrl = Annotated[str, _AUTHORITY_URL]
+Pin = Annotated[Path, _PIN]
+Token = Annotated[str, _TOKEN]
 Listen = Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="Where to listen.")]
 
 
@@ -509,6 +507,26 @@ class AuthorityAccess:
     def connect(self, **more: float) -> "AuthorityClient":
         """See `cloister.authority.connect`."""
         return authority.connect(self.url, pin=self.pin, token=token(self.token), **more)
+
+
+@dataclass(frozen=True)
+class OptionalAuthority:
+    """As `AuthorityAccess`, for a verb that says more where it may ask an authority."""
+
+    url: Annotated[str | None, _AUTHORITY_URL] = None
+    pin: Annotated[Path | None, _PIN] = None
+    token: Annotated[str | None, _TOKEN] = None
+
+    def connect(self) -> "AuthorityClient | None":
+        """A client; None: no authority is named.
+
+        Raises   InputError when only some of the options are given
+        """
+        if self.url is None and self.pin is None:
+            return None
+        if self.url is None or self.pin is None or self.token is None:
+            raise InputError("an authority is asked with --authority, --pin and --token")
+        return AuthorityAccess(self.url, self.pin, self.token).connect()
 
 
 def grouped(verb: Callable[..., None]) -> Callable[..., None]:

@@ -39,8 +39,11 @@ Optimizer = Annotated[
     typer.Option("--optimizer", help="sgd has momentum 0.9. Default: adam."),
 ]
 Loss = Annotated[
-    Literal["cross-entropy", "mse"] | None,
-    typer.Option("--loss", help="mse: squared errors of sigmoid outputs. Default: cross-entropy."),
+    Literal["cross-entropy", "binary-cross-entropy", "mse", "l1"] | None,
+    typer.Option(
+        "--loss",
+        help="Default: cross-entropy; for labels binary-cross-entropy, for numbers mse.",
+    ),
 ]
 Weights = Annotated[
     Literal["balanced"] | None,

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float64, Int64, Shaped
@@ -9,6 +10,8 @@ from jaxtyping import Float64, Int64, Shaped
 from cloister.data.info import TARGETS, Targets
 from cloister.errors import InputError, RangeError, ShapeError
 from cloister.ring.bounds import MAX_CLASSES
+
+Labels: TypeAlias = Int64[np.ndarray, "n ..."] | Float64[np.ndarray, "n k"]
 
 FEW_CLASSES = 20
 """Whole numbers of type float are classes if there are at most this many different ones."""
@@ -19,7 +22,7 @@ class ArrayTargets:
     """The targets of samples, as `Source` has them."""
 
     targets: Targets
-    labels: Int64[np.ndarray, "n ..."] | Float64[np.ndarray, "n k"]
+    labels: Labels
     names: tuple[str, ...]
     remarks: tuple[str, ...] = ()
 
@@ -33,6 +36,9 @@ def read_targets(
     """
     if targets is not None and targets not in TARGETS:
         raise InputError(f"targets {targets!r}: give {', '.join(TARGETS)}")
+    y = np.asarray(y)
+    if y.dtype.kind in "US" and y.size == samples and targets in (None, "classes"):
+        return _named_classes(y.reshape(-1), title)
     if y.dtype.kind not in "biuf" or y.ndim not in (1, 2) or len(y) != samples or not y.size:
         raise ShapeError(
             f"{title} must hold one class number, or one row of labels or numbers, for each of the "
@@ -107,6 +113,18 @@ def _classes(columns: Shaped[np.ndarray, "n k"], title: str) -> ArrayTargets:
             f"{before + 1} to {after - 1} occurs; number the classes from 0, without gaps"
         )
     return _named_by_number("classes", values.astype(np.int64), highest + 1)
+
+
+def _named_classes(y: Shaped[np.ndarray, " n"], title: str) -> ArrayTargets:
+    """Class names instead of numbers, in alphabetical order."""
+    texts = np.strings.strip(np.strings.decode(y, "utf-8") if y.dtype.kind == "S" else y)
+    if (texts == "").any():
+        raise RangeError(
+            f"{title}: sample {int(np.argmax(texts == ''))} has no class name; write one, or drop "
+            "the sample"
+        )
+    names, numbers = np.unique(texts, return_inverse=True)
+    return ArrayTargets("classes", numbers.astype(np.int64), tuple(map(str, names)))
 
 
 def _labels(columns: Shaped[np.ndarray, "n k"], title: str) -> ArrayTargets:

@@ -22,7 +22,7 @@ import hashlib
 import json
 import mmap
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -49,6 +49,8 @@ HEADER_OFFSET = 192
 SIZED = struct.Struct("<I32s")
 TRAIN, TEST, UNLABELLED = range(3)
 """What a sample is for."""
+PIECE_BYTES = 1 << 20
+"""Of a part that is read once, from one end to the other."""
 MAX_DESCRIPTION_BYTES = BLOCK_BYTES - HEADER_OFFSET - SIZED.size
 
 
@@ -91,6 +93,7 @@ class _Part:
 
     def map(self, buffer: mmap.mmap) -> None:
         """Point the arrays into the mapped file."""
+        self.content = memoryview(buffer)[self.offset : self.offset + self.nbytes]
         n, shape = self.info.samples, self._header.shape
         labels_at = self.offset + 4 * n * shape[0] * shape[1] * shape[2]
         flags_at = labels_at + 4 * n * self._header.classes
@@ -241,6 +244,20 @@ class EncryptedDataset:
         )  # fmt: skip
         return html_table(f"encrypted data set {self.name}", rows)
 
+    def contents(self, part: PartInfo) -> Iterator[memoryview]:
+        """The bytes of one of its parts, in pieces.
+
+        Raises   EncryptionError behind the last one, when they are not those of its SHA-256
+        """
+        (found,) = (held for held in self._parts if held.info == part)
+        digest = hashlib.sha256()
+        for start in range(0, found.nbytes, PIECE_BYTES):
+            piece = found.content[start : start + PIECE_BYTES]
+            digest.update(piece)
+            yield piece
+        if digest.hexdigest() != part.sha256:
+            raise _altered(self._path, part)
+
     def data(self, ids: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, "n h w c"]:
         """The blinded samples, in the order of `ids`.
 
@@ -374,16 +391,24 @@ def _read_parts(path: Path, file: BinaryIO, header: Header, commit: Commit) -> l
         end = part.offset + part.nbytes
         if end > size:
             raise EncryptionError(f"{where} ({info.part}) is truncated; get the file again")
-        for other in parts:
-            if other.info.part == info.part or other.info.sha256 == info.sha256:
-                raise EncryptionError(f"{where} ({info.part}) is a replay of an earlier part")
-            if info.first < other.info.last and other.info.first < info.last:
-                raise EncryptionError(f"{where} ({info.part}) holds ids of {other.info.part}")
+        check_apart(info, (other.info for other in parts), where)
         parts.append(part)
         offset = end + -end % ALIGNMENT
     if offset != commit.nbytes:
         raise EncryptionError(f"{path}: its parts end at byte {offset}, committed {commit.nbytes}")
     return parts
+
+
+def check_apart(info: PartInfo, others: Iterable[PartInfo], where: str) -> None:
+    """Refuse a part that repeats another one, or its ids: one pad would hide two samples.
+
+    Raises   EncryptionError
+    """
+    for other in others:
+        if other.part == info.part or other.sha256 == info.sha256:
+            raise EncryptionError(f"{where} ({info.part}) is a replay of part {other.part}")
+        if info.first < other.last and other.first < info.last:
+            raise EncryptionError(f"{where} ({info.part}) holds ids of {other.part}")
 
 
 def _part_info(fields: dict[str, Any], where: str) -> PartInfo:
@@ -421,10 +446,14 @@ def _verify(path: Path, file: BinaryIO, part: _Part) -> None:
     file.seek(part.offset)
     rest = part.nbytes
     while rest:
-        chunk = file.read(min(rest, 1 << 20))
+        chunk = file.read(min(rest, PIECE_BYTES))
         if not chunk:
             raise EncryptionError(f"{path}: part {part.info.part} is truncated; get the file again")
         digest.update(chunk)
         rest -= len(chunk)
     if digest.hexdigest() != part.info.sha256:
-        raise EncryptionError(f"{path}: part {part.info.part} was altered; get the file again")
+        raise _altered(path, part.info)
+
+
+def _altered(path: Path, part: PartInfo) -> EncryptionError:
+    return EncryptionError(f"{path}: part {part.part} was altered; get the file again")

@@ -10,12 +10,13 @@ from jaxtyping import Bool, Int64
 
 from cloister.base.rng import Csprng
 from cloister.data.columns import Column, column_of, encode_columns
-from cloister.data.dataset import TEST, TRAIN
+from cloister.data.csv_source import TableSource
+from cloister.data.dataset import TEST, TRAIN, UNLABELLED
 from cloister.data.encoding import Encoding
-from cloister.data.sources import CHUNK_BYTES, Source, TableSource
+from cloister.data.sources import CHUNK_BYTES, Source
 from cloister.data.target_encoding import TargetEncoder
 from cloister.data.writer import Chunk
-from cloister.errors import InputError, RangeError
+from cloister.errors import RangeError
 
 
 class Encoder:
@@ -31,19 +32,14 @@ class Encoder:
     ) -> None:
         """The elements of a table are those of its data set's `columns`.
 
-        Raises   InputError where the source has other columns
+        Raises   InputError, RangeError where a table cannot be read as these columns
         """
         self._source, self._encoding, self._clip = source, encoding, clip
         self.clipped = 0
         """Values that `encode` brought to the ends of the range so far."""
         self._columns = tuple(columns)
         if isinstance(source, TableSource):
-            wanted = tuple(column.name for column in columns)
-            if source.columns != wanted:
-                raise InputError(
-                    f"the columns are {', '.join(source.columns)}, but the data set has "
-                    f"{', '.join(wanted)}; bring them to the same names and order"
-                )
+            source.use(self._columns, clip=clip)
 
     def encode(self, positions: Int64[np.ndarray, " m"]) -> np.ndarray:
         """Encoded samples.
@@ -72,7 +68,7 @@ class Encoder:
         self, positions: np.ndarray, values: np.ndarray, bad: Bool[np.ndarray, "..."]
     ) -> None:
         place = tuple(int(i) for i in np.argwhere(bad)[0])
-        sample = int(positions[place[0]])
+        sample = self._source.where(int(positions[place[0]]))
         if self._columns:
             field, option = f"column {column_of(self._columns, place[-1]).name}", "--ranges"
         else:
@@ -82,7 +78,7 @@ class Encoder:
             what, remedy = "the value is missing (NaN)", "fill or drop it"
         else:
             what = "the value is outside the data set's range"
-        raise RangeError(f"sample {sample}, {field}: {what}; {remedy}")
+        raise RangeError(f"{sample}, {field}: {what}; {remedy}")
 
 
 def random_order(count: int, *, rng: Csprng) -> Int64[np.ndarray, " count"]:
@@ -103,7 +99,10 @@ def chunks(
     test_fraction: float,
     order: Int64[np.ndarray, " n"],
 ) -> Iterator[Chunk]:
-    """All samples in a given order, of which the last ones are the test split."""
+    """All samples in a given order, of which the last ones are the test split.
+
+    Unlabelled samples are in neither split.
+    """
     n = source.samples
     tested = round(test_fraction * n)
     size = max(1, CHUNK_BYTES // (8 * int(np.prod(source.shape))))
@@ -111,4 +110,6 @@ def chunks(
         positions = order[start : start + size]
         places = np.arange(start, start + len(positions))
         flags = np.where(places >= n - tested, TEST, TRAIN).astype(np.uint8)
+        if targets.labels is None:
+            flags[:] = UNLABELLED
         yield Chunk(encoder.encode(positions), targets.encode(positions), flags)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 from PIL import Image
 
+from cloister.data.array_targets import Labels
 from cloister.data.encoding import Kind
 from cloister.data.info import Targets
 from cloister.data.picture_folder import list_pictures
@@ -72,20 +73,23 @@ class FolderSource:
     """
 
     targets: Targets = "classes"
-    labels: Int64[np.ndarray, " n"] | None
     names: Sequence[str]
     remarks: Sequence[str]
 
-    def __init__(self, path: Path, options: PictureOptions | None = None) -> None:
-        """Decode the pictures.
+    def __init__(
+        self, path: Path, options: PictureOptions | None = None, *, labelled: bool = True
+    ) -> None:
+        """Decode the pictures; unlabelled ones may lie in any folder, or in none.
 
         Raises   InputError, ShapeError naming the files that cannot be used
         """
         options = options or PictureOptions()
-        folder = list_pictures(path)
+        folder = list_pictures(path, labelled=labelled)
         self.names, self._paths = folder.names, folder.paths
-        self.labels = np.array(folder.labels, np.int64)
         self.samples = len(folder.paths)
+        self.labels: Labels | None = None
+        if folder.labels is not None:
+            self.labels = np.array(folder.labels, np.int64)
         bad: dict[str, list[str]] = defaultdict(list)
         kinds: dict[_PictureKind, list[str]] = defaultdict(list)
         changed: dict[str, int] = defaultdict(int)

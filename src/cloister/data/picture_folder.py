@@ -62,7 +62,7 @@ def list_pictures(root: Path, *, labelled: bool = True) -> PictureFolder:
     found = list(_pictures(root, Path(), skipped))
     if not labelled:
         if not found:
-            raise InputError(f"{root}: holds no pictures{_but(skipped)}")
+            raise InputError(f"{root}: holds no pictures{_but(skipped)}; give a folder that does")
         return PictureFolder(root, tuple(found), None, (), _skipped(skipped))
     outside = [path for path in found if len(path.parts) == 1]
     inside = [path for path in found if len(path.parts) > 1]

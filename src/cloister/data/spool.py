@@ -56,7 +56,7 @@ class Spool:
         """
         dtype = np.dtype(dtype)
         if self._file.tell() != dtype.itemsize * math.prod(shape):
-            raise InputError(f"{self._what} is truncated")
+            raise InputError(f"{self._what} is not as long as its header says; save it again")
         if 0 in shape:
             return np.empty(shape, dtype)
         return np.memmap(self._file, dtype, "r", shape=shape, order=order)

@@ -8,9 +8,10 @@ are joined behind the last commit of the data set file.
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import os
-import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from cloister.base import files
 from cloister.base.rng import KEY_BYTES, Csprng
 from cloister.data.dataset import (
     ALIGNMENT,
+    PIECE_BYTES,
     SLOT_OFFSETS,
     UNLABELLED,
     Commit,
@@ -40,7 +42,8 @@ from cloister.ring import pads
 from cloister.ring.bounds import MAX_SAMPLES
 
 PART_ID_BYTES = 16
-COPY_BYTES = 1 << 20
+PATIENCE_S = 60.0
+POLL_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -91,13 +94,18 @@ class Registrar(Protocol):
 class EncryptedDatasetWriter:
     """Adds parts to a data set file, which is made if there is none."""
 
-    def __init__(self, path: Path | str, enrolment: Registrar) -> None:
+    def __init__(
+        self, path: Path | str, enrolment: Registrar, *, patience_s: float = PATIENCE_S
+    ) -> None:
         """Prepare to append as the enrolment says: a file's header decides nothing.
+
+        patience_s   how long to wait for other clients that are adding their parts
 
         Raises   EncryptionError when the file belongs to another data set or authority
         """
         info = enrolment.info
         self._path, self._register = Path(path), enrolment.register
+        self._patience_s = patience_s
         self._header = Header(
             info.name, info.shape, info.classes, info.encoding, enrolment.fingerprint, info.targets
         )
@@ -115,7 +123,7 @@ class EncryptedDatasetWriter:
         Raises   EncryptionError, InputError (no samples, no room), RangeError, ShapeError
         """
         part, key = rng.random_bytes(PART_ID_BYTES).hex(), rng.random_bytes(KEY_BYTES)
-        with _writable(self._path), self._exclusive() as file, contextlib.ExitStack() as stack:
+        with _writable(self._path), contextlib.ExitStack() as stack:
             pieces = tuple(
                 stack.enter_context(tempfile.TemporaryFile(dir=self._path.parent)) for _ in range(3)
             )
@@ -123,23 +131,37 @@ class EncryptedDatasetWriter:
             if not samples:
                 raise InputError("there are no samples to encrypt")
             digest = _digest(pieces)
-            first = self._register(part, samples, digest, key)
-            info = PartInfo(part, first, samples, digest)
-            self._join(file, info, pieces)
+            # Clients encrypt at the same time, and add their parts one after the other.
+            with self._exclusive() as file:
+                first = self._register(part, samples, digest, key)
+                info = PartInfo(part, first, samples, digest)
+                self._join(file, info, pieces)
         return info
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[BinaryIO]:
-        """The file, held by this client alone; a file without a part is made anew."""
+        """The file, held by this client alone; a file without a part is made anew.
+
+        Raises   EncryptionError when other clients hold it for longer than patience lasts
+        """
+        deadline = time.monotonic() + self._patience_s
         with contextlib.ExitStack() as stack:
             while True:
                 if not self._path.exists():
                     _create(self._path, self._header)
-                file = stack.enter_context(_locked(self._path))
-                if self._is_ours(file):
+                file = _locked(self._path, stack)
+                if file is not None and self._is_ours(file):
                     break
-                self._path.unlink()
-                stack.close()
+                if file is not None:
+                    self._path.unlink()
+                    stack.close()
+                elif time.monotonic() > deadline:
+                    raise EncryptionError(
+                        f"{self._path}: another client is appending; try again, or wait longer "
+                        "(--patience)"
+                    )
+                else:
+                    time.sleep(POLL_S)
             try:
                 yield file
             except BaseException:
@@ -155,7 +177,7 @@ class EncryptedDatasetWriter:
         """
         found, commit = read_block(self._path, file)
         if found != self._header and commit.parts:
-            difference = _difference(found, self._header)
+            difference = header_difference(found, self._header)
             raise EncryptionError(f"{self._path}: {difference}; choose another file")
         return found == self._header
 
@@ -219,18 +241,28 @@ class EncryptedDatasetWriter:
         _, commit = read_block(self._path, file)
         # What lies behind the commit was written by a client that died.
         file.truncate(commit.nbytes)
-        file.seek(commit.nbytes)
-        file.write(encode_part_head(info, at=commit.nbytes))
-        for piece in pieces:
-            piece.seek(0)
-            shutil.copyfileobj(piece, file, COPY_BYTES)
-        file.write(bytes(-file.tell() % ALIGNMENT))
-        end = file.tell()
+        following = write_part(file, commit, info, itertools.chain(*map(_contents, pieces)))
         _sync(file)
-        following = Commit(commit.sequence + 1, end, commit.parts + 1)
-        file.seek(SLOT_OFFSETS[following.sequence % 2])
-        file.write(encode_slot(following))
+        write_slot(file, following)
         _sync(file)
+
+
+def write_part(
+    file: BinaryIO, commit: Commit, info: PartInfo, contents: Iterable[bytes | memoryview]
+) -> Commit:
+    """Write a part behind a commit; gives the commit that counts it, for `write_slot`."""
+    file.seek(commit.nbytes)
+    file.write(encode_part_head(info, at=commit.nbytes))
+    for content in contents:
+        file.write(content)
+    file.write(bytes(-file.tell() % ALIGNMENT))
+    return Commit(commit.sequence + 1, file.tell(), commit.parts + 1)
+
+
+def write_slot(file: BinaryIO, commit: Commit) -> None:
+    """Write a commit, once all that it counts is on stable storage."""
+    file.seek(SLOT_OFFSETS[commit.sequence % 2])
+    file.write(encode_slot(commit))
 
 
 def check_registered(dataset: EncryptedDataset, registered: Iterable[PartInfo]) -> list[PartInfo]:
@@ -275,32 +307,37 @@ def _writable(path: Path) -> Iterator[None]:
         ) from None
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[BinaryIO]:
-    busy = EncryptionError(f"{path}: another client is appending; try again later")
-    with contextlib.ExitStack() as stack:
-        try:
-            descriptor = files.open_in_place(path, "old", private=False)
-            file = stack.enter_context(os.fdopen(descriptor, "r+b"))
+def _locked(path: Path, stack: contextlib.ExitStack) -> BinaryIO | None:
+    """The file, held until the stack is closed; None: another client holds it or has removed it."""
+    try:
+        descriptor = files.open_in_place(path, "old", private=False)
+        with contextlib.ExitStack() as opened:
+            file = opened.enter_context(os.fdopen(descriptor, "r+b"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Who held the lock before may have removed the file, or put another in its place.
             if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                raise busy
-        except (BlockingIOError, FileNotFoundError):
-            raise busy from None
-        yield file
+                return None
+            stack.push(opened.pop_all())
+    except (BlockingIOError, FileNotFoundError):
+        return None
+    return file
+
+
+def _contents(piece: IO[bytes]) -> Iterator[bytes]:
+    piece.seek(0)
+    while chunk := piece.read(PIECE_BYTES):
+        yield chunk
 
 
 def _digest(pieces: tuple[IO[bytes], ...]) -> str:
     digest = hashlib.sha256()
-    for piece in pieces:
-        piece.seek(0)
-        while chunk := piece.read(COPY_BYTES):
-            digest.update(chunk)
+    for chunk in itertools.chain(*map(_contents, pieces)):
+        digest.update(chunk)
     return digest.hexdigest()
 
 
-def _difference(found: Header, wanted: Header) -> str:
+def header_difference(found: Header, wanted: Header) -> str:
+    """How the header of a file is not the one that is wanted."""
     if found.authority_fingerprint != wanted.authority_fingerprint:
         return (
             f"belongs to authority {found.authority_fingerprint[:16]}, "

@@ -9,11 +9,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
 from cloister.base.reading import open_regular, parsing
+from cloister.data.array_files import array_header
 from cloister.data.pictures import skipped_text
 from cloister.data.preprocessing import (
     Channels,
@@ -268,17 +269,7 @@ def _holds_objects(file: BinaryIO) -> bool:
     """Whether an array, or one of an archive, is stored as Python objects."""
     file.seek(0)
     if not zipfile.is_zipfile(file):
-        return _header(file).hasobject
+        file.seek(0)
+        return array_header(file)[2].hasobject
     with zipfile.ZipFile(file) as archive:
-        return any(_header(archive.open(name)).hasobject for name in archive.namelist())
-
-
-def _header(file: IO[bytes]) -> np.dtype:
-    file.seek(0)
-    version = np.lib.format.read_magic(file)
-    read = (
-        np.lib.format.read_array_header_1_0
-        if version == (1, 0)
-        else (np.lib.format.read_array_header_2_0)
-    )
-    return read(file)[2]
+        return any(array_header(archive.open(name))[2].hasobject for name in archive.namelist())

@@ -1,4 +1,7 @@
-"""The learning curve as a picture: SVG text, or PNG drawn with Pillow."""
+"""The learning curve as a picture: SVG text, or PNG drawn with Pillow.
+
+It shows accuracy, or of numbers the mean coefficient of determination, which is cut at 0.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +37,7 @@ def check_name(path: Path) -> None:
 
 
 def write_curve(history: Sequence[EpochResult], path: Path, *, title: str) -> None:
-    """Accuracy by epoch, on the training and the encrypted test split.
+    """Accuracy or fit by epoch, on the training and the encrypted test split.
 
     Raises   InputError for a file name that ends neither in .svg nor in .png
     """
@@ -46,20 +49,25 @@ def write_curve(history: Sequence[EpochResult], path: Path, *, title: str) -> No
 def _lines(history: Sequence[EpochResult]) -> list[Line]:
     last = max((result.epoch for result in history), default=1)
 
-    def place(epoch: int, accuracy: float) -> Point:
+    def place(epoch: int, quality: float) -> Point:
         across = (epoch - 1) / max(1, last - 1)
         return (
             LEFT + across * (WIDTH - LEFT - RIGHT),
-            HEIGHT - BOTTOM - accuracy * (HEIGHT - TOP - BOTTOM),
+            HEIGHT - BOTTOM - max(0.0, quality) * (HEIGHT - TOP - BOTTOM),
         )
 
-    train = [place(result.epoch, result.train_accuracy) for result in history]
-    test = [
-        place(result.epoch, result.test_accuracy)
-        for result in history
-        if result.test_accuracy is not None
+    train = [(result.epoch, result.train_quality) for result in history]
+    test = [(result.epoch, result.test_quality) for result in history]
+    return [
+        Line(
+            f"{name} {_measure(history)}", colour, [place(x, y) for x, y in points if y is not None]
+        )
+        for name, colour, points in (("training", TRAIN, train), ("encrypted test", TEST, test))
     ]
-    return [Line("training", TRAIN, train), Line("encrypted test", TEST, test)]
+
+
+def _measure(history: Sequence[EpochResult]) -> str:
+    return "R2" if any(result.train_fit is not None for result in history) else "accuracy"
 
 
 def _grid() -> list[tuple[float, str]]:
@@ -87,7 +95,7 @@ def _write_svg(history: Sequence[EpochResult], path: Path, title: str) -> None:
         for x, y in line.points:
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{line.colour}"/>')
         x, y = LEFT + 160 * i, HEIGHT - 12
-        parts.append(f'<text x="{x}" y="{y}" fill="{line.colour}">{line.name} accuracy</text>')
+        parts.append(f'<text x="{x}" y="{y}" fill="{line.colour}">{line.name}</text>')
     parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 12}" text-anchor="end">epochs</text>')
     files.replace(path, "\n".join([*parts, "</svg>\n"]).encode(), private=False)
 
@@ -103,7 +111,7 @@ def _write_png(history: Sequence[EpochResult], path: Path, title: str) -> None:
         draw.line(line.points, fill=line.colour, width=2)
         for x, y in line.points:
             draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=line.colour)
-        draw.text((LEFT + 160 * i, HEIGHT - 22), f"{line.name} accuracy", fill=line.colour)
+        draw.text((LEFT + 160 * i, HEIGHT - 22), line.name, fill=line.colour)
     draw.text((WIDTH - RIGHT - 42, HEIGHT - 22), "epochs", fill="black")
     with files.replacing(path, private=False) as file:
         image.save(file, "PNG")

@@ -9,7 +9,7 @@ always a whole one.
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from cloister.base import files
 from cloister.base.reading import parsing
 from cloister.errors import EncryptionError, InputError
+from cloister.training.metrics import GoodnessOfFit
 
 FORMAT = 4
 NAME = "checkpoint.pt"
@@ -25,23 +26,42 @@ NAME = "checkpoint.pt"
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What one epoch came to; accuracies are None where nothing was evaluated."""
+    """What one epoch came to; the test's figures are None where nothing was evaluated.
+
+    accuracies   of classes and labels; None for numbers
+    fits         of numbers; None for classes and labels
+    """
 
     epoch: int
     loss: float
-    train_accuracy: float
+    train_accuracy: float | None
     test_accuracy: float | None
     seconds: float
+    train_fit: GoodnessOfFit | None = None
+    test_fit: GoodnessOfFit | None = None
+
+    @property
+    def train_quality(self) -> float | None:
+        """Accuracy, or the mean coefficient of determination of numbers: more is better."""
+        return self.train_accuracy if self.train_fit is None else self.train_fit.mean_r2
+
+    @property
+    def test_quality(self) -> float | None:
+        """The same on the encrypted test split."""
+        return self.test_accuracy if self.test_fit is None else self.test_fit.mean_r2
 
 
 @dataclass
 class Position:
-    """Where a run stands: `step` steps of epoch `epoch` are done; sums are of that epoch."""
+    """Where a run stands: `step` steps of epoch `epoch` are done; sums are of that epoch.
+
+    sums   of `metrics.batch_sums`
+    """
 
     epoch: int = 0
     step: int = 0
     loss_sum: float = 0.0
-    correct: int = 0
+    sums: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -105,7 +125,7 @@ def load(folder: Path, *, run: dict[str, str]) -> Checkpoint | None:
         checkpoint = Checkpoint(
             state["run"],
             Position(**state["position"]),
-            [EpochResult(**result) for result in state["history"]],
+            [_result(result) for result in state["history"]],
             state["model"],
             state["optimizer"],
             state["scheduler"],
@@ -136,6 +156,15 @@ def check_state(what: str, state: object) -> None:
         torch.save(state, buffer)
         buffer.seek(0)
         torch.load(buffer, weights_only=True)
+
+
+def _result(fields: dict[str, Any]) -> EpochResult:
+    fits = {
+        name: GoodnessOfFit(**fields[name])
+        for name in ("train_fit", "test_fit")
+        if fields[name] is not None
+    }
+    return EpochResult(**fields | fits)
 
 
 def replace(path: Path, content: bytes) -> None:

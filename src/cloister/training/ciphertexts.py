@@ -16,7 +16,7 @@ import hashlib
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import Int64, UInt32
+from jaxtyping import Float32, Int64, UInt32
 
 from cloister.authority.request_log import Recorder, asked
 from cloister.authority.requests import Evaluation, Forward, Gradient, Kind, Labels, Request
@@ -124,7 +124,7 @@ class WitnessedServer:
         self._server = server
         self._seen = hashlib.sha256()
 
-    def begin(self, labels: Int64[np.ndarray, " n"]) -> None:
+    def begin(self, labels: Int64[np.ndarray, " n"] | Float32[np.ndarray, "n classes"]) -> None:
         """A new step, on samples whose labels it has answered before."""
         self._seen = hashlib.sha256(np.ascontiguousarray(labels).data)
 

@@ -7,10 +7,12 @@ blinded samples and labels only.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from cloister.authority.agreement import Agreement
 from cloister.authority.enrolment import ClientService, Enrolment, enrol
 from cloister.base.rng import SystemRandom
+from cloister.data.csv_source import TableSource
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.encoder import Encoder, chunks, random_order
 from cloister.data.feature_noise import GaussianNoise
@@ -24,8 +26,8 @@ from cloister.data.owner import (
     noise_statement,
 )
 from cloister.data.sources import Source, open_source
-from cloister.data.writer import Chunk, EncryptedDatasetWriter, check_registered
-from cloister.errors import InputError, UnknownDatasetError
+from cloister.data.writer import PATIENCE_S, Chunk, EncryptedDatasetWriter, check_registered
+from cloister.errors import EncryptionError, InputError, UnknownDatasetError
 from cloister.training.proposal import accept, propose
 
 Note = Callable[[str], None]
@@ -62,9 +64,11 @@ def encrypt(
     new: NewDataset | None = None,
     name: str | None = None,
     test_fraction: float = 0.0,
+    unlabelled: bool = False,
     noise: float | None = None,
     clip: bool = False,
     order: Path | str | None = None,
+    patience_s: float = PATIENCE_S,
     note: Note = lambda text: None,
     update: Update = lambda what, done, total: None,
 ) -> EncryptedPart:
@@ -77,16 +81,20 @@ def encrypt(
     out             the data set's file, which is added to if it exists
     name            the data set's id; default: the file's name
     test_fraction   the random part that is kept for testing
+    unlabelled      the samples have no labels, and wait for predictions
     noise           deviation of Gaussian noise on every value, in multiples of the range
     clip            bring values outside the range to its ends instead of refusing them
     order           a new file .npz that keeps which sample is which: secret, it holds the samples
+    patience_s      how long to wait for other clients that are adding to the same file
     note, update    are called with each remark as it arises, and with the progress of the work
 
     Raises   InputError, RangeError, ShapeError, EncryptionError; then nothing was added, unless the
              error says so
     """
     out, remarks = Path(out), _Remarks(note)
-    samples = open_source(source) if isinstance(source, str | Path) else source
+    samples = source
+    if isinstance(source, str | Path):
+        samples = open_source(source, unlabelled=unlabelled)
     if not isinstance(samples, Source):
         raise InputError(
             f"source: a {type(samples).__name__} is none; give a path, or ArraySource(x, y)"
@@ -95,10 +103,10 @@ def encrypt(
     added = None if noise is None else GaussianNoise(noise, "ciphertexts")
     if not 0 <= test_fraction <= 1:
         raise InputError(f"test_fraction must be 0 to 1, got {test_fraction}")
-    if samples.labels is None:
-        raise InputError("source: its samples have no labels to learn from")
+    _check_unlabelled(samples, unlabelled, test_fraction)
     rows = random_order(samples.samples, rng=SystemRandom())
-    kept = None if order is None else OrderFile(order, rows, targets=samples.targets)
+    own = samples.row_numbers[rows] if isinstance(samples, TableSource) else rows
+    kept = None if order is None else OrderFile(order, own, targets=samples.targets)
     accepted = _accepted(
         authority, name or out.stem, out, samples, new or NewDataset(), privacy, remarks
     )
@@ -118,9 +126,21 @@ def encrypt(
         made = kept.watch(made)
     if added is not None:
         made = add_noise(made, added, encoding=info.encoding, rng=SystemRandom())
-    writer = EncryptedDatasetWriter(out, enrolment)
+    writer = EncryptedDatasetWriter(out, enrolment, patience_s=patience_s)
     remarks.absent(out, _absent(authority, out, enrolment))
-    part = writer.append(_watched(made, len(rows), update), rng=SystemRandom())
+    try:
+        part = writer.append(_watched(made, len(rows), update), rng=SystemRandom())
+    except EncryptionError:
+        if info.samples or authority.find(info.name) is None:
+            raise
+        part = None
+    if part is None:
+        # Another client has made the data set meanwhile: join that one, if its terms are accepted.
+        return encrypt(
+            samples, out, authority=authority, privacy=privacy, new=new, name=name,
+            test_fraction=test_fraction, unlabelled=unlabelled, noise=noise, clip=clip, order=order,
+            patience_s=patience_s, note=note, update=update,
+        )  # fmt: skip
     if kept is not None:
         _write_order(kept, part, out)
     remarks.after(agreed, samples, encoder, order)
@@ -165,6 +185,53 @@ class _Remarks:
             )
         if order is not None:
             self(f"{order} holds your samples in plain; keep it to yourself")
+
+
+class PartsService(Protocol):
+    """The authority as a holder of a data set file sees it."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the authority."""
+        ...
+
+    def parts(self, dataset: str) -> tuple[PartInfo, ...]:
+        """The registered parts of a data set."""
+        ...
+
+
+def check_origin(dataset: EncryptedDataset, authority: PartsService) -> list[PartInfo]:
+    """Refuse a file of another authority, or with parts that this one has not registered so.
+
+    Gives the parts on record that the file does not hold.
+
+    Raises   EncryptionError naming file and part
+    """
+    if dataset.authority_fingerprint != authority.fingerprint:
+        raise EncryptionError(
+            f"{dataset.path}: belongs to authority {dataset.authority_fingerprint[:16]}, not "
+            f"{authority.fingerprint[:16]}; give that one's --authority and --pin"
+        )
+    return check_registered(dataset, authority.parts(dataset.name))
+
+
+def _check_unlabelled(samples: Source, unlabelled: bool, test_fraction: float) -> None:
+    """Labels are neither missed nor thrown away unasked.
+
+    Raises   InputError
+    """
+    if samples.labels is None and not unlabelled:
+        raise InputError(
+            "source: its samples have no labels to learn from; to have predictions for them, give "
+            "unlabelled=True (--unlabelled)"
+        )
+    if samples.labels is not None and unlabelled:
+        raise InputError(
+            "source: its samples have labels, and unlabelled ones were to be encrypted; leave "
+            "either out"
+        )
+    if unlabelled and test_fraction:
+        raise InputError("unlabelled samples cannot test: leave out test_fraction")
 
 
 def absence(path: Path, absent: list[PartInfo]) -> str:

@@ -18,7 +18,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -28,10 +28,12 @@ from typing import Any
 import numpy as np
 import onnx
 from jaxtyping import Float32
+from numpy.typing import ArrayLike
 from onnxruntime import InferenceSession
 
 from cloister.base import files
 from cloister.base.reading import open_regular, parsing
+from cloister.data.dataset import EncryptedDataset
 from cloister.data.feature_noise import GaussianNoise
 from cloister.data.info import DatasetInfo
 from cloister.errors import CloisterError, EncryptionError, InputError, ShapeError
@@ -40,6 +42,13 @@ from cloister.graph.onnx.export import model_bytes
 from cloister.graph.onnx.read import from_model
 from cloister.graph.ort_session import runtime_session
 from cloister.plan.claims import Claims
+from cloister.training.ciphertexts import CiphertextServer
+from cloister.training.predictions import (
+    PredictionAuthority,
+    PredictionOptions,
+    Predictions,
+    predict,
+)
 from cloister.training.scaled_map import ScaledMap
 from cloister.training.settings import Settings
 
@@ -146,6 +155,24 @@ class EncryptedModel:
             raise ShapeError(f"model: takes values {self.first.shape}, not {values.shape[1:]}")
         (taken,) = self.rest.inputs
         return np.asarray(self._session.run(None, {taken: values})[0], np.float32)
+
+    def predict(
+        self,
+        dataset: EncryptedDataset | Path | str,
+        *,
+        authority: PredictionAuthority,
+        ids: ArrayLike | None = None,
+        options: PredictionOptions | None = None,
+        host: CiphertextServer | None = None,
+        update: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Predictions:
+        """The answers for encrypted samples; see `predictions.predict`."""
+        opened = (
+            dataset if isinstance(dataset, EncryptedDataset) else EncryptedDataset.open(dataset)
+        )
+        return predict(
+            self, opened, authority=authority, ids=ids, options=options, host=host, update=update
+        )
 
     @cached_property
     def _session(self) -> InferenceSession:

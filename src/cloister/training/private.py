@@ -39,7 +39,7 @@ from cloister.data.feature_noise import GaussianNoise, StepNoise, gaussian
 from cloister.data.info import RING_LIMIT
 from cloister.errors import InputError, UnsupportedError
 from cloister.training.layers import INT16_MAX, Encrypted, FixedPoint
-from cloister.training.losses import Objective
+from cloister.training.objective import Objective
 
 MARGIN = 2.0**-10
 GRID_BITS = 12
@@ -70,7 +70,7 @@ class PrivateStep:
     def backward(self, x: Tensor, targets: Tensor, *, step: StepNoise) -> tuple[Tensor, Tensor]:
         """Set the gradients of all parameters; gives the mean loss and the scores.
 
-        Shapes   x: the batch's placeholder; targets: (n,)
+        Shapes   x: the batch's placeholder; targets: (n,), or (n, classes) of labels and numbers
         Secret   everything but the noisy gradients
         """
         self._step = step

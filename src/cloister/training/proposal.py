@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from cloister.authority.agreement import Agreement, Excess, excesses
 from cloister.authority.records import Terms
 from cloister.data.columns import Column, PublicRange, public_column
+from cloister.data.csv_source import TableSource
 from cloister.data.encoding import PIXELS, Encoding
 from cloister.data.info import DatasetInfo
 from cloister.data.owner import NewDataset, Notes, Privacy
 from cloister.data.sources import (
     Source,
-    TableSource,
     require_fewer_classes_than_samples,
     value_range,
 )
@@ -111,7 +111,7 @@ def accept(found: Agreement, source: Source, new: NewDataset, privacy: Privacy) 
             f"data set {info.name} holds samples {info.shape}, these are {source.shape}; "
             "bring them to one size, or choose another --name"
         )
-    if info.targets != source.targets:
+    if source.labels is not None and info.targets != source.targets:
         raise InputError(
             f"data set {info.name} has {info.targets} to learn, these samples have "
             f"{source.targets}: read them with --targets {info.targets}, or choose another --name"
@@ -197,18 +197,22 @@ def _agreement(info: DatasetInfo, privacy: Privacy, *, notes: str) -> Agreement:
 def _columns(
     source: TableSource, new: NewDataset, note: Callable[[str], None]
 ) -> tuple[Column, ...]:
-    if new.ranges is None:
-        found: Mapping[str, PublicRange] = source.ranges()
-        note(
-            "every column's smallest and largest value of your data becomes known to the other "
-            "clients and the authority; give public --ranges to avoid it"
+    columns = source.columns(new.ranges)
+    kinds = {column.kind for column in columns} if new.ranges is None else set()
+    told = [
+        *(["smallest and largest value"] if kinds - {"category"} else []),
+        *(["values, if it is a category"] if "category" in kinds else []),
+        *(["fill of missing cells"] if any(column.fill is not None for column in columns) else []),
+    ]
+    if told:
+        remedy = (
+            "give public --ranges to avoid it" if kinds else "give values to --fill to avoid it"
         )
-    else:
-        found = new.ranges
-    missing = [column for column in source.columns if column not in found]
-    if missing:
-        raise InputError(f"--ranges: column {missing[0]} is missing")
-    return tuple(public_column(column, found[column]) for column in source.columns)
+        note(
+            f"every column's {' and '.join(told)} of your data becomes known to the other clients "
+            f"and the authority; {remedy}"
+        )
+    return columns
 
 
 def _target_ranges(

@@ -40,23 +40,37 @@ def run_page(outcome: "TrainingOutcome") -> str:
 def _result(outcome: "TrainingOutcome") -> Iterator[str]:
     if outcome.epochs:
         last = outcome.epochs[-1]
-        tested = outcome.test_accuracy
-        said = f"After {last.epoch} epochs: loss {last.loss:.4g}, {last.train_accuracy:.1%} right "
-        said += "on the training samples"
-        said += "." if tested is None else f", {tested:.1%} on the encrypted test samples."
-        yield paragraph(said)
+        said = f"After {last.epoch} epochs: loss {last.loss:.4g}"
+        if last.train_quality is not None:
+            said += f", {_quality(outcome, last.train_quality)} on the training samples"
+        if last.test_quality is not None:
+            said += f", {_quality(outcome, last.test_quality)} on the encrypted test samples"
+        yield paragraph(f"{said}.")
     for remark in outcome.remarks:
         yield paragraph(remark, kind="caution")
 
 
+def _has_numbers(outcome: "TrainingOutcome") -> bool:
+    return any(one.train_fit is not None for one in outcome.epochs)
+
+
+def _quality(outcome: "TrainingOutcome", value: float) -> str:
+    return f"R2 {value:.3f}" if _has_numbers(outcome) else f"{value:.1%} right"
+
+
 def _curves(outcome: "TrainingOutcome") -> str:
     losses = [(float(one.epoch), one.loss) for one in outcome.epochs]
-    train = [(float(one.epoch), one.train_accuracy) for one in outcome.epochs]
-    test = [
-        (float(one.epoch), one.test_accuracy)
+    train = [
+        (float(one.epoch), one.train_quality)
         for one in outcome.epochs
-        if one.test_accuracy is not None
+        if one.train_quality is not None
     ]
+    test = [
+        (float(one.epoch), one.test_quality)
+        for one in outcome.epochs
+        if one.test_quality is not None
+    ]
+    name = "R2" if _has_numbers(outcome) else "accuracy"
     lines = [Series("training", TRAIN, train), Series("encrypted test", TEST, test)]
     return legend([(one.name, one.colour, False) for one in lines]) + (
         '<div class="figures">'
@@ -65,7 +79,8 @@ def _curves(outcome: "TrainingOutcome") -> str:
             y_axis="loss",
         )
         + line_chart(
-            lines, title="Accuracy by epoch", x_axis="epoch", y_axis="accuracy", ends=(0.0, 1.0)
+            lines, title=f"{name[:1].upper()}{name[1:]} by epoch", x_axis="epoch", y_axis=name,
+            ends=(0.0, 1.0),
         )
         + "</div>\n"
     )  # fmt: skip

@@ -6,11 +6,12 @@ here, and a new content adds its information to the claims; a test records the m
 interface in runs of every mode and compares.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
 
+from cloister.data.info import Targets
 from cloister.plan.claims import Role
 from cloister.training.settings import Settings
 
@@ -26,6 +27,8 @@ class Content(Enum):
     FIXED_VALUES = "values of one fixed function of each sample"
     VALUES = "values of new functions of each sample at every step"
     CLASSES = "the class of each sample, under secret names"
+    LABELS = "the labels of each sample, under secret names"
+    NUMBERS = "the numbers of each sample, as parts of ranges that are secret to it"
     SPENT = "how much of the budget is spent"
     TRAINING = "the whole model, which it trains"
     MODEL = "the model when the run is over, with its losses and accuracies"
@@ -40,6 +43,13 @@ class Content(Enum):
     SUMS = "sums over the labels of many samples"
 
 
+TARGETS: Mapping[Targets, Content] = {
+    "classes": Content.CLASSES,
+    "labels": Content.LABELS,
+    "numbers": Content.NUMBERS,
+}
+
+
 @dataclass(frozen=True)
 class Message:
     """One kind of message: `kind` is the request, method, file or channel that carries it."""
@@ -49,9 +59,10 @@ class Message:
     carries: tuple[Content, ...]
 
 
-def sent(settings: Settings, *, hosted: bool) -> tuple[Message, ...]:
+def sent(settings: Settings, *, hosted: bool, targets: Targets = "classes") -> tuple[Message, ...]:
     """Every kind of message of a run.
 
+    targets  what the samples of the data set have to learn
     hosted   products on ciphertexts are made by another machine (`Trainer(server=)`)
     """
     frozen = settings.first_layer == "frozen"
@@ -67,7 +78,7 @@ def sent(settings: Settings, *, hosted: bool) -> tuple[Message, ...]:
         Message(Role.CLIENT, "data set file", (Content.CIPHERTEXTS, Content.NAMES)),
         Message(Role.CLIENT, "summary", (Content.SPENT,)),
         Message(Role.NETWORK, "https", (Content.SIZES,)),
-        *_unblinded(settings),
+        *_unblinded(settings, TARGETS[targets]),
         *_kept(settings),
     ]
     if not frozen:
@@ -99,6 +110,7 @@ def sent_by_prediction(
     messages = [
         Message(Role.AUTHORITY, "describe", (Content.NAMES,)),
         Message(Role.AUTHORITY, "parts", (Content.NAMES,)),
+        Message(Role.AUTHORITY, "withdrawn", (Content.NAMES,)),
         Message(Role.AUTHORITY, "summary", (Content.NAMES,)),
         Message(Role.AUTHORITY, "forward", function),
         Message(Role.CLIENT, "data set file", (Content.CIPHERTEXTS, Content.NAMES)),
@@ -124,14 +136,14 @@ def sent_by_prediction(
     return tuple(messages)
 
 
-def _unblinded(settings: Settings) -> Iterator[Message]:
+def _unblinded(settings: Settings, targets: Content) -> Iterator[Message]:
     """The process that trains holds the file, and receives the unblinding terms."""
     frozen = settings.first_layer == "frozen"
     role = Role.SERVER if settings.unblind_to == "server" else Role.RUNTIME
     values = Content.FIXED_VALUES if frozen else Content.VALUES
     yield Message(role, "data set file", (Content.CIPHERTEXTS, Content.NAMES))
     yield Message(role, "training", (Content.TRAINING,))
-    yield Message(role, "labels", (Content.CLASSES,))
+    yield Message(role, "labels", (targets,))
     yield Message(role, "forward", (values,))
     if not frozen:
         yield Message(role, "gradient", (values,))

@@ -9,7 +9,7 @@ from cloister.data.info import Mode
 from cloister.errors import InputError
 
 FirstLayer = Literal["frozen", "trainable"]
-LossName = Literal["cross-entropy", "mse"]
+LossName = Literal["cross-entropy", "binary-cross-entropy", "mse", "l1"]
 OptimizerName = Literal["adam", "sgd"]
 
 
@@ -28,8 +28,9 @@ class Settings:
     offload_gradients        trusted only: the gradient's product runs at the server too, which
                              then sees each sample's output gradient
     rank                     of the frozen projection, default the samples' whole budget
-    loss                     mse is CryptoNN's: squared errors of sigmoid outputs. Default:
-                             cross-entropy
+    loss                     default: cross-entropy for classes, binary-cross-entropy for labels,
+                             mse for numbers. mse of classes and labels is CryptoNN's: squared
+                             errors of sigmoid outputs
     class_weights            balanced: in inverse proportion to a class's training samples
     optimizer                sgd has momentum 0.9. Default: adam
     learning_rate            default: 0.001 for adam, 0.05 for sgd
@@ -65,7 +66,7 @@ class Settings:
         if self.unblind_to not in ("server", "trusted"):
             raise InputError(f"unblind_to must be server or trusted, got {self.unblind_to!r}")
         if self.loss not in (None, *get_args(LossName)):
-            raise InputError(f"loss must be {' or '.join(get_args(LossName))}, got {self.loss!r}")
+            raise InputError(f"loss must be {', '.join(get_args(LossName))}, got {self.loss!r}")
         if self.class_weights not in (None, "balanced"):
             raise InputError(f"class_weights must be balanced, got {self.class_weights!r}")
         if self.optimizer not in (None, "adam", "sgd"):

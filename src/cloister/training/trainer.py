@@ -3,8 +3,8 @@
     trainable   the first layer is encrypted (`layers`): every step asks for new keys
     frozen      the first layer is a fixed projection (`frozen`): keys once per sample
 
-Either way the loss is an ordinary function of ordinary tensors; the rest of the model, the
-optimiser and the order of the samples are those of plain training with the same seed.
+Either way the loss is an ordinary one of ordinary tensors (`target_losses`); the rest of the model,
+the optimiser and the order of the samples are those of plain training with the same seed.
 """
 
 import hashlib
@@ -43,12 +43,14 @@ from cloister.training.ciphertexts import (
 )
 from cloister.training.frozen import Features, Lift, Projection, default_projection
 from cloister.training.layers import Encrypted, Samples
-from cloister.training.losses import ClassWeights, Loss, Objective
+from cloister.training.metrics import Measured, added, batch_sums, measured
 from cloister.training.model_file import MakeOptimizer
+from cloister.training.objective import ClassWeights, Objective
 from cloister.training.private import PrivateStep
 from cloister.training.products import Products
 from cloister.training.schedule import MakeScheduler, Schedule
 from cloister.training.settings import LossName, Settings
+from cloister.training.target_losses import Loss, loss_of
 
 __all__ = ["Trainer", "TrainingData", "epoch_order"]
 
@@ -174,8 +176,11 @@ class Trainer:
         self._layer: Encrypted | None = None
         if settings.noise is not None and class_weights is not None:
             raise InputError("class_weights: their counts have no noise; train without them")
+        chosen = loss if callable(loss) else settings.loss
+        if not callable(chosen):
+            chosen = loss_of(self.info.targets, chosen, dataset=self.info.name)
         self._objective = Objective(
-            loss or settings.loss, class_weights=class_weights or settings.class_weights
+            chosen, targets=self.info.targets, class_weights=class_weights or settings.class_weights
         )
         self._rng, self._noise_key = rng, rng.random_bytes(KEY_BYTES)
         self.own_model = model
@@ -261,19 +266,24 @@ class Trainer:
             self._finish_epoch(last=self.position.epoch + 1 == epochs)
         return self.history
 
-    def evaluate(self, ids: Int64[np.ndarray, " n"] | None = None) -> float:
-        """Accuracy on the encrypted test split; an encrypted first layer asks for keys here too."""
+    def evaluate(self, ids: Int64[np.ndarray, " n"] | None = None) -> Measured:
+        """Figures of the encrypted test split, or of some samples; an encrypted first layer asks
+        for keys here too.
+        """
         self.prepare()
         ids = self._test_ids if ids is None else ids
         self.model.eval()
-        correct = 0
+        sums: list[float] = []
         with torch.no_grad():
             step = min(EVALUATION_BATCH, most_at_once(self.info))
             for i in range(0, len(ids), step):
                 part = ids[i : i + step]
-                correct += int((self._scores(part).argmax(1) == self._targets(part)).sum())
+                sums = added(sums, self._sums(self._scores(part), self._targets(part)))
         self.model.train()
-        return correct / max(1, len(ids))
+        return measured(self.info.targets, sums, self._targets(ids))
+
+    def _sums(self, scores: Tensor, wanted: Tensor) -> list[float]:
+        return batch_sums(self.info.targets, scores, wanted)
 
     @property
     def has_test_samples(self) -> bool:
@@ -350,7 +360,7 @@ class Trainer:
         position.step += 1
         value = float(loss.detach())
         position.loss_sum += value * len(batch)
-        position.correct += int((scores.detach().argmax(1) == targets).sum())
+        position.sums = added(position.sums, self._sums(scores, targets))
         return value
 
     def _finish_epoch(self, *, last: bool) -> None:
@@ -358,16 +368,19 @@ class Trainer:
         position, every = self.position, self.settings.evaluate_every
         due = self.has_test_samples and (last or (position.epoch + 1) % every == 0)
         try:
-            accuracy = self.evaluate() if due else None
+            tested = self.evaluate() if due else Measured()
         except CloisterError:
             self._save()
             raise
         count = len(self._train_ids)
-        loss, correct = position.loss_sum / count, position.correct / count
-        result = EpochResult(position.epoch + 1, loss, correct, accuracy, position.seconds)
+        trained = measured(self.info.targets, position.sums, self._targets(self._train_ids))
+        result = EpochResult(
+            position.epoch + 1, position.loss_sum / count, trained.accuracy, tested.accuracy,
+            position.seconds, trained.fit, tested.fit,
+        )  # fmt: skip
         self.history.append(result)
         self.position = Position(epoch=position.epoch + 1)
-        self._schedule.step(loss)
+        self._schedule.step(result.loss)
         for callback in self._callbacks:
             callback.after_epoch(self, result)
         self._generator = torch.get_rng_state()
@@ -385,7 +398,7 @@ class Trainer:
         if scores.shape != (samples, self.info.classes):
             raise InputError(
                 f"model: gives {tuple(scores.shape)} for {samples} samples of "
-                f"{self.info.classes} classes"
+                f"{self.info.classes} {self.info.targets}"
             )
 
     def _targets(self, ids: Int64[np.ndarray, " n"]) -> Tensor:

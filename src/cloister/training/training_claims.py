@@ -7,7 +7,7 @@ of the messages to a role, and so tests them.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cloister.authority.label_sums import ANSWER_BITS
 from cloister.data.feature_noise import epsilon
@@ -15,7 +15,10 @@ from cloister.data.info import DatasetInfo
 from cloister.plan.claims import EXTENTS, Claims, Extent, Role, Statement, Strength, Verb, state
 from cloister.training.sent import AnswersTo, Content, Message, sent, sent_by_prediction
 from cloister.training.settings import Settings
-from cloister.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    # A prediction has claims too, and needs no PyTorch.
+    from cloister.training.trainer import Trainer
 
 NOTHING, BOUNDED, EVERYTHING = Extent
 
@@ -59,7 +62,7 @@ Describe = Callable[[_Run], Sequence[Learned]]
 """What one content tells."""
 
 
-def claims(trainer: Trainer, *, epochs: int) -> Claims:
+def claims(trainer: "Trainer", *, epochs: int) -> Claims:
     """What every role could know after `epochs` epochs, and what it can do."""
     settings = trainer.settings
     noise = settings.noise
@@ -73,7 +76,7 @@ def claims(trainer: Trainer, *, epochs: int) -> Claims:
         f"training on {trainer.info.name}, first layer {settings.first_layer}, unblinded to "
         f"{settings.unblind_to}, mode {settings.mode}"
     )
-    messages = sent(settings, hosted=trainer.hosted)
+    messages = sent(settings, hosted=trainer.hosted, targets=trainer.info.targets)
     return Claims(
         subject, tuple(_statements(messages, run, {role: (RUN, CAN[role]) for role in CAN}))
     )
@@ -288,6 +291,19 @@ def _classes(run: _Run) -> Sequence[Learned]:
     return [Learned(LABELS, EVERYTHING, text)]
 
 
+def _labels(_: _Run) -> Sequence[Learned]:
+    text = "which labels every sample has, under names only the clients can translate"
+    return [Learned(LABELS, EVERYTHING, text)]
+
+
+def _numbers(_: _Run) -> Sequence[Learned]:
+    text = (
+        "the numbers of every sample, as parts of a range from -1 to 1; only the clients and the "
+        "authority know the range and the unit, which a number that is known otherwise can tell"
+    )
+    return [Learned(LABELS, EVERYTHING, text)]
+
+
 def _features(run: _Run) -> Sequence[Learned]:
     if run.settings.unblind_to == "server":
         return _frozen_values(run)
@@ -344,6 +360,8 @@ TELLS: Mapping[Content, Describe] = {
     Content.FIXED_VALUES: _frozen_values,
     Content.VALUES: _values,
     Content.CLASSES: _classes,
+    Content.LABELS: _labels,
+    Content.NUMBERS: _numbers,
     Content.SPENT: lambda _: [
         Learned(WHO, BOUNDED, "how much of the budget is spent, and requests")
     ],

@@ -17,11 +17,9 @@ from cloister.base.rng import SystemRandom
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.id_spans import IdSpans
 from cloister.data.info import PartInfo
-from cloister.data.writer import check_registered
 from cloister.errors import (
     AuthorityUnavailable,
     CloisterError,
-    EncryptionError,
     InputError,
     ServiceUnavailable,
 )
@@ -30,9 +28,10 @@ from cloister.training.accuracy_plot import check_name, write_curve
 from cloister.training.callbacks import Callback
 from cloister.training.checkpoint import EpochResult
 from cloister.training.ciphertexts import CiphertextServer
-from cloister.training.data_owner import Note, Update, absence
+from cloister.training.data_owner import Note, Update, absence, check_origin
 from cloister.training.encrypted_model import EncryptedModel
 from cloister.training.kept_model import kept_model, require_room
+from cloister.training.metrics import GoodnessOfFit
 from cloister.training.model_file import ModelDefinition, define
 from cloister.training.run_page import run_page
 from cloister.training.settings import Settings
@@ -86,8 +85,13 @@ class TrainingOutcome:
 
     @property
     def test_accuracy(self) -> float | None:
-        """Of the last epoch, on the encrypted test part."""
+        """Of the last epoch, on the encrypted test part; None for numbers."""
         return self.epochs[-1].test_accuracy if self.epochs else None
+
+    @property
+    def test_fit(self) -> GoodnessOfFit | None:
+        """The same of numbers."""
+        return self.epochs[-1].test_fit if self.epochs else None
 
 
 class TrainingAuthority(KeyService, Protocol):
@@ -150,7 +154,9 @@ def train(
         remarks.append(text)
         note(text)
 
-    _check_origin(opened, authority, remark)
+    absent = check_origin(opened, authority)
+    if absent:
+        remark(absence(opened.path, absent))
     withdrawn = authority.withdrawn(opened.name)
     if withdrawn.holds(opened.ids).any():
         opened = opened.without(withdrawn)
@@ -196,21 +202,6 @@ def _defined(model: nn.Module | ModelDefinition | str) -> ModelDefinition:
     if isinstance(model, str):
         return define(model)
     return ModelDefinition(lambda shape, classes: model, name=type(model).__name__)
-
-
-def _check_origin(dataset: EncryptedDataset, authority: TrainingAuthority, note: Note) -> None:
-    """Refuse a file of another authority, or with parts that this one has not registered so.
-
-    Raises   EncryptionError naming file and part
-    """
-    if dataset.authority_fingerprint != authority.fingerprint:
-        raise EncryptionError(
-            f"{dataset.path}: belongs to authority {dataset.authority_fingerprint[:16]}, not "
-            f"{authority.fingerprint[:16]}; give that one's --authority and --pin"
-        )
-    absent = check_registered(dataset, authority.parts(dataset.name))
-    if absent:
-        note(absence(dataset.path, absent))
 
 
 @contextmanager

@@ -336,7 +336,7 @@ class SegmentStage(Stage):
 
     def __init__(self, setup: Setup, number: int, step: Segment) -> None:
         self.name, self.protection = step.name, OPEN.name
-        self._graph = setup.program.plan.graph
+        self._graph = setup.program.runtime_graph
         self._number = number
         self._step = step
         if any(setup.program.plan.protections[node.name] != OPEN for node in step.nodes):
@@ -447,7 +447,7 @@ class LocalStage(Stage):
         self.name, self.protection = step.name, ENCLAVE.name
         self._step = step
         model = model_bytes(
-            setup.program.plan.graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs
+            setup.program.runtime_graph, nodes=step.nodes, inputs=step.inputs, outputs=step.outputs
         )
         self._session = runtime_session(model, threads=setup.threads, optimised=True)
 

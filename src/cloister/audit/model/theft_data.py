@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64, Shaped
 
+from cloister.data.csv_source import TableSource
 from cloister.data.preprocessing import Preprocessing
 from cloister.data.sources import Source, open_source
 from cloister.errors import InputError, ShapeError
@@ -77,6 +78,13 @@ def from_source(
     (name,) = graph.inputs
     if source.targets != "classes" or source.labels is None:
         raise InputError(f"{title}: an audit needs the class of every sample")
+    if isinstance(source, TableSource):
+        other = [column for column in source.columns() if column.kind != "number"]
+        if other:
+            raise InputError(
+                f"{title}: column {other[0].name} is a {other[0].kind}, and the model's input "
+                f"{name!r} takes numbers; give them as an .npz"
+            )
     x = source.read(np.arange(source.samples, dtype=np.int64))
     if source.kind == "pixels":
         mean, std = (np.array(v, np.float32) for v in (preprocessing.mean, preprocessing.std))

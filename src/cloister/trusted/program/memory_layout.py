@@ -164,7 +164,7 @@ def _crossing(
     """The one stored value that a segment takes, if it makes one float32 value of known size."""
     if len(step.inputs) != 1 or len(step.outputs) != 1:
         return None
-    made = program.plan.graph.types.get(step.outputs[0])
+    made = program.runtime_graph.types.get(step.outputs[0])
     if made is None or made.dtype != np.float32:
         return None
     keys = [value_key(program, step.inputs[0], first) for first in (True, False)]

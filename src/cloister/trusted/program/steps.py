@@ -23,7 +23,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from cloister.graph.graph import Node
+from cloister.graph.certain_sizes import with_certain_sizes
+from cloister.graph.graph import Graph, Node
 from cloister.plan.plan import Plan
 from cloister.plan.protection import Protection
 from cloister.trusted.program.epilogue import Epilogue
@@ -132,6 +133,11 @@ class Program:
     def linear(self) -> tuple[Node, ...]:
         """The graph's nodes of `plan.linear_nodes`, in their order."""
         return tuple(node for node in self.plan.graph.nodes if node.name in self.plan.quantised)
+
+    @cached_property
+    def runtime_graph(self) -> Graph:
+        """The plan's graph with the sizes that ONNX Runtime is sure to find."""
+        return with_certain_sizes(self.plan.graph)
 
     def parts(self, whole: str) -> tuple[str, ...]:
         """The values that are slices of another, in the order of their channels."""

@@ -1,52 +1,35 @@
-"""The losses of a run, each a value per sample, and how these become one number.
-
-    cross-entropy   -log softmax(scores)[class]
-    mse             |P - Y|^2 / 2 with P = sigmoid(scores) and Y one-hot: CryptoNN's own setting
-
-The derivative of the second by P is P - Y, the step that the paper calls secure evaluation.
-"""
+"""What a step minimises: the mean of a loss over a batch, in which classes may have weights."""
 
 from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from cloister.data.info import Targets
 from cloister.errors import InputError
 from cloister.training.settings import LossName
+from cloister.training.target_losses import Loss
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""From scores (n, classes) and targets (n,) to a value per sample (n,), or to their mean."""
 ClassWeights = Literal["balanced"] | Callable[[Tensor], Tensor]
 """A weight for each class, from the number of training samples of each class."""
 
 
-def cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of every sample."""
-    return nn.functional.cross_entropy(scores, targets, reduction="none")
-
-
-def squared_error(scores: Tensor, targets: Tensor) -> Tensor:
-    """Half the squared distance of sigmoid(scores) to the one-hot target, of every sample."""
-    # Not one_hot: it reads its values, which no vmap of gradients per sample allows.
-    wanted = (torch.arange(scores.shape[1]) == targets.unsqueeze(1)).to(scores.dtype)
-    return (scores.sigmoid() - wanted).square().sum(1) / 2
-
-
-LOSSES: dict[LossName, Loss] = {"cross-entropy": cross_entropy, "mse": squared_error}
-
-
 class Objective:
-    """What a step minimises: the mean of a loss, in which each class has its weight.
+    """The mean of a loss, in which each class has its weight.
 
-    Raises   InputError
+    loss   gives a value per sample, or their mean
+
+    Raises   InputError for weights of anything but classes
     """
 
     def __init__(
-        self, loss: Loss | LossName | None = None, *, class_weights: ClassWeights | None = None
+        self, loss: Loss, *, targets: Targets = "classes", class_weights: ClassWeights | None = None
     ) -> None:
-        self._loss = LOSSES[loss or "cross-entropy"] if not callable(loss) else loss
         check_class_weights(class_weights)
+        if class_weights is not None and targets != "classes":
+            raise InputError(f"class_weights: the data set has {targets} to learn, not classes")
+        self._loss = loss
         self._class_weights = class_weights
         self._weights: Tensor | None = None
 
@@ -84,7 +67,8 @@ class Objective:
                 "loss: class_weights needs one value per sample; compute it with reduction='none'"
             )
         of_samples = self._weights[targets]
-        return (values * of_samples).sum() / of_samples.sum()
+        total = of_samples.sum().clamp_min(torch.finfo(torch.float32).tiny)
+        return (values * of_samples).sum() / total
 
 
 def balanced(counts: Tensor) -> Tensor:
