@@ -28,8 +28,9 @@ def test_exported_members_of_functional_encryption_and_training():
         assert getattr(cloister.published, name).__doc__
     wanted = {
         "ArraySource", "Callback", "EarlyStopping", "EncryptedClassifier", "EncryptedConv2d",
-        "EncryptedDataset", "EncryptedLinear", "EncryptedModel", "GaussianNoise", "ModelDefinition",
-        "NewDataset", "Privacy", "RunFiles", "Settings", "Trainer", "encrypt", "train",
+        "EncryptedDataset", "EncryptedLinear", "EncryptedModel", "FolderSource", "GaussianNoise",
+        "ModelDefinition", "NewDataset", "PictureOptions", "Privacy", "RunFiles", "Settings",
+        "Trainer", "encrypt", "train",
     }  # fmt: skip
     assert set(cloister.training.__all__) == wanted <= set(dir(cloister.training))
     for name in wanted:

@@ -18,7 +18,7 @@ from cloister.authority import database, deletion, tokens
 from cloister.authority.authority import Authority
 from cloister.authority.client import AuthorityClient
 from cloister.authority.registration import NewPart
-from cloister.authority.requests import KINDS, Forward, Gradient, Labels
+from cloister.authority.requests import KINDS, Evaluation, Forward, Gradient, Labels
 from cloister.authority.stored import read_stored
 from cloister.base.rng import SystemRandom
 from cloister.data.id_spans import NO_IDS, IdSpans
@@ -45,6 +45,7 @@ def requests(ids):
         "forward": Forward("set", ids, mixed(2)),
         "gradient": Gradient("set", ids, GEOMETRY, DELTA[: len(ids)]),
         "labels": Labels("set", ids),
+        "evaluation": Evaluation("set", ids, np.ones((len(ids), 3), np.int16)),
     }
     assert set(made) == set(KINDS)
     return made
@@ -54,7 +55,8 @@ def requests(ids):
 @pytest.mark.parametrize("receiver", ["server", "trusted"])
 def test_no_key_of_any_kind_is_issued_for_a_withdrawn_sample(kit, kind, receiver):
     before = requests(kit.ids)[kind]
-    if kind != "gradient":
+    charged_anew = receiver == "server" and kind in ("gradient", "evaluation")
+    if not charged_anew:
         kit.authority.ask(before, receiver)
     kit.authority.withdraw("set", SOME)
     spent = kit.authority.spent("set")
@@ -64,7 +66,7 @@ def test_no_key_of_any_kind_is_issued_for_a_withdrawn_sample(kit, kind, receiver
             kit.authority.ask(requests(ids)[kind], receiver)
     for name, value in asdict(spent).items():
         np.testing.assert_array_equal(value, getattr(kit.authority.spent("set"), name))
-    if (kind, receiver) != ("gradient", "server"):
+    if not charged_anew:
         assert kit.authority.ask(requests(LEFT)[kind], receiver) is not None
 
 

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cloister.authority import service, tokens
 from cloister.authority.agreement import EXPOSURE
@@ -91,6 +92,40 @@ def test_pixels_of_two_clients_in_one_file(cloister, authority, to, pixels, tmp_
     assert len({true for true, _ in seen}) == len({place for _, place in seen}) == 3
 
 
+def test_numbers_and_labels_by_their_names(cloister, refused, authority, to, tmp_path):
+    """The first client's ranges and names hold for the second, whose columns are permuted."""
+    path, ranges = tmp_path / "numbers.npz", tmp_path / "ranges.json"
+    rng = np.random.default_rng(5)
+    x, y = rng.uniform(-1, 1, (30, 6)), rng.uniform(0, 10, (30, 2))
+    np.savez(path, x=x, y=y)
+    np.savez(tmp_path / "other.npz", x=x, y=y[:, ::-1])
+    ranges.write_text('{"age": [0, 10], "weight": [-10, 10]}')
+    public = ("--range", "-1,1", "--target-ranges", ranges)
+    ran = cloister("data", "encrypt", path, *to(), *public, "--classes", "age,weight")
+    assert ran.code == 0, ran
+    assert ran.err == ""
+    ran = cloister("data", "encrypt", tmp_path / "other.npz", *to(), "--classes", "weight,age")
+    assert ran.code == 0, ran
+    opened, plain, integers = decrypted(authority, tmp_path / "set.cloister")
+    assert (opened.targets, opened.classes) == ("numbers", 2)
+    values = integers / 32767 * [5, 10] + [5, 0]
+    for sample, target in zip(plain.reshape(60, 6), values, strict=True):
+        nearest = int(np.abs(x - sample).sum(axis=1).argmin())
+        np.testing.assert_allclose(target, y[nearest], atol=1e-3)
+    shown = json.loads(cloister("data", "show", tmp_path / "set.cloister", "--json").out)
+    assert (shown["targets"], shown["classes"]) == ("numbers", 2)
+    np.savez(path, x=x, y=(y > 5).astype(int))
+    said = refused("data", "encrypt", path, *to(), "--classes", "age,weight")
+    assert "data set set has numbers to learn, these samples have labels" in said
+    said = refused("data", "encrypt", path, *to(out="other.cloister"), *public)
+    assert "--target-ranges: is for numbers" in said
+    said = refused("data", "encrypt", path, *to(), "--targets", "classes")
+    assert "has not exactly one class" in said
+    wider = ("--targets", "numbers", "--classes", "age,weight", "--target-ranges", ranges)
+    ranges.write_text('{"age": [0, 11], "weight": [-10, 10]}')
+    assert "drop --target-ranges" in refused("data", "encrypt", path, *to(), *wider)
+
+
 def test_several_sources_are_parts_of_one_data_set(cloister, refused, to, pixels, tmp_path):
     path, x = pixels
     np.savez(tmp_path / "more.npz", x=x[:9], y=np.arange(9) % 3)
@@ -141,7 +176,10 @@ def test_tables_of_two_clinics(cloister, refused, authority, to, tmp_path):
     ranges.write_text('{"age": [0, 100], "pulse": [50, 100]}')
     narrow = tmp_path / "narrow.json"
     narrow.write_text('{"age": [0, 30], "pulse": [50, 100]}')
-    assert "column age" in refused("data", "encrypt", one, *to(), "--ranges", narrow)
+    found = refused("data", "encrypt", one, *to(), "--ranges", ranges)
+    assert "samples of 2 elements have no function that does not give an element away" in found
+    agreed = ("--privacy", "budget=0", "--max-bits", 16)
+    assert "column age" in refused("data", "encrypt", one, *to(), *agreed, "--ranges", narrow)
     narrow.write_text('{"age": [0, 30]}')
     assert "column pulse is missing" in refused("data", "encrypt", one, *to(), "--ranges", narrow)
     found = refused("data", "encrypt", two, *to(), "--ranges", ranges)
@@ -149,15 +187,14 @@ def test_tables_of_two_clinics(cloister, refused, authority, to, tmp_path):
     narrow.write_text("[1, 2]")
     assert "not a file of ranges" in refused("data", "encrypt", one, *to(), "--ranges", narrow)
     assert authority.datasets() == ()
-    ran = cloister("data", "encrypt", one, *to(), "--ranges", ranges, "--max-bits", 16)
+    ran = cloister("data", "encrypt", one, *to(), *agreed, "--ranges", ranges)
     assert ran.code == 0, ran
     assert ran.err == (
         "note: a budget of 0 gives a training server nothing: only `cloister train --unblind-to "
         "trusted` trains on this data set; a new one may have a --privacy budget=N\n"
     )
     found = refused("data", "encrypt", two, *to())
-    assert "bits of a sample 16 instead of the default 0 (--max-bits 16)" in found
-    agreed = ("--max-bits", 16)
+    assert "bits of a sample 16 instead of the default 8 (--max-bits 16)" in found
     ran = cloister("data", "encrypt", two, *to(), *agreed)
     assert ran.code == 0, ran
     assert "data set set had 2 samples" in ran.err
@@ -192,11 +229,11 @@ def test_tables_of_two_clinics(cloister, refused, authority, to, tmp_path):
 
 def test_own_ranges_are_used_and_said_to_be_public(cloister, to, tmp_path):
     table = tmp_path / "a.csv"
-    table.write_text("age,label\n20,x\n40,y\n")
+    table.write_text("age,pulse,weight,label\n20,60,70,x\n40,80,90,y\n")
     ran = cloister("data", "encrypt", table, *to())
     assert ran.code == 0, ran
     assert "smallest and largest" in ran.err
-    np.savez(tmp_path / "b.npz", x=np.linspace(0, 3, 8).reshape(4, 2), y=np.arange(4) % 2)
+    np.savez(tmp_path / "b.npz", x=np.linspace(0, 3, 12).reshape(4, 3), y=np.arange(4) % 2)
     ran = cloister("data", "encrypt", tmp_path / "b.npz", *to(out="other.cloister"))
     assert ran.code == 0, ran
     assert "0 to 3, becomes public" in ran.err
@@ -435,7 +472,8 @@ def test_defaults_bound_bits_and_functions(cloister, refused, authority, to, pix
     assert "values of 8 bits of one function, at most 16 bits" in made.out
     found = refused("data", "encrypt", path, *to(), "--privacy", "budget=2", "--value-bits", 4)
     assert "agreed to: bits of a value 8 instead of 4 (--value-bits 8);" in found
-    loose = (*to(out="loose.cloister"), "--value-bits", 32, "--many-functions")
+    bits = ("--value-bits", 32, "--max-bits", 64)
+    loose = (*to(out="loose.cloister"), *bits, "--many-functions")
     made = cloister("data", "encrypt", path, *loose)
     assert made.code == 0, made
     assert "exact of any functions" in made.out
@@ -515,3 +553,58 @@ def test_notes_of_another_client_are_read_or_refused(notes):
         EncryptionError, match="data set set: was not made by `cloister data encrypt`"
     ):
         Notes.read(notes, info)
+
+
+def folder(root, **classes):
+    for name, arrays in classes.items():
+        (root / name).mkdir(parents=True)
+        for i, array in enumerate(arrays):
+            Image.fromarray(array).save(root / name / f"{i}.png")
+    return root
+
+
+def test_pictures_of_several_kinds_are_brought_to_one(cloister, refused, authority, to, tmp_path):
+    generator = np.random.default_rng(4)
+    sizes = [generator.integers(0, 256, (20 + i, 18), dtype=np.uint8) for i in range(4)]
+    colour = generator.integers(0, 256, (20, 18, 3), dtype=np.uint8)
+    glass = generator.integers(0, 256, (20, 18, 4), dtype=np.uint8)
+    root = folder(tmp_path / "scans", sick=[*sizes, glass], well=[*sizes[:2], colour])
+    (root / "sick" / "notes.txt").write_text("x")
+    message = refused("data", "encrypt", root, *to())
+    assert "sick/4.png: has transparent pixels" in message
+    assert "--background COLOUR" in message
+    assert "--resize HEIGHT,WIDTH" in message
+    assert "--channels gray or rgb" in message
+    options = ("--resize", "16,16", "--channels", "gray", "--background", "black")
+    ran = cloister("data", "encrypt", root, *to(), *options, "--json")
+    assert ran.code == 0
+    (part,) = json.loads(ran.out)["parts"]
+    assert part["remarks"] == [
+        "files: 1 skipped (sick/notes.txt)", "pictures that --resize changed: 8",
+        "pictures that --channels changed: 2",
+    ]  # fmt: skip
+    assert EncryptedDataset.open(tmp_path / "set.cloister").shape == (16, 16, 1)
+    assert "--channels bgr" in refused("data", "encrypt", root, *to(), "--channels", "bgr")
+    assert "give height,width" in refused("data", "encrypt", root, *to(), "--resize", "16")
+
+
+def test_a_value_beyond_the_range_names_its_picture(cloister, refused, to, tmp_path):
+    scans = np.full((4, 4, 5), 1000, np.uint16)
+    root = folder(tmp_path / "scans", sick=scans[:2], well=scans[2:])
+    options = ("--range", "0,4095", "--bits", "12")
+    assert cloister("data", "encrypt", root, *to(), *options).code == 0
+    scans[3, 2, 4] = 5000
+    other = folder(tmp_path / "others", sick=scans[:2], well=scans[2:])
+    message = refused("data", "encrypt", other, *to(), "--bits", "12")
+    assert "well/1.png, element (2, 4, 0): the value is outside" in message
+    single = folder(tmp_path / "one", sick=np.zeros((2, 4, 4), np.uint8))
+    assert "name all of them (--classes)" in refused(
+        "data", "encrypt", single, *to(out="new.cloister")
+    )
+
+
+def test_options_about_other_files_are_refused(refused, to, pixels, tmp_path):
+    path, _ = pixels
+    assert "are about pictures" in refused("data", "encrypt", path, *to(), "--resize", "4,4")
+    root = folder(tmp_path / "scans", sick=[np.zeros((4, 4), np.uint8)])
+    assert "is about arrays" in refused("data", "encrypt", root, *to(), "--layout", "nchw")

@@ -118,6 +118,41 @@ def test_a_frozen_run_and_its_claims(place, cloister, tmp_path):
     assert "rank 7 at most, of 7 allowed and 30 in all" in more.out
 
 
+def test_numbers_are_trained_and_their_fit_is_shown(place, cloister, refused, tmp_path):
+    """Curve, page, checkpoint and audit of a regression by the command."""
+    rng = np.random.default_rng(6)
+    x = rng.uniform(-1, 1, (160, 8))
+    np.savez(tmp_path / "set.npz", x=x, y=x @ rng.normal(size=(8, 2)))
+    data, order = tmp_path / "set.cloister", tmp_path / "order.npz"
+    ran = cloister(
+        "data", "encrypt", tmp_path / "set.npz", *place.reach("client"), "--out", data,
+        "--range=-1,1", "--test-fraction", 0.25, "--order", order, "--value-bits", 32,
+        "--max-bits", 10**6, "--privacy", "budget=6", "--classes", "pressure,pulse",
+    )  # fmt: skip
+    assert ran.code == 0, ran
+    assert "smallest and largest value of every number" in ran.err
+    log, curve, page = tmp_path / "log", tmp_path / "curve.svg", tmp_path / "page.html"
+    run = ("train", data, *place.reach("server"), "--batch", 16, "--checkpoint", tmp_path / "run")
+    assert "has numbers to learn; choose mse or l1" in refused(*run, "--loss", "cross-entropy")
+    ran = cloister(*run, "--epochs", 20, "--json", "--release-log", log)
+    assert ran.code == 0, ran
+    found = json.loads(ran.out)
+    assert found["test_accuracy"] is None
+    assert all(value > 0.4 for value in found["test_fit"]["r2"])
+    assert len(found["epochs"][-1]["train_fit"]["rmse"]) == 2
+    assert "as parts of a range" in said(found)["training server", "labels"]["text"]
+    # What was measured comes back from the checkpoint.
+    ran = cloister(*run, "--epochs", 21, "--curve", curve, "--page", page)
+    assert ran.code == 0, ran
+    assert re.search("training R2 +encrypted test R2", ran.out)
+    assert "root of the mean squared error, in halves of the ranges: 0." in ran.out
+    assert curve.read_text().count("<circle") == 42
+    assert "encrypted test R2" in curve.read_text()
+    assert "R2 by epoch" in page.read_text()
+    ran = cloister("audit", "training", log, "--truth", order, "--value-bits", 32)
+    assert re.search(r"^labels +recovered ", ran.out, re.MULTILINE), ran
+
+
 def said(found):
     """What is learned of a run, by role and thing."""
     statements = found["claims"]["statements"]

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from PIL import Image
 from typer.main import get_command
 
 import nets
@@ -85,6 +86,28 @@ def test_python_and_commands_of_the_page_on_free_sizes_run(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "tokens.plan").exists()
+
+
+def test_python_of_the_page_on_pictures_runs(tmp_path):
+    """The block as it stands, with pictures of several kinds."""
+    for i, (name, mode) in enumerate(
+        [("sick/a.png", "L"), ("sick/b.jpg", "RGB"), ("well/c.bmp", "1")]
+    ):
+        (tmp_path / "scans" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new(mode, (70 + i, 80)).save(tmp_path / "scans" / name)
+    (tmp_path / "scans" / "notes.txt").write_text("x")
+    text = (ROOT / "docs/training-pictures.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    told = subprocess.run(
+        [sys.executable, "-P", "-W", "error", "-c", code],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.splitlines() == [
+        "3 (64, 64, 1) pixels sick well", "files: 1 skipped (notes.txt)",
+        "pictures that --resize changed: 3", "pictures that --channels changed: 1",
+        "(64, 64, 3) sick well",
+    ]  # fmt: skip
 
 
 def test_commands_of_the_readme_run():

@@ -12,8 +12,6 @@ import numpy as np
 import onnx
 import torch
 from PIL import Image
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 import nets
 import unequal
@@ -45,7 +43,7 @@ from cloister.data.dataset import EncryptedDataset
 from cloister.data.encoding import Encoding
 from cloister.data.idx_file import read_idx
 from cloister.data.info import DatasetInfo
-from cloister.data.owner import read_ranges
+from cloister.data.owner import read_ranges, read_target_ranges
 from cloister.data.pictures import read_picture
 from cloister.data.sources import open_source
 from cloister.data.target_encoding import one_hot
@@ -65,6 +63,7 @@ from cloister.training import checkpoint, ciphertext_service
 from cloister.trusted.pads.store import PadStore
 from cloister.wire.https import bodies
 from cloister.wire.transcript import Entry, Transcript
+from dicom_files import dicom
 from fuzz.mutate import Mutator, mutated_bytes, mutated_document, mutated_json, mutated_message
 from plan import split_reports
 
@@ -154,18 +153,9 @@ def _picture(name: str) -> Callable[[Path], Path]:
 
 
 def _dicom(folder: Path) -> Path:
-    meta = FileMetaDataset()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
-    meta.MediaStorageSOPInstanceUID = "1.2.3"
-    made = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
-    made.PatientName = "A^B"
-    made.Rows, made.Columns, made.SamplesPerPixel = 7, 9, 1
-    made.PhotometricInterpretation = "MONOCHROME1"
-    made.BitsAllocated, made.BitsStored, made.HighBit, made.PixelRepresentation = 16, 12, 11, 0
-    made.RescaleSlope, made.RescaleIntercept = "2", "-1024"
-    made.PixelData = np.arange(63, dtype="<u2").tobytes()
-    made["PixelData"].VR = "OW"
+    stored = np.arange(63, dtype=np.uint16).reshape(7, 9)
+    elements = {"PhotometricInterpretation": "MONOCHROME1", "RescaleSlope": "2"}
+    made = dicom(stored, BitsStored=12, **elements)
     made.save_as(folder / "a.dcm", enforce_file_format=True)
     return folder / "a.dcm"
 
@@ -393,6 +383,9 @@ LOADERS = {
     "webp": Loader(_picture("a.webp"), read_picture),
     "dicom": Loader(_dicom, read_picture),
     "ranges": Loader(_written("ranges.json", RANGES), read_ranges, JSON),
+    "target ranges": Loader(
+        _written("ranges.json", b"{\"age\": [0, 120]}"), read_target_ranges, JSON
+    ),
     "labels": Loader(_written("labels.txt", b"0,cat\n1,dog\n2,horse\n"), read_labels),
     "message body": Loader(
         _written("body", bodies.encode(bodies.Body({"a": 1, "b": "x"}))),

@@ -49,6 +49,18 @@ def test_the_features_of_one_input(read):
     assert read(single, "age\n1e300\n").arrays["age"].tolist() == [[1e300]]
 
 
+def test_separators_encodings_and_decimal_commas_are_found(tmp_path):
+    path = tmp_path / "rows.csv"
+    for text, encoding in (
+        ("a;größe\n1;2,5\n", "utf-8"), ("a;größe\n1;2,5\n", "latin-1"),
+        ("a\tgröße\r\n1\t2.5\r\n", "utf-16"), ("# units: kg\na|größe\n1|2.5\n", "utf-8-sig"),
+        ('a,größe\n1,"2,5"\n', "utf-8"), ("größe,a\n2.5,1\n", "utf-8"),
+    ):  # fmt: skip
+        path.write_bytes(text.encode(encoding))
+        found = read_inputs(FEATURES, [path], columns=["a", "größe"])
+        assert found.arrays["x"].tolist() == [[1, 2.5]]
+
+
 def test_whole_numbers_are_read_exactly(read):
     large = 2**62 + 1
     assert read(graph(x=("i8", (None, 1))), f"x\n{large}\n").arrays["x"].tolist() == [[large]]
@@ -64,15 +76,18 @@ def test_whole_numbers_are_read_exactly(read):
         (PEOPLE, "age,job,children\n1,a,2\n", ["age"], "--columns: the model takes columns by"),
         (FEATURES, "a,b,c\n1,2,3\n", None, r"input 'x': the model takes shape \(batch, 2\)"),
         (FEATURES, "a,b\n1,\n", None, "column 'b': the value of row 1 is missing"),
-        (FEATURES, "a,b\n1,2\nx,2\n", None, "column 'a': the value of row 2 is no number"),
+        (FEATURES, "a,b\n1,2\nx,2\n", None, "column 'a': the value of row 2: 'x' is not a number"),
         (FEATURES, "a,b\n1\n", None, "row 1 has 1 cells, and the header 2"),
         (FEATURES, "a,a\n1,2\n", None, "needs a first line with a different name"),
         (FEATURES, "a,\n1,2\n", None, "needs a first line"),
-        (FEATURES, "", None, "needs a first line"),
+        (FEATURES, "", None, "is empty; it needs a header"),
         (FEATURES, "a,b\n", None, "holds no rows"),
         (FEATURES, "a,b\n1,1e39\n", None, "column 'b': sample 0 has a number beyond"),
         (PEOPLE, "age,job,children\n1,a,2.5\n", None, "column 'children': sample 0 .* not whole"),
-        (FEATURES, 'a,b\n1,"2\n', None, "not a readable CSV file"),
+        (FEATURES, 'a,b\n1,"2\n', None, "line 2: a quote is not closed"),
+        (FEATURES, "a,b\n1,x\x00\n", None, "line 2 is neither UTF-8 nor"),
+        (FEATURES, "a;b\n1;2,5\n3;2.5\n4;2,5\n", None, "row 2: '2.5' has a point in a file with"),
+        (FEATURES, 'a,b\n1,"1,234"\n', None, "'1,234' may be 1.234 or 1234"),
     ],
 )
 def test_what_is_refused(read, model, text, columns, message):

@@ -7,6 +7,7 @@ from cloister.data.preprocessing import Channels, Layout, Preprocessing
 from cloister.errors import InputError
 from cloister.graph.graph import Graph, TensorType
 from cloister.graph.input_files import read_inputs
+from dicom_files import dicom
 
 
 def graph(*shape, dtype=np.float32, names=("x",)):
@@ -245,10 +246,49 @@ def test_large_pictures_are_refused_before_decoding(picture, monkeypatch):
         one(graph(3, 5, 7), picture)
 
 
-def test_sixteen_bit_pictures_are_refused(tmp_path):
-    Image.fromarray(np.zeros((5, 7), np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(InputError, match="more than 8 bits"):
+def test_pictures_of_more_than_eight_bits_need_a_scale(tmp_path):
+    deep = np.random.default_rng(0).integers(0, 4096, (5, 7), dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    with pytest.raises(InputError, match=r"deep\.png: has more than 8 bits; say with --scale"):
         one(graph(1, 5, 7), tmp_path / "deep.png")
+    scaled = one(graph(1, 5, 7), tmp_path / "deep.png", Preprocessing(scale=1 / 4095))
+    np.testing.assert_allclose(scaled[0, 0], deep / 4095, rtol=1e-6)
+    with pytest.raises(InputError, match="is gray, the model takes colours"):
+        one(graph(3, 5, 7), tmp_path / "deep.png", Preprocessing(scale=1))
+
+
+def test_dicom_pictures_are_in_the_modalitys_unit(tmp_path):
+    stored = np.random.default_rng(0).integers(-1000, 1000, (5, 7)).astype(np.int16)
+    made = dicom(stored, RescaleSlope="2", RescaleIntercept="-24")
+    made.save_as(tmp_path / "scan", enforce_file_format=True)
+    (tmp_path / "._scan").write_bytes(b"x")
+    notes = []
+    read = read_inputs(
+        graph(1, 5, 7), [tmp_path], Preprocessing(scale=1, mean=(40.0,)), note=notes.append
+    )
+    np.testing.assert_array_equal(read.arrays["x"][0, 0], stored * 2.0 - 24 - 40)
+    assert notes == [f"{tmp_path}: 1 skipped (._scan)"]
+
+
+@pytest.mark.parametrize("suffix", ["tiff", "bmp", "gif", "webp", "ppm", "PNG"])
+def test_every_format_is_read(tmp_path, suffix):
+    lossless = {"lossless": True} if suffix == "webp" else {}
+    array = pixels(5, 7) // 16 * 16 if suffix != "gif" else np.dstack([pixels(5, 7, 0)] * 3)
+    Image.fromarray(array).save(tmp_path / f"a.{suffix}", **lossless)
+    expected = array.transpose(2, 0, 1)[None] / 255
+    np.testing.assert_allclose(one(graph(3, 5, 7), tmp_path), expected, rtol=1e-6)
+
+
+def test_a_background_lies_behind_transparent_pixels(tmp_path):
+    four = np.dstack([pixels(5, 7), np.zeros((5, 7), np.uint8)])
+    four[2, 3, 3] = 255
+    Image.fromarray(four).save(tmp_path / "glass.png")
+    got = one(graph(3, 5, 7), tmp_path / "glass.png", Preprocessing(scale=1, background="#0a141e"))
+    expected = np.broadcast_to(np.array([10, 20, 30])[:, None, None], (3, 5, 7)).copy()
+    expected[:, 2, 3] = four[2, 3, :3]
+    np.testing.assert_array_equal(got[0], expected)
+    with pytest.raises(InputError, match="background plaid: not a colour"):
+        Preprocessing(background="plaid")
 
 
 def test_transparent_pictures_are_refused_and_opaque_ones_read(tmp_path):

@@ -7,14 +7,18 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.optim import lr_scheduler
 
+from cloister.base.rng import InsecureSeededRandom
 from cloister.data.feature_noise import GaussianNoise
 from cloister.errors import BudgetError, InputError
 from cloister.training.callbacks import Callback, EarlyStopping, StepResult
 from cloister.training.models import mlp
+from cloister.training.trainer import Trainer
+from training.doubles import MemoryAuthority, MemoryDataset, blobs
 from training.test_trainer import FROZEN, PAPER, TRUSTED, same, trainer, weights
 
 
@@ -181,7 +185,7 @@ def test_what_follows_the_samples_does_not_go_with_noise():
     made, _, _ = trainer(
         noisy, model=mlp((6, 5, 1), 3), callbacks=[EarlyStopping(monitor="loss")]
     )  # fmt: skip
-    with pytest.raises(InputError, match="without noise; use monitor='test'"):
+    with pytest.raises(InputError, match="without noise; use monitor='test_accuracy'"):
         made.fit(1)
 
 
@@ -212,3 +216,24 @@ def test_a_callback_that_does_nothing():
     plain, _, _ = trainer(FROZEN)
     assert [one.loss for one in made.fit(2)] == [one.loss for one in plain.fit(2)]
     assert StepResult(1, 1, 10, 0.5) == StepResult(1, 1, 10, 0.5)
+
+
+def test_early_stopping_knows_what_the_samples_have_to_learn():
+    x, _, encoding = blobs(40)
+    y = np.rint(32767 * x.reshape(40, -1)[:, :1]).astype(int)
+    dataset = MemoryDataset(x, y, encoding=encoding, targets="numbers")
+
+    def made(monitor):
+        return Trainer(
+            mlp(dataset.shape, 1), dataset, keys=MemoryAuthority(dataset, mode="budgeted"),
+            rng=InsecureSeededRandom(0), settings=FROZEN,
+            callbacks=[EarlyStopping(1, monitor=monitor, min_delta=10.0)],
+        )  # fmt: skip
+
+    for split in ("test", "train"):
+        with pytest.raises(InputError, match=f"numbers have no accuracy; use monitor='{split}_r2'"):
+            made(f"{split}_accuracy").fit(5)
+        assert len(made(f"{split}_r2").fit(5)) == 2
+    classes, _, _ = trainer(FROZEN, callbacks=[EarlyStopping(monitor="test_r2")])
+    with pytest.raises(InputError, match="classes have no r2; use monitor='test_accuracy'"):
+        classes.fit(1)

@@ -5,7 +5,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import typer
@@ -16,12 +16,13 @@ from cloister.authority.request_log import ReleaseLog
 from cloister.base.rng import SystemRandom
 from cloister.cli import clinic_verbs, options
 from cloister.cli.console import emit_json, note, out, stages, table
+from cloister.cli.reading_options import ReadingOptions, names
 from cloister.cli.serving import serve_until_interrupted
 from cloister.data.columns import PublicRange
 from cloister.data.csv_source import TableSource
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.folder_source import PictureOptions
-from cloister.data.owner import LEVELS, NewDataset, Privacy, read_ranges
+from cloister.data.owner import LEVELS, NewDataset, Privacy, read_ranges, read_target_ranges
 from cloister.data.preprocessing import Channels, Layout
 from cloister.data.sources import Source, open_source
 from cloister.data.table_options import TableOptions
@@ -35,7 +36,6 @@ from cloister.training.proposal import DEFAULT_BITS
 NEW = "A new data set"
 DETAILS = "Details of --privacy"
 INPUT = "Reading the data"
-TABLES = "Reading tables (.csv)"
 
 app = typer.Typer(
     help="Encrypt samples, show data sets, and hold them for a trusted runtime.",
@@ -156,7 +156,30 @@ Ranges = Annotated[
 ]
 Classes = Annotated[
     str | None,
-    typer.Option("--classes", metavar="A,B,...", help="All class names.", rich_help_panel=NEW),
+    typer.Option(
+        "--classes",
+        metavar="A,B,...",
+        help="Names of all classes, labels or numbers; of those of an array in their order.",
+        rich_help_panel=NEW,
+    ),
+]
+TargetRanges = Annotated[
+    Path | None,
+    typer.Option(
+        "--target-ranges",
+        metavar="FILE",
+        help='Public range of each number to be predicted: {"pressure": [50, 250], ...}.',
+        rich_help_panel=NEW,
+    ),
+]
+TargetKind = Annotated[
+    Literal["classes", "labels", "numbers"] | None,
+    typer.Option(
+        "--targets",
+        help="classes: one of several. labels: any of several, 0 and 1. numbers: to be predicted. "
+        "Default: as the data suggest.",
+        rich_help_panel=INPUT,
+    ),
 ]
 Clip = Annotated[
     bool,
@@ -168,85 +191,6 @@ X = Annotated[str, typer.Option("--x", help="Array of samples in .npz.", rich_he
 Y = Annotated[
     str,
     typer.Option("--y", help="Array of targets in .npz, or a file .npy.", rich_help_panel=INPUT),
-]
-Label = Annotated[
-    str,
-    typer.Option("--label", metavar="COLUMN", help="Column of the class.", rich_help_panel=TABLES),
-]
-Without = Annotated[
-    str | None,
-    typer.Option(
-        "--without", metavar="A,B,...", help="Columns that are left out.", rich_help_panel=TABLES
-    ),
-]
-Categories = Annotated[
-    str | None,
-    typer.Option(
-        "--categories",
-        metavar="A,B,...",
-        help="Columns of numbers that stand for categories.",
-        rich_help_panel=TABLES,
-    ),
-]
-Fill = Annotated[
-    str | None,
-    typer.Option(
-        "--fill",
-        metavar="RULE",
-        help="Fill missing cells: median, mean, VALUE or COLUMN=VALUE,...",
-        rich_help_panel=TABLES,
-    ),
-]
-Drop = Annotated[
-    bool, typer.Option("--drop", help="Leave out rows with missing cells.", rich_help_panel=TABLES)
-]
-Missing = Annotated[
-    str | None,
-    typer.Option(
-        "--missing",
-        metavar="A,B,...",
-        help="More texts that mean a missing cell, as -999.",
-        rich_help_panel=TABLES,
-    ),
-]
-Separator = Annotated[
-    str | None,
-    typer.Option(
-        "--separator",
-        metavar="CHARACTER",
-        help="Between cells, or tab. Default: found.",
-        rich_help_panel=TABLES,
-    ),
-]
-Decimal = Annotated[
-    str | None,
-    typer.Option(
-        "--decimal", metavar=".|,", help="Mark of numbers. Default: found.", rich_help_panel=TABLES
-    ),
-]
-Thousands = Annotated[
-    str,
-    typer.Option(
-        "--thousands",
-        metavar=".|,|'|space",
-        help="Groups the digits of numbers.",
-        rich_help_panel=TABLES,
-    ),
-]
-DateFormat = Annotated[
-    str | None,
-    typer.Option(
-        "--date-format",
-        metavar="FORMAT",
-        help="Of dates, as %d/%m/%Y. Default: found.",
-        rich_help_panel=TABLES,
-    ),
-]
-TextEncoding = Annotated[
-    str | None,
-    typer.Option(
-        "--encoding", help="Of the text, as latin-1. Default: found.", rich_help_panel=TABLES
-    ),
 ]
 ArrayLayout = Annotated[
     Layout | None,
@@ -319,6 +263,7 @@ class NewOptions:
     value_range: Range = None
     ranges: Ranges = None
     classes: Classes = None
+    target_ranges: TargetRanges = None
 
     def dataset(self) -> NewDataset:
         """The options' texts as values.
@@ -329,7 +274,8 @@ class NewOptions:
             bits=self.bits,
             value_range=options.value_range(self.value_range) if self.value_range else None,
             ranges=read_ranges(self.ranges) if self.ranges else None,
-            classes=_names(self.classes) or None,
+            classes=names(self.classes) or None,
+            target_ranges=read_target_ranges(self.target_ranges) if self.target_ranges else None,
         )
 
 
@@ -343,6 +289,7 @@ class SampleOptions:
     clip: Clip = False
     x: X = "x"
     y: Y = "y"
+    targets: TargetKind = None
     layout: ArrayLayout = None
     background: Background = None
     channels: PictureChannels = None
@@ -356,7 +303,13 @@ class SampleOptions:
         size = None if self.resize is None else options.picture_size(self.resize)
         pictures = PictureOptions(self.background, self.channels, size)
         return open_source(
-            path, x=self.x, y=self.y, table=table, layout=self.layout, pictures=pictures
+            path,
+            x=self.x,
+            y=self.y,
+            table=table,
+            targets=self.targets,
+            layout=self.layout,
+            pictures=pictures,
         )
 
     def tested(self) -> float:
@@ -369,44 +322,6 @@ class SampleOptions:
         if self.split is not None and self.test_fraction:
             raise InputError("--split marks all samples: leave out --test-fraction")
         return {"train": 0.0, "test": 1.0, None: self.test_fraction}[self.split]
-
-
-@dataclass(frozen=True)
-class ReadingOptions:
-    """How tables are read."""
-
-    label: Label = "label"
-    without: Without = None
-    categories: Categories = None
-    fill: Fill = None
-    drop: Drop = False
-    missing: Missing = None
-    separator: Separator = None
-    decimal: Decimal = None
-    thousands: Thousands = ""
-    date_format: DateFormat = None
-    encoding: TextEncoding = None
-
-    def table(self) -> TableOptions:
-        """The options' texts as values."""
-        return TableOptions(
-            label=_names(self.label),
-            without=_names(self.without),
-            categories=_names(self.categories),
-            separator=self.separator,
-            encoding=self.encoding,
-            decimal=self.decimal,
-            thousands=" " if self.thousands == "space" else self.thousands,
-            date_format=self.date_format,
-            missing=_names(self.missing),
-            fill=self.fill,
-            drop=self.drop,
-        )
-
-
-def _names(text: str | None) -> tuple[str, ...]:
-    """The names of a list with commas."""
-    return tuple(name.strip() for name in text.split(",")) if text else ()
 
 
 @app.command(
@@ -468,6 +383,11 @@ def _opened(
         if isinstance(source, TableSource):
             source.columns(ranges)
     for path, source in zip(paths, opened, strict=True):
+        if source.targets != opened[0].targets:
+            raise ShapeError(
+                f"{path}: has {source.targets} to learn, but {paths[0]} has {opened[0].targets}; "
+                "say which with --targets; nothing was encrypted"
+            )
         if (source.shape, source.kind) != (opened[0].shape, opened[0].kind):
             raise ShapeError(
                 f"{path}: holds {source.kind} of shape {source.shape}, but {paths[0]} holds "
@@ -516,7 +436,8 @@ def show(
     opened = EncryptedDataset.open(path)
     withdrawn = clinic_verbs.withdrawn_samples(opened, access)
     described = {
-        "name": opened.name, "shape": opened.shape, "classes": opened.classes,
+        "name": opened.name, "shape": opened.shape, "targets": opened.targets,
+        "classes": opened.classes,
         "bits": opened.encoding.bits, "low": opened.encoding.low, "high": opened.encoding.high,
         "samples": opened.samples, "test_samples": len(opened.test_ids),
         "authority": opened.authority_fingerprint,

@@ -42,7 +42,8 @@ Loss = Annotated[
     Literal["cross-entropy", "binary-cross-entropy", "mse", "l1"] | None,
     typer.Option(
         "--loss",
-        help="Default: cross-entropy; for labels binary-cross-entropy, for numbers mse.",
+        help="Default: cross-entropy, of labels binary-cross-entropy, of numbers mse. mse of "
+        "classes and labels: squared errors of sigmoid outputs.",
     ),
 ]
 Weights = Annotated[
@@ -311,13 +312,22 @@ def _document(outcome: "TrainingOutcome") -> dict[str, Any]:
         "mode": settings.mode,
         "claims": outcome.claims.to_dict(),
         "test_accuracy": outcome.test_accuracy,
+        "test_fit": outcome.test_fit,
     }
 
 
 def _show(outcome: "TrainingOutcome") -> None:
     console = out()
-    columns = ("epoch", "loss", "training", "encrypted test", "seconds")
-    console.print(table(columns, [tuple(vars(result).values()) for result in outcome.epochs]))
+    figure = "R2" if outcome.has_numbers else "accuracy"
+    columns = ("epoch", "loss", f"training {figure}", f"encrypted test {figure}", "seconds")
+    rows = [(o.epoch, o.loss, o.train_quality, o.test_quality, o.seconds) for o in outcome.epochs]
+    console.print(table(columns, rows))
+    if outcome.test_fit is not None:
+        errors = ", ".join(f"{error:.4g}" for error in outcome.test_fit.rmse)
+        console.print(
+            f"encrypted test: root of the mean squared error, in halves of the ranges: {errors}",
+            soft_wrap=True,
+        )
     console.print()
     console.print(f"{outcome.claims}\n", soft_wrap=True)
     console.print(

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Shaped
+from numpy.typing import ArrayLike
 
 from cloister.data.encoding import Kind
 from cloister.data.pictures import listed
 from cloister.data.preprocessing import Layout
-from cloister.errors import RangeError, ShapeError
+from cloister.errors import InputError, RangeError, ShapeError
 
 FEW_CHANNELS = 4
 """A last axis of more, behind a first one of at most as many, is a width: channels come first."""
@@ -35,14 +36,16 @@ class ArraySamples:
     remarks: tuple[str, ...]
 
 
-def read_samples(x: np.ndarray, *, title: str, layout: Layout | None = None) -> ArraySamples:
+def read_samples(x: ArrayLike, *, title: str, layout: Layout | str | None = None) -> ArraySamples:
     """An array as samples, which stays where it is.
 
     title    name of the array in errors
     layout   where the channels of four axes are; None: last, where they cannot be first
 
-    Raises   ShapeError, RangeError
+    Raises   ShapeError, RangeError, InputError for an unknown layout
     """
+    if layout not in (None, *Layout):
+        raise InputError(f"layout {layout}: give {' or '.join(Layout)}")
     if np.ma.is_masked(x):
         raise RangeError(f"{title}: has masked entries; fill them, as by x.filled(0), or drop them")
     x = np.asarray(x)
@@ -73,13 +76,13 @@ def _require_shape(x: np.ndarray, title: str) -> None:
 
 
 def _channels_last(
-    x: np.ndarray, title: str, layout: Layout | None
+    x: np.ndarray, title: str, layout: Layout | str | None
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     if layout is not None and x.ndim != 4:
         raise ShapeError(
             f"{title} of shape {x.shape} has no axis of channels; leave out --layout {layout}"
         )
-    if layout is Layout.NCHW:
+    if layout == Layout.NCHW:
         return x.transpose(0, 2, 3, 1), ()
     if layout is None and x.ndim == 4 and x.shape[1] <= FEW_CHANNELS < x.shape[3]:
         raise ShapeError(

@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float64, Int64, Shaped
+from numpy.typing import ArrayLike
 
 from cloister.data.info import TARGETS, Targets
 from cloister.errors import InputError, RangeError, ShapeError
@@ -28,7 +29,7 @@ class ArrayTargets:
 
 
 def read_targets(
-    y: np.ndarray, samples: int, *, targets: Targets | None = None, title: str = "array y"
+    y: ArrayLike, samples: int, *, targets: Targets | None = None, title: str = "array y"
 ) -> ArrayTargets:
     """The targets of an array; without `targets`, of the kind that its type and shape suggest.
 

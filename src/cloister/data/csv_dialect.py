@@ -105,11 +105,13 @@ def find_dialect(
     separator: str | None = None,
     encoding: str | None = None,
     wanted: Collection[str] = (),
+    columns: int = 2,
 ) -> Dialect:
     """Find how a file is written.
 
     separator, encoding   as the file's owner says; None: what the file suggests
     wanted                columns that are in the header
+    columns               how many there are at least
 
     Raises   InputError naming the file, the line and the option that says otherwise
     """
@@ -129,6 +131,8 @@ def find_dialect(
     chosen = NAMED_SEPARATORS.get(separator or "", separator) or _separator(
         lines[above:] if whole else lines[above:-1], wanted
     )
+    if chosen is None and columns < 2:
+        chosen = ","
     if chosen is None or len(chosen) != 1:
         raise InputError(
             f"{path}: line {above + 1} has one cell, {_shown(lines[above])}: none of , ; | and tab "

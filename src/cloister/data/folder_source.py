@@ -21,7 +21,7 @@ from cloister.data.preprocessing import Channels
 from cloister.data.spool import Spool
 from cloister.errors import InputError, ShapeError
 
-_MODES = {Channels.GRAY: "L", Channels.RGB: "RGB"}
+_MODES: Mapping[str, str] = {Channels.GRAY: "L", Channels.RGB: "RGB"}
 _NAMES = {"L": "gray", "RGB": "colour", "F": "gray of more than 8 bits"}
 _FEW = 3
 
@@ -38,7 +38,7 @@ class PictureOptions:
     """
 
     background: str | None = None
-    channels: Channels | None = None
+    channels: Channels | str | None = None
     resize: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
@@ -55,11 +55,9 @@ class PictureOptions:
         Raises   InputError naming the file
         """
         found = made = read_picture(path, background=self.background)
-        if not np.isfinite(np.asarray(found)).all():
-            raise InputError(f"{path}: holds NaN or infinity; write numbers in their place")
         if self.channels is not None and found.mode != "F":
             made = made.convert(_MODES[self.channels])
-        elif self.channels is Channels.RGB:
+        elif self.channels == Channels.RGB:
             raise InputError(f"{path}: has more than 8 bits, which only --channels gray keeps")
         if self.resize is not None and made.size != self.resize[::-1]:
             made = made.resize(self.resize[::-1], Image.Resampling.BILINEAR)

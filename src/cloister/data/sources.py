@@ -4,6 +4,7 @@ Tables and compressed arrays are first spooled to an unnamed temporary file, so 
 read in any order while memory stays flat: they are encrypted in a random order (`encoder`).
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
+from numpy.typing import ArrayLike
 
 from cloister.data.array_files import NPY, NPZ, array_title, read_array
 from cloister.data.array_samples import read_samples
@@ -63,11 +65,11 @@ class ArraySource:
 
     def __init__(
         self,
-        x: np.ndarray,
-        y: np.ndarray | None,
+        x: ArrayLike,
+        y: ArrayLike | None,
         *,
         targets: Targets | None = None,
-        layout: Layout | None = None,
+        layout: Layout | str | None = None,
         titles: tuple[str, str] = ("array x", "array y"),
     ) -> None:
         """Take the arrays as they are; mapped ones are looked at piece by piece.
@@ -94,6 +96,26 @@ class ArraySource:
             self.names, said = found.names, found.remarks
         self.remarks = (*read.remarks, *said)
 
+    def named(self, names: Sequence[str]) -> "ArraySource":
+        """The same samples with names of the classes, labels or numbers, in their order.
+
+        Names that hold all numbers of the classes name nothing anew.
+
+        Raises   InputError when there are too few
+        """
+        if self.labels is None or set(self.names) <= set(names):
+            return self
+        if len(names) < len(self.names) or (
+            len(names) > len(self.names) and self.targets != "classes"
+        ):
+            raise InputError(
+                f"--classes: gives {len(names)} names, but the samples have {len(self.names)} "
+                f"{self.targets}"
+            )
+        found = copy.copy(self)
+        found.names = tuple(names)
+        return found
+
     @classmethod
     def read_file(
         cls,
@@ -102,7 +124,7 @@ class ArraySource:
         x: str = "x",
         y: str | None = "y",
         targets: Targets | None = None,
-        layout: Layout | None = None,
+        layout: Layout | str | None = None,
     ) -> "ArraySource":
         """Spool the arrays of files.
 
@@ -143,7 +165,7 @@ def open_source(
     y: str = "y",
     table: TableOptions | None = None,
     targets: Targets | None = None,
-    layout: Layout | None = None,
+    layout: Layout | str | None = None,
     pictures: PictureOptions | None = None,
     unlabelled: bool = False,
 ) -> Source:

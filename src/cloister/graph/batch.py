@@ -70,12 +70,7 @@ def batch_axis(graph: Graph, value: str) -> int | None:
 
     In a graph of fixed sizes the batch is the first size that all inputs share.
     """
-    if value in graph.defaults:
-        return None
-    known = graph.sizes(value) or ()
-    if graph.batch is None:
-        return known.index(BATCH) if known.count(BATCH) == 1 else graph.joins.get(value)
-    return 0 if known and known[0] == graph.shared_size else None
+    return graph.batch_axes[value]
 
 
 def batched_values(graph: Graph) -> frozenset[str]:
@@ -175,6 +170,15 @@ def where_not_finite(graph: Graph, feeds: Feeds) -> str:
             which = "it" if axis is None else f"sample {bad[:, axis].min()}"
             return f" (input {name!r}: {which} contains NaN or infinity)"
     return ""
+
+
+def sizes_remedy(graph: Graph, feeds: Feeds) -> str:
+    """What to do about sizes that a model may not take, to end an error; empty if none is free."""
+    bound = bound_sizes(graph, feeds)
+    sizes = ", ".join(f"{symbol}={bound[symbol]}" for symbol in graph.free_sizes)
+    return sizes and (
+        f"; the model may not take inputs of {sizes}: give others, pictures by --resize H,W"
+    )
 
 
 def joined(graph: Graph, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -86,7 +86,8 @@ class Graph:
     operators, `domains` the versions of the others in use. `separable`: each sample's outputs
     depend on that sample alone, so a free batch may be run in parts; `joins` has the axis on which
     the parts of an output are joined that shape inference did not find (batch.py). `defaults` has
-    inputs that a caller may leave out, with their values then; they carry no batch.
+    inputs that a caller may leave out, with their values then; they carry no batch. `samples` is
+    what the file says of its owner's units (sample_form.py), for readers of files alone.
     """
 
     name: str
@@ -101,19 +102,40 @@ class Graph:
     separable: bool = True
     joins: Mapping[str, int] = field(default_factory=dict)
     defaults: Mapping[str, np.ndarray] = field(default_factory=dict)
+    samples: str = ""
 
-    @property
+    @cached_property
     def required_inputs(self) -> tuple[str, ...]:
         """The inputs without a default."""
         return tuple(name for name in self.inputs if name not in self.defaults)
 
     def sizes(self, value: str) -> tuple[Size, ...] | None:
         """A shape: numbers, BATCH, other symbols, "" for unknown sizes; None: of unknown rank."""
-        known = self.types.get(value)
-        if known is not None:
-            return tuple(BATCH if size is None else size for size in known.shape)
-        opaque = self.opaque.get(value)
-        return None if opaque is None else opaque.sizes
+        if value not in self._sizes:
+            known, opaque = self.types.get(value), self.opaque.get(value)
+            if known is not None:
+                self._sizes[value] = tuple(BATCH if n is None else n for n in known.shape)
+            else:
+                self._sizes[value] = None if opaque is None else opaque.sizes
+        return self._sizes[value]
+
+    @cached_property
+    def _sizes(self) -> dict[str, tuple[Size, ...] | None]:
+        """Shapes that were asked for: every request asks for those of its inputs."""
+        return {}
+
+    @cached_property
+    def batch_axes(self) -> dict[str, int | None]:
+        """See `batch.batch_axis`; of the inputs and outputs."""
+        return {name: self._batch_axis(name) for name in (*self.inputs, *self.outputs)}
+
+    def _batch_axis(self, value: str) -> int | None:
+        if value in self.defaults:
+            return None
+        known = self.sizes(value) or ()
+        if self.batch is None:
+            return known.index(BATCH) if known.count(BATCH) == 1 else self.joins.get(value)
+        return 0 if known and known[0] == self.shared_size else None
 
     @cached_property
     def free_sizes(self) -> tuple[str, ...]:

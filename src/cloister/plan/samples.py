@@ -81,6 +81,8 @@ def sample_groups(model: Graph, samples: Samples, size: int) -> Iterator[dict[st
 
 def _is_stream(samples: Samples) -> bool:
     """Whether samples come one by one, and are not an array or a table."""
+    if isinstance(samples, np.ndarray | dict):
+        return False
     if isinstance(samples, list | tuple):
         return bool(samples) and isinstance(samples[0], Mapping)
     known = ("__array__", "__array_interface__", "__dlpack__", "columns")

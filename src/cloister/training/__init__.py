@@ -13,6 +13,7 @@ from cloister.errors import InputError
 if TYPE_CHECKING:
     from cloister.data.dataset import EncryptedDataset
     from cloister.data.feature_noise import GaussianNoise
+    from cloister.data.folder_source import FolderSource, PictureOptions
     from cloister.data.owner import NewDataset, Privacy
     from cloister.data.sources import ArraySource
     from cloister.training.callbacks import Callback, EarlyStopping
@@ -34,9 +35,11 @@ __all__ = [
     "EncryptedDataset",
     "EncryptedLinear",
     "EncryptedModel",
+    "FolderSource",
     "GaussianNoise",
     "ModelDefinition",
     "NewDataset",
+    "PictureOptions",
     "Privacy",
     "RunFiles",
     "Settings",
@@ -54,9 +57,11 @@ _HOMES = {
     "EncryptedDataset": "data.dataset",
     "EncryptedLinear": "training.layers",
     "EncryptedModel": "training.encrypted_model",
+    "FolderSource": "data.folder_source",
     "GaussianNoise": "data.feature_noise",
     "ModelDefinition": "training.model_file",
     "NewDataset": "data.owner",
+    "PictureOptions": "data.folder_source",
     "Privacy": "data.owner",
     "RunFiles": "training.training_run",
     "Settings": "training.settings",

@@ -8,11 +8,12 @@ from typing import Any, Literal, Protocol, get_args
 from torch import nn
 from torch.optim import Optimizer
 
+from cloister.data.info import DatasetInfo
 from cloister.errors import InputError
 from cloister.training.checkpoint import EpochResult
 from cloister.training.settings import Settings
 
-Monitored = Literal["test", "training", "loss"]
+Monitored = Literal["test_accuracy", "train_accuracy", "test_r2", "train_r2", "loss"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Training(Protocol):
     """The run that a callback is called from: a `Trainer`."""
 
     settings: Settings
+    info: DatasetInfo
     model: nn.Module
     optimizer: Optimizer
     history: list[EpochResult]
@@ -72,15 +74,15 @@ class Callback:
 class EarlyStopping(Callback):
     """Ends a run when what it monitors has not improved for `patience` evaluated epochs.
 
-    monitor     test: accuracy, or for numbers R^2, on the encrypted test samples; training: the
-                same on the training samples; loss: the training loss
+    monitor     test_accuracy and test_r2 need encrypted test samples; loss is the training loss.
+                Numbers have r2, classes and labels accuracy
     min_delta   a smaller change is no improvement
 
     Raises   InputError
     """
 
     def __init__(
-        self, patience: int = 5, *, monitor: Monitored = "test", min_delta: float = 0.0
+        self, patience: int = 5, *, monitor: Monitored = "test_accuracy", min_delta: float = 0.0
     ) -> None:
         if patience < 1:
             raise InputError(f"EarlyStopping: patience must be at least 1, got {patience}")
@@ -106,7 +108,14 @@ class EarlyStopping(Callback):
         Raises   InputError when there is nothing to monitor, or when stopping would tell more of
                  the training samples than the epsilon of the run allows
         """
-        if self.monitor == "test":
+        kind = training.info.targets
+        figure = "r2" if kind == "numbers" else "accuracy"
+        split, _, monitored = self.monitor.partition("_")
+        if monitored not in ("", figure):
+            raise InputError(
+                f"EarlyStopping: {kind} have no {monitored}; use monitor='{split}_{figure}'"
+            )
+        if split == "test":
             if not training.has_test_samples:
                 raise InputError(
                     "EarlyStopping: the run evaluates no test samples; encrypt some "
@@ -114,19 +123,16 @@ class EarlyStopping(Callback):
                 )
         elif training.settings.noise is not None:
             raise InputError(
-                f"EarlyStopping: monitor={self.monitor!r} decides by the training samples, without "
-                "noise; use monitor='test'"
+                f"EarlyStopping: when a run ends by its {self.monitor}, that depends on the "
+                f"training samples without noise; use monitor='test_{figure}'"
             )
 
     def after_epoch(self, training: Training, result: EpochResult) -> None:
         """See Callback."""
-        quality = {
-            "test": result.test_quality,
-            "training": result.train_quality,
-            "loss": -result.loss,
-        }[self.monitor]
-        if quality is None:
+        value = getattr(result, self.monitor)
+        if value is None:
             return
+        quality = -value if self.monitor == "loss" else value
         if quality > self._best + self.min_delta:
             self._best, self._best_epoch, self._waited = quality, result.epoch, 0
         else:

@@ -41,14 +41,24 @@ class EpochResult:
     test_fit: GoodnessOfFit | None = None
 
     @property
+    def train_r2(self) -> float | None:
+        """Mean coefficient of determination of all numbers."""
+        return None if self.train_fit is None else self.train_fit.mean_r2
+
+    @property
+    def test_r2(self) -> float | None:
+        """The same on the encrypted test split."""
+        return None if self.test_fit is None else self.test_fit.mean_r2
+
+    @property
     def train_quality(self) -> float | None:
-        """Accuracy, or the mean coefficient of determination of numbers: more is better."""
-        return self.train_accuracy if self.train_fit is None else self.train_fit.mean_r2
+        """Accuracy, or of numbers `train_r2`: more is better."""
+        return self.train_accuracy if self.train_fit is None else self.train_r2
 
     @property
     def test_quality(self) -> float | None:
         """The same on the encrypted test split."""
-        return self.test_accuracy if self.test_fit is None else self.test_fit.mean_r2
+        return self.test_accuracy if self.test_fit is None else self.test_r2
 
 
 @dataclass
@@ -146,6 +156,15 @@ def load(folder: Path, *, run: dict[str, str]) -> Checkpoint | None:
     return checkpoint
 
 
+def _result(fields: dict[str, Any]) -> EpochResult:
+    fits = {
+        name: GoodnessOfFit(**fields[name])
+        for name in ("train_fit", "test_fit")
+        if fields[name] is not None
+    }
+    return EpochResult(**fields | fits)
+
+
 def check_state(what: str, state: object) -> None:
     """Refuse a state that a checkpoint could not give back, before a run depends on it.
 
@@ -156,15 +175,6 @@ def check_state(what: str, state: object) -> None:
         torch.save(state, buffer)
         buffer.seek(0)
         torch.load(buffer, weights_only=True)
-
-
-def _result(fields: dict[str, Any]) -> EpochResult:
-    fits = {
-        name: GoodnessOfFit(**fields[name])
-        for name in ("train_fit", "test_fit")
-        if fields[name] is not None
-    }
-    return EpochResult(**fields | fits)
 
 
 def replace(path: Path, content: bytes) -> None:

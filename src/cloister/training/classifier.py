@@ -16,8 +16,6 @@ import numpy as np
 from jaxtyping import Float32, Int16, Shaped
 from torch import nn
 
-from cloister.authority.agreement import Known
-from cloister.authority.permutation import target_permutation
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.encoder import Encoder
 from cloister.data.info import DatasetInfo
@@ -36,18 +34,11 @@ from cloister.training.predictions import (
 )
 from cloister.training.settings import Settings
 from cloister.training.training_run import RunFiles, TrainingAuthority, TrainingOutcome, train
+from cloister.training.translation import ClientAccess, Translation, translation
 
 
 class ClassifierAuthority(TrainingAuthority, PredictionAuthority, Protocol):
     """The authority as a trainer that predicts sees it."""
-
-
-class ClientAuthority(Protocol):
-    """The authority as a client sees it."""
-
-    def find(self, dataset: str) -> Known | None:
-        """A data set's terms and label key."""
-        ...
 
 
 Samples = EncryptedDataset | Path | str | Shaped[np.ndarray, "n ..."]
@@ -73,7 +64,7 @@ class EncryptedClassifier:
         self,
         authority: ClassifierAuthority,
         *,
-        client: ClientAuthority | None = None,
+        client: ClientAccess | None = None,
         model: nn.Module | ModelDefinition | str = "mlp",
         epochs: int = 5,
         settings: Settings | None = None,
@@ -114,7 +105,7 @@ class EncryptedClassifier:
             self.model_ = EncryptedModel.open(keep.model)
         named = self.client is not None
         numbers = np.arange(self.model_.info.classes)
-        self.classes_ = np.array(self._terms()[1].classes) if named else numbers
+        self.classes_ = np.array(self._translation().notes.classes) if named else numbers
         return self
 
     def predict_proba(self, x: Samples) -> Float32[np.ndarray, "n classes"]:
@@ -122,7 +113,7 @@ class EncryptedClassifier:
 
         x   an encrypted data set: its unlabelled samples; or plain samples as the owner's arrays:
             pixels of 0 to 255 as uint8, else values in own units; rows of a table in the order of
-            its columns
+            its columns, a category as its place in them and a date as days since 1970
 
         Raises   InputError before `fit`, or for plain samples without a client's connection;
                  RangeError, ShapeError, and what `EncryptedModel.predict` raises
@@ -131,13 +122,13 @@ class EncryptedClassifier:
         if isinstance(x, EncryptedDataset | Path | str):
             answers = self._of_encrypted(x, evaluates=False).answers
         else:
-            integers = _encoded(np.asarray(x), model.info, self._terms()[1])
+            integers = _encoded(np.asarray(x), model.info, self._translation().notes)
             products = RingMap(model.first.linear).apply(integers).view(np.int32)
             scores = model.scores(model.first.values(products, model.info.encoding))
             answers = answers_of(scores, "classes", loss=model.settings.loss)
         if self.client is None:
             return answers
-        return answers[:, target_permutation(self._terms()[0].label_key, model.info)]
+        return self._translation().scores(answers)
 
     def predict(self, x: Samples) -> Shaped[np.ndarray, " n"]:
         """The class of each sample, by its own name where a client's connection is given.
@@ -194,17 +185,14 @@ class EncryptedClassifier:
         )  # fmt: skip
         return self.model_.predict(opened, authority=self.authority, options=options)
 
-    def _terms(self) -> tuple[Known, Notes]:
+    def _translation(self) -> Translation:
         if self.client is None:
             raise InputError(
                 "predict: plain samples are encoded by the data set's terms, which its clients may "
                 "read; give client=, a connection with a client's token"
             )
-        name = self.model_.info.name
-        known = self.client.find(name)
-        if known is None:
-            raise InputError(f"data set {name!r}: the client's authority does not have it")
-        return known, Notes.read(known.agreement.terms.notes, known.agreement.info)
+        model = self.model_
+        return translation(model.info, of=model.authority, authority=self.client)
 
 
 def _encoded(

@@ -25,7 +25,7 @@ from cloister.data.owner import (
     add_noise,
     noise_statement,
 )
-from cloister.data.sources import Source, open_source
+from cloister.data.sources import ArraySource, Source, open_source
 from cloister.data.writer import PATIENCE_S, Chunk, EncryptedDatasetWriter, check_registered
 from cloister.errors import EncryptionError, InputError, UnknownDatasetError
 from cloister.training.proposal import accept, propose
@@ -99,6 +99,8 @@ def encrypt(
         raise InputError(
             f"source: a {type(samples).__name__} is none; give a path, or ArraySource(x, y)"
         )
+    if isinstance(samples, ArraySource) and new is not None and new.classes is not None:
+        samples = samples.named(new.classes)
     privacy = Privacy(privacy) if isinstance(privacy, str) else privacy
     added = None if noise is None else GaussianNoise(noise, "ciphertexts")
     if not 0 <= test_fraction <= 1:

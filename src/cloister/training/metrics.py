@@ -51,8 +51,10 @@ def batch_sums(targets: Targets, scores: Tensor, wanted: Tensor) -> list[float]:
         return [float((scores.argmax(1) == wanted).sum())]
     if targets == "labels":
         # A positive score is a probability of more than one half.
-        return [float(value) for value in ((scores > 0) == (wanted > 0)).sum(0)]
-    return [float(value) for value in (scores.double() - wanted.double()).square().sum(0)]
+        sums = ((scores > 0) == (wanted > 0)).double().sum(0)
+    else:
+        sums = (scores.double() - wanted.double()).square().sum(0)
+    return [float(value) for value in sums.tolist()]
 
 
 def added(sums: list[float], more: list[float]) -> list[float]:

@@ -50,12 +50,8 @@ def _result(outcome: "TrainingOutcome") -> Iterator[str]:
         yield paragraph(remark, kind="caution")
 
 
-def _has_numbers(outcome: "TrainingOutcome") -> bool:
-    return any(one.train_fit is not None for one in outcome.epochs)
-
-
 def _quality(outcome: "TrainingOutcome", value: float) -> str:
-    return f"R2 {value:.3f}" if _has_numbers(outcome) else f"{value:.1%} right"
+    return f"R2 {value:.3f}" if outcome.has_numbers else f"{value:.1%} right"
 
 
 def _curves(outcome: "TrainingOutcome") -> str:
@@ -70,7 +66,7 @@ def _curves(outcome: "TrainingOutcome") -> str:
         for one in outcome.epochs
         if one.test_quality is not None
     ]
-    name = "R2" if _has_numbers(outcome) else "accuracy"
+    name = "R2" if outcome.has_numbers else "accuracy"
     lines = [Series("training", TRAIN, train), Series("encrypted test", TEST, test)]
     return legend([(one.name, one.colour, False) for one in lines]) + (
         '<div class="figures">'

@@ -127,12 +127,11 @@ class Executor:
         )
         # Each step uses one at most. After a failure none of them is used again.
         self.next_request_id += len(self._stages)
-        # Not added: an attempt that was given up and repeated is counted once.
-        meter.clipped = np.zeros_like(space.clipped)
         try:
             self._begin(request)
             self._run_steps(request, -1 if channel is None else channel.descriptor)
-            meter.clipped[...] = space.clipped
+            # Not added: an attempt that was given up and repeated is counted once.
+            meter.clipped = space.clipped.copy()
             # The next request uses this one's memory.
             outputs = {name: owned(values.onnx(name)) for name in self.plan.graph.outputs}
             self.next_request_id = request.next_id

@@ -135,11 +135,17 @@ class Meter:
 
     def row(self, name: str, protection: str) -> LayerRow:
         """The row of a step, made on first use."""
-        return self.rows.setdefault(name, LayerRow(name, protection))
+        row = self.rows.get(name)
+        if row is None:
+            row = self.rows[name] = LayerRow(name, protection)
+        return row
 
-    def total(self, column: str) -> float:
-        """Sum of one column."""
-        return float(sum(getattr(row, column) for row in self.rows.values()))
+    def total(self) -> LayerRow:
+        """The sum of all rows."""
+        total = LayerRow("", "")
+        for row in self.rows.values():
+            total.add(row)
+        return total
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 
 from cloister.base.rng import Csprng, SystemRandom
 from cloister.errors import ClipError, ClipWarning, PlanError, RangeError
-from cloister.graph.batch import cut, joined, sample_count, where_not_finite
+from cloister.graph.batch import cut, joined, sample_count, sizes_remedy, where_not_finite
 from cloister.plan.plan import Plan
 from cloister.plan.samples import Samples, sample_groups
 from cloister.trusted.clips import OnClip, clip_text
@@ -287,13 +287,15 @@ class Session:
             MicroBatch(part, sample_count(graph, part), self._plans.plan_for(part))
             for part in cut(graph, feeds, self._batch)
         ]
-        for lane in self._made:
-            lane.keep(self._plans.kept)
+        if self._plans.made > 1:
+            for lane in self._made:
+                lane.keep(self._plans.kept)
         reported = _Progress(progress, total)
         try:
             self._lanes.run(jobs, reported)
         except RangeError as error:
-            raise RangeError(f"{error}{where_not_finite(graph, feeds)}") from None
+            why = where_not_finite(graph, feeds) or sizes_remedy(self._plans.inputs, feeds)
+            raise RangeError(f"{error}{why}") from None
         outputs = joined(graph, [job.outputs for job in jobs])
         meter, transcript = jobs[0].meter, jobs[0].transcript
         for job in jobs[1:]:
@@ -326,17 +328,18 @@ class Session:
 
     def _report(self, meter: Meter, inputs: int, beyond: tuple[int, ...]) -> Report:
         bits = [row.soundness_bits for row in meter.rows.values() if row.soundness_bits is not None]
+        total = meter.total()
         return Report(
             policy=self.plan.policy,
             inputs=inputs,
             soundness_bits=min(bits) if bits else None,
             hardware_rooted=False,
             trusted_ms=meter.trusted_ms,
-            worker_ms=meter.total("worker_ms"),
-            module_ms=meter.total("module_ms"),
+            worker_ms=total.worker_ms,
+            module_ms=total.module_ms,
             offline_ms=meter.offline_ms,
-            bytes_to_worker=int(meter.total("bytes_to_worker")),
-            bytes_from_worker=int(meter.total("bytes_from_worker")),
+            bytes_to_worker=total.bytes_to_worker,
+            bytes_from_worker=total.bytes_from_worker,
             pads_used=meter.pads_used,
             pads_from="none" if self._plans.own.pads is None else self._plans.own.pads.kind,
             workers=self._lanes.workers,

@@ -314,7 +314,8 @@ class ExchangeStage(Stage):
         layout = request.space.layout
         row = self.row(request)
         row.trusted_ms += 1e-6 * cpu_ns
-        _enter_traffic(row, wait_ns, (layout.messages[self._node],), (layout.answers[self._node],))
+        sent, received = layout.messages[self._node].nbytes, layout.answers[self._node].nbytes
+        _enter_traffic(row, wait_ns, sent, received)
         row.soundness_bits = self._soundness_bits
 
     def _exchange(self, request: BatchRequest) -> None:
@@ -386,7 +387,7 @@ class SegmentStage(Stage):
         self._enter_reply(request, self._step.outputs[0], request.space.answers[target])
         row = self.row(request)
         row.trusted_ms += 1e-6 * cpu_ns
-        _enter_traffic(row, wait_ns, (layout.messages[target],), (layout.answers[target],))
+        _enter_traffic(row, wait_ns, layout.messages[target].nbytes, layout.answers[target].nbytes)
 
     def _exchange(self, request: BatchRequest) -> None:
         step, link = self._step, request.worker
@@ -401,7 +402,8 @@ class SegmentStage(Stage):
         pairs = zip(step.outputs, replies, strict=True)
         found = [self._enter_reply(request, value, reply) for value, reply in pairs]
         link.release(request_id)
-        _enter_traffic(self.row(request), wait_ns, tensors, found)
+        sent, received = (sum(one.nbytes for one in some) for some in (tensors, found))
+        _enter_traffic(self.row(request), wait_ns, sent, received)
 
     def _enter_reply(
         self, request: BatchRequest, value: str, reply: Unchecked[np.ndarray]
@@ -502,15 +504,10 @@ STAGES: Mapping[type, Callable[..., Stage]] = {
 }
 
 
-def _enter_traffic(
-    row: LayerRow,
-    wait_ns: int,
-    sent: Sequence[np.ndarray | TensorSpec],
-    received: Sequence[np.ndarray | TensorSpec],
-) -> None:
+def _enter_traffic(row: LayerRow, wait_ns: int, sent_bytes: int, received_bytes: int) -> None:
     row.worker_ms += 1e-6 * wait_ns
-    row.bytes_to_worker += sum(tensor.nbytes for tensor in sent)
-    row.bytes_from_worker += sum(tensor.nbytes for tensor in received)
+    row.bytes_to_worker += sent_bytes
+    row.bytes_from_worker += received_bytes
 
 
 def _complete(request: BatchRequest, exchange: PreparedRequest, stop: native.Stop) -> None:

@@ -53,6 +53,7 @@ class Finding:
     """What one attack made of the log.
 
     x            reconstructed samples, flattened; or labels (n,) when `labels` is set
+    targets      what the log holds of labels, a row of integers for each sample
     known        the elements the attack claims to know; None when it claims all or guesses
     certain      elements of which the log admits no other values: recovered, whatever the truth is
     among        of an attack that knows samples up to factor and offset: for each row, those ids
@@ -67,6 +68,7 @@ class Finding:
     x: Float64[np.ndarray, "n dim"]
     note: str
     labels: bool = False
+    targets: Int64[np.ndarray, "n classes"] | None = None
     known: Bool[np.ndarray, "n dim"] | None = None
     certain: Bool[np.ndarray, "n dim"] | None = None
     among: tuple[Int64[np.ndarray, " m"], ...] | None = None
@@ -157,11 +159,12 @@ def _batch(attack: str, found: BatchSolution, note: str) -> Finding:
 
 def _labels(evidence: Evidence) -> Finding:
     ids = np.concatenate([ids for ids, _ in evidence.labels])
-    labels = np.concatenate([read_label(values) for _, values in evidence.labels])
+    targets = np.concatenate([values for _, values in evidence.labels])
     kept, first = np.unique(ids, return_index=True)
-    x = labels[first].astype(np.float64)[:, None]
-    note = f"{len(kept)} samples"
-    return Finding("labels", kept, x, note, labels=True, certain=np.ones(x.shape, bool))
+    targets = targets[first]
+    x = read_label(targets).astype(np.float64)[:, None]
+    note, certain = f"{len(kept)} samples", np.ones(x.shape, bool)
+    return Finding("labels", kept, x, note, labels=True, targets=targets, certain=certain)
 
 
 def _requests(requests: Sequence[Release], prior: Prior) -> Iterator[Finding]:

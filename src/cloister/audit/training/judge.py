@@ -9,7 +9,7 @@ from jaxtyping import Float64
 
 from cloister.audit.training.attacks import Finding
 from cloister.audit.training.prior import Prior
-from cloister.audit.training.score import Score, fitted, score_images, score_labels
+from cloister.audit.training.score import Score, fitted, score_images, score_labels, score_targets
 from cloister.audit.training.truth import ORDER, Truth
 from cloister.errors import InputError
 
@@ -64,8 +64,10 @@ def judge(finding: Finding, truth: Truth | None, prior: Prior) -> Judged:
     if finding.labels:
         if truth.labels is None:
             return Judged(finding, None)
-        found = finding.x[held, 0].astype(np.int64)
-        return Judged(finding, score_labels(found, truth.labels[at[held]]))
+        real = truth.labels[at[held]]
+        if real.ndim == 2 and finding.targets is not None:
+            return Judged(finding, score_targets(finding.targets[held], real))
+        return Judged(finding, score_labels(finding.x[held, 0].astype(np.int64), real))
     known = None if finding.known is None else finding.known[held]
     span = prior.high - prior.low
     score = score_images(

@@ -23,11 +23,14 @@ LEAST_BITS = 4
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """The encrypted data in plain, for scoring: flattened samples by id, labels where known."""
+    """The encrypted data in plain, for scoring: flattened samples by id, labels where known.
+
+    labels   class numbers; or rows of labels or encoded numbers
+    """
 
     ids: Int64[np.ndarray, " n"]
     x: Float64[np.ndarray, "n dim"]
-    labels: Int64[np.ndarray, " n"] | None = None
+    labels: Int64[np.ndarray, "n ..."] | None = None
 
     def __post_init__(self) -> None:
         if len(np.unique(self.ids)) != len(self.ids):
@@ -104,8 +107,11 @@ def _check_sums(evidence: Evidence, truth: Truth) -> None:
             )
 
 
-def _check_labels(evidence: Evidence, truth: Truth, labels: Int64[np.ndarray, " n"]) -> None:
+def _check_labels(evidence: Evidence, truth: Truth, labels: Int64[np.ndarray, "n ..."]) -> None:
     """Classes are permuted, so that each one has one name in the log and each name one class."""
+    if labels.ndim == 2:
+        _check_targets(evidence, truth, labels)
+        return
     pairs: set[tuple[int, int]] = set()
     for ids, values in evidence.labels:
         at = truth.places(ids)
@@ -114,3 +120,16 @@ def _check_labels(evidence: Evidence, truth: Truth, labels: Int64[np.ndarray, " 
         pairs.update(zip(named, labels[at[held]].tolist(), strict=True))
     if any(len({pair[side] for pair in pairs}) < len(pairs) for side in (0, 1)):
         raise InputError(f"truth: the log's classes are not those of y, however named: {ORDER}")
+
+
+def _check_targets(evidence: Evidence, truth: Truth, targets: Int64[np.ndarray, "n k"]) -> None:
+    """Labels are permuted, numbers are not: each column of the log is one of the truth."""
+    for ids, values in evidence.labels:
+        at = truth.places(ids)
+        held = at >= 0
+        real = targets[at[held]]
+        fits = values.shape[1] == real.shape[1] and all(
+            (column[:, None] == real).all(axis=0).any() for column in values[held].T
+        )
+        if not fits:
+            raise InputError(f"truth: the log's labels are not those of y, in any order: {ORDER}")

@@ -43,6 +43,8 @@ def read_truths(paths: Sequence[Path], orders: Sequence[Path]) -> Truth | None:
     if len({part.x.shape[1] for part in parts}) > 1:
         raise InputError(f"{paths[1]}: samples of another size than those of {paths[0]}")
     labels = [part.labels for part in parts if part.labels is not None]
+    if len({one.shape[1:] for one in labels}) > 1:
+        raise InputError(f"{paths[1]}: its y has another shape than that of {paths[0]}")
     return Truth(
         np.concatenate([part.ids for part in parts]),
         np.concatenate([part.x for part in parts]),
@@ -55,7 +57,8 @@ def _read_truth(path: Path, order: Path | None) -> Truth:
     x = _encoded(arrays, path)
     ids, labels = arrays.get("ids", np.arange(len(x))), arrays.get("y")
     for name, array in (("ids", ids), ("y", labels)):
-        if array is not None and (array.ndim != 1 or array.dtype.kind not in "iu"):
+        most = 2 if name == "y" else 1
+        if array is not None and (not 1 <= array.ndim <= most or array.dtype.kind not in "iu"):
             raise InputError(f"{path}: {name} must be one row of integers")
         if array is not None and len(array) != len(x):
             raise InputError(f"{path}: {name} has {len(array)} entries for {len(x)} samples")

@@ -1,0 +1,42 @@
+"""`cloister export`: a trained model as an ONNX file, in its owner's units and class names."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cloister.base import files
+from cloister.cli import options
+from cloister.cli.console import emit_json, out
+from cloister.errors import InputError
+from cloister.training.encrypted_model import EncryptedModel
+from cloister.training.exported_model import exported
+
+Folder = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="The --out folder of `cloister train`.")
+]
+Out = Annotated[Path, typer.Option("--out", metavar="FILE.onnx", help="The file to write.")]
+
+
+@options.grouped
+def export(
+    folder: Folder, keys: options.AuthorityAccess, out_file: Out, json: options.Json = False
+) -> None:
+    """Write a trained model as ONNX, in the units and with the class names of its clients.
+
+    Only a client's token tells these names. The file holds all weights, and `cloister run` serves
+    it on an untrusted worker.
+    """
+    if out_file.suffix.lower() != ".onnx":
+        raise InputError(f"--out {out_file}: give a file .onnx")
+    model = EncryptedModel.open(folder)
+    with keys.connect() as authority:
+        made = exported(model, authority=authority)
+    files.replace(out_file, made.content, private=True)
+    if json:
+        emit_json({"out": out_file, "inputs": made.inputs, "outputs": made.outputs})
+        return
+    out().print(f"{out_file}  {model.name} trained on {model.info.name}", soft_wrap=True)
+    for role, described in (("takes", made.inputs), ("gives", made.outputs)):
+        for name, text in described.items():
+            out().print(f"{role} {name}: {text}", soft_wrap=True)
