@@ -48,6 +48,17 @@ STORED = numbers(12, 16)
 FINE = numbers(12, 16, dtype=np.uint8, high=256)
 RGB = numbers(12, 16, 3, dtype=np.uint8, high=256)
 
+FLOATS = (STORED / 7).astype(np.float32)
+
+
+def floats(**elements):
+    made = dicom(FLOATS.view(np.uint32), **elements)
+    for name in ("PixelData", "BitsStored", "HighBit", "PixelRepresentation"):
+        delattr(made, name)
+    made.FloatPixelData = FLOATS.tobytes()
+    return made
+
+
 VALUES = {
     "signed": (dicom(CT), CT),
     "unsigned": (dicom(STORED, BitsStored=12), STORED),
@@ -70,6 +81,8 @@ VALUES = {
         ),
         (4095.0 - STORED) * 2 - 5,
     ),
+    "floats": (floats(), FLOATS),
+    "floats, rescaled": (floats(RescaleSlope="2", RescaleIntercept="1"), FLOATS * 2 + 1),
     "32 bits": (dicom(STORED.astype(np.uint32) << 16), STORED * 65536.0),
 }  # fmt: skip
 
@@ -149,6 +162,10 @@ def directory():
 
 REFUSED = {
     "frames": (dicom(STORED, NumberOfFrames=3), "holds 3 frames; save each in a file of its own"),
+    "inverted floats": (
+        floats(PhotometricInterpretation="MONOCHROME1"),
+        "save it as MONOCHROME2",
+    ),
     "no pixels": (without("PixelData"), "is DICOM without pixel data; leave it out"),
     "directory": (directory(), "is DICOM without pixel data; leave it out"),
     "no size": (without("Rows"), r"cannot be decoded; export it again, or leave it out \(Attr"),

@@ -7,9 +7,11 @@ import codecs
 import csv
 import io
 import re
+import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
@@ -140,7 +142,10 @@ def find_dialect(
         )
     reader = csv.reader(lines[above:], delimiter=chosen)
     with parsing(f"{path}: not a readable CSV file"):
-        header = tuple(cell.strip().removeprefix("\ufeff") for cell in next(reader))
+        header = tuple(
+            unicodedata.normalize("NFC", cell.strip().removeprefix("\ufeff"))
+            for cell in next(reader)
+        )
     _require_wanted(path, wanted, header, lines, above, chosen)
     if chosen != "," and separator is None:
         remarks.append(f"cells are separated by {_separator_name(chosen)}")
@@ -158,11 +163,12 @@ def _separator(lines: Sequence[str], wanted: Collection[str]) -> str | None:
     best: tuple[bool, float, int] = (False, 0.0, 1)
     found = None
     for candidate in SEPARATORS:
+        rows: list[list[str]] = []
         try:
-            reader = csv.reader(lines, delimiter=candidate)
-            rows = [row for row, _ in zip(reader, range(SAMPLED_ROWS), strict=False) if row]
-        except csv.Error:
-            continue
+            for row in islice(csv.reader(lines, delimiter=candidate), SAMPLED_ROWS):
+                rows += [row] if row else []
+        except csv.Error:  # a long cell: what precedes it shows as much
+            pass
         header = [cell.strip() for cell in rows[0]] if rows else []
         if len(header) < 2:
             continue

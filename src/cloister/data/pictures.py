@@ -17,7 +17,7 @@ from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from cloister.base.reading import open_regular, parsing
 from cloister.data.dicom import is_dicom, read_dicom
-from cloister.errors import InputError
+from cloister.errors import InputError, printable
 
 MAX_PIXELS = 50_000_000
 """Larger pictures are refused before they are decoded: a small file can unpack to gigabytes."""
@@ -178,6 +178,7 @@ def skipped_text(names: Sequence[str]) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names in a sentence: the first of them, and how many more there are."""
+    """Names in a sentence, printable: the first of them, and how many more there are."""
     more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f", and {more:,} more" if more > 0 else "")
+    shown = ", ".join(map(printable, names[:_SHOWN]))
+    return shown + (f", and {more:,} more" if more > 0 else "")

@@ -5,17 +5,21 @@ out. A model with one input takes the columns as its features, in the file's ord
 the caller names.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from cloister.data.cells import BadCell, CellFormat
+from cloister.data.columns import Column
+from cloister.data.csv_dialect import find_dialect
+from cloister.data.csv_source import TableSource
 from cloister.data.plain_table import read_plain_table
+from cloister.data.table_options import TableOptions
 from cloister.errors import InputError
 from cloister.graph.array_conversion import as_input, convert
 from cloister.graph.batch import element_type
-from cloister.graph.described_columns import described_values
 from cloister.graph.graph import Graph
 from cloister.graph.sample_form import sample_form
 
@@ -32,16 +36,13 @@ def read_csv(
 
     Raises   InputError naming the file, line and column
     """
-    read = read_plain_table(path)
-    table = read.columns
     form = sample_form(graph)
     if form is not None and form.columns:
         if columns is not None:
             raise InputError("--columns: the model takes columns by their names; leave it out")
-        return {
-            name: np.array(values, element_type(graph, name)).reshape(-1, 1)
-            for name, values in described_values(form.columns, read, path).items()
-        }
+        return _described(graph, form.columns, path)
+    read = read_plain_table(path)
+    table = read.columns
     several = len(graph.inputs) > 1
     if several and columns is not None:
         raise InputError("--columns: the model takes columns by their names; leave it out")
@@ -62,6 +63,35 @@ def read_csv(
         name: as_input(graph, name, array, f"{path}: input {name!r}", whole=False)
         for name, array in made.items()
     }
+
+
+def _described(graph: Graph, columns: Sequence[Column], path: Path) -> dict[str, np.ndarray]:
+    """The columns that an exported model describes, read as the data set's owners read them.
+
+    Raises   InputError, RangeError naming lines and columns of all bad cells
+    """
+    wanted = {column.name for column in columns}
+    header = find_dialect(path).header
+    others = tuple(
+        name or f"column {place}"
+        for place, name in enumerate(header, 1)
+        if name not in wanted
+    )  # fmt: skip
+    source = TableSource(path, TableOptions(label=(), without=others))
+    source.use(columns, clip=True)
+    cells = source.read(np.arange(source.samples)).reshape(source.samples, -1)
+    return {
+        column.name: _own_cells(column, cells[:, place]).astype(element_type(graph, column.name))
+        for place, column in enumerate(columns)
+    }
+
+
+def _own_cells(column: Column, cells: np.ndarray) -> np.ndarray:
+    """Cells as a model's input takes them: numbers, days or texts, of which "" is a missing one."""
+    if column.kind != "category":
+        return cells[:, None]
+    texts = ["" if math.isnan(cell) else column.values[int(cell)] for cell in cells.tolist()]
+    return np.array(texts, object)[:, None]
 
 
 def _features(

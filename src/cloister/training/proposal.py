@@ -228,17 +228,15 @@ def _columns(
     columns = source.columns(new.ranges)
     kinds = {column.kind for column in columns} if new.ranges is None else set()
     told = [
-        *(["smallest and largest value"] if kinds - {"category"} else []),
-        *(["values, if it is a category"] if "category" in kinds else []),
-        *(["fill of missing cells"] if any(column.fill is not None for column in columns) else []),
+        *(["every column's smallest and largest value"] if kinds - {"category"} else []),
+        *(["every value of a category"] if "category" in kinds else []),
+        *(["every fill of missing cells"] if any(c.fill is not None for c in columns) else []),
     ]
     if told:
-        remedy = (
-            "give public --ranges to avoid it" if kinds else "give values to --fill to avoid it"
-        )
+        option = "public --ranges" if kinds else "values to --fill"
         note(
-            f"every column's {' and '.join(told)} of your data becomes known to the other clients "
-            f"and the authority; {remedy}"
+            f"{', '.join(told)} of your data becomes known to the other clients and the "
+            f"authority; give {option} to avoid it"
         )
     return columns
 
