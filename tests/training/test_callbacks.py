@@ -185,7 +185,7 @@ def test_what_follows_the_samples_does_not_go_with_noise():
     made, _, _ = trainer(
         noisy, model=mlp((6, 5, 1), 3), callbacks=[EarlyStopping(monitor="loss")]
     )  # fmt: skip
-    with pytest.raises(InputError, match="without noise; use monitor='test_quality'"):
+    with pytest.raises(InputError, match="without noise; use monitor='test'"):
         made.fit(1)
 
 
@@ -222,13 +222,10 @@ def test_early_stopping_follows_the_fit_of_numbers():
     x, _, encoding = blobs(40)
     y = np.rint(32767 * x.reshape(40, -1)[:, :1]).astype(int)
     dataset = MemoryDataset(x, y, encoding=encoding, targets="numbers")
-
-    def made(monitor):
-        return Trainer(
+    for monitor in ("test", "training", "loss"):
+        made = Trainer(
             mlp(dataset.shape, 1), dataset, keys=MemoryAuthority(dataset, mode="budgeted"),
             rng=InsecureSeededRandom(0), settings=FROZEN,
             callbacks=[EarlyStopping(1, monitor=monitor, min_delta=10.0)],
         )  # fmt: skip
-
-    for split in ("test", "train"):
-        assert len(made(f"{split}_quality").fit(5)) == 2
+        assert len(made.fit(5)) == 2

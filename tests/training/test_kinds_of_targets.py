@@ -18,8 +18,8 @@ from cloister.errors import FunctionError, InputError
 from cloister.plan.claims import Role
 from cloister.training import ArraySource, NewDataset, Privacy, Settings, encrypt, train
 from cloister.training.frozen import Lift, default_projection
-from cloister.training.losses import LOSSES
 from cloister.training.models import mlp
+from cloister.training.target_losses import LOSSES
 from cloister.training.trainer import epoch_order
 from cloister.training.training_claims import LABELS
 
@@ -168,7 +168,7 @@ def test_a_loss_of_other_targets_is_refused_before_a_key_is_asked_for(
     x, y = multi_label(30)
     y = {"numbers": y[:, :2] + 0.5, "labels": y, "classes": y[:, 0]}[targets]
     made = Encrypted(authority, tmp_path, x, y, targets=targets)
-    message = f"loss {loss}: the data set has {targets} to learn; choose"
+    message = f"loss {loss}: data set .set. has {targets} to learn; choose"
     with pytest.raises(InputError, match=message):
         made.train(loss=loss)
     assert authority.summary("set").labels_released == 0

@@ -74,7 +74,7 @@ def test_a_file_gives_everything(tmp_path):
     (BUILD + "class Other(nn.Module): pass", "defines Other, which nothing uses"),
     (BUILD + "a, b = 1, 2\n_c = a", "defines b, which nothing uses"),
     (BUILD + "width: int = 3", "defines width, which nothing uses"),
-    (BUILD + "loss = 'hinge'", "net.py: loss 'hinge': choose cross-entropy, binary"),
+    (BUILD + "loss = 'hinge'", "net.py: loss 'hinge': choose cross-entropy, binary-"),
     (BUILD + "optimizer = 'sgd'", "optimizer must be a function"),
     (BUILD + "class_weights = {'ill': 3, 'well': 1}", "classes are numbered in a secret order"),
     (BUILD + "class_weights = [3, 1]", "classes are numbered in a secret order"),

@@ -42,8 +42,7 @@ Loss = Annotated[
     Literal["cross-entropy", "binary-cross-entropy", "mse", "l1"] | None,
     typer.Option(
         "--loss",
-        help="Default: cross-entropy, of labels binary-cross-entropy, of numbers mse. mse of "
-        "classes and labels: squared errors of sigmoid outputs.",
+        help="Default: cross-entropy; for labels binary-cross-entropy, for numbers mse.",
     ),
 ]
 Weights = Annotated[
@@ -140,7 +139,7 @@ StopEarly = Annotated[
         "--early-stopping",
         metavar="EPOCHS",
         min=1,
-        help="End when accuracy or R2 on the encrypted test samples has not improved for so many.",
+        help="End when the encrypted test accuracy has not improved for so many.",
     ),
 ]
 CheckpointFolder = Annotated[

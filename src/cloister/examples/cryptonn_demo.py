@@ -41,7 +41,7 @@ BOUNDED = {
     "encrypt": "cloister.training.data_owner.encrypt",
     "feed-forward": "cloister.training.products.Products.forward",
     "evaluation": "cloister.training.products.Products.labels",
-    "cross-entropy": "cloister.training.losses.cross_entropy",
+    "cross-entropy": "cloister.training.target_losses.cross_entropy",
     "back-propagation": "cloister.training.products.Products.gradient",
     "convolution": "cloister.training.layers.EncryptedConv2d",
     "prediction": "cloister.training.trainer.Trainer.evaluate",

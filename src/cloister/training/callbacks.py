@@ -12,7 +12,7 @@ from cloister.errors import InputError
 from cloister.training.checkpoint import EpochResult
 from cloister.training.settings import Settings
 
-Monitored = Literal["test_quality", "train_quality", "loss"]
+Monitored = Literal["test", "training", "loss"]
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,15 @@ class Callback:
 class EarlyStopping(Callback):
     """Ends a run when what it monitors has not improved for `patience` evaluated epochs.
 
-    monitor     qualities are accuracies, or R2 of numbers; test_quality needs encrypted test
-                samples. loss is the training loss
+    monitor     test: accuracy, or for numbers R^2, on the encrypted test samples; training: the
+                same on the training samples; loss: the training loss
     min_delta   a smaller change is no improvement
 
     Raises   InputError
     """
 
     def __init__(
-        self, patience: int = 5, *, monitor: Monitored = "test_quality", min_delta: float = 0.0
+        self, patience: int = 5, *, monitor: Monitored = "test", min_delta: float = 0.0
     ) -> None:
         if patience < 1:
             raise InputError(f"EarlyStopping: patience must be at least 1, got {patience}")
@@ -106,7 +106,7 @@ class EarlyStopping(Callback):
         Raises   InputError when there is nothing to monitor, or when stopping would tell more of
                  the training samples than the epsilon of the run allows
         """
-        if self.monitor == "test_quality":
+        if self.monitor == "test":
             if not training.has_test_samples:
                 raise InputError(
                     "EarlyStopping: the run evaluates no test samples; encrypt some "
@@ -114,16 +114,19 @@ class EarlyStopping(Callback):
                 )
         elif training.settings.noise is not None:
             raise InputError(
-                f"EarlyStopping: when a run ends by its {self.monitor}, that depends on the "
-                "training samples without noise; use monitor='test_quality'"
+                f"EarlyStopping: monitor={self.monitor!r} decides by the training samples, without "
+                "noise; use monitor='test'"
             )
 
     def after_epoch(self, training: Training, result: EpochResult) -> None:
         """See Callback."""
-        value = getattr(result, self.monitor)
-        if value is None:
+        quality = {
+            "test": result.test_quality,
+            "training": result.train_quality,
+            "loss": -result.loss,
+        }[self.monitor]
+        if quality is None:
             return
-        quality = -value if self.monitor == "loss" else value
         if quality > self._best + self.min_delta:
             self._best, self._best_epoch, self._waited = quality, result.epoch, 0
         else:

@@ -42,7 +42,7 @@ class EpochResult:
 
     @property
     def train_quality(self) -> float | None:
-        """Accuracy, or of numbers the mean coefficient of determination: more is better."""
+        """Accuracy, or the mean coefficient of determination of numbers: more is better."""
         return self.train_accuracy if self.train_fit is None else self.train_fit.mean_r2
 
     @property
@@ -146,15 +146,6 @@ def load(folder: Path, *, run: dict[str, str]) -> Checkpoint | None:
     return checkpoint
 
 
-def _result(fields: dict[str, Any]) -> EpochResult:
-    fits = {
-        name: GoodnessOfFit(**fields[name])
-        for name in ("train_fit", "test_fit")
-        if fields[name] is not None
-    }
-    return EpochResult(**fields | fits)
-
-
 def check_state(what: str, state: object) -> None:
     """Refuse a state that a checkpoint could not give back, before a run depends on it.
 
@@ -165,6 +156,15 @@ def check_state(what: str, state: object) -> None:
         torch.save(state, buffer)
         buffer.seek(0)
         torch.load(buffer, weights_only=True)
+
+
+def _result(fields: dict[str, Any]) -> EpochResult:
+    fits = {
+        name: GoodnessOfFit(**fields[name])
+        for name in ("train_fit", "test_fit")
+        if fields[name] is not None
+    }
+    return EpochResult(**fields | fits)
 
 
 def replace(path: Path, content: bytes) -> None:

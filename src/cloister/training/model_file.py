@@ -24,10 +24,11 @@ from torch.optim import Optimizer
 
 from cloister.base.reading import parsing
 from cloister.errors import InputError
-from cloister.training.losses import ClassWeights, Loss, check_class_weights, check_loss
 from cloister.training.models import MODELS, Builder
+from cloister.training.objective import ClassWeights, check_class_weights, check_loss
 from cloister.training.schedule import MakeScheduler
 from cloister.training.settings import LossName
+from cloister.training.target_losses import Loss
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 

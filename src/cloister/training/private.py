@@ -39,7 +39,7 @@ from cloister.data.feature_noise import GaussianNoise, StepNoise, gaussian
 from cloister.data.info import RING_LIMIT
 from cloister.errors import InputError, UnsupportedError
 from cloister.training.layers import INT16_MAX, Encrypted, FixedPoint
-from cloister.training.losses import Objective
+from cloister.training.objective import Objective
 
 MARGIN = 2.0**-10
 GRID_BITS = 12

@@ -3,8 +3,8 @@
     trainable   the first layer is encrypted (`layers`): every step asks for new keys
     frozen      the first layer is a fixed projection (`frozen`): keys once per sample
 
-Either way the loss is an ordinary function of ordinary tensors; the rest of the model, the
-optimiser and the order of the samples are those of plain training with the same seed.
+Either way the loss is an ordinary one of ordinary tensors (`target_losses`); the rest of the model,
+the optimiser and the order of the samples are those of plain training with the same seed.
 """
 
 import hashlib
@@ -43,13 +43,14 @@ from cloister.training.ciphertexts import (
 )
 from cloister.training.frozen import Features, Lift, Projection, default_projection
 from cloister.training.layers import Encrypted, Samples
-from cloister.training.losses import ClassWeights, Loss, Objective
 from cloister.training.metrics import Measured, added, batch_sums, measured
 from cloister.training.model_file import MakeOptimizer
+from cloister.training.objective import ClassWeights, Objective
 from cloister.training.private import PrivateStep
 from cloister.training.products import Products
 from cloister.training.schedule import MakeScheduler, Schedule
 from cloister.training.settings import LossName, Settings
+from cloister.training.target_losses import Loss, loss_of
 
 __all__ = ["Trainer", "TrainingData", "epoch_order"]
 
@@ -175,10 +176,11 @@ class Trainer:
         self._layer: Encrypted | None = None
         if settings.noise is not None and class_weights is not None:
             raise InputError("class_weights: their counts have no noise; train without them")
+        chosen = loss if callable(loss) else settings.loss
+        if not callable(chosen):
+            chosen = loss_of(self.info.targets, chosen, dataset=self.info.name)
         self._objective = Objective(
-            loss or settings.loss,
-            targets=self.info.targets,
-            class_weights=class_weights or settings.class_weights,
+            chosen, targets=self.info.targets, class_weights=class_weights or settings.class_weights
         )
         self._rng, self._noise_key = rng, rng.random_bytes(KEY_BYTES)
         self.own_model = model
@@ -371,15 +373,14 @@ class Trainer:
             self._save()
             raise
         count = len(self._train_ids)
-        loss = position.loss_sum / count
         trained = measured(self.info.targets, position.sums, self._targets(self._train_ids))
         result = EpochResult(
-            position.epoch + 1, loss, trained.accuracy, tested.accuracy, position.seconds,
-            trained.fit, tested.fit,
+            position.epoch + 1, position.loss_sum / count, trained.accuracy, tested.accuracy,
+            position.seconds, trained.fit, tested.fit,
         )  # fmt: skip
         self.history.append(result)
         self.position = Position(epoch=position.epoch + 1)
-        self._schedule.step(loss)
+        self._schedule.step(result.loss)
         for callback in self._callbacks:
             callback.after_epoch(self, result)
         self._generator = torch.get_rng_state()
