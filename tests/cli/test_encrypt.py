@@ -33,7 +33,7 @@ def authority(tmp_path):
 
 @pytest.fixture
 def to(authority, tmp_path):
-    """The options that name authority, token and file."""
+    """The options that name authority, token and file, of a client for each call."""
     folder = tmp_path / "authority"
     server = service.serve(folder, authority, listen="127.0.0.1:0")
 
@@ -41,7 +41,7 @@ def to(authority, tmp_path):
         token = tokens.issue(folder / FILE, role, name="", rng=SystemRandom())
         return (
             "--authority", server.url, "--pin", public, "--token", token, "--out",
-            tmp_path / out,
+            tmp_path / out, "--digests", tmp_path / "digests" / token[-8:],
         )  # fmt: skip
 
     yield options
@@ -128,7 +128,7 @@ def test_numbers_and_labels_by_their_names(cloister, refused, authority, to, tmp
 
 def test_several_sources_are_parts_of_one_data_set(cloister, refused, to, pixels, tmp_path):
     path, x = pixels
-    np.savez(tmp_path / "more.npz", x=x[:9], y=np.arange(9) % 3)
+    np.savez(tmp_path / "more.npz", x=255 - x[:9], y=np.arange(9) % 3)
     sources = (path, tmp_path / "more.npz")
     order = ("--order", tmp_path / "order.npz")
     assert "encrypt them one by one" in refused("data", "encrypt", *sources, *to(), *order)
@@ -176,7 +176,10 @@ def test_tables_of_two_clinics(cloister, refused, authority, to, tmp_path):
     ranges.write_text('{"age": [0, 100], "pulse": [50, 100]}')
     narrow = tmp_path / "narrow.json"
     narrow.write_text('{"age": [0, 30], "pulse": [50, 100]}')
-    assert "column age" in refused("data", "encrypt", one, *to(), "--ranges", narrow)
+    found = refused("data", "encrypt", one, *to(), "--ranges", ranges)
+    assert "samples of 2 elements have no function that does not give an element away" in found
+    agreed = ("--privacy", "budget=0", "--max-bits", 16)
+    assert "column age" in refused("data", "encrypt", one, *to(), *agreed, "--ranges", narrow)
     narrow.write_text('{"age": [0, 30]}')
     assert "column pulse is missing" in refused("data", "encrypt", one, *to(), "--ranges", narrow)
     found = refused("data", "encrypt", two, *to(), "--ranges", ranges)
@@ -184,15 +187,14 @@ def test_tables_of_two_clinics(cloister, refused, authority, to, tmp_path):
     narrow.write_text("[1, 2]")
     assert "not a file of ranges" in refused("data", "encrypt", one, *to(), "--ranges", narrow)
     assert authority.datasets() == ()
-    ran = cloister("data", "encrypt", one, *to(), "--ranges", ranges, "--max-bits", 16)
+    ran = cloister("data", "encrypt", one, *to(), *agreed, "--ranges", ranges)
     assert ran.code == 0, ran
     assert ran.err == (
         "note: a budget of 0 gives a training server nothing: only `cloister train --unblind-to "
         "trusted` trains on this data set; a new one may have a --privacy budget=N\n"
     )
     found = refused("data", "encrypt", two, *to())
-    assert "bits of a sample 16 instead of the default 0 (--max-bits 16)" in found
-    agreed = ("--max-bits", 16)
+    assert "bits of a sample 16 instead of the default 8 (--max-bits 16)" in found
     ran = cloister("data", "encrypt", two, *to(), *agreed)
     assert ran.code == 0, ran
     assert "data set set had 2 samples" in ran.err
@@ -225,13 +227,63 @@ def test_tables_of_two_clinics(cloister, refused, authority, to, tmp_path):
     np.testing.assert_allclose(plain[-1, 0, 0] * [50, 25] + [50, 75], [75, 70], atol=0.4)
 
 
+def test_clinics_with_other_tables_encode_alike(cloister, refused, authority, to, tmp_path):
+    one, two = tmp_path / "1.csv", tmp_path / "2.csv"
+    one.write_text(
+        "id,seen,age,sex,label\n"
+        "1,2024-01-01,20,f,well\n2,2024-01-11,NA,m,sick\n3,2024-01-06,40,,well\n"
+    )
+    found = refused("data", "encrypt", one, *to(), "--without", "id")
+    assert "2 cells cannot be used: line 3, column age: the value is missing; line 4, " in found
+    assert authority.datasets() == ()
+    options = ("--without", "id", "--fill", "median,sex=other", "--test-fraction", 0)
+    ran = cloister("data", "encrypt", one, *to(), *options)
+    assert ran.code == 0, ran
+    for said in (
+        "note: every column's smallest and largest value, every value of a category, every fill of "
+        "missing cells of your data becomes known to the other clients and the authority; give "
+        "public --ranges to avoid it",
+        "note: column seen: dates are read as %Y-%m-%d",
+        "note: column age: 1 missing cells are filled by 30",
+        "note: column sex: a category of f, m, other",
+        "note: column sex: 1 missing cells are filled by other",
+    ):
+        assert said in ran.err
+    two.write_bytes(
+        "größe;label;sex;age;seen\n170;sick;m;25,5;03.01.2024\n180;well;;;11.01.2024\n".encode(
+            "latin-1"
+        )
+    )
+    assert "column größe is not in the data set; leave it out with --without größe" in refused(
+        "data", "encrypt", two, *to()
+    )
+    ran = cloister("data", "encrypt", two, *to(), "--without", "größe")
+    assert ran.code == 0, ran
+    assert "note: numbers have decimal commas" in ran.err
+    opened, plain, _ = decrypted(authority, tmp_path / "set.cloister")
+    assert opened.shape == (1, 1, 5)
+    rows = sorted(plain[:, 0, 0].tolist())
+    np.testing.assert_allclose(
+        rows,
+        [[-1, -1, 1, 0, 0], [-0.6, -0.45, 0, 1, 0], [0, 1, 0, 0, 1], [1, 0, 0, 0, 1],
+         [1, 0, 0, 1, 0]],
+        atol=0.005,
+    )  # fmt: skip
+    two.write_text("seen,age,sex,label\n2024-01-05,30,x,well\n2025-01-05,30,f,well\n")
+    found = refused("data", "encrypt", two, *to())
+    assert "line 2, column sex: 'x' is none of the column's values (f, m, other)" in found
+    two.write_text("seen,age,sex,label\n2025-01-05,30,f,well\n")
+    found = refused("data", "encrypt", two, *to())
+    assert "column seen: 2025-01-05 is outside the range 2024-01-01 to 2024-01-11" in found
+
+
 def test_own_ranges_are_used_and_said_to_be_public(cloister, to, tmp_path):
     table = tmp_path / "a.csv"
-    table.write_text("age,label\n20,x\n40,y\n")
+    table.write_text("age,pulse,weight,label\n20,60,70,x\n40,80,90,y\n")
     ran = cloister("data", "encrypt", table, *to())
     assert ran.code == 0, ran
     assert "smallest and largest" in ran.err
-    np.savez(tmp_path / "b.npz", x=np.linspace(0, 3, 8).reshape(4, 2), y=np.arange(4) % 2)
+    np.savez(tmp_path / "b.npz", x=np.linspace(0, 3, 12).reshape(4, 3), y=np.arange(4) % 2)
     ran = cloister("data", "encrypt", tmp_path / "b.npz", *to(out="other.cloister"))
     assert ran.code == 0, ran
     assert "0 to 3, becomes public" in ran.err
@@ -470,7 +522,8 @@ def test_defaults_bound_bits_and_functions(cloister, refused, authority, to, pix
     assert "values of 8 bits of one function, at most 16 bits" in made.out
     found = refused("data", "encrypt", path, *to(), "--privacy", "budget=2", "--value-bits", 4)
     assert "agreed to: bits of a value 8 instead of 4 (--value-bits 8);" in found
-    loose = (*to(out="loose.cloister"), "--value-bits", 32, "--many-functions")
+    bits = ("--value-bits", 32, "--max-bits", 64)
+    loose = (*to(out="loose.cloister"), *bits, "--many-functions")
     made = cloister("data", "encrypt", path, *loose)
     assert made.code == 0, made
     assert "exact of any functions" in made.out
@@ -478,7 +531,7 @@ def test_defaults_bound_bits_and_functions(cloister, refused, authority, to, pix
     found = refused("data", "encrypt", path, *to(out="loose.cloister"))
     assert "bits of a value 32 instead of the default 8 (--value-bits 32)" in found
     assert "functions many instead of the default one (--many-functions)" in found
-    assert cloister("data", "encrypt", path, *loose).code == 0
+    assert cloister("data", "encrypt", path, *loose, "--again").code == 0
     x = np.zeros((3, 16, 20), np.uint8)
     np.savez(tmp_path / "pictures.npz", x=x, y=np.arange(3))
     assert cloister("data", "encrypt", tmp_path / "pictures.npz", *to(out="p.cloister")).code == 0

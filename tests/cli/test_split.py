@@ -117,7 +117,7 @@ def test_an_audit_that_accepts_none_says_so(run, cloister, model_file, pictures,
 
 def test_other_samples_than_the_audits(run, report, pictures):
     told = run(*ORIGAMI, "--audit", report, "--calibration", pictures[0])[1]
-    assert "calibrated on 1 samples of --calibration" in told["calibration"]
+    assert "calibrated on 1 sample of --calibration" in told["calibration"]
 
 
 # ---- what is refused

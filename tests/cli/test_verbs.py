@@ -157,7 +157,7 @@ def test_clipping_is_counted(cloister, model_file, pictures, tmp_path):
     calibrated = ("--calibration", tmp_path / "dark.npy")
     found = json.loads(cloister("compare", model_file, *calibrated, "--json", *pictures).out)
     assert found["layers"][0]["clipped"] > 0.8 * found["layers"][0]["activations"]
-    assert found["calibration"] == "calibrated on 1 samples of --calibration"
+    assert found["calibration"] == "calibrated on 1 sample of --calibration"
 
 
 def test_run_says_what_is_clipped(cloister, refused, model_file, pictures, tmp_path):

@@ -179,7 +179,7 @@ def test_unusable_inputs(tmp_path):
         ("nan_labels.npz", RangeError, "sample 2 is NaN"),
         ("few.npz", ShapeError, r"one class number, .* got int64 \(2,\)"),
         ("no_rows.npz", ShapeError, "holds no samples"),
-        ("objects.npz", InputError, "plain"),
+        ("objects.npz", InputError, "Python objects"),
         ("negative.npz", RangeError, "begin at 0"),
         ("empty", InputError, "no pictures"),
         ("text.txt", InputError, "give an .npz"),

@@ -215,6 +215,11 @@ def test_a_tsv_is_a_table(tmp_path):
     assert open_source(tmp_path / "a.tsv").samples == 40
 
 
+def test_a_long_text_does_not_hide_the_separator(path):
+    text = f'note,age,label\n"{"x" * 200_000}",1,0\ny,2,1\n'
+    equal(read(path, text, without=("note",))[0], age=[1, 2])
+
+
 def test_a_separator_in_names_does_not_mislead(path):
     text = written('age;"bp, systolic";label', lambda i, p: f"{p.age};{comma(p.bp)};{p.label}")
     equal(read(path, text)[0], age=AGE, **{"bp, systolic": BP})
@@ -419,6 +424,48 @@ def test_dates_that_may_mean_two_days_are_refused(path):
           x=(days("2024-01-31"), days("2023-12-01")))  # fmt: skip
 
 
+@pytest.mark.parametrize("cells", [
+    ("01/02/24", "02/02/24"), ("15 Jan 2024", "16 Feb 2024"), ("Jan 15, 2024", "Feb 1, 2024"),
+    ("15-Jan-24", "16-Feb-24"), ("01/15/2024 10:30 PM", "01/16/2024 1:30 AM"),
+])  # fmt: skip
+def test_dates_in_other_formats_need_a_name(path, cells):
+    assert "may be dates; name their format with --date-format" in refusal(path, column(*cells))
+    assert read(path, column(*cells), categories=("x",))[1].columns()[0].kind == "category"
+
+
+def test_numbers_that_may_mean_something_else_are_noticed(path):
+    zips = written("zip,label", lambda i, p: f"0{1000 + 7 * i},{p.label}")
+    assert (
+        "column zip: some numbers begin with a zero; if these are codes"
+        in read(path, zips)[1].remarks[0]
+    )
+    dates = column("20240131", "20231201", "20231202")
+    assert read(path, dates)[1].remarks == (
+        "column x: its numbers may be dates; if they are, say --date-format %Y%m%d",
+    )
+    gaps = written("bp,label", lambda i, p: f"{p.bp if i % 7 else -999},{p.label}")
+    assert read(path, gaps)[1].remarks == (
+        "column bp: 6 cells are -999, far from all others; if these are missing, say --missing "
+        "-999",
+    )
+    found, source = read(path, gaps, missing=("-999",), drop=True)
+    equal(found, bp=BP[~GAPS])
+    assert source.remarks == ("6 rows with missing cells are left out",)
+    assert read(path, written("bp,label", lambda i, p: f"{i % 9 - 1},{p.label}"))[1].remarks == ()
+
+
+def test_letters_with_accents_and_hidden_characters(path):
+    two = ("ma\u0308nnlich", "m\u00e4nnlich")
+    text = written("sex,label", lambda i, p: f"{two[i % 2]},{two[p.label]}")
+    _, source = read(path, text)
+    assert source.columns()[0].values == source.names == ("m\u00e4nnlich",)
+    text = written("sex,label", lambda i, p: f"{p.sex}{chr(0x200B) if i == 3 else ''},{p.label}")
+    assert (
+        "column sex: some of its values hold characters that do not show"
+        in read(path, text)[1].remarks
+    )
+
+
 def test_texts_are_refused_or_categories(path):
     text = written("note,label", lambda i, p: f"seen at {i} o'clock,{p.label}")
     assert refusal(path, text).startswith(
@@ -479,6 +526,15 @@ def test_class_names_are_trimmed_and_in_order(path):
     _, source = read(path, text)
     assert source.names == tuple(str(i) for i in range(1, 13))
     assert read(path, "x,label\n1,b\n2, a\n3,b \n")[1].names == ("a", "b")
+    text = written(
+        "age,label",
+        lambda i, p: f"{p.age},{(('no', 'False', '0'), ('Yes', 'true', '1'))[p.label][i % 3]}",
+    )
+    _, source = read(path, text)
+    assert source.names == ("false", "true")
+    np.testing.assert_array_equal(source.labels, LABEL)
+    text = written("age,label", lambda i, p: f"{p.age},{('sick', 'Sick', 'well')[i % 3]}")
+    assert read(path, text)[1].remarks == ("some classes differ in upper and lower case only",)
 
 
 def test_unlabelled_samples_have_no_labels(path):

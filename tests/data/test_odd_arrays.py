@@ -30,7 +30,7 @@ GIVEN_REFUSED = {
     "wrongname": ({"data": X, "target": Y}, r"no array 'x' but data, target; give --x data --y t"),
     "obj": (
         {"x": np.array([[1, "a"], [2, "b"]], dtype=object), "y": np.array([0, 1])},
-        r"array 'x': holds Python objects, which are never loaded; save plain numbers",
+        r"array 'x': holds Python objects, which are never loaded; save it as numbers",
     ),
     "len": ({"x": X, "y": Y[:29]}, r"array 'y' must hold one class number.*30 samples.*\(29,\)"),
     "nan": (
@@ -229,6 +229,7 @@ NAMED = {
     "unicode": np.array([" well", "sick", "well"]),
     "bytes": np.array(["well", "sick", "well"]).astype("S"),
     "column": np.array([["well"], ["sick"], ["well"]]),
+    "objects": np.array(["well", "sick", "well"], object),
 }
 
 

@@ -455,6 +455,17 @@ def test_skipped_files_are_all_counted(tmp_path):
     assert remark.endswith("sick/19.txt, and 10 more)")
 
 
+def test_names_that_are_not_printable(tmp_path):
+    plain(tmp_path)
+    (tmp_path / "sick/a\nb.txt").write_text("x")
+    (tmp_path / os.fsdecode(b"sick/\xff.txt")).write_text("x")
+    (tmp_path / os.fsdecode(b"sick/\xff.png")).write_bytes(b"")
+    with pytest.raises(InputError, match=r"sick/\\udcff.png: the file is empty"):
+        open_source(tmp_path)
+    (tmp_path / os.fsdecode(b"sick/\xff.png")).unlink()
+    assert open_source(tmp_path).remarks == ("files: 2 skipped (sick/a\\nb.txt, sick/\\udcff.txt)",)
+
+
 def test_links(tmp_path):
     elsewhere = tmp_path / "elsewhere"
     save(elsewhere, "a.png", gray(4, 6))

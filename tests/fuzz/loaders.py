@@ -12,8 +12,6 @@ import numpy as np
 import onnx
 import torch
 from PIL import Image
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 import nets
 import unequal
@@ -65,6 +63,7 @@ from cloister.training import checkpoint, ciphertext_service
 from cloister.trusted.pads.store import PadStore
 from cloister.wire.https import bodies
 from cloister.wire.transcript import Entry, Transcript
+from dicom_files import dicom
 from fuzz.mutate import Mutator, mutated_bytes, mutated_document, mutated_json, mutated_message
 from plan import split_reports
 
@@ -103,7 +102,7 @@ def write_dataset(path: Path) -> None:
     rng = np.random.default_rng(0)
     info = DatasetInfo("set", (4, 3, 1), 3, Encoding.for_range(0, 1), 0, 3)
     permutation = np.arange(3, dtype=np.int64)
-    enrolment = Enrolment(Agreement(info, Terms()), "f" * 64, permutation, lambda *_: 0)
+    enrolment = Enrolment(Agreement(info, Terms()), "f" * 64, permutation, bytes(32), lambda *_: 0)
     samples = Chunk(
         rng.integers(-9, 9, (5, 4, 3, 1)).astype(np.int16),
         one_hot(np.arange(5) % 3, 3),
@@ -154,18 +153,9 @@ def _picture(name: str) -> Callable[[Path], Path]:
 
 
 def _dicom(folder: Path) -> Path:
-    meta = FileMetaDataset()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
-    meta.MediaStorageSOPInstanceUID = "1.2.3"
-    made = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
-    made.PatientName = "A^B"
-    made.Rows, made.Columns, made.SamplesPerPixel = 7, 9, 1
-    made.PhotometricInterpretation = "MONOCHROME1"
-    made.BitsAllocated, made.BitsStored, made.HighBit, made.PixelRepresentation = 16, 12, 11, 0
-    made.RescaleSlope, made.RescaleIntercept = "2", "-1024"
-    made.PixelData = np.arange(63, dtype="<u2").tobytes()
-    made["PixelData"].VR = "OW"
+    stored = np.arange(63, dtype=np.uint16).reshape(7, 9)
+    elements = {"PhotometricInterpretation": "MONOCHROME1", "RescaleSlope": "2"}
+    made = dicom(stored, BitsStored=12, **elements)
     made.save_as(folder / "a.dcm", enforce_file_format=True)
     return folder / "a.dcm"
 

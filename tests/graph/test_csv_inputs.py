@@ -1,11 +1,15 @@
 """Rows of a CSV file as inputs: columns by name in any order, or features in a named one."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from cloister.data.columns import Column, days
 from cloister.errors import InputError, RangeError
 from cloister.graph.graph import Graph, TensorType
 from cloister.graph.input_files import read_inputs
+from cloister.graph.sample_form import SampleForm
 
 
 def graph(**inputs):
@@ -49,6 +53,18 @@ def test_the_features_of_one_input(read):
     assert read(single, "age\n1e300\n").arrays["age"].tolist() == [[1e300]]
 
 
+def test_separators_encodings_and_decimal_commas_are_found(tmp_path):
+    path = tmp_path / "rows.csv"
+    for text, encoding in (
+        ("a;größe\n1;2,5\n", "utf-8"), ("a;größe\n1;2,5\n", "latin-1"),
+        ("a\tgröße\r\n1\t2.5\r\n", "utf-16"), ("# units: kg\na|größe\n1|2.5\n", "utf-8-sig"),
+        ('a,größe\n1,"2,5"\n', "utf-8"), ("größe,a\n2.5,1\n", "utf-8"),
+    ):  # fmt: skip
+        path.write_bytes(text.encode(encoding))
+        found = read_inputs(FEATURES, [path], columns=["a", "größe"])
+        assert found.arrays["x"].tolist() == [[1, 2.5]]
+
+
 def test_whole_numbers_are_read_exactly(read):
     large = 2**62 + 1
     assert read(graph(x=("i8", (None, 1))), f"x\n{large}\n").arrays["x"].tolist() == [[large]]
@@ -64,15 +80,18 @@ def test_whole_numbers_are_read_exactly(read):
         (PEOPLE, "age,job,children\n1,a,2\n", ["age"], "--columns: the model takes columns by"),
         (FEATURES, "a,b,c\n1,2,3\n", None, r"input 'x': the model takes shape \(batch, 2\)"),
         (FEATURES, "a,b\n1,\n", None, "column 'b': the value of row 1 is missing"),
-        (FEATURES, "a,b\n1,2\nx,2\n", None, "column 'a': the value of row 2 is no number"),
+        (FEATURES, "a,b\n1,2\nx,2\n", None, "column 'a': the value of row 2: 'x' is not a number"),
         (FEATURES, "a,b\n1\n", None, "row 1 has 1 cells, and the header 2"),
         (FEATURES, "a,a\n1,2\n", None, "needs a first line with a different name"),
         (FEATURES, "a,\n1,2\n", None, "needs a first line"),
-        (FEATURES, "", None, "needs a first line"),
+        (FEATURES, "", None, "is empty; it needs a header"),
         (FEATURES, "a,b\n", None, "holds no rows"),
         (FEATURES, "a,b\n1,1e39\n", None, "column 'b': sample 0 has a number beyond"),
         (PEOPLE, "age,job,children\n1,a,2.5\n", None, "column 'children': sample 0 .* not whole"),
-        (FEATURES, 'a,b\n1,"2\n', None, "not a readable CSV file"),
+        (FEATURES, 'a,b\n1,"2\n', None, "line 2: a quote is not closed"),
+        (FEATURES, "a,b\n1,x\x00\n", None, "line 2 is neither UTF-8 nor"),
+        (FEATURES, "a;b\n1;2,5\n3;2.5\n4;2,5\n", None, "row 2: '2.5' has a point in a file with"),
+        (FEATURES, 'a,b\n1,"1,234"\n', None, "'1,234' may be 1.234 or 1234"),
     ],
 )
 def test_what_is_refused(read, model, text, columns, message):
@@ -86,3 +105,45 @@ def test_a_table_is_found_in_a_folder(tmp_path):
     np.save(tmp_path / "two.npy", np.array([[3, 4]]))
     found = read_inputs(FEATURES, [tmp_path])
     assert found.arrays["x"].tolist() == [[1, 2], [3, 4]]
+
+
+COLUMNS = (
+    Column("age", "number", low=0.0, high=120.0, fill=50.0),
+    Column("sex", "category", values=("f", "m")),
+    Column("visit", "date", low=0.0, high=30000.0),
+    Column("ward", "category", values=("a", "b"), fill="b"),
+)
+PATIENTS = replace(
+    graph(age=("f4", (None, 1)), sex=("O", (None, 1)), visit=("f4", (None, 1)),
+          ward=("O", (None, 1))),
+    samples=SampleForm("table", COLUMNS, "classes", ("ill", "well")).to_json(),
+)  # fmt: skip
+
+
+def test_an_exported_model_reads_cells_as_its_data_set_did(read):
+    """Other separators, decimal commas, dates and missing cells; a label and ids are left out."""
+    found = read(
+        PATIENTS,
+        "id;visit;age;sex;ward;ill\n"
+        "p1;01.02.2020;61,5;f;a;yes\np2;29.02.2020;;m;;no\np3;03.01.2020;130;m;b;\n",
+    ).arrays
+    np.testing.assert_array_equal(found["age"], np.array([[61.5], [np.nan], [130]], np.float32))
+    assert found["sex"].tolist() == [["f"], ["m"], ["m"]]
+    assert found["ward"].tolist() == [["a"], [""], ["b"]]
+    dates = [[days(text)] for text in ("2020-02-01", "2020-02-29", "2020-01-03")]
+    assert found["visit"].tolist() == dates
+
+
+def test_bad_cells_of_an_exported_model_are_named_all_at_once(read):
+    with pytest.raises(RangeError) as told:
+        read(PATIENTS, "age,sex,visit,ward\nold,f,2020-01-01,a\n61,q,soon,a\n7,,2020-01-03,c\n")
+    for place in ("line 2, column age", "line 3, column sex", "line 3, column visit",
+                  "line 4, column sex", "line 4, column ward"):  # fmt: skip
+        assert place in str(told.value)
+
+
+def test_columns_of_an_exported_model_are_not_chosen(read):
+    with pytest.raises(InputError, match="has no column ward"):
+        read(PATIENTS, "age,sex,visit\n61,f,2020-01-01\n")
+    with pytest.raises(InputError, match="--columns: the model takes columns by their names"):
+        read(PATIENTS, "age,sex,visit,ward\n61,f,2020-01-01,a\n", columns=["age"])

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,6 +9,8 @@ from cloister.data.preprocessing import Channels, Layout, Preprocessing
 from cloister.errors import InputError
 from cloister.graph.graph import Graph, TensorType
 from cloister.graph.input_files import read_inputs
+from cloister.graph.sample_form import SampleForm
+from dicom_files import dicom
 
 
 def graph(*shape, dtype=np.float32, names=("x",)):
@@ -245,10 +249,88 @@ def test_large_pictures_are_refused_before_decoding(picture, monkeypatch):
         one(graph(3, 5, 7), picture)
 
 
-def test_sixteen_bit_pictures_are_refused(tmp_path):
-    Image.fromarray(np.zeros((5, 7), np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(InputError, match="more than 8 bits"):
+def test_pictures_of_more_than_eight_bits_need_a_scale(tmp_path):
+    deep = np.random.default_rng(0).integers(0, 4096, (5, 7), dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    with pytest.raises(InputError, match=r"deep\.png: has more than 8 bits; say with --scale"):
         one(graph(1, 5, 7), tmp_path / "deep.png")
+    scaled = one(graph(1, 5, 7), tmp_path / "deep.png", Preprocessing(scale=1 / 4095))
+    np.testing.assert_allclose(scaled[0, 0], deep / 4095, rtol=1e-6)
+    with pytest.raises(InputError, match="is gray, the model takes colours"):
+        one(graph(3, 5, 7), tmp_path / "deep.png", Preprocessing(scale=1))
+
+
+def stating(kind, *shape):
+    """A model that says in what units its owner's samples are."""
+    return replace(graph(*shape), samples=SampleForm(kind, (), "classes", ("a", "b")).to_json())
+
+
+def test_a_model_of_its_owners_units_takes_pictures_as_they_are(tmp_path):
+    deep = np.random.default_rng(0).integers(0, 4096, (5, 7), dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    Image.fromarray(pixels(5, 7, 0)).save(tmp_path / "fine.png")
+    got = one(stating("values", 5, 7, 1), tmp_path / "deep.png")
+    np.testing.assert_array_equal(got[0, ..., 0], deep)
+    got = one(stating("pixels", 1, 5, 7), tmp_path / "fine.png")
+    np.testing.assert_array_equal(got[0, 0], pixels(5, 7, 0))
+    with pytest.raises(
+        InputError, match=r"has more than 8 bits, and the model was trained on .* 8"
+    ):
+        one(stating("pixels", 1, 5, 7), tmp_path / "deep.png")
+    with pytest.raises(InputError, match=r"has 8 bits, and the model was trained on .*more than 8"):
+        one(stating("values", 5, 7, 1), tmp_path / "fine.png")
+    for kind in ("pixels", "values"):
+        with pytest.raises(InputError, match=r"as they are.*leave out --scale"):
+            one(stating(kind, 5, 7, 1), tmp_path / "fine.png", Preprocessing(scale=1 / 4095))
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i2", ">f8", "f4"])
+def test_a_model_of_its_owners_values_takes_their_arrays(tmp_path, dtype):
+    values = np.random.default_rng(0).integers(0, 100, (4, 5, 7, 3)).astype(dtype)
+    for name, array in (("last", values), ("first", values.transpose(0, 3, 1, 2))):
+        np.save(tmp_path / f"{name}.npy", array)
+        got = one(stating("values", 5, 7, 3), tmp_path / f"{name}.npy")
+        np.testing.assert_array_equal(got, values)
+    np.save(tmp_path / "gray.npy", values[..., 0])
+    got = one(stating("values", 5, 7, 1), tmp_path / "gray.npy")
+    np.testing.assert_array_equal(got, values[..., :1])
+    np.save(tmp_path / "other.npy", values.transpose(0, 2, 1, 3))
+    with pytest.raises(InputError, match=r"other.npy"):
+        one(stating("values", 5, 7, 3), tmp_path / "other.npy")
+
+
+def test_dicom_pictures_are_in_the_modalitys_unit(tmp_path):
+    stored = np.random.default_rng(0).integers(-1000, 1000, (5, 7)).astype(np.int16)
+    made = dicom(stored, RescaleSlope="2", RescaleIntercept="-24")
+    made.save_as(tmp_path / "scan", enforce_file_format=True)
+    (tmp_path / "._scan").write_bytes(b"x")
+    notes = []
+    read = read_inputs(
+        graph(1, 5, 7), [tmp_path], Preprocessing(scale=1, mean=(40.0,)), note=notes.append
+    )
+    np.testing.assert_array_equal(read.arrays["x"][0, 0], stored * 2.0 - 24 - 40)
+    assert notes == [f"{tmp_path}: 1 skipped (._scan)"]
+
+
+@pytest.mark.parametrize("suffix", ["tiff", "bmp", "gif", "webp", "ppm", "PNG"])
+def test_every_format_is_read(tmp_path, suffix):
+    lossless = {"lossless": True} if suffix == "webp" else {}
+    array = pixels(5, 7) // 16 * 16 if suffix != "gif" else np.dstack([pixels(5, 7, 0)] * 3)
+    Image.fromarray(array).save(tmp_path / f"a.{suffix}", **lossless)
+    expected = array.transpose(2, 0, 1)[None] / 255
+    np.testing.assert_allclose(one(graph(3, 5, 7), tmp_path), expected, rtol=1e-6)
+
+
+def test_a_background_lies_behind_transparent_pixels(tmp_path):
+    four = np.dstack([pixels(5, 7), np.zeros((5, 7), np.uint8)])
+    four[2, 3, 3] = 255
+    Image.fromarray(four).save(tmp_path / "glass.png")
+    got = one(graph(3, 5, 7), tmp_path / "glass.png", Preprocessing(scale=1, background="#0a141e"))
+    expected = np.broadcast_to(np.array([10, 20, 30])[:, None, None], (3, 5, 7)).copy()
+    expected[:, 2, 3] = four[2, 3, :3]
+    np.testing.assert_array_equal(got[0], expected)
+    with pytest.raises(InputError, match="background plaid: not a colour"):
+        Preprocessing(background="plaid")
 
 
 def test_transparent_pictures_are_refused_and_opaque_ones_read(tmp_path):

@@ -1,14 +1,21 @@
 """`cloister.training.encrypt`: an owner's side from Python, with an authority in process."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from cloister import training
+from cloister.authority.agreement import Agreement
 from cloister.authority.authority import Authority
+from cloister.authority.enrolment import enrol
 from cloister.authority.local import LocalClient
+from cloister.authority.records import Terms
+from cloister.authority.requests import Forward
 from cloister.base.rng import SystemRandom
 from cloister.data.dataset import EncryptedDataset
-from cloister.errors import InputError, RangeError, UnknownDatasetError
-from cloister.training import ArraySource, NewDataset, Privacy, encrypt
+from cloister.errors import FunctionError, InputError, RangeError, UnknownDatasetError
+from cloister.training import ArraySource, NewDataset, Privacy, encrypt, proposal
 
 
 @pytest.fixture
@@ -140,3 +147,53 @@ def test_the_order_is_kept(service, tmp_path):
 def test_what_is_no_source_is_refused(service, tmp_path):
     with pytest.raises(InputError, match=r"a ndarray is none; give a path, or ArraySource"):
         encrypt(np.zeros((4, 3, 4, 1)), tmp_path / "set.cloister", authority=service)
+
+
+def table(dim):
+    return ArraySource(np.random.default_rng(dim).random((40, dim)), np.arange(40) % 2)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 4, 13, 17])
+def test_a_small_table_has_a_budget_that_trains_or_is_refused(service, tmp_path, dim):
+    """What `encrypt` refuses, no trainer could use; what it takes, trains at the defaults."""
+    pytest.importorskip("torch")
+    out, new = tmp_path / "set.cloister", NewDataset(value_range=(0.0, 1.0))
+    options = {"authority": service, "new": new, "test_fraction": 0.25}
+    if dim < proposal.FEWEST_ELEMENTS:
+        for privacy in ("strict", "budget=1"):
+            with pytest.raises(InputError, match=r"no function .*add columns, .*budget=0\)"):
+                encrypt(table(dim), out, privacy=privacy, **options)
+        assert not out.exists()
+        made = encrypt(table(dim), out, privacy="budget=0", **options)
+        assert "only `cloister train --unblind-to trusted` trains" in made.remarks[-1]
+        proposed = replace(made.agreement.info, budget_rank=1)
+        with pytest.raises(FunctionError):
+            ask_as_a_trainer(tmp_path / "a2", proposed, table(dim))
+    else:
+        made = encrypt(table(dim), out, **options)
+        assert made.agreement.info.budget_rank == max(1, dim // 4)
+    receiver = "trusted" if dim < proposal.FEWEST_ELEMENTS else "server"
+    settings = training.Settings(unblind_to=receiver)
+    assert training.train(out, authority=service, epochs=1, settings=settings).epochs
+
+
+def ask_as_a_trainer(folder, info, source):
+    """The first key of a frozen run on a data set that another program has made."""
+    with Authority.create(folder, rng=SystemRandom()) as authority:
+        service = LocalClient(authority)
+        enrolment = enrol(service, Agreement(info, Terms()), rng=SystemRandom())
+        enrolment.register("a" * 32, len(source.labels), "b" * 64, bytes(32))
+        from cloister.training.frozen import default_projection
+
+        linear = default_projection(authority.describe(info.name), rank=None).linear
+        ids = np.arange(5, dtype=np.int64)
+        service.ask(Forward(info.name, ids, linear), "server")
+
+
+def test_bits_that_no_value_fits_into_are_refused(service, tmp_path):
+    out, new = tmp_path / "set.cloister", NewDataset(bits=12, value_range=(0.0, 1.0))
+    for privacy in (Privacy(max_bits=7), Privacy(max_bits=0), Privacy(max_bits=9, value_bits=10)):
+        with pytest.raises(InputError, match=r"bits of a sample are less than .*--max-bits"):
+            encrypt(table(8), out, authority=service, new=new, privacy=privacy)
+    fitting = Privacy(max_bits=7, value_bits=7)
+    assert encrypt(table(8), out, authority=service, new=new, privacy=fitting)

@@ -7,7 +7,13 @@ import pytest
 from onnx import TensorProto, helper
 
 from cloister.base.rng import SystemRandom
-from cloister.errors import PlanError, ShapeError, VerificationError
+from cloister.errors import (
+    PlanError,
+    RangeError,
+    ShapeError,
+    UnsupportedError,
+    VerificationError,
+)
 from cloister.graph.onnx.read import from_model
 from cloister.graph.passes.normalise import prepare
 from cloister.plan import policies
@@ -209,3 +215,23 @@ def test_a_plan_of_a_file_is_for_its_own_sizes(tmp_path):
         session.run(values((2, 7, 4)))
         with pytest.raises(ShapeError, match=r"batch, 7, 4.*\(2, 5, 4\)"):
             session.run(values((2, 5, 4)))
+
+
+def halved_and_doubled() -> onnx.ModelProto:
+    """Joins an image with its halves of twice the size: only for even sizes."""
+    net = Net()
+    net.inputs.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, "H", "W"]))
+    x = net.conv("x", 3, 4, (1, 1))
+    half = net.op("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
+    scales = net.constant(np.array([1, 1, 2, 2], np.float32))
+    return net.model(net.op("Concat", x, net.op("Resize", half, "", scales), axis=1))
+
+
+def test_sizes_that_a_model_does_not_take_are_named_with_the_remedy():
+    graph, odd = graph_of(halved_and_doubled()), values((1, 3, 7, 6))
+    with Session(policies.enclave(graph)) as session:
+        session.run(values((1, 3, 8, 6)))
+        with pytest.raises(RangeError, match=r"inputs of H=7, W=6: give others, pict.*--resize"):
+            session.run(odd)
+    with pytest.raises(UnsupportedError, match=r"samples of others .*--resize H,W"):
+        policies.slalom(graph, calibration=odd)

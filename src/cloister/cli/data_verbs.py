@@ -16,6 +16,7 @@ from cloister.authority.request_log import ReleaseLog
 from cloister.base.rng import SystemRandom
 from cloister.cli import clinic_verbs, options
 from cloister.cli.console import emit_json, note, out, stages, table
+from cloister.cli.reading_options import ReadingOptions, names
 from cloister.cli.serving import serve_until_interrupted
 from cloister.data.columns import PublicRange
 from cloister.data.csv_source import TableSource
@@ -35,7 +36,6 @@ from cloister.training.proposal import DEFAULT_BITS
 NEW = "A new data set"
 DETAILS = "Details of --privacy"
 INPUT = "Reading the data"
-TABLES = "Reading tables (.csv)"
 
 app = typer.Typer(
     help="Encrypt samples, show data sets, and hold them for a trusted runtime.",
@@ -68,6 +68,9 @@ Split = Annotated[
 TestFraction = Annotated[
     float, typer.Option("--test-fraction", min=0.0, max=1.0, help="Random part kept for testing.")
 ]
+Unlabelled = Annotated[
+    bool, typer.Option("--unlabelled", help="The samples have no labels: they are to be predicted.")
+]
 Noise = Annotated[
     float | None,
     typer.Option(
@@ -87,6 +90,17 @@ Order = Annotated[
 Patience = Annotated[
     float,
     typer.Option("--patience", min=0, help="Seconds to wait for other clients that append."),
+]
+Digests = Annotated[
+    Path | None,
+    typer.Option(
+        "--digests",
+        metavar="FOLDER",
+        help="Digests of your samples, to notice the same ones. Default: your state folder.",
+    ),
+]
+Again = Annotated[
+    bool, typer.Option("--again", help="Add samples that you have added before all the same.")
 ]
 ValueBits = Annotated[
     int | None,
@@ -192,85 +206,6 @@ Y = Annotated[
     str,
     typer.Option("--y", help="Array of targets in .npz, or a file .npy.", rich_help_panel=INPUT),
 ]
-Label = Annotated[
-    str,
-    typer.Option("--label", metavar="COLUMN", help="Column of the class.", rich_help_panel=TABLES),
-]
-Without = Annotated[
-    str | None,
-    typer.Option(
-        "--without", metavar="A,B,...", help="Columns that are left out.", rich_help_panel=TABLES
-    ),
-]
-Categories = Annotated[
-    str | None,
-    typer.Option(
-        "--categories",
-        metavar="A,B,...",
-        help="Columns of numbers that stand for categories.",
-        rich_help_panel=TABLES,
-    ),
-]
-Fill = Annotated[
-    str | None,
-    typer.Option(
-        "--fill",
-        metavar="RULE",
-        help="Fill missing cells: median, mean, VALUE or COLUMN=VALUE,...",
-        rich_help_panel=TABLES,
-    ),
-]
-Drop = Annotated[
-    bool, typer.Option("--drop", help="Leave out rows with missing cells.", rich_help_panel=TABLES)
-]
-Missing = Annotated[
-    str | None,
-    typer.Option(
-        "--missing",
-        metavar="A,B,...",
-        help="More texts that mean a missing cell, as -999.",
-        rich_help_panel=TABLES,
-    ),
-]
-Separator = Annotated[
-    str | None,
-    typer.Option(
-        "--separator",
-        metavar="CHARACTER",
-        help="Between cells, or tab. Default: found.",
-        rich_help_panel=TABLES,
-    ),
-]
-Decimal = Annotated[
-    str | None,
-    typer.Option(
-        "--decimal", metavar=".|,", help="Mark of numbers. Default: found.", rich_help_panel=TABLES
-    ),
-]
-Thousands = Annotated[
-    str,
-    typer.Option(
-        "--thousands",
-        metavar=".|,|'|space",
-        help="Groups the digits of numbers.",
-        rich_help_panel=TABLES,
-    ),
-]
-DateFormat = Annotated[
-    str | None,
-    typer.Option(
-        "--date-format",
-        metavar="FORMAT",
-        help="Of dates, as %d/%m/%Y. Default: found.",
-        rich_help_panel=TABLES,
-    ),
-]
-TextEncoding = Annotated[
-    str | None,
-    typer.Option(
-        "--encoding", help="Of the text, as latin-1. Default: found.", rich_help_panel=TABLES
-    ),
-]
 ArrayLayout = Annotated[
     Layout | None,
     typer.Option(
@@ -353,7 +288,7 @@ class NewOptions:
             bits=self.bits,
             value_range=options.value_range(self.value_range) if self.value_range else None,
             ranges=read_ranges(self.ranges) if self.ranges else None,
-            classes=_names(self.classes) or None,
+            classes=names(self.classes) or None,
             target_ranges=read_target_ranges(self.target_ranges) if self.target_ranges else None,
         )
 
@@ -364,6 +299,7 @@ class SampleOptions:
 
     split: Split = None
     test_fraction: TestFraction = 0.0
+    unlabelled: Unlabelled = False
     noise: Noise = None
     clip: Clip = False
     x: X = "x"
@@ -382,63 +318,22 @@ class SampleOptions:
         size = None if self.resize is None else options.picture_size(self.resize)
         pictures = PictureOptions(self.background, self.channels, size)
         return open_source(
-            path,
-            x=self.x,
-            y=self.y,
-            table=table,
-            targets=self.targets,
-            layout=self.layout,
-            pictures=pictures,
-        )
+            path, x=self.x, y=self.y, table=table, targets=self.targets, layout=self.layout,
+            pictures=pictures, unlabelled=self.unlabelled,
+        )  # fmt: skip
 
     def tested(self) -> float:
         """The part that is kept for testing.
 
         Raises   InputError
         """
+        if self.unlabelled and (self.split is not None or self.test_fraction):
+            raise InputError("--unlabelled samples train and test nothing: leave out the split")
         if self.split not in (None, "train", "test"):
             raise InputError(f"--split {self.split}: train or test")
         if self.split is not None and self.test_fraction:
             raise InputError("--split marks all samples: leave out --test-fraction")
         return {"train": 0.0, "test": 1.0, None: self.test_fraction}[self.split]
-
-
-@dataclass(frozen=True)
-class ReadingOptions:
-    """How tables are read."""
-
-    label: Label = "label"
-    without: Without = None
-    categories: Categories = None
-    fill: Fill = None
-    drop: Drop = False
-    missing: Missing = None
-    separator: Separator = None
-    decimal: Decimal = None
-    thousands: Thousands = ""
-    date_format: DateFormat = None
-    encoding: TextEncoding = None
-
-    def table(self) -> TableOptions:
-        """The options' texts as values."""
-        return TableOptions(
-            label=_names(self.label),
-            without=_names(self.without),
-            categories=_names(self.categories),
-            separator=self.separator,
-            encoding=self.encoding,
-            decimal=self.decimal,
-            thousands=" " if self.thousands == "space" else self.thousands,
-            date_format=self.date_format,
-            missing=_names(self.missing),
-            fill=self.fill,
-            drop=self.drop,
-        )
-
-
-def _names(text: str | None) -> tuple[str, ...]:
-    """The names of a list with commas."""
-    return tuple(name.strip() for name in text.split(",")) if text else ()
 
 
 @app.command(
@@ -456,6 +351,8 @@ def encrypt(
     new: NewOptions,
     name: Name = None,
     order: Order = None,
+    digests: Digests = None,
+    again: Again = False,
     patience: Patience = PATIENCE_S,
     json: options.Json = False,
 ) -> None:
@@ -475,7 +372,8 @@ def encrypt(
             with stages() as update, _saying(sources[: len(parts)], out_file):
                 part = training.encrypt(
                     source, out_file, authority=service, privacy=allowed, new=described, name=name,
-                    test_fraction=tested, noise=samples.noise, clip=samples.clip, order=order,
+                    test_fraction=tested, unlabelled=samples.unlabelled, noise=samples.noise,
+                    clip=samples.clip, order=order, digests=digests, again=again,
                     patience_s=patience, note=note, update=update,
                 )  # fmt: skip
             parts.append(part)
@@ -557,6 +455,7 @@ def show(
         "classes": opened.classes,
         "bits": opened.encoding.bits, "low": opened.encoding.low, "high": opened.encoding.high,
         "samples": opened.samples, "test_samples": len(opened.test_ids),
+        "unlabelled_samples": len(opened.unlabelled_ids),
         "authority": opened.authority_fingerprint,
     }  # fmt: skip
     if withdrawn is not None:

@@ -17,10 +17,12 @@ from cloister.cli import (
     bundle_verbs,
     data_verbs,
     demo_verbs,
+    export_verbs,
     hidden_verbs,
     model_verbs,
     options,
     pads_verbs,
+    predict_verbs,
     splits_verbs,
     train_verbs,
     worker_verbs,
@@ -64,6 +66,21 @@ _verb(
     train_verbs.train, TRAINING,
     "train data.cloister --authority https://key.example:8443 --pin authority.pub "
     "--token @server.token",
+)  # fmt: skip
+_verb(
+    predict_verbs.predict, TRAINING,
+    "predict model data.cloister --authority https://key.example:8443 --pin authority.pub "
+    "--token @server.token --out data.answers --answers-to client",
+)  # fmt: skip
+_verb(
+    predict_verbs.answers, TRAINING,
+    "answers data.answers --authority https://key.example:8443 --pin authority.pub "
+    "--token @client.token --order order.npz --out predictions.csv",
+)  # fmt: skip
+_verb(
+    export_verbs.export, TRAINING,
+    "export model --out model.onnx --authority https://key.example:8443 --pin authority.pub "
+    "--token @client.token",
 )  # fmt: skip
 app.add_typer(demo_verbs.app, name="demo", rich_help_panel=TRYING)
 app.add_typer(audit_verbs.app, name="audit", rich_help_panel=TRYING)

@@ -23,6 +23,7 @@ from cloister.data.preprocessing import Channels, Layout, Preprocessing
 from cloister.errors import InputError
 from cloister.graph.graph import Graph
 from cloister.graph.input_files import ARRAYS, TABLE, Inputs, picture_form, read_inputs
+from cloister.graph.sample_form import own_pixels
 from cloister.plan import split_report
 from cloister.plan.plan import Plan
 from cloister.plan.plan_choice import DEFAULT_POLICY, PlanChoice, is_plan_file, read_digest
@@ -68,7 +69,7 @@ InputFiles = Annotated[
     list[Path],
     typer.Argument(
         metavar="INPUT...",
-        help="Pictures (PNG, JPEG), arrays (.npy, .npz), tables (.csv) or folders.",
+        help="Pictures, arrays (.npy, .npz), tables (.csv) or folders.",
     ),
 ]
 PolicyName = Annotated[
@@ -177,6 +178,15 @@ Resize = Annotated[
         "--resize",
         metavar="H,W",
         help="Bilinear, then cut the centre. Default: the model's input size.",
+        rich_help_panel=PREPROCESSING,
+    ),
+]
+Background = Annotated[
+    str | None,
+    typer.Option(
+        "--background",
+        metavar="COLOUR",
+        help="Behind transparent pixels, as white or #rrggbb. Default: refused.",
         rich_help_panel=PREPROCESSING,
     ),
 ]
@@ -369,6 +379,7 @@ class ModelInputs(ChosenPolicy):
     layout: ModelLayout = None
     channels: ChannelOrder = None
     resize: Resize = None
+    background: Background = None
     columns: Columns = None
 
     def preprocessing(self) -> Preprocessing:
@@ -389,6 +400,7 @@ class ModelInputs(ChosenPolicy):
             layout=self.layout,
             channels=self.channels,
             resize=None if self.resize is None else picture_size(self.resize),
+            background=self.background,
         )
 
     def check_samples(self, policy: str, *, given: bool = False) -> None:
@@ -410,7 +422,7 @@ class ModelInputs(ChosenPolicy):
             {
                 **{o: t for o, t in said.items() if t != getattr(usual, texts[o])},
                 "--layout": self.layout, "--channels": self.channels, "--resize": self.resize,
-                "--columns": self.columns,
+                "--background": self.background, "--columns": self.columns,
             },
         )  # fmt: skip
 
@@ -421,7 +433,7 @@ class ModelInputs(ChosenPolicy):
         """
         pictured = [p for p in paths if p.suffix.lower() not in (*ARRAYS, TABLE)]
         if self.audit is not None and pictured:
-            pixels = self.preprocessing()
+            pixels = own_pixels(graph, self.preprocessing())
             form = picture_form(graph, graph.inputs[0], pictured[0], pixels)
             made = AuditedPixels(*pixels.of_unit_pixels, str(form.channels))
             split_report.load(self.audit).require_pixels(made)

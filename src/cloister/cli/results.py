@@ -15,6 +15,7 @@ from cloister.errors import InputError
 from cloister.graph.batch import batch_axis
 from cloister.graph.graph import Graph
 from cloister.graph.output_values import are_maps, described
+from cloister.graph.sample_form import SampleForm, sample_form
 from cloister.plan.claims import Claims
 from cloister.plan.plan import Plan
 from cloister.trusted.report import Report, Result
@@ -75,9 +76,8 @@ def probabilities(scores: np.ndarray) -> Float[np.ndarray, "n k"]:
         return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float64)
 
 
-def best(scores: np.ndarray, *, top: int, labels: Sequence[str]) -> list[list[Guess]]:
-    """The likeliest classes of every sample, best first."""
-    rows = probabilities(scores)
+def best(rows: np.ndarray, *, top: int, labels: Sequence[str]) -> list[list[Guess]]:
+    """The likeliest classes of every sample, best first, from the probability of each."""
     order = np.argsort(-rows, axis=1, kind="stable")[:, :top]
     return [
         [Guess(int(i), _named(i, labels), float(row[i])) for i in indices]
@@ -162,6 +162,15 @@ class Answers:
     labels: Sequence[str] = field(default=())
     top: int = 5
 
+    @property
+    def _form(self) -> SampleForm | None:
+        return sample_form(self.plan.graph)
+
+    @property
+    def _names(self) -> Sequence[str]:
+        """Names of classes that the caller gives, or else the model."""
+        return self.labels or (self._form.names if self._form is not None else ())
+
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
         outputs = self.result.outputs
@@ -190,7 +199,14 @@ class Answers:
         console = out()
         name, scores = next(iter(self.result.outputs.items()))
         guesses = self._guesses(name)
-        if guesses is not None:
+        if self._form is not None and self._form.targets == "numbers":
+            numbers = [
+                (source if rank == 0 else "", number, f"{value:.6g}")
+                for source, row in zip(self.sources, scores, strict=True)
+                for rank, (number, value) in enumerate(zip(self._names, row, strict=True))
+            ]
+            console.print(table(("input", "number", "value"), numbers))
+        elif guesses is not None:
             rows = [
                 (source if rank == 0 else "", guess.label, *_percent(guess.probability))
                 for source, found in zip(self.sources, guesses, strict=True)
@@ -213,10 +229,12 @@ class Answers:
         if scores is None:
             return None
         if is_labels(scores):
-            return stated(scores, top=self.top, labels=self.labels)
-        if not is_classifier(scores):
+            return stated(scores, top=self.top, labels=self._names)
+        targets = "classes" if self._form is None else self._form.targets
+        if targets == "numbers" or not is_classifier(scores):
             return None
-        return best(scores, top=self.top, labels=self.labels)
+        likely = scores if targets == "labels" else probabilities(scores)
+        return best(likely, top=self.top, labels=self._names)
 
     def _by_sample(self, name: str) -> np.ndarray | list[dict[object, float]] | None:
         """An output with the samples as its first axis; None where it has no such axis."""

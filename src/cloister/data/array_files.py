@@ -56,7 +56,8 @@ def _spooled(file: IO[bytes], what: str) -> np.ndarray:
     shape, fortran, dtype = array_header(file)
     if dtype.hasobject:
         raise InputError(
-            f"{what}: holds Python objects, which are never loaded; save plain numbers"
+            f"{what}: holds Python objects, which are never loaded; save it as numbers, or as "
+            "texts by astype(str)"
         )
     left = dtype.itemsize * math.prod(shape)
     with Spool(what) as spool:

@@ -38,6 +38,8 @@ def read_targets(
     if targets is not None and targets not in TARGETS:
         raise InputError(f"targets {targets!r}: give {', '.join(TARGETS)}")
     y = np.asarray(y)
+    if y.dtype.kind == "O" and all(isinstance(one, str) for one in y.flat):
+        y = y.astype(str)
     if y.dtype.kind in "US" and y.size == samples and targets in (None, "classes"):
         return _named_classes(y.reshape(-1), title)
     if y.dtype.kind not in "biuf" or y.ndim not in (1, 2) or len(y) != samples or not y.size:

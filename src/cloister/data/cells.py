@@ -5,6 +5,7 @@ One definition serves the owners of data sets and the inputs of models.
 
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -31,6 +32,10 @@ _WHOLE = re.compile(r"([+-]?[0-9]+)\.0*")
 _DATE = re.compile(
     r"([0-9]{1,4}([-/.])[0-9]{1,2}\2[0-9]{1,4})"
     r"(?:[ T][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]+)?)?(?:Z|[+-][0-9]{2}:?[0-9]{2})?)?"
+)
+_DATE_LIKE = re.compile(
+    r"[0-9]{1,4}[-/. ]+(?:[0-9]{1,2}|[^\W\d_]{3,9}\.?)[-/., ]+[0-9]{1,4}(?:[ T].*)?"
+    r"|[^\W\d_]{3,9}\.? [0-9]{1,2},? [0-9]{4}(?: .*)?"
 )
 _QUANTITY = re.compile(r"[+-]?[0-9][0-9.,]*(?:\s*%|\s+[^\W\d_]\S*|[^\W\d_]{2,}\S*|\s*[°µ]\S*)")
 _BOUND = re.compile(r"[<>~\u2264\u2265]=?\s*[+-]?[0-9.,]+")
@@ -167,6 +172,11 @@ def date_formats(text: str) -> tuple[str, ...]:
     return tuple(form for form in DATE_FORMATS if found[2] in form and _parsed(found[1], form))
 
 
+def is_date_like(text: str) -> bool:
+    """Whether a text may be a date in a format that is not known."""
+    return _DATE_LIKE.fullmatch(text) is not None
+
+
 def has_time(text: str) -> bool:
     """Whether a date has a time of day, which is left out."""
     found = _DATE.fullmatch(text)
@@ -212,9 +222,12 @@ def are_truths(texts: Sequence[str]) -> bool:
 
 
 def category(text: str) -> str:
-    """A text as a category's value: 2.0 is 2, as some programs write whole numbers."""
+    """A text as a category's value: 2.0 is 2, and a letter with its accent is one character.
+
+    Some programs write whole numbers so, and some systems letters.
+    """
     found = _WHOLE.fullmatch(text)
-    return found[1] if found else text
+    return found[1] if found else unicodedata.normalize("NFC", text)
 
 
 def category_position(text: str, values: Sequence[str]) -> float | BadCell:

@@ -20,6 +20,7 @@ from cloister.data.cells import (
     day,
     has_time,
     in_order,
+    is_date_like,
     is_number_like,
     shown,
 )
@@ -49,11 +50,13 @@ class ColumnEvidence:
         self._date_format = date_format
         self.cells = self.missing = self.numbers = self.points = 0
         self.decimal_commas = self.grouping_commas = 0
+        self.zeros = 0
+        """Numbers that begin with a zero, as codes do."""
         self.timed = False
         self.values: Counter[str] = Counter()
         """Of at most `MAX_VALUES` + 1 texts."""
         self._dates: Counter[str] = Counter()
-        self._quantities = 0
+        self._quantities = self._other_dates = 0
 
     def add(self, texts: Any) -> None:  # noqa: ANN401  (pyarrow has no types)
         """Count more cells."""
@@ -64,8 +67,9 @@ class ColumnEvidence:
         plain = as_numbers(texts) if self._date_format is None else None
         if plain is not None:
             self.numbers += len(texts) - texts.null_count
-            points = compute.sum(compute.match_substring(texts, ".")).as_py()
-            self.points += points or 0
+            self.points += compute.sum(compute.match_substring(texts, ".")).as_py() or 0
+            zeros = compute.match_substring_regex(texts, "^0[0-9]")
+            self.zeros += compute.sum(zeros).as_py() or 0
         if plain is not None and len(self.values) > MAX_VALUES:
             return
         for counted in compute.value_counts(texts.drop_null()).to_pylist():
@@ -87,6 +91,7 @@ class ColumnEvidence:
             self.decimal_commas += count * (use == (True, False))
             self.grouping_commas += count * (use == (False, True))
             return
+        self._other_dates += count * is_date_like(text)
         for known in date_formats(text):
             self._dates[known] += count
             self.timed |= has_time(text)
@@ -121,13 +126,18 @@ class ColumnEvidence:
             return "date"
         if 2 * (self.numbers + self._quantities) >= self.present:
             return "number"
+        if 2 * self._other_dates > self.present:
+            raise InputError(
+                f"column {self.name}: texts such as {shown(next(iter(self.values)))} may be dates; "
+                "name their format with --date-format, as %d.%m.%y, or the column with --categories"
+            )
         many = len(self.values)
         if many > MAX_VALUES or (many > FEW_VALUES and 2 * many > self.present):
             example = shown(next(iter(self.values)))
             raise InputError(
                 f"column {self.name}: holds texts such as {example}, more different ones than a "
-                "category has: text is not encoded, make numbers of it before (scikit-learn's "
-                "HashingVectorizer), or leave the column out (--without)"
+                "category has; write numbers alone, or leave the column out (--without): text is "
+                "not encoded, make numbers of it before (scikit-learn's HashingVectorizer)"
             )
         return "category"
 

@@ -7,9 +7,11 @@ import codecs
 import csv
 import io
 import re
+import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
@@ -105,11 +107,13 @@ def find_dialect(
     separator: str | None = None,
     encoding: str | None = None,
     wanted: Collection[str] = (),
+    columns: int = 2,
 ) -> Dialect:
     """Find how a file is written.
 
     separator, encoding   as the file's owner says; None: what the file suggests
     wanted                columns that are in the header
+    columns               how many there are at least
 
     Raises   InputError naming the file, the line and the option that says otherwise
     """
@@ -129,6 +133,8 @@ def find_dialect(
     chosen = NAMED_SEPARATORS.get(separator or "", separator) or _separator(
         lines[above:] if whole else lines[above:-1], wanted
     )
+    if chosen is None and columns < 2:
+        chosen = ","
     if chosen is None or len(chosen) != 1:
         raise InputError(
             f"{path}: line {above + 1} has one cell, {_shown(lines[above])}: none of , ; | and tab "
@@ -136,7 +142,10 @@ def find_dialect(
         )
     reader = csv.reader(lines[above:], delimiter=chosen)
     with parsing(f"{path}: not a readable CSV file"):
-        header = tuple(cell.strip().removeprefix("\ufeff") for cell in next(reader))
+        header = tuple(
+            unicodedata.normalize("NFC", cell.strip().removeprefix("\ufeff"))
+            for cell in next(reader)
+        )
     _require_wanted(path, wanted, header, lines, above, chosen)
     if chosen != "," and separator is None:
         remarks.append(f"cells are separated by {_separator_name(chosen)}")
@@ -154,11 +163,12 @@ def _separator(lines: Sequence[str], wanted: Collection[str]) -> str | None:
     best: tuple[bool, float, int] = (False, 0.0, 1)
     found = None
     for candidate in SEPARATORS:
+        rows: list[list[str]] = []
         try:
-            reader = csv.reader(lines, delimiter=candidate)
-            rows = [row for row, _ in zip(reader, range(SAMPLED_ROWS), strict=False) if row]
-        except csv.Error:
-            continue
+            for row in islice(csv.reader(lines, delimiter=candidate), SAMPLED_ROWS):
+                rows += [row] if row else []
+        except csv.Error:  # a long cell: what precedes it shows as much
+            pass
         header = [cell.strip() for cell in rows[0]] if rows else []
         if len(header) < 2:
             continue

@@ -5,8 +5,6 @@ is like. Then the cells are spooled as numbers to an unnamed temporary file, by 
 data set if there is one, so that every owner encodes alike.
 """
 
-import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
@@ -25,15 +23,12 @@ from cloister.data.csv_reader import LISTED, TextRows, read_rows
 from cloister.data.encoding import Kind, require_no_outlier
 from cloister.data.info import Targets
 from cloister.data.label_columns import LabelColumns
+from cloister.data.spool import Spool
 from cloister.data.table_options import STATISTICS, FillRule, TableOptions
+from cloister.data.table_remarks import class_balance, suspicions
 from cloister.errors import InputError
 
-IDENTIFIED_ROWS = 20
-"""From so many rows on, whole numbers that never repeat may be identifiers."""
 SHOWN_VALUES = 8
-_IDENTIFIER = re.compile(r"(.*[\W_])?(id|nr|no|number|key|index|mrn)", re.IGNORECASE)
-RARE = 50
-"""Of so many samples, less than one is of the class."""
 MISSING_LABEL = BadCell(
     "the class is missing", "write it, or leave out rows with missing cells (--drop)"
 )
@@ -110,7 +105,7 @@ class TableSource:
         """Columns with missing cells, and how many."""
         self._cells: Float64[np.ndarray, "n columns"] = np.empty((0, 0))
         self.shape = (1, 1, len(self._places))
-        self._remark(_balance(self))
+        self._remark(class_balance(self.labels, self.names, self.targets))
 
     @property
     def column_names(self) -> tuple[str, ...]:
@@ -265,7 +260,7 @@ class TableSource:
         self._readings, self._incomplete = {}, {}
         order = [list(self._places).index(name) for name in readings]
         bad, count = BadCells(self._dialect), 0
-        with tempfile.TemporaryFile() as spooled:
+        with Spool(str(self._path)) as spool:
             for rows in self._rows():
                 cells = np.empty((len(rows.numbers), len(readings)))
                 for at, (name, reading) in enumerate(readings.items()):
@@ -273,13 +268,11 @@ class TableSource:
                     self._complain_of_missing(bad, rows, name, texts, fillable)
                     cells[:, at] = self._converted(bad, rows, name, texts, reading)
                 count += len(cells)
-                spooled.write(cells.tobytes())
+                spool.write(cells.tobytes())
             bad.refuse()
             if count != self.samples:
                 raise InputError(f"{self._path}: was changed while it was read; try again")
-            spooled.flush()
-            # The mapping outlives the file, which has no name.
-            self._cells = np.memmap(spooled, np.float64, "r", shape=(count, len(readings)))
+            self._cells = spool.array(np.float64, (count, len(readings)))
         self._readings = readings
 
     def _complain_of_missing(
@@ -360,7 +353,7 @@ class TableSource:
         notes: list[str] = []
         for place, column in enumerate(columns):
             cells = np.array(self._cells[:, place])
-            said = [*self._read_otherwise(column), *_suspicions(column, cells)]
+            said = [*self._read_otherwise(column), *suspicions(column, cells)]
             filled = self._incomplete.get(column.name, 0)
             if filled and column.fill is not None:
                 fill = column.fill
@@ -368,7 +361,7 @@ class TableSource:
                 said.append(f"{filled:,} missing cells are filled by {shown}")
             notes += [f"column {column.name}: {one}" for one in said]
 
-        self._remark((*_balance(self), *notes))
+        self._remark((*class_balance(self.labels, self.names, self.targets), *notes))
 
     def _remark(self, notes: Sequence[str]) -> None:
         left_out = [f"{n:,} {what} are left out" for what, n in self._left_out.items() if n]
@@ -382,6 +375,13 @@ class TableSource:
             folded = {value.casefold() for value in column.values}
             if len(folded) < len(column.values):
                 yield "some of its values differ in upper and lower case only"
+            if not all(value.isprintable() for value in column.values):
+                yield "some of its values hold characters that do not show"
+        if column.kind == "number" and self._evidence[column.name].zeros:
+            yield (
+                "some numbers begin with a zero; if these are codes, name the column with "
+                f"--categories {column.name}, or leave it out with --without"
+            )
         if column.kind == "date":
             form = self._readings[column.name].date_format
             yield f"dates are read as {form}" + (
@@ -443,38 +443,6 @@ def _require_same_columns(path: Path, own: Mapping[str, int], wanted: Mapping[st
             f"{path}: column {more[0]} is not in the data set; leave it out with --without "
             f"{','.join(more)}"
         )
-
-
-def _balance(source: "TableSource") -> Sequence[str]:
-    """Classes that too few samples are of."""
-    if source.targets != "classes" or source.labels is None:
-        return ()
-    counts = np.bincount(source.labels, minlength=len(source.names))
-    if len(counts) == 1:
-        return (f"every sample is of class {source.names[0]}",)
-    return tuple(
-        f"class {name} has {count:,} of {source.samples:,} samples"
-        for name, count in zip(source.names, counts.tolist(), strict=True)
-        if RARE * count < source.samples
-    )
-
-
-def _suspicions(column: Column, cells: Float64[np.ndarray, " n"]) -> Iterator[str]:
-    """What an owner may have overlooked."""
-    present = cells[~np.isnan(cells)]
-    if not len(present):
-        return
-    if (present == present[0]).all():
-        yield "all cells are alike, nothing is learned from it"
-    elif column.kind == "number" and len(present) >= IDENTIFIED_ROWS:
-        whole = (present == np.floor(present)).all()
-        counted = present.max() - present.min() == len(present) - 1
-        named = _IDENTIFIER.fullmatch(column.name) is not None
-        if whole and (counted or named) and len(np.unique(present)) == len(present):
-            yield (
-                "every row has another whole number; if these are identifiers, leave them out "
-                f"with --without {column.name}"
-            )
 
 
 def _written(column: Column, value: float) -> str:

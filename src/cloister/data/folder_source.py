@@ -55,8 +55,6 @@ class PictureOptions:
         Raises   InputError naming the file
         """
         found = made = read_picture(path, background=self.background)
-        if not np.isfinite(np.asarray(found)).all():
-            raise InputError(f"{path}: holds NaN or infinity; write numbers in their place")
         if self.channels is not None and found.mode != "F":
             made = made.convert(_MODES[self.channels])
         elif self.channels == Channels.RGB:

@@ -73,8 +73,11 @@ class DatasetInfo:
 
     @property
     def default_budget(self) -> int:
-        """The rank that an owner gives away who decides nothing: see docs/adr/0007."""
-        return self.dim // (16 if self.is_picture else 4)
+        """The rank that an owner gives away who decides nothing: see docs/adr/0007.
+
+        One function at least: small tables would be of no use to a training server without it.
+        """
+        return max(1, self.dim // (16 if self.is_picture else 4))
 
     @property
     def row_norm_limit(self) -> int:

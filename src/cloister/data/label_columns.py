@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from cloister.data.cells import category, in_order, shown, truth
+from cloister.data.cells import TRUTHS, are_truths, category, in_order, shown, truth
 from cloister.errors import InputError
 from cloister.ring.bounds import MAX_CLASSES
 
@@ -50,6 +50,8 @@ class LabelColumns:
                 "by --targets labels or numbers"
             )
         (known,) = self._known
+        if len(known) > len(TRUTHS) and are_truths(list(known)):
+            return self.labels()[:, 0], TRUTHS
         _require_classes(self._path, self._columns[0], list(known))
         # Numbered by name, so that the order of the lines is forgotten.
         names = in_order(known)

@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from cloister.base.reading import open_regular, parsing
 from cloister.data.dicom import is_dicom
@@ -90,9 +89,20 @@ def list_pictures(root: Path, *, labelled: bool = True) -> PictureFolder:
     return PictureFolder(root, tuple(inside), labels, names, remarks)
 
 
-def is_picture_name(path: Path) -> bool:
-    """Whether a file's name is that of a picture, read or refused."""
-    return path.suffix.lower() in PICTURES | DICOM | UNREAD
+def is_picture_file(path: Path) -> bool:
+    """Whether a file is a picture by its name, read or refused, or by its beginning.
+
+    Hidden files are none.
+    """
+    if path.name.startswith(".") or path.name in _LEFT_OUT or path.is_dir():
+        return False
+    if path.suffix.lower() in PICTURES | DICOM | UNREAD:
+        return True
+    try:
+        with open_regular(path) as file:
+            return is_dicom(file) or (not path.suffix and file.read(4).startswith(_BEGINNINGS))
+    except OSError:
+        return False
 
 
 def _pictures(root: Path, inside: Path, skipped: list[str]) -> Iterator[Path]:
@@ -110,22 +120,10 @@ def _pictures(root: Path, inside: Path, skipped: list[str]) -> Iterator[Path]:
                 skipped.append(f"{path} (a link to a folder)")
             else:
                 yield from _pictures(root, path, skipped)
-        elif is_picture_name(path) or _begins_as_picture(root / path):
+        elif is_picture_file(root / path):
             yield path
         else:
             skipped.append(str(path))
-
-
-def _begins_as_picture(path: Path) -> bool:
-    try:
-        with open_regular(path) as file:
-            return is_dicom(file) or (not path.suffix and _is_marked(file))
-    except OSError:
-        return False
-
-
-def _is_marked(file: BinaryIO) -> bool:
-    return file.read(4).startswith(_BEGINNINGS)
 
 
 def _require_classes(root: Path, names: Sequence[str], paths: Sequence[Path]) -> None:

@@ -10,14 +10,14 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from cloister.base.reading import open_regular, parsing
 from cloister.data.dicom import is_dicom, read_dicom
-from cloister.errors import InputError
+from cloister.errors import InputError, printable
 
 MAX_PIXELS = 50_000_000
 """Larger pictures are refused before they are decoded: a small file can unpack to gigabytes."""
@@ -48,26 +48,16 @@ def read_picture(path: Path, *, background: str | None = None) -> Image.Image:
         _known(path),
         # From an open file: by name, Pillow maps a TIFF into memory and turns it the wrong way.
         open_regular(path) as file,
-        warnings.catch_warnings(),
     ):
         if not os.fstat(file.fileno()).st_size:
             raise InputError(f"{path}: the file is empty; copy it again, or remove it")
         if is_dicom(file):
-            return read_dicom(file, path, max_pixels=MAX_PIXELS)
-        # About metadata, and of a limit of Pillow that only warns; ours is checked first.
-        warnings.simplefilter("ignore", UserWarning)
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with Image.open(file, formats=FORMATS) as image:
-            _require_plain(image, path)
-            most = max(map(_ppm_maximum, getattr(image, "tile", ())), default=0)
-            image.load()
-            # Pillow turns a TIFF picture itself when it loads it.
-            upright = image if image.format == "TIFF" else ImageOps.exif_transpose(image)
-            if _base(image) in _WIDE:
-                return _numbers(upright, image, most, path)
-            if upright.has_transparency_data:
-                upright = _opaque(upright, background, path)
-            return upright.convert("L" if _base(image) in _GRAY else "RGB")
+            picture = read_dicom(file, path, max_pixels=MAX_PIXELS)
+        else:
+            picture = _read_by_pillow(file, path, background)
+        if picture.mode == "F" and not np.isfinite(np.asarray(picture)).all():
+            raise InputError(f"{path}: holds NaN or infinity; write numbers in their place")
+        return picture
 
 
 def as_colour(text: str) -> tuple[int, int, int]:
@@ -89,6 +79,24 @@ def _known(path: Path) -> Iterator[None]:
         yield
     except UnidentifiedImageError:
         raise InputError(f"{path}: not a picture that can be read; save it as {READ}") from None
+
+
+def _read_by_pillow(file: BinaryIO, path: Path, background: str | None) -> Image.Image:
+    with warnings.catch_warnings():
+        # About metadata, and of a limit of Pillow that only warns; ours is checked first.
+        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(file, formats=FORMATS) as image:
+            _require_plain(image, path)
+            most = max(map(_ppm_maximum, getattr(image, "tile", ())), default=0)
+            image.load()
+            # Pillow turns a TIFF picture itself when it loads it.
+            upright = image if image.format == "TIFF" else ImageOps.exif_transpose(image)
+            if _base(image) in _WIDE:
+                return _numbers(upright, image, most, path)
+            if upright.has_transparency_data:
+                upright = _opaque(upright, background, path)
+            return upright.convert("L" if _base(image) in _GRAY else "RGB")
 
 
 def _base(image: Image.Image) -> str:
@@ -170,6 +178,7 @@ def skipped_text(names: Sequence[str]) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names in a sentence: the first of them, and how many more there are."""
+    """Names in a sentence, printable: the first of them, and how many more there are."""
     more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f", and {more:,} more" if more > 0 else "")
+    shown = ", ".join(map(printable, names[:_SHOWN]))
+    return shown + (f", and {more:,} more" if more > 0 else "")

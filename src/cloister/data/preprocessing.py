@@ -1,10 +1,11 @@
 """From the pixels of a picture to the input of a model.
 
-Pictures (PNG, JPEG) and uint8 arrays hold pixels from 0 to 255. The input of a model is
+Pictures and uint8 arrays hold pixels from 0 to 255. The input of a model is
 
     (pixel * scale - mean) / std        scale 1/255, mean 0, std 1 unless said otherwise
 
-with one mean and std for all channels or one per channel, in the model's channel order.
+with one mean and std for all channels or one per channel, in the model's channel order. The numbers
+of a picture of more than 8 bits take the place of pixels, if a scale for them is given.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,8 +17,10 @@ import numpy as np
 from jaxtyping import Float32, Shaped, UInt8
 from PIL import Image
 
-from cloister.data.pictures import read_picture
+from cloister.data.pictures import as_colour, read_picture
 from cloister.errors import InputError
+
+PIXEL_SCALE = 1.0 / 255.0
 
 
 class Layout(StrEnum):
@@ -37,14 +40,24 @@ class Channels(StrEnum):
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From pixels to model inputs; `resize` is (height, width)."""
+    """From pixels to model inputs; `resize` is (height, width), `background` a colour.
 
-    scale: float = 1.0 / 255.0
+    kind   pixels: pictures of 8 bits alone; values: of more alone, whose numbers are the inputs;
+           None: those of more than 8 bits need a scale of their own
+    """
+
+    scale: float = PIXEL_SCALE
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     layout: Layout | None = None
     channels: Channels | None = None
     resize: tuple[int, int] | None = None
+    background: str | None = None
+    kind: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.background is not None:
+            as_colour(self.background)
 
     @property
     def of_unit_pixels(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -65,18 +78,32 @@ class PictureForm:
     layout: Layout
 
 
-def open_picture(path: Path, form: PictureForm) -> Image.Image:
+def open_picture(path: Path, form: PictureForm, preprocessing: Preprocessing) -> Image.Image:
     """A picture from a file, gray or coloured as the model takes it.
 
     Raises   InputError naming the file and what to do
     """
-    picture = read_picture(path)
-    if picture.mode == "F":
+    picture = read_picture(path, background=preprocessing.background)
+    wide, kind = picture.mode == "F", preprocessing.kind
+    if kind is not None and wide != (kind == "values"):
+        found, wanted = ("more than 8", "8") if wide else ("8", "more than 8")
         raise InputError(
-            f"{path}: pictures of more than 8 bits are not read; save it with 8 bits, or as a "
-            "float32 array"
+            f"{path}: has {found} bits, and the model was trained on pictures of {wanted}; give "
+            "those that its owner would"
         )
-    return picture.convert("L" if form.channels is Channels.GRAY else "RGB")
+    if not wide:
+        return picture.convert("L" if form.channels is Channels.GRAY else "RGB")
+    if kind is None and preprocessing.scale == PIXEL_SCALE:
+        raise InputError(
+            f"{path}: has more than 8 bits; say with --scale what makes the model's input of its "
+            "numbers, such as 1/4095, or save it with 8 bits"
+        )
+    if form.channels is not Channels.GRAY:
+        raise InputError(
+            f"{path}: has more than 8 bits and is gray, the model takes colours; save it with 8 "
+            "bits"
+        )
+    return picture
 
 
 def prepare_picture(

@@ -172,6 +172,15 @@ def where_not_finite(graph: Graph, feeds: Feeds) -> str:
     return ""
 
 
+def sizes_remedy(graph: Graph, feeds: Feeds) -> str:
+    """What to do about sizes that a model may not take, to end an error; empty if none is free."""
+    bound = bound_sizes(graph, feeds)
+    sizes = ", ".join(f"{symbol}={bound[symbol]}" for symbol in graph.free_sizes)
+    return sizes and (
+        f"; the model may not take inputs of {sizes}: give others, pictures by --resize H,W"
+    )
+
+
 def joined(graph: Graph, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The outputs of a batch from those of its parts, in order.
 

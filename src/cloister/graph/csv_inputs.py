@@ -5,17 +5,26 @@ out. A model with one input takes the columns as its features, in the file's ord
 the caller names.
 """
 
-import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from cloister.base.reading import open_regular, parsing
+from cloister.data.cells import BadCell, CellFormat
+from cloister.data.columns import Column
+from cloister.data.csv_dialect import find_dialect
+from cloister.data.csv_source import TableSource
+from cloister.data.plain_table import read_plain_table
+from cloister.data.table_options import TableOptions
 from cloister.errors import InputError
 from cloister.graph.array_conversion import as_input, convert
 from cloister.graph.batch import element_type
 from cloister.graph.graph import Graph
+from cloister.graph.sample_form import sample_form
+
+_NOT_FINITE = frozenset({"nan", "inf", "+inf", "-inf", "infinity", "-infinity"})
+"""What a model may take, unlike a data set."""
 
 
 def read_csv(
@@ -27,7 +36,13 @@ def read_csv(
 
     Raises   InputError naming the file, line and column
     """
-    table = _table(path)
+    form = sample_form(graph)
+    if form is not None and form.columns:
+        if columns is not None:
+            raise InputError("--columns: the model takes columns by their names; leave it out")
+        return _described(graph, form.columns, path)
+    read = read_plain_table(path)
+    table = read.columns
     several = len(graph.inputs) > 1
     if several and columns is not None:
         raise InputError("--columns: the model takes columns by their names; leave it out")
@@ -37,29 +52,59 @@ def read_csv(
         raise InputError(f"{path}: no column {missing[0]!r}; its columns are {', '.join(table)}")
     chosen = {name: table[name] for name in wanted}
     if several:
-        made = {name: _column(graph, name, cells, path) for name, cells in chosen.items()}
+        made = {
+            name: _numbers(cells, element_type(graph, name), path, name, read.form)
+            for name, cells in chosen.items()
+        }
     else:
         (name,) = graph.inputs
-        made = {name: _features(graph, name, chosen, path)}
+        made = {name: _features(graph, name, chosen, path, read.form)}
     return {
         name: as_input(graph, name, array, f"{path}: input {name!r}", whole=False)
         for name, array in made.items()
     }
 
 
+def _described(graph: Graph, columns: Sequence[Column], path: Path) -> dict[str, np.ndarray]:
+    """The columns that an exported model describes, read as the data set's owners read them.
+
+    Raises   InputError, RangeError naming lines and columns of all bad cells
+    """
+    wanted = {column.name for column in columns}
+    header = find_dialect(path).header
+    others = tuple(
+        name or f"column {place}"
+        for place, name in enumerate(header, 1)
+        if name not in wanted
+    )  # fmt: skip
+    source = TableSource(path, TableOptions(label=(), without=others))
+    source.use(columns, clip=True)
+    cells = source.read(np.arange(source.samples)).reshape(source.samples, -1)
+    return {
+        column.name: _own_cells(column, cells[:, place]).astype(element_type(graph, column.name))
+        for place, column in enumerate(columns)
+    }
+
+
+def _own_cells(column: Column, cells: np.ndarray) -> np.ndarray:
+    """Cells as a model's input takes them: numbers, days or texts, of which "" is a missing one."""
+    if column.kind != "category":
+        return cells[:, None]
+    texts = ["" if math.isnan(cell) else column.values[int(cell)] for cell in cells.tolist()]
+    return np.array(texts, object)[:, None]
+
+
 def _features(
-    graph: Graph, name: str, table: Mapping[str, Sequence[str]], path: Path
+    graph: Graph, name: str, table: Mapping[str, Sequence[str]], path: Path, form: CellFormat
 ) -> np.ndarray:
     dtype = element_type(graph, name)
-    columns = [_numbers(cells, dtype, path, column) for column, cells in table.items()]
+    columns = [_numbers(cells, dtype, path, column, form) for column, cells in table.items()]
     return np.stack(columns, axis=1)
 
 
-def _column(graph: Graph, name: str, cells: Sequence[str], path: Path) -> np.ndarray:
-    return _numbers(cells, element_type(graph, name), path, name)
-
-
-def _numbers(cells: Sequence[str], dtype: np.dtype, path: Path, column: str) -> np.ndarray:
+def _numbers(
+    cells: Sequence[str], dtype: np.dtype, path: Path, column: str, form: CellFormat
+) -> np.ndarray:
     """Cells as a model's element type; whole numbers are read exactly."""
     what = f"{path}, column {column!r}"
     if dtype.kind == "O":
@@ -69,29 +114,10 @@ def _numbers(cells: Sequence[str], dtype: np.dtype, path: Path, column: str) -> 
     except (ValueError, OverflowError):
         pass
     found = np.empty(len(cells))
-    for row, cell in enumerate(cells):
-        try:
-            found[row] = float(cell)
-        except ValueError:
-            why = "is no number such as 1234.5" if cell else "is missing; fill it, or write nan"
-            raise InputError(f"{what}: the value of row {row + 1} {why}") from None
+    for row, cell in enumerate(cells, 1):
+        value = form.number(cell) if cell.lower() not in _NOT_FINITE else float(cell)
+        if isinstance(value, BadCell):
+            why = f": {value.why}; correct it" if cell else " is missing; fill it, or write nan"
+            raise InputError(f"{what}: the value of row {row}{why}")
+        found[row - 1] = value
     return convert(found, dtype, what, 0)
-
-
-def _table(path: Path) -> dict[str, list[str]]:
-    """The cells of every column, by its name."""
-    with parsing(f"{path}: not a readable CSV file; save it as UTF-8"), open_regular(path) as file:
-        text = file.read().decode("utf-8-sig")
-        rows = [row for row in csv.reader(text.splitlines(), strict=True) if row]
-    header = [cell.strip() for cell in rows[0]] if rows else []
-    if not header or "" in header or len(set(header)) < len(header):
-        raise InputError(f"{path}: needs a first line with a different name for each column")
-    for number, row in enumerate(rows[1:], 1):
-        if len(row) != len(header):
-            raise InputError(
-                f"{path}: row {number} has {len(row)} cells, and the header {len(header)}"
-            )
-    if len(rows) < 2:
-        raise InputError(f"{path}: holds no rows")
-    cells = zip(*rows[1:], strict=True)
-    return {name: [cell.strip() for cell in one] for name, one in zip(header, cells, strict=True)}

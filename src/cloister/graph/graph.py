@@ -86,7 +86,8 @@ class Graph:
     operators, `domains` the versions of the others in use. `separable`: each sample's outputs
     depend on that sample alone, so a free batch may be run in parts; `joins` has the axis on which
     the parts of an output are joined that shape inference did not find (batch.py). `defaults` has
-    inputs that a caller may leave out, with their values then; they carry no batch.
+    inputs that a caller may leave out, with their values then; they carry no batch. `samples` is
+    what the file says of its owner's units (sample_form.py), for readers of files alone.
     """
 
     name: str
@@ -101,8 +102,9 @@ class Graph:
     separable: bool = True
     joins: Mapping[str, int] = field(default_factory=dict)
     defaults: Mapping[str, np.ndarray] = field(default_factory=dict)
+    samples: str = ""
 
-    @property
+    @cached_property
     def required_inputs(self) -> tuple[str, ...]:
         """The inputs without a default."""
         return tuple(name for name in self.inputs if name not in self.defaults)

@@ -16,7 +16,7 @@ from cloister.graph.element_types import ELEMENT_TYPES, element_number
 from cloister.graph.graph import Graph, Node, OpaqueType, Size, Subgraph, TensorType
 from cloister.graph.legality import check
 
-MAGIC, VERSION = b"CLOG", 1
+MAGIC, VERSION = b"CLOG", 2
 MAX_OPSET = 2**31 - 1
 
 
@@ -64,6 +64,7 @@ def graph_document(
         "separable": graph.separable,
         "joins": dict(graph.joins),
         "constants": _constants(graph.constants, writer, left_out),
+        "samples": graph.samples,
     }
 
 
@@ -72,9 +73,10 @@ def read_graph(document: object, reader: Reader) -> Graph:
 
     Raises   ModelError, and what the parts of a damaged document make Python raise
     """
-    (name, opset, domains, inputs, outputs, nodes, types, opaque, separable, joins, constants) = (
-        read_fields(document, "name", "opset", "domains", "inputs", "outputs", "nodes", "types",
-                "opaque", "separable", "joins", "constants")
+    (name, opset, domains, inputs, outputs, nodes, types, opaque, separable, joins, constants,
+     samples) = read_fields(
+        document, "name", "opset", "domains", "inputs", "outputs", "nodes", "types", "opaque",
+        "separable", "joins", "constants", "samples",
     )  # fmt: skip
     given = [_read_input(one, reader) for one in entries(inputs)]
     made = tuple(_read_node(one, reader) for one in entries(nodes))
@@ -95,6 +97,7 @@ def read_graph(document: object, reader: Reader) -> Graph:
         separable=truth(separable),
         joins=mapping(joins, lambda axis: whole(axis, least=0, most=canonical.MAX_RANK)),
         defaults={one: default for one, default in given if default is not None},
+        samples=text(samples),
     )
     check(graph)
     return graph

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from jaxtyping import Float32
 
 from cloister.base.reading import open_regular, parsing
 from cloister.data.array_files import array_header
+from cloister.data.picture_folder import is_picture_file
 from cloister.data.pictures import skipped_text
 from cloister.data.preprocessing import (
     Channels,
@@ -31,8 +33,8 @@ from cloister.graph.array_conversion import as_input
 from cloister.graph.batch import batch_axis, bound_sizes, element_type, is_other, part, sample_count
 from cloister.graph.csv_inputs import read_csv
 from cloister.graph.graph import Graph
+from cloister.graph.sample_form import own_pixels, sample_form
 
-PICTURES = (".png", ".jpg", ".jpeg")
 ARRAYS = (".npy", ".npz")
 TABLE = ".csv"
 _TABLE_AXES = 2
@@ -80,6 +82,7 @@ def read_inputs(
             f"input {other!r} is a sequence, a map or optional, which no file holds; call "
             "Session.run"
         )
+    preprocessing = own_pixels(graph, preprocessing)
     batches: list[tuple[Path, dict[str, np.ndarray]]] = []
     names: list[str] = []
     for path in _files(paths, note):
@@ -88,9 +91,7 @@ def read_inputs(
         batches.append((path, batch))
         names += [str(path)] if count == 1 else [f"{path}[{i}]" for i in range(count)]
     if not names:
-        raise InputError(
-            "no inputs given; name pictures (PNG, JPEG), arrays (.npy, .npz) or a .csv"
-        )
+        raise InputError("no inputs given; name pictures, arrays (.npy, .npz) or a .csv")
     axes = {name: batch_axis(graph, name) for name in graph.inputs}
     arrays = {name: _together(name, axes[name], batches) for name in graph.inputs}
     return Inputs(arrays, tuple(names), axes)
@@ -135,10 +136,10 @@ def _files(paths: Sequence[Path], note: Callable[[str], None] | None) -> Iterato
 
 def _in_folder(path: Path, note: Callable[[str], None] | None) -> list[Path]:
     inside = sorted(path.iterdir())
-    found = [p for p in inside if p.suffix.lower() in (*PICTURES, *ARRAYS, TABLE)]
+    found = [p for p in inside if p.suffix.lower() in (*ARRAYS, TABLE) or is_picture_file(p)]
     if not found:
         raise InputError(
-            f"{path}: the folder holds no picture (PNG, JPEG) and no .npy, .npz or .csv; "
+            f"{path}: the folder holds no picture and no .npy, .npz or .csv; "
             "folders in it are not read"
         )
     if note is not None and len(found) < len(inside):
@@ -167,13 +168,20 @@ def _read(
     else:
         (name,) = graph.required_inputs
         form = picture_form(graph, name, path, preprocessing)
-        batch = {name: prepare_picture(open_picture(path, form), form, preprocessing, path)[None]}
+        batch = {name: _as_input(path, form, preprocessing)[None]}
     batch = {**graph.defaults, **batch}
     try:
         bound_sizes(graph, batch)
     except ShapeError as error:
         raise InputError(f"{path}: {error}") from None
     return batch
+
+
+def _as_input(
+    path: Path, form: PictureForm, preprocessing: Preprocessing
+) -> Float32[np.ndarray, "a b c"]:
+    picture = open_picture(path, form, preprocessing)
+    return prepare_picture(picture, form, preprocessing, path)
 
 
 def picture_form(graph: Graph, name: str, path: Path, preprocessing: Preprocessing) -> PictureForm:
@@ -212,16 +220,35 @@ def _from_array(
 ) -> np.ndarray:
     expected = element_type(graph, name)
     is_batch = batch_axis(graph, name) is not None
+    form = sample_form(graph)
+    if form is not None and form.kind == "values":
+        array = _own_values(graph, name, array)
     if array.dtype == np.uint8 and expected.kind == "f" and is_batch:
-        form = picture_form(graph, name, path, preprocessing)
-        pictures = [as_picture(one, form, path) for one in split_pixels(array, path)]
-        return np.stack([prepare_picture(one, form, preprocessing, path) for one in pictures])
+        shown = picture_form(graph, name, path, preprocessing)
+        pictures = [as_picture(one, shown, path) for one in split_pixels(array, path)]
+        return np.stack([prepare_picture(one, shown, preprocessing, path) for one in pictures])
     if array.dtype.kind in "iu" and expected.kind == "f" and array.ndim > _TABLE_AXES:
         raise InputError(
             f"{path}: holds {array.dtype} numbers, input {name!r} takes {expected}; convert pixels "
             f"to uint8, and other numbers with array.astype({str(expected)!r})"
         )
     return as_input(graph, name, array, f"{path}: input {name!r}", whole=False)
+
+
+def _own_values(graph: Graph, name: str, array: np.ndarray) -> np.ndarray:
+    """Samples as their owner encrypted them: whole numbers too, and other orders of their axes.
+
+    Domain   numbers that float32 does not hold exactly are rounded, as other values are
+    """
+    sizes = graph.sizes(name) or ()
+    if array.dtype.kind in "iu":
+        array = array.astype(np.float64)
+    if len(sizes) != 4 or array.shape[1:] == sizes[1:]:
+        return array
+    height, width, channels = sizes[1:]
+    if array.shape[1:] == (channels, height, width):
+        return array.transpose(0, 2, 3, 1)
+    return array[..., None] if (*array.shape[1:], 1) == sizes[1:] else array
 
 
 def _read_arrays(

@@ -244,7 +244,8 @@ class Plan:
         if digest is not None and (found := hashlib.sha256(data.data).digest()) != digest:
             raise PlanError(
                 f"{path}: is not the plan {digest.hex()[:16]} that is wanted; the plan is "
-                f"{found.hex()}"
+                f"{found.hex()}; give the file of the other plan; pads for this one are made by "
+                f"`cloister pads make {path}`"
             )
         plan = cls._of(data, f"{path}: not a plan that can be read")
         if policy is not None:

@@ -223,10 +223,14 @@ def _samples(calibration: Inputs | None, inputs: Inputs | None) -> tuple[Samples
     if calibration is not None:
         return (
             calibration.arrays,
-            f"calibrated on {len(calibration.names)} samples of --calibration",
+            f"calibrated on {_samples_text(len(calibration.names))} of --calibration",
         )
     if inputs is None:
         raise InputError("--calibration: name typical inputs")
     used = min(SELF_CALIBRATION, len(inputs.names))
     which = "" if used == len(inputs.names) else f" (the first {used})"
     return inputs.first(used), f"calibrated on the inputs themselves{which}"
+
+
+def _samples_text(count: int) -> str:
+    return "1 sample" if count == 1 else f"{count} samples"

@@ -107,7 +107,10 @@ def _session(graph: Graph, inner: Sequence[str]) -> WeightsAsInputs:
     try:
         return WeightsAsInputs(graph, outputs=(*graph.outputs, *inner), threads=0, optimised=True)
     except ORT_ERRORS as error:
-        raise UnsupportedError(f"ONNX Runtime does not run the model: {one_line(error)}") from None
+        raise UnsupportedError(
+            "ONNX Runtime does not run the model; where sizes are free, give samples of others "
+            f"(pictures: --resize H,W): {one_line(error)}"
+        ) from None
 
 
 def _run(
@@ -118,7 +121,7 @@ def _run(
     except ORT_ERRORS as error:
         raise RangeError(
             "calibration: ONNX Runtime cannot run the model on these samples "
-            f"({type(error).__name__}); check their values"
+            f"({type(error).__name__}); check their values and sizes"
         ) from None
 
 

@@ -23,6 +23,8 @@ from cloister.data.target_encoding import Ranges, check_target_ranges
 from cloister.errors import InputError
 
 DEFAULT_BITS = 8
+FEWEST_ELEMENTS = 3
+"""A row of fewer weights names an element, or packs two into a value: the authority refuses it."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,9 @@ def propose(
     shape = (1, 1, sum(column.elements for column in columns)) if columns else source.shape
     info = DatasetInfo(name, shape, len(classes), encoding, 0, 0, targets=source.targets)
     notes = Notes(source.kind, classes, columns, target_ranges)
-    return _agreement(info, privacy, notes=notes.to_json())
+    proposed = _agreement(info, privacy, notes=notes.to_json())
+    _require_a_function(proposed)
+    return proposed
 
 
 def accept(found: Agreement, source: Source, new: NewDataset, privacy: Privacy) -> Agreement:
@@ -125,6 +129,30 @@ def accept(found: Agreement, source: Source, new: NewDataset, privacy: Privacy) 
     accepted = _agreement(replace(info, encoding=encoding), privacy, notes=found.terms.notes)
     _require_no_excess(found, accepted, new, privacy)
     return accepted
+
+
+def _require_a_function(proposed: Agreement) -> None:
+    """Refuse a budget of which a training server could never spend anything.
+
+    Raises   InputError; not for a budget of 0, which says so itself
+    """
+    info, limits = proposed.info, proposed.terms.limits(proposed.info)
+    if info.mode == "paper" or info.budget_rank == 0:
+        return
+    trusted = "or let a trusted runtime alone train (--privacy budget=0)"
+    if info.dim < FEWEST_ELEMENTS:
+        raise InputError(
+            f"data set {info.name}: samples of {info.dim} elements have no function that does not "
+            f"give an element away, and no key would be issued to a training server; add columns, "
+            f"{trusted}"
+        )
+    # An exact value mixes elements, and so has more bits than one of them.
+    value_bits = min(limits.value_bits, info.encoding.bits)
+    if limits.max_bits is not None and limits.max_bits < value_bits:
+        raise InputError(
+            f"data set {info.name}: {limits.max_bits} bits of a sample are less than the "
+            f"{value_bits} of one value; raise --max-bits, lower --value-bits, {trusted}"
+        )
 
 
 def _difference(info: DatasetInfo, notes: Notes, new: NewDataset) -> str | None:
@@ -200,17 +228,15 @@ def _columns(
     columns = source.columns(new.ranges)
     kinds = {column.kind for column in columns} if new.ranges is None else set()
     told = [
-        *(["smallest and largest value"] if kinds - {"category"} else []),
-        *(["values, if it is a category"] if "category" in kinds else []),
-        *(["fill of missing cells"] if any(column.fill is not None for column in columns) else []),
+        *(["every column's smallest and largest value"] if kinds - {"category"} else []),
+        *(["every value of a category"] if "category" in kinds else []),
+        *(["every fill of missing cells"] if any(c.fill is not None for c in columns) else []),
     ]
     if told:
-        remedy = (
-            "give public --ranges to avoid it" if kinds else "give values to --fill to avoid it"
-        )
+        option = "public --ranges" if kinds else "values to --fill"
         note(
-            f"every column's {' and '.join(told)} of your data becomes known to the other clients "
-            f"and the authority; {remedy}"
+            f"{', '.join(told)} of your data becomes known to the other clients and the "
+            f"authority; give {option} to avoid it"
         )
     return columns
 

@@ -8,6 +8,7 @@ the optimiser and the order of the samples are those of plain training with the 
 """
 
 import hashlib
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -54,6 +55,7 @@ from cloister.training.target_losses import Loss, loss_of
 
 __all__ = ["Trainer", "TrainingData", "epoch_order"]
 
+_log = logging.getLogger("cloister.training")
 Update = Callable[[int, int], None]
 EVALUATION_BATCH = 256
 LABEL_BATCH = 4096
@@ -379,6 +381,10 @@ class Trainer:
             position.seconds, trained.fit, tested.fit,
         )  # fmt: skip
         self.history.append(result)
+        _log.info(
+            "data set %s: epoch %d, loss %.4g", self.info.name, self.history[-1].epoch,
+            self.history[-1].loss,
+        )  # fmt: skip
         self.position = Position(epoch=position.epoch + 1)
         self._schedule.step(result.loss)
         for callback in self._callbacks:

@@ -183,8 +183,7 @@ def train(
         )  # fmt: skip
         if keep.model is not None:
             require_room(keep.model, trainer)
-        name = defined.name
-        with _kept(trainer, keep, name=name, authority=authority.fingerprint) as made:
+        with _kept(trainer, keep, name=defined.name, authority=authority.fingerprint) as made:
             trainer.prepare(lambda done, total: update("samples", done, total))
             history = trainer.fit(epochs, update=lambda done, total: update("steps", done, total))
         spent = _spent(authority, opened.name, remark)
@@ -194,8 +193,8 @@ def train(
             "its model may have learned from them: train again, with a new --checkpoint"
         )
     if keep.curve is not None:
-        write_curve(history, keep.curve, title=f"{name} on {opened.name}, encrypted")
-    outcome = _outcome(trainer, history, name=name, kept=made, spent=spent, remarks=remarks)
+        write_curve(history, keep.curve, title=f"{defined.name} on {opened.name}, encrypted")
+    outcome = _outcome(trainer, history, name=defined.name, kept=made, spent=spent, remarks=remarks)
     if keep.page is not None:
         files.replace(keep.page, run_page(outcome).encode(), private=False)
     return outcome

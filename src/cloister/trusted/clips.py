@@ -39,7 +39,8 @@ class ClipRule:
     def __init__(self, plan: Plan) -> None:
         nodes = plan.linear_nodes
         self._names = [node.node for node in nodes]
-        self._elements = np.array([node.linear.geometry.in_elements for node in nodes], np.int64)
+        self._sizes = [node.linear.geometry.in_elements for node in nodes]
+        self._elements = np.array(self._sizes, np.int64)
         first = _first_layers(plan)
         least = np.array([1 if name in first else LEAST for name in self._names], np.int64)
         # The smallest count that is too much.
@@ -49,14 +50,17 @@ class ClipRule:
         self, rows: dict[str, LayerRow], clipped: UInt64[np.ndarray, "nodes inputs"]
     ) -> tuple[int, ...]:
         """Add counts to the rows of the layers; the inputs outside the calibrated range."""
-        clipped = clipped.astype(np.int64)
         inputs = clipped.shape[1]
-        totals, worst = clipped.sum(axis=1), clipped.max(axis=1, initial=0)
-        quantised, shares = inputs * self._elements, worst / self._elements
-        counts = zip(quantised.tolist(), totals.tolist(), shares.tolist(), strict=True)
-        for name, (seen, cut, share) in zip(self._names, counts, strict=True):
+        for name, size in zip(self._names, self._sizes, strict=True):
+            rows[name].quantised += inputs * size
+        if not clipped.any():
+            return ()
+        clipped = clipped.astype(np.int64)
+        totals, worst = clipped.sum(axis=1), clipped.max(axis=1)
+        shares = worst / self._elements
+        counts = zip(self._names, totals.tolist(), shares.tolist(), strict=True)
+        for name, cut, share in counts:
             row = rows[name]
-            row.quantised += seen
             row.clipped += cut
             if share > row.clipped_share:
                 row.clipped_share = share

@@ -16,7 +16,7 @@ import numpy as np
 
 from cloister.base.rng import Csprng, SystemRandom
 from cloister.errors import ClipError, ClipWarning, PlanError, RangeError
-from cloister.graph.batch import cut, joined, sample_count, where_not_finite
+from cloister.graph.batch import cut, joined, sample_count, sizes_remedy, where_not_finite
 from cloister.plan.plan import Plan
 from cloister.plan.samples import Samples, sample_groups
 from cloister.trusted.clips import OnClip, clip_text
@@ -287,13 +287,15 @@ class Session:
             MicroBatch(part, sample_count(graph, part), self._plans.plan_for(part))
             for part in cut(graph, feeds, self._batch)
         ]
-        for lane in self._made:
-            lane.keep(self._plans.kept)
+        if self._plans.made > 1:
+            for lane in self._made:
+                lane.keep(self._plans.kept)
         reported = _Progress(progress, total)
         try:
             self._lanes.run(jobs, reported)
         except RangeError as error:
-            raise RangeError(f"{error}{where_not_finite(graph, feeds)}") from None
+            why = where_not_finite(graph, feeds) or sizes_remedy(self._plans.inputs, feeds)
+            raise RangeError(f"{error}{why}") from None
         outputs = joined(graph, [job.outputs for job in jobs])
         meter, transcript = jobs[0].meter, jobs[0].transcript
         for job in jobs[1:]:

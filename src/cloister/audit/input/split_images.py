@@ -17,6 +17,7 @@ from cloister.audit.input.attack_knowledge import PixelMap
 from cloister.audit.input.image_score import wilson_interval
 from cloister.base.reading import open_regular, parsing
 from cloister.data.idx_file import read_idx
+from cloister.data.picture_folder import is_picture_file
 from cloister.data.preprocessing import (
     Channels,
     Layout,
@@ -29,7 +30,7 @@ from cloister.data.preprocessing import (
 )
 from cloister.errors import InputError, RangeError, ShapeError, UnsupportedError
 from cloister.graph.graph import Graph
-from cloister.graph.input_files import PICTURES, picture_form
+from cloister.graph.input_files import picture_form
 from cloister.plan.split_report import CANDIDATES, RULE, binomial_tail
 
 LEAST_SIZE = 4
@@ -246,14 +247,14 @@ def _items(path: Path) -> tuple[list[Item], list[Item] | None]:
         if test.is_file() and train.is_file():
             attackable, known = (_pictures(read_idx(one, axes=3), one) for one in (test, train))
             return attackable, known
-        found = sorted(one for one in path.rglob("*") if one.suffix.lower() in PICTURES)
+        found = sorted(one for one in path.rglob("*") if is_picture_file(one))
         if not found:
-            raise InputError(f"{path}: the folder holds no picture (PNG, JPEG), nor do its folders")
+            raise InputError(f"{path}: the folder holds no picture, nor do its folders")
         return list(found), None
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     if path.suffix.lower() != ".npz":
-        raise InputError(f"{path}: give a folder of pictures (PNG, JPEG), or an .npz of arrays")
+        raise InputError(f"{path}: give a folder of pictures, or an .npz of arrays")
     with parsing(f"{path}: not a readable .npz file"), open_regular(path) as file:
         arrays = np.load(file, allow_pickle=False)
         if set(HALVES) <= set(arrays.files):
@@ -290,7 +291,7 @@ def _pictures(array: np.ndarray, path: Path) -> list[Item]:
 def _prepared(item: Item, form: PictureForm, path: Path) -> Float32[np.ndarray, "c h w"]:
     """An image in 0..1."""
     if isinstance(item, Path):
-        return prepare_picture(open_picture(item, form), form, AS_UNIT, item)
+        return prepare_picture(open_picture(item, form, AS_UNIT), form, AS_UNIT, item)
     if item.dtype == np.uint8:
         return prepare_picture(as_picture(item, form, path), form, AS_UNIT, path)
     wanted = (*form.size, 1 if form.channels is Channels.GRAY else 3)

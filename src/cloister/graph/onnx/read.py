@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from cloister.graph.onnx.separability import with_separability
 from cloister.graph.onnx.symbols import batch_choices, linear_weights, require_free
 from cloister.graph.ort_session import ORT_ERRORS, runtime_session
 from cloister.graph.passes.padding import with_explicit_padding
+from cloister.graph.sample_form import KEY
 
 NO_DIMS: Mapping[str, int] = {}
 FLOAT = onnx.TensorProto.FLOAT
@@ -107,6 +109,7 @@ def _import_message(
     optional = own.ir_version >= onnx.IR_VERSION_2019_1_22
     listed = [value.name for value in own.graph.input] if optional else []
     large = _taken_out(own, constants)
+    samples = next((entry.value for entry in own.metadata_props if entry.key == KEY), "")
     given = {tensor.name for tensor in own.graph.initializer} | set(large)
     given.update(sparse.values.name for sparse in own.graph.sparse_initializer)
     inputs = [value for value in own.graph.input if value.name not in given]
@@ -121,7 +124,8 @@ def _import_message(
         with_separability(with_batch_sizes(with_dynamic_batch(with_explicit_padding(sized))))
         for sized in map(with_batch_sizes, batch_choices(graph))
     ]
-    return max(choices, key=lambda choice: (linear_weights(choice), choice.separable))
+    best = max(choices, key=lambda choice: (linear_weights(choice), choice.separable))
+    return replace(best, samples=samples)
 
 
 def _taken_out(own: onnx.ModelProto, constants: Mapping[int, np.ndarray]) -> dict[str, np.ndarray]:
