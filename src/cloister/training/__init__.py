@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cloister.training.classifier import EncryptedClassifier
     from cloister.training.data_owner import encrypt
     from cloister.training.encrypted_model import EncryptedModel
+    from cloister.training.exported_model import export
     from cloister.training.layers import EncryptedConv2d, EncryptedLinear
     from cloister.training.model_file import ModelDefinition
     from cloister.training.predictions import PredictionOptions
@@ -48,6 +49,7 @@ __all__ = [
     "Settings",
     "Trainer",
     "encrypt",
+    "export",
     "open_answers",
     "train",
     "write_answers",
@@ -73,6 +75,7 @@ _HOMES = {
     "Settings": "training.settings",
     "Trainer": "training.trainer",
     "encrypt": "training.data_owner",
+    "export": "training.exported_model",
     "open_answers": "training.answers",
     "train": "training.training_run",
     "write_answers": "training.answers",
