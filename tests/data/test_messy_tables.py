@@ -541,6 +541,11 @@ def test_unlabelled_samples_have_no_labels(path):
     found, source = read(path, CSV["strings"], label=(), without=("label", "sex"))
     equal(found, age=AGE, bp=BP)
     assert (source.labels, source.names, source.samples) == (None, (), 40)
+    gap = "age,bp\n20,90.0\n,\n30,91.0\n"
+    assert "line 3, column age: the value is missing" in refusal(path, gap, label=())
+    found, source = read(path, gap, label=(), drop=True)
+    equal(found, age=[20, 30], bp=[90, 91])
+    assert source.row_numbers.tolist() == [0, 2]
 
 
 # ---- the data set's columns

@@ -169,7 +169,8 @@ class TableSource:
             absent = np.array([c.is_null().to_numpy(zero_copy_only=False) for c in rows.columns])
             # A separator at the end of each line makes a column of nothing.
             absent = absent[[bool(self._dialect.header[place]) for place in places]]
-            empty = np.asarray(absent.all(axis=0))
+            # The answers to unlabelled rows are counted by row: none is left out unasked.
+            empty = np.asarray(absent.all(axis=0)) & bool(self._options.label)
             self._left_out["empty rows"] += int(empty.sum())
             dropped = absent.any(axis=0) & ~empty & self._options.drop
             self._left_out["rows with missing cells"] += int(dropped.sum())
