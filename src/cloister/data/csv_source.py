@@ -54,7 +54,7 @@ class TableSource:
 
     def __init__(
         self,
-        path: Path,
+        path: Path | str,
         options: TableOptions | None = None,
         *,
         targets: Targets | None = None,
@@ -66,7 +66,7 @@ class TableSource:
         Raises   InputError, RangeError, ShapeError naming file, line and column
         """
         self._options = options = options or TableOptions()
-        self._path = path
+        self._path = path = Path(path)
         self._fill = FillRule.parse(options.fill)
         self._dialect = find_dialect(
             path, separator=options.separator, encoding=options.encoding, wanted=options.label
