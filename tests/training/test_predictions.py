@@ -285,7 +285,7 @@ def test_samples_that_cannot_be_answered_for_are_named(clinics):
 def test_nothing_to_predict_is_said(clinics, tmp_path):
     clinic = clinics("frozen")
     whole = IdSpans.of([(120, 180)])
-    with pytest.raises(InputError, match="has no unlabelled samples"):
+    with pytest.raises(InputError, match="has no samples of split unlabelled"):
         clinic.model.predict(clinic.opened.without(whole), authority=clinic.client)
 
 

@@ -68,6 +68,9 @@ Split = Annotated[
 TestFraction = Annotated[
     float, typer.Option("--test-fraction", min=0.0, max=1.0, help="Random part kept for testing.")
 ]
+Unlabelled = Annotated[
+    bool, typer.Option("--unlabelled", help="The samples have no labels: they are to be predicted.")
+]
 Noise = Annotated[
     float | None,
     typer.Option(
@@ -87,6 +90,17 @@ Order = Annotated[
 Patience = Annotated[
     float,
     typer.Option("--patience", min=0, help="Seconds to wait for other clients that append."),
+]
+Digests = Annotated[
+    Path | None,
+    typer.Option(
+        "--digests",
+        metavar="FOLDER",
+        help="Digests of your samples, to notice the same ones. Default: your state folder.",
+    ),
+]
+Again = Annotated[
+    bool, typer.Option("--again", help="Add samples that you have added before all the same.")
 ]
 ValueBits = Annotated[
     int | None,
@@ -285,6 +299,7 @@ class SampleOptions:
 
     split: Split = None
     test_fraction: TestFraction = 0.0
+    unlabelled: Unlabelled = False
     noise: Noise = None
     clip: Clip = False
     x: X = "x"
@@ -303,20 +318,17 @@ class SampleOptions:
         size = None if self.resize is None else options.picture_size(self.resize)
         pictures = PictureOptions(self.background, self.channels, size)
         return open_source(
-            path,
-            x=self.x,
-            y=self.y,
-            table=table,
-            targets=self.targets,
-            layout=self.layout,
-            pictures=pictures,
-        )
+            path, x=self.x, y=self.y, table=table, targets=self.targets, layout=self.layout,
+            pictures=pictures, unlabelled=self.unlabelled,
+        )  # fmt: skip
 
     def tested(self) -> float:
         """The part that is kept for testing.
 
         Raises   InputError
         """
+        if self.unlabelled and (self.split is not None or self.test_fraction):
+            raise InputError("--unlabelled samples train and test nothing: leave out the split")
         if self.split not in (None, "train", "test"):
             raise InputError(f"--split {self.split}: train or test")
         if self.split is not None and self.test_fraction:
@@ -339,6 +351,8 @@ def encrypt(
     new: NewOptions,
     name: Name = None,
     order: Order = None,
+    digests: Digests = None,
+    again: Again = False,
     patience: Patience = PATIENCE_S,
     json: options.Json = False,
 ) -> None:
@@ -358,7 +372,8 @@ def encrypt(
             with stages() as update, _saying(sources[: len(parts)], out_file):
                 part = training.encrypt(
                     source, out_file, authority=service, privacy=allowed, new=described, name=name,
-                    test_fraction=tested, noise=samples.noise, clip=samples.clip, order=order,
+                    test_fraction=tested, unlabelled=samples.unlabelled, noise=samples.noise,
+                    clip=samples.clip, order=order, digests=digests, again=again,
                     patience_s=patience, note=note, update=update,
                 )  # fmt: skip
             parts.append(part)
@@ -440,6 +455,7 @@ def show(
         "classes": opened.classes,
         "bits": opened.encoding.bits, "low": opened.encoding.low, "high": opened.encoding.high,
         "samples": opened.samples, "test_samples": len(opened.test_ids),
+        "unlabelled_samples": len(opened.unlabelled_ids),
         "authority": opened.authority_fingerprint,
     }  # fmt: skip
     if withdrawn is not None:

@@ -5,12 +5,9 @@ from typing import Annotated
 
 import typer
 
-from cloister.base import files
+from cloister import training
 from cloister.cli import options
 from cloister.cli.console import emit_json, out
-from cloister.errors import InputError
-from cloister.training.encrypted_model import EncryptedModel
-from cloister.training.exported_model import exported
 
 Folder = Annotated[
     Path, typer.Argument(metavar="MODEL", help="The --out folder of `cloister train`.")
@@ -27,16 +24,12 @@ def export(
     Only a client's token tells these names. The file holds all weights, and `cloister run` serves
     it on an untrusted worker.
     """
-    if out_file.suffix.lower() != ".onnx":
-        raise InputError(f"--out {out_file}: give a file .onnx")
-    model = EncryptedModel.open(folder)
     with keys.connect() as authority:
-        made = exported(model, authority=authority)
-    files.replace(out_file, made.content, private=True)
+        made = training.export(folder, out_file, authority=authority)
     if json:
         emit_json({"out": out_file, "inputs": made.inputs, "outputs": made.outputs})
         return
-    out().print(f"{out_file}  {model.name} trained on {model.info.name}", soft_wrap=True)
+    out().print(f"{out_file}  {made.model}, trained on {made.dataset}", soft_wrap=True)
     for role, described in (("takes", made.inputs), ("gives", made.outputs)):
         for name, text in described.items():
             out().print(f"{role} {name}: {text}", soft_wrap=True)

@@ -22,6 +22,7 @@ from cloister.cli import (
     model_verbs,
     options,
     pads_verbs,
+    predict_verbs,
     splits_verbs,
     train_verbs,
     worker_verbs,
@@ -65,6 +66,16 @@ _verb(
     train_verbs.train, TRAINING,
     "train data.cloister --authority https://key.example:8443 --pin authority.pub "
     "--token @server.token",
+)  # fmt: skip
+_verb(
+    predict_verbs.predict, TRAINING,
+    "predict model data.cloister --authority https://key.example:8443 --pin authority.pub "
+    "--token @server.token --out data.answers --answers-to client",
+)  # fmt: skip
+_verb(
+    predict_verbs.answers, TRAINING,
+    "answers data.answers --authority https://key.example:8443 --pin authority.pub "
+    "--token @client.token --order order.npz --out predictions.csv",
 )  # fmt: skip
 _verb(
     export_verbs.export, TRAINING,

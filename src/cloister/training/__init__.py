@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from cloister.data.folder_source import FolderSource, PictureOptions
     from cloister.data.owner import NewDataset, Privacy
     from cloister.data.sources import ArraySource
+    from cloister.training.answers import open_answers, write_answers
     from cloister.training.callbacks import Callback, EarlyStopping
     from cloister.training.classifier import EncryptedClassifier
     from cloister.training.data_owner import encrypt
     from cloister.training.encrypted_model import EncryptedModel
+    from cloister.training.exported_model import export
     from cloister.training.layers import EncryptedConv2d, EncryptedLinear
     from cloister.training.model_file import ModelDefinition
+    from cloister.training.predictions import PredictionOptions
     from cloister.training.settings import Settings
     from cloister.training.trainer import Trainer
     from cloister.training.training_run import RunFiles, train
@@ -40,12 +43,16 @@ __all__ = [
     "ModelDefinition",
     "NewDataset",
     "PictureOptions",
+    "PredictionOptions",
     "Privacy",
     "RunFiles",
     "Settings",
     "Trainer",
     "encrypt",
+    "export",
+    "open_answers",
     "train",
+    "write_answers",
 ]
 
 _HOMES = {
@@ -62,12 +69,16 @@ _HOMES = {
     "ModelDefinition": "training.model_file",
     "NewDataset": "data.owner",
     "PictureOptions": "data.folder_source",
+    "PredictionOptions": "training.predictions",
     "Privacy": "data.owner",
     "RunFiles": "training.training_run",
     "Settings": "training.settings",
     "Trainer": "training.trainer",
     "encrypt": "training.data_owner",
+    "export": "training.exported_model",
+    "open_answers": "training.answers",
     "train": "training.training_run",
+    "write_answers": "training.answers",
 }
 
 

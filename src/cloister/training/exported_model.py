@@ -17,14 +17,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
+from cloister.base import files
 from cloister.data.columns import Column
 from cloister.data.owner import Notes
+from cloister.errors import InputError
 from cloister.graph.onnx.export import model_bytes
 from cloister.graph.sample_form import KEY, SampleForm
 from cloister.ring.linear import Geometry
@@ -39,11 +42,32 @@ TRAINING, CLAIMS = "cloister.training", "cloister.claims"
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """An ONNX file, and what it takes and gives, by name."""
+    """An ONNX file, and what it takes and gives, by name.
 
+    model, dataset   names of what was trained, and on what
+    """
+
+    model: str
+    dataset: str
     content: bytes
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
+
+
+def export(model: Path | str, out: Path | str, *, authority: ClientAccess) -> ExportedModel:
+    """Write the ONNX file of a model that `train` kept; for its owner alone (0600).
+
+    model       its folder
+    authority   of the data set, asked with a client's token
+
+    Raises      InputError naming the file; EncryptionError, UnknownDatasetError as `translation`
+    """
+    out = Path(out)
+    if out.suffix.lower() != ".onnx":
+        raise InputError(f"{out}: give a file .onnx")
+    made = exported(EncryptedModel.open(model), authority=authority)
+    files.replace(out, made.content, private=True)
+    return made
 
 
 def exported(model: EncryptedModel, *, authority: ClientAccess) -> ExportedModel:
@@ -66,6 +90,8 @@ def exported(model: EncryptedModel, *, authority: ClientAccess) -> ExportedModel
     helper.set_model_props(made, _metadata(model, told))
     onnx.checker.check_model(made)
     return ExportedModel(
+        model.name,
+        model.info.name,
         made.SerializeToString(),
         _taken(model, told.notes, nodes),
         {value.name: ", ".join(told.notes.classes) for value in outputs},

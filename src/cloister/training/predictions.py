@@ -11,7 +11,7 @@ have the secret numbers of the data set file (`translation` undoes them).
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -36,6 +36,7 @@ from cloister.training.training_claims import prediction_claims
 if TYPE_CHECKING:
     from cloister.training.encrypted_model import EncryptedModel
 
+Split = Literal["train", "test", "unlabelled", "all"]
 CHUNK = 512
 """Samples of one request."""
 _SAME = ("name", "shape", "classes", "targets", "encoding")
@@ -70,6 +71,8 @@ class PredictionOptions:
     unblind_to   who is given the first layer's values; None: as when the model was trained
     answers_to   for whom the answers are: the server, or the clients, to whom `answers` seals them
     evaluates    compare the answers with the encrypted labels, by sums
+    split        of the samples that are answered for where none are named; None: the unlabelled
+                 ones, or to evaluate the test split
     allow_unbounded_leakage   the consent that a data set of mode paper needs
     patience_s   how long an authority or a ciphertext host may be away
     threads      of this process
@@ -78,6 +81,7 @@ class PredictionOptions:
     unblind_to: Receiver | None = None
     answers_to: AnswersTo = "server"
     evaluates: bool = False
+    split: Split | None = None
     allow_unbounded_leakage: bool = False
     patience_s: float = 60.0
     threads: int = 1
@@ -85,6 +89,8 @@ class PredictionOptions:
     def __post_init__(self) -> None:
         if self.answers_to not in get_args(AnswersTo):
             raise InputError(f"answers_to must be server or client, got {self.answers_to!r}")
+        if self.split not in (None, *get_args(Split)):
+            raise InputError(f"split must be {', '.join(get_args(Split))}, got {self.split!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +134,7 @@ def predict(
 ) -> Predictions:
     """Answer for encrypted samples.
 
-    ids      the samples; None: all unlabelled ones, or to evaluate all test samples
+    ids      the samples; None: those of the options' split
     host     with unblind_to trusted: who makes the products on ciphertexts
     update   is called with the samples that are done, and all
 
@@ -146,7 +152,7 @@ def predict(
     check_origin(dataset, authority)
     _check_model(model, dataset, info, authority.fingerprint)
     _check_consent(info, settings, host)
-    chosen = _chosen(dataset, ids, authority.withdrawn(dataset.name), evaluates=options.evaluates)
+    chosen = _chosen(dataset, ids, authority.withdrawn(dataset.name), options)
     own: CiphertextServer = LocalCiphertextServer(dataset, threads=settings.threads)
     products = Products(
         info,
@@ -226,15 +232,15 @@ def _chosen(
     dataset: EncryptedDataset,
     named: ArrayLike | None,
     withdrawn: IdSpans,
-    *,
-    evaluates: bool,
+    options: PredictionOptions,
 ) -> Int64[np.ndarray, " n"]:
     """The samples to answer for.
 
     Raises   InputError where there are none, or one of them was withdrawn or has no label
     """
-    ids = dataset.test_ids if evaluates else dataset.unlabelled_ids
-    ids = ids[~withdrawn.holds(ids)]
+    split = options.split or ("test" if options.evaluates else "unlabelled")
+    there = dataset.without(withdrawn)
+    ids = there.ids if split == "all" else there.split[split]
     if named is not None:
         given = np.asarray(named)
         if given.dtype.kind not in "iu" or given.ndim != 1:
@@ -243,9 +249,9 @@ def _chosen(
             )
         ids = given.astype(np.int64)
     if not len(ids):
-        kind = "test samples to evaluate with" if evaluates else "unlabelled samples"
         raise InputError(
-            f"{dataset.path}: has no {kind}; name others (ids=, --split), or encrypt some"
+            f"{dataset.path}: has no samples of split {split}; choose another one (split=, "
+            "--split), or encrypt some (unlabelled=True, --unlabelled)"
         )
     gone = withdrawn.holds(ids)
     if gone.any():
@@ -254,7 +260,7 @@ def _chosen(
             f"{int(gone.sum()):,} of those named; leave these out"
         )
     unlabelled = np.isin(ids, dataset.unlabelled_ids)
-    if evaluates and unlabelled.any():
+    if options.evaluates and unlabelled.any():
         raise InputError(
             f"{dataset.path}: sample {int(ids[int(np.argmax(unlabelled))])} has no label to "
             "evaluate with; name test samples (--split test)"
