@@ -541,6 +541,15 @@ def test_unlabelled_samples_have_no_labels(path):
     found, source = read(path, CSV["strings"], label=(), without=("label", "sex"))
     equal(found, age=AGE, bp=BP)
     assert (source.labels, source.names, source.samples) == (None, (), 40)
+    path.write_text(CSV["middle"])
+    for text in (CSV["middle"], written("age,bp", lambda i, p: f"{p.age},{p.bp}")):
+        path.write_text(text)
+        source = open_source(path, unlabelled=True)
+        equal(dict(zip(source.column_names, source.read(np.arange(40)).reshape(40, 2).T, strict=True)),
+              age=AGE, bp=BP)  # fmt: skip
+        assert source.labels is None
+        said = ("column label is left out",) if "label" in text else ()
+        assert source.remarks == said
     gap = "age,bp\n20,90.0\n,\n30,91.0\n"
     assert "line 3, column age: the value is missing" in refusal(path, gap, label=())
     found, source = read(path, gap, label=(), drop=True)
