@@ -602,6 +602,16 @@ def test_what_a_file_suggests_does_not_count_beside_the_data_set(path):
     np.testing.assert_array_equal(source.read(np.arange(3)).reshape(-1), [1, 0, 0])
 
 
+def test_a_column_without_cells_is_filled_by_the_data_set(path):
+    table = column("2024-01-01", "2024-01-03", "") + '"2024-01-02",1\n'
+    first = read(path, table, fill="median")[1].columns()
+    path.write_text("x,label\n,0\nNA,1\n")
+    source = TableSource(path)
+    source.use(first)
+    assert source.remarks == ("column x: dates are read as %Y-%m-%d",
+                              "column x: 2 missing cells are filled by 2024-01-02")  # fmt: skip
+
+
 def test_public_ranges_say_how_columns_are_read(path):
     path.write_text(CSV["dates"])
     ranges = {"visit": ("2000-01-01", "2030-01-01"), "age": (0, 120), "bp": (50, 250)}

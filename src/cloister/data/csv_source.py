@@ -123,7 +123,7 @@ class TableSource:
         """
         public = {} if ranges is None else _public_columns(ranges, self._places)
         self._fill.require_known(self._places)
-        self._read_as(self._suggested(public), {n for n in self._places if self._fills(n)})
+        self._read_as(self._suggested(public), set(filter(self._fill.applies_to, self._places)))
         described = [self._described(name, public.get(name)) for name in self._readings]
         self._note_columns(described)
         return tuple(described)
@@ -296,9 +296,6 @@ class TableSource:
 
     # ---- columns
 
-    def _fills(self, name: str) -> bool:
-        return self._fill.applies_to(name)
-
     def _described(self, name: str, public: Column | None) -> Column:
         """A column of a new data set."""
         reading, place = self._readings[name], list(self._readings).index(name)
@@ -364,7 +361,6 @@ class TableSource:
                 shown = fill if isinstance(fill, str) else _written(column, fill)
                 said.append(f"{filled:,} missing cells are filled by {shown}")
             notes += [f"column {column.name}: {one}" for one in said]
-
         self._remark((*class_balance(self.labels, self.names, self.targets), *notes))
 
     def _remark(self, notes: Sequence[str]) -> None:
