@@ -18,6 +18,14 @@ import cloister.base._native as native  # noqa: E402  (after the hook that check
 from instruction_sets import forced  # noqa: E402
 
 
+@pytest.fixture(scope="session", autouse=True)
+def state(tmp_path_factory):
+    """Where programs keep state of their user: not in the user's home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The shared models and data; the test is skipped where they are absent."""

@@ -253,7 +253,6 @@ ELSEWHERE = {
     ("cli/main.py", "os.open"),  # /dev/null
     ("base/reading.py", "os.open"),  # to read
     ("data/writer.py", "TemporaryFile"),  # without a name
-    ("data/sources.py", "TemporaryFile"),
     ("data/spool.py", "TemporaryFile"),
     # In a folder that was made for this and is its owner's alone.
     ("graph/onnx/frontends.py", "TemporaryDirectory"),

@@ -238,7 +238,7 @@ def test_training_goes_on_beside_a_client_that_was_killed(site, cloister, tmp_pa
     assert first.err == ""
     dying = subprocess.run(
         [sys.executable, "-P", "-c", CLIENT, "after register",
-         *map(str, ("data", "encrypt", one, *reach, "--out", file))],
+         *map(str, ("data", "encrypt", one, *reach, "--out", file, "--again"))],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
     )  # fmt: skip
     assert dying.returncode == -signal.SIGKILL
@@ -250,7 +250,7 @@ def test_training_goes_on_beside_a_client_that_was_killed(site, cloister, tmp_pa
     assert epochs[1][0] == epochs[0][0]
     assert len(epochs[1]) == 2
     # Once samples are added to the file it is another run, and says so.
-    assert cloister("data", "encrypt", one, *reach, "--out", file).code == 0
+    assert cloister("data", "encrypt", one, *reach, "--out", file, "--again").code == 0
     third = cloister(*train, "--epochs", 3)
     assert third.code == 2
     assert "use another --checkpoint" in third.err

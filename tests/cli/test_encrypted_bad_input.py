@@ -86,7 +86,7 @@ def test_values_that_do_not_fit(place, refused, cloister, tmp_path, value, messa
     if np.isnan(value):
         assert message in refused("data", "encrypt", bad, *to, "--clip")
     else:
-        assert cloister("data", "encrypt", bad, *to, "--clip").code == 0
+        assert cloister("data", "encrypt", bad, *to, "--clip", "--again").code == 0
 
 
 def test_samples_of_another_dimension(place, refused, tmp_path):

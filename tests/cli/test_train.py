@@ -127,18 +127,21 @@ def test_numbers_are_trained_and_their_fit_is_shown(place, cloister, refused, tm
     ran = cloister(
         "data", "encrypt", tmp_path / "set.npz", *place.reach("client"), "--out", data,
         "--range=-1,1", "--test-fraction", 0.25, "--order", order, "--value-bits", 32,
-        "--max-bits", 10**6, "--privacy", "budget=6", "--classes", "pressure,pulse",
+        "--max-bits", 10**6, "--privacy", "budget=8", "--classes", "pressure,pulse",
     )  # fmt: skip
     assert ran.code == 0, ran
     assert "smallest and largest value of every number" in ran.err
     log, curve, page = tmp_path / "log", tmp_path / "curve.svg", tmp_path / "page.html"
-    run = ("train", data, *place.reach("server"), "--batch", 16, "--checkpoint", tmp_path / "run")
+    run = (
+        "train", data, *place.reach("server"), "--batch", 16, "--learning-rate", 0.01,
+        "--checkpoint", tmp_path / "run",
+    )  # fmt: skip
     assert "has numbers to learn; choose mse or l1" in refused(*run, "--loss", "cross-entropy")
     ran = cloister(*run, "--epochs", 20, "--json", "--release-log", log)
     assert ran.code == 0, ran
     found = json.loads(ran.out)
     assert found["test_accuracy"] is None
-    assert all(value > 0.4 for value in found["test_fit"]["r2"])
+    assert all(value > 0.6 for value in found["test_fit"]["r2"])
     assert len(found["epochs"][-1]["train_fit"]["rmse"]) == 2
     assert "as parts of a range" in said(found)["training server", "labels"]["text"]
     # What was measured comes back from the checkpoint.

@@ -164,6 +164,29 @@ def test_training_of_the_readme_runs(tmp_path):
     assert (tmp_path / "digits.cloister").exists()
 
 
+def test_the_tutorial_of_several_clinics_runs(tmp_path):
+    """The blocks as they stand, with a free port."""
+    pytest.importorskip("torch")
+    pytest.importorskip("sklearn")
+    text = (ROOT / "docs/tutorials/several-clinics.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    script = "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        script = script.replace(":8443", f":{free.getsockname()[1]}")
+    (tmp_path / "tables.py").write_text(code)
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"set -e; trap 'kill $!; wait' EXIT; python tables.py; {script}"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300,
+        env=_with_commands(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "569 samples in 2 parts of data set biopsies merged into" in done.stdout
+    assert "11 samples of data set biopsies withdrawn, 558 are left" in done.stdout
+    assert "269 samples of data set biopsies withdrawn, 289 are left" in done.stdout
+    assert "280 samples of data set biopsies were withdrawn and are left out" in done.stderr
+    assert re.search(r"biopsies +budgeted +569 +280 +30 +7 ", done.stdout)
+
+
 def test_python_of_the_training_tutorial_runs(tmp_path):
     """The blocks as they stand, one after the other, with an authority at a free port."""
     pytest.importorskip("torch")

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,6 +9,7 @@ from cloister.data.preprocessing import Channels, Layout, Preprocessing
 from cloister.errors import InputError
 from cloister.graph.graph import Graph, TensorType
 from cloister.graph.input_files import read_inputs
+from cloister.graph.sample_form import SampleForm
 from dicom_files import dicom
 
 
@@ -255,6 +258,45 @@ def test_pictures_of_more_than_eight_bits_need_a_scale(tmp_path):
     np.testing.assert_allclose(scaled[0, 0], deep / 4095, rtol=1e-6)
     with pytest.raises(InputError, match="is gray, the model takes colours"):
         one(graph(3, 5, 7), tmp_path / "deep.png", Preprocessing(scale=1))
+
+
+def stating(kind, *shape):
+    """A model that says in what units its owner's samples are."""
+    return replace(graph(*shape), samples=SampleForm(kind, (), "classes", ("a", "b")).to_json())
+
+
+def test_a_model_of_its_owners_units_takes_pictures_as_they_are(tmp_path):
+    deep = np.random.default_rng(0).integers(0, 4096, (5, 7), dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    Image.fromarray(pixels(5, 7, 0)).save(tmp_path / "fine.png")
+    got = one(stating("values", 5, 7, 1), tmp_path / "deep.png")
+    np.testing.assert_array_equal(got[0, ..., 0], deep)
+    got = one(stating("pixels", 1, 5, 7), tmp_path / "fine.png")
+    np.testing.assert_array_equal(got[0, 0], pixels(5, 7, 0))
+    with pytest.raises(
+        InputError, match=r"has more than 8 bits, and the model was trained on .* 8"
+    ):
+        one(stating("pixels", 1, 5, 7), tmp_path / "deep.png")
+    with pytest.raises(InputError, match=r"has 8 bits, and the model was trained on .*more than 8"):
+        one(stating("values", 5, 7, 1), tmp_path / "fine.png")
+    for kind in ("pixels", "values"):
+        with pytest.raises(InputError, match=r"as they are.*leave out --scale"):
+            one(stating(kind, 5, 7, 1), tmp_path / "fine.png", Preprocessing(scale=1 / 4095))
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i2", ">f8", "f4"])
+def test_a_model_of_its_owners_values_takes_their_arrays(tmp_path, dtype):
+    values = np.random.default_rng(0).integers(0, 100, (4, 5, 7, 3)).astype(dtype)
+    for name, array in (("last", values), ("first", values.transpose(0, 3, 1, 2))):
+        np.save(tmp_path / f"{name}.npy", array)
+        got = one(stating("values", 5, 7, 3), tmp_path / f"{name}.npy")
+        np.testing.assert_array_equal(got, values)
+    np.save(tmp_path / "gray.npy", values[..., 0])
+    got = one(stating("values", 5, 7, 1), tmp_path / "gray.npy")
+    np.testing.assert_array_equal(got, values[..., :1])
+    np.save(tmp_path / "other.npy", values.transpose(0, 2, 1, 3))
+    with pytest.raises(InputError, match=r"other.npy"):
+        one(stating("values", 5, 7, 3), tmp_path / "other.npy")
 
 
 def test_dicom_pictures_are_in_the_modalitys_unit(tmp_path):

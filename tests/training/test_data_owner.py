@@ -165,7 +165,7 @@ def test_a_small_table_has_a_budget_that_trains_or_is_refused(service, tmp_path,
                 encrypt(table(dim), out, privacy=privacy, **options)
         assert not out.exists()
         made = encrypt(table(dim), out, privacy="budget=0", **options)
-        assert "only `cloister train --unblind-to trusted` trains" in made.remarks[0]
+        assert "only `cloister train --unblind-to trusted` trains" in made.remarks[-1]
         proposed = replace(made.agreement.info, budget_rank=1)
         with pytest.raises(FunctionError):
             ask_as_a_trainer(tmp_path / "a2", proposed, table(dim))

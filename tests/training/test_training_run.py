@@ -151,7 +151,7 @@ def test_a_file_is_compared_with_the_authority_before_any_key(served, tmp_path):
         train(served.path, authority=keys, epochs=2, settings=RUN)
     before = tmp_path / "before.cloister"
     shutil.copy(served.path, before)
-    served.encrypt()
+    served.encrypt(again=True)
     noted = []
     with served.connect() as keys:
         found = train(before, authority=keys, epochs=2, settings=RUN, note=noted.append)
@@ -348,3 +348,15 @@ def test_a_withdrawal_during_a_run_is_said_at_its_end(served):
                 served.path, authority=keys, epochs=1, settings=asking,
                 update=lambda *_: served.authority.withdraw("set", IdSpans.of([(6, 40)])),
             )  # fmt: skip
+
+
+def test_parts_and_epochs_are_logged(served, caplog):
+    caplog.set_level("INFO", logger="cloister")
+    served.encrypt(name="other", path=served.folder / "other.cloister", again=True)
+    with served.connect() as keys:
+        found = train(served.path, authority=keys, epochs=2, settings=RUN)
+    told = [record.getMessage() for record in caplog.records if record.name == "cloister.training"]
+    assert re.fullmatch(r"data set other: part [0-9a-f]{32} with 120 samples is in .*", told[0])
+    assert told[1:] == [
+        f"data set set: epoch {one.epoch}, loss {one.loss:.4g}" for one in found.epochs
+    ]

@@ -241,7 +241,8 @@ def test_when_all_workers_die_that_is_the_error(plan):
     assert all(link.closed for link in links)
 
 
-def test_a_liar_among_two_stops_everything_and_is_never_used_again(plan):
+def test_a_liar_among_two_stops_everything_and_is_never_used_again(plan, caplog):
+    caplog.set_level("INFO", logger="cloister.session")
     under_way = threading.Event()
     liar, honest = SlowLiar("liar", under_way), Announcing("honest", under_way)
     feeds = nets.samples(CHAIN, 8)
@@ -259,6 +260,7 @@ def test_a_liar_among_two_stops_everything_and_is_never_used_again(plan):
         same(result, one_lane(plan, feeds, batch=1))
         assert len(liar.seen) == said == 1
         assert result.report.workers_lost == ("liar",)
+        assert "worker liar hung, died or lied" in caplog.text
         # Coefficients of every lane are redrawn, and the old ones erased.
         assert not any(vectors.b.any() for vectors in before)
 

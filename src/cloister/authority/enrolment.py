@@ -20,7 +20,9 @@ from cloister.authority.agreement import Agreement, Known
 from cloister.authority.permutation import target_permutation
 from cloister.authority.records import check_terms
 from cloister.authority.registration import NewPart
+from cloister.base import hkdf
 from cloister.base.rng import KEY_BYTES, Csprng
+from cloister.data.id_spans import IdSpans
 from cloister.data.info import DatasetInfo, PartInfo, Register
 
 
@@ -40,6 +42,10 @@ class ClientService(Protocol):
         """The registered parts of a data set."""
         ...
 
+    def withdrawn(self, dataset: str) -> IdSpans:
+        """The samples for which no key is issued."""
+        ...
+
     def register(self, agreed: Agreement, new: NewPart) -> int:
         """Hand over a part's keys; gives the id of its first sample. The same again is accepted.
 
@@ -52,12 +58,14 @@ class ClientService(Protocol):
 class Enrolment:
     """A client's place in a data set whose agreement it has accepted.
 
-    Secret   permutation
+    digest_key   of the client's own digests of samples; all clients of the data set derive the same
+    Secret       permutation, digest_key
     """
 
     agreement: Agreement
     fingerprint: str
     permutation: Int64[np.ndarray, " classes"]
+    digest_key: bytes
     register: Register
 
     @property
@@ -85,4 +93,5 @@ def enrol(service: ClientService, accepted: Agreement, *, rng: Csprng) -> Enrolm
         return service.register(agreed, NewPart(part, samples, sha256, key, label_key, is_first))
 
     permutation = target_permutation(label_key, agreed.info)
-    return Enrolment(agreed, service.fingerprint, permutation, register)
+    digest_key = hkdf.derive(label_key, info=b"cloister sample digests")
+    return Enrolment(agreed, service.fingerprint, permutation, digest_key, register)

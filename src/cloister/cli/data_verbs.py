@@ -91,6 +91,17 @@ Patience = Annotated[
     float,
     typer.Option("--patience", min=0, help="Seconds to wait for other clients that append."),
 ]
+Digests = Annotated[
+    Path | None,
+    typer.Option(
+        "--digests",
+        metavar="FOLDER",
+        help="Digests of your samples, to notice the same ones. Default: your state folder.",
+    ),
+]
+Again = Annotated[
+    bool, typer.Option("--again", help="Add samples that you have added before all the same.")
+]
 ValueBits = Annotated[
     int | None,
     typer.Option(
@@ -340,6 +351,8 @@ def encrypt(
     new: NewOptions,
     name: Name = None,
     order: Order = None,
+    digests: Digests = None,
+    again: Again = False,
     patience: Patience = PATIENCE_S,
     json: options.Json = False,
 ) -> None:
@@ -360,7 +373,8 @@ def encrypt(
                 part = training.encrypt(
                     source, out_file, authority=service, privacy=allowed, new=described, name=name,
                     test_fraction=tested, unlabelled=samples.unlabelled, noise=samples.noise,
-                    clip=samples.clip, order=order, patience_s=patience, note=note, update=update,
+                    clip=samples.clip, order=order, digests=digests, again=again,
+                    patience_s=patience, note=note, update=update,
                 )  # fmt: skip
             parts.append(part)
             if not json:

@@ -140,7 +140,7 @@ StopEarly = Annotated[
         "--early-stopping",
         metavar="EPOCHS",
         min=1,
-        help="End when the encrypted test accuracy has not improved for so many.",
+        help="End when accuracy or R2 on the encrypted test samples has not improved for so many.",
     ),
 ]
 CheckpointFolder = Annotated[

@@ -5,7 +5,6 @@ is like. Then the cells are spooled as numbers to an unnamed temporary file, by 
 data set if there is one, so that every owner encodes alike.
 """
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
@@ -24,6 +23,7 @@ from cloister.data.csv_reader import LISTED, TextRows, read_rows
 from cloister.data.encoding import Kind, require_no_outlier
 from cloister.data.info import Targets
 from cloister.data.label_columns import LabelColumns
+from cloister.data.spool import Spool
 from cloister.data.table_options import STATISTICS, FillRule, TableOptions
 from cloister.data.table_remarks import class_balance, suspicions
 from cloister.errors import InputError
@@ -260,7 +260,7 @@ class TableSource:
         self._readings, self._incomplete = {}, {}
         order = [list(self._places).index(name) for name in readings]
         bad, count = BadCells(self._dialect), 0
-        with tempfile.TemporaryFile() as spooled:
+        with Spool(str(self._path)) as spool:
             for rows in self._rows():
                 cells = np.empty((len(rows.numbers), len(readings)))
                 for at, (name, reading) in enumerate(readings.items()):
@@ -268,13 +268,11 @@ class TableSource:
                     self._complain_of_missing(bad, rows, name, texts, fillable)
                     cells[:, at] = self._converted(bad, rows, name, texts, reading)
                 count += len(cells)
-                spooled.write(cells.tobytes())
+                spool.write(cells.tobytes())
             bad.refuse()
             if count != self.samples:
                 raise InputError(f"{self._path}: was changed while it was read; try again")
-            spooled.flush()
-            # The mapping outlives the file, which has no name.
-            self._cells = np.memmap(spooled, np.float64, "r", shape=(count, len(readings)))
+            self._cells = spool.array(np.float64, (count, len(readings)))
         self._readings = readings
 
     def _complain_of_missing(

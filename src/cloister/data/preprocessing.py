@@ -40,7 +40,11 @@ class Channels(StrEnum):
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From pixels to model inputs; `resize` is (height, width), `background` a colour."""
+    """From pixels to model inputs; `resize` is (height, width), `background` a colour.
+
+    kind   pixels: pictures of 8 bits alone; values: of more alone, whose numbers are the inputs;
+           None: those of more than 8 bits need a scale of their own
+    """
 
     scale: float = PIXEL_SCALE
     mean: tuple[float, ...] = (0.0,)
@@ -49,6 +53,7 @@ class Preprocessing:
     channels: Channels | None = None
     resize: tuple[int, int] | None = None
     background: str | None = None
+    kind: str | None = None
 
     def __post_init__(self) -> None:
         if self.background is not None:
@@ -79,9 +84,16 @@ def open_picture(path: Path, form: PictureForm, preprocessing: Preprocessing) ->
     Raises   InputError naming the file and what to do
     """
     picture = read_picture(path, background=preprocessing.background)
-    if picture.mode != "F":
+    wide, kind = picture.mode == "F", preprocessing.kind
+    if kind is not None and wide != (kind == "values"):
+        found, wanted = ("more than 8", "8") if wide else ("8", "more than 8")
+        raise InputError(
+            f"{path}: has {found} bits, and the model was trained on pictures of {wanted}; give "
+            "those that its owner would"
+        )
+    if not wide:
         return picture.convert("L" if form.channels is Channels.GRAY else "RGB")
-    if preprocessing.scale == PIXEL_SCALE:
+    if kind is None and preprocessing.scale == PIXEL_SCALE:
         raise InputError(
             f"{path}: has more than 8 bits; say with --scale what makes the model's input of its "
             "numbers, such as 1/4095, or save it with 8 bits"

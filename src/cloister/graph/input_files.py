@@ -236,17 +236,19 @@ def _from_array(
 
 
 def _own_values(graph: Graph, name: str, array: np.ndarray) -> np.ndarray:
-    """Samples as their owner encrypted them: whole numbers too, and without an axis of one channel.
+    """Samples as their owner encrypted them: whole numbers too, and other orders of their axes.
 
     Domain   numbers that float32 does not hold exactly are rounded, as other values are
     """
     sizes = graph.sizes(name) or ()
     if array.dtype.kind in "iu":
         array = array.astype(np.float64)
-    lacks_channel = (
-        array.ndim == len(sizes) - 1 and sizes[-1] == 1 and array.shape[1:] == sizes[1:-1]
-    )
-    return array[..., None] if lacks_channel else array
+    if len(sizes) != 4 or array.shape[1:] == sizes[1:]:
+        return array
+    height, width, channels = sizes[1:]
+    if array.shape[1:] == (channels, height, width):
+        return array.transpose(0, 2, 3, 1)
+    return array[..., None] if (*array.shape[1:], 1) == sizes[1:] else array
 
 
 def _read_arrays(

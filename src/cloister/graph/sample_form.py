@@ -6,9 +6,11 @@ and of answers take their names and units from there.
 
 import json
 from dataclasses import dataclass, replace
+from typing import get_args
 
 from cloister.base.reading import parsing
 from cloister.data.columns import Column
+from cloister.data.encoding import Kind
 from cloister.data.info import TARGETS
 from cloister.data.preprocessing import Preprocessing
 from cloister.errors import InputError, ModelError
@@ -16,7 +18,7 @@ from cloister.graph.graph import Graph
 
 KEY = "cloister.samples"
 """The entry of an ONNX file's metadata."""
-KINDS = ("pixels", "values", "table")
+KINDS: tuple[str, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
@@ -69,17 +71,17 @@ def sample_form(graph: Graph) -> SampleForm | None:
 
 
 def own_pixels(graph: Graph, given: Preprocessing) -> Preprocessing:
-    """How pixels become inputs of a model that may state that it takes them as they are.
+    """How pictures become inputs of a model that may state that it takes them as they are.
 
     Raises   InputError for preprocessing that such a model does not need
     """
     form = sample_form(graph)
-    if form is None or form.kind != "pixels":
+    if form is None or form.kind == "table":
         return given
     usual = Preprocessing()
     if (given.scale, given.mean, given.std) != (usual.scale, usual.mean, usual.std):
+        taken = "pixels as they are, 0 to 255" if form.kind == "pixels" else "values as they are"
         raise InputError(
-            f"model {graph.name!r}: takes pixels as they are, 0 to 255; leave out --scale, --mean "
-            "and --std"
+            f"model {graph.name!r}: takes {taken}; leave out --scale, --mean and --std"
         )
-    return replace(given, scale=1.0)
+    return replace(given, scale=1.0, kind=form.kind)

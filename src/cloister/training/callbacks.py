@@ -8,12 +8,11 @@ from typing import Any, Literal, Protocol, get_args
 from torch import nn
 from torch.optim import Optimizer
 
-from cloister.data.info import DatasetInfo
 from cloister.errors import InputError
 from cloister.training.checkpoint import EpochResult
 from cloister.training.settings import Settings
 
-Monitored = Literal["test_accuracy", "train_accuracy", "test_r2", "train_r2", "loss"]
+Monitored = Literal["test_quality", "train_quality", "loss"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,6 @@ class Training(Protocol):
     """The run that a callback is called from: a `Trainer`."""
 
     settings: Settings
-    info: DatasetInfo
     model: nn.Module
     optimizer: Optimizer
     history: list[EpochResult]
@@ -74,15 +72,15 @@ class Callback:
 class EarlyStopping(Callback):
     """Ends a run when what it monitors has not improved for `patience` evaluated epochs.
 
-    monitor     test_accuracy and test_r2 need encrypted test samples; loss is the training loss.
-                Numbers have r2, classes and labels accuracy
+    monitor     qualities are accuracies, or R2 of numbers; test_quality needs encrypted test
+                samples. loss is the training loss
     min_delta   a smaller change is no improvement
 
     Raises   InputError
     """
 
     def __init__(
-        self, patience: int = 5, *, monitor: Monitored = "test_accuracy", min_delta: float = 0.0
+        self, patience: int = 5, *, monitor: Monitored = "test_quality", min_delta: float = 0.0
     ) -> None:
         if patience < 1:
             raise InputError(f"EarlyStopping: patience must be at least 1, got {patience}")
@@ -108,14 +106,7 @@ class EarlyStopping(Callback):
         Raises   InputError when there is nothing to monitor, or when stopping would tell more of
                  the training samples than the epsilon of the run allows
         """
-        kind = training.info.targets
-        figure = "r2" if kind == "numbers" else "accuracy"
-        split, _, monitored = self.monitor.partition("_")
-        if monitored not in ("", figure):
-            raise InputError(
-                f"EarlyStopping: {kind} have no {monitored}; use monitor='{split}_{figure}'"
-            )
-        if split == "test":
+        if self.monitor == "test_quality":
             if not training.has_test_samples:
                 raise InputError(
                     "EarlyStopping: the run evaluates no test samples; encrypt some "
@@ -124,7 +115,7 @@ class EarlyStopping(Callback):
         elif training.settings.noise is not None:
             raise InputError(
                 f"EarlyStopping: when a run ends by its {self.monitor}, that depends on the "
-                f"training samples without noise; use monitor='test_{figure}'"
+                "training samples without noise; use monitor='test_quality'"
             )
 
     def after_epoch(self, training: Training, result: EpochResult) -> None:

@@ -41,24 +41,14 @@ class EpochResult:
     test_fit: GoodnessOfFit | None = None
 
     @property
-    def train_r2(self) -> float | None:
-        """Mean coefficient of determination of all numbers."""
-        return None if self.train_fit is None else self.train_fit.mean_r2
-
-    @property
-    def test_r2(self) -> float | None:
-        """The same on the encrypted test split."""
-        return None if self.test_fit is None else self.test_fit.mean_r2
-
-    @property
     def train_quality(self) -> float | None:
-        """Accuracy, or of numbers `train_r2`: more is better."""
-        return self.train_accuracy if self.train_fit is None else self.train_r2
+        """Accuracy, or of numbers the mean coefficient of determination: more is better."""
+        return self.train_accuracy if self.train_fit is None else self.train_fit.mean_r2
 
     @property
     def test_quality(self) -> float | None:
         """The same on the encrypted test split."""
-        return self.test_accuracy if self.test_fit is None else self.test_r2
+        return self.test_accuracy if self.test_fit is None else self.test_fit.mean_r2
 
 
 @dataclass

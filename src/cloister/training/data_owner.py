@@ -4,10 +4,15 @@ Nothing plain leaves this process. The part's pad key is sealed to the authority
 blinded samples and labels only.
 """
 
+import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+import numpy as np
+from jaxtyping import UInt64
 
 from cloister.authority.agreement import Agreement
 from cloister.authority.enrolment import ClientService, Enrolment, enrol
@@ -16,7 +21,8 @@ from cloister.data.csv_source import TableSource
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.encoder import Encoder, chunks, random_order
 from cloister.data.feature_noise import GaussianNoise
-from cloister.data.info import PartInfo
+from cloister.data.id_spans import NO_IDS
+from cloister.data.info import DatasetInfo, PartInfo
 from cloister.data.owner import (
     NewDataset,
     Notes,
@@ -25,11 +31,13 @@ from cloister.data.owner import (
     add_noise,
     noise_statement,
 )
+from cloister.data.sample_digests import SampleDigests, default_folder
 from cloister.data.sources import ArraySource, Source, open_source
 from cloister.data.writer import PATIENCE_S, Chunk, EncryptedDatasetWriter, check_registered
 from cloister.errors import EncryptionError, InputError, UnknownDatasetError
 from cloister.training.proposal import accept, propose
 
+_log = logging.getLogger("cloister.training")
 Note = Callable[[str], None]
 """Receives a remark for its user, one sentence."""
 Update = Callable[[str, int, int], None]
@@ -68,6 +76,8 @@ def encrypt(
     noise: float | None = None,
     clip: bool = False,
     order: Path | str | None = None,
+    digests: Path | str | None = None,
+    again: bool = False,
     patience_s: float = PATIENCE_S,
     note: Note = lambda text: None,
     update: Update = lambda what, done, total: None,
@@ -85,6 +95,9 @@ def encrypt(
     noise           deviation of Gaussian noise on every value, in multiples of the range
     clip            bring values outside the range to its ends instead of refusing them
     order           a new file .npz that keeps which sample is which: secret, it holds the samples
+    digests         a private folder that keeps digests of your samples, to notice the same ones
+                    again; default: with the state of this user's programs
+    again           add samples all the same that were added before
     patience_s      how long to wait for other clients that are adding to the same file
     note, update    are called with each remark as it arises, and with the progress of the work
 
@@ -124,6 +137,11 @@ def encrypt(
         test_fraction=test_fraction,
         order=rows,
     )
+    seen = SampleDigests(
+        default_folder() if digests is None else Path(digests),
+        fingerprint=enrolment.fingerprint, dataset=info.name, key=enrolment.digest_key, rows=rows,
+    )  # fmt: skip
+    made = seen.watch(made, known=_known(seen, authority, info), again=again)
     if kept is not None:
         made = kept.watch(made)
     if added is not None:
@@ -141,10 +159,17 @@ def encrypt(
         return encrypt(
             samples, out, authority=authority, privacy=privacy, new=new, name=name,
             test_fraction=test_fraction, unlabelled=unlabelled, noise=noise, clip=clip, order=order,
-            patience_s=patience_s, note=note, update=update,
+            digests=digests, again=again, patience_s=patience_s, note=note, update=update,
         )  # fmt: skip
-    if kept is not None:
-        _write_order(kept, part, out)
+    _log.info(
+        "data set %s: part %s with %d samples is in %s", info.name, part.part, part.samples, out
+    )
+    with _added(out):
+        seen.keep(part)
+        if kept is not None:
+            kept.write(part)
+    if seen.repeated is not None:
+        remarks(seen.repeated)
     remarks.after(agreed, samples, encoder, order)
     return EncryptedPart(
         agreed, enrolment.fingerprint, part, encoder.clipped, statement, tuple(remarks.given)
@@ -183,7 +208,7 @@ class _Remarks:
             self(
                 f"data set {info.name} had {info.samples:,} samples; these are added as its "
                 "first client encoded them and on its terms, which give away no more than yours. "
-                "Samples that it held already get a second budget, and may be in both parts"
+                "Samples that another client has added already get a second budget"
             )
         if order is not None:
             self(f"{order} holds your samples in plain; keep it to yourself")
@@ -284,9 +309,20 @@ def _watched(made: Iterator[Chunk], total: int, update: Update) -> Iterator[Chun
         update("encrypting", done, total)
 
 
-def _write_order(kept: OrderFile, part: PartInfo, out: Path) -> None:
+def _known(
+    seen: SampleDigests, authority: ClientService, info: DatasetInfo
+) -> UInt64[np.ndarray, " n"]:
+    """The digests of samples that this owner has added before and not withdrawn."""
+    if not info.samples:
+        return seen.known((), NO_IDS)
+    return seen.known(authority.parts(info.name), authority.withdrawn(info.name))
+
+
+@contextmanager
+def _added(out: Path) -> Iterator[None]:
+    """Say of what fails that the samples are in the data set."""
     try:
-        kept.write(part)
+        yield
     except InputError as error:
         raise InputError(
             f"{error}; the samples are in {out} all the same, do not encrypt them again"

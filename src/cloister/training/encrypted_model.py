@@ -128,9 +128,9 @@ class EncryptedModel:
         Raises   InputError when the folder cannot be written; an older model is still there then
         """
         folder = Path(folder)
-        first = io.BytesIO()
-        np.savez(first, allow_pickle=False, **self.first.arrays())
-        contents = {"first": first.getvalue(), "rest": model_bytes(self.rest), "state": self.state}
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **self.first.arrays())
+        contents = {"first": buffer.getvalue(), "rest": model_bytes(self.rest), "state": self.state}
         digests = {kind: hashlib.sha256(content).hexdigest() for kind, content in contents.items()}
         document = {
             "format": FORMAT, "name": self.name, "run": self.run,

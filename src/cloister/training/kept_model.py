@@ -32,8 +32,8 @@ def kept_model(trainer: Trainer, *, name: str, authority: str) -> EncryptedModel
     Raises      UnsupportedError when a layer behind the first cannot be written as ONNX
     """
     first, rest = _parts(trainer)
-    state = io.BytesIO()
-    torch.save(trainer.own_model.state_dict(), state)
+    buffer = io.BytesIO()
+    torch.save(trainer.own_model.state_dict(), buffer)
     return EncryptedModel(
         name=name,
         run=trainer.run_digest,
@@ -45,7 +45,7 @@ def kept_model(trainer: Trainer, *, name: str, authority: str) -> EncryptedModel
         claims=claims(trainer, epochs=len(trainer.history)),
         first=first,
         rest=rest,
-        state=state.getvalue(),
+        state=buffer.getvalue(),
     )
 
 

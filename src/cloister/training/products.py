@@ -8,6 +8,7 @@ may leave the first term to a host (`server.HostedServer`). What either is sent,
 is in `sent`.
 """
 
+import logging
 import time
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ from cloister.ring import pads
 from cloister.ring.linear import Geometry, LinearMap
 from cloister.training.ciphertexts import CiphertextServer
 
+_log = logging.getLogger("cloister.training")
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 5.0
 
@@ -156,6 +158,7 @@ class Products:
                     # Asking again is free: the ledger does not charge a repeated function.
                     if time.perf_counter() - started + wait > self._patience_s:
                         raise
+                _log.info("the authority is away; asking again in %.1f s", wait)
                 time.sleep(wait)
                 wait = min(2 * wait, LONGEST_WAIT_S)
         finally:

@@ -8,6 +8,7 @@ optimiser and the order of the samples are those of plain training with the same
 """
 
 import hashlib
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -53,6 +54,7 @@ from cloister.training.settings import LossName, Settings
 
 __all__ = ["Trainer", "TrainingData", "epoch_order"]
 
+_log = logging.getLogger("cloister.training")
 Update = Callable[[int, int], None]
 EVALUATION_BATCH = 256
 LABEL_BATCH = 4096
@@ -378,6 +380,10 @@ class Trainer:
             trained.fit, tested.fit,
         )  # fmt: skip
         self.history.append(result)
+        _log.info(
+            "data set %s: epoch %d, loss %.4g", self.info.name, self.history[-1].epoch,
+            self.history[-1].loss,
+        )  # fmt: skip
         self.position = Position(epoch=position.epoch + 1)
         self._schedule.step(loss)
         for callback in self._callbacks:

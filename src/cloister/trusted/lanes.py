@@ -9,6 +9,7 @@ The lanes cut all connections of a worker that lies, hangs or dies, at once. Lan
 finish their micro-batch; after a lie its outputs are dropped.
 """
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -33,6 +34,7 @@ from cloister.trusted.sized_plans import SizedPlan
 from cloister.wire.link import WorkerLink
 from cloister.wire.transcript import RecordingLink, Transcript
 
+_log = logging.getLogger("cloister.session")
 _GONE = (WorkerTimeout, WorkerUnavailable)
 _GRACE_S = 2.0
 """How long an interrupted call lets its lanes finish before it cuts them off."""
@@ -377,6 +379,7 @@ class Lanes:
             return
         self._workers.remove(worker)
         self.lost.append(worker.name)
+        _log.info("worker %s hung, died or lied, and is not used again", worker.name)
         self._disconnect(worker)
 
     def _disconnect(self, worker: Worker) -> None:
