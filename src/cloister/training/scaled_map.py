@@ -70,8 +70,9 @@ class ScaledMap:
             )
         ones = np.ones((1, *geometry.in_shape), np.int16)
         sums = RingMap(self.linear).apply(ones).view(np.int32)
-        constant = sums * (encoding.offset * self.steps) + self.bias
-        found = integers * (encoding.scale * self.steps) + constant
+        inputs = encoding.normalised
+        constant = sums * (inputs.offset * self.steps) + self.bias
+        found = integers * (inputs.scale * self.steps) + constant
         moved = found.astype(np.float32).transpose(0, 3, 1, 2)
         return np.ascontiguousarray(moved).reshape(len(integers), *self.shape)
 
