@@ -630,6 +630,7 @@ def test_pictures_of_several_kinds_are_brought_to_one(cloister, refused, authori
     assert ran.code == 0
     (part,) = json.loads(ran.out)["parts"]
     assert part["remarks"] == [
+        "2 samples repeat others of the same source (samples 5, 6)",
         "files: 1 skipped (sick/notes.txt)", "pictures that --resize changed: 8",
         "pictures that --channels changed: 2",
     ]  # fmt: skip

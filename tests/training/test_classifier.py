@@ -22,7 +22,7 @@ from cloister.training import (
     encrypt,
 )
 from cloister.training.classifier import EncryptedClassifier
-from cloister.training.probabilities import probabilities
+from cloister.training.predictions import answers_of
 from training.doubles import blobs
 
 TRUSTED = Settings(batch=16, unblind_to="trusted")
@@ -34,6 +34,7 @@ class Site:
     def __init__(self, folder, *, pixels=False):
         self.authority = Authority.create(folder / "authority", rng=SystemRandom())
         self.connection = LocalClient(self.authority)
+        self.folder = folder
         self.path, self.order = folder / "set.cloister", folder / "order.npz"
         self.x, y, _ = blobs(300)
         if pixels:
@@ -61,7 +62,7 @@ def test_fit_predict_and_score_in_own_names(site):
     found = site.classifier().fit(site.path)
     assert list(found.classes_) == ["0", "1", "2"]
     probabilities = found.predict_proba(site.x)
-    np.testing.assert_allclose(probabilities.sum(axis=1), 1.0)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, rtol=1e-5)
     named = found.predict(site.x)
     assert (named == found.classes_[probabilities.argmax(axis=1)]).all()
     assert found.score(site.x, site.y) == (named == site.y).mean() > 0.95
@@ -83,14 +84,14 @@ def test_plain_samples_are_predicted_as_their_ciphertexts(site, first_layer):
 
 
 def test_the_papers_loss_gives_a_distribution(site):
-    mse = Settings(batch=16, unblind_to="trusted", loss="mse", learning_rate=0.01)
-    found = site.classifier(settings=mse, model="mlp-sigmoid", epochs=25).fit(site.path)
+    mse = replace(TRUSTED, loss="mse", learning_rate=0.01)
+    found = site.classifier(settings=mse, model="logistic", epochs=25).fit(site.path)
     given = found.predict_proba(site.x)
-    np.testing.assert_allclose(given.sum(axis=1), 1.0)
+    np.testing.assert_allclose(given.sum(axis=1), 1.0, rtol=1e-5)
     assert found.score(site.x, site.y) > 0.9
 
 
-def test_without_a_clients_connection_there_are_numbers_and_no_predictions(site):
+def test_without_a_clients_connection_there_are_no_plain_predictions(site):
     found = site.classifier(client=None, epochs=1).fit(site.path)
     assert list(found.classes_) == [0, 1, 2]
     with pytest.raises(InputError, match="give client="):
@@ -163,5 +164,30 @@ def test_labels_and_numbers_are_no_classes(tmp_path):
 
 def test_probabilities_of_scores():
     scores = np.array([[1000.0, 0.0, -1000.0], [0.0, 0.0, 0.0]], np.float32)
-    np.testing.assert_allclose(probabilities(scores, loss=None), [[1, 0, 0], [1 / 3] * 3])
-    np.testing.assert_allclose(probabilities(scores, loss="mse"), [[2 / 3, 1 / 3, 0], [1 / 3] * 3])
+    wanted = {"cross-entropy": [1, 0, 0], None: [1, 0, 0], "mse": [2 / 3, 1 / 3, 0]}
+    for loss, first in wanted.items():
+        found = answers_of(scores, "classes", loss=loss)
+        np.testing.assert_allclose(found, [first, [1 / 3] * 3], rtol=1e-6)
+    sunk = answers_of(scores - 2000, "classes", loss="mse")
+    np.testing.assert_allclose(sunk, [[1, 0, 0], [1 / 3] * 3], atol=1e-6)
+
+
+def test_encrypted_samples_are_predicted_and_evaluated(site):
+    """The same answers as for the plain ones; the labels stay encrypted."""
+    found = site.classifier(epochs=2, settings=replace(TRUSTED, first_layer="frozen"))
+    found.fit(site.path)
+    assert found.score(site.path) == found.outcome_.test_accuracy
+    with pytest.raises(InputError, match="holds its labels; give no others"):
+        found.score(site.path, site.y)
+    encrypt(
+        ArraySource(site.x, None), site.path, authority=site.connection, unlabelled=True,
+        order=site.folder / "new.npz", privacy="budget=8",
+    )  # fmt: skip
+    with np.load(site.folder / "new.npz") as order:
+        rows = order["rows"]
+    np.testing.assert_allclose(
+        found.predict_proba(site.path), found.predict_proba(site.x[rows]), atol=1e-6
+    )
+    assert (found.predict(site.path) == found.predict(site.x[rows])).all()
+    numbers = site.classifier(client=None, epochs=2, settings=found.settings).fit(site.path)
+    assert numbers.predict(site.path).dtype == np.int64

@@ -163,3 +163,9 @@ def sigmoid(scores):
 def test_only_classes_have_weights(targets):
     with pytest.raises(InputError, match=f"class_weights: the data set has {targets} to learn"):
         Objective(targets=targets, class_weights="balanced")
+
+
+def test_a_batch_of_samples_without_weight_adds_nothing():
+    objective = Objective(class_weights=lambda counts: torch.tensor([0.0, 0.0, 1.0]))
+    objective.weigh(torch.tensor([0, 1, 2]), classes=3)
+    assert objective(SCORES[1:], TARGETS[1:]) == 0

@@ -53,7 +53,8 @@ def test_a_file_gives_everything(tmp_path):
     ))  # fmt: skip
     defined = define(str(path))
     assert isinstance(defined.module((4, 4, 1), classes=2), nn.Sequential)
-    assert isinstance(defined.loss, nn.CrossEntropyLoss)
+    scores = torch.zeros(3, 2)
+    torch.testing.assert_close(defined.loss(scores, torch.tensor([0, 1, 1])).item(), 0.6931472)
     made = defined.optimizer([nn.Parameter(torch.zeros(1))])
     assert isinstance(made, torch.optim.RMSprop)
     assert isinstance(defined.scheduler(made), torch.optim.lr_scheduler.StepLR)
@@ -108,3 +109,13 @@ def test_a_definition_without_a_file():
     assert isinstance(defined.module((2, 2, 1), classes=2), nn.Flatten)
     with pytest.raises(InputError, match="scheduler must be a function"):
         ModelDefinition(lambda shape, classes: nn.Flatten(), scheduler=3)
+
+
+@pytest.mark.parametrize("name", ["loss", "optimizer", "scheduler", "class_weights"])
+def test_a_function_of_the_file_that_fails_is_named(tmp_path, name):
+    path = tmp_path / "net.py"
+    path.write_text(BUILD + f"def {name}(*given): return given[0].nothing\n")
+    made = getattr(define(str(path)), name)
+    assert made.__qualname__ == name
+    with pytest.raises(InputError, match=rf"net\.py: {name} fails.*has no attribute 'nothing'"):
+        made(1, 2)

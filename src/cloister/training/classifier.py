@@ -1,9 +1,9 @@
 """Training on encrypted samples in the style of scikit-learn: fit, predict, score.
 
 The two sides of an estimator belong to two parties here. `fit` is the trainer's: it reads an
-encrypted data set, under a trainer's token. `predict` and `score` take plain samples, which a
-client has: the terms that a client's token reads say how to encode them, and what the classes are
-called.
+encrypted data set, under a trainer's token. `predict` and `score` take an encrypted data set as
+well, or plain samples, which a client has: the terms that a client's token reads say how to encode
+them, and what the classes are called.
 """
 
 import inspect
@@ -13,11 +13,9 @@ from tempfile import TemporaryDirectory
 from typing import Any, Protocol, Self
 
 import numpy as np
-from jaxtyping import Float64, Int16, Shaped
+from jaxtyping import Float32, Int16, Shaped
 from torch import nn
 
-from cloister.authority.agreement import Known
-from cloister.authority.permutation import target_permutation
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.encoder import Encoder
 from cloister.data.info import DatasetInfo
@@ -28,24 +26,30 @@ from cloister.ring.ring_map import RingMap
 from cloister.training.callbacks import Callback
 from cloister.training.encrypted_model import EncryptedModel
 from cloister.training.model_file import ModelDefinition
-from cloister.training.probabilities import probabilities
+from cloister.training.predictions import (
+    PredictionAuthority,
+    PredictionOptions,
+    Predictions,
+    answers_of,
+)
 from cloister.training.settings import Settings
 from cloister.training.training_run import RunFiles, TrainingAuthority, TrainingOutcome, train
+from cloister.training.translation import ClientAccess, Translation, translation
 
 
-class ClientAuthority(Protocol):
-    """The authority as a client sees it."""
+class ClassifierAuthority(TrainingAuthority, PredictionAuthority, Protocol):
+    """The authority as a trainer that predicts sees it."""
 
-    def find(self, dataset: str) -> Known | None:
-        """A data set's terms and label key."""
-        ...
+
+Samples = EncryptedDataset | Path | str | Shaped[np.ndarray, "n ..."]
 
 
 class EncryptedClassifier:
     """A classifier that is trained on an encrypted data set.
 
     authority   a connection with a trainer's token
-    client      a connection with a client's token; without it there are no names and no `predict`
+    client      a connection with a client's token; without it classes have no names, and plain
+                samples cannot be encoded
     model       as in `train`
     keep        files that the run keeps, such as its checkpoint and its model
 
@@ -58,9 +62,9 @@ class EncryptedClassifier:
 
     def __init__(
         self,
-        authority: TrainingAuthority,
+        authority: ClassifierAuthority,
         *,
-        client: ClientAuthority | None = None,
+        client: ClientAccess | None = None,
         model: nn.Module | ModelDefinition | str = "mlp",
         epochs: int = 5,
         settings: Settings | None = None,
@@ -101,45 +105,55 @@ class EncryptedClassifier:
             self.model_ = EncryptedModel.open(keep.model)
         named = self.client is not None
         numbers = np.arange(self.model_.info.classes)
-        self.classes_ = np.array(self._terms()[1].classes) if named else numbers
+        self.classes_ = np.array(self._translation().notes.classes) if named else numbers
         return self
 
-    def predict_proba(self, x: Shaped[np.ndarray, "n ..."]) -> Float64[np.ndarray, "n classes"]:
-        """Probabilities of plain samples, in the order of `classes_`.
+    def predict_proba(self, x: Samples) -> Float32[np.ndarray, "n classes"]:
+        """Probabilities in the order of `classes_`.
 
-        x   as the owner's arrays: pixels of 0 to 255 as uint8, else values in own units; rows of a
-            table in the order of its columns
+        x   an encrypted data set: its unlabelled samples; or plain samples as the owner's arrays:
+            pixels of 0 to 255 as uint8, else values in own units; rows of a table in the order of
+            its columns, a category as its place in them and a date as days since 1970
 
-        Raises   InputError without a client's connection or before `fit`; RangeError, ShapeError
+        Raises   InputError before `fit`, or for plain samples without a client's connection;
+                 RangeError, ShapeError, and what `EncryptedModel.predict` raises
         """
-        self._require_fitted()
-        model, (known, notes) = self.model_, self._terms()
-        values = _encoded(np.asarray(x), model.info, notes)
-        products = RingMap(model.first.linear).apply(values).view(np.int32)
-        scores = model.scores(model.first.values(products, model.info.encoding))
-        order = target_permutation(known.label_key, model.info)
-        return probabilities(scores, loss=model.settings.loss)[:, order]
+        model = self._fitted()
+        if isinstance(x, EncryptedDataset | Path | str):
+            answers = self._of_encrypted(x, evaluates=False).answers
+        else:
+            integers = _encoded(np.asarray(x), model.info, self._translation().notes)
+            products = RingMap(model.first.linear).apply(integers).view(np.int32)
+            scores = model.scores(model.first.values(products, model.info.encoding))
+            answers = answers_of(scores, "classes", loss=model.settings.loss)
+        if self.client is None:
+            return answers
+        return self._translation().scores(answers)
 
-    def predict(self, x: Shaped[np.ndarray, "n ..."]) -> Shaped[np.ndarray, " n"]:
-        """The own name of each plain sample's class.
+    def predict(self, x: Samples) -> Shaped[np.ndarray, " n"]:
+        """The class of each sample, by its own name where a client's connection is given.
 
         Raises   as `predict_proba`
         """
         chosen = self.predict_proba(x).argmax(axis=1)
         return np.asarray(self.classes_[chosen])
 
-    def score(self, x: Shaped[np.ndarray, "n ..."], y: Shaped[np.ndarray, " n"]) -> float:
-        """Accuracy on plain samples, whose classes are given by their own names.
+    def score(self, x: Samples, y: Shaped[np.ndarray, " n"] | None = None) -> float:
+        """Accuracy: on the encrypted test samples of a data set, or on plain samples with classes.
 
-        Raises   as `predict_proba`, InputError for a name that is none of the classes
+        Raises   as `predict_proba`; InputError for a name that is none of the classes
         """
-        self._require_fitted()
+        self._fitted()
+        if isinstance(x, EncryptedDataset | Path | str):
+            if y is not None:
+                raise InputError("score: an encrypted data set holds its labels; give no others")
+            evaluated = self._of_encrypted(x, evaluates=True).evaluated
+            return float("nan") if evaluated is None else evaluated.accuracy
         wanted = np.asarray(y).astype(str)
         unknown = sorted(set(wanted) - set(self.classes_.astype(str)))
         if unknown:
-            raise InputError(
-                f"score: {unknown[0]!r} is none of the classes {', '.join(self.classes_)}"
-            )
+            known = ", ".join(self.classes_.astype(str))
+            raise InputError(f"score: {unknown[0]!r} is none of the classes {known}")
         return float((self.predict(x).astype(str) == wanted).mean())
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
@@ -157,21 +171,28 @@ class EncryptedClassifier:
             setattr(self, name, value)
         return self
 
-    def _require_fitted(self) -> None:
+    def _fitted(self) -> EncryptedModel:
         if not hasattr(self, "model_"):
             raise InputError("EncryptedClassifier: call fit first")
+        return self.model_
 
-    def _terms(self) -> tuple[Known, Notes]:
+    def _of_encrypted(self, x: EncryptedDataset | Path | str, *, evaluates: bool) -> Predictions:
+        opened = x if isinstance(x, EncryptedDataset) else EncryptedDataset.open(x)
+        settings = self.model_.settings
+        options = PredictionOptions(
+            evaluates=evaluates, allow_unbounded_leakage=settings.allow_unbounded_leakage,
+            patience_s=settings.patience_s, threads=settings.threads,
+        )  # fmt: skip
+        return self.model_.predict(opened, authority=self.authority, options=options)
+
+    def _translation(self) -> Translation:
         if self.client is None:
             raise InputError(
                 "predict: plain samples are encoded by the data set's terms, which its clients may "
                 "read; give client=, a connection with a client's token"
             )
-        name = self.model_.info.name
-        known = self.client.find(name)
-        if known is None:
-            raise InputError(f"data set {name!r}: the client's authority does not have it")
-        return known, Notes.read(known.agreement.terms.notes, known.agreement.info)
+        model = self.model_
+        return translation(model.info, of=model.authority, authority=self.client)
 
 
 def _encoded(

@@ -263,7 +263,10 @@ def _answers(nodes: _Nodes, model: EncryptedModel, told: Translation) -> list[on
     if model.info.targets == "labels":
         likely = nodes.add("Sigmoid", own, out=out)
         return [_output(likely, TensorProto.FLOAT, len(names))]
-    likely = nodes.add("Softmax", own, axis=1, out=out)
+    logs = own
+    if model.settings.loss == "mse":  # logarithms of sigmoid outputs: see `answers_of`
+        logs = nodes.add("Neg", nodes.add("Softplus", nodes.add("Neg", own)))
+    likely = nodes.add("Softmax", logs, axis=1, out=out)
     best = nodes.add("ArgMax", own, axis=1, keepdims=0)
     texts = nodes.constant(np.array(names, object))
     said = nodes.add("Gather", texts, best, out=_name(nodes, "class"))

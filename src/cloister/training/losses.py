@@ -140,7 +140,8 @@ class Objective:
                 "loss: class_weights needs one value per sample; compute it with reduction='none'"
             )
         of_samples = self._weights[targets]
-        return (values * of_samples).sum() / of_samples.sum()
+        total = of_samples.sum().clamp_min(torch.finfo(torch.float32).tiny)
+        return (values * of_samples).sum() / total
 
 
 def balanced(counts: Tensor) -> Tensor:

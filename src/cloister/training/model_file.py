@@ -12,12 +12,14 @@ A public name that is none of these, and that nothing in the file uses, is an er
 
 import ast
 import difflib
+import functools
 import hashlib
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -93,11 +95,26 @@ def _of_file(path: Path) -> ModelDefinition:
     if not callable(getattr(module, "build", None)):
         raise InputError(f"{path}: defines no function build(shape, classes)")
     _check_names(path, ast.parse(text))
-    given = {name: getattr(module, name) for name in GIVEN if hasattr(module, name)}
+    given = {
+        name: _named(path, name, getattr(module, name)) for name in GIVEN if hasattr(module, name)
+    }
     try:
         return ModelDefinition(**given, name=str(path), digest=hashlib.sha256(text).hexdigest())
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def _named(path: Path, name: str, given: Any) -> Any:  # noqa: ANN401
+    """The same function, whose failures name the file; what is no function stays."""
+    if not callable(given) or name == "build":
+        return given
+
+    @functools.wraps(given)
+    def called(*arguments: Any) -> Any:  # noqa: ANN401
+        with parsing(f"{path}: {name} fails"):
+            return given(*arguments)
+
+    return called
 
 
 def _run(path: Path) -> ModuleType:

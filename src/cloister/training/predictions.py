@@ -30,7 +30,7 @@ from cloister.training.data_owner import check_origin
 from cloister.training.evaluation import Evaluated, evaluate
 from cloister.training.products import Products
 from cloister.training.sent import AnswersTo
-from cloister.training.settings import Settings
+from cloister.training.settings import LossName, Settings
 from cloister.training.training_claims import prediction_claims
 
 if TYPE_CHECKING:
@@ -281,19 +281,31 @@ def _answers(
         some = ids[start : start + step]
         values = model.first.values(products.forward(some, linear), info.encoding)
         scores = model.scores(values)
-        answers[start : start + len(some)] = answers_of(scores, info.targets)
+        answers[start : start + len(some)] = answers_of(
+            scores, info.targets, loss=model.settings.loss
+        )
         update(start + len(some), len(ids))
     return answers
 
 
 def answers_of(
-    scores: Float32[np.ndarray, "n classes"], targets: Targets
+    scores: Float32[np.ndarray, "n classes"], targets: Targets, *, loss: LossName | None
 ) -> Float32[np.ndarray, "n classes"]:
-    """Probabilities of classes and labels, or numbers, from a model's scores."""
+    """Probabilities of classes and labels, or numbers, from a model's scores.
+
+    Squared errors of classes train sigmoid outputs, each of its class alone. Divided by their sum
+    they are a distribution; any other loss of classes is answered by softmax.
+    """
     if targets == "numbers":
         return scores
     if targets == "labels":
-        with np.errstate(over="ignore"):  # exp of a large score is infinite, its sigmoid 0
-            return np.asarray(1 / (1 + np.exp(-scores)), np.float32)
-    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+        return _sigmoid(scores)
+    # Logarithms of sigmoid outputs, all of which may round to 0.
+    logs = -np.logaddexp(0.0, -scores.astype(np.float64)) if loss == "mse" else scores
+    powers = np.exp(logs - logs.max(axis=1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float32)
+
+
+def _sigmoid(scores: Float32[np.ndarray, "n classes"]) -> Float32[np.ndarray, "n classes"]:
+    with np.errstate(over="ignore"):  # exp of a large score is infinite, its sigmoid 0
+        return np.asarray(1 / (1 + np.exp(-scores)), np.float32)
