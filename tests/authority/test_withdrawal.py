@@ -128,6 +128,16 @@ def test_a_token_withdraws_the_parts_that_it_registered_and_no_others(kit, serve
     assert south.withdrawn("set").count == 11
 
 
+def test_a_part_that_another_token_registers_again_stays_its_first_client_s(kit, served):  # noqa: F811
+    north, south = served("client"), served("client")
+    known = north.find("set")
+    new = NewPart("c" * 32, 5, "d" * 64, bytes(range(32)), known.label_key, is_first=False)
+    assert north.register(known.agreement, new) == south.register(known.agreement, new) == 10
+    with pytest.raises(FunctionError, match="registered with another token"):
+        south.withdraw("set", IdSpans.of([(10, 15)]))
+    assert north.withdraw("set", IdSpans.of([(10, 15)])) == 5
+
+
 def test_a_server_a_revoked_token_and_a_token_of_another_data_set_withdraw_nothing(
     kit, served  # noqa: F811
 ):  # fmt: skip

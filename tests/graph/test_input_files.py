@@ -273,11 +273,9 @@ def test_a_model_of_its_owners_units_takes_pictures_as_they_are(tmp_path):
     np.testing.assert_array_equal(got[0, ..., 0], deep)
     got = one(stating("pixels", 1, 5, 7), tmp_path / "fine.png")
     np.testing.assert_array_equal(got[0, 0], pixels(5, 7, 0))
-    with pytest.raises(
-        InputError, match=r"has more than 8 bits, and the model was trained on .* 8"
-    ):
+    with pytest.raises(InputError, match=r"has more than 8 bits, and the model was trained"):
         one(stating("pixels", 1, 5, 7), tmp_path / "deep.png")
-    with pytest.raises(InputError, match=r"has 8 bits, and the model was trained on .*more than 8"):
+    with pytest.raises(InputError, match=r"has 8 bits, and the model was .*more than 8"):
         one(stating("values", 5, 7, 1), tmp_path / "fine.png")
     for kind in ("pixels", "values"):
         with pytest.raises(InputError, match=r"as they are.*leave out --scale"):

@@ -139,7 +139,7 @@ def encrypt(
     )
     seen = SampleDigests(
         default_folder() if digests is None else Path(digests),
-        fingerprint=enrolment.fingerprint, dataset=info.name, key=enrolment.digest_key, rows=rows,
+        fingerprint=enrolment.fingerprint, dataset=info.name, key=enrolment.digest_key, rows=own,
     )  # fmt: skip
     made = seen.watch(made, known=_known(seen, authority, info), again=again)
     if kept is not None:
