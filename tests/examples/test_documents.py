@@ -88,6 +88,27 @@ def test_python_and_commands_of_the_page_on_free_sizes_run(tmp_path):
     assert (tmp_path / "tokens.plan").exists()
 
 
+def test_python_of_the_page_on_tables_runs(tmp_path):
+    """The block as it stands, with a file as a spreadsheet writes it."""
+    (tmp_path / "heart.csv").write_bytes(
+        "age;größe;seen;sick\n61;1,7;31.01.2024;yes\n35;;01.12.2023;no\n".encode("latin-1")
+    )
+    text = (ROOT / "docs/training-tables.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    told = subprocess.run(
+        [sys.executable, "-P", "-W", "error", "-c", code],
+        cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONUTF8": "1"},
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    age, *_, last = lines = told.stdout.splitlines()
+    assert age.startswith("Column(name='age', kind='number', low=35.0, high=61.0, ")
+    assert lines[3:5] == ["(2, 1, 1, 3)", "('no', 'yes')"]
+    assert lines[5].startswith("line 1 is not UTF-8: the file is read as Windows-1252")
+    assert lines[6] == "cells are separated by semicolons"
+    assert last == "column seen: dates are read as %d.%m.%Y"
+    assert "column größe: 1 missing cells are filled by 1.7" in lines
+
+
 def test_python_of_the_page_on_pictures_runs(tmp_path):
     """The block as it stands, with pictures of several kinds."""
     for i, (name, mode) in enumerate(

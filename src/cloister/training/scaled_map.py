@@ -70,8 +70,9 @@ class ScaledMap:
             )
         ones = np.ones((1, *geometry.in_shape), np.int16)
         sums = RingMap(self.linear).apply(ones).view(np.int32)
-        constant = sums * (encoding.offset * self.steps) + self.bias
-        factor = (encoding.scale * self.steps).astype(np.float32)
+        inputs = encoding.normalised
+        constant = sums * (inputs.offset * self.steps) + self.bias
+        factor = (inputs.scale * self.steps).astype(np.float32)
         channels = geometry.out_channels
         found = np.empty((len(integers), channels, *geometry.out_size), np.float32)
         # One pass, into the order that the model takes: the memory's traffic is what counts.
