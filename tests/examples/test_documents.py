@@ -257,6 +257,32 @@ def test_python_and_commands_of_the_page_on_own_training_run(tmp_path):
     assert re.fullmatch(r"\d+ epochs, 0\.[6-9]\d right", printed[3])
 
 
+def test_commands_and_python_of_the_page_on_encrypted_prediction_run(tmp_path):
+    """The blocks as they stand, with an authority at a free port."""
+    pytest.importorskip("torch")
+    pytest.importorskip("sklearn")
+    data, program = _blocks("docs/tutorials/encrypted-prediction.md", "python")
+    train, predict, evaluate = _blocks("docs/tutorials/encrypted-prediction.md", "sh")
+    with _authority(tmp_path) as url:
+        script = f"set -e\n{train}{predict}{evaluate}".replace("https://HOST:8443", url)
+        script = script.replace("--pin authority.pub", "--pin authority/authority.pub")
+        _run_python([data], url, tmp_path)
+        done = subprocess.run(
+            ["/bin/sh", "-c", script],
+            cwd=tmp_path, capture_output=True, text=True, timeout=300, env=_with_commands(tmp_path),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        spent, right = _run_python([data, program], url, tmp_path)
+    rows = (tmp_path / "predictions.csv").read_text().splitlines()
+    assert rows[0] == "row,sample,class,0,1,2,3,4,5,6,7,8,9"
+    assert len(rows) == 298
+    assert re.search(r"300 samples: accuracy [6-9]\d\.\d\d % \(within 0\.00\), loss", done.stdout)
+    assert "sealing protects answers at rest and on the way" in done.stdout
+    assert "at most 12 bits of all labels together in each of 10 sums" in done.stdout
+    assert spent == "16 functions of a sample given away"
+    assert int(re.fullmatch(r"297 answers, (\d+) right", right)[1]) > 180
+
+
 def _blocks(document, language):
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
 
@@ -272,7 +298,7 @@ def _authority(folder):
     place = folder / "authority"
     with Authority.create(place, rng=SystemRandom()) as authority:
         server = service.serve(place, authority, listen="127.0.0.1:0")
-        for role in ("client", "server"):
+        for role in ("client", "server", "trusted"):
             token = tokens.issue(place / database.FILE, role, name="", rng=SystemRandom())
             files.create(folder / f"{role}.token", token.encode(), private=True)
         yield server.url

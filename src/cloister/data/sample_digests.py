@@ -56,7 +56,7 @@ class SampleDigests:
         """
         self._folder, self._key, self._rows = folder / fingerprint / dataset, key, rows
         self._dataset = dataset
-        self._made: list[bytes] = []
+        self._made = bytearray()
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
@@ -71,10 +71,9 @@ class SampleDigests:
         Raises   InputError naming the samples
         """
         for chunk in chunks:
-            self._made += [
-                hashlib.blake2b(x.tobytes(), key=self._key, digest_size=DIGEST_BYTES).digest()
-                for x in chunk.x
-            ]
+            for x in chunk.x:
+                made = hashlib.blake2b(x.tobytes(), key=self._key, digest_size=DIGEST_BYTES)
+                self._made += made.digest()
             yield chunk
         found = np.sort(self._rows[np.isin(self._digests, known)])
         if len(found) and not again:
@@ -112,7 +111,7 @@ class SampleDigests:
         Raises   InputError
         """
         try:
-            files.create(self._folder / f"{part.part}{SUFFIX}", b"".join(self._made), private=True)
+            files.create(self._folder / f"{part.part}{SUFFIX}", bytes(self._made), private=True)
         except OSError as error:
             raise self._unusable(error) from None
 
@@ -128,7 +127,7 @@ class SampleDigests:
 
     @property
     def _digests(self) -> UInt64[np.ndarray, " n"]:
-        return np.frombuffer(b"".join(self._made), "<u8").astype(np.uint64)
+        return np.frombuffer(bytes(self._made), "<u8").astype(np.uint64)
 
     def _unusable(self, error: OSError) -> InputError:
         return InputError(
