@@ -74,6 +74,24 @@ def curve(path):
     write_curve([], path, title="accuracy")
 
 
+def trained_model(path):
+    pytest.importorskip("torch")
+    from training.test_encrypted_model import frozen
+
+    frozen().save(path.parent)
+
+
+def exported_model(path):
+    pytest.importorskip("torch")
+    from cloister.training import export
+    from training.test_encrypted_model import frozen
+    from training.test_exported_model import Knows
+
+    frozen().save(path.parent.parent / "model")
+    authority = Knows(frozen().info, "values")
+    export(path.parent.parent / "model", path, authority=authority)
+
+
 def data_set(path):
     from fuzz.loaders import write_dataset
 
@@ -140,6 +158,8 @@ def plans(path):
 
 
 REPLACE_PRIVATE = {
+    "model.json": trained_model,
+    "model.onnx": exported_model,
     "transcript.npz": lambda path: Transcript().save(path),
     "out.npz": run_output,
     "0.pad": pad,

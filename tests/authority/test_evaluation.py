@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from authority.conftest import ANY, add_part
+from authority.conftest import ANY, add_part, join
 from authority.test_service import served  # noqa: F401  (a fixture)
 from cloister.authority import label_sums
 from cloister.authority.answer_keys import answer_keys
@@ -209,6 +209,20 @@ def test_clients_share_the_answer_key_and_servers_get_its_public_half(kit, serve
     sealed = sealing.seal(public, b"answers", info=b"a")
     keys = answer_keys(kit.authority.find("set").label_key)
     assert keys.open_sealed(sealed, info=b"a") == b"answers"
+
+
+def test_unlabelled_samples_have_no_label_to_give(kit):
+    """Zeros are blinded as labels are; whoever asks for them gets zeros."""
+    zeros = np.zeros((10, CLASSES), np.int32)
+    x = np.zeros((10, 4, 4, 2), np.int16)
+    key, local = bytes(range(32)), np.arange(10, dtype=np.int64)
+    blinded = pads.blind(key, zeros, local, domain=pads.LABEL_DOMAIN)
+    first = join(kit.authority, "set").register("e" * 32, len(x), "f" * 64, key)
+    ids = local + first
+    term = kit.authority.ask(Labels("set", ids), "server")
+    assert not pads.unblind(blinded, term).any()
+    kit.y = np.concatenate([kit.y, blinded])
+    assert asked(kit, np.ones((10, CLASSES), np.int16), ids=ids) == 0
 
 
 def test_sums_over_labels_and_numbers():

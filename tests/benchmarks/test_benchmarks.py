@@ -129,6 +129,17 @@ def test_authority_rate():
     assert set(found["environment"]) == ENVIRONMENT
 
 
+def test_encrypted_prediction():
+    pytest.importorskip("torch")
+    options = ("--quick", "--epochs", 1, "--repeats", 1, "--only", "frozen")
+    (run,) = measured("encrypted_prediction", *options)["runs"]
+    assert (run["mode"], run["samples"], run["rank"]) == ("frozen", 256, 49)
+    assert run["ledger_is_exact"]
+    assert run["ledger_rank"] == 49
+    assert run["same_class"] > 0.8
+    assert run["server_ratio"] > 0
+
+
 def test_fe():
     found = measured("fe", "--repeats", 1)
     assert [(row["task"], row["back_end"]) for row in found["products"]] == [

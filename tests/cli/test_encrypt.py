@@ -126,6 +126,37 @@ def test_numbers_and_labels_by_their_names(cloister, refused, authority, to, tmp
     assert "drop --target-ranges" in refused("data", "encrypt", path, *to(), *wider)
 
 
+def test_numbers_of_tables_by_their_columns(cloister, refused, authority, to, tmp_path):
+    rng = np.random.default_rng(8)
+    rows = rng.uniform(-100, 100, (40, 10)).round(2)
+    names = [*"abcdefgh", "pressure", "pulse"]
+
+    def written(name, order, values):
+        lines = (",".join(str(row[i]) for i in order) for row in values.tolist())
+        path = tmp_path / name
+        path.write_text("\n".join([",".join(names[i] for i in order), *lines]))
+        return path
+
+    numbers = ("--targets", "numbers", "--label", "pressure,pulse", "--json")
+    ran = cloister("data", "encrypt", written("a.csv", range(10), rows), *to(), *numbers)
+    assert ran.code == 0, ran
+    inside = rows[5:9] * 0.5
+    other = written("b.csv", [9, 1, 2, 8, 3, 4, 5, 6, 7, 0], inside)
+    ran = cloister("data", "encrypt", other, *to(), *numbers)
+    assert ran.code == 0, ran
+    _, plain, integers = decrypted(authority, tmp_path / "set.cloister")
+    both = np.concatenate([rows, inside])
+    low, high = rows.min(axis=0), rows.max(axis=0)
+    scaled = (2 * both - low - high) / (high - low)
+    for sample, target in zip(plain.reshape(44, 8), integers / 32767, strict=True):
+        nearest = int(np.abs(scaled[:, :8] - sample).sum(axis=1).argmin())
+        np.testing.assert_allclose(target, scaled[nearest, 8:], atol=1e-4)
+    inside[2, 9] = 400.0
+    beyond = written("c.csv", range(10), inside)
+    message = refused("data", "encrypt", beyond, *to(), "--again", *numbers)
+    assert "c.csv: line 4, number pulse: the value is outside" in message
+
+
 def test_several_sources_are_parts_of_one_data_set(cloister, refused, to, pixels, tmp_path):
     path, x = pixels
     np.savez(tmp_path / "more.npz", x=255 - x[:9], y=np.arange(9) % 3)

@@ -1,7 +1,11 @@
+import re
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from cloister.cli.results import (
+    Answers,
     best,
     is_classifier,
     is_labels,
@@ -12,7 +16,9 @@ from cloister.cli.results import (
     summary,
 )
 from cloister.errors import InputError
-from cloister.trusted.report import LayerRow, Report
+from cloister.graph.graph import Graph, TensorType
+from cloister.graph.sample_form import SampleForm
+from cloister.trusted.report import LayerRow, Report, Result
 
 
 @pytest.mark.parametrize(
@@ -57,18 +63,22 @@ def test_what_counts_as_a_classifier():
     assert not is_classifier(np.zeros((2, 5), np.int64))
 
 
-@pytest.mark.parametrize("unchecked", [0, 2])
-def test_a_report_does_not_count_unchecked_layers_as_checked(unchecked):
-    layers = [LayerRow("a", "blinded+verified", bytes_from_worker=8, soundness_bits=50.4)]
-    layers += [LayerRow(f"s{i}", "open", bytes_from_worker=8) for i in range(unchecked)]
-    layers.append(LayerRow("local b", "enclave"))
-    report = Report(
+def report_of(layers):
+    return Report(
         policy="own", inputs=1, soundness_bits=50.4, hardware_rooted=False, trusted_ms=1.0,
         worker_ms=1.0, module_ms=0.0, offline_ms=0.0, bytes_to_worker=8, bytes_from_worker=8,
         pads_used=1,
         pads_from="inline", workers=("w",), workers_lost=(), inputs_beyond=(),
         queries_used=0, queries_left=None, plans_made=1, layers=tuple(layers),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("unchecked", [0, 2])
+def test_a_report_does_not_count_unchecked_layers_as_checked(unchecked):
+    layers = [LayerRow("a", "blinded+verified", bytes_from_worker=8, soundness_bits=50.4)]
+    layers += [LayerRow(f"s{i}", "open", bytes_from_worker=8) for i in range(unchecked)]
+    layers.append(LayerRow("local b", "enclave"))
+    report = report_of(layers)
     text = "\n".join(summary(report))
     assert "checked: a wrong answer of a layer passes" in text
     assert ("not checked: 2 of 3 answers of workers" in text) == bool(unchecked)
@@ -89,3 +99,20 @@ def test_maps_and_text_are_guesses_too():
 def test_scores_that_are_no_numbers_are_shown_as_such():
     found = probabilities(np.float32([[np.inf, 0], [np.nan, 1]]))
     assert np.isnan(found).any(axis=1).all()
+
+
+@pytest.mark.parametrize(("targets", "shown"), [
+    ("classes", r"a\.png +owl +75\.00 % *\n +cat +25\.00 %"),
+    ("labels", r"a\.png +owl +75\.00 % *\n +cat +25\.00 %"),
+    ("numbers", r"a\.png +cat +0\.25 *\n +owl +0\.75"),
+])  # fmt: skip
+def test_answers_of_a_model_that_names_them(capsys, targets, shown):
+    known = TensorType(np.dtype(np.float32), (None, 2))
+    form = SampleForm("values", (), targets, ("cat", "owl"))
+    types = {"x": known, "y": known}
+    graph = Graph("g", (), ("x",), ("y",), {}, types, 17, samples=form.to_json())
+    report = report_of([LayerRow("local b", "enclave")])
+    result = Result({"y": np.float32([[0.25, 0.75]])}, report, None)
+    answers = Answers(SimpleNamespace(graph=graph, digest=b""), "", result, ["a.png"], "", (), 5)
+    answers.show()
+    assert re.search(shown, capsys.readouterr().out)

@@ -124,6 +124,16 @@ def test_numbers_become_steps_of_their_range():
         notes.target_encoder(high, info("numbers")).encode(np.arange(4))
 
 
+def test_the_ends_of_any_range_can_be_encoded():
+    rng = np.random.default_rng(7)
+    for low, span in zip(rng.normal(0, 1e3, 300), rng.exponential(1e3, 300), strict=True):
+        ends = np.array([[low], [low + span]])
+        notes = Notes("values", ("y",), (), {"y": (low, low + span)})
+        source = ArraySource(np.zeros((2, 2)), ends, targets="numbers")
+        integers = notes.target_encoder(source, info("numbers", 1)).encode(np.arange(2))
+        assert integers.tolist() == [[-32767], [32767]]
+
+
 @pytest.mark.parametrize(("classes", "ranges", "targets", "message"), [
     (("a", "b"), {"a": (0, 1)}, "numbers", "number b: has no range"),
     (("a", "b"), {"a": (0, 1), "b": (2, 2)}, "numbers", "number b: its range needs low < high"),

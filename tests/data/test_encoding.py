@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cloister.data.encoding import Encoding
+from cloister.data.encoding import PIXELS, Encoding
 from cloister.data.info import DatasetInfo
 from cloister.errors import EncryptionError, InputError, RangeError
 
@@ -77,3 +77,20 @@ def test_names_and_budgets_are_checked():
     for fields in ({"name": "../x"}, {"budget_rank": 785}, {"classes": 1}, {"mode": "open"}):
         with pytest.raises(InputError):
             DatasetInfo(**{**INFO.__dict__, **fields})
+
+
+@pytest.mark.parametrize(
+    ("encoding", "divisor"),
+    [
+        (PIXELS, 1.0), (Encoding.for_range(0, 1), 1.0), (Encoding.for_range(-1, 1, bits=12), 1.0),
+        (Encoding.for_range(0, 4095, bits=12), 2047.5), (Encoding.for_range(-1024, 3072), 2048.0),
+        (Encoding.for_range(-0.1, 0.1), 1.0), (Encoding.for_range(900, 1000), 950.0),
+    ],
+)  # fmt: skip
+def test_inputs_of_a_model_are_small(encoding, divisor):
+    assert encoding.divisor == pytest.approx(divisor)
+    ends = np.array([-encoding.bound, encoding.bound])
+    found = encoding.normalised.decode(ends)
+    np.testing.assert_allclose(found, encoding.decode(ends) / encoding.divisor)
+    assert np.abs(found).max() <= 2
+    assert (encoding.normalised == encoding) is (divisor == 1.0)

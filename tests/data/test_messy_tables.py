@@ -541,6 +541,20 @@ def test_unlabelled_samples_have_no_labels(path):
     found, source = read(path, CSV["strings"], label=(), without=("label", "sex"))
     equal(found, age=AGE, bp=BP)
     assert (source.labels, source.names, source.samples) == (None, (), 40)
+    path.write_text(CSV["middle"])
+    for text in (CSV["middle"], written("age,bp", lambda i, p: f"{p.age},{p.bp}")):
+        path.write_text(text)
+        source = open_source(path, unlabelled=True)
+        cells = source.read(np.arange(40))[:, 0, 0].T
+        equal(dict(zip(source.column_names, cells, strict=True)), age=AGE, bp=BP)
+        assert source.labels is None
+        said = ("column label is left out",) if "label" in text else ()
+        assert source.remarks == said
+    gap = "age,bp\n20,90.0\n,\n30,91.0\n"
+    assert "line 3, column age: the value is missing" in refusal(path, gap, label=())
+    found, source = read(path, gap, label=(), drop=True)
+    equal(found, age=[20, 30], bp=[90, 91])
+    assert source.row_numbers.tolist() == [0, 2]
 
 
 # ---- the data set's columns
@@ -586,6 +600,16 @@ def test_what_a_file_suggests_does_not_count_beside_the_data_set(path):
     source = TableSource(path)
     source.use(smoker)
     np.testing.assert_array_equal(source.read(np.arange(3)).reshape(-1), [1, 0, 0])
+
+
+def test_a_column_without_cells_is_filled_by_the_data_set(path):
+    table = column("2024-01-01", "2024-01-03", "") + '"2024-01-02",1\n'
+    first = read(path, table, fill="median")[1].columns()
+    path.write_text("x,label\n,0\nNA,1\n")
+    source = TableSource(path)
+    source.use(first)
+    assert source.remarks == ("column x: dates are read as %Y-%m-%d",
+                              "column x: 2 missing cells are filled by 2024-01-02")  # fmt: skip
 
 
 def test_public_ranges_say_how_columns_are_read(path):

@@ -88,6 +88,27 @@ def test_python_and_commands_of_the_page_on_free_sizes_run(tmp_path):
     assert (tmp_path / "tokens.plan").exists()
 
 
+def test_python_of_the_page_on_tables_runs(tmp_path):
+    """The block as it stands, with a file as a spreadsheet writes it."""
+    (tmp_path / "heart.csv").write_bytes(
+        "age;größe;seen;sick\n61;1,7;31.01.2024;yes\n35;;01.12.2023;no\n".encode("latin-1")
+    )
+    text = (ROOT / "docs/training-tables.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    told = subprocess.run(
+        [sys.executable, "-P", "-W", "error", "-c", code],
+        cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONUTF8": "1"},
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    age, *_, last = lines = told.stdout.splitlines()
+    assert age.startswith("Column(name='age', kind='number', low=35.0, high=61.0, ")
+    assert lines[3:5] == ["(2, 1, 1, 3)", "('no', 'yes')"]
+    assert lines[5].startswith("line 1 is not UTF-8: the file is read as Windows-1252")
+    assert lines[6] == "cells are separated by semicolons"
+    assert last == "column seen: dates are read as %d.%m.%Y"
+    assert "column größe: 1 missing cells are filled by 1.7" in lines
+
+
 def test_python_of_the_page_on_pictures_runs(tmp_path):
     """The block as it stands, with pictures of several kinds."""
     for i, (name, mode) in enumerate(
@@ -236,6 +257,32 @@ def test_python_and_commands_of_the_page_on_own_training_run(tmp_path):
     assert re.fullmatch(r"\d+ epochs, 0\.[6-9]\d right", printed[3])
 
 
+def test_commands_and_python_of_the_page_on_encrypted_prediction_run(tmp_path):
+    """The blocks as they stand, with an authority at a free port."""
+    pytest.importorskip("torch")
+    pytest.importorskip("sklearn")
+    data, program = _blocks("docs/tutorials/encrypted-prediction.md", "python")
+    train, predict, evaluate = _blocks("docs/tutorials/encrypted-prediction.md", "sh")
+    with _authority(tmp_path) as url:
+        script = f"set -e\n{train}{predict}{evaluate}".replace("https://HOST:8443", url)
+        script = script.replace("--pin authority.pub", "--pin authority/authority.pub")
+        _run_python([data], url, tmp_path)
+        done = subprocess.run(
+            ["/bin/sh", "-c", script],
+            cwd=tmp_path, capture_output=True, text=True, timeout=300, env=_with_commands(tmp_path),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        spent, right = _run_python([data, program], url, tmp_path)
+    rows = (tmp_path / "predictions.csv").read_text().splitlines()
+    assert rows[0] == "row,sample,class,0,1,2,3,4,5,6,7,8,9"
+    assert len(rows) == 298
+    assert re.search(r"300 samples: accuracy [6-9]\d\.\d\d % \(within 0\.00\), loss", done.stdout)
+    assert "sealing protects answers at rest and on the way" in done.stdout
+    assert "at most 12 bits of all labels together in each of 10 sums" in done.stdout
+    assert spent == "16 functions of a sample given away"
+    assert int(re.fullmatch(r"297 answers, (\d+) right", right)[1]) > 180
+
+
 def _blocks(document, language):
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
 
@@ -251,7 +298,7 @@ def _authority(folder):
     place = folder / "authority"
     with Authority.create(place, rng=SystemRandom()) as authority:
         server = service.serve(place, authority, listen="127.0.0.1:0")
-        for role in ("client", "server"):
+        for role in ("client", "server", "trusted"):
             token = tokens.issue(place / database.FILE, role, name="", rng=SystemRandom())
             files.create(folder / f"{role}.token", token.encode(), private=True)
         yield server.url

@@ -59,13 +59,18 @@ from cloister.plan import policies, split_report
 from cloister.plan.plan import Plan
 from cloister.ring.linear import Geometry, LinearMap
 from cloister.splits import preset_model
-from cloister.training import checkpoint, ciphertext_service
+from cloister.training import checkpoint, ciphertext_service, encrypted_model
+from cloister.training.encrypted_model import EncryptedModel
+from cloister.training.kept_model import kept_model
+from cloister.training.settings import Settings
+from cloister.training.trainer import Trainer
 from cloister.trusted.pads.store import PadStore
 from cloister.wire.https import bodies
 from cloister.wire.transcript import Entry, Transcript
 from dicom_files import dicom
 from fuzz.mutate import Mutator, mutated_bytes, mutated_document, mutated_json, mutated_message
 from plan import split_reports
+from training.doubles import MemoryAuthority, MemoryDataset, blobs
 
 
 @dataclass(frozen=True)
@@ -298,6 +303,19 @@ def _theft_report(folder: Path) -> Path:
     return folder / "report.json"
 
 
+def _kept_model(folder: Path) -> Path:
+    """The document of a model; the other files of its folder are checked against it."""
+    x, y, encoding = blobs(20)
+    samples = MemoryDataset(x, y, encoding=encoding)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(30, 3))
+    settings = Settings(allow_unbounded_leakage=True)
+    made = Trainer(
+        net, samples, keys=MemoryAuthority(samples), rng=InsecureSeededRandom(0), settings=settings
+    )
+    kept_model(made, name="net", authority="f" * 64).save(folder)
+    return folder / encrypted_model.NAME
+
+
 def _checkpoint(folder: Path) -> Path:
     state = checkpoint.Checkpoint(
         "run", checkpoint.Position(1, 2), [], {"weight": torch.ones(2, 3)}, {}, torch.arange(4)
@@ -348,6 +366,9 @@ LOADERS = {
     "report of splits, with a digest of its own": Loader(_split_report, _read_signed, JSON),
     "thefts that are done": Loader(
         _thefts, lambda path: TheftProgress(path.parent, "audit"), JSON
+    ),
+    "model that was trained": Loader(
+        _kept_model, lambda path: EncryptedModel.open(path.parent), JSON
     ),
     "checkpoint": Loader(_checkpoint, lambda path: checkpoint.load(path.parent, run="run")),
     "key file of pads": Loader(_pad_key, _open_pads),

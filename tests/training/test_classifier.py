@@ -181,7 +181,7 @@ def test_encrypted_samples_are_predicted_and_evaluated(site):
         found.score(site.path, site.y)
     encrypt(
         ArraySource(site.x, None), site.path, authority=site.connection, unlabelled=True,
-        order=site.folder / "new.npz", privacy="budget=8",
+        order=site.folder / "new.npz", privacy="budget=8", again=True,
     )  # fmt: skip
     with np.load(site.folder / "new.npz") as order:
         rows = order["rows"]

@@ -100,7 +100,9 @@ def test_frozen_features_are_the_projection_of_the_samples():
     features = made._features[1].numpy()
     rows = made.projection.rows
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1.0)
-    np.testing.assert_allclose(features, x.reshape(len(x), -1) @ rows.T, atol=2e-3)
+    divisor = made.info.encoding.divisor
+    assert divisor == 2.0
+    np.testing.assert_allclose(features, x.reshape(len(x), -1) @ rows.T / divisor, atol=2e-3)
     assert made.projection.rank == 30 // 4 == features.shape[1]
     assert sum(count for kind, count, _ in authority.log if kind == "forward") == dataset.samples
 

@@ -197,7 +197,7 @@ def cryptonn(scheme: Scheme = "ddh", json: options.Json = False) -> None:
 
 def _show_cryptonn(outcome: cryptonn_demo.CryptonnOutcome) -> None:
     console = out()
-    columns = ("step", "who", "function", "gives", "checked", "in cloister train")
+    columns = ("step", "who", "function", "gives", "checked", "with bounds, in")
     rows: list[tuple[object, ...]] = []
     for one in outcome.steps:
         bounded = cryptonn_demo.BOUNDED[one.step] if one.step not in {r[0] for r in rows} else ""
@@ -210,6 +210,7 @@ def _show_cryptonn(outcome: cryptonn_demo.CryptonnOutcome) -> None:
         f"accuracy on flowers that were held out: {outcome.accuracy:.1%} encrypted, "
         f"{outcome.accuracy_plain:.1%} in the clear ({outcome.seconds:.1f} s)\n"
         "The server learned every sample and every label: keys for 8 units on 4 values determine "
-        "a sample, and P - Y with a known P is Y. cloister train bounds that.",
+        "a sample, and P - Y with a known P is Y. cloister train bounds what a sample gives away; "
+        "with --unblind-to trusted no server learns labels.",
         soft_wrap=True,
     )

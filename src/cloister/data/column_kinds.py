@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cloister.data.cells import (
+    DATE_FORMATS,
     TRUTHS,
     BadCell,
     CellFormat,
@@ -154,6 +155,8 @@ class ColumnEvidence:
     def _format(self) -> str:
         if self._date_format is not None:
             return self._date_format
+        if not self.present:
+            return DATE_FORMATS[0]
         most = max(self._dates.values(), default=0)
         formats = [form for form, count in self._dates.items() if count == most]
         if len(formats) == 1:

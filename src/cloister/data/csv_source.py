@@ -54,22 +54,25 @@ class TableSource:
 
     def __init__(
         self,
-        path: Path,
+        path: Path | str,
         options: TableOptions | None = None,
         *,
         targets: Targets | None = None,
+        labelled: bool = True,
     ) -> None:
         """Read the file once.
 
         targets   what the samples have to learn; None: one column has classes, several have labels
+        labelled  whether the label columns are read; if not, the file need not have them
 
         Raises   InputError, RangeError, ShapeError naming file, line and column
         """
         self._options = options = options or TableOptions()
-        self._path = path
+        self._label = options.label if labelled else ()
+        self._path = path = Path(path)
         self._fill = FillRule.parse(options.fill)
         self._dialect = find_dialect(
-            path, separator=options.separator, encoding=options.encoding, wanted=options.label
+            path, separator=options.separator, encoding=options.encoding, wanted=self._label
         )
         self._places = _places(self._dialect, options)
         self._format = CellFormat(
@@ -83,7 +86,7 @@ class TableSource:
         self._left_out = {"empty rows": 0, "rows with missing cells": 0}
         # A file has one decimal mark: that of numbers to be predicted as well.
         self._targets_evidence = [
-            ColumnEvidence(name) for name in options.label if targets == "numbers"
+            ColumnEvidence(name) for name in self._label if targets == "numbers"
         ]
         self._read_once(targets)
         nothing = [n for n in self._places if not self._named(n) and not self._evidence[n].present]
@@ -98,7 +101,7 @@ class TableSource:
         if options.decimal is None:
             seen = [*self._evidence.values(), *self._targets_evidence]
             self._format = file_format(seen, self._format)
-        if targets == "numbers" and options.label:
+        if targets == "numbers" and self._label:
             self._read_numbers()
         self._readings: dict[str, Reading] = {}
         self._incomplete: dict[str, int] = {}
@@ -120,7 +123,7 @@ class TableSource:
         """
         public = {} if ranges is None else _public_columns(ranges, self._places)
         self._fill.require_known(self._places)
-        self._read_as(self._suggested(public), {n for n in self._places if self._fills(n)})
+        self._read_as(self._suggested(public), set(filter(self._fill.applies_to, self._places)))
         described = [self._described(name, public.get(name)) for name in self._readings]
         self._note_columns(described)
         return tuple(described)
@@ -164,12 +167,13 @@ class TableSource:
     def _rows(self) -> Iterator[TextRows]:
         """The file's rows that are used: columns of the samples, then of the labels."""
         self._left_out = dict.fromkeys(self._left_out, 0)
-        places = [*self._places.values(), *map(self._dialect.header.index, self._options.label)]
+        places = [*self._places.values(), *map(self._dialect.header.index, self._label)]
         for rows in read_rows(self._dialect, places, missing=self._format.missing_texts):
             absent = np.array([c.is_null().to_numpy(zero_copy_only=False) for c in rows.columns])
             # A separator at the end of each line makes a column of nothing.
             absent = absent[[bool(self._dialect.header[place]) for place in places]]
-            empty = np.asarray(absent.all(axis=0))
+            # The answers to unlabelled rows are counted by row: none is left out unasked.
+            empty = np.asarray(absent.all(axis=0)) & bool(self._label)
             self._left_out["empty rows"] += int(empty.sum())
             dropped = absent.any(axis=0) & ~empty & self._options.drop
             self._left_out["rows with missing cells"] += int(dropped.sum())
@@ -177,7 +181,7 @@ class TableSource:
 
     def _read_once(self, targets: Targets | None) -> None:
         """Count rows and cells, and keep the labels."""
-        names, numbers = self._options.label, [np.empty(0, np.int64)]
+        names, numbers = self._label, [np.empty(0, np.int64)]
         cells = LabelColumns(self._path, names)
         bad = BadCells(self._dialect)
         for rows in self._rows():
@@ -215,10 +219,10 @@ class TableSource:
         bad, found = BadCells(self._dialect), []
         for rows in self._rows():
             columns = rows.columns[len(self._places) :]
-            pairs = zip(self._options.label, columns, strict=True)
+            pairs = zip(self._label, columns, strict=True)
             found.append([self._converted(bad, rows, n, t, Reading("number")) for n, t in pairs])
         bad.refuse()
-        self.labels, self.names = np.concatenate(found, axis=1).T, self._options.label
+        self.labels, self.names = np.concatenate(found, axis=1).T, self._label
 
     def _converted(
         self,
@@ -292,9 +296,6 @@ class TableSource:
 
     # ---- columns
 
-    def _fills(self, name: str) -> bool:
-        return self._fill.applies_to(name)
-
     def _described(self, name: str, public: Column | None) -> Column:
         """A column of a new data set."""
         reading, place = self._readings[name], list(self._readings).index(name)
@@ -360,13 +361,14 @@ class TableSource:
                 shown = fill if isinstance(fill, str) else _written(column, fill)
                 said.append(f"{filled:,} missing cells are filled by {shown}")
             notes += [f"column {column.name}: {one}" for one in said]
-
         self._remark((*class_balance(self.labels, self.names, self.targets), *notes))
 
     def _remark(self, notes: Sequence[str]) -> None:
         left_out = [f"{n:,} {what} are left out" for what, n in self._left_out.items() if n]
         commas = ["numbers have decimal commas"] if self._format.decimal == "," else []
-        self.remarks = (*self._dialect.remarks, *commas, *left_out, *notes)
+        unread = [name for name in self._options.label if name in self._dialect.header]
+        labels = [f"column {name} is left out" for name in unread if not self._label]
+        self.remarks = (*self._dialect.remarks, *commas, *left_out, *labels, *notes)
 
     def _read_otherwise(self, column: Column) -> Iterator[str]:
         if column.kind == "category":

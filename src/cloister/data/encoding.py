@@ -72,6 +72,20 @@ class Encoding:
         """Largest value that is represented exactly."""
         return self.offset + self.bound * self.scale
 
+    @property
+    def divisor(self) -> float:
+        """The number by which a model divides values: none of its inputs is beyond -2 to 2.
+
+        Values of up to 1, and pixels, stay as they are. Those of a scan would be thousands, and no
+        usual step of training fits them.
+        """
+        return max(1.0, self.bound * self.scale, abs(self.offset))
+
+    @property
+    def normalised(self) -> "Encoding":
+        """The same integers as the inputs of a model."""
+        return Encoding(self.scale / self.divisor, self.offset / self.divisor, self.bits)
+
     def encode(self, x: Float[np.ndarray, "n ..."]) -> Int16[np.ndarray, "n ..."]:
         """Round (x - offset) / scale to the nearest integer, ties to even.
 

@@ -221,6 +221,7 @@ class Notes:
             self.positions(source.names if source.labels is not None else self.classes, info),
             self.classes,
             self.number_encodings if info.targets == "numbers" else (),
+            source.where,
         )
 
 

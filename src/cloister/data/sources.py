@@ -6,7 +6,6 @@ read in any order while memory stays flat: they are encrypted in a random order 
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -204,9 +203,7 @@ def open_source(
         y_name = None if unlabelled else y
         return ArraySource.read_file(path, x=x, y=y_name, targets=targets, layout=layout)
     if suffix in TABLES:
-        options = table or TableOptions()
-        told = replace(options, label=()) if unlabelled else options
-        return TableSource(path, told, targets=targets)
+        return TableSource(path, table, targets=targets, labelled=not unlabelled)
     if suffix in SPREADSHEETS:
         raise InputError(f"{path}: spreadsheets are not read; save the sheet as CSV (UTF-8)")
     raise InputError(

@@ -8,7 +8,7 @@ A target has one integer for each class, label or number of the data set. A serv
 numbers learns q / 32767, from -1 to 1, and neither the range nor the unit.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +56,7 @@ class TargetEncoder:
     names       of the data set's numbers, for errors
     positions   the data set's position of each class, label or number of the source
     encodings   of the data set's numbers
+    where       names a sample in errors
 
     Secret   labels
     """
@@ -66,6 +67,7 @@ class TargetEncoder:
     positions: Int64[np.ndarray, " k"]
     names: tuple[str, ...] = ()
     encodings: tuple[Encoding, ...] = ()
+    where: Callable[[int], str] = "sample {}".format
 
     def encode(self, samples: Int64[np.ndarray, " m"]) -> Int32[np.ndarray, "m classes"]:
         """The targets of some samples.
@@ -82,16 +84,23 @@ class TargetEncoder:
             out[:, self.positions] = labels
             return out
         for column, position in enumerate(self.positions.tolist()):
-            encoding, values = self.encodings[position], labels[:, column]
-            bad = ~((values >= encoding.low) & (values <= encoding.high))
-            if bad.any():
-                raise RangeError(
-                    f"sample {int(samples[int(np.argmax(bad))])}, number {self.names[position]}: "
-                    "the value is outside the data set's range; drop the sample, or make the data "
-                    "set with wider --target-ranges"
-                )
-            out[:, position] = encoding.encode(values)
+            out[:, position] = self._numbers(samples, labels[:, column], position)
         return out
+
+    def _numbers(
+        self, samples: Int64[np.ndarray, " m"], values: Float64[np.ndarray, " m"], position: int
+    ) -> Int[np.ndarray, " m"]:
+        encoding = self.encodings[position]
+        # The ends of a range have a rounding error of their own.
+        slack = encoding.resolution
+        bad = ~((values >= encoding.low - slack) & (values <= encoding.high + slack))
+        if bad.any():
+            where = self.where(int(samples[int(np.argmax(bad))]))
+            raise RangeError(
+                f"{where}, number {self.names[position]}: the value is outside the data set's "
+                "range; drop the sample, or make the data set with wider --target-ranges"
+            )
+        return encoding.encode(np.clip(values, encoding.low, encoding.high))
 
 
 def check_target_ranges(names: tuple[str, ...], ranges: Ranges) -> None:

@@ -44,10 +44,9 @@ BOUNDED = {
     "cross-entropy": "cloister.training.losses.cross_entropy",
     "back-propagation": "cloister.training.products.Products.gradient",
     "convolution": "cloister.training.layers.EncryptedConv2d",
-    "prediction": "cloister.training.trainer.Trainer.evaluate",
+    "prediction": "cloister.training.predictions.predict",
 }
-"""Where the same step is in `cloister data encrypt` and `cloister train`, with bounds on what the
-server learns."""
+"""Where the same step is in Cloister's own training, with bounds on what the server learns."""
 
 
 GIVES = {"client": "ciphertexts", "authority": "function keys"}

@@ -209,8 +209,8 @@ def _category(nodes: _Nodes, column: Column) -> str:
 def _first_layer(nodes: _Nodes, model: EncryptedModel, x: str, axes: str) -> None:
     first, out = model.first, REST + model.rest.inputs[0]
     geometry = first.linear.geometry
-    # Pixels p stand for p / 255: the layer takes them as they are.
-    weights = first.weights / (255 if axes == "nchw" else 1)
+    # Pixels p stand for p / 255. The layer divides values itself, and takes them as they are.
+    weights = first.weights / (255 if axes == "nchw" else model.info.encoding.divisor)
     bias = nodes.constant(first.bias.astype(np.float32))
     if len(first.shape) == 1:
         order = (0, 3, 1, 2) if axes == "nchw" else (0, 1, 2, 3)

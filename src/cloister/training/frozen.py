@@ -228,8 +228,9 @@ class Features:
 
     def complete(self, products: FirstLayerProducts, *, update: Callable[[int, int], None]) -> None:
         """Project what is missing; a chunk is either kept or asked for again, which is free."""
-        scale = self._info.encoding.scale / self._chosen.norms
-        constant = self._chosen.rows.sum(axis=1) * self._info.encoding.offset
+        encoding = self._info.encoding.normalised
+        scale = encoding.scale / self._chosen.norms
+        constant = self._chosen.rows.sum(axis=1) * encoding.offset
         step = min(CHUNK, most_at_once(self._info, self._chosen.linear.geometry))
         while self.done < len(self._ids):
             part = slice(self.done, min(self.done + step, len(self._ids)))

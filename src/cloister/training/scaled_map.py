@@ -70,10 +70,18 @@ class ScaledMap:
             )
         ones = np.ones((1, *geometry.in_shape), np.int16)
         sums = RingMap(self.linear).apply(ones).view(np.int32)
-        constant = sums * (encoding.offset * self.steps) + self.bias
-        found = integers * (encoding.scale * self.steps) + constant
-        moved = found.astype(np.float32).transpose(0, 3, 1, 2)
-        return np.ascontiguousarray(moved).reshape(len(integers), *self.shape)
+        inputs = encoding.normalised
+        constant = sums * (inputs.offset * self.steps) + self.bias
+        factor = (inputs.scale * self.steps).astype(np.float32)
+        channels = geometry.out_channels
+        found = np.empty((len(integers), channels, *geometry.out_size), np.float32)
+        # One pass, into the order that the model takes: the memory's traffic is what counts.
+        np.multiply(
+            integers.transpose(0, 3, 1, 2), factor[:, None, None], out=found, dtype=np.float32,
+            casting="unsafe",
+        )  # fmt: skip
+        found += constant.transpose(0, 3, 1, 2).astype(np.float32)
+        return found.reshape(len(integers), *self.shape)
 
     def to_fields(self) -> dict[str, object]:
         """The part of it that is no array, in JSON."""

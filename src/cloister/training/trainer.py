@@ -306,7 +306,7 @@ class Trainer:
             self.info.shape,
             samples=self._samples,
             products=self.products,
-            encoding=self.info.encoding,
+            encoding=self.info.encoding.normalised,
             weight_bits=self.settings.weight_bits,
         )
         if self.settings.noise is not None:

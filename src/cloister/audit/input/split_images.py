@@ -31,6 +31,7 @@ from cloister.data.preprocessing import (
 from cloister.errors import InputError, RangeError, ShapeError, UnsupportedError
 from cloister.graph.graph import Graph
 from cloister.graph.input_files import picture_form
+from cloister.graph.sample_form import own_pixels
 from cloister.plan.split_report import CANDIDATES, RULE, binomial_tail
 
 LEAST_SIZE = 4
@@ -126,6 +127,7 @@ def read_split_images(
             f"interval of an attack that only guesses (1 in {CANDIDATES}) reaches the threshold of "
             f"{RULE.identification / CANDIDATES:.0%} in more than {CONFIDENCE:.1%} of audits"
         )
+    preprocessing = own_pixels(graph, preprocessing)
     form = _form(graph, path, preprocessing)
     found, own = _items(path)
     if public is not None:

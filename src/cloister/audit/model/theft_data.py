@@ -14,6 +14,7 @@ from cloister.data.sources import Source, open_source
 from cloister.errors import InputError, ShapeError
 from cloister.graph.batch import element_type
 from cloister.graph.graph import Graph
+from cloister.graph.sample_form import own_pixels
 
 AS_UNIT = Preprocessing()
 HALVES_SEED = 0
@@ -76,6 +77,7 @@ def from_source(
     Raises   ShapeError
     """
     (name,) = graph.inputs
+    preprocessing = own_pixels(graph, preprocessing)
     if source.targets != "classes" or source.labels is None:
         raise InputError(f"{title}: an audit needs the class of every sample")
     if isinstance(source, TableSource):
