@@ -60,8 +60,8 @@ from cloister.plan import policies, split_report
 from cloister.plan.plan import Plan
 from cloister.ring.linear import Geometry, LinearMap
 from cloister.splits import preset_model
-from cloister.training import answers, checkpoint, ciphertext_service, encrypted_model
-from cloister.training.answers import read_answers, write_answers
+from cloister.training import answer_file, checkpoint, ciphertext_service, encrypted_model
+from cloister.training.answer_file import read_answers, write_answers
 from cloister.training.encrypted_model import EncryptedModel
 from cloister.training.kept_model import kept_model
 from cloister.training.settings import Settings
@@ -274,9 +274,9 @@ def _answers(folder: Path) -> Path:
 def _read_signed_answers(path: Path) -> None:
     """As an attacker's file: with a header of any content, and the digest of that content."""
     content = path.read_bytes()
-    start = len(answers.MAGIC) + answers._HEAD.size
+    start = len(answer_file.MAGIC) + answer_file._HEAD.size
     if len(content) > start:
-        length = int.from_bytes(content[len(answers.MAGIC) : start - 32], "little")
+        length = int.from_bytes(content[len(answer_file.MAGIC) : start - 32], "little")
         digest = sha256(content[start : start + length]).digest()
         path.write_bytes(content[: start - 32] + digest + content[start:])
     read_answers(path)

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from cloister.data.owner import NewDataset, Privacy
     from cloister.data.sources import ArraySource
     from cloister.data.table_options import TableOptions
-    from cloister.training.answers import open_answers, write_answers
+    from cloister.training.answer_file import open_answers, write_answers
     from cloister.training.callbacks import Callback, EarlyStopping
     from cloister.training.classifier import EncryptedClassifier
     from cloister.training.data_owner import encrypt
     from cloister.training.encrypted_model import EncryptedModel
     from cloister.training.exported_model import export
     from cloister.training.layers import EncryptedConv2d, EncryptedLinear
-    from cloister.training.model_file import ModelDefinition
+    from cloister.training.model_definition import ModelDefinition
     from cloister.training.predictions import PredictionOptions
     from cloister.training.settings import Settings
     from cloister.training.trainer import Trainer
@@ -70,7 +70,7 @@ _HOMES = {
     "EncryptedModel": "training.encrypted_model",
     "FolderSource": "data.folder_source",
     "GaussianNoise": "data.feature_noise",
-    "ModelDefinition": "training.model_file",
+    "ModelDefinition": "training.model_definition",
     "NewDataset": "data.owner",
     "PictureOptions": "data.folder_source",
     "PredictionOptions": "training.predictions",
@@ -82,9 +82,9 @@ _HOMES = {
     "Trainer": "training.trainer",
     "encrypt": "training.data_owner",
     "export": "training.exported_model",
-    "open_answers": "training.answers",
+    "open_answers": "training.answer_file",
     "train": "training.training_run",
-    "write_answers": "training.answers",
+    "write_answers": "training.answer_file",
 }
 
 
