@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 from cloister.errors import InputError
 
 if TYPE_CHECKING:
+    from cloister.data.csv_source import TableSource
     from cloister.data.dataset import EncryptedDataset
     from cloister.data.feature_noise import GaussianNoise
     from cloister.data.folder_source import FolderSource, PictureOptions
     from cloister.data.owner import NewDataset, Privacy
     from cloister.data.sources import ArraySource
+    from cloister.data.table_options import TableOptions
     from cloister.training.answers import open_answers, write_answers
     from cloister.training.callbacks import Callback, EarlyStopping
     from cloister.training.classifier import EncryptedClassifier
@@ -47,6 +49,8 @@ __all__ = [
     "Privacy",
     "RunFiles",
     "Settings",
+    "TableOptions",
+    "TableSource",
     "Trainer",
     "encrypt",
     "export",
@@ -73,6 +77,8 @@ _HOMES = {
     "Privacy": "data.owner",
     "RunFiles": "training.training_run",
     "Settings": "training.settings",
+    "TableOptions": "data.table_options",
+    "TableSource": "data.csv_source",
     "Trainer": "training.trainer",
     "encrypt": "training.data_owner",
     "export": "training.exported_model",
