@@ -1,6 +1,7 @@
 """`EncryptedClassifier`: a trainer's fit, and a client's predictions in its own names."""
 
 import contextlib
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -57,7 +58,8 @@ class Site:
 @pytest.fixture(autouse=True)
 def _same_order(monkeypatch):
     """Of samples and classes in every run: a few in another order end at another model."""
-    monkeypatch.setattr(data_owner, "SystemRandom", lambda: InsecureSeededRandom(2))
+    seeds = itertools.count()
+    monkeypatch.setattr(data_owner, "SystemRandom", lambda: InsecureSeededRandom(next(seeds)))
 
 
 @pytest.fixture(params=[False, True], ids=["values", "pixels"])
