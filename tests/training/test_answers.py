@@ -154,7 +154,7 @@ def test_what_is_no_file_of_answers_or_no_order_is_said(clinic, predictions, tmp
     (tmp_path / "text.npz").write_text("x")
     with pytest.raises(InputError, match="no file of --order"):
         found.of_owner(tmp_path / "text.npz")
-    np.savez(tmp_path / "other.npz", ids=np.array([999]), rows=np.array([0]))
+    np.savez(tmp_path / "other.npz", ids=np.array([999]), rows=np.array([0]), clients=found.clients)
     with pytest.raises(InputError, match="none of its samples has an answer"):
         found.of_owner(tmp_path / "other.npz")
     with pytest.raises(InputError, match="cannot be written"):

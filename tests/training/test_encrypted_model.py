@@ -49,7 +49,7 @@ MODELS = {"convolution": small, "dense": dense, "no Sequential": Odd}
 def trained(settings, model=None, *, offset=0.25, epochs=1):
     made, _, _ = trainer(settings, model=model or small(), offset=offset)
     made.fit(epochs)
-    return made, kept_model(made, name="small", authority="f" * 64)
+    return made, kept_model(made, name="small", authority="f" * 64, clients="c" * 64)
 
 
 @cache
@@ -84,7 +84,8 @@ def test_everything_is_kept(tmp_path):
     made, kept = trained(replace(FROZEN, seed=3), epochs=2)
     kept.save(tmp_path)
     opened = EncryptedModel.open(tmp_path)
-    for name in ("name", "run", "info", "identity", "authority", "settings", "history", "claims"):
+    named = ("name", "run", "info", "identity", "authority", "clients")
+    for name in (*named, "settings", "history", "claims"):
         assert getattr(opened, name) == getattr(kept, name), name
     assert [epoch["epoch"] for epoch in opened.history] == [1, 2]
     state = torch.load(io.BytesIO(opened.state), weights_only=True)
@@ -111,7 +112,7 @@ def test_a_layer_that_onnx_lacks_is_named():
 
     made, _, _ = trainer(FROZEN, model=nn.Sequential(nn.Flatten(), nn.Linear(30, 3), Lower()))
     with pytest.raises(UnsupportedError, match="PyTorch cannot export"):
-        kept_model(made, name="lower", authority="f" * 64)
+        kept_model(made, name="lower", authority="f" * 64, clients="c" * 64)
 
 
 def test_only_its_owner_can_read_it(tmp_path):

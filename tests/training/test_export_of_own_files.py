@@ -45,9 +45,11 @@ def answers_of_the_trained(folder, order, authority):
         integers, rows = kept["x"], kept["rows"]
     products = RingMap(model.first.linear).apply(integers).view(np.int32)
     answers = answers_of(
-        model.scores(model.first.values(products, model.info.encoding)), model.info.targets
+        model.scores(model.first.values(products, model.info.encoding)),
+        model.info.targets,
+        loss=model.settings.loss,
     )
-    told = translation(model.info, of=model.authority, authority=authority)
+    told = translation(model, authority=authority)
     own = np.empty_like(answers)
     own[rows] = told.scores(answers)
     return own if model.info.targets != "numbers" else own * told.halves + told.middles

@@ -13,6 +13,7 @@ from torch import nn
 
 import cloister
 from cloister.authority.agreement import Agreement, Known
+from cloister.authority.answer_keys import answer_keys, clients_fingerprint
 from cloister.authority.local import LocalClient
 from cloister.authority.permutation import target_permutation
 from cloister.authority.records import Terms
@@ -36,6 +37,7 @@ from training.test_trainer import FROZEN, TRUSTED
 from training.test_training_run import Served
 
 LABEL_KEY = bytes(range(7, 39))
+CLIENTS = clients_fingerprint(answer_keys(LABEL_KEY).public)
 NAMES = ("cat", "dog", "owl")
 COLUMNS = (
     Column("age", "number", low=0.0, high=120.0, fill=50.0),
@@ -100,7 +102,7 @@ def trained(settings, x, encoding, model):
         rng=InsecureSeededRandom(0), settings=replace(settings, learning_rate=0.02),
     )  # fmt: skip
     made.fit(2)
-    return kept_model(made, name="small", authority=Knows.fingerprint)
+    return kept_model(made, name="small", authority=Knows.fingerprint, clients=CLIENTS)
 
 
 LAYERS = {"convolution": small, "dense": dense}
@@ -280,8 +282,7 @@ def test_the_permutation_is_undone_end_to_end(tmp_path):
                 exported(model, authority=keys)
         with served.connect("client") as keys:
             made = exported(model, authority=keys)
-        assert translation(
-            model.info, of=model.authority, authority=LocalClient(served.authority)
-        ).notes.classes == ("0", "1", "2")
+        told = translation(model, authority=LocalClient(served.authority))
+        assert told.notes.classes == ("0", "1", "2")
         found = run(made, {"x": served.x.astype(np.float32)})
         assert (found["class"].astype(int) == served.y).mean() > 0.85

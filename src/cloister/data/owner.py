@@ -284,10 +284,11 @@ class OrderFile:
             self._chunks.append(chunk)
             yield chunk
 
-    def write(self, part: PartInfo) -> None:
+    def write(self, part: PartInfo, *, clients: str) -> None:
         """Write ids, rows (numbers in the owner's data), x and y: class numbers of the data set,
         or rows of labels or encoded numbers.
 
+        clients  fingerprint of the data set's clients: ids are those of this data set alone
         Raises   InputError
         """
         y = np.concatenate([chunk.labels for chunk in self._chunks])
@@ -295,6 +296,7 @@ class OrderFile:
             with files.creating(self._path, private=True) as file:
                 np.savez(
                     file,
+                    clients=np.array(clients),
                     ids=np.arange(part.first, part.last, dtype=np.int64),
                     rows=self._rows,
                     x=np.concatenate([chunk.x for chunk in self._chunks]),

@@ -69,6 +69,7 @@ class EncryptedModel:
     info        the data set's description when the model was trained
     identity    the data set's: it changes with every part
     authority   fingerprint of the data set's authority
+    clients     fingerprint of the data set's clients, under whose label key its classes are
     settings    of the run
     history     one mapping for each epoch
     claims      what each party of the run could learn
@@ -82,6 +83,7 @@ class EncryptedModel:
     info: DatasetInfo
     identity: str
     authority: str
+    clients: str
     settings: Settings
     history: tuple[Mapping[str, Any], ...]
     claims: Claims
@@ -135,7 +137,7 @@ class EncryptedModel:
         document = {
             "format": FORMAT, "name": self.name, "run": self.run,
             "info": json.loads(self.info.to_json()), "identity": self.identity,
-            "authority": self.authority, "settings": asdict(self.settings),
+            "authority": self.authority, "clients": self.clients, "settings": asdict(self.settings),
             "history": self.history, "claims": self.claims.to_dict(),
             "first": self.first.to_fields(), "files": digests,
         }  # fmt: skip
@@ -220,6 +222,7 @@ def _made(folder: Path, fields: Mapping[str, Any]) -> EncryptedModel:
         info=DatasetInfo.from_json(json.dumps(fields["info"], **_CANONICAL).encode()),
         identity=str(fields["identity"]),
         authority=str(fields["authority"]),
+        clients=str(fields["clients"]),
         settings=_settings(fields["settings"]),
         history=tuple(dict(epoch) for epoch in fields["history"]),
         claims=Claims.from_dict(fields["claims"]),

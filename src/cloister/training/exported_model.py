@@ -76,7 +76,7 @@ def exported(model: EncryptedModel, *, authority: ClientAccess) -> ExportedModel
     authority   of the data set; a client's token tells names and units
     Raises      as `translation`
     """
-    told = translation(model.info, of=model.authority, authority=authority)
+    told = translation(model, authority=authority)
     nodes = _Nodes()
     x, axes = _samples(nodes, model, told)
     _first_layer(nodes, model, x, axes)
