@@ -190,6 +190,21 @@ def test_tables_with_categories_dates_and_missing_cells(settings):
     assert made.inputs["visit"] == "days since 1970-01-01, 0 to 20000"
 
 
+def test_columns_may_have_names_that_the_graph_would_use():
+    encoding = Encoding.for_range(-1.0, 1.0)
+    names = ("cloister/Concat_0", "rest/input", "_cloister/Sub_2")
+    columns = tuple(Column(name, "number", low=-1.0, high=1.0) for name in names)
+    drawn = np.random.default_rng(1).integers(-127, 128, (60, 1, 1, 3))
+    x = encoding.decode(drawn.astype(np.int16))
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+    model = trained(TRUSTED, x, encoding, layers)
+    made = exported(model, authority=Knows(model.info, "table", columns))
+    found = run(made, {n: x[:, 0, 0, i, None].astype(np.float32) for i, n in enumerate(names)})
+    np.testing.assert_allclose(
+        found["probabilities"], wanted(model, encoding.encode(x)), rtol=1e-4, atol=1e-6
+    )
+
+
 def test_a_column_may_have_the_name_of_an_output():
     encoding = Encoding.for_range(-1.0, 1.0)
     columns = (Column("class", "number", low=-1.0, high=1.0), Column("probabilities", "category",

@@ -158,11 +158,12 @@ class Notes:
                 tuple(Column.from_fields(one) for one in fields.get("columns") or ()),
                 _ends(fields.get("target_ranges") or {}),
             )
+            _check_texts(notes)
         except _UNREADABLE:
             raise EncryptionError(
                 f"data set {info.name}: was not made by `cloister data encrypt`"
             ) from None
-        if len(set(notes.classes)) != info.classes:
+        if not len(notes.classes) == len(set(notes.classes)) == info.classes:
             raise EncryptionError(
                 f"data set {info.name}: names {len(notes.classes)} {info.targets}, but has other "
                 "ones"
@@ -251,6 +252,18 @@ def read_target_ranges(path: Path) -> dict[str, tuple[float, float]]:
         open_regular(path) as file,
     ):
         return _ends(json.loads(file.read(MAX_RANGES_BYTES)))
+
+
+def _check_texts(notes: Notes) -> None:
+    """Refuse columns that share a name, and texts that no file can hold: half of a character.
+
+    Raises   ValueError
+    """
+    names = [column.name for column in notes.columns]
+    if len(set(names)) < len(names):
+        raise ValueError
+    for text in (notes.kind, *notes.classes, *names, *(v for c in notes.columns for v in c.values)):
+        text.encode()
 
 
 def _ends(fields: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
