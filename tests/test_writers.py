@@ -52,8 +52,8 @@ def mode(path):
 
 def order(path):
     part = SimpleNamespace(first=0, last=1)
-    made = OrderFile(path.with_suffix(".npz"), np.zeros(1, np.int64), targets="numbers")
-    chunk = SimpleNamespace(x=np.zeros((1, 2), np.int16), labels=np.zeros(1, np.int64))
+    made = OrderFile(path.with_suffix(".npz"), np.zeros(1, np.int64), targets="classes")
+    chunk = SimpleNamespace(x=np.zeros((1, 2), np.int16), labels=np.zeros((1, 2), np.int32))
     list(made.watch(iter([chunk])))
     made.write(part, clients="c" * 64)
 

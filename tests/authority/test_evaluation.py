@@ -101,6 +101,8 @@ def test_over_https(kit, served):  # noqa: F811
     for role, receiver in (("server", "server"), ("trusted", "trusted")):
         found = asked(kit, one_hot(kit.labels), receiver=receiver, authority=served(role))
         assert found == len(kit.labels)
+    with pytest.raises(FunctionError, match="may not ask as the trusted runtime"):
+        asked(kit, one_hot(kit.labels), receiver="trusted", authority=served("server"))
     with pytest.raises(FunctionError, match="role client may not ask for evaluation"):
         asked(kit, one_hot(kit.labels), authority=served("client"))
 
@@ -180,6 +182,9 @@ def test_what_is_no_evaluation_is_refused(secretive, kit):
 def test_weights_that_could_wrap_are_refused(secretive):
     many = 1 << 16
     kit = secretive(samples=many)
+    some = np.random.default_rng(4).integers(-9, 9, (many, CLASSES)).astype(np.int16)
+    found = asked(kit, some, receiver="trusted")
+    assert found == truth(kit, some)
     weights = np.full((many, CLASSES), 32767, np.int16)
     weights[:, 0] = -32768
     with pytest.raises(FunctionError, match="too large for 65536 samples"):

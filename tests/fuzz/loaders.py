@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -59,7 +60,8 @@ from cloister.plan import policies, split_report
 from cloister.plan.plan import Plan
 from cloister.ring.linear import Geometry, LinearMap
 from cloister.splits import preset_model
-from cloister.training import checkpoint, ciphertext_service, encrypted_model
+from cloister.training import answer_file, checkpoint, ciphertext_service, encrypted_model
+from cloister.training.answer_file import read_answers, write_answers
 from cloister.training.encrypted_model import EncryptedModel
 from cloister.training.kept_model import kept_model
 from cloister.training.settings import Settings
@@ -262,6 +264,26 @@ def _source(path: Path) -> None:
     found.read(np.arange(found.samples))
 
 
+def _answers(folder: Path) -> Path:
+    made = SimpleNamespace(
+        info=INFO, authority="f" * 64, run="r", ids=np.arange(5, dtype=np.int64),
+        answers=np.ones((5, 3), np.float32),
+    )  # fmt: skip
+    write_answers(made, folder / "a.answers", key=None)
+    return folder / "a.answers"
+
+
+def _read_signed_answers(path: Path) -> None:
+    """As an attacker's file: with a header of any content, and the digest of that content."""
+    content = path.read_bytes()
+    start = len(answer_file.MAGIC) + answer_file._HEAD.size
+    if len(content) > start:
+        length = int.from_bytes(content[len(answer_file.MAGIC) : start - 32], "little")
+        digest = sha256(content[start : start + length]).digest()
+        path.write_bytes(content[: start - 32] + digest + content[start:])
+    read_answers(path)
+
+
 def _host(folder: Path) -> Path:
     return ciphertext_service.init(folder / "host", rng=InsecureSeededRandom(1))
 
@@ -355,6 +377,8 @@ LOADERS = {
     ),
     "transcript": Loader(_transcript, Transcript.load),
     "release log": Loader(_log, lambda path: list(read_releases(path))),
+    "answers": Loader(_answers, read_answers),
+    "answers, with a digest of their own": Loader(_answers, _read_signed_answers),
     "public file of an authority": Loader(_public, PublicIdentity.load, JSON),
     "access file of a ciphertext host": Loader(
         _host,

@@ -22,7 +22,8 @@ from cloister.data.columns import Column, encode_columns
 from cloister.data.encoding import PIXELS, Encoding
 from cloister.data.owner import Notes
 from cloister.errors import EncryptionError, InputError, ModelError, UnknownDatasetError
-from cloister.graph.sample_form import KEY, sample_form
+from cloister.graph.graph import SAMPLES
+from cloister.graph.sample_form import sample_form
 from cloister.plan import policies
 from cloister.ring.ring_map import RingMap
 from cloister.training import RunFiles, Settings, train
@@ -154,6 +155,16 @@ def test_features_are_a_vector(settings):
     equal(made, {"x": x.astype(np.float32)}, model, encoding.encode(x[:, None, None]))
 
 
+def test_features_of_a_convolution():
+    encoding = Encoding.for_range(0.0, 1.0)
+    x = encoding.decode(np.random.default_rng(3).integers(-127, 128, (60, 30)))
+    torch.manual_seed(4)
+    layers = nn.Sequential(nn.Conv2d(30, 5, 1), nn.ReLU(), nn.Flatten(), nn.Linear(5, 3))
+    model = trained(TRUSTED, x[:, None, None], encoding, layers)
+    made = exported(model, authority=Knows(model.info, "values"))
+    equal(made, {"x": x.astype(np.float32)}, model, encoding.encode(x[:, None, None]))
+
+
 def rows(n=60):
     """Cells of the columns as a user has them, and as `encode_columns` takes them."""
     rng = np.random.default_rng(5)
@@ -262,7 +273,7 @@ def test_the_file_says_what_it_is(tmp_path):
 def test_metadata_of_a_stranger_are_refused(tmp_path, text):
     model = frozen_pixels()
     found = onnx.load_from_string(exported(model, authority=Knows(model.info, "pixels")).content)
-    onnx.helper.set_model_props(found, {KEY: text})
+    onnx.helper.set_model_props(found, {SAMPLES: text})
     onnx.save(found, tmp_path / "model.onnx")
     graph = cloister.load(tmp_path / "model.onnx")
     if not text:

@@ -15,6 +15,7 @@ because that one can compare two sums.
 import numpy as np
 from jaxtyping import Int64
 
+from cloister.authority.functions import magnitudes
 from cloister.authority.noise import noise
 from cloister.authority.requests import Evaluation
 from cloister.base import hkdf
@@ -29,11 +30,11 @@ LEAST_SAMPLES = 20
 
 def spreads(info: DatasetInfo, request: Evaluation) -> Int64[np.ndarray, " n"]:
     """The difference that the label of each sample can make; an unlabelled one adds zero."""
-    weights = request.weights.astype(np.int64)
+    weights = request.weights
     if info.targets == "labels":  # each of them is there or not
-        return np.asarray(np.abs(weights).sum(axis=1), np.int64)
+        return np.asarray(magnitudes(weights).sum(axis=1, dtype=np.int64))
     most, least = weights.max(axis=1), weights.min(axis=1)
-    return np.asarray(np.maximum(most, 0) - np.minimum(least, 0), np.int64)
+    return np.asarray(np.maximum(most, 0).astype(np.int64) - np.minimum(least, 0))
 
 
 def shift(info: DatasetInfo, request: Evaluation) -> int:

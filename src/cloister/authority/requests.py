@@ -31,6 +31,8 @@ from cloister.wire.https.bodies import Body
 
 Kind = Literal["forward", "gradient", "labels", "evaluation"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+LABELS_AT_ONCE = 1 << 22
+"""Elements of labels that are multiplied together, whatever the number of samples."""
 Functions: TypeAlias = Iterator[tuple[Function, Int64[np.ndarray, " m"]]]
 Pieces: TypeAlias = Iterable[tuple[slice, UInt32[np.ndarray, "m h w c"]]]
 """Words of a request's samples, with their places: all in order, some at a time."""
@@ -321,8 +323,13 @@ class Evaluation(_Asked):
 
     def image(self, labels: UInt32[np.ndarray, "n classes"]) -> UInt32[np.ndarray, " 1"]:
         """The sum of words: of pads the unblinding term, of ciphertexts the blinded value."""
-        weights = self.weights.astype(np.int32).view(np.uint32)
-        return np.array([np.sum(weights * labels, dtype=np.uint32)])  # modulo 2^32
+        total = np.zeros(1, np.uint32)
+        step = max(1, LABELS_AT_ONCE // max(1, self.weights.shape[1]))
+        for start in range(0, len(labels), step):
+            weights = self.weights[start : start + step].astype(np.int32).view(np.uint32)
+            # Modulo 2^32, in which the whole sum is.
+            total += np.sum(weights * labels[start : start + step], dtype=np.uint32)
+        return total
 
 
 LinearRequest: TypeAlias = Forward | Gradient

@@ -18,6 +18,8 @@ MODULE_DOMAIN, MODULE_OP = "cloister", "Module"
 """The operator of a node that a compiled module computes (module_node.py)."""
 MICROSOFT = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
+SAMPLES = "cloister.samples"
+"""The entry of a file's metadata that becomes `Graph.samples`."""
 LINEAR_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 Size = int | str

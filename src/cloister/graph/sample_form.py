@@ -14,10 +14,8 @@ from cloister.data.encoding import Kind
 from cloister.data.info import TARGETS
 from cloister.data.preprocessing import Preprocessing
 from cloister.errors import InputError, ModelError
-from cloister.graph.graph import Graph
+from cloister.graph.graph import SAMPLES, Graph
 
-KEY = "cloister.samples"
-"""The entry of an ONNX file's metadata."""
 KINDS: tuple[str, ...] = get_args(Kind)
 
 
@@ -54,7 +52,7 @@ def sample_form(graph: Graph) -> SampleForm | None:
     """
     if not graph.samples:
         return None
-    what = f"model {graph.name!r}: its metadata {KEY} are not understood; export it again"
+    what = f"model {graph.name!r}: its metadata {SAMPLES} are not understood; export it again"
     with parsing(what, kind=ModelError):
         fields = json.loads(graph.samples)
         form = SampleForm(

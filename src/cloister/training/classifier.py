@@ -25,7 +25,7 @@ from cloister.errors import InputError, UnsupportedError
 from cloister.ring.ring_map import RingMap
 from cloister.training.callbacks import Callback
 from cloister.training.encrypted_model import EncryptedModel
-from cloister.training.model_file import ModelDefinition
+from cloister.training.model_definition import ModelDefinition
 from cloister.training.predictions import (
     PredictionAuthority,
     PredictionOptions,

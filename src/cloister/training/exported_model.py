@@ -28,8 +28,9 @@ from cloister.base import files
 from cloister.data.columns import Column
 from cloister.data.owner import Notes
 from cloister.errors import InputError
+from cloister.graph.graph import SAMPLES
 from cloister.graph.onnx.export import model_bytes
-from cloister.graph.sample_form import KEY, SampleForm
+from cloister.graph.sample_form import SampleForm
 from cloister.ring.linear import Geometry
 from cloister.training.encrypted_model import EncryptedModel
 from cloister.training.translation import ClientAccess, Translation, translation
@@ -299,4 +300,4 @@ def _metadata(model: EncryptedModel, told: Translation) -> dict[str, str]:
         "model": model.name, "data set": model.info.name, "authority": model.authority,
         "settings": asdict(model.settings), "epochs": list(model.history),
     }  # fmt: skip
-    return {KEY: form.to_json(), TRAINING: json.dumps(training), CLAIMS: str(model.claims)}
+    return {SAMPLES: form.to_json(), TRAINING: json.dumps(training), CLAIMS: str(model.claims)}

@@ -33,7 +33,7 @@ from cloister.training.data_owner import Note, Update, absence, check_origin
 from cloister.training.encrypted_model import EncryptedModel
 from cloister.training.kept_model import kept_model, require_room
 from cloister.training.metrics import GoodnessOfFit
-from cloister.training.model_file import ModelDefinition, define
+from cloister.training.model_definition import ModelDefinition, define
 from cloister.training.run_page import run_page
 from cloister.training.settings import Settings
 from cloister.training.trainer import Trainer

@@ -11,7 +11,7 @@ from onnx import checker, helper, numpy_helper
 
 from cloister.base.reading import parsing
 from cloister.errors import ModelError, UnsupportedError, one_line, printable
-from cloister.graph.graph import Graph, Node, Subgraph
+from cloister.graph.graph import SAMPLES, Graph, Node, Subgraph
 from cloister.graph.inference import opaque_type, with_types
 from cloister.graph.legality import READS_A_FILE, check
 from cloister.graph.onnx.batch_sizes import with_batch_sizes
@@ -32,7 +32,6 @@ from cloister.graph.onnx.separability import with_separability
 from cloister.graph.onnx.symbols import batch_choices, linear_weights, require_free
 from cloister.graph.ort_session import ORT_ERRORS, runtime_session
 from cloister.graph.passes.padding import with_explicit_padding
-from cloister.graph.sample_form import KEY
 
 NO_DIMS: Mapping[str, int] = {}
 FLOAT = onnx.TensorProto.FLOAT
@@ -109,7 +108,7 @@ def _import_message(
     optional = own.ir_version >= onnx.IR_VERSION_2019_1_22
     listed = [value.name for value in own.graph.input] if optional else []
     large = _taken_out(own, constants)
-    samples = next((entry.value for entry in own.metadata_props if entry.key == KEY), "")
+    samples = next((entry.value for entry in own.metadata_props if entry.key == SAMPLES), "")
     given = {tensor.name for tensor in own.graph.initializer} | set(large)
     given.update(sparse.values.name for sparse in own.graph.sparse_initializer)
     inputs = [value for value in own.graph.input if value.name not in given]

@@ -11,7 +11,7 @@ from cloister.authority.answer_keys import answer_keys
 from cloister.authority.permutation import label_permutation
 from cloister.errors import EncryptionError, InputError, UnknownDatasetError
 from cloister.training import PredictionOptions, answers, open_answers, write_answers
-from cloister.training.answers import read_answers
+from cloister.training.answer_file import read_answers
 from training.test_predictions import Clinic
 
 SEALED = PredictionOptions(answers_to="client")

@@ -46,7 +46,7 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class SecretAnswers:
     """Predictions as a file holds them: classes and labels have the secret numbers of the file.
 
     authority   fingerprint of the data set's authority
@@ -162,7 +162,7 @@ def write_answers(made: Predictions, path: Path, *, key: bytes | None) -> None:
         raise _unwritable(path, error) from None
 
 
-def read_answers(path: Path, *, keys: KeyPair | None = None) -> Answers:
+def read_answers(path: Path, *, keys: KeyPair | None = None) -> SecretAnswers:
     """The answers of a file.
 
     keys     of the data set's clients, for a sealed file
@@ -190,7 +190,7 @@ def read_answers(path: Path, *, keys: KeyPair | None = None) -> Answers:
     if len(ids) != samples or not 0 < samples <= MAX_SAMPLES:
         raise EncryptionError(f"{path}: holds {len(ids)} answers of {samples}; get it again")
     authority, clients, run = (str(fields[name]) for name in ("authority", "clients", "run"))
-    return Answers(info, authority, clients, run, ids, values)
+    return SecretAnswers(info, authority, clients, run, ids, values)
 
 
 def open_answers(path: Path | str, *, authority: ClientAccess | None = None) -> NamedAnswers:
