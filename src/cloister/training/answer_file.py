@@ -72,6 +72,7 @@ class NamedAnswers:
     names    of classes, labels or numbers, in the clients' order
     values   by sample: their probabilities, or numbers in their own units
     rows     of the samples in their owner's data, where that is known
+    absent   samples of that owner for which there is no answer
     """
 
     info: DatasetInfo
@@ -80,6 +81,7 @@ class NamedAnswers:
     ids: Int64[np.ndarray, " n"]
     values: Float[np.ndarray, "n names"]
     rows: Int64[np.ndarray, " n"] | None = None
+    absent: int = 0
 
     @property
     def classes(self) -> list[str]:
@@ -125,7 +127,13 @@ class NamedAnswers:
         sorted_ = np.argsort(found, kind="stable")
         mine = mine[sorted_]
         return NamedAnswers(
-            self.info, self.clients, self.names, self.ids[mine], self.values[mine], found[sorted_]
+            self.info,
+            self.clients,
+            self.names,
+            self.ids[mine],
+            self.values[mine],
+            found[sorted_],
+            len(place) - len(mine),
         )
 
 
@@ -189,6 +197,11 @@ def read_answers(path: Path, *, keys: KeyPair | None = None) -> SecretAnswers:
     )
     if len(ids) != samples or not 0 < samples <= MAX_SAMPLES:
         raise EncryptionError(f"{path}: holds {len(ids)} answers of {samples}; get it again")
+    # Its writer may be hostile: of two answers for a sample, and of what is no number, none counts.
+    if len(np.unique(ids)) < samples or not np.isfinite(values).all():
+        raise EncryptionError(
+            f"{path}: answers for a sample twice, or with what is no number; predict again"
+        )
     authority, clients, run = (str(fields[name]) for name in ("authority", "clients", "run"))
     return SecretAnswers(info, authority, clients, run, ids, values)
 
