@@ -109,7 +109,9 @@ def write_dataset(path: Path) -> None:
     rng = np.random.default_rng(0)
     info = DatasetInfo("set", (4, 3, 1), 3, Encoding.for_range(0, 1), 0, 3)
     permutation = np.arange(3, dtype=np.int64)
-    enrolment = Enrolment(Agreement(info, Terms()), "f" * 64, permutation, bytes(32), lambda *_: 0)
+    enrolment = Enrolment(
+        Agreement(info, Terms()), "f" * 64, "c" * 64, permutation, bytes(32), lambda *_: 0
+    )
     samples = Chunk(
         rng.integers(-9, 9, (5, 4, 3, 1)).astype(np.int16),
         one_hot(np.arange(5) % 3, 3),
@@ -334,7 +336,7 @@ def _kept_model(folder: Path) -> Path:
     made = Trainer(
         net, samples, keys=MemoryAuthority(samples), rng=InsecureSeededRandom(0), settings=settings
     )
-    kept_model(made, name="net", authority="f" * 64).save(folder)
+    kept_model(made, name="net", authority="f" * 64, clients="c" * 64).save(folder)
     return folder / encrypted_model.NAME
 
 

@@ -49,7 +49,7 @@ def answers_of_the_trained(folder, order, authority):
         model.scores(model.first.values(products, model.info.encoding)), model.info.targets,
         loss=model.settings.loss,
     )  # fmt: skip
-    told = translation(model.info, of=model.authority, authority=authority)
+    told = translation(model, authority=authority)
     own = np.empty_like(answers)
     own[rows] = told.scores(answers)
     return own if model.info.targets != "numbers" else own * told.halves + told.middles

@@ -192,7 +192,7 @@ class EncryptedClassifier:
                 "read; give client=, a connection with a client's token"
             )
         model = self.model_
-        return translation(model.info, of=model.authority, authority=self.client)
+        return translation(model, authority=self.client)
 
 
 def _encoded(
