@@ -134,6 +134,19 @@ def test_an_exported_model_reads_cells_as_its_data_set_did(read):
     assert found["visit"].tolist() == dates
 
 
+def test_values_that_an_exported_model_never_saw_are_told(tmp_path):
+    path, notes = tmp_path / "rows.csv", []
+    rows = ["61,f,2020-01-01,a", "130,m,2060-01-01,b", ",m,2020-01-03,b"]
+    path.write_text("\n".join(["age,sex,visit,ward", *rows]))
+    read_inputs(PATIENTS, [path], note=notes.append)
+    (note,) = notes
+    assert "(2 cells)" in note
+    assert "line 3, column age: 130 is outside the range 0 to 120; line 3, column visit" in note
+    path.write_text("\n".join(["age,sex,visit,ward", rows[0]]))
+    read_inputs(PATIENTS, [path], note=notes.append)
+    assert len(notes) == 1
+
+
 def test_bad_cells_of_an_exported_model_are_named_all_at_once(read):
     with pytest.raises(RangeError) as told:
         read(PATIENTS, "age,sex,visit,ward\nold,f,2020-01-01,a\n61,q,soon,a\n7,,2020-01-03,c\n")

@@ -12,6 +12,8 @@ pytest.importorskip("torch")
 from cloister.authority.authority import Authority
 from cloister.authority.local import LocalClient
 from cloister.base.rng import InsecureSeededRandom, SystemRandom
+from cloister.data.csv_source import TableSource
+from cloister.data.table_options import TableOptions
 from cloister.errors import InputError, RangeError, UnsupportedError
 from cloister.training import (
     ArraySource,
@@ -160,6 +162,28 @@ def test_what_cannot_be_fitted_or_predicted(site):
     if site.x.dtype != np.uint8:
         with pytest.raises(RangeError, match="outside the data set's range"):
             made.predict(site.x + 3)
+
+
+def test_plain_rows_of_a_table(tmp_path):
+    table = tmp_path / "rows.csv"
+    rows = [f"{20 + i},{'fm'[i % 2]},{i},{'yes' if i % 2 else 'no'}" for i in range(60)]
+    table.write_text("\n".join(["age,sex,stay,label", *rows]))
+    with Authority.create(tmp_path / "authority", rng=SystemRandom()) as authority:
+        connection = LocalClient(authority)
+        source = TableSource(table, TableOptions())
+        encrypt(source, tmp_path / "a.cloister", authority=connection, privacy="budget=4")
+        found = EncryptedClassifier(
+            connection, client=connection, epochs=12, settings=replace(TRUSTED, learning_rate=0.05)
+        ).fit(tmp_path / "a.cloister")
+        assert list(found.predict(np.array([[30, 0, 5], [30, 1, 5]]))) == ["no", "yes"]
+        for row, message in (
+            ([30, 2, 5], "sample 0, column sex: give the place of a value, 0 to 1 of f, m; 2 is"),
+            ([30, 0.5, 5], "column sex: give the place of a value, 0 to 1 of f, m; 0.5 is none"),
+            ([30, 0, 5, 1], r"shape \(4,\), and data set 'a' has 3 columns: age, sex, stay"),
+            ([30, 0], "has 3 columns: age, sex, stay"),
+        ):
+            with pytest.raises(InputError, match=message):
+                found.predict(np.array([row]))
 
 
 def test_labels_and_numbers_are_no_classes(tmp_path):

@@ -41,18 +41,20 @@ class BadCells:
         """
         if not self.count:
             return
-        lines = lines_of(self._dialect, [one.row for one in self._first])
-        listed = [
-            f"line {lines[row]}, column {column}: {bad.why}" for row, column, bad in self._first
-        ]
-        more = self.count - len(listed)
         several = f"{self.count:,} cells cannot be used: " if self.count > 1 else ""
         remedies = dict.fromkeys(one.bad.remedy for one in self._first)
         raise RangeError(
-            f"{self._dialect.path}: {several}{'; '.join(listed)}"
-            + (f"; and {more:,} more" if more else "")
+            f"{self._dialect.path}: {several}{self.listed()}"
             + "".join(f"; {remedy}" for remedy in remedies)
         )
+
+    def listed(self) -> str:
+        """Line, column and reason of the first cells, and how many more there are."""
+        lines = lines_of(self._dialect, [one.row for one in self._first])
+        more = self.count - len(self._first)
+        return "; ".join(
+            f"line {lines[row]}, column {column}: {bad.why}" for row, column, bad in self._first
+        ) + (f"; and {more:,} more" if more else "")
 
 
 def lines_of(dialect: Dialect, rows: Sequence[int]) -> dict[int, int]:

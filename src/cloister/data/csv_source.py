@@ -145,7 +145,7 @@ class TableSource:
         }
         self._read_as(readings, {column.name for column in columns if column.fill is not None})
         if not clip:
-            self._require_in_ranges(columns)
+            self.outside_ranges(columns).refuse()
         self._note_columns(columns)
 
     def read(self, positions: Int64[np.ndarray, " m"]) -> np.ndarray:
@@ -330,7 +330,8 @@ class TableSource:
             does = "fills no missing cells" if column.fill is None else f"fills {column.fill}"
             raise InputError(f"column {name}: the data set {does}; leave {name} out of --fill")
 
-    def _require_in_ranges(self, columns: Sequence[Column]) -> None:
+    def outside_ranges(self, columns: Sequence[Column]) -> BadCells:
+        """Numbers and dates outside the public ranges of the columns that the cells are read as."""
         bad = BadCells(self._dialect)
         for place, column in enumerate(columns):
             if column.kind == "category":
@@ -347,7 +348,7 @@ class TableSource:
                 for at in outside[:LISTED]
             ]
             bad.add(self.row_numbers[outside], column.name, found)
-        bad.refuse()
+        return bad
 
     def _note_columns(self, columns: Sequence[Column]) -> None:
         """Say how the columns are read, and which may be none to learn from."""

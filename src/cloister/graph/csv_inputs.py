@@ -6,7 +6,7 @@ the caller names.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +28,16 @@ _NOT_FINITE = frozenset({"nan", "inf", "+inf", "-inf", "infinity", "-infinity"})
 
 
 def read_csv(
-    graph: Graph, path: Path, columns: Sequence[str] | None = None
+    graph: Graph,
+    path: Path,
+    columns: Sequence[str] | None = None,
+    *,
+    note: Callable[[str], None] | None = None,
 ) -> dict[str, np.ndarray]:
     """The rows of a file as a batch.
 
     columns   the features of a model with one input, in its order; None: all, as in the file
+    note      called with the cells outside the ranges that a model was trained on
 
     Raises   InputError naming the file, line and column
     """
@@ -40,7 +45,7 @@ def read_csv(
     if form is not None and form.columns:
         if columns is not None:
             raise InputError("--columns: the model takes columns by their names; leave it out")
-        return _described(graph, form.columns, path)
+        return _described(graph, form.columns, path, note)
     read = read_plain_table(path)
     table = read.columns
     several = len(graph.inputs) > 1
@@ -65,7 +70,9 @@ def read_csv(
     }
 
 
-def _described(graph: Graph, columns: Sequence[Column], path: Path) -> dict[str, np.ndarray]:
+def _described(
+    graph: Graph, columns: Sequence[Column], path: Path, note: Callable[[str], None] | None
+) -> dict[str, np.ndarray]:
     """The columns that an exported model describes, read as the data set's owners read them.
 
     Raises   InputError, RangeError naming lines and columns of all bad cells
@@ -79,6 +86,12 @@ def _described(graph: Graph, columns: Sequence[Column], path: Path) -> dict[str,
     )  # fmt: skip
     source = TableSource(path, TableOptions(label=(), without=others))
     source.use(columns, clip=True)
+    outside = source.outside_ranges(columns)
+    if note is not None and outside.count:
+        note(
+            f"{path}: the model was trained on no such values ({outside.count:,} cells), and its "
+            f"answers for them are guesses: {outside.listed()}"
+        )
     cells = source.read(np.arange(source.samples)).reshape(source.samples, -1)
     return {
         column.name: _own_cells(column, cells[:, place]).astype(element_type(graph, column.name))

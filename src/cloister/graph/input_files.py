@@ -70,7 +70,7 @@ def read_inputs(
     """Read files, folders of files, and patterns (`*.png`) as one batch for a model.
 
     columns   of CSV files, that are the model's features (csv_inputs.py)
-    note      called with what is left out of a folder
+    note      called with what is left out of a folder, and values that a model never saw
 
     Raises   InputError naming the file and what to do
     """
@@ -86,7 +86,7 @@ def read_inputs(
     batches: list[tuple[Path, dict[str, np.ndarray]]] = []
     names: list[str] = []
     for path in _files(paths, note):
-        batch = _read(graph, path, preprocessing, columns)
+        batch = _read(graph, path, preprocessing, columns, note)
         count = sample_count(graph, batch)
         batches.append((path, batch))
         names += [str(path)] if count == 1 else [f"{path}[{i}]" for i in range(count)]
@@ -148,12 +148,16 @@ def _in_folder(path: Path, note: Callable[[str], None] | None) -> list[Path]:
 
 
 def _read(
-    graph: Graph, path: Path, preprocessing: Preprocessing, columns: Sequence[str] | None
+    graph: Graph,
+    path: Path,
+    preprocessing: Preprocessing,
+    columns: Sequence[str] | None,
+    note: Callable[[str], None] | None,
 ) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     if path.suffix.lower() == TABLE:
-        batch = read_csv(graph, path, columns)
+        batch = read_csv(graph, path, columns, note=note)
     elif path.suffix.lower() in ARRAYS:
         found = _read_arrays(path, wanted=graph.required_inputs, optional=graph.defaults)
         batch = {

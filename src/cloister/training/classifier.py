@@ -16,12 +16,13 @@ import numpy as np
 from jaxtyping import Float32, Int16, Shaped
 from torch import nn
 
+from cloister.data.columns import Column
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.encoder import Encoder
 from cloister.data.info import DatasetInfo
 from cloister.data.owner import Notes
 from cloister.data.sources import ArraySource
-from cloister.errors import InputError, UnsupportedError
+from cloister.errors import InputError, RangeError, UnsupportedError
 from cloister.ring.ring_map import RingMap
 from cloister.training.callbacks import Callback
 from cloister.training.encrypted_model import EncryptedModel
@@ -206,11 +207,35 @@ def _encoded(
     if (source.kind == "pixels") != (notes.kind == "pixels"):
         wanted = "pixels as uint8" if notes.kind == "pixels" else "values as floats"
         raise InputError(f"predict: data set {info.name!r} is of {wanted}, not {x.dtype}")
+    _require_cells(x, notes.columns, info.name)
     encoder = Encoder(source, info.encoding, columns=notes.columns)
     encoded: Int16[np.ndarray, "n h w c"] = encoder.encode(np.arange(len(x)))
     if encoded.shape[1:] != info.shape:
         raise InputError(f"predict: a sample is {info.shape}, not {encoded.shape[1:]}")
     return encoded
+
+
+def _require_cells(x: Shaped[np.ndarray, "n ..."], columns: Sequence[Column], name: str) -> None:
+    """Refuse rows of other columns than a table's, and places that no value of a category has.
+
+    Raises   InputError, RangeError naming sample and column
+    """
+    if not columns:
+        return
+    if x.shape[1:] != (len(columns),):
+        raise InputError(
+            f"predict: samples of shape {x.shape[1:]}, and data set {name!r} has "
+            f"{len(columns)} columns: {', '.join(column.name for column in columns)}"
+        )
+    for cells, column in zip(x.T, columns, strict=True):
+        if column.kind != "category":
+            continue
+        bad = np.flatnonzero(~np.isin(cells, np.arange(len(column.values))))
+        if bad.size:
+            raise RangeError(
+                f"predict: sample {bad[0]}, column {column.name}: give the place of a value, 0 to "
+                f"{len(column.values) - 1} of {', '.join(column.values)}; {cells[bad[0]]:g} is none"
+            )
 
 
 def _parameters() -> tuple[str, ...]:
