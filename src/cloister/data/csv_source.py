@@ -429,7 +429,12 @@ def _public_columns(
 ) -> dict[str, Column]:
     missing = [name for name in names if name not in ranges]
     if missing:
-        raise InputError(f"--ranges: column {missing[0]} is missing")
+        several = len(missing) > 1
+        raise InputError(
+            f"--ranges: column{'s' if several else ''} {', '.join(missing)} "
+            f"{'are' if several else 'is'} missing; give [low, high] of a number, two dates "
+            "YYYY-MM-DD, or all values of a category, or leave columns out with --without"
+        )
     return {name: public_column(name, ranges[name]) for name in names}
 
 
@@ -438,12 +443,12 @@ def _require_same_columns(path: Path, own: Mapping[str, int], wanted: Mapping[st
     more = [name for name in own if name not in wanted]
     if absent:
         raise InputError(
-            f"{path}: has no column {absent[0]}, which the data set has: its columns are "
+            f"{path}: has no column {', '.join(absent)}, which the data set has: its columns are "
             f"{', '.join(wanted)}"
         )
     if more:
         raise InputError(
-            f"{path}: column {more[0]} is not in the data set; leave it out with --without "
+            f"{path}: column {', '.join(more)} is not in the data set; leave it out with --without "
             f"{','.join(more)}"
         )
 
