@@ -334,7 +334,7 @@ def test_bad_input_adds_nothing(cloister, refused, authority, to, pixels, tmp_pa
     assert "class '3'" in refused("data", "encrypt", tmp_path / "class.npz", *to())
     np.savez(tmp_path / "values.npz", x=np.ones((3, 3, 2, 1)), y=np.zeros(3, int))
     message = refused("data", "encrypt", tmp_path / "values.npz", *to())
-    assert "holds pixels, this is values" in message
+    assert "holds pixels of 0 to 255, these are values that are no pixels" in message
     assert "3 of 3 samples hold NaN" in refused("data", "encrypt", tmp_path / "nan.npz", *to())
     assert "NaN" in refused("data", "encrypt", tmp_path / "nan.npz", *to(out="new.cloister"))
     assert "role client" in refused("data", "encrypt", path, *to(role="server"))
