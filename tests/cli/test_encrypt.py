@@ -546,6 +546,15 @@ def test_a_token_from_a_file(cloister, refused, to, pixels, tmp_path):
         assert "token" in refused("data", "encrypt", path, *options)
 
 
+def test_a_budget_of_a_whole_sample_is_said(cloister, to, pixels):
+    path, _ = pixels
+    whole = cloister("data", "encrypt", path, *to(), "--privacy", "budget=6")
+    assert whole.code == 0, whole
+    assert "a budget of 6 is a whole sample: a training server may get values" in whole.err
+    part = cloister("data", "encrypt", path, *to(out="b.cloister"), "--privacy", "budget=5")
+    assert "is a whole sample" not in part.err
+
+
 def test_defaults_bound_bits_and_functions(cloister, refused, authority, to, pixels, tmp_path):
     path, _ = pixels
     made = cloister("data", "encrypt", path, *to(), "--privacy", "budget=2")
