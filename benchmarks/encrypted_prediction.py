@@ -24,6 +24,7 @@ from benchmarks import training_data as data
 from benchmarks.environment import environment
 from benchmarks.training import Bench
 from benchmarks.training_data import Plain
+from cloister.authority.answer_keys import clients_fingerprint
 from cloister.authority.authority import Authority
 from cloister.authority.key_service import Receiver
 from cloister.authority.local import LocalClient
@@ -94,7 +95,8 @@ def run_mode(bench: Bench, plain: Plain, mode: str, *, epochs: int, repeats: int
     trainer = bench.trainer(plain, "lenet5", mode=mode, keys=bench.keys(ledger=True))
     trainer.fit(epochs)
     client = TimedClient(bench.authority)
-    model = kept_model(trainer, name="lenet5", authority=client.fingerprint)
+    clients = clients_fingerprint(client.answer_key(bench.dataset(plain, mode).name))
+    model = kept_model(trainer, name="lenet5", authority=client.fingerprint, clients=clients)
     # The weights of an encrypted first layer are those of the plain one.
     net = PlainNet(bench, plain, trainer.own_model.state_dict())
     dataset, truth = bench.dataset(plain, mode), plain.y[plain.test]

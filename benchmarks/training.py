@@ -27,7 +27,7 @@ from cloister.base.rng import SystemRandom
 from cloister.cli.console import err
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.info import Mode
-from cloister.training.model_file import define
+from cloister.training.model_definition import define
 from cloister.training.settings import Settings
 from cloister.training.trainer import Trainer, epoch_order
 

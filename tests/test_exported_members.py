@@ -30,8 +30,8 @@ def test_exported_members_of_functional_encryption_and_training():
         "ArraySource", "Callback", "EarlyStopping", "EncryptedClassifier", "EncryptedConv2d",
         "EncryptedDataset", "EncryptedLinear", "EncryptedModel", "FolderSource", "GaussianNoise",
         "ModelDefinition", "NewDataset", "PictureOptions", "PredictionOptions", "Privacy",
-        "RunFiles", "Settings", "Trainer", "encrypt", "export", "open_answers", "train",
-        "write_answers",
+        "RunFiles", "Settings", "TableOptions", "TableSource", "Trainer", "encrypt",
+        "export", "open_answers", "train", "write_answers",
     }  # fmt: skip
     assert set(cloister.training.__all__) == wanted <= set(dir(cloister.training))
     for name in wanted:

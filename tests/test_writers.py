@@ -2,6 +2,7 @@
 
 import os
 import stat
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -51,10 +52,10 @@ def mode(path):
 
 def order(path):
     part = SimpleNamespace(first=0, last=1)
-    made = OrderFile(path.with_suffix(".npz"), np.zeros(1, np.int64))
-    chunk = SimpleNamespace(x=np.zeros((1, 2), np.int16), labels=np.zeros(1, np.int64))
+    made = OrderFile(path.with_suffix(".npz"), np.zeros(1, np.int64), targets="classes")
+    chunk = SimpleNamespace(x=np.zeros((1, 2), np.int16), labels=np.zeros((1, 2), np.int32))
     list(made.watch(iter([chunk])))
-    made.write(part)
+    made.write(part, clients="c" * 64)
 
 
 def pad(path):
@@ -85,9 +86,9 @@ def exported_model(path):
     pytest.importorskip("torch")
     from cloister.training import export
     from training.test_encrypted_model import frozen
-    from training.test_exported_model import Knows
+    from training.test_exported_model import CLIENTS, Knows
 
-    frozen().save(path.parent.parent / "model")
+    replace(frozen(), clients=CLIENTS).save(path.parent.parent / "model")
     authority = Knows(frozen().info, "values")
     export(path.parent.parent / "model", path, authority=authority)
 

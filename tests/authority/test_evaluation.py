@@ -97,6 +97,18 @@ def test_a_server_that_may_have_labels_gets_exact_sums_of_any(kit):
     assert kit.authority.summary("set").evaluations_allowed is None
 
 
+def test_exact_sums_count_as_labels_given(kit):
+    """A server reads a label by a sum of one, or of two by a difference; the ledger says so."""
+    kit.authority.ask(Evaluation("set", kit.ids[2:5], one_hot(kit.labels[2:5])), "trusted")
+    assert kit.authority.summary("set").labels_released == 0
+    asked(kit, one_hot(kit.labels[2:5]), ids=kit.ids[2:5])
+    asked(kit, one_hot(kit.labels[3:5]), ids=kit.ids[3:5])
+    kit.authority.close()
+    kit.authority = Authority(kit.folder)
+    assert np.flatnonzero(kit.authority.spent("set").labels).tolist() == [2, 3, 4]
+    assert kit.authority.summary("set").labels_released == 3
+
+
 def test_over_https(kit, served):  # noqa: F811
     for role, receiver in (("server", "server"), ("trusted", "trusted")):
         found = asked(kit, one_hot(kit.labels), receiver=receiver, authority=served(role))

@@ -14,12 +14,14 @@ import pytest
 from authority.conftest import add_part
 from authority.test_authority import mixed
 from authority.test_service import served  # noqa: F401  (a fixture)
+from cloister.authority import authority as authority_module
 from cloister.authority import database, deletion, tokens
 from cloister.authority.authority import Authority
 from cloister.authority.client import AuthorityClient
 from cloister.authority.registration import NewPart
 from cloister.authority.requests import KINDS, Evaluation, Forward, Gradient, Labels
 from cloister.authority.stored import read_stored
+from cloister.authority.unblinding import unblinding_term
 from cloister.base.rng import SystemRandom
 from cloister.data.id_spans import NO_IDS, IdSpans
 from cloister.errors import (
@@ -49,6 +51,22 @@ def requests(ids):
     }
     assert set(made) == set(KINDS)
     return made
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("receiver", ["server", "trusted"])
+def test_a_key_does_not_leave_for_samples_withdrawn_while_it_was_made(
+    kits, kind, receiver, monkeypatch
+):
+    kit = kits(budget=32)
+
+    def slow(*given, **more):
+        kit.authority.withdraw("set", SOME)
+        return unblinding_term(*given, **more)
+
+    monkeypatch.setattr(authority_module, "unblinding_term", slow)
+    with pytest.raises(EncryptionError, match="sample 2 was withdrawn, no key is issued"):
+        kit.authority.ask(requests(kit.ids)[kind], receiver)
 
 
 @pytest.mark.parametrize("kind", KINDS)

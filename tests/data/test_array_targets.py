@@ -28,7 +28,7 @@ def read(y, targets=None):
     (np.array([0, 2, 1, 2], np.float16), "classes", "classes", [0, 2, 1, 2], ""),
     (ONE_HOT, "classes", "classes", [0, 2, 1, 2], ""),
     (ONE_HOT.astype(bool), "classes", "classes", [0, 2, 1, 2], ""),
-    (ONE_HOT, None, "labels", ONE_HOT, "--targets classes reads one-hot classes"),
+    (ONE_HOT, None, "classes", [0, 2, 1, 2], "read as a class (one-hot); --targets labels"),
     (SEVERAL, None, "labels", SEVERAL, ""),
     (SEVERAL.astype(bool), None, "labels", SEVERAL, ""),
     (SEVERAL.astype(float), None, "labels", SEVERAL, ""),

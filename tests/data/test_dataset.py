@@ -65,7 +65,9 @@ def enrolled(register, *, header=HEADER, permutation=PERMUTATION):
     """A client's place in the data set that a header describes."""
     info = DatasetInfo(header.name, header.shape, header.classes, header.encoding, 0, 1)
     agreed = Agreement(info, Terms())
-    return Enrolment(agreed, header.authority_fingerprint, permutation, bytes(32), register)
+    return Enrolment(
+        agreed, header.authority_fingerprint, "c" * 64, permutation, bytes(32), register
+    )
 
 
 def append(path, register, *chunks, header=HEADER, patience_s=60):

@@ -16,7 +16,7 @@ from cloister.data.feature_noise import GaussianNoise, StepNoise, epsilon, gauss
 from cloister.errors import InputError, RangeError, UnsupportedError
 from cloister.training.ciphertexts import LocalCiphertextServer
 from cloister.training.layers import Samples
-from cloister.training.losses import Objective, cross_entropy
+from cloister.training.losses import TrainingObjective, cross_entropy
 from cloister.training.models import encrypt_first
 from cloister.training.private import PrivateStep
 from cloister.training.products import Products
@@ -49,7 +49,7 @@ def private_model(plain, *, offset=0.0, sigma=1e-9, clip=1.0, n=10):
     model = copy.deepcopy(plain)
     layer = encrypt_first(model, SHAPE, samples=samples, products=products, encoding=encoding)
     noise = GaussianNoise(sigma, "gradients", clip=clip)
-    step = PrivateStep(model, layer, noise=noise, objective=Objective(cross_entropy))
+    step = PrivateStep(model, layer, noise=noise, objective=TrainingObjective(cross_entropy))
     clear = torch.from_numpy(x).float().permute(0, 3, 1, 2)
     return step, model, samples, clear, torch.from_numpy(y)
 

@@ -65,6 +65,15 @@ def test_notes_come_back():
     }  # fmt: skip
     with pytest.raises(EncryptionError, match="names 2 classes"):
         Notes.read(Notes("pixels", ("a", "b")).to_json(), INFO)
+    with pytest.raises(EncryptionError, match="names 4 classes"):
+        Notes.read(Notes("pixels", ("a", "b", "c", "c")).to_json(), INFO)
+    for hostile in (
+        Notes("table", ("a", "b", "c"), (age, age)),
+        Notes("pixels", ("a", "b", "\ud800")),
+        Notes("table", ("a", "b", "c"), (age, Column("\udfff", "number", 0.0, 9.0))),
+    ):
+        with pytest.raises(EncryptionError, match="was not made by"):
+            Notes.read(hostile.to_json(), INFO)
 
 
 def test_classes_are_numbered_as_the_data_set_does():

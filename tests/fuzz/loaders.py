@@ -60,8 +60,8 @@ from cloister.plan import policies, split_report
 from cloister.plan.plan import Plan
 from cloister.ring.linear import Geometry, LinearMap
 from cloister.splits import preset_model
-from cloister.training import answers, checkpoint, ciphertext_service, encrypted_model
-from cloister.training.answers import read_answers, write_answers
+from cloister.training import answer_file, checkpoint, ciphertext_service, encrypted_model
+from cloister.training.answer_file import read_answers, write_answers
 from cloister.training.encrypted_model import EncryptedModel
 from cloister.training.kept_model import kept_model
 from cloister.training.settings import Settings
@@ -109,7 +109,9 @@ def write_dataset(path: Path) -> None:
     rng = np.random.default_rng(0)
     info = DatasetInfo("set", (4, 3, 1), 3, Encoding.for_range(0, 1), 0, 3)
     permutation = np.arange(3, dtype=np.int64)
-    enrolment = Enrolment(Agreement(info, Terms()), "f" * 64, permutation, bytes(32), lambda *_: 0)
+    enrolment = Enrolment(
+        Agreement(info, Terms()), "f" * 64, "c" * 64, permutation, bytes(32), lambda *_: 0
+    )
     samples = Chunk(
         rng.integers(-9, 9, (5, 4, 3, 1)).astype(np.int16),
         one_hot(np.arange(5) % 3, 3),
@@ -274,9 +276,9 @@ def _answers(folder: Path) -> Path:
 def _read_signed_answers(path: Path) -> None:
     """As an attacker's file: with a header of any content, and the digest of that content."""
     content = path.read_bytes()
-    start = len(answers.MAGIC) + answers._HEAD.size
+    start = len(answer_file.MAGIC) + answer_file._HEAD.size
     if len(content) > start:
-        length = int.from_bytes(content[len(answers.MAGIC) : start - 32], "little")
+        length = int.from_bytes(content[len(answer_file.MAGIC) : start - 32], "little")
         digest = sha256(content[start : start + length]).digest()
         path.write_bytes(content[: start - 32] + digest + content[start:])
     read_answers(path)
@@ -334,7 +336,7 @@ def _kept_model(folder: Path) -> Path:
     made = Trainer(
         net, samples, keys=MemoryAuthority(samples), rng=InsecureSeededRandom(0), settings=settings
     )
-    kept_model(made, name="net", authority="f" * 64).save(folder)
+    kept_model(made, name="net", authority="f" * 64, clients="c" * 64).save(folder)
     return folder / encrypted_model.NAME
 
 

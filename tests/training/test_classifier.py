@@ -1,6 +1,7 @@
 """`EncryptedClassifier`: a trainer's fit, and a client's predictions in its own names."""
 
 import contextlib
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ pytest.importorskip("torch")
 
 from cloister.authority.authority import Authority
 from cloister.authority.local import LocalClient
-from cloister.base.rng import SystemRandom
+from cloister.base.rng import InsecureSeededRandom, SystemRandom
 from cloister.data.csv_source import TableSource
 from cloister.data.table_options import TableOptions
 from cloister.errors import InputError, RangeError, UnsupportedError
@@ -21,12 +22,15 @@ from cloister.training import (
     NewDataset,
     RunFiles,
     Settings,
+    data_owner,
     encrypt,
 )
 from cloister.training.classifier import EncryptedClassifier
 from cloister.training.predictions import answers_of
 from training.doubles import blobs
 
+ONE_SAMPLE = 1.01 / 75
+"""Of the test part, whose scores may be equal but for rounding."""
 TRUSTED = Settings(batch=16, unblind_to="trusted")
 
 
@@ -53,6 +57,13 @@ class Site:
         return EncryptedClassifier(self.connection, **given)
 
 
+@pytest.fixture(autouse=True)
+def _same_order(monkeypatch):
+    """Of samples and classes in every run: a few in another order end at another model."""
+    seeds = itertools.count()
+    monkeypatch.setattr(data_owner, "SystemRandom", lambda: InsecureSeededRandom(next(seeds)))
+
+
 @pytest.fixture(params=[False, True], ids=["values", "pixels"])
 def site(request, tmp_path):
     made = Site(tmp_path, pixels=request.param)
@@ -67,8 +78,8 @@ def test_fit_predict_and_score_in_own_names(site):
     np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, rtol=1e-5)
     named = found.predict(site.x)
     assert (named == found.classes_[probabilities.argmax(axis=1)]).all()
-    assert found.score(site.x, site.y) == (named == site.y).mean() > 0.95
-    assert found.outcome_.test_accuracy > 0.9
+    assert found.score(site.x, site.y) == (named == site.y).mean() > 0.85
+    assert found.outcome_.test_accuracy > 0.8
     assert found.model_.info.name == "set"
 
 
@@ -76,13 +87,14 @@ def test_fit_predict_and_score_in_own_names(site):
 def test_plain_samples_are_predicted_as_their_ciphertexts(site, first_layer):
     """The accuracy on the plain rows of the test part is the run's on their ciphertexts."""
     settings = replace(TRUSTED, first_layer=first_layer)
-    found = site.classifier(epochs=2, settings=settings).fit(site.path)
+    found = site.classifier(epochs=10, settings=settings).fit(site.path)
     with np.load(site.order) as order:
         opened = EncryptedDataset.open(site.path)
         rows = order["rows"][np.isin(order["ids"], opened.test_ids)]
     assert len(rows) == 75
-    assert found.score(site.x[rows], site.y[rows]) == found.outcome_.test_accuracy
-    assert found.outcome_.test_accuracy > 0.4
+    plain = found.score(site.x[rows], site.y[rows])
+    assert abs(plain - found.outcome_.test_accuracy) <= ONE_SAMPLE
+    assert plain > 0.6
 
 
 def test_the_papers_loss_gives_a_distribution(site):
@@ -90,7 +102,7 @@ def test_the_papers_loss_gives_a_distribution(site):
     found = site.classifier(settings=mse, model="logistic", epochs=25).fit(site.path)
     given = found.predict_proba(site.x)
     np.testing.assert_allclose(given.sum(axis=1), 1.0, rtol=1e-5)
-    assert found.score(site.x, site.y) > 0.9
+    assert found.score(site.x, site.y) > 0.8
 
 
 def test_without_a_clients_connection_there_are_no_plain_predictions(site):
@@ -200,7 +212,7 @@ def test_encrypted_samples_are_predicted_and_evaluated(site):
     """The same answers as for the plain ones; the labels stay encrypted."""
     found = site.classifier(epochs=2, settings=replace(TRUSTED, first_layer="frozen"))
     found.fit(site.path)
-    assert found.score(site.path) == found.outcome_.test_accuracy
+    assert abs(found.score(site.path) - found.outcome_.test_accuracy) <= ONE_SAMPLE
     with pytest.raises(InputError, match="holds its labels; give no others"):
         found.score(site.path, site.y)
     encrypt(

@@ -1,5 +1,6 @@
 """What training keeps: a folder that is whole after any crash, opened without PyTorch."""
 
+import hashlib
 import io
 import json
 import os
@@ -11,6 +12,7 @@ from dataclasses import replace
 from functools import cache
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -49,7 +51,7 @@ MODELS = {"convolution": small, "dense": dense, "no Sequential": Odd}
 def trained(settings, model=None, *, offset=0.25, epochs=1):
     made, _, _ = trainer(settings, model=model or small(), offset=offset)
     made.fit(epochs)
-    return made, kept_model(made, name="small", authority="f" * 64)
+    return made, kept_model(made, name="small", authority="f" * 64, clients="c" * 64)
 
 
 @cache
@@ -84,7 +86,8 @@ def test_everything_is_kept(tmp_path):
     made, kept = trained(replace(FROZEN, seed=3), epochs=2)
     kept.save(tmp_path)
     opened = EncryptedModel.open(tmp_path)
-    for name in ("name", "run", "info", "identity", "authority", "settings", "history", "claims"):
+    named = ("name", "run", "info", "identity", "authority", "clients")
+    for name in (*named, "settings", "history", "claims"):
         assert getattr(opened, name) == getattr(kept, name), name
     assert [epoch["epoch"] for epoch in opened.history] == [1, 2]
     state = torch.load(io.BytesIO(opened.state), weights_only=True)
@@ -111,7 +114,43 @@ def test_a_layer_that_onnx_lacks_is_named():
 
     made, _, _ = trainer(FROZEN, model=nn.Sequential(nn.Flatten(), nn.Linear(30, 3), Lower()))
     with pytest.raises(UnsupportedError, match="PyTorch cannot export"):
-        kept_model(made, name="lower", authority="f" * 64)
+        kept_model(made, name="lower", authority="f" * 64, clients="c" * 64)
+
+
+def _with(folder, kind, content):
+    """The kept model with other content in one of its files, under the name that fits it."""
+    document = json.loads((folder / NAME).read_text())
+    digest, suffix = hashlib.sha256(content).hexdigest(), {"first": "npz", "rest": "onnx"}[kind]
+    (folder / f"{kind}-{digest[:16]}.{suffix}").write_bytes(content)
+    document["files"][kind] = digest
+    (folder / NAME).write_text(json.dumps(document))
+
+
+def test_a_small_file_of_large_arrays_takes_no_memory(tmp_path):
+    frozen().save(tmp_path)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, weights=np.zeros(1 << 22, np.int16), steps=np.zeros(1 << 20))
+    _with(tmp_path, "first", buffer.getvalue())
+    with pytest.raises(EncryptionError, match=r"weights\.npy is larger than its file"):
+        EncryptedModel.open(tmp_path)
+
+
+def test_layers_that_cannot_be_run_are_one_line(tmp_path):
+    """A hostile graph has the right types, and fails when it is run."""
+    frozen().save(tmp_path)
+    (size,), f32 = frozen().first.shape, onnx.TensorProto.FLOAT
+    ends = [
+        onnx.helper.make_tensor_value_info(name, f32, ["n", of])
+        for name, of in (("x", size), ("y", 3))
+    ]
+    node = onnx.helper.make_node("Gather", ["x", "s"], ["y"], axis=1)
+    beyond = onnx.helper.make_tensor("s", onnx.TensorProto.INT64, [3], [0, 1, 99])
+    graph = onnx.helper.make_graph([node], "g", ends[:1], ends[1:], [beyond])
+    opset = [onnx.helper.make_opsetid("", 17)]
+    made = onnx.helper.make_model(graph, opset_imports=opset, ir_version=9)
+    _with(tmp_path, "rest", made.SerializeToString())
+    with pytest.raises(EncryptionError, match="model: its layers behind the first cannot be run"):
+        EncryptedModel.open(tmp_path).scores(np.zeros((3, size), np.float32))
 
 
 def test_only_its_owner_can_read_it(tmp_path):

@@ -27,6 +27,7 @@ EXACT = Privacy("budget=12", value_bits=32, max_bits=1 << 20)
 SETTINGS = Settings(first_layer="frozen", batch=32, seed=4, learning_rate=0.02)
 RUNS = {
     "frozen": SETTINGS,
+    "frozen, squared errors": replace(SETTINGS, loss="mse"),
     "trusted": replace(SETTINGS, first_layer="trainable", unblind_to="trusted"),
 }
 by_run = pytest.mark.parametrize("settings", RUNS.values(), ids=RUNS)
@@ -45,9 +46,10 @@ def answers_of_the_trained(folder, order, authority):
         integers, rows = kept["x"], kept["rows"]
     products = RingMap(model.first.linear).apply(integers).view(np.int32)
     answers = answers_of(
-        model.scores(model.first.values(products, model.info.encoding)), model.info.targets
-    )
-    told = translation(model.info, of=model.authority, authority=authority)
+        model.scores(model.first.values(products, model.info.encoding)), model.info.targets,
+        loss=model.settings.loss,
+    )  # fmt: skip
+    told = translation(model, authority=authority)
     own = np.empty_like(answers)
     own[rows] = told.scores(answers)
     return own if model.info.targets != "numbers" else own * told.halves + told.middles

@@ -13,6 +13,7 @@ from torch import nn
 
 import cloister
 from cloister.authority.agreement import Agreement, Known
+from cloister.authority.answer_keys import answer_keys, clients_fingerprint
 from cloister.authority.local import LocalClient
 from cloister.authority.permutation import target_permutation
 from cloister.authority.records import Terms
@@ -37,6 +38,7 @@ from training.test_trainer import FROZEN, TRUSTED
 from training.test_training_run import Served
 
 LABEL_KEY = bytes(range(7, 39))
+CLIENTS = clients_fingerprint(answer_keys(LABEL_KEY).public)
 NAMES = ("cat", "dog", "owl")
 COLUMNS = (
     Column("age", "number", low=0.0, high=120.0, fill=50.0),
@@ -101,7 +103,7 @@ def trained(settings, x, encoding, model):
         rng=InsecureSeededRandom(0), settings=replace(settings, learning_rate=0.02),
     )  # fmt: skip
     made.fit(2)
-    return kept_model(made, name="small", authority=Knows.fingerprint)
+    return kept_model(made, name="small", authority=Knows.fingerprint, clients=CLIENTS)
 
 
 LAYERS = {"convolution": small, "dense": dense}
@@ -199,6 +201,21 @@ def test_tables_with_categories_dates_and_missing_cells(settings):
     assert made.inputs["visit"] == "days since 1970-01-01, 0 to 20000"
 
 
+def test_columns_may_have_names_that_the_graph_would_use():
+    encoding = Encoding.for_range(-1.0, 1.0)
+    names = ("cloister/Concat_0", "rest/input", "_cloister/Sub_2")
+    columns = tuple(Column(name, "number", low=-1.0, high=1.0) for name in names)
+    drawn = np.random.default_rng(1).integers(-127, 128, (60, 1, 1, 3))
+    x = encoding.decode(drawn.astype(np.int16))
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+    model = trained(TRUSTED, x, encoding, layers)
+    made = exported(model, authority=Knows(model.info, "table", columns))
+    found = run(made, {n: x[:, 0, 0, i, None].astype(np.float32) for i, n in enumerate(names)})
+    np.testing.assert_allclose(
+        found["probabilities"], wanted(model, encoding.encode(x)), rtol=1e-4, atol=1e-6
+    )
+
+
 def test_a_column_may_have_the_name_of_an_output():
     encoding = Encoding.for_range(-1.0, 1.0)
     columns = (Column("class", "number", low=-1.0, high=1.0), Column("probabilities", "category",
@@ -291,8 +308,7 @@ def test_the_permutation_is_undone_end_to_end(tmp_path):
                 exported(model, authority=keys)
         with served.connect("client") as keys:
             made = exported(model, authority=keys)
-        assert translation(
-            model.info, of=model.authority, authority=LocalClient(served.authority)
-        ).notes.classes == ("0", "1", "2")
+        told = translation(model, authority=LocalClient(served.authority))
+        assert told.notes.classes == ("0", "1", "2")
         found = run(made, {"x": served.x.astype(np.float32)})
         assert (found["class"].astype(int) == served.y).mean() > 0.85

@@ -9,7 +9,7 @@ from torch import nn
 
 from cloister.data.feature_noise import GaussianNoise
 from cloister.errors import InputError
-from cloister.training.losses import Objective, balanced
+from cloister.training.losses import TrainingObjective, balanced
 from cloister.training.models import mlp_sigmoid
 from cloister.training.settings import Settings
 from training.test_trainer import FROZEN, PAPER, TRUSTED, same, trainer, weights
@@ -20,7 +20,7 @@ TARGETS = torch.tensor([2, 0, 1])
 
 def test_squared_error_of_sigmoid_outputs_and_its_derivative():
     scores = SCORES.clone().requires_grad_()
-    value = Objective("mse")(scores, TARGETS)
+    value = TrainingObjective("mse")(scores, TARGETS)
     outputs, wanted = 1 / (1 + np.exp(-SCORES.numpy())), np.eye(3)[TARGETS]
     np.testing.assert_allclose(value.item(), ((outputs - wanted) ** 2).sum(1).mean() / 2, rtol=1e-6)
     value.backward()
@@ -30,15 +30,15 @@ def test_squared_error_of_sigmoid_outputs_and_its_derivative():
 
 
 def test_cross_entropy_is_the_default():
-    value = Objective()(SCORES, TARGETS)
+    value = TrainingObjective()(SCORES, TARGETS)
     torch.testing.assert_close(value, nn.functional.cross_entropy(SCORES, TARGETS))
-    torch.testing.assert_close(Objective("cross-entropy")(SCORES, TARGETS), value)
+    torch.testing.assert_close(TrainingObjective("cross-entropy")(SCORES, TARGETS), value)
 
 
 def test_balanced_weights_are_those_of_the_counts():
     counts = torch.tensor([6.0, 3.0, 0.0, 1.0])
     np.testing.assert_allclose(balanced(counts), [10 / 24, 10 / 12, 0, 10 / 4], rtol=1e-6)
-    weighted = Objective(class_weights="balanced")
+    weighted = TrainingObjective(class_weights="balanced")
     weighted.weigh(torch.tensor([0, 0, 1, 2]), classes=3)
     wanted = nn.functional.cross_entropy(
         SCORES, TARGETS, weight=torch.tensor([4 / 6, 4 / 3, 4 / 3])
@@ -46,7 +46,7 @@ def test_balanced_weights_are_those_of_the_counts():
     torch.testing.assert_close(weighted(SCORES, TARGETS), wanted)
     # The order of the classes is secret: another order weighs each sample as before.
     order = torch.tensor([2, 0, 1])
-    moved = Objective(class_weights="balanced")
+    moved = TrainingObjective(class_weights="balanced")
     moved.weigh(order[torch.tensor([0, 0, 1, 2])], classes=3)
     permuted = torch.empty_like(SCORES)
     permuted[:, order] = SCORES
@@ -57,7 +57,7 @@ def test_balanced_weights_are_those_of_the_counts():
     "weights", [lambda counts: counts[:2], lambda counts: -counts, lambda counts: counts / 0]
 )
 def test_weights_that_are_none(weights):
-    objective = Objective(class_weights=weights)
+    objective = TrainingObjective(class_weights=weights)
     with pytest.raises(InputError, match="finite weights of at least 0"):
         objective.weigh(torch.tensor([0, 1]), classes=3)
 
@@ -151,7 +151,7 @@ NUMBERS = torch.tensor([[0.5, -1.0, 0.25], [0.0, 0.1, -0.5], [1.0, 0.9, -1.0]])
     ("numbers", "l1", NUMBERS, lambda s, y: np.abs(s - y)),
 ])  # fmt: skip
 def test_losses_of_labels_and_numbers(targets, name, wanted, value):
-    found = Objective(name, targets=targets)(SCORES, wanted)
+    found = TrainingObjective(name, targets=targets)(SCORES, wanted)
     np.testing.assert_allclose(found, value(SCORES.numpy(), wanted.numpy()).mean(), rtol=1e-5)
 
 
@@ -162,10 +162,10 @@ def sigmoid(scores):
 @pytest.mark.parametrize("targets", ["labels", "numbers"])
 def test_only_classes_have_weights(targets):
     with pytest.raises(InputError, match=f"class_weights: the data set has {targets} to learn"):
-        Objective(targets=targets, class_weights="balanced")
+        TrainingObjective(targets=targets, class_weights="balanced")
 
 
 def test_a_batch_of_samples_without_weight_adds_nothing():
-    objective = Objective(class_weights=lambda counts: torch.tensor([0.0, 0.0, 1.0]))
+    objective = TrainingObjective(class_weights=lambda counts: torch.tensor([0.0, 0.0, 1.0]))
     objective.weigh(torch.tensor([0, 1, 2]), classes=3)
     assert objective(SCORES[1:], TARGETS[1:]) == 0

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cloister.authority.authority import Authority
+from cloister.authority.deletion import delete
 from cloister.authority.local import LocalClient
 from cloister.authority.requests import Labels
 from cloister.base.rng import SystemRandom
@@ -22,9 +23,12 @@ from cloister.training import (
     RunFiles,
     Settings,
     encrypt,
+    open_answers,
     train,
+    write_answers,
 )
 from cloister.training.ciphertexts import LocalCiphertextServer
+from cloister.training.exported_model import exported
 from cloister.training.predictions import PredictionOptions
 from training.doubles import blobs
 
@@ -255,6 +259,29 @@ def _like(model, **changes):
     for name in model.__dataclass_fields__:
         object.__setattr__(other, name, changes.get(name, getattr(model, name)))
     return other
+
+
+def test_a_model_of_a_data_set_that_was_made_anew_is_refused(tmp_path):
+    """Its classes had other numbers: names and answers would be wrong without a word."""
+    clinic = Clinic(tmp_path, "frozen")
+    write_answers(clinic.predict(), tmp_path / "a.answers", key=None)
+    clinic.authority.close()
+    delete(tmp_path / "authority", "set")
+    clinic.path.rename(tmp_path / "old.cloister")
+    with Authority(tmp_path / "authority") as authority:
+        clinic.client = LocalClient(authority)
+        clinic.encrypt(ArraySource(clinic.x[:60], clinic.y[:60]), order=tmp_path / "anew.npz")
+        opened = EncryptedDataset.open(clinic.path)
+        for use in (
+            lambda: clinic.model.predict(opened, authority=clinic.client),
+            lambda: exported(clinic.model, authority=clinic.client),
+            lambda: open_answers(tmp_path / "a.answers", authority=clinic.client),
+        ):
+            with pytest.raises(EncryptionError, match="data set set: was deleted and made anew"):
+                use()
+    readable = open_answers(tmp_path / "a.answers")
+    with pytest.raises(InputError, match=r"anew\.npz: is of another data set than set"):
+        readable.of_owner(tmp_path / "anew.npz")
 
 
 def test_a_file_of_another_authority_is_refused(clinics):

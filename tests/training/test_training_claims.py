@@ -87,7 +87,7 @@ def watched_run(settings, folder, *, hosted, epochs=2):
         release_log=log,
     )  # fmt: skip
     made.fit(epochs)
-    kept_model(made, name="dense", authority="f" * 64).save(folder / "model")
+    kept_model(made, name="dense", authority="f" * 64, clients="c" * 64).save(folder / "model")
     return made, {
         Role.AUTHORITY: authority.calls,
         Role.CIPHERTEXT_HOST: [] if host is None else host.calls,

@@ -260,7 +260,10 @@ class Authority:
                 "owner decided"
             )
         noisy = receiver == "server"
-        return Issued(unblinding_term(found, request, noisy=noisy, threads=self._threads), ticket)
+        term = unblinding_term(found, request, noisy=noisy, threads=self._threads)
+        # It may have taken seconds, in which a client was told that its samples are withdrawn.
+        _check_not_withdrawn(self._dataset(request.dataset), request.ids)
+        return Issued(term, ticket)
 
     # ---- for the owner of the data
 

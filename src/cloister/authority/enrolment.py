@@ -17,6 +17,7 @@ from jaxtyping import Int64
 
 from cloister.authority import agreement as agreements
 from cloister.authority.agreement import Agreement, Known
+from cloister.authority.answer_keys import answer_keys, clients_fingerprint
 from cloister.authority.permutation import target_permutation
 from cloister.authority.records import check_terms
 from cloister.authority.registration import NewPart
@@ -58,12 +59,14 @@ class ClientService(Protocol):
 class Enrolment:
     """A client's place in a data set whose agreement it has accepted.
 
+    clients      fingerprint of the data set's clients (`answer_keys`)
     digest_key   of the client's own digests of samples; all clients of the data set derive the same
     Secret       permutation, digest_key
     """
 
     agreement: Agreement
     fingerprint: str
+    clients: str
     permutation: Int64[np.ndarray, " classes"]
     digest_key: bytes
     register: Register
@@ -94,4 +97,5 @@ def enrol(service: ClientService, accepted: Agreement, *, rng: Csprng) -> Enrolm
 
     permutation = target_permutation(label_key, agreed.info)
     digest_key = hkdf.derive(label_key, info=b"cloister sample digests")
-    return Enrolment(agreed, service.fingerprint, permutation, digest_key, register)
+    clients = clients_fingerprint(answer_keys(label_key).public)
+    return Enrolment(agreed, service.fingerprint, clients, permutation, digest_key, register)

@@ -133,6 +133,8 @@ class Ledger:
     def charge_evaluation(self, request: Evaluation, *, at_once: bool = False) -> Ticket:
         """Charge a sum over labels, each once; see `charge`.
 
+        Exact sums, of which a server gets any number, tell every label: they count as given.
+
         Raises   BudgetError, FunctionError
         """
         with (
@@ -141,9 +143,11 @@ class Ledger:
         ):
             name, allowed = account.info.name, account.limits.evaluations
             is_new = request.digest not in account.evaluations
-            if allowed is not None:
-                label_sums.check(account.info, request)
-            if is_new and allowed is not None and len(account.evaluations) >= allowed:
+            if allowed is None:
+                before = account.words[request.ids]
+                return self._commit(account, "evaluation", request.ids, before, before | LABEL_BIT)
+            label_sums.check(account.info, request)
+            if is_new and len(account.evaluations) >= allowed:
                 raise BudgetError(
                     f"data set {name}: its labels go to a trusted runtime only, and of the "
                     f"{allowed} sums over labels that its owner allows a server (--evaluations) "
@@ -151,7 +155,7 @@ class Ledger:
                 )
             account.counts["requests"] += 1
             account.counts["evaluation"] += 1
-            if not is_new or allowed is None:
+            if not is_new:
                 return self._database.latest()
             ticket = self._database.enqueue(
                 partial(write_evaluation, name, request.digest),

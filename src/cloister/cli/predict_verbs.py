@@ -188,10 +188,12 @@ def answers(
     found.write_csv(table)
     if json:
         described = {"dataset": found.info.name, "samples": len(found.ids), "names": found.names}
-        emit_json(described | {"out": table})
+        emit_json(described | {"absent": found.absent, "out": table})
         return
     named = "in your own names" if service is not None else "under the secret numbers of the file"
     out().print(f"{len(found.ids):,} answers of data set {found.info.name} in {table}, {named}")
+    if found.absent:
+        out().print(f"{found.absent:,} samples of {order} have no answer", soft_wrap=True)
 
 
 def _document(made: "Predictions") -> dict[str, Any]:

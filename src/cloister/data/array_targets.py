@@ -64,9 +64,9 @@ def _suggested(columns: Shaped[np.ndarray, "n k"], title: str) -> tuple[Targets,
     if columns.shape[1] > 1:
         if _is_binary(columns).all():
             if (columns.sum(axis=1) == 1).all():
-                return "labels", (
-                    f"{title}: every sample has exactly one label; they are read as labels, of "
-                    "which a sample may have any: --targets classes reads one-hot classes",
+                return "classes", (
+                    f"{title}: every row has exactly one 1, and is read as a class (one-hot); "
+                    "--targets labels reads labels, of which a sample may have any",
                 )
             return "labels", ()
         if columns.dtype.kind == "f":

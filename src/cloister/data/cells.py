@@ -155,6 +155,11 @@ def _not_finite(text: str) -> BadCell:
     return BadCell(f"{shown(text)} is no finite number", "correct it, or leave its row out")
 
 
+def is_plain_number(text: str) -> bool:
+    """Whether a text is a number with a decimal point, if any, and nothing else."""
+    return _PLAIN.fullmatch(text) is not None
+
+
 def is_number_like(text: str) -> bool:
     """Whether a text is a number in some way of writing it, or one with a unit."""
     plain = text.translate(_MINUS)

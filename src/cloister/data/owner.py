@@ -158,11 +158,12 @@ class Notes:
                 tuple(Column.from_fields(one) for one in fields.get("columns") or ()),
                 _ends(fields.get("target_ranges") or {}),
             )
+            _check_texts(notes)
         except _UNREADABLE:
             raise EncryptionError(
                 f"data set {info.name}: was not made by `cloister data encrypt`"
             ) from None
-        if len(set(notes.classes)) != info.classes:
+        if not len(notes.classes) == len(set(notes.classes)) == info.classes:
             raise EncryptionError(
                 f"data set {info.name}: names {len(notes.classes)} {info.targets}, but has other "
                 "ones"
@@ -253,6 +254,18 @@ def read_target_ranges(path: Path) -> dict[str, tuple[float, float]]:
         return _ends(json.loads(file.read(MAX_RANGES_BYTES)))
 
 
+def _check_texts(notes: Notes) -> None:
+    """Refuse columns that share a name, and texts that no file can hold: half of a character.
+
+    Raises   ValueError
+    """
+    names = [column.name for column in notes.columns]
+    if len(set(names)) < len(names):
+        raise ValueError
+    for text in (notes.kind, *notes.classes, *names, *(v for c in notes.columns for v in c.values)):
+        text.encode()
+
+
 def _ends(fields: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     return {str(name): (float(low), float(high)) for name, (low, high) in fields.items()}
 
@@ -284,10 +297,11 @@ class OrderFile:
             self._chunks.append(chunk)
             yield chunk
 
-    def write(self, part: PartInfo) -> None:
+    def write(self, part: PartInfo, *, clients: str) -> None:
         """Write ids, rows (numbers in the owner's data), x and y: class numbers of the data set,
         or rows of labels or encoded numbers.
 
+        clients  fingerprint of the data set's clients: ids are those of this data set alone
         Raises   InputError
         """
         y = np.concatenate([chunk.labels for chunk in self._chunks])
@@ -295,6 +309,7 @@ class OrderFile:
             with files.creating(self._path, private=True) as file:
                 np.savez(
                     file,
+                    clients=np.array(clients),
                     ids=np.arange(part.first, part.last, dtype=np.int64),
                     rows=self._rows,
                     x=np.concatenate([chunk.x for chunk in self._chunks]),

@@ -79,6 +79,7 @@ def run(records: Records, folder: Path, *, say: Callable[[str], None]) -> dict[s
                     "--out", data, "--name", NAME, "--label", "diagnosis",
                     "--classes", "malignant,benign", "--ranges", ranges, "--bits", BITS,
                     "--privacy", f"budget={BUDGET}", "--split", split,
+                    "--digests", folder / f"{clinic}-digests",
                 )  # fmt: skip
                 say(f"2  clinic {clinic}: {len(rows)} patients encrypted ({split})")
         train = (

@@ -167,7 +167,7 @@ def load_flowers() -> tuple[Flowers, Encoding]:
     return Flowers(values.astype(np.int64), y, names), encoding
 
 
-class Network:
+class PaperNetwork:
     """4-8-3, sigmoid; plain NumPy behind the first layer."""
 
     def __init__(self, classes: int) -> None:
@@ -230,7 +230,7 @@ class Algorithm:
         train = train[np.argsort(keystream(bytes(KEY_BYTES), bytes(11) + b"\1", len(train)))]
         self.test = np.flatnonzero(flowers.test)
         self.batches = [self._encrypt(train[i : i + BATCH]) for i in range(0, len(train), BATCH)]
-        self.network = Network(len(order))
+        self.network = PaperNetwork(len(order))
 
     def _encrypt(self, ids: Int64[np.ndarray, " n"]) -> dict[str, Any]:
         record, keys = self._record, self._by_row
@@ -254,7 +254,7 @@ class Algorithm:
         record.step = "feed-forward"
         z = self._first_layer(batch["rows"], x)
         p = network.outputs(z)
-        record.write("server", Network.outputs, "P")
+        record.write("server", PaperNetwork.outputs, "P")
         record.step = "evaluation"
         steps = np.rint(p * BOUND).astype(np.int64)
         errors = matrix.label_errors(record, self._by_row, batch["labels"], outputs=steps)
@@ -262,7 +262,7 @@ class Algorithm:
         real = errors / BOUND
         record.step = "back-propagation"
         delta, step = integers(network.backward(real, p))
-        record.write("server", Network.backward, "delta")
+        record.write("server", PaperNetwork.backward, "delta")
         gradient = matrix.evaluate(record, self._by_column, batch["columns"], y=delta)
         record.check(gradient, x.T @ delta)
         network.first = network.first - RATE * gradient * self._scale * step
@@ -311,7 +311,7 @@ class Algorithm:
         x = self._x[self.test]
         rows = record.encrypt(self._by_row.encryption, x, rng=self._rng)
         answers = self.network.outputs(self._first_layer(rows, x)).argmax(axis=1)
-        record.write("server", Network.outputs, "numbers of species")
+        record.write("server", PaperNetwork.outputs, "numbers of species")
         named = [self._names[int(answer)] for answer in answers]
         record.write("client", Algorithm.predict, f"names: {', '.join(dict.fromkeys(named))}")
         return float((answers == self._y[self.test].argmax(axis=1)).mean())
@@ -357,7 +357,7 @@ def plain_accuracy(
 ) -> float:
     """The same network, order and number of steps in the clear, without integers."""
     x, y = encoding.decode(flowers.x), np.eye(len(flowers.names))[flowers.y]
-    network = Network(y.shape[1])
+    network = PaperNetwork(y.shape[1])
     for _ in range(EPOCHS):
         for ids in batches:
             p = network.outputs(x[ids] @ network.first)

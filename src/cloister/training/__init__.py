@@ -11,19 +11,21 @@ from typing import TYPE_CHECKING
 from cloister.errors import InputError
 
 if TYPE_CHECKING:
+    from cloister.data.csv_source import TableSource
     from cloister.data.dataset import EncryptedDataset
     from cloister.data.feature_noise import GaussianNoise
     from cloister.data.folder_source import FolderSource, PictureOptions
     from cloister.data.owner import NewDataset, Privacy
     from cloister.data.sources import ArraySource
-    from cloister.training.answers import open_answers, write_answers
+    from cloister.data.table_options import TableOptions
+    from cloister.training.answer_file import open_answers, write_answers
     from cloister.training.callbacks import Callback, EarlyStopping
     from cloister.training.classifier import EncryptedClassifier
     from cloister.training.data_owner import encrypt
     from cloister.training.encrypted_model import EncryptedModel
     from cloister.training.exported_model import export
     from cloister.training.layers import EncryptedConv2d, EncryptedLinear
-    from cloister.training.model_file import ModelDefinition
+    from cloister.training.model_definition import ModelDefinition
     from cloister.training.predictions import PredictionOptions
     from cloister.training.settings import Settings
     from cloister.training.trainer import Trainer
@@ -47,6 +49,8 @@ __all__ = [
     "Privacy",
     "RunFiles",
     "Settings",
+    "TableOptions",
+    "TableSource",
     "Trainer",
     "encrypt",
     "export",
@@ -66,19 +70,21 @@ _HOMES = {
     "EncryptedModel": "training.encrypted_model",
     "FolderSource": "data.folder_source",
     "GaussianNoise": "data.feature_noise",
-    "ModelDefinition": "training.model_file",
+    "ModelDefinition": "training.model_definition",
     "NewDataset": "data.owner",
     "PictureOptions": "data.folder_source",
     "PredictionOptions": "training.predictions",
     "Privacy": "data.owner",
     "RunFiles": "training.training_run",
     "Settings": "training.settings",
+    "TableOptions": "data.table_options",
+    "TableSource": "data.csv_source",
     "Trainer": "training.trainer",
     "encrypt": "training.data_owner",
     "export": "training.exported_model",
-    "open_answers": "training.answers",
+    "open_answers": "training.answer_file",
     "train": "training.training_run",
-    "write_answers": "training.answers",
+    "write_answers": "training.answer_file",
 }
 
 

@@ -26,7 +26,7 @@ from cloister.errors import InputError, RangeError, UnsupportedError
 from cloister.ring.ring_map import RingMap
 from cloister.training.callbacks import Callback
 from cloister.training.encrypted_model import EncryptedModel
-from cloister.training.model_file import ModelDefinition
+from cloister.training.model_definition import ModelDefinition
 from cloister.training.predictions import (
     PredictionAuthority,
     PredictionOptions,
@@ -193,7 +193,7 @@ class EncryptedClassifier:
                 "read; give client=, a connection with a client's token"
             )
         model = self.model_
-        return translation(model.info, of=model.authority, authority=self.client)
+        return translation(model, authority=self.client)
 
 
 def _encoded(

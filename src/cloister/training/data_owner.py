@@ -167,7 +167,7 @@ def encrypt(
     with _added(out):
         seen.keep(part)
         if kept is not None:
-            kept.write(part)
+            kept.write(part, clients=enrolment.clients)
     if seen.repeated is not None:
         remarks(seen.repeated)
     remarks.after(agreed, samples, encoder, order)

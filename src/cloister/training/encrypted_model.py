@@ -17,7 +17,9 @@ the units of a sample, are no part of the folder: a client's token at the author
 import hashlib
 import io
 import json
+import math
 import re
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -33,6 +35,7 @@ from onnxruntime import InferenceSession
 
 from cloister.base import files
 from cloister.base.reading import open_regular, parsing
+from cloister.data.array_files import array_header
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.feature_noise import GaussianNoise
 from cloister.data.info import DatasetInfo
@@ -69,6 +72,7 @@ class EncryptedModel:
     info        the data set's description when the model was trained
     identity    the data set's: it changes with every part
     authority   fingerprint of the data set's authority
+    clients     fingerprint of the data set's clients, under whose label key its classes are
     settings    of the run
     history     one mapping for each epoch
     claims      what each party of the run could learn
@@ -82,6 +86,7 @@ class EncryptedModel:
     info: DatasetInfo
     identity: str
     authority: str
+    clients: str
     settings: Settings
     history: tuple[Mapping[str, Any], ...]
     claims: Claims
@@ -135,7 +140,7 @@ class EncryptedModel:
         document = {
             "format": FORMAT, "name": self.name, "run": self.run,
             "info": json.loads(self.info.to_json()), "identity": self.identity,
-            "authority": self.authority, "settings": asdict(self.settings),
+            "authority": self.authority, "clients": self.clients, "settings": asdict(self.settings),
             "history": self.history, "claims": self.claims.to_dict(),
             "first": self.first.to_fields(), "files": digests,
         }  # fmt: skip
@@ -149,12 +154,13 @@ class EncryptedModel:
     def scores(self, values: Float32[np.ndarray, "n ..."]) -> Float32[np.ndarray, "n classes"]:
         """Scores from the first layer's values, in the order of the data set file's classes.
 
-        Raises   ShapeError
+        Raises   ShapeError; EncryptionError when the layers cannot be run
         """
         if values.shape[1:] != self.first.shape:
             raise ShapeError(f"model: takes values {self.first.shape}, not {values.shape[1:]}")
         (taken,) = self.rest.inputs
-        return np.asarray(self._session.run(None, {taken: values})[0], np.float32)
+        with parsing("model: its layers behind the first cannot be run", kind=EncryptionError):
+            return np.asarray(self._session.run(None, {taken: values})[0], np.float32)
 
     def predict(
         self,
@@ -212,14 +218,14 @@ def _made(folder: Path, fields: Mapping[str, Any]) -> EncryptedModel:
     if fields["format"] != FORMAT:
         raise EncryptionError(f"{NAME}: of format {fields['format']}, not {FORMAT}")
     members = {kind: _member(folder, kind, fields["files"][kind]) for kind in _SUFFIXES}
-    with np.load(io.BytesIO(members["first"]), allow_pickle=False) as arrays:
-        first = ScaledMap.made(fields["first"], arrays)
+    first = ScaledMap.made(fields["first"], _arrays(members["first"]))
     return EncryptedModel(
         name=str(fields["name"]),
         run=str(fields["run"]),
         info=DatasetInfo.from_json(json.dumps(fields["info"], **_CANONICAL).encode()),
         identity=str(fields["identity"]),
         authority=str(fields["authority"]),
+        clients=str(fields["clients"]),
         settings=_settings(fields["settings"]),
         history=tuple(dict(epoch) for epoch in fields["history"]),
         claims=Claims.from_dict(fields["claims"]),
@@ -227,6 +233,21 @@ def _made(folder: Path, fields: Mapping[str, Any]) -> EncryptedModel:
         rest=from_model(onnx.load_model_from_string(members["rest"]), name="rest"),
         state=members["state"],
     )
+
+
+def _arrays(content: bytes) -> dict[str, np.ndarray]:
+    """The arrays of a first layer; they take no more memory than the file.
+
+    Raises   EncryptionError, and what NumPy and zipfile raise of another file
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as file:
+                shape, _, dtype = array_header(file)
+            if math.prod(shape) * dtype.itemsize > len(content):
+                raise EncryptionError(f"first layer: {member.filename} is larger than its file")
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 def _settings(fields: Mapping[str, Any]) -> Settings:

@@ -37,7 +37,6 @@ from cloister.training.translation import ClientAccess, Translation, translation
 
 ML = "ai.onnx.ml"
 BATCH = "batch"
-OWN, REST = "cloister/", "rest/"
 TRAINING, CLAIMS = "cloister.training", "cloister.claims"
 
 
@@ -77,8 +76,8 @@ def exported(model: EncryptedModel, *, authority: ClientAccess) -> ExportedModel
     authority   of the data set; a client's token tells names and units
     Raises      as `translation`
     """
-    told = translation(model.info, of=model.authority, authority=authority)
-    nodes = _Nodes()
+    told = translation(model, authority=authority)
+    nodes = _Nodes([column.name for column in told.notes.columns])
     x, axes = _samples(nodes, model, told)
     _first_layer(nodes, model, x, axes)
     rest = _rest(nodes, model)
@@ -102,7 +101,9 @@ def exported(model: EncryptedModel, *, authority: ClientAccess) -> ExportedModel
 class _Nodes:
     """The parts of a graph that is being made."""
 
-    def __init__(self) -> None:
+    def __init__(self, columns: Sequence[str]) -> None:
+        # Columns have the names that their owner chose: no name of ours may be one of these.
+        self._own, self.rest = (_unused(prefix, columns) for prefix in ("cloister/", "rest/"))
         self.made: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.inputs: list[onnx.ValueInfoProto] = []
@@ -115,7 +116,7 @@ class _Nodes:
         return name
 
     def constant(self, value: np.ndarray) -> str:
-        name = f"{OWN}constant_{next(self._numbers)}"
+        name = f"{self._own}constant_{next(self._numbers)}"
         self.constants.append(numpy_helper.from_array(value, name))
         return name
 
@@ -128,9 +129,15 @@ class _Nodes:
         **attributes: Any,  # noqa: ANN401  (what ONNX takes)
     ) -> str:
         """A node; gives the name of its output."""
-        out = out or f"{OWN}{op}_{next(self._numbers)}"
+        out = out or f"{self._own}{op}_{next(self._numbers)}"
         self.made.append(helper.make_node(op, inputs, [out], out, domain=domain, **attributes))
         return out
+
+
+def _unused(prefix: str, names: Sequence[str]) -> str:
+    while any(name.startswith(prefix) for name in names):
+        prefix = f"_{prefix}"
+    return prefix
 
 
 def _taken(model: EncryptedModel, notes: Notes, nodes: _Nodes) -> dict[str, str]:
@@ -208,7 +215,7 @@ def _category(nodes: _Nodes, column: Column) -> str:
 
 
 def _first_layer(nodes: _Nodes, model: EncryptedModel, x: str, axes: str) -> None:
-    first, out = model.first, REST + model.rest.inputs[0]
+    first, out = model.first, nodes.rest + model.rest.inputs[0]
     geometry = first.linear.geometry
     # Pixels p stand for p / 255. The layer divides values itself, and takes them as they are.
     weights = first.weights / (255 if axes == "nchw" else model.info.encoding.divisor)
@@ -244,7 +251,7 @@ def _pad_behind(geometry: Geometry) -> list[int]:
 
 def _rest(nodes: _Nodes, model: EncryptedModel) -> onnx.ModelProto:
     """The layers behind the first, under names of their own."""
-    rest = compose.add_prefix(onnx.load_model_from_string(model_bytes(model.rest)), REST)
+    rest = compose.add_prefix(onnx.load_model_from_string(model_bytes(model.rest)), nodes.rest)
     nodes.made.extend(rest.graph.node)
     nodes.constants.extend(rest.graph.initializer)
     return rest
@@ -253,7 +260,9 @@ def _rest(nodes: _Nodes, model: EncryptedModel) -> onnx.ModelProto:
 def _answers(nodes: _Nodes, model: EncryptedModel, told: Translation) -> list[onnx.ValueInfoProto]:
     """The outputs of the model, the label permutation undone."""
     names = told.notes.classes
-    own = nodes.add("Gather", REST + model.rest.outputs[0], nodes.constant(told.places), axis=1)
+    own = nodes.add(
+        "Gather", nodes.rest + model.rest.outputs[0], nodes.constant(told.places), axis=1
+    )
     if model.info.targets == "numbers":
         halves, middles = (
             nodes.constant(one.astype(np.float32)) for one in (told.halves, told.middles)

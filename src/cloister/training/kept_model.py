@@ -25,10 +25,11 @@ EXAMPLES = 2
 """Samples for tracing: any number but one, which would be broadcast."""
 
 
-def kept_model(trainer: Trainer, *, name: str, authority: str) -> EncryptedModel:
+def kept_model(trainer: Trainer, *, name: str, authority: str, clients: str) -> EncryptedModel:
     """The model of a trainer as it stands, with everything that its use needs.
 
     authority   fingerprint of the data set's authority
+    clients     fingerprint of the data set's clients
     Raises      UnsupportedError when a layer behind the first cannot be written as ONNX
     """
     first, rest = _parts(trainer)
@@ -40,6 +41,7 @@ def kept_model(trainer: Trainer, *, name: str, authority: str) -> EncryptedModel
         info=trainer.info,
         identity=trainer.identity,
         authority=authority,
+        clients=clients,
         settings=trainer.settings,
         history=tuple(asdict(epoch) for epoch in trainer.history),
         claims=claims(trainer, epochs=len(trainer.history)),

@@ -83,7 +83,7 @@ def loss_of(targets: Targets, name: LossName | None) -> Loss:
     return known[chosen]
 
 
-class Objective:
+class TrainingObjective:
     """What a step minimises: the mean of a loss, in which each class has its weight.
 
     Raises   InputError

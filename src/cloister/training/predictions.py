@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from numpy.typing import ArrayLike
 
+from cloister.authority.answer_keys import clients_fingerprint
 from cloister.authority.key_service import KeyService, Receiver
 from cloister.authority.records import Summary
 from cloister.data.dataset import EncryptedDataset
@@ -59,6 +60,10 @@ class PredictionAuthority(KeyService, Protocol):
         """The samples for which it issues no key."""
         ...
 
+    def answer_key(self, dataset: str) -> bytes:
+        """The public key to which predictions are sealed for the data set's clients."""
+        ...
+
     def summary(self, dataset: str) -> Summary:
         """The budget of a data set in figures."""
         ...
@@ -99,6 +104,7 @@ class Predictions:
 
     info         the data set's description
     authority    fingerprint of its authority
+    clients      fingerprint of its clients
     run          the model's
     ids          the samples
     answers      by sample: probabilities of the classes or labels, in the secret order of the file,
@@ -111,6 +117,7 @@ class Predictions:
 
     info: DatasetInfo
     authority: str
+    clients: str
     run: str
     ids: Int64[np.ndarray, " n"]
     answers: Float32[np.ndarray, "n classes"]
@@ -150,7 +157,8 @@ def predict(
     )  # fmt: skip
     info = authority.describe(dataset.name)
     check_origin(dataset, authority)
-    _check_model(model, dataset, info, authority.fingerprint)
+    clients = clients_fingerprint(authority.answer_key(dataset.name))
+    _check_model(model, dataset, info, authority.fingerprint, clients)
     _check_consent(info, settings, host)
     chosen = _chosen(dataset, ids, authority.withdrawn(dataset.name), options)
     own: CiphertextServer = LocalCiphertextServer(dataset, threads=settings.threads)
@@ -171,6 +179,7 @@ def predict(
     return Predictions(
         info=info,
         authority=authority.fingerprint,
+        clients=model.clients,
         run=model.run,
         ids=chosen,
         answers=answers,
@@ -192,7 +201,11 @@ def predict(
 
 
 def _check_model(
-    model: "EncryptedModel", dataset: EncryptedDataset, info: DatasetInfo, fingerprint: str
+    model: "EncryptedModel",
+    dataset: EncryptedDataset,
+    info: DatasetInfo,
+    fingerprint: str,
+    clients: str,
 ) -> None:
     """Refuse a model of other data than these.
 
@@ -215,6 +228,11 @@ def _check_model(
                 f"model: was trained on data whose {field} is {ours}, and the {field} of "
                 f"{dataset.path} is {there}; encrypt the samples into data set {model.info.name}"
             )
+    if model.clients != clients:
+        raise EncryptionError(
+            f"data set {info.name}: was deleted and made anew since the model was trained, and its "
+            "classes have other numbers; train again"
+        )
 
 
 def _check_consent(info: DatasetInfo, settings: Settings, host: CiphertextServer | None) -> None:

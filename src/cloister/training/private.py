@@ -39,7 +39,7 @@ from cloister.data.feature_noise import GaussianNoise, StepNoise, gaussian
 from cloister.data.info import RING_LIMIT
 from cloister.errors import InputError, UnsupportedError
 from cloister.training.layers import INT16_MAX, Encrypted, FixedPoint
-from cloister.training.losses import Objective
+from cloister.training.losses import TrainingObjective
 
 MARGIN = 2.0**-10
 GRID_BITS = 12
@@ -52,7 +52,12 @@ class PrivateStep:
     """
 
     def __init__(
-        self, model: nn.Module, layer: Encrypted, *, noise: GaussianNoise, objective: Objective
+        self,
+        model: nn.Module,
+        layer: Encrypted,
+        *,
+        noise: GaussianNoise,
+        objective: TrainingObjective,
     ) -> None:
         self._front, self._rest = _split(model, layer)
         self._objective = objective

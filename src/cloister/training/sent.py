@@ -72,6 +72,7 @@ def sent(settings: Settings, *, hosted: bool, targets: Targets = "classes") -> t
         Message(Role.AUTHORITY, "describe", (Content.NAMES,)),
         Message(Role.AUTHORITY, "parts", (Content.NAMES,)),
         Message(Role.AUTHORITY, "withdrawn", (Content.NAMES,)),
+        Message(Role.AUTHORITY, "answer_key", (Content.NAMES,)),
         Message(Role.AUTHORITY, "summary", (Content.NAMES,)),
         Message(Role.AUTHORITY, "labels", (Content.NAMES,)),
         Message(Role.AUTHORITY, "forward", function),
@@ -111,6 +112,7 @@ def sent_by_prediction(
         Message(Role.AUTHORITY, "describe", (Content.NAMES,)),
         Message(Role.AUTHORITY, "parts", (Content.NAMES,)),
         Message(Role.AUTHORITY, "withdrawn", (Content.NAMES,)),
+        Message(Role.AUTHORITY, "answer_key", (Content.NAMES,)),
         Message(Role.AUTHORITY, "summary", (Content.NAMES,)),
         Message(Role.AUTHORITY, "forward", function),
         Message(Role.CLIENT, "data set file", (Content.CIPHERTEXTS, Content.NAMES)),
@@ -125,8 +127,6 @@ def sent_by_prediction(
     messages.append(Message(role, "model", (Content.KEPT_MODEL,)))
     # Whoever has the model and these values has the answers, wherever the answers go.
     messages.append(Message(role, "forward", (values, Content.ANSWERS)))
-    if answers_to == "client":
-        messages.append(Message(Role.AUTHORITY, "answer_key", (Content.NAMES,)))
     if evaluates:
         messages.append(Message(Role.AUTHORITY, "evaluation", (Content.GUESSES, Content.NAMES)))
         messages.append(Message(role, "evaluation", (Content.SUMS,)))

@@ -44,9 +44,9 @@ from cloister.training.ciphertexts import (
 )
 from cloister.training.frozen import Features, Lift, Projection, default_projection
 from cloister.training.layers import Encrypted, Samples
-from cloister.training.losses import ClassWeights, Loss, Objective
+from cloister.training.losses import ClassWeights, Loss, TrainingObjective
 from cloister.training.metrics import Measured, added, batch_sums, measured
-from cloister.training.model_file import MakeOptimizer
+from cloister.training.model_definition import MakeOptimizer
 from cloister.training.private import PrivateStep
 from cloister.training.products import Products
 from cloister.training.schedule import MakeScheduler, Schedule
@@ -177,7 +177,7 @@ class Trainer:
         self._layer: Encrypted | None = None
         if settings.noise is not None and class_weights is not None:
             raise InputError("class_weights: their counts have no noise; train without them")
-        self._objective = Objective(
+        self._objective = TrainingObjective(
             loss or settings.loss,
             targets=self.info.targets,
             class_weights=class_weights or settings.class_weights,

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from cloister.authority.answer_keys import clients_fingerprint
 from cloister.authority.key_service import KeyService
 from cloister.authority.records import Summary
 from cloister.authority.request_log import ReleaseLog
@@ -32,7 +33,7 @@ from cloister.training.data_owner import Note, Update, absence, check_origin
 from cloister.training.encrypted_model import EncryptedModel
 from cloister.training.kept_model import kept_model, require_room
 from cloister.training.metrics import GoodnessOfFit
-from cloister.training.model_file import ModelDefinition, define
+from cloister.training.model_definition import ModelDefinition, define
 from cloister.training.run_page import run_page
 from cloister.training.settings import Settings
 from cloister.training.trainer import Trainer
@@ -115,6 +116,10 @@ class TrainingAuthority(KeyService, Protocol):
         """The samples for which it issues no key."""
         ...
 
+    def answer_key(self, dataset: str) -> bytes:
+        """The public key to which predictions are sealed for the data set's clients."""
+        ...
+
     def summary(self, dataset: str) -> Summary:
         """The budget of a data set in figures."""
         ...
@@ -183,7 +188,8 @@ def train(
         )  # fmt: skip
         if keep.model is not None:
             require_room(keep.model, trainer)
-        with _kept(trainer, keep, name=defined.name, authority=authority.fingerprint) as made:
+        clients = clients_fingerprint(authority.answer_key(opened.name))
+        with _kept(trainer, keep, defined.name, authority.fingerprint, clients) as made:
             trainer.prepare(lambda done, total: update("samples", done, total))
             history = trainer.fit(epochs, update=lambda done, total: update("steps", done, total))
         spent = _spent(authority, opened.name, remark)
@@ -210,7 +216,7 @@ def _defined(model: nn.Module | ModelDefinition | str) -> ModelDefinition:
 
 @contextmanager
 def _kept(
-    trainer: Trainer, keep: RunFiles, *, name: str, authority: str
+    trainer: Trainer, keep: RunFiles, name: str, authority: str, clients: str
 ) -> Iterator[list[EncryptedModel]]:
     """A context that trains, and keeps the model at its end; gives a list that holds it then.
 
@@ -219,7 +225,7 @@ def _kept(
     made: list[EncryptedModel] = []
 
     def save(folder: Path) -> None:
-        made.append(kept_model(trainer, name=name, authority=authority))
+        made.append(kept_model(trainer, name=name, authority=authority, clients=clients))
         made[0].save(folder)
 
     try:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64
 
 from cloister.authority.agreement import Known
+from cloister.authority.answer_keys import answer_keys, clients_fingerprint
 from cloister.authority.permutation import target_permutation
 from cloister.data.info import DatasetInfo
 from cloister.data.owner import Notes
@@ -59,18 +60,35 @@ class Translation:
         return np.array([one.offset for one in self.notes.number_encodings])
 
 
-def translation(info: DatasetInfo, *, of: str, authority: ClientAccess) -> Translation:
-    """The meaning of a data set's samples and scores.
+class Origin(Protocol):
+    """A model, or answers: scores of a data set."""
 
-    info     the data set as a model, or answers, know it
-    of       fingerprint of its authority
+    @property
+    def info(self) -> DatasetInfo:
+        """The data set as they know it."""
+        ...
+
+    @property
+    def authority(self) -> str:
+        """Fingerprint of its authority."""
+        ...
+
+    @property
+    def clients(self) -> str:
+        """Fingerprint of its clients."""
+        ...
+
+
+def translation(of: Origin, *, authority: ClientAccess) -> Translation:
+    """The meaning of a data set's samples and scores.
 
     Raises   EncryptionError when the authority is another, or knows another data set of this name;
              UnknownDatasetError; the authority refuses a token that is not a client's
     """
-    if authority.fingerprint != of:
+    info = of.info
+    if authority.fingerprint != of.authority:
         raise EncryptionError(
-            f"data set {info.name}: belongs to authority {of[:16]}, not "
+            f"data set {info.name}: belongs to authority {of.authority[:16]}, not "
             f"{authority.fingerprint[:16]}; give that one's --authority and --pin"
         )
     known = authority.find(info.name)
@@ -86,5 +104,10 @@ def translation(info: DatasetInfo, *, of: str, authority: ClientAccess) -> Trans
                 f"data set {info.name}: this authority has another one of that name, whose {field} "
                 f"is {getattr(found, field)}, not {getattr(info, field)}"
             )
+    if clients_fingerprint(answer_keys(known.label_key).public) != of.clients:
+        raise EncryptionError(
+            f"data set {info.name}: was deleted and made anew since, and its classes have other "
+            "numbers; nothing tells those of the old one any more"
+        )
     notes = Notes.read(known.agreement.terms.notes, found)
     return Translation(notes, target_permutation(known.label_key, found))

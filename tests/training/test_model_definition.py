@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from cloister.errors import InputError, UnsupportedError
-from cloister.training.model_file import ModelDefinition, define
+from cloister.training.model_definition import ModelDefinition, define
 from cloister.training.models import MODELS
 
 BUILD = (

@@ -10,8 +10,8 @@ import pytest
 from cloister.authority.answer_keys import answer_keys
 from cloister.authority.permutation import label_permutation
 from cloister.errors import EncryptionError, InputError, UnknownDatasetError
-from cloister.training import PredictionOptions, answers, open_answers, write_answers
-from cloister.training.answers import read_answers
+from cloister.training import PredictionOptions, answer_file, open_answers, write_answers
+from cloister.training.answer_file import read_answers
 from training.test_predictions import Clinic
 
 SEALED = PredictionOptions(answers_to="client")
@@ -35,7 +35,7 @@ def written(request, clinic, predictions, tmp_path):
     path, is_sealed = tmp_path / "a.answers", request.param == "sealed"
     key = clinic.client.answer_key("set") if is_sealed else None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(answers, "RECORD_NUMBERS", 75)
+        patch.setattr(answer_file, "RECORD_NUMBERS", 75)
         write_answers(predictions, path, key=key)
     keys = answer_keys(clinic.client.find("set").label_key) if is_sealed else None
     return path, keys
@@ -130,7 +130,7 @@ def test_records_do_not_change_places(written):
     """A record is bound to its number and to its file."""
     path, keys = written
     whole = path.read_bytes()
-    header = len(answers.MAGIC) + 36 + int.from_bytes(whole[19:23], "little")
+    header = len(answer_file.MAGIC) + 36 + int.from_bytes(whole[19:23], "little")
     first = 8 + int.from_bytes(whole[header : header + 8], "little")
     second = 8 + int.from_bytes(whole[header + first : header + first + 8], "little")
     swapped = (
@@ -154,13 +154,31 @@ def test_what_is_no_file_of_answers_or_no_order_is_said(clinic, predictions, tmp
     (tmp_path / "text.npz").write_text("x")
     with pytest.raises(InputError, match="no file of --order"):
         found.of_owner(tmp_path / "text.npz")
-    np.savez(tmp_path / "other.npz", ids=np.array([999]), rows=np.array([0]))
+    np.savez(tmp_path / "other.npz", ids=np.array([999]), rows=np.array([0]), clients=found.clients)
     with pytest.raises(InputError, match="none of its samples has an answer"):
         found.of_owner(tmp_path / "other.npz")
     with pytest.raises(InputError, match="cannot be written"):
         found.write_csv(tmp_path / "no" / "a.csv")
     with pytest.raises(InputError, match="cannot be written"):
         write_answers(predictions, tmp_path / "no" / "a.answers", key=None)
+
+
+def test_an_answer_twice_or_of_no_number_is_refused(predictions, tmp_path):
+    ids, values = predictions.ids.copy(), predictions.answers.copy()
+    ids[1] = ids[0]
+    values[2, 1] = np.nan
+    for made in (replace(predictions, ids=ids), replace(predictions, answers=values)):
+        write_answers(made, tmp_path / "a.answers", key=None)
+        with pytest.raises(EncryptionError, match="for a sample twice, or with what is no number"):
+            open_answers(tmp_path / "a.answers")
+
+
+def test_samples_without_an_answer_are_counted(clinic, predictions, tmp_path):
+    some = replace(predictions, ids=predictions.ids[:7], answers=predictions.answers[:7])
+    write_answers(some, tmp_path / "a.answers", key=None)
+    own = open_answers(tmp_path / "a.answers", authority=clinic.client)
+    own = own.of_owner(clinic.path.parent / "order.npz")
+    assert (len(own.ids), own.absent) == (7, 53)
 
 
 def test_another_authority_or_a_deleted_data_set_tells_no_names(clinic, predictions, tmp_path):

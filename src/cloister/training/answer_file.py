@@ -46,10 +46,11 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class SecretAnswers:
     """Predictions as a file holds them: classes and labels have the secret numbers of the file.
 
     authority   fingerprint of the data set's authority
+    clients     fingerprint of the data set's clients
     run         of the model
     ids         the samples
     values      by sample: probabilities, or numbers as parts of their ranges, from -1 to 1
@@ -57,6 +58,7 @@ class Answers:
 
     info: DatasetInfo
     authority: str
+    clients: str
     run: str
     ids: Int64[np.ndarray, " n"]
     values: Float[np.ndarray, "n classes"]
@@ -66,16 +68,20 @@ class Answers:
 class NamedAnswers:
     """Answers in their clients' names and units.
 
+    clients  fingerprint of the data set's clients
     names    of classes, labels or numbers, in the clients' order
     values   by sample: their probabilities, or numbers in their own units
     rows     of the samples in their owner's data, where that is known
+    absent   samples of that owner for which there is no answer
     """
 
     info: DatasetInfo
+    clients: str
     names: tuple[str, ...]
     ids: Int64[np.ndarray, " n"]
     values: Float[np.ndarray, "n names"]
     rows: Int64[np.ndarray, " n"] | None = None
+    absent: int = 0
 
     @property
     def classes(self) -> list[str]:
@@ -107,7 +113,13 @@ class NamedAnswers:
         with parsing(f"{order}: no file of --order that can be read"):
             with np.load(order, allow_pickle=False) as kept:
                 ids, rows = kept["ids"].astype(np.int64), kept["rows"].astype(np.int64)
+                clients = str(kept["clients"])
             place = dict(zip(ids.tolist(), rows.tolist(), strict=True))
+        if clients != self.clients:
+            raise InputError(
+                f"{order}: is of another data set than {self.info.name}, or of one that was made "
+                "anew; give the --order of the samples that were answered for"
+            )
         mine = np.flatnonzero(np.isin(self.ids, ids))
         if not len(mine):
             raise InputError(f"{order}: none of its samples has an answer in the file")
@@ -115,7 +127,13 @@ class NamedAnswers:
         sorted_ = np.argsort(found, kind="stable")
         mine = mine[sorted_]
         return NamedAnswers(
-            self.info, self.names, self.ids[mine], self.values[mine], found[sorted_]
+            self.info,
+            self.clients,
+            self.names,
+            self.ids[mine],
+            self.values[mine],
+            found[sorted_],
+            len(place) - len(mine),
         )
 
 
@@ -129,8 +147,9 @@ def write_answers(made: Predictions, path: Path, *, key: bytes | None) -> None:
     starts = range(0, len(made.ids), step)
     header = json.dumps(
         {
-            "info": json.loads(made.info.to_json()), "authority": made.authority, "run": made.run,
-            "samples": len(made.ids), "records": len(starts), "sealed": key is not None,
+            "info": json.loads(made.info.to_json()), "authority": made.authority,
+            "clients": made.clients, "run": made.run, "samples": len(made.ids),
+            "records": len(starts), "sealed": key is not None,
         },
         sort_keys=True, separators=(",", ":"),
     ).encode()  # fmt: skip
@@ -151,7 +170,7 @@ def write_answers(made: Predictions, path: Path, *, key: bytes | None) -> None:
         raise _unwritable(path, error) from None
 
 
-def read_answers(path: Path, *, keys: KeyPair | None = None) -> Answers:
+def read_answers(path: Path, *, keys: KeyPair | None = None) -> SecretAnswers:
     """The answers of a file.
 
     keys     of the data set's clients, for a sealed file
@@ -178,7 +197,13 @@ def read_answers(path: Path, *, keys: KeyPair | None = None) -> Answers:
     )
     if len(ids) != samples or not 0 < samples <= MAX_SAMPLES:
         raise EncryptionError(f"{path}: holds {len(ids)} answers of {samples}; get it again")
-    return Answers(info, str(fields["authority"]), str(fields["run"]), ids, values)
+    # Its writer may be hostile: of two answers for a sample, and of what is no number, none counts.
+    if len(np.unique(ids)) < samples or not np.isfinite(values).all():
+        raise EncryptionError(
+            f"{path}: answers for a sample twice, or with what is no number; predict again"
+        )
+    authority, clients, run = (str(fields[name]) for name in ("authority", "clients", "run"))
+    return SecretAnswers(info, authority, clients, run, ids, values)
 
 
 def open_answers(path: Path | str, *, authority: ClientAccess | None = None) -> NamedAnswers:
@@ -192,18 +217,18 @@ def open_answers(path: Path | str, *, authority: ClientAccess | None = None) -> 
     if authority is None:
         found = read_answers(path)
         names = tuple(f"secret {number}" for number in range(found.info.classes))
-        return NamedAnswers(found.info, names, found.ids, found.values)
+        return NamedAnswers(found.info, found.clients, names, found.ids, found.values)
     with _opened(path) as file:
         name = str(_header(path, file)[0]["info"]["name"])
     known = authority.find(name)
     if known is None:
         raise UnknownDatasetError(f"{path}: data set {name} is not known to this authority")
     found = read_answers(path, keys=answer_keys(known.label_key))
-    told = translation(found.info, of=found.authority, authority=authority)
+    told = translation(found, authority=authority)
     values = told.scores(found.values)
     if found.info.targets == "numbers":
         values = values * told.halves + told.middles
-    return NamedAnswers(found.info, told.notes.classes, found.ids, values)
+    return NamedAnswers(found.info, found.clients, told.notes.classes, found.ids, values)
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -225,7 +250,7 @@ def _header(path: Path, file: BinaryIO) -> tuple[dict[str, Any], bytes]:
         raise EncryptionError(f"{path}: its header was altered; get it again")
     with parsing(f"{path}: its header is not understood", kind=EncryptionError):
         fields = json.loads(content)
-        wanted = {"authority", "info", "records", "run", "samples", "sealed"}
+        wanted = {"authority", "clients", "info", "records", "run", "samples", "sealed"}
         if set(fields) != wanted or type(fields["sealed"]) is not bool:
             raise ValueError("its fields are others")
         if not isinstance(fields["info"]["name"], str):
