@@ -334,7 +334,7 @@ def test_bad_input_adds_nothing(cloister, refused, authority, to, pixels, tmp_pa
     assert "class '3'" in refused("data", "encrypt", tmp_path / "class.npz", *to())
     np.savez(tmp_path / "values.npz", x=np.ones((3, 3, 2, 1)), y=np.zeros(3, int))
     message = refused("data", "encrypt", tmp_path / "values.npz", *to())
-    assert "holds pixels, this is values" in message
+    assert "holds pixels of 0 to 255, these are values that are no pixels" in message
     assert "3 of 3 samples hold NaN" in refused("data", "encrypt", tmp_path / "nan.npz", *to())
     assert "NaN" in refused("data", "encrypt", tmp_path / "nan.npz", *to(out="new.cloister"))
     assert "role client" in refused("data", "encrypt", path, *to(role="server"))
@@ -544,6 +544,15 @@ def test_a_token_from_a_file(cloister, refused, to, pixels, tmp_path):
     for other in ("x" * 5000, "\x00", ""):
         options[5] = other
         assert "token" in refused("data", "encrypt", path, *options)
+
+
+def test_a_budget_of_a_whole_sample_is_said(cloister, to, pixels):
+    path, _ = pixels
+    whole = cloister("data", "encrypt", path, *to(), "--privacy", "budget=6")
+    assert whole.code == 0, whole
+    assert "a budget of 6 is a whole sample: a training server may get values" in whole.err
+    part = cloister("data", "encrypt", path, *to(out="b.cloister"), "--privacy", "budget=5")
+    assert "is a whole sample" not in part.err
 
 
 def test_defaults_bound_bits_and_functions(cloister, refused, authority, to, pixels, tmp_path):

@@ -108,7 +108,7 @@ def test_without_a_token_a_readable_file_has_secret_numbers(
     found = refused("answers", out, "--out", tmp_path / "a.csv")
     assert "is sealed to the clients of data set set; give --authority, --pin and --token" in found
     found = refused("answers", out, *place.reach("server"), "--out", tmp_path / "a.csv")
-    assert "a token of role server may not ask for find" in found
+    assert "a token of role server may not ask for a data set's names and ranges" in found
 
 
 def test_bad_input_is_named(cloister, refused, place, clinic, tmp_path):

@@ -102,8 +102,8 @@ def test_scores_that_are_no_numbers_are_shown_as_such():
 
 
 @pytest.mark.parametrize(("targets", "shown"), [
-    ("classes", r"a\.png +owl +75\.00 % *\n +cat +25\.00 %"),
-    ("labels", r"a\.png +owl +75\.00 % *\n +cat +25\.00 %"),
+    ("classes", r"softmax\s+a\.png +owl +75\.00 % *\n +cat +25\.00 %"),
+    ("labels", r"probability\s+a\.png +owl +75\.00 % *\n +cat +25\.00 %"),
     ("numbers", r"a\.png +cat +0\.25 *\n +owl +0\.75"),
 ])  # fmt: skip
 def test_answers_of_a_model_that_names_them(capsys, targets, shown):

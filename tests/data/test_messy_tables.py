@@ -620,6 +620,11 @@ def test_public_ranges_say_how_columns_are_read(path):
     assert (age.low, age.high) == (0, 120)
     with pytest.raises(InputError, match="--ranges: column bp is missing"):
         TableSource(path).columns({"visit": ("2000-01-01", "2030-01-01"), "age": (0, 120)})
+    with pytest.raises(InputError, match="--ranges: columns visit, bp are missing; give"):
+        TableSource(path).columns({"age": (0, 120)})
+    days_first = ranges | {"visit": ("01.01.2000", "31.12.2030")}
+    with pytest.raises(InputError, match=r"write the dates 01\.01\.2000 and 31\.12\.2030"):
+        TableSource(path).columns(days_first)
     path.write_text(CSV["strings"])
     ranges = {"age": (0, 120), "sex": ("m",), "bp": (50, 250)}
     with pytest.raises(InputError, match="column sex: 'f' is none of the column's values"):

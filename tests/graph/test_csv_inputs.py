@@ -153,6 +153,8 @@ def test_bad_cells_of_an_exported_model_are_named_all_at_once(read):
     for place in ("line 2, column age", "line 3, column sex", "line 3, column visit",
                   "line 4, column sex", "line 4, column ward"):  # fmt: skip
         assert place in str(told.value)
+    assert "; correct the file: a missing cell is empty, where the" in str(told.value)
+    assert "--" not in str(told.value)
 
 
 def test_columns_of_an_exported_model_are_not_chosen(read):

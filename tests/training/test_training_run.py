@@ -188,6 +188,9 @@ def test_a_page_shows_curves_budget_and_what_the_server_could_learn(served, tmp_
         if one.role is Role.SERVER:
             assert f"of {html.escape(one.about)}: {one.extent}" in page
     assert '<p class="bad">It learns, of labels: everything' in page
+    assert found.spent.labels_released == found.spent.samples
+    count = f"{found.spent.samples:,}"
+    assert f"all runs so far: of {count} of {count} samples the labels, under secret" in page
     assert "http" not in page
     assert "<script" not in page
 
@@ -197,7 +200,9 @@ def test_a_page_says_where_there_is_no_server_and_where_there_is_no_bound(served
     path = tmp_path / "run.html"
     with served.connect("trusted") as keys:
         train(served.path, authority=keys, epochs=1, settings=trusted, keep=RunFiles(page=path))
-    assert "There is none: this process was a trusted runtime" in path.read_text()
+    page = path.read_text()
+    assert "There is none: this process was a trusted runtime" in page
+    assert "what servers were given by all runs so far: of 0 of" in page
 
 
 def test_a_page_that_cannot_be_written_is_refused_before_the_run(served):

@@ -66,7 +66,7 @@ def _route(authority: Authority, caller: Caller, operation: str) -> Route:
     roles, max_bytes, function = found
     if caller.role not in roles:
         raise FunctionError(
-            f"a token of role {caller.role} may not ask for {operation}; "
+            f"a token of role {caller.role} may not ask for {_IN_WORDS.get(operation, operation)}; "
             f"use one of role {' or '.join(roles)}"
         )
 
@@ -173,6 +173,8 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], int, Operation]] = {
     "withdraw": (("client",), MAX_SPANS_BYTES, _withdraw),
 }
 """Who may ask for it, with how large a body, and what is done."""
+_IN_WORDS = {"find": "a data set's names and ranges", "register": "new samples"}
+"""Operations whose names say little to the holder of a token."""
 
 
 def _receiver(caller: Caller, body: Body) -> Receiver:

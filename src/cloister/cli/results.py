@@ -212,7 +212,8 @@ class Answers:
                 for source, found in zip(self.sources, guesses, strict=True)
                 for rank, guess in enumerate(found)
             ]
-            columns = ("input", "label", "softmax")
+            told = self._form is not None and self._form.targets == "labels"
+            columns = ("input", "label", "probability" if told else "softmax")
             console.print(table(columns[: len(rows[0])] if rows else columns, rows))
         else:
             console.print(f"output {name!r}: {described(scores)}; --out keeps the values")

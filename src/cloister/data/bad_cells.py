@@ -21,8 +21,9 @@ class _Listed(NamedTuple):
 class BadCells:
     """Bad cells of a file: all are counted, and those of the first rows kept."""
 
-    def __init__(self, dialect: Dialect) -> None:
-        self._dialect = dialect
+    def __init__(self, dialect: Dialect, *, remedy: str | None = None) -> None:
+        """`remedy` is what the reader of the refusal can do; None: as each cell says."""
+        self._dialect, self._remedy = dialect, remedy
         self.count = 0
         self._first: list[_Listed] = []
 
@@ -42,7 +43,7 @@ class BadCells:
         if not self.count:
             return
         several = f"{self.count:,} cells cannot be used: " if self.count > 1 else ""
-        remedies = dict.fromkeys(one.bad.remedy for one in self._first)
+        remedies = dict.fromkeys(self._remedy or one.bad.remedy for one in self._first)
         raise RangeError(
             f"{self._dialect.path}: {several}{self.listed()}"
             + "".join(f"; {remedy}" for remedy in remedies)

@@ -6,6 +6,7 @@ takes one element for each of its values: 1 for the value of the cell, 0 for eve
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -21,6 +22,7 @@ ColumnKind = Literal["number", "category", "date"]
 PublicRange = tuple[float, float] | tuple[str, ...]
 """Ends of a number's range, first and last day (YYYY-MM-DD) of a date's, or a category's values."""
 EPOCH = date(1970, 1, 1).toordinal()
+_OTHER_DATE = re.compile(r"(?:\d{4}|\d{1,2})([./-])\d{1,2}\1(?:\d{4}|\d{1,2})")
 
 
 @dataclass(frozen=True)
@@ -166,5 +168,9 @@ def public_column(name: str, given: PublicRange) -> Column:
         try:
             return Column(name, "date", low=days(values[0]), high=days(values[1]))
         except ValueError:
-            pass
+            if all(map(_OTHER_DATE.fullmatch, values)):
+                raise InputError(
+                    f"column {name}: write the dates {values[0]} and {values[1]} of its range as "
+                    "YYYY-MM-DD"
+                ) from None
     return Column(name, "category", values=values)

@@ -59,17 +59,20 @@ class TableSource:
         *,
         targets: Targets | None = None,
         labelled: bool = True,
+        remedy: str | None = None,
     ) -> None:
         """Read the file once.
 
         targets   what the samples have to learn; None: one column has classes, several have labels
         labelled  whether the label columns are read; if not, the file need not have them
+        remedy    of cells that cannot be used, for a caller without these options
 
         Raises   InputError, RangeError, ShapeError naming file, line and column
         """
         self._options = options = options or TableOptions()
         self._label = options.label if labelled else ()
-        self._path = path = Path(path)
+        self._path, self._remedy = Path(path), remedy
+        path = self._path
         self._fill = FillRule.parse(options.fill)
         self._dialect = find_dialect(
             path, separator=options.separator, encoding=options.encoding, wanted=self._label
@@ -183,7 +186,7 @@ class TableSource:
         """Count rows and cells, and keep the labels."""
         names, numbers = self._label, [np.empty(0, np.int64)]
         cells = LabelColumns(self._path, names)
-        bad = BadCells(self._dialect)
+        bad = BadCells(self._dialect, remedy=self._remedy)
         for rows in self._rows():
             for evidence, texts in zip(self._evidence.values(), rows.columns, strict=False):
                 evidence.add(texts)
@@ -216,7 +219,7 @@ class TableSource:
 
     def _read_numbers(self) -> None:
         """Read the numbers to be predicted."""
-        bad, found = BadCells(self._dialect), []
+        bad, found = BadCells(self._dialect, remedy=self._remedy), []
         for rows in self._rows():
             columns = rows.columns[len(self._places) :]
             pairs = zip(self._label, columns, strict=True)
@@ -263,7 +266,7 @@ class TableSource:
             return
         self._readings, self._incomplete = {}, {}
         order = [list(self._places).index(name) for name in readings]
-        bad, count = BadCells(self._dialect), 0
+        bad, count = BadCells(self._dialect, remedy=self._remedy), 0
         with Spool(str(self._path)) as spool:
             for rows in self._rows():
                 cells = np.empty((len(rows.numbers), len(readings)))
@@ -332,7 +335,7 @@ class TableSource:
 
     def outside_ranges(self, columns: Sequence[Column]) -> BadCells:
         """Numbers and dates outside the public ranges of the columns that the cells are read as."""
-        bad = BadCells(self._dialect)
+        bad = BadCells(self._dialect, remedy=self._remedy)
         for place, column in enumerate(columns):
             if column.kind == "category":
                 continue
@@ -429,7 +432,12 @@ def _public_columns(
 ) -> dict[str, Column]:
     missing = [name for name in names if name not in ranges]
     if missing:
-        raise InputError(f"--ranges: column {missing[0]} is missing")
+        several = len(missing) > 1
+        raise InputError(
+            f"--ranges: column{'s' if several else ''} {', '.join(missing)} "
+            f"{'are' if several else 'is'} missing; give [low, high] of a number, two dates "
+            "YYYY-MM-DD, or all values of a category, or leave columns out with --without"
+        )
     return {name: public_column(name, ranges[name]) for name in names}
 
 
@@ -438,12 +446,12 @@ def _require_same_columns(path: Path, own: Mapping[str, int], wanted: Mapping[st
     more = [name for name in own if name not in wanted]
     if absent:
         raise InputError(
-            f"{path}: has no column {absent[0]}, which the data set has: its columns are "
+            f"{path}: has no column {', '.join(absent)}, which the data set has: its columns are "
             f"{', '.join(wanted)}"
         )
     if more:
         raise InputError(
-            f"{path}: column {more[0]} is not in the data set; leave it out with --without "
+            f"{path}: column {', '.join(more)} is not in the data set; leave it out with --without "
             f"{','.join(more)}"
         )
 

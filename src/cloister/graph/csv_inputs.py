@@ -25,6 +25,7 @@ from cloister.graph.sample_form import sample_form
 
 _NOT_FINITE = frozenset({"nan", "inf", "+inf", "-inf", "infinity", "-infinity"})
 """What a model may take, unlike a data set."""
+_CORRECT = "correct the file: a missing cell is empty, where the model fills one"
 
 
 def read_csv(
@@ -84,7 +85,7 @@ def _described(
         for place, name in enumerate(header, 1)
         if name not in wanted
     )  # fmt: skip
-    source = TableSource(path, TableOptions(label=(), without=others))
+    source = TableSource(path, TableOptions(label=(), without=others), remedy=_CORRECT)
     source.use(columns, clip=True)
     outside = source.outside_ranges(columns)
     if note is not None and outside.count:

@@ -200,6 +200,12 @@ class _Remarks:
                 "a budget of 0 gives a training server nothing: only `cloister train --unblind-to "
                 "trusted` trains on this data set; a new one may have a --privacy budget=N"
             )
+        if info.mode == "budgeted" and info.budget_rank == info.dim:
+            self(
+                f"a budget of {info.budget_rank} is a whole sample: a training server may get "
+                f"values that determine all of its {info.dim} elements, up to their noise; a new "
+                "data set with a smaller --privacy budget=N gives less away"
+            )
         for remark in samples.remarks:
             self(remark)
         if encoder.clipped:

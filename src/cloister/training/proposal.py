@@ -23,6 +23,11 @@ from cloister.data.target_encoding import Ranges, check_target_ranges
 from cloister.errors import InputError
 
 DEFAULT_BITS = 8
+_SAMPLES = {
+    "pixels": "pixels of 0 to 255",
+    "values": "values that are no pixels",
+    "table": "rows of a table (.csv)",
+}
 FEWEST_ELEMENTS = 3
 """A row of fewer weights names an element, or packs two into a value: the authority refuses it."""
 
@@ -108,7 +113,10 @@ def accept(found: Agreement, source: Source, new: NewDataset, privacy: Privacy) 
     """
     info, notes = found.info, Notes.read(found.terms.notes, found.info)
     if notes.kind != source.kind:
-        raise InputError(f"data set {info.name} holds {notes.kind}, this is {source.kind}")
+        raise InputError(
+            f"data set {info.name} holds {_SAMPLES[notes.kind]}, these are "
+            f"{_SAMPLES[source.kind]}; give samples as its first client did"
+        )
     # The shape of a table is that of its columns, which the data set decides.
     if not isinstance(source, TableSource) and info.shape != source.shape:
         raise InputError(

@@ -97,9 +97,12 @@ def _spent(outcome: "TrainingOutcome") -> Iterator[str]:
             ("bits", f"{spent.bits_max:,}", bits, ""),
         ],
     )
+    targets = (
+        "targets, as parts of their ranges" if outcome.has_numbers else "labels, under secret names"
+    )
     yield paragraph(
-        f"{spent.labels_released:,} of {spent.samples:,} labels were given to the server, under "
-        "secret names.",
+        "The ledger counts what servers were given by all runs so far: of "
+        f"{spent.labels_released:,} of {spent.samples:,} samples the {targets}.",
         kind="soft",
     )
 
