@@ -189,9 +189,9 @@ DAMAGES = pytest.mark.parametrize(
         "UPDATE datasets SET info = CAST('{}' AS BLOB) WHERE name = 'bad'",
         "UPDATE datasets SET info = CAST(replace(CAST(info AS TEXT), '[4,4,2]', '[4096,4096,2]') "
         "AS BLOB) WHERE name = 'bad'",
-        "UPDATE datasets SET info = 7 WHERE name = 'bad'",
-        "UPDATE datasets SET extra = '[1' WHERE name = 'bad'",
-        "UPDATE datasets SET extra = '{\"x\":1}' WHERE name = 'bad'",
+        "UPDATE datasets SET info = CAST('7' AS BLOB) WHERE name = 'bad'",
+        "UPDATE datasets SET extra = CAST('[1' AS BLOB) WHERE name = 'bad'",
+        "UPDATE datasets SET extra = CAST('{\"x\":1}' AS BLOB) WHERE name = 'bad'",
         "UPDATE states SET parent = 9 WHERE dataset = 'bad'",
         "UPDATE journal SET words = x'01' WHERE dataset = 'bad'",
         "UPDATE journal SET ids = x'0102030405060708' WHERE dataset = 'bad'",
