@@ -407,7 +407,8 @@ def test_dates(path, cells, form):
 def test_dates_that_may_mean_two_days_are_refused(path):
     cells = ("01/02/2024", "03/04/2024")
     assert refusal(path, column(*cells)) == (
-        "column x: dates such as '01/02/2024' may begin with the day or the month; say which with "
+        "column x: dates such as '01/02/2024' may begin with the day or the month; "
+        "write them as YYYY-MM-DD, or say which with "
         "--date-format %d/%m/%Y or %m/%d/%Y"
     )
     equal(read(path, column(*cells), date_format="%d/%m/%Y")[0],

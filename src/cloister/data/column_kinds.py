@@ -171,7 +171,8 @@ class ColumnEvidence:
             )
         raise InputError(
             f"column {self.name}: dates such as {shown(next(iter(self.values)))} may begin with "
-            f"the day or the month; say which with --date-format {' or '.join(sorted(formats))}"
+            f"the day or the month; write them as YYYY-MM-DD, or say which with "
+            f"--date-format {' or '.join(sorted(formats))}"
         )
 
 
