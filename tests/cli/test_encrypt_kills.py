@@ -172,7 +172,7 @@ def _refuses(*_, **__):
 
 STAGES = {
     "the terms": (None, ("--privacy", "budget=100000"), "its budget is 0 to"),
-    "the classes": (None, ("--classes", "0,1"), "class '2' is not one of data set set"),
+    "the classes": (None, ("--classes", "0,1"), "gives 2 names, but the samples have 3 classes"),
     "the values": (None, ("--range", "0,0.5"), "outside the data set's range"),
     "the noise": (None, ("--noise", "-1"), "sigma"),
     "the samples": (("cloister.ring.pads.blind", _full), (), "No space left"),

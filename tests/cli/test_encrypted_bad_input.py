@@ -63,15 +63,17 @@ def values(path, change=None):
 
 
 @pytest.mark.parametrize(("value", "message"), [
-    (1.5, "outside the data set's range; allow --clip, or make the data set with a wider --range"),
-    (-np.inf, "outside the data set's range"),
-    (np.nan, "the value is missing (NaN); fill or drop it"),
+    (
+        1.5, "sample 7, element (0, 0, 2): the value is outside the data set's range; allow "
+        "--clip, or make the data set with a wider --range",
+    ),
+    (-np.inf, "array 'x': 1 of 20 samples hold NaN or infinity (sample 7); fill or drop them"),
+    (np.nan, "array 'x': 1 of 20 samples hold NaN or infinity (sample 7); fill or drop them"),
 ])  # fmt: skip
 def test_values_that_do_not_fit(place, refused, cloister, tmp_path, value, message):
     bad, good = values(tmp_path / "bad.npz", value), values(tmp_path / "good.npz")
     to = (*place.reach("client"), "--out", tmp_path / "set.cloister")
     found = refused("data", "encrypt", bad, *to, "--range", "0,1")
-    assert "sample 7, element (0, 0, 2)" in found
     assert message in found
     assert place.authority.datasets() == ()
     assert not (tmp_path / "set.cloister").exists()
@@ -79,11 +81,10 @@ def test_values_that_do_not_fit(place, refused, cloister, tmp_path, value, messa
     assert cloister("data", "encrypt", good, *to, "--range", "0,1").code == 0
     before = (tmp_path / "set.cloister").read_bytes()
     found = refused("data", "encrypt", bad, *to)
-    assert "sample 7, element (0, 0, 2)" in found
     assert message in found
     assert (tmp_path / "set.cloister").read_bytes() == before
     assert len(place.authority.parts("set")) == 1
-    if np.isnan(value):
+    if not np.isfinite(value):
         assert message in refused("data", "encrypt", bad, *to, "--clip")
     else:
         assert cloister("data", "encrypt", bad, *to, "--clip", "--again").code == 0

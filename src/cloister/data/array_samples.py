@@ -98,9 +98,10 @@ def _look(x: np.ndarray, title: str, kind: Kind) -> tuple[str, ...]:
     if x.dtype.kind == "f":
         bad = [start + i for start, piece in _pieces(x) for i in _not_finite(piece)]
         if bad:
+            which = f"sample{'s' * (len(bad) > 1)} {listed(list(map(str, bad)))}"
             raise RangeError(
-                f"{title}: {len(bad):,} of {len(x):,} samples hold NaN or infinity (samples "
-                f"{listed(list(map(str, bad)))}); fill or drop them"
+                f"{title}: {len(bad):,} of {len(x):,} samples hold NaN or infinity ({which}); "
+                "fill or drop them"
             )
     if x.dtype == np.uint8:
         most = max(int(piece.max()) for _, piece in _pieces(x))
