@@ -190,3 +190,14 @@ def test_another_authority_or_a_deleted_data_set_tells_no_names(clinic, predicti
     write_answers(gone, path, key=None)
     with pytest.raises(UnknownDatasetError, match="data set gone is not known"):
         open_answers(path, authority=clinic.client)
+
+
+def test_a_name_of_another_client_is_no_formula_in_a_spreadsheet(predictions, tmp_path):
+    write_answers(predictions, tmp_path / "a.answers", key=None)
+    names = ("=HYPERLINK(1)", "-1.5", "@x")
+    replace(open_answers(tmp_path / "a.answers"), names=names).write_csv(tmp_path / "a.csv")
+    with (tmp_path / "a.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    shown = ["'=HYPERLINK(1)", "-1.5", "'@x"]
+    assert header == ["sample", "class", *shown]
+    assert {row[1] for row in rows} <= set(shown)

@@ -91,13 +91,17 @@ class NamedAnswers:
     def write_csv(self, path: Path) -> None:
         """Write a table for the owner alone: row, sample, class, and a column for each name.
 
+        A name that a spreadsheet would run as a formula gets an apostrophe in front: another client
+        may have chosen it.
+
         Raises   InputError when it cannot be written
         """
         known, classes = self.rows is not None, self.info.targets == "classes"
         text = io.StringIO(newline="")
         rows = csv.writer(text, lineterminator="\n")
-        rows.writerow([*(["row"] * known), "sample", *(["class"] * classes), *self.names])
-        said = self.classes if classes else []
+        names = map(_shown, self.names)
+        rows.writerow([*(["row"] * known), "sample", *(["class"] * classes), *names])
+        said = list(map(_shown, self.classes)) if classes else []
         for place, sample in enumerate(self.ids.tolist()):
             own = [] if self.rows is None else [int(self.rows[place])]
             values = [f"{value:.6g}" for value in self.values[place].tolist()]
@@ -135,6 +139,14 @@ class NamedAnswers:
             found[sorted_],
             len(place) - len(mine),
         )
+
+
+def _shown(name: str) -> str:
+    try:
+        float(name)
+    except ValueError:
+        return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
+    return name
 
 
 def write_answers(made: Predictions, path: Path, *, key: bytes | None) -> None:
