@@ -266,8 +266,8 @@ def _source(path: Path) -> None:
 
 def _answers(folder: Path) -> Path:
     made = SimpleNamespace(
-        info=INFO, authority="f" * 64, run="r", ids=np.arange(5, dtype=np.int64),
-        answers=np.ones((5, 3), np.float32),
+        info=INFO, authority="f" * 64, clients="c" * 64, run="r",
+        ids=np.arange(5, dtype=np.int64), answers=np.ones((5, 3), np.float32),
     )  # fmt: skip
     write_answers(made, folder / "a.answers", key=None)
     return folder / "a.answers"
@@ -340,10 +340,14 @@ def _kept_model(folder: Path) -> Path:
     return folder / encrypted_model.NAME
 
 
+RUN = {"data set": "a digest"}
+
+
 def _checkpoint(folder: Path) -> Path:
     state = checkpoint.Checkpoint(
-        "run", checkpoint.Position(1, 2), [], {"weight": torch.ones(2, 3)}, {}, torch.arange(4)
-    )
+        RUN, checkpoint.Position(1, 2), [], {"weight": torch.ones(2, 3)}, {}, {}, [],
+        torch.arange(4),
+    )  # fmt: skip
     checkpoint.save(state, folder)
     return folder / checkpoint.NAME
 
@@ -396,7 +400,7 @@ LOADERS = {
     "model that was trained": Loader(
         _kept_model, lambda path: EncryptedModel.open(path.parent), JSON
     ),
-    "checkpoint": Loader(_checkpoint, lambda path: checkpoint.load(path.parent, run="run")),
+    "checkpoint": Loader(_checkpoint, lambda path: checkpoint.load(path.parent, run=RUN)),
     "key file of pads": Loader(_pad_key, _open_pads),
     **{f"graph of {name}": Loader(
         _written("a.graph", graph_file.to_bytes(_graph(build))),

@@ -123,7 +123,7 @@ def load(folder: Path, *, run: dict[str, str]) -> Checkpoint | None:
         if state["format"] != FORMAT:
             raise EncryptionError(f"{path}: written by another version; start a new --checkpoint")
         checkpoint = Checkpoint(
-            state["run"],
+            dict(state["run"]),
             Position(**state["position"]),
             [_result(result) for result in state["history"]],
             state["model"],
