@@ -90,5 +90,4 @@ def test_a_table_has_every_step_of_the_measured_policies():
         given = policies.assign(graph, "slalom", inside=inside)
         program = compile_plan(stand_in(graph, "slalom", given, zero_maps(graph)))
         assert table.predict(program).estimated_ms == 0
-    assert table.request_ms > 0
     assert min(table.rates.values()) > 0
