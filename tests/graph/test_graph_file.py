@@ -165,7 +165,7 @@ def test_bytes_before_between_and_behind_are_refused(data):
 def test_another_version_is_named(data):
     magic, version, length = PRELUDE.unpack_from(data)
     for other, message in (
-        (PRELUDE.pack(magic, version + 1, length), "version 3, and this version reads 2"),
+        (PRELUDE.pack(magic, version + 1, length), "version 2, and this version reads 1"),
         (PRELUDE.pack(b"CLOX", version, length), "begins otherwise"),
         (PRELUDE.pack(magic, version, 2**40), "cut off or too long"),
     ):

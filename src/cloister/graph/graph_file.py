@@ -16,7 +16,7 @@ from cloister.graph.element_types import ELEMENT_TYPES, element_number
 from cloister.graph.graph import Graph, Node, OpaqueType, Size, Subgraph, TensorType
 from cloister.graph.legality import check
 
-MAGIC, VERSION = b"CLOG", 2
+MAGIC, VERSION = b"CLOG", 1
 MAX_OPSET = 2**31 - 1
 
 
@@ -64,7 +64,8 @@ def graph_document(
         "separable": graph.separable,
         "joins": dict(graph.joins),
         "constants": _constants(graph.constants, writer, left_out),
-        "samples": graph.samples,
+        # Most models state nothing of their samples, and reports name them by these bytes.
+        **({"samples": graph.samples} if graph.samples else {}),
     }
 
 
@@ -73,10 +74,11 @@ def read_graph(document: object, reader: Reader) -> Graph:
 
     Raises   ModelError, and what the parts of a damaged document make Python raise
     """
+    stated = ("samples",) if isinstance(document, dict) and document.get("samples") else ()
     (name, opset, domains, inputs, outputs, nodes, types, opaque, separable, joins, constants,
-     samples) = read_fields(
+     *samples) = read_fields(
         document, "name", "opset", "domains", "inputs", "outputs", "nodes", "types", "opaque",
-        "separable", "joins", "constants", "samples",
+        "separable", "joins", "constants", *stated,
     )  # fmt: skip
     given = [_read_input(one, reader) for one in entries(inputs)]
     made = tuple(_read_node(one, reader) for one in entries(nodes))
@@ -97,7 +99,7 @@ def read_graph(document: object, reader: Reader) -> Graph:
         separable=truth(separable),
         joins=mapping(joins, lambda axis: whole(axis, least=0, most=canonical.MAX_RANK)),
         defaults={one: default for one, default in given if default is not None},
-        samples=text(samples),
+        samples=text(samples[0]) if samples else "",
     )
     check(graph)
     return graph

@@ -32,7 +32,7 @@ from cloister.plan.quantised import (
 from cloister.ring.fixed_point import MAX_EXPONENT
 from cloister.ring.linear import LinearMap
 
-MAGIC, VERSION = b"CLOP", 3
+MAGIC, VERSION = b"CLOP", 2
 MODEL_NAME = "model"
 """The name of the graph in a plan: the name of the model's file decides nothing."""
 _LARGEST_QMAX = 2 ** (MAX_ACTIVATION_BITS - 1) - 1
