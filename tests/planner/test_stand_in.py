@@ -90,4 +90,6 @@ def test_a_table_has_every_step_of_the_measured_policies():
         given = policies.assign(graph, "slalom", inside=inside)
         program = compile_plan(stand_in(graph, "slalom", given, zero_maps(graph)))
         assert table.predict(program).estimated_ms == 0
+    # How Python's time is shared between a request and its steps depends on the machine.
+    assert table.request_ms + table.step_ms > 0
     assert min(table.rates.values()) > 0

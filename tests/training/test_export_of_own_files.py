@@ -124,7 +124,7 @@ def test_other_targets(tmp_path, authority, settings, targets):
     scale = 1.0 if targets == "labels" else np.ptp(y, axis=0)
     np.testing.assert_allclose(found / scale, trained / scale, atol=5e-3)
     if targets == "labels":
-        assert ((found > 0.5) == y).mean() > 0.65
+        assert ((found > 0.5) == y).mean() > 0.7
     else:
         assert np.corrcoef(found[:, 0], y[:, 0])[0, 1] > 0.4
         assert np.corrcoef(found[:, 1], y[:, 1])[0, 1] > 0.4

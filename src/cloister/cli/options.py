@@ -508,6 +508,35 @@ class Execution:
             )
 
 
+LEARNS = "Who learns what"
+RETRY_FOR_S = 5.0
+"""On one connection to an authority; beyond, what asks waits as long as its patience lasts."""
+CiphertextHost = Annotated[
+    str,
+    typer.Option(
+        "--server",
+        metavar="local|URL",
+        help="With --unblind-to trusted: who computes on the ciphertexts.",
+        rich_help_panel=LEARNS,
+    ),
+]
+CiphertextHostAccess = Annotated[
+    Path | None,
+    typer.Option(
+        "--access",
+        metavar="FILE",
+        help="The file of that ciphertext host that `cloister data init` made; it holds a token.",
+        rich_help_panel=LEARNS,
+    ),
+]
+ServicePatience = Annotated[
+    float,
+    typer.Option(
+        "--patience", min=0, help="Seconds to wait for an authority or host that is away."
+    ),
+]
+
+
 @dataclass(frozen=True)
 class AuthorityAccess:
     """How the authority is reached, and who asks."""

@@ -16,8 +16,6 @@ from cloister.training.ciphertext_service import RemoteCiphertextServer
 if TYPE_CHECKING:
     from cloister.training.predictions import PredictionOptions, Predictions
 
-LEARNS = "Who learns what"
-RETRY_FOR_S = 5.0
 
 ModelFolder = Annotated[
     Path, typer.Argument(metavar="MODEL", help="The --out of `cloister train`.")
@@ -41,7 +39,7 @@ AnswersTo = Annotated[
     typer.Option(
         "--answers-to",
         help="client: seal the file to the data set's clients.",
-        rich_help_panel=LEARNS,
+        rich_help_panel=options.LEARNS,
     ),
 ]
 UnblindTo = Annotated[
@@ -49,25 +47,7 @@ UnblindTo = Annotated[
     typer.Option(
         "--unblind-to",
         help="Who receives the unblinding terms. Default: as the model was trained.",
-        rich_help_panel=LEARNS,
-    ),
-]
-Host = Annotated[
-    str,
-    typer.Option(
-        "--server",
-        metavar="local|URL",
-        help="With --unblind-to trusted: who computes on the ciphertexts.",
-        rich_help_panel=LEARNS,
-    ),
-]
-Access = Annotated[
-    Path | None,
-    typer.Option(
-        "--access",
-        metavar="FILE",
-        help="The file of that ciphertext host that `cloister data init` made; it holds a token.",
-        rich_help_panel=LEARNS,
+        rich_help_panel=options.LEARNS,
     ),
 ]
 Consent = Annotated[
@@ -75,13 +55,7 @@ Consent = Annotated[
     typer.Option(
         "--allow-unbounded-leakage",
         help="Predict on a data set of --privacy paper: as published, without budget.",
-        rich_help_panel=LEARNS,
-    ),
-]
-Patience = Annotated[
-    float,
-    typer.Option(
-        "--patience", min=0, help="Seconds to wait for an authority or host that is away."
+        rich_help_panel=options.LEARNS,
     ),
 ]
 AnswersFile = Annotated[
@@ -108,10 +82,10 @@ class AnswerOptions:
     evaluate: Evaluate = False
     answers_to: AnswersTo = "server"
     unblind_to: UnblindTo = None
-    server: Host = "local"
-    access: Access = None
+    server: options.CiphertextHost = "local"
+    access: options.CiphertextHostAccess = None
     allow_unbounded_leakage: Consent = False
-    patience: Patience = 60.0
+    patience: options.ServicePatience = 60.0
     threads: options.ProcessThreads = 1
 
     def chosen(self) -> "PredictionOptions":
@@ -148,7 +122,7 @@ def predict(
         raise InputError("give --out FILE for the answers, or --evaluate, or both")
     with ExitStack() as stack:
         host = choices.host(stack)
-        retry_for_s = min(choices.patience, RETRY_FOR_S)
+        retry_for_s = min(choices.patience, options.RETRY_FOR_S)
         service = stack.enter_context(keys.connect(retry_for_s=retry_for_s))
         update = stack.enter_context(stages())
         made = training.EncryptedModel.open(model).predict(

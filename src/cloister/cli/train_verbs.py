@@ -18,10 +18,7 @@ if TYPE_CHECKING:
     from cloister.training.settings import Settings
     from cloister.training.training_run import RunFiles, TrainingOutcome
 
-LEARNS = "Who learns what"
 NOISE = "Noise on gradients"
-RETRY_FOR_S = 5.0
-"""On one connection; beyond, the trainer waits, and keeps a checkpoint when it gives up."""
 
 Dataset = Annotated[Path, typer.Argument(metavar="DATA.cloister", help="Encrypted data set.")]
 Model = Annotated[
@@ -60,7 +57,7 @@ FirstLayerKind = Annotated[
     typer.Option(
         "--first-layer",
         help="Default: frozen where the server unblinds, else trainable.",
-        rich_help_panel=LEARNS,
+        rich_help_panel=options.LEARNS,
     ),
 ]
 Rank = Annotated[
@@ -69,7 +66,7 @@ Rank = Annotated[
         "--rank",
         min=1,
         help="Functions of a sample the frozen layer uses. Default: the budget.",
-        rich_help_panel=LEARNS,
+        rich_help_panel=options.LEARNS,
     ),
 ]
 UnblindTo = Annotated[
@@ -77,25 +74,7 @@ UnblindTo = Annotated[
     typer.Option(
         "--unblind-to",
         help="Who receives the unblinding terms: trusted needs such a token.",
-        rich_help_panel=LEARNS,
-    ),
-]
-Host = Annotated[
-    str,
-    typer.Option(
-        "--server",
-        metavar="local|URL",
-        help="With --unblind-to trusted: who computes on the ciphertexts.",
-        rich_help_panel=LEARNS,
-    ),
-]
-Access = Annotated[
-    Path | None,
-    typer.Option(
-        "--access",
-        metavar="FILE",
-        help="The file of that ciphertext host that `cloister data init` made; it holds a token.",
-        rich_help_panel=LEARNS,
+        rich_help_panel=options.LEARNS,
     ),
 ]
 OffloadGradients = Annotated[
@@ -103,7 +82,7 @@ OffloadGradients = Annotated[
     typer.Option(
         "--offload-gradients",
         help="Let that host see each sample's output gradient as well.",
-        rich_help_panel=LEARNS,
+        rich_help_panel=options.LEARNS,
     ),
 ]
 Consent = Annotated[
@@ -111,7 +90,7 @@ Consent = Annotated[
     typer.Option(
         "--allow-unbounded-leakage",
         help="Train on a data set of --privacy paper: as published, without budget.",
-        rich_help_panel=LEARNS,
+        rich_help_panel=options.LEARNS,
     ),
 ]
 NoiseSigma = Annotated[
@@ -175,12 +154,6 @@ AuthorityLog = Annotated[
         help="Keep the requests to the authority, for cloister audit.",
     ),
 ]
-Patience = Annotated[
-    float,
-    typer.Option(
-        "--patience", min=0, help="Seconds to wait for an authority or host that is away."
-    ),
-]
 
 
 @dataclass(frozen=True)
@@ -201,7 +174,7 @@ class RunOptions:
     page: RunPage = None
     release_log: ServerLog = None
     request_log: AuthorityLog = None
-    patience: Patience = 60.0
+    patience: options.ServicePatience = 60.0
     threads: options.ProcessThreads = 1
 
     def callbacks(self) -> "list[Callback]":
@@ -228,8 +201,8 @@ class DisclosureOptions:
     first_layer: FirstLayerKind = None
     rank: Rank = None
     unblind_to: UnblindTo = "server"
-    server: Host = "local"
-    access: Access = None
+    server: options.CiphertextHost = "local"
+    access: options.CiphertextHostAccess = None
     offload_gradients: OffloadGradients = False
     allow_unbounded_leakage: Consent = False
     noise_sigma: NoiseSigma = None
@@ -278,7 +251,8 @@ def train(
     settings = disclosure.settings(run)
     with ExitStack() as stack:
         host = disclosure.host(run.patience, stack)
-        service = stack.enter_context(keys.connect(retry_for_s=min(run.patience, RETRY_FOR_S)))
+        retry_for_s = min(run.patience, options.RETRY_FOR_S)
+        service = stack.enter_context(keys.connect(retry_for_s=retry_for_s))
         outcome = training.train(
             dataset, authority=service, model=model, epochs=epochs, settings=settings, host=host,
             callbacks=run.callbacks(),

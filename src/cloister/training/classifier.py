@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Float32, Int16, Shaped
@@ -28,19 +28,14 @@ from cloister.training.callbacks import Callback
 from cloister.training.encrypted_model import EncryptedModel
 from cloister.training.model_definition import ModelDefinition
 from cloister.training.predictions import (
-    PredictionAuthority,
     PredictionOptions,
     Predictions,
     answers_of,
 )
 from cloister.training.settings import Settings
-from cloister.training.training_run import RunFiles, TrainingAuthority, TrainingOutcome, train
+from cloister.training.training_authority import TrainingAuthority
+from cloister.training.training_run import RunFiles, TrainingOutcome, train
 from cloister.training.translation import ClientAccess, Translation, translation
-
-
-class ClassifierAuthority(TrainingAuthority, PredictionAuthority, Protocol):
-    """The authority as a trainer that predicts sees it."""
-
 
 Samples = EncryptedDataset | Path | str | Shaped[np.ndarray, "n ..."]
 
@@ -63,7 +58,7 @@ class EncryptedClassifier:
 
     def __init__(
         self,
-        authority: ClassifierAuthority,
+        authority: TrainingAuthority,
         *,
         client: ClientAccess | None = None,
         model: nn.Module | ModelDefinition | str = "mlp",

@@ -47,13 +47,13 @@ from cloister.graph.ort_session import runtime_session
 from cloister.plan.claims import Claims
 from cloister.training.ciphertexts import CiphertextServer
 from cloister.training.predictions import (
-    PredictionAuthority,
     PredictionOptions,
     Predictions,
     predict,
 )
 from cloister.training.scaled_map import ScaledMap
 from cloister.training.settings import Settings
+from cloister.training.training_authority import TrainingAuthority
 
 FORMAT = 1
 NAME = "model.json"
@@ -166,7 +166,7 @@ class EncryptedModel:
         self,
         dataset: EncryptedDataset | Path | str,
         *,
-        authority: PredictionAuthority,
+        authority: TrainingAuthority,
         ids: ArrayLike | None = None,
         options: PredictionOptions | None = None,
         host: CiphertextServer | None = None,

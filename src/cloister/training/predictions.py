@@ -11,18 +11,18 @@ have the secret numbers of the data set file (`translation` undoes them).
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float32, Int64
 from numpy.typing import ArrayLike
 
 from cloister.authority.answer_keys import clients_fingerprint
-from cloister.authority.key_service import KeyService, Receiver
+from cloister.authority.key_service import Receiver
 from cloister.authority.records import Summary
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.id_spans import IdSpans
-from cloister.data.info import DatasetInfo, PartInfo, Targets
+from cloister.data.info import DatasetInfo, Targets
 from cloister.errors import EncryptionError, InputError
 from cloister.plan.claims import Claims
 from cloister.ring.bounds import most_at_once
@@ -32,6 +32,7 @@ from cloister.training.evaluation import Evaluated, evaluate
 from cloister.training.products import Products
 from cloister.training.sent import AnswersTo
 from cloister.training.settings import LossName, Settings
+from cloister.training.training_authority import TrainingAuthority
 from cloister.training.training_claims import prediction_claims
 
 if TYPE_CHECKING:
@@ -42,31 +43,6 @@ CHUNK = 512
 """Samples of one request."""
 _SAME = ("name", "shape", "classes", "targets", "encoding")
 """Fields of a description in which a model and the samples that it answers for agree."""
-
-
-class PredictionAuthority(KeyService, Protocol):
-    """The authority as a prediction sees it."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Fingerprint of the authority."""
-        ...
-
-    def parts(self, dataset: str) -> tuple[PartInfo, ...]:
-        """The registered parts of a data set."""
-        ...
-
-    def withdrawn(self, dataset: str) -> IdSpans:
-        """The samples for which it issues no key."""
-        ...
-
-    def answer_key(self, dataset: str) -> bytes:
-        """The public key to which predictions are sealed for the data set's clients."""
-        ...
-
-    def summary(self, dataset: str) -> Summary:
-        """The budget of a data set in figures."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -133,7 +109,7 @@ def predict(
     model: "EncryptedModel",
     dataset: EncryptedDataset,
     *,
-    authority: PredictionAuthority,
+    authority: TrainingAuthority,
     ids: ArrayLike | None = None,
     options: PredictionOptions | None = None,
     host: CiphertextServer | None = None,

@@ -69,16 +69,8 @@ def sent(settings: Settings, *, hosted: bool, targets: Targets = "classes") -> t
     function = (Content.PROJECTION if frozen else Content.WEIGHTS, Content.NAMES)
     deltas = (Content.OUTPUT_GRADIENTS, Content.NAMES)
     messages = [
-        Message(Role.AUTHORITY, "describe", (Content.NAMES,)),
-        Message(Role.AUTHORITY, "parts", (Content.NAMES,)),
-        Message(Role.AUTHORITY, "withdrawn", (Content.NAMES,)),
-        Message(Role.AUTHORITY, "answer_key", (Content.NAMES,)),
-        Message(Role.AUTHORITY, "summary", (Content.NAMES,)),
+        *_always(function),
         Message(Role.AUTHORITY, "labels", (Content.NAMES,)),
-        Message(Role.AUTHORITY, "forward", function),
-        Message(Role.CLIENT, "data set file", (Content.CIPHERTEXTS, Content.NAMES)),
-        Message(Role.CLIENT, "summary", (Content.SPENT,)),
-        Message(Role.NETWORK, "https", (Content.SIZES,)),
         *_unblinded(settings, TARGETS[targets]),
         *_kept(settings),
     ]
@@ -109,17 +101,9 @@ def sent_by_prediction(
     function = (Content.PROJECTION if frozen else Content.FIRST_LAYER, Content.NAMES)
     readable = Content.ANSWERS if answers_to == "server" else Content.SEALED_ANSWERS
     messages = [
-        Message(Role.AUTHORITY, "describe", (Content.NAMES,)),
-        Message(Role.AUTHORITY, "parts", (Content.NAMES,)),
-        Message(Role.AUTHORITY, "withdrawn", (Content.NAMES,)),
-        Message(Role.AUTHORITY, "answer_key", (Content.NAMES,)),
-        Message(Role.AUTHORITY, "summary", (Content.NAMES,)),
-        Message(Role.AUTHORITY, "forward", function),
-        Message(Role.CLIENT, "data set file", (Content.CIPHERTEXTS, Content.NAMES)),
-        Message(Role.CLIENT, "summary", (Content.SPENT,)),
+        *_always(function),
         Message(Role.CLIENT, "answers", (Content.ANSWERS,)),
         Message(Role.ANSWERS_READER, "answers", (readable, Content.NAMES)),
-        Message(Role.NETWORK, "https", (Content.SIZES,)),
     ]
     role = Role.SERVER if settings.unblind_to == "server" else Role.RUNTIME
     values = Content.FIXED_VALUES if frozen else Content.VALUES
@@ -134,6 +118,16 @@ def sent_by_prediction(
         messages.append(Message(Role.CIPHERTEXT_HOST, "data set file", (Content.CIPHERTEXTS,)))
         messages.append(Message(Role.CIPHERTEXT_HOST, "forward", function))
     return tuple(messages)
+
+
+def _always(function: tuple[Content, ...]) -> Iterator[Message]:
+    """The messages of every use of a data set; `function` is what a forward request carries."""
+    for kind in ("describe", "parts", "withdrawn", "answer_key", "summary"):
+        yield Message(Role.AUTHORITY, kind, (Content.NAMES,))
+    yield Message(Role.AUTHORITY, "forward", function)
+    yield Message(Role.CLIENT, "data set file", (Content.CIPHERTEXTS, Content.NAMES))
+    yield Message(Role.CLIENT, "summary", (Content.SPENT,))
+    yield Message(Role.NETWORK, "https", (Content.SIZES,))
 
 
 def _unblinded(settings: Settings, targets: Content) -> Iterator[Message]:

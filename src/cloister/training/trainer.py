@@ -380,10 +380,7 @@ class Trainer:
             trained.fit, tested.fit,
         )  # fmt: skip
         self.history.append(result)
-        _log.info(
-            "data set %s: epoch %d, loss %.4g", self.info.name, self.history[-1].epoch,
-            self.history[-1].loss,
-        )  # fmt: skip
+        _log.info("data set %s: epoch %d, loss %.4g", self.info.name, result.epoch, result.loss)
         self.position = Position(epoch=position.epoch + 1)
         self._schedule.step(loss)
         for callback in self._callbacks:

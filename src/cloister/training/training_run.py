@@ -4,20 +4,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import nn
 
 from cloister.authority.answer_keys import clients_fingerprint
-from cloister.authority.key_service import KeyService
 from cloister.authority.records import Summary
 from cloister.authority.request_log import ReleaseLog
 from cloister.base import files
 from cloister.base.rng import SystemRandom
 from cloister.data.dataset import EncryptedDataset
-from cloister.data.id_spans import IdSpans
-from cloister.data.info import PartInfo
 from cloister.errors import (
     AuthorityUnavailable,
     CloisterError,
@@ -37,6 +33,7 @@ from cloister.training.model_definition import ModelDefinition, define
 from cloister.training.run_page import run_page
 from cloister.training.settings import Settings
 from cloister.training.trainer import Trainer
+from cloister.training.training_authority import TrainingAuthority
 from cloister.training.training_claims import claims
 
 
@@ -98,31 +95,6 @@ class TrainingOutcome:
     def test_fit(self) -> GoodnessOfFit | None:
         """The same of numbers."""
         return self.epochs[-1].test_fit if self.epochs else None
-
-
-class TrainingAuthority(KeyService, Protocol):
-    """The authority as a run of training sees it."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Fingerprint of the authority."""
-        ...
-
-    def parts(self, dataset: str) -> tuple[PartInfo, ...]:
-        """The registered parts of a data set."""
-        ...
-
-    def withdrawn(self, dataset: str) -> IdSpans:
-        """The samples for which it issues no key."""
-        ...
-
-    def answer_key(self, dataset: str) -> bytes:
-        """The public key to which predictions are sealed for the data set's clients."""
-        ...
-
-    def summary(self, dataset: str) -> Summary:
-        """The budget of a data set in figures."""
-        ...
 
 
 def train(
