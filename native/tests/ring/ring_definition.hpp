@@ -1,5 +1,6 @@
 // RingMap beside its definition.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -78,6 +79,14 @@ void compare(const auto& make, const Geometry& g, size_t index, const char* kern
   map.apply(narrow.data(), n, y.data(), threads);
   expect(y == definition(g, w, wide, n), "int16");
   map.apply(x.data(), 0, y.data(), threads);
+  // Images apart, with what lies between them kept.
+  const int64_t image = g.out_elements(), stride = image + 5;
+  std::vector<uint32_t> apart(static_cast<size_t>(stride + image), 7u);
+  map.apply(narrow.data(), n, apart.data(), threads, stride);
+  expect(std::equal(y.begin(), y.begin() + image, apart.begin()) &&
+             std::equal(y.begin() + image, y.end(), apart.begin() + stride) &&
+             std::count(apart.begin() + image, apart.begin() + stride, 7u) == 5,
+         "images apart");
 }
 
 // h w c, oh ow oc, kernel, stride, dilation, upsampling, padding, groups

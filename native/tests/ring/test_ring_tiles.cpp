@@ -36,7 +36,9 @@ void compare_all(RingTileProduct product, const char* kernel) {
   };
   for (size_t g = 0; g < geometries.size(); ++g) {
     for (const int threads : {1, 3}) compare(make, geometries[g], g, kernel, nullptr, threads);
-    for (const Bounds& bounds : kBounds) compare(make, geometries[g], g, kernel, &bounds, 1);
+  }
+  for (const size_t g : {0, 1}) {
+    for (const Bounds& bounds : kBounds) compare(make, kTiled[g], g, kernel, &bounds, 1);
   }
 }
 
