@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cloister.attest.checks import Check, refused, require_equal
-from cloister.attest.evidence import Evidence, Format, Revocation
+from cloister.attest.check_tree import Check, refused, require_equal
 from cloister.attest.policy import (
     ANY_CODE,
     FIRST_32,
@@ -16,6 +15,7 @@ from cloister.attest.policy import (
     Policy,
     Rule,
 )
+from cloister.attest.verified_evidence import Format, Revocation, VerifiedEvidence
 from cloister.errors import AttestationError
 
 REPORT_DATA_BYTES = 64
@@ -29,7 +29,7 @@ class Appraisal:
     checks     those of the evidence, and below them those of the policy
     """
 
-    evidence: Evidence
+    evidence: VerifiedEvidence
     weakened: tuple[str, ...]
     checks: Check
 
@@ -45,7 +45,9 @@ class Appraisal:
         return {**found, "checks": self.checks.to_json()}
 
 
-def appraise(evidence: Evidence, policy: Policy, expected_report_data: bytes | None) -> Appraisal:
+def appraise(
+    evidence: VerifiedEvidence, policy: Policy, expected_report_data: bytes | None
+) -> Appraisal:
     """Compare evidence with a policy, field by field.
 
     expected_report_data   what the machine was asked to bind; None: nothing was asked, which proves
@@ -81,7 +83,7 @@ def appraise(evidence: Evidence, policy: Policy, expected_report_data: bytes | N
 
 
 def _compare_report_data(
-    evidence: Evidence, section: Mapping[str, object], expected: bytes | None, check: Check
+    evidence: VerifiedEvidence, section: Mapping[str, object], expected: bytes | None, check: Check
 ) -> None:
     if expected is None:
         check.leave("report data", "nothing was expected: the evidence may be of any conversation")
@@ -98,7 +100,9 @@ def _compare_report_data(
         )  # fmt: skip
 
 
-def _compare(rule: Rule, evidence: Evidence, section: Mapping[str, object], check: Check) -> None:
+def _compare(
+    rule: Rule, evidence: VerifiedEvidence, section: Mapping[str, object], check: Check
+) -> None:
     wanted = section[rule.name]
     if wanted is None or (rule.code and section[ANY_CODE] and not wanted):
         check.leave(rule.name, "the policy does not ask for it")
@@ -147,7 +151,9 @@ def _holds(compare: Compare, found: object, wanted: object) -> bool:
     raise AttestationError("policy: a field cannot be compared with its claim")
 
 
-def _judge_revocation(evidence: Evidence, section: Mapping[str, object], check: Check) -> None:
+def _judge_revocation(
+    evidence: VerifiedEvidence, section: Mapping[str, object], check: Check
+) -> None:
     if evidence.revocation is Revocation.GOOD:
         return
     if section[UNKNOWN_REVOCATION] and evidence.revocation is Revocation.UNKNOWN:
@@ -160,7 +166,7 @@ def _judge_revocation(evidence: Evidence, section: Mapping[str, object], check: 
         )  # fmt: skip
 
 
-def _require_tcb(evidence: Evidence, section: Mapping[str, object], check: Check) -> None:
+def _require_tcb(evidence: VerifiedEvidence, section: Mapping[str, object], check: Check) -> None:
     if "tcb_status" in evidence.claims:
         return
     if section[UNKNOWN_TCB]:

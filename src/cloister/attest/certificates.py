@@ -6,6 +6,7 @@ searches for one has more to go wrong.
 
 import re
 import warnings
+from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,13 +20,13 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from cloister.attest.checks import Check, refused
+from cloister.attest.check_tree import Check, refused
 from cloister.base.reading import parsing
 from cloister.errors import AttestationError
 
 MAX_CERTIFICATES = 16
 MAX_BYTES = 1 << 20
-_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.{1,20000}?-----END CERTIFICATE-----", re.DOTALL)
+_PEM = re.compile(rb"-----BEGIN (.*?)-----\s*(.*?)-----END (.*?)-----", re.DOTALL)
 _KNOWN_CRITICAL = (x509.BasicConstraints, x509.KeyUsage, x509.ExtendedKeyUsage)
 
 
@@ -45,14 +46,46 @@ def load_certificate(data: bytes, what: str) -> x509.Certificate:
 def load_certificates(data: bytes, what: str) -> list[x509.Certificate]:
     """Certificates in a row from PEM, or one from DER.
 
-    Raises   AttestationError for none, and for more than any platform sends
+    Raises   AttestationError for none, for blocks that are damaged, and for more than any platform
+             sends
     """
+    return [load_certificate(one, what) for one in _blocks(data, what)]
+
+
+def load_chain(
+    data: bytes, pinned: Sequence[x509.Certificate], what: str
+) -> list[x509.Certificate]:
+    """A chain in PEM up to the certificate that a pinned root issued; the rest is not read.
+
+    Platforms send the root too, which counts for nothing: the pinned one does.
+
+    Raises   AttestationError
+    """
+    chain: list[x509.Certificate] = []
+    for block in _blocks(data, what):
+        chain.append(load_certificate(block, what))
+        if any(chain[-1].issuer == root.subject for root in pinned):
+            break
+    return chain
+
+
+def _blocks(data: bytes, what: str) -> list[bytes]:
+    """The DER of each block of PEM, whose whole encoding has to be right; or DER as it is."""
     if len(data) > MAX_BYTES:
         raise AttestationError(f"{what}: {len(data)} bytes are more than certificates take")
-    found = _PEM.findall(data) or [data]
-    if len(found) > MAX_CERTIFICATES:
-        raise AttestationError(f"{what}: more than {MAX_CERTIFICATES} certificates")
-    return [load_certificate(one, what) for one in found]
+    if data[:1] == b"\x30":
+        return [data]
+    found = []
+    for block in _PEM.finditer(data):
+        label, body, end = block.groups()
+        with parsing(f"{what}: is no PEM", kind=AttestationError):
+            text = b"".join(body.split())
+            found.append(b64decode(text))
+            if label != end or b64encode(found[-1]) != text:
+                raise ValueError("a block ends under another label, or is no base64")
+    if not 1 <= len(found) <= MAX_CERTIFICATES:
+        raise AttestationError(f"{what}: has {len(found)} certificates, of 1 to {MAX_CERTIFICATES}")
+    return found
 
 
 @cache
@@ -90,13 +123,7 @@ def verify_chain(
     """
     if not chain:
         raise AttestationError("certificates: none are given; give the platform's chain")
-    path = list(chain)
-    if fingerprint(path[-1]) not in {fingerprint(root) for root in pinned}:
-        path.append(_issuer_of(path[-1], pinned))
-    if len(path) < 2:
-        raise AttestationError(
-            f"certificates: only the root {named(path[0])} is given; give the whole chain"
-        )
+    path = _up_to(chain, pinned)
     for depth, (one, issuer) in enumerate(pairwise(path)):
         with check.step(f"{named(one)} is signed by {named(issuer)}"):
             _verify_issued(one, issuer, below=depth)
@@ -108,16 +135,18 @@ def verify_chain(
     return datetime.max.replace(tzinfo=now.tzinfo) if eternal else ends
 
 
-def _issuer_of(
-    certificate: x509.Certificate, pinned: Sequence[x509.Certificate]
-) -> x509.Certificate:
-    for root in pinned:
-        if root.subject == certificate.issuer:
-            return root
+def _up_to(
+    chain: Sequence[x509.Certificate], pinned: Sequence[x509.Certificate]
+) -> list[x509.Certificate]:
+    """The chain with the pinned root in the place of what was sent from there on."""
+    for depth, one in enumerate(chain):
+        for root in pinned:
+            if one.issuer == root.subject:
+                return [*chain[: depth + 1], root]
     raise refused(
-        f"certificate {named(certificate)}: issuer",
+        f"certificate {named(chain[-1])}: issuer",
         expected=[named(root) for root in pinned],
-        found=certificate.issuer.rfc4514_string(),
+        found=chain[-1].issuer.rfc4514_string(),
         remedy="give the rest of the chain, which has to end at one of these",
     )
 

@@ -14,16 +14,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from cloister.attest.certificates import (
     RevocationList,
-    load_certificates,
+    load_chain,
     named,
     require_p,
     roots,
     verify_chain,
 )
-from cloister.attest.checks import Check, require_equal
+from cloister.attest.check_tree import Check, require_equal
 from cloister.attest.collateral import Collateral, SignedDocument
 from cloister.attest.event_log import replay
-from cloister.attest.evidence import Evidence, Format, Revocation, Rooted
 from cloister.attest.intel_quote import TDX15_BODY, Quote, parse
 from cloister.attest.intel_tcb import (
     IntelDocument,
@@ -33,6 +32,7 @@ from cloister.attest.intel_tcb import (
     read_document,
 )
 from cloister.attest.signatures import verify_ecdsa
+from cloister.attest.verified_evidence import Format, Revocation, Rooted, VerifiedEvidence
 from cloister.errors import AttestationError
 
 ROOTS = "intel"
@@ -40,7 +40,7 @@ _DOCUMENTS = {"tcb_info": "TCB information", "qe_identity": "identity of the quo
 _TDX_REGISTERS = ("rtmr0", "rtmr1", "rtmr2", "rtmr3")
 
 
-def verify(data: bytes, collateral: Collateral, *, now: datetime, check: Check) -> Evidence:
+def verify(data: bytes, collateral: Collateral, *, now: datetime, check: Check) -> VerifiedEvidence:
     """Verify a quote: signatures up to Intel's root, and the age of the platform's firmware.
 
     Without Intel's collateral the TCB is not judged and revocation is unknown; a policy refuses
@@ -54,8 +54,8 @@ def verify(data: bytes, collateral: Collateral, *, now: datetime, check: Check) 
     )  # fmt: skip
     with check.step("form"):
         quote = parse(data)
-    chain = load_certificates(quote.pck_chain.rstrip(b"\0"), f"{quote.what}: PCK chain")
     pinned = roots(ROOTS)
+    chain = load_chain(quote.pck_chain.rstrip(b"\0"), pinned, f"{quote.what}: PCK chain")
     with check.step("certificate chain") as step:
         not_after = verify_chain(chain, pinned, now=now, check=step)
     pck = chain[0]
@@ -88,7 +88,7 @@ def verify(data: bytes, collateral: Collateral, *, now: datetime, check: Check) 
         }
     if quote.is_tdx:
         _replay(claims, collateral, check)
-    return Evidence(
+    return VerifiedEvidence(
         Format.TDX if quote.is_tdx else Format.SGX,
         quote.body.raw(520 if quote.is_tdx else 320, 64),
         {"quote_version": quote.version, "trailing_bytes": quote.trailing, **claims},
@@ -216,7 +216,7 @@ def _tdx_claims(quote: Quote) -> dict[str, object]:
         # The whole group "TD under debug": only its first bit has a meaning yet.
         "debug": bool(flags & 0xFF),
         "migratable": bool(flags >> 29 & 1),
-        "septve_disabled": bool(flags >> 28 & 1),
+        "septve_enabled": not flags >> 28 & 1,
         "perfmon": bool(flags >> 63 & 1),
     }
     if len(body.data) == TDX15_BODY:

@@ -6,9 +6,8 @@ Source   Intel SGX ECDSA Quote Library Reference, appendix A (version 3); Intel 
 
 from dataclasses import dataclass
 
-from cloister.attest.checks import refused, require_equal
+from cloister.attest.check_tree import refused, require_equal
 from cloister.attest.fields import Fields
-from cloister.errors import AttestationError
 
 HEADER_BYTES = 48
 SGX_TYPE, TDX_TYPE = 0x00, 0x81
@@ -16,7 +15,7 @@ ECDSA_P256 = 2
 INTEL_QE_VENDOR = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 SGX_BODY, TDX_BODY, TDX15_BODY = 384, 584, 648
 _V5_BODIES = {1: (SGX_TYPE, SGX_BODY), 2: (TDX_TYPE, TDX_BODY), 3: (TDX_TYPE, TDX15_BODY)}
-_PCK_CHAIN, _QE_REPORT = 5, 6
+_PCK_CHAIN = 5
 
 
 @dataclass(frozen=True)
@@ -120,10 +119,8 @@ def _certified(block: Fields, version: int) -> tuple[Fields, bytes, bytes, bytes
     """Report of the quoting enclave, its signature, its data, and the PCK chain."""
     inner, at = block, 128
     if version > 3:
-        _require_kind(block.number(128, 2), _QE_REPORT)
         size = block.number(130, 4)
         inner, at = Fields(block.raw(134, size), "quote's certification data"), 0
-        _require_end(block, 134 + size)
     report = Fields(inner.raw(at, SGX_BODY), "report of the quoting enclave")
     signature = inner.raw(at + SGX_BODY, 64)
     at += SGX_BODY + 64
@@ -131,7 +128,6 @@ def _certified(block: Fields, version: int) -> tuple[Fields, bytes, bytes, bytes
     at += 2 + len(auth)
     _require_kind(inner.number(at, 2), _PCK_CHAIN)
     chain = inner.raw(at + 6, inner.number(at + 2, 4))
-    _require_end(inner, at + 6 + len(chain))
     return report, signature, auth, chain
 
 
@@ -140,11 +136,3 @@ def _require_kind(found: int, expected: int) -> None:
         "Intel quote: kind of certification data", found, expected,
         remedy="have the quoting library put the PCK certificate chain into the quote",
     )  # fmt: skip
-
-
-def _require_end(part: Fields, end: int) -> None:
-    if len(part.data) != end:
-        raise AttestationError(
-            f"Intel quote: {len(part.data) - end} bytes behind the certification data; they have "
-            "no meaning"
-        )

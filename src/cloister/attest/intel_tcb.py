@@ -14,7 +14,7 @@ from typing import Any
 from cryptography import x509
 
 from cloister.attest import der
-from cloister.attest.checks import refused, require_equal
+from cloister.attest.check_tree import refused, require_equal
 from cloister.attest.intel_quote import Quote
 from cloister.base.reading import parsing
 from cloister.errors import AttestationError

@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from cloister.attest.certificates import load_certificate, require_p, roots, verify_chain
-from cloister.attest.checks import Check, refused, require_equal
-from cloister.attest.evidence import Evidence, Format, Revocation, Rooted
+from cloister.attest.check_tree import Check, refused, require_equal
 from cloister.attest.signatures import verify_ecdsa
+from cloister.attest.verified_evidence import Format, Revocation, Rooted, VerifiedEvidence
 from cloister.base.reading import parsing
 from cloister.errors import AttestationError
 
@@ -95,7 +95,7 @@ def _whole(data: bytes, what: str) -> object:
     return found
 
 
-def verify(data: bytes, *, now: datetime, check: Check) -> Evidence:
+def verify(data: bytes, *, now: datetime, check: Check) -> VerifiedEvidence:
     """Verify a document: form, chain to AWS's root, signature.
 
     A leaf certificate lives three hours, in which AWS revokes none: revocation is not known.
@@ -131,7 +131,7 @@ def verify(data: bytes, *, now: datetime, check: Check) -> Evidence:
         "nonce": document.nonce or b"",
         "public_key": document.public_key or b"",
     }
-    return Evidence(
+    return VerifiedEvidence(
         Format.NITRO, document.user_data or b"", claims, Rooted.HARDWARE, False,
         Revocation.UNKNOWN, not_after, check,
     )  # fmt: skip

@@ -20,11 +20,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from cloister.attest.certificates import load_certificates, named, require_p, roots, verify_chain
-from cloister.attest.checks import Check, refused, require_equal
+from cloister.attest.check_tree import Check, refused, require_equal
 from cloister.attest.collateral import Collateral
-from cloister.attest.evidence import Evidence, Format, Revocation, Rooted
 from cloister.attest.fields import Fields
 from cloister.attest.signatures import verify_ecdsa
+from cloister.attest.verified_evidence import Format, Revocation, Rooted, VerifiedEvidence
 from cloister.base.reading import parsing
 from cloister.errors import AttestationError
 
@@ -75,7 +75,7 @@ def _listed(text: bytes) -> Iterator[GpuEvidence]:
 
 def verify(
     found: Sequence[GpuEvidence], collateral: Collateral, *, now: datetime, check: Check
-) -> Evidence:
+) -> VerifiedEvidence:
     """Verify the reports of one machine's GPUs; all have to answer one nonce.
 
     Raises   AttestationError
@@ -93,7 +93,7 @@ def verify(
     claims = {**gpus[0], "gpus": len(gpus), "relayable": True}
     if len(gpus) > 1:
         claims["serials"] = [str(one["serial"]) for one in gpus]
-    return Evidence(
+    return VerifiedEvidence(
         Format.NVIDIA_GPU, nonces.pop(), claims, Rooted.HARDWARE, True, Revocation.UNKNOWN,
         min(ends), check,
     )  # fmt: skip

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from cloister.attest.evidence import Format
 from cloister.attest.intel_tcb import TcbStatus
+from cloister.attest.verified_evidence import Format
 from cloister.base.reading import open_regular, parsing
 from cloister.errors import InputError
 
@@ -102,8 +102,8 @@ RULES: Mapping[Format, Sequence[Rule]] = {
         _digests("mrseam", "mrseam", "Intel's TDX modules, 48 bytes"),
         _digests("mrservicetd", "mrservicetd", "bound service virtual machines, 48 bytes"),
         _digests("xfam", "xfam", "processor features, 8 bytes"),
-        Rule("septve_disabled", Compare.EQUAL, ("septve_disabled",),
-             "the host cannot raise exceptions inside by unmapping pages", default=True),
+        _flag("insecure_allow_septve", "septve_enabled",
+              "the host can raise exceptions inside by unmapping pages"),
         _TCB_STATUS,
         _ADVISORIES,
         _flag("insecure_allow_debug", "debug", "the host may read the machine's memory"),

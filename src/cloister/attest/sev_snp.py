@@ -25,11 +25,11 @@ from cloister.attest.certificates import (
     roots,
     verify_chain,
 )
-from cloister.attest.checks import Check, refused, require_equal
+from cloister.attest.check_tree import Check, refused, require_equal
 from cloister.attest.collateral import Collateral
-from cloister.attest.evidence import Evidence, Format, Revocation, Rooted
 from cloister.attest.fields import Fields
 from cloister.attest.signatures import verify_ecdsa
+from cloister.attest.verified_evidence import Format, Revocation, Rooted, VerifiedEvidence
 from cloister.base.reading import parsing
 from cloister.errors import AttestationError
 
@@ -162,7 +162,9 @@ def _table(data: bytes) -> Iterator[x509.Certificate]:
         at += 24
 
 
-def verify(found: SnpEvidence, collateral: Collateral, *, now: datetime, check: Check) -> Evidence:
+def verify(
+    found: SnpEvidence, collateral: Collateral, *, now: datetime, check: Check
+) -> VerifiedEvidence:
     """Verify a report: its form, its signature, and that its certificate is of this very chip.
 
     Raises   AttestationError
@@ -189,7 +191,7 @@ def verify(found: SnpEvidence, collateral: Collateral, *, now: datetime, check: 
     if found.runtime is not None:
         with parsing("Azure attestation blob: runtime document", kind=AttestationError):
             claims["runtime"] = json.dumps(json.loads(found.runtime), sort_keys=True)
-    return Evidence(
+    return VerifiedEvidence(
         Format.SEV_SNP, report.raw(0x50, 64), claims, Rooted.HARDWARE, False, revocation,
         not_after, check,
     )  # fmt: skip

@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from cloister.attest import intel, intel_quote, nitro, nvidia_gpu, sev_snp
-from cloister.attest.checks import Check
+from cloister.attest.check_tree import Check
 from cloister.attest.collateral import Collateral
-from cloister.attest.evidence import Evidence, Format
+from cloister.attest.verified_evidence import Format, VerifiedEvidence
 from cloister.base.reading import open_regular, parsing
 from cloister.errors import AttestationError
 
@@ -17,7 +17,7 @@ MAX_BYTES = 4 << 20
 MAX_OFFSET = 64
 """Wrappers write a length or a version in front of evidence."""
 
-Verifier = Callable[..., Evidence]
+Verifier = Callable[..., VerifiedEvidence]
 
 
 def read_evidence(path: Path) -> bytes:
@@ -34,7 +34,7 @@ def read_evidence(path: Path) -> bytes:
 
 def verify(
     data: bytes, collateral: Collateral | None = None, *, now: datetime, check: Check | None = None
-) -> Evidence:
+) -> VerifiedEvidence:
     """Verify evidence of any format: what it claims is signed by its platform's vendor.
 
     That is not yet a reason to trust the machine: `appraise` compares it with a policy.

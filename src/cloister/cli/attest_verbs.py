@@ -9,10 +9,10 @@ from rich.text import Text
 from rich.tree import Tree
 
 from cloister.attest.appraisal import appraise
-from cloister.attest.checks import Check, State, shown
+from cloister.attest.check_tree import Check, CheckState, shown
 from cloister.attest.collateral import Collateral
-from cloister.attest.evidence import Evidence
 from cloister.attest.policy import Policy, template
+from cloister.attest.verified_evidence import VerifiedEvidence
 from cloister.attest.verify import read_evidence, verify
 from cloister.base import files
 from cloister.base.reading import parsing
@@ -49,7 +49,7 @@ Now = Annotated[
 ]
 PolicyOut = Annotated[Path, typer.Argument(metavar="POLICY", help="The file to write.")]
 
-_MARKS = {State.PASSED: "green", State.FAILED: "red", State.NOT_CHECKED: "yellow"}
+_MARKS = {CheckState.PASSED: "green", CheckState.FAILED: "red", CheckState.NOT_CHECKED: "yellow"}
 
 
 @app.command(
@@ -76,7 +76,7 @@ def verify_evidence(
     expected = None if report_data is None else _bytes(report_data)
     data, given = read_evidence(evidence), Collateral.load(collateral or ())
     tree = Check(str(evidence))
-    found: Evidence | None = None
+    found: VerifiedEvidence | None = None
     result: dict[str, object] = {}
     try:
         found = verify(data, given, now=at, check=tree)
@@ -91,7 +91,7 @@ def verify_evidence(
 
 def _show(
     tree: Check,
-    found: Evidence | None,
+    found: VerifiedEvidence | None,
     result: dict[str, object],
     refused: str | None,
     given: Collateral,

@@ -12,7 +12,7 @@ from enum import StrEnum
 from cloister.errors import AttestationError
 
 
-class State(StrEnum):
+class CheckState(StrEnum):
     """How a check went."""
 
     PASSED = "passed"
@@ -25,7 +25,7 @@ class Check:
     """A check, and those it consists of."""
 
     name: str
-    state: State = State.NOT_CHECKED
+    state: CheckState = CheckState.NOT_CHECKED
     detail: str = ""
     parts: list["Check"] = field(default_factory=list)
 
@@ -40,15 +40,15 @@ class Check:
         Raises   AttestationError, from the block
         """
         check = next((part for part in self.parts if part.name == name), None)
-        if check is None or check.state is not State.NOT_CHECKED:
+        if check is None or check.state is not CheckState.NOT_CHECKED:
             check = Check(name)
             self.parts.append(check)
         try:
             yield check
         except AttestationError as error:
-            check.state, check.detail = State.FAILED, str(error)
+            check.state, check.detail = CheckState.FAILED, str(error)
             raise
-        check.state = State.PASSED
+        check.state = CheckState.PASSED
 
     def leave(self, name: str, why: str) -> None:
         """Say that a check is not made, and why."""

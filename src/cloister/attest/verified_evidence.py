@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from cloister.attest.checks import Check, shown
+from cloister.attest.check_tree import Check, shown
 
 
 class Format(StrEnum):
@@ -36,8 +36,8 @@ class Revocation(StrEnum):
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """Evidence whose signatures and certificates were verified; nothing was compared with a policy.
+class VerifiedEvidence:
+    """Evidence whose signatures hold; nothing of it was compared with a policy yet.
 
     report_data    what the machine was asked to bind, as the platform keeps it
     claims         fields by name: bytes, numbers, texts, truth values and lists of texts
