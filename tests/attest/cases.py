@@ -14,7 +14,7 @@ MILAN = "snp/milan_chain.pem"
 
 @dataclass(frozen=True)
 class Case:
-    """VerifiedEvidence with its collateral at a time.
+    """Evidence with its collateral at a time.
 
     signed   the part of the file that signatures cover: begin and end
     """
