@@ -245,6 +245,11 @@ def test_layers():
     for key in ("ort_ms", "ring_ms", "plain_ms"):
         assert found[key] == pytest.approx(sum(row[key] for row in found["layers"]))
     assert found["ratio"] == pytest.approx(found["ring_ms"] / found["ort_ms"])
+    assert found["layers"][0]["on_tiles"] == (found["isa"] == "amx")
+    portable = measured("layers", "--only", "fc8", "--repeats", 1, "--isa", "portable")
+    assert portable["isa"] == "portable"
+    assert not portable["layers"][0]["on_tiles"]
+    assert "this machine offers portable" in run("layers", "--isa", "sse", code=1).stderr
     assert run("layers", "--only", "fc8", "--repeats", 1).stdout.count("fc8") == 1
 
 
