@@ -108,7 +108,7 @@ class Bench:
         return define(model).module(shape, classes=plain.classes)
 
     def optimizer(self, plain: Plain, parameters: Any) -> Any:
-        """Momentum, as is usual for these models; fused has the bits of the default, in one pass."""
+        """Momentum, as is usual for these models; fused, which is the fastest."""
         rate = RATES.get(plain.name, LEARNING_RATE)
         return torch.optim.SGD(parameters, lr=rate, momentum=0.9, fused=True)
 
@@ -146,7 +146,7 @@ class PlainRun:
         loss = self._loss(scores, targets)
         loss.backward()
         self._optimizer.step()
-        loss.item(), int(np.count_nonzero(scores.detach().numpy().argmax(1) == targets.numpy()))
+        loss.item(), np.count_nonzero(scores.detach().argmax(1).numpy() == targets.numpy())
 
     def fit(self, epochs: int) -> list[dict[str, float]]:
         """Accuracy on the test part after every epoch, in the trainer's order."""

@@ -115,6 +115,8 @@ struct Kernels {
   RingKernels ring;
   FixedPointKernels<float> floats;
   FixedPointKernels<double> doubles;
+  void (*scale_difference)(const uint32_t* p, const uint32_t* m, int64_t count, float factor,
+                           float* out);
   void (*transpose)(const uint32_t* x, int64_t rows, int64_t columns, uint32_t* out);
   FreivaldsKernels freivalds;
   AesKernels aes;

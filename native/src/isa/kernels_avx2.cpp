@@ -11,6 +11,7 @@ const Kernels kKernelsAvx2{
     .ring = ring_kernels<Avx2, {4, 2, 1}>(nullptr),  // 8 accumulators, 2 weights, 6 to spare
     .floats = fixed_point_kernels<float>(),
     .doubles = fixed_point_kernels<double>(),
+    .scale_difference = scale_difference_words,
     .transpose = transpose_words,
     .freivalds = kFreivaldsInWords,
     .aes = {aes_expand_key, aes_fill},

@@ -178,6 +178,7 @@ const Kernels kKernelsAvx512{
     .ring = ring_kernels<Avx512, {12, 6, 2}>(pack_squares),  // 24 accumulators, 2 weights
     .floats = fixed_point_kernels<float>(),
     .doubles = fixed_point_kernels<double>(),
+    .scale_difference = scale_difference_words,
     .transpose = transpose_squares,
     .freivalds = {fold_weights, combine_taps},
     .aes = {aes_expand_key, vaes_fill},

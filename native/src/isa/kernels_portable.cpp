@@ -10,6 +10,7 @@ const Kernels kKernelsPortable{
     .ring = ring_kernels<Portable, {4, 2, 0}>(nullptr),  // 8 accumulators of 16 registers
     .floats = fixed_point_kernels<float>(),
     .doubles = fixed_point_kernels<double>(),
+    .scale_difference = scale_difference_words,
     .transpose = transpose_words,
     .freivalds = kFreivaldsInWords,
     .aes = {},

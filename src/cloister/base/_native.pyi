@@ -287,6 +287,12 @@ def round_scaled(
     exponent: int,
     out: Int16[np.ndarray, "a c b"],
 ) -> None: ...
+def scale_difference(
+    p: UInt32[np.ndarray, "..."],
+    m: UInt32[np.ndarray, "..."],
+    factor: float,
+    out: Float32[np.ndarray, "..."],
+) -> None: ...
 def transpose(
     x: UInt32[np.ndarray, "rows columns"],
     out: UInt32[np.ndarray, "columns rows"],
