@@ -104,7 +104,7 @@ def test_what_is_refused():
         native.transpose(np.ones((2, 3), np.uint32), np.empty((2, 3), np.uint32))
 
 
-@pytest.mark.parametrize("factor", [1.0, 2.0**-17 / 255, -3e30, 2.0**-140])
+@pytest.mark.parametrize("factor", [1.0, 2.0**-17 / 255, -3e20, 2.0**-140])
 @pytest.mark.parametrize("shape", [(0,), (1,), (17, 3), (5, 28, 28, 1)])
 def test_scaled_differences_are_numpys(isa, shape, factor):
     rng = np.random.default_rng(4)

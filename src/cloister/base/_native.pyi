@@ -293,6 +293,12 @@ def scale_difference(
     factor: float,
     out: Float32[np.ndarray, "..."],
 ) -> None: ...
+def dense_gradient(
+    delta: Int16[np.ndarray, "n outputs"],
+    x: UInt32[np.ndarray, "n inputs"],
+    out: UInt32[np.ndarray, "outputs inputs"],
+    threads: int,
+) -> None: ...
 def transpose(
     x: UInt32[np.ndarray, "rows columns"],
     out: UInt32[np.ndarray, "columns rows"],
