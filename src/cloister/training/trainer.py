@@ -11,7 +11,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -205,11 +205,33 @@ class Trainer:
         self._generator = torch.get_rng_state()
         self.position = Position()
         self.history: list[EpochResult] = []
+        self._restored: tuple[int, dict[str, Tensor]] | None = None
 
     @property
     def has_begun(self) -> bool:
         """Whether any step has changed the model."""
         return bool(self.history) or self.position.step > 0
+
+    @property
+    def model_epoch(self) -> int:
+        """The epoch after which the model had the weights that it has, counted from 1."""
+        return len(self.history) if self._restored is None else self._restored[0]
+
+    def restore(self, epoch: int, weights: Mapping[str, Tensor]) -> None:
+        """Give the model the weights that it had after an epoch.
+
+        The next `fit` goes on from those of the last epoch, as a checkpoint does.
+        """
+        self._go_on()
+        last = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.model.load_state_dict(weights)
+        self._restored = epoch, last
+
+    def _go_on(self) -> None:
+        """Give the model the weights of the last epoch again."""
+        if self._restored is not None:
+            self.model.load_state_dict(self._restored[1])
+            self._restored = None
 
     def prepare(self, update: Update = lambda done, total: None) -> None:
         """Check the model, unblind labels and, for a frozen first layer, project every sample.
@@ -243,6 +265,7 @@ class Trainer:
             raise InputError(f"epochs must be at least 1, got {epochs}")
         torch.set_num_threads(self.settings.threads)
         self.prepare()
+        self._go_on()
         resumed = self._resume()
         if not resumed:
             torch.manual_seed(self.settings.seed)
@@ -264,6 +287,8 @@ class Trainer:
                     self._generator = torch.get_rng_state()
                     self._save()
             self._finish_epoch(last=self.position.epoch + 1 == epochs)
+        for callback in self._callbacks:
+            callback.after_training(self)
         return self.history
 
     def evaluate(self, ids: Int64[np.ndarray, " n"] | None = None) -> Measured:
@@ -412,8 +437,8 @@ class Trainer:
         return self._taken(self._labels, ids)
 
     def _taken(self, rows: Tensor, ids: Int64[np.ndarray, " n"]) -> Tensor:
-        """Rows of the named samples; indexing by an array would take three times as long."""
-        return rows.index_select(0, torch.from_numpy(self._ids.searchsorted(ids)))
+        """Rows of the named samples; PyTorch's own indexing would take two to six times as long."""
+        return torch.from_numpy(rows.numpy().take(self._ids.searchsorted(ids), axis=0))
 
     @property
     def run_digest(self) -> str:
