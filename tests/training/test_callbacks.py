@@ -176,7 +176,9 @@ class Weights(Callback):
 
 def has(made, seen):
     state = made.model.state_dict()
-    return state.keys() == seen.keys() and all(torch.equal(state[name], seen[name]) for name in seen)
+    return state.keys() == seen.keys() and all(
+        torch.equal(state[name], seen[name]) for name in seen
+    )
 
 
 @pytest.mark.parametrize("settings", [FROZEN, PAPER])

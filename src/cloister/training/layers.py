@@ -170,7 +170,7 @@ class _Product(torch.autograd.Function):
         grad: Tensor,
     ) -> tuple[Tensor | None, Tensor | None, None]:
         layer: Encrypted = ctx.layer
-        delta = grad.reshape(len(grad), *layer.map_shape)
+        delta = grad.reshape(-1, *layer.map_shape)
         # A frozen weight costs no key.
         of_weight = layer.weight_gradient(ctx.ids, delta) if ctx.needs_input_grad[0] else None
         of_bias = delta.sum((0, 2, 3)) if ctx.needs_input_grad[1] else None

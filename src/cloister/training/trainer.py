@@ -12,7 +12,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -317,7 +316,7 @@ class Trainer:
 
     def _try_model(self) -> None:
         """Refuse a model that does not fit."""
-        with _errors_of("model"):
+        with _OF_MODEL:
             if self._layer is not None:
                 scores = model_check.check_reads_once(self.model, self._layer, self._samples)
             else:
@@ -374,14 +373,14 @@ class Trainer:
         targets = self._targets(batch)
         if self._private is None or self._witness is None:
             scores = self._scores(batch)
-            with _errors_of("loss"):
+            with _OF_LOSS:
                 loss = self._objective(scores, targets)
             loss.backward()  # type: ignore[no-untyped-call]
         else:
             seen = self._witness
             seen.begin(targets.numpy())
             noise = StepNoise(self._noise_key, position.epoch, position.step, seen.digest)
-            with _errors_of("model"):
+            with _OF_MODEL:
                 x = self._samples.of(batch)
                 loss, scores = self._private.backward(x, targets, step=noise)
         self.optimizer.step()
@@ -419,7 +418,7 @@ class Trainer:
     def _scores(self, ids: Int64[np.ndarray, " n"]) -> Tensor:
         features = self._features
         x = self._samples.of(ids) if features is None else self._taken(features[1], ids)
-        with _errors_of("model"):
+        with _OF_MODEL:
             scores: Tensor = self.model(x)
         self._check_scores(scores, len(ids))
         return scores
@@ -521,14 +520,25 @@ class Trainer:
             self._noise_key = fresh
 
 
-@contextmanager
-def _errors_of(what: str) -> Iterator[None]:
-    """A user's model or loss may not fit its tensors; PyTorch says so in many ways."""
-    try:
-        yield
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{what}: {first}") from error
+class _ErrorsOf:
+    """A user's model or loss may not fit its tensors; PyTorch says so in many ways.
+
+    A class: the context of a generator would cost several times as much at every step.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, RuntimeError | ValueError | TypeError | IndexError):
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(f"{self._what}: {first}") from error
+
+
+_OF_MODEL, _OF_LOSS = _ErrorsOf("model"), _ErrorsOf("loss")
 
 
 def _optimizer(settings: Settings, parameters: Iterable[nn.Parameter]) -> Optimizer:
