@@ -13,8 +13,8 @@ from cloister.ring.fixed_point import scaled_difference
 class Difference:
     """A P and A M: their difference modulo 2^32, centred, is A x.
 
-    It is taken once, in the form that the reader needs: a pass over memory for each step from
-    words to integers to real numbers would cost as much as a fifth of a product.
+    It is taken in the form that the reader needs, in one pass: one for words, one for integers and
+    one for real numbers would cost a fifth of a product together.
 
     Raises   ShapeError
     """
