@@ -49,9 +49,9 @@ inline void scale_difference_array(Contiguous<const uint32_t> p, Contiguous<cons
 
 inline void dense_gradient_array(Matrix<const int16_t> delta, Matrix<const uint32_t> x,
                                  Matrix<uint32_t> out, int threads) {
-  require(delta.shape(0) == x.shape(0) && out.shape(0) == delta.shape(1) &&
-              out.shape(1) == x.shape(1),
-          "dense_gradient: shapes do not fit");
+  require(
+      delta.shape(0) == x.shape(0) && out.shape(0) == delta.shape(1) && out.shape(1) == x.shape(1),
+      "dense_gradient: shapes do not fit");
   nb::gil_scoped_release release;
   dense_gradient(delta.data(), x.data(), static_cast<int64_t>(x.shape(0)),
                  static_cast<int64_t>(delta.shape(1)), static_cast<int64_t>(x.shape(1)), out.data(),
