@@ -7,7 +7,7 @@ import pytest
 
 import cloister.base._native as native
 from cloister.errors import RangeError, ShapeError
-from cloister.ring.fixed_point import magnitudes, round_scaled
+from cloister.ring.fixed_point import magnitudes, round_scaled, scaled_difference
 from cloister.ring.transpose import transpose, transpose_each
 from instruction_sets import forced
 
@@ -102,3 +102,25 @@ def test_what_is_refused():
         native.round_scaled(values, 0, np.empty((2, 3, 4), np.int16))
     with pytest.raises(ValueError, match="does not fit"):
         native.transpose(np.ones((2, 3), np.uint32), np.empty((2, 3), np.uint32))
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0**-17 / 255, -3e20, 2.0**-140])
+@pytest.mark.parametrize("shape", [(0,), (1,), (17, 3), (5, 28, 28, 1)])
+def test_scaled_differences_are_numpys(isa, shape, factor):
+    rng = np.random.default_rng(4)
+    p, m = rng.integers(0, 2**32, (2, *shape), dtype=np.uint64).astype(np.uint32)
+    p.flat[:4], m.flat[:4] = (0, 2**31, 2**31 - 1, 5)[: p.size], (1, 0, 0, 5)[: p.size]
+    found = scaled_difference(p, m, factor)
+    wanted = np.subtract(p, m).view(np.int32).astype(np.float32) * np.float32(factor)
+    assert found.tobytes() == wanted.tobytes()
+    turned = scaled_difference(p.T, m.T, factor)
+    assert turned.tobytes() == np.ascontiguousarray(wanted.T).tobytes()
+
+
+def test_differences_of_other_arrays_are_refused():
+    words = np.zeros((2, 3), np.uint32)
+    for other in (words.view(np.int32), words.T, words[0]):
+        with pytest.raises(ShapeError, match="uint32 arrays of one shape"):
+            scaled_difference(words, other, 1.0)
+        with pytest.raises(ShapeError, match="uint32 arrays of one shape"):
+            scaled_difference(other, words, 1.0)

@@ -75,6 +75,16 @@ struct RingTileJob {
   int64_t width;  // channels
 };
 
+// One panel of inputs of a dense layer's weight gradient.
+struct DenseGradientJob {
+  const uint32_t* pairs;  // [pair of samples][outputs]: their two deltas
+  const uint32_t* x;      // x[sample * inputs + c]
+  int64_t n, outputs, inputs;
+  int64_t width;     // inputs of this panel, 1 to 32
+  uint32_t* digits;  // scratch: [pair of samples][2][32]; beyond the width of no account
+  uint32_t* out;     // out[output * inputs + c]
+};
+
 struct RingKernels {
   void (*panel)(const RingPanelJob&);
   void (*depthwise)(const RingDepthwiseJob&);
@@ -136,8 +146,11 @@ struct PadShareKernels {
 
 struct Kernels {
   RingKernels ring;
+  void (*dense_gradient)(const DenseGradientJob&);
   FixedPointKernels<float> floats;
   FixedPointKernels<double> doubles;
+  void (*scale_difference)(const uint32_t* p, const uint32_t* m, int64_t count, float factor,
+                           float* out);
   void (*transpose)(const uint32_t* x, int64_t rows, int64_t columns, uint32_t* out);
   FreivaldsKernels freivalds;
   AesKernels aes;

@@ -301,6 +301,18 @@ def round_scaled(
     exponent: int,
     out: Int16[np.ndarray, "a c b"],
 ) -> None: ...
+def scale_difference(
+    p: UInt32[np.ndarray, "..."],
+    m: UInt32[np.ndarray, "..."],
+    factor: float,
+    out: Float32[np.ndarray, "..."],
+) -> None: ...
+def dense_gradient(
+    delta: Int16[np.ndarray, "n outputs"],
+    x: UInt32[np.ndarray, "n inputs"],
+    out: UInt32[np.ndarray, "outputs inputs"],
+    threads: int,
+) -> None: ...
 def transpose(
     x: UInt32[np.ndarray, "rows columns"],
     out: UInt32[np.ndarray, "columns rows"],
