@@ -105,6 +105,10 @@ class Executor:
         for stage in self._stages:
             stage.load(link)
 
+    def prepare(self, link: WorkerLink | None, rows: int) -> None:
+        """Lay out the memory for requests of so many rows."""
+        self._workspace(None if link is None else link.native_channel(), rows)
+
     def run(
         self,
         feeds: Mapping[str, np.ndarray],

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 import cloister.base._native as native
+from cloister.base.private_memory import private_memory
 from cloister.errors import PlanError
 from cloister.trusted.pads.maker import PadUse
-from cloister.trusted.program.memory_layout import ALIGNMENT, lay_out, padded
+from cloister.trusted.program.memory_layout import lay_out, padded
 from cloister.trusted.program.steps import Program
 from cloister.trusted.report import Meter
 from cloister.trusted.values import Values
@@ -33,8 +34,7 @@ class Workspace:
         self.program = program
         self.layout = lay_out(program, batch)
         self.region = None if channel is None else channel.reserve(self.layout.shared.nbytes)
-        block = np.empty(self.layout.private.nbytes + ALIGNMENT, np.uint8)
-        self._private = block[-block.ctypes.data % ALIGNMENT :]
+        self._private = private_memory(self.layout.private.nbytes)
         self.values = {
             key: self._inside(key, TensorSpec(np.dtype(np.float32), shape))
             for key, shape in self.layout.shapes.items()
