@@ -137,8 +137,6 @@ def rows_of(graph: Graph, size: int) -> int | None:
     """How many rows a request of `size` samples has; None where it has all samples of its call."""
     if graph.batch is not None:
         return graph.batch
-    if all(batch_axis(graph, name) is None for name in graph.inputs):
-        return 1
     return size if graph.separable else None
 
 
