@@ -186,6 +186,16 @@ def test_figure(tmp_path):
     assert "no results" in run("figure", other, code=1).stderr
 
 
+@pytest.mark.parametrize("batch", [1, 8])
+def test_first_request(batch):
+    """A session that was entered has populated what its requests use."""
+    found = measured("first_request", *SMALL, "--batch", batch)
+    assert found["ratio"] == found["first_ms"] / found["steady_ms"] > 0
+    assert found["page_faults_first"] < 400
+    assert found["page_faults_steady"] <= found["page_faults_first"]
+    assert found["entered_ms"] > 0
+
+
 def test_floor(tmp_path):
     ceilings = tmp_path / "ceilings.json"
     level = {"read": 100.0, "write": 100.0}

@@ -69,6 +69,7 @@ class TimedSession:
         self.reports.append(self._session.run(self._feeds).report)
 
     def __enter__(self) -> Self:
+        self._session.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:

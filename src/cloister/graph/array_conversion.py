@@ -40,9 +40,10 @@ def as_array(given: object, what: str) -> np.ndarray:
 
     Raises   ShapeError beginning with `what`
     """
-    if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
-        raise ShapeError(f"{what}: entries are masked; fill them, as with x.filled(0)")
     if isinstance(given, np.ndarray):
+        # NumPy loads np.ma when it is first named, in the middle of a request.
+        if type(given) is not np.ndarray and np.ma.is_masked(given):
+            raise ShapeError(f"{what}: entries are masked; fill them, as with x.filled(0)")
         return np.asarray(given)
     kind = type(given).__name__
     with parsing(f"{what}: the {kind} cannot be read as an array", kind=ShapeError):

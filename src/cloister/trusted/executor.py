@@ -27,16 +27,17 @@ from cloister.plan.plan import Plan
 from cloister.trusted.checks import Checks, wrong_answer
 from cloister.trusted.pads.maker import PadUse
 from cloister.trusted.program.compile import compile_plan
+from cloister.trusted.program.memory_layout import lay_out
 from cloister.trusted.program.steps import Program
 from cloister.trusted.report import Meter
 from cloister.trusted.stages import STAGES, ModuleRunner, Setup, Stage
 from cloister.trusted.values import Values
-from cloister.trusted.workspace import BatchRequest, Workspace
+from cloister.trusted.workspace import BatchRequest, WorkMemory, Workspace
 from cloister.wire.link import NativeChannel, WorkerLink
 from cloister.wire.shm.packets import MAX_PACKET_BYTES
 
 _KEPT_BATCHES = 2
-"""Batch sizes whose memory stays laid out: a session's own, and that of the last, smaller one."""
+"""Batch sizes that stay laid out: a session's own, and that of the last, smaller one."""
 
 
 class Executor:
@@ -103,6 +104,10 @@ class Executor:
         """Give a worker the linear maps and open segments it will be asked for."""
         for stage in self._stages:
             stage.load(link)
+
+    def prepare(self, link: WorkerLink | None, rows: int) -> None:
+        """Lay out the memory for requests of so many rows."""
+        self._workspace(None if link is None else link.native_channel(), rows)
 
     def run(
         self,
@@ -217,11 +222,14 @@ class Executor:
         spaces = self._private if channel is None else self._at_channels.setdefault(channel, {})
         space = spaces.pop(batch, None)
         if space is None:
+            layout = lay_out(self.program, batch)
+            memory = next((other.memory for other in spaces.values()), None)
+            if memory is None or not memory.holds(layout):
+                _clear(spaces, channel)
+                memory = WorkMemory(layout, channel)
             while len(spaces) >= _KEPT_BATCHES:
-                retired = spaces.pop(next(iter(spaces)))
-                if channel is not None and retired.region is not None:
-                    channel.unreserve(retired.region)
-            space = Workspace(self.program, channel=channel, batch=batch, threads=self._threads)
+                spaces.pop(next(iter(spaces)))
+            space = Workspace(self.program, layout, memory, batch=batch, threads=self._threads)
             for stage in self._stages:
                 stage.enter(space, channel)
         # The last one is the one used last.
@@ -229,6 +237,12 @@ class Executor:
         return space
 
     def _let_go(self, channel: NativeChannel) -> None:
-        for space in self._at_channels.pop(channel).values():
-            if space.region is not None:
-                channel.unreserve(space.region)
+        _clear(self._at_channels.pop(channel), channel)
+
+
+def _clear(spaces: dict[int, Workspace], channel: NativeChannel | None) -> None:
+    """Drop workspaces, and give back the memory in which they all lie."""
+    regions = [space.memory.region for space in spaces.values()]
+    spaces.clear()
+    if channel is not None and regions and regions[0] is not None:
+        channel.unreserve(regions[0])

@@ -16,7 +16,14 @@ import numpy as np
 
 from cloister.base.rng import Csprng, SystemRandom
 from cloister.errors import ClipError, ClipWarning, PlanError, RangeError
-from cloister.graph.batch import cut, joined, sample_count, sizes_remedy, where_not_finite
+from cloister.graph.batch import (
+    cut,
+    joined,
+    rows_of,
+    sample_count,
+    sizes_remedy,
+    where_not_finite,
+)
 from cloister.plan.plan import Plan
 from cloister.plan.samples import Samples, sample_groups
 from cloister.trusted.clips import OnClip, clip_text
@@ -363,7 +370,24 @@ class Session:
                 self._engines.close()
 
     def __enter__(self) -> Self:
+        """The session, prepared for its first request.
+
+        Workers get the weights, and memory for a micro-batch is there. A worker that fails
+        meanwhile is treated as in a request, and a lie is raised by the first one.
+        """
+        try:
+            self._prepare()
+        except BaseException:
+            self.close()
+            raise
         return self
+
+    def _prepare(self) -> None:
+        if self._closed or os.getpid() != self._process:
+            return
+        with self._turn():
+            own = self._plans.own
+            self._lanes.prepare(own, rows_of(own.plan.graph, self._batch))
 
     def __exit__(
         self,

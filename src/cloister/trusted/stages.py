@@ -257,7 +257,7 @@ class FusedStage(Stage):
     def _buffer(self, index: int, request: BatchRequest) -> np.ndarray | None:
         """A buffer of the link for a message that has no place in the workspace."""
         space = request.space
-        if space.region is not None or index in space.staged:
+        if space.memory.region is not None or index in space.staged:
             return None
         buffer = request.worker.send_buffer(space.layout.messages[index])
         request.messages[index] = buffer

@@ -170,7 +170,7 @@ class ShmLink(MessageLink):
     def reserve(self, nbytes: int) -> Region:
         """See NativeChannel."""
         self._check_open()
-        return self._arena.allocate(nbytes)
+        return self._arena.allocate_populated(nbytes)
 
     def unreserve(self, region: Region) -> None:
         """See NativeChannel."""
