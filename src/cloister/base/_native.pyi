@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int16, Int32, UInt32, UInt64
+from jaxtyping import Float32, Float64, Int16, Int32, Int64, UInt32, UInt64
 
 # ---- instruction set
 
@@ -282,7 +282,7 @@ class Executor:
     def answered(self, step: int, answer: UInt32[np.ndarray, "n h w c"] | None = None) -> None: ...
     @property
     def outstanding(self) -> tuple[int, int] | None: ...
-    def costs(self, first: int, last: int) -> list[tuple[int, int]]: ...
+    def costs(self, out: Int64[np.ndarray, "steps 3"], count: int) -> tuple[int, int, int]: ...
 
 # ---- workers
 

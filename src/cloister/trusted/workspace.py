@@ -12,7 +12,7 @@ from cloister.trusted.pads.pad_layout import PadLayout
 from cloister.trusted.pads.source import PadSet
 from cloister.trusted.program.memory_layout import ALIGNMENT, lay_out, padded
 from cloister.trusted.program.steps import Program
-from cloister.trusted.report import Meter
+from cloister.trusted.step_costs import StepCosts
 from cloister.trusted.values import Values
 from cloister.wire.link import NativeChannel, WorkerLink
 from cloister.wire.messages import TensorSpec, Unchecked
@@ -24,6 +24,7 @@ class Workspace:
     """The memory of a program for one batch size, and the native executor that works in it.
 
     answers   of segments by target, where the native executor exchanges their messages
+    traffic   bytes to and from the worker, by step, where they are always the same
     channel   over which the native executor exchanges messages itself; None: links do. It is not
               kept, only the memory reserved there (`region`)
     """
@@ -47,6 +48,7 @@ class Workspace:
         }
         self.clipped = np.zeros((len(plan.linear_nodes), batch), np.uint64)
         self.exchanges: list[PreparedRequest | None] = [None] * len(program.steps)
+        self.traffic = np.zeros((len(program.steps), 2), np.int64)
         self.answers: dict[int, Unchecked[np.ndarray]] = {}
         checked = [plan.protection_of(node).checked for node in plan.linear_nodes]
         pads = PadLayout.of(plan)
@@ -90,7 +92,7 @@ class BatchRequest:
 
     link: WorkerLink | None
     pads: PadUse | None
-    meter: Meter
+    costs: StepCosts
     feeds: Mapping[str, np.ndarray]
     values: Values
     space: Workspace
