@@ -38,7 +38,7 @@ def judged(plan, changes):
     count = len(elements)
     table = StepTable(tuple(elements), ("slalom",) * count, (None,) * count, elements)
     times, traffic = np.zeros((count, 3), np.int64), np.zeros((count, 2), np.int64)
-    costs = StepCosts(table, count, times, (0, 0, 0), traffic, clipped=clipped)
+    costs = StepCosts(table, times, traffic, count, clipped=clipped)
     rows = {row.name: row for row in costs}
     return rows, ClipRule(plan).beyond(clipped)
 

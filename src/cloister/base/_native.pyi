@@ -298,6 +298,9 @@ def round_scaled(
     exponent: int,
     out: Int16[np.ndarray, "a c b"],
 ) -> None: ...
+def interleave(
+    x: Float32[np.ndarray, "n rows columns"], out: Float32[np.ndarray, "n columns rows"]
+) -> bool: ...
 def transpose(
     x: UInt32[np.ndarray, "rows columns"],
     out: UInt32[np.ndarray, "columns rows"],

@@ -127,7 +127,7 @@ class Executor:
         space = self._workspace(channel, rows)
         values = Values(self.plan.graph, feeds, rows=rows)
         times = np.empty((len(self._stages), 3), np.int64)
-        costs = StepCosts(self._table, 0, times, (0, 0, 0), space.traffic)
+        costs = StepCosts(self._table, times, space.traffic)
         request = BatchRequest(
             link, pads, costs, feeds, values, space, timeout_s, self.next_request_id
         )
@@ -136,6 +136,7 @@ class Executor:
         try:
             self._begin(request)
             self._run_steps(request, -1 if channel is None else channel.descriptor)
+            costs.crossed = space.crossed
             # The next request uses this one's memory.
             costs.clipped = space.clipped.copy()
             outputs = {name: owned(values.onnx(name)) for name in self.plan.graph.outputs}
@@ -189,10 +190,10 @@ class Executor:
             completed = [self._stages[number] for number in self._shown if first <= number < end]
         for stage in completed:
             stage.complete(request)
-        exchanges = [one for one in request.space.exchanges[first:end] if one is not None]
-        if exchanges:
+        exchanges = request.space.exchanged(first, end)
+        if exchanges.requests:
             request.worker.exchanged(request.next_id, exchanges)
-            request.next_id += len(exchanges)
+            request.next_id += len(exchanges.requests)
 
     def _end(self, request: BatchRequest) -> None:
         """Whatever happened: nothing of the request is kept, and its pads are spent."""

@@ -114,11 +114,6 @@ class Meter:
     pads_used: int = 0
 
     @property
-    def queries(self) -> int:
-        """Samples that modules answered."""
-        return sum(attempt.queries for attempt in self.attempts)
-
-    @property
     def clipped(self) -> np.ndarray:
         """Of the attempt that succeeded, the last one: uint64 (linear nodes, inputs)."""
         counts = self.attempts[-1].clipped if self.attempts else None

@@ -29,6 +29,7 @@ from cloister.trusted.pads.maker import InlinePads
 from cloister.trusted.pads.source import PadSource
 from cloister.trusted.report import Meter, Report, Result
 from cloister.trusted.sized_plans import SizedPlans
+from cloister.trusted.step_costs import StepCosts
 from cloister.wire.grpc.connect import connect
 from cloister.wire.grpc.places import endpoints
 from cloister.wire.link import WorkerLink
@@ -331,27 +332,39 @@ class Session:
     def _report(
         self, meters: Sequence[Meter], inputs: int, beyond: tuple[int, ...], spent_ms: float
     ) -> Report:
-        attempts = [attempt for meter in meters for attempt in meter.attempts]
-        bits = [b for one in attempts if (b := one.table.lowest_bits) is not None]
-        crossed = [attempt.crossed() for attempt in attempts]
-        offline_ms = sum(meter.offline_ms for meter in meters)
+        bits, module_ms, offline_ms = None, 0.0, 0.0
+        waited_ns = sent = received = pads_used = queries = 0
+        attempts: list[StepCosts] = []
+        for meter in meters:
+            offline_ms += meter.offline_ms
+            pads_used += meter.pads_used
+            attempts += meter.attempts
+        for attempt in attempts:
+            waited, to_worker, from_worker = attempt.exchanged()
+            waited_ns, sent, received = waited_ns + waited, sent + to_worker, received + from_worker
+            queries += attempt.queries
+            for ms in attempt.module_ms.values():
+                module_ms += ms
+            lowest = attempt.table.lowest_bits
+            if lowest is not None:
+                bits = lowest if bits is None else min(bits, lowest)
         return Report(
             policy=self.plan.policy,
             inputs=inputs,
-            soundness_bits=min(bits, default=None),
+            soundness_bits=bits,
             hardware_rooted=False,
             trusted_ms=max(spent_ms - offline_ms, 0.0),
-            worker_ms=1e-6 * sum(attempt.waited_ns() for attempt in attempts),
-            module_ms=sum(sum(attempt.module_ms.values()) for attempt in attempts),
+            worker_ms=1e-6 * waited_ns,
+            module_ms=module_ms,
             offline_ms=offline_ms,
-            bytes_to_worker=sum(sent for sent, _ in crossed),
-            bytes_from_worker=sum(received for _, received in crossed),
-            pads_used=sum(meter.pads_used for meter in meters),
+            bytes_to_worker=sent,
+            bytes_from_worker=received,
+            pads_used=pads_used,
             pads_from="none" if self._plans.own.pads is None else self._plans.own.pads.kind,
             workers=self._lanes.workers,
             workers_lost=tuple(self._lanes.lost),
             inputs_beyond=beyond,
-            queries_used=sum(meter.queries for meter in meters),
+            queries_used=queries,
             queries_left=None if self._engines is None else self._engines.left(),
             plans_made=self._plans.made,
             parts=tuple(attempts),

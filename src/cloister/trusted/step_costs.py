@@ -36,10 +36,11 @@ class StepTable:
 class StepCosts:
     """One attempt; iterating gives its rows.
 
-    done        so many steps were completed; what later ones took is not counted
     times       nanoseconds by step: of native code, waited, of Python
-    sums        of the times of the steps that were completed
     traffic     bytes to and from the worker, by step
+    done        so many steps were completed; what later ones took is not counted
+    sums        of the times of the steps that were completed
+    crossed     the sums of their traffic, once all are completed
     more        what a link that is not native adds: step, nanoseconds waited, bytes to and from
     module_ms   by step
     queries     samples that modules answered
@@ -47,25 +48,23 @@ class StepCosts:
     """
 
     table: StepTable
-    done: int
     times: Int64[np.ndarray, "steps 3"]
-    sums: tuple[int, int, int]
     traffic: Int64[np.ndarray, "steps 2"]
+    done: int = 0
+    sums: tuple[int, int, int] = (0, 0, 0)
+    crossed: tuple[int, int] | None = None
     more: list[tuple[int, int, int, int]] = field(default_factory=list)
     module_ms: dict[int, float] = field(default_factory=dict)
     queries: int = 0
     clipped: UInt64[np.ndarray, "nodes inputs"] | None = None
 
-    def waited_ns(self) -> int:
-        """Waited for the worker, in all."""
-        return self.sums[1] + sum(waited for _, waited, _, _ in self.more)
-
-    def crossed(self) -> tuple[int, int]:
-        """Bytes to and from the worker, in all."""
-        sent, received = self.traffic[: self.done].sum(axis=0).tolist()
-        for _, _, to_worker, from_worker in self.more:
-            sent, received = sent + to_worker, received + from_worker
-        return sent, received
+    def exchanged(self) -> tuple[int, int, int]:
+        """Nanoseconds waited, bytes to and from the worker, in all."""
+        waited = self.sums[1]
+        sent, received = self.crossed or self.traffic[: self.done].sum(axis=0).tolist()
+        for _, more_ns, to_worker, from_worker in self.more:
+            waited, sent, received = waited + more_ns, sent + to_worker, received + from_worker
+        return waited, sent, received
 
     def __iter__(self) -> Iterator[LayerRow]:
         table, rows = self.table, dict[str, LayerRow]()

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from cloister.trusted.values import Values
 from cloister.wire.link import NativeChannel, WorkerLink
 from cloister.wire.messages import TensorSpec, Unchecked
 from cloister.wire.shm.arena import Region
-from cloister.wire.shm.exchange import PreparedRequest
+from cloister.wire.shm.exchange import PreparedRequest, PreparedRequests
 
 
 class Workspace:
@@ -48,6 +49,7 @@ class Workspace:
         }
         self.clipped = np.zeros((len(plan.linear_nodes), batch), np.uint64)
         self.exchanges: list[PreparedRequest | None] = [None] * len(program.steps)
+        self._exchanged: dict[tuple[int, int], PreparedRequests] = {}
         self.traffic = np.zeros((len(program.steps), 2), np.int64)
         self.answers: dict[int, Unchecked[np.ndarray]] = {}
         checked = [plan.protection_of(node).checked for node in plan.linear_nodes]
@@ -59,6 +61,20 @@ class Workspace:
             pad_offsets=pads.offsets,
             pad_words=pads.words,
         )
+
+    def exchanged(self, first: int, end: int) -> PreparedRequests:
+        """The exchanges of some steps, which most requests complete together."""
+        found = self._exchanged.get((first, end))
+        if found is None:
+            some = [exchange for exchange in self.exchanges[first:end] if exchange is not None]
+            found = self._exchanged[first, end] = PreparedRequests.of(some)
+        return found
+
+    @cached_property
+    def crossed(self) -> tuple[int, int]:
+        """The sums of `traffic`."""
+        sent, received = self.traffic.sum(axis=0).tolist()
+        return sent, received
 
     def shared(self, kind: str, index: int) -> Region:
         """Where in the reserved memory the message or the answer of an exchange lies."""
