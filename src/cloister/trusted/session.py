@@ -300,7 +300,8 @@ class Session:
         except RangeError as error:
             why = where_not_finite(graph, feeds) or sizes_remedy(self._plans.inputs, feeds)
             raise RangeError(f"{error}{why}") from None
-        outputs = joined(graph, [job.outputs for job in jobs])
+        first = jobs[0]
+        outputs = first.outputs if len(jobs) == 1 else joined(graph, [job.outputs for job in jobs])
         transcript = jobs[0].transcript
         for job in jobs[1:]:
             transcript.follow(job.transcript)
@@ -514,8 +515,11 @@ def _beyond(jobs: Sequence[MicroBatch]) -> tuple[int, ...]:
 
 
 def _of_one_plan(jobs: Sequence[MicroBatch]) -> tuple[int, ...]:
-    counts = [job.meter.clipped for job in jobs]
-    clipped = counts[0] if len(counts) == 1 else np.concatenate(counts, axis=1)
+    clipped = jobs[0].meter.clipped
+    if len(jobs) > 1:
+        clipped = np.concatenate([job.meter.clipped for job in jobs], axis=1)
     found = jobs[0].sized.clips.beyond(clipped)
+    if not found:
+        return ()
     inputs = sum(job.size for job in jobs)
-    return tuple(range(inputs)) if found and clipped.shape[1] != inputs else found
+    return found if clipped.shape[1] == inputs else tuple(range(inputs))
