@@ -65,6 +65,19 @@ inline void transpose_array(Matrix<const uint32_t> x, Matrix<uint32_t> out) {
             out.data());
 }
 
+inline bool interleave_arrays(Cube<const float> x, Cube<float> out) {
+  require(out.shape(0) == x.shape(0) && out.shape(1) == x.shape(2) && out.shape(2) == x.shape(1),
+          "interleave: out does not fit");
+  const auto rows = static_cast<int64_t>(x.shape(1)), columns = static_cast<int64_t>(x.shape(2));
+  nb::gil_scoped_release release;
+  bool finite = true;
+  for (size_t i = 0; i < x.shape(0); ++i) {
+    const int64_t at = static_cast<int64_t>(i) * rows * columns;
+    finite &= interleave(x.data() + at, rows, columns, out.data() + at);
+  }
+  return finite;
+}
+
 inline void register_fixed_point(nb::module_& m) {
   m.def("magnitudes", &magnitudes_array<float>, nb::arg("v").noconvert());
   m.def("magnitudes", &magnitudes_array<double>, nb::arg("v").noconvert());
@@ -77,6 +90,7 @@ inline void register_fixed_point(nb::module_& m) {
   m.def("dense_gradient", &dense_gradient_array, nb::arg("delta").noconvert(),
         nb::arg("x").noconvert(), nb::arg("out").noconvert(), nb::arg("threads"));
   m.def("transpose", &transpose_array, nb::arg("x").noconvert(), nb::arg("out").noconvert());
+  m.def("interleave", &interleave_arrays, nb::arg("x").noconvert(), nb::arg("out").noconvert());
 }
 
 }  // namespace cloister::bindings

@@ -82,6 +82,32 @@ def test_transpose(isa, shape):
     assert each.flags.c_contiguous
 
 
+@pytest.mark.parametrize("shape", [(2, 1, 5), (1, 2, 33), (3, 3, 70), (2, 4, 1), (0, 3, 4)])
+def test_interleave_turns_pictures_and_finds_what_is_not_finite(shape):
+    values = np.random.default_rng(4).standard_normal(shape).astype(np.float32)
+    out = np.empty((shape[0], shape[2], shape[1]), np.float32)
+    assert native.interleave(values, out)
+    np.testing.assert_array_equal(out, values.transpose(0, 2, 1))
+    for wrong in (np.nan, np.inf, -np.inf, np.float32(-np.nan)):
+        for place in range(values.size):
+            bad = values.copy()
+            bad.reshape(-1)[place] = wrong
+            assert not native.interleave(bad, out)
+            np.testing.assert_array_equal(out, bad.transpose(0, 2, 1))
+    large = np.full(shape, np.finfo(np.float32).max)
+    assert native.interleave(large, out)
+
+
+def test_interleave_refuses_what_does_not_fit():
+    values = np.ones((2, 3, 4), np.float32)
+    for out in (np.empty((2, 3, 4), np.float32), np.empty((1, 4, 3), np.float32)):
+        with pytest.raises(ValueError, match="does not fit"):
+            native.interleave(values, out)
+    for rows in (0, 5):
+        with pytest.raises(ValueError, match="one to four"):
+            native.interleave(np.ones((1, rows, 2), np.float32), np.ones((1, 2, rows), np.float32))
+
+
 def test_what_is_refused():
     values = np.ones((2, 3, 4), np.float32)
     for wrong in (values[0], values.astype(np.float16), values.transpose(0, 2, 1)):

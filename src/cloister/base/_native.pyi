@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int16, Int32, UInt32, UInt64
+from jaxtyping import Float32, Float64, Int16, Int32, Int64, UInt32, UInt64
 
 # ---- instruction set
 
@@ -285,7 +285,7 @@ class Executor:
     def answered(self, step: int, answer: UInt32[np.ndarray, "n h w c"] | None = None) -> None: ...
     @property
     def outstanding(self) -> tuple[int, int] | None: ...
-    def costs(self, first: int, last: int) -> list[tuple[int, int]]: ...
+    def costs(self, out: Int64[np.ndarray, "steps 3"], count: int) -> tuple[int, int, int]: ...
 
 # ---- workers
 
@@ -313,6 +313,9 @@ def dense_gradient(
     out: UInt32[np.ndarray, "outputs inputs"],
     threads: int,
 ) -> None: ...
+def interleave(
+    x: Float32[np.ndarray, "n rows columns"], out: Float32[np.ndarray, "n columns rows"]
+) -> bool: ...
 def transpose(
     x: UInt32[np.ndarray, "rows columns"],
     out: UInt32[np.ndarray, "columns rows"],

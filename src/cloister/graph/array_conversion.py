@@ -100,9 +100,24 @@ def as_input(
 
     Raises   ShapeError, RangeError beginning with `what`
     """
+    if whole and _is_input(graph, name, array):
+        return array
     shaped = _shaped(graph, name, array, what, whole=whole)
     made = convert(shaped, element_type(graph, name), what, batch_axis(graph, name))
     return np.asarray(made, order="C")
+
+
+def _is_input(graph: Graph, name: str, array: np.ndarray) -> bool:
+    """Whether an array is float32 numbers as the model takes them: most inputs are."""
+    known, sizes = graph.types.get(name), graph.sizes(name)
+    return (
+        known is not None
+        and sizes is not None
+        and known.dtype == array.dtype == np.float32
+        and array.flags.c_contiguous
+        and len(sizes) == array.ndim
+        and all(s == n or isinstance(s, str) for s, n in zip(sizes, array.shape, strict=True))
+    )
 
 
 def _shaped(graph: Graph, name: str, array: np.ndarray, what: str, *, whole: bool) -> np.ndarray:

@@ -11,7 +11,6 @@ uniform, whatever the worker has changed. A request in the clear is therefore wr
 memory first whenever the plan hides anything, and copied out only after the checks.
 """
 
-import time
 import weakref
 from collections.abc import Mapping
 from typing import Any
@@ -31,6 +30,7 @@ from cloister.trusted.program.memory_layout import lay_out
 from cloister.trusted.program.steps import Program
 from cloister.trusted.report import Meter
 from cloister.trusted.stages import STAGES, ModuleRunner, Setup, Stage
+from cloister.trusted.step_costs import StepCosts, StepTable
 from cloister.trusted.values import Values
 from cloister.trusted.workspace import BatchRequest, WorkMemory, Workspace
 from cloister.wire.link import NativeChannel, WorkerLink
@@ -63,8 +63,6 @@ class Executor:
             self.program: Program = compile_plan(plan)
         self._rng = rng
         self._threads = threads
-        # Other lanes may run in other threads; helper threads are only seen by the process's clock.
-        self._clock = time.thread_time_ns if threads == 1 else time.process_time_ns
         self.next_request_id = first_request_id
         # Memory by batch size: reserved at native channels, which it does not keep alive, and
         # private memory for links without one.
@@ -74,6 +72,13 @@ class Executor:
         self.checks = Checks(plan, rng=rng)
         with parsing("the plan cannot be run", kind=PlanError):
             self._stages = self._make_stages(self.checks)
+        self._shown = [number for number, stage in enumerate(self._stages) if stage.shown]
+        self._table = StepTable(
+            tuple(stage.name for stage in self._stages),
+            tuple(stage.protection for stage in self._stages),
+            tuple(stage.soundness_bits for stage in self._stages),
+            {node.node: node.linear.geometry.in_elements for node in plan.linear_nodes},
+        )
 
     def redraw_checks(self) -> None:
         """New secret coefficients for every checked node, while no request is under way."""
@@ -126,21 +131,25 @@ class Executor:
         channel = None if link is None else link.native_channel()
         space = self._workspace(channel, rows)
         values = Values(self.plan.graph, feeds, rows=rows)
+        times = np.empty((len(self._stages), 3), np.int64)
+        costs = StepCosts(self._table, times, space.traffic)
         request = BatchRequest(
-            link, pads, meter, feeds, values, space, timeout_s, self.next_request_id
+            link, pads, costs, feeds, values, space, timeout_s, self.next_request_id
         )
         # Each step uses one at most. After a failure none of them is used again.
         self.next_request_id += len(self._stages)
         try:
             self._begin(request)
             self._run_steps(request, -1 if channel is None else channel.descriptor)
-            # Not added: an attempt that was given up and repeated is counted once.
-            meter.clipped = space.clipped.copy()
+            costs.crossed = space.crossed
             # The next request uses this one's memory.
+            costs.clipped = space.clipped.copy()
             outputs = {name: owned(values.onnx(name)) for name in self.plan.graph.outputs}
             self.next_request_id = request.next_id
             return outputs
         finally:
+            costs.sums = space.native.costs(times, costs.done)
+            meter.attempts.append(costs)
             self._end(request)
 
     def _begin(self, request: BatchRequest) -> None:
@@ -168,29 +177,28 @@ class Executor:
                 timeout_s=request.timeout_s,
                 max_packet_bytes=MAX_PACKET_BYTES,
             )
-            self._account(first, stop.step, request)
+            self._complete(first, stop.step, request)
             if stop.why == "done":
                 return
             stage = self._stages[stop.step]
             if stop.why == "mismatch":
                 raise wrong_answer(stage.name)
-            started = self._clock()
             stage.perform(request, stop)
-            stage.row(request).trusted_ms += 1e-6 * (self._clock() - started)
             first = stop.step + (stop.why != "unbound")
 
-    def _account(self, first: int, end: int, request: BatchRequest) -> None:
-        """Enter what the native executor has completed in the report and the transcript."""
-        if first == end:
-            return
-        space = request.space
-        stages, costs = self._stages[first:end], space.native.costs(first, end)
-        for stage, (cpu_ns, wait_ns) in zip(stages, costs, strict=True):
-            stage.account(request, cpu_ns, wait_ns)
-        exchanges = [exchange for exchange in space.exchanges[first:end] if exchange is not None]
-        if exchanges:
+    def _complete(self, first: int, end: int, request: BatchRequest) -> None:
+        """Enter what the native executor has completed; the steps before were completed too."""
+        request.costs.done = end
+        if request.replies or request.replaced:
+            completed = self._stages[first:end]
+        else:
+            completed = [self._stages[number] for number in self._shown if first <= number < end]
+        for stage in completed:
+            stage.complete(request)
+        exchanges = request.space.exchanged(first, end)
+        if exchanges.requests:
             request.worker.exchanged(request.next_id, exchanges)
-            request.next_id += len(exchanges)
+            request.next_id += len(exchanges.requests)
 
     def _end(self, request: BatchRequest) -> None:
         """Whatever happened: nothing of the request is kept, and its pads are spent."""

@@ -114,11 +114,12 @@ class Lane:
         self._load(executor)
         pads, source = None, job.sized.pads
         if source is not None:
-            started = self._clock()
             rows = row_count(executor.plan.graph, job.feeds)
-            pads = PadUse(source, rows)
             # Unsealing stored pads is part of the request; making pads is not.
-            if source.kind == InlinePads.kind:
+            made = isinstance(source, InlinePads)
+            started = self._clock() if made else 0.0
+            pads = PadUse(source, rows)
+            if made:
                 job.meter.offline_ms += 1e3 * (self._clock() - started)
             job.meter.pads_used += rows
         if link is not None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -13,12 +14,12 @@ from cloister.trusted.pads.pad_layout import PadLayout
 from cloister.trusted.pads.source import PadSet
 from cloister.trusted.program.memory_layout import MemoryLayout, padded
 from cloister.trusted.program.steps import Program
-from cloister.trusted.report import Meter
+from cloister.trusted.step_costs import StepCosts
 from cloister.trusted.values import Values
 from cloister.wire.link import NativeChannel, WorkerLink
 from cloister.wire.messages import TensorSpec, Unchecked
 from cloister.wire.shm.arena import Region
-from cloister.wire.shm.exchange import PreparedRequest
+from cloister.wire.shm.exchange import PreparedRequest, PreparedRequests
 
 
 class WorkMemory:
@@ -41,6 +42,12 @@ class Workspace:
     """The places of a program's values for one batch size, and the native executor that uses them.
 
     answers   of segments by target, where the native executor exchanges their messages
+<<<<<<< HEAD
+=======
+    traffic   bytes to and from the worker, by step, where they are always the same
+    channel   over which the native executor exchanges messages itself; None: links do. It is not
+              kept, only the memory reserved there (`region`)
+>>>>>>> blocks
     """
 
     def __init__(
@@ -66,6 +73,8 @@ class Workspace:
         }
         self.clipped = np.zeros((len(plan.linear_nodes), batch), np.uint64)
         self.exchanges: list[PreparedRequest | None] = [None] * len(program.steps)
+        self._exchanged: dict[tuple[int, int], PreparedRequests] = {}
+        self.traffic = np.zeros((len(program.steps), 2), np.int64)
         self.answers: dict[int, Unchecked[np.ndarray]] = {}
         checked = [plan.protection_of(node).checked for node in plan.linear_nodes]
         pads = PadLayout.of(plan)
@@ -76,6 +85,20 @@ class Workspace:
             pad_offsets=pads.offsets,
             pad_words=pads.words,
         )
+
+    def exchanged(self, first: int, end: int) -> PreparedRequests:
+        """The exchanges of some steps, which most requests complete together."""
+        found = self._exchanged.get((first, end))
+        if found is None:
+            some = [exchange for exchange in self.exchanges[first:end] if exchange is not None]
+            found = self._exchanged[first, end] = PreparedRequests.of(some)
+        return found
+
+    @cached_property
+    def crossed(self) -> tuple[int, int]:
+        """The sums of `traffic`."""
+        sent, received = self.traffic.sum(axis=0).tolist()
+        return sent, received
 
     def shared(self, kind: str, index: int) -> Region:
         """Where in the reserved memory the message or the answer of an exchange lies."""
@@ -110,7 +133,7 @@ class BatchRequest:
 
     link: WorkerLink | None
     pads: PadUse | None
-    meter: Meter
+    costs: StepCosts
     feeds: Mapping[str, np.ndarray]
     values: Values
     space: Workspace
