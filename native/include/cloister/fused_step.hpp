@@ -20,6 +20,7 @@
 #include <optional>
 #include <vector>
 
+#include "cloister/aes_ctr.hpp"
 #include "cloister/geometry.hpp"
 
 namespace cloister {
@@ -94,6 +95,10 @@ struct FusedRun {
   const float* values = nullptr;
   const uint32_t* unblind = nullptr;                // one array, or
   const uint32_t* const* unblind_images = nullptr;  // one pointer per image
+  // Of masked terms: the keystream under mask_keys[i] and mask_nonces + 12 * i is added to those of
+  // image i, and is subtracted while they are read.
+  const AesSchedule* const* mask_keys = nullptr;
+  const uint8_t* mask_nonces = nullptr;
   PixelView<const float> residual;
   PixelView<float> pre;   // keep the value before the window
   PixelView<float> post;  // and behind it
@@ -155,7 +160,7 @@ class FusedStep {
   void set_answer_check(const uint64_t* a, const uint64_t* b);
   uint64_t request_bias(const InputCheck& check) const;
   int64_t bands_per_image(int64_t n, int threads) const;
-  void prepare(const FusedKernels& kernels, int64_t workers);
+  void prepare(const FusedKernels& kernels, int64_t workers, bool masked);
   void validate(const FusedRun& run) const;
   const LimbCheck* limbs(const FusedKernels& kernels, size_t sink) const;  // or null
 
