@@ -80,10 +80,10 @@ struct PixelView {
 struct SinkRun {
   uint32_t* blinded = nullptr;  // exactly one of these two
   int16_t* plain = nullptr;
-  const uint32_t* pad = nullptr;    // blinded: an explicit pad, else key and nonces
-  const uint8_t* key = nullptr;     // 32 bytes
-  const uint8_t* nonces = nullptr;  // 12 bytes per image
-  uint64_t* sums = nullptr;         // one per image, `sums_stride` apart
+  const uint32_t* pad = nullptr;             // blinded: an explicit pad, else keys and nonces
+  const AesSchedule* const* keys = nullptr;  // one per image
+  const uint8_t* nonces = nullptr;           // 12 bytes per image
+  uint64_t* sums = nullptr;                  // one per image, `sums_stride` apart
   int64_t sums_stride = 1;
   uint64_t* clipped = nullptr;  // one per image, `clipped_stride` apart; nullptr: not wanted
   int64_t clipped_stride = 1;
@@ -94,9 +94,10 @@ struct FusedRun {
   const uint32_t* reply = nullptr;  // one of these two, as the shape says
   const float* values = nullptr;
   const uint32_t* unblind = nullptr;                // one array, or
-  const uint32_t* const* unblind_images = nullptr;  // one pointer per image
-  // Of masked terms: the keystream under mask_keys[i] and mask_nonces + 12 * i is added to those of
-  // image i, and is subtracted while they are read.
+  const uint32_t* const* unblind_images = nullptr;  // one pointer per image, and
+  int64_t unblind_offset = 0;                       // how far behind it the terms begin
+  // Of masked terms: the keystream under mask_keys[i], unless that is nullptr, and mask_nonces +
+  // 12 * i is added to those of image i, and is subtracted while they are read.
   const AesSchedule* const* mask_keys = nullptr;
   const uint8_t* mask_nonces = nullptr;
   PixelView<const float> residual;
@@ -108,7 +109,7 @@ struct FusedRun {
 
   // Where the terms of an image begin, or nullptr.
   const uint32_t* unblinding(int64_t i, int64_t elements) const {
-    if (unblind_images != nullptr) return unblind_images[i];
+    if (unblind_images != nullptr) return unblind_images[i] + unblind_offset;
     return unblind != nullptr ? unblind + i * elements : nullptr;
   }
 };

@@ -66,13 +66,11 @@ class FusedStep::Band {
     bool ready;  // somebody has produced all of them
   };
 
-  Band(const FusedStep& step, const FusedRun& run, const FusedKernels& kernels,
-       const std::vector<std::unique_ptr<AesSchedule>>& keys, int64_t image, Scratch& scratch,
-       const Rows& rows)
+  Band(const FusedStep& step, const FusedRun& run, const FusedKernels& kernels, int64_t image,
+       Scratch& scratch, const Rows& rows)
       : step_(step),
         s_(step.shape_),
         run_(run),
-        keys_(keys),
         kernels_(kernels),
         image_(image),
         scratch_(scratch),
@@ -151,7 +149,7 @@ class FusedStep::Band {
     const float* values = out;
     if (run_.reply != nullptr) {
       // Terms without their mask stay in the first-level cache: a tile of them.
-      const int64_t step = run_.mask_keys != nullptr ? tile_pixels() : count;
+      const int64_t step = mask() != nullptr ? tile_pixels() : count;
       for (int64_t done = 0; done < count; done += step) {
         read_reply(p + done, std::min(step, count - done), out + done * s_.c);
       }
@@ -173,14 +171,20 @@ class FusedStep::Band {
         scratch_.lanes[0]);
   }
 
+  // The key of the mask over this image's terms, or null.
+  const AesSchedule* mask() const {
+    return run_.mask_keys != nullptr ? run_.mask_keys[image_] : nullptr;
+  }
+
   // What unblinds pixels p .. p + count, or null; the only read of masked terms.
   const uint32_t* terms(int64_t p, int64_t count) {
     const uint32_t* all = run_.unblinding(image_, s_.h * s_.w * s_.c);
-    if (all == nullptr || run_.mask_keys == nullptr) return all ? all + p * s_.c : nullptr;
-    CLOISTER_DEBUG_ASSERT(count * s_.c <= static_cast<int64_t>(scratch_.terms.size()));
-    aes_ctr_subtract(
-        *run_.mask_keys[image_], run_.mask_nonces + image_ * static_cast<int64_t>(kAesNonceBytes),
-        static_cast<uint64_t>(p * s_.c), all + p * s_.c, scratch_.terms.data(), count * s_.c);
+    if (all == nullptr || mask() == nullptr) return all ? all + p * s_.c : nullptr;
+    const int64_t words = count * s_.c;
+    CLOISTER_DEBUG_ASSERT(words <= static_cast<int64_t>(scratch_.terms.size()));
+    const uint8_t* nonce = run_.mask_nonces + image_ * static_cast<int64_t>(kAesNonceBytes);
+    aes_ctr_subtract(*mask(), nonce, static_cast<uint64_t>(p * s_.c), all + p * s_.c,
+                     scratch_.terms.data(), words);
     return scratch_.terms.data();
   }
 
@@ -312,14 +316,14 @@ class FusedStep::Band {
         const auto block = static_cast<uint64_t>(at / 4);
         const bool whole_blocks = at % 4 == 0 && (row.pixels == 1 || row.channels % 4 == 0);
         if (kernels_.emit_blinded != nullptr && whole_blocks) {
-          row.rounds = keys_[i]->rounds();
+          row.rounds = sink.keys[image_]->rounds();
           row.nonce = nonce;
           row.first_block = static_cast<uint32_t>(block);
           return kernels_.emit_blinded(row, scratch_.lanes[1 + i]);
         }
         const int64_t words = row.pixels * row.channels + at % 4;
         CLOISTER_DEBUG_ASSERT(words <= static_cast<int64_t>(scratch_.pad.size()));
-        aes_ctr_fill(*keys_[i], nonce, block, scratch_.pad.data(), words);
+        aes_ctr_fill(*sink.keys[image_], nonce, block, scratch_.pad.data(), words);
         row.pad = scratch_.pad.data() + at % 4;
       }
     }
@@ -329,7 +333,6 @@ class FusedStep::Band {
   const FusedStep& step_;
   const FusedShape& s_;
   const FusedRun& run_;
-  const std::vector<std::unique_ptr<AesSchedule>>& keys_;
   const FusedKernels& kernels_;
   int64_t image_;
   Scratch& scratch_;
