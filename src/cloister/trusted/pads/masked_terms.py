@@ -27,16 +27,18 @@ def add_masks(
             row += mask
 
 
-def unmasked(pad: PadSet, layout: PadLayout) -> UInt32[np.ndarray, " words"]:
-    """The terms `A r` of a pad set, in memory of their own if they are masked.
+def remove_mask(pad: PadSet, layout: PadLayout) -> None:
+    """Give a pad set terms without a mask, in memory of their own.
 
-    Secret   the result
+    For CPUs without AES instructions, where the fused pass makes no keystream, and for tests.
+
+    Secret   its terms from now on
     """
     if pad.mask_key is None:
-        return pad.terms
-    found = pad.terms.copy()
-    for index, terms in layout.views(found).items():
-        mask = np.empty(terms.shape, np.uint32)
+        return
+    terms = pad.terms.copy()
+    for index, part in layout.views(terms).items():
+        mask = np.empty(part.shape, np.uint32)
         expand_into(pad.mask_key, pad.pad_id, domain=index, out=mask.reshape(-1))
-        terms -= mask
-    return found
+        part -= mask
+    pad.terms, pad.mask_key = terms, None
