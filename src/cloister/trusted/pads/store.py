@@ -103,12 +103,16 @@ class PadStore:
             self.folder, key, ledger.store_id, ledger.plan_digest, ledger.layout, ledger.sealed
         )
         self._opened: OpenedBlocks | None = None
+        # As of the last block that was reserved or opened here: reports ask for it.
+        self._makers: int | None = None
 
     @property
     def kind(self) -> str:
         """`store`, and how many workers, who must not have colluded, made its pads."""
-        with self._ledger.update() as counters:
-            makers = counters.makers
+        if self._makers is None:
+            with self._ledger.update() as counters:
+                self._makers = counters.makers
+        makers = self._makers
         if makers == 1:
             return "store, made by workers of one party, who can compute every pad"
         return f"store, made by {makers} workers" if makers else "store"
@@ -222,6 +226,7 @@ class PadStore:
             counters.rows_reserved += rows
             if makers:
                 counters.makers = min(counters.makers or makers, makers)
+            self._makers = counters.makers
         return ReservedBlock(number, rows, self._seed(number))
 
     def put_block(
@@ -335,6 +340,7 @@ class PadStore:
         reader = None
         try:
             with self._ledger.update() as counters:
+                self._makers = counters.makers
                 for number in counters.to_open():
                     if not os.path.lexists(self._files.path(number)):
                         continue
