@@ -16,7 +16,7 @@ const Kernels kKernelsAvx2{
     .scale_difference = scale_difference_words,
     .transpose = transpose_words,
     .freivalds = kFreivaldsInWords,
-    .aes = {aes_expand_key, aes_fill},
+    .aes = {aes_expand_key, aes_fill, aes_subtract},
     .pad_shares = pad_share_kernels<Avx2>()};
 
 }  // namespace cloister

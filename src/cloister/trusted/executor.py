@@ -25,6 +25,7 @@ from cloister.graph.output_values import owned
 from cloister.plan.plan import Plan
 from cloister.trusted.checks import Checks, wrong_answer
 from cloister.trusted.pads.maker import PadUse
+from cloister.trusted.pads.masked_terms import unmask_without_aes
 from cloister.trusted.program.compile import compile_plan
 from cloister.trusted.program.memory_layout import lay_out
 from cloister.trusted.program.steps import Program
@@ -159,6 +160,7 @@ class Executor:
             request.space.native.begin()
             return
         pads = request.pad_sets = request.pads.claim()
+        unmask_without_aes(pads, self.plan)
         request.space.native.begin(
             keys=[pad.key for pad in pads],
             pad_ids=[pad.pad_id for pad in pads],
