@@ -42,12 +42,7 @@ class Workspace:
     """The places of a program's values for one batch size, and the native executor that uses them.
 
     answers   of segments by target, where the native executor exchanges their messages
-<<<<<<< HEAD
-=======
     traffic   bytes to and from the worker, by step, where they are always the same
-    channel   over which the native executor exchanges messages itself; None: links do. It is not
-              kept, only the memory reserved there (`region`)
->>>>>>> blocks
     """
 
     def __init__(
