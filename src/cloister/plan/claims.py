@@ -180,9 +180,11 @@ SENT: Mapping[str, str] = {
     "their order",
     "LoadSegment": "the operators, weights, names and notes of the open part of the model",
     "Apply": "the number of inputs in each message and the time between messages",
+    "MakePads": "the seed of every pad that it makes, the number of inputs they are for, and when "
+    "they are asked for",
 }
-"""What every kind of message to a worker shows besides the tensors of `Apply`, which are the
-statements' subject; by the message's class in `cloister.wire.messages`."""
+"""What every kind of message to a worker or maker shows besides the tensors of `Apply`, which are
+the statements' subject; by the message's class in `cloister.wire.messages`."""
 SCALED = (
     "the coarse scale of raw input channels in the calibration samples, by which the weights of "
     "{count} of these layers are divided in powers of two"
