@@ -30,6 +30,7 @@ class Role(StrEnum):
     """Who can receive something of a model's use or training."""
 
     WORKER = "worker"
+    MAKER = "maker of pads"
     HOST = "host"
     VENDOR = "vendor"
     SERVER = "training server"

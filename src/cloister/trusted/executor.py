@@ -169,7 +169,8 @@ class Executor:
                 return
             stage = self._stages[stop.step]
             if stop.why == "mismatch":
-                raise wrong_answer(stage.name)
+                pads = request.pads if stage.unblinds else None
+                raise wrong_answer(stage.name, beside="" if pads is None else pads.blame())
             started = self._clock()
             stage.perform(request, stop)
             stage.row(request).trusted_ms += 1e-6 * (self._clock() - started)

@@ -35,8 +35,10 @@ from cloister.wire.transcript import Transcript
 
 if TYPE_CHECKING:
     from cloister.bundle.compiled_module import CompiledModule
+    from cloister.plan.claims import Claims
     from cloister.trusted.engines.padding_profile import PaddingProfile
     from cloister.trusted.module_engines import ModuleEngines
+    from cloister.trusted.pads.makers import MakerAddress, Makers
     from cloister.trusted.query_counter import QueryCounter
 
 DEFAULT_TIMEOUT_S = 60.0
@@ -57,6 +59,12 @@ class Session:
     pads             where pads come from; default: made inline, in memory. Pads are for the sizes
                      of the plan's inputs; without them, a plan that was made from a model with
                      free sizes takes inputs of all sizes (sized_plans.py)
+    makers           who makes the pads, each when a request needs it: MakerAddress or links of
+                     other parties than the workers (pads/makers.py), for plans that check all
+                     blinded nodes. A maker that hangs or dies is followed by the next one. Where a
+                     check fails, the worker or a maker lied: neither is used again
+    insecure_one_party, insecure_plaintext
+                     for tests: allow a maker on the machine of a worker, and without encryption
     threads          threads of the trusted side, within one lane
     batch            inputs per micro-batch; a lane computes one micro-batch at a time
     lanes            micro-batches that are computed at once (lanes.py), spread over the workers;
@@ -80,6 +88,9 @@ class Session:
         *,
         workers: Sequence[str | WorkerLink] | None = None,
         pads: PadSource | None = None,
+        makers: "Sequence[str | MakerAddress | WorkerLink] | None" = None,
+        insecure_one_party: bool = False,
+        insecure_plaintext: bool = False,
         threads: int = 1,
         worker_threads: int = 1,
         batch: int = DEFAULT_BATCH,
@@ -101,6 +112,8 @@ class Session:
             raise PlanError(f"on_clip= takes {', '.join(OnClip)}, not {on_clip!r}")
         if pads is not None:
             _check_pads(plan, pads)
+        if pads is not None and makers is not None:
+            raise PlanError("pads= and makers= are two sources of pads; give one of them")
         self.plan = plan
         self._on_clip = OnClip(on_clip)
         self._rng = rng or SystemRandom()
@@ -112,9 +125,13 @@ class Session:
         self._closed = False
         self._needs_worker = any(p.on_worker for p in plan.protections.values())
         count = _lane_count(lanes, workers if self._needs_worker else (), threads=threads)
+        self._makers = _makers(
+            plan, makers, workers, timeout_s=timeout_s,
+            insecure_one_party=insecure_one_party, insecure_plaintext=insecure_plaintext,
+        )  # fmt: skip
         self._plans = SizedPlans(
             plan,
-            lambda one: self._inline_pads(one, threads) if pads is None else pads,
+            lambda one: self._made_pads(one, threads) if pads is None else pads,
             alone=None if pads is None else "the pads are for those of",
         )
         self._engines = _engines(plan, modules, engine, counter, padding, threads=threads)
@@ -147,8 +164,10 @@ class Session:
         found = self._connect(workers, count, threads=threads, worker_threads=worker_threads)
         self._lanes = Lanes(self._made, found)
 
-    def _inline_pads(self, plan: Plan, threads: int) -> PadSource | None:
-        """Pads made in memory, if the plan blinds anything."""
+    def _made_pads(self, plan: Plan, threads: int) -> PadSource | None:
+        """Pads made when they are needed, if the plan blinds anything."""
+        if self._makers is not None:
+            return self._makers.pads_of(plan, rng=self._rng)
         return InlinePads(plan, rng=self._rng, threads=threads) if plan.hidden_nodes else None
 
     def _make_executor(self, lane: int, threads: int, plan: Plan) -> Executor:
@@ -344,12 +363,19 @@ class Session:
             pads_from="none" if self._plans.own.pads is None else self._plans.own.pads.kind,
             workers=self._lanes.workers,
             workers_lost=tuple(self._lanes.lost),
+            makers=() if self._makers is None else self._makers.names,
+            makers_lost=() if self._makers is None else self._makers.lost,
             inputs_beyond=beyond,
             queries_used=meter.queries,
             queries_left=None if self._engines is None else self._engines.left(),
             plans_made=self._plans.made,
             layers=tuple(meter.rows.values()),
         )
+
+    def claims(self, *, pinned: bool = True) -> "Claims":
+        """What each party can learn and do: the claims of the plan, and those about its makers."""
+        claims = self.plan.claims(pinned=pinned)
+        return claims if self._makers is None else self._makers.added_to(claims)
 
     def close(self) -> None:
         """Stop local workers and engines, close links, overwrite what is left of spent pads."""
@@ -359,6 +385,8 @@ class Session:
         with self._turn():
             self._lanes.close()
             self._plans.close()
+            if self._makers is not None:
+                self._makers.close()
             if self._engines is not None:
                 self._engines.close()
 
@@ -399,6 +427,29 @@ def _engines(
         threads=threads,
     )  # fmt: skip
     return engines
+
+
+def _makers(
+    plan: Plan,
+    makers: "Sequence[str | MakerAddress | WorkerLink] | None",
+    workers: Sequence[str | WorkerLink] | None,
+    *,
+    timeout_s: float,
+    insecure_one_party: bool,
+    insecure_plaintext: bool,
+) -> "Makers | None":
+    """The makers of a session's pads; what asks them is loaded for such sessions only.
+
+    Raises   PlanError, InputError, see `Makers.open`
+    """
+    if makers is None:
+        return None
+    loaded = importlib.import_module("cloister.trusted.pads.makers")
+    found: Makers = loaded.Makers.open(
+        plan, makers, workers, timeout_s=timeout_s,
+        insecure_one_party=insecure_one_party, insecure_plaintext=insecure_plaintext,
+    )  # fmt: skip
+    return found
 
 
 def _check_pads(plan: Plan, pads: PadSource) -> None:
