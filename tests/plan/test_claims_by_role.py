@@ -36,7 +36,7 @@ from cloister.trusted.session import Session
 from trusted.links import DirectLink
 from trusted.modules import Started, planned_end
 from trusted.test_session import plan_of
-from trusted.test_transcript_is_uniform import p_value, seen
+from trusted.test_transcript_is_uniform import ALARM, p_value, seen
 
 POLICIES = pytest.mark.parametrize("policy", policies.NAMES)
 
@@ -76,7 +76,7 @@ def test_a_worker_sees_of_each_node_what_is_said(policy):
     for target, payload in messages.items():
         protection = plan.protection_of(plan.linear_nodes[target]).name
         learns = said(plan.claims(), Role.WORKER, protection).extent
-        hidden = payload.dtype == np.uint32 and p_value(payload) > 1e-6
+        hidden = payload.dtype == np.uint32 and p_value(payload) > ALARM
         assert learns is (Extent.NOTHING if hidden else Extent.EVERYTHING)
     assert said(plan.claims(), Role.WORKER, USE).extent is Extent.BOUNDED
 
@@ -127,7 +127,7 @@ def test_a_host_sees_of_a_pad_store_what_is_said(tmp_path):
                 assert terms.tobytes()[:16] not in sealed
         assert store.pad_key not in sealed
         ends = b"".join(path.read_bytes()[-4096:] for path in folder.iterdir())
-        assert p_value(np.frombuffer(ends, np.uint8)) > 1e-6
+        assert p_value(np.frombuffer(ends, np.uint8)) > ALARM
         with Session(plan, workers=[DirectLink()], pads=store) as session:
             session.run(feeds)
         left.append(files(folder))

@@ -33,7 +33,7 @@ from cloister.worker.engine import Engine
 from instruction_sets import forced
 from trusted.links import DirectLink, DyingLink
 from trusted.test_session import plan_of
-from trusted.test_transcript_is_uniform import p_value
+from trusted.test_transcript_is_uniform import ALARM, DEVIATIONS, p_value
 
 KEY = bytes(range(32))
 LIES = (Lie.FLIP_ONE, Lie.SWAP_CHANNELS, Lie.SHIFT_31, Lie.SCALE, Lie.ZERO_TILE, Lie.GARBAGE)
@@ -265,12 +265,12 @@ def test_every_view_is_uniform_and_tells_nothing_of_the_pad():
         seen = [view[target] for run in views for view in run]
         assert all(view.dtype == np.uint32 and view.size >= 500 for view in seen)
         for view in seen:
-            assert p_value(view) > 1e-6
-            assert p_value(pads - view) > 1e-6
+            assert p_value(view) > ALARM
+            assert p_value(pads - view) > ALARM
         for i, one in enumerate(seen):
             for other in [*seen[:i], pads]:
                 assert np.mean(one == other) < 1e-2
-                bound = 6 / math.sqrt(one.size)
+                bound = DEVIATIONS / math.sqrt(one.size)
                 assert abs(np.corrcoef(one.astype(float), other.astype(float))[0, 1]) < bound
 
 

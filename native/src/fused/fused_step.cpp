@@ -158,7 +158,8 @@ void FusedStep::validate(const FusedRun& run) const {
       (run.reply != nullptr) != (run.values != nullptr) && (run.reply != nullptr) == reads_answer(),
       "the source must be a reply exactly when there is a scale");
   require(!run.unblinding(0, 0) || run.reply != nullptr, "only a reply can be unblinded");
-  if (run.mask_keys != nullptr) throw std::logic_error("fused step: masked terms are not read yet");
+  require(run.mask_keys == nullptr || (run.mask_nonces != nullptr && run.unblinding(0, 0)),
+          "only terms can be masked, under keys with nonces");
   require(run.sinks.size() == shape_.sinks.size(), "one output per sink is needed");
   require(a_ == nullptr || run.sums_out != nullptr, "a checked reply needs sums_out");
   for (size_t i = 0; i < run.sinks.size(); ++i) {
@@ -188,7 +189,7 @@ int64_t FusedStep::bands_per_image(int64_t n, int threads) const {
 }
 
 // Everything is allocated here, so that threads cannot throw.
-void FusedStep::prepare(const FusedKernels& kernels, int64_t workers) {
+void FusedStep::prepare(const FusedKernels& kernels, int64_t workers, bool masked) {
   for (size_t i = 0; i < limbs_.size(); ++i) {
     // Another instruction set than when the step was made.
     if (limbs(kernels, i) == nullptr || limbs_[i].digits() == kernels.digits) continue;
@@ -207,6 +208,9 @@ void FusedStep::prepare(const FusedKernels& kernels, int64_t workers) {
     scratch->rows.reserve(static_cast<size_t>(ring));
     scratch->lanes.reserve(1 + shape_.sinks.size());
     scratch_.push_back(std::move(scratch));
+  }
+  for (const auto& scratch : scratch_) {
+    if (masked) scratch->terms.resize(static_cast<size_t>(std::max(kTile, shape_.c)));
   }
 }
 
@@ -227,7 +231,8 @@ void FusedStep::run(const FusedRun& run, int threads) {
   const bool rows_first = bands > 1 && window && span(window->kh, window->dh) > window->sh;
   const int64_t row = shape_.w * shape_.c;
   if (rows_first) image_.resize(static_cast<size_t>(run.n * shape_.h * row));
-  prepare(kernels, std::min<int64_t>(std::max(threads, 1), run.n * bands));
+  prepare(kernels, std::min<int64_t>(std::max(threads, 1), run.n * bands),
+          run.mask_keys != nullptr);
   const size_t columns = 1 + shape_.sinks.size();
   const size_t phase_sums = static_cast<size_t>(run.n * bands) * columns;
   std::vector<uint64_t> sums(2 * phase_sums), clipped(phase_sums);

@@ -13,7 +13,7 @@ const Kernels kKernelsAvx2{
     .doubles = fixed_point_kernels<double>(),
     .transpose = transpose_words,
     .freivalds = kFreivaldsInWords,
-    .aes = {aes_expand_key, aes_fill},
+    .aes = {aes_expand_key, aes_fill, aes_subtract},
     .pad_shares = pad_share_kernels<Avx2>()};
 
 }  // namespace cloister

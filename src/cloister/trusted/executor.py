@@ -145,6 +145,9 @@ class Executor:
             request.space.native.begin()
             return
         pads = request.pad_sets = request.pads.claim()
+        if isa() == "portable":
+            for pad in pads:
+                remove_mask(pad, PadLayout.of(self.plan))
         request.space.native.begin(
             keys=[pad.key for pad in pads],
             pad_ids=[pad.pad_id for pad in pads],

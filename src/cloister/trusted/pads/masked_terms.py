@@ -1,0 +1,44 @@
+"""The mask over stored terms: `A r + k` (mod 2^32), with k a keystream of the same numbers and
+domains as `r`, under another key. It hides the terms and does not authenticate them.
+
+The fused pass subtracts the mask while it reads. Proof that a change of masked terms is refused as
+a wrong answer is: docs/protocols/padstore.md.
+"""
+
+import numpy as np
+from jaxtyping import UInt32
+
+from cloister.ring.pads import expand_into
+from cloister.trusted.pads.pad_layout import PadLayout
+from cloister.trusted.pads.source import PadSet
+
+
+def add_masks(
+    terms: UInt32[np.ndarray, "rows words"], layout: PadLayout, key: bytes, *, first_id: int
+) -> None:
+    """Mask the terms of consecutive pad ids in place; words that belong to no node stay 0.
+
+    Secret   key, and terms until this returns
+    """
+    for index, rows in layout.views(terms).items():
+        mask = np.empty(rows[0].shape, np.uint32)
+        for pad_id, row in enumerate(rows, first_id):
+            expand_into(key, pad_id, domain=index, out=mask.reshape(-1))
+            row += mask
+
+
+def remove_mask(pad: PadSet, layout: PadLayout) -> None:
+    """Give a pad set terms without a mask, in memory of their own.
+
+    For CPUs without AES instructions, where the fused pass makes no keystream, and for tests.
+
+    Secret   its terms from now on
+    """
+    if pad.mask_key is None:
+        return
+    terms = pad.terms.copy()
+    for index, part in layout.views(terms).items():
+        mask = np.empty(part.shape, np.uint32)
+        expand_into(pad.mask_key, pad.pad_id, domain=index, out=mask.reshape(-1))
+        part -= mask
+    pad.terms, pad.mask_key = terms, None
