@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from cloister.base._native import isa
 from cloister.base.reading import parsing
 from cloister.base.rng import Csprng
 from cloister.errors import PlanError
@@ -26,6 +27,8 @@ from cloister.graph.output_values import owned
 from cloister.plan.plan import Plan
 from cloister.trusted.checks import Checks, wrong_answer
 from cloister.trusted.pads.maker import PadUse
+from cloister.trusted.pads.masked_terms import remove_mask
+from cloister.trusted.pads.pad_layout import PadLayout
 from cloister.trusted.program.compile import compile_plan
 from cloister.trusted.program.steps import Program
 from cloister.trusted.report import Meter

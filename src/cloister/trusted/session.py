@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from cloister.base.rng import Csprng, SystemRandom
-from cloister.errors import ClipError, ClipWarning, PlanError, RangeError
+from cloister.errors import ClipError, ClipWarning, InputError, PlanError, RangeError
 from cloister.graph.batch import cut, joined, sample_count, sizes_remedy, where_not_finite
 from cloister.plan.plan import Plan
 from cloister.plan.samples import Samples, sample_groups
@@ -24,11 +24,11 @@ from cloister.trusted.empty_batch import empty_outputs
 from cloister.trusted.executor import Executor
 from cloister.trusted.lanes import Lane, Lanes, MicroBatch, Worker
 from cloister.trusted.pads.maker import InlinePads
-from cloister.trusted.pads.source import PadSource
+from cloister.trusted.pads.source import KnownTo, PadSource
 from cloister.trusted.report import LayerRow, Meter, Report, Result
 from cloister.trusted.sized_plans import SizedPlans
 from cloister.wire.grpc.connect import connect
-from cloister.wire.grpc.places import endpoints
+from cloister.wire.grpc.places import endpoints, machines
 from cloister.wire.link import WorkerLink
 from cloister.wire.shm.shm_link import connect_local_worker
 from cloister.wire.transcript import Transcript
@@ -126,9 +126,16 @@ class Session:
         self._needs_worker = any(p.on_worker for p in plan.protections.values())
         count = _lane_count(lanes, workers if self._needs_worker else (), threads=threads)
         self._makers = _makers(
-            plan, makers, workers, timeout_s=timeout_s,
-            insecure_one_party=insecure_one_party, insecure_plaintext=insecure_plaintext,
-        )  # fmt: skip
+            plan, makers, timeout_s=timeout_s, insecure_plaintext=insecure_plaintext
+        )
+        self._known_to: Sequence[KnownTo] = ()
+        if self._makers is not None:
+            self._known_to = self._makers.known_to
+        elif pads is not None:
+            self._known_to = pads.known_to
+        self._one_party = bool(self._known_to) and _one_party(
+            self._known_to, workers, insecure_one_party=insecure_one_party
+        )
         self._plans = SizedPlans(
             plan,
             lambda one: self._made_pads(one, threads) if pads is None else pads,
@@ -360,7 +367,7 @@ class Session:
             bytes_to_worker=total.bytes_to_worker,
             bytes_from_worker=total.bytes_from_worker,
             pads_used=meter.pads_used,
-            pads_from="none" if self._plans.own.pads is None else self._plans.own.pads.kind,
+            pads_from=self._pads_from(),
             workers=self._lanes.workers,
             workers_lost=tuple(self._lanes.lost),
             makers=() if self._makers is None else self._makers.names,
@@ -372,10 +379,23 @@ class Session:
             layers=tuple(meter.rows.values()),
         )
 
+    def _pads_from(self) -> str:
+        pads = self._plans.own.pads
+        if pads is None:
+            return "none"
+        if self._one_party:
+            return f"{pads.kind}, of one party with a worker, which can read every input"
+        return pads.kind
+
     def claims(self, *, pinned: bool = True) -> "Claims":
         """What each party can learn and do: the claims of the plan, and those about its makers."""
         claims = self.plan.claims(pinned=pinned)
-        return claims if self._makers is None else self._makers.added_to(claims)
+        if not self._known_to:
+            return claims
+        encrypted = all(maker.encrypted for maker in self._known_to)
+        loaded = importlib.import_module("cloister.plan.maker_claims")
+        found: Claims = loaded.with_makers(claims, one_party=self._one_party, encrypted=encrypted)
+        return found
 
     def close(self) -> None:
         """Stop local workers and engines, close links, overwrite what is left of spent pads."""
@@ -432,10 +452,8 @@ def _engines(
 def _makers(
     plan: Plan,
     makers: "Sequence[str | MakerAddress | WorkerLink] | None",
-    workers: Sequence[str | WorkerLink] | None,
     *,
     timeout_s: float,
-    insecure_one_party: bool,
     insecure_plaintext: bool,
 ) -> "Makers | None":
     """The makers of a session's pads; what asks them is loaded for such sessions only.
@@ -446,9 +464,36 @@ def _makers(
         return None
     loaded = importlib.import_module("cloister.trusted.pads.makers")
     found: Makers = loaded.Makers.open(
-        plan, makers, workers, timeout_s=timeout_s,
-        insecure_one_party=insecure_one_party, insecure_plaintext=insecure_plaintext,
-    )  # fmt: skip
+        plan, makers, timeout_s=timeout_s, insecure_plaintext=insecure_plaintext
+    )
+    return found
+
+
+def _one_party(
+    makers: Sequence[KnownTo],
+    workers: Sequence[str | WorkerLink] | None,
+    *,
+    insecure_one_party: bool,
+) -> bool:
+    """Whether a maker and a worker are of one party, as far as their addresses show it.
+
+    Raises   InputError if so, unless `insecure_one_party`; also for a name that does not resolve
+    """
+    owners: dict[str, str] = {}
+    for worker in (None,) if workers is None else workers:
+        address = worker.address if isinstance(worker, WorkerLink) else worker
+        owners.update(dict.fromkeys(machines(address), address or "of this machine"))
+    found = False
+    for maker in makers:
+        for machine in sorted(machines(maker.address) & owners.keys()):
+            if not insecure_one_party:
+                raise InputError(
+                    f"maker {maker.address or 'of this machine'} and worker {owners[machine]} are "
+                    f"one party ({machine}), which could read every input; choose a maker of "
+                    "another owner, on another machine (insecure_one_party, --insecure-one-party: "
+                    "for tests)"
+                )
+            found = True
     return found
 
 

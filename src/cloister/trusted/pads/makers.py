@@ -29,15 +29,12 @@ from cloister.errors import (
     WorkerTimeout,
     WorkerUnavailable,
 )
-from cloister.plan.claims import Claims
-from cloister.plan.maker_claims import with_makers
 from cloister.plan.plan import Plan
 from cloister.ring.pad_block import BLOCK_ROWS_MAX, SEED_BYTES, BlockKeys
 from cloister.trusted.checks import for_native
 from cloister.trusted.pads.pad_layout import PadLayout
-from cloister.trusted.pads.source import PadSet, reclaim
+from cloister.trusted.pads.source import KnownTo, PadSet, reclaim
 from cloister.wire.grpc.connect import connect
-from cloister.wire.grpc.places import machines
 from cloister.wire.link import WorkerLink
 from cloister.wire.messages import MakePads
 
@@ -107,38 +104,6 @@ def open_links(
 def _open(maker: MakerAddress, *, timeout_s: float) -> WorkerLink:
     certificate = None if maker.certificate is None else load_certificate(maker.certificate)
     return connect(maker.address, timeout_s=timeout_s, certificate=certificate)
-
-
-def require_apart(
-    makers: Sequence[WorkerLink],
-    workers: Sequence[str | WorkerLink] | None,
-    *,
-    insecure_one_party: bool,
-) -> bool:
-    """Refuse a maker on the machine of a worker, whose owner would know `r` and `x + r`.
-
-    workers   addresses or links; None: a process of this machine
-
-    Whether there is one, which only `insecure_one_party` allows.
-
-    Raises   InputError, also for a name that does not resolve
-    """
-    owners: dict[str, str] = {}
-    for worker in (None,) if workers is None else workers:
-        address = worker.address if isinstance(worker, WorkerLink) else worker
-        name = worker.name if isinstance(worker, WorkerLink) else worker or "of this machine"
-        owners.update(dict.fromkeys(machines(address), name))
-    one_party = False
-    for maker in makers:
-        for machine in sorted(machines(maker.address) & owners.keys()):
-            if not insecure_one_party:
-                raise InputError(
-                    f"maker {maker.name} and worker {owners[machine]} are one party ({machine}), "
-                    "which could read every input; choose a maker of another owner, on another "
-                    "machine (insecure_one_party, --insecure-one-party: for tests)"
-                )
-            one_party = True
-    return one_party
 
 
 @dataclass(eq=False, repr=False)
@@ -213,15 +178,11 @@ class Makers:
     """The makers of one session or store; a maker that lied, hung or died is not used again.
 
     timeout_s   for each block
-    one_party   whether a maker is of the party of a worker, which `require_apart` finds
 
     A link serves this object alone. Thread-safe.
     """
 
-    def __init__(
-        self, links: Sequence[WorkerLink], *, timeout_s: float, one_party: bool = False
-    ) -> None:
-        self.one_party = one_party
+    def __init__(self, links: Sequence[WorkerLink], *, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._all = [_Maker(link) for link in links]
         self._makers = list(self._all)
@@ -233,34 +194,32 @@ class Makers:
         cls,
         plan: Plan,
         makers: Sequence[str | MakerAddress | WorkerLink],
-        workers: Sequence[str | WorkerLink] | None,
         *,
         timeout_s: float,
-        insecure_one_party: bool = False,
         insecure_plaintext: bool = False,
     ) -> Self:
-        """The makers of a plan's pads, which these workers are not to know.
+        """The makers of a plan's pads; the session sees to it that no worker is of their party.
 
-        Raises   PlanError and InputError, see `require_checked`, `open_links`, `require_apart`
+        Raises   PlanError and InputError, see `require_checked`, `open_links`
         """
         require_checked(plan)
         links = open_links(makers, timeout_s=timeout_s, insecure_plaintext=insecure_plaintext)
-        one_party = require_apart(links, workers, insecure_one_party=insecure_one_party)
-        return cls(links, timeout_s=timeout_s, one_party=one_party)
+        return cls(links, timeout_s=timeout_s)
 
     def pads_of(self, plan: Plan, *, rng: Csprng) -> "MakerPads":
         """The source of a plan's pads."""
         return MakerPads(plan, self, rng=rng)
 
-    def added_to(self, claims: Claims) -> Claims:
-        """The claims of a plan, and those about these makers."""
-        encrypted = all(maker.link.encrypted for maker in self._all)
-        return with_makers(claims, one_party=self.one_party, encrypted=encrypted)
-
     @property
     def names(self) -> tuple[str, ...]:
         """The makers that are left."""
         return tuple(maker.link.name for maker in self._makers)
+
+    @property
+    def known_to(self) -> tuple[KnownTo, ...]:
+        """The parties that these makers are, those that are lost among them."""
+        links = [maker.link for maker in self._all]
+        return tuple(KnownTo(link.address, link.encrypted) for link in links)
 
     @property
     def lost(self) -> tuple[str, ...]:
@@ -339,6 +298,8 @@ class MakerPads:
     Memory: the terms of the pads that are taken, where the links have them.
     """
 
+    kind = "maker"
+
     def __init__(self, plan: Plan, makers: Makers, *, rng: Csprng) -> None:
         require_checked(plan)
         self.plan_digest = plan.digest
@@ -353,11 +314,9 @@ class MakerPads:
         self._lock = threading.Lock()
 
     @property
-    def kind(self) -> str:
-        """Where the pads come from, for the report."""
-        if self._makers.one_party:
-            return "maker, of one party with a worker, which can read every input"
-        return "maker"
+    def known_to(self) -> Sequence[KnownTo]:
+        """See PadSource."""
+        return self._makers.known_to
 
     def take(self, count: int) -> list[PadSet]:
         """Have `count` pad sets made; none is ever handed out twice.
@@ -399,7 +358,7 @@ class MakerPads:
         for maker in makers:
             self._makers.drop(maker)
         names = ", ".join(maker.link.name for maker in makers)
-        return f"the pads that maker {names} made"
+        return f"the pads that maker {names} made are"
 
     def _block(self, rows: int) -> list[PadSet]:
         with self._lock:

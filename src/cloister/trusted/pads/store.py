@@ -33,7 +33,7 @@ from cloister.trusted.pads.masked_terms import add_masks
 from cloister.trusted.pads.opened_blocks import OpenedBlock, OpenedBlocks
 from cloister.trusted.pads.pad_layout import PadLayout
 from cloister.trusted.pads.pad_ledger import BUSY_TIMEOUT_S, PadCounters, PadLedger
-from cloister.trusted.pads.source import PadSet
+from cloister.trusted.pads.source import KnownTo, PadSet
 
 _SEEDS = b"cloister pad block seed v1"
 _FILES = b"cloister pad block files v1"
@@ -201,6 +201,11 @@ class PadStore:
         return self._ledger.plan_digest
 
     @property
+    def known_to(self) -> Sequence[KnownTo]:
+        """See PadSource."""
+        return ()
+
+    @property
     def layout(self) -> PadLayout:
         """Where each node's terms lie in a row."""
         return self._ledger.layout
@@ -279,6 +284,10 @@ class PadStore:
             if self._opened is None:
                 self._opened = OpenedBlocks(self._files, self._open_next)
             return self._opened.take(count)
+
+    def blame(self, pads: Sequence[PadSet]) -> str:
+        """See PadSource: masked terms have no tag."""
+        return "" if self._files.sealed else "the pads of the store are"
 
     def recycle(self, pads: Sequence[PadSet]) -> None:
         """Keep the memory of spent pads for the next `take`, which is then faster.
