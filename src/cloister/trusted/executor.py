@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from cloister.base._native import isa
 from cloister.base.reading import parsing
 from cloister.base.rng import Csprng
 from cloister.errors import PlanError
@@ -27,8 +26,7 @@ from cloister.graph.output_values import owned
 from cloister.plan.plan import Plan
 from cloister.trusted.checks import Checks, wrong_answer
 from cloister.trusted.pads.maker import PadUse
-from cloister.trusted.pads.masked_terms import remove_mask
-from cloister.trusted.pads.pad_layout import PadLayout
+from cloister.trusted.pads.masked_terms import unmask_without_aes
 from cloister.trusted.program.compile import compile_plan
 from cloister.trusted.program.steps import Program
 from cloister.trusted.report import Meter
@@ -148,9 +146,7 @@ class Executor:
             request.space.native.begin()
             return
         pads = request.pad_sets = request.pads.claim()
-        if isa() == "portable":
-            for pad in pads:
-                remove_mask(pad, PadLayout.of(self.plan))
+        unmask_without_aes(pads, self.plan)
         request.space.native.begin(
             keys=[pad.key for pad in pads],
             pad_ids=[pad.pad_id for pad in pads],

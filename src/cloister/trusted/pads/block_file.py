@@ -7,8 +7,8 @@
             sealed   nonce (12) | AES-256-GCM of the terms `A r` (words) | tag (16)
 
 The head's HMAC is under a key of this block alone, so a file of another store, plan or block does
-not open, whatever its name. A seal covers the head and the number of the row. Masked terms are not
-authenticated here: a plan that checks every answer refuses a wrong one (docs/protocols/padstore.md).
+not open, whatever its name. A seal covers the head and the number of the row. Masked terms have no
+tag: a plan that checks every answer refuses what wrong ones give (docs/protocols/padstore.md).
 Bytes of a record that belong to no node are 0, or the file is refused. The key file says what a row
 holds and whether a store is sealed; this file does not.
 """
@@ -206,7 +206,9 @@ class BlockFiles:
         if not found.startswith(MAGIC):
             raise OSError(errno.EINVAL, "is not a file of this version")
         if found[: _OWNER.size] != _OWNER.pack(MAGIC, self.store_id, self.plan_digest, block):
-            raise OSError(errno.EINVAL, "belongs to another store or block; it was copied or renamed")
+            raise OSError(
+                errno.EINVAL, "belongs to another store or block; it was copied or renamed"
+            )
         rows = _HEAD.unpack_from(found)[4]
         head = self._head(block, rows)
         if not hmac.compare_digest(found, head.ljust(ALIGNED_BYTES, b"\0")):

@@ -291,7 +291,7 @@ class Rate:
         if self.per_hour is not None and not 0 < self.per_hour < float("inf"):
             raise InputError(f"rate: pads per hour must be positive and finite: {self.per_hour}")
 
-    def pause_s(self, busy_s: float, made: int) -> float:
+    def pause_s(self, busy_s: float, *, made: int) -> float:
         """How long to rest after `made` pad sets that took `busy_s` to make."""
         pause = 0.0
         if self.share is not None:
@@ -336,14 +336,13 @@ def fill(
             started = time.monotonic()
             part = terms[: missing - done]
             block = store.reserve(len(part), makers=maker.parties)
-            part.fill(0)
             maker.make(block.keys.pad_key, block.first_id, into=part)
             store.put_block(block, part)
             done += len(part)
             if progress is not None:
                 progress(done, missing)
             if rate is not None and done < missing:
-                stop.wait(rate.pause_s(time.monotonic() - started, len(part)))
+                stop.wait(rate.pause_s(time.monotonic() - started, made=len(part)))
     finally:
         terms.fill(0)
     return done

@@ -5,9 +5,13 @@ The fused pass subtracts the mask while it reads. Proof that a change of masked 
 a wrong answer is: docs/protocols/padstore.md.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import UInt32
 
+import cloister.base._native as native
+from cloister.plan.plan import Plan
 from cloister.ring.pads import expand_into
 from cloister.trusted.pads.pad_layout import PadLayout
 from cloister.trusted.pads.source import PadSet
@@ -27,10 +31,16 @@ def add_masks(
             row += mask
 
 
+def unmask_without_aes(pads: Sequence[PadSet], plan: Plan) -> None:
+    """On a CPU without AES instructions, where the fused pass makes no keystream: remove masks."""
+    if native.isa() == "portable":
+        layout = PadLayout.of(plan)
+        for pad in pads:
+            remove_mask(pad, layout)
+
+
 def remove_mask(pad: PadSet, layout: PadLayout) -> None:
     """Give a pad set terms without a mask, in memory of their own.
-
-    For CPUs without AES instructions, where the fused pass makes no keystream, and for tests.
 
     Secret   its terms from now on
     """

@@ -51,7 +51,8 @@ class _Chunk:
 
     def terms(self, row: int, words: int) -> UInt32[np.ndarray, " words"]:
         """The terms that one row begins with."""
-        return self.memory[row].view(np.uint32)[:words]
+        terms: np.ndarray = self.memory[row].view(np.uint32)[:words]
+        return terms
 
 
 class OpenedBlocks:

@@ -64,10 +64,10 @@ class PadCounters:
 
     Blocks below `next_make` have been given to a maker, with `rows_reserved` rows in all. Blocks
     below `next_use` will never be opened from their beginning again. `given_back` has those of them
-    that were opened and closed again, with the first row that was not handed out: the only ones that
-    are opened a second time. `rows_opened` counts the rows of opened blocks that were not given
-    back. `makers` is how few parties ever made pads of this store by workers; 0: the trusted side
-    made them all.
+    that were opened and closed again, with the first row that was not handed out; no others are
+    opened a second time. `rows_opened` counts the rows of opened blocks that were not given back.
+    `makers` is how few parties ever made pads of this store by workers; 0: the trusted side made
+    them all.
     """
 
     next_make: int = 0
@@ -156,9 +156,7 @@ class PadLedger:
         with _transaction(path, busy_timeout_s) as database:
             sqlite.mark(database, APPLICATION_ID, FORMAT)
             database.execute(_SCHEMA)
-            ledger = cls(
-                path, store_id, store_key, plan_digest, sealed, layout, busy_timeout_s
-            )
+            ledger = cls(path, store_id, store_key, plan_digest, sealed, layout, busy_timeout_s)
             database.execute(
                 "INSERT INTO store VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
@@ -192,7 +190,11 @@ class PadLedger:
             if row is None or not all(isinstance(value, bytes) for value in row[:3]):
                 raise PadStoreError(_damaged(path))
             with parsing(_damaged(path), kind=PadStoreError, quoted=False):
-                ledger = cls(path, *row[:3], bool(row[3]), _layout(row[4]), busy_timeout_s)
+                store_id, store_key, plan_digest, sealed, layout = row
+                ledger = cls(
+                    path, store_id, store_key, plan_digest, bool(sealed), _layout(layout),
+                    busy_timeout_s,
+                )  # fmt: skip
             ledger._load(database)
         return ledger
 
@@ -226,8 +228,10 @@ class PadLedger:
             raise PadStoreError(f"key file {self.path}: was replaced by another store's")
         if not hmac.compare_digest(mac, self._mac(*row)):
             raise PadStoreError(_damaged(self.path))
-        *numbers, given_back = row
-        return PadCounters(*numbers, dict(json.loads(given_back)))
+        next_make, next_use, rows_reserved, rows_opened, makers, given_back = row
+        return PadCounters(
+            next_make, next_use, rows_reserved, rows_opened, makers, dict(json.loads(given_back))
+        )
 
     def _row(self, counters: PadCounters) -> tuple[int | str | bytes, ...]:
         row = (
