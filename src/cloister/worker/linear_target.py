@@ -1,6 +1,7 @@
 """A linear map as a worker keeps it, with the memory that it takes."""
 
 import numpy as np
+from jaxtyping import UInt32
 
 from cloister.errors import ShapeError
 from cloister.ring.linear import Geometry, LinearMap
@@ -61,6 +62,15 @@ class LinearTarget:
     def run(self, tensors: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         """See Target."""
         return (self._map.apply(tensors[0]),)
+
+    def write_to(
+        self, out: UInt32[np.ndarray, "n oh ow oc"], x: UInt32[np.ndarray, "n h w c"]
+    ) -> None:
+        """Apply the map; images of `out` may lie apart."""
+        if isinstance(self._map, cpu_maps.CpuMap):
+            self._map.apply(x, out=out)
+        else:
+            out[...] = self._map.apply(x)
 
     def _request(self, tensors: tuple[np.ndarray, ...]) -> np.ndarray:
         if len(tensors) != 1:

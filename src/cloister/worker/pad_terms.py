@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import UInt32
 
 from cloister.errors import InputError, ShapeError
-from cloister.ring.pad_block import BlockKeys
-from cloister.ring.pads import expand, expand_into
+from cloister.ring.pad_block import BlockKeys, mask_rows
+from cloister.ring.pads import expand
 from cloister.wire.messages import MakePads
 from cloister.worker.linear_target import WORD_BYTES, LinearTarget
 from cloister.worker.targets import Target
@@ -52,15 +52,13 @@ def make_terms(
 
     Source   Slalom (arXiv:1806.03287) section 3.2, "precomputation"; deviation: by another party
     """
-    keys = BlockKeys.of(message.seed)
-    ids = np.arange(message.first_id, message.first_id + message.rows, dtype=np.int64)
+    keys, first_id = BlockKeys.of(message.seed), message.first_id
+    ids = np.arange(first_id, first_id + message.rows, dtype=np.int64)
     terms = np.zeros(message.answer.shape, np.uint32)
     for domain, (target, offset) in targets.items():
-        pads = expand(keys.pad_key, ids, target.geometry.in_shape, domain=domain)
-        (products,) = target.run((pads,))
-        count = target.geometry.out_elements
-        mask = np.empty(count, np.uint32)
-        for row, number in enumerate(ids.tolist()):
-            expand_into(keys.mask_key, number, domain=domain, out=mask)
-            np.add(products[row].reshape(-1), mask, out=terms[row, offset : offset + count])
+        geometry = target.geometry
+        rows = terms[:, offset : offset + geometry.out_elements]
+        rows = rows.reshape(-1, *geometry.out_shape)
+        target.write_to(rows, expand(keys.pad_key, ids, geometry.in_shape, domain=domain))
+        mask_rows(rows, keys.mask_key, first_id=first_id, domain=domain)
     return terms
