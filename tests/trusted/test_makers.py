@@ -9,17 +9,28 @@ import pytest
 import nets
 from cloister.base.identity import TlsIdentity
 from cloister.base.rng import SystemRandom
-from cloister.errors import InputError, PadReusedError, PlanError
+from cloister.errors import (
+    InputError,
+    MakerError,
+    PadReusedError,
+    PadStoreError,
+    PlanError,
+    VerificationError,
+)
 from cloister.plan.claims import Extent, Role, Verb
 from cloister.ring.pad_block import BlockKeys
 from cloister.ring.pads import expand
 from cloister.trusted.pads import makers as made_by_makers
+from cloister.trusted.pads.factory import fill, open_maker
 from cloister.trusted.pads.maker import InlinePads, PadMaker
-from cloister.trusted.pads.makers import MakerAddress, MakerPads, Makers
+from cloister.trusted.pads.makers import MakerAddress, MakerPads, Makers, StoreMakers
 from cloister.trusted.pads.masked_terms import remove_mask
 from cloister.trusted.pads.pad_layout import PadLayout
+from cloister.trusted.pads.source import KnownTo
+from cloister.trusted.pads.store import PadStore
+from cloister.trusted.pads.stored_plan import open_or_create
 from cloister.trusted.session import Session
-from cloister.wire.messages import LoadLinear, MakePads
+from cloister.wire.messages import Answer, LoadLinear, MakePads
 from cloister.wire.shm.shm_link import connect_local_worker, start_local_worker
 from cloister.worker.serve import start_server
 from trusted.links import DirectLink
@@ -281,3 +292,89 @@ def test_claims_name_both_parties_and_what_each_rests_on(plan):
 def test_a_session_without_makers_has_the_claims_of_its_plan(plan):
     with Session(plan, workers=[DirectLink()]) as plain:
         assert plain.claims() == plan.claims()
+
+
+# ---- stores that makers fill
+
+
+@pytest.fixture
+def store(plan, tmp_path):
+    return PadStore.create(
+        tmp_path / "pads",
+        plan_digest=plan.digest,
+        layout=PadLayout.of(plan),
+        sealed=not plan.pads_checked,
+        key_file=tmp_path / "key",
+        rng=SystemRandom(),
+    )
+
+
+def filled(plan, store, *links, count=5, block_rows=2):
+    makers = StoreMakers(plan, Makers(links, timeout_s=5.0))
+    return fill(store, makers, count=count, block_rows=block_rows)
+
+
+def test_a_store_that_a_maker_filled_serves_sessions(plan, store, feeds, tmp_path):
+    maker = MakerLink()
+    assert filled(plan, store, maker) == 5
+    assert [(block.rows, block.first_id) for block in maker.blocks] == [
+        (2, 0), (2, 2**16), (1, 2 * 2**16),
+    ]  # fmt: skip
+    assert {type(message) for message in maker.seen} == {LoadLinear, MakePads}
+    again = PadStore.open(tmp_path / "pads", plan_digest=plan.digest, key_file=tmp_path / "key")
+    assert again.kind == "store, made by makers"
+    assert again.known_to == (KnownTo("198.51.100.1:7000", True),)
+    with Session(plan, workers=[worker()], pads=again) as stored:
+        result = stored.run(feeds)
+        claims = stored.claims()
+    assert same(result.outputs, outputs_of(plan, feeds))
+    assert claims.worst(Role.MAKER) is Extent.EVERYTHING
+    (inputs,) = (s for s in claims.of(Role.MAKER, Verb.LEARNS) if s.about == "inputs")
+    assert inputs.extent is Extent.NOTHING
+
+
+def test_a_store_remembers_who_knows_its_pads(plan, store, feeds):
+    """Also when later blocks are made here, and where nothing came of a maker's block."""
+    here = MakerLink("here", twist=lambda message, answer: None)
+    here.address = "127.0.0.1:7000"
+    assert filled(plan, store, here, MakerLink("far"), count=2) == 2
+    fill(store, PadMaker(plan), count=5)
+    assert [known.address for known in store.known_to] == [here.address, "198.51.100.1:7000"]
+    with pytest.raises(InputError, match="one party"):
+        Session(plan, pads=store)
+    workers = [DirectLink()]
+    with Session(plan, workers=workers, pads=store, insecure_one_party=True) as stored:
+        report = stored.run(feeds).report
+    assert report.pads_from.endswith("of one party with a worker, which can read every input")
+
+
+def test_wrong_terms_of_a_store_are_refused_when_they_are_used(plan, store, feeds):
+    def wrong(message, answer):
+        (terms,) = answer.tensors
+        return Answer(message.request_id, (terms + np.uint32(1),))
+
+    filled(plan, store, MakerLink(twist=wrong))
+    with (
+        Session(plan, workers=[worker()], pads=store) as stored,
+        pytest.raises(VerificationError, match=r"or the pads of the store are.*cannot be told"),
+    ):
+        stored.run(feeds)
+
+
+def test_a_maker_that_breaks_the_protocol_stores_nothing(plan, store):
+    def none(message, answer):
+        return Answer(message.request_id, ())
+
+    with pytest.raises(MakerError, match="maker maker"):
+        filled(plan, store, MakerLink(twist=none))
+    assert store.status().ready == 0
+
+
+def test_a_store_of_a_plan_that_does_not_check_takes_none(tmp_path):
+    plan = plan_of(nets.chain(), "blinded")
+    store = open_or_create(plan, tmp_path / "pads", key_file=tmp_path / "key", rng=SystemRandom())
+    with pytest.raises(PlanError, match="two workers"), open_maker(plan, makers=[MakerLink()]):
+        pass
+    with pytest.raises(PadStoreError, match="takes no masked terms"):
+        filled(plan, store, MakerLink())
+    assert store.status().ready == 0

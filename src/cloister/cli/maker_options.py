@@ -55,16 +55,20 @@ class PadMakers:
     insecure_plaintext: InsecurePlaintext = False
     insecure_one_party: InsecureOneParty = False
 
-    def addresses(self) -> list[MakerAddress]:
+    def addresses(self, *, stored: bool) -> list[MakerAddress]:
         """Where the makers are; none where no maker is given.
+
+        stored   whether the pads are from a store, which makers may have filled
 
         Raises   InputError naming the option
         """
-        if not self.maker:
-            refuse_given(
-                "goes with --maker", {"--insecure-one-party": self.insecure_one_party or None}
-            )
-        return maker_addresses(self.maker, self.maker_certificate, self.insecure_plaintext)
+        found = maker_addresses(self.maker, self.maker_certificate, self.insecure_plaintext)
+        if stored:
+            refuse_given("--pads has pads; leave it out", {"--maker": self.maker})
+        elif not found:
+            one_party = self.insecure_one_party or None
+            refuse_given("goes with --maker or --pads", {"--insecure-one-party": one_party})
+        return found
 
 
 def maker_addresses(

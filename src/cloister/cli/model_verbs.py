@@ -324,9 +324,7 @@ def run(
     """
     if (pads is None) != (key is None) and not is_bundle_file(model):
         raise InputError("--pads and --key belong together; give both or neither")
-    addresses = makers.addresses()
-    if pads is not None:
-        options.refuse_given("--pads has pads; leave it out", {"--maker": makers.maker})
+    addresses = makers.addresses(stored=pads is not None)
     for option, path in (("--out", to), ("--transcript", transcript)):
         if path is not None:
             _require_place(option, path, ".npz")

@@ -34,6 +34,7 @@ from cloister.ring.pad_block import BLOCK_ROWS_MAX, SEED_BYTES, BlockKeys
 from cloister.trusted.checks import for_native
 from cloister.trusted.pads.pad_layout import PadLayout
 from cloister.trusted.pads.source import KnownTo, PadSet, reclaim
+from cloister.trusted.pads.store import PadStore, ReservedBlock
 from cloister.wire.grpc.connect import connect
 from cloister.wire.link import WorkerLink
 from cloister.wire.messages import MakePads
@@ -41,8 +42,8 @@ from cloister.wire.messages import MakePads
 BLOCK_BYTES = 256 << 20
 """Terms asked for at once, unless one pad set takes more."""
 
-Reserve = Callable[[], tuple[bytes, int]]
-"""A seed and the pad id of its first row, which no other maker was given."""
+Reserve = Callable[[KnownTo], tuple[bytes, int]]
+"""A seed and the pad id of its first row for a maker; no other maker was given them."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ class _Maker:
 
     def __init__(self, link: WorkerLink) -> None:
         self.link = link
+        self.known = KnownTo(link.address, link.encrypted)
         self.turn = threading.Lock()
         self._loaded: Plan | None = None
         self._next_request = 1
@@ -218,8 +220,7 @@ class Makers:
     @property
     def known_to(self) -> tuple[KnownTo, ...]:
         """The parties that these makers are, those that are lost among them."""
-        links = [maker.link for maker in self._all]
-        return tuple(KnownTo(link.address, link.encrypted) for link in links)
+        return tuple(maker.known for maker in self._all)
 
     @property
     def lost(self) -> tuple[str, ...]:
@@ -236,7 +237,7 @@ class Makers:
         last: Exception | None = None
         while True:
             with self._turn(last) as maker:
-                seed, first_id = reserve()
+                seed, first_id = reserve(maker.known)
                 try:
                     return maker.make(
                         plan, layout, seed, first_id, rows=rows, timeout_s=self._timeout_s
@@ -364,7 +365,7 @@ class MakerPads:
         with self._lock:
             first_id, self._next_id = self._next_id, self._next_id + rows
 
-        def reserve() -> tuple[bytes, int]:
+        def reserve(_: KnownTo) -> tuple[bytes, int]:
             # Under a key of its own, an id need not be new.
             with self._lock:
                 return self._rng.random_bytes(SEED_BYTES), first_id
@@ -378,3 +379,34 @@ class MakerPads:
             PadSet(pad_id, keys.pad_key, terms, keys.mask_key)
             for pad_id, terms in zip(ids, block.terms, strict=True)
         ]
+
+
+@dataclass(frozen=True)
+class StoreMakers:
+    """Makers that fill stores of one plan; masked terms are stored as they come."""
+
+    plan: Plan
+    makers: Makers
+
+    def put_block(self, store: PadStore, rows: int) -> None:
+        """Have a block made and store it, durably.
+
+        A block whose maker was lost stays reserved, and the next maker gets another one.
+
+        Raises   MakerError, PadStoreError; then nothing is stored
+        """
+        reserved: list[ReservedBlock] = []
+
+        def reserve(maker: KnownTo) -> tuple[bytes, int]:
+            reserved.append(store.reserve(rows, known_to=maker))
+            return reserved[-1].seed, reserved[-1].first_id
+
+        made = self.makers.make(self.plan, store.layout, rows=rows, reserve=reserve)
+        try:
+            store.put_block(reserved[-1], made.terms, masked=True)
+        finally:
+            made.release()
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.makers.close()

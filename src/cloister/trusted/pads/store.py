@@ -106,9 +106,13 @@ class PadStore:
 
     @property
     def kind(self) -> str:
-        """`store`, and how many workers, who must not have colluded, made its pads."""
+        """`store`, and who made its pads: how many workers, who must not have colluded, or makers,
+        who must not be of a worker's party.
+        """
         with self._ledger.update() as counters:
-            makers = counters.makers
+            makers, known_to = counters.makers, counters.known_to
+        if known_to and makers != 1:
+            return "store, made by makers"
         if makers == 1:
             return "store, made by workers of one party, who can compute every pad"
         return f"store, made by {makers} workers" if makers else "store"
@@ -203,17 +207,21 @@ class PadStore:
     @property
     def known_to(self) -> Sequence[KnownTo]:
         """See PadSource."""
-        return ()
+        with self._ledger.update() as counters:
+            return counters.known_to
 
     @property
     def layout(self) -> PadLayout:
         """Where each node's terms lie in a row."""
         return self._ledger.layout
 
-    def reserve(self, rows: int, *, makers: int = 0) -> ReservedBlock:
+    def reserve(
+        self, rows: int, *, makers: int = 0, known_to: KnownTo | None = None
+    ) -> ReservedBlock:
         """A block for a maker; no block is given to two makers, not even after a crash.
 
-        `makers` is the number of parties whose workers make these pads, 0 for the trusted side.
+        `makers` is the number of parties whose workers make these pads, 0 for the trusted side;
+        `known_to` is another party that is given the seed.
 
         Raises   PadStoreError when it cannot be recorded
         """
@@ -227,6 +235,8 @@ class PadStore:
             counters.rows_reserved += rows
             if makers:
                 counters.makers = min(counters.makers or makers, makers)
+            if known_to is not None and known_to not in counters.known_to:
+                counters.known_to = (*counters.known_to, known_to)
         return ReservedBlock(number, rows, self._seed(number))
 
     def put_block(
