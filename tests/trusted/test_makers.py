@@ -350,8 +350,9 @@ def test_a_store_remembers_who_knows_its_pads(plan, store, feeds):
 
 def test_wrong_terms_of_a_store_are_refused_when_they_are_used(plan, store, feeds):
     def wrong(message, answer):
-        (terms,) = answer.tensors
-        return Answer(message.request_id, (terms + np.uint32(1),))
+        terms = answer.tensors[0].copy()
+        terms[:, message.offsets[0]] ^= np.uint32(1)
+        return Answer(message.request_id, (terms,))
 
     filled(plan, store, MakerLink(twist=wrong))
     with (

@@ -16,7 +16,7 @@ from cloister.plan.plan_choice import is_plan_file
 from cloister.plan.protection import outer_policy
 from cloister.ring.pad_block import BLOCK_ROWS_MAX
 from cloister.trusted.pads import factory, stored_plan
-from cloister.trusted.pads.makers import require_checked
+from cloister.trusted.pads.makers import open_links, require_checked
 from cloister.trusted.pads.store import PadStore
 from cloister.wire.grpc.connect import connect
 from cloister.wire.link import WorkerLink
@@ -97,13 +97,16 @@ def make(
     that check every blinded layer refuse its lies.
     """
     limit = None if rate is None else options.rate(rate)
-    makers = maker_options.maker_addresses(maker, maker_certificate, insecure_plaintext)
-    if makers:
+    addresses = maker_options.maker_addresses(maker, maker_certificate, insecure_plaintext)
+    if addresses:
         options.refuse_given("--maker makes the pads; leave it out", {"--worker": worker})
     elif not worker:
         options.refuse_given("goes with --worker or --maker", {"--timeout": timeout})
     timeout_s = timeout or factory.DEFAULT_TIMEOUT_S
     links = _links(worker or [], timeout_s=timeout_s, insecure_one_party=insecure_one_party)
+    makers = []
+    if addresses:
+        makers = open_links(addresses, timeout_s=timeout_s, insecure_plaintext=insecure_plaintext)
     stored_plan.refuse_planted(folder, key_file=key)
     plan, origin, kept = _plan(model, folder, key, given, digest)
     if makers:

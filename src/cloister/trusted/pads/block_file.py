@@ -88,10 +88,10 @@ class BlockFiles:
     @cached_property
     def _unused(self) -> np.ndarray:
         """The words of a masked record that belong to no node."""
-        used = np.zeros(self.record_bytes // _WORD_BYTES, np.bool_)
+        used = np.zeros(self.record_bytes // _WORD_BYTES, np.uint32)
         for terms in self.layout.views(used[: self.layout.words]).values():
-            terms[...] = True
-        return np.flatnonzero(~used)
+            terms[...] = 1
+        return np.flatnonzero(used == 0)
 
     def path(self, block: int) -> Path:
         """Where a block lies."""

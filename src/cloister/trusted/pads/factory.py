@@ -257,7 +257,7 @@ def open_maker(
     plan: Plan,
     links: Sequence[WorkerLink] = (),
     *,
-    makers: Sequence[MakerAddress] = (),
+    makers: Sequence[MakerAddress | WorkerLink] = (),
     threads: int = 1,
     timeout_s: float = DEFAULT_TIMEOUT_S,
     insecure_one_party: bool = False,
