@@ -267,7 +267,9 @@ class PadStore:
             )
         with self._ledger.update() as counters:
             if not 0 <= block.number < counters.next_make:
-                raise PadStoreError(f"pad store {self.folder}: {block.number} was not reserved")
+                raise PadStoreError(
+                    f"pad store {self.folder}: block {block.number} was not reserved"
+                )
             passed = block.number < counters.next_use
         if passed:
             return
