@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks import networks
-from cloister.base.identity import CERTIFICATE_FILE, load_certificate
+from cloister.base.identity import CERTIFICATE_FILE
 from cloister.base.rng import SystemRandom
+from cloister.base.tls_identity import load_certificate
 from cloister.errors import InputError
 from cloister.plan.plan import Plan
 from cloister.trusted.pads.makers import MakerPads, Makers

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cloister.base.identity import TlsIdentity
+from cloister.base.tls_identity import TlsIdentity
 from cloister.worker.byzantine import Lie
 from cloister.worker.serve import start_server
 

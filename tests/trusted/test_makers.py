@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import nets
-from cloister.base.identity import TlsIdentity
 from cloister.base.rng import SystemRandom
+from cloister.base.tls_identity import TlsIdentity
 from cloister.errors import (
     InputError,
     MakerError,

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from cloister.base.identity import WORKER_NAME, TlsIdentity, load_certificate
+from cloister.base.tls_identity import WORKER_NAME, TlsIdentity, load_certificate
 from cloister.errors import InputError, WorkerUnavailable
 from cloister.wire.grpc.grpc_link import RpcLink
 from cloister.worker.serve import start_server

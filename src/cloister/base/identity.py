@@ -1,8 +1,7 @@
 """The identity of a service: its certificate, and the file by which its clients know it.
 
 A ciphertext server's clients have an access file, which holds a token: it is secret. The authority
-has a key pair besides, to which pad keys are sealed (`sealing`), and hands out a public file. The
-clients of a worker that serves by TLS have its certificate.
+has a key pair besides, to which pad keys are sealed (`sealing`), and hands out a public file.
 """
 
 import base64
@@ -29,8 +28,6 @@ ACCESS_FILE = "server.access"
 CERTIFICATE_FILE = "certificate.pem"
 PRIVATE_KEY_FILE = "certificate.key"
 HPKE_FILE = "hpke.key"
-WORKER_NAME = "cloister-worker"
-"""The name in every worker's certificate; it carries no trust, the certificate is pinned."""
 FORMAT = "cloister-authority-1"
 ACCESS_FORMAT = "cloister-access-1"
 TOKEN_BYTES = 32
@@ -146,55 +143,6 @@ class Access:
             certificate = base64.b64decode(fields["certificate"], validate=True)
             x509.load_der_x509_certificate(certificate)
             return Access(certificate, str(fields["token"]))
-
-
-@dataclass(frozen=True, repr=False)
-class TlsIdentity:
-    """The private key and the certificate of a worker, both in PEM.
-
-    Secret   private_key
-    """
-
-    private_key: bytes
-    certificate: bytes
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over the certificate, in hexadecimal: compare it by another channel."""
-        found = x509.load_pem_x509_certificate(self.certificate)
-        return found.fingerprint(hashes.SHA256()).hex()
-
-    @staticmethod
-    def open_or_create(folder: Path) -> "TlsIdentity":
-        """The identity in a folder; a new one where the folder is empty or not there yet.
-
-        Raises   InputError when the folder holds something else, or others can read the key
-        """
-        path = folder / PRIVATE_KEY_FILE
-        if not path.exists():
-            new_folder(folder)
-            create_certificate(folder, WORKER_NAME)
-        try:
-            private_key = files.read_private(path, most=MAX_FILE_BYTES)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-        return TlsIdentity(private_key, load_certificate(folder / CERTIFICATE_FILE))
-
-
-def load_certificate(path: Path) -> bytes:
-    """A worker's certificate, in PEM, to pin.
-
-    Raises   InputError when the file is none, or is one that could vouch for others
-    """
-    with parsing(f"{path}: is not a certificate"), open_regular(path) as file:
-        found = x509.load_pem_x509_certificate(file.read(MAX_FILE_BYTES))
-        if found.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
-            raise InputError(
-                f"{path}: is the certificate of an authority, which vouches for others; give the "
-                "one that `cloister worker serve --tls` made"
-            )
-        # The first one of the file alone.
-        return found.public_bytes(serialization.Encoding.PEM)
 
 
 class Identity:

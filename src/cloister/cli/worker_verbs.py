@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from cloister.base.identity import CERTIFICATE_FILE, TlsIdentity
+from cloister.base.identity import CERTIFICATE_FILE
+from cloister.base.tls_identity import TlsIdentity
 from cloister.cli import options
 from cloister.cli.console import out
 from cloister.worker.serve import serve as serve_worker

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from cloister.base.rng import Csprng, SystemRandom
-from cloister.errors import ClipError, ClipWarning, InputError, PlanError, RangeError
+from cloister.errors import ClipError, ClipWarning, PlanError, RangeError
 from cloister.graph.batch import cut, joined, sample_count, sizes_remedy, where_not_finite
 from cloister.plan.plan import Plan
 from cloister.plan.samples import Samples, sample_groups
@@ -28,7 +28,7 @@ from cloister.trusted.pads.source import KnownTo, PadSource
 from cloister.trusted.report import LayerRow, Meter, Report, Result
 from cloister.trusted.sized_plans import SizedPlans
 from cloister.wire.grpc.connect import connect
-from cloister.wire.grpc.places import endpoints, machines
+from cloister.wire.grpc.places import endpoints
 from cloister.wire.link import WorkerLink
 from cloister.wire.shm.shm_link import connect_local_worker
 from cloister.wire.transcript import Transcript
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT_S = 60.0
 DEFAULT_BATCH = 8
 _LANE_ID_BITS = 40
+_MAKERS = "cloister.trusted.pads.makers"
+"""Loaded for sessions that use pads of makers only."""
 _POLL_US = 2000
 """Longer than most fused steps, which run between an answer and the next request."""
 
@@ -133,9 +135,11 @@ class Session:
             self._known_to = self._makers.known_to
         elif pads is not None:
             self._known_to = pads.known_to
-        self._one_party = bool(self._known_to) and _one_party(
-            self._known_to, workers, insecure_one_party=insecure_one_party
-        )
+        self._one_party = False
+        if self._known_to:
+            self._one_party = importlib.import_module(_MAKERS).is_one_party(
+                self._known_to, workers, insecure_one_party=insecure_one_party
+            )
         self._plans = SizedPlans(
             plan,
             lambda one: self._made_pads(one, threads) if pads is None else pads,
@@ -147,6 +151,8 @@ class Session:
         except BaseException:
             if self._engines is not None:
                 self._engines.close()
+            if self._makers is not None:
+                self._makers.close()
             raise
 
     def _open(
@@ -462,38 +468,10 @@ def _makers(
     """
     if makers is None:
         return None
-    loaded = importlib.import_module("cloister.trusted.pads.makers")
+    loaded = importlib.import_module(_MAKERS)
     found: Makers = loaded.Makers.open(
         plan, makers, timeout_s=timeout_s, insecure_plaintext=insecure_plaintext
     )
-    return found
-
-
-def _one_party(
-    makers: Sequence[KnownTo],
-    workers: Sequence[str | WorkerLink] | None,
-    *,
-    insecure_one_party: bool,
-) -> bool:
-    """Whether a maker and a worker are of one party, as far as their addresses show it.
-
-    Raises   InputError if so, unless `insecure_one_party`; also for a name that does not resolve
-    """
-    owners: dict[str, str] = {}
-    for worker in (None,) if workers is None else workers:
-        address = worker.address if isinstance(worker, WorkerLink) else worker
-        owners.update(dict.fromkeys(machines(address), address or "of this machine"))
-    found = False
-    for maker in makers:
-        for machine in sorted(machines(maker.address) & owners.keys()):
-            if not insecure_one_party:
-                raise InputError(
-                    f"maker {maker.address or 'of this machine'} and worker {owners[machine]} are "
-                    f"one party ({machine}), which could read every input; choose a maker of "
-                    "another owner, on another machine (insecure_one_party, --insecure-one-party: "
-                    "for tests)"
-                )
-            found = True
     return found
 
 

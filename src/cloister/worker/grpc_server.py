@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import grpc
 
-from cloister.base.identity import TlsIdentity
+from cloister.base.tls_identity import TlsIdentity
 from cloister.errors import InputError, ProtocolError, RangeError
 from cloister.wire.codec import Encoded, Head, encode
 from cloister.wire.grpc.frames import Assembler, to_frames

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from cloister.base.identity import TlsIdentity
+from cloister.base.tls_identity import TlsIdentity
 from cloister.errors import CloisterError, InputError, ProtocolError
 from cloister.wire.messages import Failure
 from cloister.worker.budget import MemoryBudget

@@ -18,8 +18,8 @@ from typing import Self
 import numpy as np
 from jaxtyping import UInt32
 
-from cloister.base.identity import load_certificate
 from cloister.base.rng import Csprng
+from cloister.base.tls_identity import load_certificate
 from cloister.errors import (
     InputError,
     MakerError,
@@ -36,6 +36,7 @@ from cloister.trusted.pads.pad_layout import PadLayout
 from cloister.trusted.pads.source import KnownTo, PadSet, reclaim
 from cloister.trusted.pads.store import PadStore, ReservedBlock
 from cloister.wire.grpc.connect import connect
+from cloister.wire.grpc.places import machines
 from cloister.wire.link import WorkerLink
 from cloister.wire.messages import MakePads
 
@@ -105,6 +106,34 @@ def open_links(
 def _open(maker: MakerAddress, *, timeout_s: float) -> WorkerLink:
     certificate = None if maker.certificate is None else load_certificate(maker.certificate)
     return connect(maker.address, timeout_s=timeout_s, certificate=certificate)
+
+
+def is_one_party(
+    makers: Sequence[KnownTo],
+    workers: Sequence[str | WorkerLink] | None,
+    *,
+    insecure_one_party: bool,
+) -> bool:
+    """Whether a maker and a worker are of one party, as far as their addresses show it.
+
+    Raises   InputError if so, unless `insecure_one_party`; also for a name that does not resolve
+    """
+    owners: dict[str, str] = {}
+    for worker in (None,) if workers is None else workers:
+        address = worker.address if isinstance(worker, WorkerLink) else worker
+        owners.update(dict.fromkeys(machines(address), address or "of this machine"))
+    found = False
+    for maker in makers:
+        for machine in sorted(machines(maker.address) & owners.keys()):
+            if not insecure_one_party:
+                raise InputError(
+                    f"maker {maker.address or 'of this machine'} and worker {owners[machine]} are "
+                    f"one party ({machine}), which could read every input; choose a maker of "
+                    "another owner, on another machine (insecure_one_party, --insecure-one-party: "
+                    "for tests)"
+                )
+            found = True
+    return found
 
 
 @dataclass(eq=False, repr=False)

@@ -17,7 +17,7 @@ from queue import SimpleQueue
 import grpc
 import numpy as np
 
-from cloister.base.identity import WORKER_NAME
+from cloister.base.tls_identity import WORKER_NAME
 from cloister.errors import ProtocolError, WorkerTimeout, WorkerUnavailable, printable
 from cloister.wire.codec import Encoded, Head, encode
 from cloister.wire.grpc.frames import FRAME_BYTES, Assembler, to_frames
