@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from attest.cases import VECTORS
 
@@ -113,3 +115,27 @@ def test_a_new_policy_names_no_code_yet(cloister, tmp_path):
     ran = cloister("attest", "policy", "init", path)
     assert ran.code == 2
     assert "exists already" in ran.err
+
+
+def test_this_machine_and_a_simulated_one(cloister, tmp_path):
+    assert "nothing: no interface" in cloister("attest", "show").out
+    out = tmp_path / "evidence.json"
+    ran = cloister("attest", "show", "--out", out)
+    assert (ran.code, out.exists()) == (3, False)
+    assert "has no interface that proves anything" in ran.err
+    key = Ed25519PrivateKey.generate().private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+    )
+    (tmp_path / "key.pem").write_bytes(key)
+    simulated = ("--insecure-simulated", tmp_path / "key.pem")
+    ran = cloister("attest", "show", "--out", out, "--report-data", "00ff", *simulated)
+    assert "insecure-simulated" in ran.out
+    ran = cloister("attest", "verify", out, "--json")
+    found = json.loads(ran.out)
+    assert found["report_data"] == "00ff" + "00" * 62
+    assert found["hardware_rooted"] is False
+    (tmp_path / "key.pem").write_bytes(b"none")
+    ran = cloister("attest", "show", "--out", out, *simulated)
+    assert (ran.code, "is no Ed25519 key in PEM" in ran.err) == (2, True)
+    ran = cloister("attest", "show", "--report-data", "00")
+    assert (ran.code, "--report-data: goes with --out" in ran.err) == (2, True)

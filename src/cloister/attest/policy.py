@@ -141,6 +141,13 @@ RULES: Mapping[Format, Sequence[Rule]] = {
         _flag("insecure_allow_relayable", "relayable",
               "the report binds no host: whoever has a GPU somewhere can present it"),
     ),
+    Format.SIMULATED: (
+        _digests("measurements", "measurement", "digests of the code that is played", code=True),
+        _digests("keys", "key", "public keys that may sign, 32 bytes"),
+        _digests("chip_ids", "chip_id", "machines that are accepted; none given: any"),
+        Rule("min_svn", Compare.AT_LEAST, ("svn",), "security version", default=0),
+        _flag("insecure_allow_debug", "debug", "the host may read the machine's memory"),
+    ),
 }  # fmt: skip
 """The fields of every section, in the order in which they are compared."""
 
@@ -150,7 +157,7 @@ UNKNOWN_TCB = "insecure_allow_unknown_tcb"
 REPORT_DATA = "report_data"
 COMMON: Mapping[str, object] = {ANY_CODE: False, UNKNOWN_REVOCATION: False, REPORT_DATA: FULL}
 """Fields of every section, with their defaults."""
-_NO_LISTS = (Format.NITRO, Format.NVIDIA_GPU)
+NO_LISTS = (Format.NITRO, Format.NVIDIA_GPU, Format.SIMULATED)
 """Their vendors publish no list of revoked certificates that could be given."""
 
 
@@ -196,7 +203,7 @@ def fields_of(kind: Format) -> dict[str, object]:
     """All fields of a section with their defaults; None where nothing is asked."""
     fields: dict[str, object] = {rule.name: rule.default for rule in RULES[kind]}
     fields |= COMMON
-    if kind in _NO_LISTS:
+    if kind in NO_LISTS:
         fields[UNKNOWN_REVOCATION] = True
     if kind in (Format.TDX, Format.SGX):
         fields[UNKNOWN_TCB] = False
@@ -265,6 +272,8 @@ def template() -> str:
         "# Values in hexadecimal. Names with `insecure` weaken protection.",
     ]
     for kind in RULES:
+        if kind is Format.SIMULATED:
+            continue
         lines += ["", f"[{kind.value}]"]
         defaults = fields_of(kind)
         for rule in RULES[kind]:

@@ -15,8 +15,8 @@ class Format(StrEnum):
     TDX = "tdx"
     SGX = "sgx"
     NITRO = "nitro"
-    TPM = "tpm"
     NVIDIA_GPU = "nvidia-gpu"
+    SIMULATED = "insecure-simulated"
 
 
 class Rooted(StrEnum):

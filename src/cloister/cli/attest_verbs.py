@@ -9,13 +9,16 @@ from rich.text import Text
 from rich.tree import Tree
 
 from cloister.attest.appraisal import appraise
+from cloister.attest.attester import REPORT_DATA_BYTES, attesters, has_tpm
 from cloister.attest.check_tree import Check, CheckState, shown
 from cloister.attest.collateral import Collateral
 from cloister.attest.policy import Policy, template
+from cloister.attest.simulated import SimulatedAttester
 from cloister.attest.verified_evidence import VerifiedEvidence
 from cloister.attest.verify import read_evidence, verify
 from cloister.base import files
 from cloister.base.reading import parsing
+from cloister.base.rng import SystemRandom
 from cloister.cli import options
 from cloister.cli.console import emit_json, err, out
 from cloister.errors import AttestationError, InputError, printable
@@ -46,6 +49,17 @@ ReportData = Annotated[
 Now = Annotated[
     str | None,
     typer.Option("--now", metavar="TIME", help="Such as 2026-01-31T12:00Z. Default: the clock."),
+]
+EvidenceOut = Annotated[
+    Path | None, typer.Option("--out", metavar="FILE", help="Write evidence of this machine.")
+]
+SimulatedKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--insecure-simulated",
+        metavar="KEY.pem",
+        help="For tests: evidence of a program that plays a machine, signed by this Ed25519 key.",
+    ),
 ]
 PolicyOut = Annotated[Path, typer.Argument(metavar="POLICY", help="The file to write.")]
 
@@ -139,6 +153,46 @@ def _bytes(text: str) -> bytes:
     if not 0 < len(found) <= 64:
         raise InputError(f"--report-data: has {len(found)} bytes, of 1 to 64")
     return found
+
+
+@app.command(epilog="Example: cloister attest show --report-data 00ff --out evidence.bin")
+def show(
+    report_data: ReportData = None,
+    evidence: EvidenceOut = None,
+    insecure_simulated: SimulatedKey = None,
+    json: options.Json = False,
+) -> None:
+    """Say what this machine can prove of itself, and write evidence with --out."""
+    rng = SystemRandom()
+    found = attesters(rng=rng)
+    if insecure_simulated is not None:
+        found.append(SimulatedAttester(insecure_simulated))
+    if evidence is not None:
+        if not found:
+            raise AttestationError(
+                "this machine has no interface that proves anything; run in a confidential virtual "
+                "machine or an enclave (for tests: --insecure-simulated)"
+            )
+        data = _bytes(report_data) if report_data else b""
+        made = found[0].evidence(data.ljust(REPORT_DATA_BYTES, b"\0"))
+        files.replace(evidence, made, private=False)
+    elif report_data is not None:
+        raise InputError("--report-data: goes with --out")
+    rows = [{"interface": one.name, "format": one.format.value} for one in found]
+    if json:
+        emit_json({"attesters": rows, "tpm": has_tpm(), "written": evidence})
+        return
+    console = out()
+    for row in rows:
+        console.print(Text(f"{row['format']:20} {row['interface']}"))
+    if not rows:
+        console.print("nothing: no interface of a confidential virtual machine or an enclave")
+    if has_tpm():
+        console.print(
+            "a TPM is there: it proves how the machine started, not what reads its memory"
+        )
+    if evidence is not None:
+        console.print(Text(f"{evidence}: {rows[0]['format']} evidence written"))
 
 
 @policies.command(epilog="Example: cloister attest policy init policy.toml")
