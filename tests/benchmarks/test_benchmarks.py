@@ -224,6 +224,17 @@ def test_inference():
         assert set(row) >= ENVIRONMENT
 
 
+def test_pads_from_a_store(tmp_path):
+    found = measured(
+        "inference", *SMALL, "--repeats", 1, "--no-int8", "--no-memory", "--pads", tmp_path
+    )
+    assert found["store_ratio"] == pytest.approx(found["store_ms"] / found["trusted_ms"])
+    assert found["store_min_ratio"] == pytest.approx(
+        found["store_min_ms"] / found["trusted_min_ms"]
+    )
+    assert not list(tmp_path.iterdir())
+
+
 def test_compiled():
     """That module and ONNX Runtime compute the same is checked before they are timed."""
     found = measured("compiled", *SMALL, "--target", "wasm")

@@ -515,7 +515,7 @@ def test_a_rate_makes_filling_wait(plan, store, monkeypatch):
 
 def test_blocks_are_as_large_as_their_terms_allow(plan, store):
     assert default_block_rows(store.layout) == 1024
-    for nodes, rows in ((1, 32), (16, 2), (33, 1)):
+    for nodes, rows in ((1, 64), (16, 4), (65, 1)):
         layout = PadLayout.of_shapes(dict.fromkeys(range(nodes), (1 << 20,)))
         assert default_block_rows(layout) == rows
     fill(store, PadMaker(plan), count=7, block_rows=3)

@@ -167,7 +167,7 @@ class FusedStep::Band {
     kernels_.reply(
         {run_.reply + element(p), terms(p, count), s_.scale.data(), s_.bias.data(), residual(p),
          run_.residual.pixel, s_.lo, s_.hi, step_.a_ ? step_.a_ + p : nullptr, step_.b_,
-         step_.halves_.data(), count, s_.c, s_.window.has_value() || s_.sinks.empty(), out},
+         step_.halves_.data(), count, s_.c, alone(), out},
         scratch_.lanes[0]);
   }
 
@@ -184,9 +184,12 @@ class FusedStep::Band {
     CLOISTER_DEBUG_ASSERT(words <= static_cast<int64_t>(scratch_.terms.size()));
     const uint8_t* nonce = run_.mask_nonces + image_ * static_cast<int64_t>(kAesNonceBytes);
     aes_ctr_subtract(*mask(), nonce, static_cast<uint64_t>(p * s_.c), all + p * s_.c,
-                     scratch_.terms.data(), words);
+                     scratch_.terms.data(), words, alone() ? kTile : 0);
     return scratch_.terms.data();
   }
+
+  // No emit() that brings the next tile into the cache comes between two tiles of the reply.
+  bool alone() const { return s_.window.has_value() || s_.sinks.empty(); }
 
   int64_t element(int64_t p) const { return (image_ * s_.h * s_.w + p) * s_.c; }
 

@@ -21,6 +21,12 @@ inline __m128i odd_round(__m128i before, __m128i last) {
   return _mm_xor_si128(before, word);
 }
 
+// The line `words` further; as a number, because it may lie behind the array.
+inline void prefetch_ahead(const uint32_t* p, int64_t words) {
+  const auto bytes = static_cast<uintptr_t>(words) * sizeof(uint32_t);
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + bytes), 0, 3);
+}
+
 // Blocks of the keystream, or the words at `in` minus them.
 template <int kBlocks, bool kSubtract>
 void stream_blocks(const uint8_t* rounds, __m128i counter, const uint32_t* in, uint32_t* out) {
@@ -37,10 +43,16 @@ void stream_blocks(const uint8_t* rounds, __m128i counter, const uint32_t* in, u
 
 template <bool kSubtract>
 void stream(const uint8_t* rounds, const uint8_t* nonce, uint32_t first, int64_t blocks,
-            const uint32_t* in, uint32_t* out) {
+            const uint32_t* in, uint32_t* out, int64_t ahead) {
   __m128i counter = aes_counter(nonce, first);
   int64_t i = 0;
   for (; i + 8 <= blocks; i += 8) {
+    if constexpr (kSubtract) {
+      if (ahead != 0) {
+        prefetch_ahead(in + 4 * i, ahead);
+        prefetch_ahead(in + 4 * i, ahead + 16);
+      }
+    }
     stream_blocks<8, kSubtract>(rounds, counter, kSubtract ? in + 4 * i : nullptr, out + 4 * i);
     counter = _mm_add_epi32(counter, _mm_setr_epi32(0, 0, 0, 8));
   }
@@ -72,12 +84,12 @@ inline void aes_expand_key(const uint8_t key[32], uint8_t rounds[15 * 16]) {
 
 inline void aes_fill(const uint8_t* rounds, const uint8_t* nonce, uint32_t first, int64_t blocks,
                      uint32_t* out) {
-  stream<false>(rounds, nonce, first, blocks, nullptr, out);
+  stream<false>(rounds, nonce, first, blocks, nullptr, out, 0);
 }
 
 inline void aes_subtract(const uint8_t* rounds, const uint8_t* nonce, uint32_t first,
-                         int64_t blocks, const uint32_t* in, uint32_t* out) {
-  stream<true>(rounds, nonce, first, blocks, in, out);
+                         int64_t blocks, const uint32_t* in, uint32_t* out, int64_t ahead) {
+  stream<true>(rounds, nonce, first, blocks, in, out, ahead);
 }
 
 }  // namespace

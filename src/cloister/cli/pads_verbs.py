@@ -52,7 +52,7 @@ BlockRows = Annotated[
         min=1,
         max=BLOCK_ROWS_MAX,
         help="Pad sets made together, in one file. A process that dies burns the rest of the block "
-        "it uses. Default: 128 MiB of them, at most 1024.",
+        "it uses. Default: 256 MiB of them, at most 1024.",
     ),
 ]
 RateLimit = Annotated[

@@ -36,7 +36,7 @@ from cloister.wire.grpc.places import machines
 from cloister.wire.link import WorkerLink
 
 DEFAULT_TIMEOUT_S = 120.0
-DEFAULT_BLOCK_BYTES = 128 << 20
+DEFAULT_BLOCK_BYTES = 256 << 20
 DEFAULT_BLOCK_ROWS_MAX = 1024
 TOO_FEW = (
     "one worker alone would see the whole pads and could read every message they blind; give two "
@@ -312,7 +312,7 @@ class Rate:
 
 
 def default_block_rows(layout: PadLayout) -> int:
-    """How many pad sets are made together: 128 MiB of terms, at most 1024, at least one."""
+    """How many pad sets are made together: 256 MiB of terms, at most 1024, at least one."""
     row_bytes = max(layout.words, 1) * np.dtype(np.uint32).itemsize
     return min(max(DEFAULT_BLOCK_BYTES // row_bytes, 1), DEFAULT_BLOCK_ROWS_MAX)
 
