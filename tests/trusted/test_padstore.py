@@ -170,6 +170,7 @@ def test_handing_out_a_row_of_an_opened_block_writes_nothing(store, places, monk
         patch.setattr(sqlite, "connect", write)
         taken += store.take(1)
         taken += store.take(1)
+        assert store.kind == "store"
     assert places[1].read_bytes() == before
     assert ids_of(taken + store.take(1)) == ids
 

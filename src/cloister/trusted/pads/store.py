@@ -103,14 +103,18 @@ class PadStore:
             self.folder, key, ledger.store_id, ledger.plan_digest, ledger.layout, ledger.sealed
         )
         self._opened: OpenedBlocks | None = None
+        # As of the last block that was reserved or opened here: reports ask for it.
+        self._made_by: tuple[int, tuple[KnownTo, ...]] | None = None
 
     @property
     def kind(self) -> str:
         """`store`, and who made its pads: how many workers, who must not have colluded, or makers,
         who must not be of a worker's party.
         """
-        with self._ledger.update() as counters:
-            makers, known_to = counters.makers, counters.known_to
+        if self._made_by is None:
+            with self._ledger.update() as counters:
+                self._made_by = counters.makers, counters.known_to
+        makers, known_to = self._made_by
         if known_to and makers != 1:
             return "store, made by makers"
         if makers == 1:
@@ -237,6 +241,7 @@ class PadStore:
                 counters.makers = min(counters.makers or makers, makers)
             if known_to is not None and known_to not in counters.known_to:
                 counters.known_to = (*counters.known_to, known_to)
+            self._made_by = counters.makers, counters.known_to
         return ReservedBlock(number, rows, self._seed(number))
 
     def put_block(
@@ -354,6 +359,7 @@ class PadStore:
         reader = None
         try:
             with self._ledger.update() as counters:
+                self._made_by = counters.makers, counters.known_to
                 for number in counters.to_open():
                     if not os.path.lexists(self._files.path(number)):
                         continue
