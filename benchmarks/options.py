@@ -8,7 +8,17 @@ import typer
 from cloister.cli.options import Threads
 from cloister.plan import policies
 
-__all__ = ["Batch", "Data", "Model", "Models", "Policy", "Repeats", "Threads", "WorkerThreads"]
+__all__ = [
+    "Batch",
+    "Data",
+    "Maker",
+    "Model",
+    "Models",
+    "Policy",
+    "Repeats",
+    "Threads",
+    "WorkerThreads",
+]
 
 _MODELS = {"metavar": "NAME|FILE.onnx", "help": "A built network (vgg16, ...) or a file."}
 Model = Annotated[str, typer.Option("--model", **_MODELS)]
@@ -19,6 +29,7 @@ Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Timed runs of ea
 WorkerThreads = Annotated[
     int, typer.Option("--worker-threads", min=1, help="Threads of each worker's process.")
 ]
+Maker = Annotated[bool, typer.Option("--maker", help="One maker, which is given seeds.")]
 Data = Annotated[
     Path | None,
     typer.Option("--data", metavar="FOLDER", envvar="CLOISTER_DATA", help="Models and data."),

@@ -1,8 +1,9 @@
 """What making one-time pads costs, against one plain float32 inference.
 
 Pads are made by the trusted runtime itself and by two worker processes, by turns with the float32
-engines. Two workers on one machine hide nothing from its owner: this measures, it does not protect.
-CPU time is that of processes, whoever started them.
+engines; or, with --maker, by one maker alone (pad_makers.py). Two workers on one machine hide
+nothing from its owner: this measures, it does not protect. CPU time is that of processes, whoever
+started them.
 """
 
 import statistics
@@ -11,9 +12,10 @@ from contextlib import ExitStack, closing
 
 import numpy as np
 
-from benchmarks import networks, options
+from benchmarks import networks, options, pad_makers
 from benchmarks.engines import float_engines
 from benchmarks.environment import environment
+from benchmarks.pad_makers import process_s
 from cloister.base.rng import KEY_BYTES, SystemRandom
 from cloister.cli.timing import interleaved
 from cloister.errors import PlanError
@@ -31,8 +33,12 @@ def measure(
     policy: options.Policy = "slalom",
     threads: options.Threads = 1,
     repeats: options.Repeats = 5,
+    maker: options.Maker = False,
 ) -> dict[str, object]:
     """Medians of CPU milliseconds per inference: pads made alone, and by two worker processes."""
+    if maker:
+        found = pad_makers.measure(model, policy, repeats)
+        return {"model": model, "policy": policy, "repeats": repeats, **found, **environment()}
     plan, feeds = networks.planned(model, policy)
     if not plan.hidden_nodes:
         raise PlanError(f"policy {plan.policy!r} blinds nothing, so it needs no pads")
@@ -90,12 +96,7 @@ class _Making:
         self._next_id = 0
 
     def __call__(self) -> None:
-        before = sum(map(_process_s, self._pids))
+        before = sum(map(process_s, self._pids))
         pad_id, self._next_id = self._next_id, self._next_id + 1
         self._maker.make(self._key, pad_id, into=self._rows)
-        self.workers_ms.append(1e3 * (sum(map(_process_s, self._pids)) - before))
-
-
-def _process_s(pid: int) -> float:
-    """CPU time of another process: Linux numbers these clocks by process id."""
-    return time.clock_gettime((~pid << 3) | 2)
+        self.workers_ms.append(1e3 * (sum(map(process_s, self._pids)) - before))

@@ -28,7 +28,7 @@ from cloister.codegen.compile_module import compile_module
 from cloister.graph.hidden import hide
 from cloister.trusted.pads.factory import fill
 from cloister.trusted.pads.maker import PadMaker
-from cloister.trusted.pads.store import PadStore
+from cloister.trusted.pads.stored_plan import open_or_create
 from cloister.trusted.query_counter import QueryCounter
 model = cloister.load(sys.argv[1])
 samples = np.random.default_rng(1).random((4, 1, 8, 8), np.float32)
@@ -42,7 +42,7 @@ module.save(folder / "module")
 outer = split.named(module.manifest.digest, queries=9)
 cloister.policies.make("slalom+ennclave", outer, calibration=samples).save(folder / "hidden.plan")
 QueryCounter.create(folder / "counter")
-store = PadStore.create(folder / "pads", plan_digest=plan.digest, key_file=key_file, rng=rng)
+store = open_or_create(plan, folder / "pads", key_file=key_file, rng=rng)
 fill(store, PadMaker(plan), count=1)
 """
 INLINE = """

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 # Before anything loads ONNX Runtime, which otherwise reports what it runs to its maker.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+# And before gRPC, which otherwise writes a line for every failed handshake of a stranger.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 if TYPE_CHECKING:
     from cloister import authority, published, training

@@ -19,7 +19,8 @@
     ├── PadError                  blinding is impossible
     │   ├── PadReusedError        a pad would have been used twice
     │   ├── PadsExhausted         the store has no unused pad left
-    │   └── PadStoreError         the store is damaged, full, locked or belongs to another plan
+    │   ├── PadStoreError         the store is damaged, full, locked or belongs to another plan
+    │   └── MakerError            a maker of pads broke the protocol, or none is left
     ├── EncryptionError           a ciphertext, key or data set is damaged, replayed or another's
     │   ├── UnknownDatasetError   the authority or server has no data set of this name
     │   └── BundleError           a bundle is changed, stale, or of another vendor, key or plan
@@ -138,6 +139,10 @@ class PadsExhausted(PadError):  # noqa: N818  (a state, not a mistake)
 
 class PadStoreError(PadError):
     """The pad store is damaged, full, locked or made for another plan."""
+
+
+class MakerError(PadError):
+    """A maker of pads broke the protocol, or none is left."""
 
 
 class EncryptionError(CloisterError):

@@ -304,6 +304,16 @@ def test_pads():
     assert found["shared_trusted_share"] == pytest.approx(found["shared_trusted_ms"] / total)
     assert min(found["storage_bytes"], found["traffic_bytes"]) > 0
     assert "needs no pads" in run("pads", *SMALL, "--policy", "verified", code=1).stderr
+
+
+def test_pads_of_a_maker():
+    found = measured("pads", *SMALL, "--maker")
+    for ending in ("", "_tls"):
+        trusted, maker = found[f"trusted_ms{ending}"], found[f"maker_ms{ending}"]
+        assert found[f"trusted_share{ending}"] == pytest.approx(trusted / (trusted + maker))
+        assert trusted > 0
+        assert maker > 0
+    assert "blinds nothing" in run("pads", *SMALL, "--maker", "--policy", "verified", code=1).stderr
     assert set(found) >= ENVIRONMENT
 
 

@@ -68,8 +68,8 @@ def report_of(layers):
     return Report(
         policy="own", inputs=1, soundness_bits=50.4, hardware_rooted=False, trusted_ms=1.0,
         worker_ms=1.0, module_ms=0.0, offline_ms=0.0, bytes_to_worker=8, bytes_from_worker=8,
-        pads_used=1,
-        pads_from="inline", workers=("w",), workers_lost=(), inputs_beyond=(),
+        pads_used=1, pads_from="inline",
+        workers=("w",), workers_lost=(), makers=(), makers_lost=(), inputs_beyond=(),
         queries_used=0, queries_left=None, plans_made=1, parts=(layers,),
     )  # fmt: skip
 

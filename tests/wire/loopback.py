@@ -4,10 +4,13 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from cloister.base.rng import keystream
 from cloister.ring.linear import Geometry, LinearMap
+from cloister.ring.pad_block import BlockKeys
+from cloister.ring.pads import nonce
 from cloister.wire.grpc.grpc_link import RpcLink
 from cloister.wire.inprocess import InProcessLink
-from cloister.wire.messages import TensorSpec
+from cloister.wire.messages import MakePads, TensorSpec
 from cloister.wire.shm.shm_link import start_local_worker
 from cloister.worker.engine import Engine
 from cloister.worker.linear_target import map_memory
@@ -86,3 +89,36 @@ def ask(link, request_id, x, *, target_id=1, timeout_s=30.0):
     answer = reply.expose_unchecked().copy()
     link.release(request_id)
     return answer
+
+
+def block_of(targets, *, request_id=1, seed=bytes(range(32)), first_id=5, rows=3, gap=16):
+    """A request for pads of these maps by target id, each node's terms `gap` words behind."""
+    offsets, end = [], 0
+    for target in sorted(targets):
+        offsets.append(end)
+        end += targets[target].geometry.out_elements + gap
+    return MakePads(request_id, seed, first_id, rows, tuple(sorted(targets)), tuple(offsets), end)
+
+
+def slow_terms(message, targets):
+    """`A r + k` of a block by its definition: streams of OpenSSL, products in Python integers."""
+    keys = BlockKeys.of(message.seed)
+    terms = np.zeros((message.rows, message.words), np.uint32)
+    for target, offset in zip(message.targets, message.offsets, strict=True):
+        geometry = targets[target].geometry
+        for row in range(message.rows):
+            under = nonce(message.first_id + row, target)
+            pad = keystream(keys.pad_key, under, geometry.in_elements)
+            product = slow(targets[target], pad.reshape(1, *geometry.in_shape)).ravel()
+            mask = keystream(keys.mask_key, under, geometry.out_elements)
+            terms[row, offset : offset + geometry.out_elements] = product + mask
+    return terms
+
+
+def ask_block(link, message, *, timeout_s=30.0):
+    """Ask for a block and wait; a copy of its terms."""
+    link.make_pads(message)
+    (reply,) = link.receive(message.request_id, timeout_s=timeout_s)
+    terms = reply.expose_unchecked().copy()
+    link.release(message.request_id)
+    return terms

@@ -1,6 +1,7 @@
 import contextlib
 import struct
 import tracemalloc
+from dataclasses import replace
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
@@ -21,6 +22,7 @@ from cloister.wire.messages import (
     Loaded,
     LoadLinear,
     LoadSegment,
+    MakePads,
     TensorSpec,
     Unchecked,
     Welcome,
@@ -53,6 +55,19 @@ def linear_maps(draw):
     return LinearMap(geometry, draw(hnp.arrays(np.int16, geometry.weight_shape)))
 
 
+@st.composite
+def blocks(draw):
+    count = draw(st.integers(1, 5))
+    targets, offsets = (
+        tuple(sorted(draw(st.sets(st.integers(0, most), min_size=count, max_size=count))))
+        for most in (2**32 - 1, 2**20)
+    )
+    return MakePads(
+        draw(ids), draw(st.binary(min_size=32, max_size=32)), draw(st.integers(0, 2**63 - 2**16)),
+        draw(st.integers(1, 500)), targets, offsets, draw(st.integers(offsets[-1] + 1, 2**20 + 2)),
+    )  # fmt: skip
+
+
 messages = st.one_of(
     st.builds(Hello, st.integers(0, 65535)),
     st.builds(Welcome, st.integers(0, 65535), texts, texts),
@@ -62,6 +77,7 @@ messages = st.one_of(
     st.builds(Apply, ids, ids, tensors),
     st.builds(Answer, ids, tensors),
     st.builds(Failure, ids, texts),
+    blocks(),
 )
 
 
@@ -123,7 +139,7 @@ def test_mutations_are_refused_or_harmless(message, data):
         assert encode(decoded).to_bytes() == bytes(raw)
 
 
-@given(st.binary(max_size=200), st.integers(0, 7), st.integers(0, 9))
+@given(st.binary(max_size=200), st.integers(0, 8), st.integers(0, 9))
 def test_random_bodies_under_a_good_prelude_are_refused_or_decoded(body, kind, count):
     raw = PRELUDE.pack(b"CLOW", 1, kind, count, PRELUDE.size + len(body), 0) + body
     with contextlib.suppress(ProtocolError):
@@ -168,6 +184,42 @@ def test_errors_name_the_field_and_nothing_large_is_allocated(raw, field):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1 << 20
+
+
+GOOD = MakePads(1, bytes(32), 0, 2, (0, 3), (0, 16), 20)
+
+
+@pytest.mark.parametrize(
+    ("changed", "field"),
+    [
+        ({"rows": 0}, "0 rows"),
+        ({"rows": 2**16 + 1}, "rows"),
+        ({"words": 0}, "words"),
+        ({"words": 2**29 + 1}, "too large"),
+        ({"rows": 2**16, "words": 2**64 - 1}, "too large"),
+        ({"first_id": 2**63 - 1}, "rows from pad"),
+        ({"targets": (3, 0)}, "targets do not increase"),
+        ({"targets": (3, 3)}, "targets do not increase"),
+        ({"offsets": (16, 0)}, "offsets do not increase"),
+        ({"offsets": (0, 20)}, "beyond 20 words"),
+        ({"targets": (), "offsets": ()}, "0 targets"),
+        ({"targets": tuple(range(4097)), "offsets": tuple(range(4097))}, "4097 targets"),
+    ],
+)
+def test_a_block_that_no_plan_has_is_refused(changed, field):
+    assert decode(encode(GOOD).to_bytes()) == GOOD
+    with pytest.raises(ProtocolError, match=field):
+        decode(encode(replace(GOOD, **changed)).to_bytes())
+
+
+@pytest.mark.parametrize("changed", [{"targets": (0, 2**32)}, {"seed": None}, {"offsets": (0,)}])
+def test_a_block_that_cannot_be_sent_is_not_encoded(changed):
+    with pytest.raises(ProtocolError):
+        encode(replace(GOOD, **changed))
+
+
+def test_a_message_does_not_show_its_seed():
+    assert "seed" not in repr(replace(GOOD, seed=b"secret" * 5 + b"xx"))
 
 
 def test_weights_of_another_shape_than_the_geometry_are_refused():

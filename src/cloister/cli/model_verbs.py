@@ -17,6 +17,7 @@ from cloister.bundle.compiled_module import CompiledModule
 from cloister.cli import hidden_end, options, plan_goals
 from cloister.cli.console import emit_json, err, out, progress, table
 from cloister.cli.hidden_end import HiddenCost
+from cloister.cli.maker_options import PadMakers
 from cloister.cli.results import Answers, check_labels, read_labels
 from cloister.errors import InputError, PlanError
 from cloister.graph.batch import element_type, is_other
@@ -51,6 +52,7 @@ from cloister.planner.session_memory import session_memory
 from cloister.trusted.clips import OnClip, clip_text
 from cloister.trusted.compare import Comparison
 from cloister.trusted.compare import compare as measure_errors
+from cloister.trusted.pads.makers import MakerAddress
 from cloister.trusted.pads.pad_ledger import PadLedger
 from cloister.trusted.pads.store import PadStore
 from cloister.trusted.pads.stored_plan import load_plan
@@ -299,6 +301,7 @@ def run(
     inputs: options.InputFiles,
     given: options.ModelInputs,
     execution: options.Execution,
+    makers: PadMakers,
     end: hidden_end.HiddenEnd,
     trust: hidden_end.BundleTrust,
     digest: options.PinnedDigest = None,
@@ -322,6 +325,7 @@ def run(
     """
     if (pads is None) != (key is None) and not is_bundle_file(model):
         raise InputError("--pads and --key belong together; give both or neither")
+    addresses = makers.addresses(stored=pads is not None)
     for option, path in (("--out", to), ("--transcript", transcript)):
         if path is not None:
             _require_place(option, path, ".npz")
@@ -343,10 +347,12 @@ def run(
     _refuse_unused(planned, engine=engine, transcript=transcript, on_clip=on_clip)
     check_labels(planned.graph, names, labels)
     on_clip = on_clip or OnClip.WARN
-    result = _compute(
+    result, claims = _compute(
         found,
         execution,
         store=_pad_store(planned, pads, key),
+        makers=makers,
+        addresses=addresses,
         engine=engine,
         counter=hidden_end.open_counter(planned, counter),
         on_clip=on_clip,
@@ -359,7 +365,6 @@ def run(
     beyond = clip_text(result.report) if on_clip is OnClip.WARN else None
     if beyond is not None:
         err().print(f"warning: {beyond}", style="yellow", soft_wrap=True)
-    claims = planned.claims(pinned=found.pinned)
     answers = Answers(planned, claims, result, found.read.names, found.origin, names, top)
     if json:
         emit_json({**answers.to_dict(), "warning": beyond})
@@ -372,16 +377,21 @@ def _compute(
     execution: options.Execution,
     *,
     store: PadStore | None,
+    makers: PadMakers,
+    addresses: list[MakerAddress],
     engine: hidden_end.EngineName | None,
     counter: QueryCounter | None,
     on_clip: OnClip,
     transcript: Path | None,
-) -> Result:
+) -> tuple[Result, Claims]:
     with (
         Session(
             found.plan,
             workers=execution.worker or None,
             pads=store,
+            makers=addresses or None,
+            insecure_one_party=makers.insecure_one_party,
+            insecure_plaintext=makers.insecure_plaintext,
             threads=execution.threads,
             worker_threads=execution.worker_threads or 1,
             batch=execution.batch,
@@ -397,9 +407,10 @@ def _compute(
         progress("inputs") as update,
     ):
         result = session.run(found.read.arrays, progress=update)
+        claims = session.claims(pinned=found.pinned)
     if transcript is not None:
         result.transcript.save(transcript)
-    return result
+    return result, claims
 
 
 def _planned_in_bundle(

@@ -8,7 +8,7 @@ import typer
 
 from cloister.base.rng import SystemRandom
 from cloister.base.sizes import human_bytes
-from cloister.cli import options
+from cloister.cli import maker_options, options
 from cloister.cli.console import emit_json, err, note, out, progress
 from cloister.errors import InputError
 from cloister.plan.plan import Plan
@@ -16,6 +16,7 @@ from cloister.plan.plan_choice import is_plan_file
 from cloister.plan.protection import outer_policy
 from cloister.ring.pad_block import BLOCK_ROWS_MAX
 from cloister.trusted.pads import factory, stored_plan
+from cloister.trusted.pads.makers import open_links, require_checked
 from cloister.trusted.pads.store import PadStore
 from cloister.wire.grpc.connect import connect
 from cloister.wire.link import WorkerLink
@@ -25,7 +26,7 @@ app = typer.Typer(help="Make one-time pads ahead of time, and count them.", no_a
 Count = Annotated[
     int, typer.Option("--count", min=1, help="Unused pad sets the store holds afterwards.")
 ]
-Makers = Annotated[
+Workers = Annotated[
     list[str] | None,
     typer.Option(
         "--worker",
@@ -73,8 +74,11 @@ def make(
     count: Count,
     given: options.ModelInputs,
     digest: options.PinnedDigest = None,
-    worker: Makers = None,
+    worker: Workers = None,
     insecure_one_party: OneParty = False,
+    maker: maker_options.MakerAddresses = None,
+    maker_certificate: maker_options.MakerCertificates = None,
+    insecure_plaintext: maker_options.InsecurePlaintext = False,
     rate: RateLimit = None,
     block_rows: BlockRows = None,
     timeout: MakerTimeout = None,
@@ -88,26 +92,43 @@ def make(
     A worker sees one uniform share of each pad. All workers together, or a listener on the traffic
     to all of them, could compute the pads: choose workers of different owners, and encrypted
     tunnels.
+
+    A maker knows the pads that it makes, and no worker of a later run may be of its party. Plans
+    that check every blinded layer refuse its lies.
     """
     limit = None if rate is None else options.rate(rate)
-    if not worker:
-        options.refuse_given("goes with --worker", {"--timeout": timeout})
+    addresses = maker_options.maker_addresses(maker, maker_certificate, insecure_plaintext)
+    if addresses:
+        options.refuse_given("--maker makes the pads; leave it out", {"--worker": worker})
+    elif not worker:
+        options.refuse_given("goes with --worker or --maker", {"--timeout": timeout})
     timeout_s = timeout or factory.DEFAULT_TIMEOUT_S
     links = _links(worker or [], timeout_s=timeout_s, insecure_one_party=insecure_one_party)
+    makers = []
+    if addresses:
+        makers = open_links(addresses, timeout_s=timeout_s, insecure_plaintext=insecure_plaintext)
     stored_plan.refuse_planted(folder, key_file=key)
     plan, origin, kept = _plan(model, folder, key, given, digest)
+    if makers:
+        require_checked(plan)
     rng = SystemRandom()
     store = stored_plan.open_or_create(plan, folder, key_file=key, rng=rng)
     if not kept:
         stored_plan.save_plan(plan, folder, key_file=key, rng=rng)
     with (
         factory.open_maker(
-            plan, links, threads=threads, timeout_s=timeout_s, insecure_one_party=insecure_one_party
-        ) as maker,
+            plan,
+            links,
+            makers=makers,
+            threads=threads,
+            timeout_s=timeout_s,
+            insecure_one_party=insecure_one_party,
+            insecure_plaintext=insecure_plaintext,
+        ) as made_by,
         progress("pads") as update,
     ):
         made = factory.fill(
-            store, maker, count=count, block_rows=block_rows, rate=limit, progress=update
+            store, made_by, count=count, block_rows=block_rows, rate=limit, progress=update
         )
     out().print(f"{made} pad sets made, {store.status().ready} ready in {folder}; {origin}")
 

@@ -241,6 +241,7 @@ class PreparedPads:
     """Pads in memory, made when `fill` is called, so that a call does not wait for them."""
 
     kind = "prepared"
+    known_to = ()
 
     def __init__(self, plan: Plan) -> None:
         self._source = InlinePads(plan, rng=SystemRandom())
@@ -268,6 +269,10 @@ class PreparedPads:
                 raise PadsExhausted("not enough pads were prepared")
             taken, self._ready = self._ready[:count], self._ready[count:]
         return taken
+
+    def blame(self, pads: Sequence[PadSet]) -> str:
+        """See PadSource: they were computed here."""
+        return ""
 
     def recycle(self, pads: Sequence[PadSet]) -> None:
         """See PadSource."""

@@ -30,6 +30,7 @@ class Role(StrEnum):
     """Who can receive something of a model's use or training."""
 
     WORKER = "worker"
+    MAKER = "maker of pads"
     HOST = "host"
     VENDOR = "vendor"
     SERVER = "training server"
@@ -180,9 +181,11 @@ SENT: Mapping[str, str] = {
     "their order",
     "LoadSegment": "the operators, weights, names and notes of the open part of the model",
     "Apply": "the number of inputs in each message and the time between messages",
+    "MakePads": "the seed of every pad that it makes, the number of inputs they are for, and when "
+    "they are asked for",
 }
-"""What every kind of message to a worker shows besides the tensors of `Apply`, which are the
-statements' subject; by the message's class in `cloister.wire.messages`."""
+"""What every kind of message to a worker or maker shows besides the tensors of `Apply`, which are
+the statements' subject; by the message's class in `cloister.wire.messages`."""
 SCALED = (
     "the coarse scale of raw input channels in the calibration samples, by which the weights of "
     "{count} of these layers are divided in powers of two"

@@ -9,9 +9,13 @@ word of each node's terms.
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
+from jaxtyping import UInt32
+
 from cloister.base.hkdf import derive
 from cloister.base.rng import KEY_BYTES
 from cloister.errors import RangeError
+from cloister.ring.pads import expand_into
 
 SEED_BYTES = KEY_BYTES
 BLOCK_ROWS_MAX = 1 << 16
@@ -39,3 +43,16 @@ class BlockKeys:
         if len(seed) != SEED_BYTES:
             raise RangeError(f"pad block: a seed has {SEED_BYTES} bytes, got {len(seed)}")
         return cls(derive(seed, info=_PADS), derive(seed, info=_MASKS))
+
+
+def mask_rows(
+    rows: UInt32[np.ndarray, "rows ..."], key: bytes, *, first_id: int, domain: int
+) -> None:
+    """Add the mask to the terms of one node for consecutive pad ids, in place.
+
+    Secret   key, and rows until this returns
+    """
+    mask = np.empty(rows.shape[1:], np.uint32)
+    for pad_id, row in enumerate(rows, first_id):
+        expand_into(key, pad_id, domain=domain, out=mask.reshape(-1))
+        row += mask

@@ -101,9 +101,14 @@ def for_native(reply: Unchecked[np.ndarray]) -> np.ndarray:
     return reply.expose_unchecked()
 
 
-def wrong_answer(node: str) -> VerificationError:
-    """The error for a node whose sums differ."""
+def wrong_answer(node: str, *, beside: str = "") -> VerificationError:
+    """The error for a node whose sums differ; `beside` the worker's answer, what may be wrong."""
+    if not beside:
+        return VerificationError(
+            f"node {node!r}: the worker's answer is wrong; nothing was released, the worker is "
+            "quarantined"
+        )
     return VerificationError(
-        f"node {node!r}: the worker's answer is wrong; nothing was released, the worker is "
-        "quarantined"
+        f"node {node!r}: the worker's answer is wrong, or {beside}, and which of them cannot be "
+        "told; nothing was released, all that may be at fault are quarantined"
     )

@@ -184,7 +184,8 @@ class Executor:
                 return
             stage = self._stages[stop.step]
             if stop.why == "mismatch":
-                raise wrong_answer(stage.name)
+                pads = request.pads if stage.unblinds else None
+                raise wrong_answer(stage.name, beside="" if pads is None else pads.blame())
             stage.perform(request, stop)
             first = stop.step + (stop.why != "unbound")
 

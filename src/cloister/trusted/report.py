@@ -26,11 +26,11 @@ class Report:
     `trusted_ms` is CPU time of the trusted process, all threads; `worker_ms` the sum of all lanes'
     waits for workers, which overlap; `offline_ms` CPU time spent making pads (inline pads only).
     `soundness_bits` is the weakest checked layer's, None where nothing is checked. `workers_lost`
-    lists workers that hung, died or lied since the session began. `inputs_beyond` has the numbers
-    of inputs outside the calibrated range (clips.py). `module_ms` is time waited for the processes
-    of hidden modules, `queries_used` the samples that they answered; `queries_left` is how many
-    more they may, None where the plan sets no limit. `plans_made` counts the session's plans for
-    inputs of different sizes, its own included.
+    lists workers that hung, died or lied since the session began, `makers_lost` makers of pads.
+    `inputs_beyond` has the numbers of inputs outside the calibrated range (clips.py). `module_ms`
+    is time waited for the processes of hidden modules, `queries_used` the samples that they
+    answered; `queries_left` is how many more they may, None where the plan sets no limit.
+    `plans_made` counts the session's plans for inputs of different sizes, its own included.
     """
 
     policy: str
@@ -47,6 +47,8 @@ class Report:
     pads_from: str
     workers: tuple[str, ...]
     workers_lost: tuple[str, ...]
+    makers: tuple[str, ...]
+    makers_lost: tuple[str, ...]
     inputs_beyond: tuple[int, ...]
     queries_used: int
     queries_left: int | None

@@ -33,7 +33,7 @@ from cloister.trusted.executor import Executor
 from cloister.trusted.lanes import Lane, Lanes, MicroBatch, Worker
 from cloister.trusted.layer_row import LayerRow
 from cloister.trusted.pads.maker import InlinePads
-from cloister.trusted.pads.source import PadSource
+from cloister.trusted.pads.source import KnownTo, PadSource
 from cloister.trusted.report import Meter, Report, Result
 from cloister.trusted.sized_plans import SizedPlans
 from cloister.trusted.step_costs import StepCosts
@@ -45,13 +45,17 @@ from cloister.wire.transcript import Transcript
 
 if TYPE_CHECKING:
     from cloister.bundle.compiled_module import CompiledModule
+    from cloister.plan.claims import Claims
     from cloister.trusted.engines.padding_profile import PaddingProfile
     from cloister.trusted.module_engines import ModuleEngines
+    from cloister.trusted.pads.makers import MakerAddress, Makers
     from cloister.trusted.query_counter import QueryCounter
 
 DEFAULT_TIMEOUT_S = 60.0
 DEFAULT_BATCH = 8
 _LANE_ID_BITS = 40
+_MAKERS = "cloister.trusted.pads.makers"
+"""Loaded for sessions that use pads of makers only."""
 _POLL_US = 2000
 """Longer than most fused steps, which run between an answer and the next request."""
 
@@ -67,6 +71,12 @@ class Session:
     pads             where pads come from; default: made inline, in memory. Pads are for the sizes
                      of the plan's inputs; without them, a plan that was made from a model with
                      free sizes takes inputs of all sizes (sized_plans.py)
+    makers           who makes the pads, each when a request needs it: MakerAddress or links of
+                     other parties than the workers (pads/makers.py), for plans that check all
+                     blinded nodes. A maker that hangs or dies is followed by the next one. Where a
+                     check fails, the worker or a maker lied: neither is used again
+    insecure_one_party, insecure_plaintext
+                     for tests: allow a maker on the machine of a worker, and without encryption
     threads          threads of the trusted side, within one lane
     batch            inputs per micro-batch; a lane computes one micro-batch at a time
     lanes            micro-batches that are computed at once (lanes.py), spread over the workers;
@@ -90,6 +100,9 @@ class Session:
         *,
         workers: Sequence[str | WorkerLink] | None = None,
         pads: PadSource | None = None,
+        makers: "Sequence[str | MakerAddress | WorkerLink] | None" = None,
+        insecure_one_party: bool = False,
+        insecure_plaintext: bool = False,
         threads: int = 1,
         worker_threads: int = 1,
         batch: int = DEFAULT_BATCH,
@@ -111,6 +124,8 @@ class Session:
             raise PlanError(f"on_clip= takes {', '.join(OnClip)}, not {on_clip!r}")
         if pads is not None:
             _check_pads(plan, pads)
+        if pads is not None and makers is not None:
+            raise PlanError("pads= and makers= are two sources of pads; give one of them")
         self.plan = plan
         self._on_clip = OnClip(on_clip)
         self._rng = rng or SystemRandom()
@@ -122,9 +137,22 @@ class Session:
         self._closed = False
         self._needs_worker = any(p.on_worker for p in plan.protections.values())
         count = _lane_count(lanes, workers if self._needs_worker else (), threads=threads)
+        self._makers = _makers(
+            plan, makers, timeout_s=timeout_s, insecure_plaintext=insecure_plaintext
+        )
+        self._known_to: Sequence[KnownTo] = ()
+        if self._makers is not None:
+            self._known_to = self._makers.known_to
+        elif pads is not None:
+            self._known_to = pads.known_to
+        self._one_party = False
+        if self._known_to:
+            self._one_party = importlib.import_module(_MAKERS).is_one_party(
+                self._known_to, workers, insecure_one_party=insecure_one_party
+            )
         self._plans = SizedPlans(
             plan,
-            lambda one: self._inline_pads(one, threads) if pads is None else pads,
+            lambda one: self._made_pads(one, threads) if pads is None else pads,
             alone=None if pads is None else "the pads are for those of",
         )
         self._engines = _engines(plan, modules, engine, counter, padding, threads=threads)
@@ -133,6 +161,8 @@ class Session:
         except BaseException:
             if self._engines is not None:
                 self._engines.close()
+            if self._makers is not None:
+                self._makers.close()
             raise
 
     def _open(
@@ -157,8 +187,10 @@ class Session:
         found = self._connect(workers, count, threads=threads, worker_threads=worker_threads)
         self._lanes = Lanes(self._made, found)
 
-    def _inline_pads(self, plan: Plan, threads: int) -> PadSource | None:
-        """Pads made in memory, if the plan blinds anything."""
+    def _made_pads(self, plan: Plan, threads: int) -> PadSource | None:
+        """Pads made when they are needed, if the plan blinds anything."""
+        if self._makers is not None:
+            return self._makers.pads_of(plan, rng=self._rng)
         return InlinePads(plan, rng=self._rng, threads=threads) if plan.hidden_nodes else None
 
     def _make_executor(self, lane: int, threads: int, plan: Plan) -> Executor:
@@ -368,15 +400,35 @@ class Session:
             bytes_to_worker=sent,
             bytes_from_worker=received,
             pads_used=pads_used,
-            pads_from="none" if self._plans.own.pads is None else self._plans.own.pads.kind,
+            pads_from=self._pads_from(),
             workers=self._lanes.workers,
             workers_lost=tuple(self._lanes.lost),
+            makers=() if self._makers is None else self._makers.names,
+            makers_lost=() if self._makers is None else self._makers.lost,
             inputs_beyond=beyond,
             queries_used=queries,
             queries_left=None if self._engines is None else self._engines.left(),
             plans_made=self._plans.made,
             parts=tuple(attempts),
         )
+
+    def _pads_from(self) -> str:
+        pads = self._plans.own.pads
+        if pads is None:
+            return "none"
+        if self._one_party:
+            return f"{pads.kind}, of one party with a worker, which can read every input"
+        return pads.kind
+
+    def claims(self, *, pinned: bool = True) -> "Claims":
+        """What each party can learn and do: the claims of the plan, and those about its makers."""
+        claims = self.plan.claims(pinned=pinned)
+        if not self._known_to:
+            return claims
+        encrypted = all(maker.encrypted for maker in self._known_to)
+        loaded = importlib.import_module("cloister.plan.maker_claims")
+        found: Claims = loaded.with_makers(claims, one_party=self._one_party, encrypted=encrypted)
+        return found
 
     def close(self) -> None:
         """Stop local workers and engines, close links, overwrite what is left of spent pads."""
@@ -386,6 +438,8 @@ class Session:
         with self._turn():
             self._lanes.close()
             self._plans.close()
+            if self._makers is not None:
+                self._makers.close()
             if self._engines is not None:
                 self._engines.close()
 
@@ -443,6 +497,26 @@ def _engines(
         threads=threads,
     )  # fmt: skip
     return engines
+
+
+def _makers(
+    plan: Plan,
+    makers: "Sequence[str | MakerAddress | WorkerLink] | None",
+    *,
+    timeout_s: float,
+    insecure_plaintext: bool,
+) -> "Makers | None":
+    """The makers of a session's pads; what asks them is loaded for such sessions only.
+
+    Raises   PlanError, InputError, see `Makers.open`
+    """
+    if makers is None:
+        return None
+    loaded = importlib.import_module(_MAKERS)
+    found: Makers = loaded.Makers.open(
+        plan, makers, timeout_s=timeout_s, insecure_plaintext=insecure_plaintext
+    )
+    return found
 
 
 def _check_pads(plan: Plan, pads: PadSource) -> None:

@@ -89,6 +89,8 @@ class Stage:
     soundness_bits: float | None = None
     shown = False
     """Whether steps that Python performs, or a caller, may read what the step has made."""
+    unblinds = False
+    """Whether it removes a pad from an answer."""
 
     def load(self, link: WorkerLink) -> None:
         """Give a worker what the step will ask it for."""
@@ -115,7 +117,7 @@ class FusedStage(Stage):
         self.name, self.protection = step.name, protection.name
         self._number = number
         self._step = step
-        self._unblinds = node is not None and protection.hidden
+        self.unblinds = node is not None and protection.hidden
         self._stored = self._residual = None
         if step.stored:
             self._stored = value_key(setup.program, step.epilogue.value, step.channels_first)
@@ -159,7 +161,7 @@ class FusedStage(Stage):
         space.native.add_fused(
             self.fused_step,
             node=step.node,
-            unblinds=self._unblinds,
+            unblinds=self.unblinds,
             binds=(
                 step.node is None
                 or (residual is not None and residual not in space.values)

@@ -21,8 +21,10 @@ import numpy as np
 from cloister.base.tensor_limits import DTYPES, MAX_RANK
 from cloister.errors import ProtocolError, ShapeError
 from cloister.ring.linear import GEOMETRY_BYTES, Geometry, LinearMap
+from cloister.ring.pad_block import BLOCK_ROWS_MAX, SEED_BYTES
 from cloister.wire.messages import (
     MAX_FAILURE_CHARS,
+    MAX_TARGETS,
     Answer,
     Apply,
     Failure,
@@ -30,6 +32,7 @@ from cloister.wire.messages import (
     Loaded,
     LoadLinear,
     LoadSegment,
+    MakePads,
     Message,
     TensorSpec,
     Welcome,
@@ -50,10 +53,10 @@ _TEXT = struct.Struct("<H")
 _DTYPE_CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
 
 _KINDS: tuple[type[Message], ...] = (
-    Hello, Welcome, LoadLinear, LoadSegment, Loaded, Apply, Answer, Failure,
+    Hello, Welcome, LoadLinear, LoadSegment, Loaded, Apply, Answer, Failure, MakePads,
 )  # fmt: skip
 _KIND_CODES = {kind: code for code, kind in enumerate(_KINDS)}
-# Fields of fixed size in order, integers but for the geometry; then the number of texts.
+# Fields of fixed size in order, integers but for geometry and seed; then the number of texts.
 _FIELDS: dict[type[Message], tuple[struct.Struct, int]] = {
     Hello: (struct.Struct("<H"), 0),
     Welcome: (struct.Struct("<H"), 2),
@@ -63,10 +66,11 @@ _FIELDS: dict[type[Message], tuple[struct.Struct, int]] = {
     Apply: (struct.Struct("<QQ"), 0),
     Answer: (struct.Struct("<Q"), 0),
     Failure: (struct.Struct("<Q"), 1),
+    MakePads: (struct.Struct(f"<Q{SEED_BYTES}sQIQ"), 0),
 }
 _TENSOR_COUNTS: dict[type[Message], int | None] = {
     Hello: 0, Welcome: 0, LoadLinear: 1, LoadSegment: 1, Loaded: 0,
-    Apply: None, Answer: None, Failure: 0,
+    Apply: None, Answer: None, Failure: 0, MakePads: 1,
 }  # fmt: skip
 
 
@@ -116,6 +120,8 @@ class Head:
             return Apply(self.numbers[0], self.numbers[1], tensors)
         if self.kind is Answer:
             return Answer(self.numbers[0], tensors)
+        if self.kind is MakePads:
+            return _make_pads(self.numbers, tensors[0])
         return Failure(self.numbers[0], self.texts[0])
 
 
@@ -194,6 +200,8 @@ def decode_head(
         )
     if kind is LoadSegment and (specs[0].dtype != np.uint8 or len(specs[0].shape) != 1):
         raise ProtocolError(f"message LoadSegment: model bytes must be uint8 (n,), got {specs[0]}")
+    if kind is MakePads:
+        _check_block(numbers, specs[0], max_payload_bytes)
     if kind is LoadLinear and specs[0].dtype != np.int16:
         raise ProtocolError(f"message LoadLinear: weights must be int16, got {specs[0]}")
     return head
@@ -242,6 +250,9 @@ def _parts(
             return (request_id, target_id), (), tensors
         case Answer(request_id, tensors):
             return (request_id,), (), tensors
+        case MakePads(request_id, seed, first_id, rows, targets, offsets, words):
+            places = _places(targets, offsets)
+            return (request_id, seed, first_id, rows, words), (), (places,)
         case Failure(request_id, text):
             return (request_id,), (text,), ()
 
@@ -251,6 +262,39 @@ def _linear(geometry: bytes, weights: np.ndarray) -> LinearMap:
         return LinearMap(Geometry.from_bytes(geometry), weights)
     except ShapeError as error:
         raise ProtocolError(f"message LoadLinear: {error}") from error
+
+
+def _places(targets: tuple[int, ...], offsets: tuple[int, ...]) -> np.ndarray:
+    """Target and offset of each node, as sent."""
+    try:
+        return np.array([targets, offsets], np.uint32)
+    except (OverflowError, ValueError) as error:
+        raise ProtocolError("message MakePads: a target or offset is out of range") from error
+
+
+def _check_block(numbers: tuple[Any, ...], places: TensorSpec, max_payload_bytes: int) -> None:
+    """Refuse a block that no plan has, before a word of it gets memory."""
+    _, _, first_id, rows, words = numbers
+    if places.dtype != np.uint32 or len(places.shape) != 2 or places.shape[0] != 2:
+        raise ProtocolError(f"message MakePads: targets must be uint32 (2, n), got {places}")
+    if not 1 <= places.shape[1] <= MAX_TARGETS:
+        raise ProtocolError(f"message MakePads: {places.shape[1]} targets, at most {MAX_TARGETS}")
+    if not 1 <= rows <= BLOCK_ROWS_MAX or first_id + rows > 1 << 63:
+        raise ProtocolError(f"message MakePads: {rows} rows from pad {first_id} are not allowed")
+    if not 1 <= 4 * rows * words <= max_payload_bytes:
+        raise ProtocolError(f"message MakePads: {rows} rows of {words} words are too large")
+
+
+def _make_pads(numbers: tuple[Any, ...], places: np.ndarray) -> MakePads:
+    request_id, seed, first_id, rows, words = numbers
+    # Read once: the memory may be shared.
+    targets, offsets = (tuple(row) for row in places.tolist())
+    for name, found in (("targets", targets), ("offsets", offsets)):
+        if list(found) != sorted(set(found)):
+            raise ProtocolError(f"message MakePads: {name} do not increase")
+    if offsets[-1] >= words:
+        raise ProtocolError(f"message MakePads: offset {offsets[-1]} is beyond {words} words")
+    return MakePads(request_id, seed, first_id, rows, targets, offsets, words)
 
 
 def _encode_text(text: str) -> bytes:

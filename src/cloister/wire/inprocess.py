@@ -15,6 +15,7 @@ from cloister.wire.messages import (
     Expected,
     LoadLinear,
     LoadSegment,
+    MakePads,
     Message,
     Unchecked,
 )
@@ -40,6 +41,11 @@ class InProcessLink(MessageLink):
         self._handler = handler
         self._encode_reply = encode
 
+    @property
+    def encrypted(self) -> bool:
+        """See WorkerLink: nothing leaves the process."""
+        return True
+
     def load(self, message: LoadLinear | LoadSegment) -> None:
         """See WorkerLink."""
         self._check_open()
@@ -60,6 +66,12 @@ class InProcessLink(MessageLink):
         self._check_open()
         self._replies.open(request_id, expect)
         self._call(Apply(request_id, target_id, tensors))
+
+    def make_pads(self, message: MakePads) -> None:
+        """See WorkerLink; the handler runs before this returns."""
+        self._check_open()
+        self._replies.open(message.request_id, (message.answer,))
+        self._call(message)
 
     def receive(self, request_id: int, *, timeout_s: float) -> tuple[Unchecked[np.ndarray], ...]:
         """See WorkerLink; an answer that is not there yet never comes."""

@@ -11,6 +11,7 @@ from cloister.wire.messages import (
     Expected,
     LoadLinear,
     LoadSegment,
+    MakePads,
     TensorSpec,
     Unchecked,
 )
@@ -117,6 +118,15 @@ class WorkerLink(ABC):
         An array from `send_buffer` is sent without a copy and must not be written again before
         `release`; any other array is copied.
         """
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether no listener on a network can read what is sent."""
+        return False
+
+    def make_pads(self, message: MakePads) -> None:
+        """Ask a maker for the terms of a block, which `receive` waits for."""
+        raise PlanError(f"worker {self.name}: the link makes no pads")
 
     @abstractmethod
     def receive(self, request_id: int, *, timeout_s: float) -> tuple[Unchecked[np.ndarray], ...]:

@@ -6,7 +6,7 @@ belong to one connection.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Generic, TypeVar
 
@@ -17,6 +17,8 @@ from cloister.ring.linear import LinearMap
 
 PROTOCOL_VERSION = 1
 MAX_FAILURE_CHARS = 500
+MAX_TARGETS = 4096
+"""Of one connection."""
 
 T = TypeVar("T")
 
@@ -158,9 +160,35 @@ class Apply:
     tensors: tuple[np.ndarray, ...]
 
 
+@dataclass(frozen=True)
+class MakePads:
+    """Make the terms of a block's pads: expand `r` from a seed, apply loaded maps, mask `A r`.
+
+    Secret   seed, and with it every pad of the block (ring/pad_block.py)
+
+    first_id   pad id of the first row; the others follow
+    targets    loaded linear maps, in increasing order; each is the domain of its pads too
+    offsets    the word of a row at which the terms of each target begin
+    words      of a row; those that belong to no target are zero
+    """
+
+    request_id: int
+    seed: bytes = field(repr=False)
+    first_id: int
+    rows: int
+    targets: tuple[int, ...]
+    offsets: tuple[int, ...]
+    words: int
+
+    @property
+    def answer(self) -> TensorSpec:
+        """The only form of the answer: one tensor."""
+        return TensorSpec(np.dtype(np.uint32), (self.rows, self.words))
+
+
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """The answer of a target to a request's tensors."""
+    """The answer of a target to a request's tensors, or of a maker to `MakePads`."""
 
     request_id: int
     tensors: tuple[np.ndarray, ...]
@@ -177,4 +205,4 @@ class Failure:
         object.__setattr__(self, "message", printable(self.message, most=MAX_FAILURE_CHARS))
 
 
-Message = Hello | Welcome | LoadLinear | LoadSegment | Loaded | Apply | Answer | Failure
+Message = Hello | Welcome | LoadLinear | LoadSegment | Loaded | Apply | MakePads | Answer | Failure

@@ -9,14 +9,17 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 from enum import StrEnum
+from typing import TypeGuard
 
 import numpy as np
 
 from cloister.wire.codec import PRELUDE, Encoded, as_bytes, encode, encode_head
-from cloister.wire.messages import Answer, Apply, Message, TensorSpec
+from cloister.wire.messages import Answer, Apply, MakePads, Message, TensorSpec
 from cloister.worker.engine import Engine
 
 _EXIT_STATUS = 9
+_PADS = -1
+"""In the place of a target id: blocks of pads."""
 _TENSOR = struct.Struct("<BBHQ")
 
 
@@ -35,7 +38,7 @@ class Lie(StrEnum):
     TOO_FEW_BYTES = "too-few-bytes"
     TOO_MANY_BYTES = "too-many-bytes"
     HUGE = "huge"  # a head that states 2 GiB
-    STALE_CONTENT = "stale-content"  # the target's previous answer, if any, under the new id
+    STALE_CONTENT = "stale-content"  # the previous answer of its kind, if any, under the new id
     STALE_ID = "stale-id"  # the answer under an id that was answered before
     HANG = "hang"
     DIE = "die"  # in the middle of the reply
@@ -54,6 +57,15 @@ VALUE_LIES = frozenset(
 )
 
 
+def _asks(message: Message) -> TypeGuard[Apply | MakePads]:
+    return isinstance(message, Apply | MakePads)
+
+
+def _kind(message: Apply | MakePads) -> int:
+    """What two requests have in common whose answers are of one kind."""
+    return message.target_id if isinstance(message, Apply) else _PADS
+
+
 class ByzantineEngine:
     """An engine that serves honestly at first and then lies.
 
@@ -69,7 +81,7 @@ class ByzantineEngine:
         lie: Lie,
         *,
         after: int = 0,
-        when: Callable[[Apply], bool] | None = None,
+        when: Callable[[Apply | MakePads], bool] | None = None,
     ) -> None:
         self._engine = engine
         self._lie = lie
@@ -83,12 +95,12 @@ class ByzantineEngine:
         """The engine's reply, or a lie."""
         self._lying = False
         reply = self._engine.handle(message)
-        if not isinstance(message, Apply) or not isinstance(reply, Answer):
+        if not _asks(message) or not isinstance(reply, Answer):
             return reply
         self._answers += 1
         self._lying = self._answers > self._after and self._when(message)
         sent = self._tell(message, reply) if self._lying else reply
-        self._previous[message.target_id] = tuple(tensor.copy() for tensor in reply.tensors)
+        self._previous[_kind(message)] = tuple(tensor.copy() for tensor in reply.tensors)
         return sent
 
     def encode(self, message: Message) -> Encoded:
@@ -106,13 +118,13 @@ class ByzantineEngine:
             return Encoded(encoded.head, _half_and_exit(encoded))
         return encoded
 
-    def _tell(self, message: Apply, reply: Answer) -> Message | None:
+    def _tell(self, message: Apply | MakePads, reply: Answer) -> Message | None:
         if self._lie is Lie.HANG:
             return None
         if self._lie is Lie.STALE_ID:
             return Answer(max(message.request_id - 1, 0), reply.tensors)
         if self._lie is Lie.STALE_CONTENT:
-            old = self._previous.get(message.target_id, reply.tensors)
+            old = self._previous.get(_kind(message), reply.tensors)
             same = [a.shape == b.shape for a, b in zip(old, reply.tensors, strict=True)]
             return Answer(message.request_id, old if all(same) else reply.tensors)
         return Answer(message.request_id, tuple(twist(t, self._lie) for t in reply.tensors))

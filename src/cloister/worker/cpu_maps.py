@@ -37,12 +37,14 @@ class CpuMap:
         self._ring = RingMap(linear)
         self._threads = threads
 
-    def apply(self, x: np.ndarray) -> UInt32[np.ndarray, "n oh ow oc"]:
-        """The map's value at uint32 or int16 inputs (n, h, w, c).
+    def apply(
+        self, x: np.ndarray, *, out: UInt32[np.ndarray, "n oh ow oc"] | None = None
+    ) -> UInt32[np.ndarray, "n oh ow oc"]:
+        """The map's value at uint32 or int16 inputs (n, h, w, c), in `out` when it is given.
 
         Raises   ShapeError
         """
-        return self._ring.apply(x, threads=self._threads)
+        return self._ring.apply(x, out=out, threads=self._threads)
 
 
 @cache

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from cloister.errors import InputError, RangeError
 from cloister.wire.messages import (
+    MAX_TARGETS,
     PROTOCOL_VERSION,
     Answer,
     Apply,
@@ -17,17 +18,17 @@ from cloister.wire.messages import (
     Loaded,
     LoadLinear,
     LoadSegment,
+    MakePads,
     Message,
     Welcome,
 )
 from cloister.worker.budget import MemoryBudget, Reservation
-from cloister.worker.linear_target import LinearTarget, map_memory
+from cloister.worker.linear_target import WORD_BYTES, LinearTarget, map_memory
+from cloister.worker.pad_terms import linear_targets, make_terms, scratch_bytes
 from cloister.worker.segment_process import HostedSegment, SegmentProcess
 from cloister.worker.segments import SegmentTarget, segment_device
 from cloister.worker.targets import Shared, Target, TargetStore, key_of_linear, key_of_segment
 from cloister.worker.torch_maps import check_device
-
-MAX_TARGETS = 4096
 
 
 class Engine:
@@ -67,7 +68,7 @@ class Engine:
 
     def handle(self, message: Message) -> Message | None:
         """The reply to a message; whatever goes wrong becomes a `Failure`."""
-        request_id = message.request_id if isinstance(message, Apply) else 0
+        request_id = message.request_id if isinstance(message, Apply | MakePads) else 0
         self._answer.end()
         try:
             return self._reply(message)
@@ -105,6 +106,8 @@ class Engine:
                 return Loaded(target_id)
             case Apply():
                 return self._apply(message)
+            case MakePads():
+                return self._make_pads(message)
             case _:
                 raise InputError(f"a worker takes no {type(message).__name__}")
 
@@ -119,6 +122,17 @@ class Engine:
         self._answer.take(cost.answer)
         with self._gate:
             return Answer(message.request_id, target.run(message.tensors))
+
+    def _make_pads(self, message: MakePads) -> Answer:
+        loaded = {target_id: kept[1] for target_id, kept in self._targets.items()}
+        targets = linear_targets(message, loaded)
+        for target_id, (target, _) in targets.items():
+            shared, _ = self._targets[target_id]
+            if shared is not None:
+                self._store.grow(shared, target.batch_cost(message.rows, WORD_BYTES).kept)
+        self._answer.take(message.answer.nbytes + scratch_bytes(message, targets))
+        with self._gate:
+            return Answer(message.request_id, (make_terms(message, targets),))
 
     def _make_room(self, target_id: int) -> None:
         self._drop(target_id)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import grpc
 
+from cloister.base.tls_identity import TlsIdentity
 from cloister.errors import InputError, ProtocolError, RangeError
 from cloister.wire.codec import Encoded, Head, encode
 from cloister.wire.grpc.frames import Assembler, to_frames
@@ -90,6 +91,7 @@ class Server:
 
     new_client   makes the handler of each new connection
     budget       pays for messages while they arrive and are answered; default: any number
+    identity     what clients pin; default: connections are not encrypted
 
     Raises   InputError when the address is malformed or cannot be used
     """
@@ -101,6 +103,7 @@ class Server:
         new_client: Callable[[], Client],
         limits: WorkerLimits | None = None,
         budget: MemoryBudget | None = None,
+        identity: TlsIdentity | None = None,
     ) -> None:
         host, _ = check_address(listen)
         self._limits = limits or WorkerLimits()
@@ -117,7 +120,7 @@ class Server:
             maximum_concurrent_rpcs=threads,
         )
         try:
-            port = self._server.add_insecure_port(listen)
+            port = self._add_port(listen, identity)
         except RuntimeError as error:
             raise InputError(
                 f"cannot listen on {listen}: address in use or not of this machine; choose another"
@@ -125,6 +128,15 @@ class Server:
         self.address = f"{host}:{port}"
         self._server.start()
         threading.Thread(target=self._watch, daemon=True).start()
+
+    def _add_port(self, listen: str, identity: TlsIdentity | None) -> int:
+        port: int
+        if identity is None:
+            port = self._server.add_insecure_port(listen)
+        else:
+            pair = identity.private_key, identity.certificate
+            port = self._server.add_secure_port(listen, grpc.ssl_server_credentials([pair]))
+        return port
 
     def wait(self) -> None:
         """Block until the server is closed."""

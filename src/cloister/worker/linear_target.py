@@ -1,6 +1,7 @@
 """A linear map as a worker keeps it, with the memory that it takes."""
 
 import numpy as np
+from jaxtyping import UInt32
 
 from cloister.errors import ShapeError
 from cloister.ring.linear import Geometry, LinearMap
@@ -30,8 +31,7 @@ class LinearTarget:
     """A linear map on the CPU or a PyTorch device."""
 
     def __init__(self, linear: LinearMap, *, device: str, threads: int) -> None:
-        self._geometry = linear.geometry
-        self._in_shape = linear.geometry.in_shape
+        self.geometry = linear.geometry
         self._device = device
         self._threads = threads
         self._map = (
@@ -45,7 +45,14 @@ class LinearTarget:
     def cost(self, tensors: tuple[np.ndarray, ...]) -> Cost:
         """See Target."""
         x = self._request(tensors)
-        key = len(x), x.itemsize
+        return self.batch_cost(len(x), x.itemsize)
+
+    def batch_cost(self, batch: int, element_bytes: int) -> Cost:
+        """The memory that an answer to a request of this batch takes.
+
+        Raises   RangeError, see Target
+        """
+        key = batch, element_bytes
         known, cost = self._known
         if known != key:
             cost = self._cost(*key)
@@ -56,23 +63,32 @@ class LinearTarget:
         """See Target."""
         return (self._map.apply(tensors[0]),)
 
+    def write_to(
+        self, out: UInt32[np.ndarray, "n oh ow oc"], x: UInt32[np.ndarray, "n h w c"]
+    ) -> None:
+        """Apply the map; images of `out` may lie apart."""
+        if isinstance(self._map, cpu_maps.CpuMap):
+            self._map.apply(x, out=out)
+        else:
+            out[...] = self._map.apply(x)
+
     def _request(self, tensors: tuple[np.ndarray, ...]) -> np.ndarray:
         if len(tensors) != 1:
             raise ShapeError(f"a linear map takes one tensor, got {len(tensors)}")
         (x,) = tensors
-        if x.dtype not in TYPES or x.shape[1:] != self._in_shape:
+        if x.dtype not in TYPES or x.shape[1:] != self.geometry.in_shape:
             raise ShapeError(
-                f"linear map: input must be uint32 or int16 (n, {self._in_shape}), "
+                f"linear map: input must be uint32 or int16 (n, {self.geometry.in_shape}), "
                 f"got {x.dtype} {x.shape}"
             )
         return x
 
     def _cost(self, batch: int, element_bytes: int) -> Cost:
         memory = map_memory(
-            self._geometry,
+            self.geometry,
             device=self._device,
             threads=self._threads,
             batch=batch,
             element_bytes=element_bytes,
         )
-        return Cost(memory.total, WORD_BYTES * batch * self._geometry.out_elements)
+        return Cost(memory.total, WORD_BYTES * batch * self.geometry.out_elements)

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from cloister.base.tls_identity import TlsIdentity
 from cloister.errors import CloisterError, InputError, ProtocolError
 from cloister.wire.messages import Failure
 from cloister.worker.budget import MemoryBudget
@@ -24,6 +25,7 @@ def start_server(
     threads: int = 1,
     limits: WorkerLimits | None = None,
     budget_bytes: int | None = None,
+    identity: TlsIdentity | None = None,
     insecure_lie: Lie | None = None,
     insecure_lie_after: int = 0,
 ) -> Server:
@@ -31,6 +33,7 @@ def start_server(
 
     budget_bytes   what all clients together may take; default: three quarters of the machine's
                    memory, at most 32 GiB
+    identity       what clients pin; default: connections are not encrypted
 
     Raises   InputError when the address or the device cannot be used
     """
@@ -52,7 +55,9 @@ def start_server(
         liar = ByzantineEngine(engine, insecure_lie, after=insecure_lie_after)
         return Client(liar.handle, close=engine.close, cut=engine.cut, encoder=liar.encode)
 
-    return Server(listen, new_client=new_client, limits=limits, budget=store.budget)
+    return Server(
+        listen, new_client=new_client, limits=limits, budget=store.budget, identity=identity
+    )
 
 
 def serve(
@@ -62,6 +67,7 @@ def serve(
     threads: int = 1,
     limits: WorkerLimits | None = None,
     budget_bytes: int | None = None,
+    identity: TlsIdentity | None = None,
     ready: Callable[[str], None] | None = None,
     insecure_lie: Lie | None = None,
     insecure_lie_after: int = 0,
@@ -78,6 +84,7 @@ def serve(
         threads=threads,
         limits=limits,
         budget_bytes=budget_bytes,
+        identity=identity,
         insecure_lie=insecure_lie,
         insecure_lie_after=insecure_lie_after,
     )

@@ -12,7 +12,7 @@ import cloister.base._native as native
 from cloister.base.private_memory import map_pages
 from cloister.errors import ProtocolError
 from cloister.wire.codec import Encoded, encode
-from cloister.wire.messages import Answer, Apply, Failure, Message, TensorSpec
+from cloister.wire.messages import Answer, Apply, Failure, MakePads, Message, TensorSpec
 from cloister.wire.shm.arena import Region
 from cloister.wire.shm.packets import (
     MAX_PACKET_BYTES,
@@ -104,7 +104,7 @@ def _answer(
     if reply is None:
         return None
     if isinstance(reply, Answer) and not _fits(reply, placed.rooms):
-        request_id = message.request_id if isinstance(message, Apply) else 0
+        request_id = message.request_id if isinstance(message, Apply | MakePads) else 0
         reply = Failure(request_id, "the answer takes more memory than the request gives it")
     encoded = encoder(reply)
     for data, room in zip(encoded.payload, placed.rooms, strict=False):

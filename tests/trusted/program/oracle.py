@@ -29,6 +29,7 @@ class KnownPads:
     """Inline pads under a key that a test can ask for, with the ids they gave out."""
 
     kind = "inline"
+    known_to = ()
 
     def __init__(self, plan: Plan) -> None:
         self._pads = InlinePads(plan, rng=InsecureSeededRandom(SEED))
@@ -41,6 +42,9 @@ class KnownPads:
         self.ids += [pad.pad_id for pad in pads]
         self.key = pads[0].key
         return pads
+
+    def blame(self, pads) -> str:
+        return ""
 
     def recycle(self, pads) -> None:
         self._pads.recycle(pads)

@@ -28,6 +28,7 @@ from cloister.ring.freivalds import CheckVectors
 from cloister.ring.pads import expand_into
 from cloister.trusted.checks import accept
 from cloister.trusted.pads.maker import Maker, PadMaker
+from cloister.trusted.pads.makers import MakerAddress, Makers, StoreMakers
 from cloister.trusted.pads.pad_layout import PadLayout
 from cloister.trusted.pads.shares import SharedNode
 from cloister.trusted.pads.store import PadStore
@@ -256,21 +257,30 @@ def open_maker(
     plan: Plan,
     links: Sequence[WorkerLink] = (),
     *,
+    makers: Sequence[MakerAddress | WorkerLink] = (),
     threads: int = 1,
     timeout_s: float = DEFAULT_TIMEOUT_S,
     insecure_one_party: bool = False,
-) -> Iterator[Maker]:
-    """A maker of pads: these workers, or this process without any."""
-    if not links:
+    insecure_plaintext: bool = False,
+) -> Iterator[Maker | StoreMakers]:
+    """A maker of pads: these workers in shares, these makers, or this process without any."""
+    if not links and not makers:
         yield PadMaker(plan, threads=threads)
         return
-    maker = WorkerMaker(
-        plan,
-        links,
-        rng=SystemRandom(),
-        timeout_s=timeout_s,
-        insecure_one_party=insecure_one_party,
-    )
+    maker: WorkerMaker | StoreMakers
+    if makers:
+        found = Makers.open(
+            plan, makers, timeout_s=timeout_s, insecure_plaintext=insecure_plaintext
+        )
+        maker = StoreMakers(plan, found)
+    else:
+        maker = WorkerMaker(
+            plan,
+            links,
+            rng=SystemRandom(),
+            timeout_s=timeout_s,
+            insecure_one_party=insecure_one_party,
+        )
     with closing(maker):
         yield maker
 
@@ -309,7 +319,7 @@ def default_block_rows(layout: PadLayout) -> int:
 
 def fill(
     store: PadStore,
-    maker: Maker,
+    maker: Maker | StoreMakers,
     *,
     count: int,
     block_rows: int | None = None,
@@ -328,21 +338,39 @@ def fill(
     if missing == 0:
         return 0
     rows = min(block_rows or default_block_rows(store.layout), missing)
-    memory = private_memory(rows * store.layout.words * np.dtype(np.uint32).itemsize)
-    terms = memory.view(np.uint32).reshape(rows, -1)
     done = 0
-    try:
+    with _filling(store, maker, rows) as put_block:
         while done < missing and not stop.is_set():
             started = time.monotonic()
-            part = terms[: missing - done]
-            block = store.reserve(len(part), makers=maker.parties)
-            maker.make(block.keys.pad_key, block.first_id, into=part)
-            store.put_block(block, part)
-            done += len(part)
+            made = min(rows, missing - done)
+            put_block(made)
+            done += made
             if progress is not None:
                 progress(done, missing)
             if rate is not None and done < missing:
-                stop.wait(rate.pause_s(time.monotonic() - started, made=len(part)))
+                stop.wait(rate.pause_s(time.monotonic() - started, made=made))
+    return done
+
+
+@contextmanager
+def _filling(
+    store: PadStore, maker: Maker | StoreMakers, rows: int
+) -> Iterator[Callable[[int], None]]:
+    """What makes and stores a block of at most so many rows."""
+    if isinstance(maker, StoreMakers):
+        yield partial(maker.put_block, store)
+        return
+    memory = private_memory(rows * store.layout.words * np.dtype(np.uint32).itemsize)
+    terms = memory.view(np.uint32).reshape(rows, -1)
+
+    def put_block(count: int) -> None:
+        part = terms[:count]
+        block = store.reserve(count, makers=maker.parties)
+        part.fill(0)
+        maker.make(block.keys.pad_key, block.first_id, into=part)
+        store.put_block(block, part)
+
+    try:
+        yield put_block
     finally:
         terms.fill(0)
-    return done

@@ -73,6 +73,7 @@ class InlinePads:
     """
 
     kind = "inline"
+    known_to = ()
 
     def __init__(self, plan: Plan, *, rng: Csprng, threads: int = 1) -> None:
         self._maker = PadMaker(plan, threads=threads)
@@ -100,6 +101,10 @@ class InlinePads:
             self._maker.make(self._key, pad_id, into=terms[None])
             pads.append(PadSet(pad_id, self._key, terms))
         return pads
+
+    def blame(self, pads: Sequence[PadSet]) -> str:
+        """See PadSource: they were computed here."""
+        return ""
 
     def recycle(self, pads: Sequence[PadSet]) -> None:
         """Keep the memory of spent pads for the next ones, which overwrite it."""
@@ -130,6 +135,10 @@ class PadUse:
             raise PadReusedError("the pads of this request were already used")
         self._claimed = True
         return self._pads
+
+    def blame(self) -> str:
+        """See PadSource."""
+        return self._source.blame(self._pads)
 
     def erase(self) -> None:
         """Give the spent pads back to their source, which overwrites them."""

@@ -12,6 +12,7 @@ from jaxtyping import UInt32
 
 import cloister.base._native as native
 from cloister.plan.plan import Plan
+from cloister.ring.pad_block import mask_rows
 from cloister.ring.pads import expand_into
 from cloister.trusted.pads.pad_layout import PadLayout
 from cloister.trusted.pads.source import PadSet
@@ -25,10 +26,7 @@ def add_masks(
     Secret   key, and terms until this returns
     """
     for index, rows in layout.views(terms).items():
-        mask = np.empty(rows[0].shape, np.uint32)
-        for pad_id, row in enumerate(rows, first_id):
-            expand_into(key, pad_id, domain=index, out=mask.reshape(-1))
-            row += mask
+        mask_rows(rows, key, first_id=first_id, domain=index)
 
 
 def unmask_without_aes(pads: Sequence[PadSet], plan: Plan) -> None:

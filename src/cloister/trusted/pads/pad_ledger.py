@@ -29,6 +29,7 @@ from cloister.base.reading import parsing
 from cloister.base.rng import Csprng
 from cloister.errors import InputError, PadReusedError, PadStoreError
 from cloister.trusted.pads.pad_layout import PadLayout
+from cloister.trusted.pads.source import KnownTo
 
 FORMAT = 2
 APPLICATION_ID = 0x434C5350
@@ -53,6 +54,7 @@ CREATE TABLE store (
     rows_opened INTEGER NOT NULL CHECK (rows_opened BETWEEN 0 AND rows_reserved),
     makers INTEGER NOT NULL CHECK (makers >= 0),
     given_back TEXT NOT NULL,
+    known_to TEXT NOT NULL,
     mac BLOB NOT NULL
 )
 """
@@ -76,6 +78,7 @@ class PadCounters:
     rows_opened: int = 0
     makers: int = 0
     given_back: dict[int, int] = field(default_factory=dict)
+    known_to: tuple[KnownTo, ...] = ()
 
     def may_open(self, block: int) -> bool:
         """Whether a block that has a file may be opened."""
@@ -158,7 +161,7 @@ class PadLedger:
             database.execute(_SCHEMA)
             ledger = cls(path, store_id, store_key, plan_digest, sealed, layout, busy_timeout_s)
             database.execute(
-                "INSERT INTO store VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO store VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     store_id, store_key, plan_digest, sealed, _text(layout),
                     *ledger._row(PadCounters()),
@@ -212,14 +215,14 @@ class PadLedger:
             if after != before:
                 database.execute(
                     "UPDATE store SET next_make = ?, next_use = ?, rows_reserved = ?, "
-                    "rows_opened = ?, makers = ?, given_back = ?, mac = ?",
+                    "rows_opened = ?, makers = ?, given_back = ?, known_to = ?, mac = ?",
                     self._row(after),
                 )
 
     def _load(self, database: sqlite3.Connection) -> PadCounters:
         found = database.execute(
             "SELECT store_id, next_make, next_use, rows_reserved, rows_opened, makers, given_back, "
-            "mac FROM store"
+            "known_to, mac FROM store"
         ).fetchone()
         if found is None or not isinstance(found[-1], bytes):
             raise PadStoreError(_damaged(self.path))
@@ -228,9 +231,15 @@ class PadLedger:
             raise PadStoreError(f"key file {self.path}: was replaced by another store's")
         if not hmac.compare_digest(mac, self._mac(*row)):
             raise PadStoreError(_damaged(self.path))
-        next_make, next_use, rows_reserved, rows_opened, makers, given_back = row
+        next_make, next_use, rows_reserved, rows_opened, makers, given_back, known_to = row
         return PadCounters(
-            next_make, next_use, rows_reserved, rows_opened, makers, dict(json.loads(given_back))
+            next_make,
+            next_use,
+            rows_reserved,
+            rows_opened,
+            makers,
+            dict(json.loads(given_back)),
+            tuple(KnownTo(*one) for one in json.loads(known_to)),
         )
 
     def _row(self, counters: PadCounters) -> tuple[int | str | bytes, ...]:
@@ -241,6 +250,7 @@ class PadLedger:
             counters.rows_opened,
             counters.makers,
             json.dumps(sorted(counters.given_back.items())),
+            json.dumps(counters.known_to),
         )
         return (*row, self._mac(*row))
 

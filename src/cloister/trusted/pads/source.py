@@ -4,7 +4,7 @@ is spent.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt32
@@ -51,6 +51,17 @@ def erase(memory: Sequence[np.ndarray]) -> None:
         terms.fill(0)
 
 
+class KnownTo(NamedTuple):
+    """Another party that knows pads: a maker, which expanded them from a seed.
+
+    address     where it is reached; None: a process of this machine
+    encrypted   whether no listener could read its seeds
+    """
+
+    address: str | None
+    encrypted: bool
+
+
 @runtime_checkable
 class PadSource(Protocol):
     """Hands out pads, each once: a store, or a maker on demand."""
@@ -63,6 +74,18 @@ class PadSource(Protocol):
     @property
     def plan_digest(self) -> bytes:
         """The plan these pads blind."""
+        ...
+
+    @property
+    def known_to(self) -> Sequence[KnownTo]:
+        """The other parties that know some of these pads: no worker may be of their party."""
+        ...
+
+    def blame(self, pads: Sequence[PadSet]) -> str:
+        """What of these pads may be wrong, where a check failed; empty: nothing.
+
+        Whoever may be at fault makes no pads any more.
+        """
         ...
 
     def take(self, count: int) -> list[PadSet]:

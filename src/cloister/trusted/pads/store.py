@@ -33,7 +33,7 @@ from cloister.trusted.pads.masked_terms import add_masks
 from cloister.trusted.pads.opened_blocks import OpenedBlock, OpenedBlocks
 from cloister.trusted.pads.pad_layout import PadLayout
 from cloister.trusted.pads.pad_ledger import BUSY_TIMEOUT_S, PadCounters, PadLedger
-from cloister.trusted.pads.source import PadSet
+from cloister.trusted.pads.source import KnownTo, PadSet
 
 _SEEDS = b"cloister pad block seed v1"
 _FILES = b"cloister pad block files v1"
@@ -104,15 +104,19 @@ class PadStore:
         )
         self._opened: OpenedBlocks | None = None
         # As of the last block that was reserved or opened here: reports ask for it.
-        self._makers: int | None = None
+        self._made_by: tuple[int, tuple[KnownTo, ...]] | None = None
 
     @property
     def kind(self) -> str:
-        """`store`, and how many workers, who must not have colluded, made its pads."""
-        if self._makers is None:
+        """`store`, and who made its pads: how many workers, who must not have colluded, or makers,
+        who must not be of a worker's party.
+        """
+        if self._made_by is None:
             with self._ledger.update() as counters:
-                self._makers = counters.makers
-        makers = self._makers
+                self._made_by = counters.makers, counters.known_to
+        makers, known_to = self._made_by
+        if known_to and makers != 1:
+            return "store, made by makers"
         if makers == 1:
             return "store, made by workers of one party, who can compute every pad"
         return f"store, made by {makers} workers" if makers else "store"
@@ -205,14 +209,23 @@ class PadStore:
         return self._ledger.plan_digest
 
     @property
+    def known_to(self) -> Sequence[KnownTo]:
+        """See PadSource."""
+        with self._ledger.update() as counters:
+            return counters.known_to
+
+    @property
     def layout(self) -> PadLayout:
         """Where each node's terms lie in a row."""
         return self._ledger.layout
 
-    def reserve(self, rows: int, *, makers: int = 0) -> ReservedBlock:
+    def reserve(
+        self, rows: int, *, makers: int = 0, known_to: KnownTo | None = None
+    ) -> ReservedBlock:
         """A block for a maker; no block is given to two makers, not even after a crash.
 
-        `makers` is the number of parties whose workers make these pads, 0 for the trusted side.
+        `makers` is the number of parties whose workers make these pads, 0 for the trusted side;
+        `known_to` is another party that is given the seed.
 
         Raises   PadStoreError when it cannot be recorded
         """
@@ -226,7 +239,9 @@ class PadStore:
             counters.rows_reserved += rows
             if makers:
                 counters.makers = min(counters.makers or makers, makers)
-            self._makers = counters.makers
+            if known_to is not None and known_to not in counters.known_to:
+                counters.known_to = (*counters.known_to, known_to)
+            self._made_by = counters.makers, counters.known_to
         return ReservedBlock(number, rows, self._seed(number))
 
     def put_block(
@@ -287,6 +302,10 @@ class PadStore:
                 self._opened = OpenedBlocks(self._files, self._open_next)
             return self._opened.take(count)
 
+    def blame(self, pads: Sequence[PadSet]) -> str:
+        """See PadSource: masked terms have no tag."""
+        return "" if self._files.sealed else "the pads of the store are"
+
     def recycle(self, pads: Sequence[PadSet]) -> None:
         """Keep the memory of spent pads for the next `take`, which is then faster.
 
@@ -340,7 +359,7 @@ class PadStore:
         reader = None
         try:
             with self._ledger.update() as counters:
-                self._makers = counters.makers
+                self._made_by = counters.makers, counters.known_to
                 for number in counters.to_open():
                     if not os.path.lexists(self._files.path(number)):
                         continue

@@ -1,9 +1,11 @@
 """A worker on another machine, reached by gRPC: one stream of frames in each direction.
 
-The stream is neither encrypted nor authenticated. Blinded requests are uniform, and the trusted
-side refuses wrong answers to checked ones, so a listener learns nothing from them and cannot change
-a result. Layers a plan sends in the clear are as open on the network as they are to the worker.
-Shares of pads do need secrecy (docs/protocols/padfactory.md): tunnel the traffic of pad makers.
+Without a certificate the stream is neither encrypted nor authenticated. Blinded requests are
+uniform, and the trusted side refuses wrong answers to checked ones, so a listener learns nothing
+from them and cannot change a result. Layers a plan sends in the clear are as open on the network as
+they are to the worker. Seeds of pads do need secrecy: a maker is reached by TLS, and its own
+certificate is the only one that is trusted, whatever its address. Shares of pads need it too
+(docs/protocols/padfactory.md).
 """
 
 import threading
@@ -15,6 +17,7 @@ from queue import SimpleQueue
 import grpc
 import numpy as np
 
+from cloister.base.tls_identity import WORKER_NAME
 from cloister.errors import ProtocolError, WorkerTimeout, WorkerUnavailable, printable
 from cloister.wire.codec import Encoded, Head, encode
 from cloister.wire.grpc.frames import FRAME_BYTES, Assembler, to_frames
@@ -28,6 +31,7 @@ from cloister.wire.messages import (
     Hello,
     LoadLinear,
     LoadSegment,
+    MakePads,
     TensorSpec,
     Unchecked,
 )
@@ -49,6 +53,7 @@ class RpcLink(MessageLink):
 
     timeout_s        for the connection
     load_timeout_s   for each linear map or segment
+    certificate      the worker's own, in PEM, pinned; None: without encryption
 
     Raises   InputError when the address is not HOST:PORT
     """
@@ -59,11 +64,13 @@ class RpcLink(MessageLink):
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         load_timeout_s: float = DEFAULT_LOAD_TIMEOUT_S,
+        certificate: bytes | None = None,
     ) -> None:
         check_address(address)
         super().__init__(address, address=address)
         self._timeout_s = timeout_s
         self._load_timeout_s = load_timeout_s
+        self._certificate = certificate
         self._changed = threading.Condition()
         self._outbox: SimpleQueue[tuple[int, Encoded] | None] = SimpleQueue()
         self._begun: set[int] = set()
@@ -71,12 +78,17 @@ class RpcLink(MessageLink):
         self._call: grpc.Call | None = None
         self._lent: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()
 
+    @property
+    def encrypted(self) -> bool:
+        """See WorkerLink."""
+        return self._certificate is not None
+
     def connect(self) -> None:
         """Connect and greet, unless that is done."""
         self._check_open()
         if self._call is not None:
             return
-        self._channel = grpc.insecure_channel(self.name, options=CHANNEL_OPTIONS)
+        self._channel = self._open_channel()
         stream = self._channel.stream_stream(METHOD)
         self._replies.greet()
         self._call = stream(self._outgoing())
@@ -85,6 +97,14 @@ class RpcLink(MessageLink):
         self._wait_for_control(
             self._timeout_s, "it did not answer; start `cloister worker serve --listen` there"
         )
+
+    def _open_channel(self) -> grpc.Channel:
+        if self._certificate is None:
+            return grpc.insecure_channel(self.name, options=CHANNEL_OPTIONS)
+        # The one root that is trusted may not vouch for others, so it is the server's certificate.
+        credentials = grpc.ssl_channel_credentials(self._certificate)
+        options = (*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", WORKER_NAME))
+        return grpc.secure_channel(self.name, credentials, options=options)
 
     def load(self, message: LoadLinear | LoadSegment) -> None:
         """See WorkerLink."""
@@ -116,7 +136,14 @@ class RpcLink(MessageLink):
             tensor if self._lent.pop(tensor.ctypes.data, None) is not None else tensor.copy()
             for tensor in tensors
         )
-        encoded = encode(Apply(request_id, target_id, owned))
+        self._request(request_id, encode(Apply(request_id, target_id, owned)), expect)
+
+    def make_pads(self, message: MakePads) -> None:
+        """See WorkerLink."""
+        self.connect()
+        self._request(message.request_id, encode(message), (message.answer,))
+
+    def _request(self, request_id: int, encoded: Encoded, expect: tuple[Expected, ...]) -> None:
         with self._changed:
             self._replies.open(request_id, expect)
         self._send(encoded, request_id)
@@ -198,7 +225,8 @@ class RpcLink(MessageLink):
             broken = named(error, self.name)
             call.cancel()
         except grpc.RpcError as error:
-            broken = self._unavailable(printable(_reason(error), most=MAX_FAILURE_CHARS))
+            reason = _reason(error, encrypted=self.encrypted)
+            broken = self._unavailable(printable(reason, most=MAX_FAILURE_CHARS))
         self._outbox.put(None)
         with self._changed:
             self._broken = self._broken or broken
@@ -214,8 +242,13 @@ class RpcLink(MessageLink):
                 self._begun.discard(head.numbers[0])
 
 
-def _reason(error: grpc.RpcError) -> str:
+def _reason(error: grpc.RpcError, *, encrypted: bool) -> str:
     code = error.code()
+    if code == grpc.StatusCode.UNAVAILABLE and encrypted:
+        return (
+            "cannot be reached, or shows another certificate than the given one; is `cloister "
+            "worker serve --tls` running there?"
+        )
     if code == grpc.StatusCode.UNAVAILABLE:
         return "cannot be reached; is `cloister worker serve --listen` running there?"
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:

@@ -28,6 +28,7 @@ from cloister.wire.messages import (
     Hello,
     LoadLinear,
     LoadSegment,
+    MakePads,
     Message,
     TensorSpec,
     Unchecked,
@@ -95,6 +96,11 @@ class ShmLink(MessageLink):
         """Process id of the worker."""
         return self._process.pid
 
+    @property
+    def encrypted(self) -> bool:
+        """See WorkerLink: nothing leaves the machine."""
+        return True
+
     def greet(self, *, timeout_s: float = DEFAULT_START_TIMEOUT_S) -> None:
         """Wait until the new process answers."""
         self._replies.greet()
@@ -134,13 +140,27 @@ class ShmLink(MessageLink):
     ) -> None:
         """See WorkerLink."""
         self._check_open()
+        self._replies.open(request_id, expect)
+        placed = [self._place(tensor) for tensor in tensors]
+        head = encode_head(Apply, (request_id, target_id), tuple(found.spec for found in placed))
+        self._request(request_id, head, placed, expect)
+
+    def make_pads(self, message: MakePads) -> None:
+        """See WorkerLink; the terms stay where the maker writes them, until `release`."""
+        self._check_open()
+        encoded = encode(message)
+        self._replies.open(message.request_id, (message.answer,))
+        placed = [self._place(np.frombuffer(data, np.uint8)) for data in encoded.payload]
+        self._request(message.request_id, encoded.head, placed, (message.answer,))
+
+    def _request(
+        self, request_id: int, head: bytes, placed: list[SendBuffer], expect: tuple[Expected, ...]
+    ) -> None:
+        """Send a request whose tensors are placed, with rooms for its answer."""
         specs = tuple(spec for spec in expect if isinstance(spec, TensorSpec))
         answer = None
         if len(specs) == len(expect):
             answer = pack_answer(encode_head(Answer, (request_id,), specs))
-        self._replies.open(request_id, expect)
-        placed = [self._place(tensor) for tensor in tensors]
-        head = encode_head(Apply, (request_id, target_id), tuple(found.spec for found in placed))
         places = tuple(found.region for found in placed)
         rooms = tuple(self._arena.allocate(spec.nbytes) for spec in expect)
         self._sent[request_id] = Sent((*places, *rooms), rooms, expect, answer)
