@@ -1,5 +1,6 @@
 // Fused steps with AVX-512: check sums from IFMA and VNNI, pads from VAES.
 #include "fused/digits_avx512.hpp"
+#include "fused/replies_avx512.hpp"
 #include "fused/requests_avx512.hpp"
 #include "fused/window_kernels.hpp"
 
@@ -121,7 +122,7 @@ void emit_rest(const EmitRow& row, CheckLanes& lanes, int64_t first) {
 }  // namespace
 }  // namespace rows
 
-const FusedKernels kFusedAvx512{rows::any_reply<SummingAvx512>,
+const FusedKernels kFusedAvx512{rows::any_reply_avx512,
                                 rows::any_values<Avx512>,
                                 rows::any_window<Avx512>,
                                 emit,

@@ -47,7 +47,7 @@ struct FusedStep::Scratch {
   // Messages and kept values begin with a page, and so neither of these does: a load waits for a
   // store just before whose address has the same low 12 bits (measured: up to 10 % of a step).
   Placed ring{kPage / 4};
-  Placed tile{kPage / 2};
+  Placed tile{kPage / 2 + kPage / 8 + kPage / 32};
   std::vector<float> zeros;  // a row outside the image, for a window that wants one
   std::vector<uint32_t> pad;
   std::vector<const float*> rows;
@@ -153,7 +153,7 @@ class FusedStep::Band {
       kernels_.reply(
           {run_.reply + at, terms ? terms + p * s_.c : nullptr, s_.scale.data(), s_.bias.data(),
            residual, more.pixel, s_.lo, s_.hi, step_.a_ ? step_.a_ + p : nullptr, step_.b_,
-           step_.halves_.data(), count, s_.c, s_.window.has_value() || s_.sinks.empty(), out},
+           step_.halves_.data(), step_.pairs_.data(), count, s_.c, s_.window.has_value() || s_.sinks.empty(), out},
           scratch_.lanes[0]);
     } else if (!direct_) {
       kernels_.values({run_.values + at, residual, more.pixel, s_.lo, s_.hi, count, s_.c, out});

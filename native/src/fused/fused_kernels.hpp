@@ -45,6 +45,7 @@ struct ReplyRow {
   const uint64_t* a;  // one per pixel, or null: no check
   const uint64_t* b;
   const HalfBlock* halves;  // b once more
+  const PairBlock* pairs;   // and once more
   int64_t pixels, channels;
   bool alone;  // no emit() that brings the next tile into the cache will come between
   float* out;  // packed

@@ -114,17 +114,23 @@ FusedStep::FusedStep(FusedShape shape, Source source, const uint64_t* a, const u
   if (source == Source::checked) set_answer_check(a, b);
 }
 
-FusedStep::~FusedStep() { wipe(halves_.data(), halves_.size() * sizeof(HalfBlock)); }
+FusedStep::~FusedStep() {
+  wipe(halves_.data(), halves_.size() * sizeof(HalfBlock));
+  wipe(pairs_.data(), pairs_.size() * sizeof(PairBlock));
+}
 
 void FusedStep::set_answer_check(const uint64_t* a, const uint64_t* b) {
   require(a != nullptr && b != nullptr, "a checked answer needs both a and b");
   check_coefficients(a, shape_.h * shape_.w);
   check_coefficients(b, shape_.c);
   halves_.resize(static_cast<size_t>(shape_.c / kHalfChannels + 1));
+  pairs_.resize(static_cast<size_t>(shape_.c / kPairChannels + 1));
   for (int64_t i = 0; i < shape_.c; ++i) {
     HalfBlock& block = halves_[static_cast<size_t>(i / kHalfChannels)];
     block.low[i % kHalfChannels] = static_cast<uint32_t>(b[i] & ((1 << 26) - 1));
     block.high[i % kHalfChannels] = static_cast<uint32_t>(b[i] >> 26);
+    PairBlock& pairs = pairs_[static_cast<size_t>(i / kPairChannels)];
+    (i % 2 == 0 ? pairs.even : pairs.odd)[i % kPairChannels / 2] = b[i];
   }
   const uint64_t sums = multiply(sum_of(a, shape_.h * shape_.w), sum_of(b, shape_.c));
   out_bias_ = multiply(sums, uint64_t{1} << 31);

@@ -35,6 +35,11 @@ struct Avx512 {
   static F div(F x, F y) { return _mm512_div_ps(x, y); }
   static F max(F x, F y) { return _mm512_max_ps(x, y); }
   static F min(F x, F y) { return _mm512_min_ps(x, y); }
+  // max(v, 0), where v is no NaN, or one with a sign.
+  static F from_zero(F v) {
+    const __m512i bits = _mm512_castps_si512(v);
+    return _mm512_castsi512_ps(_mm512_max_epi32(bits, _mm512_setzero_si512()));
+  }
   // The smaller magnitude, with the sign of v.
   static F within(F v, F limit) { return _mm512_range_ps(v, limit, 0x2); }
 
@@ -68,10 +73,10 @@ struct Avx512 {
   static I multiply_add(I acc, I x, I w) { return _mm512_dpwssd_epi32(acc, x, w); }
   static F to_float(I v) { return _mm512_cvtepi32_ps(v); }
   static I round(F v) { return _mm512_cvtps_epi32(v); }
+  // Without a mask: comparisons into masks wait for the units that multiply (Zen 4).
   static I count_changed(I counts, F before, F after) {
-    const M changed =
-        _mm512_cmpneq_epi32_mask(_mm512_castps_si512(before), _mm512_castps_si512(after));
-    return _mm512_mask_sub_epi32(counts, changed, counts, _mm512_set1_epi32(-1));
+    const I changed = _mm512_xor_si512(_mm512_castps_si512(before), _mm512_castps_si512(after));
+    return _mm512_add_epi32(counts, _mm512_min_epu32(changed, _mm512_set1_epi32(1)));
   }
   static uint64_t total(I counts) { return static_cast<uint32_t>(_mm512_reduce_add_epi32(counts)); }
 
