@@ -73,12 +73,12 @@ void emit_blinded(const EmitRow& row, CheckLanes& lanes) {
   __m512i pad[kVectors];
   int64_t j = 0;
   for (; j + kGroup <= count; j += kGroup) {
-    run.template next<kVectors>(pad);
+    run.template next<kVectors>(pad, kNothing);
 #pragma GCC unroll 4
     for (int i = 0; i < kVectors; ++i) step(j + i * Avx512::kLanes, pad[i]);
   }
   for (; j < count; j += Avx512::kLanes) {
-    run.template next<1>(pad);
+    run.template next<1>(pad, kNothing);
     const int64_t left = std::min(count - j, Avx512::kLanes);
     step(j, pad[0], Avx512::first(static_cast<int>(left)));
   }
@@ -113,10 +113,10 @@ void emit_rest(const EmitRow& row, CheckLanes& lanes, int64_t first) {
   Integers unused;
   EmitRow again = row;
   again.ahead = {};
-  const uint64_t clipped = lanes.clipped;  // counted when the request was written
+  const __m512i clipped = Avx512::load(lanes.clipped);  // counted when the request was written
   const PlainRequest<false> nowhere{unused.value};
   while (first < row.terms) first += sum_terms(again, nowhere, lanes, first);
-  lanes.clipped = clipped;
+  Avx512::store(lanes.clipped, clipped);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <bit>
 #include <cstdint>
 
+#include "check/p52.hpp"
 #include "cloister/fused_step.hpp"
 #include "isa/kernels.hpp"
 
@@ -19,11 +20,14 @@ class LimbCheck;
 // Which factored coefficients a back end wants as digits (limbs.hpp); it sums them without a bias.
 enum class Digits { none, of_rows, of_either };
 
-// Partial sums modulo P, one per vector lane, each below 2^52; their sum is what counts. And how
-// many elements of a request were clipped.
+// Partial sums modulo P, one per vector lane: lane i of part k counts kPartWeights[k] times. And how
+// many elements of a request were clipped, in each lane.
+constexpr int kParts = 6;
+constexpr std::array<uint64_t, kParts> kPartWeights{
+    1, kFold, kFold, kFold* kFold, uint64_t{1} << 26, kFold * (uint64_t{1} << 26)};
 struct CheckLanes {
-  alignas(64) uint64_t lane[8] = {};
-  uint64_t clipped = 0;
+  alignas(64) uint64_t part[kParts][8] = {};
+  uint32_t clipped[16] = {};
 };
 
 // The largest float32 that rounds, half to even, to at most qmax: clamping there clips the rounded

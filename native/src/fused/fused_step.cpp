@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -24,7 +26,17 @@ uint64_t sum_of(const uint64_t* values, int64_t n) {
   return reduce(sum);
 }
 
-uint64_t sum_of(const CheckLanes& lanes) { return sum_of(lanes.lane, 8); }
+uint64_t sum_of(const CheckLanes& lanes) {
+  uint64_t sum = 0;
+  for (size_t i = 0; i < kParts; ++i) {
+    sum = add(sum, multiply(sum_of(lanes.part[i], 8), kPartWeights[i]));
+  }
+  return sum;
+}
+
+uint64_t clipped_in(const CheckLanes& lanes) {
+  return std::accumulate(std::begin(lanes.clipped), std::end(lanes.clipped), uint64_t{0});
+}
 
 void check_coefficients(const uint64_t* values, int64_t n) {
   // Kernels read the low 52 bits only.
@@ -263,7 +275,7 @@ void FusedStep::run(const FusedRun& run, int threads) {
     const size_t first = static_cast<size_t>(job) * columns + (sources ? phase_sums : 0);
     for (size_t i = 0; i < columns; ++i) {
       sums[first + i] = sum_of(scratch.lanes[i]);
-      if (!sources) clipped[first + i] = scratch.lanes[i].clipped;
+      if (!sources) clipped[first + i] = clipped_in(scratch.lanes[i]);
     }
   };
   if (rows_first) {

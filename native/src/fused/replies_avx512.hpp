@@ -11,7 +11,7 @@
 namespace cloister::rows {
 namespace {
 
-constexpr int64_t kManyChannels = 128;  // more: pixels by twos
+constexpr int64_t kManyChannels = 256;  // more: pixels by twos
 
 // What is done to every vector of an answer, and which of it.
 template <bool kUnblind, bool kResidual, bool kCheck, bool kRelu>
@@ -56,7 +56,7 @@ void reply_by_channels(const ReplyRow& row, CheckLanes& lanes) {
   using S = SummingAvx512;
   const Reply answer{row};
   const int64_t block = std::max<int64_t>(kTile / row.channels, 1);
-  S::DotSum sum(lanes);
+  S::Sum sum(lanes);
   for (int64_t begin = 0; begin < row.pixels; begin += block) {
     const int64_t end = std::min(row.pixels, begin + block);
     over<S>(0, row.channels, [&](int64_t j, auto... mask) __attribute__((always_inline)) {
@@ -77,7 +77,7 @@ void reply_by_channels(const ReplyRow& row, CheckLanes& lanes) {
 
 template <class Reply, int kPixels>
 inline __attribute__((always_inline)) void reply_pixels(const Reply& answer, int64_t p,
-                                                        SummingAvx512::DotSum& sum) {
+                                                        SummingAvx512::Sum& sum) {
   using S = SummingAvx512;
   const ReplyRow& row = answer.row;
   S::Dot dots[kPixels];
@@ -109,7 +109,7 @@ inline __attribute__((always_inline)) void reply_pixels(const Reply& answer, int
 template <class Reply>
 void reply_by_pixels(const ReplyRow& row, CheckLanes& lanes) {
   const Reply answer{row};
-  SummingAvx512::DotSum sum(lanes);
+  SummingAvx512::Sum sum(lanes);
   int64_t p = 0;
   for (; p + 2 <= row.pixels; p += 2) {
     reply_pixels<Reply, 2>(answer, p, sum);
@@ -117,7 +117,7 @@ void reply_by_pixels(const ReplyRow& row, CheckLanes& lanes) {
       if (p % 1024 == 1022) sum.fold();
     }
   }
-  if (p < row.pixels) reply_pixels<Reply, 1>(answer, p, sum);
+  for (; p < row.pixels; ++p) reply_pixels<Reply, 1>(answer, p, sum);
   if constexpr (Reply::kChecked) sum.save(lanes);
 }
 
@@ -125,7 +125,7 @@ template <bool kUnblind, bool kResidual, bool kCheck, bool kRelu>
 void reply_in_order(const ReplyRow& given, CheckLanes& lanes) {
   const ReplyRow row = given;  // no other code has its address: it stays in registers
   using Reply = Answer<kUnblind, kResidual, kCheck, kRelu>;
-  return row.channels <= kManyChannels && row.pixels >= 8 ? reply_by_channels<Reply>(row, lanes)
+  return row.channels <= kManyChannels && row.pixels >= 4 ? reply_by_channels<Reply>(row, lanes)
                                                           : reply_by_pixels<Reply>(row, lanes);
 }
 

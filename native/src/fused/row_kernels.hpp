@@ -173,7 +173,7 @@ inline __attribute__((always_inline)) auto write(const EmitRow& row, int64_t at,
 // Integers that are written are counted, once.
 template <class S, To kTo>
 inline __attribute__((always_inline)) void tally(const Quantiser<S>& quantise, CheckLanes& lanes) {
-  if constexpr (kTo != To::nowhere) lanes.clipped += S::total(quantise.clipped);
+  if constexpr (kTo != To::nowhere) lanes.clipped[0] += S::total(quantise.clipped);
 }
 
 // Every element with a coefficient of its own, or unchecked.

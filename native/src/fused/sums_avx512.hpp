@@ -73,22 +73,27 @@ struct SummingAvx512 : Avx512 {
         : even(_mm512_load_si512(block.even)), odd(_mm512_load_si512(block.odd)) {}
   };
 
-  // lo + 2^52 hi + kWeight * (top_lo + 2^52 top_hi): products that weigh kWeight are summed apart,
-  // so that no product waits for another.
-  template <uint64_t kWeight>
-  struct Weighted {
-    I lo, hi = _mm512_setzero_si512(), top_lo = hi, top_hi = hi;
-    explicit Weighted(const CheckLanes& lanes) : lo(_mm512_load_si512(lanes.lane)) {}
+  // Sums of products, low and high halves apart; those of `top` weigh kPartWeights[kTop].
+  template <size_t kTop>
+  struct Parts {
+    I lo, hi, top_lo, top_hi;
+    explicit Parts(const CheckLanes& lanes)
+        : lo(_mm512_load_si512(lanes.part[0])),
+          hi(_mm512_load_si512(lanes.part[1])),
+          top_lo(_mm512_load_si512(lanes.part[kTop])),
+          top_hi(_mm512_load_si512(lanes.part[kTop + 1])) {}
 
-    // Of both only the low 52 bits count.
+    // Of all three only the low 52 bits count. 4000 additions fit between two folds.
     inline __attribute__((always_inline)) void add(I low, I top, I factors) {
-      CLOISTER_DEBUG_ASSERT(below(factors, kLow52 + 1) && has_room());
-      lo = _mm512_madd52lo_epu64(lo, low, factors);
-      hi = _mm512_madd52hi_epu64(hi, low, factors);
+      add_low(low, factors);
       top_lo = _mm512_madd52lo_epu64(top_lo, top, factors);
       top_hi = _mm512_madd52hi_epu64(top_hi, top, factors);
     }
-    // Every 4000 additions.
+    inline __attribute__((always_inline)) void add_low(I low, I factors) {
+      CLOISTER_DEBUG_ASSERT(below(factors, kLow52 + 1) && has_room());
+      lo = _mm512_madd52lo_epu64(lo, low, factors);
+      hi = _mm512_madd52hi_epu64(hi, low, factors);
+    }
     void fold() {
       lo = fold52(lo);
       hi = fold52(hi);
@@ -99,20 +104,18 @@ struct SummingAvx512 : Avx512 {
       return below(lo, ~kLow52) && below(hi, ~kLow52) && below(top_lo, ~kLow52) &&
              below(top_hi, ~kLow52);
     }
-    void save(CheckLanes& lanes) const {
-      static_assert(kWeight < uint64_t{1} << 51);
-      const I weight = _mm512_set1_epi64(kWeight);
-      const I top = reduce52(top_lo, top_hi);
-      const I low = _mm512_madd52lo_epu64(reduce52(lo, hi), top, weight);
-      const I high = _mm512_madd52hi_epu64(_mm512_setzero_si512(), top, weight);
-      _mm512_store_si512(lanes.lane, reduce52(low, high));
+    void save(CheckLanes& lanes) {
+      fold();
+      _mm512_store_si512(lanes.part[0], lo);
+      _mm512_store_si512(lanes.part[1], hi);
+      _mm512_store_si512(lanes.part[kTop], top_lo);
+      _mm512_store_si512(lanes.part[kTop + 1], top_hi);
     }
   };
 
-  // Products of Dots: what lies above their 52 bits weighs 2^52 = 47 (mod P).
-  struct DotSum : Weighted<kFold> {
-    using Weighted<kFold>::add;
-    using Weighted<kFold>::Weighted;
+  // Of Dots: what lies above their low 52 bits weighs 2^52.
+  struct Sum : Parts<2> {
+    using Parts<2>::Parts;
     // One factor for all lanes. lo0 + lo1 < 4004 * 2^52 and hi0 + hi1 < 4000 * 2^32 (see Dot).
     inline __attribute__((always_inline)) void add(const Dot& dot, uint64_t factor) {
       add_halves(_mm512_add_epi64(dot.lo0, dot.lo1), _mm512_add_epi64(dot.hi0, dot.hi1),
@@ -122,41 +125,14 @@ struct SummingAvx512 : Avx512 {
       add_halves(dot.lo0, dot.hi0, factors.even);
       add_halves(dot.lo1, dot.hi1, factors.odd);
     }
+    void add(const Dot& dot) { lo = fold52(_mm512_add_epi64(lo, dot.residue())); }
 
    private:
     inline __attribute__((always_inline)) void add_halves(I low, I high, I factors) {
       const I top = _mm512_add_epi64(high, _mm512_srli_epi64(low, 52));
       CLOISTER_DEBUG_ASSERT(below(top, kLow52 + 1));
-      add(low, top, factors);
+      Parts<2>::add(low, top, factors);
     }
-  };
-
-  struct Sum {
-    I lo, hi;
-    explicit Sum(const CheckLanes& lanes)
-        : lo(_mm512_load_si512(lanes.lane)), hi(_mm512_setzero_si512()) {}
-    // `index` counts the additions: both halves are below 2^52, so 2048 of them fit.
-    void add(const Dot& dot, uint64_t factor, int64_t index) {
-      const I residue = dot.residue();
-      const I f = _mm512_set1_epi64(static_cast<long long>(factor));
-      CLOISTER_DEBUG_ASSERT(factor <= kLow52 && has_room());
-      lo = _mm512_madd52lo_epu64(lo, residue, f);
-      hi = _mm512_madd52hi_epu64(hi, residue, f);
-      if ((index & 2047) == 2047) {
-        lo = fold52(lo);
-        hi = fold52(hi);
-      }
-    }
-    void add(const Dot& dot) { lo = fold52(_mm512_add_epi64(lo, dot.residue())); }
-    // Both below 2^52: 4095 of them fit, and a tile has no more.
-    void add(I residue, I factors) {
-      CLOISTER_DEBUG_ASSERT(below(residue, kLow52 + 1) && below(factors, kLow52 + 1));
-      CLOISTER_DEBUG_ASSERT(has_room());
-      lo = _mm512_madd52lo_epu64(lo, residue, factors);
-      hi = _mm512_madd52hi_epu64(hi, residue, factors);
-    }
-    bool has_room() const { return below(lo, ~kLow52) && below(hi, ~kLow52); }
-    void save(CheckLanes& lanes) const { _mm512_store_si512(lanes.lane, reduce52(lo, hi)); }
   };
 };
 

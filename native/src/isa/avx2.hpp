@@ -69,11 +69,11 @@ struct Avx2 {
   static I count_changed(I counts, F before, F after) {
     return sub(counts, _mm256_castps_si256(_mm256_cmp_ps(before, after, _CMP_NEQ_UQ)));
   }
-  static uint64_t total(I counts) {
+  static uint32_t total(I counts) {
     const I pairs = _mm256_hadd_epi32(counts, counts);
     const I sums = _mm256_hadd_epi32(pairs, pairs);  // lanes 0 and 4: of either half
     return static_cast<uint32_t>(_mm256_extract_epi32(sums, 0)) +
-           uint64_t{static_cast<uint32_t>(_mm256_extract_epi32(sums, 4))};
+           static_cast<uint32_t>(_mm256_extract_epi32(sums, 4));
   }
 
   // ---- longs
