@@ -12,8 +12,8 @@ from cloister.plan.claims import USE, Extent, Role, Verb
 from cloister.plan.protection import BLINDED
 from cloister.trusted.session import Session
 
-# One false alarm in ten million runs and layers; a leak of one percent of the words is far below.
-ALARM = 1e-7
+# One false alarm in 10^10 runs and layers at most; a leak of one percent of the words is far below.
+ALARM = 1e-12
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -11,15 +12,16 @@ pytest.importorskip("torch")
 from cli.test_train import Place
 from cloister.data.dataset import EncryptedDataset
 from training.doubles import blobs
+from training.same_draws import same_draws
+from training.test_predictions import DRAWS
 
 SHAPE = (6, 5, 1)
 
 
 @pytest.fixture
 def place(tmp_path, cloister):
-    made = Place(tmp_path, cloister)
-    yield made
-    made.close()
+    with same_draws(DRAWS), closing(Place(tmp_path, cloister)) as made:
+        yield made
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def clinic(place, cloister, tmp_path):
     )
     done = cloister(
         "train", path, *place.reach("trusted"), "--unblind-to", "trusted", "--first-layer",
-        "frozen", "--epochs", 6, "--out", tmp_path / "model",
+        "frozen", "--epochs", 20, "--out", tmp_path / "model",
     )  # fmt: skip
     assert done.code == 0, done
     done = cloister(
@@ -73,7 +75,9 @@ def test_predictions_come_back_in_the_clients_names_and_rows(cloister, place, cl
     rows = table(tmp_path / "new.csv")
     assert rows[0] == ["row", "sample", "class", "0", "1", "2"]
     assert [int(row[0]) for row in rows[1:]] == list(range(80))
-    assert np.mean([int(row[2]) == right for row, right in zip(rows[1:], truth, strict=True)]) > 0.9
+    assert (
+        np.mean([int(row[2]) == right for row, right in zip(rows[1:], truth, strict=True)]) > 0.95
+    )
     summary = place.authority.summary("set")
     assert (summary.rank_min, summary.rank_max, summary.labels_released) == (0, 8, 0)
 

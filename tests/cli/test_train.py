@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import numpy as np
 import pytest
@@ -18,13 +18,14 @@ from cloister.authority.authority import Authority
 from cloister.authority.database import FILE
 from cloister.authority.request_log import read_releases
 from cloister.authority.requests import Forward, Labels
-from cloister.base.rng import InsecureSeededRandom, SystemRandom
+from cloister.base.rng import SystemRandom
 from cloister.data.dataset import EncryptedDataset
 from cloister.ring import pads
 from cloister.ring.linear import Geometry, LinearMap
-from cloister.training import ciphertext_service, data_owner
+from cloister.training import ciphertext_service
 from cloister.training.ciphertexts import LocalCiphertextServer
 from training.doubles import blobs
+from training.same_draws import same_draws
 
 SHAPE = (6, 5, 1)
 
@@ -78,9 +79,8 @@ class Place:
 
 @pytest.fixture
 def place(tmp_path, cloister):
-    made = Place(tmp_path, cloister)
-    yield made
-    made.close()
+    with same_draws(), closing(Place(tmp_path, cloister)) as made:
+        yield made
 
 
 def test_a_frozen_run_and_its_claims(place, cloister, tmp_path):
@@ -118,11 +118,8 @@ def test_a_frozen_run_and_its_claims(place, cloister, tmp_path):
     assert "rank 7 at most, of 7 allowed and 30 in all" in more.out
 
 
-def test_numbers_are_trained_and_their_fit_is_shown(
-    place, cloister, refused, tmp_path, monkeypatch
-):
+def test_numbers_are_trained_and_their_fit_is_shown(place, cloister, refused, tmp_path):
     """Curve, page, checkpoint and audit of a regression by the command."""
-    monkeypatch.setattr(data_owner, "SystemRandom", lambda: InsecureSeededRandom(2))
     rng = np.random.default_rng(6)
     x = rng.uniform(-1, 1, (160, 8))
     np.savez(tmp_path / "set.npz", x=x, y=x @ rng.normal(size=(8, 2)))

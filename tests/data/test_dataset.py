@@ -143,7 +143,8 @@ def test_ciphertexts_look_uniform_and_repeat_nothing(path, authority):
     words = EncryptedDataset.open(path).data(np.arange(1000)).reshape(-1)
     assert len(np.unique(words)) > 0.999 * len(words)
     ones = np.unpackbits(words.view(np.uint8)).mean()
-    assert abs(ones - 0.5) < 5 * 0.5 / np.sqrt(32 * len(words))
+    # Beyond 7 deviations once in 10^11 runs: the keys are fresh.
+    assert abs(ones - 0.5) < 7 * 0.5 / np.sqrt(32 * len(words))
 
 
 def test_an_unknown_sample_is_named(path, authority):

@@ -19,7 +19,7 @@ from cloister.trusted.session import Session
 from plan.test_claims_by_role import said
 from trusted.split_plans import split_plans
 from trusted.test_session import plan_of
-from trusted.test_transcript_is_uniform import p_value
+from trusted.test_transcript_is_uniform import ALARM, p_value
 
 __all__ = ["images"]
 
@@ -126,7 +126,7 @@ def test_a_worker_sees_what_crosses_and_no_more(policy, net, tmp_path):
                 name = plan.linear_nodes[message.target].node
                 assert message.blinded is (name in split.before)
                 if message.blinded:
-                    assert p_value(message.tensors[0]) > 1e-6
+                    assert p_value(message.tensors[0]) > ALARM
         crossing = interpret(plan.graph, feeds, wanted=split.values)
         if OPEN in plan.protections.values():
             opened = [one for one in messages if one.target >= len(plan.linear_nodes)]

@@ -1,7 +1,6 @@
 """`EncryptedClassifier`: a trainer's fit, and a client's predictions in its own names."""
 
 import contextlib
-import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +10,7 @@ pytest.importorskip("torch")
 
 from cloister.authority.authority import Authority
 from cloister.authority.local import LocalClient
-from cloister.base.rng import InsecureSeededRandom, SystemRandom
+from cloister.base.rng import SystemRandom
 from cloister.data.csv_source import TableSource
 from cloister.data.table_options import TableOptions
 from cloister.errors import InputError, RangeError, UnsupportedError
@@ -22,12 +21,12 @@ from cloister.training import (
     NewDataset,
     RunFiles,
     Settings,
-    data_owner,
     encrypt,
 )
 from cloister.training.classifier import EncryptedClassifier
 from cloister.training.predictions import answers_of
 from training.doubles import blobs
+from training.same_draws import same_draws
 
 ONE_SAMPLE = 1.01 / 75
 """Of the test part, whose scores may be equal but for rounding."""
@@ -58,10 +57,9 @@ class Site:
 
 
 @pytest.fixture(autouse=True)
-def _same_order(monkeypatch):
-    """Of samples and classes in every run: a few in another order end at another model."""
-    seeds = itertools.count()
-    monkeypatch.setattr(data_owner, "SystemRandom", lambda: InsecureSeededRandom(next(seeds)))
+def _same_draws():
+    with same_draws():
+        yield
 
 
 @pytest.fixture(params=[False, True], ids=["values", "pixels"])

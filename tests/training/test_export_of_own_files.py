@@ -1,7 +1,6 @@
 """From owners' own files to predictions in their names and units: encrypt, train, export, run."""
 
 import csv
-import itertools
 from dataclasses import replace
 from datetime import date, timedelta
 
@@ -12,16 +11,17 @@ from sklearn.datasets import load_breast_cancer
 import cloister
 from cloister.authority.authority import Authority
 from cloister.authority.local import LocalClient
-from cloister.base.rng import InsecureSeededRandom, SystemRandom
+from cloister.base.rng import SystemRandom
 from cloister.data.csv_source import TableSource
 from cloister.data.table_options import TableOptions
 from cloister.graph.input_files import read_inputs
 from cloister.plan import policies
 from cloister.ring.ring_map import RingMap
-from cloister.training import Privacy, RunFiles, Settings, data_owner, encrypt, export, train
+from cloister.training import Privacy, RunFiles, Settings, encrypt, export, train
 from cloister.training.encrypted_model import EncryptedModel
 from cloister.training.predictions import answers_of
 from cloister.training.translation import translation
+from training.same_draws import same_draws
 from training.test_kinds_of_targets import Encrypted, multi_label, regression
 
 EXACT = Privacy("budget=12", value_bits=32, max_bits=1 << 20)
@@ -32,6 +32,12 @@ RUNS = {
     "trusted": replace(SETTINGS, first_layer="trainable", unblind_to="trusted"),
 }
 by_run = pytest.mark.parametrize("settings", RUNS.values(), ids=RUNS)
+
+
+@pytest.fixture(autouse=True)
+def _same_draws():
+    with same_draws():
+        yield
 
 
 @pytest.fixture
@@ -102,15 +108,7 @@ def test_a_hospitals_table(tmp_path, authority, settings):
     assert right > (0.8 if settings.first_layer == "frozen" else 0.88)
 
 
-@pytest.fixture
-def _same_order(monkeypatch):
-    """Of samples and classes in every run: a few in another order end at another model."""
-    seeds = itertools.count()
-    monkeypatch.setattr(data_owner, "SystemRandom", lambda: InsecureSeededRandom(next(seeds)))
-
-
 @by_run
-@pytest.mark.usefixtures("_same_order")
 @pytest.mark.parametrize("targets", ["labels", "numbers"])
 def test_other_targets(tmp_path, authority, settings, targets):
     x, y = multi_label() if targets == "labels" else regression()

@@ -33,6 +33,7 @@ from cloister.training.kept_model import kept_model
 from cloister.training.trainer import Trainer
 from cloister.training.translation import translation
 from training.doubles import MemoryAuthority, MemoryDataset
+from training.same_draws import same_draws
 from training.test_encrypted_model import dense, small
 from training.test_trainer import FROZEN, TRUSTED
 from training.test_training_run import Served
@@ -298,7 +299,7 @@ def test_another_authority_or_data_set_is_refused():
 
 
 def test_the_permutation_is_undone_end_to_end(tmp_path):
-    with contextlib.closing(Served(tmp_path)) as served:
+    with same_draws(), contextlib.closing(Served(tmp_path)) as served:
         with served.connect() as keys:
             settings = Settings(batch=16, seed=3)
             train(served.path, authority=keys, epochs=12, settings=settings,

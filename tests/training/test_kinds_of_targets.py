@@ -11,17 +11,18 @@ from torch import nn
 from cloister.authority.authority import Authority
 from cloister.authority.local import LocalClient
 from cloister.authority.permutation import target_permutation
-from cloister.base.rng import InsecureSeededRandom, SystemRandom
+from cloister.base.rng import SystemRandom
 from cloister.data.dataset import EncryptedDataset
 from cloister.data.owner import Notes
 from cloister.errors import FunctionError, InputError
 from cloister.plan.claims import Role
-from cloister.training import ArraySource, NewDataset, Privacy, Settings, data_owner, encrypt, train
+from cloister.training import ArraySource, NewDataset, Privacy, Settings, encrypt, train
 from cloister.training.frozen import Lift, default_projection
 from cloister.training.losses import LOSSES
 from cloister.training.models import mlp
 from cloister.training.trainer import epoch_order
 from cloister.training.training_claims import LABELS
+from training.same_draws import same_draws
 
 EPOCHS, BATCH, BITS = 5, 32, 12
 EXACT = Privacy("budget=5", value_bits=32, max_bits=1 << 20)
@@ -32,9 +33,9 @@ RUNS = pytest.mark.parametrize("run", [FROZEN, TRUSTED], ids=["frozen", "trusted
 
 
 @pytest.fixture(autouse=True)
-def _same_order(monkeypatch):
-    """Of samples and classes in every run: a few in another order end at another model."""
-    monkeypatch.setattr(data_owner, "SystemRandom", lambda: InsecureSeededRandom(2))
+def _same_draws():
+    with same_draws():
+        yield
 
 
 @pytest.fixture

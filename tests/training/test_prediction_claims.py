@@ -124,4 +124,4 @@ def test_sealed_answers_hold_uniform_bytes(clinics, tmp_path):
     counts = np.bincount(np.frombuffer(b"".join(pieces), np.uint8), minlength=256)
     expected = counts.sum() / 256
     chi2 = ((counts - expected) ** 2 / expected).sum()
-    assert abs(chi2 - 255) < 6 * np.sqrt(2 * 255)
+    assert abs(chi2 - 255) < 9 * np.sqrt(2 * 255)  # by chance once in 10^12: scipy.stats.chi2

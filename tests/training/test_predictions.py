@@ -31,6 +31,7 @@ from cloister.training.ciphertexts import LocalCiphertextServer
 from cloister.training.exported_model import exported
 from cloister.training.predictions import PredictionOptions
 from training.doubles import blobs
+from training.same_draws import same_draws
 
 SHAPE = (6, 5, 1)
 PAPER = PredictionOptions(allow_unbounded_leakage=True)
@@ -49,6 +50,10 @@ RUNS = {
 }
 
 
+DRAWS = 4
+"""With them the permutation of the three classes is not its own inverse."""
+
+
 class Clinic:
     """An authority, a data set, a model trained on it, and unlabelled samples beside."""
 
@@ -57,15 +62,18 @@ class Clinic:
         self.authority = Authority.create(folder / "authority", rng=SystemRandom())
         self.client, self.path = LocalClient(self.authority), folder / "set.cloister"
         self.x, self.y, _ = blobs(180, SHAPE)
-        self.encrypt(ArraySource(self.x[:120], self.y[:120]), test_fraction=0.25)
-        train(
-            self.path, authority=self.client, epochs=4, settings=self.settings, model="mlp",
-            keep=RunFiles(model=folder / "model"),
-        )  # fmt: skip
+        labelled, unlabelled = folder / "labelled.npz", folder / "order.npz"
+        with same_draws(DRAWS):
+            self.encrypt(
+                ArraySource(self.x[:120], self.y[:120]), test_fraction=0.25, order=labelled
+            )
+            train(
+                self.path, authority=self.client, epochs=4, settings=self.settings, model="mlp",
+                keep=RunFiles(model=folder / "model"),
+            )  # fmt: skip
+            self.encrypt(ArraySource(self.x[120:], None), unlabelled=True, order=unlabelled)
         self.model = EncryptedModel.open(folder / "model")
-        self.encrypt(ArraySource(self.x[120:], None), unlabelled=True, order=folder / "order.npz")
-        kept = np.load(folder / "order.npz")
-        self.rows = dict(zip(kept["ids"].tolist(), (kept["rows"] + 120).tolist(), strict=True))
+        self.rows = _rows(labelled, first=0) | _rows(unlabelled, first=120)
         self.opened = EncryptedDataset.open(self.path)
 
     def encrypt(self, source, **options):
@@ -73,6 +81,15 @@ class Clinic:
             source, self.path, authority=self.client, privacy=self.privacy,
             new=NewDataset(value_range=(-1.0, 1.0)), **options,
         )  # fmt: skip
+
+    def own_classes(self):
+        """The own class that each number in the file stands for, as its labels show."""
+        ids = self.opened.train_ids
+        own = np.array([self.y[self.rows[one]] for one in ids.tolist()])
+        found, numbers = np.empty(3, int), _labels(self, ids)
+        found[numbers] = own
+        assert (found[numbers] == own).all()
+        return found
 
     def predict(self, **options):
         return self.model.predict(self.opened, authority=self.client, **options)
@@ -87,6 +104,12 @@ class Clinic:
             integers.reshape(len(rows), 1, 1, -1).astype(np.int32), info.encoding
         )
         return self.model.scores(values)
+
+
+def _rows(order, *, first):
+    """The row of every sample, by its id."""
+    with np.load(order) as kept:
+        return dict(zip(kept["ids"].tolist(), (kept["rows"] + first).tolist(), strict=True))
 
 
 @pytest.fixture
@@ -112,7 +135,7 @@ def options_for(clinic):
 def test_answers_are_those_of_the_model_on_plain_samples(clinics, run):
     clinic = clinics(run)
     made = clinic.predict(options=options_for(clinic))
-    assert made.ids.tolist() == clinic.opened.unlabelled_ids.tolist() == list(clinic.rows)
+    assert made.ids.tolist() == clinic.opened.unlabelled_ids.tolist() == list(clinic.rows)[120:]
     scores = clinic.plain([clinic.rows[one] for one in made.ids.tolist()])
     powers = np.exp(scores - scores.max(axis=1, keepdims=True))
     np.testing.assert_allclose(made.answers, powers / powers.sum(axis=1, keepdims=True), atol=1e-6)

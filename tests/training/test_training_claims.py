@@ -24,7 +24,7 @@ from cloister.training.sent import Content, sent, sent_by_prediction
 from cloister.training.training_claims import CAN, TELLS, claims
 from training.doubles import MemoryAuthority, MemoryDataset, blobs
 from training.test_trainer import FROZEN, PAPER, SHAPE, TRUSTED, trainer
-from trusted.test_transcript_is_uniform import p_value
+from trusted.test_transcript_is_uniform import ALARM, p_value
 
 GUARDED = replace(FROZEN, first_layer="trainable")
 CLEAN = replace(TRUSTED, first_layer="frozen")
@@ -205,8 +205,8 @@ def test_whoever_holds_ciphertexts_alone_holds_uniform_words():
     x, y, encoding = blobs(60, SHAPE)
     dataset = MemoryDataset(np.zeros_like(x), y, encoding=encoding)
     ids = np.arange(60)
-    assert p_value(dataset.data(ids)) > 1e-6
-    assert p_value(dataset.labels(ids)) > 1e-6
+    assert p_value(dataset.data(ids)) > ALARM
+    assert p_value(dataset.labels(ids)) > ALARM
     client = table(FROZEN)[Role.CLIENT, VALUES]
     assert client.extent is Extent.NOTHING
     assert "every ciphertext is uniformly random" in client.text

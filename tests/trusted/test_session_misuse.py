@@ -29,7 +29,7 @@ from cloister.wire.messages import Unchecked
 from cloister.wire.shm.shm_link import connect_local_worker
 from trusted.links import DirectLink
 from trusted.test_session import flip_one, plan_of
-from trusted.test_transcript_is_uniform import p_value
+from trusted.test_transcript_is_uniform import ALARM, p_value
 
 
 def in_a_fork(action) -> bool:
@@ -280,7 +280,7 @@ def test_replies_under_blinding_are_uniform_too():
         answers = np.concatenate([a.ravel() for target, a in link.answered if target == index])
         # A linear map of a uniform vector is uniform where it has full rank: the last layer has.
         if index == len(plan.linear_nodes) - 1 or node.linear.geometry.kernel == (3, 3):
-            assert p_value(answers) > 1e-6, node.node
+            assert p_value(answers) > ALARM, node.node
 
 
 @pytest.mark.parametrize("again", ["run", "close"])
