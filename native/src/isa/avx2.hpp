@@ -141,11 +141,11 @@ inline __attribute__((always_inline)) void aes_keystream(const uint8_t* rounds, 
   }
 #pragma GCC unroll 16
   for (int round = 1; round < 14; ++round) {
-    const __m128i key = _mm_loadu_si128(keys + round);
+    const __m128i key = _mm_loadu_si128(keys + 4 * round);  // each is there four times
 #pragma GCC unroll 8
     for (int i = 0; i < kBlocks; ++i) state[i] = _mm_aesenc_si128(state[i], key);
   }
-  const __m128i last = _mm_loadu_si128(keys + 14);
+  const __m128i last = _mm_loadu_si128(keys + 4 * 14);
 #pragma GCC unroll 8
   for (int i = 0; i < kBlocks; ++i) state[i] = _mm_aesenclast_si128(state[i], last);
 }

@@ -137,14 +137,13 @@ inline void transpose_square(__m512i (&v)[16]) {
   }
 }
 
-// Round keys as AesSchedule has them; a broadcast costs no more than a load.
+// Round keys as AesSchedule has them: a broadcast would take the units that shuffle (Zen 4).
 struct VaesKeys {
   const uint8_t* rounds;
 
   explicit VaesKeys(const uint8_t* of) : rounds(of) {}
   inline __attribute__((always_inline)) __m512i round(int i) const {
-    return _mm512_broadcast_i32x4(
-        _mm_loadu_si128(reinterpret_cast<const __m128i*>(rounds + 16 * i)));
+    return _mm512_load_si512(rounds + 64 * i);
   }
 };
 
