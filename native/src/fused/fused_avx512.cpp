@@ -13,7 +13,7 @@ using rows::PlainRequest;
 
 // Integers that do not go where they are first written: a tile has no more.
 struct Integers {
-  alignas(64) int16_t value[kTile];
+  alignas(64) int16_t value[kLargestTile];
 };
 
 // Channel after channel, a line of the request would be written in two halves.

@@ -7,11 +7,12 @@
 
 #include "check/p52.hpp"
 #include "cloister/fused_step.hpp"
+#include "cloister/tuning.hpp"
 #include "isa/kernels.hpp"
 
 namespace cloister {
 
-constexpr int64_t kTile = 2048;          // elements: 8 KiB of floats and 8 KiB of pad in L1
+constexpr int64_t kRowBlock = 2048;      // elements of a long row that a kernel works on at once
 constexpr int64_t kLongRow = 16;         // pixels: what a channel costs once is shared by so many
 constexpr int64_t kColumnPixels = 1024;  // a factored EmitRow has no more
 
@@ -77,9 +78,12 @@ struct WindowRow {
 };
 
 // How many bytes from a value the reply and the unblinding term lie that take its place in the next
-// tile: brought into the cache on the way. 0 for what is not there, because looking up an address
-// without memory takes time too.
-using Ahead = std::array<uintptr_t, 2>;
+// tile: brought into the first-level cache on the way; and the unblinding term of a tile further on,
+// brought into the second-level cache. 0 for what is not there, because looking up an address without
+// memory takes time too.
+struct Ahead {
+  uintptr_t reply = 0, unblind = 0, far = 0;
+};
 inline uintptr_t address(const void* p) { return reinterpret_cast<uintptr_t>(p); }
 
 // Float to request: quantise, check, pad, store.

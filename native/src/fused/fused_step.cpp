@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "check/p52.hpp"
+#include "cloister/tuning.hpp"
 #include "fused/fused_band.hpp"
 #include "fused/limbs.hpp"
 #include "threads/thread_pool.hpp"
@@ -197,7 +198,7 @@ int64_t FusedStep::bands_per_image(int64_t n, int threads) const {
   if (threads <= 1) return 1;
   // Several bands per thread: a thread that comes late takes fewer.
   constexpr int64_t kPerThread = 8;
-  constexpr int64_t kLeast = 4 * kTile;
+  constexpr int64_t kLeast = int64_t{1} << 13;
   const int64_t wanted = (kPerThread * threads + n - 1) / std::max<int64_t>(n, 1);
   const auto& window = shape_.window;
   const int64_t units = window ? window->oh : shape_.h * shape_.w;
@@ -206,7 +207,7 @@ int64_t FusedStep::bands_per_image(int64_t n, int threads) const {
 }
 
 // Everything is allocated here, so that threads cannot throw.
-void FusedStep::prepare(const FusedKernels& kernels, int64_t workers) {
+void FusedStep::prepare(const FusedKernels& kernels, int64_t tile, int64_t workers) {
   for (size_t i = 0; i < limbs_.size(); ++i) {
     // Another instruction set than when the step was made.
     if (limbs(kernels, i) == nullptr || limbs_[i].digits() == kernels.digits) continue;
@@ -217,14 +218,18 @@ void FusedStep::prepare(const FusedKernels& kernels, int64_t workers) {
     const auto& window = shape_.window;
     const int64_t ring = window ? std::min(span(window->kh, window->dh), shape_.h) : 0;
     scratch->ring.resize(ring * shape_.w * shape_.c);
-    scratch->tile.resize(std::max(kTile, shape_.c));
     if (window && window->three_by_three()) {
       scratch->zeros.resize(static_cast<size_t>(shape_.w * shape_.c));
     }
-    scratch->pad.resize(static_cast<size_t>(kTile + 4));
     scratch->rows.reserve(static_cast<size_t>(ring));
     scratch->lanes.reserve(1 + shape_.sinks.size());
     scratch_.push_back(std::move(scratch));
+  }
+  for (const auto& scratch : scratch_) {
+    if (scratch->pad.size() == static_cast<size_t>(tile + 4)) continue;
+    wipe(scratch->pad.data(), scratch->pad.size() * sizeof(uint32_t));
+    scratch->pad.resize(static_cast<size_t>(tile + 4));
+    scratch->tile.resize(std::max(tile, shape_.c));
   }
 }
 
@@ -245,7 +250,8 @@ void FusedStep::run(const FusedRun& run, int threads) {
   const bool rows_first = bands > 1 && window && span(window->kh, window->dh) > window->sh;
   const int64_t row = shape_.w * shape_.c;
   if (rows_first) image_.resize(static_cast<size_t>(run.n * shape_.h * row));
-  prepare(kernels, std::min<int64_t>(std::max(threads, 1), run.n * bands));
+  const Tuning tuned = tuning();
+  prepare(kernels, tuned.tile, std::min<int64_t>(std::max(threads, 1), run.n * bands));
   const size_t columns = 1 + shape_.sinks.size();
   const size_t phase_sums = static_cast<size_t>(run.n * bands) * columns;
   std::vector<uint64_t> sums(2 * phase_sums), clipped(phase_sums);
@@ -256,7 +262,7 @@ void FusedStep::run(const FusedRun& run, int threads) {
     Band::Rows rows{scratch.ring.data(), 0, false};
     if (window) rows.count = std::min(span(window->kh, window->dh), shape_.h);
     if (rows_first) rows = {image_.data() + image * shape_.h * row, shape_.h, !sources};
-    Band band(*this, run, kernels, image, scratch, rows);
+    Band band(*this, run, kernels, tuned, image, scratch, rows);
     const int64_t units = sources ? shape_.h : window ? window->oh : shape_.h * shape_.w;
     const int64_t begin = units * (job % bands) / bands;
     const int64_t end = units * (job % bands + 1) / bands;

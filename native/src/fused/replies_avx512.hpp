@@ -55,7 +55,8 @@ template <class Reply>
 void reply_by_channels(const ReplyRow& row, CheckLanes& lanes) {
   using S = SummingAvx512;
   const Reply answer{row};
-  const int64_t block = std::max<int64_t>(kTile / row.channels, 1);
+  // A Dot takes less than 2000 additions.
+  const int64_t block = std::clamp<int64_t>(kRowBlock / row.channels, 1, kColumnPixels);
   S::Sum sum(lanes);
   for (int64_t begin = 0; begin < row.pixels; begin += block) {
     const int64_t end = std::min(row.pixels, begin + block);

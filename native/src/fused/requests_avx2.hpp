@@ -15,7 +15,7 @@ constexpr int kVectors = 4;  // of a LimbBlock's channels
 // The integers of a tile in pairs, as a LimbBlock has them: lane i of the two vectors of a block
 // has channels i and 16 + i, zeros where there is none.
 struct Staged {
-  I256 pairs[2 * kTile / kLimbChannels];
+  I256 pairs[2 * kLargestTile / kLimbChannels];
 };
 
 // Elements `at` .. `at` + `count` of a row, which `pairs` are made from if the check wants them;
@@ -196,7 +196,7 @@ inline void emit_limbs(const EmitRow& row, Write write, CheckLanes& lanes) {
   const int64_t blocks = (row.channels + kLimbChannels - 1) / kLimbChannels;
   static_assert(limb_pairs(8191) >= 2);
   const int64_t longest = row.limb_pairs / 2;  // a block adds two pairs to every lane
-  const int64_t group = std::max<int64_t>(kTile / kLimbChannels / blocks, 1);
+  const int64_t group = std::max<int64_t>(kRowBlock / kLimbChannels / blocks, 1);
   SummingAvx2::Sum sum(lanes);
   Staged staged;
   for (int64_t begin = 0; begin < row.pixels; begin += group) {

@@ -36,10 +36,11 @@ inline __attribute__((always_inline)) void over(int64_t begin, int64_t end, Step
 // prefetch beyond the end of an array does nothing.
 constexpr uintptr_t kAhead = 2048;  // elements: one tile
 inline __attribute__((always_inline)) void fetch(const Ahead& ahead, const float* value) {
-  for (const uintptr_t distance : ahead) {
-    // As a number: it may lie behind its array.
-    __builtin_prefetch(reinterpret_cast<const void*>(address(value) + distance), 0, 3);
-  }
+  // As numbers: they may lie behind their arrays.
+  const uintptr_t at = address(value);
+  __builtin_prefetch(reinterpret_cast<const void*>(at + ahead.reply), 0, 3);
+  __builtin_prefetch(reinterpret_cast<const void*>(at + ahead.unblind), 0, 3);
+  if (ahead.far != 0) __builtin_prefetch(reinterpret_cast<const void*>(at + ahead.far), 0, 2);
 }
 template <typename T>
 inline __attribute__((always_inline)) void prefetch(const T* p) {
