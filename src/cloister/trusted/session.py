@@ -27,6 +27,7 @@ from cloister.trusted.pads.maker import InlinePads
 from cloister.trusted.pads.source import PadSource
 from cloister.trusted.report import LayerRow, Meter, Report, Result
 from cloister.trusted.sized_plans import SizedPlans
+from cloister.trusted.tuning import settle
 from cloister.wire.grpc.connect import connect
 from cloister.wire.grpc.places import endpoints
 from cloister.wire.link import WorkerLink
@@ -111,6 +112,8 @@ class Session:
         self._holder: int | None = None
         self._closed = False
         self._needs_worker = any(p.on_worker for p in plan.protections.values())
+        if self._needs_worker:
+            settle()
         count = _lane_count(lanes, workers if self._needs_worker else (), threads=threads)
         self._plans = SizedPlans(
             plan,
