@@ -15,8 +15,8 @@ inline void register_tuning(nanobind::module_& m) {
           [](Tuning* self, int64_t tile, int64_t far_tiles, int64_t stream_from) {
             new (self) Tuning{tile, far_tiles, stream_from};
           },
-          nb::kw_only(), nb::arg("tile") = defaults.tile,
-          nb::arg("far_tiles") = defaults.far_tiles, nb::arg("stream_from") = defaults.stream_from)
+          nb::kw_only(), nb::arg("tile") = defaults.tile, nb::arg("far_tiles") = defaults.far_tiles,
+          nb::arg("stream_from") = defaults.stream_from)
       .def_ro("tile", &Tuning::tile)
       .def_ro("far_tiles", &Tuning::far_tiles)
       .def_ro("stream_from", &Tuning::stream_from);

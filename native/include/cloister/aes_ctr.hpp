@@ -10,7 +10,7 @@ namespace cloister {
 
 constexpr size_t kAesKeyBytes = 32;
 constexpr size_t kAesNonceBytes = 12;
-constexpr size_t kAesRoundBytes = 4 * 16;  // of a round in an expanded key
+constexpr size_t kAesRoundBytes = 4 * 16;           // of a round in an expanded key
 constexpr uint64_t kAesBlocks = uint64_t{1} << 32;  // blocks under one nonce
 
 // Expanded key; wiped when it goes out of scope.

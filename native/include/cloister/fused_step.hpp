@@ -122,8 +122,8 @@ struct HalfBlock {
   uint32_t high[kHalfChannels];
 };
 
-// The same coefficients, of sixteen channels: the even ones, then the odd ones, as the lower and the
-// upper words of vectors of 64-bit lanes are; zeros where there is no channel.
+// The same coefficients, of sixteen channels: the even ones, then the odd ones, as the lower and
+// the upper words of vectors of 64-bit lanes are; zeros where there is no channel.
 constexpr int64_t kPairChannels = 16;
 struct PairBlock {
   alignas(64) uint64_t even[kPairChannels / 2];

@@ -200,7 +200,8 @@ template <int kTerms, class Request>
           for (int n = 0; n < kAdds; ++n) {
             if (n < round * kAdds / kVaesRounds || n >= (round + 1) * kAdds / kVaesRounds) continue;
             const int k = n / kLimbs % kTerms;
-            sums[k].add(blocks[k][block + n / (kLimbs * kTerms)], n < kAdds / 2 ? v0 : v1, n % kLimbs);
+            sums[k].add(blocks[k][block + n / (kLimbs * kTerms)], n < kAdds / 2 ? v0 : v1,
+                        n % kLimbs);
           }
         };
         if (p + 1 < row.pixels || j + 2 * kLimbChannels < end) {

@@ -122,12 +122,9 @@ void emit_rest(const EmitRow& row, CheckLanes& lanes, int64_t first) {
 }  // namespace
 }  // namespace rows
 
-const FusedKernels kFusedAvx512{rows::any_reply_avx512,
-                                rows::any_values<Avx512>,
-                                rows::any_window<Avx512>,
-                                emit,
-                                emit_blinded_rows,
-                                finish,
+const FusedKernels kFusedAvx512{rows::any_reply_avx512,   rows::any_values<Avx512>,
+                                rows::any_window<Avx512>, emit,
+                                emit_blinded_rows,        finish,
                                 Digits::of_either};
 
 }  // namespace cloister

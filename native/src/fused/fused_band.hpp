@@ -151,7 +151,8 @@ class FusedStep::Band {
       kernels_.reply(
           {run_.reply + at, terms ? terms + p * s_.c : nullptr, s_.scale.data(), s_.bias.data(),
            residual, more.pixel, s_.lo, s_.hi, step_.a_ ? step_.a_ + p : nullptr, step_.b_,
-           step_.halves_.data(), step_.pairs_.data(), count, s_.c, s_.window.has_value() || s_.sinks.empty(), out},
+           step_.halves_.data(), step_.pairs_.data(), count, s_.c,
+           s_.window.has_value() || s_.sinks.empty(), out},
           scratch_.lanes[0]);
     } else if (!direct_) {
       kernels_.values({run_.values + at, residual, more.pixel, s_.lo, s_.hi, count, s_.c, out});

@@ -21,11 +21,11 @@ class LimbCheck;
 // Which factored coefficients a back end wants as digits (limbs.hpp); it sums them without a bias.
 enum class Digits { none, of_rows, of_either };
 
-// Partial sums modulo P, one per vector lane: lane i of part k counts kPartWeights[k] times. And how
-// many elements of a request were clipped, in each lane.
+// Partial sums modulo P, one per vector lane: lane i of part k counts kPartWeights[k] times. And
+// how many elements of a request were clipped, in each lane.
 constexpr int kParts = 6;
 constexpr std::array<uint64_t, kParts> kPartWeights{
-    1, kFold, kFold, kFold* kFold, uint64_t{1} << 26, kFold * (uint64_t{1} << 26)};
+    1, kFold, kFold, kFold * kFold, uint64_t{1} << 26, kFold * (uint64_t{1} << 26)};
 struct CheckLanes {
   alignas(64) uint64_t part[kParts][8] = {};
   uint32_t clipped[16] = {};
@@ -78,9 +78,9 @@ struct WindowRow {
 };
 
 // How many bytes from a value the reply and the unblinding term lie that take its place in the next
-// tile: brought into the first-level cache on the way; and the unblinding term of a tile further on,
-// brought into the second-level cache. 0 for what is not there, because looking up an address without
-// memory takes time too.
+// tile: brought into the first-level cache on the way; and the unblinding term of a tile further
+// on, brought into the second-level cache. 0 for what is not there, because looking up an address
+// without memory takes time too.
 struct Ahead {
   uintptr_t reply = 0, unblind = 0, far = 0;
 };

@@ -202,7 +202,8 @@ inline void emit_limbs(const EmitRow& row, Write write, CheckLanes& lanes) {
   for (int64_t begin = 0; begin < row.pixels; begin += group) {
     const int64_t end = std::min(row.pixels, begin + group);
     if (row.channels % kLimbChannels == 0) {
-      lanes.clipped[0] += write(row, begin * row.channels, (end - begin) * row.channels, staged.pairs);
+      lanes.clipped[0] +=
+          write(row, begin * row.channels, (end - begin) * row.channels, staged.pairs);
     } else {
       for (int64_t p = begin; p < end; ++p) {
         I256* pairs = staged.pairs + (p - begin) * 2 * blocks;

@@ -1,7 +1,8 @@
 // Where a request's integers go: under pads made in registers, or in the clear.
 // run() begins at an element and goes on in vectors that are `apart` elements from each other:
-// next() makes the pads of as many vectors, with other work between the rounds; put() is the only write of the request: the
-// integers never reach its memory without their pad. Included by AVX-512 back ends only.
+// next() makes the pads of as many vectors, with other work between the rounds; put() is the only
+// write of the request: the integers never reach its memory without their pad. Included by AVX-512
+// back ends only.
 #pragma once
 #include "fused/sums_avx512.hpp"
 

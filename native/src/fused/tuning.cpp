@@ -28,8 +28,8 @@ Tuning tuning() {
 }
 
 void set_tuning(const Tuning& wanted) {
-  const bool tile = wanted.tile >= kLeastTile && wanted.tile <= kLargestTile &&
-                    wanted.tile % kLeastTile == 0;
+  const bool tile =
+      wanted.tile >= kLeastTile && wanted.tile <= kLargestTile && wanted.tile % kLeastTile == 0;
   if (!tile) throw std::invalid_argument("tuning: tile must be a multiple of 512 up to 4096");
   if (wanted.far_tiles < 0 || wanted.far_tiles > kFarthest) {
     throw std::invalid_argument("tuning: far_tiles must be within 0 and 64");
