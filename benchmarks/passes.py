@@ -7,8 +7,8 @@ last-level cache holds what fits and all else comes from memory, and then sends 
 counts from there, when recv() has returned, to the end of the pass, so threads that wake late
 count in full. The variants take turns, so that a disturbance meets all of them.
 
-`floor_ms` is the counted floor (floor.py) of one thread with AVX-512, with ceilings measured in this
-run; `passes_ms` is what it takes, and `ratio_to_floor` their ratio. Replies and requests lie in
+`floor_ms` is the counted floor (floor.py) of one thread with AVX-512, with ceilings measured in
+this run; `passes_ms` is what it takes, and `ratio_to_floor` their ratio. Replies and requests lie in
 shared memory, which has huge pages only where /sys/kernel/mm/transparent_hugepage/shmem_enabled
 allows them; all else lies in private memory with huge pages.
 """
@@ -66,7 +66,7 @@ class Memory:
     def __init__(self, plan, steps, batch):
         self.replies, self.messages = {}, {}
         words = PadLayout.of(plan).words
-        self.terms = [memory((words,), np.uint32) for _ in range(batch)] if words else []
+        self.terms = [private((words,), np.uint32) for _ in range(batch)] if words else []
         self.stored, self.inputs = {}, {}
         for i, step in enumerate(steps):
             if not isinstance(step, Fused):

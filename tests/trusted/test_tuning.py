@@ -1,4 +1,4 @@
-"""The kernels' parameters: which are chosen, how they are kept, and that no result depends on them."""
+"""The kernels' parameters: which are chosen, how they are kept; no result depends on them."""
 
 import logging
 from dataclasses import replace

@@ -204,7 +204,7 @@ template <int kTerms, class Request>
                         n % kLimbs);
           }
         };
-        if (p + 1 < row.pixels || j + 2 * kLimbChannels < end) {
+        if (p + 1 < row.pixels || j + 2 * kLimbChannels < c) {
           run.template next<kVectors>(pad, some);
         } else {
 #pragma GCC unroll 16

@@ -46,9 +46,11 @@ class Choice:
     stream_from: int
 
     def to_native(self) -> native.Tuning:
+        """As the kernels take it."""
         return native.Tuning(tile=self.tile, far_tiles=self.far_tiles, stream_from=self.stream_from)
 
     def same_machine(self, other: "Choice") -> bool:
+        """Whether both were made for one processor, number of cores and instruction set."""
         mine, its = asdict(self), asdict(other)
         return all(mine[name] == its[name] for name in ("processor", "cores", "isa"))
 
@@ -220,10 +222,10 @@ class _SyntheticStep:
         """Processor time of one run, with terms that were not read lately."""
         terms = self._terms[self._next % len(self._terms)]
         self._next += 1
-        answer, request, clipped = self._sums
         began = time.thread_time()
         self._step.run(
             n=1, source=self._reply, unblind=terms, sinks=[self._request],
-            answer_sums=answer, request_sums=request, clipped=clipped,
+            answer_sums=self._answer_sums, request_sums=self._request_sums,
+            clipped=self._clipped,
         )  # fmt: skip
         return time.thread_time() - began
