@@ -39,6 +39,12 @@ def measure(
     repeats: options.Repeats = 5,
     int8: Annotated[bool, typer.Option(help="Measure 8-bit ONNX Runtime too.")] = True,
     memory: Annotated[bool, typer.Option(help="Measure the trusted peak memory too.")] = True,
+    pads: Annotated[
+        Path | None,
+        typer.Option(
+            "--pads", metavar="DIR", help="Measure pads from a store too, which is made in DIR."
+        ),
+    ] = None,
 ) -> dict[str, object]:
     """One result, or several, for each model and policy."""
     setting = {
@@ -48,13 +54,19 @@ def measure(
     found = [
         row
         for name in (networks.NAMES if ALL in model else model)
-        for row in _measure(name, wanted, setting, int8=int8, memory=memory)
+        for row in _measure(name, wanted, setting, int8=int8, memory=memory, pads=pads)
     ]
     return found[0] if len(found) == 1 else {"results": found}
 
 
 def _measure(
-    name: str, wanted: list[str], setting: dict[str, int], *, int8: bool, memory: bool
+    name: str,
+    wanted: list[str],
+    setting: dict[str, int],
+    *,
+    int8: bool,
+    memory: bool,
+    pads: Path | None,
 ) -> Iterator[dict[str, object]]:
     """One result per policy; the engines are made once and timed anew beside each."""
     threads, batch = setting["threads"], setting["batch"]
@@ -72,6 +84,7 @@ def _measure(
             times = measure_session(
                 plan, engines, feeds, threads=threads,
                 worker_threads=setting["worker_threads"], repeats=setting["repeats"], beside=rough,
+                stores=pads,
             )  # fmt: skip
             int8_ms = times["engines"][INT8]["ms"] if rough else None
             peak = {}

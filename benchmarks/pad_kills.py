@@ -1,7 +1,7 @@
 """kill -9 at random moments of making and using pads: is any pad used twice, does the store open?
 
-A child makes and uses pads without end and notes every id it was given before it uses it; it is
-killed after a random time and started anew on the same store.
+A child makes blocks of pad sets, uses them and gives the rest back, without end, and notes every id
+it was given before it uses it; it is killed after a random time and started anew on the same store.
 """
 
 import os
@@ -19,20 +19,26 @@ import typer
 from cloister.base.rng import SystemRandom
 from cloister.cli.console import progress
 from cloister.errors import CloisterError
+from cloister.trusted.pads.pad_layout import PadLayout
 from cloister.trusted.pads.store import PadStore
 
 DIGEST = bytes(32)
-PAD = {0: np.arange(3000, dtype=np.uint32).reshape(1, 1, 3000)}
+LAYOUT = PadLayout.of_shapes({0: (1, 1, 3000)})
+ROWS = 5
 
 
 def make_and_use(folder: Path, key: Path, log: int) -> None:
     """Until killed."""
     store = PadStore.open(folder, plan_digest=DIGEST, key_file=key)
     while True:
-        for pad_id in store.reserve(2):
-            store.put(pad_id, PAD)
-        for pad in store.take(1):
-            os.write(log, f"{pad.pad_id}\n".encode())
+        for _ in range(2):
+            store.put_block(store.reserve(ROWS), np.zeros((ROWS, LAYOUT.words), np.uint32))
+        for count in (1, 2, 1):
+            pads = store.take(count)
+            for pad in pads:
+                os.write(log, f"{pad.pad_id}\n".encode())
+            store.recycle(pads)
+        store.erase()
 
 
 def killed_after(delay_s: float, folder: Path, key: Path, log: int) -> None:
@@ -55,12 +61,14 @@ def measure(kills: Annotated[int, typer.Option("--kills", min=1)] = 200) -> dict
 
 def _measure(kills: int, place: Path) -> dict[str, object]:
     folder, key = place / "pads", place / "key"
-    PadStore.create(folder, plan_digest=DIGEST, key_file=key, rng=SystemRandom())
+    PadStore.create(
+        folder, plan_digest=DIGEST, layout=LAYOUT, sealed=False, key_file=key, rng=SystemRandom()
+    )
     log = os.open(place / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     refused = 0
     with progress("kills") as update:
         for i in range(kills):
-            killed_after(secrets.randbelow(40) / 1000, folder, key, log)
+            killed_after(secrets.randbelow(80) / 1000, folder, key, log)
             try:
                 status = PadStore.open(folder, plan_digest=DIGEST, key_file=key).status()
             except CloisterError:
@@ -69,11 +77,13 @@ def _measure(kills: int, place: Path) -> dict[str, object]:
     used = Counter((place / "log").read_text().split())
     return {
         "kills": kills,
+        "rows_of_a_block": ROWS,
         "pads_used": len(used),
         "pads_used_twice": sum(count > 1 for count in used.values()),
         "times_the_store_did_not_open": refused,
         "pads_ready": status.ready,
-        "pads_lost": status.lost,
+        "pads_used_or_burnt": status.used,
+        "pads_missing": status.missing,
     }
 
 

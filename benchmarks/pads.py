@@ -19,7 +19,6 @@ from cloister.cli.timing import interleaved
 from cloister.errors import PlanError
 from cloister.trusted.pads.factory import WorkerMaker
 from cloister.trusted.pads.maker import Maker, PadMaker
-from cloister.trusted.pads.pad_file import file_bytes
 from cloister.trusted.pads.pad_layout import PadLayout
 from cloister.wire.shm.shm_link import start_local_worker
 
@@ -74,7 +73,7 @@ def measure(
         "workers": WORKERS,
         "setup_ms": setup_ms,
         "traffic_bytes": traffic // (1 + repeats),
-        "storage_bytes": file_bytes(tuple(PadLayout.of(plan).shapes.items())),
+        "storage_bytes": 4 * PadLayout.of(plan).words,
         **environment(),
     }
 

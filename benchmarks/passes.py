@@ -8,8 +8,8 @@ counts from there, when recv() has returned, to the end of the pass, so threads 
 count in full. The variants take turns, so that a disturbance meets all of them.
 
 `floor_ms` is the counted floor (floor.py) of one thread with AVX-512, with ceilings measured in
-this run; `passes_ms` is what it takes, and `ratio_to_floor` their ratio. Replies and requests lie in
-shared memory, which has huge pages only where /sys/kernel/mm/transparent_hugepage/shmem_enabled
+this run; `passes_ms` is the median that one thread takes, and `ratio_to_floor` their ratio. Replies
+and requests lie in shared memory, which has huge pages only where /sys/kernel/mm/transparent_hugepage/shmem_enabled
 allows them; all else lies in private memory with huge pages.
 """
 
@@ -153,7 +153,9 @@ class Steps:
             if stop.why not in ("done", "outside"):
                 raise RuntimeError(f"the executor stopped: {stop.why}")
             first = stop.step + 1
-        waited = 1e-9 * sum(wait for _, wait in self._native.costs(0, self._count))
+        costs = np.empty((self._count, 3), np.int64)
+        _, wait_ns, _ = self._native.costs(costs, self._count)
+        waited = 1e-9 * wait_ns
         self._native.end()
         return spent - waited
 

@@ -27,6 +27,7 @@ from cloister.splits import preset_model
 from cloister.splits.median_interval import ZERO
 from cloister.splits.split_cost import Phases, SplitCost, SplitSweep
 from cloister.splits.splits_page import write_page
+from cloister.trusted.pads.pad_layout import PadLayout
 from cloister.trusted.pads.pad_ledger import PadLedger
 from cloister.trusted.pads.store import PadStore
 from cloister.trusted.query_counter import QueryCounter
@@ -60,8 +61,18 @@ def order(path):
 
 def pad(path):
     key = path.parent.parent / "pad.key"
-    store = PadStore.create(path.parent, plan_digest=DIGEST, key_file=key, rng=RNG)
-    store.put(store.reserve(1)[0], {0: np.zeros((1, 2, 3), np.uint32)})
+    put_block(pad_store(path.parent, key))
+
+
+def pad_store(folder, key):
+    layout = PadLayout.of_shapes({0: (1, 2, 3)})
+    return PadStore.create(
+        folder, plan_digest=DIGEST, layout=layout, sealed=True, key_file=key, rng=RNG
+    )
+
+
+def put_block(store):
+    store.put_block(store.reserve(1), np.zeros((1, store.layout.words), np.uint32))
 
 
 def log(path):
@@ -136,7 +147,8 @@ def theft(path):
 
 
 def ledger(path):
-    PadLedger.create(path, plan_digest=DIGEST, rng=RNG)
+    layout = PadLayout.of_shapes({0: (1, 2, 3)})
+    PadLedger.create(path, plan_digest=DIGEST, layout=layout, sealed=True, rng=RNG)
 
 
 def bundle_key(path):
@@ -231,9 +243,9 @@ def test_a_pad_replaces_a_link_that_was_planted_later(folder, tmp_path):
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
     key = tmp_path / "key"
-    store = PadStore.create(folder, plan_digest=DIGEST, key_file=key, rng=RNG)
+    store = pad_store(folder, key)
     (folder / "0.pad").symlink_to(victim)
-    store.put(store.reserve(1)[0], {0: np.zeros((1, 2, 3), np.uint32)})
+    put_block(store)
     assert victim.read_bytes() == b"precious"
     assert mode(folder / "0.pad") == 0o600
 

@@ -13,7 +13,8 @@ import onnx
 import pytest
 
 import cloister.base._native as native
-from benchmarks import ROOT, pad_kills
+from attest import cases
+from benchmarks import ROOT, attest, pad_kills
 from benchmarks.__main__ import NAMES, main
 from benchmarks.networks import build
 
@@ -90,6 +91,16 @@ def test_accuracy(data):
     assert row["agreement"] >= 0.95
     assert abs(row["plain_top1"] - row["private_top1"]) <= 0.05
     assert row["soundness_bits"] > 50
+
+
+def test_attest(monkeypatch):
+    monkeypatch.setattr(cases, "GENUINE", [c for c in cases.GENUINE if c.name == "sgx"])
+    found = attest.measure(mutations=20, seconds=1)
+    assert found["flips"]["sgx"] == {"bytes": 1014, "unnoticed": 0}
+    assert found["judged_apart"] == dict.fromkeys(("tdx/tdx_quote", "sgx/sgx_quote"), 0)
+    assert found["noise"]["tried"] > 10
+    assert attest.faults(found) == 0
+    assert attest.faults({**found, "unnoticed": 1}) == 1
 
 
 def test_audit_models(data, tmp_path):
@@ -175,6 +186,16 @@ def test_figure(tmp_path):
     assert "no results" in run("figure", other, code=1).stderr
 
 
+@pytest.mark.parametrize("batch", [1, 8])
+def test_first_request(batch):
+    """A session that was entered has populated what its requests use."""
+    found = measured("first_request", *SMALL, "--batch", batch)
+    assert found["ratio"] == found["first_ms"] / found["steady_ms"] > 0
+    assert found["page_faults_first"] < 400
+    assert found["page_faults_steady"] <= found["page_faults_first"]
+    assert found["entered_ms"] > 0
+
+
 def test_floor(tmp_path):
     ceilings = tmp_path / "ceilings.json"
     level = {"read": 100.0, "write": 100.0}
@@ -213,6 +234,17 @@ def test_inference():
         assert set(row) >= ENVIRONMENT
 
 
+def test_pads_from_a_store(tmp_path):
+    found = measured(
+        "inference", *SMALL, "--repeats", 1, "--no-int8", "--no-memory", "--pads", tmp_path
+    )
+    assert found["store_ratio"] == pytest.approx(found["store_ms"] / found["trusted_ms"])
+    assert found["store_min_ratio"] == pytest.approx(
+        found["store_min_ms"] / found["trusted_min_ms"]
+    )
+    assert not list(tmp_path.iterdir())
+
+
 def test_compiled():
     """That module and ONNX Runtime compute the same is checked before they are timed."""
     found = measured("compiled", *SMALL, "--target", "wasm")
@@ -234,6 +266,11 @@ def test_layers():
     for key in ("ort_ms", "ring_ms", "plain_ms"):
         assert found[key] == pytest.approx(sum(row[key] for row in found["layers"]))
     assert found["ratio"] == pytest.approx(found["ring_ms"] / found["ort_ms"])
+    assert found["layers"][0]["on_tiles"] == (found["isa"] == "amx")
+    portable = measured("layers", "--only", "fc8", "--repeats", 1, "--isa", "portable")
+    assert portable["isa"] == "portable"
+    assert not portable["layers"][0]["on_tiles"]
+    assert "this machine offers portable" in run("layers", "--isa", "sse", code=1).stderr
     assert run("layers", "--only", "fc8", "--repeats", 1).stdout.count("fc8") == 1
 
 

@@ -66,6 +66,7 @@ from cloister.training.encrypted_model import EncryptedModel
 from cloister.training.kept_model import kept_model
 from cloister.training.settings import Settings
 from cloister.training.trainer import Trainer
+from cloister.trusted.pads.pad_layout import PadLayout
 from cloister.trusted.pads.store import PadStore
 from cloister.wire.https import bodies
 from cloister.wire.transcript import Entry, Transcript
@@ -189,8 +190,9 @@ def _public(folder: Path) -> Path:
 def _pad_key(folder: Path) -> Path:
     key = folder / "key"
     PadStore.create(
-        folder / "pads", plan_digest=bytes(32), key_file=key, rng=SystemRandom(), busy_timeout_s=0.1
-    )
+        folder / "pads", plan_digest=bytes(32), layout=PadLayout.of_shapes({0: (1, 2, 3)}),
+        sealed=True, key_file=key, rng=SystemRandom(), busy_timeout_s=0.1,
+    )  # fmt: skip
     return key
 
 

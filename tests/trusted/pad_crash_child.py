@@ -9,28 +9,40 @@ import os
 import resource
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 
 from cloister.errors import PadsExhausted, PadStoreError
+from cloister.trusted.pads.masked_terms import remove_mask
 from cloister.trusted.pads.pad_layout import PadLayout
+from cloister.trusted.pads.source import PadSet
 from cloister.trusted.pads.store import PadStore
 
 DIGEST = bytes(range(32))
-SHAPES = {0: (5, 4, 3), 2: (1, 1, 7)}
-LAYOUT = PadLayout.of_shapes(SHAPES)
-TRACED = ("store.py", "pad_file.py", "pad_ledger.py", "files.py", "sqlite.py")
+LAYOUT = PadLayout.of_shapes({0: (5, 4, 3), 2: (1, 1, 7)})
+ROWS = 3
+"""Of the blocks that these processes make."""
+TRACED = ("store.py", "opened_blocks.py", "block_file.py", "pad_ledger.py", "files.py", "sqlite.py")
 
 
-def contents(pad_id: int, shapes: dict[int, tuple[int, ...]] = SHAPES) -> dict[int, np.ndarray]:
-    """What the tests store under a pad id: different for every id, node and element."""
-    return {
-        index: (np.arange(np.prod(shape), dtype=np.uint32) * 2654435761 + 97 * pad_id + index)
-        .astype(np.uint32)
-        .reshape(shape)
-        for index, shape in shapes.items()
-    }
+def contents(first_id: int, rows: int = 1, layout: PadLayout = LAYOUT) -> np.ndarray:
+    """What the tests store from a pad id on: different for every id, node and element."""
+    terms = np.zeros((rows, layout.words), np.uint32)
+    for index, part in layout.views(terms).items():
+        for row, values in enumerate(part):
+            elements = np.arange(values.size, dtype=np.uint32).reshape(values.shape)
+            # 64 bits first: the pad id of a block is beyond 16 bits.
+            offset = np.uint32((97 * (first_id + row) + index) & 0xFFFFFFFF)
+            values[...] = elements * np.uint32(2654435761) + offset
+    return terms
+
+
+def right(pad: PadSet) -> bool:
+    """Whether a pad set has what was stored; its mask is removed."""
+    remove_mask(pad, LAYOUT)
+    return pad.terms.dtype == np.uint32 and np.array_equal(pad.terms, contents(pad.pad_id)[0])
 
 
 def note(log: Path, kind: str, pad_id: int) -> None:
@@ -41,27 +53,29 @@ def note(log: Path, kind: str, pad_id: int) -> None:
 
 
 def make(store: PadStore, log: Path, count: int) -> None:
-    for pad_id in store.reserve(count):
-        note(log, "made", pad_id)
-        store.put(pad_id, contents(pad_id))
+    for _ in range(count):
+        block = store.reserve(ROWS)
+        note(log, "made", block.number)
+        store.put_block(block, contents(block.first_id, ROWS))
 
 
 def use(store: PadStore, log: Path, count: int) -> None:
     pads = store.take(count)
     for pad in pads:
         note(log, "used", pad.pad_id)
-        wanted = contents(pad.pad_id)
-        found = LAYOUT.views(pad.terms)
-        if not all(np.array_equal(found[i], wanted[i]) for i in wanted):
+        if not right(pad):
             note(log, "wrong", pad.pad_id)
     store.recycle(pads)
 
 
 def forever(store: PadStore, log: Path) -> None:
-    """Make and use until killed."""
+    """Make and use until killed; the rest of a block is given back now and then."""
     while True:
-        make(store, log, 3)
+        make(store, log, 1)
         use(store, log, 2)
+        use(store, log, 1)
+        use(store, log, 2)
+        store.erase()
 
 
 def drain(store: PadStore, log: Path) -> None:
@@ -70,6 +84,7 @@ def drain(store: PadStore, log: Path) -> None:
         try:
             use(store, log, 1)
         except PadsExhausted:
+            store.erase()
             return
 
 
@@ -87,15 +102,17 @@ def die_at_line(count: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
         return trace
 
+    # The thread that reads ahead too.
+    threading.settrace(trace)
     sys.settrace(trace)
 
 
 def fill_up(store: PadStore) -> None:
-    """Store a pad that is larger than this process may write."""
+    """Store a block that is larger than this process may write."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
-    (pad_id,) = store.reserve(1)
+    block = store.reserve(10)
     try:
-        store.put(pad_id, contents(pad_id, {0: (100, 100, 1)}))
+        store.put_block(block, contents(block.first_id, 10))
     except PadStoreError as error:
         sys.exit(0 if "free space" in str(error) else 3)
     sys.exit(4)
@@ -114,6 +131,8 @@ def perform(task: str, folder: Path, key: Path, log: Path) -> None:
         die_at_line(int(argument))
         store = PadStore.open(folder, plan_digest=DIGEST, key_file=key)
         make(store, log, 1)
+        use(store, log, 1)
+        store.erase()
         use(store, log, 1)
         sys.settrace(None)
 

@@ -21,10 +21,14 @@ from cloister.errors import (
 from cloister.ring import reference
 from cloister.ring.freivalds import P52
 from cloister.ring.linear import Geometry, LinearMap
-from cloister.trusted.pads.factory import Rate, WorkerMaker, fill
+from cloister.ring.pad_block import BLOCK_ROWS_MAX
+from cloister.trusted.pads.factory import Rate, WorkerMaker, default_block_rows, fill
 from cloister.trusted.pads.maker import PadMaker
+from cloister.trusted.pads.masked_terms import remove_mask
+from cloister.trusted.pads.pad_layout import PadLayout
 from cloister.trusted.pads.shares import DigitWidths
 from cloister.trusted.pads.store import PadStore
+from cloister.trusted.pads.stored_plan import open_or_create
 from cloister.trusted.session import Session
 from cloister.wire.grpc.grpc_link import RpcLink
 from cloister.wire.inprocess import InProcessLink
@@ -46,9 +50,7 @@ def plan():
 
 @pytest.fixture
 def store(plan, tmp_path):
-    return PadStore.create(
-        tmp_path / "pads", plan_digest=plan.digest, key_file=tmp_path / "key", rng=SystemRandom()
-    )
+    return open_or_create(plan, tmp_path / "pads", key_file=tmp_path / "key", rng=SystemRandom())
 
 
 def links(count=2):
@@ -354,13 +356,14 @@ def test_every_lie_is_refused_and_nothing_is_stored(plan, store, lie, place, aft
     workers.insert(place, liar(lie, after=after))
     maker = maker_of(plan, workers)
     with pytest.raises(VerificationError, match="liar") as refusal:
-        fill(store, maker, count=3)
+        fill(store, maker, count=3, block_rows=1)
     assert "quarantined" in str(refusal.value)
     assert maker.workers == ("honest", "spare")
     assert store.status().ready == after // len(plan.hidden_nodes)
     # The others go on, under a new id; no worker is ever asked about the failed pad again.
-    assert fill(store, maker, count=3) == 3 - after // len(plan.hidden_nodes)
-    assert [pad.pad_id for pad in store.take(3)] == ([1, 2, 3] if after < 3 else [0, 2, 3])
+    assert fill(store, maker, count=3, block_rows=1) == 3 - after // len(plan.hidden_nodes)
+    blocks = [1, 2, 3] if after < 3 else [0, 2, 3]
+    assert [pad.pad_id for pad in store.take(3)] == [block * BLOCK_ROWS_MAX for block in blocks]
 
 
 def test_a_lie_about_one_digit_is_refused(plan):
@@ -443,16 +446,19 @@ def test_filling_goes_on_after_an_interruption(plan, store, tmp_path):
         return answer
 
     with pytest.raises(Interrupted):
-        fill(store, maker_of(plan, [DirectLink("a"), DirectLink("b", lie=stop)]), count=4)
+        workers = [DirectLink("a"), DirectLink("b", lie=stop)]
+        fill(store, maker_of(plan, workers), count=4, block_rows=1)
     again = PadStore.open(tmp_path / "pads", plan_digest=plan.digest, key_file=tmp_path / "key")
     assert again.status().ready == 1
-    assert fill(again, maker_of(plan, links()), count=4) == 3
+    assert fill(again, maker_of(plan, links()), count=4, block_rows=2) == 3
     ours = PadMaker(plan)
     pads = again.take(4)
-    assert [pad.pad_id for pad in pads] == [0, 2, 3, 4]
+    places = [divmod(pad.pad_id, BLOCK_ROWS_MAX) for pad in pads]
+    assert places == [(0, 0), (2, 0), (2, 1), (3, 0)]
     for pad in pads:
         row = rows_of(ours)
-        ours.make(again.pad_key, pad.pad_id, into=row)
+        ours.make(pad.key, pad.pad_id, into=row)
+        remove_mask(pad, ours.layout)
         np.testing.assert_array_equal(pad.terms, row[0])
 
 
@@ -468,7 +474,7 @@ def test_a_session_with_such_pads_computes_the_same(plan, store):
         np.testing.assert_array_equal(result.outputs[name], value)
 
 
-def test_filling_stops_between_two_pads_and_overwrites_its_memory(plan, store):
+def test_filling_stops_between_two_blocks_and_overwrites_its_memory(plan, store):
     stop = threading.Event()
     kept = []
 
@@ -479,20 +485,21 @@ def test_filling_stops_between_two_pads_and_overwrites_its_memory(plan, store):
             kept.append(into)
 
     made = fill(
-        store, Watched(plan), count=9, stop=stop,
-        progress=lambda done, total: stop.set() if (done, total) == (2, 9) else None,
+        store, Watched(plan), count=9, stop=stop, block_rows=2,
+        progress=lambda done, total: stop.set() if (done, total) == (4, 9) else None,
     )  # fmt: skip
-    assert made == 2
-    assert store.status().ready == 2
+    assert made == 4
+    assert store.status().ready == 4
     assert not kept[-1].any()
 
 
 def test_rates():
-    assert Rate().pause_s(2.0) == 0.0
-    assert Rate(share=0.25).pause_s(2.0) == pytest.approx(6.0)
-    assert Rate(per_hour=1800).pause_s(0.5) == pytest.approx(1.5)
-    assert Rate(per_hour=3600).pause_s(5.0) == 0.0
-    assert Rate(share=0.5, per_hour=3600).pause_s(3.0) == pytest.approx(3.0)
+    assert Rate().pause_s(2.0, made=1) == 0.0
+    assert Rate(share=0.25).pause_s(2.0, made=1) == pytest.approx(6.0)
+    assert Rate(per_hour=1800).pause_s(0.5, made=1) == pytest.approx(1.5)
+    assert Rate(per_hour=1800).pause_s(0.5, made=4) == pytest.approx(7.5)
+    assert Rate(per_hour=3600).pause_s(5.0, made=1) == 0.0
+    assert Rate(share=0.5, per_hour=3600).pause_s(3.0, made=1) == pytest.approx(3.0)
     for wrong in ({"share": 0}, {"share": 1.5}, {"per_hour": 0}, {"per_hour": math.inf}):
         with pytest.raises(InputError, match="rate"):
             Rate(**wrong)
@@ -501,9 +508,19 @@ def test_rates():
 def test_a_rate_makes_filling_wait(plan, store, monkeypatch):
     pauses = []
     monkeypatch.setattr(threading.Event, "wait", lambda self, s=None: pauses.append(s))
-    fill(store, PadMaker(plan), count=3, rate=Rate(per_hour=36))
+    fill(store, PadMaker(plan), count=6, block_rows=2, rate=Rate(per_hour=36))
     assert len(pauses) == 2
-    assert all(90 < pause <= 100 for pause in pauses)
+    assert all(190 < pause <= 200 for pause in pauses)
+
+
+def test_blocks_are_as_large_as_their_terms_allow(plan, store):
+    assert default_block_rows(store.layout) == 1024
+    for nodes, rows in ((1, 64), (16, 4), (65, 1)):
+        layout = PadLayout.of_shapes(dict.fromkeys(range(nodes), (1 << 20,)))
+        assert default_block_rows(layout) == rows
+    fill(store, PadMaker(plan), count=7, block_rows=3)
+    places = [divmod(pad.pad_id, BLOCK_ROWS_MAX) for pad in store.take(7)]
+    assert places == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
 
 
 @pytest.mark.parametrize(("count", "kind"), [(2, "store, made by 2 workers"), (0, "store")])

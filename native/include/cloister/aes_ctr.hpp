@@ -34,4 +34,10 @@ bool has_aes();  // does the active instruction set offer AES?
 void aes_ctr_fill(const AesSchedule& key, const uint8_t nonce[kAesNonceBytes], uint64_t first_block,
                   uint32_t* out, int64_t n);
 
+// out[i] = in[i] - word first_word + i of the stream (mod 2^32); every word of `in` is read once.
+// On the way, the words that lie `ahead` further come into the cache. Throws as aes_ctr_fill does.
+void aes_ctr_subtract(const AesSchedule& key, const uint8_t nonce[kAesNonceBytes],
+                      uint64_t first_word, const uint32_t* in, uint32_t* out, int64_t n,
+                      int64_t ahead = 0);
+
 }  // namespace cloister

@@ -96,8 +96,8 @@ struct FusedRun {
   const uint32_t* unblind = nullptr;                // one array, or
   const uint32_t* const* unblind_images = nullptr;  // one pointer per image, and
   int64_t unblind_offset = 0;                       // how far behind it the terms begin
-  // Of terms that are masked: the key of every image, nullptr where they are not, and 12 bytes
-  // each.
+  // Of masked terms: the keystream under mask_keys[i], unless that is nullptr, and mask_nonces +
+  // 12 * i is added to those of image i, and is subtracted while they are read.
   const AesSchedule* const* mask_keys = nullptr;
   const uint8_t* mask_nonces = nullptr;
   PixelView<const float> residual;
@@ -169,7 +169,11 @@ class FusedStep {
   void set_answer_check(const uint64_t* a, const uint64_t* b);
   uint64_t request_bias(const InputCheck& check) const;
   int64_t bands_per_image(int64_t n, int threads) const;
+<<<<<<< HEAD
   void prepare(const FusedKernels& kernels, int64_t tile, int64_t workers);
+=======
+  void prepare(const FusedKernels& kernels, int64_t workers, bool masked);
+>>>>>>> main
   void validate(const FusedRun& run) const;
   const LimbCheck* limbs(const FusedKernels& kernels, size_t sink) const;  // or null
 

@@ -40,7 +40,9 @@ class Placed {
 };
 
 struct FusedStep::Scratch {
-  ~Scratch() { wipe(pad.data(), pad.size() * sizeof(uint32_t)); }
+  ~Scratch() {
+    for (auto* words : {&pad, &terms}) wipe(words->data(), words->size() * sizeof(uint32_t));
+  }
 
   // The last rows of the value before the window, and the value a sink is about to quantise.
   // Messages and kept values begin with a page, and so neither of these does: a load waits for a
@@ -49,6 +51,7 @@ struct FusedStep::Scratch {
   Placed tile{kPage / 2 + kPage / 8 + kPage / 32};
   std::vector<float> zeros;  // a row outside the image, for a window that wants one
   std::vector<uint32_t> pad;
+  std::vector<uint32_t> terms;  // of a tile, without their mask
   std::vector<const float*> rows;
   std::vector<CheckLanes> lanes;  // of the reply, then of every sink
 };
@@ -143,10 +146,9 @@ class FusedStep::Band {
 
   // The value before the window of pixels p .. p + count; in `out`, or where the source has it.
   const float* produce(int64_t p, int64_t count, float* out) {
-    const int64_t at = (image_ * s_.h * s_.w + p) * s_.c;
-    const PixelView<const float>& more = run_.residual;
-    const float* residual = more.data ? more.data + image_ * more.image + p * more.pixel : nullptr;
+    const float* values = out;
     if (run_.reply != nullptr) {
+<<<<<<< HEAD
       const uint32_t* terms = run_.unblinding(image_, s_.h * s_.w * s_.c);
       kernels_.reply(
           {run_.reply + at, terms ? terms + p * s_.c : nullptr, s_.scale.data(), s_.bias.data(),
@@ -156,10 +158,56 @@ class FusedStep::Band {
           scratch_.lanes[0]);
     } else if (!direct_) {
       kernels_.values({run_.values + at, residual, more.pixel, s_.lo, s_.hi, count, s_.c, out});
+=======
+      // Terms without their mask stay in the first-level cache: a tile of them.
+      const int64_t step = mask() != nullptr ? tile_pixels() : count;
+      for (int64_t done = 0; done < count; done += step) {
+        read_reply(p + done, std::min(step, count - done), out + done * s_.c);
+      }
+    } else if (direct_) {
+      values = run_.values + element(p);
+    } else {
+      kernels_.values({run_.values + element(p), residual(p), run_.residual.pixel, s_.lo, s_.hi,
+                       count, s_.c, out});
+>>>>>>> main
     }
-    const float* values = direct_ ? run_.values + at : out;
     keep(run_.pre, values, p, count);
     return values;
+  }
+
+  void read_reply(int64_t p, int64_t count, float* out) {
+    kernels_.reply(
+        {run_.reply + element(p), terms(p, count), s_.scale.data(), s_.bias.data(), residual(p),
+         run_.residual.pixel, s_.lo, s_.hi, step_.a_ ? step_.a_ + p : nullptr, step_.b_,
+         step_.halves_.data(), count, s_.c, alone(), out},
+        scratch_.lanes[0]);
+  }
+
+  // The key of the mask over this image's terms, or null.
+  const AesSchedule* mask() const {
+    return run_.mask_keys != nullptr ? run_.mask_keys[image_] : nullptr;
+  }
+
+  // What unblinds pixels p .. p + count, or null; the only read of masked terms.
+  const uint32_t* terms(int64_t p, int64_t count) {
+    const uint32_t* all = run_.unblinding(image_, s_.h * s_.w * s_.c);
+    if (all == nullptr || mask() == nullptr) return all ? all + p * s_.c : nullptr;
+    const int64_t words = count * s_.c;
+    CLOISTER_DEBUG_ASSERT(words <= static_cast<int64_t>(scratch_.terms.size()));
+    const uint8_t* nonce = run_.mask_nonces + image_ * static_cast<int64_t>(kAesNonceBytes);
+    aes_ctr_subtract(*mask(), nonce, static_cast<uint64_t>(p * s_.c), all + p * s_.c,
+                     scratch_.terms.data(), words, alone() ? kTile : 0);
+    return scratch_.terms.data();
+  }
+
+  // No emit() that brings the next tile into the cache comes between two tiles of the reply.
+  bool alone() const { return s_.window.has_value() || s_.sinks.empty(); }
+
+  int64_t element(int64_t p) const { return (image_ * s_.h * s_.w + p) * s_.c; }
+
+  const float* residual(int64_t p) const {
+    const PixelView<const float>& more = run_.residual;
+    return more.data ? more.data + image_ * more.image + p * more.pixel : nullptr;
   }
 
   void window_row(int64_t r, int64_t first_row) {

@@ -177,7 +177,8 @@ void FusedStep::validate(const FusedRun& run) const {
       (run.reply != nullptr) != (run.values != nullptr) && (run.reply != nullptr) == reads_answer(),
       "the source must be a reply exactly when there is a scale");
   require(!run.unblinding(0, 0) || run.reply != nullptr, "only a reply can be unblinded");
-  if (run.mask_keys != nullptr) throw std::logic_error("fused step: masked terms are not read yet");
+  require(run.mask_keys == nullptr || (run.mask_nonces != nullptr && run.unblinding(0, 0)),
+          "only terms can be masked, under keys with nonces");
   require(run.sinks.size() == shape_.sinks.size(), "one output per sink is needed");
   require(a_ == nullptr || run.sums_out != nullptr, "a checked reply needs sums_out");
   for (size_t i = 0; i < run.sinks.size(); ++i) {
@@ -207,7 +208,11 @@ int64_t FusedStep::bands_per_image(int64_t n, int threads) const {
 }
 
 // Everything is allocated here, so that threads cannot throw.
+<<<<<<< HEAD
 void FusedStep::prepare(const FusedKernels& kernels, int64_t tile, int64_t workers) {
+=======
+void FusedStep::prepare(const FusedKernels& kernels, int64_t workers, bool masked) {
+>>>>>>> main
   for (size_t i = 0; i < limbs_.size(); ++i) {
     // Another instruction set than when the step was made.
     if (limbs(kernels, i) == nullptr || limbs_[i].digits() == kernels.digits) continue;
@@ -226,10 +231,14 @@ void FusedStep::prepare(const FusedKernels& kernels, int64_t tile, int64_t worke
     scratch_.push_back(std::move(scratch));
   }
   for (const auto& scratch : scratch_) {
+<<<<<<< HEAD
     if (scratch->pad.size() == static_cast<size_t>(tile + 4)) continue;
     wipe(scratch->pad.data(), scratch->pad.size() * sizeof(uint32_t));
     scratch->pad.resize(static_cast<size_t>(tile + 4));
     scratch->tile.resize(std::max(tile, shape_.c));
+=======
+    if (masked) scratch->terms.resize(static_cast<size_t>(std::max(kTile, shape_.c)));
+>>>>>>> main
   }
 }
 
@@ -250,8 +259,13 @@ void FusedStep::run(const FusedRun& run, int threads) {
   const bool rows_first = bands > 1 && window && span(window->kh, window->dh) > window->sh;
   const int64_t row = shape_.w * shape_.c;
   if (rows_first) image_.resize(static_cast<size_t>(run.n * shape_.h * row));
+<<<<<<< HEAD
   const Tuning tuned = tuning();
   prepare(kernels, tuned.tile, std::min<int64_t>(std::max(threads, 1), run.n * bands));
+=======
+  prepare(kernels, std::min<int64_t>(std::max(threads, 1), run.n * bands),
+          run.mask_keys != nullptr);
+>>>>>>> main
   const size_t columns = 1 + shape_.sinks.size();
   const size_t phase_sums = static_cast<size_t>(run.n * bands) * columns;
   std::vector<uint64_t> sums(2 * phase_sums), clipped(phase_sums);

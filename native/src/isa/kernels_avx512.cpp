@@ -5,6 +5,7 @@
 #include "isa/avx512.hpp"
 #include "pads/aes_ni.hpp"
 #include "pads/share_kernels.hpp"
+#include "ring/dense_gradient_kernels.hpp"
 #include "ring/fixed_point_kernels.hpp"
 #include "ring/ring_kernels.hpp"
 
@@ -153,34 +154,55 @@ void combine_taps(const AdjointTap* taps, int64_t count, int64_t width, uint64_t
 
 // ---- pads/
 
-void vaes_fill(const uint8_t* rounds, const uint8_t* nonce, uint32_t first, int64_t blocks,
-               uint32_t* out) {
+// The keystream, or the words at `in` minus it; eight vectors in flight.
+template <bool kSubtract>
+void vaes_stream(const uint8_t* rounds, const uint8_t* nonce, uint32_t first, int64_t blocks,
+                 const uint32_t* in, uint32_t* out, int64_t ahead) {
+  constexpr int kVectors = 8;
   const VaesKeys keys(rounds);
   __m512i counter = vaes_counter(nonce, first);
-  __m512i state[4];
+  __m512i state[kVectors];
   int64_t i = 0;
-  for (; i + 16 <= blocks; i += 16) {
-    vaes_keystream<4>(keys, counter, state);
-    counter = _mm512_add_epi32(counter, vaes_step(16));
-    for (int j = 0; j < 4; ++j) _mm512_storeu_si512(out + 4 * i + 16 * j, state[j]);
+  for (; i + 4 * kVectors <= blocks; i += 4 * kVectors) {
+    vaes_keystream<kVectors>(keys, counter, state);
+    counter = _mm512_add_epi32(counter, vaes_step(4 * kVectors));
+#pragma GCC unroll 8
+    for (int j = 0; j < kVectors; ++j) {
+      const int64_t at = 4 * i + 16 * j;
+      if constexpr (kSubtract) {
+        if (ahead != 0) prefetch_ahead(in + at, ahead);
+        state[j] = _mm512_sub_epi32(_mm512_loadu_si512(in + at), state[j]);
+      }
+      _mm512_storeu_si512(out + at, state[j]);
+    }
   }
   for (; i < blocks; i += 4) {
     vaes_keystream<1>(keys, counter, state);
     counter = _mm512_add_epi32(counter, vaes_step(4));
-    const auto words = static_cast<unsigned>(4 * std::min<int64_t>(blocks - i, 4));
-    _mm512_mask_storeu_epi32(out + 4 * i, static_cast<__mmask16>((1u << words) - 1), state[0]);
+    const __mmask16 lanes = first_lanes(4 * (blocks - i));
+    if constexpr (kSubtract) {
+      state[0] = _mm512_sub_epi32(_mm512_maskz_loadu_epi32(lanes, in + 4 * i), state[0]);
+    }
+    _mm512_mask_storeu_epi32(out + 4 * i, lanes, state[0]);
   }
+}
+
+void vaes_fill(const uint8_t* rounds, const uint8_t* nonce, uint32_t first, int64_t blocks,
+               uint32_t* out) {
+  vaes_stream<false>(rounds, nonce, first, blocks, nullptr, out, 0);
 }
 
 }  // namespace
 
 const Kernels kKernelsAvx512{
     .ring = ring_kernels<Avx512, {12, 6, 2}>(pack_squares),  // 24 accumulators, 2 weights
+    .dense_gradient = dense_gradient_panel<Avx512, 6>,
     .floats = fixed_point_kernels<float>(),
     .doubles = fixed_point_kernels<double>(),
+    .scale_difference = scale_difference_words,
     .transpose = transpose_squares,
     .freivalds = {fold_weights, combine_taps},
-    .aes = {aes_expand_key, vaes_fill},
+    .aes = {aes_expand_key, vaes_fill, vaes_stream<true>},
     .pad_shares = pad_share_kernels<Avx512>()};
 
 }  // namespace cloister

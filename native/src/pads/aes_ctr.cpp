@@ -1,5 +1,6 @@
 #include "cloister/aes_ctr.hpp"
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 
@@ -7,6 +8,17 @@
 #include "pads/wipe.hpp"
 
 namespace cloister {
+
+namespace {
+
+void check_range(uint64_t first_block, int64_t words) {
+  if (words < 0 || first_block > kAesBlocks ||
+      (static_cast<uint64_t>(words) + 3) / 4 > kAesBlocks - first_block) {
+    throw std::invalid_argument("AES-CTR: more than 2^32 blocks under one nonce");
+  }
+}
+
+}  // namespace
 
 bool has_aes() { return kernels().aes.fill != nullptr; }
 
@@ -21,10 +33,7 @@ AesSchedule::~AesSchedule() { wipe(rounds_, sizeof rounds_); }
 
 void aes_ctr_fill(const AesSchedule& key, const uint8_t nonce[kAesNonceBytes], uint64_t first_block,
                   uint32_t* out, int64_t n) {
-  if (n < 0 || first_block > kAesBlocks ||
-      (static_cast<uint64_t>(n) + 3) / 4 > kAesBlocks - first_block) {
-    throw std::invalid_argument("AES-CTR: more than 2^32 blocks under one nonce");
-  }
+  check_range(first_block, n);
   if (n == 0) return;
   const auto fill = kernels().aes.fill;
   const int64_t whole = n / 4;
@@ -36,6 +45,30 @@ void aes_ctr_fill(const AesSchedule& key, const uint8_t nonce[kAesNonceBytes], u
          last);
     std::memcpy(out + 4 * whole, last, static_cast<size_t>(n % 4) * sizeof(uint32_t));
     wipe(last, sizeof last);
+  }
+}
+
+void aes_ctr_subtract(const AesSchedule& key, const uint8_t nonce[kAesNonceBytes],
+                      uint64_t first_word, const uint32_t* in, uint32_t* out, int64_t n,
+                      int64_t ahead) {
+  check_range(first_word / 4, n < 0 ? n : n + static_cast<int64_t>(first_word % 4));
+  while (n > 0) {
+    const auto block = static_cast<uint32_t>(first_word / 4);
+    const auto behind = static_cast<int64_t>(first_word % 4);
+    int64_t done = n / 4 * 4;
+    if (behind == 0 && done > 0) {
+      kernels().aes.subtract(key.rounds(), nonce, block, done / 4, in, out, ahead);
+    } else {  // a part of one block
+      uint32_t words[4];
+      kernels().aes.fill(key.rounds(), nonce, block, 1, words);
+      done = std::min(4 - behind, n);
+      for (int64_t i = 0; i < done; ++i) out[i] = in[i] - words[behind + i];
+      wipe(words, sizeof words);
+    }
+    in += done;
+    out += done;
+    first_word += static_cast<uint64_t>(done);
+    n -= done;
   }
 }
 

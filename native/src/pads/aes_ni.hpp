@@ -21,16 +21,52 @@ inline __m128i odd_round(__m128i before, __m128i last) {
   return _mm_xor_si128(before, word);
 }
 
-template <int kBlocks>
-void fill_blocks(const uint8_t* rounds, __m128i counter, uint32_t* out) {
+// The line `words` further; as a number, because it may lie behind the array.
+inline void prefetch_ahead(const uint32_t* p, int64_t words) {
+  const auto bytes = static_cast<uintptr_t>(words) * sizeof(uint32_t);
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + bytes), 0, 3);
+}
+
+// Blocks of the keystream, or the words at `in` minus them.
+template <int kBlocks, bool kSubtract>
+void stream_blocks(const uint8_t* rounds, __m128i counter, const uint32_t* in, uint32_t* out) {
   __m128i state[kBlocks];
   aes_keystream<kBlocks>(rounds, counter, state);
   for (int i = 0; i < kBlocks; ++i) {
+    if constexpr (kSubtract) {
+      const auto* from = reinterpret_cast<const __m128i*>(in + 4 * i);
+      state[i] = _mm_sub_epi32(_mm_loadu_si128(from), state[i]);
+    }
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 4 * i), state[i]);
   }
 }
 
+<<<<<<< HEAD
 inline void aes_expand_key(const uint8_t key[32], uint8_t* rounds) {
+=======
+template <bool kSubtract>
+void stream(const uint8_t* rounds, const uint8_t* nonce, uint32_t first, int64_t blocks,
+            const uint32_t* in, uint32_t* out, int64_t ahead) {
+  __m128i counter = aes_counter(nonce, first);
+  int64_t i = 0;
+  for (; i + 8 <= blocks; i += 8) {
+    if constexpr (kSubtract) {
+      if (ahead != 0) {
+        prefetch_ahead(in + 4 * i, ahead);
+        prefetch_ahead(in + 4 * i, ahead + 16);
+      }
+    }
+    stream_blocks<8, kSubtract>(rounds, counter, kSubtract ? in + 4 * i : nullptr, out + 4 * i);
+    counter = _mm_add_epi32(counter, _mm_setr_epi32(0, 0, 0, 8));
+  }
+  for (; i < blocks; ++i) {
+    stream_blocks<1, kSubtract>(rounds, counter, kSubtract ? in + 4 * i : nullptr, out + 4 * i);
+    counter = _mm_add_epi32(counter, _mm_setr_epi32(0, 0, 0, 1));
+  }
+}
+
+inline void aes_expand_key(const uint8_t key[32], uint8_t rounds[15 * 16]) {
+>>>>>>> main
   __m128i k[15];
   k[0] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(key));
   k[1] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(key + 16));
@@ -53,16 +89,12 @@ inline void aes_expand_key(const uint8_t key[32], uint8_t* rounds) {
 
 inline void aes_fill(const uint8_t* rounds, const uint8_t* nonce, uint32_t first, int64_t blocks,
                      uint32_t* out) {
-  __m128i counter = aes_counter(nonce, first);
-  int64_t i = 0;
-  for (; i + 8 <= blocks; i += 8) {
-    fill_blocks<8>(rounds, counter, out + 4 * i);
-    counter = _mm_add_epi32(counter, _mm_setr_epi32(0, 0, 0, 8));
-  }
-  for (; i < blocks; ++i) {
-    fill_blocks<1>(rounds, counter, out + 4 * i);
-    counter = _mm_add_epi32(counter, _mm_setr_epi32(0, 0, 0, 1));
-  }
+  stream<false>(rounds, nonce, first, blocks, nullptr, out, 0);
+}
+
+inline void aes_subtract(const uint8_t* rounds, const uint8_t* nonce, uint32_t first,
+                         int64_t blocks, const uint32_t* in, uint32_t* out, int64_t ahead) {
+  stream<true>(rounds, nonce, first, blocks, in, out, ahead);
 }
 
 }  // namespace

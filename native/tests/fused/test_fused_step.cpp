@@ -54,6 +54,8 @@ struct Setting {
   int64_t terms = 0;  // of the coefficients of requests; 0: every element has its own
 };
 
+constexpr int64_t kImages = 2;
+
 struct Inputs {
   std::vector<uint32_t> reply, unblind;
   std::vector<float> values, residual;
@@ -61,9 +63,9 @@ struct Inputs {
   uint8_t key[32];
   std::vector<uint8_t> nonces;
   std::vector<uint32_t> pad;
+  std::vector<uint32_t> masked;  // `unblind` with a keystream added, under a key per image
+  uint8_t mask_keys[kImages][32];
 };
-
-constexpr int64_t kImages = 2;
 
 // Kernels cut coefficients of requests into four digits of 13 bits: the largest of either sign.
 // With -4096 as the highest one, others would be positive: half of P is less than 2^51.
@@ -117,14 +119,22 @@ Inputs inputs_of(const Setting& s) {
   for (int64_t i = 0; i < s.terms * out_w; ++i) x.columns.push_back(digits());
   for (uint8_t& byte : x.key) byte = static_cast<uint8_t>(random());
   for (int64_t i = 0; i < 12 * kImages; ++i) x.nonces.push_back(static_cast<uint8_t>(random()));
+  for (auto& key : x.mask_keys) {
+    for (uint8_t& byte : key) byte = static_cast<uint8_t>(random());
+  }
   x.pad.resize(static_cast<size_t>(kImages * out_elements));
+  x.masked.resize(in);
   if (best_isa() != Isa::portable) {
     force_isa(Isa::avx2);
     const AesSchedule schedule(x.key);
     for (int64_t i = 0; i < kImages; ++i) {
       aes_ctr_fill(schedule, x.nonces.data() + 12 * i, 0, x.pad.data() + i * out_elements,
                    out_elements);
+      const int64_t elements = s.h * s.w * s.c;
+      aes_ctr_fill(AesSchedule(x.mask_keys[i]), x.nonces.data() + 12 * i, 0,
+                   x.masked.data() + i * elements, elements);
     }
+    for (size_t i = 0; i < in; ++i) x.masked[i] += x.unblind[i];
   }
   return x;
 }
@@ -139,7 +149,9 @@ FusedStep made(const Setting& s, const Inputs& x) {
   return s.full ? FusedStep::checked(shape, x.a.data(), x.b.data()) : FusedStep::unchecked(shape);
 }
 
-Result run(const Setting& s, const Inputs& x, FusedStep& step, bool explicit_pad, int threads) {
+enum class Pads { explicit_pad, generated, first_masked, masked };  // the last two: its terms
+
+Result run(const Setting& s, const Inputs& x, FusedStep& step, Pads pads, int threads) {
   const auto in = static_cast<size_t>(kImages * s.h * s.w * s.c);
   const auto out = static_cast<size_t>(kImages * step.out_h() * step.out_w() * s.c);
   Result r{std::vector<float>(in),
@@ -165,7 +177,7 @@ Result run(const Setting& s, const Inputs& x, FusedStep& step, bool explicit_pad
   }
   std::optional<AesSchedule> schedule;
   std::vector<const AesSchedule*> keys;
-  if (explicit_pad) {
+  if (pads == Pads::explicit_pad) {
     run.sinks[0].pad = x.pad.data();
   } else {
     keys.assign(kImages, &schedule.emplace(x.key));
@@ -176,6 +188,21 @@ Result run(const Setting& s, const Inputs& x, FusedStep& step, bool explicit_pad
   if (s.full) {
     if (s.reply) run.unblind = x.unblind.data();
     run.residual = {x.residual.data(), s.h * s.w * s.c, s.c};
+  }
+  std::vector<std::unique_ptr<AesSchedule>> schedules;
+  std::vector<const AesSchedule*> mask_keys;
+  std::vector<const uint32_t*> terms;
+  if (pads == Pads::first_masked || pads == Pads::masked) {
+    for (int64_t i = 0; i < kImages; ++i) {
+      const bool masked = pads == Pads::masked || i == 0;
+      terms.push_back((masked ? x.masked : x.unblind).data() + i * s.h * s.w * s.c);
+      schedules.push_back(std::make_unique<AesSchedule>(x.mask_keys[i]));
+      mask_keys.push_back(masked ? schedules.back().get() : nullptr);
+    }
+    run.unblind = nullptr;
+    run.unblind_images = terms.data();
+    run.mask_keys = mask_keys.data();
+    run.mask_nonces = x.nonces.data();
   }
   step.run(run, threads);
   return r;
@@ -272,7 +299,7 @@ void test(const Setting& s) {
   const Inputs x = inputs_of(s);
   FusedStep step = made(s, x);
   force_isa(Isa::portable);
-  const Result expected = run(s, x, step, true, 1);
+  const Result expected = run(s, x, step, Pads::explicit_pad, 1);
   if (s.window && s.window->kind == WindowShape::Kind::depthwise) check_depthwise(step, expected);
   for (int64_t i = 0; i < kImages; ++i) {
     for (size_t sink : {0, 1}) {
@@ -289,8 +316,12 @@ void test(const Setting& s) {
   for (int i = 0; i <= static_cast<int>(best_isa()); ++i) {
     force_isa(static_cast<Isa>(i));
     for (int threads : {1, 5}) {
-      expect(run(s, x, step, true, threads) == expected, "explicit pad");
-      if (has_aes()) expect(run(s, x, step, false, threads) == expected, "generated pad");
+      expect(run(s, x, step, Pads::explicit_pad, threads) == expected, "explicit pad");
+      if (!has_aes()) continue;
+      expect(run(s, x, step, Pads::generated, threads) == expected, "generated pad");
+      if (!s.reply || !s.full) continue;
+      expect(run(s, x, step, Pads::masked, threads) == expected, "masked terms");
+      expect(run(s, x, step, Pads::first_masked, threads) == expected, "one image's terms masked");
     }
     for (const Tuning& tuned : kTunings) {
       set_tuning(tuned);
@@ -331,6 +362,38 @@ void test_no_pad() {
   expect(refused && request[0] == 0, "a blinded sink without a pad");
 }
 
+<<<<<<< HEAD
+=======
+bool refused(const auto& action) {
+  try {
+    action();
+  } catch (const std::invalid_argument&) {
+    return true;
+  }
+  return false;
+}
+
+void test_refused_masks() {
+  if (!has_aes()) return;
+  FusedStep step = FusedStep::unchecked({1, 1, 4, {1, 1, 1, 1}, {0, 0, 0, 0}, 0, 1, {}, {}});
+  const uint32_t words[4] = {};
+  float out[4];
+  const uint8_t bytes[32] = {};
+  const AesSchedule schedule(bytes);
+  const AesSchedule* const keys[] = {&schedule};
+  FusedRun run;
+  run.n = 1;
+  run.reply = words;
+  run.unblind = words;
+  run.pre = {out, 4, 4};
+  run.mask_keys = keys;
+  expect(refused([&] { step.run(run, 1); }), "a mask without nonces");
+  run.mask_nonces = bytes;
+  run.unblind = nullptr;
+  expect(refused([&] { step.run(run, 1); }), "a mask without terms");
+}
+
+>>>>>>> main
 FusedShape of_one_sink(const InputCheck& check) {
   return {1, 2, 3, {}, {}, -kInfinity, kInfinity, std::nullopt, {{1.0f, 10, check}}};
 }
@@ -447,6 +510,7 @@ int main() {
   }
   test_tunings();
   test_no_pad();
+  test_refused_masks();
   test_refused_checks();
   test_a_huge_filter();
   return 0;

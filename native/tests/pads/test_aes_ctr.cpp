@@ -44,17 +44,41 @@ void test_pieces() {
   }
 }
 
+void test_subtraction() {
+  const AesSchedule key(kKey);
+  std::vector<uint32_t> whole(6000);
+  aes_ctr_fill(key, kNonce, 0, whole.data(), 6000);
+  for (uint64_t first = 0; first < 9; ++first) {
+    for (const int64_t n : {0, 1, 3, 4, 5, 15, 16, 17, 127, 128, 129, 143, 500, 2048}) {
+      std::vector<uint32_t> in, out(static_cast<size_t>(n));
+      for (int64_t i = 0; i < n; ++i) in.push_back(static_cast<uint32_t>(i) * 0x9e3779b9u);
+      aes_ctr_subtract(key, kNonce, first, in.data(), out.data(), n);
+      for (size_t i = 0; i < in.size(); ++i) {
+        expect(out[i] == in[i] - whole[first + i], "word minus keystream");
+      }
+    }
+  }
+}
+
+bool refused(const auto& action) {
+  try {
+    action();
+  } catch (const std::invalid_argument&) {
+    return true;
+  }
+  return false;
+}
+
 void test_end_of_counter() {
   const AesSchedule key(kKey);
   uint32_t words[5];
   aes_ctr_fill(key, kNonce, kAesBlocks - 1, words, 4);
-  bool refused = false;
-  try {
-    aes_ctr_fill(key, kNonce, kAesBlocks - 1, words, 5);
-  } catch (const std::invalid_argument&) {
-    refused = true;
-  }
-  expect(refused, "a stream beyond the last block");
+  expect(refused([&] { aes_ctr_fill(key, kNonce, kAesBlocks - 1, words, 5); }),
+         "a stream beyond the last block");
+  const uint32_t in[5] = {};
+  aes_ctr_subtract(key, kNonce, 4 * kAesBlocks - 3, in, words, 3);
+  expect(refused([&] { aes_ctr_subtract(key, kNonce, 4 * kAesBlocks - 3, in, words, 4); }),
+         "a subtraction beyond the last block");
 }
 
 }  // namespace
@@ -65,6 +89,7 @@ int main() {
     if (!has_aes()) continue;
     test_vector();
     test_pieces();
+    test_subtraction();
     test_end_of_counter();
   }
   return 0;

@@ -14,6 +14,7 @@ from cloister.errors import InputError
 from cloister.plan.plan import Plan
 from cloister.plan.plan_choice import is_plan_file
 from cloister.plan.protection import outer_policy
+from cloister.ring.pad_block import BLOCK_ROWS_MAX
 from cloister.trusted.pads import factory, stored_plan
 from cloister.trusted.pads.store import PadStore
 from cloister.wire.grpc.connect import connect
@@ -43,6 +44,16 @@ MakerTimeout = Annotated[
     float | None,
     typer.Option("--timeout", min=0.001, help="Seconds a worker may take per layer. Default: 120."),
 ]
+BlockRows = Annotated[
+    int | None,
+    typer.Option(
+        "--block-rows",
+        min=1,
+        max=BLOCK_ROWS_MAX,
+        help="Pad sets made together, in one file. A process that dies burns the rest of the block "
+        "it uses. Default: 256 MiB of them, at most 1024.",
+    ),
+]
 RateLimit = Annotated[
     str | None,
     typer.Option(
@@ -65,12 +76,14 @@ def make(
     worker: Makers = None,
     insecure_one_party: OneParty = False,
     rate: RateLimit = None,
+    block_rows: BlockRows = None,
     timeout: MakerTimeout = None,
     threads: options.Threads = 1,
 ) -> None:
     """Fill a store until it holds COUNT unused pad sets, one per future input.
 
-    An interrupted command keeps the pads that it made; run again, it goes on.
+    Pad sets are made in blocks. An interrupted command keeps the blocks that it made; run again, it
+    goes on.
 
     A worker sees one uniform share of each pad. All workers together, or a listener on the traffic
     to all of them, could compute the pads: choose workers of different owners, and encrypted
@@ -93,7 +106,9 @@ def make(
         ) as maker,
         progress("pads") as update,
     ):
-        made = factory.fill(store, maker, count=count, rate=limit, progress=update)
+        made = factory.fill(
+            store, maker, count=count, block_rows=block_rows, rate=limit, progress=update
+        )
     out().print(f"{made} pad sets made, {store.status().ready} ready in {folder}; {origin}")
 
 
@@ -149,6 +164,6 @@ def status(
     console = out()
     console.print(
         f"{found.ready} pad sets ready ({human_bytes(found.ready_bytes)}), {found.used} used, "
-        f"{found.lost} lost"
+        f"{found.missing} missing"
     )
     console.print(f"plan {found.plan_digest.hex()[:16]}")

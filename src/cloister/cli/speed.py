@@ -10,9 +10,12 @@ import platform
 import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Self
 
 import numpy as np
@@ -28,13 +31,16 @@ from cloister.graph.graph import Graph
 from cloister.graph.legality import require_sizes
 from cloister.graph.ort_session import ORT_ERRORS
 from cloister.plan.plan import Plan
-from cloister.trusted.pads.maker import InlinePads
+from cloister.trusted.pads import factory, stored_plan
+from cloister.trusted.pads.maker import InlinePads, PadMaker
 from cloister.trusted.pads.source import PadSet
+from cloister.trusted.pads.store import PadStore
 from cloister.trusted.report import Report
 from cloister.trusted.session import Session
 
 INPUT_SEED = 1
 PRIVATE = "cloister"
+STORED = "cloister with stored pads"
 PACKAGES = ("cloister", "numpy", "onnxruntime", "torch")
 FLAGS = (
     "avx2", "avx512f", "avx512_vnni", "avx512ifma", "avx_vnni", "amx_int8", "aes", "vaes",
@@ -46,17 +52,27 @@ Engines = Mapping[str, Callable[[], object]]
 
 
 class TimedSession:
-    """A session with pads made before each call, and the reports of its calls."""
+    """A session with pads made before each call, and the reports of its calls.
+
+    store   has its pads; default: they are made, in memory
+    """
 
     def __init__(
-        self, plan: Plan, feeds: Images, *, threads: int = 1, worker_threads: int = 1
+        self,
+        plan: Plan,
+        feeds: Images,
+        *,
+        threads: int = 1,
+        worker_threads: int = 1,
+        store: PadStore | None = None,
     ) -> None:
         self.reports: list[Report] = []
-        self.pads = PreparedPads(plan) if plan.hidden_nodes else None
+        self.pads = PreparedPads(plan) if plan.hidden_nodes and store is None else None
         self._feeds = feeds
         self._session = Session(
-            plan, threads=threads, worker_threads=worker_threads, batch=len(feeds), pads=self.pads
-        )
+            plan, threads=threads, worker_threads=worker_threads, batch=len(feeds),
+            pads=store or self.pads,
+        )  # fmt: skip
 
     def before(self) -> None:
         """Make pads for two calls, and make one of the calls, which is not timed."""
@@ -69,6 +85,7 @@ class TimedSession:
         self.reports.append(self._session.run(self._feeds).report)
 
     def __enter__(self) -> Self:
+        self._session.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -84,16 +101,27 @@ def measure_session(
     worker_threads: int = 1,
     repeats: int = 5,
     beside: Engines | None = None,
+    stores: Path | None = None,
 ) -> dict[str, object]:
     """Medians per input; the ratio is that of the fastest engine's CPU time to the trusted one.
 
     beside   engines that are timed too, but are no baseline
+    stores   a folder: a session with pads from a store, which is made there, takes turns with the
+             others; `store_ratio` is its trusted time to that of pads in memory
     """
     others = {**engines, **(beside or {})}
-    with TimedSession(plan, feeds, threads=threads, worker_threads=worker_threads) as session:
-        found = by_turns(others, {PRIVATE: session}, len(feeds), repeats=repeats)
+    timed = partial(TimedSession, plan, feeds, threads=threads, worker_threads=worker_threads)
+    with ExitStack() as stack:
+        session = stack.enter_context(timed())
+        sessions = {PRIVATE: session}
+        if stores is not None and plan.hidden_nodes:
+            # Two calls a turn; the last one reads ahead.
+            inputs = len(feeds) * (2 * (1 + repeats) + 1)
+            store = stack.enter_context(_filled_store(plan, stores, inputs, threads=threads))
+            sessions[STORED] = stack.enter_context(timed(store=store))
+        found = by_turns(others, sessions, len(feeds), repeats=repeats)
     reports = session.reports[-repeats:]
-    trusted = found.pop(PRIVATE)
+    trusted, stored = found.pop(PRIVATE), found.pop(STORED, None)
     fastest = fastest_of(engines, found)
     return {
         "baseline_engine": fastest,
@@ -101,11 +129,35 @@ def measure_session(
         "engines": found,
         **{f"trusted_{key}": trusted[key] for key in ("ms", "min_ms", "max_ms")},
         "ratio": found[fastest]["ms"] / trusted["ms"],
+        "python_ms": statistics.median(report.python_ms for report in reports),
         "worker_ms": statistics.median(report.worker_ms / report.inputs for report in reports),
         "private_wall_ms": trusted["wall_ms"],
         "offline_ms": statistics.median(session.pads.made_ms) if session.pads is not None else 0.0,
         "soundness_bits": reports[-1].soundness_bits,
+        **_store_times(stored, trusted),
     }
+
+
+def _store_times(
+    stored: Mapping[str, float] | None, trusted: Mapping[str, float]
+) -> dict[str, object]:
+    if stored is None:
+        return {}
+    return {
+        **{f"store_{key}": stored[key] for key in ("ms", "min_ms", "max_ms", "wall_ms")},
+        "store_ratio": stored["ms"] / trusted["ms"],
+        "store_min_ratio": stored["min_ms"] / trusted["min_ms"],
+    }
+
+
+@contextmanager
+def _filled_store(plan: Plan, folder: Path, inputs: int, *, threads: int) -> Iterator[PadStore]:
+    """A store with pads for so many inputs, which is deleted afterwards."""
+    with TemporaryDirectory(dir=folder) as place:
+        path, key = Path(place) / "pads", Path(place) / "key"
+        store = stored_plan.open_or_create(plan, path, key_file=key, rng=SystemRandom())
+        factory.fill(store, PadMaker(plan, threads=threads), count=inputs)
+        yield store
 
 
 def by_turns(

@@ -458,12 +458,12 @@ _SANDBOXED = (
 )
 _SEALED = (
     "how many pads of which plan were made and used, their sizes, and when; their contents are "
-    "sealed",
-    "AES-256-GCM seals; the key file is stored elsewhere",
+    "encrypted",
+    "AES-256 encrypts; the key file is stored elsewhere",
 )
 _ROLLED_BACK = (
-    "delete pads; copies, changed and old files are refused, but an old key file has pads used "
-    "twice",
+    "delete pads; copies, changed and old files, or the answers that they make wrong, are refused, "
+    "but an old key file has pads used twice",
     "the key file is on storage whose snapshots its owner controls",
 )
 

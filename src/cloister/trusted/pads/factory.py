@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 from jaxtyping import UInt32, UInt64
 
+from cloister.base.private_memory import private_memory
 from cloister.base.rng import KEY_BYTES, Csprng, SystemRandom
 from cloister.errors import (
     InputError,
@@ -34,6 +35,8 @@ from cloister.wire.grpc.places import machines
 from cloister.wire.link import WorkerLink
 
 DEFAULT_TIMEOUT_S = 120.0
+DEFAULT_BLOCK_BYTES = 256 << 20
+DEFAULT_BLOCK_ROWS_MAX = 1024
 TOO_FEW = (
     "one worker alone would see the whole pads and could read every message they blind; give two "
     "or more workers that do not collude, or none to make the pads here"
@@ -288,14 +291,20 @@ class Rate:
         if self.per_hour is not None and not 0 < self.per_hour < float("inf"):
             raise InputError(f"rate: pads per hour must be positive and finite: {self.per_hour}")
 
-    def pause_s(self, busy_s: float) -> float:
-        """How long to rest after a pad that took `busy_s` to make."""
+    def pause_s(self, busy_s: float, *, made: int) -> float:
+        """How long to rest after `made` pad sets that took `busy_s` to make."""
         pause = 0.0
         if self.share is not None:
             pause = busy_s * (1 / self.share - 1)
         if self.per_hour is not None:
-            pause = max(pause, 3600 / self.per_hour - busy_s)
+            pause = max(pause, 3600 * made / self.per_hour - busy_s)
         return pause
+
+
+def default_block_rows(layout: PadLayout) -> int:
+    """How many pad sets are made together: 256 MiB of terms, at most 1024, at least one."""
+    row_bytes = max(layout.words, 1) * np.dtype(np.uint32).itemsize
+    return min(max(DEFAULT_BLOCK_BYTES // row_bytes, 1), DEFAULT_BLOCK_ROWS_MAX)
 
 
 def fill(
@@ -303,30 +312,37 @@ def fill(
     maker: Maker,
     *,
     count: int,
+    block_rows: int | None = None,
     rate: Rate | None = None,
     stop: threading.Event | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Make pads until the store holds `count` unused ones; how many were made.
+    """Make pads until the store holds `count` unused pad sets; how many were made.
 
-    Every pad is durable before the next begins; one that is interrupted, even by `kill -9`, is
-    lost with its id and another one made. `stop` ends it between two pads.
+    They are made in blocks of `block_rows`, see `default_block_rows`; the last one may be smaller.
+    Every block is durable before the next begins; one that is interrupted, even by `kill -9`, is
+    lost with its ids and another one made. `stop` ends it between two blocks.
     """
     stop = stop or threading.Event()
     missing = max(0, count - store.status().ready)
-    rows = np.zeros((1, maker.layout.words), np.uint32)
+    if missing == 0:
+        return 0
+    rows = min(block_rows or default_block_rows(store.layout), missing)
+    memory = private_memory(rows * store.layout.words * np.dtype(np.uint32).itemsize)
+    terms = memory.view(np.uint32).reshape(rows, -1)
+    done = 0
     try:
-        for done in range(missing):
-            if stop.is_set():
-                return done
+        while done < missing and not stop.is_set():
             started = time.monotonic()
-            (pad_id,) = store.reserve(1, makers=maker.parties)
-            maker.make(store.pad_key, pad_id, into=rows)
-            store.put(pad_id, maker.layout.views(rows[0]))
+            part = terms[: missing - done]
+            block = store.reserve(len(part), makers=maker.parties)
+            maker.make(block.keys.pad_key, block.first_id, into=part)
+            store.put_block(block, part)
+            done += len(part)
             if progress is not None:
-                progress(done + 1, missing)
-            if rate is not None and done + 1 < missing:
-                stop.wait(rate.pause_s(time.monotonic() - started))
+                progress(done, missing)
+            if rate is not None and done < missing:
+                stop.wait(rate.pause_s(time.monotonic() - started, made=len(part)))
     finally:
-        rows.fill(0)
-    return missing
+        terms.fill(0)
+    return done

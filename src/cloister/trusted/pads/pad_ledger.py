@@ -20,15 +20,17 @@ import os
 import sqlite3
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
 from cloister.base import files, sqlite
+from cloister.base.reading import parsing
 from cloister.base.rng import Csprng
 from cloister.errors import InputError, PadReusedError, PadStoreError
+from cloister.trusted.pads.pad_layout import PadLayout
 
-FORMAT = 1
+FORMAT = 2
 APPLICATION_ID = 0x434C5350
 """'CLSP' in the database header: this file is a pad store's key file."""
 DIGEST_BYTES = 32
@@ -37,20 +39,20 @@ ID_BYTES = 16
 BUSY_TIMEOUT_S = 30.0
 WHAT = "key file"
 
-MemoryLayout = tuple[tuple[int, tuple[int, ...]], ...]
-"""Node index and shape of every array of a pad, by node index; the same for all pads of a store."""
-
 _SCHEMA = """
 CREATE TABLE store (
     only_row INTEGER PRIMARY KEY CHECK (only_row = 1),
     store_id BLOB NOT NULL,
     store_key BLOB NOT NULL,
     plan_digest BLOB NOT NULL,
+    sealed INTEGER NOT NULL CHECK (sealed IN (0, 1)),
+    layout TEXT NOT NULL,
     next_make INTEGER NOT NULL CHECK (next_make >= 0),
     next_use INTEGER NOT NULL CHECK (next_use BETWEEN 0 AND next_make),
-    used INTEGER NOT NULL CHECK (used BETWEEN 0 AND next_use),
+    rows_reserved INTEGER NOT NULL CHECK (rows_reserved >= next_make),
+    rows_opened INTEGER NOT NULL CHECK (rows_opened BETWEEN 0 AND rows_reserved),
     makers INTEGER NOT NULL CHECK (makers >= 0),
-    layout TEXT NOT NULL,
+    given_back TEXT NOT NULL,
     mac BLOB NOT NULL
 )
 """
@@ -60,26 +62,69 @@ CREATE TABLE store (
 class PadCounters:
     """The counters of a store.
 
-    Ids below `next_make` have been given to a maker; ids below `next_use` will never be handed out
-    again; `used` of those were handed out, the others were lost or skipped. `makers` is how few
-    parties ever made pads of this store by workers; 0: the trusted side made them all.
+    Blocks below `next_make` have been given to a maker, with `rows_reserved` rows in all. Blocks
+    below `next_use` will never be opened from their beginning again. `given_back` has those of them
+    that were opened and closed again, with the first row that was not handed out; no others are
+    opened a second time. `rows_opened` counts the rows of opened blocks that were not given back.
+    `makers` is how few parties ever made pads of this store by workers; 0: the trusted side made
+    them all.
     """
 
-    next_make: int
-    next_use: int
-    used: int
-    makers: int
-    layout: MemoryLayout | None
+    next_make: int = 0
+    next_use: int = 0
+    rows_reserved: int = 0
+    rows_opened: int = 0
+    makers: int = 0
+    given_back: dict[int, int] = field(default_factory=dict)
+
+    def may_open(self, block: int) -> bool:
+        """Whether a block that has a file may be opened."""
+        return self.next_use <= block < self.next_make or block in self.given_back
+
+    def to_open(self) -> Iterator[int]:
+        """The blocks that may be opened, in their order."""
+        yield from sorted(self.given_back)
+        yield from range(self.next_use, self.next_make)
+
+    def open(self, block: int, rows: int) -> int:
+        """Count a block as opened; the first of its rows that was never handed out."""
+        first = self.given_back.pop(block, 0)
+        self.next_use = max(self.next_use, block + 1)
+        self.rows_opened += rows - first
+        return first
+
+    def give_back(self, block: int, rows: int, *, first: int) -> None:
+        """Let a block be opened again, from a row that was not handed out."""
+        self.given_back[block] = first
+        self.rows_opened -= rows - first
+
+    def check_after(self, before: "PadCounters") -> None:
+        """Refuse a change that could hand out a row twice.
+
+        Raises   PadReusedError
+        """
+        back = any(row < before.given_back.get(block, 0) for block, row in self.given_back.items())
+        later = any(block >= self.next_use for block in self.given_back)
+        if self.next_make < before.next_make or self.next_use < before.next_use or back or later:
+            raise PadReusedError("a pad store's counters never go back")
 
 
 @dataclass(frozen=True)
 class PadLedger:
-    """An opened key file. Secret: store_key."""
+    """An opened key file.
+
+    sealed   whether the rows have tags: for a plan that does not check all answers it unblinds
+    layout   of every row
+
+    Secret   store_key
+    """
 
     path: Path
     store_id: bytes
     store_key: bytes
     plan_digest: bytes
+    sealed: bool
+    layout: PadLayout
     busy_timeout_s: float
 
     def __repr__(self) -> str:
@@ -91,6 +136,8 @@ class PadLedger:
         path: Path,
         *,
         plan_digest: bytes,
+        layout: PadLayout,
+        sealed: bool,
         rng: Csprng,
         busy_timeout_s: float = BUSY_TIMEOUT_S,
     ) -> Self:
@@ -109,11 +156,14 @@ class PadLedger:
         with _transaction(path, busy_timeout_s) as database:
             sqlite.mark(database, APPLICATION_ID, FORMAT)
             database.execute(_SCHEMA)
-            ledger = cls(path, store_id, store_key, plan_digest, busy_timeout_s)
+            ledger = cls(path, store_id, store_key, plan_digest, sealed, layout, busy_timeout_s)
             database.execute(
-                "INSERT INTO store VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (store_id, store_key, plan_digest, *ledger._row(PadCounters(0, 0, 0, 0, None))),
-            )
+                "INSERT INTO store VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    store_id, store_key, plan_digest, sealed, _text(layout),
+                    *ledger._row(PadCounters()),
+                ),
+            )  # fmt: skip
         return ledger
 
     @classmethod
@@ -134,11 +184,17 @@ class PadLedger:
             raise PadStoreError(f"key file {path}: is not a file")
         with _transaction(path, busy_timeout_s) as database:
             _check_kind(path, database)
-            row = database.execute("SELECT store_id, store_key, plan_digest FROM store").fetchone()
-            if row is None or not all(isinstance(value, bytes) for value in row):
+            row = database.execute(
+                "SELECT store_id, store_key, plan_digest, sealed, layout FROM store"
+            ).fetchone()
+            if row is None or not all(isinstance(value, bytes) for value in row[:3]):
                 raise PadStoreError(_damaged(path))
-            store_id, store_key, plan_digest = row
-            ledger = cls(path, store_id, store_key, plan_digest, busy_timeout_s)
+            with parsing(_damaged(path), kind=PadStoreError, quoted=False):
+                store_id, store_key, plan_digest, sealed, layout = row
+                ledger = cls(
+                    path, store_id, store_key, plan_digest, bool(sealed), _layout(layout),
+                    busy_timeout_s,
+                )  # fmt: skip
             ledger._load(database)
         return ledger
 
@@ -150,20 +206,20 @@ class PadLedger:
         """
         with _transaction(self.path, self.busy_timeout_s) as database:
             before = self._load(database)
-            after = replace(before)
+            after = replace(before, given_back=dict(before.given_back))
             yield after
-            if after.next_make < before.next_make or after.next_use < before.next_use:
-                raise PadReusedError("a pad store's counters never go back")
+            after.check_after(before)
             if after != before:
                 database.execute(
-                    "UPDATE store SET next_make = ?, next_use = ?, used = ?, makers = ?, "
-                    "layout = ?, mac = ?",
+                    "UPDATE store SET next_make = ?, next_use = ?, rows_reserved = ?, "
+                    "rows_opened = ?, makers = ?, given_back = ?, mac = ?",
                     self._row(after),
                 )
 
     def _load(self, database: sqlite3.Connection) -> PadCounters:
         found = database.execute(
-            "SELECT store_id, next_make, next_use, used, makers, layout, mac FROM store"
+            "SELECT store_id, next_make, next_use, rows_reserved, rows_opened, makers, given_back, "
+            "mac FROM store"
         ).fetchone()
         if found is None or not isinstance(found[-1], bytes):
             raise PadStoreError(_damaged(self.path))
@@ -172,24 +228,33 @@ class PadLedger:
             raise PadStoreError(f"key file {self.path}: was replaced by another store's")
         if not hmac.compare_digest(mac, self._mac(*row)):
             raise PadStoreError(_damaged(self.path))
-        next_make, next_use, used, makers, layout = row
-        return PadCounters(next_make, next_use, used, makers, _parse_layout(layout))
+        next_make, next_use, rows_reserved, rows_opened, makers, given_back = row
+        return PadCounters(
+            next_make, next_use, rows_reserved, rows_opened, makers, dict(json.loads(given_back))
+        )
 
-    def _row(self, counters: PadCounters) -> tuple[int, int, int, int, str, bytes]:
-        numbers = (counters.next_make, counters.next_use, counters.used, counters.makers)
-        layout = json.dumps(counters.layout)
-        return (*numbers, layout, self._mac(*numbers, layout))
+    def _row(self, counters: PadCounters) -> tuple[int | str | bytes, ...]:
+        row = (
+            counters.next_make,
+            counters.next_use,
+            counters.rows_reserved,
+            counters.rows_opened,
+            counters.makers,
+            json.dumps(sorted(counters.given_back.items())),
+        )
+        return (*row, self._mac(*row))
 
     def _mac(self, *row: int | str) -> bytes:
-        described = json.dumps([self.store_id.hex(), self.plan_digest.hex(), *row]).encode()
-        return hmac.digest(self.store_key, described, hashlib.sha256)
+        fixed = [self.store_id.hex(), self.plan_digest.hex(), self.sealed, _text(self.layout)]
+        return hmac.digest(self.store_key, json.dumps([*fixed, *row]).encode(), hashlib.sha256)
 
 
-def _parse_layout(text: str) -> MemoryLayout | None:
-    listed = json.loads(text)
-    if listed is None:
-        return None
-    return tuple((int(index), tuple(int(size) for size in shape)) for index, shape in listed)
+def _text(layout: PadLayout) -> str:
+    return json.dumps(list(layout.shapes.items()))
+
+
+def _layout(text: str) -> PadLayout:
+    return PadLayout.of_shapes({index: tuple(shape) for index, shape in json.loads(text)})
 
 
 def _damaged(path: Path) -> str:
@@ -204,7 +269,10 @@ def _check_kind(path: Path, database: sqlite3.Connection) -> None:
         remedy = "its creation was interrupted; delete it" if empty else "choose another --key"
         raise PadStoreError(f"key file {path}: is not the key file of a pad store; {remedy}")
     if version != FORMAT:
-        raise PadStoreError(f"key file {path}: has format {version}, this version reads {FORMAT}")
+        raise PadStoreError(
+            f"key file {path}: has format {version}, this version reads {FORMAT}; delete it with "
+            "its folder and make new pads"
+        )
 
 
 def _transaction(

@@ -1,52 +1,82 @@
 """The store that keeps pads which were made ahead of time between runs.
 
-A store has two parts. The *folder* holds one sealed file per pad (pad_file.py) and may lie on
-storage that is not trusted. The *key file* (pad_ledger.py) lies on trusted storage and holds the
-counters that are the truth: pad ids are used in strictly increasing order, and an id counts as
-used, durably, before it is handed out. So a folder that is copied, restored, cut or edited can cost
-pads, but never have one used twice. A process that is killed at any instruction loses at most the
-pads it was making or had just taken.
+A store has two parts. The *folder* holds one file per block of pad sets (block_file.py) and may lie
+on storage that is not trusted. The *key file* (pad_ledger.py) lies on trusted storage and holds the
+counters that are the truth: blocks are opened in strictly increasing order, and a block counts as
+opened, durably, before a row of it is handed out (opened_blocks.py). So a folder that is copied,
+restored, cut or edited can cost pads, but never have one used twice. A process that is killed at
+any instruction loses at most the block it was making, and the rest of the one it had opened.
 
-The pad `r` itself is nowhere on disk: it is the AES-256-CTR keystream under `pad_key`, which is
-derived from the store's key. Only `A r` is stored.
+The pads `r` are nowhere on disk: those of a block are the AES-256-CTR keystream under a key that is
+derived from the store's key and the number of the block. Only `A r` is stored, masked or sealed
+under further keys of the block.
 """
 
 import errno
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 import numpy as np
+from jaxtyping import UInt32
 
 from cloister.base.hkdf import derive
 from cloister.base.rng import Csprng
-from cloister.errors import PadsExhausted, PadStoreError, RangeError, ShapeError
-from cloister.trusted.pads.pad_file import SUFFIX, PadFiles, file_bytes
+from cloister.errors import PadStoreError, RangeError, ShapeError
+from cloister.ring.pad_block import BLOCK_ROWS_MAX, BlockKeys
+from cloister.trusted.pads.block_file import SUFFIX, BlockFiles
+from cloister.trusted.pads.masked_terms import add_masks
+from cloister.trusted.pads.opened_blocks import OpenedBlock, OpenedBlocks
 from cloister.trusted.pads.pad_layout import PadLayout
-from cloister.trusted.pads.pad_ledger import BUSY_TIMEOUT_S, MemoryLayout, PadCounters, PadLedger
-from cloister.trusted.pads.source import PadSet, erase, reclaim
+from cloister.trusted.pads.pad_ledger import BUSY_TIMEOUT_S, PadCounters, PadLedger
+from cloister.trusted.pads.source import PadSet
 
-_SEALING = b"cloister pad sealing v1"
-_STREAM = b"cloister pad stream v1"
+_SEEDS = b"cloister pad block seed v1"
+_FILES = b"cloister pad block files v1"
+
+
+@dataclass(frozen=True, repr=False)
+class ReservedBlock:
+    """A block that is to be made: `rows` pad sets, whose ids follow each other.
+
+    Secret   seed, and the keys that it stands for: all a maker needs of this block, and nothing of
+             another one
+    """
+
+    number: int
+    rows: int
+    seed: bytes
+
+    @property
+    def first_id(self) -> int:
+        """The pad id of the first row."""
+        return self.number * BLOCK_ROWS_MAX
+
+    @property
+    def keys(self) -> BlockKeys:
+        """The keys of the pads, and of the mask."""
+        return BlockKeys.of(self.seed)
 
 
 @dataclass(frozen=True)
 class StoreStatus:
-    """How full a store is.
+    """How many pad sets a store has.
 
-    ready        pads that can be taken
-    used         pads that were handed out
-    lost         pads whose turn passed without use: never finished, missing or damaged
-    ready_bytes  size of the ready pads on disk
-    pad_bytes    size of one pad on disk; 0 before the first one is there
+    ready        can be taken
+    used         were handed out, are held by a running process, or were burnt by one that died: the
+                 rows of opened blocks that were not given back
+    missing      were reserved, but have no file: being made, never finished, deleted or damaged
+    ready_bytes  size of the ready pad sets on disk
+    pad_bytes    size of one pad set on disk
     """
 
     ready: int
     used: int
-    lost: int
+    missing: int
     ready_bytes: int
     pad_bytes: int
     plan_digest: bytes
@@ -57,29 +87,35 @@ class StoreStatus:
 class PadStore:
     """A store of pads, shared by any number of threads and processes.
 
-    `take` of several processes never returns the same pad. Memory: the pads taken, plus one node's
-    array. `PadStore.create` and `PadStore.open` make objects of this class.
+    `take` of several processes never returns the same pad. Memory: the pad sets taken, and as many
+    that are read ahead. `PadStore.create` and `PadStore.open` make objects of this class.
     """
 
     folder: Path
     _ledger: PadLedger = field(repr=False)
-    _spare: list[np.ndarray] = field(default_factory=list, repr=False)
-    _spare_lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _process: int = field(default_factory=os.getpid, repr=False)
+
+    def __post_init__(self) -> None:
+        ledger = self._ledger
+        key = derive(ledger.store_key, info=_FILES + ledger.plan_digest)
+        self._files = BlockFiles(
+            self.folder, key, ledger.store_id, ledger.plan_digest, ledger.layout, ledger.sealed
+        )
+        self._opened: OpenedBlocks | None = None
+        # As of the last block that was reserved or opened here: reports ask for it.
+        self._makers: int | None = None
 
     @property
     def kind(self) -> str:
         """`store`, and how many workers, who must not have colluded, made its pads."""
-        with self._ledger.update() as counters:
-            makers = counters.makers
+        if self._makers is None:
+            with self._ledger.update() as counters:
+                self._makers = counters.makers
+        makers = self._makers
         if makers == 1:
             return "store, made by workers of one party, who can compute every pad"
         return f"store, made by {makers} workers" if makers else "store"
-
-    def __post_init__(self) -> None:
-        ledger = self._ledger
-        sealing_key = derive(ledger.store_key, info=_SEALING + ledger.plan_digest)
-        self._files = PadFiles(self.folder, sealing_key, ledger.store_id, ledger.plan_digest)
-        self._pad_key = derive(ledger.store_key, info=_STREAM + ledger.plan_digest)
 
     @classmethod
     def create(
@@ -87,11 +123,17 @@ class PadStore:
         path: Path,
         *,
         plan_digest: bytes,
+        layout: PadLayout,
+        sealed: bool,
         key_file: Path,
         rng: Csprng,
         busy_timeout_s: float = BUSY_TIMEOUT_S,
     ) -> Self:
         """An empty store for one plan.
+
+        layout   of the plan's pad sets
+        sealed   whether a changed pad set is refused when it is read: needed unless the plan checks
+                 every answer that it unblinds, which refuses the answer then
 
         Raises   PadStoreError when either part exists already or cannot be written
         """
@@ -112,7 +154,12 @@ class PadStore:
                 "or name that store's key file"
             )
         ledger = PadLedger.create(
-            key_file, plan_digest=plan_digest, rng=rng, busy_timeout_s=busy_timeout_s
+            key_file,
+            plan_digest=plan_digest,
+            layout=layout,
+            sealed=sealed,
+            rng=rng,
+            busy_timeout_s=busy_timeout_s,
         )
         return cls(folder, ledger)
 
@@ -153,57 +200,78 @@ class PadStore:
         return store.status()
 
     @property
-    def pad_key(self) -> bytes:
-        """Key of the keystream that is `r` in every pad; not the key that seals. Secret."""
-        return self._pad_key
-
-    @property
     def plan_digest(self) -> bytes:
         """The plan these pads blind."""
         return self._ledger.plan_digest
 
-    def reserve(self, count: int, *, makers: int = 0) -> range:
-        """Ids for a maker; no id is given to two makers, not even after a crash.
+    @property
+    def layout(self) -> PadLayout:
+        """Where each node's terms lie in a row."""
+        return self._ledger.layout
+
+    def reserve(self, rows: int, *, makers: int = 0) -> ReservedBlock:
+        """A block for a maker; no block is given to two makers, not even after a crash.
 
         `makers` is the number of parties whose workers make these pads, 0 for the trusted side.
 
-        Raises   PadStoreError when they cannot be recorded
+        Raises   PadStoreError when it cannot be recorded
         """
-        if count < 0:
-            raise RangeError(f"pad store {self.folder}: cannot reserve {count} pads")
+        if not 1 <= rows <= BLOCK_ROWS_MAX:
+            raise RangeError(
+                f"pad store {self.folder}: a block has 1 to {BLOCK_ROWS_MAX} pad sets, not {rows}"
+            )
         with self._ledger.update() as counters:
-            first = counters.next_make
-            counters.next_make += count
+            number = counters.next_make
+            counters.next_make += 1
+            counters.rows_reserved += rows
             if makers:
                 counters.makers = min(counters.makers or makers, makers)
-        return range(first, first + count)
+            self._makers = counters.makers
+        return ReservedBlock(number, rows, self._seed(number))
 
-    def put(self, pad_id: int, unblinding: Mapping[int, np.ndarray]) -> None:
-        """Store a pad under an id from `reserve`: `A r` as uint32 arrays by node index.
+    def put_block(
+        self,
+        block: ReservedBlock,
+        terms: UInt32[np.ndarray, "rows words"],
+        *,
+        masked: bool = False,
+    ) -> None:
+        """Store the terms of a block from `reserve`; in a store that masks, this masks them in
+        place, unless they are `masked` under the block's key already.
 
-        Durable on return. An id whose turn has passed, because a later one was taken first, is
-        dropped: its pad counts as lost.
+        Durable on return. A block whose turn has passed, because a later one was opened first, is
+        dropped: its pad sets count as missing.
 
-        Raises   ShapeError for arrays unlike those of the other pads, PadStoreError when the disk
-                 is full or the id was not reserved; then nothing is left behind
+        Raises   ShapeError for other terms than the layout's, PadStoreError when the disk is full
+                 or the block was not reserved; then nothing is left behind
         """
-        layout = _layout(unblinding)
+        wanted = (block.rows, self.layout.words)
+        if terms.dtype != np.uint32 or terms.shape != wanted:
+            raise ShapeError(
+                f"block {block.number}: terms must be uint32 {wanted}, got {terms.dtype} "
+                f"{terms.shape}"
+            )
+        if masked and self._files.sealed:
+            raise PadStoreError(
+                f"pad store {self.folder}: takes no masked terms, for its plan does not check them"
+            )
         with self._ledger.update() as counters:
-            if not 0 <= pad_id < counters.next_make:
-                raise PadStoreError(f"pad store {self.folder}: pad {pad_id} was not reserved")
-            if counters.layout is None:
-                counters.layout = layout
-            elif counters.layout != layout:
-                raise ShapeError(f"pad {pad_id}: has other nodes or shapes than the store's pads")
-            passed = pad_id < counters.next_use
-        if not passed:
-            self._files.write(pad_id, layout, unblinding)
+            if not 0 <= block.number < counters.next_make:
+                raise PadStoreError(
+                    f"pad store {self.folder}: block {block.number} was not reserved"
+                )
+            passed = block.number < counters.next_use
+        if passed:
+            return
+        if not self._files.sealed and not masked:
+            add_masks(terms, self.layout, block.keys.mask_key, first_id=block.first_id)
+        self._files.write(block.number, terms)
 
     def take(self, count: int) -> list[PadSet]:
-        """The next `count` pads, in order of their ids; all or none.
+        """The next `count` pad sets, in order of their ids; all or none.
 
-        They are read and their seals opened first, then counted as used, durably, and only then
-        returned; their files are deleted. A damaged pad is set aside and will not be offered again.
+        A block that is opened counts as used, durably, before a pad set of it is returned. Of a
+        damaged block no more is read: it is set aside and will not be offered again.
 
         Secret   the terms; the caller overwrites them after use, or hands them to `recycle`
         Raises   PadsExhausted when there are fewer, PadStoreError naming the file when one is
@@ -211,116 +279,112 @@ class PadStore:
         """
         if count < 0:
             raise RangeError(f"pad store {self.folder}: cannot take {count} pads")
-        pads: list[PadSet] = []
-        try:
-            with self._ledger.update() as counters:
-                for pad_id in self._next_ids(counters, count):
-                    pads.append(self._read(pad_id, counters.layout or ()))
-                    counters.next_use = pad_id + 1
-                counters.used += count
-        except BaseException:
-            self.recycle(pads)
-            raise
-        for pad in pads:
-            self._files.remove(pad.pad_id)
-        return pads
+        with self._lock:
+            if self._process != os.getpid():
+                # The blocks that were open when the process was forked are the parent's.
+                self._process, self._opened = os.getpid(), None
+            if self._opened is None:
+                self._opened = OpenedBlocks(self._files, self._open_next)
+            return self._opened.take(count)
 
     def recycle(self, pads: Sequence[PadSet]) -> None:
         """Keep the memory of spent pads for the next `take`, which is then faster.
 
         The pads are empty afterwards, and views of their terms must not be used any more.
         """
-        spare = reclaim(pads)
-        with self._spare_lock:
-            self._spare += spare
+        opened = self._opened
+        if opened is not None:
+            opened.recycle(pads)
 
     def erase(self) -> None:
-        """Overwrite and release the memory of spent pads."""
-        with self._spare_lock:
-            spare, self._spare = self._spare, []
-        erase(spare)
+        """Overwrite and release the memory of spent pads, and give back the pad sets of opened
+        blocks that were not handed out.
+        """
+        with self._lock:
+            opened, self._opened = self._opened, None
+            if opened is None or self._process != os.getpid():
+                return
+            left = opened.close()
+        # Without the key file they stay used, and are burnt.
+        with suppress(PadStoreError), self._ledger.update() as counters:
+            for block in left:
+                counters.give_back(block.number, block.rows, first=block.next_taken)
+        for block in left:
+            block.reader.close()
 
     def status(self) -> StoreStatus:
-        """How full the store is."""
+        """How many pad sets there are; by the size of their files, of which nothing is read."""
         with self._ledger.update() as counters:
-            ids = self._ids()
-        ready = sum(counters.next_use <= pad_id < counters.next_make for pad_id in ids)
-        pad_bytes = file_bytes(counters.layout) if counters.layout is not None else 0
+            numbers = self._numbers()
+        ready = sum(
+            max(self._files.rows(number) - counters.given_back.get(number, 0), 0)
+            for number in numbers
+            if counters.may_open(number)
+        )
         return StoreStatus(
             ready=ready,
-            used=counters.used,
-            lost=counters.next_use - counters.used,
-            ready_bytes=ready * pad_bytes,
-            pad_bytes=pad_bytes,
+            used=counters.rows_opened,
+            missing=max(counters.rows_reserved - counters.rows_opened - ready, 0),
+            ready_bytes=ready * self._files.record_bytes,
+            pad_bytes=self._files.record_bytes,
             plan_digest=self._ledger.plan_digest,
             store_id=self._ledger.store_id,
         )
 
-    def _next_ids(self, counters: PadCounters, count: int) -> list[int]:
-        found: list[int] = []
-        # Without a layout no pad was ever stored, so a file in the folder was planted.
-        end = counters.next_make if counters.layout else counters.next_use
-        for pad_id in range(counters.next_use, end):
-            if len(found) == count:
-                break
-            if os.path.lexists(self._files.path(pad_id)):
-                found.append(pad_id)
-        if len(found) < count:
-            raise PadsExhausted(
-                f"pad store {self.folder}: {len(found)} unused pads left, {count} needed; make "
-                "more with `cloister pads make`"
-            )
-        return found
+    def _seed(self, number: int) -> bytes:
+        info = _SEEDS + self.plan_digest + number.to_bytes(8, "big")
+        return derive(self._ledger.store_key, info=info)
 
-    def _read(self, pad_id: int, layout: MemoryLayout) -> PadSet:
-        words = PadLayout.of_shapes(dict(layout))
-        with self._spare_lock:
-            terms = self._spare.pop() if self._spare else np.zeros(words.words, np.uint32)
+    def _open_next(self) -> OpenedBlock | None:
+        """Open the next block, and count it as used, durably."""
+        reader = None
         try:
-            self._files.read_into(pad_id, layout, words.views(terms))
+            with self._ledger.update() as counters:
+                self._makers = counters.makers
+                for number in counters.to_open():
+                    if not os.path.lexists(self._files.path(number)):
+                        continue
+                    reader = self._files.open(number)
+                    first = counters.open(number, reader.rows)
+                    break
         except BaseException:
-            terms.fill(0)
+            if reader is not None:
+                reader.close()
             raise
-        return PadSet(pad_id, self._pad_key, terms)
+        if reader is None:
+            return None
+        block = ReservedBlock(number, reader.rows, self._seed(number))
+        return OpenedBlock(number, block.first_id, block.keys, reader, reader.rows, first, first)
 
     def _tidy(self) -> None:
         """Refuse a folder or key file that do not belong together, and clear away leftovers."""
-        # While the write lock is held, no id is reserved or taken.
+        # While the write lock is held, no block is reserved or opened.
         with self._ledger.update() as counters:
-            ids = self._ids()
-            for pad_id in ids[-1:]:
-                self._check_owner(pad_id, counters)
-            for pad_id in ids:
-                if pad_id < counters.next_use:
-                    self._files.remove(pad_id)
+            numbers = self._numbers()
+            for number in numbers[-1:]:
+                self._check_owner(number, counters)
+            for number in numbers:
+                if number < counters.next_use and not counters.may_open(number):
+                    self._files.remove_unless_open(number)
             self._files.remove_leftovers()
 
     def _check_owner(self, newest: int, counters: PadCounters) -> None:
         owner, own = self._files.owner(newest), self._ledger.store_id
         if owner not in (None, own):
             raise PadStoreError(
-                f"pad store {self.folder}: pad {newest} belongs to another store than key file "
+                f"pad store {self.folder}: block {newest} belongs to another store than key file "
                 f"{self._ledger.path}; choose the right one"
             )
         if owner == own and newest >= counters.next_make:
             raise PadStoreError(
-                f"pad store {self.folder}: pad {newest} is newer than key file "
+                f"pad store {self.folder}: block {newest} is newer than key file "
                 f"{self._ledger.path}, which was put back from an older copy; delete both and make "
                 "new pads"
             )
 
-    def _ids(self) -> list[int]:
+    def _numbers(self) -> list[int]:
         try:
-            return self._files.ids()
+            return self._files.blocks()
         except OSError as error:
             reason = "does not exist" if error.errno == errno.ENOENT else error.strerror
             raise PadStoreError(f"pad store {self.folder}: {reason}") from None
-
-
-def _layout(unblinding: Mapping[int, np.ndarray]) -> MemoryLayout:
-    if not unblinding:
-        raise ShapeError("a pad without any node blinds nothing")
-    for index, array in unblinding.items():
-        if array.dtype != np.uint32 or array.size == 0:
-            raise ShapeError(f"pad of node {index}: must be uint32 and not empty")
-    return tuple((index, unblinding[index].shape) for index in sorted(unblinding))

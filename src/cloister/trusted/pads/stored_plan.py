@@ -16,6 +16,7 @@ from cloister.base.reading import open_regular, parsing
 from cloister.base.rng import Csprng
 from cloister.errors import PadStoreError, PlanError, VerificationError
 from cloister.plan.plan import Plan
+from cloister.trusted.pads.pad_layout import PadLayout
 from cloister.trusted.pads.pad_ledger import PadLedger
 from cloister.trusted.pads.store import PadStore
 
@@ -88,7 +89,14 @@ def open_or_create(plan: Plan, folder: Path, *, key_file: Path, rng: Csprng) -> 
         raise PlanError(f"policy {plan.policy!r} blinds nothing, so it needs no pads")
     if key_file.exists():
         return PadStore.open(folder, plan_digest=plan.digest, key_file=key_file)
-    return PadStore.create(folder, plan_digest=plan.digest, key_file=key_file, rng=rng)
+    return PadStore.create(
+        folder,
+        plan_digest=plan.digest,
+        layout=PadLayout.of(plan),
+        sealed=not plan.pads_checked,
+        key_file=key_file,
+        rng=rng,
+    )
 
 
 def _key(ledger: PadLedger) -> bytes:

@@ -1,0 +1,101 @@
+"""Evidence of this machine, against folders that behave as the kernel's do."""
+
+import shutil
+from contextlib import contextmanager
+
+import pytest
+
+from cloister.attest import attester
+from cloister.attest.attester import attesters, has_tpm
+from cloister.base.rng import SystemRandom
+from cloister.errors import AttestationError
+
+DATA = bytes(range(64))
+RNG = SystemRandom()
+
+
+class Tsm:
+    """The kernel's folder: an entry has files, and each write adds one to its generation."""
+
+    def __init__(self, root, monkeypatch, provider="sev_guest"):
+        self.folder = root / "sys/kernel/config/tsm/report"
+        self.folder.mkdir(parents=True)
+        self.provider, self.made, self.removed, self.others = provider, [], [], 0
+        self.aux = b"certificates"
+        monkeypatch.setattr(attester, "_entry", self.entry)
+        monkeypatch.setattr(attester, "_write", self.write)
+
+    @contextmanager
+    def entry(self, path):
+        path.mkdir()
+        self.made.append(path)
+        (path / "provider").write_text(self.provider + "\n")
+        (path / "generation").write_text("0\n")
+        if self.aux:
+            (path / "auxblob").write_bytes(self.aux)
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path)
+            self.removed.append(path)
+
+    def write(self, path, data):
+        assert path.name == "inblob"
+        generation = path.parent / "generation"
+        generation.write_text(f"{int(generation.read_text()) + 1 + self.others}\n")
+        (path.parent / "outblob").write_bytes(b"report of " + data)
+
+
+@pytest.mark.parametrize(("provider", "kind"), [("sev_guest", "sev-snp"), ("tdx_guest", "tdx")])
+def test_a_report_of_the_kernel_binds_our_bytes(tmp_path, monkeypatch, provider, kind):
+    tsm = Tsm(tmp_path, monkeypatch, provider)
+    (found,) = attesters(rng=RNG, root=tmp_path)
+    assert found.format.value == kind
+    assert found.evidence(DATA) == b"report of " + DATA + b"certificates"
+    tsm.aux = b""
+    assert found.evidence(DATA) == b"report of " + DATA
+    assert tsm.made == tsm.removed
+    assert len(set(tsm.made)) == len(tsm.made)
+
+
+def test_another_writer_to_the_entry_is_noticed(tmp_path, monkeypatch):
+    tsm = Tsm(tmp_path, monkeypatch)
+    (found,) = attesters(rng=RNG, root=tmp_path)
+    tsm.others = 1
+    with pytest.raises(AttestationError, match="generation 2 where 1 was expected"):
+        found.evidence(DATA)
+    assert tsm.made == tsm.removed
+
+
+@pytest.mark.parametrize("size", [0, 32, 63, 65])
+def test_only_whole_report_data_is_bound(tmp_path, monkeypatch, size):
+    Tsm(tmp_path, monkeypatch)
+    (found,) = attesters(rng=RNG, root=tmp_path)
+    with pytest.raises(AttestationError, match=f"has {size} bytes, of 64"):
+        found.evidence(bytes(size))
+
+
+def test_an_unknown_provider_proves_nothing(tmp_path, monkeypatch):
+    Tsm(tmp_path, monkeypatch, "somebody")
+    assert attesters(rng=RNG, root=tmp_path) == []
+
+
+def test_gramine(tmp_path):
+    folder = tmp_path / "dev/attestation"
+    folder.mkdir(parents=True)
+    (folder / "user_report_data").write_bytes(b"")
+    (folder / "quote").write_bytes(b"quote")
+    (found,) = attesters(rng=RNG, root=tmp_path)
+    assert (found.format.value, found.evidence(DATA)) == ("sgx", b"quote")
+    assert (folder / "user_report_data").read_bytes() == DATA
+    (folder / "quote").write_bytes(b"")
+    with pytest.raises(AttestationError, match="gave no quote; enable remote attestation"):
+        found.evidence(DATA)
+
+
+def test_a_machine_without_any(tmp_path):
+    assert attesters(rng=RNG, root=tmp_path) == []
+    assert not has_tpm(tmp_path)
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/tpmrm0").touch()
+    assert has_tpm(tmp_path)
