@@ -26,6 +26,7 @@
 #include "fused_step.hpp"
 #include "geometry.hpp"
 #include "instruction_set.hpp"
+#include "tuning.hpp"
 
 namespace nb = nanobind;
 using namespace cloister;
@@ -145,6 +146,7 @@ NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);
 
   register_instruction_set(m);
+  register_tuning(m);
 
   // ---- ring: exact linear maps modulo 2^32
   register_geometry(m);

@@ -15,6 +15,7 @@ import shapes
 shapes.install()
 
 import cloister.base._native as native  # noqa: E402  (after the hook that checks its modules)
+from cloister.trusted import tuning  # noqa: E402
 from instruction_sets import forced  # noqa: E402
 
 
@@ -23,6 +24,17 @@ def state(tmp_path_factory):
     """Where programs keep state of their user: not in the user's home."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kept_tuning(tmp_path_factory):
+    """The kernels' defaults, kept as this machine's choice: no process of a test measures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        for isa in native.available_isas():
+            with forced(isa):
+                tuning.keep(tuning.defaults())
         yield
 
 

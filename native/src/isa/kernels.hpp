@@ -124,7 +124,7 @@ struct FreivaldsKernels {
 
 // Null without AES instructions.
 struct AesKernels {
-  void (*expand_key)(const uint8_t key[32], uint8_t rounds[15 * 16]);
+  void (*expand_key)(const uint8_t key[32], uint8_t* rounds);  // as AesSchedule has them
   // `blocks` blocks of 16 bytes from block number `first` on; it does not wrap.
   void (*fill)(const uint8_t* rounds, const uint8_t* nonce, uint32_t first, int64_t blocks,
                uint32_t* out);

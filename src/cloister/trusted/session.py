@@ -36,7 +36,11 @@ from cloister.trusted.pads.maker import InlinePads
 from cloister.trusted.pads.source import KnownTo, PadSource
 from cloister.trusted.report import Meter, Report, Result
 from cloister.trusted.sized_plans import SizedPlans
+<<<<<<< HEAD
+from cloister.trusted.tuning import settle
+=======
 from cloister.trusted.step_costs import StepCosts
+>>>>>>> main
 from cloister.wire.grpc.connect import connect
 from cloister.wire.grpc.places import endpoints
 from cloister.wire.link import WorkerLink
@@ -136,6 +140,8 @@ class Session:
         self._holder: int | None = None
         self._closed = False
         self._needs_worker = any(p.on_worker for p in plan.protections.values())
+        if self._needs_worker:
+            settle()
         count = _lane_count(lanes, workers if self._needs_worker else (), threads=threads)
         self._makers = _makers(
             plan, makers, timeout_s=timeout_s, insecure_plaintext=insecure_plaintext
