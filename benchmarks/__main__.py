@@ -18,7 +18,7 @@ from cloister.cli.options import Json
 from cloister.errors import CloisterError
 
 NAMES = (
-    "accuracy", "audit_models", "audits", "authority_kills", "authority_rate", "compiled",
+    "accuracy", "attest", "audit_models", "audits", "authority_kills", "authority_rate", "compiled",
     "encrypted_prediction", "fe", "figure", "floor", "fuzz_loaders", "inference", "layers", "lies",
     "memory", "pad_kills", "pads", "passes", "planner", "random_graphs", "roundtrip", "split",
     "training", "transport",

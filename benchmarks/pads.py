@@ -17,9 +17,10 @@ from benchmarks.environment import environment
 from cloister.base.rng import KEY_BYTES, SystemRandom
 from cloister.cli.timing import interleaved
 from cloister.errors import PlanError
-from cloister.trusted.pads.factory import Maker, WorkerMaker
-from cloister.trusted.pads.maker import PadMaker
+from cloister.trusted.pads.factory import WorkerMaker
+from cloister.trusted.pads.maker import Maker, PadMaker
 from cloister.trusted.pads.pad_file import file_bytes
+from cloister.trusted.pads.pad_layout import PadLayout
 from cloister.wire.shm.shm_link import start_local_worker
 
 WORKERS = 2
@@ -73,9 +74,7 @@ def measure(
         "workers": WORKERS,
         "setup_ms": setup_ms,
         "traffic_bytes": traffic // (1 + repeats),
-        "storage_bytes": file_bytes(
-            tuple((index, array.shape) for index, array in local.memory.items())
-        ),
+        "storage_bytes": file_bytes(tuple(PadLayout.of(plan).shapes.items())),
         **environment(),
     }
 
@@ -84,9 +83,9 @@ class _Making:
     """Makes the next pad set into the memory of the last; keeps what it cost other processes."""
 
     def __init__(self, maker: Maker, *, pids: list[int] | None = None) -> None:
-        self.memory: dict[int, np.ndarray] = {}
         self.workers_ms: list[float] = []
         self._maker = maker
+        self._rows = np.zeros((1, maker.layout.words), np.uint32)
         self._pids = pids or []
         self._key = SystemRandom().random_bytes(KEY_BYTES)
         self._next_id = 0
@@ -94,7 +93,7 @@ class _Making:
     def __call__(self) -> None:
         before = sum(map(_process_s, self._pids))
         pad_id, self._next_id = self._next_id, self._next_id + 1
-        self.memory = self._maker.make(self._key, pad_id, into=self.memory)
+        self._maker.make(self._key, pad_id, into=self._rows)
         self.workers_ms.append(1e3 * (sum(map(_process_s, self._pids)) - before))
 
 

@@ -23,6 +23,7 @@ from benchmarks.environment import environment
 from cloister.base.rng import SystemRandom
 from cloister.errors import InputError
 from cloister.trusted.executor import Executor
+from cloister.trusted.pads.pad_layout import PadLayout
 from cloister.trusted.program.steps import Exchange, Fused
 
 HUGE = 2 << 20
@@ -47,7 +48,9 @@ class Memory:
     """What the fused steps of one plan read and write; `replies` are the worker's to write."""
 
     def __init__(self, plan, steps, batch):
-        self.replies, self.messages, self.unblinding = {}, {}, {}
+        self.replies, self.messages = {}, {}
+        words = PadLayout.of(plan).words
+        self.terms = [memory((words,), np.uint32) for _ in range(batch)] if words else []
         self.stored, self.inputs = {}, {}
         for i, step in enumerate(steps):
             if not isinstance(step, Fused):
@@ -55,8 +58,6 @@ class Memory:
             before, after = (batch, *step.size), (batch, *step.out_size)
             if step.node is not None:
                 self.replies[step.node] = memory(before, np.uint32)
-                if step.node in plan.hidden_nodes:
-                    self.unblinding[step.node] = memory(before, np.uint32)
             source = memory(before, np.float32) if step.node is None else None
             residual = memory(before, np.float32) if step.epilogue.residual else None
             self.inputs[i] = source, residual
@@ -73,7 +74,14 @@ class Steps:
         self._held, self._batch = held, batch
         plan = executor.plan
         checked = [plan.protection_of(node).checked for node in plan.linear_nodes]
-        self._native = native.Executor(checked=checked, batch=batch, threads=threads)
+        layout = PadLayout.of(plan)
+        self._native = native.Executor(
+            checked=checked,
+            batch=batch,
+            threads=threads,
+            pad_offsets=layout.offsets,
+            pad_words=layout.words,
+        )
         self._inputs = {}
         # The stand-in's answers are wrong: with coefficients of 0 all sums are computed, and equal.
         executor.checks.erase()
@@ -91,7 +99,7 @@ class Steps:
                 self._native.add_fused(
                     stage.fused_step,
                     node=step.node,
-                    unblinds=step.node in held.unblinding,
+                    unblinds=step.node in layout.offsets,
                     binds=True,
                     reply=held.replies.get(step.node),
                     residual=None,
@@ -108,11 +116,12 @@ class Steps:
 
     def timed_s(self, channel):
         """Wall time of all fused steps without the exchanges."""
-        hidden = sorted(self._held.unblinding)
-        key = bytes(32) if hidden else None
-        unblinding = [list(self._held.unblinding[node]) for node in hidden]
+        images = len(self._held.terms)
         self._native.begin(
-            key=key, pad_ids=range(self._batch), hidden=hidden, unblinding=unblinding
+            keys=[bytes(32)] * images,
+            pad_ids=range(images),
+            terms=self._held.terms,
+            mask_keys=[None] * images,
         )
         for number, (source, residual, sinks) in self._inputs.items():
             none = [None] * sinks

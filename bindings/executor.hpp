@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <utility>
@@ -23,8 +24,10 @@ class BoundExecutor {
   using Words = Contiguous<const uint32_t>;
   using Image = nb::ndarray<const float, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
 
-  BoundExecutor(std::vector<bool> checked, int64_t batch, int threads)
-      : executor_(std::move(checked), batch, threads), answer_elements_(executor_.nodes()) {}
+  BoundExecutor(std::vector<bool> checked, int64_t batch, int threads,
+                const std::map<int64_t, int64_t>& pad_offsets, int64_t pad_words)
+      : executor_(std::move(checked), batch, threads, pad_offsets, pad_words),
+        answer_elements_(executor_.nodes()) {}
 
   // The binding keeps the FusedStep alive. A message that is None is every request's own.
   void add_fused(BoundStep& bound, std::optional<int64_t> node, bool unblinds, bool binds,
@@ -92,23 +95,21 @@ class BoundExecutor {
 
   void add_outside(std::optional<int64_t> node) { executor_.add(Outside{node.value_or(-1)}); }
 
-  void begin(const std::optional<nb::bytes>& key, const std::vector<uint64_t>& pad_ids,
-             const std::vector<int64_t>& hidden, std::vector<std::vector<Words>> unblinding) {
+  void begin(const std::vector<nb::bytes>& keys, const std::vector<uint64_t>& pad_ids,
+             std::vector<Words> terms, const std::vector<std::optional<nb::bytes>>& mask_keys) {
     end();
-    if (!key) return executor_.begin();
-    require(hidden.size() == unblinding.size(), "every hidden node needs its pads");
-    std::vector<std::vector<const uint32_t*>> pointers(hidden.size());
-    for (size_t i = 0; i < hidden.size(); ++i) {
-      const auto node = static_cast<size_t>(hidden[i]);
-      require(node < answer_elements_.size(), "there is no such node");
-      for (const auto& array : unblinding[i]) {
-        require(static_cast<int64_t>(array.size()) == answer_elements_[node],
-                "an unblinding term has another size than the answer");
-        pointers[i].push_back(array.data());
-      }
+    const size_t images = keys.size();
+    require(pad_ids.size() == images && terms.size() == images && mask_keys.size() == images,
+            "every image needs a key, a pad id and terms, and a mask key or None");
+    std::vector<ImagePads> pads;
+    for (size_t i = 0; i < images; ++i) {
+      require(static_cast<int64_t>(terms[i].size()) == executor_.pad_words(),
+              "the terms of a pad set have another size than the plan's");
+      pads.push_back({pad_ids[i], bytes_of(keys[i], kAesKeyBytes, "key"), terms[i].data(),
+                      mask_keys[i] ? bytes_of(*mask_keys[i], kAesKeyBytes, "mask key") : nullptr});
     }
-    executor_.begin(bytes_of(*key, kAesKeyBytes, "key"), pad_ids, hidden, std::move(pointers));
-    unblinding_ = std::move(unblinding);
+    executor_.begin(pads);
+    terms_ = std::move(terms);
   }
 
   // Arrays of one request, held until the step is completed; `pads` are for a CPU without AES
@@ -136,7 +137,7 @@ class BoundExecutor {
 
   void end() {
     executor_.end();
-    unblinding_.clear();
+    terms_.clear();
     read_now_.clear();
     written_now_.clear();
     answers_.clear();
@@ -239,7 +240,7 @@ class BoundExecutor {
   std::vector<Contiguous<uint64_t>> counts_;
   std::vector<std::pair<Staged, Clear>> staged_;
   std::vector<std::pair<Image, Contiguous<float>>> values_;
-  std::vector<std::vector<Words>> unblinding_;
+  std::vector<Words> terms_;
   std::optional<std::pair<size_t, uint64_t>> outstanding_;
 };
 
@@ -266,8 +267,9 @@ inline void register_executor(nb::module_& m) {
         return nb::bytes(stop.packet.data(), stop.packet.size());
       });
   nb::class_<BoundExecutor>(m, "Executor")
-      .def(nb::init<std::vector<bool>, int64_t, int>(), nb::kw_only(), nb::arg("checked"),
-           nb::arg("batch"), nb::arg("threads"))
+      .def(nb::init<std::vector<bool>, int64_t, int, const std::map<int64_t, int64_t>&, int64_t>(),
+           nb::kw_only(), nb::arg("checked"), nb::arg("batch"), nb::arg("threads"),
+           nb::arg("pad_offsets") = std::map<int64_t, int64_t>{}, nb::arg("pad_words") = 0)
       .def("add_fused", &BoundExecutor::add_fused, nb::arg("step"), nb::keep_alive<1, 2>(),
            nb::kw_only(), nb::arg("node").none(), nb::arg("unblinds"), nb::arg("binds"),
            nb::arg("reply").noconvert().none(), nb::arg("residual").noconvert().none(),
@@ -281,8 +283,10 @@ inline void register_executor(nb::module_& m) {
            nb::arg("place").noconvert(), nb::arg("channels_first"))
       .def("add_outside", &BoundExecutor::add_outside, nb::kw_only(),
            nb::arg("node").none() = nb::none())
-      .def("begin", &BoundExecutor::begin, nb::kw_only(), nb::arg("key").none(), nb::arg("pad_ids"),
-           nb::arg("hidden"), nb::arg("unblinding").noconvert())
+      .def("begin", &BoundExecutor::begin, nb::kw_only(),
+           nb::arg("keys") = std::vector<nb::bytes>{}, nb::arg("pad_ids") = std::vector<uint64_t>{},
+           nb::arg("terms").noconvert() = std::vector<BoundExecutor::Words>{},
+           nb::arg("mask_keys") = std::vector<std::optional<nb::bytes>>{})
       .def("bind", &BoundExecutor::bind, nb::arg("step"), nb::kw_only(),
            nb::arg("source").noconvert().none(), nb::arg("residual").noconvert().none(),
            nb::arg("messages").noconvert(), nb::arg("pads").noconvert())

@@ -3,8 +3,10 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <deque>
 #include <limits>
 #include <optional>
 #include <stdexcept>
@@ -187,6 +189,9 @@ class BoundStep {
     require(sinks.size() == s.sinks.size(), "one SinkArrays per sink is needed");
     FusedRun run;
     run.n = n;
+    // One key serves all images of a sink.
+    std::deque<AesSchedule> schedules;
+    std::deque<std::vector<const AesSchedule*>> keys;
     if (step_.reads_answer()) {
       run.reply = before.packed<const uint32_t>(source, "source");
     } else {
@@ -200,7 +205,11 @@ class BoundStep {
     run.sums_out_stride = answer_sums.stride(0);
     for (size_t i = 0; i < sinks.size(); ++i) {
       SinkRun& sink = run.sinks.emplace_back(message(sinks[i].out, after));
-      if (sinks[i].key) sink.key = bytes_of(*sinks[i].key, kAesKeyBytes, "key");
+      if (sinks[i].key) {
+        const uint8_t* key = bytes_of(*sinks[i].key, kAesKeyBytes, "key");
+        const AesSchedule* schedule = has_aes() ? &schedules.emplace_back(key) : nullptr;
+        sink.keys = keys.emplace_back(std::max<size_t>(images, 1), schedule).data();
+      }
       if (sinks[i].nonces) {
         sink.nonces = bytes_of(*sinks[i].nonces, kAesNonceBytes * images, "nonces");
       }

@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
@@ -34,15 +35,27 @@ namespace {
 
 // x, the output and the weights are checked for shape in cloister.ring.ring_map; their sizes again
 // here, because a kernel that reads past an array would be worse than an exception.
+// Images may lie apart; every one of them lies side by side.
+using Images = nb::ndarray<uint32_t, nb::ndim<4>, nb::device::cpu>;
+
 template <typename T>
-void ring_map_apply(RingMap& map, Contiguous<const T> x, Contiguous<uint32_t> out, int threads) {
+void ring_map_apply(RingMap& map, Contiguous<const T> x, const Images& out, int threads) {
   const int64_t in = map.geometry().in_elements(), n = static_cast<int64_t>(x.size()) / in;
-  if (static_cast<int64_t>(x.size()) != n * in ||
-      static_cast<int64_t>(out.size()) != n * map.geometry().out_elements()) {
+  const int64_t elements = map.geometry().out_elements();
+  if (static_cast<int64_t>(x.size()) != n * in || static_cast<int64_t>(out.shape(0)) != n ||
+      static_cast<int64_t>(out.size()) != n * elements) {
     throw std::invalid_argument("RingMap.apply: x and out do not fit the geometry");
   }
+  int64_t distance = 1;
+  for (size_t axis = 4; axis-- > 1;) {
+    const auto size = static_cast<int64_t>(out.shape(axis));
+    require(n == 0 || size == 1 || out.stride(axis) == distance,
+            "RingMap.apply: an image has gaps");
+    distance *= size;
+  }
+  require(n < 2 || out.stride(0) >= elements, "RingMap.apply: images overlap");
   nb::gil_scoped_release release;
-  map.apply(x.data(), n, out.data(), threads);
+  map.apply(x.data(), n, out.data(), threads, n < 2 ? 0 : out.stride(0));
 }
 
 void ring_map_init(RingMap* self, const Geometry& g, Contiguous<const int16_t> weights) {

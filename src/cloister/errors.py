@@ -16,6 +16,7 @@
     │   │   └── WorkerTimeout     it did not answer within the stated time
     │   └── EngineError           the other side is a hidden module's engine: it died, hung, failed
     ├── VerificationError         an answer was wrong: a check failed
+    │   └── AttestationError      evidence does not prove what was asked of it
     ├── PadError                  blinding is impossible
     │   ├── PadReusedError        a pad would have been used twice
     │   ├── PadsExhausted         the store has no unused pad left
@@ -129,6 +130,10 @@ class EngineError(ProtocolError):
 
 class VerificationError(CloisterError):
     """A worker's answer failed its check."""
+
+
+class AttestationError(VerificationError):
+    """Evidence does not prove what was asked of it: nothing is sent to who showed it."""
 
 
 class PadError(CloisterError):

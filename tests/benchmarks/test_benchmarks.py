@@ -13,7 +13,8 @@ import onnx
 import pytest
 
 import cloister.base._native as native
-from benchmarks import ROOT, pad_kills
+from attest import cases
+from benchmarks import ROOT, attest, pad_kills
 from benchmarks.__main__ import NAMES, main
 from benchmarks.networks import build
 
@@ -90,6 +91,16 @@ def test_accuracy(data):
     assert row["agreement"] >= 0.95
     assert abs(row["plain_top1"] - row["private_top1"]) <= 0.05
     assert row["soundness_bits"] > 50
+
+
+def test_attest(monkeypatch):
+    monkeypatch.setattr(cases, "GENUINE", [c for c in cases.GENUINE if c.name == "sgx"])
+    found = attest.measure(mutations=20, seconds=1)
+    assert found["flips"]["sgx"] == {"bytes": 1014, "unnoticed": 0}
+    assert found["judged_apart"] == dict.fromkeys(("tdx/tdx_quote", "sgx/sgx_quote"), 0)
+    assert found["noise"]["tried"] > 10
+    assert attest.faults(found) == 0
+    assert attest.faults({**found, "unnoticed": 1}) == 1
 
 
 def test_audit_models(data, tmp_path):

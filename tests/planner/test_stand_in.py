@@ -40,11 +40,11 @@ def test_pads_are_memory_of_their_own_and_no_id_comes_twice():
     assert isinstance(pads, PadSource)
     first = pads.take(2)
     ids = [pad.pad_id for pad in first]
-    assert not np.may_share_memory(*(pad.unblinding[0] for pad in first))
+    assert not np.may_share_memory(*(pad.terms for pad in first))
     pads.recycle(first)
     ids += [pad.pad_id for pad in pads.take(3)]
     assert len(set(ids)) == 5
-    assert not any(image.any() for pad in pads.take(1) for image in pad.unblinding.values())
+    assert not any(pad.terms.any() for pad in pads.take(1))
     pads.erase()
 
 

@@ -208,6 +208,21 @@ def test_refuses_another_input(x):
         ring.apply(x)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_images_of_the_output_may_lie_apart(isa, name, threads):
+    rng = np.random.default_rng(9)
+    ring = RingMap(random_map(GEOMETRIES[name], rng))
+    x, elements = random_x(ring.geometry, 5, np.uint32, rng), ring.geometry.out_elements
+    rows = np.full((5, 3 + elements + 16), 7, np.uint32)
+    out = rows[:, 3 : 3 + elements].reshape(5, *ring.geometry.out_shape)
+    assert ring.apply(x, out=out, threads=threads) is out
+    for image, one in zip(x, out, strict=True):
+        np.testing.assert_array_equal(one, ring.apply(image[None])[0])
+    assert np.all(rows[:, :3] == 7)
+    assert np.all(rows[:, 3 + elements :] == 7)
+
+
 def test_refuses_another_output():
     g = Geometry((2, 2), 3, (2, 2), 3)
     ring = RingMap(random_map(g, np.random.default_rng(7)))

@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from cloister.errors import PadsExhausted, PadStoreError
+from cloister.trusted.pads.pad_layout import PadLayout
 from cloister.trusted.pads.store import PadStore
 
 DIGEST = bytes(range(32))
 SHAPES = {0: (5, 4, 3), 2: (1, 1, 7)}
+LAYOUT = PadLayout.of_shapes(SHAPES)
 TRACED = ("store.py", "pad_file.py", "pad_ledger.py", "files.py", "sqlite.py")
 
 
@@ -49,7 +51,8 @@ def use(store: PadStore, log: Path, count: int) -> None:
     for pad in pads:
         note(log, "used", pad.pad_id)
         wanted = contents(pad.pad_id)
-        if not all(np.array_equal(pad.unblinding[i], wanted[i]) for i in wanted):
+        found = LAYOUT.views(pad.terms)
+        if not all(np.array_equal(found[i], wanted[i]) for i in wanted):
             note(log, "wrong", pad.pad_id)
     store.recycle(pads)
 

@@ -309,7 +309,7 @@ def test_a_step_out_of_order_sends_nothing():
     )
     for begun in (False, True):
         if begun:
-            executor.begin(key=None, pad_ids=(), hidden=(), unblinding=())
+            executor.begin()
         with pytest.raises(RuntimeError, match="not there"):
             executor.run(0, next_request_id=1, descriptor=-1, timeout_s=1.0, max_packet_bytes=64)
 
@@ -321,7 +321,7 @@ def test_an_answer_of_another_size_is_not_read():
     executor.add_outside(node=0)
     step = native.FusedStep.unchecked(shape_of(), scale=ONE, bias=ONE)
     add_fused(executor, step, node=0, binds=False)
-    executor.begin(key=None, pad_ids=(), hidden=(), unblinding=())
+    executor.begin()
     run = partial(
         executor.run, next_request_id=1, descriptor=-1, timeout_s=1.0, max_packet_bytes=64
     )
@@ -334,3 +334,60 @@ def test_an_answer_of_another_size_is_not_read():
             executor.answered(1, wrong)
     executor.answered(1, np.zeros((1, 1, 1, 1), np.uint32))
     assert run(2).why == "done"
+
+
+def unblinding(executor, node, step=None):
+    executor.add_outside(node=node)
+    step = step or native.FusedStep.unchecked(shape_of(), scale=ONE, bias=ONE)
+    reply = np.zeros((1, 1, 1, 1), np.uint32)
+    add_fused(executor, step, node=node, binds=False, unblinds=True, reply=reply)
+
+
+def pads(words=16, mask_key=None, images=1):
+    return {
+        "keys": [bytes(32)] * images,
+        "pad_ids": range(images),
+        "terms": [np.zeros(words, np.uint32)] * images,
+        "mask_keys": [mask_key] * images,
+    }
+
+
+@pytest.mark.parametrize("offset", [-16, 8, 16, 32])
+def test_terms_lie_inside_a_pad_set(offset):
+    with pytest.raises(ValueError, match="multiple of 16 words"):
+        native.Executor(checked=[False], batch=1, threads=1, pad_offsets={0: offset}, pad_words=16)
+
+
+def test_an_answer_without_terms_is_not_unblinded():
+    executor = native.Executor(
+        checked=[False, False], batch=1, threads=1, pad_offsets={0: 0}, pad_words=16
+    )
+    unblinding(executor, 0)
+    with pytest.raises(ValueError, match="needs its terms"):
+        unblinding(executor, 1)
+
+
+def test_pads_of_another_size_or_number_are_refused():
+    executor = native.Executor(
+        checked=[False], batch=1, threads=1, pad_offsets={0: 0}, pad_words=16
+    )
+    for wrong in (pads(15), pads(17), {**pads(), "keys": []}, {**pads(), "mask_keys": []}):
+        with pytest.raises(ValueError, match="terms"):
+            executor.begin(**wrong)
+    with pytest.raises(ValueError, match="one pad set per image"):
+        executor.begin(**pads(images=2))
+    for key in (bytes(31), bytes(33)):
+        with pytest.raises(ValueError, match="32 bytes"):
+            executor.begin(**{**pads(), "keys": [key]})
+        with pytest.raises(ValueError, match="32 bytes"):
+            executor.begin(**pads(mask_key=key))
+    executor.begin(**pads())
+
+
+def test_masked_terms_are_refused_where_an_answer_is_unblinded_unchecked():
+    executor = native.Executor(
+        checked=[True, False], batch=1, threads=1, pad_offsets={0: 0, 1: 16}, pad_words=32
+    )
+    with pytest.raises(ValueError, match="not checked"):
+        executor.begin(**pads(32, mask_key=bytes(32)))
+    executor.begin(**pads(32))

@@ -22,7 +22,7 @@ from cloister.trusted.pads.pad_ledger import PadLedger
 from cloister.trusted.pads.source import erase, reclaim
 from cloister.trusted.pads.store import PadStore
 from trusted import pad_crash_child
-from trusted.pad_crash_child import DIGEST, SHAPES, contents
+from trusted.pad_crash_child import DIGEST, LAYOUT, contents
 
 KILLS = 200
 
@@ -50,11 +50,11 @@ def fill(store, count):
 
 
 def same(pad):
-    wanted = contents(pad.pad_id)
-    assert pad.unblinding.keys() == wanted.keys()
+    wanted, found = contents(pad.pad_id), LAYOUT.views(pad.terms)
+    assert pad.terms.dtype == np.uint32
+    assert found.keys() == wanted.keys()
     for index, array in wanted.items():
-        assert pad.unblinding[index].dtype == np.uint32
-        np.testing.assert_array_equal(pad.unblinding[index], array)
+        np.testing.assert_array_equal(found[index], array)
 
 
 def test_pads_come_back_in_order_and_once(store, places):
@@ -64,7 +64,7 @@ def test_pads_come_back_in_order_and_once(store, places):
     assert [pad.pad_id for pad in first + second] == [0, 1, 2, 3, 4]
     for pad in first + second:
         same(pad)
-        pad.unblinding[0].fill(0)
+        pad.terms.fill(0)
     with pytest.raises(PadsExhausted, match="0 unused pads left, 1 needed"):
         store.take(1)
     assert not list(places[0].iterdir())
@@ -114,11 +114,11 @@ def test_an_id_whose_turn_has_passed_is_dropped(store, places):
 def test_recycled_memory_is_overwritten_by_the_next_pads(store):
     fill(store, 4)
     first = store.take(2)
-    arrays = {id(array) for pad in first for array in pad.unblinding.values()}
+    arrays = {id(pad.terms) for pad in first}
     store.recycle(first)
-    assert not any(pad.unblinding for pad in first), "spent pads cannot be read again"
+    assert not any(pad.terms.size for pad in first), "spent pads cannot be read again"
     second = store.take(2)
-    assert {id(array) for pad in second for array in pad.unblinding.values()} == arrays
+    assert {id(pad.terms) for pad in second} == arrays
     store.recycle(first)
     for pad in second:
         same(pad)
@@ -127,21 +127,22 @@ def test_recycled_memory_is_overwritten_by_the_next_pads(store):
 def test_erased_memory_holds_nothing(store):
     fill(store, 2)
     memory = reclaim(store.take(2))
-    assert all(array.any() for arrays in memory for array in arrays.values())
+    assert len(memory) == 2
+    assert all(terms.any() for terms in memory)
     erase(memory)
-    assert not any(array.any() for arrays in memory for array in arrays.values())
+    assert not any(terms.any() for terms in memory)
 
 
 def test_memory_is_erased_when_its_next_pad_cannot_be_read(store, places):
     fill(store, 2)
     first = store.take(1)
-    arrays = list(first[0].unblinding.values())
+    terms = first[0].terms
     store.recycle(first)
     damaged = places[0] / "1.pad"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
     with pytest.raises(PadStoreError):
         store.take(1)
-    assert not any(array.any() for array in arrays)
+    assert not terms.any()
 
 
 def test_keys_are_the_stores_own_and_stay(store, places, tmp_path):
@@ -150,6 +151,8 @@ def test_keys_are_the_stores_own_and_stay(store, places, tmp_path):
     )
     assert len(store.pad_key) == 32
     assert reopen(places).pad_key == store.pad_key != other.pad_key
+    fill(store, 1)
+    assert store.take(1)[0].key == store.pad_key
     ledger = PadLedger.open(places[1])
     assert store.pad_key not in (ledger.store_key, store._files.key)
     assert store.pad_key.hex() not in repr(store) and repr(ledger.store_key) not in repr(ledger)
@@ -613,4 +616,4 @@ def test_the_leftover_of_a_living_maker_stays(store, places, monkeypatch):
     monkeypatch.setattr(pad_file.os, "replace", replace)
     store.put(pad_id, contents(pad_id))
     assert seen == [True]
-    assert set(SHAPES) == set(store.take(1)[0].unblinding)
+    same(store.take(1)[0])

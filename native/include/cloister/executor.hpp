@@ -10,9 +10,9 @@
 // Steps that do not fit that order (a message sent twice, an answer consumed before it came, a pad
 // used twice) throw std::logic_error and send nothing.
 #pragma once
-#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <variant>
 #include <vector>
@@ -81,11 +81,21 @@ struct StepCost {
   int64_t wait_ns = 0;
 };
 
+// The pads of one image. The terms of every node, in one array, are masked if there is a mask key.
+struct ImagePads {
+  uint64_t id;
+  const uint8_t* key;  // 32 bytes, as is the other one
+  const uint32_t* terms;
+  const uint8_t* mask_key;  // or nullptr
+};
+
 // Not for use by several threads at once.
 class Executor {
  public:
-  // `checked` says of every node whether the plan checks its answers.
-  Executor(std::vector<bool> checked, int64_t batch, int threads);
+  // `checked` says of every node whether the plan checks its answers. A node with pads has its
+  // first word in `pad_offsets`; the terms of one image are `pad_words` words.
+  Executor(std::vector<bool> checked, int64_t batch, int threads,
+           const std::map<int64_t, int64_t>& pad_offsets = {}, int64_t pad_words = 0);
   ~Executor();
   Executor(const Executor&) = delete;
   Executor& operator=(const Executor&) = delete;
@@ -95,24 +105,24 @@ class Executor {
   size_t size() const { return steps_.size(); }
 
   // Throw std::invalid_argument for a node that does not exist, for a fused step that reads or
-  // writes messages of a checked node without coefficients, or of an unchecked one with them, and
-  // for a staged message that is no whole number of matrices.
+  // writes messages of a checked node without coefficients, or of an unchecked one with them, for
+  // one that unblinds an answer without pads, and for a staged message that is no whole number of
+  // matrices.
   void add(Fused step);
   void add(Exchange step);
   void add(Outside step);
 
-  // A new request: nothing is written, answered or consumed. One pad id per image, or none when
-  // nothing is blinded; unblind[i] has one pointer per image for node hidden[i].
-  void begin(const uint8_t key[kAesKeyBytes], const std::vector<uint64_t>& pad_ids,
-             const std::vector<int64_t>& hidden, std::vector<std::vector<const uint32_t*>> unblind);
-  void begin();
+  // A new request: nothing is written, answered or consumed. One entry per image, or none when
+  // nothing is blinded. Throws std::invalid_argument for masked terms unless every node with pads
+  // is checked: a mask hides a change as little as it prevents it.
+  void begin(const std::vector<ImagePads>& pads = {});
 
   // The arrays of a fused step that are this request's alone: the caller enters them in the run
   // that it is given, and keeps them until the step is completed. Throws std::invalid_argument when
   // the step does not bind.
   FusedRun& bind(size_t step);
 
-  // The request is over, however it ended: forgets key, nonces and pointers.
+  // The request is over, however it ended: forgets keys, nonces and pointers.
   void end();
 
   // The steps from `first` on. `next_request_id` counts up with every exchange.
@@ -126,6 +136,7 @@ class Executor {
   const FusedStep& fused(size_t step) const;  // throws std::invalid_argument when it is none
   int64_t node_of(size_t step) const;         // of an exchange; throws std::invalid_argument
   const std::vector<StepCost>& costs() const { return costs_; }
+  int64_t pad_words() const { return pad_words_; }
 
  private:
   enum class State : uint8_t { closed, open, written, answered, consumed };
@@ -133,13 +144,14 @@ class Executor {
     bool checked = false;
     State state = State::closed;
     const uint32_t* answer = nullptr;  // this request's, or null
+    int64_t pad_offset = -1;           // of its terms; -1: it has no pads
     std::vector<uint8_t> nonces;       // 12 bytes per image
-    std::vector<const uint32_t*> unblind;
-    std::vector<uint64_t> sums;  // of the request; one per image
+    std::vector<uint64_t> sums;        // of the request; one per image
   };
   using Step = std::variant<Fused, Exchange, Outside>;
 
   Node& node(int64_t index);
+  void enter(const std::vector<ImagePads>& pads);
   void close();
   Stop::Why perform(Fused& step, size_t number);
   Stop::Why exchange(Exchange& step, const Channel& channel, int threads, Stop& stop);
@@ -154,9 +166,13 @@ class Executor {
   std::vector<StepCost> costs_;
   std::vector<uint64_t> answer_sums_;
   std::vector<uint8_t> received_;
-  std::array<uint8_t, kAesKeyBytes> key_{};
+  // Of this request, by image; pointers lead to the schedules, which do not move.
+  std::vector<std::optional<AesSchedule>> schedules_, mask_schedules_;
+  std::vector<const AesSchedule*> keys_, mask_keys_;
+  std::vector<const uint32_t*> terms_;
+  const int64_t pad_words_;
   bool begun_ = false;  // and no comparison has failed
-  bool has_pads_ = false;
+  bool has_pads_ = false, has_masks_ = false;
   bool answer_waits_ = false;  // an answer came that no step has read
 };
 

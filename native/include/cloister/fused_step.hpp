@@ -20,6 +20,7 @@
 #include <optional>
 #include <vector>
 
+#include "cloister/aes_ctr.hpp"
 #include "cloister/geometry.hpp"
 
 namespace cloister {
@@ -79,10 +80,10 @@ struct PixelView {
 struct SinkRun {
   uint32_t* blinded = nullptr;  // exactly one of these two
   int16_t* plain = nullptr;
-  const uint32_t* pad = nullptr;    // blinded: an explicit pad, else key and nonces
-  const uint8_t* key = nullptr;     // 32 bytes
-  const uint8_t* nonces = nullptr;  // 12 bytes per image
-  uint64_t* sums = nullptr;         // one per image, `sums_stride` apart
+  const uint32_t* pad = nullptr;             // blinded: an explicit pad, else keys and nonces
+  const AesSchedule* const* keys = nullptr;  // one per image
+  const uint8_t* nonces = nullptr;           // 12 bytes per image
+  uint64_t* sums = nullptr;                  // one per image, `sums_stride` apart
   int64_t sums_stride = 1;
   uint64_t* clipped = nullptr;  // one per image, `clipped_stride` apart; nullptr: not wanted
   int64_t clipped_stride = 1;
@@ -93,7 +94,12 @@ struct FusedRun {
   const uint32_t* reply = nullptr;  // one of these two, as the shape says
   const float* values = nullptr;
   const uint32_t* unblind = nullptr;                // one array, or
-  const uint32_t* const* unblind_images = nullptr;  // one pointer per image
+  const uint32_t* const* unblind_images = nullptr;  // one pointer per image, and
+  int64_t unblind_offset = 0;                       // how far behind it the terms begin
+  // Of terms that are masked: the key of every image, nullptr where they are not, and 12 bytes
+  // each.
+  const AesSchedule* const* mask_keys = nullptr;
+  const uint8_t* mask_nonces = nullptr;
   PixelView<const float> residual;
   PixelView<float> pre;   // keep the value before the window
   PixelView<float> post;  // and behind it
@@ -103,7 +109,7 @@ struct FusedRun {
 
   // Where the terms of an image begin, or nullptr.
   const uint32_t* unblinding(int64_t i, int64_t elements) const {
-    if (unblind_images != nullptr) return unblind_images[i];
+    if (unblind_images != nullptr) return unblind_images[i] + unblind_offset;
     return unblind != nullptr ? unblind + i * elements : nullptr;
   }
 };

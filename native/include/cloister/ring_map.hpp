@@ -4,6 +4,7 @@
 // [-2^15, 2^15), so that A x = A lo + 2^16 * A hi (mod 2^32). Both products multiply int16 by int16
 // into 32-bit accumulators that wrap. Wrapping loses nothing: the sum is wanted modulo 2^32 only.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -54,9 +55,10 @@ class RingMap {
   // `weights` is [oc][kh][kw][c / groups]. Throws std::invalid_argument for an impossible geometry.
   RingMap(const Geometry& geometry, const int16_t* weights);
 
-  // out[n, oh, ow, oc] = A x; x is [n, h, w, c]. One caller at a time: the scratch memory is kept.
-  void apply(const uint32_t* x, int64_t n, uint32_t* out, int threads);
-  void apply(const int16_t* x, int64_t n, uint32_t* out, int threads);
+  // out[n, oh, ow, oc] = A x; x is [n, h, w, c]. Images of `out` begin `out_stride` words apart; 0:
+  // side by side. One caller at a time: the scratch memory is kept.
+  void apply(const uint32_t* x, int64_t n, uint32_t* out, int threads, int64_t out_stride = 0);
+  void apply(const int16_t* x, int64_t n, uint32_t* out, int threads, int64_t out_stride = 0);
 
   const Geometry& geometry() const { return original_; }
 
@@ -87,13 +89,30 @@ class RingMap {
   void pack_depthwise(const int16_t* weights);
   Bands plan(int64_t n, int64_t bytes_per_element, int threads) const;
   void locate_pixels(const Bands& bands);
+  // Where outputs go: runs of pixels `pixel_stride` words apart, which begin `run_stride` apart.
+  struct Place {
+    uint32_t* out;
+    int64_t run_pixels, run_stride, pixel_stride;
+
+    // Calls use(i, n, out) for every run's part of `count` pixels, its pixels i .. i + n.
+    template <typename Use>
+    void runs(int64_t first, int64_t count, const Use& use) const {
+      for (int64_t i = 0; i < count;) {
+        const int64_t run = (first + i) / run_pixels, at = (first + i) % run_pixels;
+        const int64_t n = std::min(count - i, run_pixels - at);
+        use(i, n, out + run * run_stride + at * pixel_stride);
+        i += n;
+      }
+    }
+  };
+
   template <typename T>
-  void apply_any(const T* x, int64_t n, uint32_t* out, int threads);
+  void apply_any(const T* x, int64_t n, uint32_t* out, int threads, int64_t out_stride);
   template <typename T>
-  void run_item(const T* x, int64_t n, uint32_t* out, const Bands& bands, int64_t item,
+  void run_item(const T* x, int64_t n, const Place& place, const Bands& bands, int64_t item,
                 void* scratch) const;
-  void run_panels(const int16_t* plane, int64_t digit_stride, int digits, int64_t pixels,
-                  int64_t part, int64_t parts, uint32_t* out) const;
+  void run_panels(const int16_t* plane, int64_t digit_stride, int digits, int64_t first_pixel,
+                  int64_t pixels, int64_t part, int64_t parts, const Place& place) const;
 
   Geometry original_;
   Geometry g_;         // the same map, reshaped so that its rows are what can be cut into bands

@@ -13,13 +13,13 @@
 #include <variant>
 
 #include "cloister/transpose.hpp"
-#include "pads/wipe.hpp"
 #include "threads/thread_pool.hpp"
 
 namespace cloister {
 namespace {
 
 constexpr int64_t kSecond = 1'000'000'000;
+constexpr int64_t kAlignedWords = 16;  // of the terms of a node
 
 int64_t now(clockid_t clock) {
   timespec time{};
@@ -63,10 +63,24 @@ void copy_staged(const Exchange& step) {
 
 }  // namespace
 
-Executor::Executor(std::vector<bool> checked, int64_t batch, int threads)
-    : batch_(batch), threads_(threads) {
+Executor::Executor(std::vector<bool> checked, int64_t batch, int threads,
+                   const std::map<int64_t, int64_t>& pad_offsets, int64_t pad_words)
+    : batch_(batch),
+      threads_(threads),
+      schedules_(static_cast<size_t>(std::max<int64_t>(batch, 0))),
+      mask_schedules_(schedules_.size()),
+      keys_(schedules_.size()),
+      mask_keys_(schedules_.size()),
+      terms_(schedules_.size()),
+      pad_words_(pad_words) {
   if (batch < 1) throw std::invalid_argument("executor: no images");
   nodes_.resize(checked.size());
+  for (const auto& [index, offset] : pad_offsets) {
+    if (offset < 0 || offset >= pad_words || offset % kAlignedWords != 0) {
+      throw std::invalid_argument("executor: a node's terms begin at no multiple of 16 words");
+    }
+    node(index).pad_offset = offset;
+  }
   for (size_t i = 0; i < nodes_.size(); ++i) {
     nodes_[i].checked = checked[i];
     nodes_[i].sums.resize(static_cast<size_t>(batch));
@@ -93,6 +107,13 @@ void Executor::add(Fused step) {
   }
   if (step.node >= 0 && node(step.node).checked != step.step->checked()) {
     throw std::invalid_argument("executor: a checked node needs a checked step, and no other does");
+  }
+  if (step.unblinds) {
+    const FusedShape& shape = step.step->shape();
+    const int64_t first = step.node < 0 ? -1 : node(step.node).pad_offset;
+    if (first < 0 || shape.h * shape.w * shape.c > pad_words_ - first) {
+      throw std::invalid_argument("executor: an answer that is unblinded needs its terms");
+    }
   }
   for (size_t i = 0; i < rules.size(); ++i) {
     if (node(step.sink_nodes[i]).checked != rules[i].checked()) {
@@ -146,32 +167,37 @@ int64_t Executor::node_of(size_t step) const {
   throw std::invalid_argument("executor: the step is no exchange");
 }
 
-void Executor::begin() {
+void Executor::begin(const std::vector<ImagePads>& pads) {
   end();
+  if (!pads.empty()) enter(pads);
   begun_ = true;
   for (Node& node : nodes_) node.state = State::open;
 }
 
-void Executor::begin(const uint8_t key[kAesKeyBytes], const std::vector<uint64_t>& pad_ids,
-                     const std::vector<int64_t>& hidden,
-                     std::vector<std::vector<const uint32_t*>> unblind) {
-  const auto n = static_cast<size_t>(batch_);
-  if (pad_ids.size() != n || hidden.size() != unblind.size()) {
-    throw std::invalid_argument("executor: one pad id per image is needed");
+void Executor::enter(const std::vector<ImagePads>& pads) {
+  if (pads.size() != terms_.size()) {
+    throw std::invalid_argument("executor: one pad set per image is needed");
   }
-  begin();
-  for (size_t i = 0; i < hidden.size(); ++i) {
-    Node& to = node(hidden[i]);
-    if (unblind[i].size() != n) throw std::invalid_argument("executor: a pad is missing");
-    to.unblind = std::move(unblind[i]);
-    to.nonces.resize(n * kAesNonceBytes);
-    for (size_t j = 0; j < n; ++j) {
+  for (size_t j = 0; j < pads.size(); ++j) {
+    terms_[j] = pads[j].terms;
+    if (pads[j].mask_key != nullptr) has_masks_ = true;
+    if (!has_aes()) continue;  // pads are arrays then
+    keys_[j] = &schedules_[j].emplace(pads[j].key);
+    if (pads[j].mask_key != nullptr) mask_keys_[j] = &mask_schedules_[j].emplace(pads[j].mask_key);
+  }
+  for (size_t i = 0; i < nodes_.size(); ++i) {
+    Node& to = nodes_[i];
+    if (to.pad_offset < 0) continue;
+    if (has_masks_ && !to.checked) {
+      throw std::invalid_argument("executor: masked terms of a node that is not checked");
+    }
+    to.nonces.resize(pads.size() * kAesNonceBytes);
+    for (size_t j = 0; j < pads.size(); ++j) {
       uint8_t* nonce = to.nonces.data() + j * kAesNonceBytes;
-      put_big_endian(nonce, pad_ids[j], 8);
-      put_big_endian(nonce + 8, static_cast<uint64_t>(hidden[i]), 4);
+      put_big_endian(nonce, pads[j].id, 8);
+      put_big_endian(nonce + 8, i, 4);
     }
   }
-  std::memcpy(key_.data(), key, kAesKeyBytes);
   has_pads_ = true;
 }
 
@@ -188,13 +214,17 @@ void Executor::close() {
 }
 
 void Executor::end() {
-  wipe(key_.data(), key_.size());
-  has_pads_ = answer_waits_ = false;
+  // A schedule wipes itself.
+  for (auto* schedules : {&schedules_, &mask_schedules_}) {
+    for (auto& schedule : *schedules) schedule.reset();
+  }
+  for (auto* keys : {&keys_, &mask_keys_}) std::fill(keys->begin(), keys->end(), nullptr);
+  std::fill(terms_.begin(), terms_.end(), nullptr);
+  has_pads_ = has_masks_ = answer_waits_ = false;
   close();
   for (Node& node : nodes_) {
     node.answer = nullptr;
     node.nonces.clear();
-    node.unblind.clear();
   }
   for (auto& bound : bound_) bound.reset();
 }
@@ -252,9 +282,13 @@ Stop::Why Executor::perform(Fused& step, size_t number) {
   }
   run.n = batch_;
   run.unblind_images = nullptr;
+  run.mask_keys = nullptr;
   if (step.unblinds) {
-    ordered(has_pads_ && source != nullptr && !source->unblind.empty(), "a pad is missing");
-    run.unblind_images = source->unblind.data();
+    ordered(has_pads_ && source != nullptr, "a pad is missing");
+    run.unblind_images = terms_.data();
+    run.unblind_offset = source->pad_offset;
+    if (has_masks_) run.mask_keys = mask_keys_.data();
+    run.mask_nonces = source->nonces.data();
   }
   for (size_t i = 0; i < step.sink_nodes.size(); ++i) {
     Node& sink = node(step.sink_nodes[i]);
@@ -263,7 +297,7 @@ Stop::Why Executor::perform(Fused& step, size_t number) {
     run.sinks[i].sums_stride = 1;
     if (run.sinks[i].blinded == nullptr || run.sinks[i].pad != nullptr) continue;
     ordered(has_pads_ && !sink.nonces.empty(), "a pad is missing");
-    run.sinks[i].key = key_.data();
+    run.sinks[i].keys = keys_.data();
     run.sinks[i].nonces = sink.nonces.data();
   }
   run.sums_out = answer_sums_.data();

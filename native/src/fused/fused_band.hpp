@@ -63,13 +63,11 @@ class FusedStep::Band {
     bool ready;  // somebody has produced all of them
   };
 
-  Band(const FusedStep& step, const FusedRun& run, const FusedKernels& kernels,
-       const std::vector<std::unique_ptr<AesSchedule>>& keys, int64_t image, Scratch& scratch,
-       const Rows& rows)
+  Band(const FusedStep& step, const FusedRun& run, const FusedKernels& kernels, int64_t image,
+       Scratch& scratch, const Rows& rows)
       : step_(step),
         s_(step.shape_),
         run_(run),
-        keys_(keys),
         kernels_(kernels),
         image_(image),
         scratch_(scratch),
@@ -284,14 +282,14 @@ class FusedStep::Band {
         const auto block = static_cast<uint64_t>(at / 4);
         const bool whole_blocks = at % 4 == 0 && (row.pixels == 1 || row.channels % 4 == 0);
         if (kernels_.emit_blinded != nullptr && whole_blocks) {
-          row.rounds = keys_[i]->rounds();
+          row.rounds = sink.keys[image_]->rounds();
           row.nonce = nonce;
           row.first_block = static_cast<uint32_t>(block);
           return kernels_.emit_blinded(row, scratch_.lanes[1 + i]);
         }
         const int64_t words = row.pixels * row.channels + at % 4;
         CLOISTER_DEBUG_ASSERT(words <= static_cast<int64_t>(scratch_.pad.size()));
-        aes_ctr_fill(*keys_[i], nonce, block, scratch_.pad.data(), words);
+        aes_ctr_fill(*sink.keys[image_], nonce, block, scratch_.pad.data(), words);
         row.pad = scratch_.pad.data() + at % 4;
       }
     }
@@ -301,7 +299,6 @@ class FusedStep::Band {
   const FusedStep& step_;
   const FusedShape& s_;
   const FusedRun& run_;
-  const std::vector<std::unique_ptr<AesSchedule>>& keys_;
   const FusedKernels& kernels_;
   int64_t image_;
   Scratch& scratch_;

@@ -158,17 +158,18 @@ void FusedStep::validate(const FusedRun& run) const {
       (run.reply != nullptr) != (run.values != nullptr) && (run.reply != nullptr) == reads_answer(),
       "the source must be a reply exactly when there is a scale");
   require(!run.unblinding(0, 0) || run.reply != nullptr, "only a reply can be unblinded");
+  if (run.mask_keys != nullptr) throw std::logic_error("fused step: masked terms are not read yet");
   require(run.sinks.size() == shape_.sinks.size(), "one output per sink is needed");
   require(a_ == nullptr || run.sums_out != nullptr, "a checked reply needs sums_out");
   for (size_t i = 0; i < run.sinks.size(); ++i) {
     const SinkRun& sink = run.sinks[i];
     require((sink.blinded != nullptr) != (sink.plain != nullptr), "a sink has one output");
-    const bool padded = sink.pad != nullptr || (sink.key != nullptr && sink.nonces != nullptr);
+    const bool padded = sink.pad != nullptr || (sink.keys != nullptr && sink.nonces != nullptr);
     require(sink.blinded == nullptr || padded,
-            "a blinded sink needs a key with nonces, or an explicit pad");
+            "a blinded sink needs keys with nonces, or an explicit pad");
     require(sink.blinded == nullptr || sink.pad != nullptr || has_aes(),
             "this CPU has no AES instructions: give the pad as an array");
-    require(sink.plain == nullptr || (sink.pad == nullptr && sink.key == nullptr),
+    require(sink.plain == nullptr || (sink.pad == nullptr && sink.keys == nullptr),
             "a plain sink takes no pad");
     require(!shape_.sinks[i].checked() || sink.sums != nullptr, "a checked sink needs its sums");
   }
@@ -226,11 +227,6 @@ void FusedStep::run(const FusedRun& run, int threads) {
   const bool rows_first = bands > 1 && window && span(window->kh, window->dh) > window->sh;
   const int64_t row = shape_.w * shape_.c;
   if (rows_first) image_.resize(static_cast<size_t>(run.n * shape_.h * row));
-  std::vector<std::unique_ptr<AesSchedule>> keys(run.sinks.size());
-  for (size_t i = 0; i < keys.size(); ++i) {
-    const SinkRun& sink = run.sinks[i];
-    if (sink.blinded && !sink.pad) keys[i] = std::make_unique<AesSchedule>(sink.key);
-  }
   prepare(kernels, std::min<int64_t>(std::max(threads, 1), run.n * bands));
   const size_t columns = 1 + shape_.sinks.size();
   const size_t phase_sums = static_cast<size_t>(run.n * bands) * columns;
@@ -242,7 +238,7 @@ void FusedStep::run(const FusedRun& run, int threads) {
     Band::Rows rows{scratch.ring.data(), 0, false};
     if (window) rows.count = std::min(span(window->kh, window->dh), shape_.h);
     if (rows_first) rows = {image_.data() + image * shape_.h * row, shape_.h, !sources};
-    Band band(*this, run, kernels, keys, image, scratch, rows);
+    Band band(*this, run, kernels, image, scratch, rows);
     const int64_t units = sources ? shape_.h : window ? window->oh : shape_.h * shape_.w;
     const int64_t begin = units * (job % bands) / bands;
     const int64_t end = units * (job % bands + 1) / bands;

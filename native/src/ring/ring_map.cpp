@@ -332,8 +332,9 @@ void RingMap::locate_pixels(const Bands& bands) {
   }
 }
 
-void RingMap::run_panels(const int16_t* plane, int64_t digit_stride, int digits, int64_t pixels,
-                         int64_t part, int64_t parts, uint32_t* out) const {
+void RingMap::run_panels(const int16_t* plane, int64_t digit_stride, int digits,
+                         int64_t first_pixel, int64_t pixels, int64_t part, int64_t parts,
+                         const Place& place) const {
   const int64_t all = g_.groups * panels_;
   for (int64_t panel = part * all / parts; panel < (part + 1) * all / parts; ++panel) {
     const int64_t group = panel / panels_, first = panel % panels_ * kRingPanel;
@@ -343,23 +344,25 @@ void RingMap::run_panels(const int16_t* plane, int64_t digit_stride, int digits,
     job.plane = plane + group * g_.group_in();
     job.digit_stride = digit_stride;
     job.digits = digits;
-    job.pixels = pixels_.data();
-    job.pixel_count = pixels;
-    job.out = out + group * g_.group_out() + first;
-    job.out_stride = g_.oc;
+    job.out_stride = place.pixel_stride;
     job.width = std::min(kRingPanel, g_.group_out() - first);
     for (const Block& block : blocks_) {
       job.segments = segments_.data() + block.segment;
       job.segment_count = block.segments;
       job.weights = packed + block.pairs_before * kRingPanel * 2;
       job.accumulate = block.segment > 0;
-      kernels().ring.panel(job);
+      place.runs(first_pixel, pixels, [&](int64_t i, int64_t count, uint32_t* out) {
+        job.pixels = pixels_.data() + i;
+        job.pixel_count = count;
+        job.out = out + group * g_.group_out() + first;
+        kernels().ring.panel(job);
+      });
     }
   }
 }
 
 template <typename T>
-void RingMap::run_item(const T* x, int64_t n, uint32_t* out, const Bands& bands, int64_t item,
+void RingMap::run_item(const T* x, int64_t n, const Place& place, const Bands& bands, int64_t item,
                        void* scratch) const {
   const int64_t part = item % bands.parts, band = item / bands.parts;
   const int64_t first_image = band / bands.row_bands * bands.images;
@@ -367,7 +370,7 @@ void RingMap::run_item(const T* x, int64_t n, uint32_t* out, const Bands& bands,
   const int64_t images = std::min(bands.images, n - first_image);
   const int64_t rows = std::min(bands.rows, g_.oh - first_row);
   const int64_t pixels = images * rows * g_.ow;
-  out += (first_image * g_.oh + first_row) * g_.ow * g_.oc;
+  const int64_t first_pixel = (first_image * g_.oh + first_row) * g_.ow;
   const int64_t stride = padded_rows(bands.rows) * padded_w_ * channels_;  // as in locate_pixels
   const auto pad = [&](const auto& writer) {
     for (int64_t i = 0; i < images; ++i) {
@@ -378,23 +381,35 @@ void RingMap::run_item(const T* x, int64_t n, uint32_t* out, const Bands& bands,
   if (depthwise_) {
     auto* plane = static_cast<uint32_t*>(scratch);
     pad(RepeatWriter{plane, g_.c, g_.oc / g_.c});
-    kernels().ring.depthwise({plane, pixels_.data(), pixels, segments_.data(),
-                              static_cast<int64_t>(segments_.size()),
-                              static_cast<const uint32_t*>(weights_.data()), g_.oc, out});
-    return;
+    return place.runs(first_pixel, pixels, [&](int64_t i, int64_t count, uint32_t* out) {
+      kernels().ring.depthwise({plane, pixels_.data() + i, count, segments_.data(),
+                                static_cast<int64_t>(segments_.size()),
+                                static_cast<const uint32_t*>(weights_.data()), g_.oc, out});
+    });
   }
   auto* plane = static_cast<int16_t*>(scratch);
   if constexpr (sizeof(T) == sizeof(uint32_t)) {
     pad(DigitWriter{plane, plane + bands.elements, g_.c, kernels().ring.split});
-    run_panels(plane, bands.elements, 2, pixels, part, bands.parts, out);
+    run_panels(plane, bands.elements, 2, first_pixel, pixels, part, bands.parts, place);
   } else {
     pad(PlainWriter{plane, g_.c});
-    run_panels(plane, 0, 1, pixels, part, bands.parts, out);
+    run_panels(plane, 0, 1, first_pixel, pixels, part, bands.parts, place);
   }
 }
 
 template <typename T>
-void RingMap::apply_any(const T* x, int64_t n, uint32_t* out, int threads) {
+void RingMap::apply_any(const T* x, int64_t n, uint32_t* out, int threads, int64_t out_stride) {
+  const int64_t image_pixels = per_image_ * g_.oh * g_.ow;
+  Place place{out, std::max<int64_t>(n, 1) * image_pixels, 0, g_.oc};
+  if (out_stride != 0 && out_stride != image_pixels * g_.oc) {
+    // The kernel of depthwise maps writes its pixels side by side.
+    if (image_pixels == 1 && !depthwise_) {
+      place.pixel_stride = out_stride;
+    } else {
+      place.run_pixels = image_pixels;
+      place.run_stride = out_stride;
+    }
+  }
   n *= per_image_;
   if (n == 0) return;
   threads = std::max(threads, 1);
@@ -411,16 +426,16 @@ void RingMap::apply_any(const T* x, int64_t n, uint32_t* out, int threads) {
   locate_pixels(bands);
 
   in_parallel(items, threads, [&](int64_t worker, int64_t item) {
-    run_item(x, n, out, bands, item, scratch_[worker].data());
+    run_item(x, n, place, bands, item, scratch_[worker].data());
   });
 }
 
-void RingMap::apply(const uint32_t* x, int64_t n, uint32_t* out, int threads) {
-  apply_any(x, n, out, threads);
+void RingMap::apply(const uint32_t* x, int64_t n, uint32_t* out, int threads, int64_t out_stride) {
+  apply_any(x, n, out, threads, out_stride);
 }
 
-void RingMap::apply(const int16_t* x, int64_t n, uint32_t* out, int threads) {
-  apply_any(x, n, out, threads);
+void RingMap::apply(const int16_t* x, int64_t n, uint32_t* out, int threads, int64_t out_stride) {
+  apply_any(x, n, out, threads, out_stride);
 }
 
 }  // namespace cloister

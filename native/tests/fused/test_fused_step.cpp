@@ -5,6 +5,7 @@
 #include <limits>
 #include <memory>
 #include <new>
+#include <optional>
 #include <random>
 #include <span>
 #include <stdexcept>
@@ -160,10 +161,13 @@ Result run(const Setting& s, const Inputs& x, FusedStep& step, bool explicit_pad
     run.sinks[i].clipped = r.clipped.data() + i;
     run.sinks[i].clipped_stride = 2;
   }
+  std::optional<AesSchedule> schedule;
+  std::vector<const AesSchedule*> keys;
   if (explicit_pad) {
     run.sinks[0].pad = x.pad.data();
   } else {
-    run.sinks[0].key = x.key;
+    keys.assign(kImages, &schedule.emplace(x.key));
+    run.sinks[0].keys = keys.data();
     run.sinks[0].nonces = x.nonces.data();
   }
   if (!s.reply) run.values = x.values.data();

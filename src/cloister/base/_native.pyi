@@ -1,6 +1,6 @@
 """The compiled kernels: see bindings/module.cpp."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -202,9 +202,20 @@ class Stop:
     def packet(self) -> bytes: ...
 
 class Executor:
-    """The steps of one program for one batch size; `checked` is by linear node."""
+    """The steps of one program for one batch size; `checked` is by linear node.
 
-    def __init__(self, *, checked: Sequence[bool], batch: int, threads: int) -> None: ...
+    pad_offsets   first word of every blinded node's terms in the `pad_words` words of a pad set
+    """
+
+    def __init__(
+        self,
+        *,
+        checked: Sequence[bool],
+        batch: int,
+        threads: int,
+        pad_offsets: Mapping[int, int] = ...,
+        pad_words: int = 0,
+    ) -> None: ...
     def add_fused(
         self,
         step: FusedStep,
@@ -244,10 +255,10 @@ class Executor:
     def begin(
         self,
         *,
-        key: bytes | None,
-        pad_ids: Sequence[int],
-        hidden: Sequence[int],
-        unblinding: Sequence[Sequence[UInt32[np.ndarray, "h w c"]]],
+        keys: Sequence[bytes] = (),
+        pad_ids: Sequence[int] = (),
+        terms: Sequence[UInt32[np.ndarray, " words"]] = (),
+        mask_keys: Sequence[bytes | None] = (),
     ) -> None: ...
     def bind(
         self,

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from cloister.cli import (
+    attest_verbs,
     audit_verbs,
     authority_verbs,
     bench_verbs,
@@ -58,6 +59,7 @@ _verb(model_verbs.compare, INFERENCE, "compare model.onnx photos --calibration t
 _verb(model_verbs.inspect, INFERENCE, "inspect model.onnx --policy verified")
 app.add_typer(pads_verbs.app, name="pads", rich_help_panel=INFERENCE)
 app.add_typer(worker_verbs.app, name="worker", rich_help_panel=INFERENCE)
+app.add_typer(attest_verbs.app, name="attest", rich_help_panel=INFERENCE)
 _verb(hidden_verbs.compile, HIDDEN, "compile model.onnx --last 2 --answers label --out head")
 app.add_typer(bundle_verbs.app, name="bundle", rich_help_panel=HIDDEN)
 app.add_typer(data_verbs.app, name="data", rich_help_panel=TRAINING)

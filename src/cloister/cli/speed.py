@@ -197,11 +197,6 @@ class PreparedPads:
         self._lock = threading.Lock()
 
     @property
-    def pad_key(self) -> bytes:
-        """See PadSource."""
-        return self._source.pad_key
-
-    @property
     def plan_digest(self) -> bytes:
         """See PadSource."""
         return self._source.plan_digest

@@ -136,6 +136,11 @@ class Plan:
         )
 
     @cached_property
+    def pads_checked(self) -> bool:
+        """Whether every answer that is unblinded is checked: then a wrong pad is refused too."""
+        return all(self.protection_of(self.linear_nodes[i]).checked for i in self.hidden_nodes)
+
+    @cached_property
     def modules(self) -> tuple[PlannedModule, ...]:
         """The nodes that compiled modules compute, in graph order."""
         return tuple(

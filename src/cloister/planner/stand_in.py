@@ -4,11 +4,11 @@ The time of every step depends on shapes and protections alone. Of a map that is
 every pad is zero as well: answers are unblinded and checked as ever, and no pad has to be made.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from cloister.base.rng import KEY_BYTES
 from cloister.errors import UnsupportedError
 from cloister.graph.graph import Graph
 from cloister.graph.ops.linear_nodes import geometry, is_linear
@@ -17,6 +17,7 @@ from cloister.plan.planned_split import PlannedSplit
 from cloister.plan.protection import Protection
 from cloister.plan.quantised import QuantisedLinear
 from cloister.ring.linear import Geometry, LinearMap
+from cloister.trusted.pads.pad_layout import PadLayout
 from cloister.trusted.pads.source import PadSet, reclaim
 
 QMAX = 2047
@@ -70,19 +71,17 @@ class StandInPads:
     kind = "stand-in"
 
     def __init__(self, plan: Plan) -> None:
-        nodes = plan.linear_nodes
         self.plan_digest = plan.digest
-        self.pad_key = hashlib.sha256(b"stand-in").digest()
-        self._shapes = {i: nodes[i].linear.geometry.out_shape for i in plan.hidden_nodes}
-        self._spare: list[dict[int, np.ndarray]] = []
+        self._words = PadLayout.of(plan).words
+        self._spare: list[np.ndarray] = []
         self._next_id = 0
 
     def take(self, count: int) -> list[PadSet]:
         """See PadSource."""
         pads = []
         for _ in range(count):
-            images = self._spare.pop(0) if len(self._spare) > count else self._made()
-            pads.append(PadSet(self._next_id, images))
+            terms = self._spare.pop(0) if len(self._spare) > count else self._made()
+            pads.append(PadSet(self._next_id, bytes(KEY_BYTES), terms))
             self._next_id += 1
         return pads
 
@@ -94,11 +93,10 @@ class StandInPads:
         """See PadSource."""
         self._spare.clear()
 
-    def _made(self) -> dict[int, np.ndarray]:
-        images = {i: np.empty(shape, np.uint32) for i, shape in self._shapes.items()}
-        for image in images.values():
-            image.fill(0)  # memory of its own: pages that were never written are all one page
-        return images
+    def _made(self) -> np.ndarray:
+        terms = np.empty(self._words, np.uint32)
+        terms.fill(0)  # memory of its own: pages that were never written are all one page
+        return terms
 
 
 def typical_feeds(graph: Graph, batch: int) -> dict[str, np.ndarray]:

@@ -57,7 +57,8 @@ class RingMap:
     ) -> UInt32[np.ndarray, "n oh ow oc"]:
         """Compute A x modulo 2^32.
 
-        Shapes   x: (n, *in_shape); result: (n, *out_shape), written to `out` when it is given.
+        Shapes   x: (n, *in_shape); result: (n, *out_shape), written to `out` when it is given,
+                 whose images may lie apart.
         Domain   x uint32 (a blinded request, two products) or int16 (a plain one, one product).
         Error    none: x = hi * 2^16 + lo in balanced digits, int16 by int16 products summed in
                  32-bit accumulators that wrap.
@@ -78,14 +79,17 @@ class RingMap:
             )
         elif np.may_share_memory(x, out):
             raise ShapeError("linear map: out must not overlap x; pass another array")
-        _check("out", out, self._geometry.out_shape)
+        _check("out", out, self._geometry.out_shape, apart=True)
         with self._lock:  # its scratch memory serves one product at a time
             self._native.apply(x, out, threads)
         return out
 
 
-def _check(name: str, array: np.ndarray, shape: tuple[int, int, int]) -> None:
+def _check(
+    name: str, array: np.ndarray, shape: tuple[int, int, int], *, apart: bool = False
+) -> None:
     if array.ndim != 4 or array.shape[1:] != shape:
         raise ShapeError(f"linear map: {name} must be (n, *{shape}), got {array.shape}")
-    if not array.flags.c_contiguous:
+    images = array[:1] if apart and array.strides[0] >= array[:1].nbytes else array
+    if not images.flags.c_contiguous:
         raise ShapeError(f"linear map: {name} must be C-contiguous; use np.ascontiguousarray")

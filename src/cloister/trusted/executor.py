@@ -64,7 +64,6 @@ class Executor:
         self._threads = threads
         # Other lanes may run in other threads; helper threads are only seen by the process's clock.
         self._clock = time.thread_time_ns if threads == 1 else time.process_time_ns
-        self._hidden = sorted(plan.hidden_nodes)
         self.next_request_id = first_request_id
         # Memory by batch size: reserved at native channels, which it does not keep alive, and
         # private memory for links without one.
@@ -141,16 +140,16 @@ class Executor:
 
     def _begin(self, request: BatchRequest) -> None:
         if request.pads is None:
-            if self._hidden:
+            if self.plan.hidden_nodes:
                 raise PlanError("the plan blinds, but the session has no pads")
-            request.space.native.begin(key=None, pad_ids=(), hidden=(), unblinding=())
+            request.space.native.begin()
             return
-        request.pad_ids, unblinding = request.pads.claim(self._hidden)
+        pads = request.pad_sets = request.pads.claim()
         request.space.native.begin(
-            key=request.pads.key,
-            pad_ids=request.pad_ids,
-            hidden=self._hidden,
-            unblinding=unblinding,
+            keys=[pad.key for pad in pads],
+            pad_ids=[pad.pad_id for pad in pads],
+            terms=[pad.terms for pad in pads],
+            mask_keys=[pad.mask_key for pad in pads],
         )
 
     def _run_steps(self, request: BatchRequest, descriptor: int) -> None:

@@ -25,7 +25,7 @@ from cloister.plan.plan import Plan
 from cloister.plan.protection import ENCLAVE, MODULE, OPEN
 from cloister.plan.quantised import QuantisedLinear
 from cloister.ring.freivalds import CheckVectors
-from cloister.ring.pads import expand
+from cloister.ring.pads import expand_into
 from cloister.trusted.checks import Checks, accept_unchecked, for_native
 from cloister.trusted.program.epilogue import Epilogue
 from cloister.trusted.program.memory_layout import value_key
@@ -561,8 +561,9 @@ def _sink(node: QuantisedLinear, vectors: CheckVectors | None) -> native.Sink:
 
 def _explicit_pads(request: BatchRequest, index: int) -> np.ndarray | None:
     """The pads of a linear node as an array, on a CPU without AES instructions."""
-    if request.pads is None or native.isa() != "portable":
+    if not request.pad_sets or native.isa() != "portable":
         return None
-    shape = request.space.layout.messages[index].shape
-    ids = np.array(request.pad_ids, np.int64)
-    return expand(request.pads.key, ids, shape[1:], domain=index).reshape(shape)
+    pads = np.empty(request.space.layout.messages[index].shape, np.uint32)
+    for pad, image in zip(request.pad_sets, pads, strict=True):
+        expand_into(pad.key, pad.pad_id, domain=index, out=image.reshape(-1))
+    return pads

@@ -8,6 +8,8 @@ import numpy as np
 import cloister.base._native as native
 from cloister.errors import PlanError
 from cloister.trusted.pads.maker import PadUse
+from cloister.trusted.pads.pad_layout import PadLayout
+from cloister.trusted.pads.source import PadSet
 from cloister.trusted.program.memory_layout import ALIGNMENT, lay_out, padded
 from cloister.trusted.program.steps import Program
 from cloister.trusted.report import Meter
@@ -47,7 +49,14 @@ class Workspace:
         self.exchanges: list[PreparedRequest | None] = [None] * len(program.steps)
         self.answers: dict[int, Unchecked[np.ndarray]] = {}
         checked = [plan.protection_of(node).checked for node in plan.linear_nodes]
-        self.native = native.Executor(checked=checked, batch=batch, threads=threads)
+        pads = PadLayout.of(plan)
+        self.native = native.Executor(
+            checked=checked,
+            batch=batch,
+            threads=threads,
+            pad_offsets=pads.offsets,
+            pad_words=pads.words,
+        )
 
     def shared(self, kind: str, index: int) -> Region:
         """Where in the reserved memory the message or the answer of an exchange lies."""
@@ -87,7 +96,7 @@ class BatchRequest:
     space: Workspace
     timeout_s: float
     next_id: int
-    pad_ids: list[int] = field(default_factory=list)
+    pad_sets: list[PadSet] = field(default_factory=list)
     messages: dict[int, np.ndarray] = field(default_factory=dict)
     replies: dict[int, int] = field(default_factory=dict)
     replaced: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)

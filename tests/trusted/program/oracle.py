@@ -33,12 +33,13 @@ class KnownPads:
     def __init__(self, plan: Plan) -> None:
         self._pads = InlinePads(plan, rng=InsecureSeededRandom(SEED))
         self.plan_digest = plan.digest
-        self.pad_key = self._pads.pad_key
+        self.key = b""
         self.ids: list[int] = []
 
     def take(self, count):
         pads = self._pads.take(count)
         self.ids += [pad.pad_id for pad in pads]
+        self.key = pads[0].key
         return pads
 
     def recycle(self, pads) -> None:
@@ -97,7 +98,7 @@ class Oracle:
                 continue
             used, self._used = self._used, self._used + row_count(self.plan.graph, part)
             ids = self.pads.ids[used : self._used]
-            found.append(interpreter.run(part, pad_key=self.pads.pad_key, pad_ids=ids))
+            found.append(interpreter.run(part, pad_key=self.pads.key, pad_ids=ids))
         return found
 
     def assert_explains(self, result: Result, feeds, *, worker=reference.linear_map) -> None:

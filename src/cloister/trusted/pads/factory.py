@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 from jaxtyping import UInt32, UInt64
@@ -27,7 +26,8 @@ from cloister.plan.plan import Plan
 from cloister.ring.freivalds import CheckVectors
 from cloister.ring.pads import expand_into
 from cloister.trusted.checks import accept
-from cloister.trusted.pads.maker import PadMaker
+from cloister.trusted.pads.maker import Maker, PadMaker
+from cloister.trusted.pads.pad_layout import PadLayout
 from cloister.trusted.pads.shares import SharedNode
 from cloister.trusted.pads.store import PadStore
 from cloister.wire.grpc.places import machines
@@ -38,21 +38,6 @@ TOO_FEW = (
     "one worker alone would see the whole pads and could read every message they blind; give two "
     "or more workers that do not collude, or none to make the pads here"
 )
-
-
-class Maker(Protocol):
-    """Makes pad sets of one plan: blinded.PadMaker here, `WorkerMaker` elsewhere."""
-
-    @property
-    def parties(self) -> int:
-        """How many parties would have to collude to know the pads; 0: no party sees a share."""
-        ...
-
-    def make(
-        self, pad_key: bytes, pad_id: int, *, into: Mapping[int, np.ndarray] | None = None
-    ) -> dict[int, np.ndarray]:
-        """`A r` of every blinded node by node index, written to `into` when it is given."""
-        ...
 
 
 def count_parties(links: Sequence[WorkerLink], *, insecure_one_party: bool = False) -> int:
@@ -117,6 +102,7 @@ class WorkerMaker:
     ) -> None:
         self._parties = count_parties(links, insecure_one_party=insecure_one_party)
         self._links = list(links)
+        self.layout = PadLayout.of(plan)
         self._rng = rng
         self._timeout_s = timeout_s
         self._nodes = [
@@ -157,17 +143,19 @@ class WorkerMaker:
         for node in self._nodes:
             node.draw(self._rng)
 
-    def make(
-        self, pad_key: bytes, pad_id: int, *, into: Mapping[int, np.ndarray] | None = None
-    ) -> dict[int, np.ndarray]:
-        """`A r` of every blinded node for one pad id, bit for bit what blinded.PadMaker computes.
+    def make(self, key: bytes, first_id: int, *, into: UInt32[np.ndarray, "rows words"]) -> None:
+        """See Maker: bit for bit what PadMaker computes.
 
-        Secret   the result; the workers' views are uniform and independent of it unless all collude
+        Secret   the terms; the workers' views are uniform and independent of it unless all collude
         Error    a wrong answer passes with probability at most 3 / P52 < 2^-50
         Source   Slalom (arXiv:1806.03287) section 3.2; deviation: made by workers, in shares
         Raises   VerificationError, ProtocolError naming the worker, which is dropped;
                  WorkerUnavailable when fewer than two are left; InputError unless ids increase
         """
+        for pad_id, terms in enumerate(into, first_id):
+            self._make_pad(key, pad_id, self.layout.views(terms))
+
+    def _make_pad(self, pad_key: bytes, pad_id: int, into: Mapping[int, np.ndarray]) -> None:
         if len(self._links) < 2:
             raise WorkerUnavailable(f"pads: {len(self._links)} workers are left; {TOO_FEW}")
         if pad_id <= self._newest.get(pad_key, -1):
@@ -178,12 +166,8 @@ class WorkerMaker:
         # A fresh key per share but the first, which is what is missing to the pad.
         keys = [self._rng.random_bytes(KEY_BYTES) for _ in self._links[1:]]
         try:
-            return {
-                node.index: self._make_node(
-                    node, pad_key, pad_id, keys, into[node.index] if into else None
-                )
-                for node in self._nodes
-            }
+            for node in self._nodes:
+                self._make_node(node, pad_key, pad_id, keys, into[node.index])
         finally:
             for array in (self._pad, self._share):
                 array.fill(0)
@@ -194,12 +178,10 @@ class WorkerMaker:
         pad_key: bytes,
         pad_id: int,
         keys: Sequence[bytes],
-        out: UInt32[np.ndarray, "h w c"] | None,
-    ) -> UInt32[np.ndarray, "h w c"]:
+        out: UInt32[np.ndarray, "h w c"],
+    ) -> None:
         count = node.geometry.in_elements
         rest, share = self._pad[:count], self._share[:count]
-        if out is None:
-            out = np.empty(node.geometry.out_shape, np.uint32)
         out.fill(0)
         expand_into(pad_key, pad_id, domain=node.index, out=rest)
         first, *others = self._links
@@ -211,12 +193,11 @@ class WorkerMaker:
                 self._ask(asked, link, node, share)
             self._ask(asked, first, node, rest)
             for question in asked:
-                out = self._add_answer(question, node, out)
+                self._add_answer(question, node, out)
         finally:
             for question in asked:
                 if question.link in self._links:
                     question.link.release(question.request_id)
-        return out
 
     def _ask(
         self,
@@ -238,13 +219,13 @@ class WorkerMaker:
 
     def _add_answer(
         self, question: _Asked, node: SharedNode, out: UInt32[np.ndarray, "h w c"]
-    ) -> UInt32[np.ndarray, "h w c"]:
-        """`out` with one worker's answer added, which was checked."""
+    ) -> None:
+        """Add one worker's answer, which is checked."""
         link = question.link
         try:
             (reply,) = link.receive(question.request_id, timeout_s=self._timeout_s)
             add = partial(node.add_answers, out=out, vectors=question.vectors)
-            return accept(reply, add, question.sums, node=node.name).values
+            accept(reply, add, question.sums, node=node.name)
         except VerificationError as error:
             self._drop(link)
             for other in self._nodes:
@@ -333,20 +314,19 @@ def fill(
     """
     stop = stop or threading.Event()
     missing = max(0, count - store.status().ready)
-    memory: dict[int, np.ndarray] = {}
+    rows = np.zeros((1, maker.layout.words), np.uint32)
     try:
         for done in range(missing):
             if stop.is_set():
                 return done
             started = time.monotonic()
             (pad_id,) = store.reserve(1, makers=maker.parties)
-            memory = maker.make(store.pad_key, pad_id, into=memory)
-            store.put(pad_id, memory)
+            maker.make(store.pad_key, pad_id, into=rows)
+            store.put(pad_id, maker.layout.views(rows[0]))
             if progress is not None:
                 progress(done + 1, missing)
             if rate is not None and done + 1 < missing:
                 stop.wait(rate.pause_s(time.monotonic() - started))
     finally:
-        for array in memory.values():
-            array.fill(0)
+        rows.fill(0)
     return missing

@@ -7,16 +7,37 @@ here when asked (`InlinePads`) or in a store (store.py), and used once.
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
+from jaxtyping import UInt32
 
-from cloister.base.rng import Csprng
+from cloister.base.rng import KEY_BYTES, Csprng
 from cloister.errors import PadReusedError
 from cloister.plan.plan import Plan
 from cloister.ring.pads import expand
 from cloister.ring.ring_map import RingMap
+from cloister.trusted.pads.pad_layout import PadLayout
 from cloister.trusted.pads.source import PadSet, PadSource, erase, reclaim
+
+
+class Maker(Protocol):
+    """Makes the terms of pad sets of one plan: `PadMaker` here, factory.WorkerMaker elsewhere."""
+
+    @property
+    def layout(self) -> PadLayout:
+        """Where each node's terms lie."""
+        ...
+
+    @property
+    def parties(self) -> int:
+        """How many parties would have to collude to know the pads; 0: no party sees a share."""
+        ...
+
+    def make(self, key: bytes, first_id: int, *, into: UInt32[np.ndarray, "rows words"]) -> None:
+        """Write the terms of consecutive pad ids, from `first_id` on, one row for each."""
+        ...
 
 
 class PadMaker:
@@ -30,24 +51,17 @@ class PadMaker:
     """No other party sees a share of these pads."""
 
     def __init__(self, plan: Plan, *, threads: int = 1) -> None:
-        self._geometries = {i: plan.linear_nodes[i].linear.geometry for i in plan.hidden_nodes}
+        self.layout = PadLayout.of(plan)
         self._maps = {i: RingMap(plan.linear_nodes[i].linear) for i in plan.hidden_nodes}
         self._threads = threads
 
-    def make(
-        self, pad_key: bytes, pad_id: int, *, into: Mapping[int, np.ndarray] | None = None
-    ) -> dict[int, np.ndarray]:
-        """`A r` of every blinded node for one pad id, uint32 (oh, ow, oc) by node index.
-
-        `into` is the memory of a spent pad set, which is then overwritten and returned.
-        """
-        unblinding, number = {}, np.array([pad_id], np.int64)
-        for index, ring_map in self._maps.items():
-            geometry = self._geometries[index]
-            pad = expand(pad_key, number, geometry.in_shape, domain=index)
-            out = into[index][None] if into else None
-            unblinding[index] = ring_map.apply(pad, out=out, threads=self._threads)[0]
-        return unblinding
+    def make(self, key: bytes, first_id: int, *, into: UInt32[np.ndarray, "rows words"]) -> None:
+        """See Maker; every node is one product over all rows."""
+        ids = np.arange(first_id, first_id + len(into), dtype=np.int64)
+        for index, terms in self.layout.views(into).items():
+            ring_map = self._maps[index]
+            pad = expand(key, ids, ring_map.geometry.in_shape, domain=index)
+            ring_map.apply(pad, out=terms, threads=self._threads)
 
 
 class InlinePads:
@@ -63,9 +77,9 @@ class InlinePads:
         self._maker = PadMaker(plan, threads=threads)
         self.plan_digest = plan.digest
         self._process = os.getpid()
-        self.pad_key = rng.random_bytes(32)
+        self._key = rng.random_bytes(KEY_BYTES)
         self._next_id = 0
-        self._spare: list[dict[int, np.ndarray]] = []
+        self._spare: list[np.ndarray] = []
         self._lock = threading.Lock()
 
     def take(self, count: int) -> list[PadSet]:
@@ -79,8 +93,11 @@ class InlinePads:
         for _ in range(count):
             with self._lock:
                 pad_id, self._next_id = self._next_id, self._next_id + 1
-                into = self._spare.pop() if self._spare else None
-            pads.append(PadSet(pad_id, self._maker.make(self.pad_key, pad_id, into=into)))
+                terms = self._spare.pop() if self._spare else None
+            if terms is None:
+                terms = np.zeros(self._maker.layout.words, np.uint32)
+            self._maker.make(self._key, pad_id, into=terms[None])
+            pads.append(PadSet(pad_id, self._key, terms))
         return pads
 
     def recycle(self, pads: Sequence[PadSet]) -> None:
@@ -102,18 +119,16 @@ class PadUse:
         self._source = source
         self._pads = source.take(count)
         self._claimed = False
-        self.key = source.pad_key
 
-    def claim(self, node_indices: Sequence[int]) -> tuple[list[int], list[list[np.ndarray]]]:
-        """The pad ids, and `A r` by node and input.
+    def claim(self) -> list[PadSet]:
+        """The pad sets, one for each input.
 
         Raises   PadReusedError the second time
         """
         if self._claimed:
             raise PadReusedError("the pads of this request were already used")
         self._claimed = True
-        unblinding = [[pad.unblinding[index] for pad in self._pads] for index in node_indices]
-        return [pad.pad_id for pad in self._pads], unblinding
+        return self._pads
 
     def erase(self) -> None:
         """Give the spent pads back to their source, which overwrites them."""

@@ -2,25 +2,35 @@
 is spent.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import UInt32
+
+_EMPTY = np.zeros(0, np.uint32)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(eq=False, repr=False, slots=True)
 class PadSet:
-    """The pads of one input of one plan: its id, and `A r` of every blinded node by node index.
+    """The pads of one input of one plan.
 
-    Secret   unblinding; single use. Its user overwrites it (`fill(0)`).
+    key        of the keystream that is `r`
+    terms      `A r` of every blinded node (pad_layout.py); empty once the pad set is spent
+    mask_key   None, or the terms are `A r + k` (mod 2^32), with k the AES-256-CTR keystream under
+               this key and the nonce of pad id and node, counted from the node's first word
+
+    Secret   all but the id; single use. Its user overwrites the terms.
     """
 
     pad_id: int
-    unblinding: dict[int, np.ndarray]
+    key: bytes
+    terms: UInt32[np.ndarray, " words"]
+    mask_key: bytes | None = None
 
 
-def reclaim(pads: Sequence[PadSet]) -> list[dict[int, np.ndarray]]:
+def reclaim(pads: Sequence[PadSet]) -> list[UInt32[np.ndarray, " words"]]:
     """Take back the memory of spent pads; the pads are empty afterwards.
 
     Emptied, so that memory given back twice is not handed out twice. What it holds is overwritten
@@ -29,17 +39,16 @@ def reclaim(pads: Sequence[PadSet]) -> list[dict[int, np.ndarray]]:
     """
     memory = []
     for pad in pads:
-        if pad.unblinding:
-            memory.append(dict(pad.unblinding))
-            pad.unblinding.clear()
+        if pad.terms.size:
+            memory.append(pad.terms)
+            pad.terms = _EMPTY
     return memory
 
 
-def erase(memory: Sequence[Mapping[int, np.ndarray]]) -> None:
+def erase(memory: Sequence[np.ndarray]) -> None:
     """Overwrite the memory of spent pads."""
-    for arrays in memory:
-        for array in arrays.values():
-            array.fill(0)
+    for terms in memory:
+        terms.fill(0)
 
 
 @runtime_checkable
@@ -49,11 +58,6 @@ class PadSource(Protocol):
     @property
     def kind(self) -> str:
         """Where the pads come from, for the report."""
-        ...
-
-    @property
-    def pad_key(self) -> bytes:
-        """Key of the keystream that is `r`. Secret."""
         ...
 
     @property
@@ -69,7 +73,7 @@ class PadSource(Protocol):
         ...
 
     def recycle(self, pads: Sequence[PadSet]) -> None:
-        """Take spent pads back; views of their arrays must not be used any more."""
+        """Take spent pads back; views of their terms must not be used any more."""
         ...
 
     def erase(self) -> None:

@@ -25,6 +25,7 @@ from cloister.base.hkdf import derive
 from cloister.base.rng import Csprng
 from cloister.errors import PadsExhausted, PadStoreError, RangeError, ShapeError
 from cloister.trusted.pads.pad_file import SUFFIX, PadFiles, file_bytes
+from cloister.trusted.pads.pad_layout import PadLayout
 from cloister.trusted.pads.pad_ledger import BUSY_TIMEOUT_S, MemoryLayout, PadCounters, PadLedger
 from cloister.trusted.pads.source import PadSet, erase, reclaim
 
@@ -62,7 +63,7 @@ class PadStore:
 
     folder: Path
     _ledger: PadLedger = field(repr=False)
-    _spare: list[dict[int, np.ndarray]] = field(default_factory=list, repr=False)
+    _spare: list[np.ndarray] = field(default_factory=list, repr=False)
     _spare_lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
@@ -153,7 +154,7 @@ class PadStore:
 
     @property
     def pad_key(self) -> bytes:
-        """Key of the keystream that is `r`; independent of the key that seals. Secret."""
+        """Key of the keystream that is `r` in every pad; not the key that seals. Secret."""
         return self._pad_key
 
     @property
@@ -204,7 +205,7 @@ class PadStore:
         They are read and their seals opened first, then counted as used, durably, and only then
         returned; their files are deleted. A damaged pad is set aside and will not be offered again.
 
-        Secret   the arrays; the caller overwrites them after use, or hands them to `recycle`
+        Secret   the terms; the caller overwrites them after use, or hands them to `recycle`
         Raises   PadsExhausted when there are fewer, PadStoreError naming the file when one is
                  damaged or the key file cannot be written; then none was taken
         """
@@ -227,7 +228,7 @@ class PadStore:
     def recycle(self, pads: Sequence[PadSet]) -> None:
         """Keep the memory of spent pads for the next `take`, which is then faster.
 
-        The pads are empty afterwards, and views of their arrays must not be used any more.
+        The pads are empty afterwards, and views of their terms must not be used any more.
         """
         spare = reclaim(pads)
         with self._spare_lock:
@@ -272,18 +273,15 @@ class PadStore:
         return found
 
     def _read(self, pad_id: int, layout: MemoryLayout) -> PadSet:
+        words = PadLayout.of_shapes(dict(layout))
         with self._spare_lock:
-            arrays = self._spare.pop() if self._spare else {}
-        for index, shape in layout:
-            if index not in arrays or arrays[index].shape != shape:
-                arrays[index] = np.empty(shape, np.uint32)
+            terms = self._spare.pop() if self._spare else np.zeros(words.words, np.uint32)
         try:
-            self._files.read_into(pad_id, layout, arrays)
+            self._files.read_into(pad_id, layout, words.views(terms))
         except BaseException:
-            for array in arrays.values():
-                array.fill(0)
+            terms.fill(0)
             raise
-        return PadSet(pad_id, arrays)
+        return PadSet(pad_id, self._pad_key, terms)
 
     def _tidy(self) -> None:
         """Refuse a folder or key file that do not belong together, and clear away leftovers."""

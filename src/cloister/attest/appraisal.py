@@ -1,0 +1,179 @@
+"""Comparing verified evidence with a policy: the decision whether a machine is trusted."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cloister.attest.check_tree import Check, refused, require_equal
+from cloister.attest.policy import (
+    ANY_CODE,
+    FIRST_32,
+    REPORT_DATA,
+    RULES,
+    UNKNOWN_REVOCATION,
+    UNKNOWN_TCB,
+    Compare,
+    Policy,
+    Rule,
+)
+from cloister.attest.verified_evidence import Format, Revocation, VerifiedEvidence
+from cloister.errors import AttestationError
+
+REPORT_DATA_BYTES = 64
+
+
+@dataclass(frozen=True)
+class Appraisal:
+    """Evidence that a policy accepts; there is none of evidence that it does not.
+
+    weakened   the fields of the policy that weaken protection and are set
+    checks     those of the evidence, and below them those of the policy
+    """
+
+    evidence: VerifiedEvidence
+    weakened: tuple[str, ...]
+    checks: Check
+
+    @property
+    def hardware_rooted(self) -> bool:
+        """Whether hardware vouches for the machine, and the policy asks for all it can say."""
+        return self.evidence.hardware_rooted and not self.weakened
+
+    def to_json(self) -> dict[str, object]:
+        """All of it in plain values."""
+        found = self.evidence.to_json()
+        found |= {"hardware_rooted": self.hardware_rooted, "weakened": list(self.weakened)}
+        return {**found, "checks": self.checks.to_json()}
+
+
+def appraise(
+    evidence: VerifiedEvidence, policy: Policy, expected_report_data: bytes | None
+) -> Appraisal:
+    """Compare evidence with a policy, field by field.
+
+    expected_report_data   what the machine was asked to bind; None: nothing was asked, which proves
+                           that such a machine exists, and not that it is the one that answers
+
+    Raises   AttestationError naming the claim, what was expected and found, and the policy's entry
+    """
+    section = policy.sections.get(evidence.format)
+    check = Check("policy")
+    evidence.checks.parts.append(check)
+    rules = RULES.get(evidence.format, ())
+    check.expect("format", "report data", *(rule.name for rule in rules))
+    with check.step("format"):
+        if section is None:
+            raise refused(
+                "format", expected=[kind.value for kind in policy.sections],
+                found=evidence.format.value,
+                remedy=f"the policy has no section [{evidence.format.value}]",
+            )  # fmt: skip
+    _compare_report_data(evidence, section, expected_report_data, check)
+    for rule in rules:
+        _compare(rule, evidence, section, check)
+    _judge_revocation(evidence, section, check)
+    if UNKNOWN_TCB in section:
+        _require_tcb(evidence, section, check)
+    check.state = max(check.parts, key=lambda part: part.state == "failed").state
+    weakened = [name for name, value in section.items() if name.startswith("insecure") and value]
+    if section[REPORT_DATA] == FIRST_32:
+        weakened.append(REPORT_DATA)
+    needless = UNKNOWN_REVOCATION if evidence.format in (Format.NITRO, Format.NVIDIA_GPU) else ""
+    weakened = [name for name in weakened if name != needless]
+    return Appraisal(evidence, tuple(weakened), evidence.checks)
+
+
+def _compare_report_data(
+    evidence: VerifiedEvidence, section: Mapping[str, object], expected: bytes | None, check: Check
+) -> None:
+    if expected is None:
+        check.leave("report data", "nothing was expected: the evidence may be of any conversation")
+        return
+    with check.step("report data"):
+        found = evidence.report_data
+        if evidence.format in (Format.SEV_SNP, Format.TDX, Format.SGX):
+            expected = expected.ljust(REPORT_DATA_BYTES, b"\0")
+        if section[REPORT_DATA] == FIRST_32:
+            found, expected = found[:32], expected[:32]
+        require_equal(
+            "report data", found, expected,
+            remedy="the evidence was made for another conversation",
+        )  # fmt: skip
+
+
+def _compare(
+    rule: Rule, evidence: VerifiedEvidence, section: Mapping[str, object], check: Check
+) -> None:
+    wanted = section[rule.name]
+    if wanted is None or (rule.code and section[ANY_CODE] and not wanted):
+        check.leave(rule.name, "the policy does not ask for it")
+        return
+    with check.step(rule.name):
+        for claim in rule.claims:
+            if claim not in evidence.claims:
+                if rule.name in ("tcb_statuses", "advisories") and section.get(UNKNOWN_TCB):
+                    continue
+                raise refused(
+                    claim, expected=wanted, found="no such claim",
+                    remedy=f"the evidence does not say; the policy asks by {rule.name}",
+                )  # fmt: skip
+            if not _holds(rule.compare, evidence.claims[claim], wanted):
+                raise refused(
+                    claim, expected=_expected(rule, wanted), found=evidence.claims[claim],
+                    remedy=f"the policy's field {rule.name} decides",
+                )  # fmt: skip
+
+
+def _expected(rule: Rule, wanted: object) -> object:
+    if rule.compare is Compare.PERMITS:
+        return "false"
+    if rule.compare is Compare.AT_MOST:
+        return f"at most {wanted}"
+    least = rule.compare in (Compare.AT_LEAST, Compare.LEVELS)
+    return f"at least {wanted}" if least else wanted
+
+
+def _holds(compare: Compare, found: object, wanted: object) -> bool:
+    match compare, found, wanted:
+        case Compare.PERMITS, bool(), bool():
+            return wanted or not found
+        case Compare.EQUAL, _, _:
+            return found is wanted
+        case Compare.ONE_OF, _, list():
+            return any(type(found) is type(one) and found == one for one in wanted)
+        case Compare.SUBSET, list(), list():
+            return set(found) <= set(wanted)
+        case Compare.AT_LEAST, int(), int():
+            return found >= wanted
+        case Compare.AT_MOST, int(), int():
+            return found <= wanted
+        case Compare.LEVELS, dict(), dict():
+            return set(wanted) <= set(found) and all(found[n] >= wanted[n] for n in wanted)
+    raise AttestationError("policy: a field cannot be compared with its claim")
+
+
+def _judge_revocation(
+    evidence: VerifiedEvidence, section: Mapping[str, object], check: Check
+) -> None:
+    if evidence.revocation is Revocation.GOOD:
+        return
+    if section[UNKNOWN_REVOCATION] and evidence.revocation is Revocation.UNKNOWN:
+        check.leave("revocation", "the policy accepts that it is not known")
+        return
+    with check.step("revocation"):
+        raise refused(
+            "revocation", expected=Revocation.GOOD.value, found=evidence.revocation.value,
+            remedy=f"give the vendor's lists in --collateral, or set {UNKNOWN_REVOCATION}",
+        )  # fmt: skip
+
+
+def _require_tcb(evidence: VerifiedEvidence, section: Mapping[str, object], check: Check) -> None:
+    if "tcb_status" in evidence.claims:
+        return
+    if section[UNKNOWN_TCB]:
+        check.leave("TCB", "the policy accepts that it is not known")
+        return
+    with check.step("TCB"):
+        raise refused(
+            "TCB status", expected=section["tcb_statuses"], found="unknown",
+            remedy=f"give Intel's collateral in --collateral, or set {UNKNOWN_TCB}",
+        )  # fmt: skip

@@ -1,0 +1,291 @@
+"""A policy: what evidence has to say before a machine is trusted. A TOML file, strict by default.
+
+A policy has a section for each format that it accepts. A field that is not set asks for nothing,
+except those with a default; what weakens protection has `insecure` in its name. Every section has
+to name the code that may run, or say that any may.
+"""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from cloister.attest.intel_tcb import TcbStatus
+from cloister.attest.verified_evidence import Format
+from cloister.base.reading import open_regular, parsing
+from cloister.errors import InputError
+
+MAX_BYTES = 1 << 20
+LEVELS = ("fmc", "bootloader", "tee", "snp", "microcode")
+FULL = "full"
+FIRST_32 = "insecure-first-32-bytes"
+"""Platforms that keep half of the report data: the rest is not compared."""
+
+
+class Compare(StrEnum):
+    """How a policy's field is compared with the evidence's claim."""
+
+    ONE_OF = "one of"
+    AT_LEAST = "at least"
+    AT_MOST = "at most"
+    EQUAL = "equal to"
+    LEVELS = "levels at least"
+    SUBSET = "all of them among"
+    PERMITS = "only if permitted"
+    """The claim has to be false unless the field is true."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A field of a section.
+
+    claims    of the evidence that it is compared with: each of them
+    bytes     the values are bytes, in hexadecimal
+    code      it names the code that may run
+    """
+
+    name: str
+    compare: Compare
+    claims: tuple[str, ...]
+    help: str
+    default: object = None
+    bytes: bool = False
+    code: bool = False
+
+
+def _digests(name: str, claim: str, text: str, *, code: bool = False) -> Rule:
+    return Rule(name, Compare.ONE_OF, (claim,), text, bytes=True, code=code)
+
+
+def _flag(name: str, claim: str, text: str) -> Rule:
+    return Rule(name, Compare.PERMITS, (claim,), text, default=False)
+
+
+_TCB_STATUS = Rule(
+    "tcb_statuses", Compare.ONE_OF, ("tcb_status",), "Intel's verdicts on the firmware",
+    default=[TcbStatus.UP_TO_DATE.value],
+)  # fmt: skip
+_ADVISORIES = Rule(
+    "advisories", Compare.SUBSET, ("advisories",),
+    "Intel's security advisories that are accepted, such as INTEL-SA-00615", default=[],
+)  # fmt: skip
+
+RULES: Mapping[Format, Sequence[Rule]] = {
+    Format.SEV_SNP: (
+        _digests("measurements", "measurement", "launch digests, 48 bytes", code=True),
+        _digests("host_data", "host_data", "digests of the manifest given at launch, 32 bytes"),
+        _digests("chip_ids", "chip_id", "chips that are accepted, 64 bytes; none given: any"),
+        _digests("id_key_digests", "id_key_digest", "keys that signed the guest's identity block"),
+        _digests("author_key_digests", "author_key_digest", "keys that signed those keys"),
+        _digests("family_ids", "family_id", "16 bytes"),
+        _digests("image_ids", "image_id", "16 bytes"),
+        Rule("products", Compare.ONE_OF, ("product",), "Milan, Genoa, Turin"),
+        Rule("signing_keys", Compare.ONE_OF, ("signing_key",),
+             "VCEK: of a chip; VLEK: of a cloud provider", default=["VCEK"]),
+        Rule("max_vmpl", Compare.AT_MOST, ("vmpl",), "privilege level, 0 is the highest",
+             default=0),
+        Rule("min_guest_svn", Compare.AT_LEAST, ("guest_svn",), "of the guest's identity block",
+             default=0),
+        Rule("min_tcb", Compare.LEVELS, ("reported_tcb", "committed_tcb", "launch_tcb"),
+             "firmware levels: bootloader, tee, snp, microcode (Turin: fmc)"),
+        Rule("allow_smt", Compare.PERMITS, ("smt_allowed",), "two threads on a core", default=True),
+        _flag("insecure_allow_debug", "debug", "the host may read the guest's memory"),
+        _flag("insecure_allow_migration", "migratable", "a migration agent may take it elsewhere"),
+    ),
+    Format.TDX: (
+        _digests("mrtd", "mrtd", "initial contents of the virtual machine, 48 bytes", code=True),
+        *(_digests(f"rtmr{i}", f"rtmr{i}", "run-time register, 48 bytes") for i in range(4)),
+        _digests("mrconfigid", "mrconfigid", "digest of the manifest given at launch, 48 bytes"),
+        _digests("mrowner", "mrowner", "48 bytes"),
+        _digests("mrownerconfig", "mrownerconfig", "48 bytes"),
+        _digests("mrseam", "mrseam", "Intel's TDX modules, 48 bytes"),
+        _digests("mrservicetd", "mrservicetd", "bound service virtual machines, 48 bytes"),
+        _digests("xfam", "xfam", "processor features, 8 bytes"),
+        _flag("insecure_allow_septve", "septve_enabled",
+              "the host can raise exceptions inside by unmapping pages"),
+        _TCB_STATUS,
+        _ADVISORIES,
+        _flag("insecure_allow_debug", "debug", "the host may read the machine's memory"),
+        _flag("insecure_allow_migration", "migratable", "it may be moved elsewhere"),
+        _flag("insecure_allow_perfmon", "perfmon", "performance counters of the host see inside"),
+    ),
+    Format.SGX: (
+        _digests("mrenclave", "mrenclave", "the enclave's contents, 32 bytes", code=True),
+        _digests("mrsigner", "mrsigner", "the key that signed the enclave, 32 bytes", code=True),
+        Rule("isvprodids", Compare.ONE_OF, ("isvprodid",), "products of that signer"),
+        Rule("min_isvsvn", Compare.AT_LEAST, ("isvsvn",), "security version", default=0),
+        _digests("config_ids", "config_id", "64 bytes"),
+        _digests("attributes", "attributes", "16 bytes"),
+        Rule("initialised", Compare.EQUAL, ("initialised",), "always true of a running enclave",
+             default=True),
+        _TCB_STATUS,
+        _ADVISORIES,
+        _flag("insecure_allow_debug", "debug", "the host may read the enclave's memory"),
+    ),
+    Format.NITRO: (
+        *(_digests(f"pcr{i}", f"pcr{i}", text, code=i == 0) for i, text in (
+            (0, "the enclave image, 48 bytes"), (1, "kernel and boot files"),
+            (2, "the application"), (3, "IAM role of the instance"), (4, "the instance"),
+            (8, "key that signed the image"),
+        )),
+        _flag("insecure_allow_debug", "debug", "the host may read the enclave's console"),
+    ),
+    Format.NVIDIA_GPU: (
+        Rule("manifests", Compare.SUBSET, ("manifests",),
+             "SHA-256 of reference manifests that may be given; each is compared", code=True),
+        Rule("min_manifests", Compare.AT_LEAST, ("manifest_count",), "of driver and VBIOS",
+             default=1),
+        Rule("driver_versions", Compare.ONE_OF, ("driver_version",), "such as 535.86.09"),
+        Rule("serials", Compare.ONE_OF, ("serial",), "GPUs that are accepted; none given: any"),
+        _flag("insecure_allow_relayable", "relayable",
+              "the report binds no host: whoever has a GPU somewhere can present it"),
+    ),
+}  # fmt: skip
+"""The fields of every section, in the order in which they are compared."""
+
+ANY_CODE = "insecure_allow_any_code"
+UNKNOWN_REVOCATION = "insecure_allow_unknown_revocation"
+UNKNOWN_TCB = "insecure_allow_unknown_tcb"
+REPORT_DATA = "report_data"
+COMMON: Mapping[str, object] = {ANY_CODE: False, UNKNOWN_REVOCATION: False, REPORT_DATA: FULL}
+"""Fields of every section, with their defaults."""
+_NO_LISTS = (Format.NITRO, Format.NVIDIA_GPU)
+"""Their vendors publish no list of revoked certificates that could be given."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is asked of evidence, by format and field; values are as the claims have them."""
+
+    sections: Mapping[Format, Mapping[str, object]]
+
+    @classmethod
+    def load(cls, path: Path) -> "Policy":
+        """Read a policy file.
+
+        Raises   InputError naming section and field
+        """
+        with parsing(f"policy {path}: cannot be read"), open_regular(path) as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise InputError(f"policy {path}: is larger than {MAX_BYTES} bytes")
+        with parsing(f"policy {path}: is no TOML"):
+            found = tomllib.loads(data.decode())
+        return cls.of(found, what=f"policy {path}")
+
+    @classmethod
+    def of(cls, found: Mapping[str, object], *, what: str = "policy") -> "Policy":
+        """A policy from parsed TOML.
+
+        Raises   InputError
+        """
+        sections: dict[Format, dict[str, object]] = {}
+        for name, section in found.items():
+            if name not in tuple(Format):
+                raise InputError(f"{what}: section {name!r}: choose {', '.join(RULES)}")
+            if Format(name) not in RULES or not isinstance(section, dict):
+                raise InputError(f"{what}: section {name!r} cannot be used")
+            sections[Format(name)] = _section(Format(name), section, f"{what}: [{name}]")
+        if not sections:
+            raise InputError(f"{what}: accepts no format; give a section, such as [sev-snp]")
+        return cls(sections)
+
+
+def fields_of(kind: Format) -> dict[str, object]:
+    """All fields of a section with their defaults; None where nothing is asked."""
+    fields: dict[str, object] = {rule.name: rule.default for rule in RULES[kind]}
+    fields |= COMMON
+    if kind in _NO_LISTS:
+        fields[UNKNOWN_REVOCATION] = True
+    if kind in (Format.TDX, Format.SGX):
+        fields[UNKNOWN_TCB] = False
+    return fields
+
+
+def _section(kind: Format, found: Mapping[str, object], what: str) -> dict[str, object]:
+    section = fields_of(kind)
+    rules = {rule.name: rule for rule in RULES[kind]}
+    for name, value in found.items():
+        if name not in section:
+            raise InputError(f"{what}: field {name!r} is not known; choose {', '.join(section)}")
+        rule = rules.get(name)
+        section[name] = _common(name, value, what) if rule is None else _value(rule, value, what)
+    if not section[ANY_CODE] and not any(section[rule.name] for rule in RULES[kind] if rule.code):
+        names = " or ".join(rule.name for rule in RULES[kind] if rule.code)
+        raise InputError(f"{what}: names no code; set {names} (for tests: {ANY_CODE} = true)")
+    return section
+
+
+def _common(name: str, value: object, what: str) -> object:
+    if name == REPORT_DATA:
+        if value not in (FULL, FIRST_32):
+            raise InputError(f"{what}: {name}: choose {FULL!r} or {FIRST_32!r}")
+    elif not isinstance(value, bool):
+        raise InputError(f"{what}: {name}: must be true or false")
+    return value
+
+
+def _value(rule: Rule, value: object, what: str) -> object:
+    where = f"{what}: {rule.name}"
+    match rule.compare:
+        case Compare.PERMITS | Compare.EQUAL:
+            fits = isinstance(value, bool)
+        case Compare.AT_LEAST | Compare.AT_MOST:
+            fits = type(value) is int and value >= 0
+        case Compare.LEVELS:
+            if not isinstance(value, dict) or not value or set(value) - set(LEVELS):
+                raise InputError(f"{where}: must be a table of {', '.join(LEVELS)}")
+            fits = all(type(level) is int and 0 <= level < 256 for level in value.values())
+        case Compare.ONE_OF | Compare.SUBSET:
+            if not isinstance(value, list) or (not value and rule.compare is Compare.ONE_OF):
+                raise InputError(f"{where}: must be a list that is not empty")
+            return [_item(rule, one, where) for one in value]
+    if not fits:
+        raise InputError(f"{where}: {value!r} is not what it takes ({rule.compare.value})")
+    return value
+
+
+def _item(rule: Rule, one: object, where: str) -> object:
+    if rule.bytes:
+        with parsing(f"{where}: must be hexadecimal"):
+            if not isinstance(one, str):
+                raise InputError(f"{where}: must be hexadecimal")
+            return bytes.fromhex(one)
+    if isinstance(one, bool) or not isinstance(one, str | int):
+        raise InputError(f"{where}: {one!r} is neither a text nor a number")
+    return one
+
+
+def template() -> str:
+    """A commented policy with every section; nothing is accepted before code is named."""
+    lines = [
+        "# What evidence has to say. Delete the sections of platforms that you do not accept.",
+        "# Fields behind a # are not asked for; those without have the strict default.",
+        "# Values in hexadecimal. Names with `insecure` weaken protection.",
+    ]
+    for kind in RULES:
+        lines += ["", f"[{kind.value}]"]
+        defaults = fields_of(kind)
+        for rule in RULES[kind]:
+            mark = "" if rule.default is not None else "# "
+            lines.append(f"{mark}{rule.name} = {_toml(rule)}  # {rule.help}")
+        rest = [name for name in defaults if name not in {rule.name for rule in RULES[kind]}]
+        lines += [f"{name} = {_plain(defaults[name])}" for name in rest]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(rule: Rule) -> str:
+    if rule.default is not None:
+        return _plain(rule.default)
+    if rule.compare is Compare.LEVELS:
+        return "{ bootloader = 0, tee = 0, snp = 0, microcode = 0 }"
+    return "[]"
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return "[" + ", ".join(f'"{one}"' for one in value) + "]"
+    return f'"{value}"' if isinstance(value, str) else str(value)

@@ -1,0 +1,51 @@
+"""Where the terms `A r` of a plan's blinded nodes lie in the one array of a pad set."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from jaxtyping import UInt32
+
+from cloister.plan.plan import Plan
+
+ALIGNED_WORDS = 16
+"""Every node begins at a multiple of it: a cache line, and whole blocks of a keystream."""
+
+
+@dataclass(frozen=True)
+class PadLayout:
+    """Shape and first word of every blinded node's terms, by node index; `words` of a pad set.
+
+    No node has the words between one node's end and the next one's beginning: they are 0.
+    """
+
+    shapes: Mapping[int, tuple[int, ...]]
+    offsets: Mapping[int, int]
+    words: int
+
+    @classmethod
+    def of(cls, plan: Plan) -> Self:
+        """The layout of a plan's pad sets."""
+        nodes = {i: plan.linear_nodes[i].linear.geometry for i in plan.hidden_nodes}
+        return cls.of_shapes({i: geometry.out_shape for i, geometry in nodes.items()})
+
+    @classmethod
+    def of_shapes(cls, shapes: Mapping[int, tuple[int, ...]]) -> Self:
+        """The layout of nodes whose terms have these shapes, by node index."""
+        ordered = {index: shapes[index] for index in sorted(shapes)}
+        offsets, words = {}, 0
+        for index, shape in ordered.items():
+            offsets[index] = words
+            words += -(-math.prod(shape) // ALIGNED_WORDS) * ALIGNED_WORDS
+        return cls(ordered, offsets, words)
+
+    def views(self, terms: UInt32[np.ndarray, "*rows words"]) -> dict[int, np.ndarray]:
+        """The terms of every node by node index, in the array of one pad set or of several."""
+        found = {}
+        for index, shape in self.shapes.items():
+            first = self.offsets[index]
+            part = terms[..., first : first + math.prod(shape)]
+            found[index] = part.reshape(*terms.shape[:-1], *shape)
+        return found

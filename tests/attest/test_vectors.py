@@ -1,0 +1,96 @@
+"""Real evidence of every format gets the verdict that its README states."""
+
+import pytest
+
+from attest.cases import GENUINE, LENIENT, REFUSED
+from cloister.attest.appraisal import appraise
+from cloister.attest.check_tree import Check, CheckState
+from cloister.attest.policy import Policy
+from cloister.attest.verify import verify
+from cloister.errors import AttestationError, CloisterError
+
+HELLO = b"Hello, world!"
+
+
+def named(cases):
+    return pytest.mark.parametrize("case", cases, ids=lambda one: one.name)
+
+
+def verified(case, check=None):
+    return verify(case.data, case.given(), now=case.at, check=check)
+
+
+@named(GENUINE)
+def test_genuine_evidence_is_verified_and_says_what_it_is(case):
+    tree = Check("evidence")
+    found = verified(case, tree)
+    assert found.format.value == case.kind
+    assert {name: found.claims[name] for name in case.expected} == case.expected
+    assert found.not_after > case.at
+    assert found.hardware_rooted == (case.kind != "nvidia-gpu")
+    assert not any(part.state is CheckState.FAILED for part in tree.parts)
+    assert appraise(found, LENIENT, found.report_data).evidence is found
+
+
+@pytest.mark.parametrize(("case", "text"), REFUSED, ids=lambda one: getattr(one, "name", ""))
+def test_what_must_be_refused_is_refused_for_its_reason(case, text):
+    tree = Check("evidence")
+    with pytest.raises(AttestationError, match=text):
+        verified(case, tree)
+    failed = [part for part in tree.parts if part.state is CheckState.FAILED]
+    assert len(failed) <= 1, "after a failed check nothing else is checked"
+
+
+@named([case for case in GENUINE if case.expected.get("debug")])
+def test_debug_mode_is_refused_by_policy(case):
+    section = dict(LENIENT.sections[verified(case).format])
+    policy = Policy({verified(case).format: {**section, "insecure_allow_debug": False}})
+    with pytest.raises(AttestationError, match="debug: expected false, found True; the policy's"):
+        appraise(verified(case), policy, None)
+
+
+def test_the_report_data_of_intels_sample():
+    (case,) = [one for one in GENUINE if one.name == "sgx"]
+    found = verified(case)
+    assert found.report_data == HELLO.ljust(64, b"\0")
+    appraise(found, LENIENT, HELLO)
+    with pytest.raises(AttestationError, match="report data: expected"):
+        appraise(found, LENIENT, b"Hello, World!")
+
+
+def test_twelve_measurements_match_the_manifest():
+    (case,) = [one for one in GENUINE if one.name == "gpu with manifest"]
+    tree = Check("evidence")
+    verified(case, tree)
+    assert "12 active measurements match" in str(tree.to_json())
+
+
+def test_eight_gpus_answer_one_nonce():
+    (case,) = [one for one in GENUINE if one.name == "eight GPUs"]
+    found = verified(case)
+    assert len(set(found.claims["serials"])) == 8
+    assert found.relayable
+
+
+def test_a_report_without_a_vendors_list_is_not_accepted_by_default():
+    (case,) = [one for one in GENUINE if one.name == "snp coco"]
+    found = verified(case)
+    strict = Policy.of({"sev-snp": {"measurements": [found.claims["measurement"].hex()]}})
+    with pytest.raises(AttestationError, match="revocation: expected good, found unknown"):
+        appraise(found, strict, None)
+
+
+@named([case for case in GENUINE if case.evidence.endswith(("bin", "dat", "quote"))])
+@pytest.mark.parametrize("keep", [0, 1, 47, 100, 433, 1183])
+def test_truncated_evidence_is_refused(case, keep):
+    with pytest.raises(CloisterError):
+        verify(case.data[:keep], case.given(), now=case.at)
+
+
+def test_a_time_without_zone_and_unknown_formats_are_refused():
+    (case,) = [one for one in GENUINE if one.name == "snp coco"]
+    with pytest.raises(AttestationError, match="has no time zone"):
+        verify(case.data, case.given(), now=case.at.replace(tzinfo=None))
+    for data in (b"", b"hello", bytes(2000), b"\xff" * 2000, b"{}", b"[]"):
+        with pytest.raises(AttestationError, match="no format is recognised"):
+            verify(data, now=case.at)

@@ -1,0 +1,115 @@
+"""`cloister attest` as people use it, on real evidence."""
+
+import json
+
+import pytest
+
+from attest.cases import VECTORS
+
+QUOTE = VECTORS / "tdx" / "tdx_quote"
+GIVEN = ("--collateral", VECTORS / "tdx" / "tdx_quote_collateral.json")
+NOW = ("--now", "2025-06-19T12:00Z")
+MRTD = (
+    "91eb2b44d141d4ece09f0c75c2c53d247a3c68edd7fafe8a3520c942a604a407"
+    "de03ae6dc5f87f27428b2538873118b7"
+)
+
+
+@pytest.fixture
+def policy(tmp_path):
+    """Writes a policy that names the quote's code, and what else is given."""
+
+    def write(*lines, mrtd=MRTD):
+        path = tmp_path / "policy.toml"
+        path.write_text("\n".join(("[tdx]", f'mrtd = ["{mrtd}"]', *lines)))
+        return path
+
+    return write
+
+
+def test_a_quote_that_the_policy_accepts(cloister, policy):
+    ran = cloister("attest", "verify", QUOTE, *GIVEN, *NOW, "--policy", policy())
+    assert ran.code == 0
+    for text in (
+        "passed       signature", "passed       TCB: UpToDate", "passed       mrtd",
+        "not checked  rtmr0: the policy does not ask for it", "verdict: accepted",
+        "not checked  report data: nothing was expected",
+    ):  # fmt: skip
+        assert text in ran.out
+
+
+def test_without_a_policy_the_verdict_is_not_that_it_is_trusted(cloister):
+    ran = cloister("attest", "verify", QUOTE, *NOW)
+    assert ran.code == 0
+    assert "verdict: genuine, not appraised" in ran.out
+    assert "not checked  TCB: no TCB information" in ran.out
+
+
+def test_a_quote_of_other_code_is_refused_by_name(cloister, policy):
+    ran = cloister("attest", "verify", QUOTE, *GIVEN, *NOW, "--policy", policy(mrtd="00" * 48))
+    assert ran.code == 3
+    assert "failed       mrtd" in ran.out
+    assert "not checked  tcb_statuses" in ran.out
+    assert "verdict: refused" in ran.out
+    assert "mrtd: expected 000000" in ran.err
+    assert "the policy's field mrtd decides" in ran.err
+
+
+def test_missing_collateral_is_refused_unless_the_policy_does_without(cloister, policy):
+    ran = cloister("attest", "verify", QUOTE, *NOW, "--policy", policy())
+    assert ran.code == 3
+    assert "tcb_status: expected UpToDate, found no such claim" in ran.err
+    path = policy("insecure_allow_unknown_tcb = true", "insecure_allow_unknown_revocation = true")
+    ran = cloister("attest", "verify", QUOTE, *NOW, "--policy", path, "--json")
+    assert ran.code == 0
+    found = json.loads(ran.out)
+    assert found["verdict"] == "accepted"
+    assert found["hardware_rooted"] is False
+    assert found["weakened"] == ["insecure_allow_unknown_revocation", "insecure_allow_unknown_tcb"]
+
+
+def test_json_says_everything_also_of_what_is_refused(cloister, policy):
+    data = "9a9d48e7f6799642d3d1b34e1e5e1742d4bb02dd6ddd551862c1211d35c304f9eca3efdbb481601c163cf52493d6e44aed55d51ec39b7e518fadb92c2b523f20"  # fmt: skip  # noqa: E501
+    arguments = ("attest", "verify", QUOTE, *GIVEN, *NOW, "--policy", policy(), "--json")
+    ran = cloister(*arguments, "--report-data", data)
+    found = json.loads(ran.out)
+    assert (ran.code, found["verdict"], found["hardware_rooted"]) == (0, "accepted", True)
+    assert found["claims"]["tcb_status"] == "UpToDate"
+    ran = cloister(*arguments, "--report-data", "00")
+    found = json.loads(ran.out)
+    assert (ran.code, found["verdict"]) == (3, "refused")
+    assert found["refused"].startswith("report data: expected 00")
+
+
+def test_files_that_are_not_recognised_are_named(cloister, tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    ran = cloister("attest", "verify", QUOTE, "--collateral", tmp_path, *NOW)
+    assert "collateral notes.txt: not recognised, not used" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("missing.bin",), "missing.bin: no such file"),
+        ((QUOTE, "--collateral", "missing"), "collateral missing: no such file or folder"),
+        ((QUOTE, "--now", "soon"), "--now soon: must be such as"),
+        ((QUOTE, "--now", "2025-06-19T12:00"), "has no time zone; add Z"),
+        ((QUOTE, "--report-data", "00"), "--report-data: goes with --policy"),
+        ((QUOTE, "--policy", "missing.toml"), "missing.toml: no such file"),
+    ],
+)
+def test_bad_options_are_refused(cloister, arguments, text):
+    ran = cloister("attest", "verify", *arguments)
+    assert ran.code == 2
+    assert text in ran.err
+
+
+def test_a_new_policy_names_no_code_yet(cloister, tmp_path):
+    path = tmp_path / "policy.toml"
+    assert cloister("attest", "policy", "init", path).code == 0
+    ran = cloister("attest", "verify", QUOTE, "--policy", path)
+    assert ran.code == 2
+    assert "[sev-snp]: names no code; set measurements" in ran.err
+    ran = cloister("attest", "policy", "init", path)
+    assert ran.code == 2
+    assert "exists already" in ran.err
