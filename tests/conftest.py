@@ -8,6 +8,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parents[1]))
 
+import hypothesis
 import pytest
 
 import shapes
@@ -17,6 +18,11 @@ shapes.install()
 import cloister.base._native as native  # noqa: E402  (after the hook that checks its modules)
 from cloister.trusted import tuning  # noqa: E402
 from instruction_sets import forced  # noqa: E402
+
+# Every run draws the same examples; where CLOISTER_EXAMPLES is set, others each time.
+hypothesis.settings.register_profile("same", derandomize=True)
+if "CLOISTER_EXAMPLES" not in os.environ:
+    hypothesis.settings.load_profile("same")
 
 
 @pytest.fixture(scope="session", autouse=True)
