@@ -95,7 +95,8 @@ def session_memory(
     return SessionMemory(
         batch=batch,
         private=kept + layout.private.nbytes,
-        shared=layout.shared.nbytes,
+        # Messages that Python sends have no place in the layout.
+        shared=max(layout.shared.nbytes, serving[MESSAGES]),
         worker=worker + SEGMENT_COPIES * constants if maps or opened else 0,
         pads_per_input=RING_BYTES * PadLayout.of(plan).words,
     )
