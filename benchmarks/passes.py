@@ -9,8 +9,9 @@ count in full. The variants take turns, so that a disturbance meets all of them.
 
 `floor_ms` is the counted floor (floor.py) of one thread with AVX-512, with ceilings measured in
 this run; `passes_ms` is the median that one thread takes, and `ratio_to_floor` their ratio. Replies
-and requests lie in shared memory, which has huge pages only where /sys/kernel/mm/transparent_hugepage/shmem_enabled
-allows them; all else lies in private memory with huge pages.
+and requests lie in shared memory, which has huge pages only where the system's setting
+`shmem_enabled` of transparent huge pages allows them; all else lies in private memory with huge
+pages.
 """
 
 import mmap
