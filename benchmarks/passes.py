@@ -8,9 +8,9 @@ counts from there, when recv() has returned, to the end of the pass, so threads 
 count in full. The variants take turns, so that a disturbance meets all of them.
 
 `floor_ms` is the counted floor (floor.py) of one thread with AVX-512, with ceilings measured in
-this run; `passes_ms` is the median that one thread takes, and `ratio_to_floor` their ratio. Replies
-and requests lie in shared memory, which has huge pages only where /sys/kernel/mm/transparent_hugepage/shmem_enabled
-allows them; all else lies in private memory with huge pages.
+this run; `passes_ms` is the median that one thread takes, and `ratio_to_floor` their ratio.
+Replies and requests lie in shared memory, which has huge pages only where `shmem_enabled` in
+/sys/kernel/mm/transparent_hugepage allows them; all else lies in private memory with huge pages.
 """
 
 import mmap

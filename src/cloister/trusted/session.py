@@ -36,11 +36,8 @@ from cloister.trusted.pads.maker import InlinePads
 from cloister.trusted.pads.source import PadSource
 from cloister.trusted.report import Meter, Report, Result
 from cloister.trusted.sized_plans import SizedPlans
-<<<<<<< HEAD
-from cloister.trusted.tuning import settle
-=======
 from cloister.trusted.step_costs import StepCosts
->>>>>>> main
+from cloister.trusted.tuning import settle
 from cloister.wire.grpc.connect import connect
 from cloister.wire.grpc.places import endpoints
 from cloister.wire.link import WorkerLink
