@@ -169,11 +169,7 @@ class FusedStep {
   void set_answer_check(const uint64_t* a, const uint64_t* b);
   uint64_t request_bias(const InputCheck& check) const;
   int64_t bands_per_image(int64_t n, int threads) const;
-<<<<<<< HEAD
-  void prepare(const FusedKernels& kernels, int64_t tile, int64_t workers);
-=======
-  void prepare(const FusedKernels& kernels, int64_t workers, bool masked);
->>>>>>> main
+  void prepare(const FusedKernels& kernels, int64_t tile, int64_t workers, bool masked);
   void validate(const FusedRun& run) const;
   const LimbCheck* limbs(const FusedKernels& kernels, size_t sink) const;  // or null
 

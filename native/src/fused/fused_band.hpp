@@ -148,17 +148,6 @@ class FusedStep::Band {
   const float* produce(int64_t p, int64_t count, float* out) {
     const float* values = out;
     if (run_.reply != nullptr) {
-<<<<<<< HEAD
-      const uint32_t* terms = run_.unblinding(image_, s_.h * s_.w * s_.c);
-      kernels_.reply(
-          {run_.reply + at, terms ? terms + p * s_.c : nullptr, s_.scale.data(), s_.bias.data(),
-           residual, more.pixel, s_.lo, s_.hi, step_.a_ ? step_.a_ + p : nullptr, step_.b_,
-           step_.halves_.data(), step_.pairs_.data(), count, s_.c,
-           s_.window.has_value() || s_.sinks.empty(), out},
-          scratch_.lanes[0]);
-    } else if (!direct_) {
-      kernels_.values({run_.values + at, residual, more.pixel, s_.lo, s_.hi, count, s_.c, out});
-=======
       // Terms without their mask stay in the first-level cache: a tile of them.
       const int64_t step = mask() != nullptr ? tile_pixels() : count;
       for (int64_t done = 0; done < count; done += step) {
@@ -169,7 +158,6 @@ class FusedStep::Band {
     } else {
       kernels_.values({run_.values + element(p), residual(p), run_.residual.pixel, s_.lo, s_.hi,
                        count, s_.c, out});
->>>>>>> main
     }
     keep(run_.pre, values, p, count);
     return values;
@@ -179,7 +167,7 @@ class FusedStep::Band {
     kernels_.reply(
         {run_.reply + element(p), terms(p, count), s_.scale.data(), s_.bias.data(), residual(p),
          run_.residual.pixel, s_.lo, s_.hi, step_.a_ ? step_.a_ + p : nullptr, step_.b_,
-         step_.halves_.data(), count, s_.c, alone(), out},
+         step_.halves_.data(), step_.pairs_.data(), count, s_.c, alone(), out},
         scratch_.lanes[0]);
   }
 
@@ -196,7 +184,7 @@ class FusedStep::Band {
     CLOISTER_DEBUG_ASSERT(words <= static_cast<int64_t>(scratch_.terms.size()));
     const uint8_t* nonce = run_.mask_nonces + image_ * static_cast<int64_t>(kAesNonceBytes);
     aes_ctr_subtract(*mask(), nonce, static_cast<uint64_t>(p * s_.c), all + p * s_.c,
-                     scratch_.terms.data(), words, alone() ? kTile : 0);
+                     scratch_.terms.data(), words, alone() ? tuning_.tile : 0);
     return scratch_.terms.data();
   }
 

@@ -208,11 +208,8 @@ int64_t FusedStep::bands_per_image(int64_t n, int threads) const {
 }
 
 // Everything is allocated here, so that threads cannot throw.
-<<<<<<< HEAD
-void FusedStep::prepare(const FusedKernels& kernels, int64_t tile, int64_t workers) {
-=======
-void FusedStep::prepare(const FusedKernels& kernels, int64_t workers, bool masked) {
->>>>>>> main
+void FusedStep::prepare(const FusedKernels& kernels, int64_t tile, int64_t workers,
+                        bool masked) {
   for (size_t i = 0; i < limbs_.size(); ++i) {
     // Another instruction set than when the step was made.
     if (limbs(kernels, i) == nullptr || limbs_[i].digits() == kernels.digits) continue;
@@ -231,14 +228,11 @@ void FusedStep::prepare(const FusedKernels& kernels, int64_t workers, bool maske
     scratch_.push_back(std::move(scratch));
   }
   for (const auto& scratch : scratch_) {
-<<<<<<< HEAD
+    if (masked) scratch->terms.resize(static_cast<size_t>(std::max(tile, shape_.c)));
     if (scratch->pad.size() == static_cast<size_t>(tile + 4)) continue;
     wipe(scratch->pad.data(), scratch->pad.size() * sizeof(uint32_t));
     scratch->pad.resize(static_cast<size_t>(tile + 4));
     scratch->tile.resize(std::max(tile, shape_.c));
-=======
-    if (masked) scratch->terms.resize(static_cast<size_t>(std::max(kTile, shape_.c)));
->>>>>>> main
   }
 }
 
@@ -259,13 +253,9 @@ void FusedStep::run(const FusedRun& run, int threads) {
   const bool rows_first = bands > 1 && window && span(window->kh, window->dh) > window->sh;
   const int64_t row = shape_.w * shape_.c;
   if (rows_first) image_.resize(static_cast<size_t>(run.n * shape_.h * row));
-<<<<<<< HEAD
   const Tuning tuned = tuning();
-  prepare(kernels, tuned.tile, std::min<int64_t>(std::max(threads, 1), run.n * bands));
-=======
-  prepare(kernels, std::min<int64_t>(std::max(threads, 1), run.n * bands),
+  prepare(kernels, tuned.tile, std::min<int64_t>(std::max(threads, 1), run.n * bands),
           run.mask_keys != nullptr);
->>>>>>> main
   const size_t columns = 1 + shape_.sinks.size();
   const size_t phase_sums = static_cast<size_t>(run.n * bands) * columns;
   std::vector<uint64_t> sums(2 * phase_sums), clipped(phase_sums);

@@ -41,9 +41,6 @@ void stream_blocks(const uint8_t* rounds, __m128i counter, const uint32_t* in, u
   }
 }
 
-<<<<<<< HEAD
-inline void aes_expand_key(const uint8_t key[32], uint8_t* rounds) {
-=======
 template <bool kSubtract>
 void stream(const uint8_t* rounds, const uint8_t* nonce, uint32_t first, int64_t blocks,
             const uint32_t* in, uint32_t* out, int64_t ahead) {
@@ -65,8 +62,7 @@ void stream(const uint8_t* rounds, const uint8_t* nonce, uint32_t first, int64_t
   }
 }
 
-inline void aes_expand_key(const uint8_t key[32], uint8_t rounds[15 * 16]) {
->>>>>>> main
+inline void aes_expand_key(const uint8_t key[32], uint8_t* rounds) {
   __m128i k[15];
   k[0] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(key));
   k[1] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(key + 16));

@@ -362,17 +362,6 @@ void test_no_pad() {
   expect(refused && request[0] == 0, "a blinded sink without a pad");
 }
 
-<<<<<<< HEAD
-=======
-bool refused(const auto& action) {
-  try {
-    action();
-  } catch (const std::invalid_argument&) {
-    return true;
-  }
-  return false;
-}
-
 void test_refused_masks() {
   if (!has_aes()) return;
   FusedStep step = FusedStep::unchecked({1, 1, 4, {1, 1, 1, 1}, {0, 0, 0, 0}, 0, 1, {}, {}});
@@ -393,7 +382,6 @@ void test_refused_masks() {
   expect(refused([&] { step.run(run, 1); }), "a mask without terms");
 }
 
->>>>>>> main
 FusedShape of_one_sink(const InputCheck& check) {
   return {1, 2, 3, {}, {}, -kInfinity, kInfinity, std::nullopt, {{1.0f, 10, check}}};
 }
