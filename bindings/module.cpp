@@ -153,7 +153,8 @@ NB_MODULE(_native, m) {
       .def("apply", &ring_map_apply<uint32_t>, nb::arg("x").noconvert(), nb::arg("out").noconvert(),
            nb::arg("threads"))
       .def("apply", &ring_map_apply<int16_t>, nb::arg("x").noconvert(), nb::arg("out").noconvert(),
-           nb::arg("threads"));
+           nb::arg("threads"))
+      .def_prop_ro("on_tiles", &RingMap::on_tiles);
   m.def("ring_map_memory", &ring_map_memory, nb::arg("geometry"), nb::arg("batch"),
         nb::arg("bytes_per_element"), nb::arg("threads"));
 

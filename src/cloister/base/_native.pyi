@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int16, Int32, UInt32, UInt64
+from jaxtyping import Float32, Float64, Int16, Int32, Int64, UInt32, UInt64
 
 # ---- instruction set
 
@@ -13,6 +13,7 @@ FORTIFY_LEVEL: int
 def isa() -> str: ...
 def force_isa(name: str) -> None: ...
 def available_isas() -> list[str]: ...
+def amx_refused() -> bool: ...
 
 # ---- ring: exact linear maps modulo 2^32
 
@@ -34,6 +35,8 @@ class Geometry:
 
 class RingMap:
     def __init__(self, geometry: Geometry, weights: Int16[np.ndarray, "o kh kw c"]) -> None: ...
+    @property
+    def on_tiles(self) -> bool: ...
     def apply(
         self,
         x: UInt32[np.ndarray, "n h w c"] | Int16[np.ndarray, "n h w c"],
@@ -282,7 +285,7 @@ class Executor:
     def answered(self, step: int, answer: UInt32[np.ndarray, "n h w c"] | None = None) -> None: ...
     @property
     def outstanding(self) -> tuple[int, int] | None: ...
-    def costs(self, first: int, last: int) -> list[tuple[int, int]]: ...
+    def costs(self, out: Int64[np.ndarray, "steps 3"], count: int) -> tuple[int, int, int]: ...
 
 # ---- workers
 
@@ -298,6 +301,21 @@ def round_scaled(
     exponent: int,
     out: Int16[np.ndarray, "a c b"],
 ) -> None: ...
+def scale_difference(
+    p: UInt32[np.ndarray, "..."],
+    m: UInt32[np.ndarray, "..."],
+    factor: float,
+    out: Float32[np.ndarray, "..."],
+) -> None: ...
+def dense_gradient(
+    delta: Int16[np.ndarray, "n outputs"],
+    x: UInt32[np.ndarray, "n inputs"],
+    out: UInt32[np.ndarray, "outputs inputs"],
+    threads: int,
+) -> None: ...
+def interleave(
+    x: Float32[np.ndarray, "n rows columns"], out: Float32[np.ndarray, "n columns rows"]
+) -> bool: ...
 def transpose(
     x: UInt32[np.ndarray, "rows columns"],
     out: UInt32[np.ndarray, "columns rows"],

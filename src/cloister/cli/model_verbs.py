@@ -47,6 +47,7 @@ from cloister.plan.split_choice import split_line
 from cloister.plan.split_report import SplitReport
 from cloister.planner.expected_gain import expected_gain
 from cloister.planner.plan_search import CostedPlan
+from cloister.planner.session_memory import session_memory
 from cloister.trusted.clips import OnClip, clip_text
 from cloister.trusted.compare import Comparison
 from cloister.trusted.compare import compare as measure_errors
@@ -586,19 +587,23 @@ def inspect(
     placed = _placements(graph, policy, protections, measure=measure)
     opened = OPEN in (protections_of(policy) or ())
     kept = {name: why for name, why in kept_inside(graph).items() if opened}
-    gain = None
+    gain = taken = None
     if not problems:
         gain = expected_gain(graph, policy, protections, cost, split=planned)
+        taken = session_memory(graph, policy, protections, cost, batch=batch, split=planned)
     if json:
         found = _inspection(graph, policy, cost, claims, problems, placed, hidden)
-        summary = None if gain is None else gain.to_dict()
-        emit_json({**found, "split": line or None, "kept_inside": kept, "summary": summary})
+        found |= {"split": line or None, "kept_inside": kept}
+        found |= {"session_memory": None if taken is None else taken.to_dict()}
+        emit_json({**found, "summary": None if gain is None else gain.to_dict()})
     else:
         if line:
             out().print(line)
         for node, why in kept.items():
             out().print(f"node {node!r} stays inside: {why}", soft_wrap=True)
         _show_inspection(graph, cost, claims, problems, placed, hidden)
+        if taken is not None:
+            out().print(f"\n{taken}", soft_wrap=True)
         if gain is not None:
             out().print(f"\n{gain}", soft_wrap=True)
     if problems:
