@@ -233,6 +233,7 @@ def test_memory_is_erased_when_its_next_pad_cannot_be_read(store, places):
     first = store.take(1)
     terms = first[0].terms
     store.recycle(first)
+    store._opened._settle()
     fill(store, 1)
     path = places[0] / "1.pad"
     damage(path, path.stat().st_size - 1)
@@ -621,6 +622,7 @@ def test_an_old_file_under_a_new_name_is_refused(store, places, tmp_path):
     fill(store, 1)
     shutil.copy(places[0] / "0.pad", tmp_path / "old")
     store.take(1)
+    store.erase()
     fill(store, 1)
     shutil.copy(tmp_path / "old", places[0] / "1.pad")
     with pytest.raises(PadStoreError, match="copied or renamed"):

@@ -23,6 +23,7 @@ from cloister.graph.passes import normalise
 from cloister.plan import policies
 from cloister.trusted import executor
 from cloister.trusted.pads.maker import InlinePads
+from cloister.trusted.pads.pad_layout import PadLayout
 from cloister.trusted.pads.store import PadStore
 from cloister.trusted.session import Session
 from cloister.wire.messages import Unchecked
@@ -94,8 +95,10 @@ def test_pads_that_a_plan_would_not_use_are_refused(policy, tmp_path):
     """Whoever hands in pads expects inputs to be hidden; a plan that was swapped must not run."""
     plan = plan_of(nets.chain(), policy)
     for digest, text in ((plan.digest, "blinds nothing"), (bytes(32), "make pads for this plan")):
-        where = {"key_file": tmp_path / digest.hex()[:8], "rng": SystemRandom()}
-        pads = PadStore.create(tmp_path / "pads", plan_digest=digest, **where)
+        pads = PadStore.create(
+            tmp_path / "pads", plan_digest=digest, layout=PadLayout.of(plan), sealed=True,
+            key_file=tmp_path / digest.hex()[:8], rng=SystemRandom(),
+        )  # fmt: skip
         link = DirectLink()
         with pytest.raises(PlanError, match=text):
             Session(plan, workers=[link], pads=pads)
