@@ -1,8 +1,9 @@
 """What no trusted side can be faster than on this machine, by counting bytes and instructions.
 
-    g++ -O3 -std=c++20 -march=native benchmarks/ceilings.cpp -o ceilings
-    ./ceilings > ceilings.json
-    python -m benchmarks floor --ceilings ceilings.json [--model vgg16]... [--json]
+    python -m benchmarks floor [--model vgg16]... [--ceilings ceilings.json] [--json]
+
+The ceilings are those of this machine, which g++ compiles and runs benchmarks/ceilings.cpp for, or
+those of a file that it printed.
 
 Every pass of a plan is counted, for one input and one core:
 
@@ -18,16 +19,22 @@ while one tile waits for another, and the exchanges with the worker come on top.
 """
 
 import json
+import subprocess
+import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from benchmarks import networks, options
+from cloister.errors import InputError
 from cloister.trusted.program.compile import compile_plan
 from cloister.trusted.program.steps import Fused
 
+SOURCE = Path(__file__).parent / "ceilings.cpp"
+FLAGS = ("-O3", "-std=c++20", "-march=native")
 LANES = 16
 REPLY = {"multipliers": 1, "all": 5}  # scale; convert, scale, bias, two clamps
 UNBLIND = {"multipliers": 0, "all": 1}
@@ -110,12 +117,32 @@ def floor(counted, ceilings):
     return 1e-6 * moved, 1e-6 * cycles / ceilings["ghz"]
 
 
+@cache
+def ceilings_here() -> dict[str, Any]:
+    """What benchmarks/ceilings.cpp measures on this machine, once in a run."""
+    with tempfile.TemporaryDirectory() as folder:
+        program = str(Path(folder) / "ceilings")
+        try:
+            subprocess.run(["g++", *FLAGS, str(SOURCE), "-o", program], check=True)
+            printed = subprocess.run([program], check=True, capture_output=True).stdout
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise InputError(
+                f"{SOURCE.name}: needs g++ and AVX-512 ({error}); or give --ceilings FILE.json"
+            ) from None
+    return json.loads(printed)
+
+
+def milliseconds(plan):
+    """The floor of one plan on this machine."""
+    return max(floor(count(plan), ceilings_here()))
+
+
 def measure(
-    ceilings: Annotated[Path, typer.Option("--ceilings", metavar="FILE.json")],
+    ceilings: Annotated[Path | None, typer.Option("--ceilings", metavar="FILE.json")] = None,
     model: options.Models = ["vgg16", "mobilenet_v1", "resnet50", "resnet152"],  # noqa: B006
 ) -> dict[str, object]:
     """The floor of each model under each policy that outsources layers with protection."""
-    rates = json.loads(ceilings.read_text())
+    rates = json.loads(ceilings.read_text()) if ceilings else ceilings_here()
     rows = []
     for name in model:
         for policy in ("verified", "blinded", "slalom"):

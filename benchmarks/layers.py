@@ -1,8 +1,9 @@
 """The exact integer layers of VGG16 against ONNX Runtime's float32 ones, layer by layer.
 
 Every layer of VGG16 at 224x224, batch 1, runs alone in ONNX Runtime (a session with one node), as a
-blinded request (uint32, two products) and as a plain one (int16, one product). The three take turns
-within each repeat, so that a change of clock speed or a neighbour's load meets all of them.
+blinded request (uint32) and as a plain one (int16). The three take turns within each repeat, so
+that a change of clock speed or a neighbour's load meets all of them. `on_tiles` names the layers
+that a processor with AMX computes on tiles; `--isa avx512` measures without them.
 """
 
 from dataclasses import dataclass
@@ -69,8 +70,14 @@ def measure(
     threads: options.Threads = 1,
     repeats: options.Repeats = 5,
     only: Annotated[str, typer.Option("--only", help="Layers whose name holds it.")] = "",
+    isa: Annotated[
+        str, typer.Option("--isa", help="Instruction set of our kernels; default: the best one.")
+    ] = native.isa(),
 ) -> dict[str, object]:
     """Medians in ms; the spread is the slowest run less the fastest; ratios are to ONNX Runtime."""
+    if isa not in native.available_isas():
+        raise InputError(f"--isa {isa}: this machine offers {', '.join(native.available_isas())}")
+    native.force_isa(isa)
     rows = [_measure(layer, threads, repeats) for layer in VGG16 if only in layer.name]
     if not rows:
         raise InputError(f"no layer is called {only}")
@@ -82,12 +89,12 @@ def measure(
         "plain_ratio": totals["plain_ms"] / totals["ort_ms"],
         "threads": threads,
         "repeats": repeats,
-        "isa": native.isa(),
+        "isa": isa,
         "onnxruntime": onnxruntime.__version__,
     }
 
 
-def _measure(layer: Layer, threads: int, repeats: int) -> dict[str, str | float]:
+def _measure(layer: Layer, threads: int, repeats: int) -> dict[str, str | float | bool]:
     geometry = layer.geometry
     random = InsecureSeededRandom(1)  # nothing here is secret
     weights = _integers(random, geometry.weight_shape)
@@ -104,7 +111,7 @@ def _measure(layer: Layer, threads: int, repeats: int) -> dict[str, str | float]
         "plain": lambda: ring.apply(plain, out=out, threads=threads),
     }
     timings = interleaved(runs, repeats=repeats)
-    row: dict[str, str | float] = {"layer": layer.name}
+    row: dict[str, str | float | bool] = {"layer": layer.name, "on_tiles": ring.on_tiles}
     row |= {f"{key}_ms": 1e3 * timing.wall_s for key, timing in timings.items()}
     row["ratio"] = row["ring_ms"] / row["ort_ms"]
     row |= {f"{key}_spread_ms": 1e3 * float(np.ptp(t.walls_s)) for key, t in timings.items()}

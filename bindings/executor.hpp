@@ -9,6 +9,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -185,14 +186,23 @@ class BoundExecutor {
 
   std::optional<std::pair<size_t, uint64_t>> outstanding() const { return outstanding_; }
 
-  std::vector<std::pair<int64_t, int64_t>> costs(size_t first, size_t last) const {
-    require(first <= last && last <= executor_.size(), "there are no such steps");
-    std::vector<std::pair<int64_t, int64_t>> found;
-    found.reserve(last - first);
-    for (size_t i = first; i < last; ++i) {
-      found.emplace_back(executor_.costs()[i].cpu_ns, executor_.costs()[i].wait_ns);
+  // Of every step: CPU time here, time waited, and the caller's CPU time; the sums of the first
+  // `count` steps.
+  std::tuple<int64_t, int64_t, int64_t> costs(const Contiguous<int64_t>& out, size_t count) const {
+    std::tuple<int64_t, int64_t, int64_t> sums{};
+    auto& [cpu, wait, caller] = sums;
+    const std::vector<StepCost>& found = executor_.costs();
+    require(out.size() == 3 * found.size(), "every step needs room for three numbers");
+    for (size_t i = 0; i < found.size(); ++i) {
+      out.data()[3 * i] = found[i].cpu_ns;
+      out.data()[3 * i + 1] = found[i].wait_ns;
+      out.data()[3 * i + 2] = found[i].caller_ns;
+      if (i >= count) continue;
+      cpu += found[i].cpu_ns;
+      wait += found[i].wait_ns;
+      caller += found[i].caller_ns;
     }
-    return found;
+    return sums;
   }
 
  private:
@@ -296,7 +306,7 @@ inline void register_executor(nb::module_& m) {
       .def("answered", &BoundExecutor::answered, nb::arg("step"),
            nb::arg("answer").noconvert().none() = nb::none())
       .def_prop_ro("outstanding", &BoundExecutor::outstanding)
-      .def("costs", &BoundExecutor::costs, nb::arg("first"), nb::arg("last"));
+      .def("costs", &BoundExecutor::costs, nb::arg("out").noconvert(), nb::arg("count"));
 }
 
 }  // namespace cloister::bindings

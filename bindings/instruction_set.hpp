@@ -12,7 +12,7 @@
 namespace cloister::bindings {
 
 inline void force_isa_by_name(const std::string& name) {
-  for (int i = 0; i <= static_cast<int>(Isa::avx512); ++i) {
+  for (int i = 0; i <= static_cast<int>(Isa::amx); ++i) {
     if (name == isa_name(static_cast<Isa>(i))) return force_isa(static_cast<Isa>(i));
   }
   throw std::invalid_argument("unknown instruction set: " + name);
@@ -27,6 +27,7 @@ inline void register_instruction_set(nanobind::module_& m) {
   m.def("isa", [] { return std::string(isa_name(active_isa())); });
   m.def("force_isa", &force_isa_by_name);
   m.def("available_isas", &available_isas);
+  m.def("amx_refused", &amx_refused);
 }
 
 }  // namespace cloister::bindings

@@ -26,6 +26,7 @@
 #include "fused_step.hpp"
 #include "geometry.hpp"
 #include "instruction_set.hpp"
+#include "tuning.hpp"
 
 namespace nb = nanobind;
 using namespace cloister;
@@ -145,6 +146,7 @@ NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);
 
   register_instruction_set(m);
+  register_tuning(m);
 
   // ---- ring: exact linear maps modulo 2^32
   register_geometry(m);
@@ -153,7 +155,8 @@ NB_MODULE(_native, m) {
       .def("apply", &ring_map_apply<uint32_t>, nb::arg("x").noconvert(), nb::arg("out").noconvert(),
            nb::arg("threads"))
       .def("apply", &ring_map_apply<int16_t>, nb::arg("x").noconvert(), nb::arg("out").noconvert(),
-           nb::arg("threads"));
+           nb::arg("threads"))
+      .def_prop_ro("on_tiles", &RingMap::on_tiles);
   m.def("ring_map_memory", &ring_map_memory, nb::arg("geometry"), nb::arg("batch"),
         nb::arg("bytes_per_element"), nb::arg("threads"));
 

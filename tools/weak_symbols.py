@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 
-_SPECIAL = re.compile(r"_(avx2|avx512)\.cpp\.o(bj)?\b")
+_SPECIAL = re.compile(r"_(avx2|avx512|amx)\.cpp\.o(bj)?\b")
 _HARMLESS = re.compile(r"DW\.ref\.__gxx_personality_v0")
 """Pointers to the exception handler: data, the same in every object."""
 

@@ -6,6 +6,7 @@
     │   │   └── UnsupportedError  valid, but outside what Cloister runs; says what to do
     │   ├── ShapeError            an array has another shape or type than the model or message says
     │   ├── RangeError            a value cannot be represented: NaN, infinity, an unprovable bound
+    │   │   ├── CellsError        cells of a table cannot be used; `lines` has one in each line
     │   │   └── ClipError         inputs lay outside the calibrated range (on_clip="raise")
     │   └── FunctionError         a function key may not be asked for: unit vector, packed operand
     ├── PlanError                 the plan contradicts itself, the model or the session
@@ -83,6 +84,17 @@ class ShapeError(InputError):
 
 class RangeError(InputError):
     """A value cannot be represented."""
+
+
+class CellsError(RangeError):
+    """Cells of a table cannot be used.
+
+    lines   the message again: what is wrong, a line for each cell, and what to do
+    """
+
+    def __init__(self, message: str, *, lines: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.lines = tuple(map(printable, lines))
 
 
 class ClipError(RangeError):

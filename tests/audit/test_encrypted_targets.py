@@ -7,6 +7,7 @@ from cloister.audit.training.attacks import run_attacks
 from cloister.audit.training.evidence import collect
 from cloister.audit.training.judge import judge
 from cloister.audit.training.prior import uninformed
+from cloister.audit.training.training_page import conclusion
 from cloister.audit.training.truth import Truth, check_truth
 from cloister.audit.training.truth_files import read_truths
 from cloister.authority.request_log import Release
@@ -39,6 +40,21 @@ def test_released_targets_are_recovered(kind):
     assert judged.verdict == "recovered"
     assert (judged.score.value, judged.score.recovered) == (1.0, 120)
     assert judged.score.guess < 0.8
+
+
+@pytest.mark.parametrize(("kind", "said"), [
+    ("classes", "give the labels away, up to the names of the classes"),
+    ("labels", "give the labels away, up to their order"),
+    ("numbers", "give the numbers to learn away, as parts of their public ranges"),
+])  # fmt: skip
+def test_the_verdict_names_the_kind_of_targets(kind, said):
+    real = np.eye(4, dtype=np.int64)[IDS % 4] if kind == "classes" else targets(kind)
+    truth = Truth(IDS, X, IDS % 4 if kind == "classes" else real)
+    evidence, findings = run_attacks([release(real)], PRIOR)
+    assert evidence.targets == kind
+    found = conclusion([judge(one, truth, PRIOR) for one in findings], evidence)
+    assert said in found
+    assert "No attack here recovered a sample's values" in found
 
 
 def test_a_truth_of_other_targets_is_refused():

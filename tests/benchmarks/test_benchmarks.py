@@ -186,6 +186,16 @@ def test_figure(tmp_path):
     assert "no results" in run("figure", other, code=1).stderr
 
 
+@pytest.mark.parametrize("batch", [1, 8])
+def test_first_request(batch):
+    """A session that was entered has populated what its requests use."""
+    found = measured("first_request", *SMALL, "--batch", batch)
+    assert found["ratio"] == found["first_ms"] / found["steady_ms"] > 0
+    assert found["page_faults_first"] < 400
+    assert found["page_faults_steady"] <= found["page_faults_first"]
+    assert found["entered_ms"] > 0
+
+
 def test_floor(tmp_path):
     ceilings = tmp_path / "ceilings.json"
     level = {"read": 100.0, "write": 100.0}
@@ -256,6 +266,11 @@ def test_layers():
     for key in ("ort_ms", "ring_ms", "plain_ms"):
         assert found[key] == pytest.approx(sum(row[key] for row in found["layers"]))
     assert found["ratio"] == pytest.approx(found["ring_ms"] / found["ort_ms"])
+    assert found["layers"][0]["on_tiles"] == (found["isa"] == "amx")
+    portable = measured("layers", "--only", "fc8", "--repeats", 1, "--isa", "portable")
+    assert portable["isa"] == "portable"
+    assert not portable["layers"][0]["on_tiles"]
+    assert "this machine offers portable" in run("layers", "--isa", "sse", code=1).stderr
     assert run("layers", "--only", "fc8", "--repeats", 1).stdout.count("fc8") == 1
 
 

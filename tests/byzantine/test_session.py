@@ -22,6 +22,8 @@ from trusted.links import DirectLink
 from trusted.test_session import flip_one, plan_of
 
 NODES = 3
+PATIENCE_S = {Lie.HANG: 1.0, Lie.DIE: 20.0}
+"""A worker that hangs is waited for in vain; one that dies has time to answer first."""
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,7 @@ def test_a_worker_that_stops_is_replaced_under_fresh_pads(lying_link, plan, lie)
         expected = session.run(feeds).outputs
     with (
         lying_link("shm", lie, after=1) as link,
-        Session(plan, workers=[link, DirectLink("spare")], timeout_s=1.0) as session,
+        Session(plan, workers=[link, DirectLink("spare")], timeout_s=PATIENCE_S[lie]) as session,
     ):
         result = session.run(feeds)
     assert result.report.pads_used == 4
@@ -91,7 +93,9 @@ def test_a_worker_that_stops_in_a_segment_is_replaced(lying_link, lie):
     with (
         lying_link("shm", lie, after=1) as link,
         Session(
-            plan, workers=[link, InProcessLink(Engine().handle, name="spare")], timeout_s=1.0
+            plan,
+            workers=[link, InProcessLink(Engine().handle, name="spare")],
+            timeout_s=PATIENCE_S[lie],
         ) as session,
     ):
         result = session.run(feeds)
@@ -106,7 +110,7 @@ def test_a_worker_that_stops_in_a_segment_is_replaced(lying_link, lie):
 def test_a_worker_that_stops_without_a_replacement_is_an_error(lying_link, plan, lie, error):
     with (
         lying_link("shm", lie, after=1) as link,
-        Session(plan, workers=[link], timeout_s=1.0) as session,
+        Session(plan, workers=[link], timeout_s=PATIENCE_S[lie]) as session,
         pytest.raises(error, match="1 s" if lie is Lie.HANG else "ended"),
     ):
         session.run(nets.samples(nets.chain(), 1))

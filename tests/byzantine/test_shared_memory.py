@@ -41,8 +41,10 @@ def test_a_lie_keeps_the_clear_message_out_of_shared_memory(lying_link):
         assert message < link.bytes_sent - sent < message + 1000
         clear = space.message(1, link)
         assert clear.any()
-        shared = link._arena._segments[space.region.segment].memory
-        assert bytes(clear)[:64] not in bytes(shared[: space.region.offset + space.region.size])
+        shared = link._arena._segments[space.memory.region.segment].memory
+        assert bytes(clear)[:64] not in bytes(
+            shared[: space.memory.region.offset + space.memory.region.size]
+        )
 
 
 @pytest.mark.parametrize("lie", [None, Lie.FLIP_ONE])
@@ -65,7 +67,7 @@ def test_a_lie_keeps_what_crosses_a_split_out_of_shared_memory(lie):
         crossing = space.values[space.layout.crossing[segment.target]]
         assert crossing.any()
         written = np.moveaxis(crossing, -1, 1).tobytes()[:64]
-        shared = bytes(link._arena._segments[space.region.segment].memory)
+        shared = bytes(link._arena._segments[space.memory.region.segment].memory)
         assert (written in shared) is (lie is None)
         assert (crossing.tobytes()[:64] in shared) is False
     finally:

@@ -230,9 +230,9 @@ def test_nan_weights(refused, tmp_path, array):
 
 
 def test_a_path_that_cannot_be_written_is_named_with_its_option(refused, model_file, array):
-    for option in ("--out", "--transcript"):
+    for option, kinds in (("--out", ".npz or .csv"), ("--transcript", ".npz")):
         message = refused("run", model_file, array, option, "/nowhere/x.npz")
-        assert message.startswith(f"error: {option} /nowhere/x.npz: name a .npz file")
+        assert message.startswith(f"error: {option} /nowhere/x.npz: name a {kinds} file")
 
 
 def test_samples_for_the_ranges_are_given_once(refused, tmp_path, model_file, array):

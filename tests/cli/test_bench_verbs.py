@@ -1,6 +1,7 @@
 """`cloister bench inference`, and what it measures with."""
 
 import json
+from dataclasses import asdict, replace
 
 import numpy as np
 import onnx
@@ -10,6 +11,7 @@ import nets
 from cloister.cli.speed import PACKAGES, OrtBaseline, PreparedPads
 from cloister.cli.timing import Timing, interleaved
 from cloister.errors import InputError, PadsExhausted
+from cloister.trusted import tuning
 from trusted.test_session import plan_of
 
 ESCAPE = "\x1b]0;all is checked\x07"
@@ -98,3 +100,20 @@ def test_what_onnx_runtime_refuses_is_one_printable_error(capfd):
         OrtBaseline(gathers(np.array(0), domain=f"a.b{ESCAPE}"), 1)
     assert all(str(caught.value).isprintable() for caught in (of_run, of_load))
     assert capfd.readouterr() == ("", "")
+
+
+def test_tune_prints_what_each_candidate_gives_and_keeps_the_best(cloister, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    best = replace(tuning.defaults(), tile=4096)
+    choices = tuning.defaults(), best, replace(tuning.defaults(), far_tiles=3)
+    measured = [tuning.Measured(one, ms) for one, ms in zip(choices, (1.0, 0.5, 0.7), strict=True)]
+    monkeypatch.setattr(tuning, "calibrate", lambda budget_s: measured)
+    ran = cloister("bench", "tune", "--json")
+    assert ran.code == 0, ran
+    found = json.loads(ran.out)
+    assert [row["ms"] for row in found["candidates"]] == [1.0, 0.5, 0.7]
+    assert [row["chosen"] for row in found["candidates"]] == [False, True, False]
+    assert tuning.kept() == best
+    assert set(asdict(best)) <= {*found, *found["candidates"][0]}
+    (chosen,) = (line for line in cloister("bench", "tune").out.splitlines() if "chosen" in line)
+    assert chosen.startswith("4,096")

@@ -1,14 +1,24 @@
 """`cloister demo training`: every role a process, from end to end."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
+from cloister.examples import clinics_demo
+from cloister.wire import process
 
-def test_two_clinics(cloister, tmp_path):
+SEEDED = Path(__file__).parents[1] / "seeded_cloister.py"
+
+
+def test_two_clinics(cloister, tmp_path, monkeypatch):
+    def command(*arguments):
+        return process.python(str(SEEDED), *map(str, arguments))
+
+    monkeypatch.setattr(clinics_demo, "_command", command)
     ran = cloister("demo", "training", "--json", "--out", tmp_path / "demo")
     assert ran.code == 0, ran
     found = json.loads(ran.out)

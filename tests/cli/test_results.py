@@ -18,7 +18,8 @@ from cloister.cli.results import (
 from cloister.errors import InputError
 from cloister.graph.graph import Graph, TensorType
 from cloister.graph.sample_form import SampleForm
-from cloister.trusted.report import LayerRow, Report, Result
+from cloister.trusted.layer_row import LayerRow
+from cloister.trusted.report import Report, Result
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def report_of(layers):
         worker_ms=1.0, module_ms=0.0, offline_ms=0.0, bytes_to_worker=8, bytes_from_worker=8,
         pads_used=1, pads_from="inline",
         workers=("w",), workers_lost=(), makers=(), makers_lost=(), inputs_beyond=(),
-        queries_used=0, queries_left=None, plans_made=1, layers=tuple(layers),
+        queries_used=0, queries_left=None, plans_made=1, parts=(layers,),
     )  # fmt: skip
 
 

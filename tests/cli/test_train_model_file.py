@@ -47,9 +47,13 @@ def test_a_file_decides_how_its_model_is_trained(place, cloister, refused, tmp_p
         assert "drop one of them" in refused(*train, *options)
     ran = cloister(*train, "--epochs", 60, "--early-stopping", 3, "--json")
     assert ran.code == 0, ran
-    epochs = json.loads(ran.out)["epochs"]
+    found = json.loads(ran.out)
+    epochs = found["epochs"]
     assert 4 <= len(epochs) < 60
-    assert max(epoch["test_accuracy"] for epoch in epochs) > 0.7
+    best = max(epoch["test_accuracy"] for epoch in epochs)
+    assert found["test_accuracy"] == best > 0.7
+    assert epochs[found["model_epoch"] - 1]["test_accuracy"] == best
+    assert found["model_epoch"] == len(epochs) - 3
     net.write_text(NET.replace("0.05", "0.5"))
     changed = refused(*train, "--epochs", 61, "--early-stopping", 3)
     assert "with another model and another optimizer; use another --checkpoint" in changed

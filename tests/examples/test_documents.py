@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ import nets
 from benchmarks.__main__ import NAMES
 from cloister.cli.main import app
 
-ROOT = Path(__file__).parents[2]
+ROOT, TESTS = Path(__file__).parents[2], Path(__file__).parents[1]
 DOCUMENTS = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md")]
 )
@@ -310,12 +311,19 @@ def _authority(folder):
 
 
 def _run_python(blocks, url, folder):
-    """The lines that blocks print, one after the other."""
-    code = "\n".join(blocks).replace("https://127.0.0.1:8443", url)
+    """The lines that blocks print, one after the other, with the same draws in every run."""
+    code = "\n".join(blocks)
+    seeded = (
+        "from training.same_draws import same_draws\n"
+        f"draws = same_draws({zlib.crc32(code.encode())})\n"
+        "draws.__enter__()\n"
+    )
+    code = seeded + code.replace("https://127.0.0.1:8443", url)
     warn = ("-W", "error", "-W", "ignore::DeprecationWarning:torch")
     done = subprocess.run(
         [sys.executable, "-P", *warn, "-c", code],
         cwd=folder, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -461,10 +469,14 @@ def commands(text):
 
 
 def _with_commands(folder):
-    """The environment in which `python` and `cloister` are those of this interpreter."""
+    """The environment in which `python` and `cloister` are those of this interpreter.
+
+    Accuracies are no chance: data sets have the same draws in every run.
+    """
     (folder / "bin").mkdir()
     python = f"{shlex.quote(sys.executable)} -P"
-    for name, command in (("python", python), ("cloister", f"{python} -m cloister")):
+    cloister = f"{python} {shlex.quote(str(TESTS / 'seeded_cloister.py'))}"
+    for name, command in (("python", python), ("cloister", cloister)):
         wrapper = folder / "bin" / name
         wrapper.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
         wrapper.chmod(0o755)

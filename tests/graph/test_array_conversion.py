@@ -1,5 +1,8 @@
 """What becomes an input of a model, and what is refused because something would be lost."""
 
+import subprocess
+import sys
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -187,6 +190,15 @@ class OnDevice(Exported):
 
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+def test_plain_arrays_are_read_without_masked_ones():
+    """NumPy loads its masked arrays on first use, which no request should wait for."""
+    code = (
+        "import sys, numpy as np; from cloister.graph.array_conversion import as_array; "
+        "as_array(np.zeros(3), 'x'), as_array([1], 'x'), sys.exit('numpy.ma' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from cloister.graph.batch import (
     bound_sizes,
     cut,
     joined,
+    rows_of,
     sample_count,
     where_not_finite,
 )
@@ -340,3 +341,15 @@ def test_parts_of_different_ranks_are_not_joined():
     for found in (parts, scalars):
         with pytest.raises(ShapeError, match="different sizes"):
             joined(graph, found)
+
+
+def test_rows_of_a_request_are_known_before_it_comes():
+    def graph(first, value):
+        net = Net()
+        given(net, "x", first, 4)
+        mean = net.op("ReduceMean", "x", axes=[0], keepdims=1) if value == "mean" else "x"
+        return graph_of(net.model(net.op("MatMul", mean, net.weights(4, 4))))
+
+    free, whole, fixed = graph("N", "x"), graph("N", "mean"), graph(3, "mean")
+    assert [rows_of(one, 8) for one in (free, whole, fixed)] == [8, None, fixed.batch]
+    assert fixed.batch is not None

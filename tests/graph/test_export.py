@@ -83,6 +83,27 @@ def test_attributes_survive_unchanged():
     np.testing.assert_array_equal(run(exported, {"x": np.zeros((1, 2), np.float32)})[0], 2.5)
 
 
+def test_lists_of_numbers_are_written_as_protobuf_writes_them():
+    """Whole numbers of every length, and negative ones; as bytes, since a reader takes others."""
+    rng = np.random.default_rng(3)
+    ends = [s * 2**bits - (s > 0 and d) for bits in range(63) for s in (-1, 1) for d in (0, 1)]
+    numbers = [*ends, 2**63 - 1, -(2**63), *rng.integers(-(2**63), 2**63 - 1, 500).tolist()]
+    reals = [0.0, -1.5, 2.0**127, *rng.standard_normal(500).astype(np.float32).tolist()]
+    made = onnx.helper.make_node(
+        "Odd", ["x"], ["y"], name="odd", domain="somewhere", numbers=numbers, reals=reals
+    )
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [made], "net", [onnx.helper.make_tensor_value_info("x", 1, [2])],
+            [onnx.helper.make_tensor_value_info("y", 1, [2])],
+        ),
+        opset_imports=[onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("somewhere", 1)],
+    )  # fmt: skip
+    (node,) = from_model(model, name="net").nodes
+    assert (node.attributes["numbers"], node.attributes["reals"]) == (tuple(numbers), tuple(reals))
+    assert node_bytes(node) == made.SerializeToString()
+
+
 def test_an_empty_list_survives():
     net = Net()
     model = net.model(net.op("ReduceMean", net.input("x", 2)))

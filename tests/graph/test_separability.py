@@ -250,3 +250,20 @@ def test_a_loop_without_an_end_is_tried_for_a_limited_time(monkeypatch):
     found = net.op("Loop", count, go, net.constant(np.float32([1])), body=body)
     model = net.model(net.op("Mul", net.gemm(net.input("row", 4), 4, 4), found))
     assert not read.from_model(model, name="net").separable
+
+
+def test_a_size_that_is_too_small_for_one_sample_is_not_tried_with_several(monkeypatch):
+    """Some kernels of ONNX Runtime end the process there, where one sample is an error."""
+    shapes, run = [], batching.WeightsAsInputs.run
+
+    def watched(self, wanted, feeds, **more):
+        shapes.append(feeds["x"].shape)
+        return run(self, wanted, feeds, **more)
+
+    monkeypatch.setattr(batching.WeightsAsInputs, "run", watched)
+    net = nets.Net()
+    hidden = net.conv(net.input("x", 1, "T"), 1, 2, (100,))
+    model = net.model(net.op("ReduceMean", hidden, axes=[2]))
+    assert read.from_model(model, name="net").separable
+    assert {shape[2] for shape in shapes if shape[0] > 1} == {1024}
+    assert {shape[2] for shape in shapes if shape[0] == 1} >= {3, 64, 1024}

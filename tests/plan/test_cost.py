@@ -5,6 +5,7 @@ import pytest
 
 import cloister.base._native as native
 import nets
+from benchmarks.first_request import measure_plan
 from benchmarks.networks import build
 from benchmarks.peak import measure_peak
 from cloister.cli.speed import random_input
@@ -14,9 +15,12 @@ from cloister.graph.onnx.read import from_model
 from cloister.graph.passes.normalise import prepare
 from cloister.graph.split import split_points
 from cloister.plan.cost import estimate
+from cloister.plan.plan import Plan
 from cloister.plan.planned_split import PlannedSplit
 from cloister.plan.policies import NAMES, assign, make
 from cloister.plan.protection import SPLITTING
+from cloister.planner.session_memory import session_memory
+from cloister.trusted.pads.pad_layout import PadLayout
 from cloister.trusted.session import Session
 from cloister.wire.inprocess import InProcessLink
 from cloister.worker.engine import Engine
@@ -45,6 +49,19 @@ def test_the_stated_memory_is_within_15_percent_of_the_measured_peak(place, batc
     assert 0 < measured["serving_peak_bytes"] <= measured["trusted_peak_bytes"]
     residents = [stage["resident_bytes"] for stage in measured["stages"]]
     assert max(residents) <= measured["trusted_peak_bytes"]
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_what_a_session_takes_is_stated_within_15_percent(place, batch):
+    graph, _, plan = place
+    protections = assign(graph, "slalom")
+    cost = estimate(graph, protections, batch=batch)
+    stated = session_memory(graph, "slalom", protections, cost, batch=batch)
+    measured = measure_plan(plan, batch=batch)
+    assert stated.private == pytest.approx(measured["private_bytes"], rel=0.15)
+    assert stated.shared == pytest.approx(measured["shared_bytes"], rel=0.15)
+    assert stated.worker == pytest.approx(measured["worker_bytes"], rel=0.15)
+    assert stated.pads_per_input == PadLayout.of(Plan.load(plan)).words * 4
 
 
 def test_the_child_s_own_error_is_passed_on(place, tmp_path):

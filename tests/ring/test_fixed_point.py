@@ -7,7 +7,7 @@ import pytest
 
 import cloister.base._native as native
 from cloister.errors import RangeError, ShapeError
-from cloister.ring.fixed_point import magnitudes, round_scaled
+from cloister.ring.fixed_point import magnitudes, round_scaled, scaled_difference
 from cloister.ring.transpose import transpose, transpose_each
 from instruction_sets import forced
 
@@ -82,6 +82,32 @@ def test_transpose(isa, shape):
     assert each.flags.c_contiguous
 
 
+@pytest.mark.parametrize("shape", [(2, 1, 5), (1, 2, 33), (3, 3, 70), (2, 4, 1), (0, 3, 4)])
+def test_interleave_turns_pictures_and_finds_what_is_not_finite(shape):
+    values = np.random.default_rng(4).standard_normal(shape).astype(np.float32)
+    out = np.empty((shape[0], shape[2], shape[1]), np.float32)
+    assert native.interleave(values, out)
+    np.testing.assert_array_equal(out, values.transpose(0, 2, 1))
+    for wrong in (np.nan, np.inf, -np.inf, np.float32(-np.nan)):
+        for place in range(values.size):
+            bad = values.copy()
+            bad.reshape(-1)[place] = wrong
+            assert not native.interleave(bad, out)
+            np.testing.assert_array_equal(out, bad.transpose(0, 2, 1))
+    large = np.full(shape, np.finfo(np.float32).max)
+    assert native.interleave(large, out)
+
+
+def test_interleave_refuses_what_does_not_fit():
+    values = np.ones((2, 3, 4), np.float32)
+    for out in (np.empty((2, 3, 4), np.float32), np.empty((1, 4, 3), np.float32)):
+        with pytest.raises(ValueError, match="does not fit"):
+            native.interleave(values, out)
+    for rows in (0, 5):
+        with pytest.raises(ValueError, match="one to four"):
+            native.interleave(np.ones((1, rows, 2), np.float32), np.ones((1, 2, rows), np.float32))
+
+
 def test_what_is_refused():
     values = np.ones((2, 3, 4), np.float32)
     for wrong in (values[0], values.astype(np.float16), values.transpose(0, 2, 1)):
@@ -102,3 +128,25 @@ def test_what_is_refused():
         native.round_scaled(values, 0, np.empty((2, 3, 4), np.int16))
     with pytest.raises(ValueError, match="does not fit"):
         native.transpose(np.ones((2, 3), np.uint32), np.empty((2, 3), np.uint32))
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0**-17 / 255, -3e20, 2.0**-140])
+@pytest.mark.parametrize("shape", [(0,), (1,), (17, 3), (5, 28, 28, 1)])
+def test_scaled_differences_are_numpys(isa, shape, factor):
+    rng = np.random.default_rng(4)
+    p, m = rng.integers(0, 2**32, (2, *shape), dtype=np.uint64).astype(np.uint32)
+    p.flat[:4], m.flat[:4] = (0, 2**31, 2**31 - 1, 5)[: p.size], (1, 0, 0, 5)[: p.size]
+    found = scaled_difference(p, m, factor)
+    wanted = np.subtract(p, m).view(np.int32).astype(np.float32) * np.float32(factor)
+    assert found.tobytes() == wanted.tobytes()
+    turned = scaled_difference(p.T, m.T, factor)
+    assert turned.tobytes() == np.ascontiguousarray(wanted.T).tobytes()
+
+
+def test_differences_of_other_arrays_are_refused():
+    words = np.zeros((2, 3), np.uint32)
+    for other in (words.view(np.int32), words.T, words[0]):
+        with pytest.raises(ShapeError, match="uint32 arrays of one shape"):
+            scaled_difference(words, other, 1.0)
+        with pytest.raises(ShapeError, match="uint32 arrays of one shape"):
+            scaled_difference(other, words, 1.0)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from cloister.base.rng import keystream
-from cloister.errors import RangeError, ShapeError
+from cloister.errors import InputError, RangeError, ShapeError
 from cloister.ring import pads
 from cloister.ring.linear import Geometry, LinearMap
 
@@ -123,3 +123,47 @@ def test_an_empty_batch_has_gradient_zero():
     g = GEOMETRIES[0]
     empty = np.zeros((0, *g.in_shape), np.uint32)
     assert not pads.gradient(g, np.zeros((0, *g.out_shape), np.int16), empty).any()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("n", [1, 2, 7, 64])
+@pytest.mark.parametrize(("size", "channels", "outputs"), [
+    ((1, 1), 1, 1), ((1, 31), 1, 5), ((4, 8), 1, 6), ((3, 11), 1, 13), ((5, 3), 13, 3),
+])  # fmt: skip
+def test_dense_gradients(isa, size, channels, outputs, n, threads):
+    """Also at the ends of the ring, and for numbers of samples, inputs and outputs that no vector
+    divides.
+    """
+    geometry = Geometry(size, channels, (1, 1), outputs, kernel=size)
+    assert geometry.is_dense
+    rng = np.random.default_rng(n)
+    values = rng.integers(0, 2**32, (n, *geometry.in_shape), dtype=np.uint32)
+    delta = rng.integers(-(2**15), 2**15, (n, *geometry.out_shape)).astype(np.int16)
+    for words in (2**15, 2**31, 2**32 - 1):
+        values[rng.random(values.shape) < 0.2] = words
+    delta[rng.random(delta.shape) < 0.2] = -(2**15)
+    found = pads.gradient(geometry, delta, values, threads=threads)
+    want = naive_gradient(geometry, delta, values.astype(np.int64))
+    np.testing.assert_array_equal(found, want.astype(np.uint32))
+
+
+@pytest.mark.parametrize("other", [
+    {"out_size": (2, 1), "pad": (1, 0)}, {"pad": (0, 1)}, {"dilation": (2, 1)}, {"groups": 2},
+    {"kernel": (3, 2)}, {"upsample": (1, 2)},
+])  # fmt: skip
+def test_other_maps_are_not_dense(other):
+    fields = {"in_size": (4, 2), "in_channels": 2, "out_size": (1, 1), "out_channels": 2}
+    geometry = Geometry(**(fields | {"kernel": (4, 2)} | other))
+    assert not geometry.is_dense
+    rng = np.random.default_rng(3)
+    values = rng.integers(0, 2**32, (3, *geometry.in_shape), dtype=np.uint32)
+    delta = rng.integers(-(2**15), 2**15, (3, *geometry.out_shape)).astype(np.int16)
+    want = naive_gradient(geometry, delta, values.astype(np.int64))
+    np.testing.assert_array_equal(pads.gradient(geometry, delta, values), want.astype(np.uint32))
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_no_threads_are_refused(geometry):
+    values = np.zeros((2, *geometry.in_shape), np.uint32)
+    with pytest.raises(InputError, match="threads must be at least 1"):
+        pads.gradient(geometry, np.zeros((2, *geometry.out_shape), np.int16), values, threads=0)

@@ -252,6 +252,35 @@ def test_the_kernel_checks_sizes_itself():
         ring.apply(np.zeros((2, 1, 1, 3), np.uint32), np.zeros((1, 1, 1, 3), np.uint32), 1)
 
 
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("geometry", [
+    Geometry((4, 4), 64, (4, 4), 16),
+    Geometry((7, 5), 70, (7, 5), 40, (3, 3), pad=(1, 1)),
+    Geometry((9, 6), 80, (5, 6), 68, (3, 2), (2, 1), (1, 2), pad=(1, 1), groups=2),
+], ids=["smallest", "conv", "groups"])  # fmt: skip
+def test_shapes_that_suit_tiles(geometry):
+    rng = np.random.default_rng(4)
+    linear = random_map(geometry, rng)
+    ring = RingMap(linear)
+    assert ring.on_tiles == (native.isa() == "amx")
+    for dtype in (np.uint32, np.int16):
+        for n in (1, 3):
+            x = random_x(geometry, n, dtype, rng)
+            np.testing.assert_array_equal(ring.apply(x), naive(linear, x))
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("geometry", [
+    Geometry((4, 4), 64, (4, 4), 15),
+    Geometry((4, 4), 63, (4, 4), 16),
+    Geometry((3, 5), 64, (3, 5), 16),
+    Geometry((1, 1), 4096, (1, 1), 1000),
+    Geometry((9, 9), 64, (9, 9), 64, (3, 3), pad=(1, 1), groups=64),
+], ids=["channels", "weights", "positions", "dense", "depthwise"])  # fmt: skip
+def test_shapes_that_leave_tiles_empty(geometry):
+    assert not RingMap(random_map(geometry, np.random.default_rng(5))).on_tiles
+
+
 def test_force_isa_names_what_it_does_not_know():
     with pytest.raises(ValueError, match="unknown instruction set: sse"):
         native.force_isa("sse")

@@ -127,7 +127,11 @@ def test_kill_9_loses_no_state_of_scheduler_or_callbacks(scheduler, tmp_path):
     assert same(weights(resumed), weights(whole))
     assert resumed.optimizer.param_groups[0]["lr"] == whole.optimizer.param_groups[0]["lr"]
     kept, wanted = ([one.state_dict() for one in made._callbacks] for made in (resumed, whole))
+    best, best_wanted = kept[1].pop("weights"), wanted[1].pop("weights")
     assert kept == wanted
+    assert best.keys() == best_wanted.keys()
+    assert all(torch.equal(best[name], best_wanted[name]) for name in best)
+    assert resumed.model_epoch == whole.model_epoch
     assert len(resumed.history) == len(whole.history)
 
 
@@ -158,6 +162,66 @@ def test_early_stopping_ends_a_run_and_it_stays_ended(tmp_path):
     assert len(again.fit(60)) == len(history)
     longer, _, _ = trainer(FROZEN, callbacks=[EarlyStopping(4)], checkpoint_dir=tmp_path)
     assert len(longer.fit(60)) > len(history)
+
+
+class Weights(Callback):
+    """Keeps the model's weights after each epoch."""
+
+    def __init__(self):
+        self.seen = []
+
+    def after_epoch(self, training, result):
+        self.seen.append({name: one.clone() for name, one in training.model.state_dict().items()})
+
+
+def has(made, seen):
+    state = made.model.state_dict()
+    return state.keys() == seen.keys() and all(
+        torch.equal(state[name], seen[name]) for name in seen
+    )
+
+
+@pytest.mark.parametrize("settings", [FROZEN, PAPER])
+@pytest.mark.parametrize("epochs", [60, 4])
+def test_the_model_ends_with_the_weights_of_its_best_epoch(settings, epochs):
+    """Also where the run ends by its number of epochs."""
+    seen, stopping = Weights(), EarlyStopping(2, min_delta=0.01)
+    made, _, _ = trainer(settings, callbacks=[seen, stopping])
+    history = made.fit(epochs)
+    best = stopping.best_epoch
+    assert made.model_epoch == best
+    assert has(made, seen.seen[best - 1])
+    if settings is FROZEN:
+        assert made.evaluate().accuracy == history[best - 1].test_accuracy
+    last = Weights()
+    kept, _, _ = trainer(
+        settings, callbacks=[last, EarlyStopping(2, min_delta=0.01, restore_best=False)]
+    )  # fmt: skip
+    assert len(kept.fit(epochs)) == kept.model_epoch == len(history)
+    assert has(kept, last.seen[-1])
+    assert (epochs == 4) or (best < len(history) and not has(kept, seen.seen[best - 1]))
+
+
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_a_run_goes_on_from_its_last_epoch_not_its_best(in_folder, tmp_path):
+    def made(folder):
+        return trainer(
+            FROZEN, callbacks=[EarlyStopping(9, min_delta=0.5)],
+            checkpoint_dir=folder if in_folder else None,
+        )[0]  # fmt: skip
+
+    whole, parts = made(tmp_path / "whole"), made(tmp_path / "parts")
+    whole.fit(4)
+    parts.fit(2)
+    assert parts.model_epoch == 1
+    parts.fit(4)
+    assert [one.loss for one in parts.history] == [one.loss for one in whole.history]
+    assert same(weights(parts), weights(whole))
+    if in_folder:
+        again = made(tmp_path / "parts")
+        again.fit(4)
+        assert again.model_epoch == whole.model_epoch
+        assert same(weights(again), weights(whole))
 
 
 def test_early_stopping_by_the_loss_counts_what_is_no_number():

@@ -73,7 +73,7 @@ def test_a_kept_model_gives_the_scores_of_the_trained_one(tmp_path, run, model, 
     opened = EncryptedModel.open(tmp_path / "model")
     ids = made._test_ids
     values = opened.first.values(
-        made.products.forward(ids, opened.first.linear), opened.info.encoding
+        made.products.forward(ids, opened.first.linear).integers(), opened.info.encoding
     )
     made.model.eval()
     with torch.no_grad():

@@ -11,8 +11,8 @@ import cloister
 import nets
 from cloister.errors import ClipError, ClipWarning, PlanError, RangeError
 from cloister.trusted.clips import LEAST, ClipRule
-from cloister.trusted.report import LayerRow
 from cloister.trusted.session import Session
+from cloister.trusted.step_costs import StepCosts, StepTable
 from trusted.links import DirectLink, DyingLink
 from trusted.test_session import POLICIES, plan_of
 
@@ -34,8 +34,13 @@ def judged(plan, changes):
     clipped = np.zeros((len(plan.linear_nodes), 3), np.uint64)
     for at, count in changes.items():
         clipped[at] = count
-    rows = {node.node: LayerRow(node.node, "slalom") for node in plan.linear_nodes}
-    return rows, ClipRule(plan).enter(rows, clipped)
+    elements = {node.node: node.linear.geometry.in_elements for node in plan.linear_nodes}
+    count = len(elements)
+    table = StepTable(tuple(elements), ("slalom",) * count, (None,) * count, elements)
+    times, traffic = np.zeros((count, 3), np.int64), np.zeros((count, 2), np.int64)
+    costs = StepCosts(table, times, traffic, count, clipped=clipped)
+    rows = {row.name: row for row in costs}
+    return rows, ClipRule(plan).beyond(clipped)
 
 
 def test_more_than_a_hundredth_of_one_inputs_values_is_beyond_the_range():

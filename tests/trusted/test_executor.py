@@ -391,3 +391,31 @@ def test_masked_terms_are_refused_where_an_answer_is_unblinded_unchecked():
     with pytest.raises(ValueError, match="not checked"):
         executor.begin(**pads(32, mask_key=bytes(32)))
     executor.begin(**pads(32))
+
+
+def test_the_callers_time_counts_for_the_step_that_stopped():
+    executor = native.Executor(checked=[], batch=1, threads=1)
+    executor.add_outside()
+    executor.add_outside()
+    run = partial(
+        executor.run, next_request_id=1, descriptor=-1, timeout_s=1.0, max_packet_bytes=64
+    )
+    executor.begin()
+    costs = np.full((2, 3), -1, np.int64)
+    assert [run(first).step for first in range(3)] == [0, 1, 2]
+    sums = executor.costs(costs, 2)
+    assert np.all(costs[:, [0, 2]] > 0)
+    assert not costs[:, 1].any()
+    assert sums == tuple(costs.sum(axis=0))
+    assert executor.costs(costs, 1) == tuple(costs[0])
+    executor.begin()
+    executor.costs(costs, 2)
+    assert not costs.any()
+    with pytest.raises(ValueError, match="room for three numbers"):
+        executor.costs(np.zeros((1, 3), np.int64), 1)
+
+
+def test_python_is_part_of_the_trusted_time():
+    with Session(plan_of(nets.chain()), workers=[DirectLink()]) as session:
+        report = session.run(nets.samples(nets.chain(), 2)).report
+    assert 0 < report.python_ms < report.trusted_ms

@@ -350,7 +350,7 @@ def test_pads_are_never_given_twice_to_threads(plan):
 def test_spent_pads_are_erased_at_the_end(plan):
     session = Session(plan, workers=[DirectLink()])
     session.run(nets.samples(CHAIN, 2))
-    memory = [array for arrays in session._plans.own.pads._spare for array in arrays.values()]
+    memory = list(session._plans.own.pads._spare)
     assert any(array.any() for array in memory)
     session.close()
     assert memory

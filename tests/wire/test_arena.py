@@ -1,5 +1,6 @@
 import contextlib
 import os
+import resource
 
 import numpy as np
 import pytest
@@ -108,3 +109,18 @@ def test_random_packets_are_refused(packet, prefixed):
     for parser in (parse, parse_answer):
         with contextlib.suppress(ProtocolError):
             parser(packet)
+
+
+def test_populated_regions_are_in_memory_and_use_what_is_free():
+    nbytes = 4000 * PAGE
+    shared = arena()
+    region = shared.allocate_populated(nbytes)
+    assert shared.reserved_bytes == nbytes
+    spec = TensorSpec(np.dtype(np.uint8), (nbytes,))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    shared.array(region, spec).fill(1)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 100
+    shared.free(region)
+    again = shared.allocate_populated(nbytes // 2)
+    assert (again.segment, again.offset) == (region.segment, region.offset)
+    assert shared.reserved_bytes == nbytes

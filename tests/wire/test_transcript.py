@@ -7,7 +7,7 @@ from cloister.errors import InputError
 from cloister.wire.inprocess import InProcessLink
 from cloister.wire.messages import TensorSpec
 from cloister.wire.shm.arena import Region
-from cloister.wire.shm.exchange import make_exchange
+from cloister.wire.shm.exchange import PreparedRequests, make_exchange
 from cloister.wire.transcript import Entry, RecordingLink, Transcript
 from cloister.worker.engine import Engine
 from wire.loopback import U32, ask, blinded, expected, honest, linear, slow
@@ -101,10 +101,10 @@ def test_exchanges_of_native_code_come_in_their_place(transcript):
     told, other = [], Transcript()
     plain = Silent(Engine().handle)
     link = RecordingLink(plain, transcript, payloads=False)
-    link.exchanged(7, [EXCHANGE, EXCHANGE])
+    link.exchanged(7, PreparedRequests.of([EXCHANGE, EXCHANGE]))
     link.load_linear(1, linear(1))
     link.submit(9, 1, (blinded(),), expected())
-    RecordingLink(plain, other, payloads=False).exchanged(20, [EXCHANGE])
+    RecordingLink(plain, other, payloads=False).exchanged(20, PreparedRequests.of([EXCHANGE]))
     transcript.follow(other)
     assert told == [7, 20]
     crossed = [(e.direction, e.request_id, e.shape) for e in transcript.entries]

@@ -10,6 +10,7 @@ namespace cloister {
 
 constexpr size_t kAesKeyBytes = 32;
 constexpr size_t kAesNonceBytes = 12;
+constexpr size_t kAesRoundBytes = 4 * 16;           // of a round in an expanded key
 constexpr uint64_t kAesBlocks = uint64_t{1} << 32;  // blocks under one nonce
 
 // Expanded key; wiped when it goes out of scope.
@@ -19,10 +20,11 @@ class AesSchedule {
   ~AesSchedule();
   AesSchedule(const AesSchedule&) = delete;
   AesSchedule& operator=(const AesSchedule&) = delete;
-  const uint8_t* rounds() const { return rounds_; }  // 15 round keys of 16 bytes
+  // 15 round keys, each four times, as a vector of four blocks wants them.
+  const uint8_t* rounds() const { return rounds_; }
 
  private:
-  alignas(64) uint8_t rounds_[15 * 16];
+  alignas(64) uint8_t rounds_[15 * kAesRoundBytes];
 };
 
 bool has_aes();  // does the active instruction set offer AES?

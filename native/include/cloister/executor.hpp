@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -76,9 +77,11 @@ struct Stop {
   std::vector<uint8_t> packet;
 };
 
+// What a step of this request took. The caller's CPU time counts for the step it stopped at.
 struct StepCost {
-  int64_t cpu_ns = 0;
+  int64_t cpu_ns = 0;  // here
   int64_t wait_ns = 0;
+  int64_t caller_ns = 0;
 };
 
 // The pads of one image. The terms of every node, in one array, are masked if there is a mask key.
@@ -171,6 +174,8 @@ class Executor {
   std::vector<const AesSchedule*> keys_, mask_keys_;
   std::vector<const uint32_t*> terms_;
   const int64_t pad_words_;
+  // Where the last run stopped for the caller, and the CPU time then.
+  std::optional<std::pair<size_t, int64_t>> paused_;
   bool begun_ = false;  // and no comparison has failed
   bool has_pads_ = false, has_masks_ = false;
   bool answer_waits_ = false;  // an answer came that no step has read

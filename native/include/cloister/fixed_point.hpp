@@ -18,4 +18,8 @@ Magnitudes magnitudes(const T* v, int64_t a, int64_t b, int64_t c);
 template <typename T>
 void round_scaled(const T* v, int64_t a, int64_t b, int64_t c, int exponent, int16_t* out);
 
+// out[i] = p[i] - m[i] modulo 2^32, read as signed and rounded to float, times factor.
+void scale_difference(const uint32_t* p, const uint32_t* m, int64_t count, float factor,
+                      float* out);
+
 }  // namespace cloister

@@ -122,6 +122,14 @@ struct HalfBlock {
   uint32_t high[kHalfChannels];
 };
 
+// The same coefficients, of sixteen channels: the even ones, then the odd ones, as the lower and
+// the upper words of vectors of 64-bit lanes are; zeros where there is no channel.
+constexpr int64_t kPairChannels = 16;
+struct PairBlock {
+  alignas(64) uint64_t even[kPairChannels / 2];
+  uint64_t odd[kPairChannels / 2];
+};
+
 class LimbCheck;
 struct FusedKernels;
 
@@ -161,7 +169,7 @@ class FusedStep {
   void set_answer_check(const uint64_t* a, const uint64_t* b);
   uint64_t request_bias(const InputCheck& check) const;
   int64_t bands_per_image(int64_t n, int threads) const;
-  void prepare(const FusedKernels& kernels, int64_t workers, bool masked);
+  void prepare(const FusedKernels& kernels, int64_t tile, int64_t workers, bool masked);
   void validate(const FusedRun& run) const;
   const LimbCheck* limbs(const FusedKernels& kernels, size_t sink) const;  // or null
 
@@ -169,6 +177,7 @@ class FusedStep {
   const uint64_t* a_ = nullptr;
   const uint64_t* b_ = nullptr;
   std::vector<HalfBlock> halves_;  // of b
+  std::vector<PairBlock> pairs_;
   uint64_t out_bias_ = 0;          // 2^31 * sum(a) * sum(b): z is accumulated as z + 2^31
   std::vector<LimbCheck> limbs_;   // factored checks as digits, for back ends that want them
   std::vector<uint64_t> in_bias_;  // 2^13 * sum(t): q is accumulated as q + 2^13

@@ -3,6 +3,10 @@
 // A uint32 input is written in balanced digits of 16 bits, x = hi * 2^16 + lo with lo in
 // [-2^15, 2^15), so that A x = A lo + 2^16 * A hi (mod 2^32). Both products multiply int16 by int16
 // into 32-bit accumulators that wrap. Wrapping loses nothing: the sum is wanted modulo 2^32 only.
+//
+// Processors with tiles multiply bytes by bytes instead (ring_tiles.hpp), for maps with at least 16
+// output positions, 16 output channels per group and 64 weights per output. A map keeps the form of
+// its weights, and so the kind of product, of the instruction set under which it was made.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -40,6 +44,9 @@ struct RingSegment {
   int64_t pairs() const { return (elements + 1) / 2; }
 };
 
+struct RingTileJob;  // isa/kernels.hpp
+using RingTileProduct = void (*)(const RingTileJob&);
+
 // Memory of one map; sizes beyond 2^62 are stated as 2^62.
 struct RingMemory {
   int64_t held;     // at most, from its construction on; the caller's weights are not among it
@@ -54,6 +61,8 @@ class RingMap {
 
   // `weights` is [oc][kh][kw][c / groups]. Throws std::invalid_argument for an impossible geometry.
   RingMap(const Geometry& geometry, const int16_t* weights);
+  // With this product on tiles for any shape but one input channel per group; null: on vectors.
+  RingMap(const Geometry& geometry, const int16_t* weights, RingTileProduct tiles);
 
   // out[n, oh, ow, oc] = A x; x is [n, h, w, c]. Images of `out` begin `out_stride` words apart; 0:
   // side by side. One caller at a time: the scratch memory is kept.
@@ -61,6 +70,7 @@ class RingMap {
   void apply(const int16_t* x, int64_t n, uint32_t* out, int threads, int64_t out_stride = 0);
 
   const Geometry& geometry() const { return original_; }
+  bool on_tiles() const { return tiles_ != nullptr; }
 
  private:
   // What is computed from one padded copy of the input: some rows of one image or several whole
@@ -78,7 +88,7 @@ class RingMap {
   };
 
   // Everything that follows from the geometry alone.
-  explicit RingMap(const Geometry& geometry);
+  RingMap(const Geometry& geometry, RingTileProduct tiles);
 
   int64_t element_bytes(int64_t input_bytes) const {
     return depthwise_ ? static_cast<int64_t>(sizeof(uint32_t)) : input_bytes;
@@ -86,6 +96,7 @@ class RingMap {
   int64_t padded_rows(int64_t rows) const { return (rows - 1) * g_.sh + (g_.kh - 1) * g_.dh + 1; }
   void find_segments();
   void pack(const int16_t* weights);
+  void pack_tiles(const int16_t* weights);
   void pack_depthwise(const int16_t* weights);
   Bands plan(int64_t n, int64_t bytes_per_element, int threads) const;
   void locate_pixels(const Bands& bands);
@@ -113,18 +124,23 @@ class RingMap {
                 void* scratch) const;
   void run_panels(const int16_t* plane, int64_t digit_stride, int digits, int64_t first_pixel,
                   int64_t pixels, int64_t part, int64_t parts, const Place& place) const;
+  void run_tiles(const int16_t* plane, int64_t digit_stride, int digits, int64_t first_pixel,
+                 int64_t pixels, int64_t part, int64_t parts, const Place& place) const;
 
   Geometry original_;
-  Geometry g_;         // the same map, reshaped so that its rows are what can be cut into bands
-  int64_t per_image_;  // images of g_ in one image of original_
-  bool depthwise_;     // one input channel per group
-  int64_t channels_;   // of the padded copy: c, or oc where depthwise
-  int64_t padded_w_;   // columns of the padded copy
-  int64_t panels_;     // per group
-  int64_t pairs_ = 0;  // per panel
+  Geometry g_;             // the same map, reshaped so that its rows are what can be cut into bands
+  int64_t per_image_;      // images of g_ in one image of original_
+  bool depthwise_;         // one input channel per group
+  RingTileProduct tiles_;  // null: on vectors
+  int64_t channels_;       // of the padded copy: c, or oc where depthwise
+  int64_t padded_w_;       // columns of the padded copy
+  int64_t panel_;          // output channels of a panel
+  int64_t panels_;         // per group
+  int64_t pairs_ = 0;      // per panel
   std::vector<RingSegment> segments_;
   std::vector<Block> blocks_;
-  AlignedBuffer weights_;        // int16 [group][panel][pair][32][2]; depthwise: uint32 [tap][oc]
+  // int16 [group][panel][pair][32][2]; depthwise: uint32 [tap][oc]; tiles: as in RingTileJob.
+  AlignedBuffer weights_;
   std::vector<int64_t> pixels_;  // first element of every output pixel of a band
   std::vector<AlignedBuffer> scratch_;
 };

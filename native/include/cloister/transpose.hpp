@@ -1,4 +1,4 @@
-// The transpose of a matrix of 32-bit words.
+// The transposes of matrices of 32-bit words.
 #pragma once
 #include <cstdint>
 
@@ -6,5 +6,9 @@ namespace cloister {
 
 // out[j][i] = x[i][j]; both are C-contiguous and do not overlap.
 void transpose(const uint32_t* x, int64_t rows, int64_t columns, uint32_t* out);
+
+// The transpose of a matrix of few rows, such as the channels of a picture, and whether all numbers
+// are finite. Throws std::invalid_argument unless there are one to four rows.
+bool interleave(const float* x, int64_t rows, int64_t columns, float* out);
 
 }  // namespace cloister

@@ -170,6 +170,7 @@ int64_t Executor::node_of(size_t step) const {
 void Executor::begin(const std::vector<ImagePads>& pads) {
   end();
   if (!pads.empty()) enter(pads);
+  std::fill(costs_.begin(), costs_.end(), StepCost{});
   begun_ = true;
   for (Node& node : nodes_) node.state = State::open;
 }
@@ -221,6 +222,7 @@ void Executor::end() {
   for (auto* keys : {&keys_, &mask_keys_}) std::fill(keys->begin(), keys->end(), nullptr);
   std::fill(terms_.begin(), terms_.end(), nullptr);
   has_pads_ = has_masks_ = answer_waits_ = false;
+  paused_.reset();
   close();
   for (Node& node : nodes_) {
     node.answer = nullptr;
@@ -236,9 +238,10 @@ Stop Executor::run(size_t first, uint64_t& next_request_id, const Channel& chann
   const clockid_t cpu = threads_ > 1 ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_THREAD_CPUTIME_ID;
   Stop stop;
   int64_t before = now(cpu);
+  if (paused_) costs_[paused_->first].caller_ns += before - paused_->second;
+  paused_.reset();
   for (stop.step = first; stop.step < steps_.size(); ++stop.step) {
     StepCost& cost = costs_[stop.step];
-    cost = {};
     if (auto* fused = std::get_if<Fused>(&steps_[stop.step])) {
       stop.why = perform(*fused, stop.step);
     } else if (auto* exchanged = std::get_if<Exchange>(&steps_[stop.step])) {
@@ -246,7 +249,7 @@ Stop Executor::run(size_t first, uint64_t& next_request_id, const Channel& chann
       stop.request_id = next_request_id++;
       stop.deadline_ns = sent + channel.timeout_ns;
       stop.why = exchange(*exchanged, channel, threads_of(stop.step + 1), stop);
-      cost.wait_ns = now(CLOCK_MONOTONIC) - sent;
+      cost.wait_ns += now(CLOCK_MONOTONIC) - sent;
     } else {
       const int64_t sends = std::get<Outside>(steps_[stop.step]).node;
       require_compared();
@@ -254,9 +257,12 @@ Stop Executor::run(size_t first, uint64_t& next_request_id, const Channel& chann
       stop.why = Stop::Why::outside;
     }
     const int64_t after = now(cpu);
-    cost.cpu_ns = after - before;
+    cost.cpu_ns += after - before;
     before = after;
-    if (stop.why != Stop::Why::done) break;
+    if (stop.why != Stop::Why::done) {
+      paused_.emplace(stop.step, after);
+      break;
+    }
   }
   return stop;
 }

@@ -8,6 +8,7 @@ namespace cloister::rows {
 namespace {
 
 using I512 = Avx512::I;
+using DigitSum = SummingAvx512::Parts<4>;
 
 // Two vectors of small integers as one of pairs.
 inline I512 joined(I512 low, I512 high) {
@@ -26,52 +27,36 @@ struct LimbSums {
   }
 
   // Coefficients of a pair of pixels, the same in all channels.
-  inline __attribute__((always_inline)) void add(const LimbPairs& pairs, I512 value) {
-#pragma GCC unroll 4
-    for (int i = 0; i < kLimbs; ++i) {
-      const I512 both = _mm512_set1_epi32(static_cast<int>(pairs.limb[i]));
-      limb[i] = _mm512_dpwssd_epi32(limb[i], value, both);
-    }
+  static I512 digits(const LimbPairs& pairs, int i) {
+    return _mm512_set1_epi32(static_cast<int>(pairs.limb[i]));
+  }
+  static I512 digits(const LimbBlock& block, int i) { return _mm512_load_si512(block.limb[i]); }
+
+  inline __attribute__((always_inline)) void add(const auto& coefficients, I512 value, int i) {
+    limb[i] = _mm512_dpwssd_epi32(limb[i], value, digits(coefficients, i));
   }
 
-  inline __attribute__((always_inline)) void add(const LimbBlock& block, I512 value) {
-#pragma GCC unroll 4
-    for (int i = 0; i < kLimbs; ++i) {
-      limb[i] = _mm512_dpwssd_epi32(limb[i], _mm512_load_si512(block.limb[i]), value);
-    }
+  // Every channel's sum times its coefficient: d0 + d1 2^13, and d2 + d3 2^13, which weighs 2^26.
+  // Both are below 2^46.
+  void into(DigitSum& sum, I512 lower, I512 upper) const {
+    const I512 even = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
+    const I512 odd = _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15);
+    sum.add(even_lanes(limb[0], limb[1]), even_lanes(limb[2], limb[3]),
+            _mm512_permutex2var_epi64(lower, even, upper));
+    sum.add(odd_lanes(limb[0], limb[1]), odd_lanes(limb[2], limb[3]),
+            _mm512_permutex2var_epi64(lower, odd, upper));
   }
-
-  // d0 + d1 2^13 + 2^26 (d2 + d3 2^13) of eight channels, below 2^52. Both brackets are below
-  // 2^46; the product's low half is below 2^52 and 47 times its high half below 2^26, so if the sum
-  // reaches 2^52, what is left below is less than 2^47, and one fold is enough.
-  static I512 residue(I512 d0, I512 d1, I512 d2, I512 d3) {
-    const I512 shift = _mm512_set1_epi64(int64_t{1} << 26);
-    const I512 low = _mm512_add_epi64(d0, _mm512_slli_epi64(d1, kLimbBits));
-    const I512 high = _mm512_add_epi64(d2, _mm512_slli_epi64(d3, kLimbBits));
-    const I512 top = _mm512_madd52hi_epu64(_mm512_setzero_si512(), high, shift);
-    const I512 v = _mm512_madd52lo_epu64(low, high, shift);
-    CLOISTER_DEBUG_ASSERT(Avx512::below(low, uint64_t{1} << 46));
-    CLOISTER_DEBUG_ASSERT(Avx512::below(high, uint64_t{1} << 46));
-    const I512 sum = fold52(_mm512_madd52lo_epu64(v, top, _mm512_set1_epi64(kFold)));
-    CLOISTER_DEBUG_ASSERT(Avx512::below(sum, uint64_t{1} << 52));
-    return sum;
+  void into(DigitSum& sum, const uint64_t* coefficients) const {
+    into(sum, _mm512_loadu_si512(coefficients), _mm512_loadu_si512(coefficients + 8));
   }
-
-  // Every channel's sum times its coefficient.
-  void into(SummingAvx512::Sum& sum, const uint64_t* coefficients) const {
-    sum.add(half<0>(), _mm512_loadu_si512(coefficients));
-    sum.add(half<1>(), _mm512_loadu_si512(coefficients + 8));
-  }
-  void into(SummingAvx512::Sum& sum, const uint64_t* coefficients, Avx512::M m) const {
-    const auto low = static_cast<__mmask8>(m);
-    const auto high = static_cast<__mmask8>(m >> 8);
-    sum.add(half<0>(), _mm512_maskz_loadu_epi64(low, coefficients));
-    sum.add(half<1>(), _mm512_maskz_loadu_epi64(high, coefficients + 8));
+  void into(DigitSum& sum, const uint64_t* coefficients, Avx512::M m) const {
+    into(sum, _mm512_maskz_loadu_epi64(static_cast<__mmask8>(m), coefficients),
+         _mm512_maskz_loadu_epi64(static_cast<__mmask8>(m >> 8), coefficients + 8));
   }
 
   // The sum over all channels times a pixel's factors: (factor, 2^26 factor). Lanes 0, 2, 4, 6 get
   // d0 + d1 2^13, below 2^48, and the others d2 + d3 2^13.
-  void into_pixel(SummingAvx512::Sum& sum, const uint64_t* factors) const {
+  void into_pixel(DigitSum& sum, const uint64_t* factors) const {
     const I512 low =
         _mm512_add_epi64(even_and_odd(0), _mm512_slli_epi64(even_and_odd(1), kLimbBits));
     const I512 high =
@@ -80,16 +65,17 @@ struct LimbSums {
         _mm512_add_epi64(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high));
     CLOISTER_DEBUG_ASSERT(Avx512::below(both, uint64_t{1} << 49));
     const __m128i pair = _mm_loadu_si128(reinterpret_cast<const __m128i*>(factors));
-    sum.add(both, _mm512_broadcast_i64x2(pair));
+    sum.add_low(both, _mm512_broadcast_i64x2(pair));
   }
 
  private:
-  template <int kHalf>
-  I512 half() const {
-    const auto wide = [](I512 v) {
-      return _mm512_cvtepu32_epi64(_mm512_extracti64x4_epi64(v, kHalf));
-    };
-    return residue(wide(limb[0]), wide(limb[1]), wide(limb[2]), wide(limb[3]));
+  static I512 even_lanes(I512 low, I512 high) {
+    return _mm512_add_epi64(_mm512_maskz_mov_epi32(0x5555, low),
+                            _mm512_slli_epi64(_mm512_maskz_mov_epi32(0x5555, high), kLimbBits));
+  }
+  static I512 odd_lanes(I512 low, I512 high) {
+    return _mm512_add_epi64(_mm512_srli_epi64(low, 32),
+                            _mm512_slli_epi64(_mm512_srli_epi64(high, 32), kLimbBits));
   }
   I512 even_and_odd(int i) const {
     const I512 even = _mm512_and_si512(limb[i], _mm512_set1_epi64(0xffffffff));
@@ -107,7 +93,7 @@ template <int kTerms, class Request>
   const LimbPairs* columns = row.limbs->columns(row.x, first);
   const int64_t stride = row.terms;
   const int64_t longest = 2 * row.limb_pairs;
-  SummingAvx512::Sum sum(lanes);
+  DigitSum sum(lanes);
   for (int64_t begin = 0; begin < row.pixels; begin += longest) {
     const int64_t end = std::min(row.pixels, begin + longest);
     over<Avx512>(0, c, [&](int64_t j, auto... mask) __attribute__((always_inline)) {
@@ -117,27 +103,44 @@ template <int kTerms, class Request>
         const I512 value = joined(q0, q1);
 #pragma GCC unroll 3
         for (int k = 0; k < kTerms; ++k) {
-          sums[k].add(columns[p * stride + k], value);
+#pragma GCC unroll 4
+          for (int i = 0; i < kLimbs; ++i) sums[k].add(columns[p * stride + k], value, i);
         }
       };
       int64_t p = begin;
+      I512 pad[kVectors], q[kVectors];
+      if (p + kVectors <= end) run.template next<kVectors>(pad, kNothing);
       for (; p + kVectors <= end; p += kVectors) {
-        I512 pad[kVectors], q[kVectors];
-        run.template next<kVectors>(pad);
 #pragma GCC unroll 4
         for (int i = 0; i < kVectors; ++i) {
           const int64_t at = (p + i) * c + j;
           q[i] = quantiser(at, mask...);
           run.put(at, q[i], pad[i], mask...);
         }
-        add(p, q[0], q[1]);
-        add(p + 2, q[2], q[3]);
+        const I512 v0 = joined(q[0], q[1]), v1 = joined(q[2], q[3]);
+        constexpr int kAdds = 2 * kLimbs * kTerms;
+        const LimbPairs* of0 = columns + p * stride;
+        const LimbPairs* of1 = of0 + 2 * stride;
+        const auto some = [&](int round) __attribute__((always_inline)) {
+#pragma GCC unroll 24
+          for (int n = 0; n < kAdds; ++n) {
+            if (n < round * kAdds / kVaesRounds || n >= (round + 1) * kAdds / kVaesRounds) continue;
+            const int k = n / kLimbs % kTerms;
+            sums[k].add((n < kAdds / 2 ? of0 : of1)[k], n < kAdds / 2 ? v0 : v1, n % kLimbs);
+          }
+        };
+        if (p + 2 * kVectors <= end) {
+          run.template next<kVectors>(pad, some);
+        } else {
+#pragma GCC unroll 16
+          for (int i = 0; i < kVaesRounds; ++i) some(i);
+        }
       }
       for (; p < end; p += 2) {
         I512 q[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
         for (int i = 0; i < 2 && p + i < end; ++i) {
           I512 pad[1];
-          run.template next<1>(pad);
+          run.template next<1>(pad, kNothing);
           const int64_t at = (p + i) * c + j;
           q[i] = quantiser(at, mask...);
           run.put(at, q[i], pad[0], mask...);
@@ -160,32 +163,53 @@ template <int kTerms, class Request>
   const LimbCheck& check = *row.limbs;
   TileQuantiser quantiser(row);
   const int64_t c = row.channels;
-  const int64_t longest = kLimbChannels * row.limb_pairs;
+  const int64_t longest = 2 * kLimbChannels * (row.limb_pairs / 2);
   const LimbBlock* blocks[kTerms];
   for (int k = 0; k < kTerms; ++k) {
     blocks[k] = check.row(row.y, first + k) + row.first_channel / kLimbChannels;
   }
-  SummingAvx512::Sum sum(lanes);
+  DigitSum sum(lanes);
+  const bool whole = c % (2 * kLimbChannels) == 0;
+  I512 pad[kVectors], q[kVectors];
+  auto run = request.run(0, Avx512::kLanes);
+  if (whole) run.template next<kVectors>(pad, kNothing);
   for (int64_t p = 0; p < row.pixels; ++p) {
-    auto run = request.run(p * c, Avx512::kLanes);
+    if (!whole) run = request.run(p * c, Avx512::kLanes);
     for (int64_t begin = 0; begin < c; begin += longest) {
       const int64_t end = std::min(c, begin + longest);
       LimbSums sums[kTerms];
       const auto add = [&](int64_t j, I512 q0, I512 q1) __attribute__((always_inline)) {
         const I512 value = joined(q0, q1);
 #pragma GCC unroll 3
-        for (int k = 0; k < kTerms; ++k) sums[k].add(blocks[k][j / kLimbChannels], value);
+        for (int k = 0; k < kTerms; ++k) {
+#pragma GCC unroll 4
+          for (int i = 0; i < kLimbs; ++i) sums[k].add(blocks[k][j / kLimbChannels], value, i);
+        }
       };
       int64_t j = begin;
-      for (; j + 2 * kLimbChannels <= end; j += 2 * kLimbChannels) {
-        I512 pad[kVectors], q[kVectors];
-        run.template next<kVectors>(pad);
+      for (; whole && j < end; j += 2 * kLimbChannels) {
 #pragma GCC unroll 4
         for (int i = 0; i < kVectors; ++i) q[i] = quantiser(p * c + j + i * Avx512::kLanes);
         put_pair(run, p * c + j, q, pad);
         put_pair(run, p * c + j + kLimbChannels, q + 2, pad + 2);
-        add(j, q[0], q[1]);
-        add(j + kLimbChannels, q[2], q[3]);
+        const I512 v0 = joined(q[0], q[1]), v1 = joined(q[2], q[3]);
+        const int64_t block = j / kLimbChannels;
+        constexpr int kAdds = 2 * kLimbs * kTerms;
+        const auto some = [&](int round) __attribute__((always_inline)) {
+#pragma GCC unroll 24
+          for (int n = 0; n < kAdds; ++n) {
+            if (n < round * kAdds / kVaesRounds || n >= (round + 1) * kAdds / kVaesRounds) continue;
+            const int k = n / kLimbs % kTerms;
+            sums[k].add(blocks[k][block + n / (kLimbs * kTerms)], n < kAdds / 2 ? v0 : v1,
+                        n % kLimbs);
+          }
+        };
+        if (p + 1 < row.pixels || j + 2 * kLimbChannels < c) {
+          run.template next<kVectors>(pad, some);
+        } else {
+#pragma GCC unroll 16
+          for (int i = 0; i < kVaesRounds; ++i) some(i);
+        }
       }
       for (; j < end; j += kLimbChannels) {
         I512 q[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
@@ -194,7 +218,7 @@ template <int kTerms, class Request>
           if (left <= 0) break;
           const auto mask = Avx512::first(static_cast<int>(std::min(left, Avx512::kLanes)));
           I512 pad[1];
-          run.template next<1>(pad);
+          run.template next<1>(pad, kNothing);
           const int64_t at = p * c + j + i * Avx512::kLanes;
           q[i] = quantiser(at, mask);
           run.put(at, q[i], pad[0], mask);

@@ -10,7 +10,7 @@ template <class Request>
 void emit_as(const EmitRow& row, CheckLanes& lanes) {
   if (row.limbs != nullptr) return rows::emit_limbs(row, rows::write<Request, true>, lanes);
   if (row.t != nullptr) return rows::emit_dense(row, rows::write<Request, true>, lanes);
-  lanes.clipped += rows::write<Request, false>(row, 0, row.pixels * row.channels, nullptr);
+  lanes.clipped[0] += rows::write<Request, false>(row, 0, row.pixels * row.channels, nullptr);
 }
 
 // Streaming stores should fill whole cache lines, which are `elements` of the request.

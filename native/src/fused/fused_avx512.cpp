@@ -1,5 +1,6 @@
 // Fused steps with AVX-512: check sums from IFMA and VNNI, pads from VAES.
 #include "fused/digits_avx512.hpp"
+#include "fused/replies_avx512.hpp"
 #include "fused/requests_avx512.hpp"
 #include "fused/window_kernels.hpp"
 
@@ -12,7 +13,7 @@ using rows::PlainRequest;
 
 // Integers that do not go where they are first written: a tile has no more.
 struct Integers {
-  alignas(64) int16_t value[kTile];
+  alignas(64) int16_t value[kLargestTile];
 };
 
 // Channel after channel, a line of the request would be written in two halves.
@@ -72,12 +73,12 @@ void emit_blinded(const EmitRow& row, CheckLanes& lanes) {
   __m512i pad[kVectors];
   int64_t j = 0;
   for (; j + kGroup <= count; j += kGroup) {
-    run.template next<kVectors>(pad);
+    run.template next<kVectors>(pad, kNothing);
 #pragma GCC unroll 4
     for (int i = 0; i < kVectors; ++i) step(j + i * Avx512::kLanes, pad[i]);
   }
   for (; j < count; j += Avx512::kLanes) {
-    run.template next<1>(pad);
+    run.template next<1>(pad, kNothing);
     const int64_t left = std::min(count - j, Avx512::kLanes);
     step(j, pad[0], Avx512::first(static_cast<int>(left)));
   }
@@ -112,21 +113,18 @@ void emit_rest(const EmitRow& row, CheckLanes& lanes, int64_t first) {
   Integers unused;
   EmitRow again = row;
   again.ahead = {};
-  const uint64_t clipped = lanes.clipped;  // counted when the request was written
+  const __m512i clipped = Avx512::load(lanes.clipped);  // counted when the request was written
   const PlainRequest<false> nowhere{unused.value};
   while (first < row.terms) first += sum_terms(again, nowhere, lanes, first);
-  lanes.clipped = clipped;
+  Avx512::store(lanes.clipped, clipped);
 }
 
 }  // namespace
 }  // namespace rows
 
-const FusedKernels kFusedAvx512{rows::any_reply<SummingAvx512>,
-                                rows::any_values<Avx512>,
-                                rows::any_window<Avx512>,
-                                emit,
-                                emit_blinded_rows,
-                                finish,
+const FusedKernels kFusedAvx512{rows::any_reply_avx512,   rows::any_values<Avx512>,
+                                rows::any_window<Avx512>, emit,
+                                emit_blinded_rows,        finish,
                                 Digits::of_either};
 
 }  // namespace cloister

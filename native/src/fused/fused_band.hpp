@@ -14,7 +14,6 @@
 
 namespace cloister {
 
-inline constexpr int64_t kStreamElements = 1 << 12;  // requests of 16 KiB and more
 inline constexpr size_t kPage = 4096;
 inline constexpr int64_t kMaxElements = int64_t{1} << 34;  // 2^32 AES blocks of four words
 
@@ -49,7 +48,7 @@ struct FusedStep::Scratch {
   // Messages and kept values begin with a page, and so neither of these does: a load waits for a
   // store just before whose address has the same low 12 bits (measured: up to 10 % of a step).
   Placed ring{kPage / 4};
-  Placed tile{kPage / 2};
+  Placed tile{kPage / 2 + kPage / 8 + kPage / 32};
   std::vector<float> zeros;  // a row outside the image, for a window that wants one
   std::vector<uint32_t> pad;
   std::vector<uint32_t> terms;  // of a tile, without their mask
@@ -66,12 +65,13 @@ class FusedStep::Band {
     bool ready;  // somebody has produced all of them
   };
 
-  Band(const FusedStep& step, const FusedRun& run, const FusedKernels& kernels, int64_t image,
-       Scratch& scratch, const Rows& rows)
+  Band(const FusedStep& step, const FusedRun& run, const FusedKernels& kernels,
+       const Tuning& tuning, int64_t image, Scratch& scratch, const Rows& rows)
       : step_(step),
         s_(step.shape_),
         run_(run),
         kernels_(kernels),
+        tuning_(tuning),
         image_(image),
         scratch_(scratch),
         rows_(rows),
@@ -126,7 +126,7 @@ class FusedStep::Band {
   }
 
  private:
-  int64_t tile_pixels() const { return std::max<int64_t>(kTile / s_.c, 1); }
+  int64_t tile_pixels() const { return std::max<int64_t>(tuning_.tile / s_.c, 1); }
 
   int64_t first_source_row(int64_t r) const {
     return std::clamp<int64_t>(r * s_.window->sh - s_.window->pt, 0, s_.h);
@@ -167,7 +167,7 @@ class FusedStep::Band {
     kernels_.reply(
         {run_.reply + element(p), terms(p, count), s_.scale.data(), s_.bias.data(), residual(p),
          run_.residual.pixel, s_.lo, s_.hi, step_.a_ ? step_.a_ + p : nullptr, step_.b_,
-         step_.halves_.data(), count, s_.c, alone(), out},
+         step_.halves_.data(), step_.pairs_.data(), count, s_.c, alone(), out},
         scratch_.lanes[0]);
   }
 
@@ -184,7 +184,7 @@ class FusedStep::Band {
     CLOISTER_DEBUG_ASSERT(words <= static_cast<int64_t>(scratch_.terms.size()));
     const uint8_t* nonce = run_.mask_nonces + image_ * static_cast<int64_t>(kAesNonceBytes);
     aes_ctr_subtract(*mask(), nonce, static_cast<uint64_t>(p * s_.c), all + p * s_.c,
-                     scratch_.terms.data(), words, alone() ? kTile : 0);
+                     scratch_.terms.data(), words, alone() ? tuning_.tile : 0);
     return scratch_.terms.data();
   }
 
@@ -217,7 +217,10 @@ class FusedStep::Band {
     const int64_t elements = s_.h * s_.w * s_.c;
     const uint32_t* terms = run_.unblinding(image_, elements);
     const auto begin = static_cast<uintptr_t>(p * s_.c) * sizeof(uint32_t) - address(values);
-    ahead_ = {address(run_.reply + image_ * elements) + begin, terms ? address(terms) + begin : 0};
+    ahead_.reply = address(run_.reply + image_ * elements) + begin;
+    ahead_.unblind = terms ? address(terms) + begin : 0;
+    const auto further = static_cast<uintptr_t>(tuning_.far_tiles * tile_pixels() * s_.c);
+    ahead_.far = terms && further != 0 ? ahead_.unblind + further * sizeof(uint32_t) : 0;
   }
 
   // Where the value before the window goes: straight to where it is kept, if that has no gaps.
@@ -263,11 +266,11 @@ class FusedStep::Band {
   // `count` elements from `at` on, a tile at a time; `check` enters the coefficients of a tile.
   template <typename Check>
   void emit_channels(size_t i, const float* values, int64_t at, int64_t count, const Check& check) {
-    for (int64_t done = 0; done < count; done += kTile) {
+    for (int64_t done = 0; done < count; done += tuning_.tile) {
       EmitRow row{};
       row.values = values + done;
       row.pixels = 1;
-      row.channels = std::min(kTile, count - done);
+      row.channels = std::min(tuning_.tile, count - done);
       check(row, at + done);
       emit_row(i, row, at + done);
     }
@@ -289,7 +292,7 @@ class FusedStep::Band {
       row.x = p % w;
       row.first_channel = channel;
     };
-    if (s_.c > kTile) {  // a tile has one pixel then
+    if (s_.c > tuning_.tile) {  // a tile has one pixel then
       return emit_channels(i, values, p * s_.c, s_.c,
                            [&](EmitRow& row, int64_t at) { check(row, at - p * s_.c); });
     }
@@ -307,7 +310,7 @@ class FusedStep::Band {
     const int64_t offset = image_ * elements + at;
     row.inv_scale = s_.sinks[i].inv_scale;
     row.ahead = ahead_;
-    row.stream = elements >= kStreamElements;
+    row.stream = elements >= tuning_.stream_from;
     row.limit = clip_limit(s_.sinks[i].qmax);
     if (sink.plain != nullptr) {
       row.plain = sink.plain + offset;
@@ -337,6 +340,7 @@ class FusedStep::Band {
   const FusedShape& s_;
   const FusedRun& run_;
   const FusedKernels& kernels_;
+  const Tuning& tuning_;
   int64_t image_;
   Scratch& scratch_;
   Rows rows_;

@@ -5,12 +5,14 @@
 #include <bit>
 #include <cstdint>
 
+#include "check/p52.hpp"
 #include "cloister/fused_step.hpp"
+#include "cloister/tuning.hpp"
 #include "isa/kernels.hpp"
 
 namespace cloister {
 
-constexpr int64_t kTile = 2048;          // elements: 8 KiB of floats and 8 KiB of pad in L1
+constexpr int64_t kRowBlock = 2048;      // elements of a long row that a kernel works on at once
 constexpr int64_t kLongRow = 16;         // pixels: what a channel costs once is shared by so many
 constexpr int64_t kColumnPixels = 1024;  // a factored EmitRow has no more
 
@@ -19,11 +21,14 @@ class LimbCheck;
 // Which factored coefficients a back end wants as digits (limbs.hpp); it sums them without a bias.
 enum class Digits { none, of_rows, of_either };
 
-// Partial sums modulo P, one per vector lane, each below 2^52; their sum is what counts. And how
-// many elements of a request were clipped.
+// Partial sums modulo P, one per vector lane: lane i of part k counts kPartWeights[k] times. And
+// how many elements of a request were clipped, in each lane.
+constexpr int kParts = 6;
+constexpr std::array<uint64_t, kParts> kPartWeights{
+    1, kFold, kFold, kFold * kFold, uint64_t{1} << 26, kFold * (uint64_t{1} << 26)};
 struct CheckLanes {
-  alignas(64) uint64_t lane[8] = {};
-  uint64_t clipped = 0;
+  alignas(64) uint64_t part[kParts][8] = {};
+  uint32_t clipped[16] = {};
 };
 
 // The largest float32 that rounds, half to even, to at most qmax: clamping there clips the rounded
@@ -45,6 +50,7 @@ struct ReplyRow {
   const uint64_t* a;  // one per pixel, or null: no check
   const uint64_t* b;
   const HalfBlock* halves;  // b once more
+  const PairBlock* pairs;   // and once more
   int64_t pixels, channels;
   bool alone;  // no emit() that brings the next tile into the cache will come between
   float* out;  // packed
@@ -72,9 +78,12 @@ struct WindowRow {
 };
 
 // How many bytes from a value the reply and the unblinding term lie that take its place in the next
-// tile: brought into the cache on the way. 0 for what is not there, because looking up an address
+// tile: brought into the first-level cache on the way; and the unblinding term of a tile further
+// on, brought into the second-level cache. 0 for what is not there, because looking up an address
 // without memory takes time too.
-using Ahead = std::array<uintptr_t, 2>;
+struct Ahead {
+  uintptr_t reply = 0, unblind = 0, far = 0;
+};
 inline uintptr_t address(const void* p) { return reinterpret_cast<uintptr_t>(p); }
 
 // Float to request: quantise, check, pad, store.

@@ -37,12 +37,12 @@ struct SummingPortable : Portable {
 
   struct Sum {
     uint64_t residue;
-    explicit Sum(const CheckLanes& lanes) : residue(lanes.lane[0]) {}
+    explicit Sum(const CheckLanes& lanes) : residue(lanes.part[0][0]) {}
     void add(const Dot& dot, uint64_t factor, int64_t) {
       residue = reduce(static_cast<U128>(reduce(dot.sum)) * factor + residue);
     }
     void add(const Dot& dot) { residue = cloister::add(reduce(dot.sum), residue); }
-    void save(CheckLanes& lanes) const { lanes.lane[0] = residue; }
+    void save(CheckLanes& lanes) const { lanes.part[0][0] = residue; }
   };
 };
 

@@ -2,11 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <utility>
 
 #include "check/p52.hpp"
+#include "cloister/tuning.hpp"
 #include "fused/fused_band.hpp"
 #include "fused/limbs.hpp"
 #include "threads/thread_pool.hpp"
@@ -24,7 +27,17 @@ uint64_t sum_of(const uint64_t* values, int64_t n) {
   return reduce(sum);
 }
 
-uint64_t sum_of(const CheckLanes& lanes) { return sum_of(lanes.lane, 8); }
+uint64_t sum_of(const CheckLanes& lanes) {
+  uint64_t sum = 0;
+  for (size_t i = 0; i < kParts; ++i) {
+    sum = add(sum, multiply(sum_of(lanes.part[i], 8), kPartWeights[i]));
+  }
+  return sum;
+}
+
+uint64_t clipped_in(const CheckLanes& lanes) {
+  return std::accumulate(std::begin(lanes.clipped), std::end(lanes.clipped), uint64_t{0});
+}
 
 void check_coefficients(const uint64_t* values, int64_t n) {
   // Kernels read the low 52 bits only.
@@ -114,17 +127,23 @@ FusedStep::FusedStep(FusedShape shape, Source source, const uint64_t* a, const u
   if (source == Source::checked) set_answer_check(a, b);
 }
 
-FusedStep::~FusedStep() { wipe(halves_.data(), halves_.size() * sizeof(HalfBlock)); }
+FusedStep::~FusedStep() {
+  wipe(halves_.data(), halves_.size() * sizeof(HalfBlock));
+  wipe(pairs_.data(), pairs_.size() * sizeof(PairBlock));
+}
 
 void FusedStep::set_answer_check(const uint64_t* a, const uint64_t* b) {
   require(a != nullptr && b != nullptr, "a checked answer needs both a and b");
   check_coefficients(a, shape_.h * shape_.w);
   check_coefficients(b, shape_.c);
   halves_.resize(static_cast<size_t>(shape_.c / kHalfChannels + 1));
+  pairs_.resize(static_cast<size_t>(shape_.c / kPairChannels + 1));
   for (int64_t i = 0; i < shape_.c; ++i) {
     HalfBlock& block = halves_[static_cast<size_t>(i / kHalfChannels)];
     block.low[i % kHalfChannels] = static_cast<uint32_t>(b[i] & ((1 << 26) - 1));
     block.high[i % kHalfChannels] = static_cast<uint32_t>(b[i] >> 26);
+    PairBlock& pairs = pairs_[static_cast<size_t>(i / kPairChannels)];
+    (i % 2 == 0 ? pairs.even : pairs.odd)[i % kPairChannels / 2] = b[i];
   }
   const uint64_t sums = multiply(sum_of(a, shape_.h * shape_.w), sum_of(b, shape_.c));
   out_bias_ = multiply(sums, uint64_t{1} << 31);
@@ -180,7 +199,7 @@ int64_t FusedStep::bands_per_image(int64_t n, int threads) const {
   if (threads <= 1) return 1;
   // Several bands per thread: a thread that comes late takes fewer.
   constexpr int64_t kPerThread = 8;
-  constexpr int64_t kLeast = 4 * kTile;
+  constexpr int64_t kLeast = int64_t{1} << 13;
   const int64_t wanted = (kPerThread * threads + n - 1) / std::max<int64_t>(n, 1);
   const auto& window = shape_.window;
   const int64_t units = window ? window->oh : shape_.h * shape_.w;
@@ -189,7 +208,7 @@ int64_t FusedStep::bands_per_image(int64_t n, int threads) const {
 }
 
 // Everything is allocated here, so that threads cannot throw.
-void FusedStep::prepare(const FusedKernels& kernels, int64_t workers, bool masked) {
+void FusedStep::prepare(const FusedKernels& kernels, int64_t tile, int64_t workers, bool masked) {
   for (size_t i = 0; i < limbs_.size(); ++i) {
     // Another instruction set than when the step was made.
     if (limbs(kernels, i) == nullptr || limbs_[i].digits() == kernels.digits) continue;
@@ -200,17 +219,20 @@ void FusedStep::prepare(const FusedKernels& kernels, int64_t workers, bool maske
     const auto& window = shape_.window;
     const int64_t ring = window ? std::min(span(window->kh, window->dh), shape_.h) : 0;
     scratch->ring.resize(ring * shape_.w * shape_.c);
-    scratch->tile.resize(std::max(kTile, shape_.c));
     if (window && window->three_by_three()) {
       scratch->zeros.resize(static_cast<size_t>(shape_.w * shape_.c));
     }
-    scratch->pad.resize(static_cast<size_t>(kTile + 4));
     scratch->rows.reserve(static_cast<size_t>(ring));
     scratch->lanes.reserve(1 + shape_.sinks.size());
     scratch_.push_back(std::move(scratch));
   }
   for (const auto& scratch : scratch_) {
-    if (masked) scratch->terms.resize(static_cast<size_t>(std::max(kTile, shape_.c)));
+    const int64_t pixel = std::max(tile, shape_.c);
+    if (masked) scratch->terms.resize(static_cast<size_t>(pixel));
+    if (scratch->pad.size() == static_cast<size_t>(tile + 4)) continue;
+    wipe(scratch->pad.data(), scratch->pad.size() * sizeof(uint32_t));
+    scratch->pad.resize(static_cast<size_t>(tile + 4));
+    scratch->tile.resize(pixel);
   }
 }
 
@@ -231,7 +253,8 @@ void FusedStep::run(const FusedRun& run, int threads) {
   const bool rows_first = bands > 1 && window && span(window->kh, window->dh) > window->sh;
   const int64_t row = shape_.w * shape_.c;
   if (rows_first) image_.resize(static_cast<size_t>(run.n * shape_.h * row));
-  prepare(kernels, std::min<int64_t>(std::max(threads, 1), run.n * bands),
+  const Tuning tuned = tuning();
+  prepare(kernels, tuned.tile, std::min<int64_t>(std::max(threads, 1), run.n * bands),
           run.mask_keys != nullptr);
   const size_t columns = 1 + shape_.sinks.size();
   const size_t phase_sums = static_cast<size_t>(run.n * bands) * columns;
@@ -243,7 +266,7 @@ void FusedStep::run(const FusedRun& run, int threads) {
     Band::Rows rows{scratch.ring.data(), 0, false};
     if (window) rows.count = std::min(span(window->kh, window->dh), shape_.h);
     if (rows_first) rows = {image_.data() + image * shape_.h * row, shape_.h, !sources};
-    Band band(*this, run, kernels, image, scratch, rows);
+    Band band(*this, run, kernels, tuned, image, scratch, rows);
     const int64_t units = sources ? shape_.h : window ? window->oh : shape_.h * shape_.w;
     const int64_t begin = units * (job % bands) / bands;
     const int64_t end = units * (job % bands + 1) / bands;
@@ -258,7 +281,7 @@ void FusedStep::run(const FusedRun& run, int threads) {
     const size_t first = static_cast<size_t>(job) * columns + (sources ? phase_sums : 0);
     for (size_t i = 0; i < columns; ++i) {
       sums[first + i] = sum_of(scratch.lanes[i]);
-      if (!sources) clipped[first + i] = scratch.lanes[i].clipped;
+      if (!sources) clipped[first + i] = clipped_in(scratch.lanes[i]);
     }
   };
   if (rows_first) {

@@ -15,12 +15,12 @@ constexpr int kVectors = 4;  // of a LimbBlock's channels
 // The integers of a tile in pairs, as a LimbBlock has them: lane i of the two vectors of a block
 // has channels i and 16 + i, zeros where there is none.
 struct Staged {
-  I256 pairs[2 * kTile / kLimbChannels];
+  I256 pairs[2 * kLargestTile / kLimbChannels];
 };
 
 // Elements `at` .. `at` + `count` of a row, which `pairs` are made from if the check wants them;
 // how many were clipped.
-using Write = uint64_t (*)(const EmitRow& row, int64_t at, int64_t count, I256* pairs);
+using Write = uint32_t (*)(const EmitRow& row, int64_t at, int64_t count, I256* pairs);
 
 // Two vectors of small integers as one of pairs, and back.
 inline I256 joined(I256 low, I256 high) {
@@ -105,7 +105,7 @@ struct BlindedRequest {
 };
 
 template <class Request, bool kCheck>
-uint64_t write(const EmitRow& row, int64_t at, int64_t count, I256* pairs) {
+uint32_t write(const EmitRow& row, int64_t at, int64_t count, I256* pairs) {
   Request request(row, at);
   const float* values = row.values + at;
   Quantiser<Avx2> quantiser(row);
@@ -196,17 +196,18 @@ inline void emit_limbs(const EmitRow& row, Write write, CheckLanes& lanes) {
   const int64_t blocks = (row.channels + kLimbChannels - 1) / kLimbChannels;
   static_assert(limb_pairs(8191) >= 2);
   const int64_t longest = row.limb_pairs / 2;  // a block adds two pairs to every lane
-  const int64_t group = std::max<int64_t>(kTile / kLimbChannels / blocks, 1);
+  const int64_t group = std::max<int64_t>(kRowBlock / kLimbChannels / blocks, 1);
   SummingAvx2::Sum sum(lanes);
   Staged staged;
   for (int64_t begin = 0; begin < row.pixels; begin += group) {
     const int64_t end = std::min(row.pixels, begin + group);
     if (row.channels % kLimbChannels == 0) {
-      lanes.clipped += write(row, begin * row.channels, (end - begin) * row.channels, staged.pairs);
+      lanes.clipped[0] +=
+          write(row, begin * row.channels, (end - begin) * row.channels, staged.pairs);
     } else {
       for (int64_t p = begin; p < end; ++p) {
         I256* pairs = staged.pairs + (p - begin) * 2 * blocks;
-        lanes.clipped += write(row, p * row.channels, row.channels, pairs);
+        lanes.clipped[0] += write(row, p * row.channels, row.channels, pairs);
       }
     }
     for (int64_t k = 0; k < row.terms; ++k) {
@@ -232,7 +233,7 @@ inline void emit_dense(const EmitRow& row, Write write, CheckLanes& lanes) {
   SummingAvx2::Sum sum(lanes);
   SummingAvx2::Dot dot;
   Staged staged;
-  lanes.clipped += write(row, 0, count, staged.pairs);
+  lanes.clipped[0] += write(row, 0, count, staged.pairs);
   over<Avx2>(0, count, [&](int64_t j, auto... mask) __attribute__((always_inline)) {
     const I256 pairs = staged.pairs[j / kLimbChannels * 2 + j / Avx2::kLanes % 2];
     const I256 q = j % kLimbChannels < 16 ? lower(pairs) : upper(pairs);

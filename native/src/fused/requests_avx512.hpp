@@ -1,7 +1,8 @@
 // Where a request's integers go: under pads made in registers, or in the clear.
 // run() begins at an element and goes on in vectors that are `apart` elements from each other:
-// next() makes the pads of as many vectors, and put() is the only write of the request: the
-// integers never reach its memory without their pad. Included by AVX-512 back ends only.
+// next() makes the pads of as many vectors, with other work between the rounds; put() is the only
+// write of the request: the integers never reach its memory without their pad. Included by AVX-512
+// back ends only.
 #pragma once
 #include "fused/sums_avx512.hpp"
 
@@ -23,7 +24,9 @@ struct TileQuantiser {
     fetch(ahead, values + at);
     return quantise(Avx512::load(values + at, mask...));
   }
-  void count(CheckLanes& lanes) const { lanes.clipped += Avx512::total(quantise.clipped); }
+  void count(CheckLanes& lanes) const {
+    Avx512::store(lanes.clipped, Avx512::add(Avx512::load(lanes.clipped), quantise.clipped));
+  }
 };
 
 // Two vectors that lie side by side.
@@ -43,7 +46,10 @@ struct PlainRequest {
   PlainRequest run(int64_t, int64_t) const { return *this; }
 
   template <int kCount>
-  void next(__m512i*) const {}
+  inline __attribute__((always_inline)) void next(__m512i*, const auto& beside) const {
+#pragma GCC unroll 16
+    for (int i = 0; i < kVaesRounds; ++i) beside(i);
+  }
   void put(int64_t at, __m512i q, __m512i, auto... mask) const {
     __builtin_prefetch(out + at + kAhead, 1, 2);
     Avx512::store_narrow(out + at, q, mask...);
@@ -68,13 +74,13 @@ class BlindedRequest {
 
   struct Run {
     uint32_t* out;
-    const VaesKeys& keys;
+    VaesKeys keys;
     __m512i counter;
     uint32_t stride;
 
     template <int kCount>
-    inline __attribute__((always_inline)) void next(__m512i* pad) {
-      vaes_keystream<kCount>(keys, counter, pad, stride);
+    inline __attribute__((always_inline)) void next(__m512i* pad, const auto& beside) {
+      vaes_keystream<kCount>(keys, counter, pad, stride, beside);
       counter = _mm512_add_epi32(counter, vaes_step(kCount * stride));
     }
     inline __attribute__((always_inline)) void put(int64_t at, __m512i q, __m512i pad,

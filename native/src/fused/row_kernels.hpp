@@ -36,10 +36,11 @@ inline __attribute__((always_inline)) void over(int64_t begin, int64_t end, Step
 // prefetch beyond the end of an array does nothing.
 constexpr uintptr_t kAhead = 2048;  // elements: one tile
 inline __attribute__((always_inline)) void fetch(const Ahead& ahead, const float* value) {
-  for (const uintptr_t distance : ahead) {
-    // As a number: it may lie behind its array.
-    __builtin_prefetch(reinterpret_cast<const void*>(address(value) + distance), 0, 3);
-  }
+  // As numbers: they may lie behind their arrays.
+  const uintptr_t at = address(value);
+  __builtin_prefetch(reinterpret_cast<const void*>(at + ahead.reply), 0, 3);
+  __builtin_prefetch(reinterpret_cast<const void*>(at + ahead.unblind), 0, 3);
+  if (ahead.far != 0) __builtin_prefetch(reinterpret_cast<const void*>(at + ahead.far), 0, 2);
 }
 template <typename T>
 inline __attribute__((always_inline)) void prefetch(const T* p) {
@@ -173,7 +174,7 @@ inline __attribute__((always_inline)) auto write(const EmitRow& row, int64_t at,
 // Integers that are written are counted, once.
 template <class S, To kTo>
 inline __attribute__((always_inline)) void tally(const Quantiser<S>& quantise, CheckLanes& lanes) {
-  if constexpr (kTo != To::nowhere) lanes.clipped += S::total(quantise.clipped);
+  if constexpr (kTo != To::nowhere) lanes.clipped[0] += S::total(quantise.clipped);
 }
 
 // Every element with a coefficient of its own, or unchecked.

@@ -86,7 +86,7 @@ struct SummingAvx2 : Avx2 {
 
   struct Sum {
     U128 sum;
-    explicit Sum(const CheckLanes& lanes) : sum(lanes.lane[0]) {}
+    explicit Sum(const CheckLanes& lanes) : sum(lanes.part[0][0]) {}
     // `index` counts the additions, each below 2^113.
     inline __attribute__((always_inline)) void add(const Dot& dot, uint64_t factor, int64_t index) {
       sum += static_cast<U128>(dot.residue()) * factor;
@@ -103,7 +103,7 @@ struct SummingAvx2 : Avx2 {
       sum += static_cast<U128>(high) * factors[1];
     }
     void fold() { sum = reduce(sum); }
-    void save(CheckLanes& lanes) const { lanes.lane[0] = reduce(sum); }
+    void save(CheckLanes& lanes) const { lanes.part[0][0] = reduce(sum); }
   };
 };
 

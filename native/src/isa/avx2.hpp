@@ -69,11 +69,11 @@ struct Avx2 {
   static I count_changed(I counts, F before, F after) {
     return sub(counts, _mm256_castps_si256(_mm256_cmp_ps(before, after, _CMP_NEQ_UQ)));
   }
-  static uint64_t total(I counts) {
+  static uint32_t total(I counts) {
     const I pairs = _mm256_hadd_epi32(counts, counts);
     const I sums = _mm256_hadd_epi32(pairs, pairs);  // lanes 0 and 4: of either half
     return static_cast<uint32_t>(_mm256_extract_epi32(sums, 0)) +
-           uint64_t{static_cast<uint32_t>(_mm256_extract_epi32(sums, 4))};
+           static_cast<uint32_t>(_mm256_extract_epi32(sums, 4));
   }
 
   // ---- longs
@@ -141,11 +141,11 @@ inline __attribute__((always_inline)) void aes_keystream(const uint8_t* rounds, 
   }
 #pragma GCC unroll 16
   for (int round = 1; round < 14; ++round) {
-    const __m128i key = _mm_loadu_si128(keys + round);
+    const __m128i key = _mm_loadu_si128(keys + 4 * round);  // each is there four times
 #pragma GCC unroll 8
     for (int i = 0; i < kBlocks; ++i) state[i] = _mm_aesenc_si128(state[i], key);
   }
-  const __m128i last = _mm_loadu_si128(keys + 14);
+  const __m128i last = _mm_loadu_si128(keys + 4 * 14);
 #pragma GCC unroll 8
   for (int i = 0; i < kBlocks; ++i) state[i] = _mm_aesenclast_si128(state[i], last);
 }

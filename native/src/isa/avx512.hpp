@@ -35,6 +35,11 @@ struct Avx512 {
   static F div(F x, F y) { return _mm512_div_ps(x, y); }
   static F max(F x, F y) { return _mm512_max_ps(x, y); }
   static F min(F x, F y) { return _mm512_min_ps(x, y); }
+  // max(v, 0), where v is no NaN, or one with a sign.
+  static F from_zero(F v) {
+    const __m512i bits = _mm512_castps_si512(v);
+    return _mm512_castsi512_ps(_mm512_max_epi32(bits, _mm512_setzero_si512()));
+  }
   // The smaller magnitude, with the sign of v.
   static F within(F v, F limit) { return _mm512_range_ps(v, limit, 0x2); }
 
@@ -68,12 +73,12 @@ struct Avx512 {
   static I multiply_add(I acc, I x, I w) { return _mm512_dpwssd_epi32(acc, x, w); }
   static F to_float(I v) { return _mm512_cvtepi32_ps(v); }
   static I round(F v) { return _mm512_cvtps_epi32(v); }
+  // Without a mask: comparisons into masks wait for the units that multiply (Zen 4).
   static I count_changed(I counts, F before, F after) {
-    const M changed =
-        _mm512_cmpneq_epi32_mask(_mm512_castps_si512(before), _mm512_castps_si512(after));
-    return _mm512_mask_sub_epi32(counts, changed, counts, _mm512_set1_epi32(-1));
+    const I changed = _mm512_xor_si512(_mm512_castps_si512(before), _mm512_castps_si512(after));
+    return _mm512_add_epi32(counts, _mm512_min_epu32(changed, _mm512_set1_epi32(1)));
   }
-  static uint64_t total(I counts) { return static_cast<uint32_t>(_mm512_reduce_add_epi32(counts)); }
+  static uint32_t total(I counts) { return static_cast<uint32_t>(_mm512_reduce_add_epi32(counts)); }
 
   // ---- longs
   static L zero_long() { return _mm512_setzero_si512(); }
@@ -132,14 +137,13 @@ inline void transpose_square(__m512i (&v)[16]) {
   }
 }
 
+// Round keys as AesSchedule has them: a broadcast would take the units that shuffle (Zen 4).
 struct VaesKeys {
-  __m512i round[15];
+  const uint8_t* rounds;
 
-  explicit VaesKeys(const uint8_t* rounds) {
-    for (int i = 0; i < 15; ++i) {
-      round[i] = _mm512_broadcast_i32x4(
-          _mm_loadu_si128(reinterpret_cast<const __m128i*>(rounds + 16 * i)));
-    }
+  explicit VaesKeys(const uint8_t* of) : rounds(of) {}
+  inline __attribute__((always_inline)) __m512i round(int i) const {
+    return _mm512_load_si512(rounds + 64 * i);
   }
 };
 
@@ -166,25 +170,34 @@ inline __m512i vaes_big_endian(__m512i counter) {
 }
 
 // Keystream of kVectors runs of 16 words, which begin `stride` blocks apart: one run unless said.
-template <int kVectors>
-inline void vaes_keystream(const VaesKeys& keys, __m512i counter, __m512i* state,
-                           uint32_t stride = 4) {
+// beside(round) is what the caller wants done between two rounds, each of which waits for the one
+// before.
+constexpr int kVaesRounds = 14;
+constexpr auto kNothing = [](int) {};
+
+template <int kVectors, class Beside = decltype(kNothing)>
+inline __attribute__((always_inline)) void vaes_keystream(const VaesKeys& keys, __m512i counter,
+                                                          __m512i* state, uint32_t stride = 4,
+                                                          const Beside& beside = kNothing) {
 #pragma GCC unroll 8
   for (int i = 0; i < kVectors; ++i) {
     const __m512i number = _mm512_add_epi32(counter, vaes_step(stride * static_cast<uint32_t>(i)));
-    state[i] = _mm512_xor_si512(vaes_big_endian(number), keys.round[0]);
+    state[i] = _mm512_xor_si512(vaes_big_endian(number), keys.round(0));
   }
 #pragma GCC unroll 16
-  for (int round = 1; round < 14; ++round) {
+  for (int round = 1; round < kVaesRounds; ++round) {
+    const __m512i key = keys.round(round);
 #pragma GCC unroll 8
     for (int i = 0; i < kVectors; ++i) {
-      state[i] = _mm512_aesenc_epi128(state[i], keys.round[round]);
+      state[i] = _mm512_aesenc_epi128(state[i], key);
     }
+    beside(round - 1);
   }
 #pragma GCC unroll 8
   for (int i = 0; i < kVectors; ++i) {
-    state[i] = _mm512_aesenclast_epi128(state[i], keys.round[14]);
+    state[i] = _mm512_aesenclast_epi128(state[i], keys.round(kVaesRounds));
   }
+  beside(kVaesRounds - 1);
 }
 
 }  // namespace

@@ -14,6 +14,7 @@ namespace cloister {
 template <typename Table>
 const Table& of_active_isa(const Table& portable, const Table& avx2, const Table& avx512) {
   switch (active_isa()) {
+    case Isa::amx:  // has tiles beside the vectors
     case Isa::avx512: return avx512;
     case Isa::avx2: return avx2;
     default: return portable;
@@ -50,6 +51,38 @@ struct RingDepthwiseJob {
   const uint32_t* weights;  // [tap][channels]
   int64_t channels;
   uint32_t* out;  // [pixel][channels]
+};
+
+constexpr int64_t kTileRows = 16;   // of all tiles: pixels, or groups of four inputs
+constexpr int64_t kTileBytes = 64;  // of a row: one byte of so many inputs, or of 4 of 16 channels
+constexpr int64_t kTileWidth = 16;  // output channels
+constexpr int64_t kRingChunk = 64;  // elements that a product on tiles reads at once
+constexpr int64_t kTileStep = 2 * kTileRows * kTileBytes;  // weights of 64 inputs, 16 channels
+
+// Every pixel of a band by some channels of one group. A segment may be read on to a whole chunk.
+struct RingTileJob {
+  const int16_t* plane;  // as in RingPanelJob, and the next four
+  int64_t digit_stride;
+  int digits;
+  const int64_t* pixels;
+  int64_t pixel_count;
+  const RingSegment* segments;  // all of them, in the order of a channel's weights
+  int64_t segment_count;
+  int64_t length;          // elements of all segments
+  const uint8_t* weights;  // [width / 16][length / 64][low, high][16][16][4], with zeros at the end
+  uint32_t* out;           // out[pixel * out_stride + channel]
+  int64_t out_stride;
+  int64_t width;  // channels
+};
+
+// One panel of inputs of a dense layer's weight gradient.
+struct DenseGradientJob {
+  const uint32_t* pairs;  // [pair of samples][outputs]: their two deltas
+  const uint32_t* x;      // x[sample * inputs + c]
+  int64_t n, outputs, inputs;
+  int64_t width;     // inputs of this panel, 1 to 32
+  uint32_t* digits;  // scratch: [pair of samples][2][32]; beyond the width of no account
+  uint32_t* out;     // out[output * inputs + c]
 };
 
 struct RingKernels {
@@ -91,7 +124,7 @@ struct FreivaldsKernels {
 
 // Null without AES instructions.
 struct AesKernels {
-  void (*expand_key)(const uint8_t key[32], uint8_t rounds[15 * 16]);
+  void (*expand_key)(const uint8_t key[32], uint8_t* rounds);  // as AesSchedule has them
   // `blocks` blocks of 16 bytes from block number `first` on; it does not wrap.
   void (*fill)(const uint8_t* rounds, const uint8_t* nonce, uint32_t first, int64_t blocks,
                uint32_t* out);
@@ -116,8 +149,11 @@ struct PadShareKernels {
 
 struct Kernels {
   RingKernels ring;
+  void (*dense_gradient)(const DenseGradientJob&);
   FixedPointKernels<float> floats;
   FixedPointKernels<double> doubles;
+  void (*scale_difference)(const uint32_t* p, const uint32_t* m, int64_t count, float factor,
+                           float* out);
   void (*transpose)(const uint32_t* x, int64_t rows, int64_t columns, uint32_t* out);
   FreivaldsKernels freivalds;
   AesKernels aes;
@@ -128,8 +164,16 @@ extern const Kernels kKernelsPortable;
 extern const Kernels kKernelsAvx2;
 extern const Kernels kKernelsAvx512;
 
+// Executes nothing on tiles unless it is called.
+void ring_tile_product_amx(const RingTileJob& job);
+
 inline const Kernels& kernels() {
   return of_active_isa(kKernelsPortable, kKernelsAvx2, kKernelsAvx512);
+}
+
+// Null where the instruction set in force has no tiles.
+inline RingTileProduct ring_tile_product() {
+  return active_isa() == Isa::amx ? ring_tile_product_amx : nullptr;
 }
 
 }  // namespace cloister

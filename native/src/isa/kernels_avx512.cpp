@@ -5,6 +5,7 @@
 #include "isa/avx512.hpp"
 #include "pads/aes_ni.hpp"
 #include "pads/share_kernels.hpp"
+#include "ring/dense_gradient_kernels.hpp"
 #include "ring/fixed_point_kernels.hpp"
 #include "ring/ring_kernels.hpp"
 
@@ -195,8 +196,10 @@ void vaes_fill(const uint8_t* rounds, const uint8_t* nonce, uint32_t first, int6
 
 const Kernels kKernelsAvx512{
     .ring = ring_kernels<Avx512, {12, 6, 2}>(pack_squares),  // 24 accumulators, 2 weights
+    .dense_gradient = dense_gradient_panel<Avx512, 6>,
     .floats = fixed_point_kernels<float>(),
     .doubles = fixed_point_kernels<double>(),
+    .scale_difference = scale_difference_words,
     .transpose = transpose_squares,
     .freivalds = {fold_weights, combine_taps},
     .aes = {aes_expand_key, vaes_fill, vaes_stream<true>},

@@ -79,7 +79,7 @@ struct Portable {
     return (I)(v + shift) - (I)shift;
   }
   static I count_changed(I count, F before, F after) { return count - (I)(before != after); }
-  static uint64_t total(I count) { return uint64_t{count[0]} + count[1] + count[2] + count[3]; }
+  static uint32_t total(I count) { return uint64_t{count[0]} + count[1] + count[2] + count[3]; }
 
   // ---- longs
   static L zero_long() { return 0; }

@@ -62,7 +62,7 @@ void stream(const uint8_t* rounds, const uint8_t* nonce, uint32_t first, int64_t
   }
 }
 
-inline void aes_expand_key(const uint8_t key[32], uint8_t rounds[15 * 16]) {
+inline void aes_expand_key(const uint8_t key[32], uint8_t* rounds) {
   __m128i k[15];
   k[0] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(key));
   k[1] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(key + 16));
@@ -79,7 +79,8 @@ inline void aes_expand_key(const uint8_t key[32], uint8_t rounds[15 * 16]) {
   k[12] = even_round<0x20>(k[10], k[11]);
   k[13] = odd_round(k[11], k[12]);
   k[14] = even_round<0x40>(k[12], k[13]);
-  std::memcpy(rounds, k, sizeof k);
+  auto* copies = reinterpret_cast<__m128i*>(rounds);
+  for (int i = 0; i < 4 * 15; ++i) _mm_store_si128(copies + i, k[i / 4]);
 }
 
 inline void aes_fill(const uint8_t* rounds, const uint8_t* nonce, uint32_t first, int64_t blocks,

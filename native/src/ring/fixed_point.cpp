@@ -37,6 +37,11 @@ void round_scaled(const T* v, int64_t a, int64_t b, int64_t c, int exponent, int
   kernels_of<T>().round(v, a, b, c, std::ldexp(T{1}, exponent), out);
 }
 
+void scale_difference(const uint32_t* p, const uint32_t* m, int64_t count, float factor,
+                      float* out) {
+  kernels().scale_difference(p, m, count, factor, out);
+}
+
 template Magnitudes magnitudes(const float*, int64_t, int64_t, int64_t);
 template Magnitudes magnitudes(const double*, int64_t, int64_t, int64_t);
 template void round_scaled(const float*, int64_t, int64_t, int64_t, int, int16_t*);

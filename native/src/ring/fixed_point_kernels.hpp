@@ -94,6 +94,13 @@ void round_all(const T* v, int64_t a, int64_t b, int64_t c, T scale, int16_t* ou
   }
 }
 
+inline void scale_difference_words(const uint32_t* __restrict p, const uint32_t* __restrict m,
+                                   int64_t count, float factor, float* __restrict out) {
+  for (int64_t i = 0; i < count; ++i) {
+    out[i] = static_cast<float>(static_cast<int32_t>(p[i] - m[i])) * factor;
+  }
+}
+
 template <typename T>
 constexpr FixedPointKernels<T> fixed_point_kernels() {
   return {add_magnitudes<T>, round_all<T>};

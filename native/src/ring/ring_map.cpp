@@ -21,6 +21,7 @@ namespace {
 constexpr int64_t kBlockPairs = 1024;       // of a panel: 128 KiB of weights
 constexpr int64_t kBandBytes = 512 * 1024;  // half of a common second-level cache
 constexpr int64_t kBandPixels = 48;         // enough to use a panel's weights several times
+constexpr int64_t kTileChannels = 512;      // whose weights of one block stay in that cache
 constexpr int64_t kHugePage = 2 * 1024 * 1024;
 
 constexpr int64_t kManyBytes = int64_t{1} << 62;
@@ -72,6 +73,17 @@ Geometry reshape(Geometry g) {
     std::swap(g.ph, g.pw);
   }
   return g;
+}
+
+// Fewer pixels, channels or weights leave most of a tile empty.
+bool suits_tiles(const Geometry& g) {
+  return times(g.oh, g.ow) >= kTileRows && g.group_out() >= kTileWidth &&
+         times(times(g.kh, g.kw), g.group_in()) >= kTileBytes;
+}
+
+RingTileProduct suited_product(const Geometry& g) {
+  check(g);
+  return suits_tiles(g) ? ring_tile_product() : nullptr;
 }
 
 // Writers turn input elements into elements of the padded copy.
@@ -182,24 +194,30 @@ void AlignedBuffer::reserve(int64_t bytes) {
 #endif
 }
 
-RingMap::RingMap(const Geometry& geometry) : original_(geometry) {
+RingMap::RingMap(const Geometry& geometry, RingTileProduct tiles) : original_(geometry) {
   check(geometry);
   g_ = reshape(geometry);
   per_image_ = geometry.h * geometry.w / (g_.h * g_.w);
   depthwise_ = g_.groups > 1 && g_.group_in() == 1;
   channels_ = depthwise_ ? g_.oc : g_.c;
   padded_w_ = (g_.ow - 1) * g_.sw + (g_.kw - 1) * g_.dw + 1;
-  panels_ = ceil_div(g_.group_out(), kRingPanel);
+  tiles_ = depthwise_ ? nullptr : tiles;
+  panel_ = tiles_ ? kTileWidth : kRingPanel;
+  panels_ = ceil_div(g_.group_out(), panel_);
 }
 
-RingMap::RingMap(const Geometry& geometry, const int16_t* weights) : RingMap(geometry) {
+RingMap::RingMap(const Geometry& geometry, const int16_t* weights, RingTileProduct tiles)
+    : RingMap(geometry, tiles) {
   find_segments();
-  depthwise_ ? pack_depthwise(weights) : pack(weights);
+  depthwise_ ? pack_depthwise(weights) : tiles_ ? pack_tiles(weights) : pack(weights);
 }
+
+RingMap::RingMap(const Geometry& geometry, const int16_t* weights)
+    : RingMap(geometry, weights, suited_product(geometry)) {}
 
 RingMemory RingMap::memory(const Geometry& geometry, int64_t n, int64_t bytes_per_element,
                            int threads) {
-  const RingMap map(geometry);
+  const RingMap map(geometry, suited_product(geometry));
   const Geometry& g = map.g_;
   const int64_t taps = times(g.kh, g.kw), run = g.group_in();
   // Taps that are joined only make these fewer. A vector that grows holds up to three times its
@@ -207,10 +225,12 @@ RingMemory RingMap::memory(const Geometry& geometry, int64_t n, int64_t bytes_pe
   const int64_t segments = times(taps, ceil_div(run, 2 * kBlockPairs));
   constexpr int64_t kPerSegment =
       3 * (sizeof(std::pair<int64_t, int64_t>) + sizeof(RingSegment) + sizeof(Block));
+  const int64_t panels = times(g.groups, map.panels_);
   const int64_t packed =
       map.depthwise_ ? times(times(taps, g.oc), sizeof(uint32_t))
-                     : times(times(times(g.groups, map.panels_), times(taps, ceil_div(run, 2))),
-                             kRingPanel * 2 * sizeof(int16_t));
+      : map.tiles_
+          ? times(times(panels, ceil_div(times(taps, run), kTileBytes)), kTileStep)
+          : times(times(panels, times(taps, ceil_div(run, 2))), kRingPanel * 2 * sizeof(int16_t));
   const int64_t held = plus(AlignedBuffer::reserved(packed), times(segments, kPerSegment));
   n = times(n, map.per_image_);
   if (n == 0) return {held, 0};
@@ -221,7 +241,7 @@ RingMemory RingMap::memory(const Geometry& geometry, int64_t n, int64_t bytes_pe
   threads = std::max(threads, 1);
   const Bands bands = map.plan(n, element, threads);
   const int64_t workers = std::min<int64_t>(threads, bands.count * bands.parts);
-  const int64_t plane = AlignedBuffer::reserved((bands.elements + 1) * element);
+  const int64_t plane = AlignedBuffer::reserved((bands.elements + kRingChunk) * element);
   const int64_t pixels = times(times(bands.images, bands.rows), g.ow);
   return {held, plus(times(workers, plane), times(pixels, 2 * sizeof(int64_t)))};
 }
@@ -277,6 +297,24 @@ void RingMap::pack(const int16_t* weights) {
         }
       }
       row += segment.elements;
+    }
+  }
+}
+
+void RingMap::pack_tiles(const int16_t* weights) {
+  const int64_t length = g_.kh * g_.kw * g_.group_in(), steps = ceil_div(length, kTileBytes);
+  const int64_t bytes = g_.groups * panels_ * steps * kTileStep;
+  weights_.reserve(bytes);
+  auto* packed = static_cast<uint8_t*>(weights_.data());
+  std::fill_n(packed, bytes, uint8_t{0});
+  for (int64_t o = 0; o < g_.oc; ++o, weights += length) {
+    const int64_t channel = o % g_.group_out();
+    const int64_t panel = o / g_.group_out() * panels_ + channel / kTileWidth;
+    uint8_t* lane = packed + panel * steps * kTileStep + channel % kTileWidth * 4;
+    for (int64_t e = 0; e < length; ++e) {
+      uint8_t* low = lane + e / kTileBytes * kTileStep + e % kTileBytes / 4 * kTileBytes + e % 4;
+      low[0] = static_cast<uint8_t>(weights[e]);
+      low[kTileStep / 2] = static_cast<uint8_t>(weights[e] >> 8);
     }
   }
 }
@@ -361,6 +399,32 @@ void RingMap::run_panels(const int16_t* plane, int64_t digit_stride, int digits,
   }
 }
 
+void RingMap::run_tiles(const int16_t* plane, int64_t digit_stride, int digits, int64_t first_pixel,
+                        int64_t pixels, int64_t part, int64_t parts, const Place& place) const {
+  RingTileJob job{};
+  job.digit_stride = digit_stride;
+  job.digits = digits;
+  job.segments = segments_.data();
+  job.segment_count = static_cast<int64_t>(segments_.size());
+  job.length = g_.kh * g_.kw * g_.group_in();
+  job.out_stride = place.pixel_stride;
+  const int64_t steps = ceil_div(job.length, kTileBytes), all = g_.groups * panels_;
+  const int64_t last = (part + 1) * all / parts;
+  for (int64_t panel = part * all / parts, next = 0; panel < last; panel = next) {
+    const int64_t group = panel / panels_, first = panel % panels_ * kTileWidth;
+    next = std::min({last, (group + 1) * panels_, panel + kTileChannels / kTileWidth});
+    job.plane = plane + group * g_.group_in();
+    job.weights = static_cast<const uint8_t*>(weights_.data()) + panel * steps * kTileStep;
+    job.width = std::min((next - panel) * kTileWidth, g_.group_out() - first);
+    place.runs(first_pixel, pixels, [&](int64_t i, int64_t count, uint32_t* out) {
+      job.pixels = pixels_.data() + i;
+      job.pixel_count = count;
+      job.out = out + group * g_.group_out() + first;
+      tiles_(job);
+    });
+  }
+}
+
 template <typename T>
 void RingMap::run_item(const T* x, int64_t n, const Place& place, const Bands& bands, int64_t item,
                        void* scratch) const {
@@ -388,12 +452,13 @@ void RingMap::run_item(const T* x, int64_t n, const Place& place, const Bands& b
     });
   }
   auto* plane = static_cast<int16_t*>(scratch);
+  const auto run = tiles_ ? &RingMap::run_tiles : &RingMap::run_panels;
   if constexpr (sizeof(T) == sizeof(uint32_t)) {
     pad(DigitWriter{plane, plane + bands.elements, g_.c, kernels().ring.split});
-    run_panels(plane, bands.elements, 2, first_pixel, pixels, part, bands.parts, place);
+    (this->*run)(plane, bands.elements, 2, first_pixel, pixels, part, bands.parts, place);
   } else {
     pad(PlainWriter{plane, g_.c});
-    run_panels(plane, 0, 1, first_pixel, pixels, part, bands.parts, place);
+    (this->*run)(plane, 0, 1, first_pixel, pixels, part, bands.parts, place);
   }
 }
 
@@ -417,12 +482,13 @@ void RingMap::apply_any(const T* x, int64_t n, uint32_t* out, int threads, int64
   const Bands bands = plan(n, element, threads);
   const int64_t items = bands.count * bands.parts;
   const int64_t workers = std::min<int64_t>(threads, items);
-  // Everything is allocated here, so that the threads below cannot throw. One element beyond the
-  // copy may be read as the partner of an odd last one, where its weight is 0.
+  // Everything is allocated here, so that the threads below cannot throw. Elements beyond the copy
+  // may be read, as the partner of an odd last one or in a last chunk, where the weights are 0.
   if (static_cast<int64_t>(scratch_.size()) < workers) {
     scratch_.resize(static_cast<size_t>(workers));
   }
-  for (int64_t t = 0; t < workers; ++t) scratch_[t].reserve((bands.elements + 1) * element);
+  for (int64_t t = 0; t < workers; ++t)
+    scratch_[t].reserve((bands.elements + kRingChunk) * element);
   locate_pixels(bands);
 
   in_parallel(items, threads, [&](int64_t worker, int64_t item) {

@@ -15,6 +15,7 @@
 #include "cloister/freivalds.hpp"
 #include "cloister/fused_step.hpp"
 #include "cloister/isa.hpp"
+#include "cloister/tuning.hpp"
 #include "expect.hpp"
 
 using namespace cloister;
@@ -74,7 +75,8 @@ constexpr uint64_t kLargestDigits = kTopDigit + 4095 * kDigits;
 constexpr uint64_t kSmallestDigits = kP52 - kTopDigit - 4096 * kDigits;
 
 FusedShape shape_of(const Setting& s) {
-  FusedShape shape{s.h, s.w, s.c, {}, {}, s.full ? 0.0f : -kInfinity, kInfinity, s.window, {}};
+  const float hi = s.c % 2 == 1 ? 1.0f : kInfinity;  // back ends have a kernel for [0, infinity]
+  FusedShape shape{s.h, s.w, s.c, {}, {}, s.full ? 0.0f : -kInfinity, hi, s.window, {}};
   if (s.window && s.window->kind == WindowShape::Kind::depthwise) {
     WindowShape& window = *shape.window;
     std::mt19937 random(3);
@@ -280,6 +282,19 @@ void check_depthwise(const FusedStep& step, const Result& r) {
   }
 }
 
+bool refused(const auto& action) {
+  try {
+    action();
+  } catch (const std::invalid_argument&) {
+    return true;
+  }
+  return false;
+}
+
+// Results are the same under all of them.
+constexpr Tuning kTunings[] = {{.tile = 512, .far_tiles = 1, .stream_from = 1},
+                               {.tile = 4096, .far_tiles = 2, .stream_from = int64_t{1} << 34}};
+
 void test(const Setting& s) {
   const Inputs x = inputs_of(s);
   FusedStep step = made(s, x);
@@ -308,7 +323,25 @@ void test(const Setting& s) {
       expect(run(s, x, step, Pads::masked, threads) == expected, "masked terms");
       expect(run(s, x, step, Pads::first_masked, threads) == expected, "one image's terms masked");
     }
+    for (const Tuning& tuned : kTunings) {
+      set_tuning(tuned);
+      expect(run(s, x, step, !has_aes(), 1) == expected, "another tuning");
+    }
+    set_tuning({});
   }
+}
+
+void test_tunings() {
+  expect(tuning() == Tuning{}, "the defaults");
+  set_tuning(kTunings[0]);
+  expect(tuning() == kTunings[0], "the tuning in force");
+  for (const Tuning& wrong : {Tuning{.tile = 0}, Tuning{.tile = 513}, Tuning{.tile = 8192},
+                              Tuning{.far_tiles = -1}, Tuning{.far_tiles = 65},
+                              Tuning{.stream_from = 0}, Tuning{.stream_from = int64_t{1} << 40}}) {
+    expect(refused([&] { set_tuning(wrong); }), "a parameter out of range");
+  }
+  expect(tuning() == kTunings[0], "a refused tuning changes nothing");
+  set_tuning({});
 }
 
 void test_no_pad() {
@@ -327,15 +360,6 @@ void test_no_pad() {
     refused = true;
   }
   expect(refused && request[0] == 0, "a blinded sink without a pad");
-}
-
-bool refused(const auto& action) {
-  try {
-    action();
-  } catch (const std::invalid_argument&) {
-    return true;
-  }
-  return false;
 }
 
 void test_refused_masks() {
@@ -468,6 +492,11 @@ int main() {
     }
     test({96, 90, 64, std::nullopt, true, false, extreme});
   }
+  for (bool full : {false, true}) {  // answers of many channels, whose pixels go by twos
+    for (int64_t w : {1, 3, 5}) test({1, w, 300, std::nullopt, true, full, true, full ? 3 : 0});
+    test({3, 40, 128, std::nullopt, true, full, false, full ? 3 : 0});
+  }
+  test_tunings();
   test_no_pad();
   test_refused_masks();
   test_refused_checks();

@@ -260,11 +260,12 @@ class Gradient(_Asked):
 
     def image(self, pieces: Pieces, *, threads: int) -> UInt32[np.ndarray, "o kh kw c"]:
         """See `Forward`."""
-        out = np.zeros(self.geometry.weight_shape, np.uint32)
+        out: UInt32[np.ndarray, "o kh kw c"] | None = None
         for some, words in pieces:
+            part = pads.gradient(self.geometry, self.delta[some], words, threads=threads)
             # Modulo 2^32, in which the whole sum is.
-            out += pads.gradient(self.geometry, self.delta[some], words, threads=threads)
-        return out
+            out = part if out is None else np.add(out, part, out=part)
+        return np.zeros(self.geometry.weight_shape, np.uint32) if out is None else out
 
     def subtract_noise(
         self,

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int16, Int32, UInt32, UInt64
+from jaxtyping import Float32, Float64, Int16, Int32, Int64, UInt32, UInt64
 
 # ---- instruction set
 
@@ -13,6 +13,25 @@ FORTIFY_LEVEL: int
 def isa() -> str: ...
 def force_isa(name: str) -> None: ...
 def available_isas() -> list[str]: ...
+def amx_refused() -> bool: ...
+
+# ---- what suits a processor; no bit of a result depends on it
+
+class Tuning:
+    """Parameters of fused steps: see native/include/cloister/tuning.hpp."""
+
+    def __init__(
+        self, *, tile: int = ..., far_tiles: int = ..., stream_from: int = ...
+    ) -> None: ...
+    @property
+    def tile(self) -> int: ...
+    @property
+    def far_tiles(self) -> int: ...
+    @property
+    def stream_from(self) -> int: ...
+
+def tuning() -> Tuning: ...
+def set_tuning(wanted: Tuning) -> None: ...
 
 # ---- ring: exact linear maps modulo 2^32
 
@@ -34,6 +53,8 @@ class Geometry:
 
 class RingMap:
     def __init__(self, geometry: Geometry, weights: Int16[np.ndarray, "o kh kw c"]) -> None: ...
+    @property
+    def on_tiles(self) -> bool: ...
     def apply(
         self,
         x: UInt32[np.ndarray, "n h w c"] | Int16[np.ndarray, "n h w c"],
@@ -282,7 +303,7 @@ class Executor:
     def answered(self, step: int, answer: UInt32[np.ndarray, "n h w c"] | None = None) -> None: ...
     @property
     def outstanding(self) -> tuple[int, int] | None: ...
-    def costs(self, first: int, last: int) -> list[tuple[int, int]]: ...
+    def costs(self, out: Int64[np.ndarray, "steps 3"], count: int) -> tuple[int, int, int]: ...
 
 # ---- workers
 
@@ -298,6 +319,21 @@ def round_scaled(
     exponent: int,
     out: Int16[np.ndarray, "a c b"],
 ) -> None: ...
+def scale_difference(
+    p: UInt32[np.ndarray, "..."],
+    m: UInt32[np.ndarray, "..."],
+    factor: float,
+    out: Float32[np.ndarray, "..."],
+) -> None: ...
+def dense_gradient(
+    delta: Int16[np.ndarray, "n outputs"],
+    x: UInt32[np.ndarray, "n inputs"],
+    out: UInt32[np.ndarray, "outputs inputs"],
+    threads: int,
+) -> None: ...
+def interleave(
+    x: Float32[np.ndarray, "n rows columns"], out: Float32[np.ndarray, "n columns rows"]
+) -> bool: ...
 def transpose(
     x: UInt32[np.ndarray, "rows columns"],
     out: UInt32[np.ndarray, "columns rows"],

@@ -1,7 +1,8 @@
-"""Memory of this process alone, there before it is first used: no page fault while a request runs.
+"""Memory that is there before it is first used, so that no request waits for page faults.
 
 A page that is written for the first time costs a fault, some microseconds for 4 KiB. Memory that
-serves requests is therefore populated when it is allocated, in huge pages as far as it fills them.
+serves requests is therefore populated when it is allocated; private memory in huge pages, as far as
+it fills them.
 """
 
 import errno
@@ -49,6 +50,11 @@ def populate(memory: mmap.mmap, start: int, nbytes: int) -> None:
     """
     if nbytes and not _advise(memory, MADV_POPULATE_WRITE, start, nbytes):
         np.frombuffer(memory, np.uint8, count=nbytes, offset=start)[:: mmap.PAGESIZE] = 0
+
+
+def map_pages(memory: mmap.mmap) -> None:
+    """Map all pages of shared memory that already has them; on an older kernel, when used."""
+    _advise(memory, MADV_POPULATE_WRITE, 0, len(memory))
 
 
 def _advise(memory: mmap.mmap, advice: int, start: int, nbytes: int) -> bool:

@@ -1,4 +1,4 @@
-"""`cloister bench`: protected inference of a model beside plain ONNX Runtime."""
+"""`cloister bench`: protected inference beside plain ONNX Runtime, and what suits the processor."""
 
 from typing import Annotated
 
@@ -11,6 +11,10 @@ from cloister.graph.onnx.export import model_bytes
 from cloister.graph.onnx.read import load
 from cloister.graph.passes.normalise import prepare
 from cloister.plan import policies
+from cloister.trusted import tuning
+
+TUNE_S = 1.0
+"""Longer than a session may take, so that a busy machine counts less."""
 
 app = typer.Typer(help="Measure Cloister on your model.", no_args_is_help=True)
 
@@ -78,3 +82,37 @@ def inference(
     console.print(table(("CPU ms per input", "median"), rows))
     console.print(f"waiting for the worker {found['worker_ms']:.4g} ms")
     console.print(f"ratio of plain to trusted time {found['ratio']:.4g}")
+
+
+@app.command(epilog="Example: cloister bench tune --json")
+def tune(json: options.Json = False) -> None:
+    """Measure which parameters of the kernels suit this processor, and keep them for sessions."""
+    measured = tuning.calibrate(budget_s=TUNE_S)
+    chosen = tuning.best(measured)
+    tuning.keep(chosen)
+    if json:
+        emit_json({
+            "processor": chosen.processor,
+            "cores": chosen.cores,
+            "isa": chosen.isa,
+            "candidates": [
+                {**_parameters(one.choice), "ms": one.ms, "chosen": one.choice == chosen}
+                for one in measured
+            ],
+        })  # fmt: skip
+        return
+    console = out()
+    console.print(f"{chosen.processor}, {chosen.cores} cores, {chosen.isa}")
+    rows = [
+        (*_parameters(one.choice).values(), round(one.ms, 4), "chosen" * (one.choice == chosen))
+        for one in measured
+    ]
+    console.print(table(("tile", "tiles ahead", "streams from", "ms", ""), rows))
+
+
+def _parameters(choice: tuning.Choice) -> dict[str, int]:
+    return {
+        "tile": choice.tile,
+        "far_tiles": choice.far_tiles,
+        "stream_from": choice.stream_from,
+    }

@@ -1,4 +1,4 @@
-"""The command `cloister`: assembles the verbs and turns errors into one line and an exit code."""
+"""The command `cloister`: assembles the verbs and turns errors into a message and an exit code."""
 
 import os
 import sys
@@ -30,7 +30,7 @@ from cloister.cli import (
 )
 from cloister.cli.command import EXIT_INTERRUPTED
 from cloister.cli.console import err, out
-from cloister.errors import CloisterError, VerificationError
+from cloister.errors import CellsError, CloisterError, VerificationError
 
 EXIT_PIPE = 1
 EXIT_ERROR = 2
@@ -161,5 +161,9 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 
 def _fail(error: object, code: int) -> int:
-    err().print(f"error: {' '.join(str(error).split())}", soft_wrap=True)
+    lines = error.lines if isinstance(error, CellsError) else ()
+    first, *others = lines or (str(error),)
+    err().print(f"error: {' '.join(first.split())}", soft_wrap=True)
+    for line in others:
+        err().print(f"  {line}", soft_wrap=True)
     return code

@@ -20,7 +20,7 @@ from cloister.cli.hidden_end import HiddenCost
 from cloister.cli.maker_options import PadMakers
 from cloister.cli.results import Answers, check_labels, read_labels
 from cloister.errors import InputError, PlanError
-from cloister.graph.batch import element_type, is_other
+from cloister.graph.batch import batch_axis, element_type, is_other
 from cloister.graph.graph import Graph
 from cloister.graph.hidden import HiddenSplit
 from cloister.graph.input_files import Inputs
@@ -48,6 +48,7 @@ from cloister.plan.split_choice import split_line
 from cloister.plan.split_report import SplitReport
 from cloister.planner.expected_gain import expected_gain
 from cloister.planner.plan_search import CostedPlan
+from cloister.planner.session_memory import session_memory
 from cloister.trusted.clips import OnClip, clip_text
 from cloister.trusted.compare import Comparison
 from cloister.trusted.compare import compare as measure_errors
@@ -102,8 +103,14 @@ KeyFile = Annotated[
         "--key", metavar="FILE", help="The key file of --pads, or the content key of a bundle."
     ),
 ]
+CSV = ".csv"
 OutputFile = Annotated[
-    Path | None, typer.Option("--out", metavar="FILE.npz", help="Write the raw outputs here.")
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="FILE.npz|.csv",
+        help="Write the outputs here: raw as .npz, or a .csv row for each input, classes by name.",
+    ),
 ]
 TranscriptFile = Annotated[
     Path | None,
@@ -325,9 +332,11 @@ def run(
     if (pads is None) != (key is None) and not is_bundle_file(model):
         raise InputError("--pads and --key belong together; give both or neither")
     addresses = makers.addresses(stored=pads is not None)
-    for option, path in (("--out", to), ("--transcript", transcript)):
+    for option, path, suffixes in (
+        ("--out", to, (".npz", CSV)), ("--transcript", transcript, (".npz",)),
+    ):  # fmt: skip
         if path is not None:
-            _require_place(option, path, ".npz")
+            _require_place(option, path, *suffixes)
     names = read_labels(labels) if labels else ()
     if is_bundle_file(model):
         end.refuse_any("is decided by the bundle; leave it out")
@@ -345,6 +354,8 @@ def run(
     execution.refuse_unused(planned)
     _refuse_unused(planned, engine=engine, transcript=transcript, on_clip=on_clip)
     check_labels(planned.graph, names, labels)
+    if to is not None and to.suffix == CSV:
+        _require_rows(f"--out {to}", planned.graph)
     on_clip = on_clip or OnClip.WARN
     result, claims = _compute(
         found,
@@ -357,14 +368,17 @@ def run(
         on_clip=on_clip,
         transcript=transcript,
     )
+    answers = Answers(planned, claims, result, found.read.names, found.origin, names, top)
     if to is not None:
         # Results tell about inputs, and the worker may be another user of this machine.
         with files.replacing(to, private=True) as file:
-            np.savez(file, allow_pickle=False, **flat_arrays(result.outputs))
+            if to.suffix == CSV:
+                file.write(answers.to_csv().encode())
+            else:
+                np.savez(file, allow_pickle=False, **flat_arrays(result.outputs))
     beyond = clip_text(result.report) if on_clip is OnClip.WARN else None
     if beyond is not None:
         err().print(f"warning: {beyond}", style="yellow", soft_wrap=True)
-    answers = Answers(planned, claims, result, found.read.names, found.origin, names, top)
     if json:
         emit_json({**answers.to_dict(), "warning": beyond})
     else:
@@ -502,9 +516,20 @@ def _pad_store(planned: Plan, pads: Path | None, key: Path | None) -> PadStore |
     return PadStore.open(pads, plan_digest=planned.digest, key_file=key)
 
 
-def _require_place(option: str, path: Path, suffix: str) -> None:
-    if path.suffix != suffix or not path.parent.is_dir():
-        raise InputError(f"{option} {path}: name a {suffix} file in an existing folder")
+def _require_place(option: str, path: Path, *suffixes: str) -> None:
+    if path.suffix not in suffixes or not path.parent.is_dir():
+        what = " or ".join(suffixes)
+        raise InputError(f"{option} {path}: name a {what} file in an existing folder")
+
+
+def _require_rows(option: str, graph: Graph) -> None:
+    """Refuse, before anything is computed, a table of outputs without rows for samples."""
+    for name in graph.outputs:
+        if not is_other(graph, name) and batch_axis(graph, name) is None:
+            raise InputError(
+                f"{option}: output {name!r} has no value for each input, and a .csv a row for "
+                "each; name an .npz"
+            )
 
 
 @options.grouped
@@ -597,19 +622,23 @@ def inspect(
     placed = _placements(graph, policy, protections, measure=measure)
     opened = OPEN in (protections_of(policy) or ())
     kept = {name: why for name, why in kept_inside(graph).items() if opened}
-    gain = None
+    gain = taken = None
     if not problems:
         gain = expected_gain(graph, policy, protections, cost, split=planned)
+        taken = session_memory(graph, policy, protections, cost, batch=batch, split=planned)
     if json:
         found = _inspection(graph, policy, cost, claims, problems, placed, hidden)
-        summary = None if gain is None else gain.to_dict()
-        emit_json({**found, "split": line or None, "kept_inside": kept, "summary": summary})
+        found |= {"split": line or None, "kept_inside": kept}
+        found |= {"session_memory": None if taken is None else taken.to_dict()}
+        emit_json({**found, "summary": None if gain is None else gain.to_dict()})
     else:
         if line:
             out().print(line)
         for node, why in kept.items():
             out().print(f"node {node!r} stays inside: {why}", soft_wrap=True)
         _show_inspection(graph, cost, claims, problems, placed, hidden)
+        if taken is not None:
+            out().print(f"\n{taken}", soft_wrap=True)
         if gain is not None:
             out().print(f"\n{gain}", soft_wrap=True)
     if problems:

@@ -19,6 +19,7 @@ import cloister
 from cloister import authority
 from cloister.bundle.bundle_header import is_bundle_file
 from cloister.cli.console import note
+from cloister.cli.reading_options import CellOptions
 from cloister.data.preprocessing import Channels, Layout, Preprocessing
 from cloister.errors import InputError
 from cloister.graph.graph import Graph
@@ -367,7 +368,7 @@ class ChosenPolicy:
 
 
 @dataclass(frozen=True)
-class ModelInputs(ChosenPolicy):
+class ModelInputs(ChosenPolicy, CellOptions):
     """How files become inputs of a model, and how the model becomes a plan."""
 
     calibration: CalibrationFiles = None
@@ -423,6 +424,9 @@ class ModelInputs(ChosenPolicy):
                 **{o: t for o, t in said.items() if t != getattr(usual, texts[o])},
                 "--layout": self.layout, "--channels": self.channels, "--resize": self.resize,
                 "--background": self.background, "--columns": self.columns,
+                "--missing": self.missing, "--separator": self.separator,
+                "--decimal": self.decimal, "--thousands": self.thousands,
+                "--date-format": self.date_format, "--encoding": self.encoding,
             },
         )  # fmt: skip
 
@@ -438,7 +442,9 @@ class ModelInputs(ChosenPolicy):
             made = AuditedPixels(*pixels.of_unit_pixels, str(form.channels))
             split_report.load(self.audit).require_pixels(made)
         columns = None if self.columns is None else self.columns.split(",")
-        return read_inputs(graph, paths, self.preprocessing(), columns=columns, note=note)
+        return read_inputs(
+            graph, paths, self.preprocessing(), columns=columns, written=self.table(), note=note
+        )
 
     def plan(
         self,

@@ -1,6 +1,6 @@
 """Options that say how tables are read."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import typer
@@ -65,7 +65,7 @@ Decimal = Annotated[
     ),
 ]
 Thousands = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--thousands",
         metavar=".|,|'|space",
@@ -91,33 +91,45 @@ TextEncoding = Annotated[
 
 
 @dataclass(frozen=True)
-class ReadingOptions:
-    """How tables are read."""
+class CellOptions:
+    """How the text and the cells of tables are written."""
 
-    label: Label = "label"
-    without: Without = None
-    categories: Categories = None
-    fill: Fill = None
-    drop: Drop = False
     missing: Missing = None
     separator: Separator = None
     decimal: Decimal = None
-    thousands: Thousands = ""
+    thousands: Thousands = None
     date_format: DateFormat = None
     encoding: TextEncoding = None
 
     def table(self) -> TableOptions:
         """The options' texts as values."""
         return TableOptions(
-            label=names(self.label),
-            without=names(self.without),
-            categories=names(self.categories),
             separator=self.separator,
             encoding=self.encoding,
             decimal=self.decimal,
-            thousands=" " if self.thousands == "space" else self.thousands,
+            thousands=" " if self.thousands == "space" else self.thousands or "",
             date_format=self.date_format,
             missing=names(self.missing),
+        )
+
+
+@dataclass(frozen=True)
+class ReadingOptions(CellOptions):
+    """How tables become samples."""
+
+    label: Label = "label"
+    without: Without = None
+    categories: Categories = None
+    fill: Fill = None
+    drop: Drop = False
+
+    def table(self) -> TableOptions:
+        """The options' texts as values."""
+        return replace(
+            super().table(),
+            label=names(self.label),
+            without=names(self.without),
+            categories=names(self.categories),
             fill=self.fill,
             drop=self.drop,
         )

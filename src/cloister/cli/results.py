@@ -1,13 +1,14 @@
 """Answers of a run: labels, probabilities and the report, for people and as a document."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
+from cloister.base.csv_text import csv_text
 from cloister.base.reading import open_regular, parsing
 from cloister.base.sizes import human_bytes
 from cloister.cli.console import out, table
@@ -223,6 +224,53 @@ class Answers:
         console.print()
         console.print(str(self.claims), soft_wrap=True)
 
+    def to_csv(self) -> str:
+        """A row for each input: the likeliest class, and a column for each number of the outputs.
+
+        Raises   InputError for an output without a value for each input
+        """
+        header = ["input"]
+        columns: list[list[object]] = [list(self.sources)]
+        for name in self._shown_outputs:
+            for title, cells in self._columns(name):
+                header.append(title)
+                columns.append(cells)
+        return csv_text(header, zip(*columns, strict=True))
+
+    @property
+    def _shown_outputs(self) -> Sequence[str]:
+        """An exported model's first output says all; the others repeat it."""
+        names = list(self.result.outputs)
+        return names if self._form is None else names[:1]
+
+    def _columns(self, name: str) -> Iterator[tuple[str, list[object]]]:
+        values = self._by_sample(name)
+        if values is None:
+            raise InputError(
+                f"output {name!r} has no value for each input, and a .csv a row for each; name an "
+                ".npz with --out"
+            )
+        guesses = self._guesses(name) if name == next(iter(self.result.outputs)) else None
+        told = self._form is not None and self._form.targets == "labels"
+        if guesses is not None and not told:
+            yield "class", [row[0].label if row else "" for row in guesses]
+        if isinstance(values, list):
+            for key in dict.fromkeys(key for row in values for key in row):
+                yield str(key), [_written(row.get(key, "")) for row in values]
+            return
+        if guesses is not None and is_labels(values):
+            return
+        rows = values.reshape(len(values), -1)
+        if guesses is not None:
+            rows = rows if told else probabilities(values)
+            titles = [_named(i, self._names) for i in range(rows.shape[1])]
+        elif self._form is not None:
+            titles = list(self._names)
+        else:
+            titles = [name] if values.ndim == 1 else [f"{name}[{i}]" for i in range(rows.shape[1])]
+        for title, cells in zip(titles, rows.T, strict=True):
+            yield title, [_written(cell) for cell in cells.tolist()]
+
     def _guesses(self, name: str) -> list[list[Guess]] | None:
         scores = self._by_sample(name)
         if isinstance(scores, list):
@@ -245,6 +293,10 @@ class Answers:
         if axis is None or not isinstance(value, np.ndarray):
             return None
         return np.moveaxis(value, axis, 0) if value.shape[axis] == len(self.sources) else None
+
+
+def _written(value: object) -> object:
+    return f"{value:.6g}" if isinstance(value, float) else value
 
 
 def _percent(probability: float | None) -> tuple[str, ...]:

@@ -119,7 +119,8 @@ StopEarly = Annotated[
         "--early-stopping",
         metavar="EPOCHS",
         min=1,
-        help="End when accuracy or R2 on the encrypted test samples has not improved for so many.",
+        help="End when accuracy or R2 on the encrypted test samples has not improved for so many, "
+        "with the model of the best epoch.",
     ),
 ]
 CheckpointFolder = Annotated[
@@ -296,6 +297,8 @@ def _show(outcome: "TrainingOutcome") -> None:
     columns = ("epoch", "loss", f"training {figure}", f"encrypted test {figure}", "seconds")
     rows = [(o.epoch, o.loss, o.train_quality, o.test_quality, o.seconds) for o in outcome.epochs]
     console.print(table(columns, rows))
+    if outcome.model_epoch < len(outcome.epochs):
+        console.print(f"the model is that of epoch {outcome.model_epoch}, the best")
     if outcome.test_fit is not None:
         errors = ", ".join(f"{error:.4g}" for error in outcome.test_fit.rmse)
         console.print(

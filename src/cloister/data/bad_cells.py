@@ -9,7 +9,7 @@ from jaxtyping import Int64
 from cloister.data.cells import BadCell
 from cloister.data.csv_dialect import Dialect
 from cloister.data.csv_reader import LISTED
-from cloister.errors import RangeError
+from cloister.errors import CellsError
 
 
 class _Listed(NamedTuple):
@@ -38,24 +38,26 @@ class BadCells:
     def refuse(self) -> None:
         """Refuse the file if it has one.
 
-        Raises   RangeError naming lines and columns, and what to do
+        Raises   CellsError naming lines and columns, and what to do
         """
         if not self.count:
             return
-        several = f"{self.count:,} cells cannot be used: " if self.count > 1 else ""
-        remedies = dict.fromkeys(self._remedy or one.bad.remedy for one in self._first)
-        raise RangeError(
-            f"{self._dialect.path}: {several}{self.listed()}"
-            + "".join(f"; {remedy}" for remedy in remedies)
-        )
+        path, listed = self._dialect.path, self.listed()
+        remedies = list(dict.fromkeys(self._remedy or one.bad.remedy for one in self._first))
+        if self.count == 1:
+            raise CellsError("; ".join([f"{path}: {listed[0]}", *remedies]))
+        head = f"{path}: {self.count:,} cells cannot be used"
+        said = "; ".join([*listed, *remedies])
+        raise CellsError(f"{head}: {said}", lines=(head, *listed, *remedies))
 
-    def listed(self) -> str:
+    def listed(self) -> list[str]:
         """Line, column and reason of the first cells, and how many more there are."""
         lines = lines_of(self._dialect, [one.row for one in self._first])
         more = self.count - len(self._first)
-        return "; ".join(
+        first = [
             f"line {lines[row]}, column {column}: {bad.why}" for row, column, bad in self._first
-        ) + (f"; and {more:,} more" if more else "")
+        ]
+        return first + ([f"and {more:,} more"] if more else [])
 
 
 def lines_of(dialect: Dialect, rows: Sequence[int]) -> dict[int, int]:

@@ -47,6 +47,13 @@ _GROUPED = {
 _DECIMAL_COMMA = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]{3})*)?,[0-9]+(?:[eE][+-]?[0-9]+)?")
 _COMMA_OF_BOTH = re.compile(r"[+-]?[1-9][0-9]{0,2},[0-9]{3}")
 """Either 1.234 or 1234."""
+POINT_OF_BOTH = r"[+-]?[1-9][0-9]{0,2}\.[0-9]{3}"
+"""The pattern of a number whose point may be a decimal one, or group thousands."""
+POINTS_MAY_GROUP = (
+    "every number with a point is like 1.234, and is read with a decimal point; say --decimal . if "
+    "it is one, or --thousands . if points group thousands"
+)
+"""Said of a file whose cells are separated by semicolons, as where points group thousands."""
 
 
 class BadCell(NamedTuple):

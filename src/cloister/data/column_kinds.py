@@ -1,6 +1,7 @@
 """Which kind of column a table's cells suggest, from counts over all of its rows."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ import numpy as np
 
 from cloister.data.cells import (
     DATE_FORMATS,
+    POINT_OF_BOTH,
     TRUTHS,
     BadCell,
     CellFormat,
@@ -55,6 +57,8 @@ class ColumnEvidence:
         self.decimal_commas = self.grouping_commas = 0
         self.zeros = 0
         """Numbers that begin with a zero, as codes do."""
+        self.points_may_group = True
+        """Whether every number with a point is like 1.234."""
         self.timed = False
         self.values: Counter[str] = Counter()
         """Of at most `MAX_VALUES` + 1 texts."""
@@ -70,7 +74,9 @@ class ColumnEvidence:
         plain = as_numbers(texts) if self._date_format is None else None
         if plain is not None:
             self.numbers += len(texts) - texts.null_count
-            self.points += compute.sum(compute.match_substring(texts, ".")).as_py() or 0
+            pointed = texts.filter(compute.match_substring(texts, "."))
+            self.points += len(pointed)
+            self.points_may_group = self.points_may_group and _may_group(pointed)
             # Codes show at once, and the pattern takes longer than all else here.
             zeros = compute.match_substring_regex(texts.slice(0, FIRST_CELLS), "^0[0-9]")
             self.zeros += compute.sum(zeros).as_py() or 0
@@ -91,7 +97,9 @@ class ColumnEvidence:
         if is_number_like(text):
             self._quantities += count
             use = comma_use(text)
-            self.points += count * (use == (False, False) and "." in text)
+            if use == (False, False) and "." in text:
+                self.points += count
+                self.points_may_group &= re.fullmatch(POINT_OF_BOTH, text) is not None
             self.decimal_commas += count * (use == (True, False))
             self.grouping_commas += count * (use == (False, True))
             return
@@ -184,6 +192,24 @@ def file_format(evidence: Iterable[ColumnEvidence], given: CellFormat) -> CellFo
     if commas > others and given.thousands != ",":
         return replace(given, decimal=",")
     return given
+
+
+def _may_group(texts: Any) -> bool:  # noqa: ANN401  (pyarrow has no types)
+    """Whether all texts are like 1.234; most files show at their beginning that they are not."""
+    compute = arrow("pyarrow.compute")
+    alike = (
+        compute.all(compute.match_substring_regex(some, f"^{POINT_OF_BOTH}$")).as_py()
+        for some in (texts.slice(0, LISTED), texts)
+    )
+    return all(one in (True, None) for one in alike)
+
+
+def points_may_group(evidence: Iterable[ColumnEvidence]) -> bool:
+    """Whether a file has numbers with points, all of them like 1.234, and no decimal commas."""
+    columns = list(evidence)
+    return any(column.points for column in columns) and all(
+        column.points_may_group and not column.decimal_commas for column in columns
+    )
 
 
 def as_numbers(texts: Any) -> np.ndarray | None:  # noqa: ANN401  (pyarrow has no types)

@@ -15,8 +15,14 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from cloister.data.bad_cells import BadCells, lines_of
-from cloister.data.cells import BadCell, CellFormat
-from cloister.data.column_kinds import ColumnEvidence, Reading, as_cells, file_format
+from cloister.data.cells import POINTS_MAY_GROUP, BadCell, CellFormat
+from cloister.data.column_kinds import (
+    ColumnEvidence,
+    Reading,
+    as_cells,
+    file_format,
+    points_may_group,
+)
 from cloister.data.columns import EPOCH, Column, PublicRange, public_column
 from cloister.data.csv_dialect import Dialect, find_dialect
 from cloister.data.csv_reader import LISTED, TextRows, read_rows
@@ -51,6 +57,8 @@ class TableSource:
     """Assumptions and omissions, a sentence each, for the samples' owner."""
     shape: tuple[int, int, int]
     """Of a sample before its columns are encoded."""
+    points_may_group: bool
+    """Whether points may be no decimal ones (`POINTS_MAY_GROUP`)."""
 
     def __init__(
         self,
@@ -101,9 +109,15 @@ class TableSource:
                 f"{path}: line {self._dialect.first}: {unnamed[0]} has no name; write one, or "
                 f"leave it out with --without {unnamed[0]!r}"
             )
+        seen = [*self._evidence.values(), *self._targets_evidence]
         if options.decimal is None:
-            seen = [*self._evidence.values(), *self._targets_evidence]
             self._format = file_format(seen, self._format)
+        unsaid = self._dialect.separator == ";" and options.decimal is None
+        self.points_may_group = (
+            unsaid
+            and (self._format.decimal, self._format.thousands) == (".", "")
+            and points_may_group(seen)
+        )
         if targets == "numbers" and self._label:
             self._read_numbers()
         self._readings: dict[str, Reading] = {}
@@ -370,9 +384,10 @@ class TableSource:
     def _remark(self, notes: Sequence[str]) -> None:
         left_out = [f"{n:,} {what} are left out" for what, n in self._left_out.items() if n]
         commas = ["numbers have decimal commas"] if self._format.decimal == "," else []
+        points = [POINTS_MAY_GROUP] if self.points_may_group else []
         unread = [name for name in self._options.label if name in self._dialect.header]
         labels = [f"column {name} is left out" for name in unread if not self._label]
-        self.remarks = (*self._dialect.remarks, *commas, *left_out, *labels, *notes)
+        self.remarks = (*self._dialect.remarks, *commas, *points, *left_out, *labels, *notes)
 
     def _read_otherwise(self, column: Column) -> Iterator[str]:
         if column.kind == "category":

@@ -40,9 +40,10 @@ def as_array(given: object, what: str) -> np.ndarray:
 
     Raises   ShapeError beginning with `what`
     """
-    if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
-        raise ShapeError(f"{what}: entries are masked; fill them, as with x.filled(0)")
     if isinstance(given, np.ndarray):
+        # NumPy loads np.ma when it is first named, in the middle of a request.
+        if type(given) is not np.ndarray and np.ma.is_masked(given):
+            raise ShapeError(f"{what}: entries are masked; fill them, as with x.filled(0)")
         return np.asarray(given)
     kind = type(given).__name__
     with parsing(f"{what}: the {kind} cannot be read as an array", kind=ShapeError):
@@ -99,9 +100,24 @@ def as_input(
 
     Raises   ShapeError, RangeError beginning with `what`
     """
+    if whole and _is_input(graph, name, array):
+        return array
     shaped = _shaped(graph, name, array, what, whole=whole)
     made = convert(shaped, element_type(graph, name), what, batch_axis(graph, name))
     return np.asarray(made, order="C")
+
+
+def _is_input(graph: Graph, name: str, array: np.ndarray) -> bool:
+    """Whether an array is float32 numbers as the model takes them: most inputs are."""
+    known, sizes = graph.types.get(name), graph.sizes(name)
+    return (
+        known is not None
+        and sizes is not None
+        and known.dtype == array.dtype == np.float32
+        and array.flags.c_contiguous
+        and len(sizes) == array.ndim
+        and all(s == n or isinstance(s, str) for s, n in zip(sizes, array.shape, strict=True))
+    )
 
 
 def _shaped(graph: Graph, name: str, array: np.ndarray, what: str, *, whole: bool) -> np.ndarray:

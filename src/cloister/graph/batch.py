@@ -133,6 +133,13 @@ def row_count(graph: Graph, feeds: Feeds) -> int:
     return sample_count(graph, feeds) if graph.batch is None else graph.batch
 
 
+def rows_of(graph: Graph, size: int) -> int | None:
+    """How many rows a request of `size` samples has; None where it has all samples of its call."""
+    if graph.batch is not None:
+        return graph.batch
+    return size if graph.separable else None
+
+
 def cut(graph: Graph, feeds: Feeds, size: int) -> Iterator[dict[str, np.ndarray]]:
     """Requests of at most `size` samples; a single one where the batch has to stay whole.
 

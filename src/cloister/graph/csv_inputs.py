@@ -7,11 +7,12 @@ the caller names.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from cloister.data.cells import BadCell, CellFormat
+from cloister.data.cells import POINTS_MAY_GROUP, BadCell, CellFormat
 from cloister.data.columns import Column
 from cloister.data.csv_dialect import find_dialect
 from cloister.data.csv_source import TableSource
@@ -25,7 +26,8 @@ from cloister.graph.sample_form import sample_form
 
 _NOT_FINITE = frozenset({"nan", "inf", "+inf", "-inf", "infinity", "-infinity"})
 """What a model may take, unlike a data set."""
-_CORRECT = "correct the file: a missing cell is empty, where the model fills one"
+_REWRITE = "correct it, or say how cells are written with --decimal, --thousands and --missing"
+_CORRECT = f"{_REWRITE}, and dates with --date-format; a missing cell is empty"
 
 
 def read_csv(
@@ -33,12 +35,14 @@ def read_csv(
     path: Path,
     columns: Sequence[str] | None = None,
     *,
+    written: TableOptions,
     note: Callable[[str], None] | None = None,
 ) -> dict[str, np.ndarray]:
     """The rows of a file as a batch.
 
     columns   the features of a model with one input, in its order; None: all, as in the file
-    note      called with the cells outside the ranges that a model was trained on
+    written   how the file's text and cells are written
+    note      called with the cells outside the ranges that a model was trained on, and with doubts
 
     Raises   InputError naming the file, line and column
     """
@@ -46,8 +50,12 @@ def read_csv(
     if form is not None and form.columns:
         if columns is not None:
             raise InputError("--columns: the model takes columns by their names; leave it out")
-        return _described(graph, form.columns, path, note)
-    read = read_plain_table(path)
+        return _described(graph, form.columns, path, written, note)
+    if written.date_format is not None:
+        raise InputError("--date-format: the model takes no dates; leave it out")
+    read = read_plain_table(path, written)
+    if note is not None and read.points_may_group:
+        note(f"{path}: {POINTS_MAY_GROUP}")
     table = read.columns
     several = len(graph.inputs) > 1
     if several and columns is not None:
@@ -72,26 +80,32 @@ def read_csv(
 
 
 def _described(
-    graph: Graph, columns: Sequence[Column], path: Path, note: Callable[[str], None] | None
+    graph: Graph,
+    columns: Sequence[Column],
+    path: Path,
+    written: TableOptions,
+    note: Callable[[str], None] | None,
 ) -> dict[str, np.ndarray]:
     """The columns that an exported model describes, read as the data set's owners read them.
 
     Raises   InputError, RangeError naming lines and columns of all bad cells
     """
     wanted = {column.name for column in columns}
-    header = find_dialect(path).header
+    header = find_dialect(path, separator=written.separator, encoding=written.encoding).header
     others = tuple(
         name or f"column {place}"
         for place, name in enumerate(header, 1)
         if name not in wanted
     )  # fmt: skip
-    source = TableSource(path, TableOptions(label=(), without=others), remedy=_CORRECT)
+    source = TableSource(path, replace(written, label=(), without=others), remedy=_CORRECT)
     source.use(columns, clip=True)
+    if note is not None and source.points_may_group:
+        note(f"{path}: {POINTS_MAY_GROUP}")
     outside = source.outside_ranges(columns)
     if note is not None and outside.count:
         note(
             f"{path}: the model was trained on no such values ({outside.count:,} cells), and its "
-            f"answers for them are guesses: {outside.listed()}"
+            f"answers for them are guesses: {'; '.join(outside.listed())}"
         )
     cells = source.read(np.arange(source.samples)).reshape(source.samples, -1)
     return {
@@ -121,6 +135,10 @@ def _numbers(
 ) -> np.ndarray:
     """Cells as a model's element type; whole numbers are read exactly."""
     what = f"{path}, column {column!r}"
+    missing = {text.strip().lower() for text in form.missing}
+    # What is written for a missing cell becomes one, which a model may fill.
+    absent = "" if dtype.kind == "O" else "nan"
+    cells = [absent if cell.lower() in missing else cell for cell in cells]
     if dtype.kind == "O":
         return np.array(cells, object)
     try:
@@ -131,7 +149,7 @@ def _numbers(
     for row, cell in enumerate(cells, 1):
         value = form.number(cell) if cell.lower() not in _NOT_FINITE else float(cell)
         if isinstance(value, BadCell):
-            why = f": {value.why}; correct it" if cell else " is missing; fill it, or write nan"
+            why = f": {value.why}; {_REWRITE}" if cell else " is missing; fill it, or write nan"
             raise InputError(f"{what}: the value of row {row}{why}")
         found[row - 1] = value
     return convert(found, dtype, what, 0)

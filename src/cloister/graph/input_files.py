@@ -28,6 +28,7 @@ from cloister.data.preprocessing import (
     prepare_picture,
     split_pixels,
 )
+from cloister.data.table_options import TableOptions
 from cloister.errors import InputError, ShapeError
 from cloister.graph.array_conversion import as_input
 from cloister.graph.batch import batch_axis, bound_sizes, element_type, is_other, part, sample_count
@@ -41,6 +42,8 @@ _TABLE_AXES = 2
 """Integers on more axes may be pixels, of which only uint8 says so."""
 AS_UNIT = Preprocessing()
 """Pixels from 0 to 1."""
+AS_FOUND = TableOptions()
+"""Tables as their files suggest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,11 +68,13 @@ def read_inputs(
     preprocessing: Preprocessing = AS_UNIT,
     *,
     columns: Sequence[str] | None = None,
+    written: TableOptions = AS_FOUND,
     note: Callable[[str], None] | None = None,
 ) -> Inputs:
     """Read files, folders of files, and patterns (`*.png`) as one batch for a model.
 
     columns   of CSV files, that are the model's features (csv_inputs.py)
+    written   how the text and the cells of CSV files are written
     note      called with what is left out of a folder, and values that a model never saw
 
     Raises   InputError naming the file and what to do
@@ -86,7 +91,7 @@ def read_inputs(
     batches: list[tuple[Path, dict[str, np.ndarray]]] = []
     names: list[str] = []
     for path in _files(paths, note):
-        batch = _read(graph, path, preprocessing, columns, note)
+        batch = _read(graph, path, preprocessing, columns, written, note)
         count = sample_count(graph, batch)
         batches.append((path, batch))
         names += [str(path)] if count == 1 else [f"{path}[{i}]" for i in range(count)]
@@ -152,12 +157,13 @@ def _read(
     path: Path,
     preprocessing: Preprocessing,
     columns: Sequence[str] | None,
+    written: TableOptions,
     note: Callable[[str], None] | None,
 ) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     if path.suffix.lower() == TABLE:
-        batch = read_csv(graph, path, columns, note=note)
+        batch = read_csv(graph, path, columns, written=written, note=note)
     elif path.suffix.lower() in ARRAYS:
         found = _read_arrays(path, wanted=graph.required_inputs, optional=graph.defaults)
         batch = {

@@ -51,13 +51,13 @@ def from_channels_last(
     Raises ShapeError when the array does not hold such a value.
     """
     n, h, w, c = array.shape
+    if (h, w, shape[1:]) == (1, 1, (c,)) and shape[0] in (None, n):
+        return np.ascontiguousarray(array.reshape(n, c))  # the output of most classifiers
     target = channels_last_shape(shape, channels_first=channels_first)
     if target != (h, w, c) or shape[0] not in (None, n):
         raise ShapeError(f"an array of shape {array.shape} is no value of shape {tuple(shape)}")
     pixels = array.reshape(n, h * w, c)
-    if channels_first and array.dtype == np.float32:
-        pixels = transpose_each(pixels)
-    elif channels_first:
-        pixels = pixels.transpose(0, 2, 1)
+    if channels_first and h * w > 1 and c > 1:
+        pixels = transpose_each(pixels) if array.dtype == np.float32 else pixels.transpose(0, 2, 1)
     sizes = [size for size in shape[1:] if size is not None]
     return np.ascontiguousarray(pixels).reshape(n, *sizes)

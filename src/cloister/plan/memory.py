@@ -22,6 +22,9 @@ BASE_BYTES = 88 * 2**20
 """A Python process with NumPy, ONNX Runtime and Cloister loaded."""
 KEPT_BYTES = 28 * 2**20
 """Pages of freed memory that the allocator keeps, and what sessions and links hold themselves."""
+SERVING = "serving requests"
+"""The last phase; three of its items have names of their own, because they can be known better."""
+KEPT, MESSAGES, VALUES = "kept by the allocator", "messages and answers", "values between layers"
 FLOAT_BYTES = 4
 RING_BYTES = 4
 CHECK_BYTES = 8
@@ -70,7 +73,7 @@ def memory(graph: Graph, protections: Mapping[str, Protection], *, batch: int = 
     integers = {"integer weights": WEIGHT_BYTES * sum(weights)}
     serving = {
         **base,
-        "kept by the allocator": KEPT_BYTES,
+        KEPT: KEPT_BYTES,
         **integers,
         "float32 constants kept inside": floats - gone,
         "their copies in ONNX Runtime": LOCAL_COPIES
@@ -86,9 +89,8 @@ def memory(graph: Graph, protections: Mapping[str, Protection], *, batch: int = 
     }
     running = {
         "unblinding terms": RING_BYTES * batch * sum(s.out_elements for s in hidden),
-        "messages and answers": batch
-        * max([sum(map(sum, segment)), *(_traffic(s, p) for s, p in shapes)]),
-        "values between layers": batch * _values(graph, protections),
+        MESSAGES: batch * max([sum(map(sum, segment)), *(_traffic(s, p) for s, p in shapes)]),
+        VALUES: batch * _values(graph, protections),
     }
     part = min(QUANTISING_ELEMENTS, max(weights, default=0))
     largest = max((array.nbytes for array in graph.constants.values()), default=0)
@@ -102,7 +104,7 @@ def memory(graph: Graph, protections: Mapping[str, Protection], *, batch: int = 
                 "temporary arrays": QUANTISING_BYTES * part,
             },
             "opening the session": {**serving, **loading},
-            "serving requests": {**serving, **running},
+            SERVING: {**serving, **running},
         }
     )  # fmt: skip
 

@@ -36,8 +36,14 @@ def as_samples(model: Graph, samples: Samples) -> dict[str, np.ndarray]:
     if _is_stream(samples):
         (only,) = sample_groups(model, samples, sys.maxsize)
         return only
+    return _whole(model, samples)
+
+
+def _whole(model: Graph, samples: Samples) -> dict[str, np.ndarray]:
+    """Samples that are no stream."""
     named = _by_name(model, samples)
-    named = {**model.defaults, **named}
+    if model.defaults:
+        named = {**model.defaults, **named}
     if set(named) != set(model.inputs):
         odd = sorted(set(named) ^ set(model.inputs), key=str)[0]
         names = ", ".join(map(repr, model.inputs))
@@ -59,7 +65,7 @@ def sample_groups(model: Graph, samples: Samples, size: int) -> Iterator[dict[st
              cannot be one batch
     """
     if not _is_stream(samples):
-        yield as_samples(model, samples)
+        yield _whole(model, samples)
         return
     whole: dict[str, np.ndarray] | None = None
     group: list[dict[str, np.ndarray]] = []

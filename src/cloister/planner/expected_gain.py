@@ -69,7 +69,8 @@ class ExpectedGain:
     share        of the arithmetic that workers compute, of `flops` for one input
     own_ms       what one core takes for the model as it is, one input at a time; None: no estimate
     trusted_ms   what the trusted core takes under the plan
-    from_batch   the smallest batch from which on the plan takes less; None: no batch
+    from_batch   the smallest batch from which on the trusted core does less under the plan than for
+                 the model as it is; None: none of `BATCHES`, or no estimate
     pads         whether it needs pads
     free_sizes   of the model's inputs, besides the batch: they count as 1 until they are numbers
     """
@@ -132,17 +133,18 @@ class ExpectedGain:
             found = f"Likely {gain:.2g} times as fast as"
         elif gain > 1 / CLEAR_GAIN:
             found = "Likely about as fast as"
-        later = ""
-        if gain < CLEAR_GAIN:
-            later = ", at any batch"
-            if self.from_batch is not None:
-                later = f", and faster from {self.from_batch} inputs per message on"
         pads = " and pads made before" if self.pads else ""
         return (
-            f"{found} running the model yourself{later}: {_ms(self.trusted_ms)} instead of "
-            f"{_ms(self.own_ms)} for an input (an estimate for one core, with an accelerator as "
-            f"worker{pads}; measure it with `cloister bench inference`)"
+            f"{found} running the model yourself: {_ms(self.trusted_ms)} instead of "
+            f"{_ms(self.own_ms)} for an input. {self._pays()} (an estimate for one core, with an "
+            f"accelerator as worker{pads}; measure it with `cloister bench inference`)"
         )
+
+    def _pays(self) -> str:
+        """From which batch on protection pays."""
+        if self.from_batch is None:
+            return "At no batch does the trusted side do less than the plain run"
+        return f"From batch {self.from_batch} on, the trusted side does less than the plain run"
 
 
 def expected_gain(
@@ -175,7 +177,7 @@ def expected_gain(
         return found
     batch = graph.batch or 1
     several = BATCHES if graph.batch is None and graph.separable else (batch,)
-    faster = (n for n in several if times.own_ms(n) >= CLEAR_GAIN * times.trusted_ms(n))
+    faster = (n for n in several if times.own_ms(n) > times.trusted_ms(n))
     return ExpectedGain(
         found.policy, found.share, found.flops, found.inside,
         own_ms=times.own_ms(batch), trusted_ms=times.trusted_ms(batch),

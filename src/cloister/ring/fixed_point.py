@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int16
+from jaxtyping import Float32, Float64, Int16, UInt32
 
 import cloister.base._native as native
 from cloister.errors import RangeError, ShapeError
@@ -48,6 +48,24 @@ def round_scaled(
     integers = np.empty((a, c, b), np.int16)
     native.round_scaled(values, exponent, integers)
     return integers
+
+
+def scaled_difference(
+    p: UInt32[np.ndarray, "..."], m: UInt32[np.ndarray, "..."], factor: float
+) -> Float32[np.ndarray, "..."]:
+    """factor (p - m), with the difference modulo 2^32 centred in [-2^31, 2^31).
+
+    Error    the difference and the factor are each rounded to float32, and their product is
+    Raises   ShapeError
+    """
+    if p.shape != m.shape or p.dtype != np.uint32 or m.dtype != np.uint32:
+        raise ShapeError(
+            f"fixed point: a difference needs uint32 arrays of one shape, got {p.dtype} {p.shape} "
+            f"and {m.dtype} {m.shape}"
+        )
+    out = np.empty(p.shape, np.float32)
+    native.scale_difference(np.ascontiguousarray(p), np.ascontiguousarray(m), factor, out)
+    return out
 
 
 def _check(values: np.ndarray) -> None:

@@ -110,6 +110,17 @@ class Geometry:
         """One input channel per group."""
         return self.groups > 1 and self.groups == self.in_channels
 
+    @property
+    def is_dense(self) -> bool:
+        """Every output reads every element of the input, in order."""
+        return (
+            self.out_size == (1, 1)
+            and self.kernel == self.in_size
+            and self.pad == (0, 0)
+            and self.dilation == self.upsample == (1, 1)
+            and self.groups == 1
+        )
+
     def native(self) -> native.Geometry:
         """The same for the native kernels."""
         return native.Geometry(**vars(self))

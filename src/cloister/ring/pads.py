@@ -32,7 +32,7 @@ from jaxtyping import Int, Int16, Int64, UInt32
 
 import cloister.base._native as native
 from cloister.base.rng import KEY_BYTES, keystream
-from cloister.errors import RangeError, ShapeError
+from cloister.errors import InputError, RangeError, ShapeError
 from cloister.ring.linear import Geometry, LinearMap
 from cloister.ring.ring_map import RingMap
 from cloister.ring.transpose import transpose
@@ -137,7 +137,8 @@ def gradient(
     """Sum over samples and positions of delta[i,p,o] v[i, p*stride + k*dilation - pad, c].
 
     Again one linear map: the samples of the batch become its channels, delta its weights, and
-    stride and dilation trade places. It serves the server's delta P and the authority's delta M.
+    stride and dilation trade places. A dense layer's is a product of matrices, which needs no
+    transposes. It serves the server's delta P and the authority's delta M.
 
     Raises   ShapeError, InputError
     """
@@ -152,6 +153,8 @@ def gradient(
             f"pad gradient: delta must be int16 ({n}, *{geometry.out_shape}), "
             f"got {delta.dtype} {delta.shape}"
         )
+    if threads < 1:
+        raise InputError(f"pad gradient: threads must be at least 1, got {threads}")
     packed = 2 * geometry.out_size[0] * geometry.out_size[1] * max(_LANES, geometry.out_channels)
     # Even, because the kernel takes samples, its channels here, in pairs.
     step = max(2, _PACKED_BYTES // packed // 2 * 2)
@@ -171,6 +174,12 @@ def _piece_gradient(
     *,
     threads: int,
 ) -> UInt32[np.ndarray, "o kh kw cg"]:
+    if geometry.is_dense:
+        out = np.empty((geometry.out_channels, geometry.in_elements), np.uint32)
+        rows = np.ascontiguousarray(values.reshape(len(values), -1))
+        deltas = np.ascontiguousarray(delta.reshape(len(delta), -1))
+        native.dense_gradient(deltas, rows, out, threads)
+        return out.reshape(geometry.weight_shape)
     of_group, to_group = geometry.weight_shape[3], geometry.out_channels // geometry.groups
     as_map = _gradient_map(geometry, len(delta))
     n, h, w, c = values.shape

@@ -11,9 +11,7 @@ computed them: the model and the first layer's values give every answer. It does
 the file either: everyone who can ask the authority for the public key can seal.
 """
 
-import csv
 import hashlib
-import io
 import json
 import struct
 from collections.abc import Iterator
@@ -26,6 +24,7 @@ from jaxtyping import Float, Int64
 
 from cloister.authority.answer_keys import answer_keys
 from cloister.base import files, sealing
+from cloister.base.csv_text import csv_text
 from cloister.base.reading import open_regular, parsing
 from cloister.base.sealing import KeyPair
 from cloister.data.info import DatasetInfo
@@ -91,22 +90,17 @@ class NamedAnswers:
     def write_csv(self, path: Path) -> None:
         """Write a table for the owner alone: row, sample, class, and a column for each name.
 
-        A name that a spreadsheet would run as a formula gets an apostrophe in front: another client
-        may have chosen it.
-
         Raises   InputError when it cannot be written
         """
         known, classes = self.rows is not None, self.info.targets == "classes"
-        text = io.StringIO(newline="")
-        rows = csv.writer(text, lineterminator="\n")
-        names = map(_shown, self.names)
-        rows.writerow([*(["row"] * known), "sample", *(["class"] * classes), *names])
-        said = list(map(_shown, self.classes)) if classes else []
+        header = [*(["row"] * known), "sample", *(["class"] * classes), *self.names]
+        said = self.classes if classes else []
+        rows = []
         for place, sample in enumerate(self.ids.tolist()):
             own = [] if self.rows is None else [int(self.rows[place])]
             values = [f"{value:.6g}" for value in self.values[place].tolist()]
-            rows.writerow([*own, sample, *said[place : place + 1], *values])
-        _replace(path, text.getvalue().encode())
+            rows.append([*own, sample, *said[place : place + 1], *values])
+        _replace(path, csv_text(header, rows).encode())
 
     def of_owner(self, order: Path) -> "NamedAnswers":
         """The answers for the samples of one owner, in the order of its own data.
@@ -139,14 +133,6 @@ class NamedAnswers:
             found[sorted_],
             len(place) - len(mine),
         )
-
-
-def _shown(name: str) -> str:
-    try:
-        float(name)
-    except ValueError:
-        return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
-    return name
 
 
 def write_answers(made: Predictions, path: Path, *, key: bytes | None) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cloister.errors import InputError
@@ -38,6 +38,10 @@ class Training(Protocol):
         """Whether epochs end with an evaluation."""
         ...
 
+    def restore(self, epoch: int, weights: Mapping[str, Tensor]) -> None:
+        """Give the model the weights that it had after an epoch."""
+        ...
+
 
 class Callback:
     """Does nothing; a callback overrides what it needs.
@@ -56,6 +60,9 @@ class Callback:
     def after_epoch(self, training: Training, result: EpochResult) -> None:
         """Called after each epoch and its evaluation, before the checkpoint is written."""
 
+    def after_training(self, training: Training) -> None:
+        """Called at the end of `fit`, whether or not a callback ended the run."""
+
     @property
     def finished(self) -> bool:
         """True ends the run before its next epoch."""
@@ -72,15 +79,22 @@ class Callback:
 class EarlyStopping(Callback):
     """Ends a run when what it monitors has not improved for `patience` evaluated epochs.
 
-    monitor     qualities are accuracies, or R2 of numbers; test_quality needs encrypted test
-                samples. loss is the training loss
-    min_delta   a smaller change is no improvement
+    monitor        qualities are accuracies, or R2 of numbers; test_quality needs encrypted test
+                   samples. loss is the training loss
+    min_delta      a smaller change is no improvement
+    restore_best   at the end of `fit`, early or not, the model gets the weights of its best epoch;
+                   False: it has those of its last one
 
     Raises   InputError
     """
 
     def __init__(
-        self, patience: int = 5, *, monitor: Monitored = "test_quality", min_delta: float = 0.0
+        self,
+        patience: int = 5,
+        *,
+        monitor: Monitored = "test_quality",
+        min_delta: float = 0.0,
+        restore_best: bool = True,
     ) -> None:
         if patience < 1:
             raise InputError(f"EarlyStopping: patience must be at least 1, got {patience}")
@@ -88,7 +102,9 @@ class EarlyStopping(Callback):
             known = ", ".join(get_args(Monitored))
             raise InputError(f"EarlyStopping: monitor is one of {known}, not {monitor!r}")
         self.patience, self.monitor, self.min_delta = patience, monitor, min_delta
+        self.restore_best = restore_best
         self._best, self._best_epoch, self._waited = -math.inf, 0, 0
+        self._weights: dict[str, Tensor] = {}
 
     @property
     def best_epoch(self) -> int:
@@ -126,14 +142,25 @@ class EarlyStopping(Callback):
         quality = -value if self.monitor == "loss" else value
         if quality > self._best + self.min_delta:
             self._best, self._best_epoch, self._waited = quality, result.epoch, 0
+            if self.restore_best:
+                state = training.model.state_dict()
+                self._weights = {name: value.clone() for name, value in state.items()}
         else:
             self._waited += 1
 
+    def after_training(self, training: Training) -> None:
+        """See Callback."""
+        if self.restore_best and self._weights:
+            training.restore(self._best_epoch, self._weights)
+
     def state_dict(self) -> Mapping[str, Any]:
         """See Callback."""
-        return {"best": self._best, "best_epoch": self._best_epoch, "waited": self._waited}
+        return {
+            "best": self._best, "best_epoch": self._best_epoch, "waited": self._waited,
+            "weights": self._weights,
+        }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See Callback."""
         self._best, self._best_epoch = state["best"], state["best_epoch"]
-        self._waited = state["waited"]
+        self._waited, self._weights = state["waited"], state["weights"]

@@ -234,7 +234,7 @@ class Features:
         step = min(CHUNK, most_at_once(self._info, self._chosen.linear.geometry))
         while self.done < len(self._ids):
             part = slice(self.done, min(self.done + step, len(self._ids)))
-            values = products.forward(self._ids[part], self._chosen.linear)
+            values = products.forward(self._ids[part], self._chosen.linear).integers()
             self._rows[part] = values.reshape(len(values), -1) * scale + constant
             self.done = part.stop
             self._write_state()

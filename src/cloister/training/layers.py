@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int, Int16, Int32, Int64
+from jaxtyping import Int, Int16, Int64
 from torch import Tensor, nn
 
 from cloister.data.encoding import Encoding
@@ -25,6 +25,7 @@ from cloister.data.info import RING_LIMIT
 from cloister.errors import InputError, RangeError, ShapeError, UnsupportedError
 from cloister.ring.fixed_point import magnitudes, round_scaled
 from cloister.ring.linear import Geometry, LinearMap
+from cloister.training.difference import Difference
 
 INT16_MAX = 2**15 - 1
 MAX_EXPONENT = 100
@@ -37,10 +38,8 @@ Shape = tuple[int, int, int]
 class FirstLayerProducts(Protocol):
     """Where the two products come from."""
 
-    def forward(
-        self, ids: Int64[np.ndarray, " n"], linear: LinearMap
-    ) -> Int32[np.ndarray, "n oh ow oc"]:
-        """V q of the samples."""
+    def forward(self, ids: Int64[np.ndarray, " n"], linear: LinearMap) -> Difference:
+        """V q (n, oh, ow, oc) of the samples."""
         ...
 
     def gradient(
@@ -48,8 +47,8 @@ class FirstLayerProducts(Protocol):
         ids: Int64[np.ndarray, " n"],
         geometry: Geometry,
         delta: Int16[np.ndarray, "n oh ow oc"],
-    ) -> Int32[np.ndarray, "oc kh kw c"]:
-        """G q^T summed over the samples."""
+    ) -> Difference:
+        """G q^T (oc, kh, kw, c) summed over the samples."""
         ...
 
 
@@ -157,9 +156,9 @@ class _Product(torch.autograd.Function):
         ctx.layer, ctx.ids = layer, layer.samples.ids
         integers, exponent = layer.fixed_weight()
         linear = LinearMap(layer.geometry, integers)
-        values = layer.products.forward(ctx.ids, linear).transpose(0, 3, 1, 2)
+        values = layer.products.forward(ctx.ids, linear).scaled(layer.unit(exponent))
         # Not a view of PyTorch's: ReLU(inplace=True), say, could not write to one.
-        y = _real(values.reshape(-1, *layer.out_shape), layer.encoding.scale, exponent)
+        y = torch.from_numpy(values.transpose(0, 3, 1, 2).reshape(-1, *layer.out_shape))
         y = y.to(weight.dtype)
         if bias is None:
             return y
@@ -171,19 +170,11 @@ class _Product(torch.autograd.Function):
         grad: Tensor,
     ) -> tuple[Tensor | None, Tensor | None, None]:
         layer: Encrypted = ctx.layer
-        delta = grad.reshape(len(grad), *layer.map_shape)
+        delta = grad.reshape(-1, *layer.map_shape)
         # A frozen weight costs no key.
         of_weight = layer.weight_gradient(ctx.ids, delta) if ctx.needs_input_grad[0] else None
         of_bias = delta.sum((0, 2, 3)) if ctx.needs_input_grad[1] else None
         return of_weight, of_bias, None
-
-
-def _real(
-    values: Int[np.ndarray, "..."] | Float64[np.ndarray, "..."], scale: float, exponent: int
-) -> Tensor:
-    # One pass: a conversion and then a product would touch the memory twice.
-    factor = np.float32(scale * 2.0**-exponent)
-    return torch.from_numpy(np.multiply(values, factor, dtype=np.float32, casting="unsafe"))
 
 
 class Encrypted(nn.Module):
@@ -236,6 +227,10 @@ class Encrypted(nn.Module):
         )  # fmt: skip
         return FixedPoint(fixed.integers.reshape(g.weight_shape), fixed.exponent)
 
+    def unit(self, exponent: int) -> float:
+        """What a step of an integer product counts, one of whose factors has this exponent."""
+        return self.encoding.scale * 2.0**-exponent
+
     def weight_of_constant(self) -> Tensor:
         """The weight that multiplies the offset.
 
@@ -245,7 +240,8 @@ class Encrypted(nn.Module):
             return self.weight
         fixed = self.fixed_weight()
         integers = fixed.integers.transpose(0, 3, 1, 2).reshape(self.weight.shape)
-        return _real(integers, 1.0, fixed.exponent).to(self.weight.dtype)
+        weight = integers.astype(np.float32) * np.float32(2.0**-fixed.exponent)
+        return torch.from_numpy(weight).to(self.weight.dtype)
 
     def weight_gradient(self, ids: Int64[np.ndarray, " n"], delta: Tensor) -> Tensor:
         """scale 2^-f (G q^T) for an output gradient (n, o, oh, ow); asks for a key."""
@@ -256,11 +252,15 @@ class Encrypted(nn.Module):
         else:
             fixed = private.truncate(delta)
         integers = fixed.integers.reshape(-1, oh, ow, o)
-        values = self.products.gradient(ids, self.geometry, integers)
-        if private is not None:
-            values = private.add_noise(values, fixed.exponent)
+        found = self.products.gradient(ids, self.geometry, integers)
+        unit = self.unit(fixed.exponent)
+        if private is None:
+            values = found.scaled(unit)
+        else:
+            noisy = private.add_noise(found.integers(), fixed.exponent)
+            values = noisy.astype(np.float32) * np.float32(unit)
         values = values.transpose(0, 3, 1, 2).reshape(self.weight.shape)
-        return _real(values, self.encoding.scale, fixed.exponent)
+        return torch.from_numpy(values)
 
     def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         self.samples.check(x)

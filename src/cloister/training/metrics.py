@@ -7,6 +7,7 @@ knows the ranges, multiplies an error by half the number's range to have it in u
 
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from cloister.data.info import Targets
@@ -48,7 +49,7 @@ def batch_sums(targets: Targets, scores: Tensor, wanted: Tensor) -> list[float]:
     """
     scores = scores.detach()
     if targets == "classes":
-        return [float((scores.argmax(1) == wanted).sum())]
+        return [float(np.count_nonzero(scores.argmax(1).numpy() == wanted.numpy()))]
     if targets == "labels":
         # A positive score is a probability of more than one half.
         sums = ((scores > 0) == (wanted > 0)).double().sum(0)

@@ -11,11 +11,12 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from jaxtyping import Int16, Int32, Int64
+from jaxtyping import Int16, Int64
 from torch import Tensor, nn
 
 from cloister.errors import InputError, UnsupportedError
 from cloister.ring.linear import Geometry, LinearMap
+from cloister.training.difference import Difference
 from cloister.training.layers import Encrypted, Samples
 
 TRIED = np.zeros(2, np.int64)
@@ -80,18 +81,21 @@ def tried(model: nn.Module, x: Tensor) -> Tensor:
 class _Zeros:
     """Products that need no key."""
 
-    def forward(
-        self, ids: Int64[np.ndarray, " n"], linear: LinearMap
-    ) -> Int32[np.ndarray, "n oh ow oc"]:
-        return np.zeros((len(ids), *linear.geometry.out_shape), np.int32)
+    def forward(self, ids: Int64[np.ndarray, " n"], linear: LinearMap) -> Difference:
+        return _zeros((len(ids), *linear.geometry.out_shape))
 
     def gradient(
         self,
         ids: Int64[np.ndarray, " n"],
         geometry: Geometry,
         delta: Int16[np.ndarray, "n oh ow oc"],
-    ) -> Int32[np.ndarray, "oc kh kw c"]:
-        return np.zeros(geometry.weight_shape, np.int32)
+    ) -> Difference:
+        return _zeros(geometry.weight_shape)
+
+
+def _zeros(shape: tuple[int, ...]) -> Difference:
+    words = np.zeros(shape, np.uint32)
+    return Difference(words, words)
 
 
 @contextmanager

@@ -273,7 +273,7 @@ def _answers(
     step = min(CHUNK, most_at_once(info, linear.geometry))
     for start in range(0, len(ids), step):
         some = ids[start : start + step]
-        values = model.first.values(products.forward(some, linear), info.encoding)
+        values = model.first.values(products.forward(some, linear).integers(), info.encoding)
         scores = model.scores(values)
         answers[start : start + len(some)] = answers_of(
             scores, info.targets, loss=model.settings.loss

@@ -13,17 +13,18 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Int16, Int32, Int64, UInt32
+from jaxtyping import Float32, Int16, Int64, UInt32
 
 from cloister.authority.key_service import KeyService, Receiver
 from cloister.authority.request_log import Recorder, Release, asked
 from cloister.authority.requests import Evaluation, Forward, Gradient, Labels, Request
 from cloister.data.info import DatasetInfo
 from cloister.data.target_encoding import NUMBER_BOUND, are_targets
-from cloister.errors import AuthorityUnavailable, EncryptionError, InputError, ShapeError
+from cloister.errors import AuthorityUnavailable, EncryptionError, InputError
 from cloister.ring import pads
 from cloister.ring.linear import Geometry, LinearMap
 from cloister.training.ciphertexts import CiphertextServer
+from cloister.training.difference import Difference
 
 _log = logging.getLogger("cloister.training")
 FIRST_WAIT_S = 0.2
@@ -77,26 +78,24 @@ class Products:
         """Largest absolute value of an encoded sample."""
         return self.info.encoding.bound
 
-    def forward(
-        self, ids: Int64[np.ndarray, " n"], linear: LinearMap
-    ) -> Int32[np.ndarray, "n oh ow oc"]:
+    def forward(self, ids: Int64[np.ndarray, " n"], linear: LinearMap) -> Difference:
         """A x of every sample, exact.
 
         Domain   |A x| < 2^31, which the caller's scale has to guarantee
         """
-        return _difference(*self._ask(Forward(self.info.name, ids, linear)))
+        return Difference(*self._ask(Forward(self.info.name, ids, linear)))
 
     def gradient(
         self,
         ids: Int64[np.ndarray, " n"],
         geometry: Geometry,
         delta: Int16[np.ndarray, "n oh ow oc"],
-    ) -> Int32[np.ndarray, "oc kh kw c"]:
+    ) -> Difference:
         """Weight gradient summed over the batch, exact.
 
         Domain   as `forward`
         """
-        return _difference(*self._ask(Gradient(self.info.name, ids, geometry, delta)))
+        return Difference(*self._ask(Gradient(self.info.name, ids, geometry, delta)))
 
     def labels(
         self, ids: Int64[np.ndarray, " n"]
@@ -163,15 +162,3 @@ class Products:
                 wait = min(2 * wait, LONGEST_WAIT_S)
         finally:
             self.counters.authority_s += time.perf_counter() - started
-
-
-def _difference(
-    blinded: UInt32[np.ndarray, "..."], key: UInt32[np.ndarray, "..."]
-) -> Int32[np.ndarray, "..."]:
-    """`pads.unblind` in 32 bits and in the product's memory: its traffic is what counts."""
-    if blinded.shape != key.shape or blinded.dtype != np.uint32 or key.dtype != np.uint32:
-        raise ShapeError(f"first layer: product {blinded.shape} and key {key.shape} differ")
-    # What came over a wire is read-only.
-    out = blinded if blinded.flags.writeable else None
-    difference: UInt32[np.ndarray, "..."] = np.subtract(blinded, key, out=out)
-    return difference.view(np.int32)

@@ -38,13 +38,13 @@ def run_page(outcome: "TrainingOutcome") -> str:
 
 
 def _result(outcome: "TrainingOutcome") -> Iterator[str]:
-    if outcome.epochs:
-        last = outcome.epochs[-1]
-        said = f"After {last.epoch} epochs: loss {last.loss:.4g}"
-        if last.train_quality is not None:
-            said += f", {_quality(outcome, last.train_quality)} on the training samples"
-        if last.test_quality is not None:
-            said += f", {_quality(outcome, last.test_quality)} on the encrypted test samples"
+    if outcome.of_model is not None:
+        found = outcome.of_model
+        said = f"After {found.epoch} epochs: loss {found.loss:.4g}"
+        if found.train_quality is not None:
+            said += f", {_quality(outcome, found.train_quality)} on the training samples"
+        if found.test_quality is not None:
+            said += f", {_quality(outcome, found.test_quality)} on the encrypted test samples"
         yield paragraph(f"{said}.")
     for remark in outcome.remarks:
         yield paragraph(remark, kind="caution")

@@ -61,9 +61,11 @@ class RunFiles:
 class TrainingOutcome:
     """Everything that a run found out.
 
-    trained   the model, with what stands for its first layer
-    kept      the model as `keep` kept it
-    spent     the data set's budget; None: the authority was away at the end
+    trained       the model, with what stands for its first layer
+    kept          the model as `keep` kept it
+    model_epoch   the epoch whose weights the model has: the last one, or the best of a run with
+                  early stopping
+    spent         the data set's budget; None: the authority was away at the end
     """
 
     trained: nn.Module
@@ -74,6 +76,7 @@ class TrainingOutcome:
     rank: int | None
     dim: int
     epochs: tuple[EpochResult, ...]
+    model_epoch: int
     authority_requests: int
     authority_s: float
     server_s: float
@@ -82,9 +85,14 @@ class TrainingOutcome:
     remarks: tuple[str, ...]
 
     @property
+    def of_model(self) -> EpochResult | None:
+        """The figures of the model's epoch."""
+        return self.epochs[self.model_epoch - 1] if self.epochs else None
+
+    @property
     def test_accuracy(self) -> float | None:
-        """Of the last epoch, on the encrypted test part; None for numbers."""
-        return self.epochs[-1].test_accuracy if self.epochs else None
+        """The model's, on the encrypted test part; None for numbers."""
+        return None if self.of_model is None else self.of_model.test_accuracy
 
     @property
     def has_numbers(self) -> bool:
@@ -94,7 +102,7 @@ class TrainingOutcome:
     @property
     def test_fit(self) -> GoodnessOfFit | None:
         """The same of numbers."""
-        return self.epochs[-1].test_fit if self.epochs else None
+        return None if self.of_model is None else self.of_model.test_fit
 
 
 def train(
@@ -237,6 +245,7 @@ def _outcome(
         rank=trainer.projection.rank if trainer.projection else None,
         dim=trainer.info.dim,
         epochs=tuple(history),
+        model_epoch=trainer.model_epoch,
         authority_requests=counters.requests,
         authority_s=counters.authority_s,
         server_s=counters.server_s,

@@ -18,7 +18,7 @@ from jaxtyping import UInt64
 
 from cloister.graph.part import reads
 from cloister.plan.plan import Plan
-from cloister.trusted.report import LayerRow, Report
+from cloister.trusted.report import Report
 
 SHARE = 0.01
 LEAST = 4
@@ -38,34 +38,19 @@ class ClipRule:
 
     def __init__(self, plan: Plan) -> None:
         nodes = plan.linear_nodes
-        self._names = [node.node for node in nodes]
-        self._sizes = [node.linear.geometry.in_elements for node in nodes]
-        self._elements = np.array(self._sizes, np.int64)
+        elements = np.array([node.linear.geometry.in_elements for node in nodes], np.int64)
         first = _first_layers(plan)
-        least = np.array([1 if name in first else LEAST for name in self._names], np.int64)
+        least = np.array([1 if node.node in first else LEAST for node in nodes], np.int64)
         # The smallest count that is too much.
-        self._limits = np.maximum(least, np.floor(SHARE * self._elements).astype(np.int64) + 1)
+        limits = np.maximum(least, np.floor(SHARE * elements).astype(np.int64) + 1)
+        self._limits = limits.astype(np.uint64)[:, None]
 
-    def enter(
-        self, rows: dict[str, LayerRow], clipped: UInt64[np.ndarray, "nodes inputs"]
-    ) -> tuple[int, ...]:
-        """Add counts to the rows of the layers; the inputs outside the calibrated range."""
-        inputs = clipped.shape[1]
-        for name, size in zip(self._names, self._sizes, strict=True):
-            rows[name].quantised += inputs * size
-        if not clipped.any():
+    def beyond(self, clipped: UInt64[np.ndarray, "nodes inputs"]) -> tuple[int, ...]:
+        """The inputs outside the calibrated range."""
+        above = clipped >= self._limits
+        if not above.any():
             return ()
-        clipped = clipped.astype(np.int64)
-        totals, worst = clipped.sum(axis=1), clipped.max(axis=1)
-        shares = worst / self._elements
-        counts = zip(self._names, totals.tolist(), shares.tolist(), strict=True)
-        for name, cut, share in counts:
-            row = rows[name]
-            row.clipped += cut
-            if share > row.clipped_share:
-                row.clipped_share = share
-        beyond = (clipped >= self._limits[:, None]).any(axis=0)
-        return tuple(np.flatnonzero(beyond).tolist())
+        return tuple(above.any(axis=0).nonzero()[0].tolist())
 
 
 def _first_layers(plan: Plan) -> set[str]:

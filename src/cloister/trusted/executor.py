@@ -11,7 +11,6 @@ uniform, whatever the worker has changed. A request in the clear is therefore wr
 memory first whenever the plan hides anything, and copied out only after the checks.
 """
 
-import time
 import weakref
 from collections.abc import Mapping
 from typing import Any
@@ -28,16 +27,18 @@ from cloister.trusted.checks import Checks, wrong_answer
 from cloister.trusted.pads.maker import PadUse
 from cloister.trusted.pads.masked_terms import unmask_without_aes
 from cloister.trusted.program.compile import compile_plan
+from cloister.trusted.program.memory_layout import lay_out
 from cloister.trusted.program.steps import Program
 from cloister.trusted.report import Meter
 from cloister.trusted.stages import STAGES, ModuleRunner, Setup, Stage
+from cloister.trusted.step_costs import StepCosts, StepTable
 from cloister.trusted.values import Values
-from cloister.trusted.workspace import BatchRequest, Workspace
+from cloister.trusted.workspace import BatchRequest, WorkMemory, Workspace
 from cloister.wire.link import NativeChannel, WorkerLink
 from cloister.wire.shm.packets import MAX_PACKET_BYTES
 
 _KEPT_BATCHES = 2
-"""Batch sizes whose memory stays laid out: a session's own, and that of the last, smaller one."""
+"""Batch sizes that stay laid out: a session's own, and that of the last, smaller one."""
 
 
 class Executor:
@@ -63,8 +64,6 @@ class Executor:
             self.program: Program = compile_plan(plan)
         self._rng = rng
         self._threads = threads
-        # Other lanes may run in other threads; helper threads are only seen by the process's clock.
-        self._clock = time.thread_time_ns if threads == 1 else time.process_time_ns
         self.next_request_id = first_request_id
         # Memory by batch size: reserved at native channels, which it does not keep alive, and
         # private memory for links without one.
@@ -74,6 +73,13 @@ class Executor:
         self.checks = Checks(plan, rng=rng)
         with parsing("the plan cannot be run", kind=PlanError):
             self._stages = self._make_stages(self.checks)
+        self._shown = [number for number, stage in enumerate(self._stages) if stage.shown]
+        self._table = StepTable(
+            tuple(stage.name for stage in self._stages),
+            tuple(stage.protection for stage in self._stages),
+            tuple(stage.soundness_bits for stage in self._stages),
+            {node.node: node.linear.geometry.in_elements for node in plan.linear_nodes},
+        )
 
     def redraw_checks(self) -> None:
         """New secret coefficients for every checked node, while no request is under way."""
@@ -105,6 +111,10 @@ class Executor:
         for stage in self._stages:
             stage.load(link)
 
+    def prepare(self, link: WorkerLink | None, rows: int) -> None:
+        """Lay out the memory for requests of so many rows."""
+        self._workspace(None if link is None else link.native_channel(), rows)
+
     def run(
         self,
         feeds: Mapping[str, np.ndarray],
@@ -122,21 +132,25 @@ class Executor:
         channel = None if link is None else link.native_channel()
         space = self._workspace(channel, rows)
         values = Values(self.plan.graph, feeds, rows=rows)
+        times = np.empty((len(self._stages), 3), np.int64)
+        costs = StepCosts(self._table, times, space.traffic)
         request = BatchRequest(
-            link, pads, meter, feeds, values, space, timeout_s, self.next_request_id
+            link, pads, costs, feeds, values, space, timeout_s, self.next_request_id
         )
         # Each step uses one at most. After a failure none of them is used again.
         self.next_request_id += len(self._stages)
         try:
             self._begin(request)
             self._run_steps(request, -1 if channel is None else channel.descriptor)
-            # Not added: an attempt that was given up and repeated is counted once.
-            meter.clipped = space.clipped.copy()
+            costs.crossed = space.crossed
             # The next request uses this one's memory.
+            costs.clipped = space.clipped.copy()
             outputs = {name: owned(values.onnx(name)) for name in self.plan.graph.outputs}
             self.next_request_id = request.next_id
             return outputs
         finally:
+            costs.sums = space.native.costs(times, costs.done)
+            meter.attempts.append(costs)
             self._end(request)
 
     def _begin(self, request: BatchRequest) -> None:
@@ -165,30 +179,29 @@ class Executor:
                 timeout_s=request.timeout_s,
                 max_packet_bytes=MAX_PACKET_BYTES,
             )
-            self._account(first, stop.step, request)
+            self._complete(first, stop.step, request)
             if stop.why == "done":
                 return
             stage = self._stages[stop.step]
             if stop.why == "mismatch":
                 pads = request.pads if stage.unblinds else None
                 raise wrong_answer(stage.name, beside="" if pads is None else pads.blame())
-            started = self._clock()
             stage.perform(request, stop)
-            stage.row(request).trusted_ms += 1e-6 * (self._clock() - started)
             first = stop.step + (stop.why != "unbound")
 
-    def _account(self, first: int, end: int, request: BatchRequest) -> None:
-        """Enter what the native executor has completed in the report and the transcript."""
-        if first == end:
-            return
-        space = request.space
-        stages, costs = self._stages[first:end], space.native.costs(first, end)
-        for stage, (cpu_ns, wait_ns) in zip(stages, costs, strict=True):
-            stage.account(request, cpu_ns, wait_ns)
-        exchanges = [exchange for exchange in space.exchanges[first:end] if exchange is not None]
-        if exchanges:
+    def _complete(self, first: int, end: int, request: BatchRequest) -> None:
+        """Enter what the native executor has completed; the steps before were completed too."""
+        request.costs.done = end
+        if request.replies or request.replaced:
+            completed = self._stages[first:end]
+        else:
+            completed = [self._stages[number] for number in self._shown if first <= number < end]
+        for stage in completed:
+            stage.complete(request)
+        exchanges = request.space.exchanged(first, end)
+        if exchanges.requests:
             request.worker.exchanged(request.next_id, exchanges)
-            request.next_id += len(exchanges)
+            request.next_id += len(exchanges.requests)
 
     def _end(self, request: BatchRequest) -> None:
         """Whatever happened: nothing of the request is kept, and its pads are spent."""
@@ -220,11 +233,14 @@ class Executor:
         spaces = self._private if channel is None else self._at_channels.setdefault(channel, {})
         space = spaces.pop(batch, None)
         if space is None:
+            layout = lay_out(self.program, batch)
+            memory = next((other.memory for other in spaces.values()), None)
+            if memory is None or not memory.holds(layout):
+                _clear(spaces, channel)
+                memory = WorkMemory(layout, channel)
             while len(spaces) >= _KEPT_BATCHES:
-                retired = spaces.pop(next(iter(spaces)))
-                if channel is not None and retired.region is not None:
-                    channel.unreserve(retired.region)
-            space = Workspace(self.program, channel=channel, batch=batch, threads=self._threads)
+                spaces.pop(next(iter(spaces)))
+            space = Workspace(self.program, layout, memory, batch=batch, threads=self._threads)
             for stage in self._stages:
                 stage.enter(space, channel)
         # The last one is the one used last.
@@ -232,6 +248,12 @@ class Executor:
         return space
 
     def _let_go(self, channel: NativeChannel) -> None:
-        for space in self._at_channels.pop(channel).values():
-            if space.region is not None:
-                channel.unreserve(space.region)
+        _clear(self._at_channels.pop(channel), channel)
+
+
+def _clear(spaces: dict[int, Workspace], channel: NativeChannel | None) -> None:
+    """Drop workspaces, and give back the memory in which they all lie."""
+    regions = [space.memory.region for space in spaces.values()]
+    spaces.clear()
+    if channel is not None and regions and regions[0] is not None:
+        channel.unreserve(regions[0])

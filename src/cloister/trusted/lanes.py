@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -110,18 +111,15 @@ class Lane:
     def compute(self, job: MicroBatch) -> dict[str, Any]:
         """The outputs of a micro-batch, under fresh pads; in the lane's thread."""
         link, executor = self.link, self._next_executor(job.sized)
-        if link is not None and self._loaded != (link, executor):
-            # Half loaded, the worker would apply maps of another plan.
-            self._loaded = None
-            executor.load(link)
-            self._loaded = link, executor
+        self._load(executor)
         pads, source = None, job.sized.pads
         if source is not None:
-            started = self._clock()
             rows = row_count(executor.plan.graph, job.feeds)
-            pads = PadUse(source, rows)
             # Unsealing stored pads is part of the request; making pads is not.
-            if source.kind == InlinePads.kind:
+            made = isinstance(source, InlinePads)
+            started = self._clock() if made else 0.0
+            pads = PadUse(source, rows)
+            if made:
                 job.meter.offline_ms += 1e3 * (self._clock() - started)
             job.meter.pads_used += rows
         if link is not None:
@@ -129,6 +127,25 @@ class Lane:
         return executor.run(
             job.feeds, link=link, pads=pads, meter=job.meter, timeout_s=self._timeout_s
         )
+
+    def prepare(self, sized: SizedPlan, rows: int | None) -> None:
+        """Do what the first micro-batch would wait for: load the worker, lay out memory for rows.
+
+        The worker sees what it is loaded with, and nothing else.
+        """
+        executor = self.executor(sized)
+        self._load(executor)
+        if rows is not None:
+            executor.prepare(self.link, rows)
+
+    def _load(self, executor: Executor) -> None:
+        """Give the lane's worker the weights of a plan, unless it has them."""
+        link = self.link
+        if link is not None and self._loaded != (link, executor):
+            # Half loaded, the worker would apply maps of another plan.
+            self._loaded = None
+            executor.load(link)
+            self._loaded = link, executor
 
     def _next_executor(self, sized: SizedPlan) -> Executor:
         """The executor of a plan, which goes on with the request ids of the one before."""
@@ -193,17 +210,18 @@ class Lanes:
                  worker is left
         """
         self._queue, self._done, self._wanted = deque(jobs), [], len(jobs)
-        self._failure = self._last = None
         ready = [lane for lane in self._lanes if self._usable(lane)]
         try:
             if len(jobs) == 1 or len(ready) < 2:
                 for lane in ready:
                     self._serve(lane, done)
             else:
-                self._run_threads(ready, done, list(dict.fromkeys(job.sized for job in jobs)))
+                plans = list(dict.fromkeys(job.sized for job in jobs))
+                self._run_threads(ready, plans, self._serve, done)
         except BaseException:
             # It may have arrived between a lie and its record.
             self.lied = True
+            self._failure = self._last = None
             raise
         # Nothing of this call is kept, least of all an error with the frames it passed through.
         failure, last = self._failure, self._last
@@ -216,6 +234,27 @@ class Lanes:
             raise last or WorkerUnavailable(
                 "no worker is left: every one lied, died or was closed; open a new session"
             )
+
+    def prepare(self, sized: SizedPlan, rows: int | None) -> None:
+        """Prepare every lane for micro-batches of so many rows; None: load the workers alone.
+
+        A worker that lies, hangs or dies meanwhile is not used again, and a lie is raised by the
+        next `run`, like that of a request.
+
+        Raises   whatever else made a lane fail
+        """
+        ready = [lane for lane in self._lanes if self._usable(lane)]
+        work = partial(self._prepare, sized=sized, rows=rows)
+        self._done, self._wanted = [], 0
+        if len(ready) < 2:
+            for lane in ready:
+                work(lane)
+        else:
+            self._run_threads(ready, [sized], work)
+        failure = self._failure
+        if failure is not None and not _is_lie(failure):
+            self._failure = None
+            raise failure
 
     def close(self) -> None:
         """Close every connection."""
@@ -242,6 +281,22 @@ class Lanes:
             if error is None and done is not None:
                 done(job)
 
+    def _prepare(self, lane: Lane, *, sized: SizedPlan, rows: int | None) -> None:
+        """Prepare a lane, with another worker if it loses this one."""
+        ready = False
+        while not ready and self._failure is None and self._usable(lane):
+            error: BaseException | None = None
+            lane.busy = True
+            try:
+                lane.prepare(sized, rows)
+            # An interrupt must stop all lanes too; `prepare` raises it.
+            except BaseException as caught:  # noqa: BLE001
+                error = caught
+            with self._changed:
+                lane.busy = False
+                self._settle(lane, error)
+            ready = error is None
+
     def _next(self, lane: Lane) -> MicroBatch | None:
         with self._changed:
             while not self._queue:
@@ -265,11 +320,16 @@ class Lanes:
         elif isinstance(error, _GONE):
             # Nothing was released and the pads of this attempt are spent: the next lane gets the
             # same inputs under fresh pads.
+            self._queue.appendleft(job)
+        self._settle(lane, error)
+
+    def _settle(self, lane: Lane, error: BaseException | None) -> None:
+        """Drop a worker that failed, and take another one; the lock is held."""
+        if isinstance(error, _GONE):
             if lane.worker in self._workers:
                 self._last = error
-            self._queue.appendleft(job)
             self._drop(lane.worker)
-        else:
+        elif error is not None:
             lie = _is_lie(error)
             if self._failure is None or (lie and not _is_lie(self._failure)):
                 self._failure = error
@@ -285,15 +345,17 @@ class Lanes:
     def _run_threads(
         self,
         ready: Sequence[Lane],
-        done: Callable[[MicroBatch], None],
         plans: Sequence[SizedPlan],
+        work: Callable[[Lane], None],
+        done: Callable[[MicroBatch], None] | None = None,
     ) -> None:
+        """Do a lane's work in a thread of its own, for every lane that is ready."""
         for lane in ready:
             for sized in plans:
                 # Made here, one after the other: they draw from one generator.
                 lane.executor(sized)
         threads = [
-            threading.Thread(target=self._thread, args=(lane,), name=f"lane {i}", daemon=True)
+            threading.Thread(target=self._thread, args=(lane, work), name=f"lane {i}", daemon=True)
             for i, lane in enumerate(ready)
         ]
         self._threads, self._serving = threads, 0
@@ -319,9 +381,9 @@ class Lanes:
                 self._serving -= 1
             raise
 
-    def _thread(self, lane: Lane) -> None:
+    def _thread(self, lane: Lane, work: Callable[[Lane], None]) -> None:
         try:
-            self._serve(lane)
+            work(lane)
         # The error of a thread is raised by `run`.
         except BaseException as error:  # noqa: BLE001
             with self._changed:
@@ -331,15 +393,16 @@ class Lanes:
                 self._serving -= 1
                 self._changed.notify_all()
 
-    def _watch(self, done: Callable[[MicroBatch], None]) -> None:
+    def _watch(self, done: Callable[[MicroBatch], None] | None) -> None:
         reported = 0
         while True:
             with self._changed:
                 while self._serving and len(self._done) == reported:
                     self._changed.wait()
                 fresh, serving = self._done[reported:], self._serving
-            for job in fresh:
-                done(job)
+            if done is not None:
+                for job in fresh:
+                    done(job)
             reported += len(fresh)
             if not serving:
                 return

@@ -1,53 +1,22 @@
 """The costs and the results of a run."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from cloister.base.notebook import html_table
+from cloister.trusted.layer_row import LayerRow
+from cloister.trusted.step_costs import StepCosts
 from cloister.wire.transcript import Transcript
 
 _SUMS = (
     "inputs", "trusted_ms", "worker_ms", "module_ms", "offline_ms",
     "bytes_to_worker", "bytes_from_worker", "pads_used", "queries_used",
 )  # fmt: skip
-
-
-@dataclass(slots=True)
-class LayerRow:
-    """One step of the program: CPU time inside, time waited, traffic; sums over all inputs.
-
-    Of a module, `module_ms` is the time until its process answered.
-
-    Of a linear layer, `quantised` counts the activations that became integers, `clipped` those of
-    them that lay beyond the calibrated range; `clipped_share` is the largest share of one input.
-    """
-
-    name: str
-    protection: str
-    trusted_ms: float = 0.0
-    worker_ms: float = 0.0
-    module_ms: float = 0.0
-    bytes_to_worker: int = 0
-    bytes_from_worker: int = 0
-    soundness_bits: float | None = None
-    clipped: int = 0
-    quantised: int = 0
-    clipped_share: float = 0.0
-
-    def add(self, other: "LayerRow") -> None:
-        """Add what the same step cost for other inputs."""
-        self.trusted_ms += other.trusted_ms
-        self.worker_ms += other.worker_ms
-        self.module_ms += other.module_ms
-        self.bytes_to_worker += other.bytes_to_worker
-        self.bytes_from_worker += other.bytes_from_worker
-        self.soundness_bits = other.soundness_bits
-        self.clipped += other.clipped
-        self.quantised += other.quantised
-        self.clipped_share = max(self.clipped_share, other.clipped_share)
 
 
 @dataclass(frozen=True)
@@ -84,7 +53,25 @@ class Report:
     queries_used: int
     queries_left: int | None
     plans_made: int
-    layers: tuple[LayerRow, ...]
+    parts: tuple[Iterable[LayerRow], ...] = field(repr=False, compare=False)
+    """The rows of each attempt at each micro-batch; `layers` has those of one name as one."""
+
+    @cached_property
+    def layers(self) -> tuple[LayerRow, ...]:
+        """The rows, computed when a caller asks for the first time."""
+        rows: dict[str, LayerRow] = {}
+        for row in chain.from_iterable(self.parts):
+            if row.name in rows:
+                rows[row.name].add(row)
+            else:
+                rows[row.name] = replace(row)
+        return tuple(rows.values())
+
+    @property
+    def python_ms(self) -> float:
+        """The part of `trusted_ms` that the native executor did not spend."""
+        parts = [part for part in self.parts if isinstance(part, StepCosts)]
+        return self.trusted_ms - 1e-6 * sum(part.sums[0] for part in parts)
 
     @property
     def clipped(self) -> int:
@@ -98,9 +85,6 @@ class Report:
 
     def followed_by(self, other: "Report") -> "Report":
         """The report of these inputs and of those that the same session ran next."""
-        rows = {row.name: replace(row) for row in self.layers}
-        for row in other.layers:
-            rows.setdefault(row.name, LayerRow(row.name, row.protection)).add(row)
         bits = [b for b in (self.soundness_bits, other.soundness_bits) if b is not None]
         sums = {name: getattr(self, name) + getattr(other, name) for name in _SUMS}
         beyond = (*self.inputs_beyond, *(self.inputs + i for i in other.inputs_beyond))
@@ -108,7 +92,7 @@ class Report:
             other,
             soundness_bits=min(bits, default=None),
             inputs_beyond=beyond,
-            layers=tuple(rows.values()),
+            parts=(*self.parts, *other.parts),
             **sums,
         )
 
@@ -118,36 +102,24 @@ class Report:
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
-        return {**asdict(self), "clipped": self.clipped, "quantised": self.quantised}
+        shown = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "parts"}
+        layers = tuple(asdict(row) for row in self.layers)
+        return {**shown, "layers": layers, "clipped": self.clipped, "quantised": self.quantised}
 
 
 @dataclass
 class Meter:
-    """Accumulates a report while the executor runs the program.
+    """What a micro-batch cost, all attempts together."""
 
-    `clipped` is uint64 (linear nodes, inputs): of one micro-batch.
-    """
-
-    rows: dict[str, LayerRow] = field(default_factory=dict)
-    clipped: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.uint64))
-    trusted_ms: float = 0.0
+    attempts: list[StepCosts] = field(default_factory=list)
     offline_ms: float = 0.0
     pads_used: int = 0
-    queries: int = 0
 
-    def row(self, name: str, protection: str) -> LayerRow:
-        """The row of a step, made on first use."""
-        row = self.rows.get(name)
-        if row is None:
-            row = self.rows[name] = LayerRow(name, protection)
-        return row
-
-    def total(self) -> LayerRow:
-        """The sum of all rows."""
-        total = LayerRow("", "")
-        for row in self.rows.values():
-            total.add(row)
-        return total
+    @property
+    def clipped(self) -> np.ndarray:
+        """Of the attempt that succeeded, the last one: uint64 (linear nodes, inputs)."""
+        counts = self.attempts[-1].clipped if self.attempts else None
+        return np.zeros((0, 0), np.uint64) if counts is None else counts
 
 
 @dataclass(frozen=True)

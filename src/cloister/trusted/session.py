@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from types import TracebackType
@@ -16,17 +17,27 @@ import numpy as np
 
 from cloister.base.rng import Csprng, SystemRandom
 from cloister.errors import ClipError, ClipWarning, PlanError, RangeError
-from cloister.graph.batch import cut, joined, sample_count, sizes_remedy, where_not_finite
+from cloister.graph.batch import (
+    cut,
+    joined,
+    rows_of,
+    sample_count,
+    sizes_remedy,
+    where_not_finite,
+)
 from cloister.plan.plan import Plan
 from cloister.plan.samples import Samples, sample_groups
 from cloister.trusted.clips import OnClip, clip_text
 from cloister.trusted.empty_batch import empty_outputs
 from cloister.trusted.executor import Executor
 from cloister.trusted.lanes import Lane, Lanes, MicroBatch, Worker
+from cloister.trusted.layer_row import LayerRow
 from cloister.trusted.pads.maker import InlinePads
 from cloister.trusted.pads.source import KnownTo, PadSource
-from cloister.trusted.report import LayerRow, Meter, Report, Result
+from cloister.trusted.report import Meter, Report, Result
 from cloister.trusted.sized_plans import SizedPlans
+from cloister.trusted.step_costs import StepCosts
+from cloister.trusted.tuning import settle
 from cloister.wire.grpc.connect import connect
 from cloister.wire.grpc.places import endpoints
 from cloister.wire.link import WorkerLink
@@ -126,6 +137,8 @@ class Session:
         self._holder: int | None = None
         self._closed = False
         self._needs_worker = any(p.on_worker for p in plan.protections.values())
+        if self._needs_worker:
+            settle()
         count = _lane_count(lanes, workers if self._needs_worker else (), threads=threads)
         self._makers = _makers(
             plan, makers, timeout_s=timeout_s, insecure_plaintext=insecure_plaintext
@@ -315,9 +328,10 @@ class Session:
             return self._empty(feeds)
         if self._engines is not None:
             self._engines.require(total)
+        parts = [feeds] if total <= self._batch else cut(graph, feeds, self._batch)
         jobs = [
             MicroBatch(part, sample_count(graph, part), self._plans.plan_for(part))
-            for part in cut(graph, feeds, self._batch)
+            for part in parts
         ]
         if self._plans.made > 1:
             for lane in self._made:
@@ -328,23 +342,23 @@ class Session:
         except RangeError as error:
             why = where_not_finite(graph, feeds) or sizes_remedy(self._plans.inputs, feeds)
             raise RangeError(f"{error}{why}") from None
-        outputs = joined(graph, [job.outputs for job in jobs])
-        meter, transcript = jobs[0].meter, jobs[0].transcript
+        first = jobs[0]
+        outputs = first.outputs if len(jobs) == 1 else joined(graph, [job.outputs for job in jobs])
+        transcript = jobs[0].transcript
         for job in jobs[1:]:
-            _add(meter, job.meter)
             transcript.follow(job.transcript)
-        beyond = _enter_clips(meter.rows, jobs)
+        beyond = _beyond(jobs)
         spent_ms = 1e3 * (time.process_time() - started - reported.spent_s)
-        meter.trusted_ms = max(spent_ms - meter.offline_ms, 0.0)
-        return Result(outputs, self._report(meter, total, beyond), transcript)
+        report = self._report([job.meter for job in jobs], total, beyond, spent_ms)
+        return Result(outputs, report, transcript)
 
     def _empty(self, feeds: Mapping[str, np.ndarray]) -> Result:
         """The result of no sample."""
-        meter = Meter()
-        for node in self.plan.linear_nodes:
-            meter.row(node.node, self.plan.protections[node.node].name)
+        names = [node.node for node in self.plan.linear_nodes]
+        rows = tuple(LayerRow(name, self.plan.protections[name].name) for name in names)
         outputs = empty_outputs(self.plan, feeds)
-        return Result(outputs, self._report(meter, 0, ()), Transcript())
+        report = replace(self._report((), 0, (), 0.0), parts=(rows,))
+        return Result(outputs, report, Transcript())
 
     def _together(self, results: Sequence[Result]) -> Result:
         """The results of inputs that were run one after the other."""
@@ -358,31 +372,47 @@ class Session:
         outputs = joined(self._plans.batches, [result.outputs for result in results])
         return Result(outputs, report, transcript)
 
-    def _report(self, meter: Meter, inputs: int, beyond: tuple[int, ...]) -> Report:
-        bits = [row.soundness_bits for row in meter.rows.values() if row.soundness_bits is not None]
-        total = meter.total()
+    def _report(
+        self, meters: Sequence[Meter], inputs: int, beyond: tuple[int, ...], spent_ms: float
+    ) -> Report:
+        bits, module_ms, offline_ms = None, 0.0, 0.0
+        waited_ns = sent = received = pads_used = queries = 0
+        attempts: list[StepCosts] = []
+        for meter in meters:
+            offline_ms += meter.offline_ms
+            pads_used += meter.pads_used
+            attempts += meter.attempts
+        for attempt in attempts:
+            waited, to_worker, from_worker = attempt.exchanged()
+            waited_ns, sent, received = waited_ns + waited, sent + to_worker, received + from_worker
+            queries += attempt.queries
+            for ms in attempt.module_ms.values():
+                module_ms += ms
+            lowest = attempt.table.lowest_bits
+            if lowest is not None:
+                bits = lowest if bits is None else min(bits, lowest)
         return Report(
             policy=self.plan.policy,
             inputs=inputs,
-            soundness_bits=min(bits) if bits else None,
+            soundness_bits=bits,
             hardware_rooted=False,
-            trusted_ms=meter.trusted_ms,
-            worker_ms=total.worker_ms,
-            module_ms=total.module_ms,
-            offline_ms=meter.offline_ms,
-            bytes_to_worker=total.bytes_to_worker,
-            bytes_from_worker=total.bytes_from_worker,
-            pads_used=meter.pads_used,
+            trusted_ms=max(spent_ms - offline_ms, 0.0),
+            worker_ms=1e-6 * waited_ns,
+            module_ms=module_ms,
+            offline_ms=offline_ms,
+            bytes_to_worker=sent,
+            bytes_from_worker=received,
+            pads_used=pads_used,
             pads_from=self._pads_from(),
             workers=self._lanes.workers,
             workers_lost=tuple(self._lanes.lost),
             makers=() if self._makers is None else self._makers.names,
             makers_lost=() if self._makers is None else self._makers.lost,
             inputs_beyond=beyond,
-            queries_used=meter.queries,
+            queries_used=queries,
             queries_left=None if self._engines is None else self._engines.left(),
             plans_made=self._plans.made,
-            layers=tuple(meter.rows.values()),
+            parts=tuple(attempts),
         )
 
     def _pads_from(self) -> str:
@@ -417,7 +447,24 @@ class Session:
                 self._engines.close()
 
     def __enter__(self) -> Self:
+        """The session, prepared for its first request.
+
+        Workers get the weights, and memory for a micro-batch is there. A worker that fails
+        meanwhile is treated as in a request, and a lie is raised by the first one.
+        """
+        try:
+            self._prepare()
+        except BaseException:
+            self.close()
+            raise
         return self
+
+    def _prepare(self) -> None:
+        if self._closed or os.getpid() != self._process:
+            return
+        with self._turn():
+            own = self._plans.own
+            self._lanes.prepare(own, rows_of(own.plan.graph, self._batch))
 
     def __exit__(
         self,
@@ -552,29 +599,28 @@ def _one_process(one: WorkerLink, other: WorkerLink) -> bool:
     return one.pid is not None and one.pid == other.pid
 
 
-def _add(meter: Meter, other: Meter) -> None:
-    """Add a micro-batch's costs."""
-    meter.offline_ms += other.offline_ms
-    meter.pads_used += other.pads_used
-    meter.queries += other.queries
-    for row in other.rows.values():
-        meter.row(row.name, row.protection).add(row)
-
-
-def _enter_clips(rows: dict[str, LayerRow], jobs: Sequence[MicroBatch]) -> tuple[int, ...]:
-    """Enter the clipped values of all micro-batches; the inputs outside the calibrated range.
+def _beyond(jobs: Sequence[MicroBatch]) -> tuple[int, ...]:
+    """The inputs outside the calibrated range, of all micro-batches.
 
     Rows of a batch that is bound need not be its inputs: then any of these may lie outside.
     """
+    if len(jobs) == 1:
+        return _of_one_plan(jobs)
     beyond: list[int] = []
     first = 0
-    for sized, group in groupby(jobs, key=lambda job: job.sized):
+    for _, group in groupby(jobs, key=lambda job: job.sized):
         some = list(group)
-        counts = [job.meter.clipped for job in some]
-        clipped = counts[0] if len(counts) == 1 else np.concatenate(counts, axis=1)
-        found, inputs = sized.clips.enter(rows, clipped), sum(job.size for job in some)
-        if found and clipped.shape[1] != inputs:
-            found = tuple(range(inputs))
-        beyond += [first + i for i in found]
-        first += inputs
+        beyond += [first + i for i in _of_one_plan(some)]
+        first += sum(job.size for job in some)
     return tuple(beyond)
+
+
+def _of_one_plan(jobs: Sequence[MicroBatch]) -> tuple[int, ...]:
+    clipped = jobs[0].meter.clipped
+    if len(jobs) > 1:
+        clipped = np.concatenate([job.meter.clipped for job in jobs], axis=1)
+    found = jobs[0].sized.clips.beyond(clipped)
+    if not found:
+        return ()
+    inputs = sum(job.size for job in jobs)
+    return found if clipped.shape[1] == inputs else tuple(range(inputs))

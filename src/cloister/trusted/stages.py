@@ -43,7 +43,6 @@ from cloister.trusted.program.steps import (
     Program,
     Segment,
 )
-from cloister.trusted.report import LayerRow
 from cloister.trusted.workspace import BatchRequest, Workspace
 from cloister.wire.link import NativeChannel, WorkerLink
 from cloister.wire.messages import Expected, TensorSpec, Unchecked, UnsizedSpec
@@ -71,12 +70,25 @@ class Setup:
     threads: int
     modules: ModuleRunner | None = None
 
+    @cached_property
+    def read_by_python(self) -> frozenset[str]:
+        """The float32 values that steps which Python performs, or a caller, may read."""
+        steps = self.program.steps
+        read = {v for step in steps if not isinstance(step, Fused) for v in step.inputs}
+        read |= {
+            v for step in steps if isinstance(step, Fused) and step.source for v in step.inputs
+        }
+        return frozenset(read.union(self.program.plan.graph.outputs))
+
 
 class Stage:
     """Step `number` of a program."""
 
     name: str
     protection: str
+    soundness_bits: float | None = None
+    shown = False
+    """Whether steps that Python performs, or a caller, may read what the step has made."""
     unblinds = False
     """Whether it removes a pad from an answer."""
 
@@ -91,12 +103,8 @@ class Stage:
         """Do what the native executor stopped for."""
         raise NotImplementedError
 
-    def account(self, request: BatchRequest, cpu_ns: int, wait_ns: int) -> None:
-        """Enter what the step cost that the native executor has completed."""
-
-    def row(self, request: BatchRequest) -> LayerRow:
-        """The step's row in the report."""
-        return request.meter.rows.get(self.name) or request.meter.row(self.name, self.protection)
+    def complete(self, request: BatchRequest) -> None:
+        """Do what is left to Python once the native executor has completed the step."""
 
 
 class FusedStage(Stage):
@@ -123,6 +131,7 @@ class FusedStage(Stage):
             == self._stored
             for later in setup.program.steps
         )
+        self.shown = self._stored is not None and self._stored[0] in setup.read_by_python
         self._program, self._threads = setup.program, setup.threads
         self._hidden = [plan.protection_of(plan.linear_nodes[i]).hidden for i in step.sinks]
         shape = _fused_shape(plan, step, checks)
@@ -194,9 +203,8 @@ class FusedStage(Stage):
             ],
         )
 
-    def account(self, request: BatchRequest, cpu_ns: int, wait_ns: int) -> None:
+    def complete(self, request: BatchRequest) -> None:
         """See Stage; the answer that it read was accepted, and later steps may read its result."""
-        self.row(request).trusted_ms += 1e-6 * cpu_ns
         if request.replies and self._step.node is not None:
             request.release(self._step.node)
         if self._stored is not None:
@@ -259,7 +267,7 @@ class FusedStage(Stage):
     def _buffer(self, index: int, request: BatchRequest) -> np.ndarray | None:
         """A buffer of the link for a message that has no place in the workspace."""
         space = request.space
-        if space.region is not None or index in space.staged:
+        if space.memory.region is not None or index in space.staged:
             return None
         buffer = request.worker.send_buffer(space.layout.messages[index])
         request.messages[index] = buffer
@@ -274,7 +282,7 @@ class ExchangeStage(Stage):
         self.name, self.protection = self._linear.node, step.protection.name
         self._number = number
         self._node = step.node
-        self._soundness_bits = setup.checks.soundness_bits(step.node)
+        self.soundness_bits = setup.checks.soundness_bits(step.node)
 
     def load(self, link: WorkerLink) -> None:
         """See Stage."""
@@ -282,6 +290,8 @@ class ExchangeStage(Stage):
 
     def enter(self, space: Workspace, channel: NativeChannel | None) -> None:
         """See Stage; over a native channel Python has nothing to do."""
+        sent, received = space.layout.messages[self._node], space.layout.answers[self._node]
+        space.traffic[self._number] = sent.nbytes, received.nbytes
         if channel is None:
             space.native.add_outside(node=self._node)
             return
@@ -308,17 +318,6 @@ class ExchangeStage(Stage):
             return
         _complete(request, exchange, stop)
         space.native.answered(self._number)
-        ((cpu_ns, wait_ns),) = space.native.costs(self._number, self._number + 1)
-        self.account(request, cpu_ns, wait_ns)
-
-    def account(self, request: BatchRequest, cpu_ns: int, wait_ns: int) -> None:
-        """See Stage."""
-        layout = request.space.layout
-        row = self.row(request)
-        row.trusted_ms += 1e-6 * cpu_ns
-        sent, received = layout.messages[self._node].nbytes, layout.answers[self._node].nbytes
-        _enter_traffic(row, wait_ns, sent, received)
-        row.soundness_bits = self._soundness_bits
 
     def _exchange(self, request: BatchRequest) -> None:
         space, node = request.space, self._node
@@ -331,11 +330,14 @@ class ExchangeStage(Stage):
         )  # fmt: skip
         request.replies[node] = request_id
         space.native.answered(self._number, for_native(reply))
-        self.account(request, 0, time.perf_counter_ns() - started)
+        waited = time.perf_counter_ns() - started
+        request.costs.more.append((self._number, waited, 0, 0))
 
 
 class SegmentStage(Stage):
     """Open nodes, run whole by a worker on float32 values."""
+
+    shown = True
 
     def __init__(self, setup: Setup, number: int, step: Segment) -> None:
         self.name, self.protection = step.name, OPEN.name
@@ -371,6 +373,7 @@ class SegmentStage(Stage):
             channels_first=channels_first,
         )
         space.exchanges[self._number] = exchange
+        space.traffic[self._number] = spec.nbytes, expect.nbytes
         space.answers[target] = channel.answer_view(room, expect)
 
     def perform(self, request: BatchRequest, stop: native.Stop) -> None:
@@ -380,16 +383,12 @@ class SegmentStage(Stage):
             self._exchange(request)
             return
         _complete(request, exchange, stop)
-        ((cpu_ns, wait_ns),) = request.space.native.costs(self._number, self._number + 1)
-        self.account(request, cpu_ns, wait_ns)
+        self.complete(request)
 
-    def account(self, request: BatchRequest, cpu_ns: int, wait_ns: int) -> None:
+    def complete(self, request: BatchRequest) -> None:
         """See Stage; no native step reads the answer."""
-        target, layout = self._step.target, request.space.layout
-        self._enter_reply(request, self._step.outputs[0], request.space.answers[target])
-        row = self.row(request)
-        row.trusted_ms += 1e-6 * cpu_ns
-        _enter_traffic(row, wait_ns, layout.messages[target].nbytes, layout.answers[target].nbytes)
+        answer = request.space.answers[self._step.target]
+        self._enter_reply(request, self._step.outputs[0], answer)
 
     def _exchange(self, request: BatchRequest) -> None:
         step, link = self._step, request.worker
@@ -405,7 +404,7 @@ class SegmentStage(Stage):
         found = [self._enter_reply(request, value, reply) for value, reply in pairs]
         link.release(request_id)
         sent, received = (sum(one.nbytes for one in some) for some in (tensors, found))
-        _enter_traffic(self.row(request), wait_ns, sent, received)
+        request.costs.more.append((self._number, wait_ns, sent, received))
 
     def _enter_reply(
         self, request: BatchRequest, value: str, reply: Unchecked[np.ndarray]
@@ -480,6 +479,7 @@ class ModuleStage(Stage):
     def __init__(self, setup: Setup, number: int, step: Module) -> None:
         (node,) = step.nodes
         self.name, self.protection = node.name, MODULE.name
+        self._number = number
         self._step = step
         if setup.modules is None:
             raise PlanError(f"node {node.name!r}: is hidden, and no module was given that runs it")
@@ -491,8 +491,8 @@ class ModuleStage(Stage):
         inputs = [np.asarray(request.values.onnx(value), order="C") for value in step.inputs]
         started = time.perf_counter()
         found = self._modules.run(self.name, inputs)
-        self.row(request).module_ms += 1e3 * (time.perf_counter() - started)
-        request.meter.queries += len(inputs[0])
+        request.costs.module_ms[self._number] = 1e3 * (time.perf_counter() - started)
+        request.costs.queries += len(inputs[0])
         for value, array in zip(step.outputs, found, strict=True):
             request.values.put(value, array)
 
@@ -504,12 +504,6 @@ STAGES: Mapping[type, Callable[..., Stage]] = {
     Local: LocalStage,
     Module: ModuleStage,
 }
-
-
-def _enter_traffic(row: LayerRow, wait_ns: int, sent_bytes: int, received_bytes: int) -> None:
-    row.worker_ms += 1e-6 * wait_ns
-    row.bytes_to_worker += sent_bytes
-    row.bytes_from_worker += received_bytes
 
 
 def _complete(request: BatchRequest, exchange: PreparedRequest, stop: native.Stop) -> None:

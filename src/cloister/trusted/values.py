@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+import cloister.base._native as native
 from cloister.errors import RangeError
 from cloister.graph.graph import Graph
 from cloister.graph.layout import from_channels_last, to_channels_last
@@ -69,9 +70,9 @@ class Values:
         key = (name, channels_first)
         if key not in self._last:
             value = self.onnx(name)
-            if not np.isfinite(value).all():
+            array, finite = _packed(value, channels_first=channels_first)
+            if not finite:
                 self._not_finite.add(key)
-            array = _packed(to_channels_last(value, channels_first=channels_first))
             fits = array.size == self._rows * math.prod(size)
             self._last[key] = array.reshape(-1, *size) if fits else array
         found = self._last[key]
@@ -83,12 +84,17 @@ class Values:
         return multiplied(found, factors)
 
 
-def _packed(array: np.ndarray) -> np.ndarray:
-    """As C-contiguous float32; a picture's three channels are copied one by one, five times as
-    fast as NumPy turns them round."""
-    if array.flags.c_contiguous or array.shape[-1] > _FEW_CHANNELS:
-        return np.ascontiguousarray(array, np.float32)
-    packed = np.empty(array.shape, np.float32)
-    for channel in range(array.shape[-1]):
-        packed[..., channel] = array[..., channel]
-    return packed
+def _packed(value: np.ndarray, *, channels_first: bool) -> tuple[np.ndarray, bool]:
+    """An ONNX value as C-contiguous float32, channels-last, and whether all of it is finite.
+
+    Of pictures the native kernel finds out both at once: NumPy takes twice as long, and five times
+    where it turns them round.
+    """
+    turned = to_channels_last(value, channels_first=channels_first)
+    n, h, w, channels = turned.shape
+    if turned.flags.c_contiguous or channels > _FEW_CHANNELS:
+        return np.ascontiguousarray(turned, np.float32), bool(np.isfinite(value).all())
+    given = np.ascontiguousarray(value, np.float32).reshape(n, channels, h * w)
+    packed = np.empty((n, h * w, channels), np.float32)
+    finite = native.interleave(given, packed)
+    return packed.reshape(turned.shape), finite

@@ -1,7 +1,6 @@
 """A link: the trusted side's view of one worker, over any transport."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +17,7 @@ from cloister.wire.messages import (
 )
 from cloister.wire.replies import PendingReplies
 from cloister.wire.shm.arena import Region
-from cloister.wire.shm.exchange import PreparedRequest
+from cloister.wire.shm.exchange import PreparedRequest, PreparedRequests
 
 
 class NativeChannel(Protocol):
@@ -158,7 +157,7 @@ class WorkerLink(ABC):
         """The channel of an idle link; None where messages have to go through `exchange`."""
         return None
 
-    def exchanged(self, first_request_id: int, exchanges: Sequence[PreparedRequest]) -> None:
+    def exchanged(self, first_request_id: int, exchanges: PreparedRequests) -> None:
         """Requests with consecutive ids were sent and answered over the native channel."""
         raise PlanError(f"worker {self.name}: the link has no native channel")
 

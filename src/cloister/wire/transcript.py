@@ -1,7 +1,7 @@
 """The transcript: exactly what the untrusted side saw and said."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -17,7 +17,7 @@ from cloister.wire.messages import (
     TensorSpec,
     Unchecked,
 )
-from cloister.wire.shm.exchange import PreparedRequest
+from cloister.wire.shm.exchange import PreparedRequest, PreparedRequests
 
 Direction = Literal["to_worker", "from_worker"]
 
@@ -194,13 +194,13 @@ class RecordingLink(WorkerLink):
         """See WorkerLink."""
         return None if self._payloads else self._link.native_channel()
 
-    def exchanged(self, first_request_id: int, exchanges: Sequence[PreparedRequest]) -> None:
+    def exchanged(self, first_request_id: int, exchanges: PreparedRequests) -> None:
         """See WorkerLink."""
         self._link.exchanged(first_request_id, exchanges)
         name = self.name
 
         def entries() -> Iterator[Entry]:
-            for request_id, exchange in enumerate(exchanges, first_request_id):
+            for request_id, exchange in enumerate(exchanges.requests, first_request_id):
                 target = exchange.target_id
                 yield _noted("to_worker", request_id, target, name, exchange.spec)
                 yield _noted("from_worker", request_id, target, name, exchange.expect)

@@ -1,11 +1,17 @@
 """Linear maps modulo 2^32 on the CPU, by the native kernels."""
 
+import logging
+from functools import cache
+
 import numpy as np
 from jaxtyping import UInt32
 
+import cloister.base._native as native
 from cloister.ring.linear import Geometry, LinearMap
 from cloister.ring.ring_map import RingMap, ring_memory
 from cloister.worker.budget import MapMemory, bounded
+
+_log = logging.getLogger("cloister.worker")
 
 MAX_SCRATCH_BYTES = 64 << 20
 """Of one thread, beyond MAX_SCRATCH_RATIO times the request: for padded copies of the input."""
@@ -27,6 +33,7 @@ class CpuMap:
     """A linear map ready to be applied; keeps packed weights, not the map it was made of."""
 
     def __init__(self, linear: LinearMap, *, threads: int = 1) -> None:
+        _log_refusal()
         self._ring = RingMap(linear)
         self._threads = threads
 
@@ -38,3 +45,10 @@ class CpuMap:
         Raises   ShapeError
         """
         return self._ring.apply(x, out=out, threads=self._threads)
+
+
+@cache
+def _log_refusal() -> None:
+    """Log once that this process works without AMX although the processor has it."""
+    if native.amx_refused():
+        _log.info("the system refuses AMX (arch_prctl); products use AVX-512, or less, instead")

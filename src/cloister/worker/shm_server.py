@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 import cloister.base._native as native
+from cloister.base.private_memory import map_pages
 from cloister.errors import ProtocolError
 from cloister.wire.codec import Encoded, encode
 from cloister.wire.messages import Answer, Apply, Failure, MakePads, Message, TensorSpec
@@ -22,6 +23,9 @@ from cloister.wire.shm.packets import (
     parse,
 )
 
+_BLOCK_BYTES = 512
+"""What `st_blocks` counts."""
+
 
 class _Memory:
     """The segments this process has mapped."""
@@ -33,7 +37,11 @@ class _Memory:
         try:
             if len(descriptors) != 1 or os.fstat(descriptors[0]).st_size != segment.size:
                 raise ProtocolError(f"segment {segment.index}: its memory did not come along")
-            self._segments[segment.index] = mmap.mmap(descriptors[0], segment.size)
+            memory = mmap.mmap(descriptors[0], segment.size)
+            if os.fstat(descriptors[0]).st_blocks * _BLOCK_BYTES >= segment.size:
+                # Its pages are all in memory: they are mapped now, and not by a fault each.
+                map_pages(memory)
+            self._segments[segment.index] = memory
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)

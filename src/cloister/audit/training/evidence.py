@@ -11,6 +11,7 @@ from jaxtyping import Float64, Int64
 from cloister.audit.training.functionals import rows_of
 from cloister.authority.noise import EXACT_BITS
 from cloister.authority.request_log import Release
+from cloister.data.info import Targets
 from cloister.errors import EncryptionError, InputError
 
 RANK_TOLERANCE = 1e-10
@@ -62,6 +63,15 @@ class Evidence:
     def dim(self) -> int:
         """Elements of one sample."""
         return int(np.prod(self.shape))
+
+    @property
+    def targets(self) -> Targets:
+        """The kind of the targets in label releases, as their integers show it."""
+        rows = [values for _, values in self.labels]
+        if any(((values != 0) & (values != 1)).any() for values in rows):
+            return "numbers"
+        one_hot = all((values.sum(axis=1) == 1).all() for values in rows)
+        return "classes" if one_hot else "labels"
 
     def groups(
         self, *, limit: int, bound: float = 0.0, value_bits: int = EXACT_BITS

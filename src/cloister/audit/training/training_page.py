@@ -1,6 +1,6 @@
 """The page of `cloister audit training`: originals beside the reconstructions of each attack."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
@@ -16,6 +16,7 @@ from cloister.audit.training.score import (
     RECOVERED_LABELS,
 )
 from cloister.audit.training.truth import Truth
+from cloister.data.info import Targets
 from cloister.pages.page import Section, page, paragraph, png, table
 
 SHOWN = 8
@@ -42,10 +43,12 @@ KINDS = {
 }  # fmt: skip
 """How loud the page says a verdict: a class of the style sheet."""
 COLUMNS = ("attack", "verdict", "samples", "score", "best guess", "exact", "worked with")
-LABELS_ONLY = (
-    "The messages to this party give the labels away, up to the names of the classes. No attack "
-    "here recovered a sample's values."
-)
+TARGETS: Mapping[Targets, str] = {
+    "classes": "the labels away, up to the names of the classes",
+    "labels": "the labels away, up to their order",
+    "numbers": "the numbers to learn away, as parts of their public ranges",
+}
+"""What messages with targets give, by their kind."""
 EMPTY = (
     "Nothing was released to the training server; nothing to attack. Other logs hold the requests "
     "to a ciphertext host and to the authority: `cloister data serve --log`, "
@@ -75,7 +78,10 @@ def conclusion(judged: Sequence[Judged], evidence: Evidence | None) -> str:
     meaning, values = WORDS[verdict], [one for one in judged if one.finding.attack != "labels"]
     if verdict == "recovered" and (verdict := overall(values)) != "recovered":
         more = f" {WORDS[verdict]}" if verdict in ("approximated", "not scored") else ""
-        meaning = LABELS_ONLY + more
+        meaning = (
+            f"The messages to this party give {TARGETS[evidence.targets]}. No attack here "
+            f"recovered a sample's values.{more}"
+        )
     if verdict == "recovered" or not left:
         return meaning + assumed
     return f"{meaning} Not attempted: {', '.join(left)}.{assumed}"
@@ -86,9 +92,10 @@ def thresholds() -> str:
     return (
         f"Recovered: at least {RECOVERED_DB:g} dB, and {RECOVERED_GAIN_DB:g} dB better than the "
         f"best guess without the log. Approximated: {APPROXIMATED_GAIN_DB:g} dB better than that "
-        f"guess. Labels: {RECOVERED_LABELS:.0%} and {APPROXIMATED_LABELS:.0%} of what always "
-        "saying the majority gets wrong, under the best renaming of the classes. What was asked "
-        "tells samples up to a factor and an offset, and is scored under the best ones."
+        f"guess. Labels, and numbers to learn: {RECOVERED_LABELS:.0%} and "
+        f"{APPROXIMATED_LABELS:.0%} of what always saying the commonest gets wrong, under the best "
+        "renaming of classes and the best order of labels. What was asked tells samples up to a "
+        "factor and an offset, and is scored under the best ones."
     )
 
 

@@ -111,13 +111,15 @@ def joining_axes(graph: Graph, freed: Graph) -> dict[str, int] | None:
         return None
     _require_tryable(graph)
     fixed, dynamic = (WeightsAsInputs(one) for one in (graph, freed))
-    *small, largest = _tried(graph)
-    for size in small:
+    for size in _tried(graph):
+        # Of sizes that are too small for one sample, some kernels end the process with several.
+        if graph.free_sizes and not _runs(graph, fixed, {BATCH: 1}, size):
+            continue
         try:
             return _joins(graph, freed, fixed, dynamic, size)
         except ORT_ERRORS:
             continue
-    return _joins(graph, freed, fixed, dynamic, largest)
+    return None
 
 
 def _joins(

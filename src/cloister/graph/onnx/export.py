@@ -45,6 +45,34 @@ class _Message:
         with np.errstate(over="ignore"):
             self._add(varint(number << 3 | FIXED32) + np.array(value, "<f4").tobytes())
 
+    def integers(self, number: int, values: Sequence[int]) -> None:
+        """Each as `integer` writes it: a tree ensemble has millions."""
+        key = np.frombuffer(varint(number << 3 | VARINT), np.uint8)
+        left = np.array(values, np.int64).view(np.uint64)
+        sizes = np.ones(len(left), np.int64)
+        for place in range(1, 10):
+            sizes += left >> np.uint64(7 * place) > 0
+        ends = np.cumsum(sizes + len(key))
+        starts = ends - sizes
+        written = np.empty(ends[-1] if len(ends) else 0, np.uint8)
+        for place, byte in enumerate(key.tolist()):
+            written[starts - len(key) + place] = byte
+        for place in range(int(sizes.max(initial=0))):
+            here = sizes > place
+            low = (left[here] >> np.uint64(7 * place)).astype(np.uint8) & 0x7F
+            written[starts[here] + place] = low | np.where(sizes[here] > place + 1, 0x80, 0)
+        self._add(written.tobytes())
+
+    def reals(self, number: int, values: Sequence[float]) -> None:
+        """Each as `real` writes it."""
+        key = np.frombuffer(varint(number << 3 | FIXED32), np.uint8)
+        written = np.empty((len(values), len(key) + 4), np.uint8)
+        written[:, : len(key)] = key
+        with np.errstate(over="ignore"):
+            data = np.array(values, "<f4").reshape(-1, 1)
+        written[:, len(key) :] = data.view(np.uint8)
+        self._add(written.tobytes())
+
     def data(self, number: int, data: bytes | memoryview) -> None:
         """Bytes."""
         self._add(varint(number << 3 | BYTES) + varint(len(data)))
@@ -209,8 +237,13 @@ def _attribute(node: Node, name: str, value: object) -> _Message:
             kind = _kind_of_all(node, name, value)
         case _:
             raise _unwritable(node, name)
-    for one in value if isinstance(value, tuple) else (value,):
-        _add_value(attribute, kind[0], one, name)
+    if isinstance(value, tuple) and kind == INTS:
+        attribute.integers(kind[0], value)
+    elif isinstance(value, tuple) and kind == FLOATS:
+        attribute.reals(kind[0], value)
+    else:
+        for one in value if isinstance(value, tuple) else (value,):
+            _add_value(attribute, kind[0], one, name)
     attribute.integer(20, kind[1])
     return attribute
 

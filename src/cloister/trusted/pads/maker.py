@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import UInt32
 
+from cloister.base.private_memory import private_memory
 from cloister.base.rng import KEY_BYTES, Csprng
 from cloister.errors import PadReusedError
 from cloister.plan.plan import Plan
@@ -96,7 +97,7 @@ class InlinePads:
                 pad_id, self._next_id = self._next_id, self._next_id + 1
                 terms = self._spare.pop() if self._spare else None
             if terms is None:
-                terms = np.zeros(self._maker.layout.words, np.uint32)
+                terms = private_memory(4 * self._maker.layout.words).view(np.uint32)
             self._maker.make(self._key, pad_id, into=terms[None])
             pads.append(PadSet(pad_id, self._key, terms))
         return pads

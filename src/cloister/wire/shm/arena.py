@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cloister.base.private_memory import advise_huge, populate
 from cloister.errors import RangeError
 from cloister.wire.messages import TensorSpec
 
@@ -70,6 +71,27 @@ class Arena:
         Raises   RangeError when the arena's limit is reached
         """
         size = _pages(nbytes)
+        found = self._first_fit(size)
+        if found is not None:
+            return found
+        index = self._new_segment(max(size, self._segment_bytes))
+        segment = self._segments[index]
+        segment.free = [(size, segment.size - size)] if segment.size > size else []
+        return Region(index, 0, size)
+
+    def allocate_populated(self, nbytes: int) -> Region:
+        """A region whose pages are in memory: no write to it causes a page fault.
+
+        Raises   RangeError when the arena's limit is reached
+        """
+        size = _pages(nbytes)
+        found = self._first_fit(size)
+        if found is None:
+            return self.allocate_alone(nbytes)
+        populate(self._segments[found.segment].memory, found.offset, size)
+        return found
+
+    def _first_fit(self, size: int) -> Region | None:
         for index, segment in self._segments.items():
             for position, (offset, room) in enumerate(segment.free):
                 if room >= size:
@@ -78,15 +100,15 @@ class Arena:
                     else:
                         segment.free[position] = (offset + size, room - size)
                     return Region(index, offset, size)
-        index = self._new_segment(max(size, self._segment_bytes))
-        segment = self._segments[index]
-        segment.free = [(size, segment.size - size)] if segment.size > size else []
-        return Region(index, 0, size)
+        return None
 
     def allocate_alone(self, nbytes: int) -> Region:
-        """A region with a segment to itself, for something large that is used once."""
+        """A region with a segment to itself, populated before the worker hears of it.
+
+        Raises   RangeError when the arena's limit is reached
+        """
         size = _pages(nbytes)
-        return Region(self._new_segment(size), 0, size)
+        return Region(self._new_segment(size, populated=True), 0, size)
 
     def free(self, region: Region) -> None:
         """Give a region back; it joins its free neighbours."""
@@ -115,7 +137,7 @@ class Arena:
         """Forget all segments."""
         self._segments.clear()
 
-    def _new_segment(self, size: int) -> int:
+    def _new_segment(self, size: int, *, populated: bool = False) -> int:
         if self.reserved_bytes + size > self._max_bytes:
             raise RangeError(
                 f"shared memory of {self.reserved_bytes + size} B exceeds the limit of "
@@ -126,7 +148,9 @@ class Arena:
             os.ftruncate(descriptor, size)
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
             memory = mmap.mmap(descriptor, size)
-            memory.madvise(mmap.MADV_HUGEPAGE)
+            advise_huge(memory, 0, size)
+            if populated:
+                populate(memory, 0, size)
             index, self._next = self._next, self._next + 1
             self._segments[index] = _Segment(memory, size)
             self._on_new(index, size, descriptor)

@@ -1,7 +1,8 @@
 """Requests over shared memory: where their tensors lie, and what goes over the socket."""
 
 import weakref
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -49,6 +50,21 @@ class PreparedRequest(NamedTuple):
     def sent(self, request_id: int) -> Sent:
         """The request under way; its regions are not given back with it."""
         return Sent((), (self.room,), (self.expect,), with_request_id(self.answer, request_id))
+
+
+class PreparedRequests(NamedTuple):
+    """Requests that follow each other, and the bytes that cross with them in all."""
+
+    requests: tuple[PreparedRequest, ...]
+    bytes_sent: int
+    bytes_received: int
+
+    @classmethod
+    def of(cls, requests: Sequence[PreparedRequest]) -> Self:
+        """These requests."""
+        sent = sum(len(one.packet) + one.message_bytes for one in requests)
+        received = sum(len(one.answer) + one.answer_bytes for one in requests)
+        return cls(tuple(requests), sent, received)
 
 
 def make_exchange(

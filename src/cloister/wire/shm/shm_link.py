@@ -36,7 +36,13 @@ from cloister.wire.messages import (
 from cloister.wire.process import start_worker
 from cloister.wire.replies import named
 from cloister.wire.shm.arena import Arena, Region
-from cloister.wire.shm.exchange import PreparedRequest, SendBuffer, Sent, with_request_id
+from cloister.wire.shm.exchange import (
+    PreparedRequest,
+    PreparedRequests,
+    SendBuffer,
+    Sent,
+    with_request_id,
+)
 from cloister.wire.shm.packets import (
     MAX_PACKET_BYTES,
     pack_answer,
@@ -190,7 +196,7 @@ class ShmLink(MessageLink):
     def reserve(self, nbytes: int) -> Region:
         """See NativeChannel."""
         self._check_open()
-        return self._arena.allocate(nbytes)
+        return self._arena.allocate_populated(nbytes)
 
     def unreserve(self, region: Region) -> None:
         """See NativeChannel."""
@@ -204,11 +210,10 @@ class ShmLink(MessageLink):
         """See NativeChannel."""
         return Unchecked(self._arena.array(region, spec))
 
-    def exchanged(self, first_request_id: int, exchanges: Sequence[PreparedRequest]) -> None:
+    def exchanged(self, first_request_id: int, exchanges: PreparedRequests) -> None:
         """See WorkerLink."""
-        for exchange in exchanges:
-            self._bytes_sent += len(exchange.packet) + exchange.message_bytes
-            self._bytes_received += len(exchange.answer) + exchange.answer_bytes
+        self._bytes_sent += exchanges.bytes_sent
+        self._bytes_received += exchanges.bytes_received
 
     def complete(
         self,
