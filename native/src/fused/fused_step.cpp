@@ -208,8 +208,7 @@ int64_t FusedStep::bands_per_image(int64_t n, int threads) const {
 }
 
 // Everything is allocated here, so that threads cannot throw.
-void FusedStep::prepare(const FusedKernels& kernels, int64_t tile, int64_t workers,
-                        bool masked) {
+void FusedStep::prepare(const FusedKernels& kernels, int64_t tile, int64_t workers, bool masked) {
   for (size_t i = 0; i < limbs_.size(); ++i) {
     // Another instruction set than when the step was made.
     if (limbs(kernels, i) == nullptr || limbs_[i].digits() == kernels.digits) continue;
