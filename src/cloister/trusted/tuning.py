@@ -211,11 +211,8 @@ class _SyntheticStep:
             key=bytes(32) if blinded else None,
             nonces=bytes(12) if blinded else None,
         )
-        self._sums = (
-            np.zeros(1, np.uint64),
-            np.zeros((1, 1), np.uint64),
-            np.zeros((1, 1), np.uint64),
-        )
+        self._answer_sums = np.zeros(1, np.uint64)
+        self._request_sums, self._clipped = np.zeros((2, 1, 1), np.uint64)
         self._next = 0
 
     def seconds(self) -> float:
