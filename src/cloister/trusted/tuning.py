@@ -219,10 +219,10 @@ class _SyntheticStep:
         """Processor time of one run, with terms that were not read lately."""
         terms = self._terms[self._next % len(self._terms)]
         self._next += 1
-        answer_sums, request_sums, clipped = self._sums
         began = time.thread_time()
         self._step.run(
             n=1, source=self._reply, unblind=terms, sinks=[self._request],
-            answer_sums=answer_sums, request_sums=request_sums, clipped=clipped,
+            answer_sums=self._answer_sums, request_sums=self._request_sums,
+            clipped=self._clipped,
         )  # fmt: skip
         return time.thread_time() - began
