@@ -56,7 +56,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredChoice:
     """The least time of one synthetic step under a choice."""
 
     choice: Choice
@@ -76,7 +76,7 @@ def settle() -> None:
         _log.info("the kernels keep their default parameters: %s", error)
 
 
-def calibrate(budget_s: float = BUDGET_S) -> list[Measured]:
+def calibrate(budget_s: float = BUDGET_S) -> list[MeasuredChoice]:
     """Times of all candidates, the defaults first; the tuning in force is as it was afterwards.
 
     Raises   InputError where the time was too short to tell
@@ -98,7 +98,7 @@ def calibrate(budget_s: float = BUDGET_S) -> list[Measured]:
             "run cloister bench tune when the machine is quiet"
         )
     times = zip(*rounds, strict=True)
-    return [Measured(one, 1e3 * min(ran)) for one, ran in zip(candidates, times, strict=True)]
+    return [MeasuredChoice(one, 1e3 * min(ran)) for one, ran in zip(candidates, times, strict=True)]
 
 
 def _timed(step: "_SyntheticStep", candidate: Choice) -> float:
@@ -106,7 +106,7 @@ def _timed(step: "_SyntheticStep", candidate: Choice) -> float:
     return step.seconds()
 
 
-def best(measured: list[Measured]) -> Choice:
+def best(measured: list[MeasuredChoice]) -> Choice:
     """The fastest choice, if it is clearly faster than the defaults, which come first."""
     fastest = min(measured, key=lambda one: one.ms)
     return (fastest if fastest.ms < GAIN * measured[0].ms else measured[0]).choice
