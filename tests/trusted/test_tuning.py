@@ -43,7 +43,9 @@ def path(cache):
 
 
 def measured(*times: float) -> list[MeasuredChoice]:
-    return [MeasuredChoice(replace(tuning.defaults(), far_tiles=i), ms) for i, ms in enumerate(times)]
+    return [
+        MeasuredChoice(replace(tuning.defaults(), far_tiles=i), ms) for i, ms in enumerate(times)
+    ]
 
 
 def never(*_: object) -> list[MeasuredChoice]:
