@@ -71,7 +71,8 @@ def use(store: PadStore, log: Path, count: int) -> None:
 def forever(store: PadStore, log: Path) -> None:
     """Make and use until killed; the rest of a block is given back now and then."""
     while True:
-        make(store, log, 1)
+        # More than is used: a process that lives long must not run out.
+        make(store, log, 2)
         use(store, log, 2)
         use(store, log, 1)
         use(store, log, 2)
