@@ -327,7 +327,7 @@ class PadStore:
         # Without the key file they stay used, and are burnt.
         with suppress(PadStoreError), self._ledger.update() as counters:
             for block in left:
-                counters.give_back(block.number, block.rows, first=block.next_taken)
+                counters.give_back(block.number, block.reader.rows, first=block.next_taken)
         for block in left:
             block.reader.close()
 
