@@ -105,6 +105,8 @@ class PadStore:
         self._opened: OpenedBlocks | None = None
         # As of the last block that was reserved or opened here: reports ask for it.
         self._made_by: tuple[int, tuple[KnownTo, ...]] | None = None
+        # As of the last answer of `known_to`: whoever asked has compared these with its workers.
+        self._compared: tuple[KnownTo, ...] | None = None
 
     @property
     def kind(self) -> str:
@@ -210,9 +212,10 @@ class PadStore:
 
     @property
     def known_to(self) -> Sequence[KnownTo]:
-        """See PadSource."""
+        """See PadSource; blocks that another party came to know later are refused from now on."""
         with self._ledger.update() as counters:
-            return counters.known_to
+            self._compared = counters.known_to
+        return self._compared
 
     @property
     def layout(self) -> PadLayout:
@@ -360,6 +363,7 @@ class PadStore:
         try:
             with self._ledger.update() as counters:
                 self._made_by = counters.makers, counters.known_to
+                self._refuse_new(counters.known_to)
                 for number in counters.to_open():
                     if not os.path.lexists(self._files.path(number)):
                         continue
@@ -374,6 +378,17 @@ class PadStore:
             return None
         block = ReservedBlock(number, reader.rows, self._seed(number))
         return OpenedBlock(number, block.first_id, block.keys, reader, reader.rows, first, first)
+
+    def _refuse_new(self, known_to: Sequence[KnownTo]) -> None:
+        """Refuse makers whose party was not compared with that of any worker."""
+        if self._compared is None:
+            return
+        for maker in known_to:
+            if maker not in self._compared:
+                raise PadStoreError(
+                    f"pad store {self.folder}: maker {maker.address or 'of this machine'} made "
+                    "pads since the session was opened; open a new session"
+                )
 
     def _tidy(self) -> None:
         """Refuse a folder or key file that do not belong together, and clear away leftovers."""
