@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from cloister.base import sqlite
+from cloister.base.process_identity import this_process
 from cloister.base.rng import SystemRandom
 from cloister.errors import PadReusedError, PadsExhausted, PadStoreError, RangeError, ShapeError
 from cloister.ring.pad_block import BLOCK_ROWS_MAX
@@ -929,7 +930,12 @@ def test_threads_never_share_a_pad(store):
     assert sorted(taken) == ids
 
 
-def test_a_forked_process_takes_blocks_of_its_own(store, places, tmp_path):
+@pytest.mark.parametrize("number", [None, 1])
+def test_a_forked_process_takes_blocks_of_its_own(store, tmp_path, monkeypatch, number):
+    """Also where both have one number: each is the first of its namespace."""
+    if number is not None:
+        monkeypatch.setattr(os, "getpid", lambda: number)
+        store._process = this_process()
     fill(store, 4, 4)
     first = store.take(1)
     store._opened._settle()

@@ -74,7 +74,7 @@ def _blocks(data: bytes, what: str) -> list[bytes]:
         raise AttestationError(f"{what}: {len(data)} bytes are more than certificates take")
     if data[:1] == b"\x30":
         return [data]
-    found = []
+    found: list[bytes] = []
     for label, body, end in _pem(data):
         if len(found) == MAX_CERTIFICATES:
             raise AttestationError(f"{what}: has more than {MAX_CERTIFICATES} certificates")

@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import UInt32
 
 from cloister.base.hkdf import derive
+from cloister.base.process_identity import this_process
 from cloister.base.rng import Csprng
 from cloister.errors import PadStoreError, RangeError, ShapeError
 from cloister.ring.pad_block import BLOCK_ROWS_MAX, BlockKeys
@@ -94,7 +95,7 @@ class PadStore:
     folder: Path
     _ledger: PadLedger = field(repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    _process: int = field(default_factory=os.getpid, repr=False)
+    _process: tuple[int, int] = field(default_factory=this_process, repr=False)
 
     def __post_init__(self) -> None:
         ledger = self._ledger
@@ -298,9 +299,9 @@ class PadStore:
         if count < 0:
             raise RangeError(f"pad store {self.folder}: cannot take {count} pads")
         with self._lock:
-            if self._process != os.getpid():
+            if self._process != this_process():
                 # The blocks that were open when the process was forked are the parent's.
-                self._process, self._opened = os.getpid(), None
+                self._process, self._opened = this_process(), None
             if self._opened is None:
                 self._opened = OpenedBlocks(self._files, self._open_next)
             return self._opened.take(count)
@@ -324,7 +325,7 @@ class PadStore:
         """
         with self._lock:
             opened, self._opened = self._opened, None
-            if opened is None or self._process != os.getpid():
+            if opened is None or self._process != this_process():
                 return
             left = opened.close()
         # Without the key file they stay used, and are burnt.
