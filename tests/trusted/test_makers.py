@@ -348,6 +348,20 @@ def test_a_store_remembers_who_knows_its_pads(plan, store, feeds):
     assert report.pads_from.endswith("of one party with a worker, which can read every input")
 
 
+def test_pads_of_a_maker_that_came_after_the_session_are_refused(plan, store, feeds, tmp_path):
+    """The session has compared no worker with it."""
+    filled(plan, store, MakerLink(), count=1)
+    same_party = MakerLink("late")
+    same_party.address = "203.0.113.9:7001"
+    other = PadStore.open(tmp_path / "pads", plan_digest=plan.digest, key_file=tmp_path / "key")
+    with Session(plan, workers=[worker()], pads=store) as stored:
+        filled(plan, other, same_party, count=3)
+        with pytest.raises(PadStoreError, match=r"maker 203\.0\.113\.9:7001 made pads since"):
+            stored.run(feeds)
+    with pytest.raises(InputError, match="one party"):
+        Session(plan, workers=[worker()], pads=store)
+
+
 def test_wrong_terms_of_a_store_are_refused_when_they_are_used(plan, store, feeds):
     def wrong(message, answer):
         terms = answer.tensors[0].copy()

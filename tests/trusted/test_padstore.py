@@ -1,6 +1,8 @@
 """The pad store: every pad once, whatever happens to processes, disks and files."""
 
+import contextlib
 import errno
+import linecache
 import os
 import shutil
 import signal
@@ -16,10 +18,11 @@ import numpy as np
 import pytest
 
 from cloister.base import sqlite
+from cloister.base.process_identity import this_process
 from cloister.base.rng import SystemRandom
 from cloister.errors import PadReusedError, PadsExhausted, PadStoreError, RangeError, ShapeError
 from cloister.ring.pad_block import BLOCK_ROWS_MAX
-from cloister.trusted.pads import block_file
+from cloister.trusted.pads import block_file, opened_blocks
 from cloister.trusted.pads.pad_ledger import PadLedger
 from cloister.trusted.pads.source import erase, reclaim
 from cloister.trusted.pads.store import PadStore
@@ -733,6 +736,78 @@ def test_running_out_of_file_handles_sets_nothing_aside(store, monkeypatch):
     assert ids_of(store.take(1)) == [0]
 
 
+def test_a_read_that_fails_for_now_leaves_a_store_that_works(places, monkeypatch):
+    """What is given back of its block is what had been counted as opened."""
+    store = create(*places)
+    ids = fill(store, 600)
+    taken = store.take(1)
+    store._opened._settle()
+
+    def no_memory(*_arguments, **_options):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(block_file.os, "preadv", no_memory)
+        with pytest.raises(PadStoreError, match="Cannot allocate memory"):
+            store.take(400)
+    store.erase()
+    assert ids_of(taken + store.take(599)) == ids
+
+
+class Interrupt:
+    """KeyboardInterrupt before one of the lines that the calling thread runs in a module."""
+
+    def __init__(self, module, line):
+        self.module, self.left = module.__file__, line
+        self.came = False
+
+    def __call__(self, frame, event, _argument):
+        if frame.f_code.co_filename != self.module:
+            return None
+        # Where a lock is released, Python looks for interrupts afterwards.
+        source = linecache.getline(self.module, frame.f_lineno).lstrip()
+        if event == "line" and not source.startswith("with self._"):
+            self.left -= 1
+            if self.left == 0:
+                self.came = True
+                raise KeyboardInterrupt
+        return self
+
+    def __enter__(self):
+        self._before = sys.gettrace()
+        sys.settrace(self)
+        return self
+
+    def __exit__(self, *_error):
+        sys.settrace(self._before)
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_no_pad_is_taken_twice_whatever_line_an_interrupt_comes_at(tmp_path, sealed):
+    line, came = 0, True
+    while came:
+        line += 1
+        places = tmp_path / f"{line}", tmp_path / f"{line}.key"
+        store, taken = create(*places, sealed=sealed), []
+        fill(store, 3, 2)
+        with contextlib.suppress(KeyboardInterrupt), Interrupt(opened_blocks, line) as interrupt:
+            taken += store.take(2)
+            taken += store.take(1)
+            store.erase()
+        came = interrupt.came
+        with contextlib.suppress(PadsExhausted):
+            taken += store.take(1)
+        store.erase()
+        again = reopen(places)
+        with contextlib.suppress(PadsExhausted):
+            while True:
+                taken += again.take(1)
+        again.erase()
+        assert len(set(ids_of(taken))) == len(taken), f"line {line}"
+        assert all(map(right, taken))
+    assert line > 60
+
+
 # Killed processes
 
 
@@ -855,7 +930,12 @@ def test_threads_never_share_a_pad(store):
     assert sorted(taken) == ids
 
 
-def test_a_forked_process_takes_blocks_of_its_own(store, places, tmp_path):
+@pytest.mark.parametrize("number", [None, 1])
+def test_a_forked_process_takes_blocks_of_its_own(store, tmp_path, monkeypatch, number):
+    """Also where both have one number: each is the first of its namespace."""
+    if number is not None:
+        monkeypatch.setattr(os, "getpid", lambda: number)
+        store._process = this_process()
     fill(store, 4, 4)
     first = store.take(1)
     store._opened._settle()

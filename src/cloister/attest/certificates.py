@@ -4,10 +4,9 @@ Path building is left out on purpose: platforms send their chain in order, and a
 searches for one has more to go wrong.
 """
 
-import re
 import warnings
 from base64 import b64decode, b64encode
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -26,7 +25,7 @@ from cloister.errors import AttestationError
 
 MAX_CERTIFICATES = 16
 MAX_BYTES = 1 << 20
-_PEM = re.compile(rb"-----BEGIN (.*?)-----\s*(.*?)-----END (.*?)-----", re.DOTALL)
+_BEGIN, _END, _DASHES = b"-----BEGIN ", b"-----END ", b"-----"
 _KNOWN_CRITICAL = (x509.BasicConstraints, x509.KeyUsage, x509.ExtendedKeyUsage)
 
 
@@ -75,9 +74,10 @@ def _blocks(data: bytes, what: str) -> list[bytes]:
         raise AttestationError(f"{what}: {len(data)} bytes are more than certificates take")
     if data[:1] == b"\x30":
         return [data]
-    found = []
-    for block in _PEM.finditer(data):
-        label, body, end = block.groups()
+    found: list[bytes] = []
+    for label, body, end in _pem(data):
+        if len(found) == MAX_CERTIFICATES:
+            raise AttestationError(f"{what}: has more than {MAX_CERTIFICATES} certificates")
         with parsing(f"{what}: is no PEM", kind=AttestationError):
             text = b"".join(body.split())
             found.append(b64decode(text))
@@ -86,6 +86,29 @@ def _blocks(data: bytes, what: str) -> list[bytes]:
     if not 1 <= len(found) <= MAX_CERTIFICATES:
         raise AttestationError(f"{what}: has {len(found)} certificates, of 1 to {MAX_CERTIFICATES}")
     return found
+
+
+def _pem(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
+    """The label, the text and the label at the end of each block of PEM, in one pass.
+
+    A regular expression would begin anew at every beginning of a block that has no end.
+    """
+    at = 0
+    while True:
+        _, begin, rest = _partition(data, _BEGIN, at)
+        label, dashes, body = _partition(data, _DASHES, rest)
+        text, found, end = _partition(data, _END, body)
+        closing, last, at = _partition(data, _DASHES, end)
+        if not (begin and dashes and found and last):
+            return
+        yield label, text, closing
+
+
+def _partition(data: bytes, mark: bytes, at: int) -> tuple[bytes, bool, int]:
+    """What stands before a mark, whether it is there, and where it ends."""
+    found = data.find(mark, at)
+    end = len(data) if found < 0 else found
+    return data[at:end], found >= 0, min(end + len(mark), len(data))
 
 
 @cache
@@ -231,6 +254,12 @@ class RevocationList:
             pem = data.lstrip().startswith(b"-----BEGIN")
             crl = x509.load_pem_x509_crl(data) if pem else x509.load_der_x509_crl(data)
             ends = crl.next_update_utc
+            partial = [one.oid.dotted_string for one in crl.extensions if one.critical]
+        if partial:
+            # Of a change to a list, or a list of some certificates only.
+            raise AttestationError(
+                f"{what}: has a critical extension {partial[0]}; give the issuer's whole list"
+            )
         if ends is None:
             raise AttestationError(f"{what}: does not say when the next list comes")
         return cls(crl, ends)

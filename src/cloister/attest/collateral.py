@@ -118,7 +118,9 @@ def _json(data: bytes, name: str) -> Collateral:
     if isinstance(found, dict) and isinstance(found.get("signature"), str):
         for key, kind in _INTEL_DOCUMENTS.items():
             if key in found:
-                document = SignedDocument(_raw(text, key), _hexadecimal(found["signature"], name))
+                with parsing(f"collateral {name}: {key}", kind=AttestationError):
+                    signed = _raw(text, key)
+                document = SignedDocument(signed, _hexadecimal(found["signature"], name))
                 return Collateral(documents={kind: (document,)})
     if isinstance(found, dict) and isinstance(found.get("event_log"), str):
         return Collateral(event_logs=(found["event_log"].encode(),))

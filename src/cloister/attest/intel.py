@@ -169,8 +169,15 @@ def _verify_document(
     signers = [one for one in collateral.certificates if named(one) == "Intel SGX TCB Signing"]
     if not signers:
         raise AttestationError(f"{what}: the certificate of its signer is missing in --collateral")
-    ends = verify_chain([signers[0]], roots(ROOTS), now=now, check=check)
-    key = require_p(signers[0].public_key(), ec.SECP256R1, named(signers[0]))
+    signer, pinned = signers[0], roots(ROOTS)
+    ends = verify_chain([signer], pinned, now=now, check=check)
+    issuer = next(root for root in pinned if root.subject == signer.issuer)
+    for part in collateral.revocation_lists:
+        if part.crl.issuer == issuer.subject:
+            part.verify(issuer, now=now)
+            if part.lists(signer):
+                raise AttestationError(f"certificate {named(signer)}: Intel has revoked it")
+    key = require_p(signer.public_key(), ec.SECP256R1, named(signer))
     _verify(key, document.signature, document.data, f"{what}: signature is wrong; it was changed")
     return ends
 

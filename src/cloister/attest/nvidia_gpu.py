@@ -7,7 +7,6 @@ Source   SPDM 1.1 (DMTF DSP0274), section 10.11; NVIDIA attestation SDK (layout 
 """
 
 import json
-import re
 from base64 import b64decode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,9 +89,15 @@ def verify(
         gpus.append(claims)
         ends.append(not_after)
     check.leave("revocation", "NVIDIA answers by OCSP only, and no answer is given")
-    claims = {**gpus[0], "gpus": len(gpus), "relayable": True}
-    if len(gpus) > 1:
-        claims["serials"] = [str(one["serial"]) for one in gpus]
+    serials, drivers = (
+        list(dict.fromkeys(str(one[name]) for one in gpus)) for name in ("serial", "driver_version")
+    )
+    if len(serials) < len(gpus):
+        raise AttestationError(f"{WHAT}: two of the {len(gpus)} reports are of one GPU")
+    claims = {
+        **gpus[0], "gpus": len(gpus), "serials": serials, "driver_versions": drivers,
+        "relayable": True,
+    }  # fmt: skip
     return VerifiedEvidence(
         Format.NVIDIA_GPU, nonces.pop(), claims, Rooted.HARDWARE, True, Revocation.UNKNOWN,
         min(ends), check,
@@ -137,6 +142,7 @@ def _verify_one(
         with check.step(f"reference manifest {number}") as step:
             matched = _require_measured(report.measurements, manifest)
             step.detail = f"{matched} active measurements match"
+    manifests = sorted({sha256(one).hexdigest() for one in collateral.manifests})
     serials = leaf.subject.get_attributes_for_oid(x509.NameOID.SERIAL_NUMBER)
     claims: dict[str, object] = {
         "chip": named(leaf),
@@ -145,8 +151,8 @@ def _verify_one(
         "firmware_identity": identity,
         "measurements": len(report.measurements),
         "trailing_bytes": report.trailing,
-        "manifest_count": len(collateral.manifests),
-        "manifests": [sha256(one).hexdigest() for one in collateral.manifests],
+        "manifest_count": len(manifests),
+        "manifests": manifests,
     }
     for kind, name in _VERSIONS.items():
         claims[name] = _text(report.opaque.get(kind, b""))
@@ -248,12 +254,20 @@ def _require_measured(measurements: Mapping[int, bytes], manifest: bytes) -> int
     return matched
 
 
+class _WithoutEntities(ElementTree.TreeBuilder):
+    """Refuses what could define entities, in every encoding that the parser reads."""
+
+    def doctype(self, *_names: str | None) -> None:
+        raise AttestationError("reference manifest: defines entities")
+
+
 def _references(manifest: bytes) -> Iterator[tuple[int, set[bytes]]]:
     """Active measurements of a manifest, which is not signed here: its digest has to be pinned."""
-    if len(manifest) > MAX_MANIFEST_BYTES or re.search(rb"<!(DOCTYPE|ENTITY)", manifest):
-        raise AttestationError("reference manifest: is too large, or defines entities")
+    if len(manifest) > MAX_MANIFEST_BYTES:
+        raise AttestationError("reference manifest: is too large")
     with parsing("reference manifest: is damaged", kind=AttestationError):
-        tree = ElementTree.fromstring(manifest)  # noqa: S314  (without entities)
+        parser = ElementTree.XMLParser(target=_WithoutEntities())  # noqa: S314
+        tree = ElementTree.fromstring(manifest, parser)  # noqa: S314
         for element in tree.iter():
             attributes = {name.rpartition("}")[2]: text for name, text in element.items()}
             if element.tag.rpartition("}")[2] != "Resource" or attributes.get("active") != "True":

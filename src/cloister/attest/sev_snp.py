@@ -6,7 +6,6 @@ Source   AMD SEV Secure Nested Paging Firmware ABI (56860), section 7.3, tables 
 
 import hashlib
 import json
-import re
 import struct
 from base64 import b64decode
 from collections.abc import Iterator, Sequence
@@ -100,11 +99,11 @@ class SnpEvidence:
 
 def find(data: bytes) -> SnpEvidence | None:
     """The report in a file: bare, with a certificate table, in PEM, or in Azure's blob."""
-    if (
-        pem := re.search(rb"-----BEGIN REPORT-----(.+?)-----END REPORT-----", data, re.DOTALL)
-    ) is not None:
+    _, begins, rest = data.partition(b"-----BEGIN REPORT-----")
+    text, ends, _ = rest.partition(b"-----END REPORT-----")
+    if begins and ends:
         with parsing(f"{WHAT}: is damaged", kind=AttestationError):
-            return SnpEvidence(_report(b64decode(b"".join(pem.group(1).split()), validate=True)))
+            return SnpEvidence(_report(b64decode(b"".join(text.split()), validate=True)))
     if data.startswith(AZURE_MAGIC):
         return _azure(data)
     if len(data) >= REPORT_BYTES and _looks_like(data):
@@ -152,12 +151,17 @@ def _azure(data: bytes) -> SnpEvidence:
 def _table(data: bytes) -> Iterator[x509.Certificate]:
     """The certificates of an extended report: a table of GUIDs, offsets and lengths."""
     table = Fields(data, "SEV-SNP certificate table")
-    at = 0
+    at, seen = 0, set()
     while len(data) >= at + 24:
         guid = UUID(bytes_le=table.raw(at, 16))
         offset, size = table.number(at + 16, 4), table.number(at + 20, 4)
         if guid not in _CERTIFICATE_TABLE or not size:
             return
+        if guid in seen:
+            raise AttestationError(
+                f"SEV-SNP certificate table: has two certificates {_CERTIFICATE_TABLE[guid]}"
+            )
+        seen.add(guid)
         yield load_certificate(table.raw(offset, size), _CERTIFICATE_TABLE[guid])
         at += 24
 

@@ -12,12 +12,12 @@ unknowns (`cloister.authority.functions`), so an owner who fears that gives a sm
 Element-wise keys open the entries they name, by definition, and are not counted.
 """
 
-import os
 import threading
 
 import numpy as np
 from jaxtyping import Int64
 
+from cloister.base.process_identity import this_process
 from cloister.base.rng import Csprng
 from cloister.errors import BudgetError, EncryptionError, InputError
 from cloister.ring.rank import Basis, random_modulus
@@ -48,7 +48,7 @@ class Released:
         self.budget = _allowed(dim, budget, unbounded=allow_unbounded_leakage, name=name)
         self.basis = Basis.empty(dim, modulus=random_modulus(rng=rng))
         self._name = name
-        self._lock, self._process = threading.Lock(), os.getpid()
+        self._lock, self._process = threading.Lock(), this_process()
 
     @property
     def rank(self) -> int:
@@ -61,7 +61,7 @@ class Released:
         Raises   BudgetError, and then none of them is counted; EncryptionError in a fork: nothing
                  may be released then
         """
-        if os.getpid() != self._process:
+        if this_process() != self._process:
             raise EncryptionError(
                 f"{self._name} master key: a fork does not share its count; make keys in the "
                 "process that made it"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from cloister.base.process_identity import this_process
 from cloister.base.rng import Csprng, SystemRandom
 from cloister.errors import ClipError, ClipWarning, PlanError, RangeError
 from cloister.graph.batch import (
@@ -132,7 +133,7 @@ class Session:
         self._rng = rng or SystemRandom()
         self._timeout_s = timeout_s
         self._batch = batch
-        self._process = os.getpid()
+        self._process = this_process()
         self._lock = threading.Lock()
         self._holder: int | None = None
         self._closed = False
@@ -311,7 +312,7 @@ class Session:
     def _run(
         self, feeds: Mapping[str, np.ndarray], progress: Callable[[int, int], None] | None
     ) -> Result:
-        if os.getpid() != self._process:
+        if this_process() != self._process:
             raise PlanError("the session belongs to another process; open one in each process")
         if self._closed:
             raise PlanError("the session is closed; open a new one")
@@ -436,7 +437,7 @@ class Session:
     def close(self) -> None:
         """Stop local workers and engines, close links, overwrite what is left of spent pads."""
         self._closed = True
-        if os.getpid() != self._process:
+        if this_process() != self._process:
             return  # a fork's copy: the workers are the parent's
         with self._turn():
             self._lanes.close()
@@ -460,7 +461,7 @@ class Session:
         return self
 
     def _prepare(self) -> None:
-        if self._closed or os.getpid() != self._process:
+        if self._closed or this_process() != self._process:
             return
         with self._turn():
             own = self._plans.own

@@ -5,7 +5,6 @@ expanded (`cloister.ring.pads`) under key, pad id and node index. `A r` is made 
 here when asked (`InlinePads`) or in a store (store.py), and used once.
 """
 
-import os
 import threading
 from collections.abc import Sequence
 from typing import Protocol
@@ -14,6 +13,7 @@ import numpy as np
 from jaxtyping import UInt32
 
 from cloister.base.private_memory import private_memory
+from cloister.base.process_identity import this_process
 from cloister.base.rng import KEY_BYTES, Csprng
 from cloister.errors import PadReusedError
 from cloister.plan.plan import Plan
@@ -78,7 +78,7 @@ class InlinePads:
     def __init__(self, plan: Plan, *, rng: Csprng, threads: int = 1) -> None:
         self._maker = PadMaker(plan, threads=threads)
         self.plan_digest = plan.digest
-        self._process = os.getpid()
+        self._process = this_process()
         self._key = rng.random_bytes(KEY_BYTES)
         self._next_id = 0
         self._spare: list[np.ndarray] = []
@@ -89,7 +89,7 @@ class InlinePads:
 
         Raises   PadReusedError in a forked process, whose parent hands out the same pads
         """
-        if os.getpid() != self._process:
+        if this_process() != self._process:
             raise PadReusedError("pads of another process; make them where they are used")
         pads = []
         for _ in range(count):

@@ -6,7 +6,6 @@ answer by itself: where every blinded node is checked, a wrong term is a wrong `
 check refuses. Proofs: docs/protocols/padmaker.md.
 """
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from typing import Self
 import numpy as np
 from jaxtyping import UInt32
 
+from cloister.base.process_identity import this_process
 from cloister.base.rng import Csprng
 from cloister.base.tls_identity import load_certificate
 from cloister.errors import (
@@ -338,7 +338,7 @@ class MakerPads:
         self._most_rows = min(max(1, BLOCK_BYTES // (4 * self._layout.words)), BLOCK_ROWS_MAX)
         self._makers = makers
         self._rng = rng
-        self._process = os.getpid()
+        self._process = this_process()
         self._next_id = 0
         self._blocks: dict[int, MadeBlock] = {}
         self._lock = threading.Lock()
@@ -354,7 +354,7 @@ class MakerPads:
         Raises   MakerError, see Makers.make; PadReusedError in a forked process, whose parent uses
                  the same connections
         """
-        if os.getpid() != self._process:
+        if this_process() != self._process:
             raise PadReusedError("pads of another process; make them where they are used")
         pads: list[PadSet] = []
         try:

@@ -7,6 +7,9 @@ and of one request.
 
 A thread reads the rows of the next request while this one is computed: past the page cache, into
 memory that is used again.
+
+An exception may come between any two lines, such as KeyboardInterrupt. So a row counts as read
+before it is ready, and as handed out before it is: an interrupt burns rows, and repeats none.
 """
 
 import threading
@@ -65,10 +68,12 @@ class OpenedBlocks:
         self._files = files
         self._open_next = open_next
         self._blocks: deque[OpenedBlock] = deque()
-        self._ready: deque[PadSet] = deque()
+        self._ready: deque[tuple[OpenedBlock, PadSet]] = deque()
         self._chunks: dict[int, _Chunk] = {}  # in use, by pad id
         self._spare: list[_Chunk] = []
         self._memory = threading.Lock()
+        # Two threads would read a row twice: an interrupted `take` may leave one that still reads.
+        self._reading = threading.Lock()
         if files.sealed:
             self._shape = (1, files.layout.words * np.dtype(np.uint32).itemsize)
             self._record = private_memory(files.record_bytes)[None]
@@ -83,20 +88,22 @@ class OpenedBlocks:
         Raises   PadsExhausted, PadStoreError
         """
         self._settle()
-        self._read(count)
-        if len(self._ready) < count:
-            raise PadsExhausted(
-                f"pad store {self._files.folder}: {len(self._ready)} unused pads left, {count} "
-                "needed; make more with `cloister pads make`"
-            )
-        taken = [self._ready.popleft() for _ in range(count)]
-        for _ in taken:
-            block = self._blocks[0]
-            block.next_taken += 1
-            self._drop_if_spent(block)
+        with self._reading:
+            self._read(count)
+            if len(self._ready) < count:
+                raise PadsExhausted(
+                    f"pad store {self._files.folder}: {len(self._ready)} unused pads left, {count} "
+                    "needed; make more with `cloister pads make`"
+                )
+            rows = [self._ready[i] for i in range(count)]
+            for block, pad in rows:
+                block.next_taken = pad.pad_id - block.first_id + 1
+            for _ in rows:
+                self._ready.popleft()
+            self._drop_spent()
         if count:
-            self._ahead = self._thread.submit(self._read, count)
-        return taken
+            self._ahead = self._thread.submit(self._read_ahead, count)
+        return [pad for _, pad in rows]
 
     def recycle(self, pads: Sequence[PadSet]) -> None:
         """Keep the memory of spent rows for the next ones; for any thread."""
@@ -117,11 +124,12 @@ class OpenedBlocks:
         with suppress(CloisterError):
             self._settle()
         self._thread.shutdown()
-        self.recycle(list(self._ready))
+        self.recycle([pad for _, pad in self._ready])
         self._ready.clear()
         for chunk in self._spare:
             chunk.memory.fill(0)
         self._spare.clear()
+        self._drop_spent()
         left = list(self._blocks)
         self._blocks.clear()
         return left
@@ -140,6 +148,10 @@ class OpenedBlocks:
             if self._ahead.done():
                 self._ahead = None
 
+    def _read_ahead(self, count: int) -> None:
+        with self._reading:
+            self._read(count)
+
     def _read(self, count: int) -> None:
         """Have `count` rows ready, or all that there are."""
         while len(self._ready) < count:
@@ -157,24 +169,25 @@ class OpenedBlocks:
         if chunk is None:
             rows, nbytes = self._shape
             chunk = _Chunk(private_memory(rows * nbytes).reshape(rows, nbytes))
-        rows = min(len(chunk.memory), block.rows - block.next_read)
+        first = block.next_read
+        rows = min(len(chunk.memory), block.rows - first)
         try:
             self._read_into(chunk, block, rows)
-        except BaseException:
-            # No row of this block is read any more.
-            block.rows = block.next_read
-            self._drop_if_spent(block)
+        except BaseException as error:
+            if isinstance(error, CloisterError):
+                # No row of this block is read any more.
+                block.rows = first
+                self._drop_spent()
             chunk.memory.fill(0)
             self._spare.append(chunk)
             raise
+        block.next_read = first + rows
         chunk.in_use = rows
         mask_key = None if self._files.sealed else block.keys.mask_key
-        for row in range(rows):
-            pad_id = block.first_id + block.next_read
+        for row, pad_id in enumerate(range(block.first_id + first, block.first_id + first + rows)):
             terms = chunk.terms(row, self._files.layout.words)
             self._chunks[pad_id] = chunk
-            self._ready.append(PadSet(pad_id, block.keys.pad_key, terms, mask_key))
-            block.next_read += 1
+            self._ready.append((block, PadSet(pad_id, block.keys.pad_key, terms, mask_key)))
 
     def _read_into(self, chunk: _Chunk, block: OpenedBlock, rows: int) -> None:
         if self._files.sealed:
@@ -184,8 +197,8 @@ class OpenedBlocks:
         else:
             block.reader.read(block.next_read, chunk.memory[:rows])
 
-    def _drop_if_spent(self, block: OpenedBlock) -> None:
-        if block.next_taken == block.rows:
+    def _drop_spent(self) -> None:
+        for block in [one for one in self._blocks if one.next_taken == one.rows]:
             self._blocks.remove(block)
             block.reader.close()
             self._files.remove(block.number)

@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import UInt32
 
 from cloister.base.hkdf import derive
+from cloister.base.process_identity import this_process
 from cloister.base.rng import Csprng
 from cloister.errors import PadStoreError, RangeError, ShapeError
 from cloister.ring.pad_block import BLOCK_ROWS_MAX, BlockKeys
@@ -94,7 +95,7 @@ class PadStore:
     folder: Path
     _ledger: PadLedger = field(repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    _process: int = field(default_factory=os.getpid, repr=False)
+    _process: tuple[int, int] = field(default_factory=this_process, repr=False)
 
     def __post_init__(self) -> None:
         ledger = self._ledger
@@ -105,6 +106,8 @@ class PadStore:
         self._opened: OpenedBlocks | None = None
         # As of the last block that was reserved or opened here: reports ask for it.
         self._made_by: tuple[int, tuple[KnownTo, ...]] | None = None
+        # As of the last answer of `known_to`: whoever asked has compared these with its workers.
+        self._compared: tuple[KnownTo, ...] | None = None
 
     @property
     def kind(self) -> str:
@@ -210,9 +213,10 @@ class PadStore:
 
     @property
     def known_to(self) -> Sequence[KnownTo]:
-        """See PadSource."""
+        """See PadSource; blocks that another party came to know later are refused from now on."""
         with self._ledger.update() as counters:
-            return counters.known_to
+            self._compared = counters.known_to
+        return self._compared
 
     @property
     def layout(self) -> PadLayout:
@@ -295,9 +299,9 @@ class PadStore:
         if count < 0:
             raise RangeError(f"pad store {self.folder}: cannot take {count} pads")
         with self._lock:
-            if self._process != os.getpid():
+            if self._process != this_process():
                 # The blocks that were open when the process was forked are the parent's.
-                self._process, self._opened = os.getpid(), None
+                self._process, self._opened = this_process(), None
             if self._opened is None:
                 self._opened = OpenedBlocks(self._files, self._open_next)
             return self._opened.take(count)
@@ -321,13 +325,13 @@ class PadStore:
         """
         with self._lock:
             opened, self._opened = self._opened, None
-            if opened is None or self._process != os.getpid():
+            if opened is None or self._process != this_process():
                 return
             left = opened.close()
         # Without the key file they stay used, and are burnt.
         with suppress(PadStoreError), self._ledger.update() as counters:
             for block in left:
-                counters.give_back(block.number, block.rows, first=block.next_taken)
+                counters.give_back(block.number, block.reader.rows, first=block.next_taken)
         for block in left:
             block.reader.close()
 
@@ -360,6 +364,7 @@ class PadStore:
         try:
             with self._ledger.update() as counters:
                 self._made_by = counters.makers, counters.known_to
+                self._refuse_new(counters.known_to)
                 for number in counters.to_open():
                     if not os.path.lexists(self._files.path(number)):
                         continue
@@ -374,6 +379,17 @@ class PadStore:
             return None
         block = ReservedBlock(number, reader.rows, self._seed(number))
         return OpenedBlock(number, block.first_id, block.keys, reader, reader.rows, first, first)
+
+    def _refuse_new(self, known_to: Sequence[KnownTo]) -> None:
+        """Refuse makers whose party was not compared with that of any worker."""
+        if self._compared is None:
+            return
+        for maker in known_to:
+            if maker not in self._compared:
+                raise PadStoreError(
+                    f"pad store {self.folder}: maker {maker.address or 'of this machine'} made "
+                    "pads since the session was opened; open a new session"
+                )
 
     def _tidy(self) -> None:
         """Refuse a folder or key file that do not belong together, and clear away leftovers."""
