@@ -51,8 +51,7 @@ def verify(
     with tree.whole(), parsing("evidence: is damaged", kind=AttestationError):
         kind, run = _recognise(data, collateral)
         tree.name = f"{kind} evidence"
-        found = run(now=now.astimezone(UTC), check=tree)
-    return found
+        return run(now=now.astimezone(UTC), check=tree)
 
 
 def _recognise(data: bytes, collateral: Collateral) -> tuple[Format, Verifier]:

@@ -19,7 +19,7 @@ from cloister.cli.console import emit_json, err, out, progress, table
 from cloister.cli.hidden_end import HiddenCost
 from cloister.cli.maker_options import PadMakers
 from cloister.cli.results import Answers, check_labels, read_labels
-from cloister.errors import InputError, PlanError
+from cloister.errors import InputError, PadsExhausted, PlanError
 from cloister.graph.batch import batch_axis, element_type, is_other
 from cloister.graph.graph import Graph
 from cloister.graph.hidden import HiddenSplit
@@ -360,7 +360,7 @@ def run(
     result, claims = _compute(
         found,
         execution,
-        store=_pad_store(planned, pads, key),
+        store=_pad_store(planned, pads, key, inputs=len(found.read.names)),
         makers=makers,
         addresses=addresses,
         engine=engine,
@@ -506,14 +506,27 @@ def _refuse_unused(
         )
 
 
-def _pad_store(planned: Plan, pads: Path | None, key: Path | None) -> PadStore | None:
+def _pad_store(
+    planned: Plan, pads: Path | None, key: Path | None, *, inputs: int
+) -> PadStore | None:
+    """The store of --pads, if it has a pad set for each input: a run that ends halfway burns them.
+
+    Raises   InputError, PadsExhausted, PadStoreError
+    """
     if pads is None or key is None:
         return None
     if not planned.hidden_nodes:
         raise InputError(
             f"--pads {pads}: policy {planned.policy!r} blinds nothing; leave out --pads"
         )
-    return PadStore.open(pads, plan_digest=planned.digest, key_file=key)
+    store = PadStore.open(pads, plan_digest=planned.digest, key_file=key)
+    ready = store.status().ready
+    if ready < inputs:
+        raise PadsExhausted(
+            f"pad store {pads}: {ready} unused pad sets, {inputs} needed, one for each input; none "
+            f"is used; make more with `cloister pads make`, --count {inputs} or more"
+        )
+    return store
 
 
 def _require_place(option: str, path: Path, *suffixes: str) -> None:
