@@ -106,7 +106,9 @@ def test_tune_prints_what_each_candidate_gives_and_keeps_the_best(cloister, tmp_
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     best = replace(tuning.defaults(), tile=4096)
     choices = tuning.defaults(), best, replace(tuning.defaults(), far_tiles=3)
-    measured = [tuning.Measured(one, ms) for one, ms in zip(choices, (1.0, 0.5, 0.7), strict=True)]
+    measured = [
+        tuning.MeasuredChoice(one, ms) for one, ms in zip(choices, (1.0, 0.5, 0.7), strict=True)
+    ]
     monkeypatch.setattr(tuning, "calibrate", lambda budget_s: measured)
     ran = cloister("bench", "tune", "--json")
     assert ran.code == 0, ran

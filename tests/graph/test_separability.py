@@ -267,3 +267,19 @@ def test_a_size_that_is_too_small_for_one_sample_is_not_tried_with_several(monke
     assert read.from_model(model, name="net").separable
     assert {shape[2] for shape in shapes if shape[0] > 1} == {1024}
     assert {shape[2] for shape in shapes if shape[0] == 1} >= {3, 64, 1024}
+
+
+def test_frames_into_which_a_window_does_not_fit_are_no_batch():
+    """The first axis counts frames: of one, a slice of a convolution ended the process."""
+    net = nets.Net()
+    frames = net.op("Unsqueeze", net.input("T", "F"), net.constant(np.array([0, 1], np.int64)))
+    hidden = net.op("Squeeze", net.conv(frames, 1, 1, (7, 3)), net.constant(np.array([0, 1])))
+    bounds = [net.constant(np.array([i], np.int64)) for i in (1, 2**62, 0, 1)]
+    model = net.model(net.op("Slice", hidden, *bounds))
+    graph = read.from_model(model, name="net")
+    assert not graph.separable
+    x = np.ones((12, 5), np.float32)
+    (name,) = graph.inputs
+    with Session(policies.enclave(graph)) as session:
+        (found,) = session.run({name: x}).outputs.values()
+    assert found.shape == (5, 3)

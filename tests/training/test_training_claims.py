@@ -15,6 +15,7 @@ from cloister.authority.key_service import KeyService
 from cloister.authority.requests import KINDS, Request
 from cloister.data.feature_noise import GaussianNoise
 from cloister.plan.claims import Claims, Extent, Role, Strength, Verb, claims_of
+from cloister.plan.maker_claims import with_makers
 from cloister.plan.protection import BLINDED_VERIFIED
 from cloister.training import ciphertext_service
 from cloister.training.ciphertext_service import RemoteCiphertextServer
@@ -213,10 +214,11 @@ def test_whoever_holds_ciphertexts_alone_holds_uniform_words():
 
 
 def test_inference_and_training_know_every_role():
-    inference = claims_of("slalom", {"a": BLINDED_VERIFIED}).statements
+    inference = claims_of("slalom", {"a": BLINDED_VERIFIED})
+    with_pads = with_makers(inference, one_party=False, encrypted=True).statements
     training = (row for settings in (PAPER, TRUSTED) for row in sent(settings, hosted=True))
     using = sent_by_prediction(PAPER, hosted=True, answers_to="client", evaluates=True)
-    assert {one.role for one in (*inference, *training, *using)} == set(Role)
+    assert {one.role for one in (*with_pads, *training, *using)} == set(Role)
 
 
 def test_claims_follow_the_settings():

@@ -11,7 +11,7 @@ import nets
 from cloister.errors import InputError
 from cloister.trusted import tuning
 from cloister.trusted.session import Session
-from cloister.trusted.tuning import Choice, Measured
+from cloister.trusted.tuning import Choice, MeasuredChoice
 from trusted.links import DirectLink
 from trusted.test_session import plan_of
 
@@ -42,11 +42,13 @@ def path(cache):
     return found
 
 
-def measured(*times: float) -> list[Measured]:
-    return [Measured(replace(tuning.defaults(), far_tiles=i), ms) for i, ms in enumerate(times)]
+def measured(*times: float) -> list[MeasuredChoice]:
+    return [
+        MeasuredChoice(replace(tuning.defaults(), far_tiles=i), ms) for i, ms in enumerate(times)
+    ]
 
 
-def never(*_: object) -> list[Measured]:
+def never(*_: object) -> list[MeasuredChoice]:
     raise AssertionError("measured")
 
 

@@ -26,6 +26,10 @@ KEEPING_SIZES = {
 SMALL = 1024
 """Constants up to this many elements may be shapes; larger ones only matter by their own shape."""
 
+WINDOWED = ("AveragePool", "Conv", "LpPool", "MaxPool")
+_UNKNOWN_DOMAIN = "cloister.unknown"
+"""Inference passes by an operator of a domain that it does not know."""
+
 
 def with_types(graph: Graph) -> Graph:
     """The graph with the types of all values inferred anew from its inputs and constants.
@@ -93,12 +97,38 @@ def with_input_sizes(graph: Graph, sizes: Mapping[str, tuple[Size, ...]]) -> Gra
 
 
 def _infer(model: onnx.ModelProto) -> dict[str, OpaqueType]:
+    _require_room(model)
     try:
         inferred = shape_inference.infer_shapes(model, strict_mode=False, data_prop=True)
     except (shape_inference.InferenceError, ValueError, RuntimeError) as error:
         raise ModelError(f"the model's shapes contradict each other: {one_line(error)}") from None
     infos = (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output)
     return {info.name: opaque_type(info.type) for info in infos if info.type.WhichOneof("value")}
+
+
+def _require_room(model: onnx.ModelProto) -> None:
+    """Refuse inputs into which a window does not fit.
+
+    ONNX finds a negative size for its output then, and ends the process where that is sliced. So
+    sizes are inferred without slices first, if a model has both.
+
+    Raises   ModelError
+    """
+    if not {"Slice"} < {node.op_type for node in model.graph.node} & {"Slice", *WINDOWED}:
+        return
+    without = onnx.ModelProto()
+    without.CopyFrom(model)
+    for node in without.graph.node:
+        if node.op_type == "Slice":
+            node.domain = _UNKNOWN_DOMAIN
+    without.opset_import.add(domain=_UNKNOWN_DOMAIN, version=1)
+    try:
+        inferred = shape_inference.infer_shapes(without, strict_mode=False, data_prop=True)
+    except (shape_inference.InferenceError, ValueError, RuntimeError):
+        return  # the inference that follows says what is wrong
+    for info in inferred.graph.value_info:
+        if any(dim.dim_value < 0 for dim in info.type.tensor_type.shape.dim):
+            raise ModelError(f"value {info.name!r}: a window does not fit into the sizes given")
 
 
 def _proved(

@@ -56,7 +56,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredChoice:
     """The least time of one synthetic step under a choice."""
 
     choice: Choice
@@ -76,7 +76,7 @@ def settle() -> None:
         _log.info("the kernels keep their default parameters: %s", error)
 
 
-def calibrate(budget_s: float = BUDGET_S) -> list[Measured]:
+def calibrate(budget_s: float = BUDGET_S) -> list[MeasuredChoice]:
     """Times of all candidates, the defaults first; the tuning in force is as it was afterwards.
 
     Raises   InputError where the time was too short to tell
@@ -98,7 +98,7 @@ def calibrate(budget_s: float = BUDGET_S) -> list[Measured]:
             "run cloister bench tune when the machine is quiet"
         )
     times = zip(*rounds, strict=True)
-    return [Measured(one, 1e3 * min(ran)) for one, ran in zip(candidates, times, strict=True)]
+    return [MeasuredChoice(one, 1e3 * min(ran)) for one, ran in zip(candidates, times, strict=True)]
 
 
 def _timed(step: "_SyntheticStep", candidate: Choice) -> float:
@@ -106,7 +106,7 @@ def _timed(step: "_SyntheticStep", candidate: Choice) -> float:
     return step.seconds()
 
 
-def best(measured: list[Measured]) -> Choice:
+def best(measured: list[MeasuredChoice]) -> Choice:
     """The fastest choice, if it is clearly faster than the defaults, which come first."""
     fastest = min(measured, key=lambda one: one.ms)
     return (fastest if fastest.ms < GAIN * measured[0].ms else measured[0]).choice
@@ -211,21 +211,18 @@ class _SyntheticStep:
             key=bytes(32) if blinded else None,
             nonces=bytes(12) if blinded else None,
         )
-        self._sums = (
-            np.zeros(1, np.uint64),
-            np.zeros((1, 1), np.uint64),
-            np.zeros((1, 1), np.uint64),
-        )
+        self._answer_sums = np.zeros(1, np.uint64)
+        self._request_sums, self._clipped = np.zeros((2, 1, 1), np.uint64)
         self._next = 0
 
     def seconds(self) -> float:
         """Processor time of one run, with terms that were not read lately."""
         terms = self._terms[self._next % len(self._terms)]
         self._next += 1
-        answer_sums, request_sums, clipped = self._sums
         began = time.thread_time()
         self._step.run(
             n=1, source=self._reply, unblind=terms, sinks=[self._request],
-            answer_sums=answer_sums, request_sums=request_sums, clipped=clipped,
+            answer_sums=self._answer_sums, request_sums=self._request_sums,
+            clipped=self._clipped,
         )  # fmt: skip
         return time.thread_time() - began
