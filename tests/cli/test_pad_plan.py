@@ -275,3 +275,14 @@ def test_a_run_of_more_inputs_than_pads_uses_none(cloister, refused, make, use, 
     assert "1 pad sets ready" in cloister(*status).out
     assert cloister(*use).code == 0
     assert "0 pad sets ready" in cloister(*status).out
+
+
+def test_status_says_what_missing_pads_are(cloister, make, store):
+    assert make().code == 0
+    status = ("pads", "status", store[0], "--key", store[1])
+    assert "missing:" not in cloister(*status).out
+    (block,) = store[0].glob("*.pad")
+    block.unlink()
+    found = cloister(*status).out
+    assert "0 pad sets ready (0 B), 0 used, 1 missing" in found
+    assert "missing: reserved, and without a file" in found
