@@ -20,6 +20,7 @@ CASES = {
     Format.NVIDIA_GPU: "gpu with manifest",
 }
 FIELDS = [(kind, rule) for kind in CASES for rule in RULES[kind]]
+CODE, LAUNCH = "00" * 32, "00" * 48
 TRUE_SOMEWHERE = {
     "debug": "nitro, debug",
     "smt_allowed": "snp coco",
@@ -190,21 +191,40 @@ def test_the_template_accepts_nothing_and_names_every_field():
         ({"SGX": {"mrenclave": ["00"]}}, "section 'SGX': choose"),
         ({"tpm": {}}, "section 'tpm': choose sev-snp"),
         ({"sgx": 3}, "section 'sgx' cannot be used"),
-        ({"sgx": {"mrenclaves": ["00"]}}, "field 'mrenclaves' is not known; choose mrenclave"),
+        ({"sgx": {"mrenclaves": ["00"]}}, r"field 'mrenclaves' .* did you mean 'mrenclave'\?"),
+        ({"sgx": {"other": ["00"]}}, "field 'other' is not known; choose mrenclave"),
         ({"sgx": {"mrenclave": "00"}}, "mrenclave: must be a list"),
         ({"sgx": {"mrenclave": []}}, "mrenclave: must be a list that is not empty"),
         ({"sgx": {"mrenclave": ["zz"]}}, "mrenclave: must be hexadecimal"),
         ({"sgx": {"mrenclave": [5]}}, "mrenclave: must be hexadecimal"),
-        ({"sgx": {"mrenclave": ["00"], "min_isvsvn": -1}}, "min_isvsvn: -1 is not what it takes"),
-        ({"sgx": {"mrenclave": ["00"], "min_isvsvn": True}}, "min_isvsvn: True is not"),
-        ({"sgx": {"mrenclave": ["00"], "insecure_allow_debug": 1}}, "insecure_allow_debug: 1 is"),
-        ({"sgx": {"mrenclave": ["00"], "report_data": "half"}}, "report_data: choose 'full'"),
-        ({"sgx": {"mrenclave": ["00"], "insecure_allow_any_code": "yes"}}, "must be true or false"),
-        ({"sgx": {"mrenclave": ["00"], "isvprodids": [True]}}, "neither a text nor a number"),
-        ({"sev-snp": {"measurements": ["00"], "min_tcb": {"cpu": 1}}}, "min_tcb: must be a table"),
-        ({"sev-snp": {"measurements": ["00"], "min_tcb": {"snp": 256}}}, "min_tcb: .* is not what"),
+        ({"sgx": {"mrenclave": [CODE], "min_isvsvn": -1}}, "min_isvsvn: -1 is not what it takes"),
+        ({"sgx": {"mrenclave": [CODE], "min_isvsvn": True}}, "min_isvsvn: True is not"),
+        ({"sgx": {"mrenclave": [CODE], "insecure_allow_debug": 1}}, "insecure_allow_debug: 1 is"),
+        ({"sgx": {"mrenclave": [CODE], "report_data": "half"}}, "report_data: choose 'full'"),
+        ({"sgx": {"mrenclave": [CODE], "insecure_allow_any_code": "yes"}}, "must be true or false"),
+        ({"sgx": {"mrenclave": [CODE], "isvprodids": [True]}}, "neither a text nor a number"),
+        (
+            {"sev-snp": {"measurements": [LAUNCH], "min_tcb": {"cpu": 1}}},
+            "min_tcb: must be a table",
+        ),
+        (
+            {"sev-snp": {"measurements": [LAUNCH], "min_tcb": {"snp": 256}}},
+            "min_tcb: .* is not what",
+        ),
+        ({"sgx": {"mrenclave": ["00"]}}, "mrenclave: a value has 64 hexadecimal digits, not 2"),
+        ({"sgx": {"tcb_statuses": ["uptodate"]}}, "tcb_statuses: 'uptodate': choose UpToDate, SW"),
+        ({"sev-snp": {"products": ["milan"]}}, "products: 'milan': choose Milan, Genoa, Turin"),
+        ({"sev-snp": {"signing_keys": ["vlek"]}}, "signing_keys: 'vlek': choose VCEK, VLEK"),
     ],
 )
 def test_policies_that_cannot_be_read_are_refused_by_field(section, text):
     with pytest.raises(InputError, match=text):
         Policy.of(section)
+
+
+def test_the_lengths_and_choices_of_fields_are_those_of_real_evidence(found):
+    for kind, rule in FIELDS:
+        claim = found[kind].claims.get(rule.claims[0])
+        if rule.length and claim is not None:
+            assert len(claim) == rule.length
+        assert not rule.choices or claim in rule.choices

@@ -50,6 +50,7 @@ def test_without_a_policy_the_verdict_is_not_that_it_is_trusted(cloister):
 def test_a_quote_of_other_code_is_refused_by_name(cloister, policy):
     ran = cloister("attest", "verify", QUOTE, *GIVEN, *NOW, "--policy", policy(mrtd="00" * 48))
     assert ran.code == 3
+    assert ran.out.startswith("failed       tdx evidence")
     assert "failed       mrtd" in ran.out
     assert "not checked  tcb_statuses" in ran.out
     assert "verdict: refused" in ran.out
@@ -61,6 +62,7 @@ def test_missing_collateral_is_refused_unless_the_policy_does_without(cloister, 
     ran = cloister("attest", "verify", QUOTE, *NOW, "--policy", policy())
     assert ran.code == 3
     assert "tcb_status: expected UpToDate, found no such claim" in ran.err
+    assert "Intel's documents say; give them in --collateral" in ran.err
     path = policy("insecure_allow_unknown_tcb = true", "insecure_allow_unknown_revocation = true")
     ran = cloister("attest", "verify", QUOTE, *NOW, "--policy", path, "--json")
     assert ran.code == 0
@@ -81,6 +83,24 @@ def test_json_says_everything_also_of_what_is_refused(cloister, policy):
     found = json.loads(ran.out)
     assert (ran.code, found["verdict"]) == (3, "refused")
     assert found["refused"].startswith("report data: expected 00")
+
+
+def test_evidence_that_cannot_be_verified_has_failed_as_a_whole(cloister, tmp_path):
+    (tmp_path / "cut.dat").write_bytes(QUOTE.read_bytes()[:2000])
+    ran = cloister("attest", "verify", tmp_path / "cut.dat", *NOW)
+    assert ran.code == 3
+    assert ran.out.startswith("failed       tdx evidence")
+    assert "form: Intel quote: cut short: 2000 bytes, needs 4936" in ran.out
+    assert "not checked  signature" in ran.out
+    (tmp_path / "notes.txt").write_text("hello")
+    ran = cloister("attest", "verify", tmp_path / "notes.txt", *NOW)
+    assert ran.out.startswith("failed       ")
+
+
+def test_a_list_that_has_expired_is_refused_with_times_to_the_second(cloister):
+    ran = cloister("attest", "verify", QUOTE, *GIVEN, "--now", "2026-01-31T12:00:00.123456Z")
+    assert ran.code == 3
+    assert "found 2026-01-31T12:00:00+00:00; fetch a new list" in ran.err.replace("\n", " ")
 
 
 def test_files_that_are_not_recognised_are_named(cloister, tmp_path):

@@ -67,7 +67,7 @@ def test_a_plan_and_its_pads_are_for_one_size(cloister, outputs, refused, net, t
     assert "(batch, 7, 4)" in refused("run", plan, tokens(5))
     assert "--dim: is decided by the plan" in refused("run", plan, tokens(7), "--dim", "T=7")
     given = ("--calibration", tokens(7, scale=4.0))
-    made = cloister("pads", "make", net, pads, "--key", key, "--count", 4, *given)
+    made = cloister("pads", "make", net, pads, "--key", key, "--count", 6, *given)
     assert made.code == 0, made
     stored = ("--pads", pads, "--key", key)
     assert outputs(net, tokens(7), *stored).shape == (3, 3)
@@ -83,6 +83,16 @@ def test_inspect_shows_a_free_size_and_what_a_number_makes_of_it(cloister, net):
     assert (bound["inputs"]["x"], bound["free_sizes"]) == (["float32", ["batch", 9, 4]], [])
     assert len([node for node in bound["nodes"] if node["bytes_to_worker"]]) == len(sent) + 1
     assert "--dim T=SIZE" in cloister("inspect", net).out.replace("\n", " ")
+
+
+def test_inspect_claims_nothing_before_the_sizes_are_numbers(cloister, net):
+    """A node that is inside only because its size is free goes to a worker in every plan."""
+    assert json.loads(cloister("inspect", net, "--json").out)["claims"] is None
+    shown = cloister("inspect", net).out
+    assert "who learns what, and can do what: follows from the free sizes" in shown
+    assert "there is no worker" not in shown
+    for more in (("--dim", "T=9"), ("--policy", "enclave")):
+        assert json.loads(cloister("inspect", net, *more, "--json").out)["claims"]["statements"]
 
 
 @pytest.mark.parametrize(("dim", "message"), [

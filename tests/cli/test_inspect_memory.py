@@ -32,6 +32,7 @@ def test_inspect_states_what_a_session_takes(cloister, model_file):
         assert many[part] > one[part] > 0
     text = cloister("inspect", model_file).out
     assert "a session of batch 1 takes about " in text
+    assert "in the trusted process, besides what its allocator keeps" in text
     assert "a pad set takes " in text
 
 

@@ -60,6 +60,7 @@ def test_a_store_is_filled_by_makers_and_used(cloister, model_file, pictures, ma
     made = cloister(*make, "--count", 3, "--block-rows", 2, *makers[0], *makers[1])
     assert made.code == 0, made
     assert "3 pad sets made, 3 ready" in made.out
+    assert "no worker of a run with them may be of their party" in made.err.replace("\n", " ")
     pads = ("--pads", store[0], "--key", store[2])
     refused = cloister("run", model_file, *pads, *pictures)
     assert refused.code != 0
@@ -119,3 +120,16 @@ def test_plans_that_would_not_notice_a_lie_are_refused(refused, model_file, pict
     ):
         assert "not checked" in refused(*verb, *here, *calibration)
     assert not store[2].exists()
+
+
+def test_pads_from_makers_without_encryption_warn(cloister, model_file, pictures, store):
+    server = start_server("127.0.0.1:0")
+    try:
+        done = cloister(
+            "pads", "make", model_file, *store, "--count", 1, "--calibration", pictures[0].parent,
+            "--maker", server.address, "--insecure-plaintext",
+        )  # fmt: skip
+    finally:
+        server.close()
+    assert done.code == 0, done
+    assert "a listener knows the pads" in done.err.replace("\n", " ")

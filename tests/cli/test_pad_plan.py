@@ -264,3 +264,25 @@ def test_pads_are_made_only_for_a_policy_that_was_asked_for(make, plan_file):
     made = make(model=path, calibration=None)
     assert made.code == 2 and "give --policy blinded" in made.err
     assert make("--policy", "blinded", model=path, calibration=None).code == 0
+
+
+def test_a_run_of_more_inputs_than_pads_uses_none(cloister, refused, make, use, store, pictures):
+    assert make().code == 0
+    message = refused(*use, *pictures[1:3])
+    assert "1 unused pad sets, 3 needed, one for each input; none is used" in message
+    assert "--count 3 or more" in message
+    status = ("pads", "status", store[0], "--key", store[1])
+    assert "1 pad sets ready" in cloister(*status).out
+    assert cloister(*use).code == 0
+    assert "0 pad sets ready" in cloister(*status).out
+
+
+def test_status_says_what_missing_pads_are(cloister, make, store):
+    assert make().code == 0
+    status = ("pads", "status", store[0], "--key", store[1])
+    assert "missing:" not in cloister(*status).out
+    (block,) = store[0].glob("*.pad")
+    block.unlink()
+    found = cloister(*status).out
+    assert "0 pad sets ready (0 B), 0 used, 1 missing" in found
+    assert "missing: reserved, and without a file" in found

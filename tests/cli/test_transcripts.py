@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 
 import cloister as cl
+from attest.cases import VECTORS
 from cli.help_texts import verbs
 from cloister.graph.split import split_points
 from cloister.plan import policies, split_report
@@ -107,9 +108,11 @@ def folder(tmp_path, monkeypatch):
     pictures, classes = rng.integers(0, 256, (40, 8, 8), dtype=np.uint8), np.arange(40) % 10
     np.savez(tmp_path / "pictures.npz", x=pictures, y=classes)
     save_reports(tmp_path)
+    save_evidence(tmp_path)
     np.savez(tmp_path / "many.npz", x=rng.integers(0, 256, (300, 8, 8), dtype=np.uint8))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CLOISTER_TOKEN", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def save_reports(folder: Path) -> None:
@@ -121,6 +124,17 @@ def save_reports(folder: Path) -> None:
     for name, accepted in (("report", last.name), ("refusing", None)):
         (folder / name).mkdir()
         split_report.save(report_of(graph, accepted=accepted, ranges=ranges), folder / name)
+
+
+def save_evidence(folder: Path) -> None:
+    """A TDX quote, whole and cut short, Intel's collateral for it, and a policy that names it."""
+    quote = (VECTORS / "tdx" / "tdx_quote").read_bytes()
+    (folder / "quote.bin").write_bytes(quote)
+    (folder / "cut.bin").write_bytes(quote[:2000])
+    (folder / "intel").mkdir()
+    shutil.copy(VECTORS / "tdx" / "tdx_quote_collateral.json", folder / "intel")
+    mrtd = quote[48 + 136 : 48 + 184].hex()
+    (folder / "quote.toml").write_text(f'[tdx]\nmrtd = ["{mrtd}"]\n')
 
 
 def serve(command: list[str], stack: ExitStack) -> str:

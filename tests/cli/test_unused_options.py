@@ -69,7 +69,7 @@ def test_time_of_workers_that_make_no_pads(refused, model_file, pictures):
         "pads", "make", model_file, "pads", "--key", "key", "--count", 1,
         "--calibration", pictures[0], "--timeout", 5,
     )  # fmt: skip
-    assert message == "error: --timeout: goes with --worker"
+    assert message == "error: --timeout: goes with --worker or --maker"
 
 
 @pytest.mark.parametrize("policy", [*EVERYWHERE, "ennclave"])

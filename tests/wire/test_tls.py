@@ -159,9 +159,12 @@ def test_only_a_certificate_that_vouches_for_no_other_is_pinned(tmp_path):
     assert load_certificate(path) == good
     for data, words in (
         (certificate(authority=True), "vouches for others"),
-        (certificate(authority=None), "not a certificate"),
-        (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "not a certificate"),
-        (b"", "not a certificate"),
+        (certificate(authority=None), "not the certificate.pem that"),
+        (
+            b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+            "not the certificate.pem that",
+        ),
+        (b"", "not the certificate.pem that"),
     ):
         path.write_bytes(data)
         with pytest.raises(InputError, match=words):

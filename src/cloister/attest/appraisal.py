@@ -57,7 +57,7 @@ def appraise(
     Raises   AttestationError naming the claim, what was expected and found, and the policy's entry
     """
     section = policy.sections.get(evidence.format, {})
-    with evidence.checks.step("policy") as check:
+    with evidence.checks.whole(), evidence.checks.step("policy") as check:
         rules = RULES[evidence.format]
         check.expect("format", "report data", *(rule.name for rule in rules))
         with check.step("format"):
@@ -110,11 +110,14 @@ def _compare(
     with check.step(rule.name):
         for claim in rule.claims:
             if claim not in evidence.claims:
-                if rule.name in ("tcb_statuses", "advisories") and section.get(UNKNOWN_TCB):
-                    continue
+                remedy = "the evidence does not say"
+                if rule.name in ("tcb_statuses", "advisories") and UNKNOWN_TCB in section:
+                    if section[UNKNOWN_TCB]:
+                        continue
+                    remedy = "Intel's documents say; give them in --collateral"
                 raise refused(
                     claim, expected=wanted, found="no such claim",
-                    remedy=f"the evidence does not say; the policy asks by {rule.name}",
+                    remedy=f"{remedy}; the policy asks by {rule.name}",
                 )  # fmt: skip
             if not _holds(rule.compare, evidence.claims[claim], wanted):
                 raise refused(

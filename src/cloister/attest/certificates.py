@@ -211,7 +211,7 @@ def require_valid_at(certificate: x509.Certificate, now: datetime) -> None:
         raise refused(
             f"certificate {named(certificate)}: time",
             expected=f"{first.isoformat()} to {last.isoformat()}",
-            found=now.isoformat(),
+            found=now.isoformat(timespec="seconds"),
             remedy="fetch new evidence, or set the clock",
         )
 
@@ -280,7 +280,7 @@ class RevocationList:
             raise refused(
                 "list of revoked certificates: time",
                 expected=f"{self.crl.last_update_utc.isoformat()} to {self.not_after.isoformat()}",
-                found=now.isoformat(),
+                found=now.isoformat(timespec="seconds"),
                 remedy="fetch a new list",
             )
 

@@ -50,6 +50,19 @@ class Check:
             raise
         check.state = CheckState.PASSED
 
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Make the checks below this one: it has failed when the block was left by an error.
+
+        Raises   AttestationError, from the block
+        """
+        try:
+            yield
+        except AttestationError:
+            self.state = CheckState.FAILED
+            raise
+        self.state = CheckState.PASSED
+
     def leave(self, name: str, why: str) -> None:
         """Say that a check is not made, and why."""
         check = next((part for part in self.parts if part.name == name), None)

@@ -142,7 +142,7 @@ def read_document(data: bytes, what: str, *, now: datetime) -> IntelDocument:
     if not issued <= now <= ends:
         raise refused(
             f"{what}: time", expected=f"{issued.isoformat()} to {ends.isoformat()}",
-            found=now.isoformat(), remedy="fetch new collateral",
+            found=now.isoformat(timespec="seconds"), remedy="fetch new collateral",
         )  # fmt: skip
     return IntelDocument(fields, ends)
 

@@ -8,6 +8,7 @@ to name the code that may run, or say that any may.
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
 
@@ -42,6 +43,8 @@ class Rule:
 
     claims    of the evidence that it is compared with: each of them
     bytes     the values are bytes, in hexadecimal
+    length    of each value in bytes; 0: any
+    choices   the values that a claim can have; none given: any
     code      it names the code that may run
     """
 
@@ -51,11 +54,15 @@ class Rule:
     help: str
     default: object = None
     bytes: bool = False
+    length: int = 0
+    choices: tuple[str, ...] = ()
     code: bool = False
 
 
-def _digests(name: str, claim: str, text: str, *, code: bool = False) -> Rule:
-    return Rule(name, Compare.ONE_OF, (claim,), text, bytes=True, code=code)
+def _digests(name: str, claim: str, text: str = "", *, length: int = 0, code: bool = False) -> Rule:
+    """A field of byte strings; its help ends with their length."""
+    told = ", ".join(part for part in (text, f"{length} bytes" if length else "") if part)
+    return Rule(name, Compare.ONE_OF, (claim,), told, bytes=True, length=length, code=code)
 
 
 def _flag(name: str, claim: str, text: str) -> Rule:
@@ -64,7 +71,7 @@ def _flag(name: str, claim: str, text: str) -> Rule:
 
 _TCB_STATUS = Rule(
     "tcb_statuses", Compare.ONE_OF, ("tcb_status",), "Intel's verdicts on the firmware",
-    default=[TcbStatus.UP_TO_DATE.value],
+    default=[TcbStatus.UP_TO_DATE.value], choices=tuple(status.value for status in TcbStatus),
 )  # fmt: skip
 _ADVISORIES = Rule(
     "advisories", Compare.SUBSET, ("advisories",),
@@ -73,16 +80,20 @@ _ADVISORIES = Rule(
 
 RULES: Mapping[Format, Sequence[Rule]] = {
     Format.SEV_SNP: (
-        _digests("measurements", "measurement", "launch digests, 48 bytes", code=True),
-        _digests("host_data", "host_data", "digests of the manifest given at launch, 32 bytes"),
-        _digests("chip_ids", "chip_id", "chips that are accepted, 64 bytes; none given: any"),
-        _digests("id_key_digests", "id_key_digest", "keys that signed the guest's identity block"),
-        _digests("author_key_digests", "author_key_digest", "keys that signed those keys"),
-        _digests("family_ids", "family_id", "16 bytes"),
-        _digests("image_ids", "image_id", "16 bytes"),
-        Rule("products", Compare.ONE_OF, ("product",), "Milan, Genoa, Turin"),
+        _digests("measurements", "measurement", "launch digests", length=48, code=True),
+        _digests("host_data", "host_data", "digests of the manifest given at launch", length=32),
+        _digests("chip_ids", "chip_id", "accepted chips, or any without it", length=64),
+        _digests("id_key_digests", "id_key_digest", "keys that signed the guest's identity block",
+                 length=48),
+        _digests("author_key_digests", "author_key_digest", "keys that signed those keys",
+                 length=48),
+        _digests("family_ids", "family_id", length=16),
+        _digests("image_ids", "image_id", length=16),
+        Rule("products", Compare.ONE_OF, ("product",), "Milan, Genoa, Turin",
+             choices=("Milan", "Genoa", "Turin")),
         Rule("signing_keys", Compare.ONE_OF, ("signing_key",),
-             "VCEK: of a chip; VLEK: of a cloud provider", default=["VCEK"]),
+             "VCEK: of a chip; VLEK: of a cloud provider", default=["VCEK"],
+             choices=("VCEK", "VLEK")),
         Rule("max_vmpl", Compare.AT_MOST, ("vmpl",), "privilege level, 0 is the highest",
              default=0),
         Rule("min_guest_svn", Compare.AT_LEAST, ("guest_svn",), "of the guest's identity block",
@@ -94,14 +105,14 @@ RULES: Mapping[Format, Sequence[Rule]] = {
         _flag("insecure_allow_migration", "migratable", "a migration agent may take it elsewhere"),
     ),
     Format.TDX: (
-        _digests("mrtd", "mrtd", "initial contents of the virtual machine, 48 bytes", code=True),
-        *(_digests(f"rtmr{i}", f"rtmr{i}", "run-time register, 48 bytes") for i in range(4)),
-        _digests("mrconfigid", "mrconfigid", "digest of the manifest given at launch, 48 bytes"),
-        _digests("mrowner", "mrowner", "48 bytes"),
-        _digests("mrownerconfig", "mrownerconfig", "48 bytes"),
-        _digests("mrseam", "mrseam", "Intel's TDX modules, 48 bytes"),
-        _digests("mrservicetd", "mrservicetd", "bound service virtual machines, 48 bytes"),
-        _digests("xfam", "xfam", "processor features, 8 bytes"),
+        _digests("mrtd", "mrtd", "initial contents of the virtual machine", length=48, code=True),
+        *(_digests(f"rtmr{i}", f"rtmr{i}", "run-time register", length=48) for i in range(4)),
+        _digests("mrconfigid", "mrconfigid", "digest of the manifest given at launch", length=48),
+        _digests("mrowner", "mrowner", length=48),
+        _digests("mrownerconfig", "mrownerconfig", length=48),
+        _digests("mrseam", "mrseam", "Intel's TDX modules", length=48),
+        _digests("mrservicetd", "mrservicetd", "bound service virtual machines", length=48),
+        _digests("xfam", "xfam", "processor features", length=8),
         _flag("insecure_allow_septve", "septve_enabled",
               "the host can raise exceptions inside by unmapping pages"),
         _TCB_STATUS,
@@ -111,12 +122,12 @@ RULES: Mapping[Format, Sequence[Rule]] = {
         _flag("insecure_allow_perfmon", "perfmon", "performance counters of the host see inside"),
     ),
     Format.SGX: (
-        _digests("mrenclave", "mrenclave", "the enclave's contents, 32 bytes", code=True),
-        _digests("mrsigner", "mrsigner", "the key that signed the enclave, 32 bytes", code=True),
+        _digests("mrenclave", "mrenclave", "the enclave's contents", length=32, code=True),
+        _digests("mrsigner", "mrsigner", "the key that signed the enclave", length=32, code=True),
         Rule("isvprodids", Compare.ONE_OF, ("isvprodid",), "products of that signer"),
         Rule("min_isvsvn", Compare.AT_LEAST, ("isvsvn",), "security version", default=0),
-        _digests("config_ids", "config_id", "64 bytes"),
-        _digests("attributes", "attributes", "16 bytes"),
+        _digests("config_ids", "config_id", length=64),
+        _digests("attributes", "attributes", length=16),
         Rule("initialised", Compare.EQUAL, ("initialised",), "always true of a running enclave",
              default=True),
         _TCB_STATUS,
@@ -124,8 +135,8 @@ RULES: Mapping[Format, Sequence[Rule]] = {
         _flag("insecure_allow_debug", "debug", "the host may read the enclave's memory"),
     ),
     Format.NITRO: (
-        *(_digests(f"pcr{i}", f"pcr{i}", text, code=i == 0) for i, text in (
-            (0, "the enclave image, 48 bytes"), (1, "kernel and boot files"),
+        *(_digests(f"pcr{i}", f"pcr{i}", text, length=48, code=i == 0) for i, text in (
+            (0, "the enclave image"), (1, "kernel and boot files"),
             (2, "the application"), (3, "IAM role of the instance"), (4, "the instance"),
             (8, "key that signed the image"),
         )),
@@ -143,7 +154,7 @@ RULES: Mapping[Format, Sequence[Rule]] = {
     ),
     Format.SIMULATED: (
         _digests("measurements", "measurement", "digests of the code that is played", code=True),
-        _digests("keys", "key", "public keys that may sign, 32 bytes"),
+        _digests("keys", "key", "public keys that may sign", length=32),
         _digests("chip_ids", "chip_id", "machines that are accepted; none given: any"),
         Rule("min_svn", Compare.AT_LEAST, ("svn",), "security version", default=0),
         _flag("insecure_allow_debug", "debug", "the host may read the machine's memory"),
@@ -215,12 +226,17 @@ def _section(kind: Format, found: Mapping[str, object], what: str) -> dict[str, 
     rules = {rule.name: rule for rule in RULES[kind]}
     for name, value in found.items():
         if name not in section:
-            raise InputError(f"{what}: field {name!r} is not known; choose {', '.join(section)}")
+            close = get_close_matches(name, section, n=1)
+            asked = f"did you mean {close[0]!r}?" if close else f"choose {', '.join(section)}"
+            raise InputError(f"{what}: field {name!r} is not known; {asked}")
         rule = rules.get(name)
         section[name] = _common(name, value, what) if rule is None else _value(rule, value, what)
     if not section[ANY_CODE] and not any(section[rule.name] for rule in RULES[kind] if rule.code):
         names = " or ".join(rule.name for rule in RULES[kind] if rule.code)
-        raise InputError(f"{what}: names no code; set {names} (for tests: {ANY_CODE} = true)")
+        raise InputError(
+            f"{what}: names no code; set {names}, or delete the section (for tests: "
+            f"{ANY_CODE} = true)"
+        )
     return section
 
 
@@ -258,9 +274,16 @@ def _item(rule: Rule, one: object, where: str) -> object:
         with parsing(f"{where}: must be hexadecimal"):
             if not isinstance(one, str):
                 raise InputError(f"{where}: must be hexadecimal")
-            return bytes.fromhex(one)
+            value = bytes.fromhex(one)
+        if rule.length not in (0, len(value)):
+            raise InputError(
+                f"{where}: a value has {2 * rule.length} hexadecimal digits, not {2 * len(value)}"
+            )
+        return value
     if isinstance(one, bool) or not isinstance(one, str | int):
         raise InputError(f"{where}: {one!r} is neither a text nor a number")
+    if rule.choices and one not in rule.choices:
+        raise InputError(f"{where}: {one!r}: choose {', '.join(rule.choices)}")
     return one
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from cloister.attest import intel, intel_quote, nitro, nvidia_gpu, sev_snp, simulated
-from cloister.attest.check_tree import Check, CheckState
+from cloister.attest.check_tree import Check
 from cloister.attest.collateral import Collateral
 from cloister.attest.verified_evidence import Format, VerifiedEvidence
 from cloister.base.reading import open_regular, parsing
@@ -48,12 +48,10 @@ def verify(
         raise AttestationError("now: has no time zone; give one, such as 2026-01-31T12:00Z")
     tree = Check("evidence") if check is None else check
     collateral = Collateral() if collateral is None else collateral
-    with parsing("evidence: is damaged", kind=AttestationError):
+    with tree.whole(), parsing("evidence: is damaged", kind=AttestationError):
         kind, run = _recognise(data, collateral)
         tree.name = f"{kind} evidence"
-        found = run(now=now.astimezone(UTC), check=tree)
-    tree.state = CheckState.PASSED
-    return found
+        return run(now=now.astimezone(UTC), check=tree)
 
 
 def _recognise(data: bytes, collateral: Collateral) -> tuple[Format, Verifier]:

@@ -59,7 +59,8 @@ def load_certificate(path: Path) -> bytes:
 
     Raises   InputError when the file is none, or is one that could vouch for others
     """
-    with parsing(f"{path}: is not a certificate"), open_regular(path) as file:
+    what = f"{path}: is not the {CERTIFICATE_FILE} that `cloister worker serve --tls` made"
+    with parsing(what), open_regular(path) as file:
         found = x509.load_pem_x509_certificate(file.read(MAX_FILE_BYTES))
         if found.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
             raise InputError(

@@ -24,7 +24,7 @@ MakerCertificates = Annotated[
     typer.Option(
         "--maker-certificate",
         metavar="FILE",
-        help="What `worker serve --tls` made there. One for each --maker, in their order.",
+        help="The certificate.pem that `worker serve --tls` made. One for each --maker, in order.",
         rich_help_panel=WORKING,
     ),
 ]
@@ -90,7 +90,7 @@ def maker_addresses(
     if len(certificates or ()) != len(makers):
         raise InputError(
             f"--maker-certificate: {len(certificates or ())} for {len(makers)} --maker; give one "
-            "for each, which `cloister worker serve --tls DIR` made (--insecure-plaintext: for "
-            "tests)"
+            "for each: DIR/certificate.pem of its `cloister worker serve --tls DIR` "
+            "(--insecure-plaintext: for tests)"
         )
     return list(map(MakerAddress, makers, certificates or ()))

@@ -19,7 +19,7 @@ from cloister.cli.console import emit_json, err, out, progress, table
 from cloister.cli.hidden_end import HiddenCost
 from cloister.cli.maker_options import PadMakers
 from cloister.cli.results import Answers, check_labels, read_labels
-from cloister.errors import InputError, PlanError
+from cloister.errors import InputError, PadsExhausted, PlanError
 from cloister.graph.batch import batch_axis, element_type, is_other
 from cloister.graph.graph import Graph
 from cloister.graph.hidden import HiddenSplit
@@ -37,6 +37,7 @@ from cloister.plan.plan import SUFFIX, Plan
 from cloister.plan.plan_choice import DEFAULT_POLICY, is_plan_file
 from cloister.plan.policies import assign, needs_ranges
 from cloister.plan.protection import (
+    EVERYWHERE,
     OPEN,
     OUTSOURCED,
     Protection,
@@ -360,7 +361,7 @@ def run(
     result, claims = _compute(
         found,
         execution,
-        store=_pad_store(planned, pads, key),
+        store=_pad_store(planned, pads, key, inputs=len(found.read.names)),
         makers=makers,
         addresses=addresses,
         engine=engine,
@@ -506,14 +507,27 @@ def _refuse_unused(
         )
 
 
-def _pad_store(planned: Plan, pads: Path | None, key: Path | None) -> PadStore | None:
+def _pad_store(
+    planned: Plan, pads: Path | None, key: Path | None, *, inputs: int
+) -> PadStore | None:
+    """The store of --pads, if it has a pad set for each input: a run that ends halfway burns them.
+
+    Raises   InputError, PadsExhausted, PadStoreError
+    """
     if pads is None or key is None:
         return None
     if not planned.hidden_nodes:
         raise InputError(
             f"--pads {pads}: policy {planned.policy!r} blinds nothing; leave out --pads"
         )
-    return PadStore.open(pads, plan_digest=planned.digest, key_file=key)
+    store = PadStore.open(pads, plan_digest=planned.digest, key_file=key)
+    ready = store.status().ready
+    if ready < inputs:
+        raise PadsExhausted(
+            f"pad store {pads}: {ready} unused pad sets, {inputs} needed, one for each input; none "
+            f"is used; make more with `cloister pads make`, --count {inputs} or more"
+        )
+    return store
 
 
 def _require_place(option: str, path: Path, *suffixes: str) -> None:
@@ -599,6 +613,7 @@ def inspect(
     The last line says what goes out, what stays and why, and what the plan is likely to gain.
     """
     hidden: tuple[HiddenCost, ...]
+    claims: Claims | None
     if is_plan_file(model):
         end.refuse_any("is decided by the plan; leave it out")
         made = given.inspected(model, digest=digest)
@@ -615,7 +630,10 @@ def inspect(
         policy = policy if split is None else hiding(outer_policy(policy) or policy)
         chosen = given.split.choose(policy, graph, audited=whole)
         protections, line = assign(graph, policy, split=chosen.split), chosen.line
-        claims = claims_of(policy, protections, queries=end.queries, split=chosen.split)
+        # What stays inside only because its size is free goes to a worker in every plan.
+        claims = None
+        if not graph.free_sizes or policy in EVERYWHERE:
+            claims = claims_of(policy, protections, queries=end.queries, split=chosen.split)
         hidden = () if split is None else (HiddenCost.of_split(split, end.queries),)
         planned = chosen.split
     cost = estimate(graph, protections, batch=batch)
@@ -662,7 +680,7 @@ def _inspection(
     graph: Graph,
     policy: str,
     cost: PlanCost,
-    claims: Claims,
+    claims: Claims | None,
     problems: list[tuple[str, str, str]],
     placed: tuple[Placement, ...],
     hidden: tuple[HiddenCost, ...],
@@ -675,7 +693,7 @@ def _inspection(
         "outputs": list(graph.outputs),
         **cost.to_dict(),
         "hidden": [asdict(part) for part in hidden],
-        "claims": claims.to_dict(),
+        "claims": None if claims is None else claims.to_dict(),
         "depthwise": [asdict(placement) for placement in placed],
         "unsupported": [
             {"node": node, "reason": reason, "remedy": remedy} for node, reason, remedy in problems
@@ -690,7 +708,7 @@ def _type_text(graph: Graph, name: str) -> str:
 def _show_inspection(
     graph: Graph,
     cost: PlanCost,
-    claims: Claims,
+    claims: Claims | None,
     problems: list[tuple[str, str, str]],
     placed: tuple[Placement, ...],
     hidden: tuple[HiddenCost, ...],
@@ -702,8 +720,8 @@ def _show_inspection(
     console.print(table(headings, [*rows, total], title=f"{graph.name}, for one input"))
     for name in graph.free_sizes:
         console.print(
-            f"free size {name!r}: nodes behind it are listed without their shapes, and a plan has "
-            f"that of its calibration; give --dim {name}=SIZE to see them"
+            f"free size {name!r}: nodes behind it are listed without their shapes, and as inside; "
+            f"a plan has that of its calibration; give --dim {name}=SIZE to see them"
         )
     for part in hidden:
         console.print(str(part), soft_wrap=True)
@@ -717,7 +735,14 @@ def _show_inspection(
         console.print()
     _show_memory(console, cost.memory)
     console.print()
-    console.print(str(claims), soft_wrap=True)
+    if claims is None:
+        named = " ".join(f"--dim {name}=SIZE" for name in graph.free_sizes)
+        console.print(
+            f"who learns what, and can do what: follows from the free sizes; give {named}",
+            soft_wrap=True,
+        )
+    else:
+        console.print(str(claims), soft_wrap=True)
     if problems:
         console.print()
         console.print("this model cannot be run:")

@@ -414,7 +414,9 @@ class ModelInputs(ChosenPolicy, CellOptions):
         if given or self.calibration:
             return
         if self.audit is None and needs_ranges(policy):
-            raise InputError("--calibration: name typical inputs")
+            raise InputError(
+                "--calibration: name typical inputs: a file, a folder or a quoted pattern"
+            )
         usual = ModelInputs()
         texts = {"--mean": "mean", "--std": "std", "--scale": "scale"}
         said = {option: getattr(self, field) for option, field in texts.items()}

@@ -115,6 +115,8 @@ def make(
     store = stored_plan.open_or_create(plan, folder, key_file=key, rng=rng)
     if not kept:
         stored_plan.save_plan(plan, folder, key_file=key, rng=rng)
+    if makers:
+        _tell_of_makers(insecure_plaintext=insecure_plaintext)
     with (
         factory.open_maker(
             plan,
@@ -171,6 +173,15 @@ def _links(workers: list[str], *, timeout_s: float, insecure_one_party: bool) ->
     return links
 
 
+def _tell_of_makers(*, insecure_plaintext: bool) -> None:
+    note("the makers know these pads: no worker of a run with them may be of their party")
+    if insecure_plaintext:
+        err().print(
+            "warning: makers are reached without encryption; a listener knows the pads",
+            style="yellow",
+        )
+
+
 @app.command(epilog="Example: cloister pads status pads --key pads.key")
 def status(
     folder: options.PadFolder,
@@ -187,4 +198,8 @@ def status(
         f"{found.ready} pad sets ready ({human_bytes(found.ready_bytes)}), {found.used} used, "
         f"{found.missing} missing"
     )
+    if found.missing:
+        console.print(
+            "missing: reserved, and without a file: being made, cut off, deleted or damaged"
+        )
     console.print(f"plan {found.plan_digest.hex()[:16]}")

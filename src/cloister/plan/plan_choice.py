@@ -226,7 +226,7 @@ def _samples(calibration: Inputs | None, inputs: Inputs | None) -> tuple[Samples
             f"calibrated on {_samples_text(len(calibration.names))} of --calibration",
         )
     if inputs is None:
-        raise InputError("--calibration: name typical inputs")
+        raise InputError("--calibration: name typical inputs: a file, a folder or a quoted pattern")
     used = min(SELF_CALIBRATION, len(inputs.names))
     which = "" if used == len(inputs.names) else f" (the first {used})"
     return inputs.first(used), f"calibrated on the inputs themselves{which}"

@@ -87,10 +87,10 @@ class ExpectedGain:
 
     def __str__(self) -> str:
         if self.free_sizes and self.policy not in EVERYWHERE:
-            name = self.free_sizes[0]
+            named = " ".join(f"--dim {name}=SIZE" for name in self.free_sizes)
             return (
                 f"{self.policy}: what a worker computes follows from the model's free sizes "
-                f"({', '.join(self.free_sizes)}); give --dim {name}=SIZE to see it"
+                f"({', '.join(self.free_sizes)}); give {named} to see it"
             )
         return f"{self.policy}: {self._sent()}{self._staying()}. {self._speed()}"
 

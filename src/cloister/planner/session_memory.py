@@ -30,7 +30,8 @@ SEGMENT_COPIES = 3
 class SessionMemory:
     """Bytes that a session with a local worker takes.
 
-    private          of the trusted process alone, with pads for one message made inline
+    private          of the trusted process alone, with pads for one message made inline, without
+                     the freed memory that its allocator keeps
     shared           of both processes: messages and answers
     worker           of the worker's process alone; 0 where nothing is sent
     pads_per_input   of `private`, for each input of a message; as much for each pad set that is
@@ -44,7 +45,9 @@ class SessionMemory:
     pads_per_input: int
 
     def __str__(self) -> str:
-        shown = [f"{human_bytes(self.private)} in the trusted process"]
+        shown = [
+            f"{human_bytes(self.private)} in the trusted process, besides what its allocator keeps"
+        ]
         if self.worker:
             shown += [
                 f"{human_bytes(self.shared)} shared with a local worker",

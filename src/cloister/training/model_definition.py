@@ -72,6 +72,9 @@ class ModelDefinition:
 
 GIVEN = tuple(one.name for one in fields(ModelDefinition) if one.name not in ("name", "digest"))
 
+OPTIONS = ("early_stopping", "epochs", "batch", "learning_rate", "seed")
+"""What `cloister train` decides by an option of the name."""
+
 
 def define(model: str) -> ModelDefinition:
     """A model by name, or by `FILE.py`.
@@ -138,6 +141,8 @@ def _check_names(path: Path, tree: ast.Module) -> None:
             continue
         close = difflib.get_close_matches(name, GIVEN, n=1)
         hint = f"did you mean {close[0]}" if close else f"a model file gives {', '.join(GIVEN)}"
+        if name in OPTIONS:
+            hint = f"--{name.replace('_', '-')} of `cloister train` decides it"
         raise InputError(
             f"{path}: defines {name}, which nothing uses ({hint}); rename or remove it, or begin "
             "its name with an underscore"

@@ -250,7 +250,9 @@ def _reason(error: grpc.RpcError, *, encrypted: bool) -> str:
             "worker serve --tls` running there?"
         )
     if code == grpc.StatusCode.UNAVAILABLE:
-        return "cannot be reached; is `cloister worker serve --listen` running there?"
+        return (
+            "cannot be reached; is `cloister worker serve --listen` running there, without --tls?"
+        )
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
         return f"has no room for this client or message ({error.details() or ''})"
     return f"ended the connection: {code.name} {error.details()}"
