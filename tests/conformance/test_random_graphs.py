@@ -19,6 +19,8 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("models")
 
 
+# The check of array shapes in tests draws which item of a list it looks at.
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
 @settings(
     max_examples=EXAMPLES,
     deadline=None,
