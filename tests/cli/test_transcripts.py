@@ -35,7 +35,8 @@ from plan.split_reports import report_of
 FILES = sorted(Path(__file__).with_name("transcripts").glob("*.txt"))
 ROOT = Path(__file__).parents[2]
 KINDS = {
-    "n": r"-?[\d,]+(?:\.\d+)?(?:e[+-]?\d+)?",
+    # Of a thousand uniform messages one has a p "below 0.001".
+    "n": r"(?:below )?-?[\d,]+(?:\.\d+)?(?:e[+-]?\d+)?",
     "hex": r"[0-9a-f]{8,64}",
     "address": r"(?:https://)?[\w.]+:\d+",
     "path": r"\S+",
