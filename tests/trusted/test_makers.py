@@ -20,7 +20,7 @@ from cloister.errors import (
 from cloister.plan.claims import Extent, Role, Verb
 from cloister.ring.pad_block import BlockKeys
 from cloister.ring.pads import expand
-from cloister.trusted.pads import makers as made_by_makers
+from cloister.trusted.pads import pad_layout
 from cloister.trusted.pads.factory import fill, open_maker
 from cloister.trusted.pads.maker import InlinePads, PadMaker
 from cloister.trusted.pads.makers import MakerAddress, MakerPads, Makers, StoreMakers
@@ -116,7 +116,7 @@ def test_several_lanes_share_makers(plan):
 
 def test_a_request_is_made_in_blocks_of_bounded_size(plan, feeds, monkeypatch):
     words = PadLayout.of(plan).words
-    monkeypatch.setattr(made_by_makers, "BLOCK_BYTES", 2 * 4 * words)
+    monkeypatch.setattr(pad_layout, "_BLOCK_BYTES", 2 * 4 * words)
     maker = MakerLink()
     with session(plan, maker, batch=5) as made:
         assert same(made.run(feeds).outputs, outputs_of(plan, feeds))

@@ -22,7 +22,7 @@ from cloister.ring import reference
 from cloister.ring.freivalds import P52
 from cloister.ring.linear import Geometry, LinearMap
 from cloister.ring.pad_block import BLOCK_ROWS_MAX
-from cloister.trusted.pads.factory import Rate, WorkerMaker, default_block_rows, fill
+from cloister.trusted.pads.factory import DEFAULT_BLOCK_ROWS_MAX, Rate, WorkerMaker, fill
 from cloister.trusted.pads.maker import PadMaker
 from cloister.trusted.pads.masked_terms import remove_mask
 from cloister.trusted.pads.pad_layout import PadLayout
@@ -514,10 +514,10 @@ def test_a_rate_makes_filling_wait(plan, store, monkeypatch):
 
 
 def test_blocks_are_as_large_as_their_terms_allow(plan, store):
-    assert default_block_rows(store.layout) == 1024
+    assert store.layout.block_rows(most=DEFAULT_BLOCK_ROWS_MAX) == 1024
     for nodes, rows in ((1, 64), (16, 4), (65, 1)):
         layout = PadLayout.of_shapes(dict.fromkeys(range(nodes), (1 << 20,)))
-        assert default_block_rows(layout) == rows
+        assert layout.block_rows(most=DEFAULT_BLOCK_ROWS_MAX) == rows
     fill(store, PadMaker(plan), count=7, block_rows=3)
     places = [divmod(pad.pad_id, BLOCK_ROWS_MAX) for pad in store.take(7)]
     assert places == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]

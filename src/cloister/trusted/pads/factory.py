@@ -36,7 +36,6 @@ from cloister.wire.grpc.places import machines
 from cloister.wire.link import WorkerLink
 
 DEFAULT_TIMEOUT_S = 120.0
-DEFAULT_BLOCK_BYTES = 256 << 20
 DEFAULT_BLOCK_ROWS_MAX = 1024
 TOO_FEW = (
     "one worker alone would see the whole pads and could read every message they blind; give two "
@@ -311,12 +310,6 @@ class Rate:
         return pause
 
 
-def default_block_rows(layout: PadLayout) -> int:
-    """How many pad sets are made together: 256 MiB of terms, at most 1024, at least one."""
-    row_bytes = max(layout.words, 1) * np.dtype(np.uint32).itemsize
-    return min(max(DEFAULT_BLOCK_BYTES // row_bytes, 1), DEFAULT_BLOCK_ROWS_MAX)
-
-
 def fill(
     store: PadStore,
     maker: Maker | StoreMakers,
@@ -329,15 +322,15 @@ def fill(
 ) -> int:
     """Make pads until the store holds `count` unused pad sets; how many were made.
 
-    They are made in blocks of `block_rows`, see `default_block_rows`; the last one may be smaller.
-    Every block is durable before the next begins; one that is interrupted, even by `kill -9`, is
-    lost with its ids and another one made. `stop` ends it between two blocks.
+    They are made in blocks of `block_rows` (default: `PadLayout.block_rows`); the last one may be
+    smaller. Every block is durable before the next begins; one that is interrupted, even by
+    `kill -9`, is lost with its ids and another one made. `stop` ends it between two blocks.
     """
     stop = stop or threading.Event()
     missing = max(0, count - store.status().ready)
     if missing == 0:
         return 0
-    rows = min(block_rows or default_block_rows(store.layout), missing)
+    rows = min(block_rows or store.layout.block_rows(most=DEFAULT_BLOCK_ROWS_MAX), missing)
     done = 0
     with _filling(store, maker, rows) as put_block:
         while done < missing and not stop.is_set():

@@ -40,9 +40,6 @@ from cloister.wire.grpc.places import machines
 from cloister.wire.link import WorkerLink
 from cloister.wire.messages import MakePads
 
-BLOCK_BYTES = 256 << 20
-"""Terms asked for at once, unless one pad set takes more."""
-
 Reserve = Callable[[KnownTo], tuple[bytes, int]]
 """A seed and the pad id of its first row for a maker; no other maker was given them."""
 
@@ -335,7 +332,7 @@ class MakerPads:
         self.plan_digest = plan.digest
         self._plan = plan
         self._layout = PadLayout.of(plan)
-        self._most_rows = min(max(1, BLOCK_BYTES // (4 * self._layout.words)), BLOCK_ROWS_MAX)
+        self._most_rows = self._layout.block_rows(most=BLOCK_ROWS_MAX)
         self._makers = makers
         self._rng = rng
         self._process = this_process()

@@ -12,6 +12,7 @@ from cloister.plan.plan import Plan
 
 ALIGNED_WORDS = 16
 """Every node begins at a multiple of it: a cache line, and whole blocks of a keystream."""
+_BLOCK_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class PadLayout:
             offsets[index] = words
             words += -(-math.prod(shape) // ALIGNED_WORDS) * ALIGNED_WORDS
         return cls(ordered, offsets, words)
+
+    def block_rows(self, *, most: int) -> int:
+        """How many pad sets are made together: 256 MiB of terms, one at least, `most` at most."""
+        row_bytes = max(self.words, 1) * np.dtype(np.uint32).itemsize
+        return min(max(_BLOCK_BYTES // row_bytes, 1), most)
 
     def views(self, terms: UInt32[np.ndarray, "*rows words"]) -> dict[int, np.ndarray]:
         """The terms of every node by node index, in the array of one pad set or of several."""
