@@ -17,11 +17,13 @@ from attest.forge import NOW, Amd, certificate, ec_key, table
 from cloister.attest import intel, nvidia_gpu, sev_snp
 from cloister.attest.appraisal import appraise
 from cloister.attest.certificates import RevocationList, load_certificates, to_der
-from cloister.attest.check_tree import Check
+from cloister.attest.check_tree import Check, CheckState
 from cloister.attest.collateral import Collateral, SignedDocument
+from cloister.attest.intel_quote import parse
 from cloister.attest.policy import Policy
+from cloister.attest.verified_evidence import Revocation
 from cloister.attest.verify import verify
-from cloister.errors import AttestationError
+from cloister.errors import AttestationError, InputError
 
 VCEK_GUID = UUID("63da758d-e664-4564-adc5-f4b93be8accd").bytes_le
 
@@ -162,3 +164,40 @@ def test_a_document_under_an_odd_key_is_refused(tmp_path, text):
     (tmp_path / "document.json").write_text(text)
     with pytest.raises(AttestationError, match="tcbInfo"):
         Collateral.load([tmp_path])
+
+
+def test_a_list_that_is_there_counts_also_where_another_is_missing(monkeypatch):
+    """A policy that accepts unknown revocation does not accept what is known to be revoked."""
+    root_key, middle_key, key = (ec_key(one, ec.SECP256R1) for one in ("root", "middle", "leaf"))
+    root = certificate("Root", root_key, "Root", root_key, ca=True)
+    middle = certificate("Middle", middle_key, "Root", root_key, ca=True)
+    leaf = certificate("Leaf", key, "Middle", middle_key)
+    monkeypatch.setattr(intel, "roots", lambda name: (root,))
+
+    def judged(*listed):
+        given = RevocationList.load(revocation_list(middle, middle_key, *listed), "list")
+        check = Check("quote")
+        found = intel._revocation([leaf, middle], Collateral((), (given,)), NOW, NOW, check)
+        return found, check.parts[0]
+
+    with pytest.raises(AttestationError, match="certificate Leaf: Intel has revoked it"):
+        judged(leaf)
+    found, made = judged()
+    assert found == (Revocation.UNKNOWN, NOW)
+    assert made.state is CheckState.NOT_CHECKED
+    assert "no list of CN=Root is given" in made.detail
+
+
+def test_a_certificate_that_is_no_pck_makes_no_quote(monkeypatch):
+    one = case("tdx of SPR E4")
+    _, *authorities = load_certificates(parse(one.data).pck_chain.rstrip(b"\0"), "chain")
+    monkeypatch.setattr(intel, "load_chain", lambda *_: authorities)
+    with pytest.raises(AttestationError, match="lacks Intel's extension"):
+        verify(one.data, now=one.at)
+
+
+def test_no_manifest_is_any_code():
+    section = {"manifests": ["ab"], "insecure_allow_relayable": True, "min_manifests": 0}
+    with pytest.raises(InputError, match="min_manifests: 0 needs insecure_allow_any_code = true"):
+        Policy.of({"nvidia-gpu": section})
+    Policy.of({"nvidia-gpu": {**section, "insecure_allow_any_code": True}})

@@ -69,7 +69,8 @@ class Check:
         if check is None:
             check = Check(name)
             self.parts.append(check)
-        check.detail = why
+        # One that was begun and lacked a part was not made either.
+        check.state, check.detail = CheckState.NOT_CHECKED, why
 
     def to_json(self) -> dict[str, object]:
         """The tree in plain values."""

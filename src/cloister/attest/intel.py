@@ -13,7 +13,6 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from cloister.attest.certificates import (
-    RevocationList,
     load_chain,
     named,
     require_p,
@@ -26,6 +25,7 @@ from cloister.attest.event_log import replay
 from cloister.attest.intel_quote import TDX15_BODY, Quote, parse
 from cloister.attest.intel_tcb import (
     IntelDocument,
+    PlatformTcb,
     TcbLevel,
     evaluate,
     platform_tcb,
@@ -60,6 +60,8 @@ def verify(data: bytes, collateral: Collateral, *, now: datetime, check: Check) 
         not_after = verify_chain(chain, pinned, now=now, check=step)
     pck = chain[0]
     with check.step("quoting enclave"):
+        # Intel's other certificates have no such extension, and make no quote.
+        platform = platform_tcb(pck)
         key = require_p(pck.public_key(), ec.SECP256R1, f"certificate {named(pck)}")
         _verify(
             key, quote.qe_signature, quote.qe_report.data,
@@ -78,7 +80,7 @@ def verify(data: bytes, collateral: Collateral, *, now: datetime, check: Check) 
             f"{quote.what}: signature is wrong; the quote was changed",
         )  # fmt: skip
     revocation, not_after = _revocation(chain, collateral, now, not_after, check)
-    level, not_after = _tcb(quote, pck, collateral, now, not_after, check)
+    level, not_after = _tcb(quote, platform, collateral, now, not_after, check)
     claims = _tdx_claims(quote) if quote.is_tdx else _sgx_claims(quote)
     if level is not None:
         claims |= {
@@ -115,28 +117,40 @@ def _revocation(
     check: Check,
 ) -> tuple[Revocation, datetime]:
     """What Intel's lists say: one of the root's, one of the issuer of PCK certificates."""
+    issued = [one for one in chain if one.subject != one.issuer]
     issuers = (*chain[1:], *roots(ROOTS))
-    found: list[tuple[RevocationList, x509.Certificate]] = []
-    for one in chain:
-        if one.subject == one.issuer:
-            continue
-        listed = [part for part in collateral.revocation_lists if part.crl.issuer == one.issuer]
-        if not listed:
+    # Every list that is there is judged, also where another one is missing.
+    with check.step("revocation"):
+        ends = [_require_not_revoked(one, issuers, collateral, now) for one in issued]
+    for one, end in zip(issued, ends, strict=True):
+        if end is None:
             check.leave("revocation", f"no list of {one.issuer.rfc4514_string()} is given")
             return Revocation.UNKNOWN, not_after
-        found += [(part, one) for part in listed]
-    with check.step("revocation"):
-        for part, one in found:
-            issuer = next(other for other in issuers if other.subject == one.issuer)
-            part.verify(issuer, now=now)
-            if part.lists(one):
-                raise AttestationError(f"certificate {named(one)}: Intel has revoked it")
-    return Revocation.GOOD, min(not_after, *(part.not_after for part, _ in found))
+    return Revocation.GOOD, min(not_after, *(end for end in ends if end is not None))
+
+
+def _require_not_revoked(
+    certificate: x509.Certificate,
+    issuers: Sequence[x509.Certificate],
+    collateral: Collateral,
+    now: datetime,
+) -> datetime | None:
+    """Refuse a certificate that a list of its issuer names; when the lists end, None without any.
+
+    Raises   AttestationError
+    """
+    issuer = next(other for other in issuers if other.subject == certificate.issuer)
+    lists = [one for one in collateral.revocation_lists if one.crl.issuer == issuer.subject]
+    for one in lists:
+        one.verify(issuer, now=now)
+        if one.lists(certificate):
+            raise AttestationError(f"certificate {named(certificate)}: Intel has revoked it")
+    return min((one.not_after for one in lists), default=None)
 
 
 def _tcb(
     quote: Quote,
-    pck: x509.Certificate,
+    platform: PlatformTcb,
     collateral: Collateral,
     now: datetime,
     not_after: datetime,
@@ -157,7 +171,7 @@ def _tcb(
                 ends = _verify_document(documents[0], what, collateral, now, part)
                 read[kind] = read_document(documents[0].data, what, now=now)
                 not_after = min(not_after, ends, read[kind].not_after)
-        level = evaluate(quote, platform_tcb(pck), read["tcb_info"], read["qe_identity"])
+        level = evaluate(quote, platform, read["tcb_info"], read["qe_identity"])
         step.detail = f"{level.status}, {level.date}"
     return level, not_after
 
@@ -171,12 +185,7 @@ def _verify_document(
         raise AttestationError(f"{what}: the certificate of its signer is missing in --collateral")
     signer, pinned = signers[0], roots(ROOTS)
     ends = verify_chain([signer], pinned, now=now, check=check)
-    issuer = next(root for root in pinned if root.subject == signer.issuer)
-    for part in collateral.revocation_lists:
-        if part.crl.issuer == issuer.subject:
-            part.verify(issuer, now=now)
-            if part.lists(signer):
-                raise AttestationError(f"certificate {named(signer)}: Intel has revoked it")
+    _require_not_revoked(signer, pinned, collateral, now)
     key = require_p(signer.public_key(), ec.SECP256R1, named(signer))
     _verify(key, document.signature, document.data, f"{what}: signature is wrong; it was changed")
     return ends

@@ -237,6 +237,9 @@ def _section(kind: Format, found: Mapping[str, object], what: str) -> dict[str, 
             f"{what}: names no code; set {names}, or delete the section (for tests: "
             f"{ANY_CODE} = true)"
         )
+    if section.get("min_manifests") == 0 and not section[ANY_CODE]:
+        # Without any manifest the list of those that may be given names no code.
+        raise InputError(f"{what}: min_manifests: 0 needs {ANY_CODE} = true")
     return section
 
 
